@@ -1,0 +1,113 @@
+/**
+ * Every setting of every service, in one table: its flag (`--kebab-case`), its variable (`LLAVACODE_SNAKE_CASE`), type,
+ * default and meaning. A process reads its settings once, into one frozen value; all problems are reported at once.
+ */
+import { existsSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { z } from 'zod';
+import { ServingError } from './errors.ts';
+
+const whole = (min: number, max = Number.MAX_SAFE_INTEGER) => z.coerce.number().int().min(min).max(max);
+const flag = z.union([z.boolean(), z.stringbool()]);
+const addresses = z
+  .string()
+  .transform((list) => list.split(',').map((item) => item.trim()))
+  .pipe(z.array(z.string().regex(/^[^\s:]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$/, 'must be host:port[,host:port…]')));
+
+export const SETTINGS = {
+  // Where to listen.
+  host: z.string().min(1).default('127.0.0.1').describe('address to listen on'),
+  port: whole(0, 65535).default(8000).describe('port to listen on; 0 takes a free one'),
+  metricsPort: whole(0, 65535)
+    .default(0)
+    .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),
+  // What to serve.
+  model: z.string().min(1).describe('model bundle (see llavacode export)'),
+  servedName: z.string().default('').describe("name of the model in the API; the bundle's own when empty"),
+  store: z
+    .string()
+    .regex(/^(rediss?:\/\/|lmdb:).+/, 'must be redis://…, rediss://… or lmdb:DIR')
+    .default('lmdb:.llavacode/store')
+    .describe('where the index lies: redis://… or lmdb:DIR'),
+  prefillWorkers: addresses.describe('addresses of prefill workers, host:port[,…]'),
+  decodeWorkers: addresses.describe('addresses of decode workers, host:port[,…]'),
+  // The engine.
+  provider: z.enum(['auto', 'cpu', 'cuda']).default('auto').describe('where to compute: auto, cpu or cuda'),
+  threads: whole(1, 1024).default(cpus().length).describe('threads of the engine'),
+  spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
+  slots: whole(1, 4096).default(4).describe('KV slots: sequences held at once'),
+  capacity: whole(16, 1_000_000).default(4096).describe('tokens that one KV slot holds, prompt and output together'),
+  prefillChunkTokens: whole(1, 65536).default(512).describe('tokens of one prompt chunk'),
+  // Bounds.
+  queueTokens: whole(1).default(65_536).describe('prompt tokens that may wait in a prefill worker'),
+  queueSequences: whole(0).default(64).describe('sequences that may wait for a slot in a decode worker'),
+  maxInflight: whole(1).default(256).describe('requests that the gateway serves at once'),
+  bodyLimitBytes: whole(1024)
+    .default(4 * 1024 * 1024)
+    .describe('largest request body, in bytes'),
+  requestTimeoutMs: whole(1).default(60_000).describe('deadline of one request, in ms'),
+  connectTimeoutMs: whole(1).default(10_000).describe('deadline for reaching a worker, in ms'),
+  kvLeaseMs: whole(1).default(30_000).describe('how long a staged KV cache waits for its decoder, in ms'),
+  drainTimeoutMs: whole(0).default(30_000).describe('how long running requests may finish after SIGTERM, in ms'),
+  // Retrieval.
+  retrievalBudgetMs: whole(1).default(250).describe('what retrieval may cost a completion, in ms'),
+  chunkLines: whole(1, 1000).default(10).describe('lines of one chunk'),
+  chunkStride: whole(1, 1000).default(5).describe('lines between the starts of two chunks'),
+  queryLines: whole(1, 1000)
+    .default(10)
+    .describe('non-blank lines before the cursor, and half as many after it, that are the query'),
+  maxFileBytes: whole(1)
+    .default(512 * 1024)
+    .describe('files larger than this are not indexed, in bytes'),
+  // Output.
+  logLevel: z
+    .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
+    .default('info')
+    .describe('log level'),
+} as const;
+
+export type Setting = keyof typeof SETTINGS;
+export type Config<K extends Setting> = Readonly<{ [P in K]: z.output<(typeof SETTINGS)[P]> }>;
+
+export const envName = (setting: string) => `LLAVACODE_${setting.replace(/[A-Z]/g, (c) => `_${c}`).toUpperCase()}`;
+export const flagName = (setting: string) => `--${setting.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
+
+/**
+ * The settings that one process wants, from flags, then `LLAVACODE_*`, then defaults; frozen.
+ * @throws ServingError config_invalid, listing every problem: bad values, missing ones, and variables under our prefix
+ *   that name no setting.
+ */
+export function loadConfig<K extends Setting>(
+  wanted: readonly K[],
+  flags: Readonly<Record<string, unknown>> = {},
+  env: NodeJS.ProcessEnv = process.env,
+): Config<K> {
+  const problems: string[] = [];
+  const known = new Set(Object.keys(SETTINGS).map(envName));
+  for (const name of Object.keys(env)) {
+    if (name.startsWith('LLAVACODE_') && !known.has(name)) problems.push(`${name}: no such setting`);
+  }
+  const values: Record<string, unknown> = {};
+  for (const key of wanted) {
+    const given = flags[key] ?? env[envName(key)];
+    const parsed = SETTINGS[key].safeParse(given);
+    if (parsed.success) values[key] = parsed.data;
+    else {
+      const why = given === undefined ? 'is required' : parsed.error.issues.map((i) => i.message).join('; ');
+      const value = given === undefined ? '' : ` = ${JSON.stringify(given)}`;
+      problems.push(`${flagName(key)} (${envName(key)})${value}: ${why}`);
+    }
+  }
+  if (problems.length > 0)
+    throw new ServingError('config_invalid', `invalid configuration:\n  ${problems.join('\n  ')}`);
+  return Object.freeze(values) as Config<K>;
+}
+
+/** The folder of the package: where protos/ and models/ lie, from sources and from dist/ alike. */
+export const PACKAGE_ROOT = (() => {
+  let dir = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(dir, 'package.json'))) dir = dirname(dir);
+  return dir;
+})();

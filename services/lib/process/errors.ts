@@ -1,0 +1,107 @@
+/**
+ * The one error table. Every failure that a user, an operator or another service can see is a {@link ServingError}
+ * with a code from here; the HTTP status, gRPC status and remedy follow from the code.
+ * Foreign errors are turned into one at each border, once, by {@link ServingError.from}.
+ */
+
+interface ErrorKind {
+  /** Status of an HTTP answer. */
+  readonly http: number;
+  /** Name of the gRPC status. */
+  readonly grpc: string;
+  /** Whether the same request may succeed elsewhere or a little later. */
+  readonly retryable: boolean;
+  /** What the reader can do about it. */
+  readonly remedy: string;
+}
+
+const kind = (http: number, grpc: string, retryable: boolean, remedy: string): ErrorKind => ({
+  http,
+  grpc,
+  retryable,
+  remedy,
+});
+
+export const ERRORS = {
+  // What the client can mend.
+  invalid_request: kind(400, 'INVALID_ARGUMENT', false, 'Correct the field that the message names.'),
+  context_length_exceeded: kind(
+    400,
+    'OUT_OF_RANGE',
+    false,
+    'Shorten the prompt or max_tokens, or serve with a larger --capacity.',
+  ),
+  not_found: kind(404, 'UNIMPLEMENTED', false, 'See README.md for the routes.'),
+  model_not_found: kind(404, 'NOT_FOUND', false, 'Ask GET /v1/models for the served name.'),
+  repo_not_found: kind(404, 'NOT_FOUND', false, 'Index it first: llavacode index --name REPO --path DIR.'),
+  payload_too_large: kind(413, 'RESOURCE_EXHAUSTED', false, 'Send less, or raise --body-limit-bytes.'),
+  unsupported_media_type: kind(415, 'INVALID_ARGUMENT', false, 'Send content-type: application/json.'),
+  // What waiting or another worker can mend.
+  saturated: kind(429, 'RESOURCE_EXHAUSTED', true, 'Retry after the time in Retry-After; add workers if it persists.'),
+  client_gone: kind(499, 'CANCELLED', false, 'None: the client hung up.'),
+  no_worker: kind(503, 'UNAVAILABLE', true, 'Start a prefill and a decode worker of the same bundle.'),
+  worker_lost: kind(503, 'UNAVAILABLE', true, "Retry; see the lost worker's log."),
+  draining: kind(503, 'UNAVAILABLE', true, 'Retry; the process is shutting down.'),
+  deadline_exceeded: kind(504, 'DEADLINE_EXCEEDED', true, 'Retry, or raise --request-timeout-ms.'),
+  // What went wrong between workers.
+  fingerprint_mismatch: kind(500, 'FAILED_PRECONDITION', false, 'Serve one bundle on all workers.'),
+  kv_layout_mismatch: kind(500, 'FAILED_PRECONDITION', false, 'Serve one bundle on all workers.'),
+  kv_digest_mismatch: kind(500, 'DATA_LOSS', true, 'Retry; check the network and memory if it recurs.'),
+  kv_truncated: kind(500, 'DATA_LOSS', true, 'Retry; the prefill worker or the network broke off.'),
+  lease_unknown: kind(500, 'NOT_FOUND', true, 'Retry; the staged KV cache was released or never existed.'),
+  lease_expired: kind(500, 'ABORTED', true, 'Retry; raise --kv-lease-ms if decode is slow to come.'),
+  // What the operator can mend.
+  config_invalid: kind(500, 'INTERNAL', false, 'Correct every setting that the message names.'),
+  checkpoint_invalid: kind(500, 'INTERNAL', false, 'Download the checkpoint again, or name a supported one.'),
+  bundle_invalid: kind(500, 'INTERNAL', false, 'Make the bundle anew with llavacode export.'),
+  projector_invalid: kind(500, 'INTERNAL', false, 'Use a projector trained for this encoder and LLM.'),
+  runtime_unsupported: kind(500, 'INTERNAL', false, 'Install the pinned onnxruntime-node: npm ci.'),
+  provider_unavailable: kind(500, 'INTERNAL', false, 'Install what the message names, or use --provider cpu.'),
+  runtime_failed: kind(500, 'INTERNAL', false, 'See the message of ONNX Runtime.'),
+  out_of_memory: kind(500, 'INTERNAL', false, 'Lower --slots or --capacity.'),
+  address_in_use: kind(500, 'INTERNAL', false, 'Choose another --port.'),
+  store_unavailable: kind(503, 'UNAVAILABLE', true, 'Start the store, or correct --store.'),
+  store_invalid: kind(500, 'INTERNAL', false, 'Index the repository again.'),
+  index_locked: kind(409, 'ABORTED', true, 'Wait for the other indexer of this repository.'),
+  internal: kind(500, 'INTERNAL', false, 'A bug: report it with the request id and the log.'),
+} as const satisfies Record<string, ErrorKind>;
+
+export type ErrorCode = keyof typeof ERRORS;
+
+export interface ErrorDetails {
+  /** Request field at fault, as the client spelled it. */
+  param?: string;
+  /** Seconds after which a retry is sensible. */
+  retryAfterSeconds?: number;
+  cause?: unknown;
+}
+
+/** A failure with a stable code. The message names the value at fault. */
+export class ServingError extends Error {
+  readonly code: ErrorCode;
+  readonly param: string | undefined;
+  readonly retryAfterSeconds: number | undefined;
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = 'ServingError';
+    this.code = code;
+    this.param = details.param;
+    this.retryAfterSeconds = details.retryAfterSeconds;
+  }
+
+  get kind(): ErrorKind {
+    return ERRORS[this.code];
+  }
+
+  /** Anything caught, as a ServingError; a foreign error becomes `fallback` and is kept as the cause. */
+  static from(error: unknown, fallback: ErrorCode = 'internal'): ServingError {
+    if (error instanceof ServingError) return error;
+    const message = error instanceof Error ? error.message : String(error);
+    return new ServingError(fallback, message, { cause: error });
+  }
+}
+
+export function isErrorCode(code: string): code is ErrorCode {
+  return Object.hasOwn(ERRORS, code);
+}

@@ -1,0 +1,68 @@
+/**
+ * Every metric of every service, in one table, and the only importer of prom-client. Names under `vllm:` are vLLM's own,
+ * so that dashboards made for it work; what vLLM has no name for is under `llavacode:`. Counters, not rates.
+ */
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+
+/** Seconds; from 1 ms, since a completion's stages are that short. */
+const SECONDS = [
+  0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30,
+];
+const TOKENS = [1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
+
+export const registry = new Registry();
+
+const histogram = <L extends string>(name: string, help: string, labelNames: readonly L[] = [], buckets = SECONDS) =>
+  new Histogram({ name, help, labelNames, buckets, registers: [registry] });
+const counter = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
+  new Counter({ name, help, labelNames, registers: [registry] });
+const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
+  new Gauge({ name, help, labelNames, registers: [registry] });
+
+export const metrics = {
+  // Gateway.
+  ttft: histogram('vllm:time_to_first_token_seconds', 'Request received to first token written'),
+  tpot: histogram('vllm:request_time_per_output_token_seconds', '(last token - first token) / (output tokens - 1)'),
+  itl: histogram('vllm:inter_token_latency_seconds', 'Gap between two tokens of one stream'),
+  e2e: histogram('vllm:e2e_request_latency_seconds', 'Request received to last byte'),
+  promptTokens: counter('vllm:prompt_tokens', 'Prompt tokens, soft tokens included'),
+  softTokens: counter('llavacode:soft_tokens', 'Soft tokens among the prompt tokens'),
+  cachedTokens: counter('vllm:prompt_tokens_cached', 'Prompt tokens whose KV was reused'),
+  generationTokens: counter('vllm:generation_tokens', 'Output tokens'),
+  requestPromptTokens: histogram('vllm:request_prompt_tokens', 'Prompt tokens of a request', [], TOKENS),
+  requestGenerationTokens: histogram('vllm:request_generation_tokens', 'Output tokens of a request', [], TOKENS),
+  success: counter('vllm:request_success', 'Choices that finished, by reason', ['finished_reason']),
+  refused: counter('llavacode:requests_refused', 'Requests that ended in an error, by code', ['code']),
+  stage: histogram('llavacode:stage_seconds', 'Time of one stage of a request', ['stage']),
+  degraded: counter('llavacode:requests_degraded', 'Completions that went on without context, by reason', ['reason']),
+  retrieved: counter('llavacode:chunks_retrieved', 'Chunks that stood in prompts, by mode', ['mode']),
+  // Gateway and workers.
+  running: gauge('vllm:num_requests_running', 'Requests in work'),
+  waiting: gauge('vllm:num_requests_waiting', 'Requests that wait'),
+  // Workers.
+  queueTime: histogram('vllm:request_queue_time_seconds', 'Time a request waited in this worker'),
+  prefillTime: histogram('vllm:request_prefill_time_seconds', 'Time of computing one prompt'),
+  decodeTime: histogram('vllm:request_decode_time_seconds', 'Joining the batch to the last token'),
+  stepTime: histogram('llavacode:decode_step_seconds', 'One step of the decode batch'),
+  batchSize: histogram('llavacode:decode_batch_size', 'Sequences in one decode step', [], [1, 2, 4, 8, 16, 32, 64]),
+  waitingTokens: gauge('llavacode:waiting_tokens', 'Prompt tokens that wait in this worker'),
+  kvUsage: gauge('vllm:kv_cache_usage_perc', 'Share of KV slots in use, 0 to 1'),
+  stagedBytes: gauge('llavacode:kv_staged_bytes', 'Bytes of KV held for decoders that have not yet taken it'),
+  stagedAge: gauge('llavacode:kv_staged_oldest_seconds', 'Age of the oldest staged KV'),
+  leasesEnded: counter('llavacode:kv_leases_ended', 'Leases of staged KV that ended, by reason', ['reason']),
+  handoffTime: histogram('llavacode:kv_handoff_seconds', 'First pull to last verified frame'),
+  handoffExposed: histogram('llavacode:kv_handoff_exposed_seconds', 'Part of the handoff after prefill had finished'),
+  handoffBytes: counter('llavacode:kv_handoff_bytes', 'Bytes of KV pulled'),
+  // Indexer.
+  indexedChunks: counter('llavacode:indexed_chunks', 'Chunks by what was done with them', ['outcome']),
+} as const;
+
+/** The text that Prometheus scrapes. */
+export const exposition = () => registry.metrics();
+export const expositionType = registry.contentType;
+
+/** Process metrics (CPU, memory, event-loop lag) as well; called once by each service's main. */
+export function collectProcessMetrics(service: string): void {
+  registry.setDefaultLabels({ service });
+  collectDefaultMetrics({ register: registry });
+}

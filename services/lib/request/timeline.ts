@@ -1,0 +1,73 @@
+/**
+ * The life of one completion, named once. Metrics, logs, bench and README all use these words.
+ *
+ *   received ─ admitted ─ retrieved ─ tokenized ─ dispatched ─ first_token ─ joined ─ last_token ─ finished
+ *                                     (gateway)     │ prefill: queue, prefill       │
+ *                                                   └ decode: queue, handoff ───────┘ steps
+ *
+ * Events are stamped by the gateway's monotonic clock alone; what happens inside a worker comes back as a duration
+ * measured by that worker's own clock ({@link Stage}), since clocks of two processes do not compare.
+ */
+
+export const EVENTS = [
+  'received', // the last byte of the request body was read
+  'admitted', // validated, and a place among the running requests reserved
+  'retrieved', // chunks found (or given up on)
+  'tokenized', // prompt built
+  'dispatched', // sent to the prefill worker
+  'first_token', // prefill's token reached the gateway
+  'joined', // KV handed over, sequence in the decode batch
+  'last_token',
+  'finished', // last byte handed to the socket
+] as const;
+export type RequestEvent = (typeof EVENTS)[number];
+
+/** Durations that workers report, in seconds. */
+export const STAGES = ['prefill_queue', 'prefill', 'decode_queue', 'handoff', 'handoff_exposed'] as const;
+export type Stage = (typeof STAGES)[number];
+
+export class Timeline {
+  readonly #events = new Map<RequestEvent, number>();
+  readonly #stages = new Map<Stage, number>();
+
+  /** Stamps an event, in ms of the monotonic clock; the first stamp of an event stays. */
+  mark(event: RequestEvent, atMs = performance.now()): void {
+    if (!this.#events.has(event)) this.#events.set(event, atMs);
+  }
+
+  stage(stage: Stage, seconds: number): void {
+    this.#stages.set(stage, seconds);
+  }
+
+  /** Seconds from one event to another; undefined where either has not happened. */
+  between(from: RequestEvent, to: RequestEvent): number | undefined {
+    const start = this.#events.get(from);
+    const end = this.#events.get(to);
+    return start === undefined || end === undefined ? undefined : (end - start) / 1000;
+  }
+
+  /** Time to first token, in seconds: request received to first token. */
+  get ttft(): number | undefined {
+    return this.between('received', 'first_token');
+  }
+
+  /** Time per output token, in seconds: (last - first) / (tokens - 1); undefined for one token. */
+  tpot(outputTokens: number): number | undefined {
+    const span = this.between('first_token', 'last_token');
+    return span === undefined || outputTokens < 2 ? undefined : span / (outputTokens - 1);
+  }
+
+  /** All of it for a log line: ms since `received` per event, ms per stage. */
+  toJSON(): Record<string, number> {
+    const start = this.#events.get('received') ?? 0;
+    const round = (ms: number) => Math.round(ms * 1000) / 1000;
+    return Object.fromEntries([
+      ...[...this.#events].map(([event, at]) => [event, round(at - start)] as const),
+      ...[...this.#stages].map(([stage, seconds]) => [`${stage}_ms`, round(seconds * 1000)] as const),
+    ]);
+  }
+
+  stages(): Iterable<[Stage, number]> {
+    return this.#stages;
+  }
+}
