@@ -3,18 +3,31 @@
  * default and meaning. A process reads its settings once, into one frozen value; all problems are reported at once.
  */
 import { existsSync } from 'node:fs';
-import { cpus } from 'node:os';
+import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { ServingError } from './errors.ts';
 
-const whole = (min: number, max = Number.MAX_SAFE_INTEGER) => z.coerce.number().int().min(min).max(max);
-const flag = z.union([z.boolean(), z.stringbool()]);
+/** A whole number, or its decimal digits; nothing that JavaScript would kindly coerce ('' and true are not 0 and 1). */
+const whole = (min: number, max = Number.MAX_SAFE_INTEGER) => {
+  const error = `must be a whole number${max === Number.MAX_SAFE_INTEGER ? ` >= ${min}` : ` from ${min} to ${max}`}`;
+  const digits = (value: unknown) => (typeof value === 'string' && /^-?\d+$/.test(value) ? Number(value) : value);
+  return z.preprocess(digits, z.int({ error }).min(min, { error }).max(max, { error }));
+};
+const flag = z.union([z.boolean(), z.stringbool()], { error: 'must be true or false' });
+const ADDRESS = /^(?:[^\s:]+|\[[0-9a-fA-F:]+\]):(\d{1,5})$/;
 const addresses = z
   .string()
   .transform((list) => list.split(',').map((item) => item.trim()))
-  .pipe(z.array(z.string().regex(/^[^\s:]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$/, 'must be host:port[,host:port…]')));
+  .refine(
+    (list) =>
+      list.every((item) => {
+        const port = Number(ADDRESS.exec(item)?.[1]);
+        return port >= 1 && port <= 65535;
+      }),
+    'must be host:port[,host:port…]',
+  );
 
 export const SETTINGS = {
   // Where to listen.
@@ -35,7 +48,7 @@ export const SETTINGS = {
   decodeWorkers: addresses.describe('addresses of decode workers, host:port[,…]'),
   // The engine.
   provider: z.enum(['auto', 'cpu', 'cuda']).default('auto').describe('where to compute: auto, cpu or cuda'),
-  threads: whole(1, 1024).default(cpus().length).describe('threads of the engine'),
+  threads: whole(1, 1024).default(availableParallelism()).describe('threads of the engine'),
   spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
   slots: whole(1, 4096).default(4).describe('KV slots: sequences held at once'),
   capacity: whole(16, 1_000_000).default(4096).describe('tokens that one KV slot holds, prompt and output together'),
@@ -74,8 +87,12 @@ export type Config<K extends Setting> = Readonly<{ [P in K]: z.output<(typeof SE
 export const envName = (setting: string) => `LLAVACODE_${setting.replace(/[A-Z]/g, (c) => `_${c}`).toUpperCase()}`;
 export const flagName = (setting: string) => `--${setting.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
 
+/** A value as a message may show it: without the password that a URL carries. */
+const shown = (value: unknown) => JSON.stringify(value).replace(/\/\/[^@/]*@/g, '//***@');
+
 /**
- * The settings that one process wants, from flags, then `LLAVACODE_*`, then defaults; frozen.
+ * The settings that one process wants, from flags, then `LLAVACODE_*`, then defaults; frozen. An empty variable is one
+ * that is not set, as docker compose passes them on.
  * @throws ServingError config_invalid, listing every problem: bad values, missing ones, and variables under our prefix
  *   that name no setting.
  */
@@ -91,12 +108,12 @@ export function loadConfig<K extends Setting>(
   }
   const values: Record<string, unknown> = {};
   for (const key of wanted) {
-    const given = flags[key] ?? env[envName(key)];
+    const given = flags[key] ?? (env[envName(key)] || undefined);
     const parsed = SETTINGS[key].safeParse(given);
-    if (parsed.success) values[key] = parsed.data;
+    if (parsed.success) values[key] = Object.freeze(parsed.data);
     else {
       const why = given === undefined ? 'is required' : parsed.error.issues.map((i) => i.message).join('; ');
-      const value = given === undefined ? '' : ` = ${JSON.stringify(given)}`;
+      const value = given === undefined ? '' : ` = ${shown(given)}`;
       problems.push(`${flagName(key)} (${envName(key)})${value}: ${why}`);
     }
   }
@@ -107,7 +124,11 @@ export function loadConfig<K extends Setting>(
 
 /** The folder of the package: where protos/ and models/ lie, from sources and from dist/ alike. */
 export const PACKAGE_ROOT = (() => {
-  let dir = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(dir, 'package.json'))) dir = dirname(dir);
+  const start = dirname(fileURLToPath(import.meta.url));
+  let dir = start;
+  while (!existsSync(join(dir, 'package.json'))) {
+    if (dir === dirname(dir)) throw new ServingError('internal', `no package.json above ${start}`);
+    dir = dirname(dir);
+  }
   return dir;
 })();

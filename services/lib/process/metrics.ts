@@ -1,6 +1,7 @@
 /**
  * Every metric of every service, in one table, and the only importer of prom-client. Names under `vllm:` are vLLM's own,
- * so that dashboards made for it work; what vLLM has no name for is under `llavacode:`. Counters, not rates.
+ * so that dashboards made for it work; what vLLM has no name for is under `llavacode:`. Counters, not rates, and named as
+ * they are scraped: prom-client adds no `_total`.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
@@ -25,17 +26,17 @@ export const metrics = {
   tpot: histogram('vllm:request_time_per_output_token_seconds', '(last token - first token) / (output tokens - 1)'),
   itl: histogram('vllm:inter_token_latency_seconds', 'Gap between two tokens of one stream'),
   e2e: histogram('vllm:e2e_request_latency_seconds', 'Request received to last byte'),
-  promptTokens: counter('vllm:prompt_tokens', 'Prompt tokens, soft tokens included'),
-  softTokens: counter('llavacode:soft_tokens', 'Soft tokens among the prompt tokens'),
-  cachedTokens: counter('vllm:prompt_tokens_cached', 'Prompt tokens whose KV was reused'),
-  generationTokens: counter('vllm:generation_tokens', 'Output tokens'),
+  promptTokens: counter('vllm:prompt_tokens_total', 'Prompt tokens, soft tokens included'),
+  softTokens: counter('llavacode:soft_tokens_total', 'Soft tokens among the prompt tokens'),
+  cachedTokens: counter('vllm:prompt_tokens_cached_total', 'Prompt tokens whose KV was reused'),
+  generationTokens: counter('vllm:generation_tokens_total', 'Output tokens'),
   requestPromptTokens: histogram('vllm:request_prompt_tokens', 'Prompt tokens of a request', [], TOKENS),
   requestGenerationTokens: histogram('vllm:request_generation_tokens', 'Output tokens of a request', [], TOKENS),
-  success: counter('vllm:request_success', 'Choices that finished, by reason', ['finished_reason']),
-  refused: counter('llavacode:requests_refused', 'Requests that ended in an error, by code', ['code']),
+  success: counter('vllm:request_success_total', 'Choices that finished, by reason', ['finished_reason']),
+  refused: counter('llavacode:requests_refused_total', 'Requests that ended in an error, by code', ['code']),
   stage: histogram('llavacode:stage_seconds', 'Time of one stage of a request', ['stage']),
-  degraded: counter('llavacode:requests_degraded', 'Completions that went on without context, by reason', ['reason']),
-  retrieved: counter('llavacode:chunks_retrieved', 'Chunks that stood in prompts, by mode', ['mode']),
+  degraded: counter('llavacode:requests_degraded_total', 'Completions left without context, by reason', ['reason']),
+  retrieved: counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
   // Gateway and workers.
   running: gauge('vllm:num_requests_running', 'Requests in work'),
   waiting: gauge('vllm:num_requests_waiting', 'Requests that wait'),
@@ -49,20 +50,23 @@ export const metrics = {
   kvUsage: gauge('vllm:kv_cache_usage_perc', 'Share of KV slots in use, 0 to 1'),
   stagedBytes: gauge('llavacode:kv_staged_bytes', 'Bytes of KV held for decoders that have not yet taken it'),
   stagedAge: gauge('llavacode:kv_staged_oldest_seconds', 'Age of the oldest staged KV'),
-  leasesEnded: counter('llavacode:kv_leases_ended', 'Leases of staged KV that ended, by reason', ['reason']),
+  leasesEnded: counter('llavacode:kv_leases_ended_total', 'Leases of staged KV that ended, by reason', ['reason']),
   handoffTime: histogram('llavacode:kv_handoff_seconds', 'First pull to last verified frame'),
   handoffExposed: histogram('llavacode:kv_handoff_exposed_seconds', 'Part of the handoff after prefill had finished'),
-  handoffBytes: counter('llavacode:kv_handoff_bytes', 'Bytes of KV pulled'),
+  handoffBytes: counter('llavacode:kv_handoff_bytes_total', 'Bytes of KV pulled'),
   // Indexer.
-  indexedChunks: counter('llavacode:indexed_chunks', 'Chunks by what was done with them', ['outcome']),
+  indexedChunks: counter('llavacode:indexed_chunks_total', 'Chunks by what was done with them', ['outcome']),
 } as const;
 
 /** The text that Prometheus scrapes. */
 export const exposition = () => registry.metrics();
 export const expositionType = registry.contentType;
 
-/** Process metrics (CPU, memory, event-loop lag) as well; called once by each service's main. */
-export function collectProcessMetrics(service: string): void {
-  registry.setDefaultLabels({ service });
+/**
+ * Puts `service` on every metric, and `model_name` where a model is served (vLLM's dashboards select by it); adds the
+ * process's own (CPU, memory, event-loop lag). Called once by each service's main.
+ */
+export function collectProcessMetrics(service: string, modelName?: string): void {
+  registry.setDefaultLabels(modelName === undefined ? { service } : { service, model_name: modelName });
   collectDefaultMetrics({ register: registry });
 }

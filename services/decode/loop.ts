@@ -1,0 +1,205 @@
+/**
+ * Continuous batching. Sequences join and leave between any two steps; a step decodes one token for every running
+ * sequence at once. Slots [0, n) take part, n being one past the highest slot in use; a slot in between without a
+ * running sequence rides along as if it were empty (see KvReceiver.commit).
+ */
+import { Readable } from 'node:stream';
+import { OutputHistory, sample } from '../lib/engine/sampler.ts';
+import type { KvSlot } from '../lib/kv/pool.ts';
+import { metrics } from '../lib/process/metrics.ts';
+import type { FinishReason, SampledToken, Sampling } from '../lib/request/sequence.ts';
+
+/** One token of one sequence. */
+export interface DecodeStep {
+  readonly tokens: readonly SampledToken[];
+  readonly finishReason: FinishReason | undefined;
+}
+
+/** What the loop needs of a DecoderSession. */
+export interface StepEngine {
+  readonly vocabSize: number;
+  /** One token for each of slots [0, n); logits [n, vocab], valid until the next step. */
+  step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array>;
+}
+
+export interface NewSequence {
+  readonly slot: KvSlot;
+  readonly sampling: Sampling;
+  /** Prompt positions in the slot's KV. */
+  readonly positions: number;
+  /** Sampled by prefill; not yet in the KV. */
+  readonly firstToken: number;
+  /** Output tokens in all, the first included. */
+  readonly maxTokens: number;
+  /** Called between two steps, right before the first one that the sequence takes part in. */
+  commit(): void;
+}
+
+/** A sequence in the loop. */
+export class Sequence {
+  readonly slot: KvSlot;
+  readonly sampling: Sampling;
+  readonly maxTokens: number;
+  readonly commit: () => void;
+  /** Of {@link DecodeStep}, ends with the one that has a finishReason. */
+  readonly steps = new Readable({ objectMode: true, read: () => {} });
+  readonly history = new OutputHistory();
+  readonly joinedAtMs = performance.now();
+  /** The newest token, not yet in the KV. */
+  newest: number;
+  /** Positions filled. */
+  length: number;
+  /** Output tokens so far. */
+  produced = 1;
+  /** Wants no more tokens; resolved once no step touches its slot. */
+  onLeft: (() => void) | undefined;
+
+  constructor(from: NewSequence) {
+    this.slot = from.slot;
+    this.sampling = from.sampling;
+    this.maxTokens = from.maxTokens;
+    this.commit = from.commit;
+    this.newest = from.firstToken;
+    this.length = from.positions;
+    this.history.add(from.firstToken);
+  }
+}
+
+export class DecodeLoop {
+  readonly #engine: StepEngine;
+  /** Called when the last sequence has left. */
+  readonly #onIdle: () => void;
+  /** By slot. */
+  readonly #running: (Sequence | undefined)[] = [];
+  #joining: Sequence[] = [];
+  #stepping = false;
+
+  constructor(engine: StepEngine, onIdle: () => void = () => {}) {
+    this.#engine = engine;
+    this.#onIdle = onIdle;
+  }
+
+  /** The sequence takes part from the next step on. */
+  join(from: NewSequence): Sequence {
+    const sequence = new Sequence(from);
+    this.#joining.push(sequence);
+    if (!this.#stepping) void this.#run();
+    return sequence;
+  }
+
+  /** Resolves when the sequence is out of the batch: only then may its slot serve another. */
+  leave(sequence: Sequence): Promise<void> {
+    this.#joining = this.#joining.filter((other) => other !== sequence);
+    if (this.#running[sequence.slot.index] !== sequence) return Promise.resolve();
+    return new Promise((resolve) => {
+      sequence.onLeft = resolve;
+    });
+  }
+
+  async #run(): Promise<void> {
+    this.#stepping = true;
+    this.#admit();
+    while (this.#running.length > 0) {
+      const batch = this.#schedule();
+      try {
+        const logits = await this.#step(batch);
+        for (const sequence of batch.sequences) this.#emit(sequence, logits);
+      } catch (error) {
+        for (const sequence of batch.sequences) this.#fail(sequence, error);
+      }
+      this.#retire();
+      this.#admit();
+    }
+    this.#stepping = false;
+    this.#onIdle();
+  }
+
+  /** Joiners enter the batch. */
+  #admit(): void {
+    for (const sequence of this.#joining) {
+      try {
+        sequence.commit();
+        this.#running[sequence.slot.index] = sequence;
+      } catch (error) {
+        this.#fail(sequence, error);
+      }
+    }
+    this.#joining = [];
+    metrics.running.set(this.#running.filter(Boolean).length);
+  }
+
+  #schedule() {
+    const n = this.#running.length;
+    const ids = new Int32Array(n);
+    const lengths = new Int32Array(n);
+    const sequences: Sequence[] = [];
+    for (let slot = 0; slot < n; slot++) {
+      const sequence = this.#running[slot];
+      if (sequence === undefined) continue;
+      ids[slot] = sequence.newest;
+      lengths[slot] = sequence.length;
+      sequences.push(sequence);
+    }
+    return { ids, lengths, sequences };
+  }
+
+  async #step({ ids, lengths, sequences }: { ids: Int32Array; lengths: Int32Array; sequences: Sequence[] }) {
+    const started = performance.now();
+    const logits = await this.#engine.step(ids, lengths);
+    metrics.stepTime.observe((performance.now() - started) / 1000);
+    metrics.batchSize.observe(sequences.length);
+    return logits;
+  }
+
+  /** Samples a sequence's next token and hands it out. */
+  #emit(sequence: Sequence, logits: Float32Array): void {
+    sequence.length++;
+    if (sequence.onLeft) return;
+    try {
+      const vocab = this.#engine.vocabSize;
+      const row = logits.subarray(sequence.slot.index * vocab, (sequence.slot.index + 1) * vocab);
+      const token = sample(row, sequence.sampling, sequence.produced, sequence.history);
+      sequence.history.add(token.id);
+      sequence.newest = token.id;
+      sequence.produced++;
+      const finishReason = finishOf(token.id, sequence.produced, sequence.maxTokens, sequence.sampling);
+      const step: DecodeStep = { tokens: [token], finishReason };
+      sequence.steps.push(step);
+      if (finishReason) this.#finish(sequence);
+    } catch (error) {
+      this.#fail(sequence, error);
+    }
+  }
+
+  #finish(sequence: Sequence): void {
+    metrics.decodeTime.observe((performance.now() - sequence.joinedAtMs) / 1000);
+    sequence.steps.push(null);
+    sequence.onLeft ??= () => {};
+  }
+
+  #fail(sequence: Sequence, error: unknown): void {
+    sequence.steps.destroy(error instanceof Error ? error : new Error(String(error)));
+    sequence.onLeft ??= () => {};
+  }
+
+  /** Those that finished, failed or want out leave the batch. */
+  #retire(): void {
+    for (const [slot, sequence] of this.#running.entries()) {
+      if (sequence?.onLeft === undefined) continue;
+      this.#running[slot] = undefined;
+      sequence.onLeft();
+    }
+    while (this.#running.length > 0 && this.#running.at(-1) === undefined) this.#running.pop();
+  }
+}
+
+/** Why a sequence ends with this token as its `produced`-th output, if it does. */
+export function finishOf(
+  id: number,
+  produced: number,
+  maxTokens: number,
+  sampling: Sampling,
+): FinishReason | undefined {
+  if (sampling.stopTokenIds.includes(id)) return 'stop';
+  return produced >= maxTokens ? 'length' : undefined;
+}

@@ -1,0 +1,99 @@
+/** Pulls a staged KV cache from the prefill worker that holds it into a slot of ours. */
+import { KvReceiver } from '../lib/kv/handoff.ts';
+import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import { metrics } from '../lib/process/metrics.ts';
+import { connectKv, type KvClient } from '../lib/rpc/contract.ts';
+import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
+
+export interface Received {
+  /** Sampled by prefill, one per choice. */
+  readonly firstTokenIds: readonly number[];
+  readonly bytes: number;
+  readonly seconds: number;
+  /** Of `seconds`, those after prefill had finished computing: what the user waits for. */
+  readonly exposedSeconds: number;
+  /** See {@link KvReceiver.commit}. */
+  commit(): void;
+}
+
+/** A damaged or broken-off copy is pulled once more, since the original is still there. */
+const ATTEMPTS = 2;
+/** For telling the holder that we have our copy; its lease runs out anyway. */
+const RELEASE_TIMEOUT_MS = 5_000;
+
+export class KvPuller {
+  readonly #pool: KvPool;
+  readonly #fingerprint: string;
+  readonly #log: Logger;
+  readonly #clients = new Map<string, KvClient>();
+
+  constructor(pool: KvPool, fingerprint: string, log: Logger) {
+    this.#pool = pool;
+    this.#fingerprint = fingerprint;
+    this.#log = log;
+  }
+
+  /**
+   * Fills `slot` and tells the holder that this reader is done, whether it came well or not.
+   * @throws ServingError kv_digest_mismatch, kv_truncated, kv_layout_mismatch, fingerprint_mismatch, lease_unknown,
+   *   lease_expired, worker_lost; the signal's reason.
+   */
+  async pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
+    const client = this.#client(handle.address);
+    try {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          return await this.#pullOnce(client, handle, slot, signal);
+        } catch (error) {
+          const damaged = error instanceof ServingError && error.kind.grpc === 'DATA_LOSS';
+          if (!damaged || attempt === ATTEMPTS || signal.aborted) throw error;
+          this.#log.warn({ err: error, lease: handle.leaseId }, 'pulling the KV cache once more');
+        }
+      }
+    } finally {
+      client.release(handle.leaseId, AbortSignal.timeout(RELEASE_TIMEOUT_MS)).catch((error: unknown) => {
+        // Expected when the lease ended otherwise; it frees itself in any case.
+        this.#log.debug({ err: error, lease: handle.leaseId }, 'KV lease was not released by us');
+      });
+    }
+  }
+
+  close(): void {
+    for (const client of this.#clients.values()) client.close();
+  }
+
+  async #pullOnce(client: KvClient, handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
+    const started = performance.now();
+    const receiver = new KvReceiver(this.#pool, slot.index, this.#fingerprint);
+    const request = { leaseId: handle.leaseId, fingerprint: this.#fingerprint };
+    for await (const frame of client.pull(request, signal)) {
+      if (frame.manifest?.layout) {
+        const { layout } = frame.manifest;
+        receiver.manifest({ ...frame.manifest, layout, dtype: layout.dtype });
+      } else if (frame.rows) {
+        receiver.rows(frame.rows);
+      } else if (frame.end) {
+        receiver.end(frame.end);
+        const seconds = (performance.now() - started) / 1000;
+        const exposedSeconds = Math.min(seconds, frame.end.afterPrefillUs / 1e6);
+        metrics.handoffTime.observe(seconds);
+        metrics.handoffExposed.observe(exposedSeconds);
+        metrics.handoffBytes.inc(receiver.bytes);
+        const { firstTokenIds } = frame.end;
+        return { firstTokenIds, bytes: receiver.bytes, seconds, exposedSeconds, commit: () => receiver.commit() };
+      }
+    }
+    throw new ServingError('kv_truncated', `${handle.address} ended the KV stream after ${receiver.bytes} bytes`);
+  }
+
+  #client(address: string): KvClient {
+    let client = this.#clients.get(address);
+    if (client === undefined) {
+      client = connectKv(address);
+      this.#clients.set(address, client);
+    }
+    return client;
+  }
+}

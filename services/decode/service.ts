@@ -1,0 +1,121 @@
+/** The decode worker as a gRPC service. */
+import type { DecoderSession } from '../lib/engine/session.ts';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import { metrics } from '../lib/process/metrics.ts';
+import type { DecodeEvent } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
+import type { DecodeRequest__Output } from '../lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
+import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
+import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
+import { readSampling, tokenMessage } from '../lib/rpc/messages.ts';
+import { mount, streaming, unary } from '../lib/rpc/server.ts';
+import { SlotAdmission } from './admission.ts';
+import { DecodeLoop, type DecodeStep, finishOf } from './loop.ts';
+import { KvPuller } from './receive.ts';
+
+export interface DecodeOptions {
+  readonly model: string;
+  readonly fingerprint: string;
+  readonly queueSequences: number;
+  /** Refuses new sequences once aborted. */
+  readonly draining: AbortSignal;
+}
+
+export function createDecodeService(session: DecoderSession, options: DecodeOptions, log: Logger) {
+  const { pool } = session;
+  const admission = new SlotAdmission(pool, options.queueSequences);
+  const loop = new DecodeLoop(session, () => pool.assertConserved(admission.granted));
+  const puller = new KvPuller(pool, options.fingerprint, log);
+
+  async function* decode(request: DecodeRequest__Output, signal: AbortSignal): AsyncGenerator<DecodeEvent> {
+    const kv = checked(request, options, pool.capacity);
+    const arrivedAtMs = performance.now();
+    const slot = await admission.reserve(signal);
+    try {
+      const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
+      metrics.queueTime.observe(queueSeconds);
+      const received = await puller.pull(kv, slot, signal);
+      yield {
+        joined: {
+          queueUs: Math.round(queueSeconds * 1e6),
+          handoffUs: Math.round(received.seconds * 1e6),
+          handoffExposedUs: Math.round(received.exposedSeconds * 1e6),
+          handoffBytes: received.bytes,
+        },
+      };
+      const firstToken = received.firstTokenIds[request.choice];
+      if (firstToken === undefined) {
+        throw new ServingError(
+          'invalid_request',
+          `choice ${request.choice} of ${received.firstTokenIds.length}: there is no such choice`,
+        );
+      }
+      const sampling = readSampling(request.sampling as NonNullable<typeof request.sampling>);
+      const { maxTokens } = request;
+      const finished = finishOf(firstToken, 1, maxTokens, sampling);
+      if (finished) {
+        yield { step: { tokens: [], finishReason: finished } };
+        return;
+      }
+      const sequence = loop.join({
+        slot,
+        sampling,
+        positions: kv.positions,
+        firstToken,
+        maxTokens,
+        commit: received.commit,
+      });
+      const stop = () => sequence.steps.destroy(signal.reason);
+      signal.addEventListener('abort', stop, { once: true });
+      try {
+        for await (const step of sequence.steps as AsyncIterable<DecodeStep>) {
+          yield { step: { tokens: step.tokens.map(tokenMessage), finishReason: step.finishReason ?? '' } };
+        }
+      } finally {
+        signal.removeEventListener('abort', stop);
+        await loop.leave(sequence);
+      }
+    } finally {
+      slot.release();
+    }
+  }
+
+  const describe = async (): Promise<WorkerDescription> => ({
+    role: 'decode',
+    model: options.model,
+    fingerprint: options.fingerprint,
+    layout: { ...pool.layout, dtype: 'float32' },
+    capacity: pool.capacity,
+    slots: pool.slots,
+    freeSlots: pool.free,
+    queued: admission.waiting,
+    prefillTokensPerSecond: 0,
+  });
+
+  return {
+    mounts: [mount.decode({ Decode: streaming(decode), Describe: unary(describe) })],
+    close: () => puller.close(),
+  };
+}
+
+/** @throws ServingError for a request that this worker could never serve, before anything is reserved for it. */
+function checked(request: DecodeRequest__Output, options: DecodeOptions, capacity: number): KvHandle__Output {
+  if (options.draining.aborted) throw options.draining.reason;
+  const { kv, maxTokens } = request;
+  if (kv === null) throw new ServingError('invalid_request', 'kv is missing: the handle that Prefill gave');
+  if (request.sampling === null) throw new ServingError('invalid_request', 'sampling is missing');
+  if (maxTokens < 1) throw new ServingError('invalid_request', `max_tokens is ${maxTokens}, at least 1 is needed`);
+  if (kv.fingerprint !== options.fingerprint) {
+    throw new ServingError(
+      'fingerprint_mismatch',
+      `the KV cache is of model ${kv.fingerprint}, this worker serves ${options.fingerprint}`,
+    );
+  }
+  if (kv.positions + maxTokens > capacity) {
+    throw new ServingError(
+      'context_length_exceeded',
+      `${kv.positions} prompt tokens + max_tokens ${maxTokens} exceed the ${capacity} tokens of a slot`,
+    );
+  }
+  return kv;
+}

@@ -1,0 +1,154 @@
+/**
+ * The C functions of ONNX Runtime that this project calls, by FFI: the only importer of koffi and of the library that
+ * onnxruntime-node brings. A function is found by its position in the `OrtApi` table; positions never change once
+ * published (`onnxruntime_c_api.h`).
+ */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import koffi from 'koffi';
+import { ServingError } from '../process/errors.ts';
+
+export const RUNTIME_VERSION = '1.30.0';
+const API_VERSION = 24;
+
+/** A pointer; koffi's are bigint. */
+export type Pointer = bigint;
+export type Out = [Pointer | null];
+/** A function of the C API that answers with a status, 0n for success. */
+export type StatusCall = ((...args: unknown[]) => Pointer | null) & {
+  async: (...args: [...unknown[], (error: Error | null, status: Pointer | null) => void]) => void;
+};
+
+export function libraryPath(): string {
+  const root = dirname(createRequire(import.meta.url).resolve('onnxruntime-node/package.json'));
+  const folder = join(root, 'bin', 'napi-v6', process.platform, process.arch);
+  const names = ['libonnxruntime.so.1', `libonnxruntime.${RUNTIME_VERSION}.dylib`, 'onnxruntime.dll'];
+  const path = names.map((name) => join(folder, name)).find((candidate) => existsSync(candidate));
+  if (path === undefined) {
+    throw new ServingError(
+      'runtime_unsupported',
+      `onnxruntime-node ships no library for ${process.platform}-${process.arch}; use linux-x64, linux-arm64, darwin-arm64 or win32-x64`,
+    );
+  }
+  return path;
+}
+
+function loadApi() {
+  // The default stack of a koffi worker is too small for ONNX Runtime and is overrun silently.
+  koffi.config({ async_stack_size: 8 << 20 });
+  const library = koffi.load(libraryPath());
+  const base = koffi.struct({ GetApi: 'void *', GetVersionString: 'void *' });
+  const { GetApi, GetVersionString } = koffi.decode(library.func('OrtGetApiBase', koffi.pointer(base), [])(), base);
+  const version: string = koffi.decode(GetVersionString, koffi.proto('str', []))();
+  if (version !== RUNTIME_VERSION) {
+    throw new ServingError('runtime_unsupported', `ONNX Runtime is ${version}, this build needs ${RUNTIME_VERSION}`);
+  }
+  const api: Pointer = koffi.decode(GetApi, koffi.proto('void *', ['uint32_t']))(API_VERSION);
+  const table: Pointer[] = koffi.decode(api, koffi.array('void *', 256));
+  const at = (index: number, result: string, args: string[]) => koffi.decode(table[index], koffi.proto(result, args));
+  const out = koffi.out(koffi.pointer('void *'));
+  const status = (index: number, ...args: unknown[]): StatusCall =>
+    koffi.decode(table[index], koffi.proto('void *', args as string[]));
+  const p = 'void *';
+  return {
+    /** Held: koffi unloads a library that has been collected, and the next call jumps into nothing. */
+    library,
+    getErrorMessage: at(2, 'str', [p]) as (status: Pointer) => string,
+    createEnv: status(3, 'int', 'str', out),
+    createSession: status(7, p, 'str', p, out),
+    createSessionOptions: status(10, out),
+    disableMemPattern: status(17, p),
+    setIntraOpNumThreads: status(24, p, 'int'),
+    sessionGetInputCount: status(30, p, koffi.out(koffi.pointer('size_t'))),
+    sessionGetOutputCount: status(31, p, koffi.out(koffi.pointer('size_t'))),
+    sessionGetInputName: status(36, p, 'size_t', p, out),
+    sessionGetOutputName: status(37, p, 'size_t', p, out),
+    createRunOptions: status(39, out),
+    runOptionsSetTerminate: status(46, p),
+    runOptionsUnsetTerminate: status(47, p),
+    createTensorWithData: status(49, p, p, 'size_t', p, 'size_t', 'int', out),
+    getTensorMutableData: status(51, p, out),
+    getTensorElementType: status(60, p, koffi.out(koffi.pointer('int'))),
+    getDimensionsCount: status(61, p, koffi.out(koffi.pointer('size_t'))),
+    getDimensions: status(62, p, p, 'size_t'),
+    getTensorTypeAndShape: status(65, p, out),
+    createCpuMemoryInfo: status(69, 'int', 'int', out),
+    allocatorFree: status(76, p, p),
+    getDefaultAllocator: status(78, out),
+    addSessionConfigEntry: status(130, p, 'str', 'str'),
+    runWithBinding: status(133, p, p, p),
+    createIoBinding: status(134, p, out),
+    bindInput: status(136, p, 'str', p),
+    bindOutput: status(137, p, 'str', p),
+    bindOutputToDevice: status(138, p, 'str', p),
+    getBoundOutputValues: status(140, p, p, out, koffi.out(koffi.pointer('size_t'))),
+    createCudaOptions: status(205, out),
+    appendCuda: status(204, p, p),
+    releaseStatus: at(93, 'void', [p]) as (pointer: Pointer) => void,
+    releaseSession: at(95, 'void', [p]) as (pointer: Pointer) => void,
+    releaseValue: at(96, 'void', [p]) as (pointer: Pointer) => void,
+    releaseRunOptions: at(97, 'void', [p]) as (pointer: Pointer) => void,
+    releaseTensorTypeAndShape: at(99, 'void', [p]) as (pointer: Pointer) => void,
+    releaseSessionOptions: at(100, 'void', [p]) as (pointer: Pointer) => void,
+    releaseIoBinding: at(135, 'void', [p]) as (pointer: Pointer) => void,
+    releaseCudaOptions: at(208, 'void', [p]) as (pointer: Pointer) => void,
+  };
+}
+
+let loaded: { api: ReturnType<typeof loadApi>; env: Pointer; cpu: Pointer; allocator: Pointer } | undefined;
+
+/** The library, loaded on first use; one environment a process, never released. */
+export function runtime() {
+  if (loaded === undefined) {
+    const api = loadApi();
+    const made = (call: StatusCall, ...args: unknown[]) => create(api, call, ...args);
+    loaded = {
+      api,
+      env: made(api.createEnv, 4, 'llavacode'), // 4: log fatal errors only; all others come back as statuses
+      cpu: made(api.createCpuMemoryInfo, 0, 0), // device allocator, default memory
+      allocator: made(api.getDefaultAllocator),
+    };
+  }
+  return loaded;
+}
+
+export type Api = ReturnType<typeof loadApi>;
+
+export function check(api: Api, status: Pointer | null): void {
+  if (status === null || status === 0n) return;
+  const message = api.getErrorMessage(status);
+  api.releaseStatus(status);
+  throw new ServingError('runtime_failed', `ONNX Runtime: ${message}`);
+}
+
+export function create(api: Api, call: StatusCall, ...args: unknown[]): Pointer {
+  const out: Out = [null];
+  check(api, call(...args, out));
+  return out[0] as Pointer;
+}
+
+/** Runs a call of the C API on a worker thread: the event loop goes on. */
+export function offLoop(api: Api, call: StatusCall, ...args: unknown[]): Promise<void> {
+  return new Promise((resolve, reject) => {
+    call.async(...args, (error, status) => {
+      if (error) return reject(error);
+      try {
+        resolve(check(api, status));
+      } catch (failure) {
+        reject(failure);
+      }
+    });
+  });
+}
+
+/** `count` pointers that lie one after another in native memory. */
+export const readPointers = (array: Pointer, count: number): Pointer[] =>
+  koffi.decode(array, koffi.array('void *', count));
+
+/** A copy of native bytes. */
+export const readBytes = (address: Pointer, bytes: number): Uint8Array =>
+  new Uint8Array(new Uint8Array(koffi.view(address, bytes)));
+
+/** A NUL-terminated string in native memory. */
+export const readString = (address: Pointer): string => koffi.decode.string(address);

@@ -1,0 +1,295 @@
+/**
+ * ONNX Runtime as the engine uses it: sessions, bindings and tensors over memory of ours. The JS API of onnxruntime-node
+ * is not used: its run() blocks the event loop and copies every fetched output, the whole KV capacity at each step.
+ *
+ * Whoever binds memory keeps it alive: an {@link OrtValue} holds on to its typed array, a {@link Binding} to its values.
+ */
+import { ServingError } from '../process/errors.ts';
+import {
+  type Api,
+  check,
+  create,
+  libraryPath,
+  type Out,
+  offLoop,
+  type Pointer,
+  RUNTIME_VERSION,
+  readBytes,
+  readPointers,
+  readString,
+  runtime,
+} from './ort-api.ts';
+
+const ELEMENT = {
+  float32: { id: 1, array: Float32Array },
+  uint8: { id: 2, array: Uint8Array },
+  int8: { id: 3, array: Int8Array },
+  int32: { id: 6, array: Int32Array },
+  int64: { id: 7, array: BigInt64Array },
+  float16: { id: 10, array: Uint16Array },
+} as const;
+export type ElementType = keyof typeof ELEMENT;
+export type TensorData = Float32Array | Uint8Array | Int8Array | Int32Array | BigInt64Array | Uint16Array;
+
+/** Row-major elements; float16 as its bits in a Uint16Array. */
+export interface Tensor {
+  readonly type: ElementType;
+  readonly dims: readonly number[];
+  readonly data: TensorData;
+}
+
+export interface SessionOptions {
+  readonly provider: 'auto' | 'cpu' | 'cuda';
+  readonly threads: number;
+  /** Let idle threads spin between operators: faster, unless others share the cores. */
+  readonly spin?: boolean;
+  /** Told when `auto` falls back to the CPU, with the reason. */
+  readonly onFallback?: (reason: string) => void;
+}
+
+/** Memory that the runtime reads or writes in place, as a tensor. */
+export class OrtValue {
+  /** @internal */ readonly pointer: Pointer;
+  readonly tensor: Tensor;
+  #alive = true;
+
+  /**
+   * @param tensor its data must lie on an ArrayBuffer made by hand (`new Float32Array(new ArrayBuffer(n))`) if it is
+   *   small: V8 moves small typed arrays.
+   */
+  constructor(tensor: Tensor) {
+    const { api, cpu } = runtime();
+    const count = tensor.dims.reduce((a, b) => a * b, 1);
+    if (count > tensor.data.length || !(tensor.data instanceof ELEMENT[tensor.type].array)) {
+      throw new ServingError(
+        'runtime_failed',
+        `a ${tensor.type} tensor [${tensor.dims}] does not fit ${tensor.data.length} ${tensor.data.constructor.name} elements`,
+      );
+    }
+    const dims = BigInt64Array.from(tensor.dims.map(BigInt));
+    const bytes = count * tensor.data.BYTES_PER_ELEMENT;
+    const { id } = ELEMENT[tensor.type];
+    this.tensor = tensor;
+    this.pointer = create(api, api.createTensorWithData, cpu, tensor.data, bytes, dims, dims.length, id);
+  }
+
+  dispose(): void {
+    if (this.#alive) runtime().api.releaseValue(this.pointer);
+    this.#alive = false;
+  }
+}
+
+/** Inputs and outputs fixed to memory, for a run that repeats: nothing is allocated or copied per run. */
+export class Binding {
+  readonly #session: Pointer;
+  readonly #pointer: Pointer;
+  readonly #options: Pointer;
+  readonly #values = new Map<string, OrtValue>();
+
+  /** @internal */
+  constructor(session: Pointer) {
+    const { api } = runtime();
+    this.#session = session;
+    this.#pointer = create(api, api.createIoBinding, session);
+    this.#options = create(api, api.createRunOptions);
+  }
+
+  input(name: string, value: OrtValue): this {
+    const { api } = runtime();
+    check(api, api.bindInput(this.#pointer, name, value.pointer));
+    this.#values.set(name, value);
+    return this;
+  }
+
+  output(name: string, value: OrtValue): this {
+    const { api } = runtime();
+    check(api, api.bindOutput(this.#pointer, name, value.pointer));
+    this.#values.set(name, value);
+    return this;
+  }
+
+  /** An output whose shape only the run knows; {@link fetch} reads it. */
+  outputAnywhere(name: string): this {
+    const { api, cpu } = runtime();
+    check(api, api.bindOutputToDevice(this.#pointer, name, cpu));
+    return this;
+  }
+
+  /**
+   * Runs the graph off the event loop. One run at a time.
+   * @param signal cancels the run under way, between two operators.
+   * @throws the signal's reason, or ServingError runtime_failed.
+   */
+  async run(signal?: AbortSignal): Promise<void> {
+    const { api } = runtime();
+    signal?.throwIfAborted();
+    const stop = () => check(api, api.runOptionsSetTerminate(this.#options));
+    signal?.addEventListener('abort', stop, { once: true });
+    try {
+      await offLoop(api, api.runWithBinding, this.#session, this.#options, this.#pointer);
+    } catch (error) {
+      signal?.throwIfAborted();
+      throw error;
+    } finally {
+      signal?.removeEventListener('abort', stop);
+      if (signal?.aborted) check(api, api.runOptionsUnsetTerminate(this.#options));
+    }
+  }
+
+  /** Copies of all outputs, in the order they were bound. */
+  fetch(): Tensor[] {
+    const { api, allocator } = runtime();
+    const values: Out = [null];
+    const count: [number | bigint] = [0];
+    check(api, api.getBoundOutputValues(this.#pointer, allocator, values, count));
+    if (Number(count[0]) === 0) return [];
+    const pointers = readPointers(values[0] as Pointer, Number(count[0]));
+    try {
+      return pointers.map((pointer) => copyOut(api, pointer));
+    } finally {
+      for (const pointer of pointers) api.releaseValue(pointer);
+      check(api, api.allocatorFree(allocator, values[0]));
+    }
+  }
+
+  dispose(): void {
+    const { api } = runtime();
+    api.releaseIoBinding(this.#pointer);
+    api.releaseRunOptions(this.#options);
+    this.#values.clear();
+  }
+}
+
+function copyOut(api: Api, value: Pointer): Tensor {
+  const info = create(api, api.getTensorTypeAndShape, value);
+  try {
+    const rank: [number | bigint] = [0];
+    const element: [number] = [0];
+    check(api, api.getDimensionsCount(info, rank));
+    check(api, api.getTensorElementType(info, element));
+    const dims = new BigInt64Array(new ArrayBuffer(Number(rank[0]) * 8));
+    check(api, api.getDimensions(info, dims, dims.length));
+    const type = (Object.keys(ELEMENT) as ElementType[]).find((name) => ELEMENT[name].id === element[0]);
+    if (type === undefined) throw new ServingError('runtime_failed', `unknown element type ${element[0]}`);
+    const shape = Array.from(dims, Number);
+    const data = new ELEMENT[type].array(shape.reduce((a, b) => a * b, 1));
+    if (data.length > 0) {
+      new Uint8Array(data.buffer).set(readBytes(create(api, api.getTensorMutableData, value), data.byteLength));
+    }
+    return { type, dims: shape, data };
+  } finally {
+    api.releaseTensorTypeAndShape(info);
+  }
+}
+
+/** A loaded graph. Thread-safe by nature; here one run at a time per {@link Binding}. */
+export class OrtSession {
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+  readonly #pointer: Pointer;
+
+  private constructor(pointer: Pointer) {
+    this.#pointer = pointer;
+    this.inputs = names(pointer, 'input');
+    this.outputs = names(pointer, 'output');
+  }
+
+  /**
+   * Loads `path` (and the external data beside it) off the event loop.
+   * @throws ServingError runtime_failed for a broken graph; provider_unavailable where CUDA is asked for and missing.
+   */
+  static async load(path: string, options: SessionOptions): Promise<OrtSession> {
+    const { api, env } = runtime();
+    const settings = create(api, api.createSessionOptions);
+    try {
+      check(api, api.setIntraOpNumThreads(settings, options.threads));
+      check(api, api.disableMemPattern(settings)); // shapes change from run to run
+      const entry = (key: string, value: string) => check(api, api.addSessionConfigEntry(settings, key, value));
+      entry('session.intra_op.allow_spinning', options.spin ? '1' : '0');
+      entry('session.set_denormal_as_zero', '1');
+      if (options.provider !== 'cpu') appendCuda(api, settings, options);
+      const out: Out = [null];
+      await offLoop(api, api.createSession, env, path, settings, out);
+      return new OrtSession(out[0] as Pointer);
+    } finally {
+      api.releaseSessionOptions(settings);
+    }
+  }
+
+  bind(): Binding {
+    return new Binding(this.#pointer);
+  }
+
+  /** One run with outputs of whatever shape; for graphs that are not on the token path. */
+  async run(
+    inputs: Readonly<Record<string, Tensor>>,
+    outputs: readonly string[] = this.outputs,
+    signal?: AbortSignal,
+  ): Promise<Record<string, Tensor>> {
+    const binding = this.bind();
+    const values: OrtValue[] = [];
+    try {
+      for (const [name, tensor] of Object.entries(inputs)) {
+        const value = new OrtValue({ ...tensor, data: offHeap(tensor.data) });
+        values.push(value);
+        binding.input(name, value);
+      }
+      for (const name of outputs) binding.outputAnywhere(name);
+      await binding.run(signal);
+      const fetched = binding.fetch();
+      return Object.fromEntries(outputs.map((name, i) => [name, fetched[i] as Tensor]));
+    } finally {
+      binding.dispose();
+      for (const value of values) value.dispose();
+    }
+  }
+
+  dispose(): void {
+    runtime().api.releaseSession(this.#pointer);
+  }
+}
+
+/** The same data where V8 will not move it; large arrays are there already. */
+function offHeap(data: TensorData): TensorData {
+  if (data.byteLength > 4096) return data;
+  const bytes = new Uint8Array(new ArrayBuffer(Math.max(data.byteLength, 8)));
+  bytes.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  return new (data.constructor as new (buffer: ArrayBuffer, offset: number, length: number) => TensorData)(
+    bytes.buffer,
+    0,
+    data.length,
+  );
+}
+
+function names(session: Pointer, side: 'input' | 'output'): string[] {
+  const { api, allocator } = runtime();
+  const [countCall, nameCall] =
+    side === 'input'
+      ? [api.sessionGetInputCount, api.sessionGetInputName]
+      : [api.sessionGetOutputCount, api.sessionGetOutputName];
+  const count: [number | bigint] = [0];
+  check(api, countCall(session, count));
+  return Array.from({ length: Number(count[0]) }, (_, i) => {
+    const text = create(api, nameCall, session, i, allocator);
+    try {
+      return readString(text);
+    } finally {
+      check(api, api.allocatorFree(allocator, text));
+    }
+  });
+}
+
+function appendCuda(api: Api, settings: Pointer, options: SessionOptions): void {
+  try {
+    const cuda = create(api, api.createCudaOptions);
+    try {
+      check(api, api.appendCuda(settings, cuda));
+    } finally {
+      api.releaseCudaOptions(cuda);
+    }
+  } catch (error) {
+    const reason = `CUDA is not available (${ServingError.from(error).message}). Install an NVIDIA driver, the CUDA runtime and ONNX Runtime ${RUNTIME_VERSION}'s libonnxruntime_providers_cuda.so and libonnxruntime_providers_shared.so beside ${libraryPath().split(/[\\/]/).pop()}`;
+    if (options.provider === 'cuda') throw new ServingError('provider_unavailable', reason, { cause: error });
+    options.onFallback?.(reason);
+  }
+}

@@ -1,0 +1,55 @@
+/**
+ * Random numbers without a state: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11), a
+ * counter-based generator. The number at a position follows from (seed, position) alone, so a sequence that moves to
+ * another worker goes on drawing what it would have drawn here.
+ */
+
+type Words = readonly [number, number, number, number];
+
+const ROUNDS = 10;
+const MULTIPLIER_0 = 0xd2511f53;
+const MULTIPLIER_2 = 0xcd9e8d57;
+/** Weyl increments of the key: golden ratio and sqrt(3) - 1, as fractions of 2^32. */
+const KEY_STEP_0 = 0x9e3779b9;
+const KEY_STEP_1 = 0xbb67ae85;
+
+/** Upper 32 bits of the 64-bit product of two unsigned 32-bit words. */
+function multiplyHigh(a: number, b: number): number {
+  const aLow = a & 0xffff;
+  const aHigh = a >>> 16;
+  const bLow = b & 0xffff;
+  const bHigh = b >>> 16;
+  // Neither sum reaches 2^32: 0xffff * 0xffff + 0xffff is below it.
+  const middle = aHigh * bLow + ((aLow * bLow) >>> 16);
+  const carried = aLow * bHigh + (middle & 0xffff);
+  return aHigh * bHigh + (middle >>> 16) + (carried >>> 16);
+}
+
+/** Four random 32-bit words from a 128-bit counter and a 64-bit key, all little-endian by word. */
+export function philox4x32(counter: Words, key: readonly [number, number]): Words {
+  let [c0, c1, c2, c3] = counter;
+  let [k0, k1] = key;
+  for (let round = 0; round < ROUNDS; round++) {
+    const high0 = multiplyHigh(MULTIPLIER_0, c0);
+    const low0 = Math.imul(MULTIPLIER_0, c0);
+    const high2 = multiplyHigh(MULTIPLIER_2, c2);
+    const low2 = Math.imul(MULTIPLIER_2, c2);
+    c0 = (high2 ^ c1 ^ k0) >>> 0;
+    c1 = low2 >>> 0;
+    c2 = (high0 ^ c3 ^ k1) >>> 0;
+    c3 = low0 >>> 0;
+    k0 = (k0 + KEY_STEP_0) >>> 0;
+    k1 = (k1 + KEY_STEP_1) >>> 0;
+  }
+  return [c0, c1, c2, c3];
+}
+
+/**
+ * The uniform number in [0, 1), with 53 random bits, that output position `position` draws.
+ * @param seed whole number; its low 64 bits in two's complement are the key.
+ * @param position 0 for the first output token, below 2^32.
+ */
+export function uniform(seed: number, position: number): number {
+  const [high, low] = philox4x32([position, 0, 0, 0], [seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0]);
+  return (high * 2 ** 21 + (low >>> 11)) / 2 ** 53;
+}

@@ -1,0 +1,150 @@
+/**
+ * The next token from one row of logits. Runs on the JS thread for every token of every sequence of a batch, so greedy
+ * is one pass over the vocabulary and nothing of its size is allocated. In vLLM's order: minimum length, logit bias,
+ * penalties, then greedy or {@link draw}; logprobs are those of the untouched logits.
+ */
+import { ServingError } from '../process/errors.ts';
+import type { SampledToken, Sampling } from '../request/sequence.ts';
+import { draw } from './draw.ts';
+import { uniform } from './random.ts';
+
+/** How often each token stands in a sequence's output so far; what the penalties are made from. */
+export class OutputHistory {
+  readonly #counts = new Map<number, number>();
+
+  /** Every output token comes in here once, the one that prefill sampled included. */
+  add(id: number): void {
+    this.#counts.set(id, (this.#counts.get(id) ?? 0) + 1);
+  }
+
+  get counts(): ReadonlyMap<number, number> {
+    return this.#counts;
+  }
+}
+
+/** A logit as the model gave it, to be put back. */
+interface Original {
+  readonly id: number;
+  readonly logit: number;
+}
+
+/**
+ * @param logits [vocab], the model's own. Changed while this runs (bias, penalties), as they were when it returns or
+ *   throws.
+ * @param position of the token in the output: 0 for the first. The draw depends on (sampling.seed, position) alone.
+ * @param history the output before it.
+ * @throws ServingError runtime_failed where the model gave NaN or infinity or no token is left to choose;
+ *   invalid_request where a bias or stop id lies outside the vocabulary.
+ */
+export function sample(
+  logits: Float32Array,
+  sampling: Sampling,
+  position: number,
+  history: OutputHistory,
+): SampledToken {
+  const originals: Original[] = [];
+  let id: number;
+  try {
+    adjust(logits, sampling, position, history, originals);
+    id = argmax(logits);
+    if (sampling.temperature > 0) id = draw(logits, logits[id]!, sampling, uniform(sampling.seed, position));
+  } finally {
+    // Backwards, since an id may have been adjusted more than once.
+    for (let o = originals.length - 1; o >= 0; o--) logits[originals[o]!.id] = originals[o]!.logit;
+  }
+  return sampling.logprobs < 0 ? { id } : promptLogprob(logits, id, sampling.logprobs);
+}
+
+/**
+ * What the model itself makes of one token: natural logarithms of its softmax, whatever the sampling. For prompt tokens,
+ * and for those that {@link sample} chose.
+ * @param logits [vocab] at the position before the token; read only.
+ * @param count alternatives in `top`: the likeliest tokens (the given one may be among them), ties by lower id. Tokens
+ *   of probability 0 are never among them.
+ * @throws ServingError runtime_failed where the model gave NaN or infinity.
+ */
+export function promptLogprob(logits: Float32Array, id: number, count: number): SampledToken {
+  const max = logits[argmax(logits)]!;
+  let total = 0;
+  for (let i = 0; i < logits.length; i++) total += Math.exp(logits[i]! - max);
+  const logTotal = max + Math.log(total);
+  const top = likeliest(logits, count).map((best) => ({ id: best, logprob: logits[best]! - logTotal }));
+  return { id, logprob: logits[id]! - logTotal, top };
+}
+
+/** Applies minimum length, bias and penalties in place, noting in `originals` what stood there. */
+function adjust(
+  logits: Float32Array,
+  sampling: Sampling,
+  position: number,
+  history: OutputHistory,
+  originals: Original[],
+): void {
+  const add = (id: number, change: number) => {
+    const logit = logits[id];
+    if (logit === undefined) {
+      throw new ServingError('invalid_request', `token ${id} is not in the vocabulary of ${logits.length} tokens`);
+    }
+    originals.push({ id, logit });
+    logits[id] = logit + change;
+  };
+  if (position < sampling.minTokens) for (const id of sampling.stopTokenIds) add(id, -Infinity);
+  for (const [id, bias] of sampling.logitBias) add(id, bias);
+  const { frequencyPenalty, presencePenalty } = sampling;
+  if (frequencyPenalty !== 0 || presencePenalty !== 0) {
+    for (const [id, times] of history.counts) add(id, -(times * frequencyPenalty + presencePenalty));
+  }
+}
+
+/** Id of the largest logit, the lowest on ties. */
+function argmax(logits: Float32Array): number {
+  const vocab = logits.length;
+  let best = -Infinity;
+  let id = -1;
+  // Eight at a time, and `<=` so that NaN fails it: half the time of the plain loop (0.07 ms for 152k on one core).
+  for (let block = 0; block < vocab; block += 8) {
+    if (
+      block + 7 < vocab &&
+      logits[block]! <= best &&
+      logits[block + 1]! <= best &&
+      logits[block + 2]! <= best &&
+      logits[block + 3]! <= best &&
+      logits[block + 4]! <= best &&
+      logits[block + 5]! <= best &&
+      logits[block + 6]! <= best &&
+      logits[block + 7]! <= best
+    ) {
+      continue;
+    }
+    const end = Math.min(block + 8, vocab);
+    for (let i = block; i < end; i++) {
+      const logit = logits[i]!;
+      if (logit <= best) continue;
+      if (Number.isNaN(logit))
+        throw new ServingError('runtime_failed', `the model gave NaN as the logit of token ${i}`);
+      best = logit;
+      id = i;
+    }
+  }
+  if (!Number.isFinite(best)) {
+    throw new ServingError('runtime_failed', `the largest of ${vocab} logits is ${best}: no token can be chosen`);
+  }
+  return id;
+}
+
+/** Ids of the `count` largest logits, best first, ties by lower id; fewer where the rest have probability 0. */
+function likeliest(logits: Float32Array, count: number): number[] {
+  const best: number[] = [];
+  let bar = -Infinity;
+  if (count <= 0) return best;
+  for (let id = 0; id < logits.length; id++) {
+    const logit = logits[id]!;
+    if (logit <= bar) continue;
+    let place = best.length;
+    while (place > 0 && logits[best[place - 1]!]! < logit) place--;
+    best.splice(place, 0, id);
+    if (best.length > count) best.pop();
+    if (best.length === count) bar = logits[best[count - 1]!]!;
+  }
+  return best;
+}

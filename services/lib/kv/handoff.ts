@@ -1,0 +1,218 @@
+/**
+ * A KV cache as frames: how the sender packs them and how the receiver checks and unpacks them. The receiver takes
+ * frames in the order of {@link planFrames} only, each with its CRC, and an end that proves none is missing.
+ */
+import { crc32 } from 'node:zlib';
+import { ServingError } from '../process/errors.ts';
+import { describeLayout, type KvLayout, type KvRange, planFrames, rowCount } from './layout.ts';
+import type { KvPool } from './pool.ts';
+
+/** What the first frame says. */
+export interface KvManifest {
+  readonly fingerprint: string;
+  readonly layout: KvLayout;
+  readonly dtype: string;
+  /** Prompt positions that will follow. */
+  readonly positions: number;
+}
+
+export interface KvRows extends KvRange {
+  /** Of `data`. */
+  readonly crc32: number;
+  /** [rowEnd - rowStart, end - start, head_dim], float32 little-endian. */
+  readonly data: Uint8Array;
+}
+
+/** What the last frame says, to be compared with what came. */
+export interface KvEnd {
+  readonly frames: number;
+  readonly bytes: number;
+  /** CRC-32 over the frames' CRCs, each 4 bytes little-endian. */
+  readonly digest: number;
+}
+
+/** Running totals of a stream of frames; both sides keep one. */
+class Tally {
+  frames = 0;
+  bytes = 0;
+  digest = 0;
+
+  add(frame: KvRows): void {
+    const crc = Buffer.allocUnsafe(4);
+    crc.writeUInt32LE(frame.crc32);
+    this.digest = crc32(crc, this.digest);
+    this.bytes += frame.data.byteLength;
+    this.frames++;
+  }
+}
+
+/** Packs finished positions of one slot, frame by frame. */
+export class KvSender {
+  readonly #pool: KvPool;
+  readonly #slot: number;
+  readonly #tally = new Tally();
+
+  constructor(pool: KvPool, slot: number) {
+    this.#pool = pool;
+    this.#slot = slot;
+  }
+
+  /** Frames of positions [start, end). Their data is copied: the slot may change afterwards. */
+  *pack(start: number, end: number): Generator<KvRows> {
+    const { headDim } = this.#pool.layout;
+    for (const range of planFrames(this.#pool.layout, start, end)) {
+      const span = (range.end - range.start) * headDim;
+      const packed = new Float32Array((range.rowEnd - range.rowStart) * span);
+      for (let row = range.rowStart; row < range.rowEnd; row++) {
+        packed.set(this.#pool.row(this.#slot, row, range.start, range.end), (row - range.rowStart) * span);
+      }
+      const data = new Uint8Array(packed.buffer);
+      const frame = { ...range, data, crc32: crc32(data) };
+      this.#tally.add(frame);
+      yield frame;
+    }
+  }
+
+  end(): KvEnd {
+    const { frames, bytes, digest } = this.#tally;
+    return { frames, bytes, digest };
+  }
+}
+
+/** Writes a stream of frames into one slot, checking each. */
+export class KvReceiver {
+  readonly #pool: KvPool;
+  readonly #slot: number;
+  readonly #fingerprint: string;
+  readonly #tally = new Tally();
+  /** [row, head_dim]: position 0 of every row, see {@link commit}. */
+  readonly #first: Float32Array;
+  #positions = -1;
+  /** Where the next frame must begin. */
+  #next = { start: 0, end: 0, row: 0 };
+  #complete = false;
+
+  constructor(pool: KvPool, slot: number, fingerprint: string) {
+    this.#pool = pool;
+    this.#slot = slot;
+    this.#fingerprint = fingerprint;
+    this.#first = new Float32Array(rowCount(pool.layout) * pool.layout.headDim);
+  }
+
+  get bytes(): number {
+    return this.#tally.bytes;
+  }
+
+  /** @throws ServingError fingerprint_mismatch, kv_layout_mismatch or context_length_exceeded. */
+  manifest(manifest: KvManifest): void {
+    const mine = this.#pool.layout;
+    if (manifest.fingerprint !== this.#fingerprint) {
+      throw new ServingError(
+        'fingerprint_mismatch',
+        `the KV cache is of model ${manifest.fingerprint}, this worker serves ${this.#fingerprint}`,
+      );
+    }
+    const same =
+      manifest.dtype === 'float32' &&
+      manifest.layout.layers === mine.layers &&
+      manifest.layout.kvHeads === mine.kvHeads &&
+      manifest.layout.headDim === mine.headDim;
+    if (!same) {
+      throw new ServingError(
+        'kv_layout_mismatch',
+        `the KV cache is ${describeLayout(manifest.layout)} of ${manifest.dtype}, this worker holds ${describeLayout(mine)} of float32`,
+      );
+    }
+    if (manifest.positions >= this.#pool.capacity) {
+      throw new ServingError(
+        'context_length_exceeded',
+        `the KV cache has ${manifest.positions} positions, a slot here holds ${this.#pool.capacity}`,
+      );
+    }
+    this.#positions = manifest.positions;
+  }
+
+  /** @throws ServingError kv_digest_mismatch for damaged bytes, kv_truncated for a frame that is not the next one. */
+  rows(frame: KvRows): void {
+    const { headDim } = this.#pool.layout;
+    const span = (frame.end - frame.start) * headDim;
+    if (!this.#isNext(frame) || frame.data.byteLength !== (frame.rowEnd - frame.rowStart) * span * 4) {
+      throw new ServingError(
+        'kv_truncated',
+        `KV frame ${this.#tally.frames} is rows [${frame.rowStart}, ${frame.rowEnd}) of positions [${frame.start}, ${frame.end}) in ${frame.data.byteLength} bytes; expected row ${this.#next.row} from position ${this.#next.start} of ${this.#positions}`,
+      );
+    }
+    const crc = crc32(frame.data);
+    if (crc !== frame.crc32) {
+      throw new ServingError(
+        'kv_digest_mismatch',
+        `KV frame ${this.#tally.frames} was damaged on the way: CRC-32 ${hex(crc)}, sent as ${hex(frame.crc32)}`,
+      );
+    }
+    const data = aligned(frame.data);
+    for (let row = frame.rowStart; row < frame.rowEnd; row++) {
+      const source = data.subarray((row - frame.rowStart) * span, (row - frame.rowStart + 1) * span);
+      this.#pool.row(this.#slot, row, frame.start, frame.end).set(source);
+      if (frame.start === 0) this.#first.set(source.subarray(0, headDim), row * headDim);
+    }
+    this.#tally.add(frame);
+    const done = frame.rowEnd === rowCount(this.#pool.layout);
+    this.#next = done
+      ? { start: frame.end, end: 0, row: 0 }
+      : { start: frame.start, end: frame.end, row: frame.rowEnd };
+  }
+
+  /** @throws ServingError kv_truncated or kv_digest_mismatch when what came is not all that was sent. */
+  end(end: KvEnd): void {
+    if (this.#next.start !== this.#positions || this.#next.row !== 0 || end.frames !== this.#tally.frames) {
+      throw new ServingError(
+        'kv_truncated',
+        `the KV stream ended at position ${this.#next.start} of ${this.#positions}, after ${this.#tally.frames} of ${end.frames} frames`,
+      );
+    }
+    if (end.digest !== this.#tally.digest || end.bytes !== this.#tally.bytes) {
+      throw new ServingError(
+        'kv_digest_mismatch',
+        `the KV stream's digest is ${hex(this.#tally.digest)}, sent as ${hex(end.digest)}`,
+      );
+    }
+    this.#complete = true;
+  }
+
+  /**
+   * Writes position 0 once more. A slot that is being filled rides along in running decode steps as if it were empty,
+   * and each such step writes its own key and value to position 0. Called between two steps, when the sequence joins.
+   * @throws ServingError kv_truncated when the end was not reached.
+   */
+  commit(): void {
+    if (!this.#complete) {
+      throw new ServingError(
+        'kv_truncated',
+        `the KV stream broke off at position ${this.#next.start} of ${this.#positions}`,
+      );
+    }
+    const { headDim } = this.#pool.layout;
+    for (let row = 0; row < rowCount(this.#pool.layout); row++) {
+      this.#pool.row(this.#slot, row, 0, 1).set(this.#first.subarray(row * headDim, (row + 1) * headDim));
+    }
+  }
+
+  #isNext(frame: KvRange): boolean {
+    const next = this.#next;
+    return (
+      frame.start === next.start &&
+      frame.rowStart === next.row &&
+      frame.rowEnd > frame.rowStart &&
+      frame.rowEnd <= rowCount(this.#pool.layout) &&
+      (next.row === 0 ? frame.end > frame.start && frame.end <= this.#positions : frame.end === next.end)
+    );
+  }
+}
+
+/** Bytes as floats; a message's bytes may lie at any offset. */
+function aligned(bytes: Uint8Array): Float32Array {
+  const source = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
+  return new Float32Array(source.buffer, source.byteOffset, source.byteLength / 4);
+}
+
+const hex = (crc: number) => crc.toString(16).padStart(8, '0');

@@ -1,0 +1,50 @@
+/**
+ * The shape of a KV cache and how it is cut for the wire. K and V of a layer are each [slot, kv_head, position, head_dim];
+ * a *row* is one (layer, K or V, head): row = (layer * 2 + (0 for K, 1 for V)) * kv_heads + head. Within a slot a row is
+ * [capacity, head_dim] and contiguous, so any [start, end) of its positions is one copy.
+ */
+
+export interface KvLayout {
+  readonly layers: number;
+  readonly kvHeads: number;
+  /** Elements of one head's key or value at one position. */
+  readonly headDim: number;
+}
+
+/** Rows [rowStart, rowEnd) of positions [start, end). */
+export interface KvRange {
+  readonly start: number;
+  readonly end: number;
+  readonly rowStart: number;
+  readonly rowEnd: number;
+}
+
+/** 1 MiB: the message size at which grpc-js streams fastest (0.55 GB/s at 64 KiB, 1.67 at 1 MiB, 1.07 at 4 MiB). */
+export const FRAME_BYTES = 1 << 20;
+
+export const rowCount = (layout: KvLayout) => layout.layers * 2 * layout.kvHeads;
+
+/** Bytes of all rows at one position, in float32. */
+export const positionBytes = (layout: KvLayout) => rowCount(layout) * layout.headDim * 4;
+
+/**
+ * Cuts positions [start, end) of all rows into ranges of at most `frameBytes` each (at least one row of one position):
+ * positions ascend, and within the same positions rows ascend, without gap or overlap.
+ */
+export function planFrames(layout: KvLayout, start: number, end: number, frameBytes = FRAME_BYTES): KvRange[] {
+  const rows = rowCount(layout);
+  const cell = layout.headDim * 4;
+  const span = Math.max(1, Math.min(end - start, Math.floor(frameBytes / cell)));
+  const ranges: KvRange[] = [];
+  for (let from = start; from < end; from += span) {
+    const to = Math.min(end, from + span);
+    const rowsPerFrame = Math.max(1, Math.floor(frameBytes / (cell * (to - from))));
+    for (let row = 0; row < rows; row += rowsPerFrame) {
+      ranges.push({ start: from, end: to, rowStart: row, rowEnd: Math.min(rows, row + rowsPerFrame) });
+    }
+  }
+  return ranges;
+}
+
+/** For messages: what two workers must share to exchange KV. */
+export const describeLayout = (l: KvLayout) => `${l.layers} layers x ${l.kvHeads} kv heads x ${l.headDim}`;

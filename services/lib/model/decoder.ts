@@ -1,0 +1,108 @@
+/**
+ * The language model's graph: one for prompt chunks and decode steps. Keys and values go in and out in the same
+ * buffers; soft tokens replace input embeddings at given positions; logits are computed for the wanted positions only.
+ *
+ * Inputs: `input_ids` int64 [batch, sequence] · `soft_tokens` float32 [soft, hidden] · `soft_positions` int64 [soft],
+ * indices into the batch × sequence rows · `logit_rows` int64 [rows], which of the sequence's positions get logits ·
+ * `seqlens_k` int32 [batch], valid positions less one after this step · `total_sequence_length` int32 scalar ·
+ * `past.{layer}.key|value` float32 [batch, kv_head, position, head_dim].
+ * Outputs: `logits` float32 [batch, rows, vocab] · `present.{layer}.key|value`, shaped as the past.
+ * `soft` and `rows` may be 0; without rows neither the last layer's MLP nor the output projection costs anything.
+ */
+import { expectTensor, type TensorSource } from './checkpoint.ts';
+import { type Dim, Graph, type Value } from './graph.ts';
+import { lookUp, multiply, storeMatrix, type WeightFormat } from './linear.ts';
+import type { DecoderSpec } from './spec.ts';
+import { Transformer, tensorPrefix } from './transformer.ts';
+
+export interface DecoderFormat {
+  /** Matrices of the layers. */
+  readonly layers: WeightFormat;
+  /** The embedding table and the output projection. */
+  readonly vocabulary: WeightFormat;
+  /** Positions that the rotation tables hold: no sequence may be longer. */
+  readonly maxPositions: number;
+}
+
+/** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape */
+export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: DecoderFormat): Graph {
+  const graph = new Graph();
+  const { hidden, vocab, kvHeads, headDim } = spec;
+  const ids = graph.input('input_ids', 'int64', ['batch', 'sequence']);
+  const softTokens = graph.input('soft_tokens', 'float32', ['soft', hidden]);
+  const softPositions = graph.input('soft_positions', 'int64', ['soft']);
+  const logitRows = graph.input('logit_rows', 'int64', ['rows']);
+  const lastPositions = graph.input('seqlens_k', 'int32', ['batch']);
+  const totalPositions = graph.input('total_sequence_length', 'int32', []);
+  const cache: Dim[] = ['batch', kvHeads, 'capacity', headDim];
+
+  const flat = graph.node('Reshape', 'ids.flat', [ids, graph.int64('flat.shape', [-1])]);
+  const tableName = `${tensorPrefix(source)}embed_tokens.weight`;
+  const matrix = {
+    name: 'embed',
+    rows: vocab,
+    columns: hidden,
+    read: expectTensor(source, tableName, [vocab, hidden]),
+  };
+  const table = storeMatrix(graph, matrix, format.vocabulary, true);
+  const embedded = lookUp(graph, 'ids.embedded', flat, table);
+  const at = graph.node('Unsqueeze', 'soft.indices', [softPositions, graph.int64('soft.axes', [1])]);
+  const embeddings = graph.node('ScatterND', 'embeddings', [embedded, at, softTokens]);
+
+  const batchShape = graph.node('Shape', 'batch.shape', [ids]);
+  const keep = rowPicker(graph, batchShape, logitRows);
+  const final = new Transformer(graph, spec, source, format.layers).apply(
+    embeddings,
+    {
+      batchShape,
+      lastPositions,
+      totalPositions,
+      maxPositions: format.maxPositions,
+      past: (layer) => [
+        graph.input(`past.${layer}.key`, 'float32', cache),
+        graph.input(`past.${layer}.value`, 'float32', cache),
+      ],
+      present: (layer) => [`present.${layer}.key`, `present.${layer}.value`],
+    },
+    keep,
+  );
+
+  const head = spec.tied
+    ? table
+    : storeMatrix(
+        graph,
+        {
+          name: 'lm_head',
+          rows: vocab,
+          columns: hidden,
+          read: expectTensor(source, 'lm_head.weight', [vocab, hidden]),
+        },
+        format.vocabulary,
+      );
+  const flatLogits = multiply(graph, 'logits.flat', final, head);
+  const batch = graph.node('Shape', 'batch.size', [ids], { start: 0, end: 1 });
+  const rows = graph.node('Shape', 'rows.size', [logitRows]);
+  const shape = graph.node('Concat', 'logits.shape', [batch, rows, graph.int64('vocab.size', [vocab])], { axis: 0 });
+  const logits = graph.node('Reshape', 'logits', [flatLogits, shape], { allowzero: 1 });
+  graph.output(logits, 'float32', ['batch', 'rows', vocab]);
+  for (let layer = 0; layer < spec.layers; layer++) {
+    for (const part of ['key', 'value']) graph.output(`present.${layer}.${part}` as Value, 'float32', cache);
+  }
+  return graph;
+}
+
+/** Picks the same positions of every sequence: [batch × sequence, width] → [batch × rows, width]. */
+function rowPicker(graph: Graph, batchShape: Value, logitRows: Value): (flat: Value, name: string) => Value {
+  const [one, zero] = [graph.int64('keep.one', [1]), graph.int64('keep.zero', 0)];
+  // Row b × sequence + r of the flat activations, for each b and r.
+  const sequence = graph.node('Gather', 'keep.sequence', [batchShape, graph.int64('keep.sequence_axis', 1)], {
+    axis: 0,
+  });
+  const rowCount = graph.node('Gather', 'keep.batch', [batchShape, zero], { axis: 0 });
+  const end = graph.node('Mul', 'keep.end', [rowCount, sequence]);
+  const starts = graph.node('Range', 'keep.starts', [zero, end, sequence]);
+  const column = graph.node('Unsqueeze', 'keep.column', [starts, one]);
+  const grid = graph.node('Add', 'keep.grid', [column, logitRows]);
+  const indices = graph.node('Reshape', 'keep.indices', [grid, graph.int64('keep.flat', [-1])]);
+  return (flat, name) => graph.node('Gather', name, [flat, indices], { axis: 0 });
+}

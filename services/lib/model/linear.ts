@@ -1,0 +1,97 @@
+/**
+ * A matrix of weights in a graph, in 32-bit floats or quantised: as a linear layer, or as a table of embeddings. Rows of
+ * activations are flat, [rows, columns], so that a checkpoint's [out, in] layout is used as it lies.
+ */
+import type { TensorReader } from './checkpoint.ts';
+import type { Graph, Value } from './graph.ts';
+import { type BlockFormat, blockThatDivides, quantize } from './quantize.ts';
+
+/** How matrices are stored. */
+export type WeightFormat = 'fp32' | BlockFormat;
+
+export interface Matrix {
+  readonly name: string;
+  /** Output width. */
+  readonly rows: number;
+  /** Input width. */
+  readonly columns: number;
+  /** Reads [rows, columns]. */
+  readonly read: TensorReader;
+}
+
+/** A stored matrix, to multiply by and, if it is a table, to look rows up in. */
+type StoredMatrix = { readonly rows: number; readonly columns: number } & (
+  | { readonly kind: 'fp32'; readonly weight: Value }
+  | {
+      readonly kind: 'blocks';
+      readonly format: BlockFormat;
+      readonly packed: Value;
+      readonly scales: Value;
+      readonly rowScales?: Value;
+    }
+);
+
+/**
+ * Declares a matrix. One whose width no block divides stays in 32-bit floats.
+ * @param table also prepare it for {@link lookUp}
+ */
+export function storeMatrix(graph: Graph, matrix: Matrix, format: WeightFormat, table = false): StoredMatrix {
+  const { name, rows, columns, read } = matrix;
+  const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
+  if (format === 'fp32' || block === undefined) {
+    return { kind: 'fp32', rows, columns, weight: graph.weight(`${name}.weight`, [rows, columns], read) };
+  }
+  const { bits } = format;
+  const blocks = columns / block;
+  const parts = [
+    { name: `${name}.packed`, type: 'uint8' as const, dims: [rows, blocks, (block * bits) / 8] },
+    { name: `${name}.scales`, type: 'float32' as const, dims: [rows, blocks] },
+    // The look-up wants the same scales with one more dimension; a Reshape would be folded into a copy as well.
+    ...(table ? [{ name: `${name}.row_scales`, type: 'float32' as const, dims: [rows, blocks, 1] }] : []),
+  ];
+  const [packed, scales, rowScales] = graph.weightGroup(parts, async () => {
+    const quantized = quantize(await read(), { bits, block });
+    return [quantized.packed, quantized.scales, quantized.scales].slice(0, parts.length);
+  });
+  return { kind: 'blocks', rows, columns, format: { bits, block }, packed: packed!, scales: scales!, rowScales };
+}
+
+/** input [rows, columns] times the matrix, plus the bias if there is one. */
+export function multiply(graph: Graph, output: string, input: Value, matrix: StoredMatrix, bias?: Value): Value {
+  if (matrix.kind === 'fp32') {
+    return graph.node('Gemm', output, bias ? [input, matrix.weight, bias] : [input, matrix.weight], { transB: 1 });
+  }
+  const inputs = [input, matrix.packed, matrix.scales, ...(bias ? [undefined, undefined, bias] : [])];
+  return graph.node('MatMulNBits', output, inputs, {
+    K: matrix.columns,
+    N: matrix.rows,
+    bits: matrix.format.bits,
+    block_size: matrix.format.block,
+    // 4: activations are rounded to 8 bits per block; the others multiply in 32-bit floats, several times slower.
+    accuracy_level: 4,
+  });
+}
+
+/** Declares a linear layer and applies it to `input` [rows, columns]. */
+export function linear(
+  graph: Graph,
+  input: Value,
+  matrix: Matrix & { readonly bias?: TensorReader },
+  format: WeightFormat,
+): Value {
+  const bias = matrix.bias && graph.weight(`${matrix.name}.bias`, [matrix.rows], matrix.bias);
+  return multiply(graph, matrix.name, input, storeMatrix(graph, matrix, format), bias);
+}
+
+/** The rows of a table that `ids` [n] name: [n, columns]. */
+export function lookUp(graph: Graph, output: string, ids: Value, table: StoredMatrix): Value {
+  if (table.kind === 'fp32') return graph.node('Gather', output, [table.weight, ids], { axis: 0 });
+  const { bits, block } = table.format;
+  const blocks = graph.node('GatherBlockQuantized', `${output}.blocks`, [table.packed, ids, table.rowScales], {
+    bits,
+    block_size: block,
+    gather_axis: 0,
+    quantize_axis: 2,
+  });
+  return graph.node('Reshape', output, [blocks, graph.int64(`${output}.shape`, [-1, table.columns])]);
+}

@@ -1,0 +1,205 @@
+/**
+ * Writes a graph as an ONNX file: the structure as protobuf in `model.onnx`, the weights beside it in `model.bin`,
+ * one after the other at page boundaries so that the runtime can map them. Weights pass through memory one at a time
+ * and offsets are decimal strings, so the size of a model is bounded by the disk alone.
+ */
+import { createHash, type Hash } from 'node:crypto';
+import { type FileHandle, open, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import protobuf from 'protobufjs';
+import {
+  type Constant,
+  type ElementType,
+  type Graph,
+  type Node,
+  OPERATORS,
+  type StoredArray,
+  type TensorForm,
+} from './graph.ts';
+
+/** The part of onnx.proto that graphs of ours use; field numbers are the format's. */
+const SCHEMA = `
+syntax = "proto3";
+message StringStringEntryProto { string key = 1; string value = 2; }
+message OperatorSetIdProto { string domain = 1; int64 version = 2; }
+message AttributeProto { string name = 1; optional float f = 2; optional int64 i = 3; optional bytes s = 4; int32 type = 20; }
+message NodeProto {
+  repeated string input = 1; repeated string output = 2; string name = 3; string op_type = 4;
+  repeated AttributeProto attribute = 5; string domain = 7;
+}
+message TensorProto {
+  repeated int64 dims = 1; int32 data_type = 2; string name = 8; bytes raw_data = 9;
+  repeated StringStringEntryProto external_data = 13; int32 data_location = 14;
+}
+message TensorShapeProto {
+  message Dimension { oneof value { int64 dim_value = 1; string dim_param = 2; } }
+  repeated Dimension dim = 1;
+}
+message TypeProto {
+  message Tensor { int32 elem_type = 1; TensorShapeProto shape = 2; }
+  Tensor tensor_type = 1;
+}
+message ValueInfoProto { string name = 1; TypeProto type = 2; }
+message GraphProto {
+  repeated NodeProto node = 1; string name = 2; repeated TensorProto initializer = 5;
+  repeated ValueInfoProto input = 11; repeated ValueInfoProto output = 12;
+}
+message ModelProto {
+  int64 ir_version = 1; string producer_name = 2; GraphProto graph = 7; repeated OperatorSetIdProto opset_import = 8;
+}`;
+const ModelProto = protobuf.parse(SCHEMA, { keepCase: true }).root.lookupType('ModelProto');
+
+const IR_VERSION = 10;
+const OPSET = 21;
+const TYPE_ID = { float32: 1, uint8: 2, int32: 6, int64: 7, bool: 9 } as const satisfies Record<ElementType, number>;
+const ATTRIBUTE = {
+  float: (value: number) => ({ type: 1, f: value }),
+  int: (value: number) => ({ type: 2, i: value }),
+  string: (value: string) => ({ type: 3, s: Buffer.from(value) }),
+  type: (value: ElementType) => ({ type: 2, i: TYPE_ID[value] }),
+} as const;
+
+/** Where weights start in `model.bin`: at a multiple of this, in bytes. */
+const ALIGNMENT = 4096;
+const WRITE_BYTES = 64 * 1024 * 1024;
+const EXTERNAL = 1;
+
+/** A file that was written: its size in bytes and the SHA-256 of its content, in hex. */
+export interface WrittenFile {
+  readonly name: string;
+  readonly bytes: number;
+  readonly sha256: string;
+}
+
+export interface WriteOptions {
+  readonly signal?: AbortSignal;
+  /** Told after each weight: bytes of weights written so far, and in all. */
+  readonly onProgress?: (done: number, total: number) => void;
+}
+
+const bytesOf = (data: StoredArray) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+
+const nodeProto = (node: Node) => {
+  const { domain, attributes } = OPERATORS[node.operator];
+  const kinds: Readonly<Record<string, keyof typeof ATTRIBUTE>> = attributes;
+  const attribute = Object.entries(node.attributes).map(([name, value]) => ({
+    name,
+    ...(ATTRIBUTE[kinds[name]!] as (value: number | string) => object)(value),
+  }));
+  return { op_type: node.operator, name: node.outputs[0], domain, input: node.inputs, output: node.outputs, attribute };
+};
+
+const valueProto = ({ name, type, dims }: TensorForm) => ({
+  name,
+  type: {
+    tensor_type: {
+      elem_type: TYPE_ID[type],
+      shape: { dim: dims.map((dim) => (typeof dim === 'number' ? { dim_value: dim } : { dim_param: dim })) },
+    },
+  },
+});
+
+const constantProto = ({ name, type, dims, data }: Constant) => ({
+  name,
+  dims,
+  data_type: TYPE_ID[type],
+  raw_data: bytesOf(data),
+});
+
+const weightProto = ({ name, type, dims }: TensorForm, file: string, offset: number, length: number) => ({
+  name,
+  dims,
+  data_type: TYPE_ID[type],
+  data_location: EXTERNAL,
+  external_data: [
+    { key: 'location', value: file },
+    { key: 'offset', value: String(offset) },
+    { key: 'length', value: String(length) },
+  ],
+});
+
+const BYTES_PER_ELEMENT = { float32: 4, uint8: 1, int32: 4, int64: 8 } as const;
+const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =>
+  dims.reduce((product, dim) => product * dim, BYTES_PER_ELEMENT[type]);
+
+/** Appends to a file, hashing what passes. */
+class Appender {
+  readonly #handle: FileHandle;
+  readonly #hash: Hash = createHash('sha256');
+  position = 0;
+
+  constructor(handle: FileHandle) {
+    this.#handle = handle;
+  }
+
+  async append(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+    for (let done = 0; done < bytes.length; ) {
+      signal?.throwIfAborted();
+      const { bytesWritten } = await this.#handle.write(bytes.subarray(done, done + WRITE_BYTES));
+      this.#hash.update(bytes.subarray(done, done + bytesWritten));
+      done += bytesWritten;
+    }
+    this.position += bytes.length;
+  }
+
+  digest(): string {
+    return this.#hash.digest('hex');
+  }
+}
+
+/**
+ * Writes `model.bin`, then `model.onnx`, into `dir`. The same graph and weights give the same bytes.
+ * @throws the signal's reason when aborted; whatever reading a weight throws
+ */
+export async function writeModel(graph: Graph, dir: string, options: WriteOptions = {}): Promise<WrittenFile[]> {
+  const { signal, onProgress } = options;
+  const name = 'model.bin';
+  const total = graph.weights.flatMap(({ parts }) => parts).reduce((sum, part) => sum + byteLength(part), 0);
+  let done = 0;
+  const initializer: object[] = graph.constants.map(constantProto);
+  const handle = await open(join(dir, name), 'wx');
+  let weights: WrittenFile;
+  try {
+    const file = new Appender(handle);
+    for (const { parts, produce } of graph.weights) {
+      signal?.throwIfAborted();
+      const arrays = await produce();
+      for (const [i, part] of parts.entries()) {
+        const bytes = bytesOf(arrays[i]!);
+        const expected = byteLength(part);
+        if (bytes.length !== expected)
+          throw new Error(`weight ${part.name}: ${bytes.length} bytes instead of ${expected}`);
+        await file.append(new Uint8Array((ALIGNMENT - (file.position % ALIGNMENT)) % ALIGNMENT));
+        initializer.push(weightProto(part, name, file.position, bytes.length));
+        await file.append(bytes, signal);
+        done += bytes.length;
+      }
+      onProgress?.(done, total);
+    }
+    weights = { name, bytes: file.position, sha256: file.digest() };
+  } finally {
+    await handle.close();
+  }
+  return [await writeStructure(graph, initializer, dir), weights];
+}
+
+async function writeStructure(graph: Graph, initializer: object[], dir: string): Promise<WrittenFile> {
+  const bytes = ModelProto.encode({
+    ir_version: IR_VERSION,
+    producer_name: 'llavacode',
+    opset_import: [
+      { domain: '', version: OPSET },
+      { domain: 'com.microsoft', version: 1 },
+    ],
+    graph: {
+      name: 'graph',
+      node: graph.nodes.map(nodeProto),
+      initializer,
+      input: graph.inputs.map(valueProto),
+      output: graph.outputs.map(valueProto),
+    },
+  }).finish();
+  const name = 'model.onnx';
+  await writeFile(join(dir, name), bytes, { flag: 'wx' });
+  return { name, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') };
+}

@@ -1,0 +1,72 @@
+/**
+ * Files → chunks, and text → identifier sets.
+ *
+ * The paper cuts code into windows of 10·n lines that overlap by 5·n (§4.1; n = lines to complete). An index is built
+ * before anybody completes anything, so n is 1: windows of 10 lines, one every 5. Blank lines are dropped first and do
+ * not count, as in the data builder whose format the authors use (Repoformer's 1_create_chunk.py; CrossCodeEval too):
+ * a window always holds ten lines of code. Line numbers are those of the file.
+ */
+import { createHash } from 'node:crypto';
+import { ServingError } from '../process/errors.ts';
+
+export interface Chunk {
+  /** SHA-256 over path, line range and text, in hex: the same chunk has the same id in every run. */
+  readonly id: string;
+  /** Relative to the repository's root, with forward slashes. */
+  readonly path: string;
+  /** 1-based, of the first line. */
+  readonly startLine: number;
+  /** 1-based and inclusive, of the last line. */
+  readonly endLine: number;
+  /** The lines without blank ones, joined by \n. */
+  readonly text: string;
+  /** Distinct identifiers, in order of appearance. */
+  readonly tokens: readonly string[];
+}
+
+export interface Chunking {
+  /** Non-blank lines of one chunk. */
+  readonly chunkLines: number;
+  /** Non-blank lines between the starts of two chunks. */
+  readonly chunkStride: number;
+}
+
+/** Words as Python's `\w+` finds them (letters and digits of any script), case-sensitive. */
+const WORD = /[\p{L}\p{N}_]+/gu;
+
+/** The identifier set that lexical retrieval compares. */
+export function identifiers(text: string): string[] {
+  return [...new Set(text.match(WORD))];
+}
+
+/**
+ * Windows over the non-blank lines of one file. The last window ends with the file; none lies wholly inside another.
+ * @throws ServingError config_invalid where the stride would skip lines.
+ */
+export function chunkFile(path: string, text: string, { chunkLines, chunkStride }: Chunking): Chunk[] {
+  if (chunkStride > chunkLines) {
+    throw new ServingError(
+      'config_invalid',
+      `chunk stride ${chunkStride} is larger than a chunk of ${chunkLines} lines: the lines between would be lost`,
+    );
+  }
+  const lines: { number: number; text: string }[] = [];
+  for (const [i, line] of text.split(/\r\n|\n|\r/).entries()) {
+    if (line.trim() !== '') lines.push({ number: i + 1, text: line });
+  }
+  const chunks: Chunk[] = [];
+  for (let start = 0; start < lines.length; start += chunkStride) {
+    const window = lines.slice(start, start + chunkLines);
+    chunks.push(makeChunk(path, window));
+    if (start + chunkLines >= lines.length) break;
+  }
+  return chunks;
+}
+
+function makeChunk(path: string, lines: readonly { number: number; text: string }[]): Chunk {
+  const startLine = lines[0]?.number as number;
+  const endLine = lines.at(-1)?.number as number;
+  const text = lines.map((line) => line.text).join('\n');
+  const id = createHash('sha256').update(`${path}\0${startLine}\0${endLine}\0${text}`).digest('hex');
+  return { id, path, startLine, endLine, text, tokens: identifiers(text) };
+}

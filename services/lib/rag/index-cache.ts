@@ -1,0 +1,109 @@
+/**
+ * The inverted indexes in memory, one per repository in use, each keyed by the version it was built from. A request
+ * looks up the current version (one small read); when there is a newer one, it is served from the old index while the
+ * new one is built beside it, in slices that let the event loop go on.
+ */
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { ServingError } from '../process/errors.ts';
+import { JaccardBuilder, type JaccardIndex } from './jaccard.ts';
+import { idAt } from './row.ts';
+import type { IndexSnapshot, Store } from './store.ts';
+
+export interface LoadedIndex extends IndexSnapshot {
+  readonly retriever: JaccardIndex;
+}
+
+/** Entries read and added between two turns of the event loop: a few ms. */
+const SLICE = 512;
+/** Indexes kept; the one unused longest goes first. */
+const MAX_REPOSITORIES = 64;
+/** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
+export const ATTEMPTS = 3;
+
+export class IndexCache {
+  readonly #store: Store;
+  /** In order of use. */
+  readonly #loaded = new Map<string, LoadedIndex>();
+  readonly #loading = new Map<string, Promise<LoadedIndex>>();
+
+  constructor(store: Store) {
+    this.#store = store;
+  }
+
+  /**
+   * The index to search now: of the current version, or of the last one known while that is being loaded.
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid.
+   */
+  async get(repo: string): Promise<LoadedIndex> {
+    const head = await this.#store.head(repo);
+    if (!head) {
+      this.#loaded.delete(repo);
+      throw notFound(repo);
+    }
+    const loaded = this.#loaded.get(repo);
+    if (!loaded) return this.load(repo);
+    this.#use(repo, loaded);
+    // A load that fails here is tried again by the next request, and reported once nothing old is left to serve.
+    if (loaded.head.version !== head.version) this.load(repo).catch(() => {});
+    return loaded;
+  }
+
+  /** Loads the current version; calls at the same time share one load. */
+  load(repo: string): Promise<LoadedIndex> {
+    const underWay = this.#loading.get(repo);
+    if (underWay) return underWay;
+    const loading = this.#read(repo)
+      .then((index) => {
+        this.#use(repo, index);
+        return index;
+      })
+      .finally(() => this.#loading.delete(repo));
+    this.#loading.set(repo, loading);
+    return loading;
+  }
+
+  #use(repo: string, index: LoadedIndex): void {
+    this.#loaded.delete(repo);
+    this.#loaded.set(repo, index);
+    const [oldest] = this.#loaded.keys();
+    if (this.#loaded.size > MAX_REPOSITORIES && oldest !== undefined) this.#loaded.delete(oldest);
+  }
+
+  async #read(repo: string): Promise<LoadedIndex> {
+    let seen = '';
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      const snapshot = await this.#store.snapshot(repo);
+      if (!snapshot) throw notFound(repo);
+      // Gone entries of a version that still stands were evicted or lost, not swept.
+      if (snapshot.head.version === seen) throw incomplete(repo, seen);
+      seen = snapshot.head.version;
+      const retriever = await this.#build(repo, snapshot);
+      if (retriever) return { ...snapshot, retriever };
+    }
+    throw unstable(repo);
+  }
+
+  /** Undefined where the version was swept meanwhile. */
+  async #build(repo: string, { head, ids }: IndexSnapshot): Promise<JaccardIndex | undefined> {
+    const builder = new JaccardBuilder();
+    for (let start = 0; start < head.chunks; start += SLICE) {
+      const length = Math.min(SLICE, head.chunks - start);
+      const slice = Array.from({ length }, (_, i) => idAt(ids, start + i));
+      for (const entry of await this.#store.entries(repo, slice)) {
+        if (!entry) return undefined;
+        builder.add(entry);
+      }
+      await nextTurn();
+    }
+    return builder.build();
+  }
+}
+
+const notFound = (repo: string) =>
+  new ServingError('repo_not_found', `there is no index of ${repo}`, { param: 'repo' });
+
+export const unstable = (repo: string) =>
+  new ServingError('store_unavailable', `the index of ${repo} changes faster than it can be read`);
+
+export const incomplete = (repo: string, version: string) =>
+  new ServingError('store_invalid', `version ${version} of the index of ${repo} has lost chunks (were keys evicted?)`);

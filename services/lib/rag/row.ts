@@ -1,0 +1,70 @@
+/** How both stores spell heads, ids, entries and contents as bytes. */
+import { ServingError } from '../process/errors.ts';
+import { decodeHalves, encodeHalves } from './half.ts';
+import type { ChunkContent, ChunkEntry, IndexHead, Row } from './store.ts';
+import { indexHead } from './store.ts';
+
+export const ID_BYTES = 32;
+
+/** @param ids in hex. */
+export const packIds = (ids: Iterable<string>) => Buffer.from([...ids].join(''), 'hex');
+
+/** The id (hex) of the chunk at `ordinal`. */
+export const idAt = (packed: Buffer, ordinal: number) =>
+  packed.toString('hex', ordinal * ID_BYTES, (ordinal + 1) * ID_BYTES);
+
+const invalid = (what: string, cause?: unknown) =>
+  new ServingError('store_invalid', `the store holds ${what}`, { cause });
+
+export const encodeHead = (head: IndexHead) => Buffer.from(JSON.stringify(head));
+
+/** @throws ServingError store_invalid. */
+export function decodeHead(repo: string, bytes: Buffer): IndexHead {
+  try {
+    return indexHead.parse(JSON.parse(bytes.toString()));
+  } catch (error) {
+    throw invalid(`an unreadable head of ${repo}`, error);
+  }
+}
+
+/** @throws ServingError store_invalid where head and ids disagree. */
+export function checkIds(repo: string, head: IndexHead, ids: Buffer): Buffer {
+  if (ids.length !== head.chunks * ID_BYTES) {
+    throw invalid(`${ids.length} bytes of chunk ids for ${repo}, whose head names ${head.chunks} chunks`);
+  }
+  return ids;
+}
+
+/** JSON [path, startLine, endLine, "token token …"]: tokens hold no spaces. */
+export const encodeEntry = ({ path, startLine, endLine, tokens }: Omit<ChunkEntry, 'id'>) =>
+  Buffer.from(JSON.stringify([path, startLine, endLine, tokens.join(' ')]));
+
+/** @throws ServingError store_invalid. */
+export function decodeEntry(id: string, bytes: Buffer): ChunkEntry {
+  let fields: unknown;
+  try {
+    fields = JSON.parse(bytes.toString());
+  } catch (error) {
+    throw invalid(`an unreadable entry of chunk ${id}`, error);
+  }
+  const [path, startLine, endLine, tokens] = Array.isArray(fields) ? fields : [];
+  if (typeof path !== 'string' || typeof tokens !== 'string' || !Number.isInteger(startLine + endLine)) {
+    throw invalid(`an unreadable entry of chunk ${id}`);
+  }
+  return { id, path, startLine, endLine, tokens: tokens === '' ? [] : tokens.split(' ') };
+}
+
+/** uint32 bytes of the vector, the vector as fp16, the text as UTF-8; little-endian. */
+export function encodeContent({ chunk, vector }: Row): Buffer {
+  const halves = encodeHalves(vector);
+  const size = Buffer.allocUnsafe(4);
+  size.writeUInt32LE(halves.length);
+  return Buffer.concat([size, halves, Buffer.from(chunk.text)]);
+}
+
+/** @throws ServingError store_invalid. */
+export function decodeContent(id: string, bytes: Buffer): ChunkContent {
+  const size = bytes.length < 4 ? Number.POSITIVE_INFINITY : bytes.readUInt32LE();
+  if (size % 2 !== 0 || 4 + size > bytes.length) throw invalid(`an unreadable row of chunk ${id}`);
+  return { vector: decodeHalves(bytes.subarray(4, 4 + size)), text: bytes.toString('utf8', 4 + size) };
+}

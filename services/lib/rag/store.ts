@@ -1,0 +1,110 @@
+/**
+ * What an index is, wherever it is stored. Two stores hold one: Redis, and LMDB embedded on one machine.
+ *
+ * A repository has one *head*: which chunks make up its current version. Chunks lie beside it under their content hash,
+ * vectors under (fingerprint, content hash); neither ever changes once written. An index run adds what is missing, then
+ * replaces the head in one step, then sweeps what the new head does not name. So readers see the old version whole or
+ * the new one whole, a run that breaks off leaves only rows for the next one to reuse, and a reader that finds a chunk
+ * of its version swept knows that there is a newer one.
+ */
+import { z } from 'zod';
+import { ServingError } from '../process/errors.ts';
+import type { Chunk } from './chunk.ts';
+
+const digest = z.string().regex(/^[0-9a-f]{64}$/);
+
+export const indexHead = z.strictObject({
+  /** SHA-256 over fingerprint and chunk ids: equal content is the same version. */
+  version: digest,
+  /** Of the encoder and projector that made the vectors. */
+  fingerprint: z.string().min(1),
+  /** Values of one vector. */
+  hidden: z.int().min(1),
+  files: z.int().min(0),
+  chunks: z.int().min(0),
+  /** When this version was completed, ISO 8601. */
+  indexedAt: z.iso.datetime(),
+});
+export type IndexHead = Readonly<z.infer<typeof indexHead>>;
+
+/** A version in full. */
+export interface IndexSnapshot {
+  readonly head: IndexHead;
+  /** Ids of its chunks in the order of (path, line): [chunks] of 32 bytes; read by `idAt`. */
+  readonly ids: Buffer;
+}
+
+/** What retrieval keeps of a chunk in memory. */
+export type ChunkEntry = Omit<Chunk, 'text'>;
+
+/** What goes into a prompt. */
+export interface ChunkContent {
+  readonly text: string;
+  /** [hidden] */
+  readonly vector: Float32Array;
+}
+
+export interface Row {
+  readonly chunk: Chunk;
+  /** [hidden]; stored as fp16. */
+  readonly vector: Float32Array;
+}
+
+/**
+ * All calls fail with ServingError: store_unavailable where the store does not answer, store_invalid where it holds what
+ * cannot be read. Each has a deadline of its own.
+ */
+export interface Store {
+  /** Where it is, without credentials. */
+  readonly address: string;
+  /** One small read. Undefined: no such repository. */
+  head(repo: string): Promise<IndexHead | undefined>;
+  snapshot(repo: string): Promise<IndexSnapshot | undefined>;
+  /** In the order of `ids` (hex); undefined where there is none (any more). */
+  entries(repo: string, ids: readonly string[]): Promise<(ChunkEntry | undefined)[]>;
+  contents(repo: string, fingerprint: string, ids: readonly string[]): Promise<(ChunkContent | undefined)[]>;
+  /**
+   * The right to change a repository's index, held until released, or until `ttlMs` after the holder has died.
+   * @throws ServingError index_locked while another one has it.
+   */
+  lock(repo: string, ttlMs: number): Promise<IndexWriter>;
+  close(): Promise<void>;
+}
+
+/** All writes fail with index_locked, and change nothing, once another indexer has taken over. */
+export interface IndexWriter {
+  /** Ids (hex) of the chunks that are stored with a vector of `fingerprint`. */
+  stored(fingerprint: string): Promise<Set<string>>;
+  put(fingerprint: string, rows: readonly Row[]): Promise<void>;
+  /** Makes this the version that readers see. */
+  publish(snapshot: IndexSnapshot): Promise<void>;
+  /** Removes chunks and vectors that the published version does not name; answers how many chunks went. */
+  sweep(): Promise<number>;
+  release(): Promise<void>;
+}
+
+/** `owner/name`, `name`: what is safe in a key, a path and a URL. */
+const REPO = /^[A-Za-z0-9_][A-Za-z0-9_.-]*(\/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$/;
+const REPO_LENGTH = 200;
+
+/** @throws ServingError invalid_request. */
+export function checkRepoName(repo: string): void {
+  if (repo.length > REPO_LENGTH || !REPO.test(repo)) {
+    throw new ServingError(
+      'invalid_request',
+      `repository name ${JSON.stringify(repo.slice(0, REPO_LENGTH))} must be letters, digits, "_", "-", "." and "/", ` +
+        `no part starting with "." or "-", at most ${REPO_LENGTH} characters`,
+      { param: 'repo' },
+    );
+  }
+}
+
+/**
+ * @param url `redis://…` or `rediss://…`, connected to in the background; or `lmdb:DIR`, made where it is missing.
+ * @throws ServingError config_invalid for another URL, store_unavailable where DIR cannot be opened.
+ */
+export async function openStore(url: string): Promise<Store> {
+  if (/^rediss?:\/\//.test(url)) return (await import('./redis-store.ts')).openRedisStore(url);
+  if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length));
+  throw new ServingError('config_invalid', `store ${JSON.stringify(url)} is not redis://…, rediss://… or lmdb:DIR`);
+}

@@ -1,0 +1,130 @@
+/**
+ * The services of protos/llavacode/v1 as a caller sees them: async iterables and promises, one AbortSignal each, every
+ * failure a ServingError. Messages are typed by the files that `npm run build:rpc` generates.
+ */
+import { join } from 'node:path';
+import { type ChannelOptions, type ClientReadableStream, credentials, loadPackageDefinition } from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { PACKAGE_ROOT } from '../process/config.ts';
+import type { ProtoGrpcType as DecodeProto } from './gen/decode.ts';
+import type { DecodeEvent__Output } from './gen/llavacode/v1/DecodeEvent.ts';
+import type { DecodeRequest } from './gen/llavacode/v1/DecodeRequest.ts';
+import type { KvFrame__Output } from './gen/llavacode/v1/KvFrame.ts';
+import type { PrefillEvent__Output } from './gen/llavacode/v1/PrefillEvent.ts';
+import type { PrefillRequest } from './gen/llavacode/v1/PrefillRequest.ts';
+import type { PullRequest } from './gen/llavacode/v1/PullRequest.ts';
+import type { WorkerDescription__Output } from './gen/llavacode/v1/WorkerDescription.ts';
+import type { ProtoGrpcType as PrefillProto } from './gen/prefill.ts';
+import { fromStatus } from './status.ts';
+
+/** The protos, parsed; servers add their services and reflection from it. */
+export const packageDefinition = loadSync(['llavacode/v1/prefill.proto', 'llavacode/v1/decode.proto'], {
+  includeDirs: [join(PACKAGE_ROOT, 'protos')],
+  longs: Number,
+  enums: String,
+  defaults: true,
+  oneofs: true,
+});
+export const protocol = (loadPackageDefinition(packageDefinition) as unknown as PrefillProto & DecodeProto).llavacode
+  .v1;
+
+export const CHANNEL: ChannelOptions = {
+  'grpc.max_receive_message_length': 64 << 20,
+  'grpc.max_send_message_length': 64 << 20,
+  // KV frames of 1 MiB stream at 1.67 GB/s on loopback with this window.
+  'grpc-node.flow_control_window': 16 << 20,
+  // A peer whose machine is gone is noticed within 15 s.
+  'grpc.keepalive_time_ms': 10_000,
+  'grpc.keepalive_timeout_ms': 5_000,
+  'grpc.keepalive_permit_without_calls': 1,
+};
+
+export interface PrefillClient {
+  /** Stays open until the KV has been handed over. */
+  prefill(request: PrefillRequest, signal: AbortSignal): AsyncIterable<PrefillEvent__Output>;
+  describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
+  close(): void;
+}
+
+export interface DecodeClient {
+  decode(request: DecodeRequest, signal: AbortSignal): AsyncIterable<DecodeEvent__Output>;
+  describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
+  close(): void;
+}
+
+export interface KvClient {
+  pull(request: PullRequest, signal: AbortSignal): AsyncIterable<KvFrame__Output>;
+  release(leaseId: string, signal: AbortSignal): Promise<void>;
+  close(): void;
+}
+
+export function connectPrefill(address: string): PrefillClient {
+  const client = new protocol.Prefill(address, credentials.createInsecure(), CHANNEL);
+  return {
+    prefill: (request, signal) => stream(address, signal, () => client.prefill(request)),
+    describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
+    close: () => client.close(),
+  };
+}
+
+export function connectDecode(address: string): DecodeClient {
+  const client = new protocol.Decode(address, credentials.createInsecure(), CHANNEL);
+  return {
+    decode: (request, signal) => stream(address, signal, () => client.decode(request)),
+    describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
+    close: () => client.close(),
+  };
+}
+
+export function connectKv(address: string): KvClient {
+  const client = new protocol.Kv(address, credentials.createInsecure(), CHANNEL);
+  return {
+    pull: (request, signal) => stream(address, signal, () => client.pull(request)),
+    release: async (leaseId, signal) => {
+      await unary(address, signal, (done) => client.release({ leaseId }, done));
+    },
+    close: () => client.close(),
+  };
+}
+
+/** A server stream; aborting the signal or leaving the loop cancels the call. */
+async function* stream<T>(
+  peer: string,
+  signal: AbortSignal,
+  start: () => ClientReadableStream<T>,
+): AsyncGenerator<T, void, undefined> {
+  signal.throwIfAborted();
+  const call = start();
+  const cancel = () => call.cancel();
+  signal.addEventListener('abort', cancel, { once: true });
+  try {
+    for await (const message of call) {
+      signal.throwIfAborted();
+      yield message as T;
+    }
+  } catch (error) {
+    signal.throwIfAborted();
+    throw fromStatus(error, peer);
+  } finally {
+    signal.removeEventListener('abort', cancel);
+    call.on('error', () => {}); // a cancelled call reports itself once more
+    call.cancel();
+  }
+}
+
+function unary<T>(
+  peer: string,
+  signal: AbortSignal,
+  start: (done: (error: Error | null, answer?: T) => void) => { cancel(): void },
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) return reject(signal.reason);
+    const cancel = () => call.cancel();
+    const call = start((error, answer) => {
+      signal.removeEventListener('abort', cancel);
+      if (error || answer === undefined) reject(signal.aborted ? signal.reason : fromStatus(error, peer));
+      else resolve(answer);
+    });
+    signal.addEventListener('abort', cancel, { once: true });
+  });
+}

@@ -1,0 +1,44 @@
+/** The nouns of request/ as messages and back. */
+import type { FinishReason, SampledToken, Sampling, SoftTokens } from '../request/sequence.ts';
+import type { Sampling__Output, Sampling as SamplingMessage } from './gen/llavacode/v1/Sampling.ts';
+import type { SoftTokens__Output, SoftTokens as SoftTokensMessage } from './gen/llavacode/v1/SoftTokens.ts';
+import type { Token__Output } from './gen/llavacode/v1/Token.ts';
+
+export const samplingMessage = (sampling: Sampling): SamplingMessage => ({
+  ...sampling,
+  logitBias: Object.fromEntries(sampling.logitBias),
+  stopTokenIds: [...sampling.stopTokenIds],
+});
+
+export const readSampling = (message: Sampling__Output): Sampling => ({
+  ...message,
+  logitBias: new Map(Object.entries(message.logitBias).map(([id, bias]) => [Number(id), bias])),
+});
+
+export const softTokensMessage = (soft: SoftTokens): SoftTokensMessage => ({
+  positions: Array.from(soft.positions),
+  vectors: new Uint8Array(soft.vectors.buffer, soft.vectors.byteOffset, soft.vectors.byteLength),
+});
+
+export function readSoftTokens(message: SoftTokens__Output | null): SoftTokens {
+  const bytes = message?.vectors ?? Buffer.alloc(0);
+  const vectors = new Float32Array(Math.floor(bytes.length / 4));
+  // Copied: the bytes of a message may lie at an offset that floats may not.
+  new Uint8Array(vectors.buffer).set(bytes.subarray(0, vectors.byteLength));
+  return { positions: Int32Array.from(message?.positions ?? []), vectors };
+}
+
+export const tokenMessage = (token: SampledToken) => ({
+  id: token.id,
+  logprob: token.logprob ?? 0,
+  top: token.top?.map((alternative) => ({ ...alternative })) ?? [],
+});
+
+/** @param logprobs whether they were asked for; without, the message's zeros mean nothing. */
+export const readToken = (message: Token__Output, logprobs: boolean): SampledToken =>
+  logprobs ? { id: message.id, logprob: message.logprob, top: message.top } : { id: message.id };
+
+/** "" stands for a sequence that goes on. */
+export function readFinishReason(text: string): FinishReason | undefined {
+  return text === 'stop' || text === 'length' ? text : undefined;
+}

@@ -1,0 +1,104 @@
+/**
+ * A gRPC server whose methods are async generators and async functions: one AbortSignal a call, aborted when the caller
+ * goes; writes wait for the socket; whatever is thrown becomes a coded status. Health and reflection come with it.
+ */
+import { once } from 'node:events';
+import {
+  type handleServerStreamingCall,
+  type handleUnaryCall,
+  Server,
+  ServerCredentials,
+  type ServiceDefinition,
+  type UntypedServiceImplementation,
+} from '@grpc/grpc-js';
+import { ReflectionService } from '@grpc/reflection';
+import { HealthImplementation } from 'grpc-health-check';
+import { ServingError } from '../process/errors.ts';
+import { CHANNEL, packageDefinition, protocol } from './contract.ts';
+import { toStatus } from './status.ts';
+
+/** Answers one call with a stream; leaving early is an abort of `signal`. */
+export type Streaming<Request, Message> = (request: Request, signal: AbortSignal) => AsyncIterable<Message>;
+
+export function streaming<Request, Message>(
+  method: Streaming<Request, Message>,
+): handleServerStreamingCall<Request, Message> {
+  return async (call) => {
+    const gone = new AbortController();
+    call.on('cancelled', () => gone.abort(new ServingError('client_gone', 'the caller cancelled')));
+    try {
+      for await (const message of method(call.request, gone.signal)) {
+        if (gone.signal.aborted) return;
+        if (!call.write(message)) await once(call, 'drain', { signal: gone.signal });
+      }
+      call.end();
+    } catch (error) {
+      if (!gone.signal.aborted) call.emit('error', toStatus(error));
+    }
+  };
+}
+
+export function unary<Request, Answer>(
+  method: (request: Request) => Promise<Answer>,
+): handleUnaryCall<Request, Answer> {
+  return (call, done) => {
+    method(call.request).then(
+      (answer) => done(null, answer),
+      (error) => done(toStatus(error)),
+    );
+  };
+}
+
+export interface RpcServer {
+  /** host:port, with the port that was taken. */
+  readonly address: string;
+  /** What the health service says of the whole server. */
+  setServing(serving: boolean): void;
+  /** Takes no new calls and waits for those under way; when `deadline` aborts, they are cut. */
+  close(deadline: AbortSignal): Promise<void>;
+}
+
+interface Mounted {
+  readonly definition: ServiceDefinition;
+  readonly methods: UntypedServiceImplementation;
+}
+
+export const mount = {
+  prefill: (methods: UntypedServiceImplementation): Mounted => ({ definition: protocol.Prefill.service, methods }),
+  decode: (methods: UntypedServiceImplementation): Mounted => ({ definition: protocol.Decode.service, methods }),
+  kv: (methods: UntypedServiceImplementation): Mounted => ({ definition: protocol.Kv.service, methods }),
+};
+
+/** @throws ServingError address_in_use. */
+export async function serveRpc(host: string, port: number, services: readonly Mounted[]): Promise<RpcServer> {
+  const server = new Server(CHANNEL);
+  for (const { definition, methods } of services) server.addService(definition, methods);
+  const health = new HealthImplementation({ '': 'NOT_SERVING' });
+  health.addToServer(server);
+  new ReflectionService(packageDefinition).addToServer(server);
+  const bracketed = host.includes(':') ? `[${host}]` : host;
+  const bound = await new Promise<number>((resolve, reject) => {
+    server.bindAsync(`${bracketed}:${port}`, ServerCredentials.createInsecure(), (error, taken) =>
+      error
+        ? reject(new ServingError('address_in_use', `cannot listen on ${bracketed}:${port}: ${error.message}`))
+        : resolve(taken),
+    );
+  });
+  return {
+    address: `${bracketed}:${bound}`,
+    setServing: (serving) => health.setStatus('', serving ? 'SERVING' : 'NOT_SERVING'),
+    close: (deadline) =>
+      new Promise((resolve) => {
+        const cut = () => {
+          server.forceShutdown();
+          resolve();
+        };
+        if (deadline.aborted) return cut();
+        deadline.addEventListener('abort', cut, { once: true });
+        server.tryShutdown(() => {
+          deadline.removeEventListener('abort', cut);
+          resolve();
+        });
+      }),
+  };
+}

@@ -1,0 +1,43 @@
+/**
+ * ServingError ⇄ gRPC status. Our code travels in the metadata beside the nearest gRPC status, so that a foreign client
+ * sees a sensible status and ours gets the same error back.
+ */
+import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
+import { type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts';
+
+const CODE = 'llavacode-code';
+const RETRY_AFTER = 'llavacode-retry-after-seconds';
+
+/** What stands for a status that carries no code of ours: the transport's own. */
+const FOREIGN: Partial<Record<status, ErrorCode>> = {
+  [status.CANCELLED]: 'client_gone',
+  [status.DEADLINE_EXCEEDED]: 'deadline_exceeded',
+  [status.UNAVAILABLE]: 'worker_lost',
+  [status.RESOURCE_EXHAUSTED]: 'payload_too_large',
+};
+
+export function toStatus(error: unknown): StatusObject {
+  const failure = ServingError.from(error);
+  const metadata = new Metadata();
+  metadata.set(CODE, failure.code);
+  if (failure.retryAfterSeconds !== undefined) metadata.set(RETRY_AFTER, String(failure.retryAfterSeconds));
+  return { code: status[failure.kind.grpc as keyof typeof status], details: failure.message, metadata };
+}
+
+/** @param peer address of the other side, for messages. */
+export function fromStatus(error: unknown, peer: string): ServingError {
+  if (!isStatus(error)) return ServingError.from(error, 'worker_lost');
+  const code = error.metadata?.get(CODE)[0]?.toString() ?? '';
+  if (!isErrorCode(code)) {
+    return new ServingError(FOREIGN[error.code] ?? 'internal', `${peer}: ${error.details}`, { cause: error });
+  }
+  const retryAfter = Number(error.metadata.get(RETRY_AFTER)[0]);
+  return new ServingError(code, error.details, {
+    cause: error,
+    retryAfterSeconds: Number.isFinite(retryAfter) ? retryAfter : undefined,
+  });
+}
+
+function isStatus(error: unknown): error is StatusObject {
+  return error instanceof Error && 'code' in error && 'details' in error && 'metadata' in error;
+}

@@ -1,0 +1,94 @@
+/**
+ * Token ids → text, as they come. What has been handed out never changes: bytes wait until their character is complete,
+ * and text that may be the beginning of a stop string waits until it is known not to be.
+ */
+
+/** Text of one sequence of tokens, without what steers the model. */
+export class Detokenizer {
+  readonly #bytes: (id: number) => Uint8Array;
+  readonly #skip: (id: number) => boolean;
+  readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+
+  /**
+   * @param bytes the bytes of a token.
+   * @param skip whether a token is left out of the text.
+   */
+  constructor(bytes: (id: number) => Uint8Array, skip: (id: number) => boolean) {
+    this.#bytes = bytes;
+    this.#skip = skip;
+  }
+
+  /** The characters that this token completes. */
+  push(id: number): string {
+    return this.#skip(id) ? '' : this.#decoder.decode(this.#bytes(id), { stream: true });
+  }
+
+  /** A replacement character where the sequence ended within a character, else nothing. */
+  end(): string {
+    return this.#decoder.decode();
+  }
+}
+
+/**
+ * Cuts a text before the stop string that is complete first (the longest of those that are complete at once). How the
+ * text is split into pushes makes no difference.
+ */
+export class StopStrings {
+  readonly #stops: readonly string[];
+  #held = '';
+  #stopped = false;
+
+  constructor(stops: readonly string[]) {
+    this.#stops = stops;
+  }
+
+  /** Whether a stop string was found; nothing comes after it. */
+  get stopped(): boolean {
+    return this.#stopped;
+  }
+
+  /** What of the text so far is surely before any stop string. */
+  push(text: string): string {
+    if (this.#stopped) return '';
+    const seen = this.#held + text;
+    const cut = this.#firstStop(seen);
+    if (cut !== undefined) {
+      this.#stopped = true;
+      this.#held = '';
+      return seen.slice(0, cut);
+    }
+    const keep = this.#mayBegin(seen);
+    this.#held = seen.slice(seen.length - keep);
+    return seen.slice(0, seen.length - keep);
+  }
+
+  /** What was held back and turned out to be text. */
+  end(): string {
+    const rest = this.#held;
+    this.#held = '';
+    return rest;
+  }
+
+  /** Start of the stop string that ends first; of two that end together the one that starts first. */
+  #firstStop(text: string): number | undefined {
+    let best: { start: number; end: number } | undefined;
+    for (const stop of this.#stops) {
+      const start = text.indexOf(stop);
+      const end = start + stop.length;
+      if (start < 0) continue;
+      if (best === undefined || end < best.end || (end === best.end && start < best.start)) best = { start, end };
+    }
+    return best?.start;
+  }
+
+  /** Length of the longest end of `text` that a stop string begins with. */
+  #mayBegin(text: string): number {
+    let longest = 0;
+    for (const stop of this.#stops) {
+      for (let length = Math.min(stop.length - 1, text.length); length > longest; length--) {
+        if (text.endsWith(stop.slice(0, length))) longest = length;
+      }
+    }
+    return longest;
+  }
+}

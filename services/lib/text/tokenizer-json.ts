@@ -1,0 +1,115 @@
+/** A tokenizer.json as found on disk, checked before anything trusts it: byte-level BPE, ids sound, every byte known. */
+import { z } from 'zod';
+import { ServingError } from '../process/errors.ts';
+
+const addedToken = z.looseObject({
+  id: z.int().min(0),
+  content: z.string().min(1),
+  special: z.boolean().optional(),
+  lstrip: z.boolean().optional(),
+  rstrip: z.boolean().optional(),
+  single_word: z.boolean().optional(),
+  normalized: z.boolean().optional(),
+});
+
+const preTokenizer = z.looseObject({
+  type: z.string(),
+  use_regex: z.boolean().optional(),
+  add_prefix_space: z.boolean().optional(),
+});
+
+const merge = z.union([z.string(), z.tuple([z.string(), z.string()])]);
+
+const tokenizerJson = z.looseObject({
+  added_tokens: z.array(addedToken).default([]),
+  normalizer: z.looseObject({ type: z.string() }).nullable().default(null),
+  pre_tokenizer: preTokenizer.extend({ pretokenizers: z.array(preTokenizer).optional() }),
+  post_processor: z.looseObject({ type: z.string() }).nullable().default(null),
+  decoder: z.looseObject({ type: z.string() }).nullable().default(null),
+  model: z.looseObject({
+    type: z.literal('BPE', { error: 'must be BPE: other tokenizers are not supported' }),
+    vocab: z.record(z.string(), z.int().min(0)),
+    merges: z.array(merge),
+    byte_fallback: z.literal(false).nullish(),
+  }),
+});
+
+export type TokenizerJson = z.output<typeof tokenizerJson>;
+export type PreTokenizerJson = z.output<typeof preTokenizer>;
+
+const tokenName = z.union([z.string(), z.looseObject({ content: z.string() }).transform((token) => token.content)]);
+const tokenizerConfig = z.looseObject({ eos_token: tokenName.nullish() });
+export type TokenizerConfig = z.output<typeof tokenizerConfig>;
+
+/**
+ * @param file name for messages.
+ * @throws ServingError bundle_invalid where the file is no JSON, no byte-level BPE, or its ids are unsound.
+ */
+export function readTokenizerJson(text: string, file: string): TokenizerJson {
+  const json = check(tokenizerJson, text, file);
+  const byId = new Map<number, string>();
+  for (const [token, id] of Object.entries(json.model.vocab)) {
+    const other = byId.get(id);
+    if (other !== undefined) {
+      throw invalid(file, `model.vocab gives id ${id} to ${JSON.stringify(other)} and ${JSON.stringify(token)}`);
+    }
+    byId.set(id, token);
+  }
+  for (const { id, content } of json.added_tokens) byId.set(id, content);
+  // An id far beyond the rest would make every table by id as large as itself.
+  let highest = 0;
+  for (const id of byId.keys()) highest = Math.max(highest, id);
+  if (highest > 4 * byId.size + 65_536) throw invalid(file, `token id ${highest} for ${byId.size} tokens`);
+  for (const symbol of BYTE_OF_SYMBOL.keys()) {
+    if (!Object.hasOwn(json.model.vocab, symbol)) {
+      throw invalid(file, `model.vocab has no token for byte ${BYTE_OF_SYMBOL.get(symbol)}`);
+    }
+  }
+  return json;
+}
+
+/** @throws ServingError bundle_invalid */
+export function readTokenizerConfig(text: string, file: string): TokenizerConfig {
+  return check(tokenizerConfig, text, file);
+}
+
+/** The pre-tokenizers in order, the last of which must turn text into byte symbols. */
+export function preTokenizers(json: TokenizerJson, file: string): { splits: PreTokenizerJson[]; bytes: PreTokenizerJson } {
+  const { pretokenizers, ...single } = json.pre_tokenizer;
+  const all = json.pre_tokenizer.type === 'Sequence' ? (pretokenizers ?? []) : [single];
+  const bytes = all.at(-1);
+  if (bytes?.type !== 'ByteLevel') {
+    throw invalid(file, `pre_tokenizer ends with ${bytes?.type ?? 'nothing'}: only ByteLevel is supported`);
+  }
+  return { splits: all.slice(0, -1), bytes };
+}
+
+/**
+ * GPT-2's printable stand-ins for bytes: a byte that prints as itself in Latin-1 is that character, the others are
+ * U+0100 and on, in order.
+ */
+export const BYTE_OF_SYMBOL: ReadonlyMap<string, number> = (() => {
+  const prints = (byte: number) => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte !== 0xad);
+  const symbols = new Map<string, number>();
+  let others = 0;
+  for (let byte = 0; byte < 256; byte++) {
+    symbols.set(String.fromCharCode(prints(byte) ? byte : 256 + others++), byte);
+  }
+  return symbols;
+})();
+
+function check<T>(schema: z.ZodType<T>, text: string, file: string): T {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (cause) {
+    throw invalid(file, `no JSON: ${cause instanceof Error ? cause.message : cause}`, cause);
+  }
+  const result = schema.safeParse(json);
+  if (result.success) return result.data;
+  const issue = result.error.issues[0];
+  throw invalid(file, `${issue?.path.map(String).join('.') || 'the whole'}: ${issue?.message ?? 'unreadable'}`);
+}
+
+export const invalid = (file: string, why: string, cause?: unknown) =>
+  new ServingError('bundle_invalid', `${file}: ${why}`, { cause });

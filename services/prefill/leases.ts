@@ -1,0 +1,213 @@
+/**
+ * Staged KV caches. A lease begins when a prompt gets its slot and ends, once, for one of the reasons of
+ * {@link LeaseEnd}; its slot is then free. Nothing stays staged without an owner: as long as the lease lives, the caller
+ * of Prefill holds its stream open, and a decoder either pulls or comes before the lease runs out.
+ */
+import { randomUUID } from 'node:crypto';
+import { positionBytes } from '../lib/kv/layout.ts';
+import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import { ServingError } from '../lib/process/errors.ts';
+import { metrics } from '../lib/process/metrics.ts';
+
+/** `released` by all readers, `cancelled` by the caller of Prefill, `expired`, or `failed` while computing. */
+export type LeaseEnd = 'released' | 'cancelled' | 'expired' | 'failed';
+
+export class Lease {
+  readonly id = randomUUID();
+  readonly slot: KvSlot;
+  /** Prompt positions that the cache will hold. */
+  readonly positions: number;
+  readonly createdAtMs = performance.now();
+  /** Resolves when all readers have released it; rejects when it ended otherwise. */
+  readonly released: Promise<void>;
+  #readersLeft: number;
+  #computed = 0;
+  #computedAtMs = 0;
+  #firstTokenIds: readonly number[] = [];
+  #ended: ServingError | undefined;
+  #wake: (() => void)[] = [];
+  readonly #settle: { resolve: () => void; reject: (error: ServingError) => void };
+
+  constructor(slot: KvSlot, positions: number, readers: number) {
+    this.slot = slot;
+    this.positions = positions;
+    this.#readersLeft = readers;
+    const { promise, resolve, reject } = promiseWithResolvers();
+    this.released = promise;
+    this.released.catch(() => {}); // nobody may be listening
+    this.#settle = { resolve, reject };
+  }
+
+  get readersLeft(): number {
+    return this.#readersLeft;
+  }
+
+  get firstTokenIds(): readonly number[] {
+    return this.#firstTokenIds;
+  }
+
+  /** Microseconds since the last chunk was computed. */
+  get sinceComputedUs(): number {
+    return Math.round((performance.now() - this.#computedAtMs) * 1000);
+  }
+
+  /** Positions [0, computed) are filled and may be pulled. */
+  advance(computed: number): void {
+    this.#computed = computed;
+    this.#computedAtMs = performance.now();
+    this.#notify();
+  }
+
+  /** The prompt is computed and its continuation sampled: the end frame may be sent. */
+  complete(firstTokenIds: readonly number[]): void {
+    this.#firstTokenIds = firstTokenIds;
+    this.#notify();
+  }
+
+  /** @throws ServingError the reason, once the lease has ended: its slot may hold another prompt already. */
+  throwIfEnded(): void {
+    if (this.#ended) throw this.#ended;
+  }
+
+  /** Waits for positions beyond `sent`; returns how many are filled. */
+  async beyond(sent: number, signal: AbortSignal): Promise<number> {
+    while (this.#computed <= sent) await this.#changed(signal);
+    this.throwIfEnded();
+    return this.#computed;
+  }
+
+  /** Waits until the first tokens are known. */
+  async completed(signal: AbortSignal): Promise<void> {
+    while (this.#firstTokenIds.length === 0) await this.#changed(signal);
+    this.throwIfEnded();
+  }
+
+  /** @internal One reader has what it wants; true when it was the last. */
+  readerDone(): boolean {
+    this.#readersLeft = Math.max(0, this.#readersLeft - 1);
+    return this.#readersLeft === 0;
+  }
+
+  /** @internal Only LeaseTable ends leases. */
+  settle(error?: ServingError): void {
+    this.#ended = error ?? new ServingError('lease_unknown', `lease ${this.id} was released`);
+    if (error) this.#settle.reject(error);
+    else this.#settle.resolve();
+    this.#notify();
+  }
+
+  #notify(): void {
+    const waiting = this.#wake;
+    this.#wake = [];
+    for (const wake of waiting) wake();
+  }
+
+  #changed(signal: AbortSignal): Promise<void> {
+    this.throwIfEnded();
+    signal.throwIfAborted();
+    return new Promise((resolve, reject) => {
+      const abort = () => reject(signal.reason);
+      signal.addEventListener('abort', abort, { once: true });
+      this.#wake.push(() => {
+        signal.removeEventListener('abort', abort);
+        resolve();
+      });
+    });
+  }
+}
+
+export class LeaseTable {
+  readonly #pool: KvPool;
+  readonly #ttlMs: number;
+  readonly #onFree: () => void;
+  readonly #leases = new Map<string, { lease: Lease; timer: NodeJS.Timeout }>();
+
+  /** @param onFree called after a slot became free. */
+  constructor(pool: KvPool, ttlMs: number, onFree: () => void) {
+    this.#pool = pool;
+    this.#ttlMs = ttlMs;
+    this.#onFree = onFree;
+  }
+
+  get size(): number {
+    return this.#leases.size;
+  }
+
+  open(slot: KvSlot, positions: number, readers: number): Lease {
+    const lease = new Lease(slot, positions, readers);
+    const timer = setTimeout(() => this.end(lease, 'expired'), this.#ttlMs);
+    this.#leases.set(lease.id, { lease, timer });
+    this.observe();
+    return lease;
+  }
+
+  /** @throws ServingError lease_unknown. */
+  get(id: string): Lease {
+    const entry = this.#leases.get(id);
+    if (entry === undefined) {
+      throw new ServingError(
+        'lease_unknown',
+        `no staged KV cache has lease ${JSON.stringify(id)}: released, expired or never made`,
+      );
+    }
+    return entry.lease;
+  }
+
+  /** The lease is in use: its time starts anew. */
+  touch(lease: Lease): void {
+    this.#leases.get(lease.id)?.timer.refresh();
+  }
+
+  /** One reader has its copy. */
+  release(id: string): number {
+    const lease = this.get(id);
+    if (lease.readerDone()) this.end(lease, 'released');
+    return lease.readersLeft;
+  }
+
+  /** Ends a lease and frees its slot; a second end does nothing. */
+  end(lease: Lease, reason: LeaseEnd, cause?: unknown): void {
+    const entry = this.#leases.get(lease.id);
+    if (entry === undefined) return;
+    clearTimeout(entry.timer);
+    this.#leases.delete(lease.id);
+    lease.settle(reason === 'released' ? undefined : this.#error(lease, reason, cause));
+    lease.slot.release();
+    metrics.leasesEnded.inc({ reason });
+    this.observe();
+    this.#onFree();
+  }
+
+  /** Brings the gauges up to date. */
+  observe(): void {
+    let positions = 0;
+    let oldestMs = performance.now();
+    for (const { lease } of this.#leases.values()) {
+      positions += lease.positions;
+      oldestMs = Math.min(oldestMs, lease.createdAtMs);
+    }
+    metrics.stagedBytes.set(positions * positionBytes(this.#pool.layout));
+    metrics.stagedAge.set((performance.now() - oldestMs) / 1000);
+    metrics.kvUsage.set(this.#pool.reserved / this.#pool.slots);
+  }
+
+  #error(lease: Lease, reason: Exclude<LeaseEnd, 'released'>, cause: unknown): ServingError {
+    if (reason === 'expired') {
+      return new ServingError('lease_expired', `no decoder took KV cache ${lease.id} within ${this.#ttlMs} ms`);
+    }
+    if (reason === 'cancelled')
+      return new ServingError('client_gone', `KV cache ${lease.id} was given up by its owner`);
+    return ServingError.from(cause);
+  }
+}
+
+/** Promise.withResolvers, which Node 20 does not have. */
+function promiseWithResolvers() {
+  let resolve!: () => void;
+  let reject!: (error: ServingError) => void;
+  const promise = new Promise<void>((a, b) => {
+    resolve = a;
+    reject = b;
+  });
+  return { promise, resolve, reject };
+}

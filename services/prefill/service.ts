@@ -1,0 +1,148 @@
+/** The prefill worker as a gRPC service: Prefill for the gateway, Kv for decoders. */
+import type { DecoderSession } from '../lib/engine/session.ts';
+import { KvSender } from '../lib/kv/handoff.ts';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import type { TokenPrompt } from '../lib/request/sequence.ts';
+import type { KvFrame } from '../lib/rpc/gen/llavacode/v1/KvFrame.ts';
+import type { PrefillEvent } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
+import type { PrefillRequest__Output } from '../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
+import type { PullRequest__Output } from '../lib/rpc/gen/llavacode/v1/PullRequest.ts';
+import type { ReleaseRequest__Output } from '../lib/rpc/gen/llavacode/v1/ReleaseRequest.ts';
+import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
+import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.ts';
+import { mount, streaming, unary } from '../lib/rpc/server.ts';
+import { LeaseTable } from './leases.ts';
+import { PromptQueue } from './queue.ts';
+import { type Pending, PrefillWorker } from './worker.ts';
+
+export interface PrefillOptions {
+  readonly model: string;
+  readonly fingerprint: string;
+  readonly chunkTokens: number;
+  readonly queueTokens: number;
+  readonly kvLeaseMs: number;
+  /** Refuses new prompts once aborted. */
+  readonly draining: AbortSignal;
+  /** host:port under which decoders reach this worker; known once the server listens. */
+  readonly address: () => string;
+}
+
+export function createPrefillService(session: DecoderSession, options: PrefillOptions, log: Logger) {
+  const { pool } = session;
+  const { fingerprint } = options;
+  const queue = new PromptQueue<Pending>(options.queueTokens);
+  const leases = new LeaseTable(pool, options.kvLeaseMs, () => worker.wake());
+  const worker: PrefillWorker = new PrefillWorker(session, queue, leases, options.chunkTokens, log);
+
+  async function* prefill(request: PrefillRequest__Output, signal: AbortSignal): AsyncGenerator<PrefillEvent> {
+    if (options.draining.aborted) throw options.draining.reason;
+    const prompt = readPrompt(session, fingerprint, request);
+    const ticket = worker.submit({
+      requestId: request.requestId,
+      prompt,
+      choices: request.choices.map(readSampling),
+      readers: request.readers,
+      promptLogprobs: request.promptLogprobs,
+      signal,
+    });
+    const { lease, queueSeconds } = await ticket.accepted;
+    const kv = { address: options.address(), leaseId: lease.id, fingerprint, positions: lease.positions };
+    yield { accepted: { kv, queueUs: Math.round(queueSeconds * 1e6) } };
+    const result = await ticket.done;
+    yield {
+      first: {
+        tokens: result.tokens.map(tokenMessage),
+        promptLogprobs: result.promptLogprobs.map((token) => (token ? tokenMessage(token) : {})),
+        cachedTokens: 0,
+        prefillUs: Math.round(result.seconds * 1e6),
+        chunks: result.chunks,
+      },
+    };
+    await lease.released;
+    yield { released: {} };
+  }
+
+  async function* pull(request: PullRequest__Output, signal: AbortSignal): AsyncGenerator<KvFrame> {
+    const lease = leases.get(request.leaseId);
+    if (request.fingerprint !== fingerprint) {
+      throw new ServingError(
+        'fingerprint_mismatch',
+        `the puller serves model ${request.fingerprint}, this KV cache is of ${fingerprint}`,
+      );
+    }
+    const { layers, kvHeads, headDim } = pool.layout;
+    const layout = { layers, kvHeads, headDim, dtype: 'float32' };
+    yield { manifest: { fingerprint, layout, positions: lease.positions } };
+    const sender = new KvSender(pool, lease.slot.index);
+    for (let sent = 0; sent < lease.positions; ) {
+      const ready = await lease.beyond(sent, signal);
+      for (const frame of sender.pack(sent, ready)) {
+        yield { rows: frame };
+        leases.touch(lease);
+        lease.throwIfEnded(); // while the frame was on its way out
+      }
+      sent = ready;
+    }
+    await lease.completed(signal);
+    yield { end: { ...sender.end(), firstTokenIds: [...lease.firstTokenIds], afterPrefillUs: lease.sinceComputedUs } };
+  }
+
+  const describe = async (): Promise<WorkerDescription> => ({
+    role: 'prefill',
+    model: options.model,
+    fingerprint,
+    layout: { ...pool.layout, dtype: 'float32' },
+    capacity: pool.capacity,
+    slots: pool.slots,
+    freeSlots: pool.free,
+    queued: queue.tokens,
+    prefillTokensPerSecond: queue.rate,
+  });
+
+  const release = async (request: ReleaseRequest__Output) => ({ readersLeft: leases.release(request.leaseId) });
+
+  return {
+    mounts: [
+      mount.prefill({ Prefill: streaming(prefill), Describe: unary(describe) }),
+      mount.kv({ Pull: streaming(pull), Release: unary(release) }),
+    ],
+    /** Brings gauges up to date before they are read. */
+    observe: () => leases.observe(),
+  };
+}
+
+/** @throws ServingError for whatever the engine could not compute. */
+function readPrompt(session: DecoderSession, fingerprint: string, request: PrefillRequest__Output): TokenPrompt {
+  if (request.fingerprint !== fingerprint) {
+    throw new ServingError(
+      'fingerprint_mismatch',
+      `the prompt is for model ${request.fingerprint}, this worker serves ${fingerprint}`,
+    );
+  }
+  const ids = Int32Array.from(request.tokenIds);
+  const { capacity } = session.pool;
+  if (ids.length === 0) throw new ServingError('invalid_request', 'the prompt has no tokens');
+  if (ids.length >= capacity) {
+    throw new ServingError(
+      'context_length_exceeded',
+      `the prompt has ${ids.length} tokens, a slot holds ${capacity} with at least one of output`,
+    );
+  }
+  const wrong = ids.find((id) => id < 0 || id >= session.vocabSize);
+  if (wrong !== undefined) {
+    throw new ServingError('invalid_request', `token id ${wrong} is not in the vocabulary of ${session.vocabSize}`);
+  }
+  const soft = readSoftTokens(request.soft);
+  const { positions } = soft;
+  const ascending = positions.every((p, i) => p < ids.length && (i === 0 || p > (positions[i - 1] as number)));
+  if (!ascending || soft.vectors.length !== positions.length * session.hiddenSize) {
+    throw new ServingError(
+      'invalid_request',
+      `soft tokens: ${positions.length} positions [${positions}] (ascending, below ${ids.length}) need ${positions.length * session.hiddenSize} vector elements, got ${soft.vectors.length}`,
+    );
+  }
+  if (request.choices.length === 0)
+    throw new ServingError('invalid_request', 'choices is empty: at least one Sampling');
+  return { ids, soft };
+}
