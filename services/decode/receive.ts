@@ -37,8 +37,9 @@ export class KvPuller {
 
   /**
    * Fills `slot` and tells the holder that this reader is done, whether it came well or not.
-   * @throws ServingError kv_digest_mismatch, kv_truncated, kv_layout_mismatch, fingerprint_mismatch, lease_unknown,
-   *   lease_expired, worker_lost; the signal's reason.
+   * @throws ServingError kv_digest_mismatch, kv_truncated, kv_layout_mismatch, fingerprint_mismatch,
+   *   context_length_exceeded, lease_unknown, lease_expired, worker_lost; invalid_request for a handle that is not of
+   *   this lease; the signal's reason.
    */
   async pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
     const client = this.#client(handle.address);
@@ -72,6 +73,7 @@ export class KvPuller {
       if (frame.manifest?.layout) {
         const { layout } = frame.manifest;
         receiver.manifest({ ...frame.manifest, layout, dtype: layout.dtype });
+        checkPositions(handle, frame.manifest.positions);
       } else if (frame.rows) {
         receiver.rows(frame.rows);
       } else if (frame.end) {
@@ -96,4 +98,13 @@ export class KvPuller {
     }
     return client;
   }
+}
+
+/** The sequence goes on from where the handle says; another place would be silently wrong output. */
+function checkPositions(handle: KvHandle__Output, staged: number): void {
+  if (handle.positions === staged) return;
+  throw new ServingError(
+    'invalid_request',
+    `the handle of lease ${handle.leaseId} says ${handle.positions} positions, the KV cache has ${staged}`,
+  );
 }

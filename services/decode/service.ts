@@ -1,5 +1,5 @@
 /** The decode worker as a gRPC service. */
-import type { DecoderSession } from '../lib/engine/session.ts';
+import type { KvPool } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
@@ -10,7 +10,7 @@ import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescri
 import { readSampling, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { SlotAdmission } from './admission.ts';
-import { DecodeLoop, type DecodeStep, finishOf } from './loop.ts';
+import { DecodeLoop, type DecodeStep, finishOf, type StepEngine } from './loop.ts';
 import { KvPuller } from './receive.ts';
 
 export interface DecodeOptions {
@@ -21,10 +21,14 @@ export interface DecodeOptions {
   readonly draining: AbortSignal;
 }
 
-export function createDecodeService(session: DecoderSession, options: DecodeOptions, log: Logger) {
-  const { pool } = session;
+export function createDecodeService(
+  engine: StepEngine & { readonly pool: KvPool },
+  options: DecodeOptions,
+  log: Logger,
+) {
+  const { pool } = engine;
   const admission = new SlotAdmission(pool, options.queueSequences);
-  const loop = new DecodeLoop(session, () => pool.assertConserved(admission.granted));
+  const loop = new DecodeLoop(engine, () => pool.assertConserved(admission.granted));
   const puller = new KvPuller(pool, options.fingerprint, log);
 
   async function* decode(request: DecodeRequest__Output, signal: AbortSignal): AsyncGenerator<DecodeEvent> {
@@ -57,6 +61,7 @@ export function createDecodeService(session: DecoderSession, options: DecodeOpti
         yield { step: { tokens: [], finishReason: finished } };
         return;
       }
+      signal.throwIfAborted(); // the listener below hears of later aborts only
       const sequence = loop.join({
         slot,
         sampling,

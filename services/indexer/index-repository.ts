@@ -62,10 +62,11 @@ const LOCK_TTL_MS = 15_000;
  */
 export async function indexRepository(job: IndexJob): Promise<IndexReport> {
   const startedAt = performance.now();
-  const paths = await listSources(job.dir);
+  const { paths, unreadable } = await listSources(job.dir);
   const writer = await job.store.lock(job.repo, LOCK_TTL_MS);
   try {
     const run = new IndexRun(job, writer, paths, await writer.stored(job.encoder.fingerprint));
+    run.skipped.unreadable = unreadable;
     await run.readAll();
     const { version, changed } = await run.publish();
     const removed = await writer.sweep();
@@ -169,7 +170,7 @@ class IndexRun {
     signal?.throwIfAborted();
     const { fingerprint, hidden } = encoder;
     const ids = packIds(this.#ids);
-    const version = createHash('sha256').update(fingerprint).update('\0').update(ids).digest('hex');
+    const version = createHash('sha256').update(fingerprint).update('\0').update(ids).digest('hex').slice(0, 16);
     if ((await publishedVersion(store, repo)) === version) return { version, changed: false };
     const head: IndexHead = {
       version,

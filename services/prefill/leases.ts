@@ -58,7 +58,12 @@ export class Lease {
     this.#notify();
   }
 
-  /** The prompt is computed and its continuation sampled: the end frame may be sent. */
+  /** The prompt is computed and its continuation sampled. */
+  get isComplete(): boolean {
+    return this.#firstTokenIds.length > 0;
+  }
+
+  /** @internal See {@link LeaseTable.complete}. */
   complete(firstTokenIds: readonly number[]): void {
     this.#firstTokenIds = firstTokenIds;
     this.#notify();
@@ -78,14 +83,13 @@ export class Lease {
 
   /** Waits until the first tokens are known. */
   async completed(signal: AbortSignal): Promise<void> {
-    while (this.#firstTokenIds.length === 0) await this.#changed(signal);
+    while (!this.isComplete) await this.#changed(signal);
     this.throwIfEnded();
   }
 
-  /** @internal One reader has what it wants; true when it was the last. */
-  readerDone(): boolean {
+  /** @internal One reader has what it wants. */
+  readerDone(): void {
     this.#readersLeft = Math.max(0, this.#readersLeft - 1);
-    return this.#readersLeft === 0;
   }
 
   /** @internal Only LeaseTable ends leases. */
@@ -135,7 +139,7 @@ export class LeaseTable {
 
   open(slot: KvSlot, positions: number, readers: number): Lease {
     const lease = new Lease(slot, positions, readers);
-    const timer = setTimeout(() => this.end(lease, 'expired'), this.#ttlMs);
+    const timer = setTimeout(() => this.#timeUp(lease), this.#ttlMs);
     this.#leases.set(lease.id, { lease, timer });
     this.observe();
     return lease;
@@ -158,10 +162,20 @@ export class LeaseTable {
     this.#leases.get(lease.id)?.timer.refresh();
   }
 
-  /** One reader has its copy. */
+  /** All positions are filled and the first tokens known: the end frame may be sent, or nobody wants it. */
+  complete(lease: Lease, firstTokenIds: readonly number[]): void {
+    lease.complete(firstTokenIds);
+    if (lease.readersLeft === 0) this.end(lease, 'released');
+  }
+
+  /**
+   * One reader has its copy, or will never come. A prompt that still computes goes on: its caller waits for the first
+   * token.
+   */
   release(id: string): number {
     const lease = this.get(id);
-    if (lease.readerDone()) this.end(lease, 'released');
+    lease.readerDone();
+    if (lease.readersLeft === 0 && lease.isComplete) this.end(lease, 'released');
     return lease.readersLeft;
   }
 
@@ -176,6 +190,12 @@ export class LeaseTable {
     metrics.leasesEnded.inc({ reason });
     this.observe();
     this.#onFree();
+  }
+
+  /** A lease waits for its decoder only once it is complete: until then its time, however long a chunk takes, is renewed. */
+  #timeUp(lease: Lease): void {
+    if (lease.isComplete) this.end(lease, 'expired');
+    else this.touch(lease);
   }
 
   /** Brings the gauges up to date. */

@@ -1,5 +1,4 @@
 /** The prefill worker as a gRPC service: Prefill for the gateway, Kv for decoders. */
-import type { DecoderSession } from '../lib/engine/session.ts';
 import { KvSender } from '../lib/kv/handoff.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
@@ -14,7 +13,7 @@ import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { LeaseTable } from './leases.ts';
 import { PromptQueue } from './queue.ts';
-import { type Pending, PrefillWorker } from './worker.ts';
+import { type Pending, PrefillWorker, type PromptEngine } from './worker.ts';
 
 export interface PrefillOptions {
   readonly model: string;
@@ -28,16 +27,16 @@ export interface PrefillOptions {
   readonly address: () => string;
 }
 
-export function createPrefillService(session: DecoderSession, options: PrefillOptions, log: Logger) {
-  const { pool } = session;
+export function createPrefillService(engine: PromptEngine, options: PrefillOptions, log: Logger) {
+  const { pool } = engine;
   const { fingerprint } = options;
   const queue = new PromptQueue<Pending>(options.queueTokens);
   const leases = new LeaseTable(pool, options.kvLeaseMs, () => worker.wake());
-  const worker: PrefillWorker = new PrefillWorker(session, queue, leases, options.chunkTokens, log);
+  const worker: PrefillWorker = new PrefillWorker(engine, queue, leases, options.chunkTokens, log);
 
   async function* prefill(request: PrefillRequest__Output, signal: AbortSignal): AsyncGenerator<PrefillEvent> {
     if (options.draining.aborted) throw options.draining.reason;
-    const prompt = readPrompt(session, fingerprint, request);
+    const prompt = readPrompt(engine, fingerprint, request);
     const ticket = worker.submit({
       requestId: request.requestId,
       prompt,
@@ -96,7 +95,7 @@ export function createPrefillService(session: DecoderSession, options: PrefillOp
     capacity: pool.capacity,
     slots: pool.slots,
     freeSlots: pool.free,
-    queued: queue.tokens,
+    queued: queue.tokens + worker.computing,
     prefillTokensPerSecond: queue.rate,
   });
 
@@ -113,7 +112,7 @@ export function createPrefillService(session: DecoderSession, options: PrefillOp
 }
 
 /** @throws ServingError for whatever the engine could not compute. */
-function readPrompt(session: DecoderSession, fingerprint: string, request: PrefillRequest__Output): TokenPrompt {
+function readPrompt(engine: PromptEngine, fingerprint: string, request: PrefillRequest__Output): TokenPrompt {
   if (request.fingerprint !== fingerprint) {
     throw new ServingError(
       'fingerprint_mismatch',
@@ -121,7 +120,7 @@ function readPrompt(session: DecoderSession, fingerprint: string, request: Prefi
     );
   }
   const ids = Int32Array.from(request.tokenIds);
-  const { capacity } = session.pool;
+  const { capacity } = engine.pool;
   if (ids.length === 0) throw new ServingError('invalid_request', 'the prompt has no tokens');
   if (ids.length >= capacity) {
     throw new ServingError(
@@ -129,17 +128,23 @@ function readPrompt(session: DecoderSession, fingerprint: string, request: Prefi
       `the prompt has ${ids.length} tokens, a slot holds ${capacity} with at least one of output`,
     );
   }
-  const wrong = ids.find((id) => id < 0 || id >= session.vocabSize);
+  const wrong = ids.find((id) => id < 0 || id >= engine.vocabSize);
   if (wrong !== undefined) {
-    throw new ServingError('invalid_request', `token id ${wrong} is not in the vocabulary of ${session.vocabSize}`);
+    throw new ServingError('invalid_request', `token id ${wrong} is not in the vocabulary of ${engine.vocabSize}`);
   }
   const soft = readSoftTokens(request.soft);
   const { positions } = soft;
-  const ascending = positions.every((p, i) => p < ids.length && (i === 0 || p > (positions[i - 1] as number)));
-  if (!ascending || soft.vectors.length !== positions.length * session.hiddenSize) {
+  const misplaced = positions.findIndex((p, i) => p < 0 || p >= ids.length || p <= (positions[i - 1] ?? -1));
+  if (misplaced >= 0) {
     throw new ServingError(
       'invalid_request',
-      `soft tokens: ${positions.length} positions [${positions}] (ascending, below ${ids.length}) need ${positions.length * session.hiddenSize} vector elements, got ${soft.vectors.length}`,
+      `soft position ${positions[misplaced]} (number ${misplaced}): they must ascend and lie below ${ids.length}`,
+    );
+  }
+  if (soft.vectors.length !== positions.length * engine.hiddenSize) {
+    throw new ServingError(
+      'invalid_request',
+      `${positions.length} soft tokens need ${positions.length} x ${engine.hiddenSize} vector elements, got ${soft.vectors.length}`,
     );
   }
   if (request.choices.length === 0)

@@ -3,12 +3,22 @@
  * it at once (so that its KV can be pulled while later chunks still compute), and leaves its first token when done.
  */
 import { OutputHistory, promptLogprob, sample } from '../lib/engine/sampler.ts';
-import type { DecoderSession } from '../lib/engine/session.ts';
+import type { PromptChunk } from '../lib/engine/session.ts';
+import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
 import type { Lease, LeaseTable } from './leases.ts';
 import type { PromptQueue } from './queue.ts';
+
+/** What prefill needs of a DecoderSession. */
+export interface PromptEngine {
+  readonly pool: KvPool;
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  /** Logits [logitRows, vocab]. */
+  chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array>;
+}
 
 export interface PrefillJob {
   readonly requestId: string;
@@ -49,21 +59,16 @@ export interface Pending extends PrefillJob {
 const LOGPROB_CHUNK = 64;
 
 export class PrefillWorker {
-  readonly #session: DecoderSession;
+  readonly #engine: PromptEngine;
   readonly #queue: PromptQueue<Pending>;
   readonly #leases: LeaseTable;
   readonly #chunkTokens: number;
   readonly #log: Logger;
   #running = false;
+  #computing = 0;
 
-  constructor(
-    session: DecoderSession,
-    queue: PromptQueue<Pending>,
-    leases: LeaseTable,
-    chunkTokens: number,
-    log: Logger,
-  ) {
-    this.#session = session;
+  constructor(engine: PromptEngine, queue: PromptQueue<Pending>, leases: LeaseTable, chunkTokens: number, log: Logger) {
+    this.#engine = engine;
     this.#queue = queue;
     this.#leases = leases;
     this.#chunkTokens = chunkTokens;
@@ -97,39 +102,54 @@ export class PrefillWorker {
     return { accepted, done };
   }
 
+  /** Prompt tokens that compute now. */
+  get computing(): number {
+    return this.#computing;
+  }
+
   /** Looks for work: called when a prompt came or a slot became free. */
   wake(): void {
-    if (this.#running) return;
-    this.#running = true;
-    void this.#run().finally(() => {
-      this.#running = false;
-    });
+    if (!this.#running) void this.#run();
   }
 
   async #run(): Promise<void> {
-    while (this.#queue.length > 0) {
-      const slot = this.#session.pool.reserve();
-      const job = slot && this.#queue.take();
-      if (job === undefined) return; // the next free slot wakes us
-      const lease = this.#leases.open(slot as NonNullable<typeof slot>, job.tokens, job.readers);
-      const cancel = () => this.#leases.end(lease, 'cancelled');
-      job.signal.addEventListener('abort', cancel, { once: true });
-      try {
-        const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
-        metrics.queueTime.observe(queueSeconds);
-        job.accept({ lease, queueSeconds });
-        const result = await this.#compute(job, lease);
-        this.#queue.measured(job.tokens, result.seconds);
-        metrics.prefillTime.observe(result.seconds);
-        job.finish(result);
-        if (job.readers === 0) this.#leases.end(lease, 'released');
-      } catch (error) {
-        if (!job.signal.aborted) this.#log.error({ err: error, request_id: job.requestId }, 'prefill failed');
-        this.#leases.end(lease, job.signal.aborted ? 'cancelled' : 'failed', error);
-        job.fail(error);
-      }
+    this.#running = true;
+    for (let next = this.#next(); next !== undefined; next = this.#next()) await this.#serve(next.job, next.slot);
+    // No await since the last look: whoever comes from here on wakes us.
+    this.#running = false;
+    if (this.#queue.length === 0 && this.#leases.size === 0) this.#engine.pool.assertConserved(0);
+  }
+
+  /** The first prompt that waits, with a slot for it; undefined when either is missing. */
+  #next(): { job: Pending; slot: KvSlot } | undefined {
+    if (this.#queue.length === 0) return undefined;
+    const slot = this.#engine.pool.reserve();
+    const job = slot && this.#queue.take();
+    return job && { job, slot };
+  }
+
+  async #serve(job: Pending, slot: KvSlot): Promise<void> {
+    const lease = this.#leases.open(slot, job.tokens, job.readers);
+    const cancel = () => this.#leases.end(lease, 'cancelled');
+    job.signal.addEventListener('abort', cancel, { once: true });
+    const forget = () => job.signal.removeEventListener('abort', cancel);
+    lease.released.then(forget, forget);
+    this.#computing = job.tokens;
+    try {
+      const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
+      metrics.queueTime.observe(queueSeconds);
+      job.accept({ lease, queueSeconds });
+      const result = await this.#compute(job, lease);
+      this.#queue.measured(job.tokens, result.seconds);
+      metrics.prefillTime.observe(result.seconds);
+      job.finish(result);
+    } catch (error) {
+      if (!job.signal.aborted) this.#log.error({ err: error, request_id: job.requestId }, 'prefill failed');
+      this.#leases.end(lease, job.signal.aborted ? 'cancelled' : 'failed', error);
+      job.fail(error);
+    } finally {
+      this.#computing = 0;
     }
-    if (this.#leases.size === 0) this.#session.pool.assertConserved(0);
   }
 
   async #compute(job: Pending, lease: Lease): Promise<PrefillResult> {
@@ -145,17 +165,20 @@ export class PrefillWorker {
       const last = end === ids.length;
       const logitRows = wantsLogprobs ? Array.from({ length: end - past }, (_, i) => i) : last ? [end - past - 1] : [];
       const chunk = { slot: lease.slot.index, past, ids: ids.subarray(past, end), soft: softWithin(job, past, end) };
-      logits = (await this.#session.chunk({ ...chunk, logitRows }, job.signal)) as Float32Array<ArrayBuffer>;
+      logits = (await this.#engine.chunk({ ...chunk, logitRows }, job.signal)) as Float32Array<ArrayBuffer>;
       lease.throwIfEnded();
       lease.advance(end);
       this.#leases.touch(lease);
       chunks++;
       if (wantsLogprobs) this.#promptLogprobs(job, logits, past, end, promptLogprobs);
     }
-    const vocab = this.#session.vocabSize;
+    const vocab = this.#engine.vocabSize;
     const lastRow = logits.subarray(logits.length - vocab);
     const tokens = job.choices.map((sampling) => sample(lastRow, sampling, 0, new OutputHistory()));
-    lease.complete(tokens.map((token) => token.id));
+    this.#leases.complete(
+      lease,
+      tokens.map((token) => token.id),
+    );
     return { tokens, promptLogprobs, seconds: (performance.now() - started) / 1000, chunks };
   }
 
@@ -167,7 +190,7 @@ export class PrefillWorker {
     end: number,
     into: (SampledToken | undefined)[],
   ): void {
-    const vocab = this.#session.vocabSize;
+    const vocab = this.#engine.vocabSize;
     for (let position = past; position < end && position + 1 < job.prompt.ids.length; position++) {
       const row = logits.subarray((position - past) * vocab, (position - past + 1) * vocab);
       into.push(promptLogprob(row, job.prompt.ids[position + 1] as number, job.promptLogprobs));

@@ -80,10 +80,14 @@ describe('uniform', () => {
     }
   });
 
-  it('uses the whole seed and fills the low bits', () => {
+  it('uses the whole seed', () => {
     expect(uniform(5 + 2 ** 32, 0)).not.toBe(uniform(5, 0));
     expect(uniform(5 + 2 ** 52, 0)).not.toBe(uniform(5, 0));
-    const lowBits = new Set(line.slice(0, 200).map((i) => (uniform(1, i) * 2 ** 53) % 16));
-    expect(lowBits.size).toBe(16);
+  });
+
+  it.each(Array.from({ length: 53 }, (_, bit) => bit))('sets bit %d of 53 half of the time', (bit) => {
+    const numbers = line.slice(0, 4000).map((i) => uniform(1, i) * 2 ** 53);
+    const ones = numbers.filter((x) => Math.floor(x / 2 ** bit) % 2 === 1).length;
+    expect(Math.abs(ones - 2000)).toBeLessThan(4 * Math.sqrt(1000));
   });
 });

@@ -120,6 +120,15 @@ describe('sample', () => {
     );
   });
 
+  it('keeps everything for a top-p that rounding of the sums cannot reach', () => {
+    const almostAll = 1 - 2 ** -53;
+    for (let seed = 0; seed < 300; seed++) {
+      const logits = Float32Array.from({ length: 300 }, (_, i) => 4 * uniform(seed, i));
+      const all = sampling({ temperature: 1, seed });
+      expect(sample(logits, { ...all, topP: almostAll }, 0, NO_HISTORY)).toEqual(sample(logits, all, 0, NO_HISTORY));
+    }
+  });
+
   it('leaves the logits and what lies around them as they were, bit for bit', () => {
     fc.assert(
       fc.property(cases(60), ({ logits, settings, position, history }) => {

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll } from 'vitest';
 import { OrtSession, OrtValue, type Tensor } from '../../services/lib/engine/ort.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
+import { Checkpoint, type TensorSource } from '../../services/lib/model/checkpoint.ts';
 import { buildDecoder } from '../../services/lib/model/decoder.ts';
 import type { Graph } from '../../services/lib/model/graph.ts';
 import type { WeightFormat } from '../../services/lib/model/linear.ts';
@@ -15,7 +15,7 @@ import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
 export const GOLDENS = join(import.meta.dirname, '../goldens');
 export const TINY_CODER = join(import.meta.dirname, '../../models/tiny-coder');
 
-/** A folder that is removed when the test file is done. */
+/** A folder that is removed when the tests around the call are done; to be called while they are collected. */
 export async function temporaryFolder(): Promise<string> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-model-'));
   afterAll(() => rm(dir, { recursive: true, force: true }));
@@ -23,19 +23,22 @@ export async function temporaryFolder(): Promise<string> {
 }
 
 export interface Expected {
-  float32(name: string): Promise<Float32Array>;
-  int64(name: string): Promise<number[]>;
-  close(): Promise<void>;
+  float32(name: string): Float32Array;
+  int64(name: string): number[];
 }
 
-/** Reference tensors; closed when the test file is done. */
-export async function openExpected(path: string): Promise<Expected> {
+/** Reference tensors, all read. */
+export async function readExpected(path: string): Promise<Expected> {
   const file = await SafetensorsFile.open(path);
-  afterAll(() => file.close());
+  const bytes = new Map<string, Uint8Array>();
+  try {
+    for (const name of file.tensors.keys()) bytes.set(name, await file.bytes(name));
+  } finally {
+    await file.close();
+  }
   return {
-    float32: (name) => file.read(name),
-    int64: async (name) => Array.from(new BigInt64Array((await file.bytes(name)).buffer), Number),
-    close: () => file.close(),
+    float32: (name) => new Float32Array(bytes.get(name)!.buffer),
+    int64: (name) => Array.from(new BigInt64Array(bytes.get(name)!.buffer), Number),
   };
 }
 
@@ -129,14 +132,15 @@ export class DecoderRun {
       const name = `${i >> 1}.${i & 1 ? 'value' : 'key'}`;
       binding.input(`past.${name}`, value).output(`present.${name}`, value);
     }
-    binding.outputAnywhere('logits');
+    const { vocab } = this.spec;
+    const logits = new Float32Array(new ArrayBuffer(Math.max(8, 4 * rows.length * vocab)), 0, rows.length * vocab);
+    const logitsValue = new OrtValue({ type: 'float32', dims: [1, rows.length, vocab], data: logits });
+    values.push(logitsValue);
+    binding.output('logits', logitsValue);
     try {
       await binding.run();
       this.length = total;
-      const fetched = binding.fetch();
-      const logits = fetched.at(-1)!;
-      if (`${logits.dims}` !== `${[1, rows.length, this.spec.vocab]}`) throw new Error(`logits are [${logits.dims}]`);
-      return logits.data as Float32Array;
+      return logits;
     } finally {
       binding.dispose();
       for (const value of values) value.dispose();
@@ -166,4 +170,20 @@ export async function loadDecoder(
   } finally {
     await checkpoint.close();
   }
+}
+
+/** Tensors of the given shapes, all zero. */
+export const inMemory = (shapes: Readonly<Record<string, readonly number[]>>): TensorSource => ({
+  origin: 'in-memory',
+  shapeOf: (name) => shapes[name],
+  read: async (name) => new Float32Array(shapes[name]!.reduce((product, dim) => product * dim, 1)),
+});
+
+/** Bytes of a safetensors file with this header, whatever it says. */
+export function safetensorsBytes(header: unknown, dataBytes: number): Uint8Array {
+  const json = Buffer.from(typeof header === 'string' ? header : JSON.stringify(header));
+  const bytes = new Uint8Array(8 + json.length + dataBytes);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(json.length), true);
+  bytes.set(json, 8);
+  return bytes;
 }

@@ -42,6 +42,10 @@ export class DecoderSession {
   readonly #slots = new Map<number, Binding>();
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
+  /** What the step and slot bindings keep bound. */
+  readonly #bound: OrtValue[] = [];
+  #underWay: Promise<void> = Promise.resolve();
+  #closed = false;
 
   private constructor(session: OrtSession, shape: DecoderShape, pool: KvPool) {
     this.#session = session;
@@ -102,7 +106,7 @@ export class DecoderSession {
         .input('seqlens_k', value({ type: 'int32', dims: [1], data: int32(1).fill(end - 1) }))
         .input('total_sequence_length', value({ type: 'int32', dims: [], data: int32(1).fill(end) }))
         .output('logits', value({ type: 'float32', dims: [1, logitRows.length, vocabSize], data: logits }));
-      await binding.run(signal);
+      await this.#run(binding, signal);
       return logits;
     } finally {
       for (const created of made) created.dispose();
@@ -132,14 +136,30 @@ export class DecoderSession {
       );
     }
     step.total[0] = longest;
-    await step.binding.run();
+    await this.#run(step.binding);
     return this.#stepLogits.subarray(0, n * this.#shape.vocabSize);
   }
 
-  dispose(): void {
+  /** Takes no more runs; frees the graph when the one under way is over, since it still uses it. */
+  async dispose(): Promise<void> {
+    this.#closed = true;
+    await this.#underWay.catch(() => {});
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
+    for (const value of this.#bound) value.dispose();
     this.#session.dispose();
+  }
+
+  #run(binding: Binding, signal?: AbortSignal): Promise<void> {
+    if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
+    this.#underWay = binding.run(signal);
+    return this.#underWay;
+  }
+
+  #fixed(...tensor: ConstructorParameters<typeof OrtValue>): OrtValue {
+    const value = new OrtValue(...tensor);
+    this.#bound.push(value);
+    return value;
   }
 
   /** A binding whose past and present KV are one slot's memory. */
@@ -162,14 +182,14 @@ export class DecoderSession {
       const total = int32(1);
       const binding = this.#session
         .bind()
-        .input('input_ids', new OrtValue({ type: 'int64', dims: [n, 1], data: ids }))
-        .input('soft_tokens', new OrtValue({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }))
-        .input('soft_positions', new OrtValue({ type: 'int64', dims: [0], data: int64([]) }))
-        .input('logit_rows', new OrtValue({ type: 'int64', dims: [1], data: int64([0]) }))
+        .input('input_ids', this.#fixed({ type: 'int64', dims: [n, 1], data: ids }))
+        .input('soft_tokens', this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }))
+        .input('soft_positions', this.#fixed({ type: 'int64', dims: [0], data: int64([]) }))
+        .input('logit_rows', this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }))
         // seqlens_k is total - 1 of each row: with one new token, the positions filled so far.
-        .input('seqlens_k', new OrtValue({ type: 'int32', dims: [n], data: lengths }))
-        .input('total_sequence_length', new OrtValue({ type: 'int32', dims: [], data: total }))
-        .output('logits', new OrtValue({ type: 'float32', dims: [n, 1, vocabSize], data: this.#stepLogits }));
+        .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
+        .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
+        .output('logits', this.#fixed({ type: 'float32', dims: [n, 1, vocabSize], data: this.#stepLogits }));
       this.#bindKv(binding, 0, n);
       step = { binding, ids, lengths, total };
       this.#steps.set(n, step);
@@ -185,7 +205,7 @@ export class DecoderSession {
     for (const [i, layer] of this.pool.layers.entries()) {
       for (const part of ['key', 'value'] as const) {
         const data = layer[part].subarray(first * slotElements, (first + n) * slotElements);
-        const kv = new OrtValue({ type: 'float32', dims, data });
+        const kv = this.#fixed({ type: 'float32', dims, data });
         binding.input(`past.${i}.${part}`, kv).output(`present.${i}.${part}`, kv);
       }
     }

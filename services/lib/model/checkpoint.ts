@@ -1,6 +1,6 @@
 /** A checkpoint as graphs see it: named tensors, from one safetensors file or from the shards that an index names. */
 import { readFile, stat } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 import { SafetensorsFile } from './safetensors.ts';
@@ -84,10 +84,6 @@ export class Checkpoint implements TensorSource {
     }
   }
 
-  get names(): Iterable<string> {
-    return this.#fileOf.keys();
-  }
-
   shapeOf(name: string): readonly number[] | undefined {
     return this.#fileOf.get(name)?.tensors.get(name)?.shape;
   }
@@ -114,10 +110,10 @@ export type TensorReader = () => Promise<Float32Array>;
  */
 export function expectTensor(source: TensorSource, name: string, shape: readonly number[]): TensorReader {
   const found = source.shapeOf(name);
-  if (!found) throw invalid(basename(source.origin), `tensor ${JSON.stringify(name)} [${shape}] is missing`);
+  if (!found) throw invalid(source.origin, `tensor ${JSON.stringify(name)} [${shape}] is missing`);
   if (found.length !== shape.length || found.some((dim, i) => dim !== shape[i])) {
     throw invalid(
-      basename(source.origin),
+      source.origin,
       `tensor ${JSON.stringify(name)} has shape [${found}], config.json asks for [${shape}]`,
     );
   }

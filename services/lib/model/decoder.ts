@@ -44,7 +44,7 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
     columns: hidden,
     read: expectTensor(source, tableName, [vocab, hidden]),
   };
-  const table = storeMatrix(graph, matrix, format.vocabulary, true);
+  const table = storeMatrix(graph, matrix, format.vocabulary, spec.tied ? 'both' : 'lookUp');
   const embedded = lookUp(graph, 'ids.embedded', flat, table);
   const at = graph.node('Unsqueeze', 'soft.indices', [softPositions, graph.int64('soft.axes', [1])]);
   const embeddings = graph.node('ScatterND', 'embeddings', [embedded, at, softTokens]);
@@ -78,6 +78,7 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
           read: expectTensor(source, 'lm_head.weight', [vocab, hidden]),
         },
         format.vocabulary,
+        'multiply',
       );
   const flatLogits = multiply(graph, 'logits.flat', final, head);
   const batch = graph.node('Shape', 'batch.size', [ids], { start: 0, end: 1 });

@@ -81,7 +81,7 @@ function decoderLayers(
 ): Value {
   const { hidden, vocab } = spec;
   const read = expectTensor(source, `${tensorPrefix(source)}embed_tokens.weight`, [vocab, hidden]);
-  const table = storeMatrix(graph, { name: 'embed', rows: vocab, columns: hidden, read }, format.weights, true);
+  const table = storeMatrix(graph, { name: 'embed', rows: vocab, columns: hidden, read }, format.weights, 'lookUp');
   const embedded = lookUp(graph, 'embedded', inputs.ids, table);
   return new Transformer(graph, spec, source, format.weights).apply(embedded, {
     batchShape: inputs.batchShape,

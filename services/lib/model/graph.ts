@@ -4,9 +4,9 @@
  */
 
 export type ElementType = 'float32' | 'uint8' | 'int32' | 'int64' | 'bool';
-/** Elements that can lie in a file; booleans only pass between operators. */
-export type StoredType = Exclude<ElementType, 'bool'>;
-export type StoredArray = Float32Array | Uint8Array | Int32Array | BigInt64Array;
+/** Elements that lie in a file; the others only pass between operators. */
+export type StoredType = Exclude<ElementType, 'bool' | 'int32'>;
+export type StoredArray = Float32Array | Uint8Array | BigInt64Array;
 
 /** A size, or the name of one that is known only when the graph runs. */
 export type Dim = number | string;
@@ -15,7 +15,7 @@ declare const brand: unique symbol;
 /** The name of something computed, fed or stored in the graph. */
 export type Value = string & { readonly [brand]: true };
 
-type AttributeKind = 'int' | 'float' | 'string' | 'type';
+export type AttributeKind = 'int' | 'float' | 'type';
 const operator = <const A extends Record<string, AttributeKind>>(domain: '' | 'com.microsoft', attributes: A) => ({
   domain,
   attributes,
@@ -72,7 +72,7 @@ export const OPERATORS = {
 } as const;
 export type Operator = keyof typeof OPERATORS;
 
-type ValueOf<K extends AttributeKind> = K extends 'type' ? ElementType : K extends 'string' ? string : number;
+type ValueOf<K extends AttributeKind> = K extends 'type' ? ElementType : number;
 export type Attributes<O extends Operator> = {
   readonly [A in keyof (typeof OPERATORS)[O]['attributes']]?: ValueOf<
     (typeof OPERATORS)[O]['attributes'][A] & AttributeKind
@@ -84,7 +84,7 @@ export interface Node {
   /** An empty name is an optional input that is not given, or an output that is not wanted. */
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
-  readonly attributes: Readonly<Record<string, number | string>>;
+  readonly attributes: Readonly<Record<string, number | ElementType>>;
 }
 
 /** A tensor's name and form. */
@@ -140,14 +140,11 @@ export class Graph {
     inputs: readonly (Value | undefined)[],
     attributes: Attributes<O> = {},
   ): Value[] {
-    const given = Object.fromEntries(
-      Object.entries<number | string | undefined>(attributes).filter(([, v]) => v !== undefined),
-    );
     this.nodes.push({
       operator,
       inputs: inputs.map((input) => input ?? ''),
       outputs,
-      attributes: given as Record<string, number | string>,
+      attributes: attributes as Node['attributes'],
     });
     return outputs.map((output) => (output === '' ? ('' as Value) : this.#define(output)));
   }

@@ -19,23 +19,24 @@ export interface Matrix {
   readonly read: TensorReader;
 }
 
-/** A stored matrix, to multiply by and, if it is a table, to look rows up in. */
+/** What a stored matrix is for: to multiply by, to look rows up in (a table of embeddings), or both (a tied one). */
+type Use = 'multiply' | 'lookUp' | 'both';
+
 type StoredMatrix = { readonly rows: number; readonly columns: number } & (
   | { readonly kind: 'fp32'; readonly weight: Value }
   | {
       readonly kind: 'blocks';
       readonly format: BlockFormat;
       readonly packed: Value;
-      readonly scales: Value;
-      readonly rowScales?: Value;
+      /** [rows, blocks], if it multiplies. */
+      readonly scales: Value | undefined;
+      /** [rows, blocks, 1], if rows are looked up: the same numbers. A Reshape would be folded into a copy as well. */
+      readonly rowScales: Value | undefined;
     }
 );
 
-/**
- * Declares a matrix. One whose width no block divides stays in 32-bit floats.
- * @param table also prepare it for {@link lookUp}
- */
-export function storeMatrix(graph: Graph, matrix: Matrix, format: WeightFormat, table = false): StoredMatrix {
+/** Declares a matrix. One whose width no block divides stays in 32-bit floats. */
+export function storeMatrix(graph: Graph, matrix: Matrix, format: WeightFormat, use: Use): StoredMatrix {
   const { name, rows, columns, read } = matrix;
   const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
   if (format === 'fp32' || block === undefined) {
@@ -43,17 +44,24 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: WeightFormat, 
   }
   const { bits } = format;
   const blocks = columns / block;
-  const parts = [
-    { name: `${name}.packed`, type: 'uint8' as const, dims: [rows, blocks, (block * bits) / 8] },
-    { name: `${name}.scales`, type: 'float32' as const, dims: [rows, blocks] },
-    // The look-up wants the same scales with one more dimension; a Reshape would be folded into a copy as well.
-    ...(table ? [{ name: `${name}.row_scales`, type: 'float32' as const, dims: [rows, blocks, 1] }] : []),
+  const scaleForms = [
+    ...(use === 'lookUp' ? [] : [{ name: `${name}.scales`, type: 'float32' as const, dims: [rows, blocks] }]),
+    ...(use === 'multiply' ? [] : [{ name: `${name}.row_scales`, type: 'float32' as const, dims: [rows, blocks, 1] }]),
   ];
-  const [packed, scales, rowScales] = graph.weightGroup(parts, async () => {
+  const packedForm = { name: `${name}.packed`, type: 'uint8' as const, dims: [rows, blocks, (block * bits) / 8] };
+  const [packed, ...scales] = graph.weightGroup([packedForm, ...scaleForms], async () => {
     const quantized = quantize(await read(), { bits, block });
-    return [quantized.packed, quantized.scales, quantized.scales].slice(0, parts.length);
+    return [quantized.packed, ...scaleForms.map(() => quantized.scales)];
   });
-  return { kind: 'blocks', rows, columns, format: { bits, block }, packed: packed!, scales: scales!, rowScales };
+  return {
+    kind: 'blocks',
+    rows,
+    columns,
+    format: { bits, block },
+    packed: packed!,
+    scales: use === 'lookUp' ? undefined : scales[0],
+    rowScales: use === 'multiply' ? undefined : scales.at(-1),
+  };
 }
 
 /** input [rows, columns] times the matrix, plus the bias if there is one. */
@@ -80,7 +88,7 @@ export function linear(
   format: WeightFormat,
 ): Value {
   const bias = matrix.bias && graph.weight(`${matrix.name}.bias`, [matrix.rows], matrix.bias);
-  return multiply(graph, matrix.name, input, storeMatrix(graph, matrix, format), bias);
+  return multiply(graph, matrix.name, input, storeMatrix(graph, matrix, format, 'multiply'), bias);
 }
 
 /** The rows of a table that `ids` [n] name: [n, columns]. */

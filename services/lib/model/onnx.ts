@@ -8,12 +8,14 @@ import { type FileHandle, open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import protobuf from 'protobufjs';
 import {
+  type AttributeKind,
   type Constant,
   type ElementType,
   type Graph,
   type Node,
   OPERATORS,
   type StoredArray,
+  type StoredType,
   type TensorForm,
 } from './graph.ts';
 
@@ -22,7 +24,7 @@ const SCHEMA = `
 syntax = "proto3";
 message StringStringEntryProto { string key = 1; string value = 2; }
 message OperatorSetIdProto { string domain = 1; int64 version = 2; }
-message AttributeProto { string name = 1; optional float f = 2; optional int64 i = 3; optional bytes s = 4; int32 type = 20; }
+message AttributeProto { string name = 1; optional float f = 2; optional int64 i = 3; int32 type = 20; }
 message NodeProto {
   repeated string input = 1; repeated string output = 2; string name = 3; string op_type = 4;
   repeated AttributeProto attribute = 5; string domain = 7;
@@ -52,17 +54,12 @@ const ModelProto = protobuf.parse(SCHEMA, { keepCase: true }).root.lookupType('M
 const IR_VERSION = 10;
 const OPSET = 21;
 const TYPE_ID = { float32: 1, uint8: 2, int32: 6, int64: 7, bool: 9 } as const satisfies Record<ElementType, number>;
-const ATTRIBUTE = {
-  float: (value: number) => ({ type: 1, f: value }),
-  int: (value: number) => ({ type: 2, i: value }),
-  string: (value: string) => ({ type: 3, s: Buffer.from(value) }),
-  type: (value: ElementType) => ({ type: 2, i: TYPE_ID[value] }),
-} as const;
-
 /** Where weights start in `model.bin`: at a multiple of this, in bytes. */
 const ALIGNMENT = 4096;
 const WRITE_BYTES = 64 * 1024 * 1024;
 const EXTERNAL = 1;
+const ATTRIBUTE_FLOAT = 1;
+const ATTRIBUTE_INT = 2;
 
 /** A file that was written: its size in bytes and the SHA-256 of its content, in hex. */
 export interface WrittenFile {
@@ -79,13 +76,15 @@ export interface WriteOptions {
 
 const bytesOf = (data: StoredArray) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 
+function attributeProto(name: string, kind: AttributeKind, value: number | ElementType): object {
+  if (typeof value === 'string') return { name, type: ATTRIBUTE_INT, i: TYPE_ID[value] };
+  return kind === 'float' ? { name, type: ATTRIBUTE_FLOAT, f: value } : { name, type: ATTRIBUTE_INT, i: value };
+}
+
 const nodeProto = (node: Node) => {
   const { domain, attributes } = OPERATORS[node.operator];
-  const kinds: Readonly<Record<string, keyof typeof ATTRIBUTE>> = attributes;
-  const attribute = Object.entries(node.attributes).map(([name, value]) => ({
-    name,
-    ...(ATTRIBUTE[kinds[name]!] as (value: number | string) => object)(value),
-  }));
+  const kinds: Readonly<Record<string, AttributeKind>> = attributes;
+  const attribute = Object.entries(node.attributes).map(([name, value]) => attributeProto(name, kinds[name]!, value));
   return { op_type: node.operator, name: node.outputs[0], domain, input: node.inputs, output: node.outputs, attribute };
 };
 
@@ -118,7 +117,7 @@ const weightProto = ({ name, type, dims }: TensorForm, file: string, offset: num
   ],
 });
 
-const BYTES_PER_ELEMENT = { float32: 4, uint8: 1, int32: 4, int64: 8 } as const;
+const BYTES_PER_ELEMENT = { float32: 4, uint8: 1, int64: 8 } as const satisfies Record<StoredType, number>;
 const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =>
   dims.reduce((product, dim) => product * dim, BYTES_PER_ELEMENT[type]);
 

@@ -4,7 +4,6 @@
  *
  * Input: `embeddings` float32 [n, encoder dim]. Output: `soft_tokens` float32 [n, hidden].
  */
-import { basename } from 'node:path';
 import { ServingError } from '../process/errors.ts';
 import { expectTensor, type TensorSource } from './checkpoint.ts';
 import { Graph, type Value } from './graph.ts';
@@ -48,7 +47,7 @@ export function projectorParameters({ widths }: ProjectorSpec): number {
 }
 
 const invalid = (source: TensorSource, what: string) =>
-  new ServingError('projector_invalid', `${basename(source.origin)}: ${what}`);
+  new ServingError('projector_invalid', `${source.origin}: ${what}`);
 
 function findNaming(source: TensorSource): Naming {
   for (const prefix of PREFIXES) {

@@ -76,7 +76,7 @@ function embeddings(
     graph,
     { name: 'words', rows: vocab, columns: hidden, read: table('word', vocab) },
     format,
-    true,
+    'lookUp',
   );
   const word = lookUp(graph, 'words.embedded', inputs.ids, words);
   const readPositions = table('position', positionRows);

@@ -4,7 +4,6 @@
  * time, so that a file larger than memory is no trouble.
  */
 import { type FileHandle, open } from 'node:fs/promises';
-import { basename } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 
@@ -61,7 +60,7 @@ function parseEntry(file: string, name: string, entry: unknown, dataBytes: numbe
   if (begin > end || end > dataBytes) {
     throw invalid(
       file,
-      `tensor ${JSON.stringify(name)}: bytes [${begin}, ${end}) are not within the ${dataBytes} bytes of data`,
+      `tensor ${JSON.stringify(name)}: bytes [${begin}, ${end}) are not within the ${dataBytes} bytes of data: is the file cut short?`,
     );
   }
   const bytes = shape.reduce((product, dim) => product * dim, BYTES_OF[dtype]);
@@ -145,23 +144,22 @@ export class SafetensorsFile {
 
   /** @throws ServingError checkpoint_invalid where the file is absent, cut short or inconsistent. */
   static async open(path: string): Promise<SafetensorsFile> {
-    const file = basename(path);
     const handle = await open(path).catch((error: unknown) => {
       throw invalid(path, 'cannot be opened', error);
     });
     try {
       const { size: fileBytes } = await handle.stat();
-      const prefix = await readFully(handle, file, new Uint8Array(8), 0);
+      const prefix = await readFully(handle, path, new Uint8Array(8), 0);
       const headerBytes = Number(new DataView(prefix.buffer).getBigUint64(0, true));
       const dataStart = 8 + headerBytes;
       if (headerBytes > MAX_HEADER_BYTES) {
-        throw invalid(file, `a header of ${headerBytes} bytes is too large: not a safetensors file`);
+        throw invalid(path, `a header of ${headerBytes} bytes is too large: not a safetensors file`);
       }
       if (dataStart > fileBytes) {
-        throw invalid(file, `cut short: the header takes ${headerBytes} bytes, the file has ${fileBytes}`);
+        throw invalid(path, `cut short: the header takes ${headerBytes} bytes, the file has ${fileBytes}`);
       }
-      const header = await readFully(handle, file, new Uint8Array(headerBytes), 8);
-      return new SafetensorsFile(path, handle, parseHeader(file, header, fileBytes - dataStart), dataStart);
+      const header = await readFully(handle, path, new Uint8Array(headerBytes), 8);
+      return new SafetensorsFile(path, handle, parseHeader(path, header, fileBytes - dataStart), dataStart);
     } catch (error) {
       await handle.close();
       throw error;
@@ -176,12 +174,12 @@ export class SafetensorsFile {
     const { dtype, begin, end } = this.#info(name);
     const at = this.#dataStart + begin;
     if (dtype === 'F32') {
-      const bytes = await readFully(this.#handle, basename(this.path), new Uint8Array(end - begin), at);
+      const bytes = await readFully(this.#handle, this.path, new Uint8Array(end - begin), at);
       return new Float32Array(bytes.buffer);
     }
     if (dtype !== 'F16' && dtype !== 'BF16') {
       throw invalid(
-        basename(this.path),
+        this.path,
         `tensor ${JSON.stringify(name)}: ${dtype} weights are not supported (F32, F16, BF16 are)`,
       );
     }
@@ -190,7 +188,7 @@ export class SafetensorsFile {
     for (let done = 0; done < values.length; done += piece.length) {
       const part = piece.subarray(0, Math.min(piece.length, values.length - done));
       const bytes = new Uint8Array(part.buffer, 0, part.byteLength);
-      await readFully(this.#handle, basename(this.path), bytes, at + 2 * done);
+      await readFully(this.#handle, this.path, bytes, at + 2 * done);
       decode16(dtype, part, values.subarray(done, done + part.length));
     }
     return values;
@@ -199,7 +197,7 @@ export class SafetensorsFile {
   /** One tensor's bytes as stored. */
   async bytes(name: string): Promise<Uint8Array> {
     const { begin, end } = this.#info(name);
-    return readFully(this.#handle, basename(this.path), new Uint8Array(end - begin), this.#dataStart + begin);
+    return readFully(this.#handle, this.path, new Uint8Array(end - begin), this.#dataStart + begin);
   }
 
   async close(): Promise<void> {
@@ -208,7 +206,7 @@ export class SafetensorsFile {
 
   #info(name: string): TensorInfo {
     const info = this.tensors.get(name);
-    if (!info) throw invalid(basename(this.path), `tensor ${JSON.stringify(name)} is missing`);
+    if (!info) throw invalid(this.path, `tensor ${JSON.stringify(name)} is missing`);
     return info;
   }
 }

@@ -15,6 +15,8 @@ const whole = (min: number, max = Number.MAX_SAFE_INTEGER) => {
   const digits = (value: unknown) => (typeof value === 'string' && /^-?\d+$/.test(value) ? Number(value) : value);
   return z.preprocess(digits, z.int({ error }).min(min, { error }).max(max, { error }));
 };
+/** Milliseconds; longer ones would make Node's timers fire at once. */
+const milliseconds = (min: number) => whole(min, 2 ** 31 - 1);
 const flag = z.union([z.boolean(), z.stringbool()], { error: 'must be true or false' });
 const ADDRESS = /^(?:[^\s:]+|\[[0-9a-fA-F:]+\]):(\d{1,5})$/;
 const addresses = z
@@ -27,18 +29,27 @@ const addresses = z
         return port >= 1 && port <= 65535;
       }),
     'must be host:port[,host:port…]',
-  );
+  )
+  .readonly();
 
 export const SETTINGS = {
   // Where to listen.
   host: z.string().min(1).default('127.0.0.1').describe('address to listen on'),
   port: whole(0, 65535).default(8000).describe('port to listen on; 0 takes a free one'),
+  advertise: z
+    .string()
+    .default('')
+    .describe('host:port under which decoders reach a prefill worker; where it listens when empty'),
   metricsPort: whole(0, 65535)
     .default(0)
     .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),
   // What to serve.
   model: z.string().min(1).describe('model bundle (see llavacode export)'),
   servedName: z.string().default('').describe("name of the model in the API; the bundle's own when empty"),
+  promptFormat: z
+    .enum(['auto', 'qwen', 'starcoder', 'deepseek', 'prefix-only'])
+    .default('auto')
+    .describe("how prompts are put together; auto goes by the tokenizer's tokens"),
   store: z
     .string()
     .regex(/^(rediss?:\/\/|lmdb:).+/, 'must be redis://…, rediss://… or lmdb:DIR')
@@ -60,12 +71,12 @@ export const SETTINGS = {
   bodyLimitBytes: whole(1024)
     .default(4 * 1024 * 1024)
     .describe('largest request body, in bytes'),
-  requestTimeoutMs: whole(1).default(60_000).describe('deadline of one request, in ms'),
-  connectTimeoutMs: whole(1).default(10_000).describe('deadline for reaching a worker, in ms'),
-  kvLeaseMs: whole(1).default(30_000).describe('how long a staged KV cache waits for its decoder, in ms'),
-  drainTimeoutMs: whole(0).default(30_000).describe('how long running requests may finish after SIGTERM, in ms'),
+  requestTimeoutMs: milliseconds(1).default(60_000).describe('deadline of one request, in ms'),
+  connectTimeoutMs: milliseconds(1).default(10_000).describe('deadline for reaching a worker, in ms'),
+  kvLeaseMs: milliseconds(1).default(30_000).describe('how long a staged KV cache waits for its decoder, in ms'),
+  drainTimeoutMs: milliseconds(0).default(30_000).describe('how long running requests may finish after SIGTERM, in ms'),
   // Retrieval.
-  retrievalBudgetMs: whole(1).default(250).describe('what retrieval may cost a completion, in ms'),
+  retrievalBudgetMs: milliseconds(1).default(250).describe('what retrieval may cost a completion, in ms'),
   chunkLines: whole(1, 1000).default(10).describe('lines of one chunk'),
   chunkStride: whole(1, 1000).default(5).describe('lines between the starts of two chunks'),
   queryLines: whole(1, 1000)
@@ -110,7 +121,7 @@ export function loadConfig<K extends Setting>(
   for (const key of wanted) {
     const given = flags[key] ?? (env[envName(key)] || undefined);
     const parsed = SETTINGS[key].safeParse(given);
-    if (parsed.success) values[key] = Object.freeze(parsed.data);
+    if (parsed.success) values[key] = parsed.data;
     else {
       const why = given === undefined ? 'is required' : parsed.error.issues.map((i) => i.message).join('; ');
       const value = given === undefined ? '' : ` = ${shown(given)}`;

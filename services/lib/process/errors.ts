@@ -32,6 +32,7 @@ export const ERRORS = {
     'Shorten the prompt or max_tokens, or serve with a larger --capacity.',
   ),
   not_found: kind(404, 'UNIMPLEMENTED', false, 'See README.md for the routes.'),
+  method_not_allowed: kind(405, 'UNIMPLEMENTED', false, 'Use the method that the message names.'),
   model_not_found: kind(404, 'NOT_FOUND', false, 'Ask GET /v1/models for the served name.'),
   repo_not_found: kind(404, 'NOT_FOUND', false, 'Index it first: llavacode index --name REPO --path DIR.'),
   payload_too_large: kind(413, 'RESOURCE_EXHAUSTED', false, 'Send less, or raise --body-limit-bytes.'),

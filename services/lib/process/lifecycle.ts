@@ -1,8 +1,12 @@
 /**
  * The life of a service process: starting → ready → draining → stopped. SIGTERM and SIGINT drain; so does the death of
- * the parent that supervises it (its IPC channel closes), so that no process is left behind.
+ * the parent that supervises it (its IPC channel closes), so that no process is left behind. Only the main of a process
+ * makes one: it takes over signals, uncaught errors and the exit code (0 after a clean stop, else not).
+ *
+ * A second request to stop does not cut the drain short: one Ctrl+C reaches the whole process group, npm passes it on
+ * again, and then the parent asks its children. SIGSEGV and its like stay untouched: a JS handler would hang there.
  */
-import closeWithGrace from 'close-with-grace';
+import { setMaxListeners } from 'node:events';
 import { ServingError } from './errors.ts';
 import type { Logger } from './log.ts';
 
@@ -22,19 +26,30 @@ interface Stop {
   readonly run: () => Promise<void> | void;
 }
 
+/** A SIGINT this long after draining began is a person who does not want to wait, not an echo of the first. */
+const IMPATIENCE_MS = 1000;
+/** What shells report for a process ended by SIGINT. */
+const EXIT_INTERRUPTED = 130;
+
 export class Lifecycle {
   readonly #log: Logger;
+  readonly #drainTimeoutMs: number;
   readonly #stops: Stop[] = [];
   readonly #drain = new AbortController();
   #phase: Phase = 'starting';
+  #drainingSinceMs = Infinity;
+  /** The stop step at work, for the log. */
+  #step = 'none';
 
   constructor(log: Logger, drainTimeoutMs: number) {
     this.#log = log;
-    const grace = closeWithGrace({ delay: drainTimeoutMs, logger: false }, async ({ err, signal }) => {
-      if (err) log.fatal({ err }, 'unexpected error: stopping');
-      await this.#stop(signal ?? 'error');
-    });
-    if (process.connected) process.once('disconnect', () => void grace.close());
+    this.#drainTimeoutMs = drainTimeoutMs;
+    setMaxListeners(0, this.#drain.signal); // one listener per running request
+    process.on('SIGTERM', () => this.#stop('SIGTERM'));
+    process.on('SIGINT', () => this.#interrupt());
+    process.on('uncaughtException', (error) => this.#fail(error));
+    process.on('unhandledRejection', (reason) => this.#fail(reason));
+    if (process.connected) process.once('disconnect', () => this.#stop('parent gone'));
   }
 
   get phase(): Phase {
@@ -46,32 +61,63 @@ export class Lifecycle {
     return this.#drain.signal;
   }
 
-  /** Runs when the process stops; the last one registered runs first. */
+  /** Runs when the process stops; the last one registered runs first. A step that throws does not keep others from it. */
   onStop(name: string, run: () => Promise<void> | void): void {
     this.#stops.push({ name, run });
   }
 
-  /** Work is accepted from now on; the parent, where there is one, learns the addresses. */
+  /** Work is accepted from now on; the parent, where there is one, learns the addresses. Nothing once it drains. */
   ready(address: string, metricsAddress: string): void {
+    if (this.#phase !== 'starting') return;
     this.#phase = 'ready';
     this.#log.info({ address, metricsAddress }, 'ready');
     const message: ReadyMessage = { ready: true, address, metricsAddress };
-    if (process.connected) process.send?.(message);
+    // A parent that has just died shows as `disconnect`; the failed send says nothing more.
+    if (process.connected) process.send?.(message, undefined, undefined, () => {});
   }
 
-  async #stop(signal: string): Promise<void> {
+  #interrupt(): void {
+    // Supervised, it is the parent that Ctrl+C is meant for: it knows the order in which services stop.
+    if (process.connected) return;
+    if (performance.now() - this.#drainingSinceMs > IMPATIENCE_MS) this.#cut('interrupted again', EXIT_INTERRUPTED);
+    this.#stop('SIGINT');
+  }
+
+  #fail(error: unknown): void {
+    const err = ServingError.from(error);
+    this.#log.fatal({ err, remedy: err.kind.remedy }, 'unexpected error: stopping');
+    process.exitCode = 1;
+    this.#stop('error');
+  }
+
+  #stop(reason: string): void {
+    if (this.#phase === 'draining' || this.#phase === 'stopped') return;
     this.#phase = 'draining';
-    this.#log.info({ signal }, 'draining');
+    this.#drainingSinceMs = performance.now();
+    this.#log.info({ reason }, 'draining');
+    setTimeout(() => this.#cut('drain timed out', 1), this.#drainTimeoutMs);
     this.#drain.abort(new ServingError('draining', 'this process is shutting down'));
-    for (const stop of this.#stops.reverse()) {
+    void this.#runStops();
+  }
+
+  /** Always ends the process; steps registered meanwhile (a stop during start) run as well. */
+  async #runStops(): Promise<void> {
+    for (let stop = this.#stops.pop(); stop !== undefined; stop = this.#stops.pop()) {
+      this.#step = stop.name;
       try {
         await stop.run();
       } catch (err) {
+        process.exitCode = 1;
         this.#log.error({ err, step: stop.name }, 'stop step failed');
       }
     }
     this.#phase = 'stopped';
     this.#log.info('stopped');
-    if (process.connected) process.disconnect();
+    process.exit();
+  }
+
+  #cut(reason: string, exitCode: number): never {
+    this.#log.error({ step: this.#step, drainTimeoutMs: this.#drainTimeoutMs }, `${reason}: stopping hard`);
+    process.exit(exitCode);
   }
 }

@@ -59,9 +59,21 @@ const SCRIPT = {
   drop: guarded(`redis.call('UNLINK', KEYS[3]) redis.call('SREM', KEYS[2], ARGV[2])`),
 };
 
-/** Connects in the background, and again with backoff whenever the connection breaks; never throws. */
+/**
+ * Connects in the background, and again with backoff whenever the connection breaks.
+ * @throws ServingError config_invalid for what is no URL.
+ */
 export function openRedisStore(url: string): Store {
   return new RedisStore(url);
+}
+
+function parseUrl(url: string): URL {
+  try {
+    return new URL(url);
+  } catch {
+    // The URL may hold a password: it is not repeated.
+    throw new ServingError('config_invalid', 'the store is no valid redis:// URL: redis://[user:password@]host[:port]');
+  }
 }
 
 class RedisStore implements Store {
@@ -71,7 +83,8 @@ class RedisStore implements Store {
   #lastError: Error | undefined;
 
   constructor(url: string) {
-    this.address = url.replace(/^(\w+:\/\/)[^@/]*@/, '$1').replace(/[?#].*$/, '');
+    const { protocol, host } = parseUrl(url);
+    this.address = `${protocol}//${host}`;
     this.#client = new Redis(url, {
       lazyConnect: true,
       connectTimeout: CONNECT_TIMEOUT_MS,
@@ -105,8 +118,9 @@ class RedisStore implements Store {
   }
 
   #unavailable(cause: unknown): ServingError {
+    // Not kept as the cause: errors of ioredis carry the command with its arguments, of AUTH too.
     const why = cause instanceof Error ? cause.message : 'not connected';
-    return new ServingError('store_unavailable', `${this.address}: ${why}`, { cause });
+    return new ServingError('store_unavailable', `${this.address}: ${why}`);
   }
 
   async head(repo: string) {

@@ -11,11 +11,9 @@ import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 import type { Chunk } from './chunk.ts';
 
-const digest = z.string().regex(/^[0-9a-f]{64}$/);
-
 export const indexHead = z.strictObject({
-  /** SHA-256 over fingerprint and chunk ids: equal content is the same version. */
-  version: digest,
+  /** First 64 bits of a SHA-256 over fingerprint and chunk ids, in hex: equal content is the same version. */
+  version: z.string().regex(/^[0-9a-f]{16}$/),
   /** Of the encoder and projector that made the vectors. */
   fingerprint: z.string().min(1),
   /** Values of one vector. */

@@ -1,4 +1,5 @@
 /** The nouns of request/ as messages and back. */
+import { ServingError } from '../process/errors.ts';
 import type { FinishReason, SampledToken, Sampling, SoftTokens } from '../request/sequence.ts';
 import type { Sampling__Output, Sampling as SamplingMessage } from './gen/llavacode/v1/Sampling.ts';
 import type { SoftTokens__Output, SoftTokens as SoftTokensMessage } from './gen/llavacode/v1/SoftTokens.ts';
@@ -20,11 +21,18 @@ export const softTokensMessage = (soft: SoftTokens): SoftTokensMessage => ({
   vectors: new Uint8Array(soft.vectors.buffer, soft.vectors.byteOffset, soft.vectors.byteLength),
 });
 
+/** @throws ServingError invalid_request when the vectors are no whole number of floats. */
 export function readSoftTokens(message: SoftTokens__Output | null): SoftTokens {
   const bytes = message?.vectors ?? Buffer.alloc(0);
-  const vectors = new Float32Array(Math.floor(bytes.length / 4));
+  if (bytes.length % 4 !== 0) {
+    throw new ServingError(
+      'invalid_request',
+      `the vectors of soft tokens have ${bytes.length} bytes, no multiple of 4`,
+    );
+  }
+  const vectors = new Float32Array(bytes.length / 4);
   // Copied: the bytes of a message may lie at an offset that floats may not.
-  new Uint8Array(vectors.buffer).set(bytes.subarray(0, vectors.byteLength));
+  new Uint8Array(vectors.buffer).set(bytes);
   return { positions: Int32Array.from(message?.positions ?? []), vectors };
 }
 

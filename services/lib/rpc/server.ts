@@ -15,6 +15,9 @@ import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation } from 'grpc-health-check';
 import { ServingError } from '../process/errors.ts';
 import { CHANNEL, packageDefinition, protocol } from './contract.ts';
+import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
+import type { KvHandlers } from './gen/llavacode/v1/Kv.ts';
+import type { PrefillHandlers } from './gen/llavacode/v1/Prefill.ts';
 import { toStatus } from './status.ts';
 
 /** Answers one call with a stream; leaving early is an abort of `signal`. */
@@ -59,14 +62,25 @@ export interface RpcServer {
 }
 
 interface Mounted {
+  /** As reflection lists it. */
+  readonly name: string;
   readonly definition: ServiceDefinition;
   readonly methods: UntypedServiceImplementation;
 }
 
+const PACKAGE = 'llavacode.v1';
 export const mount = {
-  prefill: (methods: UntypedServiceImplementation): Mounted => ({ definition: protocol.Prefill.service, methods }),
-  decode: (methods: UntypedServiceImplementation): Mounted => ({ definition: protocol.Decode.service, methods }),
-  kv: (methods: UntypedServiceImplementation): Mounted => ({ definition: protocol.Kv.service, methods }),
+  prefill: (methods: PrefillHandlers): Mounted => ({
+    name: `${PACKAGE}.Prefill`,
+    definition: protocol.Prefill.service,
+    methods,
+  }),
+  decode: (methods: DecodeHandlers): Mounted => ({
+    name: `${PACKAGE}.Decode`,
+    definition: protocol.Decode.service,
+    methods,
+  }),
+  kv: (methods: KvHandlers): Mounted => ({ name: `${PACKAGE}.Kv`, definition: protocol.Kv.service, methods }),
 };
 
 /** @throws ServingError address_in_use. */
@@ -75,7 +89,7 @@ export async function serveRpc(host: string, port: number, services: readonly Mo
   for (const { definition, methods } of services) server.addService(definition, methods);
   const health = new HealthImplementation({ '': 'NOT_SERVING' });
   health.addToServer(server);
-  new ReflectionService(packageDefinition).addToServer(server);
+  new ReflectionService(packageDefinition, { services: services.map(({ name }) => name) }).addToServer(server);
   const bracketed = host.includes(':') ? `[${host}]` : host;
   const bound = await new Promise<number>((resolve, reject) => {
     server.bindAsync(`${bracketed}:${port}`, ServerCredentials.createInsecure(), (error, taken) =>

@@ -8,9 +8,12 @@ import { type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts'
 const CODE = 'llavacode-code';
 const RETRY_AFTER = 'llavacode-retry-after-seconds';
 
-/** What stands for a status that carries no code of ours: the transport's own. */
+/**
+ * What stands for a status that carries no code of ours: the transport's own. CANCELLED is a peer that broke off: calls
+ * that we cancel ourselves end with the reason of their signal.
+ */
 const FOREIGN: Partial<Record<status, ErrorCode>> = {
-  [status.CANCELLED]: 'client_gone',
+  [status.CANCELLED]: 'worker_lost',
   [status.DEADLINE_EXCEEDED]: 'deadline_exceeded',
   [status.UNAVAILABLE]: 'worker_lost',
   [status.RESOURCE_EXHAUSTED]: 'payload_too_large',

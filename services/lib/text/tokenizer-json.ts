@@ -74,7 +74,10 @@ export function readTokenizerConfig(text: string, file: string): TokenizerConfig
 }
 
 /** The pre-tokenizers in order, the last of which must turn text into byte symbols. */
-export function preTokenizers(json: TokenizerJson, file: string): { splits: PreTokenizerJson[]; bytes: PreTokenizerJson } {
+export function preTokenizers(
+  json: TokenizerJson,
+  file: string,
+): { splits: PreTokenizerJson[]; bytes: PreTokenizerJson } {
   const { pretokenizers, ...single } = json.pre_tokenizer;
   const all = json.pre_tokenizer.type === 'Sequence' ? (pretokenizers ?? []) : [single];
   const bytes = all.at(-1);

@@ -17,8 +17,15 @@ import {
   type TokenizerConfig,
   type TokenizerJson,
 } from './tokenizer-json.ts';
+import { WordCache } from './word-cache.ts';
 
 type Ids = readonly number[];
+
+/**
+ * What the name of an added token is in a text: just characters (a user's file that happens to hold one), or the token
+ * (clients that write FIM prompts themselves).
+ */
+export type Names = 'as text' | 'as tokens';
 
 /** GPT-2's words: what a ByteLevel pre-tokenizer splits by where it has `use_regex`. */
 const GPT2_WORDS = {
@@ -38,13 +45,13 @@ export class Tokenizer {
   readonly vocabSize: number;
   /** What the tokenizer puts before every text (a beginning-of-text id); mostly nothing. */
   readonly leadingIds: Ids;
+  /** What the tokenizer puts after every text; mostly nothing. */
+  readonly trailingIds: Ids;
   /** The id that ends a text; undefined where the tokenizer has none. */
   readonly eosId: number | undefined;
-  /** Bytes of the longest token, which bounds how many characters n tokens can cover. */
-  readonly longestToken: number;
   readonly #library: Library;
-  /** Splits text into words; null where a text is one word. */
-  readonly #words: Library['pre_tokenizer'];
+  /** Splits text into words; null where a block of text is one word. */
+  readonly #splitter: Library['pre_tokenizer'];
   /** Turns a word into byte symbols. */
   readonly #symbols: NonNullable<Library['pre_tokenizer']>;
   readonly #cache = new WordCache();
@@ -64,9 +71,11 @@ export class Tokenizer {
         new Library({ ...json, added_tokens: [], model: { type: 'BPE', vocab: {}, merges: [] }, pre_tokenizer }, {})
           .pre_tokenizer;
       const words = byRegex ? [...splits, GPT2_WORDS] : splits;
-      this.#words = words.length === 0 ? null : stage({ type: 'Sequence', pretokenizers: words });
+      this.#splitter = words.length === 0 ? null : stage({ type: 'Sequence', pretokenizers: words });
       this.#symbols = stage(byRegex ? { ...bytes, use_regex: false } : bytes)!;
-      this.leadingIds = this.#findLeadingIds();
+      const { leading, trailing } = this.#template();
+      this.leadingIds = leading;
+      this.trailingIds = trailing;
     } catch (cause) {
       throw invalid(file, cause instanceof Error ? cause.message : String(cause), cause);
     }
@@ -75,53 +84,37 @@ export class Tokenizer {
     this.#addedPattern = addedPattern(json);
     this.#bytes = tokenBytes(json);
     this.vocabSize = this.#bytes.length;
-    this.longestToken = this.#bytes.reduce((longest, token) => Math.max(longest, token?.length ?? 0), 1);
     const eosNames = config.eos_token ? [config.eos_token, ...EOS_NAMES] : EOS_NAMES;
     this.eosId = eosNames.map((name) => this.idOf(name)).find((id) => id !== undefined);
   }
 
-  /** Ids of plain text: the name of a special token in it is just characters. */
-  encode(text: string): number[] {
+  /** All ids of a text. */
+  encode(text: string, names: Names = 'as text'): number[] {
+    return this.encodeHead(text, Number.POSITIVE_INFINITY, names);
+  }
+
+  /** The first `count` ids of a text, or all where there are fewer; costs no more than those. */
+  encodeHead(text: string, count: number, names: Names = 'as text'): number[] {
     const ids: number[] = [];
-    for (const word of this.#split(this.#normalize(text))) append(ids, this.#idsOf(word));
+    if (count <= 0) return ids;
+    for (const section of this.#sections(text, names)) {
+      for (const part of typeof section === 'number' ? [[section]] : this.#idsByWord(section)) {
+        if (append(ids, part) >= count) return ids.slice(0, count);
+      }
+    }
     return ids;
   }
 
-  /** Ids of a text in which the names of added tokens stand for those tokens, as clients write FIM prompts themselves. */
-  encodeWithSpecials(text: string): number[] {
-    if (this.#addedPattern === undefined) return this.#library.encode(text, { add_special_tokens: false }).ids;
-    const ids: number[] = [];
-    let start = 0;
-    for (const match of text.matchAll(this.#addedPattern)) {
-      append(ids, this.encode(text.slice(start, match.index)));
-      ids.push(this.#addedIds.get(match[0])!);
-      start = match.index + match[0].length;
+  /** The last `count` ids of a text, or all where there are fewer; costs no more than those. */
+  encodeTail(text: string, count: number, names: Names = 'as text'): number[] {
+    const reversed: number[] = [];
+    if (count <= 0) return reversed;
+    for (const section of this.#sections(text, names).reverse()) {
+      for (const part of typeof section === 'number' ? [[section]] : this.#idsByWordBackwards(section)) {
+        if (append(reversed, part.toReversed()) >= count) return reversed.slice(0, count).reverse();
+      }
     }
-    append(ids, this.encode(text.slice(start)));
-    return ids;
-  }
-
-  /** The first `count` ids of `encode(text)`, or all where there are fewer; costs no more than those. */
-  encodeHead(text: string, count: number): number[] {
-    const ids: number[] = [];
-    for (const word of this.#split(head(this.#normalize(text), (count + 1) * this.longestToken))) {
-      if (ids.length >= count) break;
-      append(ids, this.#idsOf(word));
-    }
-    return ids.slice(0, count);
-  }
-
-  /** The last `count` ids of `encode(text)`, or all where there are fewer; costs no more than those. */
-  encodeTail(text: string, count: number): number[] {
-    const words = this.#split(tail(this.#normalize(text), (count + 1) * this.longestToken));
-    const ids: number[] = [];
-    for (let i = words.length - 1; i >= 0 && ids.length < count; i--) append(ids, this.#idsOf(words[i]!).toReversed());
-    return ids.slice(0, count).reverse();
-  }
-
-  /** Whether `text` surely has more than `count` tokens, by its length alone. */
-  surelyLonger(text: string, count: number): boolean {
-    return text.length > count * this.longestToken;
+    return reversed.reverse();
   }
 
   /** Id of an added token (special or not) by its name. */
@@ -144,29 +137,61 @@ export class Tokenizer {
     return Buffer.concat(Array.from(ids, (id) => this.bytes(id))).toString('utf8');
   }
 
-  #normalize(text: string): string {
-    return this.#library.normalizer?.normalize(text) ?? text;
+  /** A text as stretches of plain text and ids of added tokens. */
+  #sections(text: string, names: Names): (string | number)[] {
+    if (names === 'as text') return [text];
+    if (this.#addedPattern === undefined) return this.#library.encode(text, { add_special_tokens: false }).ids;
+    const sections: (string | number)[] = [];
+    let start = 0;
+    for (const match of text.matchAll(this.#addedPattern)) {
+      sections.push(text.slice(start, match.index), this.#addedIds.get(match[0])!);
+      start = match.index + match[0].length;
+    }
+    sections.push(text.slice(start));
+    return sections;
   }
 
-  #split(text: string): string[] {
-    if (text === '') return [];
-    return this.#words?.pre_tokenize(text) ?? [text];
+  *#idsByWord(text: string): Generator<Ids> {
+    const normal = this.#library.normalizer?.normalize(text) ?? text;
+    for (let start = 0; start < normal.length; ) {
+      const end = blockEnd(normal, start);
+      for (const word of this.#words(normal, start, end)) yield this.#idsOf(word);
+      start = end;
+    }
+  }
+
+  *#idsByWordBackwards(text: string): Generator<Ids> {
+    const normal = this.#library.normalizer?.normalize(text) ?? text;
+    for (let end = normal.length; end > 0; ) {
+      const start = blockStart(normal, end);
+      for (const word of this.#words(normal, start, end).reverse()) yield this.#idsOf(word);
+      end = start;
+    }
+  }
+
+  /** The words of a block. The patterns look one character ahead, so the block is split with that one. */
+  #words(text: string, start: number, end: number): string[] {
+    const words = this.#splitter?.pre_tokenize(text.slice(start, end + 1)) ?? [text.slice(start, end)];
+    if (this.#splitter !== null && end < text.length) words.pop();
+    return words.flatMap(parts);
   }
 
   #idsOf(word: string): Ids {
     const known = this.#cache.get(word);
     if (known !== undefined) return known;
     const model = this.#library.model!;
-    const ids = model.encode(this.#symbols.pre_tokenize(word)).map((token: string) => model.tokens_to_ids.get(token)!);
+    const symbols = this.#symbols.pre_tokenize(word);
+    const ids = model.encode(symbols).map((token: string) => model.tokens_to_ids.get(token)!);
     this.#cache.put(word, ids);
     return ids;
   }
 
-  /** What `add_special_tokens` puts before a text. */
-  #findLeadingIds(): Ids {
+  /** What `add_special_tokens` puts around a text. */
+  #template(): { leading: Ids; trailing: Ids } {
     const plain = this.#library.encode('a', { add_special_tokens: false }).ids;
     const whole = this.#library.encode('a', { add_special_tokens: true }).ids;
-    return whole.slice(0, whole.indexOf(plain[0]!));
+    const start = whole.indexOf(plain[0]!);
+    return { leading: whole.slice(0, start), trailing: whole.slice(start + plain.length) };
   }
 }
 
@@ -187,36 +212,10 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
   return new Tokenizer(readTokenizerJson(text, file), readTokenizerConfig(configText, configFile), file);
 }
 
-/** Ids by word, in two generations: what was not used while one generation filled is forgotten. */
-class WordCache {
-  static readonly #WORDS = 32_768;
-  /** Longer ones are rarely met twice. */
-  static readonly #LENGTH = 64;
-  #young = new Map<string, Ids>();
-  #old = new Map<string, Ids>();
-
-  get(word: string): Ids | undefined {
-    const ids = this.#young.get(word);
-    if (ids !== undefined) return ids;
-    const old = this.#old.get(word);
-    if (old !== undefined) this.put(word, old);
-    return old;
-  }
-
-  put(word: string, ids: Ids): void {
-    if (word.length > WordCache.#LENGTH) return;
-    if (this.#young.size >= WordCache.#WORDS) {
-      this.#old = this.#young;
-      this.#young = new Map();
-    }
-    // A copy: a slice would keep the whole text that it was cut from in memory.
-    this.#young.set(Buffer.from(word, 'utf16le').toString('utf16le'), ids);
-  }
-}
-
-/** `push(...more)` overflows the stack on long texts. */
-function append(ids: number[], more: Ids): void {
+/** Appends, and returns the new length. (`push(...more)` overflows the stack on long words.) */
+function append(ids: number[], more: Ids): number {
   for (const id of more) ids.push(id);
+  return ids.length;
 }
 
 const NO_BYTES = new Uint8Array(0);
@@ -225,7 +224,8 @@ const NO_BYTES = new Uint8Array(0);
 function tokenBytes(json: TokenizerJson): (Uint8Array | undefined)[] {
   const bytes: (Uint8Array | undefined)[] = [];
   for (const [token, id] of Object.entries(json.model.vocab)) {
-    bytes[id] = Uint8Array.from(token, (symbol) => BYTE_OF_SYMBOL.get(symbol) ?? 0x3f);
+    const known = Array.from(token, (symbol) => BYTE_OF_SYMBOL.get(symbol));
+    bytes[id] = known.includes(undefined) ? Buffer.from(token, 'utf8') : Uint8Array.from(known as number[]);
   }
   for (const { id, content } of json.added_tokens) bytes[id] = Buffer.from(content, 'utf8');
   return bytes;
@@ -243,25 +243,36 @@ function addedPattern(json: TokenizerJson): RegExp | undefined {
 }
 
 /**
- * At least the first `length` characters, up to a line's end. A line that begins with a non-blank begins a word in every
- * pre-tokenizer of the supported families, so the words before the cut are those of the whole text.
+ * Where the block that begins at `start` ends: a text is split block by block, so that the first or last tokens of a
+ * large file cost no more than they must. A letter at a line's start begins a word in the pre-tokenizers of GPT-2,
+ * StarCoder, Llama 3, Qwen and DeepSeek, and none of them looks back, so the words are those of the whole text.
  */
-function head(text: string, length: number): string {
-  if (text.length <= length) return text;
-  LINE_START.lastIndex = length;
+function blockEnd(text: string, start: number): number {
+  LINE_START.lastIndex = start + BLOCK;
   const next = LINE_START.exec(text);
-  return next === null ? text : text.slice(0, next.index + 1);
+  return next === null ? text.length : next.index + 1;
 }
 
-/** At least the last `length` characters, from a line's start. */
-function tail(text: string, length: number): string {
-  for (let end = text.length - length; end > 0; ) {
-    const newline = text.lastIndexOf('\n', end - 1);
+/** Where the block that ends at `end` begins. */
+function blockStart(text: string, end: number): number {
+  for (let before = end - BLOCK; before > 0; ) {
+    const newline = text.lastIndexOf('\n', before);
     if (newline < 0) break;
-    if (/\S/.test(text[newline + 1] ?? '')) return text.slice(newline + 1);
-    end = newline;
+    if (LETTER_AT_START.test(text.slice(newline + 1, newline + 3))) return newline + 1;
+    before = newline - 1;
   }
-  return text;
+  return 0;
 }
 
-const LINE_START = /\n\S/g;
+const LINE_START = /\n\p{L}/gu;
+const LETTER_AT_START = /^\p{L}/u;
+/** Characters of a block, at least. */
+const BLOCK = 2048;
+
+/**
+ * A word in parts of 1024 characters. Words are mostly a few letters; one of a million would hold up the process for
+ * seconds (3.4 s measured), and a merge lost where two parts meet is of no consequence in what is no code.
+ */
+function parts(word: string): string[] {
+  return word.length <= 1024 ? [word] : word.match(/.{1,1024}/gsu)!;
+}

@@ -1,0 +1,118 @@
+#!/usr/bin/env node
+/** The `llavacode` command: which words start what. Settings of services come from the table in process/config.ts. */
+import { writeFile } from 'node:fs/promises';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { DECODE_SETTINGS, runDecode } from './decode/main.ts';
+import { runDemo } from './demo.ts';
+import { runExport } from './export.ts';
+import { GATEWAY_SETTINGS, runGateway } from './gateway/main.ts';
+import { INDEX_SETTINGS, runIndex } from './indexer/main.ts';
+import { type Config, flagName, loadConfig, SETTINGS, type Setting } from './lib/process/config.ts';
+import { ServingError } from './lib/process/errors.ts';
+import { PREFILL_SETTINGS, runPrefill } from './prefill/main.ts';
+import { runUp, UP_DEFAULTS, UP_SETTINGS } from './up.ts';
+
+const program = new Command('llavacode')
+  .description('Code completion where repository context costs 10 prompt tokens instead of 500.')
+  .showHelpAfterError()
+  .configureHelp({ showGlobalOptions: true });
+
+const count = (text: string) => {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('a whole number from 1 on is needed.');
+  return value;
+};
+
+/** Adds the flags of `settings`; what is not given as a flag comes from LLAVACODE_* or the default. */
+function withSettings(command: Command, settings: readonly Setting[]): Command {
+  for (const setting of settings) {
+    const schema = SETTINGS[setting];
+    const initial = schema.safeParse(undefined);
+    const hint = initial.success && initial.data !== '' ? ` (default: ${initial.data})` : '';
+    const value = typeof (initial.success && initial.data) === 'boolean' ? '[true|false]' : '<value>';
+    command.addOption(new Option(`${flagName(setting)} ${value}`, `${schema.description}${hint}`));
+  }
+  return command;
+}
+
+/** A command that is one service. */
+function service<const K extends readonly Setting[]>(
+  name: string,
+  description: string,
+  settings: K,
+  run: (config: Config<K[number]>) => Promise<void>,
+): void {
+  withSettings(program.command(name).description(description), settings).action((flags: Record<string, unknown>) =>
+    run(loadConfig<K[number]>(settings, flags)),
+  );
+}
+
+service('gateway', 'serve HTTP and send work to the workers', GATEWAY_SETTINGS, runGateway);
+service('prefill', 'compute prompts and hand over their KV caches', PREFILL_SETTINGS, runPrefill);
+service('decode', 'continue sequences from handed-over KV caches', DECODE_SETTINGS, runDecode);
+
+withSettings(program.command('up').description('the whole system on one machine, one process per service'), UP_SETTINGS)
+  .addOption(new Option('--mode <mode>').choices(['disaggregated', 'colocated']).default('disaggregated'))
+  .option('--prefill <n>', 'prefill workers (in colocated mode: workers)', count, 1)
+  .option('--decode <n>', 'decode workers', count, 1)
+  .addOption(new Option('--precision <p>', 'of a checkpoint').choices(['fp32', 'int8', 'int4']).default('fp32'))
+  .option('--data <dir>', 'where bundles, logs and the index lie', '.llavacode')
+  .option('--index <dir>', 'repository to index at start, under the name of its folder')
+  .action(async ({ mode, prefill, decode, precision, data, index, ...flags }) => {
+    await runUp(loadConfig(UP_SETTINGS, flags, { ...UP_DEFAULTS, ...process.env }), {
+      mode,
+      prefill,
+      decode,
+      precision,
+      data,
+      index,
+    });
+  });
+
+withSettings(program.command('index').description('(re)index a repository'), INDEX_SETTINGS)
+  .requiredOption('--name <repo>', 'name of the repository in requests')
+  .requiredOption('--path <dir>', 'folder to index')
+  .option('--json <file>', 'write the report there')
+  .action(async ({ name, path, json, ...flags }) => {
+    await report(json, await runIndex(loadConfig(INDEX_SETTINGS, flags), { repo: name, dir: path }));
+  });
+
+program
+  .command('export')
+  .description('Hugging Face folders → a model bundle')
+  .requiredOption('--llm <dir>', 'language model')
+  .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
+  .option('--projector <path>', "projector; the language model's projector/ when not given")
+  .requiredOption('--to <dir>', 'the bundle')
+  .addOption(new Option('--precision <p>').choices(['fp32', 'int8', 'int4']).default('fp32'))
+  .option('--block <n>', 'weights that share a scale: 128 for speed, 32 for quality', count)
+  .addOption(new Option('--encoder-pooling <pooling>').choices(['last', 'mean']))
+  .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
+  .option('--max-positions <n>', 'longest sequence', count)
+  .option('--name <name>', 'name under which it is served')
+  .option('--verify', 'compare with 32-bit floats on real code: KL divergence and top-1 agreement')
+  .option('--json <file>', 'write manifest and figures there')
+  .action(async ({ verify, json, ...options }) => {
+    await report(json, await runExport(options, verify === true));
+  });
+
+program
+  .command('demo')
+  .description('three completions of one cursor: without context, with text, with compressed context')
+  .option('--json <file>', 'write the figures there')
+  .action(async ({ json }) => {
+    await report(json, await runDemo());
+  });
+
+async function report(file: string | undefined, figures: unknown): Promise<void> {
+  if (file !== undefined) await writeFile(file, `${JSON.stringify(figures, null, 2)}\n`);
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  const failure = ServingError.from(error);
+  process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${failure.kind.remedy}\n`);
+  if (failure.code === 'internal') process.stderr.write(`${failure.stack}\n`);
+  process.exit(1);
+}

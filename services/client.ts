@@ -1,0 +1,122 @@
+/**
+ * A client of the completions API that stamps what it receives: what the demo shows and the benches measure. Time to
+ * first token counts from sending the request to the first chunk that holds a choice, as vLLM's `bench serve` counts it.
+ */
+import { createParser } from 'eventsource-parser';
+import { isErrorCode, ServingError } from './lib/process/errors.ts';
+
+/** The body of POST /v1/completions, as far as we use it. */
+export interface CompletionBody {
+  readonly prompt: string | readonly number[];
+  readonly suffix?: string;
+  readonly max_tokens: number;
+  readonly temperature?: number;
+  readonly seed?: number;
+  readonly stop?: readonly string[];
+  readonly ignore_eos?: boolean;
+  readonly return_token_ids?: boolean;
+  readonly rag?: { readonly repo: string; readonly mode: string; readonly path?: string; readonly top_k?: number };
+}
+
+export interface RagAnswer {
+  readonly mode: string;
+  readonly chunks: readonly { path: string; start_line: number; end_line: number; score: number }[];
+  readonly index_version: string | null;
+  readonly degraded?: string;
+}
+
+export interface Usage {
+  readonly prompt_tokens: number;
+  readonly completion_tokens: number;
+  readonly prompt_tokens_details?: { readonly cached_tokens: number; readonly soft_tokens: number };
+}
+
+/** One streamed completion. All times in ms of this process's monotonic clock. */
+export interface StreamedCompletion {
+  readonly id: string;
+  readonly text: string;
+  readonly tokenIds: readonly number[];
+  readonly finishReason: string;
+  readonly usage: Usage;
+  readonly rag: RagAnswer | undefined;
+  readonly sentAtMs: number;
+  /** One per chunk that held a choice. */
+  readonly chunksAtMs: readonly number[];
+  readonly endedAtMs: number;
+}
+
+interface Chunk {
+  readonly id: string;
+  readonly choices: readonly { text: string; finish_reason: string | null; token_ids?: number[] }[];
+  readonly usage?: Usage;
+  readonly rag?: RagAnswer;
+  readonly error?: { message: string; code: string };
+}
+
+/**
+ * Sends one request and reads its stream to the end.
+ * @throws ServingError with the server's code, or worker_lost when the stream breaks off; the signal's reason.
+ */
+export async function streamCompletion(
+  url: string,
+  body: CompletionBody,
+  signal: AbortSignal,
+): Promise<StreamedCompletion> {
+  const sentAtMs = performance.now();
+  const response = await fetch(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  if (!response.ok || response.body === null) throw refusal(await response.text(), response.status);
+  const chunksAtMs: number[] = [];
+  const tokenIds: number[] = [];
+  let [id, text, finishReason, done] = ['', '', '', false];
+  let usage: Usage | undefined;
+  let rag: RagAnswer | undefined;
+  let failure: ServingError | undefined;
+  const parser = createParser({
+    onEvent: ({ data }) => {
+      if (data === '[DONE]') {
+        done = true;
+        return;
+      }
+      const chunk = JSON.parse(data) as Chunk;
+      if (chunk.error) failure = refusal(data, 200);
+      id ||= chunk.id;
+      rag ??= chunk.rag;
+      usage = chunk.usage ?? usage;
+      const choice = chunk.choices?.[0];
+      if (choice === undefined) return;
+      chunksAtMs.push(performance.now());
+      text += choice.text;
+      tokenIds.push(...(choice.token_ids ?? []));
+      finishReason = choice.finish_reason ?? finishReason;
+    },
+  });
+  const decoder = new TextDecoder();
+  for await (const bytes of response.body) parser.feed(decoder.decode(bytes as Uint8Array, { stream: true }));
+  if (failure) throw failure;
+  if (!done || usage === undefined) throw new ServingError('worker_lost', 'the stream ended without [DONE]');
+  return { id, text, tokenIds, finishReason, usage, rag, sentAtMs, chunksAtMs, endedAtMs: performance.now() };
+}
+
+/** Time to first token, in ms. */
+export const ttftMs = (done: StreamedCompletion) => (done.chunksAtMs[0] ?? done.endedAtMs) - done.sentAtMs;
+
+/** Time per output token, in ms: (last - first) / (output tokens - 1); undefined for one token. */
+export function tpotMs(done: StreamedCompletion): number | undefined {
+  const tokens = done.usage.completion_tokens;
+  const [first, last] = [done.chunksAtMs[0], done.chunksAtMs.at(-1)];
+  return tokens < 2 || first === undefined || last === undefined ? undefined : (last - first) / (tokens - 1);
+}
+
+function refusal(text: string, status: number): ServingError {
+  try {
+    const { error } = JSON.parse(text) as { error: { message: string; code: string } };
+    return new ServingError(isErrorCode(error.code) ? error.code : 'internal', error.message);
+  } catch {
+    return new ServingError('internal', `HTTP ${status}: ${text.slice(0, 200)}`);
+  }
+}

@@ -1,0 +1,77 @@
+/** `llavacode export`: the export with progress on the terminal and, with --verify, what quantisation costs. */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { globby } from 'globby';
+import ora from 'ora';
+import { DecoderSession } from './lib/engine/session.ts';
+import { KvPool } from './lib/kv/pool.ts';
+import { openBundle } from './lib/model/bundle.ts';
+import { type ExportOptions, exportBundle } from './lib/model/export.ts';
+import { type Divergence, verifyExport } from './lib/model/verify.ts';
+import { PACKAGE_ROOT } from './lib/process/config.ts';
+import { NO_SOFT_TOKENS } from './lib/request/sequence.ts';
+import { loadTokenizer } from './lib/text/tokenizer.ts';
+
+/** Real code that --verify measures on: the sample repository, in pieces of this many tokens. */
+const VERIFY = { tokens: 512, sequences: 8 };
+
+export async function runExport(options: ExportOptions, verify: boolean) {
+  const spinner = ora({ text: 'exporting', stream: process.stderr }).start();
+  try {
+    const manifest = await exportBundle({
+      ...options,
+      onProgress: ({ part, done, total }) => {
+        spinner.text = `${part}: ${mib(done)} of ${mib(total)} MiB`;
+      },
+    });
+    spinner.succeed(
+      `${options.to}: ${manifest.name}, ${manifest.precision}, fingerprint ${manifest.fingerprint.slice(0, 16)}…`,
+    );
+    if (!verify) return { manifest };
+    spinner.start('comparing with 32-bit floats');
+    const divergence = await divergenceOf(options);
+    const { klMean, klP99, top1Agreement, positions } = divergence;
+    spinner.succeed(
+      `against fp32 on ${positions} positions: KL mean ${klMean.toExponential(2)}, p99 ${klP99.toExponential(2)} nats; top-1 agreement ${(top1Agreement * 100).toFixed(2)} %`,
+    );
+    return { manifest, divergence };
+  } catch (error) {
+    spinner.fail();
+    throw error;
+  }
+}
+
+async function divergenceOf(options: ExportOptions): Promise<Divergence> {
+  const bundle = await openBundle(options.to);
+  const tokenizer = await loadTokenizer(bundle.tokenizerDir);
+  const sources = await globby('examples/**/*.py', { cwd: PACKAGE_ROOT });
+  const texts = await Promise.all(sources.sort().map((file) => readFile(join(PACKAGE_ROOT, file), 'utf8')));
+  const ids = tokenizer.encode(texts.join('\n'), 'as text');
+  const sequences = Array.from({ length: VERIFY.sequences }, (_, i) =>
+    Array.from(ids.slice(i * VERIFY.tokens, (i + 1) * VERIFY.tokens)),
+  ).filter((sequence) => sequence.length > 1);
+  const { spec } = bundle.manifest.llm;
+  return verifyExport({
+    bundle,
+    llm: options.llm,
+    sequences,
+    open: async (graph) => {
+      const pool = new KvPool(spec, 1, VERIFY.tokens);
+      const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+      const session = await DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 2 });
+      return {
+        logits: (tokens) =>
+          session.chunk({
+            slot: 0,
+            past: 0,
+            ids: Int32Array.from(tokens),
+            soft: NO_SOFT_TOKENS,
+            logitRows: tokens.map((_, i) => i),
+          }),
+        dispose: () => session.dispose(),
+      };
+    },
+  });
+}
+
+const mib = (bytes: number) => Math.round(bytes / 2 ** 20);

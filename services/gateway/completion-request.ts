@@ -1,0 +1,190 @@
+/**
+ * The body of `POST /v1/completions`: OpenAI's fields, what vLLM's clients send besides, and `rag`. What is not listed is
+ * refused by name, so that a misspelt option is not silently ignored.
+ */
+import { z } from 'zod';
+import type { Sampling } from '../lib/request/sequence.ts';
+
+/** Sequences that one request may ask for: prompts × best_of. */
+const MAX_SEQUENCES = 128;
+
+export type PromptInput = string | readonly number[];
+export type RagMode = 'compressed' | 'text' | 'off';
+
+export interface RagRequest {
+  readonly repo: string;
+  readonly mode: RagMode;
+  readonly topK: number;
+  readonly path: string | undefined;
+  readonly retriever: 'jaccard' | undefined;
+  readonly maxTextTokens: number;
+}
+
+/** A request as the rest of the gateway sees it: every field decided. */
+export interface CompletionRequest {
+  readonly model: string | undefined;
+  readonly prompts: readonly PromptInput[];
+  readonly suffix: string | undefined;
+  readonly maxTokens: number;
+  /** Of each choice, but for the seed and the model's own stop ids. */
+  readonly sampling: Omit<Sampling, 'seed'>;
+  /** undefined draws one. */
+  readonly seed: number | undefined;
+  readonly n: number;
+  readonly bestOf: number;
+  readonly stop: readonly string[];
+  readonly ignoreEos: boolean;
+  /** Alternatives to report per token; undefined reports no logprobs. */
+  readonly logprobs: number | undefined;
+  readonly echo: boolean;
+  readonly stream: boolean;
+  readonly includeUsage: boolean;
+  readonly continuousUsage: boolean;
+  readonly returnTokenIds: boolean;
+  readonly truncatePromptTokens: number | undefined;
+  readonly rag: RagRequest | undefined;
+}
+
+const tokenIds = z.array(z.int().min(0)).min(1);
+const prompt = z.union([z.string(), tokenIds, z.array(z.string()).min(1), z.array(tokenIds).min(1)], {
+  error: 'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
+});
+
+/** Where only the value that changes nothing is supported. */
+const only = <T extends boolean | number>(value: T) =>
+  z.literal(value, { error: `is supported only as ${value}` }).optional();
+
+const fields = z.strictObject({
+  model: z.string().optional(),
+  prompt,
+  suffix: z.string().optional(),
+  max_tokens: z.int().min(0).default(16),
+  temperature: z.number().min(0).max(2).default(1),
+  top_p: z.number().gt(0).max(1).default(1),
+  top_k: z.int().min(-1).default(0),
+  min_p: z.number().min(0).max(1).default(0),
+  n: z.int().min(1).max(MAX_SEQUENCES).default(1),
+  best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
+  stop: z.union([z.string(), z.array(z.string()).max(4)], { error: 'must be a string or up to 4 strings' }).default([]),
+  seed: z.int().optional(),
+  logprobs: z.int().min(0).max(5).optional(),
+  echo: z.boolean().default(false),
+  frequency_penalty: z.number().min(-2).max(2).default(0),
+  presence_penalty: z.number().min(-2).max(2).default(0),
+  logit_bias: z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)).default({}),
+  stream: z.boolean().default(false),
+  stream_options: z
+    .strictObject({ include_usage: z.boolean().optional(), continuous_usage_stats: z.boolean().optional() })
+    .optional(),
+  stop_token_ids: z.array(z.int().min(0)).default([]),
+  ignore_eos: z.boolean().default(false),
+  min_tokens: z.int().min(0).default(0),
+  return_token_ids: z.boolean().default(false),
+  truncate_prompt_tokens: z.int().min(-1).optional(),
+  rag: z
+    .strictObject({
+      repo: z.string().min(1).max(256).optional(),
+      mode: z.enum(['compressed', 'text', 'off']).default('compressed'),
+      top_k: z.int().min(1).max(100).default(10),
+      path: z.string().max(4096).optional(),
+      retriever: z.enum(['jaccard']).optional(),
+      max_text_tokens: z.int().min(1).default(512),
+    })
+    .optional(),
+  // Known to clients of OpenAI and vLLM, and of no effect here.
+  user: z.string().optional(),
+  request_id: z.string().optional(),
+  priority: z.int().optional(),
+  cache_salt: z.string().optional(),
+  add_special_tokens: z.boolean().optional(),
+  skip_special_tokens: only(true),
+  spaces_between_special_tokens: only(true),
+  include_stop_str_in_output: only(false),
+  use_beam_search: only(false),
+  repetition_penalty: only(1),
+  length_penalty: only(1),
+});
+type Fields = z.output<typeof fields>;
+
+/** `null` stands for a field that is not given, as OpenAI has it. */
+const withoutNulls = (body: unknown) =>
+  typeof body === 'object' && body !== null && !Array.isArray(body)
+    ? Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null))
+    : body;
+
+/** Parses a body into a {@link CompletionRequest}. */
+export const completionBody: z.ZodType<CompletionRequest> = z
+  .preprocess(withoutNulls, fields.superRefine(checkTogether))
+  .transform(normalise);
+
+/** What no field can say alone. */
+function checkTogether(body: Fields, context: z.RefinementCtx): void {
+  const refuse = (path: string | string[], message: string) =>
+    context.addIssue({ code: 'custom', path: [path].flat(), message });
+  const bestOf = body.best_of ?? body.n;
+  if (bestOf < body.n) refuse('best_of', `${bestOf} must be at least n = ${body.n}`);
+  if (body.stream && bestOf > body.n) refuse('best_of', 'cannot be larger than n in a stream');
+  if (promptList(body.prompt).length * bestOf > MAX_SEQUENCES) {
+    refuse('prompt', `prompts × best_of must be at most ${MAX_SEQUENCES}`);
+  }
+  if (body.max_tokens === 0 && !body.echo) refuse('max_tokens', 'must be at least 1 (0 only with echo)');
+  if (body.min_tokens > body.max_tokens) {
+    refuse('min_tokens', `${body.min_tokens} must be at most max_tokens = ${body.max_tokens}`);
+  }
+  if (body.truncate_prompt_tokens === 0) refuse('truncate_prompt_tokens', 'must be -1 or at least 1');
+  if (body.stream_options && !body.stream) refuse('stream_options', 'is allowed only with stream');
+  if ([body.stop].flat().includes('')) refuse('stop', 'must not hold an empty string');
+  const searches = body.rag !== undefined && body.rag.mode !== 'off';
+  if (searches && body.rag?.repo === undefined) refuse(['rag', 'repo'], 'is required unless rag.mode is off');
+  if (searches && promptList(body.prompt).length > 1) refuse('rag', 'takes one prompt per request');
+  if (body.echo && (body.suffix !== undefined || searches)) {
+    refuse('echo', 'gives back the prompt as it was sent, so it goes neither with suffix nor with rag');
+  }
+}
+
+function normalise(body: Fields): CompletionRequest {
+  return {
+    model: body.model,
+    prompts: promptList(body.prompt),
+    suffix: body.suffix,
+    maxTokens: body.max_tokens,
+    sampling: {
+      temperature: body.temperature,
+      topP: body.top_p,
+      topK: Math.max(body.top_k, 0),
+      minP: body.min_p,
+      // Choosing the best of several takes the probability of each.
+      logprobs: body.logprobs ?? ((body.best_of ?? body.n) > body.n ? 0 : -1),
+      frequencyPenalty: body.frequency_penalty,
+      presencePenalty: body.presence_penalty,
+      logitBias: new Map(Object.entries(body.logit_bias).map(([id, bias]) => [Number(id), bias])),
+      stopTokenIds: body.stop_token_ids,
+      minTokens: body.min_tokens,
+    },
+    seed: body.seed,
+    n: body.n,
+    bestOf: body.best_of ?? body.n,
+    stop: [body.stop].flat(),
+    ignoreEos: body.ignore_eos,
+    logprobs: body.logprobs,
+    echo: body.echo,
+    stream: body.stream,
+    includeUsage: body.stream_options?.include_usage === true,
+    continuousUsage: body.stream_options?.continuous_usage_stats === true,
+    returnTokenIds: body.return_token_ids,
+    truncatePromptTokens: body.truncate_prompt_tokens,
+    rag: body.rag && {
+      repo: body.rag.repo ?? '',
+      mode: body.rag.mode,
+      topK: body.rag.top_k,
+      path: body.rag.path,
+      retriever: body.rag.retriever,
+      maxTextTokens: body.rag.max_text_tokens,
+    },
+  };
+}
+
+function promptList(prompt: Fields['prompt']): PromptInput[] {
+  if (typeof prompt === 'string') return [prompt];
+  return typeof prompt[0] === 'number' ? [prompt as number[]] : (prompt as PromptInput[]);
+}

@@ -1,0 +1,97 @@
+/**
+ * Repository context for one prompt. A completion without it is worth more than none, so whatever keeps it away is
+ * reported and the completion goes on; only what the client got wrong is refused.
+ */
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import type { Retrieval, Retrieved } from '../lib/rag/retrieval.ts';
+import type { PromptParts } from '../lib/text/prompt.ts';
+import type { RagMode, RagRequest } from './completion-request.ts';
+
+/** Why a completion went on without context. */
+export type Degradation = 'no_store' | 'store_unavailable' | 'over_budget' | 'stale_index' | 'retrieval_failed';
+
+/** `rag` of an answer: what stood in the prompt. */
+export interface ContextReport {
+  readonly mode: RagMode;
+  readonly chunks: readonly {
+    readonly path: string;
+    readonly start_line: number;
+    readonly end_line: number;
+    readonly score: number;
+  }[];
+  readonly index_version: string | null;
+  readonly degraded?: Degradation;
+}
+
+export interface FoundContext {
+  readonly report: ContextReport;
+  readonly context: PromptParts['context'];
+}
+
+export interface ContextSources {
+  /** undefined where the gateway has no store. */
+  readonly retrieval: Retrieval | undefined;
+  readonly retrievalBudgetMs: number;
+  /** Fingerprint of the bundle's encoder and projector; undefined where it has none. */
+  readonly contextFingerprint: string | undefined;
+  /** Elements of one soft token. */
+  readonly hidden: number;
+  readonly log: Logger;
+}
+
+/**
+ * @param before text before the cursor.
+ * @param after text after it.
+ * @throws ServingError repo_not_found, invalid_request; the signal's reason.
+ */
+export async function findContext(
+  rag: RagRequest,
+  before: string,
+  after: string,
+  sources: ContextSources,
+  signal: AbortSignal,
+): Promise<FoundContext> {
+  if (rag.mode === 'off') return without(rag.mode);
+  if (sources.retrieval === undefined) return without(rag.mode, 'no_store');
+  const budget = AbortSignal.timeout(sources.retrievalBudgetMs);
+  try {
+    const { repo, path, topK, retriever } = rag;
+    const query = { repo, path, before, after, topK, retriever };
+    return asContext(rag, await sources.retrieval.retrieve(query, AbortSignal.any([signal, budget])), sources);
+  } catch (error) {
+    signal.throwIfAborted();
+    if (budget.aborted) return without(rag.mode, 'over_budget');
+    const failure = ServingError.from(error);
+    if (failure.kind.http < 500)
+      throw new ServingError(failure.code, failure.message, { param: 'rag.repo', cause: error });
+    sources.log.warn({ err: failure, repo: rag.repo }, 'retrieval failed: going on without context');
+    return without(rag.mode, failure.code === 'store_unavailable' ? 'store_unavailable' : 'retrieval_failed');
+  }
+}
+
+function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): FoundContext {
+  const report: ContextReport = {
+    mode: rag.mode,
+    chunks: found.chunks.map(({ path, startLine, endLine, score }) => ({
+      path,
+      start_line: startLine,
+      end_line: endLine,
+      score,
+    })),
+    index_version: found.indexVersion,
+  };
+  if (rag.mode === 'text') {
+    const { repo, path = '', maxTextTokens: maxTokens } = rag;
+    return { report, context: { kind: 'text', repo, path, chunks: found.chunks, maxTokens } };
+  }
+  const vectors = found.chunks.map((chunk) => chunk.vector);
+  // Vectors of another encoder or projector are noise to this model.
+  const fits = vectors.every((vector) => vector.length === sources.hidden);
+  if (found.fingerprint !== sources.contextFingerprint || !fits) return without(rag.mode, 'stale_index', found);
+  return { report, context: { kind: 'soft', vectors } };
+}
+
+function without(mode: RagMode, degraded?: Degradation, found?: Retrieved): FoundContext {
+  return { report: { mode, chunks: [], index_version: found?.indexVersion ?? null, degraded }, context: undefined };
+}

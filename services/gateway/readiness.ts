@@ -1,0 +1,63 @@
+/** Whether this gateway can serve: not that its parts are up, but that a completion has come all the way through them. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+
+export interface ReadinessOptions {
+  /** Whether there are workers to place a completion on. */
+  readonly usable: () => boolean;
+  /** Completes a few tokens on real workers. */
+  readonly generate: () => Promise<unknown>;
+  readonly draining: AbortSignal;
+  readonly log: Logger;
+}
+
+const CHECK_EVERY_MS = 200;
+
+export class Readiness {
+  readonly #options: ReadinessOptions;
+  #proven = false;
+  #problem = 'no prefill and decode worker has answered yet';
+  #onReady!: () => void;
+  /** Resolves when a generation has succeeded for the first time. */
+  readonly first = new Promise<void>((resolve) => {
+    this.#onReady = resolve;
+  });
+
+  constructor(options: ReadinessOptions) {
+    this.#options = options;
+  }
+
+  /** Why completions would fail now; undefined when they would not. */
+  get problem(): string | undefined {
+    if (this.#options.draining.aborted) return 'shutting down';
+    if (!this.#options.usable()) return 'no worker of this bundle is left';
+    return this.#proven ? undefined : this.#problem;
+  }
+
+  /** Generates unless that has succeeded since workers were last lost. */
+  async check(): Promise<void> {
+    const { usable, generate, log } = this.#options;
+    if (!usable()) this.#proven = false;
+    else if (!this.#proven) {
+      try {
+        await generate();
+        this.#proven = true;
+        this.#onReady();
+      } catch (error) {
+        const failure = ServingError.from(error);
+        if (failure.message !== this.#problem) log.warn({ err: failure }, 'trial generation failed');
+        this.#problem = failure.message;
+      }
+    }
+  }
+
+  /** Checks again and again until `closing`. */
+  async watch(closing: AbortSignal): Promise<void> {
+    while (!closing.aborted) {
+      await this.check();
+      // Rejects only by the signal, which ends the loop.
+      await sleep(CHECK_EVERY_MS, undefined, { signal: closing }).catch(() => {});
+    }
+  }
+}

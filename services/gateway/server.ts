@@ -1,0 +1,208 @@
+/** The HTTP side: routes, validation, errors in OpenAI's shape, one record per completion. */
+import { randomUUID } from 'node:crypto';
+import { type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
+import type { z } from 'zod';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import { exposition, expositionType } from '../lib/process/metrics.ts';
+import type { Admission } from './admission.ts';
+import { type CompletionRequest, completionBody } from './completion-request.ts';
+import { asServingError, errorBody, validationError } from './http-errors.ts';
+import type { Journey, Trip } from './journey.ts';
+import type { Readiness } from './readiness.ts';
+import { RequestRecord } from './record.ts';
+import { AnswerCollector, type AnswerHead, chunkBody, usageBody } from './response.ts';
+import { EventStream } from './sse.ts';
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Of a completion; other routes have none. */
+    record: RequestRecord | undefined;
+  }
+}
+
+export interface ServerParts {
+  /** Name of the model in the API. */
+  readonly model: string;
+  /** SHA-256 (hex) of the bundle. */
+  readonly fingerprint: string;
+  readonly journey: Journey;
+  readonly admission: Admission;
+  readonly readiness: Pick<Readiness, 'problem'>;
+  readonly capacity: () => number | undefined;
+  readonly bodyLimitBytes: number;
+  readonly log: Logger;
+}
+
+type CompletionCall = FastifyRequest<{ Body: CompletionRequest }>;
+
+/** What a client may call a request by: it goes into logs and headers. */
+const REQUEST_ID = /^[\w.:-]{1,128}$/;
+
+export function createServer(parts: ServerParts): FastifyInstance {
+  const app = fastify({
+    loggerInstance: parts.log as FastifyBaseLogger,
+    disableRequestLogging: true,
+    bodyLimit: parts.bodyLimitBytes,
+    genReqId: ({ headers }) => {
+      const given = headers['x-request-id'];
+      return typeof given === 'string' && REQUEST_ID.test(given) ? given : randomUUID().replaceAll('-', '');
+    },
+    frameworkErrors: (error, request, reply) => void sendError(error, request, reply),
+  });
+  app.decorateRequest('record', undefined);
+  app.setValidatorCompiler<z.ZodType>(({ schema }) => (body) => {
+    const result = schema.safeParse(body);
+    return result.success ? { value: result.data } : { error: validationError(result.error) };
+  });
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser('application/json', { parseAs: 'string' }, parseJson);
+  app.addHook('onRequest', async (request, reply) => void reply.header('x-request-id', request.id));
+  app.setErrorHandler(sendError);
+  app.setNotFoundHandler((request) => {
+    throw new ServingError('not_found', `there is no ${request.method} ${request.url.split('?')[0]}`);
+  });
+  addRoutes(app, parts);
+  return app;
+}
+
+function addRoutes(app: FastifyInstance, parts: ServerParts): void {
+  const models = () => {
+    const capacity = parts.capacity();
+    const own = { id: parts.model, object: 'model', created: STARTED, owned_by: 'llavacode' };
+    return capacity === undefined ? own : { ...own, max_model_len: capacity };
+  };
+  app.post('/v1/completions', {
+    schema: { body: completionBody },
+    onRequest: async (request, reply) => keepRecord(request, reply, parts.log),
+    handler: (request: CompletionCall, reply) => complete(request, reply, parts),
+  });
+  app.get('/v1/models', async () => ({ object: 'list', data: [models()] }));
+  app.get<{ Params: { id: string } }>('/v1/models/:id', async ({ params }) => {
+    checkModel(params.id, parts.model);
+    return models();
+  });
+  app.get('/livez', async () => ({ status: 'live' }));
+  app.get('/readyz', async (_, reply) => {
+    const { problem } = parts.readiness;
+    if (problem === undefined) return { status: 'ready' };
+    return reply.code(503).send({ status: 'not ready', reason: problem });
+  });
+  app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
+  refuseOtherMethods(app, {
+    '/v1/completions': 'POST',
+    '/v1/models': 'GET',
+    '/v1/models/:id': 'GET',
+    '/livez': 'GET',
+    '/readyz': 'GET',
+    '/metrics': 'GET',
+  });
+}
+
+const STARTED = Math.floor(Date.now() / 1000);
+
+async function complete(request: CompletionCall, reply: FastifyReply, parts: ServerParts): Promise<unknown> {
+  const { body } = request;
+  const record = request.record!;
+  checkModel(body.model ?? parts.model, parts.model);
+  const admitted = parts.admission.admit();
+  record.timeline.mark('admitted');
+  // Comes after the end of an answer too; then there is nothing left to abort.
+  reply.raw.once('close', () => admitted.abort(clientGone()));
+  const head: AnswerHead = {
+    id: `cmpl-${request.id}`,
+    object: 'text_completion',
+    created: Math.floor(Date.now() / 1000),
+    model: parts.model,
+    system_fingerprint: `fp_${parts.fingerprint.slice(0, 12)}`,
+  };
+  const trip = { id: head.id, record, signal: admitted.signal };
+  try {
+    if (body.stream) return await streamed(body, head, trip, reply, parts);
+    const answer = new AnswerCollector();
+    const choices = await parts.journey.complete(body, { ...trip, emit: (delta) => answer.add(delta) });
+    return answer.body(head, body, choices, record.usage, record.context);
+  } finally {
+    admitted.release();
+  }
+}
+
+async function streamed(
+  body: CompletionRequest,
+  head: AnswerHead,
+  trip: Omit<Trip, 'emit'>,
+  reply: FastifyReply,
+  { journey }: ServerParts,
+): Promise<void> {
+  const { record } = trip;
+  const events = new EventStream(reply, trip.signal);
+  try {
+    await journey.complete(body, {
+      ...trip,
+      emit: (delta) => {
+        const rag = events.open ? undefined : record.context;
+        return events.send(chunkBody(head, body, delta, { rag, usage: record.usage }));
+      },
+    });
+    events.end(body.includeUsage ? usageBody(head, record.usage) : undefined);
+  } catch (error) {
+    if (!events.open) throw error;
+    const failure = asServingError(error);
+    record.error = failure;
+    events.end(errorBody(failure, reply.request.id));
+  }
+}
+
+/** Writes what is known about a completion when its answer has ended, by whichever way. */
+function keepRecord(request: FastifyRequest, { raw }: FastifyReply, log: Logger): void {
+  const record = new RequestRecord();
+  request.record = record;
+  raw.once('close', () => {
+    if (!raw.writableFinished) record.error ??= clientGone();
+    const status = record.error?.code === 'client_gone' ? record.error.kind.http : raw.statusCode;
+    record.end(log.child({ request_id: request.id }), status);
+  });
+}
+
+function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
+  const failure = asServingError(error);
+  if (request.record) request.record.error = failure;
+  else if (failure.kind.http >= 500) request.log.error({ err: failure }, 'request failed');
+  if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429) {
+    reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));
+  }
+  void reply.code(failure.kind.http).send(errorBody(failure, request.id));
+}
+
+function parseJson(
+  request: FastifyRequest,
+  body: string | Buffer,
+  done: (error: Error | null, value?: unknown) => void,
+) {
+  request.record?.timeline.mark('received');
+  try {
+    done(null, JSON.parse(body.toString()));
+  } catch (error) {
+    done(new ServingError('invalid_request', `body is no JSON: ${(error as Error).message}`));
+  }
+}
+
+function checkModel(asked: string, served: string): void {
+  if (asked === served) return;
+  throw new ServingError('model_not_found', `model ${JSON.stringify(asked)} is not served here, ${served} is`, {
+    param: 'model',
+  });
+}
+
+function refuseOtherMethods(app: FastifyInstance, routes: Readonly<Record<string, 'GET' | 'POST'>>): void {
+  for (const [url, allowed] of Object.entries(routes)) {
+    const others = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'].filter((method) => method !== allowed);
+    const refuse = async (request: FastifyRequest, reply: FastifyReply) => {
+      reply.header('allow', allowed);
+      throw new ServingError('method_not_allowed', `${url} takes ${allowed}, not ${request.method}`);
+    };
+    app.route({ method: others, url, onRequest: refuse, handler: refuse });
+  }
+}
+
+const clientGone = () => new ServingError('client_gone', 'the client hung up');

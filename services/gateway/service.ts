@@ -1,0 +1,115 @@
+/** The gateway put together: workers, journey, readiness, HTTP. */
+import type { AddressInfo } from 'node:net';
+import type { Config, Setting } from '../lib/process/config.ts';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import type { Retrieval } from '../lib/rag/retrieval.ts';
+import type { DecodeClient, PrefillClient } from '../lib/rpc/contract.ts';
+import { choosePromptFormat } from '../lib/text/prompt-format.ts';
+import type { Tokenizer } from '../lib/text/tokenizer.ts';
+import { Admission } from './admission.ts';
+import { completionBody } from './completion-request.ts';
+import { Journey } from './journey.ts';
+import { WorkerPool } from './placement.ts';
+import { Readiness } from './readiness.ts';
+import { RequestRecord } from './record.ts';
+import { createServer } from './server.ts';
+
+/** What the gateway itself reads; opening bundle and store is its process's. */
+export const SERVICE_SETTINGS = [
+  ...(['host', 'port', 'prefillWorkers', 'decodeWorkers', 'promptFormat', 'maxInflight', 'bodyLimitBytes'] as const),
+  ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs'] as const),
+] as const satisfies readonly Setting[];
+
+export interface GatewayParts {
+  /** Name of the model in the API. */
+  readonly model: string;
+  /** SHA-256 (hex) of the bundle. */
+  readonly fingerprint: string;
+  /** Of its encoder and projector; undefined where it has none. */
+  readonly contextFingerprint: string | undefined;
+  /** Elements of one soft token: the model's hidden size. */
+  readonly hidden: number;
+  readonly tokenizer: Tokenizer;
+  /** undefined where there is no store. */
+  readonly retrieval: Retrieval | undefined;
+  readonly connectPrefill: (address: string) => PrefillClient;
+  readonly connectDecode: (address: string) => DecodeClient;
+  /** Aborted when no new requests are to be taken. */
+  readonly draining: AbortSignal;
+  readonly log: Logger;
+}
+
+export interface Gateway {
+  /** host:port */
+  readonly address: string;
+  /** Resolves when a first generation has succeeded; never, if none does. */
+  readonly ready: Promise<void>;
+  /** Lets running requests finish within the drain timeout, then stops. `draining` must be aborted before. */
+  close(): Promise<void>;
+}
+
+/** @throws ServingError address_in_use, config_invalid (a prompt format that the tokenizer cannot write). */
+export async function startGateway(
+  config: Config<(typeof SERVICE_SETTINGS)[number]>,
+  parts: GatewayParts,
+): Promise<Gateway> {
+  const { model, fingerprint, contextFingerprint, hidden, tokenizer, retrieval, draining, log } = parts;
+  const { retrievalBudgetMs, requestTimeoutMs, connectTimeoutMs, maxInflight, bodyLimitBytes } = config;
+  const pool = new WorkerPool({
+    fingerprint,
+    prefill: config.prefillWorkers.map((address) => ({ address, client: parts.connectPrefill(address) })),
+    decode: config.decodeWorkers.map((address) => ({ address, client: parts.connectDecode(address) })),
+    connectTimeoutMs,
+    log,
+  });
+  const format = choosePromptFormat(tokenizer, config.promptFormat === 'auto' ? undefined : config.promptFormat);
+  const context = { retrieval, retrievalBudgetMs, contextFingerprint, hidden, log };
+  const journey = new Journey({ tokenizer, format, fingerprint, pool, context });
+  const admission = new Admission({ maxInflight, requestTimeoutMs, draining });
+  const readiness = new Readiness({
+    usable: () => pool.usable,
+    generate: () => tryOut(journey, AbortSignal.timeout(requestTimeoutMs)),
+    draining,
+    log,
+  });
+  const capacity = () => (pool.usable ? pool.capacity : undefined);
+  const app = createServer({ model, fingerprint, journey, admission, readiness, capacity, bodyLimitBytes, log });
+  const { host, port } = config;
+  try {
+    await app.listen({ host, port });
+  } catch (error) {
+    pool.close();
+    throw listenError(error, host, port);
+  }
+  const closing = new AbortController();
+  pool.watch();
+  const watching = readiness.watch(closing.signal);
+  const { address, port: taken } = app.server.address() as AddressInfo;
+  return {
+    address: `${address.includes(':') ? `[${address}]` : address}:${taken}`,
+    ready: readiness.first,
+    async close() {
+      // The process is killed at the full time: what is cut off must still be told.
+      await admission.drain(config.drainTimeoutMs * 0.9);
+      closing.abort();
+      await app.close();
+      pool.close();
+      await watching;
+    },
+  };
+}
+
+/** A few tokens, by both kinds of workers. @throws whatever keeps a completion from succeeding. */
+async function tryOut(journey: Journey, signal: AbortSignal): Promise<void> {
+  const request = completionBody.parse({ prompt: 'a', max_tokens: 3, temperature: 0, ignore_eos: true });
+  await journey.complete(request, { id: 'readiness', record: new RequestRecord(), signal, emit: () => {} });
+}
+
+function listenError(error: unknown, host: string, port: number): ServingError {
+  const inUse = (error as NodeJS.ErrnoException).code === 'EADDRINUSE';
+  if (inUse) return new ServingError('address_in_use', `${host}:${port} is in use`, { cause: error });
+  return new ServingError('config_invalid', `cannot listen on ${host}:${port}: ${(error as Error).message}`, {
+    cause: error,
+  });
+}

@@ -1,0 +1,267 @@
+/**
+ * Hugging Face folders → a model bundle. The bundle appears whole or not at all: it is made in a folder beside its place
+ * and renamed. The same input gives the same fingerprint.
+ */
+import { createHash, randomUUID } from 'node:crypto';
+import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
+import { ServingError } from '../process/errors.ts';
+import {
+  allFiles,
+  type BundleFile,
+  contextFingerprintOf,
+  type EncoderManifest,
+  fingerprintOf,
+  type Manifest,
+} from './bundle.ts';
+import { Checkpoint } from './checkpoint.ts';
+import { buildDecoder } from './decoder.ts';
+import { buildEncoder, type Pooling } from './encoder.ts';
+import { encoderSettings, readProjectorConfig } from './encoder-settings.ts';
+import type { Graph } from './graph.ts';
+import type { WeightFormat } from './linear.ts';
+import { writeModel } from './onnx.ts';
+import { buildProjector, checkProjectorFits, projectorParameters, readProjectorSpec } from './projector.ts';
+import { type DecoderSpec, type NetworkSpec, readSpec } from './spec.ts';
+
+export type Precision = Manifest['precision'];
+
+export interface ExportProgress {
+  readonly part: 'llm' | 'encoder' | 'projector';
+  /** Bytes of weights written so far, and in all. */
+  readonly done: number;
+  readonly total: number;
+}
+
+export interface ExportOptions {
+  /** Hugging Face folder of the language model. Its `projector/`, if there is one, is used when none is named. */
+  readonly llm: string;
+  /** Hugging Face folder of the encoder; without it the language model encodes, if there is a projector. */
+  readonly encoder?: string;
+  /** Safetensors file, or a folder with `model.safetensors`, of a LlavaCode projector. */
+  readonly projector?: string;
+  /** The bundle's folder; a bundle that is there is replaced. */
+  readonly to: string;
+  readonly precision: Precision;
+  /** Name under which the model is served; that of the language model's folder by default. */
+  readonly name?: string;
+  /** Weights that share a scale, when quantised: 128 by default, 32 for quality. */
+  readonly block?: number;
+  readonly encoderPooling?: Pooling;
+  /** Tokens of a chunk that the encoder sees. */
+  readonly encoderMaxTokens?: number;
+  /** Longest sequence: what the model was trained for, at most 32768, by default. */
+  readonly maxPositions?: number;
+  readonly onProgress?: (progress: ExportProgress) => void;
+  readonly signal?: AbortSignal;
+}
+
+const DEFAULT_BLOCK = 128;
+const DEFAULT_MAX_POSITIONS = 32_768;
+
+interface WeightFormats {
+  readonly layers: WeightFormat;
+  readonly vocabulary: WeightFormat;
+  readonly encoder: WeightFormat;
+}
+
+/**
+ * Four bits are for the layers of the language model: its vocabulary, where one matrix decides every token, and the
+ * encoder, whose vectors a projector was trained on, keep eight. The projector is always in 32-bit floats.
+ */
+export function weightFormats(precision: Precision, block = DEFAULT_BLOCK): WeightFormats {
+  if (![16, 32, 64, 128, 256].includes(block)) {
+    throw new ServingError('config_invalid', `block ${block} is not one of 16, 32, 64, 128, 256`);
+  }
+  const eight: WeightFormat = { bits: 8, block };
+  switch (precision) {
+    case 'fp32':
+      return { layers: 'fp32', vocabulary: 'fp32', encoder: 'fp32' };
+    case 'int8':
+      return { layers: eight, vocabulary: eight, encoder: eight };
+    case 'int4':
+      return { layers: { bits: 4, block }, vocabulary: eight, encoder: eight };
+    default:
+      throw new ServingError('config_invalid', `precision ${precision} is not supported (fp32, int8 and int4 are)`);
+  }
+}
+
+/**
+ * Writes a bundle.
+ * @throws ServingError checkpoint_invalid, projector_invalid or config_invalid; the signal's reason when aborted. The
+ *   place of the bundle is then as it was before.
+ */
+export async function exportBundle(options: ExportOptions): Promise<Manifest> {
+  const to = resolve(options.to);
+  await checkTarget(to);
+  const work = join(dirname(to), `.${basename(to)}.${randomUUID()}`);
+  await mkdir(work, { recursive: true });
+  try {
+    const manifest = await writeParts(options, work);
+    await writeFile(join(work, 'manifest.json'), `${JSON.stringify(manifest, null, 2)}\n`);
+    options.signal?.throwIfAborted();
+    await putInPlace(work, to);
+    return manifest;
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+async function writeParts(options: ExportOptions, work: string): Promise<Manifest> {
+  const formats = weightFormats(options.precision, options.block);
+  const spec = await readDecoderSpec(options.llm);
+  const weights = await Checkpoint.open(options.llm);
+  try {
+    const maxPositions = options.maxPositions ?? Math.min(spec.maxPositions, DEFAULT_MAX_POSITIONS);
+    if (maxPositions > spec.maxPositions) {
+      throw new ServingError('config_invalid', `the model has ${spec.maxPositions} positions, not ${maxPositions}`);
+    }
+    const tokenizerFiles = await copyTokenizer(options.llm, work, '');
+    const projector = options.projector ?? (await existing(join(options.llm, 'projector')));
+    if (options.encoder !== undefined && projector === undefined) {
+      throw new ServingError('config_invalid', 'an encoder is of no use without a projector: name one');
+    }
+    const context =
+      projector === undefined
+        ? undefined
+        : await writeContext({ options, projector, spec, weights, tokenizerFiles, format: formats.encoder, work });
+    const llm = {
+      spec,
+      maxPositions,
+      files: await writePart(
+        options,
+        work,
+        'llm',
+        buildDecoder(spec, weights, { layers: formats.layers, vocabulary: formats.vocabulary, maxPositions }),
+      ),
+    };
+    const tokenizer = { files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
+    const parts = { llm, context: context?.manifest, tokenizer };
+    const name = options.name ?? basename(resolve(options.llm));
+    return {
+      format: 'llavacode-bundle/1',
+      name,
+      precision: options.precision,
+      fingerprint: fingerprintOf(allFiles(parts)),
+      ...parts,
+    };
+  } finally {
+    await weights.close();
+  }
+}
+
+interface ContextSource {
+  readonly options: ExportOptions;
+  readonly projector: string;
+  /** The language model: where soft tokens go, and the encoder if none is named. */
+  readonly spec: DecoderSpec;
+  readonly weights: Checkpoint;
+  readonly tokenizerFiles: readonly BundleFile[];
+  readonly format: WeightFormat;
+  readonly work: string;
+}
+
+/** Encoder and projector, and the tokenizer if the encoder has its own. */
+async function writeContext(
+  from: ContextSource,
+): Promise<{ manifest: NonNullable<Manifest['context']>; ownTokenizer: BundleFile[] }> {
+  const { options, projector, spec: llm, format, work } = from;
+  const spec: NetworkSpec = options.encoder === undefined ? llm : await readSpec(options.encoder);
+  const projectorWeights = await Checkpoint.open(projector);
+  const encoderWeights = options.encoder === undefined ? from.weights : await Checkpoint.open(options.encoder);
+  try {
+    const projectorSpec = readProjectorSpec(projectorWeights);
+    checkProjectorFits(projectorWeights, projectorSpec, spec.hidden, llm.hidden);
+    const isFolder = (await stat(projector)).isDirectory();
+    const config = await readProjectorConfig(join(isFolder ? projector : dirname(projector), 'config.json'));
+    const asked = { pooling: options.encoderPooling, maxTokens: options.encoderMaxTokens };
+    const settings = encoderSettings(spec, config, asked);
+    const graph = buildEncoder(spec, encoderWeights, { weights: format, ...settings });
+    const encoderFiles = await writePart(options, work, 'encoder', graph);
+    const ownTokenizer = options.encoder === undefined ? [] : await copyTokenizer(options.encoder, work, 'encoder/');
+    const tokenizer = (options.encoder === undefined ? from.tokenizerFiles : ownTokenizer)[0]!;
+    const encoder: EncoderManifest = {
+      kind: spec.architecture,
+      dim: spec.hidden,
+      ...settings,
+      tokenizer: tokenizer.path,
+      files: encoderFiles,
+    };
+    const files = await writePart(options, work, 'projector', buildProjector(projectorWeights));
+    const { widths } = projectorSpec;
+    return {
+      manifest: {
+        fingerprint: contextFingerprintOf(encoder, tokenizer, files, llm.hidden),
+        encoder,
+        projector: { widths: [...widths], parameters: projectorParameters(projectorSpec), files },
+      },
+      ownTokenizer,
+    };
+  } finally {
+    await projectorWeights.close();
+    if (encoderWeights !== from.weights) await encoderWeights.close();
+  }
+}
+
+async function writePart(
+  options: ExportOptions,
+  work: string,
+  part: ExportProgress['part'],
+  graph: Graph,
+): Promise<BundleFile[]> {
+  await mkdir(join(work, part), { recursive: true });
+  const { signal, onProgress } = options;
+  const written = await writeModel(graph, join(work, part), {
+    signal,
+    onProgress: (done, total) => onProgress?.({ part, done, total }),
+  });
+  return written.map(({ name, ...rest }) => ({ path: `${part}/${name}`, ...rest }));
+}
+
+async function readDecoderSpec(dir: string): Promise<DecoderSpec> {
+  const spec = await readSpec(dir);
+  if (spec.architecture !== 'roberta') return spec;
+  throw new ServingError('checkpoint_invalid', `${dir}: roberta is an encoder, not a language model`);
+}
+
+/** `tokenizer.json`, first, and `tokenizer_config.json` if there is one, into the bundle under `prefix`. */
+async function copyTokenizer(from: string, work: string, prefix: '' | 'encoder/'): Promise<BundleFile[]> {
+  const copied: BundleFile[] = [];
+  for (const name of ['tokenizer.json', 'tokenizer_config.json']) {
+    const bytes = await readFile(join(from, name)).catch(() => undefined);
+    if (!bytes) continue;
+    await writeFile(join(work, prefix, name), bytes);
+    copied.push({ path: prefix + name, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') });
+  }
+  if (copied[0]?.path !== `${prefix}tokenizer.json`) {
+    throw new ServingError(
+      'checkpoint_invalid',
+      `${from}: tokenizer.json is missing: save the tokenizer in that format`,
+    );
+  }
+  return copied;
+}
+
+const existing = async (path: string) => ((await stat(path).catch(() => undefined)) ? path : undefined);
+
+/** Only a bundle or an empty folder is replaced, never anything else of the user's. */
+async function checkTarget(to: string): Promise<void> {
+  const entry = await stat(to).catch(() => undefined);
+  if (!entry) return;
+  const names = entry.isDirectory() ? await readdir(to) : ['a file'];
+  if (names.length > 0 && !names.includes('manifest.json')) {
+    throw new ServingError('config_invalid', `${to} exists and is not a model bundle: choose another folder`);
+  }
+}
+
+async function putInPlace(work: string, to: string): Promise<void> {
+  const old = (await existing(to)) && `${work}.old`;
+  if (old) await rename(to, old);
+  try {
+    await rename(work, to);
+  } catch (error) {
+    if (old) await rename(old, to);
+    throw error;
+  }
+  if (old) await rm(old, { recursive: true, force: true });
+}

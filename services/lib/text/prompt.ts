@@ -1,0 +1,131 @@
+/**
+ * What stands in a prompt, as ids from end to end (strings are never joined and tokenized again):
+ *
+ *   fill-in-the-middle   [bos] [S1…Sk] prefix LEFT suffix RIGHT middle
+ *   raw                  [bos] [S1…Sk] PROMPT
+ *
+ * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place.
+ */
+import { ServingError } from '../process/errors.ts';
+import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/sequence.ts';
+import type { PromptFormat } from './prompt-format.ts';
+import { type TextContext, textContextIds } from './text-context.ts';
+import type { Tokenizer } from './tokenizer.ts';
+
+export interface SoftContext {
+  readonly kind: 'soft';
+  /** [hidden] each, best chunk first. */
+  readonly vectors: readonly Float32Array[];
+}
+
+export interface PromptParts {
+  /** What is before the cursor, or the whole prompt; as ids where the client tokenizes. */
+  readonly prompt: string | readonly number[];
+  /** What is after the cursor. Given, even if empty, it asks for fill-in-the-middle. */
+  readonly suffix?: string;
+  readonly context?: SoftContext | TextContext;
+  /** Tokens that a slot holds, prompt and output together. */
+  readonly capacity: number;
+  /** Tokens of the output. */
+  readonly maxTokens: number;
+  /** Cut the prompt to so many tokens, or (-1) to what the capacity leaves. */
+  readonly truncateTo?: number;
+}
+
+/** LEFT gets so many times what RIGHT gets when both are cut (the authors' lc_rc_ratio). */
+const LEFT_TO_RIGHT = 2;
+
+export class PromptBuilder {
+  readonly #tokenizer: Tokenizer;
+  readonly #format: PromptFormat;
+
+  constructor(tokenizer: Tokenizer, format: PromptFormat) {
+    this.#tokenizer = tokenizer;
+    this.#format = format;
+  }
+
+  /**
+   * A file around a cursor is cut where it does not fit, far from the cursor first; a raw prompt only if `truncateTo`
+   * says so.
+   * @throws ServingError context_length_exceeded, invalid_request (an empty prompt)
+   */
+  build(parts: PromptParts): TokenPrompt {
+    const room = this.#room(parts);
+    const bos = this.#tokenizer.leadingIds;
+    const vectors = parts.context?.kind === 'soft' ? parts.context.vectors : [];
+    const front = [...bos, ...vectors.map(() => this.#format.placeholder), ...this.#textContext(parts, room)];
+    const ids = front.concat(
+      parts.suffix === undefined
+        ? this.#raw(parts, room - front.length)
+        : this.#fillIn(parts.prompt, parts.suffix, room - front.length, parts),
+    );
+    if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
+    return { ids: Int32Array.from(ids), soft: softTokens(vectors, bos.length) };
+  }
+
+  /** Tokens that the prompt may have. */
+  #room({ capacity, maxTokens, truncateTo }: PromptParts): number {
+    const room = capacity - maxTokens;
+    if (room < 1) {
+      throw new ServingError(
+        'context_length_exceeded',
+        `max_tokens ${maxTokens} leaves no room for a prompt: this model holds ${capacity} tokens, prompt and output together`,
+        { param: 'max_tokens' },
+      );
+    }
+    return truncateTo === undefined || truncateTo === -1 ? room : Math.min(room, truncateTo);
+  }
+
+  /** Context as text never takes more than half of the room: the code at the cursor matters more. */
+  #textContext({ context }: PromptParts, room: number): number[] {
+    if (context?.kind !== 'text') return [];
+    const maxTokens = Math.min(context.maxTokens, Math.floor(room / 2));
+    return textContextIds(this.#tokenizer, this.#format, { ...context, maxTokens });
+  }
+
+  #raw(parts: PromptParts, room: number): readonly number[] {
+    const { prompt, truncateTo } = parts;
+    if (truncateTo !== undefined) {
+      if (room < 1) throw tooLong(parts, 'what stands before it');
+      return typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, room, 'as tokens') : prompt.slice(-room);
+    }
+    const ids = typeof prompt === 'string' ? this.#tokenizer.encodeHead(prompt, room + 1, 'as tokens') : prompt;
+    if (ids.length > room) throw tooLong(parts, typeof prompt === 'string' ? 'it' : `${ids.length} tokens of it`);
+    return ids;
+  }
+
+  #fillIn(prompt: PromptParts['prompt'], suffix: string, room: number, parts: PromptParts): readonly number[] {
+    const { frame } = this.#format;
+    const sides = room - (frame?.length ?? 0);
+    if (sides < 1) throw tooLong(parts, 'what frames it');
+    const left = typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, sides) : prompt.slice(-sides);
+    if (frame === undefined) return left;
+    const right = this.#tokenizer.encodeHead(suffix, sides);
+    const [keepLeft, keepRight] = share(sides, left.length, right.length);
+    const [prefixId, suffixId, middleId] = frame;
+    return [prefixId, ...left.slice(left.length - keepLeft), suffixId, ...right.slice(0, keepRight), middleId];
+  }
+}
+
+/** How many tokens of LEFT and RIGHT are kept: all that fit; else 2:1, and what one side does not need the other gets. */
+export function share(room: number, left: number, right: number): [left: number, right: number] {
+  if (left + right <= room) return [left, right];
+  const rightShare = Math.max(Math.floor(room / (LEFT_TO_RIGHT + 1)), room - left);
+  const keepRight = Math.min(right, rightShare);
+  return [room - keepRight, keepRight];
+}
+
+function softTokens(vectors: readonly Float32Array[], start: number): SoftTokens {
+  const first = vectors[0];
+  if (first === undefined) return NO_SOFT_TOKENS;
+  const joined = new Float32Array(vectors.length * first.length);
+  for (const [i, vector] of vectors.entries()) joined.set(vector, i * first.length);
+  return { positions: Int32Array.from(vectors, (_, i) => start + i), vectors: joined };
+}
+
+const tooLong = ({ capacity, maxTokens }: PromptParts, what: string) =>
+  new ServingError(
+    'context_length_exceeded',
+    `the prompt is too long: this model holds ${capacity} tokens, of which ${maxTokens} are for the completion, and ${what} does not fit into the rest`,
+    { param: 'prompt' },
+  );

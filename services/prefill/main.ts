@@ -1,0 +1,44 @@
+/** The prefill worker's process. */
+import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
+import type { Config } from '../lib/process/config.ts';
+import { serveHealth } from '../lib/process/health.ts';
+import { Lifecycle } from '../lib/process/lifecycle.ts';
+import { createLogger } from '../lib/process/log.ts';
+import { collectProcessMetrics } from '../lib/process/metrics.ts';
+import { serveRpc } from '../lib/rpc/server.ts';
+import { createPrefillService } from './service.ts';
+
+export const PREFILL_SETTINGS = [
+  ...(['host', 'port', 'advertise', 'metricsPort'] as const),
+  ...ENGINE_SETTINGS,
+  ...(['prefillChunkTokens', 'queueTokens', 'kvLeaseMs', 'drainTimeoutMs', 'logLevel'] as const),
+] as const;
+
+export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number]>): Promise<void> {
+  const log = createLogger('prefill', config.logLevel);
+  const life = new Lifecycle(log, config.drainTimeoutMs);
+  collectProcessMetrics('prefill');
+  const { bundle, session, modelName } = await loadEngine(config, log);
+  life.onStop('engine', () => session.dispose());
+  let address = '';
+  const service = createPrefillService(
+    session,
+    {
+      model: modelName,
+      fingerprint: bundle.manifest.fingerprint,
+      chunkTokens: config.prefillChunkTokens,
+      queueTokens: config.queueTokens,
+      kvLeaseMs: config.kvLeaseMs,
+      draining: life.draining,
+      address: () => address,
+    },
+    log,
+  );
+  const server = await serveRpc(config.host, config.port, service.mounts);
+  address = config.advertise || server.address;
+  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs)));
+  const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);
+  server.setServing(true);
+  life.draining.addEventListener('abort', () => server.setServing(false));
+  life.ready(server.address, metricsAddress);
+}

@@ -1,0 +1,199 @@
+/**
+ * The whole system on one machine: one process per service, supervised. What `llavacode up`, the demo, the benches and
+ * the integration tests start. Children are in process groups of their own, so that Ctrl-C reaches only the supervisor,
+ * which stops the gateway first; if the supervisor dies, the children notice (their IPC channel closes) and stop too.
+ */
+import { createWriteStream } from 'node:fs';
+import { mkdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execaNode } from 'execa';
+import { flagName, PACKAGE_ROOT } from './lib/process/config.ts';
+import { ServingError } from './lib/process/errors.ts';
+import type { ReadyMessage } from './lib/process/lifecycle.ts';
+
+export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated';
+
+/** Settings of one child, by their names in SETTINGS. */
+export type Flags = Readonly<Record<string, string | number | boolean>>;
+
+export interface SystemOptions {
+  readonly mode: 'disaggregated' | 'colocated';
+  readonly prefill: number;
+  readonly decode: number;
+  /** Folder for logs. */
+  readonly logs: string;
+  /** For the gateway. */
+  readonly gateway: Flags;
+  /** For every worker. */
+  readonly workers: Flags;
+  readonly prefillOnly?: Flags;
+  readonly decodeOnly?: Flags;
+  /** Told when a child dies and is started again. */
+  readonly onRestart?: (role: string, reason: string) => void;
+}
+
+export interface RunningSystem {
+  readonly url: string;
+  readonly processes: readonly ServiceProcess[];
+  /** Stops everything, the gateway first. */
+  close(): Promise<void>;
+}
+
+const READY_TIMEOUT_MS = 180_000;
+/** Beyond a child's own drain timeout. */
+const KILL_AFTER_MS = 40_000;
+const RESTART_DELAY_MS = { first: 250, longest: 10_000 };
+
+export class ServiceProcess {
+  readonly name: string;
+  readonly #role: Role;
+  readonly #log: string;
+  readonly #onRestart: (role: string, reason: string) => void;
+  #flags: Flags;
+  #child: ReturnType<typeof spawn> | undefined;
+  #stopping = false;
+  #address: ReadyMessage | undefined;
+
+  constructor(name: string, role: Role, flags: Flags, options: Pick<SystemOptions, 'logs' | 'onRestart'>) {
+    this.name = name;
+    this.#role = role;
+    this.#flags = flags;
+    this.#log = join(options.logs, `${name}.log`);
+    this.#onRestart = options.onRestart ?? (() => {});
+  }
+
+  get pid(): number | undefined {
+    return this.#child?.pid;
+  }
+
+  /** host:port that it serves on. */
+  get address(): string {
+    return this.#address?.address ?? '';
+  }
+
+  /** host:port of its /metrics. */
+  get metricsAddress(): string {
+    return this.#address?.metricsAddress ?? '';
+  }
+
+  /**
+   * Starts it and waits until it is ready.
+   * @throws ServingError worker_lost with the end of its log when it is not.
+   */
+  async start(): Promise<void> {
+    const child = spawn(this.#role, this.#flags, this.#log);
+    this.#child = child;
+    const exited = child.then((result) =>
+      result.signal ? `killed by ${result.signal}` : `exit code ${result.exitCode}`,
+    );
+    const timeout = AbortSignal.timeout(READY_TIMEOUT_MS);
+    const outcome = await Promise.race([
+      child.getOneMessage().then(
+        (message) => message as unknown as ReadyMessage,
+        () => exited,
+      ),
+      exited,
+      new Promise<string>((resolve) => timeout.addEventListener('abort', () => resolve('not ready in time'))),
+    ]);
+    if (typeof outcome === 'string') {
+      child.kill('SIGKILL');
+      throw new ServingError(
+        'worker_lost',
+        `${this.name} did not start (${outcome}); its log ends:\n${await this.#tail()}`,
+      );
+    }
+    this.#address = outcome;
+    void exited.then((reason) => this.#died(reason));
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    this.#child?.kill('SIGTERM');
+    await this.#child;
+  }
+
+  /** It comes back at the same address, after a delay that doubles. */
+  async #died(reason: string): Promise<void> {
+    const port = (address: string) => Number(address.slice(address.lastIndexOf(':') + 1));
+    this.#flags = { ...this.#flags, port: port(this.address) };
+    if (this.#role !== 'gateway') this.#flags = { ...this.#flags, metricsPort: port(this.metricsAddress) };
+    for (let delay = RESTART_DELAY_MS.first; !this.#stopping; delay = Math.min(delay * 2, RESTART_DELAY_MS.longest)) {
+      this.#onRestart(this.name, reason);
+      await new Promise((resolve) => setTimeout(resolve, delay));
+      if (this.#stopping) return;
+      try {
+        return await this.start();
+      } catch (error) {
+        reason = ServingError.from(error).message;
+      }
+    }
+  }
+
+  async #tail(): Promise<string> {
+    const text = await readFile(this.#log, 'utf8').catch(() => '');
+    return text.trim().split('\n').slice(-12).join('\n');
+  }
+}
+
+function spawn(role: Role, flags: Flags, log: string) {
+  const args = Object.entries(flags).flatMap(([name, value]) => [flagName(name), String(value)]);
+  const output = createWriteStream(log, { flags: 'a' });
+  const child = execaNode(join(PACKAGE_ROOT, 'dist', 'services', 'cli.js'), [role, ...args], {
+    detached: true,
+    ipc: true,
+    stdin: 'ignore',
+    stdout: 'pipe',
+    stderr: 'pipe',
+    buffer: false,
+    reject: false,
+    forceKillAfterDelay: KILL_AFTER_MS,
+    // Settings come as flags alone: what is set for the supervisor is not for each child.
+    env: Object.fromEntries(
+      Object.keys(process.env)
+        .filter((n) => n.startsWith('LLAVACODE_'))
+        .map((n) => [n, undefined]),
+    ),
+  });
+  child.stdout.pipe(output, { end: false });
+  child.stderr.pipe(output, { end: false });
+  void child.then(() => output.end());
+  return child;
+}
+
+/** @throws ServingError worker_lost when a process does not come up; those that did are stopped again. */
+export async function startSystem(options: SystemOptions): Promise<RunningSystem> {
+  await mkdir(options.logs, { recursive: true });
+  const make = (role: Role, i: number, flags: Flags) => new ServiceProcess(`${role}-${i}`, role, flags, options);
+  const { prefillOnly, decodeOnly } = options;
+  const common = { ...options.workers, port: 0, metricsPort: 0 };
+  const pool = (role: Role, count: number, flags: Flags) =>
+    Array.from({ length: count }, (_, i) => make(role, i, { ...common, ...flags }));
+  const both =
+    options.mode === 'colocated' ? pool('colocated', options.prefill, { ...prefillOnly, ...decodeOnly }) : [];
+  const prefill = options.mode === 'colocated' ? both : pool('prefill', options.prefill, prefillOnly ?? {});
+  const decode = options.mode === 'colocated' ? both : pool('decode', options.decode, decodeOnly ?? {});
+  const workers = [...new Set([...prefill, ...decode])];
+  const started: ServiceProcess[] = [];
+  const close = async () => {
+    // The gateway first: what it has in flight needs the workers.
+    for (const process of started.toReversed()) {
+      if (process.name.startsWith('gateway')) await process.stop();
+    }
+    await Promise.all(started.map((process) => process.stop()));
+  };
+  try {
+    started.push(...workers);
+    await Promise.all(workers.map((worker) => worker.start()));
+    const gateway = make('gateway', 0, {
+      ...options.gateway,
+      prefillWorkers: prefill.map((worker) => worker.address).join(','),
+      decodeWorkers: decode.map((worker) => worker.address).join(','),
+    });
+    started.push(gateway);
+    await gateway.start();
+    return { url: `http://${gateway.address}`, processes: started, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}

@@ -1,0 +1,159 @@
+/** `llavacode up`: the whole system on one machine, for a person at a terminal. */
+import { createHash } from 'node:crypto';
+import { readdir, stat } from 'node:fs/promises';
+import { basename, join, resolve } from 'node:path';
+import { execaNode } from 'execa';
+import ora from 'ora';
+import { openBundle } from './lib/model/bundle.ts';
+import { exportBundle, type Precision } from './lib/model/export.ts';
+import { type Config, flagName, PACKAGE_ROOT } from './lib/process/config.ts';
+import { ServingError } from './lib/process/errors.ts';
+import { type Flags, type RunningSystem, startSystem } from './supervisor.ts';
+
+const GATEWAY_FLAGS = [
+  ...(['host', 'port', 'servedName', 'store', 'maxInflight', 'bodyLimitBytes', 'requestTimeoutMs'] as const),
+  ...(['connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'queryLines', 'logLevel'] as const),
+] as const;
+const WORKER_FLAGS = [
+  ...(['servedName', 'provider', 'threads', 'spin', 'slots', 'capacity', 'drainTimeoutMs', 'logLevel'] as const),
+] as const;
+const PREFILL_FLAGS = ['prefillChunkTokens', 'queueTokens', 'kvLeaseMs'] as const;
+const DECODE_FLAGS = ['queueSequences'] as const;
+const INDEX_FLAGS = ['store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes'] as const;
+
+export const UP_SETTINGS = [
+  ...new Set([...GATEWAY_FLAGS, ...WORKER_FLAGS, ...PREFILL_FLAGS, ...DECODE_FLAGS, ...INDEX_FLAGS, 'model'] as const),
+];
+
+/** What `up` takes where neither a flag nor the environment says: the model that ships. */
+export const UP_DEFAULTS = { LLAVACODE_MODEL: join(PACKAGE_ROOT, 'models', 'tiny-coder') };
+
+export interface UpOptions {
+  readonly mode: 'disaggregated' | 'colocated';
+  readonly prefill: number;
+  readonly decode: number;
+  /** Of a bundle made from a checkpoint. */
+  readonly precision: Precision;
+  /** Folder for bundles, logs and, unless `store` says otherwise, the index. */
+  readonly data: string;
+  /** Repository to index at start. */
+  readonly index?: string;
+}
+
+type UpConfig = Config<(typeof UP_SETTINGS)[number]>;
+
+/** Starts everything, indexes, prints how to ask, and stays until it is told to stop. */
+export async function runUp(config: UpConfig, options: UpOptions): Promise<void> {
+  const stop = new AbortController();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stop.abort());
+  const system = await bringUp(config, options);
+  try {
+    process.stdout.write(
+      `\nServing at ${system.url} (logs in ${join(options.data, 'logs')}). Try:\n\n${exampleCurl(system.url, options.index)}\n\nCtrl-C stops it.\n`,
+    );
+    if (!stop.signal.aborted) await new Promise((done) => stop.signal.addEventListener('abort', done, { once: true }));
+  } finally {
+    const spinner = ora({ text: 'stopping', stream: process.stderr }).start();
+    await system.close();
+    spinner.succeed('stopped');
+  }
+}
+
+/** Bundle, processes, index: the system that `up` and the demo show. */
+export async function bringUp(config: UpConfig, options: UpOptions): Promise<RunningSystem> {
+  const spinner = ora({ text: 'preparing the model', stream: process.stderr }).start();
+  try {
+    const model = await bundleOf(config.model, options, (text) => {
+      spinner.text = text;
+    });
+    spinner.succeed(`model ${model}`);
+    spinner.start(`starting gateway, ${options.prefill} prefill and ${options.decode} decode worker(s)`);
+    const pick = (names: readonly (keyof UpConfig)[]): Flags =>
+      Object.fromEntries(names.map((name) => [name, config[name]]).filter(([, value]) => value !== ''));
+    const system = await startSystem({
+      ...options,
+      logs: join(options.data, 'logs'),
+      gateway: { ...pick(GATEWAY_FLAGS), model },
+      workers: { ...pick(WORKER_FLAGS), model },
+      prefillOnly: pick(PREFILL_FLAGS),
+      decodeOnly: pick(DECODE_FLAGS),
+      onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
+    });
+    spinner.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
+    try {
+      if (options.index) await indexInChild(options.index, { ...pick(INDEX_FLAGS), model });
+    } catch (error) {
+      await system.close();
+      throw error;
+    }
+    return system;
+  } catch (error) {
+    if (spinner.isSpinning) spinner.fail();
+    throw error;
+  }
+}
+
+/** `model` itself if it is a bundle; if it is a checkpoint, a bundle made from it, once. */
+async function bundleOf(model: string, options: UpOptions, onProgress: (text: string) => void): Promise<string> {
+  if (await exists(join(model, 'manifest.json'))) {
+    await openBundle(model);
+    return resolve(model);
+  }
+  if (!(await exists(join(model, 'config.json')))) {
+    throw new ServingError(
+      'bundle_invalid',
+      `${model} is neither a bundle (manifest.json) nor a checkpoint (config.json)`,
+    );
+  }
+  const name = basename(resolve(model));
+  const to = resolve(options.data, 'bundles', `${name}-${options.precision}-${await signature(model)}`);
+  if (!(await exists(join(to, 'manifest.json')))) {
+    await exportBundle({
+      llm: model,
+      to,
+      name,
+      precision: options.precision,
+      onProgress: ({ part, done, total }) => onProgress(`exporting ${part}: ${Math.round((100 * done) / total)} %`),
+    });
+  }
+  return to;
+}
+
+/** Changes when a file of the checkpoint does. */
+async function signature(dir: string): Promise<string> {
+  const hash = createHash('sha256');
+  const entries = await readdir(dir, { recursive: true });
+  for (const entry of entries.sort()) {
+    const { size, mtimeMs } = await stat(join(dir, entry));
+    hash.update(`${entry} ${size} ${mtimeMs}\n`);
+  }
+  return hash.digest('hex').slice(0, 8);
+}
+
+/** In a process of its own, which loads the encoder and is gone afterwards. */
+async function indexInChild(path: string, flags: Flags): Promise<void> {
+  const args = Object.entries(flags).flatMap(([name, value]) => [flagName(name), String(value)]);
+  const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
+  const command = ['index', '--name', basename(resolve(path)), '--path', path, ...args];
+  const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false });
+  if (exitCode !== 0) throw new ServingError('internal', `indexing ${path} failed with exit code ${exitCode}`);
+}
+
+const exists = (path: string) =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
+/** A request that works against this system as it stands, ready to paste. */
+function exampleCurl(url: string, index: string | undefined): string {
+  const body = {
+    prompt: 'def hold(inventory, cart, now):\n    reservation = ',
+    suffix: '\n    return reservation\n',
+    max_tokens: 24,
+    temperature: 0,
+    stream: true,
+    ...(index ? { rag: { repo: basename(resolve(index)) } } : {}),
+  };
+  return `curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${JSON.stringify(body)}'`;
+}

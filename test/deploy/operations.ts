@@ -1,0 +1,113 @@
+/** What deploy/OPERATIONS.md says of the tables in the code: rendered from them, and read back from the file. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { envName, flagName, PACKAGE_ROOT, SETTINGS } from '../../services/lib/process/config.ts';
+import { ERRORS } from '../../services/lib/process/errors.ts';
+import { metrics } from '../../services/lib/process/metrics.ts';
+import { EVENTS, type RequestEvent, STAGES, type Stage } from '../../services/lib/request/timeline.ts';
+
+export const OPERATIONS = join(PACKAGE_ROOT, 'deploy/OPERATIONS.md');
+
+/** prom-client keeps these on its objects without declaring them. */
+export interface MetricFacts {
+  readonly name: string;
+  readonly help: string;
+  readonly labelNames: readonly string[];
+}
+export const metricFacts = (metric: object) => metric as MetricFacts;
+
+const EVENT_MEANING: Record<RequestEvent, string> = {
+  received: 'the last byte of the request body was read',
+  admitted: 'the request is valid and has a place among the running ones',
+  retrieved: 'chunks were found, or given up on',
+  tokenized: 'the prompt is built',
+  dispatched: 'the prompt was sent to a prefill worker',
+  first_token: "prefill's token reached the gateway",
+  joined: 'the KV cache was handed over and the sequence joined the decode batch',
+  last_token: 'the last token reached the gateway',
+  finished: 'the last byte of the answer was handed to the socket',
+};
+
+const STAGE_MEANING: Record<Stage, string> = {
+  prefill_queue: 'waiting in the prefill worker',
+  prefill: 'computing the prompt, first chunk to first token',
+  decode_queue: 'waiting for a slot of the decode worker',
+  handoff: 'pulling the KV cache, first pull to last verified frame',
+  handoff_exposed: 'the part of it after prefill had finished: what the user waits for',
+};
+
+const code = (text: string) => `\`${text}\``;
+
+function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]) => `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
+  return [line(head), `|${head.map(() => '---|').join('')}`, ...rows.map(line)].join('\n');
+}
+
+function defaultOf(setting: keyof typeof SETTINGS): string {
+  if (setting === 'threads') return 'number of cores';
+  const parsed = SETTINGS[setting].safeParse(undefined);
+  if (!parsed.success) return 'required';
+  return parsed.data === '' ? 'empty' : code(String(parsed.data));
+}
+
+const SECTIONS: Record<string, () => string> = {
+  settings: () =>
+    table(
+      ['Flag', 'Variable', 'Default', 'Meaning'],
+      (Object.keys(SETTINGS) as (keyof typeof SETTINGS)[]).map((setting) => [
+        code(flagName(setting)),
+        code(envName(setting)),
+        defaultOf(setting),
+        SETTINGS[setting].description ?? '',
+      ]),
+    ),
+  timeline: () =>
+    [
+      table(
+        ['Event', 'Meaning'],
+        EVENTS.map((event) => [code(event), EVENT_MEANING[event]]),
+      ),
+      table(
+        ['Stage', 'Meaning'],
+        STAGES.map((stage) => [code(stage), STAGE_MEANING[stage]]),
+      ),
+    ].join('\n\n'),
+  metrics: () =>
+    table(
+      ['Name', 'Type', 'Labels', 'Meaning'],
+      Object.values(metrics).map((metric) => {
+        const { name, help, labelNames } = metricFacts(metric);
+        return [code(name), metric.constructor.name.toLowerCase(), labelNames.map(code).join(', '), help];
+      }),
+    ),
+  errors: () =>
+    table(
+      ['Code', 'HTTP', 'gRPC', 'Retryable', 'Remedy'],
+      Object.entries(ERRORS).map(([name, { http, grpc, retryable, remedy }]) => [
+        code(name),
+        String(http),
+        grpc,
+        retryable ? 'yes' : 'no',
+        remedy,
+      ]),
+    ),
+};
+
+/** The file with every table rendered anew. */
+export function rendered(): string {
+  return Object.entries(SECTIONS).reduce(
+    (text, [section, render]) => {
+      const block = new RegExp(`(<!-- ${section}: [^>]* -->\n)[^]*?(<!-- end -->)`);
+      if (!block.test(text)) throw new Error(`${OPERATIONS} has no section for ${section}`);
+      return text.replace(block, (_, start: string, end: string) => `${start}${render()}\n${end}`);
+    },
+    readFileSync(OPERATIONS, 'utf8'),
+  );
+}
+
+/** First cells of the tables in one section of the file as it lies there, without backquotes. */
+export function documented(section: keyof typeof SECTIONS): string[] {
+  const text = readFileSync(OPERATIONS, 'utf8');
+  const block = text.split(`<!-- ${section}: `)[1]?.split('<!-- end -->')[0] ?? '';
+  return [...block.matchAll(/^\| `([^`]+)` \|/gm)].map((match) => match[1]!);
+}

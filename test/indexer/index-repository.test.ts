@@ -1,0 +1,277 @@
+import { execFileSync } from 'node:child_process';
+import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { type IndexProgress, indexRepository } from '../../services/indexer/index-repository.ts';
+import { listSources, readSource } from '../../services/indexer/sources.ts';
+import type { ContextEncoder } from '../../services/lib/rag/encode.ts';
+import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
+import { idAt } from '../../services/lib/rag/row.ts';
+import { openStore, type Store } from '../../services/lib/rag/store.ts';
+
+const REPO = 'acme/shop';
+const OPTIONS = { chunkLines: 10, chunkStride: 5, maxFileBytes: 10_000 };
+const SIGNAL = new AbortController().signal;
+
+/** An encoder that remembers what it was asked; a vector is the length of its text. */
+class FakeEncoder implements ContextEncoder {
+  readonly fingerprint: string;
+  readonly hidden = 2;
+  readonly texts: string[] = [];
+  fail: ((call: number) => void) | undefined;
+  #calls = 0;
+
+  constructor(fingerprint = 'f'.repeat(64)) {
+    this.fingerprint = fingerprint;
+  }
+
+  async encode(texts: readonly string[]) {
+    this.fail?.(this.#calls++);
+    this.texts.push(...texts);
+    return texts.map((text) => Float32Array.of(text.length, 1));
+  }
+}
+
+let root: string;
+let dir: string;
+let store: Store;
+beforeEach(async () => {
+  root = await mkdtemp(join(tmpdir(), 'llavacode-indexer-'));
+  dir = join(root, 'tree');
+  await mkdir(dir);
+  store = await openStore(`lmdb:${join(root, 'store')}`);
+});
+afterEach(async () => {
+  await store.close();
+  await rm(root, { recursive: true, force: true });
+});
+
+async function files(contents: Record<string, string | Uint8Array>) {
+  for (const [path, content] of Object.entries(contents)) {
+    await mkdir(dirname(join(dir, path)), { recursive: true });
+    await writeFile(join(dir, path), content);
+  }
+}
+
+const python = (name: string, lines: number) =>
+  Array.from({ length: lines }, (_, i) => `${name}_${i} = compute_${name}(${i})`).join('\n');
+
+const index = (encoder: ContextEncoder, more: Partial<Parameters<typeof indexRepository>[0]> = {}) =>
+  indexRepository({ repo: REPO, dir, store, encoder, options: OPTIONS, ...more });
+
+describe('an index run', () => {
+  test('stores every chunk with its vector, in the order of (path, line)', async () => {
+    await files({ 'b.py': python('b', 12), 'a/z.py': python('z', 10), 'a.py': '\n\n' });
+    const report = await index(new FakeEncoder());
+    expect(report).toMatchObject({
+      repo: REPO,
+      changed: true,
+      files: 3,
+      chunks: 3,
+      embedded: 3,
+      reused: 0,
+      removed: 0,
+    });
+    const { head, ids } = (await store.snapshot(REPO))!;
+    expect(head).toMatchObject({
+      version: report.version,
+      fingerprint: report.fingerprint,
+      hidden: 2,
+      files: 3,
+      chunks: 3,
+    });
+    const wanted = [0, 1, 2].map((ordinal) => idAt(ids, ordinal));
+    const entries = await store.entries(REPO, wanted);
+    expect(entries.map((entry) => [entry?.path, entry?.startLine, entry?.endLine])).toEqual([
+      ['a/z.py', 1, 10],
+      ['b.py', 1, 10],
+      ['b.py', 6, 12],
+    ]);
+    for (const content of await store.contents(REPO, head.fingerprint, wanted)) {
+      expect(content?.vector[0]).toBe(content?.text.length);
+    }
+  });
+
+  test('changes nothing when it is run twice', async () => {
+    await files({ 'a.py': python('a', 40), 'b.py': python('b', 40) });
+    const encoder = new FakeEncoder();
+    const first = await index(encoder);
+    const head = await store.head(REPO);
+    const encoded = encoder.texts.length;
+    const second = await index(encoder);
+    expect(second).toMatchObject({
+      version: first.version,
+      changed: false,
+      embedded: 0,
+      reused: first.chunks,
+      removed: 0,
+    });
+    expect(encoder.texts).toHaveLength(encoded);
+    expect(await store.head(REPO)).toEqual(head);
+  });
+
+  test('encodes what changed, removes what vanished, and comes back to the same version with the same content', async () => {
+    await files({ 'a.py': python('a', 10), 'b.py': python('b', 10), 'c.py': python('c', 10) });
+    const encoder = new FakeEncoder();
+    const first = await index(encoder);
+    await files({ 'b.py': python('changed', 10) });
+    await rm(join(dir, 'c.py'));
+    const second = await index(encoder);
+    expect(second).toMatchObject({ changed: true, chunks: 2, embedded: 1, reused: 1, removed: 2 });
+    expect(second.version).not.toBe(first.version);
+    expect(encoder.texts.at(-1)).toBe(python('changed', 10));
+    await files({ 'b.py': python('b', 10), 'c.py': python('c', 10) });
+    expect((await index(encoder)).version).toBe(first.version);
+  });
+
+  test('encodes all again for another encoder, and drops the old vectors', async () => {
+    await files({ 'a.py': python('a', 20) });
+    await index(new FakeEncoder());
+    const other = new FakeEncoder('e'.repeat(64));
+    expect(await index(other)).toMatchObject({ changed: true, embedded: 3, reused: 0, removed: 0 });
+    expect((await store.head(REPO))?.fingerprint).toBe(other.fingerprint);
+    expect(await index(new FakeEncoder())).toMatchObject({ embedded: 3 });
+  });
+
+  test('publishes an empty version of an empty tree', async () => {
+    expect(await index(new FakeEncoder())).toMatchObject({ changed: true, files: 0, chunks: 0 });
+    const found = await createRetrieval(store, { queryLines: 10 }).retrieve(
+      { repo: REPO, before: 'a', after: '', topK: 10 },
+      SIGNAL,
+    );
+    expect(found.chunks).toEqual([]);
+  });
+
+  test('serves the old version when it breaks off, and goes on from where it was', async () => {
+    await files({ 'a.py': python('a', 10) });
+    const first = await index(new FakeEncoder());
+    await files({
+      'b.py': python('b', 3_000).slice(0, 9_000),
+      'c.py': python('c', 250),
+      'd.py': python('d', 250),
+      'e.py': python('e', 2_000),
+    });
+    const options = { ...OPTIONS, maxFileBytes: 1_000_000 };
+    const broken = new FakeEncoder();
+    broken.fail = (call) => {
+      if (call === 1) throw new Error('power cut');
+    };
+    await expect(index(broken, { options })).rejects.toThrow('power cut');
+    expect((await store.head(REPO))?.version).toBe(first.version);
+    const encoder = new FakeEncoder();
+    const report = await index(encoder, { options });
+    expect(report.embedded + broken.texts.length + 1).toBe(report.chunks);
+    expect(broken.texts.length).toBeGreaterThan(0);
+  });
+
+  test('stops at its signal and leaves no lock behind', async () => {
+    await files({ 'a.py': python('a', 10), 'b.py': python('b', 10) });
+    const abort = new AbortController();
+    const onProgress = () => abort.abort(new Error('stopped by hand'));
+    await expect(index(new FakeEncoder(), { signal: abort.signal, onProgress })).rejects.toThrow('stopped by hand');
+    expect(await store.head(REPO)).toBeUndefined();
+    expect(await index(new FakeEncoder())).toMatchObject({ changed: true, chunks: 2 });
+  });
+
+  test('refuses a repository that another one is indexing', async () => {
+    const writer = await store.lock(REPO, 30_000);
+    await expect(index(new FakeEncoder())).rejects.toMatchObject({ code: 'index_locked' });
+    await writer.release();
+  });
+
+  test('replaces an index that cannot be read', async () => {
+    await files({ 'a.py': python('a', 10) });
+    const writer = await store.lock(REPO, 30_000);
+    const head = { version: '7', fingerprint: 'f', hidden: 2, files: 1, chunks: 1, indexedAt: 'yesterday' };
+    await writer.publish({ head, ids: Buffer.alloc(1) });
+    await writer.release();
+    await expect(store.head(REPO)).rejects.toMatchObject({ code: 'store_invalid' });
+    const report = await index(new FakeEncoder());
+    expect(report).toMatchObject({ changed: true, embedded: 1 });
+    expect((await store.head(REPO))?.version).toBe(report.version);
+  });
+
+  test('tells how far it is', async () => {
+    await files({ 'a.py': python('a', 10), 'b.bin': new Uint8Array([0]), 'c.py': python('c', 15) });
+    const seen: IndexProgress[] = [];
+    await index(new FakeEncoder(), { onProgress: (progress) => seen.push(progress) });
+    expect(seen.at(-1)).toEqual({ files: 3, filesRead: 3, chunks: 3, embedded: 3 });
+    expect(seen.map((progress) => progress.filesRead)).toEqual(seen.map((p) => p.filesRead).sort());
+  });
+});
+
+describe('sources', () => {
+  test('skips what is no text, with counts by reason', async () => {
+    await files({
+      'ok.py': 'x = 1',
+      'bom.py': new Uint8Array([0xef, 0xbb, 0xbf, 0x79, 0x20, 0x3d, 0x20, 0x32]),
+      'image.png': new Uint8Array([0x89, 0x50, 0x4e, 0x47, 0, 0, 1]),
+      'latin1.py': new Uint8Array([0x78, 0x20, 0x3d, 0x20, 0xe9]),
+      'utf16.txt': Buffer.from('\ufeffhello', 'utf16le'),
+      'big.py': python('big', 1_000),
+      'ünï cödé [x] "q"\n.py': 'odd = name',
+    });
+    await symlink('/etc/passwd', join(dir, 'outside.py'));
+    await symlink('ok.py', join(dir, 'inside.py'));
+    await symlink('/etc', join(dir, 'folder'));
+    await symlink('.', join(dir, 'loop'));
+    await symlink('nowhere', join(dir, 'dangling'));
+    execFileSync('mkfifo', [join(dir, 'pipe')]);
+    const encoder = new FakeEncoder();
+    const report = await index(encoder);
+    expect(report.skipped).toEqual({ symlink: 5, oversize: 1, binary: 2, invalid_utf8: 1, unreadable: 0 });
+    expect(report.files).toBe(3);
+    expect(encoder.texts.sort()).toEqual(['odd = name', 'x = 1', 'y = 2']);
+  });
+
+  test('counts what it may not read', async () => {
+    await files({ 'gone.py': 'x = 1', 'kept.py': 'y = 2' });
+    const { paths } = await listSources(dir);
+    expect(paths).toEqual(['gone.py', 'kept.py']);
+    await rm(join(dir, 'gone.py'));
+    expect(await readSource(dir, 'gone.py', 100)).toEqual({ skipped: 'unreadable' });
+    expect(await readSource(dir, 'kept.py', 100)).toEqual({ text: 'y = 2' });
+  });
+
+  test('respects .gitignore, nested ones too, and leaves out dot files and dependencies', async () => {
+    await files({
+      '.gitignore': '*.log\nbuild/\n!keep.log\n/top.py',
+      'a.log': 'x',
+      'keep.log': 'x',
+      'build/out.py': 'x',
+      'top.py': 'x',
+      'sub/top.py': 'x',
+      'sub/.gitignore': 'private.py',
+      'sub/private.py': 'x',
+      'private.py': 'x',
+      '.env': 'SECRET=1',
+      '.git/config': 'x',
+      'line\nbreak/private\n.py': 'x',
+      'line\nbreak/b.log': 'x',
+      'node_modules/m/index.js': 'x',
+      'sub/node_modules/m/index.js': 'x',
+    });
+    expect((await listSources(dir)).paths).toEqual([
+      'keep.log',
+      'line\nbreak/private\n.py',
+      'private.py',
+      'sub/top.py',
+    ]);
+  });
+
+  test('come in one stable order', async () => {
+    await files({ 'b/a.py': 'x', 'B.py': 'x', 'a.py': 'x', 'a/b.py': 'x', 'é.py': 'x', 'a-b.py': 'x' });
+    expect((await listSources(dir)).paths).toEqual(['B.py', 'a-b.py', 'a.py', 'a/b.py', 'b/a.py', 'é.py']);
+  });
+
+  test('must be a directory', async () => {
+    await files({ 'a.py': 'x' });
+    for (const path of ['a.py', 'missing']) {
+      await expect(index(new FakeEncoder(), { dir: join(dir, path) })).rejects.toMatchObject({
+        code: 'invalid_request',
+        message: expect.stringContaining(path),
+      });
+    }
+  });
+});

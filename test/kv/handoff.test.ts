@@ -1,0 +1,278 @@
+/** Frames from one pool to another: what arrives is what was sent, or an error says what is wrong. */
+import { crc32 } from 'node:zlib';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { type KvEnd, type KvManifest, KvReceiver, type KvRows, KvSender } from '../../services/lib/kv/handoff.ts';
+import { type KvLayout, rowCount } from '../../services/lib/kv/layout.ts';
+import { KvPool } from '../../services/lib/kv/pool.ts';
+import type { ErrorCode } from '../../services/lib/process/errors.ts';
+
+const FINGERPRINT = 'f'.repeat(64);
+const LAYOUT: KvLayout = { layers: 2, kvHeads: 2, headDim: 3 };
+const failing = (code: ErrorCode) => expect.objectContaining({ code });
+
+function filledPool(layout: KvLayout, slots: number, capacity: number): KvPool {
+  const pool = new KvPool(layout, slots, capacity);
+  let next = 0.5;
+  for (const { key, value } of pool.layers) {
+    for (const tensor of [key, value]) for (let i = 0; i < tensor.length; i++) tensor[i] = next++;
+  }
+  return pool;
+}
+
+function contents(pool: KvPool, slot: number, positions: number): number[][] {
+  return Array.from({ length: rowCount(pool.layout) }, (_, row) => [...pool.row(slot, row, 0, positions)]);
+}
+
+interface Sent {
+  readonly manifest: KvManifest;
+  readonly frames: KvRows[];
+  readonly end: KvEnd;
+}
+
+/** @param cuts positions at which a prompt chunk ends, ascending, the last one all positions. */
+function send(pool: KvPool, slot: number, cuts: readonly number[]): Sent {
+  const sender = new KvSender(pool, slot);
+  const frames: KvRows[] = [];
+  let from = 0;
+  for (const to of cuts) {
+    frames.push(...sender.pack(from, to));
+    from = to;
+  }
+  const manifest = { fingerprint: FINGERPRINT, layout: pool.layout, dtype: 'float32', positions: from };
+  return { manifest, frames, end: sender.end() };
+}
+
+function receive(receiver: KvReceiver, { manifest, frames, end }: Sent): void {
+  receiver.manifest(manifest);
+  for (const frame of frames) receiver.rows(frame);
+  receiver.end(end);
+  receiver.commit();
+}
+
+/** Four frames of a small cache, and a receiver for them. */
+function example() {
+  const sent = send(filledPool(LAYOUT, 1, 8), 0, [2, 4, 5, 7]);
+  const pool = new KvPool(LAYOUT, 1, 8);
+  return { sent, pool, receiver: new KvReceiver(pool, 0, FINGERPRINT) };
+}
+
+/** As protobuf hands over bytes: somewhere in a larger buffer, where floats may not lie. */
+function misaligned(data: Uint8Array): Uint8Array {
+  const message = Buffer.alloc(data.length + 5);
+  message.set(data, 3);
+  return message.subarray(3, 3 + data.length);
+}
+
+describe('round trip', () => {
+  const dimension = fc.integer({ min: 1, max: 4 });
+  const layouts = fc.record({ layers: dimension, kvHeads: dimension, headDim: fc.integer({ min: 1, max: 9 }) });
+  const chunkings = fc
+    .uniqueArray(fc.integer({ min: 1, max: 20 }), { minLength: 1, maxLength: 6 })
+    .map((cuts) => cuts.sort((a, b) => a - b));
+
+  test('every layout arrives, however the positions were cut into chunks, in another slot of another capacity', () => {
+    fc.assert(
+      fc.property(layouts, chunkings, fc.nat(2), fc.nat(2), (layout, cuts, from, to) => {
+        const positions = cuts.at(-1) as number;
+        const source = filledPool(layout, 3, positions + 2);
+        const target = new KvPool(layout, 3, positions + 5);
+        const sent = send(source, from, cuts);
+        const frames = sent.frames.map((frame) => ({ ...frame, data: misaligned(frame.data) }));
+        const receiver = new KvReceiver(target, to, FINGERPRINT);
+        receive(receiver, { ...sent, frames });
+        expect(contents(target, to, positions)).toEqual(contents(source, from, positions));
+        expect(receiver.bytes).toBe(sent.end.bytes);
+        for (const other of [0, 1, 2].filter((slot) => slot !== to)) {
+          expect(
+            contents(target, other, positions)
+              .flat()
+              .every((element) => element === 0),
+          ).toBe(true);
+        }
+      }),
+    );
+  });
+
+  test('a cache of many frames, cut within the positions and within the rows, arrives', () => {
+    const layout = { layers: 2, kvHeads: 1, headDim: 128 };
+    const positions = 5000; // 4 rows of 2.4 MiB
+    const source = filledPool(layout, 1, positions + 1);
+    const target = new KvPool(layout, 1, positions + 1);
+    const sent = send(source, 0, [300, positions]);
+    expect(sent.frames.length).toBeGreaterThan(10);
+    receive(new KvReceiver(target, 0, FINGERPRINT), sent);
+    for (let row = 0; row < rowCount(layout); row++) {
+      expect(Buffer.compare(bytesOf(target.row(0, row, 0, positions)), bytesOf(source.row(0, row, 0, positions)))).toBe(
+        0,
+      );
+    }
+  });
+
+  const bytesOf = (floats: Float32Array) => Buffer.from(floats.buffer, floats.byteOffset, floats.byteLength);
+
+  test('what was packed does not change with the slot', () => {
+    const source = filledPool(LAYOUT, 1, 8);
+    const before = contents(source, 0, 7);
+    const sent = send(source, 0, [7]);
+    source.row(0, 0, 0, 7).fill(-1);
+    const target = new KvPool(LAYOUT, 1, 8);
+    receive(new KvReceiver(target, 0, FINGERPRINT), sent);
+    expect(contents(target, 0, 7)).toEqual(before);
+  });
+});
+
+describe('commit', () => {
+  test('restores position 0, which decode steps overwrite while the slot fills', () => {
+    const source = filledPool(LAYOUT, 1, 8);
+    const { sent, pool, receiver } = example();
+    receiver.manifest(sent.manifest);
+    for (const frame of sent.frames) {
+      receiver.rows(frame);
+      for (let row = 0; row < rowCount(LAYOUT); row++) pool.row(0, row, 0, 1).fill(-1);
+    }
+    receiver.end(sent.end);
+    for (let row = 0; row < rowCount(LAYOUT); row++) pool.row(0, row, 0, 1).fill(-2);
+    receiver.commit();
+    expect(contents(pool, 0, 7)).toEqual(contents(source, 0, 7));
+  });
+
+  test('is refused before the end', () => {
+    const { sent, receiver } = example();
+    receiver.manifest(sent.manifest);
+    for (const frame of sent.frames) receiver.rows(frame);
+    expect(() => receiver.commit()).toThrowError(failing('kv_truncated'));
+  });
+});
+
+describe('manifest', () => {
+  test('of another model is refused, with both fingerprints', () => {
+    const { sent, receiver } = example();
+    const other = 'e'.repeat(64);
+    expect(() => receiver.manifest({ ...sent.manifest, fingerprint: other })).toThrowError(
+      expect.objectContaining({
+        code: 'fingerprint_mismatch',
+        message: expect.stringMatching(`${other}.*${FINGERPRINT}`),
+      }),
+    );
+  });
+
+  test.each([
+    { layout: { ...LAYOUT, layers: 3 } },
+    { layout: { ...LAYOUT, kvHeads: 1 } },
+    { layout: { ...LAYOUT, headDim: 4 } },
+    { dtype: 'float16' },
+  ])('of another layout is refused: %j', (change) => {
+    const { sent, receiver } = example();
+    expect(() => receiver.manifest({ ...sent.manifest, ...change })).toThrowError(failing('kv_layout_mismatch'));
+  });
+
+  test('of more positions than a slot holds with one of output is refused', () => {
+    const { sent, receiver } = example();
+    expect(() => receiver.manifest({ ...sent.manifest, positions: 8 })).toThrowError(
+      failing('context_length_exceeded'),
+    );
+    receiver.manifest({ ...sent.manifest, positions: 7 });
+  });
+
+  test('missing: no frame is taken', () => {
+    const { sent, receiver } = example();
+    expect(() => receiver.rows(sent.frames[0] as KvRows)).toThrowError(failing('kv_truncated'));
+    expect(() => receiver.end(sent.end)).toThrowError(failing('kv_truncated'));
+  });
+});
+
+describe('a stream that is not what was sent', () => {
+  const frameIndex = fc.nat(3);
+
+  const refused = (change: (sent: Sent) => Partial<Sent>, code: ErrorCode) => {
+    const { sent, receiver } = example();
+    expect(sent.frames).toHaveLength(4);
+    expect(() => receive(receiver, { ...sent, ...change(sent) })).toThrowError(failing(code));
+  };
+
+  test('a flipped bit', () => {
+    fc.assert(
+      fc.property(frameIndex, fc.nat(), (index, bit) => {
+        refused(({ frames }) => {
+          const data = new Uint8Array((frames[index] as KvRows).data);
+          const at = bit % (data.length * 8);
+          data[at >> 3] = (data[at >> 3] as number) ^ (1 << (at & 7));
+          return { frames: frames.map((frame, i) => (i === index ? { ...frame, data } : frame)) };
+        }, 'kv_digest_mismatch');
+      }),
+    );
+  });
+
+  test('data exchanged together with its CRC', () => {
+    fc.assert(
+      fc.property(frameIndex, (index) => {
+        refused(({ frames }) => {
+          const data = new Uint8Array((frames[index] as KvRows).data.length);
+          const forged = { data, crc32: crc32(data) };
+          return { frames: frames.map((frame, i) => (i === index ? { ...frame, ...forged } : frame)) };
+        }, 'kv_digest_mismatch');
+      }),
+    );
+  });
+
+  test('a dropped frame', () => {
+    fc.assert(
+      fc.property(frameIndex, (index) => {
+        refused(({ frames }) => ({ frames: frames.toSpliced(index, 1) }), 'kv_truncated');
+      }),
+    );
+  });
+
+  test('a frame twice', () => {
+    fc.assert(
+      fc.property(frameIndex, fc.nat(4), (index, at) => {
+        refused(({ frames }) => ({ frames: frames.toSpliced(at, 0, frames[index] as KvRows) }), 'kv_truncated');
+      }),
+    );
+  });
+
+  test('two frames swapped', () => {
+    fc.assert(
+      fc.property(frameIndex, fc.integer({ min: 1, max: 3 }), (a, distance) => {
+        const b = (a + distance) % 4;
+        refused(({ frames }) => {
+          const swapped = [...frames];
+          [swapped[a], swapped[b]] = [frames[b] as KvRows, frames[a] as KvRows];
+          return { frames: swapped };
+        }, 'kv_truncated');
+      }),
+    );
+  });
+
+  test('a frame cut short', () => {
+    fc.assert(
+      fc.property(frameIndex, fc.integer({ min: 1, max: 24 }), (index, missing) => {
+        refused(({ frames }) => {
+          const data = (frames[index] as KvRows).data.subarray(0, -missing);
+          return {
+            frames: frames.map((frame, i) => (i === index ? { ...frame, data, crc32: crc32(data) } : frame)),
+          };
+        }, 'kv_truncated');
+      }),
+    );
+  });
+
+  test.each([
+    ['rows beyond the last', { rowEnd: 9 }],
+    ['no rows', { rowEnd: 0 }],
+    ['positions beyond the last', { end: 8 }],
+    ['no positions', { end: 0 }],
+  ])('a frame of %s', (_, range) => {
+    refused(
+      ({ frames }) => ({ frames: frames.map((frame, i) => (i === 0 ? { ...frame, ...range } : frame)) }),
+      'kv_truncated',
+    );
+  });
+
+  test('an end that counts more frames, fewer bytes, or has another digest', () => {
+    refused(({ end }) => ({ end: { ...end, frames: 5 } }), 'kv_truncated');
+    refused(({ end }) => ({ end: { ...end, bytes: end.bytes - 1 } }), 'kv_digest_mismatch');
+    refused(({ end }) => ({ end: { ...end, digest: end.digest ^ 1 } }), 'kv_digest_mismatch');
+  });
+});

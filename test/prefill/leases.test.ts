@@ -1,0 +1,208 @@
+/** Staged KV caches: every lease ends once, for one reason, and leaves nothing behind. */
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { positionBytes } from '../../services/lib/kv/layout.ts';
+import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
+import { metrics } from '../../services/lib/process/metrics.ts';
+import { type Lease, type LeaseEnd, LeaseTable } from '../../services/prefill/leases.ts';
+import { settle } from '../fake-engine.ts';
+
+const LAYOUT = { layers: 1, kvHeads: 2, headDim: 4 };
+const TTL_MS = 1000;
+const NEVER = new AbortController().signal;
+
+const gauges = async () => ({
+  bytes: (await metrics.stagedBytes.get()).values[0]?.value,
+  age: (await metrics.stagedAge.get()).values[0]?.value,
+  usage: (await metrics.kvUsage.get()).values[0]?.value,
+});
+const ended = async (reason: LeaseEnd) =>
+  (await metrics.leasesEnded.get()).values.find(({ labels }) => labels.reason === reason)?.value ?? 0;
+
+let pool: KvPool;
+let freed: number;
+let leases: LeaseTable;
+
+beforeEach(() => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
+  pool = new KvPool(LAYOUT, 4, 16);
+  freed = 0;
+  leases = new LeaseTable(pool, TTL_MS, () => freed++);
+  metrics.leasesEnded.reset();
+});
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+const open = (readers = 1) => leases.open(pool.reserve() as KvSlot, 10, readers);
+
+function complete(lease: Lease): Lease {
+  lease.advance(10);
+  leases.complete(lease, [3]);
+  return lease;
+}
+
+/** Nothing staged, every slot free, one end for this reason counted. */
+async function expectEnded(reason: LeaseEnd): Promise<void> {
+  expect(leases.size).toBe(0);
+  expect(freed).toBe(1);
+  pool.assertConserved(0);
+  expect(await gauges()).toEqual({ bytes: 0, age: 0, usage: 0 });
+  expect(await ended(reason)).toBe(1);
+  expect(vi.getTimerCount()).toBe(0);
+}
+
+describe('ends', () => {
+  test('released, when the last reader has its copy', async () => {
+    const lease = complete(open(2));
+    expect(leases.release(lease.id)).toBe(1);
+    expect(leases.size).toBe(1);
+    expect(leases.release(lease.id)).toBe(0);
+    await lease.released;
+    await expectEnded('released');
+    expect(() => leases.release(lease.id)).toThrowError(expect.objectContaining({ code: 'lease_unknown' }));
+    expect(() => lease.throwIfEnded()).toThrowError(expect.objectContaining({ code: 'lease_unknown' }));
+  });
+
+  test('released at once when computed, without readers', async () => {
+    const lease = open(0);
+    lease.advance(10);
+    expect(leases.size).toBe(1);
+    leases.complete(lease, [3]);
+    await lease.released;
+    await expectEnded('released');
+  });
+
+  test('released when computed, where all readers gave up before: the first token is still wanted', async () => {
+    const lease = open(1);
+    expect(leases.release(lease.id)).toBe(0);
+    lease.throwIfEnded();
+    complete(lease);
+    await lease.released;
+    await expectEnded('released');
+  });
+
+  test('cancelled by the caller of Prefill', async () => {
+    const lease = complete(open());
+    leases.end(lease, 'cancelled');
+    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+    await expectEnded('cancelled');
+  });
+
+  test('failed, with the cause', async () => {
+    const lease = open();
+    leases.end(lease, 'failed', new Error('the graph broke'));
+    await expect(lease.released).rejects.toMatchObject({ code: 'internal', message: 'the graph broke' });
+    await expectEnded('failed');
+  });
+
+  test('expired, when no decoder comes in time', async () => {
+    const lease = complete(open());
+    vi.advanceTimersByTime(TTL_MS - 1);
+    expect(leases.size).toBe(1);
+    vi.advanceTimersByTime(1);
+    await expect(lease.released).rejects.toMatchObject({ code: 'lease_expired' });
+    await expectEnded('expired');
+    expect(() => leases.get(lease.id)).toThrowError(
+      expect.objectContaining({ code: 'lease_unknown', message: expect.stringContaining(lease.id) }),
+    );
+  });
+
+  test('not expired while in use', () => {
+    const lease = complete(open());
+    for (let i = 0; i < 5; i++) {
+      vi.advanceTimersByTime(TTL_MS - 1);
+      leases.touch(lease);
+    }
+    expect(leases.get(lease.id)).toBe(lease);
+    vi.advanceTimersByTime(TTL_MS);
+    expect(leases.size).toBe(0);
+  });
+
+  test('not expired while it computes, however long a chunk takes; its time counts from there', () => {
+    const lease = open();
+    vi.advanceTimersByTime(10 * TTL_MS);
+    lease.throwIfEnded();
+    leases.touch(complete(lease));
+    vi.advanceTimersByTime(TTL_MS - 1);
+    lease.throwIfEnded();
+    vi.advanceTimersByTime(1);
+    expect(() => lease.throwIfEnded()).toThrowError(expect.objectContaining({ code: 'lease_expired' }));
+  });
+
+  test('once: a second end changes nothing, and frees nobody else’s slot', async () => {
+    const lease = complete(open());
+    leases.release(lease.id);
+    const other = pool.reserve();
+    expect(other?.index).toBe(lease.slot.index);
+    leases.end(lease, 'cancelled');
+    leases.end(lease, 'failed', new Error('late'));
+    leases.touch(lease);
+    expect(freed).toBe(1);
+    pool.assertConserved(1);
+    expect(await ended('cancelled')).toBe(0);
+    await lease.released;
+  });
+});
+
+test('gauges say how much is staged, and since when', async () => {
+  const a = open();
+  vi.advanceTimersByTime(300);
+  leases.open(pool.reserve() as KvSlot, 6, 1);
+  vi.advanceTimersByTime(200);
+  leases.observe();
+  expect(await gauges()).toEqual({ bytes: 16 * positionBytes(LAYOUT), age: 0.5, usage: 0.5 });
+  leases.end(a, 'cancelled');
+  expect(await gauges()).toEqual({ bytes: 6 * positionBytes(LAYOUT), age: 0.2, usage: 0.25 });
+});
+
+describe('a pull waits', () => {
+  test('for positions beyond those it has, then for the first tokens', async () => {
+    const lease = open();
+    const seen: unknown[] = [];
+    const reading = (async () => {
+      seen.push(await lease.beyond(0, NEVER));
+      seen.push(await lease.beyond(4, NEVER));
+      await lease.completed(NEVER);
+      seen.push(lease.firstTokenIds);
+    })();
+    await settle();
+    expect(seen).toEqual([]);
+    lease.advance(4);
+    await settle();
+    expect(seen).toEqual([4]);
+    lease.advance(10);
+    await settle();
+    expect(seen).toEqual([4, 10]);
+    vi.advanceTimersByTime(3);
+    leases.complete(lease, [1, 2]);
+    await reading;
+    expect(seen).toEqual([4, 10, [1, 2]]);
+    expect(lease.sinceComputedUs).toBe(3000);
+  });
+
+  test('no longer than the lease lives', async () => {
+    const lease = open();
+    const waits = [lease.beyond(0, NEVER), lease.completed(NEVER)];
+    leases.end(lease, 'failed', new Error('the graph broke'));
+    for (const wait of waits) await expect(wait).rejects.toThrowError('the graph broke');
+    await expect(lease.beyond(0, NEVER)).rejects.toThrowError('the graph broke');
+  });
+
+  test('no longer than its own caller', async () => {
+    const lease = open();
+    const caller = new AbortController();
+    const waits = [lease.beyond(0, caller.signal), lease.completed(caller.signal)];
+    caller.abort(new Error('hung up'));
+    for (const wait of waits) await expect(wait).rejects.toThrowError('hung up');
+    await expect(lease.beyond(0, caller.signal)).rejects.toThrowError('hung up');
+    lease.throwIfEnded(); // others may still come
+  });
+
+  test('in vain for what was filled, when the lease ended meanwhile: the slot may be another’s', async () => {
+    const lease = open();
+    const wait = lease.beyond(0, NEVER);
+    lease.advance(5);
+    leases.end(lease, 'cancelled');
+    await expect(wait).rejects.toMatchObject({ code: 'client_gone' });
+  });
+});

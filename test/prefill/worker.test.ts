@@ -1,0 +1,268 @@
+/** Computing prompts: order, chunks, and what happens when one is given up. */
+import fc from 'fast-check';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { createLogger } from '../../services/lib/process/log.ts';
+import { metrics } from '../../services/lib/process/metrics.ts';
+import { GREEDY, NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
+import { LeaseTable } from '../../services/prefill/leases.ts';
+import { PromptQueue } from '../../services/prefill/queue.ts';
+import { type Pending, type PrefillJob, PrefillWorker } from '../../services/prefill/worker.ts';
+import { FakeEngine, gate, HIDDEN, nextToken, settle, tokensOf, VOCAB } from '../fake-engine.ts';
+
+const NEVER = new AbortController().signal;
+
+let engine: FakeEngine;
+let queue: PromptQueue<Pending>;
+let leases: LeaseTable;
+let worker: PrefillWorker;
+
+/** @param chunkTokens of the worker. */
+function start(chunkTokens: number, slots = 2): void {
+  engine = new FakeEngine(slots, 64);
+  queue = new PromptQueue<Pending>(1000);
+  leases = new LeaseTable(engine.pool, 60_000, () => worker.wake());
+  worker = new PrefillWorker(engine, queue, leases, chunkTokens, createLogger('test', 'silent'));
+}
+
+beforeEach(() => start(4));
+afterEach(async () => {
+  // However a test went: nothing waits, computes, or is staged.
+  expect(queue.tokens).toBe(0);
+  expect(worker.computing).toBe(0);
+  expect(leases.size).toBe(0);
+  engine.pool.assertConserved(0);
+  expect((await metrics.stagedBytes.get()).values[0]?.value).toBe(0);
+});
+
+const prompt = (ids: readonly number[]): TokenPrompt => ({ ids: Int32Array.from(ids), soft: NO_SOFT_TOKENS });
+
+const job = (ids: readonly number[], change: Partial<PrefillJob> = {}): PrefillJob => ({
+  requestId: 'r',
+  prompt: prompt(ids),
+  choices: [GREEDY],
+  readers: 0,
+  promptLogprobs: -1,
+  signal: new AbortController().signal,
+  ...change,
+});
+
+/** Holds the engine at its next chunk. */
+function holdEngine() {
+  const held = gate();
+  engine.beforeChunk = () => held.opened;
+  return held;
+}
+
+describe('computing', () => {
+  test('cuts the prompt into chunks, soft tokens with their chunk, and samples its continuation', async () => {
+    const shape = fc.record({
+      ids: fc.array(fc.nat(VOCAB - 1), { minLength: 1, maxLength: 40 }),
+      chunkTokens: fc.integer({ min: 1, max: 45 }),
+      softAt: fc.uniqueArray(fc.nat(39), { maxLength: 10 }),
+    });
+    await fc.assert(
+      fc.asyncProperty(shape, async ({ ids, chunkTokens, softAt }) => {
+        start(chunkTokens);
+        const positions = Int32Array.from(softAt.filter((position) => position < ids.length)).sort();
+        const vectors = Float32Array.from({ length: positions.length * HIDDEN }, (_, i) => i + 1);
+        const soft = { positions, vectors };
+        const whole: TokenPrompt = { ids: Int32Array.from(ids), soft };
+        const { tokens, chunks } = await worker.submit(job(ids, { prompt: whole })).done;
+        expect(tokens.map(({ id }) => id)).toEqual([nextToken(tokensOf(whole))]);
+        expect(chunks).toBe(Math.ceil(ids.length / chunkTokens));
+        expect(engine.chunks.flatMap((chunk) => [...chunk.ids])).toEqual(ids);
+        const logitRows = engine.chunks.map((chunk) => chunk.logitRows.map((row) => chunk.past + row));
+        expect(logitRows).toEqual([...new Array(chunks - 1).fill([]), [ids.length - 1]]);
+        engine.pool.assertConserved(0);
+      }),
+    );
+  });
+
+  test('draws a first token for each choice, from the same logits', async () => {
+    const ids = [1, 2, 3];
+    const best = nextToken(ids);
+    const choices = [GREEDY, { ...GREEDY, logitBias: new Map([[(best + 1) % VOCAB, 5]]) }, GREEDY];
+    const { tokens } = await worker.submit(job(ids, { choices })).done;
+    expect(tokens.map(({ id }) => id)).toEqual([best, (best + 1) % VOCAB, best]);
+  });
+
+  test('reports how likely each prompt token was', async () => {
+    start(3);
+    const ids = [4, 5, nextToken([4, 5]), 7, nextToken([4, 5, nextToken([4, 5]), 7])];
+    const { promptLogprobs, chunks } = await worker.submit(job(ids, { promptLogprobs: 1 })).done;
+    expect(chunks).toBe(2);
+    // Fake logits are 1 for the next token, 0 for all others.
+    const logTotal = Math.log(Math.E + VOCAB - 1);
+    expect(promptLogprobs).toHaveLength(ids.length);
+    expect(promptLogprobs[0]).toBeUndefined();
+    for (const [position, token] of promptLogprobs.entries()) {
+      if (token === undefined) continue;
+      const likeliest = nextToken(ids.slice(0, position));
+      expect(token.id).toBe(ids[position]);
+      expect(token.logprob).toBeCloseTo((ids[position] === likeliest ? 1 : 0) - logTotal);
+      expect(token.top).toEqual([{ id: likeliest, logprob: expect.closeTo(1 - logTotal) }]);
+    }
+  });
+
+  test('prompt logprobs need the logits of all rows, so long chunks are cut', async () => {
+    start(1000, 1);
+    engine = new FakeEngine(1, 200);
+    leases = new LeaseTable(engine.pool, 60_000, () => worker.wake());
+    worker = new PrefillWorker(engine, queue, leases, 1000, createLogger('test', 'silent'));
+    await worker.submit(job(new Array(130).fill(1), { promptLogprobs: 0 })).done;
+    expect(engine.chunks.map(({ logitRows }) => logitRows.length)).toEqual([64, 64, 2]);
+  });
+
+  test('measures its rate, which Retry-After is made from', async () => {
+    expect(queue.rate).toBe(0);
+    await worker.submit(job([1, 2, 3])).done;
+    expect(queue.rate).toBeGreaterThan(0);
+  });
+});
+
+describe('order', () => {
+  test('first come, first served, one at a time', async () => {
+    const order: number[] = [];
+    engine.beforeChunk = async ({ ids }) => {
+      order.push(ids[0] as number);
+      await settle();
+    };
+    await Promise.all([1, 2, 3, 4, 5].map((id) => worker.submit(job([id])).done));
+    expect(order).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test('a prompt waits for a slot, and is taken when one is free', async () => {
+    start(4, 1);
+    const first = worker.submit(job([1], { readers: 1 }));
+    const { lease } = await first.accepted;
+    await first.done;
+    const second = worker.submit(job([2]));
+    await settle();
+    expect(engine.chunks).toHaveLength(1);
+    expect(queue.tokens).toBe(1);
+    leases.release(lease.id);
+    expect((await second.done).tokens).toEqual([{ id: nextToken([2]) }]);
+    expect((await second.accepted).lease.id).not.toBe(lease.id);
+  });
+
+  test('no prompt is forgotten, whenever it comes: at each turn of the microtasks after another’s end', async () => {
+    for (let turns = 0; turns < 12; turns++) {
+      const first = worker.submit(job([1]));
+      await first.done;
+      for (let turn = 0; turn < turns; turn++) await undefined;
+      await worker.submit(job([2])).done;
+    }
+  });
+
+  test('nor when its slot is freed at any such turn', async () => {
+    for (let turns = 0; turns < 12; turns++) {
+      start(4, 1);
+      const first = worker.submit(job([1], { readers: 1 }));
+      const second = worker.submit(job([2]));
+      await first.done;
+      for (let turn = 0; turn < turns; turn++) await undefined;
+      leases.release((await first.accepted).lease.id);
+      await second.done;
+    }
+  });
+
+  test('counts what computes', async () => {
+    const held = holdEngine();
+    const { done } = worker.submit(job([1, 2, 3, 4, 5]));
+    expect(worker.computing).toBe(5);
+    held.open();
+    await done;
+  });
+});
+
+describe('given up', () => {
+  const caller = () => {
+    const controller = new AbortController();
+    return { signal: controller.signal, hangUp: () => controller.abort(new Error('hung up')) };
+  };
+
+  test('before it was submitted', () => {
+    const gone = AbortSignal.abort(new Error('hung up'));
+    expect(() => worker.submit(job([1], { signal: gone }))).toThrowError('hung up');
+  });
+
+  test('in the queue: it is out at once, the next one moves up', async () => {
+    const held = holdEngine();
+    const running = worker.submit(job([1]));
+    const { signal, hangUp } = caller();
+    const waiting = worker.submit(job([2], { signal }));
+    const next = worker.submit(job([3]));
+    hangUp();
+    await expect(waiting.accepted).rejects.toThrowError('hung up');
+    await expect(waiting.done).rejects.toThrowError('hung up');
+    expect(queue.tokens).toBe(1);
+    held.open();
+    await Promise.all([running.done, next.done]);
+    expect(engine.chunks.map(({ ids }) => ids[0])).toEqual([1, 3]);
+  });
+
+  test('while it computes: no further chunk, and the next one is computed', async () => {
+    const held = holdEngine();
+    const { signal, hangUp } = caller();
+    const ticket = worker.submit(job([1, 2, 3, 4, 5, 6, 7, 8], { signal, readers: 1 }));
+    const next = worker.submit(job([9]));
+    const { lease } = await ticket.accepted;
+    hangUp();
+    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+    held.open();
+    await expect(ticket.done).rejects.toThrowError('hung up');
+    await next.done;
+    expect(engine.chunks.map(({ ids }) => ids[0])).toEqual([1, 9]);
+  });
+
+  test('while it is staged: the lease ends', async () => {
+    const { signal, hangUp } = caller();
+    const ticket = worker.submit(job([1, 2], { signal, readers: 1 }));
+    await ticket.done;
+    const { lease } = await ticket.accepted;
+    expect(engine.pool.reserved).toBe(1);
+    hangUp();
+    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+  });
+
+  test('after all is over: nothing happens', async () => {
+    const { signal, hangUp } = caller();
+    const ticket = worker.submit(job([1, 2], { signal }));
+    await ticket.done;
+    hangUp();
+    await (await ticket.accepted).lease.released;
+  });
+
+  test('by all readers while it computes: the caller still gets the first token', async () => {
+    const held = holdEngine();
+    const ticket = worker.submit(job([1, 2], { readers: 1 }));
+    const { lease } = await ticket.accepted;
+    leases.release(lease.id);
+    held.open();
+    expect((await ticket.done).tokens).toEqual([{ id: nextToken([1, 2]) }]);
+    await lease.released;
+  });
+});
+
+test('a chunk that fails fails its prompt alone, readers included', async () => {
+  engine.beforeChunk = ({ ids }) => {
+    if (ids[0] === 5) throw new Error('the graph broke');
+  };
+  const broken = worker.submit(job([1, 2, 3, 4, 5], { readers: 1 }));
+  const good = worker.submit(job([2]));
+  const { lease } = await broken.accepted;
+  expect(await lease.beyond(0, NEVER)).toBe(4);
+  await expect(lease.beyond(4, NEVER)).rejects.toThrowError('the graph broke');
+  await expect(broken.done).rejects.toThrowError('the graph broke');
+  expect((await good.done).tokens).toEqual([{ id: nextToken([2]) }]);
+});
+
+test('a full queue refuses', async () => {
+  const held = holdEngine();
+  const running = worker.submit(job([1]));
+  const long = worker.submit(job(new Array(60).fill(1)));
+  const many = Array.from({ length: 15 }, () => worker.submit(job(new Array(60).fill(2))));
+  expect(() => worker.submit(job(new Array(60).fill(3)))).toThrowError(expect.objectContaining({ code: 'saturated' }));
+  held.open();
+  await Promise.all([running, long, ...many].map(({ done }) => done));
+});

@@ -1,0 +1,155 @@
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import {
+  envName,
+  flagName,
+  loadConfig,
+  PACKAGE_ROOT,
+  SETTINGS,
+  type Setting,
+} from '../../services/lib/process/config.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { documented } from '../deploy/operations.ts';
+
+const all = Object.keys(SETTINGS) as Setting[];
+
+/** The message of the config_invalid error that `load` throws. */
+function problems(load: () => unknown): string {
+  try {
+    load();
+  } catch (error) {
+    expect(error).toBeInstanceOf(ServingError);
+    expect(error).toMatchObject({ code: 'config_invalid' });
+    return (error as ServingError).message;
+  }
+  throw new Error('no problem was found');
+}
+
+describe('the settings table', () => {
+  it('is documented whole, and nothing else is', () => {
+    expect(documented('settings')).toEqual(all.map(flagName));
+  });
+
+  it.each(all)('%s has a meaning, and its default is valid when given', (setting) => {
+    const schema = SETTINGS[setting];
+    expect(schema.description).toMatch(/^\S.*[^.]$/);
+    const byDefault = schema.safeParse(undefined);
+    if (byDefault.success) expect(schema.parse(byDefault.data)).toEqual(byDefault.data);
+  });
+
+  it('names flags and variables after the setting', () => {
+    expect(flagName('bodyLimitBytes')).toBe('--body-limit-bytes');
+    expect(envName('bodyLimitBytes')).toBe('LLAVACODE_BODY_LIMIT_BYTES');
+    expect(new Set(all.map(envName)).size).toBe(all.length);
+  });
+});
+
+describe('loadConfig', () => {
+  it('prefers flags over variables over defaults', () => {
+    const config = loadConfig(
+      ['host', 'port', 'slots'],
+      { port: 9000 },
+      { LLAVACODE_PORT: '9001', LLAVACODE_SLOTS: '7' },
+    );
+    expect(config).toEqual({ host: '127.0.0.1', port: 9000, slots: 7 });
+  });
+
+  it('reads flags as text or as values', () => {
+    expect(loadConfig(['port', 'spin'], { port: '9000', spin: 'true' }, {})).toEqual({ port: 9000, spin: true });
+    expect(loadConfig(['port', 'spin'], { port: 9000, spin: true }, {})).toEqual({ port: 9000, spin: true });
+  });
+
+  it('takes an empty variable for one that is not set', () => {
+    const empty = { LLAVACODE_PORT: '', LLAVACODE_MODEL: '' };
+    expect(loadConfig(['port'], {}, empty)).toEqual({ port: 8000 });
+    expect(problems(() => loadConfig(['model'], {}, empty))).toContain('--model (LLAVACODE_MODEL): is required');
+  });
+
+  it('gives only what was asked for, frozen', () => {
+    const config = loadConfig(['prefillWorkers'], { prefillWorkers: 'a:1, b:2' }, { LLAVACODE_PORT: '1' });
+    expect(config).toEqual({ prefillWorkers: ['a:1', 'b:2'] });
+    expect(Object.isFrozen(config)).toBe(true);
+    expect(Object.isFrozen(config.prefillWorkers)).toBe(true);
+  });
+
+  it('lists all problems at once, by flag and variable, with the value', () => {
+    const env = { LLAVACODE_PORT: '99999', LLAVACODE_SLOTS: 'many', LLAVACODE_SLOT: '1', PATH: '/bin', LLAVACODE: '1' };
+    expect(
+      problems(() => loadConfig(['port', 'slots', 'model', 'provider'], { provider: 'tpu' }, env)).split('\n'),
+    ).toEqual([
+      'invalid configuration:',
+      '  LLAVACODE_SLOT: no such setting',
+      '  --port (LLAVACODE_PORT) = "99999": must be a whole number from 0 to 65535',
+      '  --slots (LLAVACODE_SLOTS) = "many": must be a whole number from 1 to 4096',
+      '  --model (LLAVACODE_MODEL): is required',
+      expect.stringMatching(/^ {2}--provider \(LLAVACODE_PROVIDER\) = "tpu": .*"auto"\|"cpu"\|"cuda"/),
+    ]);
+  });
+
+  it("accepts other processes' settings in the environment", () => {
+    expect(loadConfig(['port'], {}, { LLAVACODE_SLOTS: 'not read here' })).toEqual({ port: 8000 });
+  });
+
+  it.each([' ', '1.5', '1e3', '0x10', '-1', '+1', 'NaN', 'Infinity', '', true, 1.5, -1, 65536])(
+    'does not take %j for a port',
+    (port) => {
+      expect(problems(() => loadConfig(['port'], { port }, {}))).toContain('from 0 to 65535');
+    },
+  );
+
+  it.each(['', 'host', ':1', 'host:', 'host:0', 'host:65536', 'a:1,', 'a:1;b:2', '::1:8000', 'a:1 b:2'])(
+    'does not take %j for addresses',
+    (decodeWorkers) => {
+      expect(problems(() => loadConfig(['decodeWorkers'], { decodeWorkers }, {}))).toContain('must be host:port');
+    },
+  );
+
+  it('takes IPv6 addresses in brackets', () => {
+    const config = loadConfig(['decodeWorkers'], { decodeWorkers: '[::1]:8001,node-1.local:65535' }, {});
+    expect(config.decodeWorkers).toEqual(['[::1]:8001', 'node-1.local:65535']);
+  });
+
+  it('never shows the password of a URL', () => {
+    const message = problems(() => loadConfig(['store'], { store: 'http://app:secret@db:6379' }, {}));
+    expect(message).toContain('"http://***@db:6379"');
+    expect(message).not.toContain('secret');
+  });
+
+  it('refuses times that would overflow a timer', () => {
+    const times = all.filter((setting) => setting.endsWith('Ms'));
+    expect(times.length).toBeGreaterThan(3);
+    for (const time of times) {
+      expect(loadConfig([time], { [time]: 2 ** 31 - 1 }, {})).toEqual({ [time]: 2 ** 31 - 1 });
+      expect(problems(() => loadConfig([time], { [time]: 2 ** 31 }, {}))).toContain(flagName(time));
+    }
+  });
+
+  it('reads any text either into a valid frozen value or into a problem that names the setting', () => {
+    const text = fc.oneof(
+      fc.string(),
+      fc.integer().map(String),
+      fc.constantFrom('true', 'off', 'lmdb:x', 'a:1,b:2', 'cpu'),
+    );
+    fc.assert(
+      fc.property(fc.constantFrom(...all), text, (setting, value) => {
+        const load = () => loadConfig([setting], {}, { [envName(setting)]: value });
+        let config: ReturnType<typeof load>;
+        try {
+          config = load();
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'config_invalid', message: expect.stringContaining(envName(setting)) });
+          return;
+        }
+        expect(Object.isFrozen(config)).toBe(true);
+        expect(SETTINGS[setting].parse(value === '' ? undefined : value)).toEqual(config[setting]);
+      }),
+    );
+  });
+});
+
+it('PACKAGE_ROOT is the folder of package.json and protos/', () => {
+  expect(existsSync(join(PACKAGE_ROOT, 'package.json'))).toBe(true);
+  expect(existsSync(join(PACKAGE_ROOT, 'protos/llavacode/v1/kv.proto'))).toBe(true);
+});

@@ -1,0 +1,65 @@
+import { status } from '@grpc/grpc-js';
+import { describe, expect, it } from 'vitest';
+import { ERRORS, type ErrorCode, isErrorCode, ServingError } from '../../services/lib/process/errors.ts';
+import { documented } from '../deploy/operations.ts';
+
+const codes = Object.keys(ERRORS) as ErrorCode[];
+
+describe('the error table', () => {
+  it.each(codes)('%s has a code in snake case, valid statuses and a remedy', (code) => {
+    const { http, grpc, remedy } = ERRORS[code];
+    expect(code).toMatch(/^[a-z]+(_[a-z]+)*$/);
+    expect(http).toBeGreaterThanOrEqual(400);
+    expect(http).toBeLessThan(600);
+    expect(Object.keys(status)).toContain(grpc);
+    expect(grpc).not.toBe('OK');
+    expect(remedy).toMatch(/^[A-Z].{5,}\.$/);
+  });
+
+  it.each(codes.filter((code) => ERRORS[code].retryable))(
+    '%s is retryable, so its status does not blame the request',
+    (code) => {
+      expect([408, 409, 429, 500, 502, 503, 504]).toContain(ERRORS[code].http);
+      expect(['INVALID_ARGUMENT', 'OUT_OF_RANGE', 'UNIMPLEMENTED']).not.toContain(ERRORS[code].grpc);
+    },
+  );
+
+  it('is documented whole, and nothing else is', () => {
+    expect(documented('errors')).toEqual(codes);
+  });
+});
+
+describe('ServingError', () => {
+  it('carries its code, kind and details', () => {
+    const cause = new Error('low');
+    const error = new ServingError('saturated', 'queue full: 64 of 64', { param: 'n', retryAfterSeconds: 2, cause });
+    expect(error).toMatchObject({
+      name: 'ServingError',
+      code: 'saturated',
+      message: 'queue full: 64 of 64',
+      param: 'n',
+      retryAfterSeconds: 2,
+      cause,
+      kind: ERRORS.saturated,
+    });
+    expect(new ServingError('internal', 'x')).not.toHaveProperty('cause');
+  });
+
+  it('takes in foreign errors, keeping them as the cause', () => {
+    const foreign = new TypeError('x is not a function');
+    expect(ServingError.from(foreign)).toMatchObject({ code: 'internal', message: foreign.message, cause: foreign });
+    expect(ServingError.from(foreign, 'runtime_failed').code).toBe('runtime_failed');
+    expect(ServingError.from('text')).toMatchObject({ code: 'internal', message: 'text', cause: 'text' });
+    expect(ServingError.from(undefined)).toMatchObject({ code: 'internal', message: 'undefined' });
+  });
+
+  it('is left as it is when it is one already', () => {
+    const own = new ServingError('draining', 'stopping');
+    expect(ServingError.from(own, 'internal')).toBe(own);
+  });
+
+  it('tells its codes from other words', () => {
+    expect(codes.every(isErrorCode)).toBe(true);
+    expect(['', 'nope', 'toString', '__proto__', 'constructor'].some(isErrorCode)).toBe(false);
+  });
+});

@@ -1,0 +1,110 @@
+/** Redis that is not there, goes away, comes back, hangs or refuses: each is store_unavailable, and soon. */
+
+import { once } from 'node:events';
+import { createServer, type Socket } from 'node:net';
+import { inspect } from 'node:util';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { openStore, type Store } from '../../services/lib/rag/store.ts';
+import { type RedisServer, startRedis } from '../redis.ts';
+
+const REPO = 'acme/shop';
+const unavailable = { code: 'store_unavailable' };
+/** Longer than any retry takes; what is waited for comes by an event, not by the clock. */
+const SOON = { timeout: 15_000, interval: 20 };
+
+describe('a Redis that comes and goes', () => {
+  let redis: RedisServer;
+  let store: Store;
+  beforeEach(async () => {
+    redis = await startRedis();
+  });
+  afterEach(async () => {
+    await store.close();
+    await redis.stop();
+  });
+
+  test('may be started after its clients', async () => {
+    await redis.kill();
+    store = await openStore(redis.url);
+    await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
+    await expect(store.lock(REPO, 1_000)).rejects.toMatchObject(unavailable);
+    await redis.restart();
+    await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
+  });
+
+  test('fails what is under way when it dies, and serves again when it is back', async () => {
+    store = await openStore(redis.url);
+    const writer = await store.lock(REPO, 30_000);
+    redis.pause();
+    const caught = Promise.allSettled([store.head(REPO), writer.stored('f'), writer.sweep()]);
+    await redis.kill();
+    for (const outcome of await caught) {
+      expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'store_unavailable' } });
+    }
+    await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
+    await redis.restart();
+    await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
+    // The restarted server knows nothing of the lock: the writer must not publish.
+    await expect(writer.put('f', [])).rejects.toMatchObject({ code: 'index_locked' });
+    await writer.release();
+  });
+
+  test('gives up a command that is never answered', async () => {
+    store = await openStore(redis.url);
+    await store.head(REPO);
+    redis.pause();
+    await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
+    redis.resume();
+    await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
+  });
+});
+
+describe('a Redis with a password', () => {
+  let redis: RedisServer;
+  let store: Store;
+  beforeEach(async () => {
+    redis = await startRedis(['--requirepass', 'open-sesame']);
+  });
+  afterEach(async () => {
+    await store.close();
+    await redis.stop();
+  });
+
+  test('serves who has it', async () => {
+    store = await openStore(`redis://:open-sesame@127.0.0.1:${redis.port}`);
+    expect(await store.head(REPO)).toBeUndefined();
+    expect(store.address).toBe(redis.url);
+  });
+
+  test.each(['redis://', 'redis://:wrong-one@', 'redis://user:wrong-one@'])(
+    'refuses %s, naming no secret',
+    async (scheme) => {
+      store = await openStore(`${scheme}127.0.0.1:${redis.port}`);
+      const error = await store.head(REPO).then(
+        () => undefined,
+        (error: Error) => error,
+      );
+      expect(error).toMatchObject(unavailable);
+      expect(error?.message).toContain(redis.url);
+      expect(error?.message).toMatch(/NOAUTH|WRONGPASS/);
+      expect(inspect(error, { depth: null, showHidden: true })).not.toContain('wrong-one');
+    },
+  );
+});
+
+test('a server that accepts and says nothing is given up', async () => {
+  const sockets = new Set<Socket>();
+  const mute = createServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
+  await once(mute, 'listening');
+  const store = await openStore(`redis://127.0.0.1:${(mute.address() as { port: number }).port}`);
+  await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
+  await store.close();
+  for (const socket of sockets) socket.destroy();
+  mute.close();
+});
+
+test('a URL that is none is refused, naming no secret', async () => {
+  const error = await openStore('redis://:pass@host:port').catch((error: Error) => error);
+  expect(error).toMatchObject({ code: 'config_invalid' });
+  expect(inspect(error)).not.toContain('pass@');
+});

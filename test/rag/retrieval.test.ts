@@ -1,0 +1,169 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
+import { createRetrieval, type Retrieval } from '../../services/lib/rag/retrieval.ts';
+import { packIds } from '../../services/lib/rag/row.ts';
+import { openStore, type Store } from '../../services/lib/rag/store.ts';
+
+const REPO = 'acme/shop';
+const FINGERPRINT = 'f'.repeat(64);
+const NEVER = new AbortController().signal;
+const FILES = {
+  'cart.py': 'class Cart:\n    def add(self, item, quantity):\n        self.lines.append(CartLine(item, quantity))',
+  'pricing.py': 'def line_total(line):\n    return line.item.price * line.quantity',
+  'notes.md': 'nothing shared here',
+};
+
+let dir: string;
+let store: Store;
+let retrieval: Retrieval;
+beforeEach(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'llavacode-retrieval-'));
+  store = await openStore(`lmdb:${dir}`);
+  retrieval = createRetrieval(store, { queryLines: 10 });
+});
+afterEach(async () => {
+  await store.close();
+  await rm(dir, { recursive: true, force: true });
+});
+
+/** Publishes files as version `version`; the vector of a chunk is the length of its text. */
+async function publish(files: Record<string, string>, version: string, { sweep = true } = {}) {
+  const chunks: Chunk[] = Object.entries(files).flatMap(([path, text]) =>
+    chunkFile(path, text, { chunkLines: 10, chunkStride: 5 }),
+  );
+  const writer = await store.lock(REPO, 30_000);
+  await writer.put(
+    FINGERPRINT,
+    chunks.map((chunk) => ({ chunk, vector: Float32Array.of(chunk.text.length, 0.25) })),
+  );
+  const head = {
+    version: version.repeat(16),
+    fingerprint: FINGERPRINT,
+    hidden: 2,
+    files: Object.keys(files).length,
+    chunks: chunks.length,
+    indexedAt: new Date(0).toISOString(),
+  };
+  await writer.publish({ head, ids: packIds(chunks.map((chunk) => chunk.id)) });
+  if (sweep) await writer.sweep();
+  await writer.release();
+}
+
+const query = (before: string, more: { path?: string; after?: string; topK?: number } = {}) => ({
+  repo: REPO,
+  before,
+  after: more.after ?? '',
+  path: more.path,
+  topK: more.topK ?? 10,
+});
+
+test('finds the best chunks with all that a prompt needs, and none that shares nothing', async () => {
+  await publish(FILES, '1');
+  const found = await retrieval.retrieve(
+    query('total = line_total(line)\n', { after: 'cart.add(item, quantity)' }),
+    NEVER,
+  );
+  expect(found).toMatchObject({ indexVersion: '1'.repeat(16), fingerprint: FINGERPRINT });
+  expect(found.chunks.map((chunk) => chunk.path)).toEqual(['pricing.py', 'cart.py']);
+  // {total, line_total, line, cart, add, item, quantity} against {def, line_total, line, return, item, price, quantity}
+  expect(found.chunks[0]).toMatchObject({ startLine: 1, endLine: 2, score: 4 / 10, text: FILES['pricing.py'] });
+  expect(found.chunks[0]?.vector).toEqual(Float32Array.of(FILES['pricing.py'].length, 0.25));
+  expect(found.chunks[0]?.id).toMatch(/^[0-9a-f]{64}$/);
+});
+
+test.each(['pricing.py', './pricing.py', 'src/../pricing.py'])(
+  'leaves out the file being edited, as %s',
+  async (path) => {
+    await publish(FILES, '1');
+    const found = await retrieval.retrieve(query('line_total(line, item, quantity)', { path }), NEVER);
+    expect(found.chunks.map((chunk) => chunk.path)).toEqual(['cart.py']);
+  },
+);
+
+test('gives no more than topK', async () => {
+  await publish(FILES, '1');
+  expect((await retrieval.retrieve(query('item quantity', { topK: 1 }), NEVER)).chunks).toHaveLength(1);
+  expect((await retrieval.retrieve(query('item quantity', { topK: 0 }), NEVER)).chunks).toEqual([]);
+});
+
+test('says so where there is no such repository', async () => {
+  const missing = { ...query('x'), repo: 'nobody/nothing' };
+  await expect(retrieval.retrieve(missing, NEVER)).rejects.toMatchObject({ code: 'repo_not_found' });
+  const odd = { ...query('x'), repo: '../etc' };
+  await expect(retrieval.retrieve(odd, NEVER)).rejects.toMatchObject({ code: 'invalid_request' });
+});
+
+test('serves the old version until the new one is loaded, then the new one', async () => {
+  await publish(FILES, '1');
+  await retrieval.retrieve(query('item'), NEVER);
+  await publish({ ...FILES, 'z.py': 'item' }, '2');
+  expect((await retrieval.retrieve(query('item'), NEVER)).indexVersion).toBe('1'.repeat(16));
+  await expect
+    .poll(async () => (await retrieval.retrieve(query('item'), NEVER)).indexVersion, { interval: 1 })
+    .toBe('2'.repeat(16));
+  expect((await retrieval.retrieve(query('item', { topK: 1 }), NEVER)).chunks[0]?.path).toBe('z.py');
+});
+
+test('goes on with the new version where the old one was swept', async () => {
+  await publish(FILES, '1');
+  await retrieval.retrieve(query('item'), NEVER);
+  await publish({ 'new.py': 'item' }, '2');
+  const found = await retrieval.retrieve(query('item'), NEVER);
+  expect(found.indexVersion).toBe('2'.repeat(16));
+  expect(found.chunks.map((chunk) => chunk.path)).toEqual(['new.py']);
+});
+
+test('reports a version that has lost chunks', async () => {
+  const evicting: Store = { ...bound(store), contents: async (_repo, _fingerprint, ids) => ids.map(() => undefined) };
+  await publish(FILES, '1');
+  const lossy = createRetrieval(evicting, { queryLines: 10 });
+  await expect(lossy.retrieve(query('item'), NEVER)).rejects.toMatchObject({ code: 'store_invalid' });
+  const gone: Store = { ...bound(store), entries: async (_repo, ids) => ids.map(() => undefined) };
+  const empty = createRetrieval(gone, { queryLines: 10 });
+  await expect(empty.retrieve(query('item'), NEVER)).rejects.toMatchObject({ code: 'store_invalid' });
+});
+
+test('loads an index once for all who ask at the same time', async () => {
+  await publish(FILES, '1');
+  let snapshots = 0;
+  const counting: Store = {
+    ...bound(store),
+    snapshot: (repo) => {
+      snapshots++;
+      return store.snapshot(repo);
+    },
+  };
+  const shared = createRetrieval(counting, { queryLines: 10 });
+  await Promise.all([1, 2, 3].map(() => shared.retrieve(query('item'), NEVER)));
+  await shared.retrieve(query('item'), NEVER);
+  expect(snapshots).toBe(1);
+});
+
+test('stops waiting when it is told to, and a failure afterwards troubles nobody', async () => {
+  await publish(FILES, '1');
+  let fail: (error: Error) => void = () => {};
+  const stuck: Store = { ...bound(store), head: () => new Promise((_, reject) => (fail = reject)) };
+  const waiting = createRetrieval(stuck, { queryLines: 10 });
+  const abort = new AbortController();
+  const answer = waiting.retrieve(query('item'), abort.signal);
+  abort.abort(new Error('too late'));
+  await expect(answer).rejects.toThrow('too late');
+  fail(new Error('and then it broke'));
+  await expect(waiting.retrieve(query('item'), abort.signal)).rejects.toThrow('too late');
+});
+
+/** The store's methods as plain functions, to replace some of them. */
+function bound(store: Store): Store {
+  return {
+    address: store.address,
+    head: (repo) => store.head(repo),
+    snapshot: (repo) => store.snapshot(repo),
+    entries: (repo, ids) => store.entries(repo, ids),
+    contents: (repo, fingerprint, ids) => store.contents(repo, fingerprint, ids),
+    lock: (repo, ttlMs) => store.lock(repo, ttlMs),
+    close: () => store.close(),
+  };
+}

@@ -1,0 +1,78 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { EVENTS, STAGES, Timeline } from '../../services/lib/request/timeline.ts';
+import { documented } from '../deploy/operations.ts';
+
+describe('Timeline', () => {
+  it('measures between events in seconds', () => {
+    const timeline = new Timeline();
+    timeline.mark('received', 1000);
+    timeline.mark('first_token', 1250);
+    timeline.mark('last_token', 1550);
+    expect(timeline.between('received', 'last_token')).toBeCloseTo(0.55, 12);
+    expect(timeline.ttft).toBeCloseTo(0.25, 12);
+    expect(timeline.tpot(4)).toBeCloseTo(0.1, 12);
+  });
+
+  it('knows nothing of what has not happened', () => {
+    const timeline = new Timeline();
+    expect(timeline.ttft).toBeUndefined();
+    timeline.mark('received', 5);
+    expect(timeline.ttft).toBeUndefined();
+    expect(timeline.between('finished', 'received')).toBeUndefined();
+    expect(timeline.tpot(10)).toBeUndefined();
+  });
+
+  it('has no time per output token for one token or none', () => {
+    const timeline = new Timeline();
+    timeline.mark('first_token', 0);
+    timeline.mark('last_token', 0);
+    expect([0, 1, 2].map((tokens) => timeline.tpot(tokens))).toEqual([undefined, undefined, 0]);
+  });
+
+  it('keeps the first stamp of an event and the last value of a stage', () => {
+    const timeline = new Timeline();
+    timeline.mark('received', 10);
+    timeline.mark('received', 99);
+    timeline.stage('prefill', 1);
+    timeline.stage('prefill', 2);
+    timeline.mark('admitted', 11);
+    expect(timeline.toJSON()).toEqual({ received: 0, admitted: 1, prefill_ms: 2000 });
+    expect([...timeline.stages()]).toEqual([['prefill', 2]]);
+  });
+
+  it('stamps the monotonic clock by itself', () => {
+    const before = performance.now();
+    const timeline = new Timeline();
+    timeline.mark('received', before);
+    timeline.mark('admitted');
+    timeline.mark('finished', performance.now());
+    expect(timeline.between('received', 'admitted')).toBeGreaterThanOrEqual(0);
+    expect(timeline.between('admitted', 'finished')).toBeGreaterThanOrEqual(0);
+  });
+
+  it('logs ms since the request was received, to the microsecond', () => {
+    const ms = fc.double({ min: 0, max: 1e7, noNaN: true });
+    fc.assert(
+      fc.property(ms, fc.uniqueArray(fc.constantFrom(...EVENTS)), ms, (start, events, step) => {
+        const timeline = new Timeline();
+        timeline.mark('received', start);
+        events.forEach((event, i) => {
+          timeline.mark(event, start + i * step);
+        });
+        const logged = timeline.toJSON();
+        expect(logged['received']).toBe(0);
+        events.forEach((event, i) => {
+          if (event !== 'received') expect(Math.abs(logged[event]! - i * step)).toBeLessThan(0.001);
+        });
+        expect(JSON.parse(JSON.stringify(timeline))).toEqual(logged);
+      }),
+    );
+  });
+
+  it('names events and stages apart, and all of them are documented', () => {
+    const words = [...EVENTS, ...STAGES];
+    expect(new Set(words).size).toBe(words.length);
+    expect(documented('timeline')).toEqual(words);
+  });
+});

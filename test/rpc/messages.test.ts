@@ -1,0 +1,84 @@
+/** Nouns as messages, over the bytes of the wire. */
+import { describe, expect, test } from 'vitest';
+import { GREEDY, type Sampling } from '../../services/lib/request/sequence.ts';
+import { protocol } from '../../services/lib/rpc/contract.ts';
+import type { PrefillRequest, PrefillRequest__Output } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
+import {
+  readFinishReason,
+  readSampling,
+  readSoftTokens,
+  readToken,
+  samplingMessage,
+  softTokensMessage,
+  tokenMessage,
+} from '../../services/lib/rpc/messages.ts';
+
+/** What a server gets for what a client sends. */
+function overTheWire(request: PrefillRequest): PrefillRequest__Output {
+  const { requestSerialize, requestDeserialize } = protocol.Prefill.service.Prefill;
+  return requestDeserialize(requestSerialize(request));
+}
+const arrived = (sampling: Sampling) => {
+  const [choice] = overTheWire({ choices: [samplingMessage(sampling)] }).choices;
+  return choice && readSampling(choice);
+};
+
+describe('sampling', () => {
+  test('defaults arrive, zeros and ones alike', () => {
+    expect(arrived(GREEDY)).toEqual(GREEDY);
+  });
+
+  test('every field arrives', () => {
+    const sampling: Sampling = {
+      temperature: 0.75,
+      topP: 0.5,
+      topK: 40,
+      minP: 0.125,
+      seed: 2 ** 53 - 1,
+      logprobs: 5,
+      frequencyPenalty: -1.5,
+      presencePenalty: 2,
+      logitBias: new Map([
+        [0, -100],
+        [151_643, 100],
+      ]),
+      stopTokenIds: [151_643, 0],
+      minTokens: 3,
+    };
+    expect(arrived(sampling)).toEqual(sampling);
+  });
+});
+
+describe('soft tokens', () => {
+  test('arrive bit by bit, wherever they lay in memory', () => {
+    const memory = Float32Array.of(9, 1.5, -0, 2 ** -149, 3.4e38, 9);
+    const soft = { positions: Int32Array.of(0, 7), vectors: memory.subarray(1, 5) };
+    const read = readSoftTokens(overTheWire({ requestId: 'x', soft: softTokensMessage(soft) }).soft);
+    expect(read.positions).toEqual(soft.positions);
+    expect(read.vectors).toEqual(Float32Array.of(1.5, -0, 2 ** -149, 3.4e38));
+  });
+
+  test('may be missing', () => {
+    expect(readSoftTokens(overTheWire({}).soft)).toEqual({
+      positions: new Int32Array(0),
+      vectors: new Float32Array(0),
+    });
+  });
+
+  test('of a broken float are refused', () => {
+    const { soft } = overTheWire({ soft: { positions: [0], vectors: Buffer.alloc(7) } });
+    expect(() => readSoftTokens(soft)).toThrowError(
+      expect.objectContaining({ code: 'invalid_request', message: expect.stringContaining('7 bytes') }),
+    );
+  });
+});
+
+test('tokens: logprobs only where they were asked for', () => {
+  const token = { id: 3, logprob: -0.5, top: [{ id: 4, logprob: -0.25 }] };
+  expect(readToken(tokenMessage(token), true)).toEqual(token);
+  expect(readToken(tokenMessage({ id: 3 }), false)).toEqual({ id: 3 });
+});
+
+test('finish reasons', () => {
+  expect(['', 'stop', 'length'].map(readFinishReason)).toEqual([undefined, 'stop', 'length']);
+});

@@ -1,0 +1,49 @@
+/** Errors across gRPC: the same error arrives. */
+import { Metadata, status } from '@grpc/grpc-js';
+import { describe, expect, test } from 'vitest';
+import { ERRORS, type ErrorCode, ServingError } from '../../services/lib/process/errors.ts';
+import { fromStatus, toStatus } from '../../services/lib/rpc/status.ts';
+
+const CODES = Object.keys(ERRORS) as ErrorCode[];
+/** As grpc-js hands a status to the caller. */
+const received = (sent: ReturnType<typeof toStatus>) => Object.assign(new Error(`${sent.code}`), sent);
+
+describe('status', () => {
+  test.each(CODES)('%s travels both ways', (code) => {
+    const sent = toStatus(new ServingError(code, `about "${code}"`, { retryAfterSeconds: 7 }));
+    expect(status[sent.code]).toBe(ERRORS[code].grpc);
+    const error = fromStatus(received(sent), 'peer:1');
+    expect(error).toBeInstanceOf(ServingError);
+    expect(error).toMatchObject({ code, message: `about "${code}"`, retryAfterSeconds: 7 });
+  });
+
+  test('no Retry-After where none was given', () => {
+    const sent = toStatus(new ServingError('worker_lost', 'gone'));
+    expect(fromStatus(received(sent), 'peer:1').retryAfterSeconds).toBeUndefined();
+  });
+
+  test('any other error travels as a bug, with its message', () => {
+    const sent = toStatus(new TypeError('x is not a function'));
+    expect(sent.code).toBe(status.INTERNAL);
+    expect(fromStatus(received(sent), 'peer:1')).toMatchObject({ code: 'internal', message: 'x is not a function' });
+  });
+
+  test.each([
+    [status.UNAVAILABLE, 'worker_lost'],
+    [status.CANCELLED, 'worker_lost'],
+    [status.DEADLINE_EXCEEDED, 'deadline_exceeded'],
+    [status.RESOURCE_EXHAUSTED, 'payload_too_large'],
+    [status.UNIMPLEMENTED, 'internal'],
+    [status.UNKNOWN, 'internal'],
+  ] as const)('the transport’s own status %i is %s, and names the peer', (code, expected) => {
+    const foreign = received({ code, details: 'as the transport says', metadata: new Metadata() });
+    expect(fromStatus(foreign, 'peer:1')).toMatchObject({ code: expected, message: 'peer:1: as the transport says' });
+  });
+
+  test('a code that this version does not know falls back to the status', () => {
+    const metadata = new Metadata();
+    metadata.set('llavacode-code', 'toString');
+    const foreign = received({ code: status.UNAVAILABLE, details: 'from the future', metadata });
+    expect(fromStatus(foreign, 'peer:1')).toMatchObject({ code: 'worker_lost' });
+  });
+});

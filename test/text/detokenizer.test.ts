@@ -1,0 +1,97 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { Detokenizer, StopStrings } from '../../services/lib/text/detokenizer.ts';
+
+/** Tokens that are arbitrary stretches of bytes; ids from 1000 on steer the model. */
+function detokenize(tokens: readonly Uint8Array[], special: readonly boolean[] = []): string[] {
+  const detokenizer = new Detokenizer(
+    (id) => tokens[id] ?? new Uint8Array(0),
+    (id) => special[id] === true,
+  );
+  return [...tokens.map((_, id) => detokenizer.push(id)), detokenizer.end()];
+}
+
+describe('bytes', () => {
+  test('streamed = whole, however characters are split over tokens', () => {
+    fc.assert(
+      fc.property(fc.array(fc.uint8Array({ maxLength: 4 })), (tokens) => {
+        const whole = new TextDecoder('utf-8', { ignoreBOM: true }).decode(Buffer.concat(tokens));
+        expect(detokenize(tokens).join('')).toBe(whole);
+      }),
+    );
+  });
+
+  test('of valid text never show a replacement character on the way', () => {
+    fc.assert(
+      fc.property(fc.string({ unit: 'grapheme' }), fc.infiniteStream(fc.integer({ min: 1, max: 3 })), (text, sizes) => {
+        const bytes = Buffer.from(text);
+        const tokens: Uint8Array[] = [];
+        for (let at = 0; at < bytes.length; ) {
+          const size = sizes.next().value!;
+          tokens.push(bytes.subarray(at, at + size));
+          at += size;
+        }
+        expect(detokenize(tokens).join('')).toBe(text);
+      }),
+    );
+  });
+
+  test('wait for their character, and become a replacement character at the end', () => {
+    const euro = Buffer.from('€');
+    expect(detokenize([euro.subarray(0, 1), euro.subarray(1, 2), euro.subarray(2)])).toEqual(['', '', '€', '']);
+    expect(detokenize([Buffer.from('a'), euro.subarray(0, 2)])).toEqual(['a', '', '\ufffd']);
+  });
+
+  test('of skipped tokens are no text', () => {
+    expect(detokenize([Buffer.from('a'), Buffer.from('<|x|>'), Buffer.from('b')], [false, true]).join('')).toBe('ab');
+  });
+});
+
+const letters = fc.string({ unit: fc.constantFrom('a', 'b', 'c'), maxLength: 40 });
+const stops = fc.array(fc.string({ unit: fc.constantFrom('a', 'b', 'c'), minLength: 1, maxLength: 5 }), {
+  maxLength: 4,
+});
+
+/** Character by character, by definition: stop as soon as the text ends with a stop string. */
+function cutSimply(text: string, stops: readonly string[]): string {
+  for (let end = 1; end <= text.length; end++) {
+    const found = stops.filter((stop) => text.slice(0, end).endsWith(stop));
+    if (found.length > 0) return text.slice(0, end - Math.max(...found.map((stop) => stop.length)));
+  }
+  return text;
+}
+
+describe('stop strings', () => {
+  test('cut the same text for any split', () => {
+    fc.assert(
+      fc.property(
+        letters,
+        stops,
+        fc.array(fc.integer({ min: 1, max: 6 }), { minLength: 41, maxLength: 41 }),
+        (text, stops, sizes) => {
+          const strings = new StopStrings(stops);
+          let out = '';
+          for (let at = 0, i = 0; at < text.length; i++) {
+            out += strings.push(text.slice(at, at + sizes[i]!));
+            at += sizes[i]!;
+            expect(cutSimply(text, stops).startsWith(out)).toBe(true);
+          }
+          out += strings.end();
+          expect(out).toBe(cutSimply(text, stops));
+          expect(strings.stopped).toBe(stops.some((stop) => text.includes(stop)));
+        },
+      ),
+      { numRuns: 1000 },
+    );
+  });
+
+  test('are held back only as far as they may begin', () => {
+    const strings = new StopStrings(['\n\n']);
+    expect(strings.push('a\n')).toBe('a');
+    expect(strings.push('b\n')).toBe('\nb');
+    expect(strings.push('\nc')).toBe('');
+    expect(strings.stopped).toBe(true);
+    expect(strings.push('more')).toBe('');
+    expect(strings.end()).toBe('');
+  });
+});

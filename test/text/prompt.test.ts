@@ -1,0 +1,197 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PromptBuilder, share } from '../../services/lib/text/prompt.ts';
+import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
+import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
+
+const TINY = join(PACKAGE_ROOT, 'models/tiny-coder');
+const tokenizer = await loadTokenizer(TINY);
+const format = choosePromptFormat(tokenizer);
+const builder = new PromptBuilder(tokenizer, format);
+const id = (name: string) => tokenizer.idOf(name)!;
+const [PREFIX, SUFFIX, MIDDLE] = ['<|fim_prefix|>', '<|fim_suffix|>', '<|fim_middle|>'].map(id) as [
+  number,
+  number,
+  number,
+];
+const room = { capacity: 4096, maxTokens: 16 };
+const ids = (...parts: Parameters<PromptBuilder['build']>) => Array.from(builder.build(...parts).ids);
+
+/** A tokenizer that knows these names only. */
+const naming = (...names: string[]) => ({
+  eosId: names.indexOf('</s>') < 0 ? undefined : names.indexOf('</s>'),
+  idOf: (name: string) => (names.includes(name) ? names.indexOf(name) : undefined),
+});
+
+describe('the format', () => {
+  test('follows from the tokens that the tokenizer has', () => {
+    expect(format).toMatchObject({ name: 'qwen', frame: [PREFIX, SUFFIX, MIDDLE], placeholder: id('<|fim_pad|>') });
+    const starcoder = naming('x', '<fim_prefix>', '<fim_suffix>', '<fim_middle>', '</s>');
+    expect(choosePromptFormat(starcoder)).toMatchObject({ name: 'starcoder', frame: [1, 2, 3], placeholder: 4 });
+    const deepseek = naming('<｜fim▁begin｜>', '<｜fim▁hole｜>', '<｜fim▁end｜>');
+    expect(choosePromptFormat(deepseek)).toMatchObject({ name: 'deepseek', frame: [0, 1, 2], repository: undefined });
+    expect(choosePromptFormat(naming('</s>'))).toMatchObject({ name: 'prefix-only', frame: undefined, stopIds: [0] });
+  });
+
+  test('can be chosen, but only with the tokens it needs', () => {
+    expect(choosePromptFormat(tokenizer, 'prefix-only').frame).toBeUndefined();
+    expect(() => choosePromptFormat(tokenizer, 'deepseek')).toThrow(/<｜fim▁begin｜>/);
+  });
+
+  test('ends answers at the end of text and at what begins another part', () => {
+    const names = ['<|endoftext|>', '<|fim_prefix|>', '<|fim_pad|>', '<|file_sep|>', '<|repo_name|>'];
+    expect(format.stopIds).toEqual(expect.arrayContaining(names.map(id)));
+    expect(new Set(format.stopIds).size).toBe(format.stopIds.length);
+  });
+});
+
+describe('fill-in-the-middle', () => {
+  test('gives the ids that the model was trained on', async () => {
+    const expected = JSON.parse(await readFile(join(TINY, 'expected.json'), 'utf8'));
+    for (const { input_ids } of [expected.fim, expected.loop] as { input_ids: number[] }[]) {
+      const left = tokenizer.decode(input_ids.slice(1, input_ids.indexOf(SUFFIX)));
+      const right = tokenizer.decode(input_ids.slice(input_ids.indexOf(SUFFIX) + 1, -1));
+      expect(ids({ ...room, prompt: left, suffix: right })).toEqual(input_ids);
+    }
+  });
+
+  test('takes special names in the user’s file for characters', () => {
+    const prompt = ids({ ...room, prompt: 'a = "<|fim_middle|>"', suffix: '<|endoftext|>' });
+    expect(prompt.filter((each) => each === MIDDLE)).toHaveLength(1);
+    expect(prompt).not.toContain(id('<|endoftext|>'));
+  });
+
+  test('is asked for by an empty suffix too, and by token ids before the cursor', () => {
+    expect(ids({ ...room, prompt: [5, 6], suffix: '' })).toEqual([PREFIX, 5, 6, SUFFIX, MIDDLE]);
+  });
+
+  test('of a model that cannot leaves out what is after the cursor', () => {
+    const plain = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, 'prefix-only'));
+    expect(Array.from(plain.build({ ...room, prompt: [5, 6], suffix: 'later' }).ids)).toEqual([5, 6]);
+  });
+
+  test('keeps what is nearest to the cursor, two parts before it for one after it', () => {
+    const code = fc.string({ unit: fc.constantFrom('a', ' ', '\n', 'def ', '('), maxLength: 300 });
+    fc.assert(
+      fc.property(code, code, fc.integer({ min: 5, max: 400 }), (before, after, capacity) => {
+        const left = tokenizer.encode(before);
+        const right = tokenizer.encode(after);
+        const prompt = ids({ prompt: before, suffix: after, capacity, maxTokens: 1 });
+        const sides = capacity - 1 - 3;
+        const [keepLeft, keepRight] = share(sides, left.length, right.length);
+        expect(prompt).toEqual([
+          PREFIX,
+          ...left.slice(left.length - keepLeft),
+          SUFFIX,
+          ...right.slice(0, keepRight),
+          MIDDLE,
+        ]);
+        expect(prompt.length).toBe(Math.min(left.length + right.length, sides) + 3);
+      }),
+    );
+  });
+
+  test('shares room by need, then by 2:1', () => {
+    const length = fc.nat(5000);
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 5000 }), length, length, (room, left, right) => {
+        const [keepLeft, keepRight] = share(room, left, right);
+        expect(keepLeft + keepRight).toBe(Math.min(room, left + right));
+        expect(keepLeft).toBeLessThanOrEqual(left);
+        expect(keepRight).toBeLessThanOrEqual(right);
+        if (keepRight < right) expect(keepRight).toBeGreaterThanOrEqual(Math.floor(room / 3));
+        if (keepLeft < left) expect(keepLeft).toBeGreaterThanOrEqual(room - Math.floor(room / 3));
+      }),
+    );
+  });
+});
+
+describe('a raw prompt', () => {
+  test('may name tokens itself', () => {
+    expect(ids({ ...room, prompt: '<|fim_prefix|>a<|fim_suffix|><|fim_middle|>' })).toEqual([
+      PREFIX,
+      ...tokenizer.encode('a'),
+      SUFFIX,
+      MIDDLE,
+    ]);
+    expect(ids({ ...room, prompt: [1, 2, 3] })).toEqual([1, 2, 3]);
+  });
+
+  test('too long is refused, unless it may be cut', () => {
+    const tight = { capacity: 20, maxTokens: 16 };
+    const prompt = [1, 2, 3, 4, 5];
+    expect(() => ids({ ...tight, prompt })).toThrow(expect.objectContaining({ code: 'context_length_exceeded' }));
+    expect(() => ids({ ...tight, prompt: 'a b c d e f' })).toThrow(expect.objectContaining({ param: 'prompt' }));
+    expect(() => ids({ capacity: 16, maxTokens: 16, prompt })).toThrow(
+      expect.objectContaining({ param: 'max_tokens' }),
+    );
+    expect(ids({ ...tight, prompt, truncateTo: -1 })).toEqual([2, 3, 4, 5]);
+    expect(ids({ ...tight, prompt, truncateTo: 2 })).toEqual([4, 5]);
+    expect(ids({ ...tight, prompt: 'a b c d e f', truncateTo: 2 })).toEqual(tokenizer.encode('a b c d e f').slice(-2));
+  });
+
+  test('of nothing is refused', () => {
+    expect(() => ids({ ...room, prompt: '' })).toThrow(expect.objectContaining({ code: 'invalid_request' }));
+  });
+});
+
+describe('soft context', () => {
+  const vectors = [Float32Array.of(1, 2), Float32Array.of(3, 4), Float32Array.of(5, 6)];
+  const context = { kind: 'soft', vectors } as const;
+
+  test('stands at the very front, best first', () => {
+    const prompt = builder.build({ ...room, prompt: [7], suffix: '', context });
+    const pad = id('<|fim_pad|>');
+    expect(Array.from(prompt.ids)).toEqual([pad, pad, pad, PREFIX, 7, SUFFIX, MIDDLE]);
+    expect(Array.from(prompt.soft.positions)).toEqual([0, 1, 2]);
+    expect(Array.from(prompt.soft.vectors)).toEqual([1, 2, 3, 4, 5, 6]);
+    expect(ids({ ...room, prompt: [7, 8], context })).toEqual([pad, pad, pad, 7, 8]);
+  });
+
+  test('counts against the room', () => {
+    const tight = { capacity: 9, maxTokens: 1, context };
+    expect(ids({ ...tight, prompt: [5, 6, 7, 8], suffix: '' }).slice(3)).toEqual([PREFIX, 7, 8, SUFFIX, MIDDLE]);
+    expect(() => ids({ ...tight, capacity: 7, prompt: [5], suffix: '' })).toThrow(/does not fit/);
+    expect(() => ids({ ...tight, prompt: [1, 2, 3, 4, 5, 6] })).toThrow(/does not fit/);
+  });
+});
+
+describe('context as text', () => {
+  const chunks = [
+    { path: 'a.py', text: 'x = 1\n' },
+    { path: 'b.py', text: 'y = 2' },
+  ];
+  const context = { kind: 'text', repo: 'shop', path: 'c.py', chunks, maxTokens: 512 } as const;
+  const [REPO, FILE] = [id('<|repo_name|>'), id('<|file_sep|>')];
+  const enc = (text: string) => tokenizer.encode(text);
+
+  test('is written in the repository form where the model has one', () => {
+    const front = [REPO, ...enc('shop\n'), FILE, ...enc('a.py\nx = 1\n'), FILE, ...enc('b.py\ny = 2\n')];
+    const end = [FILE, ...enc('c.py\n'), PREFIX, 7, SUFFIX, MIDDLE];
+    expect(ids({ ...room, prompt: [7], suffix: '', context })).toEqual([...front, ...end]);
+    const cut = ids({ ...room, prompt: [7], suffix: '', context: { ...context, maxTokens: 8 } });
+    expect(cut).toEqual([...front.slice(0, 8), ...end]);
+  });
+
+  test('is written as comments where it has not', () => {
+    const plain = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, 'prefix-only'));
+    const prompt = (path: string) =>
+      tokenizer.decode(plain.build({ ...room, prompt: 'z', suffix: '', context: { ...context, path } }).ids);
+    expect(prompt('c.py')).toBe(
+      '# Here are some relevant code fragments from other files of the repo:\n\n' +
+        '# the below code fragment can be found in:\n# a.py\n# x = 1\n\n' +
+        '# the below code fragment can be found in:\n# b.py\n# y = 2\n\nz',
+    );
+    expect(prompt('c.ts')).toMatch(/^\/\/ Here are[\s\S]*\n\/\/ y = 2\n/);
+  });
+
+  test('takes half of the room at most, and nothing without chunks', () => {
+    const tight = ids({ capacity: 61, maxTokens: 1, prompt: 'a '.repeat(100), suffix: '', context });
+    expect(tight.indexOf(PREFIX)).toBeLessThanOrEqual(30 + 1 + enc('c.py\n').length);
+    expect(tight).toHaveLength(60);
+    expect(ids({ ...room, prompt: [7], suffix: '', context: { ...context, chunks: [] } })[0]).toBe(PREFIX);
+  });
+});

@@ -1,0 +1,180 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Tokenizer as Library } from '@huggingface/tokenizers';
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
+
+const TINY = join(PACKAGE_ROOT, 'models/tiny-coder');
+const BYTES = join(PACKAGE_ROOT, 'test/goldens/qwen2-tied');
+
+const raw = JSON.parse(await readFile(join(TINY, 'tokenizer.json'), 'utf8'));
+const tiny = await loadTokenizer(TINY);
+const library = new Library(raw, {});
+const libraryIds = (text: string) => library.encode(text, { add_special_tokens: false }).ids;
+
+/** What code is made of, so that random texts meet the pre-tokenizer's cases. */
+const fragment = fc.oneof(
+  fc.constantFrom(
+    'def ',
+    'class',
+    '\n',
+    '\n\n',
+    '\r\n',
+    '    ',
+    ' ',
+    '\t',
+    '():',
+    "'s",
+    '123',
+    'é',
+    'e\u0301',
+    '漢字',
+    '😀',
+    '/',
+  ),
+  fc.string({ unit: 'binary', maxLength: 6 }),
+);
+const text = fc.array(fragment, { maxLength: 40 }).map((parts) => parts.join(''));
+/** Longer than one block, with lines that begin blocks. */
+const file = fc
+  .array(fc.tuple(fc.constantFrom('', '  ', '\t', '}', '#', '/', '\n'), text), { minLength: 30, maxLength: 120 })
+  .map((lines) => lines.map(([start, rest]) => `${start}${rest}\n`).join(''));
+
+describe('encoding', () => {
+  test('gives the ids that the model was trained on', async () => {
+    const expected = JSON.parse(await readFile(join(TINY, 'expected.json'), 'utf8'));
+    expect(tiny.encode(tiny.decode(expected.prefix.input_ids))).toEqual(expected.prefix.input_ids);
+    expect(tiny.encode(tiny.decode(expected.fim.input_ids), 'as tokens')).toEqual(expected.fim.input_ids);
+  });
+
+  test('is that of the library, block by block and from its cache too', () => {
+    fc.assert(
+      fc.property(fc.oneof(text, file), (sample) => {
+        fc.pre(!sample.includes('<|'));
+        expect(tiny.encode(sample)).toEqual(libraryIds(sample));
+        expect(tiny.encode(sample)).toEqual(libraryIds(sample));
+      }),
+      { numRuns: 150 },
+    );
+  });
+
+  test('of the head and of the tail are the ends of the whole', async () => {
+    const bytes = await loadTokenizer(BYTES);
+    fc.assert(
+      fc.property(file, fc.nat(3000), (sample, count) => {
+        for (const tokenizer of [tiny, bytes]) {
+          const whole = tokenizer.encode(sample);
+          expect(tokenizer.encodeHead(sample, count)).toEqual(whole.slice(0, count));
+          expect(tokenizer.encodeTail(sample, count)).toEqual(whole.slice(Math.max(0, whole.length - count)));
+        }
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  test('decodes back to the text', () => {
+    fc.assert(fc.property(text, (sample) => expect(tiny.decode(tiny.encode(sample))).toBe(sample.toWellFormed())));
+  });
+
+  test('takes the name of a token in plain text for characters, and for the token only when asked', () => {
+    const middle = tiny.idOf('<|fim_middle|>')!;
+    const source = 'a <|fim_middle|> b';
+    expect(tiny.encode(source)).not.toContain(middle);
+    expect(tiny.decode(tiny.encode(source))).toBe(source);
+    expect(tiny.encode(source, 'as tokens')).toEqual([...tiny.encode('a '), middle, ...tiny.encode(' b')]);
+    expect(tiny.encode(source, 'as tokens')).toEqual(libraryIds(source));
+    expect(tiny.encodeTail(source, 2, 'as tokens')).toEqual(tiny.encode(source, 'as tokens').slice(-2));
+  });
+
+  test('survives one word of a million characters', () => {
+    const word = 'x'.repeat(1_000_000);
+    expect(tiny.encodeTail(word, 10)).toHaveLength(10);
+    expect(tiny.decode(tiny.encodeHead(`😀${word}`, 600))).toMatch(/^😀x+$/u);
+  });
+
+  test('without a word pattern of its own splits as GPT-2 does', async () => {
+    const bytes = await loadTokenizer(BYTES);
+    expect(bytes.decode(bytes.encode('def f():\n    return 1\n'))).toBe('def f():\n    return 1\n');
+    expect(bytes.encode('ab')).toHaveLength(2);
+  });
+});
+
+describe('tokens', () => {
+  test('have names, bytes and a place in the vocabulary', () => {
+    expect(tiny.vocabSize).toBe(4096);
+    expect(tiny.eosId).toBe(tiny.idOf('<|endoftext|>'));
+    expect(tiny.isSpecial(tiny.eosId!)).toBe(true);
+    expect(tiny.isSpecial(0)).toBe(false);
+    expect(tiny.idOf('def')).toBeUndefined();
+    expect(tiny.bytes(tiny.eosId!)).toEqual(Buffer.from('<|endoftext|>'));
+    expect(tiny.bytes(999_999)).toHaveLength(0);
+  });
+
+  test('before every text are known', async () => {
+    const withBos = await loadWith((json) => {
+      json.post_processor = {
+        type: 'TemplateProcessing',
+        single: [{ SpecialToken: { id: '<|repo_name|>', type_id: 0 } }, { Sequence: { id: 'A', type_id: 0 } }],
+        pair: [],
+        special_tokens: { '<|repo_name|>': { id: '<|repo_name|>', ids: [4094], tokens: ['<|repo_name|>'] } },
+      };
+    });
+    expect(withBos.leadingIds).toEqual([4094]);
+    expect(tiny.leadingIds).toEqual([]);
+  });
+});
+
+describe('a broken tokenizer.json', () => {
+  const cases: [string, (json: typeof raw) => unknown, RegExp][] = [
+    ['another model', (json) => (json.model.type = 'Unigram'), /model\.type: must be BPE/],
+    ['no vocabulary', (json) => delete json.model.vocab, /model\.vocab/],
+    ['a byte without a token', (json) => delete json.model.vocab['!'], /no token for byte 33/],
+    ['one id twice', (json) => (json.model.vocab['!'] = json.model.vocab['#']), /id \d+ to/],
+    ['a huge id', (json) => (json.added_tokens[0].id = 4_000_000_000), /token id 4000000000/],
+    ['a negative id', (json) => (json.added_tokens[0].id = -1), /added_tokens\.0\.id/],
+    ['no byte symbols', (json) => (json.pre_tokenizer = { type: 'Whitespace' }), /ends with Whitespace/],
+    ['a merge of three', (json) => (json.model.merges[0] = ['a', 'b', 'c']), /model\.merges\.0/],
+    ['a part that nobody knows', (json) => (json.normalizer = { type: 'Magic' }), /Magic/],
+  ];
+  test.each(cases)('with %s is refused by name', async (_, break_, message) => {
+    await expect(loadWith(break_)).rejects.toMatchObject({
+      code: 'bundle_invalid',
+      message: expect.stringMatching(message),
+    });
+  });
+
+  test('of whatever shape is a coded error', async () => {
+    const json = JSON.stringify({ ...raw, model: { ...raw.model, merges: [] } });
+    await fc.assert(
+      fc.asyncProperty(fc.nat(json.length - 1), fc.string({ maxLength: 3 }), async (at, patch) => {
+        await writeFile(join(dir, 'tokenizer.json'), json.slice(0, at) + patch + json.slice(at + patch.length + 1));
+        await loadTokenizer(dir).catch((error) => expect(error.code).toBe('bundle_invalid'));
+      }),
+      { numRuns: 40 },
+    );
+    await writeFile(join(dir, 'tokenizer.json'), json.slice(0, json.length / 2));
+    await expect(loadTokenizer(dir)).rejects.toMatchObject({ code: 'bundle_invalid' });
+    await expect(loadTokenizer(join(dir, 'nowhere'))).rejects.toMatchObject({ code: 'bundle_invalid' });
+  });
+
+  let dir: string;
+  beforeAll(async () => {
+    dir = await mkdtemp(join(tmpdir(), 'tokenizer-'));
+  });
+  afterAll(() => rm(dir, { recursive: true }));
+});
+
+async function loadWith(change: (json: typeof raw) => unknown): Promise<Tokenizer> {
+  const dir = await mkdtemp(join(tmpdir(), 'tokenizer-'));
+  try {
+    const json = structuredClone(raw);
+    change(json);
+    await writeFile(join(dir, 'tokenizer.json'), JSON.stringify(json));
+    return await loadTokenizer(dir);
+  } finally {
+    await rm(dir, { recursive: true });
+  }
+}

@@ -1,0 +1,304 @@
+/**
+ * The house rules that a compiler does not know. Every rule looks at all files and lists every offender. Imports are read
+ * with regular expressions: TypeScript 7 has no stable API in JavaScript, and the formatter keeps imports uniform.
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, relative, resolve, sep } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
+
+/** Rooms in the order that imports go: a room imports those on earlier lines, and no other on its own line. */
+const ROOMS = [
+  ['process'],
+  ['request'],
+  ['text', 'model', 'rpc'],
+  ['kv'],
+  ['engine'],
+  ['rag'],
+  ['gateway', 'prefill', 'decode', 'indexer'],
+  ['colocated'], // mounts what prefill and decode export
+  ['cli'], // starts every service
+  ['bench', 'test'],
+];
+/** What one service may import of another. */
+const SERVICE_IMPORTS: Record<string, readonly string[]> = {
+  colocated: ['prefill', 'decode'],
+  cli: ['gateway', 'prefill', 'decode', 'indexer', 'colocated'],
+};
+const SERVICES = ['gateway', 'prefill', 'decode', 'indexer', 'colocated', 'cli'];
+
+/** Packages that a single place knows: the rest of the house could do with another one. */
+const ONE_IMPORTER: Record<string, RegExp> = {
+  '@grpc/grpc-js': /^services\/lib\/rpc\//,
+  '@grpc/proto-loader': /^services\/lib\/rpc\//,
+  '@grpc/reflection': /^services\/lib\/rpc\//,
+  'grpc-health-check': /^services\/lib\/rpc\//,
+  koffi: /^services\/lib\/engine\/ort[\w-]*\.ts$/,
+  'onnxruntime-node': /^services\/lib\/engine\/ort[\w-]*\.ts$/,
+  'prom-client': /^services\/lib\/process\/metrics\.ts$/,
+  pino: /^services\/lib\/process\/log\.ts$/,
+  ioredis: /^services\/lib\/rag\/redis-store\.ts$/,
+  lmdb: /^services\/lib\/rag\/lmdb-store\.ts$/,
+  fastify: /^services\/gateway\//,
+  protobufjs: /^services\/lib\/model\/onnx\.ts$/,
+  '@huggingface/tokenizers': /^services\/lib\/text\/tokenizer\.ts$/,
+};
+
+/** Files that are started, not imported. */
+const ENTRY_POINTS = [
+  'services/cli.ts',
+  'services/gateway/main.ts',
+  'services/prefill/main.ts',
+  'services/decode/main.ts',
+  'services/colocated/main.ts',
+  'services/indexer/main.ts',
+];
+const MAX_LINES = 300;
+
+interface Source {
+  /** From the repository's root, with slashes. */
+  readonly path: string;
+  readonly text: string;
+  /** The text without comments; line numbers as in the file. */
+  readonly code: string;
+  readonly imports: readonly string[];
+}
+
+function filesUnder(folder: string, name: RegExp): string[] {
+  const found: string[] = [];
+  for (const entry of readdirSync(join(PACKAGE_ROOT, folder), { withFileTypes: true })) {
+    const path = `${folder}/${entry.name}`;
+    if (entry.isDirectory() && entry.name !== 'node_modules') found.push(...filesUnder(path, name));
+    else if (entry.isFile() && name.test(entry.name)) found.push(path);
+  }
+  return found.sort();
+}
+
+/** Strings and regular expressions are matched first, so that a `//` within one is not taken for a comment. */
+const STRING = /'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|`(?:\\.|[^`\\])*`/.source;
+const REGEXP = /(?<=[(,=:[!&|?{};]\s*)\/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/[\\\n])+\//.source;
+const COMMENT = /\/\/[^\n]*|\/\*[\s\S]*?\*\//.source;
+const STRING_OR_COMMENT = new RegExp(`(${STRING}|${REGEXP})|${COMMENT}`, 'g');
+const withoutComments = (text: string) =>
+  text.replace(STRING_OR_COMMENT, (match, string?: string) => string ?? match.replace(/[^\n]/g, ' '));
+const withoutStrings = (code: string) =>
+  code.replace(STRING_OR_COMMENT, (match, string?: string) => (string ? `''${string.replace(/[^\n]/g, '')}` : match));
+const withoutTemplates = (code: string) =>
+  code.replace(STRING_OR_COMMENT, (match) => (match.startsWith('`') ? match.replace(/[^\n]/g, '') : match));
+
+const STATIC_IMPORT = /^\s*(?:import|export)\s(?:[^'"`;]*?\sfrom\s+)?['"]([^'"\n]+)['"]/gm;
+const DYNAMIC_IMPORT = /\bimport\(\s*['"]([^'"\n]+)['"]|\brequire(?:\.resolve)?\(\s*['"]([^'"\n]+)['"]/g;
+
+function importsOf(code: string): string[] {
+  const plain = withoutTemplates(code);
+  return [...plain.matchAll(STATIC_IMPORT), ...plain.matchAll(DYNAMIC_IMPORT)].map((match) => (match[1] ?? match[2])!);
+}
+
+function read(path: string): Source {
+  const text = readFileSync(join(PACKAGE_ROOT, path), 'utf8');
+  const code = withoutComments(text);
+  return { path, text, code, imports: importsOf(code) };
+}
+
+const isGenerated = (path: string) => path.startsWith('services/lib/rpc/gen/');
+const SOURCES = ['services', 'bench', 'test'].flatMap((folder) => filesUnder(folder, /\.ts$/)).map(read);
+const WRITTEN = SOURCES.filter(({ path }) => !isGenerated(path));
+const PRODUCT = WRITTEN.filter(({ path }) => !path.startsWith('test/'));
+const PATHS = new Set(SOURCES.map(({ path }) => path));
+
+/** Path of a relative import from the root; undefined for packages. */
+function target(source: Source, specifier: string): string | undefined {
+  if (!specifier.startsWith('.')) return undefined;
+  return relative(PACKAGE_ROOT, resolve(PACKAGE_ROOT, dirname(source.path), specifier)).replaceAll(sep, '/');
+}
+
+const packageName = (specifier: string) => /^(@[^/]+\/[^/]+|[^/]+)/.exec(specifier)![1]!;
+
+/** `services/lib/kv/pool.ts` is of kv, `services/decode/loop.ts` of decode, `services/*.ts` of cli, `bench/…` of bench. */
+function room(path: string): string {
+  const [top, second, third] = path.split('/');
+  if (top !== 'services') return top!;
+  if (second === 'lib') return third!;
+  return second!.endsWith('.ts') ? 'cli' : second!;
+}
+const level = (name: string) => ROOMS.findIndex((rooms) => rooms.includes(name));
+
+function mayImport(from: string, to: string): boolean {
+  if (from === to) return true;
+  if (level(from) <= level(to)) return false;
+  return SERVICES.includes(from) && SERVICES.includes(to) ? (SERVICE_IMPORTS[from]?.includes(to) ?? false) : true;
+}
+
+/** What runs behind the command line: services and their library. */
+const SERVICES_ALONE = PRODUCT.filter(({ path }) => path.startsWith('services/') && room(path) !== 'cli');
+
+/** `path:line: the line` wherever the pattern is found. */
+function matches(sources: readonly Source[], pattern: RegExp, view: (source: Source) => string): string[] {
+  return sources.flatMap((source) => {
+    const written = source.text.split('\n');
+    return view(source)
+      .split('\n')
+      .flatMap((line, i) => (pattern.test(line) ? [`${source.path}:${i + 1}: ${written[i]?.trim()}`] : []));
+  });
+}
+
+/** An import cycle among the files, as the chain of its files; undefined where there is none. */
+function cycle(): string[] | undefined {
+  const edges = new Map(
+    SOURCES.map((source) => [source.path, source.imports.flatMap((specifier) => target(source, specifier) ?? [])]),
+  );
+  const done = new Set<string>();
+  const visit = (path: string, chain: readonly string[]): string[] | undefined => {
+    if (chain.includes(path)) return [...chain.slice(chain.indexOf(path)), path];
+    if (done.has(path)) return undefined;
+    for (const next of edges.get(path) ?? []) {
+      const found = visit(next, [...chain, path]);
+      if (found) return found;
+    }
+    done.add(path);
+    return undefined;
+  };
+  for (const path of edges.keys()) {
+    const found = visit(path, []);
+    if (found) return found;
+  }
+  return undefined;
+}
+
+describe('the reader of this test', () => {
+  it('finds all kinds of imports, and none in comments and strings', () => {
+    const text = `
+      import a, { type B } from 'a';
+      import type {
+        C, // from 'not-this'
+      } from './c.ts';
+      import 'd';
+      export * from "./e.ts";
+      export { f } from './f.ts';
+      // import g from 'g';
+      /* import h from 'h'; */
+      const url = 'http://host'; const i = await import('./i.ts');
+      const text = "it's"; const j = require.resolve('j/package.json');
+      if (/^http:\\/\\//.test(url) && /['/*]/.test(url)) await import('./k.ts');
+      export const from = 'l';
+    `;
+    expect(importsOf(withoutComments(text)).sort()).toEqual(
+      ['a', './c.ts', 'd', './e.ts', './f.ts', './i.ts', 'j/package.json', './k.ts'].sort(),
+    );
+  });
+
+  it('keeps line numbers', () => {
+    const text = 'a /* b\n c */ `d\n// e` // f\n';
+    expect(withoutComments(text)).toBe('a     \n      `d\n// e`     \n');
+    expect(withoutStrings(withoutComments(text)).split('\n')).toHaveLength(text.split('\n').length);
+  });
+
+  it('knows who may import whom', () => {
+    const rooms = (path: string, other: string) => mayImport(room(path), room(other));
+    expect(rooms('services/decode/loop.ts', 'services/lib/kv/pool.ts')).toBe(true);
+    expect(rooms('services/lib/kv/pool.ts', 'services/decode/loop.ts')).toBe(false);
+    expect(rooms('services/lib/text/a.ts', 'services/lib/model/b.ts')).toBe(false);
+    expect(rooms('services/decode/a.ts', 'services/prefill/b.ts')).toBe(false);
+    expect(rooms('services/colocated/a.ts', 'services/prefill/b.ts')).toBe(true);
+    expect(rooms('services/colocated/a.ts', 'services/gateway/b.ts')).toBe(false);
+    expect(rooms('services/cli.ts', 'services/gateway/main.ts')).toBe(true);
+    expect(rooms('bench/a.ts', 'services/gateway/b.ts')).toBe(true);
+    expect(rooms('services/gateway/a.ts', 'bench/b.ts')).toBe(false);
+  });
+});
+
+describe('house rules', () => {
+  it('every file lies in a room that the house knows', () => {
+    expect(SOURCES.map(({ path }) => path).filter((path) => level(room(path)) < 0)).toEqual([]);
+  });
+
+  it('imports go one way between rooms', () => {
+    const offenders = SOURCES.flatMap((source) =>
+      source.imports.flatMap((specifier) => {
+        const path = target(source, specifier);
+        if (path === undefined || mayImport(room(source.path), room(path))) return [];
+        return [`${source.path} (${room(source.path)}) imports ${path} (${room(path)})`];
+      }),
+    );
+    expect(offenders).toEqual([]);
+  });
+
+  it('every relative import names a file, with its extension', () => {
+    const offenders = WRITTEN.flatMap((source) =>
+      source.imports.flatMap((specifier) => {
+        const path = target(source, specifier);
+        return path === undefined || PATHS.has(path) ? [] : [`${source.path} imports ${specifier}`];
+      }),
+    );
+    expect(offenders).toEqual([]);
+  });
+
+  it('a package that one place owns is imported there alone', () => {
+    const offenders = PRODUCT.flatMap((source) =>
+      source.imports
+        .filter((specifier) => !(ONE_IMPORTER[packageName(specifier)]?.test(source.path) ?? true))
+        .map((specifier) => `${source.path} imports ${specifier}`),
+    );
+    expect(offenders).toEqual([]);
+  });
+
+  it('imports go in no circle', () => {
+    expect(cycle()).toBeUndefined();
+  });
+
+  it(`files of the product have at most ${MAX_LINES} lines`, () => {
+    const offenders = PRODUCT.map(({ path, text }) => ({ path, lines: text.trimEnd().split('\n').length }))
+      .filter(({ lines }) => lines > MAX_LINES)
+      .map(({ path, lines }) => `${path}: ${lines} lines`);
+    expect(offenders).toEqual([]);
+  });
+
+  it('every file of a service is imported by the product, or is an entry point', () => {
+    const imported = new Set(
+      SOURCES.filter(({ path }) => !path.startsWith('test/')).flatMap((source) =>
+        source.imports.flatMap((specifier) => target(source, specifier) ?? []),
+      ),
+    );
+    const orphans = WRITTEN.map(({ path }) => path).filter(
+      (path) => path.startsWith('services/') && !imported.has(path) && !ENTRY_POINTS.includes(path),
+    );
+    expect(orphans).toEqual([]);
+  });
+
+  it('every entry point exists', () => {
+    expect(ENTRY_POINTS.filter((path) => !PATHS.has(path))).toEqual([]);
+  });
+
+  it('no folder or file is a drawer for odds and ends', () => {
+    expect(SOURCES.map(({ path }) => path).filter((path) => /\/(utils?|common|helpers?)(\/|\.ts$)/.test(path))).toEqual(
+      [],
+    );
+  });
+
+  it('the environment is read in config and by the command line alone', () => {
+    const others = SERVICES_ALONE.filter(({ path }) => path !== 'services/lib/process/config.ts');
+    expect(matches(others, /\bprocess\s*\.\s*env\b|\bprocess\['env'\]/, ({ code }) => withoutStrings(code))).toEqual(
+      [],
+    );
+  });
+
+  it('services write logs; only the command line uses the console', () => {
+    expect(matches(SERVICES_ALONE, /\bconsole\s*\./, ({ code }) => withoutStrings(code))).toEqual([]);
+  });
+
+  it('nothing is typed any', () => {
+    const typedAny = /(?::|<|\bas|\bextends|[|&,=])\s*any\b(?!\s*[:(])|\bany\[\]/;
+    expect(matches(WRITTEN, typedAny, ({ code }) => withoutStrings(code))).toEqual([]);
+  });
+
+  it('no file knows a path of the machine that it was written on', () => {
+    const documents = [
+      ...['deploy', 'protos'].flatMap((folder) => filesUnder(folder, /./)),
+      ...readdirSync(PACKAGE_ROOT, { withFileTypes: true })
+        .filter((entry) => entry.isFile() && /\.(md|json|ya?ml|ts)$/.test(entry.name))
+        .map((entry) => entry.name),
+    ].map(read);
+    const machinePath = /(?<![\w.\-/}])\/(?:home|root|work|Users|tmp)\/\w/;
+    expect(matches([...WRITTEN, ...documents], machinePath, ({ text }) => text)).toEqual([]);
+  });
+});
