@@ -4,9 +4,10 @@ import { writeFile } from 'node:fs/promises';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { DECODE_SETTINGS, runDecode } from './decode/main.ts';
 import { runDemo } from './demo.ts';
-import { runExport } from './export.ts';
+import { runExport, runSynth } from './export.ts';
 import { GATEWAY_SETTINGS, runGateway } from './gateway/main.ts';
 import { INDEX_SETTINGS, runIndex } from './indexer/main.ts';
+import { SHAPES } from './lib/model/synth.ts';
 import { type Config, flagName, loadConfig, SETTINGS, type Setting } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { PREFILL_SETTINGS, runPrefill } from './prefill/main.ts';
@@ -94,6 +95,19 @@ program
   .option('--json <file>', 'write manifest and figures there')
   .action(async ({ verify, json, ...options }) => {
     await report(json, await runExport(options, verify === true));
+  });
+
+program
+  .command('synth')
+  .description('a bundle of a published shape with seeded random weights, for benchmarks')
+  .requiredOption('--llm <shape>', `${Object.keys(SHAPES).join(', ')}, or a config.json`)
+  .requiredOption('--to <dir>', 'the bundle')
+  .addOption(new Option('--precision <p>').choices(['fp32', 'int8', 'int4']).default('int4'))
+  .option('--block <n>', 'weights that share a scale', count)
+  .option('--seed <n>', 'of the weights', count, 1)
+  .option('--json <file>', 'write the manifest there')
+  .action(async ({ json, ...options }) => {
+    await report(json, await runSynth(options));
   });
 
 program

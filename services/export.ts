@@ -1,4 +1,4 @@
-/** `llavacode export`: the export with progress on the terminal and, with --verify, what quantisation costs. */
+/** `llavacode export` and `synth`: bundles, with progress on the terminal and, with --verify, what quantisation costs. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
@@ -7,6 +7,7 @@ import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
 import { openBundle } from './lib/model/bundle.ts';
 import { type ExportOptions, exportBundle } from './lib/model/export.ts';
+import { synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/synth.ts';
 import { type Divergence, verifyExport } from './lib/model/verify.ts';
 import { PACKAGE_ROOT } from './lib/process/config.ts';
 import { NO_SOFT_TOKENS } from './lib/request/sequence.ts';
@@ -15,6 +16,16 @@ import { loadTokenizer } from './lib/text/tokenizer.ts';
 /** Real code that --verify measures on: the sample repository, in pieces of this many tokens. */
 const VERIFY = { tokens: 512, sequences: 8 };
 
+/** A bundle of a published shape with seeded random weights, for benchmarks. */
+export async function runSynth(options: Omit<ExportOptions, 'llm'> & { readonly llm: string; readonly seed: number }) {
+  const { seed } = options;
+  const llm = await synthesize(options.llm, seed);
+  const encoder = synthesizeEncoder(seed);
+  const projector = synthesizeProjector(1024, llm.spec.hidden, seed);
+  return runExport({ ...options, llm, encoder, projector, encoderMaxTokens: 512 }, false);
+}
+
+/** @param verify only for a language model that lies in a folder. */
 export async function runExport(options: ExportOptions, verify: boolean) {
   const spinner = ora({ text: 'exporting', stream: process.stderr }).start();
   try {
@@ -27,9 +38,9 @@ export async function runExport(options: ExportOptions, verify: boolean) {
     spinner.succeed(
       `${options.to}: ${manifest.name}, ${manifest.precision}, fingerprint ${manifest.fingerprint.slice(0, 16)}…`,
     );
-    if (!verify) return { manifest };
+    if (!verify || typeof options.llm !== 'string') return { manifest };
     spinner.start('comparing with 32-bit floats');
-    const divergence = await divergenceOf(options);
+    const divergence = await divergenceOf(options.llm, options.to);
     const { klMean, klP99, top1Agreement, positions } = divergence;
     spinner.succeed(
       `against fp32 on ${positions} positions: KL mean ${klMean.toExponential(2)}, p99 ${klP99.toExponential(2)} nats; top-1 agreement ${(top1Agreement * 100).toFixed(2)} %`,
@@ -41,8 +52,8 @@ export async function runExport(options: ExportOptions, verify: boolean) {
   }
 }
 
-async function divergenceOf(options: ExportOptions): Promise<Divergence> {
-  const bundle = await openBundle(options.to);
+async function divergenceOf(llm: string, to: string): Promise<Divergence> {
+  const bundle = await openBundle(to);
   const tokenizer = await loadTokenizer(bundle.tokenizerDir);
   const sources = await globby('examples/**/*.py', { cwd: PACKAGE_ROOT });
   const texts = await Promise.all(sources.sort().map((file) => readFile(join(PACKAGE_ROOT, file), 'utf8')));
@@ -53,7 +64,7 @@ async function divergenceOf(options: ExportOptions): Promise<Divergence> {
   const { spec } = bundle.manifest.llm;
   return verifyExport({
     bundle,
-    llm: options.llm,
+    llm,
     sequences,
     open: async (graph) => {
       const pool = new KvPool(spec, 1, VERIFY.tokens);

@@ -80,7 +80,7 @@ export class RequestRecord {
   }
 
   /** Called once, when the answer has ended one way or another. */
-  end(log: Logger, status: number): void {
+  end(log: Pick<Logger, 'info'>, status: number): void {
     const last = Math.max(...[...this.#arrivals.values()].map((arrivals) => arrivals.last));
     if (Number.isFinite(last)) this.timeline.mark('last_token', last);
     this.timeline.mark('finished');

@@ -1,6 +1,13 @@
 /** The HTTP side: routes, validation, errors in OpenAI's shape, one record per completion. */
 import { randomUUID } from 'node:crypto';
-import { type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
+import {
+  type FastifyBaseLogger,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  fastify,
+  LogController,
+} from 'fastify';
 import type { z } from 'zod';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
@@ -42,7 +49,7 @@ const REQUEST_ID = /^[\w.:-]{1,128}$/;
 export function createServer(parts: ServerParts): FastifyInstance {
   const app = fastify({
     loggerInstance: parts.log as FastifyBaseLogger,
-    disableRequestLogging: true,
+    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     bodyLimit: parts.bodyLimitBytes,
     genReqId: ({ headers }) => {
       const given = headers['x-request-id'];
@@ -74,7 +81,7 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   };
   app.post('/v1/completions', {
     schema: { body: completionBody },
-    onRequest: async (request, reply) => keepRecord(request, reply, parts.log),
+    onRequest: async (request, reply) => keepRecord(request, reply),
     handler: (request: CompletionCall, reply) => complete(request, reply, parts),
   });
   app.get('/v1/models', async () => ({ object: 'list', data: [models()] }));
@@ -154,13 +161,13 @@ async function streamed(
 }
 
 /** Writes what is known about a completion when its answer has ended, by whichever way. */
-function keepRecord(request: FastifyRequest, { raw }: FastifyReply, log: Logger): void {
+function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
   const record = new RequestRecord();
   request.record = record;
   raw.once('close', () => {
     if (!raw.writableFinished) record.error ??= clientGone();
     const status = record.error?.code === 'client_gone' ? record.error.kind.http : raw.statusCode;
-    record.end(log.child({ request_id: request.id }), status);
+    record.end(request.log, status);
   });
 }
 

@@ -47,13 +47,9 @@ describe.each([
   const want = expected.float32('embeddings');
   const rows = lengths.map((length, i) => ids.slice((i * ids.length) / lengths.length).slice(0, length));
   const load = async (as: string, scaled: boolean = normalize) => {
-    const checkpoint = await Checkpoint.open(dir);
-    try {
-      const format = { weights: 'fp32' as const, pooling, normalize: scaled, maxTokens: 64 };
-      return await loadGraph(buildEncoder(spec, checkpoint, format), parent, as);
-    } finally {
-      await checkpoint.close();
-    }
+    await using checkpoint = await Checkpoint.open(dir);
+    const format = { weights: 'fp32' as const, pooling, normalize: scaled, maxTokens: 64 };
+    return await loadGraph(buildEncoder(spec, checkpoint, format), parent, as);
   };
 
   test('embeddings of a padded batch, whatever the padding', async () => {
@@ -94,10 +90,9 @@ describe('projector', async () => {
     const dir = join(GOLDENS, name);
     const { dims } = await readJsonFile<{ dims: number[] }>(join(dir, 'expected.json'));
     const expected = await readExpected(join(dir, 'expected.safetensors'));
-    const checkpoint = await Checkpoint.open(dir);
+    await using checkpoint = await Checkpoint.open(dir);
     expect(readProjectorSpec(checkpoint).widths).toEqual(dims);
     const session = await loadGraph(buildProjector(checkpoint), parent, name);
-    await checkpoint.close();
     const { soft_tokens } = await session.run({
       embeddings: { type: 'float32', dims: [7, dims[0]!], data: expected.float32('x') },
     });

@@ -163,13 +163,9 @@ export async function loadDecoder(
   format: WeightFormat = 'fp32',
 ): Promise<{ session: OrtSession; spec: DecoderSpec }> {
   const spec = (await readSpec(dir)) as DecoderSpec;
-  const checkpoint = await Checkpoint.open(dir);
-  try {
-    const graph = buildDecoder(spec, checkpoint, { layers: format, vocabulary: format, maxPositions: 256 });
-    return { session: await loadGraph(graph, parent, name), spec };
-  } finally {
-    await checkpoint.close();
-  }
+  await using checkpoint = await Checkpoint.open(dir);
+  const graph = buildDecoder(spec, checkpoint, { layers: format, vocabulary: format, maxPositions: 256 });
+  return { session: await loadGraph(graph, parent, name), spec };
 }
 
 /** Tensors of the given shapes, all zero. */

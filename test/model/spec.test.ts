@@ -31,6 +31,8 @@ const QWEN = {
 const refused = (...parts: string[]) =>
   expect.objectContaining({ code: 'checkpoint_invalid', message: expect.stringMatching(new RegExp(parts.join('.*'))) });
 
+const emptyFolder = await temporaryFolder();
+
 describe('config.json', () => {
   test('of a published model', () => {
     expect(parseSpec('config.json', QWEN)).toEqual({
@@ -100,7 +102,7 @@ describe('config.json', () => {
   });
 
   test('that is absent, no JSON or no object is refused', async () => {
-    const dir = await emptyFolder;
+    const dir = emptyFolder;
     await expect(readSpec(dir)).rejects.toThrow(refused('config.json'));
     await writeFile(join(dir, 'config.json'), '{');
     await expect(readSpec(dir)).rejects.toThrow(refused('config.json'));
@@ -109,7 +111,7 @@ describe('config.json', () => {
   });
 
   test("adds generation_config.json's end-of-text ids", async () => {
-    const dir = join(await emptyFolder, 'model');
+    const dir = join(emptyFolder, 'model');
     await cp(join(TINY_CODER, 'config.json'), join(dir, 'config.json'));
     const { eos_token_id: eos } = await readJsonFile<{ eos_token_id: number }>(join(dir, 'config.json'));
     await writeFile(join(dir, 'generation_config.json'), JSON.stringify({ eos_token_id: [eos, 7] }));
@@ -118,7 +120,6 @@ describe('config.json', () => {
     await expect(readSpec(dir)).rejects.toThrow(refused('generation_config.json', 'eos_token_id'));
   });
 });
-const emptyFolder = temporaryFolder();
 
 test('weights that do not fit the config are refused before anything is written', async () => {
   const spec = (await readSpec(join(GOLDENS, 'qwen2-tied'))) as DecoderSpec;

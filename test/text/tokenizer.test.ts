@@ -76,7 +76,11 @@ describe('encoding', () => {
   });
 
   test('decodes back to the text', () => {
-    fc.assert(fc.property(text, (sample) => expect(tiny.decode(tiny.encode(sample))).toBe(sample.toWellFormed())));
+    fc.assert(
+      fc.property(text, (sample) => {
+        expect(tiny.decode(tiny.encode(sample))).toBe(Buffer.from(sample).toString());
+      }),
+    );
   });
 
   test('takes the name of a token in plain text for characters, and for the token only when asked', () => {

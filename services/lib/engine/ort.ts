@@ -127,6 +127,7 @@ export class Binding {
     signal?.addEventListener('abort', stop, { once: true });
     try {
       await offLoop(api, api.runWithBinding, this.#session, this.#options, this.#pointer);
+      signal?.throwIfAborted(); // a run may end in the moment it is cancelled
     } catch (error) {
       signal?.throwIfAborted();
       throw error;

@@ -97,6 +97,10 @@ export class Checkpoint implements TensorSource {
   async close(): Promise<void> {
     for (const file of this.#files) await file.close();
   }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
 }
 
 const invalid = (path: string, what: string) => new ServingError('checkpoint_invalid', `${path}: ${what}`);

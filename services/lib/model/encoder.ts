@@ -7,7 +7,7 @@
 import { expectTensor, type TensorSource } from './checkpoint.ts';
 import { Graph, type Value } from './graph.ts';
 import { lookUp, storeMatrix, type WeightFormat } from './linear.ts';
-import { robertaLayers } from './roberta.ts';
+import { type EncoderInputs, robertaLayers } from './roberta.ts';
 import type { DecoderSpec, NetworkSpec } from './spec.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
 
@@ -21,20 +21,6 @@ export interface EncoderFormat {
   readonly normalize: boolean;
   /** Tokens of the longest input. */
   readonly maxTokens: number;
-}
-
-/** What both kinds of encoder compute with. */
-export interface EncoderInputs {
-  /** int64 [batch × sequence] */
-  readonly ids: Value;
-  /** int64 [2]: batch, sequence. */
-  readonly batchShape: Value;
-  /** int64 [1] */
-  readonly sequence: Value;
-  /** int32 [batch], index of each row's last token. */
-  readonly lastPositions: Value;
-  /** int32 scalar: the padded length. */
-  readonly totalPositions: Value;
 }
 
 /** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape */

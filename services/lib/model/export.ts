@@ -14,15 +14,16 @@ import {
   fingerprintOf,
   type Manifest,
 } from './bundle.ts';
-import { Checkpoint } from './checkpoint.ts';
+import { Checkpoint, type TensorSource } from './checkpoint.ts';
 import { buildDecoder } from './decoder.ts';
 import { buildEncoder, type Pooling } from './encoder.ts';
 import { encoderSettings, readProjectorConfig } from './encoder-settings.ts';
 import type { Graph } from './graph.ts';
 import type { WeightFormat } from './linear.ts';
+import { type Network, openNetwork } from './network.ts';
 import { writeModel } from './onnx.ts';
 import { buildProjector, checkProjectorFits, projectorParameters, readProjectorSpec } from './projector.ts';
-import { type DecoderSpec, type NetworkSpec, readSpec } from './spec.ts';
+import type { DecoderSpec } from './spec.ts';
 
 export type Precision = Manifest['precision'];
 
@@ -34,12 +35,12 @@ export interface ExportProgress {
 }
 
 export interface ExportOptions {
-  /** Hugging Face folder of the language model. Its `projector/`, if there is one, is used when none is named. */
-  readonly llm: string;
-  /** Hugging Face folder of the encoder; without it the language model encodes, if there is a projector. */
-  readonly encoder?: string;
-  /** Safetensors file, or a folder with `model.safetensors`, of a LlavaCode projector. */
-  readonly projector?: string;
+  /** The language model, or its Hugging Face folder; the folder's `projector/`, if any, is used when none is named. */
+  readonly llm: string | Network;
+  /** The encoder, or its Hugging Face folder; without it the language model encodes, if there is a projector. */
+  readonly encoder?: string | Network;
+  /** A LlavaCode projector, its safetensors file, or a folder with `model.safetensors`. */
+  readonly projector?: string | TensorSource;
   /** The bundle's folder; a bundle that is there is replaced. */
   readonly to: string;
   readonly precision: Precision;
@@ -109,53 +110,42 @@ export async function exportBundle(options: ExportOptions): Promise<Manifest> {
 
 async function writeParts(options: ExportOptions, work: string): Promise<Manifest> {
   const formats = weightFormats(options.precision, options.block);
-  const spec = await readDecoderSpec(options.llm);
-  const weights = await Checkpoint.open(options.llm);
-  try {
-    const maxPositions = options.maxPositions ?? Math.min(spec.maxPositions, DEFAULT_MAX_POSITIONS);
-    if (maxPositions > spec.maxPositions) {
-      throw new ServingError('config_invalid', `the model has ${spec.maxPositions} positions, not ${maxPositions}`);
-    }
-    const tokenizerFiles = await copyTokenizer(options.llm, work, '');
-    const projector = options.projector ?? (await existing(join(options.llm, 'projector')));
-    if (options.encoder !== undefined && projector === undefined) {
-      throw new ServingError('config_invalid', 'an encoder is of no use without a projector: name one');
-    }
-    const context =
-      projector === undefined
-        ? undefined
-        : await writeContext({ options, projector, spec, weights, tokenizerFiles, format: formats.encoder, work });
-    const llm = {
-      spec,
-      maxPositions,
-      files: await writePart(
-        options,
-        work,
-        'llm',
-        buildDecoder(spec, weights, { layers: formats.layers, vocabulary: formats.vocabulary, maxPositions }),
-      ),
-    };
-    const tokenizer = { files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
-    const parts = { llm, context: context?.manifest, tokenizer };
-    const name = options.name ?? basename(resolve(options.llm));
-    return {
-      format: 'llavacode-bundle/1',
-      name,
-      precision: options.precision,
-      fingerprint: fingerprintOf(allFiles(parts)),
-      ...parts,
-    };
-  } finally {
-    await weights.close();
+  await using network = typeof options.llm === 'string' ? await openNetwork(options.llm) : options.llm;
+  const { weights } = network;
+  const spec = decoderSpec(network);
+  const maxPositions = options.maxPositions ?? Math.min(spec.maxPositions, DEFAULT_MAX_POSITIONS);
+  if (maxPositions > spec.maxPositions) {
+    throw new ServingError('config_invalid', `the model has ${spec.maxPositions} positions, not ${maxPositions}`);
   }
+  const tokenizerFiles = await copyTokenizer(network.tokenizerDir, work, '');
+  const projector = options.projector ?? (await existing(join(network.tokenizerDir, 'projector')));
+  if (options.encoder !== undefined && projector === undefined) {
+    throw new ServingError('config_invalid', 'an encoder is of no use without a projector: name one');
+  }
+  const context =
+    projector === undefined
+      ? undefined
+      : await writeContext({ options, projector, spec, network, tokenizerFiles, format: formats.encoder, work });
+  const { layers, vocabulary } = formats;
+  const decoder = buildDecoder(spec, weights, { layers, vocabulary, maxPositions });
+  const llm = { spec, maxPositions, files: await writePart(options, work, 'llm', decoder) };
+  const tokenizer = { files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
+  const parts = { llm, context: context?.manifest, tokenizer };
+  return {
+    format: 'llavacode-bundle/1',
+    name: options.name ?? network.name,
+    precision: options.precision,
+    fingerprint: fingerprintOf(allFiles(parts)),
+    ...parts,
+  };
 }
 
 interface ContextSource {
   readonly options: ExportOptions;
-  readonly projector: string;
+  readonly projector: string | TensorSource;
   /** The language model: where soft tokens go, and the encoder if none is named. */
+  readonly network: Network;
   readonly spec: DecoderSpec;
-  readonly weights: Checkpoint;
   readonly tokenizerFiles: readonly BundleFile[];
   readonly format: WeightFormat;
   readonly work: string;
@@ -165,42 +155,36 @@ interface ContextSource {
 async function writeContext(
   from: ContextSource,
 ): Promise<{ manifest: NonNullable<Manifest['context']>; ownTokenizer: BundleFile[] }> {
-  const { options, projector, spec: llm, format, work } = from;
-  const spec: NetworkSpec = options.encoder === undefined ? llm : await readSpec(options.encoder);
-  const projectorWeights = await Checkpoint.open(projector);
-  const encoderWeights = options.encoder === undefined ? from.weights : await Checkpoint.open(options.encoder);
-  try {
-    const projectorSpec = readProjectorSpec(projectorWeights);
-    checkProjectorFits(projectorWeights, projectorSpec, spec.hidden, llm.hidden);
-    const isFolder = (await stat(projector)).isDirectory();
-    const config = await readProjectorConfig(join(isFolder ? projector : dirname(projector), 'config.json'));
-    const asked = { pooling: options.encoderPooling, maxTokens: options.encoderMaxTokens };
-    const settings = encoderSettings(spec, config, asked);
-    const graph = buildEncoder(spec, encoderWeights, { weights: format, ...settings });
-    const encoderFiles = await writePart(options, work, 'encoder', graph);
-    const ownTokenizer = options.encoder === undefined ? [] : await copyTokenizer(options.encoder, work, 'encoder/');
-    const tokenizer = (options.encoder === undefined ? from.tokenizerFiles : ownTokenizer)[0]!;
-    const encoder: EncoderManifest = {
-      kind: spec.architecture,
-      dim: spec.hidden,
-      ...settings,
-      tokenizer: tokenizer.path,
-      files: encoderFiles,
-    };
-    const files = await writePart(options, work, 'projector', buildProjector(projectorWeights));
-    const { widths } = projectorSpec;
-    return {
-      manifest: {
-        fingerprint: contextFingerprintOf(encoder, tokenizer, files, llm.hidden),
-        encoder,
-        projector: { widths: [...widths], parameters: projectorParameters(projectorSpec), files },
-      },
-      ownTokenizer,
-    };
-  } finally {
-    await projectorWeights.close();
-    if (encoderWeights !== from.weights) await encoderWeights.close();
-  }
+  const { options, projector, network, spec: llm, format, work } = from;
+  await using own = typeof options.encoder === 'string' ? await openNetwork(options.encoder) : options.encoder;
+  const { spec, weights } = own ?? network;
+  await using checkpoint = typeof projector === 'string' ? await Checkpoint.open(projector) : undefined;
+  const projectorWeights = checkpoint ?? (projector as TensorSource);
+  const projectorSpec = readProjectorSpec(projectorWeights);
+  checkProjectorFits(projectorWeights, projectorSpec, spec.hidden, llm.hidden);
+  const config = typeof projector === 'string' ? await readProjectorConfig(await configBeside(projector)) : {};
+  const asked = { pooling: options.encoderPooling, maxTokens: options.encoderMaxTokens };
+  const settings = encoderSettings(spec, config, asked);
+  const graph = buildEncoder(spec, weights, { weights: format, ...settings });
+  const encoderFiles = await writePart(options, work, 'encoder', graph);
+  const ownTokenizer = own === undefined ? [] : await copyTokenizer(own.tokenizerDir, work, 'encoder/');
+  const tokenizer = (own === undefined ? from.tokenizerFiles : ownTokenizer)[0]!;
+  const encoder: EncoderManifest = {
+    kind: spec.architecture,
+    dim: spec.hidden,
+    ...settings,
+    tokenizer: tokenizer.path,
+    files: encoderFiles,
+  };
+  const files = await writePart(options, work, 'projector', buildProjector(projectorWeights));
+  return {
+    manifest: {
+      fingerprint: contextFingerprintOf(encoder, tokenizer, files, llm.hidden),
+      encoder,
+      projector: { widths: [...projectorSpec.widths], parameters: projectorParameters(projectorSpec), files },
+    },
+    ownTokenizer,
+  };
 }
 
 async function writePart(
@@ -218,10 +202,14 @@ async function writePart(
   return written.map(({ name, ...rest }) => ({ path: `${part}/${name}`, ...rest }));
 }
 
-async function readDecoderSpec(dir: string): Promise<DecoderSpec> {
-  const spec = await readSpec(dir);
+function decoderSpec({ name, spec }: Network): DecoderSpec {
   if (spec.architecture !== 'roberta') return spec;
-  throw new ServingError('checkpoint_invalid', `${dir}: roberta is an encoder, not a language model`);
+  throw new ServingError('checkpoint_invalid', `${name}: roberta is an encoder, not a language model`);
+}
+
+async function configBeside(projector: string): Promise<string> {
+  const isFolder = (await stat(projector)).isDirectory();
+  return join(isFolder ? projector : dirname(projector), 'config.json');
 }
 
 /** `tokenizer.json`, first, and `tokenizer_config.json` if there is one, into the bundle under `prefix`. */

@@ -1,9 +1,22 @@
 /** RoBERTa's layers (UniXcoder): learned positions from padding id + 1 on, attention both ways, norms after each sum. */
 import { expectTensor, type TensorSource } from './checkpoint.ts';
-import type { EncoderInputs } from './encoder.ts';
 import type { Graph, Value } from './graph.ts';
 import { linear, lookUp, storeMatrix, type WeightFormat } from './linear.ts';
 import type { RobertaSpec } from './spec.ts';
+
+/** What an encoder's layers compute with. */
+export interface EncoderInputs {
+  /** int64 [batch × sequence] */
+  readonly ids: Value;
+  /** int64 [2]: batch, sequence. */
+  readonly batchShape: Value;
+  /** int64 [1] */
+  readonly sequence: Value;
+  /** int32 [batch], index of each row's last token. */
+  readonly lastPositions: Value;
+  /** int32 scalar: the padded length. */
+  readonly totalPositions: Value;
+}
 
 /** Hidden states after the last layer: [batch × sequence, hidden]. */
 export function robertaLayers(

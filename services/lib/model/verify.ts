@@ -51,13 +51,9 @@ export async function verifyExport({ bundle, llm, sequences, open, signal }: Ver
   const runners: LogitsRunner[] = [];
   try {
     const { spec, maxPositions } = bundle.manifest.llm;
-    const weights = await Checkpoint.open(llm);
-    try {
-      const graph = buildDecoder(spec, weights, { layers: 'fp32', vocabulary: 'fp32', maxPositions });
-      await writeModel(graph, work, { signal });
-    } finally {
-      await weights.close();
-    }
+    await using weights = await Checkpoint.open(llm);
+    const graph = buildDecoder(spec, weights, { layers: 'fp32', vocabulary: 'fp32', maxPositions });
+    await writeModel(graph, work, { signal });
     for (const path of [join(work, 'model.onnx'), bundle.llm]) runners.push(await open(path));
     return await compare(runners[0]!, runners[1]!, sequences, spec.vocab, signal);
   } finally {

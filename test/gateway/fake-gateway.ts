@@ -1,0 +1,141 @@
+/** A gateway on fake workers, without a port. */
+import { join } from 'node:path';
+import type { FastifyInstance } from 'fastify';
+import { Admission } from '../../services/gateway/admission.ts';
+import { Journey } from '../../services/gateway/journey.ts';
+import { WorkerPool } from '../../services/gateway/placement.ts';
+import { createServer } from '../../services/gateway/server.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import type { Logger } from '../../services/lib/process/log.ts';
+import type { Retrieval } from '../../services/lib/rag/retrieval.ts';
+import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
+import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
+import { type FakeModel, type FakeWorkers, FINGERPRINT, fakeWorkers } from './fake-workers.ts';
+
+export const tokenizer = await loadTokenizer(join(PACKAGE_ROOT, 'models/tiny-coder'));
+export const idOf = (name: string) => tokenizer.idOf(name)!;
+
+export interface FakeGateway {
+  readonly app: FastifyInstance;
+  readonly workers: FakeWorkers;
+  readonly journey: Journey;
+  readonly draining: AbortController;
+  /** Lines that were logged. */
+  readonly lines: Record<string, unknown>[];
+  /** Body of the answer to a completion. */
+  complete(body: object): Promise<Answer>;
+  /** Events of a streamed completion, `[DONE]` left out. */
+  stream(body: object): Promise<Answer[]>;
+}
+
+/** Loosely typed: tests say what they expect. */
+export interface Answer {
+  status: number;
+  headers: Record<string, unknown>;
+  id: string;
+  object: string;
+  model: string;
+  choices: {
+    index: number;
+    text: string;
+    finish_reason: string | null;
+    token_ids?: number[];
+    prompt_token_ids?: number[];
+    logprobs: null | {
+      tokens: string[];
+      token_logprobs: (number | null)[];
+      top_logprobs: (Record<string, number> | null)[];
+      text_offset: number[];
+    };
+  }[];
+  usage: {
+    prompt_tokens: number;
+    completion_tokens: number;
+    total_tokens: number;
+    prompt_tokens_details: { cached_tokens: number; soft_tokens: number };
+  } | null;
+  rag?: { mode: string; chunks: object[]; index_version: string | null; degraded?: string };
+  error?: { message: string; type: string; param: string | null; code: string };
+}
+
+export interface FakeGatewayOptions {
+  readonly retrieval?: Retrieval;
+  readonly maxInflight?: number;
+  readonly requestTimeoutMs?: number;
+  readonly retrievalBudgetMs?: number;
+}
+
+export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
+  const workers = fakeWorkers(model);
+  const lines: Record<string, unknown>[] = [];
+  const log = keepingLog(lines);
+  const draining = new AbortController();
+  const pool = new WorkerPool({
+    fingerprint: FINGERPRINT,
+    prefill: [workers.prefill],
+    decode: [workers.decode],
+    connectTimeoutMs: 1000,
+    log,
+  });
+  await pool.refresh();
+  const { retrieval, retrievalBudgetMs = 60_000 } = options;
+  const context = { retrieval, retrievalBudgetMs, contextFingerprint: 'context', hidden: 2, log };
+  const journey = new Journey({
+    tokenizer,
+    format: choosePromptFormat(tokenizer),
+    fingerprint: FINGERPRINT,
+    pool,
+    context,
+  });
+  const { maxInflight = 8, requestTimeoutMs = 60_000 } = options;
+  const admission = new Admission({ maxInflight, requestTimeoutMs, draining: draining.signal });
+  const app = createServer({
+    model: 'tiny',
+    fingerprint: FINGERPRINT,
+    journey,
+    admission,
+    readiness: { problem: undefined },
+    capacity: () => (pool.usable ? pool.capacity : undefined),
+    bodyLimitBytes: 64 * 1024,
+    log,
+  });
+  const post = (payload: object) => app.inject({ method: 'POST', url: '/v1/completions', payload });
+  return {
+    app,
+    workers,
+    journey,
+    draining,
+    lines,
+    async complete(body) {
+      const { statusCode: status, headers, payload } = await post(body);
+      return { ...JSON.parse(payload), status, headers };
+    },
+    async stream(body) {
+      const { payload } = await post({ ...body, stream: true });
+      const events = payload.split('\n\n').filter((event) => event !== '');
+      if (events.pop() !== 'data: [DONE]') throw new Error(`no [DONE] at the end of ${payload}`);
+      return events.map((event) => JSON.parse(event.slice('data: '.length)));
+    },
+  };
+}
+
+/** A logger that keeps its lines. */
+export function keepingLog(lines: Record<string, unknown>[], bindings: object = {}): Logger {
+  const keep =
+    (level: string) =>
+    (fields: object | string, message = '') => {
+      const line = typeof fields === 'string' ? { message: fields } : { ...fields, message };
+      lines.push({ level, ...bindings, ...line });
+    };
+  const levels = Object.fromEntries(
+    ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'].map((level) => [level, keep(level)]),
+  );
+  const child = (more: object) => keepingLog(lines, { ...bindings, ...more });
+  return { ...levels, level: 'info', child } as unknown as Logger;
+}
+
+/** Ids that spell a text, one per position; the end of text after it. */
+export function spelling(text: string): FakeModel['token'] {
+  const ids = tokenizer.encode(text);
+  return (position) => ids[position] ?? idOf('<|endoftext|>');
+}

@@ -1,0 +1,182 @@
+/** Workers as object literals: what they answer is a function, what they hold is counted. */
+import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
+import type { DecodeRequest } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
+import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
+import type { Token__Output } from '../../services/lib/rpc/gen/llavacode/v1/Token.ts';
+import type { WorkerDescription__Output } from '../../services/lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
+
+/** Where a request waits for its signal instead of going on. */
+export type Stage = 'before accepted' | 'before first' | 'before joined' | 'in decode';
+
+export interface FakeModel {
+  /** Output id at a position (0 is the first) of a choice. */
+  token: (position: number, choice: number, seed: number) => number;
+  /** The request stops here until it is aborted. */
+  holdAt?: Stage;
+  /** Thrown at a stage. */
+  failAt?: { stage: Stage; error: unknown };
+  /** Tokens of one decode event. */
+  stepSize?: number;
+  capacity?: number;
+  fingerprint?: string;
+}
+
+export interface FakeWorkers {
+  readonly model: FakeModel;
+  readonly prefill: { readonly address: string; readonly client: PrefillClient };
+  readonly decode: { readonly address: string; readonly client: DecodeClient };
+  /** Every request that came. */
+  readonly prefills: PrefillRequest[];
+  readonly decodes: DecodeRequest[];
+  /** Calls that have not ended. */
+  open: number;
+  /** Resolves when a call has come to the stage where the model holds it. */
+  held(): Promise<void>;
+  /** Resolves when no call is open. */
+  idle(): Promise<void>;
+}
+
+export const FINGERPRINT = 'f'.repeat(64);
+
+export function fakeWorkers(model: FakeModel): FakeWorkers {
+  const watchers = new Set<() => void>();
+  const until = (condition: () => boolean) =>
+    new Promise<void>((resolve) => {
+      const look = () => {
+        if (!condition()) return;
+        watchers.delete(look);
+        resolve();
+      };
+      watchers.add(look);
+      look();
+    });
+  const changed = () => {
+    for (const look of [...watchers]) look();
+  };
+  let holding = 0;
+
+  /** Passes, waits for the abort, or throws, as the model has it. */
+  async function at(stage: Stage, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    if (model.failAt?.stage === stage) throw model.failAt.error;
+    if (model.holdAt !== stage) return;
+    holding++;
+    changed();
+    await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }));
+  }
+
+  async function* counted<T>(events: AsyncGenerator<T>): AsyncGenerator<T> {
+    workers.open++;
+    try {
+      yield* events;
+    } finally {
+      workers.open--;
+      changed();
+    }
+  }
+
+  const token = (id: number, logprobs: number): Token__Output => ({
+    id,
+    logprob: logprobs < 0 ? 0 : -id / 100,
+    top: Array.from({ length: Math.max(logprobs, 0) }, (_, i) => ({ id: id + i, logprob: -(id + i) / 100 })),
+  });
+
+  /** Readers that have not pulled yet, by lease. */
+  const readers = new Map<string, number>();
+
+  async function* prefill(request: PrefillRequest, signal: AbortSignal) {
+    await at('before accepted', signal);
+    const leaseId = `${request.requestId}/${workers.prefills.length}`;
+    readers.set(leaseId, request.readers ?? 0);
+    const kv = {
+      address: workers.prefill.address,
+      leaseId,
+      fingerprint: FINGERPRINT,
+      positions: request.tokenIds?.length ?? 0,
+    };
+    yield { kind: 'accepted' as const, accepted: { kv, queueUs: 10 } };
+    await at('before first', signal);
+    const asked = request.promptLogprobs ?? -1;
+    const first = {
+      tokens: (request.choices ?? []).map((sampling, choice) =>
+        token(model.token(0, choice, Number(sampling.seed)), Number(sampling.logprobs)),
+      ),
+      promptLogprobs: asked < 0 ? [] : (request.tokenIds ?? []).map((id, i) => token(i === 0 ? 0 : id, asked)),
+      cachedTokens: 2,
+      prefillUs: 1000,
+      chunks: 1,
+    };
+    yield { kind: 'first' as const, first };
+    const aborted = new Promise<void>((_, reject) =>
+      signal.addEventListener('abort', () => reject(signal.reason), { once: true }),
+    );
+    await Promise.race([until(() => readers.get(leaseId) === 0), aborted]);
+    yield { kind: 'released' as const, released: {} };
+  }
+
+  async function* decode(request: DecodeRequest, signal: AbortSignal) {
+    await at('before joined', signal);
+    const leaseId = request.kv?.leaseId ?? '';
+    readers.set(leaseId, (readers.get(leaseId) ?? 0) - 1);
+    changed();
+    yield { kind: 'joined' as const, joined: { queueUs: 20, handoffUs: 300, handoffExposedUs: 3, handoffBytes: 99 } };
+    const { choice = 0, maxTokens = 0, sampling } = request;
+    for (let position = 1; position < maxTokens; ) {
+      await at('in decode', signal);
+      const tokens: Token__Output[] = [];
+      let finishReason = '';
+      while (finishReason === '' && tokens.length < (model.stepSize ?? 1)) {
+        const id = model.token(position++, choice, Number(sampling?.seed));
+        tokens.push(token(id, Number(sampling?.logprobs)));
+        if (sampling?.stopTokenIds?.includes(id)) finishReason = 'stop';
+        else if (position >= maxTokens) finishReason = 'length';
+      }
+      yield { kind: 'step' as const, step: { tokens, finishReason } };
+      if (finishReason !== '') return;
+    }
+  }
+
+  const describe = async (role: string): Promise<WorkerDescription__Output> => ({
+    role,
+    model: 'fake',
+    fingerprint: model.fingerprint ?? FINGERPRINT,
+    layout: null,
+    capacity: model.capacity ?? 256,
+    slots: 4,
+    freeSlots: 4,
+    queued: 0,
+    prefillTokensPerSecond: 0,
+  });
+
+  const workers: FakeWorkers = {
+    model,
+    prefill: {
+      address: '127.0.0.1:1',
+      client: {
+        prefill: (request, signal) => {
+          workers.prefills.push(request);
+          return counted(prefill(request, signal));
+        },
+        describe: () => describe('prefill'),
+        close: () => {},
+      },
+    },
+    decode: {
+      address: '127.0.0.1:2',
+      client: {
+        decode: (request, signal) => {
+          workers.decodes.push(request);
+          return counted(decode(request, signal));
+        },
+        describe: () => describe('decode'),
+        close: () => {},
+      },
+    },
+    prefills: [],
+    decodes: [],
+    open: 0,
+    held: () => until(() => holding > 0),
+    idle: () => until(() => workers.open === 0),
+  };
+  return workers;
+}

@@ -1,0 +1,178 @@
+import { createServer } from 'node:net';
+import OpenAI, { APIError } from 'openai';
+import { afterEach, describe, expect, test } from 'vitest';
+import { Readiness } from '../../services/gateway/readiness.ts';
+import { type Gateway, type GatewayParts, SERVICE_SETTINGS, startGateway } from '../../services/gateway/service.ts';
+import { loadConfig } from '../../services/lib/process/config.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { keepingLog, spelling, tokenizer } from './fake-gateway.ts';
+import { type FakeModel, FINGERPRINT, fakeWorkers } from './fake-workers.ts';
+
+const open: Gateway[] = [];
+afterEach(async () => {
+  await Promise.all(open.splice(0).map((gateway) => gateway.close()));
+});
+
+/** On a free port, with fake workers behind it. */
+async function start(model: FakeModel, flags: Record<string, unknown> = {}) {
+  const workers = fakeWorkers(model);
+  const draining = new AbortController();
+  const parts: GatewayParts = {
+    model: 'tiny',
+    fingerprint: FINGERPRINT,
+    contextFingerprint: undefined,
+    hidden: 2,
+    tokenizer,
+    retrieval: undefined,
+    connectPrefill: () => workers.prefill.client,
+    connectDecode: () => workers.decode.client,
+    draining: draining.signal,
+    log: keepingLog([]),
+  };
+  const wanted = { port: 0, prefillWorkers: '127.0.0.1:1', decodeWorkers: '127.0.0.1:2', ...flags };
+  const gateway = await startGateway(loadConfig(SERVICE_SETTINGS, wanted, {}), parts);
+  open.push(gateway);
+  return { gateway, workers, draining, url: `http://${gateway.address}` };
+}
+
+describe('the official client', () => {
+  test('completes and streams', async () => {
+    const { gateway, url } = await start({ token: spelling('return x') });
+    await gateway.ready;
+    const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
+    const body = { model: 'tiny', prompt: 'def f(x):\n', suffix: '\n', max_tokens: 20 };
+    const whole = await client.completions.create(body);
+    expect(whole.choices[0]).toMatchObject({ text: 'return x', finish_reason: 'stop' });
+    const stream = await client.completions.create({ ...body, stream: true, stream_options: { include_usage: true } });
+    let text = '';
+    let usage: unknown;
+    for await (const chunk of stream) {
+      text += chunk.choices[0]?.text ?? '';
+      usage = chunk.usage ?? usage;
+    }
+    expect(text).toBe('return x');
+    expect(usage).toEqual(whole.usage);
+    expect((await client.models.list()).data.map(({ id }) => id)).toEqual(['tiny']);
+  });
+
+  test('understands refusals', async () => {
+    const { url } = await start({ token: spelling('x') });
+    const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
+    const refused = client.completions.create({ model: 'gpt', prompt: 'x' });
+    await expect(refused).rejects.toThrow(APIError);
+    await expect(refused).rejects.toMatchObject({ status: 404, code: 'model_not_found', param: 'model' });
+  });
+
+  test('that gives up frees every call', async () => {
+    const { gateway, workers, url } = await start({ token: spelling('a b c d e f') });
+    await gateway.ready;
+    workers.model.holdAt = 'in decode';
+    const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
+    const stream = await client.completions.create({ model: 'tiny', prompt: 'x', stream: true });
+    for await (const chunk of stream) {
+      expect(chunk.choices[0]!.text).not.toBe('');
+      break;
+    }
+    await workers.idle();
+  });
+});
+
+describe('readiness', () => {
+  test('takes a generation by both workers', async () => {
+    const { gateway, workers, url } = await start({ token: () => 70 });
+    await gateway.ready;
+    expect(workers.prefills).toHaveLength(1);
+    expect(workers.decodes).toHaveLength(1);
+    expect((await fetch(`${url}/readyz`)).status).toBe(200);
+  });
+
+  test('is not given by workers that are up and fail', async () => {
+    let usable = true;
+    let failure: Error | undefined = new ServingError('runtime_failed', 'no such operator');
+    const draining = new AbortController();
+    let generations = 0;
+    const generate = async () => {
+      generations++;
+      if (failure) throw failure;
+    };
+    const readiness = new Readiness({ usable: () => usable, generate, draining: draining.signal, log: keepingLog([]) });
+    expect(readiness.problem).toMatch(/has answered yet/);
+    await readiness.check();
+    expect(readiness.problem).toBe('no such operator');
+    failure = undefined;
+    await readiness.check();
+    await readiness.check();
+    await readiness.first;
+    expect([readiness.problem, generations]).toEqual([undefined, 2]);
+    // New workers must show it anew.
+    usable = false;
+    await readiness.check();
+    expect(readiness.problem).toMatch(/no worker/);
+    usable = true;
+    await readiness.check();
+    expect([readiness.problem, generations]).toEqual([undefined, 3]);
+    draining.abort();
+    expect(readiness.problem).toBe('shutting down');
+  });
+
+  test('says why not', async () => {
+    const { url } = await start({ token: () => 70, fingerprint: 'other' });
+    const answer = await fetch(`${url}/readyz`);
+    expect(answer.status).toBe(503);
+    expect(await answer.json()).toMatchObject({ status: 'not ready', reason: expect.any(String) });
+  });
+});
+
+describe('a gateway that stops', () => {
+  const post = (url: string) =>
+    fetch(`${url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ prompt: 'x', max_tokens: 5 }),
+    });
+
+  test('lets running requests finish and takes no new ones', async () => {
+    const { gateway, workers, draining, url } = await start({ token: () => 70 });
+    await gateway.ready;
+    let proceed!: () => void;
+    const gate = new Promise<void>((resolve) => {
+      proceed = resolve;
+    });
+    const { decode } = workers.decode.client;
+    workers.decode.client.decode = async function* (request, signal) {
+      await gate;
+      yield* decode(request, signal);
+    };
+    const running = post(url);
+    await expect.poll(() => workers.prefills.length).toBe(2);
+    draining.abort(new ServingError('draining', 'shutting down'));
+    const closing = gateway.close();
+    expect((await post(url)).status).toBe(503);
+    expect((await fetch(`${url}/readyz`)).status).toBe(503);
+    proceed();
+    expect((await running).status).toBe(200);
+    await closing;
+  });
+
+  test('cuts off what does not', async () => {
+    const { gateway, workers, draining, url } = await start({ token: () => 70 }, { drainTimeoutMs: 10 });
+    await gateway.ready;
+    workers.model.holdAt = 'in decode';
+    const running = post(url);
+    await workers.held();
+    draining.abort(new ServingError('draining', 'shutting down'));
+    await gateway.close();
+    const answer = await running;
+    expect([answer.status, await answer.json()]).toMatchObject([503, { error: { code: 'draining' } }]);
+    await workers.idle();
+  });
+});
+
+test('a port in use is a coded error', async () => {
+  const other = createServer().listen(0, '127.0.0.1');
+  const { port } = await new Promise<{ port: number }>((resolve) =>
+    other.once('listening', () => resolve(other.address() as { port: number })),
+  );
+  await expect(start({ token: () => 70 }, { port })).rejects.toMatchObject({ code: 'address_in_use' });
+  other.close();
+});
