@@ -18,6 +18,8 @@ const program = new Command('llavacode')
   .showHelpAfterError()
   .configureHelp({ showGlobalOptions: true });
 
+const PRECISIONS = ['fp32', 'int8', 'mixed', 'int4'];
+
 const count = (text: string) => {
   const value = Number(text);
   if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('a whole number from 1 on is needed.');
@@ -56,7 +58,7 @@ withSettings(program.command('up').description('the whole system on one machine,
   .addOption(new Option('--mode <mode>').choices(['disaggregated', 'colocated']).default('disaggregated'))
   .option('--prefill <n>', 'prefill workers (in colocated mode: workers)', count, 1)
   .option('--decode <n>', 'decode workers', count, 1)
-  .addOption(new Option('--precision <p>', 'of a checkpoint').choices(['fp32', 'int8', 'int4']).default('fp32'))
+  .addOption(new Option('--precision <p>', 'of a checkpoint').choices(PRECISIONS).default('fp32'))
   .option('--data <dir>', 'where bundles, logs and the index lie', '.llavacode')
   .option('--index <dir>', 'repository to index at start, under the name of its folder')
   .action(async ({ mode, prefill, decode, precision, data, index, ...flags }) => {
@@ -85,7 +87,8 @@ program
   .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
   .option('--projector <path>', "projector; the language model's projector/ when not given")
   .requiredOption('--to <dir>', 'the bundle')
-  .addOption(new Option('--precision <p>').choices(['fp32', 'int8', 'int4']).default('fp32'))
+  .addOption(new Option('--precision <p>').choices(PRECISIONS).default('fp32'))
+  .addOption(new Option('--prefill-precision <p>', 'weights for prompts').choices(['same', 'w8a8']))
   .option('--block <n>', 'weights that share a scale: 128 for speed, 32 for quality', count)
   .addOption(new Option('--encoder-pooling <pooling>').choices(['last', 'mean']))
   .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
@@ -102,7 +105,8 @@ program
   .description('a bundle of a published shape with seeded random weights, for benchmarks')
   .requiredOption('--llm <shape>', `${Object.keys(SHAPES).join(', ')}, or a config.json`)
   .requiredOption('--to <dir>', 'the bundle')
-  .addOption(new Option('--precision <p>').choices(['fp32', 'int8', 'int4']).default('int4'))
+  .addOption(new Option('--precision <p>').choices(PRECISIONS).default('int4'))
+  .addOption(new Option('--prefill-precision <p>', 'weights for prompts').choices(['same', 'w8a8']))
   .option('--block <n>', 'weights that share a scale', count)
   .option('--seed <n>', 'of the weights', count, 1)
   .option('--json <file>', 'write the manifest there')

@@ -7,8 +7,9 @@ import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
 import { openBundle } from './lib/model/bundle.ts';
 import { type ExportOptions, exportBundle } from './lib/model/export.ts';
+import type { DecoderSpec } from './lib/model/spec.ts';
 import { synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/synth.ts';
-import { type Divergence, verifyExport } from './lib/model/verify.ts';
+import { type Divergence, type GraphPair, type LogitsRunner, verifyExport } from './lib/model/verify.ts';
 import { PACKAGE_ROOT } from './lib/process/config.ts';
 import { NO_SOFT_TOKENS } from './lib/request/sequence.ts';
 import { loadTokenizer } from './lib/text/tokenizer.ts';
@@ -66,23 +67,34 @@ async function divergenceOf(llm: string, to: string): Promise<Divergence> {
     bundle,
     llm,
     sequences,
-    open: async (graph) => {
-      const pool = new KvPool(spec, 1, VERIFY.tokens);
-      const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-      const session = await DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 2 });
-      return {
-        logits: (tokens) =>
-          session.chunk({
-            slot: 0,
-            past: 0,
-            ids: Int32Array.from(tokens),
-            soft: NO_SOFT_TOKENS,
-            logitRows: tokens.map((_, i) => i),
-          }),
-        dispose: () => session.dispose(),
-      };
-    },
+    open: (graphs) => openPair(graphs, spec),
   });
+}
+
+/** Loads a pair of decoder graphs over one KV pool. */
+export async function openPair(graphs: GraphPair, spec: DecoderSpec): Promise<LogitsRunner> {
+  const pool = new KvPool(spec, 1, VERIFY.tokens);
+  const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+  const engine = { provider: 'cpu', threads: 2 } as const;
+  const prompt = await DecoderSession.load(graphs.prompt, shape, pool, engine);
+  const decode = await DecoderSession.load(graphs.decode, shape, pool, engine);
+  return {
+    logits: async (ids) => {
+      const half = Math.ceil(ids.length / 2);
+      const head = Int32Array.from(ids.slice(0, half));
+      const logitRows = Array.from(head, (_, i) => i);
+      const all = new Float32Array(ids.length * spec.vocab);
+      all.set(await prompt.chunk({ slot: 0, past: 0, ids: head, soft: NO_SOFT_TOKENS, logitRows }));
+      for (const [i, id] of ids.slice(half).entries()) {
+        all.set(await decode.step(Int32Array.of(id), Int32Array.of(half + i)), (half + i) * spec.vocab);
+      }
+      return all;
+    },
+    dispose: () => {
+      prompt.dispose();
+      decode.dispose();
+    },
+  };
 }
 
 const mib = (bytes: number) => Math.round(bytes / 2 ** 20);

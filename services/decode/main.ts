@@ -17,8 +17,8 @@ export const DECODE_SETTINGS = [
 export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('decode', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
-  collectProcessMetrics('decode');
-  const { bundle, session, modelName } = await loadEngine(config, log);
+  const { bundle, session, modelName } = await loadEngine(config, 'decode', log);
+  collectProcessMetrics('decode', modelName);
   life.onStop('engine', () => session.dispose());
   const service = createDecodeService(
     session,
@@ -32,7 +32,7 @@ export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>
   );
   life.onStop('connections to prefill workers', service.close);
   const server = await serveRpc(config.host, config.port, service.mounts);
-  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs)));
+  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));

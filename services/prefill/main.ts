@@ -17,8 +17,8 @@ export const PREFILL_SETTINGS = [
 export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('prefill', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
-  collectProcessMetrics('prefill');
-  const { bundle, session, modelName } = await loadEngine(config, log);
+  const { bundle, session, modelName } = await loadEngine(config, 'prefill', log);
+  collectProcessMetrics('prefill', modelName);
   life.onStop('engine', () => session.dispose());
   let address = '';
   const service = createPrefillService(
@@ -36,7 +36,7 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
   );
   const server = await serveRpc(config.host, config.port, service.mounts);
   address = config.advertise || server.address;
-  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs)));
+  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));

@@ -7,7 +7,7 @@ import { OrtSession, OrtValue, type Tensor } from '../../services/lib/engine/ort
 import { Checkpoint, type TensorSource } from '../../services/lib/model/checkpoint.ts';
 import { buildDecoder } from '../../services/lib/model/decoder.ts';
 import type { Graph } from '../../services/lib/model/graph.ts';
-import type { WeightFormat } from '../../services/lib/model/linear.ts';
+import type { TableFormat } from '../../services/lib/model/linear.ts';
 import { writeModel } from '../../services/lib/model/onnx.ts';
 import { SafetensorsFile } from '../../services/lib/model/safetensors.ts';
 import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
@@ -160,7 +160,7 @@ export async function loadDecoder(
   dir: string,
   parent: string,
   name: string,
-  format: WeightFormat = 'fp32',
+  format: TableFormat = 'fp32',
 ): Promise<{ session: OrtSession; spec: DecoderSpec }> {
   const spec = (await readSpec(dir)) as DecoderSpec;
   await using checkpoint = await Checkpoint.open(dir);

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Graph } from '../../services/lib/model/graph.ts';
-import { linear, lookUp, multiply, storeMatrix, type WeightFormat } from '../../services/lib/model/linear.ts';
+import { linear, lookUp, multiply, storeMatrix, type TableFormat } from '../../services/lib/model/linear.ts';
 import { writeModel } from '../../services/lib/model/onnx.ts';
 import { blockThatDivides, quantize } from '../../services/lib/model/quantize.ts';
 import { ids64, largestDifference, loadGraph, temporaryFolder } from './fixtures.ts';
@@ -50,7 +50,7 @@ describe('quantisation', () => {
     expect(blockThatDivides(40, 128)).toBeUndefined();
   });
 
-  test.each<[string, WeightFormat, number]>([
+  test.each<[string, TableFormat, number]>([
     ['fp32', 'fp32', 1e-5],
     ['int8', { bits: 8, block: 32 }, 0.05],
     ['int4', { bits: 4, block: 16 }, 0.1],

@@ -1,10 +1,11 @@
 /** The model that ships: its reference outputs, from text to soft tokens, and what quantisation costs it. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { openPair } from '../../services/export.ts';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { type Bundle, openBundle, verifyBundle } from '../../services/lib/model/bundle.ts';
-import { exportBundle, type Precision } from '../../services/lib/model/export.ts';
-import { type Divergence, verifyExport } from '../../services/lib/model/verify.ts';
+import { exportBundle, type Precision, type PrefillPrecision } from '../../services/lib/model/export.ts';
+import { type Divergence, type GraphPair, verifyExport } from '../../services/lib/model/verify.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
 import {
   DecoderRun,
@@ -48,9 +49,9 @@ const CODE = `class Cache:
 const parent = await temporaryFolder();
 const golden = await readJsonFile<Golden>(join(TINY_CODER, 'expected.json'));
 const load = (path: string) => OrtSession.load(path, { provider: 'cpu', threads: 1 });
-const exported = async (precision: Precision): Promise<Bundle> => {
-  const to = join(parent, precision);
-  await exportBundle({ llm: TINY_CODER, to, precision });
+const exported = async (precision: Precision, prefillPrecision?: PrefillPrecision): Promise<Bundle> => {
+  const to = join(parent, `${precision}-${prefillPrecision}`);
+  await exportBundle({ llm: TINY_CODER, to, precision, prefillPrecision });
   return openBundle(to);
 };
 
@@ -104,25 +105,12 @@ describe('in fp32', () => {
 });
 
 describe('quantised', () => {
-  const divergence = async (precision: Precision): Promise<Divergence> => {
-    const bundle = await exported(precision);
+  const divergence = async (precision: Precision, prefillPrecision?: PrefillPrecision): Promise<Divergence> => {
+    const bundle = await exported(precision, prefillPrecision);
     const tokenizer = await loadTokenizer(TINY_CODER);
-    return verifyExport({
-      bundle,
-      llm: TINY_CODER,
-      sequences: [tokenizer.encode(CODE), golden.fim.input_ids],
-      open: async (graph) => {
-        const session = await load(graph);
-        const decoder = new DecoderRun(session, bundle.manifest.llm.spec, 512);
-        return {
-          logits: async (ids) => {
-            decoder.reset();
-            return decoder.step({ ids });
-          },
-          dispose: () => session.dispose(),
-        };
-      },
-    });
+    const sequences = [tokenizer.encode(CODE), golden.fim.input_ids];
+    const open = (graphs: GraphPair) => openPair(graphs, bundle.manifest.llm.spec);
+    return verifyExport({ bundle, llm: TINY_CODER, sequences, open });
   };
 
   test('int8 is close to fp32, int4 less so', async () => {
@@ -135,6 +123,12 @@ describe('quantised', () => {
     expect(int4.klMean).toBeGreaterThan(int8.klMean);
     expect(int4.klMean).toBeLessThan(0.3);
     expect(int4.top1Agreement).toBeGreaterThan(0.7);
+  });
+
+  test('prompts in W8A8 cost no more than prompts in int4, decoding from their KV included', async () => {
+    const [own, same] = [await divergence('int4', 'w8a8'), await divergence('int4', 'same')];
+    expect(own.klMean).toBeLessThanOrEqual(same.klMean);
+    expect(own.top1Agreement).toBeGreaterThanOrEqual(same.top1Agreement);
   });
 
   test('nothing to compare is refused', async () => {

@@ -17,8 +17,11 @@ export interface Engine {
   readonly modelName: string;
 }
 
-/** @throws ServingError bundle_invalid, config_invalid, out_of_memory, provider_unavailable, runtime_failed. */
-export async function loadEngine(config: EngineConfig, log: Logger): Promise<Engine> {
+/**
+ * @param phase whose weights are loaded: prompts may have their own.
+ * @throws ServingError bundle_invalid, config_invalid, out_of_memory, provider_unavailable, runtime_failed.
+ */
+export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decode', log: Logger): Promise<Engine> {
   const started = performance.now();
   const bundle = await openBundle(config.model);
   const { spec, maxPositions } = bundle.manifest.llm;
@@ -31,7 +34,7 @@ export async function loadEngine(config: EngineConfig, log: Logger): Promise<Eng
   const { layers, kvHeads, headDim } = spec;
   const pool = new KvPool({ layers, kvHeads, headDim }, config.slots, config.capacity);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const session = await DecoderSession.load(bundle.llm, shape, pool, {
+  const session = await DecoderSession.load(phase === 'prefill' ? bundle.prefill : bundle.llm, shape, pool, {
     provider: config.provider,
     threads: config.threads,
     spin: config.spin,

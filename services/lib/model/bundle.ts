@@ -3,6 +3,7 @@
  *
  *     manifest.json  tokenizer.json  tokenizer_config.json
  *     llm/model.onnx, model.bin
+ *     prefill/model.onnx, model.bin              the same network with weights for prompts, if those differ
  *     encoder/model.onnx, model.bin [, tokenizer.json]   \ together or not at all: without them
  *     projector/model.onnx, model.bin                    / there is no compressed context
  */
@@ -47,7 +48,7 @@ export type EncoderManifest = z.output<typeof encoderSchema>;
 export const manifestSchema = z.object({
   format: z.literal(FORMAT, `must be ${FORMAT}`),
   name: z.string().min(1),
-  precision: z.enum(['fp32', 'int8', 'int4']),
+  precision: z.enum(['fp32', 'int8', 'mixed', 'int4']),
   /** Over all files: two workers with the same one compute the same. */
   fingerprint: sha256,
   llm: z.object({
@@ -56,6 +57,8 @@ export const manifestSchema = z.object({
     maxPositions: count,
     files,
   }),
+  /** The language model for prompts: weights and activations of 8 bits. */
+  prefill: z.object({ files }).optional(),
   /** What turns chunks into soft tokens. */
   context: z
     .object({
@@ -74,6 +77,8 @@ export interface Bundle {
   readonly manifest: Manifest;
   /** Path of the decoder's graph. */
   readonly llm: string;
+  /** Path of the decoder's graph for prompts; the same one where the bundle has none of its own. */
+  readonly prefill: string;
   /** Folder with `tokenizer.json` and, if there is one, `tokenizer_config.json`. */
   readonly tokenizerDir: string;
   /** Paths of the encoder's and the projector's graphs, and the folder of the encoder's tokenizer. */
@@ -99,8 +104,15 @@ export function contextFingerprintOf(
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
 }
 
-export function allFiles({ llm, context, tokenizer }: Pick<Manifest, 'llm' | 'context' | 'tokenizer'>): BundleFile[] {
-  return [...llm.files, ...(context?.encoder.files ?? []), ...(context?.projector.files ?? []), ...tokenizer.files];
+export function allFiles(parts: Pick<Manifest, 'llm' | 'prefill' | 'context' | 'tokenizer'>): BundleFile[] {
+  const { llm, prefill, context, tokenizer } = parts;
+  return [
+    ...llm.files,
+    ...(prefill?.files ?? []),
+    ...(context?.encoder.files ?? []),
+    ...(context?.projector.files ?? []),
+    ...tokenizer.files,
+  ];
 }
 
 const invalid = (dir: string, what: string, cause?: unknown) =>
@@ -123,6 +135,7 @@ export async function openBundle(dir: string): Promise<Bundle> {
     dir,
     manifest,
     llm: join(dir, 'llm/model.onnx'),
+    prefill: join(dir, manifest.prefill ? 'prefill/model.onnx' : 'llm/model.onnx'),
     tokenizerDir: dir,
     context: context && {
       encoder: join(dir, 'encoder/model.onnx'),
@@ -145,9 +158,10 @@ async function readManifest(dir: string): Promise<Manifest> {
     throw invalid(dir, `manifest.json: ${problems.join('; ')}`);
   }
   const paths = new Set(allFiles(parsed.data).map(({ path }) => path));
-  const graphs = parsed.data.context ? ['llm', 'encoder', 'projector'] : ['llm'];
+  const { context, prefill } = parsed.data;
+  const graphs = ['llm', ...(prefill ? ['prefill'] : []), ...(context ? ['encoder', 'projector'] : [])];
   const needed = [...graphs.map((part) => `${part}/model.onnx`), 'tokenizer.json'];
-  if (parsed.data.context) needed.push(parsed.data.context.encoder.tokenizer);
+  if (context) needed.push(context.encoder.tokenizer);
   for (const path of needed) if (!paths.has(path)) throw invalid(dir, `manifest.json does not list ${path}`);
   return parsed.data;
 }

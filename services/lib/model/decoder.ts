@@ -11,15 +11,14 @@
  */
 import { expectTensor, type TensorSource } from './checkpoint.ts';
 import { type Dim, Graph, type Value } from './graph.ts';
-import { lookUp, multiply, storeMatrix, type WeightFormat } from './linear.ts';
+import { type LayerFormats, lookUp, multiply, storeMatrix, type TableFormat } from './linear.ts';
 import type { DecoderSpec } from './spec.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
 
 export interface DecoderFormat {
-  /** Matrices of the layers. */
-  readonly layers: WeightFormat;
+  readonly layers: LayerFormats;
   /** The embedding table and the output projection. */
-  readonly vocabulary: WeightFormat;
+  readonly vocabulary: TableFormat;
   /** Positions that the rotation tables hold: no sequence may be longer. */
   readonly maxPositions: number;
 }

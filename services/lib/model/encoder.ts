@@ -6,7 +6,7 @@
  */
 import { expectTensor, type TensorSource } from './checkpoint.ts';
 import { Graph, type Value } from './graph.ts';
-import { lookUp, storeMatrix, type WeightFormat } from './linear.ts';
+import { lookUp, storeMatrix, type TableFormat } from './linear.ts';
 import { type EncoderInputs, robertaLayers } from './roberta.ts';
 import type { DecoderSpec, NetworkSpec } from './spec.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
@@ -15,7 +15,7 @@ import { Transformer, tensorPrefix } from './transformer.ts';
 export type Pooling = 'last' | 'mean';
 
 export interface EncoderFormat {
-  readonly weights: WeightFormat;
+  readonly weights: TableFormat;
   readonly pooling: Pooling;
   /** Scale embeddings to length 1. */
   readonly normalize: boolean;

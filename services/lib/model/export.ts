@@ -19,7 +19,7 @@ import { buildDecoder } from './decoder.ts';
 import { buildEncoder, type Pooling } from './encoder.ts';
 import { encoderSettings, readProjectorConfig } from './encoder-settings.ts';
 import type { Graph } from './graph.ts';
-import type { WeightFormat } from './linear.ts';
+import type { LayerFormats, TableFormat } from './linear.ts';
 import { type Network, openNetwork } from './network.ts';
 import { writeModel } from './onnx.ts';
 import { buildProjector, checkProjectorFits, projectorParameters, readProjectorSpec } from './projector.ts';
@@ -27,8 +27,10 @@ import type { DecoderSpec } from './spec.ts';
 
 export type Precision = Manifest['precision'];
 
+export type PrefillPrecision = 'same' | 'w8a8';
+
 export interface ExportProgress {
-  readonly part: 'llm' | 'encoder' | 'projector';
+  readonly part: 'llm' | 'prefill' | 'encoder' | 'projector';
   /** Bytes of weights written so far, and in all. */
   readonly done: number;
   readonly total: number;
@@ -44,6 +46,8 @@ export interface ExportOptions {
   /** The bundle's folder; a bundle that is there is replaced. */
   readonly to: string;
   readonly precision: Precision;
+  /** Weights for prompts: `w8a8` by default where `precision` quantises, else the same ones. */
+  readonly prefillPrecision?: PrefillPrecision;
   /** Name under which the model is served; that of the language model's folder by default. */
   readonly name?: string;
   /** Weights that share a scale, when quantised: 128 by default, 32 for quality. */
@@ -61,29 +65,33 @@ const DEFAULT_BLOCK = 128;
 const DEFAULT_MAX_POSITIONS = 32_768;
 
 interface WeightFormats {
-  readonly layers: WeightFormat;
-  readonly vocabulary: WeightFormat;
-  readonly encoder: WeightFormat;
+  readonly layers: LayerFormats;
+  readonly vocabulary: TableFormat;
+  readonly encoder: TableFormat;
 }
 
 /**
- * Four bits are for the layers of the language model: its vocabulary, where one matrix decides every token, and the
- * encoder, whose vectors a projector was trained on, keep eight. The projector is always in 32-bit floats.
+ * `int4`: all of the language model in 4 bits, for speed. `mixed`: its vocabulary, where one matrix decides every token,
+ * and its first and last layer in 8. The encoder, whose vectors a projector was trained on, keeps 8 bits in both; the
+ * projector is always in 32-bit floats.
  */
-export function weightFormats(precision: Precision, block = DEFAULT_BLOCK): WeightFormats {
+export function weightFormats(precision: Precision, layers: number, block = DEFAULT_BLOCK): WeightFormats {
   if (![16, 32, 64, 128, 256].includes(block)) {
     throw new ServingError('config_invalid', `block ${block} is not one of 16, 32, 64, 128, 256`);
   }
-  const eight: WeightFormat = { bits: 8, block };
+  const eight = { bits: 8, block } as const;
+  const four = { bits: 4, block } as const;
   switch (precision) {
     case 'fp32':
       return { layers: 'fp32', vocabulary: 'fp32', encoder: 'fp32' };
     case 'int8':
       return { layers: eight, vocabulary: eight, encoder: eight };
+    case 'mixed':
+      return { layers: (i) => (i === 0 || i === layers - 1 ? eight : four), vocabulary: eight, encoder: eight };
     case 'int4':
-      return { layers: { bits: 4, block }, vocabulary: eight, encoder: eight };
+      return { layers: four, vocabulary: four, encoder: eight };
     default:
-      throw new ServingError('config_invalid', `precision ${precision} is not supported (fp32, int8 and int4 are)`);
+      throw new ServingError('config_invalid', `precision ${precision} is not one of fp32, int8, mixed, int4`);
   }
 }
 
@@ -109,10 +117,10 @@ export async function exportBundle(options: ExportOptions): Promise<Manifest> {
 }
 
 async function writeParts(options: ExportOptions, work: string): Promise<Manifest> {
-  const formats = weightFormats(options.precision, options.block);
   await using network = typeof options.llm === 'string' ? await openNetwork(options.llm) : options.llm;
   const { weights } = network;
   const spec = decoderSpec(network);
+  const formats = weightFormats(options.precision, spec.layers, options.block);
   const maxPositions = options.maxPositions ?? Math.min(spec.maxPositions, DEFAULT_MAX_POSITIONS);
   if (maxPositions > spec.maxPositions) {
     throw new ServingError('config_invalid', `the model has ${spec.maxPositions} positions, not ${maxPositions}`);
@@ -127,10 +135,14 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
       ? undefined
       : await writeContext({ options, projector, spec, network, tokenizerFiles, format: formats.encoder, work });
   const { layers, vocabulary } = formats;
-  const decoder = buildDecoder(spec, weights, { layers, vocabulary, maxPositions });
-  const llm = { spec, maxPositions, files: await writePart(options, work, 'llm', decoder) };
+  const graphOf = (matrices: LayerFormats) =>
+    buildDecoder(spec, weights, { layers: matrices, vocabulary, maxPositions });
+  const llm = { spec, maxPositions, files: await writePart(options, work, 'llm', graphOf(layers)) };
+  const prefillPrecision = options.prefillPrecision ?? (options.precision === 'fp32' ? 'same' : 'w8a8');
+  const prefill =
+    prefillPrecision === 'w8a8' ? { files: await writePart(options, work, 'prefill', graphOf('w8a8')) } : undefined;
   const tokenizer = { files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
-  const parts = { llm, context: context?.manifest, tokenizer };
+  const parts = { llm, prefill, context: context?.manifest, tokenizer };
   return {
     format: 'llavacode-bundle/1',
     name: options.name ?? network.name,
@@ -147,7 +159,7 @@ interface ContextSource {
   readonly network: Network;
   readonly spec: DecoderSpec;
   readonly tokenizerFiles: readonly BundleFile[];
-  readonly format: WeightFormat;
+  readonly format: TableFormat;
   readonly work: string;
 }
 

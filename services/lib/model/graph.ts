@@ -3,10 +3,10 @@
  * when the file is written. What is not expressible here, no graph of ours uses.
  */
 
-export type ElementType = 'float32' | 'uint8' | 'int32' | 'int64' | 'bool';
+export type ElementType = 'float32' | 'uint8' | 'int8' | 'int32' | 'int64' | 'bool';
 /** Elements that lie in a file; the others only pass between operators. */
 export type StoredType = Exclude<ElementType, 'bool' | 'int32'>;
-export type StoredArray = Float32Array | Uint8Array | BigInt64Array;
+export type StoredArray = Float32Array | Uint8Array | Int8Array | BigInt64Array;
 
 /** A size, or the name of one that is known only when the graph runs. */
 export type Dim = number | string;
@@ -27,6 +27,7 @@ export const OPERATORS = {
   Cast: operator('', { to: 'type' }),
   Concat: operator('', { axis: 'int' }),
   Div: operator('', {}),
+  DynamicQuantizeMatMul: operator('com.microsoft', {}),
   Gather: operator('', { axis: 'int' }),
   GatherND: operator('', { batch_dims: 'int' }),
   Gelu: operator('com.microsoft', {}),

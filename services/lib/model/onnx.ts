@@ -53,7 +53,10 @@ const ModelProto = protobuf.parse(SCHEMA, { keepCase: true }).root.lookupType('M
 
 const IR_VERSION = 10;
 const OPSET = 21;
-const TYPE_ID = { float32: 1, uint8: 2, int32: 6, int64: 7, bool: 9 } as const satisfies Record<ElementType, number>;
+const TYPE_ID = { float32: 1, uint8: 2, int8: 3, int32: 6, int64: 7, bool: 9 } as const satisfies Record<
+  ElementType,
+  number
+>;
 /** Where weights start in `model.bin`: at a multiple of this, in bytes. */
 const ALIGNMENT = 4096;
 const WRITE_BYTES = 64 * 1024 * 1024;
@@ -117,7 +120,7 @@ const weightProto = ({ name, type, dims }: TensorForm, file: string, offset: num
   ],
 });
 
-const BYTES_PER_ELEMENT = { float32: 4, uint8: 1, int64: 8 } as const satisfies Record<StoredType, number>;
+const BYTES_PER_ELEMENT = { float32: 4, uint8: 1, int8: 1, int64: 8 } as const satisfies Record<StoredType, number>;
 const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =>
   dims.reduce((product, dim) => product * dim, BYTES_PER_ELEMENT[type]);
 

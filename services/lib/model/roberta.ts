@@ -1,7 +1,7 @@
 /** RoBERTa's layers (UniXcoder): learned positions from padding id + 1 on, attention both ways, norms after each sum. */
 import { expectTensor, type TensorSource } from './checkpoint.ts';
 import type { Graph, Value } from './graph.ts';
-import { linear, lookUp, storeMatrix, type WeightFormat } from './linear.ts';
+import { linear, lookUp, storeMatrix, type TableFormat } from './linear.ts';
 import type { RobertaSpec } from './spec.ts';
 
 /** What an encoder's layers compute with. */
@@ -23,7 +23,7 @@ export function robertaLayers(
   graph: Graph,
   spec: RobertaSpec,
   source: TensorSource,
-  format: WeightFormat,
+  format: TableFormat,
   inputs: EncoderInputs,
 ): Value {
   const { hidden, intermediate, normEps } = spec;
@@ -80,7 +80,7 @@ function embeddings(
   graph: Graph,
   spec: RobertaSpec,
   tensor: (name: string, shape: readonly number[]) => () => Promise<Float32Array>,
-  format: WeightFormat,
+  format: TableFormat,
   inputs: EncoderInputs,
 ): Value {
   const { hidden, vocab, positionRows, tokenTypes, padId, normEps } = spec;

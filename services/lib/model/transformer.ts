@@ -6,7 +6,7 @@
  */
 import { expectTensor, type TensorReader, type TensorSource } from './checkpoint.ts';
 import type { Graph, Value } from './graph.ts';
-import { linear, type WeightFormat } from './linear.ts';
+import { type LayerFormats, linear, type WeightFormat } from './linear.ts';
 import type { DecoderSpec } from './spec.ts';
 
 export interface AttentionInputs {
@@ -64,14 +64,16 @@ export class Transformer {
   readonly #spec: DecoderSpec;
   readonly #source: TensorSource;
   readonly #prefix: string;
-  readonly #format: WeightFormat;
+  readonly #formatOf: (layer: number) => WeightFormat;
+  /** Of the layer under construction. */
+  #format: WeightFormat = 'fp32';
 
-  constructor(graph: Graph, spec: DecoderSpec, source: TensorSource, format: WeightFormat) {
+  constructor(graph: Graph, spec: DecoderSpec, source: TensorSource, formats: LayerFormats) {
     this.#graph = graph;
     this.#spec = spec;
     this.#source = source;
     this.#prefix = tensorPrefix(source);
-    this.#format = format;
+    this.#formatOf = typeof formats === 'function' ? formats : () => formats;
   }
 
   /**
@@ -99,6 +101,7 @@ export class Transformer {
     );
     for (let layer = 0; layer < layers; layer++) {
       const name = `layers.${layer}`;
+      this.#format = this.#formatOf(layer);
       let mixed = this.#attention(layer, normed, attention, cos, sin);
       if (layer === layers - 1) {
         mixed = keep(mixed, `${name}.kept_attention`);

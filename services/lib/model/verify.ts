@@ -10,7 +10,16 @@ import { Checkpoint } from './checkpoint.ts';
 import { buildDecoder } from './decoder.ts';
 import { writeModel } from './onnx.ts';
 
-/** A decoder graph that is loaded. */
+/** Paths of the decoder graph for prompts and of the one for decoding; they may be the same. */
+export interface GraphPair {
+  readonly prompt: string;
+  readonly decode: string;
+}
+
+/**
+ * Decoder graphs that are loaded. Of each sequence, the first half is computed as a prompt and the second token by token,
+ * as a completion is, so that what is measured includes KV of the one continued by the other.
+ */
 export interface LogitsRunner {
   /** Logits after every position of one sequence: [ids, vocab]. */
   logits(ids: readonly number[]): Promise<Float32Array>;
@@ -33,8 +42,7 @@ export interface VerifyOptions {
   readonly llm: string;
   /** Token ids of real code, each sequence within the bundle's positions. */
   readonly sequences: readonly (readonly number[])[];
-  /** Loads the graph at a path. */
-  readonly open: (graph: string) => Promise<LogitsRunner>;
+  readonly open: (graphs: GraphPair) => Promise<LogitsRunner>;
   readonly signal?: AbortSignal;
 }
 
@@ -54,7 +62,9 @@ export async function verifyExport({ bundle, llm, sequences, open, signal }: Ver
     await using weights = await Checkpoint.open(llm);
     const graph = buildDecoder(spec, weights, { layers: 'fp32', vocabulary: 'fp32', maxPositions });
     await writeModel(graph, work, { signal });
-    for (const path of [join(work, 'model.onnx'), bundle.llm]) runners.push(await open(path));
+    const reference = join(work, 'model.onnx');
+    runners.push(await open({ prompt: reference, decode: reference }));
+    runners.push(await open({ prompt: bundle.prefill, decode: bundle.llm }));
     return await compare(runners[0]!, runners[1]!, sequences, spec.vocab, signal);
   } finally {
     for (const runner of runners) runner.dispose();
