@@ -14,8 +14,15 @@ export interface CompletionBody {
   readonly seed?: number;
   readonly stop?: readonly string[];
   readonly ignore_eos?: boolean;
+  readonly min_tokens?: number;
   readonly return_token_ids?: boolean;
-  readonly rag?: { readonly repo: string; readonly mode: string; readonly path?: string; readonly top_k?: number };
+  readonly rag?: {
+    readonly repo: string;
+    readonly mode: string;
+    readonly path?: string;
+    readonly top_k?: number;
+    readonly max_text_tokens?: number;
+  };
 }
 
 export interface RagAnswer {
@@ -39,6 +46,8 @@ export interface StreamedCompletion {
   readonly finishReason: string;
   readonly usage: Usage;
   readonly rag: RagAnswer | undefined;
+  /** The gateway's own: ms since it received the request, by event and stage; where it was asked for. */
+  readonly timeline: Readonly<Record<string, number>> | undefined;
   readonly sentAtMs: number;
   /** One per chunk that held a choice. */
   readonly chunksAtMs: readonly number[];
@@ -50,7 +59,15 @@ interface Chunk {
   readonly choices: readonly { text: string; finish_reason: string | null; token_ids?: number[] }[];
   readonly usage?: Usage;
   readonly rag?: RagAnswer;
+  readonly timeline?: Readonly<Record<string, number>>;
   readonly error?: { message: string; code: string };
+}
+
+export interface StreamOptions {
+  /** Asks the gateway for its timeline of the request. */
+  readonly timeline?: boolean;
+  /** Called with the time of each chunk that holds a choice, as it comes: known even if the stream breaks off. */
+  readonly onChunk?: (atMs: number) => void;
 }
 
 /**
@@ -61,11 +78,12 @@ export async function streamCompletion(
   url: string,
   body: CompletionBody,
   signal: AbortSignal,
+  options: StreamOptions = {},
 ): Promise<StreamedCompletion> {
   const sentAtMs = performance.now();
   const response = await fetch(`${url}/v1/completions`, {
     method: 'POST',
-    headers: { 'content-type': 'application/json' },
+    headers: { 'content-type': 'application/json', ...(options.timeline && { 'x-llavacode-timeline': '1' }) },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
@@ -75,6 +93,7 @@ export async function streamCompletion(
   let [id, text, finishReason, done] = ['', '', '', false];
   let usage: Usage | undefined;
   let rag: RagAnswer | undefined;
+  let timeline: StreamedCompletion['timeline'];
   let failure: ServingError | undefined;
   const parser = createParser({
     onEvent: ({ data }) => {
@@ -87,9 +106,12 @@ export async function streamCompletion(
       id ||= chunk.id;
       rag ??= chunk.rag;
       usage = chunk.usage ?? usage;
+      timeline = chunk.timeline ?? timeline;
       const choice = chunk.choices?.[0];
       if (choice === undefined) return;
-      chunksAtMs.push(performance.now());
+      const atMs = performance.now();
+      chunksAtMs.push(atMs);
+      options.onChunk?.(atMs);
       text += choice.text;
       tokenIds.push(...(choice.token_ids ?? []));
       finishReason = choice.finish_reason ?? finishReason;
@@ -99,7 +121,8 @@ export async function streamCompletion(
   for await (const bytes of response.body) parser.feed(decoder.decode(bytes as Uint8Array, { stream: true }));
   if (failure) throw failure;
   if (!done || usage === undefined) throw new ServingError('worker_lost', 'the stream ended without [DONE]');
-  return { id, text, tokenIds, finishReason, usage, rag, sentAtMs, chunksAtMs, endedAtMs: performance.now() };
+  const endedAtMs = performance.now();
+  return { id, text, tokenIds, finishReason, usage, rag, timeline, sentAtMs, chunksAtMs, endedAtMs };
 }
 
 /** Time to first token, in ms. */

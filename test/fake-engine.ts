@@ -57,7 +57,7 @@ export class FakeEngine implements PromptEngine, StepEngine {
   readonly chunks: PromptChunk[] = [];
   /** Slots that each step decoded. */
   readonly steps: number[][] = [];
-  /** Runs before a chunk is computed; may wait or throw. */
+  /** Runs before a chunk is computed; may wait or throw. An abort ends the chunk there. */
   beforeChunk: (chunk: PromptChunk) => Promise<void> | void = () => {};
   /** Runs before a step is computed; may wait or throw. */
   beforeStep: (slots: readonly number[]) => Promise<void> | void = () => {};
@@ -70,8 +70,7 @@ export class FakeEngine implements PromptEngine, StepEngine {
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     return this.#alone(async () => {
       this.chunks.push(chunk);
-      await this.beforeChunk(chunk);
-      signal?.throwIfAborted();
+      await unlessAborted(this.beforeChunk(chunk), signal);
       this.write(chunk.slot, chunk.past, tokensOf(chunk));
       const logits = new Float32Array(chunk.logitRows.length * VOCAB);
       for (const [i, row] of chunk.logitRows.entries()) {
@@ -131,6 +130,18 @@ export class FakeEngine implements PromptEngine, StepEngine {
       this.#busy = false;
     }
   }
+}
+
+/** Waits for `work`, but no longer than until the abort. */
+function unlessAborted(work: Promise<void> | void, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal?.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener('abort', abort, { once: true });
+    void Promise.resolve(work)
+      .then(resolve, reject)
+      .finally(() => signal?.removeEventListener('abort', abort));
+  });
 }
 
 /** A promise that a test opens. */

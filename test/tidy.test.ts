@@ -37,7 +37,7 @@ const ONE_IMPORTER: Record<string, RegExp> = {
   'onnxruntime-node': /^services\/lib\/engine\/ort[\w-]*\.ts$/,
   'prom-client': /^services\/lib\/process\/metrics\.ts$/,
   pino: /^services\/lib\/process\/log\.ts$/,
-  ioredis: /^services\/lib\/rag\/redis-store\.ts$/,
+  ioredis: /^services\/lib\/rag\/redis-connection\.ts$/,
   lmdb: /^services\/lib\/rag\/lmdb-store\.ts$/,
   fastify: /^services\/gateway\//,
   protobufjs: /^services\/lib\/model\/onnx\.ts$/,

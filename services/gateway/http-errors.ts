@@ -24,7 +24,8 @@ export function errorBody(error: ServingError, requestId: string): ErrorBody {
 export function asServingError(error: unknown): ServingError {
   if (error instanceof ServingError || !(error instanceof Error)) return ServingError.from(error);
   const { code, statusCode } = error as Error & { code?: string; statusCode?: number };
-  if (code === 'FST_ERR_CTP_BODY_TOO_LARGE') return new ServingError('payload_too_large', error.message);
+  if (code === 'FST_ERR_CTP_BODY_TOO_LARGE')
+    return new ServingError('payload_too_large', `${error.message} (--body-limit-bytes)`);
   if (code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE') return new ServingError('unsupported_media_type', error.message);
   if (statusCode !== undefined && statusCode >= 400 && statusCode < 500) {
     return new ServingError('invalid_request', error.message, { cause: error });
@@ -37,12 +38,16 @@ export function validationError(error: z.ZodError): ServingError {
   const problems = error.issues.flatMap((issue) =>
     issue.code === 'unrecognized_keys'
       ? issue.keys.map((key) => ({ field: [...issue.path, key].join('.'), message: 'is not a field of this request' }))
-      : [{ field: issue.path.join('.'), message: lowerFirst(issue.message) }],
+      : [{ field: issue.path.join('.'), message: lowerFirst(reasonOf(issue)) }],
   );
   const message = problems
     .map(({ field, message }) => (field ? `${field}: ${message}` : `body: ${message}`))
     .join('; ');
   return new ServingError('invalid_request', message, { param: problems.find(({ field }) => field)?.field });
 }
+
+/** Of a record's key, what is wrong with it. */
+const reasonOf = (issue: z.core.$ZodIssue) =>
+  (issue.code === 'invalid_key' ? issue.issues[0]?.message : undefined) ?? issue.message;
 
 const lowerFirst = (text: string) => text.charAt(0).toLowerCase() + text.slice(1);

@@ -58,8 +58,11 @@ interface Work {
   readonly placement: Placement;
   /** Settled by the prefill call: the prompt has a slot; the first tokens are there. */
   readonly accepted: Deferred<KvHandle__Output>;
-  readonly first: Deferred<NonNullable<PrefillEvent__Output['first']>>;
+  readonly first: Deferred<FirstTokens>;
 }
+
+type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
+type Step = NonNullable<DecodeEvent__Output['step']>;
 
 /** Why a call is cancelled that is no longer needed. */
 const FINISHED = new Error('finished');
@@ -125,12 +128,15 @@ export class Journey {
     return context;
   }
 
-  /** Prefill and decodes of one prompt side by side, until every choice has finished. */
+  /** Prefill and decodes of one prompt side by side, until every choice has finished or one of them has failed. */
   async #generate(work: Work): Promise<void> {
     const finished = new AbortController();
-    const prefilling = this.#prefill(work, AbortSignal.any([work.trip.signal, finished.signal]));
+    let prefilling: Promise<void> | undefined;
     try {
-      await together(work.trip.signal, (live) => work.choices.map((_, i) => this.#runChoice(work, i, live)));
+      await together(work.trip.signal, (live) => {
+        prefilling = this.#prefill(work, AbortSignal.any([live, finished.signal]));
+        return work.choices.flatMap((_, i) => this.#runChoice(work, i, live));
+      });
     } finally {
       // Frees the KV where a choice did not take its copy; after `released` there is nothing left to cancel.
       finished.abort(FINISHED);
@@ -178,21 +184,18 @@ export class Journey {
     }
   }
 
-  /** One choice: its first token from prefill, the others from its own decode call. */
-  async #runChoice(work: Work, index: number, signal: AbortSignal): Promise<void> {
-    const worker = work.placement.decodes[index]!;
+  /** One choice: its first token, which prefill sends, and the rest, by a decode call of its own. */
+  #runChoice(work: Work, index: number, signal: AbortSignal): [first: Promise<void>, rest: Promise<void>] {
     const finished = new AbortController();
-    try {
-      const firstEmitted = this.#emitFirst(work, index).then(() => {
-        if (work.choices[index]!.finished) finished.abort(FINISHED);
-      });
-      const live = AbortSignal.any([signal, finished.signal]);
-      await together(live, (either) => [firstEmitted, this.#decode(work, index, firstEmitted, either)]);
-    } catch (error) {
-      if (error !== FINISHED) throw error;
-    } finally {
-      worker.release();
-    }
+    const first = this.#emitFirst(work, index).then(() => {
+      if (work.choices[index]!.finished) finished.abort(FINISHED);
+    });
+    const rest = this.#decode(work, index, first, AbortSignal.any([signal, finished.signal]))
+      .catch((error) => {
+        if (error !== FINISHED) throw error;
+      })
+      .finally(() => work.placement.decodes[index]!.release());
+    return [first, rest];
   }
 
   async #emitFirst(work: Work, index: number): Promise<void> {
@@ -230,9 +233,7 @@ export class Journey {
   }
 }
 
-type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
-type Step = NonNullable<DecodeEvent__Output['step']>;
-
+/** Hands new tokens of a choice to whoever asked for it. */
 async function emit(work: Work, index: number, tokens: Step['tokens'], finishReason = ''): Promise<void> {
   const logprobs = work.samplings[index]!.logprobs >= 0;
   const sampled: SampledToken[] = tokens.map((token) => readToken(token, logprobs));

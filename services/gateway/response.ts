@@ -1,5 +1,6 @@
 /** Bodies of `/v1/completions` as OpenAI shapes them, and what stands in them besides. */
 import type { FinishReason } from '../lib/request/sequence.ts';
+import type { Timeline } from '../lib/request/timeline.ts';
 import type { Choice, ChoiceDelta, Logprobs } from './choice.ts';
 import type { CompletionRequest } from './completion-request.ts';
 import type { ContextReport } from './context.ts';
@@ -41,7 +42,12 @@ export function chunkBody(
 }
 
 /** The last event of a stream that was asked for usage. */
-export const usageBody = (head: AnswerHead, usage: Usage) => ({ ...head, choices: [], usage });
+export const usageBody = (head: AnswerHead, usage: Usage, timeline?: Timeline) => ({
+  ...head,
+  choices: [],
+  usage,
+  ...(timeline && { timeline }),
+});
 
 /** Gathers the deltas of a whole answer. */
 export class AnswerCollector {

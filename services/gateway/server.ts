@@ -43,6 +43,8 @@ export interface ServerParts {
 
 type CompletionCall = FastifyRequest<{ Body: CompletionRequest }>;
 
+/** `1` asks for the gateway's timeline of the request, in the event that carries the usage: where its time went. */
+const TIMELINE_HEADER = 'x-llavacode-timeline';
 /** What a client may call a request by: it goes into logs and headers. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
@@ -151,7 +153,9 @@ async function streamed(
         return events.send(chunkBody(head, body, delta, { rag, usage: record.usage }));
       },
     });
-    events.end(body.includeUsage ? usageBody(head, record.usage) : undefined);
+    record.timeline.mark('last_token');
+    const timeline = reply.request.headers[TIMELINE_HEADER] === '1' ? record.timeline : undefined;
+    events.end(body.includeUsage ? usageBody(head, record.usage, timeline) : undefined);
   } catch (error) {
     if (!events.open) throw error;
     const failure = asServingError(error);
@@ -165,7 +169,7 @@ function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
   const record = new RequestRecord();
   request.record = record;
   raw.once('close', () => {
-    if (!raw.writableFinished) record.error ??= clientGone();
+    if (!raw.writableEnded) record.error ??= clientGone();
     const status = record.error?.code === 'client_gone' ? record.error.kind.http : raw.statusCode;
     record.end(request.log, status);
   });
@@ -178,6 +182,7 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429) {
     reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));
   }
+  reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
   void reply.code(failure.kind.http).send(errorBody(failure, request.id));
 }
 

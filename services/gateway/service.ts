@@ -93,7 +93,10 @@ export async function startGateway(
       // The process is killed at the full time: what is cut off must still be told.
       await admission.drain(config.drainTimeoutMs * 0.9);
       closing.abort();
+      // Every answer has been written; a client that keeps its connection open must not keep us.
+      const linger = setTimeout(() => app.server.closeAllConnections(), config.drainTimeoutMs * 0.05);
       await app.close();
+      clearTimeout(linger);
       pool.close();
       await watching;
     },

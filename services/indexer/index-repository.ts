@@ -7,9 +7,10 @@ import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import { type Chunk, type Chunking, chunkFile } from '../lib/rag/chunk.ts';
 import type { ContextEncoder } from '../lib/rag/encode.ts';
-import { packIds } from '../lib/rag/row.ts';
-import type { IndexHead, IndexWriter, Store } from '../lib/rag/store.ts';
-import { listSources, readSource, SKIP_REASONS, type SkipCounts } from './sources.ts';
+import { idAt, packIds } from '../lib/rag/row.ts';
+import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store.ts';
+import { languageOf, noSkips, type SkipCounts } from './selection.ts';
+import { type Sources, treeSources } from './sources.ts';
 
 export interface IndexOptions extends Chunking {
   readonly maxFileBytes: number;
@@ -30,7 +31,7 @@ export interface IndexReport {
   readonly fingerprint: string;
   /** False where the stored version was this one already. */
   readonly changed: boolean;
-  /** Files that gave chunks or were empty; those that were not read, by reason. */
+  /** Files that gave chunks or were blank (of a change set: those of the changed ones); files left out, by reason. */
   readonly files: number;
   readonly skipped: Readonly<SkipCounts>;
   readonly chunks: number;
@@ -42,8 +43,9 @@ export interface IndexReport {
 }
 
 export interface IndexJob {
+  /** Key of the repository: see repoKey. */
   readonly repo: string;
-  readonly dir: string;
+  readonly sources: Sources;
   readonly store: Store;
   readonly encoder: ContextEncoder;
   readonly options: IndexOptions;
@@ -56,24 +58,41 @@ const BATCH = 256;
 /** How long a dead indexer keeps others out. */
 const LOCK_TTL_MS = 15_000;
 
+/** Indexes a working tree. Errors as of {@link indexSources}. */
+export async function indexRepository(job: Omit<IndexJob, 'sources'> & { readonly dir: string }): Promise<IndexReport> {
+  return indexSources({ ...job, sources: await treeSources(job.dir, job.options.maxFileBytes) });
+}
+
 /**
- * @throws ServingError invalid_request, index_locked, store_unavailable, or what the encoder throws; the signal's
- *   reason. The version that was served before is served on.
+ * Indexes a repository, or brings changes into the index of one.
+ * @throws ServingError invalid_request, index_locked, store_unavailable, or what the encoder throws; for changes also
+ *   repo_not_found, index_moved, store_invalid; the signal's reason. The version that was served before is served on.
  */
-export async function indexRepository(job: IndexJob): Promise<IndexReport> {
+export async function indexSources(job: IndexJob): Promise<IndexReport> {
+  try {
+    const report = await runIndex(job);
+    metrics.indexRuns.inc({ outcome: 'ok' });
+    metrics.indexedChunks.inc({ outcome: 'embedded' }, report.embedded);
+    metrics.indexedChunks.inc({ outcome: 'reused' }, report.reused);
+    metrics.indexedChunks.inc({ outcome: 'removed' }, report.removed);
+    for (const [reason, count] of Object.entries(report.skipped)) metrics.skippedFiles.inc({ reason }, count);
+    return report;
+  } catch (error) {
+    metrics.indexRuns.inc({ outcome: ServingError.from(error).code });
+    throw error;
+  }
+}
+
+async function runIndex(job: IndexJob): Promise<IndexReport> {
   const startedAt = performance.now();
-  const { paths, unreadable } = await listSources(job.dir);
   const writer = await job.store.lock(job.repo, LOCK_TTL_MS);
   try {
-    const run = new IndexRun(job, writer, paths, await writer.stored(job.encoder.fingerprint));
-    run.skipped.unreadable = unreadable;
+    const run = new IndexRun(job, writer, await writer.stored(job.encoder.fingerprint));
+    await run.keepUnchanged();
     await run.readAll();
     const { version, changed } = await run.publish();
     const removed = await writer.sweep();
     const { files, skipped, embedded, reused } = run;
-    metrics.indexedChunks.inc({ outcome: 'embedded' }, embedded);
-    metrics.indexedChunks.inc({ outcome: 'reused' }, reused);
-    metrics.indexedChunks.inc({ outcome: 'removed' }, removed);
     return {
       repo: job.repo,
       version,
@@ -98,27 +117,60 @@ class IndexRun {
   files = 0;
   embedded = 0;
   reused = 0;
-  readonly skipped = Object.fromEntries(SKIP_REASONS.map((reason) => [reason, 0])) as SkipCounts;
+  readonly skipped: SkipCounts;
   readonly #job: IndexJob;
   readonly #writer: IndexWriter;
-  readonly #paths: readonly string[];
   readonly #stored: ReadonlySet<string>;
-  /** Ids of the version in the making, in the order of (path, line). */
-  readonly #ids: string[] = [];
+  /** Chunks of the version in the making; those of one file in the order of their lines. */
+  readonly #chunks: { readonly id: string; readonly path: string }[] = [];
   #pending: Chunk[] = [];
 
-  constructor(job: IndexJob, writer: IndexWriter, paths: readonly string[], stored: ReadonlySet<string>) {
+  /** @param stored ids of chunks that need no encoding. */
+  constructor(job: IndexJob, writer: IndexWriter, stored: ReadonlySet<string>) {
     this.#job = job;
     this.#writer = writer;
-    this.#paths = paths;
     this.#stored = stored;
+    this.skipped = { ...noSkips(), ...job.sources.skipped };
+  }
+
+  /** Of a change set: takes over the chunks of all other files from the current version. */
+  async keepUnchanged(): Promise<void> {
+    const { repo, sources, store, signal } = this.#job;
+    if (!sources.replaced) return;
+    const { head, ids } = await this.#base();
+    for (let start = 0; start < head.chunks; start += BATCH) {
+      signal?.throwIfAborted();
+      const wanted = Array.from({ length: Math.min(BATCH, head.chunks - start) }, (_, i) => idAt(ids, start + i));
+      const entries = whole(repo, await store.entries(repo, wanted));
+      const kept = entries.filter((entry) => !sources.replaced?.has(entry.path));
+      // Of another encoder, or lost: encoded again from the text that is stored beside the old vector.
+      const bare = kept.filter((entry) => !this.#stored.has(entry.id)).map((entry) => entry.id);
+      const contents = whole(repo, await store.contents(repo, head.fingerprint, bare));
+      const texts = new Map(contents.map(({ text }, i) => [bare[i], text]));
+      for (const entry of kept) await this.#add({ ...entry, text: texts.get(entry.id) ?? '' }, 0);
+    }
+  }
+
+  async #base(): Promise<IndexSnapshot> {
+    const { repo, sources, store } = this.#job;
+    const base = await store.snapshot(repo);
+    if (!base) throw new ServingError('repo_not_found', `there is no index of ${repo} to change`, { param: 'repo' });
+    const { version } = base.head;
+    if (sources.baseVersion !== undefined && sources.baseVersion !== version) {
+      throw new ServingError(
+        'index_moved',
+        `the changes are against version ${JSON.stringify(sources.baseVersion)} of ${repo}, the current one is ${version}`,
+        { param: 'base_version' },
+      );
+    }
+    return base;
   }
 
   async readAll(): Promise<void> {
-    const { dir, options, signal } = this.#job;
-    for (const [i, path] of this.#paths.entries()) {
+    const { sources, options, signal } = this.#job;
+    for (const [i, path] of sources.paths.entries()) {
       signal?.throwIfAborted();
-      const source = await readSource(dir, path, options.maxFileBytes);
+      const source = await sources.read(path);
       if ('skipped' in source) this.skipped[source.skipped]++;
       else {
         this.files++;
@@ -127,11 +179,11 @@ class IndexRun {
       this.#progress(i + 1);
     }
     await this.#flush();
-    this.#progress(this.#paths.length);
+    this.#progress(sources.paths.length);
   }
 
   async #add(chunk: Chunk, filesRead: number): Promise<void> {
-    this.#ids.push(chunk.id);
+    this.#chunks.push({ id: chunk.id, path: chunk.path });
     if (this.#stored.has(chunk.id)) {
       this.reused++;
       return;
@@ -156,11 +208,18 @@ class IndexRun {
     this.embedded += chunks.length;
   }
 
+  /** By path, then line: chunks that were kept and chunks that are new are of different files. */
+  #inOrder() {
+    return this.#job.sources.replaced
+      ? this.#chunks.toSorted((a, b) => (a.path < b.path ? -1 : Number(a.path > b.path)))
+      : this.#chunks;
+  }
+
   #progress(filesRead: number): void {
     this.#job.onProgress?.({
-      files: this.#paths.length,
+      files: this.#job.sources.paths.length,
       filesRead,
-      chunks: this.#ids.length,
+      chunks: this.#chunks.length,
       embedded: this.embedded,
     });
   }
@@ -169,20 +228,35 @@ class IndexRun {
     const { repo, store, encoder, signal } = this.#job;
     signal?.throwIfAborted();
     const { fingerprint, hidden } = encoder;
-    const ids = packIds(this.#ids);
+    const chunks = this.#inOrder();
+    const ids = packIds(chunks.map((chunk) => chunk.id));
     const version = createHash('sha256').update(fingerprint).update('\0').update(ids).digest('hex').slice(0, 16);
     if ((await publishedVersion(store, repo)) === version) return { version, changed: false };
     const head: IndexHead = {
       version,
       fingerprint,
       hidden,
-      files: this.files,
-      chunks: this.#ids.length,
+      ...filesOf(chunks),
+      chunks: chunks.length,
       indexedAt: new Date().toISOString(),
     };
     await this.#writer.publish({ head, ids });
     return { version, changed: true };
   }
+}
+
+/** The number of files that chunks in order are of, and their languages. */
+function filesOf(chunks: readonly { readonly path: string }[]): Pick<IndexHead, 'files' | 'languages'> {
+  const paths = chunks.filter(({ path }, i) => path !== chunks[i - 1]?.path).map(({ path }) => path);
+  const counts = new Map<string, number>();
+  for (const path of paths) counts.set(languageOf(path), (counts.get(languageOf(path)) ?? 0) + 1);
+  return { files: paths.length, languages: Object.fromEntries([...counts].sort(([a], [b]) => (a < b ? -1 : 1))) };
+}
+
+/** @throws ServingError store_invalid where some are missing. */
+function whole<T>(repo: string, rows: readonly (T | undefined)[]): T[] {
+  if (rows.every((row) => row !== undefined)) return rows as T[];
+  throw new ServingError('store_invalid', `the index of ${repo} has lost chunks: changes cannot be brought into it`);
 }
 
 /** An index that cannot be read is one to be replaced. */

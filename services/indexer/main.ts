@@ -1,49 +1,33 @@
-/** `llavacode index`: one index run, in a process that loads the encoder and is gone afterwards. */
-import ora from 'ora';
+/** The indexer's process: holds the encoder and takes uploads from the gateway. */
 import { openBundle } from '../lib/model/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
+import { serveHealth } from '../lib/process/health.ts';
+import { Lifecycle } from '../lib/process/lifecycle.ts';
+import { createLogger } from '../lib/process/log.ts';
+import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { loadContextEncoder } from '../lib/rag/encode.ts';
 import { openStore } from '../lib/rag/store.ts';
-import { type IndexReport, indexRepository } from './index-repository.ts';
+import { serveRpc } from '../lib/rpc/server.ts';
+import { createIndexerService } from './service.ts';
 
-export const INDEX_SETTINGS = [
-  ...(['model', 'store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes'] as const),
+export const INDEXER_SETTINGS = [
+  ...(['host', 'port', 'metricsPort', 'model', 'store', 'provider', 'threads', 'chunkLines', 'chunkStride'] as const),
+  ...(['maxFileBytes', 'maxUploadBytes', 'maxRepoBytes', 'maxRepoFiles', 'drainTimeoutMs', 'logLevel'] as const),
 ] as const;
 
-/** @throws ServingError; Ctrl-C stops the run and leaves the version that was served before. */
-export async function runIndex(
-  config: Config<(typeof INDEX_SETTINGS)[number]>,
-  { repo, dir }: { readonly repo: string; readonly dir: string },
-): Promise<IndexReport> {
-  const stop = new AbortController();
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort(new Error(signal)));
-  const spinner = ora({ text: `indexing ${dir} as ${repo}`, stream: process.stderr }).start();
-  const bundle = await openBundle(config.model);
-  const encoder = await loadContextEncoder(bundle, config);
+export async function runIndexer(config: Config<(typeof INDEXER_SETTINGS)[number]>): Promise<void> {
+  const log = createLogger('indexer', config.logLevel);
+  const life = new Lifecycle(log, config.drainTimeoutMs);
+  collectProcessMetrics('indexer');
+  const encoder = await loadContextEncoder(await openBundle(config.model), config);
+  life.onStop('encoder', () => encoder.dispose());
   const store = await openStore(config.store);
-  try {
-    const report = await indexRepository({
-      repo,
-      dir,
-      store,
-      encoder,
-      options: config,
-      signal: stop.signal,
-      onProgress: ({ files, filesRead, chunks, embedded }) => {
-        spinner.text = `indexing ${repo}: ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} encoded`;
-      },
-    });
-    const { files, chunks, embedded, reused, removed, skipped, seconds, version } = report;
-    const passed = Object.entries(skipped).filter(([, count]) => count > 0);
-    spinner.succeed(
-      `${repo}: ${chunks} chunks of ${files} files (${embedded} encoded, ${reused} kept, ${removed} removed) in ${seconds.toFixed(1)} s, version ${version}${passed.length > 0 ? `; skipped: ${passed.map(([why, count]) => `${count} ${why}`).join(', ')}` : ''}`,
-    );
-    return report;
-  } catch (error) {
-    spinner.fail();
-    throw error;
-  } finally {
-    encoder.dispose();
-    await store.close();
-  }
+  life.onStop('store', () => store.close());
+  const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
+  const server = await serveRpc(config.host, config.port, service.mounts);
+  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs)));
+  const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
+  server.setServing(true);
+  life.draining.addEventListener('abort', () => server.setServing(false));
+  life.ready(server.address, metricsAddress);
 }

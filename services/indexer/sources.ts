@@ -1,18 +1,23 @@
-/** The files of a working tree that are worth indexing, and why the others are not. */
+/** The files of a working tree: all of them, or those that have changed. */
 import { constants } from 'node:fs';
-import { open, readdir } from 'node:fs/promises';
+import { lstat, open, readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { isGitIgnored } from 'globby';
 import { ServingError } from '../lib/process/errors.ts';
+import { asSource, isHidden, type SkipCounts, type Source } from './selection.ts';
 
-export const SKIP_REASONS = ['symlink', 'oversize', 'binary', 'invalid_utf8', 'unreadable'] as const;
-export type SkipReason = (typeof SKIP_REASONS)[number];
-export type SkipCounts = Record<SkipReason, number>;
-
-export type Source = { readonly text: string } | { readonly skipped: SkipReason };
-
-/** Not of the repository itself, whatever its .gitignore says. */
-const DEPENDENCIES = 'node_modules';
+/** What an index run reads. */
+export interface Sources {
+  /** Relative to the root, with forward slashes, in the order of their UTF-16 units. */
+  readonly paths: readonly string[];
+  /** Files that were left out before anything was read. */
+  readonly skipped: Partial<SkipCounts>;
+  read(path: string): Promise<Source>;
+  /** Where these are not the whole repository: the files whose chunks go; all others stay as they are. */
+  readonly replaced?: ReadonlySet<string>;
+  /** The version that changes were worked out against; any will do where there is none. */
+  readonly baseVersion?: string;
+}
 
 export interface Listing {
   /** Regular files and symbolic links, relative to the root, with forward slashes, in the order of their UTF-16 units. */
@@ -20,6 +25,32 @@ export interface Listing {
   /** Folders that may not be read. */
   readonly unreadable: number;
 }
+
+/** @throws ServingError invalid_request where `dir` is no readable directory. */
+export async function treeSources(dir: string, maxFileBytes: number): Promise<Sources> {
+  const { paths, unreadable } = await listSources(dir);
+  return { paths, skipped: { unreadable }, read: (path) => readSource(dir, path, maxFileBytes) };
+}
+
+/**
+ * The files of a tree that have changed; of those that are gone, or ignored by now, the chunks go.
+ * @param changed relative to `dir`, with forward slashes.
+ */
+export async function changedSources(dir: string, changed: Iterable<string>, maxFileBytes: number): Promise<Sources> {
+  const root = resolve(dir);
+  const isIgnored = await ignoreRules(root);
+  const replaced = new Set(changed);
+  const paths: string[] = [];
+  for (const path of replaced) {
+    const parts = path.split('/');
+    const folders = parts.slice(0, -1).map((_, i) => `${root}/${parts.slice(0, i + 1).join('/')}/`);
+    if (parts.some(isHidden) || [...folders, `${root}/${path}`].some((each) => isIgnored(each))) continue;
+    if (await lstat(join(root, path)).catch(() => undefined)) paths.push(path);
+  }
+  return { paths: paths.sort(), skipped: {}, read: (path) => readSource(dir, path, maxFileBytes), replaced };
+}
+
+const ignoreRules = (root: string) => isGitIgnored({ cwd: root, ignore: ['**/node_modules/**'], suppressErrors: true });
 
 /**
  * What lies under `dir`. Left out: what .gitignore excludes, and dot files and folders, which hold settings and secrets
@@ -32,7 +63,7 @@ export async function listSources(dir: string): Promise<Listing> {
   await readdir(root).catch((cause: Error) => {
     throw new ServingError('invalid_request', `cannot index ${dir}: ${cause.message}`, { param: 'path', cause });
   });
-  const isIgnored = await isGitIgnored({ cwd: root, ignore: [`**/${DEPENDENCIES}/**`], suppressErrors: true });
+  const isIgnored = await ignoreRules(root);
   const paths: string[] = [];
   let unreadable = 0;
   const folders = [''];
@@ -40,7 +71,7 @@ export async function listSources(dir: string): Promise<Listing> {
     const entries = await readdir(join(root, folder), { withFileTypes: true }).catch(() => undefined);
     if (!entries) unreadable++;
     for (const entry of entries ?? []) {
-      if (entry.name.startsWith('.') || entry.name === DEPENDENCIES) continue;
+      if (isHidden(entry.name)) continue;
       const path = `${folder}${entry.name}`;
       const isFolder = entry.isDirectory();
       if (isIgnored(`${root}/${path}${isFolder ? '/' : ''}`)) continue;
@@ -57,14 +88,8 @@ export async function readSource(dir: string, path: string, maxFileBytes: number
     await using file = await open(join(dir, path), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
     const { size } = await file.stat();
     if (size > maxFileBytes) return { skipped: 'oversize' };
-    const bytes = await file.readFile();
-    // As git and grep tell: text has no NUL.
-    if (bytes.includes(0)) return { skipped: 'binary' };
-    return { text: new TextDecoder('utf-8', { fatal: true }).decode(bytes) };
+    return asSource(path, await file.readFile(), maxFileBytes);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === 'ELOOP') return { skipped: 'symlink' };
-    if (code === 'ERR_ENCODING_INVALID_ENCODED_DATA') return { skipped: 'invalid_utf8' };
-    return { skipped: 'unreadable' };
+    return { skipped: (error as NodeJS.ErrnoException).code === 'ELOOP' ? 'symlink' : 'unreadable' };
   }
 }

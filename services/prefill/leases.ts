@@ -166,6 +166,7 @@ export class LeaseTable {
   complete(lease: Lease, firstTokenIds: readonly number[]): void {
     lease.complete(firstTokenIds);
     if (lease.readersLeft === 0) this.end(lease, 'released');
+    else this.touch(lease);
   }
 
   /**

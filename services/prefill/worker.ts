@@ -130,7 +130,10 @@ export class PrefillWorker {
 
   async #serve(job: Pending, slot: KvSlot): Promise<void> {
     const lease = this.#leases.open(slot, job.tokens, job.readers);
-    const cancel = () => this.#leases.end(lease, 'cancelled');
+    // While it computes, the abort stops the chunk under way, and the slot is free when nothing writes to it any more.
+    const cancel = () => {
+      if (lease.isComplete) this.#leases.end(lease, 'cancelled');
+    };
     job.signal.addEventListener('abort', cancel, { once: true });
     const forget = () => job.signal.removeEventListener('abort', cancel);
     lease.released.then(forget, forget);
@@ -166,9 +169,8 @@ export class PrefillWorker {
       const logitRows = wantsLogprobs ? Array.from({ length: end - past }, (_, i) => i) : last ? [end - past - 1] : [];
       const chunk = { slot: lease.slot.index, past, ids: ids.subarray(past, end), soft: softWithin(job, past, end) };
       logits = (await this.#engine.chunk({ ...chunk, logitRows }, job.signal)) as Float32Array<ArrayBuffer>;
-      lease.throwIfEnded();
+      job.signal.throwIfAborted(); // a run that ends as the abort comes does not say so
       lease.advance(end);
-      this.#leases.touch(lease);
       chunks++;
       if (wantsLogprobs) this.#promptLogprobs(job, logits, past, end, promptLogprobs);
     }

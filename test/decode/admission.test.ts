@@ -100,6 +100,21 @@ describe('admission', () => {
     pool.assertConserved(0);
   });
 
+  test('who leaves with a slot in hand takes nobody out of the queue', async () => {
+    const pool = new KvPool(LAYOUT, 1, 4);
+    const admission = new SlotAdmission(pool, 2);
+    const first = await admission.reserve(NEVER);
+    const caller = new AbortController();
+    const second = admission.reserve(caller.signal);
+    const third = admission.reserve(NEVER);
+    first.release();
+    caller.abort(new Error('hung up'));
+    expect(admission.waiting).toBe(1);
+    (await second).release();
+    (await third).release();
+    pool.assertConserved(0);
+  });
+
   test('a release by one who released already takes nothing from the next holder', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotAdmission(pool, 1);

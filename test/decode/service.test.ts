@@ -12,6 +12,7 @@ import { continuation, FakeEngine, gate, nextToken, until } from '../fake-engine
 import { decode, decodeRequest, FINGERPRINT, NEVER, refusal, startDecode } from '../workers.ts';
 
 const PROMPT = [3, 1, 4, 1, 5];
+const CUT = AbortSignal.abort();
 
 /** The frames that a prefill worker would send for PROMPT: manifest, two of rows, end. */
 function goodFrames(): KvFrame[] {
@@ -43,7 +44,6 @@ async function startHolder(pull: (attempt: number) => AsyncIterable<KvFrame> | I
   onTestFinished(() => server.close(CUT));
   return holder;
 }
-const CUT = AbortSignal.abort();
 
 function damaged(frames: KvFrame[]): KvFrame[] {
   const rows = frames[1]?.rows as KvRows;
@@ -149,8 +149,7 @@ describe('a cache that does not come well', () => {
   const [manifest] = goodFrames() as [{ manifest: NonNullable<KvFrame['manifest']> }];
   const changed = (change: NonNullable<KvFrame['manifest']>) => () =>
     goodFrames().with(0, { manifest: { ...manifest.manifest, ...change } });
-  const layout = manifest.manifest.layout;
-
+  const { layout } = manifest.manifest;
   test.each<[string, () => KvFrame[], number, Parameters<typeof refusal>]>([
     ['damaged each time', () => damaged(goodFrames()), 2, ['kv_digest_mismatch', 'frame 0']],
     ['cut off before its end', () => goodFrames().slice(0, -1), 2, ['kv_truncated', 'ended the KV stream']],

@@ -25,8 +25,10 @@ async function post(gateway: FakeGateway, body: object) {
 
 /** The line about a completion, once it is written. */
 async function completionLine({ lines, app }: FakeGateway) {
+  const line = () => lines.find(({ message }) => message === 'completion');
+  await expect.poll(line).toBeDefined();
   await app.close();
-  return lines.find((line) => line['message'] === 'completion');
+  return line();
 }
 
 describe('a client that hangs up', () => {
@@ -73,20 +75,30 @@ describe('a client that hangs up', () => {
     expect(gateway.workers.prefills).toEqual([]);
   });
 
-  test('or does not read slows its own request down, and no more', async () => {
-    const gateway = await fakeGateway({ token: () => 70, capacity: 200_000 });
+  test('or does not read holds up its own tokens, and nobody else', async () => {
+    let reached = 0;
+    const endless = (position: number) => {
+      reached = Math.max(reached, position);
+      return 70;
+    };
+    const maxTokens = 150_000;
+    const gateway = await fakeGateway({ token: endless, capacity: maxTokens + 100 });
     const { port, hostname } = new URL(await gateway.app.listen({ port: 0 }));
-    const body = JSON.stringify({ prompt: 'x', stream: true, max_tokens: 150_000, ignore_eos: true });
+    const body = JSON.stringify({ prompt: 'x', stream: true, max_tokens: maxTokens, ignore_eos: true });
     const socket = connect(Number(port), hostname);
     socket.pause();
-    socket.write(
-      `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
-    );
-    while (gateway.workers.decodes.length === 0) await new Promise(setImmediate);
-    // Another client is served while the first one's buffers fill.
+    const head = `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}`;
+    socket.write(`${head}\r\n\r\n${body}`);
+    let before = 0;
+    const stalled = () => {
+      const same = reached > 1 && reached === before;
+      before = reached;
+      return same;
+    };
+    await expect.poll(stalled, { interval: 100, timeout: 30_000 }).toBe(true);
+    expect(reached).toBeLessThan(maxTokens - 1);
     const { choices } = await gateway.complete({ prompt: 'y', max_tokens: 2 });
     expect(choices[0]!.finish_reason).toBe('length');
-    expect(gateway.workers.open).toBeGreaterThan(0);
     socket.destroy();
     await gateway.workers.idle();
     await gateway.app.close();
@@ -99,6 +111,13 @@ describe('a worker that fails', () => {
     const gateway = await fakeGateway({ token, failAt: { stage, error } });
     const answer = await gateway.complete({ prompt: 'x', n: 2 });
     expect(answer).toMatchObject({ status: 500, error: { code: 'kv_truncated', type: 'server_error' } });
+    await gateway.workers.idle();
+  });
+
+  test('while another still computes ends both', async () => {
+    const failAt = { stage: 'before joined', error: new ServingError('saturated', 'no slot') } as const;
+    const gateway = await fakeGateway({ token, holdAt: 'before first', failAt });
+    expect(await gateway.complete({ prompt: ['x', 'y'], n: 2 })).toMatchObject({ status: 429 });
     await gateway.workers.idle();
   });
 

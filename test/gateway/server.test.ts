@@ -42,14 +42,14 @@ describe('routes', () => {
     expect(payload).toMatch(/vllm:num_requests_running 0/);
   });
 
-  const refusals: [string, object, number, string][] = [
+  const refusals: [string, object, number, string, field?: string][] = [
     ['an unknown path', { method: 'GET', url: '/v2/nothing?x' }, 404, 'not_found'],
     ['another method', { method: 'GET', url: '/v1/completions' }, 405, 'method_not_allowed'],
     ['another method on a model', { method: 'DELETE', url: '/v1/models/tiny' }, 405, 'method_not_allowed'],
     ['broken JSON', { payload: '{"prompt": ' }, 400, 'invalid_request'],
     ['no body', { payload: '' }, 400, 'invalid_request'],
     ['an array', { payload: '[]' }, 400, 'invalid_request'],
-    ['a prototype', { payload: '{"prompt":"x","__proto__":{"n":2}}' }, 400, 'invalid_request'],
+    ['a prototype', { payload: '{"prompt":"x","__proto__":{"n":2}}' }, 400, 'invalid_request', '__proto__'],
     [
       'another content type',
       { headers: { 'content-type': 'text/plain' }, payload: 'x' },
@@ -59,13 +59,13 @@ describe('routes', () => {
     ['too large a body', { payload: JSON.stringify({ prompt: 'x'.repeat(70_000) }) }, 413, 'payload_too_large'],
     ['a broken path', { method: 'GET', url: '/v1/models/%E0%A4%A' }, 400, 'invalid_request'],
   ];
-  test.each(refusals)('refuse %s in OpenAI’s shape', async (_, request, status, code) => {
+  test.each(refusals)('refuse %s in OpenAI’s shape', async (_, request, status, code, field) => {
     const { app } = await fakeGateway({ token });
     const headers = { 'content-type': 'application/json' };
     const answer = await app.inject({ method: 'POST', url: '/v1/completions', headers, ...request });
     expect(answer.statusCode).toBe(status);
     expect(answer.json()).toEqual({
-      error: { message: expect.any(String), type: 'invalid_request_error', param: null, code },
+      error: { message: expect.any(String), type: 'invalid_request_error', param: field ?? null, code },
     });
     expect(answer.headers['x-request-id']).toMatch(/./);
     if (status === 405) expect(answer.headers.allow).toMatch(/^(GET|POST)$/);
@@ -100,7 +100,7 @@ describe('the log', () => {
     expect(done).toMatchObject({
       request_id: expect.any(String),
       status: 200,
-      usage: { completion_tokens: 3 },
+      usage: { completion_tokens: 2 },
       finish: ['stop'],
     });
     expect(Object.keys(done.timeline)).toEqual(

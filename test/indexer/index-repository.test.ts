@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type IndexProgress, indexRepository } from '../../services/indexer/index-repository.ts';
+import { noSkips } from '../../services/indexer/selection.ts';
 import { listSources, readSource } from '../../services/indexer/sources.ts';
 import type { ContextEncoder } from '../../services/lib/rag/encode.ts';
 import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
@@ -78,8 +79,9 @@ describe('an index run', () => {
       version: report.version,
       fingerprint: report.fingerprint,
       hidden: 2,
-      files: 3,
+      files: 2,
       chunks: 3,
+      languages: { python: 2 },
     });
     const wanted = [0, 1, 2].map((ordinal) => idAt(ids, ordinal));
     const entries = await store.entries(REPO, wanted);
@@ -183,7 +185,15 @@ describe('an index run', () => {
   test('replaces an index that cannot be read', async () => {
     await files({ 'a.py': python('a', 10) });
     const writer = await store.lock(REPO, 30_000);
-    const head = { version: '7', fingerprint: 'f', hidden: 2, files: 1, chunks: 1, indexedAt: 'yesterday' };
+    const head = {
+      version: '7',
+      fingerprint: 'f',
+      hidden: 2,
+      files: 1,
+      chunks: 1,
+      languages: {},
+      indexedAt: 'yesterday',
+    };
     await writer.publish({ head, ids: Buffer.alloc(1) });
     await writer.release();
     await expect(store.head(REPO)).rejects.toMatchObject({ code: 'store_invalid' });
@@ -220,7 +230,7 @@ describe('sources', () => {
     execFileSync('mkfifo', [join(dir, 'pipe')]);
     const encoder = new FakeEncoder();
     const report = await index(encoder);
-    expect(report.skipped).toEqual({ symlink: 5, oversize: 1, binary: 2, invalid_utf8: 1, unreadable: 0 });
+    expect(report.skipped).toEqual({ ...noSkips(), symlink: 5, oversize: 1, binary: 2, invalid_utf8: 1 });
     expect(report.files).toBe(3);
     expect(encoder.texts.sort()).toEqual(['odd = name', 'x = 1', 'y = 2']);
   });

@@ -208,11 +208,28 @@ describe('given up', () => {
     const next = worker.submit(job([9]));
     const { lease } = await ticket.accepted;
     hangUp();
+    await expect(ticket.done).rejects.toThrowError('hung up');
     await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
     held.open();
-    await expect(ticket.done).rejects.toThrowError('hung up');
     await next.done;
     expect(engine.chunks.map(({ ids }) => ids[0])).toEqual([1, 9]);
+  });
+
+  test('while a chunk computes that cannot be stopped: the slot is taken until nothing writes to it', async () => {
+    const held = holdEngine();
+    const compute = engine.chunk.bind(engine);
+    engine.chunk = (chunk) => compute(chunk); // hears of no abort
+    const { signal, hangUp } = caller();
+    const ticket = worker.submit(job([1, 2, 3, 4, 5, 6, 7, 8], { signal, readers: 1 }));
+    const { lease } = await ticket.accepted;
+    hangUp();
+    await settle();
+    expect(engine.pool.reserved).toBe(1);
+    held.open();
+    await expect(ticket.done).rejects.toThrowError('hung up');
+    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+    expect(engine.chunks).toHaveLength(1);
+    expect(queue.rate).toBe(0); // nothing was measured
   });
 
   test('while it is staged: the lease ends', async () => {

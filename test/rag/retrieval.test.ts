@@ -45,6 +45,7 @@ async function publish(files: Record<string, string>, version: string, { sweep =
     hidden: 2,
     files: Object.keys(files).length,
     chunks: chunks.length,
+    languages: {},
     indexedAt: new Date(0).toISOString(),
   };
   await writer.publish({ head, ids: packIds(chunks.map((chunk) => chunk.id)) });
@@ -162,6 +163,7 @@ function bound(store: Store): Store {
     head: (repo) => store.head(repo),
     snapshot: (repo) => store.snapshot(repo),
     entries: (repo, ids) => store.entries(repo, ids),
+    repositories: (tenant) => store.repositories(tenant),
     contents: (repo, fingerprint, ids) => store.contents(repo, fingerprint, ids),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => store.close(),

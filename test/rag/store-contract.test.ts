@@ -29,6 +29,7 @@ function snapshotOf(rows: readonly Row[], fingerprint = FINGERPRINT, version = '
       hidden: 3,
       files: 1,
       chunks: rows.length,
+      languages: { python: 1 },
       indexedAt: '2026-01-02T03:04:05.678Z',
     },
     ids: packIds(rows.map((row) => row.chunk.id)),

@@ -75,9 +75,11 @@ export class DecoderSession {
   /**
    * Computes one chunk of a prompt.
    * @returns logits [logitRows, vocab].
-   * @throws ServingError context_length_exceeded when the chunk does not fit the slot; the signal's reason.
+   * @throws ServingError context_length_exceeded when the chunk does not fit the slot, draining after {@link dispose};
+   *   the signal's reason.
    */
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
+    this.#refuseIfClosed();
     const { ids, past, soft, logitRows } = chunk;
     const end = past + ids.length;
     if (end > this.pool.capacity) {
@@ -120,6 +122,7 @@ export class DecoderSession {
    * @returns logits [n, vocab], valid until the next step.
    */
   async step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array> {
+    this.#refuseIfClosed();
     const n = ids.length;
     const step = this.#stepBinding(n);
     let longest = 0;
@@ -142,6 +145,7 @@ export class DecoderSession {
 
   /** Takes no more runs; frees the graph when the one under way is over, since it still uses it. */
   async dispose(): Promise<void> {
+    if (this.#closed) return;
     this.#closed = true;
     await this.#underWay.catch(() => {});
     for (const binding of this.#slots.values()) binding.dispose();
@@ -150,8 +154,12 @@ export class DecoderSession {
     this.#session.dispose();
   }
 
-  #run(binding: Binding, signal?: AbortSignal): Promise<void> {
+  /** Before anything is bound: after {@link dispose} the bindings point nowhere. */
+  #refuseIfClosed(): void {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
+  }
+
+  #run(binding: Binding, signal?: AbortSignal): Promise<void> {
     this.#underWay = binding.run(signal);
     return this.#underWay;
   }

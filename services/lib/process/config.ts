@@ -32,6 +32,11 @@ const addresses = z
   )
   .readonly();
 
+const address = z
+  .string()
+  .default('')
+  .refine((text) => text === '' || (!text.includes(',') && addresses.safeParse(text).success), 'must be host:port');
+
 export const SETTINGS = {
   // Where to listen.
   host: z.string().min(1).default('127.0.0.1').describe('address to listen on'),
@@ -52,11 +57,19 @@ export const SETTINGS = {
     .describe("how prompts are put together; auto goes by the tokenizer's tokens"),
   store: z
     .string()
-    .regex(/^(rediss?:\/\/|lmdb:).+/, 'must be redis://…, rediss://… or lmdb:DIR')
+    .regex(
+      /^(rediss?(\+sentinel|\+cluster)?:\/\/|lmdb:).+/,
+      'must be redis://…, redis+sentinel://…, redis+cluster://… (rediss… for TLS) or lmdb:DIR',
+    )
     .default('lmdb:.llavacode/store')
-    .describe('where the index lies: redis://… or lmdb:DIR'),
+    .describe('where the index lies: redis://…, redis+sentinel://…, redis+cluster://… or lmdb:DIR'),
   prefillWorkers: addresses.describe('addresses of prefill workers, host:port[,…]'),
   decodeWorkers: addresses.describe('addresses of decode workers, host:port[,…]'),
+  indexer: address.describe('address of the indexer that PUT and DELETE /v1/repos go to, host:port; none when empty'),
+  apiKeysFile: z
+    .string()
+    .default('')
+    .describe('JSON file of the API keys that requests need: [{key_sha256, tenant, repos}]; no key is needed when empty'),
   // The engine.
   provider: z.enum(['auto', 'cpu', 'cuda']).default('auto').describe('where to compute: auto, cpu or cuda'),
   threads: whole(1, 1024).default(availableParallelism()).describe('threads of the engine'),
@@ -85,6 +98,16 @@ export const SETTINGS = {
   maxFileBytes: whole(1)
     .default(512 * 1024)
     .describe('files larger than this are not indexed, in bytes'),
+  maxUploadBytes: whole(1024)
+    .default(256 * 1024 * 1024)
+    .describe('largest upload of a repository, in bytes as it is sent'),
+  maxRepoBytes: whole(1024)
+    .default(1024 * 1024 * 1024)
+    .describe('most bytes that an uploaded repository may unpack to'),
+  maxRepoFiles: whole(1).default(200_000).describe('most files and folders that an uploaded repository may have'),
+  rowCacheBytes: whole(0)
+    .default(64 * 1024 * 1024)
+    .describe('rows of chunks that the gateway keeps in memory, in bytes'),
   // Output.
   logLevel: z
     .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])

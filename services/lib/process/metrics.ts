@@ -37,6 +37,8 @@ export const metrics = {
   stage: histogram('llavacode:stage_seconds', 'Time of one stage of a request', ['stage']),
   degraded: counter('llavacode:requests_degraded_total', 'Completions left without context, by reason', ['reason']),
   retrieved: counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
+  storeCircuitOpen: gauge('llavacode:store_circuit_open', '1 while a failing or slow store is left alone'),
+  storeRows: counter('llavacode:store_rows_total', 'Rows of chunks read, by where they were', ['source']),
   // Gateway and workers.
   running: gauge('vllm:num_requests_running', 'Requests in work'),
   waiting: gauge('vllm:num_requests_waiting', 'Requests that wait'),
@@ -55,6 +57,10 @@ export const metrics = {
   handoffExposed: histogram('llavacode:kv_handoff_exposed_seconds', 'Part of the handoff after prefill had finished'),
   handoffBytes: counter('llavacode:kv_handoff_bytes_total', 'Bytes of KV pulled'),
   // Indexer.
+  indexRuns: counter('llavacode:index_runs_total', 'Index runs by how they ended: ok or an error code', ['outcome']),
+  skippedFiles: counter('llavacode:skipped_files_total', 'Files that were not indexed, by reason', ['reason']),
+  encodeTime: histogram('llavacode:encode_batch_seconds', 'One batch of chunks through encoder and projector'),
+  unparsedChunks: counter('llavacode:chunks_unparsed_total', 'Chunks encoded by source for want of a syntax tree'),
   indexedChunks: counter('llavacode:indexed_chunks_total', 'Chunks by what was done with them', ['outcome']),
 } as const;
 

@@ -1,16 +1,24 @@
 /**
- * The inverted indexes in memory, one per repository in use, each keyed by the version it was built from. A request
- * looks up the current version (one small read); when there is a newer one, it is served from the old index while the
- * new one is built beside it, in slices that let the event loop go on.
+ * The indexes in memory, one per repository in use, each keyed by the version it was built from. A request looks up the
+ * current version (one small read); when there is a newer one, it is served from the old index while the new one is built
+ * beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first asked for.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServingError } from '../process/errors.ts';
-import { JaccardBuilder, type JaccardIndex } from './jaccard.ts';
+import { DenseIndex, type DenseScorer } from './dense.ts';
+import type { InvertedIndex } from './inverted-index.ts';
+import { InvertedIndexBuilder } from './inverted-index-builder.ts';
+import { once } from './once.ts';
 import { idAt } from './row.ts';
 import type { IndexSnapshot, Store } from './store.ts';
 
 export interface LoadedIndex extends IndexSnapshot {
-  readonly retriever: JaccardIndex;
+  readonly lexical: InvertedIndex;
+  /**
+   * Loaded once, then kept with this version. Undefined where the store has dropped rows of this version.
+   * @throws ServingError store_unavailable, store_invalid.
+   */
+  dense(): Promise<DenseIndex | undefined>;
 }
 
 /** Entries read and added between two turns of the event loop: a few ms. */
@@ -22,12 +30,15 @@ export const ATTEMPTS = 3;
 
 export class IndexCache {
   readonly #store: Store;
+  readonly #scorer: () => Promise<DenseScorer>;
   /** In order of use. */
   readonly #loaded = new Map<string, LoadedIndex>();
   readonly #loading = new Map<string, Promise<LoadedIndex>>();
 
-  constructor(store: Store) {
+  /** @param scorer loaded with the first embeddings. */
+  constructor(store: Store, scorer: () => Promise<DenseScorer>) {
     this.#store = store;
+    this.#scorer = scorer;
   }
 
   /**
@@ -77,25 +88,48 @@ export class IndexCache {
       // Gone entries of a version that still stands were evicted or lost, not swept.
       if (snapshot.head.version === seen) throw incomplete(repo, seen);
       seen = snapshot.head.version;
-      const retriever = await this.#build(repo, snapshot);
-      if (retriever) return { ...snapshot, retriever };
+      const lexical = await this.#lexical(repo, snapshot);
+      if (lexical) return { ...snapshot, lexical, dense: once(() => this.#dense(repo, snapshot)) };
     }
     throw unstable(repo);
   }
 
   /** Undefined where the version was swept meanwhile. */
-  async #build(repo: string, { head, ids }: IndexSnapshot): Promise<JaccardIndex | undefined> {
-    const builder = new JaccardBuilder();
-    for (let start = 0; start < head.chunks; start += SLICE) {
-      const length = Math.min(SLICE, head.chunks - start);
-      const slice = Array.from({ length }, (_, i) => idAt(ids, start + i));
-      for (const entry of await this.#store.entries(repo, slice)) {
+  async #lexical(repo: string, snapshot: IndexSnapshot): Promise<InvertedIndex | undefined> {
+    const builder = new InvertedIndexBuilder();
+    for (const ids of slices(snapshot)) {
+      for (const entry of await this.#store.entries(repo, ids)) {
         if (!entry) return undefined;
         builder.add(entry);
       }
       await nextTurn();
     }
-    return builder.build();
+    return builder.build(nextTurn);
+  }
+
+  /** Undefined where the version was swept meanwhile. */
+  async #dense(repo: string, snapshot: IndexSnapshot): Promise<DenseIndex | undefined> {
+    const { fingerprint, chunks } = snapshot.head;
+    const scorer = await this.#scorer();
+    let index: DenseIndex | undefined;
+    let ordinal = 0;
+    for (const ids of slices(snapshot)) {
+      for (const content of await this.#store.contents(repo, fingerprint, ids)) {
+        if (!content?.embedding) return undefined;
+        index ??= new DenseIndex(scorer, chunks, content.embedding.length);
+        index.set(ordinal++, content.embedding);
+      }
+      await nextTurn();
+    }
+    return index ?? new DenseIndex(scorer, 0, 1);
+  }
+}
+
+/** The ids of a version, a slice at a time. */
+function* slices({ head, ids }: IndexSnapshot): Generator<string[]> {
+  for (let start = 0; start < head.chunks; start += SLICE) {
+    const length = Math.min(SLICE, head.chunks - start);
+    yield Array.from({ length }, (_, i) => idAt(ids, start + i));
   }
 }
 

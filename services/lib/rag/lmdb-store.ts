@@ -23,7 +23,7 @@ import {
   encodeHead,
   idAt,
 } from './row.ts';
-import { checkRepoName, type IndexSnapshot, type IndexWriter, type Row, type Store } from './store.ts';
+import { checkRepoKey, type IndexSnapshot, type IndexWriter, type Row, type Store, tenantOf } from './store.ts';
 
 interface Lock {
   readonly token: string;
@@ -88,13 +88,13 @@ class LmdbStore implements Store {
   }
 
   async head(repo: string) {
-    checkRepoName(repo);
+    checkRepoKey(repo);
     const bytes = await this.read(() => this.index.get([repo]));
     return bytes && decodeHead(repo, bytes);
   }
 
   async snapshot(repo: string) {
-    checkRepoName(repo);
+    checkRepoKey(repo);
     const [bytes, ids] = await this.read(() => [this.index.get([repo]), this.index.get([repo, 'ids'])]);
     if (!bytes) return undefined;
     const head = decodeHead(repo, bytes);
@@ -119,8 +119,18 @@ class LmdbStore implements Store {
     );
   }
 
+  async repositories(tenant: string) {
+    return this.read(() =>
+      [...this.index.getKeys()]
+        .filter((key) => (key as string[]).length === 1)
+        .map(lastPart)
+        .filter((repo) => tenantOf(repo) === tenant)
+        .sort(),
+    );
+  }
+
   async lock(repo: string, ttlMs: number) {
-    checkRepoName(repo);
+    checkRepoKey(repo);
     const token = randomUUID();
     const taken = await this.write(() => {
       const held = this.locks.get([repo]);
@@ -204,6 +214,20 @@ class LmdbWriter implements IndexWriter {
       for (const key of swept.chunks) chunks.remove(key);
     });
     return swept.chunks.length;
+  }
+
+  async remove() {
+    const { index, chunks, rows } = this.#store;
+    let published = false;
+    await this.#guarded(() => {
+      published = index.doesExist([this.#repo]);
+      index.remove([this.#repo]);
+      index.remove([this.#repo, 'ids']);
+      for (const database of [chunks, rows]) {
+        for (const key of [...database.getKeys(within(this.#repo))]) database.remove(key);
+      }
+    });
+    return published;
   }
 
   async release() {

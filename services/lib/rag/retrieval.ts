@@ -1,10 +1,14 @@
 /** One retrieval: the text around a cursor → the best chunks of the repository, with what a prompt needs of them. */
 import { posix } from 'node:path';
 import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
-import type { Hit } from './jaccard.ts';
-import { queryTokens } from './query.ts';
-import { idAt } from './row.ts';
-import { type ChunkContent, type ChunkEntry, checkRepoName, type Store } from './store.ts';
+import { DenseScorer } from './dense.ts';
+import { once } from './once.ts';
+import { type CursorQuery, cursorQuery } from './query.ts';
+import type { QueryEncoder } from './query-encoder.ts';
+import { rank } from './rankings.ts';
+import { DEFAULT_RETRIEVER, type Hit, type RetrieverName } from './retriever.ts';
+import { contextFingerprint, idAt } from './row.ts';
+import { type ChunkContent, type ChunkEntry, checkRepoKey, type Store } from './store.ts';
 
 export interface RetrievalQuery {
   readonly repo: string;
@@ -15,16 +19,18 @@ export interface RetrievalQuery {
   /** Text after the cursor. */
   readonly after: string;
   readonly topK: number;
-  readonly retriever?: 'jaccard';
+  /** The index's own where it is not given. */
+  readonly retriever?: RetrieverName;
 }
 
 export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, ChunkContent {
-  /** (0, 1] */
+  /** Higher is better; what it measures is the retriever's own. */
   readonly score: number;
 }
 
 export interface Retrieved {
   readonly indexVersion: string;
+  readonly retriever: RetrieverName;
   /** Of the encoder and projector that made the vectors; to be compared with the bundle's. */
   readonly fingerprint: string;
   /** Best first; fewer than asked for where fewer have anything in common with the query. */
@@ -33,27 +39,43 @@ export interface Retrieved {
 
 export interface Retrieval {
   /**
-   * @throws ServingError repo_not_found, store_unavailable, store_invalid, invalid_request (a bad repository name);
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid, invalid_request (a bad repository name, or a retriever
+   *   that this index or process cannot serve);
    *   the signal's reason.
    */
   retrieve(query: RetrievalQuery, signal: AbortSignal): Promise<Retrieved>;
 }
 
-/** @param options.queryLines non-blank lines before the cursor that make the query; half as many after it. */
-export function createRetrieval(store: Store, options: { readonly queryLines: number }): Retrieval {
-  const cache = new IndexCache(store);
+export interface RetrievalOptions {
+  /** Non-blank lines before the cursor that make the query; half as many after it. */
+  readonly queryLines: number;
+  /** What dense retrieval computes with; absent where the model has no encoder. Loaded when first asked for. */
+  readonly dense?: { readonly loadEncoder: () => Promise<QueryEncoder>; readonly threads: number };
+}
 
-  async function search(query: RetrievalQuery): Promise<Retrieved> {
-    const { repo, topK } = query;
-    const tokens = queryTokens(query.before, query.after, options.queryLines);
-    const path = query.path === undefined ? undefined : posix.normalize(query.path);
+export function createRetrieval(store: Store, { queryLines, dense }: RetrievalOptions): Retrieval {
+  const cache = new IndexCache(
+    store,
+    once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 })),
+  );
+  const encoder = dense && once(dense.loadEncoder);
+
+  async function search(asked: RetrievalQuery): Promise<Retrieved> {
+    const { repo, topK } = asked;
+    const query = cursorQuery(asked.before, asked.after, queryLines);
+    const path = asked.path === undefined ? undefined : posix.normalize(asked.path);
     let index = await cache.get(repo);
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-      const { version, fingerprint } = index.head;
-      const chunks = await fetchChunks(store, repo, index, index.retriever.search(tokens, topK, path));
-      if (chunks) return { indexVersion: version, fingerprint, chunks };
-      const head = await store.head(repo);
-      if (head?.version === version) throw incomplete(repo, version);
+      const { head } = index;
+      const retriever = asked.retriever ?? head.retriever ?? DEFAULT_RETRIEVER;
+      const chunks = await bestChunks(store, repo, index, query, topK, (wanted) =>
+        rank(index, { repo, retriever, query, topK: wanted, path, encoder }),
+      );
+      const { version } = head;
+      if (chunks) {
+        return { indexVersion: version, retriever, fingerprint: contextFingerprint(head.fingerprint), chunks };
+      }
+      if ((await store.head(repo))?.version === version) throw incomplete(repo, version);
       index = await cache.load(repo); // the version was swept under us: on with its successor
     }
     throw unstable(repo);
@@ -61,11 +83,32 @@ export function createRetrieval(store: Store, options: { readonly queryLines: nu
 
   return {
     async retrieve(query, signal) {
-      checkRepoName(query.repo);
+      checkRepoKey(query.repo);
       signal.throwIfAborted();
       return unlessAborted(search(query), signal);
     },
   };
+}
+
+/**
+ * The best chunks that do not repeat what stands around the cursor. Mostly one search; where there are copies, deeper
+ * ones. Undefined where the store has dropped one of them.
+ */
+async function bestChunks(
+  store: Store,
+  repo: string,
+  index: LoadedIndex,
+  query: CursorQuery,
+  topK: number,
+  find: (wanted: number) => Promise<readonly Hit[] | undefined>,
+): Promise<RetrievedChunk[] | undefined> {
+  for (let wanted = topK; ; wanted *= 2) {
+    const hits = await find(wanted);
+    const chunks = hits && (await fetchChunks(store, repo, index, hits));
+    if (!chunks) return undefined;
+    const fresh = chunks.filter((chunk) => !query.repeats(chunk.text));
+    if (fresh.length >= topK || chunks.length < wanted) return fresh.slice(0, topK);
+  }
 }
 
 /** Undefined where the store has dropped one of them. */

@@ -5,6 +5,8 @@ import type { ChunkContent, ChunkEntry, IndexHead, Row } from './store.ts';
 import { indexHead } from './store.ts';
 
 export const ID_BYTES = 32;
+const SIZES_BYTES = 8;
+const WITH_EMBEDDINGS = '+embeddings';
 
 /** @param ids in hex. */
 export const packIds = (ids: Iterable<string>) => Buffer.from([...ids].join(''), 'hex');
@@ -54,17 +56,38 @@ export function decodeEntry(id: string, bytes: Buffer): ChunkEntry {
   return { id, path, startLine, endLine, tokens: tokens === '' ? [] : tokens.split(' ') };
 }
 
-/** uint32 bytes of the vector, the vector as fp16, the text as UTF-8; little-endian. */
-export function encodeContent({ chunk, vector }: Row): Buffer {
-  const halves = encodeHalves(vector);
-  const size = Buffer.allocUnsafe(4);
-  size.writeUInt32LE(halves.length);
-  return Buffer.concat([size, halves, Buffer.from(chunk.text)]);
+/** uint32 bytes of the vector, uint32 bytes of the embedding, both as fp16, the text as UTF-8; little-endian. */
+export function encodeContent({ chunk, vector, embedding }: Row): Buffer {
+  const halves = [vector, embedding ?? new Float32Array(0)].map(encodeHalves);
+  const sizes = Buffer.allocUnsafe(SIZES_BYTES);
+  for (const [i, { length }] of halves.entries()) sizes.writeUInt32LE(length, 4 * i);
+  return Buffer.concat([sizes, ...halves, Buffer.from(chunk.text)]);
 }
 
 /** @throws ServingError store_invalid. */
 export function decodeContent(id: string, bytes: Buffer): ChunkContent {
-  const size = bytes.length < 4 ? Number.POSITIVE_INFINITY : bytes.readUInt32LE();
-  if (size % 2 !== 0 || 4 + size > bytes.length) throw invalid(`an unreadable row of chunk ${id}`);
-  return { vector: decodeHalves(bytes.subarray(4, 4 + size)), text: bytes.toString('utf8', 4 + size) };
+  const [vectorBytes, embeddingBytes] =
+    bytes.length < SIZES_BYTES ? [1, 1] : [bytes.readUInt32LE(), bytes.readUInt32LE(4)];
+  const vectorEnd = SIZES_BYTES + vectorBytes;
+  const end = vectorEnd + embeddingBytes;
+  if (vectorBytes % 2 !== 0 || embeddingBytes % 2 !== 0 || end > bytes.length) {
+    throw invalid(`an unreadable row of chunk ${id}`);
+  }
+  return {
+    vector: decodeHalves(bytes.subarray(SIZES_BYTES, vectorEnd)),
+    embedding: embeddingBytes === 0 ? undefined : decodeHalves(bytes.subarray(vectorEnd, end)),
+    text: bytes.toString('utf8', end),
+  };
 }
+
+/**
+ * The fingerprint under which rows lie that also hold the encoder's embedding: an index that comes to want embeddings
+ * finds none of its rows stored, and encodes them again.
+ */
+export const withEmbeddings = (fingerprint: string) => `${contextFingerprint(fingerprint)}${WITH_EMBEDDINGS}`;
+
+/** The fingerprint of encoder and projector in that of rows. */
+export const contextFingerprint = (fingerprint: string) =>
+  holdsEmbeddings(fingerprint) ? fingerprint.slice(0, -WITH_EMBEDDINGS.length) : fingerprint;
+
+export const holdsEmbeddings = (fingerprint: string) => fingerprint.endsWith(WITH_EMBEDDINGS);

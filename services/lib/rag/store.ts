@@ -10,16 +10,22 @@
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 import type { Chunk } from './chunk.ts';
+import { RETRIEVERS } from './retriever.ts';
 
 export const indexHead = z.strictObject({
   /** First 64 bits of a SHA-256 over fingerprint and chunk ids, in hex: equal content is the same version. */
   version: z.string().regex(/^[0-9a-f]{16}$/),
-  /** Of the encoder and projector that made the vectors. */
+  /** Of the encoder and projector that made the vectors, and whether rows hold embeddings: see row.ts. */
   fingerprint: z.string().min(1),
   /** Values of one vector. */
   hidden: z.int().min(1),
+  /** Files that gave chunks. */
   files: z.int().min(0),
   chunks: z.int().min(0),
+  /** Files that gave chunks, by language. */
+  languages: z.record(z.string(), z.int().min(1)).default({}),
+  /** What searches this index where a request does not say; `jaccard` where it is absent. */
+  retriever: z.enum(RETRIEVERS).optional(),
   /** When this version was completed, ISO 8601. */
   indexedAt: z.iso.datetime(),
 });
@@ -40,15 +46,20 @@ export interface ChunkContent {
   readonly text: string;
   /** [hidden] */
   readonly vector: Float32Array;
+  /** [dim], length 1: the encoder's own embedding, where the index is one for dense retrieval. */
+  readonly embedding?: Float32Array;
 }
 
 export interface Row {
   readonly chunk: Chunk;
   /** [hidden]; stored as fp16. */
   readonly vector: Float32Array;
+  /** [dim]; stored as fp16. */
+  readonly embedding?: Float32Array;
 }
 
 /**
+ * `repo` is a repository's key, made by {@link repoKey}.
  * All calls fail with ServingError: store_unavailable where the store does not answer, store_invalid where it holds what
  * cannot be read. Each has a deadline of its own.
  */
@@ -61,6 +72,8 @@ export interface Store {
   /** In the order of `ids` (hex); undefined where there is none (any more). */
   entries(repo: string, ids: readonly string[]): Promise<(ChunkEntry | undefined)[]>;
   contents(repo: string, fingerprint: string, ids: readonly string[]): Promise<(ChunkContent | undefined)[]>;
+  /** Keys of the repositories that a tenant has published, sorted. */
+  repositories(tenant: string): Promise<string[]>;
   /**
    * The right to change a repository's index, held until released, or until `ttlMs` after the holder has died.
    * @throws ServingError index_locked while another one has it.
@@ -78,31 +91,52 @@ export interface IndexWriter {
   publish(snapshot: IndexSnapshot): Promise<void>;
   /** Removes chunks and vectors that the published version does not name; answers how many chunks went. */
   sweep(): Promise<number>;
+  /** Removes the repository with all its versions; answers whether it had been published. */
+  remove(): Promise<boolean>;
   release(): Promise<void>;
 }
 
 /** `owner/name`, `name`: what is safe in a key, a path and a URL. */
-const REPO = /^[A-Za-z0-9_][A-Za-z0-9_.-]*(\/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$/;
-const REPO_LENGTH = 200;
+const NAME = /^[A-Za-z0-9_][A-Za-z0-9_.-]*(\/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$/;
+const NAME_LENGTH = 200;
+const TENANT = /^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$/;
+/** Who everybody is where no API keys are set up. */
+export const DEFAULT_TENANT = 'default';
 
-/** @throws ServingError invalid_request. */
-export function checkRepoName(repo: string): void {
-  if (repo.length > REPO_LENGTH || !REPO.test(repo)) {
+/**
+ * The key under which stores know a tenant's repository: `name` for the default tenant, `tenant:name` for others. Names
+ * hold no colon, so none of one tenant is one of another. Whatever a client calls a repository passes through here.
+ * @throws ServingError invalid_request for what is no name.
+ */
+export function repoKey(tenant: string, name: string): string {
+  if (!TENANT.test(tenant)) throw new ServingError('config_invalid', `${JSON.stringify(tenant)} is no tenant's name`);
+  if (name.length > NAME_LENGTH || !NAME.test(name)) {
     throw new ServingError(
       'invalid_request',
-      `repository name ${JSON.stringify(repo.slice(0, REPO_LENGTH))} must be letters, digits, "_", "-", "." and "/", ` +
-        `no part starting with "." or "-", at most ${REPO_LENGTH} characters`,
+      `repository name ${JSON.stringify(name.slice(0, NAME_LENGTH))} must be letters, digits, "_", "-", "." and "/", ` +
+        `no part starting with "." or "-", at most ${NAME_LENGTH} characters`,
       { param: 'repo' },
     );
   }
+  return tenant === DEFAULT_TENANT ? name : `${tenant}:${name}`;
+}
+
+/** The tenant of a key. */
+export const tenantOf = (key: string) => (key.includes(':') ? key.slice(0, key.indexOf(':')) : DEFAULT_TENANT);
+/** What the tenant calls the repository of a key. */
+export const nameOf = (key: string) => key.slice(key.indexOf(':') + 1);
+
+/** @throws ServingError invalid_request for what is no key of a repository. */
+export function checkRepoKey(key: string): void {
+  repoKey(tenantOf(key), nameOf(key));
 }
 
 /**
- * @param url `redis://…` or `rediss://…`, connected to in the background; or `lmdb:DIR`, made where it is missing.
+ * @param url `redis://…` in one of its forms (redis-url.ts), connected to in the background; or `lmdb:DIR`, made where it is missing.
  * @throws ServingError config_invalid for another URL, store_unavailable where DIR cannot be opened.
  */
 export async function openStore(url: string): Promise<Store> {
-  if (/^rediss?:\/\//.test(url)) return (await import('./redis-store.ts')).openRedisStore(url);
+  if (/^rediss?(\+(sentinel|cluster))?:\/\//.test(url)) return (await import('./redis-store.ts')).openRedisStore(url);
   if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length));
   throw new ServingError('config_invalid', `store ${JSON.stringify(url)} is not redis://…, rediss://… or lmdb:DIR`);
 }

@@ -2,13 +2,25 @@
  * The services of protos/llavacode/v1 as a caller sees them: async iterables and promises, one AbortSignal each, every
  * failure a ServingError. Messages are typed by the files that `npm run build:rpc` generates.
  */
+import { once } from 'node:events';
 import { join } from 'node:path';
-import { type ChannelOptions, type ClientReadableStream, credentials, loadPackageDefinition } from '@grpc/grpc-js';
+import {
+  type ChannelOptions,
+  type ClientDuplexStream,
+  type ClientReadableStream,
+  credentials,
+  loadPackageDefinition,
+} from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { PACKAGE_ROOT } from '../process/config.ts';
 import type { ProtoGrpcType as DecodeProto } from './gen/decode.ts';
+import type { ProtoGrpcType as IndexerProto } from './gen/indexer.ts';
 import type { DecodeEvent__Output } from './gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest } from './gen/llavacode/v1/DecodeRequest.ts';
+import type { DeleteRequest } from './gen/llavacode/v1/DeleteRequest.ts';
+import type { IndexEvent__Output } from './gen/llavacode/v1/IndexEvent.ts';
+import type { IndexerDescription__Output } from './gen/llavacode/v1/IndexerDescription.ts';
+import type { IndexRequest } from './gen/llavacode/v1/IndexRequest.ts';
 import type { KvFrame__Output } from './gen/llavacode/v1/KvFrame.ts';
 import type { PrefillEvent__Output } from './gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from './gen/llavacode/v1/PrefillRequest.ts';
@@ -18,15 +30,12 @@ import type { ProtoGrpcType as PrefillProto } from './gen/prefill.ts';
 import { fromStatus } from './status.ts';
 
 /** The protos, parsed; servers add their services and reflection from it. */
-export const packageDefinition = loadSync(['llavacode/v1/prefill.proto', 'llavacode/v1/decode.proto'], {
-  includeDirs: [join(PACKAGE_ROOT, 'protos')],
-  longs: Number,
-  enums: String,
-  defaults: true,
-  oneofs: true,
-});
-export const protocol = (loadPackageDefinition(packageDefinition) as unknown as PrefillProto & DecodeProto).llavacode
-  .v1;
+export const packageDefinition = loadSync(
+  ['prefill', 'decode', 'indexer'].map((name) => `llavacode/v1/${name}.proto`),
+  { includeDirs: [join(PACKAGE_ROOT, 'protos')], longs: Number, enums: String, defaults: true, oneofs: true },
+);
+type Protos = PrefillProto & DecodeProto & IndexerProto;
+export const protocol = (loadPackageDefinition(packageDefinition) as unknown as Protos).llavacode.v1;
 
 export const CHANNEL: ChannelOptions = {
   'grpc.max_receive_message_length': 64 << 20,
@@ -58,6 +67,17 @@ export interface KvClient {
   close(): void;
 }
 
+export interface IndexerClient {
+  /**
+   * Sends the requests while it yields the events. When the call ends early the rest of the requests is read and
+   * dropped, so that whoever sends them can finish.
+   */
+  index(requests: AsyncIterable<IndexRequest>, signal: AbortSignal): AsyncIterable<IndexEvent__Output>;
+  delete(request: DeleteRequest, signal: AbortSignal): Promise<void>;
+  describe(signal: AbortSignal): Promise<IndexerDescription__Output>;
+  close(): void;
+}
+
 export function connectPrefill(address: string): PrefillClient {
   const client = new protocol.Prefill(address, credentials.createInsecure(), CHANNEL);
   return {
@@ -85,6 +105,45 @@ export function connectKv(address: string): KvClient {
     },
     close: () => client.close(),
   };
+}
+
+export function connectIndexer(address: string): IndexerClient {
+  const client = new protocol.Indexer(address, credentials.createInsecure(), CHANNEL);
+  return {
+    index: (requests, signal) => exchange(address, signal, requests, () => client.index()),
+    delete: async (request, signal) => {
+      await unary(address, signal, (done) => client.delete(request, done));
+    },
+    describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
+    close: () => client.close(),
+  };
+}
+
+/** A stream both ways; a failure of `requests` cancels the call and is thrown. */
+async function* exchange<Request, T>(
+  peer: string,
+  signal: AbortSignal,
+  requests: AsyncIterable<Request>,
+  start: () => ClientDuplexStream<Request, T>,
+): AsyncGenerator<T, void, undefined> {
+  const over = new AbortController();
+  const live = AbortSignal.any([signal, over.signal]);
+  const send = async (call: ClientDuplexStream<Request, T>) => {
+    for await (const request of requests) {
+      if (live.aborted) continue;
+      if (!call.write(request)) await once(call, 'drain', { signal: live }).catch(() => {});
+    }
+    if (!live.aborted) call.end();
+  };
+  try {
+    yield* stream(peer, live, () => {
+      const call = start();
+      send(call).catch((error) => over.abort(error));
+      return call;
+    });
+  } finally {
+    over.abort();
+  }
 }
 
 /** A server stream; aborting the signal or leaving the loop cancels the call. */

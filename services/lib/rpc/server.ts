@@ -4,10 +4,13 @@
  */
 import { once } from 'node:events';
 import {
+  type handleBidiStreamingCall,
   type handleServerStreamingCall,
   type handleUnaryCall,
   Server,
   ServerCredentials,
+  type ServerDuplexStream,
+  type ServerWritableStream,
   type ServiceDefinition,
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
@@ -16,6 +19,7 @@ import { HealthImplementation } from 'grpc-health-check';
 import { ServingError } from '../process/errors.ts';
 import { CHANNEL, packageDefinition, protocol } from './contract.ts';
 import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
+import type { IndexerHandlers } from './gen/llavacode/v1/Indexer.ts';
 import type { KvHandlers } from './gen/llavacode/v1/Kv.ts';
 import type { PrefillHandlers } from './gen/llavacode/v1/Prefill.ts';
 import { toStatus } from './status.ts';
@@ -23,22 +27,38 @@ import { toStatus } from './status.ts';
 /** Answers one call with a stream; leaving early is an abort of `signal`. */
 export type Streaming<Request, Message> = (request: Request, signal: AbortSignal) => AsyncIterable<Message>;
 
+/** As {@link Streaming}, for a call whose request is a stream as well. */
+export type Duplex<Request, Message> = (
+  requests: AsyncIterable<Request>,
+  signal: AbortSignal,
+) => AsyncIterable<Message>;
+
 export function streaming<Request, Message>(
   method: Streaming<Request, Message>,
 ): handleServerStreamingCall<Request, Message> {
-  return async (call) => {
-    const gone = new AbortController();
-    call.on('cancelled', () => gone.abort(new ServingError('client_gone', 'the caller cancelled')));
-    try {
-      for await (const message of method(call.request, gone.signal)) {
-        if (gone.signal.aborted) return;
-        if (!call.write(message)) await once(call, 'drain', { signal: gone.signal });
-      }
-      call.end();
-    } catch (error) {
-      if (!gone.signal.aborted) call.emit('error', toStatus(error));
+  return (call) => answer(call, (signal) => method(call.request, signal));
+}
+
+export function duplex<Request, Message>(method: Duplex<Request, Message>): handleBidiStreamingCall<Request, Message> {
+  // The call outlives its requests: it still has to say what was wrong with them.
+  return (call) => answer(call, (signal) => method(call.iterator({ destroyOnReturn: false }), signal));
+}
+
+async function answer<Request, Message>(
+  call: ServerWritableStream<Request, Message> | ServerDuplexStream<Request, Message>,
+  start: (signal: AbortSignal) => AsyncIterable<Message>,
+): Promise<void> {
+  const gone = new AbortController();
+  call.on('cancelled', () => gone.abort(new ServingError('client_gone', 'the caller cancelled')));
+  try {
+    for await (const message of start(gone.signal)) {
+      if (gone.signal.aborted) return;
+      if (!call.write(message)) await once(call, 'drain', { signal: gone.signal });
     }
-  };
+    call.end();
+  } catch (error) {
+    if (!gone.signal.aborted) call.emit('error', toStatus(error));
+  }
 }
 
 export function unary<Request, Answer>(
@@ -78,6 +98,11 @@ export const mount = {
   decode: (methods: DecodeHandlers): Mounted => ({
     name: `${PACKAGE}.Decode`,
     definition: protocol.Decode.service,
+    methods,
+  }),
+  indexer: (methods: IndexerHandlers): Mounted => ({
+    name: `${PACKAGE}.Indexer`,
+    definition: protocol.Indexer.service,
     methods,
   }),
   kv: (methods: KvHandlers): Mounted => ({ name: `${PACKAGE}.Kv`, definition: protocol.Kv.service, methods }),

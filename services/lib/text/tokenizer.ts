@@ -122,6 +122,11 @@ export class Tokenizer {
     return this.#addedIds.get(name);
   }
 
+  /** Id of a token of the model's own vocabulary by its exact spelling, such as UniXcoder's names of syntax nodes. */
+  vocabularyId(token: string): number | undefined {
+    return this.#library.model!.tokens_to_ids.get(token);
+  }
+
   /** Whether the token steers the model and is no text. */
   isSpecial(id: number): boolean {
     return this.#specialIds.has(id);

@@ -1,0 +1,64 @@
+/** Statistics of samples, as pure functions: no clock, no state, no opinion about what is measured. */
+
+/** Sample quantile by linear interpolation between order statistics (type 7, as numpy and R have it); NaN of nothing. */
+export function quantile(samples: readonly number[], q: number): number {
+  const sorted = [...samples].sort((a, b) => a - b);
+  const position = (sorted.length - 1) * q;
+  const below = Math.floor(position);
+  const low = sorted[below];
+  if (low === undefined) return Number.NaN;
+  return low + ((sorted[below + 1] ?? low) - low) * (position - below);
+}
+
+export const median = (samples: readonly number[]) => quantile(samples, 0.5);
+
+export const mean = (samples: readonly number[]) => samples.reduce((sum, x) => sum + x, 0) / samples.length;
+
+export interface Interval {
+  readonly low: number;
+  readonly high: number;
+  /** Probability with which such an interval holds the true median; below what was asked for with too few samples. */
+  readonly coverage: number;
+}
+
+/**
+ * Confidence interval of the median between two order statistics [x(k), x(n+1-k)]: no assumption but independent
+ * samples. It holds the median with probability 1 - 2 P(Bin(n, 1/2) < k); the largest k that still gives `confidence`.
+ * Six samples are needed for 95 %; with fewer it is the whole range, and `coverage` says what that is worth.
+ */
+export function medianInterval(samples: readonly number[], confidence = 0.95): Interval {
+  const sorted = [...samples].sort((a, b) => a - b);
+  const n = sorted.length;
+  let tail = 0.5 ** n; // P(Bin(n, 1/2) < k) for k = 1
+  let term = tail;
+  let k = 1;
+  while (k + 1 <= n / 2) {
+    term *= (n - k + 1) / k;
+    if (1 - 2 * (tail + term) < confidence) break;
+    tail += term;
+    k++;
+  }
+  return { low: sorted[k - 1] ?? Number.NaN, high: sorted[n - k] ?? Number.NaN, coverage: Math.max(0, 1 - 2 * tail) };
+}
+
+/** Least-squares fit of y = c0 f0(x) + c1 f1(x) + …, by the normal equations; for a handful of well-scaled columns. */
+export function leastSquares(rows: readonly (readonly number[])[], y: readonly number[]): number[] {
+  const width = rows[0]?.length ?? 0;
+  // [width][width + 1]: XᵀX beside Xᵀy.
+  const system = Array.from({ length: width }, (_, i) =>
+    Array.from({ length: width + 1 }, (_, j) =>
+      rows.reduce((sum, row, r) => sum + row[i]! * (j === width ? y[r]! : row[j]!), 0),
+    ),
+  );
+  for (let i = 0; i < width; i++) {
+    const pivot = system.slice(i).reduce((best, row) => (Math.abs(row[i]!) > Math.abs(best[i]!) ? row : best));
+    const at = system.indexOf(pivot);
+    [system[i], system[at]] = [pivot, system[i]!];
+    for (const row of system) {
+      if (row === pivot || pivot[i] === 0) continue;
+      const factor = row[i]! / pivot[i]!;
+      for (let j = i; j <= width; j++) row[j]! -= factor * pivot[j]!;
+    }
+  }
+  return system.map((row, i) => row[width]! / row[i]!);
+}

@@ -1,0 +1,127 @@
+/** `bench tables` as Markdown: our rows beside the paper's, in the paper's order. */
+import { median, medianInterval } from '../measure/statistics.ts';
+import { LENGTHS, PAPER_MODELS, PAPER_TABLES, type PaperTable, paperRow, tokensCut } from '../paper.ts';
+import { figuresOf, type Pair, reductionOf, type TablesResult, verdict } from '../tables.ts';
+import type { Artifact } from './artifact.ts';
+import { axes, type Chart } from './chart.ts';
+import { change, figure, percent, table } from './markdown.ts';
+import type { Report } from './report.ts';
+
+const HEAD = [
+  'tokens',
+  'model',
+  'TTFT, ms',
+  '',
+  '95 % interval',
+  'verdict',
+  'TPOT, ms',
+  'paper: TTFT',
+  'paper: TPOT',
+  'n',
+];
+
+export function reportTables({ result }: Artifact<TablesResult>): Report {
+  const models = [...new Set([...result.pairs.map(({ model }) => model), ...PAPER_MODELS])];
+  const sections = PAPER_TABLES.map((paper) => {
+    const rows = LENGTHS.flatMap((_, length) => models.map((model) => rowOf(paper, length, model, result.pairs)));
+    return `#### Table ${paper.number}: ${paper.title}\n\n${table(HEAD, rows, ['left', 'left'])}`;
+  });
+  const reductions = PAPER_TABLES.flatMap((paper) => reductionsOf(paper, models, result.pairs));
+  const reached = reductions.filter(({ reached }) => reached).length;
+  const summary =
+    `Median TTFT falls by at least the share of tokens cut in **${reached} of ${reductions.length}** rows measured ` +
+    '(verdict `yes` or `no`: the whole interval of the paired reductions lies on that side). Table 4 of the paper is ' +
+    'the TTFT columns of Tables 8 and 9.';
+  return { markdown: [summary, ...sections].join('\n\n'), charts: [chartOf(models, result.pairs)] };
+}
+
+const cellOf = (paper: PaperTable, length: number, model: string, pairs: readonly Pair[]) =>
+  pairs.filter(
+    (pair) =>
+      pair.mode === paper.mode && pair.regime === paper.regime && pair.length === length && pair.model === model,
+  );
+
+function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly Pair[]): string[] {
+  const lengths = LENGTHS[length]!;
+  const tokens = `${lengths.text} → ${lengths.soft} ↓ ${percent(tokensCut(lengths))}`;
+  const theirs = paperRow(paper, length, model);
+  const beside = [beforeAfter(theirs?.ttft), beforeAfter(theirs?.tpot)];
+  const cell = cellOf(paper, length, model, pairs);
+  if (cell.length === 0) return [tokens, model, 'not run', '', '', '', '', ...beside, '0'];
+  const [ttft, tpot] = [mediansOf(cell, 'ttft'), mediansOf(cell, 'tpot')];
+  const { reduction, interval } = reductionIn(cell);
+  return [
+    tokens,
+    model,
+    ttft ? `${figure(ttft[0])} → ${figure(ttft[1])}` : '—',
+    change(reduction),
+    `${percent(interval.low)} … ${percent(interval.high)}${interval.coverage < 0.95 ? ` (${percent(interval.coverage)})` : ''}`,
+    verdict(interval, reduction, length),
+    beforeAfter(tpot),
+    ...beside,
+    String(cell.length),
+  ];
+}
+
+/** Median of the paired reductions of TTFT. */
+function reductionIn(cell: readonly Pair[]) {
+  const reductions = cell.flatMap((pair) => {
+    const figures = figuresOf(pair, 'ttft');
+    return figures ? [reductionOf(figures.text, figures.soft)] : [];
+  });
+  return { reduction: median(reductions), interval: medianInterval(reductions) };
+}
+
+function mediansOf(cell: readonly Pair[], metric: 'ttft' | 'tpot'): [number, number] | undefined {
+  const figures = cell.flatMap((pair) => figuresOf(pair, metric) ?? []);
+  if (figures.length === 0) return undefined;
+  return [median(figures.map(({ text }) => text)), median(figures.map(({ soft }) => soft))];
+}
+
+const beforeAfter = (pair: readonly [number, number] | undefined) =>
+  pair ? `${figure(pair[0])} → ${figure(pair[1])} ${change(reductionOf(...pair))}` : '—';
+
+function reductionsOf(paper: PaperTable, models: readonly string[], pairs: readonly Pair[]) {
+  return LENGTHS.flatMap((lengths, length) =>
+    models.flatMap((model) => {
+      const cell = cellOf(paper, length, model, pairs);
+      if (cell.length === 0) return [];
+      const { reduction } = reductionIn(cell);
+      return [{ paper, model, length, reduction, reached: reduction >= tokensCut(lengths) }];
+    }),
+  );
+}
+
+/** Reduction of TTFT beside the share of tokens cut. */
+function chartOf(models: readonly string[], pairs: readonly Pair[]): Chart {
+  const measured = models.filter((model) => pairs.some((pair) => pair.model === model));
+  const labels = LENGTHS.map(({ text, soft }) => `${text} → ${soft}`);
+  const bars = PAPER_TABLES.filter(({ regime }) => regime === 'line').flatMap((paper) =>
+    measured.map((model) => ({
+      type: 'bar' as const,
+      name: `${model}, ${paper.mode}`,
+      data: LENGTHS.map((_, length) => {
+        const cell = cellOf(paper, length, model, pairs);
+        return cell.length === 0 ? null : Math.round(1000 * reductionIn(cell).reduction) / 10;
+      }),
+    })),
+  );
+  const cut = LENGTHS.map((lengths) => Math.round(1000 * tokensCut(lengths)) / 10);
+  return {
+    name: 'tables',
+    option: axes('TTFT saved by ten soft tokens instead of their text', '', 'TTFT saved, %', {
+      xAxis: { type: 'category', data: labels },
+      series: [
+        ...bars,
+        {
+          type: 'line',
+          name: 'share of tokens cut',
+          data: cut,
+          symbolSize: 9,
+          lineStyle: { type: 'dashed' },
+          color: '#000',
+        },
+      ],
+    }),
+  };
+}

@@ -1,0 +1,201 @@
+/** The forms that an upload may have: JSON, tar (gzipped or not) and zip. Each is read as a stream of untrusted bytes. */
+import { constants } from 'node:fs';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { createGunzip } from 'node:zlib';
+import { extract } from 'tar-stream';
+import { type Entry, fromFdPromise } from 'yauzl';
+import { z } from 'zod';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Sources } from './sources.ts';
+import { Spool } from './spool.ts';
+import { Upload, type UploadLimits } from './upload.ts';
+
+export const UPLOAD_FORMATS = ['json', 'tar', 'tar.gz', 'zip'] as const;
+export type UploadFormat = (typeof UPLOAD_FORMATS)[number];
+
+export interface UploadBody {
+  readonly format: UploadFormat;
+  /** Leading folders to drop from each path. */
+  readonly strip: number;
+  readonly bytes: AsyncIterable<Uint8Array>;
+}
+
+/**
+ * Reads an upload to its end; `close` when the sources have been read.
+ * @throws ServingError invalid_request for what is no such archive, is cut off, or holds paths that lead out of the
+ *   repository; payload_too_large; the signal's reason.
+ */
+export async function readUpload(
+  { format, strip, bytes }: UploadBody,
+  limits: UploadLimits,
+  signal: AbortSignal,
+): Promise<Sources & { close(): Promise<void> }> {
+  const upload = await Upload.open(limits, strip);
+  const body = bounded(bytes, limits.maxUploadBytes, signal);
+  try {
+    const sources =
+      format === 'json'
+        ? await readJson(body, upload)
+        : format === 'zip'
+          ? await readZip(body, upload)
+          : await readTar(body, upload, format === 'tar.gz', signal);
+    return { ...sources, close: () => upload.close() };
+  } catch (error) {
+    await upload.close();
+    signal.throwIfAborted();
+    if (error instanceof ServingError) throw error;
+    throw new ServingError('invalid_request', `the upload is no valid ${format}: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+}
+
+interface Body extends AsyncIterable<Uint8Array> {
+  /** Bytes that have come so far. */
+  readonly received: number;
+}
+
+function bounded(bytes: AsyncIterable<Uint8Array>, limit: number, signal: AbortSignal): Body {
+  let received = 0;
+  return {
+    get received() {
+      return received;
+    },
+    async *[Symbol.asyncIterator]() {
+      for await (const part of bytes) {
+        signal.throwIfAborted();
+        received += part.length;
+        if (received > limit) {
+          throw new ServingError('payload_too_large', `the upload is larger than ${limit} bytes (--max-upload-bytes)`);
+        }
+        yield part;
+      }
+    },
+  };
+}
+
+const file = z.strictObject({ path: z.string().min(1), content: z.string() });
+const deletion = z.strictObject({ path: z.string().min(1), deleted: z.literal(true) });
+const jsonUpload = z.union(
+  [
+    z.strictObject({ files: z.array(file) }),
+    z.strictObject({ changes: z.array(z.union([file, deletion])), base_version: z.string().optional() }),
+  ],
+  {
+    error: 'must be {files: [{path, content}]} or {changes: [{path, content} | {path, deleted: true}], base_version?}',
+  },
+);
+
+async function readJson(body: Body, upload: Upload): Promise<Sources> {
+  const parts: Uint8Array[] = [];
+  for await (const part of body) parts.push(part);
+  const text = new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(parts));
+  const parsed = jsonUpload.safeParse(JSON.parse(text));
+  if (!parsed.success) {
+    const { message, path } = parsed.error.issues[0] as z.core.$ZodIssue;
+    throw new ServingError('invalid_request', `${['body', ...path].join('.')} ${message}`);
+  }
+  const whole = 'files' in parsed.data;
+  for (const item of 'files' in parsed.data ? parsed.data.files : parsed.data.changes) {
+    const path = upload.enter(item.path);
+    if (path === undefined)
+      throw new ServingError('invalid_request', `path ${JSON.stringify(item.path)} names no file`);
+    if ('deleted' in item) upload.delete(path);
+    else await addText(upload, path, item.content);
+  }
+  return whole ? upload.all() : upload.changes((parsed.data as { base_version?: string }).base_version);
+}
+
+async function addText(upload: Upload, path: string, content: string): Promise<void> {
+  const size = Buffer.byteLength(content);
+  // Half of a character, as JSON may spell it, is none in UTF-8.
+  const reason = upload.unwanted(path, size) ?? (/\p{Surrogate}/u.test(content) ? 'invalid_utf8' : undefined);
+  if (reason) upload.skip(path, reason);
+  else await upload.add(path, Buffer.from(content));
+}
+
+/** A tar ends with two blocks of zeros; one that does not was cut off between two files. */
+const TAR_END = 1_024;
+
+async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: AbortSignal): Promise<Sources> {
+  const tar = extract();
+  let zeros = 0;
+  async function* counted(unpacked: AsyncIterable<Uint8Array>) {
+    for await (const part of unpacked) {
+      upload.count(part.length, body.received);
+      const last = part.findLastIndex((byte) => byte !== 0);
+      zeros = last < 0 ? zeros + part.length : part.length - 1 - last;
+      yield part;
+    }
+  }
+  const source = Readable.from(body, { objectMode: false });
+  const fed = gzipped
+    ? pipeline(source, createGunzip(), counted, tar as unknown as NodeJS.WritableStream, { signal })
+    : pipeline(source, counted, tar as unknown as NodeJS.WritableStream, { signal });
+  fed.catch(() => {}); // awaited below, when the entries have ended for it
+  try {
+    for await (const entry of tar) {
+      const { name, type, size = 0 } = entry.header;
+      const path = upload.enter(name);
+      const reason = path === undefined || type === 'directory' ? undefined : tarSkip(upload, path, type, size);
+      if (path === undefined || type === 'directory' || reason !== undefined) {
+        if (path !== undefined && reason !== undefined) upload.skip(path, reason);
+        entry.resume();
+        continue;
+      }
+      await upload.add(path, await gathered(entry));
+    }
+  } catch (error) {
+    tar.destroy(error as Error);
+    // What broke first says more than that the entries ended early; a refusal of ours says most.
+    if (!(error instanceof ServingError)) await fed;
+    throw error;
+  }
+  await fed;
+  if (zeros < TAR_END) throw new Error('it has no end marker (was it cut off?)');
+  return upload.all();
+}
+
+function tarSkip(upload: Upload, path: string, type: string | null | undefined, size: number) {
+  if (type === 'symlink') return 'symlink';
+  if (type !== 'file' && type !== 'contiguous-file') return 'special';
+  return upload.unwanted(path, size);
+}
+
+async function readZip(body: Body, upload: Upload): Promise<Sources> {
+  const spool = await Spool.open();
+  try {
+    for await (const part of body) await spool.append(part);
+    const zip = await fromFdPromise(spool.fd, { lazyEntries: true, autoClose: false });
+    for await (const entry of zip.eachEntry()) {
+      const path = upload.enter(entry.fileName);
+      if (path === undefined || entry.fileName.endsWith('/')) continue;
+      const reason = zipSkip(entry) ?? upload.unwanted(path, entry.uncompressedSize);
+      if (reason) {
+        upload.skip(path, reason);
+        continue;
+      }
+      upload.count(entry.uncompressedSize, spool.size); // as it says; what it really has is checked while it unpacks
+      if (entry.isEncrypted()) throw new ServingError('invalid_request', `file ${path} of the zip is encrypted`);
+      await upload.add(path, await gathered(await zip.openReadStreamPromise(entry)));
+    }
+    return upload.all();
+  } finally {
+    await spool.close();
+  }
+}
+
+/** By the file mode that Unix tools write. */
+function zipSkip({ versionMadeBy, externalFileAttributes }: Entry) {
+  if (versionMadeBy >>> 8 !== 3) return undefined;
+  const type = (externalFileAttributes >>> 16) & constants.S_IFMT;
+  if (type === constants.S_IFLNK) return 'symlink';
+  return type === 0 || type === constants.S_IFREG ? undefined : 'special';
+}
+
+async function gathered(stream: AsyncIterable<unknown>): Promise<Buffer> {
+  const parts: Uint8Array[] = [];
+  for await (const part of stream) parts.push(part as Uint8Array);
+  return Buffer.concat(parts);
+}

@@ -1,0 +1,132 @@
+/** The indexer as a gRPC service: uploads in, progress and reports out. One encoder serves all runs. */
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import type { ContextEncoder } from '../lib/rag/encode.ts';
+import { repoKey, type Store } from '../lib/rag/store.ts';
+import type { DeleteRequest__Output } from '../lib/rpc/gen/llavacode/v1/DeleteRequest.ts';
+import type { IndexEvent } from '../lib/rpc/gen/llavacode/v1/IndexEvent.ts';
+import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDescription.ts';
+import type { IndexRequest__Output } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
+import { duplex, mount, unary } from '../lib/rpc/server.ts';
+import { readUpload, UPLOAD_FORMATS, type UploadFormat } from './archive.ts';
+import { type IndexOptions, type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
+import type { UploadLimits } from './upload.ts';
+
+export interface IndexerOptions extends IndexOptions, UploadLimits {
+  /** Refuses new runs once aborted, and ends those under way: they would take too long, and lose nothing. */
+  readonly draining: AbortSignal;
+}
+
+/** Runs at a time. They share the encoder; what more of them cost is disk and memory. */
+const MAX_RUNS = 4;
+/** How long a removal keeps others out should it die, in ms. */
+const DELETE_LOCK_MS = 15_000;
+
+export function createIndexerService(store: Store, encoder: ContextEncoder, options: IndexerOptions, log: Logger) {
+  let running = 0;
+
+  async function* index(requests: AsyncIterable<IndexRequest__Output>, gone: AbortSignal): AsyncGenerator<IndexEvent> {
+    options.draining.throwIfAborted();
+    if (running >= MAX_RUNS) {
+      throw new ServingError('saturated', `${running} repositories are being indexed already`, {
+        retryAfterSeconds: 10,
+      });
+    }
+    running++;
+    try {
+      const signal = AbortSignal.any([gone, options.draining]);
+      const { start, bytes } = await opened(requests);
+      const body = { format: formatOf(start.format), strip: start.stripComponents, bytes };
+      const repo = repoKey(start.tenant, start.repo);
+      const sources = await readUpload(body, options, signal);
+      try {
+        yield* events((onProgress) =>
+          indexSources({ repo, sources, store, encoder, options, signal, onProgress }).then((report) => {
+            log.info({ request_id: start.requestId, ...report }, 'indexed');
+            return report;
+          }),
+        );
+      } finally {
+        await sources.close();
+      }
+    } finally {
+      running--;
+    }
+  }
+
+  async function remove({ tenant, repo: name }: DeleteRequest__Output) {
+    const repo = repoKey(tenant, name);
+    const writer = await store.lock(repo, DELETE_LOCK_MS);
+    try {
+      const existed = await writer.remove();
+      if (!existed) throw new ServingError('repo_not_found', `there is no index of ${name}`, { param: 'repo' });
+      log.info({ repo }, 'removed');
+      return {};
+    } finally {
+      await writer.release().catch(() => {});
+    }
+  }
+
+  const describe = async (): Promise<IndexerDescription> => ({
+    fingerprint: encoder.fingerprint,
+    hidden: encoder.hidden,
+    running,
+    limit: MAX_RUNS,
+  });
+
+  return { mounts: [mount.indexer({ Index: duplex(index), Delete: unary(remove), Describe: unary(describe) })] };
+}
+
+/** The first message, and the upload that follows it. */
+async function opened(requests: AsyncIterable<IndexRequest__Output>) {
+  const messages = requests[Symbol.asyncIterator]();
+  const { start } = (await messages.next()).value ?? {};
+  if (!start) throw new ServingError('invalid_request', 'the first message of Index must be start');
+  async function* bytes() {
+    for (let next = await messages.next(); !next.done; next = await messages.next()) yield next.value.data as Buffer;
+  }
+  return { start, bytes: bytes() };
+}
+
+function formatOf(format: string): UploadFormat {
+  const known = UPLOAD_FORMATS.find((name) => name === format);
+  if (!known)
+    throw new ServingError('invalid_request', `format ${JSON.stringify(format)} is none of ${UPLOAD_FORMATS}`);
+  return known;
+}
+
+/** Progress while the run goes on: the newest of what came since the reader last looked; then the report. */
+async function* events(
+  run: (onProgress: (progress: IndexProgress) => void) => Promise<IndexReport>,
+): AsyncGenerator<IndexEvent> {
+  let latest: IndexProgress | undefined;
+  let wake = () => {};
+  const report = run((progress) => {
+    latest = progress;
+    wake();
+  });
+  let done = false;
+  const settled = report
+    .catch(() => {})
+    .then(() => {
+      done = true;
+      wake();
+    });
+  try {
+    while (!done || latest) {
+      if (latest) {
+        const progress = latest;
+        latest = undefined;
+        yield { progress };
+      } else {
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+      }
+    }
+  } finally {
+    await settled; // where the caller has gone, its signal ends the run
+  }
+  const { repo: _, ...figures } = await report;
+  yield { report: { ...figures, skipped: { ...figures.skipped } } };
+}

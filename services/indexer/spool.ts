@@ -1,0 +1,62 @@
+/**
+ * Bytes of an upload that do not belong in memory: one temporary file without a name. It was unlinked when it was made, so
+ * nothing is left behind however the process ends, and no name out of an upload ever reaches the file system.
+ */
+import { type FileHandle, mkdtemp, open, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+export interface Extent {
+  readonly offset: number;
+  readonly length: number;
+}
+
+export class Spool {
+  readonly #file: FileHandle;
+  #size = 0;
+
+  private constructor(file: FileHandle) {
+    this.#file = file;
+  }
+
+  static async open(): Promise<Spool> {
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-upload-'));
+    try {
+      return new Spool(await open(join(dir, 'spool'), 'wx+', 0o600));
+    } finally {
+      await rm(dir, { recursive: true, force: true });
+    }
+  }
+
+  /** For libraries that read files by descriptor. */
+  get fd(): number {
+    return this.#file.fd;
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  async append(bytes: Uint8Array): Promise<Extent> {
+    const offset = this.#size;
+    this.#size += bytes.length;
+    for (let done = 0; done < bytes.length; ) {
+      done += (await this.#file.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
+    }
+    return { offset, length: bytes.length };
+  }
+
+  async read({ offset, length }: Extent): Promise<Buffer> {
+    const bytes = Buffer.allocUnsafe(length);
+    for (let done = 0; done < length; ) {
+      const { bytesRead } = await this.#file.read(bytes, done, length - done, offset + done);
+      if (bytesRead === 0) throw new Error('the temporary file has lost its end'); // a full disk fails the write already
+      done += bytesRead;
+    }
+    return bytes;
+  }
+
+  async close(): Promise<void> {
+    await this.#file.close();
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * The files of an upload, on their way to an index run. What comes is not trusted: paths must stay inside the repository,
+ * and numbers and sizes are bounded, however little was sent. Content waits in a spool; names are only ever strings.
+ */
+import ignore, { type Ignore } from 'ignore';
+import { ServingError } from '../lib/process/errors.ts';
+import { asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
+import type { Sources } from './sources.ts';
+import { type Extent, Spool } from './spool.ts';
+
+export interface UploadLimits {
+  readonly maxFileBytes: number;
+  readonly maxUploadBytes: number;
+  readonly maxRepoBytes: number;
+  readonly maxRepoFiles: number;
+}
+
+/** UTF-8 bytes, as on Linux. */
+const MAX_PATH_BYTES = 4_096;
+/** Source code packs about 5:1, the most repetitive of it 50:1; deflate can reach 1000:1. */
+const MAX_RATIO = 100;
+/** Not suspicious at any ratio, in bytes. */
+const RATIO_FREE = 32 * 1024 * 1024;
+const GITIGNORE = '.gitignore';
+
+const refused = (message: string) => new ServingError('invalid_request', message);
+
+export class Upload {
+  readonly #limits: UploadLimits;
+  readonly #spool: Spool;
+  readonly #strip: number;
+  /** By path: where its text lies, or why it has none. Of two files of one name the later counts, as tar has it. */
+  readonly #files = new Map<string, Extent | SkipReason>();
+  /** By folder, '' or with a slash at its end: the rules of its .gitignore. */
+  readonly #rules = new Map<string, Ignore>();
+  readonly #deleted = new Set<string>();
+  #entries = 0;
+  #unpacked = 0;
+  #unnamed = 0;
+
+  private constructor(limits: UploadLimits, spool: Spool, strip: number) {
+    this.#limits = limits;
+    this.#spool = spool;
+    this.#strip = strip;
+  }
+
+  /** @param strip leading folders to drop from each path, as tar's --strip-components. */
+  static async open(limits: UploadLimits, strip = 0): Promise<Upload> {
+    return new Upload(limits, await Spool.open(), strip);
+  }
+
+  /**
+   * The path of the next file or folder as the index knows it; undefined for what lies above the repository's root.
+   * @throws ServingError invalid_request for a path that leads out of the repository or is too long; payload_too_large.
+   */
+  enter(raw: string): string | undefined {
+    if (++this.#entries > this.#limits.maxRepoFiles) {
+      throw tooLarge(`has more than ${this.#limits.maxRepoFiles} files and folders`, '--max-repo-files');
+    }
+    const shown = JSON.stringify(raw.slice(0, 200));
+    const leadsOut = /^[/\\]|^[A-Za-z]:[/\\]/.test(raw) || raw.split(/[/\\]/).includes('..');
+    if (leadsOut) throw refused(`path ${shown} of the upload is absolute or leads out of the repository`);
+    if (raw.includes('\0')) throw refused(`path ${shown} of the upload holds a NUL`);
+    if (Buffer.byteLength(raw) > MAX_PATH_BYTES) throw refused(`path ${shown}… is longer than ${MAX_PATH_BYTES} bytes`);
+    const parts = raw.split('/').filter((part) => part !== '' && part !== '.');
+    return parts.slice(this.#strip).join('/') || undefined;
+  }
+
+  /** Counts bytes that were unpacked. @param packed bytes that they were made of, so far. */
+  count(bytes: number, packed: number): void {
+    this.#unpacked += bytes;
+    const { maxRepoBytes } = this.#limits;
+    if (this.#unpacked > maxRepoBytes) throw tooLarge(`unpacks to more than ${maxRepoBytes} bytes`, '--max-repo-bytes');
+    if (this.#unpacked > Math.max(RATIO_FREE, packed * MAX_RATIO)) {
+      throw new ServingError('payload_too_large', `the upload unpacks to more than ${MAX_RATIO} times its size`);
+    }
+  }
+
+  /** @returns why the file need not be read, from its name and size alone. */
+  unwanted(path: string, size: number): SkipReason | undefined {
+    // Names come as text; bytes that are no UTF-8 were replaced, and would not be unique.
+    if (path.includes('\ufffd') || /\p{Surrogate}/u.test(path)) return 'invalid_utf8';
+    if (path.split('/').some(isHidden) && !isIgnoreFile(path)) return 'ignored';
+    return size > this.#limits.maxFileBytes ? 'oversize' : undefined;
+  }
+
+  skip(path: string, reason: SkipReason): void {
+    if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed++;
+    else this.#files.set(path, reason);
+  }
+
+  /** @param bytes the whole file; of one that is not `unwanted`. */
+  async add(path: string, bytes: Uint8Array): Promise<void> {
+    const source = asSource(path, bytes, this.#limits.maxFileBytes);
+    if (isIgnoreFile(path)) {
+      if ('text' in source) this.#rules.set(path.slice(0, -GITIGNORE.length), ignore().add(source.text));
+    } else this.#files.set(path, 'text' in source ? await this.#spool.append(bytes) : source.skipped);
+  }
+
+  /** Of a change set: the file is gone. */
+  delete(path: string): void {
+    this.#files.delete(path);
+    this.#deleted.add(path);
+  }
+
+  /** The whole repository. */
+  all(): Sources {
+    const skipped = noSkips();
+    skipped.invalid_utf8 += this.#unnamed;
+    const texts = new Map<string, Extent>();
+    for (const [path, file] of this.#files) {
+      if (typeof file === 'string') skipped[file]++;
+      else if (this.#isIgnored(path)) skipped.ignored++;
+      else texts.set(path, file);
+    }
+    return {
+      paths: [...texts.keys()].sort(),
+      skipped,
+      read: async (path) => ({ text: (await this.#spool.read(texts.get(path) as Extent)).toString() }),
+    };
+  }
+
+  /** Files that replace those of the current version, beside the deleted ones. */
+  changes(baseVersion: string | undefined): Sources {
+    return { ...this.all(), replaced: new Set([...this.#files.keys(), ...this.#deleted]), baseVersion };
+  }
+
+  /** As git has it: the deepest .gitignore with an opinion decides, but nothing inside an excluded folder comes back. */
+  #isIgnored(path: string): boolean {
+    if (this.#rules.size === 0) return false;
+    for (let end = path.indexOf('/'); ; end = path.indexOf('/', end + 1)) {
+      const part = end < 0 ? path : path.slice(0, end + 1);
+      if (this.#excludes(part)) return true;
+      if (end < 0) return false;
+    }
+  }
+
+  #excludes(path: string): boolean {
+    for (let end = path.lastIndexOf('/', path.length - 2); ; end = path.lastIndexOf('/', end - 1)) {
+      const verdict = this.#rules.get(path.slice(0, end + 1))?.test(path.slice(end + 1));
+      if (verdict?.ignored) return true;
+      if (verdict?.unignored || end < 0) return false;
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#spool.close();
+  }
+}
+
+const isIgnoreFile = (path: string) => path === GITIGNORE || path.endsWith(`/${GITIGNORE}`);
+
+const tooLarge = (what: string, setting: string) =>
+  new ServingError('payload_too_large', `the upload ${what} (${setting})`);

@@ -1,0 +1,118 @@
+/**
+ * A circuit breaker before a store, for those who serve completions. A store that fails or is slow several times in a row
+ * is left alone: calls fail at once instead of costing every completion its retrieval budget. It is tried again in the
+ * background, so that no completion pays for the trial.
+ */
+import { ServingError } from '../process/errors.ts';
+import { metrics } from '../process/metrics.ts';
+import type { Store } from './store.ts';
+
+export interface BreakerOptions {
+  /** A small read that takes longer is a failure, though it may still succeed, in ms. */
+  readonly slowMs: number;
+  /** Failures in a row that open the circuit. */
+  readonly failures?: number;
+  /** Time until the first trial, in ms; doubled with each that fails, up to `longestMs`. */
+  readonly firstMs?: number;
+  readonly longestMs?: number;
+}
+
+/** Ids of one small read. Larger ones load a whole index and may take their time. */
+const SMALL = 128;
+/** What a trial reads: any name does, there need be no such repository. */
+const TRIAL = 'llavacode-trial';
+
+/** Only reads are watched: writers have their own deadlines and should hear of every failure. */
+export function withBreaker(store: Store, options: BreakerOptions): Store {
+  const circuit = new Circuit(store, options);
+  return {
+    address: store.address,
+    head: (repo) => circuit.run(() => store.head(repo), true),
+    snapshot: (repo) => circuit.run(() => store.snapshot(repo), false),
+    entries: (repo, ids) => circuit.run(() => store.entries(repo, ids), ids.length <= SMALL),
+    contents: (repo, fingerprint, ids) =>
+      circuit.run(() => store.contents(repo, fingerprint, ids), ids.length <= SMALL),
+    repositories: (tenant) => circuit.run(() => store.repositories(tenant), false),
+    lock: (repo, ttlMs) => store.lock(repo, ttlMs),
+    close: () => {
+      circuit.close();
+      return store.close();
+    },
+  };
+}
+
+class Circuit {
+  readonly #store: Store;
+  readonly #options: Required<BreakerOptions>;
+  /** In a row. */
+  #failures = 0;
+  /** While it is open: the next trial. */
+  #trial: NodeJS.Timeout | undefined;
+  #waitMs: number;
+  #closed = false;
+
+  constructor(store: Store, options: BreakerOptions) {
+    this.#store = store;
+    this.#options = { failures: 5, firstMs: 500, longestMs: 10_000, ...options };
+    this.#waitMs = this.#options.firstMs;
+  }
+
+  /** @param small whether slowness counts. */
+  async run<T>(read: () => Promise<T>, small: boolean): Promise<T> {
+    if (this.#trial) {
+      throw new ServingError(
+        'store_unavailable',
+        `${this.#store.address} failed or was slow ${this.#options.failures} times in a row: left alone for a while`,
+      );
+    }
+    const outcome = this.#watched(read, small);
+    outcome.verdict.then((healthy) => this.#count(healthy));
+    return outcome.answer;
+  }
+
+  /** `verdict` comes with the answer, or when the call has become slow, whichever is first. */
+  #watched<T>(read: () => Promise<T>, small: boolean): { answer: Promise<T>; verdict: Promise<boolean> } {
+    const answer = read();
+    const verdict = new Promise<boolean>((resolve) => {
+      // One more turn: where it was this process that was busy, the answer lies in the socket already.
+      const late = () => setImmediate(() => resolve(false));
+      const timer = small ? setTimeout(late, this.#options.slowMs) : undefined;
+      answer
+        .then(
+          () => resolve(true),
+          // Only what says something of the store: a missing or damaged index does not.
+          (error) => resolve(!(error instanceof ServingError && error.code === 'store_unavailable')),
+        )
+        .finally(() => clearTimeout(timer));
+    });
+    return { answer, verdict };
+  }
+
+  #count(healthy: boolean): void {
+    this.#failures = healthy ? 0 : this.#failures + 1;
+    if (this.#failures >= this.#options.failures && !this.#trial && !this.#closed) this.#open();
+  }
+
+  #open(): void {
+    metrics.storeCircuitOpen.set(1);
+    this.#trial = setTimeout(() => void this.#try(), this.#waitMs);
+    this.#trial.unref();
+  }
+
+  async #try(): Promise<void> {
+    if (await this.#watched(() => this.#store.head(TRIAL), true).verdict) {
+      metrics.storeCircuitOpen.set(0);
+      this.#trial = undefined;
+      this.#failures = 0;
+      this.#waitMs = this.#options.firstMs;
+      return;
+    }
+    this.#waitMs = Math.min(this.#waitMs * 2, this.#options.longestMs);
+    if (!this.#closed) this.#open();
+  }
+
+  close(): void {
+    this.#closed = true;
+    clearTimeout(this.#trial);
+  }
+}

@@ -1,0 +1,107 @@
+/** Chunks, one by one → an {@link InvertedIndex}. */
+import { InvertedIndex } from './inverted-index.ts';
+
+/** What the index needs of a chunk. */
+export interface Indexable {
+  readonly path: string;
+  /** Distinct identifiers. */
+  readonly tokens: readonly string[];
+}
+
+/** A list of 32-bit numbers is larger than a bitmap where more than 1 in 32 chunks are on it. */
+const BITMAP_SHARE = 32;
+/** Chunks laid out between two pauses: a few ms. */
+const CHUNKS_PER_TURN = 4_096;
+
+/** Collects chunks in the order of their ordinals; {@link build} lays them out. Chunks of one path come one after the other. */
+export class InvertedIndexBuilder {
+  readonly #ids = new Map<string, number>();
+  readonly #files = new Map<string, { readonly start: number; end: number }>();
+  /** Identifier numbers of all chunks, back to back. */
+  #tokens = new Uint32Array(1024);
+  #tokenCount = 0;
+  /** Where each chunk's identifiers end. */
+  readonly #ends: number[] = [];
+
+  add({ path, tokens }: Indexable): void {
+    const ordinal = this.#ends.length;
+    const file = this.#files.get(path);
+    if (file) file.end = ordinal + 1;
+    else this.#files.set(path, { start: ordinal, end: ordinal + 1 });
+    if (this.#tokenCount + tokens.length > this.#tokens.length) {
+      const grown = new Uint32Array(2 * (this.#tokenCount + tokens.length));
+      grown.set(this.#tokens);
+      this.#tokens = grown;
+    }
+    for (const token of tokens) {
+      const id = this.#ids.get(token) ?? this.#ids.size;
+      if (id === this.#ids.size) this.#ids.set(token, id);
+      this.#tokens[this.#tokenCount++] = id;
+    }
+    this.#ends.push(this.#tokenCount);
+  }
+
+  /** @param pause awaited every few ms, to let others have their turn. */
+  async build(pause: () => Promise<unknown>): Promise<InvertedIndex> {
+    const order = this.#bySize();
+    await pause();
+    const postings = await this.#postings(order.ordinals, pause);
+    return new InvertedIndex({ ids: this.#ids, files: this.#files, ...order, ...postings });
+  }
+
+  #bounds(ordinal: number): readonly [number, number] {
+    return [ordinal === 0 ? 0 : this.#ends[ordinal - 1]!, this.#ends[ordinal]!];
+  }
+
+  /** Numbers chunks by size; of one size, by ordinal. */
+  #bySize() {
+    const counts = new Map<number, number>();
+    const sizeOf = Uint32Array.from(this.#ends, (_, ordinal) => {
+      const [start, end] = this.#bounds(ordinal);
+      counts.set(end - start, (counts.get(end - start) ?? 0) + 1);
+      return end - start;
+    });
+    const sizes = Uint32Array.from(counts.keys()).sort();
+    const classStart = new Uint32Array(sizes.length + 1);
+    const classOfSize = new Map<number, number>();
+    for (const [c, size] of sizes.entries()) {
+      classOfSize.set(size, c);
+      classStart[c + 1] = classStart[c]! + counts.get(size)!;
+    }
+    const next = classStart.slice();
+    const ordinals = new Uint32Array(sizeOf.length);
+    const sizeClass = new Uint32Array(sizeOf.length);
+    for (const [ordinal, size] of sizeOf.entries()) {
+      const c = classOfSize.get(size)!;
+      const chunk = next[c]!++;
+      ordinals[chunk] = ordinal;
+      sizeClass[chunk] = c;
+    }
+    return { sizes, sizeClass, classStart, ordinals };
+  }
+
+  async #postings(ordinals: Uint32Array, pause: () => Promise<unknown>) {
+    const frequencies = new Uint32Array(this.#ids.size);
+    for (let i = 0; i < this.#tokenCount; i++) frequencies[this.#tokens[i]!]!++;
+    const bitmaps = new Map<number, Uint32Array>();
+    const offsets = new Uint32Array(frequencies.length + 1);
+    for (const [id, frequency] of frequencies.entries()) {
+      const frequent = frequency * BITMAP_SHARE > ordinals.length;
+      if (frequent) bitmaps.set(id, new Uint32Array(Math.ceil(ordinals.length / 32)));
+      offsets[id + 1] = offsets[id]! + (frequent ? 0 : frequency);
+    }
+    const lists = new Uint32Array(offsets[frequencies.length]!);
+    const next = offsets.slice();
+    for (const [chunk, ordinal] of ordinals.entries()) {
+      if (chunk % CHUNKS_PER_TURN === 0) await pause();
+      const [start, end] = this.#bounds(ordinal);
+      for (let i = start; i < end; i++) {
+        const id = this.#tokens[i]!;
+        const bits = bitmaps.get(id);
+        if (bits) bits[chunk >>> 5]! |= 1 << (chunk & 31);
+        else lists[next[id]!++] = chunk;
+      }
+    }
+    return { frequencies, offsets, lists, bitmaps };
+  }
+}

@@ -1,0 +1,32 @@
+/**
+ * The keys of the index in Redis. Those of one repository lie in one cluster slot by their hash tag; REPO is
+ * `name`, or `tenant:name` (see `repoKey`).
+ *
+ *   llavacode:1:{REPO}:index         hash: head → JSON, ids → packed chunk ids (32 bytes each). Replaced by one HSET.
+ *   llavacode:1:{REPO}:chunks        hash: chunk id → path, lines, tokens
+ *   llavacode:1:{REPO}:rows:FP       hash: chunk id → vector, text; FP is a fingerprint
+ *   llavacode:1:{REPO}:fingerprints  set of FP
+ *   llavacode:1:{REPO}:lock          token of the indexer at work, with a time to live
+ *   llavacode:1:repos:{TENANT}       set of the REPOs that a tenant has published
+ *
+ * Only the lock expires. A server that evicts drops whole keys; that a published index is gone shows by the set of
+ * repositories, and that chunks are gone by their absence: both are reported, never guessed around.
+ */
+import { tenantOf } from './store.ts';
+
+const PREFIX = 'llavacode:1:';
+
+export function keysOf(repo: string) {
+  const prefix = `${PREFIX}{${repo}}:`;
+  return {
+    index: `${prefix}index`,
+    chunks: `${prefix}chunks`,
+    rows: (fingerprint: string) => `${prefix}rows:${fingerprint}`,
+    fingerprints: `${prefix}fingerprints`,
+    lock: `${prefix}lock`,
+    published: publishedKey(tenantOf(repo)),
+  };
+}
+export type RedisKeys = ReturnType<typeof keysOf>;
+
+export const publishedKey = (tenant: string) => `${PREFIX}repos:{${tenant}}`;

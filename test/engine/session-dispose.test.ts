@@ -1,0 +1,38 @@
+/** Shutting the engine down while it computes: the graph is freed when nothing uses it any more. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { DecoderSession } from '../../services/lib/engine/session.ts';
+import { KvPool } from '../../services/lib/kv/pool.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
+import { buildDecoder } from '../../services/lib/model/decoder.ts';
+import { writeModel } from '../../services/lib/model/onnx.ts';
+import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+
+const GOLDEN = join(import.meta.dirname, '..', 'goldens', 'qwen2-tied');
+
+test('a run under way ends well, and no other is taken', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'llavacode-dispose-'));
+  onTestFinished(() => rm(dir, { recursive: true, force: true }));
+  const spec = (await readSpec(GOLDEN)) as DecoderSpec;
+  const precision = { layers: 'fp32', vocabulary: 'fp32', maxPositions: 256 } as const;
+  const checkpoint = await Checkpoint.open(GOLDEN);
+  await writeModel(buildDecoder(spec, checkpoint, precision), dir);
+  await checkpoint.close();
+  const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+  const pool = new KvPool(spec, 2, 64);
+  const session = await DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { provider: 'cpu', threads: 1 });
+
+  const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
+  const expected = await session.chunk(chunk);
+  const running = session.chunk(chunk);
+  const disposing = session.dispose();
+  await expect(session.chunk({ ...chunk, slot: 1 })).rejects.toMatchObject({ code: 'draining' });
+  await expect(session.step(Int32Array.of(1), Int32Array.of(40))).rejects.toMatchObject({ code: 'draining' });
+  expect(await running).toEqual(expected);
+  await disposing;
+  await session.dispose(); // once is enough
+  await expect(session.chunk(chunk)).rejects.toMatchObject({ code: 'draining' });
+});

@@ -1,0 +1,199 @@
+/**
+ * The oracle of the whole system: on a model of 32-bit floats greedy output is the same, token for token, however it is
+ * computed: in one process or handed from one to another, in chunks or whole, batched or alone, streamed or not, after a
+ * cancelled try, with soft tokens or without; and where there is a PyTorch reference, the same as that.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { streamCompletion } from '../../services/client.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
+import { GREEDY, NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/sequence.ts';
+import { connectDecode, connectPrefill } from '../../services/lib/rpc/contract.ts';
+import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
+import { golden, PlainModel, startTestSystem, type TestSystem, TINY_CODER } from './system.ts';
+
+const CHUNK = 32;
+const MODES = ['disaggregated'] as const;
+
+/** Some tokens of a vocabulary, always the same ones. */
+const tokens = (count: number, seed = 1) => Array.from({ length: count }, (_, i) => ((i + 1) * 7919 * seed) % 500);
+
+/** A prompt through both workers by gRPC, as the gateway sends it. */
+async function overRpc(system: TestSystem, ids: number[], maxTokens: number, soft: SoftTokens): Promise<number[]> {
+  const address = (role: string) =>
+    system.processes.find(({ name }) => name.startsWith(role) || name.startsWith('colocated'))!.address;
+  const [prefill, decode] = [connectPrefill(address('prefill')), connectDecode(address('decode'))];
+  const signal = AbortSignal.timeout(30_000);
+  const sampling = samplingMessage(GREEDY);
+  const { fingerprint } = system.bundle.manifest;
+  const output: number[] = [];
+  const prompt = { requestId: 'test', fingerprint, tokenIds: ids, soft: softTokensMessage(soft), promptLogprobs: -1 };
+  let decoding: Promise<void> | undefined;
+  try {
+    for await (const event of prefill.prefill({ ...prompt, choices: [sampling], readers: 1 }, signal)) {
+      const { kv } = event.accepted ?? {};
+      if (kv) {
+        decoding = (async () => {
+          const rest: number[] = [];
+          for await (const { step } of decode.decode(
+            { requestId: 'test', kv, choice: 0, sampling, maxTokens },
+            signal,
+          )) {
+            rest.push(...(step?.tokens ?? []).map((token) => token.id));
+          }
+          output.push(...rest);
+        })();
+      }
+      if (event.first) output.push(event.first.tokens[0]!.id);
+    }
+    await decoding;
+    return output;
+  } finally {
+    prefill.close();
+    decode.close();
+  }
+}
+
+describe.each(MODES)('%s', (mode) => {
+  describe('tiny-coder', () => {
+    let system: TestSystem;
+    let plain: PlainModel;
+
+    beforeAll(async () => {
+      const flags = { prefillOnly: { prefillChunkTokens: CHUNK } };
+      system = await startTestSystem(TINY_CODER, { slots: 3, capacity: 1024 }, { mode, ...flags });
+      plain = await PlainModel.load(system.bundle);
+    });
+    afterAll(async () => {
+      plain?.dispose();
+      await system?.close();
+    });
+
+    const complete = async (prompt: number[], maxTokens: number, signal = AbortSignal.timeout(30_000)) => {
+      const body = { prompt, max_tokens: maxTokens, temperature: 0, ignore_eos: true, return_token_ids: true };
+      return (await streamCompletion(system.url, body, signal)).tokenIds;
+    };
+
+    test.each([1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK + 7])(
+      'a prompt of %i tokens, handed over chunk by chunk, is as the plain path',
+      async (length) => {
+        expect(await complete(tokens(length), 16)).toEqual(await plain.greedy(tokens(length), 16));
+      },
+    );
+
+    test('one token only: nothing is staged and nothing decoded', async () => {
+      expect(await complete(tokens(40), 1)).toEqual(await plain.greedy(tokens(40), 1));
+    });
+
+    test('many at once, more than there are slots, are each as alone', async () => {
+      const prompts = Array.from({ length: 8 }, (_, i) => tokens(5 + 23 * i, i + 1));
+      const together = await Promise.all(prompts.map((prompt, i) => complete(prompt, 10 + 5 * i)));
+      for (const [i, prompt] of prompts.entries()) {
+        expect(together[i], `prompt ${i}`).toEqual(await plain.greedy(prompt, 10 + 5 * i));
+      }
+    });
+
+    test('whole answers are as streamed ones', async () => {
+      const body = { prompt: tokens(50), max_tokens: 20, temperature: 0, ignore_eos: true, return_token_ids: true };
+      const response = await fetch(`${system.url}/v1/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify(body),
+      });
+      const answer = (await response.json()) as { choices: { text: string; token_ids: number[] }[] };
+      const streamed = await streamCompletion(system.url, body, AbortSignal.timeout(30_000));
+      expect(answer.choices[0]).toMatchObject({ text: streamed.text, token_ids: streamed.tokenIds });
+      expect(streamed.tokenIds).toEqual(await plain.greedy(body.prompt, 20));
+    });
+
+    test('n choices of one greedy prompt are all the plain one', async () => {
+      const body = {
+        prompt: tokens(45),
+        max_tokens: 12,
+        temperature: 0,
+        ignore_eos: true,
+        return_token_ids: true,
+        n: 3,
+      };
+      const response = await fetch(`${system.url}/v1/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify(body),
+      });
+      const { choices } = (await response.json()) as { choices: { token_ids: number[] }[] };
+      const expected = await plain.greedy(tokens(45), 12);
+      expect(choices.map((choice) => choice.token_ids)).toEqual([expected, expected, expected]);
+    });
+
+    test('a try that was cancelled leaves nothing behind', async () => {
+      const prompt = tokens(300);
+      for (const afterChunks of [0, 1, 3]) {
+        const controller = new AbortController();
+        let seen = 0;
+        const body = { prompt, max_tokens: 500, temperature: 0, ignore_eos: true, stream: true };
+        const response = fetch(`${system.url}/v1/completions`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify(body),
+          signal: controller.signal,
+        });
+        if (afterChunks === 0) controller.abort();
+        const reading = response.then(async ({ body: stream }) => {
+          for await (const _ of stream!) if (++seen >= afterChunks) controller.abort();
+        });
+        await expect(reading).rejects.toThrow();
+        expect(await complete(prompt, 16)).toEqual(await plain.greedy(prompt, 16));
+      }
+    });
+
+    test('soft tokens anywhere in the prompt, over chunk borders', async () => {
+      const { hidden } = system.bundle.manifest.llm.spec;
+      const positions = Int32Array.of(0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 70);
+      const vectors = Float32Array.from({ length: positions.length * hidden }, (_, i) => Math.sin(i) / 10);
+      const soft = { positions, vectors };
+      const expected = await plain.greedy(tokens(90), 16, soft);
+      expect(await overRpc(system, tokens(90), 16, soft)).toEqual(expected);
+      expect(expected).not.toEqual(await plain.greedy(tokens(90), 16));
+    });
+  });
+
+  describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('%s, a PyTorch golden', (name) => {
+    let system: TestSystem;
+    let expected: { input_ids: number[]; greedy: number[]; greedy_soft_prefix: number[] };
+
+    beforeAll(async () => {
+      system = await startTestSystem(
+        golden(name),
+        { slots: 2, capacity: 256 },
+        {
+          mode,
+          prefillOnly: { prefillChunkTokens: 7 },
+        },
+      );
+      expected = JSON.parse(await readFile(join(golden(name), 'expected.json'), 'utf8'));
+    });
+    afterAll(() => system?.close());
+
+    test('the whole system continues it as PyTorch does', async () => {
+      const count = expected.greedy.length;
+      expect(await overRpc(system, expected.input_ids, count, NO_SOFT_TOKENS)).toEqual(expected.greedy);
+      const body = { prompt: expected.input_ids, max_tokens: count, temperature: 0, ignore_eos: true };
+      const streamed = await streamCompletion(
+        system.url,
+        { ...body, return_token_ids: true },
+        AbortSignal.timeout(30_000),
+      );
+      expect(streamed.tokenIds).toEqual(expected.greedy);
+    });
+
+    test('with ten soft tokens before the prompt as well', async () => {
+      await using outputs = await Checkpoint.open(join(golden(name), 'expected.safetensors'));
+      const vectors = await outputs.read('soft_tokens');
+      const positions = Int32Array.from({ length: 10 }, (_, i) => i);
+      const ids = [...Array.from(positions, () => 0), ...expected.input_ids];
+      const count = expected.greedy_soft_prefix.length;
+      expect(await overRpc(system, ids, count, { positions, vectors })).toEqual(expected.greedy_soft_prefix);
+    });
+  });
+});
