@@ -13,8 +13,6 @@ export type Lengths = (typeof LENGTHS)[number];
 /** Share of the prompt's tokens that compression cuts. */
 export const tokensCut = ({ text, soft }: Lengths) => (text - soft) / text;
 
-/** Soft tokens, one per chunk; the text of the same chunks stands for 490 tokens more. */
-export const SOFT_TOKENS = 10;
 /** As the authors generate: greedily, 50 tokens. */
 export const LINE_TOKENS = 50;
 
@@ -87,5 +85,5 @@ export const PAPER_TABLES: readonly PaperTable[] = [
 
 /** The paper's row for a model; undefined for models that it did not measure. */
 export function paperRow(table: PaperTable, length: number, model: string): PaperRow | undefined {
-  return table.rows[length]?.[PAPER_MODELS.findIndex((known) => known === model)];
+  return table.rows[length]?.[(PAPER_MODELS as readonly string[]).indexOf(model)];
 }

@@ -8,8 +8,8 @@ import { ServingError } from '../services/lib/process/errors.ts';
 import { RandomStream } from './measure/arrivals.ts';
 import { type RequestRecord, tpot, ttft } from './measure/latency.ts';
 import { sendOne } from './measure/load-client.ts';
-import { LENGTHS, LINE_TOKENS, SOFT_TOKENS, tokensCut } from './paper.ts';
-import type { PromptMaker } from './system/prompts.ts';
+import { LENGTHS, LINE_TOKENS, tokensCut } from './paper.ts';
+import { type PromptMaker, SOFT_TOKENS } from './system/prompts.ts';
 import type { Mode } from './system/system.ts';
 
 export const REGIMES = { line: LINE_TOKENS, 'one-token': 1 } as const;

@@ -2,14 +2,18 @@
 /** The `llavacode` command: which words start what. Settings of services come from the table in process/config.ts. */
 import { writeFile } from 'node:fs/promises';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { benchCommand, planCommand } from '../bench/commands.ts';
+import { COLOCATED_SETTINGS, runColocated } from './colocated/main.ts';
 import { DECODE_SETTINGS, runDecode } from './decode/main.ts';
 import { runDemo } from './demo.ts';
 import { runExport, runSynth } from './export.ts';
 import { GATEWAY_SETTINGS, runGateway } from './gateway/main.ts';
-import { INDEX_SETTINGS, runIndex } from './indexer/main.ts';
+import { INDEX_SETTINGS, runIndex } from './indexer/command.ts';
+import { INDEXER_SETTINGS, runIndexer } from './indexer/main.ts';
 import { SHAPES } from './lib/model/synth.ts';
 import { type Config, flagName, loadConfig, SETTINGS, type Setting } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { DEFAULT_TENANT } from './lib/rag/store.ts';
 import { PREFILL_SETTINGS, runPrefill } from './prefill/main.ts';
 import { runUp, UP_DEFAULTS, UP_SETTINGS } from './up.ts';
 
@@ -52,7 +56,9 @@ function service<const K extends readonly Setting[]>(
 
 service('gateway', 'serve HTTP and send work to the workers', GATEWAY_SETTINGS, runGateway);
 service('prefill', 'compute prompts and hand over their KV caches', PREFILL_SETTINGS, runPrefill);
+service('indexer', 'index the repositories that the gateway is sent', INDEXER_SETTINGS, runIndexer);
 service('decode', 'continue sequences from handed-over KV caches', DECODE_SETTINGS, runDecode);
+service('colocated', 'prefill and decode in one process, on one engine', COLOCATED_SETTINGS, runColocated);
 
 withSettings(program.command('up').description('the whole system on one machine, one process per service'), UP_SETTINGS)
   .addOption(new Option('--mode <mode>').choices(['disaggregated', 'colocated']).default('disaggregated'))
@@ -75,9 +81,12 @@ withSettings(program.command('up').description('the whole system on one machine,
 withSettings(program.command('index').description('(re)index a repository'), INDEX_SETTINGS)
   .requiredOption('--name <repo>', 'name of the repository in requests')
   .requiredOption('--path <dir>', 'folder to index')
+  .option('--tenant <name>', 'whose repository it is', DEFAULT_TENANT)
+  .option('--watch', 'stay, and index what changes')
   .option('--json <file>', 'write the report there')
-  .action(async ({ name, path, json, ...flags }) => {
-    await report(json, await runIndex(loadConfig(INDEX_SETTINGS, flags), { repo: name, dir: path }));
+  .action(async ({ name, path, tenant, watch = false, json, ...flags }) => {
+    const config = loadConfig(INDEX_SETTINGS, flags);
+    await report(json, await runIndex(config, { tenant, repo: name, dir: path, watch }));
   });
 
 program
@@ -91,6 +100,13 @@ program
   .addOption(new Option('--prefill-precision <p>', 'weights for prompts').choices(['same', 'w8a8']))
   .option('--block <n>', 'weights that share a scale: 128 for speed, 32 for quality', count)
   .addOption(new Option('--encoder-pooling <pooling>').choices(['last', 'mean']))
+  .addOption(
+    new Option(
+      '--encoder-recipe <recipe>',
+      "of a language model: published appends end-of-text and pools there, authors (the paper's) pools the last code token",
+    ).choices(['published', 'authors']),
+  )
+  .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(['source', 'ast']))
   .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
   .option('--max-positions <n>', 'longest sequence', count)
   .option('--name <name>', 'name under which it is served')
@@ -121,6 +137,8 @@ program
   .action(async ({ json }) => {
     await report(json, await runDemo());
   });
+
+program.addCommand(benchCommand()).addCommand(planCommand());
 
 async function report(file: string | undefined, figures: unknown): Promise<void> {
   if (file !== undefined) await writeFile(file, `${JSON.stringify(figures, null, 2)}\n`);

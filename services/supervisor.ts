@@ -11,7 +11,7 @@ import { flagName, PACKAGE_ROOT } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
 
-export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated';
+export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated' | 'indexer';
 
 /** Settings of one child, by their names in SETTINGS. */
 export type Flags = Readonly<Record<string, string | number | boolean>>;
@@ -28,6 +28,8 @@ export interface SystemOptions {
   readonly workers: Flags;
   readonly prefillOnly?: Flags;
   readonly decodeOnly?: Flags;
+  /** For an indexer; there is none without. */
+  readonly indexer?: Flags;
   /** Told when a child dies and is started again. */
   readonly onRestart?: (role: string, reason: string) => void;
 }
@@ -172,7 +174,8 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
     options.mode === 'colocated' ? pool('colocated', options.prefill, { ...prefillOnly, ...decodeOnly }) : [];
   const prefill = options.mode === 'colocated' ? both : pool('prefill', options.prefill, prefillOnly ?? {});
   const decode = options.mode === 'colocated' ? both : pool('decode', options.decode, decodeOnly ?? {});
-  const workers = [...new Set([...prefill, ...decode])];
+  const indexer = options.indexer && make('indexer', 0, { ...options.indexer, port: 0, metricsPort: 0 });
+  const workers = [...new Set([...prefill, ...decode, ...(indexer ? [indexer] : [])])];
   const started: ServiceProcess[] = [];
   const close = async () => {
     // The gateway first: what it has in flight needs the workers.
@@ -188,6 +191,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
       ...options.gateway,
       prefillWorkers: prefill.map((worker) => worker.address).join(','),
       decodeWorkers: decode.map((worker) => worker.address).join(','),
+      ...(indexer ? { indexer: indexer.address } : {}),
     });
     started.push(gateway);
     await gateway.start();

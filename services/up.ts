@@ -12,17 +12,30 @@ import { type Flags, type RunningSystem, startSystem } from './supervisor.ts';
 
 const GATEWAY_FLAGS = [
   ...(['host', 'port', 'servedName', 'store', 'maxInflight', 'bodyLimitBytes', 'requestTimeoutMs'] as const),
-  ...(['connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'queryLines', 'logLevel'] as const),
+  ...(['connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'queryLines', 'threads', 'logLevel'] as const),
+  ...(['rowCacheBytes', 'maxUploadBytes', 'apiKeysFile'] as const),
 ] as const;
 const WORKER_FLAGS = [
   ...(['servedName', 'provider', 'threads', 'spin', 'slots', 'capacity', 'drainTimeoutMs', 'logLevel'] as const),
 ] as const;
-const PREFILL_FLAGS = ['prefillChunkTokens', 'queueTokens', 'kvLeaseMs'] as const;
+const PREFILL_FLAGS = ['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs'] as const;
 const DECODE_FLAGS = ['queueSequences'] as const;
-const INDEX_FLAGS = ['store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes'] as const;
+const INDEX_FLAGS = ['store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes', 'retriever'] as const;
+
+const INDEXER_FLAGS = [
+  ...INDEX_FLAGS,
+  ...(['maxUploadBytes', 'maxRepoBytes', 'maxRepoFiles', 'drainTimeoutMs', 'logLevel'] as const),
+] as const;
 
 export const UP_SETTINGS = [
-  ...new Set([...GATEWAY_FLAGS, ...WORKER_FLAGS, ...PREFILL_FLAGS, ...DECODE_FLAGS, ...INDEX_FLAGS, 'model'] as const),
+  ...new Set([
+    ...GATEWAY_FLAGS,
+    ...WORKER_FLAGS,
+    ...PREFILL_FLAGS,
+    ...DECODE_FLAGS,
+    ...INDEXER_FLAGS,
+    'model',
+  ] as const),
 ];
 
 /** What `up` takes where neither a flag nor the environment says: the model that ships. */
@@ -66,6 +79,8 @@ export async function bringUp(config: UpConfig, options: UpOptions): Promise<Run
     const model = await bundleOf(config.model, options, (text) => {
       spinner.text = text;
     });
+    // A bundle without an encoder serves completions without context; nothing can be indexed for it.
+    const encodes = (await openBundle(model)).context !== undefined;
     spinner.succeed(`model ${model}`);
     spinner.start(`starting gateway, ${options.prefill} prefill and ${options.decode} decode worker(s)`);
     const pick = (names: readonly (keyof UpConfig)[]): Flags =>
@@ -77,6 +92,7 @@ export async function bringUp(config: UpConfig, options: UpOptions): Promise<Run
       workers: { ...pick(WORKER_FLAGS), model },
       prefillOnly: pick(PREFILL_FLAGS),
       decodeOnly: pick(DECODE_FLAGS),
+      indexer: encodes ? { ...pick(INDEXER_FLAGS), model } : undefined,
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
     });
     spinner.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));

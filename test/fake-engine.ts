@@ -16,8 +16,8 @@ export const HIDDEN = 2;
 export const LAYOUT = { layers: 2, kvHeads: 2, headDim: 3 };
 /** A soft token stands in the cache as this plus the first element of its vector. */
 const SOFT = 100;
-/** What a slot without a sequence gets written to its position 0. */
-const RIDER = 7777;
+/** What stands where nobody may read: behind a slot that rides along in a step, and in a chunk until it is computed. */
+export const GARBAGE = 7777;
 
 const cell = (token: number, row: number, element: number) => token * 64 + ((row * 5 + element) % 64);
 
@@ -70,6 +70,8 @@ export class FakeEngine implements PromptEngine, StepEngine {
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     return this.#alone(async () => {
       this.chunks.push(chunk);
+      if (chunk.copyFrom !== undefined) this.pool.copy(chunk.copyFrom, chunk.slot, chunk.past);
+      this.write(chunk.slot, chunk.past, new Array(chunk.ids.length).fill(GARBAGE));
       await unlessAborted(this.beforeChunk(chunk), signal);
       this.write(chunk.slot, chunk.past, tokensOf(chunk));
       const logits = new Float32Array(chunk.logitRows.length * VOCAB);
@@ -82,13 +84,21 @@ export class FakeEngine implements PromptEngine, StepEngine {
 
   async step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array> {
     return this.#alone(async () => {
-      const slots = [...lengths.keys()].filter((slot) => (lengths[slot] as number) > 0);
+      const slots = [...ids.keys()].filter((slot) => (ids[slot] as number) >= 0);
+      const riders = [...ids.keys()].filter((slot) => (ids[slot] as number) < 0);
+      // A run writes when it likes.
+      const writeRiders = () => {
+        for (const slot of riders) this.write(slot, lengths[slot] as number, [GARBAGE]);
+      };
       this.steps.push(slots);
+      writeRiders();
       await this.beforeStep(slots);
+      writeRiders();
       const logits = new Float32Array(ids.length * VOCAB);
-      for (const [slot, length] of lengths.entries()) {
-        this.write(slot, length, [length > 0 ? (ids[slot] as number) : RIDER]);
-        if (length > 0) logits[slot * VOCAB + nextToken(this.read(slot, length + 1))] = 1;
+      for (const slot of slots) {
+        const length = lengths[slot] as number;
+        this.write(slot, length, [ids[slot] as number]);
+        logits[slot * VOCAB + nextToken(this.read(slot, length + 1))] = 1;
       }
       return logits;
     });

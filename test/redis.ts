@@ -38,15 +38,21 @@ const CACHE = join(PACKAGE_ROOT, '.cache');
 const UNPACKED = join(CACHE, 'redis');
 const START_ATTEMPTS = 5;
 const STEP_TIMEOUT_MS = 120_000;
+/** What a server says when it serves, and a sentinel when it watches. */
+const READY = /Ready to accept connections|\+monitor master/;
+
+/** Arguments beyond our own, such as `--requirepass`; those that name ports may want one that is free. */
+export type RedisArguments = readonly string[] | ((port: number, dir: string) => Promise<readonly string[]>);
 
 /**
- * @param extra further arguments of redis-server, such as `--requirepass`.
+ * @param extra further arguments of redis-server.
  * @throws Error that says what to install, where no redis-server can be had.
  */
-export async function startRedis(extra: readonly string[] = []): Promise<RedisServer> {
+export async function startRedis(extra: RedisArguments = []): Promise<RedisServer> {
   const binary = await findRedis();
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-redis-'));
-  const launch = (port: number) => launchRedis(binary, dir, port, extra);
+  const launch = async (port: number) =>
+    launchRedis(binary, dir, port, typeof extra === 'function' ? await extra(port, dir) : extra);
   let { child, port } = await launchOnFreePort(launch);
   const onExit = () => child.kill('SIGKILL');
   process.once('exit', onExit);
@@ -89,11 +95,12 @@ async function launchOnFreePort(launch: (port: number) => Promise<ChildProcess>)
 }
 
 async function launchRedis(binary: Binary, dir: string, port: number, extra: readonly string[]): Promise<ChildProcess> {
-  const args = ['--port', `${port}`, '--bind', '127.0.0.1', '--dir', dir, '--save', '', '--appendonly', 'no', ...extra];
+  const own = ['--port', `${port}`, '--bind', '127.0.0.1', '--dir', dir, '--save', '', '--appendonly', 'no'];
+  const args = extra.includes('--sentinel') ? extra : [...own, ...extra];
   const child = spawn(binary.path, args, { env: binary.env, stdio: ['ignore', 'pipe', 'inherit'] });
   const log: string[] = [];
   for await (const line of createInterface({ input: child.stdout })) {
-    if (line.includes('Ready to accept connections')) {
+    if (READY.test(line)) {
       child.stdout.resume();
       return child;
     }
@@ -102,7 +109,15 @@ async function launchRedis(binary: Binary, dir: string, port: number, extra: rea
   throw new Error(`redis-server did not start:\n${log.join('\n')}`);
 }
 
-async function freePort(): Promise<number> {
+/** Runs redis-cli, which comes with the server. @returns what it printed. */
+export async function redisCli(port: number, ...args: readonly string[]): Promise<string> {
+  const { path, env } = await findRedis();
+  const cli = path.replace(/redis-server$/, 'redis-cli');
+  const { stdout } = await run(cli, ['-h', '127.0.0.1', '-p', `${port}`, ...args], { env, timeout: STEP_TIMEOUT_MS });
+  return stdout.trim();
+}
+
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as { port: number };

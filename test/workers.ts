@@ -1,7 +1,9 @@
 /** The real prefill and decode services on real ports, around a {@link FakeEngine}; cleaned up when the test ends. */
 import { status } from '@grpc/grpc-js';
 import { expect, onTestFinished } from 'vitest';
+import { KvPuller } from '../services/decode/receive.ts';
 import { createDecodeService, type DecodeOptions } from '../services/decode/service.ts';
+import { RemoteKv } from '../services/decode/source.ts';
 import { ERRORS, type ErrorCode } from '../services/lib/process/errors.ts';
 import { createLogger } from '../services/lib/process/log.ts';
 import { metrics } from '../services/lib/process/metrics.ts';
@@ -42,8 +44,9 @@ export async function startPrefill(change: Partial<PrefillOptions> = {}, engine 
   const options: PrefillOptions = {
     model: 'fake',
     fingerprint: FINGERPRINT,
-    chunkTokens: 4,
+    chunkTokens: () => 4,
     queueTokens: 1000,
+    queueOrder: 'fifo',
     kvLeaseMs: 60_000,
     draining: NEVER,
     address: () => server.address,
@@ -64,15 +67,21 @@ export async function startPrefill(change: Partial<PrefillOptions> = {}, engine 
   return { engine, client, kv, server };
 }
 
-export async function startDecode(change: Partial<DecodeOptions> = {}, engine = new FakeEngine()) {
-  const options = { model: 'fake', fingerprint: FINGERPRINT, queueSequences: 100, draining: NEVER, ...change };
-  const service = createDecodeService(engine, options, log);
+export async function startDecode(
+  { queueSequences = 100, ...change }: Partial<DecodeOptions> & { readonly queueSequences?: number } = {},
+  engine = new FakeEngine(),
+) {
+  const puller = new KvPuller(engine.pool, FINGERPRINT, log);
+  const source: DecodeOptions['source'] = (loop) =>
+    new RemoteKv(engine.pool, puller, queueSequences, () => loop.betweenSteps());
+  const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, ...change };
+  const service = createDecodeService(engine, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectDecode(server.address);
   onTestFinished(async ({ task }) => {
     if (task.result?.state === 'pass') await until(() => engine.pool.reserved === 0);
     client.close();
-    service.close();
+    puller.close();
     await server.close(CUT);
   });
   return { engine, client, server };

@@ -65,3 +65,7 @@ export function axes(title: string, x: string, y: string, extra: Partial<ECharts
     ...extra,
   };
 }
+
+/** Charts of an artifact that has a name of its own bear it too. */
+export const chartName = (artifact: string, bench: string, chart: string) =>
+  artifact === bench ? chart : `${artifact}-${chart}`;

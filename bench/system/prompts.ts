@@ -9,6 +9,7 @@ import type { CompletionBody } from '../../services/client.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { choosePromptFormat, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
+import { TRACE_BLOCK_TOKENS } from '../measure/trace.ts';
 
 export type ContextMode = 'compressed' | 'text' | 'off';
 
@@ -19,6 +20,9 @@ export interface PromptShape {
   /** Tokens that the context takes: of its text, or one per chunk. */
   readonly contextTokens: number;
 }
+
+/** Soft tokens of a compressed context: one per chunk. */
+export const SOFT_TOKENS = 10;
 
 export type PromptBody = Pick<CompletionBody, 'prompt' | 'suffix' | 'rag'>;
 
@@ -83,6 +87,14 @@ export class PromptMaker {
       throw new ServingError('invalid_request', `a prompt of ${tokens} tokens leaves none before the cursor`);
     const rag = this.#rag(cursor, context, contextTokens);
     return { prompt: this.#left(cursor, left, index), suffix, ...(rag && { rag }) };
+  }
+
+  /** A prompt of `tokens` tokens, 512 per block of a trace: equal blocks are equal tokens. */
+  blocks(blocks: readonly number[], tokens: number): number[] {
+    return Array.from({ length: tokens }, (_, i) => {
+      const block = blocks[Math.floor(i / TRACE_BLOCK_TOKENS)] ?? 0;
+      return this.#filling[(block * 997 + (i % TRACE_BLOCK_TOKENS)) % this.#filling.length]!;
+    });
   }
 
   #left({ before }: Cursor, tokens: number, index: number): number[] {

@@ -4,19 +4,21 @@ import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 
 interface Waiter {
+  readonly positions: number;
   grant(slot: KvSlot): void;
 }
 
 export class SlotAdmission {
-  readonly #pool: Pick<KvPool, 'reserve' | 'slots' | 'reserved'>;
+  readonly #pool: KvPool;
   readonly #limit: number;
   readonly #waiting: Waiter[] = [];
   #granted = 0;
 
   /** @param limit sequences that may wait. */
-  constructor(pool: Pick<KvPool, 'reserve' | 'slots' | 'reserved'>, limit: number) {
+  constructor(pool: KvPool, limit: number) {
     this.#pool = pool;
     this.#limit = limit;
+    pool.onFree(() => this.#passOn());
   }
 
   get waiting(): number {
@@ -29,12 +31,13 @@ export class SlotAdmission {
   }
 
   /**
-   * A slot, now or when it is this caller's turn. Releasing it passes it on.
+   * A slot, now or when it is this caller's turn. Giving it back passes it on.
+   * @param positions that it will hold before it decodes.
    * @throws ServingError saturated when too many wait; the signal's reason.
    */
-  async reserve(signal: AbortSignal): Promise<KvSlot> {
+  async reserve(positions: number, signal: AbortSignal): Promise<KvSlot> {
     signal.throwIfAborted();
-    const free = this.#waiting.length === 0 ? this.#pool.reserve() : undefined;
+    const free = this.#waiting.length === 0 ? this.#pool.reserve(positions) : undefined;
     if (free) return this.#owned(free);
     if (this.#waiting.length >= this.#limit) {
       throw new ServingError(
@@ -50,6 +53,7 @@ export class SlotAdmission {
         reject(signal.reason);
       };
       const waiter: Waiter = {
+        positions,
         grant: (slot) => {
           signal.removeEventListener('abort', leave);
           resolve(this.#owned(slot));
@@ -65,23 +69,22 @@ export class SlotAdmission {
     this.#granted++;
     this.#observe();
     let held = true;
-    return {
-      index: slot.index,
-      release: () => {
-        if (!held) return;
-        held = false;
-        this.#granted--;
-        slot.release();
-        this.#passOn();
-      },
+    const giveBack = (how: 'release' | 'keep') => {
+      if (!held) return;
+      held = false;
+      this.#granted--;
+      slot[how]();
     };
+    return { index: slot.index, release: () => giveBack('release'), keep: () => giveBack('keep') };
   }
 
+  /** Gives free slots to those who wait. */
   #passOn(): void {
-    while (this.#waiting.length > 0) {
-      const slot = this.#pool.reserve();
+    for (let next = this.#waiting[0]; next !== undefined; next = this.#waiting[0]) {
+      const slot = this.#pool.reserve(next.positions);
       if (slot === undefined) break;
-      this.#waiting.shift()?.grant(slot);
+      this.#waiting.shift();
+      next.grant(slot);
     }
     this.#observe();
   }

@@ -1,11 +1,12 @@
 /**
  * Continuous batching. Sequences join and leave between any two steps; a step decodes one token for every running
- * sequence at once. Slots [0, n) take part, n being one past the highest slot in use; a slot in between without a
- * running sequence rides along as if it were empty (see KvReceiver.commit).
+ * sequence at once. A step spans slots [0, n), n being one past the highest slot in use; a slot in between without a
+ * running sequence rides along: what the step writes for it lands right behind what the slot holds (KvPool.claimed).
  */
 import { Readable } from 'node:stream';
 import { OutputHistory, sample } from '../lib/engine/sampler.ts';
-import type { KvSlot } from '../lib/kv/pool.ts';
+import { NO_TOKEN } from '../lib/engine/session.ts';
+import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import type { FinishReason, SampledToken, Sampling } from '../lib/request/sequence.ts';
 
@@ -18,7 +19,8 @@ export interface DecodeStep {
 /** What the loop needs of a DecoderSession. */
 export interface StepEngine {
   readonly vocabSize: number;
-  /** One token for each of slots [0, n); logits [n, vocab], valid until the next step. */
+  readonly pool: Pick<KvPool, 'claimed'>;
+  /** See DecoderSession.step. */
   step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array>;
 }
 
@@ -31,8 +33,6 @@ export interface NewSequence {
   readonly firstToken: number;
   /** Output tokens in all, the first included. */
   readonly maxTokens: number;
-  /** Called between two steps, right before the first one that the sequence takes part in. */
-  commit(): void;
 }
 
 /** A sequence in the loop. */
@@ -40,10 +40,9 @@ export class Sequence {
   readonly slot: KvSlot;
   readonly sampling: Sampling;
   readonly maxTokens: number;
-  readonly commit: () => void;
   /** Of {@link DecodeStep}, ends with the one that has a finishReason. */
   readonly steps = new Readable({ objectMode: true, read: () => {} });
-  readonly history = new OutputHistory();
+  readonly history: OutputHistory;
   readonly joinedAtMs = performance.now();
   /** The newest token, not yet in the KV. */
   newest: number;
@@ -58,9 +57,9 @@ export class Sequence {
     this.slot = from.slot;
     this.sampling = from.sampling;
     this.maxTokens = from.maxTokens;
-    this.commit = from.commit;
     this.newest = from.firstToken;
     this.length = from.positions;
+    this.history = new OutputHistory(from.sampling.priorOutputIds);
     this.history.add(from.firstToken);
   }
 }
@@ -73,6 +72,8 @@ export class DecodeLoop {
   readonly #running: (Sequence | undefined)[] = [];
   #joining: Sequence[] = [];
   #stepping = false;
+  /** Resolves at the end of the step under way. */
+  #boundary: Promise<void> = Promise.resolve();
 
   constructor(engine: StepEngine, onIdle: () => void = () => {}) {
     this.#engine = engine;
@@ -96,6 +97,16 @@ export class DecodeLoop {
     });
   }
 
+  /** Sequences in the batch. */
+  get size(): number {
+    return this.#running.filter(Boolean).length;
+  }
+
+  /** Waits out the step under way: it may still write to a slot that was reserved since it began, as it was then. */
+  betweenSteps(): Promise<void> {
+    return this.#boundary;
+  }
+
   async #run(): Promise<void> {
     this.#stepping = true;
     this.#admit();
@@ -116,26 +127,22 @@ export class DecodeLoop {
 
   /** Joiners enter the batch. */
   #admit(): void {
-    for (const sequence of this.#joining) {
-      try {
-        sequence.commit();
-        this.#running[sequence.slot.index] = sequence;
-      } catch (error) {
-        this.#fail(sequence, error);
-      }
-    }
+    for (const sequence of this.#joining) this.#running[sequence.slot.index] = sequence;
     this.#joining = [];
-    metrics.running.set(this.#running.filter(Boolean).length);
+    metrics.running.set(this.size);
   }
 
   #schedule() {
     const n = this.#running.length;
-    const ids = new Int32Array(n);
+    const ids = new Int32Array(n).fill(NO_TOKEN);
     const lengths = new Int32Array(n);
     const sequences: Sequence[] = [];
     for (let slot = 0; slot < n; slot++) {
       const sequence = this.#running[slot];
-      if (sequence === undefined) continue;
+      if (sequence === undefined) {
+        lengths[slot] = this.#engine.pool.claimed(slot);
+        continue;
+      }
       ids[slot] = sequence.newest;
       lengths[slot] = sequence.length;
       sequences.push(sequence);
@@ -145,7 +152,12 @@ export class DecodeLoop {
 
   async #step({ ids, lengths, sequences }: { ids: Int32Array; lengths: Int32Array; sequences: Sequence[] }) {
     const started = performance.now();
-    const logits = await this.#engine.step(ids, lengths);
+    const stepping = this.#engine.step(ids, lengths);
+    this.#boundary = stepping.then(
+      () => {},
+      () => {},
+    );
+    const logits = await stepping;
     metrics.stepTime.observe((performance.now() - started) / 1000);
     metrics.batchSize.observe(sequences.length);
     return logits;
@@ -158,7 +170,8 @@ export class DecodeLoop {
     try {
       const vocab = this.#engine.vocabSize;
       const row = logits.subarray(sequence.slot.index * vocab, (sequence.slot.index + 1) * vocab);
-      const token = sample(row, sequence.sampling, sequence.produced, sequence.history);
+      const position = sequence.sampling.priorOutputIds.length + sequence.produced;
+      const token = sample(row, sequence.sampling, position, sequence.history);
       sequence.history.add(token.id);
       sequence.newest = token.id;
       sequence.produced++;

@@ -5,11 +5,14 @@ import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
+import { stayRegistered } from '../lib/registry/registry.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
+import { KvPuller } from './receive.ts';
 import { createDecodeService } from './service.ts';
+import { RemoteKv } from './source.ts';
 
 export const DECODE_SETTINGS = [
-  ...(['host', 'port', 'metricsPort'] as const),
+  ...(['host', 'port', 'advertise', 'registry', 'metricsPort'] as const),
   ...ENGINE_SETTINGS,
   ...(['queueSequences', 'drainTimeoutMs', 'logLevel'] as const),
 ] as const;
@@ -20,21 +23,21 @@ export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>
   const { bundle, session, modelName } = await loadEngine(config, 'decode', log);
   collectProcessMetrics('decode', modelName);
   life.onStop('engine', () => session.dispose());
-  const service = createDecodeService(
-    session,
-    {
-      model: modelName,
-      fingerprint: bundle.manifest.fingerprint,
-      queueSequences: config.queueSequences,
-      draining: life.draining,
-    },
-    log,
-  );
-  life.onStop('connections to prefill workers', service.close);
+  const { fingerprint } = bundle.manifest;
+  const puller = new KvPuller(session.pool, fingerprint, log);
+  life.onStop('connections to prefill workers', () => puller.close());
+  const service = createDecodeService(session, {
+    model: modelName,
+    fingerprint,
+    source: (loop) => new RemoteKv(session.pool, puller, config.queueSequences, () => loop.betweenSteps()),
+    draining: life.draining,
+  });
   const server = await serveRpc(config.host, config.port, service.mounts);
   life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
+  const leave = stayRegistered(config.registry, ['decode'], config.advertise || server.address, log);
+  life.onStop('registry', leave);
   life.ready(server.address, metricsAddress);
 }

@@ -14,8 +14,6 @@ export interface Received {
   readonly seconds: number;
   /** Of `seconds`, those after prefill had finished computing: what the user waits for. */
   readonly exposedSeconds: number;
-  /** See {@link KvReceiver.commit}. */
-  commit(): void;
 }
 
 /** A damaged or broken-off copy is pulled once more, since the original is still there. */
@@ -38,7 +36,7 @@ export class KvPuller {
   /**
    * Fills `slot` and tells the holder that this reader is done, whether it came well or not.
    * @throws ServingError kv_digest_mismatch, kv_truncated, kv_layout_mismatch, fingerprint_mismatch,
-   *   context_length_exceeded, lease_unknown, lease_expired, worker_lost; invalid_request for a handle that is not of
+   *   context_length_exceeded, lease_unknown, lease_expired; invalid_request for a handle that is not of
    *   this lease; the signal's reason.
    */
   async pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
@@ -49,7 +47,7 @@ export class KvPuller {
           return await this.#pullOnce(client, handle, slot, signal);
         } catch (error) {
           const damaged = error instanceof ServingError && error.kind.grpc === 'DATA_LOSS';
-          if (!damaged || attempt === ATTEMPTS || signal.aborted) throw error;
+          if (!damaged || attempt === ATTEMPTS || signal.aborted) throw asKvFailure(error);
           this.#log.warn({ err: error, lease: handle.leaseId }, 'pulling the KV cache once more');
         }
       }
@@ -84,7 +82,7 @@ export class KvPuller {
         metrics.handoffExposed.observe(exposedSeconds);
         metrics.handoffBytes.inc(receiver.bytes);
         const { firstTokenIds } = frame.end;
-        return { firstTokenIds, bytes: receiver.bytes, seconds, exposedSeconds, commit: () => receiver.commit() };
+        return { firstTokenIds, bytes: receiver.bytes, seconds, exposedSeconds };
       }
     }
     throw new ServingError('kv_truncated', `${handle.address} ended the KV stream after ${receiver.bytes} bytes`);
@@ -107,4 +105,12 @@ function checkPositions(handle: KvHandle__Output, staged: number): void {
     'invalid_request',
     `the handle of lease ${handle.leaseId} says ${handle.positions} positions, the KV cache has ${staged}`,
   );
+}
+
+/** To whoever asked us to decode, it is the KV that is lost: `worker_lost` would be us. */
+function asKvFailure(error: unknown): unknown {
+  const lost = error instanceof ServingError && error.code === 'worker_lost';
+  return lost
+    ? new ServingError('kv_truncated', `the holder of the KV is gone: ${error.message}`, { cause: error })
+    : error;
 }

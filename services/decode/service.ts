@@ -1,7 +1,6 @@
 /** The decode worker as a gRPC service. */
 import type { KvPool } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
-import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import type { DecodeEvent } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest__Output } from '../lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
@@ -9,39 +8,39 @@ import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 import { readSampling, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
-import { SlotAdmission } from './admission.ts';
 import { DecodeLoop, type DecodeStep, finishOf, type StepEngine } from './loop.ts';
-import { KvPuller } from './receive.ts';
+import type { KvSource } from './source.ts';
 
 export interface DecodeOptions {
   readonly model: string;
   readonly fingerprint: string;
-  readonly queueSequences: number;
+  /** Where the KV comes from. */
+  readonly source: (loop: DecodeLoop) => KvSource;
+  /** Slots of the same pool that hold no sequence: prompts that are computed or staged here. */
+  readonly heldElsewhere?: () => number;
   /** Refuses new sequences once aborted. */
   readonly draining: AbortSignal;
 }
 
-export function createDecodeService(
-  engine: StepEngine & { readonly pool: KvPool },
-  options: DecodeOptions,
-  log: Logger,
-) {
+export function createDecodeService(engine: StepEngine & { readonly pool: KvPool }, options: DecodeOptions) {
   const { pool } = engine;
-  const admission = new SlotAdmission(pool, options.queueSequences);
-  const loop = new DecodeLoop(engine, () => pool.assertConserved(admission.granted));
-  const puller = new KvPuller(pool, options.fingerprint, log);
+  const held = () => kvSource().held + (options.heldElsewhere?.() ?? 0);
+  const loop = new DecodeLoop(engine, () => pool.assertConserved(held()));
+  let source: KvSource | undefined;
+  // Made on first use: in a colocated worker it needs what is made after this service.
+  const kvSource = () => {
+    source ??= options.source(loop);
+    return source;
+  };
 
   async function* decode(request: DecodeRequest__Output, signal: AbortSignal): AsyncGenerator<DecodeEvent> {
     const kv = checked(request, options, pool.capacity);
-    const arrivedAtMs = performance.now();
-    const slot = await admission.reserve(signal);
+    const { slot, ...received } = await kvSource().acquire(kv, signal);
     try {
-      const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
-      metrics.queueTime.observe(queueSeconds);
-      const received = await puller.pull(kv, slot, signal);
+      metrics.queueTime.observe(received.queueSeconds);
       yield {
         joined: {
-          queueUs: Math.round(queueSeconds * 1e6),
+          queueUs: Math.round(received.queueSeconds * 1e6),
           handoffUs: Math.round(received.seconds * 1e6),
           handoffExposedUs: Math.round(received.exposedSeconds * 1e6),
           handoffBytes: received.bytes,
@@ -68,7 +67,6 @@ export function createDecodeService(
         positions: kv.positions,
         firstToken,
         maxTokens,
-        commit: received.commit,
       });
       const stop = () => sequence.steps.destroy(signal.reason);
       signal.addEventListener('abort', stop, { once: true });
@@ -93,13 +91,16 @@ export function createDecodeService(
     capacity: pool.capacity,
     slots: pool.slots,
     freeSlots: pool.free,
-    queued: admission.waiting,
+    queued: kvSource().waiting,
     prefillTokensPerSecond: 0,
   });
 
   return {
     mounts: [mount.decode({ Decode: streaming(decode), Describe: unary(describe) })],
-    close: () => puller.close(),
+    /** Sequences in the batch. */
+    running: () => loop.size,
+    /** Slots in the hands of sequences. */
+    held: () => kvSource().held,
   };
 }
 

@@ -1,18 +1,28 @@
-/** How many requests are in work, and the signal that ends each of them. */
+/** How many requests are in work, and the signal that ends each of them: with the reason why. */
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 
 export interface AdmissionOptions {
   readonly maxInflight: number;
+  /** Largest budget of a request, and that of those that name none, in ms. */
   readonly requestTimeoutMs: number;
   /** Once aborted, nothing new is admitted; what runs goes on. */
   readonly draining: AbortSignal;
 }
 
+export interface AdmissionRequest {
+  /** Budget of the request, in ms. */
+  readonly timeoutMs?: number | undefined;
+  /** Of what a person does at one place: the latest request supersedes those before. Names of two tenants differ. */
+  readonly session?: string | undefined;
+}
+
 /** A request's place among those in work. */
 export interface Admitted {
-  /** Aborted with the reason why the request must end: client_gone, deadline_exceeded, draining. */
+  /** Aborted with the reason why the request must end: client_gone, deadline_exceeded, superseded, draining. */
   readonly signal: AbortSignal;
+  /** When its budget is spent, in ms of the monotonic clock. */
+  readonly deadlineMs: number;
   abort(reason: ServingError): void;
   /** Gives the place back; twice is harmless. */
   release(): void;
@@ -21,6 +31,7 @@ export interface Admitted {
 export class Admission {
   readonly #options: AdmissionOptions;
   readonly #running = new Set<AbortController>();
+  readonly #sessions = new Map<string, AbortController>();
   #whenIdle: (() => void)[] = [];
 
   constructor(options: AdmissionOptions) {
@@ -28,28 +39,40 @@ export class Admission {
   }
 
   /** @throws ServingError draining, saturated */
-  admit(): Admitted {
+  admit({ timeoutMs, session }: AdmissionRequest = {}): Admitted {
     const { maxInflight, requestTimeoutMs, draining } = this.#options;
     draining.throwIfAborted();
-    if (this.#running.size >= maxInflight) {
+    const earlier = session === undefined ? undefined : this.#sessions.get(session);
+    // Before the count: whom it supersedes must not keep it out.
+    earlier?.abort(new ServingError('superseded', 'a newer request of the same session came'));
+    // Those that were aborted are on their way out.
+    const inWork = [...this.#running].filter(({ signal }) => !signal.aborted).length;
+    if (inWork >= maxInflight) {
       throw new ServingError('saturated', `${maxInflight} requests are in work (--max-inflight)`, {
         retryAfterSeconds: 1,
+        knob: 'max-inflight',
       });
     }
     const controller = new AbortController();
-    const abort = (reason: ServingError) => controller.abort(reason);
+    const budgetMs = Math.min(timeoutMs ?? requestTimeoutMs, requestTimeoutMs);
     const deadline = setTimeout(() => {
-      abort(new ServingError('deadline_exceeded', `the request took longer than ${requestTimeoutMs} ms`));
-    }, requestTimeoutMs);
+      controller.abort(new ServingError('deadline_exceeded', `the request took longer than ${budgetMs} ms`));
+    }, budgetMs);
     this.#running.add(controller);
+    if (session !== undefined) this.#sessions.set(session, controller);
     metrics.running.set(this.#running.size);
-    const release = () => {
-      clearTimeout(deadline);
-      this.#running.delete(controller);
-      metrics.running.set(this.#running.size);
-      if (this.#running.size === 0) for (const resolve of this.#whenIdle.splice(0)) resolve();
+    return {
+      signal: controller.signal,
+      deadlineMs: performance.now() + budgetMs,
+      abort: (reason) => controller.abort(reason),
+      release: () => {
+        clearTimeout(deadline);
+        if (session !== undefined && this.#sessions.get(session) === controller) this.#sessions.delete(session);
+        this.#running.delete(controller);
+        metrics.running.set(this.#running.size);
+        if (this.#running.size === 0) for (const resolve of this.#whenIdle.splice(0)) resolve();
+      },
     };
-    return { signal: controller.signal, abort, release };
   }
 
   /** Waits until nothing is in work; what still is after `timeoutMs` is aborted. */

@@ -51,7 +51,7 @@ export class Choice {
   #echo: Echo | undefined;
   /** Unicode characters of the text so far, stop strings and what is held back included. */
   #offset = 0;
-  #count = 0;
+  readonly #ids: number[] = [];
   #logprobSum = 0;
   #finish: FinishReason | undefined;
 
@@ -71,13 +71,14 @@ export class Choice {
     return this.#finish !== undefined;
   }
 
-  get outputTokens(): number {
-    return this.#count;
+  /** The output so far. */
+  get ids(): readonly number[] {
+    return this.#ids;
   }
 
   /** What several choices are compared by. */
   get meanLogprob(): number {
-    return this.#count === 0 ? 0 : this.#logprobSum / this.#count;
+    return this.#ids.length === 0 ? 0 : this.#logprobSum / this.#ids.length;
   }
 
   /**
@@ -107,12 +108,13 @@ export class Choice {
   /** The text that a token sets free. */
   #take(id: number): string {
     const { stopIds, maxTokens, minTokens } = this.#rules;
-    this.#count++;
+    this.#ids.push(id);
+    const count = this.#ids.length;
     const piece = this.#detokenizer.push(id);
     this.#offset += characters(piece);
-    const text = this.#count > minTokens ? this.#stops.push(piece) : piece;
+    const text = count > minTokens ? this.#stops.push(piece) : piece;
     if (this.#stops.stopped || stopIds.has(id)) return text + this.#end('stop');
-    return this.#count >= maxTokens ? text + this.#end('length') : text;
+    return count >= maxTokens ? text + this.#end('length') : text;
   }
 
   /** The text that was held back to the end. */

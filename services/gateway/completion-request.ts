@@ -3,6 +3,7 @@
  * refused by name, so that a misspelt option is not silently ignored.
  */
 import { z } from 'zod';
+import { RETRIEVERS, type RetrieverName } from '../lib/rag/retriever.ts';
 import type { Sampling } from '../lib/request/sequence.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
@@ -12,11 +13,12 @@ export type PromptInput = string | readonly number[];
 export type RagMode = 'compressed' | 'text' | 'off';
 
 export interface RagRequest {
+  /** As the client names it; from the server on, its key in the store. */
   readonly repo: string;
   readonly mode: RagMode;
   readonly topK: number;
   readonly path: string | undefined;
-  readonly retriever: 'jaccard' | undefined;
+  readonly retriever: RetrieverName | undefined;
   readonly maxTextTokens: number;
 }
 
@@ -43,6 +45,14 @@ export interface CompletionRequest {
   readonly returnTokenIds: boolean;
   readonly truncatePromptTokens: number | undefined;
   readonly rag: RagRequest | undefined;
+  /** Lower goes sooner, among the same tenant's. */
+  readonly priority: number;
+  /** Only prompts of the same salt share KV; undefined: those of the tenant. */
+  readonly cacheSalt: string | undefined;
+  /** A newer request of the same session takes the place of this one. */
+  readonly session: string | undefined;
+  /** Budget of the whole request, in ms. */
+  readonly timeoutMs: number | undefined;
 }
 
 const tokenIds = z.array(z.int().min(0)).min(1);
@@ -87,15 +97,17 @@ const fields = z.strictObject({
       mode: z.enum(['compressed', 'text', 'off']).default('compressed'),
       top_k: z.int().min(1).max(100).default(10),
       path: z.string().max(4096).optional(),
-      retriever: z.enum(['jaccard']).optional(),
+      retriever: z.enum(RETRIEVERS).optional(),
       max_text_tokens: z.int().min(1).default(512),
     })
     .optional(),
+  session: z.string().min(1).max(256).optional(),
+  timeout_ms: z.int().min(1).optional(),
+  priority: z.int().default(0),
+  cache_salt: z.string().min(1).max(1024).optional(),
   // Known to clients of OpenAI and vLLM, and of no effect here.
   user: z.string().optional(),
   request_id: z.string().optional(),
-  priority: z.int().optional(),
-  cache_salt: z.string().optional(),
   add_special_tokens: z.boolean().optional(),
   skip_special_tokens: only(true),
   spaces_between_special_tokens: only(true),
@@ -160,6 +172,7 @@ function normalise(body: Fields): CompletionRequest {
       logitBias: new Map(Object.entries(body.logit_bias).map(([id, bias]) => [Number(id), bias])),
       stopTokenIds: body.stop_token_ids,
       minTokens: body.min_tokens,
+      priorOutputIds: [],
     },
     seed: body.seed,
     n: body.n,
@@ -181,6 +194,10 @@ function normalise(body: Fields): CompletionRequest {
       retriever: body.rag.retriever,
       maxTextTokens: body.rag.max_text_tokens,
     },
+    priority: body.priority,
+    cacheSalt: body.cache_salt,
+    session: body.session,
+    timeoutMs: body.timeout_ms,
   };
 }
 

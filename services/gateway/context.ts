@@ -5,6 +5,7 @@
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { Retrieval, Retrieved } from '../lib/rag/retrieval.ts';
+import { nameOf } from '../lib/rag/store.ts';
 import type { PromptParts } from '../lib/text/prompt.ts';
 import type { RagMode, RagRequest } from './completion-request.ts';
 
@@ -64,7 +65,7 @@ export async function findContext(
     if (budget.aborted) return without(rag.mode, 'over_budget');
     const failure = ServingError.from(error);
     if (failure.kind.http < 500)
-      throw new ServingError(failure.code, failure.message, { param: 'rag.repo', cause: error });
+      throw new ServingError(failure.code, failure.message, { param: `rag.${failure.param ?? 'repo'}`, cause: error });
     sources.log.warn({ err: failure, repo: rag.repo }, 'retrieval failed: going on without context');
     return without(rag.mode, failure.code === 'store_unavailable' ? 'store_unavailable' : 'retrieval_failed');
   }
@@ -82,7 +83,8 @@ function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): 
     index_version: found.indexVersion,
   };
   if (rag.mode === 'text') {
-    const { repo, path = '', maxTextTokens: maxTokens } = rag;
+    const { path = '', maxTextTokens: maxTokens } = rag;
+    const repo = nameOf(rag.repo);
     return { report, context: { kind: 'text', repo, path, chunks: found.chunks, maxTokens } };
   }
   const vectors = found.chunks.map((chunk) => chunk.vector);

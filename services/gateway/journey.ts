@@ -3,21 +3,19 @@
  *
  *   retrieve   chunks of the repository for the text around the cursor
  *   build      the prompt: token ids, and soft tokens where chunks are compressed
- *   place      a prefill worker, and a decode worker per choice
+ *   place      a prefill worker, and a decode worker per choice, when it is the prompt's turn
  *   prefill    one call computes the prompt's KV cache and the first token of every choice
- *   decode     one call per choice, sent as soon as the prompt has its slot: it pulls the KV while prefill still computes
+ *   decode     one call per choice, which pulls the KV while prefill still computes
  *   emit       text, as the tokens come
+ *   replay     where a worker is lost: from `place` on, with the prompt and what was put out so far; the client sees one
+ *              stream, no token of it lost or doubled
  *
  * One signal per request ends all of it at any stage; its reason says why. What has been started is awaited to its end,
  * so that nothing is emitted after `complete` has settled and no worker keeps a slot for nobody.
  */
 import { randomInt } from 'node:crypto';
-import { ServingError } from '../lib/process/errors.ts';
 import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
-import type { DecodeEvent__Output } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
-import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
-import type { PrefillEvent__Output } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
-import { readFinishReason, readToken, samplingMessage, softTokensMessage } from '../lib/rpc/messages.ts';
+import { readFinishReason, readToken } from '../lib/rpc/messages.ts';
 import { PromptBuilder, type PromptParts } from '../lib/text/prompt.ts';
 import type { PromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
@@ -25,29 +23,39 @@ import type { Choice, ChoiceDelta } from './choice.ts';
 import { checkIds, choicesOf, echoOf, samplingsOf } from './choices.ts';
 import type { CompletionRequest, PromptInput } from './completion-request.ts';
 import { type ContextSources, findContext } from './context.ts';
-import type { Placement, WorkerPool } from './placement.ts';
+import type { Dispatcher } from './dispatcher.ts';
+import { FINISHED, Leg, type LegRequest, type Step } from './leg.ts';
+import type { WorkerPool } from './placement.ts';
 import type { RequestRecord } from './record.ts';
-import { Deferred, together } from './together.ts';
+import { demandReplayable, pauseBeforeReplay } from './replay.ts';
+import { together } from './together.ts';
 
 export interface JourneyParts {
   readonly tokenizer: Tokenizer;
   readonly format: PromptFormat;
   /** Of the bundle that the tokenizer belongs to. */
   readonly fingerprint: string;
-  readonly pool: WorkerPool;
+  readonly pool: Pick<WorkerPool, 'capacity'>;
+  readonly dispatcher: Pick<Dispatcher, 'place'>;
+  /** How often a part of a request is done again when its worker is lost. */
+  readonly maxReplays: number;
+  readonly stallTimeoutMs: number;
   readonly context: ContextSources;
 }
 
 /** What belongs to one request. */
 export interface Trip {
   readonly id: string;
+  readonly tenant: string;
   readonly record: RequestRecord;
+  /** When its budget is spent, in ms of the monotonic clock; the signal is aborted then. */
+  readonly deadlineMs: number;
   readonly signal: AbortSignal;
   /** Takes what came of new tokens; the journey waits for it before it goes on with that choice. */
   readonly emit: (delta: ChoiceDelta) => void | Promise<void>;
 }
 
-/** One prompt on its way through the workers. */
+/** One prompt on its way. */
 interface Work {
   readonly request: CompletionRequest;
   readonly trip: Trip;
@@ -55,17 +63,19 @@ interface Work {
   readonly prompt: TokenPrompt;
   readonly choices: readonly Choice[];
   readonly samplings: readonly Sampling[];
-  readonly placement: Placement;
-  /** Settled by the prefill call: the prompt has a slot; the first tokens are there. */
-  readonly accepted: Deferred<KvHandle__Output>;
-  readonly first: Deferred<FirstTokens>;
 }
 
-type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
-type Step = NonNullable<DecodeEvent__Output['step']>;
+/** One try at some choices of a prompt; `indices[i]` of the prompt's choices is number i of the leg. */
+interface Attempt {
+  readonly work: Work;
+  readonly indices: readonly number[];
+  readonly leg: Leg;
+  /** Tries before this one. */
+  readonly replays: number;
+}
 
-/** Why a call is cancelled that is no longer needed. */
-const FINISHED = new Error('finished');
+/** Of what is left of a request's budget, what retrieval may take. */
+const RETRIEVAL_SHARE = 0.25;
 
 export class Journey {
   readonly #parts: JourneyParts;
@@ -112,124 +122,126 @@ export class Journey {
     trip.record.prompted(prompt);
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
-    const placement = pool.place(prompt.ids.length, choices.length);
-    timeline.mark('dispatched');
-    const settled = { accepted: new Deferred<KvHandle__Output>(), first: new Deferred<FirstTokens>() };
-    await this.#generate({ request, trip, promptIndex, prompt, choices, samplings, placement, ...settled });
+    await this.#generate({ request, trip, promptIndex, prompt, choices, samplings }, [...choices.keys()], 0);
     return choices;
   }
 
   async #retrieve(request: CompletionRequest, input: PromptInput, trip: Trip): Promise<PromptParts['context']> {
     if (request.rag === undefined) return undefined;
     const before = typeof input === 'string' ? input : this.#parts.tokenizer.decode(input);
-    const sources = this.#parts.context;
+    const sources = { ...this.#parts.context, retrievalBudgetMs: this.#retrievalBudgetMs(trip) };
     const { report, context } = await findContext(request.rag, before, request.suffix ?? '', sources, trip.signal);
     trip.record.context = report;
     return context;
   }
 
-  /** Prefill and decodes of one prompt side by side, until every choice has finished or one of them has failed. */
-  async #generate(work: Work): Promise<void> {
-    const finished = new AbortController();
-    let prefilling: Promise<void> | undefined;
-    try {
-      await together(work.trip.signal, (live) => {
-        prefilling = this.#prefill(work, AbortSignal.any([live, finished.signal]));
-        return work.choices.flatMap((_, i) => this.#runChoice(work, i, live));
-      });
-    } finally {
-      // Frees the KV where a choice did not take its copy; after `released` there is nothing left to cancel.
-      finished.abort(FINISHED);
-      await prefilling;
-    }
+  /** Context is worth a part of the request's budget only. */
+  #retrievalBudgetMs({ deadlineMs }: Trip): number {
+    const left = Math.max(deadlineMs - performance.now(), 0);
+    return Math.min(this.#parts.context.retrievalBudgetMs, Math.ceil(left * RETRIEVAL_SHARE));
   }
 
-  /** Follows the prefill call to its end. Never throws: a failure reaches the choices through what they wait for. */
-  async #prefill({ request, trip, prompt, samplings, placement, ...work }: Work, signal: AbortSignal): Promise<void> {
-    const { timeline } = trip.record;
-    const worker = placement.prefill;
-    const call = {
+  /**
+   * Brings choices to their ends, on as many workers as it takes.
+   * @param indices of choices that stand at the same token: all at the first, or one that is replayed.
+   */
+  async #generate(work: Work, indices: readonly number[], replays: number): Promise<void> {
+    const { signal } = work.trip;
+    const leg = await this.#start(work, indices, replays > 0);
+    const attempt: Attempt = { work, indices, leg, replays };
+    try {
+      await together(signal, (live) => indices.flatMap((_, i) => this.#runChoice(attempt, i, live)));
+      return;
+    } catch (error) {
+      if (leg.hasFirst) throw error;
+      // Prefill was lost before anything came of this leg: all of it is done again.
+      signal.throwIfAborted();
+      demandReplayable(error, replays, this.#parts.maxReplays);
+      await this.#pauseBeforeReplay(attempt, error, signal);
+    } finally {
+      await leg.end();
+    }
+    await this.#generate(work, indices, replays + 1);
+  }
+
+  /** Waits for workers, and sends them the prompt with what was put out so far. */
+  async #start(work: Work, indices: readonly number[], again: boolean): Promise<Leg> {
+    const { request, trip, prompt, choices, samplings } = work;
+    const { record, tenant, signal } = trip;
+    const priorOutputIds = choices[indices[0]!]!.ids;
+    const maxTokens = request.maxTokens - priorOutputIds.length;
+    const ids = Int32Array.of(...prompt.ids, ...priorOutputIds);
+    const demand = {
+      promptTokens: ids.length,
+      decodes: maxTokens > 1 ? indices.length : 0,
+      positions: ids.length + maxTokens,
+    };
+    const remainingMs = trip.deadlineMs - performance.now();
+    const wish = { ...demand, tenant, priority: request.priority, remainingMs, again };
+    const placement = await this.#parts.dispatcher.place(wish, signal);
+    record.timeline.mark('dispatched');
+    const legRequest: LegRequest = {
       requestId: trip.id,
       fingerprint: this.#parts.fingerprint,
-      tokenIds: Array.from(prompt.ids),
-      soft: softTokensMessage(prompt.soft),
-      choices: samplings.map(samplingMessage),
-      readers: request.maxTokens > 1 ? samplings.length : 0,
-      promptLogprobs: request.echo ? (request.logprobs ?? -1) : -1,
+      cacheSalt: `${tenant}\n${request.cacheSalt ?? ''}`, // never shared between tenants
+      prompt: { ids, soft: prompt.soft },
+      samplings: indices.map((index) => ({ ...samplings[index]!, priorOutputIds })),
+      maxTokens,
+      promptLogprobs: request.echo && priorOutputIds.length === 0 ? (request.logprobs ?? -1) : -1,
+      deadline: Date.now() + trip.deadlineMs - performance.now(),
+      stallTimeoutMs: this.#parts.stallTimeoutMs,
+      ...record.measuring(again),
     };
-    // What has been resolved stays so: a prefill worker that is lost after its work was done harms nobody.
-    const refuse = (error: unknown) => {
-      work.accepted.reject(error);
-      work.first.reject(error);
-    };
-    try {
-      for await (const { accepted, first, released } of worker.client.prefill(call, signal)) {
-        if (accepted?.kv) {
-          timeline.stage('prefill_queue', accepted.queueUs / 1e6);
-          work.accepted.resolve(accepted.kv);
-        }
-        if (first) {
-          timeline.stage('prefill', first.prefillUs / 1e6);
-          trip.record.reused(first.cachedTokens);
-          work.first.resolve(first);
-        }
-        if (released) break;
-      }
-      refuse(new ServingError('worker_lost', `${worker.address} ended prefill without a first token`));
-    } catch (error) {
-      if (!signal.aborted) worker.failed(error);
-      refuse(error);
-    } finally {
-      worker.release();
-    }
+    return new Leg(legRequest, placement, signal);
   }
 
   /** One choice: its first token, which prefill sends, and the rest, by a decode call of its own. */
-  #runChoice(work: Work, index: number, signal: AbortSignal): [first: Promise<void>, rest: Promise<void>] {
-    const finished = new AbortController();
-    const first = this.#emitFirst(work, index).then(() => {
-      if (work.choices[index]!.finished) finished.abort(FINISHED);
-    });
-    const rest = this.#decode(work, index, first, AbortSignal.any([signal, finished.signal]))
-      .catch((error) => {
-        if (error !== FINISHED) throw error;
-      })
-      .finally(() => work.placement.decodes[index]!.release());
-    return [first, rest];
+  #runChoice(attempt: Attempt, i: number, live: AbortSignal): [first: Promise<void>, rest: Promise<void>] {
+    const first = this.#emitFirst(attempt, i);
+    return [first, this.#decode(attempt, i, first, live)];
   }
 
-  async #emitFirst(work: Work, index: number): Promise<void> {
+  async #emitFirst({ work, indices, leg }: Attempt, i: number): Promise<void> {
     const { request, promptIndex, prompt } = work;
-    const { tokens, promptLogprobs } = await work.first.promise;
-    const logprobs = promptLogprobs.map((token) => readToken(token, true));
-    if (request.echo) {
-      work.choices[index]!.echo(echoOf(request, promptIndex, prompt, logprobs, this.#parts.tokenizer));
+    const { tokens, promptLogprobs } = await leg.first;
+    const choice = work.choices[indices[i]!]!;
+    if (request.echo && choice.ids.length === 0) {
+      const logprobs = promptLogprobs.map((token) => readToken(token, true));
+      choice.echo(echoOf(request, promptIndex, prompt, logprobs, this.#parts.tokenizer));
     }
-    await emit(work, index, request.maxTokens === 0 ? [] : [tokens[index]!]);
+    await emit(work, indices[i]!, request.maxTokens === 0 ? [] : [tokens[i]!]);
   }
 
-  /** Follows the decode call to its end; what it brings waits until the first token is out. */
-  async #decode(work: Work, choice: number, firstEmitted: Promise<void>, signal: AbortSignal): Promise<void> {
-    const { maxTokens } = work.request;
-    if (maxTokens <= 1) return;
-    const { record, id: requestId } = work.trip;
-    const worker = work.placement.decodes[choice]!;
-    const kv = await work.accepted.promise;
-    const sampling = samplingMessage(work.samplings[choice]!);
-    const call = { requestId, kv, choice, sampling, maxTokens };
+  /** Follows a decode call to its end; what it brings waits until the first token is out. Replays it where it is lost. */
+  async #decode(attempt: Attempt, i: number, firstEmitted: Promise<void>, live: AbortSignal): Promise<void> {
+    const { work, leg } = attempt;
+    const index = attempt.indices[i]!;
+    const choice = work.choices[index]!;
+    if (work.request.maxTokens - choice.ids.length <= 1) return;
+    const finished = new AbortController();
+    const first = firstEmitted.then(() => choice.finished && finished.abort(FINISHED));
+    first.catch(() => {}); // nobody may be waiting for it
     try {
-      for await (const event of worker.client.decode(call, signal)) {
-        if (event.joined) record.joined(event.joined);
-        if (!event.step) continue;
-        await firstEmitted;
-        await emit(work, choice, event.step.tokens, event.step.finishReason);
-        if (work.choices[choice]!.finished) return; // leaving the loop cancels what goes on beyond a stop string
+      for await (const step of leg.decode(i, AbortSignal.any([live, finished.signal]))) {
+        await first;
+        await emit(work, index, step.tokens, step.finishReason);
+        if (choice.finished) return; // leaving the loop cancels what goes on beyond a stop string
       }
-      throw new ServingError('worker_lost', `${worker.address} ended decoding before the end of the text`);
     } catch (error) {
-      if (!signal.aborted) worker.failed(error);
-      throw error;
+      live.throwIfAborted();
+      if (choice.finished) return;
+      demandReplayable(error, attempt.replays, this.#parts.maxReplays);
+      await first; // where it does not come the whole leg is lost
+      if (choice.finished) return;
+      leg.abandon();
+      await this.#pauseBeforeReplay(attempt, error, live);
+      await this.#generate({ ...work, trip: { ...work.trip, signal: live } }, [index], attempt.replays + 1);
     }
+  }
+
+  async #pauseBeforeReplay({ work, replays }: Attempt, error: unknown, signal: AbortSignal): Promise<void> {
+    await pauseBeforeReplay(error, replays, signal);
+    work.trip.record.replayed();
   }
 }
 

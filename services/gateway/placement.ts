@@ -1,76 +1,88 @@
-/**
- * Which workers a completion goes to. Addresses are fixed; who answers at them is asked again and again, so that a worker
- * that comes up later is found and one that is gone is dropped. Only workers of this gateway's own bundle are used: the
- * token ids mean nothing to others.
- */
-import { setTimeout as sleep } from 'node:timers/promises';
+/** Which workers a completion goes to: both halves at once, so that no prompt is computed that nobody can continue. */
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { DecodeClient, PrefillClient } from '../lib/rpc/contract.ts';
-import type { WorkerDescription__Output } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
-
-interface Describable {
-  describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
-  close(): void;
-}
-
-interface Worker<C> {
-  readonly address: string;
-  readonly client: C;
-  /** How many positions a slot of it holds; undefined while it cannot be used. */
-  capacity: number | undefined;
-  /** Why it cannot be used. */
-  problem: string;
-  /** Work that this gateway has given it and that has not ended. */
-  load: number;
-  /** When it was last chosen, by count: equals take turns. */
-  chosen: number;
-}
-
-/** A worker that a completion counts on until `release`. */
-export interface Hold<C> {
-  readonly address: string;
-  readonly client: C;
-  /** Gives its load back; twice is harmless. */
-  release(): void;
-  /** Leaves the worker alone until it answers again, if the error says that it is gone. */
-  failed(error: unknown): void;
-}
+import { type Hold, type Worker, WorkerSet } from './worker-set.ts';
 
 export interface Placement {
   readonly prefill: Hold<PrefillClient>;
-  /** One per choice. */
+  /** One per choice that is to be decoded. */
   readonly decodes: readonly Hold<DecodeClient>[];
+}
+
+/** What a prompt asks of the workers. */
+export interface Demand {
+  readonly promptTokens: number;
+  /** Choices that go on after their first token. */
+  readonly decodes: number;
+  /** Of a slot: prompt and output together. */
+  readonly positions: number;
 }
 
 export interface WorkerPoolOptions {
   /** Of the bundle that this gateway tokenizes for. */
   readonly fingerprint: string;
-  readonly prefill: readonly { readonly address: string; readonly client: PrefillClient }[];
-  readonly decode: readonly { readonly address: string; readonly client: DecodeClient }[];
+  readonly connectPrefill: (address: string) => PrefillClient;
+  readonly connectDecode: (address: string) => DecodeClient;
   /** Deadline of one question to a worker. */
-  readonly connectTimeoutMs: number;
+  readonly answerTimeoutMs: number;
   /** Pause between two questions to a worker. */
   readonly askEveryMs?: number;
   readonly log: Logger;
 }
 
-/** Errors after which a worker is left alone until it has answered again. */
-const GONE: ReadonlySet<string> = new Set(['worker_lost', 'no_worker', 'draining']);
+/**
+ * Prompts that one gateway gives a prefill worker at once: one computes, and one waits so that the worker need not.
+ * Others wait here, where they are served in a fair order and may still go to another worker.
+ */
+const PROMPTS_PER_WORKER = 2;
 
 export class WorkerPool {
   readonly #prefill: WorkerSet<PrefillClient>;
   readonly #decode: WorkerSet<DecodeClient>;
   readonly #closing = new AbortController();
+  #onRoom: () => void = () => {};
 
-  constructor(options: WorkerPoolOptions) {
-    this.#prefill = new WorkerSet('prefill', options.prefill, options);
-    this.#decode = new WorkerSet('decode', options.decode, options);
+  constructor({ connectPrefill, connectDecode, askEveryMs = 1000, ...rest }: WorkerPoolOptions) {
+    const options = { ...rest, askEveryMs, onRoom: () => this.#onRoom() };
+    this.#prefill = new WorkerSet({
+      ...options,
+      role: 'prefill',
+      connect: connectPrefill,
+      reportedLoad: ({ queued }) => queued,
+      hasRoom: (worker) => worker.jobs < PROMPTS_PER_WORKER,
+    });
+    this.#decode = new WorkerSet({
+      ...options,
+      role: 'decode',
+      connect: connectDecode,
+      reportedLoad: ({ slots, freeSlots, queued }) => slots - freeSlots + queued,
+      hasRoom: hasDecodeRoom,
+    });
   }
 
-  /** Whether a completion could be placed now. */
+  setPrefill(addresses: readonly string[]): void {
+    this.#prefill.setAddresses(addresses);
+  }
+
+  setDecode(addresses: readonly string[]): void {
+    this.#decode.setAddresses(addresses);
+  }
+
+  /** Called whenever there may be room where there was none. */
+  set onRoom(onRoom: () => void) {
+    this.#onRoom = onRoom;
+  }
+
+  /** Whether a completion could be placed, now or when there is room. */
   get usable(): boolean {
     return this.#prefill.usable.length > 0 && this.#decode.usable.length > 0;
+  }
+
+  /** @throws ServingError no_worker, unless there are both halves. */
+  demandUsable(): void {
+    this.#prefill.demandUsable();
+    this.#decode.demandUsable();
   }
 
   /**
@@ -79,18 +91,34 @@ export class WorkerPool {
    */
   get capacity(): number {
     const usable = [...this.#prefill.demandUsable(), ...this.#decode.demandUsable()];
-    return Math.min(...usable.map((worker) => worker.capacity ?? 0));
+    return Math.min(...usable.map((worker) => worker.described?.capacity ?? 0));
+  }
+
+  /** Prompt tokens that usable workers compute per second, as they measured it; 0 where none has yet. */
+  get prefillTokensPerSecond(): number {
+    return sum(this.#prefill.usable, (worker) => worker.described?.prefillTokensPerSecond ?? 0);
+  }
+
+  /** Prompt tokens that wait or compute on usable prefill workers. */
+  get prefillBacklog(): number {
+    return sum(this.#prefill.usable, (worker) => worker.load + worker.foreign);
   }
 
   /**
-   * Both halves at once, so that no prompt is computed that nobody can continue. A decoder in the prefill worker's own
-   * process comes first: its KV need not travel.
-   * @throws ServingError no_worker
+   * Workers with room for all of it, or undefined. A decoder in the prefill worker's own process comes first: its KV need
+   * not travel.
    */
-  place(promptTokens: number, choices: number): Placement {
-    this.#decode.demandUsable();
-    const prefill = this.#prefill.choose(promptTokens);
-    return { prefill, decodes: Array.from({ length: choices }, () => this.#decode.choose(1, prefill.address)) };
+  place({ promptTokens, decodes, positions }: Demand): Placement | undefined {
+    const prefill = this.#prefill.ready(positions)[0];
+    // More choices than there are slots have room nowhere: what is over waits in the decode worker.
+    const ready = decodes === 0 ? [] : this.#decode.ready(positions);
+    if (prefill === undefined || (decodes > 0 && ready.length === 0)) return undefined;
+    const near = ready.find(({ address }) => address === prefill.address);
+    const chosen = Array.from({ length: decodes }, () => {
+      const worker = near ?? ready.reduce((a, b) => (busier(a, b) ? b : a));
+      return this.#decode.hold(worker, 1);
+    });
+    return { prefill: this.#prefill.hold(prefill, promptTokens), decodes: chosen };
   }
 
   /** Asks every worker once. */
@@ -111,96 +139,19 @@ export class WorkerPool {
   }
 }
 
-/** The workers of one role. */
-class WorkerSet<C extends Describable> {
-  readonly #role: string;
-  readonly #workers: Worker<C>[];
-  readonly #options: WorkerPoolOptions;
-  #choices = 0;
-
-  constructor(role: string, peers: readonly { address: string; client: C }[], options: WorkerPoolOptions) {
-    this.#role = role;
-    this.#options = options;
-    const fresh = { capacity: undefined, problem: 'has not answered yet', load: 0, chosen: 0 };
-    this.#workers = peers.map(({ address, client }) => ({ address, client, ...fresh }));
-  }
-
-  get usable(): Worker<C>[] {
-    return this.#workers.filter((worker) => worker.capacity !== undefined);
-  }
-
-  demandUsable(): Worker<C>[] {
-    const usable = this.usable;
-    if (usable.length > 0) return usable;
-    const states = this.#workers.map((worker) => `${worker.address} ${worker.problem}`).join('; ');
-    throw new ServingError('no_worker', `no ${this.#role} worker: ${states || 'none is configured'}`, {
-      retryAfterSeconds: 1,
-    });
-  }
-
-  /** The least loaded worker, or the one at `near`. */
-  choose(load: number, near?: string): Hold<C> {
-    const usable = this.demandUsable();
-    const worker =
-      usable.find(({ address }) => address === near) ??
-      usable.reduce((a, b) => (b.load < a.load || (b.load === a.load && b.chosen < a.chosen) ? b : a));
-    worker.load += load;
-    worker.chosen = ++this.#choices;
-    let held = load;
-    return {
-      address: worker.address,
-      client: worker.client,
-      release: () => {
-        worker.load -= held;
-        held = 0;
-      },
-      failed: (error) => {
-        const failure = ServingError.from(error);
-        if (GONE.has(failure.code)) this.#drop(worker, `failed a request (${failure.message})`);
-      },
-    };
-  }
-
-  async refresh(closing: AbortSignal): Promise<void> {
-    await Promise.all(this.#workers.map((worker) => this.#ask(worker, closing)));
-  }
-
-  watch(closing: AbortSignal): void {
-    for (const worker of this.#workers) void this.#askForever(worker, closing);
-  }
-
-  close(): void {
-    for (const worker of this.#workers) worker.client.close();
-  }
-
-  async #askForever(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    while (!closing.aborted) {
-      await this.#ask(worker, closing);
-      // Rejects only by the signal, which ends the loop.
-      await sleep(this.#options.askEveryMs ?? 1000, undefined, { signal: closing }).catch(() => {});
-    }
-  }
-
-  async #ask(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    const { fingerprint, connectTimeoutMs, log } = this.#options;
-    try {
-      const answer = await worker.client.describe(AbortSignal.timeout(connectTimeoutMs));
-      if (answer.fingerprint !== fingerprint) {
-        this.#drop(worker, `serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
-        return;
-      }
-      if (worker.capacity === undefined) log.info({ address: worker.address, role: this.#role }, 'worker is usable');
-      worker.capacity = answer.capacity;
-    } catch (error) {
-      if (!closing.aborted) this.#drop(worker, `does not answer (${error instanceof Error ? error.message : error})`);
-    }
-  }
-
-  #drop(worker: Worker<C>, problem: string): void {
-    if (worker.capacity !== undefined || worker.problem !== problem) {
-      this.#options.log.warn({ address: worker.address, role: this.#role, problem }, 'worker is not usable');
-    }
-    worker.capacity = undefined;
-    worker.problem = problem;
-  }
+/**
+ * KV pressure: a decoder is given half as many sequences again as it has slots, so that one whose prompt is computed finds
+ * the next slot, and no more; the rest waits here as tokens that cost nothing yet. One of ours always goes, since what we
+ * know of others is a second old.
+ */
+function hasDecodeRoom({ described, load, foreign }: Worker<DecodeClient>): boolean {
+  const slots = described?.slots ?? 0;
+  return load === 0 || load + foreign < slots + Math.ceil(slots / 2);
 }
+
+const busier = <C>(a: Worker<C>, b: Worker<C>) => {
+  const difference = a.load + a.foreign - b.load - b.foreign;
+  return difference > 0 || (difference === 0 && a.chosen > b.chosen);
+};
+
+const sum = <T>(items: readonly T[], of: (item: T) => number) => items.reduce((total, item) => total + of(item), 0);

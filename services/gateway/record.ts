@@ -3,10 +3,10 @@ import type { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import type { FinishReason, TokenPrompt } from '../lib/request/sequence.ts';
-import { Timeline } from '../lib/request/timeline.ts';
-import type { DecodeEvent__Output } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
+import { type Stage, Timeline } from '../lib/request/timeline.ts';
 import type { ChoiceDelta } from './choice.ts';
 import type { ContextReport } from './context.ts';
+import type { LegRequest } from './leg.ts';
 
 export interface Usage {
   readonly prompt_tokens: number;
@@ -33,6 +33,7 @@ export class RequestRecord {
   #promptTokens = 0;
   #softTokens = 0;
   #cachedTokens = 0;
+  #replays = 0;
   #outputTokens = 0;
 
   /** A prompt as it goes to prefill. */
@@ -41,16 +42,33 @@ export class RequestRecord {
     this.#softTokens += prompt.soft.positions.length;
   }
 
-  /** Prompt tokens whose KV was not computed anew. */
-  reused(promptTokens: number): void {
-    this.#cachedTokens += promptTokens;
+  /** A worker was lost, and its part of the request is done again. */
+  replayed(): void {
+    this.timeline.mark('replayed');
+    this.#replays++;
   }
 
-  joined(joined: NonNullable<DecodeEvent__Output['joined']>): void {
-    this.timeline.mark('joined');
-    this.timeline.stage('decode_queue', joined.queueUs / 1e6);
-    this.timeline.stage('handoff', joined.handoffUs / 1e6);
-    this.timeline.stage('handoff_exposed', joined.handoffExposedUs / 1e6);
+  /**
+   * Takes what the workers measured on their own clocks.
+   * @param again for a replay: the client is billed, and the stages are named, for the first try.
+   */
+  measuring(again: boolean): Pick<LegRequest, 'onAccepted' | 'onFirst' | 'onJoined'> {
+    const stage = (name: Stage, microseconds: number) => {
+      if (!again) this.timeline.stage(name, microseconds / 1e6);
+    };
+    return {
+      onAccepted: ({ queueUs }) => stage('prefill_queue', queueUs),
+      onFirst: ({ prefillUs, cachedTokens }) => {
+        stage('prefill', prefillUs);
+        if (!again) this.#cachedTokens += cachedTokens;
+      },
+      onJoined: ({ queueUs, handoffUs, handoffExposedUs }) => {
+        this.timeline.mark('joined');
+        stage('decode_queue', queueUs);
+        stage('handoff', handoffUs);
+        stage('handoff_exposed', handoffExposedUs);
+      },
+    };
   }
 
   /** Tokens of a choice, as they go out to the client. */
@@ -92,6 +110,7 @@ export class RequestRecord {
         err: this.error !== undefined && status >= 500 ? this.error : undefined,
         usage: this.usage,
         finish: this.#finishReasons,
+        replays: this.#replays || undefined,
         rag: this.context && { ...this.context, chunks: this.context.chunks.length },
         timeline: this.timeline,
       },
@@ -110,6 +129,7 @@ export class RequestRecord {
     if (this.context?.degraded) metrics.degraded.inc({ reason: this.context.degraded });
     if (this.context) metrics.retrieved.inc({ mode: this.context.mode }, this.context.chunks.length);
     if (this.error) metrics.refused.inc({ code: this.error.code });
+    if (this.error?.knob) metrics.shed.inc({ knob: this.error.knob });
     if (this.error) return;
     for (const reason of this.#finishReasons) metrics.success.inc({ finished_reason: reason });
     for (const { first, last, tokens } of this.#arrivals.values()) {

@@ -12,12 +12,14 @@ import type { z } from 'zod';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { exposition, expositionType } from '../lib/process/metrics.ts';
-import type { Admission } from './admission.ts';
+import type { Admission, AdmissionRequest } from './admission.ts';
+import { type ApiKeys, type Identity, storeKey } from './auth.ts';
 import { type CompletionRequest, completionBody } from './completion-request.ts';
 import { asServingError, errorBody, validationError } from './http-errors.ts';
 import type { Journey, Trip } from './journey.ts';
 import type { Readiness } from './readiness.ts';
 import { RequestRecord } from './record.ts';
+import { addRepoRoutes, type RepoParts } from './repos.ts';
 import { AnswerCollector, type AnswerHead, chunkBody, usageBody } from './response.ts';
 import { EventStream } from './sse.ts';
 
@@ -25,6 +27,8 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** Of a completion; other routes have none. */
     record: RequestRecord | undefined;
+    /** Of who asks; under /v1. */
+    identity: Identity;
   }
 }
 
@@ -38,6 +42,8 @@ export interface ServerParts {
   readonly readiness: Pick<Readiness, 'problem'>;
   readonly capacity: () => number | undefined;
   readonly bodyLimitBytes: number;
+  readonly keys: ApiKeys;
+  readonly repos: RepoParts;
   readonly log: Logger;
 }
 
@@ -45,6 +51,10 @@ type CompletionCall = FastifyRequest<{ Body: CompletionRequest }>;
 
 /** `1` asks for the gateway's timeline of the request, in the event that carries the usage: where its time went. */
 const TIMELINE_HEADER = 'x-llavacode-timeline';
+/** Budget of a request, in ms. */
+const TIMEOUT_HEADER = 'x-request-timeout-ms';
+/** Names the setting whose bound a refused request met. */
+const REFUSED_BY_HEADER = 'x-llavacode-refused-by';
 /** What a client may call a request by: it goes into logs and headers. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
@@ -60,6 +70,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
     frameworkErrors: (error, request, reply) => void sendError(error, request, reply),
   });
   app.decorateRequest('record', undefined);
+  app.decorateRequest('identity');
   app.setValidatorCompiler<z.ZodType>(({ schema }) => (body) => {
     const result = schema.safeParse(body);
     return result.success ? { value: result.data } : { error: validationError(result.error) };
@@ -67,6 +78,13 @@ export function createServer(parts: ServerParts): FastifyInstance {
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('application/json', { parseAs: 'string' }, parseJson);
   app.addHook('onRequest', async (request, reply) => void reply.header('x-request-id', request.id));
+  // Before the body is read, and after the hooks that keep a request's record.
+  app.addHook('preParsing', async (request) => {
+    // By the route: a URL may spell its path in other ways.
+    if (request.routeOptions.url?.startsWith('/v1/')) {
+      request.identity = parts.keys.identify(request.headers.authorization);
+    }
+  });
   app.setErrorHandler(sendError);
   app.setNotFoundHandler((request) => {
     throw new ServingError('not_found', `there is no ${request.method} ${request.url.split('?')[0]}`);
@@ -98,6 +116,7 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
     return reply.code(503).send({ status: 'not ready', reason: problem });
   });
   app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
+  addRepoRoutes(app, parts.repos);
   refuseOtherMethods(app, {
     '/v1/completions': 'POST',
     '/v1/models': 'GET',
@@ -105,16 +124,18 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
     '/livez': 'GET',
     '/readyz': 'GET',
     '/metrics': 'GET',
+    '/v1/repos': 'GET',
+    '/v1/repos/*': 'GET, PUT, DELETE',
   });
 }
 
 const STARTED = Math.floor(Date.now() / 1000);
 
 async function complete(request: CompletionCall, reply: FastifyReply, parts: ServerParts): Promise<unknown> {
-  const { body } = request;
   const record = request.record!;
+  const body = withStoreKey(request.body, request.identity);
   checkModel(body.model ?? parts.model, parts.model);
-  const admitted = parts.admission.admit();
+  const admitted = parts.admission.admit(admissionOf(request));
   record.timeline.mark('admitted');
   // Comes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => admitted.abort(clientGone()));
@@ -125,7 +146,8 @@ async function complete(request: CompletionCall, reply: FastifyReply, parts: Ser
     model: parts.model,
     system_fingerprint: `fp_${parts.fingerprint.slice(0, 12)}`,
   };
-  const trip = { id: head.id, record, signal: admitted.signal };
+  const { signal, deadlineMs } = admitted;
+  const trip = { id: head.id, tenant: request.identity.tenant, record, signal, deadlineMs };
   try {
     if (body.stream) return await streamed(body, head, trip, reply, parts);
     const answer = new AnswerCollector();
@@ -134,6 +156,24 @@ async function complete(request: CompletionCall, reply: FastifyReply, parts: Ser
   } finally {
     admitted.release();
   }
+}
+
+/** The header counts where the body names no budget: proxies know headers. */
+function admissionOf({ body, headers, identity }: CompletionCall): AdmissionRequest {
+  const header = headers[TIMEOUT_HEADER];
+  if (header !== undefined && !/^[1-9]\d{0,9}$/.test(String(header))) {
+    throw new ServingError('invalid_request', `${TIMEOUT_HEADER}: ${header} is no number of milliseconds`);
+  }
+  const timeoutMs = body.timeoutMs ?? (header === undefined ? undefined : Number(header));
+  const session = body.session === undefined ? undefined : `${identity.tenant}\n${body.session}`;
+  return { timeoutMs, session };
+}
+
+/** The repository as the store knows it: from here on no name of a client's is left that could be another tenant's. */
+function withStoreKey(body: CompletionRequest, identity: Identity): CompletionRequest {
+  const { rag } = body;
+  if (rag === undefined || rag.mode === 'off') return body;
+  return { ...body, rag: { ...rag, repo: storeKey(identity, rag.repo, 'rag.repo') } };
 }
 
 async function streamed(
@@ -182,6 +222,7 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429) {
     reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));
   }
+  if (failure.knob !== undefined) reply.header(REFUSED_BY_HEADER, failure.knob);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
   void reply.code(failure.kind.http).send(errorBody(failure, request.id));
 }
@@ -206,9 +247,9 @@ function checkModel(asked: string, served: string): void {
   });
 }
 
-function refuseOtherMethods(app: FastifyInstance, routes: Readonly<Record<string, 'GET' | 'POST'>>): void {
+function refuseOtherMethods(app: FastifyInstance, routes: Readonly<Record<string, string>>): void {
   for (const [url, allowed] of Object.entries(routes)) {
-    const others = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'].filter((method) => method !== allowed);
+    const others = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'].filter((method) => !allowed.includes(method));
     const refuse = async (request: FastifyRequest, reply: FastifyReply) => {
       reply.header('allow', allowed);
       throw new ServingError('method_not_allowed', `${url} takes ${allowed}, not ${request.method}`);

@@ -4,11 +4,15 @@ import type { Config, Setting } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { Retrieval } from '../lib/rag/retrieval.ts';
-import type { DecodeClient, PrefillClient } from '../lib/rpc/contract.ts';
+import type { Store } from '../lib/rag/store.ts';
+import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/contract.ts';
 import { choosePromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import { Admission } from './admission.ts';
+import type { ApiKeys } from './auth.ts';
 import { completionBody } from './completion-request.ts';
+import { watchAddresses } from './discovery.ts';
+import { Dispatcher } from './dispatcher.ts';
 import { Journey } from './journey.ts';
 import { WorkerPool } from './placement.ts';
 import { Readiness } from './readiness.ts';
@@ -19,6 +23,7 @@ import { createServer } from './server.ts';
 export const SERVICE_SETTINGS = [
   ...(['host', 'port', 'prefillWorkers', 'decodeWorkers', 'promptFormat', 'maxInflight', 'bodyLimitBytes'] as const),
   ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs'] as const),
+  ...(['maxUploadBytes', 'targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs'] as const),
 ] as const satisfies readonly Setting[];
 
 export interface GatewayParts {
@@ -33,6 +38,10 @@ export interface GatewayParts {
   readonly tokenizer: Tokenizer;
   /** undefined where there is no store. */
   readonly retrieval: Retrieval | undefined;
+  readonly store: Store | undefined;
+  /** undefined where none was named: nothing can be indexed then. */
+  readonly indexer: IndexerClient | undefined;
+  readonly keys: ApiKeys;
   readonly connectPrefill: (address: string) => PrefillClient;
   readonly connectDecode: (address: string) => DecodeClient;
   /** Aborted when no new requests are to be taken. */
@@ -56,25 +65,31 @@ export async function startGateway(
 ): Promise<Gateway> {
   const { model, fingerprint, contextFingerprint, hidden, tokenizer, retrieval, draining, log } = parts;
   const { retrievalBudgetMs, requestTimeoutMs, connectTimeoutMs, maxInflight, bodyLimitBytes } = config;
-  const pool = new WorkerPool({
-    fingerprint,
-    prefill: config.prefillWorkers.map((address) => ({ address, client: parts.connectPrefill(address) })),
-    decode: config.decodeWorkers.map((address) => ({ address, client: parts.connectDecode(address) })),
-    connectTimeoutMs,
-    log,
-  });
+  const { targetTtftMs, maxReplays, stallTimeoutMs } = config;
+  const { connectPrefill, connectDecode } = parts;
+  const answerTimeoutMs = Math.min(connectTimeoutMs, stallTimeoutMs);
+  const pool = new WorkerPool({ fingerprint, connectPrefill, connectDecode, answerTimeoutMs, log });
+  const weights = tenantWeights(config.tenantWeights);
+  const weightOf = (tenant: string) => weights.get(tenant) ?? 1;
+  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: connectTimeoutMs, weightOf });
   const format = choosePromptFormat(tokenizer, config.promptFormat === 'auto' ? undefined : config.promptFormat);
   const context = { retrieval, retrievalBudgetMs, contextFingerprint, hidden, log };
-  const journey = new Journey({ tokenizer, format, fingerprint, pool, context });
+  const journey = new Journey({
+    ...{ tokenizer, format, fingerprint, pool, dispatcher, context, maxReplays, stallTimeoutMs },
+  });
   const admission = new Admission({ maxInflight, requestTimeoutMs, draining });
   const readiness = new Readiness({
     usable: () => pool.usable,
-    generate: () => tryOut(journey, AbortSignal.timeout(requestTimeoutMs)),
+    generate: () => tryOut(journey, requestTimeoutMs),
     draining,
     log,
   });
   const capacity = () => (pool.usable ? pool.capacity : undefined);
-  const app = createServer({ model, fingerprint, journey, admission, readiness, capacity, bodyLimitBytes, log });
+  const { store, indexer, keys } = parts;
+  const { maxUploadBytes } = config;
+  const repos = { store, indexer, contextFingerprint, maxUploadBytes, requestTimeoutMs, draining };
+  const serving = { model, fingerprint, journey, admission, readiness, capacity, bodyLimitBytes, keys, repos, log };
+  const app = createServer(serving);
   const { host, port } = config;
   try {
     await app.listen({ host, port });
@@ -83,6 +98,10 @@ export async function startGateway(
     throw listenError(error, host, port);
   }
   const closing = new AbortController();
+  const discoveries = [
+    watchAddresses(config.prefillWorkers, 'prefill', (addresses) => pool.setPrefill(addresses), log),
+    watchAddresses(config.decodeWorkers, 'decode', (addresses) => pool.setDecode(addresses), log),
+  ];
   pool.watch();
   const watching = readiness.watch(closing.signal);
   const { address, port: taken } = app.server.address() as AddressInfo;
@@ -97,6 +116,7 @@ export async function startGateway(
       const linger = setTimeout(() => app.server.closeAllConnections(), config.drainTimeoutMs * 0.05);
       await app.close();
       clearTimeout(linger);
+      for (const discovery of discoveries) discovery.close();
       pool.close();
       await watching;
     },
@@ -104,10 +124,25 @@ export async function startGateway(
 }
 
 /** A few tokens, by both kinds of workers. @throws whatever keeps a completion from succeeding. */
-async function tryOut(journey: Journey, signal: AbortSignal): Promise<void> {
+async function tryOut(journey: Journey, timeoutMs: number): Promise<void> {
   const request = completionBody.parse({ prompt: 'a', max_tokens: 3, temperature: 0, ignore_eos: true });
-  await journey.complete(request, { id: 'readiness', record: new RequestRecord(), signal, emit: () => {} });
+  await journey.complete(request, {
+    id: 'readiness',
+    tenant: 'readiness',
+    record: new RequestRecord(),
+    signal: AbortSignal.timeout(timeoutMs),
+    deadlineMs: performance.now() + timeoutMs,
+    emit: () => {},
+  });
 }
+
+const tenantWeights = (list: string) =>
+  new Map(
+    list
+      .split(',')
+      .map((item) => item.split('='))
+      .map(([tenant = '', weight]) => [tenant, Number(weight)]),
+  );
 
 function listenError(error: unknown, host: string, port: number): ServingError {
   const inUse = (error as NodeJS.ErrnoException).code === 'EADDRINUSE';

@@ -2,7 +2,7 @@
 import { constants } from 'node:fs';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import { createGunzip } from 'node:zlib';
+import { crc32, createGunzip } from 'node:zlib';
 import { extract } from 'tar-stream';
 import { type Entry, fromFdPromise } from 'yauzl';
 import { z } from 'zod';
@@ -178,7 +178,9 @@ async function readZip(body: Body, upload: Upload): Promise<Sources> {
       }
       upload.count(entry.uncompressedSize, spool.size); // as it says; what it really has is checked while it unpacks
       if (entry.isEncrypted()) throw new ServingError('invalid_request', `file ${path} of the zip is encrypted`);
-      await upload.add(path, await gathered(await zip.openReadStreamPromise(entry)));
+      const content = await gathered(await zip.openReadStreamPromise(entry));
+      if (crc32(content) !== entry.crc32) throw new Error(`file ${path} is damaged`);
+      await upload.add(path, content);
     }
     return upload.all();
   } finally {

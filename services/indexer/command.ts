@@ -1,43 +1,55 @@
-/** `llavacode index`: one index run, in a process that loads the encoder and is gone afterwards. */
-import ora from 'ora';
+/** `llavacode index`: indexes a working tree in this process, once or, with --watch, again whenever it changes. */
+import ora, { type Ora } from 'ora';
 import { openBundle } from '../lib/model/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
 import { loadContextEncoder } from '../lib/rag/encode.ts';
-import { openStore } from '../lib/rag/store.ts';
-import { type IndexReport, indexRepository } from './index-repository.ts';
+import { needsEmbeddings } from '../lib/rag/retriever.ts';
+import { openStore, repoKey } from '../lib/rag/store.ts';
+import { type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
+import { changedSources, treeSources } from './sources.ts';
+import { watchTree } from './watch.ts';
 
 export const INDEX_SETTINGS = [
   ...(['model', 'store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes'] as const),
+  'retriever',
 ] as const;
 
-/** @throws ServingError; Ctrl-C stops the run and leaves the version that was served before. */
+export interface IndexCommand {
+  readonly tenant: string;
+  /** The tenant's name for the repository. */
+  readonly repo: string;
+  readonly dir: string;
+  readonly watch: boolean;
+}
+
+/**
+ * @returns the report of the last run.
+ * @throws ServingError; Ctrl-C stops the run and leaves the version that was served before.
+ */
 export async function runIndex(
   config: Config<(typeof INDEX_SETTINGS)[number]>,
-  { repo, dir }: { readonly repo: string; readonly dir: string },
-): Promise<IndexReport> {
+  { tenant, repo: name, dir, watch }: IndexCommand,
+): Promise<IndexReport | undefined> {
+  const repo = repoKey(tenant, name);
   const stop = new AbortController();
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort(new Error(signal)));
   const spinner = ora({ text: `indexing ${dir} as ${repo}`, stream: process.stderr }).start();
   const bundle = await openBundle(config.model);
-  const encoder = await loadContextEncoder(bundle, config);
+  const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings: needsEmbeddings(config.retriever) });
   const store = await openStore(config.store);
+  let report: IndexReport | undefined;
+  const index = async (changed?: ReadonlySet<string>) => {
+    const { maxFileBytes } = config;
+    const sources = changed ? await changedSources(dir, changed, maxFileBytes) : await treeSources(dir, maxFileBytes);
+    const onProgress = showProgress(spinner.start(`indexing ${dir} as ${repo}`), repo);
+    report = await indexSources({ repo, sources, store, encoder, options: config, signal: stop.signal, onProgress });
+    spinner.succeed(summary(report));
+  };
   try {
-    const report = await indexRepository({
-      repo,
-      dir,
-      store,
-      encoder,
-      options: config,
-      signal: stop.signal,
-      onProgress: ({ files, filesRead, chunks, embedded }) => {
-        spinner.text = `indexing ${repo}: ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} encoded`;
-      },
-    });
-    const { files, chunks, embedded, reused, removed, skipped, seconds, version } = report;
-    const passed = Object.entries(skipped).filter(([, count]) => count > 0);
-    spinner.succeed(
-      `${repo}: ${chunks} chunks of ${files} files (${embedded} encoded, ${reused} kept, ${removed} removed) in ${seconds.toFixed(1)} s, version ${version}${passed.length > 0 ? `; skipped: ${passed.map(([why, count]) => `${count} ${why}`).join(', ')}` : ''}`,
-    );
+    if (watch) {
+      const onFailure = (error: Error) => void spinner.warn(`${error.message}; trying again`);
+      await watchTree({ dir, index, onFailure, signal: stop.signal });
+    } else await index();
     return report;
   } catch (error) {
     spinner.fail();
@@ -46,4 +58,34 @@ export async function runIndex(
     encoder.dispose();
     await store.close();
   }
+}
+
+const BAR = 24;
+
+const showProgress =
+  (spinner: Ora, repo: string) =>
+  ({ files, filesRead, chunks, embedded }: IndexProgress) => {
+    const done = files === 0 ? BAR : Math.floor((BAR * filesRead) / files);
+    const bar = `${'█'.repeat(done)}${'░'.repeat(BAR - done)}`;
+    spinner.text = `${repo} ${bar} ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} encoded`;
+  };
+
+function summary({
+  repo,
+  version,
+  files,
+  skipped,
+  chunks,
+  embedded,
+  reused,
+  removed,
+  unparsed,
+  seconds,
+}: IndexReport): string {
+  const left = Object.entries(skipped).filter(([, count]) => count > 0);
+  const leftOut = left.length > 0 ? `; left out: ${left.map(([why, count]) => `${count} ${why}`).join(', ')}` : '';
+  const bySource = unparsed > 0 ? `, ${unparsed} by source for want of a syntax tree` : '';
+  const speed = embedded > 0 ? ` at ${(embedded / seconds).toFixed(0)} chunks/s` : '';
+  const what = `${chunks} chunks (${embedded} encoded${speed}${bySource}, ${reused} kept, ${removed} removed), ${files} files read`;
+  return `${repo}: ${what} in ${seconds.toFixed(1)} s, version ${version}${leftOut}`;
 }

@@ -6,7 +6,8 @@ import { createHash } from 'node:crypto';
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import { type Chunk, type Chunking, chunkFile } from '../lib/rag/chunk.ts';
-import type { ContextEncoder } from '../lib/rag/encode.ts';
+import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode.ts';
+import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever.ts';
 import { idAt, packIds } from '../lib/rag/row.ts';
 import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store.ts';
 import { languageOf, noSkips, type SkipCounts } from './selection.ts';
@@ -14,6 +15,8 @@ import { type Sources, treeSources } from './sources.ts';
 
 export interface IndexOptions extends Chunking {
   readonly maxFileBytes: number;
+  /** What searches the index where a request does not say. The encoder must keep embeddings for dense and fused. */
+  readonly retriever?: RetrieverName;
 }
 
 export interface IndexProgress {
@@ -37,6 +40,8 @@ export interface IndexReport {
   readonly chunks: number;
   readonly embedded: number;
   readonly reused: number;
+  /** Of those embedded: to be read by their syntax tree, and read by source because they do not parse. */
+  readonly unparsed: number;
   /** Chunks of earlier versions, or of runs that broke off, that are gone now. */
   readonly removed: number;
   readonly seconds: number;
@@ -92,7 +97,7 @@ async function runIndex(job: IndexJob): Promise<IndexReport> {
     await run.readAll();
     const { version, changed } = await run.publish();
     const removed = await writer.sweep();
-    const { files, skipped, embedded, reused } = run;
+    const { files, skipped, embedded, reused, unparsed } = run;
     return {
       repo: job.repo,
       version,
@@ -103,6 +108,7 @@ async function runIndex(job: IndexJob): Promise<IndexReport> {
       chunks: embedded + reused,
       embedded,
       reused,
+      unparsed,
       removed,
       seconds: (performance.now() - startedAt) / 1000,
     };
@@ -117,6 +123,7 @@ class IndexRun {
   files = 0;
   embedded = 0;
   reused = 0;
+  unparsed = 0;
   readonly skipped: SkipCounts;
   readonly #job: IndexJob;
   readonly #writer: IndexWriter;
@@ -199,13 +206,11 @@ class IndexRun {
     const chunks = this.#pending;
     if (chunks.length === 0) return;
     this.#pending = [];
-    const vectors = await encoder.encode(
-      chunks.map((chunk) => chunk.text),
-      signal,
-    );
-    const rows = chunks.map((chunk, i) => ({ chunk, vector: vectors[i] as Float32Array }));
+    const encoded = await encoder.encode(chunks, signal);
+    const rows = chunks.map((chunk, i) => ({ chunk, ...(encoded[i] as EncodedChunk) }));
     await this.#writer.put(encoder.fingerprint, rows);
     this.embedded += chunks.length;
+    this.unparsed += encoded.filter(({ fellBack }) => fellBack).length;
   }
 
   /** By path, then line: chunks that were kept and chunks that are new are of different files. */
@@ -225,17 +230,23 @@ class IndexRun {
   }
 
   async publish(): Promise<{ version: string; changed: boolean }> {
-    const { repo, store, encoder, signal } = this.#job;
+    const { repo, store, encoder, options, signal } = this.#job;
     signal?.throwIfAborted();
     const { fingerprint, hidden } = encoder;
     const chunks = this.#inOrder();
     const ids = packIds(chunks.map((chunk) => chunk.id));
-    const version = createHash('sha256').update(fingerprint).update('\0').update(ids).digest('hex').slice(0, 16);
+    const { retriever = DEFAULT_RETRIEVER } = options;
+    const version = createHash('sha256')
+      .update(`${fingerprint}\0${retriever}\0`)
+      .update(ids)
+      .digest('hex')
+      .slice(0, 16);
     if ((await publishedVersion(store, repo)) === version) return { version, changed: false };
     const head: IndexHead = {
       version,
       fingerprint,
       hidden,
+      retriever,
       ...filesOf(chunks),
       chunks: chunks.length,
       indexedAt: new Date().toISOString(),

@@ -6,6 +6,7 @@ import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { loadContextEncoder } from '../lib/rag/encode.ts';
+import { needsEmbeddings } from '../lib/rag/retriever.ts';
 import { openStore } from '../lib/rag/store.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createIndexerService } from './service.ts';
@@ -13,13 +14,15 @@ import { createIndexerService } from './service.ts';
 export const INDEXER_SETTINGS = [
   ...(['host', 'port', 'metricsPort', 'model', 'store', 'provider', 'threads', 'chunkLines', 'chunkStride'] as const),
   ...(['maxFileBytes', 'maxUploadBytes', 'maxRepoBytes', 'maxRepoFiles', 'drainTimeoutMs', 'logLevel'] as const),
+  'retriever',
 ] as const;
 
 export async function runIndexer(config: Config<(typeof INDEXER_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('indexer', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   collectProcessMetrics('indexer');
-  const encoder = await loadContextEncoder(await openBundle(config.model), config);
+  const keepEmbeddings = needsEmbeddings(config.retriever);
+  const encoder = await loadContextEncoder(await openBundle(config.model), { ...config, keepEmbeddings });
   life.onStop('encoder', () => encoder.dispose());
   const store = await openStore(config.store);
   life.onStop('store', () => store.close());

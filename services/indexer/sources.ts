@@ -50,7 +50,9 @@ export async function changedSources(dir: string, changed: Iterable<string>, max
   return { paths: paths.sort(), skipped: {}, read: (path) => readSource(dir, path, maxFileBytes), replaced };
 }
 
-const ignoreRules = (root: string) => isGitIgnored({ cwd: root, ignore: ['**/node_modules/**'], suppressErrors: true });
+/** What .gitignore excludes under `root`, asked with absolute paths; those of folders end with a slash. */
+export const ignoreRules = (root: string) =>
+  isGitIgnored({ cwd: root, ignore: ['**/node_modules/**'], suppressErrors: true });
 
 /**
  * What lies under `dir`. Left out: what .gitignore excludes, and dot files and folders, which hold settings and secrets

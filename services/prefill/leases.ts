@@ -6,6 +6,7 @@
 import { randomUUID } from 'node:crypto';
 import { positionBytes } from '../lib/kv/layout.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 
@@ -49,6 +50,11 @@ export class Lease {
   /** Microseconds since the last chunk was computed. */
   get sinceComputedUs(): number {
     return Math.round((performance.now() - this.#computedAtMs) * 1000);
+  }
+
+  /** Positions [0, computed) are filled. */
+  get computed(): number {
+    return this.#computed;
   }
 
   /** Positions [0, computed) are filled and may be pulled. */
@@ -123,14 +129,14 @@ export class Lease {
 export class LeaseTable {
   readonly #pool: KvPool;
   readonly #ttlMs: number;
-  readonly #onFree: () => void;
+  readonly #prefixes: Pick<PrefixCache, 'giveBack'>;
   readonly #leases = new Map<string, { lease: Lease; timer: NodeJS.Timeout }>();
 
-  /** @param onFree called after a slot became free. */
-  constructor(pool: KvPool, ttlMs: number, onFree: () => void) {
+  /** @param prefixes where slots go back to. */
+  constructor(pool: KvPool, prefixes: Pick<PrefixCache, 'giveBack'>, ttlMs: number) {
     this.#pool = pool;
+    this.#prefixes = prefixes;
     this.#ttlMs = ttlMs;
-    this.#onFree = onFree;
   }
 
   get size(): number {
@@ -174,7 +180,11 @@ export class LeaseTable {
    * token.
    */
   release(id: string): number {
-    const lease = this.get(id);
+    return this.readerDone(this.get(id));
+  }
+
+  /** As {@link release}; nothing happens to a lease that ended already. */
+  readerDone(lease: Lease): number {
     lease.readerDone();
     if (lease.readersLeft === 0 && lease.isComplete) this.end(lease, 'released');
     return lease.readersLeft;
@@ -182,15 +192,28 @@ export class LeaseTable {
 
   /** Ends a lease and frees its slot; a second end does nothing. */
   end(lease: Lease, reason: LeaseEnd, cause?: unknown): void {
+    if (!this.#close(lease, reason, cause)) return;
+    this.#prefixes.giveBack(lease.slot);
+    this.observe();
+  }
+
+  /** Ends a lease for its last reader, who goes on with the slot itself instead of a copy. */
+  adopt(lease: Lease): KvSlot {
+    lease.throwIfEnded();
+    lease.readerDone();
+    this.#close(lease, 'released');
+    this.observe();
+    return lease.slot;
+  }
+
+  #close(lease: Lease, reason: LeaseEnd, cause?: unknown): boolean {
     const entry = this.#leases.get(lease.id);
-    if (entry === undefined) return;
+    if (entry === undefined) return false;
     clearTimeout(entry.timer);
     this.#leases.delete(lease.id);
     lease.settle(reason === 'released' ? undefined : this.#error(lease, reason, cause));
-    lease.slot.release();
     metrics.leasesEnded.inc({ reason });
-    this.observe();
-    this.#onFree();
+    return true;
   }
 
   /** A lease waits for its decoder only once it is complete: until then its time, however long a chunk takes, is renewed. */

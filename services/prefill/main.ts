@@ -5,13 +5,14 @@ import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
+import { stayRegistered } from '../lib/registry/registry.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createPrefillService } from './service.ts';
 
 export const PREFILL_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'metricsPort'] as const),
+  ...(['host', 'port', 'advertise', 'registry', 'metricsPort'] as const),
   ...ENGINE_SETTINGS,
-  ...(['prefillChunkTokens', 'queueTokens', 'kvLeaseMs', 'drainTimeoutMs', 'logLevel'] as const),
+  ...(['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs', 'drainTimeoutMs', 'logLevel'] as const),
 ] as const;
 
 export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number]>): Promise<void> {
@@ -26,7 +27,8 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
     {
       model: modelName,
       fingerprint: bundle.manifest.fingerprint,
-      chunkTokens: config.prefillChunkTokens,
+      chunkTokens: () => config.prefillChunkTokens,
+      queueOrder: config.queueOrder,
       queueTokens: config.queueTokens,
       kvLeaseMs: config.kvLeaseMs,
       draining: life.draining,
@@ -40,5 +42,7 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
+  const leave = stayRegistered(config.registry, ['prefill'], config.advertise || server.address, log);
+  life.onStop('registry', leave);
   life.ready(server.address, metricsAddress);
 }

@@ -7,18 +7,36 @@ import { metrics } from '../lib/process/metrics.ts';
 
 export interface Waiting {
   readonly tokens: number;
+  /** Of the monotonic clock. */
+  readonly queuedAtMs: number;
+}
+
+export type QueueOrder = 'fifo' | 'shortest-first';
+
+/** Tokens that a second of waiting is worth, shortest first: nobody who comes 4 s later overtakes a prompt of 2,000. */
+const AGING_TOKENS_PER_SECOND = 500;
+
+/** Which of the prompts that wait is next; -1 when none does. Shortest first lets nobody starve: waiting shortens. */
+export function nextOf(waiting: readonly Waiting[], order: QueueOrder, nowMs: number): number {
+  if (order === 'fifo') return waiting.length > 0 ? 0 : -1;
+  const worth = ({ tokens, queuedAtMs }: Waiting) => tokens - ((nowMs - queuedAtMs) / 1000) * AGING_TOKENS_PER_SECOND;
+  let best = -1;
+  for (const [i, job] of waiting.entries()) if (best < 0 || worth(job) < worth(waiting[best] as Waiting)) best = i;
+  return best;
 }
 
 export class PromptQueue<J extends Waiting> {
   readonly #limit: number;
+  readonly #order: QueueOrder;
   readonly #jobs: J[] = [];
   #tokens = 0;
   /** Tokens computed per second, smoothed; 0 before the first prompt. */
   #rate = 0;
 
   /** @param limit tokens that may wait. */
-  constructor(limit: number) {
+  constructor(limit: number, order: QueueOrder = 'fifo') {
     this.#limit = limit;
+    this.#order = order;
   }
 
   get tokens(): number {
@@ -49,14 +67,12 @@ export class PromptQueue<J extends Waiting> {
     this.#count(job.tokens);
   }
 
-  /** First in, first out. */
-  take(): J | undefined {
-    const job = this.#jobs.shift();
-    if (job) this.#count(-job.tokens);
-    return job;
+  /** The next one to be computed. */
+  get first(): J | undefined {
+    return this.#jobs[nextOf(this.#jobs, this.#order, performance.now())];
   }
 
-  /** Takes out a prompt that nobody wants any more; false when it was not waiting. */
+  /** Takes a prompt out: it is computed now, or nobody wants it any more. False when it was not waiting. */
   remove(job: J): boolean {
     const index = this.#jobs.indexOf(job);
     if (index < 0) return false;

@@ -1,5 +1,6 @@
 /** The prefill worker as a gRPC service: Prefill for the gateway, Kv for decoders. */
 import { KvSender } from '../lib/kv/handoff.ts';
+import { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { TokenPrompt } from '../lib/request/sequence.ts';
@@ -12,15 +13,19 @@ import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescri
 import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { LeaseTable } from './leases.ts';
-import { PromptQueue } from './queue.ts';
+import { PromptQueue, type QueueOrder } from './queue.ts';
 import { type Pending, PrefillWorker, type PromptEngine } from './worker.ts';
 
 export interface PrefillOptions {
   readonly model: string;
   readonly fingerprint: string;
-  readonly chunkTokens: number;
+  /** Tokens of the next prompt chunk. */
+  readonly chunkTokens: () => number;
   readonly queueTokens: number;
+  readonly queueOrder: QueueOrder;
   readonly kvLeaseMs: number;
+  /** Slots of the same pool that are not leased: sequences that decode here. */
+  readonly heldElsewhere?: () => number;
   /** Refuses new prompts once aborted. */
   readonly draining: AbortSignal;
   /** host:port under which decoders reach this worker; known once the server listens. */
@@ -30,9 +35,12 @@ export interface PrefillOptions {
 export function createPrefillService(engine: PromptEngine, options: PrefillOptions, log: Logger) {
   const { pool } = engine;
   const { fingerprint } = options;
-  const queue = new PromptQueue<Pending>(options.queueTokens);
-  const leases = new LeaseTable(pool, options.kvLeaseMs, () => worker.wake());
-  const worker: PrefillWorker = new PrefillWorker(engine, queue, leases, options.chunkTokens, log);
+  const queue = new PromptQueue<Pending>(options.queueTokens, options.queueOrder);
+  const prefixes = new PrefixCache(pool);
+  const leases = new LeaseTable(pool, prefixes, options.kvLeaseMs);
+  const onIdle = () => pool.assertConserved(leases.size + (options.heldElsewhere?.() ?? 0));
+  const { chunkTokens } = options;
+  const worker = new PrefillWorker(engine, queue, leases, prefixes, { chunkTokens, onIdle }, log);
 
   async function* prefill(request: PrefillRequest__Output, signal: AbortSignal): AsyncGenerator<PrefillEvent> {
     if (options.draining.aborted) throw options.draining.reason;
@@ -43,6 +51,7 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       choices: request.choices.map(readSampling),
       readers: request.readers,
       promptLogprobs: request.promptLogprobs,
+      cacheSalt: request.cacheSalt,
       signal,
     });
     const { lease, queueSeconds } = await ticket.accepted;
@@ -53,7 +62,7 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       first: {
         tokens: result.tokens.map(tokenMessage),
         promptLogprobs: result.promptLogprobs.map((token) => (token ? tokenMessage(token) : {})),
-        cachedTokens: 0,
+        cachedTokens: result.cachedTokens,
         prefillUs: Math.round(result.seconds * 1e6),
         chunks: result.chunks,
       },
@@ -106,6 +115,8 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       mount.prefill({ Prefill: streaming(prefill), Describe: unary(describe) }),
       mount.kv({ Pull: streaming(pull), Release: unary(release) }),
     ],
+    leases,
+    prefixes,
     /** Brings gauges up to date before they are read. */
     observe: () => leases.observe(),
   };

@@ -1,10 +1,12 @@
 /**
  * Computes prompts, one after another, chunk by chunk. A prompt waits in the queue until a slot is free, gets a lease on
- * it at once (so that its KV can be pulled while later chunks still compute), and leaves its first token when done.
+ * it at once (so that its KV can be pulled while later chunks still compute), and leaves its first token when done. What
+ * an earlier prompt has in common with it is not computed again.
  */
 import { OutputHistory, promptLogprob, sample } from '../lib/engine/sampler.ts';
 import type { PromptChunk } from '../lib/engine/session.ts';
-import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import type { KvPool } from '../lib/kv/pool.ts';
+import { chainOf, type PrefixCache, type PrefixSlot, type PromptChain } from '../lib/kv/prefix.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
@@ -28,6 +30,8 @@ export interface PrefillJob {
   readonly readers: number;
   /** Alternatives per prompt token to report; -1 for none. */
   readonly promptLogprobs: number;
+  /** Only prompts of the same salt share KV. */
+  readonly cacheSalt: string;
   readonly signal: AbortSignal;
 }
 
@@ -36,6 +40,8 @@ export interface PrefillResult {
   readonly tokens: readonly SampledToken[];
   /** One per prompt position; the first is undefined, since nothing predicts it. */
   readonly promptLogprobs: readonly (SampledToken | undefined)[];
+  /** Prompt tokens that were not computed, since an earlier prompt began with them. */
+  readonly cachedTokens: number;
   readonly seconds: number;
   readonly chunks: number;
 }
@@ -49,10 +55,19 @@ export interface PrefillTicket {
 
 export interface Pending extends PrefillJob {
   readonly tokens: number;
+  /** Empty where every position must be computed: the logits of each are wanted. */
+  readonly chain: PromptChain;
   readonly queuedAtMs: number;
   accept(value: { lease: Lease; queueSeconds: number }): void;
   finish(result: PrefillResult): void;
   fail(reason: unknown): void;
+}
+
+export interface PrefillWorkerOptions {
+  /** Tokens of the next chunk. */
+  readonly chunkTokens: () => number;
+  /** Called when nothing waits or computes. */
+  readonly onIdle: () => void;
 }
 
 /** Prompt logprobs need the logits of every position; chunks of this many keep them small (vocab x 4 bytes each). */
@@ -62,17 +77,27 @@ export class PrefillWorker {
   readonly #engine: PromptEngine;
   readonly #queue: PromptQueue<Pending>;
   readonly #leases: LeaseTable;
-  readonly #chunkTokens: number;
+  readonly #prefixes: PrefixCache;
+  readonly #options: PrefillWorkerOptions;
   readonly #log: Logger;
   #running = false;
   #computing = 0;
 
-  constructor(engine: PromptEngine, queue: PromptQueue<Pending>, leases: LeaseTable, chunkTokens: number, log: Logger) {
+  constructor(
+    engine: PromptEngine,
+    queue: PromptQueue<Pending>,
+    leases: LeaseTable,
+    prefixes: PrefixCache,
+    options: PrefillWorkerOptions,
+    log: Logger,
+  ) {
     this.#engine = engine;
     this.#queue = queue;
     this.#leases = leases;
-    this.#chunkTokens = chunkTokens;
+    this.#prefixes = prefixes;
+    this.#options = options;
     this.#log = log;
+    engine.pool.onFree(() => this.#wake());
   }
 
   /** @throws ServingError saturated. */
@@ -86,7 +111,9 @@ export class PrefillWorker {
           rejectAccepted(reason);
           rejectDone(reason);
         };
-        pending = { ...job, tokens: job.prompt.ids.length, queuedAtMs: performance.now(), accept, finish, fail };
+        const chain = job.promptLogprobs >= 0 ? [] : chainOf(job.prompt, job.cacheSalt);
+        const queuedAtMs = performance.now();
+        pending = { ...job, tokens: job.prompt.ids.length, chain, queuedAtMs, accept, finish, fail };
       });
     });
     // The caller awaits one after the other: a failure of both is not unhandled.
@@ -98,7 +125,7 @@ export class PrefillWorker {
     };
     job.signal.addEventListener('abort', leave, { once: true });
     done.finally(() => job.signal.removeEventListener('abort', leave)).catch(() => {});
-    this.wake();
+    this.#wake();
     return { accepted, done };
   }
 
@@ -107,29 +134,30 @@ export class PrefillWorker {
     return this.#computing;
   }
 
-  /** Looks for work: called when a prompt came or a slot became free. */
-  wake(): void {
+  /** Looks for work: a prompt came or a slot was given back. */
+  #wake(): void {
     if (!this.#running) void this.#run();
   }
 
   async #run(): Promise<void> {
     this.#running = true;
-    for (let next = this.#next(); next !== undefined; next = this.#next()) await this.#serve(next.job, next.slot);
+    for (let next = this.#next(); next !== undefined; next = this.#next()) await this.#serve(next.job, next.start);
     // No await since the last look: whoever comes from here on wakes us.
     this.#running = false;
-    if (this.#queue.length === 0 && this.#leases.size === 0) this.#engine.pool.assertConserved(0);
+    if (this.#queue.length === 0) this.#options.onIdle();
   }
 
   /** The first prompt that waits, with a slot for it; undefined when either is missing. */
-  #next(): { job: Pending; slot: KvSlot } | undefined {
-    if (this.#queue.length === 0) return undefined;
-    const slot = this.#engine.pool.reserve();
-    const job = slot && this.#queue.take();
-    return job && { job, slot };
+  #next(): { job: Pending; start: PrefixSlot } | undefined {
+    const job = this.#queue.first;
+    const start = job && this.#prefixes.reserve(job.chain, job.tokens);
+    if (job === undefined || start === undefined) return undefined;
+    this.#queue.remove(job);
+    return { job, start };
   }
 
-  async #serve(job: Pending, slot: KvSlot): Promise<void> {
-    const lease = this.#leases.open(slot, job.tokens, job.readers);
+  async #serve(job: Pending, start: PrefixSlot): Promise<void> {
+    const lease = this.#leases.open(start.slot, job.tokens, job.readers);
     // While it computes, the abort stops the chunk under way, and the slot is free when nothing writes to it any more.
     const cancel = () => {
       if (lease.isComplete) this.#leases.end(lease, 'cancelled');
@@ -142,12 +170,14 @@ export class PrefillWorker {
       const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
       metrics.queueTime.observe(queueSeconds);
       job.accept({ lease, queueSeconds });
-      const result = await this.#compute(job, lease);
-      this.#queue.measured(job.tokens, result.seconds);
+      const result = await this.#compute(job, start, lease);
+      this.#queue.measured(job.tokens - result.cachedTokens, result.seconds);
       metrics.prefillTime.observe(result.seconds);
       job.finish(result);
     } catch (error) {
-      if (!job.signal.aborted) this.#log.error({ err: error, request_id: job.requestId }, 'prefill failed');
+      if (job.signal.aborted)
+        this.#prefixes.add(lease.slot.index, job.chain, lease.computed); // for the next try
+      else this.#log.error({ err: error, request_id: job.requestId }, 'prefill failed');
       this.#leases.end(lease, job.signal.aborted ? 'cancelled' : 'failed', error);
       job.fail(error);
     } finally {
@@ -155,33 +185,41 @@ export class PrefillWorker {
     }
   }
 
-  async #compute(job: Pending, lease: Lease): Promise<PrefillResult> {
+  async #compute(job: Pending, start: PrefixSlot, lease: Lease): Promise<PrefillResult> {
     const started = performance.now();
     const { ids } = job.prompt;
     const wantsLogprobs = job.promptLogprobs >= 0;
-    const size = wantsLogprobs ? Math.min(this.#chunkTokens, LOGPROB_CHUNK) : this.#chunkTokens;
     const promptLogprobs: (SampledToken | undefined)[] = wantsLogprobs ? [undefined] : [];
-    let logits = new Float32Array(0);
+    let logits: Float32Array = new Float32Array(0);
     let chunks = 0;
-    for (let past = 0; past < ids.length; past += size) {
-      const end = Math.min(past + size, ids.length);
+    if (start.copyFrom === undefined && start.positions > 0) lease.advance(start.positions);
+    for (let past = start.positions, end: number; past < ids.length; past = end) {
+      const size = wantsLogprobs ? Math.min(this.#options.chunkTokens(), LOGPROB_CHUNK) : this.#options.chunkTokens();
+      end = Math.min(past + size, ids.length);
       const last = end === ids.length;
       const logitRows = wantsLogprobs ? Array.from({ length: end - past }, (_, i) => i) : last ? [end - past - 1] : [];
-      const chunk = { slot: lease.slot.index, past, ids: ids.subarray(past, end), soft: softWithin(job, past, end) };
-      logits = (await this.#engine.chunk({ ...chunk, logitRows }, job.signal)) as Float32Array<ArrayBuffer>;
+      const copyFrom = chunks === 0 ? start.copyFrom?.slot : undefined;
+      const soft = softWithin(job, past, end);
+      try {
+        const chunk = { slot: lease.slot.index, past, ids: ids.subarray(past, end), soft, logitRows, copyFrom };
+        logits = await this.#engine.chunk(chunk, job.signal);
+      } finally {
+        if (chunks++ === 0) start.copyFrom?.done();
+      }
       job.signal.throwIfAborted(); // a run that ends as the abort comes does not say so
       lease.advance(end);
-      chunks++;
       if (wantsLogprobs) this.#promptLogprobs(job, logits, past, end, promptLogprobs);
     }
     const vocab = this.#engine.vocabSize;
     const lastRow = logits.subarray(logits.length - vocab);
-    const tokens = job.choices.map((sampling) => sample(lastRow, sampling, 0, new OutputHistory()));
+    const tokens = job.choices.map((sampling) => firstToken(lastRow, sampling));
+    this.#prefixes.add(lease.slot.index, job.chain, job.tokens);
     this.#leases.complete(
       lease,
       tokens.map((token) => token.id),
     );
-    return { tokens, promptLogprobs, seconds: (performance.now() - started) / 1000, chunks };
+    const seconds = (performance.now() - started) / 1000;
+    return { tokens, promptLogprobs, cachedTokens: start.positions, seconds, chunks };
   }
 
   /** The logits of position i say how likely the token at i + 1 was. */
@@ -213,3 +251,7 @@ function softWithin(job: PrefillJob, past: number, end: number) {
     vectors: vectors.subarray(first * hidden, last * hidden),
   };
 }
+
+/** Position 0 of the output, or where the output that ends the prompt already goes on. */
+const firstToken = (logits: Float32Array, sampling: Sampling) =>
+  sample(logits, sampling, sampling.priorOutputIds.length, new OutputHistory(sampling.priorOutputIds));

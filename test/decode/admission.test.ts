@@ -31,7 +31,7 @@ describe('admission', () => {
             const asker = { name: names++, abort: new AbortController() };
             const full = held.length === slots && waiting.length >= limit;
             waiting.push(asker);
-            const outcome = admission.reserve(asker.abort.signal).then(
+            const outcome = admission.reserve(2, asker.abort.signal).then(
               (slot) => {
                 // First come, first served.
                 expect(waiting.shift()).toBe(asker);
@@ -80,17 +80,17 @@ describe('admission', () => {
   test('a caller that is gone already gets nothing', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const reason = new Error('gone');
-    await expect(new SlotAdmission(pool, 1).reserve(AbortSignal.abort(reason))).rejects.toBe(reason);
+    await expect(new SlotAdmission(pool, 1).reserve(2, AbortSignal.abort(reason))).rejects.toBe(reason);
     pool.assertConserved(0);
   });
 
   test('who leaves while waiting is skipped: the slot goes to the next', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotAdmission(pool, 2);
-    const first = await admission.reserve(NEVER);
+    const first = await admission.reserve(2, NEVER);
     const impatient = new AbortController();
-    const gone = admission.reserve(impatient.signal);
-    const patient = admission.reserve(NEVER);
+    const gone = admission.reserve(2, impatient.signal);
+    const patient = admission.reserve(2, NEVER);
     impatient.abort(new Error('hung up'));
     await expect(gone).rejects.toThrowError('hung up');
     first.release();
@@ -103,10 +103,10 @@ describe('admission', () => {
   test('who leaves with a slot in hand takes nobody out of the queue', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotAdmission(pool, 2);
-    const first = await admission.reserve(NEVER);
+    const first = await admission.reserve(2, NEVER);
     const caller = new AbortController();
-    const second = admission.reserve(caller.signal);
-    const third = admission.reserve(NEVER);
+    const second = admission.reserve(2, caller.signal);
+    const third = admission.reserve(2, NEVER);
     first.release();
     caller.abort(new Error('hung up'));
     expect(admission.waiting).toBe(1);
@@ -118,8 +118,8 @@ describe('admission', () => {
   test('a release by one who released already takes nothing from the next holder', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotAdmission(pool, 1);
-    const first = await admission.reserve(NEVER);
-    const waiting = admission.reserve(NEVER);
+    const first = await admission.reserve(2, NEVER);
+    const waiting = admission.reserve(2, NEVER);
     first.release();
     const second = await waiting;
     first.release();
@@ -131,8 +131,8 @@ describe('admission', () => {
   test('with no queue, a full pool refuses and names the setting', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotAdmission(pool, 0);
-    await admission.reserve(NEVER);
-    await expect(admission.reserve(NEVER)).rejects.toThrowError(
+    await admission.reserve(2, NEVER);
+    await expect(admission.reserve(2, NEVER)).rejects.toThrowError(
       expect.objectContaining({ code: 'saturated', message: expect.stringContaining('--queue-sequences 0') }),
     );
   });

@@ -1,11 +1,14 @@
-/** Each sequence gets what it would get alone, whoever else comes and goes. */
+/**
+ * Each sequence gets what it would get alone, whoever else comes and goes, and no step damages a slot that takes no part
+ * in it: one that fills, waits filled, or is kept.
+ */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { DecodeLoop, finishOf } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
 import { GREEDY } from '../../services/lib/request/sequence.ts';
 import { FakeEngine, nextToken, settle } from '../fake-engine.ts';
-import { alone, fill, join, type Reader, type Wanted } from './reader.ts';
+import { alone, join, type Reader, type Wanted } from './reader.ts';
 
 describe('batched = alone', () => {
   const wanted = fc.record({
@@ -18,6 +21,7 @@ describe('batched = alone', () => {
     { weight: 3, arbitrary: fc.record({ do: fc.constant('fill' as const), wanted }) },
     { weight: 3, arbitrary: fc.constant({ do: 'join' } as const) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant('leave' as const), which: fc.nat(9) }) },
+    { weight: 1, arbitrary: fc.constant({ do: 'take' } as const) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant('abort' as const), which: fc.nat(9) }) },
     { weight: 1, arbitrary: fc.constant({ do: 'fail' } as const) },
   );
@@ -47,7 +51,15 @@ describe('batched = alone', () => {
           await settle();
         };
 
+        const filling: Promise<void>[] = [];
         const filled: { slot: KvSlot; wanted: Wanted }[] = [];
+        /** Prompts of slots that were given back filled, oldest first. */
+        const kept = new Map<number, readonly number[]>();
+        engine.pool.onPressure(() => {
+          const [oldest] = kept.keys();
+          if (oldest !== undefined) kept.delete(oldest);
+          return oldest;
+        });
         const running: Reader[] = [];
         const left: Reader[] = [];
         const leaving: Promise<void>[] = [];
@@ -55,7 +67,9 @@ describe('batched = alone', () => {
         const leave = async (reader: Reader) => {
           await loop.leave(reader.sequence);
           active.delete(reader.slot.index);
-          reader.slot.release();
+          if (reader.prompt.length % 2) return reader.slot.release();
+          kept.set(reader.slot.index, reader.prompt);
+          reader.slot.keep();
         };
         const take = (which: number) => running.splice(which % running.length, 1)[0] as Reader;
         const everyone: Reader[] = [];
@@ -69,11 +83,31 @@ describe('batched = alone', () => {
             const { prompt, maxTokens, stopTokenIds } = action.wanted;
             // A sequence that ends with its first token never joins.
             if (finishOf(nextToken(prompt), 1, maxTokens, { ...GREEDY, stopTokenIds })) continue;
-            const slot = fill(engine, action.wanted);
-            if (slot) filled.push({ slot, wanted: action.wanted });
+            // As a hand-over does: the slot's first half is there early, the rest only just before it joins.
+            const slot = engine.pool.reserve(prompt.length);
+            const begin = async (slot: KvSlot) => {
+              await loop.betweenSteps();
+              engine.write(slot.index, 0, prompt.slice(0, Math.ceil(prompt.length / 2)));
+              filled.push({ slot, wanted: action.wanted });
+            };
+            if (slot) filling.push(begin(slot));
+            await settle();
+          } else if (action.do === 'take') {
+            const [index, prompt] = [...kept][0] ?? [];
+            if (index === undefined || prompt === undefined) continue;
+            kept.delete(index);
+            const slot = engine.pool.take(index, prompt.length);
+            expect(engine.read(index, prompt.length)).toEqual(prompt);
+            const wanted = { prompt, maxTokens: 3 };
+            if (finishOf(nextToken(prompt), 1, 3, GREEDY)) slot?.release();
+            else filled.push({ slot: slot as KvSlot, wanted });
           } else if (action.do === 'join') {
             const next = filled.shift();
             if (next === undefined) continue;
+            const { prompt } = next.wanted;
+            const half = Math.ceil(prompt.length / 2);
+            expect(engine.read(next.slot.index, half)).toEqual(prompt.slice(0, half));
+            engine.write(next.slot.index, half, prompt.slice(half));
             active.add(next.slot.index);
             const reader = join(engine, loop, next.slot, next.wanted);
             running.push(reader);
@@ -90,7 +124,8 @@ describe('batched = alone', () => {
           }
         }
         while (waiting) await step();
-        await Promise.all(leaving);
+        await Promise.all([...leaving, ...filling]);
+        for (const [slot, prompt] of kept) expect(engine.read(slot, prompt.length)).toEqual(prompt);
         for (const { slot } of filled) slot.release();
 
         expect(running).toEqual([]);

@@ -39,45 +39,20 @@ describe('joining and leaving', () => {
     expect(engine.steps).toEqual([[0]]);
   });
 
-  test('a sequence that leaves before it took part in a step is never committed', async () => {
+  test('a sequence that leaves before it took part in a step takes part in none', async () => {
     const engine = new FakeEngine(2, 32);
     const step = gate();
     engine.beforeStep = () => step.opened;
     const loop = new DecodeLoop(engine);
     const wanted = { prompt: [3, 4], maxTokens: 3 };
     const running = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
-    let commits = 0;
     const slot = fill(engine, wanted) as KvSlot;
-    const sequence = loop.join({
-      ...{ slot, sampling: GREEDY, positions: 2, firstToken: 1, maxTokens: 9 },
-      commit: () => commits++,
-    });
+    const sequence = loop.join({ slot, sampling: GREEDY, positions: 2, firstToken: 1, maxTokens: 9 });
     await loop.leave(sequence);
     step.open();
     await running.ended;
-    expect(commits).toBe(0);
     expect(engine.steps).toEqual([[0], [0]]);
-  });
-
-  test('a commit that throws fails its own sequence only', async () => {
-    const engine = new FakeEngine(2, 32);
-    const step = gate();
-    engine.beforeStep = () => step.opened;
-    const loop = new DecodeLoop(engine);
-    const wanted = { prompt: [5], maxTokens: 5 };
-    const good = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
-    const slot = fill(engine, wanted) as KvSlot;
-    const bad = loop.join({
-      ...{ slot, sampling: GREEDY, positions: 1, firstToken: 1, maxTokens: 5 },
-      commit: () => {
-        throw new Error('not all of it came');
-      },
-    });
-    step.open();
-    await expect(bad.steps.toArray()).rejects.toThrowError('not all of it came');
-    await loop.leave(bad);
-    await good.ended;
-    expect(good.tokens).toEqual(alone(good).tokens);
+    expect(engine.read(slot.index, 2)).toEqual([3, 4]);
   });
 
   test('is idle once, after the last sequence', async () => {
@@ -127,7 +102,7 @@ describe('failures', () => {
     const wanted = { prompt: [7, 8], maxTokens: 6 };
     const slot = fill(engine, wanted) as KvSlot;
     const bad = loop.join({
-      ...{ slot, positions: 2, firstToken: 1, maxTokens: 6, commit: () => {} },
+      ...{ slot, positions: 2, firstToken: 1, maxTokens: 6 },
       sampling: { ...GREEDY, logitBias: new Map([[99_999, 1]]) },
     });
     const good = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
@@ -142,10 +117,8 @@ test('a consumer that reads nothing holds nobody up, and finds everything later'
   const loop = new DecodeLoop(engine);
   const slow = { prompt: [11], maxTokens: 200 };
   const slot = fill(engine, slow) as KvSlot;
-  const sequence = loop.join({
-    ...{ slot, sampling: GREEDY, positions: 1, firstToken: nextToken(slow.prompt), maxTokens: 200 },
-    commit: () => engine.write(slot.index, 0, slow.prompt),
-  });
+  const firstToken = nextToken(slow.prompt);
+  const sequence = loop.join({ slot, sampling: GREEDY, positions: 1, firstToken, maxTokens: 200 });
   const quick = { prompt: [12], maxTokens: 250 };
   const reader = join(engine, loop, fill(engine, quick) as KvSlot, quick);
   await reader.ended;

@@ -25,9 +25,9 @@ export interface Wanted {
   readonly stopTokenIds?: readonly number[];
 }
 
-/** Reserves a slot and fills it, as a handoff does: from here on it rides along. */
+/** Reserves a slot and fills it at once: no step that spans it may be under way. */
 export function fill(engine: FakeEngine, { prompt }: Wanted): KvSlot | undefined {
-  const slot = engine.pool.reserve();
+  const slot = engine.pool.reserve(prompt.length);
   if (slot) engine.write(slot.index, 0, prompt);
   return slot;
 }
@@ -41,7 +41,6 @@ export function join(engine: FakeEngine, loop: DecodeLoop, slot: KvSlot, wanted:
     positions: prompt.length,
     firstToken,
     maxTokens,
-    commit: () => engine.write(slot.index, 0, prompt.slice(0, 1)),
   });
   const reader: Reader = {
     ...{ prompt, maxTokens, stopTokenIds, slot, sequence },

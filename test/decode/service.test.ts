@@ -188,7 +188,7 @@ describe('a cache that does not come well', () => {
     const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
     await holder.stop();
     await expect(decode(client, decodeRequest(holder.kv, 4))).rejects.toEqual(
-      refusal('worker_lost', holder.kv.address),
+      refusal('kv_truncated', `the holder of the KV is gone: ${holder.kv.address}`),
     );
   });
 
@@ -201,7 +201,9 @@ describe('a cache that does not come well', () => {
     };
     const [holder, { client }] = await Promise.all([startHolder(pull), startDecode()]);
     const decoding = decode(client, decodeRequest(holder.kv, 4));
-    const outcome = expect(decoding).rejects.toEqual(refusal('worker_lost', holder.kv.address));
+    const outcome = expect(decoding).rejects.toEqual(
+      refusal('kv_truncated', `the holder of the KV is gone: ${holder.kv.address}`),
+    );
     await sent.opened;
     await holder.stop();
     await outcome;

@@ -23,6 +23,7 @@ const EVENT_MEANING: Record<RequestEvent, string> = {
   tokenized: 'the prompt is built',
   dispatched: 'the prompt was sent to a prefill worker',
   first_token: "prefill's token reached the gateway",
+  replayed: 'a worker was lost, and its part of the request was given to others',
   joined: 'the KV cache was handed over and the sequence joined the decode batch',
   last_token: 'the last token reached the gateway',
   finished: 'the last byte of the answer was handed to the socket',

@@ -2,8 +2,11 @@
 import { join } from 'node:path';
 import type { FastifyInstance } from 'fastify';
 import { Admission } from '../../services/gateway/admission.ts';
+import { type ApiKeys, NO_KEYS } from '../../services/gateway/auth.ts';
+import { Dispatcher } from '../../services/gateway/dispatcher.ts';
 import { Journey } from '../../services/gateway/journey.ts';
 import { WorkerPool } from '../../services/gateway/placement.ts';
+import type { RepoParts } from '../../services/gateway/repos.ts';
 import { createServer } from '../../services/gateway/server.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import type { Logger } from '../../services/lib/process/log.ts';
@@ -63,6 +66,12 @@ export interface FakeGatewayOptions {
   readonly maxInflight?: number;
   readonly requestTimeoutMs?: number;
   readonly retrievalBudgetMs?: number;
+  readonly targetTtftMs?: number;
+  /** None, unless the test is about them. */
+  readonly maxReplays?: number;
+  readonly stallTimeoutMs?: number;
+  readonly keys?: ApiKeys;
+  readonly repos?: Partial<RepoParts>;
 }
 
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
@@ -72,19 +81,25 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
   const draining = new AbortController();
   const pool = new WorkerPool({
     fingerprint: FINGERPRINT,
-    prefill: [workers.prefill],
-    decode: [workers.decode],
-    connectTimeoutMs: 1000,
+    connectPrefill: () => workers.prefill.client,
+    connectDecode: () => workers.decode.client,
+    answerTimeoutMs: 1000,
     log,
   });
+  pool.setPrefill([workers.prefill.address]);
+  pool.setDecode([workers.decode.address]);
   await pool.refresh();
-  const { retrieval, retrievalBudgetMs = 60_000 } = options;
+  const { retrieval, retrievalBudgetMs = 60_000, targetTtftMs = 60_000 } = options;
+  const { maxReplays = 0, stallTimeoutMs = 60_000 } = options;
   const context = { retrieval, retrievalBudgetMs, contextFingerprint: 'context', hidden: 2, log };
   const journey = new Journey({
     tokenizer,
     format: choosePromptFormat(tokenizer),
     fingerprint: FINGERPRINT,
     pool,
+    dispatcher: new Dispatcher({ pool, targetTtftMs, patienceMs: 0 }),
+    maxReplays,
+    stallTimeoutMs,
     context,
   });
   const { maxInflight = 8, requestTimeoutMs = 60_000 } = options;
@@ -97,6 +112,16 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     readiness: { problem: undefined },
     capacity: () => (pool.usable ? pool.capacity : undefined),
     bodyLimitBytes: 64 * 1024,
+    keys: options.keys ?? NO_KEYS,
+    repos: {
+      store: undefined,
+      indexer: undefined,
+      contextFingerprint: 'context',
+      maxUploadBytes: 1024 * 1024,
+      requestTimeoutMs,
+      draining: draining.signal,
+      ...options.repos,
+    },
     log,
   });
   const post = (payload: object) => app.inject({ method: 'POST', url: '/v1/completions', payload });

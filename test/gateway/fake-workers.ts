@@ -19,6 +19,8 @@ export interface FakeModel {
   stepSize?: number;
   capacity?: number;
   fingerprint?: string;
+  slots?: number;
+  prefillTokensPerSecond?: number;
 }
 
 export interface FakeWorkers {
@@ -142,10 +144,10 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     fingerprint: model.fingerprint ?? FINGERPRINT,
     layout: null,
     capacity: model.capacity ?? 256,
-    slots: 4,
-    freeSlots: 4,
+    slots: model.slots ?? 4,
+    freeSlots: model.slots ?? 4,
     queued: 0,
-    prefillTokensPerSecond: 0,
+    prefillTokensPerSecond: model.prefillTokensPerSecond ?? 0,
   });
 
   const workers: FakeWorkers = {

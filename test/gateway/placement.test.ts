@@ -22,9 +22,16 @@ function pool(
       },
       close: () => {},
     }) as unknown as PrefillClient & DecodeClient;
-  const at = (address: string) => ({ address, client: client(address) });
-  const options = { fingerprint: OURS, connectTimeoutMs: 1000, log: keepingLog([]) };
-  return new WorkerPool({ ...options, prefill: prefill.map(at), decode: decode.map(at) });
+  const workers = new WorkerPool({
+    fingerprint: OURS,
+    connectPrefill: client,
+    connectDecode: client,
+    answerTimeoutMs: 1000,
+    log: keepingLog([]),
+  });
+  workers.setPrefill(prefill);
+  workers.setDecode(decode);
+  return workers;
 }
 
 describe('workers', () => {

@@ -16,6 +16,7 @@ const chunk = (path: string, score: number) => ({
 });
 const found: Retrieved = {
   indexVersion: 'v1',
+  retriever: 'jaccard',
   fingerprint: 'context',
   chunks: [chunk('a.py', 0.5), chunk('b.py', 0.25)],
 };

@@ -107,7 +107,7 @@ describe('a body that is taken', () => {
       ]),
     );
     expect(parse({ prompt: 'a', ...nulls })).toEqual(parse({ prompt: 'a' }));
-    const harmless = { user: 'me', priority: 1, request_id: 'x', cache_salt: 's', repetition_penalty: 1 };
+    const harmless = { user: 'me', request_id: 'x', repetition_penalty: 1 };
     expect(parse({ prompt: 'a', ...harmless })).toEqual(parse({ prompt: 'a' }));
   });
 
@@ -179,6 +179,7 @@ describe('a body that is taken', () => {
       logitBias: { 5: -100 },
       stopTokenIds: [9],
       minTokens: 1,
+      priorOutputIds: [],
     };
     expect(workers.prefills[0]!.choices).toEqual([sampling]);
     expect(workers.decodes[0]!.sampling).toEqual(sampling);

@@ -1,6 +1,7 @@
 import { createServer } from 'node:net';
 import OpenAI, { APIError } from 'openai';
 import { afterEach, describe, expect, test } from 'vitest';
+import { NO_KEYS } from '../../services/gateway/auth.ts';
 import { Readiness } from '../../services/gateway/readiness.ts';
 import { type Gateway, type GatewayParts, SERVICE_SETTINGS, startGateway } from '../../services/gateway/service.ts';
 import { loadConfig } from '../../services/lib/process/config.ts';
@@ -24,6 +25,9 @@ async function start(model: FakeModel, flags: Record<string, unknown> = {}) {
     hidden: 2,
     tokenizer,
     retrieval: undefined,
+    store: undefined,
+    indexer: undefined,
+    keys: NO_KEYS,
     connectPrefill: () => workers.prefill.client,
     connectDecode: () => workers.decode.client,
     draining: draining.signal,

@@ -16,7 +16,7 @@ test('the chunks around a cursor in examples/shop define what is used there', as
   const encoder = {
     fingerprint: 'f',
     hidden: 1,
-    encode: async (texts: readonly string[]) => texts.map(() => Float32Array.of(0)),
+    encode: async (chunks: readonly unknown[]) => chunks.map(() => ({ vector: Float32Array.of(0), fellBack: false })),
   };
   const options = { chunkLines: 10, chunkStride: 5, maxFileBytes: 524_288 };
   const report = await indexRepository({ repo: 'shop', dir: SHOP, store, encoder, options });

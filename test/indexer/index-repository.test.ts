@@ -6,9 +6,9 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type IndexProgress, indexRepository } from '../../services/indexer/index-repository.ts';
 import { noSkips } from '../../services/indexer/selection.ts';
 import { listSources, readSource } from '../../services/indexer/sources.ts';
-import type { ContextEncoder } from '../../services/lib/rag/encode.ts';
+import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode.ts';
 import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
-import { idAt } from '../../services/lib/rag/row.ts';
+import { idAt, withEmbeddings } from '../../services/lib/rag/row.ts';
 import { openStore, type Store } from '../../services/lib/rag/store.ts';
 
 const REPO = 'acme/shop';
@@ -27,10 +27,10 @@ class FakeEncoder implements ContextEncoder {
     this.fingerprint = fingerprint;
   }
 
-  async encode(texts: readonly string[]) {
+  async encode(chunks: readonly { readonly text: string }[]) {
     this.fail?.(this.#calls++);
-    this.texts.push(...texts);
-    return texts.map((text) => Float32Array.of(text.length, 1));
+    this.texts.push(...chunks.map(({ text }) => text));
+    return chunks.map(({ text }): EncodedChunk => ({ vector: Float32Array.of(text.length, 1), fellBack: false }));
   }
 }
 
@@ -134,6 +134,51 @@ describe('an index run', () => {
     expect(await index(other)).toMatchObject({ changed: true, embedded: 3, reused: 0, removed: 0 });
     expect((await store.head(REPO))?.fingerprint).toBe(other.fingerprint);
     expect(await index(new FakeEncoder())).toMatchObject({ embedded: 3 });
+  });
+
+  test('serves the old version while another encoder makes the new one, and then that at once', async () => {
+    await files({ 'a.py': python('a', 40), 'b.py': python('b', 2_000).slice(0, 9_000) });
+    const first = await index(new FakeEncoder());
+    const retrieval = createRetrieval(store, { queryLines: 10 });
+    const asked = { repo: REPO, before: 'a_3 = compute_a(3 + 4)', after: '', topK: 10 };
+    const other = new FakeEncoder('e'.repeat(64));
+    const seen: string[] = [];
+    const encode = other.encode.bind(other);
+    other.encode = async (chunks) => {
+      const { indexVersion, fingerprint, chunks: found } = await retrieval.retrieve(asked, SIGNAL);
+      expect(found.length).toBeGreaterThan(0);
+      seen.push(`${indexVersion} ${fingerprint}`);
+      return encode(chunks);
+    };
+    const second = await index(other);
+    expect(second).toMatchObject({ embedded: first.chunks, reused: 0 });
+    expect(new Set(seen)).toEqual(new Set([`${first.version} ${'f'.repeat(64)}`]));
+    await expect
+      .poll(async () => (await retrieval.retrieve(asked, SIGNAL)).indexVersion, { interval: 1 })
+      .toBe(second.version);
+    expect((await retrieval.retrieve(asked, SIGNAL)).fingerprint).toBe('e'.repeat(64));
+  });
+
+  test('names its retriever, and encodes anew for one that compares embeddings', async () => {
+    await files({ 'a.py': python('a', 20), 'notes.md': 'words' });
+    const first = await index(new FakeEncoder());
+    expect((await store.head(REPO))?.retriever).toBe('jaccard');
+    const ranked = await index(new FakeEncoder(), { options: { ...OPTIONS, retriever: 'bm25' } });
+    expect(ranked).toMatchObject({ changed: true, embedded: 0 });
+    expect(ranked.version).not.toBe(first.version);
+    const keeping = new FakeEncoder(withEmbeddings('f'.repeat(64)));
+    keeping.encode = async (chunks) =>
+      chunks.map(() => ({
+        vector: Float32Array.of(1, 1),
+        embedding: Float32Array.of(0.6, 0.8),
+        fellBack: true,
+      }));
+    const dense = await index(keeping, { options: { ...OPTIONS, retriever: 'dense' } });
+    expect(dense).toMatchObject({ embedded: first.chunks, reused: 0, unparsed: first.chunks });
+    const { head, ids } = (await store.snapshot(REPO))!;
+    expect(head.retriever).toBe('dense');
+    const [content] = await store.contents(REPO, head.fingerprint, [idAt(ids, 0)]);
+    expect(content?.embedding?.[0]).toBeCloseTo(0.6, 3);
   });
 
   test('publishes an empty version of an empty tree', async () => {

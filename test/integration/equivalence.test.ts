@@ -14,7 +14,7 @@ import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messa
 import { golden, PlainModel, startTestSystem, type TestSystem, TINY_CODER } from './system.ts';
 
 const CHUNK = 32;
-const MODES = ['disaggregated'] as const;
+const MODES = ['disaggregated', 'colocated'] as const;
 
 /** Some tokens of a vocabulary, always the same ones. */
 const tokens = (count: number, seed = 1) => Array.from({ length: count }, (_, i) => ((i + 1) * 7919 * seed) % 500);

@@ -47,7 +47,6 @@ function receive(receiver: KvReceiver, { manifest, frames, end }: Sent): void {
   receiver.manifest(manifest);
   for (const frame of frames) receiver.rows(frame);
   receiver.end(end);
-  receiver.commit();
 }
 
 /** Four frames of a small cache, and a receiver for them. */
@@ -119,29 +118,6 @@ describe('round trip', () => {
     const target = new KvPool(LAYOUT, 1, 8);
     receive(new KvReceiver(target, 0, FINGERPRINT), sent);
     expect(contents(target, 0, 7)).toEqual(before);
-  });
-});
-
-describe('commit', () => {
-  test('restores position 0, which decode steps overwrite while the slot fills', () => {
-    const source = filledPool(LAYOUT, 1, 8);
-    const { sent, pool, receiver } = example();
-    receiver.manifest(sent.manifest);
-    for (const frame of sent.frames) {
-      receiver.rows(frame);
-      for (let row = 0; row < rowCount(LAYOUT); row++) pool.row(0, row, 0, 1).fill(-1);
-    }
-    receiver.end(sent.end);
-    for (let row = 0; row < rowCount(LAYOUT); row++) pool.row(0, row, 0, 1).fill(-2);
-    receiver.commit();
-    expect(contents(pool, 0, 7)).toEqual(contents(source, 0, 7));
-  });
-
-  test('is refused before the end', () => {
-    const { sent, receiver } = example();
-    receiver.manifest(sent.manifest);
-    for (const frame of sent.frames) receiver.rows(frame);
-    expect(() => receiver.commit()).toThrowError(failing('kv_truncated'));
   });
 });
 

@@ -2,38 +2,73 @@
 import { totalmem } from 'node:os';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { rowCount } from '../../services/lib/kv/layout.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 
 const LAYOUT = { layers: 2, kvHeads: 2, headDim: 4 };
 
 describe('reserving', () => {
-  test('hands out the lowest free slot and counts right, in any order of reserving and releasing', () => {
-    const action = fc.oneof(
-      fc.constant('reserve' as const),
-      fc.nat(20).map((release) => ({ release })),
-    );
+  const which = fc.nat(20);
+  const action = fc.oneof(
+    {
+      weight: 3,
+      arbitrary: fc.record({ do: fc.constant('reserve' as const), positions: fc.integer({ min: 1, max: 4 }) }),
+    },
+    { weight: 2, arbitrary: fc.record({ do: fc.constantFrom('release' as const, 'keep' as const), which }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('take' as const), slot: fc.nat(5) }) },
+  );
+
+  test('hands out the lowest free slot, then kept ones, and counts right, in any order of giving back', () => {
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 5 }), fc.array(action, { maxLength: 40 }), (slots, actions) => {
         const pool = new KvPool(LAYOUT, slots, 4);
         const everGiven: KvSlot[] = [];
         const held = new Map<number, KvSlot>();
+        /** Oldest first. */
+        const kept: number[] = [];
+        const claimed = new Array<number>(slots).fill(0);
+        let told = 0;
+        let given = 0;
+        pool.onPressure(() => kept.shift());
+        pool.onFree(() => told++);
+        const hold = (slot: KvSlot | undefined, positions: number) => {
+          if (slot === undefined) return;
+          everGiven.push(slot);
+          held.set(slot.index, slot);
+          claimed[slot.index] = positions;
+        };
         for (const action of actions) {
-          if (action === 'reserve') {
-            const lowest = Array.from({ length: slots }, (_, i) => i).find((i) => !held.has(i));
-            const slot = pool.reserve();
-            expect(slot?.index).toBe(lowest);
-            if (slot) {
-              everGiven.push(slot);
-              held.set(slot.index, slot);
-            }
+          if (action.do === 'reserve') {
+            const free = claimed.findIndex((_, slot) => !held.has(slot) && !kept.includes(slot));
+            const expected = free >= 0 ? free : kept[0];
+            const slot = pool.reserve(action.positions);
+            expect(slot?.index).toBe(expected);
+            hold(slot, action.positions);
+          } else if (action.do === 'take') {
+            const wasKept = kept.includes(action.slot);
+            const slot = pool.take(action.slot, 2);
+            expect(slot?.index).toBe(wasKept ? action.slot : undefined);
+            if (wasKept) kept.splice(kept.indexOf(action.slot), 1);
+            hold(slot, 2);
           } else if (everGiven.length > 0) {
-            // Of all slots ever given, so that some are released again after they went to another.
-            const slot = everGiven[action.release % everGiven.length] as KvSlot;
-            slot.release();
-            if (held.get(slot.index) === slot) held.delete(slot.index);
+            // Of all slots ever given, so that some are given back again after they went to another.
+            const slot = everGiven[action.which % everGiven.length] as KvSlot;
+            slot[action.do]();
+            if (held.get(slot.index) === slot) {
+              given++;
+              held.delete(slot.index);
+              if (action.do === 'keep') kept.push(slot.index);
+              else claimed[slot.index] = 0;
+            }
           }
+          expect(told).toBe(given);
           expect(pool.reserved).toBe(held.size);
           expect(pool.free).toBe(slots - held.size);
+          for (let slot = 0; slot < slots; slot++) {
+            expect(pool.isKept(slot)).toBe(kept.includes(slot));
+            // Of a kept slot still what it holds.
+            expect(pool.claimed(slot)).toBe(claimed[slot]);
+          }
           pool.assertConserved(held.size);
         }
       }),
@@ -42,8 +77,8 @@ describe('reserving', () => {
 
   test('a leak is an error that counts', () => {
     const pool = new KvPool(LAYOUT, 3, 4);
-    pool.reserve();
-    expect(() => pool.assertConserved(0)).toThrowError('KV slots leaked: 2 free + 1 reserved of 3, 0 held');
+    pool.reserve(1);
+    expect(() => pool.assertConserved(0)).toThrowError('KV slots leaked: 1 of 3 are held, by 0 holders');
   });
 });
 
@@ -77,6 +112,20 @@ describe('memory', () => {
     const at = ((1 * 2 + 1) * 3 + 1) * 4;
     expect(pool.row(1, (1 * 2 + 1) * 2 + 1, 1, 3)).toEqual(value.subarray(at, at + 8));
     expect(new Set(pool.layers.flatMap(({ key, value }) => [...key, ...value])).size).toBe(next - 1);
+  });
+
+  test('a copy is of the positions asked for, in all rows, and of nothing else', () => {
+    const pool = new KvPool(LAYOUT, 2, 3);
+    for (const { key, value } of pool.layers) {
+      for (const tensor of [key, value]) tensor.set(tensor.map((_, i) => i));
+    }
+    const rows = (slot: number, start: number, end: number) =>
+      Array.from({ length: rowCount(LAYOUT) }, (_, row) => [...pool.row(slot, row, start, end)]);
+    const [before, rest] = [rows(0, 0, 3), rows(1, 2, 3)];
+    pool.copy(0, 1, 2);
+    expect(rows(1, 0, 2)).toEqual(rows(0, 0, 2));
+    expect(rows(1, 2, 3)).toEqual(rest);
+    expect(rows(0, 0, 3)).toEqual(before);
   });
 
   test('positions and rows outside the pool are refused', () => {

@@ -94,6 +94,28 @@ describe('exporting', async () => {
     expect(shorter.context!.fingerprint).not.toBe(manifest.context!.fingerprint);
   });
 
+  test('by the recipe and the modality that are asked for, each with a fingerprint of its own', async () => {
+    const qwen = { encoder: await encoderFolder('qwen3-embedding'), projector: await projectorFrom(64, 64, 'recipe') };
+    const authors = (await exportTo('authors', qwen)).context!;
+    const published = (await exportTo('published', { ...qwen, encoderRecipe: 'published' })).context!;
+    expect(authors.encoder).toMatchObject({ recipe: 'authors', pooling: 'last', queryPrefix: '' });
+    expect(published.encoder).toMatchObject({ recipe: 'published', pooling: 'last' });
+    expect(published.encoder.queryPrefix).toMatch(/^Instruct: .*\nQuery:$/);
+    const unixcoder = { encoder: await encoderFolder('unixcoder'), projector: qwen.projector };
+    const source = (await exportTo('source', unixcoder)).context!;
+    const ast = (await exportTo('ast', { ...unixcoder, encoderModality: 'ast' })).context!;
+    expect([source.encoder.modality, ast.encoder.modality]).toEqual(['source', 'ast']);
+    const fingerprints = [authors, published, source, ast].map((context) => context.fingerprint);
+    expect(new Set(fingerprints).size).toBe(4);
+    for (const [name, options] of Object.entries({
+      mean: { ...qwen, encoderRecipe: 'published', encoderPooling: 'mean' },
+      roberta: { ...unixcoder, encoderRecipe: 'published' },
+      trees: { ...qwen, encoderModality: 'ast' },
+    } as const)) {
+      await expect(exportTo(`refused-${name}`, options)).rejects.toMatchObject({ code: 'config_invalid' });
+    }
+  });
+
   test('with the language model as the encoder, as the projector says', async () => {
     const projector = await projectorFrom(64, 64, 'projector-own');
     const config = { encoder: { pooling: 'last', max_tokens: 20, add_special_tokens: true, normalize: 'none' } };

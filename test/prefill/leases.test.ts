@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
+import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { type Lease, type LeaseEnd, LeaseTable } from '../../services/prefill/leases.ts';
 import { settle } from '../fake-engine.ts';
@@ -26,14 +27,15 @@ beforeEach(() => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
   pool = new KvPool(LAYOUT, 4, 16);
   freed = 0;
-  leases = new LeaseTable(pool, TTL_MS, () => freed++);
+  pool.onFree(() => freed++);
+  leases = new LeaseTable(pool, new PrefixCache(pool), TTL_MS);
   metrics.leasesEnded.reset();
 });
 afterEach(() => {
   vi.useRealTimers();
 });
 
-const open = (readers = 1) => leases.open(pool.reserve() as KvSlot, 10, readers);
+const open = (readers = 1) => leases.open(pool.reserve(10) as KvSlot, 10, readers);
 
 function complete(lease: Lease): Lease {
   lease.advance(10);
@@ -132,7 +134,7 @@ describe('ends', () => {
   test('once: a second end changes nothing, and frees nobody else’s slot', async () => {
     const lease = complete(open());
     leases.release(lease.id);
-    const other = pool.reserve();
+    const other = pool.reserve(10);
     expect(other?.index).toBe(lease.slot.index);
     leases.end(lease, 'cancelled');
     leases.end(lease, 'failed', new Error('late'));
@@ -147,7 +149,7 @@ describe('ends', () => {
 test('gauges say how much is staged, and since when', async () => {
   const a = open();
   vi.advanceTimersByTime(300);
-  leases.open(pool.reserve() as KvSlot, 6, 1);
+  leases.open(pool.reserve(6) as KvSlot, 6, 1);
   vi.advanceTimersByTime(200);
   leases.observe();
   expect(await gauges()).toEqual({ bytes: 16 * positionBytes(LAYOUT), age: 0.5, usage: 0.5 });

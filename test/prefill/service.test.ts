@@ -194,7 +194,7 @@ describe('the cache', () => {
     // One frame of 1 MiB a row, so that a reader that does not read leaves most of them unsent.
     const layout = { layers: 24, kvHeads: 1, headDim: 1024 };
     const engine = new FakeEngine(1, 258, layout);
-    const { client, kv } = await startPrefill({ chunkTokens: 300 }, engine);
+    const { client, kv } = await startPrefill({ chunkTokens: () => 300 }, engine);
     const { signal, reason, hangUp } = caller();
     const staged = await begin(client, prefillRequest(new Array(257).fill(1)), signal);
     await staged.first();

@@ -1,6 +1,7 @@
 /** Computing prompts: order, chunks, and what happens when one is given up. */
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { GREEDY, NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
@@ -17,11 +18,13 @@ let leases: LeaseTable;
 let worker: PrefillWorker;
 
 /** @param chunkTokens of the worker. */
-function start(chunkTokens: number, slots = 2): void {
-  engine = new FakeEngine(slots, 64);
+function start(chunkTokens: number, slots = 2, capacity = 64): void {
+  engine = new FakeEngine(slots, capacity);
   queue = new PromptQueue<Pending>(1000);
-  leases = new LeaseTable(engine.pool, 60_000, () => worker.wake());
-  worker = new PrefillWorker(engine, queue, leases, chunkTokens, createLogger('test', 'silent'));
+  const prefixes = new PrefixCache(engine.pool);
+  leases = new LeaseTable(engine.pool, prefixes, 60_000);
+  const options = { chunkTokens: () => chunkTokens, onIdle: () => engine.pool.assertConserved(leases.size) };
+  worker = new PrefillWorker(engine, queue, leases, prefixes, options, createLogger('test', 'silent'));
 }
 
 beforeEach(() => start(4));
@@ -42,6 +45,7 @@ const job = (ids: readonly number[], change: Partial<PrefillJob> = {}): PrefillJ
   choices: [GREEDY],
   readers: 0,
   promptLogprobs: -1,
+  cacheSalt: '',
   signal: new AbortController().signal,
   ...change,
 });
@@ -105,10 +109,7 @@ describe('computing', () => {
   });
 
   test('prompt logprobs need the logits of all rows, so long chunks are cut', async () => {
-    start(1000, 1);
-    engine = new FakeEngine(1, 200);
-    leases = new LeaseTable(engine.pool, 60_000, () => worker.wake());
-    worker = new PrefillWorker(engine, queue, leases, 1000, createLogger('test', 'silent'));
+    start(1000, 1, 200);
     await worker.submit(job(new Array(130).fill(1), { promptLogprobs: 0 })).done;
     expect(engine.chunks.map(({ logitRows }) => logitRows.length)).toEqual([64, 64, 2]);
   });

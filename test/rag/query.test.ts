@@ -1,5 +1,7 @@
 import { expect, test } from 'vitest';
-import { queryTokens } from '../../services/lib/rag/query.ts';
+import { cursorQuery } from '../../services/lib/rag/query.ts';
+
+const queryTokens = (before: string, after: string, lines: number) => cursorQuery(before, after, lines).tokens;
 
 test('takes the last non-blank lines before the cursor and half as many after it', () => {
   const before = 'a1\na2\n\na3\n   \na4\n';
@@ -22,4 +24,14 @@ test('looks no farther than 16,384 characters', () => {
   const far = `far ${'x'.repeat(16_384)} near`;
   expect(queryTokens(far, '', 10).at(-1)).toBe('near');
   expect(queryTokens(far, '', 10)).not.toContain('far');
+});
+
+test('knows what stands around the cursor already', () => {
+  const lines = Array.from({ length: 12 }, (_, i) => `line_${i}()`);
+  const { repeats } = cursorQuery(lines.slice(0, 6).join('\n'), `\n${lines.slice(6).join('\n')}`, 2);
+  expect(repeats(lines.slice(1, 11).join('\n'))).toBe(true);
+  expect(repeats(lines.map((line) => `    ${line}`).join('\n'))).toBe(true); // copied to another depth
+  expect(repeats([...lines.slice(0, 9), 'other()'].join('\n'))).toBe(false); // 9 of 10 lines are not more than 0.9
+  expect(repeats([...lines.slice(0, 11), 'other()'].join('\n'))).toBe(true);
+  expect(repeats('other()')).toBe(false);
 });

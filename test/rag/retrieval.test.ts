@@ -3,9 +3,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
-import { createRetrieval, type Retrieval } from '../../services/lib/rag/retrieval.ts';
-import { packIds } from '../../services/lib/rag/row.ts';
-import { openStore, type Store } from '../../services/lib/rag/store.ts';
+import type { QueryEncoder } from '../../services/lib/rag/query-encoder.ts';
+import { createRetrieval, type Retrieval, type Retrieved } from '../../services/lib/rag/retrieval.ts';
+import { packIds, withEmbeddings } from '../../services/lib/rag/row.ts';
+import { type IndexHead, openStore, type Store } from '../../services/lib/rag/store.ts';
 
 const REPO = 'acme/shop';
 const FINGERPRINT = 'f'.repeat(64);
@@ -100,7 +101,7 @@ test('says so where there is no such repository', async () => {
 test('serves the old version until the new one is loaded, then the new one', async () => {
   await publish(FILES, '1');
   await retrieval.retrieve(query('item'), NEVER);
-  await publish({ ...FILES, 'z.py': 'item' }, '2');
+  await publish({ ...FILES, 'z.py': 'item = 1' }, '2');
   expect((await retrieval.retrieve(query('item'), NEVER)).indexVersion).toBe('1'.repeat(16));
   await expect
     .poll(async () => (await retrieval.retrieve(query('item'), NEVER)).indexVersion, { interval: 1 })
@@ -111,7 +112,7 @@ test('serves the old version until the new one is loaded, then the new one', asy
 test('goes on with the new version where the old one was swept', async () => {
   await publish(FILES, '1');
   await retrieval.retrieve(query('item'), NEVER);
-  await publish({ 'new.py': 'item' }, '2');
+  await publish({ 'new.py': 'item = 1' }, '2');
   const found = await retrieval.retrieve(query('item'), NEVER);
   expect(found.indexVersion).toBe('2'.repeat(16));
   expect(found.chunks.map((chunk) => chunk.path)).toEqual(['new.py']);
@@ -169,3 +170,106 @@ function bound(store: Store): Store {
     close: () => store.close(),
   };
 }
+
+/** An encoder that counts a few words. */
+const WORDS = ['cart', 'line', 'price', 'note'];
+const embed = async (text: string) =>
+  Float32Array.from(WORDS, (word, i) => text.toLowerCase().split(word).length - 1 + (i === 3 ? 0.01 : 0));
+const dense = {
+  threads: 1,
+  loadEncoder: async (): Promise<QueryEncoder> => ({ fingerprint: FINGERPRINT, embed, dispose: () => {} }),
+};
+
+/** Publishes FILES with embeddings. */
+async function publishDense(head: Partial<IndexHead> = {}, fingerprint = withEmbeddings(FINGERPRINT)) {
+  const chunks = Object.entries(FILES).flatMap(([path, text]) =>
+    chunkFile(path, text, { chunkLines: 10, chunkStride: 5 }),
+  );
+  const writer = await store.lock(REPO, 30_000);
+  const rows = chunks.map(async (chunk) => ({
+    chunk,
+    vector: Float32Array.of(chunk.text.length, 0.25),
+    embedding: await embed(chunk.text),
+  }));
+  await writer.put(fingerprint, await Promise.all(rows));
+  await writer.publish({
+    head: {
+      version: 'd'.repeat(16),
+      fingerprint,
+      hidden: 2,
+      files: 3,
+      chunks: chunks.length,
+      languages: {},
+      indexedAt: new Date(0).toISOString(),
+      ...head,
+    },
+    ids: packIds(chunks.map((chunk) => chunk.id)),
+  });
+  await writer.release();
+}
+
+const paths = (found: Retrieved) => found.chunks.map((chunk) => chunk.path);
+
+test('searches by embeddings, and reports the fingerprint of encoder and projector', async () => {
+  await publishDense();
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  const found = await searching.retrieve({ ...query('the price of a line'), retriever: 'dense' }, NEVER);
+  expect(paths(found)).toEqual(['pricing.py', 'cart.py', 'notes.md']);
+  expect(found).toMatchObject({ retriever: 'dense', fingerprint: FINGERPRINT });
+  const elsewhere = { ...query('the price of a line', { path: 'pricing.py', topK: 1 }), retriever: 'dense' as const };
+  expect(paths(await searching.retrieve(elsewhere, NEVER))).toEqual(['cart.py']);
+  expect(paths(await searching.retrieve({ ...query(' \n'), retriever: 'dense' }, NEVER))).toEqual([]);
+});
+
+test.each(['jaccard', 'bm25', 'dense', 'fused', 'none'] as const)('the index names its retriever: %s', async (name) => {
+  await publishDense({ retriever: name });
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  const found = await searching.retrieve(query('line_total(line.price)'), NEVER);
+  expect(found.retriever).toBe(name);
+  expect(paths(found)[0]).toBe(name === 'none' ? undefined : 'pricing.py');
+  const other = name === 'bm25' ? 'jaccard' : 'bm25';
+  expect((await searching.retrieve({ ...query('line'), retriever: other }, NEVER)).retriever).toBe(other);
+});
+
+test('fused takes what any of them finds', async () => {
+  await publishDense({ retriever: 'fused' });
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  // No identifier of it is in the notes: only the embedding leads there.
+  const found = await searching.retrieve(query('NoteTaker'), NEVER);
+  expect(paths(found)[0]).toBe('notes.md');
+});
+
+test('an index or a gateway without embeddings refuses to compare them', async () => {
+  await publish(FILES, '1');
+  const asked = { ...query('item'), retriever: 'dense' as const };
+  const refused = {
+    code: 'invalid_request',
+    param: 'retriever',
+    message: expect.stringContaining('--retriever dense'),
+  };
+  await expect(createRetrieval(store, { queryLines: 10, dense }).retrieve(asked, NEVER)).rejects.toMatchObject(refused);
+  await publishDense();
+  await expect(createRetrieval(store, { queryLines: 10 }).retrieve(asked, NEVER)).rejects.toMatchObject({
+    code: 'invalid_request',
+    message: expect.stringContaining('no encoder'),
+  });
+});
+
+test('embeddings of another encoder are not compared with', async () => {
+  await publishDense({}, withEmbeddings('0'.repeat(64)));
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  await expect(searching.retrieve({ ...query('item'), retriever: 'fused' }, NEVER)).rejects.toMatchObject({
+    code: 'store_invalid',
+    message: expect.stringMatching(/0{64}.*f{64}/),
+  });
+});
+
+test('copies of what stands around the cursor make room for others', async () => {
+  const local = 'def pay(cart):\n    total = line_total(cart)\n    return total';
+  await publish({ 'a_copy.py': local, 'b_copy.py': `${local}\n`, ...FILES }, '1');
+  const found = await retrieval.retrieve(query(local, { topK: 1 }), NEVER);
+  expect(paths(found)).toEqual(['pricing.py']);
+  const all = await retrieval.retrieve(query(local, { topK: 10 }), NEVER);
+  expect(paths(all)).not.toContain('a_copy.py');
+  expect(paths(all)).toContain('pricing.py');
+});

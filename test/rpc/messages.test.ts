@@ -44,6 +44,7 @@ describe('sampling', () => {
       ]),
       stopTokenIds: [151_643, 0],
       minTokens: 3,
+      priorOutputIds: [17, 0, 4],
     };
     expect(arrived(sampling)).toEqual(sampling);
   });

@@ -195,3 +195,50 @@ describe('context as text', () => {
     expect(ids({ ...room, prompt: [7], suffix: '', context: { ...context, chunks: [] } })[0]).toBe(PREFIX);
   });
 });
+
+describe('between two keystrokes', () => {
+  const file = Array.from({ length: 400 }, (_, i) => `    value_${i} = compute(${i}, previous=value_${i - 1})\n`).join(
+    '',
+  );
+  const typed = 'result = value_399 + value_398 # so\n';
+  const prompts = (order: 'psm' | 'spm', capacity: number) => {
+    const build = new PromptBuilder(tokenizer, format, order);
+    const suffix = '\n    return result\n';
+    return Array.from({ length: typed.length }, (_, i) =>
+      Array.from(build.build({ prompt: file + typed.slice(0, i), suffix, capacity, maxTokens: 16 }).ids),
+    );
+  };
+  const shared = (a: readonly number[], b: readonly number[]) => a.findIndex((token, i) => token !== b[i]);
+
+  test('a cut LEFT begins where it began, but for one place in 512 characters', () => {
+    const all = prompts('psm', 1024);
+    let moved = 0;
+    for (let i = 1; i < all.length; i++) if (shared(all[i]!, all[i - 1]!) < 100) moved++;
+    expect(moved).toBeLessThanOrEqual(1);
+    for (const prompt of all) {
+      expect(prompt.length).toBeLessThanOrEqual(1024 - 16);
+      expect(prompt.length).toBeGreaterThan(1024 - 16 - 400);
+    }
+  });
+
+  test('in spm all but the last few tokens are the same, in psm what is behind the cursor changes', () => {
+    const [spm, psm] = [prompts('spm', 4096 * 4), prompts('psm', 4096 * 4)];
+    const suffixTokens = tokenizer.encode('\n    return result\n').length;
+    for (let i = 1; i < typed.length; i++) {
+      expect(spm[i]!.length - shared(spm[i]!, spm[i - 1]!)).toBeLessThanOrEqual(8);
+      expect(psm[i]!.length - shared(psm[i]!, psm[i - 1]!)).toBeGreaterThanOrEqual(suffixTokens);
+      expect([...spm[i]!].sort()).toEqual([...psm[i]!].sort());
+    }
+  });
+
+  test('spm frames RIGHT first', () => {
+    const built = new PromptBuilder(tokenizer, format, 'spm').build({ prompt: 'a', suffix: 'b', ...room });
+    const [a, b] = [tokenizer.encode('a'), tokenizer.encode('b')];
+    expect(Array.from(built.ids)).toEqual([SUFFIX, ...b, PREFIX, ...a, MIDDLE]);
+  });
+
+  test('a file without lines is cut to what fits', () => {
+    const prompt = 'x = 1; '.repeat(3000);
+    expect(ids({ prompt, suffix: '', capacity: 512, maxTokens: 12 }).length).toBe(500);
+  });
+});

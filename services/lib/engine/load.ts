@@ -1,13 +1,21 @@
 /** A worker's engine, from its settings: bundle, KV pool, decoder; warm before the worker says it is ready. */
+import { totalmem } from 'node:os';
+import { dirname, join, relative } from 'node:path';
+import { positionBytes } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
-import { type Bundle, openBundle } from '../model/bundle.ts';
+import { allFiles, type Bundle, openBundle } from '../model/bundle.ts';
 import type { Config } from '../process/config.ts';
+import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { NO_SOFT_TOKENS } from '../request/sequence.ts';
+import type { SessionOptions } from './ort.ts';
+import { pinProcess } from './ort-affinity.ts';
 import { DecoderSession } from './session.ts';
 
-export const ENGINE_SETTINGS = ['model', 'servedName', 'provider', 'threads', 'spin', 'slots', 'capacity'] as const;
+export const ENGINE_SETTINGS = [
+  ...(['model', 'servedName', 'provider', 'threads', 'cpus', 'spin', 'prepacked', 'slots', 'capacity'] as const),
+] as const;
 export type EngineConfig = Config<(typeof ENGINE_SETTINGS)[number]>;
 
 export interface Engine {
@@ -23,6 +31,8 @@ export interface Engine {
  */
 export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decode', log: Logger): Promise<Engine> {
   const started = performance.now();
+  const cpus = config.cpus === '' ? undefined : parseCpus(config.cpus);
+  if (cpus) pinProcess(cpus);
   const bundle = await openBundle(config.model);
   const { spec, maxPositions } = bundle.manifest.llm;
   if (config.capacity > maxPositions) {
@@ -31,14 +41,17 @@ export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decod
       `--capacity ${config.capacity} exceeds the ${maxPositions} positions of ${config.model}`,
     );
   }
+  const graph = phase === 'prefill' ? bundle.prefill : bundle.llm;
+  refuseIfTooLarge(bundle, graph, config);
   const { layers, kvHeads, headDim } = spec;
   const pool = new KvPool({ layers, kvHeads, headDim }, config.slots, config.capacity);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const session = await DecoderSession.load(phase === 'prefill' ? bundle.prefill : bundle.llm, shape, pool, {
+  const session = await DecoderSession.load(graph, shape, pool, {
     provider: config.provider,
-    threads: config.threads,
+    threads: Math.min(config.threads, cpus?.length ?? config.threads),
     spin: config.spin,
     onFallback: (reason) => log.warn({ reason }, 'computing on the CPU'),
+    prepacked: prepackedCache(bundle, config.prepacked, log),
   });
   const loaded = performance.now();
   // First runs allocate and touch every weight; no request should pay for that.
@@ -48,3 +61,26 @@ export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decod
   log.info({ model: bundle.manifest.name, load_ms: loaded - started, warm_ms: warm - loaded }, 'engine loaded');
   return { bundle, session, modelName: config.servedName || bundle.manifest.name };
 }
+
+/** @param setting a folder; the bundle's own when empty; none for `off`. */
+export function prepackedCache(bundle: Bundle, setting: string, log: Logger): SessionOptions['prepacked'] {
+  if (setting === 'off') return undefined;
+  return { dir: setting || join(bundle.dir, 'prepacked'), fingerprint: bundle.manifest.fingerprint, log };
+}
+
+/** Before gigabytes are read: the kernel's answer would be to kill the process under load. */
+function refuseIfTooLarge(bundle: Bundle, graph: string, { slots, capacity }: EngineConfig): void {
+  const folder = `${relative(bundle.dir, dirname(graph))}/`;
+  const files = allFiles(bundle.manifest).filter(({ path }) => path.startsWith(folder));
+  const weights = files.reduce((sum, { bytes }) => sum + bytes, 0);
+  const perToken = positionBytes(bundle.manifest.llm.spec);
+  const kv = perToken * capacity * slots;
+  const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
+  if (weights + kv <= available) return;
+  throw new ServingError(
+    'out_of_memory',
+    `the weights take ${gib(weights)} and the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, the machine has ${gib(available)}; lower --slots or --capacity`,
+  );
+}
+
+const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;

@@ -51,13 +51,16 @@ function loadApi() {
   const status = (index: number, ...args: unknown[]): StatusCall =>
     koffi.decode(table[index], koffi.proto('void *', args as string[]));
   const p = 'void *';
+  /** ORTCHAR_T: file paths are wide on Windows. */
+  const path = process.platform === 'win32' ? 'str16' : 'str';
   return {
     /** Held: koffi unloads a library that has been collected, and the next call jumps into nothing. */
     library,
     getErrorMessage: at(2, 'str', [p]) as (status: Pointer) => string,
     createEnv: status(3, 'int', 'str', out),
-    createSession: status(7, p, 'str', p, out),
+    createSession: status(7, p, path, p, out),
     createSessionOptions: status(10, out),
+    setOptimizedModelFilePath: status(11, p, path),
     disableMemPattern: status(17, p),
     setIntraOpNumThreads: status(24, p, 'int'),
     sessionGetInputCount: status(30, p, koffi.out(koffi.pointer('size_t'))),

@@ -9,16 +9,18 @@ import {
   type Api,
   check,
   create,
-  libraryPath,
   type Out,
   offLoop,
   type Pointer,
-  RUNTIME_VERSION,
   readBytes,
   readPointers,
   readString,
   runtime,
 } from './ort-api.ts';
+import { type SessionOptions, SessionSettings } from './ort-settings.ts';
+import { prepackedGraph } from './prepacked.ts';
+
+export type { SessionOptions };
 
 const ELEMENT = {
   float32: { id: 1, array: Float32Array },
@@ -36,15 +38,6 @@ export interface Tensor {
   readonly type: ElementType;
   readonly dims: readonly number[];
   readonly data: TensorData;
-}
-
-export interface SessionOptions {
-  readonly provider: 'auto' | 'cpu' | 'cuda';
-  readonly threads: number;
-  /** Let idle threads spin between operators: faster, unless others share the cores. */
-  readonly spin?: boolean;
-  /** Told when `auto` falls back to the CPU, with the reason. */
-  readonly onFallback?: (reason: string) => void;
 }
 
 /** Memory that the runtime reads or writes in place, as a tensor. */
@@ -196,25 +189,14 @@ export class OrtSession {
   }
 
   /**
-   * Loads `path` (and the external data beside it) off the event loop.
+   * Loads `path` (and the external data beside it) off the event loop; on the CPU in its prepacked form, if asked for.
    * @throws ServingError runtime_failed for a broken graph; provider_unavailable where CUDA is asked for and missing.
    */
   static async load(path: string, options: SessionOptions): Promise<OrtSession> {
-    const { api, env } = runtime();
-    const settings = create(api, api.createSessionOptions);
-    try {
-      check(api, api.setIntraOpNumThreads(settings, options.threads));
-      check(api, api.disableMemPattern(settings)); // shapes change from run to run
-      const entry = (key: string, value: string) => check(api, api.addSessionConfigEntry(settings, key, value));
-      entry('session.intra_op.allow_spinning', options.spin ? '1' : '0');
-      entry('session.set_denormal_as_zero', '1');
-      if (options.provider !== 'cpu') appendCuda(api, settings, options);
-      const out: Out = [null];
-      await offLoop(api, api.createSession, env, path, settings, out);
-      return new OrtSession(out[0] as Pointer);
-    } finally {
-      api.releaseSessionOptions(settings);
-    }
+    using settings = new SessionSettings(options);
+    const { prepacked } = options;
+    const graph = prepacked && !settings.cuda ? await prepackedGraph(path, prepacked) : path;
+    return new OrtSession(await settings.open(graph));
   }
 
   bind(): Binding {
@@ -278,19 +260,4 @@ function names(session: Pointer, side: 'input' | 'output'): string[] {
       check(api, api.allocatorFree(allocator, text));
     }
   });
-}
-
-function appendCuda(api: Api, settings: Pointer, options: SessionOptions): void {
-  try {
-    const cuda = create(api, api.createCudaOptions);
-    try {
-      check(api, api.appendCuda(settings, cuda));
-    } finally {
-      api.releaseCudaOptions(cuda);
-    }
-  } catch (error) {
-    const reason = `CUDA is not available (${ServingError.from(error).message}). Install an NVIDIA driver, the CUDA runtime and ONNX Runtime ${RUNTIME_VERSION}'s libonnxruntime_providers_cuda.so and libonnxruntime_providers_shared.so beside ${libraryPath().split(/[\\/]/).pop()}`;
-    if (options.provider === 'cuda') throw new ServingError('provider_unavailable', reason, { cause: error });
-    options.onFallback?.(reason);
-  }
 }

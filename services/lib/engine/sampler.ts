@@ -12,6 +12,11 @@ import { uniform } from './random.ts';
 export class OutputHistory {
   readonly #counts = new Map<number, number>();
 
+  /** @param prior output that came before this worker's. */
+  constructor(prior: readonly number[] = []) {
+    for (const id of prior) this.add(id);
+  }
+
   /** Every output token comes in here once, the one that prefill sampled included. */
   add(id: number): void {
     this.#counts.set(id, (this.#counts.get(id) ?? 0) + 1);

@@ -14,6 +14,9 @@ export interface DecoderShape {
   readonly hiddenSize: number;
 }
 
+/** In place of a token id: a slot between others that has no sequence. */
+export const NO_TOKEN = -1;
+
 export interface PromptChunk {
   readonly slot: number;
   /** Positions of the slot that are already filled: this chunk is [past, past + ids.length). */
@@ -23,6 +26,8 @@ export interface PromptChunk {
   readonly soft: SoftTokens;
   /** Positions, relative to the chunk, whose logits are wanted; none for all but a prompt's last chunk. */
   readonly logitRows: readonly number[];
+  /** Slot to copy positions [0, past) from, first. */
+  readonly copyFrom?: number;
 }
 
 interface StepBinding {
@@ -97,6 +102,7 @@ export class DecoderSession {
       return created;
     };
     const binding = this.#slotBinding(chunk.slot);
+    if (chunk.copyFrom !== undefined) this.pool.copy(chunk.copyFrom, chunk.slot, past);
     try {
       const vectors = float32(soft.vectors.length);
       vectors.set(soft.vectors);
@@ -116,9 +122,9 @@ export class DecoderSession {
   }
 
   /**
-   * One token for each of slots [0, n). A slot without a sequence rides along with length 0; its position 0 is written.
-   * @param ids [n] the newest token of each sequence, not yet in its KV.
-   * @param lengths [n] positions filled so far.
+   * One token for each of slots [0, n).
+   * @param ids [n] the newest token of each sequence, not yet in its KV; NO_TOKEN for a slot that only rides along.
+   * @param lengths [n] positions filled so far; position `lengths[slot]` is written, also of those that ride along.
    * @returns logits [n, vocab], valid until the next step.
    */
   async step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array> {
@@ -128,7 +134,7 @@ export class DecoderSession {
     let longest = 0;
     for (let i = 0; i < n; i++) {
       const length = lengths[i] as number;
-      step.ids[i] = BigInt(ids[i] as number);
+      step.ids[i] = BigInt(Math.max(0, ids[i] as number)); // what a slot without a sequence computes is not read
       step.lengths[i] = length;
       longest = Math.max(longest, length + 1);
     }

@@ -85,18 +85,14 @@ export class KvReceiver {
   readonly #slot: number;
   readonly #fingerprint: string;
   readonly #tally = new Tally();
-  /** [row, head_dim]: position 0 of every row, see {@link commit}. */
-  readonly #first: Float32Array;
   #positions = -1;
   /** Where the next frame must begin. */
   #next = { start: 0, end: 0, row: 0 };
-  #complete = false;
 
   constructor(pool: KvPool, slot: number, fingerprint: string) {
     this.#pool = pool;
     this.#slot = slot;
     this.#fingerprint = fingerprint;
-    this.#first = new Float32Array(rowCount(pool.layout) * pool.layout.headDim);
   }
 
   get bytes(): number {
@@ -153,7 +149,6 @@ export class KvReceiver {
     for (let row = frame.rowStart; row < frame.rowEnd; row++) {
       const source = data.subarray((row - frame.rowStart) * span, (row - frame.rowStart + 1) * span);
       this.#pool.row(this.#slot, row, frame.start, frame.end).set(source);
-      if (frame.start === 0) this.#first.set(source.subarray(0, headDim), row * headDim);
     }
     this.#tally.add(frame);
     const done = frame.rowEnd === rowCount(this.#pool.layout);
@@ -175,25 +170,6 @@ export class KvReceiver {
         'kv_digest_mismatch',
         `the KV stream's digest is ${hex(this.#tally.digest)}, sent as ${hex(end.digest)}`,
       );
-    }
-    this.#complete = true;
-  }
-
-  /**
-   * Writes position 0 once more. A slot that is being filled rides along in running decode steps as if it were empty,
-   * and each such step writes its own key and value to position 0. Called between two steps, when the sequence joins.
-   * @throws ServingError kv_truncated when the end was not reached.
-   */
-  commit(): void {
-    if (!this.#complete) {
-      throw new ServingError(
-        'kv_truncated',
-        `the KV stream broke off at position ${this.#next.start} of ${this.#positions}`,
-      );
-    }
-    const { headDim } = this.#pool.layout;
-    for (let row = 0; row < rowCount(this.#pool.layout); row++) {
-      this.#pool.row(this.#slot, row, 0, 1).set(this.#first.subarray(row * headDim, (row + 1) * headDim));
     }
   }
 

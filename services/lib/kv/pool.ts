@@ -6,11 +6,16 @@ import { totalmem } from 'node:os';
 import { ServingError } from '../process/errors.ts';
 import { type KvLayout, positionBytes, rowCount } from './layout.ts';
 
-/** A reserved slot. Releasing twice is harmless. */
+/** A slot in somebody's hands. Giving it back twice is harmless. */
 export interface KvSlot {
   readonly index: number;
+  /** Its content is worth nothing any more. */
   release(): void;
+  /** Gives it back filled: it may be taken again with what it holds, until somebody needs the room. */
+  keep(): void;
 }
+
+type State = 'free' | 'kept' | 'held';
 
 export class KvPool {
   readonly layout: KvLayout;
@@ -18,8 +23,13 @@ export class KvPool {
   readonly capacity: number;
   /** Per layer: K and V, each float32 [slots, kv_heads, capacity, head_dim]. */
   readonly layers: readonly { readonly key: Float32Array; readonly value: Float32Array }[];
-  readonly #free: boolean[];
-  #reserved = 0;
+  readonly #states: State[];
+  /** Per slot: positions from 0 that must not be written by anybody but its holder. */
+  readonly #claimed: Int32Array;
+  #held = 0;
+  /** Names a kept slot to be given up, and forgets it. */
+  #evict: () => number | undefined = () => undefined;
+  readonly #onFree: (() => void)[] = [];
 
   /** @throws ServingError out_of_memory, with the arithmetic, when the machine could never hold the pool. */
   constructor(layout: KvLayout, slots: number, capacity: number) {
@@ -40,33 +50,60 @@ export class KvPool {
       key: new Float32Array(new ArrayBuffer(elements * 4)),
       value: new Float32Array(new ArrayBuffer(elements * 4)),
     }));
-    this.#free = new Array<boolean>(slots).fill(true);
+    this.#states = new Array<State>(slots).fill('free');
+    this.#claimed = new Int32Array(slots);
   }
 
+  /** Slots that could be reserved now, kept ones included. */
   get free(): number {
-    return this.slots - this.#reserved;
+    return this.slots - this.#held;
   }
 
+  /** Slots in somebody's hands. */
   get reserved(): number {
-    return this.#reserved;
+    return this.#held;
   }
 
-  /** The lowest free slot, so that those in use stay close to a prefix; undefined when all are taken. */
-  reserve(): KvSlot | undefined {
-    const index = this.#free.indexOf(true);
-    if (index < 0) return undefined;
-    this.#free[index] = false;
-    this.#reserved++;
-    let held = true;
-    return {
-      index,
-      release: () => {
-        if (!held) return;
-        held = false;
-        this.#free[index] = true;
-        this.#reserved--;
-      },
-    };
+  /** Who keeps slots says which of them to give up when all are taken. */
+  onPressure(evict: () => number | undefined): void {
+    this.#evict = evict;
+  }
+
+  /** Who waits for a slot is told whenever one was given back, whoever held it. */
+  onFree(tell: () => void): void {
+    this.#onFree.push(tell);
+  }
+
+  /**
+   * The lowest free slot, so that those in use stay close to a prefix, else a kept one; undefined when all are held.
+   * @param positions that its content will have, from 0.
+   */
+  reserve(positions: number): KvSlot | undefined {
+    const free = this.#states.indexOf('free');
+    const index = free >= 0 ? free : this.#evict();
+    return index === undefined ? undefined : this.#hold(index, positions);
+  }
+
+  /** A kept slot with what it holds; undefined when it is not kept any more. */
+  take(index: number, positions: number): KvSlot | undefined {
+    return this.#states[index] === 'kept' ? this.#hold(index, positions) : undefined;
+  }
+
+  isKept(index: number): boolean {
+    return this.#states[index] === 'kept';
+  }
+
+  /**
+   * Positions [0, n) of a slot that are, or will be, somebody's. A decode step writes to every slot that it spans: to one
+   * that takes no part in it, right behind these.
+   */
+  claimed(slot: number): number {
+    return this.#claimed[slot] as number;
+  }
+
+  /** Copies positions [0, end) of all rows from one slot to another. */
+  copy(from: number, to: number, end: number): void {
+    for (let row = 0; row < rowCount(this.layout); row++) this.row(to, row, 0, end).set(this.row(from, row, 0, end));
   }
 
   /** Positions [start, end) of one row of a slot: a view of (end - start) * head_dim elements. */
@@ -82,15 +119,28 @@ export class KvPool {
     return (tensor % 2 === 0 ? layer.key : layer.value).subarray(offset + start * headDim, offset + end * headDim);
   }
 
-  /** Called when nothing runs: a slot that is neither free nor anybody's is a leak. */
+  /** Called when nothing runs: a slot that is held and nobody's is a leak. */
   assertConserved(held: number): void {
-    const free = this.#free.filter(Boolean).length;
-    if (free + this.#reserved !== this.slots || this.#reserved !== held) {
-      throw new ServingError(
-        'internal',
-        `KV slots leaked: ${free} free + ${this.#reserved} reserved of ${this.slots}, ${held} held`,
-      );
+    const counted = this.#states.filter((state) => state === 'held').length;
+    if (counted !== this.#held || this.#held !== held) {
+      throw new ServingError('internal', `KV slots leaked: ${counted} of ${this.slots} are held, by ${held} holders`);
     }
+  }
+
+  #hold(index: number, positions: number): KvSlot {
+    this.#states[index] = 'held';
+    this.#claimed[index] = positions;
+    this.#held++;
+    let held = true;
+    const giveBack = (state: State) => {
+      if (!held) return;
+      held = false;
+      this.#held--;
+      this.#states[index] = state;
+      if (state === 'free') this.#claimed[index] = 0;
+      for (const tell of this.#onFree) tell();
+    };
+    return { index, release: () => giveBack('free'), keep: () => giveBack('kept') };
   }
 }
 

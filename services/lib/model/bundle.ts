@@ -27,7 +27,7 @@ export type BundleFile = z.output<typeof fileSchema>;
 const files = z.array(fileSchema).min(1);
 
 const encoderSchema = z.object({
-  kind: z.enum(['qwen2', 'llama', 'qwen3', 'roberta']),
+  kind: z.enum(['qwen2', 'llama', 'qwen3', 'roberta', 'jina']),
   /** Values of one embedding. */
   dim: count,
   /** Tokens of the longest input, special tokens included. */
@@ -39,6 +39,12 @@ const encoderSchema = z.object({
   input: z.enum(['text', 'unixcoder']),
   /** Whether the tokenizer's own template is applied. */
   addSpecialTokens: z.boolean(),
+  /** `published`: the end-of-text token follows the text, and is where `last` pools. `authors`: nothing follows. */
+  recipe: z.enum(['published', 'authors']).default('authors'),
+  /** What of a chunk is read: its source, or its syntax tree where it parses. */
+  modality: z.enum(['source', 'ast']).default('source'),
+  /** What stands before the text of a query, and not of a chunk, in dense retrieval. */
+  queryPrefix: z.string().default(''),
   /** Path of the tokenizer: the bundle's own, or one of the encoder's. */
   tokenizer: filePath,
   files,
@@ -98,9 +104,10 @@ export function contextFingerprintOf(
   projectorFiles: readonly BundleFile[],
   hidden: number,
 ): string {
-  const { kind, maxTokens, pooling, normalize, input, addSpecialTokens } = encoder;
+  const { kind, maxTokens, pooling, normalize, input, addSpecialTokens, recipe, modality } = encoder;
   const graphs = fingerprintOf([...encoder.files, ...projectorFiles]);
-  const parts = [graphs, encoderTokenizer.sha256, kind, maxTokens, pooling, normalize, input, addSpecialTokens, hidden];
+  const form = [kind, maxTokens, pooling, normalize, input, addSpecialTokens, recipe, modality];
+  const parts = [graphs, encoderTokenizer.sha256, ...form, hidden];
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
 }
 

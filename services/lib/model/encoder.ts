@@ -6,6 +6,7 @@
  */
 import { expectTensor, type TensorSource } from './checkpoint.ts';
 import { Graph, type Value } from './graph.ts';
+import { jinaLayers } from './jina.ts';
 import { lookUp, storeMatrix, type TableFormat } from './linear.ts';
 import { type EncoderInputs, robertaLayers } from './roberta.ts';
 import type { DecoderSpec, NetworkSpec } from './spec.ts';
@@ -41,7 +42,9 @@ export function buildEncoder(spec: NetworkSpec, source: TensorSource, format: En
   const rows =
     spec.architecture === 'roberta'
       ? robertaLayers(graph, spec, source, format.weights, inputs)
-      : decoderLayers(graph, spec, source, format, inputs);
+      : spec.architecture === 'jina'
+        ? jinaLayers(graph, spec, source, format.weights, inputs)
+        : decoderLayers(graph, spec, source, format, inputs);
   const width = graph.int64('hidden.size', [spec.hidden]);
   const shape = graph.node('Concat', 'hidden.shape', [inputs.batchShape, width], { axis: 0 });
   const hidden = graph.node('Reshape', 'hidden', [rows, shape]);

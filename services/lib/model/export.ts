@@ -23,7 +23,7 @@ import type { LayerFormats, TableFormat } from './linear.ts';
 import { type Network, openNetwork } from './network.ts';
 import { writeModel } from './onnx.ts';
 import { buildProjector, checkProjectorFits, projectorParameters, readProjectorSpec } from './projector.ts';
-import type { DecoderSpec } from './spec.ts';
+import { type DecoderSpec, isDecoder } from './spec.ts';
 
 export type Precision = Manifest['precision'];
 
@@ -53,6 +53,10 @@ export interface ExportOptions {
   /** Weights that share a scale, when quantised: 128 by default, 32 for quality. */
   readonly block?: number;
   readonly encoderPooling?: Pooling;
+  /** How a language model encodes a chunk: see encoder-settings.ts. */
+  readonly encoderRecipe?: EncoderManifest['recipe'];
+  /** What of a chunk UniXcoder reads: its source, or its syntax tree. */
+  readonly encoderModality?: EncoderManifest['modality'];
   /** Tokens of a chunk that the encoder sees. */
   readonly encoderMaxTokens?: number;
   /** Longest sequence: what the model was trained for, at most 32768, by default. */
@@ -175,7 +179,12 @@ async function writeContext(
   const projectorSpec = readProjectorSpec(projectorWeights);
   checkProjectorFits(projectorWeights, projectorSpec, spec.hidden, llm.hidden);
   const config = typeof projector === 'string' ? await readProjectorConfig(await configBeside(projector)) : {};
-  const asked = { pooling: options.encoderPooling, maxTokens: options.encoderMaxTokens };
+  const asked = {
+    pooling: options.encoderPooling,
+    maxTokens: options.encoderMaxTokens,
+    recipe: options.encoderRecipe,
+    modality: options.encoderModality,
+  };
   const settings = encoderSettings(spec, config, asked);
   const graph = buildEncoder(spec, weights, { weights: format, ...settings });
   const encoderFiles = await writePart(options, work, 'encoder', graph);
@@ -215,8 +224,8 @@ async function writePart(
 }
 
 function decoderSpec({ name, spec }: Network): DecoderSpec {
-  if (spec.architecture !== 'roberta') return spec;
-  throw new ServingError('checkpoint_invalid', `${name}: roberta is an encoder, not a language model`);
+  if (isDecoder(spec)) return spec;
+  throw new ServingError('checkpoint_invalid', `${name}: ${spec.architecture} is an encoder, not a language model`);
 }
 
 async function configBeside(projector: string): Promise<string> {

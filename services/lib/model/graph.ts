@@ -23,6 +23,7 @@ const operator = <const A extends Record<string, AttributeKind>>(domain: '' | 'c
 
 /** The operators that our graphs use, with their domains and attributes. */
 export const OPERATORS = {
+  Abs: operator('', {}),
   Add: operator('', {}),
   Cast: operator('', { to: 'type' }),
   Concat: operator('', { axis: 'int' }),

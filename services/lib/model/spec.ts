@@ -1,5 +1,6 @@
 /**
- * What a network is, read from a Hugging Face `config.json`: the decoder architectures (Qwen2, Llama, Qwen3) and RoBERTa.
+ * What a network is, read from a Hugging Face `config.json`: the decoder architectures (Qwen2, Llama, Qwen3), and the
+ * encoders RoBERTa (UniXcoder) and JinaBERT (Jina embeddings v2).
  * A setting that would change the arithmetic and is not implemented is refused, never ignored.
  */
 import { readFile } from 'node:fs/promises';
@@ -47,7 +48,25 @@ export interface RobertaSpec {
   readonly padId: number;
 }
 
-export type NetworkSpec = DecoderSpec | RobertaSpec;
+/** BERT with linear attention biases in place of positions, and a gated MLP. */
+export interface JinaSpec {
+  readonly architecture: 'jina';
+  readonly hidden: number;
+  readonly layers: number;
+  readonly heads: number;
+  readonly intermediate: number;
+  readonly vocab: number;
+  /** Longest input that it was trained for. */
+  readonly maxPositions: number;
+  readonly tokenTypes: number;
+  readonly normEps: number;
+}
+
+export type NetworkSpec = DecoderSpec | RobertaSpec | JinaSpec;
+
+/** Whether a network is a language model; the others only encode. */
+export const isDecoder = (spec: NetworkSpec): spec is DecoderSpec =>
+  spec.architecture !== 'roberta' && spec.architecture !== 'jina';
 
 /** Longest input that the encoder's own positions allow, in tokens. */
 export const maxInputTokens = (spec: NetworkSpec): number =>
@@ -101,6 +120,22 @@ const robertaConfig = z.object({
 
 const refuse = (file: string, what: string) => new ServingError('checkpoint_invalid', `${file}: ${what}`);
 
+const jinaConfig = z.object({
+  model_type: z.literal('bert'),
+  hidden_size: count,
+  num_hidden_layers: count,
+  num_attention_heads: count,
+  intermediate_size: count,
+  vocab_size: count,
+  max_position_embeddings: count,
+  type_vocab_size: count,
+  layer_norm_eps: z.number().positive(),
+  hidden_act: z.literal('gelu', 'is not supported (gelu is)'),
+  position_embedding_type: z.literal('alibi', "is not supported: of BERT's kin only JinaBERT (alibi) is"),
+  feed_forward_type: z.literal('geglu', 'is not supported (geglu is)'),
+  is_decoder: z.literal(false, 'is a decoder: only the encoder form is supported').nullish(),
+});
+
 function toDecoderSpec(file: string, config: z.output<typeof decoderConfig>): DecoderSpec {
   for (const key of ['rope_scaling', 'rope_parameters'] as const) {
     const type = config[key]?.rope_type ?? config[key]?.type ?? 'default';
@@ -133,10 +168,29 @@ function toDecoderSpec(file: string, config: z.output<typeof decoderConfig>): De
   };
 }
 
-function toRobertaSpec(file: string, config: z.output<typeof robertaConfig>): RobertaSpec {
+function checkHeads(file: string, config: { hidden_size: number; num_attention_heads: number }): void {
   if (config.hidden_size % config.num_attention_heads !== 0) {
     throw refuse(file, `hidden_size ${config.hidden_size} is not a multiple of ${config.num_attention_heads} heads`);
   }
+}
+
+function toJinaSpec(file: string, config: z.output<typeof jinaConfig>): JinaSpec {
+  checkHeads(file, config);
+  return {
+    architecture: 'jina',
+    hidden: config.hidden_size,
+    layers: config.num_hidden_layers,
+    heads: config.num_attention_heads,
+    intermediate: config.intermediate_size,
+    vocab: config.vocab_size,
+    maxPositions: config.max_position_embeddings,
+    tokenTypes: config.type_vocab_size,
+    normEps: config.layer_norm_eps,
+  };
+}
+
+function toRobertaSpec(file: string, config: z.output<typeof robertaConfig>): RobertaSpec {
+  checkHeads(file, config);
   return {
     architecture: 'roberta',
     hidden: config.hidden_size,
@@ -151,7 +205,7 @@ function toRobertaSpec(file: string, config: z.output<typeof robertaConfig>): Ro
   };
 }
 
-const anyConfig = z.discriminatedUnion('model_type', [decoderConfig, robertaConfig]);
+const anyConfig = z.discriminatedUnion('model_type', [decoderConfig, robertaConfig, jinaConfig]);
 
 /**
  * The network that a parsed `config.json` describes.
@@ -162,14 +216,21 @@ export function parseSpec(file: string, config: unknown): NetworkSpec {
   const parsed = anyConfig.safeParse(config);
   if (!parsed.success) {
     const type = (config as { model_type?: unknown } | null)?.model_type;
-    const known = ['qwen2', 'llama', 'qwen3', 'roberta'];
+    const known = ['qwen2', 'llama', 'qwen3', 'roberta', 'bert'];
     if (typeof type !== 'string' || !known.includes(type)) {
       throw refuse(file, `model_type ${JSON.stringify(type)} is not supported (${known.join(', ')} are)`);
     }
     const problems = parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
     throw refuse(file, problems.join('; '));
   }
-  return parsed.data.model_type === 'roberta' ? toRobertaSpec(file, parsed.data) : toDecoderSpec(file, parsed.data);
+  switch (parsed.data.model_type) {
+    case 'roberta':
+      return toRobertaSpec(file, parsed.data);
+    case 'bert':
+      return toJinaSpec(file, parsed.data);
+    default:
+      return toDecoderSpec(file, parsed.data);
+  }
 }
 
 /**
@@ -179,7 +240,7 @@ export function parseSpec(file: string, config: unknown): NetworkSpec {
 export async function readSpec(dir: string): Promise<NetworkSpec> {
   const file = join(dir, 'config.json');
   const spec = parseSpec(file, await readJson(file));
-  if (spec.architecture === 'roberta') return spec;
+  if (!isDecoder(spec)) return spec;
   const generation = join(dir, 'generation_config.json');
   const text = await readFile(generation, 'utf8').catch(() => undefined);
   if (text === undefined) return spec;

@@ -8,7 +8,7 @@ import { basename, dirname, resolve } from 'node:path';
 import { ServingError } from '../process/errors.ts';
 import type { TensorSource } from './checkpoint.ts';
 import type { Network } from './network.ts';
-import { type DecoderSpec, parseSpec, readJson } from './spec.ts';
+import { type DecoderSpec, isDecoder, parseSpec, readJson } from './spec.ts';
 
 type Shape = Pick<
   DecoderSpec,
@@ -53,7 +53,7 @@ export async function synthesize(shape: string, seed: number): Promise<Network &
     );
   }
   const spec = parseSpec(shape, await readJson(shape));
-  if (spec.architecture === 'roberta') throw new ServingError('checkpoint_invalid', `${shape}: roberta is an encoder`);
+  if (!isDecoder(spec)) throw new ServingError('checkpoint_invalid', `${shape}: ${spec.architecture} is an encoder`);
   return synthesizeNetwork(basename(dirname(resolve(shape))), spec, seed);
 }
 

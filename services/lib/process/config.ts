@@ -32,6 +32,17 @@ const addresses = z
   )
   .readonly();
 
+const REDIS = /^rediss?(\+(sentinel|cluster))?:\/\/.+/;
+/** Where workers are: given addresses and DNS names, or one registry. */
+const workers = z
+  .string()
+  .transform((list) => (REDIS.test(list) ? [list] : list.split(',').map((item) => item.trim())))
+  .refine(
+    (list) => list.every((item) => REDIS.test(item) || addresses.safeParse(item.replace(/^dns:/, '')).success),
+    'must be host:port, dns:name:port (several with commas) or redis://…',
+  )
+  .readonly();
+
 const address = z
   .string()
   .default('')
@@ -44,7 +55,7 @@ export const SETTINGS = {
   advertise: z
     .string()
     .default('')
-    .describe('host:port under which decoders reach a prefill worker; where it listens when empty'),
+    .describe('host:port under which others reach a worker; where it listens when empty'),
   metricsPort: whole(0, 65535)
     .default(0)
     .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),
@@ -63,20 +74,55 @@ export const SETTINGS = {
     )
     .default('lmdb:.llavacode/store')
     .describe('where the index lies: redis://…, redis+sentinel://…, redis+cluster://… or lmdb:DIR'),
-  prefillWorkers: addresses.describe('addresses of prefill workers, host:port[,…]'),
-  decodeWorkers: addresses.describe('addresses of decode workers, host:port[,…]'),
+  prefillWorkers: workers.describe(
+    'prefill workers: host:port[,…]; dns:name:port for all addresses of a name; redis://… for a registry',
+  ),
+  decodeWorkers: workers.describe('decode workers, named in the same ways'),
+  registry: z
+    .string()
+    .regex(/^($|rediss?(\+(sentinel|cluster))?:\/\/.+)/, 'must be redis://…')
+    .default('')
+    .describe('redis://… where a worker writes its address for gateways to find; none when empty'),
   indexer: address.describe('address of the indexer that PUT and DELETE /v1/repos go to, host:port; none when empty'),
   apiKeysFile: z
     .string()
     .default('')
-    .describe('JSON file of the API keys that requests need: [{key_sha256, tenant, repos}]; no key is needed when empty'),
+    .describe(
+      'JSON file of the API keys that requests need: [{key_sha256, tenant, repos}]; no key is needed when empty',
+    ),
   // The engine.
   provider: z.enum(['auto', 'cpu', 'cuda']).default('auto').describe('where to compute: auto, cpu or cuda'),
   threads: whole(1, 1024).default(availableParallelism()).describe('threads of the engine'),
   spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
+  cpus: z
+    .string()
+    .default('')
+    .refine((text) => text === '' || /^\d+(-\d+)?(,\d+(-\d+)?)*$/.test(text), 'must be cores like 0-3,8')
+    .describe('cores that the process keeps to, like 0-3,8 (Linux); any when empty'),
+  prepacked: z
+    .string()
+    .default('')
+    .describe(
+      "folder for weights in the form that this CPU computes with, shared by the machine's processes; within the bundle when empty, none when off",
+    ),
+  kvWire: z
+    .enum(['float32', 'float16', 'int8'])
+    .default('float32')
+    .describe(
+      'how KV caches travel to this worker: float32 is exact, float16 half and int8 about a quarter of the bytes',
+    ),
   slots: whole(1, 4096).default(4).describe('KV slots: sequences held at once'),
   capacity: whole(16, 1_000_000).default(4096).describe('tokens that one KV slot holds, prompt and output together'),
   prefillChunkTokens: whole(1, 65536).default(512).describe('tokens of one prompt chunk'),
+  sharedChunkTokens: whole(1, 65536)
+    .default(128)
+    .describe(
+      'tokens of one prompt chunk while sequences decode in the same process: what one of their tokens waits for',
+    ),
+  queueOrder: z
+    .enum(['fifo', 'shortest-first'])
+    .default('fifo')
+    .describe('which prompt is next; shortest first lets waiting count as 500 tokens a second'),
   // Bounds.
   queueTokens: whole(1).default(65_536).describe('prompt tokens that may wait in a prefill worker'),
   queueSequences: whole(0).default(64).describe('sequences that may wait for a slot in a decode worker'),
@@ -85,6 +131,20 @@ export const SETTINGS = {
     .default(4 * 1024 * 1024)
     .describe('largest request body, in bytes'),
   requestTimeoutMs: milliseconds(1).default(60_000).describe('deadline of one request, in ms'),
+  targetTtftMs: milliseconds(1)
+    .default(5_000)
+    .describe('requests that could not have their first token within this time are refused, in ms'),
+  tenantWeights: z
+    .string()
+    .regex(/^([\w-]+=[1-9]\d{0,5}(,[\w-]+=[1-9]\d{0,5})*)?$/, 'must be tenant=weight[,…], weights from 1 on')
+    .default('')
+    .describe('shares of tenants under load, tenant=weight[,…]; 1 for those that are not named'),
+  maxReplays: whole(0)
+    .default(3)
+    .describe('how often a part of a request is done again by other workers when its worker is lost'),
+  stallTimeoutMs: milliseconds(1)
+    .default(10_000)
+    .describe('a worker that neither answers nor sends a token for so long is taken for lost, in ms'),
   connectTimeoutMs: milliseconds(1).default(10_000).describe('deadline for reaching a worker, in ms'),
   kvLeaseMs: milliseconds(1).default(30_000).describe('how long a staged KV cache waits for its decoder, in ms'),
   drainTimeoutMs: milliseconds(0).default(30_000).describe('how long running requests may finish after SIGTERM, in ms'),
@@ -92,6 +152,10 @@ export const SETTINGS = {
   retrievalBudgetMs: milliseconds(1).default(250).describe('what retrieval may cost a completion, in ms'),
   chunkLines: whole(1, 1000).default(10).describe('lines of one chunk'),
   chunkStride: whole(1, 1000).default(5).describe('lines between the starts of two chunks'),
+  retriever: z
+    .enum(['jaccard', 'bm25', 'dense', 'fused', 'none'])
+    .default('jaccard')
+    .describe('what searches an index where a request does not say; dense and fused store embeddings too'),
   queryLines: whole(1, 1000)
     .default(10)
     .describe('non-blank lines before the cursor, and half as many after it, that are the query'),

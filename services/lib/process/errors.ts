@@ -31,11 +31,21 @@ export const ERRORS = {
     false,
     'Shorten the prompt or max_tokens, or serve with a larger --capacity.',
   ),
-  invalid_api_key: kind(401, 'UNAUTHENTICATED', false, 'Send authorization: Bearer KEY, with a key of --api-keys-file.'),
+  invalid_api_key: kind(
+    401,
+    'UNAUTHENTICATED',
+    false,
+    'Send authorization: Bearer KEY, with a key of --api-keys-file.',
+  ),
   not_found: kind(404, 'UNIMPLEMENTED', false, 'See README.md for the routes.'),
   method_not_allowed: kind(405, 'UNIMPLEMENTED', false, 'Use the method that the message names.'),
   model_not_found: kind(404, 'NOT_FOUND', false, 'Ask GET /v1/models for the served name.'),
-  repo_not_found: kind(404, 'NOT_FOUND', false, 'Index it first: llavacode index --name REPO --path DIR, or PUT /v1/repos/REPO.'),
+  repo_not_found: kind(
+    404,
+    'NOT_FOUND',
+    false,
+    'Index it first: llavacode index --name REPO --path DIR, or PUT /v1/repos/REPO.',
+  ),
   payload_too_large: kind(413, 'RESOURCE_EXHAUSTED', false, 'Send less, or raise the limit that the message names.'),
   unsupported_media_type: kind(
     415,
@@ -45,9 +55,11 @@ export const ERRORS = {
   ),
   // What waiting or another worker can mend.
   saturated: kind(429, 'RESOURCE_EXHAUSTED', true, 'Retry after the time in Retry-After; add workers if it persists.'),
+  superseded: kind(409, 'CANCELLED', false, 'None: a newer request of the same session took its place.'),
   client_gone: kind(499, 'CANCELLED', false, 'None: the client hung up.'),
   no_worker: kind(503, 'UNAVAILABLE', true, 'Start a prefill and a decode worker of the same bundle.'),
   worker_lost: kind(503, 'UNAVAILABLE', true, "Retry; see the lost worker's log."),
+  worker_stalled: kind(503, 'UNAVAILABLE', true, 'Retry; see why the worker hangs, or raise --stall-timeout-ms.'),
   draining: kind(503, 'UNAVAILABLE', true, 'Retry; the process is shutting down.'),
   deadline_exceeded: kind(504, 'DEADLINE_EXCEEDED', true, 'Retry, or raise --request-timeout-ms.'),
   // What went wrong between workers.
@@ -82,6 +94,8 @@ export interface ErrorDetails {
   param?: string;
   /** Seconds after which a retry is sensible. */
   retryAfterSeconds?: number;
+  /** Of a refusal: the setting whose bound was reached, as its flag is spelled without the dashes. */
+  knob?: string;
   cause?: unknown;
 }
 
@@ -90,6 +104,7 @@ export class ServingError extends Error {
   readonly code: ErrorCode;
   readonly param: string | undefined;
   readonly retryAfterSeconds: number | undefined;
+  readonly knob: string | undefined;
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -97,6 +112,7 @@ export class ServingError extends Error {
     this.code = code;
     this.param = details.param;
     this.retryAfterSeconds = details.retryAfterSeconds;
+    this.knob = details.knob;
   }
 
   get kind(): ErrorKind {

@@ -114,5 +114,6 @@ class Circuit {
   close(): void {
     this.#closed = true;
     clearTimeout(this.#trial);
+    metrics.storeCircuitOpen.set(0);
   }
 }

@@ -122,8 +122,7 @@ class LmdbStore implements Store {
   async repositories(tenant: string) {
     return this.read(() =>
       [...this.index.getKeys()]
-        .filter((key) => (key as string[]).length === 1)
-        .map(lastPart)
+        .filter((key) => typeof key === 'string') // as a key of one part comes back
         .filter((repo) => tenantOf(repo) === tenant)
         .sort(),
     );

@@ -77,6 +77,8 @@ function makeClient(address: RedisAddress): Redis | Cluster {
     lazyConnect: true,
     connectTimeout: CONNECT_TIMEOUT_MS,
     commandTimeout: COMMAND_TIMEOUT_MS,
+    // A connection that stays silent under commands is dead, whatever TCP thinks: a new one is made.
+    socketTimeout: COMMAND_TIMEOUT_MS,
     // A command that meets a broken connection fails at once: a completion goes on without context instead of waiting.
     enableOfflineQueue: false,
     maxRetriesPerRequest: 0,

@@ -76,14 +76,19 @@ export class RedisWriter implements IndexWriter {
   }
 
   async publish({ head, ids }: IndexSnapshot) {
-    // Of another slot than the rest, so a step of its own; first, for a version that nobody lists would be worse.
-    await this.#redis.run((client) => client.sadd(this.#keys.published, this.#repo));
     await this.#guarded('publish', [this.#keys.index], [encodeHead(head), ids]);
+    await this.#list();
+  }
+
+  /** Of another slot than the rest, so a step of its own; made good by the next run's sweep if it fails. */
+  async #list() {
+    await this.#redis.run((client) => client.sadd(this.#keys.published, this.#repo));
   }
 
   async sweep() {
     const snapshot = await this.#store.snapshot(this.#repo);
     if (!snapshot) return 0;
+    await this.#list();
     const { ids, head } = snapshot;
     const keep = new Set<string>();
     for (let at = 0; at < ids.length; at += ID_BYTES) keep.add(ids.toString('latin1', at, at + ID_BYTES));

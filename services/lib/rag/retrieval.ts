@@ -1,7 +1,7 @@
 /** One retrieval: the text around a cursor → the best chunks of the repository, with what a prompt needs of them. */
 import { posix } from 'node:path';
-import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
 import { DenseScorer } from './dense.ts';
+import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
 import { once } from './once.ts';
 import { type CursorQuery, cursorQuery } from './query.ts';
 import type { QueryEncoder } from './query-encoder.ts';

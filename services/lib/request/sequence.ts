@@ -35,6 +35,8 @@ export interface Sampling {
   readonly stopTokenIds: readonly number[];
   /** Output tokens before a stop id may be chosen. */
   readonly minTokens: number;
+  /** Output that stands at the end of the prompt already: positions, penalties and minTokens count on from it. */
+  readonly priorOutputIds: readonly number[];
 }
 
 export const GREEDY: Sampling = Object.freeze({
@@ -49,6 +51,7 @@ export const GREEDY: Sampling = Object.freeze({
   logitBias: new Map<number, number>(),
   stopTokenIds: [],
   minTokens: 0,
+  priorOutputIds: [],
 });
 
 /** A sampled token. Logprobs are natural logarithms of the model's own distribution, before temperature. */

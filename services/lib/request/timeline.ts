@@ -5,6 +5,8 @@
  *                                     (gateway)     │ prefill: queue, prefill       │
  *                                                   └ decode: queue, handoff ───────┘ steps
  *
+ * Where a worker is lost, `replayed` stands between two of them.
+ *
  * Events are stamped by the gateway's monotonic clock alone; what happens inside a worker comes back as a duration
  * measured by that worker's own clock ({@link Stage}), since clocks of two processes do not compare.
  */
@@ -16,6 +18,7 @@ export const EVENTS = [
   'tokenized', // prompt built
   'dispatched', // sent to the prefill worker
   'first_token', // prefill's token reached the gateway
+  'replayed', // a worker was lost; its part of the request is done again by others
   'joined', // KV handed over, sequence in the decode batch
   'last_token',
   'finished', // last byte handed to the socket

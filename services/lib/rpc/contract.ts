@@ -49,14 +49,18 @@ export const CHANNEL: ChannelOptions = {
 };
 
 export interface PrefillClient {
-  /** Stays open until the KV has been handed over. */
-  prefill(request: PrefillRequest, signal: AbortSignal): AsyncIterable<PrefillEvent__Output>;
+  /**
+   * Stays open until the KV has been handed over.
+   * @param deadline told to the worker, which gives up by itself then, as epoch ms.
+   */
+  prefill(request: PrefillRequest, signal: AbortSignal, deadline?: number): AsyncIterable<PrefillEvent__Output>;
   describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
   close(): void;
 }
 
 export interface DecodeClient {
-  decode(request: DecodeRequest, signal: AbortSignal): AsyncIterable<DecodeEvent__Output>;
+  /** @param deadline as for {@link PrefillClient.prefill}. */
+  decode(request: DecodeRequest, signal: AbortSignal, deadline?: number): AsyncIterable<DecodeEvent__Output>;
   describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
   close(): void;
 }
@@ -81,7 +85,7 @@ export interface IndexerClient {
 export function connectPrefill(address: string): PrefillClient {
   const client = new protocol.Prefill(address, credentials.createInsecure(), CHANNEL);
   return {
-    prefill: (request, signal) => stream(address, signal, () => client.prefill(request)),
+    prefill: (request, signal, deadline) => stream(address, signal, () => client.prefill(request, { deadline })),
     describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
     close: () => client.close(),
   };
@@ -90,7 +94,7 @@ export function connectPrefill(address: string): PrefillClient {
 export function connectDecode(address: string): DecodeClient {
   const client = new protocol.Decode(address, credentials.createInsecure(), CHANNEL);
   return {
-    decode: (request, signal) => stream(address, signal, () => client.decode(request)),
+    decode: (request, signal, deadline) => stream(address, signal, () => client.decode(request, { deadline })),
     describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
     close: () => client.close(),
   };

@@ -9,6 +9,7 @@ export const samplingMessage = (sampling: Sampling): SamplingMessage => ({
   ...sampling,
   logitBias: Object.fromEntries(sampling.logitBias),
   stopTokenIds: [...sampling.stopTokenIds],
+  priorOutputIds: [...sampling.priorOutputIds],
 });
 
 export const readSampling = (message: Sampling__Output): Sampling => ({

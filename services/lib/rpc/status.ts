@@ -7,6 +7,7 @@ import { type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts'
 
 const CODE = 'llavacode-code';
 const RETRY_AFTER = 'llavacode-retry-after-seconds';
+const KNOB = 'llavacode-knob';
 
 /**
  * What stands for a status that carries no code of ours: the transport's own. CANCELLED is a peer that broke off: calls
@@ -14,6 +15,7 @@ const RETRY_AFTER = 'llavacode-retry-after-seconds';
  */
 const FOREIGN: Partial<Record<status, ErrorCode>> = {
   [status.CANCELLED]: 'worker_lost',
+  [status.INTERNAL]: 'worker_lost',
   [status.DEADLINE_EXCEEDED]: 'deadline_exceeded',
   [status.UNAVAILABLE]: 'worker_lost',
   [status.RESOURCE_EXHAUSTED]: 'payload_too_large',
@@ -24,6 +26,7 @@ export function toStatus(error: unknown): StatusObject {
   const metadata = new Metadata();
   metadata.set(CODE, failure.code);
   if (failure.retryAfterSeconds !== undefined) metadata.set(RETRY_AFTER, String(failure.retryAfterSeconds));
+  if (failure.knob !== undefined) metadata.set(KNOB, failure.knob);
   return { code: status[failure.kind.grpc as keyof typeof status], details: failure.message, metadata };
 }
 
@@ -38,6 +41,7 @@ export function fromStatus(error: unknown, peer: string): ServingError {
   return new ServingError(code, error.details, {
     cause: error,
     retryAfterSeconds: Number.isFinite(retryAfter) ? retryAfter : undefined,
+    knob: error.metadata.get(KNOB)[0]?.toString(),
   });
 }
 

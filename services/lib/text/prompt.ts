@@ -1,10 +1,13 @@
 /**
  * What stands in a prompt, as ids from end to end (strings are never joined and tokenized again):
  *
- *   fill-in-the-middle   [bos] [S1…Sk] prefix LEFT suffix RIGHT middle
+ *   fill-in-the-middle   [bos] [S1…Sk] prefix LEFT suffix RIGHT middle     (psm)
+ *                        [bos] [S1…Sk] suffix RIGHT prefix LEFT middle     (spm)
  *   raw                  [bos] [S1…Sk] PROMPT
  *
- * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place.
+ * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two keystrokes
+ * most of a prompt is the same, and prefill computes only what follows the first difference: so LEFT is cut at places
+ * that stay where they are while the cursor moves, and spm, where the model allows it, puts what changes last.
  */
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/sequence.ts';
@@ -32,16 +35,26 @@ export interface PromptParts {
   readonly truncateTo?: number;
 }
 
+export type PromptOrder = 'psm' | 'spm';
+
+/**
+ * LEFT is cut at the first line after a multiple of this, in characters of the file: a cut that followed the cursor token
+ * by token would leave nothing of the last prompt's KV to reuse. It costs half of this, 64 tokens, on average.
+ */
+const CUT_CHARACTERS = 512;
+
 /** LEFT gets so many times what RIGHT gets when both are cut (the authors' lc_rc_ratio). */
 const LEFT_TO_RIGHT = 2;
 
 export class PromptBuilder {
   readonly #tokenizer: Tokenizer;
   readonly #format: PromptFormat;
+  readonly #order: PromptOrder;
 
-  constructor(tokenizer: Tokenizer, format: PromptFormat) {
+  constructor(tokenizer: Tokenizer, format: PromptFormat, order: PromptOrder = 'psm') {
     this.#tokenizer = tokenizer;
     this.#format = format;
+    this.#order = order;
   }
 
   /**
@@ -98,12 +111,31 @@ export class PromptBuilder {
     const { frame } = this.#format;
     const sides = room - (frame?.length ?? 0);
     if (sides < 1) throw tooLong(parts, 'what frames it');
-    const left = typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, sides) : prompt.slice(-sides);
-    if (frame === undefined) return left;
+    // One more than fits shows whether anything is cut.
+    const left = typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, sides + 1) : prompt.slice(-sides - 1);
+    if (frame === undefined) return left.length > sides ? this.#cutLeft(prompt, left, sides) : left;
     const right = this.#tokenizer.encodeHead(suffix, sides);
     const [keepLeft, keepRight] = share(sides, left.length, right.length);
     const [prefixId, suffixId, middleId] = frame;
-    return [prefixId, ...left.slice(left.length - keepLeft), suffixId, ...right.slice(0, keepRight), middleId];
+    const before = [prefixId, ...(keepLeft < left.length ? this.#cutLeft(prompt, left, keepLeft) : left)];
+    const after = [suffixId, ...right.slice(0, keepRight)];
+    return [...(this.#order === 'psm' ? [...before, ...after] : [...after, ...before]), middleId];
+  }
+
+  /**
+   * At most the last `count` tokens of LEFT, from a place that does not move with the cursor.
+   * @param ids the end of LEFT, more than `count`.
+   */
+  #cutLeft(prompt: PromptParts['prompt'], ids: readonly number[], count: number): readonly number[] {
+    const kept = ids.slice(ids.length - count);
+    if (typeof prompt !== 'string') return kept;
+    const start = prompt.length - this.#tokenizer.decode(kept).length;
+    const cut = Math.ceil(start / CUT_CHARACTERS) * CUT_CHARACTERS;
+    const line = prompt.indexOf('\n', cut) + 1;
+    // A file of one endless line, or nearly nothing left: better to keep what fits.
+    if (line === 0 || line - start > (prompt.length - start) / 2) return kept;
+    const whole = this.#tokenizer.encode(prompt.slice(line));
+    return whole.length <= count ? whole : kept;
   }
 }
 

@@ -1,0 +1,36 @@
+/**
+ * The bare engine in a process of its own, measured on request over IPC: what bench/peers starts beside llama.cpp, to
+ * measure the two in turns. One {@link Task} in, one {@link Answer} out.
+ */
+import { memoryOf } from './memory.ts';
+import { EngineSubject, type SubjectOptions } from './subject.ts';
+
+export type Task =
+  | { readonly do: 'load'; readonly options: SubjectOptions }
+  | { readonly do: 'prefill'; readonly tokens: number; readonly chunk: number }
+  | { readonly do: 'decode'; readonly batch: number; readonly context: number; readonly steps: number }
+  | { readonly do: 'memory' };
+/** Milliseconds: of loading, of one prompt, of each decode step; or bytes of memory. */
+export type Answer = { readonly value: unknown } | { readonly error: string };
+
+let subject: EngineSubject | undefined;
+
+async function perform(task: Task): Promise<unknown> {
+  if (task.do === 'memory') return memoryOf();
+  if (task.do === 'load') {
+    subject = await EngineSubject.load(task.options);
+    return subject.loadMs;
+  }
+  if (subject === undefined) throw new Error('nothing is loaded');
+  if (task.do === 'prefill') return subject.prefill(task.tokens, task.chunk);
+  return subject.decode(task.batch, task.context, task.steps);
+}
+
+process.on('message', (task: Task) => {
+  const answer = (message: Answer) => process.send?.(message);
+  perform(task).then(
+    (value) => answer({ value }),
+    (error: unknown) => answer({ error: String(error) }),
+  );
+});
+process.on('disconnect', () => process.exit(0));

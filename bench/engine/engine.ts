@@ -1,0 +1,177 @@
+/**
+ * `bench engine`: the bare engine's prefill and decode. Every repeat measures each cell once, in a seeded random order,
+ * so that whatever else the machine does falls on all alike.
+ */
+import { mkdir, writeFile } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { dirname } from 'node:path';
+import { type Command, InvalidArgumentError } from 'commander';
+import { RandomStream } from '../measure/arrivals.ts';
+import { type Interval, median, medianInterval } from '../measure/statistics.ts';
+import { record } from '../report/artifact.ts';
+import { figure, table } from '../report/markdown.ts';
+import { openModel } from '../system/model.ts';
+import { type Memory, memoryOf } from './memory.ts';
+import { EngineSubject } from './subject.ts';
+
+/** Decode steps of one repeat; their median counts once. */
+const STEPS = 16;
+
+/** Prompt of `tokens`, in chunks of `chunk`. */
+interface PrefillCell {
+  readonly phase: 'prefill';
+  readonly tokens: number;
+  readonly chunk: number;
+}
+
+/** One step of `batch` sequences that hold about `context` tokens each. */
+interface DecodeCell {
+  readonly phase: 'decode';
+  readonly batch: number;
+  readonly context: number;
+}
+
+export type EngineCell = (PrefillCell | DecodeCell) & {
+  /** One per repeat: of the whole prompt, or the median of the steps. */
+  readonly ms: readonly number[];
+  readonly medianMs: number;
+  readonly interval: Interval;
+  /** Of all sequences together, at the median. */
+  readonly tokensPerSecond: number;
+};
+
+export interface EngineResult {
+  readonly loadMs: number;
+  readonly memory: { readonly loaded: Memory; readonly after: Memory };
+  readonly cells: readonly EngineCell[];
+}
+
+export interface EngineBenchOptions {
+  /** Folder of the bundle. */
+  readonly bundle: string;
+  readonly prompts: readonly number[];
+  readonly chunks: readonly number[];
+  readonly batches: readonly number[];
+  readonly contexts: readonly number[];
+  readonly repeats: number;
+  readonly threads: number;
+  readonly spin: boolean;
+  readonly seed: number;
+  readonly onProgress: (text: string) => void;
+}
+
+export async function measureEngine(options: EngineBenchOptions): Promise<EngineResult> {
+  const { prompts, chunks, batches, contexts, repeats, threads, spin } = options;
+  const plan: (PrefillCell | DecodeCell)[] = [
+    ...prompts.flatMap((tokens) => chunks.map((chunk) => ({ phase: 'prefill' as const, tokens, chunk }))),
+    ...contexts.flatMap((context) => batches.map((batch) => ({ phase: 'decode' as const, batch, context }))),
+  ];
+  const capacity = Math.max(...prompts, ...contexts) + STEPS;
+  const slots = Math.max(1, ...batches);
+  options.onProgress('loading');
+  const subject = await EngineSubject.load({ model: options.bundle, threads, spin, slots, capacity });
+  try {
+    const loaded = await memoryOf();
+    const samples = plan.map((): number[] => []);
+    const random = new RandomStream(options.seed);
+    const order = plan.map((_, i) => i);
+    // Repeat -1 warms up.
+    for (let repeat = -1; repeat < repeats; repeat++) {
+      for (const i of random.shuffled(order)) {
+        options.onProgress(`repeat ${repeat + 1} of ${repeats}: ${nameOf(plan[i]!)}`);
+        const ms = await measureCell(subject, plan[i]!);
+        if (repeat >= 0) samples[i]!.push(ms);
+      }
+    }
+    const cells = plan.map((cell, i) => summarise(cell, samples[i]!));
+    return { loadMs: subject.loadMs, memory: { loaded, after: await memoryOf() }, cells };
+  } finally {
+    subject.dispose();
+  }
+}
+
+async function measureCell(subject: EngineSubject, cell: PrefillCell | DecodeCell): Promise<number> {
+  if (cell.phase === 'prefill') return subject.prefill(cell.tokens, cell.chunk);
+  return median(await subject.decode(cell.batch, cell.context, STEPS));
+}
+
+function summarise(cell: PrefillCell | DecodeCell, ms: readonly number[]): EngineCell {
+  const medianMs = median(ms);
+  const tokens = cell.phase === 'prefill' ? cell.tokens : cell.batch;
+  return { ...cell, ms, medianMs, interval: medianInterval(ms), tokensPerSecond: (1000 * tokens) / medianMs };
+}
+
+const nameOf = (cell: PrefillCell | DecodeCell) =>
+  cell.phase === 'prefill'
+    ? `prefill of ${cell.tokens}, chunks of ${cell.chunk}`
+    : `decode of ${cell.batch} at ${cell.context}`;
+
+export function engineReport({ loadMs, memory, cells }: EngineResult): string {
+  const rows = cells.map((cell) => [
+    nameOf(cell),
+    figure(cell.medianMs),
+    `${figure(cell.interval.low)}–${figure(cell.interval.high)}`,
+    figure(cell.tokensPerSecond),
+  ]);
+  const mib = (bytes: number | undefined) => figure(bytes === undefined ? undefined : bytes / 2 ** 20);
+  const held = (at: string, { rss, pss, anonymous }: Memory) => [at, mib(rss), mib(pss), mib(anonymous)];
+  return [
+    table(['cell', 'ms, median', '95 % interval', 'tokens/s'], rows),
+    '',
+    table(
+      ['memory, MiB', 'resident', 'proportional', 'anonymous'],
+      [held('loaded', memory.loaded), held('after', memory.after)],
+    ),
+    '',
+    `Loaded and warm in ${figure(loadMs)} ms.`,
+  ].join('\n');
+}
+
+const wholes = (text: string): number[] =>
+  text.split(',').map((part) => {
+    const value = Number(part);
+    if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('whole numbers from 1 on, with commas.');
+    return value;
+  });
+const whole = (text: string): number => {
+  const [value, ...more] = wholes(text);
+  if (more.length > 0) throw new InvalidArgumentError('one number.');
+  return value!;
+};
+
+/** Adds `engine` to the `bench` command. */
+export function addEngineCommand(parent: Command): void {
+  parent
+    .command('engine')
+    .description('the bare engine: no HTTP, no RPC')
+    .requiredOption('--model <model>', 'a bundle, a checkpoint, or the name of a published shape')
+    .option('--precision <p>', 'of a bundle that is made', 'int4')
+    .option('--prefill-precision <p>', 'same or w8a8, of a bundle that is made')
+    .option('--data <dir>', 'where made bundles lie', '.llavacode')
+    .option('--prompt <tokens>', 'lengths of prompts', wholes, [500, 2000])
+    .option('--chunk <tokens>', 'sizes of their chunks', wholes, [512])
+    .option('--batch <n>', 'sequences of a decode step', wholes, [1, 2, 4, 8])
+    .option('--context <tokens>', 'that each of them holds', wholes, [500])
+    .option('--repeats <n>', 'of every cell', whole, 7)
+    .option('--threads <n>', 'of the engine', whole, availableParallelism())
+    .option('--spin', 'let idle threads spin')
+    .option('--seed <n>', 'of the order of cells', whole, 1)
+    .option('--json <file>', 'write the figures there')
+    .action(async (flags) => {
+      const { data, precision, prefillPrecision, json, prompt, chunk, batch, context, spin = false } = flags;
+      const model = await openModel(flags.model, { data, precision, prefillPrecision });
+      const settings = { prompts: prompt, chunks: chunk, batches: batch, contexts: context, spin, steps: STEPS };
+      const { repeats, threads, seed } = flags;
+      const command = `llavacode bench engine ${process.argv.slice(process.argv.indexOf('engine') + 1).join(' ')}`;
+      const run = { bench: 'engine', command, models: [model], settings: { ...settings, repeats, threads, seed } };
+      const onProgress = (text: string) => process.stderr.write(process.stderr.isTTY ? `\r\x1b[K${text}` : '');
+      const artifact = await record(run, () =>
+        measureEngine({ ...settings, bundle: model.bundle, repeats, threads, seed, onProgress }),
+      );
+      onProgress('');
+      process.stdout.write(`${engineReport(artifact.result)}\n`);
+      if (json === undefined) return;
+      await mkdir(dirname(json), { recursive: true });
+      await writeFile(json, `${JSON.stringify(artifact, null, 2)}\n`);
+    });
+}

@@ -1,0 +1,104 @@
+/**
+ * The bare engine under a stopwatch: no HTTP, no RPC, no scheduler. What is timed is what a worker does for one prompt
+ * or one decode step, greedy sampling included.
+ */
+import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
+import { DecoderSession } from '../../services/lib/engine/session.ts';
+import { KvPool } from '../../services/lib/kv/pool.ts';
+import { openBundle } from '../../services/lib/model/bundle.ts';
+import { GREEDY, NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+
+export interface SubjectOptions {
+  /** Folder of the bundle. */
+  readonly model: string;
+  readonly threads: number;
+  /** Let idle threads spin. */
+  readonly spin: boolean;
+  readonly slots: number;
+  readonly capacity: number;
+}
+
+export class EngineSubject {
+  /** Until both phases could run, weights touched. */
+  readonly loadMs: number;
+  readonly vocab: number;
+  readonly #prompts: DecoderSession;
+  readonly #steps: DecoderSession;
+  /** Per slot: the first so many positions hold the ids of {@link promptIds}, whatever the prompt's length was. */
+  readonly #filled: number[];
+
+  private constructor(prompts: DecoderSession, steps: DecoderSession, loadMs: number) {
+    this.#prompts = prompts;
+    this.#steps = steps;
+    this.loadMs = loadMs;
+    this.vocab = steps.vocabSize;
+    this.#filled = new Array<number>(steps.pool.slots).fill(0);
+  }
+
+  /** Both phases share one KV pool; they share the weights too where the bundle has no others for prompts. */
+  static async load(options: SubjectOptions): Promise<EngineSubject> {
+    const startMs = performance.now();
+    const { manifest, llm, prefill } = await openBundle(options.model);
+    const { spec } = manifest.llm;
+    const pool = new KvPool(spec, options.slots, options.capacity);
+    const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+    const settings = { provider: 'cpu', threads: options.threads, spin: options.spin } as const;
+    const steps = await DecoderSession.load(llm, shape, pool, settings);
+    const prompts = prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, settings);
+    await prompts.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
+    await steps.step(Int32Array.of(0), Int32Array.of(2));
+    return new EngineSubject(prompts, steps, performance.now() - startMs);
+  }
+
+  /** Milliseconds from a prompt of `tokens` to its first token. */
+  async prefill(tokens: number, chunkTokens: number, slot = 0): Promise<number> {
+    const ids = promptIds(tokens, this.vocab);
+    const startMs = performance.now();
+    for (let past = 0; past < tokens; past += chunkTokens) {
+      const part = ids.subarray(past, past + chunkTokens);
+      const last = past + part.length === tokens;
+      const logitRows = last ? [part.length - 1] : [];
+      const logits = await this.#prompts.chunk({ slot, past, ids: part, soft: NO_SOFT_TOKENS, logitRows });
+      if (last) sample(logits, GREEDY, 0, new OutputHistory());
+    }
+    this.#filled[slot] = tokens;
+    return performance.now() - startMs;
+  }
+
+  /** Milliseconds of each of `steps` decode steps of `batch` sequences that begin at `context` tokens. */
+  async decode(batch: number, context: number, steps: number): Promise<number[]> {
+    await this.#fill(batch, context);
+    const ids = new Int32Array(batch).fill(1);
+    const lengths = new Int32Array(batch).fill(context);
+    const history = new OutputHistory();
+    const times: number[] = [];
+    for (let i = 0; i < steps; i++) {
+      const startMs = performance.now();
+      const logits = await this.#steps.step(ids, lengths);
+      for (let row = 0; row < batch; row++) {
+        const rowLogits = logits.subarray(row * this.vocab, (row + 1) * this.vocab);
+        ids[row] = sample(rowLogits, GREEDY, i, history).id;
+        lengths[row]!++;
+      }
+      times.push(performance.now() - startMs);
+    }
+    return times;
+  }
+
+  dispose(): void {
+    this.#steps.dispose();
+    if (this.#prompts !== this.#steps) this.#prompts.dispose();
+  }
+
+  /** Real keys and values under the decode steps, which overwrite what follows: attention over zeros could be faster. */
+  async #fill(slots: number, length: number): Promise<void> {
+    for (let slot = 0; slot < slots; slot++) {
+      if (this.#filled[slot]! < length) await this.prefill(length, 512, slot);
+      this.#filled[slot] = length;
+    }
+  }
+}
+
+/** The same ids in every run, spread over the vocabulary. */
+export const promptIds = (tokens: number, vocab: number): Int32Array =>
+  Int32Array.from({ length: tokens }, (_, i) => (i * 7919) % Math.min(vocab, 150_000));

@@ -1,0 +1,10 @@
+/** What `llavacode plan` writes down. */
+import type { Rates } from './cost-model.ts';
+import type { Plan, PlanRequest, Validation } from './plan.ts';
+
+export interface PlanResult {
+  readonly rates: Rates;
+  readonly request: Omit<PlanRequest, 'rate'>;
+  readonly plans: readonly Plan[];
+  readonly validation: readonly Validation[];
+}

@@ -1,0 +1,59 @@
+/** `bench interference` as Markdown, with the winner of each figure, and its picture. */
+import type { InterferenceResult, InterferenceRun } from '../interference.ts';
+import type { Artifact } from './artifact.ts';
+import { axes } from './chart.ts';
+import { figure, table } from './markdown.ts';
+import type { Report } from './report.ts';
+
+const FIGURES: readonly { name: string; of: (run: InterferenceRun) => number; better: 'lower' | 'higher' }[] = [
+  { name: 'ITL while quiet, p50, ms', of: ({ quiet }) => quiet.p50, better: 'lower' },
+  { name: 'ITL while quiet, p99, ms', of: ({ quiet }) => quiet.p99, better: 'lower' },
+  { name: 'ITL while prompts arrive, p50, ms', of: ({ busy }) => busy.p50, better: 'lower' },
+  { name: 'ITL while prompts arrive, p99, ms', of: ({ busy }) => busy.p99, better: 'lower' },
+  { name: 'slowdown of the p99', of: ({ quiet, busy }) => busy.p99 / quiet.p99, better: 'lower' },
+  { name: 'streams while quiet, tokens/s', of: (run) => run.quietTokensPerSecond, better: 'higher' },
+  { name: 'streams while prompts arrive, tokens/s', of: (run) => run.busyTokensPerSecond, better: 'higher' },
+  { name: 'TTFT of the prompts, p50, ms', of: ({ ttft }) => ttft.p50, better: 'lower' },
+  { name: 'TTFT of the prompts, p90, ms', of: ({ ttft }) => ttft.p90, better: 'lower' },
+];
+
+export function reportInterference({ result }: Artifact<InterferenceResult>): Report {
+  const { options, runs, everyMs } = result;
+  const rows = FIGURES.map(({ name, of, better }) => {
+    const values = runs.map(of);
+    const best = better === 'lower' ? Math.min(...values) : Math.max(...values);
+    const winner = runs[values.indexOf(best)]?.deployment ?? '—';
+    return [name, ...values.map(figure), winner];
+  });
+  const what =
+    `${options.streams} streams generate; after ${options.windowMs / 1000} s, a prompt of ${options.promptTokens} tokens ` +
+    `arrives every ${figure(everyMs)} ms for as long again (${runs.map(({ deployment, failed, arrived }) => `${deployment}: ${failed} of ${arrived} failed`).join('; ')}).`;
+  return {
+    markdown: [what, table(['', ...runs.map(({ deployment }) => deployment), 'better'], rows)].join('\n\n'),
+    charts: [
+      {
+        name: 'interference',
+        option: axes('Time between tokens of running streams', 'seconds', 'time between tokens, ms (log)', {
+          yAxis: { type: 'log', name: 'time between tokens, ms', nameLocation: 'middle', nameGap: 48 },
+          series: runs.map(({ deployment, streamsMs }) => ({
+            type: 'scatter' as const,
+            name: deployment,
+            symbolSize: 3,
+            markLine: {
+              symbol: 'none',
+              silent: true,
+              label: { formatter: 'prompts arrive' },
+              data: [{ xAxis: options.windowMs / 1000 }],
+            },
+            data: streamsMs.flatMap((times) =>
+              times.slice(1).flatMap((at, i) => {
+                const gap = Math.round(100 * (at - times[i]!)) / 100;
+                return at >= 0 && at < 2 * options.windowMs && gap > 0 ? [[Math.round(at) / 1000, gap]] : [];
+              }),
+            ),
+          })),
+        }),
+      },
+    ],
+  };
+}

@@ -1,0 +1,57 @@
+/** Which report belongs to which bench. */
+
+import { ServingError } from '../../services/lib/process/errors.ts';
+import type { BreakdownResult } from '../breakdown.ts';
+import type { IndexResult } from '../indexing.ts';
+import type { InterferenceResult } from '../interference.ts';
+import type { LoadResult } from '../load.ts';
+import type { PlanResult } from '../plan/result.ts';
+import type { RetrievalResult } from '../retrieval.ts';
+import type { TablesResult } from '../tables.ts';
+import type { TypingResult } from '../typing.ts';
+import type { Artifact } from './artifact.ts';
+import { reportBreakdown } from './breakdown-report.ts';
+import { reportInterference } from './interference-report.ts';
+import { reportLoad } from './load-report.ts';
+import { reportPlan } from './plan-report.ts';
+import type { Report } from './report.ts';
+import { reportIndex, reportRetrieval } from './retrieval-report.ts';
+import { reportTables } from './tables-report.ts';
+import { reportTyping } from './typing-report.ts';
+
+/** In the order in which they are shown. */
+export const BENCHES = {
+  tables: 'The paper’s tables',
+  load: 'Load: both modes and the rates they sustain',
+  interference: 'Interference: running streams while long prompts arrive',
+  breakdown: 'Where the time of a request goes',
+  retrieval: 'Retrieval',
+  index: 'Indexing',
+  typing: 'An editing session',
+  plan: 'Planner',
+} as const;
+export type BenchName = keyof typeof BENCHES;
+
+/** @throws ServingError invalid_request for an artifact of an unknown bench. */
+export function reportOf(artifact: Artifact): Report {
+  switch (artifact.bench) {
+    case 'tables':
+      return reportTables(artifact as Artifact<TablesResult>);
+    case 'load':
+      return reportLoad(artifact as Artifact<LoadResult>);
+    case 'interference':
+      return reportInterference(artifact as Artifact<InterferenceResult>);
+    case 'breakdown':
+      return reportBreakdown(artifact as Artifact<BreakdownResult>);
+    case 'retrieval':
+      return reportRetrieval(artifact as Artifact<RetrievalResult>);
+    case 'index':
+      return reportIndex(artifact as Artifact<IndexResult>);
+    case 'typing':
+      return reportTyping(artifact as Artifact<TypingResult>);
+    case 'plan':
+      return reportPlan(artifact as Artifact<PlanResult>);
+    default:
+      throw new ServingError('invalid_request', `no report for bench ${JSON.stringify(artifact.bench)}`);
+  }
+}

@@ -1,0 +1,27 @@
+/** `bench typing` as Markdown. */
+import type { TypingResult } from '../typing.ts';
+import type { Artifact } from './artifact.ts';
+import { figure, percent, table } from './markdown.ts';
+import type { Report } from './report.ts';
+
+const HEAD = [
+  ...['deployment', 'context', 'keystrokes', 'requests', 'first token in time', 'answered in full', 'cancelled'],
+  ...['failed', 'TTFT p50 / p90, ms', 'end to end p50, ms'],
+];
+
+export function reportTyping({ result }: Artifact<TypingResult>): Report {
+  const rows = result.runs.map((run) => [
+    run.deployment,
+    run.context,
+    ...[run.keystrokes, run.requests].map(String),
+    `${run.begun} (${percent(run.begun / run.requests)})`,
+    `${run.answered} (${percent(run.answered / run.requests)})`,
+    ...[run.cancelled, run.failed].map(String),
+    `${figure(run.ttft.p50)} / ${figure(run.ttft.p90)}`,
+    figure(run.e2e.p50),
+  ]);
+  const what =
+    `A request after each pause of ${result.options.debounceMs} ms; the next keystroke hangs up on it. ` +
+    `Up to ${result.options.outputTokens} tokens. TTFT counts from the end of the pause, of the requests that lived to see it.`;
+  return { markdown: [what, table(HEAD, rows, ['left', 'left'])].join('\n\n'), charts: [] };
+}

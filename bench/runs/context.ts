@@ -1,0 +1,136 @@
+/** What all runs have in common: options, models made ready, systems started, artifacts written. */
+import { mkdir } from 'node:fs/promises';
+import { basename, join, resolve } from 'node:path';
+import ora, { type Ora } from 'ora';
+import { index } from '../indexing.ts';
+import { type Artifact, record, writeArtifact } from '../report/artifact.ts';
+import { chartName, drawCharts } from '../report/chart.ts';
+import { type BenchName, reportOf } from '../report/reports.ts';
+import { type Pinning, parseCores } from '../system/cores.ts';
+import { type BenchModel, openModel } from '../system/model.ts';
+import { PromptMaker } from '../system/prompts.ts';
+import { type Deployment, deploymentName, type SystemSettings, startDeployment } from '../system/system.ts';
+
+export interface BenchOptions {
+  /** Folder for bundles, indexes and logs. */
+  readonly data: string;
+  /** Folder for artifacts. */
+  readonly out: string;
+  /** Like 0-3; undefined takes all. */
+  readonly cores: string | undefined;
+  readonly precision: string;
+  readonly prefillPrecision: string | undefined;
+  /** The repository that prompts and chunks are taken from. */
+  readonly path: string;
+  /** A system that runs already; then nothing is started, and `repo` has to be indexed there. */
+  readonly url: string | undefined;
+  readonly repo: string | undefined;
+  readonly slots: number;
+  readonly capacity: number;
+  readonly timeoutMs: number;
+  readonly seed: number;
+  /** That makes this run again. */
+  readonly command: string;
+}
+
+export interface PreparedModel {
+  readonly model: BenchModel;
+  readonly prompts: PromptMaker;
+  /** URL of the store that the repository is indexed in. */
+  readonly store: string;
+}
+
+export interface SystemUnderTest {
+  readonly name: string;
+  /** Undefined for one that ran already. */
+  readonly deployment: Deployment | undefined;
+  readonly url: string;
+}
+
+/** The bundle, made and indexed where it is not yet. */
+export async function prepareModel(name: string, options: BenchOptions): Promise<PreparedModel> {
+  await mkdir(options.data, { recursive: true });
+  const model = await openModel(name, options);
+  const repo = repoName(options);
+  const store = `lmdb:${resolve(options.data, `index-${basename(model.bundle)}`)}`;
+  if (options.url === undefined) {
+    const threads = parseCores(options.cores).length;
+    await index(model.bundle, store, repo, options.path, join(options.data, 'index.json'), threads);
+  }
+  return { model, store, prompts: await PromptMaker.load(repo, options.path, model.tokenizer) };
+}
+
+export const repoName = ({ repo, path }: BenchOptions) => repo ?? basename(resolve(path));
+
+/** Starts the deployments, all at once, and stops them whatever comes of `use`; or takes the one at `url`. */
+export async function withSystems<T>(
+  options: BenchOptions,
+  { model, store }: PreparedModel,
+  plan: { readonly deployments: readonly Deployment[]; readonly pinning: Pinning; readonly slots?: number },
+  use: (systems: readonly SystemUnderTest[]) => Promise<T>,
+): Promise<T> {
+  if (options.url !== undefined) return use([{ name: options.url, deployment: undefined, url: options.url }]);
+  const settings: SystemSettings = {
+    bundle: model.bundle,
+    store,
+    cores: parseCores(options.cores),
+    pinning: plan.pinning,
+    slots: plan.slots ?? options.slots,
+    capacity: options.capacity,
+    data: resolve(options.data),
+    requestTimeoutMs: options.timeoutMs,
+  };
+  const running: Awaited<ReturnType<typeof startDeployment>>[] = [];
+  try {
+    const systems: SystemUnderTest[] = [];
+    for (const deployment of plan.deployments) {
+      const system = await startDeployment(deployment, settings);
+      running.push(system);
+      systems.push({ name: deploymentName(deployment), deployment, url: system.url });
+    }
+    return await use(systems);
+  } finally {
+    await Promise.all(running.map((system) => system.close()));
+  }
+}
+
+export interface RunPlan {
+  readonly bench: BenchName;
+  /** Of the artifact; the bench's own when not given. */
+  readonly name?: string;
+  readonly models: readonly BenchModel[];
+  readonly settings: Readonly<Record<string, unknown>>;
+}
+
+/** Measures with a spinner, writes the artifact and its charts, prints the Markdown. */
+export async function run<Result>(
+  options: BenchOptions,
+  { bench, name = bench, models, settings }: RunPlan,
+  measure: (progress: (text: string) => void) => Promise<Result>,
+): Promise<Artifact<Result>> {
+  const spinner: Ora = ora({ text: bench, stream: process.stderr }).start();
+  try {
+    const { cores, slots, capacity, seed, timeoutMs, path } = options;
+    const common = { cores: parseCores(cores), slots, capacity, seed, timeoutMs, path };
+    const description = { bench, command: options.command, models, settings: { ...common, ...settings } };
+    const artifact = await record(description, () =>
+      measure((text) => {
+        spinner.text = `${bench}: ${text}`;
+      }),
+    );
+    const file = await writeArtifact(options.out, name, artifact);
+    const { markdown, charts } = reportOf(artifact);
+    const drawn = await drawCharts(
+      options.out,
+      charts.map((chart) => ({ ...chart, name: chartName(name, bench, chart.name) })),
+    );
+    spinner.succeed(
+      `${bench}: ${file}${drawn ? '' : ' (no charts: echarts and @resvg/resvg-js are development dependencies)'}`,
+    );
+    process.stdout.write(`\n${markdown}\n\n`);
+    return artifact;
+  } catch (error) {
+    spinner.fail();
+    throw error;
+  }
+}

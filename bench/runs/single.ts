@@ -1,0 +1,159 @@
+/** The benches that look at one thing: interference, breakdown, retrieval, index, typing. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type BreakdownResult, type BreakdownRun, measureBreakdown } from '../breakdown.ts';
+import { type IndexResult, type IndexRun, measureIndex } from '../indexing.ts';
+import {
+  type InterferenceOptions,
+  type InterferenceResult,
+  type InterferenceRun,
+  idleTtft,
+  measureInterference,
+} from '../interference.ts';
+import type { Artifact } from '../report/artifact.ts';
+import { measureRetrieval, type RetrievalResult } from '../retrieval.ts';
+import { parseCores } from '../system/cores.ts';
+import type { ContextMode } from '../system/prompts.ts';
+import { COLOCATED, DISAGGREGATED } from '../system/system.ts';
+import { loadSession, measureTyping, type TypingOptions, type TypingResult, type TypingRun } from '../typing.ts';
+import { type BenchOptions, type PreparedModel, prepareModel, repoName, run, withSystems } from './context.ts';
+
+export const CONTEXTS: readonly ContextMode[] = ['compressed', 'text', 'off'];
+const BOTH = [COLOCATED, DISAGGREGATED];
+
+/** @param everyMs between two prompts; undefined: one and a half times what the slower deployment takes for one. */
+export async function runInterference(
+  options: BenchOptions,
+  modelName: string,
+  interference: InterferenceOptions,
+  everyMs?: number,
+): Promise<Artifact<InterferenceResult>> {
+  const prepared = await prepareModel(modelName, options);
+  const { model, prompts } = prepared;
+  const settings = { ...interference, pinning: 'split' };
+  return run(options, { bench: 'interference', models: [model], settings }, (onProgress) =>
+    withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
+      onProgress('prompts on idle systems');
+      const idle: number[] = [];
+      for (const { url } of systems) idle.push(await idleTtft(url, prompts, interference));
+      const every = everyMs ?? 1.5 * Math.max(...idle);
+      const runs: InterferenceRun[] = [];
+      for (const { name, url } of systems) {
+        onProgress(name);
+        runs.push(await measureInterference(url, name, prompts, interference, every));
+      }
+      return { model: model.name, options: interference, everyMs: every, runs };
+    }),
+  );
+}
+
+export async function runBreakdown(
+  options: BenchOptions,
+  modelName: string,
+  breakdown: { readonly codeTokens: number; readonly outputTokens: number; readonly requests: number },
+): Promise<Artifact<BreakdownResult>> {
+  const prepared = await prepareModel(modelName, options);
+  const { model, prompts } = prepared;
+  return run(
+    options,
+    { bench: 'breakdown', models: [model], settings: { ...breakdown, pinning: 'shared' } },
+    (onProgress) =>
+      withSystems(options, prepared, { deployments: BOTH, pinning: 'shared' }, async (systems) => {
+        const runs: BreakdownRun[] = [];
+        for (const { name, url } of systems) {
+          for (const context of CONTEXTS) {
+            onProgress(`${name}, ${context}`);
+            const { timeoutMs } = options;
+            runs.push(await measureBreakdown(url, name, prompts, { ...breakdown, context, timeoutMs }));
+          }
+        }
+        return { model: model.name, promptTokens: breakdown.codeTokens, outputTokens: breakdown.outputTokens, runs };
+      }),
+  );
+}
+
+export async function runRetrieval(
+  options: BenchOptions,
+  retrieval: {
+    readonly sizes: readonly number[];
+    readonly queries: number;
+    readonly topK: number;
+    readonly redis?: string;
+  },
+): Promise<Artifact<RetrievalResult>> {
+  return run(
+    options,
+    { bench: 'retrieval', models: [], settings: { ...retrieval, redis: undefined } },
+    async (onProgress) => {
+      const { sizes, redis } = retrieval;
+      const how = { dir: options.path, topK: retrieval.topK, queries: retrieval.queries, seed: options.seed };
+      const scratch = await mkdtemp(join(options.data, 'retrieval-'));
+      try {
+        onProgress('embedded');
+        const embedded = await measureRetrieval(`lmdb:${scratch}`, sizes, how);
+        if (redis === undefined)
+          return { topK: how.topK, runs: embedded, notRun: ['Redis was not measured: no `--redis URL` was given.'] };
+        onProgress('redis');
+        return { topK: how.topK, runs: [...embedded, ...(await measureRetrieval(redis, sizes, how))], notRun: [] };
+      } finally {
+        await rm(scratch, { recursive: true, force: true });
+      }
+    },
+  );
+}
+
+export async function runIndexing(
+  options: BenchOptions,
+  modelNames: readonly string[],
+): Promise<Artifact<IndexResult>> {
+  const prepared: PreparedModel[] = [];
+  for (const name of modelNames) prepared.push(await prepareModel(name, options));
+  const threads = parseCores(options.cores).length;
+  return run(
+    options,
+    { bench: 'index', models: prepared.map(({ model }) => model), settings: { threads } },
+    async (onProgress) => {
+      const runs: IndexRun[] = [];
+      for (const { model } of prepared) {
+        onProgress(model.name);
+        const { data, path: dir } = options;
+        runs.push(
+          ...(await measureIndex({
+            model: model.name,
+            bundle: model.bundle,
+            dir,
+            repo: repoName(options),
+            data,
+            threads,
+          })),
+        );
+      }
+      return { runs };
+    },
+  );
+}
+
+export async function runTyping(
+  options: BenchOptions,
+  modelName: string,
+  typing: Pick<TypingOptions, 'debounceMs' | 'outputTokens'>,
+): Promise<Artifact<TypingResult>> {
+  const prepared = await prepareModel(modelName, options);
+  const session = await loadSession(options.path);
+  return run(
+    options,
+    { bench: 'typing', models: [prepared.model], settings: { ...typing, pinning: 'split' } },
+    (onProgress) =>
+      withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
+        const common = { ...typing, repo: repoName(options), timeoutMs: options.timeoutMs };
+        const runs: TypingRun[] = [];
+        for (const { name, url } of systems) {
+          for (const context of ['compressed', 'text'] as const) {
+            onProgress(`${name}, ${context}`);
+            runs.push(await measureTyping(url, name, session, { ...common, context }));
+          }
+        }
+        return { model: prepared.model.name, options: { ...common, context: 'compressed' as const }, runs };
+      }),
+  );
+}

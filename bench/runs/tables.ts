@@ -1,0 +1,39 @@
+/** `llavacode bench tables` */
+import type { Artifact } from '../report/artifact.ts';
+import { COLOCATED, DISAGGREGATED } from '../system/system.ts';
+import { measureTables, type Pair, type TablesResult } from '../tables.ts';
+import { type BenchOptions, type PreparedModel, prepareModel, run, withSystems } from './context.ts';
+
+export interface TablesOptions {
+  readonly models: readonly string[];
+  readonly rounds: number;
+  /** For all models together; each has the same share. */
+  readonly budgetMinutes: number;
+}
+
+export async function runTables(options: BenchOptions, tables: TablesOptions): Promise<Artifact<TablesResult>> {
+  const prepared: PreparedModel[] = [];
+  for (const name of tables.models) prepared.push(await prepareModel(name, options));
+  // Both workers may use every core, as the paper's share one GPU; a slot is enough for one request at a time.
+  const plan = { deployments: [COLOCATED, DISAGGREGATED], pinning: 'shared' as const, slots: 2 };
+  const settings = { ...tables, pinning: plan.pinning, slots: plan.slots };
+  return run(options, { bench: 'tables', models: prepared.map(({ model }) => model), settings }, async (onProgress) => {
+    const pairs: Pair[] = [];
+    for (const ready of prepared) {
+      const ofModel = await withSystems(options, ready, plan, (systems) =>
+        measureTables({
+          model: ready.model.name,
+          systems: systems.map(({ url, deployment }) => ({ url, mode: deployment!.mode })),
+          prompts: ready.prompts,
+          rounds: tables.rounds,
+          budgetMs: (tables.budgetMinutes * 60_000) / prepared.length,
+          timeoutMs: options.timeoutMs,
+          seed: options.seed,
+          onProgress,
+        }),
+      );
+      pairs.push(...ofModel);
+    }
+    return { pairs };
+  });
+}

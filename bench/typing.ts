@@ -1,0 +1,128 @@
+/**
+ * `bench typing`: an editing session, keystroke by keystroke, as an editor's plug-in would send it: a request once the
+ * typist has paused for `debounceMs`; the one before is hung up on. Replayed at the speed at which it was typed.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { z } from 'zod';
+import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
+import { e2e, type Percentiles, percentiles, type RequestRecord, ttft } from './measure/latency.ts';
+import { sendOne } from './measure/load-client.ts';
+import type { ContextMode } from './system/prompts.ts';
+
+const SESSION = join(PACKAGE_ROOT, 'bench', 'data', 'typing-session.jsonl');
+
+const header = z.strictObject({ path: z.string(), line: z.int().min(0), note: z.string() });
+const event = z.union([
+  z.strictObject({ at_ms: z.number(), insert: z.string().min(1) }),
+  z.strictObject({ at_ms: z.number(), delete: z.int().min(1) }),
+]);
+
+/** What an editor holds after a keystroke. */
+export interface Keystroke {
+  readonly atMs: number;
+  readonly before: string;
+  readonly after: string;
+}
+
+export interface Session {
+  /** Of the file, within the repository. */
+  readonly path: string;
+  readonly keystrokes: readonly Keystroke[];
+}
+
+/** @param source text of the file before the session. */
+export function replaySession(lines: string, source: string): Session {
+  const [first, ...rest] = lines.split('\n').filter((line) => line !== '');
+  const { path, line } = header.parse(JSON.parse(first ?? '{}'));
+  const sourceLines = source.split('\n');
+  const after = sourceLines.slice(line).join('\n');
+  let before = sourceLines
+    .slice(0, line)
+    .map((text) => `${text}\n`)
+    .join('');
+  const keystrokes = rest.map((text) => {
+    const change = event.parse(JSON.parse(text));
+    before = 'insert' in change ? before + change.insert : before.slice(0, -change.delete);
+    return { atMs: change.at_ms, before, after };
+  });
+  return { path, keystrokes };
+}
+
+export async function loadSession(dir: string): Promise<Session> {
+  const lines = await readFile(SESSION, 'utf8');
+  const { path } = header.parse(JSON.parse(lines.slice(0, lines.indexOf('\n'))));
+  return replaySession(lines, await readFile(join(dir, path), 'utf8'));
+}
+
+export interface TypingOptions {
+  readonly repo: string;
+  readonly context: ContextMode;
+  readonly debounceMs: number;
+  readonly outputTokens: number;
+  readonly timeoutMs: number;
+}
+
+export interface TypingRun {
+  readonly deployment: string;
+  readonly context: ContextMode;
+  readonly keystrokes: number;
+  /** Requests sent; of these answered in full before the next one was due, and hung up on. */
+  readonly requests: number;
+  readonly answered: number;
+  readonly cancelled: number;
+  readonly failed: number;
+  /** Requests of which at least the first token came in time. */
+  readonly begun: number;
+  readonly ttft: Percentiles;
+  readonly e2e: Percentiles;
+  readonly records: readonly RequestRecord[];
+}
+
+export interface TypingResult {
+  readonly model: string;
+  readonly options: TypingOptions;
+  readonly runs: readonly TypingRun[];
+}
+
+export async function measureTyping(
+  url: string,
+  deployment: string,
+  { path, keystrokes }: Session,
+  options: TypingOptions,
+): Promise<TypingRun> {
+  const { repo, context, debounceMs, outputTokens, timeoutMs } = options;
+  const startMs = performance.now();
+  const pauses = keystrokes.flatMap((key, i) => {
+    const untilNext = (keystrokes[i + 1]?.atMs ?? Number.POSITIVE_INFINITY) - key.atMs;
+    return untilNext < debounceMs ? [] : [{ ...key, untilNext }];
+  });
+  const records = await Promise.all(
+    pauses.map(async ({ atMs, before, after, untilNext }, i) => {
+      const body = {
+        ...{ prompt: before, suffix: after, max_tokens: outputTokens, temperature: 0 },
+        ...(context !== 'off' && { rag: { repo, path, mode: context } }),
+      };
+      const cancelAfterMs = Number.isFinite(untilNext) ? untilNext - debounceMs : undefined;
+      const planned = { atMs: atMs + debounceMs, body, cancelAfterMs };
+      await delay(Math.max(0, planned.atMs - (performance.now() - startMs)));
+      return sendOne(url, planned, i, startMs, { timeoutMs });
+    }),
+  );
+  const ok = records.filter(({ outcome }) => outcome === 'ok');
+  const begun = records.filter(({ chunksMs }) => chunksMs.length > 0);
+  return {
+    deployment,
+    context,
+    keystrokes: keystrokes.length,
+    requests: records.length,
+    answered: ok.length,
+    cancelled: records.filter(({ outcome }) => outcome === 'cancelled').length,
+    failed: records.filter(({ outcome }) => outcome === 'failed').length,
+    begun: begun.length,
+    ttft: percentiles(begun.map(ttft)),
+    e2e: percentiles(ok.filter(({ chunksMs }) => chunksMs.length > 0).map(e2e)),
+    records,
+  };
+}

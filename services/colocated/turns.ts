@@ -1,0 +1,44 @@
+/**
+ * One engine for prompts and decode steps. They take turns, first come first served: as both loops ask again as soon as
+ * they have been served, a prompt chunk and a decode step alternate, and a sequence waits for one chunk at the most.
+ */
+import type { StepEngine } from '../decode/loop.ts';
+import type { PromptChunk } from '../lib/engine/session.ts';
+import type { KvPool } from '../lib/kv/pool.ts';
+import type { PromptEngine } from '../prefill/worker.ts';
+
+export class SharedEngine implements PromptEngine, StepEngine {
+  readonly #engine: PromptEngine & StepEngine;
+  #last: Promise<unknown> = Promise.resolve();
+
+  constructor(engine: PromptEngine & StepEngine) {
+    this.#engine = engine;
+  }
+
+  get pool(): KvPool {
+    return this.#engine.pool;
+  }
+
+  get vocabSize(): number {
+    return this.#engine.vocabSize;
+  }
+
+  get hiddenSize(): number {
+    return this.#engine.hiddenSize;
+  }
+
+  chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
+    return this.inTurn(() => this.#engine.chunk(chunk, signal));
+  }
+
+  step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array> {
+    return this.inTurn(() => this.#engine.step(ids, lengths));
+  }
+
+  /** Runs when all that asked before are done; nothing else runs meanwhile. */
+  inTurn<T>(work: () => T | Promise<T>): Promise<T> {
+    const turn = this.#last.then(work);
+    this.#last = turn.catch(() => {});
+    return turn;
+  }
+}

@@ -1,0 +1,59 @@
+/** How the KV cache of a sequence gets into a slot of ours. */
+import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
+import { SlotAdmission } from './admission.ts';
+import type { KvPuller, Received } from './receive.ts';
+
+/** The slot is the caller's, who gives it back. */
+export interface Acquired extends Received {
+  readonly slot: KvSlot;
+  /** How long the sequence waited for the slot. */
+  readonly queueSeconds: number;
+}
+
+export interface KvSource {
+  /** Sequences that wait for a slot. */
+  readonly waiting: number;
+  /** Slots in the hands of callers. */
+  readonly held: number;
+  /** @throws ServingError saturated, whatever {@link KvPuller.pull} throws; the signal's reason. */
+  acquire(handle: KvHandle__Output, signal: AbortSignal): Promise<Acquired>;
+}
+
+/** Reserves a slot, then pulls the cache from the prefill worker that holds it. */
+export class RemoteKv implements KvSource {
+  readonly #admission: SlotAdmission;
+  readonly #puller: KvPuller;
+  readonly #betweenSteps: () => Promise<void>;
+
+  /**
+   * @param limit sequences that may wait.
+   * @param betweenSteps see DecodeLoop.
+   */
+  constructor(pool: KvPool, puller: KvPuller, limit: number, betweenSteps: () => Promise<void>) {
+    this.#admission = new SlotAdmission(pool, limit);
+    this.#puller = puller;
+    this.#betweenSteps = betweenSteps;
+  }
+
+  get waiting(): number {
+    return this.#admission.waiting;
+  }
+
+  get held(): number {
+    return this.#admission.granted;
+  }
+
+  async acquire(handle: KvHandle__Output, signal: AbortSignal): Promise<Acquired> {
+    const arrivedAtMs = performance.now();
+    const slot = await this.#admission.reserve(handle.positions, signal);
+    const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
+    try {
+      await this.#betweenSteps();
+      return { ...(await this.#puller.pull(handle, slot, signal)), slot, queueSeconds };
+    } catch (error) {
+      slot.release();
+      throw error;
+    }
+  }
+}

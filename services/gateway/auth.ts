@@ -1,0 +1,91 @@
+/**
+ * Who asks, and which repositories are theirs. Keys stand in a file as hashes; without a file nobody needs one, and
+ * everybody is the default tenant. A repository that a key may not use is, for that key, one that does not exist.
+ */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { ServingError } from '../lib/process/errors.ts';
+import { DEFAULT_TENANT, repoKey } from '../lib/rag/store.ts';
+
+export interface Identity {
+  /** Whose repositories these are: those of two tenants never meet, whatever they are called. */
+  readonly tenant: string;
+  mayUse(repo: string): boolean;
+}
+
+export interface ApiKeys {
+  /**
+   * @param authorization the header as it came.
+   * @throws ServingError invalid_api_key
+   */
+  identify(authorization: string | undefined): Identity;
+}
+
+/** Nobody needs a key. */
+export const NO_KEYS: ApiKeys = { identify: () => ({ tenant: DEFAULT_TENANT, mayUse: () => true }) };
+
+const keysFile = z.array(
+  z.strictObject({
+    /** Of the key's UTF-8 bytes, in hex. */
+    key_sha256: z.string().regex(/^[0-9a-fA-F]{64}$/, 'must be 64 hexadecimal digits'),
+    tenant: z.string().refine((tenant) => isRepoKey(tenant, 'x'), 'is no tenant (letters, digits, "_", "-")'),
+    repos: z.array(z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is no repository')),
+  }),
+);
+
+function isRepoKey(tenant: string, name: string): boolean {
+  try {
+    repoKey(tenant, name);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names }]; '' for no keys.
+ * @throws ServingError config_invalid
+ */
+export async function loadApiKeys(file: string): Promise<ApiKeys> {
+  if (file === '') return NO_KEYS;
+  let entries: z.infer<typeof keysFile>;
+  try {
+    entries = keysFile.parse(JSON.parse(await readFile(file, 'utf8')));
+  } catch (cause) {
+    const issue = cause instanceof z.ZodError ? cause.issues[0] : undefined;
+    const why = issue ? `${issue.path.join('.')} ${issue.message}` : (cause as Error).message;
+    throw new ServingError('config_invalid', `API keys file ${file}: ${why}`, { cause });
+  }
+  const keys = entries.map(({ key_sha256, tenant, repos }) => {
+    const mayUse = (repo: string) => repos.includes('*') || repos.includes(repo);
+    return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, mayUse } };
+  });
+  return {
+    identify(authorization) {
+      const [, key] = /^Bearer +(\S+)$/i.exec(authorization ?? '') ?? [];
+      if (key === undefined) throw new ServingError('invalid_api_key', 'the request has no API key');
+      const digest = createHash('sha256').update(key).digest();
+      // All are compared, each in constant time: how long it takes tells nothing.
+      const matching = keys.filter((each) => timingSafeEqual(each.digest, digest));
+      if (!matching[0]) throw new ServingError('invalid_api_key', 'the API key is not one of ours');
+      return matching[0].identity;
+    },
+  };
+}
+
+/**
+ * The key under which the store knows a repository that a client names.
+ * @throws ServingError invalid_request for what is no name; repo_not_found for what this client may not use, worded as
+ *   for what does not exist.
+ */
+export function storeKey(identity: Identity, name: string, param: string): string {
+  try {
+    const key = repoKey(identity.tenant, name);
+    if (!identity.mayUse(name)) throw new ServingError('repo_not_found', `there is no index of ${key}`);
+    return key;
+  } catch (error) {
+    const { code, message } = ServingError.from(error);
+    throw new ServingError(code, message, { param });
+  }
+}

@@ -1,0 +1,108 @@
+/**
+ * Where the workers of one role are: addresses that are given, all addresses of a DNS name, or what workers have written
+ * into a registry. A name or registry that does not answer changes nothing: whether workers are there, they say themselves.
+ */
+import { lookup } from 'node:dns/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from '../lib/process/log.ts';
+import { Registry, type WorkerRole } from '../lib/registry/registry.ts';
+
+export interface AddressSource {
+  /** host:port of every worker that it knows of. */
+  list(): Promise<readonly string[]>;
+  close(): void;
+  /** Pause between two looks; undefined where one is enough. */
+  readonly everyMs: number | undefined;
+}
+
+export interface Discovery {
+  /** Resolves when the first look has been taken. */
+  readonly first: Promise<void>;
+  close(): void;
+}
+
+const DNS_EVERY_MS = 5_000;
+const REGISTRY_EVERY_MS = 1_000;
+
+/**
+ * Tells `onAddresses` where workers are, at once for those that are given and whenever it changes.
+ * @param list host:port, dns:name:port or redis://…, as the setting has them.
+ * @throws ServingError config_invalid for a bad URL.
+ */
+export function watchAddresses(
+  list: readonly string[],
+  role: WorkerRole,
+  onAddresses: (addresses: readonly string[]) => void,
+  log: Logger,
+): Discovery {
+  return watchSources(sourcesOf(list, role), onAddresses, log.child({ role }));
+}
+
+export function watchSources(
+  sources: readonly AddressSource[],
+  onAddresses: (addresses: readonly string[]) => void,
+  log: Pick<Logger, 'warn'>,
+): Discovery {
+  const closing = new AbortController();
+  const found = sources.map((): readonly string[] => []);
+  const look = async (source: AddressSource, index: number) => {
+    try {
+      const addresses = await source.list();
+      if (closing.signal.aborted || addresses.join() === found[index]!.join()) return;
+      found[index] = addresses;
+      onAddresses([...new Set(found.flat())]);
+    } catch (err) {
+      if (!closing.signal.aborted) log.warn({ err }, 'looking for workers failed: those known stay');
+    }
+  };
+  const first = Promise.all(sources.map(look)).then(() => {});
+  for (const [index, source] of sources.entries()) {
+    const { everyMs } = source;
+    if (everyMs === undefined) continue;
+    void first.then(async () => {
+      while (!closing.signal.aborted) {
+        // Rejects only by the signal, which ends the loop.
+        await sleep(everyMs, undefined, { signal: closing.signal }).catch(() => {});
+        if (!closing.signal.aborted) await look(source, index);
+      }
+    });
+  }
+  return {
+    first,
+    close: () => {
+      closing.abort();
+      for (const source of sources) source.close();
+    },
+  };
+}
+
+function sourcesOf(list: readonly string[], role: WorkerRole): AddressSource[] {
+  const given = list.filter((item) => !/^(dns|rediss?(\+\w+)?):/.test(item));
+  const names = list.filter((item) => item.startsWith('dns:'));
+  const registries = list.filter((item) => item.startsWith('redis'));
+  return [
+    { everyMs: undefined, list: async () => given, close: () => {} },
+    ...names.map((name) => dnsSource(name.slice('dns:'.length))),
+    ...registries.map((url) => registrySource(new Registry(url), role)),
+  ];
+}
+
+/** Every address of a name, as the system resolves it: a headless service of Kubernetes, or a name in /etc/hosts. */
+export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup): AddressSource {
+  const colon = hostAndPort.lastIndexOf(':');
+  const [host, port] = [hostAndPort.slice(0, colon), hostAndPort.slice(colon + 1)];
+  return {
+    everyMs: DNS_EVERY_MS,
+    list: async () => {
+      const found = await resolve(host, { all: true });
+      return found.map(({ address, family }) => (family === 6 ? `[${address}]:${port}` : `${address}:${port}`)).sort();
+    },
+    close: () => {},
+  };
+}
+
+export const registrySource = (registry: Pick<Registry, 'list' | 'close'>, role: WorkerRole): AddressSource => ({
+  everyMs: REGISTRY_EVERY_MS,
+  list: () => registry.list(role),
+  close: () => registry.close(),
+});

@@ -1,0 +1,172 @@
+/**
+ * Admission before work: a prompt waits here, in a fair order, until workers have room for both of its halves. What may
+ * wait is bounded by tokens, not by requests: no more than can be computed within the TTFT that is aimed at. A place is
+ * reserved at the moment of the check, so that a burst cannot pass it together.
+ */
+import { ServingError } from '../lib/process/errors.ts';
+import { metrics } from '../lib/process/metrics.ts';
+import { FairQueue } from './fair-queue.ts';
+import type { Demand, Placement, WorkerPool } from './placement.ts';
+import { ServiceRate } from './service-rate.ts';
+
+/** One prompt's wish for workers. */
+export interface Wish extends Demand {
+  readonly tenant: string;
+  /** Lower goes sooner, among the same tenant's. */
+  readonly priority: number;
+  /** What is left of the request's budget, in ms. */
+  readonly remainingMs: number;
+  /** It was admitted before and its worker was lost: it goes first, and waits for a worker where there is none. */
+  readonly again: boolean;
+}
+
+export interface DispatcherOptions {
+  readonly pool: Pick<
+    WorkerPool,
+    'place' | 'usable' | 'demandUsable' | 'prefillBacklog' | 'prefillTokensPerSecond' | 'onRoom'
+  >;
+  /** Time to first token that a request may be made to wait for, in ms. */
+  readonly targetTtftMs: number;
+  /** How long a prompt whose worker was lost waits for another one to come up, in ms. */
+  readonly patienceMs: number;
+  /** A tenant's share of the service, relative to the others'. */
+  readonly weightOf?: (tenant: string) => number;
+  /** Monotonic clock, in ms. */
+  readonly now?: () => number;
+}
+
+interface Waiter extends Wish {
+  readonly tokens: number;
+  readonly sinceMs: number;
+  grant(placement: Placement): void;
+  refuse(error: unknown): void;
+}
+
+/** A client that is told to come back later than this would rather ask someone else. */
+const LONGEST_RETRY_SECONDS = 60;
+
+export class Dispatcher {
+  readonly #options: DispatcherOptions;
+  readonly #now: () => number;
+  readonly #queue: FairQueue<Waiter>;
+  /** Those that were admitted before, in order of coming. */
+  readonly #again: Waiter[] = [];
+  readonly #rate = new ServiceRate();
+
+  constructor(options: DispatcherOptions) {
+    this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
+    this.#queue = new FairQueue(options.weightOf);
+    options.pool.onRoom = () => this.#pump();
+  }
+
+  /**
+   * Workers for a prompt, when it is its turn; the caller releases them.
+   * @throws ServingError saturated, no_worker; the signal's reason.
+   */
+  place(wish: Wish, signal: AbortSignal): Promise<Placement> {
+    return new Promise((resolve, reject) => {
+      signal.throwIfAborted();
+      if (!wish.again) this.#options.pool.demandUsable();
+      const settle = () => {
+        signal.removeEventListener('abort', leave);
+        clearTimeout(patience);
+      };
+      const waiter: Waiter = {
+        ...wish,
+        tokens: wish.promptTokens,
+        sinceMs: this.#now(),
+        grant: (placement) => {
+          settle();
+          resolve(placement);
+        },
+        refuse: (error) => {
+          settle();
+          reject(error);
+        },
+      };
+      const leave = () => this.#leave(waiter, signal.reason);
+      const patience = wish.again ? this.#watchForWorkers(waiter) : undefined;
+      signal.addEventListener('abort', leave, { once: true });
+      try {
+        if (wish.again) this.#again.push(waiter);
+        else this.#admit(waiter);
+        this.#pump();
+      } catch (error) {
+        waiter.refuse(error);
+      }
+    });
+  }
+
+  /**
+   * Takes a newcomer in, where need be at the cost of the tenant that holds most of the queue. When nothing waits or
+   * computes any one prompt is taken, whatever its length.
+   * @throws ServingError saturated
+   */
+  #admit(newcomer: Waiter): void {
+    const { pool, targetTtftMs } = this.#options;
+    const rate = this.#rate.bounded(pool.prefillTokensPerSecond);
+    const ahead = this.#queue.tokens + pool.prefillBacklog;
+    if (ahead > 0 && rate > 0) {
+      const refusal = (knob: string, ms: number) =>
+        new ServingError(
+          'saturated',
+          `${ahead} prompt tokens wait or compute at ${Math.round(rate)}/s: the first token would come later than the ` +
+            `${Math.round(ms)} ms of ${knob}`,
+          { knob, retryAfterSeconds: Math.min(Math.max(1, Math.ceil(ahead / rate)), LONGEST_RETRY_SECONDS) },
+        );
+      const { remainingMs, tokens } = newcomer;
+      if (((ahead + tokens) / rate) * 1000 > remainingMs) throw refusal('timeout_ms', remainingMs);
+      const limit = (rate * targetTtftMs) / 1000 - pool.prefillBacklog;
+      const victims = this.#queue.victims(newcomer, limit);
+      if (victims === undefined) throw refusal('target-ttft-ms', targetTtftMs);
+      for (const victim of victims) {
+        this.#queue.remove(victim);
+        victim.refuse(refusal('target-ttft-ms', targetTtftMs));
+      }
+    }
+    this.#queue.add(newcomer);
+  }
+
+  /** Gives out workers as long as they have room. */
+  #pump(): void {
+    const { pool } = this.#options;
+    for (let next = this.#first; next !== undefined; next = this.#first) {
+      const placement = pool.place(next);
+      if (placement === undefined) break;
+      if (next.again) this.#again.shift();
+      else this.#queue.take();
+      this.#rate.served(next.tokens, next.sinceMs, this.#now());
+      next.grant(placement);
+    }
+    if (this.#queue.size === 0) this.#rate.idle();
+    this.#observe();
+  }
+
+  get #first(): Waiter | undefined {
+    return this.#again[0] ?? this.#queue.first;
+  }
+
+  #leave(waiter: Waiter, reason: unknown): void {
+    const index = this.#again.indexOf(waiter);
+    if (index >= 0) this.#again.splice(index, 1);
+    else if (!this.#queue.remove(waiter)) return;
+    waiter.refuse(reason);
+    this.#pump(); // what stood behind it may fit
+  }
+
+  #watchForWorkers(waiter: Waiter): NodeJS.Timeout {
+    return setTimeout(() => {
+      try {
+        this.#options.pool.demandUsable();
+      } catch (error) {
+        this.#leave(waiter, error);
+      }
+    }, this.#options.patienceMs);
+  }
+
+  #observe(): void {
+    metrics.waiting.set(this.#queue.size + this.#again.length);
+    metrics.waitingTokens.set(this.#queue.tokens);
+  }
+}

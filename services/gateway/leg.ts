@@ -1,0 +1,195 @@
+/**
+ * One try at one prompt, by the workers of one placement: a prefill call, and a decode call per choice, sent as soon as the
+ * prompt has its slot: it pulls the KV while prefill still computes. Knows workers and tokens, not text or clients.
+ */
+import { ServingError } from '../lib/process/errors.ts';
+import type { Sampling, TokenPrompt } from '../lib/request/sequence.ts';
+import type { DecodeEvent__Output } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
+import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
+import type { PrefillEvent__Output } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
+import { samplingMessage, softTokensMessage } from '../lib/rpc/messages.ts';
+import type { Placement } from './placement.ts';
+import { Deferred } from './together.ts';
+
+export type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
+export type Step = NonNullable<DecodeEvent__Output['step']>;
+
+export interface LegRequest {
+  readonly requestId: string;
+  /** Of the bundle that the token ids belong to. */
+  readonly fingerprint: string;
+  readonly cacheSalt: string;
+  readonly prompt: TokenPrompt;
+  /** One per choice. */
+  readonly samplings: readonly Sampling[];
+  /** Of each choice, the first one included. */
+  readonly maxTokens: number;
+  /** Alternatives per prompt token to report; -1 for none. */
+  readonly promptLogprobs: number;
+  /** When the request's budget is spent, as epoch ms. */
+  readonly deadline: number;
+  /** A joined sequence that brings no token for so long is lost, in ms. */
+  readonly stallTimeoutMs: number;
+  /** Told what the workers measured. */
+  readonly onAccepted: (accepted: NonNullable<PrefillEvent__Output['accepted']>) => void;
+  readonly onFirst: (first: FirstTokens) => void;
+  readonly onJoined: (joined: NonNullable<DecodeEvent__Output['joined']>) => void;
+}
+
+/** Why a call is cancelled that is no longer needed. */
+export const FINISHED = new Error('finished');
+
+export class Leg {
+  readonly #request: LegRequest;
+  readonly #placement: Placement;
+  readonly #accepted = new Deferred<KvHandle__Output>();
+  readonly #first = new Deferred<FirstTokens>();
+  readonly #finished = new AbortController();
+  /** Choices that have not taken their copy of the KV yet. */
+  readonly #waiting: Set<number>;
+  readonly #prefilling: Promise<void>;
+  #abandoned = false;
+  #hasFirst = false;
+
+  /** Starts the prefill call. */
+  constructor(request: LegRequest, placement: Placement, signal: AbortSignal) {
+    this.#request = request;
+    this.#placement = placement;
+    this.#waiting = new Set(placement.decodes.keys());
+    this.#prefilling = this.#prefill(AbortSignal.any([signal, placement.prefill.lost, this.#finished.signal]), signal);
+  }
+
+  /** The first token of every choice. Rejects when prefill failed: then nothing of this leg can be used. */
+  get first(): Promise<FirstTokens> {
+    return this.#first.promise;
+  }
+
+  get hasFirst(): boolean {
+    return this.#hasFirst;
+  }
+
+  /**
+   * What follows a choice's first token, to the end.
+   * @throws ServingError of the worker, worker_lost, worker_stalled; the signal's reason.
+   */
+  async *decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {
+    const { requestId, samplings, maxTokens, deadline, stallTimeoutMs, onJoined } = this.#request;
+    const worker = this.#placement.decodes[choice]!;
+    const stall = new Watchdog(stallTimeoutMs, worker.address);
+    try {
+      const kv = await this.#accepted.promise;
+      const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
+      const live = AbortSignal.any([signal, worker.lost, stall.signal]);
+      for await (const { joined, step } of worker.client.decode(call, live, deadline)) {
+        stall.stop();
+        if (joined) {
+          onJoined(joined);
+          this.#took(choice);
+        }
+        if (step) yield step;
+        if (step?.finishReason) {
+          worker.succeeded();
+          return;
+        }
+        stall.start(); // from here on it is the worker that we wait for; before, it was the client
+      }
+      throw new ServingError('worker_lost', `${worker.address} ended decoding before the end of the text`);
+    } catch (error) {
+      if (!signal.aborted) worker.failed(error);
+      throw error;
+    } finally {
+      stall.stop();
+      this.#took(choice);
+      worker.release();
+    }
+  }
+
+  /** A choice was lost and will not take the KV: when the others have theirs, nobody is left to wait for. */
+  abandon(): void {
+    this.#abandoned = true;
+    if (this.#waiting.size === 0) this.#finished.abort(FINISHED);
+  }
+
+  /** Frees what was not taken, and resolves when the prefill call has ended. */
+  async end(): Promise<void> {
+    this.#finished.abort(FINISHED);
+    await this.#prefilling;
+    for (const worker of this.#placement.decodes) worker.release();
+  }
+
+  #took(choice: number): void {
+    this.#waiting.delete(choice);
+    if (this.#abandoned) this.abandon();
+  }
+
+  /** Follows the prefill call to its end. Never throws: a failure reaches the choices through what they wait for. */
+  async #prefill(live: AbortSignal, signal: AbortSignal): Promise<void> {
+    const { requestId, fingerprint, prompt, samplings, maxTokens, ...request } = this.#request;
+    const worker = this.#placement.prefill;
+    const call = {
+      requestId,
+      fingerprint,
+      tokenIds: Array.from(prompt.ids),
+      soft: softTokensMessage(prompt.soft),
+      choices: samplings.map(samplingMessage),
+      readers: maxTokens > 1 ? samplings.length : 0,
+      promptLogprobs: request.promptLogprobs,
+      cacheSalt: request.cacheSalt,
+    };
+    // What has been resolved stays so: a prefill worker that is lost after its work was done harms nobody.
+    const refuse = (error: unknown) => {
+      this.#accepted.reject(error);
+      this.#first.reject(error);
+    };
+    try {
+      for await (const { accepted, first, released } of worker.client.prefill(call, live, request.deadline)) {
+        if (accepted?.kv) {
+          request.onAccepted(accepted);
+          this.#accepted.resolve(accepted.kv);
+        }
+        if (first) {
+          request.onFirst(first);
+          this.#hasFirst = true;
+          this.#first.resolve(first);
+          worker.succeeded();
+          worker.release(); // the next prompt may come
+        }
+        if (released) break;
+      }
+      refuse(new ServingError('worker_lost', `${worker.address} ended prefill without a first token`));
+    } catch (error) {
+      if (!signal.aborted && !this.#finished.signal.aborted) worker.failed(error);
+      refuse(error);
+    } finally {
+      worker.release();
+    }
+  }
+}
+
+/** Aborts its signal when nothing came for a while. */
+class Watchdog {
+  readonly #controller = new AbortController();
+  readonly #timeoutMs: number;
+  readonly #address: string;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(timeoutMs: number, address: string) {
+    this.#timeoutMs = timeoutMs;
+    this.#address = address;
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  start(): void {
+    this.#timer = setTimeout(() => {
+      const message = `${this.#address} sent no token for ${this.#timeoutMs} ms (--stall-timeout-ms)`;
+      this.#controller.abort(new ServingError('worker_stalled', message));
+    }, this.#timeoutMs);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}

@@ -1,0 +1,195 @@
+/**
+ * `/v1/repos`: what is indexed, and indexing. An upload is passed to the indexer as it comes; only the indexer unpacks
+ * it, so that what a client sends can slow down no completion.
+ */
+import type { Readable } from 'node:stream';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import { ServingError } from '../lib/process/errors.ts';
+import { contextFingerprint } from '../lib/rag/row.ts';
+import { type IndexHead, nameOf, type Store } from '../lib/rag/store.ts';
+import type { IndexerClient } from '../lib/rpc/contract.ts';
+import type { IndexReport__Output } from '../lib/rpc/gen/llavacode/v1/IndexReport.ts';
+import type { IndexRequest } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
+import { storeKey } from './auth.ts';
+import { asServingError, errorBody } from './http-errors.ts';
+import { EventStream } from './sse.ts';
+
+export interface RepoParts {
+  /** undefined where the gateway has none. */
+  readonly store: Store | undefined;
+  /** undefined where none was named. */
+  readonly indexer: IndexerClient | undefined;
+  /** Of the served encoder and projector; undefined where the bundle has none. */
+  readonly contextFingerprint: string | undefined;
+  readonly maxUploadBytes: number;
+  /** Deadline of a removal, in ms. */
+  readonly requestTimeoutMs: number;
+  /** Ends uploads: an index run would take too long, and what it has stored is not lost. */
+  readonly draining: AbortSignal;
+}
+
+const FORMATS: Record<string, string> = {
+  'application/json': 'json',
+  'application/x-tar': 'tar',
+  'application/tar': 'tar',
+  'application/gzip': 'tar.gz',
+  'application/x-gzip': 'tar.gz',
+  'application/x-gtar': 'tar.gz',
+  'application/x-tgz': 'tar.gz',
+  'application/zip': 'zip',
+  'application/x-zip-compressed': 'zip',
+};
+
+type RepoCall = FastifyRequest<{ Params: { '*': string }; Querystring: Record<string, string | string[]> }>;
+
+/** Names of repositories hold slashes, as they are or as %2F. */
+const REPO_URL = '/v1/repos/*';
+
+export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
+  app.register(async (scope) => {
+    scope.removeAllContentTypeParsers();
+    // Uploads are passed on as they come.
+    scope.addContentTypeParser(Object.keys(FORMATS), (_, payload, done) => done(null, payload));
+    scope.get('/v1/repos', (request) => list(request, parts));
+    scope.get(REPO_URL, (request: RepoCall) => describe(request, parts));
+    scope.put(REPO_URL, (request: RepoCall, reply) => index(request, reply, parts));
+    scope.delete(REPO_URL, (request: RepoCall) => remove(request, parts));
+  });
+}
+
+async function list({ identity }: FastifyRequest, { store, contextFingerprint: served }: RepoParts): Promise<unknown> {
+  const keys = (await storeOf(store).repositories(identity.tenant)).filter((key) => identity.mayUse(nameOf(key)));
+  const data = await Promise.all(
+    keys.map(async (key) => {
+      try {
+        const head = await storeOf(store).head(key);
+        return head ? [repoBody(nameOf(key), head, served)] : [];
+      } catch (error) {
+        const { code, message } = ServingError.from(error);
+        if (code !== 'store_invalid') throw error;
+        return [{ object: 'repo', repo: nameOf(key), error: { code, message } }];
+      }
+    }),
+  );
+  return { object: 'list', data: data.flat() };
+}
+
+async function describe(
+  { identity, params }: RepoCall,
+  { store, contextFingerprint: served }: RepoParts,
+): Promise<unknown> {
+  const name = params['*'];
+  const key = storeKey(identity, name, 'repo');
+  const head = await storeOf(store).head(key);
+  if (!head) throw new ServingError('repo_not_found', `there is no index of ${key}`, { param: 'repo' });
+  return repoBody(name, head, served);
+}
+
+const repoBody = (repo: string, head: IndexHead, served: string | undefined) => ({
+  object: 'repo',
+  repo,
+  version: head.version,
+  fingerprint: head.fingerprint,
+  /** Its vectors are of another encoder or projector than the served one: index it again. */
+  stale: contextFingerprint(head.fingerprint) !== served,
+  chunks: head.chunks,
+  files: head.files,
+  languages: head.languages,
+  updated_at: head.indexedAt,
+});
+
+async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): Promise<unknown> {
+  const repo = request.params['*'];
+  storeKey(request.identity, repo, 'repo');
+  const indexer = indexerOf(parts);
+  const gone = new AbortController();
+  reply.raw.once('close', () => gone.abort(new ServingError('client_gone', 'the client hung up')));
+  const signal = AbortSignal.any([gone.signal, parts.draining]);
+  const start = {
+    requestId: request.id,
+    tenant: request.identity.tenant,
+    repo,
+    format: FORMATS[(request.headers['content-type'] ?? '').split(';')[0]!.trim().toLowerCase()] ?? '',
+    stripComponents: stripOf(request.query),
+  };
+  const runs = indexer.index(uploadOf(start, request.body as Readable, parts.maxUploadBytes), signal);
+  const stream = request.headers.accept?.includes('text/event-stream') ? new EventStream(reply, signal) : undefined;
+  try {
+    for await (const { progress, report } of runs) {
+      if (report) {
+        const body = reportBody(repo, report);
+        if (!stream) return body;
+        return stream.end(body);
+      }
+      if (progress) {
+        const { files, filesRead, chunks, embedded } = progress;
+        await stream?.send({ object: 'repo.progress', files, files_read: filesRead, chunks, embedded });
+      }
+    }
+    throw new ServingError('worker_lost', 'the indexer ended without a report');
+  } catch (error) {
+    if (!stream?.open) throw error;
+    return stream.end(errorBody(asServingError(error), request.id));
+  }
+}
+
+const reportBody = (repo: string, report: IndexReport__Output) => ({ object: 'repo.index', repo, ...report });
+
+/** @throws ServingError payload_too_large, client_gone. */
+async function* uploadOf(
+  start: NonNullable<IndexRequest['start']>,
+  body: Readable,
+  limit: number,
+): AsyncGenerator<IndexRequest> {
+  yield { start };
+  let received = 0;
+  try {
+    for await (const data of body) {
+      received += (data as Buffer).length;
+      if (received > limit) {
+        throw new ServingError('payload_too_large', `the upload is larger than ${limit} bytes (--max-upload-bytes)`);
+      }
+      yield { data: data as Buffer };
+    }
+  } catch (cause) {
+    if (cause instanceof ServingError) throw cause;
+    throw new ServingError('client_gone', `the upload broke off: ${(cause as Error).message}`, { cause });
+  }
+}
+
+function stripOf(query: Record<string, string | string[]>): number {
+  const { strip_components: strip = '0', ...rest } = query;
+  const [unknown] = Object.keys(rest);
+  if (unknown !== undefined) {
+    throw new ServingError('invalid_request', `${unknown}: is not a parameter of this request`, { param: unknown });
+  }
+  if (typeof strip !== 'string' || !/^\d{1,2}$/.test(strip)) {
+    throw new ServingError('invalid_request', `strip_components: ${JSON.stringify(strip)} must be from 0 to 99`, {
+      param: 'strip_components',
+    });
+  }
+  return Number(strip);
+}
+
+async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise<unknown> {
+  const repo = params['*'];
+  storeKey(identity, repo, 'repo');
+  const deadline = AbortSignal.timeout(parts.requestTimeoutMs);
+  try {
+    await indexerOf(parts).delete({ tenant: identity.tenant, repo }, deadline);
+  } catch (error) {
+    if (!deadline.aborted) throw error;
+    throw new ServingError('deadline_exceeded', `removing ${repo} took longer than ${parts.requestTimeoutMs} ms`);
+  }
+  return { object: 'repo.deleted', repo, deleted: true };
+}
+
+function indexerOf({ indexer }: RepoParts): IndexerClient {
+  if (!indexer) throw new ServingError('no_indexer', 'this gateway has no indexer');
+  return indexer;
+}
+
+function storeOf(store: Store | undefined): Store {
+  if (!store) throw new ServingError('store_unavailable', 'this gateway has no store');
+  return store;
+}

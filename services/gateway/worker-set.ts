@@ -1,0 +1,218 @@
+/**
+ * The workers of one role, wherever they are found. Each is asked again and again what it is, so that one that comes up is
+ * used, one that is gone is dropped, and one that hangs loses its work to others. Only workers of this gateway's own bundle
+ * are used: the token ids mean nothing to others.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
+import type { WorkerDescription__Output } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
+import { Circuit } from './circuit.ts';
+
+export interface Describable {
+  describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
+  close(): void;
+}
+
+/** A worker that a completion counts on until `release`. */
+export interface Hold<C> {
+  readonly address: string;
+  readonly client: C;
+  /** Aborted when the worker does not answer any more: its calls would never end. */
+  readonly lost: AbortSignal;
+  /** Gives its load back; twice is harmless. */
+  release(): void;
+  /** Leaves the worker alone for a while, if the error says that it is to blame. */
+  failed(error: unknown): void;
+  succeeded(): void;
+}
+
+export interface Worker<C> {
+  readonly address: string;
+  readonly client: C;
+  readonly circuit: Circuit;
+  /** What it said of itself last; undefined while it cannot be used. */
+  described: WorkerDescription__Output | undefined;
+  /** Why it cannot be used. */
+  problem: string;
+  /** Work that this gateway has given it and that has not ended: calls, and what they weigh. */
+  jobs: number;
+  load: number;
+  /** Work of other gateways, weighed when it was last asked. */
+  foreign: number;
+  /** When it was last chosen, by count: equals take turns. */
+  chosen: number;
+  lost: AbortController;
+  /** No longer among the addresses: its client is closed when its last call has ended. */
+  removed: boolean;
+}
+
+export interface WorkerSetOptions<C> {
+  readonly role: string;
+  readonly connect: (address: string) => C;
+  /** The load that a worker reports, in units of {@link Hold}. */
+  readonly reportedLoad: (description: WorkerDescription__Output) => number;
+  /** Whether it takes more now. */
+  readonly hasRoom: (worker: Worker<C>) => boolean;
+  /** Of the bundle that this gateway tokenizes for. */
+  readonly fingerprint: string;
+  /** Deadline of one question; a worker that has been usable and misses it hangs. */
+  readonly answerTimeoutMs: number;
+  /** Pause between two questions. */
+  readonly askEveryMs: number;
+  /** Called when there may be room where there was none. */
+  readonly onRoom: () => void;
+  readonly log: Logger;
+}
+
+/** Errors after which a worker is left alone until it has answered again. */
+const GONE: ReadonlySet<string> = new Set(['worker_lost', 'worker_stalled', 'draining']);
+
+export class WorkerSet<C extends Describable> {
+  readonly #options: WorkerSetOptions<C>;
+  #workers: Worker<C>[] = [];
+  #choices = 0;
+  #closing: AbortSignal | undefined;
+
+  constructor(options: WorkerSetOptions<C>) {
+    this.#options = options;
+  }
+
+  /** Where workers are from now on. What runs on one that is not named any more goes on. */
+  setAddresses(addresses: readonly string[]): void {
+    const wanted = new Set(addresses);
+    for (const worker of this.#workers.filter(({ address }) => !wanted.has(address))) this.#remove(worker);
+    this.#workers = this.#workers.filter(({ removed }) => !removed);
+    const known = new Set(this.#workers.map(({ address }) => address));
+    for (const address of wanted) {
+      if (known.has(address)) continue;
+      const worker: Worker<C> = {
+        ...{ address, client: this.#options.connect(address), circuit: new Circuit(), lost: new AbortController() },
+        ...{ described: undefined, problem: 'has not answered yet', removed: false },
+        ...{ jobs: 0, load: 0, foreign: 0, chosen: 0 },
+      };
+      this.#workers.push(worker);
+      if (this.#closing) void this.#askForever(worker, this.#closing);
+    }
+  }
+
+  get usable(): Worker<C>[] {
+    const now = performance.now();
+    return this.#workers.filter((worker) => worker.described !== undefined && worker.circuit.allows(now));
+  }
+
+  /** @throws ServingError no_worker */
+  demandUsable(): Worker<C>[] {
+    const usable = this.usable;
+    if (usable.length > 0) return usable;
+    const states = this.#workers.map(({ address, described, problem }) =>
+      described ? `${address} fails one request after another` : `${address} ${problem}`,
+    );
+    throw new ServingError('no_worker', `no ${this.#options.role} worker: ${states.join('; ') || 'none is known'}`, {
+      retryAfterSeconds: 1,
+    });
+  }
+
+  /** Those that could take `positions` now, the least loaded first; those at equal load take turns. */
+  ready(positions: number): Worker<C>[] {
+    const { hasRoom } = this.#options;
+    return this.usable
+      .filter((worker) => (worker.described?.capacity ?? 0) >= positions && hasRoom(worker))
+      .toSorted((a, b) => a.load + a.foreign - b.load - b.foreign || a.chosen - b.chosen);
+  }
+
+  hold(worker: Worker<C>, load: number): Hold<C> {
+    worker.jobs++;
+    worker.load += load;
+    worker.chosen = ++this.#choices;
+    worker.circuit.tried(performance.now());
+    let held = true;
+    return {
+      address: worker.address,
+      client: worker.client,
+      lost: worker.lost.signal,
+      release: () => {
+        if (!held) return;
+        held = false;
+        worker.jobs--;
+        worker.load -= load;
+        if (worker.removed && worker.jobs === 0) worker.client.close();
+        this.#options.onRoom();
+      },
+      failed: (error) => {
+        const failure = ServingError.from(error);
+        if (GONE.has(failure.code)) this.#drop(worker, `failed a request (${failure.message})`);
+        else if (failure.kind.http >= 500) worker.circuit.failed(performance.now());
+      },
+      succeeded: () => worker.circuit.succeeded(),
+    };
+  }
+
+  /** Asks every worker once. */
+  async refresh(closing: AbortSignal): Promise<void> {
+    await Promise.all(this.#workers.map((worker) => this.#ask(worker, closing)));
+  }
+
+  /** Asks every worker, and those that come later, again and again. */
+  watch(closing: AbortSignal): void {
+    this.#closing = closing;
+    for (const worker of this.#workers) void this.#askForever(worker, closing);
+  }
+
+  close(): void {
+    for (const worker of this.#workers) worker.client.close();
+  }
+
+  async #askForever(worker: Worker<C>, closing: AbortSignal): Promise<void> {
+    while (!closing.aborted && !(worker.removed && worker.jobs === 0)) {
+      await this.#ask(worker, closing);
+      // Rejects only by the signal, which ends the loop.
+      await sleep(this.#options.askEveryMs, undefined, { signal: closing }).catch(() => {});
+    }
+  }
+
+  async #ask(worker: Worker<C>, closing: AbortSignal): Promise<void> {
+    const { fingerprint, answerTimeoutMs, reportedLoad, role, onRoom, log } = this.#options;
+    const deadline = AbortSignal.timeout(answerTimeoutMs);
+    try {
+      const answer = await worker.client.describe(AbortSignal.any([deadline, closing]));
+      if (answer.fingerprint !== fingerprint) {
+        this.#drop(worker, `serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
+        return;
+      }
+      if (worker.described === undefined) {
+        worker.lost = new AbortController();
+        log.info({ address: worker.address, role }, 'worker is usable');
+      }
+      worker.described = answer;
+      worker.foreign = Math.max(0, reportedLoad(answer) - worker.load);
+      onRoom();
+    } catch (error) {
+      if (closing.aborted) return;
+      if (deadline.aborted) this.#lose(worker);
+      else this.#drop(worker, `does not answer (${error instanceof Error ? error.message : error})`);
+    }
+  }
+
+  /** It neither answers nor breaks its connections: nothing else would ever end its calls. */
+  #lose(worker: Worker<C>): void {
+    const problem = `has not answered within ${this.#options.answerTimeoutMs} ms`;
+    this.#drop(worker, problem);
+    worker.lost.abort(new ServingError('worker_stalled', `${worker.address} ${problem}`));
+  }
+
+  #drop(worker: Worker<C>, problem: string): void {
+    if (worker.described !== undefined || worker.problem !== problem) {
+      const { role, log } = this.#options;
+      log.warn({ address: worker.address, role, problem }, 'worker is not usable');
+    }
+    worker.described = undefined;
+    worker.problem = problem;
+  }
+
+  #remove(worker: Worker<C>): void {
+    worker.removed = true;
+    this.#options.log.info({ address: worker.address, role: this.#options.role }, 'worker is no longer listed');
+    if (worker.jobs === 0) worker.client.close();
+  }
+}

@@ -1,0 +1,32 @@
+/** Keeps the process to cores: the runtime's threads, and every other one. */
+import { readdirSync } from 'node:fs';
+import koffi from 'koffi';
+import { ServingError } from '../process/errors.ts';
+
+const ESRCH = koffi.os.errno['ESRCH'];
+
+/**
+ * Pins all threads of this process; threads made later inherit it. Linux only.
+ * @throws ServingError config_invalid elsewhere, and where none of `cpus` is there for this process.
+ */
+export function pinProcess(cpus: readonly number[]): void {
+  if (process.platform !== 'linux') {
+    throw new ServingError('config_invalid', `--cpus works on Linux only, this is ${process.platform}; leave it out`);
+  }
+  const libc = koffi.load('libc.so.6');
+  const setAffinity = libc.func('sched_setaffinity', 'int', ['int', 'size_t', 'void *']);
+  const mask = new Uint8Array(new ArrayBuffer(Math.ceil((Math.max(...cpus) + 1) / 64) * 8));
+  for (const cpu of cpus) mask[cpu >> 3]! |= 1 << (cpu & 7);
+  const pinned = new Set<number>();
+  // Until none is new: one that was not pinned yet may have started another.
+  for (let before = -1; before < pinned.size; ) {
+    before = pinned.size;
+    for (const thread of readdirSync('/proc/self/task').map(Number)) {
+      if (pinned.has(thread)) continue;
+      if (setAffinity(thread, mask.byteLength, mask) !== 0 && koffi.errno() !== ESRCH) {
+        throw new ServingError('config_invalid', `--cpus ${cpus.join(',')}: this process may use none of these cores`);
+      }
+      pinned.add(thread);
+    }
+  }
+}

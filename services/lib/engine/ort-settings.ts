@@ -1,0 +1,91 @@
+/** How a session of ONNX Runtime is opened: threads, spinning, provider. */
+import { ServingError } from '../process/errors.ts';
+import {
+  type Api,
+  check,
+  create,
+  libraryPath,
+  type Out,
+  offLoop,
+  type Pointer,
+  RUNTIME_VERSION,
+  runtime,
+} from './ort-api.ts';
+import type { PrepackedCache } from './prepacked.ts';
+
+export interface SessionOptions {
+  readonly provider: 'auto' | 'cpu' | 'cuda';
+  readonly threads: number;
+  /** Let idle threads spin between operators: faster, unless others share the cores. */
+  readonly spin?: boolean;
+  /** Told when `auto` falls back to the CPU, with the reason. */
+  readonly onFallback?: (reason: string) => void;
+  /** Where the weights lie in the form that the CPU computes with; without it every session makes its own copy. */
+  readonly prepacked?: PrepackedCache;
+}
+
+export class SessionSettings {
+  /** Whether the session computes on a GPU. */
+  readonly cuda: boolean;
+  readonly #pointer: Pointer;
+
+  /** @throws ServingError provider_unavailable where CUDA is asked for and missing. */
+  constructor(options: SessionOptions) {
+    const { api } = runtime();
+    this.#pointer = create(api, api.createSessionOptions);
+    try {
+      check(api, api.setIntraOpNumThreads(this.#pointer, options.threads));
+      check(api, api.disableMemPattern(this.#pointer)); // shapes change from run to run
+      this.set('session.intra_op.allow_spinning', options.spin ? '1' : '0');
+      this.set('session.set_denormal_as_zero', '1');
+      this.cuda = options.provider !== 'cpu' && appendCuda(api, this.#pointer, options);
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  set(key: string, value: string): void {
+    const { api } = runtime();
+    check(api, api.addSessionConfigEntry(this.#pointer, key, value));
+  }
+
+  /** The session writes its graph, as optimised, to `path`. */
+  writeGraphTo(path: string): void {
+    const { api } = runtime();
+    check(api, api.setOptimizedModelFilePath(this.#pointer, path));
+  }
+
+  /**
+   * The session of a graph, opened off the event loop.
+   * @throws ServingError runtime_failed for a broken graph.
+   */
+  async open(graph: string): Promise<Pointer> {
+    const { api, env } = runtime();
+    const out: Out = [null];
+    await offLoop(api, api.createSession, env, graph, this.#pointer, out);
+    return out[0] as Pointer;
+  }
+
+  [Symbol.dispose](): void {
+    runtime().api.releaseSessionOptions(this.#pointer);
+  }
+}
+
+/** Whether it worked; where it need not, the reason is told. */
+function appendCuda(api: Api, settings: Pointer, options: SessionOptions): boolean {
+  try {
+    const cuda = create(api, api.createCudaOptions);
+    try {
+      check(api, api.appendCuda(settings, cuda));
+    } finally {
+      api.releaseCudaOptions(cuda);
+    }
+    return true;
+  } catch (error) {
+    const reason = `CUDA is not available (${ServingError.from(error).message}). Install an NVIDIA driver, the CUDA runtime and ONNX Runtime ${RUNTIME_VERSION}'s libonnxruntime_providers_cuda.so and libonnxruntime_providers_shared.so beside ${libraryPath().split(/[\\/]/).pop()}`;
+    if (options.provider === 'cuda') throw new ServingError('provider_unavailable', reason, { cause: error });
+    options.onFallback?.(reason);
+    return false;
+  }
+}

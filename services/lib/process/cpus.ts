@@ -1,0 +1,42 @@
+/** Sets of CPU cores, written as Linux does: `0-3,8`. */
+import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { ServingError } from './errors.ts';
+
+/** `0-2,8` as [0, 1, 2, 8]. @throws ServingError config_invalid. */
+export function parseCpus(list: string): number[] {
+  const cpus = list.split(',').flatMap((part) => {
+    const [first, last = first] = part.split('-').map(Number) as [number, number?];
+    if (!Number.isInteger(first) || !Number.isInteger(last) || last < first) {
+      throw new ServingError('config_invalid', `cores ${JSON.stringify(list)} must be like 0-3,8`);
+    }
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  });
+  return [...new Set(cpus)];
+}
+
+/** Cores that this process may use. */
+export function allowedCpus(): number[] {
+  try {
+    const list = /^Cpus_allowed_list:\s*(\S+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
+    if (list !== undefined) return parseCpus(list);
+  } catch {
+    // not Linux
+  }
+  return Array.from({ length: availableParallelism() }, (_, i) => i);
+}
+
+/**
+ * Disjoint runs of cores for `workers` workers, as equal as they can be, the first ones longer.
+ * @throws ServingError config_invalid where there are fewer cores than workers.
+ */
+export function divideCpus(cpus: readonly number[], workers: number): number[][] {
+  if (cpus.length < workers) {
+    throw new ServingError(
+      'config_invalid',
+      `${workers} workers cannot have cores of their own: the process may use ${cpus.length} (${cpus.join(',')})`,
+    );
+  }
+  const cut = (worker: number) => Math.ceil((worker * cpus.length) / workers);
+  return Array.from({ length: workers }, (_, i) => cpus.slice(cut(i), cut(i + 1)));
+}

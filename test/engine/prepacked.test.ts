@@ -1,0 +1,133 @@
+/** Weights kept as the CPU computes with them: the same logits, made once, made again when they are of no use. */
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type PrepackedCache, prepackedGraph } from '../../services/lib/engine/prepacked.ts';
+import { DecoderSession } from '../../services/lib/engine/session.ts';
+import { KvPool } from '../../services/lib/kv/pool.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
+import { buildDecoder } from '../../services/lib/model/decoder.ts';
+import type { LayerFormats, TableFormat } from '../../services/lib/model/linear.ts';
+import { writeModel } from '../../services/lib/model/onnx.ts';
+import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+
+const CHECKPOINT = join(import.meta.dirname, '../goldens/qwen2-tied');
+const INT4 = { bits: 4, block: 32 } as const;
+
+let root: string;
+let spec: DecoderSpec;
+
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'llavacode-prepacked-'));
+  spec = (await readSpec(CHECKPOINT)) as DecoderSpec;
+});
+afterAll(() => rm(root, { recursive: true, force: true }));
+
+/** A decoder's graph in a folder `llm` of its own. */
+async function decoder(name: string, layers: LayerFormats, vocabulary: TableFormat): Promise<string> {
+  const dir = join(root, name, 'llm');
+  await mkdir(dir, { recursive: true });
+  const checkpoint = await Checkpoint.open(CHECKPOINT);
+  await writeModel(buildDecoder(spec, checkpoint, { layers, vocabulary, maxPositions: 64 }), dir);
+  return join(dir, 'model.onnx');
+}
+
+/** A cache of its own, and what it logged. */
+async function cache(name: string) {
+  const dir = join(root, `${name}-cache`);
+  const lines: { level: 'info' | 'warn'; fields: Record<string, unknown> }[] = [];
+  const log = {
+    info: (fields: Record<string, unknown>) => lines.push({ level: 'info', fields }),
+    warn: (fields: Record<string, unknown>) => lines.push({ level: 'warn', fields }),
+  } as unknown as PrepackedCache['log'];
+  return { dir, fingerprint: 'f'.repeat(64), log, lines };
+}
+
+/** Logits of a prompt and of three steps after it. */
+async function logitsOf(graph: string, prepacked?: PrepackedCache): Promise<Float32Array[]> {
+  const pool = new KvPool(spec, 2, 64);
+  const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+  const session = await DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 1, prepacked });
+  const ids = Int32Array.from({ length: 24 }, (_, i) => (i * 37) % spec.vocab);
+  const logits = [await session.chunk({ slot: 0, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows: [0, 23] })];
+  for (const i of [0, 1, 2]) {
+    logits.push(Float32Array.from(await session.step(Int32Array.of(i, i + 1), Int32Array.of(24 + i, i))));
+  }
+  await session.dispose();
+  return logits;
+}
+
+describe.each<[name: string, layers: LayerFormats, vocabulary: TableFormat]>([
+  ['int4', INT4, INT4],
+  ['w8a8', 'w8a8', { bits: 8, block: 32 }],
+  ['fp32', 'fp32', 'fp32'],
+])('%s', (name, layers, vocabulary) => {
+  test('the same logits to the last bit, when it is made and when it is found', async () => {
+    const graph = await decoder(name, layers, vocabulary);
+    const kept = await cache(name);
+    const plain = await logitsOf(graph);
+    expect(await logitsOf(graph, kept)).toEqual(plain);
+    expect(await logitsOf(graph, kept)).toEqual(plain);
+    expect(kept.lines.map(({ level, fields }) => [level, fields['reason']])).toEqual([['info', 'not there yet']]);
+  });
+});
+
+describe('the folder', () => {
+  let graph: string;
+  beforeAll(async () => {
+    graph = await decoder('folder', INT4, INT4);
+  });
+
+  test('is made once by many that start together, and nothing else is left', async () => {
+    const kept = await cache('together');
+    const paths = await Promise.all([1, 2, 3].map(() => prepackedGraph(graph, kept)));
+    expect(new Set(paths).size).toBe(1);
+    const folders = await readdir(kept.dir);
+    expect(folders).toHaveLength(1);
+    expect((await readdir(join(kept.dir, folders[0]!))).sort()).toEqual(['key.json', 'model.bin', 'model.onnx']);
+  });
+
+  test.each([
+    ['of another library version', 'made by ONNX Runtime 1.0.0', { runtime: '1.0.0' }],
+    ['of another CPU', 'made for another CPU', { cpu: 'abacus' }],
+  ])('%s is made again', async (name, reason, change) => {
+    const kept = await cache(name);
+    const path = await prepackedGraph(graph, kept);
+    const keyFile = join(path, '../key.json');
+    const key = await readFile(keyFile, 'utf8');
+    await writeFile(keyFile, JSON.stringify({ ...JSON.parse(key), ...change }));
+    expect(await prepackedGraph(graph, kept)).toBe(path);
+    expect(kept.lines.at(-1)?.fields['reason']).toBe(reason);
+    expect(await readFile(keyFile, 'utf8')).toBe(key);
+    expect(await readdir(kept.dir)).toHaveLength(1);
+  });
+
+  test('cut short is made again', async () => {
+    const kept = await cache('short');
+    const plain = await logitsOf(graph, kept);
+    const path = await prepackedGraph(graph, kept);
+    const weights = join(path, '../model.bin');
+    const { size } = await stat(weights);
+    await truncate(weights, size - 1);
+    expect(await logitsOf(graph, kept)).toEqual(plain);
+    expect(kept.lines.at(-1)?.fields['reason']).toBe(`model.bin has ${size - 1} bytes, not ${size}`);
+  });
+
+  test('that cannot be made is done without, with a warning', async () => {
+    const kept = await cache('unwritable');
+    await writeFile(kept.dir, 'a file where the folder should be');
+    expect(await prepackedGraph(graph, kept)).toBe(graph);
+    expect(kept.lines.map(({ level }) => level)).toEqual(['warn']);
+  });
+
+  test('of another graph or bundle is another one', async () => {
+    const kept = await cache('others');
+    const paths = [
+      await prepackedGraph(graph, kept),
+      await prepackedGraph(graph, { ...kept, fingerprint: 'e'.repeat(64) }),
+    ];
+    expect(new Set(paths).size).toBe(2);
+  });
+});

@@ -1,0 +1,103 @@
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { metrics } from '../../services/lib/process/metrics.ts';
+import { withBreaker } from '../../services/lib/rag/breaker.ts';
+import type { Store } from '../../services/lib/rag/store.ts';
+
+const unavailable = new ServingError('store_unavailable', 'it is down');
+const isOpen = async () => (await metrics.storeCircuitOpen.get()).values[0]?.value === 1;
+
+let answer: () => Promise<undefined>;
+let calls: number;
+let store: Store;
+beforeEach(() => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'setImmediate'] });
+  answer = async () => undefined;
+  calls = 0;
+  const read = () => {
+    calls++;
+    return answer();
+  };
+  const bare = { address: 'somewhere', head: read, snapshot: read, close: async () => {} } as unknown as Store;
+  store = withBreaker(bare, { slowMs: 20, failures: 3, firstMs: 100, longestMs: 300 });
+});
+afterEach(async () => {
+  await store.close();
+  vi.useRealTimers();
+});
+
+const ask = () => store.head('repo').catch((error: ServingError) => error.code);
+async function fail(times: number) {
+  answer = () => Promise.reject(unavailable);
+  for (let i = 0; i < times; i++) await ask();
+}
+
+test('failures in a row open the circuit; while it is open no call reaches the store', async () => {
+  await fail(2);
+  answer = async () => undefined;
+  await ask();
+  await fail(2);
+  expect(await isOpen()).toBe(false);
+  await fail(1);
+  expect(await isOpen()).toBe(true);
+  expect(calls).toBe(6);
+  await expect(store.head('repo')).rejects.toMatchObject({
+    code: 'store_unavailable',
+    message: expect.stringContaining('somewhere'),
+  });
+  await expect(store.snapshot('repo')).rejects.toMatchObject({ code: 'store_unavailable' });
+  expect(calls).toBe(6);
+});
+
+test('it is tried in the background, later each time, until it answers', async () => {
+  await fail(3);
+  await vi.advanceTimersByTimeAsync(99);
+  expect(calls).toBe(3);
+  await vi.advanceTimersByTimeAsync(1);
+  expect(calls).toBe(4); // the trial
+  await vi.advanceTimersByTimeAsync(199);
+  expect(calls).toBe(4);
+  await vi.advanceTimersByTimeAsync(1);
+  expect(calls).toBe(5);
+  await vi.advanceTimersByTimeAsync(300); // no longer than that
+  expect(calls).toBe(6);
+  answer = async () => undefined;
+  await vi.advanceTimersByTimeAsync(300);
+  expect(await isOpen()).toBe(false);
+  expect(await ask()).toBeUndefined();
+  await fail(3);
+  await vi.advanceTimersByTimeAsync(100); // from the start again
+  expect(calls).toBe(7 + 1 + 3 + 1);
+});
+
+test('slow answers count as failures, though they are still given', async () => {
+  const late: ((value: undefined) => void)[] = [];
+  answer = () => new Promise((resolve) => late.push(resolve));
+  const asked = [ask(), ask(), ask()];
+  await vi.advanceTimersByTimeAsync(19);
+  expect(await isOpen()).toBe(false);
+  await vi.advanceTimersByTimeAsync(2);
+  expect(await isOpen()).toBe(true);
+  for (const resolve of late) resolve(undefined);
+  expect(await Promise.all(asked)).toEqual([undefined, undefined, undefined]);
+});
+
+test('loading a whole index may take its time', async () => {
+  answer = () => new Promise(() => {});
+  for (let i = 0; i < 5; i++) void store.snapshot('repo');
+  await vi.advanceTimersByTimeAsync(10_000);
+  expect(await isOpen()).toBe(false);
+});
+
+test('what is wrong with an index is not wrong with the store', async () => {
+  answer = () => Promise.reject(new ServingError('store_invalid', 'damaged'));
+  for (let i = 0; i < 5; i++) expect(await ask()).toBe('store_invalid');
+  expect(await isOpen()).toBe(false);
+});
+
+test('a closed store is tried no more', async () => {
+  await fail(3);
+  await store.close();
+  await vi.advanceTimersByTimeAsync(10_000);
+  expect(calls).toBe(3);
+});

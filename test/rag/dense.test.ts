@@ -1,0 +1,86 @@
+import fc from 'fast-check';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { DenseIndex, DenseScorer } from '../../services/lib/rag/dense.ts';
+import { fuse, fusedDepth } from '../../services/lib/rag/fused.ts';
+
+let scorer: DenseScorer;
+beforeAll(async () => {
+  scorer = await DenseScorer.load({ provider: 'cpu', threads: 1 });
+});
+afterAll(() => scorer.dispose());
+
+function indexOf(vectors: readonly Float32Array[], dim: number) {
+  const index = new DenseIndex(scorer, vectors.length, dim);
+  for (const [i, vector] of vectors.entries()) index.set(i, vector);
+  return index;
+}
+
+const cosine = (a: Float32Array, b: Float32Array) =>
+  a.reduce((sum, value, i) => sum + value * b[i]!, 0) / (Math.hypot(...a) * Math.hypot(...b));
+
+test('finds what brute force finds', async () => {
+  const value = fc.integer({ min: -9, max: 9 });
+  const cases = fc.integer({ min: 1, max: 12 }).chain((dim) => {
+    const vector = fc
+      .array(value, { minLength: dim, maxLength: dim })
+      .map((values) => Float32Array.from(values.every((v) => v === 0) ? values.fill(1) : values));
+    return fc.record({
+      dim: fc.constant(dim),
+      vectors: fc.array(vector, { minLength: 1, maxLength: 40 }),
+      query: vector,
+      topK: fc.integer({ min: 0, max: 12 }),
+      start: fc.nat({ max: 40 }),
+    });
+  });
+  await fc.assert(
+    fc.asyncProperty(cases, async ({ dim, vectors, query, topK, start }) => {
+      const excluded = { start, end: start + 3 };
+      const hits = await indexOf(vectors, dim).search(query, topK, excluded);
+      const brute = vectors
+        .map((vector, ordinal) => ({ ordinal, score: cosine(vector, query) }))
+        .filter(({ ordinal }) => ordinal < excluded.start || ordinal >= excluded.end)
+        .sort((a, b) => b.score - a.score)
+        .slice(0, topK);
+      // Equal but for rounding: which of two that differ by 1e-6 comes first is left open.
+      expect(hits).toHaveLength(brute.length);
+      for (const [i, { ordinal, score }] of hits.entries()) {
+        expect(score).toBeCloseTo(brute[i]!.score, 5);
+        expect(score).toBeCloseTo(cosine(vectors[ordinal]!, query), 5);
+        expect(ordinal >= excluded.start && ordinal < excluded.end).toBe(false);
+      }
+    }),
+    { numRuns: 100 },
+  );
+});
+
+test('equal embeddings come in the order of the index, whatever their lengths', async () => {
+  const vectors = [1, 3, 0.5, 7, 2].map((scale) => Float32Array.of(0.3 * scale, 0.4 * scale, scale));
+  const hits = await indexOf(vectors, 3).search(Float32Array.of(1, 2, 3), 4);
+  expect(hits.map(({ ordinal }) => ordinal)).toEqual([0, 1, 2, 3]);
+});
+
+test('searches at the same time do not disturb one another', async () => {
+  const vectors = Array.from({ length: 64 }, (_, i) => Float32Array.from({ length: 64 }, (_, j) => (i === j ? 1 : 0)));
+  const index = indexOf(vectors, 64);
+  const found = await Promise.all(vectors.map((vector) => index.search(vector, 1)));
+  expect(found.map(([hit]) => hit?.ordinal)).toEqual(vectors.map((_, i) => i));
+});
+
+test('an empty index answers nothing', async () => {
+  expect(await new DenseIndex(scorer, 0, 1).search(Float32Array.of(1), 5)).toEqual([]);
+});
+
+test('rankings are fused by reciprocal rank', () => {
+  const ranking = (...ordinals: number[]) => ordinals.map((ordinal, i) => ({ ordinal, score: 10 - i }));
+  const fused = fuse([ranking(1, 2, 3), ranking(3, 1), ranking(4)], 3);
+  expect(fused).toEqual([
+    { ordinal: 1, score: 1 / 61 + 1 / 62 },
+    { ordinal: 3, score: 1 / 63 + 1 / 61 },
+    { ordinal: 4, score: 1 / 61 },
+  ]);
+  expect(fuse([ranking(5), ranking(2)], 2).map(({ ordinal }) => ordinal)).toEqual([2, 5]); // a tie
+  expect(fuse([], 3)).toEqual([]);
+  expect(fuse([ranking(1)], 0)).toEqual([]);
+  expect(fusedDepth(1)).toBe(50);
+  expect(fusedDepth(20)).toBe(100);
+});
