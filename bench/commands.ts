@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
+import { engineCommand, handoffCommand } from './engine/command.ts';
 import type { Workload } from './load.ts';
 import { ARRIVALS } from './measure/arrivals.ts';
 import { parseSlo } from './measure/latency.ts';
@@ -123,6 +124,7 @@ export function benchCommand(): Command {
         await runTyping(typed(flags), flags.models[0], { debounceMs, outputTokens });
       }),
   );
+  all.addCommand(engineCommand()).addCommand(handoffCommand());
   for (const command of allCommands()) all.addCommand(command);
   return all;
 }

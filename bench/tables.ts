@@ -8,6 +8,7 @@ import { ServingError } from '../services/lib/process/errors.ts';
 import { RandomStream } from './measure/arrivals.ts';
 import { type RequestRecord, tpot, ttft } from './measure/latency.ts';
 import { sendOne } from './measure/load-client.ts';
+import type { Interval } from './measure/statistics.ts';
 import { LENGTHS, LINE_TOKENS, tokensCut } from './paper.ts';
 import { type PromptMaker, SOFT_TOKENS } from './system/prompts.ts';
 import type { Mode } from './system/system.ts';
@@ -135,10 +136,12 @@ export function figuresOf(pair: Pair, metric: 'ttft' | 'tpot'): { text: number; 
   return text === undefined || soft === undefined ? undefined : { text, soft };
 }
 
+/** An interval that covers the median with less than this says little: five rounds are needed. */
+const CERTAIN = 0.9;
+
 /** Whether TTFT falls by at least the share of tokens cut, going by the interval of the median reduction. */
-export function verdict(interval: { low: number; high: number }, middle: number, length: number): string {
+export function verdict({ low, high, coverage }: Interval, middle: number, length: number): string {
   const share = tokensCut(LENGTHS[length]!);
-  if (interval.low >= share) return 'yes';
-  if (interval.high < share) return 'no';
-  return middle >= share ? 'yes, within noise' : 'no, within noise';
+  const certain = coverage >= CERTAIN && (low >= share || high < share);
+  return `${middle >= share ? 'yes' : 'no'}${certain ? '' : ' (uncertain)'}`;
 }

@@ -64,14 +64,16 @@ withSettings(program.command('up').description('the whole system on one machine,
   .addOption(new Option('--mode <mode>').choices(['disaggregated', 'colocated']).default('disaggregated'))
   .option('--prefill <n>', 'prefill workers (in colocated mode: workers)', count, 1)
   .option('--decode <n>', 'decode workers', count, 1)
+  .option('--pin', 'give each worker cores of its own (Linux)')
   .addOption(new Option('--precision <p>', 'of a checkpoint').choices(PRECISIONS).default('fp32'))
   .option('--data <dir>', 'where bundles, logs and the index lie', '.llavacode')
   .option('--index <dir>', 'repository to index at start, under the name of its folder')
-  .action(async ({ mode, prefill, decode, precision, data, index, ...flags }) => {
+  .action(async ({ mode, prefill, decode, pin, precision, data, index, ...flags }) => {
     await runUp(loadConfig(UP_SETTINGS, flags, { ...UP_DEFAULTS, ...process.env }), {
       mode,
       prefill,
       decode,
+      pin,
       precision,
       data,
       index,

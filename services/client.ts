@@ -16,6 +16,8 @@ export interface CompletionBody {
   readonly ignore_eos?: boolean;
   readonly min_tokens?: number;
   readonly return_token_ids?: boolean;
+  readonly frequency_penalty?: number;
+  readonly session?: string;
   readonly rag?: {
     readonly repo: string;
     readonly mode: string;

@@ -8,6 +8,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execaNode } from 'execa';
 import { flagName, PACKAGE_ROOT } from './lib/process/config.ts';
+import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { ServingError } from './lib/process/errors.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
 
@@ -30,6 +31,8 @@ export interface SystemOptions {
   readonly decodeOnly?: Flags;
   /** For an indexer; there is none without. */
   readonly indexer?: Flags;
+  /** Give each worker cores of its own, so that prompts and decode steps do not disturb each other. */
+  readonly pin?: boolean;
   /** Told when a child dies and is started again. */
   readonly onRestart?: (role: string, reason: string) => void;
 }
@@ -114,6 +117,21 @@ export class ServiceProcess {
     await this.#child;
   }
 
+  /**
+   * Lets it drain and starts it again at the same address.
+   * @throws ServingError worker_lost when it does not end by itself with exit code 0, or does not start.
+   */
+  async restart(): Promise<void> {
+    this.#stopping = true;
+    this.#child?.kill('SIGTERM');
+    const ended = await this.#child;
+    this.#stopping = false;
+    if (ended?.exitCode !== 0) {
+      throw new ServingError('worker_lost', `${this.name} did not drain; its log ends:\n${await this.#tail()}`);
+    }
+    await this.start();
+  }
+
   /** It comes back at the same address, after a delay that doubles. */
   async #died(reason: string): Promise<void> {
     const port = (address: string) => Number(address.slice(address.lastIndexOf(':') + 1));
@@ -162,14 +180,24 @@ function spawn(role: Role, flags: Flags, log: string) {
   return child;
 }
 
-/** @throws ServingError worker_lost when a process does not come up; those that did are stopped again. */
+/**
+ * @throws ServingError worker_lost when a process does not come up (those that did are stopped again); config_invalid
+ *   when there are fewer cores than workers to pin.
+ */
 export async function startSystem(options: SystemOptions): Promise<RunningSystem> {
   await mkdir(options.logs, { recursive: true });
   const make = (role: Role, i: number, flags: Flags) => new ServiceProcess(`${role}-${i}`, role, flags, options);
   const { prefillOnly, decodeOnly } = options;
   const common = { ...options.workers, port: 0, metricsPort: 0 };
+  const workerCount = options.prefill + (options.mode === 'colocated' ? 0 : options.decode);
+  // One run of cores for each worker, taken as workers are made.
+  const cores = options.pin ? divideCpus(allowedCpus(), workerCount) : [];
+  const ownCores = (): Flags => {
+    const cpus = cores.shift();
+    return cpus ? { cpus: cpus.join(',') } : {};
+  };
   const pool = (role: Role, count: number, flags: Flags) =>
-    Array.from({ length: count }, (_, i) => make(role, i, { ...common, ...flags }));
+    Array.from({ length: count }, (_, i) => make(role, i, { ...common, ...flags, ...ownCores() }));
   const both =
     options.mode === 'colocated' ? pool('colocated', options.prefill, { ...prefillOnly, ...decodeOnly }) : [];
   const prefill = options.mode === 'colocated' ? both : pool('prefill', options.prefill, prefillOnly ?? {});
@@ -195,7 +223,8 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
     });
     started.push(gateway);
     await gateway.start();
-    return { url: `http://${gateway.address}`, processes: started, close };
+    const scheme = options.gateway.tlsCert ? 'https' : 'http';
+    return { url: `${scheme}://${gateway.address}`, processes: started, close };
   } catch (error) {
     await close();
     throw error;

@@ -13,13 +13,25 @@ import { type Flags, type RunningSystem, startSystem } from './supervisor.ts';
 const GATEWAY_FLAGS = [
   ...(['host', 'port', 'servedName', 'store', 'maxInflight', 'bodyLimitBytes', 'requestTimeoutMs'] as const),
   ...(['connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'queryLines', 'threads', 'logLevel'] as const),
-  ...(['rowCacheBytes', 'maxUploadBytes', 'apiKeysFile'] as const),
+  ...(['rowCacheBytes', 'maxUploadBytes', 'apiKeysFile', 'insecureListen', 'tlsCert', 'tlsKey'] as const),
+  ...(['targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs'] as const),
+  ...(['maxConnections', 'receiveTimeoutMs', 'uploadTimeoutMs', 'logSamplePercent'] as const),
 ] as const;
 const WORKER_FLAGS = [
-  ...(['servedName', 'provider', 'threads', 'spin', 'slots', 'capacity', 'drainTimeoutMs', 'logLevel'] as const),
+  ...([
+    'servedName',
+    'provider',
+    'threads',
+    'spin',
+    'prepacked',
+    'slots',
+    'capacity',
+    'drainTimeoutMs',
+    'logLevel',
+  ] as const),
 ] as const;
 const PREFILL_FLAGS = ['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs'] as const;
-const DECODE_FLAGS = ['queueSequences'] as const;
+const DECODE_FLAGS = ['queueSequences', 'kvWire'] as const;
 const INDEX_FLAGS = ['store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes', 'retriever'] as const;
 
 const INDEXER_FLAGS = [
@@ -49,6 +61,8 @@ export interface UpOptions {
   readonly precision: Precision;
   /** Folder for bundles, logs and, unless `store` says otherwise, the index. */
   readonly data: string;
+  /** Give each worker cores of its own. */
+  readonly pin?: boolean;
   /** Repository to index at start. */
   readonly index?: string;
 }

@@ -48,20 +48,25 @@ export async function startSentinel(): Promise<Topology> {
   return { url: `redis+sentinel://127.0.0.1:${sentinel.port}/shop`, servers, stop: () => stopAll(servers) };
 }
 
-/** A server that speaks TLS alone, with a certificate that only `ca` vouches for. */
-export async function startTls(): Promise<Topology & { readonly ca: string }> {
+/**
+ * A server that speaks TLS alone, with a certificate that only `ca` vouches for.
+ * @param clients whether it wants a certificate of its clients; `ca` with `key` is one.
+ */
+export async function startTls(
+  clients: 'yes' | 'no' = 'no',
+): Promise<Topology & { readonly ca: string; readonly key: string }> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-tls-'));
   const [ca, key] = [join(dir, 'cert.pem'), join(dir, 'key.pem')];
   const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1', '-days', '2'];
   const made = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', ...subject];
   await run('openssl', [...made, '-keyout', key, '-out', ca]);
-  const files = ['--tls-cert-file', ca, '--tls-key-file', key, '--tls-ca-cert-file', ca, '--tls-auth-clients', 'no'];
+  const files = ['--tls-cert-file', ca, '--tls-key-file', key, '--tls-ca-cert-file', ca, '--tls-auth-clients', clients];
   const server = await startRedis(async (port) => ['--port', '0', '--tls-port', `${port}`, ...files]);
   const stop = async () => {
     await stopAll([server]);
     await rm(dir, { recursive: true, force: true });
   };
-  return { url: `rediss://localhost:${server.port}`, ca, servers: [server], stop };
+  return { url: `rediss://localhost:${server.port}`, ca, key, servers: [server], stop };
 }
 
 const stopAll = async (servers: readonly RedisServer[]) => {

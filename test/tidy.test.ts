@@ -44,6 +44,7 @@ const ONE_IMPORTER: Record<string, RegExp> = {
   lmdb: /^services\/lib\/rag\/lmdb-store\.ts$/,
   fastify: /^services\/gateway\//,
   protobufjs: /^services\/lib\/model\/onnx\.ts$/,
+  '@vscode/tree-sitter-wasm': /^services\/lib\/rag\/syntax-tree\.ts$/,
   '@huggingface/tokenizers': /^services\/lib\/text\/tokenizer\.ts$/,
 };
 

@@ -1,6 +1,7 @@
 /** The real prefill and decode services on real ports, around a {@link FakeEngine}; cleaned up when the test ends. */
 import { status } from '@grpc/grpc-js';
 import { expect, onTestFinished } from 'vitest';
+import { type ColocatedOptions, createColocatedService } from '../services/colocated/service.ts';
 import { KvPuller } from '../services/decode/receive.ts';
 import { createDecodeService, type DecodeOptions } from '../services/decode/service.ts';
 import { RemoteKv } from '../services/decode/source.ts';
@@ -87,6 +88,43 @@ export async function startDecode(
   return { engine, client, server };
 }
 
+/** Both services around one engine, at one address. */
+export async function startColocated(change: Partial<ColocatedOptions> = {}, engine = new FakeEngine()) {
+  const puller = new KvPuller(engine.pool, FINGERPRINT, log);
+  const options: ColocatedOptions = {
+    model: 'fake',
+    fingerprint: FINGERPRINT,
+    prefillChunkTokens: 8,
+    sharedChunkTokens: 4,
+    queueTokens: 1000,
+    queueOrder: 'fifo',
+    queueSequences: 100,
+    kvLeaseMs: 60_000,
+    draining: NEVER,
+    address: () => server.address,
+    ...change,
+  };
+  const service = createColocatedService(engine, options, puller, log);
+  const server = await serveRpc('127.0.0.1', 0, service.mounts);
+  const client = connectPrefill(server.address);
+  const decoder = connectDecode(server.address);
+  const kv = connectKv(server.address);
+  const stop = async () => {
+    client.close();
+    decoder.close();
+    kv.close();
+    puller.close();
+    await server.close(CUT);
+  };
+  onTestFinished(async ({ task }) => {
+    if (task.result?.state === 'pass')
+      await until(async () => engine.pool.reserved === 0 && (await stagedBytes()) === 0);
+    await stop();
+  });
+  /** `stop` is for those that start many. */
+  return { engine, client, decoder, kv, server, stop };
+}
+
 export const prefillRequest = (tokenIds: readonly number[], change: PrefillRequest = {}): PrefillRequest => ({
   requestId: 'r',
   fingerprint: FINGERPRINT,
@@ -102,10 +140,12 @@ export async function begin(client: PrefillClient, request: PrefillRequest, sign
   const events = client.prefill(request, signal)[Symbol.asyncIterator]();
   const next = async (): Promise<PrefillEvent__Output | undefined> => (await events.next()).value;
   const kv = (await next())?.accepted?.kv as KvHandle__Output;
+  const firstEvent = async () => (await next())?.first;
   return {
     kv,
+    firstEvent,
     /** The prompt's first tokens, one per choice. */
-    first: async () => (await next())?.first?.tokens.map(({ id }) => id) ?? [],
+    first: async () => (await firstEvent())?.tokens.map(({ id }) => id) ?? [],
     /** Ends when the KV was handed over. */
     released: async () => {
       expect((await next())?.released).toEqual({});

@@ -2,20 +2,14 @@
  * `bench engine`: the bare engine's prefill and decode. Every repeat measures each cell once, in a seeded random order,
  * so that whatever else the machine does falls on all alike.
  */
-import { mkdir, writeFile } from 'node:fs/promises';
-import { availableParallelism } from 'node:os';
-import { dirname } from 'node:path';
-import { type Command, InvalidArgumentError } from 'commander';
 import { RandomStream } from '../measure/arrivals.ts';
 import { type Interval, median, medianInterval } from '../measure/statistics.ts';
-import { record } from '../report/artifact.ts';
 import { figure, table } from '../report/markdown.ts';
-import { openModel } from '../system/model.ts';
 import { type Memory, memoryOf } from './memory.ts';
 import { EngineSubject } from './subject.ts';
 
 /** Decode steps of one repeat; their median counts once. */
-const STEPS = 16;
+export const STEPS = 16;
 
 /** Prompt of `tokens`, in chunks of `chunk`. */
 interface PrefillCell {
@@ -56,12 +50,14 @@ export interface EngineBenchOptions {
   readonly repeats: number;
   readonly threads: number;
   readonly spin: boolean;
+  /** As the setting of that name. */
+  readonly prepacked: string;
   readonly seed: number;
   readonly onProgress: (text: string) => void;
 }
 
 export async function measureEngine(options: EngineBenchOptions): Promise<EngineResult> {
-  const { prompts, chunks, batches, contexts, repeats, threads, spin } = options;
+  const { prompts, chunks, batches, contexts, repeats, threads, spin, prepacked } = options;
   const plan: (PrefillCell | DecodeCell)[] = [
     ...prompts.flatMap((tokens) => chunks.map((chunk) => ({ phase: 'prefill' as const, tokens, chunk }))),
     ...contexts.flatMap((context) => batches.map((batch) => ({ phase: 'decode' as const, batch, context }))),
@@ -69,7 +65,7 @@ export async function measureEngine(options: EngineBenchOptions): Promise<Engine
   const capacity = Math.max(...prompts, ...contexts) + STEPS;
   const slots = Math.max(1, ...batches);
   options.onProgress('loading');
-  const subject = await EngineSubject.load({ model: options.bundle, threads, spin, slots, capacity });
+  const subject = await EngineSubject.load({ model: options.bundle, threads, spin, prepacked, slots, capacity });
   try {
     const loaded = await memoryOf();
     const samples = plan.map((): number[] => []);
@@ -125,53 +121,4 @@ export function engineReport({ loadMs, memory, cells }: EngineResult): string {
     '',
     `Loaded and warm in ${figure(loadMs)} ms.`,
   ].join('\n');
-}
-
-const wholes = (text: string): number[] =>
-  text.split(',').map((part) => {
-    const value = Number(part);
-    if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('whole numbers from 1 on, with commas.');
-    return value;
-  });
-const whole = (text: string): number => {
-  const [value, ...more] = wholes(text);
-  if (more.length > 0) throw new InvalidArgumentError('one number.');
-  return value!;
-};
-
-/** Adds `engine` to the `bench` command. */
-export function addEngineCommand(parent: Command): void {
-  parent
-    .command('engine')
-    .description('the bare engine: no HTTP, no RPC')
-    .requiredOption('--model <model>', 'a bundle, a checkpoint, or the name of a published shape')
-    .option('--precision <p>', 'of a bundle that is made', 'int4')
-    .option('--prefill-precision <p>', 'same or w8a8, of a bundle that is made')
-    .option('--data <dir>', 'where made bundles lie', '.llavacode')
-    .option('--prompt <tokens>', 'lengths of prompts', wholes, [500, 2000])
-    .option('--chunk <tokens>', 'sizes of their chunks', wholes, [512])
-    .option('--batch <n>', 'sequences of a decode step', wholes, [1, 2, 4, 8])
-    .option('--context <tokens>', 'that each of them holds', wholes, [500])
-    .option('--repeats <n>', 'of every cell', whole, 7)
-    .option('--threads <n>', 'of the engine', whole, availableParallelism())
-    .option('--spin', 'let idle threads spin')
-    .option('--seed <n>', 'of the order of cells', whole, 1)
-    .option('--json <file>', 'write the figures there')
-    .action(async (flags) => {
-      const { data, precision, prefillPrecision, json, prompt, chunk, batch, context, spin = false } = flags;
-      const model = await openModel(flags.model, { data, precision, prefillPrecision });
-      const settings = { prompts: prompt, chunks: chunk, batches: batch, contexts: context, spin, steps: STEPS };
-      const { repeats, threads, seed } = flags;
-      const command = `llavacode bench engine ${process.argv.slice(process.argv.indexOf('engine') + 1).join(' ')}`;
-      const run = { bench: 'engine', command, models: [model], settings: { ...settings, repeats, threads, seed } };
-      const onProgress = (text: string) => process.stderr.write(process.stderr.isTTY ? `\r\x1b[K${text}` : '');
-      const artifact = await record(run, () =>
-        measureEngine({ ...settings, bundle: model.bundle, repeats, threads, seed, onProgress }),
-      );
-      onProgress('');
-      process.stdout.write(`${engineReport(artifact.result)}\n`);
-      if (json === undefined) return;
-      await mkdir(dirname(json), { recursive: true });
-      await writeFile(json, `${JSON.stringify(artifact, null, 2)}\n`);
-    });
 }

@@ -2,10 +2,13 @@
  * The bare engine under a stopwatch: no HTTP, no RPC, no scheduler. What is timed is what a worker does for one prompt
  * or one decode step, greedy sampling included.
  */
+import { prepackedCache } from '../../services/lib/engine/load.ts';
+import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { openBundle } from '../../services/lib/model/bundle.ts';
+import { createLogger } from '../../services/lib/process/log.ts';
 import { GREEDY, NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
 export interface SubjectOptions {
@@ -16,7 +19,11 @@ export interface SubjectOptions {
   readonly spin: boolean;
   readonly slots: number;
   readonly capacity: number;
+  /** As the setting of that name: a folder, the bundle's own when empty, or `off`. */
+  readonly prepacked: string;
 }
+
+const QUIET = createLogger('bench', 'silent');
 
 export class EngineSubject {
   /** Until both phases could run, weights touched. */
@@ -37,12 +44,16 @@ export class EngineSubject {
 
   /** Both phases share one KV pool; they share the weights too where the bundle has no others for prompts. */
   static async load(options: SubjectOptions): Promise<EngineSubject> {
+    const bundle = await openBundle(options.model);
+    const { llm, prefill } = bundle;
+    const prepacked = prepackedCache(bundle, options.prepacked, QUIET);
+    // Made once per machine: not what loading takes.
+    if (prepacked) for (const graph of new Set([llm, prefill])) await prepackedGraph(graph, prepacked);
     const startMs = performance.now();
-    const { manifest, llm, prefill } = await openBundle(options.model);
-    const { spec } = manifest.llm;
+    const { spec } = bundle.manifest.llm;
     const pool = new KvPool(spec, options.slots, options.capacity);
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const settings = { provider: 'cpu', threads: options.threads, spin: options.spin } as const;
+    const settings = { provider: 'cpu', threads: options.threads, spin: options.spin, prepacked } as const;
     const steps = await DecoderSession.load(llm, shape, pool, settings);
     const prompts = prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, settings);
     await prompts.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });

@@ -23,6 +23,7 @@ const { values: flags } = parseArgs({
     rounds: { type: 'string', default: '7' },
     threads: { type: 'string', default: String(availableParallelism()) },
     spin: { type: 'boolean', default: false },
+    prepacked: { type: 'string', default: '' },
     'flash-attention': { type: 'string', default: 'auto' },
     data: { type: 'string', default: join(import.meta.dirname, '.cache') },
     engine: { type: 'string', default: join(import.meta.dirname, '../../dist/bench/engine/child.js') },
@@ -58,7 +59,7 @@ const contestants = [
     name: `ours, ${manifest.precision}${manifest.prefill ? ' + W8A8 prompts' : ''} (${basename(flags.model[i])})`,
     w8a8: manifest.prefill !== undefined,
     child: resolve(flags.engine),
-    options: { model: resolve(flags.model[i]), spin: flags.spin, ...common },
+    options: { model: resolve(flags.model[i]), spin: flags.spin, prepacked: flags.prepacked, ...common },
   })),
 ].map((entry) => ({ ...entry, process: new Contestant(entry.name, entry.child), ms: cells.map(() => []) }));
 

@@ -7,16 +7,9 @@ import { axes, type Chart } from './chart.ts';
 import { change, figure, percent, table } from './markdown.ts';
 import type { Report } from './report.ts';
 
-const HEAD = [
-  'tokens',
-  'model',
-  'TTFT, ms',
-  '',
-  '95 % interval',
-  'verdict',
-  'TPOT, ms',
-  'paper: TTFT',
-  'paper: TPOT',
+const headOf = ({ regime }: PaperTable) => [
+  ...['tokens', 'model', 'TTFT, ms', '', '95 % interval', 'at least the tokens cut', 'paper: TTFT'],
+  ...(regime === 'line' ? ['TPOT, ms', 'paper: TPOT'] : []),
   'n',
 ];
 
@@ -24,14 +17,14 @@ export function reportTables({ result }: Artifact<TablesResult>): Report {
   const models = [...new Set([...result.pairs.map(({ model }) => model), ...PAPER_MODELS])];
   const sections = PAPER_TABLES.map((paper) => {
     const rows = LENGTHS.flatMap((_, length) => models.map((model) => rowOf(paper, length, model, result.pairs)));
-    return `#### Table ${paper.number}: ${paper.title}\n\n${table(HEAD, rows, ['left', 'left'])}`;
+    return `#### Table ${paper.number}: ${paper.title}\n\n${table(headOf(paper), rows, ['left', 'left'])}`;
   });
   const reductions = PAPER_TABLES.flatMap((paper) => reductionsOf(paper, models, result.pairs));
   const reached = reductions.filter(({ reached }) => reached).length;
   const summary =
     `Median TTFT falls by at least the share of tokens cut in **${reached} of ${reductions.length}** rows measured ` +
-    '(verdict `yes` or `no`: the whole interval of the paired reductions lies on that side). Table 4 of the paper is ' +
-    'the TTFT columns of Tables 8 and 9.';
+    '(a verdict is uncertain where the interval of the paired reductions holds that share, or there are fewer than five of ' +
+    'them). Table 4 of the paper is the TTFT columns of Tables 8 and 9.';
   return { markdown: [summary, ...sections].join('\n\n'), charts: [chartOf(models, result.pairs)] };
 }
 
@@ -45,9 +38,12 @@ function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly
   const lengths = LENGTHS[length]!;
   const tokens = `${lengths.text} → ${lengths.soft} ↓ ${percent(tokensCut(lengths))}`;
   const theirs = paperRow(paper, length, model);
-  const beside = [beforeAfter(theirs?.ttft), beforeAfter(theirs?.tpot)];
+  const line = paper.regime === 'line';
   const cell = cellOf(paper, length, model, pairs);
-  if (cell.length === 0) return [tokens, model, 'not run', '', '', '', '', ...beside, '0'];
+  if (cell.length === 0) {
+    const tpot = line ? ['', beforeAfter(theirs?.tpot)] : [];
+    return [tokens, model, 'not run', '', '', '', beforeAfter(theirs?.ttft), ...tpot, '0'];
+  }
   const [ttft, tpot] = [mediansOf(cell, 'ttft'), mediansOf(cell, 'tpot')];
   const { reduction, interval } = reductionIn(cell);
   return [
@@ -57,8 +53,8 @@ function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly
     change(reduction),
     `${percent(interval.low)} … ${percent(interval.high)}${interval.coverage < 0.95 ? ` (${percent(interval.coverage)})` : ''}`,
     verdict(interval, reduction, length),
-    beforeAfter(tpot),
-    ...beside,
+    beforeAfter(theirs?.ttft),
+    ...(line ? [beforeAfter(tpot), beforeAfter(theirs?.tpot)] : []),
     String(cell.length),
   ];
 }

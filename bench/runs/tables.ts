@@ -7,7 +7,7 @@ import { type BenchOptions, type PreparedModel, prepareModel, run, withSystems }
 export interface TablesOptions {
   readonly models: readonly string[];
   readonly rounds: number;
-  /** For all models together; each has the same share. */
+  /** For all models together; shared by their sizes, so that all have about as many rounds. */
   readonly budgetMinutes: number;
 }
 
@@ -19,6 +19,7 @@ export async function runTables(options: BenchOptions, tables: TablesOptions): P
   const settings = { ...tables, pinning: plan.pinning, slots: plan.slots };
   return run(options, { bench: 'tables', models: prepared.map(({ model }) => model), settings }, async (onProgress) => {
     const pairs: Pair[] = [];
+    const total = prepared.reduce((sum, ready) => sum + work(ready), 0);
     for (const ready of prepared) {
       const ofModel = await withSystems(options, ready, plan, (systems) =>
         measureTables({
@@ -26,7 +27,7 @@ export async function runTables(options: BenchOptions, tables: TablesOptions): P
           systems: systems.map(({ url, deployment }) => ({ url, mode: deployment!.mode })),
           prompts: ready.prompts,
           rounds: tables.rounds,
-          budgetMs: (tables.budgetMinutes * 60_000) / prepared.length,
+          budgetMs: (tables.budgetMinutes * 60_000 * work(ready)) / total,
           timeoutMs: options.timeoutMs,
           seed: options.seed,
           onProgress,
@@ -36,4 +37,10 @@ export async function runTables(options: BenchOptions, tables: TablesOptions): P
     }
     return { pairs };
   });
+}
+
+/** What a token costs, up to a factor. */
+function work({ model }: PreparedModel): number {
+  const { layers, hidden, intermediate } = model.manifest.llm.spec;
+  return layers * hidden * intermediate;
 }

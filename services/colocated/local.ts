@@ -74,6 +74,7 @@ export class LocalKv implements KvSource {
     if (reserved === undefined) {
       throw new ServingError('saturated', `all ${pool.slots} slots are taken: no room for another choice`, {
         retryAfterSeconds: 1,
+        knob: 'slots',
       });
     }
     const slot = this.#own(reserved);

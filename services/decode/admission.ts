@@ -43,7 +43,7 @@ export class SlotAdmission {
       throw new ServingError(
         'saturated',
         `all ${this.#pool.slots} slots are taken and ${this.#waiting.length} sequences wait (--queue-sequences ${this.#limit})`,
-        { retryAfterSeconds: 1 },
+        { retryAfterSeconds: 1, knob: 'queue-sequences' },
       );
     }
     return new Promise((resolve, reject) => {

@@ -6,25 +6,28 @@ import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { stayRegistered } from '../lib/registry/registry.ts';
+import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { KvPuller } from './receive.ts';
 import { createDecodeService } from './service.ts';
 import { RemoteKv } from './source.ts';
 
 export const DECODE_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsPort'] as const),
+  ...(['host', 'port', 'advertise', 'registry', 'metricsPort', 'insecureListen'] as const),
+  ...RPC_SETTINGS,
   ...ENGINE_SETTINGS,
-  ...(['queueSequences', 'drainTimeoutMs', 'logLevel'] as const),
+  ...(['queueSequences', 'kvWire', 'drainTimeoutMs', 'logLevel'] as const),
 ] as const;
 
 export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('decode', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
+  const security = await loadServingSecurity(config);
   const { bundle, session, modelName } = await loadEngine(config, 'decode', log);
   collectProcessMetrics('decode', modelName);
   life.onStop('engine', () => session.dispose());
   const { fingerprint } = bundle.manifest;
-  const puller = new KvPuller(session.pool, fingerprint, log);
+  const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
   life.onStop('connections to prefill workers', () => puller.close());
   const service = createDecodeService(session, {
     model: modelName,
@@ -32,7 +35,7 @@ export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>
     source: (loop) => new RemoteKv(session.pool, puller, config.queueSequences, () => loop.betweenSteps()),
     draining: life.draining,
   });
-  const server = await serveRpc(config.host, config.port, service.mounts);
+  const server = await serveRpc(config.host, config.port, service.mounts, security);
   life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
   server.setServing(true);

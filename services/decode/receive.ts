@@ -1,10 +1,12 @@
 /** Pulls a staged KV cache from the prefill worker that holds it into a slot of ours. */
 import { KvReceiver } from '../lib/kv/handoff.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import type { WireType } from '../lib/kv/wire.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import { connectKv, type KvClient } from '../lib/rpc/contract.ts';
+import { PLAINTEXT, type RpcSecurity } from '../lib/rpc/credentials.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 
 export interface Received {
@@ -24,12 +26,23 @@ const RELEASE_TIMEOUT_MS = 5_000;
 export class KvPuller {
   readonly #pool: KvPool;
   readonly #fingerprint: string;
+  readonly #wire: WireType;
   readonly #log: Logger;
+  readonly #security: RpcSecurity;
   readonly #clients = new Map<string, KvClient>();
 
-  constructor(pool: KvPool, fingerprint: string, log: Logger) {
+  /** @param wire how values are asked to travel. */
+  constructor(
+    pool: KvPool,
+    fingerprint: string,
+    log: Logger,
+    wire: WireType = 'float32',
+    security: RpcSecurity = PLAINTEXT,
+  ) {
+    this.#security = security;
     this.#pool = pool;
     this.#fingerprint = fingerprint;
+    this.#wire = wire;
     this.#log = log;
   }
 
@@ -65,8 +78,8 @@ export class KvPuller {
 
   async #pullOnce(client: KvClient, handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
     const started = performance.now();
-    const receiver = new KvReceiver(this.#pool, slot.index, this.#fingerprint);
-    const request = { leaseId: handle.leaseId, fingerprint: this.#fingerprint };
+    const receiver = new KvReceiver(this.#pool, slot.index, this.#fingerprint, this.#wire);
+    const request = { leaseId: handle.leaseId, fingerprint: this.#fingerprint, dtype: this.#wire };
     for await (const frame of client.pull(request, signal)) {
       if (frame.manifest?.layout) {
         const { layout } = frame.manifest;
@@ -91,7 +104,7 @@ export class KvPuller {
   #client(address: string): KvClient {
     let client = this.#clients.get(address);
     if (client === undefined) {
-      client = connectKv(address);
+      client = connectKv(address, this.#security);
       this.#clients.set(address, client);
     }
     return client;

@@ -15,6 +15,9 @@ export interface AdmissionRequest {
   readonly timeoutMs?: number | undefined;
   /** Of what a person does at one place: the latest request supersedes those before. Names of two tenants differ. */
   readonly session?: string | undefined;
+  readonly tenant?: string;
+  /** Of the tenant's requests. */
+  readonly maxInflight?: number | undefined;
 }
 
 /** A request's place among those in work. */
@@ -30,7 +33,8 @@ export interface Admitted {
 
 export class Admission {
   readonly #options: AdmissionOptions;
-  readonly #running = new Set<AbortController>();
+  /** Whose each is. */
+  readonly #running = new Map<AbortController, string>();
   readonly #sessions = new Map<string, AbortController>();
   #whenIdle: (() => void)[] = [];
 
@@ -39,15 +43,21 @@ export class Admission {
   }
 
   /** @throws ServingError draining, saturated */
-  admit({ timeoutMs, session }: AdmissionRequest = {}): Admitted {
+  admit({ timeoutMs, session, tenant = '', maxInflight: ofTenant }: AdmissionRequest = {}): Admitted {
     const { maxInflight, requestTimeoutMs, draining } = this.#options;
     draining.throwIfAborted();
     const earlier = session === undefined ? undefined : this.#sessions.get(session);
     // Before the count: whom it supersedes must not keep it out.
     earlier?.abort(new ServingError('superseded', 'a newer request of the same session came'));
     // Those that were aborted are on their way out.
-    const inWork = [...this.#running].filter(({ signal }) => !signal.aborted).length;
-    if (inWork >= maxInflight) {
+    const inWork = [...this.#running].filter(([{ signal }]) => !signal.aborted);
+    if (ofTenant !== undefined && inWork.filter(([, other]) => other === tenant).length >= ofTenant) {
+      throw new ServingError('quota_exceeded', `${ofTenant} requests of tenant ${tenant} are in work`, {
+        retryAfterSeconds: 1,
+        knob: 'max_inflight',
+      });
+    }
+    if (inWork.length >= maxInflight) {
       throw new ServingError('saturated', `${maxInflight} requests are in work (--max-inflight)`, {
         retryAfterSeconds: 1,
         knob: 'max-inflight',
@@ -58,7 +68,7 @@ export class Admission {
     const deadline = setTimeout(() => {
       controller.abort(new ServingError('deadline_exceeded', `the request took longer than ${budgetMs} ms`));
     }, budgetMs);
-    this.#running.add(controller);
+    this.#running.set(controller, tenant);
     if (session !== undefined) this.#sessions.set(session, controller);
     metrics.running.set(this.#running.size);
     return {
@@ -81,7 +91,7 @@ export class Admission {
     const idle = new Promise<void>((resolve) => this.#whenIdle.push(resolve));
     const patience = setTimeout(() => {
       const reason = new ServingError('draining', 'the gateway is shutting down and the request took too long');
-      for (const controller of this.#running) controller.abort(reason);
+      for (const controller of this.#running.keys()) controller.abort(reason);
     }, timeoutMs);
     await idle;
     clearTimeout(patience);

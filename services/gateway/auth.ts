@@ -7,10 +7,12 @@ import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { ServingError } from '../lib/process/errors.ts';
 import { DEFAULT_TENANT, repoKey } from '../lib/rag/store.ts';
+import { type TenantLimits, UNLIMITED } from './quota.ts';
 
 export interface Identity {
   /** Whose repositories these are: those of two tenants never meet, whatever they are called. */
   readonly tenant: string;
+  readonly limits: TenantLimits;
   mayUse(repo: string): boolean;
 }
 
@@ -23,16 +25,36 @@ export interface ApiKeys {
 }
 
 /** Nobody needs a key. */
-export const NO_KEYS: ApiKeys = { identify: () => ({ tenant: DEFAULT_TENANT, mayUse: () => true }) };
+export const NO_KEYS: ApiKeys = { identify: () => ({ tenant: DEFAULT_TENANT, limits: UNLIMITED, mayUse: () => true }) };
 
-const keysFile = z.array(
-  z.strictObject({
-    /** Of the key's UTF-8 bytes, in hex. */
-    key_sha256: z.string().regex(/^[0-9a-fA-F]{64}$/, 'must be 64 hexadecimal digits'),
-    tenant: z.string().refine((tenant) => isRepoKey(tenant, 'x'), 'is no tenant (letters, digits, "_", "-")'),
-    repos: z.array(z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is no repository')),
-  }),
-);
+const limit = z.int().min(1).optional();
+const keysFile = z
+  .array(
+    z.strictObject({
+      /** Of the key's UTF-8 bytes, in hex. */
+      key_sha256: z
+        .string()
+        .regex(/^[0-9a-fA-F]{64}$/, 'must be 64 hexadecimal digits')
+        .toLowerCase(),
+      tenant: z.string().refine((tenant) => isRepoKey(tenant, 'x'), 'is no tenant (letters, digits, "_", "-")'),
+      repos: z.array(z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is no repository')),
+      /** Of the tenant, whatever key its requests come with; as many as the gateway takes where not given. */
+      max_inflight: limit,
+      tokens_per_minute: limit,
+    }),
+  )
+  .superRefine((entries, context) => {
+    for (const [i, entry] of entries.entries()) {
+      const refuse = (field: string, message: string) =>
+        context.addIssue({ code: 'custom', path: [i, field], message });
+      const earlier = entries.slice(0, i);
+      if (earlier.some((other) => other.key_sha256 === entry.key_sha256)) refuse('key_sha256', 'stands there twice');
+      const same = earlier.find((other) => other.tenant === entry.tenant);
+      for (const field of ['max_inflight', 'tokens_per_minute'] as const) {
+        if (same && same[field] !== entry[field]) refuse(field, `must be the same for all keys of ${entry.tenant}`);
+      }
+    }
+  });
 
 function isRepoKey(tenant: string, name: string): boolean {
   try {
@@ -44,7 +66,7 @@ function isRepoKey(tenant: string, name: string): boolean {
 }
 
 /**
- * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names }]; '' for no keys.
+ * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names, max_inflight?, tokens_per_minute? }]; '' for no keys.
  * @throws ServingError config_invalid
  */
 export async function loadApiKeys(file: string): Promise<ApiKeys> {
@@ -57,9 +79,10 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     const why = issue ? `${issue.path.join('.')} ${issue.message}` : (cause as Error).message;
     throw new ServingError('config_invalid', `API keys file ${file}: ${why}`, { cause });
   }
-  const keys = entries.map(({ key_sha256, tenant, repos }) => {
+  const keys = entries.map(({ key_sha256, tenant, repos, max_inflight, tokens_per_minute }) => {
     const mayUse = (repo: string) => repos.includes('*') || repos.includes(repo);
-    return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, mayUse } };
+    const limits = { maxInflight: max_inflight, tokensPerMinute: tokens_per_minute };
+    return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, limits, mayUse } };
   });
   return {
     identify(authorization) {

@@ -16,18 +16,18 @@ export interface Wish extends Demand {
   readonly priority: number;
   /** What is left of the request's budget, in ms. */
   readonly remainingMs: number;
-  /** It was admitted before and its worker was lost: it goes first, and waits for a worker where there is none. */
+  /** It was admitted before and its worker was lost: it goes first, and waits longer where there is no worker. */
   readonly again: boolean;
 }
 
 export interface DispatcherOptions {
   readonly pool: Pick<
     WorkerPool,
-    'place' | 'usable' | 'demandUsable' | 'prefillBacklog' | 'prefillTokensPerSecond' | 'onRoom'
+    'place' | 'usable' | 'demandUsable' | 'prefillBacklog' | 'prefillTokensPerSecond' | 'onChange'
   >;
   /** Time to first token that a request may be made to wait for, in ms. */
   readonly targetTtftMs: number;
-  /** How long a prompt whose worker was lost waits for another one to come up, in ms. */
+  /** After the last worker was lost: how long a prompt that it worked on waits for another one to come up, in ms. */
   readonly patienceMs: number;
   /** A tenant's share of the service, relative to the others'. */
   readonly weightOf?: (tenant: string) => number;
@@ -44,6 +44,8 @@ interface Waiter extends Wish {
 
 /** A client that is told to come back later than this would rather ask someone else. */
 const LONGEST_RETRY_SECONDS = 60;
+/** After the last worker was lost: how long new prompts wait. Workers that are restarted in turn leave no longer gap. */
+const GRACE_MS = 2_000;
 
 export class Dispatcher {
   readonly #options: DispatcherOptions;
@@ -52,12 +54,15 @@ export class Dispatcher {
   /** Those that were admitted before, in order of coming. */
   readonly #again: Waiter[] = [];
   readonly #rate = new ServiceRate();
+  /** Since when there is no worker, on our clock. */
+  #outageMs: number | undefined = -Infinity;
+  #outageTimers: NodeJS.Timeout[] = [];
 
   constructor(options: DispatcherOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
     this.#queue = new FairQueue(options.weightOf);
-    options.pool.onRoom = () => this.#pump();
+    options.pool.onChange = () => this.#pump();
   }
 
   /**
@@ -67,11 +72,7 @@ export class Dispatcher {
   place(wish: Wish, signal: AbortSignal): Promise<Placement> {
     return new Promise((resolve, reject) => {
       signal.throwIfAborted();
-      if (!wish.again) this.#options.pool.demandUsable();
-      const settle = () => {
-        signal.removeEventListener('abort', leave);
-        clearTimeout(patience);
-      };
+      const settle = () => signal.removeEventListener('abort', leave);
       const waiter: Waiter = {
         ...wish,
         tokens: wish.promptTokens,
@@ -86,15 +87,13 @@ export class Dispatcher {
         },
       };
       const leave = () => this.#leave(waiter, signal.reason);
-      const patience = wish.again ? this.#watchForWorkers(waiter) : undefined;
-      signal.addEventListener('abort', leave, { once: true });
-      try {
-        if (wish.again) this.#again.push(waiter);
-        else this.#admit(waiter);
-        this.#pump();
-      } catch (error) {
-        waiter.refuse(error);
+      if (this.#now() - (this.#outageMs ?? Infinity) >= this.#patienceMs(wish.again)) {
+        this.#options.pool.demandUsable();
       }
+      if (wish.again) this.#again.push(waiter);
+      else this.#admit(waiter);
+      signal.addEventListener('abort', leave, { once: true });
+      this.#pump();
     });
   }
 
@@ -131,6 +130,7 @@ export class Dispatcher {
   /** Gives out workers as long as they have room. */
   #pump(): void {
     const { pool } = this.#options;
+    this.#watchOutage();
     for (let next = this.#first; next !== undefined; next = this.#first) {
       const placement = pool.place(next);
       if (placement === undefined) break;
@@ -155,14 +155,30 @@ export class Dispatcher {
     this.#pump(); // what stood behind it may fit
   }
 
-  #watchForWorkers(waiter: Waiter): NodeJS.Timeout {
-    return setTimeout(() => {
-      try {
-        this.#options.pool.demandUsable();
-      } catch (error) {
-        this.#leave(waiter, error);
-      }
-    }, this.#options.patienceMs);
+  #patienceMs(again: boolean): number {
+    return again ? this.#options.patienceMs : Math.min(this.#options.patienceMs, GRACE_MS);
+  }
+
+  /** From the moment that there is no worker, those who wait do so for a while only. */
+  #watchOutage(): void {
+    const { usable } = this.#options.pool;
+    if (usable === (this.#outageMs === undefined)) return;
+    this.#outageMs = usable ? undefined : this.#now();
+    for (const timer of this.#outageTimers.splice(0)) clearTimeout(timer);
+    if (usable) return;
+    for (const again of [false, true]) {
+      const timer = setTimeout(() => this.#giveUp(again), this.#patienceMs(again));
+      this.#outageTimers.push(timer.unref());
+    }
+  }
+
+  #giveUp(again: boolean): void {
+    const waiting = again ? [...this.#again] : this.#queue.entries;
+    try {
+      this.#options.pool.demandUsable();
+    } catch (error) {
+      for (const waiter of waiting) this.#leave(waiter, error);
+    }
   }
 
   #observe(): void {

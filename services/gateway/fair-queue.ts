@@ -48,6 +48,11 @@ export class FairQueue<E extends Waiting> {
     this.#count(entry, 1);
   }
 
+  /** All that wait, tenant by tenant. */
+  get entries(): E[] {
+    return [...this.#tenants.values()].flatMap((tenant) => tenant.entries);
+  }
+
   /** The next one to be served. */
   get first(): E | undefined {
     return this.#next()?.entries[0];

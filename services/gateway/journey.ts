@@ -147,10 +147,13 @@ export class Journey {
    */
   async #generate(work: Work, indices: readonly number[], replays: number): Promise<void> {
     const { signal } = work.trip;
-    const leg = await this.#start(work, indices, replays > 0);
+    const leg = await this.#place(work, indices, replays > 0);
     const attempt: Attempt = { work, indices, leg, replays };
     try {
-      await together(signal, (live) => indices.flatMap((_, i) => this.#runChoice(attempt, i, live)));
+      await together(signal, (live) => {
+        leg.start(live);
+        return indices.flatMap((_, i) => this.#runChoice(attempt, i, live));
+      });
       return;
     } catch (error) {
       if (leg.hasFirst) throw error;
@@ -164,13 +167,13 @@ export class Journey {
     await this.#generate(work, indices, replays + 1);
   }
 
-  /** Waits for workers, and sends them the prompt with what was put out so far. */
-  async #start(work: Work, indices: readonly number[], again: boolean): Promise<Leg> {
+  /** Waits for workers to which the prompt may go, with what was put out so far. */
+  async #place(work: Work, indices: readonly number[], again: boolean): Promise<Leg> {
     const { request, trip, prompt, choices, samplings } = work;
     const { record, tenant, signal } = trip;
-    const priorOutputIds = choices[indices[0]!]!.ids;
+    const priorOutputIds = [...choices[indices[0]!]!.ids]; // as it is now: the choice goes on
     const maxTokens = request.maxTokens - priorOutputIds.length;
-    const ids = Int32Array.of(...prompt.ids, ...priorOutputIds);
+    const ids = Int32Array.from([...prompt.ids, ...priorOutputIds]);
     const demand = {
       promptTokens: ids.length,
       decodes: maxTokens > 1 ? indices.length : 0,
@@ -190,9 +193,9 @@ export class Journey {
       promptLogprobs: request.echo && priorOutputIds.length === 0 ? (request.logprobs ?? -1) : -1,
       deadline: Date.now() + trip.deadlineMs - performance.now(),
       stallTimeoutMs: this.#parts.stallTimeoutMs,
-      ...record.measuring(again),
+      ...record.measuring(priorOutputIds.length > 0),
     };
-    return new Leg(legRequest, placement, signal);
+    return new Leg(legRequest, placement);
   }
 
   /** One choice: its first token, which prefill sends, and the rest, by a decode call of its own. */
@@ -224,6 +227,7 @@ export class Journey {
     try {
       for await (const step of leg.decode(i, AbortSignal.any([live, finished.signal]))) {
         await first;
+        if (choice.finished) return;
         await emit(work, index, step.tokens, step.finishReason);
         if (choice.finished) return; // leaving the loop cancels what goes on beyond a stop string
       }

@@ -47,16 +47,19 @@ export class Leg {
   readonly #finished = new AbortController();
   /** Choices that have not taken their copy of the KV yet. */
   readonly #waiting: Set<number>;
-  readonly #prefilling: Promise<void>;
+  #prefilling = Promise.resolve();
   #abandoned = false;
   #hasFirst = false;
 
-  /** Starts the prefill call. */
-  constructor(request: LegRequest, placement: Placement, signal: AbortSignal) {
+  constructor(request: LegRequest, placement: Placement) {
     this.#request = request;
     this.#placement = placement;
     this.#waiting = new Set(placement.decodes.keys());
-    this.#prefilling = this.#prefill(AbortSignal.any([signal, placement.prefill.lost, this.#finished.signal]), signal);
+  }
+
+  /** Sends the prompt. */
+  start(signal: AbortSignal): void {
+    this.#prefilling = this.#prefill(signal);
   }
 
   /** The first token of every choice. Rejects when prefill failed: then nothing of this leg can be used. */
@@ -76,8 +79,8 @@ export class Leg {
     const { requestId, samplings, maxTokens, deadline, stallTimeoutMs, onJoined } = this.#request;
     const worker = this.#placement.decodes[choice]!;
     const stall = new Watchdog(stallTimeoutMs, worker.address);
+    const kv = await this.#accepted.promise;
     try {
-      const kv = await this.#accepted.promise;
       const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
       const live = AbortSignal.any([signal, worker.lost, stall.signal]);
       for await (const { joined, step } of worker.client.decode(call, live, deadline)) {
@@ -110,11 +113,11 @@ export class Leg {
     if (this.#waiting.size === 0) this.#finished.abort(FINISHED);
   }
 
-  /** Frees what was not taken, and resolves when the prefill call has ended. */
+  /** Frees what was not taken, and resolves when the prefill call has ended. To be called whatever happens. */
   async end(): Promise<void> {
     this.#finished.abort(FINISHED);
     await this.#prefilling;
-    for (const worker of this.#placement.decodes) worker.release();
+    for (const worker of [this.#placement.prefill, ...this.#placement.decodes]) worker.release();
   }
 
   #took(choice: number): void {
@@ -123,9 +126,10 @@ export class Leg {
   }
 
   /** Follows the prefill call to its end. Never throws: a failure reaches the choices through what they wait for. */
-  async #prefill(live: AbortSignal, signal: AbortSignal): Promise<void> {
+  async #prefill(signal: AbortSignal): Promise<void> {
     const { requestId, fingerprint, prompt, samplings, maxTokens, ...request } = this.#request;
     const worker = this.#placement.prefill;
+    const live = AbortSignal.any([signal, worker.lost, this.#finished.signal]);
     const call = {
       requestId,
       fingerprint,

@@ -1,6 +1,10 @@
 /** The gateway's process. */
+import { readFile } from 'node:fs/promises';
+import { createSecureContext } from 'node:tls';
 import { openBundle } from '../lib/model/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
+import { ServingError } from '../lib/process/errors.ts';
+import { demandGuard } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
@@ -10,13 +14,16 @@ import { createRetrieval } from '../lib/rag/retrieval.ts';
 import { withRowCache } from '../lib/rag/row-cache.ts';
 import { openStore } from '../lib/rag/store.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
+import { loadRpcSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { loadApiKeys } from './auth.ts';
+import type { Tls } from './http-app.ts';
 import { SERVICE_SETTINGS, startGateway } from './service.ts';
 
 export const GATEWAY_SETTINGS = [
   ...(['model', 'servedName', 'store', 'queryLines', 'threads', 'logLevel'] as const),
-  ...(['rowCacheBytes', 'indexer', 'apiKeysFile'] as const),
+  ...(['rowCacheBytes', 'indexer', 'apiKeysFile', 'insecureListen', 'tlsCert', 'tlsKey'] as const),
+  ...RPC_SETTINGS,
   ...SERVICE_SETTINGS,
 ] as const;
 
@@ -24,14 +31,19 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   collectProcessMetrics('gateway');
+  demandGuard(config, config.apiKeysFile !== '', '--api-keys-file');
+  const [keys, tls, security] = await Promise.all([
+    loadApiKeys(config.apiKeysFile),
+    loadTls(config),
+    loadRpcSecurity(config),
+  ]);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
   const tokenizer = await loadTokenizer(tokenizerDir);
-  const keys = await loadApiKeys(config.apiKeysFile);
   const slowMs = config.retrievalBudgetMs;
   const store = withRowCache(withBreaker(await openStore(config.store), { slowMs }), config.rowCacheBytes);
   life.onStop('store', () => store.close());
-  const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer);
+  const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
   const { threads } = config;
   // Queries are encoded here, and only if an index is searched by embeddings: the workers' engines are busy with prompts.
@@ -46,11 +58,25 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
     store,
     indexer,
     keys,
-    connectPrefill,
-    connectDecode,
+    tls,
+    connectPrefill: (address) => connectPrefill(address, security),
+    connectDecode: (address) => connectDecode(address, security),
     draining: life.draining,
     log,
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
+}
+
+/** Both files or none. @throws ServingError config_invalid */
+async function loadTls({ tlsCert, tlsKey }: Config<'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
+  if (tlsCert === '' && tlsKey === '') return undefined;
+  try {
+    const [cert, key] = await Promise.all([readFile(tlsCert), readFile(tlsKey)]);
+    createSecureContext({ cert, key });
+    return { cert, key };
+  } catch (cause) {
+    const why = (cause as Error).message;
+    throw new ServingError('config_invalid', `--tls-cert ${tlsCert}, --tls-key ${tlsKey}: ${why}`, { cause });
+  }
 }

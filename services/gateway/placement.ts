@@ -41,16 +41,17 @@ export class WorkerPool {
   readonly #prefill: WorkerSet<PrefillClient>;
   readonly #decode: WorkerSet<DecodeClient>;
   readonly #closing = new AbortController();
-  #onRoom: () => void = () => {};
+  #capacity = 0;
+  #onChange: () => void = () => {};
 
   constructor({ connectPrefill, connectDecode, askEveryMs = 1000, ...rest }: WorkerPoolOptions) {
-    const options = { ...rest, askEveryMs, onRoom: () => this.#onRoom() };
+    const options = { ...rest, askEveryMs, onChange: () => this.#onChange() };
     this.#prefill = new WorkerSet({
       ...options,
       role: 'prefill',
       connect: connectPrefill,
       reportedLoad: ({ queued }) => queued,
-      hasRoom: (worker) => worker.jobs < PROMPTS_PER_WORKER,
+      hasRoom: (worker) => worker.jobs.size < PROMPTS_PER_WORKER,
     });
     this.#decode = new WorkerSet({
       ...options,
@@ -69,9 +70,9 @@ export class WorkerPool {
     this.#decode.setAddresses(addresses);
   }
 
-  /** Called whenever there may be room where there was none. */
-  set onRoom(onRoom: () => void) {
-    this.#onRoom = onRoom;
+  /** Called whenever there may be room where there was none, or no worker where there was one. */
+  set onChange(onChange: () => void) {
+    this.#onChange = onChange;
   }
 
   /** Whether a completion could be placed, now or when there is room. */
@@ -86,12 +87,16 @@ export class WorkerPool {
   }
 
   /**
-   * Positions that a slot of every usable worker holds.
-   * @throws ServingError no_worker
+   * Positions that a slot of every usable worker holds; what it was last where none is usable now.
+   * @throws ServingError no_worker, where none ever was.
    */
   get capacity(): number {
-    const usable = [...this.#prefill.demandUsable(), ...this.#decode.demandUsable()];
-    return Math.min(...usable.map((worker) => worker.described?.capacity ?? 0));
+    if (this.usable) {
+      const usable = [...this.#prefill.usable, ...this.#decode.usable];
+      this.#capacity = Math.min(...usable.map((worker) => worker.described?.capacity ?? 0));
+    }
+    if (this.#capacity === 0) this.demandUsable();
+    return this.#capacity;
   }
 
   /** Prompt tokens that usable workers compute per second, as they measured it; 0 where none has yet. */

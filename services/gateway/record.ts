@@ -7,6 +7,7 @@ import { type Stage, Timeline } from '../lib/request/timeline.ts';
 import type { ChoiceDelta } from './choice.ts';
 import type { ContextReport } from './context.ts';
 import type { LegRequest } from './leg.ts';
+import type { CompletionSample } from './sample.ts';
 
 export interface Usage {
   readonly prompt_tokens: number;
@@ -27,6 +28,8 @@ export class RequestRecord {
   /** Of the prompt; undefined where the request did not ask for any. */
   context: ContextReport | undefined;
   error: ServingError | undefined;
+  /** undefined for completions that are not sampled. */
+  sample: CompletionSample | undefined;
   readonly #arrivals = new Map<string, Arrivals>();
   readonly #gaps: number[] = [];
   readonly #finishReasons: FinishReason[] = [];
@@ -50,7 +53,7 @@ export class RequestRecord {
 
   /**
    * Takes what the workers measured on their own clocks.
-   * @param again for a replay: the client is billed, and the stages are named, for the first try.
+   * @param again what was put out goes through prefill again: the client has its figures already.
    */
   measuring(again: boolean): Pick<LegRequest, 'onAccepted' | 'onFirst' | 'onJoined'> {
     const stage = (name: Stage, microseconds: number) => {
@@ -74,6 +77,7 @@ export class RequestRecord {
   /** Tokens of a choice, as they go out to the client. */
   delivered(delta: ChoiceDelta, atMs = performance.now()): void {
     if (delta.finishReason !== null) this.#finishReasons.push(delta.finishReason);
+    if (delta.prompt === 0 && delta.choice === 0) this.sample?.add(delta.text);
     if (delta.tokenIds.length === 0) return;
     this.#outputTokens += delta.tokenIds.length;
     this.timeline.mark('first_token', atMs);
@@ -113,6 +117,7 @@ export class RequestRecord {
         replays: this.#replays || undefined,
         rag: this.context && { ...this.context, chunks: this.context.chunks.length },
         timeline: this.timeline,
+        sample: this.sample,
       },
       'completion',
     );

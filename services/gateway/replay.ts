@@ -10,8 +10,10 @@ import { metrics } from '../lib/process/metrics.ts';
 
 /** Nobody would be there to see the end of these. */
 const FINAL: ReadonlySet<string> = new Set(['deadline_exceeded', 'client_gone', 'superseded']);
+/** A worker that came back with another bundle: no use to ask it again, but others. */
+const ELSEWHERE = 'fingerprint_mismatch';
 /** Other workers can take over from these at once; the rest is tried again after a pause. */
-const AT_ONCE: ReadonlySet<string> = new Set(['worker_lost', 'worker_stalled', 'draining']);
+const AT_ONCE: ReadonlySet<string> = new Set(['worker_lost', 'worker_stalled', 'draining', ELSEWHERE]);
 const FIRST_PAUSE_MS = 50;
 
 /**
@@ -20,7 +22,8 @@ const FIRST_PAUSE_MS = 50;
  */
 export function demandReplayable(error: unknown, replays: number, limit: number): void {
   const failure = ServingError.from(error);
-  if (!failure.kind.retryable || FINAL.has(failure.code)) throw error;
+  const mendable = failure.kind.retryable || failure.code === ELSEWHERE;
+  if (!mendable || FINAL.has(failure.code)) throw error;
   if (replays < limit) return;
   metrics.replaysExhausted.inc({ reason: failure.code });
   throw error;

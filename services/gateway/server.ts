@@ -1,38 +1,35 @@
 /** The HTTP side: routes, validation, errors in OpenAI's shape, one record per completion. */
-import { randomUUID } from 'node:crypto';
-import {
-  type FastifyBaseLogger,
-  type FastifyInstance,
-  type FastifyReply,
-  type FastifyRequest,
-  fastify,
-  LogController,
-} from 'fastify';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { ServingError } from '../lib/process/errors.ts';
-import type { Logger } from '../lib/process/log.ts';
 import { exposition, expositionType } from '../lib/process/metrics.ts';
 import type { Admission, AdmissionRequest } from './admission.ts';
 import { type ApiKeys, type Identity, storeKey } from './auth.ts';
 import { type CompletionRequest, completionBody } from './completion-request.ts';
+import { type AppOptions, createApp } from './http-app.ts';
 import { asServingError, errorBody, validationError } from './http-errors.ts';
+import { awaitBody, closeAfterLinger } from './http-limits.ts';
 import type { Journey, Trip } from './journey.ts';
+import type { TokenQuota } from './quota.ts';
 import type { Readiness } from './readiness.ts';
 import { RequestRecord } from './record.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
 import { AnswerCollector, type AnswerHead, chunkBody, usageBody } from './response.ts';
+import { CompletionSample } from './sample.ts';
 import { EventStream } from './sse.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
     /** Of a completion; other routes have none. */
     record: RequestRecord | undefined;
+    /** Ends the wait for the body of a completion. */
+    bodyCame: () => void;
     /** Of who asks; under /v1. */
     identity: Identity;
   }
 }
 
-export interface ServerParts {
+export interface ServerParts extends AppOptions {
   /** Name of the model in the API. */
   readonly model: string;
   /** SHA-256 (hex) of the bundle. */
@@ -41,10 +38,11 @@ export interface ServerParts {
   readonly admission: Admission;
   readonly readiness: Pick<Readiness, 'problem'>;
   readonly capacity: () => number | undefined;
-  readonly bodyLimitBytes: number;
   readonly keys: ApiKeys;
+  readonly quota: TokenQuota;
+  /** Percentage of completions whose redacted text is logged. */
+  readonly logSamplePercent: number;
   readonly repos: RepoParts;
-  readonly log: Logger;
 }
 
 type CompletionCall = FastifyRequest<{ Body: CompletionRequest }>;
@@ -55,22 +53,12 @@ const TIMELINE_HEADER = 'x-llavacode-timeline';
 const TIMEOUT_HEADER = 'x-request-timeout-ms';
 /** Names the setting whose bound a refused request met. */
 const REFUSED_BY_HEADER = 'x-llavacode-refused-by';
-/** What a client may call a request by: it goes into logs and headers. */
-const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
 export function createServer(parts: ServerParts): FastifyInstance {
-  const app = fastify({
-    loggerInstance: parts.log as FastifyBaseLogger,
-    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
-    bodyLimit: parts.bodyLimitBytes,
-    genReqId: ({ headers }) => {
-      const given = headers['x-request-id'];
-      return typeof given === 'string' && REQUEST_ID.test(given) ? given : randomUUID().replaceAll('-', '');
-    },
-    frameworkErrors: (error, request, reply) => void sendError(error, request, reply),
-  });
+  const app = createApp(parts, sendError);
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
+  app.decorateRequest('bodyCame');
   app.setValidatorCompiler<z.ZodType>(({ schema }) => (body) => {
     const result = schema.safeParse(body);
     return result.success ? { value: result.data } : { error: validationError(result.error) };
@@ -78,6 +66,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('application/json', { parseAs: 'string' }, parseJson);
   app.addHook('onRequest', async (request, reply) => void reply.header('x-request-id', request.id));
+  app.addHook('onSend', async (_, reply) => closeAfterLinger(reply.raw));
   // Before the body is read, and after the hooks that keep a request's record.
   app.addHook('preParsing', async (request) => {
     // By the route: a URL may spell its path in other ways.
@@ -101,7 +90,11 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   };
   app.post('/v1/completions', {
     schema: { body: completionBody },
-    onRequest: async (request, reply) => keepRecord(request, reply),
+    onRequest: async (request, reply) => {
+      keepRecord(request, reply);
+      request.bodyCame = awaitBody(request, reply, parts.limits);
+    },
+    preValidation: async (request) => request.bodyCame(),
     handler: (request: CompletionCall, reply) => complete(request, reply, parts),
   });
   app.get('/v1/models', async () => ({ object: 'list', data: [models()] }));
@@ -135,6 +128,8 @@ async function complete(request: CompletionCall, reply: FastifyReply, parts: Ser
   const record = request.record!;
   const body = withStoreKey(request.body, request.identity);
   checkModel(body.model ?? parts.model, parts.model);
+  const { tenant, limits } = request.identity;
+  parts.quota.check(tenant, limits);
   const admitted = parts.admission.admit(admissionOf(request));
   record.timeline.mark('admitted');
   // Comes after the end of an answer too; then there is nothing left to abort.
@@ -147,7 +142,8 @@ async function complete(request: CompletionCall, reply: FastifyReply, parts: Ser
     system_fingerprint: `fp_${parts.fingerprint.slice(0, 12)}`,
   };
   const { signal, deadlineMs } = admitted;
-  const trip = { id: head.id, tenant: request.identity.tenant, record, signal, deadlineMs };
+  if (Math.random() * 100 < parts.logSamplePercent) record.sample = new CompletionSample(body);
+  const trip = { id: head.id, tenant, record, signal, deadlineMs };
   try {
     if (body.stream) return await streamed(body, head, trip, reply, parts);
     const answer = new AnswerCollector();
@@ -155,6 +151,7 @@ async function complete(request: CompletionCall, reply: FastifyReply, parts: Ser
     return answer.body(head, body, choices, record.usage, record.context);
   } finally {
     admitted.release();
+    parts.quota.spend(tenant, limits, record.usage.total_tokens);
   }
 }
 
@@ -166,7 +163,8 @@ function admissionOf({ body, headers, identity }: CompletionCall): AdmissionRequ
   }
   const timeoutMs = body.timeoutMs ?? (header === undefined ? undefined : Number(header));
   const session = body.session === undefined ? undefined : `${identity.tenant}\n${body.session}`;
-  return { timeoutMs, session };
+  const { tenant, limits } = identity;
+  return { timeoutMs, session, tenant, maxInflight: limits.maxInflight };
 }
 
 /** The repository as the store knows it: from here on no name of a client's is left that could be another tenant's. */

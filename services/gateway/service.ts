@@ -13,8 +13,11 @@ import type { ApiKeys } from './auth.ts';
 import { completionBody } from './completion-request.ts';
 import { watchAddresses } from './discovery.ts';
 import { Dispatcher } from './dispatcher.ts';
+import type { Tls } from './http-app.ts';
+import { HTTP_LIMIT_SETTINGS } from './http-limits.ts';
 import { Journey } from './journey.ts';
 import { WorkerPool } from './placement.ts';
+import { TokenQuota } from './quota.ts';
 import { Readiness } from './readiness.ts';
 import { RequestRecord } from './record.ts';
 import { createServer } from './server.ts';
@@ -23,7 +26,8 @@ import { createServer } from './server.ts';
 export const SERVICE_SETTINGS = [
   ...(['host', 'port', 'prefillWorkers', 'decodeWorkers', 'promptFormat', 'maxInflight', 'bodyLimitBytes'] as const),
   ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs'] as const),
-  ...(['maxUploadBytes', 'targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs'] as const),
+  ...(['maxUploadBytes', 'targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs', 'logSamplePercent'] as const),
+  ...HTTP_LIMIT_SETTINGS,
 ] as const satisfies readonly Setting[];
 
 export interface GatewayParts {
@@ -42,6 +46,8 @@ export interface GatewayParts {
   /** undefined where none was named: nothing can be indexed then. */
   readonly indexer: IndexerClient | undefined;
   readonly keys: ApiKeys;
+  /** Plain HTTP without. */
+  readonly tls?: Tls | undefined;
   readonly connectPrefill: (address: string) => PrefillClient;
   readonly connectDecode: (address: string) => DecodeClient;
   /** Aborted when no new requests are to be taken. */
@@ -88,8 +94,10 @@ export async function startGateway(
   const { store, indexer, keys } = parts;
   const { maxUploadBytes } = config;
   const repos = { store, indexer, contextFingerprint, maxUploadBytes, requestTimeoutMs, draining };
+  const { logSamplePercent } = config;
   const serving = { model, fingerprint, journey, admission, readiness, capacity, bodyLimitBytes, keys, repos, log };
-  const app = createServer(serving);
+  const guards = { limits: config, tls: parts.tls, quota: new TokenQuota(), logSamplePercent };
+  const app = createServer({ ...serving, ...guards });
   const { host, port } = config;
   try {
     await app.listen({ host, port });

@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import type { OutgoingHttpHeaders } from 'node:http';
 import type { FastifyReply } from 'fastify';
+import { closeAfterLinger } from './http-limits.ts';
 
 export class EventStream {
   readonly #reply: FastifyReply;
@@ -39,6 +40,7 @@ export class EventStream {
     if (last !== undefined) this.#write(`data: ${JSON.stringify(last)}\n\n`);
     this.#write('data: [DONE]\n\n');
     this.#reply.raw.end();
+    closeAfterLinger(this.#reply.raw);
   }
 
   #write(text: string): boolean {

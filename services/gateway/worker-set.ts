@@ -35,14 +35,13 @@ export interface Worker<C> {
   described: WorkerDescription__Output | undefined;
   /** Why it cannot be used. */
   problem: string;
-  /** Work that this gateway has given it and that has not ended: calls, and what they weigh. */
-  jobs: number;
+  /** Work that this gateway has given it and that has not ended: what aborts each, and what they weigh together. */
+  readonly jobs: Set<AbortController>;
   load: number;
   /** Work of other gateways, weighed when it was last asked. */
   foreign: number;
   /** When it was last chosen, by count: equals take turns. */
   chosen: number;
-  lost: AbortController;
   /** No longer among the addresses: its client is closed when its last call has ended. */
   removed: boolean;
 }
@@ -60,13 +59,16 @@ export interface WorkerSetOptions<C> {
   readonly answerTimeoutMs: number;
   /** Pause between two questions. */
   readonly askEveryMs: number;
-  /** Called when there may be room where there was none. */
-  readonly onRoom: () => void;
+  /** Called when there may be room where there was none, or no worker where there was one. */
+  readonly onChange: () => void;
   readonly log: Logger;
 }
 
 /** Errors after which a worker is left alone until it has answered again. */
-const GONE: ReadonlySet<string> = new Set(['worker_lost', 'worker_stalled', 'draining']);
+const GONE: ReadonlySet<string> = new Set(['worker_lost', 'worker_stalled', 'draining', 'fingerprint_mismatch']);
+
+/** Pause between two questions to a worker that cannot be used: it may be back any moment. */
+const ASK_AGAIN_MS = 200;
 
 export class WorkerSet<C extends Describable> {
   readonly #options: WorkerSetOptions<C>;
@@ -87,9 +89,9 @@ export class WorkerSet<C extends Describable> {
     for (const address of wanted) {
       if (known.has(address)) continue;
       const worker: Worker<C> = {
-        ...{ address, client: this.#options.connect(address), circuit: new Circuit(), lost: new AbortController() },
+        ...{ address, client: this.#options.connect(address), circuit: new Circuit(), jobs: new Set() },
         ...{ described: undefined, problem: 'has not answered yet', removed: false },
-        ...{ jobs: 0, load: 0, foreign: 0, chosen: 0 },
+        ...{ load: 0, foreign: 0, chosen: 0 },
       };
       this.#workers.push(worker);
       if (this.#closing) void this.#askForever(worker, this.#closing);
@@ -122,27 +124,27 @@ export class WorkerSet<C extends Describable> {
   }
 
   hold(worker: Worker<C>, load: number): Hold<C> {
-    worker.jobs++;
+    // One for each job: a signal that lives as long as the worker would remember all that ever listened to it.
+    const lost = new AbortController();
+    worker.jobs.add(lost);
     worker.load += load;
     worker.chosen = ++this.#choices;
     worker.circuit.tried(performance.now());
-    let held = true;
     return {
       address: worker.address,
       client: worker.client,
-      lost: worker.lost.signal,
+      lost: lost.signal,
       release: () => {
-        if (!held) return;
-        held = false;
-        worker.jobs--;
+        if (!worker.jobs.delete(lost)) return;
         worker.load -= load;
-        if (worker.removed && worker.jobs === 0) worker.client.close();
-        this.#options.onRoom();
+        if (worker.removed && worker.jobs.size === 0) worker.client.close();
+        this.#options.onChange();
       },
       failed: (error) => {
         const failure = ServingError.from(error);
         if (GONE.has(failure.code)) this.#drop(worker, `failed a request (${failure.message})`);
-        else if (failure.kind.http >= 500) worker.circuit.failed(performance.now());
+        // What may be mended elsewhere or later may as well be another's fault: the network's, or the other half's.
+        else if (failure.kind.http >= 500 && !failure.kind.retryable) worker.circuit.failed(performance.now());
       },
       succeeded: () => worker.circuit.succeeded(),
     };
@@ -164,29 +166,28 @@ export class WorkerSet<C extends Describable> {
   }
 
   async #askForever(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    while (!closing.aborted && !(worker.removed && worker.jobs === 0)) {
+    while (!closing.aborted && !(worker.removed && worker.jobs.size === 0)) {
       await this.#ask(worker, closing);
+      const { askEveryMs } = this.#options;
+      const pauseMs = worker.described === undefined ? Math.min(askEveryMs, ASK_AGAIN_MS) : askEveryMs;
       // Rejects only by the signal, which ends the loop.
-      await sleep(this.#options.askEveryMs, undefined, { signal: closing }).catch(() => {});
+      await sleep(pauseMs, undefined, { signal: closing }).catch(() => {});
     }
   }
 
   async #ask(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    const { fingerprint, answerTimeoutMs, reportedLoad, role, onRoom, log } = this.#options;
+    const { fingerprint, answerTimeoutMs, reportedLoad, role, onChange, log } = this.#options;
     const deadline = AbortSignal.timeout(answerTimeoutMs);
     try {
-      const answer = await worker.client.describe(AbortSignal.any([deadline, closing]));
+      const answer = await worker.client.describe(deadline);
       if (answer.fingerprint !== fingerprint) {
         this.#drop(worker, `serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
         return;
       }
-      if (worker.described === undefined) {
-        worker.lost = new AbortController();
-        log.info({ address: worker.address, role }, 'worker is usable');
-      }
+      if (worker.described === undefined) log.info({ address: worker.address, role }, 'worker is usable');
       worker.described = answer;
       worker.foreign = Math.max(0, reportedLoad(answer) - worker.load);
-      onRoom();
+      onChange();
     } catch (error) {
       if (closing.aborted) return;
       if (deadline.aborted) this.#lose(worker);
@@ -198,7 +199,8 @@ export class WorkerSet<C extends Describable> {
   #lose(worker: Worker<C>): void {
     const problem = `has not answered within ${this.#options.answerTimeoutMs} ms`;
     this.#drop(worker, problem);
-    worker.lost.abort(new ServingError('worker_stalled', `${worker.address} ${problem}`));
+    const reason = new ServingError('worker_stalled', `${worker.address} ${problem}`);
+    for (const job of worker.jobs) job.abort(reason);
   }
 
   #drop(worker: Worker<C>, problem: string): void {
@@ -208,11 +210,12 @@ export class WorkerSet<C extends Describable> {
     }
     worker.described = undefined;
     worker.problem = problem;
+    this.#options.onChange();
   }
 
   #remove(worker: Worker<C>): void {
     worker.removed = true;
     this.#options.log.info({ address: worker.address, role: this.#options.role }, 'worker is no longer listed');
-    if (worker.jobs === 0) worker.client.close();
+    if (worker.jobs.size === 0) worker.client.close();
   }
 }

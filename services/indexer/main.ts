@@ -8,6 +8,7 @@ import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { loadContextEncoder } from '../lib/rag/encode.ts';
 import { needsEmbeddings } from '../lib/rag/retriever.ts';
 import { openStore } from '../lib/rag/store.ts';
+import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createIndexerService } from './service.ts';
 
@@ -15,19 +16,22 @@ export const INDEXER_SETTINGS = [
   ...(['host', 'port', 'metricsPort', 'model', 'store', 'provider', 'threads', 'chunkLines', 'chunkStride'] as const),
   ...(['maxFileBytes', 'maxUploadBytes', 'maxRepoBytes', 'maxRepoFiles', 'drainTimeoutMs', 'logLevel'] as const),
   'retriever',
+  'insecureListen',
+  ...RPC_SETTINGS,
 ] as const;
 
 export async function runIndexer(config: Config<(typeof INDEXER_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('indexer', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   collectProcessMetrics('indexer');
+  const security = await loadServingSecurity(config);
   const keepEmbeddings = needsEmbeddings(config.retriever);
   const encoder = await loadContextEncoder(await openBundle(config.model), { ...config, keepEmbeddings });
   life.onStop('encoder', () => encoder.dispose());
   const store = await openStore(config.store);
   life.onStop('store', () => store.close());
   const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
-  const server = await serveRpc(config.host, config.port, service.mounts);
+  const server = await serveRpc(config.host, config.port, service.mounts, security);
   life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs)));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
   server.setServing(true);

@@ -6,11 +6,13 @@ import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { stayRegistered } from '../lib/registry/registry.ts';
+import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createPrefillService } from './service.ts';
 
 export const PREFILL_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsPort'] as const),
+  ...(['host', 'port', 'advertise', 'registry', 'metricsPort', 'insecureListen'] as const),
+  ...RPC_SETTINGS,
   ...ENGINE_SETTINGS,
   ...(['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs', 'drainTimeoutMs', 'logLevel'] as const),
 ] as const;
@@ -18,6 +20,7 @@ export const PREFILL_SETTINGS = [
 export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('prefill', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
+  const security = await loadServingSecurity(config);
   const { bundle, session, modelName } = await loadEngine(config, 'prefill', log);
   collectProcessMetrics('prefill', modelName);
   life.onStop('engine', () => session.dispose());
@@ -36,7 +39,7 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
     },
     log,
   );
-  const server = await serveRpc(config.host, config.port, service.mounts);
+  const server = await serveRpc(config.host, config.port, service.mounts, security);
   address = config.advertise || server.address;
   life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);

@@ -60,7 +60,10 @@ export class PromptQueue<J extends Waiting> {
       throw new ServingError(
         'saturated',
         `${this.#tokens} prompt tokens wait, ${job.tokens} more would exceed --queue-tokens ${this.#limit}`,
-        { retryAfterSeconds: this.#rate > 0 ? Math.max(1, Math.ceil(this.#tokens / this.#rate)) : 1 },
+        {
+          retryAfterSeconds: this.#rate > 0 ? Math.max(1, Math.ceil(this.#tokens / this.#rate)) : 1,
+          knob: 'queue-tokens',
+        },
       );
     }
     this.#jobs.push(job);

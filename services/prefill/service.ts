@@ -1,6 +1,7 @@
 /** The prefill worker as a gRPC service: Prefill for the gateway, Kv for decoders. */
 import { KvSender } from '../lib/kv/handoff.ts';
 import { PrefixCache } from '../lib/kv/prefix.ts';
+import { readWireType } from '../lib/kv/wire.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { TokenPrompt } from '../lib/request/sequence.ts';
@@ -80,9 +81,10 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       );
     }
     const { layers, kvHeads, headDim } = pool.layout;
-    const layout = { layers, kvHeads, headDim, dtype: 'float32' };
+    const dtype = readWireType(request.dtype);
+    const layout = { layers, kvHeads, headDim, dtype };
     yield { manifest: { fingerprint, layout, positions: lease.positions } };
-    const sender = new KvSender(pool, lease.slot.index);
+    const sender = new KvSender(pool, lease.slot.index, dtype);
     for (let sent = 0; sent < lease.positions; ) {
       const ready = await lease.beyond(sent, signal);
       for (const frame of sender.pack(sent, ready)) {

@@ -22,10 +22,11 @@ describe("the paper's tables", () => {
 
 describe('verdict', () => {
   it.each([
-    [{ low: 0.34, high: 0.4 }, 0.36, 'yes'],
-    [{ low: 0.2, high: 0.3 }, 0.25, 'no'],
-    [{ low: 0.3, high: 0.4 }, 0.35, 'yes, within noise'],
-    [{ low: 0.3, high: 0.4 }, 0.31, 'no, within noise'],
+    [{ low: 0.34, high: 0.4, coverage: 0.95 }, 0.36, 'yes'],
+    [{ low: 0.2, high: 0.3, coverage: 0.95 }, 0.25, 'no'],
+    [{ low: 0.3, high: 0.4, coverage: 0.95 }, 0.35, 'yes (uncertain)'],
+    [{ low: 0.3, high: 0.4, coverage: 0.95 }, 0.31, 'no (uncertain)'],
+    [{ low: 0.34, high: 0.4, coverage: 0.75 }, 0.36, 'yes (uncertain)'],
   ])('%j around %d of 33 %%: %s', (interval, middle, said) => expect(verdict(interval, middle, 2)).toBe(said));
 });
 
@@ -53,7 +54,7 @@ describe('reportTables', () => {
     const { markdown } = reportTables(artifact);
     expect(markdown).toContain('**1 of 1** rows');
     const row = markdown.split('\n').find((line) => line.includes('1500 → 1010') && line.includes('1.5b'))!;
-    expect(row).toContain('1000 → 603 | ↓ 40 % | 40 % … 40 % | yes | 5.00 → 5.00 ±0 % | 112 → 69.7 ↓ 38 %');
+    expect(row).toContain('1000 → 603 | ↓ 40 % | 40 % … 40 % | yes | 112 → 69.7 ↓ 38 % | 5.00 → 5.00 ±0 % | 23.2');
     expect(markdown.match(/not run/g)).toHaveLength(4 * 9 - 1);
   });
 });

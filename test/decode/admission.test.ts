@@ -20,7 +20,7 @@ describe('admission', () => {
       fc.asyncProperty(
         fc.integer({ min: 1, max: 4 }),
         fc.nat(4),
-        fc.array(action, { maxLength: 50 }),
+        fc.array(action, { maxLength: 50, size: 'max' }),
         async (slots, limit, actions) => {
           const pool = new KvPool(LAYOUT, slots, 4);
           const admission = new SlotAdmission(pool, limit);

@@ -12,8 +12,8 @@ describe('joining and leaving', () => {
     const first = gate();
     engine.beforeStep = () => first.opened;
     const loop = new DecodeLoop(engine);
-    const a = join(engine, loop, fill(engine, { prompt: [1], maxTokens: 4 }) as KvSlot, { prompt: [1], maxTokens: 4 });
-    const b = join(engine, loop, fill(engine, { prompt: [2], maxTokens: 4 }) as KvSlot, { prompt: [2], maxTokens: 4 });
+    const a = join(loop, fill(engine, { prompt: [1], maxTokens: 4 }) as KvSlot, { prompt: [1], maxTokens: 4 });
+    const b = join(loop, fill(engine, { prompt: [2], maxTokens: 4 }) as KvSlot, { prompt: [2], maxTokens: 4 });
     first.open();
     await Promise.all([a.ended, b.ended]);
     expect(engine.steps).toEqual([[0], [0, 1], [0, 1], [1]]);
@@ -27,7 +27,7 @@ describe('joining and leaving', () => {
     engine.beforeStep = () => step.opened;
     const loop = new DecodeLoop(engine);
     const wanted = { prompt: [3, 4], maxTokens: 20 };
-    const reader = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
+    const reader = join(loop, fill(engine, wanted) as KvSlot, wanted);
     let out = false;
     const leaving = loop.leave(reader.sequence).then(() => {
       out = true;
@@ -45,7 +45,7 @@ describe('joining and leaving', () => {
     engine.beforeStep = () => step.opened;
     const loop = new DecodeLoop(engine);
     const wanted = { prompt: [3, 4], maxTokens: 3 };
-    const running = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
+    const running = join(loop, fill(engine, wanted) as KvSlot, wanted);
     const slot = fill(engine, wanted) as KvSlot;
     const sequence = loop.join({ slot, sampling: GREEDY, positions: 2, firstToken: 1, maxTokens: 9 });
     await loop.leave(sequence);
@@ -62,12 +62,12 @@ describe('joining and leaving', () => {
     const readers = [
       { prompt: [1], maxTokens: 3 },
       { prompt: [2], maxTokens: 6 },
-    ].map((wanted) => join(engine, loop, fill(engine, wanted) as KvSlot, wanted));
+    ].map((wanted) => join(loop, fill(engine, wanted) as KvSlot, wanted));
     await Promise.all(readers.map(({ ended }) => ended));
     expect(idle).toBe(1);
     const again = { prompt: [3], maxTokens: 2 };
     readers[0]?.slot.release();
-    await join(engine, loop, fill(engine, again) as KvSlot, again).ended;
+    await join(loop, fill(engine, again) as KvSlot, again).ended;
     expect(idle).toBe(2);
   });
 });
@@ -84,14 +84,14 @@ describe('failures', () => {
     };
     const loop = new DecodeLoop(engine);
     const wanted = { prompt: [7, 8], maxTokens: 6 };
-    const victim = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
-    const meanwhile = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
+    const victim = join(loop, fill(engine, wanted) as KvSlot, wanted);
+    const meanwhile = join(loop, fill(engine, wanted) as KvSlot, wanted);
     step.open();
     await victim.ended;
     expect(victim.error).toMatchObject({ message: 'out of memory' });
     await meanwhile.ended;
     expect(meanwhile.tokens).toEqual(alone(meanwhile).tokens);
-    const later = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
+    const later = join(loop, fill(engine, wanted) as KvSlot, wanted);
     await later.ended;
     expect(later.tokens).toEqual(alone(later).tokens);
   });
@@ -105,7 +105,7 @@ describe('failures', () => {
       ...{ slot, positions: 2, firstToken: 1, maxTokens: 6 },
       sampling: { ...GREEDY, logitBias: new Map([[99_999, 1]]) },
     });
-    const good = join(engine, loop, fill(engine, wanted) as KvSlot, wanted);
+    const good = join(loop, fill(engine, wanted) as KvSlot, wanted);
     await expect(bad.steps.toArray()).rejects.toThrowError(expect.objectContaining({ code: 'invalid_request' }));
     await good.ended;
     expect(good.tokens).toEqual(alone(good).tokens);
@@ -120,7 +120,7 @@ test('a consumer that reads nothing holds nobody up, and finds everything later'
   const firstToken = nextToken(slow.prompt);
   const sequence = loop.join({ slot, sampling: GREEDY, positions: 1, firstToken, maxTokens: 200 });
   const quick = { prompt: [12], maxTokens: 250 };
-  const reader = join(engine, loop, fill(engine, quick) as KvSlot, quick);
+  const reader = join(loop, fill(engine, quick) as KvSlot, quick);
   await reader.ended;
   expect(reader.tokens).toEqual(alone(reader).tokens);
   const steps: DecodeStep[] = await sequence.steps.toArray();

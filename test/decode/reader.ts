@@ -32,7 +32,7 @@ export function fill(engine: FakeEngine, { prompt }: Wanted): KvSlot | undefined
   return slot;
 }
 
-export function join(engine: FakeEngine, loop: DecodeLoop, slot: KvSlot, wanted: Wanted): Reader {
+export function join(loop: DecodeLoop, slot: KvSlot, wanted: Wanted): Reader {
   const { prompt, maxTokens, stopTokenIds = [] } = wanted;
   const firstToken = nextToken(prompt);
   const sequence = loop.join({

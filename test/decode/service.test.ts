@@ -84,6 +84,36 @@ test('reports logprobs where they are asked for', async () => {
   }
 });
 
+test('a slot that comes free and is reserved while a step is under way is filled only when that is over', async () => {
+  const [holder, { client, engine }] = await Promise.all([startHolder(), startDecode()]);
+  const gates = [gate(), gate(), gate(), gate()];
+  engine.beforeStep = () => gates[engine.steps.length - 1]?.opened;
+  const step = (n: number) => until(() => engine.steps.length === n);
+  const caller = new AbortController();
+  const given = decode(client, decodeRequest(holder.kv, 20), caller.signal);
+  const outcome = expect(given).rejects.toThrowError('hung up');
+  await step(1);
+  const long = decode(client, decodeRequest(holder.kv, 9));
+  await until(() => engine.pool.reserved === 2);
+  gates[0]?.open();
+  await until(() => holder.releases === 2);
+  gates[1]?.open();
+  await step(3);
+  caller.abort(new Error('hung up'));
+  await outcome;
+  await client.describe(NEVER); // answered: the worker has heard of it
+  gates[2]?.open();
+  await step(4);
+  expect(engine.steps).toEqual([[0], [0], [0, 1], [1]]); // slot 0 rides along in the last one
+  const next = decode(client, decodeRequest(holder.kv, 9));
+  await until(() => engine.pool.reserved === 2);
+  for (let answers = 0; answers < 5; answers++) await client.describe(NEVER);
+  expect(holder.pulls).toBe(2);
+  gates[3]?.open();
+  const { tokens } = continuation(PROMPT, 9);
+  expect([(await long).tokens, (await next).tokens]).toEqual([tokens.slice(1), tokens.slice(1)]);
+});
+
 describe('refuses, before anything is pulled', () => {
   test.each<[string, (kv: KvHandle__Output) => DecodeRequest, Parameters<typeof refusal>]>([
     ['no handle', (kv) => ({ ...decodeRequest(kv, 2), kv: null }), ['invalid_request', 'kv is missing']],

@@ -1,27 +1,45 @@
 /** Weights kept as the CPU computes with them: the same logits, made once, made again when they are of no use. */
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type PrepackedCache, prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
 import { buildDecoder } from '../../services/lib/model/decoder.ts';
 import type { LayerFormats, TableFormat } from '../../services/lib/model/linear.ts';
+import type { Network } from '../../services/lib/model/network.ts';
 import { writeModel } from '../../services/lib/model/onnx.ts';
-import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
+import type { DecoderSpec } from '../../services/lib/model/spec.ts';
+import { synthesize } from '../../services/lib/model/synth.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
-const CHECKPOINT = join(import.meta.dirname, '../goldens/qwen2-tied');
+/** Its feed-forward matrices are large enough to be shared, those of attention are not. */
+const SHAPE = {
+  model_type: 'qwen2',
+  hidden_size: 512,
+  intermediate_size: 4608,
+  num_hidden_layers: 2,
+  num_attention_heads: 8,
+  num_key_value_heads: 2,
+  vocab_size: 1024,
+  max_position_embeddings: 128,
+  rms_norm_eps: 1e-6,
+  rope_theta: 10_000,
+  tie_word_embeddings: true,
+  hidden_act: 'silu',
+};
 const INT4 = { bits: 4, block: 32 } as const;
 
 let root: string;
+let network: Network & { readonly spec: DecoderSpec };
 let spec: DecoderSpec;
 
 beforeAll(async () => {
   root = await mkdtemp(join(tmpdir(), 'llavacode-prepacked-'));
-  spec = (await readSpec(CHECKPOINT)) as DecoderSpec;
+  await writeFile(join(root, 'config.json'), JSON.stringify(SHAPE));
+  network = await synthesize(join(root, 'config.json'), 1);
+  spec = network.spec;
 });
 afterAll(() => rm(root, { recursive: true, force: true }));
 
@@ -29,8 +47,7 @@ afterAll(() => rm(root, { recursive: true, force: true }));
 async function decoder(name: string, layers: LayerFormats, vocabulary: TableFormat): Promise<string> {
   const dir = join(root, name, 'llm');
   await mkdir(dir, { recursive: true });
-  const checkpoint = await Checkpoint.open(CHECKPOINT);
-  await writeModel(buildDecoder(spec, checkpoint, { layers, vocabulary, maxPositions: 64 }), dir);
+  await writeModel(buildDecoder(spec, network.weights, { layers, vocabulary, maxPositions: 64 }), dir);
   return join(dir, 'model.onnx');
 }
 
@@ -70,6 +87,7 @@ describe.each<[name: string, layers: LayerFormats, vocabulary: TableFormat]>([
     const plain = await logitsOf(graph);
     expect(await logitsOf(graph, kept)).toEqual(plain);
     expect(await logitsOf(graph, kept)).toEqual(plain);
+    expect(plain.flatMap((logits) => Array.from(logits)).every(Number.isFinite)).toBe(true);
     expect(kept.lines.map(({ level, fields }) => [level, fields['reason']])).toEqual([['info', 'not there yet']]);
   });
 });
@@ -120,6 +138,18 @@ describe('the folder', () => {
     await writeFile(kept.dir, 'a file where the folder should be');
     expect(await prepackedGraph(graph, kept)).toBe(graph);
     expect(kept.lines.map(({ level }) => level)).toEqual(['warn']);
+  });
+
+  test('that a killed process left half made is removed once it is old', async () => {
+    const kept = await cache('abandoned');
+    const path = await prepackedGraph(graph, kept);
+    const folder = join(path, '..');
+    const [young, old] = [`${folder}.young`, `${folder}.older`];
+    for (const left of [young, old]) await mkdir(left);
+    await utimes(old, 0, 0);
+    await rm(folder, { recursive: true });
+    await prepackedGraph(graph, kept);
+    expect((await readdir(kept.dir)).sort()).toEqual([folder, young].map((left) => basename(left)).sort());
   });
 
   test('of another graph or bundle is another one', async () => {

@@ -80,6 +80,7 @@ const samplings = (vocab: number) => {
       .map((biases) => new Map(Object.entries(biases).map(([key, bias]) => [Number(key), bias]))),
     stopTokenIds: fc.uniqueArray(id, { maxLength: Math.min(3, vocab - 1) }),
     minTokens: fc.nat({ max: 4 }),
+    priorOutputIds: fc.constant([]),
   });
 };
 

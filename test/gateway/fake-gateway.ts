@@ -4,8 +4,11 @@ import type { FastifyInstance } from 'fastify';
 import { Admission } from '../../services/gateway/admission.ts';
 import { type ApiKeys, NO_KEYS } from '../../services/gateway/auth.ts';
 import { Dispatcher } from '../../services/gateway/dispatcher.ts';
+import type { Tls } from '../../services/gateway/http-app.ts';
+import type { HttpLimits } from '../../services/gateway/http-limits.ts';
 import { Journey } from '../../services/gateway/journey.ts';
 import { WorkerPool } from '../../services/gateway/placement.ts';
+import { TokenQuota } from '../../services/gateway/quota.ts';
 import type { RepoParts } from '../../services/gateway/repos.ts';
 import { createServer } from '../../services/gateway/server.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
@@ -21,6 +24,7 @@ export const idOf = (name: string) => tokenizer.idOf(name)!;
 export interface FakeGateway {
   readonly app: FastifyInstance;
   readonly workers: FakeWorkers;
+  readonly pool: WorkerPool;
   readonly journey: Journey;
   readonly draining: AbortController;
   /** Lines that were logged. */
@@ -67,10 +71,17 @@ export interface FakeGatewayOptions {
   readonly requestTimeoutMs?: number;
   readonly retrievalBudgetMs?: number;
   readonly targetTtftMs?: number;
+  /** Addresses of workers besides the first ones. */
+  readonly morePrefill?: readonly string[];
+  readonly moreDecode?: readonly string[];
   /** None, unless the test is about them. */
   readonly maxReplays?: number;
   readonly stallTimeoutMs?: number;
+  readonly patienceMs?: number;
   readonly keys?: ApiKeys;
+  readonly limits?: Partial<HttpLimits>;
+  readonly tls?: Tls;
+  readonly logSamplePercent?: number;
   readonly repos?: Partial<RepoParts>;
 }
 
@@ -81,23 +92,23 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
   const draining = new AbortController();
   const pool = new WorkerPool({
     fingerprint: FINGERPRINT,
-    connectPrefill: () => workers.prefill.client,
-    connectDecode: () => workers.decode.client,
+    connectPrefill: (at) => (at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at)),
+    connectDecode: (at) => (at === workers.decode.address ? workers.decode.client : workers.decodeAt(at)),
     answerTimeoutMs: 1000,
     log,
   });
-  pool.setPrefill([workers.prefill.address]);
-  pool.setDecode([workers.decode.address]);
+  pool.setPrefill([workers.prefill.address, ...(options.morePrefill ?? [])]);
+  pool.setDecode([workers.decode.address, ...(options.moreDecode ?? [])]);
   await pool.refresh();
   const { retrieval, retrievalBudgetMs = 60_000, targetTtftMs = 60_000 } = options;
-  const { maxReplays = 0, stallTimeoutMs = 60_000 } = options;
+  const { maxReplays = 0, stallTimeoutMs = 60_000, patienceMs = 0 } = options;
   const context = { retrieval, retrievalBudgetMs, contextFingerprint: 'context', hidden: 2, log };
   const journey = new Journey({
     tokenizer,
     format: choosePromptFormat(tokenizer),
     fingerprint: FINGERPRINT,
     pool,
-    dispatcher: new Dispatcher({ pool, targetTtftMs, patienceMs: 0 }),
+    dispatcher: new Dispatcher({ pool, targetTtftMs, patienceMs }),
     maxReplays,
     stallTimeoutMs,
     context,
@@ -112,7 +123,16 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     readiness: { problem: undefined },
     capacity: () => (pool.usable ? pool.capacity : undefined),
     bodyLimitBytes: 64 * 1024,
+    limits: {
+      maxConnections: 100,
+      receiveTimeoutMs: 10_000,
+      uploadTimeoutMs: 60_000,
+      ...options.limits,
+    },
+    tls: options.tls,
     keys: options.keys ?? NO_KEYS,
+    quota: new TokenQuota(),
+    logSamplePercent: options.logSamplePercent ?? 0,
     repos: {
       store: undefined,
       indexer: undefined,
@@ -128,6 +148,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
   return {
     app,
     workers,
+    pool,
     journey,
     draining,
     lines,

@@ -8,6 +8,16 @@ import type { WorkerDescription__Output } from '../../services/lib/rpc/gen/llava
 /** Where a request waits for its signal instead of going on. */
 export type Stage = 'before accepted' | 'before first' | 'before joined' | 'in decode';
 
+export interface Trouble {
+  readonly stage: Stage;
+  /** Address of the worker. */
+  readonly worker: string;
+  /** How many calls of its kind came before this one. */
+  readonly call: number;
+  /** Of the next output token. */
+  readonly position: number;
+}
+
 export interface FakeModel {
   /** Output id at a position (0 is the first) of a choice. */
   token: (position: number, choice: number, seed: number) => number;
@@ -15,6 +25,8 @@ export interface FakeModel {
   holdAt?: Stage;
   /** Thrown at a stage. */
   failAt?: { stage: Stage; error: unknown };
+  /** What happens when a call of a worker comes to a stage: it throws what this throws, and stops where it says so. */
+  trouble?: (at: Trouble) => 'hang' | undefined;
   /** Tokens of one decode event. */
   stepSize?: number;
   capacity?: number;
@@ -27,6 +39,9 @@ export interface FakeWorkers {
   readonly model: FakeModel;
   readonly prefill: { readonly address: string; readonly client: PrefillClient };
   readonly decode: { readonly address: string; readonly client: DecodeClient };
+  /** The same, as if at another address. */
+  readonly prefillAt: (address: string) => PrefillClient;
+  readonly decodeAt: (address: string) => DecodeClient;
   /** Every request that came. */
   readonly prefills: PrefillRequest[];
   readonly decodes: DecodeRequest[];
@@ -58,10 +73,10 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
   let holding = 0;
 
   /** Passes, waits for the abort, or throws, as the model has it. */
-  async function at(stage: Stage, signal: AbortSignal): Promise<void> {
+  async function at(stage: Stage, where: Omit<Trouble, 'stage'>, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
     if (model.failAt?.stage === stage) throw model.failAt.error;
-    if (model.holdAt !== stage) return;
+    if (model.trouble?.({ stage, ...where }) !== 'hang' && model.holdAt !== stage) return;
     holding++;
     changed();
     await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }));
@@ -86,22 +101,26 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
   /** Readers that have not pulled yet, by lease. */
   const readers = new Map<string, number>();
 
-  async function* prefill(request: PrefillRequest, signal: AbortSignal) {
-    await at('before accepted', signal);
+  async function* prefill(worker: string, request: PrefillRequest, signal: AbortSignal) {
+    const call = workers.prefills.length - 1;
+    const prior = request.choices?.[0]?.priorOutputIds ?? [];
+    const where = { worker, call, position: prior.length };
+    if (prior.some((id, i) => id !== request.tokenIds?.at(i - prior.length))) throw new Error('prior is not the end');
+    await at('before accepted', where, signal);
     const leaseId = `${request.requestId}/${workers.prefills.length}`;
     readers.set(leaseId, request.readers ?? 0);
     const kv = {
-      address: workers.prefill.address,
+      address: worker,
       leaseId,
       fingerprint: FINGERPRINT,
       positions: request.tokenIds?.length ?? 0,
     };
     yield { kind: 'accepted' as const, accepted: { kv, queueUs: 10 } };
-    await at('before first', signal);
+    await at('before first', where, signal);
     const asked = request.promptLogprobs ?? -1;
     const first = {
       tokens: (request.choices ?? []).map((sampling, choice) =>
-        token(model.token(0, choice, Number(sampling.seed)), Number(sampling.logprobs)),
+        token(model.token(prior.length, choice, Number(sampling.seed)), Number(sampling.logprobs)),
       ),
       promptLogprobs: asked < 0 ? [] : (request.tokenIds ?? []).map((id, i) => token(i === 0 ? 0 : id, asked)),
       cachedTokens: 2,
@@ -109,6 +128,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
       chunks: 1,
     };
     yield { kind: 'first' as const, first };
+    signal.throwIfAborted();
     const aborted = new Promise<void>((_, reject) =>
       signal.addEventListener('abort', () => reject(signal.reason), { once: true }),
     );
@@ -116,19 +136,21 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     yield { kind: 'released' as const, released: {} };
   }
 
-  async function* decode(request: DecodeRequest, signal: AbortSignal) {
-    await at('before joined', signal);
+  async function* decode(worker: string, request: DecodeRequest, signal: AbortSignal) {
+    const call = workers.decodes.length - 1;
+    const prior = request.sampling?.priorOutputIds?.length ?? 0;
+    await at('before joined', { worker, call, position: prior + 1 }, signal);
     const leaseId = request.kv?.leaseId ?? '';
     readers.set(leaseId, (readers.get(leaseId) ?? 0) - 1);
     changed();
     yield { kind: 'joined' as const, joined: { queueUs: 20, handoffUs: 300, handoffExposedUs: 3, handoffBytes: 99 } };
     const { choice = 0, maxTokens = 0, sampling } = request;
     for (let position = 1; position < maxTokens; ) {
-      await at('in decode', signal);
+      await at('in decode', { worker, call, position: prior + position }, signal);
       const tokens: Token__Output[] = [];
       let finishReason = '';
       while (finishReason === '' && tokens.length < (model.stepSize ?? 1)) {
-        const id = model.token(position++, choice, Number(sampling?.seed));
+        const id = model.token(prior + position++, choice, Number(sampling?.seed));
         tokens.push(token(id, Number(sampling?.logprobs)));
         if (sampling?.stopTokenIds?.includes(id)) finishReason = 'stop';
         else if (position >= maxTokens) finishReason = 'length';
@@ -150,30 +172,28 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     prefillTokensPerSecond: model.prefillTokensPerSecond ?? 0,
   });
 
+  const prefillAt = (address: string): PrefillClient => ({
+    prefill: (request, signal) => {
+      workers.prefills.push(request);
+      return counted(prefill(address, request, signal));
+    },
+    describe: () => describe('prefill'),
+    close: () => {},
+  });
+  const decodeAt = (address: string): DecodeClient => ({
+    decode: (request, signal) => {
+      workers.decodes.push(request);
+      return counted(decode(address, request, signal));
+    },
+    describe: () => describe('decode'),
+    close: () => {},
+  });
   const workers: FakeWorkers = {
     model,
-    prefill: {
-      address: '127.0.0.1:1',
-      client: {
-        prefill: (request, signal) => {
-          workers.prefills.push(request);
-          return counted(prefill(request, signal));
-        },
-        describe: () => describe('prefill'),
-        close: () => {},
-      },
-    },
-    decode: {
-      address: '127.0.0.1:2',
-      client: {
-        decode: (request, signal) => {
-          workers.decodes.push(request);
-          return counted(decode(request, signal));
-        },
-        describe: () => describe('decode'),
-        close: () => {},
-      },
-    },
+    prefill: { address: '127.0.0.1:1', client: prefillAt('127.0.0.1:1') },
+    decode: { address: '127.0.0.1:2', client: decodeAt('127.0.0.1:2') },
+    prefillAt,
+    decodeAt,
     prefills: [],
     decodes: [],
     open: 0,

@@ -6,93 +6,191 @@ import { keepingLog } from './fake-gateway.ts';
 
 const OURS = 'a'.repeat(64);
 
-/** Workers that answer with what `answers` says about their address now. */
-function pool(
-  answers: Record<string, { fingerprint?: string; capacity?: number } | Error>,
-  prefill: string[],
-  decode: string[],
-) {
+interface Says {
+  fingerprint?: string;
+  capacity?: number;
+  slots?: number;
+  freeSlots?: number;
+  queued?: number;
+}
+
+/** Workers that answer with what `answers` says about their address now; 'nothing' for one that hangs. */
+function pool(answers: Record<string, Says | Error | 'nothing'>, prefill: string[], decode: string[]) {
+  const closed: string[] = [];
   const client = (address: string) =>
     ({
-      describe: async () => {
+      describe: async (signal: AbortSignal) => {
         const answer = answers[address];
         if (answer === undefined) throw new ServingError('worker_lost', `${address}: refused`);
+        if (answer === 'nothing') {
+          await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+        }
         if (answer instanceof Error) throw answer;
-        return { fingerprint: OURS, capacity: 100, ...answer };
+        const described = { fingerprint: OURS, capacity: 100, slots: 4, freeSlots: 4, queued: 0 };
+        return { ...described, prefillTokensPerSecond: 0, ...(answer as Says) };
       },
-      close: () => {},
+      close: () => closed.push(address),
     }) as unknown as PrefillClient & DecodeClient;
   const workers = new WorkerPool({
     fingerprint: OURS,
     connectPrefill: client,
     connectDecode: client,
-    answerTimeoutMs: 1000,
+    answerTimeoutMs: 5,
     log: keepingLog([]),
   });
   workers.setPrefill(prefill);
   workers.setDecode(decode);
-  return workers;
+  const place = (promptTokens = 1, decodes = 1) => workers.place({ promptTokens, decodes, positions: 10 });
+  /** As {@link place}, where there must be room. */
+  const take = (promptTokens?: number, decodes?: number) => place(promptTokens, decodes)!;
+  return { workers, place, take, closed };
 }
 
 describe('workers', () => {
   test('are usable once they have answered, and no longer when they do not', async () => {
     const answers: Parameters<typeof pool>[0] = {};
-    const workers = pool(answers, ['p'], ['d']);
-    expect(() => workers.place(1, 1)).toThrow(/decode worker: d has not answered yet/);
+    const { workers, place, take } = pool(answers, ['p'], ['d']);
+    expect(() => workers.demandUsable()).toThrow(/prefill worker: p has not answered yet/);
+    expect(place()).toBeUndefined();
     await workers.refresh();
     expect(() => workers.capacity).toThrow(/p does not answer \(p: refused\)/);
     answers['p'] = { capacity: 50 };
     answers['d'] = {};
     await workers.refresh();
     expect(workers.capacity).toBe(50);
-    expect(workers.place(1, 1).prefill.address).toBe('p');
+    expect(take().prefill.address).toBe('p');
     delete answers['d'];
     await workers.refresh();
     expect(workers.usable).toBe(false);
-    expect(() => workers.place(1, 1)).toThrow(expect.objectContaining({ code: 'no_worker', retryAfterSeconds: 1 }));
+    expect(place()).toBeUndefined();
+    expect(() => workers.demandUsable()).toThrow(expect.objectContaining({ code: 'no_worker', retryAfterSeconds: 1 }));
   });
 
   test('of another bundle are not used, and the message has both fingerprints', async () => {
-    const workers = pool({ p: {}, d: { fingerprint: 'b'.repeat(64) } }, ['p'], ['d']);
+    const { workers } = pool({ p: {}, d: { fingerprint: 'b'.repeat(64) } }, ['p'], ['d']);
     await workers.refresh();
-    expect(() => workers.place(1, 1)).toThrow(`d serves bundle ${'b'.repeat(64)}, this gateway bundle ${OURS}`);
+    expect(() => workers.demandUsable()).toThrow(`d serves bundle ${'b'.repeat(64)}, this gateway bundle ${OURS}`);
   });
 
-  test('none configured is said so', () => {
-    expect(() => pool({}, [], []).capacity).toThrow(/no prefill worker: none is configured/);
+  test('none known is said so', () => {
+    expect(() => pool({}, [], []).workers.capacity).toThrow(/no prefill worker: none is known/);
   });
 
   test('share work by what is in flight, and take turns when equal', async () => {
-    const workers = pool({ p1: {}, p2: {}, d1: {}, d2: {} }, ['p1', 'p2'], ['d1', 'd2']);
+    const { workers, take } = pool({ p1: {}, p2: {}, d1: {}, d2: {} }, ['p1', 'p2'], ['d1', 'd2']);
     await workers.refresh();
-    const big = workers.place(1000, 1);
-    const small = workers.place(10, 3);
+    const big = take(1000, 1);
+    const small = take(10, 3);
     expect([big.prefill.address, small.prefill.address]).toEqual(['p1', 'p2']);
     expect(small.decodes.map(({ address }) => address)).toEqual(['d2', 'd1', 'd2']);
-    expect(workers.place(10, 1).prefill.address).toBe('p2');
+    expect(take(10).prefill.address).toBe('p2');
     big.prefill.release();
     big.prefill.release();
-    expect(workers.place(5, 1).prefill.address).toBe('p1');
+    expect(take(5).prefill.address).toBe('p1');
+  });
+
+  test('count what other gateways have given them', async () => {
+    const { workers, take } = pool({ p1: { queued: 500 }, p2: {}, d: {} }, ['p1', 'p2'], ['d']);
+    await workers.refresh();
+    expect([workers.prefillBacklog, take(100).prefill.address, take(100).prefill.address]).toEqual([500, 'p2', 'p2']);
+    expect(workers.prefillBacklog).toBe(700);
   });
 
   test('that do both keep a request to themselves', async () => {
     const both = ['c1', 'c2'];
-    const workers = pool({ c1: {}, c2: {} }, both, both);
+    const { workers, take } = pool({ c1: {}, c2: {} }, both, both);
     await workers.refresh();
     for (let i = 0; i < 3; i++) {
-      const { prefill, decodes } = workers.place(1, 2);
+      const { prefill, decodes } = take(1, 2);
       expect(decodes.map(({ address }) => address)).toEqual([prefill.address, prefill.address]);
     }
   });
 
-  test('that say they are gone are left alone until they answer; other failures change nothing', async () => {
-    const workers = pool({ p: {}, d: {} }, ['p'], ['d']);
+  test('are given two prompts at most, and half as many sequences again as they have slots', async () => {
+    const { workers, place, take } = pool({ p: {}, d: { slots: 2, freeSlots: 2 } }, ['p'], ['d']);
     await workers.refresh();
-    workers.place(1, 1).prefill.failed(new ServingError('saturated', 'full'));
+    const first = take();
+    take();
+    expect(place()).toBeUndefined();
+    first.prefill.release();
+    take().prefill.release();
+    expect([place(), place(1, 0)]).toEqual([undefined, expect.anything()]); // three sequences; one token needs no slot
+    let room = 0;
+    workers.onChange = () => room++;
+    first.decodes[0]!.release();
+    expect(room).toBe(1);
+  });
+
+  test('full of the work of others are still given one sequence', async () => {
+    const { workers, place } = pool({ p: {}, d: { slots: 2, freeSlots: 0, queued: 9 } }, ['p'], ['d']);
+    await workers.refresh();
+    expect([place(), place()]).toEqual([expect.anything(), undefined]);
+  });
+
+  test('whose slots are too small are left out', async () => {
+    const { workers, place } = pool({ p: { capacity: 9 }, d: {} }, ['p'], ['d']);
+    await workers.refresh();
+    expect(place()).toBeUndefined();
+  });
+});
+
+describe('a worker', () => {
+  test('that says it is gone is left alone until it answers; a full one is not blamed', async () => {
+    const { workers, take } = pool({ p: {}, d: {} }, ['p'], ['d']);
+    await workers.refresh();
+    take().prefill.failed(new ServingError('saturated', 'full'));
     expect(workers.usable).toBe(true);
-    workers.place(1, 1).prefill.failed(new ServingError('draining', 'bye'));
+    take().prefill.failed(new ServingError('draining', 'bye'));
     expect(workers.usable).toBe(false);
     await workers.refresh();
     expect(workers.usable).toBe(true);
+  });
+
+  test('that answers and fails again and again is left alone for a while', async () => {
+    const { workers, take } = pool({ p: {}, d: {} }, ['p'], ['d']);
+    await workers.refresh();
+    const fail = () => {
+      const { prefill } = take();
+      prefill.failed(new ServingError('runtime_failed', 'NaN'));
+      prefill.release();
+    };
+    fail();
+    fail();
+    take().prefill.failed(new ServingError('kv_truncated', 'the other half was lost'));
+    take().prefill.succeeded();
+    fail();
+    fail();
+    expect(workers.usable).toBe(true);
+    fail();
+    await workers.refresh();
+    expect(() => workers.demandUsable()).toThrow(/p fails one request after another/);
+  });
+
+  test('that hangs loses its calls; one that refuses, as it drains, keeps them', async () => {
+    const answers: Parameters<typeof pool>[0] = { p: {}, d: {} };
+    const { workers, take } = pool(answers, ['p'], ['d']);
+    await workers.refresh();
+    const { prefill, decodes } = take();
+    delete answers['p'];
+    answers['d'] = 'nothing';
+    await workers.refresh();
+    expect(workers.usable).toBe(false);
+    expect(prefill.lost.aborted).toBe(false);
+    expect(decodes[0]!.lost.reason).toMatchObject({ code: 'worker_stalled' });
+    answers['p'] = answers['d'] = {};
+    await workers.refresh();
+    expect(take().decodes[0]!.lost.aborted).toBe(false);
+  });
+
+  test('that is no longer listed ends what it has, and is given nothing new', async () => {
+    const { workers, place, take, closed } = pool({ p1: {}, p2: {}, d: {} }, ['p1', 'p2'], ['d']);
+    await workers.refresh();
+    const { prefill } = take();
+    expect(prefill.address).toBe('p1');
+    workers.setPrefill(['p2']);
+    expect(closed).toEqual([]);
+    expect([take(), take(), place()].map((placement) => placement?.prefill.address)).toEqual(['p2', 'p2', undefined]);
+    prefill.release();
+    expect(closed).toEqual(['p1']);
   });
 });

@@ -1,16 +1,17 @@
 /** Real indexer processes (the built package, by the supervisor) that are killed, paused and set against each other. */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, test, vi } from 'vitest';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { exportBundle } from '../../services/lib/model/export.ts';
+import type { ServingError } from '../../services/lib/process/errors.ts';
 import { idAt } from '../../services/lib/rag/row.ts';
 import { openStore, type Store } from '../../services/lib/rag/store.ts';
 import { connectIndexer, type IndexerClient } from '../../services/lib/rpc/contract.ts';
-import type { IndexEvent__Output } from '../../services/lib/rpc/gen/llavacode/v1/IndexEvent.ts';
 import type { IndexReport__Output } from '../../services/lib/rpc/gen/llavacode/v1/IndexReport.ts';
 import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { ServiceProcess } from '../../services/supervisor.ts';
+import { GOLDENS, safetensorsBytes } from '../model/fixtures.ts';
 import { startRedis } from '../redis.ts';
 import { jsonOfFiles } from './archives.ts';
 import { python } from './fake-indexer.ts';
@@ -18,26 +19,26 @@ import { python } from './fake-indexer.ts';
 const NEVER = new AbortController().signal;
 /** A lock outlives its dead holder by 15 s. */
 const SOON = { timeout: 60_000, interval: 100 };
+/** Six processes start on a machine that others use too. */
+const PATIENT = { timeout: 180_000 };
 const REPO = 'acme/shop';
 const SMALL = { 'a.py': python('small', 30) };
 /** Several batches of chunks: there is time to interfere. */
 const large = (name: string) =>
   Object.fromEntries(Array.from({ length: 40 }, (_, i) => [`${name}${i}.py`, python(`${name}${i}`, 200)]));
 
-const toStop: (() => Promise<unknown>)[] = [];
-afterEach(async () => {
-  for (const stop of toStop.splice(0).reverse()) await stop();
-});
+/** Says what is to be stopped when a test ends; the last comes first. */
+type Defer = (stop: () => Promise<unknown>) => void;
 
 const PLACES = {
-  async lmdb() {
+  async lmdb(defer: Defer) {
     const dir = await mkdtemp(join(tmpdir(), 'llavacode-processes-'));
-    toStop.push(() => rm(dir, { recursive: true, force: true }));
+    defer(() => rm(dir, { recursive: true, force: true }));
     return `lmdb:${dir}`;
   },
-  async redis() {
+  async redis(defer: Defer) {
     const redis = await startRedis();
-    toStop.push(() => redis.stop());
+    defer(() => redis.stop());
     return redis.url;
   },
 };
@@ -47,24 +48,23 @@ interface Indexer {
   readonly client: IndexerClient;
 }
 
-async function startIndexer(store: string, name: string): Promise<Indexer> {
+async function startIndexer(store: string, name: string, defer: Defer): Promise<Indexer> {
   const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
-  const model = join(PACKAGE_ROOT, 'models', 'tiny-coder');
   const flags = { model, store, port: 0, metricsPort: 0, threads: 1, drainTimeoutMs: 5_000 };
-  const process = new ServiceProcess(name, 'indexer', flags, { logs });
-  await process.start();
-  const client = connectIndexer(process.address);
-  toStop.push(async () => {
+  const service = new ServiceProcess(name, 'indexer', flags, { logs });
+  await service.start();
+  const client = connectIndexer(service.address);
+  defer(async () => {
     client.close();
-    await process.stop();
+    await service.stop();
     await rm(logs, { recursive: true, force: true });
   });
-  return { process, client };
+  return { process: service, client };
 }
 
-async function reader(url: string): Promise<Store> {
+async function reader(url: string, defer: Defer): Promise<Store> {
   const store = await openStore(url);
-  toStop.push(() => store.close());
+  defer(() => store.close());
   return store;
 }
 
@@ -79,17 +79,19 @@ async function index({ client }: Indexer, files: Record<string, string>): Promis
   return report as IndexReport__Output;
 }
 
-/** Begins a run; returns when some of it is stored, with what comes of it. */
+/** Begins a run; returns when some of it is stored, with how it will end. */
 async function underWay({ client }: Indexer, files: Record<string, string>) {
   const events = client.index(upload(files), NEVER)[Symbol.asyncIterator]();
-  let event: IteratorResult<IndexEvent__Output, unknown>;
-  do event = await events.next();
-  while (!event.done && (event.value.progress?.embedded ?? 0) === 0);
-  const rest = (async () => {
-    for (let next = await events.next(); !next.done; next = await events.next());
+  for (let embedded = 0; embedded === 0; ) {
+    const event = await events.next();
+    embedded = event.value?.progress?.embedded ?? 0;
+    if (event.done || event.value.report) throw new Error('the run was over before it could be interfered with');
+  }
+  const rest = async () => {
+    for (let next = await events.next(); !next.done; ) next = await events.next();
     return 'completed';
-  })();
-  return rest.catch((error: { code: string }) => error.code);
+  };
+  return { outcome: rest().catch((error: ServingError) => error.code) };
 }
 
 /** Every chunk that the current version names is there, with its vector. */
@@ -101,14 +103,92 @@ async function expectWhole(store: Store): Promise<void> {
   expect(await store.contents(REPO, head.fingerprint, all)).not.toContain(undefined);
 }
 
+/** A bundle of the smallest model there is, which encodes thousands of chunks a second: a golden LLM, its own encoder. */
+async function makeBundle(dir: string): Promise<string> {
+  const hidden = 64;
+  const tensors = [1, 2].flatMap((layer) => [
+    { name: `linear_${layer}.weight`, shape: [hidden, hidden] },
+    { name: `linear_${layer}.bias`, shape: [hidden] },
+  ]);
+  tensors.push({ name: 'ln_1.weight', shape: [hidden] }, { name: 'ln_1.bias', shape: [hidden] });
+  let at = 0;
+  const header = Object.fromEntries(
+    tensors.map(({ name, shape }) => {
+      const begin = at;
+      at += 4 * shape.reduce((product, dim) => product * dim, 1);
+      return [name, { dtype: 'F32', shape, data_offsets: [begin, at] }];
+    }),
+  );
+  const projector = join(dir, 'projector');
+  await mkdir(projector);
+  await writeFile(join(projector, 'model.safetensors'), safetensorsBytes(header, at));
+  const llm = join(GOLDENS, 'qwen2-tied');
+  const to = join(dir, 'bundle');
+  await exportBundle({ llm, projector, to, name: 'golden', precision: 'fp32' });
+  return to;
+}
+
+let folder: string;
+let model: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'llavacode-bundle-'));
+  model = await makeBundle(folder);
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
 describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
-  test('killed in the middle, one leaves the old version, and the next goes on from there', async () => {
-    const url = await place();
-    const [store, indexer] = await Promise.all([reader(url), startIndexer(url, 'killed')]);
-    const { version } = await index(indexer, SMALL);
-    const rest = underWay(indexer, large('f'));
-    const outcome = await Promise.race([rest.then((running) => running), SOON && rest]);
-    expect(outcome).toBeDefined();
-    expect((await store.head(REPO))?.version).toBe(version);
-  });
+  // Side by side: most of their time they wait for a lock to run out.
+  test.concurrent(
+    'killed in the middle, one leaves the old version; the next goes on from there',
+    PATIENT,
+    async (context) => {
+      const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+      const url = await place(defer);
+      const store = await reader(url, defer);
+      const indexer = await startIndexer(url, 'killed', defer);
+      const { version } = await index(indexer, SMALL);
+      const { outcome } = await underWay(indexer, large('f'));
+      process.kill(indexer.process.pid as number, 'SIGKILL');
+      expect(await outcome).toBe('worker_lost');
+      expect((await store.head(REPO))?.version).toBe(version);
+      await expectWhole(store);
+      // The supervisor starts it again; the lock of the dead run has to run out.
+      const report = await vi.waitFor(() => index(indexer, large('f')), SOON);
+      expect(report.reused).toBeGreaterThan(0);
+      expect((await store.head(REPO))?.version).toBe(report.version);
+      await expectWhole(store);
+    },
+  );
+
+  test.concurrent(
+    'two leave one whole version; one that slept beyond its lock changes nothing',
+    PATIENT,
+    async (context) => {
+      const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+      const url = await place(defer);
+      const store = await reader(url, defer);
+      const sleeper = await startIndexer(url, 'sleeper', defer);
+      const other = await startIndexer(url, 'other', defer);
+      const racing = [index(sleeper, large('a')), index(other, large('b'))];
+      const raced = await Promise.allSettled(racing);
+      const codes = raced.map((each) =>
+        each.status === 'fulfilled' ? 'completed' : (each.reason as ServingError).code,
+      );
+      expect(codes.every((code) => code === 'completed' || code === 'index_locked')).toBe(true);
+      const versions = raced.flatMap((each) => (each.status === 'fulfilled' ? [each.value.version] : []));
+      expect(versions).toContain((await store.head(REPO))?.version);
+      await expectWhole(store);
+
+      const { outcome } = await underWay(sleeper, large('c'));
+      process.kill(sleeper.process.pid as number, 'SIGSTOP');
+      const report = await vi.waitFor(() => index(other, large('d')), SOON);
+      process.kill(sleeper.process.pid as number, 'SIGCONT');
+      // Either it comes to write, or its caller has given up a peer that was silent for so long.
+      expect(['index_locked', 'worker_lost']).toContain(await outcome);
+      await vi.waitUntil(async () => (await sleeper.client.describe(NEVER)).running === 0, SOON);
+      expect((await store.head(REPO))?.version).toBe(report.version);
+      await expectWhole(store);
+      expect(await index(other, large('d'))).toMatchObject({ changed: false, embedded: 0 });
+    },
+  );
 });

@@ -20,58 +20,62 @@ describe('reserving', () => {
 
   test('hands out the lowest free slot, then kept ones, and counts right, in any order of giving back', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 5 }), fc.array(action, { maxLength: 40 }), (slots, actions) => {
-        const pool = new KvPool(LAYOUT, slots, 4);
-        const everGiven: KvSlot[] = [];
-        const held = new Map<number, KvSlot>();
-        /** Oldest first. */
-        const kept: number[] = [];
-        const claimed = new Array<number>(slots).fill(0);
-        let told = 0;
-        let given = 0;
-        pool.onPressure(() => kept.shift());
-        pool.onFree(() => told++);
-        const hold = (slot: KvSlot | undefined, positions: number) => {
-          if (slot === undefined) return;
-          everGiven.push(slot);
-          held.set(slot.index, slot);
-          claimed[slot.index] = positions;
-        };
-        for (const action of actions) {
-          if (action.do === 'reserve') {
-            const free = claimed.findIndex((_, slot) => !held.has(slot) && !kept.includes(slot));
-            const expected = free >= 0 ? free : kept[0];
-            const slot = pool.reserve(action.positions);
-            expect(slot?.index).toBe(expected);
-            hold(slot, action.positions);
-          } else if (action.do === 'take') {
-            const wasKept = kept.includes(action.slot);
-            const slot = pool.take(action.slot, 2);
-            expect(slot?.index).toBe(wasKept ? action.slot : undefined);
-            if (wasKept) kept.splice(kept.indexOf(action.slot), 1);
-            hold(slot, 2);
-          } else if (everGiven.length > 0) {
-            // Of all slots ever given, so that some are given back again after they went to another.
-            const slot = everGiven[action.which % everGiven.length] as KvSlot;
-            slot[action.do]();
-            if (held.get(slot.index) === slot) {
-              given++;
-              held.delete(slot.index);
-              if (action.do === 'keep') kept.push(slot.index);
-              else claimed[slot.index] = 0;
+      fc.property(
+        fc.integer({ min: 1, max: 5 }),
+        fc.array(action, { maxLength: 40, size: 'max' }),
+        (slots, actions) => {
+          const pool = new KvPool(LAYOUT, slots, 4);
+          const everGiven: KvSlot[] = [];
+          const held = new Map<number, KvSlot>();
+          /** Oldest first. */
+          const kept: number[] = [];
+          const claimed = new Array<number>(slots).fill(0);
+          let told = 0;
+          let given = 0;
+          pool.onPressure(() => kept.shift());
+          pool.onFree(() => told++);
+          const hold = (slot: KvSlot | undefined, positions: number) => {
+            if (slot === undefined) return;
+            everGiven.push(slot);
+            held.set(slot.index, slot);
+            claimed[slot.index] = positions;
+          };
+          for (const action of actions) {
+            if (action.do === 'reserve') {
+              const free = claimed.findIndex((_, slot) => !held.has(slot) && !kept.includes(slot));
+              const expected = free >= 0 ? free : kept[0];
+              const slot = pool.reserve(action.positions);
+              expect(slot?.index).toBe(expected);
+              hold(slot, action.positions);
+            } else if (action.do === 'take') {
+              const wasKept = kept.includes(action.slot);
+              const slot = pool.take(action.slot, 2);
+              expect(slot?.index).toBe(wasKept ? action.slot : undefined);
+              if (wasKept) kept.splice(kept.indexOf(action.slot), 1);
+              hold(slot, 2);
+            } else if (everGiven.length > 0) {
+              // Of all slots ever given, so that some are given back again after they went to another.
+              const slot = everGiven[action.which % everGiven.length] as KvSlot;
+              slot[action.do]();
+              if (held.get(slot.index) === slot) {
+                given++;
+                held.delete(slot.index);
+                if (action.do === 'keep') kept.push(slot.index);
+                else claimed[slot.index] = 0;
+              }
             }
+            expect(told).toBe(given);
+            expect(pool.reserved).toBe(held.size);
+            expect(pool.free).toBe(slots - held.size);
+            for (let slot = 0; slot < slots; slot++) {
+              expect(pool.isKept(slot)).toBe(kept.includes(slot));
+              // Of a kept slot still what it holds.
+              expect(pool.claimed(slot)).toBe(claimed[slot]);
+            }
+            pool.assertConserved(held.size);
           }
-          expect(told).toBe(given);
-          expect(pool.reserved).toBe(held.size);
-          expect(pool.free).toBe(slots - held.size);
-          for (let slot = 0; slot < slots; slot++) {
-            expect(pool.isKept(slot)).toBe(kept.includes(slot));
-            // Of a kept slot still what it holds.
-            expect(pool.claimed(slot)).toBe(claimed[slot]);
-          }
-          pool.assertConserved(held.size);
-        }
-      }),
+        },
+      ),
     );
   });
 

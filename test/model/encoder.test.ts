@@ -131,6 +131,19 @@ describe('projector', async () => {
     },
   );
 
+  test.each(['', 'layers.', 'mlp.', 'net.', 'module.net.'])("torch.nn.Sequential's names after '%s'", (list) => {
+    const source = inMemory({
+      [`${list}0.weight`]: [16, 8],
+      [`${list}0.bias`]: [16],
+      [`${list}2.weight`]: [16],
+      [`${list}2.bias`]: [16],
+      [`${list}3.weight`]: [32, 16],
+      [`${list}3.bias`]: [32],
+    });
+    expect(readProjectorSpec(source).widths).toEqual([8, 16, 32]);
+    expect(buildProjector(source).outputs).toEqual([{ name: 'soft_tokens', type: 'float32', dims: ['n', 32] }]);
+  });
+
   test('one that does not fit is refused with the shapes of both sides', () => {
     const source = authors('');
     const spec = readProjectorSpec(source);

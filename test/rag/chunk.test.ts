@@ -100,6 +100,12 @@ describe('chunkFile', () => {
   });
 });
 
+test('of a huge line the start is taken, in whole characters; all other lines are there', () => {
+  const [chunk] = chunkFile('a.py', `before\n${'x'.repeat(4_095)}${'😀'.repeat(1_000_000)}\nafter`, PAPER);
+  expect(chunk?.text).toBe(`before\n${'x'.repeat(4_095)}\nafter`);
+  expect(chunk).toMatchObject({ startLine: 1, endLine: 3 });
+});
+
 test('identifiers are words of any script, case-sensitive, once each', () => {
   expect(identifiers('def größe(self, Größe=0x1F): self.größe_2 = "don\'t"')).toEqual([
     'def',

@@ -124,6 +124,17 @@ describe('TLS', () => {
     await expect(plain.head('shop')).rejects.toMatchObject({ code: 'store_unavailable' });
     await expect(openStore(`${server.url}?ca=/no/such.pem`)).rejects.toMatchObject({ code: 'config_invalid' });
   });
+
+  test('both ways, where the server wants a certificate of ours', async () => {
+    const server = stopping(await startTls('yes'));
+    const ca = `ca=${encodeURIComponent(server.ca)}`;
+    const own = `cert=${encodeURIComponent(server.ca)}&key=${encodeURIComponent(server.key)}`;
+    const store = await open(`${server.url}?${ca}&${own}`);
+    await publish(store, 'shop');
+    expect(await store.head('shop')).toMatchObject({ version: '1'.repeat(16) });
+    const nobody = await open(`${server.url}?${ca}`);
+    await expect(nobody.head('shop')).rejects.toMatchObject({ code: 'store_unavailable' });
+  });
 });
 
 describe('users', () => {

@@ -10,11 +10,11 @@ const received = (sent: ReturnType<typeof toStatus>) => Object.assign(new Error(
 
 describe('status', () => {
   test.each(CODES)('%s travels both ways', (code) => {
-    const sent = toStatus(new ServingError(code, `about "${code}"`, { retryAfterSeconds: 7 }));
+    const sent = toStatus(new ServingError(code, `about "${code}"`, { retryAfterSeconds: 7, knob: 'max-inflight' }));
     expect(status[sent.code]).toBe(ERRORS[code].grpc);
     const error = fromStatus(received(sent), 'peer:1');
     expect(error).toBeInstanceOf(ServingError);
-    expect(error).toMatchObject({ code, message: `about "${code}"`, retryAfterSeconds: 7 });
+    expect(error).toMatchObject({ code, message: `about "${code}"`, retryAfterSeconds: 7, knob: 'max-inflight' });
   });
 
   test('no Retry-After where none was given', () => {
@@ -33,6 +33,7 @@ describe('status', () => {
     [status.CANCELLED, 'worker_lost'],
     [status.DEADLINE_EXCEEDED, 'deadline_exceeded'],
     [status.RESOURCE_EXHAUSTED, 'payload_too_large'],
+    [status.INTERNAL, 'worker_lost'],
     [status.UNIMPLEMENTED, 'internal'],
     [status.UNKNOWN, 'internal'],
   ] as const)('the transport’s own status %i is %s, and names the peer', (code, expected) => {

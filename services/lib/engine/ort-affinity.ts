@@ -2,6 +2,7 @@
 import { readdirSync } from 'node:fs';
 import koffi from 'koffi';
 import { ServingError } from '../process/errors.ts';
+import { runtime } from './ort-api.ts';
 
 const ESRCH = koffi.os.errno['ESRCH'];
 
@@ -13,6 +14,7 @@ export function pinProcess(cpus: readonly number[]): void {
   if (process.platform !== 'linux') {
     throw new ServingError('config_invalid', `--cpus works on Linux only, this is ${process.platform}; leave it out`);
   }
+  runtime(); // sets koffi up, which cannot be done once any library is loaded
   const libc = koffi.load('libc.so.6');
   const setAffinity = libc.func('sched_setaffinity', 'int', ['int', 'size_t', 'void *']);
   const mask = new Uint8Array(new ArrayBuffer(Math.ceil((Math.max(...cpus) + 1) / 64) * 8));

@@ -8,9 +8,10 @@
  * or not at all, so that processes that start together do not disturb each other: the first one's stays.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { basename, dirname, join } from 'node:path';
+import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { RUNTIME_VERSION, runtime } from './ort-api.ts';
 import { SessionSettings } from './ort-settings.ts';
@@ -37,8 +38,17 @@ interface Contents extends Key {
 }
 
 const FILES = ['model.onnx', 'model.bin'] as const;
-/** Smaller tensors stay within the graph's own file. */
-const SMALLEST_SHARED_BYTES = 1024;
+/**
+ * Smaller tensors stay within the graph's own file, and are packed at every load: ONNX Runtime 1.30 puts only larger ones
+ * at page boundaries, and the 4- and 8-bit kernels reckon the parts of a packed matrix from aligned addresses. One that
+ * lies elsewhere computes NaN.
+ */
+const SMALLEST_SHARED_BYTES = 1 << 20;
+const KERNEL_ALIGNMENT = 64;
+/** An entry of the graph's file that says where packed forms lie: `prepacked_0`, a length, `OPERATOR+HASH|offset;length;…`. */
+const PACKED_PLACES = /prepacked_\d+[\s\S]{2,3}\w+\+\d+\|((?:\d+;\d+;\d+\|?)+)/g;
+/** Making one takes seconds to minutes. */
+const ABANDONED_AFTER_MS = 3_600_000;
 const hash = (text: string) => createHash('sha256').update(text).digest('hex');
 
 /**
@@ -54,6 +64,7 @@ export async function prepackedGraph(graph: string, cache: PrepackedCache): Prom
     const fault = await faultOf(folder, key);
     if (fault !== undefined) {
       await mkdir(dir, { recursive: true });
+      await removeAbandoned(folder);
       const foreign = await foreignFolders(dir, family, basename(folder));
       const startedMs = performance.now();
       const bytes = await make(graph, folder, key);
@@ -95,13 +106,24 @@ function parse(text: string): Contents | undefined {
 /** Folders of the same graph made for another CPU or by another version of the library. */
 async function foreignFolders(dir: string, family: string, own: string): Promise<string[]> {
   const names = await readdir(dir);
-  return names.filter((name) => name.startsWith(family) && name !== own);
+  return names.filter((name) => name.startsWith(family) && name !== own && !name.includes('.'));
+}
+
+/** What processes that were killed while they made `folder` left behind: a gigabyte each, perhaps. */
+async function removeAbandoned(folder: string): Promise<void> {
+  const names = await readdir(dirname(folder));
+  for (const name of names.filter((other) => other.startsWith(`${basename(folder)}.`))) {
+    const path = join(dirname(folder), name);
+    const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+    if (Date.now() - mtimeMs > ABANDONED_AFTER_MS) await rm(path, { recursive: true, force: true });
+  }
 }
 
 /** @returns bytes written. */
 async function make(graph: string, folder: string, key: Key): Promise<number> {
   const temporary = await mkdtemp(`${folder}.`);
   try {
+    await chmod(temporary, 0o755); // processes of other users may map it too
     // The number of threads does not matter to the form.
     using settings = new SessionSettings({ provider: 'cpu', threads: 1 });
     settings.writeGraphTo(join(temporary, FILES[0]));
@@ -110,6 +132,7 @@ async function make(graph: string, folder: string, key: Key): Promise<number> {
     const smallest = String(SMALLEST_SHARED_BYTES);
     settings.set('session.optimized_model_external_initializers_min_size_in_bytes', smallest);
     runtime().api.releaseSession(await settings.open(graph));
+    await checkAlignment(join(temporary, FILES[0]));
     const sizes = await Promise.all(FILES.map(async (name) => (await stat(join(temporary, name))).size));
     const files = Object.fromEntries(FILES.map((name, i) => [name, sizes[i] as number]));
     await writeFile(join(temporary, 'key.json'), JSON.stringify({ ...key, files } satisfies Contents));
@@ -118,6 +141,21 @@ async function make(graph: string, folder: string, key: Key): Promise<number> {
   } finally {
     await rm(temporary, { recursive: true, force: true });
   }
+}
+
+/** @throws ServingError runtime_unsupported for a packed matrix that lies where the kernels would misread it. */
+async function checkAlignment(graph: string): Promise<void> {
+  const text = await readFile(graph, 'latin1');
+  const entries = [...text.matchAll(PACKED_PLACES)];
+  const offsets = entries.flatMap(([, places]) => places!.split('|').map((place) => Number.parseInt(place, 10)));
+  const astray = offsets.find((offset) => offset % KERNEL_ALIGNMENT !== 0);
+  if (astray === undefined && entries.length === text.split('prepacked_').length - 1) return;
+  throw new ServingError(
+    'runtime_unsupported',
+    astray === undefined
+      ? 'ONNX Runtime wrote the places of packed matrices in a way that is not known here'
+      : `ONNX Runtime packed a matrix to offset ${astray}, which is not a multiple of ${KERNEL_ALIGNMENT}`,
+  );
 }
 
 /** Puts `made` in the place of a missing or unusable `folder`; a usable one, which another process made meanwhile, stays. */

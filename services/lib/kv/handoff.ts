@@ -4,8 +4,10 @@
  */
 import { crc32 } from 'node:zlib';
 import { ServingError } from '../process/errors.ts';
-import { describeLayout, type KvLayout, type KvRange, planFrames, rowCount } from './layout.ts';
+import { allocateRows } from '../rpc/rows-buffer.ts';
+import { describeLayout, FRAME_BYTES, type KvLayout, type KvRange, planFrames, rowCount } from './layout.ts';
 import type { KvPool } from './pool.ts';
+import { decodeRow, encodeRow, vectorBytes, type WireType } from './wire.ts';
 
 /** What the first frame says. */
 export interface KvManifest {
@@ -19,7 +21,7 @@ export interface KvManifest {
 export interface KvRows extends KvRange {
   /** Of `data`. */
   readonly crc32: number;
-  /** [rowEnd - rowStart, end - start, head_dim], float32 little-endian. */
+  /** Rows [rowStart, rowEnd), one after the other, as {@link WireType} says. */
   readonly data: Uint8Array;
 }
 
@@ -50,24 +52,32 @@ class Tally {
 export class KvSender {
   readonly #pool: KvPool;
   readonly #slot: number;
+  readonly #type: WireType;
   readonly #tally = new Tally();
 
-  constructor(pool: KvPool, slot: number) {
+  constructor(pool: KvPool, slot: number, type: WireType = 'float32') {
     this.#pool = pool;
     this.#slot = slot;
+    this.#type = type;
   }
 
-  /** Frames of positions [start, end). Their data is copied: the slot may change afterwards. */
+  /** Frames of positions [start, end). Their data is copied: the slot may change afterwards. See {@link allocateRows}. */
   *pack(start: number, end: number): Generator<KvRows> {
     const { headDim } = this.#pool.layout;
-    for (const range of planFrames(this.#pool.layout, start, end)) {
-      const span = (range.end - range.start) * headDim;
-      const packed = new Float32Array((range.rowEnd - range.rowStart) * span);
-      for (let row = range.rowStart; row < range.rowEnd; row++) {
-        packed.set(this.#pool.row(this.#slot, row, range.start, range.end), (row - range.rowStart) * span);
+    const vector = vectorBytes(this.#type, headDim);
+    // Frames of one size on the wire: planFrames reckons in float32.
+    const frameBytes = Math.floor((FRAME_BYTES * headDim * 4) / vector);
+    for (const range of planFrames(this.#pool.layout, start, end, frameBytes)) {
+      const rowBytes = (range.end - range.start) * vector;
+      const data = allocateRows((range.rowEnd - range.rowStart) * rowBytes);
+      let crc = 0;
+      for (let row = range.rowStart, at = 0; row < range.rowEnd; row++, at += rowBytes) {
+        const values = this.#pool.row(this.#slot, row, range.start, range.end);
+        const encoded = data.subarray(at, at + rowBytes);
+        encodeRow(this.#type, values, headDim, encoded);
+        crc = crc32(encoded, crc); // while it is in the cache
       }
-      const data = new Uint8Array(packed.buffer);
-      const frame = { ...range, data, crc32: crc32(data) };
+      const frame = { ...range, data, crc32: crc };
       this.#tally.add(frame);
       yield frame;
     }
@@ -84,15 +94,18 @@ export class KvReceiver {
   readonly #pool: KvPool;
   readonly #slot: number;
   readonly #fingerprint: string;
+  readonly #type: WireType;
   readonly #tally = new Tally();
   #positions = -1;
   /** Where the next frame must begin. */
   #next = { start: 0, end: 0, row: 0 };
 
-  constructor(pool: KvPool, slot: number, fingerprint: string) {
+  /** @param type that was asked for. */
+  constructor(pool: KvPool, slot: number, fingerprint: string, type: WireType = 'float32') {
     this.#pool = pool;
     this.#slot = slot;
     this.#fingerprint = fingerprint;
+    this.#type = type;
   }
 
   get bytes(): number {
@@ -109,14 +122,14 @@ export class KvReceiver {
       );
     }
     const same =
-      manifest.dtype === 'float32' &&
+      manifest.dtype === this.#type &&
       manifest.layout.layers === mine.layers &&
       manifest.layout.kvHeads === mine.kvHeads &&
       manifest.layout.headDim === mine.headDim;
     if (!same) {
       throw new ServingError(
         'kv_layout_mismatch',
-        `the KV cache is ${describeLayout(manifest.layout)} of ${manifest.dtype}, this worker holds ${describeLayout(mine)} of float32`,
+        `the KV cache is ${describeLayout(manifest.layout)} of ${manifest.dtype}, this worker takes ${describeLayout(mine)} of ${this.#type}`,
       );
     }
     if (manifest.positions >= this.#pool.capacity) {
@@ -131,8 +144,8 @@ export class KvReceiver {
   /** @throws ServingError kv_digest_mismatch for damaged bytes, kv_truncated for a frame that is not the next one. */
   rows(frame: KvRows): void {
     const { headDim } = this.#pool.layout;
-    const span = (frame.end - frame.start) * headDim;
-    if (!this.#isNext(frame) || frame.data.byteLength !== (frame.rowEnd - frame.rowStart) * span * 4) {
+    const rowBytes = (frame.end - frame.start) * vectorBytes(this.#type, headDim);
+    if (!this.#isNext(frame) || frame.data.byteLength !== (frame.rowEnd - frame.rowStart) * rowBytes) {
       throw new ServingError(
         'kv_truncated',
         `KV frame ${this.#tally.frames} is rows [${frame.rowStart}, ${frame.rowEnd}) of positions [${frame.start}, ${frame.end}) in ${frame.data.byteLength} bytes; expected row ${this.#next.row} from position ${this.#next.start} of ${this.#positions}`,
@@ -145,10 +158,9 @@ export class KvReceiver {
         `KV frame ${this.#tally.frames} was damaged on the way: CRC-32 ${hex(crc)}, sent as ${hex(frame.crc32)}`,
       );
     }
-    const data = aligned(frame.data);
-    for (let row = frame.rowStart; row < frame.rowEnd; row++) {
-      const source = data.subarray((row - frame.rowStart) * span, (row - frame.rowStart + 1) * span);
-      this.#pool.row(this.#slot, row, frame.start, frame.end).set(source);
+    for (let row = frame.rowStart, at = 0; row < frame.rowEnd; row++, at += rowBytes) {
+      const values = this.#pool.row(this.#slot, row, frame.start, frame.end);
+      decodeRow(this.#type, frame.data.subarray(at, at + rowBytes), headDim, values);
     }
     this.#tally.add(frame);
     const done = frame.rowEnd === rowCount(this.#pool.layout);
@@ -183,12 +195,6 @@ export class KvReceiver {
       (next.row === 0 ? frame.end > frame.start && frame.end <= this.#positions : frame.end === next.end)
     );
   }
-}
-
-/** Bytes as floats; a message's bytes may lie at any offset. */
-function aligned(bytes: Uint8Array): Float32Array {
-  const source = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
-  return new Float32Array(source.buffer, source.byteOffset, source.byteLength / 4);
 }
 
 const hex = (crc: number) => crc.toString(16).padStart(8, '0');

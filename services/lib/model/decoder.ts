@@ -5,7 +5,8 @@
  * Inputs: `input_ids` int64 [batch, sequence] · `soft_tokens` float32 [soft, hidden] · `soft_positions` int64 [soft],
  * indices into the batch × sequence rows · `logit_rows` int64 [rows], which of the sequence's positions get logits ·
  * `seqlens_k` int32 [batch], valid positions less one after this step · `total_sequence_length` int32 scalar ·
- * `past.{layer}.key|value` float32 [batch, kv_head, position, head_dim].
+ * `past.{layer}.key|value` [batch, kv_head, position, head_dim], in what the graph computes in: float32, or float16 for
+ * CUDA, whose attention takes no other.
  * Outputs: `logits` float32 [batch, rows, vocab] · `present.{layer}.key|value`, shaped as the past.
  * `soft` and `rows` may be 0; without rows neither the last layer's MLP nor the output projection costs anything.
  */
@@ -21,11 +22,12 @@ export interface DecoderFormat {
   readonly vocabulary: TableFormat;
   /** Positions that the rotation tables hold: no sequence may be longer. */
   readonly maxPositions: number;
+  readonly floats?: Graph['floats'];
 }
 
 /** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape */
 export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: DecoderFormat): Graph {
-  const graph = new Graph();
+  const graph = new Graph(format.floats);
   const { hidden, vocab, kvHeads, headDim } = spec;
   const ids = graph.input('input_ids', 'int64', ['batch', 'sequence']);
   const softTokens = graph.input('soft_tokens', 'float32', ['soft', hidden]);
@@ -46,7 +48,8 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
   const table = storeMatrix(graph, matrix, format.vocabulary, spec.tied ? 'both' : 'lookUp');
   const embedded = lookUp(graph, 'ids.embedded', flat, table);
   const at = graph.node('Unsqueeze', 'soft.indices', [softPositions, graph.int64('soft.axes', [1])]);
-  const embeddings = graph.node('ScatterND', 'embeddings', [embedded, at, softTokens]);
+  const soft = toFloats(graph, softTokens, 'soft.floats');
+  const embeddings = graph.node('ScatterND', 'embeddings', [embedded, at, soft]);
 
   const batchShape = graph.node('Shape', 'batch.shape', [ids]);
   const keep = rowPicker(graph, batchShape, logitRows);
@@ -58,8 +61,8 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
       totalPositions,
       maxPositions: format.maxPositions,
       past: (layer) => [
-        graph.input(`past.${layer}.key`, 'float32', cache),
-        graph.input(`past.${layer}.value`, 'float32', cache),
+        graph.input(`past.${layer}.key`, graph.floats, cache),
+        graph.input(`past.${layer}.value`, graph.floats, cache),
       ],
       present: (layer) => [`present.${layer}.key`, `present.${layer}.value`],
     },
@@ -83,12 +86,19 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
   const batch = graph.node('Shape', 'batch.size', [ids], { start: 0, end: 1 });
   const rows = graph.node('Shape', 'rows.size', [logitRows]);
   const shape = graph.node('Concat', 'logits.shape', [batch, rows, graph.int64('vocab.size', [vocab])], { axis: 0 });
-  const logits = graph.node('Reshape', 'logits', [flatLogits, shape], { allowzero: 1 });
+  const wide =
+    graph.floats === 'float32' ? flatLogits : graph.node('Cast', 'logits.wide', [flatLogits], { to: 'float32' });
+  const logits = graph.node('Reshape', 'logits', [wide, shape], { allowzero: 1 });
   graph.output(logits, 'float32', ['batch', 'rows', vocab]);
   for (let layer = 0; layer < spec.layers; layer++) {
-    for (const part of ['key', 'value']) graph.output(`present.${layer}.${part}` as Value, 'float32', cache);
+    for (const part of ['key', 'value']) graph.output(`present.${layer}.${part}` as Value, graph.floats, cache);
   }
   return graph;
+}
+
+/** Soft tokens come in 32 bits, whatever the graph computes in. */
+function toFloats(graph: Graph, value: Value, name: string): Value {
+  return graph.floats === 'float32' ? value : graph.node('Cast', name, [value], { to: graph.floats });
 }
 
 /** Picks the same positions of every sequence: [batch × sequence, width] → [batch × rows, width]. */

@@ -2,11 +2,12 @@
  * A computation graph under construction: typed operators, small constants, and weights that are declared now and read
  * when the file is written. What is not expressible here, no graph of ours uses.
  */
+import { narrow } from './half.ts';
 
-export type ElementType = 'float32' | 'uint8' | 'int8' | 'int32' | 'int64' | 'bool';
+export type ElementType = 'float32' | 'float16' | 'uint8' | 'int8' | 'int32' | 'int64' | 'bool';
 /** Elements that lie in a file; the others only pass between operators. */
 export type StoredType = Exclude<ElementType, 'bool' | 'int32'>;
-export type StoredArray = Float32Array | Uint8Array | Int8Array | BigInt64Array;
+export type StoredArray = Float32Array | Uint16Array | Uint8Array | Int8Array | BigInt64Array;
 
 /** A size, or the name of one that is known only when the graph runs. */
 export type Dim = number | string;
@@ -108,12 +109,18 @@ export interface WeightGroup {
 }
 
 export class Graph {
+  /** What the graph computes in: type of its float weights, scalars and activations. */
+  readonly floats: 'float32' | 'float16';
   readonly nodes: Node[] = [];
   readonly inputs: TensorForm[] = [];
   readonly outputs: TensorForm[] = [];
   readonly constants: Constant[] = [];
   readonly weights: WeightGroup[] = [];
   readonly #names = new Set<string>();
+
+  constructor(floats: 'float32' | 'float16' = 'float32') {
+    this.floats = floats;
+  }
 
   input(name: string, type: ElementType, dims: readonly Dim[]): Value {
     this.inputs.push({ name, type, dims });
@@ -159,15 +166,22 @@ export class Graph {
     return this.#define(name);
   }
 
-  /** A float32 scalar kept within the graph. */
+  /** A scalar kept within the graph. */
   scalar(name: string, value: number): Value {
-    this.constants.push({ name, type: 'float32', dims: [], data: Float32Array.of(value) });
+    this.constants.push({ name, type: this.floats, dims: [], data: this.#asFloats(Float32Array.of(value)) });
     return this.#define(name);
   }
 
-  /** Declares a weight of 32-bit floats, read by `produce` when the file is written. */
+  /** Declares a weight of floats, read by `produce` when the file is written. */
   weight(name: string, dims: readonly number[], produce: () => Promise<Float32Array>): Value {
-    return this.weightGroup([{ name, type: 'float32', dims }], async () => [await produce()])[0]!;
+    return this.weightGroup([{ name, type: this.floats, dims }], async () => [this.#asFloats(await produce())])[0]!;
+  }
+
+  #asFloats(values: Float32Array): Float32Array | Uint16Array {
+    if (this.floats === 'float32') return values;
+    const halves = new Uint16Array(values.length);
+    narrow(values, halves);
+    return halves;
   }
 
   weightGroup(parts: WeightGroup['parts'], produce: WeightGroup['produce']): Value[] {

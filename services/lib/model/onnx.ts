@@ -53,7 +53,7 @@ const ModelProto = protobuf.parse(SCHEMA, { keepCase: true }).root.lookupType('M
 
 const IR_VERSION = 10;
 const OPSET = 21;
-const TYPE_ID = { float32: 1, uint8: 2, int8: 3, int32: 6, int64: 7, bool: 9 } as const satisfies Record<
+const TYPE_ID = { float32: 1, float16: 10, uint8: 2, int8: 3, int32: 6, int64: 7, bool: 9 } as const satisfies Record<
   ElementType,
   number
 >;
@@ -120,7 +120,10 @@ const weightProto = ({ name, type, dims }: TensorForm, file: string, offset: num
   ],
 });
 
-const BYTES_PER_ELEMENT = { float32: 4, uint8: 1, int8: 1, int64: 8 } as const satisfies Record<StoredType, number>;
+const BYTES_PER_ELEMENT = { float32: 4, float16: 2, uint8: 1, int8: 1, int64: 8 } as const satisfies Record<
+  StoredType,
+  number
+>;
 const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =>
   dims.reduce((product, dim) => product * dim, BYTES_PER_ELEMENT[type]);
 

@@ -22,14 +22,22 @@ interface Naming {
   readonly norm: (i: number) => string;
 }
 
+/**
+ * `linear_1`, `ln_1`, `linear_2` … (as the authors save them), `linear1`, `ln1` …; or what torch.nn.Sequential counts in
+ * Linear, GELU, LayerNorm, Linear …: `0`, `2`, `3` …, alone or within `layers`, `mlp` or `net`.
+ */
 const NAMINGS: readonly Naming[] = [
-  // As the authors save them.
-  { linear: (i) => `linear_${i + 1}`, norm: (i) => `ln_${i + 1}` },
-  // As torch.nn.Sequential counts: Linear, GELU, LayerNorm, Linear, …
-  { linear: (i) => `layers.${3 * i}`, norm: (i) => `layers.${3 * i + 2}` },
+  ...['_', ''].map((mark) => ({
+    linear: (i: number) => `linear${mark}${i + 1}`,
+    norm: (i: number) => `ln${mark}${i + 1}`,
+  })),
+  ...['', 'layers.', 'mlp.', 'net.'].map((list) => ({
+    linear: (i: number) => `${list}${3 * i}`,
+    norm: (i: number) => `${list}${3 * i + 2}`,
+  })),
 ];
 /** What stands before the names, from a bare projector file to a training checkpoint. */
-const PREFIXES = ['', 'projector.', 'multi_modal_projector.', 'model.multi_modal_projector.'];
+const PREFIXES = ['', 'projector.', 'multi_modal_projector.', 'model.multi_modal_projector.', 'module.'];
 
 /** The widths that the paper uses for a projector of 2 or 3 layers. */
 export const projectorWidths = (layers: 2 | 3, encoderDim: number, hidden: number): number[] =>
@@ -57,7 +65,10 @@ function findNaming(source: TensorSource): Naming {
       }
     }
   }
-  throw invalid(source, 'holds no projector: neither linear_1.weight nor layers.0.weight');
+  throw invalid(
+    source,
+    'holds no projector: none of linear_1.weight, linear1.weight, 0.weight, layers.0.weight, mlp.0.weight, net.0.weight',
+  );
 }
 
 /**

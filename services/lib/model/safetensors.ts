@@ -6,6 +6,7 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
+import { widen } from './half.ts';
 
 const BYTES_OF = {
   F64: 8,
@@ -104,25 +105,9 @@ export function parseHeader(file: string, header: Uint8Array, dataBytes: number)
   return tensors;
 }
 
-/** [2^16] every half-precision value as a number; made when first needed. */
-let halfTable: Float32Array | undefined;
-function halfToFloat(): Float32Array {
-  halfTable ??= Float32Array.from({ length: 65536 }, (_, bits) => {
-    const sign = bits & 0x8000 ? -1 : 1;
-    const exponent = (bits >> 10) & 0x1f;
-    const fraction = bits & 0x3ff;
-    if (exponent === 0) return sign * fraction * 2 ** -24;
-    if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
-    return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-  });
-  return halfTable;
-}
-
 function decode16(dtype: 'F16' | 'BF16', from: Uint16Array, to: Float32Array): void {
-  if (dtype === 'F16') {
-    const table = halfToFloat();
-    for (let i = 0; i < from.length; i++) to[i] = table[from[i]!]!;
-  } else {
+  if (dtype === 'F16') widen(from, to);
+  else {
     const bits = new Uint32Array(to.buffer, to.byteOffset, to.length);
     for (let i = 0; i < from.length; i++) bits[i] = from[i]! << 16;
   }

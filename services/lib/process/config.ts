@@ -43,6 +43,8 @@ const workers = z
   )
   .readonly();
 
+const file = z.string().default('');
+
 const address = z
   .string()
   .default('')
@@ -87,9 +89,16 @@ export const SETTINGS = {
   apiKeysFile: z
     .string()
     .default('')
-    .describe(
-      'JSON file of the API keys that requests need: [{key_sha256, tenant, repos}]; no key is needed when empty',
-    ),
+    .describe('JSON file of the API keys that requests need (see deploy/SECURITY.md); no key is needed when empty'),
+  // Who may speak to whom.
+  insecureListen: flag
+    .default(false)
+    .describe('listen beyond this machine even without API keys (gateway) or --rpc-cert (other services)'),
+  tlsCert: file.describe("PEM file of the gateway's certificate, its chain included; plain HTTP when empty"),
+  tlsKey: file.describe('PEM file of its key'),
+  rpcCert: file.describe('PEM file of the certificate, for the name llavacode, that this service shows to the others'),
+  rpcKey: file.describe('PEM file of its key'),
+  rpcCa: file.describe('PEM file of the private authority that signs these certificates and nothing else'),
   // The engine.
   provider: z.enum(['auto', 'cpu', 'cuda']).default('auto').describe('where to compute: auto, cpu or cuda'),
   threads: whole(1, 1024).default(availableParallelism()).describe('threads of the engine'),
@@ -130,6 +139,13 @@ export const SETTINGS = {
   bodyLimitBytes: whole(1024)
     .default(4 * 1024 * 1024)
     .describe('largest request body, in bytes'),
+  maxConnections: whole(1).default(4096).describe('connections that the gateway holds at once; more are closed'),
+  receiveTimeoutMs: milliseconds(1)
+    .default(10_000)
+    .describe('within this a client must have sent the headers, and then the body, of a request, in ms'),
+  uploadTimeoutMs: milliseconds(1)
+    .default(600_000)
+    .describe('within this an upload of a repository must have come, in ms'),
   requestTimeoutMs: milliseconds(1).default(60_000).describe('deadline of one request, in ms'),
   targetTtftMs: milliseconds(1)
     .default(5_000)
@@ -177,6 +193,9 @@ export const SETTINGS = {
     .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
     .default('info')
     .describe('log level'),
+  logSamplePercent: whole(0, 100)
+    .default(0)
+    .describe('percentage of completions whose text is logged with every letter and digit blotted out'),
 } as const;
 
 export type Setting = keyof typeof SETTINGS;

@@ -6,8 +6,9 @@ import { ServingError } from './errors.ts';
 /** `0-2,8` as [0, 1, 2, 8]. @throws ServingError config_invalid. */
 export function parseCpus(list: string): number[] {
   const cpus = list.split(',').flatMap((part) => {
-    const [first, last = first] = part.split('-').map(Number) as [number, number?];
-    if (!Number.isInteger(first) || !Number.isInteger(last) || last < first) {
+    const [, from, to = from] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
+    const [first, last] = [Number(from), Number(to)];
+    if (!(first <= last)) {
       throw new ServingError('config_invalid', `cores ${JSON.stringify(list)} must be like 0-3,8`);
     }
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);

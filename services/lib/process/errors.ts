@@ -47,6 +47,13 @@ export const ERRORS = {
     'Index it first: llavacode index --name REPO --path DIR, or PUT /v1/repos/REPO.',
   ),
   payload_too_large: kind(413, 'RESOURCE_EXHAUSTED', false, 'Send less, or raise the limit that the message names.'),
+  headers_too_large: kind(431, 'RESOURCE_EXHAUSTED', false, 'Send fewer or shorter headers.'),
+  request_timeout: kind(
+    408,
+    'DEADLINE_EXCEEDED',
+    true,
+    'Send the whole request within --receive-timeout-ms (an upload within --upload-timeout-ms).',
+  ),
   unsupported_media_type: kind(
     415,
     'INVALID_ARGUMENT',
@@ -54,6 +61,12 @@ export const ERRORS = {
     'Send content-type: application/json (for a repository also application/x-tar, application/gzip, application/zip).',
   ),
   // What waiting or another worker can mend.
+  quota_exceeded: kind(
+    429,
+    'RESOURCE_EXHAUSTED',
+    true,
+    "Retry after the time in Retry-After, or raise the tenant's limits.",
+  ),
   saturated: kind(429, 'RESOURCE_EXHAUSTED', true, 'Retry after the time in Retry-After; add workers if it persists.'),
   superseded: kind(409, 'CANCELLED', false, 'None: a newer request of the same session took its place.'),
   client_gone: kind(499, 'CANCELLED', false, 'None: the client hung up.'),

@@ -44,7 +44,7 @@ export function withBreaker(store: Store, options: BreakerOptions): Store {
 class Circuit {
   readonly #store: Store;
   readonly #options: Required<BreakerOptions>;
-  /** In a row. */
+  /** In a row, one after the other: however many calls one hiccup catches, it is one failure. */
   #failures = 0;
   /** While it is open: the next trial. */
   #trial: NodeJS.Timeout | undefined;
@@ -65,8 +65,12 @@ class Circuit {
         `${this.#store.address} failed or was slow ${this.#options.failures} times in a row: left alone for a while`,
       );
     }
+    const failuresBefore = this.#failures;
     const outcome = this.#watched(read, small);
-    outcome.verdict.then((healthy) => this.#count(healthy));
+    outcome.verdict.then((healthy) => {
+      if (healthy) this.#failures = 0;
+      else if (this.#failures === failuresBefore) this.#fail();
+    });
     return outcome.answer;
   }
 
@@ -88,8 +92,8 @@ class Circuit {
     return { answer, verdict };
   }
 
-  #count(healthy: boolean): void {
-    this.#failures = healthy ? 0 : this.#failures + 1;
+  #fail(): void {
+    this.#failures++;
     if (this.#failures >= this.#options.failures && !this.#trial && !this.#closed) this.#open();
   }
 

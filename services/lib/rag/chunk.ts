@@ -31,6 +31,9 @@ export interface Chunking {
   readonly chunkStride: number;
 }
 
+/** UTF-16 units of a line that are taken: what is longer is data, and no encoder sees that far. */
+const LINE_LENGTH = 4_096;
+
 /** Words as Python's `\w+` finds them (letters and digits of any script), case-sensitive. */
 const WORD = /[\p{L}\p{N}_]+/gu;
 
@@ -52,7 +55,7 @@ export function chunkFile(path: string, text: string, { chunkLines, chunkStride 
   }
   const lines: { number: number; text: string }[] = [];
   for (const [i, line] of text.split(/\r\n|\n|\r/).entries()) {
-    if (line.trim() !== '') lines.push({ number: i + 1, text: line });
+    if (line.trim() !== '') lines.push({ number: i + 1, text: cut(line) });
   }
   const chunks: Chunk[] = [];
   for (let start = 0; start < lines.length; start += chunkStride) {
@@ -61,6 +64,14 @@ export function chunkFile(path: string, text: string, { chunkLines, chunkStride 
     if (start + chunkLines >= lines.length) break;
   }
   return chunks;
+}
+
+/** Not in the middle of a character. */
+function cut(line: string): string {
+  if (line.length <= LINE_LENGTH) return line;
+  return /[\uD800-\uDBFF]/.test(line.charAt(LINE_LENGTH - 1))
+    ? line.slice(0, LINE_LENGTH - 1)
+    : line.slice(0, LINE_LENGTH);
 }
 
 function makeChunk(path: string, lines: readonly { number: number; text: string }[]): Chunk {

@@ -68,7 +68,10 @@ function reason(error: Error & { lastNodeError?: Error }): string {
 
 function makeClient(address: RedisAddress): Redis | Cluster {
   const { kind, nodes, username, password, db, master } = address;
-  const tls = address.tls ? { ca: address.caFile === undefined ? undefined : readCa(address.caFile) } : undefined;
+  const { caFile, certFile, keyFile } = address;
+  const tls = address.tls
+    ? { ca: readPem('ca', caFile), cert: readPem('cert', certFile), key: readPem('key', keyFile) }
+    : undefined;
   const options: RedisOptions = {
     username,
     password,
@@ -114,10 +117,13 @@ function makeClient(address: RedisAddress): Redis | Cluster {
   return new Redis({ ...options, ...nodes[0] });
 }
 
-function readCa(file: string): Buffer {
+function readPem(parameter: string, file: string | undefined): Buffer | undefined {
+  if (file === undefined) return undefined;
   try {
     return readFileSync(file);
   } catch (cause) {
-    throw new ServingError('config_invalid', `ca=${file} of the store's URL: ${(cause as Error).message}`, { cause });
+    throw new ServingError('config_invalid', `${parameter}=${file} of the store's URL: ${(cause as Error).message}`, {
+      cause,
+    });
   }
 }

@@ -6,8 +6,8 @@
  *   redis[s]+sentinel://[user:password@]host[:port],host[:port]…/master[/db]
  *   redis[s]+cluster://[user:password@]host[:port],host[:port]…
  *
- * Parameters: `ca` (PEM file of the authority that signed the server's certificate, where it is not a public one),
- * `sentinel_user` and `sentinel_password` (where the sentinels want a login of their own).
+ * Parameters: `ca` (PEM file of the authority that signed the server's certificate, where it is not a public one), `cert` and
+ * `key` (PEM files of the certificate that we show, where the server wants one), `sentinel_user` and `sentinel_password` (where the sentinels want a login of their own).
  */
 import { ServingError } from '../process/errors.ts';
 
@@ -22,6 +22,9 @@ export interface RedisAddress {
   readonly master: string | undefined;
   readonly db: number;
   readonly caFile: string | undefined;
+  /** Both or none. */
+  readonly certFile: string | undefined;
+  readonly keyFile: string | undefined;
   readonly sentinelUsername: string | undefined;
   readonly sentinelPassword: string | undefined;
   /** The URL without credentials and parameters, for messages. */
@@ -31,7 +34,7 @@ export interface RedisAddress {
 const URL_FORM =
   /^redis(?<tls>s?)(?:\+(?<kind>sentinel|cluster))?:\/\/(?:(?<login>[^@/?#]*)@)?(?<nodes>[^@/?#]+)(?:\/(?<path>[^?#]*))?(?:\?(?<query>[^#]*))?$/;
 const NODE_FORM = /^(?:(?<name>[^\s:[\]]+)|\[(?<ipv6>[0-9a-fA-F:.]+)\])(?::(?<port>\d{1,5}))?$/;
-const PARAMETERS = ['ca', 'sentinel_user', 'sentinel_password'];
+const PARAMETERS = ['ca', 'cert', 'key', 'sentinel_user', 'sentinel_password'];
 const DEFAULT_PORT = { single: 6379, cluster: 6379, sentinel: 26379 };
 
 /** @throws ServingError config_invalid; what may be a password is not repeated. */
@@ -51,6 +54,9 @@ export function parseRedisUrl(url: string): RedisAddress {
   const unknown = [...parameters.keys()].find((name) => !PARAMETERS.includes(name));
   if (unknown !== undefined)
     throw invalid(`parameter ${JSON.stringify(unknown)} is not one of ${PARAMETERS.join(', ')}`);
+  const [caFile, certFile, keyFile] = ['ca', 'cert', 'key'].map((name) => parameters.get(name) ?? undefined);
+  if ((certFile === undefined) !== (keyFile === undefined)) throw invalid('cert and key go together');
+  if (tls === '' && (caFile ?? certFile) !== undefined) throw invalid('ca, cert and key need rediss');
   const [username, ...password] = login?.split(':') ?? [];
   return {
     kind,
@@ -60,7 +66,9 @@ export function parseRedisUrl(url: string): RedisAddress {
     password: password.length > 0 ? decoded(password.join(':')) : undefined,
     master,
     db: Number(db),
-    caFile: parameters.get('ca') ?? undefined,
+    caFile,
+    certFile,
+    keyFile,
     sentinelUsername: parameters.get('sentinel_user') ?? undefined,
     sentinelPassword: parameters.get('sentinel_password') ?? undefined,
     shown: `redis${tls}${scheme ? `+${scheme}` : ''}://${list}${path === '' ? '' : `/${path}`}`,

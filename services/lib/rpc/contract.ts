@@ -8,11 +8,12 @@ import {
   type ChannelOptions,
   type ClientDuplexStream,
   type ClientReadableStream,
-  credentials,
   loadPackageDefinition,
+  type ServiceDefinition,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { PACKAGE_ROOT } from '../process/config.ts';
+import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { ProtoGrpcType as DecodeProto } from './gen/decode.ts';
 import type { ProtoGrpcType as IndexerProto } from './gen/indexer.ts';
 import type { DecodeEvent__Output } from './gen/llavacode/v1/DecodeEvent.ts';
@@ -21,12 +22,13 @@ import type { DeleteRequest } from './gen/llavacode/v1/DeleteRequest.ts';
 import type { IndexEvent__Output } from './gen/llavacode/v1/IndexEvent.ts';
 import type { IndexerDescription__Output } from './gen/llavacode/v1/IndexerDescription.ts';
 import type { IndexRequest } from './gen/llavacode/v1/IndexRequest.ts';
-import type { KvFrame__Output } from './gen/llavacode/v1/KvFrame.ts';
+import type { KvFrame, KvFrame__Output } from './gen/llavacode/v1/KvFrame.ts';
 import type { PrefillEvent__Output } from './gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from './gen/llavacode/v1/PrefillRequest.ts';
 import type { PullRequest } from './gen/llavacode/v1/PullRequest.ts';
 import type { WorkerDescription__Output } from './gen/llavacode/v1/WorkerDescription.ts';
 import type { ProtoGrpcType as PrefillProto } from './gen/prefill.ts';
+import { serializeFrame } from './rows-buffer.ts';
 import { fromStatus } from './status.ts';
 
 /** The protos, parsed; servers add their services and reflection from it. */
@@ -34,6 +36,9 @@ export const packageDefinition = loadSync(
   ['prefill', 'decode', 'indexer'].map((name) => `llavacode/v1/${name}.proto`),
   { includeDirs: [join(PACKAGE_ROOT, 'protos')], longs: Number, enums: String, defaults: true, oneofs: true },
 );
+const pull = packageDefinition['llavacode.v1.Kv'] as ServiceDefinition;
+const usual = pull['Pull']!.responseSerialize;
+pull['Pull']!.responseSerialize = (frame: KvFrame) => serializeFrame(frame, usual);
 type Protos = PrefillProto & DecodeProto & IndexerProto;
 export const protocol = (loadPackageDefinition(packageDefinition) as unknown as Protos).llavacode.v1;
 
@@ -46,7 +51,12 @@ export const CHANNEL: ChannelOptions = {
   'grpc.keepalive_time_ms': 10_000,
   'grpc.keepalive_timeout_ms': 5_000,
   'grpc.keepalive_permit_without_calls': 1,
+  // A worker that comes back is found within a second, however long it was away.
+  'grpc.initial_reconnect_backoff_ms': 100,
+  'grpc.max_reconnect_backoff_ms': 1_000,
 };
+
+const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({ ...CHANNEL, ...channelOptions });
 
 export interface PrefillClient {
   /**
@@ -82,8 +92,8 @@ export interface IndexerClient {
   close(): void;
 }
 
-export function connectPrefill(address: string): PrefillClient {
-  const client = new protocol.Prefill(address, credentials.createInsecure(), CHANNEL);
+export function connectPrefill(address: string, security: RpcSecurity = PLAINTEXT): PrefillClient {
+  const client = new protocol.Prefill(address, security.channel, optionsOf(security));
   return {
     prefill: (request, signal, deadline) => stream(address, signal, () => client.prefill(request, { deadline })),
     describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
@@ -91,8 +101,8 @@ export function connectPrefill(address: string): PrefillClient {
   };
 }
 
-export function connectDecode(address: string): DecodeClient {
-  const client = new protocol.Decode(address, credentials.createInsecure(), CHANNEL);
+export function connectDecode(address: string, security: RpcSecurity = PLAINTEXT): DecodeClient {
+  const client = new protocol.Decode(address, security.channel, optionsOf(security));
   return {
     decode: (request, signal, deadline) => stream(address, signal, () => client.decode(request, { deadline })),
     describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
@@ -100,8 +110,8 @@ export function connectDecode(address: string): DecodeClient {
   };
 }
 
-export function connectKv(address: string): KvClient {
-  const client = new protocol.Kv(address, credentials.createInsecure(), CHANNEL);
+export function connectKv(address: string, security: RpcSecurity = PLAINTEXT): KvClient {
+  const client = new protocol.Kv(address, security.channel, optionsOf(security));
   return {
     pull: (request, signal) => stream(address, signal, () => client.pull(request)),
     release: async (leaseId, signal) => {
@@ -111,8 +121,8 @@ export function connectKv(address: string): KvClient {
   };
 }
 
-export function connectIndexer(address: string): IndexerClient {
-  const client = new protocol.Indexer(address, credentials.createInsecure(), CHANNEL);
+export function connectIndexer(address: string, security: RpcSecurity = PLAINTEXT): IndexerClient {
+  const client = new protocol.Indexer(address, security.channel, optionsOf(security));
   return {
     index: (requests, signal) => exchange(address, signal, requests, () => client.index()),
     delete: async (request, signal) => {

@@ -8,7 +8,6 @@ import {
   type handleServerStreamingCall,
   type handleUnaryCall,
   Server,
-  ServerCredentials,
   type ServerDuplexStream,
   type ServerWritableStream,
   type ServiceDefinition,
@@ -18,6 +17,7 @@ import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation } from 'grpc-health-check';
 import { ServingError } from '../process/errors.ts';
 import { CHANNEL, packageDefinition, protocol } from './contract.ts';
+import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
 import type { IndexerHandlers } from './gen/llavacode/v1/Indexer.ts';
 import type { KvHandlers } from './gen/llavacode/v1/Kv.ts';
@@ -109,7 +109,12 @@ export const mount = {
 };
 
 /** @throws ServingError address_in_use. */
-export async function serveRpc(host: string, port: number, services: readonly Mounted[]): Promise<RpcServer> {
+export async function serveRpc(
+  host: string,
+  port: number,
+  services: readonly Mounted[],
+  security: RpcSecurity = PLAINTEXT,
+): Promise<RpcServer> {
   const server = new Server(CHANNEL);
   for (const { definition, methods } of services) server.addService(definition, methods);
   const health = new HealthImplementation({ '': 'NOT_SERVING' });
@@ -117,7 +122,7 @@ export async function serveRpc(host: string, port: number, services: readonly Mo
   new ReflectionService(packageDefinition, { services: services.map(({ name }) => name) }).addToServer(server);
   const bracketed = host.includes(':') ? `[${host}]` : host;
   const bound = await new Promise<number>((resolve, reject) => {
-    server.bindAsync(`${bracketed}:${port}`, ServerCredentials.createInsecure(), (error, taken) =>
+    server.bindAsync(`${bracketed}:${port}`, security.server, (error, taken) =>
       error
         ? reject(new ServingError('address_in_use', `cannot listen on ${bracketed}:${port}: ${error.message}`))
         : resolve(taken),

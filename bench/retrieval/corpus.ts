@@ -1,0 +1,71 @@
+/** Repositories that any machine with Debian's Python or this package's dependencies has: the ground of the benchmark. */
+import { existsSync } from 'node:fs';
+import { readdir, readFile } from 'node:fs/promises';
+import { join, relative } from 'node:path';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
+
+export const CHUNKING = { chunkLines: 10, chunkStride: 5 } as const;
+
+export interface Repository {
+  readonly name: string;
+  readonly files: readonly { readonly path: string; readonly text: string }[];
+  /** In the order of (path, line). */
+  readonly chunks: readonly Chunk[];
+}
+
+/** Where Debian installs Python's standard library, and the parts of it that make a repository of middling size. */
+const PYTHON_ROOT = '/usr/lib';
+const PYTHON_PARTS = /^(asyncio|concurrent|email|http|json|logging|multiprocessing|unittest|urllib|xml)\/(?!.*test)/;
+const SOURCE = /\.(py|[cm]?[jt]s)$/;
+const MAX_FILE_BYTES = 300_000;
+/** Chunks of one repository, about: encoding them is most of the benchmark's time. */
+const MAX_CHUNKS = 1_200;
+
+const NPM = {
+  'grpc-js': '@grpc/grpc-js/src',
+  fastify: 'fastify/lib',
+  zod: 'zod/src',
+  ioredis: 'ioredis/built',
+  protobufjs: 'protobufjs/src',
+} as const;
+
+/** The repositories that are there. */
+export async function repositories(): Promise<Repository[]> {
+  const found: Repository[] = [];
+  const pythons = (await readdir(PYTHON_ROOT).catch(() => [])).filter((name) => /^python3\.\d+$/.test(name));
+  const [python] = pythons.sort();
+  if (python) found.push(cut(await repository(python, join(PYTHON_ROOT, python), PYTHON_PARTS)));
+  for (const [name, folder] of Object.entries(NPM)) {
+    const root = join(PACKAGE_ROOT, 'node_modules', folder);
+    if (existsSync(root)) found.push(cut(await repository(name, root, /^(?!.*(tests?|generated|\.d\.ts))/)));
+  }
+  return found;
+}
+
+/** The first files of a repository, as far as they make no more chunks than encoding allows. */
+function cut({ name, files, chunks }: Repository): Repository {
+  const paths = new Set(chunks.slice(0, MAX_CHUNKS).map(({ path }) => path));
+  return {
+    name,
+    files: files.filter(({ path }) => paths.has(path)),
+    chunks: chunks.filter(({ path }) => paths.has(path)),
+  };
+}
+
+/** All sources of the dependencies, for an index of a size that no single repository here has. */
+export const everything = () => repository('node_modules', join(PACKAGE_ROOT, 'node_modules'), /^(?!.*\.min\.)/);
+
+async function repository(name: string, root: string, wanted: RegExp): Promise<Repository> {
+  const entries = await readdir(root, { recursive: true, withFileTypes: true });
+  const paths = entries
+    .filter((entry) => entry.isFile() && SOURCE.test(entry.name))
+    .map((entry) => relative(root, join(entry.parentPath, entry.name)))
+    .filter((path) => wanted.test(path))
+    .sort();
+  const files = await Promise.all(
+    paths.map(async (path) => ({ path, text: await readFile(join(root, path), 'utf8') })),
+  );
+  const kept = files.filter(({ text }) => text.length <= MAX_FILE_BYTES);
+  return { name, files: kept, chunks: kept.flatMap(({ path, text }) => chunkFile(path, text, CHUNKING)) };
+}

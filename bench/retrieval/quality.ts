@@ -1,0 +1,140 @@
+/** How often each retriever brings the chunk that defines what the held-out lines use. */
+
+import type { Bundle } from '../../services/lib/model/bundle.ts';
+import { DenseIndex, DenseScorer } from '../../services/lib/rag/dense.ts';
+import { type ContextEncoder, loadContextEncoder } from '../../services/lib/rag/encode.ts';
+import { fuse, fusedDepth } from '../../services/lib/rag/fused.ts';
+import type { InvertedIndex } from '../../services/lib/rag/inverted-index.ts';
+import { InvertedIndexBuilder } from '../../services/lib/rag/inverted-index-builder.ts';
+import { searchLexical } from '../../services/lib/rag/lexical.ts';
+import { type CursorQuery, cursorQuery } from '../../services/lib/rag/query.ts';
+import { loadQueryEncoder, type QueryEncoder } from '../../services/lib/rag/query-encoder.ts';
+import type { Range } from '../../services/lib/rag/retriever.ts';
+import type { Repository } from './corpus.ts';
+import { type Question, questionsOf } from './questions.ts';
+
+const TOP_K = 10;
+const QUERY_LINES = 10;
+const RETRIEVERS = ['jaccard', 'bm25', 'dense', 'fused', 'none', 'random'] as const;
+export type Compared = (typeof RETRIEVERS)[number];
+
+export interface Quality {
+  readonly repository: string;
+  readonly chunks: number;
+  readonly questions: number;
+  /** Share of the used identifiers whose definition is among the ten chunks. */
+  readonly recallAt10: Readonly<Record<Compared, number>>;
+}
+
+export interface Throughput {
+  readonly chunks: number;
+  readonly seconds: number;
+  readonly chunksPerSecond: number;
+}
+
+interface Indexes {
+  readonly lexical: InvertedIndex;
+  readonly dense: DenseIndex;
+  readonly queries: QueryEncoder;
+}
+
+/** All repositories, and how fast their chunks were encoded. */
+export async function measureQuality(
+  repositories: readonly Repository[],
+  bundle: Bundle,
+  threads: number,
+  say: (text: string) => void,
+): Promise<{ quality: Quality[]; throughput: Throughput }> {
+  const options = { provider: 'cpu', threads } as const;
+  const encoder = await loadContextEncoder(bundle, { ...options, keepEmbeddings: true });
+  const queries = await loadQueryEncoder(bundle, options);
+  const scorer = await DenseScorer.load(options);
+  const quality: Quality[] = [];
+  let [chunks, seconds] = [0, 0];
+  try {
+    for (const repository of repositories) {
+      say(`${repository.name}: encoding ${repository.chunks.length} chunks`);
+      const startedAt = performance.now();
+      const dense = await denseIndex(repository, encoder, scorer);
+      seconds += (performance.now() - startedAt) / 1000;
+      chunks += repository.chunks.length;
+      quality.push(await measure(repository, { lexical: await lexicalIndex(repository), dense, queries }));
+    }
+  } finally {
+    encoder.dispose();
+    queries.dispose();
+    scorer.dispose();
+  }
+  return { quality, throughput: { chunks, seconds, chunksPerSecond: chunks / seconds } };
+}
+
+async function denseIndex({ chunks }: Repository, encoder: ContextEncoder, scorer: DenseScorer): Promise<DenseIndex> {
+  const encoded = await encoder.encode(chunks);
+  const index = new DenseIndex(scorer, chunks.length, encoded[0]?.embedding?.length ?? 1);
+  for (const [ordinal, { embedding }] of encoded.entries()) index.set(ordinal, embedding as Float32Array);
+  return index;
+}
+
+async function lexicalIndex({ chunks }: Repository): Promise<InvertedIndex> {
+  const builder = new InvertedIndexBuilder();
+  for (const chunk of chunks) builder.add(chunk);
+  return builder.build(async () => {});
+}
+
+async function measure(repository: Repository, indexes: Indexes): Promise<Quality> {
+  const questions = questionsOf(repository);
+  const found = Object.fromEntries(RETRIEVERS.map((name) => [name, 0])) as Record<Compared, number>;
+  let wanted = 0;
+  for (const [i, question] of questions.entries()) {
+    wanted += question.answers.length;
+    const query = cursorQuery(question.before, question.after, QUERY_LINES);
+    const answered = await answer(question, query, indexes, repository.chunks.length, i);
+    for (const name of RETRIEVERS) {
+      found[name] += question.answers.filter((chunks) => chunks.some((chunk) => answered[name].includes(chunk))).length;
+    }
+  }
+  const recallAt10 = Object.fromEntries(RETRIEVERS.map((name) => [name, wanted === 0 ? 0 : found[name] / wanted]));
+  return {
+    repository: repository.name,
+    chunks: repository.chunks.length,
+    questions: questions.length,
+    recallAt10: recallAt10 as Quality['recallAt10'],
+  };
+}
+
+async function answer(
+  { path }: Question,
+  query: CursorQuery,
+  { lexical, dense, queries }: Indexes,
+  chunks: number,
+  seed: number,
+): Promise<Record<Compared, number[]>> {
+  const excluded = lexical.rangeOf(path);
+  const depth = fusedDepth(TOP_K);
+  const rankings = [
+    searchLexical(lexical, 'jaccard', query.tokens, depth, excluded),
+    searchLexical(lexical, 'bm25', query.tokens, depth, excluded),
+    await dense.search(await queries.embed(query.text), depth, excluded),
+  ];
+  const ordinals = (hits: readonly { readonly ordinal: number }[] = []) =>
+    hits.slice(0, TOP_K).map(({ ordinal }) => ordinal);
+  return {
+    jaccard: ordinals(rankings[0]),
+    bm25: ordinals(rankings[1]),
+    dense: ordinals(rankings[2]),
+    fused: ordinals(fuse(rankings, TOP_K)),
+    none: [],
+    random: randomChunks(chunks, excluded, seed),
+  };
+}
+
+function randomChunks(chunks: number, excluded: Range | undefined, seed: number): number[] {
+  const drawn = new Set<number>();
+  let state = seed + 1;
+  for (let tries = 0; tries < 20 * TOP_K && drawn.size < TOP_K; tries++) {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    const chunk = Math.floor((state / 2 ** 32) * chunks);
+    if (!excluded || chunk < excluded.start || chunk >= excluded.end) drawn.add(chunk);
+  }
+  return [...drawn];
+}

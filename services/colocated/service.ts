@@ -1,0 +1,49 @@
+/** Both gRPC services around one engine and one KV pool. */
+import type { StepEngine } from '../decode/loop.ts';
+import type { KvPuller } from '../decode/receive.ts';
+import { createDecodeService } from '../decode/service.ts';
+import { RemoteKv } from '../decode/source.ts';
+import type { Logger } from '../lib/process/log.ts';
+import { createPrefillService, type PrefillOptions } from '../prefill/service.ts';
+import type { PromptEngine } from '../prefill/worker.ts';
+import { LocalKv } from './local.ts';
+import { SharedEngine } from './turns.ts';
+
+export interface ColocatedOptions extends Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere'> {
+  readonly prefillChunkTokens: number;
+  /** In place of these, while sequences decode: each of their tokens waits for a chunk. */
+  readonly sharedChunkTokens: number;
+  /** Sequences that may wait for a slot; those alone whose KV comes from elsewhere. */
+  readonly queueSequences: number;
+}
+
+export function createColocatedService(
+  session: PromptEngine & StepEngine,
+  { prefillChunkTokens, sharedChunkTokens, queueSequences, ...options }: ColocatedOptions,
+  puller: KvPuller,
+  log: Logger,
+) {
+  const engine = new SharedEngine(session);
+  const { pool } = engine;
+  const decode = createDecodeService(engine, {
+    ...options,
+    source: (loop) =>
+      new LocalKv({
+        pool,
+        leases: prefill.leases,
+        prefixes: prefill.prefixes,
+        remote: new RemoteKv(pool, puller, queueSequences, () => loop.betweenSteps()),
+        address: options.address,
+        exclusive: (work) => engine.inTurn(work),
+      }),
+    heldElsewhere: () => prefill.leases.size,
+  });
+  const chunkTokens = () => (decode.running() > 0 ? sharedChunkTokens : prefillChunkTokens);
+  const heldElsewhere = () => decode.held();
+  const prefill = createPrefillService(engine, { ...options, chunkTokens, heldElsewhere }, log);
+  return {
+    mounts: [...prefill.mounts, ...decode.mounts],
+    /** Brings gauges up to date before they are read. */
+    observe: prefill.observe,
+  };
+}

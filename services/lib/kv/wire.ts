@@ -1,0 +1,124 @@
+/**
+ * How the values of a KV cache travel: as they are, or in fewer bytes. A *vector* is one head's key or value at one
+ * position, head_dim values; a row of a frame is a run of vectors.
+ *
+ *     float32  the values; exact
+ *     float16  the values rounded to nearest; beyond +-65504 they become that
+ *     int8     a float32 scale for each vector, then the values divided by it and rounded: the largest becomes +-127
+ *
+ * All little-endian, as every machine is that the engine runs on.
+ */
+import { ServingError } from '../process/errors.ts';
+
+export const WIRE_TYPES = ['float32', 'float16', 'int8'] as const;
+export type WireType = (typeof WIRE_TYPES)[number];
+
+/** @param name float32 when empty. @throws ServingError kv_layout_mismatch for one that this side does not know. */
+export function readWireType(name: string): WireType {
+  if (name === '') return 'float32';
+  const known = WIRE_TYPES.find((type) => type === name);
+  if (known !== undefined) return known;
+  throw new ServingError('kv_layout_mismatch', `KV caches travel as ${WIRE_TYPES.join(', ')}, not as ${name}`);
+}
+
+/** Bytes of one vector. */
+export function vectorBytes(type: WireType, headDim: number): number {
+  if (type === 'float32') return headDim * 4;
+  return type === 'float16' ? headDim * 2 : headDim + 4;
+}
+
+const asBytes = (floats: Float32Array) => new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength);
+
+/**
+ * Writes a row into `to`, which is exactly as long as {@link vectorBytes} of its vectors, from a multiple of 4 on.
+ * @param row [vectors, head_dim], finite.
+ */
+export function encodeRow(type: WireType, row: Float32Array, headDim: number, to: Uint8Array): void {
+  if (type === 'float32') to.set(asBytes(row));
+  else if (type === 'float16') encodeHalves(row, new Uint16Array(to.buffer, to.byteOffset, row.length));
+  else {
+    const vectors = row.length / headDim;
+    const scales = new Float32Array(to.buffer, to.byteOffset, vectors);
+    encodeBytes(row, headDim, scales, new Int8Array(to.buffer, to.byteOffset + vectors * 4, row.length));
+  }
+}
+
+/** Reads a row back, from bytes at any offset. @param row [vectors, head_dim], written. */
+export function decodeRow(type: WireType, from: Uint8Array, headDim: number, row: Float32Array): void {
+  if (type === 'float32') {
+    asBytes(row).set(from); // bytes may lie where floats may not
+    return;
+  }
+  const bytes = from.byteOffset % 4 === 0 ? from : new Uint8Array(from);
+  if (type === 'float16') decodeHalves(new Uint16Array(bytes.buffer, bytes.byteOffset, row.length), row);
+  else {
+    const vectors = row.length / headDim;
+    const scales = new Float32Array(bytes.buffer, bytes.byteOffset, vectors);
+    decodeBytes(scales, new Int8Array(bytes.buffer, bytes.byteOffset + vectors * 4, row.length), headDim, row);
+  }
+}
+
+const SMALLEST_NORMAL = 0x38800000; // 2^-14, as the bits of a float32
+const LARGEST_HALF = 0x477fe000; // 65504
+/** Between the exponents of a float32 and of a float16, in place. */
+const REBIAS = 112 << 23;
+
+function encodeHalves(row: Float32Array, halves: Uint16Array): void {
+  const bits = new Uint32Array(row.buffer, row.byteOffset, row.length);
+  for (let i = 0; i < bits.length; i++) {
+    const x = bits[i]!;
+    const magnitude = x & 0x7fffffff;
+    let half: number;
+    if (magnitude >= SMALLEST_NORMAL && magnitude <= LARGEST_HALF) {
+      // Half of the last place that stays, less one, and one more where that place is odd: ties go to even.
+      half = (magnitude - REBIAS + 0xfff + ((magnitude >>> 13) & 1)) >>> 13;
+    } else if (magnitude < SMALLEST_NORMAL) {
+      // Adding 0.5 shifts what a subnormal half keeps to the end of a float32, rounded.
+      value[0] = Math.abs(row[i]!) + 0.5;
+      half = valueBits[0]! - 0x3f000000;
+    } else {
+      half = magnitude > 0x7f800000 ? 0x7e00 : 0x7bff;
+    }
+    halves[i] = ((x >>> 16) & 0x8000) | half;
+  }
+}
+const value = new Float32Array(1);
+const valueBits = new Uint32Array(value.buffer);
+
+/** All halves by their bits, made on first use: a load for each instead of a computation. */
+let halfValues: Float32Array | undefined;
+
+function decodeHalves(halves: Uint16Array, row: Float32Array): void {
+  halfValues ??= Float32Array.from({ length: 1 << 16 }, (_, half) => halfValue(half));
+  const values = halfValues;
+  for (let i = 0; i < halves.length; i++) row[i] = values[halves[i]!]!;
+}
+
+function halfValue(half: number): number {
+  const exponent = (half >>> 10) & 0x1f;
+  const mantissa = half & 0x3ff;
+  const sign = half & 0x8000 ? -1 : 1;
+  if (exponent === 0) return sign * mantissa * 2 ** -24;
+  if (exponent === 31) return mantissa === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
+  return sign * (1024 + mantissa) * 2 ** (exponent - 25);
+}
+
+function encodeBytes(row: Float32Array, headDim: number, scales: Float32Array, bytes: Int8Array): void {
+  for (let vector = 0, from = 0; vector < scales.length; vector++, from += headDim) {
+    const end = from + headDim;
+    let largest = 0;
+    for (let i = from; i < end; i++) largest = Math.max(largest, Math.abs(row[i]!));
+    scales[vector] = largest / 127;
+    const scale = scales[vector]!; // as the reader will have it
+    const inverse = scale === 0 ? 0 : 1 / scale;
+    // 128.5 makes all of them positive: truncating then rounds.
+    for (let i = from; i < end; i++) bytes[i] = ((row[i]! * inverse + 128.5) | 0) - 128;
+  }
+}
+
+function decodeBytes(scales: Float32Array, bytes: Int8Array, headDim: number, row: Float32Array): void {
+  for (let vector = 0, from = 0; vector < scales.length; vector++, from += headDim) {
+    const scale = scales[vector]!;
+    for (let i = from; i < from + headDim; i++) row[i] = bytes[i]! * scale;
+  }
+}

@@ -1,0 +1,30 @@
+/**
+ * A service that is open to everybody listens to its own machine alone: to reach further it needs a way to tell who asks,
+ * or an operator who says that the network around it does.
+ */
+import { isIP } from 'node:net';
+import { ServingError } from './errors.ts';
+
+/** Whether only this machine can reach what listens on `host`. */
+export function isLoopback(host: string): boolean {
+  const name = host.toLowerCase();
+  if (isIP(name) === 4) return name.startsWith('127.');
+  return name === 'localhost' || name === '::1' || /^::ffff:127\.\d+\.\d+\.\d+$/.test(name);
+}
+
+/**
+ * @param guarded whether callers must prove who they are.
+ * @param remedy the settings that would see to it.
+ * @throws ServingError config_invalid
+ */
+export function demandGuard(
+  { host, insecureListen }: { readonly host: string; readonly insecureListen: boolean },
+  guarded: boolean,
+  remedy: string,
+): void {
+  if (guarded || insecureListen || isLoopback(host)) return;
+  throw new ServingError(
+    'config_invalid',
+    `--host ${host} is beyond this machine, where anybody could use this service: set ${remedy}, or --insecure-listen true if the network keeps others out`,
+  );
+}

@@ -1,0 +1,115 @@
+/** Bounds on requests, their budgets and sessions, as a client sees them. */
+import { describe, expect, test } from 'vitest';
+import { metrics } from '../../services/lib/process/metrics.ts';
+import { type FakeGatewayOptions, fakeGateway, spelling } from './fake-gateway.ts';
+import type { FakeModel, Stage } from './fake-workers.ts';
+
+const token = spelling('return self.items');
+const hold = (stage: Stage = 'in decode', options?: FakeGatewayOptions, model?: Partial<FakeModel>) =>
+  fakeGateway({ token, holdAt: stage, ...model }, options);
+
+describe('a session', () => {
+  test.each(['before accepted', 'before first', 'before joined', 'in decode'] as const)(
+    'ends at its next request, %s, with every call',
+    async (stage) => {
+      const gateway = await hold(stage, { maxInflight: 1 });
+      const older = gateway.complete({ prompt: 'x', session: 's' });
+      await gateway.workers.held();
+      delete gateway.workers.model.holdAt;
+      // Where only one request may be in work: the older one is on its way out.
+      expect(await gateway.complete({ prompt: 'y', session: 's' })).toMatchObject({ status: 200 });
+      expect(await older).toMatchObject({ status: 409, error: { code: 'superseded' } });
+      await gateway.workers.idle();
+    },
+  );
+
+  test('in a stream ends with an event', async () => {
+    const gateway = await hold();
+    const older = gateway.stream({ prompt: 'x', session: 's' });
+    await gateway.workers.held();
+    delete gateway.workers.model.holdAt;
+    await gateway.complete({ prompt: 'y', session: 's' });
+    expect((await older).at(-1)).toMatchObject({ error: { code: 'superseded' } });
+  });
+
+  test('is its own; those that ended are not superseded', async () => {
+    const gateway = await fakeGateway({ token });
+    for (const session of ['a', 'b', 'a', undefined]) {
+      expect(await gateway.complete({ prompt: 'x', ...(session && { session }) })).toMatchObject({ status: 200 });
+    }
+  });
+});
+
+describe('a budget', () => {
+  test('in the body ends the request, at any stage', async () => {
+    for (const stage of ['before accepted', 'before first', 'before joined', 'in decode'] as const) {
+      const gateway = await hold(stage);
+      const answer = await gateway.complete({ prompt: 'x', timeout_ms: 10 });
+      expect(answer).toMatchObject({ status: 504, error: { code: 'deadline_exceeded' } });
+      expect(answer.error!.message).toContain('10 ms');
+      await gateway.workers.idle();
+    }
+  });
+
+  test('in a header does as well; the body counts first, the gateway’s own is the largest', async () => {
+    const gateway = await hold('in decode', { requestTimeoutMs: 20 });
+    const ask = async (header: string, body: object = {}) => {
+      const response = await gateway.app.inject({
+        method: 'POST',
+        url: '/v1/completions',
+        payload: { prompt: 'x', ...body },
+        headers: { 'x-request-timeout-ms': header },
+      });
+      return response.json().error.message as string;
+    };
+    expect(await ask('10')).toContain('10 ms');
+    expect(await ask('10', { timeout_ms: 15 })).toContain('15 ms');
+    expect(await ask('5000')).toContain('20 ms');
+    expect(await ask('soon')).toContain('x-request-timeout-ms: soon is no number');
+  });
+
+  test('travels to the workers', async () => {
+    const gateway = await fakeGateway({ token });
+    const deadlines: (number | undefined)[] = [];
+    const { prefill, decode } = gateway.workers;
+    const [whole, rest] = [prefill.client.prefill, decode.client.decode];
+    prefill.client.prefill = (request, signal, deadline) => {
+      deadlines.push(deadline);
+      return whole(request, signal);
+    };
+    decode.client.decode = (request, signal, deadline) => {
+      deadlines.push(deadline);
+      return rest(request, signal);
+    };
+    const before = Date.now();
+    await gateway.complete({ prompt: 'x', timeout_ms: 30_000 });
+    for (const deadline of deadlines) expect(deadline).toBeGreaterThanOrEqual(before + 29_000);
+    for (const deadline of deadlines) expect(deadline).toBeLessThanOrEqual(Date.now() + 30_000);
+    expect(deadlines).toHaveLength(2);
+  });
+});
+
+describe('a refusal', () => {
+  test('names the setting in the way, in a header and a counter', async () => {
+    const shed = async (knob: string) =>
+      (await metrics.shed.get()).values.find(({ labels }) => labels.knob === knob)?.value ?? 0;
+    const before = await shed('target-ttft-ms');
+    const gateway = await hold('before first', { targetTtftMs: 100 }, { prefillTokensPerSecond: 10 });
+    const running = gateway.complete({ prompt: 'a b c d e f g h', timeout_ms: 50 });
+    await gateway.workers.held();
+    const refused = await gateway.complete({ prompt: 'a b' });
+    expect(refused).toMatchObject({ status: 429, error: { code: 'saturated', type: 'rate_limit_error' } });
+    expect(refused.headers).toMatchObject({ 'x-llavacode-refused-by': 'target-ttft-ms', 'retry-after': '1' });
+    await running;
+    await expect.poll(() => shed('target-ttft-ms')).toBe(before + 1);
+  });
+
+  test('for too many at once does too', async () => {
+    const gateway = await hold('in decode', { maxInflight: 1 });
+    const running = gateway.complete({ prompt: 'x', timeout_ms: 50 });
+    await gateway.workers.held();
+    const { headers } = await gateway.complete({ prompt: 'y' });
+    expect(headers['x-llavacode-refused-by']).toBe('max-inflight');
+    await running;
+  });
+});

@@ -1,0 +1,187 @@
+/** Admission by tokens, on a clock of the test's own. */
+import { describe, expect, test } from 'vitest';
+import { Dispatcher, type Wish } from '../../services/gateway/dispatcher.ts';
+import type { Demand, Placement } from '../../services/gateway/placement.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+
+/** One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so. */
+function bench(rate: number, targetTtftMs: number, room = 2, weights: Record<string, number> = {}) {
+  let nowMs = 0;
+  const computing: { tokens: number; done: () => void }[] = [];
+  let usable = true;
+  const noWorker = () => new ServingError('no_worker', 'none');
+  const pool = {
+    onChange: () => {},
+    get usable() {
+      return usable;
+    },
+    demandUsable: () => {
+      if (!usable) throw noWorker();
+    },
+    get prefillBacklog() {
+      return computing.reduce((sum, { tokens }) => sum + tokens, 0);
+    },
+    prefillTokensPerSecond: rate,
+    place: ({ promptTokens }: Demand): Placement | undefined => {
+      if (!usable || computing.length >= room) return undefined;
+      const job = { tokens: promptTokens, done: () => {} };
+      computing.push(job);
+      return { prefill: { address: 'p' }, decodes: [], job } as unknown as Placement;
+    },
+  };
+  const weightOf = (tenant: string) => weights[tenant] ?? 1;
+  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: 5, weightOf, now: () => nowMs });
+  const never = new AbortController().signal;
+  const wish = (promptTokens: number, change: Partial<Wish> = {}): Wish => ({
+    ...{ promptTokens, decodes: 1, positions: promptTokens + 16, tenant: 'default', priority: 0 },
+    ...{ remainingMs: 1e9, again: false, ...change },
+  });
+  const ask = (promptTokens: number, change?: Partial<Wish>, signal = never) =>
+    dispatcher.place(wish(promptTokens, change), signal);
+  pool.onChange();
+  return {
+    ask,
+    computing,
+    setUsable: (now: boolean) => {
+      usable = now;
+      pool.onChange();
+    },
+    /** The prompt that computes is done. */
+    finishOne: () => {
+      const job = computing.shift();
+      if (job) nowMs += (job.tokens / rate) * 1000;
+      pool.onChange();
+    },
+    passTime: (ms: number) => {
+      nowMs += ms;
+    },
+    now: () => nowMs,
+  };
+}
+
+const settled = () => new Promise((resolve) => setImmediate(resolve));
+const code = (promise: Promise<unknown>) => promise.then(() => 'ok').catch((error: ServingError) => error.code);
+
+describe('admission', () => {
+  test('takes what can be computed within the target, and says when to come back', async () => {
+    const { ask } = bench(100, 1000);
+    const asked = [ask(50), ask(40), ask(10)];
+    const refused = ask(1);
+    await expect(refused).rejects.toMatchObject({ code: 'saturated', knob: 'target-ttft-ms', retryAfterSeconds: 1 });
+    expect(await Promise.all(asked.slice(0, 2).map(code))).toEqual(['ok', 'ok']);
+  });
+
+  test('reserves as it checks: a burst does not pass together', async () => {
+    const { ask } = bench(100, 1000);
+    const answers = Array.from({ length: 30 }, () => code(ask(10)));
+    await settled();
+    const refused = (await Promise.race([Promise.all(answers.slice(10)), settled()])) as string[];
+    expect(refused).toEqual(Array.from({ length: 20 }, () => 'saturated'));
+  });
+
+  test('takes any one prompt when nothing else is there', async () => {
+    const { ask } = bench(100, 1000);
+    expect(await code(ask(5000))).toBe('ok');
+    await expect(ask(10)).rejects.toMatchObject({ code: 'saturated', retryAfterSeconds: 50 });
+  });
+
+  test('takes none that could not come in time', async () => {
+    const { ask } = bench(100, 10_000);
+    await ask(100);
+    await expect(ask(100, { remainingMs: 1500 })).rejects.toMatchObject({ code: 'saturated', knob: 'timeout_ms' });
+    expect(await code(ask(100, { remainingMs: 2500 }))).toBe('ok');
+  });
+
+  test('without a worker is refused, after a moment in which one may come back', async () => {
+    const { ask, setUsable, passTime } = bench(100, 1000);
+    expect(await code(ask(1))).toBe('ok');
+    setUsable(false);
+    const waiting = ask(1); // for a moment
+    setUsable(true);
+    expect(await code(waiting)).toBe('ok');
+    setUsable(false);
+    expect(await code(ask(1))).toBe('no_worker');
+    passTime(5);
+    expect(await code(ask(1))).toBe('no_worker');
+  });
+
+  test('a tenant that floods pays for it', async () => {
+    const { ask, finishOne } = bench(100, 1000);
+    const flood = Array.from({ length: 10 }, () => code(ask(10, { tenant: 'flood' })));
+    const calm = ask(10, { tenant: 'calm' });
+    expect(await flood.at(-1)).toBe('saturated');
+    finishOne();
+    expect(await code(calm)).toBe('ok');
+  });
+
+  test('decode that holds things up lowers what may wait', async () => {
+    const { ask, finishOne, passTime } = bench(100, 1000, 1);
+    const asked = Array.from({ length: 6 }, () => ask(10));
+    for (let i = 0; i < 4; i++) {
+      passTime(900); // at 100 tokens/s there would have been room long ago
+      finishOne();
+    }
+    await Promise.all(asked.slice(0, 5));
+    expect(await code(ask(10))).toBe('saturated'); // at 10/s two are too many; at 100/s nine would have been fine
+  });
+});
+
+describe('the queue', () => {
+  test('a client that goes makes room, and is not served', async () => {
+    const { ask, finishOne, computing } = bench(100, 1000);
+    await Promise.all([ask(10), ask(10)]);
+    const gone = new AbortController();
+    const left = ask(70, {}, gone.signal);
+    expect(await code(ask(20))).toBe('saturated');
+    gone.abort(new ServingError('client_gone', 'bye'));
+    expect(await code(left)).toBe('client_gone');
+    const next = ask(20);
+    finishOne();
+    await next;
+    expect(computing.map(({ tokens }) => tokens)).toEqual([10, 20]);
+  });
+
+  test('what was lost with its worker goes first, over the bound, and waits for a worker', async () => {
+    const { ask, finishOne, computing, setUsable } = bench(100, 1000);
+    await Promise.all([ask(50), ask(50)]);
+    const again = ask(500, { again: true });
+    finishOne();
+    await again;
+    expect(computing.map(({ tokens }) => tokens)).toEqual([50, 500]);
+    finishOne();
+    finishOne();
+    setUsable(false);
+    const patient = ask(1, { again: true });
+    setUsable(true);
+    await patient;
+    setUsable(false);
+    expect(await code(ask(1, { again: true }))).toBe('no_worker');
+  });
+});
+
+test('ten times the load that can be served: goodput stays', async () => {
+  /** Prompts of 100 tokens at `load` times what 1000 tokens/s can serve, for 60 s; those that had their workers in time. */
+  async function goodput(load: number): Promise<number> {
+    const { ask, finishOne, computing, passTime, now } = bench(1000, 1000);
+    let good = 0;
+    let next = 0;
+    const everyMs = 100 / load;
+    while (now() < 60_000) {
+      for (; next * everyMs <= now(); next++) {
+        const arrivedMs = next * everyMs;
+        ask(100).then(
+          // It still computes when it is placed, behind at most one other.
+          () => now() - arrivedMs <= 1000 && good++,
+          () => {},
+        );
+      }
+      await settled();
+      if (computing.length > 0) finishOne();
+      else passTime(everyMs);
+    }
+    return good;
+  }
+  const peak = await goodput(0.95);
+  expect(peak).toBeGreaterThan(540);
+  expect(await goodput(10)).toBeGreaterThanOrEqual(0.9 * peak);
+});

@@ -1,0 +1,307 @@
+/** Prompts that begin alike, against a model that compares them token by token. */
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { BLOCK_TOKENS, chainOf, PrefixCache, type PrefixSlot } from '../../services/lib/kv/prefix.ts';
+import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/sequence.ts';
+import { FakeEngine, GARBAGE, HIDDEN, tokensOf } from '../fake-engine.ts';
+
+const prompt = (ids: readonly number[], soft: SoftTokens = NO_SOFT_TOKENS): TokenPrompt => ({
+  ids: Int32Array.from(ids),
+  soft,
+});
+const softAt = (positions: readonly number[], first = 1): SoftTokens => ({
+  positions: Int32Array.from(positions),
+  vectors: Float32Array.from({ length: positions.length * HIDDEN }, (_, i) => first + i),
+});
+const count = (n: number) => Array.from({ length: n }, (_, i) => i % 29);
+/** Blocks that two prompts share. */
+function shared(a: TokenPrompt, b: TokenPrompt, saltA = '', saltB = ''): number {
+  const [one, other] = [chainOf(a, saltA), chainOf(b, saltB)];
+  let blocks = 0;
+  while (blocks < one.length && one[blocks] === other[blocks]) blocks++;
+  // What differs once differs from there on.
+  expect(one.slice(blocks).some((hash) => other.includes(hash))).toBe(false);
+  return blocks;
+}
+
+describe('two prompts share the blocks', () => {
+  test('whose tokens are the same, and no more', () => {
+    fc.assert(
+      fc.property(fc.nat(70), fc.nat(70), fc.nat(70), (begin, restA, restB) => {
+        const beginning = count(begin);
+        const a = [...beginning, ...new Array(restA).fill(27)];
+        const b = [...beginning, ...new Array(restB).fill(28)];
+        expect(shared(prompt(a), prompt(b))).toBe(Math.floor(begin / BLOCK_TOKENS));
+        expect(chainOf(prompt(a), '')).toHaveLength(Math.floor(a.length / BLOCK_TOKENS));
+      }),
+    );
+  });
+
+  test('up to the first soft token whose bytes differ', () => {
+    const ids = count(64);
+    const soft = softAt([0, 5, 16, 40, 63]);
+    fc.assert(
+      fc.property(fc.nat(soft.vectors.length - 1), fc.nat(31), (element, bit) => {
+        const vectors = soft.vectors.slice();
+        const bits = new Uint32Array(vectors.buffer);
+        bits[element] = (bits[element] as number) ^ (1 << bit);
+        const at = soft.positions[Math.floor(element / HIDDEN)] as number;
+        expect(shared(prompt(ids, soft), prompt(ids, { ...soft, vectors }))).toBe(Math.floor(at / BLOCK_TOKENS));
+      }),
+    );
+    expect(shared(prompt(ids, soft), prompt(ids, softAt([0, 5, 16, 40, 63])))).toBe(4);
+  });
+
+  test('up to a soft token that one of them has not, or has elsewhere', () => {
+    const ids = count(64);
+    expect(shared(prompt(ids, softAt([20])), prompt(ids))).toBe(1);
+    expect(shared(prompt(ids, softAt([20])), prompt(ids, softAt([21])))).toBe(1);
+    expect(shared(prompt(ids, softAt([20, 40])), prompt(ids, softAt([20])))).toBe(2);
+    expect(shared(prompt(ids, softAt([31])), prompt(ids, softAt([32])))).toBe(1);
+  });
+
+  test('of the same salt only', () => {
+    const a = prompt(count(48));
+    expect(shared(a, a, 'tenant', 'tenant')).toBe(3);
+    for (const [one, other] of [
+      ['', 'tenant'],
+      ['a', 'b'],
+      ['1 ', '1'],
+      ['a', 'a '],
+    ]) {
+      expect(shared(a, a, one, other)).toBe(0);
+    }
+  });
+});
+
+/** What the cache should do, with prompts compared token by token. */
+class NaiveCache {
+  readonly states: ('free' | 'held' | 'kept')[];
+  /** In the order they came; `known` is the beginning of a prompt that a slot holds, a whole number of blocks. */
+  entries: { slot: number; known: readonly string[]; lastUsed: number; pins: number }[] = [];
+  #clock = 0;
+
+  constructor(slots: number) {
+    this.states = new Array(slots).fill('free');
+  }
+
+  reserve(tokens: readonly string[]): { slot: number; positions: number; copyFrom: number | undefined } | undefined {
+    const lengths = this.entries.map(({ known }) => wholeBlocks(commonLength(known, tokens)));
+    const longest = Math.max(0, ...lengths);
+    const match = longest > 0 ? this.entries[lengths.indexOf(longest)] : undefined;
+    const positions = Math.min(longest, tokens.length - 1);
+    if (match) match.lastUsed = ++this.#clock;
+    const takeOver = () => {
+      if (match?.pins !== 0 || this.states[match.slot] !== 'kept') return undefined;
+      return this.#hold(match.slot, positions, undefined);
+    };
+    const holdsLittleElse = match !== undefined && longest * 2 >= match.known.length;
+    const taken = holdsLittleElse ? takeOver() : undefined;
+    if (taken) return taken;
+    const free = this.states.indexOf('free');
+    const evictable = this.entries
+      .filter((entry) => entry !== match && entry.pins === 0 && this.states[entry.slot] === 'kept')
+      .sort((a, b) => a.lastUsed - b.lastUsed);
+    const slot = free >= 0 ? free : evictable[0]?.slot;
+    if (slot === undefined) return takeOver();
+    if (match) match.pins++;
+    return this.#hold(slot, positions, match?.slot);
+  }
+
+  #hold(slot: number, positions: number, copyFrom: number | undefined) {
+    this.states[slot] = 'held';
+    this.entries = this.entries.filter((entry) => entry.slot !== slot);
+    return { slot, positions, copyFrom };
+  }
+
+  unpin(slot: number): void {
+    for (const entry of this.entries) if (entry.slot === slot) entry.pins--;
+  }
+
+  add(slot: number, tokens: readonly string[]): void {
+    const known = tokens.slice(0, wholeBlocks(tokens.length));
+    if (known.length > 0) this.entries.push({ slot, known, lastUsed: ++this.#clock, pins: 0 });
+  }
+
+  giveBack(slot: number): void {
+    this.states[slot] = this.entries.some((entry) => entry.slot === slot) ? 'kept' : 'free';
+  }
+}
+
+const wholeBlocks = (length: number) => Math.floor(length / BLOCK_TOKENS) * BLOCK_TOKENS;
+function commonLength(a: readonly string[], b: readonly string[]): number {
+  let length = 0;
+  while (length < a.length && length < b.length && a[length] === b[length]) length++;
+  return length;
+}
+
+interface Asked {
+  readonly whole: TokenPrompt;
+  readonly salt: string;
+}
+/** Each position as what must be the same for it to be shared. */
+const comparable = ({ whole, salt }: Asked) => {
+  const soft = new Map([...whole.soft.positions].map((position, i) => [position, whole.soft.vectors[i * HIDDEN]]));
+  return [...whole.ids].map((id, position) => `${salt}/${id}/${soft.get(position) ?? 'hard'}`);
+};
+
+/** A family: block i is one of two, so that most prompts share a beginning with some others. */
+const asked: fc.Arbitrary<Asked> = fc
+  .record({
+    blocks: fc.array(fc.constantFrom(0, 0, 0, 1), { minLength: 1, maxLength: 4, size: 'max' }),
+    rest: fc.nat(BLOCK_TOKENS - 1),
+    soft: fc.option(fc.record({ at: fc.nat(60), value: fc.nat(1) }), { freq: 1 }),
+    salt: fc.constantFrom('', '', '', '', 'other'),
+  })
+  .map(({ blocks, rest, soft, salt }) => {
+    const ids = [...blocks.flatMap((variant) => new Array(BLOCK_TOKENS).fill(variant)), ...new Array(rest + 1).fill(2)];
+    const hasSoft = soft !== null && soft.at < ids.length;
+    return { whole: prompt(ids, hasSoft ? softAt([soft.at], soft.value) : NO_SOFT_TOKENS), salt };
+  });
+
+describe('the cache', () => {
+  const which = fc.nat(9);
+  const action = fc.oneof(
+    { weight: 4, arbitrary: fc.record({ do: fc.constant('ask' as const), asked }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant('compute' as const), which }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('fail' as const), which, after: fc.nat(80) }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant('giveBack' as const), which }) },
+  );
+
+  test('gives, copies, takes over, evicts and keeps as the model does, and what it gives is what it says', () => {
+    let reused = 0;
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 1, max: 4 }),
+        fc.array(action, { maxLength: 40, size: 'max' }),
+        (slots, actions) => {
+          const { pool, ...engine } = fakeEngine(slots);
+          const cache = new PrefixCache(pool);
+          const model = new NaiveCache(slots);
+          const computing: (Asked & { start: PrefixSlot })[] = [];
+          const computed: PrefixSlot[] = [];
+
+          /** Positions [0, end) of the slot are the prompt's; the rest is not. */
+          const compute = ({ whole, start }: (typeof computing)[number], end: number) => {
+            const { slot, positions, copyFrom } = start;
+            if (copyFrom) {
+              pool.copy(copyFrom.slot, slot.index, positions);
+              copyFrom.done();
+              model.unpin(copyFrom.slot);
+            }
+            const tokens = tokensOf(whole);
+            engine.write(slot.index, positions, tokens.slice(positions, end));
+            engine.write(slot.index, end, new Array(tokens.length - end).fill(GARBAGE));
+            expect(engine.read(slot.index, end)).toEqual(tokens.slice(0, end));
+          };
+          const take = <T>(from: T[], index: number) => from.splice(index % from.length, 1)[0] as T;
+
+          for (const action of actions) {
+            if (action.do === 'ask') {
+              const { whole, salt } = action.asked;
+              const start = cache.reserve(chainOf(whole, salt), whole.ids.length);
+              const expected = model.reserve(comparable(action.asked));
+              expect(start && { ...start, slot: start.slot.index, copyFrom: start.copyFrom?.slot }).toEqual(expected);
+              if (start) computing.push({ ...action.asked, start });
+              reused += start?.positions ?? 0;
+            } else if (action.do === 'compute' && computing.length > 0) {
+              const job = take(computing, action.which);
+              const { whole, salt, start } = job;
+              compute(job, whole.ids.length);
+              cache.add(start.slot.index, chainOf(whole, salt), whole.ids.length);
+              model.add(start.slot.index, comparable(job));
+              computed.push(start);
+            } else if (action.do === 'fail' && computing.length > 0) {
+              // Given up after some of it was computed, which others may start from.
+              const job = take(computing, action.which);
+              const { whole, salt, start } = job;
+              const end = Math.min(whole.ids.length, start.positions + action.after);
+              compute(job, end);
+              cache.add(start.slot.index, chainOf(whole, salt), end);
+              model.add(start.slot.index, comparable(job).slice(0, end));
+              cache.giveBack(start.slot);
+              model.giveBack(start.slot.index);
+            } else if (action.do === 'giveBack' && computed.length > 0) {
+              const { slot } = take(computed, action.which);
+              cache.giveBack(slot);
+              model.giveBack(slot.index);
+            }
+            pool.assertConserved(computing.length + computed.length);
+            expect(model.states.filter((state) => state === 'held')).toHaveLength(pool.reserved);
+            for (const [slot, state] of model.states.entries()) expect(pool.isKept(slot)).toBe(state === 'kept');
+          }
+          // Whatever is still known is still there.
+          for (const { slot, known } of model.entries) {
+            expect(engine.read(slot, known.length).length).toBe(known.length);
+            expect(engine.read(slot, known.length)).not.toContain(GARBAGE);
+          }
+        },
+      ),
+      { numRuns: 300 },
+    );
+    expect(reused).toBeGreaterThan(1000);
+  });
+
+  const fakeEngine = (slots: number) => {
+    const engine = new FakeEngine(slots, 96);
+    return { pool: engine.pool, write: engine.write.bind(engine), read: engine.read.bind(engine) };
+  };
+
+  /** A cache of some slots, all kept, the i-th with a prompt of `i`s. */
+  function full(slots: number) {
+    const { pool } = new FakeEngine(slots, 96);
+    const cache = new PrefixCache(pool);
+    const of = (token: number, length = 40) => chainOf(prompt(new Array(length).fill(token)), '');
+    for (let token = 0; token < slots; token++) {
+      const { slot } = cache.reserve(of(token), 40) as PrefixSlot;
+      cache.add(slot.index, of(token), 40);
+      cache.giveBack(slot);
+    }
+    return { pool, cache, of };
+  }
+
+  test('computes the last token even of a prompt that it knows whole', () => {
+    const { cache, of } = full(1);
+    expect(cache.reserve(of(0, 32), 32)?.positions).toBe(31);
+  });
+
+  test('evicts the one whose prompt was not used for the longest time', () => {
+    const { cache, of } = full(3);
+    const used = cache.reserve(of(0, 32), 32);
+    expect(used).toMatchObject({ slot: { index: 0 }, positions: 31, copyFrom: undefined });
+    cache.add(0, of(0, 32), 32);
+    cache.giveBack((used as PrefixSlot).slot);
+    expect(cache.reserve(of(9), 40)?.slot.index).toBe(1);
+    expect(cache.reserve(of(8), 40)?.slot.index).toBe(2);
+    expect(cache.reserve(of(7), 40)?.slot.index).toBe(0);
+    expect(cache.reserve(of(6), 40)).toBeUndefined();
+  });
+
+  test('does not evict what is being copied; afterwards it does', () => {
+    const { pool } = new FakeEngine(2, 96);
+    const cache = new PrefixCache(pool);
+    const long = chainOf(prompt(new Array(80).fill(1)), '');
+    const { slot } = cache.reserve(long, 80) as PrefixSlot;
+    cache.add(slot.index, long, 80);
+    cache.giveBack(slot);
+    // It shares a fifth of what the slot holds: not worth the rest.
+    const short = cache.reserve(long.slice(0, 1), 20) as PrefixSlot;
+    expect(short).toMatchObject({ slot: { index: 1 }, positions: 16, copyFrom: { slot: 0 } });
+    expect(cache.reserve([], 5)).toBeUndefined();
+    expect(cache.reserve(long, 80)).toBeUndefined(); // nor may it be taken over
+    short.copyFrom?.done();
+    expect(cache.reserve([], 5)?.slot.index).toBe(0);
+    pool.assertConserved(2);
+  });
+
+  test('copies from a slot that is held, and leaves it to its holder', () => {
+    const { pool } = new FakeEngine(2, 96);
+    const cache = new PrefixCache(pool);
+    const chain = chainOf(prompt(new Array(40).fill(1)), '');
+    const first = cache.reserve(chain, 40) as PrefixSlot;
+    expect(cache.reserve(chain, 40)).toMatchObject({ positions: 0, copyFrom: undefined }); // not computed yet
+    cache.add(first.slot.index, chain, 40);
+    expect(cache.reserve(chain, 40)).toBeUndefined();
+    pool.assertConserved(2);
+  });
+});

@@ -1,0 +1,40 @@
+/** Messages made where the rows lie: byte for byte what the usual serialiser would make, from buffers used again. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { packageDefinition } from '../../services/lib/rpc/contract.ts';
+import { allocateRows } from '../../services/lib/rpc/rows-buffer.ts';
+
+interface Method {
+  responseSerialize(frame: object): Buffer;
+  responseDeserialize(bytes: Buffer): { rows: object };
+}
+const { responseSerialize, responseDeserialize } = (packageDefinition['llavacode.v1.Kv'] as unknown as { Pull: Method })
+  .Pull;
+
+const uint32 = fc.nat(0xffffffff);
+const frame = fc.record({ start: uint32, end: uint32, rowStart: uint32, rowEnd: uint32, crc32: uint32 });
+
+test('what arrives is what a frame with data of its own would bring', async () => {
+  await fc.assert(
+    fc.asyncProperty(frame, fc.uint8Array({ minLength: 1, maxLength: 40_000 }), async (fields, bytes) => {
+      const data = allocateRows(bytes.length);
+      data.set(bytes);
+      expect(data.byteOffset % 8).toBe(0);
+      const made = Buffer.from(responseSerialize({ rows: { ...fields, data } }));
+      expect(responseDeserialize(made)).toEqual(
+        responseDeserialize(responseSerialize({ rows: { ...fields, data: bytes } })),
+      );
+      await Promise.resolve();
+    }),
+  );
+});
+
+test('a buffer is used again after its message was made, not before', async () => {
+  const first = allocateRows(5_000_000);
+  const second = allocateRows(5_000_000);
+  expect(second.buffer).not.toBe(first.buffer);
+  responseSerialize({ rows: { data: first } });
+  expect(allocateRows(5_000_000).buffer).not.toBe(first.buffer);
+  await Promise.resolve();
+  expect(allocateRows(5_000_000).buffer).toBe(first.buffer);
+});
