@@ -117,11 +117,12 @@ export function benchCommand(): Command {
   for (const command of storeCommands()) all.addCommand(command);
   all.addCommand(
     bench('typing', 'an editing session, keystroke by keystroke')
-      .option('--debounce-ms <n>', 'a pause that asks for a completion', whole, 150)
+      .option('--debounce-ms <n>', 'a pause that asks for a completion', whole, 200)
       .option('--output-tokens <n>', 'at most', whole, 16)
-      .action(async ({ debounceMs, outputTokens, ...flags }) => {
+      .option('--contexts <list>', 'compressed, text, off', list, ['compressed', 'text'])
+      .action(async ({ debounceMs, outputTokens, contexts, ...flags }) => {
         const { runTyping } = await import('./runs/single.ts');
-        await runTyping(typed(flags), flags.models[0], { debounceMs, outputTokens });
+        await runTyping(typed(flags), flags.models[0], { debounceMs, outputTokens, contexts });
       }),
   );
   all.addCommand(engineCommand()).addCommand(handoffCommand());
@@ -212,7 +213,7 @@ export function planCommand(): Command {
     .option('--load <file>', 'artifact of bench load to hold the simulation against')
     .action(async ({ rate: rates, promptTokens, outputTokens, slo, load, ...flags }) => {
       const { runPlan } = await import('./runs/plan.ts');
-      const measure = { promptTokens: [250, 500, 1000, 2000], batches: [1, 2, 4, 8], repeats: 3, decodeTokens: 48 };
+      const measure = { promptTokens: [250, 500, 1000, 2000], batches: [1, 2, 4, 8], repeats: 3, decodeTokens: 256 };
       await runPlan(typed(flags), { model: flags.models[0], rates, promptTokens, outputTokens, slo, load, measure });
     });
 }

@@ -2,7 +2,7 @@
 import { ServingError } from '../services/lib/process/errors.ts';
 import { gaps, type RequestRecord, ttft } from './measure/latency.ts';
 import { runOpenLoop, sendOne } from './measure/load-client.ts';
-import { median } from './measure/statistics.ts';
+import { mean, median } from './measure/statistics.ts';
 import type { DecodeSample, PrefillSample } from './plan/cost-model.ts';
 import type { PromptMaker } from './system/prompts.ts';
 
@@ -35,7 +35,10 @@ export async function measurePrefill(
   return samples;
 }
 
-/** Median time between tokens while so many sequences generate; only what lies between the last start and the first end. */
+/**
+ * Mean time between tokens while so many sequences generate; only what lies between the last start and the first end. The
+ * median would be too small: where the client is late, several tokens come at once.
+ */
 export async function measureDecode(url: string, prompts: PromptMaker, options: RatesOptions): Promise<DecodeSample[]> {
   const samples: DecodeSample[] = [];
   for (const batch of options.batches) {
@@ -50,7 +53,7 @@ export async function measureDecode(url: string, prompts: PromptMaker, options: 
       const times = record.chunksMs;
       return gaps(record).filter((_, i) => times[i]! >= from && times[i + 1]! <= to);
     });
-    if (together.length > 0) samples.push({ batch, ms: median(together) });
+    if (together.length > 0) samples.push({ batch, ms: mean(together) });
   }
   return samples;
 }

@@ -82,7 +82,7 @@ export interface TypingRun {
 
 export interface TypingResult {
   readonly model: string;
-  readonly options: TypingOptions;
+  readonly options: Omit<TypingOptions, 'context'>;
   readonly runs: readonly TypingRun[];
 }
 

@@ -13,8 +13,9 @@ import { INDEXER_SETTINGS, runIndexer } from './indexer/main.ts';
 import { SHAPES } from './lib/model/synth.ts';
 import { type Config, flagName, loadConfig, SETTINGS, type Setting } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { DEFAULT_TENANT } from './lib/rag/store.ts';
+import { DEFAULT_TENANT } from './lib/rag/repo-key.ts';
 import { PREFILL_SETTINGS, runPrefill } from './prefill/main.ts';
+import { MODES } from './supervisor.ts';
 import { runUp, UP_DEFAULTS, UP_SETTINGS } from './up.ts';
 
 const program = new Command('llavacode')
@@ -61,7 +62,7 @@ service('decode', 'continue sequences from handed-over KV caches', DECODE_SETTIN
 service('colocated', 'prefill and decode in one process, on one engine', COLOCATED_SETTINGS, runColocated);
 
 withSettings(program.command('up').description('the whole system on one machine, one process per service'), UP_SETTINGS)
-  .addOption(new Option('--mode <mode>').choices(['disaggregated', 'colocated']).default('disaggregated'))
+  .addOption(new Option('--mode <mode>').choices(MODES).default('disaggregated'))
   .option('--prefill <n>', 'prefill workers (in colocated mode: workers)', count, 1)
   .option('--decode <n>', 'decode workers', count, 1)
   .option('--pin', 'give each worker cores of its own (Linux)')

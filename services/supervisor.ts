@@ -17,8 +17,15 @@ export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated' | 'indexer';
 /** Settings of one child, by their names in SETTINGS. */
 export type Flags = Readonly<Record<string, string | number | boolean>>;
 
+/**
+ * `disaggregated`: prefill and decode workers; `colocated`: workers that do both; `hybrid`: prefill workers beside
+ * colocated ones, and each prompt goes where it is better computed.
+ */
+export const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;
+export type Mode = (typeof MODES)[number];
+
 export interface SystemOptions {
-  readonly mode: 'disaggregated' | 'colocated';
+  readonly mode: Mode;
   readonly prefill: number;
   readonly decode: number;
   /** Folder for logs. */
@@ -29,6 +36,7 @@ export interface SystemOptions {
   readonly workers: Flags;
   readonly prefillOnly?: Flags;
   readonly decodeOnly?: Flags;
+  readonly colocatedOnly?: Flags;
   /** For an indexer; there is none without. */
   readonly indexer?: Flags;
   /** Give each worker cores of its own, so that prompts and decode steps do not disturb each other. */
@@ -198,10 +206,14 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
   };
   const pool = (role: Role, count: number, flags: Flags) =>
     Array.from({ length: count }, (_, i) => make(role, i, { ...common, ...flags, ...ownCores() }));
-  const both =
-    options.mode === 'colocated' ? pool('colocated', options.prefill, { ...prefillOnly, ...decodeOnly }) : [];
-  const prefill = options.mode === 'colocated' ? both : pool('prefill', options.prefill, prefillOnly ?? {});
-  const decode = options.mode === 'colocated' ? both : pool('decode', options.decode, decodeOnly ?? {});
+  const shared = { ...prefillOnly, ...decodeOnly, ...options.colocatedOnly };
+  const dedicated = options.mode === 'colocated' ? [] : pool('prefill', options.prefill, prefillOnly ?? {});
+  const decode =
+    options.mode === 'disaggregated'
+      ? pool('decode', options.decode, decodeOnly ?? {})
+      : pool('colocated', options.mode === 'colocated' ? options.prefill : options.decode, shared);
+  // A colocated worker computes prompts as well.
+  const prefill = options.mode === 'disaggregated' ? dedicated : [...dedicated, ...decode];
   const indexer = options.indexer && make('indexer', 0, { ...options.indexer, port: 0, metricsPort: 0 });
   const workers = [...new Set([...prefill, ...decode, ...(indexer ? [indexer] : [])])];
   const started: ServiceProcess[] = [];

@@ -8,13 +8,14 @@ import { openBundle } from './lib/model/bundle.ts';
 import { exportBundle, type Precision } from './lib/model/export.ts';
 import { type Config, flagName, PACKAGE_ROOT } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { type Flags, type RunningSystem, startSystem } from './supervisor.ts';
+import { type Flags, type Mode, type RunningSystem, startSystem } from './supervisor.ts';
 
 const GATEWAY_FLAGS = [
   ...(['host', 'port', 'servedName', 'store', 'maxInflight', 'bodyLimitBytes', 'requestTimeoutMs'] as const),
   ...(['connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'queryLines', 'threads', 'logLevel'] as const),
   ...(['rowCacheBytes', 'maxUploadBytes', 'apiKeysFile', 'insecureListen', 'tlsCert', 'tlsKey'] as const),
-  ...(['targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs'] as const),
+  ...(['targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs', 'promptFormat', 'promptOrder'] as const),
+  ...(['localPrefill', 'localPrefillTokens'] as const),
   ...(['maxConnections', 'receiveTimeoutMs', 'uploadTimeoutMs', 'logSamplePercent'] as const),
 ] as const;
 const WORKER_FLAGS = [
@@ -32,6 +33,7 @@ const WORKER_FLAGS = [
 ] as const;
 const PREFILL_FLAGS = ['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs'] as const;
 const DECODE_FLAGS = ['queueSequences', 'kvWire'] as const;
+const COLOCATED_FLAGS = ['sharedChunkTokens'] as const;
 const INDEX_FLAGS = ['store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes', 'retriever'] as const;
 
 const INDEXER_FLAGS = [
@@ -45,6 +47,7 @@ export const UP_SETTINGS = [
     ...WORKER_FLAGS,
     ...PREFILL_FLAGS,
     ...DECODE_FLAGS,
+    ...COLOCATED_FLAGS,
     ...INDEXER_FLAGS,
     'model',
   ] as const),
@@ -54,7 +57,7 @@ export const UP_SETTINGS = [
 export const UP_DEFAULTS = { LLAVACODE_MODEL: join(PACKAGE_ROOT, 'models', 'tiny-coder') };
 
 export interface UpOptions {
-  readonly mode: 'disaggregated' | 'colocated';
+  readonly mode: Mode;
   readonly prefill: number;
   readonly decode: number;
   /** Of a bundle made from a checkpoint. */
@@ -106,6 +109,7 @@ export async function bringUp(config: UpConfig, options: UpOptions): Promise<Run
       workers: { ...pick(WORKER_FLAGS), model },
       prefillOnly: pick(PREFILL_FLAGS),
       decodeOnly: pick(DECODE_FLAGS),
+      colocatedOnly: pick(COLOCATED_FLAGS),
       indexer: encodes ? { ...pick(INDEXER_FLAGS), model } : undefined,
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
     });

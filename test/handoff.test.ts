@@ -174,6 +174,50 @@ describe('overlap', () => {
   });
 });
 
+describe('a prompt that begins like an earlier one', () => {
+  async function longWorkers() {
+    const [prefill, decoder] = await Promise.all([
+      startPrefill({}, new FakeEngine(2, 96)),
+      startDecode({}, new FakeEngine(2, 96)),
+    ]);
+    const complete = async (prompt: readonly number[]) => {
+      const staged = await begin(prefill.client, prefillRequest(prompt));
+      const { tokens } = await decode(decoder.client, decodeRequest(staged.kv, 9));
+      const first = await staged.firstEvent();
+      expect([first?.tokens[0]?.id, ...tokens]).toEqual(continuation(prompt, 9).tokens);
+      await staged.released();
+      return first?.cachedTokens;
+    };
+    return { prefill, decoder, complete };
+  }
+
+  test('is handed over whole, whatever of it was computed', async () => {
+    const { complete, prefill } = await longWorkers();
+    expect(await complete(promptOf(50))).toBe(0);
+    const computed = prefill.engine.chunks.length;
+    expect(await complete([...promptOf(50), 1])).toBe(48);
+    expect(prefill.engine.chunks.slice(computed).map(({ past, ids }) => [past, ids.length])).toEqual([[48, 3]]);
+    expect(await complete(promptOf(20))).toBe(16);
+    expect(await complete(promptOf(60))).toBe(48);
+  });
+
+  test('can be pulled as far as it is known before anything is computed', async () => {
+    const { complete, prefill, decoder } = await longWorkers();
+    await complete(promptOf(40));
+    const held = holdAt(prefill.engine, 32);
+    const prompt = [...promptOf(36), 1, 2];
+    const staged = await begin(prefill.client, prefillRequest(prompt));
+    const decoding = decode(decoder.client, decodeRequest(staged.kv, 4));
+    await until(() => decoder.engine.pool.reserved === 1 && decoder.engine.pool.row(0, 7, 31, 32).some((x) => x !== 0));
+    await until(() => decoder.engine.read(0, 32).length === 32);
+    expect(decoder.engine.read(0, 32)).toEqual(prompt.slice(0, 32));
+    held.open();
+    expect((await decoding).tokens).toEqual(continuation(prompt, 4).tokens.slice(1));
+    await staged.first();
+    await staged.released();
+  });
+});
+
 describe('given up', () => {
   const caller = () => {
     const controller = new AbortController();

@@ -31,7 +31,7 @@ async function* pull(request: PullRequest__Output): AsyncGenerator<KvFrame> {
   }
   const { user, system } = process.cpuUsage(cpuBefore);
   process.send?.({ packMs, cpuMs: (user + system) / 1000 });
-  yield { end: { ...sender.end(), firstTokenIds: [0], afterPrefillUs: 0 } };
+  yield { end: { ...sender.end([0]), afterPrefillUs: 0 } };
 }
 
 const server = await serveRpc('127.0.0.1', 0, [

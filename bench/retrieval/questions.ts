@@ -13,12 +13,12 @@ export interface Question {
   readonly answers: readonly (readonly number[])[];
 }
 
-/** Lines that are held out, and lines of the function between two holes and before the first. */
+/** Lines that are held out, and lines of the function before them. */
 const HOLE = 3;
 const LEAD = 3;
 /** Questions of one repository, and of one of its files, at most. */
 const PER_REPOSITORY = 150;
-const PER_FILE = 12;
+const PER_FILE = 4;
 
 const DEFINITIONS = [
   /^\s*(?:async\s+)?def\s+(\w+)/,
@@ -88,7 +88,7 @@ function fileQuestions(
   let functionStart = Number.NEGATIVE_INFINITY;
   for (let at = 0; at + HOLE <= lines.length && questions.length < PER_FILE; at++) {
     if (FUNCTION.test(lines[at]!)) functionStart = at;
-    if (at === functionStart || (at - functionStart) % LEAD !== 0) continue;
+    if (at - functionStart !== LEAD) continue;
     const before = lines.slice(0, at).join('\n');
     const hole = identifiers(lines.slice(at, at + HOLE).join('\n'));
     const used = hole.filter((name) => defined.has(name) && defined.get(name)?.path !== path);

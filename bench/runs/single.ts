@@ -136,24 +136,27 @@ export async function runIndexing(
 export async function runTyping(
   options: BenchOptions,
   modelName: string,
-  typing: Pick<TypingOptions, 'debounceMs' | 'outputTokens'>,
+  {
+    contexts,
+    ...typing
+  }: Pick<TypingOptions, 'debounceMs' | 'outputTokens'> & { readonly contexts: readonly ContextMode[] },
 ): Promise<Artifact<TypingResult>> {
   const prepared = await prepareModel(modelName, options);
   const session = await loadSession(options.path);
   return run(
     options,
-    { bench: 'typing', models: [prepared.model], settings: { ...typing, pinning: 'split' } },
+    { bench: 'typing', models: [prepared.model], settings: { ...typing, contexts, pinning: 'split' } },
     (onProgress) =>
       withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
         const common = { ...typing, repo: repoName(options), timeoutMs: options.timeoutMs };
         const runs: TypingRun[] = [];
         for (const { name, url } of systems) {
-          for (const context of ['compressed', 'text'] as const) {
+          for (const context of contexts) {
             onProgress(`${name}, ${context}`);
             runs.push(await measureTyping(url, name, session, { ...common, context }));
           }
         }
-        return { model: prepared.model.name, options: { ...common, context: 'compressed' as const }, runs };
+        return { model: prepared.model.name, options: common, runs };
       }),
   );
 }

@@ -30,6 +30,7 @@ export type PromptBody = Pick<CompletionBody, 'prompt' | 'suffix' | 'rag'>;
 const CURSOR_STRIDE = 7;
 /** Lines that a file has before its first cursor: the query is made of them. */
 const FIRST_CURSOR = 15;
+/** At most a quarter of the code around the cursor. */
 const SUFFIX_TOKENS = 256;
 
 interface SourceFile {
@@ -77,12 +78,13 @@ export class PromptMaker {
    */
   make(index: number, { tokens, context, contextTokens }: PromptShape): PromptBody {
     const cursor = this.#cursors[(index * 31) % this.#cursors.length]!;
-    const right = this.#tokenizer.encodeHead(cursor.after, SUFFIX_TOKENS);
+    const code = tokens - (context === 'off' ? 0 : contextTokens);
+    const right = this.#tokenizer.encodeHead(cursor.after, Math.min(SUFFIX_TOKENS, Math.floor(code / 4)));
     const suffix = this.#tokenizer.decode(right);
     const frame = this.#format.frame;
     const around =
       this.#tokenizer.leadingIds.length + (frame ? frame.length + this.#tokenizer.encode(suffix).length : 0);
-    const left = tokens - around - (context === 'off' ? 0 : contextTokens);
+    const left = code - around;
     if (left < 1)
       throw new ServingError('invalid_request', `a prompt of ${tokens} tokens leaves none before the cursor`);
     const rag = this.#rag(cursor, context, contextTokens);

@@ -6,7 +6,7 @@ import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { ServingError } from '../lib/process/errors.ts';
-import { DEFAULT_TENANT, repoKey } from '../lib/rag/store.ts';
+import { DEFAULT_TENANT, repoKey } from '../lib/rag/repo-key.ts';
 import { type TenantLimits, UNLIMITED } from './quota.ts';
 
 export interface Identity {

@@ -4,8 +4,8 @@
  */
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import { nameOf } from '../lib/rag/repo-key.ts';
 import type { Retrieval, Retrieved } from '../lib/rag/retrieval.ts';
-import { nameOf } from '../lib/rag/store.ts';
 import type { PromptParts } from '../lib/text/prompt.ts';
 import type { RagMode, RagRequest } from './completion-request.ts';
 
@@ -38,6 +38,8 @@ export interface ContextSources {
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token. */
   readonly hidden: number;
+  /** What stands in the prompt of what was found; all of it, in its order, if not given. */
+  readonly settle?: ((found: Retrieved) => Retrieved) | undefined;
   readonly log: Logger;
 }
 
@@ -59,7 +61,8 @@ export async function findContext(
   try {
     const { repo, path, topK, retriever } = rag;
     const query = { repo, path, before, after, topK, retriever };
-    return asContext(rag, await sources.retrieval.retrieve(query, AbortSignal.any([signal, budget])), sources);
+    const found = await sources.retrieval.retrieve(query, AbortSignal.any([signal, budget]));
+    return asContext(rag, sources.settle?.(found) ?? found, sources);
   } catch (error) {
     signal.throwIfAborted();
     if (budget.aborted) return without(rag.mode, 'over_budget');

@@ -14,9 +14,10 @@
  * so that nothing is emitted after `complete` has settled and no worker keeps a slot for nobody.
  */
 import { randomInt } from 'node:crypto';
+import type { Retrieved } from '../lib/rag/retrieval.ts';
 import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
 import { readFinishReason, readToken } from '../lib/rpc/messages.ts';
-import { PromptBuilder, type PromptParts } from '../lib/text/prompt.ts';
+import { PromptBuilder, type PromptOrder, type PromptParts } from '../lib/text/prompt.ts';
 import type { PromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import type { Choice, ChoiceDelta } from './choice.ts';
@@ -28,11 +29,13 @@ import { FINISHED, Leg, type LegRequest, type Step } from './leg.ts';
 import type { WorkerPool } from './placement.ts';
 import type { RequestRecord } from './record.ts';
 import { demandReplayable, pauseBeforeReplay } from './replay.ts';
+import { Sessions } from './sessions.ts';
 import { together } from './together.ts';
 
 export interface JourneyParts {
   readonly tokenizer: Tokenizer;
   readonly format: PromptFormat;
+  readonly promptOrder?: PromptOrder;
   /** Of the bundle that the tokenizer belongs to. */
   readonly fingerprint: string;
   readonly pool: Pick<WorkerPool, 'capacity'>;
@@ -80,10 +83,11 @@ const RETRIEVAL_SHARE = 0.25;
 export class Journey {
   readonly #parts: JourneyParts;
   readonly #prompts: PromptBuilder;
+  readonly #sessions = new Sessions();
 
   constructor(parts: JourneyParts) {
     this.#parts = parts;
-    this.#prompts = new PromptBuilder(parts.tokenizer, parts.format);
+    this.#prompts = new PromptBuilder(parts.tokenizer, parts.format, parts.promptOrder);
   }
 
   /**
@@ -129,8 +133,12 @@ export class Journey {
   async #retrieve(request: CompletionRequest, input: PromptInput, trip: Trip): Promise<PromptParts['context']> {
     if (request.rag === undefined) return undefined;
     const before = typeof input === 'string' ? input : this.#parts.tokenizer.decode(input);
-    const sources = { ...this.#parts.context, retrievalBudgetMs: this.#retrievalBudgetMs(trip) };
-    const { report, context } = await findContext(request.rag, before, request.suffix ?? '', sources, trip.signal);
+    const { rag } = request;
+    const session = sessionOf(request, trip);
+    const key = JSON.stringify([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
+    const settle = session === undefined ? undefined : (found: Retrieved) => this.#sessions.settle(session, key, found);
+    const sources = { ...this.#parts.context, settle, retrievalBudgetMs: this.#retrievalBudgetMs(trip) };
+    const { report, context } = await findContext(rag, before, request.suffix ?? '', sources, trip.signal);
     trip.record.context = report;
     return context;
   }
@@ -174,15 +182,18 @@ export class Journey {
     const priorOutputIds = [...choices[indices[0]!]!.ids]; // as it is now: the choice goes on
     const maxTokens = request.maxTokens - priorOutputIds.length;
     const ids = Int32Array.from([...prompt.ids, ...priorOutputIds]);
+    const session = sessionOf(request, trip);
     const demand = {
       promptTokens: ids.length,
       decodes: maxTokens > 1 ? indices.length : 0,
       positions: ids.length + maxTokens,
+      near: session === undefined ? undefined : this.#sessions.lastPrefill(session),
     };
     const remainingMs = trip.deadlineMs - performance.now();
     const wish = { ...demand, tenant, priority: request.priority, remainingMs, again };
     const placement = await this.#parts.dispatcher.place(wish, signal);
     record.timeline.mark('dispatched');
+    if (session !== undefined) this.#sessions.servedBy(session, placement.prefill.address);
     const legRequest: LegRequest = {
       requestId: trip.id,
       fingerprint: this.#parts.fingerprint,
@@ -250,6 +261,10 @@ export class Journey {
 }
 
 /** Hands new tokens of a choice to whoever asked for it. */
+/** Names of two tenants differ. */
+const sessionOf = ({ session }: CompletionRequest, { tenant }: Trip) =>
+  session === undefined ? undefined : `${tenant}\n${session}`;
+
 async function emit(work: Work, index: number, tokens: Step['tokens'], finishReason = ''): Promise<void> {
   const logprobs = work.samplings[index]!.logprobs >= 0;
   const sampled: SampledToken[] = tokens.map((token) => readToken(token, logprobs));

@@ -1,7 +1,9 @@
 /** Which workers a completion goes to: both halves at once, so that no prompt is computed that nobody can continue. */
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import { metrics } from '../lib/process/metrics.ts';
 import type { DecodeClient, PrefillClient } from '../lib/rpc/contract.ts';
+import { type LocalPrefill, whereToPrefill } from './where.ts';
 import { type Hold, type Worker, WorkerSet } from './worker-set.ts';
 
 export interface Placement {
@@ -17,6 +19,8 @@ export interface Demand {
   readonly decodes: number;
   /** Of a slot: prompt and output together. */
   readonly positions: number;
+  /** Prefill worker that may have most of the prompt. */
+  readonly near?: string | undefined;
 }
 
 export interface WorkerPoolOptions {
@@ -28,6 +32,9 @@ export interface WorkerPoolOptions {
   readonly answerTimeoutMs: number;
   /** Pause between two questions to a worker. */
   readonly askEveryMs?: number;
+  readonly localPrefill?: LocalPrefill;
+  /** See whereToPrefill. */
+  readonly localPrefillTokens?: number;
   readonly log: Logger;
 }
 
@@ -41,10 +48,21 @@ export class WorkerPool {
   readonly #prefill: WorkerSet<PrefillClient>;
   readonly #decode: WorkerSet<DecodeClient>;
   readonly #closing = new AbortController();
+  readonly #localPrefill: LocalPrefill;
+  readonly #localPrefillTokens: number;
   #capacity = 0;
   #onChange: () => void = () => {};
 
-  constructor({ connectPrefill, connectDecode, askEveryMs = 1000, ...rest }: WorkerPoolOptions) {
+  constructor({
+    connectPrefill,
+    connectDecode,
+    askEveryMs = 1000,
+    localPrefill = 'auto',
+    localPrefillTokens = 256,
+    ...rest
+  }: WorkerPoolOptions) {
+    this.#localPrefill = localPrefill;
+    this.#localPrefillTokens = localPrefillTokens;
     const options = { ...rest, askEveryMs, onChange: () => this.#onChange() };
     this.#prefill = new WorkerSet({
       ...options,
@@ -109,21 +127,41 @@ export class WorkerPool {
     return sum(this.#prefill.usable, (worker) => worker.load + worker.foreign);
   }
 
-  /**
-   * Workers with room for all of it, or undefined. A decoder in the prefill worker's own process comes first: its KV need
-   * not travel.
-   */
-  place({ promptTokens, decodes, positions }: Demand): Placement | undefined {
-    const prefill = this.#prefill.ready(positions)[0];
+  /** Workers with room for all of it, or undefined. */
+  place(demand: Demand): Placement | undefined {
+    const { promptTokens, decodes, positions } = demand;
+    const prefills = this.#prefill.ready(positions);
     // More choices than there are slots have room nowhere: what is over waits in the decode worker.
     const ready = decodes === 0 ? [] : this.#decode.ready(positions);
-    if (prefill === undefined || (decodes > 0 && ready.length === 0)) return undefined;
+    if (prefills.length === 0 || (decodes > 0 && ready.length === 0)) return undefined;
+    const prefill = decodes === 0 ? preferred(prefills, demand.near) : this.#wherePrefilled(demand, prefills, ready);
     const near = ready.find(({ address }) => address === prefill.address);
     const chosen = Array.from({ length: decodes }, () => {
       const worker = near ?? ready.reduce((a, b) => (busier(a, b) ? b : a));
       return this.#decode.hold(worker, 1);
     });
     return { prefill: this.#prefill.hold(prefill, promptTokens), decodes: chosen };
+  }
+
+  /** The prefill worker for a prompt that is to be decoded on one of `ready`. */
+  #wherePrefilled(
+    { promptTokens, near }: Demand,
+    prefills: readonly Worker<PrefillClient>[],
+    ready: readonly Worker<DecodeClient>[],
+  ): Worker<PrefillClient> {
+    const decoders = new Set(ready.map(({ address }) => address));
+    const local = prefills.filter(({ address }) => decoders.has(address));
+    const remote = prefills.filter(({ address }) => !decoders.has(address));
+    const decision = whereToPrefill({
+      policy: this.#localPrefill,
+      promptTokens,
+      localMaxTokens: this.#localPrefillTokens,
+      local: local.length > 0,
+      remote: remote.length > 0,
+      remoteIdle: remote.some(({ load, foreign }) => load + foreign === 0),
+    });
+    metrics.prefillPlaced.inc({ ...decision });
+    return preferred(decision.where === 'local' ? local : remote, near);
   }
 
   /** Asks every worker once. */
@@ -153,6 +191,10 @@ function hasDecodeRoom({ described, load, foreign }: Worker<DecodeClient>): bool
   const slots = described?.slots ?? 0;
   return load === 0 || load + foreign < slots + Math.ceil(slots / 2);
 }
+
+/** The one at `near`, else the least loaded. @param workers at least one, the least loaded first. */
+const preferred = <C>(workers: readonly Worker<C>[], near: string | undefined) =>
+  (workers.find(({ address }) => address === near) ?? workers[0]) as Worker<C>;
 
 const busier = <C>(a: Worker<C>, b: Worker<C>) => {
   const difference = a.load + a.foreign - b.load - b.foreign;

@@ -5,8 +5,9 @@
 import type { Readable } from 'node:stream';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { ServingError } from '../lib/process/errors.ts';
+import { nameOf } from '../lib/rag/repo-key.ts';
 import { contextFingerprint } from '../lib/rag/row.ts';
-import { type IndexHead, nameOf, type Store } from '../lib/rag/store.ts';
+import type { IndexHead, Store } from '../lib/rag/store.ts';
 import type { IndexerClient } from '../lib/rpc/contract.ts';
 import type { IndexReport__Output } from '../lib/rpc/gen/llavacode/v1/IndexReport.ts';
 import type { IndexRequest } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';

@@ -24,9 +24,19 @@ import { createServer } from './server.ts';
 
 /** What the gateway itself reads; opening bundle and store is its process's. */
 export const SERVICE_SETTINGS = [
-  ...(['host', 'port', 'prefillWorkers', 'decodeWorkers', 'promptFormat', 'maxInflight', 'bodyLimitBytes'] as const),
+  ...([
+    'host',
+    'port',
+    'prefillWorkers',
+    'decodeWorkers',
+    'promptFormat',
+    'promptOrder',
+    'maxInflight',
+    'bodyLimitBytes',
+  ] as const),
   ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs'] as const),
   ...(['maxUploadBytes', 'targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs', 'logSamplePercent'] as const),
+  ...(['localPrefill', 'localPrefillTokens'] as const),
   ...HTTP_LIMIT_SETTINGS,
 ] as const satisfies readonly Setting[];
 
@@ -74,14 +84,16 @@ export async function startGateway(
   const { targetTtftMs, maxReplays, stallTimeoutMs } = config;
   const { connectPrefill, connectDecode } = parts;
   const answerTimeoutMs = Math.min(connectTimeoutMs, stallTimeoutMs);
-  const pool = new WorkerPool({ fingerprint, connectPrefill, connectDecode, answerTimeoutMs, log });
+  const { localPrefill, localPrefillTokens, promptOrder } = config;
+  const connecting = { fingerprint, connectPrefill, connectDecode, answerTimeoutMs, log };
+  const pool = new WorkerPool({ ...connecting, localPrefill, localPrefillTokens });
   const weights = tenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights.get(tenant) ?? 1;
   const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: connectTimeoutMs, weightOf });
   const format = choosePromptFormat(tokenizer, config.promptFormat === 'auto' ? undefined : config.promptFormat);
   const context = { retrieval, retrievalBudgetMs, contextFingerprint, hidden, log };
   const journey = new Journey({
-    ...{ tokenizer, format, fingerprint, pool, dispatcher, context, maxReplays, stallTimeoutMs },
+    ...{ tokenizer, format, promptOrder, fingerprint, pool, dispatcher, context, maxReplays, stallTimeoutMs },
   });
   const admission = new Admission({ maxInflight, requestTimeoutMs, draining });
   const readiness = new Readiness({

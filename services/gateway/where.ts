@@ -6,7 +6,7 @@
 
 export type LocalPrefill = 'auto' | 'always' | 'never';
 
-export interface Choice {
+export interface Possibilities {
   readonly policy: LocalPrefill;
   readonly promptTokens: number;
   /** Longest prompt that is computed beside running sequences for its own sake, in tokens. */
@@ -25,10 +25,9 @@ export interface Where {
   readonly reason: Reason;
 }
 
-/** undefined when there is room nowhere. */
-export function whereToPrefill(choice: Choice): Where | undefined {
-  const { policy, promptTokens, localMaxTokens, local, remote, remoteIdle } = choice;
-  if (!local && !remote) return undefined;
+/** @param possible local or remote, or both. */
+export function whereToPrefill(possible: Possibilities): Where {
+  const { policy, promptTokens, localMaxTokens, local, remote, remoteIdle } = possible;
   if (!local) return { where: 'remote', reason: 'only_place' };
   if (!remote) return { where: 'local', reason: 'only_place' };
   if (policy !== 'auto') return { where: policy === 'always' ? 'local' : 'remote', reason: 'policy' };

@@ -6,6 +6,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import { metrics } from '../lib/process/metrics.ts';
 import type { WorkerDescription__Output } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 import { Circuit } from './circuit.ts';
 
@@ -83,8 +84,9 @@ export class WorkerSet<C extends Describable> {
   /** Where workers are from now on. What runs on one that is not named any more goes on. */
   setAddresses(addresses: readonly string[]): void {
     const wanted = new Set(addresses);
-    for (const worker of this.#workers.filter(({ address }) => !wanted.has(address))) this.#remove(worker);
-    this.#workers = this.#workers.filter(({ removed }) => !removed);
+    const removed = this.#workers.filter(({ address }) => !wanted.has(address));
+    this.#workers = this.#workers.filter(({ address }) => wanted.has(address));
+    for (const worker of removed) this.#remove(worker);
     const known = new Set(this.#workers.map(({ address }) => address));
     for (const address of wanted) {
       if (known.has(address)) continue;
@@ -176,7 +178,7 @@ export class WorkerSet<C extends Describable> {
   }
 
   async #ask(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    const { fingerprint, answerTimeoutMs, reportedLoad, role, onChange, log } = this.#options;
+    const { fingerprint, answerTimeoutMs, reportedLoad, role, log } = this.#options;
     const deadline = AbortSignal.timeout(answerTimeoutMs);
     try {
       const answer = await worker.client.describe(deadline);
@@ -187,7 +189,7 @@ export class WorkerSet<C extends Describable> {
       if (worker.described === undefined) log.info({ address: worker.address, role }, 'worker is usable');
       worker.described = answer;
       worker.foreign = Math.max(0, reportedLoad(answer) - worker.load);
-      onChange();
+      this.#changed();
     } catch (error) {
       if (closing.aborted) return;
       if (deadline.aborted) this.#lose(worker);
@@ -210,6 +212,11 @@ export class WorkerSet<C extends Describable> {
     }
     worker.described = undefined;
     worker.problem = problem;
+    this.#changed();
+  }
+
+  #changed(): void {
+    metrics.workersUsable.set({ role: this.#options.role }, this.usable.length);
     this.#options.onChange();
   }
 
@@ -217,5 +224,6 @@ export class WorkerSet<C extends Describable> {
     worker.removed = true;
     this.#options.log.info({ address: worker.address, role: this.#options.role }, 'worker is no longer listed');
     if (worker.jobs.size === 0) worker.client.close();
+    this.#changed();
   }
 }

@@ -2,7 +2,8 @@
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { ContextEncoder } from '../lib/rag/encode.ts';
-import { repoKey, type Store } from '../lib/rag/store.ts';
+import { repoKey } from '../lib/rag/repo-key.ts';
+import type { Store } from '../lib/rag/store.ts';
 import type { DeleteRequest__Output } from '../lib/rpc/gen/llavacode/v1/DeleteRequest.ts';
 import type { IndexEvent } from '../lib/rpc/gen/llavacode/v1/IndexEvent.ts';
 import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDescription.ts';

@@ -95,7 +95,7 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       sent = ready;
     }
     await lease.completed(signal);
-    yield { end: { ...sender.end(), firstTokenIds: [...lease.firstTokenIds], afterPrefillUs: lease.sinceComputedUs } };
+    yield { end: { ...sender.end(lease.firstTokenIds), afterPrefillUs: lease.sinceComputedUs } };
   }
 
   const describe = async (): Promise<WorkerDescription> => ({
@@ -159,6 +159,9 @@ function readPrompt(engine: PromptEngine, fingerprint: string, request: PrefillR
       'invalid_request',
       `${positions.length} soft tokens need ${positions.length} x ${engine.hiddenSize} vector elements, got ${soft.vectors.length}`,
     );
+  }
+  if (!soft.vectors.every(Number.isFinite)) {
+    throw new ServingError('invalid_request', 'the vectors of soft tokens hold what is no finite number');
   }
   if (request.choices.length === 0)
     throw new ServingError('invalid_request', 'choices is empty: at least one Sampling');

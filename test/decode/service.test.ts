@@ -24,7 +24,7 @@ function goodFrames(): KvFrame[] {
   return [
     { manifest: { fingerprint: FINGERPRINT, layout, positions: PROMPT.length } },
     ...rows.map((frame) => ({ rows: frame })),
-    { end: { ...sender.end(), firstTokenIds: [nextToken(PROMPT)], afterPrefillUs: 5 } },
+    { end: { ...sender.end([nextToken(PROMPT)]), afterPrefillUs: 5 } },
   ];
 }
 

@@ -3,7 +3,8 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFil
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type PrepackedCache, prepackedGraph } from '../../services/lib/engine/prepacked.ts';
+import type { PrepackedCache } from '../../services/lib/engine/ort-settings.ts';
+import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { buildDecoder } from '../../services/lib/model/decoder.ts';

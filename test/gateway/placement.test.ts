@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { WorkerPool } from '../../services/gateway/placement.ts';
+import type { Hold } from '../../services/gateway/worker-set.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
 import { keepingLog } from './fake-gateway.ts';
@@ -149,15 +150,16 @@ describe('a worker', () => {
   test('that answers and fails again and again is left alone for a while', async () => {
     const { workers, take } = pool({ p: {}, d: {} }, ['p'], ['d']);
     await workers.refresh();
-    const fail = () => {
-      const { prefill } = take();
-      prefill.failed(new ServingError('runtime_failed', 'NaN'));
-      prefill.release();
+    const end = (how: (prefill: Hold<PrefillClient>) => void) => {
+      const { prefill, decodes } = take();
+      how(prefill);
+      for (const worker of [prefill, ...decodes]) worker.release();
     };
+    const fail = () => end((prefill) => prefill.failed(new ServingError('runtime_failed', 'NaN')));
     fail();
     fail();
-    take().prefill.failed(new ServingError('kv_truncated', 'the other half was lost'));
-    take().prefill.succeeded();
+    end((prefill) => prefill.failed(new ServingError('kv_truncated', 'the other half was lost')));
+    end((prefill) => prefill.succeeded());
     fail();
     fail();
     expect(workers.usable).toBe(true);

@@ -1,7 +1,7 @@
 /**
  * The oracle of the whole system: on a model of 32-bit floats greedy output is the same, token for token, however it is
  * computed: in one process or handed from one to another, in chunks or whole, batched or alone, streamed or not, after a
- * cancelled try, with soft tokens or without; and where there is a PyTorch reference, the same as that.
+ * cancelled try, from the beginning of an earlier prompt or from none, with soft tokens or without; and where there is a PyTorch reference, the same as that.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -20,7 +20,12 @@ const MODES = ['disaggregated', 'colocated'] as const;
 const tokens = (count: number, seed = 1) => Array.from({ length: count }, (_, i) => ((i + 1) * 7919 * seed) % 500);
 
 /** A prompt through both workers by gRPC, as the gateway sends it. */
-async function overRpc(system: TestSystem, ids: number[], maxTokens: number, soft: SoftTokens): Promise<number[]> {
+async function overRpc(
+  system: TestSystem,
+  ids: number[],
+  maxTokens: number,
+  soft: SoftTokens,
+): Promise<{ tokens: number[]; cachedTokens: number }> {
   const address = (role: string) =>
     system.processes.find(({ name }) => name.startsWith(role) || name.startsWith('colocated'))!.address;
   const [prefill, decode] = [connectPrefill(address('prefill')), connectDecode(address('decode'))];
@@ -28,6 +33,7 @@ async function overRpc(system: TestSystem, ids: number[], maxTokens: number, sof
   const sampling = samplingMessage(GREEDY);
   const { fingerprint } = system.bundle.manifest;
   const output: number[] = [];
+  let cachedTokens = 0;
   const prompt = { requestId: 'test', fingerprint, tokenIds: ids, soft: softTokensMessage(soft), promptLogprobs: -1 };
   let decoding: Promise<void> | undefined;
   try {
@@ -45,10 +51,13 @@ async function overRpc(system: TestSystem, ids: number[], maxTokens: number, sof
           output.push(...rest);
         })();
       }
-      if (event.first) output.push(event.first.tokens[0]!.id);
+      if (event.first) {
+        output.push(event.first.tokens[0]!.id);
+        ({ cachedTokens } = event.first);
+      }
     }
     await decoding;
-    return output;
+    return { tokens: output, cachedTokens };
   } finally {
     prefill.close();
     decode.close();
@@ -147,13 +156,72 @@ describe.each(MODES)('%s', (mode) => {
       }
     });
 
+    describe('a prompt that begins like an earlier one is not computed from the start, and is as the plain path', () => {
+      const ask = async (prompt: number[], maxTokens: number) => {
+        const body = { prompt, max_tokens: maxTokens, temperature: 0, ignore_eos: true, return_token_ids: true };
+        const response = await fetch(`${system.url}/v1/completions`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify(body),
+        });
+        const { choices, usage } = (await response.json()) as {
+          choices: { token_ids: number[] }[];
+          usage: { prompt_tokens: number; prompt_tokens_details: { cached_tokens: number } };
+        };
+        expect(usage.prompt_tokens).toBe(prompt.length);
+        return { tokenIds: choices[0]?.token_ids, cachedTokens: usage.prompt_tokens_details.cached_tokens };
+      };
+      const cachedOf = async (prompt: number[]) => {
+        const { tokenIds, cachedTokens } = await ask(prompt, 16);
+        expect(tokenIds).toEqual(await plain.greedy(prompt, 16));
+        return cachedTokens;
+      };
+
+      test('keystroke after keystroke, backspace, and the same again', async () => {
+        const prompt = tokens(200, 13);
+        expect(await cachedOf(prompt)).toBe(0);
+        expect(await cachedOf([...prompt, 7])).toBe(192);
+        expect(await cachedOf([...prompt, 7, 8, 9])).toBe(192);
+        expect(await cachedOf(prompt.slice(0, 150))).toBe(144);
+        expect(await cachedOf([...prompt.slice(0, 100), ...tokens(100, 17)])).toBe(96);
+      });
+
+      test('several at once that share it', async () => {
+        const beginning = tokens(130, 19);
+        await ask(beginning, 1);
+        const prompts = [23, 29, 31, 37, 41].map((seed, i) => [...beginning, ...tokens(5 + 9 * i, seed)]);
+        const together = await Promise.all(prompts.map((prompt) => ask(prompt, 12)));
+        for (const [i, prompt] of prompts.entries()) {
+          expect(together[i]).toEqual({ tokenIds: await plain.greedy(prompt, 12), cachedTokens: 128 });
+        }
+      });
+
+      test('up to the first soft token that is another one', async () => {
+        const { hidden } = system.bundle.manifest.llm.spec;
+        const positions = Int32Array.of(0, 1, 2, 70);
+        const vectors = Float32Array.from({ length: positions.length * hidden }, (_, i) => Math.cos(i) / 10);
+        const changed = (element: number) => vectors.with(element, (vectors[element] as number) + 0.5);
+        const ids = tokens(120, 43);
+        for (const [soft, cachedTokens] of [
+          [{ positions, vectors }, 0],
+          [{ positions, vectors }, 112],
+          [{ positions, vectors: changed(3 * hidden) }, 64],
+          [{ positions, vectors: changed(0) }, 0],
+          [NO_SOFT_TOKENS, 0],
+        ] as const) {
+          const expected = await plain.greedy(ids, 16, soft);
+          expect(await overRpc(system, ids, 16, soft)).toEqual({ tokens: expected, cachedTokens });
+        }
+      });
+    });
+
     test('soft tokens anywhere in the prompt, over chunk borders', async () => {
       const { hidden } = system.bundle.manifest.llm.spec;
       const positions = Int32Array.of(0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 70);
       const vectors = Float32Array.from({ length: positions.length * hidden }, (_, i) => Math.sin(i) / 10);
       const soft = { positions, vectors };
       const expected = await plain.greedy(tokens(90), 16, soft);
-      expect(await overRpc(system, tokens(90), 16, soft)).toEqual(expected);
+      expect((await overRpc(system, tokens(90), 16, soft)).tokens).toEqual(expected);
       expect(expected).not.toEqual(await plain.greedy(tokens(90), 16));
     });
   });
@@ -177,7 +245,7 @@ describe.each(MODES)('%s', (mode) => {
 
     test('the whole system continues it as PyTorch does', async () => {
       const count = expected.greedy.length;
-      expect(await overRpc(system, expected.input_ids, count, NO_SOFT_TOKENS)).toEqual(expected.greedy);
+      expect((await overRpc(system, expected.input_ids, count, NO_SOFT_TOKENS)).tokens).toEqual(expected.greedy);
       const body = { prompt: expected.input_ids, max_tokens: count, temperature: 0, ignore_eos: true };
       const streamed = await streamCompletion(
         system.url,
@@ -193,7 +261,8 @@ describe.each(MODES)('%s', (mode) => {
       const positions = Int32Array.from({ length: 10 }, (_, i) => i);
       const ids = [...Array.from(positions, () => 0), ...expected.input_ids];
       const count = expected.greedy_soft_prefix.length;
-      expect(await overRpc(system, ids, count, { positions, vectors })).toEqual(expected.greedy_soft_prefix);
+      const { tokens: output } = await overRpc(system, ids, count, { positions, vectors });
+      expect(output).toEqual(expected.greedy_soft_prefix);
     });
   });
 });

@@ -72,8 +72,9 @@ const essence = ({ text, tokenIds, finishReason, usage }: StreamedCompletion) =>
   ...{ prompt: usage.prompt_tokens, completion: usage.completion_tokens },
 });
 
-/** Every worker answers, and no prefill worker holds KV for anybody. */
+/** Every worker is back, and no prefill worker holds KV for anybody. */
 async function expectRest(): Promise<void> {
+  await expect.poll(() => ofGateway('llavacode:workers_usable'), { timeout: 20_000 }).toBe(4);
   for (const worker of system.processes.filter(({ name }) => !name.startsWith('gateway'))) {
     await expect.poll(() => figure(worker, 'llavacode:kv_staged_bytes').catch(() => NaN), { timeout: 20_000 }).toBe(0);
   }

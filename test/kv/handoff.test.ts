@@ -40,7 +40,7 @@ function send(pool: KvPool, slot: number, cuts: readonly number[]): Sent {
     from = to;
   }
   const manifest = { fingerprint: FINGERPRINT, layout: pool.layout, dtype: 'float32', positions: from };
-  return { manifest, frames, end: sender.end() };
+  return { manifest, frames, end: sender.end([]) };
 }
 
 function receive(receiver: KvReceiver, { manifest, frames, end }: Sent): void {

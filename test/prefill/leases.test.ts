@@ -131,6 +131,30 @@ describe('ends', () => {
     expect(() => lease.throwIfEnded()).toThrowError(expect.objectContaining({ code: 'lease_expired' }));
   });
 
+  test('released, when its last reader adopts the slot: that goes on to be held', async () => {
+    const lease = complete(open(2));
+    leases.release(lease.id);
+    expect(leases.adopt(lease)).toBe(lease.slot);
+    await lease.released;
+    expect(leases.size).toBe(0);
+    expect(freed).toBe(0);
+    pool.assertConserved(1);
+    expect(await gauges()).toEqual({ bytes: 0, age: 0, usage: 0.25 });
+    expect(await ended('released')).toBe(1);
+    leases.end(lease, 'cancelled'); // by the caller of Prefill, in the same moment
+    expect(() => leases.adopt(lease)).toThrowError(expect.objectContaining({ code: 'lease_unknown' }));
+    pool.assertConserved(1);
+    lease.slot.release();
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  test('never by a reader that comes after the end', async () => {
+    const lease = complete(open(2));
+    leases.end(lease, 'expired');
+    expect(leases.readerDone(lease)).toBe(1);
+    await expectEnded('expired');
+  });
+
   test('once: a second end changes nothing, and frees nobody else’s slot', async () => {
     const lease = complete(open());
     leases.release(lease.id);

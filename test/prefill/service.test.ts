@@ -1,5 +1,7 @@
 /** The prefill service over gRPC: what it refuses, and that nothing stays behind. */
 import { describe, expect, test } from 'vitest';
+import { rowCount } from '../../services/lib/kv/layout.ts';
+import { vectorBytes, type WireType } from '../../services/lib/kv/wire.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { GREEDY } from '../../services/lib/request/sequence.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
@@ -188,6 +190,30 @@ describe('the cache', () => {
     held.open();
     await expect(frames.next()).rejects.toEqual(refusal('runtime_failed', 'the graph broke'));
     await expect(staged.first()).rejects.toEqual(refusal('runtime_failed', 'the graph broke'));
+  });
+
+  test.each(['float32', 'float16', 'int8'])('travels as %s when the puller asks for it', async (dtype) => {
+    const { client, kv, engine } = await startPrefill();
+    const { signal, hangUp } = caller();
+    const staged = await begin(client, prefillRequest([5, 6, 7]), signal);
+    await staged.first();
+    let bytes = 0;
+    for await (const frame of kv.pull({ leaseId: staged.kv.leaseId, fingerprint: FINGERPRINT, dtype }, NEVER)) {
+      if (frame.manifest) expect(frame.manifest.layout?.dtype).toBe(dtype);
+      bytes += frame.rows?.data.length ?? 0;
+    }
+    const { layout } = engine.pool;
+    expect(bytes).toBe(rowCount(layout) * 3 * vectorBytes(dtype as WireType, layout.headDim));
+    hangUp();
+  });
+
+  test('is refused in a form that nobody knows', async () => {
+    const { client, kv } = await startPrefill();
+    const { signal, hangUp } = caller();
+    const staged = await begin(client, prefillRequest([5, 6, 7]), signal);
+    const frames = kv.pull({ leaseId: staged.kv.leaseId, fingerprint: FINGERPRINT, dtype: 'bfloat16' }, NEVER);
+    await expect(frames[Symbol.asyncIterator]().next()).rejects.toEqual(refusal('kv_layout_mismatch'));
+    hangUp();
   });
 
   test('is not sent on when its lease ends between two frames', async () => {

@@ -74,6 +74,17 @@ describe('loadConfig', () => {
     expect(Object.isFrozen(config.prefillWorkers)).toBe(true);
   });
 
+  it.each([
+    ['a:1,dns:prefill.svc:9000', ['a:1', 'dns:prefill.svc:9000']],
+    ['redis+sentinel://s1:1,s2:2/master', ['redis+sentinel://s1:1,s2:2/master']],
+  ])('knows workers named as %s', (given, items) => {
+    expect(loadConfig(['decodeWorkers'], { decodeWorkers: given }, {}).decodeWorkers).toEqual(items);
+  });
+
+  it.each(['dns:prefill', 'a:1,redis', 'http://a:1', ''])('does not know workers named as %j', (given) => {
+    expect(problems(() => loadConfig(['decodeWorkers'], { decodeWorkers: given }, {}))).toContain('--decode-workers');
+  });
+
   it('lists all problems at once, by flag and variable, with the value', () => {
     const env = { LLAVACODE_PORT: '99999', LLAVACODE_SLOTS: 'many', LLAVACODE_SLOT: '1', PATH: '/bin', LLAVACODE: '1' };
     expect(

@@ -1,5 +1,6 @@
 /** How a session of ONNX Runtime is opened: threads, spinning, provider. */
 import { ServingError } from '../process/errors.ts';
+import type { Logger } from '../process/log.ts';
 import {
   type Api,
   check,
@@ -11,7 +12,15 @@ import {
   RUNTIME_VERSION,
   runtime,
 } from './ort-api.ts';
-import type { PrepackedCache } from './prepacked.ts';
+
+/** Where prepacked weights are kept; see prepacked.ts. */
+export interface PrepackedCache {
+  /** Folder; made when it is not there. */
+  readonly dir: string;
+  /** Of the bundle that the graph is from. */
+  readonly fingerprint: string;
+  readonly log: Pick<Logger, 'info' | 'warn'>;
+}
 
 export interface SessionOptions {
   readonly provider: 'auto' | 'cpu' | 'cuda';

@@ -12,17 +12,8 @@ import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile }
 import { cpus } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { ServingError } from '../process/errors.ts';
-import type { Logger } from '../process/log.ts';
 import { RUNTIME_VERSION, runtime } from './ort-api.ts';
-import { SessionSettings } from './ort-settings.ts';
-
-export interface PrepackedCache {
-  /** Folder; made when it is not there. */
-  readonly dir: string;
-  /** Of the bundle that the graph is from. */
-  readonly fingerprint: string;
-  readonly log: Pick<Logger, 'info' | 'warn'>;
-}
+import { type PrepackedCache, SessionSettings } from './ort-settings.ts';
 
 interface Key {
   /** Version of ONNX Runtime. */

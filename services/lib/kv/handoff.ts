@@ -29,8 +29,10 @@ export interface KvRows extends KvRange {
 export interface KvEnd {
   readonly frames: number;
   readonly bytes: number;
-  /** CRC-32 over the frames' CRCs, each 4 bytes little-endian. */
+  /** CRC-32 over the frames' CRCs and then the first tokens, each 4 bytes little-endian. */
   readonly digest: number;
+  /** Sampled continuation of the prompt, one per choice. */
+  readonly firstTokenIds: number[];
 }
 
 /** Running totals of a stream of frames; both sides keep one. */
@@ -40,11 +42,14 @@ class Tally {
   digest = 0;
 
   add(frame: KvRows): void {
-    const crc = Buffer.allocUnsafe(4);
-    crc.writeUInt32LE(frame.crc32);
-    this.digest = crc32(crc, this.digest);
+    this.digest = crc32(Buffer.from(Uint32Array.of(frame.crc32).buffer), this.digest);
     this.bytes += frame.data.byteLength;
     this.frames++;
+  }
+
+  digestWith(firstTokenIds: readonly number[]): number {
+    if (firstTokenIds.length === 0) return this.digest; // the CRC of nothing is 0, whatever came before
+    return crc32(Buffer.from(Int32Array.from(firstTokenIds).buffer), this.digest);
   }
 }
 
@@ -83,9 +88,9 @@ export class KvSender {
     }
   }
 
-  end(): KvEnd {
-    const { frames, bytes, digest } = this.#tally;
-    return { frames, bytes, digest };
+  end(firstTokenIds: readonly number[]): KvEnd {
+    const { frames, bytes } = this.#tally;
+    return { frames, bytes, digest: this.#tally.digestWith(firstTokenIds), firstTokenIds: [...firstTokenIds] };
   }
 }
 
@@ -177,10 +182,11 @@ export class KvReceiver {
         `the KV stream ended at position ${this.#next.start} of ${this.#positions}, after ${this.#tally.frames} of ${end.frames} frames`,
       );
     }
-    if (end.digest !== this.#tally.digest || end.bytes !== this.#tally.bytes) {
+    const digest = this.#tally.digestWith(end.firstTokenIds);
+    if (end.digest !== digest || end.bytes !== this.#tally.bytes) {
       throw new ServingError(
         'kv_digest_mismatch',
-        `the KV stream's digest is ${hex(this.#tally.digest)}, sent as ${hex(end.digest)}`,
+        `the KV stream's digest is ${hex(digest)}, sent as ${hex(end.digest)}`,
       );
     }
   }

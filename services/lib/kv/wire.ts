@@ -30,17 +30,23 @@ export function vectorBytes(type: WireType, headDim: number): number {
 const asBytes = (floats: Float32Array) => new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength);
 
 /**
- * Writes a row into `to`, which is exactly as long as {@link vectorBytes} of its vectors, from a multiple of 4 on.
+ * Writes a row into `to`, which is exactly as long as {@link vectorBytes} of its vectors.
  * @param row [vectors, head_dim], finite.
  */
 export function encodeRow(type: WireType, row: Float32Array, headDim: number, to: Uint8Array): void {
-  if (type === 'float32') to.set(asBytes(row));
-  else if (type === 'float16') encodeHalves(row, new Uint16Array(to.buffer, to.byteOffset, row.length));
+  if (type === 'float32') {
+    to.set(asBytes(row));
+    return;
+  }
+  // Where floats may not lie, by way of a place where they may; not with heads of a multiple of 4.
+  const bytes = to.byteOffset % 4 === 0 ? to : new Uint8Array(to.length);
+  if (type === 'float16') encodeHalves(row, new Uint16Array(bytes.buffer, bytes.byteOffset, row.length));
   else {
     const vectors = row.length / headDim;
-    const scales = new Float32Array(to.buffer, to.byteOffset, vectors);
-    encodeBytes(row, headDim, scales, new Int8Array(to.buffer, to.byteOffset + vectors * 4, row.length));
+    const scales = new Float32Array(bytes.buffer, bytes.byteOffset, vectors);
+    encodeBytes(row, headDim, scales, new Int8Array(bytes.buffer, bytes.byteOffset + vectors * 4, row.length));
   }
+  if (bytes !== to) to.set(bytes);
 }
 
 /** Reads a row back, from bytes at any offset. @param row [vectors, head_dim], written. */

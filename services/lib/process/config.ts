@@ -132,6 +132,19 @@ export const SETTINGS = {
     .enum(['fifo', 'shortest-first'])
     .default('fifo')
     .describe('which prompt is next; shortest first lets waiting count as 500 tokens a second'),
+  promptOrder: z
+    .enum(['psm', 'spm'])
+    .default('psm')
+    .describe(
+      'fill-in-the-middle with what is after the cursor last (psm) or first (spm: keeps more of the KV between keystrokes, for models trained with it)',
+    ),
+  localPrefill: z
+    .enum(['auto', 'always', 'never'])
+    .default('auto')
+    .describe('whether a prompt is computed where it is decoded, if a worker there can do both'),
+  localPrefillTokens: whole(0)
+    .default(256)
+    .describe('longest prompt that auto computes where it is decoded, in tokens'),
   // Bounds.
   queueTokens: whole(1).default(65_536).describe('prompt tokens that may wait in a prefill worker'),
   queueSequences: whole(0).default(64).describe('sequences that may wait for a slot in a decode worker'),
@@ -148,7 +161,7 @@ export const SETTINGS = {
     .describe('within this an upload of a repository must have come, in ms'),
   requestTimeoutMs: milliseconds(1).default(60_000).describe('deadline of one request, in ms'),
   targetTtftMs: milliseconds(1)
-    .default(5_000)
+    .default(10_000)
     .describe('requests that could not have their first token within this time are refused, in ms'),
   tenantWeights: z
     .string()

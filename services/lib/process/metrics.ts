@@ -39,11 +39,16 @@ export const metrics = {
   replaysExhausted: counter('llavacode:replays_exhausted_total', 'Requests lost for want of replays, by reason', [
     'reason',
   ]),
+  workersUsable: gauge('llavacode:workers_usable', 'Workers that this gateway gives work to, by role', ['role']),
   stage: histogram('llavacode:stage_seconds', 'Time of one stage of a request', ['stage']),
   degraded: counter('llavacode:requests_degraded_total', 'Completions left without context, by reason', ['reason']),
   retrieved: counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
   storeCircuitOpen: gauge('llavacode:store_circuit_open', '1 while a failing or slow store is left alone'),
   storeRows: counter('llavacode:store_rows_total', 'Rows of chunks read, by where they were', ['source']),
+  prefillPlaced: counter('llavacode:prefill_placed_total', 'Prompts by where they were computed, and why there', [
+    'where',
+    'reason',
+  ]),
   // Gateway and workers.
   running: gauge('vllm:num_requests_running', 'Requests in work'),
   waiting: gauge('vllm:num_requests_waiting', 'Requests that wait'),

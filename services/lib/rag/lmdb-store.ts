@@ -13,6 +13,7 @@ import { randomUUID } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { type Database, type Key, open, type RootDatabase } from 'lmdb';
 import { ServingError } from '../process/errors.ts';
+import { checkRepoKey, tenantOf } from './repo-key.ts';
 import {
   checkIds,
   decodeContent,
@@ -23,7 +24,7 @@ import {
   encodeHead,
   idAt,
 } from './row.ts';
-import { checkRepoKey, type IndexSnapshot, type IndexWriter, type Row, type Store, tenantOf } from './store.ts';
+import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
 
 interface Lock {
   readonly token: string;

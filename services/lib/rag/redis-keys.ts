@@ -12,7 +12,7 @@
  * Only the lock expires. A server that evicts drops whole keys; that a published index is gone shows by the set of
  * repositories, and that chunks are gone by their absence: both are reported, never guessed around.
  */
-import { tenantOf } from './store.ts';
+import { tenantOf } from './repo-key.ts';
 
 const PREFIX = 'llavacode:1:';
 

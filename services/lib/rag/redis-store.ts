@@ -4,8 +4,9 @@ import { ServingError } from '../process/errors.ts';
 import { RedisConnection } from './redis-connection.ts';
 import { keysOf, publishedKey } from './redis-keys.ts';
 import { RedisWriter } from './redis-writer.ts';
+import { checkRepoKey } from './repo-key.ts';
 import { checkIds, decodeContent, decodeEntry, decodeHead } from './row.ts';
-import { checkRepoKey, type Store } from './store.ts';
+import type { Store } from './store.ts';
 
 /**
  * Connects in the background, and again with backoff whenever the connection breaks.

@@ -6,9 +6,10 @@ import { once } from './once.ts';
 import { type CursorQuery, cursorQuery } from './query.ts';
 import type { QueryEncoder } from './query-encoder.ts';
 import { rank } from './rankings.ts';
+import { checkRepoKey } from './repo-key.ts';
 import { DEFAULT_RETRIEVER, type Hit, type RetrieverName } from './retriever.ts';
 import { contextFingerprint, idAt } from './row.ts';
-import { type ChunkContent, type ChunkEntry, checkRepoKey, type Store } from './store.ts';
+import type { ChunkContent, ChunkEntry, Store } from './store.ts';
 
 export interface RetrievalQuery {
   readonly repo: string;

@@ -1,0 +1,150 @@
+/** The real prefill and decode services around a fake engine: whatever is sent, they answer, and give every slot back. */
+import { Client, credentials } from '@grpc/grpc-js';
+import fc from 'fast-check';
+import { expect, onTestFinished, test } from 'vitest';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { protocol } from '../../services/lib/rpc/contract.ts';
+import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
+import { samplingMessage } from '../../services/lib/rpc/messages.ts';
+import { until, VOCAB } from '../fake-engine.ts';
+import { decodeRequest, FINGERPRINT, prefillRequest, stagedBytes, startDecode, startPrefill } from '../workers.ts';
+import { damaged, fuzz, HANG_MS, TIMEOUT_MS } from './budget.ts';
+
+const rarely = <T>(usual: fc.Arbitrary<T>, odd: fc.Arbitrary<T>) =>
+  fc.oneof({ weight: 9, arbitrary: usual }, { weight: 1, arbitrary: odd });
+const int32 = fc.integer({ min: -(2 ** 31), max: 2 ** 31 - 1 });
+const uint32 = fc.nat(2 ** 32 - 1);
+const oddFloat = fc.constantFrom(Number.NaN, Infinity, -Infinity, -1, 1e38);
+
+const sampling = fc.record({
+  temperature: rarely(fc.constantFrom(0, 0.5, 1), oddFloat),
+  topP: rarely(fc.constantFrom(0.1, 1), oddFloat),
+  topK: rarely(fc.nat(5), uint32),
+  minP: rarely(fc.constantFrom(0, 0.1), oddFloat),
+  seed: rarely(fc.nat(), fc.maxSafeNat()),
+  logprobs: rarely(fc.integer({ min: -1, max: 5 }), int32),
+  frequencyPenalty: rarely(fc.constant(0), oddFloat),
+  presencePenalty: rarely(fc.constant(0), oddFloat),
+  logitBias: rarely(fc.constant({}), fc.dictionary(int32.map(String), fc.float({ noNaN: false }), { maxKeys: 3 })),
+  stopTokenIds: rarely(fc.array(fc.nat(VOCAB - 1), { maxLength: 2 }), fc.array(int32, { maxLength: 2 })),
+  minTokens: rarely(fc.constant(0), uint32),
+  priorOutputIds: rarely(fc.constant<number[]>([]), fc.array(int32, { maxLength: 40 })),
+});
+
+/** Elements as large as the fake engine can keep, and such as no model ever gives. */
+const oddVectors = fc
+  .array(fc.constantFrom(0, 1, 1000, Number.NaN, Infinity), { maxLength: 8 })
+  .map((elements) => Buffer.from(Float32Array.from(elements).buffer));
+
+const soft = fc.integer({ min: 0, max: 3 }).chain((count) =>
+  fc.record({
+    positions: rarely(fc.constant(Array.from({ length: count }, (_, i) => i)), fc.array(uint32, { maxLength: 4 })),
+    vectors: rarely(fc.constant(Buffer.alloc(count * 8, 1)), oddVectors),
+  }),
+);
+
+const prompts: fc.Arbitrary<PrefillRequest> = fc.record({
+  requestId: fc.string(),
+  fingerprint: rarely(fc.constant(FINGERPRINT), fc.string()),
+  tokenIds: rarely(fc.array(fc.nat(VOCAB - 1), { minLength: 1, maxLength: 20 }), fc.array(int32, { maxLength: 60 })),
+  soft: fc.option(soft),
+  choices: rarely(fc.array(sampling, { minLength: 1, maxLength: 2 }), fc.array(sampling, { maxLength: 5 })),
+  readers: rarely(fc.nat(2), uint32),
+  promptLogprobs: rarely(fc.constant(-1), int32),
+  cacheSalt: fc.constantFrom('', 'a'),
+});
+
+const journeys = fc.record({
+  prompt: prompts,
+  decode: fc.record({
+    choice: rarely(fc.constant(0), uint32),
+    sampling: rarely(sampling, fc.constant(null as never)),
+    maxTokens: rarely(fc.integer({ min: 1, max: 10 }), uint32),
+    kv: rarely(fc.constant({}), fc.record({ positions: uint32, leaseId: fc.string() }, { requiredKeys: [] })),
+    odd: rarely(fc.constant({}), fc.constantFrom({ kv: null }, { kv: { address: 'nowhere.invalid:1' } })),
+  }),
+  /** The caller hangs up after so many events; mostly it does not. */
+  leaveAfter: rarely(fc.constant(Infinity), fc.nat(3)),
+});
+
+/** Reads a call; a refusal must be one of ours, and no surprise of the service's. */
+async function follow<T>(
+  events: AsyncIterable<T>,
+  leaveAfter: number,
+  onEvent: (event: T) => Promise<void> | void = () => {},
+) {
+  let count = 0;
+  try {
+    for await (const event of events) {
+      await onEvent(event);
+      if (++count > leaveAfter) return true;
+    }
+    return true;
+  } catch (error) {
+    expect(error).toBeInstanceOf(ServingError);
+    const { code, message } = error as ServingError;
+    expect(code, message).not.toBe('internal');
+    expect(code, message).not.toBe('deadline_exceeded');
+    return false;
+  }
+}
+
+test('messages near the protocol', { timeout: TIMEOUT_MS }, async () => {
+  const prefill = await startPrefill({ kvLeaseMs: 50 });
+  const decode = await startDecode();
+  await fuzz('gRPC messages', journeys, async ({ prompt, decode: wanted, leaveAfter }) => {
+    const signal = AbortSignal.timeout(HANG_MS);
+    const decoding: Promise<boolean>[] = [];
+    await follow(prefill.client.prefill(prompt, signal), leaveAfter, ({ accepted }) => {
+      if (!accepted?.kv) return;
+      const { odd, kv, ...change } = wanted;
+      const request = { ...decodeRequest({ ...accepted.kv, ...kv }, 1), ...change, ...odd } as never;
+      decoding.push(follow(decode.client.decode(request, signal), leaveAfter));
+    });
+    return (await Promise.all(decoding)).includes(true);
+  });
+  for (const { pool } of [prefill.engine, decode.engine]) await until(() => pool.reserved === 0);
+  await until(async () => (await stagedBytes()) === 0);
+});
+
+const serialized = {
+  '/llavacode.v1.Prefill/Prefill': protocol.Prefill.service.Prefill.requestSerialize(
+    prefillRequest([1, 2, 3], { soft: { positions: [0], vectors: Buffer.alloc(8) } }),
+  ),
+  '/llavacode.v1.Decode/Decode': protocol.Decode.service.Decode.requestSerialize(
+    decodeRequest({ address: '127.0.0.1:1', leaseId: 'x', fingerprint: FINGERPRINT, positions: 3 }, 5, {
+      sampling: samplingMessage(GREEDY),
+    }),
+  ),
+  '/llavacode.v1.Kv/Pull': protocol.Kv.service.Pull.requestSerialize({ leaseId: 'x', fingerprint: FINGERPRINT }),
+  '/llavacode.v1.Prefill/Describe': Buffer.alloc(0),
+};
+const calls = fc
+  .constantFrom(...(Object.keys(serialized) as (keyof typeof serialized)[]))
+  .chain((method) => fc.tuple(fc.constant(method), damaged(fc.constant(serialized[method]))));
+
+test('bytes near the protocol', { timeout: TIMEOUT_MS }, async () => {
+  const prefill = await startPrefill({ kvLeaseMs: 50 });
+  const decode = await startDecode();
+  const clients = [prefill, decode].map(({ server }) => new Client(server.address, credentials.createInsecure()));
+  onTestFinished(() => {
+    for (const client of clients) client.close();
+  });
+  const bytes = (message: Buffer) => message;
+  await fuzz('gRPC bytes', calls, async ([method, message]) => {
+    const client = clients[method.includes('Decode') ? 1 : 0]!;
+    const deadline = Date.now() + HANG_MS;
+    const call = client.makeServerStreamRequest(method, bytes, bytes, Buffer.from(message), { deadline });
+    const status = await new Promise<number>((resolve) => {
+      call.on('data', () => {});
+      call.on('error', () => {});
+      call.on('status', ({ code }) => resolve(code));
+    });
+    const [unknown, deadlineExceeded] = [2, 4];
+    expect([unknown, deadlineExceeded]).not.toContain(status);
+    return status === 0;
+  });
+  for (const { pool } of [prefill.engine, decode.engine]) await until(() => pool.reserved === 0);
+  expect((await prefill.client.describe(AbortSignal.timeout(HANG_MS))).role).toBe('prefill');
+});

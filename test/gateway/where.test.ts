@@ -1,0 +1,81 @@
+import { describe, expect, test } from 'vitest';
+import { Sessions } from '../../services/gateway/sessions.ts';
+import { whereToPrefill } from '../../services/gateway/where.ts';
+import type { Retrieved } from '../../services/lib/rag/retrieval.ts';
+
+const both = {
+  policy: 'auto',
+  promptTokens: 1000,
+  localMaxTokens: 256,
+  local: true,
+  remote: true,
+  remoteIdle: true,
+} as const;
+
+describe('a prompt is computed', () => {
+  test.each([
+    ['where there is room at all', { ...both, local: false }, 'remote', 'only_place'],
+    ['where there is room at all', { ...both, remote: false, remoteIdle: false }, 'local', 'only_place'],
+    ['where a benchmark wants it', { ...both, policy: 'always' }, 'local', 'policy'],
+    ['where a benchmark wants it', { ...both, policy: 'never', promptTokens: 5 }, 'remote', 'policy'],
+    ['at once where it is decoded, if it is short', { ...both, promptTokens: 256 }, 'local', 'short_prompt'],
+    ['apart from running sequences, if it is long', { ...both, promptTokens: 257 }, 'remote', 'long_prompt'],
+    ['where it is decoded, if prefill is busy', { ...both, remoteIdle: false }, 'local', 'prefill_busy'],
+  ] as const)('%s', (_, possible, where, reason) => {
+    expect(whereToPrefill(possible)).toEqual({ where, reason });
+  });
+});
+
+describe('a session', () => {
+  const found = (ids: string[], indexVersion = 'v'): Retrieved => ({
+    indexVersion,
+    fingerprint: 'f',
+    retriever: 'jaccard',
+    chunks: ids.map((id) => ({
+      id,
+      path: id,
+      startLine: 1,
+      endLine: 2,
+      score: 1,
+      text: id,
+      vector: new Float32Array(1),
+    })),
+  });
+  const old = found(['a', 'b', 'c', 'd', 'e']);
+
+  test('keeps the chunks of its last prompt as long as most of the new ones are among them', () => {
+    const sessions = new Sessions();
+    expect(sessions.settle('s', 'k', old)).toBe(old);
+    expect(sessions.settle('s', 'k', found(['c', 'b', 'a', 'x', 'y']))).toBe(old);
+    const other = found(['c', 'b', 'x', 'y', 'z']);
+    expect(sessions.settle('s', 'k', other)).toBe(other);
+  });
+
+  test('takes what was found after another request, another version, or nothing', () => {
+    const sessions = new Sessions();
+    sessions.settle('s', 'k', old);
+    for (const [key, next] of [
+      ['k2', found(['a'])],
+      ['k', found(['a', 'b'], 'w')],
+      ['k', found([])],
+    ] as const) {
+      expect(sessions.settle('s', key, next)).toBe(next);
+      sessions.settle('s', 'k', old);
+    }
+    const first = found(['a']);
+    expect(sessions.settle('another', 'k', first)).toBe(first);
+  });
+
+  test('remembers its prefill worker, and the least recently used are forgotten', () => {
+    const sessions = new Sessions();
+    for (let i = 0; i < 1000; i++) sessions.servedBy(`s${i}`, `w${i}`);
+    sessions.servedBy('s0', 'w');
+    sessions.servedBy('new', 'n');
+    expect(['s0', 's1', 's2', 'new'].map((session) => sessions.lastPrefill(session))).toEqual([
+      'w',
+      undefined,
+      'w2',
+      'n',
+    ]);
+  });
+});
