@@ -68,8 +68,8 @@ interface Chunk {
 export interface StreamOptions {
   /** Asks the gateway for its timeline of the request. */
   readonly timeline?: boolean;
-  /** Called with the time of each chunk that holds a choice, as it comes: known even if the stream breaks off. */
-  readonly onChunk?: (atMs: number) => void;
+  /** Called with the time of each chunk that holds a choice and its ids, as it comes: known even if the stream breaks off. */
+  readonly onChunk?: (atMs: number, tokenIds: readonly number[]) => void;
 }
 
 /**
@@ -113,7 +113,7 @@ export async function streamCompletion(
       if (choice === undefined) return;
       const atMs = performance.now();
       chunksAtMs.push(atMs);
-      options.onChunk?.(atMs);
+      options.onChunk?.(atMs, choice.token_ids ?? []);
       text += choice.text;
       tokenIds.push(...(choice.token_ids ?? []));
       finishReason = choice.finish_reason ?? finishReason;

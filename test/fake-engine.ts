@@ -82,23 +82,24 @@ export class FakeEngine implements PromptEngine, StepEngine {
     });
   }
 
-  async step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array> {
+  async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
     return this.#alone(async () => {
-      const slots = [...ids.keys()].filter((slot) => (ids[slot] as number) >= 0);
-      const riders = [...ids.keys()].filter((slot) => (ids[slot] as number) < 0);
+      const rows = [...ids.keys()].filter((row) => (ids[row] as number) >= 0);
+      const riders = [...ids.keys()].filter((row) => (ids[row] as number) < 0);
+      const slots = rows.map((row) => first + row);
       // A run writes when it likes.
       const writeRiders = () => {
-        for (const slot of riders) this.write(slot, lengths[slot] as number, [GARBAGE]);
+        for (const row of riders) this.write(first + row, lengths[row] as number, [GARBAGE]);
       };
       this.steps.push(slots);
       writeRiders();
       await this.beforeStep(slots);
       writeRiders();
       const logits = new Float32Array(ids.length * VOCAB);
-      for (const slot of slots) {
-        const length = lengths[slot] as number;
-        this.write(slot, length, [ids[slot] as number]);
-        logits[slot * VOCAB + nextToken(this.read(slot, length + 1))] = 1;
+      for (const row of rows) {
+        const length = lengths[row] as number;
+        this.write(first + row, length, [ids[row] as number]);
+        logits[row * VOCAB + nextToken(this.read(first + row, length + 1))] = 1;
       }
       return logits;
     });

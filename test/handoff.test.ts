@@ -150,24 +150,35 @@ describe('overlap', () => {
   });
 
   test('a slot that fills while others decode is whole when it joins', async () => {
-    const { prefill, decoder } = await workers();
-    // The second sequence decodes in slot 1 while slot 0 fills, and rides along at each of its steps.
-    const held = holdAt(prefill.engine, 4);
-    const slow = promptOf(6, 1);
-    const slowStaged = begin(prefill.client, prefillRequest(slow));
-    const slowDecoding = slowStaged.then(({ kv }) => decode(decoder.client, decodeRequest(kv, 5)));
-    await until(() => decoder.engine.pool.row(0, 0, 3, 4).some((element) => element !== 0));
-    const quickPrefill = await startPrefill();
-    const quick = promptOf(3, 2);
-    const quickStaged = await begin(quickPrefill.client, prefillRequest(quick));
-    const { tokens } = await decode(decoder.client, decodeRequest(quickStaged.kv, 6));
-    expect(tokens).toEqual(continuation(quick, 6).tokens.slice(1));
-    expect(decoder.engine.steps).toEqual(new Array(5).fill([1]));
-    expect(decoder.engine.read(0, 4)).toEqual(slow.slice(0, 4));
-    expect(decoder.engine.pool.row(0, 0, 6, 7)[0]).toBe(GARBAGE * 64); // the steps wrote behind it
-    held.open();
-    expect((await slowDecoding).tokens).toEqual(continuation(slow, 5).tokens.slice(1));
-    for (const staged of [await slowStaged, quickStaged]) {
+    const decoder = await startDecode({}, new FakeEngine(3));
+    decoder.engine.beforeStep = settle; // so that both outer sequences are in the batch at once
+    // Three prompts on three workers, each held before its last chunk: they take slots 0, 1 and 2 in turn.
+    const begun = await Promise.all(
+      [1, 2, 3].map(async (seed) => {
+        const { client, engine } = await startPrefill();
+        return { client, prompt: promptOf(6, seed), held: holdAt(engine, 4) };
+      }),
+    );
+    const running: { staged: Awaited<ReturnType<typeof begin>>; decoding: ReturnType<typeof decode> }[] = [];
+    for (const [slot, { client, prompt }] of begun.entries()) {
+      const staged = await begin(client, prefillRequest(prompt));
+      running.push({ staged, decoding: decode(decoder.client, decodeRequest(staged.kv, 6)) });
+      await until(() => decoder.engine.pool.row(slot, 0, 3, 4).some((element) => element !== 0));
+    }
+    const [low, slow, high] = begun as [(typeof begun)[0], (typeof begun)[0], (typeof begun)[0]];
+    low.held.open();
+    high.held.open();
+    for (const i of [0, 2]) {
+      const { tokens } = await running[i]!.decoding;
+      expect(tokens).toEqual(continuation(begun[i]!.prompt, 6).tokens.slice(1));
+    }
+    // The slot in between rode along: the steps wrote right behind what it will hold.
+    expect(decoder.engine.steps).toContainEqual([0, 2]);
+    expect(decoder.engine.read(1, 4)).toEqual(slow.prompt.slice(0, 4));
+    expect(decoder.engine.pool.row(1, 0, 6, 7)[0]).toBe(GARBAGE * 64);
+    slow.held.open();
+    expect((await running[1]!.decoding).tokens).toEqual(continuation(slow.prompt, 6).tokens.slice(1));
+    for (const { staged } of running) {
       await staged.first();
       await staged.released();
     }

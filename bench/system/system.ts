@@ -56,6 +56,8 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
       maxInflight: 1024,
       requestTimeoutMs,
       retrievalBudgetMs: 5000,
+      // Queues are to show as latency, not as refusals.
+      targetTtftMs: requestTimeoutMs,
     },
     workers: { ...common, model: bundle, slots, capacity },
     prefillOnly: { ...threads(0), queueTokens: 1_000_000, kvLeaseMs: requestTimeoutMs },

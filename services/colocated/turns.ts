@@ -31,8 +31,8 @@ export class SharedEngine implements PromptEngine, StepEngine {
     return this.inTurn(() => this.#engine.chunk(chunk, signal));
   }
 
-  step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array> {
-    return this.inTurn(() => this.#engine.step(ids, lengths));
+  step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
+    return this.inTurn(() => this.#engine.step(ids, lengths, first));
   }
 
   /** Runs when all that asked before are done; nothing else runs meanwhile. */

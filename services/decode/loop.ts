@@ -1,7 +1,7 @@
 /**
  * Continuous batching. Sequences join and leave between any two steps; a step decodes one token for every running
- * sequence at once. A step spans slots [0, n), n being one past the highest slot in use; a slot in between without a
- * running sequence rides along: what the step writes for it lands right behind what the slot holds (KvPool.claimed).
+ * sequence at once. A step spans the slots from the lowest to the highest with a running sequence; one in between without
+ * any rides along: what the step writes for it lands right behind what the slot holds (KvPool.claimed).
  */
 import { Readable } from 'node:stream';
 import { OutputHistory, sample } from '../lib/engine/sampler.ts';
@@ -21,7 +21,7 @@ export interface StepEngine {
   readonly vocabSize: number;
   readonly pool: Pick<KvPool, 'claimed'>;
   /** See DecoderSession.step. */
-  step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array>;
+  step(ids: Int32Array, lengths: Int32Array, first: number): Promise<Float32Array>;
 }
 
 export interface NewSequence {
@@ -62,6 +62,14 @@ export class Sequence {
     this.history = new OutputHistory(from.sampling.priorOutputIds);
     this.history.add(from.firstToken);
   }
+}
+
+/** One step: rows of slots [first, first + ids.length). */
+interface Batch {
+  readonly first: number;
+  readonly ids: Int32Array;
+  readonly lengths: Int32Array;
+  readonly sequences: readonly Sequence[];
 }
 
 export class DecodeLoop {
@@ -114,7 +122,7 @@ export class DecodeLoop {
       const batch = this.#schedule();
       try {
         const logits = await this.#step(batch);
-        for (const sequence of batch.sequences) this.#emit(sequence, logits);
+        for (const sequence of batch.sequences) this.#emit(sequence, logits, batch.first);
       } catch (error) {
         for (const sequence of batch.sequences) this.#fail(sequence, error);
       }
@@ -132,27 +140,28 @@ export class DecodeLoop {
     metrics.running.set(this.size);
   }
 
-  #schedule() {
-    const n = this.#running.length;
+  #schedule(): Batch {
+    const first = this.#running.findIndex((sequence) => sequence !== undefined);
+    const n = this.#running.length - first;
     const ids = new Int32Array(n).fill(NO_TOKEN);
     const lengths = new Int32Array(n);
     const sequences: Sequence[] = [];
-    for (let slot = 0; slot < n; slot++) {
-      const sequence = this.#running[slot];
+    for (let row = 0; row < n; row++) {
+      const sequence = this.#running[first + row];
       if (sequence === undefined) {
-        lengths[slot] = this.#engine.pool.claimed(slot);
+        lengths[row] = this.#engine.pool.claimed(first + row);
         continue;
       }
-      ids[slot] = sequence.newest;
-      lengths[slot] = sequence.length;
+      ids[row] = sequence.newest;
+      lengths[row] = sequence.length;
       sequences.push(sequence);
     }
-    return { ids, lengths, sequences };
+    return { first, ids, lengths, sequences };
   }
 
-  async #step({ ids, lengths, sequences }: { ids: Int32Array; lengths: Int32Array; sequences: Sequence[] }) {
+  async #step({ first, ids, lengths, sequences }: Batch): Promise<Float32Array> {
     const started = performance.now();
-    const stepping = this.#engine.step(ids, lengths);
+    const stepping = this.#engine.step(ids, lengths, first);
     this.#boundary = stepping.then(
       () => {},
       () => {},
@@ -164,12 +173,13 @@ export class DecodeLoop {
   }
 
   /** Samples a sequence's next token and hands it out. */
-  #emit(sequence: Sequence, logits: Float32Array): void {
+  #emit(sequence: Sequence, logits: Float32Array, first: number): void {
     sequence.length++;
     if (sequence.onLeft) return;
     try {
       const vocab = this.#engine.vocabSize;
-      const row = logits.subarray(sequence.slot.index * vocab, (sequence.slot.index + 1) * vocab);
+      const at = (sequence.slot.index - first) * vocab;
+      const row = logits.subarray(at, at + vocab);
       const position = sequence.sampling.priorOutputIds.length + sequence.produced;
       const token = sample(row, sequence.sampling, position, sequence.history);
       sequence.history.add(token.id);

@@ -98,7 +98,7 @@ export function distorted(value: unknown): fc.Arbitrary<unknown> {
     const fields = Object.entries(value).map(([name, field]) =>
       seldom(
         distorted(field).map((inner) => [[name, inner]]),
-        fc.constant([]),
+        fc.constant<unknown[][]>([]),
       ),
     );
     return here(

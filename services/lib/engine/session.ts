@@ -45,6 +45,7 @@ export class DecoderSession {
   readonly #session: OrtSession;
   readonly #shape: DecoderShape;
   readonly #slots = new Map<number, Binding>();
+  /** By `first * (slots + 1) + n`. */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
   /** What the step and slot bindings keep bound. */
@@ -122,15 +123,15 @@ export class DecoderSession {
   }
 
   /**
-   * One token for each of slots [0, n).
+   * One token for each of slots [first, first + n).
    * @param ids [n] the newest token of each sequence, not yet in its KV; NO_TOKEN for a slot that only rides along.
    * @param lengths [n] positions filled so far; position `lengths[slot]` is written, also of those that ride along.
    * @returns logits [n, vocab], valid until the next step.
    */
-  async step(ids: Int32Array, lengths: Int32Array): Promise<Float32Array> {
+  async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
     this.#refuseIfClosed();
     const n = ids.length;
-    const step = this.#stepBinding(n);
+    const step = this.#stepBinding(first, n);
     let longest = 0;
     for (let i = 0; i < n; i++) {
       const length = lengths[i] as number;
@@ -187,8 +188,9 @@ export class DecoderSession {
     return binding;
   }
 
-  #stepBinding(n: number): StepBinding {
-    let step = this.#steps.get(n);
+  #stepBinding(first: number, n: number): StepBinding {
+    const key = first * (this.pool.slots + 1) + n;
+    let step = this.#steps.get(key);
     if (step === undefined) {
       const { vocabSize, hiddenSize } = this.#shape;
       const ids = new BigInt64Array(new ArrayBuffer(n * 8));
@@ -204,9 +206,9 @@ export class DecoderSession {
         .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
         .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
         .output('logits', this.#fixed({ type: 'float32', dims: [n, 1, vocabSize], data: this.#stepLogits }));
-      this.#bindKv(binding, 0, n);
+      this.#bindKv(binding, first, n);
       step = { binding, ids, lengths, total };
-      this.#steps.set(n, step);
+      this.#steps.set(key, step);
     }
     return step;
   }

@@ -1,0 +1,150 @@
+/** The drills: what is done to a running system, and what of its promise must hold meanwhile. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Role } from '../../services/supervisor.ts';
+import type { RandomStream } from '../measure/arrivals.ts';
+import { fillDisk } from './disk-full.ts';
+import { type Fleet, type Member, STALL_TIMEOUT_MS } from './fleet.ts';
+import type { Link } from './link.ts';
+import { readSlowly } from './slow-readers.ts';
+import type { Reference } from './streams.ts';
+
+export interface Scene {
+  readonly fleet: Fleet;
+  readonly random: RandomStream;
+  readonly references: readonly Reference[];
+  /** Disturbances of one kind. */
+  readonly count: number;
+  /** How long a lasting disturbance lasts. */
+  readonly seconds: number;
+  /** In front of Redis; undefined where the store is a folder. */
+  readonly storeLink: Link | undefined;
+  readonly store: string;
+  readonly bundle: string;
+  /** Says that a disturbance begins now. */
+  mark(): void;
+}
+
+export interface Drill {
+  readonly name: string;
+  /** Whether requests may end in an error meanwhile: those whose gateway is gone, and nobody else's. */
+  readonly mayFail?: boolean;
+  /** Share of clients that vanish. */
+  readonly leaving?: number;
+  /** Why it cannot be run here. */
+  readonly impossible?: (scene: Pick<Scene, 'storeLink'>) => string | undefined;
+  /** @returns what else was found, in words; throws where it is not as promised. */
+  readonly disturb: (scene: Scene) => Promise<string | void>;
+}
+
+/** Beyond what the gateway takes for lost. */
+const HOLD_MS = STALL_TIMEOUT_MS + 2_000;
+const ANSWER_TIMEOUT_MS = 30_000;
+
+/** Does something to members of a role in turn, at random moments, each time when all is well again. */
+async function disturbEach(scene: Scene, role: Role, act: (member: Member) => Promise<void>): Promise<void> {
+  const members = scene.fleet.of(role);
+  for (let i = 0; i < scene.count; i++) {
+    await sleep(200 + scene.random.uniform() * 800);
+    const member = members[i % members.length]!;
+    scene.mark();
+    await act(member);
+    await answers(scene.fleet, member);
+  }
+  await sleep(500);
+}
+
+async function answers(fleet: Fleet, member: Member): Promise<void> {
+  const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
+  while (performance.now() < deadlineMs) {
+    if (await fleet.vitals(member)) return;
+    await sleep(50);
+  }
+  throw new Error(`${member.process.name} did not come back within ${ANSWER_TIMEOUT_MS} ms`);
+}
+
+const signal = (member: Member, name: NodeJS.Signals) => {
+  if (member.process.pid !== undefined) process.kill(member.process.pid, name);
+};
+
+const killed = (role: Role, mayFail = false): Drill => ({
+  name: `kill -9 ${role}`,
+  mayFail,
+  disturb: (scene) =>
+    disturbEach(scene, role, async (member) => {
+      const { pid } = member.process;
+      signal(member, 'SIGKILL');
+      // It comes back as another process.
+      while (member.process.pid === pid) await sleep(20);
+    }),
+});
+
+const stopped = (role: Role, mayFail = false): Drill => ({
+  name: `SIGSTOP ${role}, ${HOLD_MS / 1000} s`,
+  mayFail,
+  disturb: (scene) =>
+    disturbEach(scene, role, async (member) => {
+      signal(member, 'SIGSTOP');
+      await sleep(HOLD_MS);
+      signal(member, 'SIGCONT');
+    }),
+});
+
+const cutOff = (role: Role): Drill => ({
+  name: `link to ${role} dead, ${HOLD_MS / 1000} s`,
+  disturb: (scene) =>
+    disturbEach(scene, role, async ({ link }) => {
+      link.state = 'dead';
+      await sleep(HOLD_MS);
+      link.state = 'up';
+    }),
+});
+
+/** Everything between services late by so much, each way. */
+const SLOW_MS = 30;
+
+async function slowLinks({ fleet, seconds, mark }: Scene): Promise<void> {
+  mark();
+  const links = [...fleet.of('prefill'), ...fleet.of('decode')].map(({ link }) => link);
+  for (const link of links) link.delayMs = SLOW_MS;
+  await sleep(1000 * seconds);
+  for (const link of links) link.delayMs = 0;
+}
+
+async function storeAway({ storeLink, seconds, mark }: Scene): Promise<void> {
+  await sleep(500);
+  mark();
+  storeLink!.state = 'down';
+  await sleep(1000 * seconds);
+  storeLink!.state = 'up';
+  await sleep(1000);
+}
+
+export const DRILLS: readonly Drill[] = [
+  { name: 'nothing', disturb: ({ seconds }) => sleep(1000 * seconds) },
+  killed('prefill'),
+  killed('decode'),
+  killed('indexer'),
+  killed('gateway', true),
+  stopped('prefill'),
+  stopped('decode'),
+  stopped('indexer'),
+  stopped('gateway'),
+  cutOff('prefill'),
+  cutOff('decode'),
+  { name: `links ${SLOW_MS} ms late`, disturb: slowLinks },
+  { name: 'clients that vanish', leaving: 0.6, disturb: ({ seconds }) => sleep(1000 * seconds) },
+  { name: 'clients that do not read', disturb: readSlowly },
+  {
+    name: 'store away',
+    impossible: ({ storeLink }) => (storeLink ? undefined : 'needs --redis'),
+    disturb: storeAway,
+  },
+  {
+    name: 'disk full under LMDB',
+    impossible: ({ storeLink }) => {
+      if (storeLink) return 'needs LMDB';
+      return process.platform === 'win32' ? 'needs ulimit' : undefined;
+    },
+    disturb: fillDisk,
+  },
+];

@@ -1,0 +1,150 @@
+/** A whole system of real processes, each behind a {@link Link} of its own, whose parts can be killed, stopped and cut off. */
+import { mkdir, mkdtemp } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Flags, type Role, ServiceProcess } from '../../services/supervisor.ts';
+import { Link } from './link.ts';
+
+export interface FleetOptions {
+  readonly bundle: string;
+  /** URL of the store. */
+  readonly store: string;
+  /** Folder for logs. */
+  readonly data: string;
+  /** Workers of each pool. */
+  readonly workers: number;
+  readonly gateway?: Flags;
+}
+
+export interface Member {
+  readonly role: Role;
+  readonly process: ServiceProcess;
+  readonly link: Link;
+}
+
+/** What one process says of itself on /metrics. */
+export interface Vitals {
+  readonly rssBytes: number;
+  readonly openFiles: number;
+  readonly stagedBytes: number;
+  readonly running: number;
+}
+
+/** Short, so that a drill is. */
+export const STALL_TIMEOUT_MS = 2_000;
+const LEASE_MS = 5_000;
+
+export class Fleet {
+  readonly members: readonly Member[];
+  readonly #logs: string;
+
+  private constructor(members: readonly Member[], logs: string) {
+    this.members = members;
+    this.#logs = logs;
+  }
+
+  static async start({ bundle, store, data, workers, gateway = {} }: FleetOptions): Promise<Fleet> {
+    await mkdir(data, { recursive: true });
+    const logs = await mkdtemp(join(data, 'drills-'));
+    const members: Member[] = [];
+    const fleet = new Fleet(members, logs);
+    const add = async (role: Role, index: number, flags: Flags) => {
+      const link = await Link.open();
+      // Decoders pull from prefill through the link too.
+      const advertised = role === 'prefill' ? { advertise: link.address } : {};
+      const settings = { model: bundle, port: 0, ...flags, ...advertised };
+      const process = new ServiceProcess(`${role}-${index}`, role, settings, { logs });
+      members.push({ role, process, link });
+      await process.start();
+      link.target = process.address;
+      return link.address;
+    };
+    const pool = (role: Role, flags: Flags) =>
+      Promise.all(Array.from({ length: workers }, (_, i) => add(role, i, flags)));
+    try {
+      const common = { threads: 1, slots: 8, capacity: 1024, metricsPort: 0, drainTimeoutMs: 10_000 };
+      const [prefill, decode, indexer] = await Promise.all([
+        pool('prefill', { ...common, kvLeaseMs: LEASE_MS }),
+        pool('decode', { ...common, queueSequences: 256 }),
+        add('indexer', 0, { store, threads: 1, metricsPort: 0 }),
+      ]);
+      await add('gateway', 0, {
+        ...{ store, indexer, prefillWorkers: prefill.join(','), decodeWorkers: decode.join(','), threads: 1 },
+        ...{ stallTimeoutMs: STALL_TIMEOUT_MS, requestTimeoutMs: 30_000, targetTtftMs: 20_000, drainTimeoutMs: 10_000 },
+        ...{ retrievalBudgetMs: 1_000, ...gateway },
+      });
+      return fleet;
+    } catch (error) {
+      await fleet.close();
+      throw error;
+    }
+  }
+
+  get logs(): string {
+    return this.#logs;
+  }
+
+  get url(): string {
+    return `http://${this.of('gateway')[0]!.process.address}`;
+  }
+
+  of(role: Role): readonly Member[] {
+    return this.members.filter((member) => member.role === role);
+  }
+
+  async vitals({ process, role }: Member): Promise<Vitals | undefined> {
+    const address = role === 'gateway' ? process.address : process.metricsAddress;
+    try {
+      const answer = await fetch(`http://${address}/metrics`, { signal: AbortSignal.timeout(2_000) });
+      const text = await answer.text();
+      return {
+        rssBytes: sample(text, 'process_resident_memory_bytes'),
+        openFiles: sample(text, 'process_open_fds'),
+        stagedBytes: sample(text, 'llavacode:kv_staged_bytes'),
+        running: sample(text, 'vllm:num_requests_running'),
+      };
+    } catch {
+      return undefined; // it is down, or hangs
+    }
+  }
+
+  /**
+   * Waits until every process answers, the gateway is ready and nothing is left of earlier requests.
+   * @returns what is left after `patienceMs`, in words; '' when there is nothing.
+   */
+  async settle(patienceMs = 30_000): Promise<string> {
+    const deadlineMs = performance.now() + patienceMs;
+    for (;;) {
+      const left = await this.#left();
+      if (left === '' || performance.now() > deadlineMs) return left;
+      await sleep(100);
+    }
+  }
+
+  async #left(): Promise<string> {
+    const left: string[] = [];
+    for (const member of this.members) {
+      const { name } = member.process;
+      const vitals = await this.vitals(member);
+      if (vitals === undefined) left.push(`${name} does not answer`);
+      else if (vitals.stagedBytes > 0) left.push(`${name} holds ${vitals.stagedBytes} bytes of KV`);
+      else if (vitals.running > 0) left.push(`${name} has ${vitals.running} requests`);
+    }
+    const ready = await fetch(`${this.url}/readyz`, { signal: AbortSignal.timeout(2_000) }).catch(() => undefined);
+    if (!ready?.ok) left.push('the gateway is not ready');
+    await ready?.body?.cancel();
+    return left.join(', ');
+  }
+
+  async close(): Promise<void> {
+    for (const { process } of this.of('gateway')) await process.stop();
+    await Promise.all(this.members.map(({ process }) => process.stop()));
+    for (const { link } of this.members) link.close();
+  }
+}
+
+/** Value of a metric, over all its labels; 0 where there is none. */
+function sample(text: string, name: string): number {
+  const lines = text.split('\n').filter((line) => line.startsWith(name) && /[{ ]/.test(line[name.length] ?? ''));
+  return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' ') + 1)), 0);
+}

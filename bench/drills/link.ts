@@ -1,0 +1,73 @@
+/** A TCP link that can be made slow, broken or dead: a proxy in front of one process. No rights are needed for it. */
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+
+/** As it is; every part late by `delayMs`; connections refused; or alive and carrying nothing, as when a machine is gone. */
+export type LinkState = 'up' | 'down' | 'dead';
+
+export class Link {
+  /** host:port behind it. */
+  target = '';
+  /** Of every part, in each direction. */
+  delayMs = 0;
+  #state: LinkState = 'up';
+  readonly #server: Server;
+  readonly #sockets = new Set<Socket>();
+
+  private constructor() {
+    this.#server = createServer((near) => this.#accept(near));
+  }
+
+  static async open(): Promise<Link> {
+    const link = new Link();
+    link.#server.listen(0, '127.0.0.1');
+    await once(link.#server, 'listening');
+    return link;
+  }
+
+  /** host:port to speak to. */
+  get address(): string {
+    return `127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  set state(state: LinkState) {
+    this.#state = state;
+    // What was swallowed never comes: such connections cannot go on.
+    if (state !== 'dead')
+      for (const socket of this.#sockets) if (state === 'down' || socket.isPaused()) socket.destroy();
+  }
+
+  close(): void {
+    for (const socket of this.#sockets) socket.destroy();
+    this.#server.close();
+  }
+
+  #accept(near: Socket): void {
+    if (this.#state === 'down') return void near.destroy();
+    const colon = this.target.lastIndexOf(':');
+    const far = connect(Number(this.target.slice(colon + 1)), this.target.slice(0, colon));
+    this.#carry(near, far);
+    this.#carry(far, near);
+  }
+
+  #carry(from: Socket, to: Socket): void {
+    this.#sockets.add(from);
+    from.setNoDelay(true);
+    from.on('error', () => {});
+    from.on('close', () => {
+      this.#sockets.delete(from);
+      to.destroy();
+    });
+    from.on('data', (part) => {
+      if (this.#state === 'dead') return void from.pause();
+      const write = () => {
+        if (to.destroyed || to.write(part)) return;
+        from.pause();
+        to.once('drain', () => from.resume());
+      };
+      if (this.delayMs === 0) write();
+      else setTimeout(write, this.delayMs);
+    });
+    from.on('end', () => setTimeout(() => to.end(), this.delayMs));
+  }
+}

@@ -1,0 +1,67 @@
+/** Drills and soak as tables. */
+import { figure, table } from '../report/markdown.ts';
+import type { DrillResult } from './run.ts';
+import type { Slope } from './slope.ts';
+import type { SoakResult } from './soak.ts';
+
+const counts = (failed: Readonly<Record<string, number>>) =>
+  Object.entries(failed)
+    .map(([code, count]) => `${count} ${code}`)
+    .join(', ') || '0';
+
+export function drillReport(results: readonly DrillResult[]): string {
+  const head = ['Drill', 'times', 'sent', 'ok', 'left', 'failed', 'lost tokens', 'doubled tokens'];
+  const rows = results.map((result) => [
+    result.name,
+    ...[result.disturbances, result.sent, result.ok, result.left].map(String),
+    counts(result.failed),
+    ...[result.lostTokens, result.doubledTokens].map(String),
+    figure(result.recoveryMs),
+    figure(result.longestGapMs),
+    result.broken === '' ? result.note || 'as promised' : `**${result.broken}**`,
+  ]);
+  return [
+    table([...head, 'recovery ms', 'longest gap ms', 'verdict'], rows, columns(head.length + 3)),
+    '',
+    'left: clients that hung up. lost, doubled: against the greedy answer of an undisturbed run. recovery: the longest time from a',
+    'disturbance to the first token of a request sent after it. longest gap: between two tokens of a stream that ended well.',
+  ].join('\n');
+}
+
+export function soakReport(result: SoakResult): string {
+  const { minutes, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills } = result;
+  const mebibytes = ({ perUnit, error }: Slope) => `${figure(perUnit / 2 ** 20)} ± ${figure((2 * error) / 2 ** 20)}`;
+  const rows = result.trends.map((trend) => [
+    trend.name,
+    figure(trend.rssBytes.mean / 2 ** 20),
+    mebibytes(trend.rssBytes),
+    figure(trend.openFiles.mean),
+    `${figure(trend.openFiles.perUnit)} ± ${figure(2 * trend.openFiles.error)}`,
+    figure(trend.stagedPeakBytes / 2 ** 20),
+    String(trend.stagedLeftBytes),
+    trend.grows === '' ? 'level' : `**${trend.grows}**`,
+  ]);
+  const head = [
+    'Process',
+    'RSS MiB',
+    'MiB/h',
+    'open files',
+    'files/h',
+    'staged KV MiB, peak',
+    'left, bytes',
+    'verdict',
+  ];
+  return [
+    `${minutes} minutes: ${sent} requests, ${ok} ok, ${left} left by their clients, failed ${counts(failed)}; ${lostTokens} tokens lost, ` +
+      `${doubledTokens} doubled; ${restarts} restarts, ${kills} kills.`,
+    '',
+    table(head, rows, columns(head.length)),
+    '',
+    result.broken === '' ? 'Nothing grows, nothing is left behind.' : `Not as promised: ${result.broken}.`,
+    ...(minutes < 15 ? ['A run this short tells little of memory: heaps are still filling.'] : []),
+  ].join('\n');
+}
+
+/** All to the right but the first and the last. */
+const columns = (count: number) =>
+  Array.from({ length: count }, (_, i) => (i === 0 || i === count - 1 ? ('left' as const) : ('right' as const)));

@@ -1,0 +1,130 @@
+/**
+ * Streams under disturbance, held against the greedy answers of an undisturbed run: what a client received must be a
+ * beginning of that answer, and, where the stream ended well, all of it.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type CompletionBody, streamCompletion } from '../../services/client.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { RandomStream } from '../measure/arrivals.ts';
+import type { PromptMaker } from '../system/prompts.ts';
+
+/** One prompt with what must come of it. */
+export interface Reference {
+  readonly body: CompletionBody;
+  readonly tokenIds: readonly number[];
+  /** What comes where the index cannot be asked. */
+  readonly withoutContext: readonly number[];
+}
+
+/** What became of one request. All times in ms from the start of the run. */
+export interface StreamRecord {
+  readonly sentMs: number;
+  readonly firstMs: number | undefined;
+  readonly outcome: 'ok' | 'failed' | 'left';
+  /** Of a failure. */
+  readonly code?: string;
+  /** Tokens that a stream which ended well did not bring. */
+  readonly lost: number;
+  /** Tokens that are not those of the reference at their place: doubled, swapped or made up. */
+  readonly doubled: number;
+  /** Longest time between two tokens. */
+  readonly longestGapMs: number;
+}
+
+const OUTPUT_TOKENS = 40;
+const PROMPT_TOKENS = 160;
+const TIMEOUT_MS = 40_000;
+/** About the length of a stream. */
+const LEAVE_WITHIN_MS = 400;
+const LEFT = new Error('the client left');
+
+/** @param repo of the index, for prompts with compressed context. */
+export async function makeReferences(url: string, prompts: PromptMaker, count: number): Promise<Reference[]> {
+  const greedy = { max_tokens: OUTPUT_TOKENS, temperature: 0, ignore_eos: true, return_token_ids: true };
+  const references: Reference[] = [];
+  for (let i = 0; i < count; i++) {
+    const shape = { tokens: PROMPT_TOKENS, context: 'compressed', contextTokens: 10 } as const;
+    const body = { ...prompts.make(i, shape), ...greedy };
+    const answer = (request: CompletionBody) => streamCompletion(url, request, AbortSignal.timeout(TIMEOUT_MS));
+    const { tokenIds, rag } = await answer(body);
+    if (rag?.degraded) throw new ServingError('internal', `the undisturbed run had no context: ${rag.degraded}`);
+    const { rag: _, ...plain } = body;
+    references.push({ body, tokenIds, withoutContext: (await answer(plain)).tokenIds });
+  }
+  return references;
+}
+
+export interface Traffic {
+  /** Requests per second, Poisson. */
+  readonly rate: number;
+  readonly seed: number;
+  /** Share of clients that vanish in the middle. */
+  readonly leaving?: number;
+}
+
+/**
+ * Open loop: every request is sent at its time, whatever has become of those before.
+ * @param until no more are sent once it is aborted.
+ * @returns when the last one has ended.
+ */
+export async function sendTraffic(
+  url: () => string,
+  references: readonly Reference[],
+  { rate, seed, leaving = 0 }: Traffic,
+  startMs: number,
+  until: AbortSignal,
+): Promise<StreamRecord[]> {
+  const random = new RandomStream(seed);
+  const streams: Promise<StreamRecord>[] = [];
+  for (let atMs = 0; ; ) {
+    atMs += (random.gamma(1) * 1000) / rate;
+    await sleep(Math.max(0, startMs + atMs - performance.now()), undefined, { signal: until }).catch(() => {});
+    if (until.aborted) return Promise.all(streams);
+    const leaveAfterMs = random.uniform() < leaving ? random.uniform() * LEAVE_WITHIN_MS : undefined;
+    streams.push(sendStream(url(), references[random.below(references.length)]!, startMs, leaveAfterMs));
+  }
+}
+
+async function sendStream(
+  url: string,
+  reference: Reference,
+  startMs: number,
+  leaveAfterMs: number | undefined,
+): Promise<StreamRecord> {
+  const leave = new AbortController();
+  const timer = leaveAfterMs === undefined ? undefined : setTimeout(() => leave.abort(LEFT), leaveAfterMs);
+  const sentMs = performance.now() - startMs;
+  const chunksMs: number[] = [];
+  const received: number[] = [];
+  let expected = reference.tokenIds;
+  const known = () => ({
+    sentMs,
+    firstMs: chunksMs[0],
+    doubled: received.length - commonStart(received, expected),
+    longestGapMs: Math.max(0, ...chunksMs.slice(1).map((at, i) => at - chunksMs[i]!)),
+  });
+  try {
+    const signal = AbortSignal.any([leave.signal, AbortSignal.timeout(TIMEOUT_MS)]);
+    const onChunk = (atMs: number, tokenIds: readonly number[]) => {
+      chunksMs.push(atMs - startMs);
+      received.push(...tokenIds);
+    };
+    const { rag } = await streamCompletion(url, reference.body, signal, { onChunk });
+    if (rag?.degraded) expected = reference.withoutContext;
+    return { ...known(), outcome: 'ok', lost: expected.length - commonStart(received, expected) };
+  } catch (error) {
+    // Of a stream that broke off it is not known whether it had its context: it must be one of the two.
+    if (commonStart(received, expected) < received.length) expected = reference.withoutContext;
+    if (leave.signal.aborted) return { ...known(), outcome: 'left', lost: 0 };
+    const { code } = ServingError.from(error, 'worker_lost');
+    return { ...known(), outcome: 'failed', code: error instanceof ServingError ? code : 'connection', lost: 0 };
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function commonStart(a: readonly number[], b: readonly number[]): number {
+  let at = 0;
+  while (at < a.length && at < b.length && a[at] === b[at]) at++;
+  return at;
+}
