@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
+import { drillCommands } from './drills/command.ts';
 import { engineCommand, handoffCommand } from './engine/command.ts';
 import type { Workload } from './load.ts';
 import { ARRIVALS } from './measure/arrivals.ts';
@@ -126,7 +127,7 @@ export function benchCommand(): Command {
       }),
   );
   all.addCommand(engineCommand()).addCommand(handoffCommand());
-  for (const command of allCommands()) all.addCommand(command);
+  for (const command of [...drillCommands(), ...allCommands()]) all.addCommand(command);
   return all;
 }
 

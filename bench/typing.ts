@@ -50,10 +50,12 @@ export function replaySession(lines: string, source: string): Session {
   return { path, keystrokes };
 }
 
-export async function loadSession(dir: string): Promise<Session> {
+/** The session that ships, its first `seconds`. */
+export async function loadSession(dir: string, seconds = Number.POSITIVE_INFINITY): Promise<Session> {
   const lines = await readFile(SESSION, 'utf8');
   const { path } = header.parse(JSON.parse(lines.slice(0, lines.indexOf('\n'))));
-  return replaySession(lines, await readFile(join(dir, path), 'utf8'));
+  const session = replaySession(lines, await readFile(join(dir, path), 'utf8'));
+  return { path, keystrokes: session.keystrokes.filter(({ atMs }) => atMs < 1000 * seconds) };
 }
 
 export interface TypingOptions {

@@ -23,7 +23,7 @@ const program = new Command('llavacode')
   .showHelpAfterError()
   .configureHelp({ showGlobalOptions: true });
 
-const PRECISIONS = ['fp32', 'int8', 'mixed', 'int4'];
+const PRECISIONS = ['fp32', 'fp16', 'int8', 'mixed', 'int4'];
 
 const count = (text: string) => {
   const value = Number(text);

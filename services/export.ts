@@ -73,7 +73,7 @@ async function divergenceOf(llm: string, to: string): Promise<Divergence> {
 
 /** Loads a pair of decoder graphs over one KV pool. */
 export async function openPair(graphs: GraphPair, spec: DecoderSpec): Promise<LogitsRunner> {
-  const pool = new KvPool(spec, 1, VERIFY.tokens);
+  const pool = new KvPool({ ...spec, floats: graphs.floats }, 1, VERIFY.tokens);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const engine = { provider: 'cpu', threads: 2 } as const;
   const prompt = await DecoderSession.load(graphs.prompt, shape, pool, engine);

@@ -1,47 +1,17 @@
 /** The drills: what is done to a running system, and what of its promise must hold meanwhile. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Role } from '../../services/supervisor.ts';
-import type { RandomStream } from '../measure/arrivals.ts';
 import { fillDisk } from './disk-full.ts';
 import { type Fleet, type Member, STALL_TIMEOUT_MS } from './fleet.ts';
-import type { Link } from './link.ts';
+import type { Drill, Scene } from './scene.ts';
 import { readSlowly } from './slow-readers.ts';
-import type { Reference } from './streams.ts';
-
-export interface Scene {
-  readonly fleet: Fleet;
-  readonly random: RandomStream;
-  readonly references: readonly Reference[];
-  /** Disturbances of one kind. */
-  readonly count: number;
-  /** How long a lasting disturbance lasts. */
-  readonly seconds: number;
-  /** In front of Redis; undefined where the store is a folder. */
-  readonly storeLink: Link | undefined;
-  readonly store: string;
-  readonly bundle: string;
-  /** Says that a disturbance begins now. */
-  mark(): void;
-}
-
-export interface Drill {
-  readonly name: string;
-  /** Whether requests may end in an error meanwhile: those whose gateway is gone, and nobody else's. */
-  readonly mayFail?: boolean;
-  /** Share of clients that vanish. */
-  readonly leaving?: number;
-  /** Why it cannot be run here. */
-  readonly impossible?: (scene: Pick<Scene, 'storeLink'>) => string | undefined;
-  /** @returns what else was found, in words; throws where it is not as promised. */
-  readonly disturb: (scene: Scene) => Promise<string | void>;
-}
 
 /** Beyond what the gateway takes for lost. */
 const HOLD_MS = STALL_TIMEOUT_MS + 2_000;
 const ANSWER_TIMEOUT_MS = 30_000;
 
 /** Does something to members of a role in turn, at random moments, each time when all is well again. */
-async function disturbEach(scene: Scene, role: Role, act: (member: Member) => Promise<void>): Promise<void> {
+async function disturbEach(scene: Scene, role: Role, act: (member: Member) => Promise<void>): Promise<undefined> {
   const members = scene.fleet.of(role);
   for (let i = 0; i < scene.count; i++) {
     await sleep(200 + scene.random.uniform() * 800);
@@ -102,7 +72,7 @@ const cutOff = (role: Role): Drill => ({
 /** Everything between services late by so much, each way. */
 const SLOW_MS = 30;
 
-async function slowLinks({ fleet, seconds, mark }: Scene): Promise<void> {
+async function slowLinks({ fleet, seconds, mark }: Scene): Promise<undefined> {
   mark();
   const links = [...fleet.of('prefill'), ...fleet.of('decode')].map(({ link }) => link);
   for (const link of links) link.delayMs = SLOW_MS;
@@ -110,7 +80,7 @@ async function slowLinks({ fleet, seconds, mark }: Scene): Promise<void> {
   for (const link of links) link.delayMs = 0;
 }
 
-async function storeAway({ storeLink, seconds, mark }: Scene): Promise<void> {
+async function storeAway({ storeLink, seconds, mark }: Scene): Promise<undefined> {
   await sleep(500);
   mark();
   storeLink!.state = 'down';
@@ -119,8 +89,11 @@ async function storeAway({ storeLink, seconds, mark }: Scene): Promise<void> {
   await sleep(1000);
 }
 
+/** Nothing more is done. */
+export const watch = ({ seconds }: Pick<Scene, 'seconds'>) => sleep(1000 * seconds, undefined);
+
 export const DRILLS: readonly Drill[] = [
-  { name: 'nothing', disturb: ({ seconds }) => sleep(1000 * seconds) },
+  { name: 'nothing', disturb: watch },
   killed('prefill'),
   killed('decode'),
   killed('indexer'),
@@ -132,7 +105,7 @@ export const DRILLS: readonly Drill[] = [
   cutOff('prefill'),
   cutOff('decode'),
   { name: `links ${SLOW_MS} ms late`, disturb: slowLinks },
-  { name: 'clients that vanish', leaving: 0.6, disturb: ({ seconds }) => sleep(1000 * seconds) },
+  { name: 'clients that vanish', leaving: 0.6, disturb: watch },
   { name: 'clients that do not read', disturb: readSlowly },
   {
     name: 'store away',

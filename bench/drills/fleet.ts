@@ -51,8 +51,7 @@ export class Fleet {
     const add = async (role: Role, index: number, flags: Flags) => {
       const link = await Link.open();
       // Decoders pull from prefill through the link too.
-      const advertised = role === 'prefill' ? { advertise: link.address } : {};
-      const settings = { model: bundle, port: 0, ...flags, ...advertised };
+      const settings = { model: bundle, port: 0, ...flags, ...(role === 'prefill' && { advertise: link.address }) };
       const process = new ServiceProcess(`${role}-${index}`, role, settings, { logs });
       members.push({ role, process, link });
       await process.start();

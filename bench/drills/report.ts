@@ -17,14 +17,15 @@ export function drillReport(results: readonly DrillResult[]): string {
     counts(result.failed),
     ...[result.lostTokens, result.doubledTokens].map(String),
     figure(result.recoveryMs),
+    figure(result.worstTtftMs),
     figure(result.longestGapMs),
     result.broken === '' ? result.note || 'as promised' : `**${result.broken}**`,
   ]);
   return [
-    table([...head, 'recovery ms', 'longest gap ms', 'verdict'], rows, columns(head.length + 3)),
+    table([...head, 'recovery ms', 'worst TTFT ms', 'longest gap ms', 'verdict'], rows, columns(head.length + 4)),
     '',
     'left: clients that hung up. lost, doubled: against the greedy answer of an undisturbed run. recovery: the longest time from a',
-    'disturbance to the first token of a request sent after it. longest gap: between two tokens of a stream that ended well.',
+    'disturbance to the first token of a request sent after it. Worst TTFT, longest gap between two tokens: of streams that ended well.',
   ].join('\n');
 }
 

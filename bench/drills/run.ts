@@ -1,15 +1,16 @@
 /** `bench drills`: one drill after the other on one running system under open-loop load. */
 import { mkdir } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { parseRedisUrl } from '../../services/lib/rag/redis-url.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { type BenchModel, runCli } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { withJumpingClocks } from './clock-jumps.ts';
-import { DRILLS, type Drill, type Scene } from './drills.ts';
+import { DRILLS, watch } from './drills.ts';
 import { Fleet } from './fleet.ts';
 import { Link } from './link.ts';
+import type { Drill, Scene } from './scene.ts';
 import { makeReferences, type Reference, type StreamRecord, sendTraffic } from './streams.ts';
 
 export interface DrillOptions {
@@ -43,6 +44,8 @@ export interface DrillResult {
   readonly doubledTokens: number;
   /** The longest time from a disturbance to the first token of a request that was sent after it and ended well. */
   readonly recoveryMs: number | undefined;
+  /** Longest wait of a client for the first token of a stream that ended well. */
+  readonly worstTtftMs: number;
   /** Between two tokens of a stream that ended well. */
   readonly longestGapMs: number;
   readonly note: string;
@@ -94,10 +97,7 @@ export async function runDrills(model: BenchModel, options: DrillOptions): Promi
 }
 
 /** All clocks of the day jump by an hour, to and fro, twice a second. */
-const CLOCKS: Drill = {
-  name: 'clocks that jump',
-  disturb: ({ seconds }) => new Promise((done) => setTimeout(done, 1000 * seconds)),
-};
+const CLOCKS: Drill = { name: 'clocks that jump', disturb: watch };
 
 async function runDrill(
   drill: Drill,
@@ -133,7 +133,7 @@ async function runDrill(
 }
 
 export function judge(
-  drill: Pick<Drill, 'name' | 'mayFail'>,
+  drill: Pick<Drill, 'name'> & Partial<Pick<Drill, 'mayFail'>>,
   records: readonly StreamRecord[],
   marks: readonly number[],
   broken: string,
@@ -163,6 +163,7 @@ export function judge(
     lostTokens,
     doubledTokens,
     recoveryMs: recoveries.length === 0 ? undefined : Math.max(...recoveries),
+    worstTtftMs: Math.max(0, ...ok.map(({ firstMs, sentMs }) => (firstMs ?? sentMs) - sentMs)),
     longestGapMs: Math.max(0, ...ok.map(({ longestGapMs }) => longestGapMs)),
     note: '',
     broken: problems.filter((text) => text !== '').join('; '),

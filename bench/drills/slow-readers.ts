@@ -2,7 +2,7 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Scene } from './drills.ts';
+import type { Scene } from './scene.ts';
 
 const CLIENTS = 24;
 /** What each may cost: the buffers of its socket and a few events. */

@@ -51,18 +51,18 @@ export async function record<Result>(run: RunDescription, measure: () => Promise
   };
 }
 
-/** Microseconds are precise enough, and make raw timestamps a third as long. */
-const rounded = (_: string, value: unknown) =>
-  typeof value === 'number' && !Number.isInteger(value) ? Math.round(value * 1e6) / 1e6 : value;
-const timestamp = (key: string, value: unknown) =>
-  /Ms$/.test(key) && Array.isArray(value)
-    ? value.map((at: number) => Math.round(at * 1000) / 1000)
-    : rounded(key, value);
+/** Timestamps (keys in `…Ms`) to the microsecond, other figures to six decimals: raw data a third as long. */
+function rounded(key: string, value: unknown): unknown {
+  if (/Ms$/.test(key) && Array.isArray(value)) return value.map((inner) => rounded(key, inner));
+  if (typeof value !== 'number' || Number.isInteger(value)) return value;
+  const scale = /Ms$/.test(key) ? 1e3 : 1e6;
+  return Math.round(value * scale) / scale;
+}
 
 export async function writeArtifact(dir: string, name: string, artifact: Artifact): Promise<string> {
   await mkdir(dir, { recursive: true });
   const file = join(dir, `${name}.json`);
-  await writeFile(file, `${JSON.stringify(artifact, timestamp)}\n`);
+  await writeFile(file, `${JSON.stringify(artifact, rounded)}\n`);
   return file;
 }
 

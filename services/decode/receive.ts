@@ -42,7 +42,8 @@ export class KvPuller {
     this.#security = security;
     this.#pool = pool;
     this.#fingerprint = fingerprint;
-    this.#wire = wire;
+    // What is computed in 16 bits travels as it is.
+    this.#wire = pool.floats === 'float16' ? pool.floats : wire;
     this.#log = log;
   }
 

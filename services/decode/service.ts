@@ -87,7 +87,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
     role: 'decode',
     model: options.model,
     fingerprint: options.fingerprint,
-    layout: { ...pool.layout, dtype: 'float32' },
+    layout: { ...pool.layout, dtype: pool.floats },
     capacity: pool.capacity,
     slots: pool.slots,
     freeSlots: pool.free,

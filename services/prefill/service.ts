@@ -1,7 +1,8 @@
 /** The prefill worker as a gRPC service: Prefill for the gateway, Kv for decoders. */
 import { KvSender } from '../lib/kv/handoff.ts';
+import type { KvPool } from '../lib/kv/pool.ts';
 import { PrefixCache } from '../lib/kv/prefix.ts';
-import { readWireType } from '../lib/kv/wire.ts';
+import { readWireType, type WireType } from '../lib/kv/wire.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { TokenPrompt } from '../lib/request/sequence.ts';
@@ -81,7 +82,8 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       );
     }
     const { layers, kvHeads, headDim } = pool.layout;
-    const dtype = readWireType(request.dtype);
+    const dtype = request.dtype === '' ? pool.floats : readWireType(request.dtype);
+    refuseWireType(pool, dtype);
     const layout = { layers, kvHeads, headDim, dtype };
     yield { manifest: { fingerprint, layout, positions: lease.positions } };
     const sender = new KvSender(pool, lease.slot.index, dtype);
@@ -102,7 +104,7 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
     role: 'prefill',
     model: options.model,
     fingerprint,
-    layout: { ...pool.layout, dtype: 'float32' },
+    layout: { ...pool.layout, dtype: pool.floats },
     capacity: pool.capacity,
     slots: pool.slots,
     freeSlots: pool.free,
@@ -122,6 +124,12 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
     /** Brings gauges up to date before they are read. */
     observe: () => leases.observe(),
   };
+}
+
+/** What is computed in 16 bits travels as it is. */
+function refuseWireType({ floats }: KvPool, dtype: WireType): void {
+  if (floats === 'float32' || dtype === floats) return;
+  throw new ServingError('kv_layout_mismatch', `this KV cache is of ${floats} and travels as that, not as ${dtype}`);
 }
 
 /** @throws ServingError for whatever the engine could not compute. */

@@ -252,3 +252,34 @@ describe('a stream that is not what was sent', () => {
     refused(({ end }) => ({ end: { ...end, digest: end.digest ^ 1 } }), 'kv_digest_mismatch');
   });
 });
+
+describe('a pool of half precision', () => {
+  const layout = { layers: 2, kvHeads: 1, headDim: 4, floats: 'float16' } as const;
+  const filled = () => {
+    const pool = new KvPool(layout, 2, 8);
+    for (const layer of pool.layers) {
+      for (const part of [layer.key, layer.value]) for (let i = 0; i < part.length; i++) part[i] = (i * 7919) & 0x7bff;
+    }
+    return pool;
+  };
+
+  test('travels bit by bit, in half the bytes', () => {
+    const [source, target] = [filled(), new KvPool(layout, 2, 8)];
+    const sender = new KvSender(source, 1, 'float16');
+    const receiver = new KvReceiver(target, 0, FINGERPRINT, 'float16');
+    receiver.manifest({ fingerprint: FINGERPRINT, layout, dtype: 'float16', positions: 7 });
+    for (const frame of [...sender.pack(0, 3), ...sender.pack(3, 7)]) receiver.rows(frame);
+    receiver.end(sender.end([1]));
+    expect(receiver.bytes).toBe(7 * 4 * 4 * 2);
+    for (let row = 0; row < rowCount(layout); row++) {
+      expect(target.rowBytes(0, row, 0, 7)).toEqual(source.rowBytes(1, row, 0, 7));
+    }
+  });
+
+  test('has no 32-bit floats to show, and copies its slots', () => {
+    const pool = filled();
+    expect(() => pool.row(0, 0, 0, 1)).toThrow('float16');
+    pool.copy(0, 1, 5);
+    expect(pool.rowBytes(1, 2, 0, 5)).toEqual(pool.rowBytes(0, 2, 0, 5));
+  });
+});

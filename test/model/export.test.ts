@@ -147,7 +147,7 @@ describe('exporting', async () => {
     ['an encoder without projector', { encoder: join(GOLDENS, 'unixcoder') }, 'config_invalid', ['projector']],
     ['an encoder as the language model', { llm: join(GOLDENS, 'unixcoder') }, 'checkpoint_invalid', ['roberta']],
     ['more positions than the model has', { maxPositions: 4096 }, 'config_invalid', ['2048', '4096']],
-    ['an unknown precision', { precision: 'fp16' as Precision }, 'config_invalid', ['fp16', 'int8']],
+    ['an unknown precision', { precision: 'int2' as Precision }, 'config_invalid', ['int2', 'int8']],
     ['an unknown block', { precision: 'int4', block: 100 }, 'config_invalid', ['100']],
   ])('%s is refused and leaves nothing behind', async (name, options, code, message) => {
     const dir = name.replaceAll(' ', '-');

@@ -125,6 +125,12 @@ describe('quantised', () => {
     expect(int4.top1Agreement).toBeGreaterThan(0.7);
   });
 
+  test('in half precision hardly anything changes', async () => {
+    const fp16 = await divergence('fp16');
+    expect(fp16.klMean).toBeLessThan(1e-4);
+    expect(fp16.top1Agreement).toBeGreaterThan(0.99);
+  });
+
   test('prompts in W8A8 cost no more than prompts in int4, decoding from their KV included', async () => {
     const [own, same] = [await divergence('int4', 'w8a8'), await divergence('int4', 'same')];
     expect(own.klMean).toBeLessThanOrEqual(same.klMean);

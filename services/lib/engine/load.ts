@@ -3,7 +3,7 @@ import { totalmem } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { positionBytes } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
-import { allFiles, type Bundle, openBundle } from '../model/bundle.ts';
+import { allFiles, type Bundle, floatsOf, openBundle } from '../model/bundle.ts';
 import type { Config } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
@@ -44,7 +44,8 @@ export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decod
   const graph = phase === 'prefill' ? bundle.prefill : bundle.llm;
   refuseIfTooLarge(bundle, graph, config);
   const { layers, kvHeads, headDim } = spec;
-  const pool = new KvPool({ layers, kvHeads, headDim }, config.slots, config.capacity);
+  const floats = floatsOf(bundle.manifest);
+  const pool = new KvPool({ layers, kvHeads, headDim, floats }, config.slots, config.capacity);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const session = await DecoderSession.load(graph, shape, pool, {
     provider: config.provider,
@@ -73,7 +74,7 @@ function refuseIfTooLarge(bundle: Bundle, graph: string, { slots, capacity }: En
   const folder = `${relative(bundle.dir, dirname(graph))}/`;
   const files = allFiles(bundle.manifest).filter(({ path }) => path.startsWith(folder));
   const weights = files.reduce((sum, { bytes }) => sum + bytes, 0);
-  const perToken = positionBytes(bundle.manifest.llm.spec);
+  const perToken = positionBytes({ ...bundle.manifest.llm.spec, floats: floatsOf(bundle.manifest) });
   const kv = perToken * capacity * slots;
   const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
   if (weights + kv <= available) return;

@@ -221,7 +221,7 @@ export class DecoderSession {
     for (const [i, layer] of this.pool.layers.entries()) {
       for (const part of ['key', 'value'] as const) {
         const data = layer[part].subarray(first * slotElements, (first + n) * slotElements);
-        const kv = this.#fixed({ type: 'float32', dims, data });
+        const kv = this.#fixed({ type: this.pool.floats, dims, data });
         binding.input(`past.${i}.${part}`, kv).output(`present.${i}.${part}`, kv);
       }
     }

@@ -77,9 +77,10 @@ export class KvSender {
       const data = allocateRows((range.rowEnd - range.rowStart) * rowBytes);
       let crc = 0;
       for (let row = range.rowStart, at = 0; row < range.rowEnd; row++, at += rowBytes) {
-        const values = this.#pool.row(this.#slot, row, range.start, range.end);
         const encoded = data.subarray(at, at + rowBytes);
-        encodeRow(this.#type, values, headDim, encoded);
+        const from = [this.#slot, row, range.start, range.end] as const;
+        if (this.#type === this.#pool.floats) encoded.set(this.#pool.rowBytes(...from));
+        else encodeRow(this.#type, this.#pool.row(...from), headDim, encoded);
         crc = crc32(encoded, crc); // while it is in the cache
       }
       const frame = { ...range, data, crc32: crc };
@@ -164,8 +165,10 @@ export class KvReceiver {
       );
     }
     for (let row = frame.rowStart, at = 0; row < frame.rowEnd; row++, at += rowBytes) {
-      const values = this.#pool.row(this.#slot, row, frame.start, frame.end);
-      decodeRow(this.#type, frame.data.subarray(at, at + rowBytes), headDim, values);
+      const encoded = frame.data.subarray(at, at + rowBytes);
+      const to = [this.#slot, row, frame.start, frame.end] as const;
+      if (this.#type === this.#pool.floats) this.#pool.rowBytes(...to).set(encoded);
+      else decodeRow(this.#type, encoded, headDim, this.#pool.row(...to));
     }
     this.#tally.add(frame);
     const done = frame.rowEnd === rowCount(this.#pool.layout);

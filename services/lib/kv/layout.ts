@@ -9,6 +9,8 @@ export interface KvLayout {
   readonly kvHeads: number;
   /** Elements of one head's key or value at one position. */
   readonly headDim: number;
+  /** What the engine computes in; float32 if not given. */
+  readonly floats?: 'float32' | 'float16';
 }
 
 /** Rows [rowStart, rowEnd) of positions [start, end). */
@@ -24,8 +26,10 @@ export const FRAME_BYTES = 1 << 20;
 
 export const rowCount = (layout: KvLayout) => layout.layers * 2 * layout.kvHeads;
 
-/** Bytes of all rows at one position, in float32. */
-export const positionBytes = (layout: KvLayout) => rowCount(layout) * layout.headDim * 4;
+export const elementBytes = ({ floats }: KvLayout) => (floats === 'float16' ? 2 : 4);
+
+/** Bytes of all rows at one position, in the pool. */
+export const positionBytes = (layout: KvLayout) => rowCount(layout) * layout.headDim * elementBytes(layout);
 
 /**
  * Cuts positions [start, end) of all rows into ranges of at most `frameBytes` each (at least one row of one position):

@@ -4,7 +4,7 @@
  */
 import { totalmem } from 'node:os';
 import { ServingError } from '../process/errors.ts';
-import { type KvLayout, positionBytes, rowCount } from './layout.ts';
+import { elementBytes, type KvLayout, positionBytes, rowCount } from './layout.ts';
 
 /** A slot in somebody's hands. Giving it back twice is harmless. */
 export interface KvSlot {
@@ -15,14 +15,17 @@ export interface KvSlot {
   keep(): void;
 }
 
+export type KvArray = Float32Array | Uint16Array;
+
 type State = 'free' | 'kept' | 'held';
 
 export class KvPool {
   readonly layout: KvLayout;
   readonly slots: number;
   readonly capacity: number;
-  /** Per layer: K and V, each float32 [slots, kv_heads, capacity, head_dim]. */
-  readonly layers: readonly { readonly key: Float32Array; readonly value: Float32Array }[];
+  readonly floats: 'float32' | 'float16';
+  /** Per layer: K and V, each [slots, kv_heads, capacity, head_dim]; float16 by its bits. */
+  readonly layers: readonly { readonly key: KvArray; readonly value: KvArray }[];
   readonly #states: State[];
   /** Per slot: positions from 0 that must not be written by anybody but its holder. */
   readonly #claimed: Int32Array;
@@ -45,10 +48,12 @@ export class KvPool {
     this.slots = slots;
     this.capacity = capacity;
     const elements = slots * layout.kvHeads * capacity * layout.headDim;
+    this.floats = layout.floats ?? 'float32';
+    const ArrayType = this.floats === 'float16' ? Uint16Array : Float32Array;
     this.layers = Array.from({ length: layout.layers }, () => ({
       // Zeroed pages cost nothing until they are written.
-      key: new Float32Array(new ArrayBuffer(elements * 4)),
-      value: new Float32Array(new ArrayBuffer(elements * 4)),
+      key: new ArrayType(new ArrayBuffer(elements * elementBytes(layout))),
+      value: new ArrayType(new ArrayBuffer(elements * elementBytes(layout))),
     }));
     this.#states = new Array<State>(slots).fill('free');
     this.#claimed = new Int32Array(slots);
@@ -103,11 +108,28 @@ export class KvPool {
 
   /** Copies positions [0, end) of all rows from one slot to another. */
   copy(from: number, to: number, end: number): void {
-    for (let row = 0; row < rowCount(this.layout); row++) this.row(to, row, 0, end).set(this.row(from, row, 0, end));
+    for (let row = 0; row < rowCount(this.layout); row++) {
+      this.rowBytes(to, row, 0, end).set(this.rowBytes(from, row, 0, end));
+    }
   }
 
-  /** Positions [start, end) of one row of a slot: a view of (end - start) * head_dim elements. */
+  /**
+   * Positions [start, end) of one row of a slot: a view of (end - start) * head_dim elements.
+   * @throws TypeError for a pool of float16, which has no such view.
+   */
   row(slot: number, row: number, start: number, end: number): Float32Array {
+    const view = this.#view(slot, row, start, end);
+    if (view instanceof Float32Array) return view;
+    throw new TypeError('a pool of float16 holds no 32-bit floats');
+  }
+
+  /** The same, as the bytes that lie there. */
+  rowBytes(slot: number, row: number, start: number, end: number): Uint8Array {
+    const view = this.#view(slot, row, start, end);
+    return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+  }
+
+  #view(slot: number, row: number, start: number, end: number): KvArray {
     const { kvHeads, headDim } = this.layout;
     const head = row % kvHeads;
     const tensor = Math.floor(row / kvHeads);

@@ -8,6 +8,7 @@
  *
  * All little-endian, as every machine is that the engine runs on.
  */
+import { narrow, widen } from '../model/half.ts';
 import { ServingError } from '../process/errors.ts';
 
 export const WIRE_TYPES = ['float32', 'float16', 'int8'] as const;
@@ -40,7 +41,7 @@ export function encodeRow(type: WireType, row: Float32Array, headDim: number, to
   }
   // Where floats may not lie, by way of a place where they may; not with heads of a multiple of 4.
   const bytes = to.byteOffset % 4 === 0 ? to : new Uint8Array(to.length);
-  if (type === 'float16') encodeHalves(row, new Uint16Array(bytes.buffer, bytes.byteOffset, row.length));
+  if (type === 'float16') narrow(row, new Uint16Array(bytes.buffer, bytes.byteOffset, row.length));
   else {
     const vectors = row.length / headDim;
     const scales = new Float32Array(bytes.buffer, bytes.byteOffset, vectors);
@@ -56,57 +57,12 @@ export function decodeRow(type: WireType, from: Uint8Array, headDim: number, row
     return;
   }
   const bytes = from.byteOffset % 4 === 0 ? from : new Uint8Array(from);
-  if (type === 'float16') decodeHalves(new Uint16Array(bytes.buffer, bytes.byteOffset, row.length), row);
+  if (type === 'float16') widen(new Uint16Array(bytes.buffer, bytes.byteOffset, row.length), row);
   else {
     const vectors = row.length / headDim;
     const scales = new Float32Array(bytes.buffer, bytes.byteOffset, vectors);
     decodeBytes(scales, new Int8Array(bytes.buffer, bytes.byteOffset + vectors * 4, row.length), headDim, row);
   }
-}
-
-const SMALLEST_NORMAL = 0x38800000; // 2^-14, as the bits of a float32
-const LARGEST_HALF = 0x477fe000; // 65504
-/** Between the exponents of a float32 and of a float16, in place. */
-const REBIAS = 112 << 23;
-
-function encodeHalves(row: Float32Array, halves: Uint16Array): void {
-  const bits = new Uint32Array(row.buffer, row.byteOffset, row.length);
-  for (let i = 0; i < bits.length; i++) {
-    const x = bits[i]!;
-    const magnitude = x & 0x7fffffff;
-    let half: number;
-    if (magnitude >= SMALLEST_NORMAL && magnitude <= LARGEST_HALF) {
-      // Half of the last place that stays, less one, and one more where that place is odd: ties go to even.
-      half = (magnitude - REBIAS + 0xfff + ((magnitude >>> 13) & 1)) >>> 13;
-    } else if (magnitude < SMALLEST_NORMAL) {
-      // Adding 0.5 shifts what a subnormal half keeps to the end of a float32, rounded.
-      value[0] = Math.abs(row[i]!) + 0.5;
-      half = valueBits[0]! - 0x3f000000;
-    } else {
-      half = magnitude > 0x7f800000 ? 0x7e00 : 0x7bff;
-    }
-    halves[i] = ((x >>> 16) & 0x8000) | half;
-  }
-}
-const value = new Float32Array(1);
-const valueBits = new Uint32Array(value.buffer);
-
-/** All halves by their bits, made on first use: a load for each instead of a computation. */
-let halfValues: Float32Array | undefined;
-
-function decodeHalves(halves: Uint16Array, row: Float32Array): void {
-  halfValues ??= Float32Array.from({ length: 1 << 16 }, (_, half) => halfValue(half));
-  const values = halfValues;
-  for (let i = 0; i < halves.length; i++) row[i] = values[halves[i]!]!;
-}
-
-function halfValue(half: number): number {
-  const exponent = (half >>> 10) & 0x1f;
-  const mantissa = half & 0x3ff;
-  const sign = half & 0x8000 ? -1 : 1;
-  if (exponent === 0) return sign * mantissa * 2 ** -24;
-  if (exponent === 31) return mantissa === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
-  return sign * (1024 + mantissa) * 2 ** (exponent - 25);
 }
 
 function encodeBytes(row: Float32Array, headDim: number, scales: Float32Array, bytes: Int8Array): void {

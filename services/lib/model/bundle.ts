@@ -54,7 +54,7 @@ export type EncoderManifest = z.output<typeof encoderSchema>;
 export const manifestSchema = z.object({
   format: z.literal(FORMAT, `must be ${FORMAT}`),
   name: z.string().min(1),
-  precision: z.enum(['fp32', 'int8', 'mixed', 'int4']),
+  precision: z.enum(['fp32', 'fp16', 'int8', 'mixed', 'int4']),
   /** Over all files: two workers with the same one compute the same. */
   fingerprint: sha256,
   llm: z.object({
@@ -77,6 +77,9 @@ export const manifestSchema = z.object({
   tokenizer: z.object({ files }),
 });
 export type Manifest = z.output<typeof manifestSchema>;
+
+/** What the language model's graphs compute in, and so what their KV is of. */
+export const floatsOf = ({ precision }: Manifest) => (precision === 'fp16' ? 'float16' : 'float32');
 
 export interface Bundle {
   readonly dir: string;

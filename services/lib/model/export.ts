@@ -72,10 +72,11 @@ interface WeightFormats {
   readonly layers: LayerFormats;
   readonly vocabulary: TableFormat;
   readonly encoder: TableFormat;
+  readonly floats?: Graph['floats'];
 }
 
 /**
- * `int4`: all of the language model in 4 bits, for speed. `mixed`: its vocabulary, where one matrix decides every token,
+ * `fp16`: the language model in half precision throughout, for CUDA; a CPU computes it by way of 32 bits. `int4`: all of the language model in 4 bits, for speed. `mixed`: its vocabulary, where one matrix decides every token,
  * and its first and last layer in 8. The encoder, whose vectors a projector was trained on, keeps 8 bits in both; the
  * projector is always in 32-bit floats.
  */
@@ -88,6 +89,8 @@ export function weightFormats(precision: Precision, layers: number, block = DEFA
   switch (precision) {
     case 'fp32':
       return { layers: 'fp32', vocabulary: 'fp32', encoder: 'fp32' };
+    case 'fp16':
+      return { layers: 'fp32', vocabulary: 'fp32', encoder: 'fp32', floats: 'float16' };
     case 'int8':
       return { layers: eight, vocabulary: eight, encoder: eight };
     case 'mixed':
@@ -95,7 +98,7 @@ export function weightFormats(precision: Precision, layers: number, block = DEFA
     case 'int4':
       return { layers: four, vocabulary: four, encoder: eight };
     default:
-      throw new ServingError('config_invalid', `precision ${precision} is not one of fp32, int8, mixed, int4`);
+      throw new ServingError('config_invalid', `precision ${precision} is not one of fp32, fp16, int8, mixed, int4`);
   }
 }
 
@@ -138,11 +141,11 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
     projector === undefined
       ? undefined
       : await writeContext({ options, projector, spec, network, tokenizerFiles, format: formats.encoder, work });
-  const { layers, vocabulary } = formats;
+  const { layers, vocabulary, floats } = formats;
   const graphOf = (matrices: LayerFormats) =>
-    buildDecoder(spec, weights, { layers: matrices, vocabulary, maxPositions });
+    buildDecoder(spec, weights, { layers: matrices, vocabulary, maxPositions, floats });
   const llm = { spec, maxPositions, files: await writePart(options, work, 'llm', graphOf(layers)) };
-  const prefillPrecision = options.prefillPrecision ?? (options.precision === 'fp32' ? 'same' : 'w8a8');
+  const prefillPrecision = options.prefillPrecision ?? (formats.layers === 'fp32' ? 'same' : 'w8a8');
   const prefill =
     prefillPrecision === 'w8a8' ? { files: await writePart(options, work, 'prefill', graphOf('w8a8')) } : undefined;
   const tokenizer = { files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };

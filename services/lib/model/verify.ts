@@ -5,7 +5,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { ServingError } from '../process/errors.ts';
-import type { Bundle } from './bundle.ts';
+import { type Bundle, floatsOf } from './bundle.ts';
 import { Checkpoint } from './checkpoint.ts';
 import { buildDecoder } from './decoder.ts';
 import { writeModel } from './onnx.ts';
@@ -14,6 +14,8 @@ import { writeModel } from './onnx.ts';
 export interface GraphPair {
   readonly prompt: string;
   readonly decode: string;
+  /** What they compute in. */
+  readonly floats: 'float32' | 'float16';
 }
 
 /**
@@ -63,8 +65,8 @@ export async function verifyExport({ bundle, llm, sequences, open, signal }: Ver
     const graph = buildDecoder(spec, weights, { layers: 'fp32', vocabulary: 'fp32', maxPositions });
     await writeModel(graph, work, { signal });
     const reference = join(work, 'model.onnx');
-    runners.push(await open({ prompt: reference, decode: reference }));
-    runners.push(await open({ prompt: bundle.prefill, decode: bundle.llm }));
+    runners.push(await open({ prompt: reference, decode: reference, floats: 'float32' }));
+    runners.push(await open({ prompt: bundle.prefill, decode: bundle.llm, floats: floatsOf(bundle.manifest) }));
     return await compare(runners[0]!, runners[1]!, sequences, spec.vocab, signal);
   } finally {
     for (const runner of runners) runner.dispose();

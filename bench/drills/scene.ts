@@ -1,0 +1,33 @@
+/** What a drill is, and what it is given to work with. */
+import type { RandomStream } from '../measure/arrivals.ts';
+import type { Fleet } from './fleet.ts';
+import type { Link } from './link.ts';
+import type { Reference } from './streams.ts';
+
+export interface Scene {
+  readonly fleet: Fleet;
+  readonly random: RandomStream;
+  readonly references: readonly Reference[];
+  /** Disturbances of one kind. */
+  readonly count: number;
+  /** How long a lasting disturbance lasts. */
+  readonly seconds: number;
+  /** In front of Redis; undefined where the store is a folder. */
+  readonly storeLink: Link | undefined;
+  readonly store: string;
+  readonly bundle: string;
+  /** Says that a disturbance begins now. */
+  mark(): void;
+}
+
+export interface Drill {
+  readonly name: string;
+  /** Whether requests may end in an error meanwhile: those whose gateway is gone, and nobody else's. */
+  readonly mayFail?: boolean;
+  /** Share of clients that vanish. */
+  readonly leaving?: number;
+  /** Why it cannot be run here. */
+  readonly impossible?: (scene: Pick<Scene, 'storeLink'>) => string | undefined;
+  /** @returns what else was found, in words; throws where it is not as promised. */
+  readonly disturb: (scene: Scene) => Promise<string | undefined>;
+}
