@@ -121,9 +121,10 @@ export function benchCommand(): Command {
       .option('--debounce-ms <n>', 'a pause that asks for a completion', whole, 200)
       .option('--output-tokens <n>', 'at most', whole, 16)
       .option('--contexts <list>', 'compressed, text, off', list, ['compressed', 'text'])
-      .action(async ({ debounceMs, outputTokens, contexts, ...flags }) => {
+      .option('--seconds <n>', 'of the session; all of it when not given', positive)
+      .action(async ({ debounceMs, outputTokens, contexts, seconds, ...flags }) => {
         const { runTyping } = await import('./runs/single.ts');
-        await runTyping(typed(flags), flags.models[0], { debounceMs, outputTokens, contexts });
+        await runTyping(typed(flags), flags.models[0], { debounceMs, outputTokens, contexts, seconds });
       }),
   );
   all.addCommand(engineCommand()).addCommand(handoffCommand());

@@ -8,9 +8,10 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
 import { type Chunk, chunkFile } from '../services/lib/rag/chunk.ts';
+import { openStore } from '../services/lib/rag/open-store.ts';
 import { createRetrieval } from '../services/lib/rag/retrieval.ts';
 import { packIds } from '../services/lib/rag/row.ts';
-import { openStore, type Store } from '../services/lib/rag/store.ts';
+import type { Store } from '../services/lib/rag/store.ts';
 import { RandomStream } from './measure/arrivals.ts';
 import { type Percentiles, percentiles } from './measure/latency.ts';
 

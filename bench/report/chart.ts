@@ -58,7 +58,7 @@ async function load() {
 export function axes(title: string, x: string, y: string, extra: Partial<EChartsOption> = {}): EChartsOption {
   return {
     title: { text: title, left: 'center', textStyle: { fontSize: 15 } },
-    legend: { bottom: 0 },
+    legend: { bottom: 0, itemGap: 28 },
     grid: { left: 70, right: 40, top: 60, bottom: 80 },
     xAxis: { type: 'value', name: x, nameLocation: 'middle', nameGap: 28 },
     yAxis: { type: 'value', name: y, nameLocation: 'middle', nameGap: 48 },

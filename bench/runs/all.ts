@@ -69,6 +69,7 @@ export async function runAll(options: BenchOptions, all: AllOptions): Promise<vo
     debounceMs: 200,
     outputTokens: 16,
     contexts: ['compressed'],
+    seconds: scaled(40, 8),
   });
   const workload: Workload = {
     arrivals: 'poisson',

@@ -133,19 +133,23 @@ export async function runIndexing(
   );
 }
 
+export interface TypingPlan extends Pick<TypingOptions, 'debounceMs' | 'outputTokens'> {
+  readonly contexts: readonly ContextMode[];
+  /** Of the session, from its beginning; all of it when not given. */
+  readonly seconds?: number;
+}
+
 export async function runTyping(
   options: BenchOptions,
   modelName: string,
-  {
-    contexts,
-    ...typing
-  }: Pick<TypingOptions, 'debounceMs' | 'outputTokens'> & { readonly contexts: readonly ContextMode[] },
+  plan: TypingPlan,
 ): Promise<Artifact<TypingResult>> {
   const prepared = await prepareModel(modelName, options);
-  const session = await loadSession(options.path);
+  const { contexts, seconds, ...typing } = plan;
+  const session = await loadSession(options.path, seconds);
   return run(
     options,
-    { bench: 'typing', models: [prepared.model], settings: { ...typing, contexts, pinning: 'split' } },
+    { bench: 'typing', models: [prepared.model], settings: { ...plan, pinning: 'split' } },
     (onProgress) =>
       withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
         const common = { ...typing, repo: repoName(options), timeoutMs: options.timeoutMs };

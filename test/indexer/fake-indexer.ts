@@ -7,7 +7,8 @@ import { createIndexerService, type IndexerOptions } from '../../services/indexe
 import { createLogger } from '../../services/lib/process/log.ts';
 import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode.ts';
 import type { EncoderInput } from '../../services/lib/rag/encoder-input.ts';
-import { openStore, type Store } from '../../services/lib/rag/store.ts';
+import { openStore } from '../../services/lib/rag/open-store.ts';
+import type { Store } from '../../services/lib/rag/store.ts';
 import { connectIndexer, type IndexerClient } from '../../services/lib/rpc/contract.ts';
 import { serveRpc } from '../../services/lib/rpc/server.ts';
 

@@ -7,9 +7,10 @@ import { type IndexProgress, indexRepository } from '../../services/indexer/inde
 import { noSkips } from '../../services/indexer/selection.ts';
 import { listSources, readSource } from '../../services/indexer/sources.ts';
 import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode.ts';
+import { openStore } from '../../services/lib/rag/open-store.ts';
 import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
 import { idAt, withEmbeddings } from '../../services/lib/rag/row.ts';
-import { openStore, type Store } from '../../services/lib/rag/store.ts';
+import type { Store } from '../../services/lib/rag/store.ts';
 
 const REPO = 'acme/shop';
 const OPTIONS = { chunkLines: 10, chunkStride: 5, maxFileBytes: 10_000 };

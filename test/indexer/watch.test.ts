@@ -7,7 +7,7 @@ import { indexRepository, indexSources } from '../../services/indexer/index-repo
 import { changedSources, treeSources } from '../../services/indexer/sources.ts';
 import { watchTree } from '../../services/indexer/watch.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { openStore } from '../../services/lib/rag/store.ts';
+import { openStore } from '../../services/lib/rag/open-store.ts';
 import { LIMITS, python, RememberingEncoder } from './fake-indexer.ts';
 
 const SOON = { timeout: 20_000, interval: 10 };

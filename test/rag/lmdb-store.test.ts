@@ -7,8 +7,9 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { openStore } from '../../services/lib/rag/open-store.ts';
 import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
-import { openStore, type Store } from '../../services/lib/rag/store.ts';
+import type { Store } from '../../services/lib/rag/store.ts';
 
 const WRITER = fileURLToPath(new URL('lmdb-writer.mjs', import.meta.url));
 const REPO = 'acme/shop';

@@ -4,10 +4,11 @@ import { type Degradation, findContext } from '../../services/gateway/context.ts
 import { createLogger } from '../../services/lib/process/log.ts';
 import { withBreaker } from '../../services/lib/rag/breaker.ts';
 import { chunkFile } from '../../services/lib/rag/chunk.ts';
+import { openStore } from '../../services/lib/rag/open-store.ts';
 import { createRetrieval, type Retrieval } from '../../services/lib/rag/retrieval.ts';
 import { packIds } from '../../services/lib/rag/row.ts';
 import { withRowCache } from '../../services/lib/rag/row-cache.ts';
-import { openStore, type Store } from '../../services/lib/rag/store.ts';
+import type { Store } from '../../services/lib/rag/store.ts';
 import { redisCli, startRedis } from '../redis.ts';
 import { startCluster, startSentinel, startSlowNetwork, startTls } from '../redis-topologies.ts';
 

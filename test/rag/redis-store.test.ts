@@ -4,7 +4,8 @@ import { once } from 'node:events';
 import { createServer, type Socket } from 'node:net';
 import { inspect } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { openStore, type Store } from '../../services/lib/rag/store.ts';
+import { openStore } from '../../services/lib/rag/open-store.ts';
+import type { Store } from '../../services/lib/rag/store.ts';
 import { type RedisServer, startRedis } from '../redis.ts';
 
 const REPO = 'acme/shop';

@@ -3,10 +3,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
+import { openStore } from '../../services/lib/rag/open-store.ts';
 import type { QueryEncoder } from '../../services/lib/rag/query-encoder.ts';
 import { createRetrieval, type Retrieval, type Retrieved } from '../../services/lib/rag/retrieval.ts';
 import { packIds, withEmbeddings } from '../../services/lib/rag/row.ts';
-import { type IndexHead, openStore, type Store } from '../../services/lib/rag/store.ts';
+import type { IndexHead, Store } from '../../services/lib/rag/store.ts';
 
 const REPO = 'acme/shop';
 const FINGERPRINT = 'f'.repeat(64);

@@ -4,8 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { chunkFile } from '../../services/lib/rag/chunk.ts';
+import { openStore } from '../../services/lib/rag/open-store.ts';
 import { idAt, packIds } from '../../services/lib/rag/row.ts';
-import { type IndexSnapshot, openStore, type Row, type Store } from '../../services/lib/rag/store.ts';
+import type { IndexSnapshot, Row, Store } from '../../services/lib/rag/store.ts';
 import { startRedis } from '../redis.ts';
 
 const FINGERPRINT = 'a'.repeat(64);

@@ -8,7 +8,6 @@
  * of its version swept knows that there is a newer one.
  */
 import { z } from 'zod';
-import { ServingError } from '../process/errors.ts';
 import type { Chunk } from './chunk.ts';
 import { RETRIEVERS } from './retriever.ts';
 
@@ -94,14 +93,4 @@ export interface IndexWriter {
   /** Removes the repository with all its versions; answers whether it had been published. */
   remove(): Promise<boolean>;
   release(): Promise<void>;
-}
-
-/**
- * @param url `redis://…` in one of its forms (redis-url.ts), connected to in the background; or `lmdb:DIR`, made where it is missing.
- * @throws ServingError config_invalid for another URL, store_unavailable where DIR cannot be opened.
- */
-export async function openStore(url: string): Promise<Store> {
-  if (/^rediss?(\+(sentinel|cluster))?:\/\//.test(url)) return (await import('./redis-store.ts')).openRedisStore(url);
-  if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length));
-  throw new ServingError('config_invalid', `store ${JSON.stringify(url)} is not redis://…, rediss://… or lmdb:DIR`);
 }
