@@ -9,6 +9,8 @@ import { readSlowly } from './slow-readers.ts';
 /** Beyond what the gateway takes for lost. */
 const HOLD_MS = STALL_TIMEOUT_MS + 2_000;
 const ANSWER_TIMEOUT_MS = 30_000;
+/** So that some requests come when all is well again. */
+const AFTERWARDS_MS = 1_500;
 
 /** Does something to members of a role in turn, at random moments, each time when all is well again. */
 async function disturbEach(scene: Scene, role: Role, act: (member: Member) => Promise<void>): Promise<undefined> {
@@ -18,15 +20,15 @@ async function disturbEach(scene: Scene, role: Role, act: (member: Member) => Pr
     const member = members[i % members.length]!;
     scene.mark();
     await act(member);
-    await answers(scene.fleet, member);
+    await comeBack(scene.fleet, member);
   }
-  await sleep(500);
+  await sleep(AFTERWARDS_MS);
 }
 
-async function answers(fleet: Fleet, member: Member): Promise<void> {
+async function comeBack(fleet: Fleet, member: Member): Promise<void> {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   while (performance.now() < deadlineMs) {
-    if (await fleet.vitals(member)) return;
+    if (await fleet.answers(member)) return;
     await sleep(50);
   }
   throw new Error(`${member.process.name} did not come back within ${ANSWER_TIMEOUT_MS} ms`);

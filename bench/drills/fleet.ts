@@ -107,6 +107,16 @@ export class Fleet {
     }
   }
 
+  /** Whether it takes work. */
+  async answers({ process, role }: Member): Promise<boolean> {
+    const address = role === 'gateway' ? process.address : process.metricsAddress;
+    const answer = await fetch(`http://${address}/readyz`, { signal: AbortSignal.timeout(2_000) }).catch(
+      () => undefined,
+    );
+    await answer?.body?.cancel();
+    return answer?.ok === true;
+  }
+
   /**
    * Waits until every process answers, the gateway is ready and nothing is left of earlier requests.
    * @returns what is left after `patienceMs`, in words; '' when there is nothing.
@@ -125,13 +135,13 @@ export class Fleet {
     for (const member of this.members) {
       const { name } = member.process;
       const vitals = await this.vitals(member);
-      if (vitals === undefined) left.push(`${name} does not answer`);
-      else if (vitals.stagedBytes > 0) left.push(`${name} holds ${vitals.stagedBytes} bytes of KV`);
+      if (vitals === undefined) continue;
+      if (vitals.stagedBytes > 0) left.push(`${name} holds ${vitals.stagedBytes} bytes of KV`);
       else if (vitals.running > 0) left.push(`${name} has ${vitals.running} requests`);
     }
-    const ready = await fetch(`${this.url}/readyz`, { signal: AbortSignal.timeout(2_000) }).catch(() => undefined);
-    if (!ready?.ok) left.push('the gateway is not ready');
-    await ready?.body?.cancel();
+    for (const member of this.members) {
+      if (!(await this.answers(member))) left.push(`${member.process.name} is not ready`);
+    }
     return left.join(', ');
   }
 

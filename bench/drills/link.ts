@@ -13,6 +13,7 @@ export class Link {
   #state: LinkState = 'up';
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  readonly #broken = new Set<Socket>();
 
   private constructor() {
     this.#server = createServer((near) => this.#accept(near));
@@ -32,9 +33,15 @@ export class Link {
 
   set state(state: LinkState) {
     this.#state = state;
+    if (state === 'dead') return;
     // What was swallowed never comes: such connections cannot go on.
-    if (state !== 'dead')
-      for (const socket of this.#sockets) if (state === 'down' || socket.isPaused()) socket.destroy();
+    for (const socket of state === 'down' ? this.#sockets : this.#broken) socket.destroy();
+    this.#broken.clear();
+  }
+
+  /** Connections of which something was swallowed. */
+  get broken(): number {
+    return this.#broken.size;
   }
 
   close(): void {
@@ -59,7 +66,7 @@ export class Link {
       to.destroy();
     });
     from.on('data', (part) => {
-      if (this.#state === 'dead') return void from.pause();
+      if (this.#state === 'dead') return void this.#broken.add(from);
       const write = () => {
         if (to.destroyed || to.write(part)) return;
         from.pause();

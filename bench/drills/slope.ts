@@ -5,8 +5,8 @@ export interface Slope {
   /** Change of y for one of x. */
   readonly perUnit: number;
   /**
-   * Standard error of `perUnit`. Points that follow each other resemble each other, so that the usual formula is too sure:
-   * here it is taken from lines through six parts of the points.
+   * Standard error of `perUnit`. Points that follow each other resemble each other, and the usual formula would be too sure
+   * of them: the line goes through the means of six parts instead.
    */
   readonly error: number;
 }
@@ -22,11 +22,10 @@ export function fitSlope(points: readonly (readonly [x: number, y: number])[]): 
   const parts = Array.from({ length: PARTS }, (_, i) => points.slice(i * size, (i + 1) * size))
     .filter((part) => part.length > 0)
     .map((part) => [average(part.map(([x]) => x)), average(part.map(([, y]) => y))] as const);
-  const perUnit = slopeOf(points);
+  const perUnit = slopeOf(parts);
   if (parts.length < 3) return { mean, perUnit, error: Infinity };
   const [centreX, centreY] = [average(parts.map(([x]) => x)), average(parts.map(([, y]) => y))];
-  const coarse = slopeOf(parts);
-  const residual = parts.reduce((sum, [x, y]) => sum + (y - centreY - coarse * (x - centreX)) ** 2, 0);
+  const residual = parts.reduce((sum, [x, y]) => sum + (y - centreY - perUnit * (x - centreX)) ** 2, 0);
   const spread = parts.reduce((sum, [x]) => sum + (x - centreX) ** 2, 0);
   return { mean, perUnit, error: Math.sqrt(residual / (parts.length - 2) / spread) };
 }

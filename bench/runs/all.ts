@@ -4,6 +4,7 @@
  * tables, requests of the load sweep); the others are short.
  */
 import { join } from 'node:path';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import type { Workload } from '../load.ts';
 import { parseSlo, type Slo } from '../measure/latency.ts';
 import { writeReadme } from '../report/readme.ts';
@@ -36,7 +37,10 @@ export async function runAll(options: BenchOptions, all: AllOptions): Promise<vo
   const scaled = (count: number, least: number) => Math.max(least, Math.round(count * scale));
   const slo: Slo | undefined = all.slo === undefined ? undefined : parseSlo(all.slo);
   // Each run is recorded with the command that makes it alone.
-  const as = (words: string): BenchOptions => ({ ...options, command: `llavacode ${words}` });
+  const as = (words: string): BenchOptions => ({
+    ...options,
+    command: `llavacode ${words.replaceAll(`${PACKAGE_ROOT}/`, '')}`,
+  });
   const models = all.models.join(',');
 
   await runRetrieval(as(`bench retrieval${all.redis ? ` --redis ${all.redis}` : ''}`), {

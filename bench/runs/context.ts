@@ -1,7 +1,8 @@
 /** What all runs have in common: options, models made ready, systems started, artifacts written. */
 import { mkdir } from 'node:fs/promises';
-import { basename, join, resolve } from 'node:path';
+import { basename, join, relative, resolve } from 'node:path';
 import ora, { type Ora } from 'ora';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import { index } from '../indexing.ts';
 import { type Artifact, record, writeArtifact } from '../report/artifact.ts';
 import { chartName, drawCharts } from '../report/chart.ts';
@@ -108,10 +109,18 @@ export async function run<Result>(
   { bench, name = bench, models, settings }: RunPlan,
   measure: (progress: (text: string) => void) => Promise<Result>,
 ): Promise<Artifact<Result>> {
+  await mkdir(options.data, { recursive: true });
   const spinner: Ora = ora({ text: bench, stream: process.stderr }).start();
   try {
     const { cores, slots, capacity, seed, timeoutMs, path } = options;
-    const common = { cores: parseCores(cores), slots, capacity, seed, timeoutMs, path };
+    const common = {
+      cores: parseCores(cores),
+      slots,
+      capacity,
+      seed,
+      timeoutMs,
+      path: relative(PACKAGE_ROOT, resolve(path)),
+    };
     const description = { bench, command: options.command, models, settings: { ...common, ...settings } };
     const artifact = await record(description, () =>
       measure((text) => {

@@ -202,7 +202,7 @@ export class Journey {
       samplings: indices.map((index) => ({ ...samplings[index]!, priorOutputIds })),
       maxTokens,
       promptLogprobs: request.echo && priorOutputIds.length === 0 ? (request.logprobs ?? -1) : -1,
-      deadline: Date.now() + trip.deadlineMs - performance.now(),
+      deadlineMs: trip.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
       ...record.measuring(priorOutputIds.length > 0),
     };

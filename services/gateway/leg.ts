@@ -26,8 +26,8 @@ export interface LegRequest {
   readonly maxTokens: number;
   /** Alternatives per prompt token to report; -1 for none. */
   readonly promptLogprobs: number;
-  /** When the request's budget is spent, as epoch ms. */
-  readonly deadline: number;
+  /** When the request's budget is spent, in ms of the monotonic clock. */
+  readonly deadlineMs: number;
   /** A joined sequence that brings no token for so long is lost, in ms. */
   readonly stallTimeoutMs: number;
   /** Told what the workers measured. */
@@ -76,14 +76,14 @@ export class Leg {
    * @throws ServingError of the worker, worker_lost, worker_stalled; the signal's reason.
    */
   async *decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {
-    const { requestId, samplings, maxTokens, deadline, stallTimeoutMs, onJoined } = this.#request;
+    const { requestId, samplings, maxTokens, deadlineMs, stallTimeoutMs, onJoined } = this.#request;
     const worker = this.#placement.decodes[choice]!;
     const stall = new Watchdog(stallTimeoutMs, worker.address);
     const kv = await this.#accepted.promise;
     try {
       const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
       const live = AbortSignal.any([signal, worker.lost, stall.signal]);
-      for await (const { joined, step } of worker.client.decode(call, live, deadline)) {
+      for await (const { joined, step } of worker.client.decode(call, live, deadlineMs)) {
         stall.stop();
         if (joined) {
           onJoined(joined);
@@ -146,7 +146,7 @@ export class Leg {
       this.#first.reject(error);
     };
     try {
-      for await (const { accepted, first, released } of worker.client.prefill(call, live, request.deadline)) {
+      for await (const { accepted, first, released } of worker.client.prefill(call, live, request.deadlineMs)) {
         if (accepted?.kv) {
           request.onAccepted(accepted);
           this.#accepted.resolve(accepted.kv);

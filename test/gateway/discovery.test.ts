@@ -81,7 +81,7 @@ describe('a registry in Redis', () => {
     await registry.put('decode', 'c:3');
     await registry.put('decode', 'gone:4', 1);
     expect(await registry.list('prefill')).toEqual(['a:1', 'b:2']);
-    await expect.poll(() => registry.list('decode')).toEqual(['c:3']);
+    await expect.poll(() => registry.list('decode'), { timeout: 20_000 }).toEqual(['c:3']);
     await registry.put('prefill', 'a:1');
     await registry.remove('prefill', 'b:2');
     expect(await registry.list('prefill')).toEqual(['a:1']);

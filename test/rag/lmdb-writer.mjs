@@ -1,6 +1,6 @@
 // Another process that indexes into an LMDB store. Arguments: DIR REPO VERSION MODE.
 // `publish` completes a version; `hang` writes rows, says so, and never comes to publish.
-import { openStore } from '../../dist/services/lib/rag/store.js';
+import { openStore } from '../../dist/services/lib/rag/open-store.js';
 import { packIds } from '../../dist/services/lib/rag/row.js';
 import { chunkFile } from '../../dist/services/lib/rag/chunk.js';
 

@@ -11,6 +11,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type Database, type Key, open, type RootDatabase } from 'lmdb';
 import { ServingError } from '../process/errors.ts';
 import { checkRepoKey, tenantOf } from './repo-key.ts';
@@ -40,7 +41,8 @@ const within = (...prefix: string[]) => ({ start: prefix, end: [...prefix, LAST]
 export function openLmdbStore(dir: string): Store {
   try {
     mkdirSync(dir, { recursive: true });
-    return new LmdbStore(dir, open({ path: dir, noSubdir: false, maxDbs: 8 }));
+    // Batches of the library's own making have promises that nobody hears of: a failed commit would end the process.
+    return new LmdbStore(dir, open({ path: dir, noSubdir: false, maxDbs: 8, eventTurnBatching: false }));
   } catch (error) {
     throw new ServingError('store_unavailable', `lmdb:${dir}: ${ServingError.from(error).message}`, { cause: error });
   }
@@ -79,7 +81,7 @@ class LmdbStore implements Store {
     try {
       return await this.env.transaction(action);
     } catch (error) {
-      throw this.#unavailable(error);
+      throw this.#unavailable(await commitFailure(error));
     }
   }
 
@@ -149,6 +151,19 @@ class LmdbStore implements Store {
   async close() {
     await this.env.close();
   }
+}
+
+/** How long the library may take to say why a commit failed. */
+const REASON_WITHIN_MS = 1_000;
+
+/**
+ * A commit that failed, on a full disk for one, says why by another promise; nobody but us sees to it that its rejection
+ * is heard.
+ */
+async function commitFailure(error: unknown): Promise<unknown> {
+  const { commitError } = error as { readonly commitError?: Promise<never> };
+  const reason = commitError?.catch((cause: unknown) => cause);
+  return (await Promise.race([reason, sleep(REASON_WITHIN_MS, undefined, { ref: false })])) ?? error;
 }
 
 class LmdbWriter implements IndexWriter {

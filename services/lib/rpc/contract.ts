@@ -61,16 +61,16 @@ const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({ ...CHA
 export interface PrefillClient {
   /**
    * Stays open until the KV has been handed over.
-   * @param deadline told to the worker, which gives up by itself then, as epoch ms.
+   * @param deadlineMs told to the worker, which gives up by itself then; in ms of our monotonic clock.
    */
-  prefill(request: PrefillRequest, signal: AbortSignal, deadline?: number): AsyncIterable<PrefillEvent__Output>;
+  prefill(request: PrefillRequest, signal: AbortSignal, deadlineMs?: number): AsyncIterable<PrefillEvent__Output>;
   describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
   close(): void;
 }
 
 export interface DecodeClient {
-  /** @param deadline as for {@link PrefillClient.prefill}. */
-  decode(request: DecodeRequest, signal: AbortSignal, deadline?: number): AsyncIterable<DecodeEvent__Output>;
+  /** @param deadlineMs as for {@link PrefillClient.prefill}. */
+  decode(request: DecodeRequest, signal: AbortSignal, deadlineMs?: number): AsyncIterable<DecodeEvent__Output>;
   describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
   close(): void;
 }
@@ -95,7 +95,8 @@ export interface IndexerClient {
 export function connectPrefill(address: string, security: RpcSecurity = PLAINTEXT): PrefillClient {
   const client = new protocol.Prefill(address, security.channel, optionsOf(security));
   return {
-    prefill: (request, signal, deadline) => stream(address, signal, () => client.prefill(request, { deadline })),
+    prefill: (request, signal, deadlineMs) =>
+      stream(address, signal, () => client.prefill(request, { deadline: dateOf(deadlineMs) })),
     describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
     close: () => client.close(),
   };
@@ -104,7 +105,8 @@ export function connectPrefill(address: string, security: RpcSecurity = PLAINTEX
 export function connectDecode(address: string, security: RpcSecurity = PLAINTEXT): DecodeClient {
   const client = new protocol.Decode(address, security.channel, optionsOf(security));
   return {
-    decode: (request, signal, deadline) => stream(address, signal, () => client.decode(request, { deadline })),
+    decode: (request, signal, deadlineMs) =>
+      stream(address, signal, () => client.decode(request, { deadline: dateOf(deadlineMs) })),
     describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
     close: () => client.close(),
   };
@@ -132,6 +134,13 @@ export function connectIndexer(address: string, security: RpcSecurity = PLAINTEX
     close: () => client.close(),
   };
 }
+
+/**
+ * A deadline as gRPC wants it, which turns it back into the time that is left: reckoned at the moment of the call, since a
+ * clock of the day that is set meanwhile would end the call at once, or never.
+ */
+const dateOf = (deadlineMs: number | undefined) =>
+  deadlineMs === undefined ? undefined : Date.now() + deadlineMs - performance.now();
 
 /** A stream both ways; a failure of `requests` cancels the call and is thrown. */
 async function* exchange<Request, T>(

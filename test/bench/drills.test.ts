@@ -1,0 +1,139 @@
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import fc from 'fast-check';
+import { describe, expect, onTestFinished, test } from 'vitest';
+import { Link } from '../../bench/drills/link.ts';
+import { judge } from '../../bench/drills/run.ts';
+import { fitSlope } from '../../bench/drills/slope.ts';
+import type { StreamRecord } from '../../bench/drills/streams.ts';
+
+const record = (change: Partial<StreamRecord>): StreamRecord => ({
+  sentMs: 0,
+  firstMs: 10,
+  outcome: 'ok',
+  lost: 0,
+  doubled: 0,
+  longestGapMs: 5,
+  ...change,
+});
+const DRILL = { name: 'a drill' };
+
+describe('a drill', () => {
+  test('that nobody noticed is as promised', () => {
+    const records = [record({}), record({ outcome: 'left', firstMs: undefined })];
+    expect(judge(DRILL, records, [], '')).toMatchObject({ sent: 2, ok: 1, left: 1, failed: {}, broken: '' });
+  });
+
+  test.each([
+    [{ outcome: 'failed', code: 'worker_lost' }, 'requests failed'],
+    [{ lost: 3 }, '3 tokens lost'],
+    [{ doubled: 2 }, '2 tokens doubled'],
+    [{ outcome: 'failed', code: 'x', doubled: 1 }, '1 tokens doubled; requests failed'],
+  ] as const)('with %j is not', (change, broken) => {
+    expect(judge(DRILL, [record(change)], [], '').broken).toBe(broken);
+  });
+
+  test('of a gateway may fail requests, and still no token', () => {
+    const failed = record({ outcome: 'failed', code: 'connection' });
+    expect(judge({ ...DRILL, mayFail: true }, [failed, failed], [], '')).toMatchObject({
+      failed: { connection: 2 },
+      broken: '',
+    });
+    expect(judge({ ...DRILL, mayFail: true }, [record({ doubled: 1 })], [], '').broken).not.toBe('');
+  });
+
+  test('has recovered when a request that was sent afterwards has its first token', () => {
+    const records = [
+      record({ sentMs: 90, firstMs: 101 }), // sent before
+      record({ sentMs: 110, outcome: 'failed', code: 'x', firstMs: 111 }),
+      record({ sentMs: 120, firstMs: 400 }),
+      record({ sentMs: 150, firstMs: 250 }),
+      record({ sentMs: 600, firstMs: 610 }),
+    ];
+    expect(judge(DRILL, records, [100, 590], '')).toMatchObject({ recoveryMs: 150, worstTtftMs: 280 });
+  });
+});
+
+describe('a slope', () => {
+  test('of a line is that of the line, without error', () => {
+    const real = fc.double({ min: -1e6, max: 1e6, noNaN: true });
+    fc.assert(
+      fc.property(real, real, fc.integer({ min: 12, max: 100 }), (perUnit, offset, count) => {
+        const fit = fitSlope(Array.from({ length: count }, (_, x) => [x, offset + perUnit * x]));
+        expect(fit.perUnit).toBeCloseTo(perUnit, 3);
+        expect(fit.error).toBeLessThan(1e-3);
+      }),
+    );
+  });
+
+  test('of noise is within its error of none, mostly; of growth in noise it is not', () => {
+    // A saw tooth, as a heap between collections.
+    const saw = (grows: number) => Array.from({ length: 120 }, (_, x) => [x, (x % 7) * 10 + grows * x] as const);
+    const level = fitSlope(saw(0));
+    expect(level.perUnit - 2 * level.error).toBeLessThan(0.1);
+    const growing = fitSlope(saw(5));
+    expect(growing.perUnit - 2 * growing.error).toBeGreaterThan(4);
+  });
+
+  test('of too few points is not known', () => {
+    expect(fitSlope([]).error).toBe(Infinity);
+    expect(fitSlope([[1, 2]])).toEqual({ mean: 2, perUnit: 0, error: Infinity });
+  });
+});
+
+describe('a link', () => {
+  async function echo(): Promise<Link> {
+    const server = createServer((socket) => socket.pipe(socket)).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const link = await Link.open();
+    link.target = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+    onTestFinished(() => {
+      link.close();
+      server.close();
+    });
+    return link;
+  }
+  async function dial(link: Link): Promise<Socket> {
+    const socket = connect(Number(link.address.split(':')[1]), '127.0.0.1');
+    onTestFinished(() => void socket.destroy());
+    await once(socket, 'connect');
+    return socket;
+  }
+  const say = async (socket: Socket, text: string) => {
+    socket.write(text);
+    return String((await once(socket, 'data'))[0]);
+  };
+
+  test('carries what is said, in order, also when it is slow', async () => {
+    const link = await echo();
+    link.delayMs = 5;
+    const socket = await dial(link);
+    for (const text of ['one', 'two']) expect(await say(socket, text)).toBe(text);
+  });
+
+  test('that is down hangs up on everybody, and is there again when it is up', async () => {
+    const link = await echo();
+    const before = await dial(link);
+    expect(await say(before, 'x')).toBe('x');
+    link.state = 'down';
+    await once(before, 'close');
+    await once(await dial(link), 'close');
+    link.state = 'up';
+    expect(await say(await dial(link), 'y')).toBe('y');
+  });
+
+  test('that is dead carries nothing and hangs up on nobody; what it swallowed never comes', async () => {
+    const link = await echo();
+    const socket = await dial(link);
+    expect(await say(socket, 'x')).toBe('x');
+    const heard: string[] = [];
+    socket.on('data', (part) => heard.push(String(part)));
+    link.state = 'dead';
+    socket.write('lost');
+    await expect.poll(() => link.broken).toBe(1);
+    link.state = 'up';
+    await once(socket, 'close');
+    expect(heard).toEqual([]);
+    expect(await say(await dial(link), 'y')).toBe('y');
+  });
+});

@@ -1,0 +1,26 @@
+/**
+ * Clocks of the day are set, by people and by NTP: what is timed by them breaks when that happens. Durations, deadlines and
+ * leases go by `performance.now()` and timers; here stand the few places that need a date, and why.
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+
+const NEEDS_A_DATE: Record<string, string> = {
+  'gateway/server.ts': '`created` of an answer, as OpenAI has it',
+  'indexer/index-repository.ts': 'when a version was indexed, for people',
+  'lib/rpc/contract.ts': 'gRPC takes deadlines as dates: made from a monotonic one at the moment of the call',
+  'lib/rag/lmdb-store.ts':
+    'locks between processes, which share no other clock; a jump ends or prolongs a lock by itself',
+  'lib/engine/prepacked.ts': 'the age of a file, which the file system stamps',
+};
+
+test('the clock of the day is read where a date is needed, and nowhere else', () => {
+  const root = join(PACKAGE_ROOT, 'services');
+  const files = (readdirSync(root, { recursive: true }) as string[])
+    .map((path) => path.replaceAll('\\', '/'))
+    .filter((path) => path.endsWith('.ts') && !path.includes('/gen/'));
+  const readers = files.filter((path) => /\bDate\.now\(|\bnew Date\(\)/.test(readFileSync(join(root, path), 'utf8')));
+  expect(readers.sort()).toEqual(Object.keys(NEEDS_A_DATE).sort());
+});
