@@ -66,11 +66,14 @@ export async function writeArtifact(dir: string, name: string, artifact: Artifac
   return file;
 }
 
-/** Artifacts of a folder, by name, in the order of their names. */
+/** Artifacts of a folder, by name, in the order of their names. Other JSON files, which other tools leave there, are not. */
 export async function readArtifacts(dir: string): Promise<Map<string, Artifact>> {
-  const names = (await readdir(dir)).filter((name) => name.endsWith('.json')).sort();
+  const files = (await readdir(dir)).filter((name) => name.endsWith('.json')).sort();
   const artifacts = new Map<string, Artifact>();
-  for (const name of names) artifacts.set(name.slice(0, -'.json'.length), await readArtifact(join(dir, name)));
+  for (const file of files) {
+    const value = JSON.parse(await readFile(join(dir, file), 'utf8')) as Partial<Artifact>;
+    if (value.format === 1) artifacts.set(file.slice(0, -'.json'.length), value as Artifact);
+  }
   return artifacts;
 }
 

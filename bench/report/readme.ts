@@ -20,12 +20,15 @@ export async function writeReadme(readme: string, results: string): Promise<void
   await writeFile(readme, `${text.slice(0, begin + BEGIN.length)}\n\n${generated}\n\n${text.slice(end)}`);
 }
 
-/** @param folder of the artifacts, as links in the README have it. */
+/**
+ * Artifacts of benches that have no report here are left out.
+ * @param folder of the artifacts, as links in the README have it.
+ */
 export function sections(artifacts: ReadonlyMap<string, Artifact>, folder: string): string {
   const order = Object.keys(BENCHES);
-  const sorted = [...artifacts].sort(
-    ([a, { bench: x }], [b, { bench: y }]) => order.indexOf(x) - order.indexOf(y) || a.localeCompare(b),
-  );
+  const sorted = [...artifacts]
+    .filter(([, { bench }]) => order.includes(bench))
+    .sort(([a, { bench: x }], [b, { bench: y }]) => order.indexOf(x) - order.indexOf(y) || a.localeCompare(b));
   const definitions = sorted[0]?.[1].definitions ?? {};
   return [
     ...sorted.map(([name, artifact]) => section(name, artifact, folder)),

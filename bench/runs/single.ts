@@ -83,7 +83,7 @@ export async function runRetrieval(
 ): Promise<Artifact<RetrievalResult>> {
   return run(
     options,
-    { bench: 'retrieval', models: [], settings: { ...retrieval, redis: undefined } },
+    { bench: 'retrieval', name: 'retrieval-latency', models: [], settings: { ...retrieval, redis: undefined } },
     async (onProgress) => {
       const { sizes, redis } = retrieval;
       const how = { dir: options.path, topK: retrieval.topK, queries: retrieval.queries, seed: options.seed };

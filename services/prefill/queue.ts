@@ -25,6 +25,9 @@ export function nextOf(waiting: readonly Waiting[], order: QueueOrder, nowMs: nu
   return best;
 }
 
+/** Below this a run's fixed cost, some ms, would be taken for the rate. */
+const MEASURABLE_TOKENS = 64;
+
 export class PromptQueue<J extends Waiting> {
   readonly #limit: number;
   readonly #order: QueueOrder;
@@ -84,8 +87,12 @@ export class PromptQueue<J extends Waiting> {
     return true;
   }
 
-  /** Notes how fast a prompt was computed. */
+  /**
+   * Notes how fast a prompt was computed.
+   * @param tokens that were computed, not reused: of a few, what a run costs in any case is all that shows.
+   */
   measured(tokens: number, seconds: number): void {
+    if (tokens < MEASURABLE_TOKENS) return;
     const rate = tokens / Math.max(seconds, 1e-6);
     this.#rate = this.#rate === 0 ? rate : 0.8 * this.#rate + 0.2 * rate;
   }

@@ -58,12 +58,14 @@ describe('PromptQueue', () => {
       }
     };
     expect(retryAfter()).toBe(1); // nothing measured yet
-    queue.measured(20, 1);
+    queue.measured(200, 10);
     expect(queue.rate).toBe(20);
     expect(retryAfter()).toBe(5);
-    queue.measured(120, 1); // smoothed: 0.8 x 20 + 0.2 x 120
+    queue.measured(1200, 10); // smoothed: 0.8 x 20 + 0.2 x 120
     expect(queue.rate).toBeCloseTo(40);
     expect(retryAfter()).toBe(3);
+    queue.measured(1, 10); // a prompt of which all but one token was reused says nothing
+    expect(queue.rate).toBeCloseTo(40);
     queue.measured(1e9, 1);
     expect(retryAfter()).toBe(1); // never less than a second
   });

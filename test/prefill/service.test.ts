@@ -105,18 +105,19 @@ describe('answers', () => {
   });
 
   test('what it is', async () => {
-    const { client, engine } = await startPrefill();
+    const { client, engine } = await startPrefill({}, new FakeEngine(2, 96));
     const held = holdEngine(engine);
-    const prompts = [begin(client, prefillRequest([1, 2, 3], { readers: 0 }))];
+    const long = Array.from({ length: 70 }, (_, i) => i % 20);
+    const prompts = [begin(client, prefillRequest(long, { readers: 0 }))];
     await prompts[0];
     prompts.push(begin(client, prefillRequest([1, 2], { readers: 0 })));
-    await until(async () => (await client.describe(NEVER)).queued === 5); // computing and waiting
+    await until(async () => (await client.describe(NEVER)).queued === 72); // computing and waiting
     expect(await client.describe(NEVER)).toMatchObject({
       role: 'prefill',
       model: 'fake',
       fingerprint: FINGERPRINT,
       layout: { ...engine.pool.layout, dtype: 'float32' },
-      capacity: 32,
+      capacity: 96,
       slots: 2,
       freeSlots: 1,
       prefillTokensPerSecond: 0,
