@@ -2,7 +2,7 @@
 import { figure, table } from '../report/markdown.ts';
 import type { DrillResult } from './run.ts';
 import type { Slope } from './slope.ts';
-import type { SoakResult } from './soak.ts';
+import { JUDGED_FROM_MS, type SoakResult } from './soak.ts';
 
 const counts = (failed: Readonly<Record<string, number>>) =>
   Object.entries(failed)
@@ -32,6 +32,7 @@ export function drillReport(results: readonly DrillResult[]): string {
 export function soakReport(result: SoakResult): string {
   const { minutes, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills } = result;
   const mebibytes = ({ perUnit, error }: Slope) => `${figure(perUnit / 2 ** 20)} ± ${figure((2 * error) / 2 ** 20)}`;
+  const short = minutes * 60_000 < JUDGED_FROM_MS;
   const rows = result.trends.map((trend) => [
     trend.name,
     figure(trend.rssBytes.mean / 2 ** 20),
@@ -40,7 +41,7 @@ export function soakReport(result: SoakResult): string {
     `${figure(trend.openFiles.perUnit)} ± ${figure(2 * trend.openFiles.error)}`,
     figure(trend.stagedPeakBytes / 2 ** 20),
     String(trend.stagedLeftBytes),
-    trend.grows === '' ? 'level' : `**${trend.grows}**`,
+    trend.grows === '' ? (short ? 'too short to tell' : 'level') : `**${trend.grows}**`,
   ]);
   const head = [
     'Process',
@@ -58,8 +59,8 @@ export function soakReport(result: SoakResult): string {
     '',
     table(head, rows, columns(head.length)),
     '',
-    result.broken === '' ? 'Nothing grows, nothing is left behind.' : `Not as promised: ${result.broken}.`,
-    ...(minutes < 15 ? ['A run this short tells little of memory: heaps are still filling.'] : []),
+    result.broken === '' ? 'Nothing is lost or left behind.' : `Not as promised: ${result.broken}.`,
+    ...(short ? [`Growth is judged from ${JUDGED_FROM_MS / 60_000} minutes on: until then heaps are filling.`] : []),
   ].join('\n');
 }
 

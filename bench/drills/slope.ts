@@ -1,39 +1,37 @@
-/** The line through measured points, and how sure it is. */
+/** The line that memory falls back to between collections, and how sure it is. */
 
 export interface Slope {
   readonly mean: number;
-  /** Change of y for one of x. */
+  /** Change of the floor for one of x. */
   readonly perUnit: number;
-  /**
-   * Standard error of `perUnit`. Points that follow each other resemble each other, and the usual formula would be too sure
-   * of them: the line goes through the means of six parts instead.
-   */
+  /** Standard error of `perUnit`. */
   readonly error: number;
 }
 
+type Point = readonly [x: number, y: number];
+
+/** Each should be longer than the time between two full collections. */
 const PARTS = 6;
 
-/** Least squares. @param points x and y, ascending in x; fewer than two have no slope. */
-export function fitSlope(points: readonly (readonly [x: number, y: number])[]): Slope {
+/**
+ * Least squares through the lowest points of six parts of the time: what a heap holds between two collections comes and
+ * goes like the teeth of a saw, and what it leaks stays.
+ * @param points ascending in x; fewer than three parts have no error that could be known.
+ */
+export function fitFloor(points: readonly Point[]): Slope {
   const mean = average(points.map(([, y]) => y));
-  if (points.length < 2) return { mean, perUnit: 0, error: Infinity };
   const size = Math.ceil(points.length / PARTS);
-  // Means of parts: what is left of the noise within one averages out.
-  const parts = Array.from({ length: PARTS }, (_, i) => points.slice(i * size, (i + 1) * size))
+  const floors = Array.from({ length: PARTS }, (_, i) => points.slice(i * size, (i + 1) * size))
     .filter((part) => part.length > 0)
-    .map((part) => [average(part.map(([x]) => x)), average(part.map(([, y]) => y))] as const);
-  const perUnit = slopeOf(parts);
-  if (parts.length < 3) return { mean, perUnit, error: Infinity };
-  const [centreX, centreY] = [average(parts.map(([x]) => x)), average(parts.map(([, y]) => y))];
-  const residual = parts.reduce((sum, [x, y]) => sum + (y - centreY - perUnit * (x - centreX)) ** 2, 0);
-  const spread = parts.reduce((sum, [x]) => sum + (x - centreX) ** 2, 0);
-  return { mean, perUnit, error: Math.sqrt(residual / (parts.length - 2) / spread) };
-}
-
-function slopeOf(points: readonly (readonly [number, number])[]): number {
-  const [centreX, centreY] = [average(points.map(([x]) => x)), average(points.map(([, y]) => y))];
-  const spread = points.reduce((sum, [x]) => sum + (x - centreX) ** 2, 0);
-  return spread === 0 ? 0 : points.reduce((sum, [x, y]) => sum + (x - centreX) * (y - centreY), 0) / spread;
+    .map((part) => part.reduce((lowest, point) => (point[1] < lowest[1] ? point : lowest)));
+  if (floors.length < 3) return { mean, perUnit: 0, error: Infinity };
+  const [centreX, centreY] = [average(floors.map(([x]) => x)), average(floors.map(([, y]) => y))];
+  const sum = (term: (dx: number, dy: number) => number) =>
+    floors.reduce((total, [x, y]) => total + term(x - centreX, y - centreY), 0);
+  const spread = sum((dx) => dx * dx);
+  const perUnit = sum((dx, dy) => dx * dy) / spread;
+  const residual = sum((dx, dy) => (dy - perUnit * dx) ** 2);
+  return { mean, perUnit, error: Math.sqrt(residual / (floors.length - 2) / spread) };
 }
 
 const average = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / (values.length || 1);

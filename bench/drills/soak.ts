@@ -10,7 +10,7 @@ import { type BenchModel, runCli } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { Fleet, type Member, type Vitals } from './fleet.ts';
 import { judge } from './run.ts';
-import { fitSlope, type Slope } from './slope.ts';
+import { fitFloor, type Slope } from './slope.ts';
 import { makeReferences, sendTraffic } from './streams.ts';
 
 export interface SoakOptions {
@@ -28,7 +28,7 @@ export interface SoakOptions {
 export interface ProcessTrend {
   readonly name: string;
   readonly samples: number;
-  /** Per hour; the first third of the time, in which heaps fill, does not count. */
+  /** Of the floor, per hour; the first third of the time, in which heaps fill, does not count. */
   readonly rssBytes: Slope;
   readonly openFiles: Slope;
   /** The most that was staged at once, and what is left at the end. */
@@ -58,6 +58,9 @@ const LEAVING = 0.2;
 const REFERENCES = 8;
 /** Growth per hour that is more than noise. */
 const LIMITS = { rssBytes: 32 << 20, openFiles: 6 };
+
+/** Before, heaps are still filling: full collections are minutes apart. */
+export const JUDGED_FROM_MS = 15 * 60_000;
 
 interface Sample extends Vitals {
   readonly atMs: number;
@@ -140,11 +143,12 @@ function trendOf(
   const samples = all.get(name) ?? [];
   const warmMs = (samples.at(-1)?.atMs ?? 0) / 3;
   const warm = samples.filter(({ atMs }) => atMs >= warmMs);
-  const slope = (of: 'rssBytes' | 'openFiles') => fitSlope(warm.map((sample) => [sample.atMs / 3_600_000, sample[of]]));
+  const slope = (of: 'rssBytes' | 'openFiles') => fitFloor(warm.map((sample) => [sample.atMs / 3_600_000, sample[of]]));
   const [rssBytes, openFiles] = [slope('rssBytes'), slope('openFiles')];
   const stagedLeftBytes = last?.stagedBytes ?? 0;
+  const judged = (samples.at(-1)?.atMs ?? 0) >= JUDGED_FROM_MS;
   // Growth that is as likely noise is none.
-  const beyond = ({ perUnit, error }: Slope, limit: number) => perUnit - 2 * error > limit;
+  const beyond = ({ perUnit, error }: Slope, limit: number) => judged && perUnit - 2 * error > limit;
   const grows = [
     beyond(rssBytes, LIMITS.rssBytes) ? 'its memory grows' : '',
     beyond(openFiles, LIMITS.openFiles) ? 'its open files grow' : '',
