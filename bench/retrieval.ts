@@ -71,7 +71,10 @@ async function chunksOf(dir: string): Promise<Chunk[]> {
   return paths.flatMap((path, i) => chunkFile(path, texts[i]!, CHUNKING));
 }
 
-/** Real code, with a third of its identifiers renamed copy by copy: a larger repository has more words, too. */
+/**
+ * Real code, with a third of its identifiers renamed copy by copy: a larger repository has more words, too. Lines differ
+ * as well, for a search skips chunks that repeat what stands around the cursor, and of copies it would skip dozens.
+ */
 function grown(chunks: readonly Chunk[], size: number, seed: number): Chunk[] {
   const random = new RandomStream(seed);
   return Array.from({ length: size }, (_, i) => {
@@ -79,7 +82,8 @@ function grown(chunks: readonly Chunk[], size: number, seed: number): Chunk[] {
     const chunk = chunks[i % chunks.length]!;
     const tokens = chunk.tokens.map((token) => (random.uniform() < 1 / 3 ? `${token}_${copy}` : token));
     const id = createHash('sha256').update(`${copy} ${chunk.id}`).digest('hex');
-    return { ...chunk, id, path: `copy${String(copy).padStart(6, '0')}/${chunk.path}`, tokens };
+    const text = copy === 0 ? chunk.text : chunk.text.replaceAll(/$/gm, ` # ${copy}`);
+    return { ...chunk, id, path: `copy${String(copy).padStart(6, '0')}/${chunk.path}`, tokens, text };
   });
 }
 
