@@ -7,29 +7,11 @@ import { engineCommand, handoffCommand } from './engine/command.ts';
 import type { Workload } from './load.ts';
 import { ARRIVALS } from './measure/arrivals.ts';
 import { parseSlo } from './measure/latency.ts';
-import type { BenchOptions } from './runs/context.ts';
+import { benchWord, list, numbers, positive, RESULTS, share, typed, whole } from './options.ts';
+import { recallCommand } from './retrieval/command.ts';
 import { PINNINGS } from './system/cores.ts';
 import { COLOCATED, type Deployment } from './system/system.ts';
 
-const RESULTS = join('bench', 'results');
-
-const positive = (text: string) => {
-  const value = Number(text);
-  if (!(value > 0)) throw new InvalidArgumentError('a number above 0 is needed.');
-  return value;
-};
-const whole = (text: string) => {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError('a whole number is needed.');
-  return value;
-};
-const share = (text: string) => {
-  const value = Number(text);
-  if (!(value >= 0 && value <= 1)) throw new InvalidArgumentError('a number from 0 to 1 is needed.');
-  return value;
-};
-const list = (text: string) => text.split(',').map((item) => item.trim());
-const numbers = (text: string) => list(text).map(positive);
 /** `1:1,2:1`: prefill and decode workers. */
 const splits = (text: string): Deployment[] =>
   list(text).map((item) => {
@@ -38,10 +20,9 @@ const splits = (text: string): Deployment[] =>
     return { mode: 'disaggregated', prefill, decode };
   });
 
-/** A bench, with the options that all have. */
-function bench(name: string, description: string): Command {
-  return new Command(name)
-    .description(description)
+/** A bench of whole systems. */
+const bench = (name: string, description: string): Command =>
+  benchWord(name, description)
     .option('--models <list>', 'bundles, checkpoints or names of published shapes', list, [
       join(PACKAGE_ROOT, 'models', 'tiny-coder'),
     ])
@@ -54,18 +35,7 @@ function bench(name: string, description: string): Command {
     .option('--slots <n>', 'KV slots of a worker', whole, 8)
     .option('--capacity <n>', 'tokens of a slot', whole, 4096)
     .option('--timeout-ms <n>', 'a request that takes longer has failed', whole, 120_000)
-    .option('--seed <n>', 'of arrivals, order and cursors', whole, 1)
-    .option('--data <dir>', 'where bundles, indexes and logs lie', join('.llavacode', 'bench'))
-    .option('--out <dir>', 'where artifacts and charts go', RESULTS);
-}
-
-type Flags = Omit<BenchOptions, 'command'> & { readonly models: readonly string[] };
-
-/** As it was typed: what makes the run again. */
-const typed = <T extends Flags>(flags: T) => ({
-  ...flags,
-  command: ['llavacode', ...process.argv.slice(2)].join(' ').replaceAll(`${PACKAGE_ROOT}/`, ''),
-});
+    .option('--seed <n>', 'of arrivals, order and cursors', whole, 1);
 
 /** What a request of a load is like. */
 const withWorkload = (command: Command) =>
@@ -175,6 +145,7 @@ function storeCommands(): Command[] {
         const { runRetrieval } = await import('./runs/single.ts');
         await runRetrieval(typed(flags), { sizes, queries, topK, redis });
       }),
+    recallCommand(),
     bench('index', 'how fast a repository is encoded').action(async (flags) => {
       const { runIndexing } = await import('./runs/single.ts');
       await runIndexing(typed(flags), flags.models);

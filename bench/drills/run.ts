@@ -53,6 +53,10 @@ export interface DrillResult {
   readonly broken: string;
 }
 
+export interface DrillsResult {
+  readonly drills: readonly DrillResult[];
+}
+
 const REFERENCES = 8;
 
 export async function runDrills(model: BenchModel, options: DrillOptions): Promise<DrillResult[]> {

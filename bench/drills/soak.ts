@@ -10,7 +10,7 @@ import { type BenchModel, runCli } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { Fleet, type Member, type Vitals } from './fleet.ts';
 import { judge } from './run.ts';
-import { fitFloor, type Slope } from './slope.ts';
+import { fitFloor, JUDGED_FROM_MS, type Slope } from './slope.ts';
 import { makeReferences, sendTraffic } from './streams.ts';
 
 export interface SoakOptions {
@@ -58,9 +58,6 @@ const LEAVING = 0.2;
 const REFERENCES = 8;
 /** Growth per hour that is more than noise. */
 const LIMITS = { rssBytes: 32 << 20, openFiles: 6 };
-
-/** Before, heaps are still filling: full collections are minutes apart. */
-export const JUDGED_FROM_MS = 15 * 60_000;
 
 interface Sample extends Vitals {
   readonly atMs: number;

@@ -3,42 +3,13 @@
  * so that whatever else the machine does falls on all alike.
  */
 import { RandomStream } from '../measure/arrivals.ts';
-import { type Interval, median, medianInterval } from '../measure/statistics.ts';
-import { figure, table } from '../report/markdown.ts';
-import { type Memory, memoryOf } from './memory.ts';
+import { median, medianInterval } from '../measure/statistics.ts';
+import { memoryOf } from './memory.ts';
+import { type DecodeCell, type EngineCell, type EngineResult, nameOf, type PrefillCell } from './result.ts';
 import { EngineSubject } from './subject.ts';
 
 /** Decode steps of one repeat; their median counts once. */
 export const STEPS = 16;
-
-/** Prompt of `tokens`, in chunks of `chunk`. */
-interface PrefillCell {
-  readonly phase: 'prefill';
-  readonly tokens: number;
-  readonly chunk: number;
-}
-
-/** One step of `batch` sequences that hold about `context` tokens each. */
-interface DecodeCell {
-  readonly phase: 'decode';
-  readonly batch: number;
-  readonly context: number;
-}
-
-export type EngineCell = (PrefillCell | DecodeCell) & {
-  /** One per repeat: of the whole prompt, or the median of the steps. */
-  readonly ms: readonly number[];
-  readonly medianMs: number;
-  readonly interval: Interval;
-  /** Of all sequences together, at the median. */
-  readonly tokensPerSecond: number;
-};
-
-export interface EngineResult {
-  readonly loadMs: number;
-  readonly memory: { readonly loaded: Memory; readonly after: Memory };
-  readonly cells: readonly EngineCell[];
-}
 
 export interface EngineBenchOptions {
   /** Folder of the bundle. */
@@ -95,30 +66,4 @@ function summarise(cell: PrefillCell | DecodeCell, ms: readonly number[]): Engin
   const medianMs = median(ms);
   const tokens = cell.phase === 'prefill' ? cell.tokens : cell.batch;
   return { ...cell, ms, medianMs, interval: medianInterval(ms), tokensPerSecond: (1000 * tokens) / medianMs };
-}
-
-const nameOf = (cell: PrefillCell | DecodeCell) =>
-  cell.phase === 'prefill'
-    ? `prefill of ${cell.tokens}, chunks of ${cell.chunk}`
-    : `decode of ${cell.batch} at ${cell.context}`;
-
-export function engineReport({ loadMs, memory, cells }: EngineResult): string {
-  const rows = cells.map((cell) => [
-    nameOf(cell),
-    figure(cell.medianMs),
-    `${figure(cell.interval.low)}–${figure(cell.interval.high)}`,
-    figure(cell.tokensPerSecond),
-  ]);
-  const mib = (bytes: number | undefined) => figure(bytes === undefined ? undefined : bytes / 2 ** 20);
-  const held = (at: string, { rss, pss, anonymous }: Memory) => [at, mib(rss), mib(pss), mib(anonymous)];
-  return [
-    table(['cell', 'ms, median', '95 % interval', 'tokens/s'], rows),
-    '',
-    table(
-      ['memory, MiB', 'resident', 'proportional', 'anonymous'],
-      [held('loaded', memory.loaded), held('after', memory.after)],
-    ),
-    '',
-    `Loaded and warm in ${figure(loadMs)} ms.`,
-  ].join('\n');
 }

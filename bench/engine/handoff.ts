@@ -10,7 +10,6 @@ import { KvPool } from '../../services/lib/kv/pool.ts';
 import type { WireType } from '../../services/lib/kv/wire.ts';
 import { connectKv, type KvClient } from '../../services/lib/rpc/contract.ts';
 import { median } from '../measure/statistics.ts';
-import { figure, table } from '../report/markdown.ts';
 
 const TIMEOUT_MS = 60_000;
 
@@ -36,6 +35,10 @@ export interface HandoffCell {
   readonly receiverCpuMs: number;
   /** Of float32 values, whatever they travelled as. */
   readonly gbPerSecond: number;
+}
+
+export interface HandoffResult {
+  readonly cells: readonly HandoffCell[];
 }
 
 type Pull = Omit<HandoffCell, 'type' | 'gbPerSecond'>;
@@ -92,15 +95,4 @@ async function pullOnce(client: KvClient, pool: KvPool, type: WireType): Promise
   const { user, system } = process.cpuUsage(cpuBefore);
   const ms = performance.now() - startMs;
   return { bytes: receiver.bytes, ms, takeMs, receiverCpuMs: (user + system) / 1000 };
-}
-
-export function handoffReport(cells: readonly HandoffCell[]): string {
-  return table(
-    ['wire', 'MB', 'ms', 'GB/s of values', 'packing, ms', "sender's CPU, ms", 'taking, ms', "receiver's CPU, ms"],
-    cells.map((cell) => [
-      cell.type,
-      figure(cell.bytes / 1e6),
-      ...[cell.ms, cell.gbPerSecond, cell.packMs, cell.senderCpuMs, cell.takeMs, cell.receiverCpuMs].map(figure),
-    ]),
-  );
 }

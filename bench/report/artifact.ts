@@ -59,14 +59,16 @@ function rounded(key: string, value: unknown): unknown {
   return Math.round(value * scale) / scale;
 }
 
+export const artifactText = (artifact: Artifact) => `${JSON.stringify(artifact, rounded)}\n`;
+
 export async function writeArtifact(dir: string, name: string, artifact: Artifact): Promise<string> {
   await mkdir(dir, { recursive: true });
   const file = join(dir, `${name}.json`);
-  await writeFile(file, `${JSON.stringify(artifact, rounded)}\n`);
+  await writeFile(file, artifactText(artifact));
   return file;
 }
 
-/** Artifacts of a folder, by name, in the order of their names. Other JSON files, which other tools leave there, are not. */
+/** Artifacts of a folder, by name, in the order of their names. Other JSON files are passed over. */
 export async function readArtifacts(dir: string): Promise<Map<string, Artifact>> {
   const files = (await readdir(dir)).filter((name) => name.endsWith('.json')).sort();
   const artifacts = new Map<string, Artifact>();

@@ -2,26 +2,37 @@
 
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { BreakdownResult } from '../breakdown.ts';
+import type { DrillsResult } from '../drills/run.ts';
+import type { SoakResult } from '../drills/soak.ts';
+import type { HandoffResult } from '../engine/handoff.ts';
+import type { EngineResult } from '../engine/result.ts';
 import type { IndexResult } from '../indexing.ts';
 import type { InterferenceResult } from '../interference.ts';
 import type { LoadResult } from '../load.ts';
 import type { PlanResult } from '../plan/result.ts';
+import type { RecallResult } from '../retrieval/recall.ts';
 import type { RetrievalResult } from '../retrieval.ts';
 import type { TablesResult } from '../tables.ts';
 import type { TypingResult } from '../typing.ts';
 import type { Artifact } from './artifact.ts';
 import { reportBreakdown } from './breakdown-report.ts';
+import { reportDrills, reportSoak } from './drills-report.ts';
+import { reportEngine, reportHandoff } from './engine-report.ts';
 import { reportInterference } from './interference-report.ts';
 import { reportLoad } from './load-report.ts';
+import { type PeersResult, reportPeers } from './peers-report.ts';
 import { reportPlan } from './plan-report.ts';
 import type { Report } from './report.ts';
-import { reportIndex, reportRetrieval } from './retrieval-report.ts';
+import { reportIndex, reportRecall, reportRetrieval } from './retrieval-report.ts';
 import { reportTables } from './tables-report.ts';
 import { reportTyping } from './typing-report.ts';
 
 /** In the order in which they are shown. */
 export const BENCHES = {
   tables: 'The paper’s tables',
+  peers: 'The engine beside llama.cpp',
+  engine: 'The bare engine',
+  handoff: 'The KV cache between two processes',
   load: 'Load: both modes and the rates they sustain',
   interference: 'Interference: running streams while long prompts arrive',
   breakdown: 'Where the time of a request goes',
@@ -29,6 +40,9 @@ export const BENCHES = {
   index: 'Indexing',
   typing: 'An editing session',
   plan: 'Planner',
+  recall: 'Retrievers compared',
+  drills: 'Drills: what happens when things break',
+  soak: 'Soak: does anything grow?',
 } as const;
 export type BenchName = keyof typeof BENCHES;
 
@@ -51,6 +65,18 @@ export function reportOf(artifact: Artifact): Report {
       return reportTyping(artifact as Artifact<TypingResult>);
     case 'plan':
       return reportPlan(artifact as Artifact<PlanResult>);
+    case 'peers':
+      return reportPeers(artifact as Artifact<PeersResult>);
+    case 'engine':
+      return reportEngine(artifact as Artifact<EngineResult>);
+    case 'handoff':
+      return reportHandoff(artifact as Artifact<HandoffResult>);
+    case 'recall':
+      return reportRecall(artifact as Artifact<RecallResult>);
+    case 'drills':
+      return reportDrills(artifact as Artifact<DrillsResult>);
+    case 'soak':
+      return reportSoak(artifact as Artifact<SoakResult>);
     default:
       throw new ServingError('invalid_request', `no report for bench ${JSON.stringify(artifact.bench)}`);
   }

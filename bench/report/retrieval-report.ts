@@ -1,9 +1,10 @@
-/** `bench retrieval` and `bench index` as Markdown. */
+/** `bench retrieval`, `bench recall` and `bench index` as Markdown. */
 import type { IndexResult } from '../indexing.ts';
+import type { RecallResult } from '../retrieval/recall.ts';
 import type { RetrievalResult } from '../retrieval.ts';
 import type { Artifact } from './artifact.ts';
 import { axes } from './chart.ts';
-import { figure, table } from './markdown.ts';
+import { figure, percent, table } from './markdown.ts';
 import type { Report } from './report.ts';
 
 export function reportRetrieval({ result }: Artifact<RetrievalResult>): Report {
@@ -37,6 +38,40 @@ export function reportRetrieval({ result }: Artifact<RetrievalResult>): Report {
       },
     ],
   };
+}
+
+export function reportRecall({ result: { quality, scale, throughput, threads } }: Artifact<RecallResult>): Report {
+  const names = Object.keys(quality[0]?.recallAt10 ?? {}) as (keyof (typeof quality)[number]['recallAt10'])[];
+  const questions = quality.reduce((sum, row) => sum + row.questions, 0);
+  const mean = (name: (typeof names)[number]) =>
+    quality.reduce((sum, row) => sum + row.recallAt10[name] * row.questions, 0) / Math.max(questions, 1);
+  const recall = table(
+    ['repository', 'chunks', 'questions', ...names],
+    [
+      ...quality.map((row) => [
+        ...[row.repository, String(row.chunks), String(row.questions)],
+        ...names.map((name) => percent(row.recallAt10[name], 1)),
+      ]),
+      ['**all**', '', String(questions), ...names.map((name) => `**${percent(mean(name), 1)}**`)],
+    ],
+  );
+  const cost = table(
+    ['retriever', 'chunks', 'p50, ms', 'p99, ms', 'bytes per chunk', 'build, s'],
+    scale.map(({ retriever, chunks, p50Ms, p99Ms, bytesPerChunk, buildSeconds }) => [
+      ...[retriever, chunks.toLocaleString('en'), figure(p50Ms), figure(p99Ms)],
+      ...[bytesPerChunk.toFixed(0), figure(buildSeconds)],
+    ]),
+  );
+  const sections = [
+    'Recall@10 of the chunk that defines an identifier which three held-out lines of a function use, among the chunks of all ' +
+      'other files. The query is the text around the hole (10 non-blank lines before, 5 after); the lines themselves are not seen.',
+    recall,
+    "One top-10 search on one core, and the memory of the index (identifiers' names apart). Up to the number of chunks that " +
+      'the dependencies of this package have, chunks are real; beyond, they are repeated with other names.',
+    cost,
+    `Encoder and projector: ${figure(throughput.chunksPerSecond)} chunks/s on ${threads} threads (${throughput.chunks} chunks in ${figure(throughput.seconds)} s).`,
+  ];
+  return { markdown: sections.join('\n\n'), charts: [] };
 }
 
 export function reportIndex({ result }: Artifact<IndexResult>): Report {

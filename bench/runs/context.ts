@@ -1,22 +1,15 @@
-/** What all runs have in common: options, models made ready, systems started, artifacts written. */
+/** What benches of whole systems have in common: options, models made ready, systems started. */
 import { mkdir } from 'node:fs/promises';
 import { basename, join, relative, resolve } from 'node:path';
-import ora, { type Ora } from 'ora';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import { index } from '../indexing.ts';
-import { type Artifact, record, writeArtifact } from '../report/artifact.ts';
-import { chartName, drawCharts } from '../report/chart.ts';
-import { type BenchName, reportOf } from '../report/reports.ts';
 import { type Pinning, parseCores } from '../system/cores.ts';
 import { type BenchModel, openModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { type Deployment, deploymentName, type SystemSettings, startDeployment } from '../system/system.ts';
+import type { RunOptions } from './run.ts';
 
-export interface BenchOptions {
-  /** Folder for bundles, indexes and logs. */
-  readonly data: string;
-  /** Folder for artifacts. */
-  readonly out: string;
+export interface BenchOptions extends RunOptions {
   /** Like 0-3; undefined takes all. */
   readonly cores: string | undefined;
   readonly precision: string;
@@ -30,8 +23,6 @@ export interface BenchOptions {
   readonly capacity: number;
   readonly timeoutMs: number;
   readonly seed: number;
-  /** That makes this run again. */
-  readonly command: string;
 }
 
 export interface PreparedModel {
@@ -95,51 +86,7 @@ export async function withSystems<T>(
   }
 }
 
-export interface RunPlan {
-  readonly bench: BenchName;
-  /** Of the artifact; the bench's own when not given. */
-  readonly name?: string;
-  readonly models: readonly BenchModel[];
-  readonly settings: Readonly<Record<string, unknown>>;
-}
-
-/** Measures with a spinner, writes the artifact and its charts, prints the Markdown. */
-export async function run<Result>(
-  options: BenchOptions,
-  { bench, name = bench, models, settings }: RunPlan,
-  measure: (progress: (text: string) => void) => Promise<Result>,
-): Promise<Artifact<Result>> {
-  await mkdir(options.data, { recursive: true });
-  const spinner: Ora = ora({ text: bench, stream: process.stderr }).start();
-  try {
-    const { cores, slots, capacity, seed, timeoutMs, path } = options;
-    const common = {
-      cores: parseCores(cores),
-      slots,
-      capacity,
-      seed,
-      timeoutMs,
-      path: relative(PACKAGE_ROOT, resolve(path)),
-    };
-    const description = { bench, command: options.command, models, settings: { ...common, ...settings } };
-    const artifact = await record(description, () =>
-      measure((text) => {
-        spinner.text = `${bench}: ${text}`;
-      }),
-    );
-    const file = await writeArtifact(options.out, name, artifact);
-    const { markdown, charts } = reportOf(artifact);
-    const drawn = await drawCharts(
-      options.out,
-      charts.map((chart) => ({ ...chart, name: chartName(name, bench, chart.name) })),
-    );
-    spinner.succeed(
-      `${bench}: ${file}${drawn ? '' : ' (no charts: echarts and @resvg/resvg-js are development dependencies)'}`,
-    );
-    process.stdout.write(`\n${markdown}\n\n`);
-    return artifact;
-  } catch (error) {
-    spinner.fail();
-    throw error;
-  }
+/** Of all benches that start systems. */
+export function systemSettings({ cores, slots, capacity, seed, timeoutMs, path }: BenchOptions) {
+  return { cores: parseCores(cores), slots, capacity, seed, timeoutMs, path: relative(PACKAGE_ROOT, resolve(path)) };
 }

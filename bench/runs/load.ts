@@ -17,7 +17,8 @@ import type { Artifact } from '../report/artifact.ts';
 import type { Pinning } from '../system/cores.ts';
 import type { PromptMaker } from '../system/prompts.ts';
 import type { Deployment } from '../system/system.ts';
-import { type BenchOptions, prepareModel, run, type SystemUnderTest, withSystems } from './context.ts';
+import { type BenchOptions, prepareModel, type SystemUnderTest, systemSettings, withSystems } from './context.ts';
+import { run } from './run.ts';
 
 export interface LoadOptions {
   readonly model: string;
@@ -38,7 +39,8 @@ export async function runLoad(options: BenchOptions, load: LoadOptions): Promise
   const prepared = await prepareModel(load.model, options);
   const { model, prompts } = prepared;
   const { workload, deployments, pinning } = load;
-  return run(options, { bench: 'load', models: [model], settings: { ...load } }, async (onProgress) => {
+  const settings = { ...systemSettings(options), ...load };
+  return run(options, { bench: 'load', models: [model], settings }, async (onProgress) => {
     const measured: DeploymentLoad[] = [];
     let objective: { slo: Slo; startRate: number } | undefined;
     // One deployment at a time: under load, an idle one is not idle enough.

@@ -10,7 +10,8 @@ import { measureDecode, measurePrefill, type RatesOptions } from '../rates.ts';
 import { type Artifact, readArtifact } from '../report/artifact.ts';
 import { divideCores, parseCores } from '../system/cores.ts';
 import { DISAGGREGATED } from '../system/system.ts';
-import { type BenchOptions, prepareModel, run, withSystems } from './context.ts';
+import { type BenchOptions, prepareModel, systemSettings, withSystems } from './context.ts';
+import { run } from './run.ts';
 
 export interface PlanOptions {
   readonly model: string;
@@ -29,7 +30,7 @@ export async function runPlan(options: BenchOptions, plan: PlanOptions): Promise
   const load = plan.load === undefined ? undefined : await readArtifact<LoadResult>(plan.load);
   return run(
     options,
-    { bench: 'plan', models: [prepared.model], settings: { ...plan, pinning: 'split' } },
+    { bench: 'plan', models: [prepared.model], settings: { ...systemSettings(options), ...plan, pinning: 'split' } },
     async (onProgress) => {
       onProgress('measuring prompts and decode steps');
       const how = { ...plan.measure, timeoutMs: options.timeoutMs };

@@ -16,7 +16,15 @@ import { parseCores } from '../system/cores.ts';
 import type { ContextMode } from '../system/prompts.ts';
 import { COLOCATED, DISAGGREGATED } from '../system/system.ts';
 import { loadSession, measureTyping, type TypingOptions, type TypingResult, type TypingRun } from '../typing.ts';
-import { type BenchOptions, type PreparedModel, prepareModel, repoName, run, withSystems } from './context.ts';
+import {
+  type BenchOptions,
+  type PreparedModel,
+  prepareModel,
+  repoName,
+  systemSettings,
+  withSystems,
+} from './context.ts';
+import { run } from './run.ts';
 
 export const CONTEXTS: readonly ContextMode[] = ['compressed', 'text', 'off'];
 const BOTH = [COLOCATED, DISAGGREGATED];
@@ -30,7 +38,7 @@ export async function runInterference(
 ): Promise<Artifact<InterferenceResult>> {
   const prepared = await prepareModel(modelName, options);
   const { model, prompts } = prepared;
-  const settings = { ...interference, pinning: 'split' };
+  const settings = { ...systemSettings(options), ...interference, pinning: 'split' };
   return run(options, { bench: 'interference', models: [model], settings }, (onProgress) =>
     withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
       onProgress('prompts on idle systems');
@@ -56,7 +64,7 @@ export async function runBreakdown(
   const { model, prompts } = prepared;
   return run(
     options,
-    { bench: 'breakdown', models: [model], settings: { ...breakdown, pinning: 'shared' } },
+    { bench: 'breakdown', models: [model], settings: { ...systemSettings(options), ...breakdown, pinning: 'shared' } },
     (onProgress) =>
       withSystems(options, prepared, { deployments: BOTH, pinning: 'shared' }, async (systems) => {
         const runs: BreakdownRun[] = [];
@@ -83,7 +91,7 @@ export async function runRetrieval(
 ): Promise<Artifact<RetrievalResult>> {
   return run(
     options,
-    { bench: 'retrieval', name: 'retrieval-latency', models: [], settings: { ...retrieval, redis: undefined } },
+    { bench: 'retrieval', models: [], settings: { ...systemSettings(options), ...retrieval, redis: undefined } },
     async (onProgress) => {
       const { sizes, redis } = retrieval;
       const how = { dir: options.path, topK: retrieval.topK, queries: retrieval.queries, seed: options.seed };
@@ -111,7 +119,7 @@ export async function runIndexing(
   const threads = parseCores(options.cores).length;
   return run(
     options,
-    { bench: 'index', models: prepared.map(({ model }) => model), settings: { threads } },
+    { bench: 'index', models: prepared.map(({ model }) => model), settings: { ...systemSettings(options), threads } },
     async (onProgress) => {
       const runs: IndexRun[] = [];
       for (const { model } of prepared) {
@@ -149,7 +157,7 @@ export async function runTyping(
   const session = await loadSession(options.path, seconds);
   return run(
     options,
-    { bench: 'typing', models: [prepared.model], settings: { ...plan, pinning: 'split' } },
+    { bench: 'typing', models: [prepared.model], settings: { ...systemSettings(options), ...plan, pinning: 'split' } },
     (onProgress) =>
       withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
         const common = { ...typing, repo: repoName(options), timeoutMs: options.timeoutMs };

@@ -2,7 +2,8 @@
 import type { Artifact } from '../report/artifact.ts';
 import { COLOCATED, DISAGGREGATED } from '../system/system.ts';
 import { measureTables, type Pair, type TablesResult } from '../tables.ts';
-import { type BenchOptions, type PreparedModel, prepareModel, run, withSystems } from './context.ts';
+import { type BenchOptions, type PreparedModel, prepareModel, systemSettings, withSystems } from './context.ts';
+import { run } from './run.ts';
 
 export interface TablesOptions {
   readonly models: readonly string[];
@@ -16,7 +17,7 @@ export async function runTables(options: BenchOptions, tables: TablesOptions): P
   for (const name of tables.models) prepared.push(await prepareModel(name, options));
   // Both workers may use every core, as the paper's share one GPU; a slot is enough for one request at a time.
   const plan = { deployments: [COLOCATED, DISAGGREGATED], pinning: 'shared' as const, slots: 2 };
-  const settings = { ...tables, pinning: plan.pinning, slots: plan.slots };
+  const settings = { ...systemSettings(options), ...tables, pinning: plan.pinning, slots: plan.slots };
   return run(options, { bench: 'tables', models: prepared.map(({ model }) => model), settings }, async (onProgress) => {
     const pairs: Pair[] = [];
     const total = prepared.reduce((sum, ready) => sum + work(ready), 0);

@@ -1,17 +1,19 @@
 /** Drills and soak as tables. */
-import { figure, table } from '../report/markdown.ts';
-import type { DrillResult } from './run.ts';
-import type { Slope } from './slope.ts';
-import { JUDGED_FROM_MS, type SoakResult } from './soak.ts';
+import type { DrillsResult } from '../drills/run.ts';
+import { JUDGED_FROM_MS, type Slope } from '../drills/slope.ts';
+import type { SoakResult } from '../drills/soak.ts';
+import type { Artifact } from './artifact.ts';
+import { figure, table } from './markdown.ts';
+import type { Report } from './report.ts';
 
 const counts = (failed: Readonly<Record<string, number>>) =>
   Object.entries(failed)
     .map(([code, count]) => `${count} ${code}`)
     .join(', ') || '0';
 
-export function drillReport(results: readonly DrillResult[]): string {
+export function reportDrills({ result: { drills } }: Artifact<DrillsResult>): Report {
   const head = ['Drill', 'times', 'sent', 'ok', 'left', 'failed', 'lost tokens', 'doubled tokens'];
-  const rows = results.map((result) => [
+  const rows = drills.map((result) => [
     result.name,
     ...[result.disturbances, result.sent, result.ok, result.left].map(String),
     counts(result.failed),
@@ -21,15 +23,16 @@ export function drillReport(results: readonly DrillResult[]): string {
     figure(result.longestGapMs),
     result.broken === '' ? result.note || 'as promised' : `**${result.broken}**`,
   ]);
-  return [
+  const sections = [
     table([...head, 'recovery ms', 'worst TTFT ms', 'longest gap ms', 'verdict'], rows, columns(head.length + 4)),
-    '',
-    'left: clients that hung up. lost, doubled: against the greedy answer of an undisturbed run. recovery: the longest time from a',
-    'disturbance to the first token of a request sent after it. Worst TTFT, longest gap between two tokens: of streams that ended well.',
-  ].join('\n');
+    'left: clients that hung up. lost, doubled: against the greedy answer of an undisturbed run. recovery: the longest time ' +
+      'from a disturbance to the first token of a request sent after it. Worst TTFT, longest gap between two tokens: of ' +
+      'streams that ended well.',
+  ];
+  return { markdown: sections.join('\n\n'), charts: [] };
 }
 
-export function soakReport(result: SoakResult): string {
+export function reportSoak({ result }: Artifact<SoakResult>): Report {
   const { minutes, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills } = result;
   const mebibytes = ({ perUnit, error }: Slope) => `${figure(perUnit / 2 ** 20)} ± ${figure((2 * error) / 2 ** 20)}`;
   const short = minutes * 60_000 < JUDGED_FROM_MS;
@@ -53,7 +56,7 @@ export function soakReport(result: SoakResult): string {
     'left, bytes',
     'verdict',
   ];
-  return [
+  const lines = [
     `${minutes} minutes: ${sent} requests, ${ok} ok, ${left} left by their clients, failed ${counts(failed)}; ${lostTokens} tokens lost, ` +
       `${doubledTokens} doubled; ${restarts} restarts, ${kills} kills.`,
     '',
@@ -61,7 +64,8 @@ export function soakReport(result: SoakResult): string {
     '',
     result.broken === '' ? 'Nothing is lost or left behind.' : `Not as promised: ${result.broken}.`,
     ...(short ? [`Growth is judged from ${JUDGED_FROM_MS / 60_000} minutes on: until then heaps are filling.`] : []),
-  ].join('\n');
+  ];
+  return { markdown: lines.join('\n'), charts: [] };
 }
 
 /** All to the right but the first and the last. */
