@@ -40,8 +40,10 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
   const tokenizer = await loadTokenizer(tokenizerDir);
-  const slowMs = config.retrievalBudgetMs;
-  const store = withRowCache(withBreaker(await openStore(config.store), { slowMs }), config.rowCacheBytes);
+  const store = withRowCache(
+    withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
+    config.rowCacheBytes,
+  );
   life.onStop('store', () => store.close());
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());

@@ -7,26 +7,26 @@ import type { Store } from '../../services/lib/rag/store.ts';
 const unavailable = new ServingError('store_unavailable', 'it is down');
 const isOpen = async () => (await metrics.storeCircuitOpen.get()).values[0]?.value === 1;
 
-let answer: () => Promise<undefined>;
+let answer: (repo?: string) => Promise<undefined>;
 let calls: number;
 let store: Store;
 beforeEach(() => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'setImmediate'] });
   answer = async () => undefined;
   calls = 0;
-  const read = () => {
+  const read = (repo: string) => {
     calls++;
-    return answer();
+    return answer(repo);
   };
   const bare = { address: 'somewhere', head: read, snapshot: read, close: async () => {} } as unknown as Store;
-  store = withBreaker(bare, { slowMs: 20, failures: 3, firstMs: 100, longestMs: 300 });
+  store = withBreaker(bare, { budgetMs: 60, failures: 3, firstMs: 100, longestMs: 300 });
 });
 afterEach(async () => {
   await store.close();
   vi.useRealTimers();
 });
 
-const ask = () => store.head('repo').catch((error: ServingError) => error.code);
+const ask = (repo = 'repo') => store.head(repo).catch((error: ServingError) => error.code);
 async function fail(times: number) {
   answer = () => Promise.reject(unavailable);
   for (let i = 0; i < times; i++) await ask();
@@ -82,6 +82,30 @@ test('slow answers count as failures, though they are still given', async () => 
   expect(await isOpen()).toBe(true);
   for (const resolve of late) resolve(undefined);
   expect(await Promise.all(asked)).toEqual([undefined, undefined, undefined]);
+});
+
+test('slow is what leaves a retrieval no time for its second read', async () => {
+  answer = () => new Promise((resolve) => setTimeout(() => resolve(undefined), 50));
+  for (let i = 0; i < 3; i++) {
+    const asked = ask();
+    await vi.advanceTimersByTimeAsync(50);
+    await asked;
+  }
+  expect(await isOpen()).toBe(true);
+});
+
+test('a trial reads what is asked for: one dead node of a cluster does not keep the others away', async () => {
+  answer = async (repo) => {
+    if (repo !== 'on a live node') throw unavailable;
+    return undefined;
+  };
+  for (let i = 0; i < 3; i++) await ask('on a dead node');
+  await vi.advanceTimersByTimeAsync(100);
+  expect(await isOpen()).toBe(true); // nothing else was asked for
+  expect(await ask('on a live node')).toBe('store_unavailable');
+  await vi.advanceTimersByTimeAsync(200);
+  expect(await isOpen()).toBe(false);
+  expect(await ask('on a live node')).toBeUndefined();
 });
 
 test('one hiccup is one failure, however many calls it catches', async () => {

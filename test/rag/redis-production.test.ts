@@ -181,16 +181,16 @@ describe('a slow network', () => {
     const direct = await open(server.url);
     await publish(direct, 'shop');
     const counted = countedReads(await open(`redis://127.0.0.1:${network.port}`));
-    const slowMs = 50;
-    const retrieval = createRetrieval(withBreaker(counted, { slowMs, failures: 3, firstMs: 50 }), { queryLines: 10 });
+    const budgetMs = 50;
+    const retrieval = createRetrieval(withBreaker(counted, { budgetMs, failures: 3, firstMs: 50 }), { queryLines: 10 });
     expect(await outcome(retrieval, 'shop')).toBe('1'.repeat(16));
     network.delayMs = Infinity;
     const seen: string[] = [];
-    while (seen.at(-1) !== 'store_unavailable') seen.push(await outcome(retrieval, 'shop', slowMs));
+    while (seen.at(-1) !== 'store_unavailable') seen.push(await outcome(retrieval, 'shop', budgetMs));
     expect(new Set(seen.slice(0, -1))).toEqual(new Set<Degradation>(['over_budget']));
     // Open: completions ask nothing of it; only the trials do, one at a time.
     const { reads } = counted;
-    for (let i = 0; i < 100; i++) expect(await outcome(retrieval, 'shop', slowMs)).toBe('store_unavailable');
+    for (let i = 0; i < 100; i++) expect(await outcome(retrieval, 'shop', budgetMs)).toBe('store_unavailable');
     expect(counted.reads - reads).toBeLessThan(10);
     network.delayMs = 0;
     await expect.poll(() => outcome(retrieval, 'shop', 5_000), SOON).toBe('1'.repeat(16));
@@ -277,7 +277,7 @@ describe('a crash under load', () => {
   test('degrades completions, never answers wrongly, and is forgotten after the next index run', async () => {
     const server = stopping(await startRedis());
     const url = server.url;
-    const store = withRowCache(withBreaker(await open(url), { slowMs: 1_000, failures: 3, firstMs: 20 }), 1e6);
+    const store = withRowCache(withBreaker(await open(url), { budgetMs: 3_000, failures: 3, firstMs: 20 }), 1e6);
     await publish(store, 'shop');
     const retrieval = createRetrieval(store, { queryLines: 10 });
     const seen = new Map<string, number>();

@@ -8,8 +8,8 @@ import { metrics } from '../process/metrics.ts';
 import type { Store } from './store.ts';
 
 export interface BreakerOptions {
-  /** A small read that takes longer is a failure, though it may still succeed, in ms. */
-  readonly slowMs: number;
+  /** What a whole retrieval may take, in ms. A small read that takes more than its part is a failure, though it may succeed. */
+  readonly budgetMs: number;
   /** Failures in a row that open the circuit. */
   readonly failures?: number;
   /** Time until the first trial, in ms; doubled with each that fails, up to `longestMs`. */
@@ -19,20 +19,20 @@ export interface BreakerOptions {
 
 /** Ids of one small read. Larger ones load a whole index and may take their time. */
 const SMALL = 128;
-/** What a trial reads: any name does, there need be no such repository. */
-const TRIAL = 'llavacode-trial';
+/** A retrieval reads twice in a row, the head and then the rows, and searches between. */
+const PARTS = 3;
 
 /** Only reads are watched: writers have their own deadlines and should hear of every failure. */
 export function withBreaker(store: Store, options: BreakerOptions): Store {
   const circuit = new Circuit(store, options);
   return {
     address: store.address,
-    head: (repo) => circuit.run(() => store.head(repo), true),
-    snapshot: (repo) => circuit.run(() => store.snapshot(repo), false),
-    entries: (repo, ids) => circuit.run(() => store.entries(repo, ids), ids.length <= SMALL),
+    head: (repo) => circuit.run(repo, () => store.head(repo), true),
+    snapshot: (repo) => circuit.run(repo, () => store.snapshot(repo), false),
+    entries: (repo, ids) => circuit.run(repo, () => store.entries(repo, ids), ids.length <= SMALL),
     contents: (repo, fingerprint, ids) =>
-      circuit.run(() => store.contents(repo, fingerprint, ids), ids.length <= SMALL),
-    repositories: (tenant) => circuit.run(() => store.repositories(tenant), false),
+      circuit.run(repo, () => store.contents(repo, fingerprint, ids), ids.length <= SMALL),
+    repositories: (tenant) => circuit.run(undefined, () => store.repositories(tenant), false),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => {
       circuit.close();
@@ -44,21 +44,29 @@ export function withBreaker(store: Store, options: BreakerOptions): Store {
 class Circuit {
   readonly #store: Store;
   readonly #options: Required<BreakerOptions>;
+  readonly #slowMs: number;
   /** In a row, one after the other: however many calls one hiccup catches, it is one failure. */
   #failures = 0;
   /** While it is open: the next trial. */
   #trial: NodeJS.Timeout | undefined;
+  /**
+   * The repository asked for last, refused or not: what a trial reads. The nodes of a cluster fail one by one, and a name
+   * that is always the same may lie on a dead one while all that is asked for lies on others.
+   */
+  #asked = '';
   #waitMs: number;
   #closed = false;
 
   constructor(store: Store, options: BreakerOptions) {
     this.#store = store;
     this.#options = { failures: 5, firstMs: 500, longestMs: 10_000, ...options };
+    this.#slowMs = options.budgetMs / PARTS;
     this.#waitMs = this.#options.firstMs;
   }
 
-  /** @param small whether slowness counts. */
-  async run<T>(read: () => Promise<T>, small: boolean): Promise<T> {
+  /** @param repo undefined where the call is not about one. @param small whether slowness counts. */
+  async run<T>(repo: string | undefined, read: () => Promise<T>, small: boolean): Promise<T> {
+    this.#asked = repo ?? this.#asked;
     if (this.#trial) {
       throw new ServingError(
         'store_unavailable',
@@ -80,7 +88,7 @@ class Circuit {
     const verdict = new Promise<boolean>((resolve) => {
       // One more turn: where it was this process that was busy, the answer lies in the socket already.
       const late = () => setImmediate(() => resolve(false));
-      const timer = small ? setTimeout(late, this.#options.slowMs) : undefined;
+      const timer = small ? setTimeout(late, this.#slowMs) : undefined;
       answer
         .then(
           () => resolve(true),
@@ -104,7 +112,7 @@ class Circuit {
   }
 
   async #try(): Promise<void> {
-    if (await this.#watched(() => this.#store.head(TRIAL), true).verdict) {
+    if (await this.#watched(() => this.#store.head(this.#asked), true).verdict) {
       metrics.storeCircuitOpen.set(0);
       this.#trial = undefined;
       this.#failures = 0;
