@@ -7,7 +7,7 @@ import { createWriteStream } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execaNode } from 'execa';
-import { flagName, PACKAGE_ROOT } from './lib/process/config.ts';
+import { envName, PACKAGE_ROOT, SETTINGS } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { ServingError } from './lib/process/errors.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
@@ -54,7 +54,7 @@ export interface RunningSystem {
 
 const READY_TIMEOUT_MS = 180_000;
 /** Beyond a child's own drain timeout. */
-const KILL_AFTER_MS = 40_000;
+const KILL_AFTER_MS = 10_000;
 const RESTART_DELAY_MS = { first: 250, longest: 10_000 };
 
 export class ServiceProcess {
@@ -163,10 +163,21 @@ export class ServiceProcess {
   }
 }
 
+/**
+ * Settings as variables, since anybody on the machine may read the arguments of a process (the store's URL holds a
+ * password); and these alone: what is set for the supervisor is not for each child.
+ */
+export function environmentOf(flags: Flags): Record<string, string | undefined> {
+  const inherited = Object.keys(process.env).filter((name) => name.startsWith('LLAVACODE_'));
+  return {
+    ...Object.fromEntries(inherited.map((name) => [name, undefined])),
+    ...Object.fromEntries(Object.entries(flags).map(([name, value]) => [envName(name), String(value)])),
+  };
+}
+
 function spawn(role: Role, flags: Flags, log: string) {
-  const args = Object.entries(flags).flatMap(([name, value]) => [flagName(name), String(value)]);
   const output = createWriteStream(log, { flags: 'a' });
-  const child = execaNode(join(PACKAGE_ROOT, 'dist', 'services', 'cli.js'), [role, ...args], {
+  const child = execaNode(join(PACKAGE_ROOT, 'dist', 'services', 'cli.js'), [role], {
     detached: true,
     ipc: true,
     stdin: 'ignore',
@@ -174,13 +185,8 @@ function spawn(role: Role, flags: Flags, log: string) {
     stderr: 'pipe',
     buffer: false,
     reject: false,
-    forceKillAfterDelay: KILL_AFTER_MS,
-    // Settings come as flags alone: what is set for the supervisor is not for each child.
-    env: Object.fromEntries(
-      Object.keys(process.env)
-        .filter((n) => n.startsWith('LLAVACODE_'))
-        .map((n) => [n, undefined]),
-    ),
+    forceKillAfterDelay: SETTINGS.drainTimeoutMs.parse(flags.drainTimeoutMs) + KILL_AFTER_MS,
+    env: environmentOf(flags),
   });
   child.stdout.pipe(output, { end: false });
   child.stderr.pipe(output, { end: false });

@@ -6,9 +6,9 @@ import { execaNode } from 'execa';
 import ora from 'ora';
 import { openBundle } from './lib/model/bundle.ts';
 import { exportBundle, type Precision } from './lib/model/export.ts';
-import { type Config, flagName, PACKAGE_ROOT } from './lib/process/config.ts';
+import { type Config, PACKAGE_ROOT } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { type Flags, type Mode, type RunningSystem, startSystem } from './supervisor.ts';
+import { environmentOf, type Flags, type Mode, type RunningSystem, startSystem } from './supervisor.ts';
 
 const GATEWAY_FLAGS = [
   ...(['host', 'port', 'servedName', 'store', 'maxInflight', 'bodyLimitBytes', 'requestTimeoutMs'] as const),
@@ -166,10 +166,9 @@ async function signature(dir: string): Promise<string> {
 
 /** In a process of its own, which loads the encoder and is gone afterwards. */
 async function indexInChild(path: string, flags: Flags): Promise<void> {
-  const args = Object.entries(flags).flatMap(([name, value]) => [flagName(name), String(value)]);
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
-  const command = ['index', '--name', basename(resolve(path)), '--path', path, ...args];
-  const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false });
+  const command = ['index', '--name', basename(resolve(path)), '--path', path];
+  const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false, env: environmentOf(flags) });
   if (exitCode !== 0) throw new ServingError('internal', `indexing ${path} failed with exit code ${exitCode}`);
 }
 

@@ -35,7 +35,7 @@ async function* pull(request: PullRequest__Output): AsyncGenerator<KvFrame> {
 }
 
 const server = await serveRpc('127.0.0.1', 0, [
-  mount.kv({ Pull: streaming(pull), Release: unary(async () => ({ readersLeft: 0 })) }),
+  mount.kv({ Pull: streaming(pull), Renew: unary(async () => ({})), Release: unary(async () => ({ readersLeft: 0 })) }),
 ]);
 process.send?.({ address: server.address });
 process.on('disconnect', () => process.exit(0));

@@ -2,6 +2,7 @@
 import { KvPuller } from '../decode/receive.ts';
 import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
 import type { Config } from '../lib/process/config.ts';
+import { reachableAddress } from '../lib/process/exposure.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
@@ -28,7 +29,7 @@ export async function runColocated(config: Config<(typeof COLOCATED_SETTINGS)[nu
   collectProcessMetrics('colocated', modelName);
   life.onStop('engine', () => session.dispose());
   let listening = '';
-  const address = () => config.advertise || listening;
+  const address = () => listening;
   const { fingerprint } = bundle.manifest;
   const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
   life.onStop('connections to prefill workers', () => puller.close());
@@ -43,12 +44,12 @@ export async function runColocated(config: Config<(typeof COLOCATED_SETTINGS)[nu
     log,
   );
   const server = await serveRpc(config.host, config.port, service.mounts, security);
-  listening = server.address;
-  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
+  listening = reachableAddress(server.address, config.advertise);
+  life.onStop('rpc server', () => server.close(life.almostOver));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
-  const leave = stayRegistered(config.registry, ['prefill', 'decode'], address(), log);
+  const leave = stayRegistered(config.registry, ['prefill', 'decode'], listening, log);
   life.onStop('registry', leave);
   life.ready(server.address, metricsAddress);
 }

@@ -1,6 +1,7 @@
 /** The decode worker's process. */
 import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
 import type { Config } from '../lib/process/config.ts';
+import { reachableAddress } from '../lib/process/exposure.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
@@ -36,11 +37,11 @@ export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>
     draining: life.draining,
   });
   const server = await serveRpc(config.host, config.port, service.mounts, security);
-  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
+  life.onStop('rpc server', () => server.close(life.almostOver));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
-  const leave = stayRegistered(config.registry, ['decode'], config.advertise || server.address, log);
+  const leave = stayRegistered(config.registry, ['decode'], reachableAddress(server.address, config.advertise), log);
   life.onStop('registry', leave);
   life.ready(server.address, metricsAddress);
 }

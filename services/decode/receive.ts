@@ -1,4 +1,5 @@
 /** Pulls a staged KV cache from the prefill worker that holds it into a slot of ours. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { KvReceiver } from '../lib/kv/handoff.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import type { WireType } from '../lib/kv/wire.ts';
@@ -22,6 +23,16 @@ export interface Received {
 const ATTEMPTS = 2;
 /** For telling the holder that we have our copy; its lease runs out anyway. */
 const RELEASE_TIMEOUT_MS = 5_000;
+/** Heartbeats in the time of a lease: one may get lost. */
+const HEARTBEATS = 3;
+const FASTEST_HEARTBEAT_MS = 100;
+/** Connections kept to holders that nobody reads from now. */
+const MAX_IDLE = 64;
+
+interface Holder {
+  readonly client: KvClient;
+  users: number;
+}
 
 export class KvPuller {
   readonly #pool: KvPool;
@@ -29,7 +40,8 @@ export class KvPuller {
   readonly #wire: WireType;
   readonly #log: Logger;
   readonly #security: RpcSecurity;
-  readonly #clients = new Map<string, KvClient>();
+  /** By address; the one used last is last. */
+  readonly #holders = new Map<string, Holder>();
 
   /** @param wire how values are asked to travel. */
   constructor(
@@ -53,28 +65,50 @@ export class KvPuller {
    *   context_length_exceeded, lease_unknown, lease_expired; invalid_request for a handle that is not of
    *   this lease; the signal's reason.
    */
-  async pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
-    const client = this.#client(handle.address);
-    try {
-      for (let attempt = 1; ; attempt++) {
+  pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
+    return this.#with(handle.address, async (client) => {
+      try {
+        for (let attempt = 1; ; attempt++) {
+          try {
+            return await this.#pullOnce(client, handle, slot, signal);
+          } catch (error) {
+            const damaged = error instanceof ServingError && error.kind.grpc === 'DATA_LOSS';
+            if (!damaged || attempt === ATTEMPTS || signal.aborted) throw asKvFailure(error);
+            this.#log.warn({ err: error, lease: handle.leaseId }, 'pulling the KV cache once more');
+          }
+        }
+      } finally {
+        client.release(handle.leaseId, AbortSignal.timeout(RELEASE_TIMEOUT_MS)).catch((error: unknown) => {
+          // Expected when the lease ended otherwise; it frees itself in any case.
+          this.#log.debug({ err: error, lease: handle.leaseId }, 'KV lease was not released by us');
+        });
+      }
+    });
+  }
+
+  /**
+   * Keeps the lease alive until the signal: the heartbeat of a reader that waits for a slot.
+   * @throws ServingError lease_unknown, lease_expired, kv_truncated where there is nothing left to wait for.
+   */
+  keep({ address, leaseId, leaseMs }: KvHandle__Output, signal: AbortSignal): Promise<void> {
+    const everyMs = Math.max(leaseMs / HEARTBEATS, FASTEST_HEARTBEAT_MS);
+    return this.#with(address, async (client) => {
+      for (;;) {
+        await sleep(everyMs, undefined, { signal }).catch(() => {});
+        if (signal.aborted) return;
+        const late = AbortSignal.timeout(everyMs);
         try {
-          return await this.#pullOnce(client, handle, slot, signal);
+          await client.renew(leaseId, AbortSignal.any([signal, late]));
         } catch (error) {
-          const damaged = error instanceof ServingError && error.kind.grpc === 'DATA_LOSS';
-          if (!damaged || attempt === ATTEMPTS || signal.aborted) throw asKvFailure(error);
-          this.#log.warn({ err: error, lease: handle.leaseId }, 'pulling the KV cache once more');
+          if (signal.aborted) return;
+          if (!late.aborted) throw asKvFailure(error);
         }
       }
-    } finally {
-      client.release(handle.leaseId, AbortSignal.timeout(RELEASE_TIMEOUT_MS)).catch((error: unknown) => {
-        // Expected when the lease ended otherwise; it frees itself in any case.
-        this.#log.debug({ err: error, lease: handle.leaseId }, 'KV lease was not released by us');
-      });
-    }
+    });
   }
 
   close(): void {
-    for (const client of this.#clients.values()) client.close();
+    for (const { client } of this.#holders.values()) client.close();
   }
 
   async #pullOnce(client: KvClient, handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
@@ -102,13 +136,26 @@ export class KvPuller {
     throw new ServingError('kv_truncated', `${handle.address} ended the KV stream after ${receiver.bytes} bytes`);
   }
 
-  #client(address: string): KvClient {
-    let client = this.#clients.get(address);
-    if (client === undefined) {
-      client = connectKv(address, this.#security);
-      this.#clients.set(address, client);
+  async #with<T>(address: string, use: (client: KvClient) => Promise<T>): Promise<T> {
+    const holder = this.#holders.get(address) ?? { client: connectKv(address, this.#security), users: 0 };
+    this.#holders.delete(address);
+    this.#holders.set(address, holder);
+    holder.users++;
+    try {
+      return await use(holder.client);
+    } finally {
+      holder.users--;
+      this.#forgetOldest();
     }
-    return client;
+  }
+
+  /** Workers come and go, each at an address of its own. */
+  #forgetOldest(): void {
+    const idle = [...this.#holders].filter(([, { users }]) => users === 0);
+    for (const [address, { client }] of idle.slice(0, Math.max(0, idle.length - MAX_IDLE))) {
+      client.close();
+      this.#holders.delete(address);
+    }
   }
 }
 

@@ -46,7 +46,7 @@ export class RemoteKv implements KvSource {
 
   async acquire(handle: KvHandle__Output, signal: AbortSignal): Promise<Acquired> {
     const arrivedAtMs = performance.now();
-    const slot = await this.#admission.reserve(handle.positions, signal);
+    const slot = await this.#awaitSlot(handle, signal);
     const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
     try {
       await this.#betweenSteps();
@@ -54,6 +54,18 @@ export class RemoteKv implements KvSource {
     } catch (error) {
       slot.release();
       throw error;
+    }
+  }
+
+  /** The cache is kept where it is as long as we wait; without it there is nothing to wait for. */
+  async #awaitSlot(handle: KvHandle__Output, signal: AbortSignal): Promise<KvSlot> {
+    const over = new AbortController();
+    const live = AbortSignal.any([signal, over.signal]);
+    this.#puller.keep(handle, live).catch((error: unknown) => over.abort(error));
+    try {
+      return await this.#admission.reserve(handle.positions, live);
+    } finally {
+      over.abort();
     }
   }
 }

@@ -32,7 +32,7 @@ export async function runIndexer(config: Config<(typeof INDEXER_SETTINGS)[number
   life.onStop('store', () => store.close());
   const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
   const server = await serveRpc(config.host, config.port, service.mounts, security);
-  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs)));
+  life.onStop('rpc server', () => server.close(life.almostOver));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));

@@ -1,6 +1,7 @@
 /** The prefill worker's process. */
 import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
 import type { Config } from '../lib/process/config.ts';
+import { reachableAddress } from '../lib/process/exposure.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
@@ -40,12 +41,12 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
     log,
   );
   const server = await serveRpc(config.host, config.port, service.mounts, security);
-  address = config.advertise || server.address;
-  life.onStop('rpc server', () => server.close(AbortSignal.timeout(config.drainTimeoutMs * 0.9)));
+  address = reachableAddress(server.address, config.advertise);
+  life.onStop('rpc server', () => server.close(life.almostOver));
   const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
-  const leave = stayRegistered(config.registry, ['prefill'], config.advertise || server.address, log);
+  const leave = stayRegistered(config.registry, ['prefill'], address, log);
   life.onStop('registry', leave);
   life.ready(server.address, metricsAddress);
 }

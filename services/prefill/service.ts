@@ -11,6 +11,7 @@ import type { PrefillEvent } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest__Output } from '../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import type { PullRequest__Output } from '../lib/rpc/gen/llavacode/v1/PullRequest.ts';
 import type { ReleaseRequest__Output } from '../lib/rpc/gen/llavacode/v1/ReleaseRequest.ts';
+import type { RenewRequest__Output } from '../lib/rpc/gen/llavacode/v1/RenewRequest.ts';
 import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
@@ -57,7 +58,8 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       signal,
     });
     const { lease, queueSeconds } = await ticket.accepted;
-    const kv = { address: options.address(), leaseId: lease.id, fingerprint, positions: lease.positions };
+    const { address, kvLeaseMs } = options;
+    const kv = { address: address(), leaseId: lease.id, fingerprint, positions: lease.positions, leaseMs: kvLeaseMs };
     yield { accepted: { kv, queueUs: Math.round(queueSeconds * 1e6) } };
     const result = await ticket.done;
     yield {
@@ -114,10 +116,15 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
 
   const release = async (request: ReleaseRequest__Output) => ({ readersLeft: leases.release(request.leaseId) });
 
+  const renew = async (request: RenewRequest__Output) => {
+    leases.touch(leases.get(request.leaseId));
+    return {};
+  };
+
   return {
     mounts: [
       mount.prefill({ Prefill: streaming(prefill), Describe: unary(describe) }),
-      mount.kv({ Pull: streaming(pull), Release: unary(release) }),
+      mount.kv({ Pull: streaming(pull), Release: unary(release), Renew: unary(renew) }),
     ],
     leases,
     prefixes,

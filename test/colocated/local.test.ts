@@ -37,7 +37,7 @@ beforeEach(() => start(3));
 
 const conserved = () => engine.pool.assertConserved(leases.size + kv.held);
 const handleOf = (lease: Lease, address = HERE) => ({
-  ...{ address, leaseId: lease.id, fingerprint: FINGERPRINT, positions: PROMPT.length },
+  ...{ address, leaseId: lease.id, fingerprint: FINGERPRINT, positions: PROMPT.length, leaseMs: 60_000 },
 });
 const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal);
 

@@ -30,17 +30,33 @@ function goodFrames(): KvFrame[] {
 
 /** @param pull the answer to the n-th pull, from 1 on. */
 async function startHolder(pull: (attempt: number) => AsyncIterable<KvFrame> | Iterable<KvFrame> = goodFrames) {
-  const holder = { pulls: 0, releases: 0, leftEarly: 0, kv: {} as KvHandle__Output, stop: () => server.close(CUT) };
+  const holder = {
+    pulls: 0,
+    releases: 0,
+    renewals: 0,
+    gone: false,
+    leftEarly: 0,
+    kv: {} as KvHandle__Output,
+    stop: () => server.close(CUT),
+  };
   const server = await serveRpc('127.0.0.1', 0, [
     mount.kv({
       Pull: streaming(async function* (_, signal) {
         signal.addEventListener('abort', () => holder.leftEarly++);
         yield* pull(++holder.pulls);
       }),
+      Renew: unary(async () => {
+        holder.renewals++;
+        if (holder.gone) throw new ServingError('lease_unknown', 'no such lease');
+        return {};
+      }),
       Release: unary(async () => ({ readersLeft: ++holder.releases && 0 })),
     }),
   ]);
-  holder.kv = { address: server.address, leaseId: 'lease', fingerprint: FINGERPRINT, positions: PROMPT.length };
+  holder.kv = {
+    ...{ address: server.address, leaseId: 'lease', fingerprint: FINGERPRINT },
+    ...{ positions: PROMPT.length, leaseMs: 300 },
+  };
   onTestFinished(() => server.close(CUT));
   return holder;
 }
@@ -265,6 +281,40 @@ test('says what it is', async () => {
     fingerprint: FINGERPRINT,
     layout: { ...engine.pool.layout, dtype: 'float32' },
     ...{ capacity: 32, slots: 2, freeSlots: 2, queued: 0 },
+  });
+});
+
+describe('while it waits for a slot', () => {
+  /** One slot, taken by a sequence whose first step does not end. */
+  async function crowded() {
+    const engine = new FakeEngine(1);
+    const step = gate();
+    engine.beforeStep = () => step.opened;
+    const [holder, { client }] = await Promise.all([startHolder(), startDecode({}, engine)]);
+    const running = decode(client, decodeRequest(holder.kv, 3));
+    await until(() => engine.steps.length === 1);
+    const waiting = decode(client, decodeRequest(holder.kv, 3));
+    return { holder, running, waiting, finish: step.open };
+  }
+
+  test('it keeps the lease of its KV cache alive', async () => {
+    const { holder, running, waiting, finish } = await crowded();
+    await until(() => holder.renewals >= 2);
+    finish();
+    await Promise.all([running, waiting]);
+    const { renewals } = holder;
+    expect(holder.pulls).toBe(2);
+    await until(() => holder.releases === 2);
+    expect(holder.renewals).toBe(renewals); // pulled: nothing is left to keep
+  });
+
+  test('it does not wait for a cache that is gone', async () => {
+    const { holder, running, waiting, finish } = await crowded();
+    holder.gone = true;
+    await expect(waiting).rejects.toEqual(refusal('lease_unknown'));
+    finish();
+    await running;
+    expect(holder.pulls).toBe(1);
   });
 });
 

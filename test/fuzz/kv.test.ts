@@ -97,12 +97,19 @@ test('a cache that was damaged on its way is pulled again, and decoded as if it 
         const messages = pulls++ === 0 && damage ? flipped(SENT.float32, damage.message, damage.bit) : SENT.float32;
         for (const bytes of messages) yield wire.responseDeserialize(bytes) as KvFrame__Output;
       }),
+      Renew: unary(async () => ({})),
       Release: unary(async () => ({ readersLeft: 0 })),
     }),
   ]);
   onTestFinished(() => server.close(AbortSignal.abort()));
   const { client } = await startDecode();
-  const handle = { address: server.address, leaseId: 'x', fingerprint: FINGERPRINT, positions: PROMPT.length };
+  const handle = {
+    address: server.address,
+    leaseId: 'x',
+    fingerprint: FINGERPRINT,
+    positions: PROMPT.length,
+    leaseMs: 1000,
+  };
   const expected = continuation(PROMPT, MAX_TOKENS);
   // Rows and their order: what a link can damage without the message becoming another one.
   const inRows = fc.integer({ min: 1, max: SENT.float32.length - 2 }).chain((message) =>

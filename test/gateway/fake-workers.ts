@@ -114,6 +114,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
       leaseId,
       fingerprint: FINGERPRINT,
       positions: request.tokenIds?.length ?? 0,
+      leaseMs: 60_000,
     };
     yield { kind: 'accepted' as const, accepted: { kv, queueUs: 10 } };
     await at('before first', where, signal);

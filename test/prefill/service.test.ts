@@ -167,6 +167,18 @@ describe('the cache', () => {
     await staged.released();
   });
 
+  test('says how long it waits, and takes heartbeats until it is gone', async () => {
+    const { client, kv } = await startPrefill({ kvLeaseMs: 12_345 });
+    const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5]));
+    const { leaseId, leaseMs } = staged.kv;
+    expect(leaseMs).toBe(12_345);
+    await staged.first();
+    await kv.renew(leaseId, NEVER);
+    await kv.release(leaseId, NEVER);
+    await staged.released();
+    await expect(kv.renew(leaseId, NEVER)).rejects.toEqual(refusal('lease_unknown'));
+  });
+
   test('is given up when no decoder comes in time', async () => {
     const { client, kv, engine } = await startPrefill({ kvLeaseMs: 1 });
     const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5]));

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { demandGuard, isLoopback } from '../../services/lib/process/exposure.ts';
+import { demandGuard, isLoopback, reachableAddress } from '../../services/lib/process/exposure.ts';
 
 test.each([...(['127.0.0.1', '127.255.0.9', 'localhost', 'LOCALHOST', '::1', '::ffff:127.0.0.1'] as const)])(
   '%s is this machine',
@@ -27,5 +27,29 @@ describe('a service that asks nobody who they are', () => {
     guard('0.0.0.0', true);
     guard('0.0.0.0', false, true);
     expect(() => guard('0.0.0.0', false)).toThrowError(/0\.0\.0\.0.*--api-keys-file.*--insecure-listen/);
+  });
+});
+
+describe('the address that others are told', () => {
+  const of = (family: 'IPv4' | 'IPv6', address: string, internal = false) =>
+    ({ family, address, internal, netmask: '', mac: '', cidr: null, scopeid: 0 }) as const;
+  const machine = { lo: [of('IPv4', '127.0.0.1', true)], eth0: [of('IPv6', 'fd00::7'), of('IPv4', '10.1.2.3')] };
+
+  test.each([
+    ['127.0.0.1:9000', '', '127.0.0.1:9000'],
+    ['10.9.9.9:9000', '', '10.9.9.9:9000'],
+    ['0.0.0.0:9000', 'prefill-0.pool:9000', 'prefill-0.pool:9000'],
+    ['0.0.0.0:9000', '', '10.1.2.3:9000'],
+    ['[::]:9000', '', '10.1.2.3:9000'],
+  ])('of %s, advertised as %j, is %s', (listening, advertise, told) => {
+    expect(reachableAddress(listening, advertise, machine)).toBe(told);
+  });
+
+  test('is an IPv6 one where there is no other', () => {
+    expect(reachableAddress('[::]:9000', '', { eth0: [of('IPv6', 'fd00::7')] })).toBe('[fd00::7]:9000');
+  });
+
+  test('is its own on a machine without a network', () => {
+    expect(reachableAddress('0.0.0.0:9000', '', { lo: machine.lo })).toBe('127.0.0.1:9000');
   });
 });

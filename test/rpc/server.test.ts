@@ -100,6 +100,7 @@ describe('a stream', () => {
             left.open();
           }
         }),
+        Renew: unary(async () => ({})),
         Release: unary(async () => ({})),
       }),
     ]);
@@ -274,6 +275,7 @@ test('prefill and kv clients speak to their services', async () => {
       Pull: streaming(async function* (request) {
         yield { end: { frames: request.leaseId.length } };
       }),
+      Renew: unary(async () => ({})),
       Release: unary(async (request) => {
         if (request.leaseId === 'mine') return { readersLeft: 1 };
         throw new ServingError('lease_unknown', `no lease ${request.leaseId}`);

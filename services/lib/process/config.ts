@@ -57,7 +57,9 @@ export const SETTINGS = {
   advertise: z
     .string()
     .default('')
-    .describe('host:port under which others reach a worker; where it listens when empty'),
+    .describe(
+      "host:port under which others reach a worker; where it listens when empty, by this machine's first address if it listens on all",
+    ),
   metricsPort: whole(0, 65535)
     .default(0)
     .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),

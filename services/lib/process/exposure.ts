@@ -3,6 +3,7 @@
  * or an operator who says that the network around it does.
  */
 import { isIP } from 'node:net';
+import { networkInterfaces } from 'node:os';
 import { ServingError } from './errors.ts';
 
 /** Whether only this machine can reach what listens on `host`. */
@@ -27,4 +28,22 @@ export function demandGuard(
     'config_invalid',
     `--host ${host} is beyond this machine, where anybody could use this service: set ${remedy}, or --insecure-listen true if the network keeps others out`,
   );
+}
+
+/**
+ * host:port under which others reach what listens at `listening`: what the operator says, or else that very address. Of
+ * one that stands for all addresses of the machine, the first that is not loopback (a container's or pod's own).
+ */
+export function reachableAddress(
+  listening: string,
+  advertise: string,
+  interfaces: ReturnType<typeof networkInterfaces> = networkInterfaces(),
+): string {
+  if (advertise !== '') return advertise;
+  const [, host, port] = /^(.*):(\d+)$/.exec(listening) ?? [];
+  if (host !== '0.0.0.0' && host !== '[::]') return listening;
+  const outward = Object.values(interfaces).flatMap((all) => (all ?? []).filter(({ internal }) => !internal));
+  const chosen = outward.find(({ family }) => family === 'IPv4') ?? (host === '[::]' ? outward[0] : undefined);
+  if (chosen === undefined) return `127.0.0.1:${port}`;
+  return `${chosen.family === 'IPv6' ? `[${chosen.address}]` : chosen.address}:${port}`;
 }

@@ -61,6 +61,12 @@ export class Lifecycle {
     return this.#drain.signal;
   }
 
+  /** For a stop step that waits: a signal that leaves the steps after it a tenth of the drain's time. */
+  get almostOver(): AbortSignal {
+    const sinceMs = performance.now() - this.#drainingSinceMs;
+    return AbortSignal.timeout(Math.max(0, Math.floor(this.#drainTimeoutMs * 0.9 - sinceMs)));
+  }
+
   /** Runs when the process stops; the last one registered runs first. A step that throws does not keep others from it. */
   onStop(name: string, run: () => Promise<void> | void): void {
     this.#stops.push({ name, run });

@@ -78,6 +78,7 @@ export interface DecodeClient {
 export interface KvClient {
   pull(request: PullRequest, signal: AbortSignal): AsyncIterable<KvFrame__Output>;
   release(leaseId: string, signal: AbortSignal): Promise<void>;
+  renew(leaseId: string, signal: AbortSignal): Promise<void>;
   close(): void;
 }
 
@@ -118,6 +119,9 @@ export function connectKv(address: string, security: RpcSecurity = PLAINTEXT): K
     pull: (request, signal) => stream(address, signal, () => client.pull(request)),
     release: async (leaseId, signal) => {
       await unary(address, signal, (done) => client.release({ leaseId }, done));
+    },
+    renew: async (leaseId, signal) => {
+      await unary(address, signal, (done) => client.renew({ leaseId }, done));
     },
     close: () => client.close(),
   };
