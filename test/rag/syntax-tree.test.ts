@@ -48,6 +48,14 @@ test('a chunk from within a block parses like one at the margin', () => {
   expect(spelled('a.py', inner)).not.toContain('ERROR');
 });
 
+test('code nested deeper than calls may be is read to its end', () => {
+  expect(texts('a.py', `x = ${'"a" + '.repeat(5_000)}"a"`)).toHaveLength(10_003);
+  const brackets = `x = ${'['.repeat(6_000)}1${']'.repeat(6_000)}`;
+  expect(spelled('a.py', brackets)?.endsWith(`1 ${'] list> '.repeat(6_000)}assignment>`)).toBe(true);
+  // An error lies deep within.
+  expect(texts('a.js', `x = ${'f('.repeat(6_000)}1 $$ 2${')'.repeat(6_000)}`)?.[0]).toBe('x');
+});
+
 describe('every language', () => {
   test.each([
     ['a.py', 'def f(): pass', 'function_definition'],

@@ -12,7 +12,7 @@ import { createRequire } from 'node:module';
 import { extname } from 'node:path';
 import TreeSitter, { type Node, type Parser } from '@vscode/tree-sitter-wasm';
 
-/** Grammars by the endings of file names. C is parsed as C++, of which it is nearly a part. */
+/** Grammars by the endings of file names. C is parsed as C++, of which it is nearly a part: the package has no grammar of C. */
 const GRAMMAR_ENDINGS = {
   python: ['.py', '.pyi', '.pyw'],
   typescript: ['.ts', '.mts', '.cts'],
@@ -75,8 +75,7 @@ export class SyntaxTrees {
     if (!tree) return undefined;
     try {
       if (errorLength(tree.rootNode) > MAX_ERROR_SHARE * text.length) return undefined;
-      const tokens: TreeToken[] = [];
-      linearise(tree.rootNode, text, tokens);
+      const tokens = linearise(tree.rootNode, text);
       return tokens.some((token) => 'text' in token) ? tokens : undefined;
     } finally {
       tree.delete();
@@ -96,26 +95,42 @@ function dedented(code: string): string {
   return common === 0 || indents.length === 0 ? code : lines.map((line) => line.slice(common)).join('\n');
 }
 
+// Both walks keep a stack of their own: code may be nested deeper than calls may, a sum of 5,000 terms for one.
+
 /** Characters of the outermost errors. */
-function errorLength(node: Node): number {
-  if (!node.hasError) return 0;
-  if (node.isError) return node.endIndex - node.startIndex;
-  return node.children.reduce((sum, child) => sum + (child ? errorLength(child) : 0), 0);
+function errorLength(root: Node): number {
+  let length = 0;
+  const todo = [root];
+  for (let node = todo.pop(); node; node = todo.pop()) {
+    if (node.isError) length += node.endIndex - node.startIndex;
+    else if (node.hasError) for (const child of node.children) if (child) todo.push(child);
+  }
+  return length;
 }
 
-function linearise(node: Node, source: string, into: TreeToken[]): void {
-  const { type } = node;
-  if (type.includes('comment') || isDocstring(node)) return;
-  const isLeaf = node.childCount === 0 || type.includes('string');
-  if (isLeaf) {
-    const text = source.slice(node.startIndex, node.endIndex);
-    if (text.trim() !== '') into.push({ text });
-    return;
+function linearise(root: Node, source: string): TreeToken[] {
+  const tokens: TreeToken[] = [];
+  /** Nodes, and the marks that close those whose children come before. */
+  const todo: (Node | { readonly mark: string })[] = [root];
+  for (let next = todo.pop(); next; next = todo.pop()) {
+    if ('mark' in next) {
+      tokens.push(next);
+      continue;
+    }
+    const { type } = next;
+    if (type.includes('comment') || isDocstring(next)) continue;
+    if (next.childCount === 0 || type.includes('string')) {
+      const text = source.slice(next.startIndex, next.endIndex);
+      if (text.trim() !== '') tokens.push({ text });
+      continue;
+    }
+    if (next.childCount !== 1) {
+      tokens.push({ mark: `AST#${type}#Left` });
+      todo.push({ mark: `AST#${type}#Right` });
+    }
+    for (const child of next.children.toReversed()) if (child) todo.push(child);
   }
-  const marked = node.childCount !== 1;
-  if (marked) into.push({ mark: `AST#${type}#Left` });
-  for (const child of node.children) if (child) linearise(child, source, into);
-  if (marked) into.push({ mark: `AST#${type}#Right` });
+  return tokens;
 }
 
 /** A string that is a statement by itself. */
