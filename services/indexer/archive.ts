@@ -14,6 +14,9 @@ import { Upload, type UploadLimits } from './upload.ts';
 export const UPLOAD_FORMATS = ['json', 'tar', 'tar.gz', 'zip'] as const;
 export type UploadFormat = (typeof UPLOAD_FORMATS)[number];
 
+/** JSON has to lie in memory whole, several times over, to be read; archives are read as they come. */
+const MAX_JSON_BYTES = 32 * 1024 * 1024;
+
 export interface UploadBody {
   readonly format: UploadFormat;
   /** Leading folders to drop from each path. */
@@ -32,7 +35,7 @@ export async function readUpload(
   signal: AbortSignal,
 ): Promise<Sources & { close(): Promise<void> }> {
   const upload = await Upload.open(limits, strip);
-  const body = bounded(bytes, limits.maxUploadBytes, signal);
+  const body = bounded(bytes, format, limits.maxUploadBytes, signal);
   try {
     const sources =
       format === 'json'
@@ -56,7 +59,11 @@ interface Body extends AsyncIterable<Uint8Array> {
   readonly received: number;
 }
 
-function bounded(bytes: AsyncIterable<Uint8Array>, limit: number, signal: AbortSignal): Body {
+function bounded(bytes: AsyncIterable<Uint8Array>, format: UploadFormat, maxBytes: number, signal: AbortSignal): Body {
+  const [limit, remedy] =
+    format === 'json' && maxBytes > MAX_JSON_BYTES
+      ? [MAX_JSON_BYTES, 'the most that JSON may have: send a tar, tar.gz or zip']
+      : [maxBytes, '--max-upload-bytes'];
   let received = 0;
   return {
     get received() {
@@ -67,7 +74,7 @@ function bounded(bytes: AsyncIterable<Uint8Array>, limit: number, signal: AbortS
         signal.throwIfAborted();
         received += part.length;
         if (received > limit) {
-          throw new ServingError('payload_too_large', `the upload is larger than ${limit} bytes (--max-upload-bytes)`);
+          throw new ServingError('payload_too_large', `the upload is larger than ${limit} bytes (${remedy})`);
         }
         yield part;
       }
@@ -91,7 +98,10 @@ async function readJson(body: Body, upload: Upload): Promise<Sources> {
   const parts: Uint8Array[] = [];
   for await (const part of body) parts.push(part);
   const text = new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(parts));
-  const parsed = jsonUpload.safeParse(JSON.parse(text));
+  const sent = JSON.parse(text);
+  // Before each is looked at: what is wrong with millions of them would fill memory.
+  for (const items of [sent?.files, sent?.changes]) if (Array.isArray(items)) upload.checkCount(items.length);
+  const parsed = jsonUpload.safeParse(sent);
   if (!parsed.success) {
     const { message, path } = parsed.error.issues[0] as z.core.$ZodIssue;
     throw new ServingError('invalid_request', `${['body', ...path].join('.')} ${message}`);

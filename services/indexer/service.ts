@@ -10,7 +10,13 @@ import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDesc
 import type { IndexRequest__Output } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { duplex, mount, unary } from '../lib/rpc/server.ts';
 import { readUpload, UPLOAD_FORMATS, type UploadFormat } from './archive.ts';
-import { type IndexOptions, type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
+import {
+  type IndexJob,
+  type IndexOptions,
+  type IndexProgress,
+  type IndexReport,
+  indexSources,
+} from './index-repository.ts';
 import type { UploadLimits } from './upload.ts';
 
 export interface IndexerOptions extends IndexOptions, UploadLimits {
@@ -20,39 +26,57 @@ export interface IndexerOptions extends IndexOptions, UploadLimits {
 
 /** Runs at a time. They share the encoder; what more of them cost is disk and memory. */
 const MAX_RUNS = 4;
+/** Uploads of one tenant at a time, from their first byte to the end of the run: one tenant alone shuts nobody out. */
+const MAX_OF_TENANT = MAX_RUNS - 1;
 /** How long a removal keeps others out should it die, in ms. */
 const DELETE_LOCK_MS = 15_000;
 
 export function createIndexerService(store: Store, encoder: ContextEncoder, options: IndexerOptions, log: Logger) {
   let running = 0;
+  const ofTenant = new Map<string, number>();
 
   async function* index(requests: AsyncIterable<IndexRequest__Output>, gone: AbortSignal): AsyncGenerator<IndexEvent> {
     options.draining.throwIfAborted();
-    if (running >= MAX_RUNS) {
-      throw new ServingError('saturated', `${running} repositories are being indexed already`, {
-        retryAfterSeconds: 10,
-      });
-    }
-    running++;
+    const { start, bytes } = await opened(requests);
+    const { tenant } = start;
+    const own = ofTenant.get(tenant) ?? 0;
+    if (own >= MAX_OF_TENANT) throw saturated(`${own} repositories of this tenant are being sent or indexed already`);
+    // Asked before the upload, lest it come for nothing, and again after it: while it comes it keeps nobody else out.
+    checkRuns();
+    ofTenant.set(tenant, own + 1);
     try {
       const signal = AbortSignal.any([gone, options.draining]);
-      const { start, bytes } = await opened(requests);
       const body = { format: formatOf(start.format), strip: start.stripComponents, bytes };
-      const repo = repoKey(start.tenant, start.repo);
+      const repo = repoKey(tenant, start.repo);
       const sources = await readUpload(body, options, signal);
       try {
-        yield* events((onProgress) =>
-          indexSources({ repo, sources, store, encoder, options, signal, onProgress }).then((report) => {
-            log.info({ request_id: start.requestId, ...report }, 'indexed');
-            return report;
-          }),
-        );
+        yield* run({ repo, sources, signal }, start.requestId);
       } finally {
         await sources.close();
       }
     } finally {
+      const left = (ofTenant.get(tenant) as number) - 1;
+      if (left > 0) ofTenant.set(tenant, left);
+      else ofTenant.delete(tenant);
+    }
+  }
+
+  async function* run(job: Pick<IndexJob, 'repo' | 'sources' | 'signal'>, requestId: string) {
+    checkRuns();
+    running++;
+    try {
+      yield* events(async (onProgress) => {
+        const report = await indexSources({ ...job, store, encoder, options, onProgress });
+        log.info({ request_id: requestId, ...report }, 'indexed');
+        return report;
+      });
+    } finally {
       running--;
     }
+  }
+
+  function checkRuns() {
+    if (running >= MAX_RUNS) throw saturated(`${running} repositories are being indexed already`);
   }
 
   async function remove({ tenant, repo: name }: DeleteRequest__Output) {
@@ -77,6 +101,8 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
 
   return { mounts: [mount.indexer({ Index: duplex(index), Delete: unary(remove), Describe: unary(describe) })] };
 }
+
+const saturated = (message: string) => new ServingError('saturated', message, { retryAfterSeconds: 10 });
 
 /** The first message, and the upload that follows it. */
 async function opened(requests: AsyncIterable<IndexRequest__Output>) {

@@ -54,9 +54,7 @@ export class Upload {
    * @throws ServingError invalid_request for a path that leads out of the repository or is too long; payload_too_large.
    */
   enter(raw: string): string | undefined {
-    if (++this.#entries > this.#limits.maxRepoFiles) {
-      throw tooLarge(`has more than ${this.#limits.maxRepoFiles} files and folders`, '--max-repo-files');
-    }
+    this.checkCount(++this.#entries);
     const shown = JSON.stringify(raw.slice(0, 200));
     const leadsOut = /^[/\\]|^[A-Za-z]:[/\\]/.test(raw) || raw.split(/[/\\]/).includes('..');
     if (leadsOut) throw refused(`path ${shown} of the upload is absolute or leads out of the repository`);
@@ -64,6 +62,12 @@ export class Upload {
     if (Buffer.byteLength(raw) > MAX_PATH_BYTES) throw refused(`path ${shown}… is longer than ${MAX_PATH_BYTES} bytes`);
     const parts = raw.split('/').filter((part) => part !== '' && part !== '.');
     return parts.slice(this.#strip).join('/') || undefined;
+  }
+
+  /** @throws ServingError payload_too_large for so many files and folders. */
+  checkCount(entries: number): void {
+    const { maxRepoFiles } = this.#limits;
+    if (entries > maxRepoFiles) throw tooLarge(`has more than ${maxRepoFiles} files and folders`, '--max-repo-files');
   }
 
   /** Counts bytes that were unpacked. @param packed bytes that they were made of, so far. */

@@ -157,6 +157,24 @@ describe('a JSON upload', () => {
     await expect(read('json', Buffer.from(body, 'latin1'))).rejects.toEqual(refusal('invalid_request', why));
   });
 
+  test('is refused beyond 32 MiB, whatever an archive may have', async () => {
+    async function* large() {
+      yield Buffer.from('{"files":[],"');
+      for (let i = 0; i < 33; i++) yield Buffer.alloc(1024 * 1024, 'x');
+    }
+    const limits = { ...LIMITS, maxUploadBytes: 100_000_000 };
+    await expect(readUpload({ format: 'json', strip: 0, bytes: large() }, limits, NEVER)).rejects.toEqual(
+      refusal('payload_too_large', '33554432', 'tar'),
+    );
+  });
+
+  test('is refused for too many entries before one is looked at', async () => {
+    for (const name of ['files', 'changes']) {
+      const body = JSON.stringify({ [name]: Array.from({ length: 101 }, () => 0) });
+      await expect(read('json', Buffer.from(body))).rejects.toEqual(refusal('payload_too_large', '--max-repo-files'));
+    }
+  });
+
   test('halves of characters are counted, not stored', async () => {
     const body =
       '{"files":[{"path":"a.py","content":"\\ud800"},{"path":"\\udc00.py","content":"x"},{"path":"b.py","content":"ok"}]}';
