@@ -1,11 +1,11 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
 import { openStore } from '../../services/lib/rag/open-store.ts';
 import type { QueryEncoder } from '../../services/lib/rag/query-encoder.ts';
-import { createRetrieval, type Retrieval, type Retrieved } from '../../services/lib/rag/retrieval.ts';
+import { createRetrieval, type Retrieved, type WarmableRetrieval } from '../../services/lib/rag/retrieval.ts';
 import { packIds, withEmbeddings } from '../../services/lib/rag/row.ts';
 import type { IndexHead, Store } from '../../services/lib/rag/store.ts';
 
@@ -20,7 +20,7 @@ const FILES = {
 
 let dir: string;
 let store: Store;
-let retrieval: Retrieval;
+let retrieval: WarmableRetrieval;
 beforeEach(async () => {
   dir = await mkdtemp(join(tmpdir(), 'llavacode-retrieval-'));
   store = await openStore(`lmdb:${dir}`);
@@ -273,4 +273,88 @@ test('copies of what stands around the cursor make room for others', async () =>
   const all = await retrieval.retrieve(query(local, { topK: 10 }), NEVER);
   expect(paths(all)).not.toContain('a_copy.py');
   expect(paths(all)).toContain('pricing.py');
+});
+
+describe('thousands of copies of what stands around the cursor', () => {
+  const local = 'def pay(cart):\n    total = line_total(cart)\n    return total';
+  const copies = Object.fromEntries(Array.from({ length: 200 }, (_, i) => [`copy_${i}.py`, local + '\n'.repeat(i)]));
+
+  /** @param onRead sees how many rows each round reads. */
+  const reading = (onRead: (rows: number) => void) =>
+    createRetrieval(
+      {
+        ...bound(store),
+        contents: (repo, fingerprint, ids) => {
+          onRead(ids.length);
+          return store.contents(repo, fingerprint, ids);
+        },
+      },
+      { queryLines: 10 },
+    );
+
+  test('are searched to a bound', async () => {
+    await publish({ ...copies, ...FILES }, '1');
+    const rounds: number[] = [];
+    await reading((rows) => rounds.push(rows)).retrieve(query(local, { topK: 2 }), NEVER);
+    expect(rounds).toEqual([2, 4, 8, 16]);
+  });
+
+  test('are searched no more when the caller has given up', async () => {
+    await publish({ ...copies, ...FILES }, '1');
+    const abort = new AbortController();
+    let rounds = 0;
+    const giveUp = () => {
+      rounds++;
+      abort.abort(new Error('too late'));
+    };
+    await expect(reading(giveUp).retrieve(query(local, { topK: 2 }), abort.signal)).rejects.toThrow('too late');
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(rounds).toBe(1);
+  });
+});
+
+describe('indexes in memory', () => {
+  /** Three repositories of the same content, and a retrieval that keeps `limit` of their indexes. */
+  async function three(indexCacheBytes: number) {
+    await publish(FILES, '1');
+    const loads: string[] = [];
+    const shared: Store = {
+      ...bound(store),
+      head: () => store.head(REPO),
+      snapshot: (repo) => {
+        loads.push(repo);
+        return store.snapshot(REPO);
+      },
+      entries: (_, ids) => store.entries(REPO, ids),
+      contents: (_, fingerprint, ids) => store.contents(REPO, fingerprint, ids),
+    };
+    const searching = createRetrieval(shared, { queryLines: 10, indexCacheBytes });
+    const ask = (repo: string) => searching.retrieve({ ...query('item'), repo }, NEVER);
+    return { searching, loads, ask };
+  }
+
+  test('go by their bytes, the one unused longest first; the last one stays', async () => {
+    const { loads, ask } = await three(1_500); // of about 600 each
+    for (const repo of ['a', 'b', 'a', 'c', 'a', 'b']) await ask(repo);
+    expect(loads).toEqual(['a', 'b', 'c', 'b']);
+    const tight = await three(1);
+    for (const repo of ['a', 'a', 'b', 'b', 'a']) await tight.ask(repo);
+    expect(tight.loads).toEqual(['a', 'b', 'a']);
+  });
+
+  test('are loaded ahead as long as half of the memory is free', async () => {
+    const { searching, loads, ask } = await three(1_500);
+    for (const repo of ['a', 'b', 'c', 'b', 'c']) await searching.warm(repo);
+    expect(loads).toEqual(['a', 'b']);
+    await ask('a');
+    expect(loads).toEqual(['a', 'b']);
+  });
+
+  test('are exchanged for a newer version before it is asked for', async () => {
+    await publish(FILES, '1');
+    await retrieval.warm(REPO);
+    await publish({ 'new.py': 'item = 1' }, '2');
+    await retrieval.warm(REPO);
+    expect((await retrieval.retrieve(query('item'), NEVER)).indexVersion).toBe('2'.repeat(16));
+  });
 });

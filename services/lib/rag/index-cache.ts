@@ -23,22 +23,32 @@ export interface LoadedIndex extends IndexSnapshot {
 
 /** Entries read and added between two turns of the event loop: a few ms. */
 const SLICE = 512;
-/** Indexes kept; the one unused longest goes first. */
-const MAX_REPOSITORIES = 64;
+/** What the names of identifiers and files take, about, for each chunk. */
+const NAME_BYTES = 100;
 /** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
 export const ATTEMPTS = 3;
+
+interface Kept {
+  readonly index: LoadedIndex;
+  bytes: number;
+}
 
 export class IndexCache {
   readonly #store: Store;
   readonly #scorer: () => Promise<DenseScorer>;
-  /** In order of use. */
-  readonly #loaded = new Map<string, LoadedIndex>();
+  readonly #limitBytes: number;
+  /** In order of use: the one unused longest goes first. */
+  readonly #kept = new Map<string, Kept>();
   readonly #loading = new Map<string, Promise<LoadedIndex>>();
 
-  /** @param scorer loaded with the first embeddings. */
-  constructor(store: Store, scorer: () => Promise<DenseScorer>) {
+  /**
+   * @param scorer loaded with the first embeddings.
+   * @param limitBytes of all indexes together; one that is larger is kept alone.
+   */
+  constructor(store: Store, scorer: () => Promise<DenseScorer>, limitBytes: number) {
     this.#store = store;
     this.#scorer = scorer;
+    this.#limitBytes = limitBytes;
   }
 
   /**
@@ -48,15 +58,27 @@ export class IndexCache {
   async get(repo: string): Promise<LoadedIndex> {
     const head = await this.#store.head(repo);
     if (!head) {
-      this.#loaded.delete(repo);
+      this.#kept.delete(repo);
       throw notFound(repo);
     }
-    const loaded = this.#loaded.get(repo);
-    if (!loaded) return this.load(repo);
-    this.#use(repo, loaded);
+    const kept = this.#kept.get(repo);
+    if (!kept) return this.load(repo);
+    this.#use(repo, kept);
     // A load that fails here is tried again by the next request, and reported once nothing old is left to serve.
-    if (loaded.head.version !== head.version) this.load(repo).catch(() => {});
-    return loaded;
+    if (kept.index.head.version !== head.version) this.load(repo).catch(() => {});
+    return kept.index;
+  }
+
+  /**
+   * Loads the current version before it is asked for, unless more than half of the memory is taken: the rest is for those
+   * that are.
+   * @throws ServingError store_unavailable, store_invalid.
+   */
+  async warm(repo: string): Promise<void> {
+    const known = this.#kept.get(repo)?.index.head.version;
+    if (known === undefined && this.#bytes > this.#limitBytes / 2) return;
+    const head = await this.#store.head(repo);
+    if (head && head.version !== known) await this.load(repo);
   }
 
   /** Loads the current version; calls at the same time share one load. */
@@ -65,7 +87,7 @@ export class IndexCache {
     if (underWay) return underWay;
     const loading = this.#read(repo)
       .then((index) => {
-        this.#use(repo, index);
+        this.#use(repo, { index, bytes: lexicalBytes(index) });
         return index;
       })
       .finally(() => this.#loading.delete(repo));
@@ -73,11 +95,25 @@ export class IndexCache {
     return loading;
   }
 
-  #use(repo: string, index: LoadedIndex): void {
-    this.#loaded.delete(repo);
-    this.#loaded.set(repo, index);
-    const [oldest] = this.#loaded.keys();
-    if (this.#loaded.size > MAX_REPOSITORIES && oldest !== undefined) this.#loaded.delete(oldest);
+  #use(repo: string, kept: Kept): void {
+    this.#kept.delete(repo);
+    this.#kept.set(repo, kept);
+    this.#trim();
+  }
+
+  #trim(): void {
+    let bytes = this.#bytes;
+    for (const [repo, kept] of this.#kept) {
+      if (bytes <= this.#limitBytes || this.#kept.size === 1) return;
+      this.#kept.delete(repo);
+      bytes -= kept.bytes;
+    }
+  }
+
+  get #bytes(): number {
+    let sum = 0;
+    for (const { bytes } of this.#kept.values()) sum += bytes;
+    return sum;
   }
 
   async #read(repo: string): Promise<LoadedIndex> {
@@ -121,9 +157,17 @@ export class IndexCache {
       }
       await nextTurn();
     }
+    const kept = this.#kept.get(repo);
+    if (kept && index && kept.index.head.version === snapshot.head.version) {
+      kept.bytes += chunks * index.dim * Float32Array.BYTES_PER_ELEMENT;
+      this.#trim();
+    }
     return index ?? new DenseIndex(scorer, 0, 1);
   }
 }
+
+const lexicalBytes = ({ head, ids, lexical }: LoadedIndex) =>
+  ids.byteLength + head.chunks * (lexical.bytesPerChunk + NAME_BYTES);
 
 /** The ids of a version, a slice at a time. */
 function* slices({ head, ids }: IndexSnapshot): Generator<string[]> {

@@ -43,8 +43,22 @@ export interface Retrieval {
    * @throws ServingError repo_not_found, store_unavailable, store_invalid, invalid_request (a bad repository name, or a retriever
    *   that this index or process cannot serve);
    *   the signal's reason.
+   * @param onRetriever told what searches, as soon as that is known: some take longer.
    */
-  retrieve(query: RetrievalQuery, signal: AbortSignal): Promise<Retrieved>;
+  retrieve(
+    query: RetrievalQuery,
+    signal: AbortSignal,
+    onRetriever?: (retriever: RetrieverName) => void,
+  ): Promise<Retrieved>;
+}
+
+/** One that can be told what will be asked. */
+export interface WarmableRetrieval extends Retrieval {
+  /**
+   * Loads a repository's index, or its new version, unless memory is short.
+   * @throws ServingError store_unavailable, store_invalid.
+   */
+  warm(repo: string): Promise<void>;
 }
 
 export interface RetrievalOptions {
@@ -52,16 +66,26 @@ export interface RetrievalOptions {
   readonly queryLines: number;
   /** What dense retrieval computes with; absent where the model has no encoder. Loaded when first asked for. */
   readonly dense?: { readonly loadEncoder: () => Promise<QueryEncoder>; readonly threads: number };
+  /** Of the indexes in memory, together; without bound if not given. */
+  readonly indexCacheBytes?: number;
 }
 
-export function createRetrieval(store: Store, { queryLines, dense }: RetrievalOptions): Retrieval {
-  const cache = new IndexCache(
-    store,
-    once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 })),
-  );
+/** How many times as deep as asked for a search goes on where it finds what stands around the cursor already. */
+const DEEPEST = 8;
+
+export function createRetrieval(
+  store: Store,
+  { queryLines, dense, indexCacheBytes = Infinity }: RetrievalOptions,
+): WarmableRetrieval {
+  const scorer = once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 }));
+  const cache = new IndexCache(store, scorer, indexCacheBytes);
   const encoder = dense && once(dense.loadEncoder);
 
-  async function search(asked: RetrievalQuery): Promise<Retrieved> {
+  async function search(
+    asked: RetrievalQuery,
+    signal: AbortSignal,
+    onRetriever?: (retriever: RetrieverName) => void,
+  ): Promise<Retrieved> {
     const { repo, topK } = asked;
     const query = cursorQuery(asked.before, asked.after, queryLines);
     const path = asked.path === undefined ? undefined : posix.normalize(asked.path);
@@ -69,9 +93,11 @@ export function createRetrieval(store: Store, { queryLines, dense }: RetrievalOp
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const { head } = index;
       const retriever = asked.retriever ?? head.retriever ?? DEFAULT_RETRIEVER;
-      const chunks = await bestChunks(store, repo, index, query, topK, (wanted) =>
-        rank(index, { repo, retriever, query, topK: wanted, path, encoder }),
-      );
+      onRetriever?.(retriever);
+      const chunks = await bestChunks(store, repo, index, query, topK, (wanted) => {
+        signal.throwIfAborted(); // nobody would see what is found
+        return rank(index, { repo, retriever, query, topK: wanted, path, encoder });
+      });
       const { version } = head;
       if (chunks) {
         return { indexVersion: version, retriever, fingerprint: contextFingerprint(head.fingerprint), chunks };
@@ -83,17 +109,18 @@ export function createRetrieval(store: Store, { queryLines, dense }: RetrievalOp
   }
 
   return {
-    async retrieve(query, signal) {
+    async retrieve(query, signal, onRetriever) {
       checkRepoKey(query.repo);
       signal.throwIfAborted();
-      return unlessAborted(search(query), signal);
+      return unlessAborted(search(query, signal, onRetriever), signal);
     },
+    warm: (repo) => cache.warm(repo),
   };
 }
 
 /**
  * The best chunks that do not repeat what stands around the cursor. Mostly one search; where there are copies, deeper
- * ones. Undefined where the store has dropped one of them.
+ * ones, to a bound: a repository may hold thousands of copies. Undefined where the store has dropped one of them.
  */
 async function bestChunks(
   store: Store,
@@ -108,7 +135,7 @@ async function bestChunks(
     const chunks = hits && (await fetchChunks(store, repo, index, hits));
     if (!chunks) return undefined;
     const fresh = chunks.filter((chunk) => !query.repeats(chunk.text));
-    if (fresh.length >= topK || chunks.length < wanted) return fresh.slice(0, topK);
+    if (fresh.length >= topK || chunks.length < wanted || wanted >= DEEPEST * topK) return fresh.slice(0, topK);
   }
 }
 
@@ -135,7 +162,7 @@ async function fetchChunks(
   return chunks;
 }
 
-/** The work goes on for whoever shares it; this caller stops waiting. */
+/** This caller stops waiting; what loads goes on, for whoever shares it and those who come later. */
 function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
   return new Promise((resolve, reject) => {
     const abort = () => reject(signal.reason);
