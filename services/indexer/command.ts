@@ -7,7 +7,7 @@ import { openStore } from '../lib/rag/open-store.ts';
 import { repoKey } from '../lib/rag/repo-key.ts';
 import { needsEmbeddings } from '../lib/rag/retriever.ts';
 import { type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
-import { changedSources, treeSources } from './sources.ts';
+import { treeIndexer } from './tree-indexer.ts';
 import { watchTree } from './watch.ts';
 
 export const INDEX_SETTINGS = [
@@ -39,13 +39,12 @@ export async function runIndex(
   const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings: needsEmbeddings(config.retriever) });
   const store = await openStore(config.store);
   let report: IndexReport | undefined;
-  const index = async (changed?: ReadonlySet<string>) => {
-    const { maxFileBytes } = config;
-    const sources = changed ? await changedSources(dir, changed, maxFileBytes) : await treeSources(dir, maxFileBytes);
+  const index = treeIndexer(dir, config.maxFileBytes, async (sources) => {
     const onProgress = showProgress(spinner.start(`indexing ${dir} as ${repo}`), repo);
     report = await indexSources({ repo, sources, store, encoder, options: config, signal: stop.signal, onProgress });
     spinner.succeed(summary(report));
-  };
+    return report;
+  });
   try {
     if (watch) {
       const onFailure = (error: Error) => void spinner.warn(`${error.message}; trying again`);

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { indexRepository, indexSources } from '../../services/indexer/index-repository.ts';
-import { changedSources, treeSources } from '../../services/indexer/sources.ts';
+import { treeSources } from '../../services/indexer/sources.ts';
+import { treeIndexer } from '../../services/indexer/tree-indexer.ts';
 import { watchTree } from '../../services/indexer/watch.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/open-store.ts';
@@ -31,6 +32,9 @@ async function start() {
   const seen: (readonly string[] | 'all')[] = [];
   const failures: string[] = [];
   let fail: ServingError | undefined;
+  const run = treeIndexer(dir, LIMITS.maxFileBytes, (sources) =>
+    indexSources({ repo: REPO, sources, store, encoder, options: LIMITS }),
+  );
   const index = async (changed?: ReadonlySet<string>) => {
     seen.push(changed ? [...changed].sort() : 'all');
     if (fail) {
@@ -38,9 +42,7 @@ async function start() {
       fail = undefined;
       throw error;
     }
-    const { maxFileBytes } = LIMITS;
-    const sources = await (changed ? changedSources(dir, changed, maxFileBytes) : treeSources(dir, maxFileBytes));
-    await indexSources({ repo: REPO, sources, store, encoder, options: LIMITS });
+    await run(changed);
   };
   const follow = () =>
     watchTree({
@@ -62,7 +64,7 @@ async function start() {
   const failNext = (error: ServingError) => {
     fail = error;
   };
-  return { dir, store, write, stop, seen, failures, follow, settled, failNext };
+  return { root, dir, store, encoder, write, stop, seen, failures, follow, settled, failNext };
 }
 
 test('files that come, change, move and go are followed, and only they are read', async () => {
@@ -117,4 +119,22 @@ test('a failure that may pass is tried again, with all that changed meanwhile; a
   const ended = expect(watching).rejects.toMatchObject({ code: 'projector_invalid' });
   await write('c.py', python('c', 12));
   await ended;
+});
+
+test("another indexer's version in between is not built on: all is indexed anew", async () => {
+  const { root, store, encoder, write, stop, follow, settled } = await start();
+  await write('a.py', python('a', 12));
+  await write('b.py', python('b', 12));
+  const watching = follow();
+  await settled();
+  // Somebody else's upload.
+  const other = join(root, 'elsewhere');
+  await mkdir(other);
+  await writeFile(join(other, 'foreign.py'), python('foreign', 12));
+  const sources = await treeSources(other, LIMITS.maxFileBytes);
+  await indexSources({ repo: REPO, sources, store, encoder, options: LIMITS });
+  await write('a.py', python('changed', 12));
+  expect(await settled()).toMatchObject({ files: 2 });
+  stop.abort();
+  await watching;
 });
