@@ -17,6 +17,8 @@ export interface Identity {
 }
 
 export interface ApiKeys {
+  /** All that have a key. */
+  readonly tenants: readonly string[];
   /**
    * @param authorization the header as it came.
    * @throws ServingError invalid_api_key
@@ -25,7 +27,10 @@ export interface ApiKeys {
 }
 
 /** Nobody needs a key. */
-export const NO_KEYS: ApiKeys = { identify: () => ({ tenant: DEFAULT_TENANT, limits: UNLIMITED, mayUse: () => true }) };
+export const NO_KEYS: ApiKeys = {
+  tenants: [DEFAULT_TENANT],
+  identify: () => ({ tenant: DEFAULT_TENANT, limits: UNLIMITED, mayUse: () => true }),
+};
 
 const limit = z.int().min(1).optional();
 const keysFile = z
@@ -85,6 +90,7 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, limits, mayUse } };
   });
   return {
+    tenants: [...new Set(entries.map(({ tenant }) => tenant))],
     identify(authorization) {
       const [, key] = /^Bearer +(\S+)$/i.exec(authorization ?? '') ?? [];
       if (key === undefined) throw new ServingError('invalid_api_key', 'the request has no API key');

@@ -6,6 +6,7 @@ import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { nameOf } from '../lib/rag/repo-key.ts';
 import type { Retrieval, Retrieved } from '../lib/rag/retrieval.ts';
+import { needsEmbeddings, type RetrieverName } from '../lib/rag/retriever.ts';
 import type { PromptParts } from '../lib/text/prompt.ts';
 import type { RagMode, RagRequest } from './completion-request.ts';
 
@@ -34,6 +35,8 @@ export interface ContextSources {
   /** undefined where the gateway has no store. */
   readonly retrieval: Retrieval | undefined;
   readonly retrievalBudgetMs: number;
+  /** Of retrievers that encode the query. */
+  readonly denseBudgetMs: number;
   /** Fingerprint of the bundle's encoder and projector; undefined where it has none. */
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token. */
@@ -57,20 +60,58 @@ export async function findContext(
 ): Promise<FoundContext> {
   if (rag.mode === 'off') return without(rag.mode);
   if (sources.retrieval === undefined) return without(rag.mode, 'no_store');
-  const budget = AbortSignal.timeout(sources.retrievalBudgetMs);
+  const budget = new Budget(sources);
   try {
     const { repo, path, topK, retriever } = rag;
     const query = { repo, path, before, after, topK, retriever };
-    const found = await sources.retrieval.retrieve(query, AbortSignal.any([signal, budget]));
+    if (retriever !== undefined) budget.suit(retriever);
+    const live = AbortSignal.any([signal, budget.signal]);
+    const found = await sources.retrieval.retrieve(query, live, (used) => budget.suit(used));
     return asContext(rag, sources.settle?.(found) ?? found, sources);
   } catch (error) {
     signal.throwIfAborted();
-    if (budget.aborted) return without(rag.mode, 'over_budget');
+    if (budget.signal.aborted) return without(rag.mode, 'over_budget');
     const failure = ServingError.from(error);
     if (failure.kind.http < 500)
       throw new ServingError(failure.code, failure.message, { param: `rag.${failure.param ?? 'repo'}`, cause: error });
     sources.log.warn({ err: failure, repo: rag.repo }, 'retrieval failed: going on without context');
     return without(rag.mode, failure.code === 'store_unavailable' ? 'store_unavailable' : 'retrieval_failed');
+  } finally {
+    budget.stop();
+  }
+}
+
+/** Aborts its signal when a retrieval has taken as long as its retriever may. */
+class Budget {
+  readonly #controller = new AbortController();
+  readonly #sources: ContextSources;
+  readonly #startMs = performance.now();
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(sources: ContextSources) {
+    this.#sources = sources;
+    this.#end(sources.retrievalBudgetMs);
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  suit(retriever: RetrieverName): void {
+    const { retrievalBudgetMs, denseBudgetMs } = this.#sources;
+    if (needsEmbeddings(retriever)) this.#end(Math.max(retrievalBudgetMs, denseBudgetMs));
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #end(budgetMs: number): void {
+    clearTimeout(this.#timer);
+    const over = () => this.#controller.abort(new ServingError('deadline_exceeded', `retrieval took ${budgetMs} ms`));
+    // One more turn: where it was this process that was busy, the answer lies in the socket already.
+    const late = () => setImmediate(over);
+    this.#timer = setTimeout(late, budgetMs - (performance.now() - this.#startMs));
   }
 }
 

@@ -137,16 +137,17 @@ export class Journey {
     const session = sessionOf(request, trip);
     const key = JSON.stringify([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
     const settle = session === undefined ? undefined : (found: Retrieved) => this.#sessions.settle(session, key, found);
-    const sources = { ...this.#parts.context, settle, retrievalBudgetMs: this.#retrievalBudgetMs(trip) };
+    const sources = { ...this.#parts.context, settle, ...this.#retrievalBudgets(trip) };
     const { report, context } = await findContext(rag, before, request.suffix ?? '', sources, trip.signal);
     trip.record.context = report;
     return context;
   }
 
   /** Context is worth a part of the request's budget only. */
-  #retrievalBudgetMs({ deadlineMs }: Trip): number {
-    const left = Math.max(deadlineMs - performance.now(), 0);
-    return Math.min(this.#parts.context.retrievalBudgetMs, Math.ceil(left * RETRIEVAL_SHARE));
+  #retrievalBudgets({ deadlineMs }: Trip): Pick<ContextSources, 'retrievalBudgetMs' | 'denseBudgetMs'> {
+    const { retrievalBudgetMs, denseBudgetMs } = this.#parts.context;
+    const share = Math.ceil(Math.max(deadlineMs - performance.now(), 0) * RETRIEVAL_SHARE);
+    return { retrievalBudgetMs: Math.min(retrievalBudgetMs, share), denseBudgetMs: Math.min(denseBudgetMs, share) };
   }
 
   /**
@@ -260,11 +261,11 @@ export class Journey {
   }
 }
 
-/** Hands new tokens of a choice to whoever asked for it. */
 /** Names of two tenants differ. */
 const sessionOf = ({ session }: CompletionRequest, { tenant }: Trip) =>
   session === undefined ? undefined : `${tenant}\n${session}`;
 
+/** Hands new tokens of a choice to whoever asked for it. */
 async function emit(work: Work, index: number, tokens: Step['tokens'], finishReason = ''): Promise<void> {
   const logprobs = work.samplings[index]!.logprobs >= 0;
   const sampled: SampledToken[] = tokens.map((token) => readToken(token, logprobs));

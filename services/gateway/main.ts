@@ -19,10 +19,11 @@ import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { loadApiKeys } from './auth.ts';
 import type { Tls } from './http-app.ts';
 import { SERVICE_SETTINGS, startGateway } from './service.ts';
+import { keepWarm } from './warm.ts';
 
 export const GATEWAY_SETTINGS = [
   ...(['model', 'servedName', 'store', 'queryLines', 'threads', 'logLevel'] as const),
-  ...(['rowCacheBytes', 'indexer', 'apiKeysFile', 'insecureListen', 'tlsCert', 'tlsKey'] as const),
+  ...(['rowCacheBytes', 'indexCacheBytes', 'indexer', 'apiKeysFile', 'insecureListen', 'tlsCert', 'tlsKey'] as const),
   ...RPC_SETTINGS,
   ...SERVICE_SETTINGS,
 ] as const;
@@ -44,19 +45,27 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
     withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
     config.rowCacheBytes,
   );
-  life.onStop('store', () => store.close());
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
   const { threads } = config;
   // Queries are encoded here, and only if an index is searched by embeddings: the workers' engines are busy with prompts.
   const dense = { threads, loadEncoder: () => loadQueryEncoder(bundle, { provider: 'cpu', threads }) };
+  const { queryLines, indexCacheBytes } = config;
+  const retrieval = createRetrieval(store, { queryLines, indexCacheBytes, dense: manifest.context && dense });
+  const closing = new AbortController();
+  const warming = keepWarm(store, retrieval, keys.tenants, closing.signal);
+  life.onStop('store', async () => {
+    closing.abort();
+    await warming;
+    await store.close();
+  });
   const gateway = await startGateway(config, {
     model: config.servedName || manifest.name,
     fingerprint: manifest.fingerprint,
     contextFingerprint: manifest.context?.fingerprint,
     hidden: manifest.llm.spec.hidden,
     tokenizer,
-    retrieval: createRetrieval(store, { queryLines: config.queryLines, dense: manifest.context && dense }),
+    retrieval,
     store,
     indexer,
     keys,

@@ -34,7 +34,7 @@ export const SERVICE_SETTINGS = [
     'maxInflight',
     'bodyLimitBytes',
   ] as const),
-  ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs'] as const),
+  ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'denseBudgetMs'] as const),
   ...(['maxUploadBytes', 'targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs', 'logSamplePercent'] as const),
   ...(['localPrefill', 'localPrefillTokens'] as const),
   ...HTTP_LIMIT_SETTINGS,
@@ -80,7 +80,7 @@ export async function startGateway(
   parts: GatewayParts,
 ): Promise<Gateway> {
   const { model, fingerprint, contextFingerprint, hidden, tokenizer, retrieval, draining, log } = parts;
-  const { retrievalBudgetMs, requestTimeoutMs, connectTimeoutMs, maxInflight, bodyLimitBytes } = config;
+  const { retrievalBudgetMs, denseBudgetMs, requestTimeoutMs, connectTimeoutMs, maxInflight, bodyLimitBytes } = config;
   const { targetTtftMs, maxReplays, stallTimeoutMs } = config;
   const { connectPrefill, connectDecode } = parts;
   const answerTimeoutMs = Math.min(connectTimeoutMs, stallTimeoutMs);
@@ -91,7 +91,7 @@ export async function startGateway(
   const weightOf = (tenant: string) => weights.get(tenant) ?? 1;
   const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: connectTimeoutMs, weightOf });
   const format = choosePromptFormat(tokenizer, config.promptFormat === 'auto' ? undefined : config.promptFormat);
-  const context = { retrieval, retrievalBudgetMs, contextFingerprint, hidden, log };
+  const context = { retrieval, retrievalBudgetMs, denseBudgetMs, contextFingerprint, hidden, log };
   const journey = new Journey({
     ...{ tokenizer, format, promptOrder, fingerprint, pool, dispatcher, context, maxReplays, stallTimeoutMs },
   });

@@ -70,6 +70,7 @@ export interface FakeGatewayOptions {
   readonly maxInflight?: number;
   readonly requestTimeoutMs?: number;
   readonly retrievalBudgetMs?: number;
+  readonly denseBudgetMs?: number;
   readonly targetTtftMs?: number;
   /** Addresses of workers besides the first ones. */
   readonly morePrefill?: readonly string[];
@@ -100,9 +101,9 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
   pool.setPrefill([workers.prefill.address, ...(options.morePrefill ?? [])]);
   pool.setDecode([workers.decode.address, ...(options.moreDecode ?? [])]);
   await pool.refresh();
-  const { retrieval, retrievalBudgetMs = 60_000, targetTtftMs = 60_000 } = options;
+  const { retrieval, retrievalBudgetMs = 60_000, denseBudgetMs = retrievalBudgetMs, targetTtftMs = 60_000 } = options;
   const { maxReplays = 0, stallTimeoutMs = 60_000, patienceMs = 0 } = options;
-  const context = { retrieval, retrievalBudgetMs, contextFingerprint: 'context', hidden: 2, log };
+  const context = { retrieval, retrievalBudgetMs, denseBudgetMs, contextFingerprint: 'context', hidden: 2, log };
   const journey = new Journey({
     tokenizer,
     format: choosePromptFormat(tokenizer),

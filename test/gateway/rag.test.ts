@@ -1,7 +1,14 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import type { Retrieval, RetrievalQuery, Retrieved } from '../../services/lib/rag/retrieval.ts';
+import {
+  createRetrieval,
+  type Retrieval,
+  type RetrievalQuery,
+  type Retrieved,
+} from '../../services/lib/rag/retrieval.ts';
+import type { IndexHead, Store } from '../../services/lib/rag/store.ts';
 import { fakeGateway, idOf, spelling, tokenizer } from './fake-gateway.ts';
 
 const token = spelling('ok');
@@ -19,6 +26,16 @@ const found: Retrieved = {
   retriever: 'jaccard',
   fingerprint: 'context',
   chunks: [chunk('a.py', 0.5), chunk('b.py', 0.25)],
+};
+
+const HEAD: IndexHead = {
+  version: '1'.repeat(16),
+  fingerprint: 'context',
+  hidden: 2,
+  files: 0,
+  chunks: 0,
+  languages: {},
+  indexedAt: '2026-01-02T03:04:05.678Z',
 };
 
 /** Answers every query alike, and remembers them. */
@@ -118,6 +135,52 @@ describe('a completion goes on without context', () => {
     expect(workers.prefills[0]!.soft!.positions).toEqual([]);
     await expect.poll(() => degraded(reason)).toBe(before + 1);
   });
+});
+
+describe('a retriever that encodes the query', () => {
+  /** Takes 50 ms, and says at once what it searches with. */
+  const takingLong: Retrieval = {
+    retrieve: async (_, signal, onRetriever) => {
+      onRetriever?.('fused');
+      await sleep(50);
+      signal.throwIfAborted();
+      return found;
+    },
+  };
+  test.each([
+    ['may take its own time', 60_000, undefined],
+    ['and no longer', 10, 'over_budget'],
+  ])('%s', async (_, denseBudgetMs, degradation) => {
+    const { complete } = await fakeGateway({ token }, { retrieval: takingLong, retrievalBudgetMs: 5, denseBudgetMs });
+    const { rag } = await complete({ prompt: 'x', rag: { repo: 'shop' } });
+    expect(rag?.degraded).toBe(degradation);
+    expect(rag?.chunks).toHaveLength(degradation ? 0 : 2);
+  });
+});
+
+test('the first query of a repository loads its index for those that follow, whatever its own budget', async () => {
+  let loads = 0;
+  let loaded!: (index: undefined) => void;
+  const store = {
+    head: async () => HEAD,
+    snapshot: async () => {
+      loads++;
+      await new Promise((resolve) => {
+        loaded = resolve;
+      });
+      return { head: HEAD, ids: Buffer.alloc(0) };
+    },
+    entries: async () => [],
+    contents: async () => [],
+  } as unknown as Store;
+  const retrieval = createRetrieval(store, { queryLines: 10 });
+  const { complete } = await fakeGateway({ token }, { retrieval, retrievalBudgetMs: 20 });
+  const degradation = async () => (await complete({ prompt: 'x', rag: { repo: 'shop' } })).rag?.degraded;
+  expect(await degradation()).toBe('over_budget');
+  expect(await degradation()).toBe('over_budget');
+  loaded(undefined);
+  await expect.poll(degradation).toBeUndefined();
+  expect(loads).toBe(1);
 });
 
 test('what the client got wrong is refused', async () => {

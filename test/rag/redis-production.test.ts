@@ -58,7 +58,14 @@ async function publish(store: Store, repo: string, version = '1', lines = 200): 
 /** How a completion would fare: the version of its context, or why it has none. */
 async function outcome(retrieval: Retrieval, repo: string, retrievalBudgetMs = 5_000): Promise<string> {
   const log = createLogger('test', 'silent');
-  const sources = { retrieval, retrievalBudgetMs, contextFingerprint: 'f', hidden: 2, log };
+  const sources = {
+    retrieval,
+    retrievalBudgetMs,
+    denseBudgetMs: retrievalBudgetMs,
+    contextFingerprint: 'f',
+    hidden: 2,
+    log,
+  };
   const rag = { repo, mode: 'compressed', topK: 5, path: undefined, retriever: undefined, maxTextTokens: 100 } as const;
   const { report } = await findContext(rag, 'v1_7 v2_7', '', sources, NEVER);
   if (report.degraded) return report.degraded;

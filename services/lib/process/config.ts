@@ -180,7 +180,12 @@ export const SETTINGS = {
   kvLeaseMs: milliseconds(1).default(30_000).describe('how long a staged KV cache waits for its decoder, in ms'),
   drainTimeoutMs: milliseconds(0).default(30_000).describe('how long running requests may finish after SIGTERM, in ms'),
   // Retrieval.
-  retrievalBudgetMs: milliseconds(1).default(250).describe('what retrieval may cost a completion, in ms'),
+  retrievalBudgetMs: milliseconds(1)
+    .default(20)
+    .describe('what a search by identifiers may cost a completion, in ms: two reads of the store and 1 ms of search'),
+  denseBudgetMs: milliseconds(1)
+    .default(250)
+    .describe("the same for dense and fused, which encode the query on the gateway's CPU first, in ms"),
   chunkLines: whole(1, 1000).default(10).describe('lines of one chunk'),
   chunkStride: whole(1, 1000).default(5).describe('lines between the starts of two chunks'),
   retriever: z
@@ -203,6 +208,9 @@ export const SETTINGS = {
   rowCacheBytes: whole(0)
     .default(64 * 1024 * 1024)
     .describe('rows of chunks that the gateway keeps in memory, in bytes'),
+  indexCacheBytes: whole(0)
+    .default(2 * 1024 * 1024 * 1024)
+    .describe('indexes of repositories that the gateway keeps in memory, in bytes'),
   // Output.
   logLevel: z
     .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])

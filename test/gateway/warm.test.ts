@@ -1,0 +1,31 @@
+import { expect, test } from 'vitest';
+import { keepWarm } from '../../services/gateway/warm.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+
+test('what is published is loaded before it is asked for, one tenant after the other, whatever fails', async () => {
+  const published = new Map([['acme', ['acme/a', 'acme/b']]]);
+  const looks: string[] = [];
+  const warmed: string[] = [];
+  const store = {
+    repositories: async (tenant: string) => {
+      looks.push(tenant);
+      if (!published.has(tenant)) throw new ServingError('store_unavailable', 'refused');
+      return published.get(tenant)!;
+    },
+  };
+  const retrieval = {
+    warm: async (repo: string) => {
+      warmed.push(repo);
+      if (repo === 'acme/a') throw new ServingError('store_invalid', 'damaged');
+    },
+  };
+  const closing = new AbortController();
+  const warming = keepWarm(store, retrieval, ['acme', 'globex'], closing.signal);
+  await expect.poll(() => warmed).toEqual(['acme/a', 'acme/b']);
+  expect(looks).toEqual(['acme']);
+  published.set('globex', ['globex/c']);
+  await expect.poll(() => warmed.slice(2), { timeout: 2_000 }).toEqual(['globex/c']);
+  closing.abort();
+  await warming;
+  expect(looks).toEqual(['acme', 'globex']);
+});
