@@ -112,6 +112,20 @@ describe('a stream', () => {
     expect(produced).toBeLessThan(200);
   });
 
+  test('thousands of times: no call that goes on is lost with its connection', async () => {
+    const server = await serve(async function* () {
+      for (let id = 0; ; id++) yield stepOf(id);
+    });
+    const caller = client(server);
+    const long = caller.decode({}, NEVER)[Symbol.asyncIterator]();
+    for (let i = 0; i < 1500; i++) {
+      for await (const { step } of caller.decode({}, NEVER)) if (step) break;
+      if (i % 100 === 0) expect((await long.next()).done).toBe(false);
+    }
+    expect((await long.next()).done).toBe(false);
+    await long.return?.(undefined);
+  });
+
   test('aborted before it began: no call is made', async () => {
     let calls = 0;
     const server = await serve(async function* () {

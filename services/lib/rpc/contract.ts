@@ -6,6 +6,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import {
   type ChannelOptions,
+  type Client,
   type ClientDuplexStream,
   type ClientReadableStream,
   loadPackageDefinition,
@@ -13,6 +14,7 @@ import {
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { PACKAGE_ROOT } from '../process/config.ts';
+import { Connections } from './connections.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { ProtoGrpcType as DecodeProto } from './gen/decode.ts';
 import type { ProtoGrpcType as IndexerProto } from './gen/indexer.ts';
@@ -56,7 +58,12 @@ export const CHANNEL: ChannelOptions = {
   'grpc.max_reconnect_backoff_ms': 1_000,
 };
 
-const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({ ...CHANNEL, ...channelOptions });
+/** A client has a connection of its own: see connections.ts. */
+const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({
+  ...CHANNEL,
+  ...channelOptions,
+  'grpc.use_local_subchannel_pool': 1,
+});
 
 export interface PrefillClient {
   /**
@@ -94,48 +101,51 @@ export interface IndexerClient {
 }
 
 export function connectPrefill(address: string, security: RpcSecurity = PLAINTEXT): PrefillClient {
-  const client = new protocol.Prefill(address, security.channel, optionsOf(security));
+  const connect = () => new protocol.Prefill(address, security.channel, optionsOf(security));
+  const peer = new Connections(address, connect);
   return {
     prefill: (request, signal, deadlineMs) =>
-      stream(address, signal, () => client.prefill(request, { deadline: dateOf(deadlineMs) })),
-    describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
-    close: () => client.close(),
+      stream(peer, signal, (client) => client.prefill(request, { deadline: dateOf(deadlineMs) })),
+    describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, done)),
+    close: () => peer.close(),
   };
 }
 
 export function connectDecode(address: string, security: RpcSecurity = PLAINTEXT): DecodeClient {
-  const client = new protocol.Decode(address, security.channel, optionsOf(security));
+  const connect = () => new protocol.Decode(address, security.channel, optionsOf(security));
+  const peer = new Connections(address, connect);
   return {
     decode: (request, signal, deadlineMs) =>
-      stream(address, signal, () => client.decode(request, { deadline: dateOf(deadlineMs) })),
-    describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
-    close: () => client.close(),
+      stream(peer, signal, (client) => client.decode(request, { deadline: dateOf(deadlineMs) })),
+    describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, done)),
+    close: () => peer.close(),
   };
 }
 
 export function connectKv(address: string, security: RpcSecurity = PLAINTEXT): KvClient {
-  const client = new protocol.Kv(address, security.channel, optionsOf(security));
+  const peer = new Connections(address, () => new protocol.Kv(address, security.channel, optionsOf(security)));
   return {
-    pull: (request, signal) => stream(address, signal, () => client.pull(request)),
+    pull: (request, signal) => stream(peer, signal, (client) => client.pull(request)),
     release: async (leaseId, signal) => {
-      await unary(address, signal, (done) => client.release({ leaseId }, done));
+      await unary(peer, signal, (client, done) => client.release({ leaseId }, done));
     },
     renew: async (leaseId, signal) => {
-      await unary(address, signal, (done) => client.renew({ leaseId }, done));
+      await unary(peer, signal, (client, done) => client.renew({ leaseId }, done));
     },
-    close: () => client.close(),
+    close: () => peer.close(),
   };
 }
 
 export function connectIndexer(address: string, security: RpcSecurity = PLAINTEXT): IndexerClient {
-  const client = new protocol.Indexer(address, security.channel, optionsOf(security));
+  const connect = () => new protocol.Indexer(address, security.channel, optionsOf(security));
+  const peer = new Connections(address, connect);
   return {
-    index: (requests, signal) => exchange(address, signal, requests, () => client.index()),
+    index: (requests, signal) => exchange(peer, signal, requests, (client) => client.index()),
     delete: async (request, signal) => {
-      await unary(address, signal, (done) => client.delete(request, done));
+      await unary(peer, signal, (client, done) => client.delete(request, done));
     },
-    describe: (signal) => unary(address, signal, (done) => client.describe({}, done)),
-    close: () => client.close(),
+    describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, done)),
+    close: () => peer.close(),
   };
 }
 
@@ -147,11 +157,11 @@ const dateOf = (deadlineMs: number | undefined) =>
   deadlineMs === undefined ? undefined : Date.now() + deadlineMs - performance.now();
 
 /** A stream both ways; a failure of `requests` cancels the call and is thrown. */
-async function* exchange<Request, T>(
-  peer: string,
+async function* exchange<C extends Client, Request, T>(
+  peer: Connections<C>,
   signal: AbortSignal,
   requests: AsyncIterable<Request>,
-  start: () => ClientDuplexStream<Request, T>,
+  start: (client: C) => ClientDuplexStream<Request, T>,
 ): AsyncGenerator<T, void, undefined> {
   const over = new AbortController();
   const live = AbortSignal.any([signal, over.signal]);
@@ -163,8 +173,8 @@ async function* exchange<Request, T>(
     if (!live.aborted) call.end();
   };
   try {
-    yield* stream(peer, live, () => {
-      const call = start();
+    yield* stream(peer, live, (client) => {
+      const call = start(client);
       send(call).catch((error) => over.abort(error));
       return call;
     });
@@ -174,13 +184,18 @@ async function* exchange<Request, T>(
 }
 
 /** A server stream; aborting the signal or leaving the loop cancels the call. */
-async function* stream<T>(
-  peer: string,
+async function* stream<C extends Client, T>(
+  peer: Connections<C>,
   signal: AbortSignal,
-  start: () => ClientReadableStream<T>,
+  start: (client: C) => ClientReadableStream<T>,
 ): AsyncGenerator<T, void, undefined> {
   signal.throwIfAborted();
-  const call = start();
+  const { client, giveBack } = peer.lend();
+  const call = start(client);
+  let ended = false;
+  call.once('status', () => {
+    ended = true;
+  });
   const cancel = () => call.cancel();
   signal.addEventListener('abort', cancel, { once: true });
   try {
@@ -190,25 +205,28 @@ async function* stream<T>(
     }
   } catch (error) {
     signal.throwIfAborted();
-    throw fromStatus(error, peer);
+    throw fromStatus(error, peer.address);
   } finally {
     signal.removeEventListener('abort', cancel);
     call.on('error', () => {}); // a cancelled call reports itself once more
     call.cancel();
+    giveBack(!ended || signal.aborted);
   }
 }
 
-function unary<T>(
-  peer: string,
+function unary<C extends Client, T>(
+  peer: Connections<C>,
   signal: AbortSignal,
-  start: (done: (error: Error | null, answer?: T) => void) => { cancel(): void },
+  start: (client: C, done: (error: Error | null, answer?: T) => void) => { cancel(): void },
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     if (signal.aborted) return reject(signal.reason);
+    const { client, giveBack } = peer.lend();
     const cancel = () => call.cancel();
-    const call = start((error, answer) => {
+    const call = start(client, (error, answer) => {
       signal.removeEventListener('abort', cancel);
-      if (error || answer === undefined) reject(signal.aborted ? signal.reason : fromStatus(error, peer));
+      giveBack(signal.aborted);
+      if (error || answer === undefined) reject(signal.aborted ? signal.reason : fromStatus(error, peer.address));
       else resolve(answer);
     });
     signal.addEventListener('abort', cancel, { once: true });
