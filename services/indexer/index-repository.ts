@@ -42,7 +42,7 @@ export interface IndexReport {
   readonly reused: number;
   /** Of those embedded: to be read by their syntax tree, and read by source because they do not parse. */
   readonly unparsed: number;
-  /** Chunks of earlier versions, or of runs that broke off, that are gone now. */
+  /** Chunks of versions before the one that was replaced, or of runs that broke off, that are gone now. */
   readonly removed: number;
   readonly seconds: number;
 }
@@ -95,8 +95,9 @@ async function runIndex(job: IndexJob): Promise<IndexReport> {
     const run = new IndexRun(job, writer, await writer.stored(job.encoder.fingerprint));
     await run.keepUnchanged();
     await run.readAll();
-    const { version, changed } = await run.publish();
-    const removed = await writer.sweep();
+    const { version, changed, replaced } = await run.publish();
+    // Readers go on with what was replaced until they have loaded the new version: its chunks go with the next run.
+    const removed = await writer.sweep(replaced);
     const { files, skipped, embedded, reused, unparsed } = run;
     return {
       repo: job.repo,
@@ -229,7 +230,7 @@ class IndexRun {
     });
   }
 
-  async publish(): Promise<{ version: string; changed: boolean }> {
+  async publish(): Promise<{ version: string; changed: boolean; replaced?: IndexSnapshot | undefined }> {
     const { repo, store, encoder, options, signal } = this.#job;
     signal?.throwIfAborted();
     const { fingerprint, hidden } = encoder;
@@ -241,7 +242,8 @@ class IndexRun {
       .update(ids)
       .digest('hex')
       .slice(0, 16);
-    if ((await publishedVersion(store, repo)) === version) return { version, changed: false };
+    const replaced = await published(store, repo);
+    if (replaced?.head.version === version) return { version, changed: false };
     const head: IndexHead = {
       version,
       fingerprint,
@@ -252,7 +254,7 @@ class IndexRun {
       indexedAt: new Date().toISOString(),
     };
     await this.#writer.publish({ head, ids });
-    return { version, changed: true };
+    return { version, changed: true, replaced };
   }
 }
 
@@ -271,9 +273,9 @@ function whole<T>(repo: string, rows: readonly (T | undefined)[]): T[] {
 }
 
 /** An index that cannot be read is one to be replaced. */
-async function publishedVersion(store: Store, repo: string): Promise<string | undefined> {
+async function published(store: Store, repo: string): Promise<IndexSnapshot | undefined> {
   try {
-    return (await store.snapshot(repo))?.head.version;
+    return await store.snapshot(repo);
   } catch (error) {
     if (error instanceof ServingError && error.code === 'store_invalid') return undefined;
     throw error;

@@ -75,9 +75,9 @@ describe('PUT /v1/repos/{repo}', () => {
       },
     });
     const second = await put('/v1/repos/acme/shop', files({ ...FILES, 'README.md': 'changed' }));
-    expect(second.body).toMatchObject({ changed: true, embedded: 1, reused: 3, removed: 1 });
+    expect(second.body).toMatchObject({ changed: true, embedded: 1, reused: 3, removed: 0 });
     expect(await put('/v1/repos/acme/shop', files({ ...FILES, 'README.md': 'changed' }))).toMatchObject({
-      body: { changed: false, embedded: 0, version: second.body.version },
+      body: { changed: false, embedded: 0, removed: 1, version: second.body.version },
     });
     expect(encoder.texts).toHaveLength(5);
   });
@@ -108,7 +108,7 @@ describe('PUT /v1/repos/{repo}', () => {
       { path: 'Z.py', content: python('z', 3) },
     ];
     const changed = await put('/v1/repos/shop', { changes, base_version: base.body.version });
-    expect(changed.body).toMatchObject({ files: 2, chunks: 5, embedded: 4, reused: 1, removed: 3 });
+    expect(changed.body).toMatchObject({ files: 2, chunks: 5, embedded: 4, reused: 1, removed: 0 });
     const after = { 'a.py': python('other', 20), 'web/b.ts': FILES['web/b.ts'], 'Z.py': python('z', 3) };
     const whole = await put('/v1/repos/whole', files(after));
     expect(changed.body.version).toBe(whole.body.version);

@@ -114,26 +114,53 @@ describe('an index run', () => {
     expect(await store.head(REPO)).toEqual(head);
   });
 
-  test('encodes what changed, removes what vanished, and comes back to the same version with the same content', async () => {
+  test('encodes what changed, removes what vanished a run later, and comes back to the same version with the same content', async () => {
     await files({ 'a.py': python('a', 10), 'b.py': python('b', 10), 'c.py': python('c', 10) });
     const encoder = new FakeEncoder();
     const first = await index(encoder);
     await files({ 'b.py': python('changed', 10) });
     await rm(join(dir, 'c.py'));
     const second = await index(encoder);
-    expect(second).toMatchObject({ changed: true, chunks: 2, embedded: 1, reused: 1, removed: 2 });
+    expect(second).toMatchObject({ changed: true, chunks: 2, embedded: 1, reused: 1, removed: 0 });
     expect(second.version).not.toBe(first.version);
     expect(encoder.texts.at(-1)).toBe(python('changed', 10));
+    expect(await index(encoder)).toMatchObject({ changed: false, removed: 2 });
     await files({ 'b.py': python('b', 10), 'c.py': python('c', 10) });
     expect((await index(encoder)).version).toBe(first.version);
   });
 
-  test('encodes all again for another encoder, and drops the old vectors', async () => {
+  test('whoever holds the old version in memory reads it on while the next one is loaded', async () => {
+    await files({ 'a.py': python('a', 10), 'b.py': python('b', 10) });
+    const first = await index(new FakeEncoder());
+    const retrieval = createRetrieval(store, { queryLines: 10 });
+    const ask = async () =>
+      (await retrieval.retrieve({ repo: REPO, before: 'a_3 = compute_a(3)', after: '', topK: 10 }, SIGNAL))
+        .indexVersion;
+    expect(await ask()).toBe(first.version);
+    await files({ 'a.py': `${python('a', 9)}\nchanged` });
+    const second = await index(new FakeEncoder('e'.repeat(64)));
+    // What loads an index begins with its snapshot: it takes its time.
+    const snapshot = store.snapshot.bind(store);
+    let load = () => {};
+    const loading = new Promise<void>((resolve) => {
+      load = resolve;
+    });
+    store.snapshot = async (repo) => {
+      await loading;
+      return snapshot(repo);
+    };
+    expect(await ask()).toBe(first.version);
+    load();
+    await expect.poll(ask).toBe(second.version);
+  });
+
+  test('encodes all again for another encoder, and drops the old vectors a run later', async () => {
     await files({ 'a.py': python('a', 20) });
     await index(new FakeEncoder());
     const other = new FakeEncoder('e'.repeat(64));
     expect(await index(other)).toMatchObject({ changed: true, embedded: 3, reused: 0, removed: 0 });
     expect((await store.head(REPO))?.fingerprint).toBe(other.fingerprint);
+    await index(other);
     expect(await index(new FakeEncoder())).toMatchObject({ embedded: 3 });
   });
 

@@ -133,6 +133,41 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     await writer.release();
   });
 
+  test('keeps what a version names that readers still hold, until the next sweep', async () => {
+    const [both, old, broken, added] = ['both.py', 'old.py', 'broken.py', 'added.py'].map((path) => rowsOf(path));
+    const readable = async (fingerprint: string, rows: readonly Row[]) => {
+      const [entries, contents] = await Promise.all([
+        store.entries(repo, idsOf(rows)),
+        store.contents(repo, fingerprint, idsOf(rows)),
+      ]);
+      return [entries, contents].map((found) => found.filter((each) => each !== undefined).length);
+    };
+    await publish(store, repo, [...both!, ...old!]);
+    const replaced = await store.snapshot(repo);
+    const writer = await store.lock(repo, TTL_MS);
+    await writer.put(FINGERPRINT, [...added!, ...broken!]);
+    await writer.publish(snapshotOf([...both!, ...added!], FINGERPRINT, '2'));
+    expect(await writer.sweep(replaced)).toBe(broken!.length);
+    const all = [...both!, ...old!, ...added!];
+    expect(await readable(FINGERPRINT, all)).toEqual([all.length, all.length]);
+    // Another encoder: the rows of both stand side by side, none of a third.
+    const second = await store.snapshot(repo);
+    await writer.put(OTHER, [...both!, ...added!]);
+    await writer.put('c'.repeat(64), both!);
+    await writer.publish(snapshotOf([...both!, ...added!], OTHER, '3'));
+    expect(await writer.sweep(second)).toBe(old!.length);
+    const current = [...both!, ...added!];
+    for (const fingerprint of [FINGERPRINT, OTHER]) {
+      expect(await readable(fingerprint, current)).toEqual([current.length, current.length]);
+      expect((await readable(fingerprint, old!))[1]).toBe(0);
+    }
+    expect((await readable('c'.repeat(64), both!))[1]).toBe(0);
+    expect(await writer.sweep()).toBe(0);
+    expect((await readable(FINGERPRINT, current))[1]).toBe(0);
+    expect(await readable(OTHER, current)).toEqual([current.length, current.length]);
+    await writer.release();
+  });
+
   test('never mixes vectors of two fingerprints', async () => {
     const rows = rowsOf('a.py');
     await publish(store, repo, rows);

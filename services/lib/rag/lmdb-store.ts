@@ -23,7 +23,7 @@ import {
   encodeContent,
   encodeEntry,
   encodeHead,
-  idAt,
+  idsOf,
 } from './row.ts';
 import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
 
@@ -211,17 +211,21 @@ class LmdbWriter implements IndexWriter {
     });
   }
 
-  async sweep() {
+  async sweep(kept?: IndexSnapshot) {
     const { chunks, rows } = this.#store;
-    const snapshot = await this.#store.snapshot(this.#repo);
-    if (!snapshot) return 0;
-    const { head, ids } = snapshot;
-    const keep = new Set(Array.from({ length: head.chunks }, (_, ordinal) => idAt(ids, ordinal)));
+    const current = await this.#store.snapshot(this.#repo);
+    if (!current) return 0;
+    const versions = kept ? [current, kept] : [current];
+    const named = idsOf(versions, 'hex');
+    const namedBy = new Map(
+      versions.map(({ head: { fingerprint } }) => [fingerprint, idsOf(versions, 'hex', fingerprint)]),
+    );
     const swept = await this.#store.read(() => ({
-      rows: [...rows.getKeys(within(this.#repo))].filter(
-        (key) => !keep.has(lastPart(key)) || (key as string[])[1] !== head.fingerprint,
-      ),
-      chunks: [...chunks.getKeys(within(this.#repo))].filter((key) => !keep.has(lastPart(key))),
+      rows: [...rows.getKeys(within(this.#repo))].filter((key) => {
+        const [, fingerprint, id] = key as [string, string, string];
+        return !namedBy.get(fingerprint)?.has(id);
+      }),
+      chunks: [...chunks.getKeys(within(this.#repo))].filter((key) => !named.has(lastPart(key))),
     }));
     if (swept.rows.length + swept.chunks.length === 0) return 0;
     await this.#guarded(() => {

@@ -6,7 +6,7 @@
 import { ServingError } from '../process/errors.ts';
 import type { RedisConnection } from './redis-connection.ts';
 import { keysOf, type RedisKeys } from './redis-keys.ts';
-import { encodeContent, encodeEntry, encodeHead, ID_BYTES } from './row.ts';
+import { encodeContent, encodeEntry, encodeHead, idsOf } from './row.ts';
 import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
 
 /** KEYS[1] is the lock, ARGV[1] the token; 0 when it is not ours. */
@@ -85,19 +85,18 @@ export class RedisWriter implements IndexWriter {
     await this.#redis.run((client) => client.sadd(this.#keys.published, this.#repo));
   }
 
-  async sweep() {
-    const snapshot = await this.#store.snapshot(this.#repo);
-    if (!snapshot) return 0;
+  async sweep(kept?: IndexSnapshot) {
+    const current = await this.#store.snapshot(this.#repo);
+    if (!current) return 0;
     await this.#list();
-    const { ids, head } = snapshot;
-    const keep = new Set<string>();
-    for (let at = 0; at < ids.length; at += ID_BYTES) keep.add(ids.toString('latin1', at, at + ID_BYTES));
+    const versions = kept ? [current, kept] : [current];
     for (const fingerprint of await this.#fingerprints()) {
-      if (fingerprint === head.fingerprint) continue;
-      await this.#guarded('drop', [this.#keys.fingerprints, this.#keys.rows(fingerprint)], [fingerprint]);
+      const rows = this.#keys.rows(fingerprint);
+      const named = idsOf(versions, 'latin1', fingerprint);
+      if (named.size > 0) await this.#removeAllBut(named, rows);
+      else await this.#guarded('drop', [this.#keys.fingerprints, rows], [fingerprint]);
     }
-    await this.#removeAllBut(keep, this.#keys.rows(head.fingerprint));
-    return this.#removeAllBut(keep, this.#keys.chunks);
+    return this.#removeAllBut(idsOf(versions, 'latin1'), this.#keys.chunks);
   }
 
   /** @param keep ids in latin1. */

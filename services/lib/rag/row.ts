@@ -1,10 +1,10 @@
 /** How both stores spell heads, ids, entries and contents as bytes. */
 import { ServingError } from '../process/errors.ts';
 import { decodeHalves, encodeHalves } from './half.ts';
-import type { ChunkContent, ChunkEntry, IndexHead, Row } from './store.ts';
+import type { ChunkContent, ChunkEntry, IndexHead, IndexSnapshot, Row } from './store.ts';
 import { indexHead } from './store.ts';
 
-export const ID_BYTES = 32;
+const ID_BYTES = 32;
 const SIZES_BYTES = 8;
 const WITH_EMBEDDINGS = '+embeddings';
 
@@ -14,6 +14,16 @@ export const packIds = (ids: Iterable<string>) => Buffer.from([...ids].join(''),
 /** The id (hex) of the chunk at `ordinal`. */
 export const idAt = (packed: Buffer, ordinal: number) =>
   packed.toString('hex', ordinal * ID_BYTES, (ordinal + 1) * ID_BYTES);
+
+/** All ids that versions name. @param fingerprint of those that count; all do where it is not given. */
+export function idsOf(versions: readonly IndexSnapshot[], encoding: 'hex' | 'latin1', fingerprint?: string) {
+  const named = new Set<string>();
+  for (const { head, ids } of versions) {
+    if (fingerprint !== undefined && head.fingerprint !== fingerprint) continue;
+    for (let at = 0; at < ids.length; at += ID_BYTES) named.add(ids.toString(encoding, at, at + ID_BYTES));
+  }
+  return named;
+}
 
 const invalid = (what: string, cause?: unknown) =>
   new ServingError('store_invalid', `the store holds ${what}`, { cause });

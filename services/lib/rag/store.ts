@@ -3,9 +3,10 @@
  *
  * A repository has one *head*: which chunks make up its current version. Chunks lie beside it under their content hash,
  * vectors under (fingerprint, content hash); neither ever changes once written. An index run adds what is missing, then
- * replaces the head in one step, then sweeps what the new head does not name. So readers see the old version whole or
- * the new one whole, a run that breaks off leaves only rows for the next one to reuse, and a reader that finds a chunk
- * of its version swept knows that there is a newer one.
+ * replaces the head in one step, then sweeps what neither the new head nor the one before it names: readers hold the old
+ * version in memory while they load the new one, and go on reading its rows. So readers see the old version whole or the
+ * new one whole, a run that breaks off leaves only rows for the next one to reuse, and a reader that finds a chunk of its
+ * version swept knows that there is a newer one.
  */
 import { z } from 'zod';
 import type { Chunk } from './chunk.ts';
@@ -88,8 +89,11 @@ export interface IndexWriter {
   put(fingerprint: string, rows: readonly Row[]): Promise<void>;
   /** Makes this the version that readers see. */
   publish(snapshot: IndexSnapshot): Promise<void>;
-  /** Removes chunks and vectors that the published version does not name; answers how many chunks went. */
-  sweep(): Promise<number>;
+  /**
+   * Removes chunks and vectors that the published version does not name; answers how many chunks went.
+   * @param kept a version that readers may still hold: what it names stays too.
+   */
+  sweep(kept?: IndexSnapshot): Promise<number>;
   /** Removes the repository with all its versions; answers whether it had been published. */
   remove(): Promise<boolean>;
   release(): Promise<void>;
