@@ -123,7 +123,6 @@ export class Journey {
       maxTokens: request.maxTokens,
       truncateTo: request.truncatePromptTokens,
     });
-    trip.record.prompted(prompt);
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
     await this.#generate({ request, trip, promptIndex, prompt, choices, samplings }, [...choices.keys()], 0);
@@ -194,6 +193,7 @@ export class Journey {
     const wish = { ...demand, tenant, priority: request.priority, remainingMs, again };
     const placement = await this.#parts.dispatcher.place(wish, signal);
     record.timeline.mark('dispatched');
+    if (!again) record.prompted(prompt); // not before: what is refused costs nothing
     if (session !== undefined) this.#sessions.servedBy(session, placement.prefill.address);
     const legRequest: LegRequest = {
       requestId: trip.id,

@@ -39,7 +39,7 @@ export class RequestRecord {
   #replays = 0;
   #outputTokens = 0;
 
-  /** A prompt as it goes to prefill. */
+  /** A prompt as it goes to prefill, for the first time. */
   prompted(prompt: TokenPrompt): void {
     this.#promptTokens += prompt.ids.length;
     this.#softTokens += prompt.soft.positions.length;

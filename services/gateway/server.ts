@@ -217,9 +217,11 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   const failure = asServingError(error);
   if (request.record) request.record.error = failure;
   else if (failure.kind.http >= 500) request.log.error({ err: failure }, 'request failed');
-  if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429) {
+  const draining = failure.code === 'draining';
+  if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429 || draining) {
     reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));
   }
+  if (draining) reply.header('connection', 'close'); // the next try goes to a gateway that stays
   if (failure.knob !== undefined) reply.header(REFUSED_BY_HEADER, failure.knob);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
   void reply.code(failure.kind.http).send(errorBody(failure, request.id));

@@ -189,7 +189,10 @@ describe('bounds', () => {
   test('a draining gateway takes nothing new', async () => {
     const { complete, draining } = await fakeGateway({ token });
     draining.abort(new ServingError('draining', 'shutting down'));
-    expect(await complete({ prompt: 'x' })).toMatchObject({ status: 503, error: { code: 'draining' } });
+    const answer = await complete({ prompt: 'x' });
+    expect(answer).toMatchObject({ status: 503, error: { code: 'draining' } });
+    // Elsewhere: the connection leads to a process that goes away.
+    expect(answer.headers).toMatchObject({ 'retry-after': '1', connection: 'close' });
   });
 });
 

@@ -71,6 +71,21 @@ describe('tokens per minute', () => {
     expect(refused.headers).toMatchObject({ 'x-llavacode-refused-by': 'tokens_per_minute' });
     expect(Number(refused.headers['retry-after'])).toBeGreaterThanOrEqual(1);
   });
+
+  test('are not those of what was refused', async () => {
+    const keys = await keysOf([entry('a', 'a', { tokens_per_minute: 9 })]);
+    const gateway = await fakeGateway({ token: () => 70 }, { keys });
+    const payload = { prompt: Array(10).fill(5), max_tokens: 1 };
+    const post = () => gateway.app.inject({ method: 'POST', url: '/v1/completions', headers: bearer('a'), payload });
+    gateway.pool.setPrefill([]);
+    expect((await post()).json().error.code).toBe('no_worker');
+    expect(gateway.lines.find(({ message }) => message === 'completion')).toMatchObject({
+      usage: { prompt_tokens: 0 },
+    });
+    gateway.pool.setPrefill([gateway.workers.prefill.address]);
+    await gateway.pool.refresh();
+    expect((await post()).statusCode).toBe(200);
+  });
 });
 
 describe('a keys file', () => {
