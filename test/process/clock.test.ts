@@ -12,7 +12,7 @@ const NEEDS_A_DATE: Record<string, string> = {
   'indexer/index-repository.ts': 'when a version was indexed, for people',
   'lib/rpc/contract.ts': 'gRPC takes deadlines as dates: made from a monotonic one at the moment of the call',
   'lib/rag/lmdb-store.ts':
-    'locks between processes, which share no other clock; a jump ends or prolongs a lock by itself',
+    'locks between processes, which share no other clock; a jump ends a lock, whose holder then writes nothing more',
   'lib/engine/prepacked.ts': 'the age of a file, which the file system stamps',
 };
 

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, expect, onTestFinished, test, vi } from 'vitest';
 import { openStore } from '../../services/lib/rag/open-store.ts';
 import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
 import type { Store } from '../../services/lib/rag/store.ts';
@@ -69,6 +69,20 @@ test('an indexer that is killed leaves the old version, and its lock runs out', 
   expect(await store.head(REPO)).toEqual(head);
   const next = await vi.waitUntil(() => store.lock(REPO, 1_000).catch(() => undefined), { timeout: 10_000 });
   expect(await next.stored('f')).toHaveLength(2 * head!.chunks); // for the next run to reuse
+  await next.release();
+});
+
+test('a clock that is set prolongs no lock, and its holder writes nothing more once another has it', async () => {
+  const dead = await store.lock(REPO, 15_000);
+  await expect(store.lock(REPO, 15_000)).rejects.toMatchObject({ code: 'index_locked' });
+  const now = Date.now();
+  vi.spyOn(Date, 'now').mockReturnValue(now - 3_600_000);
+  onTestFinished(() => void vi.restoreAllMocks());
+  const next = await store.lock(REPO, 15_000);
+  await expect(store.lock(REPO, 15_000)).rejects.toMatchObject({ code: 'index_locked' });
+  await expect(dead.put('f', [])).rejects.toMatchObject({ code: 'index_locked' });
+  await next.put('f', []);
+  await dead.release();
   await next.release();
 });
 

@@ -3,8 +3,9 @@
 import { once } from 'node:events';
 import { createServer, type Socket } from 'node:net';
 import { inspect } from 'node:util';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from 'vitest';
 import { openStore } from '../../services/lib/rag/open-store.ts';
+import { RedisConnection } from '../../services/lib/rag/redis-connection.ts';
 import type { Store } from '../../services/lib/rag/store.ts';
 import { type RedisServer, startRedis } from '../redis.ts';
 
@@ -58,6 +59,37 @@ describe('a Redis that comes and goes', () => {
     redis.resume();
     await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
   });
+});
+
+test('a removal that dies half way leaves the index whole or gone, not lost', async () => {
+  const redis = await startRedis();
+  const store = await openStore(redis.url);
+  const admin = new RedisConnection(redis.url);
+  onTestFinished(async () => {
+    admin.close();
+    await store.close();
+    await redis.stop();
+  });
+  const publishing = await store.lock(REPO, 30_000);
+  const head = { version: '1'.repeat(16), fingerprint: 'f', hidden: 1, files: 0, chunks: 0, languages: {} };
+  await publishing.publish({ head: { ...head, indexedAt: '2026-01-02T03:04:05.678Z' }, ids: Buffer.alloc(0) });
+  await publishing.release();
+  for (const denied of ['-srem', '-unlink']) {
+    // One that may not do what is next is as good as dead.
+    const rights = ['reset', 'on', '>secret', '~*', '+@all', denied];
+    await admin.run((client) => client.call('ACL', 'SETUSER', 'dying', ...rights));
+    const dying = await openStore(`redis://dying:secret@127.0.0.1:${redis.port}`);
+    const writer = await dying.lock(REPO, 30_000);
+    await expect(writer.remove()).rejects.toMatchObject({ code: 'store_unavailable' });
+    await writer.release();
+    await dying.close();
+    expect(await store.head(REPO)).toMatchObject({ version: head.version });
+  }
+  const writer = await store.lock(REPO, 30_000);
+  expect(await writer.remove()).toBe(true);
+  expect(await store.head(REPO)).toBeUndefined();
+  expect(await writer.remove()).toBe(false);
+  await writer.release();
 });
 
 describe('a Redis with a password', () => {

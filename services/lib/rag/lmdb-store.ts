@@ -31,6 +31,15 @@ interface Lock {
   readonly token: string;
   /** ms since 1970: the clock that all processes of a machine share. */
   readonly expiresAt: number;
+  readonly ttlMs: number;
+}
+
+const lockFor = (token: string, ttlMs: number): Lock => ({ token, expiresAt: Date.now() + ttlMs, ttlMs });
+
+/** A lock that has longer than it can have is one of before the clock was set back: its holder would have renewed it. */
+function isHeld({ expiresAt, ttlMs }: Lock): boolean {
+  const left = expiresAt - Date.now();
+  return left > 0 && left <= ttlMs;
 }
 
 /** Sorts after every string in a key. */
@@ -136,8 +145,8 @@ class LmdbStore implements Store {
     const token = randomUUID();
     const taken = await this.write(() => {
       const held = this.locks.get([repo]);
-      if (held && held.expiresAt > Date.now()) return false;
-      this.locks.put([repo], { token, expiresAt: Date.now() + ttlMs });
+      if (held && isHeld(held)) return false;
+      this.locks.put([repo], lockFor(token, ttlMs));
       return true;
     });
     if (!taken)
@@ -176,7 +185,7 @@ class LmdbWriter implements IndexWriter {
     this.#store = store;
     this.#repo = repo;
     this.#token = token;
-    const renew = () => this.#guarded(() => store.locks.put([repo], { token, expiresAt: Date.now() + ttlMs }));
+    const renew = () => this.#guarded(() => store.locks.put([repo], lockFor(token, ttlMs)));
     // A renewal that fails is made good by the next one, or else the next write reports it.
     this.#renewal = setInterval(() => void renew().catch(() => {}), ttlMs / 3);
     this.#renewal.unref();

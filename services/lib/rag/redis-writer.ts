@@ -12,6 +12,7 @@ import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
 /** KEYS[1] is the lock, ARGV[1] the token; 0 when it is not ours. */
 const guarded = (body: string) => `if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end ${body} return 1`;
 const SCRIPT = {
+  check: guarded(''),
   renew: guarded(`redis.call('PEXPIRE', KEYS[1], ARGV[2])`),
   release: guarded(`redis.call('DEL', KEYS[1])`),
   put: guarded(`redis.call('SADD', KEYS[2], ARGV[2])
@@ -117,11 +118,14 @@ export class RedisWriter implements IndexWriter {
 
   async remove() {
     const { index, chunks, rows, fingerprints, published } = this.#keys;
-    const listed = await this.#redis.run((client) => client.sismember(published, this.#repo));
+    const existed = await this.#redis.run((client) => client.exists(index));
+    await this.#guarded('check', [], []);
+    // Off the list first: should this process die here, an index that is not listed is one still, while one that is
+    // listed and gone counts as lost.
+    const listed = await this.#redis.run((client) => client.srem(published, this.#repo));
     const all = (await this.#fingerprints()).map(rows);
     await this.#guarded('unlink', [index, chunks, fingerprints, ...all], []);
-    await this.#redis.run((client) => client.srem(published, this.#repo));
-    return listed === 1;
+    return existed + listed > 0;
   }
 
   async release() {
