@@ -75,6 +75,33 @@ describe('encoding', () => {
     );
   });
 
+  test('of a text that is one line of many blocks are those of the library, and its ends are those of the whole', () => {
+    const sentence = text.map((words) => `${words} x `.replace(/[\n\r<]/g, ';'));
+    const line = fc.array(sentence, { minLength: 20, maxLength: 40 }).map((parts) => parts.join('').repeat(60));
+    fc.assert(
+      fc.property(line, fc.nat(6000), (sample, count) => {
+        const whole = tiny.encode(sample);
+        expect(whole).toEqual(libraryIds(sample));
+        expect(tiny.encodeHead(sample, count)).toEqual(whole.slice(0, count));
+        expect(tiny.encodeTail(sample, count)).toEqual(whole.slice(Math.max(0, whole.length - count)));
+      }),
+      { numRuns: 10 },
+    );
+  });
+
+  test.each([
+    ['spaces', 'for (var i = 0; i < x.length; i++) { f(i); } '],
+    ['none', 'for(var/**/i=0;i<x.length;i++){f(i);}'],
+    ['digits only', '0123456789'],
+  ])('cost no more than what is asked for, in 4 MiB without a line break: %s', (_, part) => {
+    const sample = part.repeat(Math.ceil(2 ** 22 / part.length));
+    const before = process.cpuUsage();
+    const [head, tail] = [tiny.encodeHead(sample, 1000), tiny.encodeTail(sample, 1000)];
+    expect(process.cpuUsage(before).user / 1000).toBeLessThan(400); // 20; 1,500 as one block
+    expect(sample.startsWith(tiny.decode(head))).toBe(true);
+    expect(sample.endsWith(tiny.decode(tail))).toBe(true);
+  });
+
   test('decodes back to the text', () => {
     fc.assert(
       fc.property(text, (sample) => {

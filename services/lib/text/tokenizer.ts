@@ -177,7 +177,8 @@ export class Tokenizer {
   /** The words of a block. The patterns look one character ahead, so the block is split with that one. */
   #words(text: string, start: number, end: number): string[] {
     const words = this.#splitter?.pre_tokenize(text.slice(start, end + 1)) ?? [text.slice(start, end)];
-    if (this.#splitter !== null && end < text.length) words.pop();
+    const last = this.#splitter !== null && end < text.length ? words.pop()! : '';
+    if (last.length > 1) words.push(last.slice(0, -1)); // a block that ends within a word
     return words.flatMap(parts);
   }
 
@@ -250,29 +251,37 @@ function addedPattern(json: TokenizerJson): RegExp | undefined {
 /**
  * Where the block that begins at `start` ends: a text is split block by block, so that the first or last tokens of a
  * large file cost no more than they must. A letter at a line's start begins a word in the pre-tokenizers of GPT-2,
- * StarCoder, Llama 3, Qwen and DeepSeek, and none of them looks back, so the words are those of the whole text.
+ * StarCoder, Llama 3, Qwen and DeepSeek, and so does a space between what is no space and a letter; none of them looks
+ * back, so the words are those of the whole text. What has neither for long is no code, and is cut anywhere.
  */
 function blockEnd(text: string, start: number): number {
-  LINE_START.lastIndex = start + BLOCK;
-  const next = LINE_START.exec(text);
-  return next === null ? text.length : next.index + 1;
+  const within = text.slice(start + BLOCK, start + LONGEST_BLOCK);
+  const at = [LINE_START, WORD_START].map((pattern) => within.search(pattern)).find((index) => index >= 0);
+  if (at !== undefined) return start + BLOCK + at;
+  return text.length - start <= LONGEST_BLOCK ? text.length : between(text, start + LONGEST_BLOCK);
 }
 
 /** Where the block that ends at `end` begins. */
 function blockStart(text: string, end: number): number {
-  for (let before = end - BLOCK; before > 0; ) {
-    const newline = text.lastIndexOf('\n', before);
-    if (newline < 0) break;
-    if (LETTER_AT_START.test(text.slice(newline + 1, newline + 3))) return newline + 1;
-    before = newline - 1;
+  if (end <= BLOCK) return 0;
+  const from = Math.max(0, end - LONGEST_BLOCK);
+  const within = text.slice(from, end - BLOCK + 3); // a letter may be two code units
+  for (const pattern of [LINE_START, WORD_START]) {
+    const last = [...within.matchAll(new RegExp(pattern, 'gu'))].at(-1);
+    if (last !== undefined) return from + last.index;
   }
-  return 0;
+  return from === 0 ? 0 : between(text, from);
 }
 
-const LINE_START = /\n\p{L}/gu;
-const LETTER_AT_START = /^\p{L}/u;
+/** `at`, or one before where that is within a character. */
+const between = (text: string, at: number) => (/^[\udc00-\udfff]/.test(text.slice(at, at + 1)) ? at - 1 : at);
+
+const LINE_START = /(?<=\n)\p{L}/u;
+const WORD_START = /(?<=\S) (?=\p{L})/u;
 /** Characters of a block, at least. */
 const BLOCK = 2048;
+/** And at most: 4 MiB without a line break took 1.2 s as one block. */
+const LONGEST_BLOCK = 16_384;
 
 /**
  * A word in parts of 1024 characters. Words are mostly a few letters; one of a million would hold up the process for
