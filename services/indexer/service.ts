@@ -110,7 +110,10 @@ async function opened(requests: AsyncIterable<IndexRequest__Output>) {
   const { start } = (await messages.next()).value ?? {};
   if (!start) throw new ServingError('invalid_request', 'the first message of Index must be start');
   async function* bytes() {
-    for (let next = await messages.next(); !next.done; next = await messages.next()) yield next.value.data as Buffer;
+    for (let next = await messages.next(); !next.done; next = await messages.next()) {
+      if (!next.value.data) throw new ServingError('invalid_request', 'after the first message of Index comes data');
+      yield next.value.data;
+    }
   }
   return { start, bytes: bytes() };
 }

@@ -8,6 +8,7 @@ import { protocol } from '../../services/lib/rpc/contract.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { until, VOCAB } from '../fake-engine.ts';
+import { fakeIndexer } from '../indexer/fake-indexer.ts';
 import { decodeRequest, FINGERPRINT, prefillRequest, stagedBytes, startDecode, startPrefill } from '../workers.ts';
 import { damaged, fuzz, HANG_MS, TIMEOUT_MS } from './budget.ts';
 
@@ -106,6 +107,53 @@ test('messages near the protocol', { timeout: TIMEOUT_MS }, async () => {
   });
   for (const { pool } of [prefill.engine, decode.engine]) await until(() => pool.reserved === 0);
   await until(async () => (await stagedBytes()) === 0);
+});
+
+const named = fc.record({
+  tenant: rarely(fc.constantFrom('default', 'acme'), fc.string()),
+  repo: rarely(fc.constantFrom('shop', 'acme/shop'), fc.string()),
+});
+const starts = fc.record({
+  requestId: fc.string(),
+  format: rarely(fc.constant('json'), fc.oneof(fc.constantFrom('tar', 'tar.gz', 'zip'), fc.string())),
+  stripComponents: rarely(fc.constant(0), uint32),
+});
+const file = fc.record({ path: rarely(fc.constantFrom('a.py', 'b.py'), fc.string()), content: fc.string() });
+const uploads = fc
+  .oneof(
+    fc.record({ files: fc.array(file, { maxLength: 3 }) }),
+    fc.record({ changes: fc.array(file, { maxLength: 3 }), base_version: fc.constantFrom(undefined, 'v') }),
+  )
+  .map((upload) => Buffer.from(JSON.stringify(upload)));
+const indexerCalls = fc.record({
+  start: rarely(fc.tuple(named, starts), fc.constant(undefined)),
+  body: rarely(uploads, fc.uint8Array({ maxLength: 600 })),
+  /** Where the body is cut in two. */
+  cut: fc.nat(60),
+  /** A message that is neither start nor data. */
+  odd: rarely(fc.constant(false), fc.constant(true)),
+  removed: named,
+  leaveAfter: rarely(fc.constant(Infinity), fc.nat(1)),
+});
+
+test('calls near those of an indexer', { timeout: TIMEOUT_MS }, async () => {
+  const { client } = await fakeIndexer();
+  await fuzz('Indexer calls', indexerCalls, async ({ start, body, cut, odd, removed, leaveAfter }) => {
+    const signal = AbortSignal.timeout(HANG_MS);
+    async function* upload() {
+      if (start) yield { start: { ...start[0], ...start[1] } };
+      yield { data: Buffer.from(body.subarray(0, cut)) };
+      if (odd) yield {};
+      yield { data: Buffer.from(body.subarray(cut)) };
+    }
+    const taken = await follow(client.index(upload(), signal), leaveAfter);
+    async function* removal() {
+      yield await client.delete(removed, signal);
+    }
+    await follow(removal(), Infinity);
+    return taken;
+  });
+  await until(async () => (await client.describe(AbortSignal.timeout(HANG_MS))).running === 0);
 });
 
 const serialized = {

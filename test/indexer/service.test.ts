@@ -65,3 +65,17 @@ test('what would be one run too many is refused before it is sent and after', as
   await Promise.all(runs);
   expect(await describe()).toMatchObject({ running: 0 });
 });
+
+test('a message that is neither start nor data is refused as such', async () => {
+  const { client } = await fakeIndexer();
+  async function* upload(): AsyncGenerator<IndexRequest> {
+    const start = { requestId: 'r', tenant: 'a', repo: 'r', format: 'json' };
+    yield { start };
+    yield { start };
+  }
+  const first = client.index(upload(), AbortSignal.timeout(10_000))[Symbol.asyncIterator]().next();
+  await expect(first).rejects.toMatchObject({
+    code: 'invalid_request',
+    message: expect.stringContaining('comes data'),
+  });
+});
