@@ -245,7 +245,7 @@ describe('given up', () => {
     const { signal, abort, reason } = caller();
     const staged = await begin(prefill.client, prefillRequest(promptOf(8)), signal);
     const decoding = decode(decoder.client, decodeRequest(staged.kv, 5));
-    const outcome = expect(decoding).rejects.toEqual(refusal('client_gone', staged.kv.leaseId));
+    const outcome = expect(decoding).rejects.toEqual(refusal('lease_unknown', staged.kv.leaseId));
     await until(() => decoder.engine.pool.row(0, 0, 3, 4).some((element) => element !== 0));
     const first = staged.first();
     abort(reason);

@@ -45,8 +45,8 @@ export class Leg {
   readonly #accepted = new Deferred<KvHandle__Output>();
   readonly #first = new Deferred<FirstTokens>();
   readonly #finished = new AbortController();
-  /** Choices that have not taken their copy of the KV yet. */
-  readonly #waiting: Set<number>;
+  /** Choices that have not taken their copy of the KV yet, and what ends their wait for one that will never come. */
+  readonly #waiting: Map<number, AbortController>;
   #prefilling = Promise.resolve();
   #abandoned = false;
   #hasFirst = false;
@@ -54,7 +54,7 @@ export class Leg {
   constructor(request: LegRequest, placement: Placement) {
     this.#request = request;
     this.#placement = placement;
-    this.#waiting = new Set(placement.decodes.keys());
+    this.#waiting = new Map(placement.decodes.map((_, choice) => [choice, new AbortController()]));
   }
 
   /** Sends the prompt. */
@@ -79,10 +79,11 @@ export class Leg {
     const { requestId, samplings, maxTokens, deadlineMs, stallTimeoutMs, onJoined } = this.#request;
     const worker = this.#placement.decodes[choice]!;
     const stall = new Watchdog(stallTimeoutMs, worker.address);
+    const waiting = this.#waiting.get(choice)!.signal;
     const kv = await this.#accepted.promise;
     try {
       const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
-      const live = AbortSignal.any([signal, worker.lost, stall.signal]);
+      const live = AbortSignal.any([signal, worker.lost, stall.signal, waiting]);
       for await (const { joined, step } of worker.client.decode(call, live, deadlineMs)) {
         stall.stop();
         if (joined) {
@@ -98,7 +99,7 @@ export class Leg {
       }
       throw new ServingError('worker_lost', `${worker.address} ended decoding before the end of the text`);
     } catch (error) {
-      if (!signal.aborted) worker.failed(error);
+      if (!signal.aborted && !waiting.aborted) worker.failed(error);
       throw error;
     } finally {
       stall.stop();
@@ -140,7 +141,8 @@ export class Leg {
       promptLogprobs: request.promptLogprobs,
       cacheSalt: request.cacheSalt,
     };
-    // What has been resolved stays so: a prefill worker that is lost after its work was done harms nobody.
+    // What has been resolved stays so: a prefill worker that is lost after its work was done harms those alone that wait
+    // for its KV.
     const refuse = (error: unknown) => {
       this.#accepted.reject(error);
       this.#first.reject(error);
@@ -156,7 +158,7 @@ export class Leg {
           this.#hasFirst = true;
           this.#first.resolve(first);
           worker.succeeded();
-          worker.release(); // the next prompt may come
+          worker.rest(); // the next prompt may come
         }
         if (released) break;
       }
@@ -164,6 +166,8 @@ export class Leg {
     } catch (error) {
       if (!signal.aborted && !this.#finished.signal.aborted) worker.failed(error);
       refuse(error);
+      // Their decoders would hear of it late: from a network that says nothing, or when a slot is free.
+      for (const waiting of this.#waiting.values()) waiting.abort(error);
     } finally {
       worker.release();
     }

@@ -19,9 +19,11 @@ export interface Describable {
 export interface Hold<C> {
   readonly address: string;
   readonly client: C;
-  /** Aborted when the worker does not answer any more: its calls would never end. */
+  /** Aborted when the worker does not answer any more: its calls would never end. Until `release`. */
   readonly lost: AbortSignal;
-  /** Gives its load back; twice is harmless. */
+  /** Gives its load back, since the work is done, while the call goes on; twice is harmless. */
+  rest(): void;
+  /** Gives all back; twice is harmless. */
   release(): void;
   /** Leaves the worker alone for a while, if the error says that it is to blame. */
   failed(error: unknown): void;
@@ -36,7 +38,9 @@ export interface Worker<C> {
   described: WorkerDescription__Output | undefined;
   /** Why it cannot be used. */
   problem: string;
-  /** Work that this gateway has given it and that has not ended: what aborts each, and what they weigh together. */
+  /** Calls of this gateway that have not ended: what aborts each. */
+  readonly calls: Set<AbortController>;
+  /** Those of them that have work left, and what they weigh together. */
   readonly jobs: Set<AbortController>;
   load: number;
   /** Work of other gateways, weighed when it was last asked. */
@@ -91,7 +95,8 @@ export class WorkerSet<C extends Describable> {
     for (const address of wanted) {
       if (known.has(address)) continue;
       const worker: Worker<C> = {
-        ...{ address, client: this.#options.connect(address), circuit: new Circuit(), jobs: new Set() },
+        ...{ address, client: this.#options.connect(address), circuit: new Circuit() },
+        ...{ calls: new Set(), jobs: new Set() },
         ...{ described: undefined, problem: 'has not answered yet', removed: false },
         ...{ load: 0, foreign: 0, chosen: 0 },
       };
@@ -128,19 +133,24 @@ export class WorkerSet<C extends Describable> {
   hold(worker: Worker<C>, load: number): Hold<C> {
     // One for each job: a signal that lives as long as the worker would remember all that ever listened to it.
     const lost = new AbortController();
+    worker.calls.add(lost);
     worker.jobs.add(lost);
     worker.load += load;
     worker.chosen = ++this.#choices;
     worker.circuit.tried(performance.now());
+    const rest = () => {
+      if (!worker.jobs.delete(lost)) return;
+      worker.load -= load;
+      this.#options.onChange();
+    };
     return {
       address: worker.address,
       client: worker.client,
       lost: lost.signal,
+      rest,
       release: () => {
-        if (!worker.jobs.delete(lost)) return;
-        worker.load -= load;
-        if (worker.removed && worker.jobs.size === 0) worker.client.close();
-        this.#options.onChange();
+        rest();
+        if (worker.calls.delete(lost) && worker.removed && worker.calls.size === 0) worker.client.close();
       },
       failed: (error) => {
         const failure = ServingError.from(error);
@@ -168,7 +178,7 @@ export class WorkerSet<C extends Describable> {
   }
 
   async #askForever(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    while (!closing.aborted && !(worker.removed && worker.jobs.size === 0)) {
+    while (!closing.aborted && !(worker.removed && worker.calls.size === 0)) {
       await this.#ask(worker, closing);
       const { askEveryMs } = this.#options;
       const pauseMs = worker.described === undefined ? Math.min(askEveryMs, ASK_AGAIN_MS) : askEveryMs;
@@ -179,9 +189,11 @@ export class WorkerSet<C extends Describable> {
 
   async #ask(worker: Worker<C>, closing: AbortSignal): Promise<void> {
     const { fingerprint, answerTimeoutMs, reportedLoad, role, log } = this.#options;
-    const deadline = AbortSignal.timeout(answerTimeoutMs);
+    const deadline = new AbortController();
+    // One more turn: where it was this process that stood still, the answer lies in the socket already.
+    const timer = setTimeout(() => setImmediate(() => deadline.abort()), answerTimeoutMs);
     try {
-      const answer = await worker.client.describe(deadline);
+      const answer = await worker.client.describe(deadline.signal);
       if (answer.fingerprint !== fingerprint) {
         this.#drop(worker, `serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
         return;
@@ -192,8 +204,10 @@ export class WorkerSet<C extends Describable> {
       this.#changed();
     } catch (error) {
       if (closing.aborted) return;
-      if (deadline.aborted) this.#lose(worker);
+      if (deadline.signal.aborted) this.#lose(worker);
       else this.#drop(worker, `does not answer (${error instanceof Error ? error.message : error})`);
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -202,7 +216,7 @@ export class WorkerSet<C extends Describable> {
     const problem = `has not answered within ${this.#options.answerTimeoutMs} ms`;
     this.#drop(worker, problem);
     const reason = new ServingError('worker_stalled', `${worker.address} ${problem}`);
-    for (const job of worker.jobs) job.abort(reason);
+    for (const call of worker.calls) call.abort(reason);
   }
 
   #drop(worker: Worker<C>, problem: string): void {
@@ -223,7 +237,7 @@ export class WorkerSet<C extends Describable> {
   #remove(worker: Worker<C>): void {
     worker.removed = true;
     this.#options.log.info({ address: worker.address, role: this.#options.role }, 'worker is no longer listed');
-    if (worker.jobs.size === 0) worker.client.close();
+    if (worker.calls.size === 0) worker.client.close();
     this.#changed();
   }
 }

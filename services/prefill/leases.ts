@@ -239,8 +239,10 @@ export class LeaseTable {
     if (reason === 'expired') {
       return new ServingError('lease_expired', `no decoder took KV cache ${lease.id} within ${this.#ttlMs} ms`);
     }
-    if (reason === 'cancelled')
-      return new ServingError('client_gone', `KV cache ${lease.id} was given up by its owner`);
+    // Who called Prefill may have lost the connection alone: its decoder can be served by another prefill.
+    if (reason === 'cancelled') {
+      return new ServingError('lease_unknown', `KV cache ${lease.id} was given up by its owner`);
+    }
     return ServingError.from(cause);
   }
 }

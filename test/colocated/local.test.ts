@@ -150,7 +150,7 @@ describe('one reader', () => {
         expect(leases.size + kv.held + engine.pool.reserved).toBe(0);
         conserved();
       }
-      const code = { cancelled: 'client_gone', expired: 'lease_expired', failed: 'internal' }[reason];
+      const code = { cancelled: 'lease_unknown', expired: 'lease_expired', failed: 'internal' }[reason];
       expect([...outcomes].sort()).toEqual(['acquired', code].sort());
     },
   );
@@ -236,7 +236,7 @@ describe('several readers', () => {
     leases.end(lease, 'cancelled');
     conserved();
     turn.open();
-    expect(await Promise.all(acquiring)).toEqual(['client_gone', 'client_gone', 'client_gone']);
+    expect(await Promise.all(acquiring)).toEqual(['lease_unknown', 'lease_unknown', 'lease_unknown']);
     expect(kv.held).toBe(0);
     conserved();
   });

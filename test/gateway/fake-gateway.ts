@@ -95,7 +95,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     fingerprint: FINGERPRINT,
     connectPrefill: (at) => (at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at)),
     connectDecode: (at) => (at === workers.decode.address ? workers.decode.client : workers.decodeAt(at)),
-    answerTimeoutMs: 1000,
+    answerTimeoutMs: Math.min(1000, options.stallTimeoutMs ?? Infinity),
     log,
   });
   pool.setPrefill([workers.prefill.address, ...(options.morePrefill ?? [])]);

@@ -6,7 +6,7 @@ import type { Token__Output } from '../../services/lib/rpc/gen/llavacode/v1/Toke
 import type { WorkerDescription__Output } from '../../services/lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 
 /** Where a request waits for its signal instead of going on. */
-export type Stage = 'before accepted' | 'before first' | 'before joined' | 'in decode';
+export type Stage = 'before accepted' | 'before first' | 'before released' | 'before joined' | 'in decode';
 
 export interface Trouble {
   readonly stage: Stage;
@@ -129,7 +129,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
       chunks: 1,
     };
     yield { kind: 'first' as const, first };
-    signal.throwIfAborted();
+    await at('before released', where, signal);
     const aborted = new Promise<void>((_, reject) =>
       signal.addEventListener('abort', () => reject(signal.reason), { once: true }),
     );

@@ -1,3 +1,4 @@
+import { stat } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { WorkerPool } from '../../services/gateway/placement.ts';
 import type { Hold } from '../../services/gateway/worker-set.ts';
@@ -16,7 +17,7 @@ interface Says {
 }
 
 /** Workers that answer with what `answers` says about their address now; 'nothing' for one that hangs. */
-function pool(answers: Record<string, Says | Error | 'nothing'>, prefill: string[], decode: string[]) {
+function pool(answers: Record<string, Says | Error | 'nothing' | 'by socket'>, prefill: string[], decode: string[]) {
   const closed: string[] = [];
   const client = (address: string) =>
     ({
@@ -27,6 +28,12 @@ function pool(answers: Record<string, Says | Error | 'nothing'>, prefill: string
           await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
         }
         if (answer instanceof Error) throw answer;
+        if (answer === 'by socket') {
+          await new Promise((resolve, reject) => {
+            signal.addEventListener('abort', () => reject(signal.reason));
+            stat('.', resolve); // comes in the phase of the event loop in which sockets are read
+          });
+        }
         const described = { fingerprint: OURS, capacity: 100, slots: 4, freeSlots: 4, queued: 0 };
         return { ...described, prefillTokensPerSecond: 0, ...(answer as Says) };
       },
@@ -65,6 +72,14 @@ describe('workers', () => {
     expect(workers.usable).toBe(false);
     expect(place()).toBeUndefined();
     expect(() => workers.demandUsable()).toThrow(expect.objectContaining({ code: 'no_worker', retryAfterSeconds: 1 }));
+  });
+
+  test('are not taken for lost by a gateway that itself stood still', async () => {
+    const { workers } = pool({ p: 'by socket', d: 'by socket' }, ['p'], ['d']);
+    const asked = workers.refresh();
+    for (const start = performance.now(); performance.now() < start + 50; );
+    await asked;
+    expect(workers.usable).toBe(true);
   });
 
   test('of another bundle are not used, and the message has both fingerprints', async () => {

@@ -128,6 +128,43 @@ describe('a worker', () => {
     await gateway.workers.idle();
   });
 
+  describe('that computed a prompt and is lost before its KV was taken', () => {
+    /** The first decoder never gets a byte and hears nothing. */
+    const waiting = (more: (at: Trouble) => void = () => {}) => {
+      let first = true;
+      return (at: Trouble) => {
+        more(at);
+        if (at.stage !== 'before joined' || !first) return undefined;
+        first = false;
+        return 'hang' as const;
+      };
+    };
+
+    test('is found out by its silence', async () => {
+      const gateway = await fakeGateway({ token, trouble: waiting() }, { ...more, stallTimeoutMs: 50 });
+      const { client } = gateway.workers.prefill;
+      client.describe = (signal) =>
+        new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }));
+      const answer = streamed(gateway, { max_tokens: 64 });
+      await gateway.workers.held();
+      await gateway.pool.refresh();
+      expect((await answer).text).toBe(TEXT);
+      expect(gateway.workers.prefills).toHaveLength(2);
+      await gateway.workers.idle();
+    });
+
+    test('is found out by its broken connection', async () => {
+      const trouble = waiting(once(({ stage }) => stage === 'before released'));
+      const gateway = await fakeGateway({ token, trouble }, more);
+      expect((await streamed(gateway, { max_tokens: 64 })).text).toBe(TEXT);
+      await gateway.workers.idle();
+      // The decoder is not to blame.
+      expect(
+        gateway.lines.filter(({ message, role }) => message === 'worker is not usable' && role === 'decode'),
+      ).toEqual([]);
+    });
+  });
+
   test('that drains hands its new work to others', async () => {
     const draining = new ServingError('draining', 'shutting down');
     for (const stage of ['before accepted', 'before joined'] as const) {

@@ -86,7 +86,7 @@ describe('ends', () => {
   test('cancelled by the caller of Prefill', async () => {
     const lease = complete(open());
     leases.end(lease, 'cancelled');
-    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+    await expect(lease.released).rejects.toMatchObject({ code: 'lease_unknown' });
     await expectEnded('cancelled');
   });
 
@@ -229,6 +229,6 @@ describe('a pull waits', () => {
     const wait = lease.beyond(0, NEVER);
     lease.advance(5);
     leases.end(lease, 'cancelled');
-    await expect(wait).rejects.toMatchObject({ code: 'client_gone' });
+    await expect(wait).rejects.toMatchObject({ code: 'lease_unknown' });
   });
 });

@@ -251,7 +251,7 @@ describe('the cache', () => {
         expect(frame.rows?.data.readFloatLE(0)).not.toBe(-1);
       }
     })();
-    await expect(reading).rejects.toEqual(refusal('client_gone'));
+    await expect(reading).rejects.toEqual(refusal('lease_unknown'));
     expect(received).toBeLessThan(48);
   });
 });

@@ -212,7 +212,7 @@ describe('given up', () => {
     const { lease } = await ticket.accepted;
     hangUp();
     await expect(ticket.done).rejects.toThrowError('hung up');
-    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+    await expect(lease.released).rejects.toMatchObject({ code: 'lease_unknown' });
     held.open();
     await next.done;
     expect(engine.chunks.map(({ ids }) => ids[0])).toEqual([1, 9]);
@@ -230,7 +230,7 @@ describe('given up', () => {
     expect(engine.pool.reserved).toBe(1);
     held.open();
     await expect(ticket.done).rejects.toThrowError('hung up');
-    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+    await expect(lease.released).rejects.toMatchObject({ code: 'lease_unknown' });
     expect(engine.chunks).toHaveLength(1);
     expect(queue.rate).toBe(0); // nothing was measured
   });
@@ -242,7 +242,7 @@ describe('given up', () => {
     const { lease } = await ticket.accepted;
     expect(engine.pool.reserved).toBe(1);
     hangUp();
-    await expect(lease.released).rejects.toMatchObject({ code: 'client_gone' });
+    await expect(lease.released).rejects.toMatchObject({ code: 'lease_unknown' });
   });
 
   test('after all is over: nothing happens', async () => {
