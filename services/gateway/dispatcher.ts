@@ -23,7 +23,7 @@ export interface Wish extends Demand {
 export interface DispatcherOptions {
   readonly pool: Pick<
     WorkerPool,
-    'place' | 'usable' | 'demandUsable' | 'prefillBacklog' | 'prefillTokensPerSecond' | 'onChange'
+    'place' | 'fits' | 'usable' | 'demandUsable' | 'prefillBacklog' | 'prefillTokensPerSecond' | 'onChange'
   >;
   /** Time to first token that a request may be made to wait for, in ms. */
   readonly targetTtftMs: number;
@@ -133,7 +133,13 @@ export class Dispatcher {
     this.#watchOutage();
     for (let next = this.#first; next !== undefined; next = this.#first) {
       const placement = pool.place(next);
-      if (placement === undefined) break;
+      if (placement === undefined) {
+        if (!pool.usable || pool.fits(next)) break;
+        // Its workers are gone and those that came hold less: nothing that it could wait for, and others wait behind it.
+        const { positions } = next;
+        this.#leave(next, new ServingError('no_worker', `no worker is left whose slots hold ${positions} tokens`));
+        return;
+      }
       if (next.again) this.#again.shift();
       else this.#queue.take();
       this.#rate.served(next.tokens, next.sinceMs, this.#now());

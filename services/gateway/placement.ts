@@ -127,6 +127,12 @@ export class WorkerPool {
     return sum(this.#prefill.usable, (worker) => worker.load + worker.foreign);
   }
 
+  /** Whether there are workers that could take it, now or when they have room. */
+  fits({ decodes, positions }: Demand): boolean {
+    const hold = ({ described }: Worker<unknown>) => (described?.capacity ?? 0) >= positions;
+    return this.#prefill.usable.some(hold) && (decodes === 0 || this.#decode.usable.some(hold));
+  }
+
   /** Workers with room for all of it, or undefined. */
   place(demand: Demand): Placement | undefined {
     const { promptTokens, decodes, positions } = demand;

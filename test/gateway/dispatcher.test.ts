@@ -9,6 +9,7 @@ function bench(rate: number, targetTtftMs: number, room = 2, weights: Record<str
   let nowMs = 0;
   const computing: { tokens: number; done: () => void }[] = [];
   let usable = true;
+  let capacity = Infinity;
   const noWorker = () => new ServingError('no_worker', 'none');
   const pool = {
     onChange: () => {},
@@ -22,8 +23,9 @@ function bench(rate: number, targetTtftMs: number, room = 2, weights: Record<str
       return computing.reduce((sum, { tokens }) => sum + tokens, 0);
     },
     prefillTokensPerSecond: rate,
-    place: ({ promptTokens }: Demand): Placement | undefined => {
-      if (!usable || computing.length >= room) return undefined;
+    fits: ({ positions }: Demand) => positions <= capacity,
+    place: ({ promptTokens, positions }: Demand): Placement | undefined => {
+      if (!usable || positions > capacity || computing.length >= room) return undefined;
       const job = { tokens: promptTokens, done: () => {} };
       computing.push(job);
       return { prefill: { address: 'p' }, decodes: [], job } as unknown as Placement;
@@ -42,6 +44,10 @@ function bench(rate: number, targetTtftMs: number, room = 2, weights: Record<str
   return {
     ask,
     computing,
+    setCapacity: (positions: number) => {
+      capacity = positions;
+      pool.onChange();
+    },
     setUsable: (now: boolean) => {
       usable = now;
       pool.onChange();
@@ -139,6 +145,18 @@ describe('the queue', () => {
     finishOne();
     await next;
     expect(computing.map(({ tokens }) => tokens)).toEqual([10, 20]);
+  });
+
+  test('what fits no worker any more is refused, and nobody waits behind it', async () => {
+    const { ask, finishOne, setCapacity } = bench(100, 10_000);
+    await Promise.all([ask(10), ask(10)]);
+    const long = code(ask(500));
+    const longAgain = code(ask(500, { again: true }));
+    const short = ask(10);
+    setCapacity(100);
+    finishOne();
+    await short;
+    expect([await long, await longAgain]).toEqual(['no_worker', 'no_worker']);
   });
 
   test('what was lost with its worker goes first, over the bound, and waits for a worker', async () => {
