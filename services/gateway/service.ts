@@ -98,7 +98,8 @@ export async function startGateway(
   const admission = new Admission({ maxInflight, requestTimeoutMs, draining });
   const readiness = new Readiness({
     usable: () => pool.usable,
-    generate: () => tryOut(journey, requestTimeoutMs),
+    generate: () =>
+      tryOut(journey, Array(TRIAL_TOKENS).fill(tokenizer.encode('a')[0]), pool.capacity, requestTimeoutMs),
     draining,
     log,
   });
@@ -143,9 +144,13 @@ export async function startGateway(
   };
 }
 
+/** Of the prompt that is tried: enough for a prefill worker to learn how fast it computes, which admission goes by. */
+const TRIAL_TOKENS = 128;
+
 /** A few tokens, by both kinds of workers. @throws whatever keeps a completion from succeeding. */
-async function tryOut(journey: Journey, timeoutMs: number): Promise<void> {
-  const request = completionBody.parse({ prompt: 'a', max_tokens: 3, temperature: 0, ignore_eos: true });
+async function tryOut(journey: Journey, ids: readonly number[], capacity: number, timeoutMs: number): Promise<void> {
+  const answer = { max_tokens: 3, temperature: 0, ignore_eos: true };
+  const request = completionBody.parse({ prompt: ids.slice(0, capacity - answer.max_tokens), ...answer });
   await journey.complete(request, {
     id: 'readiness',
     tenant: 'readiness',

@@ -87,7 +87,15 @@ describe('readiness', () => {
     await gateway.ready;
     expect(workers.prefills).toHaveLength(1);
     expect(workers.decodes).toHaveLength(1);
+    // From 64 computed tokens on a worker knows its rate: without it nothing is refused, however much waits.
+    expect(workers.prefills[0]!.tokenIds!.length).toBeGreaterThanOrEqual(64);
     expect((await fetch(`${url}/readyz`)).status).toBe(200);
+  });
+
+  test('asks no more of small workers than they hold', async () => {
+    const { gateway, workers } = await start({ token: () => 70, capacity: 16 });
+    await gateway.ready;
+    expect(workers.prefills[0]!.tokenIds).toHaveLength(13);
   });
 
   test('is not given by workers that are up and fail', async () => {
