@@ -55,20 +55,22 @@ export function watchSources(
       if (!closing.signal.aborted) log.warn({ err }, 'looking for workers failed: those known stay');
     }
   };
-  const first = Promise.all(sources.map(look)).then(() => {});
-  for (const [index, source] of sources.entries()) {
+  // Each at its own pace: one that is slow to answer keeps no other from being asked again.
+  const firsts = sources.map(async (source, index) => {
+    const first = look(source, index);
+    void first.then(() => lookAgain(source, index));
+    return first;
+  });
+  const lookAgain = async (source: AddressSource, index: number) => {
     const { everyMs } = source;
-    if (everyMs === undefined) continue;
-    void first.then(async () => {
-      while (!closing.signal.aborted) {
-        // Rejects only by the signal, which ends the loop.
-        await sleep(everyMs, undefined, { signal: closing.signal }).catch(() => {});
-        if (!closing.signal.aborted) await look(source, index);
-      }
-    });
-  }
+    while (everyMs !== undefined && !closing.signal.aborted) {
+      // Rejects only by the signal, which ends the loop.
+      await sleep(everyMs, undefined, { signal: closing.signal }).catch(() => {});
+      if (!closing.signal.aborted) await look(source, index);
+    }
+  };
   return {
-    first,
+    first: Promise.all(firsts).then(() => {}),
     close: () => {
       closing.abort();
       for (const source of sources) source.close();

@@ -51,6 +51,14 @@ describe('a source', () => {
     expect(asked).toBeGreaterThanOrEqual(5);
   });
 
+  test('that never answers keeps no other from being asked again', async () => {
+    let asked = 0;
+    const silent: AddressSource = { everyMs: 1, list: () => new Promise(() => {}), close: () => {} };
+    const growing: AddressSource = { everyMs: 1, list: async () => [`a:${++asked}`], close: () => {} };
+    const { told } = watched((tell) => watchSources([silent, growing], tell, log));
+    await expect.poll(() => told.length).toBeGreaterThan(2);
+  });
+
   test('of DNS is every address of the name, IPv6 in brackets', async () => {
     const resolve = (async (name: string) => {
       expect(name).toBe('prefill.svc');
