@@ -269,7 +269,9 @@ const sessionOf = ({ session }: CompletionRequest, { tenant }: Trip) =>
 async function emit(work: Work, index: number, tokens: Step['tokens'], finishReason = ''): Promise<void> {
   const logprobs = work.samplings[index]!.logprobs >= 0;
   const sampled: SampledToken[] = tokens.map((token) => readToken(token, logprobs));
+  const startMs = performance.now();
   const delta = work.choices[index]!.push(sampled, readFinishReason(finishReason));
+  work.trip.record.detokenized(performance.now() - startMs);
   work.trip.record.delivered(delta);
   await work.trip.emit(delta);
 }

@@ -38,6 +38,7 @@ export class RequestRecord {
   #cachedTokens = 0;
   #replays = 0;
   #outputTokens = 0;
+  #detokenizeMs = 0;
 
   /** A prompt as it goes to prefill, for the first time. */
   prompted(prompt: TokenPrompt): void {
@@ -72,6 +73,12 @@ export class RequestRecord {
         stage('handoff_exposed', handoffExposedUs);
       },
     };
+  }
+
+  /** Time that turning new tokens into text took. */
+  detokenized(ms: number): void {
+    this.#detokenizeMs += ms;
+    this.timeline.stage('detokenize', this.#detokenizeMs / 1000);
   }
 
   /** Tokens of a choice, as they go out to the client. */

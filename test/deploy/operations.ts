@@ -35,6 +35,7 @@ const STAGE_MEANING: Record<Stage, string> = {
   decode_queue: 'waiting for a slot of the decode worker',
   handoff: 'pulling the KV cache, first pull to last verified frame',
   handoff_exposed: 'the part of it after prefill had finished: what the user waits for',
+  detokenize: 'turning tokens into text in the gateway, all steps together',
 };
 
 const code = (text: string) => `\`${text}\``;

@@ -114,6 +114,7 @@ describe('the log', () => {
         'last_token',
         'finished',
         'handoff_ms',
+        'detokenize_ms',
       ]),
     );
     expect(refused).toMatchObject({ status: 400, code: 'invalid_request' });

@@ -25,8 +25,8 @@ export const EVENTS = [
 ] as const;
 export type RequestEvent = (typeof EVENTS)[number];
 
-/** Durations that workers report, in seconds. */
-export const STAGES = ['prefill_queue', 'prefill', 'decode_queue', 'handoff', 'handoff_exposed'] as const;
+/** Durations that workers report, and what the gateway spends on text besides; in seconds. */
+export const STAGES = ['prefill_queue', 'prefill', 'decode_queue', 'handoff', 'handoff_exposed', 'detokenize'] as const;
 export type Stage = (typeof STAGES)[number];
 
 export class Timeline {
