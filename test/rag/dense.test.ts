@@ -53,6 +53,41 @@ test('finds what brute force finds', async () => {
   );
 });
 
+test('finds the best of many that rounding to 8 bits cannot tell apart, over several blocks', async () => {
+  const dim = 24;
+  let seed = 7;
+  const noise = () => {
+    seed = (Math.imul(seed, 1664525) + 1013904223) | 0;
+    return seed / 2 ** 31;
+  };
+  const centre = Float32Array.from({ length: dim }, noise);
+  for (const spread of [1e-4, 1e-2, 1]) {
+    const near = () => centre.map((value) => value + spread * noise());
+    const vectors = Array.from({ length: 40_000 }, near);
+    const index = indexOf(vectors, dim);
+    for (const query of [centre, near(), near()]) {
+      const hits = await index.search(query, 10, { start: 100, end: 200 });
+      const scores = vectors.map((vector, i) => (i >= 100 && i < 200 ? -1 : cosine(vector, query)));
+      const brute = scores.toSorted((a, b) => b - a).slice(0, 10);
+      for (const [i, { ordinal, score }] of hits.entries()) {
+        expect(Math.abs(score - brute[i]!)).toBeLessThan(2e-6);
+        expect(Math.abs(score - scores[ordinal]!)).toBeLessThan(2e-6);
+      }
+    }
+  }
+});
+
+test('a query or an embedding of one large value among small ones loses nothing', async () => {
+  const spiked = (at: number, small: number) => Float32Array.from({ length: 64 }, (_, i) => (i === at ? 1 : small));
+  const vectors = Array.from({ length: 64 }, (_, i) => spiked(i % 32, 1e-4 * (i + 1)));
+  const index = indexOf(vectors, 64);
+  for (const query of vectors) {
+    const hits = await index.search(query, 64);
+    const brute = vectors.map((vector) => cosine(vector, query)).sort((a, b) => b - a);
+    for (const [i, { score }] of hits.entries()) expect(Math.abs(score - brute[i]!)).toBeLessThan(2e-6);
+  }
+});
+
 test('equal embeddings come in the order of the index, whatever their lengths', async () => {
   const vectors = [1, 3, 0.5, 7, 2].map((scale) => Float32Array.of(0.3 * scale, 0.4 * scale, scale));
   const hits = await indexOf(vectors, 3).search(Float32Array.of(1, 2, 3), 4);

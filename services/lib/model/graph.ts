@@ -50,6 +50,7 @@ export const OPERATORS = {
   LayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
   Less: operator('', {}),
   LpNormalization: operator('', { axis: 'int', p: 'int' }),
+  MatMulInteger: operator('', {}),
   MatMulNBits: operator('com.microsoft', {
     K: 'int',
     N: 'int',
