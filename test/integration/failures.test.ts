@@ -2,10 +2,12 @@
  * Real processes die, hang and restart while they serve: every stream is, token for token, the answer of an undisturbed
  * run, and nothing stays behind.
  */
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type CompletionBody, type StreamedCompletion, streamCompletion } from '../../services/client.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
-import type { ServiceProcess } from '../../services/supervisor.ts';
+import { ServiceProcess, startSystem } from '../../services/supervisor.ts';
 import { startTestSystem, type TestSystem, TINY_CODER } from './system.ts';
 
 const STALL_MS = 1_500;
@@ -152,24 +154,83 @@ test('the latest request of a session supersedes those before, through to the wo
   await expectRest();
 });
 
-test('a rolling restart of every worker under load fails no request', async () => {
+/** As a client behind a load balancer is answered: by a gateway that is ready, and by another where none was begun. */
+async function askReady(urls: () => string[], body: CompletionBody): Promise<StreamedCompletion> {
+  for (let attempt = 0; ; attempt++) {
+    const url = urls()[attempt % 2]!;
+    try {
+      if ((await fetch(`${url}/readyz`)).ok) return await streamCompletion(url, body, AbortSignal.timeout(20_000));
+    } catch (error) {
+      const notBegun = (error as ServingError).code === 'draining' || (error as Error).message === 'fetch failed';
+      if (!notBegun) throw error;
+    }
+    await sleep(20);
+  }
+}
+
+/** Restarts processes in turn while two clients ask again and again; all their answers must be as before. */
+async function restartUnderLoad(restarted: readonly ServiceProcess[], urls: () => string[]): Promise<void> {
   const bodies = Array.from({ length: 2 }, (_, i) => greedy(30 + 20 * i, 120, i + 1));
-  const expected = await Promise.all(bodies.map(async (body) => essence(await plain(body))));
+  const expected = await Promise.all(bodies.map(async (body) => essence(await askReady(urls, body))));
   let restarting = true;
   const answers: unknown[] = [];
   const clients = bodies.map(async (body, i) => {
     while (restarting) {
-      const answer = await plain(body).then(essence, (error: ServingError) => `${error.code}: ${error.message}`);
+      const answer = await askReady(urls, body).then(
+        essence,
+        (error: ServingError) => `${error.code}: ${error.message}`,
+      );
       answers.push(answer);
       expect(answer).toEqual(expected[i]);
     }
   });
   try {
-    for (const worker of [...workers('prefill'), ...workers('decode')]) await worker.restart();
+    for (const process of restarted) await process.restart();
   } finally {
     restarting = false;
   }
   await Promise.all(clients);
-  expect(answers.length).toBeGreaterThan(8);
-  await expectRest();
+  expect(answers.length).toBeGreaterThan(restarted.length);
+}
+
+describe('a rolling restart under load fails no request', () => {
+  test('of every worker and of two gateways', async () => {
+    const at = (role: string) =>
+      workers(role)
+        .map(({ address }) => address)
+        .join();
+    const flags = { model: join(system.dir, 'bundle'), port: 0, store: `lmdb:${join(system.dir, 'store')}` };
+    const named = { prefillWorkers: at('prefill'), decodeWorkers: at('decode'), stallTimeoutMs: STALL_MS };
+    const second = new ServiceProcess(
+      'gateway-1',
+      'gateway',
+      { ...flags, ...named },
+      { logs: join(system.dir, 'logs') },
+    );
+    await second.start();
+    try {
+      const gateways = [...workers('gateway'), second];
+      const urls = () => gateways.map(({ address }) => `http://${address}`);
+      await restartUnderLoad([...workers('prefill'), ...workers('decode'), ...gateways], urls);
+    } finally {
+      await second.stop();
+    }
+    await expectRest();
+  });
+
+  test('of workers that do both', async () => {
+    const model = join(system.dir, 'bundle');
+    const colocated = await startSystem({
+      ...{ mode: 'colocated', prefill: 2, decode: 0, logs: join(system.dir, 'logs', 'colocated') },
+      gateway: { model, port: 0, store: `lmdb:${join(system.dir, 'store')}` },
+      workers: { model, threads: 1, slots: 4, capacity: 1024, drainTimeoutMs: 20_000 },
+    });
+    try {
+      const both = colocated.processes.filter(({ name }) => name.startsWith('colocated'));
+      expect(both).toHaveLength(2);
+      await restartUnderLoad(both, () => [colocated.url, colocated.url]);
+    } finally {
+      await colocated.close();
+    }
+  });
 });
