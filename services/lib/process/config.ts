@@ -182,7 +182,7 @@ export const SETTINGS = {
   // Retrieval.
   retrievalBudgetMs: milliseconds(1)
     .default(20)
-    .describe('what a search by identifiers may cost a completion, in ms: two reads of the store and 1 ms of search'),
+    .describe('what a search by identifiers may cost a completion, in ms: two reads of the store, some ms of search'),
   denseBudgetMs: milliseconds(1)
     .default(250)
     .describe("the same for dense and fused, which encode the query on the gateway's CPU first, in ms"),

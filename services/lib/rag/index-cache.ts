@@ -88,6 +88,7 @@ export class IndexCache {
     const loading = this.#read(repo)
       .then((index) => {
         this.#use(repo, { index, bytes: lexicalBytes(index) });
+        this.#trim();
         return index;
       })
       .finally(() => this.#loading.delete(repo));
@@ -98,7 +99,6 @@ export class IndexCache {
   #use(repo: string, kept: Kept): void {
     this.#kept.delete(repo);
     this.#kept.set(repo, kept);
-    this.#trim();
   }
 
   #trim(): void {
