@@ -158,11 +158,17 @@ test('the latest request of a session supersedes those before, through to the wo
 async function askReady(urls: () => string[], body: CompletionBody): Promise<StreamedCompletion> {
   for (let attempt = 0; ; attempt++) {
     const url = urls()[attempt % 2]!;
+    let begun = false;
+    const onChunk = () => {
+      begun = true;
+    };
     try {
-      if ((await fetch(`${url}/readyz`)).ok) return await streamCompletion(url, body, AbortSignal.timeout(20_000));
+      if ((await fetch(`${url}/readyz`)).ok) {
+        return await streamCompletion(url, body, AbortSignal.timeout(20_000), { onChunk });
+      }
     } catch (error) {
-      const notBegun = (error as ServingError).code === 'draining' || (error as Error).message === 'fetch failed';
-      if (!notBegun) throw error;
+      const refused = (error as ServingError).code === 'draining' || (error as Error).message === 'fetch failed';
+      if (begun || !refused) throw error;
     }
     await sleep(20);
   }
