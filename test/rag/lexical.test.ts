@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type Indexable, InvertedIndexBuilder } from '../../services/lib/rag/inverted-index-builder.ts';
@@ -149,4 +151,28 @@ test('bm25 prefers the rare identifier, jaccard does not know of it', async () =
   const first = (name: 'jaccard' | 'bm25') => searchLexical(index, name, ['self', 'parse_invoice'], 1)[0]?.ordinal;
   expect(first('bm25')).toBe(1);
   expect(first('jaccard')).toBe(2);
+});
+
+/** 2 kB of text, as a chunk's entry is one, cut into identifiers. */
+const cut = (i: number) => `${'common_name '.repeat(160)}its_own_identifier_${i}`.split(' ');
+
+test('names are its own: it keeps no text that they were cut from', async () => {
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  collect();
+  const before = process.memoryUsage().heapUsed;
+  const count = 10_000;
+  const builder = new InvertedIndexBuilder();
+  for (let i = 0; i < count; i++) builder.add({ path: 'a.py', tokens: [...new Set(cut(i))] });
+  const index = await builder.build(async () => {});
+  collect();
+  expect((process.memoryUsage().heapUsed - before) / count).toBeLessThan(1_000);
+  expect(searchLexical(index, 'jaccard', ['its_own_identifier_7'], 1)[0]?.ordinal).toBe(7);
+});
+
+test('what it takes in memory counts names', async () => {
+  const bytes = async (path: string, token: string) => (await indexOf([{ path, tokens: [token] }])).bytesPerChunk;
+  const least = await bytes('a', 'a');
+  expect(least).toBeGreaterThan(100); // two entries of a Map
+  expect((await bytes('a'.repeat(11), 'b'.repeat(101))) - least).toBe(110);
 });

@@ -334,7 +334,7 @@ describe('indexes in memory', () => {
   }
 
   test('go by their bytes, the one unused longest first; the last one stays', async () => {
-    const { loads, ask } = await three(1_500); // of about 600 each
+    const { loads, ask } = await three(3_500); // of about 1,400 each
     for (const repo of ['a', 'b', 'a', 'c', 'a', 'b']) await ask(repo);
     expect(loads).toEqual(['a', 'b', 'c', 'b']);
     const tight = await three(1);
@@ -343,7 +343,7 @@ describe('indexes in memory', () => {
   });
 
   test('are loaded ahead as long as half of the memory is free', async () => {
-    const { searching, loads, ask } = await three(1_500);
+    const { searching, loads, ask } = await three(3_500);
     for (const repo of ['a', 'b', 'c', 'b', 'c']) await searching.warm(repo);
     expect(loads).toEqual(['a', 'b']);
     await ask('a');

@@ -23,8 +23,6 @@ export interface LoadedIndex extends IndexSnapshot {
 
 /** Entries read and added between two turns of the event loop: a few ms. */
 const SLICE = 512;
-/** What the names of identifiers and files take, about, for each chunk. */
-const NAME_BYTES = 100;
 /** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
 export const ATTEMPTS = 3;
 
@@ -166,8 +164,7 @@ export class IndexCache {
   }
 }
 
-const lexicalBytes = ({ head, ids, lexical }: LoadedIndex) =>
-  ids.byteLength + head.chunks * (lexical.bytesPerChunk + NAME_BYTES);
+const lexicalBytes = ({ head, ids, lexical }: LoadedIndex) => ids.byteLength + head.chunks * lexical.bytesPerChunk;
 
 /** The ids of a version, a slice at a time. */
 function* slices({ head, ids }: IndexSnapshot): Generator<string[]> {

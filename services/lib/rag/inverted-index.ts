@@ -32,6 +32,8 @@ export interface InvertedIndexParts {
   readonly ids: ReadonlyMap<string, number>;
   /** By path: its chunks' ordinals. */
   readonly files: ReadonlyMap<string, Range>;
+  /** What the names of both take in memory. */
+  readonly nameBytes: number;
   /** Sizes that occur, ascending. */
   readonly sizes: Uint32Array;
   /** Number within → place of its size in `sizes`. */
@@ -81,10 +83,10 @@ export class InvertedIndex {
     return this.#parts.files.get(path);
   }
 
-  /** Bytes held per chunk, but for the identifiers' names. */
+  /** Bytes held per chunk, names of identifiers and files included. */
   get bytesPerChunk(): number {
-    const { frequencies, offsets, lists, bitmaps, ordinals, sizeClass } = this.#parts;
-    let bytes = [...bitmaps.values()].reduce((sum, bits) => sum + bits.byteLength, 0);
+    const { frequencies, offsets, lists, bitmaps, ordinals, sizeClass, nameBytes } = this.#parts;
+    let bytes = [...bitmaps.values()].reduce((sum, bits) => sum + bits.byteLength, nameBytes);
     for (const array of [frequencies, offsets, lists, ordinals, sizeClass, this.#shared, this.#touched]) {
       bytes += array.byteLength;
     }
