@@ -37,7 +37,7 @@ function withSettings(command: Command, settings: readonly Setting[]): Command {
     const schema = SETTINGS[setting];
     const initial = schema.safeParse(undefined);
     const hint = initial.success && initial.data !== '' ? ` (default: ${initial.data})` : '';
-    const value = typeof (initial.success && initial.data) === 'boolean' ? '[true|false]' : '<value>';
+    const value = initial.success && typeof initial.data === 'boolean' ? '[true|false]' : '<value>';
     command.addOption(new Option(`${flagName(setting)} ${value}`, `${schema.description}${hint}`));
   }
   return command;
