@@ -350,6 +350,33 @@ describe('indexes in memory', () => {
     expect(loads).toEqual(['a', 'b']);
   });
 
+  test('count their embeddings when these are there', async () => {
+    await publishDense();
+    const loads: string[] = [];
+    const shared: Store = {
+      ...bound(store),
+      head: () => store.head(REPO),
+      snapshot: (repo) => {
+        loads.push(repo);
+        return store.snapshot(REPO);
+      },
+      entries: (_, ids) => store.entries(REPO, ids),
+      contents: (_, fingerprint, ids) => store.contents(REPO, fingerprint, ids),
+    };
+    const sizeOf = async (retriever: 'jaccard' | 'dense') => {
+      // The least memory that keeps two of them.
+      for (let indexCacheBytes = 600; ; indexCacheBytes += 20) {
+        const searching = createRetrieval(shared, { queryLines: 10, dense, indexCacheBytes });
+        loads.length = 0;
+        for (const repo of ['a', 'b', 'a']) await searching.retrieve({ ...query('item'), repo, retriever }, NEVER);
+        if (loads.length === 2) return indexCacheBytes / 2;
+      }
+    };
+    const embeddings = (await sizeOf('dense')) - (await sizeOf('jaccard'));
+    expect(embeddings).toBeGreaterThanOrEqual(3 * 4 * 5 - 10);
+    expect(embeddings).toBeLessThanOrEqual(3 * 4 * 5 + 10);
+  });
+
   test('are exchanged for a newer version before it is asked for', async () => {
     await publish(FILES, '1');
     await retrieval.warm(REPO);

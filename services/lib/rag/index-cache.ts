@@ -26,6 +26,9 @@ const SLICE = 512;
 /** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
 export const ATTEMPTS = 3;
 
+/** Of one value of an embedding: a float, and its level in 8 bits. */
+const DENSE_BYTES = 5;
+
 interface Kept {
   readonly index: LoadedIndex;
   bytes: number;
@@ -157,7 +160,7 @@ export class IndexCache {
     }
     const kept = this.#kept.get(repo);
     if (kept && index && kept.index.head.version === snapshot.head.version) {
-      kept.bytes += chunks * index.dim * Float32Array.BYTES_PER_ELEMENT;
+      kept.bytes += chunks * index.dim * DENSE_BYTES;
       this.#trim();
     }
     return index ?? new DenseIndex(scorer, 0, 1);
