@@ -4,53 +4,52 @@ import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { execaNode } from 'execa';
 import ora from 'ora';
+import { COLOCATED_SETTINGS } from './colocated/main.ts';
+import { DECODE_SETTINGS } from './decode/main.ts';
+import { GATEWAY_SETTINGS } from './gateway/main.ts';
+import { INDEX_SETTINGS } from './indexer/command.ts';
+import { INDEXER_SETTINGS } from './indexer/main.ts';
+import { ENGINE_SETTINGS } from './lib/engine/load.ts';
 import { openBundle } from './lib/model/bundle.ts';
 import { exportBundle, type Precision } from './lib/model/export.ts';
-import { type Config, PACKAGE_ROOT } from './lib/process/config.ts';
+import { type Config, PACKAGE_ROOT, type Setting } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { RPC_SETTINGS } from './lib/rpc/credentials.ts';
+import { PREFILL_SETTINGS } from './prefill/main.ts';
 import { environmentOf, type Flags, type Mode, type RunningSystem, startSystem } from './supervisor.ts';
 
-const GATEWAY_FLAGS = [
-  ...(['host', 'port', 'servedName', 'store', 'maxInflight', 'bodyLimitBytes', 'requestTimeoutMs'] as const),
-  ...(['connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'queryLines', 'threads', 'logLevel'] as const),
-  ...(['rowCacheBytes', 'maxUploadBytes', 'apiKeysFile', 'insecureListen', 'tlsCert', 'tlsKey'] as const),
-  ...(['targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs', 'promptFormat', 'promptOrder'] as const),
-  ...(['localPrefill', 'localPrefillTokens'] as const),
-  ...(['maxConnections', 'receiveTimeoutMs', 'uploadTimeoutMs', 'logSamplePercent'] as const),
+/** Settings that the supervisor sees to itself. */
+const OWN = [
+  ...(['model', 'prefillWorkers', 'decodeWorkers', 'indexer', 'metricsPort', 'advertise', 'registry', 'cpus'] as const),
+  ...RPC_SETTINGS, // its services meet on this machine alone
 ] as const;
-const WORKER_FLAGS = [
-  ...([
-    'servedName',
-    'provider',
-    'threads',
-    'spin',
-    'prepacked',
-    'slots',
-    'capacity',
-    'drainTimeoutMs',
-    'logLevel',
-  ] as const),
-] as const;
-const PREFILL_FLAGS = ['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs'] as const;
-const DECODE_FLAGS = ['queueSequences', 'kvWire'] as const;
-const COLOCATED_FLAGS = ['sharedChunkTokens'] as const;
-const INDEX_FLAGS = ['store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes', 'retriever'] as const;
+/** And of services behind the gateway. */
+const INSIDE = ['host', 'port', 'insecureListen'] as const;
 
-const INDEXER_FLAGS = [
-  ...INDEX_FLAGS,
-  ...(['maxUploadBytes', 'maxRepoBytes', 'maxRepoFiles', 'drainTimeoutMs', 'logLevel'] as const),
-] as const;
+const without = <K extends Setting, Left extends Setting>(settings: readonly K[], left: readonly Left[]) =>
+  settings.filter((setting): setting is Exclude<K, Left> => !(left as readonly Setting[]).includes(setting));
+
+const GATEWAY_FLAGS = without(GATEWAY_SETTINGS, OWN);
+const WORKER_FLAGS = without([...ENGINE_SETTINGS, 'drainTimeoutMs', 'logLevel'], OWN);
+const INDEXER_FLAGS = without(INDEXER_SETTINGS, [...OWN, ...INSIDE]);
+const INDEX_FLAGS = without(INDEX_SETTINGS, OWN);
+/** What workers of one kind take besides. */
+const ofKind = <K extends Setting>(settings: readonly K[]) => without(settings, [...OWN, ...INSIDE, ...WORKER_FLAGS]);
+const PREFILL_FLAGS = ofKind(PREFILL_SETTINGS);
+const DECODE_FLAGS = ofKind(DECODE_SETTINGS);
+const COLOCATED_FLAGS = ofKind(COLOCATED_SETTINGS);
 
 export const UP_SETTINGS = [
   ...new Set([
+    'model' as const,
     ...GATEWAY_FLAGS,
     ...WORKER_FLAGS,
     ...PREFILL_FLAGS,
     ...DECODE_FLAGS,
     ...COLOCATED_FLAGS,
     ...INDEXER_FLAGS,
-    'model',
-  ] as const),
+    ...INDEX_FLAGS,
+  ]),
 ];
 
 /** What `up` takes where neither a flag nor the environment says: the model that ships. */
