@@ -7,7 +7,7 @@ import { engineCommand, handoffCommand } from './engine/command.ts';
 import type { Workload } from './load.ts';
 import { ARRIVALS } from './measure/arrivals.ts';
 import { parseSlo } from './measure/latency.ts';
-import { benchWord, list, numbers, positive, RESULTS, share, typed, whole } from './options.ts';
+import { benchWord, list, numbers, onlyModel, positive, RESULTS, share, typed, whole } from './options.ts';
 import { recallCommand } from './retrieval/command.ts';
 import { PINNINGS } from './system/cores.ts';
 import { COLOCATED, type Deployment } from './system/system.ts';
@@ -67,12 +67,13 @@ export function benchCommand(): Command {
       .option('--streams <n>', 'that run', whole, 4)
       .option('--prompt-tokens <n>', 'of the prompts that arrive', whole, 2000)
       .option('--every-ms <n>', 'between two of them; 1.5 times what one takes when not given', positive)
-      .option('--window-seconds <n>', 'of the quiet and of the busy time', positive, 20)
+      .option('--window-seconds <n>', 'of the quiet and of the busy time; 20, or 8 prompts when not given', positive)
       .action(async ({ streams, promptTokens, everyMs, windowSeconds, ...flags }) => {
         const { runInterference } = await import('./runs/single.ts');
-        const how = { streams, promptTokens, streamPromptTokens: 200, outputTokens: 4, windowMs: 1000 * windowSeconds };
+        const windowMs = windowSeconds === undefined ? undefined : 1000 * windowSeconds;
+        const how = { streams, promptTokens, streamPromptTokens: 200, outputTokens: 4, windowMs };
         const { capacity, timeoutMs } = flags;
-        await runInterference(typed(flags), flags.models[0], { ...how, capacity, timeoutMs }, everyMs);
+        await runInterference(typed(flags), onlyModel(flags.models), { ...how, capacity, timeoutMs }, everyMs);
       }),
   );
   all.addCommand(
@@ -82,7 +83,7 @@ export function benchCommand(): Command {
       .option('--requests <n>', 'per mode and context', whole, 8)
       .action(async ({ codeTokens, outputTokens, requests, ...flags }) => {
         const { runBreakdown } = await import('./runs/single.ts');
-        await runBreakdown(typed(flags), flags.models[0], { codeTokens, outputTokens, requests });
+        await runBreakdown(typed(flags), onlyModel(flags.models), { codeTokens, outputTokens, requests });
       }),
   );
   for (const command of storeCommands()) all.addCommand(command);
@@ -94,7 +95,7 @@ export function benchCommand(): Command {
       .option('--seconds <n>', 'of the session; all of it when not given', positive)
       .action(async ({ debounceMs, outputTokens, contexts, seconds, ...flags }) => {
         const { runTyping } = await import('./runs/single.ts');
-        await runTyping(typed(flags), flags.models[0], { debounceMs, outputTokens, contexts, seconds });
+        await runTyping(typed(flags), onlyModel(flags.models), { debounceMs, outputTokens, contexts, seconds });
       }),
   );
   all.addCommand(engineCommand()).addCommand(handoffCommand());
@@ -115,7 +116,7 @@ function loadCommand(): Command {
       const deployments = [COLOCATED, ...splits];
       const workload = workloadOf(flags);
       await runLoad(typed(flags), {
-        model: flags.models[0],
+        model: onlyModel(flags.models),
         deployments,
         pinning,
         workload,
@@ -157,14 +158,19 @@ function allCommands(): Command[] {
   const readme = join('bench', 'README.md');
   return [
     bench('all', 'every bench once, within a time budget, and bench/README.md made anew')
-      .option('--minutes <n>', 'in all, roughly, without making bundles', positive, 20)
+      .option('--minutes <n>', 'in all, roughly, without making bundles', positive, 40)
       .option('--quick', 'as little as shows that everything runs: --minutes 1')
       .option('--slo <bounds>', 'as of bench load')
       .option('--redis <url>', 'as of bench retrieval')
       .option('--readme <file>', 'whose generated part is replaced', readme)
-      .action(async ({ minutes, quick, slo, redis, readme, ...flags }) => {
+      .action(async ({ minutes, quick, slo, redis, readme, ...flags }, command: Command) => {
         const { runAll } = await import('./runs/all.ts');
-        await runAll(typed(flags), { models: flags.models, minutes: quick ? 1 : minutes, slo, redis, readme });
+        const own = ['models', 'name', 'json'];
+        const given = Object.entries(flags).filter(
+          ([name]) => command.getOptionValueSource(name) === 'cli' && !own.includes(name),
+        );
+        const how = { models: flags.models, minutes: quick ? 1 : minutes, slo, redis, readme };
+        await runAll(typed(flags), { ...how, given: Object.fromEntries(given) });
       }),
     new Command('report')
       .description('bench/README.md anew from the artifacts')
@@ -172,7 +178,9 @@ function allCommands(): Command[] {
       .option('--readme <file>', 'whose generated part is replaced', readme)
       .action(async ({ out, readme }) => {
         const { writeReadme } = await import('./report/readme.ts');
+        const { drawAll } = await import('./runs/run.ts');
         await writeReadme(readme, out);
+        await drawAll(out);
       }),
   ];
 }
@@ -187,6 +195,14 @@ export function planCommand(): Command {
     .action(async ({ rate: rates, promptTokens, outputTokens, slo, load, ...flags }) => {
       const { runPlan } = await import('./runs/plan.ts');
       const measure = { promptTokens: [250, 500, 1000, 2000], batches: [1, 2, 4, 8], repeats: 3, decodeTokens: 256 };
-      await runPlan(typed(flags), { model: flags.models[0], rates, promptTokens, outputTokens, slo, load, measure });
+      await runPlan(typed(flags), {
+        model: onlyModel(flags.models),
+        rates,
+        promptTokens,
+        outputTokens,
+        slo,
+        load,
+        measure,
+      });
     });
 }

@@ -36,6 +36,9 @@ export interface InterferenceRun {
   readonly ttft: Percentiles;
   readonly arrived: number;
   readonly failed: number;
+  /** ms per token, by stream. */
+  readonly quietTpot: Percentiles;
+  readonly busyTpot: Percentiles;
   /** Times of tokens, by stream; ms from the start of the quiet window. */
   readonly streamsMs: readonly (readonly number[])[];
   readonly records: readonly RequestRecord[];
@@ -49,7 +52,11 @@ export interface InterferenceResult {
 }
 
 /** How long one such prompt takes on an idle system: ms, median of three. */
-export async function idleTtft(url: string, prompts: PromptMaker, options: InterferenceOptions): Promise<number> {
+export async function idleTtft(
+  url: string,
+  prompts: PromptMaker,
+  options: Omit<InterferenceOptions, 'windowMs'>,
+): Promise<number> {
   const startMs = performance.now();
   const figures: number[] = [];
   for (let i = 0; i < 4; i++) {
@@ -71,9 +78,9 @@ export async function measureInterference(
 ): Promise<InterferenceRun> {
   const { streams, windowMs, timeoutMs } = options;
   const end = new AbortController();
-  const stamps: number[][] = Array.from({ length: streams }, () => []);
-  const running = stamps.map((chunks, i) => stream(url, prompts, options, i, chunks, end.signal));
-  // A stream that fails must not leave us waiting; one that merely ends says nothing.
+  const stamps: number[][][] = Array.from({ length: streams }, () => []);
+  const running = stamps.map((lives, i) => stream(url, prompts, options, i, lives, end.signal));
+  // A stream that fails must not leave us waiting.
   const failure = Promise.all(running).then(() => new Promise<never>(() => {}));
   try {
     await Promise.race([failure, allStarted(stamps, timeoutMs)]);
@@ -90,7 +97,7 @@ export async function measureInterference(
     ]);
     return summary(
       deployment,
-      stamps.map((chunks) => chunks.map((at) => at - startMs)),
+      stamps.flat().map((times) => times.map((at) => at - startMs)),
       records,
       windowMs,
     );
@@ -102,39 +109,47 @@ export async function measureInterference(
 
 const ENDED = new Error('the measurement has ended');
 
+/** One stream, and its successors: each ends when its slot is full. `lives` are the times of their tokens. */
 async function stream(
   url: string,
   prompts: PromptMaker,
   options: InterferenceOptions,
   index: number,
-  chunks: number[],
+  lives: number[][],
   signal: AbortSignal,
 ): Promise<void> {
-  const { streamPromptTokens: tokens, capacity } = options;
-  const body = {
-    ...prompts.make(1000 + index, { tokens, context: 'off', contextTokens: 0 }),
-    max_tokens: capacity - tokens - 1,
-    temperature: 0,
-    ignore_eos: true,
-  };
-  try {
-    await streamCompletion(url, body, signal, { onChunk: (at) => chunks.push(at) });
-  } catch (error) {
-    if (signal.aborted) return;
-    throw error;
+  const { streams, streamPromptTokens: tokens, capacity } = options;
+  for (let life = 0; ; life++) {
+    const body = {
+      ...prompts.make(1000 + index + life * streams, { tokens, context: 'off', contextTokens: 0 }),
+      max_tokens: capacity - tokens - 1,
+      temperature: 0,
+      ignore_eos: true,
+    };
+    const times: number[] = [];
+    lives.push(times);
+    try {
+      await streamCompletion(url, body, signal, { onChunk: (at) => times.push(at) });
+    } catch (error) {
+      if (signal.aborted) return;
+      throw error;
+    }
   }
-  // Reached the end of its slot: the rest of the window has one stream less.
 }
 
-async function allStarted(stamps: readonly (readonly number[])[], timeoutMs: number): Promise<void> {
+async function allStarted(stamps: readonly (readonly (readonly number[])[])[], timeoutMs: number): Promise<void> {
   const deadline = performance.now() + timeoutMs;
-  while (!stamps.every((chunks) => chunks.length > 1)) {
+  while (!stamps.every(([first]) => (first?.length ?? 0) > 1)) {
     if (performance.now() > deadline) throw new ServingError('deadline_exceeded', 'the streams did not begin in time');
     await delay(20);
   }
 }
 
-const arriving = (prompts: PromptMaker, { promptTokens, outputTokens }: InterferenceOptions, index: number) => ({
+const arriving = (
+  prompts: PromptMaker,
+  { promptTokens, outputTokens }: Pick<InterferenceOptions, 'promptTokens' | 'outputTokens'>,
+  index: number,
+) => ({
   ...prompts.make(index, { tokens: promptTokens, context: 'off', contextTokens: 0 }),
   max_tokens: outputTokens,
   temperature: 0,
@@ -149,12 +164,20 @@ function summary(
 ): InterferenceRun {
   const window = (from: number, to: number) =>
     streamsMs.flatMap((times) => times.slice(1).flatMap((at, i) => (at >= from && at < to ? [at - times[i]!] : [])));
+  /** (last token - first token) / (tokens - 1), of what each stream put out meanwhile. */
+  const tpots = (from: number, to: number) =>
+    streamsMs.flatMap((times) => {
+      const within = times.filter((at) => at >= from && at < to);
+      return within.length < 2 ? [] : [(within.at(-1)! - within[0]!) / (within.length - 1)];
+    });
   const [quiet, busy] = [window(0, windowMs), window(windowMs, 2 * windowMs)];
   const ok = records.filter(({ outcome }) => outcome === 'ok');
   return {
     deployment,
     quiet: percentiles(quiet),
     busy: percentiles(busy),
+    quietTpot: percentiles(tpots(0, windowMs)),
+    busyTpot: percentiles(tpots(windowMs, 2 * windowMs)),
     quietTokensPerSecond: (1000 * quiet.length) / windowMs,
     busyTokensPerSecond: (1000 * busy.length) / windowMs,
     ttft: percentiles(ok.map(ttft)),

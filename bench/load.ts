@@ -1,4 +1,5 @@
 /** `bench load`: an open-loop load on one deployment after the other, at one rate, along a trace, or swept over rates. */
+import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { ServingError } from '../services/lib/process/errors.ts';
 import { type Arrivals, arrivalTimes, RandomStream } from './measure/arrivals.ts';
@@ -45,6 +46,8 @@ export interface LoadResult {
   /** Share of requests that has to meet the objective. */
   readonly target: number;
   readonly workload: Workload;
+  /** Where requests came from a file instead. */
+  readonly trace?: TraceFile;
   readonly deployments: readonly DeploymentLoad[];
 }
 
@@ -54,7 +57,14 @@ export const TARGET = 0.9;
 /** Tokens that the context of a prompt takes. */
 export const contextTokens = (context: ContextMode) => ({ compressed: SOFT_TOKENS, text: 500, off: 0 })[context];
 
+/** @throws ServingError invalid_request where warming up leaves nothing to measure. */
 export function planRequests(prompts: PromptMaker, workload: Workload, rate: number): PlannedRequest[] {
+  if (workload.warmup >= workload.requests) {
+    throw new ServingError(
+      'invalid_request',
+      `--requests ${workload.requests} leave none after --warmup ${workload.warmup}`,
+    );
+  }
   const { arrivals: kind, burstiness, requests: count, seed, context, promptTokens, outputTokens } = workload;
   const random = new RandomStream(seed + 1);
   return arrivalTimes({ kind, rate, count, burstiness, seed }).map((atMs, i) => ({
@@ -67,14 +77,32 @@ export function planRequests(prompts: PromptMaker, workload: Workload, rate: num
   }));
 }
 
-/** Requests of a trace file, which say themselves when they come and how long they are. */
-export async function planTrace(prompts: PromptMaker, file: string, limit: number): Promise<PlannedRequest[]> {
-  return parseTrace(await readFile(file, 'utf8'))
-    .slice(0, limit)
-    .map(({ atMs, inputTokens, outputTokens, blocks }) => ({
-      atMs,
-      body: { prompt: prompts.blocks(blocks, inputTokens), ...generation(outputTokens) },
-    }));
+export interface TraceFile {
+  readonly file: string;
+  readonly requests: number;
+  /** Requests whose prompt was longer than a slot holds, and was cut. */
+  readonly clipped: number;
+}
+
+/** Requests of a trace file, which say themselves when they come, how long they are, and which share their beginnings. */
+export async function planTrace(
+  prompts: PromptMaker,
+  file: string,
+  capacity: number,
+): Promise<{ plan: PlannedRequest[]; trace: TraceFile }> {
+  const lines = parseTrace(await readFile(file, 'utf8'));
+  let clipped = 0;
+  const plan = lines.map(({ atMs, inputTokens, outputTokens, blocks }, i) => {
+    const output = Math.min(outputTokens, capacity - 1);
+    const input = Math.min(inputTokens, capacity - output);
+    if (input < inputTokens) clipped++;
+    const prompt = prompts.blocks(
+      blocks.length > 0 ? blocks : Array.from({ length: input }, (_, k) => i * 31 + k),
+      input,
+    );
+    return { atMs, body: { prompt, ...generation(output), ...(blocks.length === 0 && { cache_salt: randomUUID() }) } };
+  });
+  return { plan, trace: { file, requests: plan.length, clipped } };
 }
 
 /** Outputs of full length, the same in every run. */
@@ -96,7 +124,7 @@ export async function measureLoad(
 export async function measureUnloaded(url: string, prompts: PromptMaker, workload: Workload, requests = 5) {
   const records: RequestRecord[] = [];
   const startMs = performance.now();
-  for (const { body } of planRequests(prompts, { ...workload, requests: requests + 1, cancelRate: 0 }, 1)) {
+  for (const { body } of planRequests(prompts, { ...workload, requests: requests + 1, warmup: 1, cancelRate: 0 }, 1)) {
     const request = { atMs: performance.now() - startMs, body };
     const record = await sendOne(url, request, records.length, startMs, workload);
     if (record.outcome !== 'ok') throw new ServingError('internal', `a request without load failed: ${record.code}`);

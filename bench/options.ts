@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
+import { ServingError } from '../services/lib/process/errors.ts';
 
 export const RESULTS = join('bench', 'results');
 
@@ -44,3 +45,15 @@ export const typed = <T extends object>(flags: T): T & { command: string } => ({
   ...flags,
   command: ['llavacode', ...process.argv.slice(2)].join(' ').replaceAll(`${PACKAGE_ROOT}/`, ''),
 });
+
+/**
+ * The one model of a bench that takes one.
+ * @throws ServingError invalid_request where there are more.
+ */
+export function onlyModel(models: readonly string[]): string {
+  if (models.length === 1) return models[0]!;
+  throw new ServingError(
+    'invalid_request',
+    `one model at a time, not ${models.length}: --models ${models[0]} --name NAME keeps a run apart from another model's`,
+  );
+}

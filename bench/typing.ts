@@ -2,6 +2,7 @@
  * `bench typing`: an editing session, keystroke by keystroke, as an editor's plug-in would send it: a request once the
  * typist has paused for `debounceMs`; the one before is hung up on. Replayed at the speed at which it was typed.
  */
+import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -61,6 +62,8 @@ export async function loadSession(dir: string, seconds = Number.POSITIVE_INFINIT
 export interface TypingOptions {
   readonly repo: string;
   readonly context: ContextMode;
+  /** Whether what earlier requests computed may be used again. */
+  readonly reuse: boolean;
   readonly debounceMs: number;
   readonly outputTokens: number;
   readonly timeoutMs: number;
@@ -69,6 +72,7 @@ export interface TypingOptions {
 export interface TypingRun {
   readonly deployment: string;
   readonly context: ContextMode;
+  readonly reuse: boolean;
   readonly keystrokes: number;
   /** Requests sent; of these answered in full before the next one was due, and hung up on. */
   readonly requests: number;
@@ -77,6 +81,8 @@ export interface TypingRun {
   readonly failed: number;
   /** Requests of which at least the first token came in time. */
   readonly begun: number;
+  /** Of the prompts of answered requests, the share whose KV was there already. */
+  readonly cachedShare: number;
   readonly ttft: Percentiles;
   readonly e2e: Percentiles;
   readonly records: readonly RequestRecord[];
@@ -84,7 +90,7 @@ export interface TypingRun {
 
 export interface TypingResult {
   readonly model: string;
-  readonly options: Omit<TypingOptions, 'context'>;
+  readonly options: Omit<TypingOptions, 'context' | 'reuse'>;
   readonly runs: readonly TypingRun[];
 }
 
@@ -94,8 +100,9 @@ export async function measureTyping(
   { path, keystrokes }: Session,
   options: TypingOptions,
 ): Promise<TypingRun> {
-  const { repo, context, debounceMs, outputTokens, timeoutMs } = options;
+  const { repo, context, reuse, debounceMs, outputTokens, timeoutMs } = options;
   const startMs = performance.now();
+  const salt = randomUUID(); // a session finds nothing of another one
   const pauses = keystrokes.flatMap((key, i) => {
     const untilNext = (keystrokes[i + 1]?.atMs ?? Number.POSITIVE_INFINITY) - key.atMs;
     return untilNext < debounceMs ? [] : [{ ...key, untilNext }];
@@ -105,6 +112,7 @@ export async function measureTyping(
       const body = {
         ...{ prompt: before, suffix: after, max_tokens: outputTokens, temperature: 0 },
         ...(context !== 'off' && { rag: { repo, path, mode: context } }),
+        cache_salt: reuse ? salt : randomUUID(),
       };
       const cancelAfterMs = Number.isFinite(untilNext) ? untilNext - debounceMs : undefined;
       const planned = { atMs: atMs + debounceMs, body, cancelAfterMs };
@@ -113,16 +121,19 @@ export async function measureTyping(
     }),
   );
   const ok = records.filter(({ outcome }) => outcome === 'ok');
+  const total = (of: (record: RequestRecord) => number) => ok.reduce((sum, record) => sum + of(record), 0);
   const begun = records.filter(({ chunksMs }) => chunksMs.length > 0);
   return {
     deployment,
     context,
+    reuse,
     keystrokes: keystrokes.length,
     requests: records.length,
     answered: ok.length,
     cancelled: records.filter(({ outcome }) => outcome === 'cancelled').length,
     failed: records.filter(({ outcome }) => outcome === 'failed').length,
     begun: begun.length,
+    cachedShare: total(({ cachedTokens }) => cachedTokens) / total(({ promptTokens }) => promptTokens),
     ttft: percentiles(begun.map(ttft)),
     e2e: percentiles(ok.filter(({ chunksMs }) => chunksMs.length > 0).map(e2e)),
     records,

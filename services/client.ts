@@ -18,6 +18,7 @@ export interface CompletionBody {
   readonly return_token_ids?: boolean;
   readonly frequency_penalty?: number;
   readonly session?: string;
+  readonly cache_salt?: string;
   readonly rag?: {
     readonly repo: string;
     readonly mode: string;

@@ -76,7 +76,7 @@ export async function runSoak(model: BenchModel, options: SoakOptions): Promise<
     const references = await makeReferences(fleet.url, prompts, REFERENCES);
     const startMs = performance.now();
     const over = new AbortController();
-    const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!];
+    const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
     const traffic = sendTraffic(() => fleet.url, references, { rate, seed, leaving: LEAVING }, startMs, over.signal);
     const watching = watch(fleet, watched, startMs, over.signal);
     const disturbing = disturb(fleet, options, over.signal);
@@ -120,7 +120,9 @@ async function disturb(fleet: Fleet, { restartEverySeconds, seed }: SoakOptions,
     const pauseMs = restartEverySeconds * 1000 * (0.5 + random.uniform());
     await sleep(pauseMs, undefined, { signal: until }).catch(() => {});
     if (until.aborted) break;
-    const { process: victim } = victims[random.below(victims.length)]!;
+    const member = victims[random.below(victims.length)]!;
+    if (!(await fleet.answers(member))) continue; // still coming back: it could not drain
+    const { process: victim } = member;
     if (random.uniform() < 0.5) {
       await victim.restart();
       restarts++;

@@ -6,6 +6,8 @@ import { figure, table } from './markdown.ts';
 import type { Report } from './report.ts';
 
 const FIGURES: readonly { name: string; of: (run: InterferenceRun) => number; better: 'lower' | 'higher' }[] = [
+  { name: 'TPOT while quiet, p50 of the streams, ms', of: ({ quietTpot }) => quietTpot.p50, better: 'lower' },
+  { name: 'TPOT while prompts arrive, p50 of the streams, ms', of: ({ busyTpot }) => busyTpot.p50, better: 'lower' },
   { name: 'ITL while quiet, p50, ms', of: ({ quiet }) => quiet.p50, better: 'lower' },
   { name: 'ITL while quiet, p99, ms', of: ({ quiet }) => quiet.p99, better: 'lower' },
   { name: 'ITL while prompts arrive, p50, ms', of: ({ busy }) => busy.p50, better: 'lower' },

@@ -33,9 +33,14 @@ export function reportLoad({ result }: Artifact<LoadResult>): Report {
       ]),
   );
   const context = workload.context === 'off' ? 'no context' : `${workload.context} context`;
+  const { trace } = result;
+  const fromTrace =
+    trace &&
+    `The ${trace.requests} requests of ${trace.file} at their own times${trace.clipped > 0 ? ` (${trace.clipped} prompts cut to what a slot holds)` : ''}; objective: ${formatSlo(slo)}.`;
   const what =
+    fromTrace ??
     `${workload.requests} requests per run (${workload.warmup} of them warm-up), ${workload.arrivals} arrivals, ` +
-    `${workload.promptTokens} prompt tokens with ${context}, ${workload.outputTokens} output tokens; objective: ${formatSlo(slo)}.`;
+      `${workload.promptTokens} prompt tokens with ${context}, ${workload.outputTokens} output tokens; objective: ${formatSlo(slo)}.`;
   const best = deployments.map(
     ({ deployment, highestRate }) =>
       `- ${deployment}: **${highestRate === 0 ? 'none of the rates tried' : `${figure(highestRate)} requests/s`}** is the highest rate tried at which ${percent(target)} of the requests met it`,

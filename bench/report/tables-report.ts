@@ -24,8 +24,28 @@ export function reportTables({ result }: Artifact<TablesResult>): Report {
   const summary =
     `Median TTFT falls by at least the share of tokens cut in **${reached} of ${reductions.length}** rows measured ` +
     '(a verdict is uncertain where the interval of the paired reductions holds that share, or there are fewer than five of ' +
-    'them). Table 4 of the paper is the TTFT columns of Tables 8 and 9.';
-  return { markdown: [summary, ...sections].join('\n\n'), charts: [chartOf(models, result.pairs)] };
+    'them).';
+  return {
+    markdown: [summary, table4(models, result.pairs), ...sections].join('\n\n'),
+    charts: [chartOf(models, result.pairs)],
+  };
+}
+
+/** Of one line, TTFT alone, both modes side by side: the paper's summary. */
+function table4(models: readonly string[], pairs: readonly Pair[]): string {
+  const tables = PAPER_TABLES.filter(({ regime }) => regime === 'line');
+  const head = ['tokens', 'model', ...tables.flatMap(({ mode }) => [`${mode}: TTFT, ms`, 'paper'])];
+  const rows = LENGTHS.flatMap((lengths, length) =>
+    models.map((model) => [
+      `${lengths.text} → ${lengths.soft}`,
+      model,
+      ...tables.flatMap((paper) => {
+        const ours = mediansOf(cellOf(paper, length, model, pairs), 'ttft');
+        return [ours ? beforeAfter(ours) : 'not run', beforeAfter(paperRow(paper, length, model)?.ttft)];
+      }),
+    ]),
+  );
+  return `#### Table 4: TTFT of a line in both modes\n\n${table(head, rows, ['left', 'left'])}`;
 }
 
 const cellOf = (paper: PaperTable, length: number, model: string, pairs: readonly Pair[]) =>
@@ -36,7 +56,7 @@ const cellOf = (paper: PaperTable, length: number, model: string, pairs: readonl
 
 function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly Pair[]): string[] {
   const lengths = LENGTHS[length]!;
-  const tokens = `${lengths.text} → ${lengths.soft} ↓ ${percent(tokensCut(lengths))}`;
+  const tokens = `${lengths.text} → ${lengths.soft} ↓ ${Math.floor(100 * tokensCut(lengths))} %`;
   const theirs = paperRow(paper, length, model);
   const line = paper.regime === 'line';
   const cell = cellOf(paper, length, model, pairs);

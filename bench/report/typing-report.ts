@@ -5,7 +5,17 @@ import { figure, percent, table } from './markdown.ts';
 import type { Report } from './report.ts';
 
 const HEAD = [
-  ...['deployment', 'context', 'keystrokes', 'requests', 'first token in time', 'answered in full', 'cancelled'],
+  ...[
+    'deployment',
+    'context',
+    'prefixes',
+    'of prompts reused',
+    'keystrokes',
+    'requests',
+    'first token in time',
+    'answered in full',
+    'cancelled',
+  ],
   ...['failed', 'TTFT p50 / p90, ms', 'end to end p50, ms'],
 ];
 
@@ -13,6 +23,8 @@ export function reportTyping({ result }: Artifact<TypingResult>): Report {
   const rows = result.runs.map((run) => [
     run.deployment,
     run.context,
+    run.reuse ? 'reused' : 'computed anew',
+    percent(run.cachedShare),
     ...[run.keystrokes, run.requests].map(String),
     `${run.begun} (${percent(run.begun / run.requests)})`,
     `${run.answered} (${percent(run.answered / run.requests)})`,
@@ -23,5 +35,5 @@ export function reportTyping({ result }: Artifact<TypingResult>): Report {
   const what =
     `A request after each pause of ${result.options.debounceMs} ms; the next keystroke hangs up on it. ` +
     `Up to ${result.options.outputTokens} tokens. TTFT counts from the end of the pause, of the requests that lived to see it.`;
-  return { markdown: [what, table(HEAD, rows, ['left', 'left'])].join('\n\n'), charts: [] };
+  return { markdown: [what, table(HEAD, rows, ['left', 'left', 'left'])].join('\n\n'), charts: [] };
 }

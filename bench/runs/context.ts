@@ -2,6 +2,7 @@
 import { mkdir } from 'node:fs/promises';
 import { basename, join, relative, resolve } from 'node:path';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { index } from '../indexing.ts';
 import { type Pinning, parseCores } from '../system/cores.ts';
 import { type BenchModel, openModel } from '../system/model.ts';
@@ -84,6 +85,12 @@ export async function withSystems<T>(
   } finally {
     await Promise.all(running.map((system) => system.close()));
   }
+}
+
+/** @throws ServingError invalid_request: what this bench measures cannot be reached at a URL. */
+export function refuseUrl({ url }: BenchOptions, bench: string, what: string): void {
+  if (url === undefined) return;
+  throw new ServingError('invalid_request', `bench ${bench} measures ${what} and takes no --url`);
 }
 
 /** Of all benches that start systems. */

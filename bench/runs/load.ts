@@ -13,6 +13,7 @@ import {
 } from '../load.ts';
 import { highestPassed } from '../measure/highest-rate.ts';
 import type { Slo } from '../measure/latency.ts';
+import type { PlannedRequest } from '../measure/load-client.ts';
 import type { Artifact } from '../report/artifact.ts';
 import type { Pinning } from '../system/cores.ts';
 import type { PromptMaker } from '../system/prompts.ts';
@@ -41,6 +42,7 @@ export async function runLoad(options: BenchOptions, load: LoadOptions): Promise
   const { workload, deployments, pinning } = load;
   const settings = { ...systemSettings(options), ...load };
   return run(options, { bench: 'load', models: [model], settings }, async (onProgress) => {
+    const recorded = load.trace === undefined ? undefined : await planTrace(prompts, load.trace, options.capacity);
     const measured: DeploymentLoad[] = [];
     let objective: { slo: Slo; startRate: number } | undefined;
     // One deployment at a time: under load, an idle one is not idle enough.
@@ -48,11 +50,12 @@ export async function runLoad(options: BenchOptions, load: LoadOptions): Promise
       await withSystems(options, prepared, { deployments: [deployment], pinning }, async ([system]) => {
         onProgress(`${system!.name}: without load`);
         objective ??= await objectiveOf(system!, prompts, load);
-        measured.push(await measure(system!, prompts, load, objective, onProgress));
+        measured.push(await measure(system!, prompts, load, objective, recorded?.plan, onProgress));
       });
       if (options.url !== undefined) break;
     }
-    return { model: model.name, slo: objective!.slo, target: TARGET, workload, deployments: measured };
+    const what = { model: model.name, slo: objective!.slo, target: TARGET, workload, trace: recorded?.trace };
+    return { ...what, deployments: measured };
   });
 }
 
@@ -65,16 +68,16 @@ async function objectiveOf({ url }: SystemUnderTest, prompts: PromptMaker, { wor
 async function measure(
   { name: deployment, url }: SystemUnderTest,
   prompts: PromptMaker,
-  { workload, rates, probes, trace }: LoadOptions,
+  { workload, rates, probes }: LoadOptions,
   { slo, startRate }: { slo: Slo; startRate: number },
+  plan: readonly PlannedRequest[] | undefined,
   onProgress: (text: string) => void,
 ): Promise<DeploymentLoad> {
   const options = { url, deployment, prompts, workload, slo, onProgress };
-  if (trace === undefined) {
+  if (plan === undefined) {
     return rates.length > 0 ? measureRates({ ...options, rates }) : sweep({ ...options, startRate, probes });
   }
-  const plan = await planTrace(prompts, trace, workload.requests);
-  const result = await measureLoad(url, plan, workload, slo, (ended) =>
+  const result = await measureLoad(url, plan, { ...workload, warmup: 0 }, slo, (ended) =>
     onProgress(`${deployment}: ${ended} of ${plan.length} requests of the trace`),
   );
   const seconds = Math.max(1, (plan.at(-1)?.atMs ?? 0) / 1000);

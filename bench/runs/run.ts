@@ -2,7 +2,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import ora from 'ora';
-import { type Artifact, artifactText, record, writeArtifact } from '../report/artifact.ts';
+import { type Artifact, artifactText, readArtifacts, record, writeArtifact } from '../report/artifact.ts';
 import { chartName, drawCharts } from '../report/chart.ts';
 import { type BenchName, reportOf } from '../report/reports.ts';
 import type { BenchModel } from '../system/model.ts';
@@ -46,11 +46,8 @@ export async function run<Result>(
       await mkdir(dirname(json), { recursive: true });
       await writeFile(json, artifactText(artifact));
     }
-    const { markdown, charts } = reportOf(artifact);
-    const drawn = await drawCharts(
-      out,
-      charts.map((chart) => ({ ...chart, name: chartName(name, bench, chart.name) })),
-    );
+    const { markdown } = reportOf(artifact);
+    const drawn = await draw(out, name, artifact);
     spinner.succeed(
       `${bench}: ${file}${drawn ? '' : ' (no charts: echarts and @resvg/resvg-js are development dependencies)'}`,
     );
@@ -60,4 +57,18 @@ export async function run<Result>(
     spinner.fail();
     throw error;
   }
+}
+
+/** @returns false where the libraries for it are not installed. */
+function draw(out: string, name: string, artifact: Artifact): Promise<boolean> {
+  const { charts } = reportOf(artifact);
+  return drawCharts(
+    out,
+    charts.map((chart) => ({ ...chart, name: chartName(name, artifact.bench, chart.name) })),
+  );
+}
+
+/** The charts of all artifacts of a folder, anew. */
+export async function drawAll(out: string): Promise<void> {
+  for (const [name, artifact] of await readArtifacts(out)) await draw(out, name, artifact);
 }

@@ -20,6 +20,7 @@ import {
   type BenchOptions,
   type PreparedModel,
   prepareModel,
+  refuseUrl,
   repoName,
   systemSettings,
   withSystems,
@@ -29,11 +30,17 @@ import { run } from './run.ts';
 export const CONTEXTS: readonly ContextMode[] = ['compressed', 'text', 'off'];
 const BOTH = [COLOCATED, DISAGGREGATED];
 
-/** @param everyMs between two prompts; undefined: one and a half times what the slower deployment takes for one. */
+/** Of the windows, where nothing else is said: this long, or time for so many prompts. */
+const WINDOW = { leastMs: 20_000, prompts: 8 };
+
+/**
+ * @param interference without a windowMs: as long as it takes.
+ * @param everyMs between two prompts; undefined: one and a half times what the slower deployment takes for one.
+ */
 export async function runInterference(
   options: BenchOptions,
   modelName: string,
-  interference: InterferenceOptions,
+  interference: Omit<InterferenceOptions, 'windowMs'> & Partial<Pick<InterferenceOptions, 'windowMs'>>,
   everyMs?: number,
 ): Promise<Artifact<InterferenceResult>> {
   const prepared = await prepareModel(modelName, options);
@@ -45,12 +52,14 @@ export async function runInterference(
       const idle: number[] = [];
       for (const { url } of systems) idle.push(await idleTtft(url, prompts, interference));
       const every = everyMs ?? 1.5 * Math.max(...idle);
+      const windowMs = interference.windowMs ?? Math.max(WINDOW.leastMs, WINDOW.prompts * every);
+      const how = { ...interference, windowMs };
       const runs: InterferenceRun[] = [];
       for (const { name, url } of systems) {
         onProgress(name);
-        runs.push(await measureInterference(url, name, prompts, interference, every));
+        runs.push(await measureInterference(url, name, prompts, how, every));
       }
-      return { model: model.name, options: interference, everyMs: every, runs };
+      return { model: model.name, options: how, everyMs: every, runs };
     }),
   );
 }
@@ -89,6 +98,7 @@ export async function runRetrieval(
     readonly redis?: string;
   },
 ): Promise<Artifact<RetrievalResult>> {
+  refuseUrl(options, 'retrieval', 'the stores alone');
   return run(
     options,
     { bench: 'retrieval', models: [], settings: { ...systemSettings(options), ...retrieval, redis: undefined } },
@@ -114,6 +124,7 @@ export async function runIndexing(
   options: BenchOptions,
   modelNames: readonly string[],
 ): Promise<Artifact<IndexResult>> {
+  refuseUrl(options, 'index', 'the indexer alone');
   const prepared: PreparedModel[] = [];
   for (const name of modelNames) prepared.push(await prepareModel(name, options));
   const threads = parseCores(options.cores).length;
@@ -164,8 +175,10 @@ export async function runTyping(
         const runs: TypingRun[] = [];
         for (const { name, url } of systems) {
           for (const context of contexts) {
-            onProgress(`${name}, ${context}`);
-            runs.push(await measureTyping(url, name, session, { ...common, context }));
+            for (const reuse of [true, false]) {
+              onProgress(`${name}, ${context}${reuse ? '' : ', nothing reused'}`);
+              runs.push(await measureTyping(url, name, session, { ...common, context, reuse }));
+            }
           }
         }
         return { model: prepared.model.name, options: common, runs };

@@ -2,7 +2,14 @@
 import type { Artifact } from '../report/artifact.ts';
 import { COLOCATED, DISAGGREGATED } from '../system/system.ts';
 import { measureTables, type Pair, type TablesResult } from '../tables.ts';
-import { type BenchOptions, type PreparedModel, prepareModel, systemSettings, withSystems } from './context.ts';
+import {
+  type BenchOptions,
+  type PreparedModel,
+  prepareModel,
+  refuseUrl,
+  systemSettings,
+  withSystems,
+} from './context.ts';
 import { run } from './run.ts';
 
 export interface TablesOptions {
@@ -13,6 +20,7 @@ export interface TablesOptions {
 }
 
 export async function runTables(options: BenchOptions, tables: TablesOptions): Promise<Artifact<TablesResult>> {
+  refuseUrl(options, 'tables', 'both modes');
   const prepared: PreparedModel[] = [];
   for (const name of tables.models) prepared.push(await prepareModel(name, options));
   // Both workers may use every core, as the paper's share one GPU; a slot is enough for one request at a time.

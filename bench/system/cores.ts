@@ -1,6 +1,6 @@
 /** Which cores each worker computes on, so that modes are compared on equal ones. */
-import { availableParallelism } from 'node:os';
 import { execa } from 'execa';
+import { allowedCpus, parseCpus } from '../../services/lib/process/cpus.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 
 /**
@@ -10,18 +10,9 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 export const PINNINGS = ['shared', 'split'] as const;
 export type Pinning = (typeof PINNINGS)[number];
 
-/** `0,2-3` as [0, 2, 3]; all cores of the machine for undefined. */
-export function parseCores(text: string | undefined): number[] {
-  if (text === undefined) return Array.from({ length: availableParallelism() }, (_, i) => i);
-  const cores = text.split(',').flatMap((part) => {
-    const range = /^(\d+)(?:-(\d+))?$/.exec(part.trim());
-    const [first, last] = [Number(range?.[1]), Number(range?.[2] ?? range?.[1])];
-    if (range === null || last < first)
-      throw new ServingError('config_invalid', `cores ${JSON.stringify(text)} must be like 0,2-3`);
-    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
-  });
-  return [...new Set(cores)];
-}
+/** `0,2-3` as [0, 2, 3]; all that this process may use for undefined. */
+export const parseCores = (text: string | undefined): number[] =>
+  text === undefined ? allowedCpus() : parseCpus(text);
 
 /**
  * Cores of each of `workers` workers: equal runs, the first ones one longer where it does not come out even; with fewer

@@ -10,7 +10,7 @@ import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer
 const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
 
 export interface BenchModel {
-  /** As it was asked for: `qwen2.5-coder-0.5b`, or the name of a folder. */
+  /** The bundle's: `qwen2.5-coder-0.5b`. */
   readonly name: string;
   readonly bundle: string;
   readonly manifest: Manifest;
@@ -32,7 +32,7 @@ export interface ModelOptions {
 export async function openModel(model: string, options: ModelOptions): Promise<BenchModel> {
   const bundle = await bundleOf(model, options);
   const { manifest, tokenizerDir } = await openBundle(bundle);
-  return { name: basename(model), bundle, manifest, tokenizer: await loadTokenizer(tokenizerDir) };
+  return { name: manifest.name, bundle, manifest, tokenizer: await loadTokenizer(tokenizerDir) };
 }
 
 async function bundleOf(model: string, { data, precision, prefillPrecision }: ModelOptions): Promise<string> {

@@ -2,6 +2,7 @@
  * Prompts of an exact number of tokens from a real repository: a cursor in one of its files, what follows it as the
  * suffix, and as much of what precedes it as the length asks for (other files stand before a file that is too short).
  */
+import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
@@ -24,7 +25,7 @@ export interface PromptShape {
 /** Soft tokens of a compressed context: one per chunk. */
 export const SOFT_TOKENS = 10;
 
-export type PromptBody = Pick<CompletionBody, 'prompt' | 'suffix' | 'rag'>;
+export type PromptBody = Pick<CompletionBody, 'prompt' | 'suffix' | 'rag' | 'cache_salt'>;
 
 /** Lines between two cursors; a prime, so that cursors of different files do not fall in step with chunks. */
 const CURSOR_STRIDE = 7;
@@ -73,7 +74,7 @@ export class PromptMaker {
   }
 
   /**
-   * A request whose prompt has exactly `shape.tokens` tokens.
+   * A request whose prompt has exactly `shape.tokens` tokens, and finds nothing of it computed already.
    * @param index which cursor: equal indices are equal cursors; neighbours have nothing in common at their beginnings.
    */
   make(index: number, { tokens, context, contextTokens }: PromptShape): PromptBody {
@@ -88,7 +89,7 @@ export class PromptMaker {
     if (left < 1)
       throw new ServingError('invalid_request', `a prompt of ${tokens} tokens leaves none before the cursor`);
     const rag = this.#rag(cursor, context, contextTokens);
-    return { prompt: this.#left(cursor, left, index), suffix, ...(rag && { rag }) };
+    return { prompt: this.#left(cursor, left, index), suffix, ...(rag && { rag }), cache_salt: randomUUID() };
   }
 
   /** A prompt of `tokens` tokens, 512 per block of a trace: equal blocks are equal tokens. */

@@ -72,17 +72,3 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
   }
   return system;
 }
-
-/** Whatever comes of `use`, the system is stopped. */
-export async function withDeployment<T>(
-  deployment: Deployment,
-  settings: SystemSettings,
-  use: (url: string) => Promise<T>,
-): Promise<T> {
-  const system = await startDeployment(deployment, settings);
-  try {
-    return await use(system.url);
-  } finally {
-    await system.close();
-  }
-}
