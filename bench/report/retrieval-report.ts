@@ -66,7 +66,7 @@ export function reportRecall({ result: { quality, scale, throughput, threads } }
     'Recall@10 of the chunk that defines an identifier which three held-out lines of a function use, among the chunks of all ' +
       'other files. The query is the text around the hole (10 non-blank lines before, 5 after); the lines themselves are not seen.',
     recall,
-    "One top-10 search on one core, and the memory of the index (identifiers' names apart). Up to the number of chunks that " +
+    "One top-10 search on one core, and the memory of the index, identifiers' names included. Up to the number of chunks that " +
       'the dependencies of this package have, chunks are real; beyond, they are repeated with other names.',
     cost,
     `Encoder and projector: ${figure(throughput.chunksPerSecond)} chunks/s on ${threads} threads (${throughput.chunks} chunks in ${figure(throughput.seconds)} s).`,

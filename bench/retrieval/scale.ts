@@ -58,7 +58,7 @@ export async function measureDense(dim: number, sizes: readonly number[]): Promi
     const buildSeconds = (performance.now() - startedAt) / 1000;
     const asked = Array.from({ length: QUERIES / 4 }, (_, i) => randomVector(dim, -i));
     const times = await time(asked, (query) => index.search(query, TOP_K));
-    rows.push({ retriever: `dense (${dim})`, chunks, ...times, bytesPerChunk: dim * 4, buildSeconds });
+    rows.push({ retriever: `dense (${dim})`, chunks, ...times, bytesPerChunk: 5 * dim + 8, buildSeconds });
   }
   scorer.dispose();
   return rows;
