@@ -1,6 +1,7 @@
 /** What a request asks of each of its choices: how to sample it, when it ends, what is given back with it. */
 import { ServingError } from '../lib/process/errors.ts';
 import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
+import { leadingIds } from '../lib/text/prompt.ts';
 import type { PromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import { Choice } from './choice.ts';
@@ -64,8 +65,9 @@ export function echoOf(
 ): { text: string; tokens: SampledToken[] } {
   const input = request.prompts[promptIndex]!;
   const sent = typeof input === 'string' && request.truncatePromptTokens === undefined ? input : undefined;
-  const ids = Array.from(prompt.ids).slice(tokenizer.leadingIds.length);
-  const own = logprobs.slice(tokenizer.leadingIds.length);
+  const leading = leadingIds(tokenizer, { prompt: input, addSpecialTokens: request.addSpecialTokens }, false).length;
+  const ids = Array.from(prompt.ids).slice(leading);
+  const own = logprobs.slice(leading);
   return { text: sent ?? tokenizer.decode(ids), tokens: ids.map((id, i) => ({ ...own[i], id })) };
 }
 

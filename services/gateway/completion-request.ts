@@ -44,6 +44,7 @@ export interface CompletionRequest {
   readonly continuousUsage: boolean;
   readonly returnTokenIds: boolean;
   readonly truncatePromptTokens: number | undefined;
+  readonly addSpecialTokens: boolean;
   readonly rag: RagRequest | undefined;
   /** Lower goes sooner, among the same tenant's. */
   readonly priority: number;
@@ -91,6 +92,7 @@ const fields = z.strictObject({
   min_tokens: z.int().min(0).default(0),
   return_token_ids: z.boolean().default(false),
   truncate_prompt_tokens: z.int().min(-1).optional(),
+  add_special_tokens: z.boolean().default(true),
   rag: z
     .strictObject({
       repo: z.string().min(1).max(256).optional(),
@@ -108,7 +110,6 @@ const fields = z.strictObject({
   // Known to clients of OpenAI and vLLM, and of no effect here.
   user: z.string().optional(),
   request_id: z.string().optional(),
-  add_special_tokens: z.boolean().optional(),
   skip_special_tokens: only(true),
   spaces_between_special_tokens: only(true),
   include_stop_str_in_output: only(false),
@@ -186,6 +187,7 @@ function normalise(body: Fields): CompletionRequest {
     continuousUsage: body.stream_options?.continuous_usage_stats === true,
     returnTokenIds: body.return_token_ids,
     truncatePromptTokens: body.truncate_prompt_tokens,
+    addSpecialTokens: body.add_special_tokens,
     rag: body.rag && {
       repo: body.rag.repo ?? '',
       mode: body.rag.mode,

@@ -122,6 +122,7 @@ export class Journey {
       capacity: pool.capacity,
       maxTokens: request.maxTokens,
       truncateTo: request.truncatePromptTokens,
+      addSpecialTokens: request.addSpecialTokens,
     });
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);

@@ -65,6 +65,7 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
     contextFingerprint: manifest.context?.fingerprint,
     hidden: manifest.llm.spec.hidden,
     tokenizer,
+    eosIds: manifest.llm.spec.eosIds,
     retrieval,
     store,
     indexer,

@@ -50,6 +50,8 @@ export interface GatewayParts {
   /** Elements of one soft token: the model's hidden size. */
   readonly hidden: number;
   readonly tokenizer: Tokenizer;
+  /** Of the model's configuration. */
+  readonly eosIds: readonly number[];
   /** undefined where there is no store. */
   readonly retrieval: Retrieval | undefined;
   readonly store: Store | undefined;
@@ -90,7 +92,8 @@ export async function startGateway(
   const weights = tenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights.get(tenant) ?? 1;
   const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: connectTimeoutMs, weightOf });
-  const format = choosePromptFormat(tokenizer, config.promptFormat === 'auto' ? undefined : config.promptFormat);
+  const wanted = config.promptFormat === 'auto' ? undefined : config.promptFormat;
+  const format = choosePromptFormat(tokenizer, wanted, parts.eosIds);
   const context = { retrieval, retrievalBudgetMs, denseBudgetMs, contextFingerprint, hidden, log };
   const journey = new Journey({
     ...{ tokenizer, format, promptOrder, fingerprint, pool, dispatcher, context, maxReplays, stallTimeoutMs },

@@ -24,6 +24,7 @@ async function start(model: FakeModel, flags: Record<string, unknown> = {}) {
     contextFingerprint: undefined,
     hidden: 2,
     tokenizer,
+    eosIds: [],
     retrieval: undefined,
     store: undefined,
     indexer: undefined,

@@ -46,6 +46,13 @@ describe('the format', () => {
     expect(format.stopIds).toEqual(expect.arrayContaining(names.map(id)));
     expect(new Set(format.stopIds).size).toBe(format.stopIds.length);
   });
+
+  test('ends answers at every end that the configuration names too, as those of Llama 3', () => {
+    const names: Record<string, number> = { '<|end_of_text|>': 128_001, '<|eot_id|>': 128_009 };
+    const llama = { eosId: 128_001, idOf: (name: string) => names[name] };
+    const { stopIds } = choosePromptFormat(llama, undefined, [128_001, 128_008, 128_009]);
+    expect([...stopIds].sort()).toEqual([128_001, 128_008, 128_009]);
+  });
 });
 
 describe('fill-in-the-middle', () => {

@@ -65,11 +65,13 @@ export interface PromptFormat {
 
 /**
  * @param wanted the format to use whatever the tokenizer has; undefined chooses by the tokenizer's tokens.
+ * @param eosIds that the model's configuration names; chat models end their turns with more than the end of text.
  * @throws ServingError config_invalid where the wanted format needs tokens that the tokenizer lacks.
  */
 export function choosePromptFormat(
   tokenizer: { idOf(name: string): number | undefined; readonly eosId: number | undefined },
   wanted?: FormatName,
+  eosIds: readonly number[] = [],
 ): PromptFormat {
   const frames = (name: FamilyName) => FAMILIES[name].frame.every((token) => tokenizer.idOf(token) !== undefined);
   if (wanted !== undefined && wanted !== 'prefix-only' && !frames(wanted)) {
@@ -81,7 +83,7 @@ export function choosePromptFormat(
   const id = (token: string | undefined) => (token === undefined ? undefined : tokenizer.idOf(token));
   const repo = id(family?.repo);
   const file = id(family?.file);
-  const stopIds = [tokenizer.eosId, ...ENDS.map(id)].filter((found) => found !== undefined);
+  const stopIds = [tokenizer.eosId, ...eosIds, ...ENDS.map(id)].filter((found) => found !== undefined);
   return {
     name,
     frame: family && (family.frame.map(id) as [number, number, number]),

@@ -3,7 +3,7 @@
  *
  *   fill-in-the-middle   [bos] [S1…Sk] prefix LEFT suffix RIGHT middle     (psm)
  *                        [bos] [S1…Sk] suffix RIGHT prefix LEFT middle     (spm)
- *   raw                  [bos] [S1…Sk] PROMPT
+ *   raw                  [bos] [S1…Sk] PROMPT                              (without bos if the client sent ids)
  *
  * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two keystrokes
  * most of a prompt is the same, and prefill computes only what follows the first difference: so LEFT is cut at places
@@ -33,6 +33,8 @@ export interface PromptParts {
   readonly maxTokens: number;
   /** Cut the prompt to so many tokens, or (-1) to what the capacity leaves. */
   readonly truncateTo?: number;
+  /** Whether [bos] stands first, where the tokenizer has one: by default. A raw prompt of ids never gets one. */
+  readonly addSpecialTokens?: boolean;
 }
 
 export type PromptOrder = 'psm' | 'spm';
@@ -64,7 +66,7 @@ export class PromptBuilder {
    */
   build(parts: PromptParts): TokenPrompt {
     const room = this.#room(parts);
-    const bos = this.#tokenizer.leadingIds;
+    const bos = leadingIds(this.#tokenizer, parts, this.#format.frame !== undefined);
     const vectors = parts.context?.kind === 'soft' ? parts.context.vectors : [];
     const front = [...bos, ...vectors.map(() => this.#format.placeholder), ...this.#textContext(parts, room)];
     const ids = front.concat(
@@ -137,6 +139,20 @@ export class PromptBuilder {
     const whole = this.#tokenizer.encode(prompt.slice(line));
     return whole.length <= count ? whole : kept;
   }
+}
+
+/**
+ * What stands before everything else. Ids that are a whole prompt have it already if the client wants it; ids that the
+ * frame takes are a part of a file, whose beginning is ours.
+ * @param canFrame whether the model fills in the middle; a prompt without suffix is raw whatever it is.
+ */
+export function leadingIds(
+  tokenizer: Pick<Tokenizer, 'leadingIds'>,
+  { prompt, suffix, addSpecialTokens = true }: Pick<PromptParts, 'prompt' | 'suffix' | 'addSpecialTokens'>,
+  canFrame: boolean,
+): readonly number[] {
+  const framed = suffix !== undefined && canFrame;
+  return addSpecialTokens && (framed || typeof prompt === 'string') ? tokenizer.leadingIds : [];
 }
 
 /** How many tokens of LEFT and RIGHT are kept: all that fit; else 2:1, and what one side does not need the other gets. */

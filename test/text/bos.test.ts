@@ -1,0 +1,68 @@
+/** What stands before every text in some tokenizers: when a prompt gets it. */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { echoOf } from '../../services/gateway/choices.ts';
+import { completionBody } from '../../services/gateway/completion-request.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { PromptBuilder } from '../../services/lib/text/prompt.ts';
+import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
+import { Tokenizer } from '../../services/lib/text/tokenizer.ts';
+
+const json = JSON.parse(await readFile(join(PACKAGE_ROOT, 'models/tiny-coder/tokenizer.json'), 'utf8'));
+const BOS = 4094;
+const name = '<|repo_name|>';
+json.post_processor = {
+  type: 'TemplateProcessing',
+  single: [{ SpecialToken: { id: name, type_id: 0 } }, { Sequence: { id: 'A', type_id: 0 } }],
+  pair: [],
+  special_tokens: { [name]: { id: name, ids: [BOS], tokens: [name] } },
+};
+const tokenizer = new Tokenizer(json);
+const room = { capacity: 64, maxTokens: 8 };
+const build = (parts: Partial<Parameters<PromptBuilder['build']>[0]>, format?: 'prefix-only') => {
+  const builder = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, format));
+  return Array.from(builder.build({ ...room, prompt: '', ...parts }).ids);
+};
+
+describe('the beginning of text', () => {
+  test('stands before a text, unless the client does without', () => {
+    const text = tokenizer.encode('def pop');
+    expect(build({ prompt: 'def pop' })).toEqual([BOS, ...text]);
+    expect(build({ prompt: 'def pop', addSpecialTokens: false })).toEqual(text);
+    expect(build({ prompt: 'a', suffix: 'b' })[0]).toBe(BOS);
+    expect(build({ prompt: 'a', suffix: 'b', addSpecialTokens: false })).not.toContain(BOS);
+  });
+
+  test('does not stand before ids, which are taken as they are', () => {
+    expect(build({ prompt: [BOS, 7, 8] })).toEqual([BOS, 7, 8]);
+    expect(build({ prompt: [7, 8] })).toEqual([7, 8]);
+    expect(build({ prompt: [7, 8], suffix: 'b' }, 'prefix-only')).toEqual([7, 8]);
+  });
+
+  test('stands before the frame that ids are put in', () => {
+    expect(build({ prompt: [7, 8], suffix: '' })[0]).toBe(BOS);
+    expect(build({ prompt: [7, 8], suffix: '' })).toHaveLength(1 + 3 + 2);
+  });
+
+  test('moves the places of soft tokens only where it stands', () => {
+    const context = { kind: 'soft', vectors: [Float32Array.of(1, 2)] } as const;
+    const builder = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer));
+    const positions = (prompt: string | number[]) => [...builder.build({ ...room, prompt, context }).soft.positions];
+    expect([positions('a'), positions([7])]).toEqual([[1], [0]]);
+  });
+
+  test('is left out of the echo, and nothing else is', () => {
+    const echoed = (body: object) => {
+      const request = completionBody.parse({ echo: true, max_tokens: 1, truncate_prompt_tokens: -1, ...body });
+      const prompt = request.prompts[0]!;
+      const ids = Int32Array.from(build({ prompt, addSpecialTokens: request.addSpecialTokens }));
+      return echoOf(request, 0, { ids, soft: NO_SOFT_TOKENS }, [], tokenizer).tokens.map(({ id }) => id);
+    };
+    const text = tokenizer.encode('def pop');
+    expect(echoed({ prompt: 'def pop' })).toEqual(text);
+    expect(echoed({ prompt: 'def pop', add_special_tokens: false })).toEqual(text);
+    expect(echoed({ prompt: [BOS, 7, 8] })).toEqual([BOS, 7, 8]);
+  });
+});
