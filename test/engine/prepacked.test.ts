@@ -23,7 +23,7 @@ const SHAPE = {
   num_hidden_layers: 2,
   num_attention_heads: 8,
   num_key_value_heads: 2,
-  vocab_size: 1024,
+  vocab_size: 4096,
   max_position_embeddings: 128,
   rms_norm_eps: 1e-6,
   rope_theta: 10_000,

@@ -74,7 +74,11 @@ export const manifestSchema = z.object({
       projector: z.object({ widths: z.array(count).min(3), parameters: count, files }),
     })
     .optional(),
-  tokenizer: z.object({ files }),
+  tokenizer: z.object({
+    /** Whose it is, where the model's weights are made up. */
+    of: z.string().optional(),
+    files,
+  }),
 });
 export type Manifest = z.output<typeof manifestSchema>;
 

@@ -133,7 +133,9 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
     throw new ServingError('config_invalid', `the model has ${spec.maxPositions} positions, not ${maxPositions}`);
   }
   const tokenizerFiles = await copyTokenizer(network.tokenizerDir, work, '');
-  const projector = options.projector ?? (await existing(join(network.tokenizerDir, 'projector')));
+  // Beside the tokenizer of another model lies the projector of that.
+  const own = network.tokenizerOf === undefined ? await existing(join(network.tokenizerDir, 'projector')) : undefined;
+  const projector = options.projector ?? own;
   if (options.encoder !== undefined && projector === undefined) {
     throw new ServingError('config_invalid', 'an encoder is of no use without a projector: name one');
   }
@@ -148,7 +150,7 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
   const prefillPrecision = options.prefillPrecision ?? (formats.layers === 'fp32' ? 'same' : 'w8a8');
   const prefill =
     prefillPrecision === 'w8a8' ? { files: await writePart(options, work, 'prefill', graphOf('w8a8')) } : undefined;
-  const tokenizer = { files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
+  const tokenizer = { of: network.tokenizerOf, files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
   const parts = { llm, prefill, context: context?.manifest, tokenizer };
   return {
     format: 'llavacode-bundle/1',

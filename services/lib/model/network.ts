@@ -10,6 +10,8 @@ export interface Network extends AsyncDisposable {
   readonly weights: TensorSource;
   /** Folder with `tokenizer.json` and, if there is one, `tokenizer_config.json`. */
   readonly tokenizerDir: string;
+  /** Whose tokenizer that is, where it is not the network's own. */
+  readonly tokenizerOf?: string;
 }
 
 /** @throws ServingError checkpoint_invalid */

@@ -4,7 +4,8 @@
  */
 import { createHash } from 'node:crypto';
 import { createRequire } from 'node:module';
-import { basename, dirname, resolve } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
+import { PACKAGE_ROOT } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
 import type { TensorSource } from './checkpoint.ts';
 import type { Network } from './network.ts';
@@ -37,11 +38,18 @@ export const SHAPES = {
 } as const satisfies Record<string, Shape>;
 export type ShapeName = keyof typeof SHAPES;
 
+/** Tokenizers that a made-up model may have, with their ids and the one that ends a text; the best first. */
+const TOKENIZERS = [
+  { of: 'qwen2.5', ids: 151_665, eosId: 151_643, dir: qwenTokenizerDir },
+  { of: 'tiny-coder', ids: 4096, eosId: 4089, dir: () => join(PACKAGE_ROOT, 'models/tiny-coder') },
+] as const;
+
 /**
  * The language model of a published shape, or of the shape that a `config.json` describes. Its tokenizer is Qwen2.5's,
- * from the development dependency that ships it.
- * @throws ServingError config_invalid for an unknown name, or where that dependency is not installed; checkpoint_invalid
- *   for a config.json that is not a language model's.
+ * from the development dependency that ships it; that of tiny-coder where the vocabulary is too small for it. Every
+ * prompt takes more tokens then.
+ * @throws ServingError config_invalid for an unknown name, a vocabulary too small for either, or where that dependency is
+ *   not installed; checkpoint_invalid for a config.json that is not a language model's.
  */
 export async function synthesize(shape: string, seed: number): Promise<Network & { readonly spec: DecoderSpec }> {
   if (isShapeName(shape)) return synthesizeNetwork(shape, publishedSpec(shape), seed);
@@ -69,7 +77,7 @@ function publishedSpec(name: ShapeName): DecoderSpec {
     ropeTheta: llama ? 100_000 : 1_000_000,
     qkvBias: !llama,
     qkNorm: false,
-    eosIds: llama ? [0] : [151_643],
+    eosIds: [],
   };
 }
 
@@ -88,7 +96,7 @@ export function synthesizeEncoder(seed: number): Network {
     ropeTheta: 1_000_000,
     qkvBias: false,
     qkNorm: true,
-    eosIds: [151_643],
+    eosIds: [],
   };
   return synthesizeNetwork('qwen3-embedding-2-layers', spec, seed);
 }
@@ -111,11 +119,18 @@ export function synthesizeProjector(from: number, to: number, seed: number): Ten
 }
 
 function synthesizeNetwork(name: string, spec: DecoderSpec, seed: number): Network & { readonly spec: DecoderSpec } {
+  const tokenizer = TOKENIZERS.find(({ ids }) => ids <= spec.vocab);
+  if (tokenizer === undefined) {
+    const least = TOKENIZERS.at(-1)!.ids;
+    throw new ServingError('config_invalid', `${name}: ${spec.vocab} token ids are too few: at least ${least}`);
+  }
   return {
     name,
-    spec,
+    // Ids that end a text go with the tokenizer, not with the shape.
+    spec: { ...spec, eosIds: [tokenizer.eosId] },
     weights: randomTensors(name, (tensor) => decoderTensorShape(spec, tensor), seed),
-    tokenizerDir: qwenTokenizerDir(),
+    tokenizerDir: tokenizer.dir(),
+    tokenizerOf: tokenizer.of,
     [Symbol.asyncDispose]: async () => {},
   };
 }
