@@ -78,11 +78,11 @@ export function benchCommand(): Command {
   );
   all.addCommand(
     bench('breakdown', 'where the time of a request goes')
-      .option('--code-tokens <n>', 'of the prompt without its context', whole, 1000)
+      .option('--code-tokens <n>', 'of the prompt without its context', whole, 2000)
       .option('--output-tokens <n>', 'of every answer', whole, 16)
       .option('--requests <n>', 'per mode and context', whole, 8)
       .action(async ({ codeTokens, outputTokens, requests, ...flags }) => {
-        const { runBreakdown } = await import('./runs/single.ts');
+        const { runBreakdown } = await import('./runs/breakdown.ts');
         await runBreakdown(typed(flags), onlyModel(flags.models), { codeTokens, outputTokens, requests });
       }),
   );

@@ -1,6 +1,6 @@
 /**
- * The bare engine in a process of its own, measured on request over IPC: what bench/peers starts beside llama.cpp, to
- * measure the two in turns. One {@link Task} in, one {@link Answer} out.
+ * The bare engine in a process of its own, measured on request over IPC: what bench/peers starts beside llama.cpp, and
+ * ./bare.ts beside a system, to measure the two in turns. One {@link Task} in, one {@link Answer} out.
  */
 import { memoryOf } from './memory.ts';
 import { EngineSubject, type SubjectOptions } from './subject.ts';

@@ -7,7 +7,7 @@ import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { openBundle } from '../../services/lib/model/bundle.ts';
+import { floatsOf, openBundle } from '../../services/lib/model/bundle.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { GREEDY, NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
@@ -21,6 +21,8 @@ export interface SubjectOptions {
   readonly capacity: number;
   /** As the setting of that name: a folder, the bundle's own when empty, or `off`. */
   readonly prepacked: string;
+  /** Whose weights both phases are computed with, as in a worker; each phase has its own when not given. */
+  readonly weights?: 'prefill' | 'decode';
 }
 
 const QUIET = createLogger('bench', 'silent');
@@ -42,16 +44,22 @@ export class EngineSubject {
     this.#filled = new Array<number>(steps.pool.slots).fill(0);
   }
 
-  /** Both phases share one KV pool; they share the weights too where the bundle has no others for prompts. */
+  /** Both phases share one KV pool; they share the weights too where the bundle has no others for prompts, or it is said. */
   static async load(options: SubjectOptions): Promise<EngineSubject> {
     const bundle = await openBundle(options.model);
-    const { llm, prefill } = bundle;
+    const llm = options.weights === 'prefill' ? bundle.prefill : bundle.llm;
+    const prefill = options.weights === 'decode' ? bundle.llm : bundle.prefill;
     const prepacked = prepackedCache(bundle, options.prepacked, QUIET);
     // Made once per machine: not what loading takes.
     if (prepacked) for (const graph of new Set([llm, prefill])) await prepackedGraph(graph, prepacked);
     const startMs = performance.now();
     const { spec } = bundle.manifest.llm;
-    const pool = new KvPool(spec, options.slots, options.capacity);
+    const { layers, kvHeads, headDim } = spec;
+    const pool = new KvPool(
+      { layers, kvHeads, headDim, floats: floatsOf(bundle.manifest) },
+      options.slots,
+      options.capacity,
+    );
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
     const settings = { provider: 'cpu', threads: options.threads, spin: options.spin, prepacked } as const;
     const steps = await DecoderSession.load(llm, shape, pool, settings);

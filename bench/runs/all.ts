@@ -8,10 +8,11 @@ import type { Workload } from '../load.ts';
 import { parseSlo, type Slo } from '../measure/latency.ts';
 import { placeInReadme, writeReadme } from '../report/readme.ts';
 import { COLOCATED, DISAGGREGATED } from '../system/system.ts';
+import { runBreakdown } from './breakdown.ts';
 import type { BenchOptions } from './context.ts';
 import { runLoad } from './load.ts';
 import { runPlan } from './plan.ts';
-import { runBreakdown, runIndexing, runInterference, runRetrieval, runTyping } from './single.ts';
+import { runIndexing, runInterference, runRetrieval, runTyping } from './single.ts';
 import { runTables } from './tables.ts';
 
 export interface AllOptions {

@@ -1,7 +1,6 @@
-/** The benches that look at one thing: interference, breakdown, retrieval, index, typing. */
+/** The benches that look at one thing: interference, retrieval, index, typing. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type BreakdownResult, type BreakdownRun, measureBreakdown } from '../breakdown.ts';
 import { type IndexResult, type IndexRun, measureIndex } from '../indexing.ts';
 import {
   type InterferenceOptions,
@@ -27,7 +26,6 @@ import {
 } from './context.ts';
 import { run } from './run.ts';
 
-export const CONTEXTS: readonly ContextMode[] = ['compressed', 'text', 'off'];
 const BOTH = [COLOCATED, DISAGGREGATED];
 
 /** Of the windows, where nothing else is said: this long, or time for so many prompts. */
@@ -61,31 +59,6 @@ export async function runInterference(
       }
       return { model: model.name, options: how, everyMs: every, runs };
     }),
-  );
-}
-
-export async function runBreakdown(
-  options: BenchOptions,
-  modelName: string,
-  breakdown: { readonly codeTokens: number; readonly outputTokens: number; readonly requests: number },
-): Promise<Artifact<BreakdownResult>> {
-  const prepared = await prepareModel(modelName, options);
-  const { model, prompts } = prepared;
-  return run(
-    options,
-    { bench: 'breakdown', models: [model], settings: { ...systemSettings(options), ...breakdown, pinning: 'shared' } },
-    (onProgress) =>
-      withSystems(options, prepared, { deployments: BOTH, pinning: 'shared' }, async (systems) => {
-        const runs: BreakdownRun[] = [];
-        for (const { name, url } of systems) {
-          for (const context of CONTEXTS) {
-            onProgress(`${name}, ${context}`);
-            const { timeoutMs } = options;
-            runs.push(await measureBreakdown(url, name, prompts, { ...breakdown, context, timeoutMs }));
-          }
-        }
-        return { model: model.name, promptTokens: breakdown.codeTokens, outputTokens: breakdown.outputTokens, runs };
-      }),
   );
 }
 
