@@ -1,28 +1,23 @@
 /** Who gets the next free KV slot: first come, first served, with a bound on those that wait. */
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
-import { metrics } from '../lib/process/metrics.ts';
-
-interface Waiter {
-  readonly positions: number;
-  grant(slot: KvSlot): void;
-}
+import { metrics, partOf } from '../lib/process/metrics.ts';
 
 export class SlotAdmission {
   readonly #pool: KvPool;
   readonly #limit: number;
-  readonly #waiting: Waiter[] = [];
+  readonly #gauge = partOf(metrics.waiting);
+  #waiting = 0;
   #granted = 0;
 
   /** @param limit sequences that may wait. */
   constructor(pool: KvPool, limit: number) {
     this.#pool = pool;
     this.#limit = limit;
-    pool.onFree(() => this.#passOn());
   }
 
   get waiting(): number {
-    return this.#waiting.length;
+    return this.#waiting;
   }
 
   /** Slots in the hands of callers. */
@@ -37,30 +32,35 @@ export class SlotAdmission {
    */
   async reserve(positions: number, signal: AbortSignal): Promise<KvSlot> {
     signal.throwIfAborted();
-    const free = this.#waiting.length === 0 ? this.#pool.reserve(positions) : undefined;
+    const free = this.#pool.contended ? undefined : this.#pool.reserve(positions);
     if (free) return this.#owned(free);
-    if (this.#waiting.length >= this.#limit) {
+    if (this.#waiting >= this.#limit) {
       throw new ServingError(
         'saturated',
-        `all ${this.#pool.slots} slots are taken and ${this.#waiting.length} sequences wait (--queue-sequences ${this.#limit})`,
+        `all ${this.#pool.slots} slots are taken and ${this.#waiting} sequences wait (--queue-sequences ${this.#limit})`,
         { retryAfterSeconds: 1, knob: 'queue-sequences' },
       );
     }
     return new Promise((resolve, reject) => {
-      const leave = () => {
-        this.#waiting.splice(this.#waiting.indexOf(waiter), 1);
+      const stopWaiting = () => {
+        signal.removeEventListener('abort', leave);
+        this.#waiting--;
         this.#observe();
+      };
+      const giveUp = this.#pool.wait(() => {
+        const slot = this.#pool.reserve(positions);
+        if (slot === undefined) return false;
+        stopWaiting();
+        resolve(this.#owned(slot));
+        return true;
+      });
+      const leave = () => {
+        giveUp();
+        stopWaiting();
         reject(signal.reason);
       };
-      const waiter: Waiter = {
-        positions,
-        grant: (slot) => {
-          signal.removeEventListener('abort', leave);
-          resolve(this.#owned(slot));
-        },
-      };
       signal.addEventListener('abort', leave, { once: true });
-      this.#waiting.push(waiter);
+      this.#waiting++;
       this.#observe();
     });
   }
@@ -74,23 +74,13 @@ export class SlotAdmission {
       held = false;
       this.#granted--;
       slot[how]();
+      this.#observe();
     };
     return { index: slot.index, release: () => giveBack('release'), keep: () => giveBack('keep') };
   }
 
-  /** Gives free slots to those who wait. */
-  #passOn(): void {
-    for (let next = this.#waiting[0]; next !== undefined; next = this.#waiting[0]) {
-      const slot = this.#pool.reserve(next.positions);
-      if (slot === undefined) break;
-      this.#waiting.shift();
-      next.grant(slot);
-    }
-    this.#observe();
-  }
-
   #observe(): void {
-    metrics.waiting.set(this.#waiting.length);
+    this.#gauge(this.#waiting);
     metrics.kvUsage.set(this.#pool.reserved / this.#pool.slots);
   }
 }

@@ -1,7 +1,6 @@
 /** The decode worker as a gRPC service. */
 import type { KvPool } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
-import { metrics } from '../lib/process/metrics.ts';
 import type { DecodeEvent } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest__Output } from '../lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
@@ -37,7 +36,6 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
     const kv = checked(request, options, pool.capacity);
     const { slot, ...received } = await kvSource().acquire(kv, signal);
     try {
-      metrics.queueTime.observe(received.queueSeconds);
       yield {
         joined: {
           queueUs: Math.round(received.queueSeconds * 1e6),

@@ -1,5 +1,6 @@
 /** How the KV cache of a sequence gets into a slot of ours. */
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import { metrics } from '../lib/process/metrics.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import { SlotAdmission } from './admission.ts';
 import type { KvPuller, Received } from './receive.ts';
@@ -48,6 +49,7 @@ export class RemoteKv implements KvSource {
     const arrivedAtMs = performance.now();
     const slot = await this.#awaitSlot(handle, signal);
     const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
+    metrics.queueTime.observe(queueSeconds);
     try {
       await this.#betweenSteps();
       return { ...(await this.#puller.pull(handle, slot, signal)), slot, queueSeconds };

@@ -3,7 +3,7 @@
  * moment of the check, so that a burst cannot pass it together.
  */
 import { ServingError } from '../lib/process/errors.ts';
-import { metrics } from '../lib/process/metrics.ts';
+import { metrics, partOf } from '../lib/process/metrics.ts';
 
 export interface Waiting {
   readonly tokens: number;
@@ -32,6 +32,7 @@ export class PromptQueue<J extends Waiting> {
   readonly #limit: number;
   readonly #order: QueueOrder;
   readonly #jobs: J[] = [];
+  readonly #waiting = partOf(metrics.waiting);
   #tokens = 0;
   /** Tokens computed per second, smoothed; 0 before the first prompt. */
   #rate = 0;
@@ -99,7 +100,7 @@ export class PromptQueue<J extends Waiting> {
 
   #count(tokens: number): void {
     this.#tokens += tokens;
-    metrics.waiting.set(this.#jobs.length);
+    this.#waiting(this.#jobs.length);
     metrics.waitingTokens.set(this.#tokens);
   }
 }

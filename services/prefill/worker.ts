@@ -63,6 +63,11 @@ export interface Pending extends PrefillJob {
   fail(reason: unknown): void;
 }
 
+interface Started {
+  readonly job: Pending;
+  readonly start: PrefixSlot;
+}
+
 export interface PrefillWorkerOptions {
   /** Tokens of the next chunk. */
   readonly chunkTokens: () => number;
@@ -81,6 +86,8 @@ export class PrefillWorker {
   readonly #options: PrefillWorkerOptions;
   readonly #log: Logger;
   #running = false;
+  /** The first prompt that waits does so for a slot. */
+  #inLine = false;
   #computing = 0;
 
   constructor(
@@ -97,7 +104,6 @@ export class PrefillWorker {
     this.#prefixes = prefixes;
     this.#options = options;
     this.#log = log;
-    engine.pool.onFree(() => this.#wake());
   }
 
   /** @throws ServingError saturated. */
@@ -134,21 +140,40 @@ export class PrefillWorker {
     return this.#computing;
   }
 
-  /** Looks for work: a prompt came or a slot was given back. */
+  /** Looks for work: a prompt came. */
   #wake(): void {
-    if (!this.#running) void this.#run();
+    if (!this.#running && !this.#inLine) void this.#run(this.#next());
   }
 
-  async #run(): Promise<void> {
+  async #run(first: Started | undefined): Promise<void> {
     this.#running = true;
-    for (let next = this.#next(); next !== undefined; next = this.#next()) await this.#serve(next.job, next.start);
+    for (let next = first; next !== undefined; next = this.#next()) await this.#serve(next.job, next.start);
     // No await since the last look: whoever comes from here on wakes us.
     this.#running = false;
     if (this.#queue.length === 0) this.#options.onIdle();
   }
 
-  /** The first prompt that waits, with a slot for it; undefined when either is missing. */
-  #next(): { job: Pending; start: PrefixSlot } | undefined {
+  /** The first prompt that waits, with a slot for it. Where there is none, it waits in line with sequences. */
+  #next(): Started | undefined {
+    const { pool } = this.#engine;
+    const next = pool.contended ? undefined : this.#take();
+    const waiting = next === undefined ? this.#queue.first : undefined;
+    if (waiting) {
+      this.#inLine = true;
+      pool.wait(() => this.#turn(), waiting.queuedAtMs);
+    }
+    return next;
+  }
+
+  #turn(): boolean {
+    const next = this.#take();
+    if (next === undefined && this.#queue.length > 0) return false;
+    this.#inLine = false;
+    if (next) void this.#run(next);
+    return true;
+  }
+
+  #take(): Started | undefined {
     const job = this.#queue.first;
     const start = job && this.#prefixes.reserve(job.chain, job.tokens);
     if (job === undefined || start === undefined) return undefined;

@@ -33,7 +33,10 @@ describe('reserving', () => {
           let told = 0;
           let given = 0;
           pool.onPressure(() => kept.shift());
-          pool.onFree(() => told++);
+          pool.wait(() => {
+            told++;
+            return false;
+          });
           const hold = (slot: KvSlot | undefined, positions: number) => {
             if (slot === undefined) return;
             everGiven.push(slot);

@@ -27,7 +27,10 @@ beforeEach(() => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
   pool = new KvPool(LAYOUT, 4, 16);
   freed = 0;
-  pool.onFree(() => freed++);
+  pool.wait(() => {
+    freed++;
+    return false;
+  });
   leases = new LeaseTable(pool, new PrefixCache(pool), TTL_MS);
   metrics.leasesEnded.reset();
 });

@@ -32,7 +32,9 @@ export class KvPool {
   #held = 0;
   /** Names a kept slot to be given up, and forgets it. */
   #evict: () => number | undefined = () => undefined;
-  readonly #onFree: (() => void)[] = [];
+  /** Those who wait for a slot, in order of coming. */
+  readonly #line: { readonly sinceMs: number; readonly take: () => boolean }[] = [];
+  #serving = false;
 
   /** @throws ServingError out_of_memory, with the arithmetic, when the machine could never hold the pool. */
   constructor(layout: KvLayout, slots: number, capacity: number) {
@@ -74,9 +76,29 @@ export class KvPool {
     this.#evict = evict;
   }
 
-  /** Who waits for a slot is told whenever one was given back, whoever held it. */
-  onFree(tell: () => void): void {
-    this.#onFree.push(tell);
+  /** Whether others wait for a slot: who comes now does so behind them. */
+  get contended(): boolean {
+    return this.#line.length > 0;
+  }
+
+  /**
+   * Waits for a slot: first come, first served, whatever it is for.
+   * @param take called when a slot may be free and it is its turn; whether it needs its place no longer.
+   * @param sinceMs when it came, by the monotonic clock.
+   * @returns gives the place up; once it is gone, harmless.
+   */
+  wait(take: () => boolean, sinceMs = performance.now()): () => void {
+    const place = this.#line.findLastIndex((other) => other.sinceMs <= sinceMs) + 1;
+    this.#line.splice(place, 0, { sinceMs, take });
+    return () => this.#leave(take);
+  }
+
+  /** A slot may be free for those who wait. */
+  offer(): void {
+    if (this.#serving) return; // a slot came back from the one whose turn it is: the loop below goes on
+    this.#serving = true;
+    for (let first = this.#line[0]; first?.take(); first = this.#line[0]) this.#leave(first.take);
+    this.#serving = false;
   }
 
   /**
@@ -149,6 +171,11 @@ export class KvPool {
     }
   }
 
+  #leave(take: () => boolean): void {
+    const index = this.#line.findIndex((other) => other.take === take);
+    if (index >= 0) this.#line.splice(index, 1);
+  }
+
   #hold(index: number, positions: number): KvSlot {
     this.#states[index] = 'held';
     this.#claimed[index] = positions;
@@ -160,7 +187,7 @@ export class KvPool {
       this.#held--;
       this.#states[index] = state;
       if (state === 'free') this.#claimed[index] = 0;
-      for (const tell of this.#onFree) tell();
+      this.offer();
     };
     return { index, release: () => giveBack('free'), keep: () => giveBack('kept') };
   }

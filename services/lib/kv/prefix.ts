@@ -59,7 +59,10 @@ export class PrefixCache {
       if (slot) return { slot, positions, copyFrom: undefined };
     }
     entry.pins++;
-    const done = () => void entry.pins--;
+    const done = () => {
+      entry.pins--;
+      this.#pool.offer(); // the slot may be given up again
+    };
     const slot = this.#pool.reserve(promptTokens);
     if (slot) return { slot, positions, copyFrom: { slot: entry.slot, done } };
     done();

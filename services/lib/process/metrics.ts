@@ -74,6 +74,15 @@ export const metrics = {
   indexedChunks: counter('llavacode:indexed_chunks_total', 'Chunks by what was done with them', ['outcome']),
 } as const;
 
+/** Sets the caller's part of a gauge that is the sum of several: two queues of one process wait in the same figure. */
+export function partOf(gauge: Gauge): (value: number) => void {
+  let last = 0;
+  return (value) => {
+    gauge.inc(value - last);
+    last = value;
+  };
+}
+
 /** The text that Prometheus scrapes. */
 export const exposition = () => registry.metrics();
 export const expositionType = registry.contentType;
