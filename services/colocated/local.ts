@@ -72,6 +72,8 @@ export class LocalKv implements KvSource {
     lease.throwIfEnded();
     const reserved = pool.reserve(lease.positions);
     if (reserved === undefined) {
+      // Waiting here would be for ever where all wait so: it comes again as a prompt, which waits for its turn.
+      leases.readerDone(lease);
       throw new ServingError('saturated', `all ${pool.slots} slots are taken: no room for another choice`, {
         retryAfterSeconds: 1,
         knob: 'slots',

@@ -1,5 +1,6 @@
 /** Prompts and sequences in one process, over gRPC: nothing travels, nothing disturbs, nothing stays behind. */
 import { describe, expect, test } from 'vitest';
+import { metrics } from '../../services/lib/process/metrics.ts';
 import { GREEDY } from '../../services/lib/request/sequence.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
 import { continuation, FakeEngine, gate, HIDDEN, settle, tokensOf, until } from '../fake-engine.ts';
@@ -62,6 +63,24 @@ describe('a completion', () => {
     expect(all.map(({ tokens }) => tokens)).toEqual([greedy.slice(1), [11, 11, 11, 11], [12, 12, 12, 12]]);
     expect(await staged.first()).toEqual([greedy[0], 11, 12]);
     await staged.released();
+  });
+
+  test('of more choices than there are slots: one has no room, and the rest go on', async () => {
+    const worker = await startColocated({}, new FakeEngine(2));
+    const step = gate();
+    worker.engine.beforeStep = () => step.opened;
+    const choices = [1, 2, 3].map(() => samplingMessage(GREEDY));
+    const staged = await begin(worker.client, prefillRequest(promptOf(7), { choices, readers: 3 }));
+    await staged.first();
+    const of = (choice: number) => decode(worker.decoder, decodeRequest(staged.kv, 5, { choice }));
+    const first = of(0);
+    await until(() => worker.engine.steps.length > 0);
+    await expect(of(1)).rejects.toEqual(refusal('saturated'));
+    const last = of(2);
+    await staged.released(); // nobody has a lease to wait for
+    step.open();
+    const expected = continuation(promptOf(7), 5).tokens.slice(1);
+    expect([(await first).tokens, (await last).tokens]).toEqual([expected, expected]);
   });
 
   test('whose output ends with its first token', async () => {
@@ -344,6 +363,46 @@ describe('KV of another process', () => {
     expect((await own).tokens).toEqual(continuation(promptOf(6), 4).tokens);
     await staged.first();
     await staged.released();
+  });
+
+  test('and prompts from here have slots in the order they came; the gauge counts all that wait', async () => {
+    const worker = await startColocated({}, new FakeEngine(1));
+    const prefill = await startPrefill({}, new FakeEngine(3));
+    const waiting = async () => (await metrics.waiting.get()).values[0]?.value ?? 0;
+    const before = await waiting();
+    const step = gate();
+    worker.engine.beforeStep = () => step.opened;
+    const order: string[] = [];
+    const own = async (name: string, salt: number) => {
+      await complete(worker, promptOf(6, salt), 4);
+      order.push(name);
+    };
+    const foreign = async (name: string, salt: number) => {
+      const staged = await begin(prefill.client, prefillRequest(promptOf(6, salt)));
+      await decode(worker.decoder, decodeRequest(staged.kv, 4));
+      order.push(name);
+      await staged.first();
+      await staged.released();
+    };
+    const all: Promise<void>[] = [own('runs', 1)];
+    await until(() => worker.engine.steps.length === 1);
+    for (const [i, go] of [own, foreign, own, foreign].entries()) {
+      all.push(go(`${i}`, i + 2));
+      await until(async () => (await waiting()) === before + i + 1);
+    }
+    step.open();
+    await Promise.all(all);
+    expect(order).toEqual(['runs', '0', '1', '2', '3']);
+    expect(await waiting()).toBe(before);
+  });
+
+  test('is observed once as waiting, and so is a prompt from here', async () => {
+    const observed = async () =>
+      (await metrics.queueTime.get()).values.find(({ metricName }) => metricName?.endsWith('_count'))?.value ?? 0;
+    const worker = await startColocated();
+    const before = await observed();
+    await complete(worker, promptOf(6), 4);
+    expect(await observed()).toBe(before + 1);
   });
 
   test('waits for a slot, and has it when a prompt that held it is given up', async () => {
