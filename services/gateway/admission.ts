@@ -47,10 +47,8 @@ export class Admission {
     const { maxInflight, requestTimeoutMs, draining } = this.#options;
     draining.throwIfAborted();
     const earlier = session === undefined ? undefined : this.#sessions.get(session);
-    // Before the count: whom it supersedes must not keep it out.
-    earlier?.abort(new ServingError('superseded', 'a newer request of the same session came'));
-    // Those that were aborted are on their way out.
-    const inWork = [...this.#running].filter(([{ signal }]) => !signal.aborted);
+    // Neither those that were aborted, which are on their way out, nor whom it supersedes may keep it out.
+    const inWork = [...this.#running].filter(([other]) => !other.signal.aborted && other !== earlier);
     if (ofTenant !== undefined && inWork.filter(([, other]) => other === tenant).length >= ofTenant) {
       throw new ServingError('quota_exceeded', `${ofTenant} requests of tenant ${tenant} are in work`, {
         retryAfterSeconds: 1,
@@ -63,6 +61,8 @@ export class Admission {
         knob: 'max-inflight',
       });
     }
+    // Not before it is let in: else both would be lost.
+    earlier?.abort(new ServingError('superseded', 'a newer request of the same session came'));
     const controller = new AbortController();
     const budgetMs = Math.min(timeoutMs ?? requestTimeoutMs, requestTimeoutMs);
     const deadline = setTimeout(() => {

@@ -31,7 +31,6 @@ export const GATEWAY_SETTINGS = [
 export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
-  collectProcessMetrics('gateway');
   demandGuard(config, config.apiKeysFile !== '', '--api-keys-file');
   const [keys, tls, security] = await Promise.all([
     loadApiKeys(config.apiKeysFile),
@@ -40,6 +39,8 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
   ]);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
+  const model = config.servedName || manifest.name;
+  collectProcessMetrics('gateway', model);
   const tokenizer = await loadTokenizer(tokenizerDir);
   const store = withRowCache(
     withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
@@ -60,7 +61,7 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
     await store.close();
   });
   const gateway = await startGateway(config, {
-    model: config.servedName || manifest.name,
+    model,
     fingerprint: manifest.fingerprint,
     contextFingerprint: manifest.context?.fingerprint,
     hidden: manifest.llm.spec.hidden,

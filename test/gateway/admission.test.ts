@@ -1,5 +1,6 @@
 /** Bounds on requests, their budgets and sessions, as a client sees them. */
 import { describe, expect, test } from 'vitest';
+import { Admission } from '../../services/gateway/admission.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { type FakeGatewayOptions, fakeGateway, spelling } from './fake-gateway.ts';
 import type { FakeModel, Stage } from './fake-workers.ts';
@@ -30,6 +31,20 @@ describe('a session', () => {
     delete gateway.workers.model.holdAt;
     await gateway.complete({ prompt: 'y', session: 's' });
     expect((await older).at(-1)).toMatchObject({ error: { code: 'superseded' } });
+  });
+
+  test('goes on with its older request where the newer one is refused', () => {
+    const draining = new AbortController();
+    const admission = new Admission({ maxInflight: 8, requestTimeoutMs: 60_000, draining: draining.signal });
+    const older = admission.admit({ session: 's', tenant: 'a' });
+    const other = admission.admit({ tenant: 'a' });
+    expect(() => admission.admit({ session: 's', tenant: 'a', maxInflight: 1 })).toThrowError(
+      expect.objectContaining({ code: 'quota_exceeded' }),
+    );
+    expect(older.signal.aborted).toBe(false);
+    const newer = admission.admit({ session: 's', tenant: 'a', maxInflight: 2 });
+    expect(older.signal.reason).toMatchObject({ code: 'superseded' });
+    for (const admitted of [older, other, newer]) admitted.release();
   });
 
   test('is its own; those that ended are not superseded', async () => {
