@@ -38,3 +38,19 @@ test('a buffer is used again after its message was made, not before', async () =
   await Promise.resolve();
   expect(allocateRows(5_000_000).buffer).toBe(first.buffer);
 });
+
+test('of too many spare buffers the larger are kept, and a frame takes the smallest that holds it', async () => {
+  const done = async (...buffers: Buffer[]) => {
+    for (const data of buffers) responseSerialize({ rows: { data } });
+    await Promise.resolve();
+  };
+  const large = Array.from({ length: 8 }, () => allocateRows(6_000_000));
+  const small = Array.from({ length: 8 }, () => allocateRows(50_000));
+  await done(...small);
+  await done(...large);
+  const again = Array.from({ length: 8 }, () => allocateRows(6_000_000).buffer);
+  expect(new Set(again)).toEqual(new Set(large.map(({ buffer }) => buffer)));
+  const [little, big] = [allocateRows(1000), allocateRows(2000)];
+  await done(big, little);
+  expect(allocateRows(900).buffer).toBe(little.buffer);
+});

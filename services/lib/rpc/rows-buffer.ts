@@ -15,6 +15,7 @@ const KEPT = 8;
 /** Field numbers of kv.proto with their wire types. */
 const TAG = { rows: 0x12, start: 0x08, end: 0x10, rowStart: 0x18, rowEnd: 0x20, crc32: 0x2d, data: 0x32 };
 
+/** The smallest first: a frame takes the smallest that it fits into. */
 const spare: Buffer[] = [];
 /** The whole buffers of those that {@link allocateRows} gave out. */
 const whole = new WeakMap<Uint8Array, Buffer>();
@@ -57,8 +58,13 @@ export function serializeFrame(frame: KvFrame, usual: (frame: KvFrame) => Buffer
   fields.copy(buffer, from + end - inner, 0, inner);
   whole.delete(rows.data as Uint8Array);
   // gRPC copies the message behind its own header in the same turn of the event loop.
-  queueMicrotask(() => {
-    if (spare.length < KEPT) spare.push(buffer);
-  });
+  queueMicrotask(() => keep(buffer));
   return buffer.subarray(from, HEADROOM + length);
+}
+
+/** The smallest goes where there are too many: large frames are the ones that are dear to allocate. */
+function keep(buffer: Buffer): void {
+  const at = spare.findIndex(({ length }) => length >= buffer.length);
+  spare.splice(at < 0 ? spare.length : at, 0, buffer);
+  if (spare.length > KEPT) spare.shift();
 }
