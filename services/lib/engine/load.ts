@@ -74,13 +74,15 @@ function refuseIfTooLarge(bundle: Bundle, graph: string, { slots, capacity }: En
   const folder = `${relative(bundle.dir, dirname(graph))}/`;
   const files = allFiles(bundle.manifest).filter(({ path }) => path.startsWith(folder));
   const weights = files.reduce((sum, { bytes }) => sum + bytes, 0);
-  const perToken = positionBytes({ ...bundle.manifest.llm.spec, floats: floatsOf(bundle.manifest) });
+  const { spec } = bundle.manifest.llm;
+  const perToken = positionBytes({ ...spec, floats: floatsOf(bundle.manifest) });
   const kv = perToken * capacity * slots;
+  const logits = spec.vocab * 4 * slots;
   const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
-  if (weights + kv <= available) return;
+  if (weights + kv + logits <= available) return;
   throw new ServingError(
     'out_of_memory',
-    `the weights take ${gib(weights)} and the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, the machine has ${gib(available)}; lower --slots or --capacity`,
+    `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${slots} slots x ${spec.vocab} ids x 4 bytes = ${gib(logits)}; the machine has ${gib(available)}; lower --slots or --capacity`,
   );
 }
 

@@ -1,0 +1,69 @@
+/** An engine that cannot be: refused before gigabytes are read, with the numbers that say why. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { ENGINE_SETTINGS, type EngineConfig, loadEngine } from '../../services/lib/engine/load.ts';
+import { positionBytes } from '../../services/lib/kv/layout.ts';
+import type { Manifest } from '../../services/lib/model/bundle.ts';
+import { exportBundle } from '../../services/lib/model/export.ts';
+import { loadConfig } from '../../services/lib/process/config.ts';
+import { createLogger } from '../../services/lib/process/log.ts';
+
+const GIB = 2 ** 30;
+const machine = vi.hoisted(() => ({ bytes: 0 }));
+vi.mock('node:os', async (original) => ({ ...(await original<object>()), totalmem: () => machine.bytes }));
+
+let dir: string;
+let manifest: Manifest;
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'llavacode-load-'));
+  const llm = join(import.meta.dirname, '../goldens/qwen2-tied');
+  manifest = await exportBundle({ llm, to: join(dir, 'bundle'), precision: 'fp32' });
+  vi.spyOn(process, 'constrainedMemory').mockReturnValue(0);
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+const log = createLogger('test', 'silent');
+const load = (asked: Partial<EngineConfig>) => {
+  const model = join(dir, 'bundle');
+  const config = loadConfig(ENGINE_SETTINGS, { model, provider: 'cpu', threads: 1, prepacked: 'off' }, {});
+  return loadEngine({ ...config, ...asked }, 'decode', log);
+};
+const kvBytes = (slots: number, capacity: number) =>
+  positionBytes({ ...manifest.llm.spec, floats: 'float32' }) * slots * capacity;
+
+test('KV that the machine cannot hold is refused, with the arithmetic', async () => {
+  const [slots, capacity] = [4096, 2048];
+  machine.bytes = kvBytes(slots, capacity);
+  const perToken = kvBytes(1, 1);
+  const gib = (kvBytes(slots, capacity) / GIB).toFixed(1);
+  await expect(load({ slots, capacity })).rejects.toMatchObject({
+    code: 'out_of_memory',
+    message: expect.stringContaining(`4096 slots x 2048 tokens x ${perToken} bytes = ${gib} GiB`),
+  });
+});
+
+test('logits of every slot count too', async () => {
+  const [slots, capacity] = [8, 16];
+  const { vocab } = manifest.llm.spec;
+  const weights = manifest.llm.files.reduce((sum, { bytes }) => sum + bytes, 0);
+  const logits = slots * vocab * 4;
+  machine.bytes = weights + kvBytes(slots, capacity) + logits - 1;
+  await expect(load({ slots, capacity })).rejects.toMatchObject({
+    code: 'out_of_memory',
+    message: expect.stringContaining(`8 slots x ${vocab} ids x 4 bytes`),
+  });
+  machine.bytes++;
+  const { session } = await load({ slots, capacity });
+  session.dispose();
+});
+
+test('a slot longer than the model’s positions is refused', async () => {
+  const { maxPositions } = manifest.llm;
+  machine.bytes = 1024 * GIB;
+  await expect(load({ slots: 1, capacity: maxPositions + 1 })).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(new RegExp(`--capacity ${maxPositions + 1} exceeds the ${maxPositions} positions`)),
+  });
+});

@@ -1,0 +1,99 @@
+/** Which provider computes, and what is said where it cannot; all of it on a machine without CUDA. */
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
+import { OrtSession } from '../../services/lib/engine/ort.ts';
+import { libraryPath, RUNTIME_VERSION } from '../../services/lib/engine/ort-api.ts';
+import { Graph } from '../../services/lib/model/graph.ts';
+import { writeModel } from '../../services/lib/model/onnx.ts';
+
+let dir: string;
+let path: string;
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'llavacode-provider-'));
+  const graph = new Graph();
+  const input = graph.input('x', 'float32', [2]);
+  graph.output(graph.node('Add', 'sum', [input, input]), 'float32', [2]);
+  await writeModel(graph, dir);
+  path = join(dir, 'model.onnx');
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
+afterEach(() => {
+  vi.doUnmock('koffi');
+  vi.resetModules();
+});
+
+const doubled = async (session: OrtSession) => {
+  const { sum } = await session.run({ x: { type: 'float32', dims: [2], data: Float32Array.of(1, 2) } });
+  session.dispose();
+  return Array.from(sum!.data as Float32Array);
+};
+const hasCuda = existsSync(join(dirname(libraryPath()), 'libonnxruntime_providers_cuda.so'));
+/** What CUDA lacks, and where it belongs. */
+const remedy = new RegExp(
+  `^CUDA is not available .*Install an NVIDIA driver, .*${RUNTIME_VERSION}.*libonnxruntime_providers_cuda\\.so.*beside libonnxruntime`,
+  's',
+);
+
+test.skipIf(hasCuda)('cuda without its libraries is refused, naming what to install', async () => {
+  const onFallback = vi.fn();
+  await expect(OrtSession.load(path, { provider: 'cuda', threads: 1, onFallback })).rejects.toMatchObject({
+    code: 'provider_unavailable',
+    message: expect.stringMatching(remedy),
+  });
+  expect(onFallback).not.toHaveBeenCalled();
+});
+
+test.skipIf(hasCuda)('auto computes on the CPU then, and says why', async () => {
+  const onFallback = vi.fn();
+  const session = await OrtSession.load(path, { provider: 'auto', threads: 1, onFallback });
+  expect(onFallback.mock.calls).toEqual([[expect.stringMatching(remedy)]]);
+  expect(await doubled(session)).toEqual([2, 4]);
+});
+
+test('cpu asks for no other', async () => {
+  const onFallback = vi.fn();
+  expect(await doubled(await OrtSession.load(path, { provider: 'cpu', threads: 1, onFallback }))).toEqual([2, 4]);
+  expect(onFallback).not.toHaveBeenCalled();
+});
+
+/** The modules anew, over a koffi that differs in something. */
+async function runtimeWith(differences: object): Promise<typeof import('../../services/lib/engine/ort-api.ts')> {
+  vi.resetModules();
+  vi.doMock('koffi', async (original) => {
+    const { default: koffi } = await original<{ default: object }>();
+    return { default: { ...koffi, ...differences } };
+  });
+  return import('../../services/lib/engine/ort-api.ts');
+}
+
+test('a library of another version is refused before any of its functions is called', async () => {
+  const { default: koffi } = await import('koffi');
+  let version: unknown;
+  const decode = (...args: Parameters<typeof koffi.decode>) => {
+    const decoded = koffi.decode(...args);
+    // The second thing decoded is the function that tells the version.
+    if (typeof decoded !== 'function' || version !== undefined) return decoded;
+    version = decoded();
+    return () => '1.2.3';
+  };
+  const config = () => {}; // refused once a library is loaded
+  const { runtime } = await runtimeWith({ decode, config });
+  expect(() => runtime()).toThrow(
+    expect.objectContaining({
+      code: 'runtime_unsupported',
+      message: `ONNX Runtime is 1.2.3, this build needs ${RUNTIME_VERSION}`,
+    }),
+  );
+  expect(version).toBe(RUNTIME_VERSION);
+});
+
+test('a platform without a library is refused, naming those that have one', () => {
+  vi.spyOn(process, 'platform', 'get').mockReturnValue('sunos');
+  expect(() => libraryPath()).toThrow(
+    expect.objectContaining({ code: 'runtime_unsupported', message: expect.stringMatching(/sunos.*linux-x64/) }),
+  );
+  vi.restoreAllMocks();
+});
