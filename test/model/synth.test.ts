@@ -42,7 +42,10 @@ test('every shape can fill in the middle: its tokenizer has the tokens, and its 
     const tokenizer = await loaded.get(dir)!;
     expect(tokenizer.vocabSize, name).toBeLessThanOrEqual(network.spec.vocab);
     expect(choosePromptFormat(tokenizer).frame, name).toBeDefined();
-    expect(network.spec.eosIds.map((id) => tokenizer.decode([id])), name).toEqual(['<|endoftext|>']);
+    expect(
+      network.spec.eosIds.map((id) => tokenizer.decode([id])),
+      name,
+    ).toEqual(['<|endoftext|>']);
     expect(network.tokenizerOf).toBe(name === 'smollm2-135m' ? 'tiny-coder' : 'qwen2.5');
     expect(network.weights.shapeOf('model.layers.0.mlp.down_proj.weight')).toEqual([
       SHAPES[name].hidden,
