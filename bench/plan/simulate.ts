@@ -23,6 +23,8 @@ export interface SimulatedRequest {
   readonly ttft: number;
   /** Undefined for one output token. */
   readonly tpot: number | undefined;
+  /** To the last token. */
+  readonly e2e: number;
 }
 
 interface Sequence {
@@ -95,6 +97,7 @@ export function simulate(costs: CostModel, { prefill, decode }: Pools, load: Sim
 const outcome = ({ arrivedMs, firstMs }: Sequence, lastMs: number, outputTokens: number): SimulatedRequest => ({
   ttft: firstMs - arrivedMs,
   tpot: outputTokens < 2 ? undefined : (lastMs - firstMs) / (outputTokens - 1),
+  e2e: lastMs - arrivedMs,
 });
 
 function argMin<T>(items: readonly T[], of: (item: T) => number): number {

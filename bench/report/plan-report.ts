@@ -1,5 +1,6 @@
 /** `llavacode plan` as Markdown. */
 import { formatSlo } from '../measure/latency.ts';
+import { MOST_SIMULATED } from '../plan/plan.ts';
 import type { PlanResult } from '../plan/result.ts';
 import type { Artifact } from './artifact.ts';
 import { figure, percent, table } from './markdown.ts';
@@ -41,7 +42,9 @@ export function reportPlan({ result }: Artifact<PlanResult>): Report {
       `${rates.model}: ${request.promptTokens} prompt and ${request.outputTokens} output tokens, ${formatSlo(request.slo)} for ${percent(request.target)}; ` +
         `a prefill worker has ${prefillCores} core(s), a decode worker ${decodeCores} and ${rates.slots} slots. What a worker costs was measured:`,
       table(['', 'ms', 'tokens/s'], measured),
-      'What the load needs, by simulation (extrapolated from one worker of each kind on this machine):',
+      'What the load needs, by simulation (extrapolated from one worker of each kind on this machine), once it is steady. ' +
+        `A load that takes more than about ${MOST_SIMULATED} workers of a kind is simulated as a fraction of it, and the workers ` +
+        'are multiplied: an upper bound, as one large pool can only do better than several small ones:',
       table(['requests/s', 'prefill workers', 'decode workers', 'cores', 'attainment'], rows, ['right']),
       errors.length === 0
         ? 'Not validated: no run of `bench load` on 1P:1D was given.'

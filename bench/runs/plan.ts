@@ -22,7 +22,7 @@ export interface PlanOptions {
   readonly slo: Slo | undefined;
   /** Artifact of `bench load`: what the simulation is held against, and whose objective is taken where none is given. */
   readonly load: string | undefined;
-  readonly measure: Omit<RatesOptions, 'timeoutMs'>;
+  readonly measure: Omit<RatesOptions, 'timeoutMs' | 'capacity'>;
 }
 
 export async function runPlan(options: BenchOptions, plan: PlanOptions): Promise<Artifact<PlanResult>> {
@@ -33,7 +33,7 @@ export async function runPlan(options: BenchOptions, plan: PlanOptions): Promise
     { bench: 'plan', models: [prepared.model], settings: { ...systemSettings(options), ...plan, pinning: 'split' } },
     async (onProgress) => {
       onProgress('measuring prompts and decode steps');
-      const how = { ...plan.measure, timeoutMs: options.timeoutMs };
+      const how = { ...plan.measure, capacity: options.capacity, timeoutMs: options.timeoutMs };
       const measured = await withSystems(
         options,
         prepared,
