@@ -2,9 +2,9 @@
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { DEFINITIONS } from '../measure/latency.ts';
 import { describeEnvironment, type Environment } from '../system/environment.ts';
 import type { BenchModel } from '../system/model.ts';
+import { type Definitions, definitionsOf } from './definitions.ts';
 
 export interface Artifact<Result = unknown> {
   readonly format: 1;
@@ -17,7 +17,8 @@ export interface Artifact<Result = unknown> {
   readonly environment: Environment;
   readonly models: readonly { readonly name: string; readonly precision: string; readonly fingerprint: string }[];
   readonly settings: Readonly<Record<string, unknown>>;
-  readonly definitions: Readonly<Record<string, string>>;
+  /** Of the figures that its report shows. */
+  readonly definitions: Definitions;
   readonly result: Result;
 }
 
@@ -46,7 +47,7 @@ export async function record<Result>(run: RunDescription, measure: () => Promise
       fingerprint: manifest.fingerprint,
     })),
     settings: run.settings,
-    definitions: DEFINITIONS,
+    definitions: definitionsOf(run.bench),
     result,
   };
 }

@@ -4,6 +4,7 @@ import { dirname, relative } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { type Artifact, readArtifacts } from './artifact.ts';
 import { chartName } from './chart.ts';
+import { mergeDefinitions } from './definitions.ts';
 import { table } from './markdown.ts';
 import { BENCHES, type BenchName, reportOf } from './reports.ts';
 
@@ -40,11 +41,11 @@ export function sections(artifacts: ReadonlyMap<string, Artifact>, folder: strin
   const sorted = [...artifacts]
     .filter(([, { bench }]) => order.includes(bench))
     .sort(([a, { bench: x }], [b, { bench: y }]) => order.indexOf(x) - order.indexOf(y) || a.localeCompare(b));
-  const definitions = sorted[0]?.[1].definitions ?? {};
+  const definitions = mergeDefinitions(sorted.map(([, artifact]) => artifact));
   return [
     ...sorted.map(([name, artifact]) => section(name, artifact, folder)),
     '### Definitions',
-    table(['figure', 'definition'], Object.entries(definitions), ['left', 'left']),
+    table(['figure', 'of bench', 'definition'], definitions, ['left', 'left', 'left']),
   ].join('\n\n');
 }
 

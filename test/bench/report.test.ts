@@ -3,8 +3,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { IndexResult } from '../../bench/indexing.ts';
+import { DEFINITIONS } from '../../bench/measure/latency.ts';
 import { type Artifact, readArtifact, writeArtifact } from '../../bench/report/artifact.ts';
 import { axes, drawCharts } from '../../bench/report/chart.ts';
+import { definitionsOf, mergeDefinitions } from '../../bench/report/definitions.ts';
 import { writeReadme } from '../../bench/report/readme.ts';
 
 let dir: string;
@@ -65,9 +67,20 @@ describe('the README', () => {
     expect(text).not.toContain('old');
     expect(text).toContain('| m | first | 40 | 40 | 2.00 | 20.0 |');
     expect(text).toContain('llavacode bench index');
+    expect(text).toContain('| ttft | index | time to first token |');
     expect(text).toContain('[index.json](results/index.json)');
     await writeReadme(readme, results);
     expect(await readFile(readme, 'utf8')).toBe(text);
+  });
+
+  it('defines its figures once, and says of which bench', () => {
+    const of = (bench: string, definitions = definitionsOf(bench)) => ({ bench, definitions });
+    const rows = mergeDefinitions([of('load'), of('tables'), of('load'), of('index', { encoded: 'own' })]);
+    expect(rows).toContainEqual(['ttft', 'load, tables', DEFINITIONS.ttft]);
+    expect(rows).toContainEqual(['encoded', 'index', 'own']);
+    expect(rows.filter(([figure]) => figure === 'goodput')).toEqual([['goodput', 'load', DEFINITIONS.goodput]]);
+    // Artifacts of before carry the load's, whatever bench they are of.
+    expect(mergeDefinitions([of('index', DEFINITIONS)])).toEqual(mergeDefinitions([of('index')]));
   });
 
   it('without a place for it is left alone', async () => {
