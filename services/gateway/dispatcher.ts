@@ -5,6 +5,7 @@
  */
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
+import type { QueueOrder } from '../lib/request/queue-order.ts';
 import { FairQueue } from './fair-queue.ts';
 import type { Demand, Placement, WorkerPool } from './placement.ts';
 import { ServiceRate } from './service-rate.ts';
@@ -31,13 +32,15 @@ export interface DispatcherOptions {
   readonly patienceMs: number;
   /** A tenant's share of the service, relative to the others'. */
   readonly weightOf?: (tenant: string) => number;
+  /** Among prompts of the same tenant and priority. */
+  readonly queueOrder?: QueueOrder;
   /** Monotonic clock, in ms. */
   readonly now?: () => number;
 }
 
 interface Waiter extends Wish {
   readonly tokens: number;
-  readonly sinceMs: number;
+  readonly queuedAtMs: number;
   grant(placement: Placement): void;
   refuse(error: unknown): void;
 }
@@ -61,7 +64,7 @@ export class Dispatcher {
   constructor(options: DispatcherOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#queue = new FairQueue(options.weightOf);
+    this.#queue = new FairQueue(options.weightOf, options.queueOrder);
     options.pool.onChange = () => this.#pump();
   }
 
@@ -76,7 +79,7 @@ export class Dispatcher {
       const waiter: Waiter = {
         ...wish,
         tokens: wish.promptTokens,
-        sinceMs: this.#now(),
+        queuedAtMs: this.#now(),
         grant: (placement) => {
           settle();
           resolve(placement);
@@ -142,7 +145,7 @@ export class Dispatcher {
       }
       if (next.again) this.#again.shift();
       else this.#queue.take();
-      this.#rate.served(next.tokens, next.sinceMs, this.#now());
+      this.#rate.served(next.tokens, next.queuedAtMs, this.#now());
       next.grant(placement);
     }
     if (this.#queue.size === 0) this.#rate.idle();

@@ -1,13 +1,14 @@
 /**
  * Prompts that wait for a worker, fair between tenants: start-time fair queueing over tokens, which is weighted round robin
- * for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier. Pure: no clock, no workers.
+ * for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier or, if so ordered, the
+ * shorter. Pure: no clock, no workers.
  */
+import { compareQueued, type Queued, type QueueOrder } from '../lib/request/queue-order.ts';
 
-export interface Waiting {
+export interface Waiting extends Queued {
   readonly tenant: string;
   /** Lower goes sooner, among the same tenant's. */
   readonly priority: number;
-  readonly tokens: number;
 }
 
 interface Tenant<E> {
@@ -21,15 +22,20 @@ interface Tenant<E> {
 
 export class FairQueue<E extends Waiting> {
   readonly #weightOf: (tenant: string) => number;
+  readonly #order: QueueOrder;
   readonly #tenants = new Map<string, Tenant<E>>();
   #tokens = 0;
   #size = 0;
   /** `served` of the tenant that was served last, before it was. */
   #clock = 0;
 
-  /** @param weightOf a tenant's share of the service, relative to the others'; above 0. */
-  constructor(weightOf: (tenant: string) => number = () => 1) {
+  /**
+   * @param weightOf a tenant's share of the service, relative to the others'; above 0.
+   * @param order among prompts of the same tenant and priority.
+   */
+  constructor(weightOf: (tenant: string) => number = () => 1, order: QueueOrder = 'fifo') {
     this.#weightOf = weightOf;
+    this.#order = order;
   }
 
   get tokens(): number {
@@ -43,8 +49,7 @@ export class FairQueue<E extends Waiting> {
   add(entry: E): void {
     const tenant = this.#tenant(entry.tenant);
     if (tenant.entries.length === 0) tenant.served = Math.max(tenant.served, this.#clock);
-    const place = tenant.entries.findLastIndex((other) => other.priority <= entry.priority) + 1;
-    tenant.entries.splice(place, 0, entry);
+    this.#insert(tenant.entries, entry);
     this.#count(entry, 1);
   }
 
@@ -87,7 +92,7 @@ export class FairQueue<E extends Waiting> {
   victims(entry: E, limit: number): E[] | undefined {
     const holders = new Map([...this.#tenants.values()].map((each) => [each.name, [...each.entries]]));
     const own = holders.get(entry.tenant) ?? [];
-    own.splice(own.findLastIndex((other) => other.priority <= entry.priority) + 1, 0, entry);
+    this.#insert(own, entry);
     holders.set(entry.tenant, own);
     const victims: E[] = [];
     for (let tokens = this.#tokens + entry.tokens; tokens > limit; ) {
@@ -97,6 +102,12 @@ export class FairQueue<E extends Waiting> {
       tokens -= victim.tokens;
     }
     return victims;
+  }
+
+  /** Into its place among those of its tenant. */
+  #insert(entries: E[], entry: E): void {
+    const goesBefore = (other: E) => other.priority - entry.priority || compareQueued(other, entry, this.#order);
+    entries.splice(entries.findLastIndex((other) => goesBefore(other) <= 0) + 1, 0, entry);
   }
 
   #tenant(name: string): Tenant<E> {

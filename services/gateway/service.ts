@@ -36,7 +36,7 @@ export const SERVICE_SETTINGS = [
   ] as const),
   ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'denseBudgetMs'] as const),
   ...(['maxUploadBytes', 'targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs', 'logSamplePercent'] as const),
-  ...(['localPrefill', 'localPrefillTokens'] as const),
+  ...(['localPrefill', 'localPrefillTokens', 'queueOrder'] as const),
   ...HTTP_LIMIT_SETTINGS,
 ] as const satisfies readonly Setting[];
 
@@ -86,12 +86,12 @@ export async function startGateway(
   const { targetTtftMs, maxReplays, stallTimeoutMs } = config;
   const { connectPrefill, connectDecode } = parts;
   const answerTimeoutMs = Math.min(connectTimeoutMs, stallTimeoutMs);
-  const { localPrefill, localPrefillTokens, promptOrder } = config;
+  const { localPrefill, localPrefillTokens, promptOrder, queueOrder } = config;
   const connecting = { fingerprint, connectPrefill, connectDecode, answerTimeoutMs, log };
   const pool = new WorkerPool({ ...connecting, localPrefill, localPrefillTokens });
   const weights = tenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights.get(tenant) ?? 1;
-  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: connectTimeoutMs, weightOf });
+  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: connectTimeoutMs, weightOf, queueOrder });
   const wanted = config.promptFormat === 'auto' ? undefined : config.promptFormat;
   const format = choosePromptFormat(tokenizer, wanted, parts.eosIds);
   const context = { retrieval, retrievalBudgetMs, denseBudgetMs, contextFingerprint, hidden, log };

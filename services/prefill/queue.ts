@@ -4,31 +4,19 @@
  */
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics, partOf } from '../lib/process/metrics.ts';
+import { compareQueued, type Queued, type QueueOrder } from '../lib/request/queue-order.ts';
 
-export interface Waiting {
-  readonly tokens: number;
-  /** Of the monotonic clock. */
-  readonly queuedAtMs: number;
-}
-
-export type QueueOrder = 'fifo' | 'shortest-first';
-
-/** Tokens that a second of waiting is worth, shortest first: nobody who comes 4 s later overtakes a prompt of 2,000. */
-const AGING_TOKENS_PER_SECOND = 500;
-
-/** Which of the prompts that wait is next; -1 when none does. Shortest first lets nobody starve: waiting shortens. */
-export function nextOf(waiting: readonly Waiting[], order: QueueOrder, nowMs: number): number {
-  if (order === 'fifo') return waiting.length > 0 ? 0 : -1;
-  const worth = ({ tokens, queuedAtMs }: Waiting) => tokens - ((nowMs - queuedAtMs) / 1000) * AGING_TOKENS_PER_SECOND;
-  let best = -1;
-  for (const [i, job] of waiting.entries()) if (best < 0 || worth(job) < worth(waiting[best] as Waiting)) best = i;
+/** Index of the one that is next; -1 when nobody waits. */
+export function nextOf(waiting: readonly Queued[], order: QueueOrder): number {
+  let best = waiting.length > 0 ? 0 : -1;
+  for (const [i, job] of waiting.entries()) if (compareQueued(job, waiting[best] as Queued, order) < 0) best = i;
   return best;
 }
 
 /** Below this a run's fixed cost, some ms, would be taken for the rate. */
 const MEASURABLE_TOKENS = 64;
 
-export class PromptQueue<J extends Waiting> {
+export class PromptQueue<J extends Queued> {
   readonly #limit: number;
   readonly #order: QueueOrder;
   readonly #jobs: J[] = [];
@@ -76,7 +64,7 @@ export class PromptQueue<J extends Waiting> {
 
   /** The next one to be computed. */
   get first(): J | undefined {
-    return this.#jobs[nextOf(this.#jobs, this.#order, performance.now())];
+    return this.#jobs[nextOf(this.#jobs, this.#order)];
   }
 
   /** Takes a prompt out: it is computed now, or nobody wants it any more. False when it was not waiting. */

@@ -5,6 +5,7 @@ import { PrefixCache } from '../lib/kv/prefix.ts';
 import { readWireType, type WireType } from '../lib/kv/wire.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { QueueOrder } from '../lib/request/queue-order.ts';
 import type { TokenPrompt } from '../lib/request/sequence.ts';
 import type { KvFrame } from '../lib/rpc/gen/llavacode/v1/KvFrame.ts';
 import type { PrefillEvent } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
@@ -16,7 +17,7 @@ import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescri
 import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { LeaseTable } from './leases.ts';
-import { PromptQueue, type QueueOrder } from './queue.ts';
+import { PromptQueue } from './queue.ts';
 import { type Pending, PrefillWorker, type PromptEngine } from './worker.ts';
 
 export interface PrefillOptions {

@@ -1,11 +1,11 @@
 /** Admission by tokens, on a clock of the test's own. */
 import { describe, expect, test } from 'vitest';
-import { Dispatcher, type Wish } from '../../services/gateway/dispatcher.ts';
+import { Dispatcher, type DispatcherOptions, type Wish } from '../../services/gateway/dispatcher.ts';
 import type { Demand, Placement } from '../../services/gateway/placement.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 
 /** One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so. */
-function bench(rate: number, targetTtftMs: number, room = 2, weights: Record<string, number> = {}) {
+function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<DispatcherOptions> = {}) {
   let nowMs = 0;
   const computing: { tokens: number; done: () => void }[] = [];
   let usable = true;
@@ -31,8 +31,7 @@ function bench(rate: number, targetTtftMs: number, room = 2, weights: Record<str
       return { prefill: { address: 'p' }, decodes: [], job } as unknown as Placement;
     },
   };
-  const weightOf = (tenant: string) => weights[tenant] ?? 1;
-  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: 5, weightOf, now: () => nowMs });
+  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: 5, now: () => nowMs, ...options });
   const never = new AbortController().signal;
   const wish = (promptTokens: number, change: Partial<Wish> = {}): Wish => ({
     ...{ promptTokens, decodes: 1, positions: promptTokens + 16, tenant: 'default', priority: 0 },
@@ -133,6 +132,19 @@ describe('admission', () => {
 });
 
 describe('the queue', () => {
+  test('is served in the order that was set', async () => {
+    const { ask, finishOne, computing } = bench(100, 10_000, 1, { queueOrder: 'shortest-first' });
+    await ask(1);
+    const waiting = [ask(300), ask(20), ask(10)];
+    const order: (number | undefined)[] = [];
+    for (const _ of waiting) {
+      finishOne();
+      order.push(computing[0]?.tokens);
+    }
+    expect(order).toEqual([10, 20, 300]);
+    await Promise.all(waiting);
+  });
+
   test('a client that goes makes room, and is not served', async () => {
     const { ask, finishOne, computing } = bench(100, 1000);
     await Promise.all([ask(10), ask(10)]);

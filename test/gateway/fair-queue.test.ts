@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { FairQueue, type Waiting } from '../../services/gateway/fair-queue.ts';
+import type { QueueOrder } from '../../services/lib/request/queue-order.ts';
 
 interface Entry extends Waiting {
   readonly id: number;
@@ -9,9 +10,9 @@ const entries = fc
   .array(
     fc.record({ tenant: fc.constantFrom('a', 'b', 'c'), priority: fc.nat(2), tokens: fc.integer({ min: 1, max: 99 }) }),
   )
-  .map((list) => list.map((entry, id): Entry => ({ ...entry, id })));
-const filled = (list: readonly Entry[], weightOf?: (tenant: string) => number) => {
-  const queue = new FairQueue<Entry>(weightOf);
+  .map((list) => list.map((entry, id): Entry => ({ ...entry, id, queuedAtMs: id * 20 })));
+const filled = (list: readonly Entry[], weightOf?: (tenant: string) => number, order?: QueueOrder) => {
+  const queue = new FairQueue<Entry>(weightOf, order);
   for (const entry of list) queue.add(entry);
   return queue;
 };
@@ -55,6 +56,20 @@ describe('a fair queue', () => {
     );
   });
 
+  test('or, if so ordered, the shorter, where a second of waiting is worth 500 tokens', () => {
+    fc.assert(
+      fc.property(entries, (list) => {
+        const order = drained(filled(list, undefined, 'shortest-first'));
+        const worth = ({ tokens, queuedAtMs }: Entry) => tokens + queuedAtMs / 2;
+        for (const name of ['a', 'b', 'c']) {
+          const own = list.filter(({ tenant }) => tenant === name);
+          const expected = own.toSorted((x, y) => x.priority - y.priority || worth(x) - worth(y) || x.id - y.id);
+          expect(order.filter(({ tenant }) => tenant === name)).toEqual(expected);
+        }
+      }),
+    );
+  });
+
   test('shares service by weight as long as both wait, to within the longest entry of each', () => {
     fc.assert(
       fc.property(entries, fc.integer({ min: 1, max: 5 }), (list, weight) => {
@@ -76,7 +91,7 @@ describe('a fair queue', () => {
 
   test('owes nothing to a tenant for the time it was away', () => {
     const queue = new FairQueue<Entry>();
-    const add = (tenant: string, id: number) => queue.add({ tenant, priority: 0, tokens: 10, id });
+    const add = (tenant: string, id: number) => queue.add({ tenant, priority: 0, tokens: 10, id, queuedAtMs: id });
     for (let i = 0; i < 10; i++) add('busy', i);
     for (let i = 0; i < 5; i++) queue.take();
     for (let i = 10; i < 15; i++) add('late', i);
@@ -107,7 +122,9 @@ describe('who has to go', () => {
 
   test('a flood of one tenant does not keep out another', () => {
     const queue = new FairQueue<Entry>();
-    const entry = (tenant: string, id: number, priority = 0): Entry => ({ tenant, priority, tokens: 10, id });
+    const entry = (tenant: string, id: number, priority = 0): Entry => ({
+      ...{ tenant, priority, tokens: 10, id, queuedAtMs: id },
+    });
     for (let i = 0; i < 10; i++) queue.add(entry('flood', i));
     expect(queue.victims(entry('flood', 10), 100)).toBeUndefined();
     expect(queue.victims(entry('calm', 11), 100)?.map(({ id }) => id)).toEqual([9]);
