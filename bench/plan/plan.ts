@@ -57,7 +57,8 @@ export function planPools(costs: CostModel, request: PlanRequest): Plan {
   const part = { ...request, rate: rate / scale };
   const planned = ({ prefill, decode }: Pools, attainment: number, feasible: boolean): Plan => ({
     prefill: Math.ceil(prefill * scale),
-    decode: Math.ceil(decode * scale),
+    // One token needs none of them, whatever the load.
+    decode: request.outputTokens < 2 ? decode : Math.ceil(decode * scale),
     rate,
     simulatedRate: part.rate,
     attainment,

@@ -127,6 +127,11 @@ describe('planPools', () => {
     expect(strict.prefill).toBeGreaterThanOrEqual(loose.prefill);
   });
 
+  it('does not multiply decode workers that have nothing to do', () => {
+    const plan = planPools(COSTS, { ...request, outputTokens: 1, rate: 10_000 });
+    expect(plan).toMatchObject({ feasible: true, decode: 1 });
+  });
+
   it('says so where no number of workers helps', () => {
     expect(planPools(COSTS, { ...request, slo: { ttft: 99 }, rate: 1 }).feasible).toBe(false);
   });
