@@ -29,7 +29,7 @@ import { FINISHED, Leg, type LegRequest, type Step } from './leg.ts';
 import type { WorkerPool } from './placement.ts';
 import type { RequestRecord } from './record.ts';
 import { demandReplayable, pauseBeforeReplay } from './replay.ts';
-import { Sessions } from './sessions.ts';
+import { Sessions, sessionOf } from './sessions.ts';
 import { together } from './together.ts';
 
 export interface JourneyParts {
@@ -134,7 +134,7 @@ export class Journey {
     if (request.rag === undefined) return undefined;
     const before = typeof input === 'string' ? input : this.#parts.tokenizer.decode(input);
     const { rag } = request;
-    const session = sessionOf(request, trip);
+    const session = sessionOf(request, trip.tenant);
     const key = JSON.stringify([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
     const settle = session === undefined ? undefined : (found: Retrieved) => this.#sessions.settle(session, key, found);
     const sources = { ...this.#parts.context, settle, ...this.#retrievalBudgets(trip) };
@@ -183,24 +183,25 @@ export class Journey {
     const priorOutputIds = [...choices[indices[0]!]!.ids]; // as it is now: the choice goes on
     const maxTokens = request.maxTokens - priorOutputIds.length;
     const ids = Int32Array.from([...prompt.ids, ...priorOutputIds]);
-    const session = sessionOf(request, trip);
+    const sent = { ids, soft: prompt.soft };
+    const session = sessionOf(request, tenant);
     const demand = {
       promptTokens: ids.length,
       decodes: maxTokens > 1 ? indices.length : 0,
       positions: ids.length + maxTokens,
-      near: session === undefined ? undefined : this.#sessions.lastPrefill(session),
+      ...(session !== undefined && this.#sessions.near(session, sent)),
     };
     const remainingMs = trip.deadlineMs - performance.now();
     const wish = { ...demand, tenant, priority: request.priority, remainingMs, again };
     const placement = await this.#parts.dispatcher.place(wish, signal);
     record.timeline.mark('dispatched');
     if (!again) record.prompted(prompt); // not before: what is refused costs nothing
-    if (session !== undefined) this.#sessions.servedBy(session, placement.prefill.address);
+    if (session !== undefined) this.#sessions.servedBy(session, placement.prefill.address, sent);
     const legRequest: LegRequest = {
       requestId: trip.id,
       fingerprint: this.#parts.fingerprint,
       cacheSalt: `${tenant}\n${request.cacheSalt ?? ''}`, // never shared between tenants
-      prompt: { ids, soft: prompt.soft },
+      prompt: sent,
       samplings: indices.map((index) => ({ ...samplings[index]!, priorOutputIds })),
       maxTokens,
       promptLogprobs: request.echo && priorOutputIds.length === 0 ? (request.logprobs ?? -1) : -1,
@@ -261,10 +262,6 @@ export class Journey {
     work.trip.record.replayed();
   }
 }
-
-/** Names of two tenants differ. */
-const sessionOf = ({ session }: CompletionRequest, { tenant }: Trip) =>
-  session === undefined ? undefined : `${tenant}\n${session}`;
 
 /** Hands new tokens of a choice to whoever asked for it. */
 async function emit(work: Work, index: number, tokens: Step['tokens'], finishReason = ''): Promise<void> {

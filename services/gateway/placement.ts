@@ -21,6 +21,8 @@ export interface Demand {
   readonly positions: number;
   /** Prefill worker that may have most of the prompt. */
   readonly near?: string | undefined;
+  /** How much of it, in tokens, as far as can be known here. */
+  readonly nearTokens?: number;
 }
 
 export interface WorkerPoolOptions {
@@ -140,7 +142,7 @@ export class WorkerPool {
     // More choices than there are slots have room nowhere: what is over waits in the decode worker.
     const ready = decodes === 0 ? [] : this.#decode.ready(positions);
     if (prefills.length === 0 || (decodes > 0 && ready.length === 0)) return undefined;
-    const prefill = decodes === 0 ? preferred(prefills, demand.near) : this.#wherePrefilled(demand, prefills, ready);
+    const prefill = decodes === 0 ? preferred(prefills, demand) : this.#wherePrefilled(demand, prefills, ready);
     const near = ready.find(({ address }) => address === prefill.address);
     const chosen = Array.from({ length: decodes }, () => {
       const worker = near ?? ready.reduce((a, b) => (busier(a, b) ? b : a));
@@ -151,23 +153,24 @@ export class WorkerPool {
 
   /** The prefill worker for a prompt that is to be decoded on one of `ready`. */
   #wherePrefilled(
-    { promptTokens, near }: Demand,
+    demand: Demand,
     prefills: readonly Worker<PrefillClient>[],
     ready: readonly Worker<DecodeClient>[],
   ): Worker<PrefillClient> {
+    const { promptTokens, near, nearTokens = 0 } = demand;
     const decoders = new Set(ready.map(({ address }) => address));
     const local = prefills.filter(({ address }) => decoders.has(address));
     const remote = prefills.filter(({ address }) => !decoders.has(address));
     const decision = whereToPrefill({
       policy: this.#localPrefill,
-      promptTokens,
+      localTokens: local.some(({ address }) => address === near) ? promptTokens - nearTokens : promptTokens,
       localMaxTokens: this.#localPrefillTokens,
       local: local.length > 0,
       remote: remote.length > 0,
       remoteIdle: remote.some(({ load, foreign }) => load + foreign === 0),
     });
     metrics.prefillPlaced.inc({ ...decision });
-    return preferred(decision.where === 'local' ? local : remote, near);
+    return preferred(decision.where === 'local' ? local : remote, demand);
   }
 
   /** Asks every worker once. */
@@ -198,9 +201,15 @@ function hasDecodeRoom({ described, load, foreign }: Worker<DecodeClient>): bool
   return load === 0 || load + foreign < slots + Math.ceil(slots / 2);
 }
 
-/** The one at `near`, else the least loaded. @param workers at least one, the least loaded first. */
-const preferred = <C>(workers: readonly Worker<C>[], near: string | undefined) =>
-  (workers.find(({ address }) => address === near) ?? workers[0]) as Worker<C>;
+/**
+ * The one at `near`, unless more waits there than it saves; else the least loaded.
+ * @param workers at least one, the least loaded first.
+ */
+function preferred<C>(workers: readonly Worker<C>[], { near, nearTokens = 0 }: Demand): Worker<C> {
+  const least = workers[0] as Worker<C>;
+  const known = workers.find(({ address }) => address === near) ?? least;
+  return known.load + known.foreign <= least.load + least.foreign + nearTokens ? known : least;
+}
 
 const busier = <C>(a: Worker<C>, b: Worker<C>) => {
   const difference = a.load + a.foreign - b.load - b.foreign;

@@ -3,12 +3,33 @@
  * that has computed it need not compute it again, if the next prompt comes to the same worker and begins the same way: so
  * the chunks that stand first in it change only when they no longer fit.
  */
+import { createHash } from 'node:crypto';
 import type { Retrieved } from '../lib/rag/retrieval.ts';
+import type { SoftTokens, TokenPrompt } from '../lib/request/sequence.ts';
+import type { CompletionRequest } from './completion-request.ts';
+import type { Demand } from './placement.ts';
+
+/** The last prompt. */
+interface Served {
+  /** host:port of the prefill worker that has it. */
+  readonly prefill: string;
+  readonly ids: Int32Array;
+  /** Of its soft tokens. */
+  readonly soft: string;
+}
 
 interface Memory {
-  /** host:port of the prefill worker that has the last prompt. */
-  prefill: string | undefined;
+  served: Served | undefined;
   found: { readonly key: string; readonly retrieved: Retrieved } | undefined;
+}
+
+/**
+ * Whose prompts are alike, one after the other: a session's, or for clients that know of none those for the same file.
+ * Names of two tenants differ.
+ */
+export function sessionOf({ session, rag }: CompletionRequest, tenant: string): string | undefined {
+  if (session !== undefined) return JSON.stringify([tenant, session]);
+  return rag?.path === undefined ? undefined : JSON.stringify([tenant, rag.repo, rag.path]);
 }
 
 /** Editors open at once, at least; each costs its chunks, some tens of kB. */
@@ -20,13 +41,17 @@ export class Sessions {
   /** Least recently used first. */
   readonly #memories = new Map<string, Memory>();
 
-  /** @returns the worker to prefer, if there is one. */
-  lastPrefill(session: string): string | undefined {
-    return this.#memories.get(session)?.prefill;
+  /** The worker to prefer, if there is one, and how much of the prompt it has, unless it gave that up since. */
+  near(session: string, prompt: TokenPrompt): Pick<Demand, 'near' | 'nearTokens'> {
+    const served = this.#memories.get(session)?.served;
+    if (served === undefined) return {};
+    // Soft tokens stand in front: after another one nothing is the same.
+    const nearTokens = served.soft === digest(prompt.soft) ? commonLength(served.ids, prompt.ids) : 0;
+    return { near: served.prefill, nearTokens };
   }
 
-  servedBy(session: string, prefill: string): void {
-    this.#of(session).prefill = prefill;
+  servedBy(session: string, prefill: string, { ids, soft }: TokenPrompt): void {
+    this.#of(session).served = { prefill, ids, soft: digest(soft) };
   }
 
   /**
@@ -44,7 +69,7 @@ export class Sessions {
   }
 
   #of(session: string): Memory {
-    const memory = this.#memories.get(session) ?? { prefill: undefined, found: undefined };
+    const memory = this.#memories.get(session) ?? { served: undefined, found: undefined };
     this.#memories.delete(session);
     this.#memories.set(session, memory);
     const oldest = this.#memories.size > LIMIT ? this.#memories.keys().next().value : undefined;
@@ -58,3 +83,12 @@ function fits(old: Retrieved, found: Retrieved): boolean {
   const kept = found.chunks.filter(({ id }) => known.has(id)).length;
   return kept >= found.chunks.length * FITS && found.chunks.length > 0 === old.chunks.length > 0;
 }
+
+function commonLength(a: Int32Array, b: Int32Array): number {
+  let length = 0;
+  while (length < a.length && length < b.length && a[length] === b[length]) length++;
+  return length;
+}
+
+const digest = ({ positions, vectors }: SoftTokens) =>
+  positions.length === 0 ? '' : createHash('sha256').update(positions).update(vectors).digest('base64');

@@ -8,7 +8,8 @@ export type LocalPrefill = 'auto' | 'always' | 'never';
 
 export interface Possibilities {
   readonly policy: LocalPrefill;
-  readonly promptTokens: number;
+  /** Tokens that would be computed where the prompt is decoded: those that are cached there are not. */
+  readonly localTokens: number;
   /** Longest prompt that is computed beside running sequences for its own sake, in tokens. */
   readonly localMaxTokens: number;
   /** A worker that can do both has room. */
@@ -27,10 +28,10 @@ export interface Where {
 
 /** @param possible local or remote, or both. */
 export function whereToPrefill(possible: Possibilities): Where {
-  const { policy, promptTokens, localMaxTokens, local, remote, remoteIdle } = possible;
+  const { policy, localTokens, localMaxTokens, local, remote, remoteIdle } = possible;
   if (!local) return { where: 'remote', reason: 'only_place' };
   if (!remote) return { where: 'local', reason: 'only_place' };
   if (policy !== 'auto') return { where: policy === 'always' ? 'local' : 'remote', reason: 'policy' };
-  if (promptTokens <= localMaxTokens) return { where: 'local', reason: 'short_prompt' };
+  if (localTokens <= localMaxTokens) return { where: 'local', reason: 'short_prompt' };
   return remoteIdle ? { where: 'remote', reason: 'long_prompt' } : { where: 'local', reason: 'prefill_busy' };
 }

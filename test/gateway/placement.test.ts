@@ -1,8 +1,9 @@
 import { stat } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { WorkerPool } from '../../services/gateway/placement.ts';
+import { type Demand, WorkerPool } from '../../services/gateway/placement.ts';
 import type { Hold } from '../../services/gateway/worker-set.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import { metrics } from '../../services/lib/process/metrics.ts';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
 import { keepingLog } from './fake-gateway.ts';
 
@@ -120,6 +121,43 @@ describe('workers', () => {
       const { prefill, decodes } = take(1, 2);
       expect(decodes.map(({ address }) => address)).toEqual([prefill.address, prefill.address]);
     }
+  });
+
+  test('compute a prompt apart from where it is decoded, unless most of it is cached there', async () => {
+    const placed = async () => {
+      const { values } = await metrics.prefillPlaced.get();
+      return values.map(({ labels, value }) => [labels.where, labels.reason, value]);
+    };
+    metrics.prefillPlaced.reset();
+    const { workers } = pool({ p: {}, c: {} }, ['p', 'c'], ['c']);
+    await workers.refresh();
+    const prompt = { promptTokens: 2000, decodes: 1, positions: 10 };
+    const where = (near: Partial<Demand>) => {
+      const { prefill, decodes } = workers.place({ ...prompt, ...near })!;
+      for (const hold of [prefill, ...decodes]) hold.release();
+      return prefill.address;
+    };
+    expect(where({})).toBe('p');
+    expect(where({ near: 'c', nearTokens: 1990 })).toBe('c');
+    expect(where({ near: 'c', nearTokens: 1000 })).toBe('p');
+    expect(where({ near: 'p', nearTokens: 1990 })).toBe('p');
+    expect(await placed()).toEqual([
+      ['remote', 'long_prompt', 3],
+      ['local', 'short_prompt', 1],
+    ]);
+  });
+
+  test('have a prompt that they have most of already, unless they have more to do than that saves', async () => {
+    const { workers, take } = pool({ p1: {}, p2: {}, d: { slots: 9 } }, ['p1', 'p2'], ['d']);
+    await workers.refresh();
+    const place = (nearTokens: number) =>
+      workers.place({ promptTokens: 400, decodes: 1, positions: 10, near: 'p1', nearTokens })!.prefill;
+    const first = place(0);
+    expect(first.address).toBe('p1');
+    expect(place(300).address).toBe('p2');
+    first.release();
+    take(700); // to p1
+    expect([place(299).address, place(300).address]).toEqual(['p2', 'p1']);
   });
 
   test('are given two prompts at most, and half as many sequences again as they have slots', async () => {

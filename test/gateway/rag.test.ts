@@ -104,6 +104,23 @@ test('context as text needs no vectors that fit', async () => {
   expect(tokenizer.decode(ids)).toContain('<|file_sep|>a.py\n# a.py\n');
 });
 
+test('chunks keep their order from one keystroke in a file to the next, also for clients that know no sessions', async () => {
+  let turn = 0;
+  const turning: Retrieval = {
+    retrieve: async () => ({ ...found, chunks: ++turn % 2 ? found.chunks : found.chunks.toReversed() }),
+  };
+  const { complete } = await fakeGateway({ token }, { retrieval: turning });
+  const order = async (path: string | undefined, repo = 'shop') => {
+    const { rag } = await complete({ prompt: 'x', user: 'u', rag: { repo, path } });
+    return (rag!.chunks as { path: string }[]).map((each) => each.path).join(' ');
+  };
+  expect([await order('c.py'), await order('c.py')]).toEqual(['a.py b.py', 'a.py b.py']);
+  // Other places have their own: the second one sees what was found for it.
+  expect([await order('d.py'), await order('e.py')]).toEqual(['a.py b.py', 'b.py a.py']);
+  expect([await order('c.py', 'other'), await order('c.py')]).toEqual(['a.py b.py', 'a.py b.py']);
+  expect([await order(undefined), await order(undefined)]).toEqual(['a.py b.py', 'b.py a.py']);
+});
+
 test('off asks nobody', async () => {
   const retrieval = answering(found);
   const { complete } = await fakeGateway({ token }, { retrieval });

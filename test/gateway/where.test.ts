@@ -2,10 +2,11 @@ import { describe, expect, test } from 'vitest';
 import { Sessions } from '../../services/gateway/sessions.ts';
 import { whereToPrefill } from '../../services/gateway/where.ts';
 import type { Retrieved } from '../../services/lib/rag/retrieval.ts';
+import { NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
 
 const both = {
   policy: 'auto',
-  promptTokens: 1000,
+  localTokens: 1000,
   localMaxTokens: 256,
   local: true,
   remote: true,
@@ -17,9 +18,9 @@ describe('a prompt is computed', () => {
     ['where there is room at all', { ...both, local: false }, 'remote', 'only_place'],
     ['where there is room at all', { ...both, remote: false, remoteIdle: false }, 'local', 'only_place'],
     ['where a benchmark wants it', { ...both, policy: 'always' }, 'local', 'policy'],
-    ['where a benchmark wants it', { ...both, policy: 'never', promptTokens: 5 }, 'remote', 'policy'],
-    ['at once where it is decoded, if it is short', { ...both, promptTokens: 256 }, 'local', 'short_prompt'],
-    ['apart from running sequences, if it is long', { ...both, promptTokens: 257 }, 'remote', 'long_prompt'],
+    ['where a benchmark wants it', { ...both, policy: 'never', localTokens: 5 }, 'remote', 'policy'],
+    ['at once where it is decoded, if it is short', { ...both, localTokens: 256 }, 'local', 'short_prompt'],
+    ['apart from running sequences, if it is long', { ...both, localTokens: 257 }, 'remote', 'long_prompt'],
     ['where it is decoded, if prefill is busy', { ...both, remoteIdle: false }, 'local', 'prefill_busy'],
   ] as const)('%s', (_, possible, where, reason) => {
     expect(whereToPrefill(possible)).toEqual({ where, reason });
@@ -27,6 +28,11 @@ describe('a prompt is computed', () => {
 });
 
 describe('a session', () => {
+  /** @param soft of its only soft token. */
+  const prompt = (ids: number[], soft?: number): TokenPrompt => ({
+    ids: Int32Array.from(ids),
+    soft: soft === undefined ? NO_SOFT_TOKENS : { positions: Int32Array.of(0), vectors: Float32Array.of(soft, 1) },
+  });
   const found = (ids: string[], indexVersion = 'v'): Retrieved => ({
     indexVersion,
     fingerprint: 'f',
@@ -66,12 +72,24 @@ describe('a session', () => {
     expect(sessions.settle('another', 'k', first)).toBe(first);
   });
 
+  test('knows how much of a prompt its worker has: up to the first other token, and nothing after other soft tokens', () => {
+    const sessions = new Sessions();
+    expect(sessions.near('s', prompt([1]))).toEqual({});
+    sessions.servedBy('s', 'w', prompt([1, 2, 3, 4], 0.5));
+    const tokensOf = (next: TokenPrompt) => sessions.near('s', next).nearTokens;
+    expect(tokensOf(prompt([1, 2, 3, 4, 5], 0.5))).toBe(4);
+    expect(tokensOf(prompt([1, 2, 9, 4], 0.5))).toBe(2);
+    expect(tokensOf(prompt([1, 2], 0.5))).toBe(2);
+    expect(tokensOf(prompt([1, 2, 3, 4], 0.6))).toBe(0);
+    expect(tokensOf(prompt([1, 2, 3, 4]))).toBe(0);
+  });
+
   test('remembers its prefill worker, and the least recently used are forgotten', () => {
     const sessions = new Sessions();
-    for (let i = 0; i < 1000; i++) sessions.servedBy(`s${i}`, `w${i}`);
-    sessions.servedBy('s0', 'w');
-    sessions.servedBy('new', 'n');
-    expect(['s0', 's1', 's2', 'new'].map((session) => sessions.lastPrefill(session))).toEqual([
+    for (let i = 0; i < 1000; i++) sessions.servedBy(`s${i}`, `w${i}`, prompt([1]));
+    sessions.servedBy('s0', 'w', prompt([1]));
+    sessions.servedBy('new', 'n', prompt([1]));
+    expect(['s0', 's1', 's2', 'new'].map((session) => sessions.near(session, prompt([1])).near)).toEqual([
       'w',
       undefined,
       'w2',
