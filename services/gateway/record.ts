@@ -148,6 +148,9 @@ export class RequestRecord {
       if (tokens > 1) metrics.tpot.observe((last - first) / 1000 / (tokens - 1));
     }
     metrics.e2e.observe(timeline.between('received', 'finished') ?? 0);
+    const running = timeline.between('dispatched', 'last_token');
+    const queued = new Map(timeline.stages()).get('prefill_queue') ?? 0;
+    if (running !== undefined) metrics.inference.observe(Math.max(running - queued, 0));
     metrics.requestPromptTokens.observe(usage.prompt_tokens);
     metrics.requestGenerationTokens.observe(usage.completion_tokens);
     for (const [stage, from, to] of GATEWAY_STAGES) {

@@ -194,6 +194,8 @@ export class PrefillWorker {
     try {
       const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
       metrics.queueTime.observe(queueSeconds);
+      if (job.promptLogprobs < 0) metrics.prefixQueries.inc(job.tokens); // others are computed whole
+      metrics.prefixHits.inc(start.positions);
       job.accept({ lease, queueSeconds });
       const result = await this.#compute(job, start, lease);
       this.#queue.measured(job.tokens - result.cachedTokens, result.seconds);

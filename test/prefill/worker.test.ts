@@ -114,6 +114,17 @@ describe('computing', () => {
     expect(engine.chunks.map(({ logitRows }) => logitRows.length)).toEqual([64, 64, 2]);
   });
 
+  test('counts how much of the prompts the prefix cache had, of those that may be reused', async () => {
+    const counted = async () => {
+      const counters = [metrics.prefixQueries, metrics.prefixHits];
+      return Promise.all(counters.map(async (each) => (await each.get()).values[0]?.value ?? 0));
+    };
+    const [queries, hits] = (await counted()) as [number, number];
+    const ids = Array.from({ length: 40 }, (_, i) => i % 20);
+    for (const change of [{}, {}, { promptLogprobs: 0 }]) await worker.submit(job(ids, change)).done;
+    expect(await counted()).toEqual([queries + 80, hits + 32]);
+  });
+
   test('measures its rate, which Retry-After is made from', async () => {
     start(16, 2, 128);
     await worker.submit(job([1, 2, 3])).done;

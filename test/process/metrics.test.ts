@@ -10,6 +10,7 @@ const VLLM = [
   'vllm:request_time_per_output_token_seconds',
   'vllm:inter_token_latency_seconds',
   'vllm:e2e_request_latency_seconds',
+  'vllm:request_inference_time_seconds',
   'vllm:prompt_tokens_total',
   'vllm:prompt_tokens_cached_total',
   'vllm:generation_tokens_total',
@@ -22,6 +23,8 @@ const VLLM = [
   'vllm:request_prefill_time_seconds',
   'vllm:request_decode_time_seconds',
   'vllm:kv_cache_usage_perc',
+  'vllm:prefix_cache_queries_total',
+  'vllm:prefix_cache_hits_total',
 ];
 
 describe('the metrics table', () => {

@@ -26,6 +26,7 @@ export const metrics = {
   tpot: histogram('vllm:request_time_per_output_token_seconds', '(last token - first token) / (output tokens - 1)'),
   itl: histogram('vllm:inter_token_latency_seconds', 'Gap between two tokens of one stream'),
   e2e: histogram('vllm:e2e_request_latency_seconds', 'Request received to last byte'),
+  inference: histogram('vllm:request_inference_time_seconds', 'Prompt taken out of the queue to last token'),
   promptTokens: counter('vllm:prompt_tokens_total', 'Prompt tokens, soft tokens included'),
   softTokens: counter('llavacode:soft_tokens_total', 'Soft tokens among the prompt tokens'),
   cachedTokens: counter('vllm:prompt_tokens_cached_total', 'Prompt tokens whose KV was reused'),
@@ -54,6 +55,8 @@ export const metrics = {
   waiting: gauge('vllm:num_requests_waiting', 'Requests that wait'),
   // Workers.
   queueTime: histogram('vllm:request_queue_time_seconds', 'Time a request waited in this worker'),
+  prefixQueries: counter('vllm:prefix_cache_queries_total', 'Prompt tokens that were looked for in the prefix cache'),
+  prefixHits: counter('vllm:prefix_cache_hits_total', 'Prompt tokens that were found there'),
   prefillTime: histogram('vllm:request_prefill_time_seconds', 'Time of computing one prompt'),
   decodeTime: histogram('vllm:request_decode_time_seconds', 'Joining the batch to the last token'),
   stepTime: histogram('llavacode:decode_step_seconds', 'One step of the decode batch'),
