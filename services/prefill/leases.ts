@@ -225,13 +225,14 @@ export class LeaseTable {
   /** Brings the gauges up to date. */
   observe(): void {
     let positions = 0;
-    let oldestMs = performance.now();
+    const nowMs = performance.now();
+    let oldestMs = nowMs;
     for (const { lease } of this.#leases.values()) {
       positions += lease.positions;
       oldestMs = Math.min(oldestMs, lease.createdAtMs);
     }
     metrics.stagedBytes.set(positions * positionBytes(this.#pool.layout));
-    metrics.stagedAge.set((performance.now() - oldestMs) / 1000);
+    metrics.stagedAge.set((nowMs - oldestMs) / 1000);
     metrics.kvUsage.set(this.#pool.reserved / this.#pool.slots);
   }
 

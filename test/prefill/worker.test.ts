@@ -35,6 +35,7 @@ afterEach(async () => {
   expect(leases.size).toBe(0);
   engine.pool.assertConserved(0);
   expect((await metrics.stagedBytes.get()).values[0]?.value).toBe(0);
+  expect((await metrics.stagedAge.get()).values[0]?.value).toBe(0);
 });
 
 const prompt = (ids: readonly number[]): TokenPrompt => ({ ids: Int32Array.from(ids), soft: NO_SOFT_TOKENS });
