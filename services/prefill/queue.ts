@@ -67,6 +67,12 @@ export class PromptQueue<J extends Queued> {
     return this.#jobs[nextOf(this.#jobs, this.#order)];
   }
 
+  /** Whether there is one to be computed before the rest of another. */
+  goesBefore(rest: Queued): boolean {
+    const { first } = this;
+    return first !== undefined && compareQueued(first, rest, this.#order) < 0;
+  }
+
   /** Takes a prompt out: it is computed now, or nobody wants it any more. False when it was not waiting. */
   remove(job: J): boolean {
     const index = this.#jobs.indexOf(job);

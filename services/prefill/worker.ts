@@ -1,5 +1,5 @@
 /**
- * Computes prompts, one after another, chunk by chunk. A prompt waits in the queue until a slot is free, gets a lease on
+ * Computes prompts, one after another, chunk by chunk; shortest first, one may pass another between two of its chunks. A prompt waits in the queue until a slot is free, gets a lease on
  * it at once (so that its KV can be pulled while later chunks still compute), and leaves its first token when done. What
  * an earlier prompt has in common with it is not computed again.
  */
@@ -190,7 +190,7 @@ export class PrefillWorker {
     job.signal.addEventListener('abort', cancel, { once: true });
     const forget = () => job.signal.removeEventListener('abort', cancel);
     lease.released.then(forget, forget);
-    this.#computing = job.tokens;
+    this.#computing += job.tokens;
     try {
       const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
       metrics.queueTime.observe(queueSeconds);
@@ -208,7 +208,7 @@ export class PrefillWorker {
       this.#leases.end(lease, job.signal.aborted ? 'cancelled' : 'failed', error);
       job.fail(error);
     } finally {
-      this.#computing = 0;
+      this.#computing -= job.tokens;
     }
   }
 
@@ -219,6 +219,7 @@ export class PrefillWorker {
     const promptLogprobs: (SampledToken | undefined)[] = wantsLogprobs ? [undefined] : [];
     let logits: Float32Array = new Float32Array(0);
     let chunks = 0;
+    let pausedMs = 0;
     if (start.copyFrom === undefined && start.positions > 0) lease.advance(start.positions);
     for (let past = start.positions, end: number; past < ids.length; past = end) {
       const size = wantsLogprobs ? Math.min(this.#options.chunkTokens(), LOGPROB_CHUNK) : this.#options.chunkTokens();
@@ -236,6 +237,7 @@ export class PrefillWorker {
       job.signal.throwIfAborted(); // a run that ends as the abort comes does not say so
       lease.advance(end);
       if (wantsLogprobs) this.#promptLogprobs(job, logits, past, end, promptLogprobs);
+      if (!last) pausedMs += await this.#letPass(job, ids.length - end);
     }
     const vocab = this.#engine.vocabSize;
     const lastRow = logits.subarray(logits.length - vocab);
@@ -245,8 +247,21 @@ export class PrefillWorker {
       lease,
       tokens.map((token) => token.id),
     );
-    const seconds = (performance.now() - started) / 1000;
+    const seconds = (performance.now() - started - pausedMs) / 1000;
     return { tokens, promptLogprobs, cachedTokens: start.positions, seconds, chunks };
+  }
+
+  /** Computes those that go before the rest of this one, as long as there are slots; returns how long it took, in ms. */
+  async #letPass(job: Pending, tokens: number): Promise<number> {
+    const sinceMs = performance.now();
+    const rest = { tokens, queuedAtMs: job.queuedAtMs };
+    while (this.#queue.goesBefore(rest) && !this.#engine.pool.contended) {
+      const next = this.#take();
+      if (next === undefined) break;
+      await this.#serve(next.job, next.start);
+      job.signal.throwIfAborted();
+    }
+    return performance.now() - sinceMs;
   }
 
   /** The logits of position i say how likely the token at i + 1 was. */

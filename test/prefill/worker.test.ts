@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
+import type { QueueOrder } from '../../services/lib/request/queue-order.ts';
 import { GREEDY, NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
 import { LeaseTable } from '../../services/prefill/leases.ts';
 import { PromptQueue } from '../../services/prefill/queue.ts';
@@ -18,9 +19,9 @@ let leases: LeaseTable;
 let worker: PrefillWorker;
 
 /** @param chunkTokens of the worker. */
-function start(chunkTokens: number, slots = 2, capacity = 64): void {
+function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder = 'fifo'): void {
   engine = new FakeEngine(slots, capacity);
-  queue = new PromptQueue<Pending>(1000);
+  queue = new PromptQueue<Pending>(1000, order);
   const prefixes = new PrefixCache(engine.pool);
   leases = new LeaseTable(engine.pool, prefixes, 60_000);
   const options = { chunkTokens: () => chunkTokens, onIdle: () => engine.pool.assertConserved(leases.size) };
@@ -187,6 +188,100 @@ describe('order', () => {
     expect(worker.computing).toBe(5);
     held.open();
     await done;
+  });
+});
+
+describe('shortest first', () => {
+  const orderOf = () => engine.chunks.map(({ ids, past }) => `${ids[0]}@${past}`);
+
+  test.each([
+    ['shortest-first', ['1@0', '2@0', '1@4', '1@8']],
+    ['fifo', ['1@0', '1@4', '1@8', '2@0']],
+  ] as const)('%s: a short prompt that comes during a long one', async (order, expected) => {
+    start(4, 2, 64, order);
+    const held = holdEngine();
+    const long = worker.submit(job(new Array(12).fill(1)));
+    const short = worker.submit(job([2, 2]));
+    held.open();
+    await Promise.all([long.done, short.done]);
+    expect(orderOf()).toEqual(expected);
+  });
+
+  test('without a slot for it the long one goes on', async () => {
+    start(4, 1, 64, 'shortest-first');
+    const held = holdEngine();
+    const long = worker.submit(job(new Array(12).fill(1)));
+    const short = worker.submit(job([2, 2]));
+    held.open();
+    await Promise.all([long.done, short.done]);
+    expect(orderOf()).toEqual(['1@0', '1@4', '1@8', '2@0']);
+  });
+
+  test('a long one that is given up meanwhile is not computed further', async () => {
+    start(4, 2, 64, 'shortest-first');
+    const caller = new AbortController();
+    engine.beforeChunk = ({ ids }) => {
+      if (ids[0] === 2) caller.abort(new Error('hung up'));
+    };
+    const long = worker.submit(job(new Array(12).fill(1), { signal: caller.signal }));
+    const short = worker.submit(job([2, 2]));
+    await expect(long.done).rejects.toThrowError('hung up');
+    await short.done;
+    expect(orderOf()).toEqual(['1@0', '2@0']);
+  });
+
+  test('every prompt ends, its chunks in order, its continuation as if it were alone', async () => {
+    const coming = fc.record({
+      length: fc.integer({ min: 1, max: 40 }),
+      /** Chunks of others before it comes. */
+      after: fc.nat(12),
+      gone: fc.option(fc.nat(20), { freq: 5 }),
+    });
+    const runs = fc.tuple(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 1, max: 16 }), fc.array(coming));
+    await fc.assert(
+      fc.asyncProperty(runs, async ([slots, chunkTokens, prompts]) => {
+        start(chunkTokens, slots, 64, 'shortest-first');
+        const left = prompts.map((each, salt) => ({
+          ...each,
+          ids: Array.from({ length: each.length }, (_, i) => (i * 5 + salt * 3) % VOCAB),
+          caller: new AbortController(),
+        }));
+        const outcomes: Promise<void>[] = [];
+        const next = new Map<number, number>();
+        let chunks = 0;
+        const come = () => {
+          for (const each of left.filter(({ after }) => after <= chunks)) {
+            left.splice(left.indexOf(each), 1);
+            const { ids, caller } = each;
+            if (caller.signal.aborted) continue;
+            const { done } = worker.submit(job(ids, { signal: caller.signal }));
+            outcomes.push(
+              done.then(
+                ({ tokens }) => expect(tokens).toEqual([{ id: nextToken(ids) }]),
+                (error) => expect(error).toBe(caller.signal.reason),
+              ),
+            );
+          }
+        };
+        const callers = left.map(({ gone, caller }) => ({ gone, caller }));
+        engine.beforeChunk = ({ slot, past, ids }) => {
+          // In a slot a prompt goes on where it stood, or another one begins within what is known.
+          expect(past).toBeLessThanOrEqual(next.get(slot) ?? past);
+          next.set(slot, past + ids.length);
+          chunks++;
+          for (const { gone, caller } of callers) if (gone === chunks) caller.abort(new Error('hung up'));
+          come();
+        };
+        while (left.length > 0) {
+          come();
+          await settle();
+          if (worker.computing === 0) chunks++; // nothing computes: time goes on
+        }
+        await Promise.all(outcomes);
+        expect([queue.tokens, worker.computing, leases.size]).toEqual([0, 0, 0]);
+        engine.pool.assertConserved(0);
+      }),
+    );
   });
 });
 
