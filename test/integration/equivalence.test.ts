@@ -5,6 +5,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { streamCompletion } from '../../services/client.ts';
 import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
@@ -14,7 +15,7 @@ import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messa
 import { golden, PlainModel, startTestSystem, type TestSystem, TINY_CODER } from './system.ts';
 
 const CHUNK = 32;
-const MODES = ['disaggregated', 'colocated'] as const;
+const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;
 
 /** Some tokens of a vocabulary, always the same ones. */
 const tokens = (count: number, seed = 1) => Array.from({ length: count }, (_, i) => ((i + 1) * 7919 * seed) % 500);
@@ -71,7 +72,9 @@ describe.each(MODES)('%s', (mode) => {
 
     beforeAll(async () => {
       const flags = { prefillOnly: { prefillChunkTokens: CHUNK } };
-      system = await startTestSystem(TINY_CODER, { slots: 3, capacity: 1024 }, { mode, ...flags });
+      // In a hybrid prompts of these tests go both ways.
+      const gateway = { localPrefillTokens: 60 };
+      system = await startTestSystem(TINY_CODER, { slots: 3, capacity: 1024 }, { mode, gateway, ...flags });
       plain = await PlainModel.load(system.bundle);
     });
     afterAll(async () => {
@@ -116,6 +119,27 @@ describe.each(MODES)('%s', (mode) => {
       expect(streamed.tokenIds).toEqual(await plain.greedy(body.prompt, 20));
     });
 
+    test('the official client of OpenAI has the same, whole and in a stream; metrics carry the model’s name', async () => {
+      const client = new OpenAI({ baseURL: `${system.url}/v1`, apiKey: 'none', maxRetries: 0 });
+      const model = (await client.models.list()).data[0]!.id;
+      const body = { model, prompt: tokens(50), max_tokens: 20, temperature: 0 };
+      const greedy = { ...body, ignore_eos: true, return_token_ids: true };
+      const { text, tokenIds } = await streamCompletion(system.url, greedy, AbortSignal.timeout(30_000));
+      expect(tokenIds).toEqual(await plain.greedy(body.prompt, 20));
+      const { choices, usage } = await client.completions.create(greedy);
+      expect(choices[0]).toMatchObject({ text, finish_reason: 'length' });
+      expect(usage).toMatchObject({ prompt_tokens: 50, completion_tokens: 20 });
+      let streamed = '';
+      for await (const chunk of await client.completions.create({ ...greedy, stream: true })) {
+        streamed += chunk.choices[0]?.text ?? '';
+      }
+      expect(streamed).toBe(text);
+      const metrics = await (await fetch(`${system.url}/metrics`)).text();
+      for (const name of ['time_to_first_token', 'request_time_per_output_token', 'e2e_request_latency']) {
+        expect(metrics).toContain(`vllm:${name}_seconds_count{service="gateway",model_name="${model}"}`);
+      }
+    });
+
     test('n choices of one greedy prompt are all the plain one', async () => {
       const body = {
         prompt: tokens(45),
@@ -156,64 +180,75 @@ describe.each(MODES)('%s', (mode) => {
       }
     });
 
-    describe('a prompt that begins like an earlier one is not computed from the start, and is as the plain path', () => {
-      const ask = async (prompt: number[], maxTokens: number) => {
-        const body = { prompt, max_tokens: maxTokens, temperature: 0, ignore_eos: true, return_token_ids: true };
-        const response = await fetch(`${system.url}/v1/completions`, {
-          method: 'POST',
-          headers: { 'content-type': 'application/json' },
-          body: JSON.stringify(body),
-        });
-        const { choices, usage } = (await response.json()) as {
-          choices: { token_ids: number[] }[];
-          usage: { prompt_tokens: number; prompt_tokens_details: { cached_tokens: number } };
-        };
-        expect(usage.prompt_tokens).toBe(prompt.length);
-        return { tokenIds: choices[0]?.token_ids, cachedTokens: usage.prompt_tokens_details.cached_tokens };
-      };
-      const cachedOf = async (prompt: number[]) => {
-        const { tokenIds, cachedTokens } = await ask(prompt, 16);
-        expect(tokenIds).toEqual(await plain.greedy(prompt, 16));
-        return cachedTokens;
-      };
-
-      test('keystroke after keystroke, backspace, and the same again', async () => {
-        const prompt = tokens(200, 13);
-        expect(await cachedOf(prompt)).toBe(0);
-        expect(await cachedOf([...prompt, 7])).toBe(192);
-        expect(await cachedOf([...prompt, 7, 8, 9])).toBe(192);
-        expect(await cachedOf(prompt.slice(0, 150))).toBe(144);
-        expect(await cachedOf([...prompt.slice(0, 100), ...tokens(100, 17)])).toBe(96);
-      });
-
-      test('several at once that share it', async () => {
-        const beginning = tokens(130, 19);
-        await ask(beginning, 1);
-        const prompts = [23, 29, 31, 37, 41].map((seed, i) => [...beginning, ...tokens(5 + 9 * i, seed)]);
-        const together = await Promise.all(prompts.map((prompt) => ask(prompt, 12)));
-        for (const [i, prompt] of prompts.entries()) {
-          expect(together[i]).toEqual({ tokenIds: await plain.greedy(prompt, 12), cachedTokens: 128 });
-        }
-      });
-
-      test('up to the first soft token that is another one', async () => {
-        const { hidden } = system.bundle.manifest.llm.spec;
-        const positions = Int32Array.of(0, 1, 2, 70);
-        const vectors = Float32Array.from({ length: positions.length * hidden }, (_, i) => Math.cos(i) / 10);
-        const changed = (element: number) => vectors.with(element, (vectors[element] as number) + 0.5);
-        const ids = tokens(120, 43);
-        for (const [soft, cachedTokens] of [
-          [{ positions, vectors }, 0],
-          [{ positions, vectors }, 112],
-          [{ positions, vectors: changed(3 * hidden) }, 64],
-          [{ positions, vectors: changed(0) }, 0],
-          [NO_SOFT_TOKENS, 0],
-        ] as const) {
-          const expected = await plain.greedy(ids, 16, soft);
-          expect(await overRpc(system, ids, 16, soft)).toEqual({ tokens: expected, cachedTokens });
-        }
-      });
+    test.runIf(mode === 'hybrid')('prompts went both ways', async () => {
+      const metrics = await (await fetch(`${system.url}/metrics`)).text();
+      for (const where of ['local', 'remote']) {
+        expect(metrics).toMatch(new RegExp(`^llavacode:prefill_placed_total{where="${where}",.*} [1-9]`, 'm'));
+      }
     });
+
+    // In a hybrid the next one may go to another worker than the one before.
+    describe.skipIf(mode === 'hybrid')(
+      'a prompt that begins like an earlier one is not computed from the start, and is as the plain path',
+      () => {
+        const ask = async (prompt: number[], maxTokens: number) => {
+          const body = { prompt, max_tokens: maxTokens, temperature: 0, ignore_eos: true, return_token_ids: true };
+          const response = await fetch(`${system.url}/v1/completions`, {
+            method: 'POST',
+            headers: { 'content-type': 'application/json' },
+            body: JSON.stringify(body),
+          });
+          const { choices, usage } = (await response.json()) as {
+            choices: { token_ids: number[] }[];
+            usage: { prompt_tokens: number; prompt_tokens_details: { cached_tokens: number } };
+          };
+          expect(usage.prompt_tokens).toBe(prompt.length);
+          return { tokenIds: choices[0]?.token_ids, cachedTokens: usage.prompt_tokens_details.cached_tokens };
+        };
+        const cachedOf = async (prompt: number[]) => {
+          const { tokenIds, cachedTokens } = await ask(prompt, 16);
+          expect(tokenIds).toEqual(await plain.greedy(prompt, 16));
+          return cachedTokens;
+        };
+
+        test('keystroke after keystroke, backspace, and the same again', async () => {
+          const prompt = tokens(200, 13);
+          expect(await cachedOf(prompt)).toBe(0);
+          expect(await cachedOf([...prompt, 7])).toBe(192);
+          expect(await cachedOf([...prompt, 7, 8, 9])).toBe(192);
+          expect(await cachedOf(prompt.slice(0, 150))).toBe(144);
+          expect(await cachedOf([...prompt.slice(0, 100), ...tokens(100, 17)])).toBe(96);
+        });
+
+        test('several at once that share it', async () => {
+          const beginning = tokens(130, 19);
+          await ask(beginning, 1);
+          const prompts = [23, 29, 31, 37, 41].map((seed, i) => [...beginning, ...tokens(5 + 9 * i, seed)]);
+          const together = await Promise.all(prompts.map((prompt) => ask(prompt, 12)));
+          for (const [i, prompt] of prompts.entries()) {
+            expect(together[i]).toEqual({ tokenIds: await plain.greedy(prompt, 12), cachedTokens: 128 });
+          }
+        });
+
+        test('up to the first soft token that is another one', async () => {
+          const { hidden } = system.bundle.manifest.llm.spec;
+          const positions = Int32Array.of(0, 1, 2, 70);
+          const vectors = Float32Array.from({ length: positions.length * hidden }, (_, i) => Math.cos(i) / 10);
+          const changed = (element: number) => vectors.with(element, (vectors[element] as number) + 0.5);
+          const ids = tokens(120, 43);
+          for (const [soft, cachedTokens] of [
+            [{ positions, vectors }, 0],
+            [{ positions, vectors }, 112],
+            [{ positions, vectors: changed(3 * hidden) }, 64],
+            [{ positions, vectors: changed(0) }, 0],
+            [NO_SOFT_TOKENS, 0],
+          ] as const) {
+            const expected = await plain.greedy(ids, 16, soft);
+            expect(await overRpc(system, ids, 16, soft)).toEqual({ tokens: expected, cachedTokens });
+          }
+        });
+      },
+    );
 
     test('soft tokens anywhere in the prompt, over chunk borders', async () => {
       const { hidden } = system.bundle.manifest.llm.spec;

@@ -4,7 +4,7 @@
  */
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { type CompletionBody, type StreamedCompletion, streamCompletion } from '../../services/client.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
 import { ServiceProcess, startSystem } from '../../services/supervisor.ts';
@@ -74,13 +74,21 @@ const essence = ({ text, tokenIds, finishReason, usage }: StreamedCompletion) =>
   ...{ prompt: usage.prompt_tokens, completion: usage.completion_tokens },
 });
 
-/** Every worker is back, and no prefill worker holds KV for anybody. */
-async function expectRest(): Promise<void> {
-  await expect.poll(() => ofGateway('llavacode:workers_usable'), { timeout: 20_000 }).toBe(4);
-  for (const worker of system.processes.filter(({ name }) => !name.startsWith('gateway'))) {
-    await expect.poll(() => figure(worker, 'llavacode:kv_staged_bytes').catch(() => NaN), { timeout: 20_000 }).toBe(0);
+/** No worker holds KV for anybody. */
+async function expectNothingStaged(processes: readonly ServiceProcess[]): Promise<void> {
+  for (const worker of processes.filter(({ name }) => !name.startsWith('gateway'))) {
+    for (const name of ['llavacode:kv_staged_bytes', 'llavacode:kv_staged_oldest_seconds']) {
+      await expect.poll(() => figure(worker, name).catch(() => NaN), { timeout: 20_000 }).toBe(0);
+    }
   }
 }
+
+/** Every worker is back, and nothing was left behind. */
+async function expectRest(): Promise<void> {
+  await expect.poll(() => ofGateway('llavacode:workers_usable'), { timeout: 20_000 }).toBe(4);
+  await expectNothingStaged(system.processes);
+}
+afterEach(expectRest, 60_000);
 
 describe('kill -9', () => {
   test('of decode in the middle of a stream, greedy and random', async () => {
@@ -90,7 +98,6 @@ describe('kill -9', () => {
       expect(essence(await during(body, 20, signal('SIGKILL', decoding)))).toEqual(expected);
       expect(await replays()).toBeGreaterThan(before);
     }
-    await expectRest();
   });
 
   test('of prefill after the first token', async () => {
@@ -140,7 +147,6 @@ test('SIGSTOP of decode in the middle of a stream: others take over', async () =
   } finally {
     if (stopped) process.kill(stopped.pid!, 'SIGCONT');
   }
-  await expectRest();
 });
 
 test('the latest request of a session supersedes those before, through to the workers', async () => {
@@ -151,7 +157,6 @@ test('the latest request of a session supersedes those before, through to the wo
   expect(await Promise.all(older)).toEqual(['superseded', 'superseded', 'superseded']);
   expect(await other).toBe('ok');
   expect(essence(latest)).toEqual(essence(await plain(greedy(50, 10))));
-  await expectRest();
 });
 
 /** As a client behind a load balancer is answered: by a gateway that is ready, and by another where none was begun. */
@@ -221,7 +226,6 @@ describe('a rolling restart under load fails no request', () => {
     } finally {
       await second.stop();
     }
-    await expectRest();
   });
 
   test('of workers that do both', async () => {
@@ -235,6 +239,7 @@ describe('a rolling restart under load fails no request', () => {
       const both = colocated.processes.filter(({ name }) => name.startsWith('colocated'));
       expect(both).toHaveLength(2);
       await restartUnderLoad(both, () => [colocated.url, colocated.url]);
+      await expectNothingStaged(both);
     } finally {
       await colocated.close();
     }
