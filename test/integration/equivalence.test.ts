@@ -140,14 +140,14 @@ describe.each(MODES)('%s', (mode) => {
       }
     });
 
-    test('n choices of one greedy prompt are all the plain one', async () => {
+    test('n choices of one greedy prompt, more than there are slots, are all the plain one', async () => {
       const body = {
         prompt: tokens(45),
         max_tokens: 12,
         temperature: 0,
         ignore_eos: true,
         return_token_ids: true,
-        n: 3,
+        n: 5,
       };
       const response = await fetch(`${system.url}/v1/completions`, {
         method: 'POST',
@@ -156,7 +156,7 @@ describe.each(MODES)('%s', (mode) => {
       });
       const { choices } = (await response.json()) as { choices: { token_ids: number[] }[] };
       const expected = await plain.greedy(tokens(45), 12);
-      expect(choices.map((choice) => choice.token_ids)).toEqual([expected, expected, expected]);
+      expect(choices.map((choice) => choice.token_ids)).toEqual(Array(5).fill(expected));
     });
 
     test('a try that was cancelled leaves nothing behind', async () => {
