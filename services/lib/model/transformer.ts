@@ -6,7 +6,7 @@
  */
 import { expectTensor, type TensorReader, type TensorSource } from './checkpoint.ts';
 import type { Graph, Value } from './graph.ts';
-import { type LayerFormats, linear, type WeightFormat } from './linear.ts';
+import { type LayerFormats, linear, type MatrixName, type WeightFormat } from './linear.ts';
 import type { DecoderSpec } from './spec.ts';
 
 export interface AttentionInputs {
@@ -59,14 +59,14 @@ const concatenate =
     return all;
   };
 
+const MLP: ReadonlySet<MatrixName> = new Set(['gate_proj', 'up_proj', 'down_proj']);
+
 export class Transformer {
   readonly #graph: Graph;
   readonly #spec: DecoderSpec;
   readonly #source: TensorSource;
   readonly #prefix: string;
-  readonly #formatOf: (layer: number) => WeightFormat;
-  /** Of the layer under construction. */
-  #format: WeightFormat = 'fp32';
+  readonly #formatOf: (layer: number, matrix: MatrixName) => WeightFormat;
 
   constructor(graph: Graph, spec: DecoderSpec, source: TensorSource, formats: LayerFormats) {
     this.#graph = graph;
@@ -101,15 +101,14 @@ export class Transformer {
     );
     for (let layer = 0; layer < layers; layer++) {
       const name = `layers.${layer}`;
-      this.#format = this.#formatOf(layer);
       let mixed = this.#attention(layer, normed, attention, cos, sin);
       if (layer === layers - 1) {
         mixed = keep(mixed, `${name}.kept_attention`);
         residual = keep(residual, `${name}.kept_residual`);
       }
-      const attended = this.#linear(`${name}.self_attn.o_proj`, mixed, this.#spec.hidden, this.#spec.heads * headDim);
+      const attended = this.#linear(layer, 'o_proj', mixed, this.#spec.hidden, this.#spec.heads * headDim);
       [normed, residual] = this.#addAndNorm(`${name}.post_attention_layernorm`, attended, residual);
-      const gated = this.#mlp(name, normed);
+      const gated = this.#mlp(layer, normed);
       const next = layer === layers - 1 ? 'norm' : `layers.${layer + 1}.input_layernorm`;
       [normed, residual] = this.#addAndNorm(next, gated, residual);
     }
@@ -121,8 +120,8 @@ export class Transformer {
     const { heads, kvHeads, headDim, qkNorm } = this.#spec;
     const name = `layers.${layer}.self_attn`;
     const [query, key, value] = qkNorm
-      ? this.#normedHeads(name, input, attention.batchShape)
-      : [this.#packedHeads(name, input, attention.batchShape), undefined, undefined];
+      ? this.#normedHeads(layer, input, attention.batchShape)
+      : [this.#packedHeads(layer, input, attention.batchShape), undefined, undefined];
     const [pastKey, pastValue] = attention.past?.(layer) ?? [];
     const [mixed] = this.#graph.nodeWith(
       'GroupQueryAttention',
@@ -134,8 +133,9 @@ export class Transformer {
   }
 
   /** Queries, keys and values by one matrix: [batch, sequence, (heads + 2 × kvHeads) × headDim]. */
-  #packedHeads(name: string, input: Value, batchShape: Value): Value {
+  #packedHeads(layer: number, input: Value, batchShape: Value): Value {
     const { hidden, heads, kvHeads, headDim, qkvBias } = this.#spec;
+    const name = `layers.${layer}.self_attn`;
     const parts = [
       ['q_proj', heads * headDim],
       ['k_proj', kvHeads * headDim],
@@ -154,16 +154,16 @@ export class Transformer {
           ? concatenate(parts.map(([part, width]) => this.#tensor(`${name}.${part}.bias`, [width])))
           : undefined,
       },
-      this.#format,
+      this.#formatOf(layer, 'qkv'),
     );
     return this.#toBatch(packed, batchShape, rows);
   }
 
   /** Queries, keys and values apart, queries and keys normalised per head. */
-  #normedHeads(name: string, input: Value, batchShape: Value): [Value, Value, Value] {
+  #normedHeads(layer: number, input: Value, batchShape: Value): [Value, Value, Value] {
     const { hidden, heads, kvHeads, headDim, normEps } = this.#spec;
-    const project = (part: 'q' | 'k' | 'v', width: number) =>
-      this.#linear(`${name}.${part}_proj`, input, width, hidden);
+    const name = `layers.${layer}.self_attn`;
+    const project = (part: 'q' | 'k' | 'v', width: number) => this.#linear(layer, `${part}_proj`, input, width, hidden);
     const normed = (part: 'q' | 'k', width: number) => {
       const perHead = this.#reshape(`${name}.${part}_heads`, project(part, width), [-1, headDim]);
       const scale = this.#graph.weight(
@@ -185,14 +185,15 @@ export class Transformer {
   }
 
   /** SiLU(gate) × up, then down. */
-  #mlp(layer: string, input: Value): Value {
+  #mlp(layer: number, input: Value): Value {
     const { hidden, intermediate } = this.#spec;
-    const gate = this.#linear(`${layer}.mlp.gate_proj`, input, intermediate, hidden);
-    const up = this.#linear(`${layer}.mlp.up_proj`, input, intermediate, hidden);
+    const name = `layers.${layer}.mlp`;
+    const gate = this.#linear(layer, 'gate_proj', input, intermediate, hidden);
+    const up = this.#linear(layer, 'up_proj', input, intermediate, hidden);
     // QuickGelu with alpha 1 is SiLU, in one pass.
-    const silu = this.#graph.node('QuickGelu', `${layer}.mlp.silu`, [gate], { alpha: 1 });
-    const product = this.#graph.node('Mul', `${layer}.mlp.product`, [silu, up]);
-    return this.#linear(`${layer}.mlp.down_proj`, product, hidden, intermediate);
+    const silu = this.#graph.node('QuickGelu', `${name}.silu`, [gate], { alpha: 1 });
+    const product = this.#graph.node('Mul', `${name}.product`, [silu, up]);
+    return this.#linear(layer, 'down_proj', product, hidden, intermediate);
   }
 
   /** The sum of both, normalised, and the sum itself. */
@@ -211,9 +212,11 @@ export class Transformer {
     return this.#graph.weight(`${name}.weight`, shape, this.#tensor(`${name}.weight`, shape));
   }
 
-  #linear(name: string, input: Value, rows: number, columns: number): Value {
+  #linear(layer: number, matrix: MatrixName, input: Value, rows: number, columns: number): Value {
+    const part = MLP.has(matrix) ? 'mlp' : 'self_attn';
+    const name = `layers.${layer}.${part}.${matrix}`;
     const read = this.#tensor(`${name}.weight`, [rows, columns]);
-    return linear(this.#graph, input, { name, rows, columns, read }, this.#format);
+    return linear(this.#graph, input, { name, rows, columns, read }, this.#formatOf(layer, matrix));
   }
 
   #tensor(name: string, shape: readonly number[]): TensorReader {
