@@ -49,7 +49,8 @@ test('of too many spare buffers the larger are kept, and a frame takes the small
   await done(...small);
   await done(...large);
   const again = Array.from({ length: 8 }, () => allocateRows(6_000_000).buffer);
-  expect(new Set(again)).toEqual(new Set(large.map(({ buffer }) => buffer)));
+  const kept = new Set(large.map(({ buffer }) => buffer));
+  expect(again.filter((buffer) => kept.has(buffer))).toHaveLength(8);
   const [little, big] = [allocateRows(1000), allocateRows(2000)];
   await done(big, little);
   expect(allocateRows(900).buffer).toBe(little.buffer);
