@@ -1,6 +1,7 @@
 /** Prompts that begin alike, against a model that compares them token by token. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { KvPool } from '../../services/lib/kv/pool.ts';
 import { BLOCK_TOKENS, chainOf, PrefixCache, type PrefixSlot } from '../../services/lib/kv/prefix.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/sequence.ts';
 import { FakeEngine, GARBAGE, HIDDEN, tokensOf } from '../fake-engine.ts';
@@ -304,4 +305,21 @@ describe('the cache', () => {
     expect(cache.reserve(chain, 40)).toBeUndefined();
     pool.assertConserved(2);
   });
+});
+
+test('who waits for a slot has the one that was copied from, as soon as that is done', () => {
+  const pool = new KvPool({ layers: 1, kvHeads: 1, headDim: 1 }, 2, 128);
+  const prefixes = new PrefixCache(pool);
+  const long = prefixes.reserve([], 80);
+  prefixes.add(0, ['a', 'b', 'c', 'd', 'e'], 80);
+  long?.slot.keep();
+  const copy = prefixes.reserve(['a', 'x'], 32);
+  expect(copy?.copyFrom?.slot).toBe(0);
+  let given: number | undefined;
+  pool.wait(() => {
+    given = pool.reserve(1)?.index;
+    return given !== undefined;
+  });
+  copy?.copyFrom?.done();
+  expect([given, pool.contended]).toEqual([0, false]);
 });
