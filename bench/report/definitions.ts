@@ -1,6 +1,6 @@
 /** How the figures of each bench are defined: an artifact carries those that its report shows. */
 import { DEFINITIONS } from '../measure/latency.ts';
-import type { BenchName } from './reports.ts';
+import type { BenchName } from './benches.ts';
 
 export type Definitions = Readonly<Record<string, string>>;
 

@@ -3,8 +3,9 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import ora from 'ora';
 import { type Artifact, artifactText, readArtifacts, record, writeArtifact } from '../report/artifact.ts';
+import type { BenchName } from '../report/benches.ts';
 import { chartName, drawCharts } from '../report/chart.ts';
-import { type BenchName, reportOf } from '../report/reports.ts';
+import { reportOf } from '../report/reports.ts';
 import type { BenchModel } from '../system/model.ts';
 
 /** What every bench is told. */
