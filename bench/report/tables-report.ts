@@ -54,9 +54,12 @@ const cellOf = (paper: PaperTable, length: number, model: string, pairs: readonl
       pair.mode === paper.mode && pair.regime === paper.regime && pair.length === length && pair.model === model,
   );
 
+/** As the paper rounds: 24.5 is 24. */
+const wholePercent = (share: number) => `${Math.ceil(100 * share - 0.5)} %`;
+
 function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly Pair[]): string[] {
   const lengths = LENGTHS[length]!;
-  const tokens = `${lengths.text} → ${lengths.soft} ↓ ${Math.floor(100 * tokensCut(lengths))} %`;
+  const tokens = `${lengths.text} → ${lengths.soft} ↓ ${wholePercent(tokensCut(lengths))}`;
   const theirs = paperRow(paper, length, model);
   const line = paper.regime === 'line';
   const cell = cellOf(paper, length, model, pairs);
