@@ -66,7 +66,8 @@ const peerVersion = JSON.parse(
 ).version;
 const models = manifests.map((manifest, i) => ({ name: basename(flags.model[i]), manifest }));
 const command = ['node', 'bench/peers/engine-vs-llama-cpp.mjs', ...process.argv.slice(2)].join(' ');
-const settings = { ...flags, peer: `node-llama-cpp ${peerVersion}` };
+const { prompt, batch, context, chunk, rounds, threads, spin } = flags;
+const settings = { prompt, batch, context, chunk, rounds, threads, spin, peer: `node-llama-cpp ${peerVersion}` };
 await run({ ...flags, command }, { bench: 'peers', models, settings }, measure);
 
 async function measure(onProgress) {
