@@ -91,7 +91,7 @@ export class KvPuller {
    * @throws ServingError lease_unknown, lease_expired, kv_truncated where there is nothing left to wait for.
    */
   keep({ address, leaseId, leaseMs }: KvHandle__Output, signal: AbortSignal): Promise<void> {
-    const everyMs = Math.max(leaseMs / HEARTBEATS, FASTEST_HEARTBEAT_MS);
+    const everyMs = Math.max(Math.floor(leaseMs / HEARTBEATS), FASTEST_HEARTBEAT_MS);
     return this.#with(address, async (client) => {
       for (;;) {
         await sleep(everyMs, undefined, { signal }).catch(() => {});

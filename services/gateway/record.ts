@@ -118,7 +118,8 @@ export class RequestRecord {
       {
         status,
         code: this.error?.code,
-        err: this.error !== undefined && status >= 500 ? this.error : undefined,
+        // Of a stream too, whose status has been 200.
+        err: this.error !== undefined && Math.max(status, this.error.kind.http) >= 500 ? this.error : undefined,
         usage: this.usage,
         finish: this.#finishReasons,
         replays: this.#replays || undefined,

@@ -55,7 +55,7 @@ async function startHolder(pull: (attempt: number) => AsyncIterable<KvFrame> | I
   ]);
   holder.kv = {
     ...{ address: server.address, leaseId: 'lease', fingerprint: FINGERPRINT },
-    ...{ positions: PROMPT.length, leaseMs: 300 },
+    ...{ positions: PROMPT.length, leaseMs: 400 },
   };
   onTestFinished(() => server.close(CUT));
   return holder;
