@@ -60,7 +60,7 @@ function section(name: string, artifact: Artifact, folder: string): string {
     `before the run ${loadAverage}; commit ${commit}, node ${versions['node']}, onnxruntime-node ${versions['onnxruntime-node']}` +
     `${model.length > 0 ? `; ${model.join(', ')}` : ''}. Raw data: [${name}.json](${folder}/${name}.json).`;
   return [
-    `### ${BENCHES[bench as BenchName]}${models.length === 1 ? `: ${models[0]!.name}` : ''}`,
+    `### ${BENCHES[bench as BenchName]}${models.length === 1 ? ` (${models[0]!.name})` : ''}`,
     `\`\`\`sh\n${command}\n\`\`\``,
     markdown,
     ...charts.map((chart) => {
