@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 /** The `llavacode` command: which words start what. Settings of services come from the table in process/config.ts. */
 import { writeFile } from 'node:fs/promises';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { benchCommand, planCommand } from '../bench/commands.ts';
+import { count } from '../bench/options.ts';
 import { COLOCATED_SETTINGS, runColocated } from './colocated/main.ts';
 import { DECODE_SETTINGS, runDecode } from './decode/main.ts';
 import { runDemo } from './demo.ts';
@@ -24,12 +25,6 @@ const program = new Command('llavacode')
   .configureHelp({ showGlobalOptions: true });
 
 const PRECISIONS = ['fp32', 'fp16', 'int8', 'mixed', 'int4'];
-
-const count = (text: string) => {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('a whole number from 1 on is needed.');
-  return value;
-};
 
 /** Adds the flags of `settings`; what is not given as a flag comes from LLAVACODE_* or the default. */
 function withSettings(command: Command, settings: readonly Setting[]): Command {

@@ -151,6 +151,7 @@ export class KvPuller {
 
   /** Workers come and go, each at an address of its own. */
   #forgetOldest(): void {
+    if (this.#holders.size <= MAX_IDLE) return;
     const idle = [...this.#holders].filter(([, { users }]) => users === 0);
     for (const [address, { client }] of idle.slice(0, Math.max(0, idle.length - MAX_IDLE))) {
       client.close();

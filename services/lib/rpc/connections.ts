@@ -46,12 +46,12 @@ export class Connections<C extends Pick<Client, 'close'>> {
       giveBack: (reset) => {
         connection.calls--;
         if (reset) connection.resets--;
-        if (connection !== this.#current && connection.calls === 0 && !this.#closed) connection.client.close();
+        if (connection !== this.#current && connection.calls === 0) connection.client.close();
       },
     };
   }
 
-  /** Calls under way on it, and on those left behind, end as their channels do. */
+  /** Those left behind are closed after their last calls. */
   close(): void {
     this.#closed = true;
     this.#current?.client.close();
