@@ -6,7 +6,7 @@
 import { createWriteStream } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { execaNode } from 'execa';
+import { execa } from 'execa';
 import { envName, PACKAGE_ROOT, SETTINGS } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { ServingError } from './lib/process/errors.ts';
@@ -45,6 +45,11 @@ export interface SystemOptions {
   readonly onRestart?: (role: string, reason: string) => void;
 }
 
+export interface ProcessOptions extends Pick<SystemOptions, 'logs' | 'onRestart'> {
+  /** Words that run a command elsewhere, such as `ip netns exec NAME`; they must end by becoming that command. */
+  readonly through?: readonly string[];
+}
+
 export interface RunningSystem {
   readonly url: string;
   readonly processes: readonly ServiceProcess[];
@@ -52,6 +57,7 @@ export interface RunningSystem {
   close(): Promise<void>;
 }
 
+const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
 const READY_TIMEOUT_MS = 180_000;
 /** Beyond a child's own drain timeout. */
 const KILL_AFTER_MS = 10_000;
@@ -62,17 +68,19 @@ export class ServiceProcess {
   readonly #role: Role;
   readonly #log: string;
   readonly #onRestart: (role: string, reason: string) => void;
+  readonly #through: readonly string[];
   #flags: Flags;
   #child: ReturnType<typeof spawn> | undefined;
   #stopping = false;
   #address: ReadyMessage | undefined;
 
-  constructor(name: string, role: Role, flags: Flags, options: Pick<SystemOptions, 'logs' | 'onRestart'>) {
+  constructor(name: string, role: Role, flags: Flags, options: ProcessOptions) {
     this.name = name;
     this.#role = role;
     this.#flags = flags;
     this.#log = join(options.logs, `${name}.log`);
     this.#onRestart = options.onRestart ?? (() => {});
+    this.#through = options.through ?? [];
   }
 
   get pid(): number | undefined {
@@ -94,7 +102,7 @@ export class ServiceProcess {
    * @throws ServingError worker_lost with the end of its log when it is not.
    */
   async start(): Promise<void> {
-    const child = spawn(this.#role, this.#flags, this.#log);
+    const child = spawn(this.#role, this.#flags, this.#log, this.#through);
     this.#child = child;
     const exited = child.then((result) =>
       result.signal ? `killed by ${result.signal}` : `exit code ${result.exitCode}`,
@@ -175,9 +183,10 @@ export function environmentOf(flags: Flags): Record<string, string | undefined> 
   };
 }
 
-function spawn(role: Role, flags: Flags, log: string) {
+function spawn(role: Role, flags: Flags, log: string, through: readonly string[]) {
   const output = createWriteStream(log, { flags: 'a' });
-  const child = execaNode(join(PACKAGE_ROOT, 'dist', 'services', 'cli.js'), [role], {
+  const [file, ...words] = [...through, process.execPath, ...process.execArgv, CLI, role];
+  const child = execa(file!, words, {
     detached: true,
     ipc: true,
     stdin: 'ignore',

@@ -9,7 +9,7 @@ import type { PromptEngine } from '../prefill/worker.ts';
 import { LocalKv } from './local.ts';
 import { SharedEngine } from './turns.ts';
 
-export interface ColocatedOptions extends Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere'> {
+export interface ColocatedOptions extends Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere' | 'wantedElsewhere'> {
   readonly prefillChunkTokens: number;
   /** In place of these, while sequences decode: each of their tokens waits for a chunk. */
   readonly sharedChunkTokens: number;
@@ -38,9 +38,10 @@ export function createColocatedService(
       }),
     heldElsewhere: () => prefill.leases.size,
   });
-  const chunkTokens = () => (decode.running() > 0 ? sharedChunkTokens : prefillChunkTokens);
+  const wantedElsewhere = () => decode.running() > 0;
+  const chunkTokens = () => (wantedElsewhere() ? sharedChunkTokens : prefillChunkTokens);
   const heldElsewhere = () => decode.held();
-  const prefill = createPrefillService(engine, { ...options, chunkTokens, heldElsewhere }, log);
+  const prefill = createPrefillService(engine, { ...options, chunkTokens, heldElsewhere, wantedElsewhere }, log);
   return {
     mounts: [...prefill.mounts, ...decode.mounts],
     /** Brings gauges up to date before they are read. */

@@ -30,6 +30,8 @@ export interface PrefillOptions {
   readonly kvLeaseMs: number;
   /** Slots of the same pool that are not leased: sequences that decode here. */
   readonly heldElsewhere?: () => number;
+  /** Whether others than prompts want the engine. */
+  readonly wantedElsewhere?: () => boolean;
   /** Refuses new prompts once aborted. */
   readonly draining: AbortSignal;
   /** host:port under which decoders reach this worker; known once the server listens. */
@@ -43,8 +45,8 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
   const prefixes = new PrefixCache(pool);
   const leases = new LeaseTable(pool, prefixes, options.kvLeaseMs);
   const onIdle = () => pool.assertConserved(leases.size + (options.heldElsewhere?.() ?? 0));
-  const { chunkTokens } = options;
-  const worker = new PrefillWorker(engine, queue, leases, prefixes, { chunkTokens, onIdle }, log);
+  const { chunkTokens, wantedElsewhere = () => false } = options;
+  const worker = new PrefillWorker(engine, queue, leases, prefixes, { chunkTokens, onIdle, wantedElsewhere }, log);
 
   async function* prefill(request: PrefillRequest__Output, signal: AbortSignal): AsyncGenerator<PrefillEvent> {
     if (options.draining.aborted) throw options.draining.reason;

@@ -9,9 +9,10 @@ import type { KvPool } from '../lib/kv/pool.ts';
 import { chainOf, type PrefixCache, type PrefixSlot, type PromptChain } from '../lib/kv/prefix.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
-import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
+import { type SampledToken, type Sampling, softWithin, type TokenPrompt } from '../lib/request/sequence.ts';
 import type { Lease, LeaseTable } from './leases.ts';
 import type { PromptQueue } from './queue.ts';
+import { ChunkUnderWay } from './under-way.ts';
 
 /** What prefill needs of a DecoderSession. */
 export interface PromptEngine {
@@ -73,6 +74,8 @@ export interface PrefillWorkerOptions {
   readonly chunkTokens: () => number;
   /** Called when nothing waits or computes. */
   readonly onIdle: () => void;
+  /** Whether others than prompts want the engine. */
+  readonly wantedElsewhere: () => boolean;
 }
 
 /** Prompt logprobs need the logits of every position; chunks of this many keep them small (vocab x 4 bytes each). */
@@ -89,6 +92,7 @@ export class PrefillWorker {
   /** The first prompt that waits does so for a slot. */
   #inLine = false;
   #computing = 0;
+  #underWay: ChunkUnderWay | undefined;
 
   constructor(
     engine: PromptEngine,
@@ -126,6 +130,7 @@ export class PrefillWorker {
     accepted.catch(() => {});
     done.catch(() => {});
     this.#queue.add(pending);
+    this.#reconsider();
     const leave = () => {
       if (this.#queue.remove(pending)) pending.fail(job.signal.reason);
     };
@@ -143,6 +148,11 @@ export class PrefillWorker {
   /** Looks for work: a prompt came. */
   #wake(): void {
     if (!this.#running && !this.#inLine) void this.#run(this.#next());
+  }
+
+  /** Whether a chunk whose prompt nobody wants any more is still worth its rest. */
+  #reconsider(): void {
+    this.#underWay?.reconsider(this.#queue.first, this.#options.wantedElsewhere(), this.#queue.rate);
   }
 
   async #run(first: Started | undefined): Promise<void> {
@@ -183,9 +193,10 @@ export class PrefillWorker {
 
   async #serve(job: Pending, start: PrefixSlot): Promise<void> {
     const lease = this.#leases.open(start.slot, job.tokens, job.readers);
-    // While it computes, the abort stops the chunk under way, and the slot is free when nothing writes to it any more.
+    // While it computes, the slot is free when nothing writes to it any more: after the chunk under way at the latest.
     const cancel = () => {
       if (lease.isComplete) this.#leases.end(lease, 'cancelled');
+      else this.#reconsider();
     };
     job.signal.addEventListener('abort', cancel, { once: true });
     const forget = () => job.signal.removeEventListener('abort', cancel);
@@ -227,15 +238,18 @@ export class PrefillWorker {
       const last = end === ids.length;
       const logitRows = wantsLogprobs ? Array.from({ length: end - past }, (_, i) => i) : last ? [end - past - 1] : [];
       const copyFrom = chunks === 0 ? start.copyFrom?.slot : undefined;
-      const soft = softWithin(job, past, end);
+      const soft = softWithin(job.prompt.soft, past, end);
+      const underWay = new ChunkUnderWay({ chain: job.chain, past, end, signal: job.signal });
+      this.#underWay = underWay;
       try {
         const chunk = { slot: lease.slot.index, past, ids: ids.subarray(past, end), soft, logitRows, copyFrom };
-        logits = await this.#engine.chunk(chunk, job.signal);
+        logits = await this.#engine.chunk(chunk, underWay.signal);
       } finally {
+        this.#underWay = undefined;
         if (chunks++ === 0) start.copyFrom?.done();
       }
-      job.signal.throwIfAborted(); // a run that ends as the abort comes does not say so
       lease.advance(end);
+      job.signal.throwIfAborted(); // for the next try, what is computed counts
       if (wantsLogprobs) this.#promptLogprobs(job, logits, past, end, promptLogprobs);
       if (!last) pausedMs += await this.#letPass(job, ids.length - end);
     }
@@ -278,20 +292,6 @@ export class PrefillWorker {
       into.push(promptLogprob(row, job.prompt.ids[position + 1] as number, job.promptLogprobs));
     }
   }
-}
-
-/** The soft tokens of positions [past, end), relative to past. */
-function softWithin(job: PrefillJob, past: number, end: number) {
-  const { positions, vectors } = job.prompt.soft;
-  const first = positions.findIndex((position) => position >= past);
-  if (first < 0) return { positions: new Int32Array(0), vectors: new Float32Array(0) };
-  let last = first;
-  while (last < positions.length && (positions[last] as number) < end) last++;
-  const hidden = vectors.length / positions.length;
-  return {
-    positions: positions.slice(first, last).map((position) => position - past),
-    vectors: vectors.subarray(first * hidden, last * hidden),
-  };
 }
 
 /** Position 0 of the output, or where the output that ends the prompt already goes on. */

@@ -17,6 +17,7 @@ let engine: FakeEngine;
 let queue: PromptQueue<Pending>;
 let leases: LeaseTable;
 let worker: PrefillWorker;
+let wantedElsewhere: boolean;
 
 /** @param chunkTokens of the worker. */
 function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder = 'fifo'): void {
@@ -24,7 +25,12 @@ function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder 
   queue = new PromptQueue<Pending>(1000, order);
   const prefixes = new PrefixCache(engine.pool);
   leases = new LeaseTable(engine.pool, prefixes, 60_000);
-  const options = { chunkTokens: () => chunkTokens, onIdle: () => engine.pool.assertConserved(leases.size) };
+  wantedElsewhere = false;
+  const options = {
+    chunkTokens: () => chunkTokens,
+    onIdle: () => engine.pool.assertConserved(leases.size),
+    wantedElsewhere: () => wantedElsewhere,
+  };
   worker = new PrefillWorker(engine, queue, leases, prefixes, options, createLogger('test', 'silent'));
 }
 
@@ -340,6 +346,57 @@ describe('given up', () => {
     await expect(lease.released).rejects.toMatchObject({ code: 'lease_unknown' });
     expect(engine.chunks).toHaveLength(1);
     expect(queue.rate).toBe(0); // nothing was measured
+  });
+
+  describe('while a chunk computes of which others can make use', () => {
+    const PROMPT = Array.from({ length: 70 }, (_, i) => i % VOCAB);
+
+    /** A prompt in its first chunk of 32; nobody wants it any more. */
+    async function abandon(elsewhere = false) {
+      start(32, 2, 128);
+      wantedElsewhere = elsewhere;
+      const held = holdEngine();
+      const { signal, hangUp } = caller();
+      const ticket = worker.submit(job(PROMPT, { signal }));
+      await ticket.accepted;
+      hangUp();
+      return { held, ticket };
+    }
+
+    const reused = async (ids: readonly number[]) => (await worker.submit(job(ids)).done).cachedTokens;
+
+    test('it is finished while nobody waits, and no further one', async () => {
+      const { held, ticket } = await abandon();
+      held.open();
+      await expect(ticket.done).rejects.toThrowError('hung up');
+      expect(engine.chunks).toHaveLength(1);
+      expect(await reused([...PROMPT, 1])).toBe(32);
+    });
+
+    test('it is finished for one that begins as it does', async () => {
+      const { held, ticket } = await abandon();
+      const next = reused([...PROMPT.slice(0, 40), 1]);
+      held.open();
+      await expect(ticket.done).rejects.toThrowError('hung up');
+      expect(await next).toBe(32);
+    });
+
+    test.each([
+      ['begins otherwise', [5, ...PROMPT]],
+      ['has too little in common', [...PROMPT.slice(0, 20), 5, 5, 5]],
+      ['has another salt', PROMPT],
+    ])('it is stopped for one that %s', async (why, ids) => {
+      const { held, ticket } = await abandon();
+      const next = worker.submit(job(ids, { cacheSalt: why === 'has another salt' ? 'x' : '' }));
+      await expect(ticket.done).rejects.toThrowError('hung up'); // the engine is held: only the abort ends the chunk
+      held.open();
+      expect((await next.done).cachedTokens).toBe(0);
+    });
+
+    test('it is stopped where sequences want the engine', async () => {
+      const { ticket } = await abandon(true);
+      await expect(ticket.done).rejects.toThrowError('hung up');
+    });
   });
 
   test('while it is staged: the lease ends', async () => {

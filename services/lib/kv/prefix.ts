@@ -91,8 +91,7 @@ export class PrefixCache {
   #longest(chain: PromptChain): { entry: Entry; blocks: number } | undefined {
     let best: { entry: Entry; blocks: number } | undefined;
     for (const entry of this.#entries.values()) {
-      let blocks = 0;
-      while (blocks < chain.length && chain[blocks] === entry.chain[blocks]) blocks++;
+      const blocks = sharedBlocks(chain, entry.chain);
       if (blocks > (best?.blocks ?? 0)) best = { entry, blocks };
     }
     return best;
@@ -114,6 +113,13 @@ export class PrefixCache {
     if (oldest !== undefined) this.#entries.delete(oldest.slot);
     return oldest?.slot;
   }
+}
+
+/** How many blocks two prompts begin with in common. */
+export function sharedBlocks(a: PromptChain, b: PromptChain): number {
+  let blocks = 0;
+  while (blocks < a.length && a[blocks] === b[blocks]) blocks++;
+  return blocks;
 }
 
 /** @param salt what else two prompts must share to share KV. */

@@ -62,3 +62,16 @@ export interface SampledToken {
 }
 
 export type FinishReason = 'stop' | 'length';
+
+/** The soft tokens of positions [past, end), relative to past. */
+export function softWithin({ positions, vectors }: SoftTokens, past: number, end: number): SoftTokens {
+  const first = positions.findIndex((position) => position >= past);
+  if (first < 0) return { positions: new Int32Array(0), vectors: new Float32Array(0) };
+  let last = first;
+  while (last < positions.length && (positions[last] as number) < end) last++;
+  const hidden = vectors.length / positions.length;
+  return {
+    positions: positions.slice(first, last).map((position) => position - past),
+    vectors: vectors.subarray(first * hidden, last * hidden),
+  };
+}
