@@ -185,7 +185,9 @@ export function environmentOf(flags: Flags): Record<string, string | undefined> 
 
 function spawn(role: Role, flags: Flags, log: string, through: readonly string[]) {
   const output = createWriteStream(log, { flags: 'a' });
-  const [file, ...words] = [...through, process.execPath, ...process.execArgv, CLI, role];
+  // A debugger listens on a port that is taken.
+  const inherited = process.execArgv.filter((word) => !word.startsWith('--inspect'));
+  const [file, ...words] = [...through, process.execPath, ...inherited, CLI, role];
   const child = execa(file!, words, {
     detached: true,
     ipc: true,

@@ -1,10 +1,12 @@
 /** The drills: what is done to a running system, and what of its promise must hold meanwhile. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import { streamCompletion } from '../../services/client.ts';
 import type { Role } from '../../services/supervisor.ts';
 import { fillDisk } from './disk-full.ts';
 import { type Fleet, type Member, STALL_TIMEOUT_MS } from './fleet.ts';
 import type { Drill, Scene } from './scene.ts';
 import { readSlowly } from './slow-readers.ts';
+import type { Reference } from './streams.ts';
 
 /** Beyond what the gateway takes for lost. */
 const HOLD_MS = STALL_TIMEOUT_MS + 2_000;
@@ -65,9 +67,19 @@ const cutOff = (role: Role): Drill => ({
   name: `link to ${role} dead, ${HOLD_MS / 1000} s`,
   disturb: (scene) =>
     disturbEach(scene, role, async ({ link }) => {
-      link.state = 'dead';
+      link!.state = 'dead';
       await sleep(HOLD_MS);
-      link.state = 'up';
+      link!.state = 'up';
+    }),
+});
+
+const partitioned = (role: Role): Drill => ({
+  name: `cable of ${role} pulled, ${HOLD_MS / 1000} s`,
+  disturb: (scene) =>
+    disturbEach(scene, role, async ({ port }) => {
+      await port!.cut();
+      await sleep(HOLD_MS);
+      await port!.heal();
     }),
 });
 
@@ -76,7 +88,7 @@ const SLOW_MS = 30;
 
 async function slowLinks({ fleet, seconds, mark }: Scene): Promise<undefined> {
   mark();
-  const links = [...fleet.of('prefill'), ...fleet.of('decode')].map(({ link }) => link);
+  const links = [...fleet.of('prefill'), ...fleet.of('decode')].flatMap(({ link }) => link ?? []);
   for (const link of links) link.delayMs = SLOW_MS;
   await sleep(1000 * seconds);
   for (const link of links) link.delayMs = 0;
@@ -89,6 +101,33 @@ async function storeAway({ storeLink, seconds, mark }: Scene): Promise<undefined
   await sleep(1000 * seconds);
   storeLink!.state = 'up';
   await sleep(1000);
+}
+
+/** What it held is in its log: with it must come back the context of prompts. */
+async function killRedis({ redis, fleet, references, count, seconds, mark }: Scene): Promise<string> {
+  let longestMs = 0;
+  for (let i = 0; i < count; i++) {
+    await sleep(500);
+    mark();
+    await redis!.kill();
+    await sleep(1000 * seconds);
+    await redis!.restart();
+    longestMs = Math.max(longestMs, await untilItHasContext(fleet, references[0]!));
+  }
+  await sleep(AFTERWARDS_MS);
+  return `context again ${longestMs.toFixed(0)} ms after its restart`;
+}
+
+/** @returns how long it took, in ms. */
+async function untilItHasContext({ url }: Fleet, { body }: Reference): Promise<number> {
+  const startMs = performance.now();
+  for (;;) {
+    const { rag } = await streamCompletion(url, { ...body, max_tokens: 1 }, AbortSignal.timeout(ANSWER_TIMEOUT_MS));
+    const tookMs = performance.now() - startMs;
+    if (!rag?.degraded) return tookMs;
+    if (tookMs > ANSWER_TIMEOUT_MS) throw new Error(`prompts still have no context: ${rag.degraded}`);
+    await sleep(50);
+  }
 }
 
 /** Nothing more is done. */
@@ -123,3 +162,12 @@ export const DRILLS: readonly Drill[] = [
     disturb: fillDisk,
   },
 ];
+
+/** Of workers that do both halves: a stream goes on at the other one, which computes its prompt again. */
+export const COLOCATED_DRILLS: readonly Drill[] = [killed('colocated'), stopped('colocated')];
+
+/** Of a Redis that is the drills' own. */
+export const REDIS_DRILLS: readonly Drill[] = [{ name: 'kill -9 redis', disturb: killRedis }];
+
+/** Of workers on machines of their own: packets are lost, and nobody is told. */
+export const PARTITION_DRILLS: readonly Drill[] = [partitioned('prefill'), partitioned('decode')];

@@ -1,9 +1,13 @@
-/** A whole system of real processes, each behind a {@link Link} of its own, whose parts can be killed, stopped and cut off. */
+/**
+ * A whole system of real processes, each behind a {@link Link} of its own or, its workers, on machines of their own; whose
+ * parts can be killed, stopped and cut off.
+ */
 import { mkdir, mkdtemp } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Flags, type Role, ServiceProcess } from '../../services/supervisor.ts';
 import { Link } from './link.ts';
+import type { Network, Port } from './network.ts';
 
 export interface FleetOptions {
   readonly bundle: string;
@@ -13,13 +17,20 @@ export interface FleetOptions {
   readonly data: string;
   /** Workers of each pool. */
   readonly workers: number;
+  /** Workers that do both halves; a pool for each half otherwise. */
+  readonly colocated?: boolean;
+  /** Where workers run, each on a machine of its own; all on this one otherwise. */
+  readonly network?: Network;
   readonly gateway?: Flags;
 }
 
 export interface Member {
   readonly role: Role;
   readonly process: ServiceProcess;
-  readonly link: Link;
+  /** In front of it; undefined for one on a machine of its own. */
+  readonly link: Link | undefined;
+  /** Of its machine; undefined for one on this machine. */
+  readonly port: Port | undefined;
 }
 
 /** What one process says of itself on /metrics. */
@@ -43,34 +54,46 @@ export class Fleet {
     this.#logs = logs;
   }
 
-  static async start({ bundle, store, data, workers, gateway = {} }: FleetOptions): Promise<Fleet> {
+  static async start(options: FleetOptions): Promise<Fleet> {
+    const { bundle, store, data, workers, colocated = false, network, gateway = {} } = options;
     await mkdir(data, { recursive: true });
     const logs = await mkdtemp(join(data, 'drills-'));
     const members: Member[] = [];
     const fleet = new Fleet(members, logs);
-    const add = async (role: Role, index: number, flags: Flags) => {
-      const link = await Link.open();
-      // Decoders pull from prefill through the link too.
-      const settings = { model: bundle, port: 0, ...flags, ...(role === 'prefill' && { advertise: link.address }) };
-      const process = new ServiceProcess(`${role}-${index}`, role, settings, { logs });
-      members.push({ role, process, link });
+    const add = async (role: Role, index: number, flags: Flags, port?: Port) => {
+      const link = port ? undefined : await Link.open();
+      const place: Flags = {
+        ...(port && { host: port.host, insecureListen: true }),
+        // Decoders pull from prefill through the link too.
+        ...(link && role === 'prefill' && { advertise: link.address }),
+      };
+      const settings = { model: bundle, port: 0, ...flags, ...place };
+      const process = new ServiceProcess(`${role}-${index}`, role, settings, { logs, through: port?.through });
+      members.push({ role, process, link, port });
       await process.start();
+      if (!link) return process.address;
       link.target = process.address;
       return link.address;
     };
-    const pool = (role: Role, flags: Flags) =>
-      Promise.all(Array.from({ length: workers }, (_, i) => add(role, i, flags)));
+    const pool = async (role: Role, flags: Flags) => {
+      const ports: (Port | undefined)[] = [];
+      for (let i = 0; i < workers; i++) ports.push(await network?.join());
+      return Promise.all(ports.map((port, i) => add(role, i, flags, port)));
+    };
     try {
       const common = { threads: 1, slots: 8, capacity: 1024, metricsPort: 0, drainTimeoutMs: 10_000 };
-      const [prefill, decode, indexer] = await Promise.all([
-        pool('prefill', { ...common, kvLeaseMs: LEASE_MS }),
-        pool('decode', { ...common, queueSequences: 256 }),
-        add('indexer', 0, { store, threads: 1, metricsPort: 0 }),
-      ]);
+      const prefillOnly = { kvLeaseMs: LEASE_MS };
+      const decodeOnly = { queueSequences: 256 };
+      const indexing = add('indexer', 0, { store, threads: 1, metricsPort: 0 });
+      const prefill = colocated
+        ? pool('colocated', { ...common, ...prefillOnly, ...decodeOnly })
+        : pool('prefill', { ...common, ...prefillOnly });
+      const decode = colocated ? prefill : pool('decode', { ...common, ...decodeOnly });
+      const [prefillWorkers, decodeWorkers, indexer] = await Promise.all([prefill, decode, indexing]);
       await add('gateway', 0, {
-        ...{ store, indexer, prefillWorkers: prefill.join(','), decodeWorkers: decode.join(','), threads: 1 },
-        ...{ stallTimeoutMs: STALL_TIMEOUT_MS, requestTimeoutMs: 30_000, targetTtftMs: 20_000, drainTimeoutMs: 10_000 },
-        ...{ retrievalBudgetMs: 1_000, ...gateway },
+        ...{ store, indexer, prefillWorkers: prefillWorkers.join(','), decodeWorkers: decodeWorkers.join(',') },
+        ...{ threads: 1, stallTimeoutMs: STALL_TIMEOUT_MS, requestTimeoutMs: 30_000, targetTtftMs: 20_000 },
+        ...{ drainTimeoutMs: 10_000, retrievalBudgetMs: 1_000, ...gateway },
       });
       return fleet;
     } catch (error) {
@@ -148,7 +171,7 @@ export class Fleet {
   async close(): Promise<void> {
     for (const { process } of this.of('gateway')) await process.stop();
     await Promise.all(this.members.map(({ process }) => process.stop()));
-    for (const { link } of this.members) link.close();
+    for (const { link } of this.members) link?.close();
   }
 }
 

@@ -1,16 +1,11 @@
-/** `bench drills`: one drill after the other on one running system under open-loop load. */
+/** `bench drills`: one drill after the other on a running system under open-loop load. */
 import { mkdir } from 'node:fs/promises';
-import { resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { parseRedisUrl } from '../../services/lib/rag/redis-url.ts';
 import { RandomStream } from '../measure/arrivals.ts';
-import { type BenchModel, runCli } from '../system/model.ts';
+import type { BenchModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
-import { withJumpingClocks } from './clock-jumps.ts';
-import { DRILLS, watch } from './drills.ts';
-import { Fleet } from './fleet.ts';
-import { Link } from './link.ts';
-import type { Drill, Scene } from './scene.ts';
+import type { Drill } from './scene.ts';
+import { type Ground, stagesOf } from './stages.ts';
 import { makeReferences, type Reference, type StreamRecord, sendTraffic } from './streams.ts';
 
 export interface DrillOptions {
@@ -60,58 +55,49 @@ export interface DrillsResult {
 const REFERENCES = 8;
 
 export async function runDrills(model: BenchModel, options: DrillOptions): Promise<DrillResult[]> {
-  const { data, redis, onProgress, only } = options;
+  const { data, onProgress, only } = options;
   await mkdir(data, { recursive: true });
-  const storeLink = redis === undefined ? undefined : await linkTo(redis);
-  const store = storeLink ? storeLink.url : `lmdb:${resolve(data, 'drill-store')}`;
-  const wanted = (name: string) => only.length === 0 || only.some((word) => name.includes(word));
-  onProgress('indexing');
-  const { bundle } = model;
-  await runCli(['index', '--name', options.repo, '--path', options.path, '--model', bundle, '--store', store]);
+  const wanted = ({ name }: Drill) => only.length === 0 || only.some((word) => name.includes(word));
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
-  const fleetOptions = { bundle, store, data, workers: 2 };
-  const scene = { storeLink: storeLink?.link, store, bundle, count: options.count, seconds: options.seconds };
-  try {
-    onProgress('starting');
-    const results: DrillResult[] = [];
-    const fleet = await Fleet.start(fleetOptions);
-    let references: Reference[];
+  const results: DrillResult[] = [];
+  let references: Reference[] | undefined;
+  for (const stage of stagesOf(model, options)) {
+    const drills = stage.drills.filter(wanted);
+    // The first one is calm to begin with: what it answers is what all must answer.
+    if (references && drills.length === 0) continue;
+    onProgress(`starting ${stage.name}`);
+    const ground = await stage.open();
+    if (typeof ground === 'string') {
+      results.push(...drills.map((drill) => notRun(drill, ground)));
+      continue;
+    }
     try {
-      references = await makeReferences(fleet.url, prompts, REFERENCES);
-      for (const drill of DRILLS.filter(({ name }) => wanted(name))) {
+      references ??= await makeReferences(ground.fleet.url, prompts, REFERENCES);
+      for (const drill of drills) {
         onProgress(drill.name);
-        results.push(await runDrill(drill, fleet, references, scene, options));
+        results.push(await runDrill(drill, references, ground, options));
       }
     } finally {
-      await fleet.close();
+      await ground.close();
     }
-    if (wanted(CLOCKS.name)) {
-      onProgress(CLOCKS.name);
-      const jumping = await withJumpingClocks(() => Fleet.start(fleetOptions));
-      try {
-        results.push(await runDrill(CLOCKS, jumping, references, scene, options));
-      } finally {
-        await jumping.close();
-      }
-    }
-    return results;
-  } finally {
-    storeLink?.link.close();
   }
+  return results;
 }
 
-/** All clocks of the day jump by an hour, to and fro, twice a second. */
-const CLOCKS: Drill = { name: 'clocks that jump', disturb: watch };
+export const notRun = (drill: Drill, why: string): DrillResult => ({
+  ...judge(drill, [], [], ''),
+  note: `not run: ${why}`,
+});
 
-async function runDrill(
+export async function runDrill(
   drill: Drill,
-  fleet: Fleet,
   references: readonly Reference[],
-  scene: Pick<Scene, 'storeLink' | 'store' | 'bundle' | 'count' | 'seconds'>,
-  { rate, seed }: DrillOptions,
+  ground: Ground,
+  { rate, seed, count, seconds }: Pick<DrillOptions, 'rate' | 'seed' | 'count' | 'seconds'>,
 ): Promise<DrillResult> {
-  const impossible = drill.impossible?.(scene);
-  if (impossible !== undefined) return { ...judge(drill, [], [], ''), note: `not run: ${impossible}` };
+  const { fleet } = ground;
+  const impossible = drill.impossible?.(ground);
+  if (impossible !== undefined) return notRun(drill, impossible);
   const startMs = performance.now();
   const marks: number[] = [];
   const mark = () => void marks.push(performance.now() - startMs);
@@ -125,7 +111,8 @@ async function runDrill(
   );
   let [note, broken] = ['', ''];
   try {
-    note = (await drill.disturb({ ...scene, fleet, references, random: new RandomStream(seed + 7), mark })) ?? '';
+    const random = new RandomStream(seed + 7);
+    note = (await drill.disturb({ ...ground, count, seconds, references, random, mark })) ?? '';
   } catch (error) {
     broken = ServingError.from(error).message;
   }
@@ -133,7 +120,9 @@ async function runDrill(
   const records = await traffic;
   const remains = await fleet.settle();
   const result = judge(drill, records, marks, [broken, remains].filter((text) => text !== '').join('; '));
-  return { ...result, note };
+  const degraded = records.filter((record) => record.degraded).length;
+  const without = degraded > 0 ? `${degraded} answered without context` : '';
+  return { ...result, note: [note, without].filter((text) => text !== '').join('; ') };
 }
 
 export function judge(
@@ -172,14 +161,4 @@ export function judge(
     note: '',
     broken: problems.filter((text) => text !== '').join('; '),
   };
-}
-
-/** @returns the same Redis behind a link. */
-async function linkTo(redis: string): Promise<{ link: Link; url: string }> {
-  const { kind, tls, nodes, db } = parseRedisUrl(redis);
-  if (kind !== 'single' || tls) throw new ServingError('config_invalid', 'drills take a single Redis without TLS');
-  const link = await Link.open();
-  link.target = `${nodes[0]!.host}:${nodes[0]!.port}`;
-  const login = /^redis:\/\/([^@/]*@)?/.exec(redis)?.[1] ?? '';
-  return { link, url: `redis://${login}${link.address}/${db}` };
 }

@@ -1,5 +1,6 @@
 /** What a drill is, and what it is given to work with. */
 import type { RandomStream } from '../measure/arrivals.ts';
+import type { RedisServer } from '../system/redis.ts';
 import type { Fleet } from './fleet.ts';
 import type { Link } from './link.ts';
 import type { Reference } from './streams.ts';
@@ -14,6 +15,8 @@ export interface Scene {
   readonly seconds: number;
   /** In front of Redis; undefined where the store is a folder. */
   readonly storeLink: Link | undefined;
+  /** The store's own server; undefined where it is nobody's to kill. */
+  readonly redis: RedisServer | undefined;
   readonly store: string;
   readonly bundle: string;
   /** Says that a disturbance begins now. */

@@ -29,6 +29,8 @@ export interface StreamRecord {
   readonly doubled: number;
   /** Longest time between two tokens. */
   readonly longestGapMs: number;
+  /** It ended well, and without the context that it asked for. */
+  readonly degraded?: boolean;
 }
 
 const OUTPUT_TOKENS = 40;
@@ -38,7 +40,7 @@ const TIMEOUT_MS = 40_000;
 const LEAVE_WITHIN_MS = 400;
 const LEFT = new Error('the client left');
 
-/** @param repo of the index, for prompts with compressed context. */
+/** @param url of a system that nothing disturbs. */
 export async function makeReferences(url: string, prompts: PromptMaker, count: number): Promise<Reference[]> {
   const greedy = { max_tokens: OUTPUT_TOKENS, temperature: 0, ignore_eos: true, return_token_ids: true };
   const references: Reference[] = [];
@@ -111,7 +113,8 @@ async function sendStream(
     };
     const { rag } = await streamCompletion(url, reference.body, signal, { onChunk });
     if (rag?.degraded) expected = reference.withoutContext;
-    return { ...known(), outcome: 'ok', lost: expected.length - commonStart(received, expected) };
+    const lost = expected.length - commonStart(received, expected);
+    return { ...known(), outcome: 'ok', lost, degraded: rag?.degraded !== undefined };
   } catch (error) {
     // Of a stream that broke off it is not known whether it had its context: it must be one of the two.
     if (commonStart(received, expected) < received.length) expected = reference.withoutContext;

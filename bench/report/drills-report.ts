@@ -11,7 +11,7 @@ const counts = (failed: Readonly<Record<string, number>>) =>
     .map(([code, count]) => `${count} ${code}`)
     .join(', ') || '0';
 
-export function reportDrills({ result: { drills } }: Artifact<DrillsResult>): Report {
+export function reportDrills({ result: { drills } }: Pick<Artifact<DrillsResult>, 'result'>): Report {
   const head = ['Drill', 'times', 'sent', 'ok', 'left', 'failed', 'lost tokens', 'doubled tokens'];
   const rows = drills.map((result) => [
     result.name,
@@ -32,7 +32,7 @@ export function reportDrills({ result: { drills } }: Artifact<DrillsResult>): Re
   return { markdown: sections.join('\n\n'), charts: [] };
 }
 
-export function reportSoak({ result }: Artifact<SoakResult>): Report {
+export function reportSoak({ result }: Pick<Artifact<SoakResult>, 'result'>): Report {
   const { minutes, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills } = result;
   const mebibytes = ({ perUnit, error }: Slope) => `${figure(perUnit / 2 ** 20)} ± ${figure((2 * error) / 2 ** 20)}`;
   const short = minutes * 60_000 < JUDGED_FROM_MS;

@@ -1,11 +1,16 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import fc from 'fast-check';
-import { describe, expect, onTestFinished, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { Link } from '../../bench/drills/link.ts';
-import { judge } from '../../bench/drills/run.ts';
+import { judge, notRun } from '../../bench/drills/run.ts';
 import { fitFloor } from '../../bench/drills/slope.ts';
+import { stagesOf } from '../../bench/drills/stages.ts';
 import type { StreamRecord } from '../../bench/drills/streams.ts';
+import { reportDrills } from '../../bench/report/drills-report.ts';
+import { findRedis } from '../../bench/system/redis.ts';
+
+vi.mock(import('../../bench/system/redis.ts'), async (original) => ({ ...(await original()), findRedis: vi.fn() }));
 
 const record = (change: Partial<StreamRecord>): StreamRecord => ({
   sentMs: 0,
@@ -52,6 +57,17 @@ describe('a drill', () => {
     ];
     expect(judge(DRILL, records, [100, 590], '')).toMatchObject({ recoveryMs: 150, worstTtftMs: 280 });
   });
+});
+
+test('a drill that wants a redis-server says so where there is none', async () => {
+  const folders = { data: 'unused', path: 'unused', repo: 'unused' };
+  const stage = stagesOf({ bundle: 'unused' }, folders).find(({ drills }) => drills[0]?.name === 'kill -9 redis')!;
+  const why = await stage.open();
+  expect(findRedis).toHaveBeenCalledOnce();
+  expect(why).toBe('no redis-server on PATH');
+  const result = { drills: stage.drills.map((drill) => notRun(drill, String(why))) };
+  const { markdown } = reportDrills({ result });
+  expect(markdown).toMatch(/^\| kill -9 redis \| 0 \| 0 .* \| not run: no redis-server on PATH \|$/m);
 });
 
 describe('a slope', () => {
