@@ -108,13 +108,15 @@ function loadCommand(): Command {
     .option('--slo <bounds>', 'like ttft:500,tpot:50; three times the unloaded figures when not given', parseSlo)
     .option('--rate <list>', 'requests per second; a sweep for the highest one when not given', numbers, [])
     .option('--probes <n>', 'rates that a sweep tries', whole, 6)
+    .option('--seconds <n>', 'of one run, instead of --requests', positive)
+    .option('--target-ttft-ms <n>', 'what would wait longer is refused; nothing when not given: queues show', positive)
     .option('--trace <file>', "JSON lines in Mooncake's format, instead of a rate")
     .option('--splits <list>', 'prefill:decode workers to compare with one colocated worker', splits, splits('1:1'))
     .addOption(new Option('--pinning <kind>').choices(PINNINGS).default('split'))
-    .action(async ({ slo, rate, probes, trace, splits, pinning, ...flags }) => {
+    .action(async ({ slo, rate, probes, seconds, targetTtftMs, trace, splits, pinning, ...flags }) => {
       const { runLoad } = await import('./runs/load.ts');
       const deployments = [COLOCATED, ...splits];
-      const workload = workloadOf(flags);
+      const workload = { ...workloadOf(flags), seconds };
       await runLoad(typed(flags), {
         model: onlyModel(flags.models),
         deployments,
@@ -123,6 +125,7 @@ function loadCommand(): Command {
         slo,
         rates: rate,
         probes,
+        targetTtftMs,
         trace,
       });
     });

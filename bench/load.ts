@@ -13,8 +13,10 @@ import { type ContextMode, type PromptMaker, SOFT_TOKENS } from './system/prompt
 export interface Workload {
   readonly arrivals: Arrivals;
   readonly burstiness: number;
-  /** Requests of one run, warm-up included. */
+  /** Requests of one run, warm-up included; unless it is to last a time. */
   readonly requests: number;
+  /** Of one run, at whatever rate. */
+  readonly seconds?: number;
   /** The first so many do not count. */
   readonly warmup: number;
   readonly promptTokens: number;
@@ -59,13 +61,11 @@ export const contextTokens = (context: ContextMode) => ({ compressed: SOFT_TOKEN
 
 /** @throws ServingError invalid_request where warming up leaves nothing to measure. */
 export function planRequests(prompts: PromptMaker, workload: Workload, rate: number): PlannedRequest[] {
-  if (workload.warmup >= workload.requests) {
-    throw new ServingError(
-      'invalid_request',
-      `--requests ${workload.requests} leave none after --warmup ${workload.warmup}`,
-    );
+  const { arrivals: kind, burstiness, seed, context, promptTokens, outputTokens, seconds } = workload;
+  const count = seconds === undefined ? workload.requests : Math.ceil(rate * seconds);
+  if (workload.warmup >= count) {
+    throw new ServingError('invalid_request', `${count} requests leave none after --warmup ${workload.warmup}`);
   }
-  const { arrivals: kind, burstiness, requests: count, seed, context, promptTokens, outputTokens } = workload;
   const random = new RandomStream(seed + 1);
   return arrivalTimes({ kind, rate, count, burstiness, seed }).map((atMs, i) => ({
     atMs,
@@ -124,7 +124,11 @@ export async function measureLoad(
 export async function measureUnloaded(url: string, prompts: PromptMaker, workload: Workload, requests = 5) {
   const records: RequestRecord[] = [];
   const startMs = performance.now();
-  for (const { body } of planRequests(prompts, { ...workload, requests: requests + 1, warmup: 1, cancelRate: 0 }, 1)) {
+  for (const { body } of planRequests(
+    prompts,
+    { ...workload, seconds: undefined, requests: requests + 1, warmup: 1, cancelRate: 0 },
+    1,
+  )) {
     const request = { atMs: performance.now() - startMs, body };
     const record = await sendOne(url, request, records.length, startMs, workload);
     if (record.outcome !== 'ok') throw new ServingError('internal', `a request without load failed: ${record.code}`);

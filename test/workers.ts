@@ -65,7 +65,7 @@ export async function startPrefill(change: Partial<PrefillOptions> = {}, engine 
     kv.close();
     await server.close(CUT);
   });
-  return { engine, client, kv, server };
+  return { engine, client, kv, server, warmUp: service.warmUp };
 }
 
 export async function startDecode(

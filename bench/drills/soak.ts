@@ -1,5 +1,5 @@
 /**
- * `bench soak`: hours of mixed load, with clients that leave, workers that are restarted and workers that are killed. The
+ * `bench soak`: hours of mixed load ({@link sendMix}), workers that are restarted and workers that are killed. The
  * gateway and the first worker of each pool live through it, and are what is watched.
  */
 import { mkdir } from 'node:fs/promises';
@@ -9,9 +9,10 @@ import { RandomStream } from '../measure/arrivals.ts';
 import { type BenchModel, runCli } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { Fleet, type Member, type Vitals } from './fleet.ts';
+import { KINDS, type Kind, makeMix, sendMix } from './mix.ts';
 import { judge } from './run.ts';
 import { fitFloor, JUDGED_FROM_MS, type Slope } from './slope.ts';
-import { makeReferences, sendTraffic } from './streams.ts';
+import { makeReferences, type StreamRecord } from './streams.ts';
 
 export interface SoakOptions {
   readonly path: string;
@@ -38,6 +39,13 @@ export interface ProcessTrend {
   readonly grows: string;
 }
 
+export interface MixCounts {
+  readonly sent: number;
+  readonly ok: number;
+  /** By their clients, or for a newer request of the same session. */
+  readonly left: number;
+}
+
 export interface SoakResult {
   readonly minutes: number;
   readonly sent: number;
@@ -46,6 +54,8 @@ export interface SoakResult {
   readonly failed: Readonly<Record<string, number>>;
   readonly lostTokens: number;
   readonly doubledTokens: number;
+  /** By kind: what it was made of. */
+  readonly mix?: Readonly<Record<Kind, MixCounts>>;
   readonly restarts: number;
   readonly kills: number;
   readonly trends: readonly ProcessTrend[];
@@ -53,8 +63,6 @@ export interface SoakResult {
 }
 
 const SAMPLE_EVERY_MS = 2_000;
-/** Share of clients that leave before the end. */
-const LEAVING = 0.2;
 const REFERENCES = 8;
 /** Growth per hour that is more than noise. */
 const LIMITS = { rssBytes: 32 << 20, openFiles: 6 };
@@ -74,28 +82,39 @@ export async function runSoak(model: BenchModel, options: SoakOptions): Promise<
   const fleet = await Fleet.start({ bundle, store, data, workers: 2 });
   try {
     const references = await makeReferences(fleet.url, prompts, REFERENCES);
+    const mix = await makeMix(fleet.url, options.path, references);
     const startMs = performance.now();
     const over = new AbortController();
     const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
-    const traffic = sendTraffic(() => fleet.url, references, { rate, seed, leaving: LEAVING }, startMs, over.signal);
+    const traffic = sendMix(fleet.url, mix, { rate, seed }, startMs, over.signal);
     const watching = watch(fleet, watched, startMs, over.signal);
     const disturbing = disturb(fleet, options, over.signal);
     for (const endMs = startMs + minutes * 60_000; performance.now() < endMs; await sleep(500)) {
       onProgress(`${((performance.now() - startMs) / 60_000).toFixed(1)} of ${minutes} minutes`);
     }
     over.abort();
-    const [records, samples, { restarts, kills }] = await Promise.all([traffic, watching, disturbing]);
+    const [sentOf, samples, { restarts, kills }] = await Promise.all([traffic, watching, disturbing]);
     const remains = await fleet.settle();
     const trends = await Promise.all(
       watched.map(async (member) => trendOf(member, samples, await fleet.vitals(member))),
     );
     const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
+    const records = KINDS.flatMap((kind) => sentOf[kind]);
     const judged = judge({ name: 'soak' }, records, [], [remains, ...grows].filter((text) => text !== '').join('; '));
     const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judged;
-    return { minutes, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills, trends, broken };
+    const counts = { lostTokens, doubledTokens, restarts, kills };
+    return { minutes, sent, ok, left, failed, ...counts, mix: countMix(sentOf), trends, broken };
   } finally {
     await fleet.close();
   }
+}
+
+export function countMix(sent: Readonly<Record<Kind, readonly StreamRecord[]>>): Readonly<Record<Kind, MixCounts>> {
+  const count = (kind: Kind): MixCounts => {
+    const ended = (as: StreamRecord['outcome']) => sent[kind].filter(({ outcome }) => outcome === as).length;
+    return { sent: sent[kind].length, ok: ended('ok'), left: ended('left') };
+  };
+  return Object.fromEntries(KINDS.map((kind) => [kind, count(kind)])) as Record<Kind, MixCounts>;
 }
 
 /** Samples of each process, until the signal. */

@@ -3,7 +3,7 @@
  * beginning of that answer, and, where the stream ended well, all of it.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type CompletionBody, streamCompletion } from '../../services/client.ts';
+import { type CompletionBody, type RagAnswer, streamCompletion } from '../../services/client.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import type { PromptMaker } from '../system/prompts.ts';
@@ -14,6 +14,8 @@ export interface Reference {
   readonly tokenIds: readonly number[];
   /** What comes where the index cannot be asked. */
   readonly withoutContext: readonly number[];
+  /** By version of the index, where that changes meanwhile. */
+  readonly byVersion?: ReadonlyMap<string, readonly number[]>;
 }
 
 /** What became of one request. All times in ms from the start of the run. */
@@ -35,7 +37,7 @@ export interface StreamRecord {
 
 const OUTPUT_TOKENS = 40;
 const PROMPT_TOKENS = 160;
-const TIMEOUT_MS = 40_000;
+export const TIMEOUT_MS = 40_000;
 /** About the length of a stream. */
 const LEAVE_WITHIN_MS = 400;
 const LEFT = new Error('the client left');
@@ -64,34 +66,48 @@ export interface Traffic {
   readonly leaving?: number;
 }
 
-/**
- * Open loop: every request is sent at its time, whatever has become of those before.
- * @param until no more are sent once it is aborted.
- * @returns when the last one has ended.
- */
-export async function sendTraffic(
+/** Sends references, whose clients leave as often as asked for. */
+export function sendTraffic(
   url: () => string,
   references: readonly Reference[],
-  { rate, seed, leaving = 0 }: Traffic,
+  traffic: Traffic,
   startMs: number,
   until: AbortSignal,
 ): Promise<StreamRecord[]> {
+  const { leaving = 0 } = traffic;
+  return openLoop(traffic, startMs, until, (random) => {
+    const leaveAfterMs = random.uniform() < leaving ? random.uniform() * LEAVE_WITHIN_MS : undefined;
+    return sendStream(url(), references[random.below(references.length)]!, startMs, leaveAfterMs);
+  });
+}
+
+/**
+ * Everything is sent at its time, whatever has become of what was sent before.
+ * @param until no more is sent once it is aborted.
+ * @returns when the last has ended.
+ */
+export async function openLoop<T>(
+  { rate, seed }: Pick<Traffic, 'rate' | 'seed'>,
+  startMs: number,
+  until: AbortSignal,
+  send: (random: RandomStream) => Promise<T>,
+): Promise<T[]> {
   const random = new RandomStream(seed);
-  const streams: Promise<StreamRecord>[] = [];
+  const sent: Promise<T>[] = [];
   for (let atMs = 0; ; ) {
     atMs += (random.gamma(1) * 1000) / rate;
     await sleep(Math.max(0, startMs + atMs - performance.now()), undefined, { signal: until }).catch(() => {});
-    if (until.aborted) return Promise.all(streams);
-    const leaveAfterMs = random.uniform() < leaving ? random.uniform() * LEAVE_WITHIN_MS : undefined;
-    streams.push(sendStream(url(), references[random.below(references.length)]!, startMs, leaveAfterMs));
+    if (until.aborted) return Promise.all(sent);
+    sent.push(send(random));
   }
 }
 
-async function sendStream(
+/** @param leaveAfterMs when the client hangs up; never where it is not given. */
+export async function sendStream(
   url: string,
   reference: Reference,
   startMs: number,
-  leaveAfterMs: number | undefined,
+  leaveAfterMs?: number,
 ): Promise<StreamRecord> {
   const leave = new AbortController();
   const timer = leaveAfterMs === undefined ? undefined : setTimeout(() => leave.abort(LEFT), leaveAfterMs);
@@ -112,12 +128,13 @@ async function sendStream(
       received.push(...tokenIds);
     };
     const { rag } = await streamCompletion(url, reference.body, signal, { onChunk });
-    if (rag?.degraded) expected = reference.withoutContext;
+    expected = answerOf(reference, rag);
     const lost = expected.length - commonStart(received, expected);
     return { ...known(), outcome: 'ok', lost, degraded: rag?.degraded !== undefined };
   } catch (error) {
-    // Of a stream that broke off it is not known whether it had its context: it must be one of the two.
-    if (commonStart(received, expected) < received.length) expected = reference.withoutContext;
+    // Of a stream that broke off it is not known which context it had: it must be one of the answers.
+    const answers = [expected, reference.withoutContext, ...(reference.byVersion?.values() ?? [])];
+    expected = answers.find((answer) => commonStart(received, answer) === received.length) ?? expected;
     if (leave.signal.aborted) return { ...known(), outcome: 'left', lost: 0 };
     const { code } = ServingError.from(error, 'worker_lost');
     return { ...known(), outcome: 'failed', code: error instanceof ServingError ? code : 'connection', lost: 0 };
@@ -126,7 +143,15 @@ async function sendStream(
   }
 }
 
-function commonStart(a: readonly number[], b: readonly number[]): number {
+/** What must come with the context that was found. */
+function answerOf({ tokenIds, withoutContext, byVersion }: Reference, rag: RagAnswer | undefined): readonly number[] {
+  if (rag?.degraded) return withoutContext;
+  // Of a version that nobody made nothing is right.
+  return byVersion ? (byVersion.get(rag?.index_version ?? '') ?? []) : tokenIds;
+}
+
+/** How many tokens two answers have in common from their beginning on. */
+export function commonStart(a: readonly number[], b: readonly number[]): number {
   let at = 0;
   while (at < a.length && at < b.length && a[at] === b[at]) at++;
   return at;

@@ -59,6 +59,8 @@ export function reportSoak({ result }: Pick<Artifact<SoakResult>, 'result'>): Re
   const lines = [
     `${minutes} minutes: ${sent} requests, ${ok} ok, ${left} left by their clients, failed ${counts(failed)}; ${lostTokens} tokens lost, ` +
       `${doubledTokens} doubled; ${restarts} restarts, ${kills} kills.`,
+    // Earlier runs were of one kind.
+    ...(result.mix ? ['', `Of these: ${mixOf(result.mix)}.`] : []),
     '',
     table(head, rows, columns(head.length)),
     '',
@@ -67,6 +69,11 @@ export function reportSoak({ result }: Pick<Artifact<SoakResult>, 'result'>): Re
   ];
   return { markdown: lines.join('\n'), charts: [] };
 }
+
+const mixOf = (mix: NonNullable<SoakResult['mix']>) =>
+  Object.entries(mix)
+    .map(([kind, { sent, ok, left }]) => `${sent} ${kind} (${ok} ok, ${left} left or superseded)`)
+    .join(', ');
 
 /** All to the right but the first and the last. */
 const columns = (count: number) =>

@@ -79,7 +79,7 @@ export async function runAll(options: BenchOptions, all: AllOptions): Promise<vo
     const load = of('load');
     await runLoad(as('bench load', { ...load, requests, probes, slo: all.slo }), {
       ...{ model, deployments: [COLOCATED, DISAGGREGATED], pinning: 'split', workload, slo, rates: [], probes },
-      trace: undefined,
+      ...{ trace: undefined, targetTtftMs: undefined },
     });
     const measured = join(options.out, `${load.name}.json`);
     const rates = [1, 10, 100, 10_000];

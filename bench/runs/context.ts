@@ -59,7 +59,12 @@ export const repoName = ({ repo, path }: BenchOptions) => repo ?? basename(resol
 export async function withSystems<T>(
   options: BenchOptions,
   { model, store }: PreparedModel,
-  plan: { readonly deployments: readonly Deployment[]; readonly pinning: Pinning; readonly slots?: number },
+  plan: {
+    readonly deployments: readonly Deployment[];
+    readonly pinning: Pinning;
+    readonly slots?: number;
+    readonly targetTtftMs?: number | undefined;
+  },
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
 ): Promise<T> {
   if (options.url !== undefined) return use([{ name: options.url, deployment: undefined, url: options.url }]);
@@ -72,6 +77,8 @@ export async function withSystems<T>(
     capacity: options.capacity,
     data: resolve(options.data),
     requestTimeoutMs: options.timeoutMs,
+    // Queues are to show as latency, not as refusals, where nothing else is said.
+    targetTtftMs: plan.targetTtftMs ?? options.timeoutMs,
   };
   const running: Awaited<ReturnType<typeof startDeployment>>[] = [];
   try {

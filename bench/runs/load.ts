@@ -32,6 +32,8 @@ export interface LoadOptions {
   readonly rates: readonly number[];
   /** Rates that a sweep tries on each deployment. */
   readonly probes: number;
+  /** What would wait longer is refused; undefined admits all. */
+  readonly targetTtftMs: number | undefined;
   /** Trace file, instead of rates. */
   readonly trace: string | undefined;
 }
@@ -39,7 +41,7 @@ export interface LoadOptions {
 export async function runLoad(options: BenchOptions, load: LoadOptions): Promise<Artifact<LoadResult>> {
   const prepared = await prepareModel(load.model, options);
   const { model, prompts } = prepared;
-  const { workload, deployments, pinning } = load;
+  const { workload, deployments, pinning, targetTtftMs } = load;
   const settings = { ...systemSettings(options), ...load };
   return run(options, { bench: 'load', models: [model], settings }, async (onProgress) => {
     const recorded = load.trace === undefined ? undefined : await planTrace(prompts, load.trace, options.capacity);
@@ -47,7 +49,7 @@ export async function runLoad(options: BenchOptions, load: LoadOptions): Promise
     let objective: { slo: Slo; startRate: number } | undefined;
     // One deployment at a time: under load, an idle one is not idle enough.
     for (const deployment of deployments) {
-      await withSystems(options, prepared, { deployments: [deployment], pinning }, async ([system]) => {
+      await withSystems(options, prepared, { deployments: [deployment], pinning, targetTtftMs }, async ([system]) => {
         onProgress(`${system!.name}: without load`);
         objective ??= await objectiveOf(system!, prompts, load);
         measured.push(await measure(system!, prompts, load, objective, recorded?.plan, onProgress));

@@ -32,6 +32,7 @@ export interface SystemSettings {
   /** Folder for logs. */
   readonly data: string;
   readonly requestTimeoutMs: number;
+  readonly targetTtftMs: number;
 }
 
 /**
@@ -40,7 +41,7 @@ export interface SystemSettings {
  */
 export async function startDeployment(deployment: Deployment, settings: SystemSettings): Promise<RunningSystem> {
   const { mode, prefill, decode } = deployment;
-  const { bundle, cores, pinning, slots, capacity, requestTimeoutMs } = settings;
+  const { bundle, cores, pinning, slots, capacity, requestTimeoutMs, targetTtftMs } = settings;
   const workers = mode === 'colocated' ? prefill : prefill + decode;
   const divided = divideCores(cores, workers, pinning);
   const threads = (index: number) => ({ threads: divided[index]?.length ?? cores.length });
@@ -56,8 +57,7 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
       maxInflight: 1024,
       requestTimeoutMs,
       retrievalBudgetMs: 5000,
-      // Queues are to show as latency, not as refusals.
-      targetTtftMs: requestTimeoutMs,
+      targetTtftMs,
     },
     workers: { ...common, model: bundle, slots, capacity },
     prefillOnly: { ...threads(0), queueTokens: 1_000_000, kvLeaseMs: requestTimeoutMs },

@@ -43,6 +43,7 @@ export async function runColocated(config: Config<(typeof COLOCATED_SETTINGS)[nu
     puller,
     log,
   );
+  await service.warmUp();
   const server = await serveRpc(config.host, config.port, service.mounts, security);
   listening = reachableAddress(server.address, config.advertise);
   life.onStop('rpc server', () => server.close(life.almostOver));

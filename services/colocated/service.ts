@@ -44,6 +44,7 @@ export function createColocatedService(
   const prefill = createPrefillService(engine, { ...options, chunkTokens, heldElsewhere, wantedElsewhere }, log);
   return {
     mounts: [...prefill.mounts, ...decode.mounts],
+    warmUp: prefill.warmUp,
     /** Brings gauges up to date before they are read. */
     observe: prefill.observe,
   };

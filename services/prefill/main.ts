@@ -40,6 +40,7 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
     },
     log,
   );
+  await service.warmUp();
   const server = await serveRpc(config.host, config.port, service.mounts, security);
   address = reachableAddress(server.address, config.advertise);
   life.onStop('rpc server', () => server.close(life.almostOver));

@@ -18,6 +18,7 @@ import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { LeaseTable } from './leases.ts';
 import { PromptQueue } from './queue.ts';
+import { measureRate } from './warm-up.ts';
 import { type Pending, PrefillWorker, type PromptEngine } from './worker.ts';
 
 export interface PrefillOptions {
@@ -131,6 +132,11 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
     ],
     leases,
     prefixes,
+    /** To be called before it serves: with a rate, what waits is bounded from the first prompt on. */
+    warmUp: async () => {
+      const { tokens, seconds } = await measureRate(engine);
+      queue.measured(tokens, seconds);
+    },
     /** Brings gauges up to date before they are read. */
     observe: () => leases.observe(),
   };

@@ -131,6 +131,15 @@ describe('answers', () => {
     expect(idle).toMatchObject({ queued: 0, freeSlots: 2 });
     expect(idle.prefillTokensPerSecond).toBeGreaterThan(0);
   });
+
+  test('once it is warm it says its rate, before the first prompt, and holds no slot', async () => {
+    const { client, engine, warmUp } = await startPrefill({}, new FakeEngine(2, 96));
+    await warmUp();
+    const warm = await client.describe(NEVER);
+    expect(warm).toMatchObject({ queued: 0, freeSlots: 2 });
+    expect(warm.prefillTokensPerSecond).toBeGreaterThan(0);
+    expect(engine.chunks.map(({ ids }) => ids.length)).toEqual([16, 95]);
+  });
 });
 
 describe('the cache', () => {

@@ -1,0 +1,141 @@
+/**
+ * What a soak sends, as editors do: completions whose clients leave, keystrokes of a session that supersede each other in a
+ * repository that is being edited, several seeded choices at once, and uploads of a changed file.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { CompletionBody, RagAnswer, Usage } from '../../services/client.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { EditedRepository } from './edited-repository.ts';
+import { ask } from './json-request.ts';
+import { commonStart, openLoop, type Reference, type StreamRecord, sendStream, sendTraffic } from './streams.ts';
+
+/** Of the rate; a keystroke is {@link KEYSTROKES} requests. */
+const SHARES = { completions: 0.6, keystrokes: 0.1, choices: 0.15, uploads: 0.05 };
+export type Kind = keyof typeof SHARES;
+export const KINDS = Object.keys(SHARES) as Kind[];
+
+/** Share of clients of plain completions that leave before the end. */
+const LEAVING = 0.2;
+/** Requests of one burst; all but the last are given up for the next one. */
+const KEYSTROKES = 3;
+const BETWEEN_KEYSTROKES_MS = 60;
+const CHOICES = 2;
+
+/** A request for several choices with what must come of it. */
+export interface ChoicesReference {
+  readonly body: CompletionBody & { readonly n: number };
+  /** By choice. */
+  readonly tokenIds: readonly (readonly number[])[];
+  readonly withoutContext: readonly (readonly number[])[];
+}
+
+export interface Mix {
+  readonly references: readonly Reference[];
+  readonly edited: readonly Reference[];
+  readonly choices: readonly ChoicesReference[];
+  readonly repository: Pick<EditedRepository, 'edit'>;
+}
+
+/**
+ * @param url of a system that nothing disturbs.
+ * @param dir the repository that the references are of.
+ */
+export async function makeMix(url: string, dir: string, references: readonly Reference[]): Promise<Mix> {
+  const { repository, references: edited } = await EditedRepository.make(url, dir, references);
+  const choices: ChoicesReference[] = [];
+  for (const [i, { body }] of references.entries()) {
+    const drawn = { ...body, n: CHOICES, temperature: 0.8, seed: i };
+    const { rag: _, ...plain } = drawn;
+    const tokenIds = idsOf(await complete(url, drawn));
+    choices.push({ body: drawn, tokenIds, withoutContext: idsOf(await complete(url, plain)) });
+  }
+  return { references, edited, choices, repository };
+}
+
+/** @returns what became of each request, by kind, when the last has ended. */
+export async function sendMix(
+  url: string,
+  { references, edited, choices, repository }: Mix,
+  { rate, seed }: { readonly rate: number; readonly seed: number },
+  startMs: number,
+  until: AbortSignal,
+): Promise<Readonly<Record<Kind, readonly StreamRecord[]>>> {
+  const traffic = (kind: Kind) => ({ rate: rate * SHARES[kind], seed: seed + KINDS.indexOf(kind) });
+  const editors = edited.map((reference, i) => new Editor(url, `soak-${i}`, reference, startMs));
+  const [completions, keystrokes, drawn, uploads] = await Promise.all([
+    sendTraffic(() => url, references, { ...traffic('completions'), leaving: LEAVING }, startMs, until),
+    openLoop(traffic('keystrokes'), startMs, until, (random) => editors[random.below(editors.length)]!.type()),
+    openLoop(traffic('choices'), startMs, until, (random) =>
+      sendChoices(url, choices[random.below(choices.length)]!, startMs),
+    ),
+    repository.edit(traffic('uploads'), startMs, until),
+  ]);
+  return { completions, keystrokes: keystrokes.flat(), choices: drawn, uploads };
+}
+
+/** One session. */
+export class Editor {
+  readonly #url: string;
+  readonly #reference: Reference;
+  readonly #startMs: number;
+  #typed = 0;
+
+  constructor(url: string, session: string, reference: Reference, startMs: number) {
+    this.#url = url;
+    this.#reference = { ...reference, body: { ...reference.body, session } };
+    this.#startMs = startMs;
+  }
+
+  /** A burst of keystrokes, each of which asks before the last was answered. */
+  async type(): Promise<StreamRecord[]> {
+    const sent: Promise<StreamRecord>[] = [];
+    for (let i = 0; i < KEYSTROKES; i++) {
+      if (i > 0) await sleep(BETWEEN_KEYSTROKES_MS);
+      sent.push(this.#send());
+    }
+    return Promise.all(sent);
+  }
+
+  async #send(): Promise<StreamRecord> {
+    const number = ++this.#typed;
+    const record = await sendStream(this.#url, this.#reference, this.#startMs);
+    // Only a newer request may take its place; that is as good as a client that left.
+    if (record.code !== 'superseded' || number === this.#typed) return record;
+    const { code: _, ...rest } = record;
+    return { ...rest, outcome: 'left' };
+  }
+}
+
+interface Completion {
+  readonly choices: readonly { readonly index: number; readonly token_ids: readonly number[] }[];
+  readonly usage: Usage;
+  readonly rag?: RagAnswer;
+}
+
+const complete = (url: string, body: CompletionBody) => ask<Completion>('POST', `${url}/v1/completions`, body);
+
+const idsOf = ({ choices }: Completion) =>
+  choices.toSorted((a, b) => a.index - b.index).map(({ token_ids }) => token_ids);
+
+/** Choices must be those of a calm run, and be counted once each. */
+export async function sendChoices(url: string, reference: ChoicesReference, startMs: number): Promise<StreamRecord> {
+  const record = { sentMs: performance.now() - startMs, firstMs: undefined, lost: 0, doubled: 0, longestGapMs: 0 };
+  try {
+    const answer = await complete(url, reference.body);
+    const received = idsOf(answer);
+    const degraded = answer.rag?.degraded !== undefined;
+    const expected = degraded ? reference.withoutContext : reference.tokenIds;
+    const total = (count: (i: number) => number) =>
+      Array.from({ length: Math.max(received.length, expected.length) }, (_, i) => count(i)).reduce((a, b) => a + b, 0);
+    const common = (i: number) => commonStart(received[i] ?? [], expected[i] ?? []);
+    const lost = total((i) => (expected[i]?.length ?? 0) - common(i));
+    const doubled = total((i) => (received[i]?.length ?? 0) - common(i));
+    const firstMs = performance.now() - startMs;
+    if (answer.usage.completion_tokens !== received.flat().length) {
+      return { ...record, outcome: 'failed', code: 'wrong_usage', lost, doubled };
+    }
+    return { ...record, firstMs, outcome: 'ok', lost, doubled, degraded };
+  } catch (error) {
+    return { ...record, outcome: 'failed', code: ServingError.from(error, 'worker_lost').code };
+  }
+}
