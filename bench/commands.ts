@@ -92,10 +92,17 @@ export function benchCommand(): Command {
       .option('--debounce-ms <n>', 'a pause that asks for a completion', whole, 200)
       .option('--output-tokens <n>', 'at most', whole, 16)
       .option('--contexts <list>', 'compressed, text, off', list, ['compressed', 'text'])
-      .option('--seconds <n>', 'of the session; all of it when not given', positive)
-      .action(async ({ debounceMs, outputTokens, contexts, seconds, ...flags }) => {
+      .addOption(
+        new Option('--pace <kind>', 'as typed, or waiting for each answer')
+          .choices(['typed', 'answered'])
+          .default('typed'),
+      )
+      .option('--prompt-orders <list>', 'psm, spm: see --prompt-order of the gateway', list, ['psm'])
+      .option('--keystrokes <n>', 'of the session, the first; all when not given', whole)
+      .action(async ({ debounceMs, outputTokens, contexts, pace, promptOrders, keystrokes, ...flags }) => {
         const { runTyping } = await import('./runs/single.ts');
-        await runTyping(typed(flags), onlyModel(flags.models), { debounceMs, outputTokens, contexts, seconds });
+        const how = { pace, debounceMs, outputTokens, contexts, promptOrders, keystrokes };
+        await runTyping(typed(flags), onlyModel(flags.models), how);
       }),
   );
   all.addCommand(engineCommand()).addCommand(handoffCommand());

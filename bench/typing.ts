@@ -1,6 +1,7 @@
 /**
- * `bench typing`: an editing session, keystroke by keystroke, as an editor's plug-in would send it: a request once the
- * typist has paused for `debounceMs`; the one before is hung up on. Replayed at the speed at which it was typed.
+ * `bench typing`: an editing session, keystroke by keystroke. As an editor's plug-in would send it, at the speed at
+ * which it was typed: a request once the typist has paused for `debounceMs`, and the next keystroke hangs up on it. Or
+ * with a typist who waits for the answer after every keystroke: what reuse spares, on a machine of whatever speed.
  */
 import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
@@ -8,8 +9,9 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { z } from 'zod';
 import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
+import type { PromptOrder } from '../services/lib/text/prompt.ts';
 import { e2e, type Percentiles, percentiles, type RequestRecord, ttft } from './measure/latency.ts';
-import { sendOne } from './measure/load-client.ts';
+import { type PlannedRequest, sendOne } from './measure/load-client.ts';
 import type { ContextMode } from './system/prompts.ts';
 
 const SESSION = join(PACKAGE_ROOT, 'bench', 'data', 'typing-session.jsonl');
@@ -51,16 +53,19 @@ export function replaySession(lines: string, source: string): Session {
   return { path, keystrokes };
 }
 
-/** The session that ships, its first `seconds`. */
-export async function loadSession(dir: string, seconds = Number.POSITIVE_INFINITY): Promise<Session> {
+/** The session that ships, its first so many keystrokes. */
+export async function loadSession(dir: string, keystrokes = Number.POSITIVE_INFINITY): Promise<Session> {
   const lines = await readFile(SESSION, 'utf8');
   const { path } = header.parse(JSON.parse(lines.slice(0, lines.indexOf('\n'))));
   const session = replaySession(lines, await readFile(join(dir, path), 'utf8'));
-  return { path, keystrokes: session.keystrokes.filter(({ atMs }) => atMs < 1000 * seconds) };
+  return { path, keystrokes: session.keystrokes.slice(0, keystrokes) };
 }
 
 export interface TypingOptions {
   readonly repo: string;
+  /** As it was typed, or each keystroke after the answer to the one before. */
+  readonly pace: 'typed' | 'answered';
+  readonly promptOrder: PromptOrder;
   readonly context: ContextMode;
   /** Whether what earlier requests computed may be used again. */
   readonly reuse: boolean;
@@ -72,6 +77,7 @@ export interface TypingOptions {
 export interface TypingRun {
   readonly deployment: string;
   readonly context: ContextMode;
+  readonly promptOrder: PromptOrder;
   readonly reuse: boolean;
   readonly keystrokes: number;
   /** Requests sent; of these answered in full before the next one was due, and hung up on. */
@@ -90,7 +96,7 @@ export interface TypingRun {
 
 export interface TypingResult {
   readonly model: string;
-  readonly options: Omit<TypingOptions, 'context' | 'reuse'>;
+  readonly options: Omit<TypingOptions, 'context' | 'promptOrder' | 'reuse'>;
   readonly runs: readonly TypingRun[];
 }
 
@@ -100,32 +106,42 @@ export async function measureTyping(
   { path, keystrokes }: Session,
   options: TypingOptions,
 ): Promise<TypingRun> {
-  const { repo, context, reuse, debounceMs, outputTokens, timeoutMs } = options;
+  const { repo, pace, context, promptOrder, reuse, debounceMs, outputTokens, timeoutMs } = options;
   const startMs = performance.now();
   const salt = randomUUID(); // a session finds nothing of another one
-  const pauses = keystrokes.flatMap((key, i) => {
-    const untilNext = (keystrokes[i + 1]?.atMs ?? Number.POSITIVE_INFINITY) - key.atMs;
-    return untilNext < debounceMs ? [] : [{ ...key, untilNext }];
-  });
-  const records = await Promise.all(
-    pauses.map(async ({ atMs, before, after, untilNext }, i) => {
-      const body = {
-        ...{ prompt: before, suffix: after, max_tokens: outputTokens, temperature: 0 },
-        ...(context !== 'off' && { rag: { repo, path, mode: context } }),
-        cache_salt: reuse ? salt : randomUUID(),
-      };
+  const ask = (request: Omit<PlannedRequest, 'body'>, { before, after }: Keystroke, index: number) => {
+    const body = {
+      ...{ prompt: before, suffix: after, max_tokens: outputTokens, temperature: 0 },
+      ...(context !== 'off' && { rag: { repo, path, mode: context } }),
+      cache_salt: reuse ? salt : randomUUID(),
+    };
+    return sendOne(url, { ...request, body }, index, startMs, { timeoutMs });
+  };
+  const records: RequestRecord[] = [];
+  if (pace === 'answered') {
+    for (const [i, key] of keystrokes.entries()) {
+      records.push(await ask({ atMs: performance.now() - startMs }, key, i));
+    }
+  } else {
+    const pauses = keystrokes.flatMap((key, i) => {
+      const untilNext = (keystrokes[i + 1]?.atMs ?? Number.POSITIVE_INFINITY) - key.atMs;
+      return untilNext < debounceMs ? [] : [{ key, untilNext }];
+    });
+    const asked = pauses.map(async ({ key, untilNext }, i) => {
+      const atMs = key.atMs + debounceMs;
+      await delay(Math.max(0, atMs - (performance.now() - startMs)));
       const cancelAfterMs = Number.isFinite(untilNext) ? untilNext - debounceMs : undefined;
-      const planned = { atMs: atMs + debounceMs, body, cancelAfterMs };
-      await delay(Math.max(0, planned.atMs - (performance.now() - startMs)));
-      return sendOne(url, planned, i, startMs, { timeoutMs });
-    }),
-  );
+      return ask({ atMs, ...(cancelAfterMs !== undefined && { cancelAfterMs }) }, key, i);
+    });
+    records.push(...(await Promise.all(asked)));
+  }
   const ok = records.filter(({ outcome }) => outcome === 'ok');
   const total = (of: (record: RequestRecord) => number) => ok.reduce((sum, record) => sum + of(record), 0);
   const begun = records.filter(({ chunksMs }) => chunksMs.length > 0);
   return {
     deployment,
     context,
+    promptOrder,
     reuse,
     keystrokes: keystrokes.length,
     requests: records.length,

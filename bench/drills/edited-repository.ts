@@ -54,7 +54,9 @@ export class EditedRepository {
       paths.map(async (path) => ({ path, content: await readFile(join(dir, path), 'utf8') })),
     );
     const { path, content } = files[0]!;
-    const edits = Array.from({ length: VERSIONS }, (_, i) => ({ path, content: `${content}\n\nEDITION = ${i}\n` }));
+    // Every function changes, and with it what is found.
+    const edition = (i: number) => content.replaceAll(/^( *)(?=def )/gm, `$1# Edition ${i}.\n$1`);
+    const edits = Array.from({ length: VERSIONS }, (_, i) => ({ path, content: `${edition(i)}# ${i}\n` }));
     const repository = new EditedRepository(url, edits);
     await put(url, { files });
     const bodies = references.map(({ body }) => ({ ...body, rag: { ...body.rag!, repo: NAME } }));
@@ -64,6 +66,7 @@ export class EditedRepository {
       repository.#versions.push(version);
       for (const [i, body] of bodies.entries()) {
         answers[i]!.set(version, await answerWith(url, body, version));
+        if (process.env.DBG) console.error(i, version, answers[i]!.get(version)!.slice(0, 8).join());
       }
     }
     return {

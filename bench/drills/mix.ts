@@ -10,7 +10,7 @@ import { ask } from './json-request.ts';
 import { commonStart, openLoop, type Reference, type StreamRecord, sendStream, sendTraffic } from './streams.ts';
 
 /** Of the rate; a keystroke is {@link KEYSTROKES} requests. */
-const SHARES = { completions: 0.6, keystrokes: 0.1, choices: 0.15, uploads: 0.05 };
+const SHARES = { completions: 0.5, keystrokes: 0.1, choices: 0.15, uploads: 0.05 };
 export type Kind = keyof typeof SHARES;
 export const KINDS = Object.keys(SHARES) as Kind[];
 
@@ -73,12 +73,12 @@ export async function sendMix(
   return { completions, keystrokes: keystrokes.flat(), choices: drawn, uploads };
 }
 
-/** One session. */
+/** One session, in which one types at a time. */
 export class Editor {
   readonly #url: string;
   readonly #reference: Reference;
   readonly #startMs: number;
-  #typed = 0;
+  #last: Promise<readonly StreamRecord[]> = Promise.resolve([]);
 
   constructor(url: string, session: string, reference: Reference, startMs: number) {
     this.#url = url;
@@ -86,23 +86,26 @@ export class Editor {
     this.#startMs = startMs;
   }
 
-  /** A burst of keystrokes, each of which asks before the last was answered. */
-  async type(): Promise<StreamRecord[]> {
+  /** A burst of keystrokes, each of which asks before the one before it was answered. */
+  type(): Promise<readonly StreamRecord[]> {
+    this.#last = this.#last.then(() => this.#burst());
+    return this.#last;
+  }
+
+  async #burst(): Promise<StreamRecord[]> {
     const sent: Promise<StreamRecord>[] = [];
     for (let i = 0; i < KEYSTROKES; i++) {
       if (i > 0) await sleep(BETWEEN_KEYSTROKES_MS);
-      sent.push(this.#send());
+      sent.push(sendStream(this.#url, this.#reference, this.#startMs));
     }
-    return Promise.all(sent);
-  }
-
-  async #send(): Promise<StreamRecord> {
-    const number = ++this.#typed;
-    const record = await sendStream(this.#url, this.#reference, this.#startMs);
-    // Only a newer request may take its place; that is as good as a client that left.
-    if (record.code !== 'superseded' || number === this.#typed) return record;
-    const { code: _, ...rest } = record;
-    return { ...rest, outcome: 'left' };
+    const records = await Promise.all(sent);
+    // They may overtake each other on their way, so any may give way; but not all.
+    const answered = records.some(({ code }) => code !== 'superseded');
+    return records.map((record, i) => {
+      if (record.code !== 'superseded' || (!answered && i === records.length - 1)) return record;
+      const { code: _, ...rest } = record;
+      return { ...rest, outcome: 'left' };
+    });
   }
 }
 

@@ -1,5 +1,5 @@
 /**
- * `bench soak`: hours of mixed load ({@link sendMix}), workers that are restarted and workers that are killed. The
+ * `bench soak`: hours of a mix of load, with workers that are restarted and workers that are killed. The
  * gateway and the first worker of each pool live through it, and are what is watched.
  */
 import { mkdir } from 'node:fs/promises';

@@ -42,13 +42,23 @@ export const TIMEOUT_MS = 40_000;
 const LEAVE_WITHIN_MS = 400;
 const LEFT = new Error('the client left');
 
-/** @param url of a system that nothing disturbs. */
+/** Cursors tried for each that is taken. */
+const CURSORS = 8;
+
+/**
+ * One of each file: requests for the same file are taken for one editor's, and keep each other's context.
+ * @param url of a system that nothing disturbs.
+ * @param count at most; as many as there are files.
+ */
 export async function makeReferences(url: string, prompts: PromptMaker, count: number): Promise<Reference[]> {
   const greedy = { max_tokens: OUTPUT_TOKENS, temperature: 0, ignore_eos: true, return_token_ids: true };
   const references: Reference[] = [];
-  for (let i = 0; i < count; i++) {
+  const files = new Set<string | undefined>();
+  for (let i = 0; i < count * CURSORS && references.length < count; i++) {
     const shape = { tokens: PROMPT_TOKENS, context: 'compressed', contextTokens: 10 } as const;
     const body = { ...prompts.make(i, shape), ...greedy };
+    if (files.has(body.rag?.path)) continue;
+    files.add(body.rag?.path);
     const answer = (request: CompletionBody) => streamCompletion(url, request, AbortSignal.timeout(TIMEOUT_MS));
     const { tokenIds, rag } = await answer(body);
     if (rag?.degraded) throw new ServingError('internal', `the undisturbed run had no context: ${rag.degraded}`);

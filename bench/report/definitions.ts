@@ -65,7 +65,7 @@ const OF_BENCH: Readonly<Record<BenchName, Definitions>> = {
     'chunks/s': 'chunks encoded / s of the run, without loading the encoder',
   },
   typing: {
-    TTFT: 'ms from the end of the pause that a request follows to its first token, where there was one',
+    TTFT: 'ms from the end of the pause (or the keystroke) that a request follows to its first token, where there was one',
     'end to end': 'ms from there to the last token, of requests answered in full',
     'in time': 'before the next keystroke hung up',
     'of prompts reused': 'share of the prompt tokens of answered requests whose KV was there already',

@@ -8,6 +8,7 @@ const HEAD = [
   ...[
     'deployment',
     'context',
+    'order',
     'prefixes',
     'of prompts reused',
     'keystrokes',
@@ -23,6 +24,7 @@ export function reportTyping({ result }: Artifact<TypingResult>): Report {
   const rows = result.runs.map((run) => [
     run.deployment,
     run.context,
+    run.promptOrder,
     run.reuse ? 'reused' : 'computed anew',
     percent(run.cachedShare),
     ...[run.keystrokes, run.requests].map(String),
@@ -32,8 +34,12 @@ export function reportTyping({ result }: Artifact<TypingResult>): Report {
     `${figure(run.ttft.p50)} / ${figure(run.ttft.p90)}`,
     figure(run.e2e.p50),
   ]);
+  const { pace, debounceMs, outputTokens } = result.options;
   const what =
-    `A request after each pause of ${result.options.debounceMs} ms; the next keystroke hangs up on it. ` +
-    `Up to ${result.options.outputTokens} tokens. TTFT counts from the end of the pause, of the requests that lived to see it.`;
-  return { markdown: [what, table(HEAD, rows, ['left', 'left', 'left'])].join('\n\n'), charts: [] };
+    (pace === 'typed'
+      ? `A request after each pause of ${debounceMs} ms; the next keystroke hangs up on it. TTFT counts from the end of ` +
+        'the pause, of the requests that lived to see it.'
+      : 'A request after each keystroke, and the next keystroke once it is answered.') +
+    ` Up to ${outputTokens} tokens.`;
+  return { markdown: [what, table(HEAD, rows, ['left', 'left', 'left', 'left'])].join('\n\n'), charts: [] };
 }

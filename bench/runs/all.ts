@@ -12,7 +12,7 @@ import { runBreakdown } from './breakdown.ts';
 import type { BenchOptions } from './context.ts';
 import { runLoad } from './load.ts';
 import { runPlan } from './plan.ts';
-import { runIndexing, runInterference, runRetrieval, runTyping } from './single.ts';
+import { runIndexing, runInterference, runRetrieval, runTyping, type TypingPlan } from './single.ts';
 import { runTables } from './tables.ts';
 
 export interface AllOptions {
@@ -67,7 +67,10 @@ export async function runAll(options: BenchOptions, all: AllOptions): Promise<vo
         ...{ capacity: options.capacity, timeoutMs: options.timeoutMs },
       },
     );
-    const typing = { debounceMs: 200, outputTokens: 16, contexts: ['compressed'] as const, seconds: scaled(40, 8) };
+    const typing = {
+      ...{ pace: 'typed', debounceMs: 200, outputTokens: 16, contexts: ['compressed'], promptOrders: ['psm'] },
+      keystrokes: scaled(213, 40),
+    } satisfies TypingPlan;
     await runTyping(as('bench typing', { ...of('typing'), ...typing }), model, typing);
     const requests = scaled(40, 12);
     const probes = scaled(6, 3);

@@ -3,6 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { basename, join, relative, resolve } from 'node:path';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import type { PromptOrder } from '../../services/lib/text/prompt.ts';
 import { index } from '../indexing.ts';
 import { type Pinning, parseCores } from '../system/cores.ts';
 import { type BenchModel, openModel } from '../system/model.ts';
@@ -64,6 +65,7 @@ export async function withSystems<T>(
     readonly pinning: Pinning;
     readonly slots?: number;
     readonly targetTtftMs?: number | undefined;
+    readonly promptOrder?: PromptOrder;
   },
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
 ): Promise<T> {
@@ -79,6 +81,7 @@ export async function withSystems<T>(
     requestTimeoutMs: options.timeoutMs,
     // Queues are to show as latency, not as refusals, where nothing else is said.
     targetTtftMs: plan.targetTtftMs ?? options.timeoutMs,
+    promptOrder: plan.promptOrder,
   };
   const running: Awaited<ReturnType<typeof startDeployment>>[] = [];
   try {

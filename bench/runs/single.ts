@@ -1,6 +1,7 @@
 /** The benches that look at one thing: interference, retrieval, index, typing. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { PromptOrder } from '../../services/lib/text/prompt.ts';
 import { type IndexResult, type IndexRun, measureIndex } from '../indexing.ts';
 import {
   type InterferenceOptions,
@@ -125,10 +126,11 @@ export async function runIndexing(
   );
 }
 
-export interface TypingPlan extends Pick<TypingOptions, 'debounceMs' | 'outputTokens'> {
+export interface TypingPlan extends Pick<TypingOptions, 'pace' | 'debounceMs' | 'outputTokens'> {
   readonly contexts: readonly ContextMode[];
+  readonly promptOrders: readonly PromptOrder[];
   /** Of the session, from its beginning; all of it when not given. */
-  readonly seconds?: number;
+  readonly keystrokes?: number;
 }
 
 export async function runTyping(
@@ -137,24 +139,27 @@ export async function runTyping(
   plan: TypingPlan,
 ): Promise<Artifact<TypingResult>> {
   const prepared = await prepareModel(modelName, options);
-  const { contexts, seconds, ...typing } = plan;
-  const session = await loadSession(options.path, seconds);
+  const { contexts, promptOrders, keystrokes, ...typing } = plan;
+  const session = await loadSession(options.path, keystrokes);
   return run(
     options,
     { bench: 'typing', models: [prepared.model], settings: { ...systemSettings(options), ...plan, pinning: 'split' } },
-    (onProgress) =>
-      withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
-        const common = { ...typing, repo: repoName(options), timeoutMs: options.timeoutMs };
-        const runs: TypingRun[] = [];
-        for (const { name, url } of systems) {
-          for (const context of contexts) {
-            for (const reuse of [true, false]) {
-              onProgress(`${name}, ${context}${reuse ? '' : ', nothing reused'}`);
-              runs.push(await measureTyping(url, name, session, { ...common, context, reuse }));
+    async (onProgress) => {
+      const common = { ...typing, repo: repoName(options), timeoutMs: options.timeoutMs };
+      const runs: TypingRun[] = [];
+      for (const promptOrder of promptOrders) {
+        await withSystems(options, prepared, { deployments: BOTH, pinning: 'split', promptOrder }, async (systems) => {
+          for (const { name, url } of systems) {
+            for (const context of contexts) {
+              for (const reuse of [true, false]) {
+                onProgress(`${name}, ${promptOrder}, ${context}${reuse ? '' : ', nothing reused'}`);
+                runs.push(await measureTyping(url, name, session, { ...common, context, promptOrder, reuse }));
+              }
             }
           }
-        }
-        return { model: prepared.model.name, options: common, runs };
-      }),
+        });
+      }
+      return { model: prepared.model.name, options: common, runs };
+    },
   );
 }

@@ -1,6 +1,7 @@
 /** Systems under test: started by the bench, on cores that it says, and stopped again. */
 import { mkdtemp } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { PromptOrder } from '../../services/lib/text/prompt.ts';
 import { type RunningSystem, startSystem } from '../../services/supervisor.ts';
 import { divideCores, type Pinning, pin } from './cores.ts';
 
@@ -33,6 +34,8 @@ export interface SystemSettings {
   readonly data: string;
   readonly requestTimeoutMs: number;
   readonly targetTtftMs: number;
+  /** Undefined for the product's own. */
+  readonly promptOrder: PromptOrder | undefined;
 }
 
 /**
@@ -41,7 +44,7 @@ export interface SystemSettings {
  */
 export async function startDeployment(deployment: Deployment, settings: SystemSettings): Promise<RunningSystem> {
   const { mode, prefill, decode } = deployment;
-  const { bundle, cores, pinning, slots, capacity, requestTimeoutMs, targetTtftMs } = settings;
+  const { bundle, cores, pinning, slots, capacity, requestTimeoutMs, targetTtftMs, promptOrder } = settings;
   const workers = mode === 'colocated' ? prefill : prefill + decode;
   const divided = divideCores(cores, workers, pinning);
   const threads = (index: number) => ({ threads: divided[index]?.length ?? cores.length });
@@ -58,6 +61,7 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
       requestTimeoutMs,
       retrievalBudgetMs: 5000,
       targetTtftMs,
+      ...(promptOrder && { promptOrder }),
     },
     workers: { ...common, model: bundle, slots, capacity },
     prefillOnly: { ...threads(0), queueTokens: 1_000_000, kvLeaseMs: requestTimeoutMs },
