@@ -14,7 +14,7 @@ import { type Reference, type StreamRecord, TIMEOUT_MS, type Traffic } from './s
 
 const NAME = 'soak-edited';
 const VERSIONS = 3;
-const FILES = 4;
+const FILES = 2;
 
 interface Edit {
   readonly path: string;
@@ -54,19 +54,19 @@ export class EditedRepository {
       paths.map(async (path) => ({ path, content: await readFile(join(dir, path), 'utf8') })),
     );
     const { path, content } = files[0]!;
-    // Every function changes, and with it what is found.
-    const edition = (i: number) => content.replaceAll(/^( *)(?=def )/gm, `$1# Edition ${i}.\n$1`);
-    const edits = Array.from({ length: VERSIONS }, (_, i) => ({ path, content: `${edition(i)}# ${i}\n` }));
+    // Each lacks other parts, so that other ones are found.
+    const parts = content.split(/^(?=def |class |@)/m);
+    const edition = (i: number) => parts.filter((_, part) => part % VERSIONS !== i).join('');
+    const edits = Array.from({ length: VERSIONS }, (_, i) => ({ path, content: `${edition(i)}\n# ${i}\n` }));
     const repository = new EditedRepository(url, edits);
     await put(url, { files });
-    const bodies = references.map(({ body }) => ({ ...body, rag: { ...body.rag!, repo: NAME } }));
+    const bodies = references.map(({ body }) => ({ ...body, rag: { ...body.rag!, repo: NAME, path: undefined } }));
     const answers = bodies.map(() => new Map<string, readonly number[]>());
     for (const edit of edits) {
       const { version } = await put(url, { changes: [edit] });
       repository.#versions.push(version);
       for (const [i, body] of bodies.entries()) {
         answers[i]!.set(version, await answerWith(url, body, version));
-        if (process.env.DBG) console.error(i, version, answers[i]!.get(version)!.slice(0, 8).join());
       }
     }
     return {

@@ -9,8 +9,10 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 import { COLOCATED_DRILLS, DRILLS, PARTITION_DRILLS, REDIS_DRILLS } from '../../bench/drills/drills.ts';
 import { Network } from '../../bench/drills/network.ts';
 import { runDrill } from '../../bench/drills/run.ts';
+import { runSoak } from '../../bench/drills/soak.ts';
 import { type Ground, stagesOf } from '../../bench/drills/stages.ts';
 import { makeReferences, type Reference } from '../../bench/drills/streams.ts';
+import { openModel } from '../../bench/system/model.ts';
 import { PromptMaker } from '../../bench/system/prompts.ts';
 import { exportBundle } from '../../services/lib/model/export.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
@@ -119,4 +121,15 @@ describe('machines', () => {
     expect(result).toMatchObject({ disturbances: 1, failed: {}, broken: '' });
     expect(result.ok).toBeGreaterThan(0);
   });
+});
+
+test('a soak sends all kinds of its mix, and nothing of it is lost', async () => {
+  const model = await openModel(bundle(), { data: dir, precision: 'fp32' });
+  const how = { path, repo: 'drilled', data: join(dir, 'data'), rate: 20, seed: 1, restartEverySeconds: 2 };
+  const result = await runSoak(model, { ...how, minutes: 0.07, onProgress: () => {} });
+  expect(result).toMatchObject({ failed: {}, lostTokens: 0, doubledTokens: 0, broken: '' });
+  const { completions, keystrokes, choices, uploads } = result.mix!;
+  for (const { ok } of [completions, keystrokes, choices, uploads]) expect(ok).toBeGreaterThan(0);
+  expect(result.sent).toBe(completions.sent + keystrokes.sent + choices.sent + uploads.sent);
+  expect(keystrokes.sent % 3).toBe(0);
 });
