@@ -20,6 +20,7 @@ async function disturbEach(scene: Scene, role: Role, act: (member: Member) => Pr
   for (let i = 0; i < scene.count; i++) {
     await sleep(200 + scene.random.uniform() * 800);
     const member = members[i % members.length]!;
+    if (role === 'colocated') await untilBusy(scene.fleet, member);
     scene.mark();
     await act(member);
     await comeBack(scene.fleet, member);
@@ -71,6 +72,25 @@ const cutOff = (role: Role): Drill => ({
       await sleep(HOLD_MS);
       link!.state = 'up';
     }),
+});
+
+/** Streams are short: where the moment is left to chance few are struck, and nothing is seen of what becomes of them. */
+async function untilBusy(fleet: Fleet, member: Member): Promise<void> {
+  const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
+  while (!((await fleet.vitals(member))?.running ?? 0)) {
+    if (performance.now() > deadlineMs) throw new Error(`${member.process.name} got no work`);
+    await sleep(5);
+  }
+}
+
+/** The same drill, which says how many requests went on elsewhere. */
+const counted = ({ name, disturb }: Drill): Drill => ({
+  name,
+  disturb: async (scene) => {
+    const before = await scene.fleet.replays();
+    await disturb(scene);
+    return `${(await scene.fleet.replays()) - before} requests went on at the other worker`;
+  },
 });
 
 const partitioned = (role: Role): Drill => ({
@@ -164,7 +184,7 @@ export const DRILLS: readonly Drill[] = [
 ];
 
 /** Of workers that do both halves: a stream goes on at the other one, which computes its prompt again. */
-export const COLOCATED_DRILLS: readonly Drill[] = [killed('colocated'), stopped('colocated')];
+export const COLOCATED_DRILLS: readonly Drill[] = [counted(killed('colocated')), counted(stopped('colocated'))];
 
 /** Of a Redis that is the drills' own. */
 export const REDIS_DRILLS: readonly Drill[] = [{ name: 'kill -9 redis', disturb: killRedis }];

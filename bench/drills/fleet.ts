@@ -130,6 +130,12 @@ export class Fleet {
     }
   }
 
+  /** Streams that went on at another worker, or began again there, since the gateway started. */
+  async replays(): Promise<number> {
+    const text = await (await fetch(`${this.url}/metrics`)).text();
+    return sample(text, 'llavacode:replays_total');
+  }
+
   /** Whether it takes work. */
   async answers({ process, role }: Member): Promise<boolean> {
     const address = role === 'gateway' ? process.address : process.metricsAddress;
