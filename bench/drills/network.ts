@@ -34,13 +34,14 @@ export class Network {
   }
 
   /**
-   * @param number of this network among those of the machine.
+   * @param number of the process whose it is: what is left of one that is gone is removed by the next.
    * @throws ServingError config_invalid where this machine or this user cannot have one.
    */
   static async open(number = process.pid): Promise<Network> {
     const network = new Network(number);
     const bridge = `${network.#name}b`;
     try {
+      await sweep();
       await ip('link', 'add', bridge, 'type', 'bridge');
       network.#undo.push(['link', 'del', bridge]);
       // Given, since it would change with the ports.
@@ -78,6 +79,30 @@ export class Network {
 
   async close(): Promise<void> {
     for (const words of this.#undo.splice(0).reverse()) await ip(...words).catch(() => {});
+  }
+}
+
+/** Removes what runs that were killed have left: their process is gone, and the kernel keeps all of it. */
+async function sweep(): Promise<void> {
+  const names = async (...words: string[]) => {
+    const { stdout } = await ip('-j', ...words);
+    return (stdout.trim() === '' ? [] : (JSON.parse(stdout) as { ifname?: string; name?: string }[])).flatMap(
+      ({ ifname, name }) => ifname ?? name ?? [],
+    );
+  };
+  const left = (name: string) => {
+    const [, number] = /^lcd(\d+)[bnv]\d*$/.exec(name) ?? [];
+    return number !== undefined && !isAlive(Number(number));
+  };
+  for (const place of (await names('netns', 'list')).filter(left)) await ip('netns', 'del', place).catch(() => {});
+  for (const link of (await names('link', 'show')).filter(left)) await ip('link', 'del', link).catch(() => {});
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
   }
 }
 

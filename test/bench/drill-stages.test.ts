@@ -111,6 +111,20 @@ describe('machines', () => {
     expect(await answer).toBe('two');
   });
 
+  test('are gone with the next run where a run was killed', async () => {
+    const gone = await execa(process.execPath, ['-e', 'console.log(process.pid)']);
+    const abandoned = await Network.open(Number(gone.stdout)).catch((error: Error) => error.message);
+    if (typeof abandoned === 'string') return expect(abandoned).toMatch(/^needs network namespaces \(.+\)$/);
+    onTestFinished(() => abandoned.close());
+    const links = async () => (await execa('ip', ['link', 'show'])).stdout;
+    expect(await links()).toContain(`lcd${gone.stdout}b`);
+    const network = await Network.open();
+    onTestFinished(() => network.close());
+    expect(await links()).not.toMatch(`lcd${gone.stdout}`);
+    expect((await execa('ip', ['netns', 'list'])).stdout).not.toMatch(`lcd${gone.stdout}`);
+    expect(await links()).toContain(`lcd${process.pid}b`);
+  });
+
   test('workers on them serve; one whose cable is pulled costs no token', async () => {
     const opened = await open('machines');
     if (typeof opened === 'string') return expect(opened).toMatch(/^needs network namespaces \(.+\)$/);
