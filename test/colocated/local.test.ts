@@ -1,6 +1,7 @@
 /** KV that was computed in the same process: adopted by its last reader, copied for the others. */
+import fc from 'fast-check';
 import { beforeEach, describe, expect, test } from 'vitest';
-import { LocalKv } from '../../services/colocated/local.ts';
+import { LocalKv, nearest } from '../../services/colocated/local.ts';
 import { SharedEngine } from '../../services/colocated/turns.ts';
 import { KvPuller } from '../../services/decode/receive.ts';
 import { type Acquired, RemoteKv } from '../../services/decode/source.ts';
@@ -109,6 +110,83 @@ describe('one reader', () => {
     await lease.released;
     expect(leases.size).toBe(0);
     conserved();
+  });
+
+  describe('beside other sequences', () => {
+    const BEFORE = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3];
+    const chainFor = (ids: readonly number[]) => chainOf({ ids: Int32Array.from(ids), soft: NO_SOFT_TOKENS }, '');
+
+    /** A prompt of before, in the lowest free slot, kept. */
+    function keep(ids = BEFORE) {
+      const slot = engine.pool.reserve(ids.length) as KvSlot;
+      engine.write(slot.index, 0, ids);
+      prefixes.add(slot.index, chainFor(ids), ids.length);
+      prefixes.giveBack(slot);
+      return slot.index;
+    }
+
+    test('moves next to them; its prompt is kept where it was', async () => {
+      start(5);
+      const first = await acquire(complete(open(1)));
+      const between = [engine.pool.reserve(1), engine.pool.reserve(1)];
+      const lease = complete(open(1));
+      for (const slot of between) slot?.release();
+      const acquired = await acquire(lease);
+      expect([first.slot.index, lease.slot.index, acquired.slot.index]).toEqual([0, 3, 1]);
+      holdsPrompt(acquired);
+      expect(engine.pool.claimed(1)).toBe(PROMPT.length);
+      expect([kv.held, engine.pool.isKept(3)]).toEqual([2, true]);
+      expect(engine.read(3, PROMPT.length)).toEqual(PROMPT);
+    });
+
+    test('changes places with a prompt that is kept next to them: both are found at their new places', async () => {
+      start(3);
+      const first = await acquire(complete(open(1)));
+      expect(keep()).toBe(1);
+      const acquired = await acquire(complete(open(1)));
+      expect([first.slot.index, acquired.slot.index, kv.held]).toEqual([0, 1, 2]);
+      holdsPrompt(acquired);
+      expect([0, 1, 2].map((slot) => engine.pool.claimed(slot))).toEqual([PROMPT.length, PROMPT.length, BEFORE.length]);
+      const again = prefixes.reserve(chainFor(BEFORE), BEFORE.length);
+      expect(again).toMatchObject({ slot: { index: 2 }, positions: 16 });
+      expect(engine.read(2, BEFORE.length)).toEqual(BEFORE);
+      acquired.slot.release();
+      expect(engine.pool.isKept(1)).toBe(true);
+    });
+
+    test('while it waits for its turn, neither prompt is found, and steps write behind both', async () => {
+      start(3);
+      await acquire(complete(open(1)));
+      keep();
+      const turn = holdTurn();
+      const acquiring = acquire(complete(open(1)));
+      await settle();
+      expect([1, 2].map((slot) => engine.pool.claimed(slot))).toEqual([PROMPT.length, PROMPT.length]);
+      expect(prefixes.reserve(chainFor(BEFORE), BEFORE.length)).toBeUndefined();
+      turn.open();
+      holdsPrompt(await acquiring);
+    });
+  });
+
+  test('the place is never worse than its own, nor held, and none is better', () => {
+    const states = fc.array(fc.constantFrom('free', 'kept', 'held', 'sequence'), { minLength: 2, maxLength: 8 });
+    fc.assert(
+      fc.property(states, fc.nat(7), (all, at) => {
+        const own = at % all.length;
+        const others = new Set(all.flatMap((state, i) => (state === 'sequence' && i !== own ? [i] : [])));
+        const isHeld = (i: number) => i === own || all[i] === 'held' || all[i] === 'sequence';
+        const place = nearest(others, own, {
+          slots: all.length,
+          isHeld,
+          isKept: (i) => !isHeld(i) && all[i] === 'kept',
+        });
+        const span = (i: number) => Math.max(i, ...others) - Math.min(i, ...others);
+        const possible = all.flatMap((_, i) => (isHeld(i) ? [] : [span(i)]));
+        const least = others.size === 0 ? span(own) : Math.min(span(own), ...possible);
+        expect(span(place ?? own)).toBe(least);
+        if (place !== undefined) expect(isHeld(place)).toBe(false);
+      }),
+    );
   });
 
   test('with a handle of other positions is refused', async () => {

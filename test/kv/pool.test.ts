@@ -51,10 +51,10 @@ describe('reserving', () => {
               expect(slot?.index).toBe(expected);
               hold(slot, action.positions);
             } else if (action.do === 'take') {
-              const wasKept = kept.includes(action.slot);
+              const isThere = action.slot < slots && !held.has(action.slot);
               const slot = pool.take(action.slot, 2);
-              expect(slot?.index).toBe(wasKept ? action.slot : undefined);
-              if (wasKept) kept.splice(kept.indexOf(action.slot), 1);
+              expect(slot?.index).toBe(isThere ? action.slot : undefined);
+              if (isThere && kept.includes(action.slot)) kept.splice(kept.indexOf(action.slot), 1);
               hold(slot, 2);
             } else if (everGiven.length > 0) {
               // Of all slots ever given, so that some are given back again after they went to another.
@@ -72,6 +72,7 @@ describe('reserving', () => {
             expect(pool.free).toBe(slots - held.size);
             for (let slot = 0; slot < slots; slot++) {
               expect(pool.isKept(slot)).toBe(kept.includes(slot));
+              expect(pool.isHeld(slot)).toBe(held.has(slot));
               // Of a kept slot still what it holds.
               expect(pool.claimed(slot)).toBe(claimed[slot]);
             }
@@ -133,6 +134,20 @@ describe('memory', () => {
     expect(rows(1, 0, 2)).toEqual(rows(0, 0, 2));
     expect(rows(1, 2, 3)).toEqual(rest);
     expect(rows(0, 0, 3)).toEqual(before);
+  });
+
+  test('a swap exchanges the positions asked for, in all rows, and nothing else', () => {
+    const pool = new KvPool(LAYOUT, 3, 3);
+    for (const { key, value } of pool.layers) {
+      for (const tensor of [key, value]) tensor.set(tensor.map((_, i) => i));
+    }
+    const rows = (slot: number, start: number, end: number) =>
+      Array.from({ length: rowCount(LAYOUT) }, (_, row) => [...pool.row(slot, row, start, end)]);
+    const [a, b] = [rows(0, 0, 2), rows(2, 0, 2)];
+    const rest = [rows(0, 2, 3), rows(1, 0, 3), rows(2, 2, 3)];
+    pool.swap(0, 2, 2);
+    expect([rows(0, 0, 2), rows(2, 0, 2)]).toEqual([b, a]);
+    expect([rows(0, 2, 3), rows(1, 0, 3), rows(2, 2, 3)]).toEqual(rest);
   });
 
   test('positions and rows outside the pool are refused', () => {

@@ -1,7 +1,7 @@
 /** Prompts that begin alike, against a model that compares them token by token. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { KvPool } from '../../services/lib/kv/pool.ts';
+import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { BLOCK_TOKENS, chainOf, PrefixCache, type PrefixSlot } from '../../services/lib/kv/prefix.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/sequence.ts';
 import { FakeEngine, GARBAGE, HIDDEN, tokensOf } from '../fake-engine.ts';
@@ -322,4 +322,31 @@ test('who waits for a slot has the one that was copied from, as soon as that is 
   });
   copy?.copyFrom?.done();
   expect([given, pool.contended]).toEqual([0, false]);
+});
+
+describe('a slot is not moved', () => {
+  const pool = () => new KvPool({ layers: 1, kvHeads: 1, headDim: 1 }, 4, 96);
+  const reserve = (slots: KvPool) => slots.reserve(80) as KvSlot;
+
+  test('to where somebody holds it', () => {
+    const slots = pool();
+    const [a, b] = [reserve(slots), reserve(slots)];
+    expect(new PrefixCache(slots).move(a, 80, b.index)).toBeUndefined();
+  });
+
+  test.each(['from', 'to'] as const)('%s where somebody copies from', (side) => {
+    const slots = pool();
+    const cache = new PrefixCache(slots);
+    const [own, other] = [reserve(slots), reserve(slots)];
+    const copied = side === 'from' ? own : other;
+    cache.add(copied.index, chainOf(prompt(count(80)), ''), 80);
+    if (side === 'to') cache.giveBack(other);
+    else other.release();
+    const copying = cache.reserve(chainOf(prompt([...count(16), ...new Array(64).fill(5)]), ''), 80);
+    expect(copying?.copyFrom?.slot).toBe(copied.index);
+    const to = side === 'to' ? other.index : 3;
+    expect(cache.move(own, 80, to)).toBeUndefined();
+    copying?.copyFrom?.done();
+    expect(cache.move(own, 80, to)).toMatchObject({ slot: { index: to } });
+  });
 });

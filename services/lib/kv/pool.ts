@@ -111,9 +111,13 @@ export class KvPool {
     return index === undefined ? undefined : this.#hold(index, positions);
   }
 
-  /** A kept slot with what it holds; undefined when it is not kept any more. */
+  /** That very slot with what it holds; undefined when it is in somebody's hands. */
   take(index: number, positions: number): KvSlot | undefined {
-    return this.#states[index] === 'kept' ? this.#hold(index, positions) : undefined;
+    return index >= this.slots || this.isHeld(index) ? undefined : this.#hold(index, positions);
+  }
+
+  isHeld(index: number): boolean {
+    return this.#states[index] === 'held';
   }
 
   isKept(index: number): boolean {
@@ -128,10 +132,27 @@ export class KvPool {
     return this.#claimed[slot] as number;
   }
 
+  /** Its holder says how many positions are somebody's from now on. */
+  claim(slot: number, positions: number): void {
+    this.#claimed[slot] = positions;
+  }
+
   /** Copies positions [0, end) of all rows from one slot to another. */
   copy(from: number, to: number, end: number): void {
     for (let row = 0; row < rowCount(this.layout); row++) {
       this.rowBytes(to, row, 0, end).set(this.rowBytes(from, row, 0, end));
+    }
+  }
+
+  /** Exchanges positions [0, end) of all rows of two slots. */
+  swap(a: number, b: number, end: number): void {
+    let spare: Uint8Array | undefined;
+    for (let row = 0; row < rowCount(this.layout); row++) {
+      const [ofA, ofB] = [this.rowBytes(a, row, 0, end), this.rowBytes(b, row, 0, end)];
+      spare ??= new Uint8Array(ofA.length);
+      spare.set(ofA);
+      ofA.set(ofB);
+      ofB.set(spare);
     }
   }
 

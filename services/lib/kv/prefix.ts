@@ -83,6 +83,37 @@ export class PrefixCache {
     else slot.release();
   }
 
+  /**
+   * Moves what a held slot holds to another place, where nobody holds it; what is kept there comes here. That place is
+   * held from now on; until `finish`, which is called while nothing runs, neither content can be found.
+   * @param positions of the held slot's content.
+   * @returns undefined where somebody holds that place, or copies from one of them.
+   */
+  move(from: KvSlot, positions: number, to: number): { slot: KvSlot; finish: () => void } | undefined {
+    const [mine, kept] = [this.#entries.get(from.index), this.#entries.get(to)];
+    if (mine?.pins || kept?.pins) return undefined;
+    const keptPositions = this.#pool.claimed(to);
+    // A step that is scheduled before the exchange and runs after it writes behind both contents, wherever they are.
+    const claimed = Math.max(positions, keptPositions);
+    const slot = this.#pool.take(to, claimed);
+    if (slot === undefined) return undefined;
+    this.#pool.claim(from.index, claimed);
+    this.#entries.delete(from.index);
+    this.#entries.delete(to);
+    const put = (entry: Entry | undefined, index: number) =>
+      entry && this.#entries.set(index, { ...entry, slot: index });
+    const finish = () => {
+      if (kept) this.#pool.swap(from.index, to, claimed);
+      else this.#pool.copy(from.index, to, positions);
+      put(mine, kept ? to : from.index);
+      put(kept, from.index);
+      this.#pool.claim(to, positions);
+      this.#pool.claim(from.index, kept ? keptPositions : positions);
+      this.giveBack(from);
+    };
+    return { slot, finish };
+  }
+
   #without(promptTokens: number): PrefixSlot | undefined {
     const slot = this.#pool.reserve(promptTokens);
     return slot && { slot, positions: 0, copyFrom: undefined };
