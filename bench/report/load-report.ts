@@ -39,7 +39,8 @@ export function reportLoad({ result }: Artifact<LoadResult>): Report {
     `The ${trace.requests} requests of ${trace.file} at their own times${trace.clipped > 0 ? ` (${trace.clipped} prompts cut to what a slot holds)` : ''}; objective: ${formatSlo(slo)}.`;
   const what =
     fromTrace ??
-    `${workload.requests} requests per run (${workload.warmup} of them warm-up), ${workload.arrivals} arrivals, ` +
+    `${workload.seconds === undefined ? `${workload.requests} requests` : `${workload.seconds} s`} per run ` +
+      `(the first ${workload.warmup} requests warm it up), ${workload.arrivals} arrivals, ` +
       `${workload.promptTokens} prompt tokens with ${context}, ${workload.outputTokens} output tokens; objective: ${formatSlo(slo)}.`;
   const best = deployments.map(
     ({ deployment, highestRate }) =>
