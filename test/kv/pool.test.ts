@@ -122,13 +122,19 @@ describe('memory', () => {
     expect(new Set(pool.layers.flatMap(({ key, value }) => [...key, ...value])).size).toBe(next - 1);
   });
 
-  test('a copy is of the positions asked for, in all rows, and of nothing else', () => {
-    const pool = new KvPool(LAYOUT, 2, 3);
+  /** Every element is its own index; `rows` are those of a slot at positions [start, end). */
+  function numbered(slots: number) {
+    const pool = new KvPool(LAYOUT, slots, 3);
     for (const { key, value } of pool.layers) {
       for (const tensor of [key, value]) tensor.set(tensor.map((_, i) => i));
     }
     const rows = (slot: number, start: number, end: number) =>
       Array.from({ length: rowCount(LAYOUT) }, (_, row) => [...pool.row(slot, row, start, end)]);
+    return { pool, rows };
+  }
+
+  test('a copy is of the positions asked for, in all rows, and of nothing else', () => {
+    const { pool, rows } = numbered(2);
     const [before, rest] = [rows(0, 0, 3), rows(1, 2, 3)];
     pool.copy(0, 1, 2);
     expect(rows(1, 0, 2)).toEqual(rows(0, 0, 2));
@@ -137,12 +143,7 @@ describe('memory', () => {
   });
 
   test('a swap exchanges the positions asked for, in all rows, and nothing else', () => {
-    const pool = new KvPool(LAYOUT, 3, 3);
-    for (const { key, value } of pool.layers) {
-      for (const tensor of [key, value]) tensor.set(tensor.map((_, i) => i));
-    }
-    const rows = (slot: number, start: number, end: number) =>
-      Array.from({ length: rowCount(LAYOUT) }, (_, row) => [...pool.row(slot, row, start, end)]);
+    const { pool, rows } = numbered(3);
     const [a, b] = [rows(0, 0, 2), rows(2, 0, 2)];
     const rest = [rows(0, 2, 3), rows(1, 0, 3), rows(2, 2, 3)];
     pool.swap(0, 2, 2);
