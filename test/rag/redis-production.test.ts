@@ -189,7 +189,7 @@ describe('a slow network', () => {
     await publish(direct, 'shop');
     const counted = countedReads(await open(`redis://127.0.0.1:${network.port}`));
     const budgetMs = 50;
-    const retrieval = createRetrieval(withBreaker(counted, { budgetMs, failures: 3, firstMs: 50 }), { queryLines: 10 });
+    const retrieval = createRetrieval(withBreaker(counted, { budgetMs, failures: 3, trialMs: 50 }), { queryLines: 10 });
     expect(await outcome(retrieval, 'shop')).toBe('1'.repeat(16));
     network.delayMs = Infinity;
     const seen: string[] = [];
@@ -284,7 +284,7 @@ describe('a crash under load', () => {
   test('degrades completions, never answers wrongly, and is forgotten after the next index run', async () => {
     const server = stopping(await startRedis());
     const url = server.url;
-    const store = withRowCache(withBreaker(await open(url), { budgetMs: 3_000, failures: 3, firstMs: 20 }), 1e6);
+    const store = withRowCache(withBreaker(await open(url), { budgetMs: 3_000, failures: 3, trialMs: 20 }), 1e6);
     await publish(store, 'shop');
     const retrieval = createRetrieval(store, { queryLines: 10 });
     const seen = new Map<string, number>();

@@ -12,9 +12,8 @@ export interface BreakerOptions {
   readonly budgetMs: number;
   /** Failures in a row that open the circuit. */
   readonly failures?: number;
-  /** Time until the first trial, in ms; doubled with each that fails, up to `longestMs`. */
-  readonly firstMs?: number;
-  readonly longestMs?: number;
+  /** Time between trials, in ms: one small read each, which costs a store that is overloaded nothing. */
+  readonly trialMs?: number;
 }
 
 /** Ids of one small read. Larger ones load a whole index and may take their time. */
@@ -54,14 +53,12 @@ class Circuit {
    * that is always the same may lie on a dead one while all that is asked for lies on others.
    */
   #asked = '';
-  #waitMs: number;
   #closed = false;
 
   constructor(store: Store, options: BreakerOptions) {
     this.#store = store;
-    this.#options = { failures: 5, firstMs: 500, longestMs: 10_000, ...options };
+    this.#options = { failures: 5, trialMs: 500, ...options };
     this.#slowMs = options.budgetMs / PARTS;
-    this.#waitMs = this.#options.firstMs;
   }
 
   /** @param repo undefined where the call is not about one. @param small whether slowness counts. */
@@ -107,7 +104,7 @@ class Circuit {
 
   #open(): void {
     metrics.storeCircuitOpen.set(1);
-    this.#trial = setTimeout(() => void this.#try(), this.#waitMs);
+    this.#trial = setTimeout(() => void this.#try(), this.#options.trialMs);
     this.#trial.unref();
   }
 
@@ -116,10 +113,8 @@ class Circuit {
       metrics.storeCircuitOpen.set(0);
       this.#trial = undefined;
       this.#failures = 0;
-      this.#waitMs = this.#options.firstMs;
       return;
     }
-    this.#waitMs = Math.min(this.#waitMs * 2, this.#options.longestMs);
     if (!this.#closed) this.#open();
   }
 

@@ -10,7 +10,7 @@ import { parseRedisUrl, type RedisAddress } from './redis-url.ts';
 
 const CONNECT_TIMEOUT_MS = 2_000;
 const COMMAND_TIMEOUT_MS = 5_000;
-const RETRY_MAX_MS = 2_000;
+const RETRY_MAX_MS = 500;
 const backoff = (attempt: number) => Math.min(50 * 2 ** Math.min(attempt, 10), RETRY_MAX_MS);
 
 export class RedisConnection {
