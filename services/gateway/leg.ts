@@ -151,6 +151,7 @@ export class Leg {
       for await (const { accepted, first, released } of worker.client.prefill(call, live, request.deadlineMs)) {
         if (accepted?.kv) {
           request.onAccepted(accepted);
+          worker.begin();
           this.#accepted.resolve(accepted.kv);
         }
         if (first) {

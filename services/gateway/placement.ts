@@ -71,6 +71,7 @@ export class WorkerPool {
       role: 'prefill',
       connect: connectPrefill,
       reportedLoad: ({ queued }) => queued,
+      rate: ({ prefillTokensPerSecond }) => prefillTokensPerSecond,
       hasRoom: (worker) => worker.jobs.size < PROMPTS_PER_WORKER,
     });
     this.#decode = new WorkerSet({
@@ -78,6 +79,7 @@ export class WorkerPool {
       role: 'decode',
       connect: connectDecode,
       reportedLoad: ({ slots, freeSlots, queued }) => slots - freeSlots + queued,
+      rate: () => 0,
       hasRoom: hasDecodeRoom,
     });
   }
@@ -124,7 +126,7 @@ export class WorkerPool {
     return sum(this.#prefill.usable, (worker) => worker.described?.prefillTokensPerSecond ?? 0);
   }
 
-  /** Prompt tokens that wait or compute on usable prefill workers. */
+  /** Prompt tokens that wait, or are still to be computed, on usable prefill workers. */
   get prefillBacklog(): number {
     return sum(this.#prefill.usable, (worker) => worker.load + worker.foreign);
   }

@@ -21,6 +21,8 @@ export interface Hold<C> {
   readonly client: C;
   /** Aborted when the worker does not answer any more: its calls would never end. Until `release`. */
   readonly lost: AbortSignal;
+  /** Its work has begun: by the worker's rate, ever less of it is left. */
+  begin(): void;
   /** Gives its load back, since the work is done, while the call goes on; twice is harmless. */
   rest(): void;
   /** Gives all back; twice is harmless. */
@@ -28,6 +30,12 @@ export interface Hold<C> {
   /** Leaves the worker alone for a while, if the error says that it is to blame. */
   failed(error: unknown): void;
   succeeded(): void;
+}
+
+interface Job {
+  /** As a whole. */
+  readonly load: number;
+  beganMs?: number;
 }
 
 export interface Worker<C> {
@@ -40,9 +48,10 @@ export interface Worker<C> {
   problem: string;
   /** Calls of this gateway that have not ended: what aborts each. */
   readonly calls: Set<AbortController>;
-  /** Those of them that have work left, and what they weigh together. */
-  readonly jobs: Set<AbortController>;
-  load: number;
+  /** Those of them that have work left. */
+  readonly jobs: Map<AbortController, Job>;
+  /** What is left of them, by estimate. */
+  readonly load: number;
   /** Work of other gateways, weighed when it was last asked. */
   foreign: number;
   /** When it was last chosen, by count: equals take turns. */
@@ -56,6 +65,8 @@ export interface WorkerSetOptions<C> {
   readonly connect: (address: string) => C;
   /** The load that a worker reports, in units of {@link Hold}. */
   readonly reportedLoad: (description: WorkerDescription__Output) => number;
+  /** Units of load that a worker gets done per second of a job; 0 where that is not known, or not to be reckoned with. */
+  readonly rate: (description: WorkerDescription__Output) => number;
   /** Whether it takes more now. */
   readonly hasRoom: (worker: Worker<C>) => boolean;
   /** Of the bundle that this gateway tokenizes for. */
@@ -94,11 +105,15 @@ export class WorkerSet<C extends Describable> {
     const known = new Set(this.#workers.map(({ address }) => address));
     for (const address of wanted) {
       if (known.has(address)) continue;
+      const { rate, connect } = this.#options;
       const worker: Worker<C> = {
-        ...{ address, client: this.#options.connect(address), circuit: new Circuit() },
-        ...{ calls: new Set(), jobs: new Set() },
+        ...{ address, client: connect(address), circuit: new Circuit() },
+        ...{ calls: new Set(), jobs: new Map() },
         ...{ described: undefined, problem: 'has not answered yet', removed: false },
-        ...{ load: 0, foreign: 0, chosen: 0 },
+        ...{ foreign: 0, chosen: 0 },
+        get load() {
+          return left(this.jobs.values(), this.described ? rate(this.described) : 0);
+        },
       };
       this.#workers.push(worker);
       if (this.#closing) void this.#askForever(worker, this.#closing);
@@ -134,19 +149,20 @@ export class WorkerSet<C extends Describable> {
     // One for each job: a signal that lives as long as the worker would remember all that ever listened to it.
     const lost = new AbortController();
     worker.calls.add(lost);
-    worker.jobs.add(lost);
-    worker.load += load;
+    const job: Job = { load };
+    worker.jobs.set(lost, job);
     worker.chosen = ++this.#choices;
     worker.circuit.tried(performance.now());
     const rest = () => {
-      if (!worker.jobs.delete(lost)) return;
-      worker.load -= load;
-      this.#options.onChange();
+      if (worker.jobs.delete(lost)) this.#options.onChange();
     };
     return {
       address: worker.address,
       client: worker.client,
       lost: lost.signal,
+      begin: () => {
+        job.beganMs = performance.now();
+      },
       rest,
       release: () => {
         rest();
@@ -200,7 +216,7 @@ export class WorkerSet<C extends Describable> {
       }
       if (worker.described === undefined) log.info({ address: worker.address, role }, 'worker is usable');
       worker.described = answer;
-      worker.foreign = Math.max(0, reportedLoad(answer) - worker.load);
+      worker.foreign = Math.max(0, reportedLoad(answer) - left(worker.jobs.values(), 0)); // it reports jobs whole
       this.#changed();
     } catch (error) {
       if (closing.aborted) return;
@@ -240,4 +256,14 @@ export class WorkerSet<C extends Describable> {
     if (worker.calls.size === 0) worker.client.close();
     this.#changed();
   }
+}
+
+/** What is left of jobs. One that should be done by now is not: it still weighs a little. */
+function left(jobs: Iterable<Job>, rate: number): number {
+  let sum = 0;
+  for (const { load, beganMs = Infinity } of jobs) {
+    const done = (Math.max(0, performance.now() - beganMs) / 1000) * rate;
+    sum += Math.max(Math.min(load, 1), load - done);
+  }
+  return sum;
 }

@@ -1,5 +1,5 @@
 import { stat } from 'node:fs';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { type Demand, WorkerPool } from '../../services/gateway/placement.ts';
 import type { Hold } from '../../services/gateway/worker-set.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -15,6 +15,7 @@ interface Says {
   slots?: number;
   freeSlots?: number;
   queued?: number;
+  prefillTokensPerSecond?: number;
 }
 
 /** Workers that answer with what `answers` says about their address now; 'nothing' for one that hangs. */
@@ -111,6 +112,29 @@ describe('workers', () => {
     await workers.refresh();
     expect([workers.prefillBacklog, take(100).prefill.address, take(100).prefill.address]).toEqual([500, 'p2', 'p2']);
     expect(workers.prefillBacklog).toBe(700);
+  });
+
+  test('have less left of a prompt the longer they compute it', async () => {
+    vi.useFakeTimers({ toFake: ['performance'] });
+    onTestFinished(() => void vi.useRealTimers());
+    const says = { queued: 0, prefillTokensPerSecond: 100 };
+    const { workers, take } = pool({ p1: says, p2: says, d: {} }, ['p1', 'p2'], ['d']);
+    await workers.refresh();
+    const first = take(1000).prefill;
+    const second = take(800).prefill;
+    expect([first.address, second.address, workers.prefillBacklog]).toEqual(['p1', 'p2', 1800]);
+    first.begin();
+    vi.advanceTimersByTime(4_000);
+    expect(workers.prefillBacklog).toBe(600 + 800);
+    expect(take(50).prefill.address).toBe('p1');
+    says.queued = 1050; // as a whole, by the worker that computes it
+    await workers.refresh();
+    expect(workers.prefillBacklog).toBe(600 + 50 + 800 + 250); // ours are not counted again as others'
+    second.begin();
+    vi.advanceTimersByTime(60_000);
+    expect(workers.prefillBacklog).toBe(1 + 50 + 1 + 250); // late, but not done
+    first.rest();
+    expect(workers.prefillBacklog).toBe(50 + 1 + 250);
   });
 
   test('that do both keep a request to themselves', async () => {
