@@ -54,6 +54,7 @@ export class FakeEngine implements PromptEngine, StepEngine {
   readonly pool: KvPool;
   readonly vocabSize = VOCAB;
   readonly hiddenSize = HIDDEN;
+  readonly overdueMs = 0;
   readonly chunks: PromptChunk[] = [];
   /** Slots that each step decoded. */
   readonly steps: number[][] = [];

@@ -36,6 +36,8 @@ export interface Member {
 /** What one process says of itself on /metrics. */
 export interface Vitals {
   readonly rssBytes: number;
+  /** Of JavaScript, what is dead and not yet collected included. */
+  readonly heapBytes: number;
   readonly openFiles: number;
   readonly stagedBytes: number;
   readonly running: number;
@@ -63,7 +65,7 @@ export class Fleet {
     const add = async (role: Role, index: number, flags: Flags, port?: Port) => {
       const link = port ? undefined : await Link.open();
       const place: Flags = {
-        ...(port && { host: port.host, insecureListen: true }),
+        ...(port && { host: port.host, metricsHost: port.host, insecureListen: true }),
         // Decoders pull from prefill through the link too.
         ...(link && role === 'prefill' && { advertise: link.address }),
       };
@@ -121,6 +123,7 @@ export class Fleet {
       const text = await answer.text();
       return {
         rssBytes: sample(text, 'process_resident_memory_bytes'),
+        heapBytes: sample(text, 'nodejs_heap_size_used_bytes'),
         openFiles: sample(text, 'process_open_fds'),
         stagedBytes: sample(text, 'llavacode:kv_staged_bytes'),
         running: sample(text, 'vllm:num_requests_running'),
@@ -132,8 +135,16 @@ export class Fleet {
 
   /** Streams that went on at another worker, or began again there, since the gateway started. */
   async replays(): Promise<number> {
-    const text = await (await fetch(`${this.url}/metrics`)).text();
-    return sample(text, 'llavacode:replays_total');
+    return sample(await this.#gatewaysMetrics(), 'llavacode:replays_total');
+  }
+
+  /** Workers that the gateway gives work to, by role; 0 while it is gone. */
+  async usable(): Promise<number> {
+    return sample(await this.#gatewaysMetrics().catch(() => ''), 'llavacode:workers_usable');
+  }
+
+  async #gatewaysMetrics(): Promise<string> {
+    return (await fetch(`${this.url}/metrics`)).text();
   }
 
   /** Whether it takes work. */

@@ -31,6 +31,8 @@ export interface ProcessTrend {
   readonly samples: number;
   /** Of the floor, per hour; the first third of the time, in which heaps fill, does not count. */
   readonly rssBytes: Slope;
+  /** What lives in the heap, which is the floor of what it holds: memory that is not given back grows here first. */
+  readonly heapBytes?: Slope; // earlier runs did not look
   readonly openFiles: Slope;
   /** The most that was staged at once, and what is left at the end. */
   readonly stagedPeakBytes: number;
@@ -65,7 +67,7 @@ export interface SoakResult {
 const SAMPLE_EVERY_MS = 2_000;
 const REFERENCES = 8;
 /** Growth per hour that is more than noise. */
-const LIMITS = { rssBytes: 32 << 20, openFiles: 6 };
+const LIMITS = { rssBytes: 32 << 20, heapBytes: 16 << 20, openFiles: 6 };
 
 interface Sample extends Vitals {
   readonly atMs: number;
@@ -161,14 +163,15 @@ function trendOf(
   const samples = all.get(name) ?? [];
   const warmMs = (samples.at(-1)?.atMs ?? 0) / 3;
   const warm = samples.filter(({ atMs }) => atMs >= warmMs);
-  const slope = (of: 'rssBytes' | 'openFiles') => fitFloor(warm.map((sample) => [sample.atMs / 3_600_000, sample[of]]));
-  const [rssBytes, openFiles] = [slope('rssBytes'), slope('openFiles')];
+  const slope = (of: keyof typeof LIMITS) => fitFloor(warm.map((sample) => [sample.atMs / 3_600_000, sample[of]]));
+  const [rssBytes, heapBytes, openFiles] = [slope('rssBytes'), slope('heapBytes'), slope('openFiles')];
   const stagedLeftBytes = last?.stagedBytes ?? 0;
   const judged = (samples.at(-1)?.atMs ?? 0) >= JUDGED_FROM_MS;
   // Growth that is as likely noise is none.
   const beyond = ({ perUnit, error }: Slope, limit: number) => judged && perUnit - 2 * error > limit;
   const grows = [
     beyond(rssBytes, LIMITS.rssBytes) ? 'its memory grows' : '',
+    beyond(heapBytes, LIMITS.heapBytes) ? 'its heap grows' : '',
     beyond(openFiles, LIMITS.openFiles) ? 'its open files grow' : '',
     stagedLeftBytes > 0 ? `${stagedLeftBytes} bytes of KV stay behind` : '',
   ];
@@ -176,6 +179,7 @@ function trendOf(
     name,
     samples: warm.length,
     rssBytes,
+    heapBytes,
     openFiles,
     stagedPeakBytes: Math.max(0, ...samples.map(({ stagedBytes }) => stagedBytes)),
     stagedLeftBytes,

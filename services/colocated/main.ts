@@ -13,7 +13,7 @@ import { serveRpc } from '../lib/rpc/server.ts';
 import { createColocatedService } from './service.ts';
 
 export const COLOCATED_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsPort', 'insecureListen'] as const),
+  ...(['host', 'port', 'advertise', 'registry', 'metricsHost', 'metricsPort', 'insecureListen'] as const),
   ...RPC_SETTINGS,
   ...ENGINE_SETTINGS,
   ...(['prefillChunkTokens', 'sharedChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs'] as const),
@@ -47,7 +47,7 @@ export async function runColocated(config: Config<(typeof COLOCATED_SETTINGS)[nu
   const server = await serveRpc(config.host, config.port, service.mounts, security);
   listening = reachableAddress(server.address, config.advertise);
   life.onStop('rpc server', () => server.close(life.almostOver));
-  const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);
+  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, service.observe);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
   const leave = stayRegistered(config.registry, ['prefill', 'decode'], listening, log);

@@ -27,6 +27,10 @@ export class SharedEngine implements PromptEngine, StepEngine {
     return this.#engine.hiddenSize;
   }
 
+  get overdueMs(): number {
+    return this.#engine.overdueMs;
+  }
+
   chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     return this.inTurn(() => this.#engine.chunk(chunk, signal));
   }

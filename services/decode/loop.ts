@@ -20,6 +20,8 @@ export interface DecodeStep {
 export interface StepEngine {
   readonly vocabSize: number;
   readonly pool: Pick<KvPool, 'claimed'>;
+  /** See DecoderSession.overdueMs. */
+  readonly overdueMs: number;
   /** See DecoderSession.step. */
   step(ids: Int32Array, lengths: Int32Array, first: number): Promise<Float32Array>;
 }

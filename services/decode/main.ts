@@ -14,7 +14,7 @@ import { createDecodeService } from './service.ts';
 import { RemoteKv } from './source.ts';
 
 export const DECODE_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsPort', 'insecureListen'] as const),
+  ...(['host', 'port', 'advertise', 'registry', 'metricsHost', 'metricsPort', 'insecureListen'] as const),
   ...RPC_SETTINGS,
   ...ENGINE_SETTINGS,
   ...(['queueSequences', 'kvWire', 'drainTimeoutMs', 'logLevel'] as const),
@@ -38,7 +38,7 @@ export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>
   });
   const server = await serveRpc(config.host, config.port, service.mounts, security);
   life.onStop('rpc server', () => server.close(life.almostOver));
-  const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
+  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
   const leave = stayRegistered(config.registry, ['decode'], reachableAddress(server.address, config.advertise), log);

@@ -81,17 +81,21 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
     }
   }
 
-  const describe = async (): Promise<WorkerDescription> => ({
-    role: 'decode',
-    model: options.model,
-    fingerprint: options.fingerprint,
-    layout: { ...pool.layout, dtype: pool.floats },
-    capacity: pool.capacity,
-    slots: pool.slots,
-    freeSlots: pool.free,
-    queued: kvSource().waiting,
-    prefillTokensPerSecond: 0,
-  });
+  const describe = async (): Promise<WorkerDescription> => {
+    options.draining.throwIfAborted();
+    return {
+      role: 'decode',
+      model: options.model,
+      fingerprint: options.fingerprint,
+      layout: { ...pool.layout, dtype: pool.floats },
+      capacity: pool.capacity,
+      slots: pool.slots,
+      freeSlots: pool.free,
+      queued: kvSource().waiting,
+      prefillTokensPerSecond: 0,
+      overdueMs: engine.overdueMs,
+    };
+  };
 
   return {
     mounts: [mount.decode({ Decode: streaming(decode), Describe: unary(describe) })],
@@ -104,7 +108,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
 
 /** @throws ServingError for a request that this worker could never serve, before anything is reserved for it. */
 function checked(request: DecodeRequest__Output, options: DecodeOptions, capacity: number): KvHandle__Output {
-  if (options.draining.aborted) throw options.draining.reason;
+  options.draining.throwIfAborted();
   const { kv, maxTokens } = request;
   if (kv === null) throw new ServingError('invalid_request', 'kv is missing: the handle that Prefill gave');
   if (request.sampling === null) throw new ServingError('invalid_request', 'sampling is missing');

@@ -72,7 +72,7 @@ export function echoOf(
 }
 
 /** @throws ServingError invalid_request for ids that the vocabulary does not have. */
-export function checkIds(request: CompletionRequest, vocabSize: number): void {
+export function checkIds(request: CompletionRequest, vocabSize: number, format: PromptFormat): void {
   const lists: [param: string, ids: Iterable<number>][] = [
     ...request.prompts
       .filter((prompt) => typeof prompt !== 'string')
@@ -91,5 +91,9 @@ export function checkIds(request: CompletionRequest, vocabSize: number): void {
         },
       );
     }
+  }
+  if (request.sampling.minTokens > 0 && stopIdsOf(request, format).length >= vocabSize) {
+    const message = `stop_token_ids: all ${vocabSize} tokens stop, and min_tokens forbids that`;
+    throw new ServingError('invalid_request', message, { param: 'stop_token_ids' });
   }
 }

@@ -5,12 +5,15 @@
 
 /** Failures in a row that open it. */
 const FAILURES = 3;
+/** However many calls one failure catches, a batch or the readers of one KV cache, it is one. */
+const AT_ONCE_MS = 100;
 const FIRST_MS = 500;
 /** Shorter than clients keep on retrying. */
 const LONGEST_MS = 15_000;
 
 export class Circuit {
   #failures = 0;
+  #failedAtMs = -Infinity;
   #refusesUntilMs = 0;
 
   /** Whether work may be given. */
@@ -28,6 +31,8 @@ export class Circuit {
   }
 
   failed(nowMs: number): void {
+    if (nowMs - this.#failedAtMs < AT_ONCE_MS) return;
+    this.#failedAtMs = nowMs;
     this.#failures++;
     if (this.open) this.#refusesUntilMs = nowMs + this.#pauseMs;
   }

@@ -21,8 +21,10 @@ export interface Discovery {
   close(): void;
 }
 
-const DNS_EVERY_MS = 5_000;
-const REGISTRY_EVERY_MS = 1_000;
+/** Shorter than new prompts wait for a worker: one that is restarted elsewhere is known before the next one goes. */
+const LOOK_EVERY_MS = 1_000;
+/** Longer than workers take to write their entries anew into a registry that came back empty. */
+const LOOKS_MISSED = 4;
 
 /**
  * Tells `onAddresses` where workers are, at once for those that are given and whenever it changes.
@@ -94,7 +96,7 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
   const colon = hostAndPort.lastIndexOf(':');
   const [host, port] = [hostAndPort.slice(0, colon), hostAndPort.slice(colon + 1)];
   return {
-    everyMs: DNS_EVERY_MS,
+    everyMs: LOOK_EVERY_MS,
     list: async () => {
       const found = await resolve(host, { all: true });
       return found.map(({ address, family }) => (family === 6 ? `[${address}]:${port}` : `${address}:${port}`)).sort();
@@ -103,8 +105,24 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
   };
 }
 
-export const registrySource = (registry: Pick<Registry, 'list' | 'close'>, role: WorkerRole): AddressSource => ({
-  everyMs: REGISTRY_EVERY_MS,
-  list: () => registry.list(role),
-  close: () => registry.close(),
-});
+/**
+ * An entry counts until it was missed in several looks: whether a worker is there it says itself, and a registry that lost
+ * its entries (restarted, failed over) has them again in a moment.
+ */
+export function registrySource(registry: Pick<Registry, 'list' | 'close'>, role: WorkerRole): AddressSource {
+  /** Looks in a row that missed each. */
+  const missed = new Map<string, number>();
+  return {
+    everyMs: LOOK_EVERY_MS,
+    list: async () => {
+      const found = new Set(await registry.list(role));
+      for (const [address, looks] of missed) {
+        if (!found.has(address) && looks + 1 >= LOOKS_MISSED) missed.delete(address);
+        else missed.set(address, looks + 1);
+      }
+      for (const address of found) missed.set(address, 0);
+      return [...missed.keys()].sort();
+    },
+    close: () => registry.close(),
+  };
+}

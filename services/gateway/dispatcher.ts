@@ -7,7 +7,7 @@ import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import type { QueueOrder } from '../lib/request/queue-order.ts';
 import { FairQueue } from './fair-queue.ts';
-import type { Demand, Placement, WorkerPool } from './placement.ts';
+import { type Demand, type Placement, tokensToCompute, type WorkerPool } from './placement.ts';
 import { ServiceRate } from './service-rate.ts';
 
 /** One prompt's wish for workers. */
@@ -108,7 +108,8 @@ export class Dispatcher {
   #admit(newcomer: Waiter): void {
     const { pool, targetTtftMs } = this.#options;
     const rate = this.#rate.bounded(pool.prefillTokensPerSecond);
-    const ahead = this.#queue.tokens + pool.prefillBacklog;
+    const backlog = pool.prefillBacklog + this.#again.reduce((sum, { tokens }) => sum + tokens, 0);
+    const ahead = this.#queue.tokens + backlog;
     if (ahead > 0 && rate > 0) {
       const refusal = (knob: string, ms: number) =>
         new ServingError(
@@ -118,8 +119,11 @@ export class Dispatcher {
           { knob, retryAfterSeconds: Math.min(Math.max(1, Math.ceil(ahead / rate)), LONGEST_RETRY_SECONDS) },
         );
       const { remainingMs, tokens } = newcomer;
-      if (((ahead + tokens) / rate) * 1000 > remainingMs) throw refusal('timeout_ms', remainingMs);
-      const limit = (rate * targetTtftMs) / 1000 - pool.prefillBacklog;
+      // Of those that wait all counts: the rate at which they are served may be decode's, which knows no cached tokens.
+      const own = tokensToCompute(newcomer);
+      const before = backlog + this.#queue.ahead(newcomer);
+      if (((before + own) / rate) * 1000 > remainingMs) throw refusal('timeout_ms', remainingMs);
+      const limit = (rate * targetTtftMs) / 1000 - backlog + tokens - own;
       const victims = this.#queue.victims(newcomer, limit);
       if (victims === undefined) throw refusal('target-ttft-ms', targetTtftMs);
       for (const victim of victims) {

@@ -85,6 +85,28 @@ export class FairQueue<E extends Waiting> {
     return true;
   }
 
+  /** Tokens that would be served before `entry`, did it wait and nobody come after it. Changes nothing. */
+  ahead(entry: E): number {
+    const tenant = this.#tenants.get(entry.tenant);
+    const own = [...(tenant?.entries ?? [])];
+    this.#insert(own, entry);
+    const before = own.slice(0, own.indexOf(entry)).reduce((sum, { tokens }) => sum + tokens, 0);
+    const served = Math.max(tenant?.served ?? 0, tenant?.entries.length ? 0 : this.#clock);
+    const turn = served + before / this.#weightOf(entry.tenant);
+    let ahead = before;
+    let earlier = true; // on ties the one that came first is served
+    for (const other of this.#tenants.values()) {
+      if (other === tenant) earlier = false;
+      let { served } = other;
+      for (const { tokens } of other === tenant ? [] : other.entries) {
+        if (earlier ? served > turn : served >= turn) break;
+        ahead += tokens;
+        served += tokens / other.weight;
+      }
+    }
+    return ahead;
+  }
+
   /**
    * Who would have to go so that `entry` fits within `limit` tokens: whoever stands last with the tenant that holds the
    * most for its weight, again and again. undefined when that is `entry` itself. Changes nothing.

@@ -50,6 +50,7 @@ export function createApp(
     },
     frameworkErrors: sendError,
     clientErrorHandler: answerClientError,
+    return503OnClosing: false, // refused by us, with a code
     ...connectionOptions(limits),
   };
   const http = serverOptions(limits);

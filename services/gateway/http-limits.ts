@@ -56,7 +56,7 @@ export function awaitBody(request: FastifyRequest, reply: FastifyReply, { receiv
 
 /** To be called when the last of an answer is written: a client that never reads it must not keep its connection. */
 export function closeAfterLinger(response: ServerResponse): void {
-  if (response.writableFinished) return;
+  if (response.writableFinished || response.closed) return;
   const timer = setTimeout(() => response.destroy(), LINGER_MS).unref();
   response.once('close', () => clearTimeout(timer));
 }

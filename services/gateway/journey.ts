@@ -66,6 +66,8 @@ interface Work {
   readonly prompt: TokenPrompt;
   readonly choices: readonly Choice[];
   readonly samplings: readonly Sampling[];
+  /** Addresses of workers that have failed it. */
+  readonly avoid: Set<string>;
 }
 
 /** One try at some choices of a prompt; `indices[i]` of the prompt's choices is number i of the leg. */
@@ -95,7 +97,7 @@ export class Journey {
    * @throws ServingError for whatever failed first; the signal's reason.
    */
   async complete(request: CompletionRequest, trip: Trip): Promise<Choice[][]> {
-    checkIds(request, this.#parts.tokenizer.vocabSize);
+    checkIds(request, this.#parts.tokenizer.vocabSize, this.#parts.format);
     const samplings = samplingsOf(request, this.#parts.format, request.seed ?? randomInt(2 ** 48 - 1));
     return together(trip.signal, (signal) =>
       request.prompts.map((_, promptIndex) =>
@@ -126,7 +128,8 @@ export class Journey {
     });
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
-    await this.#generate({ request, trip, promptIndex, prompt, choices, samplings }, [...choices.keys()], 0);
+    const work = { request, trip, promptIndex, prompt, choices, samplings, avoid: new Set<string>() };
+    await this.#generate(work, [...choices.keys()], 0);
     return choices;
   }
 
@@ -189,6 +192,7 @@ export class Journey {
       promptTokens: ids.length,
       decodes: maxTokens > 1 ? indices.length : 0,
       positions: ids.length + maxTokens,
+      avoid: work.avoid,
       ...(session !== undefined && this.#sessions.near(session, sent)),
     };
     const remainingMs = trip.deadlineMs - performance.now();
@@ -257,7 +261,8 @@ export class Journey {
     }
   }
 
-  async #pauseBeforeReplay({ work, replays }: Attempt, error: unknown, signal: AbortSignal): Promise<void> {
+  async #pauseBeforeReplay({ work, leg, replays }: Attempt, error: unknown, signal: AbortSignal): Promise<void> {
+    for (const address of leg.failed) work.avoid.add(address);
     await pauseBeforeReplay(error, replays, signal);
     work.trip.record.replayed();
   }

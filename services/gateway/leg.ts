@@ -10,6 +10,7 @@ import type { PrefillEvent__Output } from '../lib/rpc/gen/llavacode/v1/PrefillEv
 import { samplingMessage, softTokensMessage } from '../lib/rpc/messages.ts';
 import type { Placement } from './placement.ts';
 import { Deferred } from './together.ts';
+import type { Hold } from './worker-set.ts';
 
 export type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
 export type Step = NonNullable<DecodeEvent__Output['step']>;
@@ -48,6 +49,7 @@ export class Leg {
   /** Choices that have not taken their copy of the KV yet, and what ends their wait for one that will never come. */
   readonly #waiting: Map<number, AbortController>;
   #prefilling = Promise.resolve();
+  readonly #failed = new Set<string>();
   #abandoned = false;
   #hasFirst = false;
 
@@ -71,6 +73,11 @@ export class Leg {
     return this.#hasFirst;
   }
 
+  /** Addresses of workers that failed: another try had better go to others. */
+  get failed(): ReadonlySet<string> {
+    return this.#failed;
+  }
+
   /**
    * What follows a choice's first token, to the end.
    * @throws ServingError of the worker, worker_lost, worker_stalled; the signal's reason.
@@ -81,28 +88,34 @@ export class Leg {
     const stall = new Watchdog(stallTimeoutMs, worker.address);
     const waiting = this.#waiting.get(choice)!.signal;
     const kv = await this.#accepted.promise;
+    let [joined, failed] = [false, false];
     try {
       const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
       const live = AbortSignal.any([signal, worker.lost, stall.signal, waiting]);
-      for await (const { joined, step } of worker.client.decode(call, live, deadlineMs)) {
+      for await (const event of worker.client.decode(call, live, deadlineMs)) {
         stall.stop();
-        if (joined) {
-          onJoined(joined);
+        if (event.joined) {
+          joined = true;
+          onJoined(event.joined);
           this.#took(choice);
         }
-        if (step) yield step;
-        if (step?.finishReason) {
-          worker.succeeded();
-          return;
-        }
+        if (event.step) yield event.step; // the reader leaves here with the last one
+        if (event.step?.finishReason) return;
         stall.start(); // from here on it is the worker that we wait for; before, it was the client
       }
       throw new ServingError('worker_lost', `${worker.address} ended decoding before the end of the text`);
     } catch (error) {
-      if (!signal.aborted && !waiting.aborted) worker.failed(error);
+      failed = true;
+      if (!signal.aborted && !waiting.aborted) {
+        this.#blame(worker, error);
+        // Whose fault it is that a KV cache did not come: in the long run, whose others do not come either.
+        if (ServingError.from(error).code.startsWith('kv_')) this.#blame(this.#placement.prefill, error);
+      }
       throw error;
     } finally {
+      if (joined && !failed) worker.succeeded();
       stall.stop();
+      if (!joined) this.#abandoned = true;
       this.#took(choice);
       worker.release();
     }
@@ -111,19 +124,36 @@ export class Leg {
   /** A choice was lost and will not take the KV: when the others have theirs, nobody is left to wait for. */
   abandon(): void {
     this.#abandoned = true;
-    if (this.#waiting.size === 0) this.#finished.abort(FINISHED);
+    this.#settle();
   }
 
   /** Frees what was not taken, and resolves when the prefill call has ended. To be called whatever happens. */
   async end(): Promise<void> {
     this.#finished.abort(FINISHED);
     await this.#prefilling;
+    this.#succeeded();
     for (const worker of [this.#placement.prefill, ...this.#placement.decodes]) worker.release();
+  }
+
+  /** Of prefill: its KV was taken, or was not wanted after all. */
+  #succeeded(): void {
+    const { prefill } = this.#placement;
+    if (this.#hasFirst && !this.#failed.has(prefill.address)) prefill.succeeded();
+  }
+
+  #blame(worker: Hold<unknown>, error: unknown): void {
+    this.#failed.add(worker.address);
+    worker.failed(error);
   }
 
   #took(choice: number): void {
     this.#waiting.delete(choice);
-    if (this.#abandoned) this.abandon();
+    this.#settle();
+  }
+
+  /** Where not all take the KV prefill would wait for them. */
+  #settle(): void {
+    if (this.#abandoned && this.#hasFirst && this.#waiting.size === 0) this.#finished.abort(FINISHED);
   }
 
   /** Follows the prefill call to its end. Never throws: a failure reaches the choices through what they wait for. */
@@ -158,14 +188,17 @@ export class Leg {
           request.onFirst(first);
           this.#hasFirst = true;
           this.#first.resolve(first);
-          worker.succeeded();
           worker.rest(); // the next prompt may come
+          this.#settle();
         }
-        if (released) break;
+        if (released) {
+          this.#succeeded();
+          break;
+        }
       }
       refuse(new ServingError('worker_lost', `${worker.address} ended prefill without a first token`));
     } catch (error) {
-      if (!signal.aborted && !this.#finished.signal.aborted) worker.failed(error);
+      if (!signal.aborted && !this.#finished.signal.aborted) this.#blame(worker, error);
       refuse(error);
       // Their decoders would hear of it late: from a network that says nothing, or when a slot is free.
       for (const waiting of this.#waiting.values()) waiting.abort(error);

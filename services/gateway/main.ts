@@ -4,7 +4,7 @@ import { createSecureContext } from 'node:tls';
 import { openBundle } from '../lib/model/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
-import { demandGuard } from '../lib/process/exposure.ts';
+import { demandGuard, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
@@ -32,6 +32,11 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   demandGuard(config, config.apiKeysFile !== '', '--api-keys-file');
+  if (config.apiKeysFile !== '' && config.tlsCert === '' && !isLoopback(config.host)) {
+    log.warn(
+      'API keys come in the clear: set --tls-cert and --tls-key, or let what stands before this gateway see to TLS',
+    );
+  }
   const [keys, tls, security] = await Promise.all([
     loadApiKeys(config.apiKeysFile),
     loadTls(config),

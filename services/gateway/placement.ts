@@ -23,6 +23,13 @@ export interface Demand {
   readonly near?: string | undefined;
   /** How much of it, in tokens, as far as can be known here. */
   readonly nearTokens?: number;
+  /** Workers that have failed it: used where no other is ready. */
+  readonly avoid?: ReadonlySet<string>;
+}
+
+/** Prompt tokens that a worker has left to compute of it, as far as can be known here; at any worker, at the best. */
+export function tokensToCompute({ promptTokens, near, nearTokens = 0 }: Demand, at: string | undefined = near): number {
+  return near !== undefined && at === near ? Math.max(1, promptTokens - nearTokens) : promptTokens;
 }
 
 export interface WorkerPoolOptions {
@@ -32,6 +39,8 @@ export interface WorkerPoolOptions {
   readonly connectDecode: (address: string) => DecodeClient;
   /** Deadline of one question to a worker. */
   readonly answerTimeoutMs: number;
+  /** See WorkerSetOptions. */
+  readonly stallTimeoutMs: number;
   /** Pause between two questions to a worker. */
   readonly askEveryMs?: number;
   readonly localPrefill?: LocalPrefill;
@@ -139,10 +148,10 @@ export class WorkerPool {
 
   /** Workers with room for all of it, or undefined. */
   place(demand: Demand): Placement | undefined {
-    const { promptTokens, decodes, positions } = demand;
-    const prefills = this.#prefill.ready(positions);
+    const { decodes, positions, avoid } = demand;
+    const prefills = spared(this.#prefill.ready(positions), avoid);
     // More choices than there are slots have room nowhere: what is over waits in the decode worker.
-    const ready = decodes === 0 ? [] : this.#decode.ready(positions);
+    const ready = decodes === 0 ? [] : spared(this.#decode.ready(positions), avoid);
     if (prefills.length === 0 || (decodes > 0 && ready.length === 0)) return undefined;
     const prefill = decodes === 0 ? preferred(prefills, demand) : this.#wherePrefilled(demand, prefills, ready);
     const near = ready.find(({ address }) => address === prefill.address);
@@ -150,7 +159,7 @@ export class WorkerPool {
       const worker = near ?? ready.reduce((a, b) => (busier(a, b) ? b : a));
       return this.#decode.hold(worker, 1);
     });
-    return { prefill: this.#prefill.hold(prefill, promptTokens), decodes: chosen };
+    return { prefill: this.#prefill.hold(prefill, tokensToCompute(demand, prefill.address)), decodes: chosen };
   }
 
   /** The prefill worker for a prompt that is to be decoded on one of `ready`. */
@@ -160,9 +169,10 @@ export class WorkerPool {
     ready: readonly Worker<DecodeClient>[],
   ): Worker<PrefillClient> {
     const { promptTokens, near, nearTokens = 0 } = demand;
-    const decoders = new Set(ready.map(({ address }) => address));
-    const local = prefills.filter(({ address }) => decoders.has(address));
-    const remote = prefills.filter(({ address }) => !decoders.has(address));
+    const local = prefills.filter((prefill) => ready.some(({ address }) => address === prefill.address));
+    // Not those that decode as well and are full: prompts would wait there for sequences.
+    const remote = prefills.filter(({ address }) => !this.#decode.has(address));
+    if (local.length + remote.length === 0) return preferred(prefills, demand);
     const decision = whereToPrefill({
       policy: this.#localPrefill,
       localTokens: local.some(({ address }) => address === near) ? promptTokens - nearTokens : promptTokens,
@@ -211,6 +221,11 @@ function preferred<C>(workers: readonly Worker<C>[], { near, nearTokens = 0 }: D
   const least = workers[0] as Worker<C>;
   const known = workers.find(({ address }) => address === near) ?? least;
   return known.load + known.foreign <= least.load + least.foreign + nearTokens ? known : least;
+}
+
+function spared<C>(workers: readonly Worker<C>[], avoid: ReadonlySet<string> = new Set()): readonly Worker<C>[] {
+  const others = workers.filter(({ address }) => !avoid.has(address));
+  return others.length > 0 ? others : workers;
 }
 
 const busier = <C>(a: Worker<C>, b: Worker<C>) => {

@@ -15,6 +15,8 @@ const ELSEWHERE = 'fingerprint_mismatch';
 /** Other workers can take over from these at once; the rest is tried again after a pause. */
 const AT_ONCE: ReadonlySet<string> = new Set(['worker_lost', 'worker_stalled', 'draining', ELSEWHERE]);
 const FIRST_PAUSE_MS = 50;
+/** Several choices may fail of one error. */
+const counted = new WeakSet<ServingError>();
 
 /**
  * @param replays how often this part of the request was done again so far.
@@ -25,7 +27,8 @@ export function demandReplayable(error: unknown, replays: number, limit: number)
   const mendable = failure.kind.retryable || failure.code === ELSEWHERE;
   if (!mendable || FINAL.has(failure.code)) throw error;
   if (replays < limit) return;
-  metrics.replaysExhausted.inc({ reason: failure.code });
+  if (!counted.has(failure)) metrics.replaysExhausted.inc({ reason: failure.code });
+  counted.add(failure);
   throw error;
 }
 

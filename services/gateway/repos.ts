@@ -3,6 +3,7 @@
  * it, so that what a client sends can slow down no completion.
  */
 import type { Readable } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { ServingError } from '../lib/process/errors.ts';
 import { nameOf } from '../lib/rag/repo-key.ts';
@@ -11,6 +12,7 @@ import type { IndexHead, Store } from '../lib/rag/store.ts';
 import type { IndexerClient } from '../lib/rpc/contract.ts';
 import type { IndexReport__Output } from '../lib/rpc/gen/llavacode/v1/IndexReport.ts';
 import type { IndexRequest } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
+import type { Admission } from './admission.ts';
 import { storeKey } from './auth.ts';
 import { asServingError, errorBody } from './http-errors.ts';
 import { EventStream } from './sse.ts';
@@ -25,8 +27,9 @@ export interface RepoParts {
   readonly maxUploadBytes: number;
   /** Deadline of a removal, in ms. */
   readonly requestTimeoutMs: number;
-  /** Ends uploads: an index run would take too long, and what it has stored is not lost. */
-  readonly draining: AbortSignal;
+  /** How long an indexer that is away, since it restarts, is waited for after its drain, in ms. */
+  readonly connectTimeoutMs: number;
+  readonly admission: Pick<Admission, 'attend'>;
 }
 
 const FORMATS: Record<string, string> = {
@@ -40,6 +43,9 @@ const FORMATS: Record<string, string> = {
   'application/zip': 'zip',
   'application/x-zip-compressed': 'zip',
 };
+
+/** How often an indexer that drains is asked whether another has taken its place. */
+const DRAIN_POLL_MS = 100;
 
 type RepoCall = FastifyRequest<{ Params: { '*': string }; Querystring: Record<string, string | string[]> }>;
 
@@ -103,9 +109,6 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   const repo = request.params['*'];
   storeKey(request.identity, repo, 'repo');
   const indexer = indexerOf(parts);
-  const gone = new AbortController();
-  reply.raw.once('close', () => gone.abort(new ServingError('client_gone', 'the client hung up')));
-  const signal = AbortSignal.any([gone.signal, parts.draining]);
   const start = {
     requestId: request.id,
     tenant: request.identity.tenant,
@@ -113,10 +116,13 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     format: FORMATS[(request.headers['content-type'] ?? '').split(';')[0]!.trim().toLowerCase()] ?? '',
     stripComponents: stripOf(request.query),
   };
-  const runs = indexer.index(uploadOf(start, request.body as Readable, parts.maxUploadBytes), signal);
+  const { signal, abort, release } = parts.admission.attend();
+  reply.raw.once('close', () => abort(new ServingError('client_gone', 'the client hung up')));
   const stream = request.headers.accept?.includes('text/event-stream') ? new EventStream(reply, signal) : undefined;
   try {
-    for await (const { progress, report } of runs) {
+    await reach(indexer, parts, signal);
+    const upload = uploadOf(start, request.body as Readable, parts.maxUploadBytes);
+    for await (const { progress, report } of indexer.index(upload, signal)) {
       if (report) {
         const body = reportBody(repo, report);
         if (!stream) return body;
@@ -131,6 +137,8 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   } catch (error) {
     if (!stream?.open) throw error;
     return stream.end(errorBody(asServingError(error), request.id));
+  } finally {
+    release();
   }
 }
 
@@ -175,14 +183,41 @@ function stripOf(query: Record<string, string | string[]>): number {
 async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise<unknown> {
   const repo = params['*'];
   storeKey(identity, repo, 'repo');
+  const indexer = indexerOf(parts);
+  const work = parts.admission.attend();
   const deadline = AbortSignal.timeout(parts.requestTimeoutMs);
+  const signal = AbortSignal.any([work.signal, deadline]);
   try {
-    await indexerOf(parts).delete({ tenant: identity.tenant, repo }, deadline);
+    await reach(indexer, parts, signal);
+    await indexer.delete({ tenant: identity.tenant, repo }, signal);
   } catch (error) {
     if (!deadline.aborted) throw error;
     throw new ServingError('deadline_exceeded', `removing ${repo} took longer than ${parts.requestTimeoutMs} ms`);
+  } finally {
+    work.release();
   }
   return { object: 'repo.deleted', repo, deleted: true };
+}
+
+/**
+ * Waits for an indexer that restarts, before anything is sent to it: as long as it drains, and then until there is one.
+ * @throws ServingError worker_lost, when it stays away; the signal's reason.
+ */
+async function reach(indexer: IndexerClient, { connectTimeoutMs }: RepoParts, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const late = AbortSignal.timeout(connectTimeoutMs);
+    try {
+      await indexer.describe(AbortSignal.any([signal, late]));
+      return;
+    } catch (error) {
+      signal.throwIfAborted();
+      if (late.aborted) {
+        throw new ServingError('worker_lost', `the indexer was not reached within ${connectTimeoutMs} ms`);
+      }
+      if (ServingError.from(error).code !== 'draining') throw error;
+    }
+    await sleep(DRAIN_POLL_MS, undefined, { signal }).catch(() => {});
+  }
 }
 
 function indexerOf({ indexer }: RepoParts): IndexerClient {

@@ -2,9 +2,10 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { ServingError } from '../lib/process/errors.ts';
+import { isLoopback } from '../lib/process/exposure.ts';
 import { exposition, expositionType } from '../lib/process/metrics.ts';
 import type { Admission, AdmissionRequest } from './admission.ts';
-import { type ApiKeys, type Identity, storeKey } from './auth.ts';
+import { type ApiKeys, type Identity, NO_KEYS, storeKey } from './auth.ts';
 import { type CompletionRequest, completionBody } from './completion-request.ts';
 import { type AppOptions, createApp } from './http-app.ts';
 import { asServingError, errorBody, validationError } from './http-errors.ts';
@@ -24,7 +25,7 @@ declare module 'fastify' {
     record: RequestRecord | undefined;
     /** Ends the wait for the body of a completion. */
     bodyCame: () => void;
-    /** Of who asks; under /v1. */
+    /** Of who asks; probes have none. */
     identity: Identity;
   }
 }
@@ -39,6 +40,8 @@ export interface ServerParts extends AppOptions {
   readonly readiness: Pick<Readiness, 'problem'>;
   readonly capacity: () => number | undefined;
   readonly keys: ApiKeys;
+  /** It serves whoever is on this machine: they name it as that, and web pages that have a name point at it do not. */
+  readonly localOnly: boolean;
   readonly quota: TokenQuota;
   /** Percentage of completions whose redacted text is logged. */
   readonly logSamplePercent: number;
@@ -65,14 +68,18 @@ export function createServer(parts: ServerParts): FastifyInstance {
   });
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('application/json', { parseAs: 'string' }, parseJson);
-  app.addHook('onRequest', async (request, reply) => void reply.header('x-request-id', request.id));
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('x-request-id', request.id);
+    if (parts.localOnly && !isLoopback(request.hostname.replace(/^\[|\]$/g, ''))) {
+      throw new ServingError('host_not_allowed', `this gateway serves its own machine alone, not ${request.hostname}`);
+    }
+  });
   app.addHook('onSend', async (_, reply) => closeAfterLinger(reply.raw));
   // Before the body is read, and after the hooks that keep a request's record.
   app.addHook('preParsing', async (request) => {
-    // By the route: a URL may spell its path in other ways.
-    if (request.routeOptions.url?.startsWith('/v1/')) {
-      request.identity = parts.keys.identify(request.headers.authorization);
-    }
+    // By the route: a URL may spell its path in other ways. Probes have no key.
+    const { url } = request.routeOptions;
+    if (url !== undefined && !PROBES.has(url)) request.identity = parts.keys.identify(request.headers.authorization);
   });
   app.setErrorHandler(sendError);
   app.setNotFoundHandler((request) => {
@@ -106,7 +113,8 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   app.get('/readyz', async (_, reply) => {
     const { problem } = parts.readiness;
     if (problem === undefined) return { status: 'ready' };
-    return reply.code(503).send({ status: 'not ready', reason: problem });
+    // It may name workers, which are nobody's business who needs a key; the log has it.
+    return reply.code(503).send({ status: 'not ready', ...(parts.keys === NO_KEYS && { reason: problem }) });
   });
   app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
   addRepoRoutes(app, parts.repos);
@@ -122,6 +130,7 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   });
 }
 
+const PROBES: ReadonlySet<string> = new Set(['/livez', '/readyz']);
 const STARTED = Math.floor(Date.now() / 1000);
 
 async function complete(request: CompletionCall, reply: FastifyReply, parts: ServerParts): Promise<unknown> {

@@ -2,6 +2,7 @@
 import type { AddressInfo } from 'node:net';
 import type { Config, Setting } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
+import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { Retrieval } from '../lib/rag/retrieval.ts';
 import type { Store } from '../lib/rag/store.ts';
@@ -9,7 +10,7 @@ import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/cont
 import { choosePromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import { Admission } from './admission.ts';
-import type { ApiKeys } from './auth.ts';
+import { type ApiKeys, NO_KEYS } from './auth.ts';
 import { completionBody } from './completion-request.ts';
 import { watchAddresses } from './discovery.ts';
 import { Dispatcher } from './dispatcher.ts';
@@ -87,7 +88,7 @@ export async function startGateway(
   const { connectPrefill, connectDecode } = parts;
   const answerTimeoutMs = Math.min(connectTimeoutMs, stallTimeoutMs);
   const { localPrefill, localPrefillTokens, promptOrder, queueOrder } = config;
-  const connecting = { fingerprint, connectPrefill, connectDecode, answerTimeoutMs, log };
+  const connecting = { fingerprint, connectPrefill, connectDecode, answerTimeoutMs, stallTimeoutMs, log };
   const pool = new WorkerPool({ ...connecting, localPrefill, localPrefillTokens });
   const weights = tenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights.get(tenant) ?? 1;
@@ -98,21 +99,26 @@ export async function startGateway(
   const journey = new Journey({
     ...{ tokenizer, format, promptOrder, fingerprint, pool, dispatcher, context, maxReplays, stallTimeoutMs },
   });
-  const admission = new Admission({ maxInflight, requestTimeoutMs, draining });
+  const admission = new Admission({ maxInflight, weightOf, requestTimeoutMs, draining });
+  const closing = new AbortController();
   const readiness = new Readiness({
     usable: () => pool.usable,
-    generate: () =>
-      tryOut(journey, Array(TRIAL_TOKENS).fill(tokenizer.encode('a')[0]), pool.capacity, requestTimeoutMs),
+    generate: () => {
+      const prompt = Array(TRIAL_TOKENS).fill(tokenizer.encode('a')[0]);
+      return tryOut(journey, prompt, pool.capacity, requestTimeoutMs, closing.signal);
+    },
     draining,
     log,
   });
   const capacity = () => (pool.usable ? pool.capacity : undefined);
   const { store, indexer, keys } = parts;
   const { maxUploadBytes } = config;
-  const repos = { store, indexer, contextFingerprint, maxUploadBytes, requestTimeoutMs, draining };
+  const bounds = { maxUploadBytes, requestTimeoutMs, connectTimeoutMs };
+  const repos = { store, indexer, contextFingerprint, ...bounds, admission };
   const { logSamplePercent } = config;
   const serving = { model, fingerprint, journey, admission, readiness, capacity, bodyLimitBytes, keys, repos, log };
-  const guards = { limits: config, tls: parts.tls, quota: new TokenQuota(), logSamplePercent };
+  const localOnly = keys === NO_KEYS && isLoopback(config.host);
+  const guards = { localOnly, limits: config, tls: parts.tls, quota: new TokenQuota(), logSamplePercent };
   const app = createServer({ ...serving, ...guards });
   const { host, port } = config;
   try {
@@ -121,7 +127,6 @@ export async function startGateway(
     pool.close();
     throw listenError(error, host, port);
   }
-  const closing = new AbortController();
   const discoveries = [
     watchAddresses(config.prefillWorkers, 'prefill', (addresses) => pool.setPrefill(addresses), log),
     watchAddresses(config.decodeWorkers, 'decode', (addresses) => pool.setDecode(addresses), log),
@@ -151,14 +156,20 @@ export async function startGateway(
 const TRIAL_TOKENS = 128;
 
 /** A few tokens, by both kinds of workers. @throws whatever keeps a completion from succeeding. */
-async function tryOut(journey: Journey, ids: readonly number[], capacity: number, timeoutMs: number): Promise<void> {
+async function tryOut(
+  journey: Journey,
+  ids: readonly number[],
+  capacity: number,
+  timeoutMs: number,
+  closing: AbortSignal,
+): Promise<void> {
   const answer = { max_tokens: 3, temperature: 0, ignore_eos: true };
   const request = completionBody.parse({ prompt: ids.slice(0, capacity - answer.max_tokens), ...answer });
   await journey.complete(request, {
     id: 'readiness',
     tenant: 'readiness',
     record: new RequestRecord(),
-    signal: AbortSignal.timeout(timeoutMs),
+    signal: AbortSignal.any([AbortSignal.timeout(timeoutMs), closing]),
     deadlineMs: performance.now() + timeoutMs,
     emit: () => {},
   });

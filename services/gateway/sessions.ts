@@ -19,6 +19,7 @@ interface Served {
 }
 
 interface Memory {
+  bytes: number;
   served: Served | undefined;
   found: { readonly key: string; readonly retrieved: Retrieved } | undefined;
 }
@@ -32,14 +33,22 @@ export function sessionOf({ session, rag }: CompletionRequest, tenant: string): 
   return rag?.path === undefined ? undefined : JSON.stringify([tenant, rag.repo, rag.path]);
 }
 
-/** Editors open at once, at least; each costs its chunks, some tens of kB. */
-const LIMIT = 1_000;
+/** Of all memories: a thousand editors with ten chunks and 2,000 tokens each, at a hidden size of 1536. */
+const LIMIT_BYTES = 96 << 20;
+/** Of one, besides its ids and chunks. */
+const OVERHEAD_BYTES = 1024;
 /** Share of newly found chunks that must stand in the prompt already for it to stay as it is. */
 const FITS = 0.6;
 
 export class Sessions {
   /** Least recently used first. */
   readonly #memories = new Map<string, Memory>();
+  readonly #limitBytes: number;
+  #bytes = 0;
+
+  constructor(limitBytes = LIMIT_BYTES) {
+    this.#limitBytes = limitBytes;
+  }
 
   /** The worker to prefer, if there is one, and how much of the prompt it has, unless it gave that up since. */
   near(session: string, prompt: TokenPrompt): Pick<Demand, 'near' | 'nearTokens'> {
@@ -51,7 +60,7 @@ export class Sessions {
   }
 
   servedBy(session: string, prefill: string, { ids, soft }: TokenPrompt): void {
-    this.#of(session).served = { prefill, ids, soft: digest(soft) };
+    this.#keep(session, { served: { prefill, ids, soft: digest(soft) } });
   }
 
   /**
@@ -59,23 +68,37 @@ export class Sessions {
    * @param key what must be the same besides: repository, mode, and so on.
    */
   settle(session: string, key: string, found: Retrieved): Retrieved {
-    const memory = this.#of(session);
-    const last = memory.found;
+    const last = this.#memories.get(session)?.found;
     if (last?.key === key && last.retrieved.indexVersion === found.indexVersion && fits(last.retrieved, found)) {
       return last.retrieved;
     }
-    memory.found = { key, retrieved: found };
+    this.#keep(session, { found: { key, retrieved: found } });
     return found;
   }
 
-  #of(session: string): Memory {
-    const memory = this.#memories.get(session) ?? { served: undefined, found: undefined };
-    this.#memories.delete(session);
+  #keep(session: string, news: Partial<Memory>): void {
+    const memory: Memory = { served: undefined, found: undefined, ...this.#forget(session), ...news, bytes: 0 };
+    memory.bytes = bytesOf(memory);
     this.#memories.set(session, memory);
-    const oldest = this.#memories.size > LIMIT ? this.#memories.keys().next().value : undefined;
-    if (oldest !== undefined) this.#memories.delete(oldest);
+    this.#bytes += memory.bytes;
+    for (const oldest of this.#memories.keys()) {
+      if (this.#bytes <= this.#limitBytes) return;
+      this.#forget(oldest);
+    }
+  }
+
+  #forget(session: string): Memory | undefined {
+    const memory = this.#memories.get(session);
+    if (memory) this.#bytes -= memory.bytes;
+    this.#memories.delete(session);
     return memory;
   }
+}
+
+function bytesOf({ served, found }: Memory): number {
+  const chunks = found?.retrieved.chunks ?? [];
+  const ofChunks = chunks.reduce((sum, { text, vector }) => sum + 2 * text.length + vector.byteLength, 0);
+  return OVERHEAD_BYTES + (served?.ids.byteLength ?? 0) + ofChunks;
 }
 
 function fits(old: Retrieved, found: Retrieved): boolean {

@@ -11,6 +11,8 @@ const LOOK_EVERY_MS = 100;
 const LOOK_SHARE = 20;
 /** Pause between two looks for a newer version of one. */
 const VERSION_EVERY_MS = 1_000;
+/** A repository that is no longer among them. */
+const FORGET_AFTER_MS = 60_000;
 /** Of one tenant. The others are loaded when they are asked for. */
 const MOST_REPOSITORIES = 64;
 
@@ -26,6 +28,7 @@ export async function keepWarm(
     const startMs = performance.now();
     const repos = await store.repositories(tenants[look % tenants.length]!).catch(() => []);
     const tookMs = performance.now() - startMs;
+    for (const [repo, atMs] of warmedMs) if (startMs - atMs > FORGET_AFTER_MS) warmedMs.delete(repo);
     for (const repo of repos.slice(0, MOST_REPOSITORIES)) {
       if (closing.aborted) return;
       if (performance.now() - (warmedMs.get(repo) ?? -Infinity) < VERSION_EVERY_MS) continue;

@@ -75,6 +75,8 @@ export interface WorkerSetOptions<C> {
   readonly answerTimeoutMs: number;
   /** Pause between two questions. */
   readonly askEveryMs: number;
+  /** An engine whose run is overdue by more has hung, in ms. */
+  readonly stallTimeoutMs: number;
   /** Called when there may be room where there was none, or no worker where there was one. */
   readonly onChange: () => void;
   readonly log: Logger;
@@ -82,6 +84,8 @@ export interface WorkerSetOptions<C> {
 
 /** Errors after which a worker is left alone until it has answered again. */
 const GONE: ReadonlySet<string> = new Set(['worker_lost', 'worker_stalled', 'draining', 'fingerprint_mismatch']);
+/** Errors that another worker may mend and that yet are this one's, or of the way between it and the other half. */
+const BLAMED: ReadonlySet<string> = new Set(['runtime_failed', 'kv_truncated', 'kv_digest_mismatch']);
 
 /** Pause between two questions to a worker that cannot be used: it may be back any moment. */
 const ASK_AGAIN_MS = 200;
@@ -118,6 +122,11 @@ export class WorkerSet<C extends Describable> {
       this.#workers.push(worker);
       if (this.#closing) void this.#askForever(worker, this.#closing);
     }
+  }
+
+  /** Whether a worker of this role is there. */
+  has(address: string): boolean {
+    return this.#workers.some((worker) => worker.address === address);
   }
 
   get usable(): Worker<C>[] {
@@ -171,8 +180,10 @@ export class WorkerSet<C extends Describable> {
       failed: (error) => {
         const failure = ServingError.from(error);
         if (GONE.has(failure.code)) this.#drop(worker, `failed a request (${failure.message})`);
-        // What may be mended elsewhere or later may as well be another's fault: the network's, or the other half's.
-        else if (failure.kind.http >= 500 && !failure.kind.retryable) worker.circuit.failed(performance.now());
+        // What may be mended later is mostly nobody's fault.
+        else if (failure.kind.http >= 500 && (!failure.kind.retryable || BLAMED.has(failure.code))) {
+          worker.circuit.failed(performance.now());
+        }
       },
       succeeded: () => worker.circuit.succeeded(),
     };
@@ -204,7 +215,7 @@ export class WorkerSet<C extends Describable> {
   }
 
   async #ask(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    const { fingerprint, answerTimeoutMs, reportedLoad, role, log } = this.#options;
+    const { fingerprint, answerTimeoutMs, stallTimeoutMs, reportedLoad, role, log } = this.#options;
     const deadline = new AbortController();
     // One more turn: where it was this process that stood still, the answer lies in the socket already.
     const timer = setTimeout(() => setImmediate(() => deadline.abort()), answerTimeoutMs);
@@ -214,22 +225,22 @@ export class WorkerSet<C extends Describable> {
         this.#drop(worker, `serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
         return;
       }
+      if (answer.overdueMs > stallTimeoutMs) return this.#lose(worker, `computes and does not come to an end`);
       if (worker.described === undefined) log.info({ address: worker.address, role }, 'worker is usable');
       worker.described = answer;
       worker.foreign = Math.max(0, reportedLoad(answer) - left(worker.jobs.values(), 0)); // it reports jobs whole
       this.#changed();
     } catch (error) {
       if (closing.aborted) return;
-      if (deadline.signal.aborted) this.#lose(worker);
+      if (deadline.signal.aborted) this.#lose(worker, `has not answered within ${answerTimeoutMs} ms`);
       else this.#drop(worker, `does not answer (${error instanceof Error ? error.message : error})`);
     } finally {
       clearTimeout(timer);
     }
   }
 
-  /** It neither answers nor breaks its connections: nothing else would ever end its calls. */
-  #lose(worker: Worker<C>): void {
-    const problem = `has not answered within ${this.#options.answerTimeoutMs} ms`;
+  /** It neither goes on nor breaks its connections: nothing else would ever end its calls. */
+  #lose(worker: Worker<C>, problem: string): void {
     this.#drop(worker, problem);
     const reason = new ServingError('worker_stalled', `${worker.address} ${problem}`);
     for (const call of worker.calls) call.abort(reason);

@@ -20,7 +20,10 @@ import {
 import type { UploadLimits } from './upload.ts';
 
 export interface IndexerOptions extends IndexOptions, UploadLimits {
-  /** Refuses new runs once aborted, and ends those under way: they would take too long, and lose nothing. */
+  /**
+   * Once aborted, those who ask first, as gateways do, are sent away. What is under way, or on its way, is brought to its
+   * end, or cut by the server: the next run finds what was stored.
+   */
   readonly draining: AbortSignal;
 }
 
@@ -35,8 +38,10 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
   let running = 0;
   const ofTenant = new Map<string, number>();
 
-  async function* index(requests: AsyncIterable<IndexRequest__Output>, gone: AbortSignal): AsyncGenerator<IndexEvent> {
-    options.draining.throwIfAborted();
+  async function* index(
+    requests: AsyncIterable<IndexRequest__Output>,
+    signal: AbortSignal,
+  ): AsyncGenerator<IndexEvent> {
     const { start, bytes } = await opened(requests);
     const { tenant } = start;
     const own = ofTenant.get(tenant) ?? 0;
@@ -45,7 +50,6 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     checkRuns();
     ofTenant.set(tenant, own + 1);
     try {
-      const signal = AbortSignal.any([gone, options.draining]);
       const body = { format: formatOf(start.format), strip: start.stripComponents, bytes };
       const repo = repoKey(tenant, start.repo);
       const sources = await readUpload(body, options, signal);
@@ -92,12 +96,10 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     }
   }
 
-  const describe = async (): Promise<IndexerDescription> => ({
-    fingerprint: encoder.fingerprint,
-    hidden: encoder.hidden,
-    running,
-    limit: MAX_RUNS,
-  });
+  async function describe(): Promise<IndexerDescription> {
+    options.draining.throwIfAborted();
+    return { fingerprint: encoder.fingerprint, hidden: encoder.hidden, running, limit: MAX_RUNS };
+  }
 
   return { mounts: [mount.indexer({ Index: duplex(index), Delete: unary(remove), Describe: unary(describe) })] };
 }

@@ -78,10 +78,12 @@ async function watchUntilRulesChange({ dir, index, onFailure, signal, ...options
 }
 
 async function ready(watcher: FSWatcher, signal: AbortSignal): Promise<void> {
+  let leave = () => {};
   await new Promise<void>((resolve, reject) => {
+    leave = resolve;
     watcher.once('ready', resolve).once('error', reject);
-    signal.addEventListener('abort', () => resolve(), { once: true });
-  });
+    signal.addEventListener('abort', leave, { once: true });
+  }).finally(() => signal.removeEventListener('abort', leave));
 }
 
 /** Paths that changed since they were last taken. */

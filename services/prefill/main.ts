@@ -12,7 +12,7 @@ import { serveRpc } from '../lib/rpc/server.ts';
 import { createPrefillService } from './service.ts';
 
 export const PREFILL_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsPort', 'insecureListen'] as const),
+  ...(['host', 'port', 'advertise', 'registry', 'metricsHost', 'metricsPort', 'insecureListen'] as const),
   ...RPC_SETTINGS,
   ...ENGINE_SETTINGS,
   ...(['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs', 'drainTimeoutMs', 'logLevel'] as const),
@@ -44,7 +44,7 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
   const server = await serveRpc(config.host, config.port, service.mounts, security);
   address = reachableAddress(server.address, config.advertise);
   life.onStop('rpc server', () => server.close(life.almostOver));
-  const metricsAddress = await serveHealth(config.host, config.metricsPort, life, service.observe);
+  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, service.observe);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
   const leave = stayRegistered(config.registry, ['prefill'], address, log);

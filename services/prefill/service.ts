@@ -46,11 +46,13 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
   const prefixes = new PrefixCache(pool);
   const leases = new LeaseTable(pool, prefixes, options.kvLeaseMs);
   const onIdle = () => pool.assertConserved(leases.size + (options.heldElsewhere?.() ?? 0));
-  const { chunkTokens, wantedElsewhere = () => false } = options;
+  const { chunkTokens } = options;
+  // What nobody waits for is not finished by a process that ends.
+  const wantedElsewhere = () => options.draining.aborted || options.wantedElsewhere?.() === true;
   const worker = new PrefillWorker(engine, queue, leases, prefixes, { chunkTokens, onIdle, wantedElsewhere }, log);
 
   async function* prefill(request: PrefillRequest__Output, signal: AbortSignal): AsyncGenerator<PrefillEvent> {
-    if (options.draining.aborted) throw options.draining.reason;
+    options.draining.throwIfAborted();
     const prompt = readPrompt(engine, fingerprint, request);
     const ticket = worker.submit({
       requestId: request.requestId,
@@ -106,17 +108,21 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
     yield { end: { ...sender.end(lease.firstTokenIds), afterPrefillUs: lease.sinceComputedUs } };
   }
 
-  const describe = async (): Promise<WorkerDescription> => ({
-    role: 'prefill',
-    model: options.model,
-    fingerprint,
-    layout: { ...pool.layout, dtype: pool.floats },
-    capacity: pool.capacity,
-    slots: pool.slots,
-    freeSlots: pool.free,
-    queued: queue.tokens + worker.computing,
-    prefillTokensPerSecond: queue.rate,
-  });
+  const describe = async (): Promise<WorkerDescription> => {
+    options.draining.throwIfAborted(); // it still answers decoders, but is no place for prompts
+    return {
+      role: 'prefill',
+      model: options.model,
+      fingerprint,
+      layout: { ...pool.layout, dtype: pool.floats },
+      capacity: pool.capacity,
+      slots: pool.slots,
+      freeSlots: pool.free,
+      queued: queue.tokens + worker.computing,
+      prefillTokensPerSecond: queue.rate,
+      overdueMs: engine.overdueMs,
+    };
+  };
 
   const release = async (request: ReleaseRequest__Output) => ({ readersLeft: leases.release(request.leaseId) });
 

@@ -19,6 +19,7 @@ export interface PromptEngine {
   readonly pool: KvPool;
   readonly vocabSize: number;
   readonly hiddenSize: number;
+  readonly overdueMs: number;
   /** Logits [logitRows, vocab]. */
   chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array>;
 }
@@ -55,6 +56,7 @@ export interface PrefillTicket {
 }
 
 export interface Pending extends PrefillJob {
+  /** To be computed, as far as could be known when it came. */
   readonly tokens: number;
   /** Empty where every position must be computed: the logits of each are wanted. */
   readonly chain: PromptChain;
@@ -122,8 +124,8 @@ export class PrefillWorker {
           rejectDone(reason);
         };
         const chain = job.promptLogprobs >= 0 ? [] : chainOf(job.prompt, job.cacheSalt);
-        const queuedAtMs = performance.now();
-        pending = { ...job, tokens: job.prompt.ids.length, chain, queuedAtMs, accept, finish, fail };
+        const tokens = job.prompt.ids.length - this.#prefixes.known(chain, job.prompt.ids.length);
+        pending = { ...job, tokens, chain, queuedAtMs: performance.now(), accept, finish, fail };
       });
     });
     // The caller awaits one after the other: a failure of both is not unhandled.
@@ -140,7 +142,7 @@ export class PrefillWorker {
     return { accepted, done };
   }
 
-  /** Prompt tokens that compute now. */
+  /** Prompt tokens that compute now; what was reused is none. */
   get computing(): number {
     return this.#computing;
   }
@@ -185,31 +187,31 @@ export class PrefillWorker {
 
   #take(): Started | undefined {
     const job = this.#queue.first;
-    const start = job && this.#prefixes.reserve(job.chain, job.tokens);
+    const start = job && this.#prefixes.reserve(job.chain, job.prompt.ids.length);
     if (job === undefined || start === undefined) return undefined;
     this.#queue.remove(job);
     return { job, start };
   }
 
   async #serve(job: Pending, start: PrefixSlot): Promise<void> {
-    const lease = this.#leases.open(start.slot, job.tokens, job.readers);
+    const { length } = job.prompt.ids;
+    const lease = this.#leases.open(start.slot, length, job.readers);
     // While it computes, the slot is free when nothing writes to it any more: after the chunk under way at the latest.
     const cancel = () => {
       if (lease.isComplete) this.#leases.end(lease, 'cancelled');
       else this.#reconsider();
     };
     job.signal.addEventListener('abort', cancel, { once: true });
-    const forget = () => job.signal.removeEventListener('abort', cancel);
-    lease.released.then(forget, forget);
-    this.#computing += job.tokens;
+    lease.released.catch(() => {}).then(() => job.signal.removeEventListener('abort', cancel));
+    this.#computing += length - start.positions;
     try {
       const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
       metrics.queueTime.observe(queueSeconds);
-      if (job.promptLogprobs < 0) metrics.prefixQueries.inc(job.tokens); // others are computed whole
+      if (job.promptLogprobs < 0) metrics.prefixQueries.inc(length); // others are computed whole
       metrics.prefixHits.inc(start.positions);
       job.accept({ lease, queueSeconds });
       const result = await this.#compute(job, start, lease);
-      this.#queue.measured(job.tokens - result.cachedTokens, result.seconds);
+      this.#queue.measured(length - result.cachedTokens, result.seconds);
       metrics.prefillTime.observe(result.seconds);
       job.finish(result);
     } catch (error) {
@@ -219,7 +221,7 @@ export class PrefillWorker {
       this.#leases.end(lease, job.signal.aborted ? 'cancelled' : 'failed', error);
       job.fail(error);
     } finally {
-      this.#computing -= job.tokens;
+      this.#computing -= length - start.positions;
     }
   }
 
@@ -229,8 +231,7 @@ export class PrefillWorker {
     const wantsLogprobs = job.promptLogprobs >= 0;
     const promptLogprobs: (SampledToken | undefined)[] = wantsLogprobs ? [undefined] : [];
     let logits: Float32Array = new Float32Array(0);
-    let chunks = 0;
-    let pausedMs = 0;
+    let [chunks, pausedMs] = [0, 0];
     if (start.copyFrom === undefined && start.positions > 0) lease.advance(start.positions);
     for (let past = start.positions, end: number; past < ids.length; past = end) {
       const size = wantsLogprobs ? Math.min(this.#options.chunkTokens(), LOGPROB_CHUNK) : this.#options.chunkTokens();
@@ -256,7 +257,7 @@ export class PrefillWorker {
     const vocab = this.#engine.vocabSize;
     const lastRow = logits.subarray(logits.length - vocab);
     const tokens = job.choices.map((sampling) => firstToken(lastRow, sampling));
-    this.#prefixes.add(lease.slot.index, job.chain, job.tokens);
+    this.#prefixes.add(lease.slot.index, job.chain, ids.length);
     this.#leases.complete(
       lease,
       tokens.map((token) => token.id),

@@ -155,6 +155,7 @@ describe('refuses, before anything is pulled', () => {
     const draining = AbortSignal.abort(new ServingError('draining', 'this process is shutting down'));
     const [holder, { client }] = await Promise.all([startHolder(), startDecode({ draining })]);
     await expect(decode(client, decodeRequest(holder.kv, 2))).rejects.toEqual(refusal('draining'));
+    await expect(client.describe(NEVER)).rejects.toEqual(refusal('draining'));
   });
 
   test('more sequences than may wait; the cache stays for another decoder to take', async () => {

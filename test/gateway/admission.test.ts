@@ -1,6 +1,8 @@
-/** Bounds on requests, their budgets and sessions, as a client sees them. */
+/** Bounds on requests, their budgets and sessions, as a client sees them; and what a drain waits for. */
+import { once } from 'node:events';
 import { describe, expect, test } from 'vitest';
 import { Admission } from '../../services/gateway/admission.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { type FakeGatewayOptions, fakeGateway, spelling } from './fake-gateway.ts';
 import type { FakeModel, Stage } from './fake-workers.ts';
@@ -52,6 +54,48 @@ describe('a session', () => {
     for (const session of ['a', 'b', 'a', undefined]) {
       expect(await gateway.complete({ prompt: 'x', ...(session && { session }) })).toMatchObject({ status: 200 });
     }
+  });
+});
+
+test('a tenant that floods does not keep others from their shares', () => {
+  const weightOf = (tenant: string) => (tenant === 'b' ? 3 : 1);
+  const draining = new AbortController().signal;
+  const admission = new Admission({ maxInflight: 8, weightOf, requestTimeoutMs: 60_000, draining });
+  const held: { release(): void }[] = [];
+  const admitted = (tenant: string) => {
+    for (let count = 0; ; count++) {
+      try {
+        held.push(admission.admit({ tenant }));
+      } catch (error) {
+        expect(error).toMatchObject({ code: 'saturated', knob: 'max-inflight' });
+        return count;
+      }
+    }
+  };
+  expect([admitted('a'), admitted('b'), admitted('a')]).toEqual([8, 6, 0]); // b: 3 of 4 parts
+  for (const { release } of held) release();
+});
+
+describe('an upload', () => {
+  test('takes no place and has no budget, but a drain waits for it; then it ends it', async () => {
+    const draining = new AbortController();
+    const admission = new Admission({ maxInflight: 1, requestTimeoutMs: 1, draining: draining.signal });
+    const [first, second] = [admission.attend(), admission.attend()];
+    const completion = admission.admit();
+    await once(completion.signal, 'abort');
+    completion.release();
+    expect([first.signal.aborted, second.signal.aborted]).toEqual([false, false]);
+    draining.abort(new ServingError('draining', 'shutting down'));
+    expect(() => admission.attend()).toThrowError(expect.objectContaining({ code: 'draining' }));
+    let over = false;
+    const drained = admission.drain(50).then(() => {
+      over = true;
+    });
+    first.release();
+    await once(second.signal, 'abort');
+    expect([first.signal.aborted, second.signal.reason.code, over]).toEqual([false, 'draining', false]);
+    second.release();
+    await drained;
   });
 });
 

@@ -74,6 +74,22 @@ describe('a completion', () => {
     await workers.idle();
   });
 
+  test('whose first token ends it leaves no KV staged while another choice goes on', async () => {
+    let openInDecode = 0;
+    const { complete, workers } = await fakeGateway({
+      token: (position, choice) => (choice === 0 && position === 0 ? idOf('<|endoftext|>') : 70),
+      trouble: ({ stage, call, position }) => {
+        if (stage === 'before joined' && call === 0) return 'hang'; // it waits for a slot
+        if (stage === 'in decode' && position === 8) openInDecode = workers.open;
+        return undefined;
+      },
+    });
+    const { choices } = await complete({ prompt: 'x', max_tokens: 12, n: 2 });
+    expect(choices.map(({ finish_reason }) => finish_reason)).toEqual(['stop', 'length']);
+    expect(openInDecode).toBe(1); // the decoder of the other: prefill waits for nobody
+    await workers.idle();
+  });
+
   test('goes on beyond the end of text when told to, and never shows it', async () => {
     const { complete, workers } = await fakeGateway({ token: (i) => (i % 2 ? idOf('<|endoftext|>') : 70) });
     const { choices } = await complete({ prompt: 'x', max_tokens: 5, ignore_eos: true, return_token_ids: true });

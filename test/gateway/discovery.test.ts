@@ -1,6 +1,12 @@
 import type { lookup } from 'node:dns/promises';
 import { afterEach, describe, expect, test } from 'vitest';
-import { type AddressSource, dnsSource, watchAddresses, watchSources } from '../../services/gateway/discovery.ts';
+import {
+  type AddressSource,
+  dnsSource,
+  registrySource,
+  watchAddresses,
+  watchSources,
+} from '../../services/gateway/discovery.ts';
 import { Registry, stayRegistered } from '../../services/lib/registry/registry.ts';
 import { startRedis } from '../redis.ts';
 import { keepingLog } from './fake-gateway.ts';
@@ -108,6 +114,16 @@ describe('a registry in Redis', () => {
     await redis.kill();
     await other();
     expect(told.at(-1)).toEqual(['b:2']);
+  });
+
+  test('that lost its entries for a moment loses no worker; one that stays away is dropped', async () => {
+    const looks = [['a:1', 'b:2'], [], ['b:2'], [], ['b:2', 'c:3'], ['b:2', 'c:3']];
+    const source = registrySource({ list: async () => looks.shift() ?? ['b:2'], close: () => {} }, 'prefill');
+    const seen: string[] = [];
+    for (let i = 0; i < 8; i++) seen.push((await source.list()).join());
+    expect(seen).toEqual([...['a:1,b:2', 'a:1,b:2', 'a:1,b:2', 'a:1,b:2', 'b:2,c:3', 'b:2,c:3', 'b:2,c:3', 'b:2,c:3']]);
+    await source.list();
+    expect(await source.list()).toEqual(['b:2']);
   });
 
   test('is not needed', async () => {

@@ -97,6 +97,36 @@ describe('admission', () => {
     expect(await code(ask(100, { remainingMs: 2500 }))).toBe('ok');
   });
 
+  test('a flood of others does not keep out whose turn comes in time', async () => {
+    const { ask, finishOne, computing } = bench(100, 10_000);
+    const flood = Array.from({ length: 9 }, () => code(ask(100, { tenant: 'flood' })));
+    const calm = code(ask(50, { tenant: 'calm', remainingMs: 4000 }));
+    await expect(ask(50, { tenant: 'flood', remainingMs: 4000 })).rejects.toMatchObject({ knob: 'timeout_ms' });
+    finishOne();
+    expect(computing.map(({ tokens }) => tokens)).toEqual([100, 50]);
+    expect(await calm).toBe('ok');
+    while (computing.length > 0) finishOne();
+    await Promise.all(flood);
+  });
+
+  test('what is kept of a prompt does not weigh', async () => {
+    const { ask } = bench(100, 1000);
+    await ask(50);
+    const typed = { near: 'p', nearTokens: 990, remainingMs: 700 };
+    expect(await code(ask(1000, typed))).toBe('ok');
+    expect(await code(ask(1000, { ...typed, near: undefined }))).toBe('saturated');
+  });
+
+  test('what goes first since its worker was lost weighs as well', async () => {
+    const { ask, setUsable } = bench(100, 1000);
+    setUsable(false);
+    const again = code(ask(95, { again: true }));
+    const first = code(ask(1)); // while nothing waits or computes, any one
+    expect(await code(ask(10))).toBe('saturated');
+    setUsable(true);
+    expect([await again, await first]).toEqual(['ok', 'ok']);
+  });
+
   test('without a worker is refused, after a moment in which one may come back', async () => {
     const { ask, setUsable, passTime } = bench(100, 1000);
     expect(await code(ask(1))).toBe('ok');
@@ -162,8 +192,8 @@ describe('the queue', () => {
   test('what fits no worker any more is refused, and nobody waits behind it', async () => {
     const { ask, finishOne, setCapacity } = bench(100, 10_000);
     await Promise.all([ask(10), ask(10)]);
-    const long = code(ask(500));
-    const longAgain = code(ask(500, { again: true }));
+    const long = code(ask(400));
+    const longAgain = code(ask(400, { again: true }));
     const short = ask(10);
     setCapacity(100);
     finishOne();

@@ -70,6 +70,21 @@ describe('a fair queue', () => {
     );
   });
 
+  test('knows what would be served before one that comes', () => {
+    fc.assert(
+      fc.property(entries, fc.nat(20), fc.integer({ min: 1, max: 5 }), (list, taken, weight) => {
+        const last = list.at(-1);
+        if (last === undefined) return;
+        const queue = filled(list.slice(0, -1), (tenant) => (tenant === 'a' ? weight : 1));
+        for (let i = 0; i < taken; i++) queue.take();
+        const ahead = queue.ahead(last);
+        queue.add(last);
+        const order = drained(queue);
+        expect(ahead).toBe(total(order.slice(0, order.indexOf(last))));
+      }),
+    );
+  });
+
   test('shares service by weight as long as both wait, to within the longest entry of each', () => {
     fc.assert(
       fc.property(entries, fc.integer({ min: 1, max: 5 }), (list, weight) => {

@@ -27,6 +27,7 @@ export interface FakeGateway {
   readonly pool: WorkerPool;
   readonly journey: Journey;
   readonly draining: AbortController;
+  readonly admission: Admission;
   /** Lines that were logged. */
   readonly lines: Record<string, unknown>[];
   /** Body of the answer to a completion. */
@@ -80,6 +81,7 @@ export interface FakeGatewayOptions {
   readonly stallTimeoutMs?: number;
   readonly patienceMs?: number;
   readonly keys?: ApiKeys;
+  readonly localOnly?: boolean;
   readonly limits?: Partial<HttpLimits>;
   readonly tls?: Tls;
   readonly logSamplePercent?: number;
@@ -96,6 +98,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     connectPrefill: (at) => (at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at)),
     connectDecode: (at) => (at === workers.decode.address ? workers.decode.client : workers.decodeAt(at)),
     answerTimeoutMs: Math.min(1000, options.stallTimeoutMs ?? Infinity),
+    stallTimeoutMs: options.stallTimeoutMs ?? 60_000,
     log,
   });
   pool.setPrefill([workers.prefill.address, ...(options.morePrefill ?? [])]);
@@ -133,6 +136,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     tls: options.tls,
     keys: options.keys ?? NO_KEYS,
     quota: new TokenQuota(),
+    localOnly: options.localOnly ?? false,
     logSamplePercent: options.logSamplePercent ?? 0,
     repos: {
       store: undefined,
@@ -140,7 +144,8 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
       contextFingerprint: 'context',
       maxUploadBytes: 1024 * 1024,
       requestTimeoutMs,
-      draining: draining.signal,
+      connectTimeoutMs: 10_000,
+      admission,
       ...options.repos,
     },
     log,
@@ -152,6 +157,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     pool,
     journey,
     draining,
+    admission,
     lines,
     async complete(body) {
       const { statusCode: status, headers, payload } = await post(body);

@@ -171,6 +171,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     freeSlots: model.slots ?? 4,
     queued: 0,
     prefillTokensPerSecond: model.prefillTokensPerSecond ?? 0,
+    overdueMs: 0,
   });
 
   const prefillAt = (address: string): PrefillClient => ({

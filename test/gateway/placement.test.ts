@@ -2,7 +2,7 @@ import { stat } from 'node:fs';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { type Demand, WorkerPool } from '../../services/gateway/placement.ts';
 import type { Hold } from '../../services/gateway/worker-set.ts';
-import { ServingError } from '../../services/lib/process/errors.ts';
+import { type ErrorCode, ServingError } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
 import { keepingLog } from './fake-gateway.ts';
@@ -16,6 +16,7 @@ interface Says {
   freeSlots?: number;
   queued?: number;
   prefillTokensPerSecond?: number;
+  overdueMs?: number;
 }
 
 /** Workers that answer with what `answers` says about their address now; 'nothing' for one that hangs. */
@@ -37,7 +38,7 @@ function pool(answers: Record<string, Says | Error | 'nothing' | 'by socket'>, p
           });
         }
         const described = { fingerprint: OURS, capacity: 100, slots: 4, freeSlots: 4, queued: 0 };
-        return { ...described, prefillTokensPerSecond: 0, ...(answer as Says) };
+        return { ...described, prefillTokensPerSecond: 0, overdueMs: 0, ...(answer as Says) };
       },
       close: () => closed.push(address),
     }) as unknown as PrefillClient & DecodeClient;
@@ -46,6 +47,7 @@ function pool(answers: Record<string, Says | Error | 'nothing' | 'by socket'>, p
     connectPrefill: client,
     connectDecode: client,
     answerTimeoutMs: 5,
+    stallTimeoutMs: 1000,
     log: keepingLog([]),
   });
   workers.setPrefill(prefill);
@@ -232,13 +234,18 @@ describe('a worker', () => {
       how(prefill);
       for (const worker of [prefill, ...decodes]) worker.release();
     };
-    const fail = () => end((prefill) => prefill.failed(new ServingError('runtime_failed', 'NaN')));
+    vi.useFakeTimers({ toFake: ['performance'] });
+    onTestFinished(() => void vi.useRealTimers());
+    const fail = (code: ErrorCode = 'runtime_failed') => {
+      vi.advanceTimersByTime(1000);
+      end((prefill) => prefill.failed(new ServingError(code, 'NaN')));
+    };
     fail();
-    fail();
-    end((prefill) => prefill.failed(new ServingError('kv_truncated', 'the other half was lost')));
+    fail('kv_truncated');
     end((prefill) => prefill.succeeded());
     fail();
-    fail();
+    fail('lease_expired'); // nobody's fault
+    fail('kv_truncated');
     expect(workers.usable).toBe(true);
     fail();
     await workers.refresh();
@@ -259,6 +266,45 @@ describe('a worker', () => {
     answers['p'] = answers['d'] = {};
     await workers.refresh();
     expect(take().decodes[0]!.lost.aborted).toBe(false);
+  });
+
+  test('whose engine does not come to an end loses its calls, though it answers', async () => {
+    const stuck = { overdueMs: 0 };
+    const { workers, take } = pool({ p: {}, d: stuck }, ['p'], ['d']);
+    await workers.refresh();
+    stuck.overdueMs = 1000;
+    await workers.refresh();
+    const { decodes } = take();
+    stuck.overdueMs = 1001;
+    await workers.refresh();
+    expect(decodes[0]!.lost.reason).toMatchObject({ code: 'worker_stalled' });
+    expect(() => workers.demandUsable()).toThrow('d computes and does not come to an end');
+    stuck.overdueMs = 0;
+    await workers.refresh();
+    expect(workers.usable).toBe(true);
+  });
+
+  test('that failed a request is not given it again where there are others, whatever it has of it', async () => {
+    const { workers } = pool({ p1: {}, p2: {}, d1: {}, d2: {} }, ['p1', 'p2'], ['d1', 'd2']);
+    await workers.refresh();
+    const prompt = { promptTokens: 400, decodes: 1, positions: 10, near: 'p1', nearTokens: 399 };
+    const place = (...avoid: string[]) => {
+      const { prefill, decodes } = workers.place({ ...prompt, avoid: new Set(avoid) })!;
+      for (const hold of [prefill, ...decodes]) hold.release();
+      return [prefill.address, decodes[0]!.address];
+    };
+    expect(place()).toEqual(['p1', 'd1']);
+    expect(place('p1', 'd2')).toEqual(['p2', 'd1']);
+    expect(place('p1', 'p2')).toEqual(['p1', 'd2']); // better than none
+  });
+
+  test('that decodes as well and is full is no place for the prompts of others', async () => {
+    const full = { slots: 4, freeSlots: 0, queued: 6 };
+    const { workers } = pool({ p: {}, c1: full, c2: {} }, ['p', 'c1', 'c2'], ['c1', 'c2']);
+    await workers.refresh();
+    const prompt = { promptTokens: 2000, decodes: 1, positions: 10 };
+    expect(workers.place({ ...prompt, decodes: 1 })!.prefill.address).toBe('p');
+    expect(workers.place(prompt)!.prefill.address).toBe('c2'); // p is busy
   });
 
   test('that is no longer listed ends what it has, and is given nothing new', async () => {

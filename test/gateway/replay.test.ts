@@ -1,5 +1,5 @@
 /** A worker is lost, and the client sees nothing of it. */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { type FakeGateway, fakeGateway, spelling } from './fake-gateway.ts';
@@ -189,6 +189,49 @@ describe('a worker', () => {
     expect((await streamed(gateway, { max_tokens: 64 })).text).toBe(TEXT);
   });
 
+  test('that holds the whole prompt is yet not asked again when its KV did not arrive', async () => {
+    const trouble = ({ stage, worker }: Trouble): undefined => {
+      asked.push(`${stage} ${worker}`);
+      // The first prefill worker is out of the decoders' reach.
+      if (
+        stage !== 'before joined' ||
+        asked
+          .filter((each) => each.startsWith('before acc'))
+          .at(-1)
+          ?.endsWith('p2')
+      )
+        return;
+      throw new ServingError('kv_truncated', 'no connection');
+    };
+    const asked: string[] = [];
+    const gateway = await fakeGateway({ token, trouble }, { morePrefill: ['p2'], moreDecode: ['d2'], maxReplays: 1 });
+    const body = { max_tokens: 64, session: 'typing' };
+    expect((await streamed(gateway, body)).text).toBe(TEXT);
+    expect(asked.filter((each) => each.startsWith('before acc')).at(-1)).toBe('before accepted p2');
+  });
+
+  test('that failed some and then serves is trusted again', async () => {
+    vi.useFakeTimers({ toFake: ['performance'] });
+    onTestFinished(() => void vi.useRealTimers());
+    let failing = true;
+    const trouble = ({ stage }: Trouble): undefined => {
+      if (failing && stage === 'in decode') throw new ServingError('runtime_failed', 'NaN');
+    };
+    const gateway = await fakeGateway({ token, trouble });
+    for (let i = 0; i < 3; i++) {
+      expect(gateway.pool.usable).toBe(true);
+      vi.advanceTimersByTime(1000);
+      expect(await gateway.complete({ prompt: 'x' })).toMatchObject({ error: { code: 'runtime_failed' } });
+    }
+    expect(gateway.pool.usable).toBe(false);
+    failing = false;
+    vi.advanceTimersByTime(60_000);
+    for (let i = 0; i < 3; i++) {
+      expect((await streamed(gateway, { max_tokens: 64 })).text).toBe(TEXT);
+      expect(gateway.pool.usable).toBe(true);
+    }
+  });
+
   test('that was the only one: the stream waits for the next', async () => {
     const trouble = once(({ stage, position }) => stage === 'in decode' && position === 4);
     const gateway = await fakeGateway({ token, trouble }, { maxReplays: 1, patienceMs: 60_000 });
@@ -217,6 +260,18 @@ describe('an end that is told', () => {
     await gateway.workers.idle();
   });
 
+  test('it counts once, however many choices it ends', async () => {
+    const before = await count(metrics.replaysExhausted, 'saturated');
+    const full = () => new ServingError('saturated', 'full');
+    const trouble = ({ stage }: Trouble): undefined => {
+      if (stage === 'before accepted') throw full();
+    };
+    const gateway = await fakeGateway({ token, trouble }, { maxReplays: 0 });
+    const answer = await gateway.complete({ prompt: 'x', max_tokens: 64, n: 3 });
+    expect(answer).toMatchObject({ status: 429, error: { code: 'saturated' } });
+    expect(await count(metrics.replaysExhausted, 'saturated')).toBe(before + 1);
+  });
+
   test('no worker comes up: 503', async () => {
     const gateway = await fakeGateway({ token, trouble: always }, { maxReplays: 3 });
     const answer = await gateway.complete({ prompt: 'x', max_tokens: 64 });
@@ -227,10 +282,10 @@ describe('an end that is told', () => {
   test('what no other worker can mend is not tried again', async () => {
     const trouble = once(
       ({ stage }) => stage === 'in decode',
-      () => new ServingError('runtime_failed', 'NaN'),
+      () => new ServingError('out_of_memory', 'too many slots'),
     );
     const gateway = await fakeGateway({ token, trouble }, more);
-    expect(await gateway.complete({ prompt: 'x' })).toMatchObject({ status: 500, error: { code: 'runtime_failed' } });
+    expect(await gateway.complete({ prompt: 'x' })).toMatchObject({ status: 500, error: { code: 'out_of_memory' } });
     expect(gateway.workers.prefills).toHaveLength(1);
   });
 });

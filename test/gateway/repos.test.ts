@@ -8,19 +8,25 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { type ApiKeys, loadApiKeys } from '../../services/gateway/auth.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
+import { gate } from '../fake-engine.ts';
 import { type Files, jsonOfFiles, tarGzOfFiles, tarOfFiles, zipOfFiles } from '../indexer/archives.ts';
 import { fakeIndexer, python } from '../indexer/fake-indexer.ts';
 import { fakeGateway } from './fake-gateway.ts';
 
 const FILES = { 'a.py': python('a', 12), 'web/b.ts': python('b', 10), 'README.md': 'shop' };
 
-async function start({ keys }: { keys?: ApiKeys } = {}) {
+async function start({ keys, connectTimeoutMs = 10_000 }: { keys?: ApiKeys; connectTimeoutMs?: number } = {}) {
   const indexer = await fakeIndexer();
   const { store, client } = indexer;
   const gateway = await fakeGateway(
     { token: () => 70 },
-    { keys, retrieval: createRetrieval(store, { queryLines: 10 }), repos: { store, indexer: client } },
+    {
+      keys,
+      retrieval: createRetrieval(store, { queryLines: 10 }),
+      repos: { store, indexer: client, connectTimeoutMs },
+    },
   );
   const ask = async (method: 'GET' | 'PUT' | 'DELETE', url: string, body?: Buffer | object, headers: object = {}) => {
     const type = Buffer.isBuffer(body) ? {} : { 'content-type': 'application/json' };
@@ -205,7 +211,7 @@ describe('PUT /v1/repos/{repo}', () => {
     expect((await slow).status).toBe(200);
   });
 
-  test('stops when its client goes, or the gateway does, and the old version stays', async () => {
+  test('stops when its client goes, or a drain has no more time, and the old version stays', async () => {
     const { gateway, put, store, encoder } = await start();
     const { body } = await put('/v1/repos/shop', files(FILES));
     let stopped = 0;
@@ -241,11 +247,89 @@ describe('PUT /v1/repos/{repo}', () => {
     await vi.waitUntil(() => stopped === 1);
     const call = await vi.waitFor(send);
     const answered = once(call, 'response');
-    gateway.draining.abort(new Error('shutting down'));
+    gateway.draining.abort(new ServingError('draining', 'shutting down'));
+    await gateway.admission.drain(10);
     const [response] = (await answered) as [{ statusCode: number }];
-    expect(response.statusCode).toBe(500);
+    expect(response.statusCode).toBe(503);
     await vi.waitUntil(() => stopped === 2);
     expect((await store.head('shop'))?.version).toBe(body.version);
+  });
+});
+
+describe('a restart', () => {
+  test('of the gateway: what is under way is finished, and no more is taken', async () => {
+    const { gateway, put, ask, client, encoder } = await start();
+    await put('/v1/repos/old', files(FILES));
+    const [encoding, removing, go] = [gate(), gate(), gate()];
+    encoder.before = () => {
+      encoding.open();
+      return go.opened;
+    };
+    const remove = client.delete;
+    client.delete = async (...call) => {
+      removing.open();
+      await go.opened;
+      return remove(...call);
+    };
+    const running = [put('/v1/repos/shop', files({ 'new.py': python('new', 10) })), ask('DELETE', '/v1/repos/old')];
+    await Promise.all([encoding.opened, removing.opened]);
+    gateway.draining.abort(new ServingError('draining', 'shutting down'));
+    const drained = gateway.admission.drain(60_000);
+    expect(await put('/v1/repos/other', files(FILES))).toEqual(refused(503, 'draining'));
+    expect(await ask('DELETE', '/v1/repos/shop')).toEqual(refused(503, 'draining'));
+    go.open();
+    expect((await Promise.all(running)).map(({ status }) => status)).toEqual([200, 200]);
+    await drained;
+  });
+
+  test('of the gateway: to its very end it refuses with a code', async () => {
+    const { gateway } = await start();
+    const { app } = gateway;
+    const late = new Promise<Response>((resolve, reject) => {
+      app.addHook('preClose', async () => {
+        const { port } = app.server.address() as AddressInfo;
+        await fetch(`http://127.0.0.1:${port}/v1/repos/shop`, { method: 'DELETE' }).then(resolve, reject);
+      });
+    });
+    await app.listen({ host: '127.0.0.1', port: 0 });
+    gateway.draining.abort(new ServingError('draining', 'shutting down'));
+    await app.close();
+    const answer = await late;
+    expect([answer.status, await answer.json()]).toMatchObject([503, { error: { code: 'draining' } }]);
+  });
+
+  test('of the indexer is waited for', async () => {
+    const { put, ask, client, encoder, stop, restart } = await start();
+    await put('/v1/repos/old', files(FILES));
+    const [encoding, refusing, go] = [gate(), gate(), gate()];
+    encoder.before = () => {
+      encoding.open();
+      return go.opened;
+    };
+    const running = put('/v1/repos/running', files({ 'new.py': python('new', 10) }));
+    await encoding.opened;
+    const stopped = stop();
+    const { describe: look } = client;
+    let refusals = 0;
+    client.describe = (signal) =>
+      look(signal).catch((error) => {
+        if (++refusals === 2) refusing.open();
+        throw error;
+      });
+    const sent = [put('/v1/repos/shop', files(FILES)), ask('DELETE', '/v1/repos/old')];
+    await refusing.opened;
+    go.open();
+    await stopped;
+    await restart();
+    expect((await Promise.all([running, ...sent])).map(({ status }) => status)).toEqual([200, 200, 200]);
+  });
+
+  test('of the indexer that takes too long is not', async () => {
+    const { put, ask, stop } = await start({ connectTimeoutMs: 50 });
+    await stop();
+    const lost = refused(503, 'worker_lost', 'not reached within 50 ms');
+    expect(await put('/v1/repos/shop', files(FILES))).toEqual(lost);
+    expect(await ask('DELETE', '/v1/repos/shop')).toEqual(lost);
   });
 });
 
@@ -378,7 +462,7 @@ describe('API keys', () => {
     }
     expect((await get('/v1/models', bearer('k'))).statusCode).toBe(200);
     expect((await get('/v1/models', { authorization: 'bearer k' })).statusCode).toBe(200);
-    for (const url of ['/livez', '/readyz', '/metrics']) expect((await get(url)).statusCode).toBe(200);
+    for (const url of ['/livez', '/readyz']) expect((await get(url)).statusCode).toBe(200);
   });
 
   test.each([

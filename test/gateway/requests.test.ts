@@ -39,6 +39,7 @@ describe('a body that is refused', () => {
     [{ prompt: 'a', logit_bias: { 5: 101 } }, 'logit_bias.5', /100/],
     [{ prompt: 'a', logit_bias: { 4096: 1 } }, 'logit_bias', /4096/],
     [{ prompt: 'a', stop_token_ids: [9999] }, 'stop_token_ids', /9999/],
+    [{ prompt: 'a', stop_token_ids: [...Array(4096).keys()], min_tokens: 1 }, 'stop_token_ids', /all 4096/],
     [{ prompt: 'a', min_tokens: 17 }, 'min_tokens', /at most max_tokens = 16/],
     [{ prompt: 'a', stream_options: {} }, 'stream_options', /only with stream/],
     [{ prompt: 'a', stream: true, stream_options: { usage: true } }, 'stream_options.usage', /not a field/],

@@ -42,6 +42,17 @@ describe('routes', () => {
     expect(payload).toMatch(/vllm:num_requests_running 0/);
   });
 
+  test('are for this machine alone where nobody needs a key: no web page gets in by a name of its own', async () => {
+    const { app } = await fakeGateway({ token }, { localOnly: true });
+    const ask = async (host: string, url = '/v1/models') => (await app.inject({ url, headers: { host } })).statusCode;
+    for (const host of ['localhost', '127.0.0.1:8000', '[::1]:8000', 'LOCALHOST:1']) expect(await ask(host)).toBe(200);
+    for (const host of ['evil.example', 'localhost.evil.example:8000', '10.0.0.1', '[fd00::1]:8000']) {
+      for (const url of ['/v1/models', '/v1/repos', '/metrics', '/nothing']) expect(await ask(host, url)).toBe(403);
+    }
+    const open = await fakeGateway({ token });
+    expect((await open.app.inject({ url: '/v1/models', headers: { host: 'llm.example' } })).statusCode).toBe(200);
+  });
+
   const refusals: [string, object, number, string, field?: string][] = [
     ['an unknown path', { method: 'GET', url: '/v2/nothing?x' }, 404, 'not_found'],
     ['another method', { method: 'GET', url: '/v1/completions' }, 405, 'method_not_allowed'],

@@ -6,8 +6,9 @@ import { Readiness } from '../../services/gateway/readiness.ts';
 import { type Gateway, type GatewayParts, SERVICE_SETTINGS, startGateway } from '../../services/gateway/service.ts';
 import { loadConfig } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import { metrics } from '../../services/lib/process/metrics.ts';
 import { keepingLog, spelling, tokenizer } from './fake-gateway.ts';
-import { type FakeModel, FINGERPRINT, fakeWorkers } from './fake-workers.ts';
+import { type FakeModel, FINGERPRINT, fakeWorkers, type Trouble } from './fake-workers.ts';
 
 const open: Gateway[] = [];
 afterEach(async () => {
@@ -15,7 +16,7 @@ afterEach(async () => {
 });
 
 /** On a free port, with fake workers behind it. */
-async function start(model: FakeModel, flags: Record<string, unknown> = {}) {
+async function start(model: FakeModel, flags: Record<string, unknown> = {}, more: Partial<GatewayParts> = {}) {
   const workers = fakeWorkers(model);
   const draining = new AbortController();
   const parts: GatewayParts = {
@@ -33,6 +34,7 @@ async function start(model: FakeModel, flags: Record<string, unknown> = {}) {
     connectDecode: () => workers.decode.client,
     draining: draining.signal,
     log: keepingLog([]),
+    ...more,
   };
   const wanted = { port: 0, prefillWorkers: '127.0.0.1:1', decodeWorkers: '127.0.0.1:2', ...flags };
   const gateway = await startGateway(loadConfig(SERVICE_SETTINGS, wanted, {}), parts);
@@ -136,6 +138,52 @@ describe('readiness', () => {
   });
 });
 
+test('what waits is served by weight of tenant, and within one by priority', async () => {
+  const keys: GatewayParts['keys'] = {
+    tenants: ['a', 'b'],
+    identify: (tenant = '') => ({ tenant, limits: {}, mayUse: () => true }),
+  };
+  let holding = false;
+  const trouble = ({ stage, call }: Trouble) => (holding && stage === 'before first' && call < 3 ? 'hang' : undefined);
+  const { gateway, workers, url } = await start(
+    { token: spelling('ab'), trouble },
+    { tenantWeights: 'a=1,b=3' },
+    { keys },
+  );
+  await gateway.ready;
+  holding = true;
+  const ask = (tenant: string, priority: number, prompt: number[]) =>
+    fetch(`${url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', authorization: tenant, 'x-request-timeout-ms': '5000' },
+      body: JSON.stringify({ prompt, priority, max_tokens: 4 }),
+    });
+  // Two compute (one readiness trial came before), and are given up when the others wait.
+  const given = new AbortController();
+  const firsts = [0, 1].map(() =>
+    fetch(`${url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', authorization: 'c' },
+      body: JSON.stringify({ prompt: [1], max_tokens: 4 }),
+      signal: given.signal,
+    }).catch(() => {}),
+  );
+  await expect.poll(() => workers.prefills.length).toBe(3);
+  const waiting: Promise<Response>[] = [];
+  const name = { a: 100, b: 200 } as const;
+  for (const [tenant, priority] of [
+    ...(['a', 'a', 'a'] as const).map((each, i) => [each, 5 - i] as const),
+    ...(['b', 'b', 'b'] as const).map((each, i) => [each, 5 - i] as const),
+  ]) {
+    waiting.push(ask(tenant, priority, [name[tenant] + priority, 1, 1, 1]));
+    await expect.poll(async () => (await metrics.waiting.get()).values[0]?.value).toBe(waiting.length);
+  }
+  given.abort();
+  await Promise.all([...firsts, ...waiting]);
+  // a's first, then three of b's for each of a's; of each the lowest value first.
+  expect(workers.prefills.slice(3).map(({ tokenIds }) => tokenIds![0])).toEqual([103, 203, 204, 205, 104, 105]);
+});
+
 describe('a gateway that stops', () => {
   const post = (url: string) =>
     fetch(`${url}/v1/completions`, {
@@ -165,6 +213,14 @@ describe('a gateway that stops', () => {
     proceed();
     expect((await running).status).toBe(200);
     await closing;
+  });
+
+  test('does not wait for its own trial', async () => {
+    const { gateway, workers, draining } = await start({ token: () => 70, holdAt: 'before first' });
+    await workers.held();
+    draining.abort(new ServingError('draining', 'shutting down'));
+    await gateway.close();
+    await workers.idle();
   });
 
   test('cuts off what does not', async () => {

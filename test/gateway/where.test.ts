@@ -57,6 +57,20 @@ describe('a session', () => {
     expect(sessions.settle('s', 'k', other)).toBe(other);
   });
 
+  test('with many chunks pushes out more of the others', () => {
+    const sessions = new Sessions(10_000);
+    for (let i = 0; i < 4; i++) sessions.servedBy(`s${i}`, 'w', prompt([1]));
+    const large = { ...old, chunks: old.chunks.map((chunk) => ({ ...chunk, vector: new Float32Array(300) })) };
+    sessions.settle('large', 'k', large);
+    expect(['s0', 's1', 's2', 's3'].map((session) => sessions.near(session, prompt([1])).near)).toEqual([
+      undefined,
+      undefined,
+      'w',
+      'w',
+    ]);
+    expect(sessions.settle('large', 'k', found(['a', 'b', 'c']))).toBe(large);
+  });
+
   test('takes what was found after another request, another version, or nothing', () => {
     const sessions = new Sessions();
     sessions.settle('s', 'k', old);
@@ -85,9 +99,9 @@ describe('a session', () => {
   });
 
   test('remembers its prefill worker, and the least recently used are forgotten', () => {
-    const sessions = new Sessions();
-    for (let i = 0; i < 1000; i++) sessions.servedBy(`s${i}`, `w${i}`, prompt([1]));
-    sessions.servedBy('s0', 'w', prompt([1]));
+    const sessions = new Sessions(4 * (1024 + 4));
+    for (let i = 0; i < 4; i++) sessions.servedBy(`s${i}`, `w${i}`, prompt([1]));
+    sessions.servedBy('s0', 'w', prompt([1])); // again: weighs no more
     sessions.servedBy('new', 'n', prompt([1]));
     expect(['s0', 's1', 's2', 'new'].map((session) => sessions.near(session, prompt([1])).near)).toEqual([
       'w',

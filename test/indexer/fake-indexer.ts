@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { onTestFinished } from 'vitest';
 import { createIndexerService, type IndexerOptions } from '../../services/indexer/service.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode.ts';
 import type { EncoderInput } from '../../services/lib/rag/encoder-input.ts';
@@ -44,25 +45,39 @@ export interface FakeIndexer {
   readonly store: Store;
   readonly encoder: RememberingEncoder;
   readonly client: IndexerClient;
-  readonly draining: AbortController;
+  /** Drains, as a process does, and gives up its port; what is under way is cut when `deadline` aborts. */
+  stop(deadline?: AbortSignal): Promise<void>;
+  /** Another one at the same port. */
+  restart(): Promise<void>;
 }
 
 export async function fakeIndexer(change: Partial<IndexerOptions> = {}): Promise<FakeIndexer> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-indexer-'));
   const store = await openStore(`lmdb:${dir}`);
   const encoder = new RememberingEncoder();
-  const draining = new AbortController();
-  const options = { ...LIMITS, draining: draining.signal, ...change };
-  const { mounts } = createIndexerService(store, encoder, options, createLogger('test', 'silent'));
-  const server = await serveRpc('127.0.0.1', 0, mounts);
+  const open = async (port: number) => {
+    const draining = new AbortController();
+    const options = { ...LIMITS, draining: draining.signal, ...change };
+    const { mounts } = createIndexerService(store, encoder, options, createLogger('test', 'silent'));
+    return { draining, server: await serveRpc('127.0.0.1', port, mounts) };
+  };
+  let { server, draining } = await open(0);
+  const port = Number(server.address.split(':').at(-1));
+  const stop = (deadline = AbortSignal.timeout(5_000)) => {
+    draining.abort(new ServingError('draining', 'shutting down'));
+    return server.close(deadline);
+  };
+  const restart = async () => {
+    ({ server, draining } = await open(port));
+  };
   const client = connectIndexer(server.address);
   onTestFinished(async () => {
     client.close();
-    await server.close(AbortSignal.timeout(5_000));
+    await stop();
     await store.close();
     await rm(dir, { recursive: true, force: true });
   });
-  return { store, encoder, client, draining };
+  return { store, encoder, client, stop, restart };
 }
 
 export const python = (name: string, lines: number) =>

@@ -1,4 +1,4 @@
-/** Real indexer processes (the built package, by the supervisor) that are killed, paused and set against each other. */
+/** Real processes (the built package, by the supervisor): indexers killed, paused, set against each other, restarted. */
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,7 +11,7 @@ import type { Store } from '../../services/lib/rag/store.ts';
 import { connectIndexer, type IndexerClient } from '../../services/lib/rpc/contract.ts';
 import type { IndexReport__Output } from '../../services/lib/rpc/gen/llavacode/v1/IndexReport.ts';
 import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/IndexRequest.ts';
-import { ServiceProcess } from '../../services/supervisor.ts';
+import { ServiceProcess, startSystem } from '../../services/supervisor.ts';
 import { GOLDENS, safetensorsBytes } from '../model/fixtures.ts';
 import { startRedis } from '../redis.ts';
 import { jsonOfFiles } from './archives.ts';
@@ -25,8 +25,8 @@ const PATIENT = { timeout: 180_000 };
 const REPO = 'acme/shop';
 const SMALL = { 'a.py': python('small', 30) };
 /** Several batches of chunks: there is time to interfere. */
-const large = (name: string) =>
-  Object.fromEntries(Array.from({ length: 40 }, (_, i) => [`${name}${i}.py`, python(`${name}${i}`, 200)]));
+const large = (name: string, count = 40) =>
+  Object.fromEntries(Array.from({ length: count }, (_, i) => [`${name}${i}.py`, python(`${name}${i}`, 200)]));
 
 /** Says what is to be stopped when a test ends; the last comes first. */
 type Defer = (stop: () => Promise<unknown>) => void;
@@ -192,4 +192,70 @@ describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
       expect(await index(other, large('d'))).toMatchObject({ changed: false, embedded: 0 });
     },
   );
+});
+
+describe('a rolling restart', () => {
+  const urlOf = (url: string, repo: string) => `${url}/v1/repos/${repo}`;
+  const put = (files: Record<string, string>) => ({
+    method: 'PUT',
+    headers: { 'content-type': 'application/json', accept: 'text/event-stream' },
+    body: jsonOfFiles(files),
+  });
+
+  /** Begins an upload; returns when some of it is stored, with the events that come until its end. */
+  async function begun(url: string, repo: string, files: Record<string, string>) {
+    const events = (await fetch(urlOf(url, repo), put(files))).body!.pipeThrough(new TextDecoderStream()).getReader();
+    let text = '';
+    const read = async () => {
+      const { value, done } = await events.read();
+      text += value ?? '';
+      return !done;
+    };
+    while (!/"embedded":[1-9]/.test(text)) if (!(await read())) throw new Error(`it ended before: ${text}`);
+    const rest = async () => {
+      while (await read());
+      return text;
+    };
+    return { events: rest() };
+  }
+
+  /** As a client behind a load balancer: where a gateway refuses since it drains, or is away, it asks again. */
+  const ask = (url: string, repo: string, request: RequestInit) =>
+    vi.waitFor(async () => {
+      const text = await (await fetch(urlOf(url, repo), request)).text();
+      if (text.includes('"code":"draining"')) throw new Error(text);
+      return text;
+    }, SOON);
+
+  /** Uploads and removes repositories, one after the other. */
+  async function send(url: string, going: () => boolean): Promise<void> {
+    for (let i = 0; going(); i++) {
+      expect(await ask(url, `r${i}`, put(SMALL))).toContain('"object":"repo.index"');
+      expect(await ask(url, `r${i}`, { method: 'DELETE' })).toContain('"deleted":true');
+    }
+  }
+
+  test('of the indexer and of the gateway fails no upload and no removal', PATIENT, async (context) => {
+    const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+    const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
+    defer(() => rm(logs, { recursive: true, force: true }));
+    const flags = { model, threads: 1, store: await PLACES.lmdb(defer), drainTimeoutMs: 120_000 };
+    const { url, processes, close } = await startSystem({
+      ...{ mode: 'colocated', prefill: 1, decode: 0, logs },
+      gateway: { ...flags, port: 0, connectTimeoutMs: 60_000 },
+      workers: { model, threads: 1, slots: 2, capacity: 256 },
+      indexer: flags,
+    });
+    defer(close);
+    for (const role of ['indexer', 'gateway']) {
+      const { events } = await begun(url, role, large(role, 20));
+      let restarting = true;
+      const restarted = processes.find(({ name }) => name.startsWith(role))!.restart();
+      const over = restarted.finally(() => {
+        restarting = false;
+      });
+      const [log] = await Promise.all([events, send(url, () => restarting), over]);
+      expect(log).toContain('"object":"repo.index"');
+    }
+  });
 });

@@ -1,5 +1,6 @@
-/** Who may index at the same time: slow uploads keep nobody out, and no tenant all others. */
+/** Who may index at the same time: slow uploads keep nobody out, and no tenant all others. What a drain does to runs. */
 import { expect, test, vi } from 'vitest';
+import { repoKey } from '../../services/lib/rag/repo-key.ts';
 import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { jsonOfFiles } from './archives.ts';
 import { type FakeIndexer, fakeIndexer, python } from './fake-indexer.ts';
@@ -7,9 +8,15 @@ import { type FakeIndexer, fakeIndexer, python } from './fake-indexer.ts';
 const SOON = { timeout: 10_000, interval: 10 };
 
 /** @param sent awaited before the upload's last byte. */
-async function send({ client }: FakeIndexer, tenant: string, repo: string, sent: Promise<void> = Promise.resolve()) {
+async function send(
+  { client }: FakeIndexer,
+  tenant: string,
+  repo: string,
+  sent: Promise<void> = Promise.resolve(),
+  content = repo,
+) {
   async function* upload(): AsyncGenerator<IndexRequest> {
-    const bytes = jsonOfFiles({ 'a.py': python(repo, 12) });
+    const bytes = jsonOfFiles({ 'a.py': python(content, 12) });
     yield { start: { requestId: 'r', tenant, repo, format: 'json' } };
     yield { data: bytes.subarray(0, 10) };
     await sent;
@@ -64,6 +71,49 @@ test('what would be one run too many is refused before it is sent and after', as
   encoding.keep();
   await Promise.all(runs);
   expect(await describe()).toMatchObject({ running: 0 });
+});
+
+test('a run that a drain meets is finished; who asks meanwhile learns of it, or waits for the next indexer', async () => {
+  const indexer = await fakeIndexer();
+  const [arrived, encoding] = [later(), later()];
+  let calls = 0;
+  indexer.encoder.before = () => {
+    calls++;
+    arrived.keep();
+    return encoding.promise;
+  };
+  const running = send(indexer, 'a', 'running');
+  await arrived.promise;
+  const stopped = indexer.stop();
+  const describe = () => indexer.client.describe(AbortSignal.timeout(10_000));
+  await expect(describe()).rejects.toMatchObject({ code: 'draining' });
+  // It was on its way: nobody else could take it.
+  const late = send(indexer, 'a', 'late');
+  await vi.waitUntil(() => calls === 2, SOON);
+  encoding.keep();
+  for (const version of [await running, await late]) expect(version).not.toBe('');
+  await stopped;
+  const next = describe();
+  await indexer.restart();
+  expect(await next).toMatchObject({ running: 0 });
+});
+
+test('a run that is cut gives back its lock and leaves the index as it was', async () => {
+  const indexer = await fakeIndexer();
+  const version = await send(indexer, 'a', 'r');
+  const arrived = later();
+  indexer.encoder.before = (signal) => {
+    arrived.keep();
+    return new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
+  };
+  const running = send(indexer, 'a', 'r', undefined, 'changed');
+  await arrived.promise;
+  const stopped = indexer.stop(AbortSignal.timeout(10));
+  await expect(running).rejects.toMatchObject({ code: 'worker_lost' });
+  await stopped;
+  const key = repoKey('a', 'r');
+  expect((await indexer.store.head(key))?.version).toBe(version);
+  await (await indexer.store.lock(key, 10_000)).release();
 });
 
 test('a message that is neither start nor data is refused as such', async () => {

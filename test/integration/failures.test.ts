@@ -167,21 +167,29 @@ async function askReady(urls: () => string[], body: CompletionBody): Promise<Str
     const onChunk = () => {
       begun = true;
     };
+    const ready = () =>
+      fetch(`${url}/readyz`).then(
+        ({ ok }) => ok,
+        () => false,
+      );
     try {
-      if ((await fetch(`${url}/readyz`)).ok) {
-        return await streamCompletion(url, body, AbortSignal.timeout(20_000), { onChunk });
-      }
+      if (await ready()) return await streamCompletion(url, body, AbortSignal.timeout(20_000), { onChunk });
     } catch (error) {
       const refused = (error as ServingError).code === 'draining' || (error as Error).message === 'fetch failed';
-      if (begun || !refused) throw error;
+      // It is the gateway itself that drains, not a worker whose refusal should not have come this far.
+      if (begun || !refused || (await ready())) throw error;
     }
     await sleep(20);
   }
 }
 
 /** Restarts processes in turn while two clients ask again and again; all their answers must be as before. */
-async function restartUnderLoad(restarted: readonly ServiceProcess[], urls: () => string[]): Promise<void> {
-  const bodies = Array.from({ length: 2 }, (_, i) => greedy(30 + 20 * i, 120, i + 1));
+async function restartUnderLoad(
+  restarted: readonly ServiceProcess[],
+  urls: () => string[],
+  tokens = 120,
+): Promise<void> {
+  const bodies = Array.from({ length: 2 }, (_, i) => greedy(30 + 20 * i, tokens, i + 1));
   const expected = await Promise.all(bodies.map(async (body) => essence(await askReady(urls, body))));
   let restarting = true;
   const answers: unknown[] = [];
@@ -201,7 +209,7 @@ async function restartUnderLoad(restarted: readonly ServiceProcess[], urls: () =
     restarting = false;
   }
   await Promise.all(clients);
-  expect(answers.length).toBeGreaterThan(restarted.length);
+  expect(answers.length).toBeGreaterThanOrEqual(restarted.length);
 }
 
 describe('a rolling restart under load fails no request', () => {
@@ -228,17 +236,20 @@ describe('a rolling restart under load fails no request', () => {
     }
   });
 
-  test('of workers that do both', async () => {
+  test('of workers that do both, and have less time to drain than a stream takes', async () => {
     const model = join(system.dir, 'bundle');
     const colocated = await startSystem({
       ...{ mode: 'colocated', prefill: 2, decode: 0, logs: join(system.dir, 'logs', 'colocated') },
       gateway: { model, port: 0, store: `lmdb:${join(system.dir, 'store')}` },
-      workers: { model, threads: 1, slots: 4, capacity: 1024, drainTimeoutMs: 20_000 },
+      workers: { model, threads: 1, slots: 4, capacity: 1024, drainTimeoutMs: 1_000 },
     });
     try {
       const both = colocated.processes.filter(({ name }) => name.startsWith('colocated'));
       expect(both).toHaveLength(2);
-      await restartUnderLoad(both, () => [colocated.url, colocated.url]);
+      const before = await figure({ metricsAddress: new URL(colocated.url).host }, 'llavacode:replays_total');
+      await restartUnderLoad(both, () => [colocated.url, colocated.url], 600);
+      const after = await figure({ metricsAddress: new URL(colocated.url).host }, 'llavacode:replays_total');
+      expect(after).toBeGreaterThan(before); // they moved
       await expectNothingStaged(both);
     } finally {
       await colocated.close();

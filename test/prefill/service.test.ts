@@ -52,10 +52,30 @@ describe('a prompt that could never be computed is refused', () => {
     expect(engine.chunks).toEqual([]);
   });
 
-  test('while the process drains', async () => {
-    const draining = AbortSignal.abort(new ServingError('draining', 'this process is shutting down'));
-    const { client } = await startPrefill({ draining });
+  test('while the process drains; what it has is computed, handed over, and waited for', async () => {
+    const drain = new AbortController();
+    const { client, engine, kv, server } = await startPrefill({ draining: drain.signal });
+    const held = holdEngine(engine);
+    const [computing, waiting] = [begin(client, prefillRequest([1, 2])), begin(client, prefillRequest([3, 4]))];
+    await computing;
+    await until(async () => (await client.describe(NEVER)).queued === 4);
+    drain.abort(new ServingError('draining', 'this process is shutting down'));
+    const over = new AbortController();
+    let isOver = false;
+    const closed = server.close(over.signal).then(() => {
+      isOver = true;
+    });
     await expect(begin(client, prefillRequest([1]))).rejects.toEqual(refusal('draining'));
+    await expect(client.describe(NEVER)).rejects.toEqual(refusal('draining'));
+    held.open();
+    for (const call of [computing, waiting]) {
+      const staged = await call;
+      await staged.first();
+      expect(isOver).toBe(false);
+      await kv.release(staged.kv.leaseId, NEVER);
+      await staged.released();
+    }
+    await closed;
   });
 
   test('when too many tokens wait, with the time to come back', async () => {

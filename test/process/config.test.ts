@@ -122,9 +122,14 @@ describe('loadConfig', () => {
     expect(config.decodeWorkers).toEqual(['[::1]:8001', 'node-1.local:65535']);
   });
 
-  it('never shows the password of a URL', () => {
-    const message = problems(() => loadConfig(['store'], { store: 'http://app:secret@db:6379' }, {}));
-    expect(message).toContain('"http://***@db:6379"');
+  it.each([
+    'http://app:secret@db:6379',
+    'redis+sentinal://db:6379/main?sentinel_password=secret',
+    'redis:/app:secret@db:6379',
+    'redsi://app:a/secret,b@db:6379?db=secret',
+  ])('never shows the password of a URL, however it is misspelt: %s', (store) => {
+    const message = problems(() => loadConfig(['store'], { store }, {}));
+    expect(message).toContain('db:6379');
     expect(message).not.toContain('secret');
   });
 

@@ -145,9 +145,15 @@ export function offLoop(api: Api, call: StatusCall, ...args: unknown[]): Promise
   });
 }
 
+/** By count: koffi keeps something of every array type that it is asked for. */
+const pointerArrays = new Map<number, ReturnType<typeof koffi.array>>();
+
 /** `count` pointers that lie one after another in native memory. */
-export const readPointers = (array: Pointer, count: number): Pointer[] =>
-  koffi.decode(array, koffi.array('void *', count));
+export function readPointers(array: Pointer, count: number): Pointer[] {
+  const type = pointerArrays.get(count) ?? koffi.array('void *', count);
+  pointerArrays.set(count, type);
+  return koffi.decode(array, type);
+}
 
 /** A copy of native bytes. */
 export const readBytes = (address: Pointer, bytes: number): Uint8Array =>

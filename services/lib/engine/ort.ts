@@ -66,6 +66,10 @@ export class OrtValue {
     this.pointer = create(api, api.createTensorWithData, cpu, tensor.data, bytes, dims, dims.length, id);
   }
 
+  get alive(): boolean {
+    return this.#alive;
+  }
+
   dispose(): void {
     if (this.#alive) runtime().api.releaseValue(this.pointer);
     this.#alive = false;
@@ -99,6 +103,11 @@ export class Binding {
     check(api, api.bindOutput(this.#pointer, name, value.pointer));
     this.#values.set(name, value);
     return this;
+  }
+
+  /** Lets go of the memory of disposed values, in whose places others must be bound before the next run. */
+  forgetDisposed(): void {
+    for (const [name, value] of this.#values) if (!value.alive) this.#values.delete(name);
   }
 
   /** An output whose shape only the run knows; {@link fetch} reads it. */

@@ -40,6 +40,11 @@ interface StepBinding {
   readonly total: Int32Array;
 }
 
+/** A run may take so many times the longest one lately before it is overdue: later chunks of a prompt take longer. */
+const PATIENCE = 4;
+/** Per run: one that was long since the machine stood still is forgotten. */
+const FADING = 0.99;
+
 export class DecoderSession {
   readonly pool: KvPool;
   readonly #session: OrtSession;
@@ -51,6 +56,9 @@ export class DecoderSession {
   /** What the step and slot bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   #underWay: Promise<void> = Promise.resolve();
+  /** Of the run under way. */
+  #startedMs: number | undefined;
+  #longestMs = 0;
   #closed = false;
 
   private constructor(session: OrtSession, shape: DecoderShape, pool: KvPool) {
@@ -66,6 +74,12 @@ export class DecoderSession {
 
   get hiddenSize(): number {
     return this.#shape.hiddenSize;
+  }
+
+  /** By how much the run under way is overdue, in ms: above 0 for an engine that may never answer again. */
+  get overdueMs(): number {
+    if (this.#startedMs === undefined) return 0;
+    return Math.max(0, performance.now() - this.#startedMs - PATIENCE * this.#longestMs);
   }
 
   /** @param graph path of the decoder's model.onnx. */
@@ -119,6 +133,7 @@ export class DecoderSession {
       return logits;
     } finally {
       for (const created of made) created.dispose();
+      binding.forgetDisposed(); // the logits of 64 positions are 39 MB at a vocabulary of 152k, per slot
     }
   }
 
@@ -166,9 +181,16 @@ export class DecoderSession {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
   }
 
-  #run(binding: Binding, signal?: AbortSignal): Promise<void> {
+  async #run(binding: Binding, signal?: AbortSignal): Promise<void> {
+    const startedMs = performance.now();
+    this.#startedMs = startedMs;
     this.#underWay = binding.run(signal);
-    return this.#underWay;
+    try {
+      await this.#underWay;
+    } finally {
+      this.#startedMs = undefined;
+      this.#longestMs = Math.max(this.#longestMs * FADING, performance.now() - startedMs);
+    }
   }
 
   #fixed(...tensor: ConstructorParameters<typeof OrtValue>): OrtValue {

@@ -71,6 +71,11 @@ export class PrefixCache {
     return own && { slot: own, positions, copyFrom: undefined };
   }
 
+  /** How many positions of a prompt would not have to be computed now. */
+  known(chain: PromptChain, promptTokens: number): number {
+    return Math.min((this.#longest(chain)?.blocks ?? 0) * BLOCK_TOKENS, promptTokens - 1);
+  }
+
   /** Positions [0, computed) of the slot's prompt are computed: others may start from them. */
   add(slot: number, prompt: PromptChain, computed: number): void {
     const chain = prompt.slice(0, Math.floor(computed / BLOCK_TOKENS));

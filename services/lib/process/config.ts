@@ -60,6 +60,11 @@ export const SETTINGS = {
     .describe(
       "host:port under which others reach a worker; where it listens when empty, by this machine's first address if it listens on all",
     ),
+  metricsHost: z
+    .string()
+    .min(1)
+    .default('127.0.0.1')
+    .describe("address of a worker's /metrics, /livez and /readyz, which ask nobody who they are"),
   metricsPort: whole(0, 65535)
     .default(0)
     .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),
@@ -150,7 +155,9 @@ export const SETTINGS = {
   // Bounds.
   queueTokens: whole(1).default(65_536).describe('prompt tokens that may wait in a prefill worker'),
   queueSequences: whole(0).default(64).describe('sequences that may wait for a slot in a decode worker'),
-  maxInflight: whole(1).default(256).describe('requests that the gateway serves at once'),
+  maxInflight: whole(1)
+    .default(256)
+    .describe('requests that the gateway serves at once; a tenant with less than its share is let in beyond'),
   bodyLimitBytes: whole(1024)
     .default(4 * 1024 * 1024)
     .describe('largest request body, in bytes'),
@@ -176,7 +183,7 @@ export const SETTINGS = {
   stallTimeoutMs: milliseconds(1)
     .default(10_000)
     .describe('a worker that neither answers nor sends a token for so long is taken for lost, in ms'),
-  connectTimeoutMs: milliseconds(1).default(10_000).describe('deadline for reaching a worker, in ms'),
+  connectTimeoutMs: milliseconds(1).default(10_000).describe('deadline for reaching a worker or the indexer, in ms'),
   kvLeaseMs: milliseconds(1).default(30_000).describe('how long a staged KV cache waits for its decoder, in ms'),
   drainTimeoutMs: milliseconds(0).default(30_000).describe('how long running requests may finish after SIGTERM, in ms'),
   // Retrieval.
@@ -227,8 +234,9 @@ export type Config<K extends Setting> = Readonly<{ [P in K]: z.output<(typeof SE
 export const envName = (setting: string) => `LLAVACODE_${setting.replace(/[A-Z]/g, (c) => `_${c}`).toUpperCase()}`;
 export const flagName = (setting: string) => `--${setting.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
 
-/** A value as a message may show it: without the password that a URL carries. */
-const shown = (value: unknown) => JSON.stringify(value).replace(/\/\/[^@/]*@/g, '//***@');
+/** A value as a message may show it: without what a URL carries before its host and in its query, however it is misspelt. */
+const shown = (value: unknown) =>
+  JSON.stringify(typeof value === 'string' ? value.replace(/.*@/s, '***@').replace(/\?.*/s, '?***') : value);
 
 /**
  * The settings that one process wants, from flags, then `LLAVACODE_*`, then defaults; frozen. An empty variable is one

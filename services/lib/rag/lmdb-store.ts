@@ -73,7 +73,6 @@ class LmdbStore implements Store {
     this.chunks = bytes('chunks');
     this.rows = bytes('rows');
     this.locks = env.openDB<Lock, Key>({ name: '1:locks', encoding: 'json' });
-    env.readerCheck(); // readers that died keep old pages from being reused
   }
 
   /** Reads what is committed now: without a reset a read sees what the previous one of this turn saw. */
@@ -143,6 +142,7 @@ class LmdbStore implements Store {
   async lock(repo: string, ttlMs: number) {
     checkRepoKey(repo);
     const token = randomUUID();
+    this.env.readerCheck(); // readers that died keep old pages from being reused
     const taken = await this.write(() => {
       const held = this.locks.get([repo]);
       if (held && isHeld(held)) return false;

@@ -24,7 +24,7 @@ export interface RetrievalQuery {
   readonly retriever?: RetrieverName;
 }
 
-export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, ChunkContent {
+export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
   /** Higher is better; what it measures is the retriever's own. */
   readonly score: number;
 }
@@ -157,7 +157,8 @@ async function fetchChunks(
     const content = contents[i];
     if (!entry || !content) return undefined;
     const { id, path, startLine, endLine } = entry;
-    chunks.push({ id, path, startLine, endLine, score, ...content });
+    const { text, vector } = content; // sessions keep these: no embedding
+    chunks.push({ id, path, startLine, endLine, score, text, vector });
   }
   return chunks;
 }

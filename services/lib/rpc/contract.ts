@@ -10,6 +10,7 @@ import {
   type ClientDuplexStream,
   type ClientReadableStream,
   loadPackageDefinition,
+  Metadata,
   type ServiceDefinition,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
@@ -57,6 +58,9 @@ export const CHANNEL: ChannelOptions = {
   'grpc.initial_reconnect_backoff_ms': 100,
   'grpc.max_reconnect_backoff_ms': 1_000,
 };
+
+/** Of calls that wait while their peer is away: there is one indexer, and what is sent to it is not sent elsewhere. */
+const PATIENT = new Metadata({ waitForReady: true });
 
 /** A client has a connection of its own: see connections.ts. */
 const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({
@@ -140,11 +144,11 @@ export function connectIndexer(address: string, security: RpcSecurity = PLAINTEX
   const connect = () => new protocol.Indexer(address, security.channel, optionsOf(security));
   const peer = new Connections(address, connect);
   return {
-    index: (requests, signal) => exchange(peer, signal, requests, (client) => client.index()),
+    index: (requests, signal) => exchange(peer, signal, requests, (client) => client.index(PATIENT)),
     delete: async (request, signal) => {
-      await unary(peer, signal, (client, done) => client.delete(request, done));
+      await unary(peer, signal, (client, done) => client.delete(request, PATIENT, done));
     },
-    describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, done)),
+    describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, PATIENT, done)),
     close: () => peer.close(),
   };
 }

@@ -3,6 +3,7 @@
  * goes; writes wait for the socket; whatever is thrown becomes a coded status. Health and reflection come with it.
  */
 import { once } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
   type handleBidiStreamingCall,
   type handleServerStreamingCall,
@@ -64,20 +65,25 @@ async function answer<Request, Message>(
 export function unary<Request, Answer>(
   method: (request: Request) => Promise<Answer>,
 ): handleUnaryCall<Request, Answer> {
-  return (call, done) => {
+  return (call, done) =>
     method(call.request).then(
       (answer) => done(null, answer),
       (error) => done(toStatus(error)),
     );
-  };
 }
+
+/** What calls that are cut have to come to their ends. */
+const CUT_MS = 500;
 
 export interface RpcServer {
   /** host:port, with the port that was taken. */
   readonly address: string;
   /** What the health service says of the whole server. */
   setServing(serving: boolean): void;
-  /** Takes no new calls and waits for those under way; when `deadline` aborts, they are cut. */
+  /**
+   * Waits for the calls under way, which is for those that serve to bring to an end: they refuse new work, and still answer
+   * whoever comes for what they hold. When `deadline` aborts, they are cut.
+   */
   close(deadline: AbortSignal): Promise<void>;
 }
 
@@ -116,7 +122,8 @@ export async function serveRpc(
   security: RpcSecurity = PLAINTEXT,
 ): Promise<RpcServer> {
   const server = new Server(CHANNEL);
-  for (const { definition, methods } of services) server.addService(definition, methods);
+  const calls = new Set<Promise<unknown>>();
+  for (const { definition, methods } of services) server.addService(definition, tracked(methods, calls));
   const health = new HealthImplementation({ '': 'NOT_SERVING' });
   health.addToServer(server);
   new ReflectionService(packageDefinition, { services: services.map(({ name }) => name) }).addToServer(server);
@@ -131,18 +138,33 @@ export async function serveRpc(
   return {
     address: `${bracketed}:${bound}`,
     setServing: (serving) => health.setStatus('', serving ? 'SERVING' : 'NOT_SERVING'),
-    close: (deadline) =>
-      new Promise((resolve) => {
-        const cut = () => {
-          server.forceShutdown();
-          resolve();
-        };
-        if (deadline.aborted) return cut();
-        deadline.addEventListener('abort', cut, { once: true });
-        server.tryShutdown(() => {
-          deadline.removeEventListener('abort', cut);
-          resolve();
-        });
-      }),
+    async close(deadline) {
+      // Told to go away first, clients would end their calls at the next keepalive (grpc-node issue 3068).
+      while (calls.size > 0 && !deadline.aborted) await Promise.race([Promise.all(calls), aborted(deadline)]);
+      const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
+      await Promise.race([closed, aborted(deadline)]);
+      server.forceShutdown();
+      // Their signals are aborted: they give back what they hold, such as a lock that would keep others out.
+      await Promise.race([Promise.all(calls), sleep(CUT_MS, undefined, { ref: false })]);
+    },
   };
 }
+
+/** Keeps what the calls of these methods return, as long as they last. */
+function tracked(methods: UntypedServiceImplementation, calls: Set<Promise<unknown>>): UntypedServiceImplementation {
+  const wrapped = Object.entries(methods).map(([name, handle]) => [
+    name,
+    (...parameters: unknown[]) => {
+      const call = Promise.resolve(Reflect.apply(handle, undefined, parameters));
+      calls.add(call);
+      void call.finally(() => calls.delete(call));
+    },
+  ]);
+  return Object.fromEntries(wrapped);
+}
+
+const aborted = (signal: AbortSignal) =>
+  new Promise<void>((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });
