@@ -13,7 +13,18 @@ import { serveRpc } from '../lib/rpc/server.ts';
 import { createIndexerService } from './service.ts';
 
 export const INDEXER_SETTINGS = [
-  ...(['host', 'port', 'metricsPort', 'model', 'store', 'provider', 'threads', 'chunkLines', 'chunkStride'] as const),
+  ...([
+    'host',
+    'port',
+    'metricsHost',
+    'metricsPort',
+    'model',
+    'store',
+    'provider',
+    'threads',
+    'chunkLines',
+    'chunkStride',
+  ] as const),
   ...(['maxFileBytes', 'maxUploadBytes', 'maxRepoBytes', 'maxRepoFiles', 'drainTimeoutMs', 'logLevel'] as const),
   'retriever',
   'insecureListen',
@@ -33,7 +44,7 @@ export async function runIndexer(config: Config<(typeof INDEXER_SETTINGS)[number
   const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
   const server = await serveRpc(config.host, config.port, service.mounts, security);
   life.onStop('rpc server', () => server.close(life.almostOver));
-  const metricsAddress = await serveHealth(config.host, config.metricsPort, life);
+  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
   life.ready(server.address, metricsAddress);
