@@ -52,6 +52,22 @@ describe('a stream', () => {
     expect(ids).toEqual(Array.from({ length: 500 }, (_, i) => i));
   });
 
+  test('ends at its deadline, for the worker too, though nobody cancels it', async () => {
+    const stopped = gate();
+    const server = await serve(async function* (_, signal) {
+      signal.addEventListener('abort', stopped.open);
+      yield stepOf(1);
+      await stopped.opened;
+    });
+    const prefill = connectPrefill(server.address);
+    cleanups.push(() => prefill.close());
+    const stream = client(server).decode({}, NEVER, performance.now() + 100);
+    await expect(collect(stream)).rejects.toMatchObject({ code: 'deadline_exceeded' });
+    await stopped.opened;
+    const late = prefill.prefill({}, NEVER, performance.now() - 1);
+    await expect(collect(late)).rejects.toMatchObject({ code: 'deadline_exceeded' });
+  });
+
   test('aborted by the caller: the server’s signal aborts, and the caller gets the reason', async () => {
     const serverGone = gate();
     let reason: unknown;

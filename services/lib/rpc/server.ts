@@ -140,9 +140,10 @@ export async function serveRpc(
     setServing: (serving) => health.setStatus('', serving ? 'SERVING' : 'NOT_SERVING'),
     async close(deadline) {
       // Told to go away first, clients would end their calls at the next keepalive (grpc-node issue 3068).
-      while (calls.size > 0 && !deadline.aborted) await Promise.race([Promise.all(calls), aborted(deadline)]);
+      const over = aborted(deadline);
+      while (calls.size > 0 && !deadline.aborted) await Promise.race([Promise.all(calls), over]);
       const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
-      await Promise.race([closed, aborted(deadline)]);
+      await Promise.race([closed, over]);
       server.forceShutdown();
       // Their signals are aborted: they give back what they hold, such as a lock that would keep others out.
       await Promise.race([Promise.all(calls), sleep(CUT_MS, undefined, { ref: false })]);
