@@ -12,7 +12,6 @@ import { RandomStream } from '../measure/arrivals.ts';
 import { ask } from './json-request.ts';
 import { type Reference, type StreamRecord, TIMEOUT_MS, type Traffic } from './streams.ts';
 
-const NAME = 'soak-edited';
 const VERSIONS = 3;
 const FILES = 2;
 
@@ -28,14 +27,16 @@ interface IndexReport {
 
 export class EditedRepository {
   readonly #url: string;
+  readonly #name: string;
   /** One after the other, and from the start again. */
   readonly #edits: readonly Edit[];
   /** Version of the index after each edit. */
   readonly #versions: string[] = [];
   #next = 0;
 
-  private constructor(url: string, edits: readonly Edit[]) {
+  private constructor(url: string, name: string, edits: readonly Edit[]) {
     this.#url = url;
+    this.#name = name;
     this.#edits = edits;
   }
 
@@ -48,6 +49,7 @@ export class EditedRepository {
     url: string,
     dir: string,
     references: readonly Reference[],
+    name = 'soak-edited',
   ): Promise<{ repository: EditedRepository; references: Reference[] }> {
     const paths = (await globby('**/*.py', { cwd: dir })).sort().slice(-FILES);
     const files = await Promise.all(
@@ -58,12 +60,12 @@ export class EditedRepository {
     const parts = content.split(/^(?=def |class |@)/m);
     const edition = (i: number) => parts.filter((_, part) => part % VERSIONS !== i).join('');
     const edits = Array.from({ length: VERSIONS }, (_, i) => ({ path, content: `${edition(i)}\n# ${i}\n` }));
-    const repository = new EditedRepository(url, edits);
-    await put(url, { files });
-    const bodies = references.map(({ body }) => ({ ...body, rag: { ...body.rag!, repo: NAME, path: undefined } }));
+    const repository = new EditedRepository(url, name, edits);
+    await repository.#put({ files });
+    const bodies = references.map(({ body }) => ({ ...body, rag: { ...body.rag!, repo: name, path: undefined } }));
     const answers = bodies.map(() => new Map<string, readonly number[]>());
     for (const edit of edits) {
-      const { version } = await put(url, { changes: [edit] });
+      const { version } = await repository.#put({ changes: [edit] });
       repository.#versions.push(version);
       for (const [i, body] of bodies.entries()) {
         answers[i]!.set(version, await answerWith(url, body, version));
@@ -71,8 +73,8 @@ export class EditedRepository {
     }
     return {
       repository,
-      references: references.map(({ withoutContext }, i) => ({
-        ...{ body: bodies[i]!, tokenIds: [...answers[i]!.values()][0]!, withoutContext },
+      references: references.map(({ withoutContext, tookMs }, i) => ({
+        ...{ body: bodies[i]!, tokenIds: [...answers[i]!.values()][0]!, withoutContext, tookMs },
         byVersion: answers[i]!,
       })),
     };
@@ -93,21 +95,37 @@ export class EditedRepository {
   }
 
   async #upload(startMs: number): Promise<StreamRecord> {
-    const at = this.#next++ % this.#edits.length;
-    const sentMs = performance.now() - startMs;
-    const record = { sentMs, firstMs: undefined, lost: 0, doubled: 0, longestGapMs: 0 };
+    const now = () => performance.now() - startMs;
+    const record = { sentMs: now(), firstMs: undefined, lost: 0, doubled: 0, longestGapMs: 0 };
     try {
-      const { version, changed } = await put(this.#url, { changes: [this.#edits[at]!] });
-      if (!changed || version !== this.#versions[at]) return { ...record, outcome: 'failed', code: 'wrong_version' };
-      return { ...record, outcome: 'ok' };
+      const { changed, expected } = await this.upload();
+      if (changed && expected) return { ...record, endedMs: now(), outcome: 'ok' };
+      return { ...record, endedMs: now(), outcome: 'failed', code: 'wrong_version' };
     } catch (error) {
-      return { ...record, outcome: 'failed', code: ServingError.from(error, 'worker_lost').code };
+      const { code } = ServingError.from(error, 'worker_lost');
+      return { ...record, endedMs: now(), outcome: 'failed', code };
     }
+  }
+
+  /**
+   * Makes the next edit, whatever has become of the one before.
+   * @param onProgress hears of it as the indexer gets on.
+   * @returns with the report, whether its version is the one that this edit has to give.
+   * @throws what {@link ask} throws.
+   */
+  async upload(onProgress?: () => void): Promise<IndexReport & { readonly expected: boolean }> {
+    const at = this.#next++ % this.#edits.length;
+    const report = await this.#put({ changes: [this.#edits[at]!] }, onProgress);
+    return { ...report, expected: report.version === this.#versions[at] };
+  }
+
+  #put(body: object, onProgress?: () => void): Promise<IndexReport> {
+    return ask('PUT', `${this.#url}/v1/repos/${this.#name}`, body, onProgress);
   }
 }
 
 /** A gateway may look for a new version only now and then. */
-async function answerWith(url: string, body: CompletionBody, version: string): Promise<readonly number[]> {
+export async function answerWith(url: string, body: CompletionBody, version: string): Promise<readonly number[]> {
   const deadline = AbortSignal.timeout(TIMEOUT_MS);
   for (;;) {
     const { rag, tokenIds } = await streamCompletion(url, body, deadline);
@@ -115,5 +133,3 @@ async function answerWith(url: string, body: CompletionBody, version: string): P
     await sleep(100);
   }
 }
-
-const put = (url: string, body: object) => ask<IndexReport>('PUT', `${url}/v1/repos/${NAME}`, body);

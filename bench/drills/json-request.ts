@@ -1,18 +1,37 @@
-/** One request of JSON and its answer, for what is not streamed. */
+/** One request of JSON and its answer; of a long one, its progress as well. */
+import { createParser } from 'eventsource-parser';
 import { isErrorCode, ServingError } from '../../services/lib/process/errors.ts';
 import { TIMEOUT_MS } from './streams.ts';
 
-/** @throws ServingError with the server's code; what fetch throws. */
-export async function ask<T>(method: 'POST' | 'PUT', url: string, body: object): Promise<T> {
+/**
+ * @param onEvent asks for a stream of events, the last of which is the answer, and hears of each.
+ * @throws ServingError with the server's code; what fetch throws.
+ */
+export async function ask<T>(method: 'POST' | 'PUT', url: string, body: object, onEvent?: () => void): Promise<T> {
   const response = await fetch(url, {
     method,
-    headers: { 'content-type': 'application/json' },
+    headers: { 'content-type': 'application/json', ...(onEvent && { accept: 'text/event-stream' }) },
     body: JSON.stringify(body),
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
-  const answer: unknown = await response.json();
-  if (response.ok) return answer as T;
+  const answer = onEvent && response.ok ? await lastEvent(response.body!, onEvent) : await response.json();
   const { error } = answer as { error?: { code?: unknown; message?: unknown } };
+  if (response.ok && error === undefined) return answer as T;
   const code = String(error?.code);
   throw new ServingError(isErrorCode(code) ? code : 'internal', String(error?.message ?? `HTTP ${response.status}`));
+}
+
+async function lastEvent(body: ReadableStream<Uint8Array>, onEvent: () => void): Promise<unknown> {
+  let [last, done] = ['', false];
+  const parser = createParser({
+    onEvent: ({ data }) => {
+      if (data === '[DONE]') done = true;
+      else last = data;
+      onEvent();
+    },
+  });
+  const decoder = new TextDecoder();
+  for await (const bytes of body) parser.feed(decoder.decode(bytes, { stream: true }));
+  if (!done) throw new Error('the stream ended without [DONE]');
+  return JSON.parse(last);
 }

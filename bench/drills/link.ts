@@ -1,6 +1,7 @@
 /** A TCP link that can be made slow, broken or dead: a proxy in front of one process. No rights are needed for it. */
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 /** As it is; every part late by `delayMs`; connections refused; or alive and carrying nothing, as when a machine is gone. */
 export type LinkState = 'up' | 'down' | 'dead';
@@ -63,18 +64,26 @@ export class Link {
     from.on('error', () => {});
     from.on('close', () => {
       this.#sockets.delete(from);
-      to.destroy();
+      if (!from.readableEnded) to.destroy();
     });
+    // One after the other, also while the delay changes.
+    let last = Promise.resolve();
+    const later = (act: () => void) => {
+      const dueMs = performance.now() + this.delayMs;
+      last = last.then(async () => {
+        const waitMs = dueMs - performance.now();
+        if (waitMs > 0) await sleep(waitMs);
+        act();
+      });
+    };
     from.on('data', (part) => {
       if (this.#state === 'dead') return void this.#broken.add(from);
-      const write = () => {
+      later(() => {
         if (to.destroyed || to.write(part)) return;
         from.pause();
         to.once('drain', () => from.resume());
-      };
-      if (this.delayMs === 0) write();
-      else setTimeout(write, this.delayMs);
+      });
     });
-    from.on('end', () => setTimeout(() => to.end(), this.delayMs));
+    from.on('end', () => later(() => to.end()));
   }
 }

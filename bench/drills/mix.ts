@@ -122,9 +122,11 @@ const idsOf = ({ choices }: Completion) =>
 
 /** Choices must be those of a calm run, and be counted once each. */
 export async function sendChoices(url: string, reference: ChoicesReference, startMs: number): Promise<StreamRecord> {
-  const record = { sentMs: performance.now() - startMs, firstMs: undefined, lost: 0, doubled: 0, longestGapMs: 0 };
+  const now = () => performance.now() - startMs;
+  const record = { sentMs: now(), firstMs: undefined, lost: 0, doubled: 0, longestGapMs: 0 };
   try {
     const answer = await complete(url, reference.body);
+    const endedMs = now();
     const received = idsOf(answer);
     const degraded = answer.rag?.degraded !== undefined;
     const expected = degraded ? reference.withoutContext : reference.tokenIds;
@@ -133,12 +135,11 @@ export async function sendChoices(url: string, reference: ChoicesReference, star
     const common = (i: number) => commonStart(received[i] ?? [], expected[i] ?? []);
     const lost = total((i) => (expected[i]?.length ?? 0) - common(i));
     const doubled = total((i) => (received[i]?.length ?? 0) - common(i));
-    const firstMs = performance.now() - startMs;
     if (answer.usage.completion_tokens !== received.flat().length) {
-      return { ...record, outcome: 'failed', code: 'wrong_usage', lost, doubled };
+      return { ...record, endedMs, outcome: 'failed', code: 'wrong_usage', lost, doubled };
     }
-    return { ...record, firstMs, outcome: 'ok', lost, doubled, degraded };
+    return { ...record, firstMs: endedMs, endedMs, outcome: 'ok', lost, doubled, degraded };
   } catch (error) {
-    return { ...record, outcome: 'failed', code: ServingError.from(error, 'worker_lost').code };
+    return { ...record, endedMs: now(), outcome: 'failed', code: ServingError.from(error, 'worker_lost').code };
   }
 }

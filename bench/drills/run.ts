@@ -6,7 +6,7 @@ import type { BenchModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import type { Drill } from './scene.ts';
 import { type Ground, stagesOf } from './stages.ts';
-import { makeReferences, type Reference, type StreamRecord, sendTraffic } from './streams.ts';
+import { makeReferences, type Reference, type StreamRecord, sendBurst, sendTraffic } from './streams.ts';
 
 export interface DrillOptions {
   /** Repository that prompts and chunks come from. */
@@ -52,7 +52,16 @@ export interface DrillsResult {
   readonly drills: readonly DrillResult[];
 }
 
+/** In ms from the start of a drill. */
+export interface Mark {
+  readonly atMs: number;
+  /** When all was well again, where that was looked for. */
+  mendedMs?: number;
+}
+
 const REFERENCES = 8;
+/** Share of clients, where they are to leave. */
+const LEFT_AT_LEAST = 1 / 3;
 
 export async function runDrills(model: BenchModel, options: DrillOptions): Promise<DrillResult[]> {
   const { data, onProgress, only } = options;
@@ -99,8 +108,21 @@ export async function runDrill(
   const impossible = drill.impossible?.(ground);
   if (impossible !== undefined) return notRun(drill, impossible);
   const startMs = performance.now();
-  const marks: number[] = [];
-  const mark = () => void marks.push(performance.now() - startMs);
+  const now = () => performance.now() - startMs;
+  const marks: Mark[] = [];
+  const mark = () => {
+    const made: Mark = { atMs: now() };
+    marks.push(made);
+    return () => {
+      made.mendedMs = now();
+    };
+  };
+  const sent: Promise<StreamRecord>[] = [];
+  const burst = () => {
+    const more = sendBurst(fleet.url, references, startMs);
+    sent.push(...more);
+    return Promise.all(more);
+  };
   const over = new AbortController();
   const traffic = sendTraffic(
     () => fleet.url,
@@ -112,12 +134,14 @@ export async function runDrill(
   let [note, broken] = ['', ''];
   try {
     const random = new RandomStream(seed + 7);
-    note = (await drill.disturb({ ...ground, count, seconds, references, random, mark })) ?? '';
+    note = (await drill.disturb({ ...ground, count, seconds, references, random, mark, burst })) ?? '';
   } catch (error) {
     broken = ServingError.from(error).message;
   }
   over.abort();
-  const records = await traffic;
+  // Some must come when all is well again.
+  if (marks.length > 0) await burst();
+  const records = [...(await traffic), ...(await Promise.all(sent))];
   const remains = await fleet.settle();
   const result = judge(drill, records, marks, [broken, remains].filter((text) => text !== '').join('; '));
   const degraded = records.filter((record) => record.degraded).length;
@@ -126,9 +150,9 @@ export async function runDrill(
 }
 
 export function judge(
-  drill: Pick<Drill, 'name'> & Partial<Pick<Drill, 'mayFail'>>,
+  drill: Pick<Drill, 'name' | 'mayFail' | 'leaving'>,
   records: readonly StreamRecord[],
-  marks: readonly number[],
+  marks: readonly Mark[],
   broken: string,
 ): DrillResult {
   const ok = records.filter(({ outcome }) => outcome === 'ok');
@@ -136,22 +160,30 @@ export function judge(
   for (const { code } of records) if (code !== undefined) failed[code] = (failed[code] ?? 0) + 1;
   const total = (of: (record: StreamRecord) => number) => records.reduce((sum, record) => sum + of(record), 0);
   const [lostTokens, doubledTokens] = [total(({ lost }) => lost), total(({ doubled }) => doubled)];
-  const recoveries = marks.flatMap((atMs) => {
+  const recoveries = marks.flatMap(({ atMs }) => {
     const next = ok.filter(({ sentMs }) => sentMs >= atMs).map(({ firstMs }) => (firstMs ?? Infinity) - atMs);
     return next.length === 0 ? [] : [Math.min(...next)];
   });
+  const left = records.filter(({ outcome }) => outcome === 'left').length;
+  const unexplained = records.filter(
+    (record) => record.outcome === 'failed' && !(drill.mayFail && diedWithIt(record, marks)),
+  );
+  const last = marks.at(-1);
+  const lastMs = last?.mendedMs ?? last?.atMs ?? -Infinity;
   const problems = [
     broken,
     lostTokens > 0 ? `${lostTokens} tokens lost` : '',
     doubledTokens > 0 ? `${doubledTokens} tokens doubled` : '',
-    !drill.mayFail && Object.keys(failed).length > 0 ? 'requests failed' : '',
+    unexplained.length > 0 ? `${unexplained.length} requests failed` : '',
+    last && !ok.some(({ sentMs }) => sentMs >= lastMs) ? 'no request was answered after the last disturbance' : '',
+    drill.leaving && left < records.length * LEFT_AT_LEAST ? `only ${left} of ${records.length} clients left` : '',
   ];
   return {
     name: drill.name,
     disturbances: marks.length,
     sent: records.length,
     ok: ok.length,
-    left: records.filter(({ outcome }) => outcome === 'left').length,
+    left,
     failed,
     lostTokens,
     doubledTokens,
@@ -162,3 +194,13 @@ export function judge(
     broken: problems.filter((text) => text !== '').join('; '),
   };
 }
+
+/**
+ * Whether a request had its connection to a gateway that was killed then, or came before that was back: it listens again
+ * before its workers have answered it.
+ */
+const diedWithIt = ({ code, sentMs, endedMs }: StreamRecord, marks: readonly Mark[]) =>
+  marks.some(({ atMs, mendedMs = Infinity }) => {
+    if (sentMs > mendedMs) return false;
+    return code === 'connection' ? endedMs >= atMs : code === 'no_worker' && sentMs >= atMs;
+  });

@@ -19,13 +19,17 @@ export interface Scene {
   readonly redis: RedisServer | undefined;
   readonly store: string;
   readonly bundle: string;
-  /** Says that a disturbance begins now. */
-  mark(): void;
+  /** Folder of the repository that is indexed. */
+  readonly path: string;
+  /** Says that a disturbance begins now. @returns says that all is well again. */
+  mark(): () => void;
+  /** Sends some requests at once, beside those that come anyway; resolves when they have ended. */
+  burst(): Promise<unknown>;
 }
 
 export interface Drill {
   readonly name: string;
-  /** Whether requests may end in an error meanwhile: those whose gateway is gone, and nobody else's. */
+  /** Whether requests may fail meanwhile: those whose gateway is gone or not yet back, and nobody else's. */
   readonly mayFail?: boolean;
   /** Share of clients that vanish. */
   readonly leaving?: number;

@@ -12,7 +12,7 @@ import { Network } from './network.ts';
 import type { Drill, Scene } from './scene.ts';
 
 /** A running system with what belongs to it. */
-export interface Ground extends Pick<Scene, 'fleet' | 'storeLink' | 'redis' | 'store' | 'bundle'> {
+export interface Ground extends Pick<Scene, 'fleet' | 'storeLink' | 'redis' | 'store' | 'bundle' | 'path'> {
   close(): Promise<void>;
 }
 
@@ -51,7 +51,7 @@ export function stagesOf({ bundle }: Pick<BenchModel, 'bundle'>, { data, redis, 
         await fleet.close();
         await own.close?.();
       };
-      return { bundle, storeLink: undefined, redis: undefined, ...own, store, fleet, close };
+      return { bundle, path, storeLink: undefined, redis: undefined, ...own, store, fleet, close };
     } catch (error) {
       await own.close?.();
       throw error;

@@ -2,6 +2,7 @@
  * Streams under disturbance, held against the greedy answers of an undisturbed run: what a client received must be a
  * beginning of that answer, and, where the stream ended well, all of it.
  */
+import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type CompletionBody, type RagAnswer, streamCompletion } from '../../services/client.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -14,6 +15,8 @@ export interface Reference {
   readonly tokenIds: readonly number[];
   /** What comes where the index cannot be asked. */
   readonly withoutContext: readonly number[];
+  /** How long the stream takes where nothing disturbs it, in ms. */
+  readonly tookMs: number;
   /** By version of the index, where that changes meanwhile. */
   readonly byVersion?: ReadonlyMap<string, readonly number[]>;
 }
@@ -22,6 +25,7 @@ export interface Reference {
 export interface StreamRecord {
   readonly sentMs: number;
   readonly firstMs: number | undefined;
+  readonly endedMs: number;
   readonly outcome: 'ok' | 'failed' | 'left';
   /** Of a failure. */
   readonly code?: string;
@@ -38,8 +42,10 @@ export interface StreamRecord {
 const OUTPUT_TOKENS = 40;
 const PROMPT_TOKENS = 160;
 export const TIMEOUT_MS = 40_000;
-/** About the length of a stream. */
-const LEAVE_WITHIN_MS = 400;
+/** Of the time that a stream takes: whoever is to leave must do so before its end. */
+const LEAVE_WITHIN = 0.9;
+/** Requests that are sent at once: several for each of two workers. */
+const BURST = 8;
 const LEFT = new Error('the client left');
 
 /** Cursors tried for each that is taken. */
@@ -63,7 +69,9 @@ export async function makeReferences(url: string, prompts: PromptMaker, count: n
     const { tokenIds, rag } = await answer(body);
     if (rag?.degraded) throw new ServingError('internal', `the undisturbed run had no context: ${rag.degraded}`);
     const { rag: _, ...plain } = body;
-    references.push({ body, tokenIds, withoutContext: (await answer(plain)).tokenIds });
+    // The first request of a system takes longer than those after it.
+    const { tokenIds: withoutContext, sentAtMs, endedAtMs } = await answer(plain);
+    references.push({ body, tokenIds, withoutContext, tookMs: endedAtMs - sentAtMs });
   }
   return references;
 }
@@ -86,8 +94,10 @@ export function sendTraffic(
 ): Promise<StreamRecord[]> {
   const { leaving = 0 } = traffic;
   return openLoop(traffic, startMs, until, (random) => {
-    const leaveAfterMs = random.uniform() < leaving ? random.uniform() * LEAVE_WITHIN_MS : undefined;
-    return sendStream(url(), references[random.below(references.length)]!, startMs, leaveAfterMs);
+    const reference = references[random.below(references.length)]!;
+    const leaves = random.uniform() < leaving;
+    const leaveAfterMs = leaves ? random.uniform() * LEAVE_WITHIN * reference.tookMs : undefined;
+    return sendStream(url(), reference, startMs, leaveAfterMs);
   });
 }
 
@@ -112,6 +122,14 @@ export async function openLoop<T>(
   }
 }
 
+/** Sends some at once, each of a salt of its own, with which no part of its prompt is known: it has to be computed. */
+export function sendBurst(url: string, references: readonly Reference[], startMs: number): Promise<StreamRecord>[] {
+  return Array.from({ length: BURST }, (_, i) => {
+    const { body, ...known } = references[i % references.length]!;
+    return sendStream(url, { ...known, body: { ...body, cache_salt: randomUUID() } }, startMs);
+  });
+}
+
 /** @param leaveAfterMs when the client hangs up; never where it is not given. */
 export async function sendStream(
   url: string,
@@ -128,6 +146,7 @@ export async function sendStream(
   const known = () => ({
     sentMs,
     firstMs: chunksMs[0],
+    endedMs: performance.now() - startMs,
     doubled: received.length - commonStart(received, expected),
     longestGapMs: Math.max(0, ...chunksMs.slice(1).map((at, i) => at - chunksMs[i]!)),
   });

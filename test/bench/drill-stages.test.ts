@@ -58,10 +58,26 @@ test('colocated workers: killed, and no token is lost; an answer that is another
   expect(ground.fleet.of('colocated')).toHaveLength(2);
   const result = await runDrill(COLOCATED_DRILLS[0]!, references, ground, { ...HOW, count: 2 });
   expect(result).toMatchObject({ name: 'kill -9 colocated', disturbances: 2, failed: {}, broken: '' });
-  expect(result.note).toMatch(/^[1-9]\d* requests went on at the other worker$/);
+  expect(result.note).toMatch(/^[1-9]\d* \+ [1-9]\d* requests went on at the other worker$/);
   const others = references.map((reference) => ({ ...reference, tokenIds: [...reference.tokenIds, 0] }));
   const { broken } = await runDrill(DRILLS[0]!, others, ground, HOW);
   expect(broken).toMatch(/tokens lost/);
+});
+
+test('a system: an indexer that stands still takes its upload afterwards; clients leave in the middle', async () => {
+  const { ground, references } = await must('a system');
+  const run = (name: string, rate = HOW.rate) => {
+    const drill = DRILLS.find((drill) => drill.name.startsWith(name));
+    return runDrill(drill!, references, ground, { ...HOW, rate });
+  };
+  const { note, failed } = await run('SIGSTOP indexer');
+  expect({ note, failed }).toEqual({
+    note: '1 uploads struck, 1 of them succeeded; the next ones came through',
+    failed: {},
+  });
+  const { left, broken } = await run('clients that vanish', 20);
+  expect(broken).toBe('');
+  expect(left).toBeGreaterThan(1);
 });
 
 test('a Redis: killed, and completions go on without context until it is back', async () => {

@@ -1,5 +1,7 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { text } from 'node:stream/consumers';
+import { setImmediate } from 'node:timers/promises';
 import fc from 'fast-check';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { Link } from '../../bench/drills/link.ts';
@@ -15,6 +17,7 @@ vi.mock(import('../../bench/system/redis.ts'), async (original) => ({ ...(await 
 const record = (change: Partial<StreamRecord>): StreamRecord => ({
   sentMs: 0,
   firstMs: 10,
+  endedMs: 20,
   outcome: 'ok',
   lost: 0,
   doubled: 0,
@@ -30,21 +33,52 @@ describe('a drill', () => {
   });
 
   test.each([
-    [{ outcome: 'failed', code: 'worker_lost' }, 'requests failed'],
+    [{ outcome: 'failed', code: 'worker_lost' }, '1 requests failed'],
     [{ lost: 3 }, '3 tokens lost'],
     [{ doubled: 2 }, '2 tokens doubled'],
-    [{ outcome: 'failed', code: 'x', doubled: 1 }, '1 tokens doubled; requests failed'],
+    [{ outcome: 'failed', code: 'x', doubled: 1 }, '1 tokens doubled; 1 requests failed'],
   ] as const)('with %j is not', (change, broken) => {
     expect(judge(DRILL, [record(change)], [], '').broken).toBe(broken);
   });
 
-  test('of a gateway may fail requests, and still no token', () => {
-    const failed = record({ outcome: 'failed', code: 'connection' });
-    expect(judge({ ...DRILL, mayFail: true }, [failed, failed], [], '')).toMatchObject({
-      failed: { connection: 2 },
-      broken: '',
+  describe('of a gateway that is killed at 100 and back at 200', () => {
+    const GATEWAY = { ...DRILL, mayFail: true };
+    const failed = { outcome: 'failed', code: 'connection' } as const;
+    const after = record({ sentMs: 210, firstMs: 220, endedMs: 230 });
+    const verdict = (records: StreamRecord[], mendedMs: number | undefined = 200) =>
+      judge(GATEWAY, records, [{ atMs: 100, mendedMs }], '');
+
+    test('may lose the connections that it had, and those that came before it was back', () => {
+      const struck = [record({ ...failed, endedMs: 101 }), record({ ...failed, sentMs: 199, endedMs: 205 })];
+      const early = record({ ...failed, code: 'no_worker', sentMs: 180, endedMs: 181 });
+      const { failed: counts, broken } = verdict([...struck, early, after]);
+      expect({ counts, broken }).toEqual({ counts: { connection: 2, no_worker: 1 }, broken: '' });
     });
-    expect(judge({ ...DRILL, mayFail: true }, [record({ doubled: 1 })], [], '').broken).not.toBe('');
+
+    test.each<[string, Partial<StreamRecord>]>([
+      ['one before', { ...failed, endedMs: 99 }],
+      ['one afterwards', { ...failed, sentMs: 201, endedMs: 202 }],
+      ['one for want of workers that it had', { ...failed, code: 'no_worker', endedMs: 150 }],
+      ['one by another error', { ...failed, code: 'internal', sentMs: 150, endedMs: 160 }],
+    ])('may not fail %s', (_, change) => {
+      expect(verdict([record(change), after]).broken).toBe('1 requests failed');
+    });
+
+    test('may double no token', () => {
+      expect(verdict([record({ doubled: 1 }), after]).broken).toBe('1 tokens doubled');
+    });
+
+    test.each([200, undefined])('must answer afterwards (back at %s)', (mendedMs) => {
+      const records = [record({}), record({ ...failed, sentMs: 150, endedMs: 160 })];
+      expect(verdict(records, mendedMs).broken).toBe('no request was answered after the last disturbance');
+    });
+  });
+
+  test('whose clients are to leave needs some who do', () => {
+    const left = record({ outcome: 'left' });
+    const verdict = (...records: StreamRecord[]) => judge({ ...DRILL, leaving: 0.6 }, records, [], '').broken;
+    expect(verdict(left, record({}), record({}))).toBe('');
+    expect(verdict(left, record({}), record({}), record({}))).toBe('only 1 of 4 clients left');
   });
 
   test('has recovered when a request that was sent afterwards has its first token', () => {
@@ -55,7 +89,8 @@ describe('a drill', () => {
       record({ sentMs: 150, firstMs: 250 }),
       record({ sentMs: 600, firstMs: 610 }),
     ];
-    expect(judge(DRILL, records, [100, 590], '')).toMatchObject({ recoveryMs: 150, worstTtftMs: 280 });
+    const marks = [{ atMs: 100 }, { atMs: 590 }];
+    expect(judge(DRILL, records, marks, '')).toMatchObject({ recoveryMs: 150, worstTtftMs: 280 });
   });
 });
 
@@ -123,6 +158,36 @@ describe('a link', () => {
     link.delayMs = 5;
     const socket = await dial(link);
     for (const text of ['one', 'two']) expect(await say(socket, text)).toBe(text);
+  });
+
+  test('keeps the order when it is slow and fast by turns', async () => {
+    const link = await echo();
+    const socket = await dial(link);
+    let heard = '';
+    socket.on('data', (part) => {
+      heard += part;
+    });
+    const words = Array.from({ length: 100 }, (_, i) => `${i} `);
+    for (const [i, word] of words.entries()) {
+      link.delayMs = i % 2 === 0 ? 5 : 0;
+      socket.write(word);
+      for (let turn = 0; turn < 5; turn++) await setImmediate(); // else several go as one part
+    }
+    while (heard.length < words.join('').length) await once(socket, 'data');
+    expect(heard).toBe(words.join(''));
+  });
+
+  test('brings what was said before the end, however late', async () => {
+    const link = await Link.open();
+    link.delayMs = 50;
+    const server = createServer((socket) => socket.end('the last word')).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    link.target = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+    onTestFinished(() => {
+      link.close();
+      server.close();
+    });
+    expect(await text(await dial(link))).toBe('the last word');
   });
 
   test('that is down hangs up on everybody, and is there again when it is up', async () => {

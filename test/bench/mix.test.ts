@@ -1,45 +1,18 @@
 /** What a soak sends, against a gateway that is made to answer wrongly. */
-import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { text } from 'node:stream/consumers';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { EditedRepository } from '../../bench/drills/edited-repository.ts';
 import { type ChoicesReference, Editor, sendChoices } from '../../bench/drills/mix.ts';
 import { countMix } from '../../bench/drills/soak.ts';
 import { type Reference, type StreamRecord, sendStream } from '../../bench/drills/streams.ts';
 import { reportSoak } from '../../bench/report/drills-report.ts';
-
-type Answer = (body: unknown, request: IncomingMessage, response: ServerResponse) => void | Promise<void>;
-
-async function gateway(answer: Answer): Promise<string> {
-  const server = createServer(async (request, response) => {
-    await answer(JSON.parse(await text(request)), request, response);
-  }).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  onTestFinished(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-}
-
-const json = (response: ServerResponse, body: object, status = 200) =>
-  void response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
-const refuse = (response: ServerResponse, code: string) =>
-  json(response, { error: { code, message: 'as the test wants it' } }, 409);
-const events = (response: ServerResponse, tokenIds: readonly number[], rag: object = {}) => {
-  const usage = { prompt_tokens: 1, completion_tokens: tokenIds.length };
-  const chunks = [{ choices: [{ text: '', finish_reason: null, token_ids: tokenIds }] }, { choices: [], usage, rag }];
-  const lines = [...chunks.map((chunk) => JSON.stringify(chunk)), '[DONE]'].map((data) => `data: ${data}\n\n`);
-  response.writeHead(200, { 'content-type': 'text/event-stream' }).end(lines.join(''));
-};
+import { events, gateway, json, refuse } from './fake-http.ts';
 
 const BODY = { prompt: [1], max_tokens: 2, rag: { repo: 'shop', mode: 'compressed' } };
-const REFERENCE: Reference = { body: BODY, tokenIds: [1, 2], withoutContext: [3, 4] };
+const REFERENCE: Reference = { body: BODY, tokenIds: [1, 2], withoutContext: [3, 4], tookMs: 1 };
 
 describe('several choices', () => {
   const expected: ChoicesReference = {
@@ -155,7 +128,9 @@ describe('a repository that is edited', () => {
 });
 
 test('a soak says what it was made of', () => {
-  const record = (outcome: StreamRecord['outcome']) => ({ ...{ sentMs: 0, firstMs: 1, outcome, lost: 0, doubled: 0 } });
+  const record = (outcome: StreamRecord['outcome']) => ({
+    ...{ sentMs: 0, firstMs: 1, endedMs: 2, outcome, lost: 0, doubled: 0 },
+  });
   const records = (...outcomes: StreamRecord['outcome'][]) =>
     outcomes.map((outcome) => ({ ...record(outcome), longestGapMs: 0 }));
   const sent = {

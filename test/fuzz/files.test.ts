@@ -1,20 +1,22 @@
 /** Files of models as they may lie on a disk: read, or refused by name; never believed in part. */
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve, sep } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import { afterAll, expect, test } from 'vitest';
-import { openBundle } from '../../services/lib/model/bundle.ts';
+import { manifestSchema, openBundle } from '../../services/lib/model/bundle.ts';
 import { exportBundle } from '../../services/lib/model/export.ts';
 import { SafetensorsFile } from '../../services/lib/model/safetensors.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { Tokenizer } from '../../services/lib/text/tokenizer.ts';
-import { readTokenizerConfig, readTokenizerJson } from '../../services/lib/text/tokenizer-json.ts';
+import { readTokenizerConfig, readTokenizerJson, type TokenizerJson } from '../../services/lib/text/tokenizer-json.ts';
 import { damaged, distorted, fuzz, TIMEOUT_MS } from './budget.ts';
 
 const dir = await mkdtemp(join(tmpdir(), 'llavacode-fuzz-'));
 afterAll(() => rm(dir, { recursive: true, force: true }));
-const golden = join(import.meta.dirname, '..', 'goldens', 'llama');
+/** It has an encoder and a projector. */
+const model = join(import.meta.dirname, '..', '..', 'models', 'tiny-coder');
 
 /** What `read` gives; undefined where it was refused with the code. */
 async function orRefused<T>(code: string, read: () => Promise<T> | T): Promise<T | undefined> {
@@ -26,6 +28,12 @@ async function orRefused<T>(code: string, read: () => Promise<T> | T): Promise<T
     return undefined;
   }
 }
+
+/** A value with one of its fields distorted: of whole ones too few would be taken. */
+const inPart = (value: object) =>
+  fc
+    .constantFrom(...Object.entries(value))
+    .chain(([name, field]) => distorted(field).map((odd) => ({ ...value, [name]: odd })));
 
 const HEADER = {
   __metadata__: { format: 'pt' },
@@ -62,62 +70,122 @@ test('safetensors: what is opened can be read to its last tensor', { timeout: TI
 
 test('manifests: what is opened lies within the bundle', { timeout: TIMEOUT_MS }, async () => {
   const to = join(dir, 'bundle');
-  await exportBundle({ llm: golden, to, precision: 'fp32' });
+  await exportBundle({ llm: model, to, precision: 'fp32' });
   const path = join(to, 'manifest.json');
   const text = await readFile(path);
+  const manifest = manifestSchema.parse(JSON.parse(text.toString()));
+  await mkdir(join(dir, 'outside'));
+  await copyFile(join(to, 'tokenizer.json'), join(dir, 'outside', 'tokenizer.json'));
+  const own = manifest.tokenizer.files.find((file) => file.path === 'tokenizer.json')!;
+  // The encoder's tokenizer may lie elsewhere, and is there in its full size.
+  const elsewhere = fc
+    .constantFrom('../outside', 'llm/../../outside', join(dir, 'outside'), '.', './', '')
+    .map((folder) => {
+      const { context, ...rest } = manifest;
+      const tokenizer = `${folder}/tokenizer.json`;
+      const encoder = { ...context!.encoder, tokenizer };
+      const files = [...encoder.files, { ...own, path: tokenizer }];
+      return { ...rest, context: { ...context, encoder: { ...encoder, files } } };
+    });
   const texts = fc.oneof(
-    distorted(JSON.parse(text.toString())).map((manifest) => Buffer.from(JSON.stringify(manifest))),
+    fc
+      .oneof(fc.constant(manifest), elsewhere)
+      .chain(inPart)
+      .map((value) => Buffer.from(JSON.stringify(value))),
     damaged(fc.constant(text)),
   );
+  let withContext = false;
   await fuzz('manifests', texts, async (bytes) => {
     await writeFile(path, bytes);
     const bundle = await orRefused('bundle_invalid', () => openBundle(to));
-    if (bundle) expect(resolve(bundle.llm).startsWith(resolve(to) + sep)).toBe(true);
-    return bundle !== undefined;
+    if (!bundle) return false;
+    const { llm, prefill, tokenizerDir, context } = bundle;
+    for (const found of [llm, prefill, tokenizerDir, ...Object.values(context ?? {})]) {
+      expect(`${resolve(found)}${sep}`.startsWith(resolve(to) + sep), found).toBe(true);
+    }
+    withContext ||= context !== undefined;
+    return true;
   });
+  expect(withContext).toBe(true);
 });
 
-test('tokenizers: what is loaded gives back what it was given', { timeout: TIMEOUT_MS }, async () => {
-  const text = await readFile(join(golden, 'tokenizer.json'), 'utf8');
-  const json = JSON.parse(text);
-  const { vocab, merges, ...model } = json.model;
-  // Of thousands of entries a few are enough to break; the rest stays what it is.
+/** The shipped tokenizer with its first merges alone: as many as are needed to break. */
+const TOKENIZER = await (async () => {
+  const json = JSON.parse(await readFile(join(model, 'tokenizer.json'), 'utf8'));
+  const { vocab, merges, ...rest } = json.model;
+  const [bytes, merged] = [256, 200];
+  const entries = Object.entries<number>(vocab).filter(([, id]) => id < bytes + merged);
+  return {
+    ...json,
+    added_tokens: json.added_tokens.map((token: object, i: number) => ({ ...token, id: bytes + merged + i })),
+    model: { ...rest, vocab: Object.fromEntries(entries), merges: merges.slice(0, merged) },
+  };
+})();
+
+/** Whether it splits as the whole one does, every id is one token's, and whatever is merged is a token. */
+function isSound({ normalizer, pre_tokenizer, added_tokens, model }: TokenizerJson): boolean {
+  const { vocab, merges, ...rest } = model;
+  const { vocab: _, merges: __, ...whole } = TOKENIZER.model;
+  const ids = [...Object.values(vocab), ...added_tokens.map(({ id }) => id)];
+  return (
+    isDeepStrictEqual(
+      { normalizer, pre_tokenizer, ...rest },
+      { normalizer: null, pre_tokenizer: TOKENIZER.pre_tokenizer, ...whole },
+    ) &&
+    new Set(ids).size === ids.length &&
+    merges.every((merge) => typeof merge !== 'string' && Object.hasOwn(vocab, merge.join('')))
+  );
+}
+
+test('tokenizers: what is loaded gives ids of its own, and a sound one the text again', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const { vocab, merges, ...model } = TOKENIZER.model;
+  // Of hundreds of entries a few are enough to break; the rest stays what it is.
   const near = fc
     .tuple(
-      distorted({ ...json, model }),
+      inPart({ ...TOKENIZER, model }),
       distorted(Object.fromEntries(Object.entries(vocab).slice(-3))),
       distorted(merges.slice(-3)),
     )
     .map(([rest, entries, last]) => {
-      const whole = rest as typeof json;
+      const whole = rest as typeof TOKENIZER;
       if (typeof whole?.model !== 'object' || whole.model === null || Array.isArray(whole.model))
         return JSON.stringify(whole);
       const more = {
         vocab: { ...vocab, ...(entries as object) },
-        merges: [...merges, ...(Array.isArray(last) ? last : [last])],
+        merges: [...merges.slice(0, -3), ...(Array.isArray(last) ? last : [last])],
       };
       return JSON.stringify({ ...whole, model: { ...whole.model, ...more } });
     });
   const files = fc.oneof(
     near,
-    damaged(fc.constant(Buffer.from(text))).map((bytes) => Buffer.from(bytes).toString()),
+    damaged(fc.constant(Buffer.from(JSON.stringify(TOKENIZER)))).map((bytes) => Buffer.from(bytes).toString()),
   );
   const config = fc.oneof(
     fc.constant('{}'),
     distorted({ eos_token: { content: '</s>' } }).map((value) => JSON.stringify(value)),
   );
   const inputs = fc.tuple(files, config, fc.string({ unit: 'binary', maxLength: 20 }));
+  let sound = 0;
   await fuzz('tokenizers', inputs, async ([file, settings, input]) => {
-    const tokenizer = await orRefused('bundle_invalid', () => {
+    const loaded = await orRefused('bundle_invalid', () => {
       const read = readTokenizerJson(file, 'tokenizer.json');
-      return new Tokenizer(read, readTokenizerConfig(settings, 'tokenizer_config.json'));
+      return { read, tokenizer: new Tokenizer(read, readTokenizerConfig(settings, 'tokenizer_config.json')) };
     });
-    if (!tokenizer) return false;
-    for (const id of tokenizer.encode(input)) {
-      expect(Number.isInteger(id) && id >= 0 && id < tokenizer.vocabSize, `id ${id} of ${JSON.stringify(input)}`).toBe(
-        true,
-      );
+    if (!loaded) return false;
+    const { read, tokenizer } = loaded;
+    const ids = tokenizer.encode(input);
+    for (const id of ids) {
+      const known = Number.isInteger(id) && id >= 0 && id < tokenizer.vocabSize;
+      expect(known, `id ${id} of ${JSON.stringify(input)}`).toBe(true);
+    }
+    if (isSound(read)) {
+      sound++;
+      expect(tokenizer.decode(ids)).toBe(Buffer.from(input).toString());
     }
     return true;
   });
+  process.stdout.write(`of these tokenizers ${sound} were sound\n`);
+  expect(sound).toBeGreaterThan(0);
 });

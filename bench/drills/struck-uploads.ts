@@ -1,0 +1,86 @@
+/** An indexer that is struck while it takes an upload: no completion may notice, and the next upload must come through. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { answerWith, EditedRepository } from './edited-repository.ts';
+import type { Scene } from './scene.ts';
+import { commonStart, type Reference } from './streams.ts';
+import { ANSWER_TIMEOUT_MS, comeBack, type Strike } from './strikes.ts';
+
+/** A gateway finds its indexer again within a second. */
+const TRIES = { count: 10, everyMs: 200 };
+
+/** @param repositories that are uploaded to in turn: a run that was killed keeps others away from its own for a while. */
+export async function strikeUploads(
+  { fleet, references, path, count, mark }: Scene,
+  strike: Strike,
+  repositories: number,
+): Promise<string> {
+  const [indexer] = fleet.of('indexer');
+  const edited: Awaited<ReturnType<typeof EditedRepository.make>>[] = [];
+  for (let i = 0; i < repositories; i++) {
+    edited.push(await EditedRepository.make(fleet.url, path, references.slice(0, 1), `struck-${i}`));
+  }
+  let succeeded = 0;
+  for (let i = 0; i < count; i++) {
+    const upload = await underWay(edited[i % repositories]!.repository);
+    const mended = mark();
+    await strike(indexer!);
+    if (await upload.outcome) succeeded++;
+    await comeBack(fleet, indexer!);
+    mended();
+  }
+  for (const { repository, references } of edited) await mustTakeAnother(fleet.url, repository, references[0]!);
+  return `${count} uploads struck, ${succeeded} of them succeeded; the next ones came through`;
+}
+
+async function underWay(repository: EditedRepository) {
+  for (let i = 0; i < TRIES.count; i++) {
+    const upload = await begin(repository);
+    if (!upload.hasEnded()) return upload;
+    await upload.outcome;
+    await sleep(TRIES.everyMs);
+  }
+  throw new Error('every upload had ended before it was struck');
+}
+
+/** Resolves when the indexer is at the upload. `outcome` is whether it succeeded; rejects where it broke a promise. */
+async function begin(repository: EditedRepository) {
+  let ended = false;
+  let outcome!: Promise<boolean>;
+  await new Promise<void>((begun) => {
+    outcome = repository
+      .upload(begun)
+      .then(({ expected }) => {
+        if (!expected) throw new Error('the struck upload came to another version');
+        return true;
+      }, refused)
+      .finally(() => {
+        ended = true;
+        begun();
+      });
+    outcome.catch(() => {}); // awaited after the strike
+  });
+  return { outcome, hasEnded: () => ended };
+}
+
+/** @returns false for an error that says: try again. @throws any other. */
+function refused(error: unknown): false {
+  if (error instanceof ServingError && error.kind.retryable) return false;
+  throw new Error(`an upload ended with ${ServingError.from(error).message}`, { cause: error });
+}
+
+/** And completions must have what it brought. */
+async function mustTakeAnother(url: string, repository: EditedRepository, { body, byVersion }: Reference) {
+  const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
+  for (;;) {
+    const report = await repository.upload().catch(refused);
+    if (report) {
+      if (!report.expected) throw new Error('the upload after it came to another version');
+      const [tokenIds, expected] = [await answerWith(url, body, report.version), byVersion!.get(report.version)!];
+      if (commonStart(tokenIds, expected) < expected.length) throw new Error('its context gives another completion');
+      return;
+    }
+    if (performance.now() > deadlineMs) throw new Error(`no upload succeeded for ${ANSWER_TIMEOUT_MS} ms after it`);
+    await sleep(200);
+  }
+}
