@@ -14,6 +14,7 @@
  * so that nothing is emitted after `complete` has settled and no worker keeps a slot for nobody.
  */
 import { randomInt } from 'node:crypto';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Retrieved } from '../lib/rag/retrieval.ts';
 import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
 import { readFinishReason, readToken } from '../lib/rpc/messages.ts';
@@ -164,7 +165,12 @@ export class Journey {
     try {
       await together(signal, (live) => {
         leg.start(live);
-        return indices.flatMap((_, i) => this.#runChoice(attempt, i, live));
+        let before: Promise<unknown> = Promise.resolve();
+        return indices.flatMap((_, i) => {
+          const [first, rest] = this.#runChoice(attempt, i, live, before);
+          before = first.catch(() => {});
+          return [first, rest];
+        });
       });
       return;
     } catch (error) {
@@ -217,14 +223,22 @@ export class Journey {
   }
 
   /** One choice: its first token, which prefill sends, and the rest, by a decode call of its own. */
-  #runChoice(attempt: Attempt, i: number, live: AbortSignal): [first: Promise<void>, rest: Promise<void>] {
-    const first = this.#emitFirst(attempt, i);
+  #runChoice(
+    attempt: Attempt,
+    i: number,
+    live: AbortSignal,
+    before: Promise<unknown>,
+  ): [first: Promise<void>, rest: Promise<void>] {
+    const first = this.#emitFirst(attempt, i, before);
     return [first, this.#decode(attempt, i, first, live)];
   }
 
-  async #emitFirst({ work, indices, leg }: Attempt, i: number): Promise<void> {
+  /** @param before the choice before is out: echoes are as long as the prompt, and all at once they held up everybody. */
+  async #emitFirst({ work, indices, leg }: Attempt, i: number, before: Promise<unknown>): Promise<void> {
     const { request, promptIndex, prompt } = work;
     const { tokens, promptLogprobs } = await leg.first;
+    await before;
+    if (request.echo) await nextTurn();
     const choice = work.choices[indices[i]!]!;
     if (request.echo && choice.ids.length === 0) {
       const logprobs = promptLogprobs.map((token) => readToken(token, true));

@@ -26,11 +26,11 @@ interface Memory {
 
 /**
  * Whose prompts are alike, one after the other: a session's, or for clients that know of none those for the same file.
- * Names of two tenants differ.
+ * Names of two tenants differ, and of two salts: what one computed is not the other's to reuse.
  */
-export function sessionOf({ session, rag }: CompletionRequest, tenant: string): string | undefined {
-  if (session !== undefined) return JSON.stringify([tenant, session]);
-  return rag?.path === undefined ? undefined : JSON.stringify([tenant, rag.repo, rag.path]);
+export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
+  if (session !== undefined) return JSON.stringify([tenant, cacheSalt, session]);
+  return rag?.path === undefined ? undefined : JSON.stringify([tenant, cacheSalt, rag.repo, rag.path]);
 }
 
 /** Of all memories: a thousand editors with ten chunks and 2,000 tokens each, at a hidden size of 1536. */

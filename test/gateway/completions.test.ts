@@ -1,4 +1,7 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
+import { completionBody } from '../../services/gateway/completion-request.ts';
+import { RequestRecord } from '../../services/gateway/record.ts';
 import { fakeGateway, idOf, spelling, tokenizer } from './fake-gateway.ts';
 
 const TEXT = 'return self.items.pop()  # 😀 done\n\n\ndef next():';
@@ -88,6 +91,22 @@ describe('a completion', () => {
     expect(choices.map(({ finish_reason }) => finish_reason)).toEqual(['stop', 'length']);
     expect(openInDecode).toBe(1); // the decoder of the other: prefill waits for nobody
     await workers.idle();
+  });
+
+  test('of many long echoes builds one when the one before is out', async () => {
+    const { journey } = await fakeGateway({ token: () => 70 });
+    const request = completionBody.parse({ prompt: 'x', n: 8, max_tokens: 0, echo: true, logprobs: 1 });
+    let [open, most, came] = [0, 0, 0];
+    const emit = async () => {
+      came++;
+      most = Math.max(most, ++open);
+      await nextTurn();
+      open--;
+    };
+    const signal = new AbortController().signal;
+    const deadlineMs = performance.now() + 60_000;
+    await journey.complete(request, { id: 'r', tenant: 't', record: new RequestRecord(), signal, deadlineMs, emit });
+    expect([came, most]).toEqual([8, 1]);
   });
 
   test('goes on beyond the end of text when told to, and never shows it', async () => {

@@ -167,6 +167,24 @@ describe('a broken tokenizer.json', () => {
     ['a huge id', (json) => (json.added_tokens[0].id = 4_000_000_000), /token id 4000000000/],
     ['a negative id', (json) => (json.added_tokens[0].id = -1), /added_tokens\.0\.id/],
     ['no byte symbols', (json) => (json.pre_tokenizer = { type: 'Whitespace' }), /ends with Whitespace/],
+    [
+      'a merge to no token',
+      (json) => (json.model.merges[0] = ['\u0100', '\u0101']),
+      /model\.merges makes "ĀĀ?.*no token/,
+    ],
+    ['an unknown token that is none', (json) => (json.model.unk_token = ''), /model\.unk_token "" is no token/],
+    ['word suffixes', (json) => (json.model.end_of_word_suffix = '</w>'), /model\.end_of_word_suffix: must be empty/],
+    ['a split by nothing', (json) => (json.pre_tokenizer.pretokenizers[0].pattern = {}), /pre_tokenizer/],
+    [
+      'a split that removes text',
+      (json) => (json.pre_tokenizer.pretokenizers[0].behavior = 'Removed'),
+      /pre_tokenizer Split, behavior Removed/,
+    ],
+    [
+      'words without what is between',
+      (json) => (json.pre_tokenizer.pretokenizers[0].type = 'WhitespaceSplit'),
+      /Digits/,
+    ],
     ['a merge of three', (json) => (json.model.merges[0] = ['a', 'b', 'c']), /model\.merges\.0/],
     ['a part that nobody knows', (json) => (json.normalizer = { type: 'Magic' }), /Magic/],
   ];

@@ -15,6 +15,10 @@ const addedToken = z.looseObject({
 const preTokenizer = z.looseObject({
   type: z.string(),
   use_regex: z.boolean().optional(),
+  pattern: z
+    .union([z.looseObject({ Regex: z.string().min(1) }), z.looseObject({ String: z.string().min(1) })])
+    .optional(),
+  behavior: z.string().optional(),
   add_prefix_space: z.boolean().optional(),
 });
 
@@ -31,6 +35,9 @@ const tokenizerJson = z.looseObject({
     vocab: z.record(z.string(), z.int().min(0)),
     merges: z.array(merge),
     byte_fallback: z.literal(false).nullish(),
+    unk_token: z.string().nullish(),
+    end_of_word_suffix: z.literal('', { error: 'must be empty: not supported' }).nullish(),
+    continuing_subword_prefix: z.literal('', { error: 'must be empty: not supported' }).nullish(),
   }),
 });
 
@@ -65,6 +72,16 @@ export function readTokenizerJson(text: string, file: string): TokenizerJson {
       throw invalid(file, `model.vocab has no token for byte ${BYTE_OF_SYMBOL.get(symbol)}`);
     }
   }
+  // What is not there would vanish from texts, or be no id.
+  const { vocab, merges, unk_token: unknown } = json.model;
+  for (const pair of merges) {
+    const merged = typeof pair === 'string' ? pair.replace(' ', '') : pair.join('');
+    if (!Object.hasOwn(vocab, merged))
+      throw invalid(file, `model.merges makes ${JSON.stringify(merged)}, which is no token`);
+  }
+  const known = (token: string) =>
+    Object.hasOwn(vocab, token) || json.added_tokens.some((each) => each.content === token);
+  if (unknown != null && !known(unknown)) throw invalid(file, `model.unk_token ${JSON.stringify(unknown)} is no token`);
   return json;
 }
 
@@ -84,7 +101,13 @@ export function preTokenizers(
   if (bytes?.type !== 'ByteLevel') {
     throw invalid(file, `pre_tokenizer ends with ${bytes?.type ?? 'nothing'}: only ByteLevel is supported`);
   }
-  return { splits: all.slice(0, -1), bytes };
+  const splits = all.slice(0, -1);
+  for (const { type, pattern, behavior } of splits) {
+    const keepsText = type === 'Digits' || (type === 'Split' && pattern !== undefined && behavior !== 'Removed');
+    if (!keepsText)
+      throw invalid(file, `pre_tokenizer ${type}, behavior ${behavior}: only Digits, and a Split that keeps text`);
+  }
+  return { splits, bytes };
 }
 
 /**
