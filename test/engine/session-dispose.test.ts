@@ -1,4 +1,4 @@
-/** Shutting the engine down while it computes: the graph is freed when nothing uses it any more. */
+/** Shutting the engine down while it computes: the graph is freed when nothing uses it any more. And what runs too long. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,7 +13,7 @@ import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
 const GOLDEN = join(import.meta.dirname, '..', 'goldens', 'qwen2-tied');
 
-test('a run under way ends well, and no other is taken', async () => {
+async function load(): Promise<DecoderSession> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-dispose-'));
   onTestFinished(() => rm(dir, { recursive: true, force: true }));
   const spec = (await readSpec(GOLDEN)) as DecoderSpec;
@@ -23,9 +23,26 @@ test('a run under way ends well, and no other is taken', async () => {
   await checkpoint.close();
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const pool = new KvPool(spec, 2, 64);
-  const session = await DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { provider: 'cpu', threads: 1 });
+  return DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { provider: 'cpu', threads: 1 });
+}
 
-  const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
+const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
+
+test('a run is overdue by the measure of those before it', async () => {
+  const session = await load();
+  onTestFinished(() => session.dispose());
+  expect(session.overdueMs).toBe(0);
+  const first = session.chunk(chunk); // nothing is known yet
+  expect(session.overdueMs).toBeGreaterThan(0);
+  await first;
+  expect(session.overdueMs).toBe(0);
+  const second = session.chunk(chunk);
+  expect(session.overdueMs).toBe(0);
+  await second;
+});
+
+test('a run under way ends well, and no other is taken', async () => {
+  const session = await load();
   const expected = await session.chunk(chunk);
   const running = session.chunk(chunk);
   const disposing = session.dispose();

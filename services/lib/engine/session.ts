@@ -40,9 +40,9 @@ interface StepBinding {
   readonly total: Int32Array;
 }
 
-/** A run may take so many times the longest one lately before it is overdue: later chunks of a prompt take longer. */
+/** A run may take so many times what the slowest one lately took for each token: later chunks of a prompt take longer. */
 const PATIENCE = 4;
-/** Per run: one that was long since the machine stood still is forgotten. */
+/** Per run: one that was slow since the machine stood still is forgotten. */
 const FADING = 0.99;
 
 export class DecoderSession {
@@ -56,9 +56,9 @@ export class DecoderSession {
   /** What the step and slot bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   #underWay: Promise<void> = Promise.resolve();
-  /** Of the run under way. */
-  #startedMs: number | undefined;
-  #longestMs = 0;
+  #running: { readonly startedMs: number; readonly tokens: number } | undefined;
+  /** Of the slowest run lately. */
+  #msPerToken = 0;
   #closed = false;
 
   private constructor(session: OrtSession, shape: DecoderShape, pool: KvPool) {
@@ -78,8 +78,9 @@ export class DecoderSession {
 
   /** By how much the run under way is overdue, in ms: above 0 for an engine that may never answer again. */
   get overdueMs(): number {
-    if (this.#startedMs === undefined) return 0;
-    return Math.max(0, performance.now() - this.#startedMs - PATIENCE * this.#longestMs);
+    if (this.#running === undefined) return 0;
+    const { startedMs, tokens } = this.#running;
+    return Math.max(0, performance.now() - startedMs - PATIENCE * tokens * this.#msPerToken);
   }
 
   /** @param graph path of the decoder's model.onnx. */
@@ -129,7 +130,7 @@ export class DecoderSession {
         .input('seqlens_k', value({ type: 'int32', dims: [1], data: int32(1).fill(end - 1) }))
         .input('total_sequence_length', value({ type: 'int32', dims: [], data: int32(1).fill(end) }))
         .output('logits', value({ type: 'float32', dims: [1, logitRows.length, vocabSize], data: logits }));
-      await this.#run(binding, signal);
+      await this.#run(binding, ids.length, signal);
       return logits;
     } finally {
       for (const created of made) created.dispose();
@@ -161,7 +162,7 @@ export class DecoderSession {
       );
     }
     step.total[0] = longest;
-    await this.#run(step.binding);
+    await this.#run(step.binding, n);
     return this.#stepLogits.subarray(0, n * this.#shape.vocabSize);
   }
 
@@ -181,15 +182,15 @@ export class DecoderSession {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
   }
 
-  async #run(binding: Binding, signal?: AbortSignal): Promise<void> {
+  async #run(binding: Binding, tokens: number, signal?: AbortSignal): Promise<void> {
     const startedMs = performance.now();
-    this.#startedMs = startedMs;
+    this.#running = { startedMs, tokens };
     this.#underWay = binding.run(signal);
     try {
       await this.#underWay;
     } finally {
-      this.#startedMs = undefined;
-      this.#longestMs = Math.max(this.#longestMs * FADING, performance.now() - startedMs);
+      this.#running = undefined;
+      this.#msPerToken = Math.max(this.#msPerToken * FADING, (performance.now() - startedMs) / tokens);
     }
   }
 
