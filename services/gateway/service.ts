@@ -1,5 +1,6 @@
 /** The gateway put together: workers, journey, readiness, HTTP. */
 import type { AddressInfo } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Config, Setting } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
@@ -121,16 +122,20 @@ export async function startGateway(
   const guards = { localOnly, limits: config, tls: parts.tls, quota: new TokenQuota(), logSamplePercent };
   const app = createServer({ ...serving, ...guards });
   const { host, port } = config;
-  try {
-    await app.listen({ host, port });
-  } catch (error) {
-    pool.close();
-    throw listenError(error, host, port);
-  }
   const discoveries = [
     watchAddresses(config.prefillWorkers, 'prefill', (addresses) => pool.setPrefill(addresses), log),
     watchAddresses(config.decodeWorkers, 'decode', (addresses) => pool.setDecode(addresses), log),
   ];
+  // Who comes first is not told that there is no worker for the one reason that none has been asked yet.
+  const asked = Promise.all(discoveries.map(({ first }) => first)).then(() => pool.refresh());
+  await Promise.race([asked, sleep(FIRST_ANSWERS_MS)]);
+  try {
+    await app.listen({ host, port });
+  } catch (error) {
+    for (const discovery of discoveries) discovery.close();
+    pool.close();
+    throw listenError(error, host, port);
+  }
   pool.watch();
   const watching = readiness.watch(closing.signal);
   const { address, port: taken } = app.server.address() as AddressInfo;
@@ -152,6 +157,8 @@ export async function startGateway(
   };
 }
 
+/** Before it listens: of workers that are up the answers come within some ms; it need not wait for others. */
+const FIRST_ANSWERS_MS = 1_000;
 /** Of the prompt that is tried: enough for a prefill worker to learn how fast it computes, which admission goes by. */
 const TRIAL_TOKENS = 128;
 

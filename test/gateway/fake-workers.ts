@@ -1,4 +1,5 @@
 /** Workers as object literals: what they answer is a function, what they hold is counted. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
 import type { DecodeRequest } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
@@ -33,6 +34,8 @@ export interface FakeModel {
   fingerprint?: string;
   slots?: number;
   prefillTokensPerSecond?: number;
+  /** What they take to say what they are. */
+  describeMs?: number;
 }
 
 export interface FakeWorkers {
@@ -161,7 +164,11 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     }
   }
 
-  const describe = async (role: string): Promise<WorkerDescription__Output> => ({
+  const describe = async (role: string): Promise<WorkerDescription__Output> => {
+    if (model.describeMs) await sleep(model.describeMs);
+    return description(role);
+  };
+  const description = (role: string): WorkerDescription__Output => ({
     role,
     model: 'fake',
     fingerprint: model.fingerprint ?? FINGERPRINT,

@@ -184,6 +184,16 @@ test('what waits is served by weight of tenant, and within one by priority', asy
   expect(workers.prefills.slice(3).map(({ tokenIds }) => tokenIds![0])).toEqual([103, 203, 204, 205, 104, 105]);
 });
 
+test('the first who come are served, though nobody was served before', async () => {
+  const { url } = await start({ token: spelling('ab'), describeMs: 50 });
+  const answer = await fetch(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ prompt: 'x', max_tokens: 4 }),
+  });
+  expect([answer.status, await answer.json()]).toMatchObject([200, { choices: [{ text: 'ab' }] }]);
+});
+
 describe('a gateway that stops', () => {
   const post = (url: string) =>
     fetch(`${url}/v1/completions`, {
