@@ -32,7 +32,7 @@ export interface ProcessTrend {
   /** Of the floor, per hour; the first third of the time, in which heaps fill, does not count. */
   readonly rssBytes: Slope;
   /** What lives in the heap, which is the floor of what it holds: memory that is not given back grows here first. */
-  readonly heapBytes?: Slope; // earlier runs did not look
+  readonly heapBytes: Slope;
   readonly openFiles: Slope;
   /** The most that was staged at once, and what is left at the end. */
   readonly stagedPeakBytes: number;
@@ -57,7 +57,7 @@ export interface SoakResult {
   readonly lostTokens: number;
   readonly doubledTokens: number;
   /** By kind: what it was made of. */
-  readonly mix?: Readonly<Record<Kind, MixCounts>>;
+  readonly mix: Readonly<Record<Kind, MixCounts>>;
   readonly restarts: number;
   readonly kills: number;
   readonly trends: readonly ProcessTrend[];

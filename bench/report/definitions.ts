@@ -91,6 +91,7 @@ const OF_BENCH: Readonly<Record<BenchName, Definitions>> = {
   soak: {
     'MiB/h, files/h':
       'slope of the floor (the lowest value of each sixth of the time) by least squares, ± two standard errors',
+    'live heap': 'what lives in V8’s heap: its slope is that of what is left after collections',
     staged: 'KV of a prefill worker that nobody has taken yet: MiB at its peak, bytes left at the end',
   },
 };

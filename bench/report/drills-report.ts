@@ -40,7 +40,7 @@ export function reportSoak({ result }: Pick<Artifact<SoakResult>, 'result'>): Re
     trend.name,
     figure(trend.rssBytes.mean / 2 ** 20),
     mebibytes(trend.rssBytes),
-    trend.heapBytes ? mebibytes(trend.heapBytes) : '—',
+    mebibytes(trend.heapBytes),
     figure(trend.openFiles.mean),
     `${figure(trend.openFiles.perUnit)} ± ${figure(2 * trend.openFiles.error)}`,
     figure(trend.stagedPeakBytes / 2 ** 20),
@@ -61,8 +61,8 @@ export function reportSoak({ result }: Pick<Artifact<SoakResult>, 'result'>): Re
   const lines = [
     `${minutes} minutes: ${sent} requests, ${ok} ok, ${left} left by their clients, failed ${counts(failed)}; ${lostTokens} tokens lost, ` +
       `${doubledTokens} doubled; ${restarts} restarts, ${kills} kills.`,
-    // Earlier runs were of one kind.
-    ...(result.mix ? ['', `Of these: ${mixOf(result.mix)}.`] : []),
+    '',
+    `Of these: ${mixOf(result.mix)}.`,
     '',
     table(head, rows, columns(head.length)),
     '',
