@@ -33,10 +33,11 @@ async function overRpc(
   const signal = AbortSignal.timeout(30_000);
   const sampling = samplingMessage(GREEDY);
   const { fingerprint } = system.bundle.manifest;
-  const output: number[] = [];
+  const first: number[] = [];
   let cachedTokens = 0;
   const prompt = { requestId: 'test', fingerprint, tokenIds: ids, soft: softTokensMessage(soft), promptLogprobs: -1 };
-  let decoding: Promise<void> | undefined;
+  // On another connection: its steps may all be here before the first token is.
+  let decoding: Promise<number[]> | undefined;
   try {
     for await (const event of prefill.prefill({ ...prompt, choices: [sampling], readers: 1 }, signal)) {
       const { kv } = event.accepted ?? {};
@@ -49,16 +50,15 @@ async function overRpc(
           )) {
             rest.push(...(step?.tokens ?? []).map((token) => token.id));
           }
-          output.push(...rest);
+          return rest;
         })();
       }
       if (event.first) {
-        output.push(event.first.tokens[0]!.id);
+        first.push(event.first.tokens[0]!.id);
         ({ cachedTokens } = event.first);
       }
     }
-    await decoding;
-    return { tokens: output, cachedTokens };
+    return { tokens: [...first, ...((await decoding) ?? [])], cachedTokens };
   } finally {
     prefill.close();
     decode.close();
