@@ -40,8 +40,9 @@ function table4(models: readonly string[], pairs: readonly Pair[]): string {
       `${lengths.text} → ${lengths.soft}`,
       model,
       ...tables.flatMap((paper) => {
-        const ours = mediansOf(cellOf(paper, length, model, pairs), 'ttft');
-        return [ours ? beforeAfter(ours) : 'not run', beforeAfter(paperRow(paper, length, model)?.ttft)];
+        const cell = cellOf(paper, length, model, pairs);
+        const ours = cell.length > 0 ? ofPairs(cell, 'ttft') : 'not run';
+        return [ours, beforeAfter(paperRow(paper, length, model)?.ttft)];
       }),
     ]),
   );
@@ -67,8 +68,8 @@ function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly
     const tpot = line ? ['', beforeAfter(theirs?.tpot)] : [];
     return [tokens, model, 'not run', '', '', '', beforeAfter(theirs?.ttft), ...tpot, '0'];
   }
-  const [ttft, tpot] = [mediansOf(cell, 'ttft'), mediansOf(cell, 'tpot')];
-  const { reduction, interval } = reductionIn(cell);
+  const ttft = mediansOf(cell, 'ttft');
+  const { reduction, interval } = reductionIn(cell, 'ttft');
   return [
     tokens,
     model,
@@ -77,15 +78,15 @@ function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly
     `${percent(interval.low)} … ${percent(interval.high)}${interval.coverage < 0.95 ? ` (${percent(interval.coverage)})` : ''}`,
     verdict(interval, reduction, length),
     beforeAfter(theirs?.ttft),
-    ...(line ? [beforeAfter(tpot), beforeAfter(theirs?.tpot)] : []),
+    ...(line ? [ofPairs(cell, 'tpot'), beforeAfter(theirs?.tpot)] : []),
     String(cell.length),
   ];
 }
 
-/** Median of the paired reductions of TTFT. */
-function reductionIn(cell: readonly Pair[]) {
+/** Median of the paired reductions. */
+function reductionIn(cell: readonly Pair[], metric: 'ttft' | 'tpot') {
   const reductions = cell.flatMap((pair) => {
-    const figures = figuresOf(pair, 'ttft');
+    const figures = figuresOf(pair, metric);
     return figures ? [reductionOf(figures.text, figures.soft)] : [];
   });
   return { reduction: median(reductions), interval: medianInterval(reductions) };
@@ -97,6 +98,13 @@ function mediansOf(cell: readonly Pair[], metric: 'ttft' | 'tpot'): [number, num
   return [median(figures.map(({ text }) => text)), median(figures.map(({ soft }) => soft))];
 }
 
+/** Medians of either side, and the median of the pairs' own reductions, which is not that of the medians. */
+function ofPairs(cell: readonly Pair[], metric: 'ttft' | 'tpot'): string {
+  const medians = mediansOf(cell, metric);
+  if (!medians) return '—';
+  return `${medians.map(figure).join(' → ')} ${change(reductionIn(cell, metric).reduction)}`;
+}
+
 const beforeAfter = (pair: readonly [number, number] | undefined) =>
   pair ? `${figure(pair[0])} → ${figure(pair[1])} ${change(reductionOf(...pair))}` : '—';
 
@@ -105,7 +113,7 @@ function reductionsOf(paper: PaperTable, models: readonly string[], pairs: reado
     models.flatMap((model) => {
       const cell = cellOf(paper, length, model, pairs);
       if (cell.length === 0) return [];
-      const { reduction } = reductionIn(cell);
+      const { reduction } = reductionIn(cell, 'ttft');
       return [{ paper, model, length, reduction, reached: reduction >= tokensCut(lengths) }];
     }),
   );
@@ -121,7 +129,7 @@ function chartOf(models: readonly string[], pairs: readonly Pair[]): Chart {
       name: `${model}, ${paper.mode}`,
       data: LENGTHS.map((_, length) => {
         const cell = cellOf(paper, length, model, pairs);
-        return cell.length === 0 ? null : Math.round(1000 * reductionIn(cell).reduction) / 10;
+        return cell.length === 0 ? null : Math.round(1000 * reductionIn(cell, 'ttft').reduction) / 10;
       }),
     })),
   );

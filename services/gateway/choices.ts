@@ -71,7 +71,10 @@ export function echoOf(
   return { text: sent ?? tokenizer.decode(ids), tokens: ids.map((id, i) => ({ ...own[i], id })) };
 }
 
-/** @throws ServingError invalid_request for ids that the vocabulary does not have. */
+/**
+ * @throws ServingError invalid_request for ids that the vocabulary does not have, and where every one of them would end the
+ * text while `min_tokens` forbids its end.
+ */
 export function checkIds(request: CompletionRequest, vocabSize: number, format: PromptFormat): void {
   const lists: [param: string, ids: Iterable<number>][] = [
     ...request.prompts
