@@ -64,8 +64,10 @@ export class Admission {
         knob: 'max_inflight',
       });
     }
-    // A tenant that has less than its share is not kept out by those who have more: there may be twice as many at the most.
-    if (inWork.length >= maxInflight && own >= this.#shareOf(tenant, inWork)) {
+    // A tenant that has less than its share is not kept out by those who have more, until there are twice as many: else each
+    // of many tenants, come one after the other, would add its share to what is there.
+    const full = inWork.length >= maxInflight;
+    if (full && (inWork.length >= 2 * maxInflight || own >= this.#shareOf(tenant, inWork))) {
       throw new ServingError('saturated', `${maxInflight} requests are in work (--max-inflight)`, {
         retryAfterSeconds: 1,
         knob: 'max-inflight',

@@ -94,7 +94,8 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     identify(authorization) {
       const [, key] = /^Bearer +(\S+)$/i.exec(authorization ?? '') ?? [];
       if (key === undefined) throw new ServingError('invalid_api_key', 'the request has no API key');
-      const digest = createHash('sha256').update(key).digest();
+      // Node reads headers as latin1, byte for byte.
+      const digest = createHash('sha256').update(key, 'latin1').digest();
       // All are compared, each in constant time: how long it takes tells nothing.
       const matching = keys.filter((each) => timingSafeEqual(each.digest, digest));
       if (!matching[0]) throw new ServingError('invalid_api_key', 'the API key is not one of ours');

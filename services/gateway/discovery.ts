@@ -81,9 +81,11 @@ export function watchSources(
 }
 
 function sourcesOf(list: readonly string[], role: WorkerRole): AddressSource[] {
-  const given = list.filter((item) => !/^(dns|rediss?(\+\w+)?):/.test(item));
-  const names = list.filter((item) => item.startsWith('dns:'));
-  const registries = list.filter((item) => item.startsWith('redis'));
+  const isName = (item: string) => item.startsWith('dns:');
+  const isRegistry = (item: string) => item.includes('://'); // a host may be called redis as well
+  const given = list.filter((item) => !isName(item) && !isRegistry(item));
+  const names = list.filter(isName);
+  const registries = list.filter(isRegistry);
   return [
     { everyMs: undefined, list: async () => given, close: () => {} },
     ...names.map((name) => dnsSource(name.slice('dns:'.length))),

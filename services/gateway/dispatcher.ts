@@ -59,6 +59,8 @@ export class Dispatcher {
   readonly #rate = new ServiceRate();
   /** Since when there is no worker, on our clock. */
   #outageMs: number | undefined = -Infinity;
+  /** When the last outage ended. */
+  #upSinceMs = -Infinity;
   #outageTimers: NodeJS.Timeout[] = [];
 
   constructor(options: DispatcherOptions) {
@@ -149,7 +151,8 @@ export class Dispatcher {
       }
       if (next.again) this.#again.shift();
       else this.#queue.take();
-      this.#rate.served(next.tokens, next.queuedAtMs, this.#now());
+      // Of an outage nobody was served slowly.
+      this.#rate.served(next.tokens, Math.max(next.queuedAtMs, this.#upSinceMs), this.#now());
       next.grant(placement);
     }
     if (this.#queue.size === 0) this.#rate.idle();
@@ -177,6 +180,7 @@ export class Dispatcher {
     const { usable } = this.#options.pool;
     if (usable === (this.#outageMs === undefined)) return;
     this.#outageMs = usable ? undefined : this.#now();
+    if (usable) this.#upSinceMs = this.#now();
     for (const timer of this.#outageTimers.splice(0)) clearTimeout(timer);
     if (usable) return;
     for (const again of [false, true]) {

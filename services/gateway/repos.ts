@@ -25,6 +25,8 @@ export interface RepoParts {
   /** Of the served encoder and projector; undefined where the bundle has none. */
   readonly contextFingerprint: string | undefined;
   readonly maxUploadBytes: number;
+  /** An indexer that says nothing for longer, with all of an upload, has hung, in ms. */
+  readonly uploadTimeoutMs: number;
   /** Deadline of a removal, in ms. */
   readonly requestTimeoutMs: number;
   /** How long an indexer that is away, since it restarts, is waited for after its drain, in ms. */
@@ -116,18 +118,26 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     format: FORMATS[(request.headers['content-type'] ?? '').split(';')[0]!.trim().toLowerCase()] ?? '',
     stripComponents: stripOf(request.query),
   };
+  const body = request.body as Readable | undefined;
+  if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type, or no body');
   const { signal, abort, release } = parts.admission.attend();
   reply.raw.once('close', () => abort(new ServingError('client_gone', 'the client hung up')));
+  const { uploadTimeoutMs } = parts;
+  const silence = setTimeout(() => {
+    const message = `the indexer said nothing for ${uploadTimeoutMs} ms (--upload-timeout-ms)`;
+    abort(new ServingError('worker_stalled', message));
+  }, uploadTimeoutMs);
   const stream = request.headers.accept?.includes('text/event-stream') ? new EventStream(reply, signal) : undefined;
   try {
     await reach(indexer, parts, signal);
-    const upload = uploadOf(start, request.body as Readable, parts.maxUploadBytes);
+    const upload = uploadOf(start, body, parts.maxUploadBytes, () => silence.refresh());
     for await (const { progress, report } of indexer.index(upload, signal)) {
       if (report) {
         const body = reportBody(repo, report);
         if (!stream) return body;
         return stream.end(body);
       }
+      silence.refresh();
       if (progress) {
         const { files, filesRead, chunks, embedded } = progress;
         await stream?.send({ object: 'repo.progress', files, files_read: filesRead, chunks, embedded });
@@ -138,7 +148,10 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     if (!stream?.open) throw error;
     return stream.end(errorBody(asServingError(error), request.id));
   } finally {
+    clearTimeout(silence);
     release();
+    // What was not wanted is read, and dropped: a client that still sends hears its answer, and the connection stays good.
+    body.resume();
   }
 }
 
@@ -149,11 +162,13 @@ async function* uploadOf(
   start: NonNullable<IndexRequest['start']>,
   body: Readable,
   limit: number,
+  onData: () => void,
 ): AsyncGenerator<IndexRequest> {
   yield { start };
   let received = 0;
   try {
-    for await (const data of body) {
+    for await (const data of body.iterator({ destroyOnReturn: false })) {
+      onData();
       received += (data as Buffer).length;
       if (received > limit) {
         throw new ServingError('payload_too_large', `the upload is larger than ${limit} bytes (--max-upload-bytes)`);

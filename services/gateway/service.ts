@@ -113,8 +113,8 @@ export async function startGateway(
   });
   const capacity = () => (pool.usable ? pool.capacity : undefined);
   const { store, indexer, keys } = parts;
-  const { maxUploadBytes } = config;
-  const bounds = { maxUploadBytes, requestTimeoutMs, connectTimeoutMs };
+  const { maxUploadBytes, uploadTimeoutMs } = config;
+  const bounds = { maxUploadBytes, uploadTimeoutMs, requestTimeoutMs, connectTimeoutMs };
   const repos = { store, indexer, contextFingerprint, ...bounds, admission };
   const { logSamplePercent } = config;
   const serving = { model, fingerprint, journey, admission, readiness, capacity, bodyLimitBytes, keys, repos, log };

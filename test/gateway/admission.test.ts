@@ -76,6 +76,21 @@ test('a tenant that floods does not keep others from their shares', () => {
   for (const { release } of held) release();
 });
 
+test('there are never more than twice as many, however many tenants come for their share', () => {
+  const draining = new AbortController().signal;
+  const admission = new Admission({ maxInflight: 12, requestTimeoutMs: 60_000, draining });
+  const held: { release(): void }[] = [];
+  for (let tenant = 0; tenant < 12; tenant++) {
+    try {
+      for (;;) held.push(admission.admit({ tenant: `t${tenant}` }));
+    } catch (error) {
+      expect(error).toMatchObject({ code: 'saturated', knob: 'max-inflight' });
+    }
+  }
+  expect(held.length).toBe(24);
+  for (const { release } of held) release();
+});
+
 describe('an upload', () => {
   test('takes no place and has no budget, but a drain waits for it; then it ends it', async () => {
     const draining = new AbortController();

@@ -31,6 +31,13 @@ test('addresses that are given are told once', async () => {
   expect(told).toEqual([['a:1', 'b:2']]);
 });
 
+test('a host may be called redis', async () => {
+  const list = ['redis:7001', 'redis-node-1:7001', 'rediss:1'];
+  const { told, first } = watched((tell) => watchAddresses(list, 'prefill', tell, log));
+  await first;
+  expect(told).toEqual([list]);
+});
+
 describe('a source', () => {
   test('is asked again; what it says together with the others is told when it changes', async () => {
     let answers: (string[] | Error)[] = [['a:1'], ['a:1'], ['a:1', 'c:3'], new Error('no answer'), ['c:3']];

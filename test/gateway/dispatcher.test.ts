@@ -161,6 +161,19 @@ describe('admission', () => {
   });
 });
 
+test('an outage in which all waited is not how fast they are served', async () => {
+  const { ask, setUsable, passTime, computing, finishOne } = bench(500, 10_000);
+  setUsable(false);
+  const asked = Array.from({ length: 12 }, () => ask(200));
+  passTime(1900);
+  setUsable(true);
+  expect(computing.length).toBe(2);
+  const late = code(ask(200)); // 2,400 tokens before it: 4.8 s
+  while (computing.length > 0) finishOne();
+  expect(await late).toBe('ok');
+  await Promise.all(asked);
+});
+
 describe('the queue', () => {
   test('is served in the order that was set', async () => {
     const { ask, finishOne, computing } = bench(100, 10_000, 1, { queueOrder: 'shortest-first' });

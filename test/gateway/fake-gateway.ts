@@ -143,6 +143,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
       indexer: undefined,
       contextFingerprint: 'context',
       maxUploadBytes: 1024 * 1024,
+      uploadTimeoutMs: 60_000,
       requestTimeoutMs,
       connectTimeoutMs: 10_000,
       admission,

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { request as httpRequest } from 'node:http';
+import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -17,7 +17,13 @@ import { fakeGateway } from './fake-gateway.ts';
 
 const FILES = { 'a.py': python('a', 12), 'web/b.ts': python('b', 10), 'README.md': 'shop' };
 
-async function start({ keys, connectTimeoutMs = 10_000 }: { keys?: ApiKeys; connectTimeoutMs?: number } = {}) {
+interface Settings {
+  readonly keys?: ApiKeys;
+  readonly connectTimeoutMs?: number;
+  readonly uploadTimeoutMs?: number;
+}
+
+async function start({ keys, connectTimeoutMs = 10_000, uploadTimeoutMs = 60_000 }: Settings = {}) {
   const indexer = await fakeIndexer();
   const { store, client } = indexer;
   const gateway = await fakeGateway(
@@ -25,7 +31,7 @@ async function start({ keys, connectTimeoutMs = 10_000 }: { keys?: ApiKeys; conn
     {
       keys,
       retrieval: createRetrieval(store, { queryLines: 10 }),
-      repos: { store, indexer: client, connectTimeoutMs },
+      repos: { store, indexer: client, connectTimeoutMs, uploadTimeoutMs },
     },
   );
   const ask = async (method: 'GET' | 'PUT' | 'DELETE', url: string, body?: Buffer | object, headers: object = {}) => {
@@ -171,10 +177,48 @@ describe('PUT /v1/repos/{repo}', () => {
       expect([400, 404]).toContain(status);
       expect(body.error.code).toMatch(/invalid_request|not_found/);
     }
+    // What is quoted of it: longer than a trailer of HTTP/2, half of a character.
+    for (const body of [`{"files":[],"${'é'.repeat(30_000)}":1}`, '😀', '{"files":[],"\\ud800":1}']) {
+      const headers = { 'content-type': 'application/json' };
+      expect(await put('/v1/repos/shop', Buffer.from(body), headers)).toEqual(refused(400, 'invalid_request'));
+    }
+    expect(await ask('PUT', '/v1/repos/shop')).toEqual(refused(415, 'unsupported_media_type'));
     expect(await put('/v1/repos/shop', Buffer.alloc(1_100_000), { 'content-type': 'application/x-tar' })).toEqual(
       refused(413, 'payload_too_large', '--max-upload-bytes'),
     );
     expect((await ask('GET', '/v1/repos')).body).toEqual({ object: 'list', data: [] });
+  });
+
+  test('leaves a connection that is good for the next request, whatever was refused', async () => {
+    const { gateway } = await start();
+    await gateway.app.listen({ host: '127.0.0.1', port: 0 });
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    onTestFinished(async () => {
+      agent.destroy();
+      await gateway.app.close();
+    });
+    const { port } = gateway.app.server.address() as AddressInfo;
+    const sockets = new Set<unknown>();
+    const send = async (method: string, path: string, type?: string, body?: Buffer) => {
+      const call = httpRequest({ port, method, path, agent, ...(type && { headers: { 'content-type': type } }) });
+      call.on('socket', (socket) => sockets.add(socket));
+      call.end(body);
+      const [response] = (await once(call, 'response')) as [IncomingMessage];
+      for await (const _ of response);
+      return response.statusCode;
+    };
+    for (const type of ['application/x-tar', 'application/zip', 'application/json', 'text/plain']) {
+      expect([400, 413, 415]).toContain(await send('PUT', '/v1/repos/shop', type, Buffer.alloc(8_000_000, 1)));
+      expect(await send('GET', '/livez')).toBe(200);
+    }
+    expect(sockets.size).toBe(1);
+  });
+
+  test('ends where the indexer says nothing any more', async () => {
+    const { put, encoder } = await start({ uploadTimeoutMs: 300 });
+    encoder.before = (signal) =>
+      new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
+    expect(await put('/v1/repos/shop', files(FILES))).toEqual(refused(503, 'worker_stalled', '--upload-timeout-ms'));
   });
 
   test('says that there is no indexer where there is none', async () => {
@@ -438,6 +482,13 @@ describe('API keys', () => {
     }
     expect((await ask('GET', '/v1/repos', undefined, bearer('acme-docs'))).body.data).toEqual([]);
     expect((await ask('GET', '/v1/repos', undefined, bearer('acme-key'))).body.data).toMatchObject([{ repo: 'shop' }]);
+  });
+
+  test('are compared byte for byte', async () => {
+    const keys = await keysOf([{ key: 'schlüssel', tenant: 'acme', repos: ['*'] }]);
+    const asNodeReadsIt = Buffer.from('Bearer schlüssel').toString('latin1');
+    expect(keys.identify(asNodeReadsIt).tenant).toBe('acme');
+    expect(() => keys.identify('Bearer schlussel')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
   });
 
   test('are needed wherever there are some, but for probes', async () => {

@@ -41,6 +41,14 @@ describe('status', () => {
     expect(fromStatus(foreign, 'peer:1')).toMatchObject({ code: expected, message: 'peer:1: as the transport says' });
   });
 
+  test('of a message, what fits and can be encoded travels', () => {
+    const details = (message: string) => toStatus(new ServingError('invalid_request', message)).details;
+    expect(details('"\ud83d" is no JSON')).toBe('"\ufffd" is no JSON');
+    const long = details('é'.repeat(30_000));
+    expect(long).toMatch(/^é{1000}…$/);
+    expect(details(`${'x'.repeat(999)}😀`)).toBe(`${'x'.repeat(999)}\ufffd…`); // cut between both halves
+  });
+
   test('a code that this version does not know falls back to the status', () => {
     const metadata = new Metadata();
     metadata.set('llavacode-code', 'toString');

@@ -167,7 +167,9 @@ export const SETTINGS = {
     .describe('within this a client must have sent the headers, and then the body, of a request, in ms'),
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)
-    .describe('within this an upload of a repository must have come, in ms'),
+    .describe(
+      'within this an upload of a repository must have come, and in every such time something be heard of its indexing, in ms',
+    ),
   requestTimeoutMs: milliseconds(1).default(60_000).describe('deadline of one request, in ms'),
   targetTtftMs: milliseconds(1)
     .default(10_000)

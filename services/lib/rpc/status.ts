@@ -21,13 +21,25 @@ const FOREIGN: Partial<Record<status, ErrorCode>> = {
   [status.RESOURCE_EXHAUSTED]: 'payload_too_large',
 };
 
+/** Of a message, in UTF-16 units: percent-encoded it must fit into a trailer of HTTP/2, with whatever it quotes. */
+const LONGEST_DETAILS = 1_000;
+
 export function toStatus(error: unknown): StatusObject {
   const failure = ServingError.from(error);
   const metadata = new Metadata();
   metadata.set(CODE, failure.code);
   if (failure.retryAfterSeconds !== undefined) metadata.set(RETRY_AFTER, String(failure.retryAfterSeconds));
   if (failure.knob !== undefined) metadata.set(KNOB, failure.knob);
-  return { code: status[failure.kind.grpc as keyof typeof status], details: failure.message, metadata };
+  return { code: status[failure.kind.grpc as keyof typeof status], details: printable(failure.message), metadata };
+}
+
+/**
+ * What does not fit breaks the connection with all its calls; half a surrogate pair cannot be encoded, and grpc-js then sends
+ * no status at all: a call that never ends.
+ */
+function printable(message: string): string {
+  const short = message.length > LONGEST_DETAILS ? `${message.slice(0, LONGEST_DETAILS)}…` : message;
+  return short.replaceAll(/\p{Surrogate}/gu, '\ufffd');
 }
 
 /** @param peer address of the other side, for messages. */
