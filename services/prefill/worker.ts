@@ -235,7 +235,8 @@ export class PrefillWorker {
     if (start.copyFrom === undefined && start.positions > 0) lease.advance(start.positions);
     for (let past = start.positions, end: number; past < ids.length; past = end) {
       const size = wantsLogprobs ? Math.min(this.#options.chunkTokens(), LOGPROB_CHUNK) : this.#options.chunkTokens();
-      end = Math.min(past + size, ids.length);
+      // The last token goes along: in a run of its own it is rounded otherwise (kv/prefix.ts).
+      end = ids.length - past <= size + 1 ? ids.length : past + size;
       const last = end === ids.length;
       const logitRows = wantsLogprobs ? Array.from({ length: end - past }, (_, i) => i) : last ? [end - past - 1] : [];
       const copyFrom = chunks === 0 ? start.copyFrom?.slot : undefined;
@@ -254,8 +255,7 @@ export class PrefillWorker {
       if (wantsLogprobs) this.#promptLogprobs(job, logits, past, end, promptLogprobs);
       if (!last) pausedMs += await this.#letPass(job, ids.length - end);
     }
-    const vocab = this.#engine.vocabSize;
-    const lastRow = logits.subarray(logits.length - vocab);
+    const lastRow = logits.subarray(logits.length - this.#engine.vocabSize);
     const tokens = job.choices.map((sampling) => firstToken(lastRow, sampling));
     this.#prefixes.add(lease.slot.index, job.chain, ids.length);
     this.#leases.complete(

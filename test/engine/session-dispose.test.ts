@@ -2,7 +2,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
@@ -13,16 +13,16 @@ import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
 const GOLDEN = join(import.meta.dirname, '..', 'goldens', 'qwen2-tied');
 
-async function load(): Promise<DecoderSession> {
+async function load(capacity = 64): Promise<DecoderSession> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-dispose-'));
   onTestFinished(() => rm(dir, { recursive: true, force: true }));
   const spec = (await readSpec(GOLDEN)) as DecoderSpec;
-  const precision = { layers: 'fp32', vocabulary: 'fp32', maxPositions: 256 } as const;
+  const precision = { layers: 'fp32', vocabulary: 'fp32', maxPositions: 1024 } as const;
   const checkpoint = await Checkpoint.open(GOLDEN);
   await writeModel(buildDecoder(spec, checkpoint, precision), dir);
   await checkpoint.close();
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const pool = new KvPool(spec, 2, 64);
+  const pool = new KvPool(spec, 2, capacity);
   return DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { provider: 'cpu', threads: 1 });
 }
 
@@ -39,6 +39,26 @@ test('a run is overdue by the measure of those before it', async () => {
   const second = session.chunk(chunk);
   expect(session.overdueMs).toBe(0);
   await second;
+});
+
+test('however long a short run took, a long one is measured by long ones', async () => {
+  const session = await load(1024);
+  onTestFinished(() => session.dispose());
+  let nowMs = 0;
+  onTestFinished(vi.spyOn(performance, 'now').mockImplementation(() => nowMs).mockRestore);
+  const run = async (tokens: number, tookMs: number) => {
+    const running = session.chunk({ ...chunk, ids: new Int32Array(tokens).fill(1), logitRows: [] });
+    nowMs += tookMs;
+    const { overdueMs } = session;
+    await running;
+    return overdueMs;
+  };
+  await run(2, 100); // the first one, cold: 50 ms a token
+  expect(await run(512, 500)).toBe(0); // of long ones nothing is known yet
+  await run(1, 40);
+  expect(await run(512, 2_000)).toBe(0);
+  expect(await run(512, 20_000)).toBeGreaterThan(10_000); // not after 4 times what 512 tokens of 100 ms each would take
+  expect(await run(1, 390)).toBe(0);
 });
 
 test('a run under way ends well, and no other is taken', async () => {

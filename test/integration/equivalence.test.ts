@@ -220,6 +220,27 @@ describe.each(MODES)('%s', (mode) => {
           expect(await cachedOf([...prompt.slice(0, 100), ...tokens(100, 17)])).toBe(96);
         });
 
+        test('up to its last token, with logits that are the same to the last bit', async () => {
+          const first = async (prompt: number[]) => {
+            const answer = await fetch(`${system.url}/v1/completions`, {
+              method: 'POST',
+              headers: { 'content-type': 'application/json' },
+              body: JSON.stringify({ prompt, max_tokens: 1, temperature: 0, logprobs: 5 }),
+            });
+            const { choices, usage } = (await answer.json()) as {
+              choices: { logprobs: { top_logprobs: Record<string, number>[] } }[];
+              usage: { prompt_tokens_details: { cached_tokens: number } };
+            };
+            return { logprobs: choices[0]?.logprobs.top_logprobs, cached: usage.prompt_tokens_details.cached_tokens };
+          };
+          for (const length of [192, 193]) {
+            const prompt = tokens(length, 50 + length);
+            const { logprobs, cached } = await first(prompt);
+            expect(cached).toBe(0);
+            expect(await first(prompt)).toEqual({ logprobs, cached: length - 2 });
+          }
+        });
+
         test('several at once that share it', async () => {
           const beginning = tokens(130, 19);
           await ask(beginning, 1);

@@ -90,7 +90,7 @@ class NaiveCache {
     const lengths = this.entries.map(({ known }) => wholeBlocks(commonLength(known, tokens)));
     const longest = Math.max(0, ...lengths);
     const match = longest > 0 ? this.entries[lengths.indexOf(longest)] : undefined;
-    const positions = Math.min(longest, tokens.length - 1);
+    const positions = Math.max(0, Math.min(longest, tokens.length - 2));
     if (match) match.lastUsed = ++this.#clock;
     const takeOver = () => {
       if (match?.pins !== 0 || this.states[match.slot] !== 'kept') return undefined;
@@ -261,15 +261,15 @@ describe('the cache', () => {
     return { pool, cache, of };
   }
 
-  test('computes the last token even of a prompt that it knows whole', () => {
+  test('computes the last two tokens even of a prompt that it knows whole', () => {
     const { cache, of } = full(1);
-    expect(cache.reserve(of(0, 32), 32)?.positions).toBe(31);
+    expect(cache.reserve(of(0, 32), 32)?.positions).toBe(30);
   });
 
   test('evicts the one whose prompt was not used for the longest time', () => {
     const { cache, of } = full(3);
     const used = cache.reserve(of(0, 32), 32);
-    expect(used).toMatchObject({ slot: { index: 0 }, positions: 31, copyFrom: undefined });
+    expect(used).toMatchObject({ slot: { index: 0 }, positions: 30, copyFrom: undefined });
     cache.add(0, of(0, 32), 32);
     cache.giveBack((used as PrefixSlot).slot);
     expect(cache.reserve(of(9), 40)?.slot.index).toBe(1);

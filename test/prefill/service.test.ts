@@ -225,7 +225,7 @@ describe('the cache', () => {
       await held.opened;
       throw new ServingError('runtime_failed', 'the graph broke');
     };
-    const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5]));
+    const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5, 6]));
     const frames = kv.pull({ leaseId: staged.kv.leaseId, fingerprint: FINGERPRINT }, NEVER)[Symbol.asyncIterator]();
     await frames.next(); // manifest
     expect((await frames.next()).value?.rows).toMatchObject({ start: 0, end: 4 });

@@ -40,8 +40,10 @@ interface StepBinding {
   readonly total: Int32Array;
 }
 
-/** A run may take so many times what the slowest one lately took for each token: later chunks of a prompt take longer. */
+/** A run may take so many times what the slowest ones lately took: later chunks of a prompt take longer. */
 const PATIENCE = 4;
+/** Runs of fewer tokens take about the same time each, longer ones about the same time per token. */
+const SHORT_RUN = 64;
 /** Per run: one that was slow since the machine stood still is forgotten. */
 const FADING = 0.99;
 
@@ -57,7 +59,9 @@ export class DecoderSession {
   readonly #bound: OrtValue[] = [];
   #underWay: Promise<void> = Promise.resolve();
   #running: { readonly startedMs: number; readonly tokens: number } | undefined;
-  /** Of the slowest run lately. */
+  /** Of the slowest short run lately. */
+  #msPerShortRun = 0;
+  /** Of the slowest long run lately; 0 before there was one. */
   #msPerToken = 0;
   #closed = false;
 
@@ -80,7 +84,9 @@ export class DecoderSession {
   get overdueMs(): number {
     if (this.#running === undefined) return 0;
     const { startedMs, tokens } = this.#running;
-    return Math.max(0, performance.now() - startedMs - PATIENCE * tokens * this.#msPerToken);
+    // Where no long run is known, no token of one takes longer than a short run.
+    const usualMs = this.#msPerShortRun + tokens * (this.#msPerToken || this.#msPerShortRun);
+    return Math.max(0, performance.now() - startedMs - PATIENCE * usualMs);
   }
 
   /** @param graph path of the decoder's model.onnx. */
@@ -190,7 +196,9 @@ export class DecoderSession {
       await this.#underWay;
     } finally {
       this.#running = undefined;
-      this.#msPerToken = Math.max(this.#msPerToken * FADING, (performance.now() - startedMs) / tokens);
+      const tookMs = performance.now() - startedMs;
+      if (tokens < SHORT_RUN) this.#msPerShortRun = Math.max(this.#msPerShortRun * FADING, tookMs);
+      else this.#msPerToken = Math.max(this.#msPerToken * FADING, tookMs / tokens);
     }
   }
 
