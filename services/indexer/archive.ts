@@ -39,9 +39,9 @@ export async function readUpload(
   try {
     const sources =
       format === 'json'
-        ? await readJson(body, upload)
+        ? await readJson(body, upload, signal)
         : format === 'zip'
-          ? await readZip(body, upload)
+          ? await readZip(body, upload, signal)
           : await readTar(body, upload, format === 'tar.gz', signal);
     return { ...sources, close: () => upload.close() };
   } catch (error) {
@@ -94,7 +94,7 @@ const jsonUpload = z.union(
   },
 );
 
-async function readJson(body: Body, upload: Upload): Promise<Sources> {
+async function readJson(body: Body, upload: Upload, signal: AbortSignal): Promise<Sources> {
   const parts: Uint8Array[] = [];
   for await (const part of body) parts.push(part);
   const text = new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(parts));
@@ -114,7 +114,7 @@ async function readJson(body: Body, upload: Upload): Promise<Sources> {
     if ('deleted' in item) upload.delete(path);
     else await addText(upload, path, item.content);
   }
-  return whole ? upload.all() : upload.changes((parsed.data as { base_version?: string }).base_version);
+  return whole ? upload.all(signal) : upload.changes((parsed.data as { base_version?: string }).base_version, signal);
 }
 
 async function addText(upload: Upload, path: string, content: string): Promise<void> {
@@ -164,7 +164,7 @@ async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: Abo
   }
   await fed;
   if (zeros < TAR_END) throw new Error('it has no end marker (was it cut off?)');
-  return upload.all();
+  return upload.all(signal);
 }
 
 function tarSkip(upload: Upload, path: string, type: string | null | undefined, size: number) {
@@ -173,7 +173,7 @@ function tarSkip(upload: Upload, path: string, type: string | null | undefined, 
   return upload.unwanted(path, size);
 }
 
-async function readZip(body: Body, upload: Upload): Promise<Sources> {
+async function readZip(body: Body, upload: Upload, signal: AbortSignal): Promise<Sources> {
   const spool = await Spool.open();
   try {
     for await (const part of body) await spool.append(part);
@@ -192,7 +192,7 @@ async function readZip(body: Body, upload: Upload): Promise<Sources> {
       if (crc32(content) !== entry.crc32) throw new Error(`file ${path} is damaged`);
       await upload.add(path, content);
     }
-    return upload.all();
+    return upload.all(signal);
   } finally {
     await spool.close();
   }

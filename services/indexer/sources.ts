@@ -2,8 +2,8 @@
 import { constants } from 'node:fs';
 import { lstat, open, readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { isGitIgnored } from 'globby';
 import { ServingError } from '../lib/process/errors.ts';
+import { IgnoreRules } from './gitignore.ts';
 import { asSource, isHidden, type SkipCounts, type Source } from './selection.ts';
 
 /** What an index run reads. */
@@ -19,7 +19,11 @@ export interface Sources {
   readonly baseVersion?: string;
 }
 
+const GITIGNORE = '.gitignore';
+
 export interface Listing {
+  /** What its .gitignore files exclude. */
+  readonly rules: IgnoreRules;
   /** Regular files and symbolic links, relative to the root, with forward slashes, in the order of their UTF-16 units. */
   readonly paths: string[];
   /** Folders that may not be read. */
@@ -38,50 +42,62 @@ export async function treeSources(dir: string, maxFileBytes: number): Promise<So
  */
 export async function changedSources(dir: string, changed: Iterable<string>, maxFileBytes: number): Promise<Sources> {
   const root = resolve(dir);
-  const isIgnored = await ignoreRules(root);
+  const rules = new IgnoreRules();
+  const known = new Set<string>();
   const replaced = new Set(changed);
   const paths: string[] = [];
-  for (const path of replaced) {
+  for (const path of [...replaced].sort()) {
     const parts = path.split('/');
-    const folders = parts.slice(0, -1).map((_, i) => `${root}/${parts.slice(0, i + 1).join('/')}/`);
-    if (parts.some(isHidden) || [...folders, `${root}/${path}`].some((each) => isIgnored(each))) continue;
+    if (parts.some(isHidden)) continue;
+    for (let depth = 0; depth < parts.length; depth++) {
+      const folder = parts
+        .slice(0, depth)
+        .map((part) => `${part}/`)
+        .join('');
+      if (!known.has(folder)) await addRules(rules, root, folder);
+      known.add(folder);
+    }
+    if (rules.excludes(path)) continue;
     if (await lstat(join(root, path)).catch(() => undefined)) paths.push(path);
   }
   return { paths: paths.sort(), skipped: {}, read: (path) => readSource(dir, path, maxFileBytes), replaced };
 }
 
-/** What .gitignore excludes under `root`, asked with absolute paths; those of folders end with a slash. */
-export const ignoreRules = (root: string) =>
-  isGitIgnored({ cwd: root, ignore: ['**/node_modules/**'], suppressErrors: true });
+/** Adds those of the folder's .gitignore, if that is text. @throws ServingError payload_too_large */
+async function addRules(rules: IgnoreRules, root: string, folder: string): Promise<void> {
+  const source = await readSource(root, `${folder}${GITIGNORE}`, Infinity);
+  if ('text' in source) rules.add(folder, source.text);
+}
 
 /**
  * What lies under `dir`. Left out: what .gitignore excludes, and dot files and folders, which hold settings and secrets
  * rather than code. Links are not walked into: what lies inside the tree is found there, and what lies outside is not of
  * the repository. (A walk of our own: glob matchers lose names that hold a line break.)
- * @throws ServingError invalid_request where `dir` is no readable directory.
+ * @throws ServingError invalid_request where `dir` is no readable directory; payload_too_large for too many rules.
  */
 export async function listSources(dir: string): Promise<Listing> {
   const root = resolve(dir);
   await readdir(root).catch((cause: Error) => {
     throw new ServingError('invalid_request', `cannot index ${dir}: ${cause.message}`, { param: 'path', cause });
   });
-  const isIgnored = await ignoreRules(root);
+  const rules = new IgnoreRules();
   const paths: string[] = [];
   let unreadable = 0;
   const folders = [''];
   for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
     const entries = await readdir(join(root, folder), { withFileTypes: true }).catch(() => undefined);
     if (!entries) unreadable++;
+    if (entries?.some(({ name }) => name === GITIGNORE)) await addRules(rules, root, folder);
     for (const entry of entries ?? []) {
       if (isHidden(entry.name)) continue;
       const path = `${folder}${entry.name}`;
       const isFolder = entry.isDirectory();
-      if (isIgnored(`${root}/${path}${isFolder ? '/' : ''}`)) continue;
+      if (rules.excludes(isFolder ? `${path}/` : path)) continue;
       if (isFolder) folders.push(`${path}/`);
       else if (entry.isFile() || entry.isSymbolicLink()) paths.push(path);
     }
   }
-  return { paths: paths.sort(), unreadable };
+  return { rules, paths: paths.sort(), unreadable };
 }
 
 /** Reads one listed file. A file that went, or turned into a link, since it was listed is skipped. */

@@ -5,10 +5,15 @@
 import { type FileHandle, mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { ServingError } from '../lib/process/errors.ts';
 
 export interface Extent {
   readonly offset: number;
   readonly length: number;
+}
+
+function failed(cause: Error): never {
+  throw new ServingError('spool_failed', `the temporary file of an upload: ${cause.message}`, { cause });
 }
 
 export class Spool {
@@ -19,10 +24,11 @@ export class Spool {
     this.#file = file;
   }
 
+  /** @throws ServingError spool_failed */
   static async open(): Promise<Spool> {
-    const dir = await mkdtemp(join(tmpdir(), 'llavacode-upload-'));
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-upload-')).catch(failed);
     try {
-      return new Spool(await open(join(dir, 'spool'), 'wx+', 0o600));
+      return new Spool(await open(join(dir, 'spool'), 'wx+', 0o600).catch(failed));
     } finally {
       await rm(dir, { recursive: true, force: true });
     }
@@ -37,20 +43,22 @@ export class Spool {
     return this.#size;
   }
 
+  /** @throws ServingError spool_failed, where the disk is full, say: nothing that the client could mend. */
   async append(bytes: Uint8Array): Promise<Extent> {
     const offset = this.#size;
     this.#size += bytes.length;
     for (let done = 0; done < bytes.length; ) {
-      done += (await this.#file.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
+      done += (await this.#file.write(bytes, done, bytes.length - done, offset + done).catch(failed)).bytesWritten;
     }
     return { offset, length: bytes.length };
   }
 
+  /** @throws ServingError spool_failed */
   async read({ offset, length }: Extent): Promise<Buffer> {
     const bytes = Buffer.allocUnsafe(length);
     for (let done = 0; done < length; ) {
-      const { bytesRead } = await this.#file.read(bytes, done, length - done, offset + done);
-      if (bytesRead === 0) throw new Error('the temporary file has lost its end'); // a full disk fails the write already
+      const { bytesRead } = await this.#file.read(bytes, done, length - done, offset + done).catch(failed);
+      if (bytesRead === 0) failed(new Error('it has lost its end')); // a full disk fails the write already
       done += bytesRead;
     }
     return bytes;

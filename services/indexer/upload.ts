@@ -2,8 +2,9 @@
  * The files of an upload, on their way to an index run. What comes is not trusted: paths must stay inside the repository,
  * and numbers and sizes are bounded, however little was sent. Content waits in a spool; names are only ever strings.
  */
-import ignore, { type Ignore } from 'ignore';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServingError } from '../lib/process/errors.ts';
+import { IgnoreRules } from './gitignore.ts';
 import { asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
 import type { Sources } from './sources.ts';
 import { type Extent, Spool } from './spool.ts';
@@ -22,6 +23,8 @@ const MAX_RATIO = 100;
 /** Not suspicious at any ratio, in bytes. */
 const RATIO_FREE = 32 * 1024 * 1024;
 const GITIGNORE = '.gitignore';
+/** Others wait no longer while rules are matched, in ms. */
+const TURN_MS = 5;
 
 const refused = (message: string) => new ServingError('invalid_request', message);
 
@@ -31,8 +34,7 @@ export class Upload {
   readonly #strip: number;
   /** By path: where its text lies, or why it has none. Of two files of one name the later counts, as tar has it. */
   readonly #files = new Map<string, Extent | SkipReason>();
-  /** By folder, '' or with a slash at its end: the rules of its .gitignore. */
-  readonly #rules = new Map<string, Ignore>();
+  readonly #rules = new IgnoreRules();
   readonly #deleted = new Set<string>();
   #entries = 0;
   #unpacked = 0;
@@ -97,7 +99,7 @@ export class Upload {
   async add(path: string, bytes: Uint8Array): Promise<void> {
     const source = asSource(path, bytes, this.#limits.maxFileBytes);
     if (isIgnoreFile(path)) {
-      if ('text' in source) this.#rules.set(path.slice(0, -GITIGNORE.length), ignore().add(source.text));
+      if ('text' in source) this.#rules.add(path.slice(0, -GITIGNORE.length), source.text);
     } else this.#files.set(path, 'text' in source ? await this.#spool.append(bytes) : source.skipped);
   }
 
@@ -107,44 +109,39 @@ export class Upload {
     this.#deleted.add(path);
   }
 
-  /** The whole repository. */
-  all(): Sources {
+  /** The whole repository. @throws the signal's reason. */
+  async all(signal: AbortSignal): Promise<Sources> {
     const skipped = noSkips();
     skipped.invalid_utf8 += this.#unnamed;
     const texts = new Map<string, Extent>();
-    for (const [path, file] of this.#files) {
-      if (typeof file === 'string') skipped[file]++;
-      else if (this.#isIgnored(path)) skipped.ignored++;
+    let turnEndsMs = performance.now() + TURN_MS;
+    for (const path of [...this.#files.keys()].sort()) {
+      const file = this.#files.get(path) as Extent | SkipReason;
+      if (typeof file === 'string') {
+        skipped[file]++;
+        continue;
+      }
+      const deciding = this.#rules.decide(path);
+      let step = deciding.next();
+      for (; !step.done; step = deciding.next()) {
+        if (performance.now() < turnEndsMs) continue;
+        await nextTurn();
+        signal.throwIfAborted();
+        turnEndsMs = performance.now() + TURN_MS;
+      }
+      if (step.value) skipped.ignored++;
       else texts.set(path, file);
     }
     return {
-      paths: [...texts.keys()].sort(),
+      paths: [...texts.keys()],
       skipped,
-      read: async (path) => ({ text: (await this.#spool.read(texts.get(path) as Extent)).toString() }),
+      read: async (path) => ({ text: new TextDecoder().decode(await this.#spool.read(texts.get(path) as Extent)) }),
     };
   }
 
-  /** Files that replace those of the current version, beside the deleted ones. */
-  changes(baseVersion: string | undefined): Sources {
-    return { ...this.all(), replaced: new Set([...this.#files.keys(), ...this.#deleted]), baseVersion };
-  }
-
-  /** As git has it: the deepest .gitignore with an opinion decides, but nothing inside an excluded folder comes back. */
-  #isIgnored(path: string): boolean {
-    if (this.#rules.size === 0) return false;
-    for (let end = path.indexOf('/'); ; end = path.indexOf('/', end + 1)) {
-      const part = end < 0 ? path : path.slice(0, end + 1);
-      if (this.#excludes(part)) return true;
-      if (end < 0) return false;
-    }
-  }
-
-  #excludes(path: string): boolean {
-    for (let end = path.lastIndexOf('/', path.length - 2); ; end = path.lastIndexOf('/', end - 1)) {
-      const verdict = this.#rules.get(path.slice(0, end + 1))?.test(path.slice(end + 1));
-      if (verdict?.ignored) return true;
-      if (verdict?.unignored || end < 0) return false;
-    }
+  /** Files that replace those of the current version, beside the deleted ones. @throws the signal's reason. */
+  async changes(baseVersion: string | undefined, signal: AbortSignal): Promise<Sources> {
+    return { ...(await this.all(signal)), replaced: new Set([...this.#files.keys(), ...this.#deleted]), baseVersion };
   }
 
   async close(): Promise<void> {

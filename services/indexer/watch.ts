@@ -7,7 +7,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type FSWatcher, watch } from 'chokidar';
 import { ServingError } from '../lib/process/errors.ts';
 import { isHidden } from './selection.ts';
-import { ignoreRules } from './sources.ts';
+import { listSources } from './sources.ts';
 
 export interface Watching {
   readonly dir: string;
@@ -35,21 +35,25 @@ async function watchUntilRulesChange({ dir, index, onFailure, signal, ...options
   const { quietMs = 200, retryMs = 1_000 } = options;
   const root = resolve(dir);
   const changes = new Changes(quietMs);
-  const isIgnored = await ignoreRules(root);
+  const { rules } = await listSources(root);
   const watcher = watch(root, {
     ignoreInitial: true,
     followSymlinks: false,
+    ignorePermissionErrors: true, // an index run counts what it may not read
     ignored: (path, stats) => {
       const own = relative(root, path).split(sep);
       if (own[0] === '') return false;
       const name = own.at(-1) as string;
-      return (isHidden(name) && name !== GITIGNORE) || isIgnored(stats?.isDirectory() ? `${path}${sep}` : path);
+      return (
+        (isHidden(name) && name !== GITIGNORE) || rules.excludes(own.join('/') + (stats?.isDirectory() ? '/' : ''))
+      );
     },
   });
   const stop = () => changes.end();
   signal.addEventListener('abort', stop);
   try {
     await ready(watcher, signal);
+    watcher.on('error', (error) => onFailure(ServingError.from(error)));
     watcher.on('all', (event, path) => {
       if (event === 'add' || event === 'change' || event === 'unlink') {
         changes.add(relative(root, path).split(sep).join('/'));
@@ -81,7 +85,7 @@ async function ready(watcher: FSWatcher, signal: AbortSignal): Promise<void> {
   let leave = () => {};
   await new Promise<void>((resolve, reject) => {
     leave = resolve;
-    watcher.once('ready', resolve).once('error', reject);
+    watcher.once('ready', resolve).on('error', reject);
     signal.addEventListener('abort', leave, { once: true });
   }).finally(() => signal.removeEventListener('abort', leave));
 }

@@ -1,8 +1,9 @@
 /** What an upload may hold: read alike whatever its form, and refused or counted where it is bad. */
 import { gzipSync } from 'node:zlib';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { readUpload, type UploadFormat } from '../../services/indexer/archive.ts';
 import { noSkips, type SkipCounts } from '../../services/indexer/selection.ts';
+import { Spool } from '../../services/indexer/spool.ts';
 import {
   type Files,
   inParts,
@@ -276,4 +277,16 @@ describe('a zip', () => {
     zip.writeUInt16LE(zip.readUInt16LE(directory + 8) | 1, directory + 8);
     await expect(read('zip', zip)).rejects.toEqual(refusal('invalid_request', 'encrypted'));
   });
+});
+
+test('a disk that takes nothing more is not the client’s fault', async () => {
+  const failed = expect.objectContaining({ code: 'spool_failed', kind: expect.objectContaining({ retryable: true }) });
+  const spool = await Spool.open();
+  const extent = await spool.append(Buffer.from('x'));
+  await spool.close(); // as good as broken
+  await expect(spool.append(Buffer.from('y'))).rejects.toEqual(failed);
+  await expect(spool.read(extent)).rejects.toEqual(failed);
+  vi.stubEnv('TMPDIR', '/nowhere');
+  onTestFinished(() => void vi.unstubAllEnvs());
+  await expect(read('json', jsonOfFiles({ 'a.py': 'x' }))).rejects.toEqual(failed);
 });

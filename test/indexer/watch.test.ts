@@ -2,6 +2,7 @@
 import { mkdir, mkdtemp, rm, unlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import type { FSWatcher } from 'chokidar';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { indexRepository, indexSources } from '../../services/indexer/index-repository.ts';
 import { treeSources } from '../../services/indexer/sources.ts';
@@ -10,6 +11,17 @@ import { watchTree } from '../../services/indexer/watch.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/open-store.ts';
 import { LIMITS, python, RememberingEncoder } from './fake-indexer.ts';
+
+const { watchers } = vi.hoisted(() => ({ watchers: [] as FSWatcher[] }));
+vi.mock(import('chokidar'), async (original) => {
+  const chokidar = await original();
+  const watch: typeof chokidar.watch = (...asked) => {
+    const watcher = chokidar.watch(...asked);
+    watchers.push(watcher);
+    return watcher;
+  };
+  return { ...chokidar, watch };
+});
 
 const SOON = { timeout: 20_000, interval: 10 };
 const REPO = 'shop';
@@ -135,6 +147,21 @@ test("another indexer's version in between is not built on: all is indexed anew"
   await indexSources({ repo: REPO, sources, store, encoder, options: LIMITS });
   await write('a.py', python('changed', 12));
   expect(await settled()).toMatchObject({ files: 2 });
+  stop.abort();
+  await watching;
+});
+
+test('what the watcher cannot watch is told, and the rest goes on', async () => {
+  const { dir, write, stop, failures, follow, settled } = await start();
+  await write('a.py', python('a', 12));
+  const watching = follow();
+  await settled();
+  const watcher = watchers.at(-1) as FSWatcher;
+  expect(watcher.options.ignorePermissionErrors).toBe(true); // as root there are none to be met
+  for (const folder of ['p', 'q']) watcher.emit('error', new Error(`ENOSPC: too many watches, ${dir}/${folder}`));
+  expect(failures).toEqual(['internal', 'internal']);
+  await write('b.py', python('b', 12));
+  await settled();
   stop.abort();
   await watching;
 });

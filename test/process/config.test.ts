@@ -117,6 +117,14 @@ describe('loadConfig', () => {
     },
   );
 
+  it('does not take an address that nobody could reach, nor a stride that loses lines', () => {
+    const wanted = ['advertise', 'chunkLines', 'chunkStride'] as const;
+    const message = problems(() => loadConfig(wanted, { advertise: 'nonsense', chunkLines: 10, chunkStride: 20 }, {}));
+    expect(message).toContain('--advertise (LLAVACODE_ADVERTISE) = "nonsense": must be host:port');
+    expect(message).toContain('--chunk-stride = 20');
+    expect(loadConfig(wanted, { advertise: 'node:1', chunkStride: 10 }, {}).advertise).toBe('node:1');
+  });
+
   it('takes IPv6 addresses in brackets', () => {
     const config = loadConfig(['decodeWorkers'], { decodeWorkers: '[::1]:8001,node-1.local:65535' }, {});
     expect(config.decodeWorkers).toEqual(['[::1]:8001', 'node-1.local:65535']);

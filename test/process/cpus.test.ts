@@ -9,7 +9,7 @@ test.each([
   ['3,1-2,3', [3, 1, 2]],
 ])('%s', (list, cpus) => expect(parseCpus(list)).toEqual(cpus));
 
-test.each(['', '3-1', 'a', '1-', '0,,1'])('%j is no list of cores', (list) => {
+test.each(['', '3-1', 'a', '1-', '0,,1', '0-99999999999', '8192'])('%j is no list of cores', (list) => {
   expect(() => parseCpus(list)).toThrow(expect.objectContaining({ code: 'config_invalid' }));
 });
 

@@ -54,12 +54,9 @@ export const SETTINGS = {
   // Where to listen.
   host: z.string().min(1).default('127.0.0.1').describe('address to listen on'),
   port: whole(0, 65535).default(8000).describe('port to listen on; 0 takes a free one'),
-  advertise: z
-    .string()
-    .default('')
-    .describe(
-      "host:port under which others reach a worker; where it listens when empty, by this machine's first address if it listens on all",
-    ),
+  advertise: address.describe(
+    "host:port under which others reach a worker; where it listens when empty, by this machine's first address if it listens on all",
+  ),
   metricsHost: z
     .string()
     .min(1)
@@ -266,6 +263,12 @@ export function loadConfig<K extends Setting>(
       const value = given === undefined ? '' : ` = ${shown(given)}`;
       problems.push(`${flagName(key)} (${envName(key)})${value}: ${why}`);
     }
+  }
+  const { chunkLines, chunkStride } = values;
+  if (Number(chunkStride) > Number(chunkLines)) {
+    problems.push(
+      `--chunk-stride = ${chunkStride}: of chunks of ${chunkLines} lines (--chunk-lines) it would lose some`,
+    );
   }
   if (problems.length > 0)
     throw new ServingError('config_invalid', `invalid configuration:\n  ${problems.join('\n  ')}`);

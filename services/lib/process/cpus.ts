@@ -3,13 +3,16 @@ import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { ServingError } from './errors.ts';
 
+/** More than Linux is ever built for. */
+const MAX_CPUS = 8192;
+
 /** `0-2,8` as [0, 1, 2, 8]. @throws ServingError config_invalid. */
 export function parseCpus(list: string): number[] {
   const cpus = list.split(',').flatMap((part) => {
     const [, from, to = from] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
     const [first, last] = [Number(from), Number(to)];
-    if (!(first <= last)) {
-      throw new ServingError('config_invalid', `cores ${JSON.stringify(list)} must be like 0-3,8`);
+    if (!(first <= last && last < MAX_CPUS)) {
+      throw new ServingError('config_invalid', `cores ${JSON.stringify(list)} must be like 0-3,8, below ${MAX_CPUS}`);
     }
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   });

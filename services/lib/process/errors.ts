@@ -98,6 +98,12 @@ export const ERRORS = {
   runtime_failed: kind(500, 'INTERNAL', true, 'Retry; see the message of ONNX Runtime.'),
   out_of_memory: kind(500, 'INTERNAL', false, 'Lower --slots or --capacity.'),
   address_in_use: kind(500, 'INTERNAL', false, 'Choose another --port.'),
+  spool_failed: kind(
+    503,
+    'UNAVAILABLE',
+    true,
+    "Retry; make room on the disk of the indexer's temporary files (TMPDIR).",
+  ),
   store_unavailable: kind(503, 'UNAVAILABLE', true, 'Start the store, or correct --store.'),
   store_invalid: kind(500, 'INTERNAL', false, 'Index the repository again.'),
   index_moved: kind(409, 'ABORTED', false, 'Work out the changes against the current version, or send all files.'),
