@@ -154,7 +154,7 @@ export const SETTINGS = {
   queueSequences: whole(0).default(64).describe('sequences that may wait for a slot in a decode worker'),
   maxInflight: whole(1)
     .default(256)
-    .describe('requests that the gateway serves at once; a tenant with less than its share is let in beyond'),
+    .describe('requests served at once; a tenant with less than its share is let in beyond, to twice as many'),
   bodyLimitBytes: whole(1024)
     .default(4 * 1024 * 1024)
     .describe('largest request body, in bytes'),
