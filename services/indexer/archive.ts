@@ -8,7 +8,7 @@ import { type Entry, fromFdPromise } from 'yauzl';
 import { z } from 'zod';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Sources } from './sources.ts';
-import { Spool } from './spool.ts';
+import { Spool, spoolFailed } from './spool.ts';
 import { Upload, type UploadLimits } from './upload.ts';
 
 export const UPLOAD_FORMATS = ['json', 'tar', 'tar.gz', 'zip'] as const;
@@ -27,7 +27,7 @@ export interface UploadBody {
 /**
  * Reads an upload to its end; `close` when the sources have been read.
  * @throws ServingError invalid_request for what is no such archive, is cut off, or holds paths that lead out of the
- *   repository; payload_too_large; the signal's reason.
+ *   repository; payload_too_large; spool_failed; the signal's reason.
  */
 export async function readUpload(
   { format, strip, bytes }: UploadBody,
@@ -48,6 +48,8 @@ export async function readUpload(
     await upload.close();
     signal.throwIfAborted();
     if (error instanceof ServingError) throw error;
+    // Of the system, where a zip was read from its spool.
+    if ((error as NodeJS.ErrnoException).syscall !== undefined) spoolFailed(error as Error);
     throw new ServingError('invalid_request', `the upload is no valid ${format}: ${(error as Error).message}`, {
       cause: error,
     });

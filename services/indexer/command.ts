@@ -2,6 +2,7 @@
 import ora, { type Ora } from 'ora';
 import { openBundle } from '../lib/model/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
+import type { ServingError } from '../lib/process/errors.ts';
 import { loadContextEncoder } from '../lib/rag/encode.ts';
 import { openStore } from '../lib/rag/open-store.ts';
 import { repoKey } from '../lib/rag/repo-key.ts';
@@ -47,7 +48,8 @@ export async function runIndex(
   });
   try {
     if (watch) {
-      const onFailure = (error: Error) => void spinner.warn(`${error.message}; trying again`);
+      const onFailure = ({ message, kind }: ServingError) =>
+        void spinner.warn(kind.retryable ? `${message}; trying again` : `some changes may go unseen: ${message}`);
       await watchTree({ dir, index, onFailure, signal: stop.signal });
     } else await index();
     return report;

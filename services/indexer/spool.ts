@@ -12,7 +12,8 @@ export interface Extent {
   readonly length: number;
 }
 
-function failed(cause: Error): never {
+/** @throws ServingError spool_failed: for what libraries throw that read by descriptor as well. */
+export function spoolFailed(cause: Error): never {
   throw new ServingError('spool_failed', `the temporary file of an upload: ${cause.message}`, { cause });
 }
 
@@ -26,9 +27,9 @@ export class Spool {
 
   /** @throws ServingError spool_failed */
   static async open(): Promise<Spool> {
-    const dir = await mkdtemp(join(tmpdir(), 'llavacode-upload-')).catch(failed);
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-upload-')).catch(spoolFailed);
     try {
-      return new Spool(await open(join(dir, 'spool'), 'wx+', 0o600).catch(failed));
+      return new Spool(await open(join(dir, 'spool'), 'wx+', 0o600).catch(spoolFailed));
     } finally {
       await rm(dir, { recursive: true, force: true });
     }
@@ -48,7 +49,7 @@ export class Spool {
     const offset = this.#size;
     this.#size += bytes.length;
     for (let done = 0; done < bytes.length; ) {
-      done += (await this.#file.write(bytes, done, bytes.length - done, offset + done).catch(failed)).bytesWritten;
+      done += (await this.#file.write(bytes, done, bytes.length - done, offset + done).catch(spoolFailed)).bytesWritten;
     }
     return { offset, length: bytes.length };
   }
@@ -57,8 +58,8 @@ export class Spool {
   async read({ offset, length }: Extent): Promise<Buffer> {
     const bytes = Buffer.allocUnsafe(length);
     for (let done = 0; done < length; ) {
-      const { bytesRead } = await this.#file.read(bytes, done, length - done, offset + done).catch(failed);
-      if (bytesRead === 0) failed(new Error('it has lost its end')); // a full disk fails the write already
+      const { bytesRead } = await this.#file.read(bytes, done, length - done, offset + done).catch(spoolFailed);
+      if (bytesRead === 0) spoolFailed(new Error('it has lost its end')); // a full disk fails the write already
       done += bytesRead;
     }
     return bytes;

@@ -13,7 +13,10 @@ export interface Watching {
   readonly dir: string;
   /** Indexes these files (relative, with forward slashes), or all where none are given. Runs come one after the other. */
   readonly index: (changed?: ReadonlySet<string>) => Promise<unknown>;
-  /** Told of a run that failed for a reason that may pass; it is tried again. */
+  /**
+   * Told of a run that failed for a reason that may pass (`kind.retryable`); it is tried again. And of what cannot be watched
+   * any more: changes there are not seen.
+   */
   readonly onFailure: (error: ServingError) => void;
   /** Ends it. */
   readonly signal: AbortSignal;

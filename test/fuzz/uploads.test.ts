@@ -26,13 +26,19 @@ const names = fc.oneof(
     'x'.repeat(5_000),
   ),
   fc.string({ unit: 'binary', maxLength: 40 }),
+  fc.integer({ min: 1, max: 500 }).map((depth) => `${'a/'.repeat(depth)}b.py`),
 );
+/** Of a .gitignore: what takes long to match. */
+const rules = fc.string({ unit: fc.constantFrom('a', '/', '**/', '*', '?', '[!b]', '!', '\n', '\\'), maxLength: 150 });
 const contents = fc.oneof(
   fc.string({ maxLength: 50 }),
   fc.constant('x = 1\n'.repeat(500)),
   fc.constant('*.py\n!a.py\n**/['),
+  rules,
 );
-const files = fc.array(fc.tuple(names, contents), { maxLength: 8 });
+const files = fc
+  .tuple(fc.option(rules), fc.array(fc.tuple(names, contents), { maxLength: 8 }))
+  .map(([own, list]) => [...(own === null ? [] : [['.gitignore', own] as [string, string]]), ...list]);
 const types = fc.constantFrom('file', 'directory', 'symlink', 'link', 'character-device', 'fifo', 'contiguous-file');
 
 const tars = fc
