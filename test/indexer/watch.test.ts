@@ -144,7 +144,8 @@ test("another indexer's version in between is not built on: all is indexed anew"
   await mkdir(other);
   await writeFile(join(other, 'foreign.py'), python('foreign', 12));
   const sources = await treeSources(other, LIMITS.maxFileBytes);
-  await indexSources({ repo: REPO, sources, store, encoder, options: LIMITS });
+  // The lock may outlast the version that was seen by a moment.
+  await vi.waitFor(() => indexSources({ repo: REPO, sources, store, encoder, options: LIMITS }), SOON);
   await write('a.py', python('changed', 12));
   expect(await settled()).toMatchObject({ files: 2 });
   stop.abort();
