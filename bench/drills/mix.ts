@@ -138,7 +138,9 @@ export async function sendChoices(url: string, reference: ChoicesReference, star
     if (answer.usage.completion_tokens !== received.flat().length) {
       return { ...record, endedMs, outcome: 'failed', code: 'wrong_usage', lost, doubled };
     }
-    return { ...record, firstMs: endedMs, endedMs, outcome: 'ok', lost, doubled, degraded };
+    const ended = { ...record, firstMs: endedMs, endedMs, outcome: 'ok', lost, doubled, degraded } as const;
+    if (lost === 0 && doubled === 0) return ended;
+    return { ...ended, difference: { path: reference.body.rag?.path, received, expected } };
   } catch (error) {
     return { ...record, endedMs: now(), outcome: 'failed', code: ServingError.from(error, 'worker_lost').code };
   }

@@ -12,7 +12,7 @@ import { Fleet, type Member, type Vitals } from './fleet.ts';
 import { KINDS, type Kind, makeMix, sendMix } from './mix.ts';
 import { judge } from './run.ts';
 import { fitFloor, JUDGED_FROM_MS, type Slope } from './slope.ts';
-import { makeReferences, type StreamRecord } from './streams.ts';
+import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
 
 export interface SoakOptions {
   readonly path: string;
@@ -62,6 +62,8 @@ export interface SoakResult {
   readonly kills: number;
   readonly trends: readonly ProcessTrend[];
   readonly broken: string;
+  /** Streams that ended well with other tokens than they should. */
+  readonly differences: readonly (Difference & { readonly kind: Kind; readonly sentMs: number })[];
 }
 
 const SAMPLE_EVERY_MS = 2_000;
@@ -105,7 +107,10 @@ export async function runSoak(model: BenchModel, options: SoakOptions): Promise<
     const judged = judge({ name: 'soak' }, records, [], [remains, ...grows].filter((text) => text !== '').join('; '));
     const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judged;
     const counts = { lostTokens, doubledTokens, restarts, kills };
-    return { minutes, sent, ok, left, failed, ...counts, mix: countMix(sentOf), trends, broken };
+    const differences = KINDS.flatMap((kind) =>
+      sentOf[kind].flatMap(({ difference, sentMs }) => (difference ? [{ ...difference, kind, sentMs }] : [])),
+    );
+    return { minutes, sent, ok, left, failed, ...counts, mix: countMix(sentOf), trends, broken, differences };
   } finally {
     await fleet.close();
   }

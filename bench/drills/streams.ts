@@ -37,6 +37,14 @@ export interface StreamRecord {
   readonly longestGapMs: number;
   /** It ended well, and without the context that it asked for. */
   readonly degraded?: boolean;
+  /** Of one that ended well with other tokens than it should: what came, and what should have come. */
+  readonly difference?: Difference;
+}
+
+export interface Difference {
+  readonly path: string | undefined;
+  readonly received: readonly (readonly number[])[];
+  readonly expected: readonly (readonly number[])[];
 }
 
 const OUTPUT_TOKENS = 40;
@@ -159,7 +167,9 @@ export async function sendStream(
     const { rag } = await streamCompletion(url, reference.body, signal, { onChunk });
     expected = answerOf(reference, rag);
     const lost = expected.length - commonStart(received, expected);
-    return { ...known(), outcome: 'ok', lost, degraded: rag?.degraded !== undefined };
+    const difference = { path: reference.body.rag?.path, received: [received], expected: [expected] };
+    const ended = { ...known(), outcome: 'ok', lost, degraded: rag?.degraded !== undefined } as const;
+    return lost > 0 || ended.doubled > 0 ? { ...ended, difference } : ended;
   } catch (error) {
     // Of a stream that broke off it is not known which context it had: it must be one of the answers.
     const answers = [expected, reference.withoutContext, ...(reference.byVersion?.values() ?? [])];

@@ -138,7 +138,9 @@ test('a soak says what it was made of', () => {
     ...{ choices: records('ok', 'failed'), uploads: [] },
   };
   const counts = { sent: 7, ok: 3, left: 3, failed: {}, lostTokens: 0, doubledTokens: 0, restarts: 0, kills: 0 };
-  const { markdown } = reportSoak({ result: { minutes: 1, ...counts, mix: countMix(sent), trends: [], broken: '' } });
+  const { markdown } = reportSoak({
+    result: { minutes: 1, ...counts, mix: countMix(sent), trends: [], differences: [], broken: '' },
+  });
   expect(markdown).toContain('2 completions (1 ok, 1 left or superseded), 3 keystrokes (1 ok, 2 left or superseded)');
   expect(markdown).toContain('2 choices (1 ok, 0 left or superseded), 0 uploads (0 ok, 0 left or superseded)');
 });
