@@ -133,9 +133,8 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     const upload = uploadOf(start, body, parts.maxUploadBytes, () => silence.refresh());
     for await (const { progress, report } of indexer.index(upload, signal)) {
       if (report) {
-        const body = reportBody(repo, report);
-        if (!stream) return body;
-        return stream.end(body);
+        const answer = reportBody(repo, report);
+        return stream ? stream.end(answer) : answer;
       }
       silence.refresh();
       if (progress) {

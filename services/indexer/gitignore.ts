@@ -5,6 +5,8 @@
  */
 import { ServingError } from '../lib/process/errors.ts';
 
+export const GITIGNORE = '.gitignore';
+
 /** In all .gitignore files of a repository together: large ones have some hundred. */
 const MAX_RULES = 10_000;
 /** Of all of them together: what a rule is made into takes a multiple of it. */

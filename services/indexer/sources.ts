@@ -3,7 +3,7 @@ import { constants } from 'node:fs';
 import { lstat, open, readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { ServingError } from '../lib/process/errors.ts';
-import { IgnoreRules } from './gitignore.ts';
+import { GITIGNORE, IgnoreRules } from './gitignore.ts';
 import { asSource, isHidden, type SkipCounts, type Source } from './selection.ts';
 
 /** What an index run reads. */
@@ -18,8 +18,6 @@ export interface Sources {
   /** The version that changes were worked out against; any will do where there is none. */
   readonly baseVersion?: string;
 }
-
-const GITIGNORE = '.gitignore';
 
 export interface Listing {
   /** What its .gitignore files exclude. */
@@ -49,13 +47,11 @@ export async function changedSources(dir: string, changed: Iterable<string>, max
   for (const path of [...replaced].sort()) {
     const parts = path.split('/');
     if (parts.some(isHidden)) continue;
-    for (let depth = 0; depth < parts.length; depth++) {
-      const folder = parts
-        .slice(0, depth)
-        .map((part) => `${part}/`)
-        .join('');
+    let folder = '';
+    for (const part of parts) {
       if (!known.has(folder)) await addRules(rules, root, folder);
       known.add(folder);
+      folder += `${part}/`;
     }
     if (rules.excludes(path)) continue;
     if (await lstat(join(root, path)).catch(() => undefined)) paths.push(path);

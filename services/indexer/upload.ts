@@ -4,7 +4,7 @@
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServingError } from '../lib/process/errors.ts';
-import { IgnoreRules } from './gitignore.ts';
+import { GITIGNORE, IgnoreRules } from './gitignore.ts';
 import { asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
 import type { Sources } from './sources.ts';
 import { type Extent, Spool } from './spool.ts';
@@ -22,7 +22,6 @@ const MAX_PATH_BYTES = 4_096;
 const MAX_RATIO = 100;
 /** Not suspicious at any ratio, in bytes. */
 const RATIO_FREE = 32 * 1024 * 1024;
-const GITIGNORE = '.gitignore';
 /** Others wait no longer while rules are matched, in ms. */
 const TURN_MS = 5;
 

@@ -6,6 +6,7 @@ import { relative, resolve, sep } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type FSWatcher, watch } from 'chokidar';
 import { ServingError } from '../lib/process/errors.ts';
+import { GITIGNORE } from './gitignore.ts';
 import { isHidden } from './selection.ts';
 import { listSources } from './sources.ts';
 
@@ -25,8 +26,6 @@ export interface Watching {
   /** Until the next attempt after a failure, in ms. */
   readonly retryMs?: number;
 }
-
-const GITIGNORE = '.gitignore';
 
 /** Returns when the signal is aborted. @throws what `index` threw, where another attempt would not help. */
 export async function watchTree(watching: Watching): Promise<void> {
