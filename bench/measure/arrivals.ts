@@ -3,7 +3,7 @@
  * gamma-distributed with shape `burstiness` (1 is Poisson, below 1 bursty, above 1 even) and rescaled so that `count`
  * requests take exactly count / rate seconds: runs at one rate offer the same load whatever the seed.
  */
-import { uniform } from '../../services/lib/engine/random.ts';
+import { wordsAt } from '../../services/lib/engine/random.ts';
 
 export const ARRIVALS = ['poisson', 'gamma', 'constant'] as const;
 export type Arrivals = (typeof ARRIVALS)[number];
@@ -40,9 +40,10 @@ export class RandomStream {
     this.#seed = seed;
   }
 
-  /** In [0, 1). */
+  /** In [0, 1), with 53 random bits. */
   uniform(): number {
-    return uniform(this.#seed, this.#position++);
+    const [high, low] = wordsAt(this.#seed, this.#position++);
+    return (high * 2 ** 21 + (low >>> 11)) / 2 ** 53;
   }
 
   /** A whole number in [0, below). */

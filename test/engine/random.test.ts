@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { philox4x32, uniform } from '../../services/lib/engine/random.ts';
+import { noiseBits, philox4x32, wordsAt } from '../../services/lib/engine/random.ts';
 
 /** Critical value of chi-square with `df` degrees of freedom at p = 0.0001 (Wilson-Hilferty). */
 const chiSquareLimit = (df: number) => df * (1 - 2 / (9 * df) + 3.719 * Math.sqrt(2 / (9 * df))) ** 3;
@@ -43,51 +43,73 @@ describe('philox4x32', () => {
   });
 });
 
-describe('uniform', () => {
+describe('noiseBits', () => {
   const N = 20_000;
   const line = Array.from({ length: N }, (_, i) => i);
-  const seeds = [0, 1, 42, 2 ** 32, 2 ** 53 - 1];
+  const noise = (seed: number, position: number, id: number, from: 0 | 2 = 0) => {
+    const words = wordsAt(seed, position);
+    return noiseBits(id, words[from], words[from + 1]!) / 2 ** 32;
+  };
 
-  it('lies in [0, 1) and follows from seed and position alone', () => {
+  it('lie in [0, 1) and follow from seed, position and token alone', () => {
     fc.assert(
-      fc.property(fc.maxSafeNat(), fc.nat({ max: 2 ** 32 - 1 }), (seed, position) => {
-        const u = uniform(seed, position);
+      fc.property(fc.maxSafeNat(), fc.nat({ max: 2 ** 32 - 1 }), fc.nat({ max: 2 ** 18 }), (seed, position, id) => {
+        const u = noise(seed, position, id);
         expect(u).toBeGreaterThanOrEqual(0);
         expect(u).toBeLessThan(1);
-        expect(uniform(seed, position)).toBe(u);
+        expect(noise(seed, position, id)).toBe(u);
       }),
     );
   });
 
-  it.each(seeds)('is uniform over positions for seed %d', (seed) => {
-    const numbers = line.map((i) => uniform(seed, i));
-    expect(chiSquare(numbers, 100)).toBeLessThan(chiSquareLimit(99));
+  const places = fc.sample(fc.tuple(fc.maxSafeNat(), fc.nat({ max: 4000 })), { numRuns: 8, seed: 1 });
+  it.each([[0, 0], [1, 0], [0, 1], [2 ** 32, 7], [2 ** 53 - 1, 1000], ...places])(
+    'are uniform over tokens for seed %d at position %d',
+    (seed, position) => {
+      for (const from of [0, 2] as const) {
+        const numbers = line.map((id) => noise(seed, position, id, from));
+        expect(chiSquare(numbers, 100)).toBeLessThan(chiSquareLimit(99));
+      }
+    },
+  );
+
+  it.each([0, 1, 271, 151_935])('are uniform over positions and over consecutive seeds for token %d', (id) => {
+    for (const numbers of [line.map((i) => noise(42, i, id)), line.map((i) => noise(i, 3, id))]) {
+      expect(chiSquare(numbers, 100)).toBeLessThan(chiSquareLimit(99));
+    }
   });
 
-  it.each([0, 1, 1000])('is uniform over consecutive seeds at position %d', (position) => {
-    const numbers = line.map((seed) => uniform(seed, position));
-    expect(chiSquare(numbers, 100)).toBeLessThan(chiSquareLimit(99));
-  });
-
-  it('does not correlate between neighbouring positions, neighbouring seeds, and seeds 2^32 apart', () => {
-    const own = line.map((i) => uniform(42, i));
+  it('do not correlate between neighbouring tokens, positions and seeds, seeds 2^32 apart, and both halves', () => {
+    const own = line.map((id) => noise(42, 5, id));
     for (const other of [
-      line.map((i) => uniform(42, i + 1)),
-      line.map((i) => uniform(43, i)),
-      line.map((i) => uniform(42 + 2 ** 32, i)),
+      line.map((id) => noise(42, 5, id + 1)),
+      line.map((id) => noise(42, 5, id ^ 1)),
+      line.map((id) => noise(42, 6, id)),
+      line.map((id) => noise(43, 5, id)),
+      line.map((id) => noise(42 + 2 ** 32, 5, id)),
+      line.map((id) => noise(42, 5, id, 2)),
     ]) {
       expect(Math.abs(correlation(own, other))).toBeLessThan(4 / Math.sqrt(N));
     }
   });
 
-  it('uses the whole seed', () => {
-    expect(uniform(5 + 2 ** 32, 0)).not.toBe(uniform(5, 0));
-    expect(uniform(5 + 2 ** 52, 0)).not.toBe(uniform(5, 0));
+  it('gives no two tokens of a position the same', () => {
+    fc.assert(
+      fc.property(fc.maxSafeNat(), (seed) => {
+        const [a, b] = wordsAt(seed, 0);
+        expect(new Set(line.map((id) => noiseBits(id, a, b))).size).toBe(N);
+      }),
+      { numRuns: 10 },
+    );
   });
 
-  it.each(Array.from({ length: 53 }, (_, bit) => bit))('sets bit %d of 53 half of the time', (bit) => {
-    const numbers = line.slice(0, 4000).map((i) => uniform(1, i) * 2 ** 53);
-    const ones = numbers.filter((x) => Math.floor(x / 2 ** bit) % 2 === 1).length;
+  it('uses the whole seed', () => {
+    expect(wordsAt(5 + 2 ** 32, 0)).not.toEqual(wordsAt(5, 0));
+    expect(wordsAt(5 + 2 ** 52, 0)).not.toEqual(wordsAt(5, 0));
+  });
+
+  it.each(Array.from({ length: 32 }, (_, bit) => bit))('sets bit %d of 32 half of the time', (bit) => {
+    const ones = line.slice(0, 4000).filter((id) => (noise(1, 0, id) * 2 ** 32) & (2 ** bit)).length;
     expect(Math.abs(ones - 2000)).toBeLessThan(4 * Math.sqrt(1000));
   });
 });

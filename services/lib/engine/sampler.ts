@@ -6,7 +6,6 @@
 import { ServingError } from '../process/errors.ts';
 import type { SampledToken, Sampling } from '../request/sequence.ts';
 import { draw } from './draw.ts';
-import { uniform } from './random.ts';
 
 /** How often each token stands in a sequence's output so far; what the penalties are made from. */
 export class OutputHistory {
@@ -52,7 +51,7 @@ export function sample(
   try {
     adjust(logits, sampling, position, history, originals);
     id = argmax(logits);
-    if (sampling.temperature > 0) id = draw(logits, logits[id]!, sampling, uniform(sampling.seed, position));
+    if (sampling.temperature > 0) id = draw(logits, logits[id]!, sampling, position);
   } finally {
     // Backwards, since an id may have been adjusted more than once.
     for (let o = originals.length - 1; o >= 0; o--) logits[originals[o]!.id] = originals[o]!.logit;
