@@ -14,10 +14,11 @@ import { INDEXER_SETTINGS, runIndexer } from './indexer/main.ts';
 import { SHAPES } from './lib/model/synth.ts';
 import { type Config, flagName, loadConfig, SETTINGS, type Setting } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { Interrupted } from './lib/process/interrupt.ts';
 import { DEFAULT_TENANT } from './lib/rag/repo-key.ts';
 import { PREFILL_SETTINGS, runPrefill } from './prefill/main.ts';
 import { MODES } from './supervisor.ts';
-import { runUp, UP_DEFAULTS, UP_SETTINGS } from './up.ts';
+import { runUp, UP_SETTINGS, upDefaults } from './up.ts';
 
 const program = new Command('llavacode')
   .description('Code completion where repository context costs 10 prompt tokens instead of 500.')
@@ -62,10 +63,10 @@ withSettings(program.command('up').description('the whole system on one machine,
   .option('--decode <n>', 'decode workers', count, 1)
   .option('--pin', 'give each worker cores of its own (Linux)')
   .addOption(new Option('--precision <p>', 'of a checkpoint').choices(PRECISIONS).default('fp32'))
-  .option('--data <dir>', 'where bundles, logs and the index lie', '.llavacode')
+  .option('--data <dir>', 'where bundles and logs lie, and the index where no --store says otherwise', '.llavacode')
   .option('--index <dir>', 'repository to index at start, under the name of its folder')
   .action(async ({ mode, prefill, decode, pin, precision, data, index, ...flags }) => {
-    await runUp(loadConfig(UP_SETTINGS, flags, { ...UP_DEFAULTS, ...process.env }), {
+    await runUp(loadConfig(UP_SETTINGS, flags, { ...upDefaults(data), ...process.env }), {
       mode,
       prefill,
       decode,
@@ -145,6 +146,7 @@ async function report(file: string | undefined, figures: unknown): Promise<void>
 try {
   await program.parseAsync();
 } catch (error) {
+  if (error instanceof Interrupted) process.exit(error.exitCode);
   const failure = ServingError.from(error);
   process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${failure.kind.remedy}\n`);
   if (failure.code === 'internal') process.stderr.write(`${failure.stack}\n`);

@@ -7,7 +7,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type CompletionBody, type StreamedCompletion, streamCompletion, tpotMs, ttftMs } from './client.ts';
 import { loadConfig, PACKAGE_ROOT } from './lib/process/config.ts';
-import { bringUp, UP_DEFAULTS, UP_SETTINGS } from './up.ts';
+import { interruption } from './lib/process/interrupt.ts';
+import type { RunningSystem } from './supervisor.ts';
+import { bringUp, UP_SETTINGS, upDefaults } from './up.ts';
 
 export const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
 /** Where the demo's cursor stands: right after this text. What belongs there is defined in shop/inventory.py. */
@@ -27,11 +29,14 @@ interface Row {
   readonly tpotMs: number;
 }
 
-/** Runs the demo and prints it; returns what it printed. Everything it made is gone afterwards. */
+/**
+ * Runs the demo and prints it; returns what it printed. Everything it made is gone afterwards.
+ * @throws ServingError, Interrupted.
+ */
 export async function runDemo(): Promise<Row[]> {
+  const stop = interruption();
   const data = await mkdtemp(join(tmpdir(), 'llavacode-demo-'));
   const flags = { port: 0, store: `lmdb:${join(data, 'store')}`, logLevel: 'warn' };
-  const config = loadConfig(UP_SETTINGS, flags, { ...UP_DEFAULTS, ...process.env });
   const options = {
     mode: 'disaggregated',
     prefill: 1,
@@ -40,25 +45,27 @@ export async function runDemo(): Promise<Row[]> {
     data,
     index: SAMPLE_REPOSITORY,
   } as const;
-  const system = await bringUp(config, options);
+  let system: RunningSystem | undefined;
   try {
+    system = await bringUp(loadConfig(UP_SETTINGS, flags, { ...upDefaults(data), ...process.env }), options, stop);
     const source = await readFile(join(SAMPLE_REPOSITORY, CURSOR.path), 'utf8');
     const at = source.indexOf(CURSOR.after) + CURSOR.after.length;
     const body = { prompt: source.slice(0, at), suffix: source.slice(at), max_tokens: 24, temperature: 0 };
-    const rows = await complete(system.url, body);
+    const rows = await complete(system.url, body, stop);
     print(rows);
     return rows;
   } finally {
-    await system.close();
+    await system?.close();
     await rm(data, { recursive: true, force: true });
   }
 }
 
-async function complete(url: string, body: CompletionBody): Promise<Row[]> {
+async function complete(url: string, body: CompletionBody, stop: AbortSignal): Promise<Row[]> {
   const runs = new Map<Row['mode'], StreamedCompletion[]>(MODES.map((mode) => [mode, []]));
   for (let round = 0; round < ROUNDS; round++) {
     for (const mode of MODES) {
       const rag = { repo: 'shop', mode, path: CURSOR.path };
+      stop.throwIfAborted();
       runs.get(mode)?.push(await streamCompletion(url, { ...body, rag }, AbortSignal.timeout(DEADLINE_MS)));
     }
   }

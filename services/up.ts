@@ -14,6 +14,7 @@ import { openBundle } from './lib/model/bundle.ts';
 import { exportBundle, type Precision } from './lib/model/export.ts';
 import { type Config, PACKAGE_ROOT, type Setting } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { interruption } from './lib/process/interrupt.ts';
 import { RPC_SETTINGS } from './lib/rpc/credentials.ts';
 import { PREFILL_SETTINGS } from './prefill/main.ts';
 import { environmentOf, type Flags, type Mode, type RunningSystem, startSystem } from './supervisor.ts';
@@ -52,8 +53,11 @@ export const UP_SETTINGS = [
   ]),
 ];
 
-/** What `up` takes where neither a flag nor the environment says: the model that ships. */
-export const UP_DEFAULTS = { LLAVACODE_MODEL: join(PACKAGE_ROOT, 'models', 'tiny-coder') };
+/** What `up` takes where neither a flag nor the environment says: the model that ships, and a store in its folder. */
+export const upDefaults = (data: string) => ({
+  LLAVACODE_MODEL: join(PACKAGE_ROOT, 'models', 'tiny-coder'),
+  LLAVACODE_STORE: `lmdb:${join(data, 'store')}`,
+});
 
 export interface UpOptions {
   readonly mode: Mode;
@@ -73,14 +77,13 @@ type UpConfig = Config<(typeof UP_SETTINGS)[number]>;
 
 /** Starts everything, indexes, prints how to ask, and stays until it is told to stop. */
 export async function runUp(config: UpConfig, options: UpOptions): Promise<void> {
-  const stop = new AbortController();
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stop.abort());
-  const system = await bringUp(config, options);
+  const stop = interruption();
+  const system = await bringUp(config, options, stop);
   try {
     process.stdout.write(
       `\nServing at ${system.url} (logs in ${join(options.data, 'logs')}). Try:\n\n${exampleCurl(system.url, options.index)}\n\nCtrl-C stops it.\n`,
     );
-    if (!stop.signal.aborted) await new Promise((done) => stop.signal.addEventListener('abort', done, { once: true }));
+    if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
   } finally {
     const spinner = ora({ text: 'stopping', stream: process.stderr }).start();
     await system.close();
@@ -88,8 +91,11 @@ export async function runUp(config: UpConfig, options: UpOptions): Promise<void>
   }
 }
 
-/** Bundle, processes, index: the system that `up` and the demo show. */
-export async function bringUp(config: UpConfig, options: UpOptions): Promise<RunningSystem> {
+/**
+ * Bundle, processes, index: the system that `up` and the demo show.
+ * @throws ServingError; the signal's reason. Nothing runs then.
+ */
+export async function bringUp(config: UpConfig, options: UpOptions, stop: AbortSignal): Promise<RunningSystem> {
   const spinner = ora({ text: 'preparing the model', stream: process.stderr }).start();
   try {
     const model = await bundleOf(config.model, options, (text) => {
@@ -114,6 +120,7 @@ export async function bringUp(config: UpConfig, options: UpOptions): Promise<Run
     });
     spinner.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
+      stop.throwIfAborted();
       if (options.index) await indexInChild(options.index, { ...pick(INDEX_FLAGS), model });
     } catch (error) {
       await system.close();
@@ -122,6 +129,7 @@ export async function bringUp(config: UpConfig, options: UpOptions): Promise<Run
     return system;
   } catch (error) {
     if (spinner.isSpinning) spinner.fail();
+    stop.throwIfAborted(); // one Ctrl-C reaches the children too: what failed is no news
     throw error;
   }
 }

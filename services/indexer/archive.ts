@@ -129,6 +129,8 @@ async function addText(upload: Upload, path: string, content: string): Promise<v
 
 /** A tar ends with two blocks of zeros; one that does not was cut off between two files. */
 const TAR_END = 1_024;
+/** Each entry gets a copy of those that count for all: 4 MiB of them take 0.6 s every time. */
+const MAX_PAX_RECORDS = 64;
 
 async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: AbortSignal): Promise<Sources> {
   const tar = extract();
@@ -148,7 +150,11 @@ async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: Abo
   fed.catch(() => {}); // awaited below, when the entries have ended for it
   try {
     for await (const entry of tar) {
-      const { name, type, size = 0 } = entry.header;
+      const { name, type, size = 0, pax } = entry.header;
+      if (Object.keys(pax ?? {}).length > MAX_PAX_RECORDS) {
+        const message = `an entry of the tar has more than ${MAX_PAX_RECORDS} records in its extended header`;
+        throw new ServingError('invalid_request', message);
+      }
       const path = upload.enter(name);
       const reason = path === undefined || type === 'directory' ? undefined : tarSkip(upload, path, type, size);
       if (path === undefined || type === 'directory' || reason !== undefined) {

@@ -3,6 +3,7 @@ import ora, { type Ora } from 'ora';
 import { openBundle } from '../lib/model/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
 import type { ServingError } from '../lib/process/errors.ts';
+import { interruption } from '../lib/process/interrupt.ts';
 import { loadContextEncoder } from '../lib/rag/encode.ts';
 import { openStore } from '../lib/rag/open-store.ts';
 import { repoKey } from '../lib/rag/repo-key.ts';
@@ -26,15 +27,14 @@ export interface IndexCommand {
 
 /**
  * @returns the report of the last run.
- * @throws ServingError; Ctrl-C stops the run and leaves the version that was served before.
+ * @throws ServingError; Interrupted: the version that was served before is served on.
  */
 export async function runIndex(
   config: Config<(typeof INDEX_SETTINGS)[number]>,
   { tenant, repo: name, dir, watch }: IndexCommand,
 ): Promise<IndexReport | undefined> {
   const repo = repoKey(tenant, name);
-  const stop = new AbortController();
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort(new Error(signal)));
+  const stop = interruption();
   const spinner = ora({ text: `indexing ${dir} as ${repo}`, stream: process.stderr }).start();
   const bundle = await openBundle(config.model);
   const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings: needsEmbeddings(config.retriever) });
@@ -42,7 +42,7 @@ export async function runIndex(
   let report: IndexReport | undefined;
   const index = treeIndexer(dir, config.maxFileBytes, async (sources) => {
     const onProgress = showProgress(spinner.start(`indexing ${dir} as ${repo}`), repo);
-    report = await indexSources({ repo, sources, store, encoder, options: config, signal: stop.signal, onProgress });
+    report = await indexSources({ repo, sources, store, encoder, options: config, signal: stop, onProgress });
     spinner.succeed(summary(report));
     return report;
   });
@@ -50,7 +50,7 @@ export async function runIndex(
     if (watch) {
       const onFailure = ({ message, kind }: ServingError) =>
         void spinner.warn(kind.retryable ? `${message}; trying again` : `some changes may go unseen: ${message}`);
-      await watchTree({ dir, index, onFailure, signal: stop.signal });
+      await watchTree({ dir, index, onFailure, signal: stop });
     } else await index();
     return report;
   } catch (error) {

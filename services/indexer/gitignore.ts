@@ -11,6 +11,8 @@ export const GITIGNORE = '.gitignore';
 const MAX_RULES = 10_000;
 /** Of all of them together: what a rule is made into takes a multiple of it. */
 const MAX_CHARACTERS = 1024 * 1024;
+/** Of one: with the longest of paths it takes 40 ms at most, and nobody else's turn comes meanwhile. */
+const MAX_RULE_CHARACTERS = 1_024;
 
 /** Any one character; any number of them. */
 const ONE = Symbol('?');
@@ -33,11 +35,14 @@ interface Rule {
 }
 
 interface Folder {
-  rules: readonly Rule[];
+  /** Rules as they are written. */
+  lines: readonly string[];
+  /** Those that were asked for so far, by line; null for one that matches nothing. */
+  rules: (Rule | null)[];
   readonly inner: Map<string, Folder>;
 }
 
-const emptyFolder = (): Folder => ({ rules: [], inner: new Map() });
+const emptyFolder = (): Folder => ({ lines: [], rules: [], inner: new Map() });
 
 export class IgnoreRules {
   readonly #root = emptyFolder();
@@ -59,17 +64,18 @@ export class IgnoreRules {
       at.inner.set(name, inner);
       at = inner;
     }
-    const rules: Rule[] = [];
+    const lines: string[] = [];
     for (const ended of text.split('\n')) {
       const line = ended.replace(/\r$/, '');
       if (line === '' || line.startsWith('#')) continue;
+      if (line.length > MAX_RULE_CHARACTERS) throw tooLarge(`${MAX_RULE_CHARACTERS} characters in a rule`);
       this.#characters += line.length;
       if (++this.#count > MAX_RULES) throw tooLarge(`${MAX_RULES} rules`);
       if (this.#characters > MAX_CHARACTERS) throw tooLarge(`${MAX_CHARACTERS} characters of rules`);
-      const rule = parse(line);
-      if (rule) rules.push(rule);
+      lines.push(line);
     }
-    at.rules = rules;
+    at.lines = lines;
+    at.rules = [];
     this.#open.length = 0;
     this.#excluded = undefined;
   }
@@ -112,10 +118,11 @@ export class IgnoreRules {
   /** Of `names[last]` in folders that are open: the deepest .gitignore with an opinion decides, and there its last rule. */
   *#decideOne(names: readonly string[], last: number, isFolder: boolean): Generator<undefined, boolean> {
     for (let depth = last; depth >= 0; depth--) {
-      const { rules } = this.#folder(depth) ?? { rules: [] };
-      for (let i = rules.length - 1; i >= 0; i--) {
-        const rule = rules[i] as Rule;
-        if (matches(rule, names, depth, last, isFolder)) return !rule.negated;
+      const { lines, rules } = this.#folder(depth) ?? { lines: [], rules: [] };
+      for (let i = lines.length - 1; i >= 0; i--) {
+        rules[i] ??= parse(lines[i] as string) ?? null;
+        const rule = rules[i];
+        if (rule && matches(rule, names, depth, last, isFolder)) return !rule.negated;
         yield;
       }
     }
@@ -254,19 +261,22 @@ function classOf(pattern: string, at: number): { has: (character: string) => boo
   if (negated) at++;
   const members: ((character: string) => boolean)[] = [];
   let before = ''; // what a range may begin with
+  let closing = at; // the next bracket that closes
   for (let first = true; first || pattern[at] !== ']'; first = false, at++) {
     let character = pattern[at];
     if (character === undefined) return undefined;
     const next = pattern[at + 1];
-    const named = character === '[' && next === ':' ? /^[^\]]*(?=\])/.exec(pattern.slice(at + 2))?.[0] : undefined;
-    if (character === '[' && next === ':' && named === undefined) return undefined;
-    if (named?.endsWith(':')) {
-      const known = CLASSES[named.slice(0, -1)];
-      if (known === undefined) return undefined;
-      members.push((each) => known.test(each));
-      at += 2 + named.length;
-      before = '';
-      continue;
+    if (character === '[' && next === ':') {
+      if (closing < at + 2) closing = pattern.indexOf(']', at + 2);
+      if (closing < 0) return undefined;
+      if (closing > at + 2 && pattern[closing - 1] === ':') {
+        const known = CLASSES[pattern.slice(at + 2, closing - 1)];
+        if (known === undefined) return undefined;
+        members.push((each) => known.test(each));
+        at = closing;
+        before = '';
+        continue;
+      }
     }
     if (character === '-' && before !== '' && next !== undefined && next !== ']') {
       character = pattern[++at] === '\\' ? pattern[++at] : pattern[at];

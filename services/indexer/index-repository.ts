@@ -122,7 +122,6 @@ async function runIndex(job: IndexJob): Promise<IndexReport> {
 /** What one run has counted and not yet written. */
 class IndexRun {
   files = 0;
-  embedded = 0;
   reused = 0;
   unparsed = 0;
   readonly skipped: SkipCounts;
@@ -132,6 +131,8 @@ class IndexRun {
   /** Chunks of the version in the making; those of one file in the order of their lines. */
   readonly #chunks: { readonly id: string; readonly path: string }[] = [];
   #pending: Chunk[] = [];
+  /** Ids of the chunks that this run has encoded and written. */
+  readonly #written: string[] = [];
 
   /** @param stored ids of chunks that need no encoding. */
   constructor(job: IndexJob, writer: IndexWriter, stored: ReadonlySet<string>) {
@@ -139,6 +140,10 @@ class IndexRun {
     this.#writer = writer;
     this.#stored = stored;
     this.skipped = { ...noSkips(), ...job.sources.skipped };
+  }
+
+  get embedded(): number {
+    return this.#written.length;
   }
 
   /** Of a change set: takes over the chunks of all other files from the current version. */
@@ -210,7 +215,7 @@ class IndexRun {
     const encoded = await encoder.encode(chunks, signal);
     const rows = chunks.map((chunk, i) => ({ chunk, ...(encoded[i] as EncodedChunk) }));
     await this.#writer.put(encoder.fingerprint, rows);
-    this.embedded += chunks.length;
+    this.#written.push(...chunks.map(({ id }) => id));
     this.unparsed += encoded.filter(({ fellBack }) => fellBack).length;
   }
 
@@ -230,18 +235,30 @@ class IndexRun {
     });
   }
 
+  /**
+   * What a server has acknowledged may be gone when another takes its place, or when it comes back from its last snapshot.
+   * @throws ServingError store_unavailable.
+   */
+  async #demandStored(): Promise<void> {
+    const { repo, store, signal } = this.#job;
+    for (let start = 0; start < this.#written.length; start += BATCH) {
+      signal?.throwIfAborted();
+      const entries = await store.entries(repo, this.#written.slice(start, start + BATCH));
+      if (entries.every((entry) => entry !== undefined)) continue;
+      throw new ServingError('store_unavailable', `the store lost chunks of ${repo} that this run wrote (a failover?)`);
+    }
+  }
+
   async publish(): Promise<{ version: string; changed: boolean; replaced?: IndexSnapshot | undefined }> {
     const { repo, store, encoder, options, signal } = this.#job;
     signal?.throwIfAborted();
+    await this.#demandStored();
     const { fingerprint, hidden } = encoder;
     const chunks = this.#inOrder();
     const ids = packIds(chunks.map((chunk) => chunk.id));
     const { retriever = DEFAULT_RETRIEVER } = options;
-    const version = createHash('sha256')
-      .update(`${fingerprint}\0${retriever}\0`)
-      .update(ids)
-      .digest('hex')
-      .slice(0, 16);
+    const hash = createHash('sha256').update(`${fingerprint}\0${retriever}\0`).update(ids);
+    const version = hash.digest('hex').slice(0, 16);
     const replaced = await published(store, repo);
     if (replaced?.head.version === version) return { version, changed: false };
     const head: IndexHead = {

@@ -240,6 +240,21 @@ describe('an index run', () => {
     expect(broken.texts.length).toBeGreaterThan(0);
   });
 
+  test('publishes nothing where the store lost what was written, and mends it when it is run again', async () => {
+    await files({ 'a.py': python('a', 30) });
+    const lock = store.lock.bind(store);
+    store.lock = async (...args) => {
+      const writer = await lock(...args);
+      const put = writer.put.bind(writer);
+      writer.put = (fingerprint, rows) => put(fingerprint, rows.slice(1));
+      return writer;
+    };
+    await expect(index(new FakeEncoder())).rejects.toMatchObject({ code: 'store_unavailable' });
+    expect(await store.head(REPO)).toBeUndefined();
+    store.lock = lock;
+    expect(await index(new FakeEncoder())).toMatchObject({ chunks: 5, embedded: 1 });
+  });
+
   test('stops at its signal and leaves no lock behind', async () => {
     await files({ 'a.py': python('a', 10), 'b.py': python('b', 10) });
     const abort = new AbortController();

@@ -1,4 +1,6 @@
 /** Real processes (the built package, by the supervisor): indexers killed, paused, set against each other, restarted. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -258,4 +260,39 @@ describe('a rolling restart', () => {
       expect(log).toContain('"object":"repo.index"');
     }
   });
+});
+
+test('llavacode index that is interrupted stops without a complaint, and leaves no lock', PATIENT, async (context) => {
+  const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+  const dir = await mkdtemp(join(tmpdir(), 'llavacode-tree-'));
+  defer(() => rm(dir, { recursive: true, force: true }));
+  await Promise.all(Object.entries(large('f', 100)).map(([name, text]) => writeFile(join(dir, name), text)));
+  const url = await PLACES.lmdb(defer);
+  const settings = [
+    '--name',
+    'shop',
+    '--tenant',
+    'acme',
+    '--path',
+    dir,
+    '--model',
+    model,
+    '--store',
+    url,
+    '--threads',
+    '1',
+  ];
+  const child = spawn(process.execPath, ['dist/services/cli.js', 'index', ...settings], { stdio: 'pipe' });
+  defer(async () => child.kill('SIGKILL'));
+  const store = await reader(url, defer);
+  let said = '';
+  child.stderr.on('data', (text) => {
+    said += text;
+  });
+  const ended = once(child, 'exit');
+  await expect.poll(() => said, SOON).toContain('indexing');
+  child.kill('SIGINT');
+  expect(await ended).toEqual([130, null]);
+  expect(said).not.toContain('bug');
+  await (await store.lock(REPO, 1_000)).release();
 });

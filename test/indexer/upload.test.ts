@@ -229,6 +229,13 @@ describe('a tar', () => {
     expect(skipped).toEqual(skips({ invalid_utf8: 1 }));
   });
 
+  test('is refused for an entry with more extended records than any tool writes', async () => {
+    const records = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, i) => [`x${i}`, 'y']));
+    const tar = (count: number) => tarOf([{ name: 'a.py', content: 'x', pax: records(count) }]);
+    expect((await read('tar', await tar(20))).paths).toEqual(['a.py']);
+    await expect(read('tar', await tar(65))).rejects.toThrow('more than 64 records');
+  });
+
   test('of a repository host has one folder around everything, which can be dropped', async () => {
     const tar = await tarOfFiles({ 'shop-1a2b/': '', 'shop-1a2b/a.py': 'x', 'shop-1a2b/src/b.py': 'y' });
     expect((await read('tar', tar, {}, 1)).paths).toEqual(['a.py', 'src/b.py']);

@@ -53,6 +53,12 @@ describe('chunkFile', () => {
     expect(chunk?.tokens).toEqual(['import', 'os', 'x', '1']);
   });
 
+  test('keeps the first 256 identifiers of a chunk: what has more is data', () => {
+    const words = Array.from({ length: 300 }, (_, i) => `w${i}`);
+    const [chunk] = chunkFile('a.csv', words.join(' '), PAPER);
+    expect(chunk?.tokens).toEqual(words.slice(0, 256));
+  });
+
   test.each(['', '\n', ' \r\n\t\n'])('makes nothing of %j', (text) => {
     expect(chunkFile('a.py', text, PAPER)).toEqual([]);
   });

@@ -337,9 +337,19 @@ describe('indexes in memory', () => {
     const { loads, ask } = await three(3_500); // of about 1,400 each
     for (const repo of ['a', 'b', 'a', 'c', 'a', 'b']) await ask(repo);
     expect(loads).toEqual(['a', 'b', 'c', 'b']);
-    const tight = await three(1);
+    const tight = await three(1_500);
     for (const repo of ['a', 'a', 'b', 'b', 'a']) await tight.ask(repo);
     expect(tight.loads).toEqual(['a', 'b', 'a']);
+  });
+
+  test('that take more than all may is not loaded, and not tried again until there is another version', async () => {
+    const { searching, loads, ask } = await three(250);
+    await expect(ask('a')).rejects.toThrow(/the index of a takes more than 250 bytes .*--index-cache-bytes/);
+    await expect(ask('a')).rejects.toMatchObject({ code: 'index_too_large' });
+    await searching.warm('a');
+    expect(loads).toEqual(['a']);
+    await publish({ 'new.py': 'x = 1' }, '2');
+    expect((await ask('a')).indexVersion).toBe('2'.repeat(16));
   });
 
   test('are loaded ahead as long as half of the memory is free', async () => {
@@ -365,7 +375,7 @@ describe('indexes in memory', () => {
     };
     const sizeOf = async (retriever: 'jaccard' | 'dense') => {
       // The least memory that keeps two of them.
-      for (let indexCacheBytes = 600; ; indexCacheBytes += 20) {
+      for (let indexCacheBytes = 1_500; ; indexCacheBytes += 20) {
         const searching = createRetrieval(shared, { queryLines: 10, dense, indexCacheBytes });
         loads.length = 0;
         for (const repo of ['a', 'b', 'a']) await searching.retrieve({ ...query('item'), repo, retriever }, NEVER);

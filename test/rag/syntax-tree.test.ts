@@ -48,12 +48,12 @@ test('a chunk from within a block parses like one at the margin', () => {
   expect(spelled('a.py', inner)).not.toContain('ERROR');
 });
 
-test('code nested deeper than calls may be is read to its end', () => {
-  expect(texts('a.py', `x = ${'"a" + '.repeat(5_000)}"a"`)).toHaveLength(10_003);
-  const brackets = `x = ${'['.repeat(6_000)}1${']'.repeat(6_000)}`;
-  expect(spelled('a.py', brackets)?.endsWith(`1 ${'] list> '.repeat(6_000)}assignment>`)).toBe(true);
+test('code that is nested deep is read to its end', () => {
+  expect(texts('a.py', `x = ${'"a" + '.repeat(300)}"a"`)).toHaveLength(603);
+  const brackets = `x = ${'['.repeat(900)}1${']'.repeat(900)}`;
+  expect(spelled('a.py', brackets)?.endsWith(`1 ${'] list> '.repeat(900)}assignment>`)).toBe(true);
   // An error lies deep within.
-  expect(texts('a.js', `x = ${'f('.repeat(6_000)}1 $$ 2${')'.repeat(6_000)}`)?.[0]).toBe('x');
+  expect(texts('a.js', `x = ${'f('.repeat(600)}1 $$ 2${')'.repeat(600)}`)?.[0]).toBe('x');
 });
 
 describe('every language', () => {
@@ -80,4 +80,29 @@ test('what has no tree is told apart', () => {
   expect(trees.sequence('a.py', ')]} ((( this is = no ( python')).toBeUndefined();
   expect(trees.sequence('a.py', '')).toBeUndefined();
   expect(trees.sequence('a.java', '// only\n// comments')).toBeUndefined();
+});
+
+describe('what is no code', () => {
+  const ordinary = 'x = f(1)';
+
+  test.each([
+    ['a.rs', ')-'.repeat(900)],
+    ['a.cs', ')&'.repeat(900)],
+    ['a.ts', '<a<'.repeat(600)],
+  ])('is given up after so many steps, and the next is parsed as ever (%s)', (path, code) => {
+    const before = trees.sequence('a.py', ordinary);
+    expect(trees.sequence(path, code)).toBeUndefined();
+    expect(trees.sequence('a.py', ordinary)).toEqual(before);
+    expect(trees.sequence(path, 'f(x);')).toBeDefined();
+  });
+
+  test.each([
+    ['a.cpp', '(a)*'.repeat(2_560)],
+    ['a.cs', '(a)-'.repeat(4_000)],
+    ['a.java', '(a)-'.repeat(4_000)],
+  ])('does not overrun the memory of all parsers (%s)', (path, code) => {
+    const before = trees.sequence('a.py', ordinary);
+    expect(trees.sequence(path, code)).toBeUndefined();
+    expect(trees.sequence('a.py', ordinary)).toEqual(before);
+  });
 });

@@ -214,9 +214,11 @@ export const SETTINGS = {
   rowCacheBytes: whole(0)
     .default(64 * 1024 * 1024)
     .describe('rows of chunks that the gateway keeps in memory, in bytes'),
-  indexCacheBytes: whole(0)
+  indexCacheBytes: whole(1)
     .default(2 * 1024 * 1024 * 1024)
-    .describe('indexes of repositories that the gateway keeps in memory, in bytes'),
+    .describe(
+      'indexes of repositories that the gateway keeps in memory, in bytes; one that takes more is not searched',
+    ),
   // Output.
   logLevel: z
     .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])

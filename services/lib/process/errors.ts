@@ -106,6 +106,7 @@ export const ERRORS = {
   ),
   store_unavailable: kind(503, 'UNAVAILABLE', true, 'Start the store, or correct --store.'),
   store_invalid: kind(500, 'INTERNAL', false, 'Index the repository again.'),
+  index_too_large: kind(500, 'INTERNAL', false, 'Raise --index-cache-bytes, or index less of the repository.'),
   index_moved: kind(409, 'ABORTED', false, 'Work out the changes against the current version, or send all files.'),
   no_indexer: kind(503, 'UNAVAILABLE', false, 'Start llavacode indexer and give the gateway its address: --indexer.'),
   index_locked: kind(409, 'ABORTED', true, 'Wait for the other indexer of this repository.'),

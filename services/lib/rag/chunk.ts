@@ -20,7 +20,7 @@ export interface Chunk {
   readonly endLine: number;
   /** The lines without blank ones, joined by \n. */
   readonly text: string;
-  /** Distinct identifiers, in order of appearance. */
+  /** Distinct identifiers, in order of appearance; the first {@link MAX_IDENTIFIERS}. */
   readonly tokens: readonly string[];
 }
 
@@ -33,6 +33,9 @@ export interface Chunking {
 
 /** UTF-16 units of a line that are taken: what is longer is data, and no encoder sees that far. */
 const LINE_LENGTH = 4_096;
+
+/** Ten lines of code have 20 to 60; ten lines of data, thousands, each of which every gateway would keep in memory. */
+const MAX_IDENTIFIERS = 256;
 
 /** Words as Python's `\w+` finds them (letters and digits of any script), case-sensitive. */
 const WORD = /[\p{L}\p{N}_]+/gu;
@@ -79,5 +82,5 @@ function makeChunk(path: string, lines: readonly { number: number; text: string 
   const endLine = lines.at(-1)?.number as number;
   const text = lines.map((line) => line.text).join('\n');
   const id = createHash('sha256').update(`${path}\0${startLine}\0${endLine}\0${text}`).digest('hex');
-  return { id, path, startLine, endLine, text, tokens: identifiers(text) };
+  return { id, path, startLine, endLine, text, tokens: identifiers(text).slice(0, MAX_IDENTIFIERS) };
 }

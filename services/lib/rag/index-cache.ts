@@ -21,8 +21,10 @@ export interface LoadedIndex extends IndexSnapshot {
   dense(): Promise<DenseIndex | undefined>;
 }
 
-/** Entries read and added between two turns of the event loop: a few ms. */
+/** Entries read at a time. */
 const SLICE = 512;
+/** Others wait no longer while entries are added, in ms. */
+const TURN_MS = 5;
 /** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
 export const ATTEMPTS = 3;
 
@@ -41,10 +43,12 @@ export class IndexCache {
   /** In order of use: the one unused longest goes first. */
   readonly #kept = new Map<string, Kept>();
   readonly #loading = new Map<string, Promise<LoadedIndex>>();
+  /** Versions that turned out to be too large; to find out takes seconds. */
+  readonly #tooLarge = new Map<string, { readonly version: string; readonly error: ServingError }>();
 
   /**
    * @param scorer loaded with the first embeddings.
-   * @param limitBytes of all indexes together; one that is larger is kept alone.
+   * @param limitBytes of all indexes together.
    */
   constructor(store: Store, scorer: () => Promise<DenseScorer>, limitBytes: number) {
     this.#store = store;
@@ -54,32 +58,37 @@ export class IndexCache {
 
   /**
    * The index to search now: of the current version, or of the last one known while that is being loaded.
-   * @throws ServingError repo_not_found, store_unavailable, store_invalid.
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large.
    */
   async get(repo: string): Promise<LoadedIndex> {
     const head = await this.#store.head(repo);
     if (!head) {
       this.#kept.delete(repo);
+      this.#tooLarge.delete(repo);
       throw notFound(repo);
     }
     const kept = this.#kept.get(repo);
-    if (!kept) return this.load(repo);
+    const tooLarge = this.#tooLargeOf(repo, head.version);
+    if (!kept) {
+      if (tooLarge) throw tooLarge;
+      return this.load(repo);
+    }
     this.#use(repo, kept);
     // A load that fails here is tried again by the next request, and reported once nothing old is left to serve.
-    if (kept.index.head.version !== head.version) this.load(repo).catch(() => {});
+    if (kept.index.head.version !== head.version && !tooLarge) this.load(repo).catch(() => {});
     return kept.index;
   }
 
   /**
    * Loads the current version before it is asked for, unless more than half of the memory is taken: the rest is for those
    * that are.
-   * @throws ServingError store_unavailable, store_invalid.
+   * @throws ServingError store_unavailable, store_invalid, index_too_large.
    */
   async warm(repo: string): Promise<void> {
     const known = this.#kept.get(repo)?.index.head.version;
     if (known === undefined && this.#bytes > this.#limitBytes / 2) return;
     const head = await this.#store.head(repo);
-    if (head && head.version !== known) await this.load(repo);
+    if (head && head.version !== known && !this.#tooLargeOf(repo, head.version)) await this.load(repo);
   }
 
   /** Loads the current version; calls at the same time share one load. */
@@ -117,6 +126,20 @@ export class IndexCache {
     return sum;
   }
 
+  #tooLargeOf(repo: string, version: string): ServingError | undefined {
+    const known = this.#tooLarge.get(repo);
+    return known?.version === version ? known.error : undefined;
+  }
+
+  /** @throws ServingError index_too_large. */
+  #demandRoom(repo: string, version: string, bytes: number): void {
+    if (bytes <= this.#limitBytes) return;
+    const message = `the index of ${repo} takes more than ${this.#limitBytes} bytes of memory (--index-cache-bytes)`;
+    const error = new ServingError('index_too_large', message);
+    this.#tooLarge.set(repo, { version, error });
+    throw error;
+  }
+
   async #read(repo: string): Promise<LoadedIndex> {
     let seen = '';
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
@@ -135,10 +158,15 @@ export class IndexCache {
   async #lexical(repo: string, snapshot: IndexSnapshot): Promise<InvertedIndex | undefined> {
     const builder = new InvertedIndexBuilder();
     for (const ids of slices(snapshot)) {
+      let turnEndsMs = performance.now() + TURN_MS;
       for (const entry of await this.#store.entries(repo, ids)) {
         if (!entry) return undefined;
         builder.add(entry);
+        if (performance.now() < turnEndsMs) continue;
+        await nextTurn();
+        turnEndsMs = performance.now() + TURN_MS;
       }
+      this.#demandRoom(repo, snapshot.head.version, builder.bytes);
       await nextTurn();
     }
     return builder.build(nextTurn);
@@ -146,13 +174,14 @@ export class IndexCache {
 
   /** Undefined where the version was swept meanwhile. */
   async #dense(repo: string, snapshot: IndexSnapshot): Promise<DenseIndex | undefined> {
-    const { fingerprint, chunks } = snapshot.head;
+    const { version, fingerprint, chunks } = snapshot.head;
     const scorer = await this.#scorer();
     let index: DenseIndex | undefined;
     let ordinal = 0;
     for (const ids of slices(snapshot)) {
       for (const content of await this.#store.contents(repo, fingerprint, ids)) {
         if (!content?.embedding) return undefined;
+        if (!index) this.#demandRoom(repo, version, chunks * content.embedding.length * DENSE_BYTES);
         index ??= new DenseIndex(scorer, chunks, content.embedding.length);
         index.set(ordinal++, content.embedding);
       }

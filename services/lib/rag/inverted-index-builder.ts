@@ -13,6 +13,9 @@ const BITMAP_SHARE = 32;
 /** Chunks laid out between two pauses: a few ms. */
 const CHUNKS_PER_TURN = 4_096;
 
+/** A Map holds no more. */
+const MAX_NAMES = 2 ** 24 - 1;
+
 /** What a name in a Map takes besides its letters, about: measured, 45 to 58 bytes. */
 const NAME_OVERHEAD = 50;
 
@@ -42,10 +45,16 @@ export class InvertedIndexBuilder {
     }
     for (const token of tokens) {
       const id = this.#ids.get(token) ?? this.#ids.size;
+      if (id === MAX_NAMES) continue; // as if nobody asked for it
       if (id === this.#ids.size) this.#ids.set(this.#kept(token), id);
       this.#tokens[this.#tokenCount++] = id;
     }
     this.#ends.push(this.#tokenCount);
+  }
+
+  /** What the index of all chunks so far will take, about. */
+  get bytes(): number {
+    return this.#nameBytes + this.#tokenCount * 4 + this.#ends.length * 16;
   }
 
   #kept(name: string): string {

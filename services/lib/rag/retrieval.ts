@@ -40,7 +40,7 @@ export interface Retrieved {
 
 export interface Retrieval {
   /**
-   * @throws ServingError repo_not_found, store_unavailable, store_invalid, invalid_request (a bad repository name, or a retriever
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large, invalid_request (a bad repository name, or a retriever
    *   that this index or process cannot serve);
    *   the signal's reason.
    * @param onRetriever told what searches, as soon as that is known: some take longer.
@@ -56,7 +56,7 @@ export interface Retrieval {
 export interface WarmableRetrieval extends Retrieval {
   /**
    * Loads a repository's index, or its new version, unless memory is short.
-   * @throws ServingError store_unavailable, store_invalid.
+   * @throws ServingError store_unavailable, store_invalid, index_too_large.
    */
   warm(repo: string): Promise<void>;
 }

@@ -31,6 +31,18 @@ const GRAMMAR_OF = new Map<string, Grammar>(
   ),
 );
 
+/**
+ * UTF-16 units; ten lines of code have some 400, and encoders look no farther. All parsers share one memory, which runs
+ * over in 10,000 characters of C++ (`(a)*` again and again): none of them parses anything after that.
+ */
+const MAX_CHARACTERS = 2_000;
+/**
+ * Steps of a parser (it reports every so many operations), 20 ms: ten lines of this project take 14 at most, 4,000
+ * characters of code 112, and of nonsense (`)-` again and again, in Rust) 60,000, 4.8 s. Not a time, by which an index
+ * would come out otherwise on a busy machine.
+ */
+const MAX_STEPS = 250;
+
 /** Where more of a text than this lies in errors, the tree says nothing about it. */
 const MAX_ERROR_SHARE = 0.5;
 
@@ -62,8 +74,8 @@ export class SyntaxTrees {
   }
 
   /**
-   * The sequence of a piece of code; undefined where there is no grammar for its file, where it does not parse, or where
-   * nothing but comments is left of it.
+   * The sequence of a piece of code; undefined where there is no grammar for its file, where it is too long or does not
+   * parse, or where nothing but comments is left of it.
    * @param path tells the language by its ending.
    */
   sequence(path: string, code: string): TreeToken[] | undefined {
@@ -71,8 +83,13 @@ export class SyntaxTrees {
     const parser = grammar && this.#parsers.get(grammar);
     if (!parser) return undefined;
     const text = dedented(code);
-    const tree = parser.parse(text);
-    if (!tree) return undefined;
+    if (text.length > MAX_CHARACTERS) return undefined;
+    let steps = 0;
+    const tree = parser.parse(text, null, { progressCallback: () => ++steps > MAX_STEPS });
+    if (!tree) {
+      parser.reset(); // or it would go on with this text when it is given the next
+      return undefined;
+    }
     try {
       if (errorLength(tree.rootNode) > MAX_ERROR_SHARE * text.length) return undefined;
       const tokens = linearise(tree.rootNode, text);
@@ -95,7 +112,7 @@ function dedented(code: string): string {
   return common === 0 || indents.length === 0 ? code : lines.map((line) => line.slice(common)).join('\n');
 }
 
-// Both walks keep a stack of their own: code may be nested deeper than calls may, a sum of 5,000 terms for one.
+// Both walks keep a stack of their own: code may be nested deep, a sum of hundreds of terms for one.
 
 /** Characters of the outermost errors. */
 function errorLength(root: Node): number {

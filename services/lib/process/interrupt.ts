@@ -1,0 +1,31 @@
+/** Ctrl-C and SIGTERM for a command, which does a thing and ends. (A service has a Lifecycle.) */
+
+/** What the signals 2 and 15 make of an exit code, as shells report it. */
+const EXIT_CODES = { SIGINT: 130, SIGTERM: 143 } as const;
+
+/** Somebody stopped the command: no failure of its own. */
+export class Interrupted extends Error {
+  readonly exitCode: number;
+
+  constructor(signal: keyof typeof EXIT_CODES) {
+    super(`stopped by ${signal}`);
+    this.exitCode = EXIT_CODES[signal];
+  }
+}
+
+/** A signal so long after the first one is a person who does not want to wait, not npm passing the first one on. */
+const IMPATIENCE_MS = 1_000;
+
+/** Aborted, with {@link Interrupted} as its reason, when the command is to stop. */
+export function interruption(): AbortSignal {
+  const controller = new AbortController();
+  let sinceMs = Infinity;
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(signal, () => {
+      if (performance.now() - sinceMs > IMPATIENCE_MS) process.exit(EXIT_CODES[signal]);
+      sinceMs = Math.min(sinceMs, performance.now());
+      controller.abort(new Interrupted(signal));
+    });
+  }
+  return controller.signal;
+}
