@@ -71,11 +71,8 @@ export function echoOf(
   return { text: sent ?? tokenizer.decode(ids), tokens: ids.map((id, i) => ({ ...own[i], id })) };
 }
 
-/**
- * @throws ServingError invalid_request for ids that the vocabulary does not have, and where every one of them would end the
- * text while `min_tokens` forbids its end.
- */
-export function checkIds(request: CompletionRequest, vocabSize: number, format: PromptFormat): void {
+/** @throws ServingError invalid_request for ids that the vocabulary does not have. */
+export function checkIds(request: CompletionRequest, vocabSize: number): void {
   const lists: [param: string, ids: Iterable<number>][] = [
     ...request.prompts
       .filter((prompt) => typeof prompt !== 'string')
@@ -94,9 +91,5 @@ export function checkIds(request: CompletionRequest, vocabSize: number, format: 
         },
       );
     }
-  }
-  if (request.sampling.minTokens > 0 && stopIdsOf(request, format).length >= vocabSize) {
-    const message = `stop_token_ids: all ${vocabSize} tokens stop, and min_tokens forbids that`;
-    throw new ServingError('invalid_request', message, { param: 'stop_token_ids' });
   }
 }

@@ -8,6 +8,12 @@ import type { Sampling } from '../lib/request/sequence.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 const MAX_SEQUENCES = 128;
+/** Entries of logit_bias, and of stop_token_ids. */
+const MAX_ENTRIES = 1_024;
+/** Of both, times the sequences: each has a copy of them, which takes 2 µs an entry. */
+const MAX_ENTRY_COPIES = 16_384;
+/** UTF-16 units of a stop string: what may begin one is looked for at every token. */
+const MAX_STOP_LENGTH = 256;
 
 export type PromptInput = string | readonly number[];
 export type RagMode = 'compressed' | 'text' | 'off';
@@ -56,10 +62,33 @@ export interface CompletionRequest {
   readonly timeoutMs: number | undefined;
 }
 
-const tokenIds = z.array(z.int().min(0)).min(1);
-const prompt = z.union([z.string(), tokenIds, z.array(z.string()).min(1), z.array(tokenIds).min(1)], {
-  error: 'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
-});
+// Lists are checked up to the first element that is wrong: zod's own arrays report every one, which of millions takes 10 s.
+const isString = (value: unknown): value is string => typeof value === 'string';
+const isId = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+const isListOf =
+  <T>(is: (value: unknown) => value is T) =>
+  (value: unknown): value is T[] =>
+    Array.isArray(value) && value.length > 0 && value.every(is);
+const isIds = isListOf(isId);
+
+const prompt = z.custom<string | number[] | string[] | number[][]>(
+  (value) => isString(value) || isIds(value) || isListOf(isString)(value) || isListOf(isIds)(value),
+  'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
+);
+const stop = z.custom<string | string[]>(
+  (value) => isString(value) || (Array.isArray(value) && value.length <= 4 && value.every(isString)),
+  'must be a string or up to 4 strings',
+);
+const stopTokenIds = z.custom<number[]>(
+  (value) => Array.isArray(value) && value.length <= MAX_ENTRIES && value.every(isId),
+  `must be at most ${MAX_ENTRIES} token ids`,
+);
+const logitBias = z
+  .custom<object>(
+    (value) => typeof value === 'object' && value !== null && Object.keys(value).length <= MAX_ENTRIES,
+    `must be an object of at most ${MAX_ENTRIES} entries`,
+  )
+  .pipe(z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)));
 
 /** Where only the value that changes nothing is supported. */
 const only = <T extends boolean | number>(value: T) =>
@@ -72,22 +101,26 @@ const fields = z.strictObject({
   max_tokens: z.int().min(0).default(16),
   temperature: z.number().min(0).max(2).default(1),
   top_p: z.number().gt(0).max(1).default(1),
-  top_k: z.int().min(-1).default(0),
+  top_k: z
+    .int()
+    .min(-1)
+    .max(2 ** 31 - 1)
+    .default(0),
   min_p: z.number().min(0).max(1).default(0),
   n: z.int().min(1).max(MAX_SEQUENCES).default(1),
   best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
-  stop: z.union([z.string(), z.array(z.string()).max(4)], { error: 'must be a string or up to 4 strings' }).default([]),
+  stop: stop.default([]),
   seed: z.int().optional(),
   logprobs: z.int().min(0).max(5).optional(),
   echo: z.boolean().default(false),
   frequency_penalty: z.number().min(-2).max(2).default(0),
   presence_penalty: z.number().min(-2).max(2).default(0),
-  logit_bias: z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)).default({}),
+  logit_bias: logitBias.default({}),
   stream: z.boolean().default(false),
   stream_options: z
     .strictObject({ include_usage: z.boolean().optional(), continuous_usage_stats: z.boolean().optional() })
     .optional(),
-  stop_token_ids: z.array(z.int().min(0)).default([]),
+  stop_token_ids: stopTokenIds.default([]),
   ignore_eos: z.boolean().default(false),
   min_tokens: z.int().min(0).default(0),
   return_token_ids: z.boolean().default(false),
@@ -119,11 +152,16 @@ const fields = z.strictObject({
 });
 type Fields = z.output<typeof fields>;
 
+/** More than there are: of so many some are no fields, and the rest need not be looked at. */
+const MAX_FIELDS = 100;
+
 /** `null` stands for a field that is not given, as OpenAI has it. */
-const withoutNulls = (body: unknown) =>
-  typeof body === 'object' && body !== null && !Array.isArray(body)
-    ? Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null))
-    : body;
+function withoutNulls(body: unknown): unknown {
+  if (typeof body !== 'object' || body === null || Array.isArray(body)) return body;
+  const names = Object.keys(body).slice(0, MAX_FIELDS);
+  const entries = names.map((name) => [name, (body as Record<string, unknown>)[name]] as const);
+  return Object.fromEntries(entries.filter(([, value]) => value !== null));
+}
 
 /** Parses a body into a {@link CompletionRequest}. */
 export const completionBody: z.ZodType<CompletionRequest> = z
@@ -146,7 +184,15 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
   }
   if (body.truncate_prompt_tokens === 0) refuse('truncate_prompt_tokens', 'must be -1 or at least 1');
   if (body.stream_options && !body.stream) refuse('stream_options', 'is allowed only with stream');
-  if ([body.stop].flat().includes('')) refuse('stop', 'must not hold an empty string');
+  const stops = [body.stop].flat();
+  if (stops.includes('')) refuse('stop', 'must not hold an empty string');
+  if (stops.some(({ length }) => length > MAX_STOP_LENGTH)) {
+    refuse('stop', `must not hold a string of more than ${MAX_STOP_LENGTH} characters`);
+  }
+  const entries = Object.keys(body.logit_bias).length + body.stop_token_ids.length;
+  if (entries * promptList(body.prompt).length * bestOf > MAX_ENTRY_COPIES) {
+    refuse('logit_bias', `entries and stop_token_ids, times the sequences, must be at most ${MAX_ENTRY_COPIES}`);
+  }
   const searches = body.rag !== undefined && body.rag.mode !== 'off';
   if (searches && body.rag?.repo === undefined) refuse(['rag', 'repo'], 'is required unless rag.mode is off');
   if (searches && promptList(body.prompt).length > 1) refuse('rag', 'takes one prompt per request');

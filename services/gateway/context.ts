@@ -41,6 +41,8 @@ export interface ContextSources {
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token. */
   readonly hidden: number;
+  /** When the request's budget is spent, in ms of the monotonic clock. */
+  readonly deadlineMs?: number | undefined;
   /** What stands in the prompt of what was found; all of it, in its order, if not given. */
   readonly settle?: ((found: Retrieved) => Retrieved) | undefined;
   readonly log: Logger;
@@ -81,15 +83,20 @@ export async function findContext(
   }
 }
 
+/** Context is worth a part of what is left of the request's budget only. */
+const SHARE = 0.25;
+
 /** Aborts its signal when a retrieval has taken as long as its retriever may. */
 class Budget {
   readonly #controller = new AbortController();
   readonly #sources: ContextSources;
   readonly #startMs = performance.now();
+  readonly #mostMs: number;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(sources: ContextSources) {
     this.#sources = sources;
+    this.#mostMs = Math.ceil(Math.max((sources.deadlineMs ?? Infinity) - this.#startMs, 0) * SHARE);
     this.#end(sources.retrievalBudgetMs);
   }
 
@@ -106,7 +113,8 @@ class Budget {
     clearTimeout(this.#timer);
   }
 
-  #end(budgetMs: number): void {
+  #end(ofRetrieverMs: number): void {
+    const budgetMs = Math.min(ofRetrieverMs, this.#mostMs);
     clearTimeout(this.#timer);
     const over = () => this.#controller.abort(new ServingError('deadline_exceeded', `retrieval took ${budgetMs} ms`));
     // One more turn: where it was this process that was busy, the answer lies in the socket already.

@@ -17,6 +17,8 @@ export interface Wish extends Demand {
   readonly priority: number;
   /** What is left of the request's budget, in ms. */
   readonly remainingMs: number;
+  /** Another prompt of its request was admitted before it: it waits as long as the request may. */
+  readonly sibling?: boolean;
   /** It was admitted before and its worker was lost: it goes first, and waits longer where there is no worker. */
   readonly again: boolean;
 }
@@ -40,6 +42,7 @@ export interface DispatcherOptions {
 
 interface Waiter extends Wish {
   readonly tokens: number;
+  readonly cost: number;
   readonly queuedAtMs: number;
   grant(placement: Placement): void;
   refuse(error: unknown): void;
@@ -81,6 +84,7 @@ export class Dispatcher {
       const waiter: Waiter = {
         ...wish,
         tokens: wish.promptTokens,
+        cost: wish.promptTokens + wish.decodes * (wish.positions - wish.promptTokens),
         queuedAtMs: this.#now(),
         grant: (placement) => {
           settle();
@@ -104,7 +108,7 @@ export class Dispatcher {
 
   /**
    * Takes a newcomer in, where need be at the cost of the tenant that holds most of the queue. When nothing waits or
-   * computes any one prompt is taken, whatever its length.
+   * computes any one prompt is taken, whatever its length; of one request, one waits at a time.
    * @throws ServingError saturated
    */
   #admit(newcomer: Waiter): void {
@@ -125,7 +129,7 @@ export class Dispatcher {
       const own = tokensToCompute(newcomer);
       const before = backlog + this.#queue.ahead(newcomer);
       if (((before + own) / rate) * 1000 > remainingMs) throw refusal('timeout_ms', remainingMs);
-      const limit = (rate * targetTtftMs) / 1000 - backlog + tokens - own;
+      const limit = newcomer.sibling ? Infinity : (rate * targetTtftMs) / 1000 - backlog + tokens - own;
       const victims = this.#queue.victims(newcomer, limit);
       if (victims === undefined) throw refusal('target-ttft-ms', targetTtftMs);
       for (const victim of victims) {

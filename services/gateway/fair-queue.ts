@@ -1,6 +1,6 @@
 /**
- * Prompts that wait for a worker, fair between tenants: start-time fair queueing over tokens, which is weighted round robin
- * for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier or, if so ordered, the
+ * Prompts that wait for a worker, fair between tenants: start-time fair queueing over what they cost, which is weighted
+ * round robin for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier or, if so ordered, the
  * shorter. Pure: no clock, no workers.
  */
 import { compareQueued, type Queued, type QueueOrder } from '../lib/request/queue-order.ts';
@@ -9,6 +9,8 @@ export interface Waiting extends Queued {
   readonly tenant: string;
   /** Lower goes sooner, among the same tenant's. */
   readonly priority: number;
+  /** What the tenant is charged, in tokens: those that may be put out as well. */
+  readonly cost: number;
 }
 
 interface Tenant<E> {
@@ -16,7 +18,10 @@ interface Tenant<E> {
   readonly weight: number;
   /** In order of service. */
   readonly entries: E[];
-  /** Tokens served so far, divided by the weight; while idle it does not fall behind the others. */
+  /** Of these. */
+  tokens: number;
+  cost: number;
+  /** Cost served so far, divided by the weight; while idle it does not fall behind the others. */
   served: number;
 }
 
@@ -49,8 +54,8 @@ export class FairQueue<E extends Waiting> {
   add(entry: E): void {
     const tenant = this.#tenant(entry.tenant);
     if (tenant.entries.length === 0) tenant.served = Math.max(tenant.served, this.#clock);
-    this.#insert(tenant.entries, entry);
-    this.#count(entry, 1);
+    tenant.entries.splice(this.#placeOf(tenant.entries, entry), 0, entry);
+    this.#count(tenant, entry, 1);
   }
 
   /** All that wait, tenant by tenant. */
@@ -68,9 +73,9 @@ export class FairQueue<E extends Waiting> {
     const tenant = this.#next();
     const entry = tenant?.entries.shift();
     if (tenant === undefined || entry === undefined) return undefined;
-    this.#count(entry, -1);
+    this.#count(tenant, entry, -1);
     this.#clock = tenant.served;
-    tenant.served += entry.tokens / tenant.weight;
+    tenant.served += entry.cost / tenant.weight;
     this.#forgetIdle();
     return entry;
   }
@@ -78,31 +83,29 @@ export class FairQueue<E extends Waiting> {
   /** Takes out one that nobody waits for any more, on nobody's account; false when it was not waiting. */
   remove(entry: E): boolean {
     const tenant = this.#tenants.get(entry.tenant);
-    const index = tenant?.entries.indexOf(entry) ?? -1;
+    const index = tenant?.entries.lastIndexOf(entry) ?? -1; // victims stand at the end
     if (tenant === undefined || index < 0) return false;
     tenant.entries.splice(index, 1);
-    this.#count(entry, -1);
+    this.#count(tenant, entry, -1);
     return true;
   }
 
   /** Tokens that would be served before `entry`, did it wait and nobody come after it. Changes nothing. */
   ahead(entry: E): number {
     const tenant = this.#tenants.get(entry.tenant);
-    const own = [...(tenant?.entries ?? [])];
-    this.#insert(own, entry);
-    const before = own.slice(0, own.indexOf(entry)).reduce((sum, { tokens }) => sum + tokens, 0);
-    const served = Math.max(tenant?.served ?? 0, tenant?.entries.length ? 0 : this.#clock);
-    const turn = served + before / this.#weightOf(entry.tenant);
-    let ahead = before;
+    const own = tenant?.entries ?? [];
+    let [ahead, cost] = [tenant?.tokens ?? 0, tenant?.cost ?? 0];
+    // Mostly it stands last.
+    for (let i = own.length - 1, place = this.#placeOf(own, entry); i >= place; i--) {
+      ahead -= own[i]!.tokens;
+      cost -= own[i]!.cost;
+    }
+    const served = Math.max(tenant?.served ?? 0, own.length > 0 ? 0 : this.#clock);
+    const turn = served + cost / this.#weightOf(entry.tenant);
     let earlier = true; // on ties the one that came first is served
     for (const other of this.#tenants.values()) {
       if (other === tenant) earlier = false;
-      let { served } = other;
-      for (const { tokens } of other === tenant ? [] : other.entries) {
-        if (earlier ? served > turn : served >= turn) break;
-        ahead += tokens;
-        served += tokens / other.weight;
-      }
+      else ahead += tokensBefore(other, turn, earlier);
     }
     return ahead;
   }
@@ -112,30 +115,42 @@ export class FairQueue<E extends Waiting> {
    * most for its weight, again and again. undefined when that is `entry` itself. Changes nothing.
    */
   victims(entry: E, limit: number): E[] | undefined {
-    const holders = new Map([...this.#tenants.values()].map((each) => [each.name, [...each.entries]]));
-    const own = holders.get(entry.tenant) ?? [];
-    this.#insert(own, entry);
-    holders.set(entry.tenant, own);
+    let tokens = this.#tokens + entry.tokens;
+    if (tokens <= limit) return [];
+    const holders = [...this.#tenants.values()].map(({ name, weight, entries, cost }) => {
+      const own = name === entry.tenant ? [...entries] : entries;
+      return { name, weight, entries: own, left: own.length, cost };
+    });
+    let holder = holders.find(({ name }) => name === entry.tenant);
+    if (!holder) {
+      holder = { name: entry.tenant, weight: this.#weightOf(entry.tenant), entries: [], left: 0, cost: 0 };
+      holders.push(holder);
+    }
+    holder.entries.splice(this.#placeOf(holder.entries, entry), 0, entry);
+    holder.left++;
+    holder.cost += entry.cost;
     const victims: E[] = [];
-    for (let tokens = this.#tokens + entry.tokens; tokens > limit; ) {
-      const victim = largest(holders, this.#weightOf).pop();
-      if (victim === undefined || victim === entry) return undefined;
+    while (tokens > limit) {
+      const most = largest(holders);
+      const victim = most?.entries[--most.left];
+      if (most === undefined || victim === undefined || victim === entry) return undefined;
       victims.push(victim);
       tokens -= victim.tokens;
+      most.cost -= victim.cost;
     }
     return victims;
   }
 
-  /** Into its place among those of its tenant. */
-  #insert(entries: E[], entry: E): void {
+  /** Its place among those of its tenant. */
+  #placeOf(entries: readonly E[], entry: E): number {
     const goesBefore = (other: E) => other.priority - entry.priority || compareQueued(other, entry, this.#order);
-    entries.splice(entries.findLastIndex((other) => goesBefore(other) <= 0) + 1, 0, entry);
+    return entries.findLastIndex((other) => goesBefore(other) <= 0) + 1;
   }
 
   #tenant(name: string): Tenant<E> {
     const known = this.#tenants.get(name);
     if (known) return known;
-    const fresh = { name, weight: this.#weightOf(name), entries: [], served: this.#clock };
+    const fresh = { name, weight: this.#weightOf(name), entries: [], tokens: 0, cost: 0, served: this.#clock };
     this.#tenants.set(name, fresh);
     return fresh;
   }
@@ -149,7 +164,9 @@ export class FairQueue<E extends Waiting> {
     return least;
   }
 
-  #count({ tokens }: E, sign: 1 | -1): void {
+  #count(tenant: Tenant<E>, { tokens, cost }: E, sign: 1 | -1): void {
+    tenant.tokens += sign * tokens;
+    tenant.cost += sign * cost;
     this.#tokens += sign * tokens;
     this.#size += sign;
   }
@@ -162,12 +179,28 @@ export class FairQueue<E extends Waiting> {
   }
 }
 
-function largest<E extends Waiting>(holders: ReadonlyMap<string, E[]>, weightOf: (tenant: string) => number): E[] {
-  let most: E[] = [];
-  let share = -1;
-  for (const [name, entries] of holders) {
-    const own = entries.reduce((sum, { tokens }) => sum + tokens, 0) / weightOf(name);
-    if (entries.length > 0 && own >= share) [most, share] = [entries, own];
+/** Tokens of a tenant that are served before `turn`. */
+function tokensBefore<E extends Waiting>(tenant: Tenant<E>, turn: number, onTies: boolean): number {
+  let { served } = tenant;
+  const { weight, cost } = tenant;
+  if (served + cost / weight < turn) return tenant.tokens;
+  let before = 0;
+  for (const entry of tenant.entries) {
+    if (onTies ? served > turn : served >= turn) break;
+    before += entry.tokens;
+    served += entry.cost / weight;
+  }
+  return before;
+}
+
+/** Who holds the most for its weight, of those who hold any; on ties the last. */
+function largest<H extends { readonly weight: number; readonly left: number; readonly cost: number }>(
+  holders: readonly H[],
+): H | undefined {
+  let most: H | undefined;
+  for (const holder of holders) {
+    if (holder.left === 0) continue;
+    if (most === undefined || holder.cost / holder.weight >= most.cost / most.weight) most = holder;
   }
   return most;
 }

@@ -33,14 +33,22 @@ export function asServingError(error: unknown): ServingError {
   return ServingError.from(error);
 }
 
-/** What a schema found wrong: the first field at fault as `param`, all of them in the message. */
+/** An answer quotes so many problems, and so many characters of each: of a body of megabytes it would have megabytes, too. */
+const SHOWN = { problems: 10, characters: 200 };
+
+/** What a schema found wrong: the first field at fault as `param`, the first few in the message. */
 export function validationError(error: z.ZodError): ServingError {
-  const problems = error.issues.flatMap((issue) =>
-    issue.code === 'unrecognized_keys'
-      ? issue.keys.map((key) => ({ field: [...issue.path, key].join('.'), message: 'is not a field of this request' }))
-      : [{ field: issue.path.join('.'), message: lowerFirst(reasonOf(issue)) }],
-  );
+  const problems = error.issues
+    .slice(0, SHOWN.problems)
+    .flatMap((issue) =>
+      issue.code === 'unrecognized_keys'
+        ? issue.keys
+            .slice(0, SHOWN.problems)
+            .map((key) => ({ field: short([...issue.path, key].join('.')), message: 'is not a field of this request' }))
+        : [{ field: short(issue.path.join('.')), message: short(lowerFirst(reasonOf(issue))) }],
+    );
   const message = problems
+    .slice(0, SHOWN.problems)
     .map(({ field, message }) => (field ? `${field}: ${message}` : `body: ${message}`))
     .join('; ');
   return new ServingError('invalid_request', message, { param: problems.find(({ field }) => field)?.field });
@@ -49,5 +57,7 @@ export function validationError(error: z.ZodError): ServingError {
 /** Of a record's key, what is wrong with it. */
 const reasonOf = (issue: z.core.$ZodIssue) =>
   (issue.code === 'invalid_key' ? issue.issues[0]?.message : undefined) ?? issue.message;
+
+const short = (text: string) => (text.length > SHOWN.characters ? `${text.slice(0, SHOWN.characters)}…` : text);
 
 const lowerFirst = (text: string) => text.charAt(0).toLowerCase() + text.slice(1);

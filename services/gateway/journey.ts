@@ -15,6 +15,7 @@
  */
 import { randomInt } from 'node:crypto';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { REACH } from '../lib/rag/query.ts';
 import type { Retrieved } from '../lib/rag/retrieval.ts';
 import type { SampledToken, Sampling, TokenPrompt } from '../lib/request/sequence.ts';
 import { readFinishReason, readToken } from '../lib/rpc/messages.ts';
@@ -30,8 +31,8 @@ import { FINISHED, Leg, type LegRequest, type Step } from './leg.ts';
 import type { WorkerPool } from './placement.ts';
 import type { RequestRecord } from './record.ts';
 import { demandReplayable, pauseBeforeReplay } from './replay.ts';
-import { Sessions, sessionOf } from './sessions.ts';
-import { together } from './together.ts';
+import { hashOf, Sessions, sessionOf } from './sessions.ts';
+import { Deferred, together } from './together.ts';
 
 export interface JourneyParts {
   readonly tokenizer: Tokenizer;
@@ -69,6 +70,8 @@ interface Work {
   readonly samplings: readonly Sampling[];
   /** Addresses of workers that have failed it. */
   readonly avoid: Set<string>;
+  /** It has workers: the request's next prompt may ask for some. */
+  readonly placed: Deferred<void>;
 }
 
 /** One try at some choices of a prompt; `indices[i]` of the prompt's choices is number i of the leg. */
@@ -79,9 +82,6 @@ interface Attempt {
   /** Tries before this one. */
   readonly replays: number;
 }
-
-/** Of what is left of a request's budget, what retrieval may take. */
-const RETRIEVAL_SHARE = 0.25;
 
 export class Journey {
   readonly #parts: JourneyParts;
@@ -94,17 +94,22 @@ export class Journey {
   }
 
   /**
-   * Completes every prompt of a request. Resolves with the choices, prompt by prompt, when all have finished.
+   * Completes every prompt of a request; they go to workers one after the other. Resolves with the choices, prompt by prompt.
    * @throws ServingError for whatever failed first; the signal's reason.
    */
   async complete(request: CompletionRequest, trip: Trip): Promise<Choice[][]> {
-    checkIds(request, this.#parts.tokenizer.vocabSize, this.#parts.format);
+    checkIds(request, this.#parts.tokenizer.vocabSize);
     const samplings = samplingsOf(request, this.#parts.format, request.seed ?? randomInt(2 ** 48 - 1));
-    return together(trip.signal, (signal) =>
-      request.prompts.map((_, promptIndex) =>
-        this.#completePrompt(request, promptIndex, samplings, { ...trip, signal }),
-      ),
-    );
+    return together(trip.signal, (signal) => {
+      let before: Promise<unknown> = Promise.resolve();
+      return request.prompts.map((_, promptIndex) => {
+        const turn = before;
+        const placed = new Deferred<void>();
+        const completed = this.#completePrompt(request, promptIndex, samplings, { ...trip, signal }, turn, placed);
+        before = Promise.race([placed.promise, completed]).catch(() => {});
+        return completed;
+      });
+    });
   }
 
   async #completePrompt(
@@ -112,9 +117,14 @@ export class Journey {
     promptIndex: number,
     samplings: readonly Sampling[],
     trip: Trip,
+    turn: Promise<unknown>,
+    placed: Deferred<void>,
   ): Promise<Choice[]> {
     const { tokenizer, format, pool } = this.#parts;
     const { timeline } = trip.record;
+    await turn;
+    if (promptIndex > 0) await nextTurn(); // to others: 128 prompts of code are tokenized in 0.2 s
+    trip.signal.throwIfAborted();
     const input = request.prompts[promptIndex]!;
     const context = await this.#retrieve(request, input, trip);
     timeline.mark('retrieved');
@@ -129,29 +139,23 @@ export class Journey {
     });
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
-    const work = { request, trip, promptIndex, prompt, choices, samplings, avoid: new Set<string>() };
+    const avoid = new Set<string>();
+    const work = { request, trip, promptIndex, prompt, choices, samplings, avoid, placed };
     await this.#generate(work, [...choices.keys()], 0);
     return choices;
   }
 
   async #retrieve(request: CompletionRequest, input: PromptInput, trip: Trip): Promise<PromptParts['context']> {
     if (request.rag === undefined) return undefined;
-    const before = typeof input === 'string' ? input : this.#parts.tokenizer.decode(input);
+    const before = typeof input === 'string' ? input : this.#parts.tokenizer.decode(input.slice(-REACH));
     const { rag } = request;
     const session = sessionOf(request, trip.tenant);
-    const key = JSON.stringify([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
+    const key = hashOf([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
     const settle = session === undefined ? undefined : (found: Retrieved) => this.#sessions.settle(session, key, found);
-    const sources = { ...this.#parts.context, settle, ...this.#retrievalBudgets(trip) };
+    const sources = { ...this.#parts.context, settle, deadlineMs: trip.deadlineMs };
     const { report, context } = await findContext(rag, before, request.suffix ?? '', sources, trip.signal);
     trip.record.context = report;
     return context;
-  }
-
-  /** Context is worth a part of the request's budget only. */
-  #retrievalBudgets({ deadlineMs }: Trip): Pick<ContextSources, 'retrievalBudgetMs' | 'denseBudgetMs'> {
-    const { retrievalBudgetMs, denseBudgetMs } = this.#parts.context;
-    const share = Math.ceil(Math.max(deadlineMs - performance.now(), 0) * RETRIEVAL_SHARE);
-    return { retrievalBudgetMs: Math.min(retrievalBudgetMs, share), denseBudgetMs: Math.min(denseBudgetMs, share) };
   }
 
   /**
@@ -202,8 +206,10 @@ export class Journey {
       ...(session !== undefined && this.#sessions.near(session, sent)),
     };
     const remainingMs = trip.deadlineMs - performance.now();
-    const wish = { ...demand, tenant, priority: request.priority, remainingMs, again };
+    const sibling = work.promptIndex > 0;
+    const wish = { ...demand, tenant, priority: request.priority, remainingMs, again, sibling };
     const placement = await this.#parts.dispatcher.place(wish, signal);
+    work.placed.resolve();
     record.timeline.mark('dispatched');
     if (!again) record.prompted(prompt); // not before: what is refused costs nothing
     if (session !== undefined) this.#sessions.servedBy(session, placement.prefill.address, sent);

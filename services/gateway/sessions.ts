@@ -29,14 +29,19 @@ interface Memory {
  * Names of two tenants differ, and of two salts: what one computed is not the other's to reuse.
  */
 export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
-  if (session !== undefined) return JSON.stringify([tenant, cacheSalt, session]);
-  return rag?.path === undefined ? undefined : JSON.stringify([tenant, cacheSalt, rag.repo, rag.path]);
+  if (session !== undefined) return hashOf([tenant, cacheSalt, session]);
+  return rag?.path === undefined ? undefined : hashOf([tenant, cacheSalt, rag.repo, rag.path]);
 }
+
+/** Of one size: a path may have 4,096 characters, and strings of more than 16,383 collide in a Map, whatever they say. */
+export const hashOf = (parts: readonly unknown[]) =>
+  createHash('sha256').update(JSON.stringify(parts)).digest('base64');
 
 /** Of all memories: a thousand editors with ten chunks and 2,000 tokens each, at a hidden size of 1536. */
 const LIMIT_BYTES = 96 << 20;
-/** Of one, besides its ids and chunks. */
+/** Of one, and of each of its chunks, besides what they hold. */
 const OVERHEAD_BYTES = 1024;
+const CHUNK_OVERHEAD_BYTES = 512;
 /** Share of newly found chunks that must stand in the prompt already for it to stay as it is. */
 const FITS = 0.6;
 
@@ -97,7 +102,10 @@ export class Sessions {
 
 function bytesOf({ served, found }: Memory): number {
   const chunks = found?.retrieved.chunks ?? [];
-  const ofChunks = chunks.reduce((sum, { text, vector }) => sum + 2 * text.length + vector.byteLength, 0);
+  const ofChunks = chunks.reduce(
+    (sum, { path, text, vector }) => sum + CHUNK_OVERHEAD_BYTES + 2 * (path.length + text.length) + vector.byteLength,
+    0,
+  );
   return OVERHEAD_BYTES + (served?.ids.byteLength ?? 0) + ofChunks;
 }
 

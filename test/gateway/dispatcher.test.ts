@@ -140,6 +140,27 @@ describe('admission', () => {
     expect(await code(ask(1))).toBe('no_worker');
   });
 
+  test('the next prompt of a request waits as long as that may, however long its prompts are together', async () => {
+    const { ask, finishOne } = bench(100, 1000, 1);
+    expect(await code(ask(90))).toBe('ok');
+    const sibling = code(ask(90, { sibling: true }));
+    expect(await code(ask(90))).toBe('saturated');
+    expect(await code(ask(90, { sibling: true, remainingMs: 1000 }))).toBe('saturated');
+    finishOne();
+    expect(await sibling).toBe('ok');
+  });
+
+  test('a tenant is charged for what it may put out as well', async () => {
+    const { ask, finishOne, computing } = bench(100, 1e6, 1);
+    await ask(1, { tenant: 'other' });
+    const many = { tenant: 'many', decodes: 64 };
+    const asked = [ask(10, many), ask(10, many), ...[1, 2, 3].map(() => ask(100, { tenant: 'one' }))];
+    const order: number[] = [];
+    for (finishOne(); computing.length > 0; finishOne()) order.push(computing[0]!.tokens);
+    expect(order).toEqual([10, 100, 100, 100, 10]);
+    await Promise.all(asked);
+  });
+
   test('a tenant that floods pays for it', async () => {
     const { ask, finishOne } = bench(100, 1000);
     const flood = Array.from({ length: 10 }, () => code(ask(10, { tenant: 'flood' })));

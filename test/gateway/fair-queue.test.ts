@@ -8,7 +8,12 @@ interface Entry extends Waiting {
 }
 const entries = fc
   .array(
-    fc.record({ tenant: fc.constantFrom('a', 'b', 'c'), priority: fc.nat(2), tokens: fc.integer({ min: 1, max: 99 }) }),
+    fc.record({
+      tenant: fc.constantFrom('a', 'b', 'c'),
+      priority: fc.nat(2),
+      tokens: fc.integer({ min: 1, max: 99 }),
+      cost: fc.integer({ min: 1, max: 99 }),
+    }),
   )
   .map((list) => list.map((entry, id): Entry => ({ ...entry, id, queuedAtMs: id * 20 })));
 const filled = (list: readonly Entry[], weightOf?: (tenant: string) => number, order?: QueueOrder) => {
@@ -94,7 +99,7 @@ describe('a fair queue', () => {
         for (const { tenant } of list) left[tenant]!++;
         const served = { a: 0, b: 0, c: 0 } as Record<string, number>;
         for (let entry = queue.take(); entry !== undefined; entry = queue.take()) {
-          served[entry.tenant]! += entry.tokens / weightOf(entry.tenant);
+          served[entry.tenant]! += entry.cost / weightOf(entry.tenant);
           left[entry.tenant]!--;
           if (left['a']! > 0 && left['b']! > 0) {
             expect(Math.abs(served['a']! - served['b']!)).toBeLessThanOrEqual(99 / weight + 99);
@@ -106,7 +111,8 @@ describe('a fair queue', () => {
 
   test('owes nothing to a tenant for the time it was away', () => {
     const queue = new FairQueue<Entry>();
-    const add = (tenant: string, id: number) => queue.add({ tenant, priority: 0, tokens: 10, id, queuedAtMs: id });
+    const add = (tenant: string, id: number) =>
+      queue.add({ tenant, priority: 0, tokens: 10, cost: 10, id, queuedAtMs: id });
     for (let i = 0; i < 10; i++) add('busy', i);
     for (let i = 0; i < 5; i++) queue.take();
     for (let i = 10; i < 15; i++) add('late', i);
@@ -138,7 +144,7 @@ describe('who has to go', () => {
   test('a flood of one tenant does not keep out another', () => {
     const queue = new FairQueue<Entry>();
     const entry = (tenant: string, id: number, priority = 0): Entry => ({
-      ...{ tenant, priority, tokens: 10, id, queuedAtMs: id },
+      ...{ tenant, priority, tokens: 10, cost: 10, id, queuedAtMs: id },
     });
     for (let i = 0; i < 10; i++) queue.add(entry('flood', i));
     expect(queue.victims(entry('flood', 10), 100)).toBeUndefined();

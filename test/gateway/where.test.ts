@@ -58,7 +58,7 @@ describe('a session', () => {
   });
 
   test('with many chunks pushes out more of the others', () => {
-    const sessions = new Sessions(10_000);
+    const sessions = new Sessions(12_500);
     for (let i = 0; i < 4; i++) sessions.servedBy(`s${i}`, 'w', prompt([1]));
     const large = { ...old, chunks: old.chunks.map((chunk) => ({ ...chunk, vector: new Float32Array(300) })) };
     sessions.settle('large', 'k', large);

@@ -7,7 +7,7 @@
 import { identifiers } from './chunk.ts';
 
 /** Text farther from the cursor than this is not looked at, so that one endless line costs no more than many. */
-const REACH = 16_384;
+export const REACH = 16_384;
 
 /** A chunk of which more than this share of lines stands around the cursor adds nothing. The bound is Tabby's. */
 const DUPLICATE = 0.9;

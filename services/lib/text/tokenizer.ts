@@ -283,10 +283,14 @@ const BLOCK = 2048;
 /** And at most: 4 MiB without a line break took 1.2 s as one block. */
 const LONGEST_BLOCK = 16_384;
 
+/** UTF-16 units. */
+const LONGEST_WORD = 128;
+const PARTS = new RegExp(`.{1,${LONGEST_WORD}}`, 'gsu');
+
 /**
- * A word in parts of 1024 characters. Words are mostly a few letters; one of a million would hold up the process for
+ * A word in parts of 128 characters. Words are mostly a few letters; one of a million would hold up the process for
  * seconds (3.4 s measured), and a merge lost where two parts meet is of no consequence in what is no code.
  */
 function parts(word: string): string[] {
-  return word.length <= 1024 ? [word] : word.match(/.{1,1024}/gsu)!;
+  return word.length <= LONGEST_WORD ? [word] : word.match(PARTS)!;
 }

@@ -1,8 +1,8 @@
 /** Ids by word, in two generations: what was not used while one generation filled is forgotten. */
 export class WordCache {
   static readonly #WORDS = 32_768;
-  /** Longer ones are rarely met twice. */
-  static readonly #LENGTH = 64;
+  /** Longer ones are rarely met twice; of indentation and rulers, parts are. */
+  static readonly #LENGTH = 128;
   #young = new Map<string, readonly number[]>();
   #old = new Map<string, readonly number[]>();
 
