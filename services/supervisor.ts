@@ -201,6 +201,11 @@ function spawn(role: Role, flags: Flags, log: string, through: readonly string[]
   });
   child.stdout.pipe(output, { end: false });
   child.stderr.pipe(output, { end: false });
+  output.on('error', (error) => {
+    process.stderr.write(`${log} is written no more: ${error.message}\n`);
+    // Read on: a process whose pipe is full would wait for us.
+    for (const stream of [child.stdout, child.stderr]) stream.unpipe(output).resume();
+  });
   void child.then(() => output.end());
   return child;
 }

@@ -6,6 +6,7 @@ import { dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { libraryPath, RUNTIME_VERSION } from '../../services/lib/engine/ort-api.ts';
+import { saturates } from '../../services/lib/engine/ort-settings.ts';
 import { Graph } from '../../services/lib/model/graph.ts';
 import { writeModel } from '../../services/lib/model/onnx.ts';
 
@@ -96,4 +97,14 @@ test('a platform without a library is refused, naming those that have one', () =
     expect.objectContaining({ code: 'runtime_unsupported', message: expect.stringMatching(/sunos.*linux-x64/) }),
   );
   vi.restoreAllMocks();
+});
+
+test.each([
+  ['an EPYC of 2019', 'flags\t\t: fpu sse4_1 avx2 bmi2', true],
+  ['an EPYC of 2022', 'flags\t\t: fpu avx2 avx512f avx512_vnni', false],
+  ['a Core of 2021', 'flags\t\t: fpu avx2 avx_vnni', false],
+  ['an ARM, where sums have 32 bits', 'Features\t: fp asimd asimddp', false],
+  ['one that is not known', '', false],
+])('sums of 8-bit products are taken to saturate as they do, of %s', (_, cpuinfo, expected) => {
+  expect(saturates(cpuinfo)).toBe(expected);
 });

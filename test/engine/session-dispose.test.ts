@@ -3,6 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
+import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
@@ -13,7 +14,7 @@ import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
 const GOLDEN = join(import.meta.dirname, '..', 'goldens', 'qwen2-tied');
 
-async function load(capacity = 64): Promise<DecoderSession> {
+async function write(): Promise<{ graph: string; spec: DecoderSpec }> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-dispose-'));
   onTestFinished(() => rm(dir, { recursive: true, force: true }));
   const spec = (await readSpec(GOLDEN)) as DecoderSpec;
@@ -21,9 +22,14 @@ async function load(capacity = 64): Promise<DecoderSession> {
   const checkpoint = await Checkpoint.open(GOLDEN);
   await writeModel(buildDecoder(spec, checkpoint, precision), dir);
   await checkpoint.close();
+  return { graph: join(dir, 'model.onnx'), spec };
+}
+
+async function load(capacity = 64): Promise<DecoderSession> {
+  const { graph, spec } = await write();
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const pool = new KvPool(spec, 2, capacity);
-  return DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { provider: 'cpu', threads: 1 });
+  return DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 1 });
 }
 
 const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
@@ -72,4 +78,29 @@ test('a run under way ends well, and no other is taken', async () => {
   await disposing;
   await session.dispose(); // once is enough
   await expect(session.chunk(chunk)).rejects.toMatchObject({ code: 'draining' });
+});
+
+test('so does a run that is not on the token path, where disposing waits for nobody', async () => {
+  const { graph, spec } = await write();
+  const session = await OrtSession.load(graph, { provider: 'cpu', threads: 1 });
+  const [positions, n] = [8, 2];
+  const cache = { type: 'float32', dims: [1, spec.kvHeads, positions, spec.headDim] } as const;
+  const kv = session.inputs.filter((name) => name.startsWith('past.'));
+  const inputs = {
+    input_ids: { type: 'int64', dims: [1, n], data: BigInt64Array.of(1n, 2n) },
+    soft_tokens: { type: 'float32', dims: [0, spec.hidden], data: new Float32Array(0) },
+    soft_positions: { type: 'int64', dims: [0], data: new BigInt64Array(0) },
+    logit_rows: { type: 'int64', dims: [1], data: BigInt64Array.of(1n) },
+    seqlens_k: { type: 'int32', dims: [1], data: Int32Array.of(n - 1) },
+    total_sequence_length: { type: 'int32', dims: [], data: Int32Array.of(n) },
+    ...Object.fromEntries(
+      kv.map((name) => [name, { ...cache, data: new Float32Array(cache.dims.reduce((a, b) => a * b)) }]),
+    ),
+  } as const;
+  const expected = await session.run(inputs, ['logits']);
+  const running = [session.run(inputs, ['logits']), session.run(inputs, ['logits'])];
+  session.dispose();
+  session.dispose(); // once is enough
+  await expect(session.run(inputs, ['logits'])).rejects.toMatchObject({ code: 'draining' });
+  expect(await Promise.all(running)).toEqual([expected, expected]);
 });

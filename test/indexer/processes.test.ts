@@ -1,7 +1,7 @@
 /** Real processes (the built package, by the supervisor): indexers killed, paused, set against each other, restarted. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
@@ -51,8 +51,8 @@ interface Indexer {
   readonly client: IndexerClient;
 }
 
-async function startIndexer(store: string, name: string, defer: Defer): Promise<Indexer> {
-  const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
+async function startIndexer(store: string, name: string, defer: Defer, into?: string): Promise<Indexer> {
+  const logs = into ?? (await mkdtemp(join(tmpdir(), 'llavacode-logs-')));
   const flags = { model, store, port: 0, metricsPort: 0, threads: 1, drainTimeoutMs: 5_000 };
   const service = new ServiceProcess(name, 'indexer', flags, { logs });
   await service.start();
@@ -295,4 +295,16 @@ test('llavacode index that is interrupted stops without a complaint, and leaves 
   expect(await ended).toEqual([130, null]);
   expect(said).not.toContain('bug');
   await (await store.lock(REPO, 1_000)).release();
+});
+
+test('a log that cannot be written costs neither the process nor who supervises it', PATIENT, async (context) => {
+  const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+  const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
+  defer(() => rm(logs, { recursive: true, force: true }));
+  await symlink('/dev/full', join(logs, 'unlogged.log'));
+  const said = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+  defer(async () => said.mockRestore());
+  const indexer = await startIndexer(await PLACES.lmdb(defer), 'unlogged', defer, logs);
+  await expect.poll(() => said.mock.calls.join(), SOON).toContain('ENOSPC');
+  expect((await index(indexer, SMALL)).chunks).toBeGreaterThan(0);
 });

@@ -149,6 +149,12 @@ describe('exporting', async () => {
     ['more positions than the model has', { maxPositions: 4096 }, 'config_invalid', ['2048', '4096']],
     ['an unknown precision', { precision: 'int2' as Precision }, 'config_invalid', ['int2', 'int8']],
     ['an unknown block', { precision: 'int4', block: 100 }, 'config_invalid', ['100']],
+    [
+      '8 bits for prompts of 16-bit floats',
+      { precision: 'fp16', prefillPrecision: 'w8a8' },
+      'config_invalid',
+      ['fp16'],
+    ],
   ])('%s is refused and leaves nothing behind', async (name, options, code, message) => {
     const dir = name.replaceAll(' ', '-');
     await expect(exportTo(dir, options)).rejects.toThrow(refused(code, ...message));
@@ -184,6 +190,7 @@ describe('exporting', async () => {
     await exportTo('mine');
     await mkdir(place('precious'), { recursive: true });
     await writeFile(join(place('precious'), 'thesis.txt'), 'years of work');
+    await writeFile(join(place('precious'), 'manifest.json'), '{"name": "a web page"}');
     await expect(exportTo('precious')).rejects.toThrow(refused('config_invalid', 'not a model bundle'));
     expect(await readFile(join(place('precious'), 'thesis.txt'), 'utf8')).toBe('years of work');
   });

@@ -190,6 +190,8 @@ export class OrtSession {
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
   readonly #pointer: Pointer;
+  #runs = 0;
+  #disposed = false;
 
   private constructor(pointer: Pointer) {
     this.#pointer = pointer;
@@ -212,12 +214,17 @@ export class OrtSession {
     return new Binding(this.#pointer);
   }
 
-  /** One run with outputs of whatever shape; for graphs that are not on the token path. */
+  /**
+   * One run with outputs of whatever shape; for graphs that are not on the token path.
+   * @throws ServingError runtime_failed, draining after {@link dispose}; the signal's reason.
+   */
   async run(
     inputs: Readonly<Record<string, Tensor>>,
     outputs: readonly string[] = this.outputs,
     signal?: AbortSignal,
   ): Promise<Record<string, Tensor>> {
+    if (this.#disposed) throw new ServingError('draining', 'the engine is shut down');
+    this.#runs++;
     const binding = this.bind();
     const values: OrtValue[] = [];
     try {
@@ -233,10 +240,18 @@ export class OrtSession {
     } finally {
       binding.dispose();
       for (const value of values) value.dispose();
+      if (--this.#runs === 0 && this.#disposed) this.#release();
     }
   }
 
+  /** Frees it when the last {@link run} is over, which may still be using it. */
   dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    if (this.#runs === 0) this.#release();
+  }
+
+  #release(): void {
     runtime().api.releaseSession(this.#pointer);
   }
 }

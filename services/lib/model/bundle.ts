@@ -16,7 +16,7 @@ import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 import { decoderSpecSchema } from './spec.ts';
 
-const FORMAT = 'llavacode-bundle/1';
+export const FORMAT = 'llavacode-bundle/1';
 const count = z.number().int().positive();
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in hex');
 const filePath = z.string().regex(/^(?!\.)[\w.-]+(\/(?!\.)[\w.-]+)*$/, 'must be a path within the bundle');

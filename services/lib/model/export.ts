@@ -11,6 +11,7 @@ import {
   type BundleFile,
   contextFingerprintOf,
   type EncoderManifest,
+  FORMAT,
   fingerprintOf,
   type Manifest,
 } from './bundle.ts';
@@ -156,6 +157,9 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
     buildDecoder(spec, weights, { layers: matrices, vocabulary, maxPositions, floats });
   const llm = { spec, maxPositions, files: await writePart(options, work, 'llm', graphOf(layers)) };
   const prefillPrecision = options.prefillPrecision ?? (formats.layers === 'fp32' ? 'same' : 'w8a8');
+  if (floats === 'float16' && prefillPrecision === 'w8a8') {
+    throw new ServingError('config_invalid', 'weights of w8a8 compute with 32-bit floats: not with --precision fp16');
+  }
   const prefill =
     prefillPrecision === 'w8a8'
       ? { files: await writePart(options, work, 'prefill', graphOf(PROMPT_FORMATS)) }
@@ -163,7 +167,7 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
   const tokenizer = { of: network.tokenizerOf, files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
   const parts = { llm, prefill, context: context?.manifest, tokenizer };
   return {
-    format: 'llavacode-bundle/1',
+    format: FORMAT,
     name: options.name ?? network.name,
     precision: options.precision,
     fingerprint: fingerprintOf(allFiles(parts)),
@@ -273,7 +277,9 @@ async function checkTarget(to: string): Promise<void> {
   const entry = await stat(to).catch(() => undefined);
   if (!entry) return;
   const names = entry.isDirectory() ? await readdir(to) : ['a file'];
-  if (names.length > 0 && !names.includes('manifest.json')) {
+  // Web pages have a manifest.json too.
+  const manifest = await readFile(join(to, 'manifest.json'), 'utf8').catch(() => '');
+  if (names.length > 0 && !manifest.includes(dirname(FORMAT))) {
     throw new ServingError('config_invalid', `${to} exists and is not a model bundle: choose another folder`);
   }
 }
