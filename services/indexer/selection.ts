@@ -70,6 +70,14 @@ export function asSource(path: string, bytes: Uint8Array, maxFileBytes: number):
   return isGenerated(path, text) ? { skipped: 'generated' } : { text };
 }
 
+/** The text of a .gitignore as git takes it: whatever its bytes are, each line up to a NUL. */
+export const asRules = (bytes: Uint8Array) =>
+  new TextDecoder()
+    .decode(bytes)
+    .split('\n')
+    .map((line) => line.split('\0', 1)[0])
+    .join('\n');
+
 const LANGUAGES: Record<string, readonly string[]> = {
   python: ['py', 'pyi'],
   typescript: ['ts', 'tsx', 'mts', 'cts'],

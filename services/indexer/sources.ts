@@ -1,10 +1,10 @@
 /** The files of a working tree: all of them, or those that have changed. */
 import { constants } from 'node:fs';
-import { lstat, open, readdir } from 'node:fs/promises';
+import { lstat, open, readdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { ServingError } from '../lib/process/errors.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
-import { asSource, isHidden, type SkipCounts, type Source } from './selection.ts';
+import { asRules, asSource, isHidden, type SkipCounts, type Source } from './selection.ts';
 
 /** What an index run reads. */
 export interface Sources {
@@ -14,7 +14,7 @@ export interface Sources {
   readonly skipped: Partial<SkipCounts>;
   read(path: string): Promise<Source>;
   /** Where these are not the whole repository: the files whose chunks go; all others stay as they are. */
-  readonly replaced?: ReadonlySet<string>;
+  readonly replaced?: Pick<ReadonlySet<string>, 'has'>;
   /** The version that changes were worked out against; any will do where there is none. */
   readonly baseVersion?: string;
 }
@@ -24,6 +24,8 @@ export interface Listing {
   readonly rules: IgnoreRules;
   /** Regular files and symbolic links, relative to the root, with forward slashes, in the order of their UTF-16 units. */
   readonly paths: string[];
+  /** That were looked into, from the root ('') down. */
+  readonly folders: string[];
   /** Folders that may not be read. */
   readonly unreadable: number;
 }
@@ -34,35 +36,66 @@ export async function treeSources(dir: string, maxFileBytes: number): Promise<So
   return { paths, skipped: { unreadable }, read: (path) => readSource(dir, path, maxFileBytes) };
 }
 
+/** What a path leads through, from the root ('') down. */
+export function foldersOn(path: string): string[] {
+  const names = path.split('/');
+  return names.map((_, depth) => names.slice(0, depth).join('/'));
+}
+
+/** Links are not followed: they may lead out of the tree. */
+const O_READ = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+
 /**
- * The files of a tree that have changed; of those that are gone, or ignored by now, the chunks go.
- * @param changed relative to `dir`, with forward slashes.
+ * The files of a tree that have changed; of those that are gone, or ignored by now, the chunks go, and so do those of what
+ * lay in a folder that is gone, or a link by now.
+ * @param changed files in `dir`, and folders for all that they hold; relative to it, with forward slashes.
  */
 export async function changedSources(dir: string, changed: Iterable<string>, maxFileBytes: number): Promise<Sources> {
   const root = resolve(dir);
   const rules = new IgnoreRules();
   const known = new Set<string>();
-  const replaced = new Set(changed);
-  const paths: string[] = [];
-  for (const path of [...replaced].sort()) {
-    const parts = path.split('/');
-    if (parts.some(isHidden)) continue;
-    let folder = '';
-    for (const part of parts) {
-      if (!known.has(folder)) await addRules(rules, root, folder);
-      known.add(folder);
-      folder += `${part}/`;
+  const noFolders = new Set<string>();
+  const folders = new Set<string>();
+  const kindOf = async (path: string) => {
+    const stats = await lstat(join(root, path)).catch(() => undefined);
+    if (!stats?.isDirectory()) noFolders.add(path);
+    return stats;
+  };
+  /** Whether folders alone lead to the path, not a link; learns their rules. */
+  const isInside = async (path: string) => {
+    for (const folder of foldersOn(path)) {
+      if (!known.has(folder)) {
+        known.add(folder);
+        if (folder !== '') await kindOf(folder);
+        if (!noFolders.has(folder)) await addRules(rules, root, folder && `${folder}/`);
+      }
+      if (noFolders.has(folder)) return false;
     }
-    if (rules.excludes(path)) continue;
-    if (await lstat(join(root, path)).catch(() => undefined)) paths.push(path);
+    return true;
+  };
+  const asked = new Set(changed);
+  const paths = new Set<string>();
+  for (const path of [...asked].sort()) {
+    if (path === '' || path.split('/').some(isHidden) || !(await isInside(path))) continue;
+    const stats = await kindOf(path);
+    if (stats?.isDirectory()) folders.add(path);
+    if ((stats?.isFile() || stats?.isSymbolicLink()) && !rules.excludes(path)) paths.add(path);
   }
-  return { paths: paths.sort(), skipped: {}, read: (path) => readSource(dir, path, maxFileBytes), replaced };
+  const liesIn = (some: ReadonlySet<string>, path: string) => foldersOn(path).some((folder) => some.has(folder));
+  const listed = folders.size > 0 ? (await listSources(dir)).paths : [];
+  for (const path of listed) if (liesIn(folders, path)) paths.add(path);
+  return {
+    paths: [...paths].sort(),
+    skipped: {},
+    read: (path) => readSource(dir, path, maxFileBytes),
+    replaced: { has: (path) => asked.has(path) || liesIn(folders, path) || liesIn(noFolders, path) },
+  };
 }
 
-/** Adds those of the folder's .gitignore, if that is text. @throws ServingError payload_too_large */
+/** Adds those of the folder's .gitignore, if it has one. @throws ServingError payload_too_large */
 async function addRules(rules: IgnoreRules, root: string, folder: string): Promise<void> {
-  const source = await readSource(root, `${folder}${GITIGNORE}`, Infinity);
-  if ('text' in source) rules.add(folder, source.text);
+  const bytes = await readFile(join(root, folder, GITIGNORE), { flag: O_READ }).catch(() => undefined);
+  if (bytes) rules.add(folder, asRules(bytes));
 }
 
 /**
@@ -78,9 +111,11 @@ export async function listSources(dir: string): Promise<Listing> {
   });
   const rules = new IgnoreRules();
   const paths: string[] = [];
+  const folders: string[] = [];
   let unreadable = 0;
-  const folders = [''];
-  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
+  const left = [''];
+  for (let folder = left.pop(); folder !== undefined; folder = left.pop()) {
+    folders.push(folder.slice(0, -1));
     const entries = await readdir(join(root, folder), { withFileTypes: true }).catch(() => undefined);
     if (!entries) unreadable++;
     if (entries?.some(({ name }) => name === GITIGNORE)) await addRules(rules, root, folder);
@@ -89,17 +124,17 @@ export async function listSources(dir: string): Promise<Listing> {
       const path = `${folder}${entry.name}`;
       const isFolder = entry.isDirectory();
       if (rules.excludes(isFolder ? `${path}/` : path)) continue;
-      if (isFolder) folders.push(`${path}/`);
+      if (isFolder) left.push(`${path}/`);
       else if (entry.isFile() || entry.isSymbolicLink()) paths.push(path);
     }
   }
-  return { rules, paths: paths.sort(), unreadable };
+  return { rules, paths: paths.sort(), folders, unreadable };
 }
 
 /** Reads one listed file. A file that went, or turned into a link, since it was listed is skipped. */
 export async function readSource(dir: string, path: string, maxFileBytes: number): Promise<Source> {
   try {
-    await using file = await open(join(dir, path), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    await using file = await open(join(dir, path), O_READ);
     const { size } = await file.stat();
     if (size > maxFileBytes) return { skipped: 'oversize' };
     return asSource(path, await file.readFile(), maxFileBytes);

@@ -1,7 +1,10 @@
 /** Indexes a working tree again and again: all of it, or what has changed since this process indexed it last. */
-import { ServingError } from '../lib/process/errors.ts';
+import { type ErrorCode, ServingError } from '../lib/process/errors.ts';
 import type { IndexReport } from './index-repository.ts';
 import { changedSources, type Sources, treeSources } from './sources.ts';
+
+/** Why changes were not brought into the index, and what all files mend: whatever else differs from the tree is not known. */
+const TO_BE_REPLACED: readonly ErrorCode[] = ['index_moved', 'repo_not_found', 'store_invalid'];
 
 /**
  * @param run indexes the sources it is given.
@@ -13,12 +16,11 @@ export function treeIndexer(dir: string, maxFileBytes: number, run: (sources: So
     const all = async () => run(await treeSources(dir, maxFileBytes));
     const changes = async (paths: ReadonlySet<string>) =>
       run({ ...(await changedSources(dir, paths, maxFileBytes)), baseVersion });
-    // Another indexer's version stands there now: what else differs from the tree is not known.
-    const unlessMoved = (error: unknown) => {
-      if (error instanceof ServingError && error.code === 'index_moved') return all();
+    const orAll = (error: unknown) => {
+      if (error instanceof ServingError && TO_BE_REPLACED.includes(error.code)) return all();
       throw error;
     };
-    const report = await (changed ? changes(changed).catch(unlessMoved) : all());
+    const report = await (changed ? changes(changed).catch(orAll) : all());
     baseVersion = report.version;
     return report;
   };

@@ -5,7 +5,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServingError } from '../lib/process/errors.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
-import { asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
+import { asRules, asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
 import type { Sources } from './sources.ts';
 import { type Extent, Spool } from './spool.ts';
 
@@ -57,10 +57,12 @@ export class Upload {
   enter(raw: string): string | undefined {
     this.checkCount(++this.#entries);
     const shown = JSON.stringify(raw.slice(0, 200));
+    if (raw.length > MAX_PATH_BYTES || Buffer.byteLength(raw) > MAX_PATH_BYTES) {
+      throw refused(`path ${shown}… is longer than ${MAX_PATH_BYTES} bytes`);
+    }
     const leadsOut = /^[/\\]|^[A-Za-z]:[/\\]/.test(raw) || raw.split(/[/\\]/).includes('..');
     if (leadsOut) throw refused(`path ${shown} of the upload is absolute or leads out of the repository`);
     if (raw.includes('\0')) throw refused(`path ${shown} of the upload holds a NUL`);
-    if (Buffer.byteLength(raw) > MAX_PATH_BYTES) throw refused(`path ${shown}… is longer than ${MAX_PATH_BYTES} bytes`);
     const parts = raw.split('/').filter((part) => part !== '' && part !== '.');
     return parts.slice(this.#strip).join('/') || undefined;
   }
@@ -89,17 +91,26 @@ export class Upload {
     return size > this.#limits.maxFileBytes ? 'oversize' : undefined;
   }
 
+  /**
+   * @throws ServingError payload_too_large, invalid_request for a .gitignore: what it excludes would be indexed. (git follows
+   *   no links to one.)
+   */
   skip(path: string, reason: SkipReason): void {
     if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed++;
-    else this.#files.set(path, reason);
+    else if (reason === 'symlink' || !isIgnoreFile(path)) this.#files.set(path, reason);
+    else if (reason !== 'oversize')
+      throw refused(`${JSON.stringify(path)} of the upload is no file of text: ${reason}`);
+    else throw tooLarge(`has a ${GITIGNORE} of more than ${this.#limits.maxFileBytes} bytes`, '--max-file-bytes');
   }
 
   /** @param bytes the whole file; of one that is not `unwanted`. */
   async add(path: string, bytes: Uint8Array): Promise<void> {
-    const source = asSource(path, bytes, this.#limits.maxFileBytes);
     if (isIgnoreFile(path)) {
-      if ('text' in source) this.#rules.add(path.slice(0, -GITIGNORE.length), source.text);
-    } else this.#files.set(path, 'text' in source ? await this.#spool.append(bytes) : source.skipped);
+      this.#rules.add(path.slice(0, -GITIGNORE.length), asRules(bytes));
+      return;
+    }
+    const source = asSource(path, bytes, this.#limits.maxFileBytes);
+    this.#files.set(path, 'text' in source ? await this.#spool.append(bytes) : source.skipped);
   }
 
   /** Of a change set: the file is gone. */
@@ -148,7 +159,11 @@ export class Upload {
   }
 }
 
-const isIgnoreFile = (path: string) => path === GITIGNORE || path.endsWith(`/${GITIGNORE}`);
+/** Whether it is a .gitignore, and not of what is left out anyway. */
+function isIgnoreFile(path: string): boolean {
+  const folders = path.split('/');
+  return folders.pop() === GITIGNORE && !folders.some(isHidden);
+}
 
 const tooLarge = (what: string, setting: string) =>
   new ServingError('payload_too_large', `the upload ${what} (${setting})`);
