@@ -1,7 +1,7 @@
 /** Following a working tree: what is indexed is at any settled moment what one run over the whole tree would index. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, renameSync } from 'node:fs';
+import { mkdirSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
 import { mkdir, mkdtemp, rename, rm, symlink, unlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -197,7 +197,7 @@ describe('folders that are replaced', () => {
   });
 
   test('have all indexed and watched anew', async () => {
-    const { dir, write, stop, runsOverAll, follow, settled } = await start();
+    const { dir, write, stop, seen, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
     const watching = follow();
     await settled();
@@ -210,6 +210,7 @@ describe('folders that are replaced', () => {
     await unlink(join(dir, 'new/d.py'));
     expect((await settled()).files).toBe(2);
     expect(runsOverAll()).toBe(2); // for what is new alone there is no need
+    expect(seen.flat()).toContain('new'); // with what came before it was watched
     stop.abort();
     await watching;
   });
@@ -232,14 +233,15 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test('by a file are found as well', async () => {
+  test.each(['g', 'f'])('by a file, or replace one, are found as well (%s)', async (path) => {
     const { dir, write, stop, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
+    await write('f', python('f', 12));
     const watching = follow({ checkMs: 20 });
     await settled();
     watchers.at(-1)?.removeAllListeners('all');
-    await rm(join(dir, 'g'), { recursive: true });
-    await write('g', python('g', 12));
+    await rm(join(dir, path), { recursive: true });
+    await write(path === 'g' ? 'g' : 'f/b.py', python('b', 12));
     await settled();
     expect(runsOverAll()).toBe(2);
     stop.abort();
@@ -275,6 +277,19 @@ describe('folders that are replaced', () => {
     stop.abort();
     await watching;
   });
+});
+
+test('what takes the place of a link is seen', async () => {
+  const { root, dir, stop, follow, settled } = await start();
+  for (const link of ['g', 'f.py']) await symlink(root, join(dir, link));
+  const watching = follow();
+  await settled();
+  for (const link of ['g', 'f.py']) unlinkSync(join(dir, link));
+  mkdirSync(join(dir, 'g')); // before anybody can tell that the link was gone
+  for (const path of ['g/a.py', 'f.py']) writeFileSync(join(dir, path), python('a', 12));
+  expect((await settled()).files).toBe(2);
+  stop.abort();
+  await watching;
 });
 
 test('who is stopped before watching begins has indexed nothing', async () => {
