@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { Sessions } from '../../services/gateway/sessions.ts';
+import type { CompletionRequest } from '../../services/gateway/completion-request.ts';
+import { Sessions, sessionOf } from '../../services/gateway/sessions.ts';
 import { whereToPrefill } from '../../services/gateway/where.ts';
 import type { Retrieved } from '../../services/lib/rag/retrieval.ts';
 import { NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
@@ -55,6 +56,14 @@ describe('a session', () => {
     expect(sessions.settle('s', 'k', found(['c', 'b', 'a', 'x', 'y']))).toBe(old);
     const other = found(['c', 'b', 'x', 'y', 'z']);
     expect(sessions.settle('s', 'k', other)).toBe(other);
+  });
+
+  test('has a name of one size, whatever the client names, and no two the same', () => {
+    const named = (path: string, cacheSalt?: string) =>
+      sessionOf({ session: undefined, rag: { repo: 'r', path }, cacheSalt } as CompletionRequest, 'acme')!;
+    const names = [named('a.py'), named('a.py', 's'), named('\u0001'.repeat(4_096)), named('\u0001'.repeat(4_095))];
+    expect(new Set(names.map(({ length }) => length)).size).toBe(1);
+    expect(new Set(names).size).toBe(4);
   });
 
   test('with many chunks pushes out more of the others', () => {
