@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
-import { expect, it } from 'vitest';
+import { expect, it, onTestFinished } from 'vitest';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 
 const WRITES = `
@@ -20,6 +20,7 @@ it('writes on where stderr takes nothing, and keeps little of it', async () => {
   const child = spawn(process.execPath, ['--input-type=module', '-e', WRITES, log], {
     stdio: ['ignore', 'pipe', full.fd],
   });
+  onTestFinished(() => void child.kill('SIGKILL'));
   let said = '';
   child.stdout!.on('data', (text) => {
     said += text;
