@@ -1,7 +1,7 @@
 /**
  * Prompts that wait for a worker, fair between tenants: start-time fair queueing over what they cost, which is weighted
- * round robin for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier or, if so ordered, the
- * shorter. Pure: no clock, no workers.
+ * round robin for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier or, if so
+ * ordered, the shorter. Pure: no clock, no workers.
  */
 import { compareQueued, type Queued, type QueueOrder } from '../lib/request/queue-order.ts';
 

@@ -2,8 +2,8 @@
  * The files of an upload, on their way to an index run. What comes is not trusted: paths must stay inside the repository,
  * and numbers and sizes are bounded, however little was sent. Content waits in a spool; names are only ever strings.
  */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServingError } from '../lib/process/errors.ts';
+import { Turns } from '../lib/process/turns.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
 import { asRules, asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
 import type { Sources } from './sources.ts';
@@ -22,8 +22,6 @@ const MAX_PATH_BYTES = 4_096;
 const MAX_RATIO = 100;
 /** Not suspicious at any ratio, in bytes. */
 const RATIO_FREE = 32 * 1024 * 1024;
-/** Others wait no longer while rules are matched, in ms. */
-const TURN_MS = 5;
 
 const refused = (message: string) => new ServingError('invalid_request', message);
 
@@ -124,7 +122,7 @@ export class Upload {
     const skipped = noSkips();
     skipped.invalid_utf8 += this.#unnamed;
     const texts = new Map<string, Extent>();
-    let turnEndsMs = performance.now() + TURN_MS;
+    const turns = new Turns();
     for (const path of [...this.#files.keys()].sort()) {
       const file = this.#files.get(path) as Extent | SkipReason;
       if (typeof file === 'string') {
@@ -134,10 +132,9 @@ export class Upload {
       const deciding = this.#rules.decide(path);
       let step = deciding.next();
       for (; !step.done; step = deciding.next()) {
-        if (performance.now() < turnEndsMs) continue;
-        await nextTurn();
+        if (!turns.over) continue;
+        await turns.next();
         signal.throwIfAborted();
-        turnEndsMs = performance.now() + TURN_MS;
       }
       if (step.value) skipped.ignored++;
       else texts.set(path, file);

@@ -41,12 +41,17 @@ export interface SessionOptions {
  */
 export const saturates = (cpuinfo: string) => /^flags\s*:/m.test(cpuinfo) && !/\bavx(512)?_vnni\b/.test(cpuinfo);
 
-function thisOneSaturates(): boolean {
+let known: string | undefined;
+
+/** What Linux says of this machine's CPU; '' elsewhere. Read once: it grows with the cores. */
+export function cpuInfo(): string {
+  if (known !== undefined) return known;
   try {
-    return process.arch === 'x64' && saturates(readFileSync('/proc/cpuinfo', 'utf8'));
+    known = readFileSync('/proc/cpuinfo', 'utf8');
   } catch {
-    return false;
+    known = '';
   }
+  return known;
 }
 
 export class SessionSettings {
@@ -64,7 +69,7 @@ export class SessionSettings {
       this.set('session.intra_op.allow_spinning', options.spin ? '1' : '0');
       this.set('session.set_denormal_as_zero', '1');
       // Rewrites graphs to kernels that do not; with VNNI these are the slower ones.
-      if (thisOneSaturates()) this.set('session.x64quantprecision', '1');
+      if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
       this.cuda = options.provider !== 'cpu' && appendCuda(api, this.#pointer, options);
     } catch (error) {
       this[Symbol.dispose]();

@@ -13,7 +13,7 @@ import { cpus } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { ServingError } from '../process/errors.ts';
 import { RUNTIME_VERSION, runtime } from './ort-api.ts';
-import { type PrepackedCache, SessionSettings } from './ort-settings.ts';
+import { cpuInfo, type PrepackedCache, SessionSettings } from './ort-settings.ts';
 
 interface Key {
   /** Version of ONNX Runtime. */
@@ -48,7 +48,7 @@ const hash = (text: string) => createHash('sha256').update(text).digest('hex');
  */
 export async function prepackedGraph(graph: string, cache: PrepackedCache): Promise<string> {
   const { dir, fingerprint, log } = cache;
-  const key: Key = { runtime: RUNTIME_VERSION, cpu: await cpuFeatures() };
+  const key: Key = { runtime: RUNTIME_VERSION, cpu: cpuFeatures() };
   const family = `${basename(dirname(graph))}-${fingerprint.slice(0, 16)}-`;
   const folder = join(dir, family + hash(JSON.stringify(key)).slice(0, 16));
   try {
@@ -167,8 +167,7 @@ async function replace(folder: string, made: string, key: Key): Promise<void> {
 }
 
 /** Instruction sets as the kernel lists them; elsewhere the CPU's name. */
-async function cpuFeatures(): Promise<string> {
-  const text = await readFile('/proc/cpuinfo', 'utf8').catch(() => '');
-  const listed = /^(?:flags|Features)\s*:\s*(.+)$/m.exec(text)?.[1];
+function cpuFeatures(): string {
+  const listed = /^(?:flags|Features)\s*:\s*(.+)$/m.exec(cpuInfo())?.[1];
   return `${process.platform}-${process.arch} ${listed ?? cpus()[0]?.model ?? 'unknown'}`;
 }

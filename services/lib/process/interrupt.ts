@@ -1,7 +1,7 @@
 /** Ctrl-C and SIGTERM for a command, which does a thing and ends. (A service has a Lifecycle.) */
 
-/** What the signals 2 and 15 make of an exit code, as shells report it. */
-const EXIT_CODES = { SIGINT: 130, SIGTERM: 143 } as const;
+/** What shells report for a process that a signal ended. */
+export const EXIT_CODES = { SIGINT: 130, SIGTERM: 143 } as const;
 
 /** Somebody stopped the command: no failure of its own. */
 export class Interrupted extends Error {
@@ -14,7 +14,7 @@ export class Interrupted extends Error {
 }
 
 /** A signal so long after the first one is a person who does not want to wait, not npm passing the first one on. */
-const IMPATIENCE_MS = 1_000;
+export const IMPATIENCE_MS = 1_000;
 
 /** Aborted, with {@link Interrupted} as its reason, when the command is to stop. */
 export function interruption(): AbortSignal {

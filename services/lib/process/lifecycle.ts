@@ -8,6 +8,7 @@
  */
 import { setMaxListeners } from 'node:events';
 import { ServingError } from './errors.ts';
+import { EXIT_CODES, IMPATIENCE_MS } from './interrupt.ts';
 import type { Logger } from './log.ts';
 
 export type Phase = 'starting' | 'ready' | 'draining' | 'stopped';
@@ -25,11 +26,6 @@ interface Stop {
   readonly name: string;
   readonly run: () => Promise<void> | void;
 }
-
-/** A SIGINT this long after draining began is a person who does not want to wait, not an echo of the first. */
-const IMPATIENCE_MS = 1000;
-/** What shells report for a process ended by SIGINT. */
-const EXIT_INTERRUPTED = 130;
 
 export class Lifecycle {
   readonly #log: Logger;
@@ -85,7 +81,7 @@ export class Lifecycle {
   #interrupt(): void {
     // Supervised, it is the parent that Ctrl+C is meant for: it knows the order in which services stop.
     if (process.connected) return;
-    if (performance.now() - this.#drainingSinceMs > IMPATIENCE_MS) this.#cut('interrupted again', EXIT_INTERRUPTED);
+    if (performance.now() - this.#drainingSinceMs > IMPATIENCE_MS) this.#cut('interrupted again', EXIT_CODES.SIGINT);
     this.#stop('SIGINT');
   }
 

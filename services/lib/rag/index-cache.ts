@@ -5,6 +5,7 @@
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServingError } from '../process/errors.ts';
+import { Turns } from '../process/turns.ts';
 import { DenseIndex, type DenseScorer } from './dense.ts';
 import type { InvertedIndex } from './inverted-index.ts';
 import { InvertedIndexBuilder } from './inverted-index-builder.ts';
@@ -23,8 +24,6 @@ export interface LoadedIndex extends IndexSnapshot {
 
 /** Entries read at a time. */
 const SLICE = 512;
-/** Others wait no longer while entries are added, in ms. */
-const TURN_MS = 5;
 /** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
 export const ATTEMPTS = 3;
 
@@ -158,13 +157,11 @@ export class IndexCache {
   async #lexical(repo: string, snapshot: IndexSnapshot): Promise<InvertedIndex | undefined> {
     const builder = new InvertedIndexBuilder();
     for (const ids of slices(snapshot)) {
-      let turnEndsMs = performance.now() + TURN_MS;
+      const turns = new Turns();
       for (const entry of await this.#store.entries(repo, ids)) {
         if (!entry) return undefined;
         builder.add(entry);
-        if (performance.now() < turnEndsMs) continue;
-        await nextTurn();
-        turnEndsMs = performance.now() + TURN_MS;
+        if (turns.over) await turns.next();
       }
       this.#demandRoom(repo, snapshot.head.version, builder.bytes);
       await nextTurn();
