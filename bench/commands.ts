@@ -4,7 +4,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
 import { drillCommands } from './drills/command.ts';
 import { engineCommand, handoffCommand } from './engine/command.ts';
-import type { Workload } from './load.ts';
+import type { Workload } from './load/measure.ts';
 import { ARRIVALS } from './measure/arrivals.ts';
 import { parseSlo } from './measure/latency.ts';
 import { benchWord, list, numbers, onlyModel, positive, RESULTS, share, typed, whole } from './options.ts';
@@ -57,7 +57,7 @@ export function benchCommand(): Command {
       .option('--rounds <n>', 'at most', whole, 6)
       .option('--minutes <n>', 'no further round begins that would end later', positive, 20)
       .action(async ({ rounds, minutes, ...flags }) => {
-        const { runTables } = await import('./runs/tables.ts');
+        const { runTables } = await import('./tables/run.ts');
         await runTables(typed(flags), { models: flags.models, rounds, budgetMinutes: minutes });
       }),
   );
@@ -69,7 +69,7 @@ export function benchCommand(): Command {
       .option('--every-ms <n>', 'between two of them; 1.5 times what one takes when not given', positive)
       .option('--window-seconds <n>', 'of the quiet and of the busy time; 20, or 8 prompts when not given', positive)
       .action(async ({ streams, promptTokens, everyMs, windowSeconds, ...flags }) => {
-        const { runInterference } = await import('./runs/single.ts');
+        const { runInterference } = await import('./interference/run.ts');
         const windowMs = windowSeconds === undefined ? undefined : 1000 * windowSeconds;
         const how = { streams, promptTokens, streamPromptTokens: 200, outputTokens: 4, windowMs };
         const { capacity, timeoutMs } = flags;
@@ -82,7 +82,7 @@ export function benchCommand(): Command {
       .option('--output-tokens <n>', 'of every answer', whole, 16)
       .option('--requests <n>', 'per mode and context', whole, 8)
       .action(async ({ codeTokens, outputTokens, requests, ...flags }) => {
-        const { runBreakdown } = await import('./runs/breakdown.ts');
+        const { runBreakdown } = await import('./breakdown/run.ts');
         await runBreakdown(typed(flags), onlyModel(flags.models), { codeTokens, outputTokens, requests });
       }),
   );
@@ -100,7 +100,7 @@ export function benchCommand(): Command {
       .option('--prompt-orders <list>', 'psm, spm: see --prompt-order of the gateway', list, ['psm'])
       .option('--keystrokes <n>', 'of the session, the first; all when not given', whole)
       .action(async ({ debounceMs, outputTokens, contexts, pace, promptOrders, keystrokes, ...flags }) => {
-        const { runTyping } = await import('./runs/single.ts');
+        const { runTyping } = await import('./typing/run.ts');
         const how = { pace, debounceMs, outputTokens, contexts, promptOrders, keystrokes };
         await runTyping(typed(flags), onlyModel(flags.models), how);
       }),
@@ -121,7 +121,7 @@ function loadCommand(): Command {
     .option('--splits <list>', 'prefill:decode workers to compare with one colocated worker', splits, splits('1:1'))
     .addOption(new Option('--pinning <kind>').choices(PINNINGS).default('split'))
     .action(async ({ slo, rate, probes, seconds, targetTtftMs, trace, splits, pinning, ...flags }) => {
-      const { runLoad } = await import('./runs/load.ts');
+      const { runLoad } = await import('./load/run.ts');
       const deployments = [COLOCATED, ...splits];
       const workload = { ...workloadOf(flags), seconds };
       await runLoad(typed(flags), {
@@ -153,12 +153,12 @@ function storeCommands(): Command[] {
       .option('--top-k <n>', 'chunks to find', whole, 10)
       .option('--redis <url>', 'measure this one too; it is written to')
       .action(async ({ sizes, queries, topK, redis, ...flags }) => {
-        const { runRetrieval } = await import('./runs/single.ts');
+        const { runRetrieval } = await import('./retrieval/run.ts');
         await runRetrieval(typed(flags), { sizes, queries, topK, redis });
       }),
     recallCommand(),
     bench('index', 'how fast a repository is encoded').action(async (flags) => {
-      const { runIndexing } = await import('./runs/single.ts');
+      const { runIndexing } = await import('./indexing/run.ts');
       await runIndexing(typed(flags), flags.models);
     }),
   ];
@@ -174,7 +174,7 @@ function allCommands(): Command[] {
       .option('--redis <url>', 'as of bench retrieval')
       .option('--readme <file>', 'whose generated part is replaced', readme)
       .action(async ({ minutes, quick, slo, redis, readme, ...flags }, command: Command) => {
-        const { runAll } = await import('./runs/all.ts');
+        const { runAll } = await import('./all.ts');
         const own = ['models', 'name', 'json'];
         const given = Object.entries(flags).filter(
           ([name]) => command.getOptionValueSource(name) === 'cli' && !own.includes(name),
@@ -187,8 +187,8 @@ function allCommands(): Command[] {
       .option('--out <dir>', 'where they lie', RESULTS)
       .option('--readme <file>', 'whose generated part is replaced', readme)
       .action(async ({ out, readme }) => {
-        const { writeReadme } = await import('./report/readme.ts');
-        const { drawAll } = await import('./runs/run.ts');
+        const { writeReadme } = await import('./readme.ts');
+        const { drawAll } = await import('./harness/run.ts');
         await writeReadme(readme, out);
         await drawAll(out);
       }),
@@ -203,7 +203,7 @@ export function planCommand(): Command {
     .option('--slo <bounds>', 'like ttft:500,tpot:50; that of --load, or three times the unloaded figures', parseSlo)
     .option('--load <file>', 'artifact of bench load to hold the simulation against')
     .action(async ({ rate: rates, promptTokens, outputTokens, slo, load, ...flags }) => {
-      const { runPlan } = await import('./runs/plan.ts');
+      const { runPlan } = await import('./plan/run.ts');
       const measure = { promptTokens: [250, 500, 1000, 2000], batches: [1, 2, 4, 8], repeats: 3, decodeTokens: 256 };
       await runPlan(typed(flags), {
         model: onlyModel(flags.models),

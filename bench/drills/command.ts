@@ -20,9 +20,9 @@ export function drillCommands(): Command[] {
       .option('--only <words>', 'drills whose name holds one of them', list, [])
       .option('--redis <url>', 'store to use instead of LMDB; it is written to')
       .action(async ({ model: name, precision, path, rate, seed, count, seconds, only, redis, ...flags }) => {
-        const { runDrills } = await import('./run.ts');
+        const { runDrills } = await import('./judge.ts');
         const { openModel } = await import('../system/model.ts');
-        const { run } = await import('../runs/run.ts');
+        const { run } = await import('../harness/run.ts');
         const model = await openModel(name, { data: flags.data, precision });
         const settings = { rate, seed, count, seconds, only };
         const how = { ...settings, path, repo: basename(path), data: flags.data, redis };
@@ -43,7 +43,7 @@ export function drillCommands(): Command[] {
       .action(async ({ model: name, precision, path, rate, seed, minutes, restartEvery, ...flags }) => {
         const { runSoak } = await import('./soak.ts');
         const { openModel } = await import('../system/model.ts');
-        const { run } = await import('../runs/run.ts');
+        const { run } = await import('../harness/run.ts');
         const model = await openModel(name, { data: flags.data, precision });
         const settings = { rate, seed, minutes, restartEverySeconds: restartEvery };
         const how = { ...settings, path, repo: basename(path), data: flags.data };

@@ -9,8 +9,8 @@ import { RandomStream } from '../measure/arrivals.ts';
 import { type BenchModel, runCli } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { Fleet, type Member, type Vitals } from './fleet.ts';
+import { judge } from './judge.ts';
 import { KINDS, type Kind, makeMix, sendMix } from './mix.ts';
-import { judge } from './run.ts';
 import { fitFloor, JUDGED_FROM_MS, type Slope } from './slope.ts';
 import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
 

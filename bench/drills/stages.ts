@@ -1,7 +1,7 @@
 /** The systems that drills are run on, one after the other: each with what its drills need, where this machine has it. */
 import { resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { parseRedisUrl } from '../../services/lib/rag/redis-url.ts';
+import { parseRedisUrl } from '../../services/lib/redis/url.ts';
 import { type BenchModel, runCli } from '../system/model.ts';
 import { findRedis, launchServer } from '../system/redis.ts';
 import { withJumpingClocks } from './clock-jumps.ts';

@@ -20,7 +20,7 @@ export function engineCommand(): Command {
     .action(async ({ model: name, precision, prefillPrecision, ...flags }) => {
       const { measureEngine, STEPS } = await import('./engine.ts');
       const { openModel } = await import('../system/model.ts');
-      const { run } = await import('../runs/run.ts');
+      const { run } = await import('../harness/run.ts');
       const model = await openModel(name, { data: flags.data, precision, prefillPrecision });
       const { prompt: prompts, chunk: chunks, batch: batches, context: contexts } = flags;
       const { repeats, threads, spin, prepacked, seed } = flags;
@@ -43,7 +43,7 @@ export function handoffCommand(): Command {
     .action(async ({ layers, kvHeads, headDim, positions, repeats, ...flags }) => {
       const { measureHandoff } = await import('./handoff.ts');
       const { WIRE_TYPES } = await import('../../services/lib/kv/wire.ts');
-      const { run } = await import('../runs/run.ts');
+      const { run } = await import('../harness/run.ts');
       const settings = { layout: { layers, kvHeads, headDim }, positions, types: WIRE_TYPES, repeats };
       await run(typed(flags), { bench: 'handoff', models: [], settings }, async () => ({
         cells: await measureHandoff(settings),

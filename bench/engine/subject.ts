@@ -7,7 +7,7 @@ import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { floatsOf, openBundle } from '../../services/lib/model/bundle.ts';
+import { floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { GREEDY, NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 

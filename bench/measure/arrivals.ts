@@ -3,7 +3,7 @@
  * gamma-distributed with shape `burstiness` (1 is Poisson, below 1 bursty, above 1 even) and rescaled so that `count`
  * requests take exactly count / rate seconds: runs at one rate offer the same load whatever the seed.
  */
-import { wordsAt } from '../../services/lib/engine/random.ts';
+import { wordsAt } from '../../services/lib/numeric/random.ts';
 
 export const ARRIVALS = ['poisson', 'gamma', 'constant'] as const;
 export type Arrivals = (typeof ARRIVALS)[number];

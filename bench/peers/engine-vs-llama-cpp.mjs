@@ -8,7 +8,7 @@ import { availableParallelism } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { median } from '../../dist/bench/measure/statistics.js';
-import { run } from '../../dist/bench/runs/run.js';
+import { run } from '../../dist/bench/harness/run.js';
 import { Contestant } from './contestant.mjs';
 import { writeGguf } from './gguf.mjs';
 

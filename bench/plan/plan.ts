@@ -1,5 +1,5 @@
 /** How many workers a load needs, going by simulation; and how far such a simulation was from what was measured. */
-import type { LoadResult } from '../load.ts';
+import type { LoadResult } from '../load/measure.ts';
 import { arrivalTimes } from '../measure/arrivals.ts';
 import type { Slo } from '../measure/latency.ts';
 import { median, quantile } from '../measure/statistics.ts';

@@ -12,7 +12,7 @@ export const recallCommand = (): Command =>
     .option('--threads <n>', 'of the encoder', count, availableParallelism())
     .action(async ({ llm, sizes, threads, ...flags }) => {
       const { measureRecall } = await import('./recall.ts');
-      const { run } = await import('../runs/run.ts');
+      const { run } = await import('../harness/run.ts');
       const settings = { llm: llm.replace(`${PACKAGE_ROOT}/`, ''), sizes, threads };
       await run(typed(flags), { bench: 'recall', models: [], settings }, (onProgress) =>
         measureRecall({ llm, sizes, threads }, onProgress),

@@ -1,15 +1,15 @@
 /** How often each retriever brings the chunk that defines what the held-out lines use. */
 
-import type { Bundle } from '../../services/lib/model/bundle.ts';
-import { DenseIndex, DenseScorer } from '../../services/lib/rag/dense.ts';
-import { type ContextEncoder, loadContextEncoder } from '../../services/lib/rag/encode.ts';
-import { fuse, fusedDepth } from '../../services/lib/rag/fused.ts';
-import type { InvertedIndex } from '../../services/lib/rag/inverted-index.ts';
-import { InvertedIndexBuilder } from '../../services/lib/rag/inverted-index-builder.ts';
-import { searchLexical } from '../../services/lib/rag/lexical.ts';
-import { type CursorQuery, cursorQuery } from '../../services/lib/rag/query.ts';
-import { loadQueryEncoder, type QueryEncoder } from '../../services/lib/rag/query-encoder.ts';
-import type { Range } from '../../services/lib/rag/retriever.ts';
+import type { Bundle } from '../../services/lib/model/bundle/bundle.ts';
+import { type ContextEncoder, loadContextEncoder } from '../../services/lib/rag/encode/encode.ts';
+import { DenseIndex, DenseScorer } from '../../services/lib/rag/search/dense.ts';
+import { fuse, fusedDepth } from '../../services/lib/rag/search/fused.ts';
+import type { InvertedIndex } from '../../services/lib/rag/search/inverted-index.ts';
+import { InvertedIndexBuilder } from '../../services/lib/rag/search/inverted-index-builder.ts';
+import { searchLexical } from '../../services/lib/rag/search/lexical.ts';
+import { type CursorQuery, cursorQuery } from '../../services/lib/rag/search/query.ts';
+import { loadQueryEncoder, type QueryEncoder } from '../../services/lib/rag/search/query-encoder.ts';
+import type { Range } from '../../services/lib/rag/search/retriever.ts';
 import type { Repository } from './corpus.ts';
 import { type Question, questionsOf } from './questions.ts';
 

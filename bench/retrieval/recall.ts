@@ -2,8 +2,8 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { openBundle } from '../../services/lib/model/bundle.ts';
-import { exportBundle } from '../../services/lib/model/export.ts';
+import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export.ts';
 import { everything, repositories } from './corpus.ts';
 import { measureQuality, type Quality, type Throughput } from './quality.ts';
 import { measureDense, measureLexical, type ScaleRow } from './scale.ts';

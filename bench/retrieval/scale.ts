@@ -1,10 +1,10 @@
 /** What a search costs, and what an index holds per chunk, at sizes up to a million chunks. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { DenseIndex, DenseScorer } from '../../services/lib/rag/dense.ts';
-import type { InvertedIndex } from '../../services/lib/rag/inverted-index.ts';
-import { InvertedIndexBuilder } from '../../services/lib/rag/inverted-index-builder.ts';
-import { searchLexical } from '../../services/lib/rag/lexical.ts';
-import { cursorQuery } from '../../services/lib/rag/query.ts';
+import { DenseIndex, DenseScorer } from '../../services/lib/rag/search/dense.ts';
+import type { InvertedIndex } from '../../services/lib/rag/search/inverted-index.ts';
+import { InvertedIndexBuilder } from '../../services/lib/rag/search/inverted-index-builder.ts';
+import { searchLexical } from '../../services/lib/rag/search/lexical.ts';
+import { cursorQuery } from '../../services/lib/rag/search/query.ts';
 import type { Repository } from './corpus.ts';
 
 const TOP_K = 10;

@@ -76,3 +76,5 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
   }
   return system;
 }
+
+export const BOTH = [COLOCATED, DISAGGREGATED];

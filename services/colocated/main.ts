@@ -1,5 +1,5 @@
 /** The colocated worker's process: one engine, one set of weights, one KV pool, both gRPC services. */
-import { KvPuller } from '../decode/receive.ts';
+import { KvPuller } from '../decode/kv-puller.ts';
 import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
 import type { Config } from '../lib/process/config.ts';
 import { reachableAddress } from '../lib/process/exposure.ts';
@@ -7,7 +7,7 @@ import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
-import { stayRegistered } from '../lib/registry/registry.ts';
+import { stayRegistered } from '../lib/redis/worker-registry.ts';
 import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createColocatedService } from './service.ts';

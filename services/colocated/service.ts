@@ -1,13 +1,14 @@
 /** Both gRPC services around one engine and one KV pool. */
+
+import type { KvPuller } from '../decode/kv-puller.ts';
+import { RemoteKv } from '../decode/kv-source.ts';
 import type { StepEngine } from '../decode/loop.ts';
-import type { KvPuller } from '../decode/receive.ts';
 import { createDecodeService } from '../decode/service.ts';
-import { RemoteKv } from '../decode/source.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { createPrefillService, type PrefillOptions } from '../prefill/service.ts';
 import type { PromptEngine } from '../prefill/worker.ts';
-import { LocalKv } from './local.ts';
-import { SharedEngine } from './turns.ts';
+import { LocalKv } from './local-kv.ts';
+import { SharedEngine } from './shared-engine.ts';
 
 export interface ColocatedOptions extends Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere' | 'wantedElsewhere'> {
   readonly prefillChunkTokens: number;

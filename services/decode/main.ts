@@ -6,12 +6,12 @@ import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
-import { stayRegistered } from '../lib/registry/registry.ts';
+import { stayRegistered } from '../lib/redis/worker-registry.ts';
 import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
-import { KvPuller } from './receive.ts';
+import { KvPuller } from './kv-puller.ts';
+import { RemoteKv } from './kv-source.ts';
 import { createDecodeService } from './service.ts';
-import { RemoteKv } from './source.ts';
 
 export const DECODE_SETTINGS = [
   ...(['host', 'port', 'advertise', 'registry', 'metricsHost', 'metricsPort', 'insecureListen'] as const),

@@ -7,8 +7,8 @@ import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 import { readSampling, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
+import type { KvSource } from './kv-source.ts';
 import { DecodeLoop, type DecodeStep, finishOf, type StepEngine } from './loop.ts';
-import type { KvSource } from './source.ts';
 
 export interface DecodeOptions {
   readonly model: string;
@@ -33,7 +33,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
   };
 
   async function* decode(request: DecodeRequest__Output, signal: AbortSignal): AsyncGenerator<DecodeEvent> {
-    const kv = checked(request, options, pool.capacity);
+    const kv = assertServable(request, options, pool.capacity);
     const { slot, ...received } = await kvSource().acquire(kv, signal);
     try {
       yield {
@@ -107,7 +107,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
 }
 
 /** @throws ServingError for a request that this worker could never serve, before anything is reserved for it. */
-function checked(request: DecodeRequest__Output, options: DecodeOptions, capacity: number): KvHandle__Output {
+function assertServable(request: DecodeRequest__Output, options: DecodeOptions, capacity: number): KvHandle__Output {
   options.draining.throwIfAborted();
   const { kv, maxTokens } = request;
   if (kv === null) throw new ServingError('invalid_request', 'kv is missing: the handle that Prefill gave');

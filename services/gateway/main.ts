@@ -1,25 +1,25 @@
 /** The gateway's process. */
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
-import { openBundle } from '../lib/model/bundle.ts';
+import { openBundle } from '../lib/model/bundle/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
-import { demandGuard, isLoopback } from '../lib/process/exposure.ts';
+import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
-import { withBreaker } from '../lib/rag/breaker.ts';
-import { openStore } from '../lib/rag/open-store.ts';
-import { loadQueryEncoder } from '../lib/rag/query-encoder.ts';
-import { createRetrieval } from '../lib/rag/retrieval.ts';
-import { withRowCache } from '../lib/rag/row-cache.ts';
+import { loadQueryEncoder } from '../lib/rag/search/query-encoder.ts';
+import { createRetrieval } from '../lib/rag/search/retrieval.ts';
+import { withBreaker } from '../lib/rag/store/breaker.ts';
+import { openStore } from '../lib/rag/store/open-store.ts';
+import { withRowCache } from '../lib/rag/store/row-cache.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
 import { loadRpcSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
-import { loadApiKeys } from './auth.ts';
-import type { Tls } from './http-app.ts';
+import { keepIndexesWarm } from './context/index-warmer.ts';
+import type { Tls } from './http/app.ts';
 import { SERVICE_SETTINGS, startGateway } from './service.ts';
-import { keepWarm } from './warm.ts';
+import { loadApiKeys } from './tenants/api-keys.ts';
 
 export const GATEWAY_SETTINGS = [
   ...(['model', 'servedName', 'store', 'queryLines', 'threads', 'logLevel'] as const),
@@ -31,7 +31,7 @@ export const GATEWAY_SETTINGS = [
 export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number]>): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
-  demandGuard(config, config.apiKeysFile !== '', '--api-keys-file');
+  assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
   if (config.apiKeysFile !== '' && config.tlsCert === '' && !isLoopback(config.host)) {
     log.warn(
       'API keys come in the clear: set --tls-cert and --tls-key, or let what stands before this gateway see to TLS',
@@ -59,7 +59,7 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
   const { queryLines, indexCacheBytes } = config;
   const retrieval = createRetrieval(store, { queryLines, indexCacheBytes, dense: manifest.context && dense });
   const closing = new AbortController();
-  const warming = keepWarm(store, retrieval, keys.tenants, closing.signal);
+  const warming = keepIndexesWarm(store, retrieval, keys.tenants, closing.signal);
   life.onStop('store', async () => {
     closing.abort();
     await warming;

@@ -1,5 +1,6 @@
 /** Whether this gateway can serve: not that its parts are up, but that a completion has come all the way through them. */
-import { setTimeout as sleep } from 'node:timers/promises';
+import { Deferred } from '../lib/async/deferred.ts';
+import { repeatUntilAborted } from '../lib/async/repeat.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 
@@ -18,14 +19,15 @@ export class Readiness {
   readonly #options: ReadinessOptions;
   #proven = false;
   #problem = 'no prefill and decode worker has answered yet';
-  #onReady!: () => void;
-  /** Resolves when a generation has succeeded for the first time. */
-  readonly first = new Promise<void>((resolve) => {
-    this.#onReady = resolve;
-  });
+  readonly #first = new Deferred<void>();
 
   constructor(options: ReadinessOptions) {
     this.#options = options;
+  }
+
+  /** Resolves when a generation has succeeded for the first time. */
+  get first(): Promise<void> {
+    return this.#first.promise;
   }
 
   /** Why completions would fail now; undefined when they would not. */
@@ -43,7 +45,7 @@ export class Readiness {
       try {
         await generate();
         this.#proven = true;
-        this.#onReady();
+        this.#first.resolve();
       } catch (error) {
         const failure = ServingError.from(error);
         if (failure.message !== this.#problem) log.warn({ err: failure }, 'trial generation failed');
@@ -54,10 +56,9 @@ export class Readiness {
 
   /** Checks again and again until `closing`. */
   async watch(closing: AbortSignal): Promise<void> {
-    while (!closing.aborted) {
+    await repeatUntilAborted(closing, async () => {
       await this.check();
-      // Rejects only by the signal, which ends the loop.
-      await sleep(CHECK_EVERY_MS, undefined, { signal: closing }).catch(() => {});
-    }
+      return CHECK_EVERY_MS;
+    });
   }
 }

@@ -5,24 +5,24 @@ import type { Config, Setting } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
-import type { Retrieval } from '../lib/rag/retrieval.ts';
-import type { Store } from '../lib/rag/store.ts';
+import type { Retrieval } from '../lib/rag/search/retrieval.ts';
+import type { Store } from '../lib/rag/store/store.ts';
 import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/contract.ts';
 import { choosePromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
-import { Admission } from './admission.ts';
-import { type ApiKeys, NO_KEYS } from './auth.ts';
-import { completionBody } from './completion-request.ts';
-import { watchAddresses } from './discovery.ts';
-import { Dispatcher } from './dispatcher.ts';
-import type { Tls } from './http-app.ts';
-import { HTTP_LIMIT_SETTINGS } from './http-limits.ts';
-import { Journey } from './journey.ts';
-import { WorkerPool } from './placement.ts';
-import { TokenQuota } from './quota.ts';
+import { Dispatcher } from './admission/dispatcher.ts';
+import { InflightRequests } from './admission/inflight.ts';
+import { Journey } from './completion/journey.ts';
+import { RequestRecord } from './completion/request-record.ts';
+import type { Tls } from './http/app.ts';
+import { completionBody } from './http/completion-body.ts';
+import { HTTP_LIMIT_SETTINGS } from './http/limits.ts';
+import { createServer } from './http/server.ts';
 import { Readiness } from './readiness.ts';
-import { RequestRecord } from './record.ts';
-import { createServer } from './server.ts';
+import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
+import { TokenQuota } from './tenants/token-quota.ts';
+import { watchAddresses } from './workers/discovery.ts';
+import { WorkerPool } from './workers/worker-pool.ts';
 
 /** What the gateway itself reads; opening bundle and store is its process's. */
 export const SERVICE_SETTINGS = [
@@ -100,7 +100,7 @@ export async function startGateway(
   const journey = new Journey({
     ...{ tokenizer, format, promptOrder, fingerprint, pool, dispatcher, context, maxReplays, stallTimeoutMs },
   });
-  const admission = new Admission({ maxInflight, weightOf, requestTimeoutMs, draining });
+  const admission = new InflightRequests({ maxInflight, weightOf, requestTimeoutMs, draining });
   const closing = new AbortController();
   const readiness = new Readiness({
     usable: () => pool.usable,

@@ -102,7 +102,7 @@ async function readJson(body: Body, upload: Upload, signal: AbortSignal): Promis
   const text = new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(parts));
   const sent = JSON.parse(text);
   // Before each is looked at: what is wrong with millions of them would fill memory.
-  for (const items of [sent?.files, sent?.changes]) if (Array.isArray(items)) upload.checkCount(items.length);
+  for (const items of [sent?.files, sent?.changes]) if (Array.isArray(items)) upload.assertCount(items.length);
   const parsed = jsonUpload.safeParse(sent);
   if (!parsed.success) {
     const { message, path } = parsed.error.issues[0] as z.core.$ZodIssue;

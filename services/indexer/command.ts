@@ -1,13 +1,13 @@
 /** `llavacode index`: indexes a working tree in this process, once or, with --watch, again whenever it changes. */
 import ora, { type Ora } from 'ora';
-import { openBundle } from '../lib/model/bundle.ts';
+import { openBundle } from '../lib/model/bundle/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
 import type { ServingError } from '../lib/process/errors.ts';
 import { interruption } from '../lib/process/interrupt.ts';
-import { loadContextEncoder } from '../lib/rag/encode.ts';
-import { openStore } from '../lib/rag/open-store.ts';
-import { repoKey } from '../lib/rag/repo-key.ts';
-import { needsEmbeddings } from '../lib/rag/retriever.ts';
+import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
+import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
+import { openStore } from '../lib/rag/store/open-store.ts';
+import { repoKey } from '../lib/rag/store/repo-key.ts';
 import { type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
 import { treeIndexer } from './tree-indexer.ts';
 import { watchTree } from './watch.ts';

@@ -6,10 +6,10 @@ import { createHash } from 'node:crypto';
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import { type Chunk, type Chunking, chunkFile } from '../lib/rag/chunk.ts';
-import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode.ts';
-import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever.ts';
-import { idAt, packIds } from '../lib/rag/row.ts';
-import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store.ts';
+import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode/encode.ts';
+import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever-name.ts';
+import { idAt, packIds } from '../lib/rag/store/row.ts';
+import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
 import { languageOf, noSkips, type SkipCounts } from './selection.ts';
 import { type Sources, treeSources } from './sources.ts';
 
@@ -239,7 +239,7 @@ class IndexRun {
    * What a server has acknowledged may be gone when another takes its place, or when it comes back from its last snapshot.
    * @throws ServingError store_unavailable.
    */
-  async #demandStored(): Promise<void> {
+  async #assertStored(): Promise<void> {
     const { repo, store, signal } = this.#job;
     for (let start = 0; start < this.#written.length; start += BATCH) {
       signal?.throwIfAborted();
@@ -252,7 +252,7 @@ class IndexRun {
   async publish(): Promise<{ version: string; changed: boolean; replaced?: IndexSnapshot | undefined }> {
     const { repo, store, encoder, options, signal } = this.#job;
     signal?.throwIfAborted();
-    await this.#demandStored();
+    await this.#assertStored();
     const { fingerprint, hidden } = encoder;
     const chunks = this.#inOrder();
     const ids = packIds(chunks.map((chunk) => chunk.id));

@@ -1,13 +1,13 @@
 /** The indexer's process: holds the encoder and takes uploads from the gateway. */
-import { openBundle } from '../lib/model/bundle.ts';
+import { openBundle } from '../lib/model/bundle/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
-import { loadContextEncoder } from '../lib/rag/encode.ts';
-import { openStore } from '../lib/rag/open-store.ts';
-import { needsEmbeddings } from '../lib/rag/retriever.ts';
+import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
+import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
+import { openStore } from '../lib/rag/store/open-store.ts';
 import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createIndexerService } from './service.ts';

@@ -1,9 +1,9 @@
 /** The indexer as a gRPC service: uploads in, progress and reports out. One encoder serves all runs. */
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
-import type { ContextEncoder } from '../lib/rag/encode.ts';
-import { repoKey } from '../lib/rag/repo-key.ts';
-import type { Store } from '../lib/rag/store.ts';
+import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
+import { repoKey } from '../lib/rag/store/repo-key.ts';
+import type { Store } from '../lib/rag/store/store.ts';
 import type { DeleteRequest__Output } from '../lib/rpc/gen/llavacode/v1/DeleteRequest.ts';
 import type { IndexEvent } from '../lib/rpc/gen/llavacode/v1/IndexEvent.ts';
 import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDescription.ts';
@@ -47,7 +47,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     const own = ofTenant.get(tenant) ?? 0;
     if (own >= MAX_OF_TENANT) throw saturated(`${own} repositories of this tenant are being sent or indexed already`);
     // Asked before the upload, lest it come for nothing, and again after it: while it comes it keeps nobody else out.
-    checkRuns();
+    assertRuns();
     ofTenant.set(tenant, own + 1);
     try {
       const body = { format: formatOf(start.format), strip: start.stripComponents, bytes };
@@ -66,7 +66,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
   }
 
   async function* run(job: Pick<IndexJob, 'repo' | 'sources' | 'signal'>, requestId: string) {
-    checkRuns();
+    assertRuns();
     running++;
     try {
       yield* events(async (onProgress) => {
@@ -79,7 +79,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     }
   }
 
-  function checkRuns() {
+  function assertRuns() {
     if (running >= MAX_RUNS) throw saturated(`${running} repositories are being indexed already`);
   }
 

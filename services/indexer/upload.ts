@@ -2,8 +2,9 @@
  * The files of an upload, on their way to an index run. What comes is not trusted: paths must stay inside the repository,
  * and numbers and sizes are bounded, however little was sent. Content waits in a spool; names are only ever strings.
  */
+
+import { Turns } from '../lib/async/turns.ts';
 import { ServingError } from '../lib/process/errors.ts';
-import { Turns } from '../lib/process/turns.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
 import { asRules, asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
 import type { Sources } from './sources.ts';
@@ -53,7 +54,7 @@ export class Upload {
    * @throws ServingError invalid_request for a path that leads out of the repository or is too long; payload_too_large.
    */
   enter(raw: string): string | undefined {
-    this.checkCount(++this.#entries);
+    this.assertCount(++this.#entries);
     const shown = JSON.stringify(raw.slice(0, 200));
     if (raw.length > MAX_PATH_BYTES || Buffer.byteLength(raw) > MAX_PATH_BYTES) {
       throw refused(`path ${shown}… is longer than ${MAX_PATH_BYTES} bytes`);
@@ -66,7 +67,7 @@ export class Upload {
   }
 
   /** @throws ServingError payload_too_large for so many files and folders. */
-  checkCount(entries: number): void {
+  assertCount(entries: number): void {
     const { maxRepoFiles } = this.#limits;
     if (entries > maxRepoFiles) throw tooLarge(`has more than ${maxRepoFiles} files and folders`, '--max-repo-files');
   }

@@ -4,6 +4,7 @@
  * of Prefill holds its stream open, and a decoder either pulls or comes before the lease runs out.
  */
 import { randomUUID } from 'node:crypto';
+import { Deferred } from '../lib/async/deferred.ts';
 import { positionBytes } from '../lib/kv/layout.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import type { PrefixCache } from '../lib/kv/prefix.ts';
@@ -19,24 +20,23 @@ export class Lease {
   /** Prompt positions that the cache will hold. */
   readonly positions: number;
   readonly createdAtMs = performance.now();
-  /** Resolves when all readers have released it; rejects when it ended otherwise. */
-  readonly released: Promise<void>;
+  readonly #released = new Deferred<void>();
   #readersLeft: number;
   #computed = 0;
   #computedAtMs = 0;
   #firstTokenIds: readonly number[] = [];
   #ended: ServingError | undefined;
   #wake: (() => void)[] = [];
-  readonly #settle: { resolve: () => void; reject: (error: ServingError) => void };
 
   constructor(slot: KvSlot, positions: number, readers: number) {
     this.slot = slot;
     this.positions = positions;
     this.#readersLeft = readers;
-    const { promise, resolve, reject } = promiseWithResolvers();
-    this.released = promise;
-    this.released.catch(() => {}); // nobody may be listening
-    this.#settle = { resolve, reject };
+  }
+
+  /** Resolves when all readers have released it; rejects when it ended otherwise. */
+  get released(): Promise<void> {
+    return this.#released.promise;
   }
 
   get readersLeft(): number {
@@ -76,21 +76,21 @@ export class Lease {
   }
 
   /** @throws ServingError the reason, once the lease has ended: its slot may hold another prompt already. */
-  throwIfEnded(): void {
+  assertLive(): void {
     if (this.#ended) throw this.#ended;
   }
 
   /** Waits for positions beyond `sent`; returns how many are filled. */
   async beyond(sent: number, signal: AbortSignal): Promise<number> {
     while (this.#computed <= sent) await this.#changed(signal);
-    this.throwIfEnded();
+    this.assertLive();
     return this.#computed;
   }
 
   /** Waits until the first tokens are known. */
   async completed(signal: AbortSignal): Promise<void> {
     while (!this.isComplete) await this.#changed(signal);
-    this.throwIfEnded();
+    this.assertLive();
   }
 
   /** @internal One reader has what it wants. */
@@ -101,8 +101,8 @@ export class Lease {
   /** @internal Only LeaseTable ends leases. */
   settle(error?: ServingError): void {
     this.#ended = error ?? new ServingError('lease_unknown', `lease ${this.id} was released`);
-    if (error) this.#settle.reject(error);
-    else this.#settle.resolve();
+    if (error) this.#released.reject(error);
+    else this.#released.resolve();
     this.#notify();
   }
 
@@ -113,7 +113,7 @@ export class Lease {
   }
 
   #changed(signal: AbortSignal): Promise<void> {
-    this.throwIfEnded();
+    this.assertLive();
     signal.throwIfAborted();
     return new Promise((resolve, reject) => {
       const abort = () => reject(signal.reason);
@@ -129,11 +129,11 @@ export class Lease {
 export class LeaseTable {
   readonly #pool: KvPool;
   readonly #ttlMs: number;
-  readonly #prefixes: Pick<PrefixCache, 'giveBack'>;
+  readonly #prefixes: Pick<PrefixCache, 'release'>;
   readonly #leases = new Map<string, { lease: Lease; timer: NodeJS.Timeout }>();
 
   /** @param prefixes where slots go back to. */
-  constructor(pool: KvPool, prefixes: Pick<PrefixCache, 'giveBack'>, ttlMs: number) {
+  constructor(pool: KvPool, prefixes: Pick<PrefixCache, 'release'>, ttlMs: number) {
     this.#pool = pool;
     this.#prefixes = prefixes;
     this.#ttlMs = ttlMs;
@@ -145,7 +145,7 @@ export class LeaseTable {
 
   open(slot: KvSlot, positions: number, readers: number): Lease {
     const lease = new Lease(slot, positions, readers);
-    const timer = setTimeout(() => this.#timeUp(lease), this.#ttlMs);
+    const timer = setTimeout(() => this.#onExpiry(lease), this.#ttlMs);
     this.#leases.set(lease.id, { lease, timer });
     this.observe();
     return lease;
@@ -193,13 +193,13 @@ export class LeaseTable {
   /** Ends a lease and frees its slot; a second end does nothing. */
   end(lease: Lease, reason: LeaseEnd, cause?: unknown): void {
     if (!this.#close(lease, reason, cause)) return;
-    this.#prefixes.giveBack(lease.slot);
+    this.#prefixes.release(lease.slot);
     this.observe();
   }
 
   /** Ends a lease for its last reader, who goes on with the slot itself instead of a copy. */
   adopt(lease: Lease): KvSlot {
-    lease.throwIfEnded();
+    lease.assertLive();
     lease.readerDone();
     this.#close(lease, 'released');
     this.observe();
@@ -217,7 +217,7 @@ export class LeaseTable {
   }
 
   /** A lease waits for its decoder only once it is complete: until then its time, however long a chunk takes, is renewed. */
-  #timeUp(lease: Lease): void {
+  #onExpiry(lease: Lease): void {
     if (lease.isComplete) this.end(lease, 'expired');
     else this.touch(lease);
   }
@@ -246,15 +246,4 @@ export class LeaseTable {
     }
     return ServingError.from(cause);
   }
-}
-
-/** Promise.withResolvers, which Node 20 does not have. */
-function promiseWithResolvers() {
-  let resolve!: () => void;
-  let reject!: (error: ServingError) => void;
-  const promise = new Promise<void>((a, b) => {
-    resolve = a;
-    reject = b;
-  });
-  return { promise, resolve, reject };
 }

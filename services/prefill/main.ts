@@ -6,7 +6,7 @@ import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
-import { stayRegistered } from '../lib/registry/registry.ts';
+import { stayRegistered } from '../lib/redis/worker-registry.ts';
 import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createPrefillService } from './service.ts';

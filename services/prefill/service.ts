@@ -17,7 +17,7 @@ import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescri
 import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { LeaseTable } from './leases.ts';
-import { PromptQueue } from './queue.ts';
+import { PromptQueue } from './prompt-queue.ts';
 import { measureRate } from './warm-up.ts';
 import { type Pending, PrefillWorker, type PromptEngine } from './worker.ts';
 
@@ -49,7 +49,14 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
   const { chunkTokens } = options;
   // What nobody waits for is not finished by a process that ends.
   const wantedElsewhere = () => options.draining.aborted || options.wantedElsewhere?.() === true;
-  const worker = new PrefillWorker(engine, queue, leases, prefixes, { chunkTokens, onIdle, wantedElsewhere }, log);
+  const worker = new PrefillWorker(
+    engine,
+    queue,
+    leases,
+    prefixes,
+    { chunkTokens, onIdle, engineContended: wantedElsewhere },
+    log,
+  );
 
   async function* prefill(request: PrefillRequest__Output, signal: AbortSignal): AsyncGenerator<PrefillEvent> {
     options.draining.throwIfAborted();
@@ -91,7 +98,7 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
     }
     const { layers, kvHeads, headDim } = pool.layout;
     const dtype = request.dtype === '' ? pool.floats : readWireType(request.dtype);
-    refuseWireType(pool, dtype);
+    assertWireType(pool, dtype);
     const layout = { layers, kvHeads, headDim, dtype };
     yield { manifest: { fingerprint, layout, positions: lease.positions } };
     const sender = new KvSender(pool, lease.slot.index, dtype);
@@ -100,7 +107,7 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
       for (const frame of sender.pack(sent, ready)) {
         yield { rows: frame };
         leases.touch(lease);
-        lease.throwIfEnded(); // while the frame was on its way out
+        lease.assertLive(); // while the frame was on its way out
       }
       sent = ready;
     }
@@ -149,7 +156,7 @@ export function createPrefillService(engine: PromptEngine, options: PrefillOptio
 }
 
 /** What is computed in 16 bits travels as it is. */
-function refuseWireType({ floats }: KvPool, dtype: WireType): void {
+function assertWireType({ floats }: KvPool, dtype: WireType): void {
   if (floats === 'float32' || dtype === floats) return;
   throw new ServingError('kv_layout_mismatch', `this KV cache is of ${floats} and travels as that, not as ${dtype}`);
 }

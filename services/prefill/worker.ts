@@ -3,6 +3,8 @@
  * it at once (so that its KV can be pulled while later chunks still compute), and leaves its first token when done. What
  * an earlier prompt has in common with it is not computed again.
  */
+
+import { Deferred } from '../lib/async/deferred.ts';
 import { OutputHistory, promptLogprob, sample } from '../lib/engine/sampler.ts';
 import type { PromptChunk } from '../lib/engine/session.ts';
 import type { KvPool } from '../lib/kv/pool.ts';
@@ -10,9 +12,9 @@ import { chainOf, type PrefixCache, type PrefixSlot, type PromptChain } from '..
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import { type SampledToken, type Sampling, softWithin, type TokenPrompt } from '../lib/request/sequence.ts';
+import { AbandonableChunk } from './abandoned-chunk.ts';
 import type { Lease, LeaseTable } from './leases.ts';
-import type { PromptQueue } from './queue.ts';
-import { ChunkUnderWay } from './under-way.ts';
+import type { PromptQueue } from './prompt-queue.ts';
 
 /** What prefill needs of a DecoderSession. */
 export interface PromptEngine {
@@ -77,7 +79,7 @@ export interface PrefillWorkerOptions {
   /** Called when nothing waits or computes. */
   readonly onIdle: () => void;
   /** Whether others than prompts want the engine. */
-  readonly wantedElsewhere: () => boolean;
+  readonly engineContended: () => boolean;
 }
 
 /** Prompt logprobs need the logits of every position; chunks of this many keep them small (vocab x 4 bytes each). */
@@ -94,7 +96,7 @@ export class PrefillWorker {
   /** The first prompt that waits does so for a slot. */
   #inLine = false;
   #computing = 0;
-  #underWay: ChunkUnderWay | undefined;
+  #underWay: AbandonableChunk | undefined;
 
   constructor(
     engine: PromptEngine,
@@ -115,31 +117,31 @@ export class PrefillWorker {
   /** @throws ServingError saturated. */
   submit(job: PrefillJob): PrefillTicket {
     job.signal.throwIfAborted();
-    let pending!: Pending;
-    let done!: PrefillTicket['done'];
-    const accepted = new Promise<{ lease: Lease; queueSeconds: number }>((accept, rejectAccepted) => {
-      done = new Promise<PrefillResult>((finish, rejectDone) => {
-        const fail = (reason: unknown) => {
-          rejectAccepted(reason);
-          rejectDone(reason);
-        };
-        const chain = job.promptLogprobs >= 0 ? [] : chainOf(job.prompt, job.cacheSalt);
-        const tokens = job.prompt.ids.length - this.#prefixes.known(chain, job.prompt.ids.length);
-        pending = { ...job, tokens, chain, queuedAtMs: performance.now(), accept, finish, fail };
-      });
-    });
-    // The caller awaits one after the other: a failure of both is not unhandled.
-    accepted.catch(() => {});
-    done.catch(() => {});
+    // The caller awaits one after the other; a failure rejects both.
+    const accepted = new Deferred<{ lease: Lease; queueSeconds: number }>();
+    const done = new Deferred<PrefillResult>();
+    const chain = job.promptLogprobs >= 0 ? [] : chainOf(job.prompt, job.cacheSalt);
+    const pending: Pending = {
+      ...job,
+      tokens: job.prompt.ids.length - this.#prefixes.matchedTokens(chain, job.prompt.ids.length),
+      chain,
+      queuedAtMs: performance.now(),
+      accept: accepted.resolve,
+      finish: done.resolve,
+      fail: (reason) => {
+        accepted.reject(reason);
+        done.reject(reason);
+      },
+    };
     this.#queue.add(pending);
     this.#reconsider();
     const leave = () => {
       if (this.#queue.remove(pending)) pending.fail(job.signal.reason);
     };
     job.signal.addEventListener('abort', leave, { once: true });
-    done.finally(() => job.signal.removeEventListener('abort', leave)).catch(() => {});
+    done.promise.finally(() => job.signal.removeEventListener('abort', leave)).catch(() => {});
     this.#wake();
-    return { accepted, done };
+    return { accepted: accepted.promise, done: done.promise };
   }
 
   /** Prompt tokens that compute now; what was reused is none. */
@@ -154,7 +156,7 @@ export class PrefillWorker {
 
   /** Whether a chunk whose prompt nobody wants any more is still worth its rest. */
   #reconsider(): void {
-    this.#underWay?.reconsider(this.#queue.first, this.#options.wantedElsewhere(), this.#queue.rate);
+    this.#underWay?.reconsider(this.#queue.first, this.#options.engineContended(), this.#queue.rate);
   }
 
   async #run(first: Started | undefined): Promise<void> {
@@ -241,7 +243,7 @@ export class PrefillWorker {
       const logitRows = wantsLogprobs ? Array.from({ length: end - past }, (_, i) => i) : last ? [end - past - 1] : [];
       const copyFrom = chunks === 0 ? start.copyFrom?.slot : undefined;
       const soft = softWithin(job.prompt.soft, past, end);
-      const underWay = new ChunkUnderWay({ chain: job.chain, past, end, signal: job.signal });
+      const underWay = new AbandonableChunk({ chain: job.chain, past, end, signal: job.signal });
       this.#underWay = underWay;
       try {
         const chunk = { slot: lease.slot.index, past, ids: ids.subarray(past, end), soft, logitRows, copyFrom };
@@ -253,7 +255,7 @@ export class PrefillWorker {
       lease.advance(end);
       job.signal.throwIfAborted(); // for the next try, what is computed counts
       if (wantsLogprobs) this.#promptLogprobs(job, logits, past, end, promptLogprobs);
-      if (!last) pausedMs += await this.#letPass(job, ids.length - end);
+      if (!last) pausedMs += await this.#runShorterFirst(job, ids.length - end);
     }
     const lastRow = logits.subarray(logits.length - this.#engine.vocabSize);
     const tokens = job.choices.map((sampling) => firstToken(lastRow, sampling));
@@ -267,10 +269,10 @@ export class PrefillWorker {
   }
 
   /** Computes those that go before the rest of this one, as long as there are slots; returns how long it took, in ms. */
-  async #letPass(job: Pending, tokens: number): Promise<number> {
+  async #runShorterFirst(job: Pending, tokens: number): Promise<number> {
     const sinceMs = performance.now();
     const rest = { tokens, queuedAtMs: job.queuedAtMs };
-    while (this.#queue.goesBefore(rest) && !this.#engine.pool.contended) {
+    while (this.#queue.precedes(rest) && !this.#engine.pool.contended) {
       const next = this.#take();
       if (next === undefined) break;
       await this.#serve(next.job, next.start);

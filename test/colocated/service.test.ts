@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { GREEDY } from '../../services/lib/request/sequence.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
-import { continuation, FakeEngine, gate, HIDDEN, settle, tokensOf, until } from '../fake-engine.ts';
+import { continuation, FakeEngine, gate, HIDDEN, settle, tokensOf, until } from '../support/fake-engine.ts';
 import {
   begin,
   decode,
@@ -14,7 +14,7 @@ import {
   startColocated,
   startDecode,
   startPrefill,
-} from '../workers.ts';
+} from '../support/workers.ts';
 
 const promptOf = (length: number, salt = 0) => Array.from({ length }, (_, i) => (i * 7 + salt) % 29);
 const caller = () => {

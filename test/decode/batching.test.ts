@@ -7,8 +7,8 @@ import { describe, expect, test } from 'vitest';
 import { DecodeLoop, finishOf } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
 import { GREEDY } from '../../services/lib/request/sequence.ts';
-import { FakeEngine, nextToken, settle } from '../fake-engine.ts';
-import { alone, join, type Reader, type Wanted } from './reader.ts';
+import { FakeEngine, nextToken, settle } from '../support/fake-engine.ts';
+import { alone, join, type Reader, type Wanted } from '../support/kv-reader.ts';
 
 describe('batched = alone', () => {
   const wanted = fc.record({

@@ -3,8 +3,8 @@ import { describe, expect, test } from 'vitest';
 import { DecodeLoop, type DecodeStep, finishOf } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
 import { GREEDY } from '../../services/lib/request/sequence.ts';
-import { continuation, FakeEngine, gate, nextToken, settle } from '../fake-engine.ts';
-import { alone, fill, join } from './reader.ts';
+import { continuation, FakeEngine, gate, nextToken, settle } from '../support/fake-engine.ts';
+import { alone, fill, join } from '../support/kv-reader.ts';
 
 describe('joining and leaving', () => {
   test('a sequence that joins during a step takes part in the next one', async () => {

@@ -8,8 +8,8 @@ import type { KvFrame } from '../../services/lib/rpc/gen/llavacode/v1/KvFrame.ts
 import type { KvHandle__Output } from '../../services/lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { mount, serveRpc, streaming, unary } from '../../services/lib/rpc/server.ts';
-import { continuation, FakeEngine, gate, nextToken, until } from '../fake-engine.ts';
-import { decode, decodeRequest, FINGERPRINT, NEVER, refusal, startDecode } from '../workers.ts';
+import { continuation, FakeEngine, gate, nextToken, until } from '../support/fake-engine.ts';
+import { decode, decodeRequest, FINGERPRINT, NEVER, refusal, startDecode } from '../support/workers.ts';
 
 const PROMPT = [3, 1, 4, 1, 5];
 const CUT = AbortSignal.abort();

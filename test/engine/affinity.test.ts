@@ -5,10 +5,10 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { pinProcess } from '../../services/lib/engine/ort-affinity.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
-import { buildDecoder } from '../../services/lib/model/decoder.ts';
-import { writeModel } from '../../services/lib/model/onnx.ts';
-import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
+import { type DecoderSpec, readSpec } from '../../services/lib/model/checkpoint/spec.ts';
+import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
+import { writeModel } from '../../services/lib/model/graph/onnx.ts';
 import { allowedCpus } from '../../services/lib/process/cpus.ts';
 
 const CHECKPOINT = join(import.meta.dirname, '../goldens/qwen2-tied');

@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { ENGINE_SETTINGS, type EngineConfig, loadEngine } from '../../services/lib/engine/load.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
-import type { Manifest } from '../../services/lib/model/bundle.ts';
-import { exportBundle } from '../../services/lib/model/export.ts';
+import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export.ts';
 import { loadConfig } from '../../services/lib/process/config.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 

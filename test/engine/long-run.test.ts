@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { openBundle } from '../../services/lib/model/bundle.ts';
-import { exportBundle } from '../../services/lib/model/export.ts';
+import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
 const MODELS = {

@@ -7,12 +7,12 @@ import type { PrepackedCache } from '../../services/lib/engine/ort-settings.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { buildDecoder } from '../../services/lib/model/decoder.ts';
-import type { LayerFormats, TableFormat } from '../../services/lib/model/linear.ts';
-import type { Network } from '../../services/lib/model/network.ts';
-import { writeModel } from '../../services/lib/model/onnx.ts';
-import type { DecoderSpec } from '../../services/lib/model/spec.ts';
-import { synthesize } from '../../services/lib/model/synth.ts';
+import type { Network } from '../../services/lib/model/checkpoint/network.ts';
+import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
+import { synthesize } from '../../services/lib/model/checkpoint/synth.ts';
+import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
+import type { LayerFormats, TableFormat } from '../../services/lib/model/graph/linear.ts';
+import { writeModel } from '../../services/lib/model/graph/onnx.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
 /** Its feed-forward matrices are large enough to be shared, those of attention are not. */

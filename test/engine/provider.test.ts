@@ -7,8 +7,8 @@ import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { libraryPath, RUNTIME_VERSION } from '../../services/lib/engine/ort-api.ts';
 import { saturates } from '../../services/lib/engine/ort-settings.ts';
-import { Graph } from '../../services/lib/model/graph.ts';
-import { writeModel } from '../../services/lib/model/onnx.ts';
+import { Graph } from '../../services/lib/model/graph/graph.ts';
+import { writeModel } from '../../services/lib/model/graph/onnx.ts';
 
 let dir: string;
 let path: string;

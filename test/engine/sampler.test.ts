@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { noiseBits, wordsAt } from '../../services/lib/engine/random.ts';
 import { OutputHistory, promptLogprob, sample } from '../../services/lib/engine/sampler.ts';
+import { noiseBits, wordsAt } from '../../services/lib/numeric/random.ts';
 import { GREEDY, type Sampling } from '../../services/lib/request/sequence.ts';
 
 const sampling = (changes: Partial<Sampling>): Sampling => ({ ...GREEDY, ...changes });

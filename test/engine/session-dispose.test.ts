@@ -6,10 +6,10 @@ import { expect, onTestFinished, test, vi } from 'vitest';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
-import { buildDecoder } from '../../services/lib/model/decoder.ts';
-import { writeModel } from '../../services/lib/model/onnx.ts';
-import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
+import { type DecoderSpec, readSpec } from '../../services/lib/model/checkpoint/spec.ts';
+import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
+import { writeModel } from '../../services/lib/model/graph/onnx.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 
 const GOLDEN = join(import.meta.dirname, '..', 'goldens', 'qwen2-tied');

@@ -5,10 +5,10 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
-import { buildDecoder } from '../../services/lib/model/decoder.ts';
-import { writeModel } from '../../services/lib/model/onnx.ts';
-import { type DecoderSpec, readSpec } from '../../services/lib/model/spec.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
+import { type DecoderSpec, readSpec } from '../../services/lib/model/checkpoint/spec.ts';
+import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
+import { writeModel } from '../../services/lib/model/graph/onnx.ts';
 import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/sequence.ts';
 
 const goldens = (name: string) => join(import.meta.dirname, '..', 'goldens', name);

@@ -8,9 +8,16 @@ import { protocol } from '../../services/lib/rpc/contract.ts';
 import type { PrefillEvent__Output } from '../../services/lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
-import { until, VOCAB } from '../fake-engine.ts';
-import { fakeIndexer } from '../indexer/fake-indexer.ts';
-import { decodeRequest, FINGERPRINT, prefillRequest, stagedBytes, startDecode, startPrefill } from '../workers.ts';
+import { until, VOCAB } from '../support/fake-engine.ts';
+import { fakeIndexer } from '../support/fake-indexer.ts';
+import {
+  decodeRequest,
+  FINGERPRINT,
+  prefillRequest,
+  stagedBytes,
+  startDecode,
+  startPrefill,
+} from '../support/workers.ts';
 import { damaged, fuzz, HANG_MS, TIMEOUT_MS } from './budget.ts';
 
 const rarely = <T>(usual: fc.Arbitrary<T>, odd: fc.Arbitrary<T>) =>

@@ -6,7 +6,7 @@ import fc from 'fast-check';
 import { afterAll, expect, test } from 'vitest';
 import { ERRORS, isErrorCode } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import { fakeGateway } from '../gateway/fake-gateway.ts';
+import { fakeGateway } from '../support/fake-gateway.ts';
 import { damaged, distorted, fuzz, HANG_MS, TIMEOUT_MS } from './budget.ts';
 
 const gateway = await fakeGateway(

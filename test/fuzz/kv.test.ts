@@ -8,8 +8,8 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { protocol } from '../../services/lib/rpc/contract.ts';
 import type { KvFrame__Output } from '../../services/lib/rpc/gen/llavacode/v1/KvFrame.ts';
 import { mount, serveRpc, streaming, unary } from '../../services/lib/rpc/server.ts';
-import { continuation, FakeEngine, LAYOUT, nextToken } from '../fake-engine.ts';
-import { decode, decodeRequest, FINGERPRINT, startDecode } from '../workers.ts';
+import { continuation, FakeEngine, LAYOUT, nextToken } from '../support/fake-engine.ts';
+import { decode, decodeRequest, FINGERPRINT, startDecode } from '../support/workers.ts';
 import { fuzz, HANG_MS, TIMEOUT_MS } from './budget.ts';
 
 const PROMPT = [3, 1, 4, 1, 5, 9, 2, 6];

@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { readUpload, type UploadFormat } from '../../services/indexer/archive.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { inParts, tarOf, zipOfFiles } from '../indexer/archives.ts';
+import { inParts, tarOf, zipOfFiles } from '../support/archives.ts';
 import { damaged, distorted, fuzz, TIMEOUT_MS } from './budget.ts';
 
 const LIMITS = { maxFileBytes: 2_000, maxUploadBytes: 100_000, maxRepoBytes: 20_000, maxRepoFiles: 30 };

@@ -1,14 +1,14 @@
 import { createServer } from 'node:net';
 import OpenAI, { APIError } from 'openai';
 import { afterEach, describe, expect, test } from 'vitest';
-import { NO_KEYS } from '../../services/gateway/auth.ts';
 import { Readiness } from '../../services/gateway/readiness.ts';
 import { type Gateway, type GatewayParts, SERVICE_SETTINGS, startGateway } from '../../services/gateway/service.ts';
+import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
 import { loadConfig } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import { keepingLog, spelling, tokenizer } from './fake-gateway.ts';
-import { type FakeModel, FINGERPRINT, fakeWorkers, type Trouble } from './fake-workers.ts';
+import { keepingLog, spelling, tokenizer } from '../support/fake-gateway.ts';
+import { type FakeModel, FINGERPRINT, fakeWorkers, type Trouble } from '../support/fake-workers.ts';
 
 const open: Gateway[] = [];
 afterEach(async () => {

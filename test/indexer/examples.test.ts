@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { indexRepository } from '../../services/indexer/index-repository.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
-import { openStore } from '../../services/lib/rag/open-store.ts';
-import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
+import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
+import { openStore } from '../../services/lib/rag/store/open-store.ts';
 
 const SHOP = join(PACKAGE_ROOT, 'examples', 'shop');
 

@@ -8,7 +8,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { readUpload } from '../../services/indexer/archive.ts';
 import { IgnoreRules } from '../../services/indexer/gitignore.ts';
 import { treeSources } from '../../services/indexer/sources.ts';
-import { inParts, jsonOfFiles } from './archives.ts';
+import { inParts, jsonOfFiles } from '../support/archives.ts';
 
 function rulesOf(files: Record<string, string>): IgnoreRules {
   const rules = new IgnoreRules();

@@ -6,11 +6,11 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type IndexProgress, indexRepository } from '../../services/indexer/index-repository.ts';
 import { noSkips } from '../../services/indexer/selection.ts';
 import { listSources, readSource } from '../../services/indexer/sources.ts';
-import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode.ts';
-import { openStore } from '../../services/lib/rag/open-store.ts';
-import { createRetrieval } from '../../services/lib/rag/retrieval.ts';
-import { idAt, withEmbeddings } from '../../services/lib/rag/row.ts';
-import type { Store } from '../../services/lib/rag/store.ts';
+import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode/encode.ts';
+import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
+import { openStore } from '../../services/lib/rag/store/open-store.ts';
+import { idAt, withEmbeddings } from '../../services/lib/rag/store/row.ts';
+import type { Store } from '../../services/lib/rag/store/store.ts';
 
 const REPO = 'acme/shop';
 const OPTIONS = { chunkLines: 10, chunkStride: 5, maxFileBytes: 10_000 };

@@ -5,19 +5,19 @@ import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { exportBundle } from '../../services/lib/model/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
-import { openStore } from '../../services/lib/rag/open-store.ts';
-import { idAt } from '../../services/lib/rag/row.ts';
-import type { Store } from '../../services/lib/rag/store.ts';
+import { openStore } from '../../services/lib/rag/store/open-store.ts';
+import { idAt } from '../../services/lib/rag/store/row.ts';
+import type { Store } from '../../services/lib/rag/store/store.ts';
 import { connectIndexer, type IndexerClient } from '../../services/lib/rpc/contract.ts';
 import type { IndexReport__Output } from '../../services/lib/rpc/gen/llavacode/v1/IndexReport.ts';
 import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { ServiceProcess, startSystem } from '../../services/supervisor.ts';
-import { GOLDENS, safetensorsBytes } from '../model/fixtures.ts';
-import { startRedis } from '../redis.ts';
-import { jsonOfFiles } from './archives.ts';
-import { python } from './fake-indexer.ts';
+import { jsonOfFiles } from '../support/archives.ts';
+import { python } from '../support/fake-indexer.ts';
+import { GOLDENS, safetensorsBytes } from '../support/models.ts';
+import { startRedis } from '../support/redis.ts';
 
 const NEVER = new AbortController().signal;
 /** A lock outlives its dead holder by 15 s. */

@@ -1,9 +1,9 @@
 /** Who may index at the same time: slow uploads keep nobody out, and no tenant all others. What a drain does to runs. */
 import { expect, test, vi } from 'vitest';
-import { repoKey } from '../../services/lib/rag/repo-key.ts';
+import { repoKey } from '../../services/lib/rag/store/repo-key.ts';
 import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/IndexRequest.ts';
-import { jsonOfFiles } from './archives.ts';
-import { type FakeIndexer, fakeIndexer, python } from './fake-indexer.ts';
+import { jsonOfFiles } from '../support/archives.ts';
+import { type FakeIndexer, fakeIndexer, python } from '../support/fake-indexer.ts';
 
 const SOON = { timeout: 10_000, interval: 10 };
 

@@ -13,7 +13,7 @@ import {
   tarOf,
   tarOfFiles,
   zipOfFiles,
-} from './archives.ts';
+} from '../support/archives.ts';
 
 const LIMITS = { maxFileBytes: 10_000, maxUploadBytes: 10_000_000, maxRepoBytes: 50_000_000, maxRepoFiles: 100 };
 const NEVER = new AbortController().signal;

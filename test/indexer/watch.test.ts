@@ -12,9 +12,9 @@ import { treeSources } from '../../services/indexer/sources.ts';
 import { treeIndexer } from '../../services/indexer/tree-indexer.ts';
 import { type Watching, watchTree } from '../../services/indexer/watch.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { openStore } from '../../services/lib/rag/open-store.ts';
-import type { IndexWriter, Store } from '../../services/lib/rag/store.ts';
-import { LIMITS, python, RememberingEncoder } from './fake-indexer.ts';
+import { openStore } from '../../services/lib/rag/store/open-store.ts';
+import type { IndexWriter, Store } from '../../services/lib/rag/store/store.ts';
+import { LIMITS, python, RememberingEncoder } from '../support/fake-indexer.ts';
 
 const { watchers, atWatch } = vi.hoisted(() => ({ watchers: [] as FSWatcher[], atWatch: vi.fn() }));
 vi.mock(import('chokidar'), async (original) => {

@@ -8,11 +8,11 @@ import { join } from 'node:path';
 import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { streamCompletion } from '../../services/client.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { GREEDY, NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/sequence.ts';
 import { connectDecode, connectPrefill } from '../../services/lib/rpc/contract.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
-import { golden, PlainModel, startTestSystem, type TestSystem, TINY_CODER } from './system.ts';
+import { golden, PlainModel, startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
 
 const CHUNK = 32;
 const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;

@@ -8,7 +8,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { type CompletionBody, type StreamedCompletion, streamCompletion } from '../../services/client.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
 import { ServiceProcess, startSystem } from '../../services/supervisor.ts';
-import { startTestSystem, type TestSystem, TINY_CODER } from './system.ts';
+import { startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
 
 const STALL_MS = 1_500;
 /** Long enough to be struck in the middle. */

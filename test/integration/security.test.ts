@@ -7,8 +7,8 @@ import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { connectPrefill } from '../../services/lib/rpc/contract.ts';
 import { loadRpcSecurity, SERVICE_NAME } from '../../services/lib/rpc/credentials.ts';
-import { type Authority, makeAuthority } from '../certificates.ts';
-import { startTestSystem, type TestSystem, TINY_CODER } from './system.ts';
+import { type Authority, makeAuthority } from '../support/certificates.ts';
+import { startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
 
 /** Stands wherever a client can put text of its own; and nowhere else in the world. */
 const MARK = 'qzmarkerzq';

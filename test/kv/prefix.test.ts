@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { BLOCK_TOKENS, chainOf, PrefixCache, type PrefixSlot } from '../../services/lib/kv/prefix.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/sequence.ts';
-import { FakeEngine, GARBAGE, HIDDEN, tokensOf } from '../fake-engine.ts';
+import { FakeEngine, GARBAGE, HIDDEN, tokensOf } from '../support/fake-engine.ts';
 
 const prompt = (ids: readonly number[], soft: SoftTokens = NO_SOFT_TOKENS): TokenPrompt => ({
   ids: Int32Array.from(ids),
@@ -220,11 +220,11 @@ describe('the cache', () => {
               compute(job, end);
               cache.add(start.slot.index, chainOf(whole, salt), end);
               model.add(start.slot.index, comparable(job).slice(0, end));
-              cache.giveBack(start.slot);
+              cache.release(start.slot);
               model.giveBack(start.slot.index);
             } else if (action.do === 'giveBack' && computed.length > 0) {
               const { slot } = take(computed, action.which);
-              cache.giveBack(slot);
+              cache.release(slot);
               model.giveBack(slot.index);
             }
             pool.assertConserved(computing.length + computed.length);
@@ -256,7 +256,7 @@ describe('the cache', () => {
     for (let token = 0; token < slots; token++) {
       const { slot } = cache.reserve(of(token), 40) as PrefixSlot;
       cache.add(slot.index, of(token), 40);
-      cache.giveBack(slot);
+      cache.release(slot);
     }
     return { pool, cache, of };
   }
@@ -271,7 +271,7 @@ describe('the cache', () => {
     const used = cache.reserve(of(0, 32), 32);
     expect(used).toMatchObject({ slot: { index: 0 }, positions: 30, copyFrom: undefined });
     cache.add(0, of(0, 32), 32);
-    cache.giveBack((used as PrefixSlot).slot);
+    cache.release((used as PrefixSlot).slot);
     expect(cache.reserve(of(9), 40)?.slot.index).toBe(1);
     expect(cache.reserve(of(8), 40)?.slot.index).toBe(2);
     expect(cache.reserve(of(7), 40)?.slot.index).toBe(0);
@@ -284,7 +284,7 @@ describe('the cache', () => {
     const long = chainOf(prompt(new Array(80).fill(1)), '');
     const { slot } = cache.reserve(long, 80) as PrefixSlot;
     cache.add(slot.index, long, 80);
-    cache.giveBack(slot);
+    cache.release(slot);
     // It shares a fifth of what the slot holds: not worth the rest.
     const short = cache.reserve(long.slice(0, 1), 20) as PrefixSlot;
     expect(short).toMatchObject({ slot: { index: 1 }, positions: 16, copyFrom: { slot: 0 } });
@@ -340,7 +340,7 @@ describe('a slot is not moved', () => {
     const [own, other] = [reserve(slots), reserve(slots)];
     const copied = side === 'from' ? own : other;
     cache.add(copied.index, chainOf(prompt(count(80)), ''), 80);
-    if (side === 'to') cache.giveBack(other);
+    if (side === 'to') cache.release(other);
     else other.release();
     const copying = cache.reserve(chainOf(prompt([...count(16), ...new Array(64).fill(5)]), ''), 80);
     expect(copying?.copyFrom?.slot).toBe(copied.index);

@@ -5,7 +5,7 @@ import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { type Lease, type LeaseEnd, LeaseTable } from '../../services/prefill/leases.ts';
-import { settle } from '../fake-engine.ts';
+import { settle } from '../support/fake-engine.ts';
 
 const LAYOUT = { layers: 1, kvHeads: 2, headDim: 4 };
 const TTL_MS = 1000;
@@ -65,7 +65,7 @@ describe('ends', () => {
     await lease.released;
     await expectEnded('released');
     expect(() => leases.release(lease.id)).toThrowError(expect.objectContaining({ code: 'lease_unknown' }));
-    expect(() => lease.throwIfEnded()).toThrowError(expect.objectContaining({ code: 'lease_unknown' }));
+    expect(() => lease.assertLive()).toThrowError(expect.objectContaining({ code: 'lease_unknown' }));
   });
 
   test('released at once when computed, without readers', async () => {
@@ -80,7 +80,7 @@ describe('ends', () => {
   test('released when computed, where all readers gave up before: the first token is still wanted', async () => {
     const lease = open(1);
     expect(leases.release(lease.id)).toBe(0);
-    lease.throwIfEnded();
+    lease.assertLive();
     complete(lease);
     await lease.released;
     await expectEnded('released');
@@ -126,12 +126,12 @@ describe('ends', () => {
   test('not expired while it computes, however long a chunk takes; its time counts from there', () => {
     const lease = open();
     vi.advanceTimersByTime(9.5 * TTL_MS);
-    lease.throwIfEnded();
+    lease.assertLive();
     complete(lease);
     vi.advanceTimersByTime(TTL_MS - 1);
-    lease.throwIfEnded();
+    lease.assertLive();
     vi.advanceTimersByTime(1);
-    expect(() => lease.throwIfEnded()).toThrowError(expect.objectContaining({ code: 'lease_expired' }));
+    expect(() => lease.assertLive()).toThrowError(expect.objectContaining({ code: 'lease_expired' }));
   });
 
   test('released, when its last reader adopts the slot: that goes on to be held', async () => {
@@ -224,7 +224,7 @@ describe('a pull waits', () => {
     caller.abort(new Error('hung up'));
     for (const wait of waits) await expect(wait).rejects.toThrowError('hung up');
     await expect(lease.beyond(0, caller.signal)).rejects.toThrowError('hung up');
-    lease.throwIfEnded(); // others may still come
+    lease.assertLive(); // others may still come
   });
 
   test('in vain for what was filled, when the lease ended meanwhile: the slot may be another’s', async () => {

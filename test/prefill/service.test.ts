@@ -6,8 +6,8 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { GREEDY } from '../../services/lib/request/sequence.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
-import { FakeEngine, gate, HIDDEN, nextToken, until, VOCAB } from '../fake-engine.ts';
-import { begin, FINGERPRINT, NEVER, prefillRequest, refusal, stagedBytes, startPrefill } from '../workers.ts';
+import { FakeEngine, gate, HIDDEN, nextToken, until, VOCAB } from '../support/fake-engine.ts';
+import { begin, FINGERPRINT, NEVER, prefillRequest, refusal, stagedBytes, startPrefill } from '../support/workers.ts';
 
 /** A caller that may hang up. */
 function caller() {

@@ -7,9 +7,9 @@ import { metrics } from '../../services/lib/process/metrics.ts';
 import type { QueueOrder } from '../../services/lib/request/queue-order.ts';
 import { GREEDY, NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
 import { LeaseTable } from '../../services/prefill/leases.ts';
-import { PromptQueue } from '../../services/prefill/queue.ts';
+import { PromptQueue } from '../../services/prefill/prompt-queue.ts';
 import { type Pending, type PrefillJob, PrefillWorker } from '../../services/prefill/worker.ts';
-import { FakeEngine, gate, HIDDEN, nextToken, settle, tokensOf, VOCAB } from '../fake-engine.ts';
+import { FakeEngine, gate, HIDDEN, nextToken, settle, tokensOf, VOCAB } from '../support/fake-engine.ts';
 
 const NEVER = new AbortController().signal;
 
@@ -17,7 +17,7 @@ let engine: FakeEngine;
 let queue: PromptQueue<Pending>;
 let leases: LeaseTable;
 let worker: PrefillWorker;
-let wantedElsewhere: boolean;
+let engineContended: boolean;
 
 /** @param chunkTokens of the worker. */
 function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder = 'fifo'): void {
@@ -25,11 +25,11 @@ function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder 
   queue = new PromptQueue<Pending>(1000, order);
   const prefixes = new PrefixCache(engine.pool);
   leases = new LeaseTable(engine.pool, prefixes, 60_000);
-  wantedElsewhere = false;
+  engineContended = false;
   const options = {
     chunkTokens: () => chunkTokens,
     onIdle: () => engine.pool.assertConserved(leases.size),
-    wantedElsewhere: () => wantedElsewhere,
+    engineContended: () => engineContended,
   };
   worker = new PrefillWorker(engine, queue, leases, prefixes, options, createLogger('test', 'silent'));
 }
@@ -356,7 +356,7 @@ describe('given up', () => {
     /** A prompt in its first chunk of 32; nobody wants it any more. */
     async function abandon(elsewhere = false) {
       start(32, 2, 128);
-      wantedElsewhere = elsewhere;
+      engineContended = elsewhere;
       const held = holdEngine();
       const { signal, hangUp } = caller();
       const ticket = worker.submit(job(PROMPT, { signal }));

@@ -11,7 +11,7 @@ import {
   type Setting,
 } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { documented } from '../deploy/operations.ts';
+import { documented } from '../support/operations.ts';
 
 const all = Object.keys(SETTINGS) as Setting[];
 

@@ -1,7 +1,7 @@
 import { status } from '@grpc/grpc-js';
 import { describe, expect, it } from 'vitest';
 import { ERRORS, type ErrorCode, isErrorCode, ServingError } from '../../services/lib/process/errors.ts';
-import { documented } from '../deploy/operations.ts';
+import { documented } from '../support/operations.ts';
 
 const codes = Object.keys(ERRORS) as ErrorCode[];
 

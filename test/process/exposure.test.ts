@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { demandGuard, isLoopback, reachableAddress } from '../../services/lib/process/exposure.ts';
+import { assertGuarded, isLoopback, reachableAddress } from '../../services/lib/process/exposure.ts';
 
 test.each([...(['127.0.0.1', '127.255.0.9', 'localhost', 'LOCALHOST', '::1', '::ffff:127.0.0.1'] as const)])(
   '%s is this machine',
@@ -22,7 +22,7 @@ test.each([
 describe('a service that asks nobody who they are', () => {
   test('listens to its own machine alone, unless the operator says otherwise', () => {
     const guard = (host: string, guarded: boolean, insecureListen = false) =>
-      demandGuard({ host, insecureListen }, guarded, '--api-keys-file');
+      assertGuarded({ host, insecureListen }, guarded, '--api-keys-file');
     guard('127.0.0.1', false);
     guard('0.0.0.0', true);
     guard('0.0.0.0', false, true);

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { collectProcessMetrics, exposition, expositionType, metrics } from '../../services/lib/process/metrics.ts';
-import { documented, metricFacts } from '../deploy/operations.ts';
+import { documented, metricFacts } from '../support/operations.ts';
 
 const all = Object.values(metrics).map((metric) => ({ ...metricFacts(metric), type: metric.constructor.name }));
 

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { EVENTS, STAGES, Timeline } from '../../services/lib/request/timeline.ts';
-import { documented } from '../deploy/operations.ts';
+import { documented } from '../support/operations.ts';
 
 describe('Timeline', () => {
   it('measures between events in seconds', () => {

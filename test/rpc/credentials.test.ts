@@ -10,7 +10,7 @@ import {
   SERVICE_NAME,
 } from '../../services/lib/rpc/credentials.ts';
 import { mount, serveRpc, streaming, unary } from '../../services/lib/rpc/server.ts';
-import { type Authority, makeAuthority } from '../certificates.ts';
+import { type Authority, makeAuthority } from '../support/certificates.ts';
 
 const [ours, others] = await Promise.all([makeAuthority(), makeAuthority()]);
 afterAll(() => Promise.all([ours.remove(), others.remove()]));

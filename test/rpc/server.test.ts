@@ -7,7 +7,7 @@ import type { DecodeEvent } from '../../services/lib/rpc/gen/llavacode/v1/Decode
 import type { DecodeRequest__Output } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
 import type { WorkerDescription } from '../../services/lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 import { mount, type RpcServer, type Streaming, serveRpc, streaming, unary } from '../../services/lib/rpc/server.ts';
-import { gate } from '../fake-engine.ts';
+import { gate } from '../support/fake-engine.ts';
 
 const NEVER = new AbortController().signal;
 const DESCRIPTION: WorkerDescription = { role: 'decode', model: 'm', fingerprint: 'f', slots: 3 };

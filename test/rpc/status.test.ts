@@ -10,11 +10,11 @@ const received = (sent: ReturnType<typeof toStatus>) => Object.assign(new Error(
 
 describe('status', () => {
   test.each(CODES)('%s travels both ways', (code) => {
-    const sent = toStatus(new ServingError(code, `about "${code}"`, { retryAfterSeconds: 7, knob: 'max-inflight' }));
+    const sent = toStatus(new ServingError(code, `about "${code}"`, { retryAfterSeconds: 7, limit: 'max-inflight' }));
     expect(status[sent.code]).toBe(ERRORS[code].grpc);
     const error = fromStatus(received(sent), 'peer:1');
     expect(error).toBeInstanceOf(ServingError);
-    expect(error).toMatchObject({ code, message: `about "${code}"`, retryAfterSeconds: 7, knob: 'max-inflight' });
+    expect(error).toMatchObject({ code, message: `about "${code}"`, retryAfterSeconds: 7, limit: 'max-inflight' });
   });
 
   test('no Retry-After where none was given', () => {

@@ -2,8 +2,8 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { echoOf } from '../../services/gateway/choices.ts';
-import { completionBody } from '../../services/gateway/completion-request.ts';
+import { echoOf } from '../../services/gateway/completion/sampling.ts';
+import { completionBody } from '../../services/gateway/http/completion-body.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
 import { PromptBuilder } from '../../services/lib/text/prompt.ts';

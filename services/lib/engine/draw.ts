@@ -10,8 +10,9 @@
  * Linear in the vocabulary: nothing sorts it, since the place of a cut is first narrowed down with a histogram.
  * Candidates rank by weight, then by lower id, so every cut is exact.
  */
+
+import { noiseBits, wordsAt } from '../numeric/random.ts';
 import type { Sampling } from '../request/sequence.ts';
-import { noiseBits, wordsAt } from './random.ts';
 
 /**
  * Log-weights below this are dropped: of 2^18 such tokens (no vocabulary is larger) one is drawn less often than once in

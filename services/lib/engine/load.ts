@@ -3,7 +3,7 @@ import { totalmem } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { positionBytes } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
-import { allFiles, type Bundle, floatsOf, openBundle } from '../model/bundle.ts';
+import { allFiles, type Bundle, floatsOf, openBundle } from '../model/bundle/bundle.ts';
 import type { Config } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
@@ -42,7 +42,7 @@ export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decod
     );
   }
   const graph = phase === 'prefill' ? bundle.prefill : bundle.llm;
-  refuseIfTooLarge(bundle, graph, config);
+  assertFitsMemory(bundle, graph, config);
   const { layers, kvHeads, headDim } = spec;
   const floats = floatsOf(bundle.manifest);
   const pool = new KvPool({ layers, kvHeads, headDim, floats }, config.slots, config.capacity);
@@ -70,7 +70,7 @@ export function prepackedCache(bundle: Bundle, setting: string, log: Logger): Se
 }
 
 /** Before gigabytes are read: the kernel's answer would be to kill the process under load. */
-function refuseIfTooLarge(bundle: Bundle, graph: string, { slots, capacity }: EngineConfig): void {
+function assertFitsMemory(bundle: Bundle, graph: string, { slots, capacity }: EngineConfig): void {
   const folder = `${relative(bundle.dir, dirname(graph))}/`;
   const files = allFiles(bundle.manifest).filter(({ path }) => path.startsWith(folder));
   const weights = files.reduce((sum, { bytes }) => sum + bytes, 0);

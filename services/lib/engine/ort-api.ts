@@ -118,7 +118,7 @@ export function runtime() {
 
 export type Api = ReturnType<typeof loadApi>;
 
-export function check(api: Api, status: Pointer | null): void {
+export function assertOk(api: Api, status: Pointer | null): void {
   if (status === null || status === 0n) return;
   const message = api.getErrorMessage(status);
   api.releaseStatus(status);
@@ -127,7 +127,7 @@ export function check(api: Api, status: Pointer | null): void {
 
 export function create(api: Api, call: StatusCall, ...args: unknown[]): Pointer {
   const out: Out = [null];
-  check(api, call(...args, out));
+  assertOk(api, call(...args, out));
   return out[0] as Pointer;
 }
 
@@ -137,7 +137,7 @@ export function offLoop(api: Api, call: StatusCall, ...args: unknown[]): Promise
     call.async(...args, (error, status) => {
       if (error) return reject(error);
       try {
-        resolve(check(api, status));
+        resolve(assertOk(api, status));
       } catch (failure) {
         reject(failure);
       }

@@ -4,7 +4,7 @@ import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import {
   type Api,
-  check,
+  assertOk,
   create,
   libraryPath,
   type Out,
@@ -64,8 +64,8 @@ export class SessionSettings {
     const { api } = runtime();
     this.#pointer = create(api, api.createSessionOptions);
     try {
-      check(api, api.setIntraOpNumThreads(this.#pointer, options.threads));
-      check(api, api.disableMemPattern(this.#pointer)); // shapes change from run to run
+      assertOk(api, api.setIntraOpNumThreads(this.#pointer, options.threads));
+      assertOk(api, api.disableMemPattern(this.#pointer)); // shapes change from run to run
       this.set('session.intra_op.allow_spinning', options.spin ? '1' : '0');
       this.set('session.set_denormal_as_zero', '1');
       // Rewrites graphs to kernels that do not; with VNNI these are the slower ones.
@@ -79,13 +79,13 @@ export class SessionSettings {
 
   set(key: string, value: string): void {
     const { api } = runtime();
-    check(api, api.addSessionConfigEntry(this.#pointer, key, value));
+    assertOk(api, api.addSessionConfigEntry(this.#pointer, key, value));
   }
 
   /** The session writes its graph, as optimised, to `path`. */
   writeGraphTo(path: string): void {
     const { api } = runtime();
-    check(api, api.setOptimizedModelFilePath(this.#pointer, path));
+    assertOk(api, api.setOptimizedModelFilePath(this.#pointer, path));
   }
 
   /**
@@ -109,7 +109,7 @@ function appendCuda(api: Api, settings: Pointer, options: SessionOptions): boole
   try {
     const cuda = create(api, api.createCudaOptions);
     try {
-      check(api, api.appendCuda(settings, cuda));
+      assertOk(api, api.appendCuda(settings, cuda));
     } finally {
       api.releaseCudaOptions(cuda);
     }

@@ -7,7 +7,7 @@
 import { ServingError } from '../process/errors.ts';
 import {
   type Api,
-  check,
+  assertOk,
   create,
   type Out,
   offLoop,
@@ -93,14 +93,14 @@ export class Binding {
 
   input(name: string, value: OrtValue): this {
     const { api } = runtime();
-    check(api, api.bindInput(this.#pointer, name, value.pointer));
+    assertOk(api, api.bindInput(this.#pointer, name, value.pointer));
     this.#values.set(name, value);
     return this;
   }
 
   output(name: string, value: OrtValue): this {
     const { api } = runtime();
-    check(api, api.bindOutput(this.#pointer, name, value.pointer));
+    assertOk(api, api.bindOutput(this.#pointer, name, value.pointer));
     this.#values.set(name, value);
     return this;
   }
@@ -113,7 +113,7 @@ export class Binding {
   /** An output whose shape only the run knows; {@link fetch} reads it. */
   outputAnywhere(name: string): this {
     const { api, cpu } = runtime();
-    check(api, api.bindOutputToDevice(this.#pointer, name, cpu));
+    assertOk(api, api.bindOutputToDevice(this.#pointer, name, cpu));
     return this;
   }
 
@@ -125,7 +125,7 @@ export class Binding {
   async run(signal?: AbortSignal): Promise<void> {
     const { api } = runtime();
     signal?.throwIfAborted();
-    const stop = () => check(api, api.runOptionsSetTerminate(this.#options));
+    const stop = () => assertOk(api, api.runOptionsSetTerminate(this.#options));
     signal?.addEventListener('abort', stop, { once: true });
     try {
       await offLoop(api, api.runWithBinding, this.#session, this.#options, this.#pointer);
@@ -135,7 +135,7 @@ export class Binding {
       throw error;
     } finally {
       signal?.removeEventListener('abort', stop);
-      if (signal?.aborted) check(api, api.runOptionsUnsetTerminate(this.#options));
+      if (signal?.aborted) assertOk(api, api.runOptionsUnsetTerminate(this.#options));
     }
   }
 
@@ -144,14 +144,14 @@ export class Binding {
     const { api, allocator } = runtime();
     const values: Out = [null];
     const count: [number | bigint] = [0];
-    check(api, api.getBoundOutputValues(this.#pointer, allocator, values, count));
+    assertOk(api, api.getBoundOutputValues(this.#pointer, allocator, values, count));
     if (Number(count[0]) === 0) return [];
     const pointers = readPointers(values[0] as Pointer, Number(count[0]));
     try {
       return pointers.map((pointer) => copyOut(api, pointer));
     } finally {
       for (const pointer of pointers) api.releaseValue(pointer);
-      check(api, api.allocatorFree(allocator, values[0]));
+      assertOk(api, api.allocatorFree(allocator, values[0]));
     }
   }
 
@@ -168,10 +168,10 @@ function copyOut(api: Api, value: Pointer): Tensor {
   try {
     const rank: [number | bigint] = [0];
     const element: [number] = [0];
-    check(api, api.getDimensionsCount(info, rank));
-    check(api, api.getTensorElementType(info, element));
+    assertOk(api, api.getDimensionsCount(info, rank));
+    assertOk(api, api.getTensorElementType(info, element));
     const dims = new BigInt64Array(new ArrayBuffer(Number(rank[0]) * 8));
-    check(api, api.getDimensions(info, dims, dims.length));
+    assertOk(api, api.getDimensions(info, dims, dims.length));
     const type = (Object.keys(ELEMENT) as ElementType[]).find((name) => ELEMENT[name].id === element[0]);
     if (type === undefined) throw new ServingError('runtime_failed', `unknown element type ${element[0]}`);
     const shape = Array.from(dims, Number);
@@ -275,13 +275,13 @@ function names(session: Pointer, side: 'input' | 'output'): string[] {
       ? [api.sessionGetInputCount, api.sessionGetInputName]
       : [api.sessionGetOutputCount, api.sessionGetOutputName];
   const count: [number | bigint] = [0];
-  check(api, countCall(session, count));
+  assertOk(api, countCall(session, count));
   return Array.from({ length: Number(count[0]) }, (_, i) => {
     const text = create(api, nameCall, session, i, allocator);
     try {
       return readString(text);
     } finally {
-      check(api, api.allocatorFree(allocator, text));
+      assertOk(api, api.allocatorFree(allocator, text));
     }
   });
 }

@@ -123,7 +123,7 @@ async function make(graph: string, folder: string, key: Key): Promise<number> {
     const smallest = String(SMALLEST_SHARED_BYTES);
     settings.set('session.optimized_model_external_initializers_min_size_in_bytes', smallest);
     runtime().api.releaseSession(await settings.open(graph));
-    await checkAlignment(join(temporary, FILES[0]));
+    await assertAligned(join(temporary, FILES[0]));
     const sizes = await Promise.all(FILES.map(async (name) => (await stat(join(temporary, name))).size));
     const files = Object.fromEntries(FILES.map((name, i) => [name, sizes[i] as number]));
     await writeFile(join(temporary, 'key.json'), JSON.stringify({ ...key, files } satisfies Contents));
@@ -135,7 +135,7 @@ async function make(graph: string, folder: string, key: Key): Promise<number> {
 }
 
 /** @throws ServingError runtime_unsupported for a packed matrix that lies where the kernels would misread it. */
-async function checkAlignment(graph: string): Promise<void> {
+async function assertAligned(graph: string): Promise<void> {
   const text = await readFile(graph, 'latin1');
   const entries = [...text.matchAll(PACKED_PLACES)];
   const offsets = entries.flatMap(([, places]) => places!.split('|').map((place) => Number.parseInt(place, 10)));

@@ -106,7 +106,7 @@ export class DecoderSession {
    *   the signal's reason.
    */
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
-    this.#refuseIfClosed();
+    this.#assertOpen();
     const { ids, past, soft, logitRows } = chunk;
     const end = past + ids.length;
     if (end > this.pool.capacity) {
@@ -151,7 +151,7 @@ export class DecoderSession {
    * @returns logits [n, vocab], valid until the next step.
    */
   async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
-    this.#refuseIfClosed();
+    this.#assertOpen();
     const n = ids.length;
     const step = this.#stepBinding(first, n);
     let longest = 0;
@@ -184,7 +184,7 @@ export class DecoderSession {
   }
 
   /** Before anything is bound: after {@link dispose} the bindings point nowhere. */
-  #refuseIfClosed(): void {
+  #assertOpen(): void {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
   }
 

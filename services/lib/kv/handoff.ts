@@ -4,7 +4,7 @@
  */
 import { crc32 } from 'node:zlib';
 import { ServingError } from '../process/errors.ts';
-import { allocateRows } from '../rpc/rows-buffer.ts';
+import { allocateRows } from './frame-buffer.ts';
 import { describeLayout, FRAME_BYTES, type KvLayout, type KvRange, planFrames, rowCount } from './layout.ts';
 import type { KvPool } from './pool.ts';
 import { decodeRow, encodeRow, vectorBytes, type WireType } from './wire.ts';

@@ -71,7 +71,7 @@ export class PrefixCache {
   }
 
   /** How many positions of a prompt would not have to be computed now. */
-  known(chain: PromptChain, promptTokens: number): number {
+  matchedTokens(chain: PromptChain, promptTokens: number): number {
     return reusable(this.#longest(chain)?.blocks ?? 0, promptTokens);
   }
 
@@ -82,7 +82,7 @@ export class PrefixCache {
   }
 
   /** Gives a slot back, filled if what it holds is known. */
-  giveBack(slot: KvSlot): void {
+  release(slot: KvSlot): void {
     if (this.#entries.has(slot.index)) slot.keep();
     else slot.release();
   }
@@ -113,7 +113,7 @@ export class PrefixCache {
       put(kept, from.index);
       this.#pool.claim(to, positions);
       this.#pool.claim(from.index, kept ? keptPositions : positions);
-      this.giveBack(from);
+      this.release(from);
     };
     return { slot, finish };
   }

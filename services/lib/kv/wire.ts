@@ -8,7 +8,7 @@
  *
  * All little-endian, as every machine is that the engine runs on.
  */
-import { narrow, widen } from '../model/half.ts';
+import { narrow, widen } from '../numeric/half.ts';
 import { ServingError } from '../process/errors.ts';
 
 export const WIRE_TYPES = ['float32', 'float16', 'int8'] as const;

@@ -120,8 +120,8 @@ export interface ErrorDetails {
   param?: string;
   /** Seconds after which a retry is sensible. */
   retryAfterSeconds?: number;
-  /** Of a refusal: the setting whose bound was reached, as its flag is spelled without the dashes. */
-  knob?: string;
+  /** The limit that a refusal reached: the name of its flag without the leading dashes, like `max-inflight`. */
+  limit?: string;
   cause?: unknown;
 }
 
@@ -130,7 +130,7 @@ export class ServingError extends Error {
   readonly code: ErrorCode;
   readonly param: string | undefined;
   readonly retryAfterSeconds: number | undefined;
-  readonly knob: string | undefined;
+  readonly limit: string | undefined;
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -138,7 +138,7 @@ export class ServingError extends Error {
     this.code = code;
     this.param = details.param;
     this.retryAfterSeconds = details.retryAfterSeconds;
-    this.knob = details.knob;
+    this.limit = details.limit;
   }
 
   get kind(): ErrorKind {

@@ -18,7 +18,7 @@ export function isLoopback(host: string): boolean {
  * @param remedy the settings that would see to it.
  * @throws ServingError config_invalid
  */
-export function demandGuard(
+export function assertGuarded(
   { host, insecureListen }: { readonly host: string; readonly insecureListen: boolean },
   guarded: boolean,
   remedy: string,

@@ -35,7 +35,11 @@ export const metrics = {
   requestGenerationTokens: histogram('vllm:request_generation_tokens', 'Output tokens of a request', [], TOKENS),
   success: counter('vllm:request_success_total', 'Choices that finished, by reason', ['finished_reason']),
   refused: counter('llavacode:requests_refused_total', 'Requests that ended in an error, by code', ['code']),
-  shed: counter('llavacode:requests_shed_total', 'Requests refused before work, by the setting in the way', ['knob']),
+  shed: counter(
+    'llavacode:requests_shed_total',
+    'Requests refused before work, by the limit that was reached (`knob` repeats `limit`, and goes with the next release)',
+    ['limit', 'knob'],
+  ),
   replays: counter('llavacode:replays_total', 'Parts of requests done again by other workers, by reason', ['reason']),
   replaysExhausted: counter('llavacode:replays_exhausted_total', 'Requests lost for want of replays, by reason', [
     'reason',

@@ -38,7 +38,7 @@ export class Connections<C extends Pick<Client, 'close'>> {
     this.#connect = connect;
   }
 
-  lend(): Lent<C> {
+  acquire(): Lent<C> {
     const connection = this.#usable();
     connection.calls++;
     return {

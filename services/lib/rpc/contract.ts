@@ -14,6 +14,7 @@ import {
   type ServiceDefinition,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
+import { serializeFrame } from '../kv/frame-buffer.ts';
 import { PACKAGE_ROOT } from '../process/config.ts';
 import { Connections } from './connections.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
@@ -31,7 +32,6 @@ import type { PrefillRequest } from './gen/llavacode/v1/PrefillRequest.ts';
 import type { PullRequest } from './gen/llavacode/v1/PullRequest.ts';
 import type { WorkerDescription__Output } from './gen/llavacode/v1/WorkerDescription.ts';
 import type { ProtoGrpcType as PrefillProto } from './gen/prefill.ts';
-import { serializeFrame } from './rows-buffer.ts';
 import { fromStatus } from './status.ts';
 
 /** The protos, parsed; servers add their services and reflection from it. */
@@ -194,7 +194,7 @@ async function* stream<C extends Client, T>(
   start: (client: C) => ClientReadableStream<T>,
 ): AsyncGenerator<T, void, undefined> {
   signal.throwIfAborted();
-  const { client, giveBack } = peer.lend();
+  const { client, giveBack } = peer.acquire();
   const call = start(client);
   let ended = false;
   call.once('status', () => {
@@ -225,7 +225,7 @@ function unary<C extends Client, T>(
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     if (signal.aborted) return reject(signal.reason);
-    const { client, giveBack } = peer.lend();
+    const { client, giveBack } = peer.acquire();
     const cancel = () => call.cancel();
     const call = start(client, (error, answer) => {
       signal.removeEventListener('abort', cancel);

@@ -7,7 +7,7 @@ import { createSecureContext } from 'node:tls';
 import { type ChannelCredentials, type ChannelOptions, credentials, ServerCredentials } from '@grpc/grpc-js';
 import { type Config, flagName } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
-import { demandGuard } from '../process/exposure.ts';
+import { assertGuarded } from '../process/exposure.ts';
 
 export const RPC_SETTINGS = ['rpcCert', 'rpcKey', 'rpcCa'] as const;
 type RpcFiles = Config<(typeof RPC_SETTINGS)[number]>;
@@ -62,7 +62,7 @@ export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
  */
 export async function loadServingSecurity(config: RpcFiles & Config<'host' | 'insecureListen'>): Promise<RpcSecurity> {
   const security = await loadRpcSecurity(config);
-  demandGuard(config, security.mutual, '--rpc-cert, --rpc-key and --rpc-ca');
+  assertGuarded(config, security.mutual, '--rpc-cert, --rpc-key and --rpc-ca');
   return security;
 }
 

@@ -7,7 +7,7 @@ import { type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts'
 
 const CODE = 'llavacode-code';
 const RETRY_AFTER = 'llavacode-retry-after-seconds';
-const KNOB = 'llavacode-knob';
+const LIMIT = 'llavacode-limit';
 
 /**
  * What stands for a status that carries no code of ours: the transport's own. CANCELLED is a peer that broke off: calls
@@ -29,7 +29,7 @@ export function toStatus(error: unknown): StatusObject {
   const metadata = new Metadata();
   metadata.set(CODE, failure.code);
   if (failure.retryAfterSeconds !== undefined) metadata.set(RETRY_AFTER, String(failure.retryAfterSeconds));
-  if (failure.knob !== undefined) metadata.set(KNOB, failure.knob);
+  if (failure.limit !== undefined) metadata.set(LIMIT, failure.limit);
   return { code: status[failure.kind.grpc as keyof typeof status], details: printable(failure.message), metadata };
 }
 
@@ -53,7 +53,7 @@ export function fromStatus(error: unknown, peer: string): ServingError {
   return new ServingError(code, error.details, {
     cause: error,
     retryAfterSeconds: Number.isFinite(retryAfter) ? retryAfter : undefined,
-    knob: error.metadata.get(KNOB)[0]?.toString(),
+    limit: error.metadata.get(LIMIT)[0]?.toString(),
   });
 }
 

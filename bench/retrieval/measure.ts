@@ -1,0 +1,138 @@
+/**
+ * `bench retrieval`: top-k latency against the number of chunks, in Redis and embedded. The one bench below HTTP: an index
+ * of a given size is written straight into the store, with the repository's own chunks over and over under other names,
+ * and searched as the gateway searches it.
+ */
+import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { globby } from 'globby';
+import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
+import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
+import { openStore } from '../../services/lib/rag/store/open-store.ts';
+import { packIds } from '../../services/lib/rag/store/row.ts';
+import type { Store } from '../../services/lib/rag/store/store.ts';
+import { RandomStream } from '../measure/arrivals.ts';
+import { type Percentiles, percentiles } from '../measure/latency.ts';
+
+export interface RetrievalRun {
+  readonly store: string;
+  readonly chunks: number;
+  /** The first query, which loads the index. */
+  readonly coldMs: number;
+  readonly warm: Percentiles;
+  readonly samplesMs: readonly number[];
+}
+
+export interface RetrievalResult {
+  readonly topK: number;
+  readonly runs: readonly RetrievalRun[];
+  /** Why a store is missing. */
+  readonly notRun: readonly string[];
+}
+
+export interface RetrievalOptions {
+  readonly dir: string;
+  readonly topK: number;
+  readonly queries: number;
+  readonly seed: number;
+}
+
+/** Elements of a stored vector: what a 1.5B model has. */
+const HIDDEN = 1536;
+const BATCH = 512;
+const CHUNKING = { chunkLines: 10, chunkStride: 5 };
+const QUERY_LINES = 10;
+const FINGERPRINT = 'bench';
+
+export async function measureRetrieval(
+  url: string,
+  sizes: readonly number[],
+  options: RetrievalOptions,
+): Promise<RetrievalRun[]> {
+  const chunks = await chunksOf(options.dir);
+  const store = await openStore(url);
+  try {
+    const runs: RetrievalRun[] = [];
+    for (const size of sizes) {
+      const repo = `bench-${size}`;
+      await fill(store, repo, grown(chunks, size, options.seed));
+      runs.push(await query(store, repo, size, chunks, options));
+    }
+    return runs;
+  } finally {
+    await store.close();
+  }
+}
+
+async function chunksOf(dir: string): Promise<Chunk[]> {
+  const paths = (await globby('**/*.py', { cwd: dir })).sort();
+  const texts = await Promise.all(paths.map((path) => readFile(join(dir, path), 'utf8')));
+  return paths.flatMap((path, i) => chunkFile(path, texts[i]!, CHUNKING));
+}
+
+/**
+ * Real code, with a third of its identifiers renamed copy by copy: a larger repository has more words, too. Lines differ
+ * as well, for a search skips chunks that repeat what stands around the cursor, and of copies it would skip dozens.
+ */
+function grown(chunks: readonly Chunk[], size: number, seed: number): Chunk[] {
+  const random = new RandomStream(seed);
+  return Array.from({ length: size }, (_, i) => {
+    const copy = Math.floor(i / chunks.length);
+    const chunk = chunks[i % chunks.length]!;
+    const tokens = chunk.tokens.map((token) => (random.uniform() < 1 / 3 ? `${token}_${copy}` : token));
+    const id = createHash('sha256').update(`${copy} ${chunk.id}`).digest('hex');
+    const text = copy === 0 ? chunk.text : chunk.text.replaceAll(/$/gm, ` # ${copy}`);
+    return { ...chunk, id, path: `copy${String(copy).padStart(6, '0')}/${chunk.path}`, tokens, text };
+  });
+}
+
+async function fill(store: Store, repo: string, chunks: readonly Chunk[]): Promise<void> {
+  const writer = await store.lock(repo, 60_000);
+  try {
+    const vector = new Float32Array(HIDDEN).fill(0.5);
+    for (let start = 0; start < chunks.length; start += BATCH) {
+      await writer.put(
+        FINGERPRINT,
+        chunks.slice(start, start + BATCH).map((chunk) => ({ chunk, vector })),
+      );
+    }
+    const version = createHash('sha256').update(`${repo} ${chunks.length}`).digest('hex').slice(0, 16);
+    const head = {
+      version,
+      fingerprint: FINGERPRINT,
+      hidden: HIDDEN,
+      files: 1,
+      chunks: chunks.length,
+      languages: { python: chunks.length },
+      indexedAt: new Date().toISOString(),
+    };
+    await writer.publish({ head, ids: packIds(chunks.map(({ id }) => id)) });
+    await writer.sweep();
+  } finally {
+    await writer.release();
+  }
+}
+
+async function query(
+  store: Store,
+  repo: string,
+  size: number,
+  chunks: readonly Chunk[],
+  { topK, queries, seed }: RetrievalOptions,
+): Promise<RetrievalRun> {
+  const retrieval = createRetrieval(store, { queryLines: QUERY_LINES });
+  const random = new RandomStream(seed + size);
+  const signal = AbortSignal.timeout(300_000);
+  const once = async () => {
+    const before = chunks[random.below(chunks.length)]!.text;
+    const startMs = performance.now();
+    await retrieval.retrieve({ repo, before, after: '', topK }, signal);
+    return performance.now() - startMs;
+  };
+  const coldMs = await once();
+  for (let i = 0; i < 20; i++) await once(); // until the code is compiled
+  const samplesMs: number[] = [];
+  for (let i = 0; i < queries; i++) samplesMs.push(await once());
+  return { store: store.address.split(':')[0]!, chunks: size, coldMs, warm: percentiles(samplesMs), samplesMs };
+}

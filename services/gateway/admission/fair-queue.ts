@@ -1,0 +1,206 @@
+/**
+ * Prompts that wait for a worker, fair between tenants: start-time fair queueing over what they cost, which is weighted
+ * round robin for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier or, if so
+ * ordered, the shorter. Pure: no clock, no workers.
+ */
+import { compareQueued, type Queued, type QueueOrder } from '../../lib/request/queue-order.ts';
+
+export interface Waiting extends Queued {
+  readonly tenant: string;
+  /** Lower goes sooner, among the same tenant's. */
+  readonly priority: number;
+  /** What the tenant is charged, in tokens: those that may be put out as well. */
+  readonly cost: number;
+}
+
+interface Tenant<E> {
+  readonly name: string;
+  readonly weight: number;
+  /** In order of service. */
+  readonly entries: E[];
+  /** Of these. */
+  tokens: number;
+  cost: number;
+  /** Cost served so far, divided by the weight; while idle it does not fall behind the others. */
+  served: number;
+}
+
+export class FairQueue<E extends Waiting> {
+  readonly #weightOf: (tenant: string) => number;
+  readonly #order: QueueOrder;
+  readonly #tenants = new Map<string, Tenant<E>>();
+  #tokens = 0;
+  #size = 0;
+  /** `served` of the tenant that was served last, before it was. */
+  #clock = 0;
+
+  /**
+   * @param weightOf a tenant's share of the service, relative to the others'; above 0.
+   * @param order among prompts of the same tenant and priority.
+   */
+  constructor(weightOf: (tenant: string) => number = () => 1, order: QueueOrder = 'fifo') {
+    this.#weightOf = weightOf;
+    this.#order = order;
+  }
+
+  get tokens(): number {
+    return this.#tokens;
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  add(entry: E): void {
+    const tenant = this.#tenant(entry.tenant);
+    if (tenant.entries.length === 0) tenant.served = Math.max(tenant.served, this.#clock);
+    tenant.entries.splice(this.#placeOf(tenant.entries, entry), 0, entry);
+    this.#count(tenant, entry, 1);
+  }
+
+  /** All that wait, tenant by tenant. */
+  get entries(): E[] {
+    return [...this.#tenants.values()].flatMap((tenant) => tenant.entries);
+  }
+
+  /** The next one to be served. */
+  get first(): E | undefined {
+    return this.#next()?.entries[0];
+  }
+
+  /** Takes the first one out, on its tenant's account. */
+  take(): E | undefined {
+    const tenant = this.#next();
+    const entry = tenant?.entries.shift();
+    if (tenant === undefined || entry === undefined) return undefined;
+    this.#count(tenant, entry, -1);
+    this.#clock = tenant.served;
+    tenant.served += entry.cost / tenant.weight;
+    this.#forgetIdle();
+    return entry;
+  }
+
+  /** Takes out one that nobody waits for any more, on nobody's account; false when it was not waiting. */
+  remove(entry: E): boolean {
+    const tenant = this.#tenants.get(entry.tenant);
+    const index = tenant?.entries.lastIndexOf(entry) ?? -1; // victims stand at the end
+    if (tenant === undefined || index < 0) return false;
+    tenant.entries.splice(index, 1);
+    this.#count(tenant, entry, -1);
+    return true;
+  }
+
+  /** Tokens that would be served before `entry`, did it wait and nobody come after it. Changes nothing. */
+  ahead(entry: E): number {
+    const tenant = this.#tenants.get(entry.tenant);
+    const own = tenant?.entries ?? [];
+    let [ahead, cost] = [tenant?.tokens ?? 0, tenant?.cost ?? 0];
+    // Mostly it stands last.
+    for (let i = own.length - 1, place = this.#placeOf(own, entry); i >= place; i--) {
+      ahead -= own[i]!.tokens;
+      cost -= own[i]!.cost;
+    }
+    const served = Math.max(tenant?.served ?? 0, own.length > 0 ? 0 : this.#clock);
+    const turn = served + cost / this.#weightOf(entry.tenant);
+    let earlier = true; // on ties the one that came first is served
+    for (const other of this.#tenants.values()) {
+      if (other === tenant) earlier = false;
+      else ahead += tokensBefore(other, turn, earlier);
+    }
+    return ahead;
+  }
+
+  /**
+   * Who would have to go so that `entry` fits within `limit` tokens: whoever stands last with the tenant that holds the
+   * most for its weight, again and again. undefined when that is `entry` itself. Changes nothing.
+   */
+  victims(entry: E, limit: number): E[] | undefined {
+    let tokens = this.#tokens + entry.tokens;
+    if (tokens <= limit) return [];
+    const holders = [...this.#tenants.values()].map(({ name, weight, entries, cost }) => {
+      const own = name === entry.tenant ? [...entries] : entries;
+      return { name, weight, entries: own, left: own.length, cost };
+    });
+    let holder = holders.find(({ name }) => name === entry.tenant);
+    if (!holder) {
+      holder = { name: entry.tenant, weight: this.#weightOf(entry.tenant), entries: [], left: 0, cost: 0 };
+      holders.push(holder);
+    }
+    holder.entries.splice(this.#placeOf(holder.entries, entry), 0, entry);
+    holder.left++;
+    holder.cost += entry.cost;
+    const victims: E[] = [];
+    while (tokens > limit) {
+      const most = largest(holders);
+      const victim = most?.entries[--most.left];
+      if (most === undefined || victim === undefined || victim === entry) return undefined;
+      victims.push(victim);
+      tokens -= victim.tokens;
+      most.cost -= victim.cost;
+    }
+    return victims;
+  }
+
+  /** Its place among those of its tenant. */
+  #placeOf(entries: readonly E[], entry: E): number {
+    const goesBefore = (other: E) => other.priority - entry.priority || compareQueued(other, entry, this.#order);
+    return entries.findLastIndex((other) => goesBefore(other) <= 0) + 1;
+  }
+
+  #tenant(name: string): Tenant<E> {
+    const known = this.#tenants.get(name);
+    if (known) return known;
+    const fresh = { name, weight: this.#weightOf(name), entries: [], tokens: 0, cost: 0, served: this.#clock };
+    this.#tenants.set(name, fresh);
+    return fresh;
+  }
+
+  /** Of those who wait, the tenant that was served least; on ties the one that came first. */
+  #next(): Tenant<E> | undefined {
+    let least: Tenant<E> | undefined;
+    for (const tenant of this.#tenants.values()) {
+      if (tenant.entries.length > 0 && (least === undefined || tenant.served < least.served)) least = tenant;
+    }
+    return least;
+  }
+
+  #count(tenant: Tenant<E>, { tokens, cost }: E, sign: 1 | -1): void {
+    tenant.tokens += sign * tokens;
+    tenant.cost += sign * cost;
+    this.#tokens += sign * tokens;
+    this.#size += sign;
+  }
+
+  /** Tenants that owe nothing: they would come back as new ones. */
+  #forgetIdle(): void {
+    for (const [name, tenant] of this.#tenants) {
+      if (tenant.entries.length === 0 && tenant.served <= this.#clock) this.#tenants.delete(name);
+    }
+  }
+}
+
+/** Tokens of a tenant that are served before `turn`. */
+function tokensBefore<E extends Waiting>(tenant: Tenant<E>, turn: number, onTies: boolean): number {
+  let { served } = tenant;
+  const { weight, cost } = tenant;
+  if (served + cost / weight < turn) return tenant.tokens;
+  let before = 0;
+  for (const entry of tenant.entries) {
+    if (onTies ? served > turn : served >= turn) break;
+    before += entry.tokens;
+    served += entry.cost / weight;
+  }
+  return before;
+}
+
+/** Who holds the most for its weight, of those who hold any; on ties the last. */
+function largest<H extends { readonly weight: number; readonly left: number; readonly cost: number }>(
+  holders: readonly H[],
+): H | undefined {
+  let most: H | undefined;
+  for (const holder of holders) {
+    if (holder.left === 0) continue;
+    if (most === undefined || holder.cost / holder.weight >= most.cost / most.weight) most = holder;
+  }
+  return most;
+}

@@ -1,0 +1,174 @@
+/** What is known about one request: filled while it travels, written once at its end as metrics and one log line. */
+import type { ServingError } from '../../lib/process/errors.ts';
+import type { Logger } from '../../lib/process/log.ts';
+import { metrics } from '../../lib/process/metrics.ts';
+import type { FinishReason, TokenPrompt } from '../../lib/request/sequence.ts';
+import { type Stage, Timeline } from '../../lib/request/timeline.ts';
+import type { ContextReport } from '../context/context.ts';
+import type { AttemptRequest } from './attempt.ts';
+import type { ChoiceDelta } from './choice.ts';
+import type { RedactedSample } from './redacted-sample.ts';
+
+export interface Usage {
+  readonly prompt_tokens: number;
+  readonly completion_tokens: number;
+  readonly total_tokens: number;
+  readonly prompt_tokens_details: { readonly cached_tokens: number; readonly soft_tokens: number };
+}
+
+/** When the tokens of one choice came, in ms of the monotonic clock. */
+interface Arrivals {
+  readonly first: number;
+  last: number;
+  tokens: number;
+}
+
+export class RequestRecord {
+  readonly timeline = new Timeline();
+  /** Of the prompt; undefined where the request did not ask for any. */
+  context: ContextReport | undefined;
+  error: ServingError | undefined;
+  /** undefined for completions that are not sampled. */
+  sample: RedactedSample | undefined;
+  readonly #arrivals = new Map<string, Arrivals>();
+  readonly #gaps: number[] = [];
+  readonly #finishReasons: FinishReason[] = [];
+  #promptTokens = 0;
+  #softTokens = 0;
+  #cachedTokens = 0;
+  #replays = 0;
+  #outputTokens = 0;
+  #detokenizeMs = 0;
+
+  /** A prompt as it goes to prefill, for the first time. */
+  prompted(prompt: TokenPrompt): void {
+    this.#promptTokens += prompt.ids.length;
+    this.#softTokens += prompt.soft.positions.length;
+  }
+
+  /** A worker was lost, and its part of the request is done again. */
+  replayed(): void {
+    this.timeline.mark('replayed');
+    this.#replays++;
+  }
+
+  /**
+   * Takes what the workers measured on their own clocks.
+   * @param again what was put out goes through prefill again: the client has its figures already.
+   */
+  measuring(again: boolean): Pick<AttemptRequest, 'onAccepted' | 'onFirst' | 'onJoined'> {
+    const stage = (name: Stage, microseconds: number) => {
+      if (!again) this.timeline.stage(name, microseconds / 1e6);
+    };
+    return {
+      onAccepted: ({ queueUs }) => stage('prefill_queue', queueUs),
+      onFirst: ({ prefillUs, cachedTokens }) => {
+        stage('prefill', prefillUs);
+        if (!again) this.#cachedTokens += cachedTokens;
+      },
+      onJoined: ({ queueUs, handoffUs, handoffExposedUs }) => {
+        this.timeline.mark('joined');
+        stage('decode_queue', queueUs);
+        stage('handoff', handoffUs);
+        stage('handoff_exposed', handoffExposedUs);
+      },
+    };
+  }
+
+  /** Time that turning new tokens into text took. */
+  detokenized(ms: number): void {
+    this.#detokenizeMs += ms;
+    this.timeline.stage('detokenize', this.#detokenizeMs / 1000);
+  }
+
+  /** Tokens of a choice, as they go out to the client. */
+  delivered(delta: ChoiceDelta, atMs = performance.now()): void {
+    if (delta.finishReason !== null) this.#finishReasons.push(delta.finishReason);
+    if (delta.prompt === 0 && delta.choice === 0) this.sample?.add(delta.text);
+    if (delta.tokenIds.length === 0) return;
+    this.#outputTokens += delta.tokenIds.length;
+    this.timeline.mark('first_token', atMs);
+    const key = `${delta.prompt}.${delta.choice}`;
+    const arrivals = this.#arrivals.get(key);
+    if (arrivals === undefined) {
+      this.#arrivals.set(key, { first: atMs, last: atMs, tokens: delta.tokenIds.length });
+      return;
+    }
+    this.#gaps.push((atMs - arrivals.last) / 1000);
+    arrivals.last = atMs;
+    arrivals.tokens += delta.tokenIds.length;
+  }
+
+  get usage(): Usage {
+    return {
+      prompt_tokens: this.#promptTokens,
+      completion_tokens: this.#outputTokens,
+      total_tokens: this.#promptTokens + this.#outputTokens,
+      prompt_tokens_details: { cached_tokens: this.#cachedTokens, soft_tokens: this.#softTokens },
+    };
+  }
+
+  /** Called once, when the answer has ended one way or another. */
+  end(log: Pick<Logger, 'info'>, status: number): void {
+    const last = Math.max(...[...this.#arrivals.values()].map((arrivals) => arrivals.last));
+    if (Number.isFinite(last)) this.timeline.mark('last_token', last);
+    this.timeline.mark('finished');
+    this.#observe();
+    log.info(
+      {
+        status,
+        code: this.error?.code,
+        // Of a stream too, whose status has been 200.
+        err: this.error !== undefined && Math.max(status, this.error.kind.http) >= 500 ? this.error : undefined,
+        usage: this.usage,
+        finish: this.#finishReasons,
+        replays: this.#replays || undefined,
+        rag: this.context && { ...this.context, chunks: this.context.chunks.length },
+        timeline: this.timeline,
+        sample: this.sample,
+      },
+      'completion',
+    );
+  }
+
+  #observe(): void {
+    const { usage, timeline } = this;
+    metrics.promptTokens.inc(usage.prompt_tokens);
+    metrics.softTokens.inc(usage.prompt_tokens_details.soft_tokens);
+    metrics.cachedTokens.inc(usage.prompt_tokens_details.cached_tokens);
+    metrics.generationTokens.inc(usage.completion_tokens);
+    for (const gap of this.#gaps) metrics.itl.observe(gap);
+    if (timeline.ttft !== undefined) metrics.ttft.observe(timeline.ttft);
+    if (this.context?.degraded) metrics.degraded.inc({ reason: this.context.degraded });
+    if (this.context) metrics.retrieved.inc({ mode: this.context.mode }, this.context.chunks.length);
+    if (this.error) metrics.refused.inc({ code: this.error.code });
+    const limit = this.error?.limit;
+    if (limit !== undefined) metrics.shed.inc({ limit, knob: limit });
+    if (this.error) return;
+    for (const reason of this.#finishReasons) metrics.success.inc({ finished_reason: reason });
+    for (const { first, last, tokens } of this.#arrivals.values()) {
+      if (tokens > 1) metrics.tpot.observe((last - first) / 1000 / (tokens - 1));
+    }
+    metrics.e2e.observe(timeline.between('received', 'finished') ?? 0);
+    const running = timeline.between('dispatched', 'last_token');
+    const queued = new Map(timeline.stages()).get('prefill_queue') ?? 0;
+    if (running !== undefined) metrics.inference.observe(Math.max(running - queued, 0));
+    metrics.requestPromptTokens.observe(usage.prompt_tokens);
+    metrics.requestGenerationTokens.observe(usage.completion_tokens);
+    for (const [stage, from, to] of GATEWAY_STAGES) {
+      const seconds = timeline.between(from, to);
+      if (seconds !== undefined) metrics.stage.observe({ stage }, seconds);
+    }
+    for (const [stage, seconds] of timeline.stages()) metrics.stage.observe({ stage }, seconds);
+  }
+}
+
+/** Stages between two events of the gateway's own clock. */
+const GATEWAY_STAGES = [
+  ['admit', 'received', 'admitted'],
+  ['retrieve', 'admitted', 'retrieved'],
+  ['tokenize', 'retrieved', 'tokenized'],
+  ['dispatch', 'tokenized', 'dispatched'],
+  ['first_token', 'dispatched', 'first_token'],
+  ['decode', 'first_token', 'last_token'],
+] as const;

@@ -1,0 +1,208 @@
+/**
+ * The body of `POST /v1/completions`: OpenAI's fields, what vLLM's clients send besides, and `rag`. What is not listed is
+ * refused by name, so that a misspelt option is not silently ignored.
+ */
+import { z } from 'zod';
+import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
+import type { CompletionRequest, PromptInput } from '../request.ts';
+
+/** Sequences that one request may ask for: prompts × best_of. */
+const MAX_SEQUENCES = 128;
+/** Entries of logit_bias, and of stop_token_ids. */
+const MAX_ENTRIES = 1_024;
+/** Of both, times the sequences: each has a copy of them, which takes 2 µs an entry. */
+const MAX_ENTRY_COPIES = 16_384;
+/** UTF-16 units of a stop string: what may begin one is looked for at every token. */
+const MAX_STOP_LENGTH = 256;
+
+// Lists are checked up to the first element that is wrong: zod's own arrays report every one, which of millions takes 10 s.
+const isString = (value: unknown): value is string => typeof value === 'string';
+const isId = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+const isListOf =
+  <T>(is: (value: unknown) => value is T) =>
+  (value: unknown): value is T[] =>
+    Array.isArray(value) && value.length > 0 && value.every(is);
+const isIds = isListOf(isId);
+
+const prompt = z.custom<string | number[] | string[] | number[][]>(
+  (value) => isString(value) || isIds(value) || isListOf(isString)(value) || isListOf(isIds)(value),
+  'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
+);
+const stop = z.custom<string | string[]>(
+  (value) => isString(value) || (Array.isArray(value) && value.length <= 4 && value.every(isString)),
+  'must be a string or up to 4 strings',
+);
+const stopTokenIds = z.custom<number[]>(
+  (value) => Array.isArray(value) && value.length <= MAX_ENTRIES && value.every(isId),
+  `must be at most ${MAX_ENTRIES} token ids`,
+);
+const logitBias = z
+  .custom<object>(
+    (value) => typeof value === 'object' && value !== null && Object.keys(value).length <= MAX_ENTRIES,
+    `must be an object of at most ${MAX_ENTRIES} entries`,
+  )
+  .pipe(z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)));
+
+/** Where only the value that changes nothing is supported. */
+const only = <T extends boolean | number>(value: T) =>
+  z.literal(value, { error: `is supported only as ${value}` }).optional();
+
+const fields = z.strictObject({
+  model: z.string().optional(),
+  prompt,
+  suffix: z.string().optional(),
+  max_tokens: z.int().min(0).default(16),
+  temperature: z.number().min(0).max(2).default(1),
+  top_p: z.number().gt(0).max(1).default(1),
+  top_k: z
+    .int()
+    .min(-1)
+    .max(2 ** 31 - 1)
+    .default(0),
+  min_p: z.number().min(0).max(1).default(0),
+  n: z.int().min(1).max(MAX_SEQUENCES).default(1),
+  best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
+  stop: stop.default([]),
+  seed: z.int().optional(),
+  logprobs: z.int().min(0).max(5).optional(),
+  echo: z.boolean().default(false),
+  frequency_penalty: z.number().min(-2).max(2).default(0),
+  presence_penalty: z.number().min(-2).max(2).default(0),
+  logit_bias: logitBias.default({}),
+  stream: z.boolean().default(false),
+  stream_options: z
+    .strictObject({ include_usage: z.boolean().optional(), continuous_usage_stats: z.boolean().optional() })
+    .optional(),
+  stop_token_ids: stopTokenIds.default([]),
+  ignore_eos: z.boolean().default(false),
+  min_tokens: z.int().min(0).default(0),
+  return_token_ids: z.boolean().default(false),
+  truncate_prompt_tokens: z.int().min(-1).optional(),
+  add_special_tokens: z.boolean().default(true),
+  rag: z
+    .strictObject({
+      repo: z.string().min(1).max(256).optional(),
+      mode: z.enum(['compressed', 'text', 'off']).default('compressed'),
+      top_k: z.int().min(1).max(100).default(10),
+      path: z.string().max(4096).optional(),
+      retriever: z.enum(RETRIEVERS).optional(),
+      max_text_tokens: z.int().min(1).default(512),
+    })
+    .optional(),
+  session: z.string().min(1).max(256).optional(),
+  timeout_ms: z.int().min(1).optional(),
+  priority: z.int().default(0),
+  cache_salt: z.string().min(1).max(1024).optional(),
+  // Known to clients of OpenAI and vLLM, and of no effect here.
+  user: z.string().optional(),
+  request_id: z.string().optional(),
+  skip_special_tokens: only(true),
+  spaces_between_special_tokens: only(true),
+  include_stop_str_in_output: only(false),
+  use_beam_search: only(false),
+  repetition_penalty: only(1),
+  length_penalty: only(1),
+});
+type Fields = z.output<typeof fields>;
+
+/** More than there are: of so many some are no fields, and the rest need not be looked at. */
+const MAX_FIELDS = 100;
+
+/** `null` stands for a field that is not given, as OpenAI has it. */
+function withoutNulls(body: unknown): unknown {
+  if (typeof body !== 'object' || body === null || Array.isArray(body)) return body;
+  const names = Object.keys(body).slice(0, MAX_FIELDS);
+  const entries = names.map((name) => [name, (body as Record<string, unknown>)[name]] as const);
+  return Object.fromEntries(entries.filter(([, value]) => value !== null));
+}
+
+/** Parses a body into a {@link CompletionRequest}. */
+export const completionBody: z.ZodType<CompletionRequest> = z
+  .preprocess(withoutNulls, fields.superRefine(checkTogether))
+  .transform(normalise);
+
+/** What no field can say alone. */
+function checkTogether(body: Fields, context: z.RefinementCtx): void {
+  const refuse = (path: string | string[], message: string) =>
+    context.addIssue({ code: 'custom', path: [path].flat(), message });
+  const bestOf = body.best_of ?? body.n;
+  if (bestOf < body.n) refuse('best_of', `${bestOf} must be at least n = ${body.n}`);
+  if (body.stream && bestOf > body.n) refuse('best_of', 'cannot be larger than n in a stream');
+  if (promptList(body.prompt).length * bestOf > MAX_SEQUENCES) {
+    refuse('prompt', `prompts × best_of must be at most ${MAX_SEQUENCES}`);
+  }
+  if (body.max_tokens === 0 && !body.echo) refuse('max_tokens', 'must be at least 1 (0 only with echo)');
+  if (body.min_tokens > body.max_tokens) {
+    refuse('min_tokens', `${body.min_tokens} must be at most max_tokens = ${body.max_tokens}`);
+  }
+  if (body.truncate_prompt_tokens === 0) refuse('truncate_prompt_tokens', 'must be -1 or at least 1');
+  if (body.stream_options && !body.stream) refuse('stream_options', 'is allowed only with stream');
+  const stops = [body.stop].flat();
+  if (stops.includes('')) refuse('stop', 'must not hold an empty string');
+  if (stops.some(({ length }) => length > MAX_STOP_LENGTH)) {
+    refuse('stop', `must not hold a string of more than ${MAX_STOP_LENGTH} characters`);
+  }
+  const entries = Object.keys(body.logit_bias).length + body.stop_token_ids.length;
+  if (entries * promptList(body.prompt).length * bestOf > MAX_ENTRY_COPIES) {
+    refuse('logit_bias', `entries and stop_token_ids, times the sequences, must be at most ${MAX_ENTRY_COPIES}`);
+  }
+  const searches = body.rag !== undefined && body.rag.mode !== 'off';
+  if (searches && body.rag?.repo === undefined) refuse(['rag', 'repo'], 'is required unless rag.mode is off');
+  if (searches && promptList(body.prompt).length > 1) refuse('rag', 'takes one prompt per request');
+  if (body.echo && (body.suffix !== undefined || searches)) {
+    refuse('echo', 'gives back the prompt as it was sent, so it goes neither with suffix nor with rag');
+  }
+}
+
+function normalise(body: Fields): CompletionRequest {
+  return {
+    model: body.model,
+    prompts: promptList(body.prompt),
+    suffix: body.suffix,
+    maxTokens: body.max_tokens,
+    sampling: {
+      temperature: body.temperature,
+      topP: body.top_p,
+      topK: Math.max(body.top_k, 0),
+      minP: body.min_p,
+      // Choosing the best of several takes the probability of each.
+      logprobs: body.logprobs ?? ((body.best_of ?? body.n) > body.n ? 0 : -1),
+      frequencyPenalty: body.frequency_penalty,
+      presencePenalty: body.presence_penalty,
+      logitBias: new Map(Object.entries(body.logit_bias).map(([id, bias]) => [Number(id), bias])),
+      stopTokenIds: body.stop_token_ids,
+      minTokens: body.min_tokens,
+      priorOutputIds: [],
+    },
+    seed: body.seed,
+    n: body.n,
+    bestOf: body.best_of ?? body.n,
+    stop: [body.stop].flat(),
+    ignoreEos: body.ignore_eos,
+    logprobs: body.logprobs,
+    echo: body.echo,
+    stream: body.stream,
+    includeUsage: body.stream_options?.include_usage === true,
+    continuousUsage: body.stream_options?.continuous_usage_stats === true,
+    returnTokenIds: body.return_token_ids,
+    truncatePromptTokens: body.truncate_prompt_tokens,
+    addSpecialTokens: body.add_special_tokens,
+    rag: body.rag && {
+      repo: body.rag.repo ?? '',
+      mode: body.rag.mode,
+      topK: body.rag.top_k,
+      path: body.rag.path,
+      retriever: body.rag.retriever,
+      maxTextTokens: body.rag.max_text_tokens,
+    },
+    priority: body.priority,
+    cacheSalt: body.cache_salt,
+    session: body.session,
+    timeoutMs: body.timeout_ms,
+  };
+}
+
+function promptList(prompt: Fields['prompt']): PromptInput[] {
+  if (typeof prompt === 'string') return [prompt];
+  return typeof prompt[0] === 'number' ? [prompt as number[]] : (prompt as PromptInput[]);
+}

@@ -1,0 +1,63 @@
+/** Failures as HTTP answers: OpenAI's shape, with the code of the error table. */
+import type { z } from 'zod';
+import { ServingError } from '../../lib/process/errors.ts';
+
+export interface ErrorBody {
+  readonly error: {
+    readonly message: string;
+    readonly type: 'invalid_request_error' | 'rate_limit_error' | 'server_error';
+    readonly param: string | null;
+    readonly code: string;
+  };
+}
+
+/** @param requestId stands in for the message of an unexpected failure, which may tell too much. */
+export function errorBody(error: ServingError, requestId: string): ErrorBody {
+  const { http, remedy } = error.kind;
+  const type = http === 429 ? 'rate_limit_error' : http < 500 ? 'invalid_request_error' : 'server_error';
+  const what = error.code === 'internal' ? `unexpected failure of request ${requestId}` : error.message;
+  const message = `${what.replace(/\.$/, '')}. ${remedy}`;
+  return { error: { message, type, param: error.param ?? null, code: error.code } };
+}
+
+/** Whatever a handler or fastify itself threw, as a ServingError. */
+export function asServingError(error: unknown): ServingError {
+  if (error instanceof ServingError || !(error instanceof Error)) return ServingError.from(error);
+  const { code, statusCode } = error as Error & { code?: string; statusCode?: number };
+  if (code === 'FST_ERR_CTP_BODY_TOO_LARGE')
+    return new ServingError('payload_too_large', `${error.message} (--body-limit-bytes)`);
+  if (code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE') return new ServingError('unsupported_media_type', error.message);
+  if (statusCode !== undefined && statusCode >= 400 && statusCode < 500) {
+    return new ServingError('invalid_request', error.message, { cause: error });
+  }
+  return ServingError.from(error);
+}
+
+/** An answer quotes so many problems, and so many characters of each: of a body of megabytes it would have megabytes, too. */
+const SHOWN = { problems: 10, characters: 200 };
+
+/** What a schema found wrong: the first field at fault as `param`, the first few in the message. */
+export function validationError(error: z.ZodError): ServingError {
+  const problems = error.issues
+    .slice(0, SHOWN.problems)
+    .flatMap((issue) =>
+      issue.code === 'unrecognized_keys'
+        ? issue.keys
+            .slice(0, SHOWN.problems)
+            .map((key) => ({ field: short([...issue.path, key].join('.')), message: 'is not a field of this request' }))
+        : [{ field: short(issue.path.join('.')), message: short(lowerFirst(reasonOf(issue))) }],
+    );
+  const message = problems
+    .slice(0, SHOWN.problems)
+    .map(({ field, message }) => (field ? `${field}: ${message}` : `body: ${message}`))
+    .join('; ');
+  return new ServingError('invalid_request', message, { param: problems.find(({ field }) => field)?.field });
+}
+
+/** Of a record's key, what is wrong with it. */
+const reasonOf = (issue: z.core.$ZodIssue) =>
+  (issue.code === 'invalid_key' ? issue.issues[0]?.message : undefined) ?? issue.message;
+
+const short = (text: string) => (text.length > SHOWN.characters ? `${text.slice(0, SHOWN.characters)}…` : text);
+
+const lowerFirst = (text: string) => text.charAt(0).toLowerCase() + text.slice(1);

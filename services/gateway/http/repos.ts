@@ -1,0 +1,245 @@
+/**
+ * `/v1/repos`: what is indexed, and indexing. An upload is passed to the indexer as it comes; only the indexer unpacks
+ * it, so that what a client sends can slow down no completion.
+ */
+import type { Readable } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import { ServingError } from '../../lib/process/errors.ts';
+import { nameOf } from '../../lib/rag/store/repo-key.ts';
+import { contextFingerprint } from '../../lib/rag/store/row.ts';
+import type { IndexHead, Store } from '../../lib/rag/store/store.ts';
+import type { IndexerClient } from '../../lib/rpc/contract.ts';
+import type { IndexReport__Output } from '../../lib/rpc/gen/llavacode/v1/IndexReport.ts';
+import type { IndexRequest } from '../../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
+import type { InflightRequests } from '../admission/inflight.ts';
+import { storeKey } from '../tenants/api-keys.ts';
+import { asServingError, errorBody } from './errors.ts';
+import { EventStream } from './sse.ts';
+
+export interface RepoParts {
+  /** undefined where the gateway has none. */
+  readonly store: Store | undefined;
+  /** undefined where none was named. */
+  readonly indexer: IndexerClient | undefined;
+  /** Of the served encoder and projector; undefined where the bundle has none. */
+  readonly contextFingerprint: string | undefined;
+  readonly maxUploadBytes: number;
+  /** An indexer that says nothing for longer, with all of an upload, has hung, in ms. */
+  readonly uploadTimeoutMs: number;
+  /** Deadline of a removal, in ms. */
+  readonly requestTimeoutMs: number;
+  /** How long an indexer that is away, since it restarts, is waited for after its drain, in ms. */
+  readonly connectTimeoutMs: number;
+  readonly admission: Pick<InflightRequests, 'attend'>;
+}
+
+const FORMATS: Record<string, string> = {
+  'application/json': 'json',
+  'application/x-tar': 'tar',
+  'application/tar': 'tar',
+  'application/gzip': 'tar.gz',
+  'application/x-gzip': 'tar.gz',
+  'application/x-gtar': 'tar.gz',
+  'application/x-tgz': 'tar.gz',
+  'application/zip': 'zip',
+  'application/x-zip-compressed': 'zip',
+};
+
+/** How often an indexer that drains is asked whether another has taken its place. */
+const DRAIN_POLL_MS = 100;
+
+type RepoCall = FastifyRequest<{ Params: { '*': string }; Querystring: Record<string, string | string[]> }>;
+
+/** Names of repositories hold slashes, as they are or as %2F. */
+const REPO_URL = '/v1/repos/*';
+
+export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
+  app.register(async (scope) => {
+    scope.removeAllContentTypeParsers();
+    // Uploads are passed on as they come.
+    scope.addContentTypeParser(Object.keys(FORMATS), (_, payload, done) => done(null, payload));
+    scope.get('/v1/repos', (request) => list(request, parts));
+    scope.get(REPO_URL, (request: RepoCall) => describe(request, parts));
+    scope.put(REPO_URL, (request: RepoCall, reply) => index(request, reply, parts));
+    scope.delete(REPO_URL, (request: RepoCall) => remove(request, parts));
+  });
+}
+
+async function list({ identity }: FastifyRequest, { store, contextFingerprint: served }: RepoParts): Promise<unknown> {
+  const keys = (await storeOf(store).repositories(identity.tenant)).filter((key) => identity.mayUse(nameOf(key)));
+  const data = await Promise.all(
+    keys.map(async (key) => {
+      try {
+        const head = await storeOf(store).head(key);
+        return head ? [repoBody(nameOf(key), head, served)] : [];
+      } catch (error) {
+        const { code, message } = ServingError.from(error);
+        if (code !== 'store_invalid') throw error;
+        return [{ object: 'repo', repo: nameOf(key), error: { code, message } }];
+      }
+    }),
+  );
+  return { object: 'list', data: data.flat() };
+}
+
+async function describe(
+  { identity, params }: RepoCall,
+  { store, contextFingerprint: served }: RepoParts,
+): Promise<unknown> {
+  const name = params['*'];
+  const key = storeKey(identity, name, 'repo');
+  const head = await storeOf(store).head(key);
+  if (!head) throw new ServingError('repo_not_found', `there is no index of ${key}`, { param: 'repo' });
+  return repoBody(name, head, served);
+}
+
+const repoBody = (repo: string, head: IndexHead, served: string | undefined) => ({
+  object: 'repo',
+  repo,
+  version: head.version,
+  fingerprint: head.fingerprint,
+  /** Its vectors are of another encoder or projector than the served one: index it again. */
+  stale: contextFingerprint(head.fingerprint) !== served,
+  chunks: head.chunks,
+  files: head.files,
+  languages: head.languages,
+  updated_at: head.indexedAt,
+});
+
+async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): Promise<unknown> {
+  const repo = request.params['*'];
+  storeKey(request.identity, repo, 'repo');
+  const indexer = indexerOf(parts);
+  const start = {
+    requestId: request.id,
+    tenant: request.identity.tenant,
+    repo,
+    format: FORMATS[(request.headers['content-type'] ?? '').split(';')[0]!.trim().toLowerCase()] ?? '',
+    stripComponents: stripOf(request.query),
+  };
+  const body = request.body as Readable | undefined;
+  if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type, or no body');
+  const { signal, abort, release } = parts.admission.attend();
+  reply.raw.once('close', () => abort(new ServingError('client_gone', 'the client hung up')));
+  const { uploadTimeoutMs } = parts;
+  const silence = setTimeout(() => {
+    const message = `the indexer said nothing for ${uploadTimeoutMs} ms (--upload-timeout-ms)`;
+    abort(new ServingError('worker_stalled', message));
+  }, uploadTimeoutMs);
+  const stream = request.headers.accept?.includes('text/event-stream') ? new EventStream(reply, signal) : undefined;
+  try {
+    await reach(indexer, parts, signal);
+    const upload = uploadOf(start, body, parts.maxUploadBytes, () => silence.refresh());
+    for await (const { progress, report } of indexer.index(upload, signal)) {
+      if (report) {
+        const answer = reportBody(repo, report);
+        return stream ? stream.end(answer) : answer;
+      }
+      silence.refresh();
+      if (progress) {
+        const { files, filesRead, chunks, embedded } = progress;
+        await stream?.send({ object: 'repo.progress', files, files_read: filesRead, chunks, embedded });
+      }
+    }
+    throw new ServingError('worker_lost', 'the indexer ended without a report');
+  } catch (error) {
+    if (!stream?.open) throw error;
+    return stream.end(errorBody(asServingError(error), request.id));
+  } finally {
+    clearTimeout(silence);
+    release();
+    // What was not wanted is read, and dropped: a client that still sends hears its answer, and the connection stays good.
+    body.resume();
+  }
+}
+
+const reportBody = (repo: string, report: IndexReport__Output) => ({ object: 'repo.index', repo, ...report });
+
+/** @throws ServingError payload_too_large, client_gone. */
+async function* uploadOf(
+  start: NonNullable<IndexRequest['start']>,
+  body: Readable,
+  limit: number,
+  onData: () => void,
+): AsyncGenerator<IndexRequest> {
+  yield { start };
+  let received = 0;
+  try {
+    for await (const data of body.iterator({ destroyOnReturn: false })) {
+      onData();
+      received += (data as Buffer).length;
+      if (received > limit) {
+        throw new ServingError('payload_too_large', `the upload is larger than ${limit} bytes (--max-upload-bytes)`);
+      }
+      yield { data: data as Buffer };
+    }
+  } catch (cause) {
+    if (cause instanceof ServingError) throw cause;
+    throw new ServingError('client_gone', `the upload broke off: ${(cause as Error).message}`, { cause });
+  }
+}
+
+function stripOf(query: Record<string, string | string[]>): number {
+  const { strip_components: strip = '0', ...rest } = query;
+  const [unknown] = Object.keys(rest);
+  if (unknown !== undefined) {
+    throw new ServingError('invalid_request', `${unknown}: is not a parameter of this request`, { param: unknown });
+  }
+  if (typeof strip !== 'string' || !/^\d{1,2}$/.test(strip)) {
+    throw new ServingError('invalid_request', `strip_components: ${JSON.stringify(strip)} must be from 0 to 99`, {
+      param: 'strip_components',
+    });
+  }
+  return Number(strip);
+}
+
+async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise<unknown> {
+  const repo = params['*'];
+  storeKey(identity, repo, 'repo');
+  const indexer = indexerOf(parts);
+  const work = parts.admission.attend();
+  const deadline = AbortSignal.timeout(parts.requestTimeoutMs);
+  const signal = AbortSignal.any([work.signal, deadline]);
+  try {
+    await reach(indexer, parts, signal);
+    await indexer.delete({ tenant: identity.tenant, repo }, signal);
+  } catch (error) {
+    if (!deadline.aborted) throw error;
+    throw new ServingError('deadline_exceeded', `removing ${repo} took longer than ${parts.requestTimeoutMs} ms`);
+  } finally {
+    work.release();
+  }
+  return { object: 'repo.deleted', repo, deleted: true };
+}
+
+/**
+ * Waits for an indexer that restarts, before anything is sent to it: as long as it drains, and then until there is one.
+ * @throws ServingError worker_lost, when it stays away; the signal's reason.
+ */
+async function reach(indexer: IndexerClient, { connectTimeoutMs }: RepoParts, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const late = AbortSignal.timeout(connectTimeoutMs);
+    try {
+      await indexer.describe(AbortSignal.any([signal, late]));
+      return;
+    } catch (error) {
+      signal.throwIfAborted();
+      if (late.aborted) {
+        throw new ServingError('worker_lost', `the indexer was not reached within ${connectTimeoutMs} ms`);
+      }
+      if (ServingError.from(error).code !== 'draining') throw error;
+    }
+    await sleep(DRAIN_POLL_MS, undefined, { signal }).catch(() => {});
+  }
+}
+
+function indexerOf({ indexer }: RepoParts): IndexerClient {
+  if (!indexer) throw new ServingError('no_indexer', 'this gateway has no indexer');
+  return indexer;
+}
+
+function storeOf(store: Store | undefined): Store {
+  if (!store) throw new ServingError('store_unavailable', 'this gateway has no store');
+  return store;
+}

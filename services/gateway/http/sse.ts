@@ -1,0 +1,61 @@
+/** Server-sent events: JSON values, one per event, until `[DONE]`. */
+import { once } from 'node:events';
+import type { OutgoingHttpHeaders } from 'node:http';
+import type { FastifyReply } from 'fastify';
+import { closeAfterLinger } from './limits.ts';
+
+export class EventStream {
+  readonly #reply: FastifyReply;
+  readonly #signal: AbortSignal;
+  #open = false;
+
+  /** @param signal ends the wait for a client that does not read. */
+  constructor(reply: FastifyReply, signal: AbortSignal) {
+    this.#reply = reply;
+    this.#signal = signal;
+  }
+
+  /** Whether anything was sent: from then on the status is 200, and failures are events. */
+  get open(): boolean {
+    return this.#open;
+  }
+
+  /**
+   * Waits while the client reads more slowly than we write.
+   * @throws the signal's reason.
+   */
+  async send(value: unknown): Promise<void> {
+    this.#signal.throwIfAborted();
+    if (this.#write(`data: ${JSON.stringify(value)}\n\n`)) return;
+    try {
+      await once(this.#reply.raw, 'drain', { signal: this.#signal });
+    } catch (error) {
+      this.#signal.throwIfAborted();
+      throw error;
+    }
+  }
+
+  /** @param last one more event before `[DONE]`. */
+  end(last?: unknown): void {
+    if (last !== undefined) this.#write(`data: ${JSON.stringify(last)}\n\n`);
+    this.#write('data: [DONE]\n\n');
+    this.#reply.raw.end();
+    closeAfterLinger(this.#reply.raw);
+  }
+
+  #write(text: string): boolean {
+    const { raw } = this.#reply;
+    if (!this.#open) {
+      this.#open = true;
+      this.#reply.hijack();
+      raw.writeHead(200, {
+        ...(this.#reply.getHeaders() as OutgoingHttpHeaders),
+        'content-type': 'text/event-stream; charset=utf-8',
+        'cache-control': 'no-cache',
+        // Proxies must not gather events.
+        'x-accel-buffering': 'no',
+      });
+    }
+    return raw.write(text);
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * Who asks, and which repositories are theirs. Keys stand in a file as hashes; without a file nobody needs one, and
+ * everybody is the default tenant. A repository that a key may not use is, for that key, one that does not exist.
+ */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { ServingError } from '../../lib/process/errors.ts';
+import { DEFAULT_TENANT, repoKey } from '../../lib/rag/store/repo-key.ts';
+import { type TenantLimits, UNLIMITED } from './token-quota.ts';
+
+export interface Identity {
+  /** Whose repositories these are: those of two tenants never meet, whatever they are called. */
+  readonly tenant: string;
+  readonly limits: TenantLimits;
+  mayUse(repo: string): boolean;
+}
+
+export interface ApiKeys {
+  /** All that have a key. */
+  readonly tenants: readonly string[];
+  /**
+   * @param authorization the header as it came.
+   * @throws ServingError invalid_api_key
+   */
+  identify(authorization: string | undefined): Identity;
+}
+
+/** Nobody needs a key. */
+export const NO_KEYS: ApiKeys = {
+  tenants: [DEFAULT_TENANT],
+  identify: () => ({ tenant: DEFAULT_TENANT, limits: UNLIMITED, mayUse: () => true }),
+};
+
+const limit = z.int().min(1).optional();
+const keysFile = z
+  .array(
+    z.strictObject({
+      /** Of the key's UTF-8 bytes, in hex. */
+      key_sha256: z
+        .string()
+        .regex(/^[0-9a-fA-F]{64}$/, 'must be 64 hexadecimal digits')
+        .toLowerCase(),
+      tenant: z.string().refine((tenant) => isRepoKey(tenant, 'x'), 'is no tenant (letters, digits, "_", "-")'),
+      repos: z.array(z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is no repository')),
+      /** Of the tenant, whatever key its requests come with; as many as the gateway takes where not given. */
+      max_inflight: limit,
+      tokens_per_minute: limit,
+    }),
+  )
+  .superRefine((entries, context) => {
+    for (const [i, entry] of entries.entries()) {
+      const refuse = (field: string, message: string) =>
+        context.addIssue({ code: 'custom', path: [i, field], message });
+      const earlier = entries.slice(0, i);
+      if (earlier.some((other) => other.key_sha256 === entry.key_sha256)) refuse('key_sha256', 'stands there twice');
+      const same = earlier.find((other) => other.tenant === entry.tenant);
+      for (const field of ['max_inflight', 'tokens_per_minute'] as const) {
+        if (same && same[field] !== entry[field]) refuse(field, `must be the same for all keys of ${entry.tenant}`);
+      }
+    }
+  });
+
+function isRepoKey(tenant: string, name: string): boolean {
+  try {
+    repoKey(tenant, name);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names, max_inflight?, tokens_per_minute? }]; '' for no keys.
+ * @throws ServingError config_invalid
+ */
+export async function loadApiKeys(file: string): Promise<ApiKeys> {
+  if (file === '') return NO_KEYS;
+  let entries: z.infer<typeof keysFile>;
+  try {
+    entries = keysFile.parse(JSON.parse(await readFile(file, 'utf8')));
+  } catch (cause) {
+    const issue = cause instanceof z.ZodError ? cause.issues[0] : undefined;
+    const why = issue ? `${issue.path.join('.')} ${issue.message}` : (cause as Error).message;
+    throw new ServingError('config_invalid', `API keys file ${file}: ${why}`, { cause });
+  }
+  const keys = entries.map(({ key_sha256, tenant, repos, max_inflight, tokens_per_minute }) => {
+    const mayUse = (repo: string) => repos.includes('*') || repos.includes(repo);
+    const limits = { maxInflight: max_inflight, tokensPerMinute: tokens_per_minute };
+    return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, limits, mayUse } };
+  });
+  return {
+    tenants: [...new Set(entries.map(({ tenant }) => tenant))],
+    identify(authorization) {
+      const [, key] = /^Bearer +(\S+)$/i.exec(authorization ?? '') ?? [];
+      if (key === undefined) throw new ServingError('invalid_api_key', 'the request has no API key');
+      // Node reads headers as latin1, byte for byte.
+      const digest = createHash('sha256').update(key, 'latin1').digest();
+      // All are compared, each in constant time: how long it takes tells nothing.
+      const matching = keys.filter((each) => timingSafeEqual(each.digest, digest));
+      if (!matching[0]) throw new ServingError('invalid_api_key', 'the API key is not one of ours');
+      return matching[0].identity;
+    },
+  };
+}
+
+/**
+ * The key under which the store knows a repository that a client names.
+ * @throws ServingError invalid_request for what is no name; repo_not_found for what this client may not use, worded as
+ *   for what does not exist.
+ */
+export function storeKey(identity: Identity, name: string, param: string): string {
+  try {
+    const key = repoKey(identity.tenant, name);
+    if (!identity.mayUse(name)) throw new ServingError('repo_not_found', `there is no index of ${key}`);
+    return key;
+  } catch (error) {
+    const { code, message } = ServingError.from(error);
+    throw new ServingError(code, message, { param });
+  }
+}

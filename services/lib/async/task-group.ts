@@ -1,0 +1,15 @@
+/** Tasks that live and die together. */
+
+/**
+ * Runs tasks side by side. When one fails the others are aborted with its error; all have ended when this returns.
+ * @param start begins the tasks; their signal is aborted with `signal`, or with the first failure.
+ * @throws the first failure.
+ */
+export async function runTogether<T>(signal: AbortSignal, start: (live: AbortSignal) => Promise<T>[]): Promise<T[]> {
+  const failed = new AbortController();
+  const tasks = start(AbortSignal.any([signal, failed.signal]));
+  for (const task of tasks) task.catch((error) => failed.abort(error));
+  await Promise.allSettled(tasks);
+  failed.signal.throwIfAborted();
+  return Promise.all(tasks);
+}

@@ -1,0 +1,203 @@
+/**
+ * A model bundle: one folder with everything that a service loads, described by `manifest.json`.
+ *
+ *     manifest.json  tokenizer.json  tokenizer_config.json
+ *     llm/model.onnx, model.bin
+ *     prefill/model.onnx, model.bin              the same network with weights for prompts, if those differ
+ *     encoder/model.onnx, model.bin [, tokenizer.json]   \ together or not at all: without them
+ *     projector/model.onnx, model.bin                    / there is no compressed context
+ */
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { readFile, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { z } from 'zod';
+import { ServingError } from '../../process/errors.ts';
+import { decoderSpecSchema } from '../checkpoint/spec.ts';
+
+export const FORMAT = 'llavacode-bundle/1';
+const count = z.number().int().positive();
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in hex');
+const filePath = z.string().regex(/^(?!\.)[\w.-]+(\/(?!\.)[\w.-]+)*$/, 'must be a path within the bundle');
+
+const fileSchema = z.object({ path: filePath, bytes: z.number().int().nonnegative(), sha256 });
+/** A file of the bundle; the path is relative to it. */
+export type BundleFile = z.output<typeof fileSchema>;
+const files = z.array(fileSchema).min(1);
+
+const encoderSchema = z.object({
+  kind: z.enum(['qwen2', 'llama', 'qwen3', 'roberta', 'jina']),
+  /** Values of one embedding. */
+  dim: count,
+  /** Tokens of the longest input, special tokens included. */
+  maxTokens: count,
+  pooling: z.enum(['last', 'mean']),
+  /** Embeddings have length 1. */
+  normalize: z.boolean(),
+  /** `text`: the chunk as it is. `unixcoder`: `<s><encoder-only></s>`, the chunk, `</s>`. */
+  input: z.enum(['text', 'unixcoder']),
+  /** Whether the tokenizer's own template is applied. */
+  addSpecialTokens: z.boolean(),
+  /** `published`: the end-of-text token follows the text, and is where `last` pools. `authors`: nothing follows. */
+  recipe: z.enum(['published', 'authors']).default('authors'),
+  /** What of a chunk is read: its source, or its syntax tree where it parses. */
+  modality: z.enum(['source', 'ast']).default('source'),
+  /** What stands before the text of a query, and not of a chunk, in dense retrieval. */
+  queryPrefix: z.string().default(''),
+  /** Path of the tokenizer: the bundle's own, or one of the encoder's. */
+  tokenizer: filePath,
+  files,
+});
+export type EncoderManifest = z.output<typeof encoderSchema>;
+
+export const manifestSchema = z.object({
+  format: z.literal(FORMAT, `must be ${FORMAT}`),
+  name: z.string().min(1),
+  precision: z.enum(['fp32', 'fp16', 'int8', 'mixed', 'int4']),
+  /** Over all files: two workers with the same one compute the same. */
+  fingerprint: sha256,
+  llm: z.object({
+    spec: decoderSpecSchema,
+    /** Longest sequence, prompt and output together, in tokens. */
+    maxPositions: count,
+    files,
+  }),
+  /** The language model for prompts: weights and activations of 8 bits. */
+  prefill: z.object({ files }).optional(),
+  /** What turns chunks into soft tokens. */
+  context: z
+    .object({
+      /** Over what a soft token depends on: rows of different ones do not mix. */
+      fingerprint: sha256,
+      encoder: encoderSchema,
+      projector: z.object({ widths: z.array(count).min(3), parameters: count, files }),
+    })
+    .optional(),
+  tokenizer: z.object({
+    /** Whose it is, where the model's weights are made up. */
+    of: z.string().optional(),
+    files,
+  }),
+});
+export type Manifest = z.output<typeof manifestSchema>;
+
+/** What the language model's graphs compute in, and so what their KV is of. */
+export const floatsOf = ({ precision }: Manifest) => (precision === 'fp16' ? 'float16' : 'float32');
+
+export interface Bundle {
+  readonly dir: string;
+  readonly manifest: Manifest;
+  /** Path of the decoder's graph. */
+  readonly llm: string;
+  /** Path of the decoder's graph for prompts; the same one where the bundle has none of its own. */
+  readonly prefill: string;
+  /** Folder with `tokenizer.json` and, if there is one, `tokenizer_config.json`. */
+  readonly tokenizerDir: string;
+  /** Paths of the encoder's and the projector's graphs, and the folder of the encoder's tokenizer. */
+  readonly context: { readonly encoder: string; readonly tokenizerDir: string; readonly projector: string } | undefined;
+}
+
+/** One SHA-256 over files, whatever their order. */
+export function fingerprintOf(files: readonly BundleFile[]): string {
+  const lines = files.map((file) => `${file.path} ${file.sha256}\n`).sort();
+  return createHash('sha256').update(lines.join('')).digest('hex');
+}
+
+/** One SHA-256 over all that the vectors of chunks depend on. */
+export function contextFingerprintOf(
+  encoder: EncoderManifest,
+  encoderTokenizer: BundleFile,
+  projectorFiles: readonly BundleFile[],
+  hidden: number,
+): string {
+  const { kind, maxTokens, pooling, normalize, input, addSpecialTokens, recipe, modality } = encoder;
+  const graphs = fingerprintOf([...encoder.files, ...projectorFiles]);
+  const form = [kind, maxTokens, pooling, normalize, input, addSpecialTokens, recipe, modality];
+  const parts = [graphs, encoderTokenizer.sha256, ...form, hidden];
+  return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
+}
+
+export function allFiles(parts: Pick<Manifest, 'llm' | 'prefill' | 'context' | 'tokenizer'>): BundleFile[] {
+  const { llm, prefill, context, tokenizer } = parts;
+  return [
+    ...llm.files,
+    ...(prefill?.files ?? []),
+    ...(context?.encoder.files ?? []),
+    ...(context?.projector.files ?? []),
+    ...tokenizer.files,
+  ];
+}
+
+const invalid = (dir: string, what: string, cause?: unknown) =>
+  new ServingError('bundle_invalid', `${dir}: ${what}`, { cause });
+
+/**
+ * Opens a bundle: the manifest is checked, and that every file is there in its full size. Contents are not read again:
+ * {@link verifyBundle} does that.
+ * @throws ServingError bundle_invalid
+ */
+export async function openBundle(dir: string): Promise<Bundle> {
+  const manifest = await readManifest(dir);
+  for (const { path, bytes } of allFiles(manifest)) {
+    const found = await stat(join(dir, path)).catch(() => undefined);
+    if (!found?.isFile()) throw invalid(dir, `${path} is missing`);
+    if (found.size !== bytes) throw invalid(dir, `${path} has ${found.size} bytes, the manifest says ${bytes}`);
+  }
+  const { context } = manifest;
+  return {
+    dir,
+    manifest,
+    llm: join(dir, 'llm/model.onnx'),
+    prefill: join(dir, manifest.prefill ? 'prefill/model.onnx' : 'llm/model.onnx'),
+    tokenizerDir: dir,
+    context: context && {
+      encoder: join(dir, 'encoder/model.onnx'),
+      tokenizerDir: join(dir, dirname(context.encoder.tokenizer)),
+      projector: join(dir, 'projector/model.onnx'),
+    },
+  };
+}
+
+async function readManifest(dir: string): Promise<Manifest> {
+  let json: unknown;
+  try {
+    json = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));
+  } catch (error) {
+    throw invalid(dir, `manifest.json cannot be read: ${error instanceof Error ? error.message : error}`, error);
+  }
+  const parsed = manifestSchema.safeParse(json);
+  if (!parsed.success) {
+    const problems = parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
+    throw invalid(dir, `manifest.json: ${problems.join('; ')}`);
+  }
+  const paths = new Set(allFiles(parsed.data).map(({ path }) => path));
+  const { context, prefill } = parsed.data;
+  const graphs = ['llm', ...(prefill ? ['prefill'] : []), ...(context ? ['encoder', 'projector'] : [])];
+  const needed = [...graphs.map((part) => `${part}/model.onnx`), 'tokenizer.json'];
+  if (context) needed.push(context.encoder.tokenizer);
+  for (const path of needed) if (!paths.has(path)) throw invalid(dir, `manifest.json does not list ${path}`);
+  return parsed.data;
+}
+
+/**
+ * Reads every file again and compares it with the manifest.
+ * @throws ServingError bundle_invalid for the first file that differs; the signal's reason
+ */
+export async function verifyBundle({ dir, manifest }: Bundle, signal?: AbortSignal): Promise<void> {
+  for (const file of allFiles(manifest)) {
+    const found = await hashFile(join(dir, file.path), signal);
+    if (found !== file.sha256)
+      throw invalid(dir, `${file.path} has SHA-256 ${found}, the manifest says ${file.sha256}`);
+  }
+  const fingerprint = fingerprintOf(allFiles(manifest));
+  if (fingerprint !== manifest.fingerprint) {
+    throw invalid(dir, `its files have fingerprint ${fingerprint}, the manifest says ${manifest.fingerprint}`);
+  }
+}
+
+async function hashFile(path: string, signal?: AbortSignal): Promise<string> {
+  const hash = createHash('sha256');
+  await pipeline(createReadStream(path, { highWaterMark: 1 << 20 }), hash, { signal });
+  return hash.digest('hex');
+}

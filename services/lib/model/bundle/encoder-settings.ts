@@ -1,0 +1,100 @@
+/**
+ * How an encoder reads a chunk and pools it: from the command line, else from the `encoder` object of the projector's
+ * `config.json` (a projector is trained for one form), else as the paper's code has it for this architecture.
+ *
+ * A language model as an encoder (Qwen3-Embedding) has two recipes. The published one ends a chunk with the end-of-text
+ * token and pools there; a query, and only that, begins with an instruction. The paper's authors pool the last token of
+ * the code itself and give no instruction, so their projectors take other vectors than an embedding server gives.
+ */
+import { readFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { ServingError } from '../../process/errors.ts';
+import { isDecoder, maxInputTokens, type NetworkSpec } from '../checkpoint/spec.ts';
+import type { Pooling } from '../graph/encoder.ts';
+import type { EncoderManifest } from './bundle.ts';
+
+export type EncoderSettings = Pick<
+  EncoderManifest,
+  'maxTokens' | 'pooling' | 'normalize' | 'input' | 'addSpecialTokens' | 'recipe' | 'modality' | 'queryPrefix'
+>;
+
+/** Tokens of a chunk that the paper's encoders see. */
+const DEFAULT_MAX_TOKENS = 512;
+
+/** In the form of Qwen3-Embedding's model card. */
+const QUERY_INSTRUCTION =
+  'Instruct: Given a fragment of code, retrieve code of the same repository that helps to continue it\nQuery:';
+
+const configSchema = z.object({
+  encoder: z
+    .object({
+      // A model card in words, as early projectors have it, is not a setting.
+      pooling: z.enum(['last', 'mean']).optional().catch(undefined),
+      max_tokens: z.number().int().positive().optional(),
+      add_special_tokens: z.boolean().optional(),
+      recipe: z.enum(['published', 'authors']).optional(),
+      modality: z.enum(['source', 'ast']).optional(),
+      normalize: z.union([z.boolean(), z.enum(['l2', 'none']).transform((form) => form === 'l2')]).optional(),
+    })
+    .default({}),
+});
+type ProjectorConfig = z.output<typeof configSchema>['encoder'];
+
+/**
+ * The `encoder` object of a projector's `config.json`; empty if there is no such file.
+ * @throws ServingError projector_invalid
+ */
+export async function readProjectorConfig(path: string): Promise<ProjectorConfig> {
+  const text = await readFile(path, 'utf8').catch(() => undefined);
+  if (text === undefined) return {};
+  try {
+    return configSchema.parse(JSON.parse(text)).encoder;
+  } catch (error) {
+    const why = error instanceof z.ZodError ? z.prettifyError(error) : String(error);
+    throw new ServingError('projector_invalid', `${path}: ${why}`, { cause: error });
+  }
+}
+
+/** What the command line says. */
+export interface AskedSettings {
+  readonly pooling?: Pooling;
+  readonly maxTokens?: number;
+  readonly recipe?: EncoderManifest['recipe'];
+  readonly modality?: EncoderManifest['modality'];
+}
+
+/** @throws ServingError config_invalid for what this encoder cannot do: more positions, another recipe or modality */
+export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, asked: AskedSettings): EncoderSettings {
+  const longest = maxInputTokens(spec);
+  const maxTokens = asked.maxTokens ?? config.max_tokens ?? Math.min(DEFAULT_MAX_TOKENS, longest);
+  if (maxTokens > longest) {
+    throw new ServingError(
+      'config_invalid',
+      `the encoder takes ${longest} tokens at most, ${maxTokens} were asked for`,
+    );
+  }
+  const { architecture } = spec;
+  const recipe = asked.recipe ?? config.recipe ?? 'authors';
+  const modality = asked.modality ?? config.modality ?? 'source';
+  const pooling =
+    asked.pooling ?? config.pooling ?? (architecture === 'qwen3' || recipe === 'published' ? 'last' : 'mean');
+  if (recipe === 'published' && (!isDecoder(spec) || pooling !== 'last')) {
+    throw new ServingError(
+      'config_invalid',
+      `the published recipe pools a language model's last token, not the ${pooling} of ${architecture}`,
+    );
+  }
+  if (modality === 'ast' && architecture !== 'roberta') {
+    throw new ServingError('config_invalid', `syntax trees are read by UniXcoder (roberta), not by ${architecture}`);
+  }
+  return {
+    maxTokens,
+    pooling,
+    normalize: config.normalize ?? true,
+    input: architecture === 'roberta' ? 'unixcoder' : 'text',
+    addSpecialTokens: config.add_special_tokens ?? architecture === 'jina',
+    recipe,
+    modality,
+    queryPrefix: recipe === 'published' ? QUERY_INSTRUCTION : '',
+  };
+}

@@ -1,0 +1,125 @@
+/** A checkpoint as graphs see it: named tensors, from one safetensors file or from the shards that an index names. */
+import { readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { ServingError } from '../../process/errors.ts';
+import { SafetensorsFile } from './safetensors.ts';
+
+/** Where weights come from: a checkpoint on disk, or numbers made up for a benchmark. */
+export interface TensorSource {
+  /** For messages. */
+  readonly origin: string;
+  /** Shape of a tensor, or undefined if there is none of that name. */
+  shapeOf(name: string): readonly number[] | undefined;
+  /** Values in row-major order. */
+  read(name: string): Promise<Float32Array>;
+}
+
+const indexSchema = z.object({
+  weight_map: z.record(z.string(), z.string().regex(/^[^/\\]+$/, 'must be a plain file name')),
+});
+
+export class Checkpoint implements TensorSource {
+  readonly origin: string;
+  readonly #files: readonly SafetensorsFile[];
+  readonly #fileOf: ReadonlyMap<string, SafetensorsFile>;
+
+  private constructor(origin: string, files: readonly SafetensorsFile[], fileOf: ReadonlyMap<string, SafetensorsFile>) {
+    this.origin = origin;
+    this.#files = files;
+    this.#fileOf = fileOf;
+  }
+
+  /**
+   * Opens a safetensors file, or a Hugging Face folder with `model.safetensors` or `model.safetensors.index.json`.
+   * @throws ServingError checkpoint_invalid
+   */
+  static async open(path: string): Promise<Checkpoint> {
+    const entry = await stat(path).catch(() => undefined);
+    if (!entry) throw invalid(path, 'does not exist');
+    if (!entry.isDirectory()) {
+      if (!path.endsWith('.safetensors'))
+        throw invalid(path, 'is not a .safetensors file: convert it to safetensors first');
+      return Checkpoint.#ofFile(path);
+    }
+    const index = await readFile(join(path, 'model.safetensors.index.json'), 'utf8').catch(() => undefined);
+    if (index !== undefined) return Checkpoint.#ofShards(path, index);
+    const single = join(path, 'model.safetensors');
+    if (!(await stat(single).catch(() => undefined))) {
+      throw invalid(
+        path,
+        'holds neither model.safetensors nor model.safetensors.index.json: convert the weights to safetensors',
+      );
+    }
+    return Checkpoint.#ofFile(single);
+  }
+
+  static async #ofFile(path: string): Promise<Checkpoint> {
+    const file = await SafetensorsFile.open(path);
+    return new Checkpoint(path, [file], new Map([...file.tensors.keys()].map((name) => [name, file])));
+  }
+
+  static async #ofShards(dir: string, indexText: string): Promise<Checkpoint> {
+    const indexPath = join(dir, 'model.safetensors.index.json');
+    let index: z.output<typeof indexSchema>;
+    try {
+      index = indexSchema.parse(JSON.parse(indexText));
+    } catch (error) {
+      throw invalid(indexPath, `is not an index of shards: ${error instanceof Error ? error.message : error}`);
+    }
+    const shards = new Map<string, SafetensorsFile>();
+    try {
+      const fileOf = new Map<string, SafetensorsFile>();
+      for (const [tensor, name] of Object.entries(index.weight_map)) {
+        const shard = shards.get(name) ?? (await SafetensorsFile.open(join(dir, name)));
+        shards.set(name, shard);
+        if (!shard.tensors.has(tensor))
+          throw invalid(indexPath, `tensor ${JSON.stringify(tensor)} is missing from ${name}`);
+        fileOf.set(tensor, shard);
+      }
+      return new Checkpoint(dir, [...shards.values()], fileOf);
+    } catch (error) {
+      for (const shard of shards.values()) await shard.close();
+      throw error;
+    }
+  }
+
+  shapeOf(name: string): readonly number[] | undefined {
+    return this.#fileOf.get(name)?.tensors.get(name)?.shape;
+  }
+
+  async read(name: string): Promise<Float32Array> {
+    const file = this.#fileOf.get(name);
+    if (!file) throw invalid(this.origin, `tensor ${JSON.stringify(name)} is missing`);
+    return file.read(name);
+  }
+
+  async close(): Promise<void> {
+    for (const file of this.#files) await file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+const invalid = (path: string, what: string) => new ServingError('checkpoint_invalid', `${path}: ${what}`);
+
+/** Reads a tensor when its turn comes to be written. */
+export type TensorReader = () => Promise<Float32Array>;
+
+/**
+ * A tensor that a graph needs, checked now and read later.
+ * @throws ServingError checkpoint_invalid if it is missing or has another shape
+ */
+export function expectTensor(source: TensorSource, name: string, shape: readonly number[]): TensorReader {
+  const found = source.shapeOf(name);
+  if (!found) throw invalid(source.origin, `tensor ${JSON.stringify(name)} [${shape}] is missing`);
+  if (found.length !== shape.length || found.some((dim, i) => dim !== shape[i])) {
+    throw invalid(
+      source.origin,
+      `tensor ${JSON.stringify(name)} has shape [${found}], config.json asks for [${shape}]`,
+    );
+  }
+  return () => source.read(name);
+}

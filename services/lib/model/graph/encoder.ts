@@ -1,0 +1,103 @@
+/**
+ * An encoder's graph, its pooling included: token ids of chunks in, one embedding per chunk out.
+ *
+ * Inputs: `input_ids` int64 [batch, sequence], padded on the right with any id of the vocabulary · `lengths` int32
+ * [batch], tokens of each row, at least 1. Output: `embeddings` float32 [batch, dim].
+ */
+import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
+import type { DecoderSpec, NetworkSpec } from '../checkpoint/spec.ts';
+import { Graph, type Value } from './graph.ts';
+import { jinaLayers } from './jina.ts';
+import { lookUp, storeMatrix, type TableFormat } from './linear.ts';
+import { type EncoderInputs, robertaLayers } from './roberta.ts';
+import { Transformer, tensorPrefix } from './transformer.ts';
+
+/** How the hidden states of a chunk's tokens become one vector: that of the last token, or the mean of all. */
+export type Pooling = 'last' | 'mean';
+
+export interface EncoderFormat {
+  readonly weights: TableFormat;
+  readonly pooling: Pooling;
+  /** Scale embeddings to length 1. */
+  readonly normalize: boolean;
+  /** Tokens of the longest input. */
+  readonly maxTokens: number;
+}
+
+/** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape */
+export function buildEncoder(spec: NetworkSpec, source: TensorSource, format: EncoderFormat): Graph {
+  const graph = new Graph();
+  const inputIds = graph.input('input_ids', 'int64', ['batch', 'sequence']);
+  const lengths = graph.node('Cast', 'lengths.int64', [graph.input('lengths', 'int32', ['batch'])], { to: 'int64' });
+  const last = graph.node('Sub', 'lengths.last', [lengths, graph.int64('lengths.one', 1)]);
+  const sequence = graph.node('Shape', 'sequence.size', [inputIds], { start: 1, end: 2 });
+  const total = graph.node('Squeeze', 'sequence.scalar', [sequence]);
+  const inputs: EncoderInputs = {
+    ids: graph.node('Reshape', 'ids.flat', [inputIds, graph.int64('flat.shape', [-1])]),
+    batchShape: graph.node('Shape', 'batch.shape', [inputIds]),
+    sequence,
+    lastPositions: graph.node('Cast', 'positions.last', [last], { to: 'int32' }),
+    totalPositions: graph.node('Cast', 'positions.total', [total], { to: 'int32' }),
+  };
+  const rows =
+    spec.architecture === 'roberta'
+      ? robertaLayers(graph, spec, source, format.weights, inputs)
+      : spec.architecture === 'jina'
+        ? jinaLayers(graph, spec, source, format.weights, inputs)
+        : decoderLayers(graph, spec, source, format, inputs);
+  const width = graph.int64('hidden.size', [spec.hidden]);
+  const shape = graph.node('Concat', 'hidden.shape', [inputs.batchShape, width], { axis: 0 });
+  const hidden = graph.node('Reshape', 'hidden', [rows, shape]);
+  const pooledName = format.normalize ? 'pooled' : 'embeddings';
+  const pooled =
+    format.pooling === 'last'
+      ? poolLast(graph, pooledName, hidden, last)
+      : poolMean(graph, pooledName, hidden, total, lengths);
+  const embeddings = format.normalize
+    ? graph.node('LpNormalization', 'embeddings', [pooled], { axis: -1, p: 2 })
+    : pooled;
+  graph.output(embeddings, 'float32', ['batch', spec.hidden]);
+  return graph;
+}
+
+/** A language model as an encoder: hidden states after the final norm, causal as it was trained. */
+function decoderLayers(
+  graph: Graph,
+  spec: DecoderSpec,
+  source: TensorSource,
+  format: EncoderFormat,
+  inputs: EncoderInputs,
+): Value {
+  const { hidden, vocab } = spec;
+  const read = expectTensor(source, `${tensorPrefix(source)}embed_tokens.weight`, [vocab, hidden]);
+  const table = storeMatrix(graph, { name: 'embed', rows: vocab, columns: hidden, read }, format.weights, 'lookUp');
+  const embedded = lookUp(graph, 'embedded', inputs.ids, table);
+  return new Transformer(graph, spec, source, format.weights).apply(embedded, {
+    batchShape: inputs.batchShape,
+    lastPositions: inputs.lastPositions,
+    totalPositions: inputs.totalPositions,
+    maxPositions: format.maxTokens,
+    present: () => ['', ''],
+  });
+}
+
+/** hidden [batch, sequence, dim] at each row's last token. */
+function poolLast(graph: Graph, name: string, hidden: Value, last: Value): Value {
+  const index = graph.node('Unsqueeze', 'last.index', [last, graph.int64('last.axes', [1])]);
+  return graph.node('GatherND', name, [hidden, index], { batch_dims: 1 });
+}
+
+/** The mean of hidden [batch, sequence, dim] over each row's tokens. Padding is replaced, not multiplied: it may be NaN. */
+function poolMean(graph: Graph, name: string, hidden: Value, sequence: Value, lengths: Value): Value {
+  const positions = graph.node('Range', 'mean.positions', [
+    graph.int64('mean.start', 0),
+    sequence,
+    graph.int64('mean.step', 1),
+  ]);
+  const columns = graph.node('Unsqueeze', 'mean.lengths', [lengths, graph.int64('mean.row_axes', [1])]);
+  const valid = graph.node('Less', 'mean.valid', [positions, columns]);
+  const mask = graph.node('Unsqueeze', 'mean.mask', [valid, graph.int64('mean.mask_axes', [2])]);
+  const kept = graph.node('Where', 'mean.kept', [mask, hidden, graph.scalar('mean.zero', 0)]);
+  const sum = graph.node('ReduceSum', 'mean.sum', [kept, graph.int64('mean.axes', [1])], { keepdims: 0 });
+  return graph.node('Div', name, [sum, graph.node('Cast', 'mean.count', [columns], { to: 'float32' })]);
+}

@@ -1,0 +1,200 @@
+/**
+ * A computation graph under construction: typed operators, small constants, and weights that are declared now and read
+ * when the file is written. What is not expressible here, no graph of ours uses.
+ */
+import { narrow } from '../../numeric/half.ts';
+
+export type ElementType = 'float32' | 'float16' | 'uint8' | 'int8' | 'int32' | 'int64' | 'bool';
+/** Elements that lie in a file; the others only pass between operators. */
+export type StoredType = Exclude<ElementType, 'bool' | 'int32'>;
+export type StoredArray = Float32Array | Uint16Array | Uint8Array | Int8Array | BigInt64Array;
+
+/** A size, or the name of one that is known only when the graph runs. */
+export type Dim = number | string;
+
+declare const brand: unique symbol;
+/** The name of something computed, fed or stored in the graph. */
+export type Value = string & { readonly [brand]: true };
+
+export type AttributeKind = 'int' | 'float' | 'type';
+const operator = <const A extends Record<string, AttributeKind>>(domain: '' | 'com.microsoft', attributes: A) => ({
+  domain,
+  attributes,
+});
+
+/** The operators that our graphs use, with their domains and attributes. */
+export const OPERATORS = {
+  Abs: operator('', {}),
+  Add: operator('', {}),
+  Cast: operator('', { to: 'type' }),
+  Concat: operator('', { axis: 'int' }),
+  Div: operator('', {}),
+  DynamicQuantizeMatMul: operator('com.microsoft', {}),
+  Gather: operator('', { axis: 'int' }),
+  GatherND: operator('', { batch_dims: 'int' }),
+  Gelu: operator('com.microsoft', {}),
+  GatherBlockQuantized: operator('com.microsoft', {
+    bits: 'int',
+    block_size: 'int',
+    gather_axis: 'int',
+    quantize_axis: 'int',
+  }),
+  Gemm: operator('', { transB: 'int' }),
+  GroupQueryAttention: operator('com.microsoft', {
+    num_heads: 'int',
+    kv_num_heads: 'int',
+    do_rotary: 'int',
+    rotary_interleaved: 'int',
+    causal: 'int',
+  }),
+  LayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
+  Less: operator('', {}),
+  LpNormalization: operator('', { axis: 'int', p: 'int' }),
+  MatMulInteger: operator('', {}),
+  MatMulNBits: operator('com.microsoft', {
+    K: 'int',
+    N: 'int',
+    bits: 'int',
+    block_size: 'int',
+    accuracy_level: 'int',
+  }),
+  Max: operator('', {}),
+  Mul: operator('', {}),
+  QuickGelu: operator('com.microsoft', { alpha: 'float' }),
+  Range: operator('', {}),
+  ReduceSum: operator('', { keepdims: 'int' }),
+  ReduceMax: operator('', {}),
+  Reshape: operator('', { allowzero: 'int' }),
+  ScatterND: operator('', {}),
+  Shape: operator('', { start: 'int', end: 'int' }),
+  SimplifiedLayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
+  SkipLayerNormalization: operator('com.microsoft', { epsilon: 'float' }),
+  SkipSimplifiedLayerNormalization: operator('com.microsoft', { epsilon: 'float' }),
+  Slice: operator('', {}),
+  Squeeze: operator('', {}),
+  Sub: operator('', {}),
+  Unsqueeze: operator('', {}),
+  Where: operator('', {}),
+} as const;
+export type Operator = keyof typeof OPERATORS;
+
+type ValueOf<K extends AttributeKind> = K extends 'type' ? ElementType : number;
+export type Attributes<O extends Operator> = {
+  readonly [A in keyof (typeof OPERATORS)[O]['attributes']]?: ValueOf<
+    (typeof OPERATORS)[O]['attributes'][A] & AttributeKind
+  >;
+};
+
+export interface Node {
+  readonly operator: Operator;
+  /** An empty name is an optional input that is not given, or an output that is not wanted. */
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+  readonly attributes: Readonly<Record<string, number | ElementType>>;
+}
+
+/** A tensor's name and form. */
+export interface TensorForm<T extends ElementType = ElementType, D extends Dim = Dim> {
+  readonly name: string;
+  readonly type: T;
+  readonly dims: readonly D[];
+}
+
+export interface Constant extends TensorForm<StoredType, number> {
+  readonly data: StoredArray;
+}
+
+/** Weights that are read together, such as the levels and scales of one quantised matrix. */
+export interface WeightGroup {
+  readonly parts: readonly TensorForm<StoredType, number>[];
+  /** Reads or computes the data of every part, in order. */
+  readonly produce: () => Promise<readonly StoredArray[]>;
+}
+
+export class Graph {
+  /** What the graph computes in: type of its float weights, scalars and activations. */
+  readonly floats: 'float32' | 'float16';
+  readonly nodes: Node[] = [];
+  readonly inputs: TensorForm[] = [];
+  readonly outputs: TensorForm[] = [];
+  readonly constants: Constant[] = [];
+  readonly weights: WeightGroup[] = [];
+  readonly #names = new Set<string>();
+
+  constructor(floats: 'float32' | 'float16' = 'float32') {
+    this.floats = floats;
+  }
+
+  input(name: string, type: ElementType, dims: readonly Dim[]): Value {
+    this.inputs.push({ name, type, dims });
+    return this.#define(name);
+  }
+
+  /** Makes a computed value an output under its own name. */
+  output(value: Value, type: ElementType, dims: readonly Dim[]): void {
+    this.outputs.push({ name: value, type, dims });
+  }
+
+  /** Adds an operator with one output of the given name. */
+  node<O extends Operator>(
+    operator: O,
+    output: string,
+    inputs: readonly (Value | undefined)[],
+    attributes?: Attributes<O>,
+  ): Value {
+    return this.nodeWith(operator, [output], inputs, attributes)[0]!;
+  }
+
+  /** Adds an operator with several outputs; `''` leaves one out. */
+  nodeWith<O extends Operator>(
+    operator: O,
+    outputs: readonly string[],
+    inputs: readonly (Value | undefined)[],
+    attributes: Attributes<O> = {},
+  ): Value[] {
+    this.nodes.push({
+      operator,
+      inputs: inputs.map((input) => input ?? ''),
+      outputs,
+      attributes: attributes as Node['attributes'],
+    });
+    return outputs.map((output) => (output === '' ? ('' as Value) : this.#define(output)));
+  }
+
+  /** Whole numbers kept within the graph: shapes, axes, indices. A plain number is a scalar. */
+  int64(name: string, values: number | readonly number[]): Value {
+    const dims = typeof values === 'number' ? [] : [values.length];
+    const data = BigInt64Array.from([values].flat(), BigInt);
+    this.constants.push({ name, type: 'int64', dims, data });
+    return this.#define(name);
+  }
+
+  /** A scalar kept within the graph. */
+  scalar(name: string, value: number): Value {
+    this.constants.push({ name, type: this.floats, dims: [], data: this.#asFloats(Float32Array.of(value)) });
+    return this.#define(name);
+  }
+
+  /** Declares a weight of floats, read by `produce` when the file is written. */
+  weight(name: string, dims: readonly number[], produce: () => Promise<Float32Array>): Value {
+    return this.weightGroup([{ name, type: this.floats, dims }], async () => [this.#asFloats(await produce())])[0]!;
+  }
+
+  #asFloats(values: Float32Array): Float32Array | Uint16Array {
+    if (this.floats === 'float32') return values;
+    const halves = new Uint16Array(values.length);
+    narrow(values, halves);
+    return halves;
+  }
+
+  weightGroup(parts: WeightGroup['parts'], produce: WeightGroup['produce']): Value[] {
+    this.weights.push({ parts, produce });
+    return parts.map(({ name }) => this.#define(name));
+  }
+
+  #define(name: string): Value {
+    if (this.#names.has(name)) throw new Error(`the graph has two values named ${name}`);
+    this.#names.add(name);
+    return name as Value;
+  }
+}

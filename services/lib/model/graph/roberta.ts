@@ -1,0 +1,115 @@
+/** RoBERTa's layers (UniXcoder): learned positions from padding id + 1 on, attention both ways, norms after each sum. */
+import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
+import type { RobertaSpec } from '../checkpoint/spec.ts';
+import type { Graph, Value } from './graph.ts';
+import { linear, lookUp, storeMatrix, type TableFormat } from './linear.ts';
+
+/** What an encoder's layers compute with. */
+export interface EncoderInputs {
+  /** int64 [batch × sequence] */
+  readonly ids: Value;
+  /** int64 [2]: batch, sequence. */
+  readonly batchShape: Value;
+  /** int64 [1] */
+  readonly sequence: Value;
+  /** int32 [batch], index of each row's last token. */
+  readonly lastPositions: Value;
+  /** int32 scalar: the padded length. */
+  readonly totalPositions: Value;
+}
+
+/** Hidden states after the last layer: [batch × sequence, hidden]. */
+export function robertaLayers(
+  graph: Graph,
+  spec: RobertaSpec,
+  source: TensorSource,
+  format: TableFormat,
+  inputs: EncoderInputs,
+): Value {
+  const { hidden, intermediate, normEps } = spec;
+  const prefix = source.shapeOf('roberta.embeddings.word_embeddings.weight') ? 'roberta.' : '';
+  const tensor = (name: string, shape: readonly number[]) => expectTensor(source, prefix + name, shape);
+  const vector = (name: string) => graph.weight(name, [hidden], tensor(name, [hidden]));
+  const project = (name: string, input: Value, rows: number, columns: number) => {
+    const read = tensor(`${name}.weight`, [rows, columns]);
+    return linear(graph, input, { name, rows, columns, read, bias: tensor(`${name}.bias`, [rows]) }, format);
+  };
+  const addAndNorm = (name: string, a: Value, b: Value) =>
+    graph.node('SkipLayerNormalization', `${name}.normed`, [a, b, vector(`${name}.weight`), vector(`${name}.bias`)], {
+      epsilon: normEps,
+    });
+
+  let rows = embeddings(graph, spec, tensor, format, inputs);
+  for (let layer = 0; layer < spec.layers; layer++) {
+    const name = `encoder.layer.${layer}`;
+    const heads = (['query', 'key', 'value'] as const).map((part) => {
+      const projected = project(`${name}.attention.self.${part}`, rows, hidden, hidden);
+      return graph.node('Reshape', `${name}.${part}.batched`, [
+        projected,
+        hiddenShape(graph, `${name}.${part}`, spec, inputs),
+      ]);
+    });
+    const mixed = graph.node(
+      'GroupQueryAttention',
+      `${name}.attention.mixed`,
+      [...heads, undefined, undefined, inputs.lastPositions, inputs.totalPositions],
+      { num_heads: spec.heads, kv_num_heads: spec.heads, causal: 0 },
+    );
+    const flat = graph.node('Reshape', `${name}.attention.rows`, [
+      mixed,
+      graph.int64(`${name}.attention.shape`, [-1, hidden]),
+    ]);
+    const attended = project(`${name}.attention.output.dense`, flat, hidden, hidden);
+    const normed = addAndNorm(`${name}.attention.output.LayerNorm`, attended, rows);
+    const wide = project(`${name}.intermediate.dense`, normed, intermediate, hidden);
+    const activated = graph.node('Gelu', `${name}.intermediate.gelu`, [wide]);
+    rows = addAndNorm(
+      `${name}.output.LayerNorm`,
+      project(`${name}.output.dense`, activated, hidden, intermediate),
+      normed,
+    );
+  }
+  return rows;
+}
+
+const hiddenShape = (graph: Graph, name: string, spec: RobertaSpec, { batchShape }: EncoderInputs) =>
+  graph.node('Concat', `${name}.shape`, [batchShape, graph.int64(`${name}.width`, [spec.hidden])], { axis: 0 });
+
+/** Word + position + token type 0, normalised: [batch × sequence, hidden]. */
+function embeddings(
+  graph: Graph,
+  spec: RobertaSpec,
+  tensor: (name: string, shape: readonly number[]) => () => Promise<Float32Array>,
+  format: TableFormat,
+  inputs: EncoderInputs,
+): Value {
+  const { hidden, vocab, positionRows, tokenTypes, padId, normEps } = spec;
+  const table = (part: string, rows: number) => tensor(`embeddings.${part}_embeddings.weight`, [rows, hidden]);
+  const words = storeMatrix(
+    graph,
+    { name: 'words', rows: vocab, columns: hidden, read: table('word', vocab) },
+    format,
+    'lookUp',
+  );
+  const word = lookUp(graph, 'words.embedded', inputs.ids, words);
+  const readPositions = table('position', positionRows);
+  const readTypes = table('token_type', tokenTypes);
+  // Tokens are padded on the right, so position p of a row is row padId + 1 + p of the table; type 0 is added beforehand.
+  const positions = graph.weight('positions.weight', [positionRows - padId - 1, hidden], async () => {
+    const sum = (await readPositions()).slice((padId + 1) * hidden);
+    const type = await readTypes();
+    for (let i = 0; i < sum.length; i++) sum[i]! += type[i % hidden]!;
+    return sum;
+  });
+  const zero = graph.int64('positions.zero', [0]);
+  const used = graph.node('Slice', 'positions.used', [positions, zero, inputs.sequence]);
+  const shape = hiddenShape(graph, 'words.batched', spec, inputs);
+  const batched = graph.node('Reshape', 'words.batch', [word, shape]);
+  const summed = graph.node('Add', 'embeddings.sum', [batched, used]);
+  const flat = graph.node('Reshape', 'embeddings.rows', [summed, graph.int64('embeddings.shape', [-1, hidden])]);
+  const norm = ['weight', 'bias'].map((part) => {
+    const name = `embeddings.LayerNorm.${part}`;
+    return graph.weight(name, [hidden], tensor(name, [hidden]));
+  });
+  return graph.node('LayerNormalization', 'embeddings.normed', [flat, ...norm], { axis: -1, epsilon: normEps });
+}

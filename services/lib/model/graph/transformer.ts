@@ -1,0 +1,242 @@
+/**
+ * The layers that Qwen2, Llama and Qwen3 share: pre-normalised attention with rotary positions and grouped heads, then
+ * a gated MLP. The decoder graph and the encoders of these architectures are built on it.
+ *
+ * Activations are flat, [rows, hidden] with rows = batch × sequence; only attention sees the batch.
+ */
+import { expectTensor, type TensorReader, type TensorSource } from '../checkpoint/checkpoint.ts';
+import type { DecoderSpec } from '../checkpoint/spec.ts';
+import type { Graph, Value } from './graph.ts';
+import { type LayerFormats, linear, type MatrixName, type WeightFormat } from './linear.ts';
+
+export interface AttentionInputs {
+  /** [2] batch and sequence length, int64. */
+  readonly batchShape: Value;
+  /** int32 [batch], index of each row's last valid position. */
+  readonly lastPositions: Value;
+  /** int32 scalar, positions in all. */
+  readonly totalPositions: Value;
+  /** Positions that the rotation tables hold. */
+  readonly maxPositions: number;
+  /** Keys and values of earlier positions per layer; absent where there are none. */
+  readonly past?: (layer: number) => readonly [Value, Value];
+  /** Names of the outputs for keys and values. */
+  readonly present: (layer: number) => readonly [string, string];
+}
+
+/** Prefix of tensor names: causal-language-model folders have one, bare encoders do not. */
+export const tensorPrefix = (source: TensorSource) => (source.shapeOf('model.embed_tokens.weight') ? 'model.' : '');
+
+/**
+ * [positions, headDim / 2] cosines and sines, rounded as PyTorch rounds them: frequencies and angles in 32 bits.
+ */
+export function rotationTables(spec: DecoderSpec, positions: number): { cos: Float32Array; sin: Float32Array } {
+  const half = spec.headDim / 2;
+  const cos = new Float32Array(positions * half);
+  const sin = new Float32Array(positions * half);
+  for (let i = 0; i < half; i++) {
+    const frequency = Math.fround(1 / Math.fround(spec.ropeTheta ** Math.fround((2 * i) / spec.headDim)));
+    for (let position = 0; position < positions; position++) {
+      const angle = Math.fround(position * frequency);
+      cos[position * half + i] = Math.cos(angle);
+      sin[position * half + i] = Math.sin(angle);
+    }
+  }
+  return { cos, sin };
+}
+
+const concatenate =
+  (readers: readonly TensorReader[]): TensorReader =>
+  async () => {
+    const parts: Float32Array[] = [];
+    for (const read of readers) parts.push(await read());
+    const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+    let at = 0;
+    for (const part of parts) {
+      all.set(part, at);
+      at += part.length;
+    }
+    return all;
+  };
+
+const MLP: ReadonlySet<MatrixName> = new Set(['gate_proj', 'up_proj', 'down_proj']);
+
+export class Transformer {
+  readonly #graph: Graph;
+  readonly #spec: DecoderSpec;
+  readonly #source: TensorSource;
+  readonly #prefix: string;
+  readonly #formatOf: (layer: number, matrix: MatrixName) => WeightFormat;
+
+  constructor(graph: Graph, spec: DecoderSpec, source: TensorSource, formats: LayerFormats) {
+    this.#graph = graph;
+    this.#spec = spec;
+    this.#source = source;
+    this.#prefix = tensorPrefix(source);
+    this.#formatOf = typeof formats === 'function' ? formats : () => formats;
+  }
+
+  /**
+   * All layers and the final norm.
+   * @param embeddings [rows, hidden]
+   * @param keep picks the rows that anybody wants; applied in the last layer as soon as no row needs another
+   * @returns [kept rows, hidden]
+   */
+  apply(
+    embeddings: Value,
+    attention: AttentionInputs,
+    keep: (rows: Value, name: string) => Value = (rows) => rows,
+  ): Value {
+    const { layers, headDim } = this.#spec;
+    const tables = rotationTables(this.#spec, attention.maxPositions);
+    const dims = [attention.maxPositions, headDim / 2];
+    const cos = this.#graph.weight('rotary.cos', dims, async () => tables.cos);
+    const sin = this.#graph.weight('rotary.sin', dims, async () => tables.sin);
+    let residual = embeddings;
+    let normed = this.#graph.node(
+      'SimplifiedLayerNormalization',
+      'layers.0.input_norm',
+      [embeddings, this.#norm('layers.0.input_layernorm')],
+      { axis: -1, epsilon: this.#spec.normEps },
+    );
+    for (let layer = 0; layer < layers; layer++) {
+      const name = `layers.${layer}`;
+      let mixed = this.#attention(layer, normed, attention, cos, sin);
+      if (layer === layers - 1) {
+        mixed = keep(mixed, `${name}.kept_attention`);
+        residual = keep(residual, `${name}.kept_residual`);
+      }
+      const attended = this.#linear(layer, 'o_proj', mixed, this.#spec.hidden, this.#spec.heads * headDim);
+      [normed, residual] = this.#addAndNorm(`${name}.post_attention_layernorm`, attended, residual);
+      const gated = this.#mlp(layer, normed);
+      const next = layer === layers - 1 ? 'norm' : `layers.${layer + 1}.input_layernorm`;
+      [normed, residual] = this.#addAndNorm(next, gated, residual);
+    }
+    return normed;
+  }
+
+  /** Grouped-query attention of one layer: [rows, heads × headDim]. */
+  #attention(layer: number, input: Value, attention: AttentionInputs, cos: Value, sin: Value): Value {
+    const { heads, kvHeads, headDim, qkNorm } = this.#spec;
+    const name = `layers.${layer}.self_attn`;
+    const [query, key, value] = qkNorm
+      ? this.#normedHeads(layer, input, attention.batchShape)
+      : [this.#packedHeads(layer, input, attention.batchShape), undefined, undefined];
+    const [pastKey, pastValue] = attention.past?.(layer) ?? [];
+    const [mixed] = this.#graph.nodeWith(
+      'GroupQueryAttention',
+      [`${name}.mixed`, ...attention.present(layer)],
+      [query, key, value, pastKey, pastValue, attention.lastPositions, attention.totalPositions, cos, sin],
+      { num_heads: heads, kv_num_heads: kvHeads, do_rotary: 1, rotary_interleaved: 0 },
+    );
+    return this.#reshape(`${name}.rows`, mixed!, [-1, heads * headDim]);
+  }
+
+  /** Queries, keys and values by one matrix: [batch, sequence, (heads + 2 × kvHeads) × headDim]. */
+  #packedHeads(layer: number, input: Value, batchShape: Value): Value {
+    const { hidden, heads, kvHeads, headDim, qkvBias } = this.#spec;
+    const name = `layers.${layer}.self_attn`;
+    const parts = [
+      ['q_proj', heads * headDim],
+      ['k_proj', kvHeads * headDim],
+      ['v_proj', kvHeads * headDim],
+    ] as const;
+    const rows = (heads + 2 * kvHeads) * headDim;
+    const packed = linear(
+      this.#graph,
+      input,
+      {
+        name: `${name}.qkv`,
+        rows,
+        columns: hidden,
+        read: concatenate(parts.map(([part, width]) => this.#tensor(`${name}.${part}.weight`, [width, hidden]))),
+        bias: qkvBias
+          ? concatenate(parts.map(([part, width]) => this.#tensor(`${name}.${part}.bias`, [width])))
+          : undefined,
+      },
+      this.#formatOf(layer, 'qkv'),
+    );
+    return this.#toBatch(packed, batchShape, rows);
+  }
+
+  /** Queries, keys and values apart, queries and keys normalised per head. */
+  #normedHeads(layer: number, input: Value, batchShape: Value): [Value, Value, Value] {
+    const { hidden, heads, kvHeads, headDim, normEps } = this.#spec;
+    const name = `layers.${layer}.self_attn`;
+    const project = (part: 'q' | 'k' | 'v', width: number) => this.#linear(layer, `${part}_proj`, input, width, hidden);
+    const normed = (part: 'q' | 'k', width: number) => {
+      const perHead = this.#reshape(`${name}.${part}_heads`, project(part, width), [-1, headDim]);
+      const scale = this.#graph.weight(
+        `${name}.${part}_norm.weight`,
+        [headDim],
+        this.#tensor(`${name}.${part}_norm.weight`, [headDim]),
+      );
+      const value = this.#graph.node('SimplifiedLayerNormalization', `${name}.${part}_norm`, [perHead, scale], {
+        axis: -1,
+        epsilon: normEps,
+      });
+      return this.#toBatch(value, batchShape, width);
+    };
+    return [
+      normed('q', heads * headDim),
+      normed('k', kvHeads * headDim),
+      this.#toBatch(project('v', kvHeads * headDim), batchShape, kvHeads * headDim),
+    ];
+  }
+
+  /** SiLU(gate) × up, then down. */
+  #mlp(layer: number, input: Value): Value {
+    const { hidden, intermediate } = this.#spec;
+    const name = `layers.${layer}.mlp`;
+    const gate = this.#linear(layer, 'gate_proj', input, intermediate, hidden);
+    const up = this.#linear(layer, 'up_proj', input, intermediate, hidden);
+    // QuickGelu with alpha 1 is SiLU, in one pass.
+    const silu = this.#graph.node('QuickGelu', `${name}.silu`, [gate], { alpha: 1 });
+    const product = this.#graph.node('Mul', `${name}.product`, [silu, up]);
+    return this.#linear(layer, 'down_proj', product, hidden, intermediate);
+  }
+
+  /** The sum of both, normalised, and the sum itself. */
+  #addAndNorm(name: string, a: Value, b: Value): [Value, Value] {
+    const [normed, , , sum] = this.#graph.nodeWith(
+      'SkipSimplifiedLayerNormalization',
+      [`${name}.normed`, '', '', `${name}.sum`],
+      [a, b, this.#norm(name)],
+      { epsilon: this.#spec.normEps },
+    );
+    return [normed!, sum!];
+  }
+
+  #norm(name: string): Value {
+    const shape = [this.#spec.hidden];
+    return this.#graph.weight(`${name}.weight`, shape, this.#tensor(`${name}.weight`, shape));
+  }
+
+  #linear(layer: number, matrix: MatrixName, input: Value, rows: number, columns: number): Value {
+    const part = MLP.has(matrix) ? 'mlp' : 'self_attn';
+    const name = `layers.${layer}.${part}.${matrix}`;
+    const read = this.#tensor(`${name}.weight`, [rows, columns]);
+    return linear(this.#graph, input, { name, rows, columns, read }, this.#formatOf(layer, matrix));
+  }
+
+  #tensor(name: string, shape: readonly number[]): TensorReader {
+    return expectTensor(this.#source, this.#prefix + name, shape);
+  }
+
+  #reshape(name: string, value: Value, shape: readonly number[]): Value {
+    return this.#graph.node('Reshape', name, [value, this.#graph.int64(`${name}.shape`, shape)]);
+  }
+
+  /** [rows, width] as [batch, sequence, width]. */
+  #toBatch(rows: Value, batchShape: Value, width: number): Value {
+    const shape = this.#graph.node(
+      'Concat',
+      `${rows}.batch_shape`,
+      [batchShape, this.#graph.int64(`${rows}.width`, [width])],
+      {
+        axis: 0,
+      },
+    );
+    return this.#graph.node('Reshape', `${rows}.batched`, [rows, shape]);
+  }
+}

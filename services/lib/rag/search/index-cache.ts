@@ -1,0 +1,213 @@
+/**
+ * The indexes in memory, one per repository in use, each keyed by the version it was built from. A request looks up the
+ * current version (one small read); when there is a newer one, it is served from the old index while the new one is built
+ * beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first asked for.
+ */
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { once } from '../../async/once.ts';
+import { Turns } from '../../async/turns.ts';
+import { ServingError } from '../../process/errors.ts';
+import { idAt } from '../store/row.ts';
+import type { IndexSnapshot, Store } from '../store/store.ts';
+import { DenseIndex, type DenseScorer } from './dense.ts';
+import type { InvertedIndex } from './inverted-index.ts';
+import { InvertedIndexBuilder } from './inverted-index-builder.ts';
+
+export interface LoadedIndex extends IndexSnapshot {
+  readonly lexical: InvertedIndex;
+  /**
+   * Loaded once, then kept with this version. Undefined where the store has dropped rows of this version.
+   * @throws ServingError store_unavailable, store_invalid.
+   */
+  dense(): Promise<DenseIndex | undefined>;
+}
+
+/** Entries read at a time. */
+const SLICE = 512;
+/** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
+export const ATTEMPTS = 3;
+
+/** Of one value of an embedding: a float, and its level in 8 bits. */
+const DENSE_BYTES = 5;
+
+interface Kept {
+  readonly index: LoadedIndex;
+  bytes: number;
+}
+
+export class IndexCache {
+  readonly #store: Store;
+  readonly #scorer: () => Promise<DenseScorer>;
+  readonly #limitBytes: number;
+  /** In order of use: the one unused longest goes first. */
+  readonly #kept = new Map<string, Kept>();
+  readonly #loading = new Map<string, Promise<LoadedIndex>>();
+  /** Versions that turned out to be too large; to find out takes seconds. */
+  readonly #tooLarge = new Map<string, { readonly version: string; readonly error: ServingError }>();
+
+  /**
+   * @param scorer loaded with the first embeddings.
+   * @param limitBytes of all indexes together.
+   */
+  constructor(store: Store, scorer: () => Promise<DenseScorer>, limitBytes: number) {
+    this.#store = store;
+    this.#scorer = scorer;
+    this.#limitBytes = limitBytes;
+  }
+
+  /**
+   * The index to search now: of the current version, or of the last one known while that is being loaded.
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large.
+   */
+  async get(repo: string): Promise<LoadedIndex> {
+    const head = await this.#store.head(repo);
+    if (!head) {
+      this.#kept.delete(repo);
+      this.#tooLarge.delete(repo);
+      throw notFound(repo);
+    }
+    const kept = this.#kept.get(repo);
+    const tooLarge = this.#tooLargeOf(repo, head.version);
+    if (!kept) {
+      if (tooLarge) throw tooLarge;
+      return this.load(repo);
+    }
+    this.#use(repo, kept);
+    // A load that fails here is tried again by the next request, and reported once nothing old is left to serve.
+    if (kept.index.head.version !== head.version && !tooLarge) this.load(repo).catch(() => {});
+    return kept.index;
+  }
+
+  /**
+   * Loads the current version before it is asked for, unless more than half of the memory is taken: the rest is for those
+   * that are.
+   * @throws ServingError store_unavailable, store_invalid, index_too_large.
+   */
+  async warm(repo: string): Promise<void> {
+    const known = this.#kept.get(repo)?.index.head.version;
+    if (known === undefined && this.#bytes > this.#limitBytes / 2) return;
+    const head = await this.#store.head(repo);
+    if (head && head.version !== known && !this.#tooLargeOf(repo, head.version)) await this.load(repo);
+  }
+
+  /** Loads the current version; calls at the same time share one load. */
+  load(repo: string): Promise<LoadedIndex> {
+    const underWay = this.#loading.get(repo);
+    if (underWay) return underWay;
+    const loading = this.#read(repo)
+      .then((index) => {
+        this.#use(repo, { index, bytes: lexicalBytes(index) });
+        this.#trim();
+        return index;
+      })
+      .finally(() => this.#loading.delete(repo));
+    this.#loading.set(repo, loading);
+    return loading;
+  }
+
+  #use(repo: string, kept: Kept): void {
+    this.#kept.delete(repo);
+    this.#kept.set(repo, kept);
+  }
+
+  #trim(): void {
+    let bytes = this.#bytes;
+    for (const [repo, kept] of this.#kept) {
+      if (bytes <= this.#limitBytes || this.#kept.size === 1) return;
+      this.#kept.delete(repo);
+      bytes -= kept.bytes;
+    }
+  }
+
+  get #bytes(): number {
+    let sum = 0;
+    for (const { bytes } of this.#kept.values()) sum += bytes;
+    return sum;
+  }
+
+  #tooLargeOf(repo: string, version: string): ServingError | undefined {
+    const known = this.#tooLarge.get(repo);
+    return known?.version === version ? known.error : undefined;
+  }
+
+  /** @throws ServingError index_too_large. */
+  #assertRoom(repo: string, version: string, bytes: number): void {
+    if (bytes <= this.#limitBytes) return;
+    const message = `the index of ${repo} takes more than ${this.#limitBytes} bytes of memory (--index-cache-bytes)`;
+    const error = new ServingError('index_too_large', message);
+    this.#tooLarge.set(repo, { version, error });
+    throw error;
+  }
+
+  async #read(repo: string): Promise<LoadedIndex> {
+    let seen = '';
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      const snapshot = await this.#store.snapshot(repo);
+      if (!snapshot) throw notFound(repo);
+      // Gone entries of a version that still stands were evicted or lost, not swept.
+      if (snapshot.head.version === seen) throw incomplete(repo, seen);
+      seen = snapshot.head.version;
+      const lexical = await this.#lexical(repo, snapshot);
+      if (lexical) return { ...snapshot, lexical, dense: once(() => this.#dense(repo, snapshot)) };
+    }
+    throw unstable(repo);
+  }
+
+  /** Undefined where the version was swept meanwhile. */
+  async #lexical(repo: string, snapshot: IndexSnapshot): Promise<InvertedIndex | undefined> {
+    const builder = new InvertedIndexBuilder();
+    for (const ids of slices(snapshot)) {
+      const turns = new Turns();
+      for (const entry of await this.#store.entries(repo, ids)) {
+        if (!entry) return undefined;
+        builder.add(entry);
+        if (turns.over) await turns.next();
+      }
+      this.#assertRoom(repo, snapshot.head.version, builder.bytes);
+      await nextTurn();
+    }
+    return builder.build(nextTurn);
+  }
+
+  /** Undefined where the version was swept meanwhile. */
+  async #dense(repo: string, snapshot: IndexSnapshot): Promise<DenseIndex | undefined> {
+    const { version, fingerprint, chunks } = snapshot.head;
+    const scorer = await this.#scorer();
+    let index: DenseIndex | undefined;
+    let ordinal = 0;
+    for (const ids of slices(snapshot)) {
+      for (const content of await this.#store.contents(repo, fingerprint, ids)) {
+        if (!content?.embedding) return undefined;
+        if (!index) this.#assertRoom(repo, version, chunks * content.embedding.length * DENSE_BYTES);
+        index ??= new DenseIndex(scorer, chunks, content.embedding.length);
+        index.set(ordinal++, content.embedding);
+      }
+      await nextTurn();
+    }
+    const kept = this.#kept.get(repo);
+    if (kept && index && kept.index.head.version === snapshot.head.version) {
+      kept.bytes += chunks * index.dim * DENSE_BYTES;
+      this.#trim();
+    }
+    return index ?? new DenseIndex(scorer, 0, 1);
+  }
+}
+
+const lexicalBytes = ({ head, ids, lexical }: LoadedIndex) => ids.byteLength + head.chunks * lexical.bytesPerChunk;
+
+/** The ids of a version, a slice at a time. */
+function* slices({ head, ids }: IndexSnapshot): Generator<string[]> {
+  for (let start = 0; start < head.chunks; start += SLICE) {
+    const length = Math.min(SLICE, head.chunks - start);
+    yield Array.from({ length }, (_, i) => idAt(ids, start + i));
+  }
+}
+
+const notFound = (repo: string) =>
+  new ServingError('repo_not_found', `there is no index of ${repo}`, { param: 'repo' });
+
+export const unstable = (repo: string) =>
+  new ServingError('store_unavailable', `the index of ${repo} changes faster than it can be read`);
+
+export const incomplete = (repo: string, version: string) =>
+  new ServingError('store_invalid', `version ${version} of the index of ${repo} has lost chunks (were keys evicted?)`);

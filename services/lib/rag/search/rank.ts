@@ -1,0 +1,68 @@
+/** One search of a loaded index by whichever retriever is asked for. */
+import { ServingError } from '../../process/errors.ts';
+import type { RetrieverName } from '../retriever-name.ts';
+import { contextFingerprint, holdsEmbeddings } from '../store/row.ts';
+import { fuse, fusedDepth } from './fused.ts';
+import type { LoadedIndex } from './index-cache.ts';
+import { searchLexical } from './lexical.ts';
+import type { CursorQuery } from './query.ts';
+import type { QueryEncoder } from './query-encoder.ts';
+import type { Hit } from './retriever.ts';
+
+export interface Search {
+  readonly repo: string;
+  readonly retriever: RetrieverName;
+  readonly query: CursorQuery;
+  readonly topK: number;
+  /** The file being edited: its chunks are left out. */
+  readonly path: string | undefined;
+  /** Undefined where there is no encoder to be had. */
+  readonly encoder: (() => Promise<QueryEncoder>) | undefined;
+}
+
+/**
+ * The best chunks, best first; undefined where the store has dropped rows of this version.
+ * @throws ServingError invalid_request where the index or this process has nothing to compare embeddings with,
+ *   store_invalid where the index was made with another encoder; what the encoder throws.
+ */
+export async function rank(index: LoadedIndex, search: Search): Promise<readonly Hit[] | undefined> {
+  const { retriever, query, topK, path } = search;
+  const excluded = path === undefined ? undefined : index.lexical.rangeOf(path);
+  const lexical = (name: 'jaccard' | 'bm25', depth: number) =>
+    searchLexical(index.lexical, name, query.tokens, depth, excluded);
+  const dense = async (depth: number) => {
+    const embedding = await embed(index, search);
+    return embedding && (await index.dense())?.search(embedding, depth, excluded);
+  };
+  switch (retriever) {
+    case 'none':
+      return [];
+    case 'jaccard':
+    case 'bm25':
+      return lexical(retriever, topK);
+    case 'dense':
+      return query.text === '' ? [] : dense(topK);
+    case 'fused': {
+      const depth = fusedDepth(topK);
+      const similar = query.text === '' ? [] : await dense(depth);
+      return similar && fuse([lexical('jaccard', depth), lexical('bm25', depth), similar], topK);
+    }
+  }
+}
+
+async function embed({ head }: LoadedIndex, { repo, retriever, query, encoder }: Search): Promise<Float32Array> {
+  const refuse = (why: string) =>
+    new ServingError('invalid_request', `retriever ${retriever} compares embeddings, ${why}`, { param: 'retriever' });
+  if (!holdsEmbeddings(head.fingerprint)) {
+    throw refuse(`and the index of ${repo} holds none: index it with --retriever dense or fused`);
+  }
+  if (!encoder) throw refuse('and the model that is served has no encoder');
+  const { fingerprint, embed } = await encoder();
+  if (fingerprint !== contextFingerprint(head.fingerprint)) {
+    throw new ServingError(
+      'store_invalid',
+      `the index of ${repo} was made with encoder ${contextFingerprint(head.fingerprint)}, queries are encoded with ${fingerprint}`,
+    );
+  }
+  return embed(query.text);
+}

@@ -1,0 +1,174 @@
+/** One retrieval: the text around a cursor → the best chunks of the repository, with what a prompt needs of them. */
+import { posix } from 'node:path';
+import { once } from '../../async/once.ts';
+import { DEFAULT_RETRIEVER, type RetrieverName } from '../retriever-name.ts';
+import { assertRepoKey } from '../store/repo-key.ts';
+import { contextFingerprint, idAt } from '../store/row.ts';
+import type { ChunkContent, ChunkEntry, Store } from '../store/store.ts';
+import { DenseScorer } from './dense.ts';
+import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
+import { type CursorQuery, cursorQuery } from './query.ts';
+import type { QueryEncoder } from './query-encoder.ts';
+import { rank } from './rank.ts';
+import type { Hit } from './retriever.ts';
+
+export interface RetrievalQuery {
+  readonly repo: string;
+  /** The file being edited, relative to the repository's root: its own chunks are left out. */
+  readonly path?: string;
+  /** Text before the cursor. */
+  readonly before: string;
+  /** Text after the cursor. */
+  readonly after: string;
+  readonly topK: number;
+  /** The index's own where it is not given. */
+  readonly retriever?: RetrieverName;
+}
+
+export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
+  /** Higher is better; what it measures is the retriever's own. */
+  readonly score: number;
+}
+
+export interface Retrieved {
+  readonly indexVersion: string;
+  readonly retriever: RetrieverName;
+  /** Of the encoder and projector that made the vectors; to be compared with the bundle's. */
+  readonly fingerprint: string;
+  /** Best first; fewer than asked for where fewer have anything in common with the query. */
+  readonly chunks: readonly RetrievedChunk[];
+}
+
+export interface Retrieval {
+  /**
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large, invalid_request (a bad repository name, or a retriever
+   *   that this index or process cannot serve);
+   *   the signal's reason.
+   * @param onRetriever told what searches, as soon as that is known: some take longer.
+   */
+  retrieve(
+    query: RetrievalQuery,
+    signal: AbortSignal,
+    onRetriever?: (retriever: RetrieverName) => void,
+  ): Promise<Retrieved>;
+}
+
+/** One that can be told what will be asked. */
+export interface WarmableRetrieval extends Retrieval {
+  /**
+   * Loads a repository's index, or its new version, unless memory is short.
+   * @throws ServingError store_unavailable, store_invalid, index_too_large.
+   */
+  warm(repo: string): Promise<void>;
+}
+
+export interface RetrievalOptions {
+  /** Non-blank lines before the cursor that make the query; half as many after it. */
+  readonly queryLines: number;
+  /** What dense retrieval computes with; absent where the model has no encoder. Loaded when first asked for. */
+  readonly dense?: { readonly loadEncoder: () => Promise<QueryEncoder>; readonly threads: number };
+  /** Of the indexes in memory, together; without bound if not given. */
+  readonly indexCacheBytes?: number;
+}
+
+/** How many times as deep as asked for a search goes on where it finds what stands around the cursor already. */
+const DEEPEST = 8;
+
+export function createRetrieval(
+  store: Store,
+  { queryLines, dense, indexCacheBytes = Infinity }: RetrievalOptions,
+): WarmableRetrieval {
+  const scorer = once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 }));
+  const cache = new IndexCache(store, scorer, indexCacheBytes);
+  const encoder = dense && once(dense.loadEncoder);
+
+  async function search(
+    asked: RetrievalQuery,
+    signal: AbortSignal,
+    onRetriever?: (retriever: RetrieverName) => void,
+  ): Promise<Retrieved> {
+    const { repo, topK } = asked;
+    const query = cursorQuery(asked.before, asked.after, queryLines);
+    const path = asked.path === undefined ? undefined : posix.normalize(asked.path);
+    let index = await cache.get(repo);
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      const { head } = index;
+      const retriever = asked.retriever ?? head.retriever ?? DEFAULT_RETRIEVER;
+      onRetriever?.(retriever);
+      const chunks = await bestChunks(store, repo, index, query, topK, (wanted) => {
+        signal.throwIfAborted(); // nobody would see what is found
+        return rank(index, { repo, retriever, query, topK: wanted, path, encoder });
+      });
+      const { version } = head;
+      if (chunks) {
+        return { indexVersion: version, retriever, fingerprint: contextFingerprint(head.fingerprint), chunks };
+      }
+      if ((await store.head(repo))?.version === version) throw incomplete(repo, version);
+      index = await cache.load(repo); // the version was swept under us: on with its successor
+    }
+    throw unstable(repo);
+  }
+
+  return {
+    async retrieve(query, signal, onRetriever) {
+      assertRepoKey(query.repo);
+      signal.throwIfAborted();
+      return unlessAborted(search(query, signal, onRetriever), signal);
+    },
+    warm: (repo) => cache.warm(repo),
+  };
+}
+
+/**
+ * The best chunks that do not repeat what stands around the cursor. Mostly one search; where there are copies, deeper
+ * ones, to a bound: a repository may hold thousands of copies. Undefined where the store has dropped one of them.
+ */
+async function bestChunks(
+  store: Store,
+  repo: string,
+  index: LoadedIndex,
+  query: CursorQuery,
+  topK: number,
+  find: (wanted: number) => Promise<readonly Hit[] | undefined>,
+): Promise<RetrievedChunk[] | undefined> {
+  for (let wanted = topK; ; wanted *= 2) {
+    const hits = await find(wanted);
+    const chunks = hits && (await fetchChunks(store, repo, index, hits));
+    if (!chunks) return undefined;
+    const fresh = chunks.filter((chunk) => !query.repeats(chunk.text));
+    if (fresh.length >= topK || chunks.length < wanted || wanted >= DEEPEST * topK) return fresh.slice(0, topK);
+  }
+}
+
+/** Undefined where the store has dropped one of them. */
+async function fetchChunks(
+  store: Store,
+  repo: string,
+  { head, ids }: LoadedIndex,
+  hits: readonly Hit[],
+): Promise<RetrievedChunk[] | undefined> {
+  const wanted = hits.map((hit) => idAt(ids, hit.ordinal));
+  const [entries, contents] = await Promise.all([
+    store.entries(repo, wanted),
+    store.contents(repo, head.fingerprint, wanted),
+  ]);
+  const chunks: RetrievedChunk[] = [];
+  for (const [i, { score }] of hits.entries()) {
+    const entry = entries[i];
+    const content = contents[i];
+    if (!entry || !content) return undefined;
+    const { id, path, startLine, endLine } = entry;
+    const { text, vector } = content; // sessions keep these: no embedding
+    chunks.push({ id, path, startLine, endLine, score, text, vector });
+  }
+  return chunks;
+}
+
+/** This caller stops waiting; what loads goes on, for whoever shares it and those who come later. */
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
+  });
+}

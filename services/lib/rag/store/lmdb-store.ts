@@ -1,0 +1,283 @@
+/**
+ * The index in an embedded LMDB, and the only importer of lmdb. Any number of processes of one machine may read while one
+ * indexer per repository writes. Keys, each in a database of its own:
+ *
+ *   index   [repo]                   → head; [repo, 'ids'] → packed chunk ids
+ *   chunks  [repo, id]               → path, lines, tokens
+ *   rows    [repo, fingerprint, id]  → vector, text
+ *   locks   [repo]                   → token of the indexer at work, and when it expires
+ *
+ * Every write is a transaction that first compares the lock with the writer's token.
+ */
+import { randomUUID } from 'node:crypto';
+import { mkdirSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Database, type Key, open, type RootDatabase } from 'lmdb';
+import { ServingError } from '../../process/errors.ts';
+import { assertRepoKey, tenantOf } from './repo-key.ts';
+import {
+  assertIds,
+  decodeContent,
+  decodeEntry,
+  decodeHead,
+  encodeContent,
+  encodeEntry,
+  encodeHead,
+  idsOf,
+} from './row.ts';
+import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
+
+interface Lock {
+  readonly token: string;
+  /** ms since 1970: the clock that all processes of a machine share. */
+  readonly expiresAt: number;
+  readonly ttlMs: number;
+}
+
+const lockFor = (token: string, ttlMs: number): Lock => ({ token, expiresAt: Date.now() + ttlMs, ttlMs });
+
+/** A lock that has longer than it can have is one of before the clock was set back: its holder would have renewed it. */
+function isHeld({ expiresAt, ttlMs }: Lock): boolean {
+  const left = expiresAt - Date.now();
+  return left > 0 && left <= ttlMs;
+}
+
+/** Sorts after every string in a key. */
+const LAST = Buffer.from([0xff]);
+const within = (...prefix: string[]) => ({ start: prefix, end: [...prefix, LAST] });
+
+/** @throws ServingError store_unavailable where `dir` cannot be made or opened. */
+export function openLmdbStore(dir: string): Store {
+  try {
+    mkdirSync(dir, { recursive: true });
+    // Batches of the library's own making have promises that nobody hears of: a failed commit would end the process.
+    return new LmdbStore(dir, open({ path: dir, noSubdir: false, maxDbs: 8, eventTurnBatching: false }));
+  } catch (error) {
+    throw new ServingError('store_unavailable', `lmdb:${dir}: ${ServingError.from(error).message}`, { cause: error });
+  }
+}
+
+class LmdbStore implements Store {
+  readonly address: string;
+  readonly env: RootDatabase;
+  readonly index: Database<Buffer, Key>;
+  readonly chunks: Database<Buffer, Key>;
+  readonly rows: Database<Buffer, Key>;
+  readonly locks: Database<Lock, Key>;
+
+  constructor(dir: string, env: RootDatabase) {
+    this.address = `lmdb:${dir}`;
+    this.env = env;
+    const bytes = (name: string) => env.openDB<Buffer, Key>({ name: `1:${name}`, encoding: 'binary' });
+    this.index = bytes('index');
+    this.chunks = bytes('chunks');
+    this.rows = bytes('rows');
+    this.locks = env.openDB<Lock, Key>({ name: '1:locks', encoding: 'json' });
+  }
+
+  /** Reads what is committed now: without a reset a read sees what the previous one of this turn saw. */
+  async read<T>(action: () => T): Promise<T> {
+    try {
+      this.env.resetReadTxn();
+      return action();
+    } catch (error) {
+      throw this.#unavailable(error);
+    }
+  }
+
+  async write<T>(action: () => T): Promise<T> {
+    try {
+      return await this.env.transaction(action);
+    } catch (error) {
+      throw this.#unavailable(await commitFailure(error));
+    }
+  }
+
+  #unavailable(error: unknown): ServingError {
+    if (error instanceof ServingError) return error;
+    return new ServingError('store_unavailable', `${this.address}: ${String(error)}`, { cause: error });
+  }
+
+  async head(repo: string) {
+    assertRepoKey(repo);
+    const bytes = await this.read(() => this.index.get([repo]));
+    return bytes && decodeHead(repo, bytes);
+  }
+
+  async snapshot(repo: string) {
+    assertRepoKey(repo);
+    const [bytes, ids] = await this.read(() => [this.index.get([repo]), this.index.get([repo, 'ids'])]);
+    if (!bytes) return undefined;
+    const head = decodeHead(repo, bytes);
+    return { head, ids: assertIds(repo, head, ids ?? Buffer.alloc(0)) };
+  }
+
+  async entries(repo: string, ids: readonly string[]) {
+    return this.read(() =>
+      ids.map((id) => {
+        const bytes = this.chunks.get([repo, id]);
+        return bytes && decodeEntry(id, bytes);
+      }),
+    );
+  }
+
+  async contents(repo: string, fingerprint: string, ids: readonly string[]) {
+    return this.read(() =>
+      ids.map((id) => {
+        const bytes = this.rows.get([repo, fingerprint, id]);
+        return bytes && decodeContent(id, bytes);
+      }),
+    );
+  }
+
+  async repositories(tenant: string) {
+    return this.read(() =>
+      [...this.index.getKeys()]
+        .filter((key) => typeof key === 'string') // as a key of one part comes back
+        .filter((repo) => tenantOf(repo) === tenant)
+        .sort(),
+    );
+  }
+
+  async lock(repo: string, ttlMs: number) {
+    assertRepoKey(repo);
+    const token = randomUUID();
+    this.env.readerCheck(); // readers that died keep old pages from being reused
+    const taken = await this.write(() => {
+      const held = this.locks.get([repo]);
+      if (held && isHeld(held)) return false;
+      this.locks.put([repo], lockFor(token, ttlMs));
+      return true;
+    });
+    if (!taken)
+      throw new ServingError(
+        'index_locked',
+        `another indexer is at work on ${repo} (or died within the last ${ttlMs / 1000} s)`,
+      );
+    return new LmdbWriter(this, repo, token, ttlMs);
+  }
+
+  async close() {
+    await this.env.close();
+  }
+}
+
+/** How long the library may take to say why a commit failed. */
+const REASON_WITHIN_MS = 1_000;
+
+/**
+ * A commit that failed, on a full disk for one, says why by another promise; nobody but us sees to it that its rejection
+ * is heard.
+ */
+async function commitFailure(error: unknown): Promise<unknown> {
+  const { commitError } = error as { readonly commitError?: Promise<never> };
+  const reason = commitError?.catch((cause: unknown) => cause);
+  return (await Promise.race([reason, sleep(REASON_WITHIN_MS, undefined, { ref: false })])) ?? error;
+}
+
+class LmdbWriter implements IndexWriter {
+  readonly #store: LmdbStore;
+  readonly #repo: string;
+  readonly #token: string;
+  readonly #renewal: NodeJS.Timeout;
+
+  constructor(store: LmdbStore, repo: string, token: string, ttlMs: number) {
+    this.#store = store;
+    this.#repo = repo;
+    this.#token = token;
+    const renew = () => this.#guarded(() => store.locks.put([repo], lockFor(token, ttlMs)));
+    // A renewal that fails is made good by the next one, or else the next write reports it.
+    this.#renewal = setInterval(() => void renew().catch(() => {}), ttlMs / 3);
+    this.#renewal.unref();
+  }
+
+  async stored(fingerprint: string) {
+    const { rows, chunks } = this.#store;
+    return this.#store.read(() => {
+      const ids = new Set<string>();
+      for (const key of rows.getKeys(within(this.#repo, fingerprint))) {
+        const id = lastPart(key);
+        if (chunks.doesExist([this.#repo, id])) ids.add(id);
+      }
+      return ids;
+    });
+  }
+
+  async put(fingerprint: string, rows: readonly Row[]) {
+    const encoded = rows.map((row) => [row.chunk.id, encodeEntry(row.chunk), encodeContent(row)] as const);
+    await this.#guarded(() => {
+      for (const [id, entry, content] of encoded) {
+        this.#store.chunks.put([this.#repo, id], entry);
+        this.#store.rows.put([this.#repo, fingerprint, id], content);
+      }
+    });
+  }
+
+  async publish({ head, ids }: IndexSnapshot) {
+    await this.#guarded(() => {
+      this.#store.index.put([this.#repo], encodeHead(head));
+      this.#store.index.put([this.#repo, 'ids'], ids);
+    });
+  }
+
+  async sweep(kept?: IndexSnapshot) {
+    const { chunks, rows } = this.#store;
+    const current = await this.#store.snapshot(this.#repo);
+    if (!current) return 0;
+    const versions = kept ? [current, kept] : [current];
+    const named = idsOf(versions, 'hex');
+    const namedBy = new Map(
+      versions.map(({ head: { fingerprint } }) => [fingerprint, idsOf(versions, 'hex', fingerprint)]),
+    );
+    const swept = await this.#store.read(() => ({
+      rows: [...rows.getKeys(within(this.#repo))].filter((key) => {
+        const [, fingerprint, id] = key as [string, string, string];
+        return !namedBy.get(fingerprint)?.has(id);
+      }),
+      chunks: [...chunks.getKeys(within(this.#repo))].filter((key) => !named.has(lastPart(key))),
+    }));
+    if (swept.rows.length + swept.chunks.length === 0) return 0;
+    await this.#guarded(() => {
+      for (const key of swept.rows) rows.remove(key);
+      for (const key of swept.chunks) chunks.remove(key);
+    });
+    return swept.chunks.length;
+  }
+
+  async remove() {
+    const { index, chunks, rows } = this.#store;
+    let published = false;
+    await this.#guarded(() => {
+      published = index.doesExist([this.#repo]);
+      index.remove([this.#repo]);
+      index.remove([this.#repo, 'ids']);
+      for (const database of [chunks, rows]) {
+        for (const key of [...database.getKeys(within(this.#repo))]) database.remove(key);
+      }
+    });
+    return published;
+  }
+
+  async release() {
+    clearInterval(this.#renewal);
+    await this.#store.write(() => {
+      if (this.#store.locks.get([this.#repo])?.token === this.#token) this.#store.locks.remove([this.#repo]);
+    });
+  }
+
+  async #guarded(action: () => void) {
+    const held = await this.#store.write(() => {
+      if (this.#store.locks.get([this.#repo])?.token !== this.#token) return false;
+      action();
+      return true;
+    });
+    if (!held) {
+      throw new ServingError(
+        'index_locked',
+        `this run lost its lock on ${this.#repo}, to another indexer or by a long pause, and published nothing`,
+      );
+    }
+  }
+}
+
+const lastPart = (key: Key) => (key as string[]).at(-1) as string;

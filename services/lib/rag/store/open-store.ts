@@ -1,0 +1,13 @@
+/** The store that a URL names; what the other one needs is not loaded. */
+import { ServingError } from '../../process/errors.ts';
+import type { Store } from './store.ts';
+
+/**
+ * @param url `redis://…` in one of its forms (redis-url.ts), connected to in the background; or `lmdb:DIR`, made where it is missing.
+ * @throws ServingError config_invalid for another URL, store_unavailable where DIR cannot be opened.
+ */
+export async function openStore(url: string): Promise<Store> {
+  if (/^rediss?(\+(sentinel|cluster))?:\/\//.test(url)) return (await import('./redis-store.ts')).openRedisStore(url);
+  if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length));
+  throw new ServingError('config_invalid', `store ${JSON.stringify(url)} is not redis://…, rediss://… or lmdb:DIR`);
+}

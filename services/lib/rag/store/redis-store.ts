@@ -1,0 +1,86 @@
+/** The index in Redis, as readers see it. Keys: redis-keys.ts; writing: redis-writer.ts. */
+import { randomUUID } from 'node:crypto';
+import { ServingError } from '../../process/errors.ts';
+import { RedisConnection } from '../../redis/connection.ts';
+import { keysOf, publishedKey } from './redis-keys.ts';
+import { RedisWriter } from './redis-writer.ts';
+import { assertRepoKey } from './repo-key.ts';
+import { assertIds, decodeContent, decodeEntry, decodeHead } from './row.ts';
+import type { Store } from './store.ts';
+
+/**
+ * Connects in the background, and again with backoff whenever the connection breaks.
+ * @throws ServingError config_invalid for what is no URL.
+ */
+export function openRedisStore(url: string): Store {
+  return new RedisStore(new RedisConnection(url));
+}
+
+class RedisStore implements Store {
+  readonly #redis: RedisConnection;
+
+  constructor(redis: RedisConnection) {
+    this.#redis = redis;
+  }
+
+  get address() {
+    return this.#redis.address;
+  }
+
+  async head(repo: string) {
+    assertRepoKey(repo);
+    const { index, published } = keysOf(repo);
+    const head = await this.#redis.run((client) => client.hgetBuffer(index, 'head'));
+    if (head) return decodeHead(repo, head);
+    const wasPublished = await this.#redis.run((client) => client.sismember(published, repo));
+    if (wasPublished === 1) {
+      throw new ServingError('store_invalid', `the index of ${repo} was published and is gone (was its key evicted?)`);
+    }
+    return undefined;
+  }
+
+  async snapshot(repo: string) {
+    assertRepoKey(repo);
+    const [bytes, ids] = await this.#redis.run((client) => client.hmgetBuffer(keysOf(repo).index, 'head', 'ids'));
+    if (!bytes) return undefined;
+    const head = decodeHead(repo, bytes);
+    return { head, ids: assertIds(repo, head, ids ?? Buffer.alloc(0)) };
+  }
+
+  async entries(repo: string, ids: readonly string[]) {
+    return this.#fields(keysOf(repo).chunks, ids, decodeEntry);
+  }
+
+  async contents(repo: string, fingerprint: string, ids: readonly string[]) {
+    return this.#fields(keysOf(repo).rows(fingerprint), ids, decodeContent);
+  }
+
+  async #fields<T>(key: string, ids: readonly string[], decode: (id: string, bytes: Buffer) => T) {
+    if (ids.length === 0) return [];
+    const fields = ids.map((id) => Buffer.from(id, 'hex'));
+    const values = await this.#redis.run((client) => client.hmgetBuffer(key, ...fields));
+    return values.map((bytes, i) => (bytes ? decode(ids[i] as string, bytes) : undefined));
+  }
+
+  async repositories(tenant: string) {
+    const repos = await this.#redis.run((client) => client.smembers(publishedKey(tenant)));
+    return repos.sort();
+  }
+
+  async lock(repo: string, ttlMs: number) {
+    assertRepoKey(repo);
+    const keys = keysOf(repo);
+    const token = randomUUID();
+    const taken = await this.#redis.run((client) => client.set(keys.lock, token, 'PX', ttlMs, 'NX'));
+    if (taken !== 'OK')
+      throw new ServingError(
+        'index_locked',
+        `another indexer is at work on ${repo} (or died within the last ${ttlMs / 1000} s)`,
+      );
+    return new RedisWriter(this.#redis, this, repo, token, ttlMs);
+  }
+
+  async close() {
+    this.#redis.close();
+  }
+}

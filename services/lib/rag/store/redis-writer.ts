@@ -1,0 +1,162 @@
+/**
+ * Changes to the index in Redis. Every write is a script that first compares the lock with the writer's token, so that
+ * an indexer which was paused beyond its lock changes nothing. No command walks a whole hash at once: ids are listed in
+ * steps (HSCAN), so that completions are served in between.
+ */
+import { ServingError } from '../../process/errors.ts';
+import type { RedisConnection } from '../../redis/connection.ts';
+import { keysOf, type RedisKeys } from './redis-keys.ts';
+import { encodeContent, encodeEntry, encodeHead, idsOf } from './row.ts';
+import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
+
+/** KEYS[1] is the lock, ARGV[1] the token; 0 when it is not ours. */
+const guarded = (body: string) => `if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end ${body} return 1`;
+const SCRIPT = {
+  check: guarded(''),
+  renew: guarded(`redis.call('PEXPIRE', KEYS[1], ARGV[2])`),
+  release: guarded(`redis.call('DEL', KEYS[1])`),
+  put: guarded(`redis.call('SADD', KEYS[2], ARGV[2])
+    for i = 3, #ARGV, 3 do
+      redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
+      redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 2])
+    end`),
+  publish: guarded(`redis.call('HSET', KEYS[2], 'head', ARGV[2], 'ids', ARGV[3])`),
+  remove: guarded(`redis.call('HDEL', KEYS[2], unpack(ARGV, 2))`),
+  drop: guarded(`redis.call('UNLINK', KEYS[3]) redis.call('SREM', KEYS[2], ARGV[2])`),
+  unlink: guarded(`redis.call('UNLINK', unpack(KEYS, 2))`),
+};
+/** One step of a walk over a hash. Its values, the bulk of it, stay in the server (HSCAN NOVALUES is of Redis 7.4). */
+const SCAN = `local step = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+  local fields = {}
+  for i = 1, #step[2], 2 do fields[#fields + 1] = step[2][i] end
+  return {step[1], fields}`;
+/** Fields of one step: about 1 ms of the server. */
+const SCAN_COUNT = 500;
+/** Ids of one removal; bounded by what Lua's unpack() takes. */
+const SWEEP_BATCH = 1_000;
+
+export class RedisWriter implements IndexWriter {
+  readonly #redis: RedisConnection;
+  readonly #store: Store;
+  readonly #repo: string;
+  readonly #keys: RedisKeys;
+  readonly #token: string;
+  readonly #renewal: NodeJS.Timeout;
+
+  /** @param token stands in the lock already, for `ttlMs`. */
+  constructor(redis: RedisConnection, store: Store, repo: string, token: string, ttlMs: number) {
+    this.#redis = redis;
+    this.#store = store;
+    this.#repo = repo;
+    this.#keys = keysOf(repo);
+    this.#token = token;
+    // A renewal that fails is made good by the next one, or else the next write reports it.
+    this.#renewal = setInterval(() => void this.#guarded('renew', [], [ttlMs]).catch(() => {}), ttlMs / 3);
+    this.#renewal.unref();
+  }
+
+  async stored(fingerprint: string) {
+    const entries = new Set<string>();
+    for await (const id of this.#fieldsOf(this.#keys.chunks)) entries.add(id.toString('hex'));
+    const ids = new Set<string>();
+    for await (const id of this.#fieldsOf(this.#keys.rows(fingerprint))) {
+      const hex = id.toString('hex');
+      if (entries.has(hex)) ids.add(hex);
+    }
+    return ids;
+  }
+
+  async put(fingerprint: string, rows: readonly Row[]) {
+    const { fingerprints, chunks, rows: rowsKey } = this.#keys;
+    const fields = rows.flatMap((row) => [
+      Buffer.from(row.chunk.id, 'hex'),
+      encodeEntry(row.chunk),
+      encodeContent(row),
+    ]);
+    await this.#guarded('put', [fingerprints, chunks, rowsKey(fingerprint)], [fingerprint, ...fields]);
+  }
+
+  async publish({ head, ids }: IndexSnapshot) {
+    await this.#guarded('publish', [this.#keys.index], [encodeHead(head), ids]);
+    await this.#list();
+  }
+
+  /** Of another slot than the rest, so a step of its own; made good by the next run's sweep if it fails. */
+  async #list() {
+    await this.#redis.run((client) => client.sadd(this.#keys.published, this.#repo));
+  }
+
+  async sweep(kept?: IndexSnapshot) {
+    const current = await this.#store.snapshot(this.#repo);
+    if (!current) return 0;
+    await this.#list();
+    const versions = kept ? [current, kept] : [current];
+    for (const fingerprint of await this.#fingerprints()) {
+      const rows = this.#keys.rows(fingerprint);
+      const named = idsOf(versions, 'latin1', fingerprint);
+      if (named.size > 0) await this.#removeAllBut(named, rows);
+      else await this.#guarded('drop', [this.#keys.fingerprints, rows], [fingerprint]);
+    }
+    return this.#removeAllBut(idsOf(versions, 'latin1'), this.#keys.chunks);
+  }
+
+  /** @param keep ids in latin1. */
+  async #removeAllBut(keep: ReadonlySet<string>, key: string): Promise<number> {
+    const size = await this.#redis.run((client) => client.hlen(key));
+    if (size === keep.size) return 0;
+    const gone = new Map<string, Buffer>(); // a walk may name a field twice
+    for await (const id of this.#fieldsOf(key)) {
+      const name = id.toString('latin1');
+      if (!keep.has(name)) gone.set(name, id);
+    }
+    const ids = [...gone.values()];
+    for (let at = 0; at < ids.length; at += SWEEP_BATCH) {
+      await this.#guarded('remove', [key], ids.slice(at, at + SWEEP_BATCH));
+    }
+    return ids.length;
+  }
+
+  async remove() {
+    const { index, chunks, rows, fingerprints, published } = this.#keys;
+    const existed = await this.#redis.run((client) => client.exists(index));
+    await this.#guarded('check', [], []);
+    // Off the list first: should this process die here, an index that is not listed is one still, while one that is
+    // listed and gone counts as lost.
+    const listed = await this.#redis.run((client) => client.srem(published, this.#repo));
+    const all = (await this.#fingerprints()).map(rows);
+    await this.#guarded('unlink', [index, chunks, fingerprints, ...all], []);
+    return existed + listed > 0;
+  }
+
+  async release() {
+    clearInterval(this.#renewal);
+    await this.#redis.run((client) => client.eval(SCRIPT.release, 1, this.#keys.lock, this.#token));
+  }
+
+  #fingerprints(): Promise<string[]> {
+    return this.#redis.run((client) => client.smembers(this.#keys.fingerprints));
+  }
+
+  /** Fields of a hash, some maybe twice; all that were there throughout. */
+  async *#fieldsOf(key: string): AsyncGenerator<Buffer> {
+    let cursor = '0';
+    do {
+      const step = await this.#redis.run((client) => client.callBuffer('EVAL', SCAN, 1, key, cursor, SCAN_COUNT));
+      const [next, fields] = step as [Buffer, Buffer[]];
+      yield* fields;
+      cursor = next.toString();
+    } while (cursor !== '0');
+  }
+
+  async #guarded(script: keyof typeof SCRIPT, keys: readonly string[], args: readonly (string | Buffer | number)[]) {
+    const held = await this.#redis.run((client) =>
+      client.eval(SCRIPT[script], keys.length + 1, this.#keys.lock, ...keys, this.#token, ...args),
+    );
+    if (held !== 1) {
+      throw new ServingError(
+        'index_locked',
+        `this run lost its lock on ${this.#repo}, to another indexer or by a long pause, and published nothing`,
+      );
+    }
+  }
+}

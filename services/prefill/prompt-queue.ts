@@ -1,0 +1,100 @@
+/**
+ * Prompts that wait, bounded by their tokens: what waits is what the newcomer will wait for. A place is reserved at the
+ * moment of the check, so that a burst cannot pass it together.
+ */
+import { ServingError } from '../lib/process/errors.ts';
+import { metrics, partOf } from '../lib/process/metrics.ts';
+import { compareQueued, type Queued, type QueueOrder } from '../lib/request/queue-order.ts';
+
+/** Index of the one that is next; -1 when nobody waits. */
+export function nextOf(waiting: readonly Queued[], order: QueueOrder): number {
+  let best = waiting.length > 0 ? 0 : -1;
+  for (const [i, job] of waiting.entries()) if (compareQueued(job, waiting[best] as Queued, order) < 0) best = i;
+  return best;
+}
+
+/** Below this a run's fixed cost, some ms, would be taken for the rate. */
+const MEASURABLE_TOKENS = 64;
+
+export class PromptQueue<J extends Queued> {
+  readonly #limit: number;
+  readonly #order: QueueOrder;
+  readonly #jobs: J[] = [];
+  readonly #waiting = partOf(metrics.waiting);
+  #tokens = 0;
+  /** Tokens computed per second, smoothed; 0 before the first prompt. */
+  #rate = 0;
+
+  /** @param limit tokens that may wait. */
+  constructor(limit: number, order: QueueOrder = 'fifo') {
+    this.#limit = limit;
+    this.#order = order;
+  }
+
+  get tokens(): number {
+    return this.#tokens;
+  }
+
+  get length(): number {
+    return this.#jobs.length;
+  }
+
+  get rate(): number {
+    return this.#rate;
+  }
+
+  /**
+   * Takes a prompt in. An empty queue takes any one prompt, whatever its length.
+   * @throws ServingError saturated, with the time that the backlog takes to compute.
+   */
+  add(job: J): void {
+    if (this.#tokens > 0 && this.#tokens + job.tokens > this.#limit) {
+      throw new ServingError(
+        'saturated',
+        `${this.#tokens} prompt tokens wait, ${job.tokens} more would exceed --queue-tokens ${this.#limit}`,
+        {
+          retryAfterSeconds: this.#rate > 0 ? Math.max(1, Math.ceil(this.#tokens / this.#rate)) : 1,
+          limit: 'queue-tokens',
+        },
+      );
+    }
+    this.#jobs.push(job);
+    this.#count(job.tokens);
+  }
+
+  /** The next one to be computed. */
+  get first(): J | undefined {
+    return this.#jobs[nextOf(this.#jobs, this.#order)];
+  }
+
+  /** Whether there is one to be computed before the rest of another. */
+  precedes(rest: Queued): boolean {
+    const { first } = this;
+    return first !== undefined && compareQueued(first, rest, this.#order) < 0;
+  }
+
+  /** Takes a prompt out: it is computed now, or nobody wants it any more. False when it was not waiting. */
+  remove(job: J): boolean {
+    const index = this.#jobs.indexOf(job);
+    if (index < 0) return false;
+    this.#jobs.splice(index, 1);
+    this.#count(-job.tokens);
+    return true;
+  }
+
+  /**
+   * Notes how fast a prompt was computed.
+   * @param tokens that were computed, not reused: of a few, what a run costs in any case is all that shows.
+   */
+  measured(tokens: number, seconds: number): void {
+    if (tokens < MEASURABLE_TOKENS) return;
+    const rate = tokens / Math.max(seconds, 1e-6);
+    this.#rate = this.#rate === 0 ? rate : 0.8 * this.#rate + 0.2 * rate;
+  }
+
+  #count(tokens: number): void {
+    this.#tokens += tokens;
+    this.#waiting(this.#jobs.length);
+    metrics.waitingTokens.set(this.#tokens);
+  }
+}

@@ -1,0 +1,331 @@
+/** KV that was computed in the same process: adopted by its last reader, copied for the others. */
+import fc from 'fast-check';
+import { beforeEach, describe, expect, test } from 'vitest';
+import { LocalKv, nearest } from '../../services/colocated/local-kv.ts';
+import { SharedEngine } from '../../services/colocated/shared-engine.ts';
+import { KvPuller } from '../../services/decode/kv-puller.ts';
+import { type Acquired, RemoteKv } from '../../services/decode/kv-source.ts';
+import type { KvSlot } from '../../services/lib/kv/pool.ts';
+import { chainOf, PrefixCache } from '../../services/lib/kv/prefix.ts';
+import { createLogger } from '../../services/lib/process/log.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { type Lease, LeaseTable } from '../../services/prefill/leases.ts';
+import { FakeEngine, GARBAGE, gate, settle } from '../support/fake-engine.ts';
+import { FINGERPRINT, NEVER } from '../support/workers.ts';
+
+const HERE = '127.0.0.1:1';
+const PROMPT = Array.from({ length: 20 }, (_, i) => i);
+const FIRST = [7, 8, 9];
+
+let engine: FakeEngine;
+let shared: SharedEngine;
+let prefixes: PrefixCache;
+let leases: LeaseTable;
+let kv: LocalKv;
+
+function start(slots: number): void {
+  engine = new FakeEngine(slots, 32);
+  shared = new SharedEngine(engine);
+  const { pool } = engine;
+  prefixes = new PrefixCache(pool);
+  leases = new LeaseTable(pool, prefixes, 60_000);
+  const puller = new KvPuller(pool, FINGERPRINT, createLogger('test', 'silent'));
+  const remote = new RemoteKv(pool, puller, 0, async () => {});
+  const exclusive = (work: () => void) => shared.inTurn(work);
+  kv = new LocalKv({ pool, leases, prefixes, remote, address: () => HERE, exclusive });
+}
+beforeEach(() => start(3));
+
+const conserved = () => engine.pool.assertConserved(leases.size + kv.held);
+const handleOf = (lease: Lease, address = HERE) => ({
+  ...{ address, leaseId: lease.id, fingerprint: FINGERPRINT, positions: PROMPT.length, leaseMs: 60_000 },
+});
+const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal);
+
+/** A prompt that computes. */
+const open = (readers: number) => {
+  const slot = engine.pool.reserve(PROMPT.length) as KvSlot;
+  return leases.open(slot, PROMPT.length, readers);
+};
+function complete(lease: Lease): Lease {
+  engine.write(lease.slot.index, 0, PROMPT);
+  const chain = chainOf({ ids: Int32Array.from(PROMPT), soft: NO_SOFT_TOKENS }, '');
+  prefixes.add(lease.slot.index, chain, PROMPT.length);
+  lease.advance(PROMPT.length);
+  leases.complete(lease, FIRST);
+  return lease;
+}
+const holdsPrompt = ({ slot }: Acquired) => expect(engine.read(slot.index, PROMPT.length)).toEqual(PROMPT);
+
+/** Holds the engine's turn. */
+function holdTurn() {
+  const held = gate();
+  void shared.inTurn(() => held.opened);
+  return held;
+}
+
+describe('one reader', () => {
+  test('goes on in the slot itself, at once, whatever the engine does; afterwards its prompt is kept', async () => {
+    const lease = complete(open(1));
+    const turn = holdTurn();
+    const acquired = await acquire(lease);
+    expect(acquired).toMatchObject({ slot: { index: lease.slot.index }, firstTokenIds: FIRST, bytes: 0 });
+    await lease.released; // Prefill's caller is told
+    expect([leases.size, kv.held]).toEqual([0, 1]);
+    conserved();
+    turn.open();
+    acquired.slot.release();
+    acquired.slot.release(); // harmless
+    expect(kv.held).toBe(0);
+    expect(engine.pool.isKept(lease.slot.index)).toBe(true);
+    conserved();
+  });
+
+  test('waits until the prompt is computed', async () => {
+    const lease = open(1);
+    const acquiring = acquire(lease);
+    await settle();
+    expect(kv.held).toBe(0);
+    complete(lease);
+    holdsPrompt(await acquiring);
+  });
+
+  test('hears why the prompt failed', async () => {
+    const lease = open(1);
+    const acquiring = acquire(lease);
+    leases.end(lease, 'failed', new Error('the graph broke'));
+    await expect(acquiring).rejects.toThrowError('the graph broke');
+    await expect(acquire(lease)).rejects.toMatchObject({ code: 'lease_unknown' });
+    conserved();
+  });
+
+  test('that hangs up while it waits will never come: the prompt ends released when it is computed', async () => {
+    const lease = open(1);
+    const caller = new AbortController();
+    const acquiring = acquire(lease, caller.signal);
+    caller.abort(new Error('hung up'));
+    await expect(acquiring).rejects.toThrowError('hung up');
+    expect(leases.size).toBe(1);
+    complete(lease);
+    await lease.released;
+    expect(leases.size).toBe(0);
+    conserved();
+  });
+
+  describe('beside other sequences', () => {
+    const BEFORE = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3];
+    const chainFor = (ids: readonly number[]) => chainOf({ ids: Int32Array.from(ids), soft: NO_SOFT_TOKENS }, '');
+
+    /** A prompt of before, in the lowest free slot, kept. */
+    function keep(ids = BEFORE) {
+      const slot = engine.pool.reserve(ids.length) as KvSlot;
+      engine.write(slot.index, 0, ids);
+      prefixes.add(slot.index, chainFor(ids), ids.length);
+      prefixes.release(slot);
+      return slot.index;
+    }
+
+    test('moves next to them; its prompt is kept where it was', async () => {
+      start(5);
+      const first = await acquire(complete(open(1)));
+      const between = [engine.pool.reserve(1), engine.pool.reserve(1)];
+      const lease = complete(open(1));
+      for (const slot of between) slot?.release();
+      const acquired = await acquire(lease);
+      expect([first.slot.index, lease.slot.index, acquired.slot.index]).toEqual([0, 3, 1]);
+      holdsPrompt(acquired);
+      expect(engine.pool.claimed(1)).toBe(PROMPT.length);
+      expect([kv.held, engine.pool.isKept(3)]).toEqual([2, true]);
+      expect(engine.read(3, PROMPT.length)).toEqual(PROMPT);
+    });
+
+    test('changes places with a prompt that is kept next to them: both are found at their new places', async () => {
+      start(3);
+      const first = await acquire(complete(open(1)));
+      expect(keep()).toBe(1);
+      const acquired = await acquire(complete(open(1)));
+      expect([first.slot.index, acquired.slot.index, kv.held]).toEqual([0, 1, 2]);
+      holdsPrompt(acquired);
+      expect([0, 1, 2].map((slot) => engine.pool.claimed(slot))).toEqual([PROMPT.length, PROMPT.length, BEFORE.length]);
+      const again = prefixes.reserve(chainFor(BEFORE), BEFORE.length);
+      expect(again).toMatchObject({ slot: { index: 2 }, positions: 16 });
+      expect(engine.read(2, BEFORE.length)).toEqual(BEFORE);
+      acquired.slot.release();
+      expect(engine.pool.isKept(1)).toBe(true);
+    });
+
+    test('while it waits for its turn, neither prompt is found, and steps write behind both', async () => {
+      start(3);
+      await acquire(complete(open(1)));
+      keep();
+      const turn = holdTurn();
+      const acquiring = acquire(complete(open(1)));
+      await settle();
+      expect([1, 2].map((slot) => engine.pool.claimed(slot))).toEqual([PROMPT.length, PROMPT.length]);
+      expect(prefixes.reserve(chainFor(BEFORE), BEFORE.length)).toBeUndefined();
+      turn.open();
+      holdsPrompt(await acquiring);
+    });
+  });
+
+  test('the place is never worse than its own, nor held, and none is better', () => {
+    const states = fc.array(fc.constantFrom('free', 'kept', 'held', 'sequence'), { minLength: 2, maxLength: 8 });
+    fc.assert(
+      fc.property(states, fc.nat(7), (all, at) => {
+        const own = at % all.length;
+        const others = new Set(all.flatMap((state, i) => (state === 'sequence' && i !== own ? [i] : [])));
+        const isHeld = (i: number) => i === own || all[i] === 'held' || all[i] === 'sequence';
+        const place = nearest(others, own, {
+          slots: all.length,
+          isHeld,
+          isKept: (i) => !isHeld(i) && all[i] === 'kept',
+        });
+        const span = (i: number) => Math.max(i, ...others) - Math.min(i, ...others);
+        const possible = all.flatMap((_, i) => (isHeld(i) ? [] : [span(i)]));
+        const least = others.size === 0 ? span(own) : Math.min(span(own), ...possible);
+        expect(span(place ?? own)).toBe(least);
+        if (place !== undefined) expect(isHeld(place)).toBe(false);
+      }),
+    );
+  });
+
+  test('with a handle of other positions is refused', async () => {
+    const lease = complete(open(1));
+    const handle = { ...handleOf(lease), positions: 19 };
+    await expect(kv.acquire(handle, NEVER)).rejects.toMatchObject({ code: 'invalid_request' });
+    leases.end(lease, 'cancelled');
+    conserved();
+  });
+
+  test('of a lease that another reader took already is refused', async () => {
+    const lease = complete(open(1));
+    const both = await Promise.allSettled([acquire(lease), acquire(lease)]);
+    expect(both[0]).toMatchObject({ status: 'fulfilled' });
+    expect(both[1]).toMatchObject({ status: 'rejected', reason: { code: 'lease_unknown' } });
+    expect(kv.held).toBe(1);
+    conserved();
+  });
+
+  test.each(['cancelled', 'expired', 'failed'] as const)(
+    'either has the slot or hears that it is %s, at whatever turn of the microtasks that comes',
+    async (reason) => {
+      const outcomes = new Set<string>();
+      for (let turns = 0; turns < 12; turns++) {
+        start(1);
+        const lease = open(1);
+        const acquiring = acquire(lease).then(
+          ({ slot }) => {
+            slot.release();
+            return 'acquired';
+          },
+          (error: { code: string }) => error.code,
+        );
+        await settle();
+        complete(lease);
+        for (let turn = 0; turn < turns; turn++) await undefined;
+        leases.end(lease, reason, new Error('broke'));
+        outcomes.add(await acquiring);
+        expect(leases.size + kv.held + engine.pool.reserved).toBe(0);
+        conserved();
+      }
+      const code = { cancelled: 'lease_unknown', expired: 'lease_expired', failed: 'internal' }[reason];
+      expect([...outcomes].sort()).toEqual(['acquired', code].sort());
+    },
+  );
+});
+
+describe('several readers', () => {
+  test('that all wait for the prompt: all but the last have a copy, in as many slots as there are readers', async () => {
+    const lease = open(3);
+    const acquiring = [acquire(lease), acquire(lease), acquire(lease)];
+    await settle();
+    complete(lease);
+    const all = await Promise.all(acquiring);
+    expect(all.map(({ slot }) => slot.index).sort()).toEqual([0, 1, 2]);
+    all.forEach(holdsPrompt);
+    expect(leases.size).toBe(0);
+    await lease.released;
+    conserved();
+    // Copies are not for others to find: one that is known is enough.
+    for (const { slot } of all) slot.release();
+    expect([0, 1, 2].map((slot) => engine.pool.isKept(slot))).toEqual([0, 1, 2].map((s) => s === lease.slot.index));
+    conserved();
+  });
+
+  test('that come one after another', async () => {
+    const lease = complete(open(3));
+    for (const left of [2, 1, 0]) {
+      const acquired = await acquire(lease);
+      holdsPrompt(acquired);
+      expect(acquired.slot.index === lease.slot.index).toBe(left === 0);
+      expect(lease.readersLeft).toBe(left);
+    }
+    conserved();
+  });
+
+  test('of which the last ends before the copies had their turn: they are whole', async () => {
+    const lease = complete(open(3));
+    const turn = holdTurn();
+    const copies = [acquire(lease), acquire(lease)];
+    const last = acquire(lease).then((acquired) => {
+      // Ends at once, and another prompt takes the slot.
+      acquired.slot.release();
+      const next = engine.pool.take(lease.slot.index, 5) as KvSlot;
+      engine.write(next.index, 0, new Array(20).fill(GARBAGE));
+      next.release();
+    });
+    await settle();
+    turn.open();
+    const all = await Promise.all(copies);
+    await last;
+    all.forEach(holdsPrompt);
+    conserved();
+  });
+
+  test('a copy waits for its turn: no run writes meanwhile, and one under way has written', async () => {
+    const lease = complete(open(2));
+    const turn = holdTurn();
+    const copying = acquire(lease);
+    await settle();
+    expect(kv.held).toBe(1); // reserved, not filled
+    // The run under way does not know that slot 1 is somebody's.
+    engine.write(1, 0, [GARBAGE]);
+    turn.open();
+    holdsPrompt(await copying);
+    holdsPrompt(await acquire(lease));
+  });
+
+  test('that find no room for a copy are refused; the cache stays for the last one', async () => {
+    start(1);
+    const lease = complete(open(2));
+    await expect(acquire(lease)).rejects.toMatchObject({ code: 'saturated', retryAfterSeconds: 1 });
+    expect(lease.readersLeft).toBe(1); // who was refused does not come again
+    conserved();
+    holdsPrompt(await acquire(lease));
+    conserved();
+  });
+
+  test('whose lease ends before the copy had its turn: nothing is left behind', async () => {
+    const lease = complete(open(3));
+    const turn = holdTurn();
+    const acquiring = [acquire(lease), acquire(lease), acquire(lease)].map((all) => all.catch((error) => error.code));
+    await settle();
+    leases.end(lease, 'cancelled');
+    conserved();
+    turn.open();
+    expect(await Promise.all(acquiring)).toEqual(['lease_unknown', 'lease_unknown', 'lease_unknown']);
+    expect(kv.held).toBe(0);
+    conserved();
+  });
+
+  test('a prompt evicts a kept one to make room for a copy, not the one that is copied', async () => {
+    start(2);
+    const old = complete(open(0));
+    expect(engine.pool.isKept(old.slot.index)).toBe(true);
+    const lease = complete(open(2));
+    const all = [await acquire(lease), await acquire(lease)];
+    all.forEach(holdsPrompt);
+    expect(new Set(all.map(({ slot }) => slot.index)).size).toBe(2);
+    conserved();
+  });
+});

@@ -1,0 +1,139 @@
+/** Who gets a slot, and when. */
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { SlotQueue } from '../../services/decode/slot-queue.ts';
+import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
+import { settle } from '../support/fake-engine.ts';
+
+const LAYOUT = { layers: 1, kvHeads: 1, headDim: 1 };
+const NEVER = new AbortController().signal;
+
+describe('admission', () => {
+  const action = fc.oneof(
+    { weight: 3, arbitrary: fc.constant({ do: 'ask' } as const) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant('release' as const), which: fc.nat(9) }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('abort' as const), which: fc.nat(9) }) },
+  );
+
+  test('gives each slot to one at a time, in the order they asked, within the bound, and loses none', async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.integer({ min: 1, max: 4 }),
+        fc.nat(4),
+        fc.array(action, { maxLength: 50, size: 'max' }),
+        async (slots, limit, actions) => {
+          const pool = new KvPool(LAYOUT, slots, 4);
+          const admission = new SlotQueue(pool, limit);
+          const waiting: { name: number; abort: AbortController }[] = [];
+          const held: { name: number; slot: KvSlot }[] = [];
+          let names = 0;
+          const ask = () => {
+            const asker = { name: names++, abort: new AbortController() };
+            const full = held.length === slots && waiting.length >= limit;
+            waiting.push(asker);
+            const outcome = admission.reserve(2, asker.abort.signal).then(
+              (slot) => {
+                // First come, first served.
+                expect(waiting.shift()).toBe(asker);
+                held.push({ name: asker.name, slot });
+              },
+              (error: unknown) => {
+                if (!asker.abort.signal.aborted) {
+                  expect(full).toBe(true);
+                  expect(error).toMatchObject({ code: 'saturated', retryAfterSeconds: 1 });
+                  waiting.splice(waiting.indexOf(asker), 1);
+                } else expect(error).toBe(asker.abort.signal.reason);
+              },
+            );
+            return outcome;
+          };
+          const outcomes: Promise<void>[] = [];
+          for (const action of actions) {
+            if (action.do === 'ask') outcomes.push(ask());
+            else if (action.do === 'release' && held.length > 0) {
+              const [released] = held.splice(action.which % held.length, 1);
+              released?.slot.release();
+              released?.slot.release(); // harmless
+            } else if (action.do === 'abort' && waiting.length > 0) {
+              waiting.splice(action.which % waiting.length, 1)[0]?.abort.abort(new Error('gone'));
+            }
+            await settle();
+            expect(new Set(held.map(({ slot }) => slot.index)).size).toBe(held.length);
+            expect(admission.granted).toBe(held.length);
+            expect(admission.waiting).toBe(waiting.length);
+            expect(waiting.length === 0 || held.length === slots).toBe(true); // nobody waits beside a free slot
+            pool.assertConserved(held.length);
+          }
+          while (held.length > 0) {
+            held.pop()?.slot.release();
+            await settle();
+          }
+          await Promise.all(outcomes);
+          expect(waiting).toEqual([]);
+          pool.assertConserved(0);
+        },
+      ),
+      { numRuns: 200 },
+    );
+  });
+
+  test('a caller that is gone already gets nothing', async () => {
+    const pool = new KvPool(LAYOUT, 1, 4);
+    const reason = new Error('gone');
+    await expect(new SlotQueue(pool, 1).reserve(2, AbortSignal.abort(reason))).rejects.toBe(reason);
+    pool.assertConserved(0);
+  });
+
+  test('who leaves while waiting is skipped: the slot goes to the next', async () => {
+    const pool = new KvPool(LAYOUT, 1, 4);
+    const admission = new SlotQueue(pool, 2);
+    const first = await admission.reserve(2, NEVER);
+    const impatient = new AbortController();
+    const gone = admission.reserve(2, impatient.signal);
+    const patient = admission.reserve(2, NEVER);
+    impatient.abort(new Error('hung up'));
+    await expect(gone).rejects.toThrowError('hung up');
+    first.release();
+    const slot = await patient;
+    expect(slot.index).toBe(0);
+    slot.release();
+    pool.assertConserved(0);
+  });
+
+  test('who leaves with a slot in hand takes nobody out of the queue', async () => {
+    const pool = new KvPool(LAYOUT, 1, 4);
+    const admission = new SlotQueue(pool, 2);
+    const first = await admission.reserve(2, NEVER);
+    const caller = new AbortController();
+    const second = admission.reserve(2, caller.signal);
+    const third = admission.reserve(2, NEVER);
+    first.release();
+    caller.abort(new Error('hung up'));
+    expect(admission.waiting).toBe(1);
+    (await second).release();
+    (await third).release();
+    pool.assertConserved(0);
+  });
+
+  test('a release by one who released already takes nothing from the next holder', async () => {
+    const pool = new KvPool(LAYOUT, 1, 4);
+    const admission = new SlotQueue(pool, 1);
+    const first = await admission.reserve(2, NEVER);
+    const waiting = admission.reserve(2, NEVER);
+    first.release();
+    const second = await waiting;
+    first.release();
+    expect(pool.free).toBe(0);
+    second.release();
+    expect(pool.free).toBe(1);
+  });
+
+  test('with no queue, a full pool refuses and names the setting', async () => {
+    const pool = new KvPool(LAYOUT, 1, 4);
+    const admission = new SlotQueue(pool, 0);
+    await admission.reserve(2, NEVER);
+    await expect(admission.reserve(2, NEVER)).rejects.toThrowError(
+      expect.objectContaining({ code: 'saturated', message: expect.stringContaining('--queue-sequences 0') }),
+    );
+  });
+});

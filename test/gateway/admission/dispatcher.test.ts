@@ -1,0 +1,285 @@
+/** Admission by tokens, on a clock of the test's own. */
+import { describe, expect, test } from 'vitest';
+import {
+  Dispatcher,
+  type DispatcherOptions,
+  type QueueRequest,
+} from '../../../services/gateway/admission/dispatcher.ts';
+import type { Placement, PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
+import { ServingError } from '../../../services/lib/process/errors.ts';
+
+/** One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so. */
+function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<DispatcherOptions> = {}) {
+  let nowMs = 0;
+  const computing: { tokens: number; done: () => void }[] = [];
+  let usable = true;
+  let capacity = Infinity;
+  const noWorker = () => new ServingError('no_worker', 'none');
+  const pool = {
+    onChange: () => {},
+    get usable() {
+      return usable;
+    },
+    assertUsable: () => {
+      if (!usable) throw noWorker();
+    },
+    get prefillBacklog() {
+      return computing.reduce((sum, { tokens }) => sum + tokens, 0);
+    },
+    prefillTokensPerSecond: rate,
+    fits: ({ positions }: PlacementRequest) => positions <= capacity,
+    place: ({ promptTokens, positions }: PlacementRequest): Placement | undefined => {
+      if (!usable || positions > capacity || computing.length >= room) return undefined;
+      const job = { tokens: promptTokens, done: () => {} };
+      computing.push(job);
+      return { prefill: { address: 'p' }, decodes: [], job } as unknown as Placement;
+    },
+  };
+  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: 5, now: () => nowMs, ...options });
+  const never = new AbortController().signal;
+  const wish = (promptTokens: number, change: Partial<QueueRequest> = {}): QueueRequest => ({
+    ...{ promptTokens, decodes: 1, positions: promptTokens + 16, tenant: 'default', priority: 0 },
+    ...{ remainingMs: 1e9, isReplay: false, ...change },
+  });
+  const ask = (promptTokens: number, change?: Partial<QueueRequest>, signal = never) =>
+    dispatcher.place(wish(promptTokens, change), signal);
+  pool.onChange();
+  return {
+    ask,
+    computing,
+    setCapacity: (positions: number) => {
+      capacity = positions;
+      pool.onChange();
+    },
+    setUsable: (now: boolean) => {
+      usable = now;
+      pool.onChange();
+    },
+    /** The prompt that computes is done. */
+    finishOne: () => {
+      const job = computing.shift();
+      if (job) nowMs += (job.tokens / rate) * 1000;
+      pool.onChange();
+    },
+    passTime: (ms: number) => {
+      nowMs += ms;
+    },
+    now: () => nowMs,
+  };
+}
+
+const settled = () => new Promise((resolve) => setImmediate(resolve));
+const code = (promise: Promise<unknown>) => promise.then(() => 'ok').catch((error: ServingError) => error.code);
+
+describe('admission', () => {
+  test('takes what can be computed within the target, and says when to come back', async () => {
+    const { ask } = bench(100, 1000);
+    const asked = [ask(50), ask(40), ask(10)];
+    const refused = ask(1);
+    await expect(refused).rejects.toMatchObject({ code: 'saturated', limit: 'target-ttft-ms', retryAfterSeconds: 1 });
+    expect(await Promise.all(asked.slice(0, 2).map(code))).toEqual(['ok', 'ok']);
+  });
+
+  test('reserves as it checks: a burst does not pass together', async () => {
+    const { ask } = bench(100, 1000);
+    const answers = Array.from({ length: 30 }, () => code(ask(10)));
+    await settled();
+    const refused = (await Promise.race([Promise.all(answers.slice(10)), settled()])) as string[];
+    expect(refused).toEqual(Array.from({ length: 20 }, () => 'saturated'));
+  });
+
+  test('takes any one prompt when nothing else is there', async () => {
+    const { ask } = bench(100, 1000);
+    expect(await code(ask(5000))).toBe('ok');
+    await expect(ask(10)).rejects.toMatchObject({ code: 'saturated', retryAfterSeconds: 50 });
+  });
+
+  test('takes none that could not come in time', async () => {
+    const { ask } = bench(100, 10_000);
+    await ask(100);
+    await expect(ask(100, { remainingMs: 1500 })).rejects.toMatchObject({ code: 'saturated', limit: 'timeout-ms' });
+    expect(await code(ask(100, { remainingMs: 2500 }))).toBe('ok');
+  });
+
+  test('a flood of others does not keep out whose turn comes in time', async () => {
+    const { ask, finishOne, computing } = bench(100, 10_000);
+    const flood = Array.from({ length: 9 }, () => code(ask(100, { tenant: 'flood' })));
+    const calm = code(ask(50, { tenant: 'calm', remainingMs: 4000 }));
+    await expect(ask(50, { tenant: 'flood', remainingMs: 4000 })).rejects.toMatchObject({ limit: 'timeout-ms' });
+    finishOne();
+    expect(computing.map(({ tokens }) => tokens)).toEqual([100, 50]);
+    expect(await calm).toBe('ok');
+    while (computing.length > 0) finishOne();
+    await Promise.all(flood);
+  });
+
+  test('what is kept of a prompt does not weigh', async () => {
+    const { ask } = bench(100, 1000);
+    await ask(50);
+    const typed = { affinityWorker: 'p', affinityTokens: 990, remainingMs: 700 };
+    expect(await code(ask(1000, typed))).toBe('ok');
+    expect(await code(ask(1000, { ...typed, affinityWorker: undefined }))).toBe('saturated');
+  });
+
+  test('what goes first since its worker was lost weighs as well', async () => {
+    const { ask, setUsable } = bench(100, 1000);
+    setUsable(false);
+    const again = code(ask(95, { isReplay: true }));
+    const first = code(ask(1)); // while nothing waits or computes, any one
+    expect(await code(ask(10))).toBe('saturated');
+    setUsable(true);
+    expect([await again, await first]).toEqual(['ok', 'ok']);
+  });
+
+  test('without a worker is refused, after a moment in which one may come back', async () => {
+    const { ask, setUsable, passTime } = bench(100, 1000);
+    expect(await code(ask(1))).toBe('ok');
+    setUsable(false);
+    const waiting = ask(1); // for a moment
+    setUsable(true);
+    expect(await code(waiting)).toBe('ok');
+    setUsable(false);
+    expect(await code(ask(1))).toBe('no_worker');
+    passTime(5);
+    expect(await code(ask(1))).toBe('no_worker');
+  });
+
+  test('the next prompt of a request waits as long as that may, however long its prompts are together', async () => {
+    const { ask, finishOne } = bench(100, 1000, 1);
+    expect(await code(ask(90))).toBe('ok');
+    const sibling = code(ask(90, { sibling: true }));
+    expect(await code(ask(90))).toBe('saturated');
+    expect(await code(ask(90, { sibling: true, remainingMs: 1000 }))).toBe('saturated');
+    finishOne();
+    expect(await sibling).toBe('ok');
+  });
+
+  test('a tenant is charged for what it may put out as well', async () => {
+    const { ask, finishOne, computing } = bench(100, 1e6, 1);
+    await ask(1, { tenant: 'other' });
+    const many = { tenant: 'many', decodes: 64 };
+    const asked = [ask(10, many), ask(10, many), ...[1, 2, 3].map(() => ask(100, { tenant: 'one' }))];
+    const order: number[] = [];
+    for (finishOne(); computing.length > 0; finishOne()) order.push(computing[0]!.tokens);
+    expect(order).toEqual([10, 100, 100, 100, 10]);
+    await Promise.all(asked);
+  });
+
+  test('a tenant that floods pays for it', async () => {
+    const { ask, finishOne } = bench(100, 1000);
+    const flood = Array.from({ length: 10 }, () => code(ask(10, { tenant: 'flood' })));
+    const calm = ask(10, { tenant: 'calm' });
+    expect(await flood.at(-1)).toBe('saturated');
+    finishOne();
+    expect(await code(calm)).toBe('ok');
+  });
+
+  test('decode that holds things up lowers what may wait', async () => {
+    const { ask, finishOne, passTime } = bench(100, 1000, 1);
+    const asked = Array.from({ length: 6 }, () => ask(10));
+    for (let i = 0; i < 4; i++) {
+      passTime(900); // at 100 tokens/s there would have been room long ago
+      finishOne();
+    }
+    await Promise.all(asked.slice(0, 5));
+    expect(await code(ask(10))).toBe('saturated'); // at 10/s two are too many; at 100/s nine would have been fine
+  });
+});
+
+test('an outage in which all waited is not how fast they are served', async () => {
+  const { ask, setUsable, passTime, computing, finishOne } = bench(500, 10_000);
+  setUsable(false);
+  const asked = Array.from({ length: 12 }, () => ask(200));
+  passTime(1900);
+  setUsable(true);
+  expect(computing.length).toBe(2);
+  const late = code(ask(200)); // 2,400 tokens before it: 4.8 s
+  while (computing.length > 0) finishOne();
+  expect(await late).toBe('ok');
+  await Promise.all(asked);
+});
+
+describe('the queue', () => {
+  test('is served in the order that was set', async () => {
+    const { ask, finishOne, computing } = bench(100, 10_000, 1, { queueOrder: 'shortest-first' });
+    await ask(1);
+    const waiting = [ask(300), ask(20), ask(10)];
+    const order: (number | undefined)[] = [];
+    for (const _ of waiting) {
+      finishOne();
+      order.push(computing[0]?.tokens);
+    }
+    expect(order).toEqual([10, 20, 300]);
+    await Promise.all(waiting);
+  });
+
+  test('a client that goes makes room, and is not served', async () => {
+    const { ask, finishOne, computing } = bench(100, 1000);
+    await Promise.all([ask(10), ask(10)]);
+    const gone = new AbortController();
+    const left = ask(70, {}, gone.signal);
+    expect(await code(ask(20))).toBe('saturated');
+    gone.abort(new ServingError('client_gone', 'bye'));
+    expect(await code(left)).toBe('client_gone');
+    const next = ask(20);
+    finishOne();
+    await next;
+    expect(computing.map(({ tokens }) => tokens)).toEqual([10, 20]);
+  });
+
+  test('what fits no worker any more is refused, and nobody waits behind it', async () => {
+    const { ask, finishOne, setCapacity } = bench(100, 10_000);
+    await Promise.all([ask(10), ask(10)]);
+    const long = code(ask(400));
+    const longAgain = code(ask(400, { isReplay: true }));
+    const short = ask(10);
+    setCapacity(100);
+    finishOne();
+    await short;
+    expect([await long, await longAgain]).toEqual(['no_worker', 'no_worker']);
+  });
+
+  test('what was lost with its worker goes first, over the bound, and waits for a worker', async () => {
+    const { ask, finishOne, computing, setUsable } = bench(100, 1000);
+    await Promise.all([ask(50), ask(50)]);
+    const again = ask(500, { isReplay: true });
+    finishOne();
+    await again;
+    expect(computing.map(({ tokens }) => tokens)).toEqual([50, 500]);
+    finishOne();
+    finishOne();
+    setUsable(false);
+    const patient = ask(1, { isReplay: true });
+    setUsable(true);
+    await patient;
+    setUsable(false);
+    expect(await code(ask(1, { isReplay: true }))).toBe('no_worker');
+  });
+});
+
+test('ten times the load that can be served: goodput stays', async () => {
+  /** Prompts of 100 tokens at `load` times what 1000 tokens/s can serve, for 60 s; those that had their workers in time. */
+  async function goodput(load: number): Promise<number> {
+    const { ask, finishOne, computing, passTime, now } = bench(1000, 1000);
+    let good = 0;
+    let next = 0;
+    const everyMs = 100 / load;
+    while (now() < 60_000) {
+      for (; next * everyMs <= now(); next++) {
+        const arrivedMs = next * everyMs;
+        ask(100).then(
+          // It still computes when it is placed, behind at most one other.
+          () => now() - arrivedMs <= 1000 && good++,
+          () => {},
+        );
+      }
+      await settled();
+      if (computing.length > 0) finishOne();
+      else passTime(everyMs);
+    }
+    return good;
+  }
+  const peak = await goodput(0.95);
+  expect(peak).toBeGreaterThan(540);
+  expect(await goodput(10)).toBeGreaterThanOrEqual(0.9 * peak);
+});

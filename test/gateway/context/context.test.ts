@@ -1,0 +1,213 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describe, expect, test } from 'vitest';
+import { ServingError } from '../../../services/lib/process/errors.ts';
+import { metrics } from '../../../services/lib/process/metrics.ts';
+import {
+  createRetrieval,
+  type Retrieval,
+  type RetrievalQuery,
+  type Retrieved,
+} from '../../../services/lib/rag/search/retrieval.ts';
+import type { IndexHead, Store } from '../../../services/lib/rag/store/store.ts';
+import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
+
+const token = spelling('ok');
+const chunk = (path: string, score: number) => ({
+  id: path,
+  path,
+  startLine: 1,
+  endLine: 10,
+  score,
+  text: `# ${path}`,
+  vector: Float32Array.of(score, -score),
+});
+const found: Retrieved = {
+  indexVersion: 'v1',
+  retriever: 'jaccard',
+  fingerprint: 'context',
+  chunks: [chunk('a.py', 0.5), chunk('b.py', 0.25)],
+};
+
+const HEAD: IndexHead = {
+  version: '1'.repeat(16),
+  fingerprint: 'context',
+  hidden: 2,
+  files: 0,
+  chunks: 0,
+  languages: {},
+  indexedAt: '2026-01-02T03:04:05.678Z',
+};
+
+/** Answers every query alike, and remembers them. */
+function answering(answer: Retrieved | ServingError): Retrieval & { queries: RetrievalQuery[] } {
+  const queries: RetrievalQuery[] = [];
+  return {
+    queries,
+    retrieve: async (query) => {
+      queries.push(query);
+      if (answer instanceof ServingError) throw answer;
+      return answer;
+    },
+  };
+}
+
+describe('compressed context', () => {
+  test('stands in front as soft tokens, best first, and is reported', async () => {
+    const retrieval = answering(found);
+    const { complete, workers } = await fakeGateway({ token }, { retrieval });
+    const rag = { repo: 'shop', path: 'c.py', top_k: 3 };
+    const answer = await complete({ prompt: 'before', suffix: 'after', rag });
+    expect(retrieval.queries).toEqual([
+      { repo: 'shop', path: 'c.py', before: 'before', after: 'after', topK: 3, retriever: undefined },
+    ]);
+    expect(answer.rag).toEqual({
+      mode: 'compressed',
+      chunks: [
+        { path: 'a.py', start_line: 1, end_line: 10, score: 0.5 },
+        { path: 'b.py', start_line: 1, end_line: 10, score: 0.25 },
+      ],
+      index_version: 'v1',
+    });
+    const { tokenIds, soft } = workers.prefills[0]!;
+    expect(tokenIds!.slice(0, 3)).toEqual([idOf('<|fim_pad|>'), idOf('<|fim_pad|>'), idOf('<|fim_prefix|>')]);
+    expect(soft!.positions).toEqual([0, 1]);
+    const bytes = soft!.vectors as Uint8Array;
+    expect(new Float32Array(bytes.slice().buffer)).toEqual(Float32Array.of(0.5, -0.5, 0.25, -0.25));
+    expect(answer.usage!.prompt_tokens_details.soft_tokens).toBe(2);
+    expect(answer.usage!.prompt_tokens).toBe(tokenIds!.length);
+  });
+
+  test('is reported in the first chunk of a stream, and there alone', async () => {
+    const { stream } = await fakeGateway({ token }, { retrieval: answering(found) });
+    const chunks = await stream({ prompt: 'x', rag: { repo: 'shop' }, n: 2 });
+    expect(chunks[0]!.rag).toMatchObject({ mode: 'compressed', index_version: 'v1' });
+    expect(chunks.slice(1).every((each) => each.rag === undefined)).toBe(true);
+  });
+
+  test('is looked for by the text of a prompt of token ids too', async () => {
+    const retrieval = answering(found);
+    const { complete } = await fakeGateway({ token }, { retrieval });
+    await complete({ prompt: tokenizer.encode('def pop'), rag: { repo: 'shop' } });
+    expect(retrieval.queries[0]).toMatchObject({ before: 'def pop', after: '' });
+  });
+});
+
+test('context as text needs no vectors that fit', async () => {
+  const retrieval = answering({ ...found, fingerprint: 'of another encoder' });
+  const { complete, workers } = await fakeGateway({ token }, { retrieval });
+  const rag = { repo: 'shop', mode: 'text', path: 'c.py' };
+  const answer = await complete({ prompt: 'x', suffix: '', rag });
+  expect(answer.rag).toMatchObject({ mode: 'text', index_version: 'v1', chunks: [{ path: 'a.py' }, { path: 'b.py' }] });
+  expect(answer.usage!.prompt_tokens_details.soft_tokens).toBe(0);
+  const ids = workers.prefills[0]!.tokenIds!;
+  expect(ids[0]).toBe(idOf('<|repo_name|>'));
+  expect(tokenizer.decode(ids)).toContain('<|file_sep|>a.py\n# a.py\n');
+});
+
+test('chunks keep their order from one keystroke in a file to the next, also for clients that know no sessions', async () => {
+  let turn = 0;
+  const turning: Retrieval = {
+    retrieve: async () => ({ ...found, chunks: ++turn % 2 ? found.chunks : found.chunks.toReversed() }),
+  };
+  const { complete } = await fakeGateway({ token }, { retrieval: turning });
+  const order = async (path: string | undefined, repo = 'shop') => {
+    const { rag } = await complete({ prompt: 'x', user: 'u', rag: { repo, path } });
+    return (rag!.chunks as { path: string }[]).map((each) => each.path).join(' ');
+  };
+  expect([await order('c.py'), await order('c.py')]).toEqual(['a.py b.py', 'a.py b.py']);
+  // Other places have their own: the second one sees what was found for it.
+  expect([await order('d.py'), await order('e.py')]).toEqual(['a.py b.py', 'b.py a.py']);
+  expect([await order('c.py', 'other'), await order('c.py')]).toEqual(['a.py b.py', 'a.py b.py']);
+  expect([await order(undefined), await order(undefined)]).toEqual(['a.py b.py', 'b.py a.py']);
+});
+
+test('off asks nobody', async () => {
+  const retrieval = answering(found);
+  const { complete } = await fakeGateway({ token }, { retrieval });
+  const answer = await complete({ prompt: 'x', rag: { mode: 'off' } });
+  expect(answer.rag).toEqual({ mode: 'off', chunks: [], index_version: null });
+  expect(retrieval.queries).toEqual([]);
+});
+
+describe('a completion goes on without context', () => {
+  const slow: Retrieval = {
+    retrieve: (_, signal) =>
+      new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true })),
+  };
+  const wide = { ...found, chunks: [{ ...chunk('a.py', 1), vector: new Float32Array(3) }] };
+  test.each<[string, string, Retrieval | undefined]>([
+    ['there is no store', 'no_store', undefined],
+    ['the store is down', 'store_unavailable', answering(new ServingError('store_unavailable', 'refused'))],
+    ['the store holds nonsense', 'retrieval_failed', answering(new ServingError('store_invalid', 'bad row'))],
+    ['retrieval takes too long', 'over_budget', slow],
+    ['the vectors are of another encoder', 'stale_index', answering({ ...found, fingerprint: 'old' })],
+    ['the vectors are of another width', 'stale_index', answering(wide)],
+  ])('where %s', async (_, reason, retrieval) => {
+    const before = await degraded(reason);
+    const { complete, workers } = await fakeGateway({ token }, { retrieval, retrievalBudgetMs: 5 });
+    const answer = await complete({ prompt: 'x', rag: { repo: 'shop' } });
+    expect(answer.status).toBe(200);
+    expect(answer.rag).toMatchObject({ mode: 'compressed', chunks: [], degraded: reason });
+    expect(answer.usage!.prompt_tokens_details.soft_tokens).toBe(0);
+    expect(workers.prefills[0]!.soft!.positions).toEqual([]);
+    await expect.poll(() => degraded(reason)).toBe(before + 1);
+  });
+});
+
+describe('a retriever that encodes the query', () => {
+  /** Takes 50 ms, and says at once what it searches with. */
+  const takingLong: Retrieval = {
+    retrieve: async (_, signal, onRetriever) => {
+      onRetriever?.('fused');
+      await sleep(50);
+      signal.throwIfAborted();
+      return found;
+    },
+  };
+  test.each([
+    ['may take its own time', 60_000, undefined],
+    ['and no longer', 10, 'over_budget'],
+  ])('%s', async (_, denseBudgetMs, degradation) => {
+    const { complete } = await fakeGateway({ token }, { retrieval: takingLong, retrievalBudgetMs: 5, denseBudgetMs });
+    const { rag } = await complete({ prompt: 'x', rag: { repo: 'shop' } });
+    expect(rag?.degraded).toBe(degradation);
+    expect(rag?.chunks).toHaveLength(degradation ? 0 : 2);
+  });
+});
+
+test('the first query of a repository loads its index for those that follow, whatever its own budget', async () => {
+  let loads = 0;
+  let loaded!: (index: undefined) => void;
+  const store = {
+    head: async () => HEAD,
+    snapshot: async () => {
+      loads++;
+      await new Promise((resolve) => {
+        loaded = resolve;
+      });
+      return { head: HEAD, ids: Buffer.alloc(0) };
+    },
+    entries: async () => [],
+    contents: async () => [],
+  } as unknown as Store;
+  const retrieval = createRetrieval(store, { queryLines: 10 });
+  const { complete } = await fakeGateway({ token }, { retrieval, retrievalBudgetMs: 20 });
+  const degradation = async () => (await complete({ prompt: 'x', rag: { repo: 'shop' } })).rag?.degraded;
+  expect(await degradation()).toBe('over_budget');
+  expect(await degradation()).toBe('over_budget');
+  loaded(undefined);
+  await expect.poll(degradation).toBeUndefined();
+  expect(loads).toBe(1);
+});
+
+test('what the client got wrong is refused', async () => {
+  const missing = answering(new ServingError('repo_not_found', 'no index of repository shop', { param: 'repo' }));
+  const { complete } = await fakeGateway({ token }, { retrieval: missing });
+  const answer = await complete({ prompt: 'x', rag: { repo: 'shop' } });
+  expect(answer).toMatchObject({ status: 404, error: { code: 'repo_not_found', param: 'rag.repo' } });
+});
+
+async function degraded(reason: string): Promise<number> {
+  const { values } = await metrics.degraded.get();
+  return values.find(({ labels }) => labels.reason === reason)?.value ?? 0;
+}

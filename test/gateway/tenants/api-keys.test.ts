@@ -1,0 +1,126 @@
+/** Limits of tenants, as the keys file says them. */
+import { createHash } from 'node:crypto';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { loadApiKeys } from '../../../services/gateway/tenants/api-keys.ts';
+import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
+
+const dir = await mkdtemp(join(tmpdir(), 'llavacode-keys-'));
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+const sha256 = (text: string) => createHash('sha256').update(text).digest('hex');
+const entry = (key: string, tenant: string, limits: object = {}) => ({
+  key_sha256: sha256(key),
+  tenant,
+  repos: ['*'],
+  ...limits,
+});
+
+async function keysOf(entries: object[]) {
+  const file = join(dir, 'keys.json');
+  await writeFile(file, JSON.stringify(entries));
+  return loadApiKeys(file);
+}
+
+const bearer = (key: string) => ({ authorization: `Bearer ${key}` });
+
+describe('requests in flight', () => {
+  test('are counted per tenant, over all of its keys, and not for others', async () => {
+    const limits = { max_inflight: 1 };
+    const keys = await keysOf([entry('a1', 'a', limits), entry('a2', 'a', limits), entry('b', 'b')]);
+    const gateway = await fakeGateway({ token: spelling('ab'), holdAt: 'in decode' }, { keys });
+    const post = (key: string, body: object = {}) =>
+      gateway.app.inject({
+        method: 'POST',
+        url: '/v1/completions',
+        headers: bearer(key),
+        payload: { prompt: 'x', timeout_ms: 3_000, session: 's', ...body },
+      });
+    const held = post('a1');
+    await gateway.workers.held();
+    const refused = await post('a2', { session: 'other' });
+    expect(refused.statusCode).toBe(429);
+    expect(refused.json().error).toMatchObject({ code: 'quota_exceeded', type: 'rate_limit_error' });
+    expect(refused.headers).toMatchObject({
+      'retry-after': '1',
+      'x-llavacode-limit': 'max-inflight',
+      'x-llavacode-refused-by': 'max-inflight',
+    });
+    const others = [post('b'), post('b', { session: 'other' })];
+    // The next keystroke of the same place is not kept out by the one that it supersedes.
+    gateway.workers.model.holdAt = undefined;
+    expect((await post('a2')).statusCode).toBe(200);
+    expect((await held).json().error.code).toBe('superseded');
+    expect((await Promise.all(others)).map(({ statusCode }) => statusCode)).not.toContain(429);
+  });
+});
+
+describe('tokens per minute', () => {
+  test('are those of prompts and outputs, whatever key they came with', async () => {
+    const limits = { tokens_per_minute: 10 };
+    const keys = await keysOf([entry('a1', 'a', limits), entry('a2', 'a', limits)]);
+    const gateway = await fakeGateway({ token: () => 70 }, { keys });
+    const post = (key: string) =>
+      gateway.app.inject({
+        method: 'POST',
+        url: '/v1/completions',
+        headers: bearer(key),
+        payload: { prompt: Array(10).fill(5), max_tokens: 10 },
+      });
+    expect((await post('a1')).json().usage.total_tokens).toBe(20);
+    const refused = await post('a2');
+    expect(refused.json().error.code).toBe('quota_exceeded');
+    expect(refused.headers).toMatchObject({ 'x-llavacode-limit': 'tokens-per-minute' });
+    expect(Number(refused.headers['retry-after'])).toBeGreaterThanOrEqual(1);
+  });
+
+  test('are not those of what was refused', async () => {
+    const keys = await keysOf([entry('a', 'a', { tokens_per_minute: 9 })]);
+    const gateway = await fakeGateway({ token: () => 70 }, { keys });
+    const payload = { prompt: Array(10).fill(5), max_tokens: 1 };
+    const post = () => gateway.app.inject({ method: 'POST', url: '/v1/completions', headers: bearer('a'), payload });
+    gateway.pool.setPrefill([]);
+    expect((await post()).json().error.code).toBe('no_worker');
+    expect(gateway.lines.find(({ message }) => message === 'completion')).toMatchObject({
+      usage: { prompt_tokens: 0 },
+    });
+    gateway.pool.setPrefill([gateway.workers.prefill.address]);
+    await gateway.pool.refresh();
+    expect((await post()).statusCode).toBe(200);
+  });
+});
+
+describe('a keys file', () => {
+  test.each([
+    ['two limits of one tenant', [entry('1', 'a', { max_inflight: 1 }), entry('2', 'a')], '1.max_inflight'],
+    ['one key twice', [entry('1', 'a'), { ...entry('1', 'b'), key_sha256: sha256('1').toUpperCase() }], '1.key_sha256'],
+    ['no limit at all', [entry('1', 'a', { tokens_per_minute: 0 })], '0.tokens_per_minute'],
+    ['an unknown field', [entry('1', 'a', { max_tokens: 5 })], '0'],
+    ['a key that is not hashed', [{ ...entry('1', 'a'), key_sha256: 'secret' }], '0.key_sha256'],
+  ])('with %s is refused, naming the place', async (_, entries, place) => {
+    await expect(keysOf(entries)).rejects.toMatchObject({
+      code: 'config_invalid',
+      message: expect.stringContaining(place),
+    });
+  });
+
+  test('without entries lets nobody in', async () => {
+    const keys = await keysOf([]);
+    expect(() => keys.identify('Bearer x')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
+  });
+});
+
+test('a sample of a completion is in the log where it is asked for: its shape, not its words', async () => {
+  const gateway = await fakeGateway({ token: spelling('ab') }, { logSamplePercent: 100 });
+  await gateway.complete({ prompt: 'key = "hunter2"\nx = ', suffix: '\nsecret()', max_tokens: 5 });
+  await gateway.stream({ prompt: [5, 6], max_tokens: 5 });
+  const samples = () => gateway.lines.flatMap(({ sample }) => (sample ? [JSON.parse(JSON.stringify(sample))] : []));
+  await expect.poll(() => samples().length).toBe(2);
+  expect(samples()).toEqual([
+    { prompt: 'xxx = "xxxxxx9"\nx = ', suffix: '\nxxxxxx()', text: 'xx' },
+    { prompt: '2 token ids', text: 'xx' },
+  ]);
+  expect(JSON.stringify(gateway.lines)).not.toMatch(/hunter2|secret/);
+});

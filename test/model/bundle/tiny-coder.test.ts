@@ -1,0 +1,147 @@
+/** The model that ships: its reference outputs, from text to soft tokens, and what quantisation costs it. */
+import { join } from 'node:path';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { openPair } from '../../../services/export.ts';
+import { OrtSession } from '../../../services/lib/engine/ort.ts';
+import { type Bundle, openBundle, verifyBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { exportBundle, type Precision, type PrefillPrecision } from '../../../services/lib/model/bundle/export.ts';
+import { type Divergence, type GraphPair, verifyExport } from '../../../services/lib/model/bundle/verify.ts';
+import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
+import {
+  DecoderRun,
+  ids64,
+  largestDifference,
+  readExpected,
+  readJsonFile,
+  TINY_CODER,
+  temporaryFolder,
+} from '../../support/models.ts';
+
+interface Prompt {
+  readonly input_ids: number[];
+  readonly greedy: number[];
+}
+interface Golden {
+  readonly prefix: Prompt;
+  readonly fim: Prompt;
+  readonly loop: Prompt;
+  readonly projector: { readonly chunks: string[] };
+}
+
+const CODE = `class Cache:
+    def __init__(self, capacity):
+        self.capacity = capacity
+        self.items = {}
+
+    def get(self, key, default=None):
+        return self.items.get(key, default)
+
+    def put(self, key, value):
+        if len(self.items) >= self.capacity:
+            oldest = next(iter(self.items))
+            del self.items[oldest]
+        self.items[key] = value
+
+    def __len__(self):
+        return len(self.items)
+`;
+
+const parent = await temporaryFolder();
+const golden = await readJsonFile<Golden>(join(TINY_CODER, 'expected.json'));
+const load = (path: string) => OrtSession.load(path, { provider: 'cpu', threads: 1 });
+const exported = async (precision: Precision, prefillPrecision?: PrefillPrecision): Promise<Bundle> => {
+  const to = join(parent, `${precision}-${prefillPrecision}`);
+  await exportBundle({ llm: TINY_CODER, to, precision, prefillPrecision });
+  return openBundle(to);
+};
+
+describe('in fp32', () => {
+  let bundle: Bundle;
+  beforeAll(async () => {
+    bundle = await exported('fp32');
+  });
+
+  test('is a sound bundle with compressed context', async () => {
+    await verifyBundle(bundle);
+    expect(bundle.manifest.name).toBe('tiny-coder');
+    expect(bundle.manifest.context).toMatchObject({
+      encoder: { kind: 'qwen2', dim: 256, maxTokens: 192, pooling: 'mean', normalize: true, addSpecialTokens: false },
+      projector: { widths: [256, 512, 512, 256] },
+    });
+  });
+
+  test.each(['prefix', 'fim', 'loop'] as const)('continues %s as the reference', async (prompt) => {
+    const session = await load(bundle.llm);
+    const { input_ids, greedy } = golden[prompt];
+    const decoder = new DecoderRun(session, bundle.manifest.llm.spec);
+    expect(await decoder.greedy({ ids: input_ids }, greedy.length)).toEqual(greedy);
+    session.dispose();
+  });
+
+  test('chunks become the reference embeddings and soft tokens', async () => {
+    const expected = await readExpected(join(TINY_CODER, 'projector/expected.safetensors'));
+    const tokenizer = await loadTokenizer(bundle.context!.tokenizerDir);
+    const { maxTokens } = bundle.manifest.context!.encoder;
+    const rows = golden.projector.chunks.map((chunk) => tokenizer.encodeHead(chunk, maxTokens));
+    const sequence = Math.max(...rows.map((row) => row.length));
+    const [encoder, projector] = [await load(bundle.context!.encoder), await load(bundle.context!.projector)];
+    const { embeddings } = await encoder.run({
+      input_ids: ids64(
+        [rows.length, sequence],
+        rows.flatMap((row) => [...row, ...new Array<number>(sequence - row.length).fill(0)]),
+      ),
+      lengths: { type: 'int32', dims: [rows.length], data: Int32Array.from(rows, (row) => row.length) },
+    });
+    const { soft_tokens } = await projector.run({ embeddings: embeddings! });
+    expect(largestDifference(embeddings!.data as Float32Array, expected.float32('embeddings'))).toBeLessThanOrEqual(
+      1e-4,
+    );
+    expect(largestDifference(soft_tokens!.data as Float32Array, expected.float32('soft_tokens'))).toBeLessThanOrEqual(
+      1e-3,
+    );
+    encoder.dispose();
+    projector.dispose();
+  });
+});
+
+describe('quantised', () => {
+  const divergence = async (precision: Precision, prefillPrecision?: PrefillPrecision): Promise<Divergence> => {
+    const bundle = await exported(precision, prefillPrecision);
+    const tokenizer = await loadTokenizer(TINY_CODER);
+    const sequences = [tokenizer.encode(CODE), golden.fim.input_ids];
+    const open = (graphs: GraphPair) => openPair(graphs, bundle.manifest.llm.spec);
+    return verifyExport({ bundle, llm: TINY_CODER, sequences, open });
+  };
+
+  test('int8 is close to fp32, int4 less so', async () => {
+    const [int8, int4] = [await divergence('int8'), await divergence('int4')];
+    expect(int8.positions).toBeGreaterThan(100);
+    expect(int8.klMean).toBeGreaterThan(0);
+    expect(int8.klMean).toBeLessThan(0.01);
+    expect(int8.klP99).toBeLessThan(0.1);
+    expect(int8.top1Agreement).toBeGreaterThan(0.95);
+    expect(int4.klMean).toBeGreaterThan(int8.klMean);
+    expect(int4.klMean).toBeLessThan(0.3);
+    expect(int4.top1Agreement).toBeGreaterThan(0.7);
+  });
+
+  test('in half precision hardly anything changes', async () => {
+    const fp16 = await divergence('fp16');
+    expect(fp16.klMean).toBeLessThan(1e-4);
+    expect(fp16.top1Agreement).toBeGreaterThan(0.99);
+  });
+
+  test('prompts in W8A8 cost no more than prompts in int4, decoding from their KV included', async () => {
+    const [own, same] = [await divergence('int4', 'w8a8'), await divergence('int4', 'same')];
+    expect(own.klMean).toBeLessThanOrEqual(same.klMean);
+    expect(own.top1Agreement).toBeGreaterThanOrEqual(same.top1Agreement);
+  });
+
+  test('nothing to compare is refused', async () => {
+    const bundle = await exported('fp32');
+    const open = () => Promise.reject(new Error('must not be opened'));
+    await expect(verifyExport({ bundle, llm: TINY_CODER, sequences: [[]], open })).rejects.toThrow(
+      expect.objectContaining({ code: 'config_invalid' }),
+    );
+  });
+});

@@ -1,0 +1,162 @@
+/** The decoder graph against PyTorch: logits, greedy continuations, soft tokens, chunks, keys and values. */
+import { join } from 'node:path';
+import { beforeAll, describe, expect, test } from 'vitest';
+import type { OrtSession } from '../../../services/lib/engine/ort.ts';
+import type { DecoderSpec } from '../../../services/lib/model/checkpoint/spec.ts';
+import {
+  DecoderRun,
+  type Expected,
+  GOLDENS,
+  ids64,
+  largestDifference,
+  loadDecoder,
+  readExpected,
+  readJsonFile,
+  temporaryFolder,
+} from '../../support/models.ts';
+
+interface Golden {
+  readonly input_ids: number[];
+  readonly greedy: number[];
+  readonly greedy_soft_prefix: number[];
+  readonly soft: number;
+}
+const LOGIT_TOLERANCE = 2e-3;
+const zeros = (n: number) => new Array<number>(n).fill(0);
+const range = (start: number, end: number) => Array.from({ length: end - start }, (_, i) => start + i);
+
+describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name) => {
+  const dir = join(GOLDENS, name);
+  const parent = await temporaryFolder();
+  let session: OrtSession;
+  let spec: DecoderSpec;
+  let golden: Golden;
+  let expected: Expected;
+  let soft: Float32Array;
+  const run = () => new DecoderRun(session, spec);
+
+  beforeAll(async () => {
+    ({ session, spec } = await loadDecoder(dir, parent, 'decoder'));
+    golden = await readJsonFile(join(dir, 'expected.json'));
+    expected = await readExpected(join(dir, 'expected.safetensors'));
+    soft = expected.float32('soft_tokens');
+    return () => session.dispose();
+  });
+
+  test('logits of every position', async () => {
+    const logits = await run().step({ ids: golden.input_ids });
+    expect(largestDifference(logits, expected.float32('logits'))).toBeLessThanOrEqual(LOGIT_TOLERANCE);
+  });
+
+  test('greedy continuation with keys and values kept in place', async () => {
+    expect(await run().greedy({ ids: golden.input_ids }, 24)).toEqual(golden.greedy);
+  });
+
+  test('keys and values of the last layer', async () => {
+    const decoder = run();
+    await decoder.step({ ids: golden.input_ids });
+    for (const [part, cache] of [
+      ['key', decoder.cache.at(-2)!],
+      ['value', decoder.cache.at(-1)!],
+    ] as const) {
+      const want = expected.float32(`last_layer_${part}`);
+      const width = golden.input_ids.length * spec.headDim;
+      for (let head = 0; head < spec.kvHeads; head++) {
+        const start = head * decoder.capacity * spec.headDim;
+        const found = cache.subarray(start, start + width);
+        expect(largestDifference(found, want.subarray(head * width, (head + 1) * width))).toBeLessThanOrEqual(1e-4);
+      }
+    }
+  });
+
+  test('soft tokens before the prompt', async () => {
+    const first = {
+      ids: [...zeros(golden.soft), ...golden.input_ids],
+      soft: { positions: range(0, golden.soft), vectors: soft },
+    };
+    const logits = await run().step(first);
+    const want = expected.float32('logits_soft_prefix');
+    expect(largestDifference(logits, want)).toBeLessThanOrEqual(LOGIT_TOLERANCE);
+    expect(await run().greedy(first, 24)).toEqual(golden.greedy_soft_prefix);
+  });
+
+  test('soft tokens inside the prompt', async () => {
+    const ids = [...golden.input_ids.slice(0, 5), ...zeros(3), ...golden.input_ids.slice(5)];
+    const vectors = soft.subarray(0, 3 * spec.hidden);
+    const logits = await run().step({ ids, soft: { positions: [5, 6, 7], vectors } });
+    const want = expected.float32('logits_soft_middle');
+    expect(largestDifference(logits, want)).toBeLessThanOrEqual(LOGIT_TOLERANCE);
+  });
+
+  test.each([1, 2, 7, 16, 100])('a prompt in chunks of %i gives the logits of the whole', async (size) => {
+    const decoder = run();
+    const want = expected.float32('logits');
+    const { input_ids: ids } = golden;
+    for (let start = 0; start < ids.length; start += size) {
+      const end = Math.min(ids.length, start + size);
+      const logits = await decoder.step({ ids: ids.slice(start, end) });
+      const rows = want.subarray(start * spec.vocab, end * spec.vocab);
+      expect(largestDifference(logits, rows)).toBeLessThanOrEqual(LOGIT_TOLERANCE);
+    }
+  });
+
+  test('soft tokens that a chunk boundary splits', async () => {
+    const decoder = run();
+    const ids = [...zeros(golden.soft), ...golden.input_ids];
+    const want = expected.float32('logits_soft_prefix');
+    for (const [start, end] of [
+      [0, 4],
+      [4, 13],
+      [13, ids.length],
+    ] as const) {
+      const positions = range(start, Math.max(start, Math.min(end, golden.soft))).map((at) => at - start);
+      const vectors = soft.subarray(start * spec.hidden, (start + positions.length) * spec.hidden);
+      const logits = await decoder.step({ ids: ids.slice(start, end), soft: { positions, vectors } });
+      const rows = want.subarray(start * spec.vocab, end * spec.vocab);
+      expect(largestDifference(logits, rows)).toBeLessThanOrEqual(LOGIT_TOLERANCE);
+    }
+  });
+
+  test('logits of some positions only, or of none', async () => {
+    const want = expected.float32('logits');
+    const decoder = run();
+    const logits = await decoder.step({ ids: golden.input_ids.slice(0, 10), rows: [9, 3] });
+    for (const [i, row] of [9, 3].entries()) {
+      const found = logits.subarray(i * spec.vocab, (i + 1) * spec.vocab);
+      const rowWant = want.subarray(row * spec.vocab, (row + 1) * spec.vocab);
+      expect(largestDifference(found, rowWant)).toBeLessThanOrEqual(LOGIT_TOLERANCE);
+    }
+    // A chunk without logits still leaves its keys and values.
+    expect((await decoder.step({ ids: golden.input_ids.slice(10, 20), rows: [] })).length).toBe(0);
+    const rest = await decoder.step({ ids: golden.input_ids.slice(20) });
+    expect(largestDifference(rest, want.subarray(20 * spec.vocab))).toBeLessThanOrEqual(LOGIT_TOLERANCE);
+  });
+
+  test('a batch of sequences, right-padded, with a soft token in the second', async () => {
+    const { hidden, kvHeads, headDim, layers, vocab } = spec;
+    const rows = [golden.input_ids.slice(0, 6), [0, ...golden.input_ids.slice(0, 3)]];
+    const empty = { type: 'float32' as const, dims: [2, kvHeads, 0, headDim], data: new Float32Array(0) };
+    const past = range(0, layers).flatMap((i) => [
+      [`past.${i}.key`, empty],
+      [`past.${i}.value`, empty],
+    ]);
+    const outputs = await session.run(
+      {
+        input_ids: ids64([2, 6], [...rows[0]!, ...rows[1]!, 0, 0]),
+        soft_tokens: { type: 'float32', dims: [1, hidden], data: soft.slice(0, hidden) },
+        soft_positions: ids64([1], [6]),
+        logit_rows: ids64([2], [3, 5]),
+        seqlens_k: { type: 'int32', dims: [2], data: Int32Array.of(5, 3) },
+        total_sequence_length: { type: 'int32', dims: [], data: Int32Array.of(6) },
+        ...Object.fromEntries(past),
+      },
+      ['logits'],
+    );
+    expect(outputs.logits!.dims).toEqual([2, 2, vocab]);
+    const logits = outputs.logits!.data as Float32Array;
+    const first = await run().step({ ids: rows[0]!, rows: [3, 5] });
+    const alone = { ids: rows[1]!, soft: { positions: [0], vectors: soft.subarray(0, hidden) }, rows: [3] };
+    expect(largestDifference(logits.subarray(0, 2 * vocab), first)).toBeLessThanOrEqual(1e-4);
+    expect(largestDifference(logits.subarray(2 * vocab, 3 * vocab), await run().step(alone))).toBeLessThanOrEqual(1e-4);
+  });
+});

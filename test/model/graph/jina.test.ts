@@ -1,0 +1,212 @@
+/**
+ * JinaBERT. There is no golden of it: the graph is compared with a plain forward pass written here, loop by loop, on small
+ * random checkpoints of both published forms.
+ */
+import { describe, expect, test } from 'vitest';
+import type { TensorSource } from '../../../services/lib/model/checkpoint/checkpoint.ts';
+import { type JinaSpec, maxInputTokens, parseSpec } from '../../../services/lib/model/checkpoint/spec.ts';
+import { buildEncoder } from '../../../services/lib/model/graph/encoder.ts';
+import { alibiSlopes } from '../../../services/lib/model/graph/jina.ts';
+import { ids64, largestDifference, loadGraph, temporaryFolder } from '../../support/models.ts';
+
+// As published for jina-embeddings-v2-base-code, but for the sizes.
+const CONFIG = {
+  _name_or_path: 'jinaai/jina-bert-v2-qk-post-norm',
+  model_type: 'bert',
+  hidden_act: 'gelu',
+  hidden_size: 48,
+  intermediate_size: 40,
+  num_attention_heads: 6,
+  num_hidden_layers: 2,
+  vocab_size: 50,
+  max_position_embeddings: 64,
+  type_vocab_size: 2,
+  layer_norm_eps: 1e-12,
+  position_embedding_type: 'alibi',
+  feed_forward_type: 'geglu',
+  emb_pooler: 'mean',
+  pad_token_id: 0,
+};
+const SPEC = parseSpec('config.json', CONFIG) as JinaSpec;
+
+type Form = 'code' | 'en';
+type Tensors = Map<string, { readonly shape: readonly number[]; readonly data: Float32Array }>;
+
+/** Random weights under the published names. */
+function checkpoint(form: Form, prefix: string): Tensors {
+  const { hidden, intermediate, vocab, tokenTypes, layers } = SPEC;
+  const tensors: Tensors = new Map();
+  let state = form === 'code' ? 7 : 11;
+  const put = (name: string, shape: readonly number[], offset = 0) => {
+    const size = shape.reduce((product, dim) => product * dim, 1);
+    const data = Float32Array.from({ length: size }, () => {
+      state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+      return offset + (state / 2 ** 32 - 0.5) * 0.6;
+    });
+    tensors.set(prefix + name, { shape, data });
+  };
+  const linear = (name: string, rows: number, columns: number) => {
+    put(`${name}.weight`, [rows, columns]);
+    put(`${name}.bias`, [rows]);
+  };
+  const norm = (name: string) => {
+    put(`${name}.weight`, [hidden], 1);
+    put(`${name}.bias`, [hidden]);
+  };
+  put('embeddings.word_embeddings.weight', [vocab, hidden]);
+  put('embeddings.token_type_embeddings.weight', [tokenTypes, hidden]);
+  norm('embeddings.LayerNorm');
+  for (let i = 0; i < layers; i++) {
+    const layer = `encoder.layer.${i}`;
+    for (const part of ['query', 'key', 'value']) linear(`${layer}.attention.self.${part}`, hidden, hidden);
+    linear(`${layer}.attention.output.dense`, hidden, hidden);
+    norm(`${layer}.attention.output.LayerNorm`);
+    if (form === 'code') {
+      norm(`${layer}.attention.self.layer_norm_q`);
+      norm(`${layer}.attention.self.layer_norm_k`);
+      norm(`${layer}.layer_norm_1`);
+      norm(`${layer}.layer_norm_2`);
+      put(`${layer}.mlp.up_gated_layer.weight`, [2 * intermediate, hidden]);
+      linear(`${layer}.mlp.down_layer`, hidden, intermediate);
+    } else {
+      put(`${layer}.mlp.gated_layers.weight`, [2 * intermediate, hidden]);
+      linear(`${layer}.mlp.wo`, hidden, intermediate);
+      norm(`${layer}.mlp.layernorm`);
+    }
+  }
+  return tensors;
+}
+
+const sourceOf = (tensors: Tensors): TensorSource => ({
+  origin: 'in-memory',
+  shapeOf: (name) => tensors.get(name)?.shape,
+  read: async (name) => tensors.get(name)!.data,
+});
+
+/** By its Taylor series. */
+function erf(x: number): number {
+  let term = x;
+  let sum = x;
+  for (let n = 1; Math.abs(term) > 1e-12; n++) {
+    term *= (-x * x) / n;
+    sum += term / (2 * n + 1);
+  }
+  return (2 / Math.sqrt(Math.PI)) * sum;
+}
+const gelu = (x: number) => 0.5 * x * (1 + erf(x / Math.SQRT2));
+
+/** The mean of the hidden states of one sequence, as the published code computes them, in 64-bit floats. */
+function forward(form: Form, tensors: Tensors, prefix: string, ids: readonly number[]): number[] {
+  const { hidden, intermediate, heads, layers, normEps } = SPEC;
+  const get = (name: string) => tensors.get(prefix + name)!.data;
+  const norm = (name: string, x: number[]) => {
+    const mean = x.reduce((sum, v) => sum + v, 0) / x.length;
+    const variance = x.reduce((sum, v) => sum + (v - mean) ** 2, 0) / x.length;
+    const [weight, bias] = [get(`${name}.weight`), get(`${name}.bias`)];
+    return x.map((v, i) => ((v - mean) / Math.sqrt(variance + normEps)) * weight[i]! + bias[i]!);
+  };
+  const linear = (name: string, x: number[], rows: number, biased = true) => {
+    const weight = get(`${name}.weight`);
+    return Array.from({ length: rows }, (_, r) =>
+      x.reduce((sum, v, c) => sum + v * weight[r * x.length + c]!, biased ? get(`${name}.bias`)[r]! : 0),
+    );
+  };
+  const add = (a: number[], b: number[]) => a.map((v, i) => v + b[i]!);
+  const [words, types] = [get('embeddings.word_embeddings.weight'), get('embeddings.token_type_embeddings.weight')];
+  let rows = ids.map((id) =>
+    norm(
+      'embeddings.LayerNorm',
+      Array.from({ length: hidden }, (_, i) => words[id * hidden + i]! + types[i]!),
+    ),
+  );
+  const size = hidden / heads;
+  // For 6 heads: 4 of the sequence for 4, then every other one of that for 8.
+  const slopes = [2 ** -2, 2 ** -4, 2 ** -6, 2 ** -8, 2 ** -1, 2 ** -3];
+  for (let i = 0; i < layers; i++) {
+    const layer = `encoder.layer.${i}`;
+    const project = (part: string) => rows.map((row) => linear(`${layer}.attention.self.${part}`, row, hidden));
+    const normed = (part: 'q' | 'k', x: number[][]) =>
+      form === 'code' ? x.map((row) => norm(`${layer}.attention.self.layer_norm_${part}`, row)) : x;
+    const [q, k, v] = [normed('q', project('query')), normed('k', project('key')), project('value')];
+    const mixed = rows.map((_, a) =>
+      Array.from({ length: hidden }, (_, column) => {
+        const head = Math.floor(column / size);
+        const scores = rows.map((_, b) => {
+          let dot = 0;
+          for (let c = head * size; c < (head + 1) * size; c++) dot += q[a]![c]! * k[b]![c]!;
+          return Math.exp(dot / Math.sqrt(size) - slopes[head]! * Math.abs(a - b));
+        });
+        const total = scores.reduce((sum, s) => sum + s, 0);
+        return scores.reduce((sum, s, b) => sum + (s / total) * v[b]![column]!, 0);
+      }),
+    );
+    rows = rows.map((row, a) => {
+      const dense = linear(`${layer}.attention.output.dense`, mixed[a]!, hidden);
+      const attended = norm(`${layer}.attention.output.LayerNorm`, add(dense, row));
+      if (form === 'code') {
+        const x = norm(`${layer}.layer_norm_1`, add(attended, row));
+        const both = linear(`${layer}.mlp.up_gated_layer`, x, 2 * intermediate, false);
+        const gated = both.slice(0, intermediate).map((up, j) => up * gelu(both[intermediate + j]!));
+        return norm(`${layer}.layer_norm_2`, add(linear(`${layer}.mlp.down_layer`, gated, hidden), x));
+      }
+      const both = linear(`${layer}.mlp.gated_layers`, attended, 2 * intermediate, false);
+      const gated = both.slice(0, intermediate).map((gate, j) => gelu(gate) * both[intermediate + j]!);
+      return norm(`${layer}.mlp.layernorm`, add(linear(`${layer}.mlp.wo`, gated, hidden), attended));
+    });
+  }
+  return Array.from({ length: hidden }, (_, i) => rows.reduce((sum, row) => sum + row[i]!, 0) / rows.length);
+}
+
+const parent = await temporaryFolder();
+
+describe.each([
+  ['code', ''],
+  ['code', 'bert.'],
+  ['en', ''],
+] as const)('the form of base-%s, names after "%s"', (form, prefix) => {
+  test('a padded batch gives what the plain forward pass gives', async () => {
+    const tensors = checkpoint(form, prefix);
+    const graph = buildEncoder(SPEC, sourceOf(tensors), {
+      weights: 'fp32',
+      pooling: 'mean',
+      normalize: false,
+      maxTokens: 64,
+    });
+    const session = await loadGraph(graph, parent, `${form}${prefix}`);
+    const rows = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18], [49, 3, 3], [20], [7, 8, 9, 30, 31]];
+    for (const batch of [rows, ...rows.map((row) => [row])]) {
+      const longest = Math.max(...batch.map((row) => row.length));
+      const padded = batch.flatMap((row) => [...row, ...new Array<number>(longest - row.length).fill(0)]);
+      const { embeddings } = await session.run({
+        input_ids: ids64([batch.length, longest], padded),
+        lengths: { type: 'int32', dims: [batch.length], data: Int32Array.from(batch, (row) => row.length) },
+      });
+      const want = Float32Array.from(batch.flatMap((ids) => forward(form, tensors, prefix, ids)));
+      expect(largestDifference(embeddings!.data as Float32Array, want)).toBeLessThanOrEqual(1e-4);
+    }
+    session.dispose();
+  });
+});
+
+test('slopes are those of the ALiBi paper', () => {
+  expect([...alibiSlopes(8)]).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((i) => 2 ** -i));
+  const twelve = [...alibiSlopes(12)];
+  expect(twelve.slice(0, 8)).toEqual([...alibiSlopes(8)]);
+  expect(twelve.slice(8)).toEqual([0.5, 1.5, 2.5, 3.5].map((i) => Math.fround(2 ** -i)));
+});
+
+test('config.json', () => {
+  expect(SPEC).toMatchObject({ architecture: 'jina', hidden: 48, heads: 6, maxPositions: 64, normEps: 1e-12 });
+  expect(maxInputTokens(SPEC)).toBe(64);
+});
+
+test.each([
+  ['plain BERT', { position_embedding_type: 'absolute' }, 'position_embedding_type'],
+  ['another MLP', { feed_forward_type: 'original' }, 'feed_forward_type'],
+  ['another activation', { hidden_act: 'relu' }, 'hidden_act'],
+  ['heads that do not fit', { num_attention_heads: 5 }, '5 heads'],
+])('%s is refused', (_, change, message) => {
+  expect(() => parseSpec('config.json', { ...CONFIG, ...change })).toThrow(
+    expect.objectContaining({ code: 'checkpoint_invalid', message: expect.stringContaining(message) }),
+  );
+});

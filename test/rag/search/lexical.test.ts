@@ -1,0 +1,178 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { type Indexable, InvertedIndexBuilder } from '../../../services/lib/rag/search/inverted-index-builder.ts';
+import { bm25, searchLexical } from '../../../services/lib/rag/search/lexical.ts';
+import type { Hit } from '../../../services/lib/rag/search/retriever.ts';
+
+async function indexOf(documents: readonly Indexable[]) {
+  const builder = new InvertedIndexBuilder();
+  for (const document of documents) builder.add(document);
+  return builder.build(async () => {});
+}
+
+const best = (hits: Hit[], topK: number) =>
+  hits.sort((a, b) => b.score - a.score || a.ordinal - b.ordinal).slice(0, topK);
+
+function bruteJaccard(documents: readonly Indexable[], query: readonly string[], topK: number, exclude?: string) {
+  const hits = documents.flatMap(({ path, tokens }, ordinal) => {
+    const shared = query.filter((token) => tokens.includes(token)).length;
+    const score = shared / new Set([...query, ...tokens]).size;
+    return shared === 0 || path === exclude ? [] : [{ ordinal, score }];
+  });
+  return best(hits, topK);
+}
+
+function bruteBm25(documents: readonly Indexable[], query: readonly string[], topK: number, exclude?: string) {
+  const average = documents.reduce((sum, { tokens }) => sum + tokens.length, 0) / documents.length;
+  const { weight, score } = bm25(documents.length, average);
+  const frequency = (token: string) => documents.filter(({ tokens }) => tokens.includes(token)).length;
+  const hits = documents.flatMap(({ path, tokens }, ordinal) => {
+    const shared = query.filter((token) => tokens.includes(token));
+    const sum = shared.reduce((total, token) => total + weight(frequency(token)), 0);
+    return shared.length === 0 || path === exclude ? [] : [{ ordinal, score: score(sum, tokens.length) }];
+  });
+  return best(hits, topK);
+}
+
+const BRUTE = { jaccard: bruteJaccard, bm25: bruteBm25 } as const;
+const NAMES = ['jaccard', 'bm25'] as const;
+
+const tokens = fc.uniqueArray(fc.constantFrom(...'abcdefghijkl', 'constructor', '__proto__'), { maxLength: 10 });
+/** Chunks of one path come one after the other. */
+const few = fc
+  .array(fc.array(tokens, { maxLength: 6 }), { maxLength: 8 })
+  .map((files) => files.flatMap((chunks, file) => chunks.map((tokens) => ({ path: `${file}.py`, tokens }))));
+
+/** Numbers in [0, 1) from a seed. */
+function random(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return state / 2 ** 32;
+  };
+}
+
+/** Chunks as code has them: few identifiers in most of them, most identifiers in few. */
+function many(seed: number, count: number): Indexable[] {
+  const next = random(seed);
+  const word = () => `w${Math.floor(400 * next() ** 3)}`;
+  return Array.from({ length: count }, (_, i) => ({
+    path: `${Math.floor(i / 7)}.py`,
+    tokens: [...new Set(Array.from({ length: 1 + Math.floor(30 * next()) }, word))],
+  }));
+}
+
+describe.each(NAMES)('%s', (name) => {
+  test('finds what brute force finds, query after query', async () => {
+    const query = fc.record({
+      tokens,
+      topK: fc.integer({ min: 0, max: 12 }),
+      exclude: fc.option(fc.constantFrom('0.py', '3.py', 'other.py'), { nil: undefined }),
+    });
+    await fc.assert(
+      fc.asyncProperty(few, fc.array(query, { minLength: 1, maxLength: 4 }), async (documents, queries) => {
+        const index = await indexOf(documents);
+        expect(index.size).toBe(documents.length);
+        for (const { tokens, topK, exclude } of queries) {
+          const excluded = exclude === undefined ? undefined : index.rangeOf(exclude);
+          const expected = BRUTE[name](documents, tokens, topK, exclude);
+          expect(searchLexical(index, name, tokens, topK, excluded)).toEqual(expected);
+        }
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  // Large enough for identifiers on lists and in bitmaps, and for lists that are not walked to their ends.
+  test('finds what brute force finds among many', async () => {
+    const seeds = fc.integer({ min: 0, max: 2 ** 32 - 1 });
+    await fc.assert(
+      fc.asyncProperty(seeds, fc.integer({ min: 33, max: 600 }), async (seed, count) => {
+        const documents = many(seed, count);
+        const index = await indexOf(documents);
+        for (const { path, tokens } of many(seed ^ 0x5555, 3).concat(documents[count >> 1]!)) {
+          const expected = BRUTE[name](documents, tokens, 5, path);
+          expect(searchLexical(index, name, tokens, 5, index.rangeOf(path))).toEqual(expected);
+        }
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  test('leaves out the file being edited, whole, and nothing else', async () => {
+    const files = ['a.py', 'a.py', 'b.py', 'c.py', 'c.py'];
+    const index = await indexOf(files.map((path) => ({ path, tokens: ['t'] })));
+    const without = (path: string) =>
+      searchLexical(index, name, ['t'], 10, index.rangeOf(path)).map((hit) => hit.ordinal);
+    expect(without('a.py')).toEqual([2, 3, 4]);
+    expect(without('b.py')).toEqual([0, 1, 3, 4]);
+    expect(without('d.py')).toHaveLength(5);
+  });
+
+  test('answers nothing from nothing', async () => {
+    const search = async (documents: readonly Indexable[], query: string[]) =>
+      searchLexical(await indexOf(documents), name, query, 10);
+    expect(await search([], ['a'])).toEqual([]);
+    expect(await search([{ path: 'a', tokens: ['a'] }], [])).toEqual([]);
+    expect(await search([{ path: 'a', tokens: [] }], ['a'])).toEqual([]);
+  });
+});
+
+test('ties are broken by path, then line', async () => {
+  const same = { tokens: ['a', 'b'] };
+  const index = await indexOf([
+    { path: 'x.py', ...same },
+    { path: 'x.py', ...same },
+    { path: 'y.py', ...same },
+  ]);
+  for (const name of NAMES) {
+    expect(searchLexical(index, name, ['a', 'c'], 2).map((hit) => hit.ordinal)).toEqual([0, 1]);
+  }
+  // 1/3 = 2/6: equal fractions of different sets tie as well.
+  const mixed = await indexOf([
+    { path: 'x', tokens: ['a', 'p', 'q', 'b', 'r'] },
+    { path: 'y', tokens: ['a'] },
+  ]);
+  expect(searchLexical(mixed, 'jaccard', ['a', 'b', 'c'], 2)).toEqual([
+    { ordinal: 0, score: 1 / 3 },
+    { ordinal: 1, score: 1 / 3 },
+  ]);
+});
+
+test('bm25 prefers the rare identifier, jaccard does not know of it', async () => {
+  const index = await indexOf([
+    { path: 'a', tokens: ['self', 'x1', 'x2'] },
+    { path: 'b', tokens: ['parse_invoice', 'y1', 'y2'] },
+    { path: 'c', tokens: ['self', 'z1'] },
+    { path: 'd', tokens: ['self', 'u1', 'u2', 'u3'] },
+  ]);
+  const first = (name: 'jaccard' | 'bm25') => searchLexical(index, name, ['self', 'parse_invoice'], 1)[0]?.ordinal;
+  expect(first('bm25')).toBe(1);
+  expect(first('jaccard')).toBe(2);
+});
+
+/** 2 kB of text, as a chunk's entry is one, cut into identifiers. */
+const cut = (i: number) => `${'common_name '.repeat(160)}its_own_identifier_${i}`.split(' ');
+
+test('names are its own: it keeps no text that they were cut from', async () => {
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  collect();
+  const before = process.memoryUsage().heapUsed;
+  const count = 10_000;
+  const builder = new InvertedIndexBuilder();
+  for (let i = 0; i < count; i++) builder.add({ path: 'a.py', tokens: [...new Set(cut(i))] });
+  const index = await builder.build(async () => {});
+  collect();
+  expect((process.memoryUsage().heapUsed - before) / count).toBeLessThan(1_000);
+  expect(searchLexical(index, 'jaccard', ['its_own_identifier_7'], 1)[0]?.ordinal).toBe(7);
+});
+
+test('what it takes in memory counts names', async () => {
+  const bytes = async (path: string, token: string) => (await indexOf([{ path, tokens: [token] }])).bytesPerChunk;
+  const least = await bytes('a', 'a');
+  expect(least).toBeGreaterThan(100); // two entries of a Map
+  expect((await bytes('a'.repeat(11), 'b'.repeat(101))) - least).toBe(110);
+});

@@ -1,0 +1,397 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { type Chunk, chunkFile } from '../../../services/lib/rag/chunk.ts';
+import type { QueryEncoder } from '../../../services/lib/rag/search/query-encoder.ts';
+import { createRetrieval, type Retrieved, type WarmableRetrieval } from '../../../services/lib/rag/search/retrieval.ts';
+import { openStore } from '../../../services/lib/rag/store/open-store.ts';
+import { packIds, withEmbeddings } from '../../../services/lib/rag/store/row.ts';
+import type { IndexHead, Store } from '../../../services/lib/rag/store/store.ts';
+
+const REPO = 'acme/shop';
+const FINGERPRINT = 'f'.repeat(64);
+const NEVER = new AbortController().signal;
+const FILES = {
+  'cart.py': 'class Cart:\n    def add(self, item, quantity):\n        self.lines.append(CartLine(item, quantity))',
+  'pricing.py': 'def line_total(line):\n    return line.item.price * line.quantity',
+  'notes.md': 'nothing shared here',
+};
+
+let dir: string;
+let store: Store;
+let retrieval: WarmableRetrieval;
+beforeEach(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'llavacode-retrieval-'));
+  store = await openStore(`lmdb:${dir}`);
+  retrieval = createRetrieval(store, { queryLines: 10 });
+});
+afterEach(async () => {
+  await store.close();
+  await rm(dir, { recursive: true, force: true });
+});
+
+/** Publishes files as version `version`; the vector of a chunk is the length of its text. */
+async function publish(files: Record<string, string>, version: string, { sweep = true } = {}) {
+  const chunks: Chunk[] = Object.entries(files).flatMap(([path, text]) =>
+    chunkFile(path, text, { chunkLines: 10, chunkStride: 5 }),
+  );
+  const writer = await store.lock(REPO, 30_000);
+  await writer.put(
+    FINGERPRINT,
+    chunks.map((chunk) => ({ chunk, vector: Float32Array.of(chunk.text.length, 0.25) })),
+  );
+  const head = {
+    version: version.repeat(16),
+    fingerprint: FINGERPRINT,
+    hidden: 2,
+    files: Object.keys(files).length,
+    chunks: chunks.length,
+    languages: {},
+    indexedAt: new Date(0).toISOString(),
+  };
+  await writer.publish({ head, ids: packIds(chunks.map((chunk) => chunk.id)) });
+  if (sweep) await writer.sweep();
+  await writer.release();
+}
+
+const query = (before: string, more: { path?: string; after?: string; topK?: number } = {}) => ({
+  repo: REPO,
+  before,
+  after: more.after ?? '',
+  path: more.path,
+  topK: more.topK ?? 10,
+});
+
+test('finds the best chunks with all that a prompt needs, and none that shares nothing', async () => {
+  await publish(FILES, '1');
+  const found = await retrieval.retrieve(
+    query('total = line_total(line)\n', { after: 'cart.add(item, quantity)' }),
+    NEVER,
+  );
+  expect(found).toMatchObject({ indexVersion: '1'.repeat(16), fingerprint: FINGERPRINT });
+  expect(found.chunks.map((chunk) => chunk.path)).toEqual(['pricing.py', 'cart.py']);
+  // {total, line_total, line, cart, add, item, quantity} against {def, line_total, line, return, item, price, quantity}
+  expect(found.chunks[0]).toMatchObject({ startLine: 1, endLine: 2, score: 4 / 10, text: FILES['pricing.py'] });
+  expect(found.chunks[0]?.vector).toEqual(Float32Array.of(FILES['pricing.py'].length, 0.25));
+  expect(found.chunks[0]?.id).toMatch(/^[0-9a-f]{64}$/);
+});
+
+test.each(['pricing.py', './pricing.py', 'src/../pricing.py'])(
+  'leaves out the file being edited, as %s',
+  async (path) => {
+    await publish(FILES, '1');
+    const found = await retrieval.retrieve(query('line_total(line, item, quantity)', { path }), NEVER);
+    expect(found.chunks.map((chunk) => chunk.path)).toEqual(['cart.py']);
+  },
+);
+
+test('gives no more than topK', async () => {
+  await publish(FILES, '1');
+  expect((await retrieval.retrieve(query('item quantity', { topK: 1 }), NEVER)).chunks).toHaveLength(1);
+  expect((await retrieval.retrieve(query('item quantity', { topK: 0 }), NEVER)).chunks).toEqual([]);
+});
+
+test('says so where there is no such repository', async () => {
+  const missing = { ...query('x'), repo: 'nobody/nothing' };
+  await expect(retrieval.retrieve(missing, NEVER)).rejects.toMatchObject({ code: 'repo_not_found' });
+  const odd = { ...query('x'), repo: '../etc' };
+  await expect(retrieval.retrieve(odd, NEVER)).rejects.toMatchObject({ code: 'invalid_request' });
+});
+
+test('serves the old version until the new one is loaded, then the new one', async () => {
+  await publish(FILES, '1');
+  await retrieval.retrieve(query('item'), NEVER);
+  await publish({ ...FILES, 'z.py': 'item = 1' }, '2');
+  expect((await retrieval.retrieve(query('item'), NEVER)).indexVersion).toBe('1'.repeat(16));
+  await expect
+    .poll(async () => (await retrieval.retrieve(query('item'), NEVER)).indexVersion, { interval: 1 })
+    .toBe('2'.repeat(16));
+  expect((await retrieval.retrieve(query('item', { topK: 1 }), NEVER)).chunks[0]?.path).toBe('z.py');
+});
+
+test('goes on with the new version where the old one was swept', async () => {
+  await publish(FILES, '1');
+  await retrieval.retrieve(query('item'), NEVER);
+  await publish({ 'new.py': 'item = 1' }, '2');
+  const found = await retrieval.retrieve(query('item'), NEVER);
+  expect(found.indexVersion).toBe('2'.repeat(16));
+  expect(found.chunks.map((chunk) => chunk.path)).toEqual(['new.py']);
+});
+
+test('reports a version that has lost chunks', async () => {
+  const evicting: Store = { ...bound(store), contents: async (_repo, _fingerprint, ids) => ids.map(() => undefined) };
+  await publish(FILES, '1');
+  const lossy = createRetrieval(evicting, { queryLines: 10 });
+  await expect(lossy.retrieve(query('item'), NEVER)).rejects.toMatchObject({ code: 'store_invalid' });
+  const gone: Store = { ...bound(store), entries: async (_repo, ids) => ids.map(() => undefined) };
+  const empty = createRetrieval(gone, { queryLines: 10 });
+  await expect(empty.retrieve(query('item'), NEVER)).rejects.toMatchObject({ code: 'store_invalid' });
+});
+
+test('loads an index once for all who ask at the same time', async () => {
+  await publish(FILES, '1');
+  let snapshots = 0;
+  const counting: Store = {
+    ...bound(store),
+    snapshot: (repo) => {
+      snapshots++;
+      return store.snapshot(repo);
+    },
+  };
+  const shared = createRetrieval(counting, { queryLines: 10 });
+  await Promise.all([1, 2, 3].map(() => shared.retrieve(query('item'), NEVER)));
+  await shared.retrieve(query('item'), NEVER);
+  expect(snapshots).toBe(1);
+});
+
+test('stops waiting when it is told to, and a failure afterwards troubles nobody', async () => {
+  await publish(FILES, '1');
+  let fail: (error: Error) => void = () => {};
+  const stuck: Store = { ...bound(store), head: () => new Promise((_, reject) => (fail = reject)) };
+  const waiting = createRetrieval(stuck, { queryLines: 10 });
+  const abort = new AbortController();
+  const answer = waiting.retrieve(query('item'), abort.signal);
+  abort.abort(new Error('too late'));
+  await expect(answer).rejects.toThrow('too late');
+  fail(new Error('and then it broke'));
+  await expect(waiting.retrieve(query('item'), abort.signal)).rejects.toThrow('too late');
+});
+
+/** The store's methods as plain functions, to replace some of them. */
+function bound(store: Store): Store {
+  return {
+    address: store.address,
+    head: (repo) => store.head(repo),
+    snapshot: (repo) => store.snapshot(repo),
+    entries: (repo, ids) => store.entries(repo, ids),
+    repositories: (tenant) => store.repositories(tenant),
+    contents: (repo, fingerprint, ids) => store.contents(repo, fingerprint, ids),
+    lock: (repo, ttlMs) => store.lock(repo, ttlMs),
+    close: () => store.close(),
+  };
+}
+
+/** An encoder that counts a few words. */
+const WORDS = ['cart', 'line', 'price', 'note'];
+const embed = async (text: string) =>
+  Float32Array.from(WORDS, (word, i) => text.toLowerCase().split(word).length - 1 + (i === 3 ? 0.01 : 0));
+const dense = {
+  threads: 1,
+  loadEncoder: async (): Promise<QueryEncoder> => ({ fingerprint: FINGERPRINT, embed, dispose: () => {} }),
+};
+
+/** Publishes FILES with embeddings. */
+async function publishDense(head: Partial<IndexHead> = {}, fingerprint = withEmbeddings(FINGERPRINT)) {
+  const chunks = Object.entries(FILES).flatMap(([path, text]) =>
+    chunkFile(path, text, { chunkLines: 10, chunkStride: 5 }),
+  );
+  const writer = await store.lock(REPO, 30_000);
+  const rows = chunks.map(async (chunk) => ({
+    chunk,
+    vector: Float32Array.of(chunk.text.length, 0.25),
+    embedding: await embed(chunk.text),
+  }));
+  await writer.put(fingerprint, await Promise.all(rows));
+  await writer.publish({
+    head: {
+      version: 'd'.repeat(16),
+      fingerprint,
+      hidden: 2,
+      files: 3,
+      chunks: chunks.length,
+      languages: {},
+      indexedAt: new Date(0).toISOString(),
+      ...head,
+    },
+    ids: packIds(chunks.map((chunk) => chunk.id)),
+  });
+  await writer.release();
+}
+
+const paths = (found: Retrieved) => found.chunks.map((chunk) => chunk.path);
+
+test('searches by embeddings, and reports the fingerprint of encoder and projector', async () => {
+  await publishDense();
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  const found = await searching.retrieve({ ...query('the price of a line'), retriever: 'dense' }, NEVER);
+  expect(paths(found)).toEqual(['pricing.py', 'cart.py', 'notes.md']);
+  expect(found).toMatchObject({ retriever: 'dense', fingerprint: FINGERPRINT });
+  const elsewhere = { ...query('the price of a line', { path: 'pricing.py', topK: 1 }), retriever: 'dense' as const };
+  expect(paths(await searching.retrieve(elsewhere, NEVER))).toEqual(['cart.py']);
+  expect(paths(await searching.retrieve({ ...query(' \n'), retriever: 'dense' }, NEVER))).toEqual([]);
+});
+
+test.each(['jaccard', 'bm25', 'dense', 'fused', 'none'] as const)('the index names its retriever: %s', async (name) => {
+  await publishDense({ retriever: name });
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  const found = await searching.retrieve(query('line_total(line.price)'), NEVER);
+  expect(found.retriever).toBe(name);
+  expect(paths(found)[0]).toBe(name === 'none' ? undefined : 'pricing.py');
+  const other = name === 'bm25' ? 'jaccard' : 'bm25';
+  expect((await searching.retrieve({ ...query('line'), retriever: other }, NEVER)).retriever).toBe(other);
+});
+
+test('fused takes what any of them finds', async () => {
+  await publishDense({ retriever: 'fused' });
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  // No identifier of it is in the notes: only the embedding leads there.
+  const found = await searching.retrieve(query('NoteTaker'), NEVER);
+  expect(paths(found)[0]).toBe('notes.md');
+});
+
+test('an index or a gateway without embeddings refuses to compare them', async () => {
+  await publish(FILES, '1');
+  const asked = { ...query('item'), retriever: 'dense' as const };
+  const refused = {
+    code: 'invalid_request',
+    param: 'retriever',
+    message: expect.stringContaining('--retriever dense'),
+  };
+  await expect(createRetrieval(store, { queryLines: 10, dense }).retrieve(asked, NEVER)).rejects.toMatchObject(refused);
+  await publishDense();
+  await expect(createRetrieval(store, { queryLines: 10 }).retrieve(asked, NEVER)).rejects.toMatchObject({
+    code: 'invalid_request',
+    message: expect.stringContaining('no encoder'),
+  });
+});
+
+test('embeddings of another encoder are not compared with', async () => {
+  await publishDense({}, withEmbeddings('0'.repeat(64)));
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  await expect(searching.retrieve({ ...query('item'), retriever: 'fused' }, NEVER)).rejects.toMatchObject({
+    code: 'store_invalid',
+    message: expect.stringMatching(/0{64}.*f{64}/),
+  });
+});
+
+test('copies of what stands around the cursor make room for others', async () => {
+  const local = 'def pay(cart):\n    total = line_total(cart)\n    return total';
+  await publish({ 'a_copy.py': local, 'b_copy.py': `${local}\n`, ...FILES }, '1');
+  const found = await retrieval.retrieve(query(local, { topK: 1 }), NEVER);
+  expect(paths(found)).toEqual(['pricing.py']);
+  const all = await retrieval.retrieve(query(local, { topK: 10 }), NEVER);
+  expect(paths(all)).not.toContain('a_copy.py');
+  expect(paths(all)).toContain('pricing.py');
+});
+
+describe('thousands of copies of what stands around the cursor', () => {
+  const local = 'def pay(cart):\n    total = line_total(cart)\n    return total';
+  const copies = Object.fromEntries(Array.from({ length: 200 }, (_, i) => [`copy_${i}.py`, local + '\n'.repeat(i)]));
+
+  /** @param onRead sees how many rows each round reads. */
+  const reading = (onRead: (rows: number) => void) =>
+    createRetrieval(
+      {
+        ...bound(store),
+        contents: (repo, fingerprint, ids) => {
+          onRead(ids.length);
+          return store.contents(repo, fingerprint, ids);
+        },
+      },
+      { queryLines: 10 },
+    );
+
+  test('are searched to a bound', async () => {
+    await publish({ ...copies, ...FILES }, '1');
+    const rounds: number[] = [];
+    await reading((rows) => rounds.push(rows)).retrieve(query(local, { topK: 2 }), NEVER);
+    expect(rounds).toEqual([2, 4, 8, 16]);
+  });
+
+  test('are searched no more when the caller has given up', async () => {
+    await publish({ ...copies, ...FILES }, '1');
+    const abort = new AbortController();
+    let rounds = 0;
+    const giveUp = () => {
+      rounds++;
+      abort.abort(new Error('too late'));
+    };
+    await expect(reading(giveUp).retrieve(query(local, { topK: 2 }), abort.signal)).rejects.toThrow('too late');
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(rounds).toBe(1);
+  });
+});
+
+describe('indexes in memory', () => {
+  /** Three repositories of the same content, and a retrieval that keeps `limit` of their indexes. */
+  async function three(indexCacheBytes: number) {
+    await publish(FILES, '1');
+    const loads: string[] = [];
+    const shared: Store = {
+      ...bound(store),
+      head: () => store.head(REPO),
+      snapshot: (repo) => {
+        loads.push(repo);
+        return store.snapshot(REPO);
+      },
+      entries: (_, ids) => store.entries(REPO, ids),
+      contents: (_, fingerprint, ids) => store.contents(REPO, fingerprint, ids),
+    };
+    const searching = createRetrieval(shared, { queryLines: 10, indexCacheBytes });
+    const ask = (repo: string) => searching.retrieve({ ...query('item'), repo }, NEVER);
+    return { searching, loads, ask };
+  }
+
+  test('go by their bytes, the one unused longest first; the last one stays', async () => {
+    const { loads, ask } = await three(3_500); // of about 1,400 each
+    for (const repo of ['a', 'b', 'a', 'c', 'a', 'b']) await ask(repo);
+    expect(loads).toEqual(['a', 'b', 'c', 'b']);
+    const tight = await three(1_500);
+    for (const repo of ['a', 'a', 'b', 'b', 'a']) await tight.ask(repo);
+    expect(tight.loads).toEqual(['a', 'b', 'a']);
+  });
+
+  test('that take more than all may is not loaded, and not tried again until there is another version', async () => {
+    const { searching, loads, ask } = await three(250);
+    await expect(ask('a')).rejects.toThrow(/the index of a takes more than 250 bytes .*--index-cache-bytes/);
+    await expect(ask('a')).rejects.toMatchObject({ code: 'index_too_large' });
+    await searching.warm('a');
+    expect(loads).toEqual(['a']);
+    await publish({ 'new.py': 'x = 1' }, '2');
+    expect((await ask('a')).indexVersion).toBe('2'.repeat(16));
+  });
+
+  test('are loaded ahead as long as half of the memory is free', async () => {
+    const { searching, loads, ask } = await three(3_500);
+    for (const repo of ['a', 'b', 'c', 'b', 'c']) await searching.warm(repo);
+    expect(loads).toEqual(['a', 'b']);
+    await ask('a');
+    expect(loads).toEqual(['a', 'b']);
+  });
+
+  test('count their embeddings when these are there', async () => {
+    await publishDense();
+    const loads: string[] = [];
+    const shared: Store = {
+      ...bound(store),
+      head: () => store.head(REPO),
+      snapshot: (repo) => {
+        loads.push(repo);
+        return store.snapshot(REPO);
+      },
+      entries: (_, ids) => store.entries(REPO, ids),
+      contents: (_, fingerprint, ids) => store.contents(REPO, fingerprint, ids),
+    };
+    const sizeOf = async (retriever: 'jaccard' | 'dense') => {
+      // The least memory that keeps two of them.
+      for (let indexCacheBytes = 1_500; ; indexCacheBytes += 20) {
+        const searching = createRetrieval(shared, { queryLines: 10, dense, indexCacheBytes });
+        loads.length = 0;
+        for (const repo of ['a', 'b', 'a']) await searching.retrieve({ ...query('item'), repo, retriever }, NEVER);
+        if (loads.length === 2) return indexCacheBytes / 2;
+      }
+    };
+    const embeddings = (await sizeOf('dense')) - (await sizeOf('jaccard'));
+    expect(embeddings).toBeGreaterThanOrEqual(3 * 4 * 5 - 10);
+    expect(embeddings).toBeLessThanOrEqual(3 * 4 * 5 + 10);
+  });
+
+  test('are exchanged for a newer version before it is asked for', async () => {
+    await publish(FILES, '1');
+    await retrieval.warm(REPO);
+    await publish({ 'new.py': 'item = 1' }, '2');
+    await retrieval.warm(REPO);
+    expect((await retrieval.retrieve(query('item'), NEVER)).indexVersion).toBe('2'.repeat(16));
+  });
+});

@@ -1,0 +1,82 @@
+import { beforeEach, expect, test } from 'vitest';
+import { metrics } from '../../../services/lib/process/metrics.ts';
+import { withRowCache } from '../../../services/lib/rag/store/row-cache.ts';
+import type { ChunkContent, ChunkEntry, Store } from '../../../services/lib/rag/store/store.ts';
+
+const content = (text: string): ChunkContent => ({ text, vector: Float32Array.of(text.length) });
+const entry = (id: string): ChunkEntry => ({ id, path: 'a.py', startLine: 1, endLine: 2, tokens: ['x'] });
+
+let asked: string[][];
+let gone: Set<string>;
+let bare: Store;
+beforeEach(() => {
+  asked = [];
+  gone = new Set();
+  bare = {
+    contents: async (_repo: string, _fingerprint: string, ids: string[]) => {
+      asked.push(ids);
+      return ids.map((id) => (gone.has(id) ? undefined : content(`${_repo} ${_fingerprint} ${id}`)));
+    },
+    entries: async (_repo: string, ids: string[]) => {
+      asked.push(ids);
+      return ids.map(entry);
+    },
+  } as unknown as Store;
+});
+
+const texts = async (store: Store, ids: string[], repo = 'r', fingerprint = 'f') =>
+  (await store.contents(repo, fingerprint, ids)).map((row) => row?.text);
+
+test('asks the store for what it does not have, and keeps the order', async () => {
+  const store = withRowCache(bare, 1e6);
+  expect(await texts(store, ['1', '2'])).toEqual(['r f 1', 'r f 2']);
+  expect(await texts(store, ['3', '2', '1'])).toEqual(['r f 3', 'r f 2', 'r f 1']);
+  expect(asked).toEqual([['1', '2'], ['3']]);
+  await store.entries('r', ['1']);
+  expect(await store.entries('r', ['1'])).toEqual([entry('1')]);
+  expect(asked).toEqual([['1', '2'], ['3'], ['1']]);
+  const rows = (await metrics.storeRows.get()).values.map(({ labels, value }) => [labels.source, value]);
+  expect(Object.fromEntries(rows)).toMatchObject({ cache: 3, store: 4 });
+});
+
+test('never gives a row of another repository or encoder', async () => {
+  const store = withRowCache(bare, 1e6);
+  await texts(store, ['1']);
+  expect(await texts(store, ['1'], 'other')).toEqual(['other f 1']);
+  expect(await texts(store, ['1'], 'r', 'other')).toEqual(['r other 1']);
+});
+
+test('remembers nothing of what was missing', async () => {
+  const store = withRowCache(bare, 1e6);
+  gone.add('1');
+  expect(await texts(store, ['1', '2'])).toEqual([undefined, 'r f 2']);
+  gone.delete('1');
+  expect(await texts(store, ['1', '2'])).toEqual(['r f 1', 'r f 2']);
+});
+
+test('holds no more than it may, and forgets what was not used for longest', async () => {
+  const store = withRowCache(bare, 1_000); // two rows
+  await texts(store, ['1']);
+  await texts(store, ['2']);
+  await texts(store, ['1']);
+  await texts(store, ['3']);
+  asked.length = 0;
+  await texts(store, ['1']);
+  await texts(store, ['3']);
+  expect(asked).toEqual([]);
+  await texts(store, ['2']);
+  expect(asked).toEqual([['2']]);
+  const none = withRowCache(bare, 0);
+  await texts(none, ['1']);
+  asked.length = 0;
+  await texts(none, ['1']);
+  expect(asked).toEqual([['1']]);
+});
+
+test('lets the loading of an index pass', async () => {
+  const store = withRowCache(bare, 1e9);
+  const all = Array.from({ length: 512 }, (_, i) => `${i}`);
+  await store.entries('r', all);
+  await store.entries('r', all);
+  expect(asked).toHaveLength(2);
+});

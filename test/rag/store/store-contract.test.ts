@@ -1,0 +1,255 @@
+/** What both stores promise, tested on each: LMDB in a folder, Redis by a real redis-server. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { chunkFile } from '../../../services/lib/rag/chunk.ts';
+import { openStore } from '../../../services/lib/rag/store/open-store.ts';
+import { idAt, packIds } from '../../../services/lib/rag/store/row.ts';
+import type { IndexSnapshot, Row, Store } from '../../../services/lib/rag/store/store.ts';
+import { startRedis } from '../../support/redis.ts';
+
+const FINGERPRINT = 'a'.repeat(64);
+const OTHER = 'b'.repeat(64);
+const TTL_MS = 30_000;
+
+/** Rows of a made-up file; vectors are exact in fp16. */
+function rowsOf(path: string, lines = 25): Row[] {
+  const text = Array.from({ length: lines }, (_, i) => `${path.replaceAll('/', '_')}_${i} = größe("é", ${i})`).join(
+    '\n',
+  );
+  const chunks = chunkFile(path, text, { chunkLines: 10, chunkStride: 5 });
+  return chunks.map((chunk, i) => ({ chunk, vector: Float32Array.of(i, -0.5, 2 ** -24) }));
+}
+
+function snapshotOf(rows: readonly Row[], fingerprint = FINGERPRINT, version = '1'): IndexSnapshot {
+  return {
+    head: {
+      version: version.repeat(16),
+      fingerprint,
+      hidden: 3,
+      files: 1,
+      chunks: rows.length,
+      languages: { python: 1 },
+      indexedAt: '2026-01-02T03:04:05.678Z',
+    },
+    ids: packIds(rows.map((row) => row.chunk.id)),
+  };
+}
+
+async function publish(store: Store, repo: string, rows: readonly Row[], fingerprint = FINGERPRINT, version = '1') {
+  const writer = await store.lock(repo, TTL_MS);
+  await writer.put(fingerprint, rows);
+  await writer.publish(snapshotOf(rows, fingerprint, version));
+  const removed = await writer.sweep();
+  await writer.release();
+  return removed;
+}
+
+const idsOf = (rows: readonly Row[]) => rows.map((row) => row.chunk.id);
+
+const kinds = {
+  async lmdb() {
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-store-'));
+    return { url: `lmdb:${join(dir, 'deep', 'store')}`, stop: () => rm(dir, { recursive: true, force: true }) };
+  },
+  redis: () => startRedis(),
+};
+
+describe.each(Object.entries(kinds))('the %s store', (_, start) => {
+  let place: { url: string; stop(): Promise<void> };
+  let store: Store;
+  let repo: string;
+  let repos = 0;
+  beforeAll(async () => {
+    place = await start();
+    store = await openStore(place.url);
+  });
+  afterAll(async () => {
+    await store.close();
+    await place.stop();
+  });
+  beforeEach(() => {
+    repo = `acme/shop-${repos++}`;
+  });
+
+  test('knows nothing of a repository that was never indexed', async () => {
+    expect(await store.head(repo)).toBeUndefined();
+    expect(await store.snapshot(repo)).toBeUndefined();
+    expect(await store.entries(repo, ['0'.repeat(64)])).toEqual([undefined]);
+    expect(await store.contents(repo, FINGERPRINT, ['0'.repeat(64)])).toEqual([undefined]);
+    expect(await store.contents(repo, FINGERPRINT, [])).toEqual([]);
+  });
+
+  test('gives back what was published', async () => {
+    const rows = rowsOf('src/ünïcode.py');
+    await publish(store, repo, rows);
+    const snapshot = snapshotOf(rows);
+    expect(await store.head(repo)).toEqual(snapshot.head);
+    const stored = await store.snapshot(repo);
+    expect(stored).toEqual(snapshot);
+    const ids = rows.map((_, i) => idAt(stored!.ids, i));
+    expect(ids).toEqual(idsOf(rows));
+    expect(await store.entries(repo, ids)).toEqual(rows.map(({ chunk: { text: _, ...entry } }) => entry));
+    expect(await store.contents(repo, FINGERPRINT, ids)).toEqual(
+      rows.map(({ chunk: { text }, vector }) => ({ text, vector })),
+    );
+  });
+
+  test('keeps the order of ids and marks the missing ones', async () => {
+    const rows = rowsOf('a.py');
+    await publish(store, repo, rows);
+    const [first, second] = idsOf(rows) as [string, string];
+    const missing = 'f'.repeat(64);
+    const contents = await store.contents(repo, FINGERPRINT, [second, missing, first]);
+    expect(contents.map((content) => content?.text)).toEqual([rows[1]?.chunk.text, undefined, rows[0]?.chunk.text]);
+    expect(await store.contents(repo, OTHER, [first])).toEqual([undefined]);
+  });
+
+  test('keeps repositories apart, prefixes of each other too', async () => {
+    const rows = rowsOf('a.py');
+    await publish(store, repo, rows);
+    const longer = `${repo}0`;
+    await publish(store, longer, rowsOf('b.py'));
+    await publish(store, repo, []);
+    expect(await store.head(repo)).toMatchObject({ chunks: 0 });
+    const kept = await store.contents(longer, FINGERPRINT, idsOf(rowsOf('b.py')));
+    expect(kept.every((content) => content !== undefined)).toBe(true);
+  });
+
+  test('shows the old version until the new one is published, and sweeps what the new one does not name', async () => {
+    const [kept, dropped, added] = [rowsOf('kept.py'), rowsOf('dropped.py'), rowsOf('added.py')];
+    await publish(store, repo, [...kept, ...dropped]);
+    const writer = await store.lock(repo, TTL_MS);
+    await writer.put(FINGERPRINT, added);
+    expect((await store.head(repo))?.version).toBe('1'.repeat(16));
+    expect(await writer.stored(FINGERPRINT)).toEqual(new Set(idsOf([...kept, ...dropped, ...added])));
+    await writer.publish(snapshotOf([...added, ...kept], FINGERPRINT, '2'));
+    expect((await store.head(repo))?.version).toBe('2'.repeat(16));
+    expect(await writer.sweep()).toBe(dropped.length);
+    expect(await writer.sweep()).toBe(0);
+    expect(await writer.stored(FINGERPRINT)).toEqual(new Set(idsOf([...kept, ...added])));
+    expect(await store.entries(repo, idsOf(dropped))).toEqual(dropped.map(() => undefined));
+    await writer.release();
+  });
+
+  test('keeps what a version names that readers still hold, until the next sweep', async () => {
+    const [both, old, broken, added] = ['both.py', 'old.py', 'broken.py', 'added.py'].map((path) => rowsOf(path));
+    const readable = async (fingerprint: string, rows: readonly Row[]) => {
+      const [entries, contents] = await Promise.all([
+        store.entries(repo, idsOf(rows)),
+        store.contents(repo, fingerprint, idsOf(rows)),
+      ]);
+      return [entries, contents].map((found) => found.filter((each) => each !== undefined).length);
+    };
+    await publish(store, repo, [...both!, ...old!]);
+    const replaced = await store.snapshot(repo);
+    const writer = await store.lock(repo, TTL_MS);
+    await writer.put(FINGERPRINT, [...added!, ...broken!]);
+    await writer.publish(snapshotOf([...both!, ...added!], FINGERPRINT, '2'));
+    expect(await writer.sweep(replaced)).toBe(broken!.length);
+    const all = [...both!, ...old!, ...added!];
+    expect(await readable(FINGERPRINT, all)).toEqual([all.length, all.length]);
+    // Another encoder: the rows of both stand side by side, none of a third.
+    const second = await store.snapshot(repo);
+    await writer.put(OTHER, [...both!, ...added!]);
+    await writer.put('c'.repeat(64), both!);
+    await writer.publish(snapshotOf([...both!, ...added!], OTHER, '3'));
+    expect(await writer.sweep(second)).toBe(old!.length);
+    const current = [...both!, ...added!];
+    for (const fingerprint of [FINGERPRINT, OTHER]) {
+      expect(await readable(fingerprint, current)).toEqual([current.length, current.length]);
+      expect((await readable(fingerprint, old!))[1]).toBe(0);
+    }
+    expect((await readable('c'.repeat(64), both!))[1]).toBe(0);
+    expect(await writer.sweep()).toBe(0);
+    expect((await readable(FINGERPRINT, current))[1]).toBe(0);
+    expect(await readable(OTHER, current)).toEqual([current.length, current.length]);
+    await writer.release();
+  });
+
+  test('never mixes vectors of two fingerprints', async () => {
+    const rows = rowsOf('a.py');
+    await publish(store, repo, rows);
+    const again = rows.map((row) => ({ ...row, vector: Float32Array.of(7, 7, 7, 7) }));
+    const writer = await store.lock(repo, TTL_MS);
+    expect(await writer.stored(OTHER)).toEqual(new Set());
+    await writer.put(OTHER, again);
+    const [before] = await store.contents(repo, FINGERPRINT, idsOf(rows));
+    expect(before?.vector).toEqual(rows[0]?.vector);
+    await writer.publish(snapshotOf(again, OTHER, '2'));
+    expect(await writer.sweep()).toBe(0);
+    expect(await writer.stored(FINGERPRINT)).toEqual(new Set());
+    const [after] = await store.contents(repo, OTHER, idsOf(rows));
+    expect(after?.vector).toEqual(Float32Array.of(7, 7, 7, 7));
+    await writer.release();
+  });
+
+  test('sweeps what a run that broke off left behind', async () => {
+    await publish(store, repo, rowsOf('a.py'));
+    const broken = await store.lock(repo, TTL_MS);
+    await broken.put(FINGERPRINT, rowsOf('left.py'));
+    await broken.put(OTHER, rowsOf('left.py'));
+    await broken.release();
+    expect(await publish(store, repo, rowsOf('a.py'))).toBe(rowsOf('left.py').length);
+    const writer = await store.lock(repo, TTL_MS);
+    expect(await writer.stored(OTHER)).toEqual(new Set());
+    await writer.release();
+  });
+
+  test('lets one indexer at a time change a repository', async () => {
+    const writer = await store.lock(repo, TTL_MS);
+    await expect(store.lock(repo, TTL_MS)).rejects.toMatchObject({ code: 'index_locked' });
+    const other = await store.lock(`${repo}-other`, TTL_MS);
+    await other.release();
+    await writer.release();
+    await (await store.lock(repo, TTL_MS)).release();
+  });
+
+  test('refuses every write of an indexer that lost its lock', async () => {
+    const rows = rowsOf('a.py');
+    await publish(store, repo, rows);
+    const stale = await store.lock(repo, TTL_MS);
+    await stale.release();
+    const current = await store.lock(repo, TTL_MS);
+    await expect(stale.put(FINGERPRINT, rowsOf('b.py'))).rejects.toMatchObject({ code: 'index_locked' });
+    await expect(stale.publish(snapshotOf([], FINGERPRINT, '2'))).rejects.toMatchObject({ code: 'index_locked' });
+    await stale.release(); // not the current one's lock
+    await expect(store.lock(repo, TTL_MS)).rejects.toMatchObject({ code: 'index_locked' });
+    expect(await store.head(repo)).toEqual(snapshotOf(rows).head);
+    expect(await current.stored(FINGERPRINT)).toEqual(new Set(idsOf(rows)));
+    await current.release();
+  });
+
+  test('stores more rows than one message comfortably carries', async () => {
+    const rows = rowsOf('large.py', 12_000);
+    expect(rows.length).toBeGreaterThan(2_000);
+    await publish(store, repo, rows);
+    expect(await publish(store, repo, rows.slice(0, 10))).toBe(rows.length - 10);
+    const contents = await store.contents(repo, FINGERPRINT, idsOf(rows));
+    expect(contents.filter((content) => content !== undefined)).toHaveLength(10);
+  });
+
+  test.each(['', '..', 'a/../b', '/abs', 'a//b', 'a b', '{x}', 'a\n', '.hidden', 'a/.git', '-x', 'x'.repeat(201), 'é'])(
+    'refuses the repository name %j',
+    async (name) => {
+      await expect(store.head(name)).rejects.toMatchObject({ code: 'invalid_request', param: 'repo' });
+      await expect(store.snapshot(name)).rejects.toMatchObject({ code: 'invalid_request' });
+      await expect(store.lock(name, TTL_MS)).rejects.toMatchObject({ code: 'invalid_request' });
+    },
+  );
+
+  test('refuses vectors that fp16 cannot hold', async () => {
+    const writer = await store.lock(repo, TTL_MS);
+    const [row] = rowsOf('a.py') as [Row];
+    for (const value of [Number.NaN, Number.POSITIVE_INFINITY, 1e6]) {
+      const bad = { ...row, vector: Float32Array.of(value) };
+      await expect(writer.put(FINGERPRINT, [bad])).rejects.toMatchObject({ code: 'projector_invalid' });
+    }
+    await writer.release();
+  });
+});
+
+test.each(['http://localhost', 'lmdb:', 'redis:localhost', ''])('openStore refuses %j', async (url) => {
+  await expect(openStore(url)).rejects.toMatchObject({ code: 'config_invalid' });
+});

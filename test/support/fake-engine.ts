@@ -1,0 +1,174 @@
+/**
+ * An engine without a model, for tests of everything around it. Like the real one it keeps its memory in a KV pool and
+ * nowhere else: each position of a slot holds a number that names its token, in every row, and the next token is a
+ * function of all of them. So a cache that was damaged, cut, mixed up or read at the wrong length shows: as an error
+ * where the rows of a position disagree, else as other tokens than {@link continuation} says.
+ */
+import type { StepEngine } from '../../services/decode/loop.ts';
+import type { PromptChunk } from '../../services/lib/engine/session.ts';
+import { rowCount } from '../../services/lib/kv/layout.ts';
+import { KvPool } from '../../services/lib/kv/pool.ts';
+import type { FinishReason, TokenPrompt } from '../../services/lib/request/sequence.ts';
+import type { PromptEngine } from '../../services/prefill/worker.ts';
+
+export const VOCAB = 29;
+export const HIDDEN = 2;
+export const LAYOUT = { layers: 2, kvHeads: 2, headDim: 3 };
+/** A soft token stands in the cache as this plus the first element of its vector. */
+const SOFT = 100;
+/** What stands where nobody may read: behind a slot that rides along in a step, and in a chunk until it is computed. */
+export const GARBAGE = 7777;
+
+const cell = (token: number, row: number, element: number) => token * 64 + ((row * 5 + element) % 64);
+
+/** The token after `tokens`. */
+export function nextToken(tokens: readonly number[]): number {
+  let hash = 2166136261;
+  for (const token of tokens) hash = Math.imul(hash ^ token, 16777619) >>> 0;
+  return (hash >>> 8) % VOCAB;
+}
+
+/** What prompt positions hold in the cache. */
+export function tokensOf({ ids, soft }: TokenPrompt): number[] {
+  const tokens = [...ids];
+  for (const [i, position] of soft.positions.entries()) tokens[position] = SOFT + (soft.vectors[i * HIDDEN] as number);
+  return tokens;
+}
+
+/** The output that a prompt must have, by itself: first token included. */
+export function continuation(
+  prompt: readonly number[],
+  maxTokens: number,
+  stopTokenIds: readonly number[] = [],
+): { tokens: number[]; finishReason: FinishReason } {
+  const tokens: number[] = [];
+  while (tokens.length < maxTokens) {
+    const next = nextToken([...prompt, ...tokens]);
+    tokens.push(next);
+    if (stopTokenIds.includes(next)) return { tokens, finishReason: 'stop' };
+  }
+  return { tokens, finishReason: 'length' };
+}
+
+export class FakeEngine implements PromptEngine, StepEngine {
+  readonly pool: KvPool;
+  readonly vocabSize = VOCAB;
+  readonly hiddenSize = HIDDEN;
+  readonly overdueMs = 0;
+  readonly chunks: PromptChunk[] = [];
+  /** Slots that each step decoded. */
+  readonly steps: number[][] = [];
+  /** Runs before a chunk is computed; may wait or throw. An abort ends the chunk there. */
+  beforeChunk: (chunk: PromptChunk) => Promise<void> | void = () => {};
+  /** Runs before a step is computed; may wait or throw. */
+  beforeStep: (slots: readonly number[]) => Promise<void> | void = () => {};
+  #busy = false;
+
+  constructor(slots = 2, capacity = 32, layout = LAYOUT) {
+    this.pool = new KvPool(layout, slots, capacity);
+  }
+
+  async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
+    return this.#alone(async () => {
+      this.chunks.push(chunk);
+      if (chunk.copyFrom !== undefined) this.pool.copy(chunk.copyFrom, chunk.slot, chunk.past);
+      this.write(chunk.slot, chunk.past, new Array(chunk.ids.length).fill(GARBAGE));
+      await unlessAborted(this.beforeChunk(chunk), signal);
+      this.write(chunk.slot, chunk.past, tokensOf(chunk));
+      const logits = new Float32Array(chunk.logitRows.length * VOCAB);
+      for (const [i, row] of chunk.logitRows.entries()) {
+        logits[i * VOCAB + nextToken(this.read(chunk.slot, chunk.past + row + 1))] = 1;
+      }
+      return logits;
+    });
+  }
+
+  async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
+    return this.#alone(async () => {
+      const rows = [...ids.keys()].filter((row) => (ids[row] as number) >= 0);
+      const riders = [...ids.keys()].filter((row) => (ids[row] as number) < 0);
+      const slots = rows.map((row) => first + row);
+      // A run writes when it likes.
+      const writeRiders = () => {
+        for (const row of riders) this.write(first + row, lengths[row] as number, [GARBAGE]);
+      };
+      this.steps.push(slots);
+      writeRiders();
+      await this.beforeStep(slots);
+      writeRiders();
+      const logits = new Float32Array(ids.length * VOCAB);
+      for (const row of rows) {
+        const length = lengths[row] as number;
+        this.write(first + row, length, [ids[row] as number]);
+        logits[row * VOCAB + nextToken(this.read(first + row, length + 1))] = 1;
+      }
+      return logits;
+    });
+  }
+
+  /** Puts tokens into a slot from a position on. */
+  write(slot: number, position: number, tokens: readonly number[]): void {
+    for (let row = 0; row < rowCount(this.pool.layout); row++) {
+      const view = this.pool.row(slot, row, position, position + tokens.length);
+      for (let i = 0; i < view.length; i++) {
+        const { headDim } = this.pool.layout;
+        view[i] = cell(tokens[Math.floor(i / headDim)] as number, row, i % headDim);
+      }
+    }
+  }
+
+  /** The tokens of positions [0, length) of a slot. */
+  read(slot: number, length: number): number[] {
+    const { headDim } = this.pool.layout;
+    const first = this.pool.row(slot, 0, 0, length);
+    const tokens = Array.from({ length }, (_, position) => Math.floor((first[position * headDim] as number) / 64));
+    for (let row = 0; row < rowCount(this.pool.layout); row++) {
+      const view = this.pool.row(slot, row, 0, length);
+      for (let i = 0; i < view.length; i++) {
+        if (view[i] !== cell(tokens[Math.floor(i / headDim)] as number, row, i % headDim)) {
+          throw new Error(`slot ${slot}, row ${row}, element ${i} is ${view[i]}: not what was written`);
+        }
+      }
+    }
+    return tokens;
+  }
+
+  async #alone<T>(run: () => Promise<T>): Promise<T> {
+    if (this.#busy) throw new Error('two runs of the graph at once');
+    this.#busy = true;
+    try {
+      return await run();
+    } finally {
+      this.#busy = false;
+    }
+  }
+}
+
+/** Waits for `work`, but no longer than until the abort. */
+function unlessAborted(work: Promise<void> | void, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal?.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener('abort', abort, { once: true });
+    void Promise.resolve(work)
+      .then(resolve, reject)
+      .finally(() => signal?.removeEventListener('abort', abort));
+  });
+}
+
+/** A promise that a test opens. */
+export function gate(): { readonly opened: Promise<void>; open(): void } {
+  let open!: () => void;
+  const opened = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { opened, open };
+}
+
+/** Lets everything happen that needs no more than the event loop. */
+export const settle = () => new Promise<void>((resolve) => setImmediate(resolve));
+
+/** Turns the event loop until something holds; the test's own timeout is the limit. */
+export async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await holds())) await settle();
+}

@@ -1,0 +1,66 @@
+/** Sequences in a {@link DecodeLoop} and what they are given, for the tests of the loop. */
+import type { DecodeLoop, DecodeStep, Sequence } from '../../services/decode/loop.ts';
+import type { KvSlot } from '../../services/lib/kv/pool.ts';
+import { type FinishReason, GREEDY } from '../../services/lib/request/sequence.ts';
+import { continuation, type FakeEngine, nextToken } from './fake-engine.ts';
+
+/** A consumer of one sequence. */
+export interface Reader {
+  readonly prompt: readonly number[];
+  readonly maxTokens: number;
+  readonly stopTokenIds: readonly number[];
+  readonly slot: KvSlot;
+  readonly sequence: Sequence;
+  /** First token included. */
+  readonly tokens: number[];
+  finishReason: FinishReason | undefined;
+  error: unknown;
+  /** Rejects never. */
+  readonly ended: Promise<void>;
+}
+
+export interface Wanted {
+  readonly prompt: readonly number[];
+  readonly maxTokens: number;
+  readonly stopTokenIds?: readonly number[];
+}
+
+/** Reserves a slot and fills it at once: no step that spans it may be under way. */
+export function fill(engine: FakeEngine, { prompt }: Wanted): KvSlot | undefined {
+  const slot = engine.pool.reserve(prompt.length);
+  if (slot) engine.write(slot.index, 0, prompt);
+  return slot;
+}
+
+export function join(loop: DecodeLoop, slot: KvSlot, wanted: Wanted): Reader {
+  const { prompt, maxTokens, stopTokenIds = [] } = wanted;
+  const firstToken = nextToken(prompt);
+  const sequence = loop.join({
+    slot,
+    sampling: { ...GREEDY, stopTokenIds },
+    positions: prompt.length,
+    firstToken,
+    maxTokens,
+  });
+  const reader: Reader = {
+    ...{ prompt, maxTokens, stopTokenIds, slot, sequence },
+    tokens: [firstToken],
+    finishReason: undefined,
+    error: undefined,
+    ended: read(),
+  };
+  async function read(): Promise<void> {
+    try {
+      for await (const step of sequence.steps as AsyncIterable<DecodeStep>) {
+        reader.tokens.push(...step.tokens.map(({ id }) => id));
+        reader.finishReason = step.finishReason;
+      }
+    } catch (error) {
+      reader.error = error;
+    }
+  }
+  return reader;
+}
+
+/** What it must have got when it has ended by itself. */
+export const alone = (reader: Reader) => continuation(reader.prompt, reader.maxTokens, reader.stopTokenIds);
