@@ -1,4 +1,5 @@
 /** How a session of ONNX Runtime is opened: threads, spinning, provider. */
+
 import { readFileSync } from 'node:fs';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
@@ -13,6 +14,7 @@ import {
   RUNTIME_VERSION,
   runtime,
 } from './ort-api.ts';
+import type { PROVIDERS } from './settings.ts';
 
 /** Where prepacked weights are kept; see prepacked.ts. */
 export interface PrepackedCache {
@@ -24,7 +26,7 @@ export interface PrepackedCache {
 }
 
 export interface SessionOptions {
-  readonly provider: 'auto' | 'cpu' | 'cuda';
+  readonly provider: (typeof PROVIDERS)[number];
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
   readonly spin?: boolean;

@@ -1,6 +1,7 @@
 /** Which of the prompts that wait is next: the same rule wherever prompts wait. */
 
-export type QueueOrder = 'fifo' | 'shortest-first';
+export const QUEUE_ORDERS = ['fifo', 'shortest-first'] as const;
+export type QueueOrder = (typeof QUEUE_ORDERS)[number];
 
 export interface Queued {
   readonly tokens: number;
