@@ -1,6 +1,6 @@
 /**
- * `llavacode demo`: one cursor in the sample repository completed three times, with no context, with the retrieved chunks
- * as text, and with the same chunks as soft tokens; against a system that it starts and stops.
+ * `llavacode demo` completes at one cursor of the sample repository three times: without context, with the retrieved
+ * chunks as text, and with the same chunks as soft tokens. It starts a system for that and stops it again.
  */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -12,10 +12,10 @@ import type { RunningSystem } from './supervisor.ts';
 import { bringUp, loadUpConfig } from './up.ts';
 
 export const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
-/** Where the demo's cursor stands: right after this text. What belongs there is defined in shop/inventory.py. */
+/** The cursor stands right after this text. The definition that the completion needs is in shop/inventory.py. */
 const CURSOR = { path: 'shop/checkout.py', after: '        quote = self._prices.quote(cart, customer, now.date())\n' };
 const MODES = ['off', 'text', 'compressed'] as const;
-/** Rounds per mode, in turns; the medians are shown. */
+/** Rounds per mode. The modes take turns, and the medians are shown. */
 const ROUNDS = 5;
 const DEADLINE_MS = 30_000;
 
@@ -30,7 +30,7 @@ interface Row {
 }
 
 /**
- * Runs the demo and prints it; returns what it printed. Everything it made is gone afterwards.
+ * Runs the demo, prints the figures and returns them. Everything that it made is removed afterwards.
  * @throws ServingError, Interrupted.
  */
 export async function runDemo(): Promise<Row[]> {

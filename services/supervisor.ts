@@ -1,7 +1,7 @@
 /**
- * The whole system on one machine: one process per service, supervised. What `llavacode up`, the demo, the benches and
- * the integration tests start. Children are in process groups of their own, so that Ctrl-C reaches only the supervisor,
- * which stops the gateway first; if the supervisor dies, the children notice (their IPC channel closes) and stop too.
+ * The whole system on one machine: one supervised process per service. `llavacode up`, the demo, the benches and the
+ * integration tests start it. Children are in process groups of their own, so that Ctrl-C reaches only the supervisor,
+ * which stops the gateway first. If the supervisor dies, the children's IPC channel closes and they stop too.
  */
 import { createWriteStream } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
@@ -16,7 +16,7 @@ import { type MODES, SETTINGS } from './settings.ts';
 
 export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated' | 'indexer';
 
-/** Settings of one child, by their names in SETTINGS. */
+/** The settings of one child, by their names in SETTINGS. */
 export type Flags = Readonly<Record<string, string | number | boolean>>;
 
 /**
@@ -29,25 +29,25 @@ export interface SystemOptions {
   readonly mode: Mode;
   readonly prefill: number;
   readonly decode: number;
-  /** Folder for logs. */
+  /** The folder for logs. */
   readonly logs: string;
-  /** For the gateway. */
+  /** Settings of the gateway. */
   readonly gateway: Flags;
-  /** For every worker. */
+  /** Settings of every worker. */
   readonly workers: Flags;
   readonly prefillOnly?: Flags;
   readonly decodeOnly?: Flags;
   readonly colocatedOnly?: Flags;
-  /** For an indexer; there is none without. */
+  /** Settings of the indexer; undefined starts none. */
   readonly indexer?: Flags;
   /** Give each worker cores of its own, so that prompts and decode steps do not disturb each other. */
   readonly pin?: boolean;
-  /** Told when a child dies and is started again. */
+  /** Called when a child has died and is started again. */
   readonly onRestart?: (role: string, reason: string) => void;
 }
 
 export interface ProcessOptions extends Pick<SystemOptions, 'logs' | 'onRestart'> {
-  /** Words that run a command elsewhere, such as `ip netns exec NAME`; they must end by becoming that command. */
+  /** Words before the command that run it elsewhere, such as `ip netns exec NAME`; they must exec the command. */
   readonly through?: readonly string[];
 }
 
@@ -60,7 +60,7 @@ export interface RunningSystem {
 
 const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
 const READY_TIMEOUT_MS = 180_000;
-/** Beyond a child's own drain timeout. */
+/** Time after a child's own drain timeout until it is killed, in ms. */
 const KILL_AFTER_MS = 10_000;
 const RESTART_DELAY_MS = { first: 250, longest: 10_000 };
 
@@ -88,19 +88,19 @@ export class ServiceProcess {
     return this.#child?.pid;
   }
 
-  /** host:port that it serves on. */
+  /** The host:port that it serves on. */
   get address(): string {
     return this.#address?.address ?? '';
   }
 
-  /** host:port of its /metrics. */
+  /** The host:port of its /metrics. */
   get metricsAddress(): string {
     return this.#address?.metricsAddress ?? '';
   }
 
   /**
-   * Starts it and waits until it is ready.
-   * @throws ServingError worker_lost with the end of its log when it is not.
+   * Starts the process and waits until it is ready.
+   * @throws ServingError worker_lost, with the end of its log, when it does not become ready.
    */
   async start(): Promise<void> {
     const child = spawn(this.#role, this.#flags, this.#log, this.#through);
@@ -135,7 +135,7 @@ export class ServiceProcess {
   }
 
   /**
-   * Lets it drain and starts it again at the same address.
+   * Lets the process drain and starts it again at the same address.
    * @throws ServingError worker_lost when it does not end by itself with exit code 0, or does not start.
    */
   async restart(): Promise<void> {
@@ -149,7 +149,7 @@ export class ServiceProcess {
     await this.start();
   }
 
-  /** It comes back at the same address, after a delay that doubles. */
+  /** Starts the process again at the same address, after a delay that doubles with each try. */
   async #died(reason: string): Promise<void> {
     const port = (address: string) => Number(address.slice(address.lastIndexOf(':') + 1));
     this.#flags = { ...this.#flags, port: port(this.address) };
@@ -173,8 +173,8 @@ export class ServiceProcess {
 }
 
 /**
- * Settings as variables, since anybody on the machine may read the arguments of a process (the store's URL holds a
- * password); and these alone: what is set for the supervisor is not for each child.
+ * Passes settings to a child as variables, because everybody on the machine can read the arguments of a process and the
+ * store's URL may hold a password. Variables that were set for the supervisor are not passed on.
  */
 export function environmentOf(flags: Flags): Record<string, string | undefined> {
   const inherited = Object.keys(process.env).filter((name) => name.startsWith('LLAVACODE_'));
@@ -186,7 +186,7 @@ export function environmentOf(flags: Flags): Record<string, string | undefined> 
 
 function spawn(role: Role, flags: Flags, log: string, through: readonly string[]) {
   const output = createWriteStream(log, { flags: 'a' });
-  // A debugger listens on a port that is taken.
+  // A debugger's port is taken by this process already.
   const inherited = process.execArgv.filter((word) => !word.startsWith('--inspect'));
   const [file, ...words] = [...through, process.execPath, ...inherited, CLI, role];
   const child = execa(file!, words, {
@@ -203,8 +203,8 @@ function spawn(role: Role, flags: Flags, log: string, through: readonly string[]
   child.stdout.pipe(output, { end: false });
   child.stderr.pipe(output, { end: false });
   output.on('error', (error) => {
-    process.stderr.write(`${log} is written no more: ${error.message}\n`);
-    // Read on: a process whose pipe is full would wait for us.
+    process.stderr.write(`${log}: no more is written there: ${error.message}\n`);
+    // Go on reading: a child whose pipe is full would wait for us.
     for (const stream of [child.stdout, child.stderr]) stream.unpipe(output).resume();
   });
   void child.then(() => output.end());
@@ -212,8 +212,9 @@ function spawn(role: Role, flags: Flags, log: string, through: readonly string[]
 }
 
 /**
- * @throws ServingError worker_lost when a process does not come up (those that did are stopped again); config_invalid
- *   when there are fewer cores than workers to pin.
+ * Starts the workers and the indexer, then the gateway.
+ * @throws ServingError worker_lost when a process does not come up (the others are stopped again); config_invalid when
+ *   there are fewer cores than workers to pin.
  */
 export async function startSystem(options: SystemOptions): Promise<RunningSystem> {
   await mkdir(options.logs, { recursive: true });
@@ -221,7 +222,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
   const { prefillOnly, decodeOnly } = options;
   const common = { ...options.workers, port: 0, metricsPort: 0 };
   const workerCount = options.prefill + (options.mode === 'colocated' ? 0 : options.decode);
-  // One run of cores for each worker, taken as workers are made.
+  // Each worker takes one run of cores as it is made.
   const cores = options.pin ? divideCpus(allowedCpus(), workerCount) : [];
   const ownCores = (): Flags => {
     const cpus = cores.shift();
@@ -235,13 +236,13 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
     options.mode === 'disaggregated'
       ? pool('decode', options.decode, decodeOnly ?? {})
       : pool('colocated', options.mode === 'colocated' ? options.prefill : options.decode, shared);
-  // A colocated worker computes prompts as well.
+  // Colocated workers compute prompts as well.
   const prefill = options.mode === 'disaggregated' ? dedicated : [...dedicated, ...decode];
   const indexer = options.indexer && make('indexer', 0, { ...options.indexer, port: 0, metricsPort: 0 });
   const workers = [...new Set([...prefill, ...decode, ...(indexer ? [indexer] : [])])];
   const started: ServiceProcess[] = [];
   const close = async () => {
-    // The gateway first: what it has in flight needs the workers.
+    // The gateway stops first, because its requests in flight need the workers.
     for (const process of started.toReversed()) {
       if (process.name.startsWith('gateway')) await process.stop();
     }

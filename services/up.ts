@@ -75,7 +75,7 @@ export function loadUpConfig(
   return loadConfig(UP_SETTINGS, flags, process.env, { ...defaults, ...file });
 }
 
-/** Starts everything, indexes, prints how to ask, and stays until it is told to stop. */
+/** Starts everything, indexes, prints a request that works, and stays until it is told to stop. */
 export async function runUp(config: UpConfig): Promise<void> {
   const stop = interruption();
   const system = await bringUp(config, stop);
@@ -92,8 +92,8 @@ export async function runUp(config: UpConfig): Promise<void> {
 }
 
 /**
- * Bundle, processes, index: the system that `up` and the demo show.
- * @throws ServingError; the signal's reason. Nothing runs then.
+ * Prepares the bundle, starts the processes and indexes: the system that `up` and the demo show.
+ * @throws ServingError, or the signal's reason; nothing is left running then.
  */
 export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<RunningSystem> {
   const spinner = ora({ text: 'preparing the model', stream: process.stderr }).start();
@@ -101,7 +101,7 @@ export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<Runn
     const model = await bundleOf(config, (text) => {
       spinner.text = text;
     });
-    // A bundle without an encoder serves completions without context; nothing can be indexed for it.
+    // A bundle without an encoder serves completions without context, and nothing can be indexed for it.
     const encodes = (await openBundle(model)).context !== undefined;
     spinner.succeed(`model ${model}`);
     spinner.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
@@ -134,12 +134,12 @@ export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<Runn
     return system;
   } catch (error) {
     if (spinner.isSpinning) spinner.fail();
-    stop.throwIfAborted(); // one Ctrl-C reaches the children too: what failed is no news
+    stop.throwIfAborted(); // after Ctrl-C the failure of a child is a consequence, not the reason
     throw error;
   }
 }
 
-/** `model` itself if it is a bundle; if it is a checkpoint, a bundle made from it, once. */
+/** The path of `model` itself if it is a bundle. A checkpoint is made into a bundle once. */
 async function bundleOf(
   { model, data, precision }: Pick<UpConfig, 'model' | 'data' | 'precision'>,
   onProgress: (text: string) => void,
@@ -168,7 +168,7 @@ async function bundleOf(
   return to;
 }
 
-/** Changes when a file of the checkpoint does. */
+/** A short hash that changes when a file of the checkpoint changes. */
 async function signature(dir: string): Promise<string> {
   const hash = createHash('sha256');
   const entries = await readdir(dir, { recursive: true });
@@ -179,7 +179,7 @@ async function signature(dir: string): Promise<string> {
   return hash.digest('hex').slice(0, 8);
 }
 
-/** In a process of its own, which loads the encoder and is gone afterwards. */
+/** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
 async function indexInChild(path: string, flags: Flags): Promise<void> {
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
   const command = ['index', '--name', basename(resolve(path)), '--path', path];
@@ -193,7 +193,7 @@ const exists = (path: string) =>
     () => false,
   );
 
-/** A request that works against this system as it stands, ready to paste. */
+/** A request that works against this system, ready to paste. */
 function exampleCurl(url: string, index: string | undefined): string {
   const body = {
     prompt: 'def hold(inventory, cart, now):\n    reservation = ',

@@ -3,42 +3,45 @@ import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { ServingError } from './errors.ts';
 
-/** More than Linux is ever built for. */
+/** Higher than any core number that Linux is built for. */
 const MAX_CPUS = 8192;
 
-/** `0-2,8` as [0, 1, 2, 8]. @throws ServingError config_invalid. */
+/** Reads `0-2,8` as [0, 1, 2, 8]. @throws ServingError config_invalid. */
 export function parseCpus(list: string): number[] {
   const cpus = list.split(',').flatMap((part) => {
     const [, from, to = from] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
     const [first, last] = [Number(from), Number(to)];
     if (!(first <= last && last < MAX_CPUS)) {
-      throw new ServingError('config_invalid', `cores ${JSON.stringify(list)} must be like 0-3,8, below ${MAX_CPUS}`);
+      throw new ServingError(
+        'config_invalid',
+        `cores ${JSON.stringify(list)} must have the form 0-3,8, with numbers below ${MAX_CPUS}`,
+      );
     }
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   });
   return [...new Set(cpus)];
 }
 
-/** Cores that this process may use. */
+/** The cores that this process may use. */
 export function allowedCpus(): number[] {
   try {
     const list = /^Cpus_allowed_list:\s*(\S+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
     if (list !== undefined) return parseCpus(list);
   } catch {
-    // not Linux
+    // This is not Linux: all cores are allowed.
   }
   return Array.from({ length: availableParallelism() }, (_, i) => i);
 }
 
 /**
- * Disjoint runs of cores for `workers` workers, as equal as they can be, the first ones longer.
+ * Divides cores into one run for each worker. Runs do not overlap and are equally long, or the first ones one core longer.
  * @throws ServingError config_invalid where there are fewer cores than workers.
  */
 export function divideCpus(cpus: readonly number[], workers: number): number[][] {
   if (cpus.length < workers) {
     throw new ServingError(
       'config_invalid',
-      `${workers} workers cannot have cores of their own: the process may use ${cpus.length} (${cpus.join(',')})`,
+      `${workers} workers cannot have cores of their own: this process may use only ${cpus.length} (${cpus.join(',')})`,
     );
   }
   const cut = (worker: number) => Math.ceil((worker * cpus.length) / workers);

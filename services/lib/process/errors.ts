@@ -1,11 +1,11 @@
 /**
  * The one error table. Every failure that a user, an operator or another service can see is a {@link ServingError}
- * with a code from here; the HTTP status, gRPC status and remedy follow from the code.
- * Foreign errors are turned into one at each border, once, by {@link ServingError.from}.
+ * with a code from here; the HTTP status, gRPC status and remedy follow from the code. Errors of other libraries are
+ * turned into one at each border, once, by {@link ServingError.from}.
  */
 
 interface ErrorKind {
-  /** Status of an HTTP answer. */
+  /** Status code of the HTTP answer. */
   readonly http: number;
   /** Name of the gRPC status. */
   readonly grpc: string;
@@ -23,7 +23,7 @@ const kind = (http: number, grpc: string, retryable: boolean, remedy: string): E
 });
 
 export const ERRORS = {
-  // What the client can mend.
+  // The client can mend these.
   invalid_request: kind(400, 'INVALID_ARGUMENT', false, 'Correct the field that the message names.'),
   context_length_exceeded: kind(
     400,
@@ -41,16 +41,16 @@ export const ERRORS = {
     403,
     'PERMISSION_DENIED',
     false,
-    'Ask by 127.0.0.1 or localhost: without --api-keys-file a web page could ask by a name of its own.',
+    'Use 127.0.0.1 or localhost as the host, or set --api-keys-file: without keys a web page could send requests here.',
   ),
   not_found: kind(404, 'UNIMPLEMENTED', false, 'See README.md for the routes.'),
   method_not_allowed: kind(405, 'UNIMPLEMENTED', false, 'Use the method that the message names.'),
-  model_not_found: kind(404, 'NOT_FOUND', false, 'Ask GET /v1/models for the served name.'),
+  model_not_found: kind(404, 'NOT_FOUND', false, 'Use the served name, which GET /v1/models shows.'),
   repo_not_found: kind(
     404,
     'NOT_FOUND',
     false,
-    'Index it first: llavacode index --name REPO --path DIR, or PUT /v1/repos/REPO.',
+    'Index the repository first: llavacode index --name REPO --path DIR, or PUT /v1/repos/REPO.',
   ),
   payload_too_large: kind(413, 'RESOURCE_EXHAUSTED', false, 'Send less, or raise the limit that the message names.'),
   headers_too_large: kind(431, 'RESOURCE_EXHAUSTED', false, 'Send fewer or shorter headers.'),
@@ -66,7 +66,7 @@ export const ERRORS = {
     false,
     'Send content-type: application/json (for a repository also application/x-tar, application/gzip, application/zip).',
   ),
-  // What waiting or another worker can mend.
+  // Waiting, or another worker, can mend these.
   quota_exceeded: kind(
     429,
     'RESOURCE_EXHAUSTED',
@@ -81,33 +81,33 @@ export const ERRORS = {
   worker_stalled: kind(503, 'UNAVAILABLE', true, 'Retry; see why the worker hangs, or raise --stall-timeout-ms.'),
   draining: kind(503, 'UNAVAILABLE', true, 'Retry; the process is shutting down.'),
   deadline_exceeded: kind(504, 'DEADLINE_EXCEEDED', true, 'Retry, or raise --request-timeout-ms.'),
-  // What went wrong between workers.
+  // These went wrong between workers.
   fingerprint_mismatch: kind(500, 'FAILED_PRECONDITION', false, 'Serve one bundle on all workers.'),
   kv_layout_mismatch: kind(500, 'FAILED_PRECONDITION', false, 'Serve one bundle on all workers.'),
   kv_digest_mismatch: kind(500, 'DATA_LOSS', true, 'Retry; check the network and memory if it recurs.'),
   kv_truncated: kind(500, 'DATA_LOSS', true, 'Retry; the prefill worker or the network broke off.'),
   lease_unknown: kind(500, 'NOT_FOUND', true, 'Retry; the staged KV cache was released or never existed.'),
   lease_expired: kind(500, 'ABORTED', true, 'Retry; raise --kv-lease-ms if decode is slow to come.'),
-  // What the operator can mend.
+  // The operator can mend these.
   config_invalid: kind(500, 'INTERNAL', false, 'Correct every setting that the message names.'),
   checkpoint_invalid: kind(500, 'INTERNAL', false, 'Download the checkpoint again, or name a supported one.'),
-  bundle_invalid: kind(500, 'INTERNAL', false, 'Make the bundle anew with llavacode export.'),
+  bundle_invalid: kind(500, 'INTERNAL', false, 'Make the bundle again with llavacode export.'),
   projector_invalid: kind(500, 'INTERNAL', false, 'Use a projector trained for this encoder and LLM.'),
   runtime_unsupported: kind(500, 'INTERNAL', false, 'Install the pinned onnxruntime-node: npm ci.'),
   provider_unavailable: kind(500, 'INTERNAL', false, 'Install what the message names, or use --provider cpu.'),
-  runtime_failed: kind(500, 'INTERNAL', true, 'Retry; see the message of ONNX Runtime.'),
+  runtime_failed: kind(500, 'INTERNAL', true, 'Retry; the message of ONNX Runtime says why.'),
   out_of_memory: kind(500, 'INTERNAL', false, 'Lower --slots or --capacity.'),
   address_in_use: kind(500, 'INTERNAL', false, 'Choose another --port.'),
   spool_failed: kind(
     503,
     'UNAVAILABLE',
     true,
-    "Retry; make room on the disk of the indexer's temporary files (TMPDIR).",
+    "Retry; free space on the disk of the indexer's temporary files (TMPDIR).",
   ),
   store_unavailable: kind(503, 'UNAVAILABLE', true, 'Start the store, or correct --store.'),
   store_invalid: kind(500, 'INTERNAL', false, 'Index the repository again.'),
   index_too_large: kind(500, 'INTERNAL', false, 'Raise --index-cache-bytes, or index less of the repository.'),
-  index_moved: kind(409, 'ABORTED', false, 'Work out the changes against the current version, or send all files.'),
+  index_moved: kind(409, 'ABORTED', false, 'Compute the changes against the current version, or send all files.'),
   no_indexer: kind(503, 'UNAVAILABLE', false, 'Start llavacode indexer and give the gateway its address: --indexer.'),
   index_locked: kind(409, 'ABORTED', true, 'Wait for the other indexer of this repository.'),
   internal: kind(500, 'INTERNAL', false, 'A bug: report it with the request id and the log.'),
@@ -116,9 +116,9 @@ export const ERRORS = {
 export type ErrorCode = keyof typeof ERRORS;
 
 export interface ErrorDetails {
-  /** Request field at fault, as the client spelled it. */
+  /** The request field at fault, as the client spelled it. */
   param?: string;
-  /** Seconds after which a retry is sensible. */
+  /** Time after which a retry is sensible, in seconds. */
   retryAfterSeconds?: number;
   /** The limit that a refusal reached: the name of its flag without the leading dashes, like `max-inflight`. */
   limit?: string;
@@ -145,7 +145,7 @@ export class ServingError extends Error {
     return ERRORS[this.code];
   }
 
-  /** Anything caught, as a ServingError; a foreign error becomes `fallback` and is kept as the cause. */
+  /** Turns anything caught into a ServingError; another error gets the code `fallback` and is kept as the cause. */
   static from(error: unknown, fallback: ErrorCode = 'internal'): ServingError {
     if (error instanceof ServingError) return error;
     const message = error instanceof Error ? error.message : String(error);

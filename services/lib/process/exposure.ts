@@ -1,6 +1,6 @@
 /**
- * A service that is open to everybody listens to its own machine alone: to reach further it needs a way to tell who asks,
- * or an operator who says that the network around it does.
+ * Who can reach a service. A service that asks nobody for proof listens on loopback only. To listen further it must be
+ * able to tell who calls, or the operator must say that the network keeps strangers out.
  */
 import { isIP } from 'node:net';
 import { networkInterfaces } from 'node:os';
@@ -21,20 +21,21 @@ export type Exposure = Pick<ConfigOf<typeof PROCESS_SETTINGS>, 'host' | 'insecur
 
 /**
  * @param guarded whether callers must prove who they are.
- * @param remedy the settings that would see to it.
+ * @param remedy the settings that make callers prove who they are.
  * @throws ServingError config_invalid
  */
 export function assertGuarded({ host, insecureListen }: Exposure, guarded: boolean, remedy: string): void {
   if (guarded || insecureListen || isLoopback(host)) return;
   throw new ServingError(
     'config_invalid',
-    `--host ${host} is beyond this machine, where anybody could use this service: set ${remedy}, or --insecure-listen true if the network keeps others out`,
+    `--host ${host} can be reached from other machines, and anybody there could use this service: set ${remedy}, or --insecure-listen true if the network keeps strangers out`,
   );
 }
 
 /**
- * host:port under which others reach what listens at `listening`: what the operator says, or else that very address. Of
- * one that stands for all addresses of the machine, the first that is not loopback (a container's or pod's own).
+ * The host:port under which others reach a service that listens at `listening`. It is the operator's `advertise`, or else
+ * the address itself. For an address that means all addresses of the machine it is the first that is not loopback, which
+ * in a container or pod is its own.
  */
 export function reachableAddress(
   listening: string,

@@ -7,9 +7,10 @@ import type { Lifecycle } from './lifecycle.ts';
 import { exposition, expositionType } from './metrics.ts';
 
 /**
- * Serves until the process ends, its drain included: that is when probes and graphs matter most. Keeps no process alive.
+ * Serves until the process ends, also while it drains, when probes and graphs matter most. The server does not keep the
+ * process alive.
  * @param beforeScrape brings gauges up to date.
- * @returns host:port that it listens on.
+ * @returns the host:port that it listens on.
  * @throws ServingError address_in_use.
  */
 export async function serveHealth(
@@ -23,7 +24,7 @@ export async function serveHealth(
     if (path === '/livez') answer(response, 200, 'ok');
     else if (path === '/readyz') answer(response, life.phase === 'ready' ? 200 : 503, life.phase);
     else if (path === '/metrics') void answerScrape(response, beforeScrape);
-    else answer(response, 404, 'try /livez, /readyz or /metrics');
+    else answer(response, 404, 'not found: try /livez, /readyz or /metrics');
   });
   server.headersTimeout = 5_000;
   server.requestTimeout = 5_000;
@@ -40,7 +41,7 @@ function answer(response: ServerResponse, status: number, body: string, type = '
   response.writeHead(status, { 'content-type': type }).end(body);
 }
 
-/** A gauge that cannot be read fails the scrape, not the process. */
+/** A gauge that cannot be read makes the scrape fail, not the process. */
 async function answerScrape(response: ServerResponse, beforeScrape: () => void): Promise<void> {
   try {
     beforeScrape();

@@ -1,9 +1,9 @@
-/** Ctrl-C and SIGTERM for a command, which does a thing and ends. (A service has a Lifecycle.) */
+/** Ctrl-C and SIGTERM for a command that does one thing and ends. (A service has a Lifecycle instead.) */
 
-/** What shells report for a process that a signal ended. */
+/** The exit codes that shells report for a process that a signal ended. */
 export const EXIT_CODES = { SIGINT: 130, SIGTERM: 143 } as const;
 
-/** Somebody stopped the command: no failure of its own. */
+/** Somebody stopped the command; it did not fail. */
 export class Interrupted extends Error {
   readonly exitCode: number;
 
@@ -13,10 +13,10 @@ export class Interrupted extends Error {
   }
 }
 
-/** A signal so long after the first one is a person who does not want to wait, not npm passing the first one on. */
+/** A second signal later than this is a person who does not want to wait; an earlier one is npm passing on the first. */
 export const IMPATIENCE_MS = 1_000;
 
-/** Aborted, with {@link Interrupted} as its reason, when the command is to stop. */
+/** A signal that is aborted, with {@link Interrupted} as its reason, when the command is to stop. */
 export function interruption(): AbortSignal {
   const controller = new AbortController();
   let sinceMs = Infinity;

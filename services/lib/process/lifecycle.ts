@@ -1,10 +1,11 @@
 /**
- * The life of a service process: starting → ready → draining → stopped. SIGTERM and SIGINT drain; so does the death of
- * the parent that supervises it (its IPC channel closes), so that no process is left behind. Only the main of a process
- * makes one: it takes over signals, uncaught errors and the exit code (0 after a clean stop, else not).
+ * The life of a service process: starting → ready → draining → stopped. SIGTERM and SIGINT start the drain. So does the
+ * death of the parent that supervises the process (its IPC channel closes), so that no process is left behind. Only the
+ * main of a process makes a Lifecycle: it takes over signals, uncaught errors and the exit code (0 after a clean stop).
  *
- * A second request to stop does not cut the drain short: one Ctrl+C reaches the whole process group, npm passes it on
- * again, and then the parent asks its children. SIGSEGV and its like stay untouched: a JS handler would hang there.
+ * A second request to stop does not cut the drain short, because one Ctrl-C comes several times: it reaches the whole
+ * process group, npm passes it on again, and then the parent asks its children. SIGSEGV and similar signals keep their
+ * default action, since a handler in JavaScript would hang.
  */
 import { setMaxListeners } from 'node:events';
 import { ServingError } from './errors.ts';
@@ -13,12 +14,12 @@ import type { Logger } from './log.ts';
 
 export type Phase = 'starting' | 'ready' | 'draining' | 'stopped';
 
-/** What a supervised process tells its parent over IPC. */
+/** The message that a supervised process sends its parent over IPC. */
 export interface ReadyMessage {
   readonly ready: true;
-  /** host:port that it serves on. */
+  /** The host:port that it serves on. */
   readonly address: string;
-  /** host:port of its metrics, where that is another one. */
+  /** The host:port of its metrics; the gateway's is `address` itself. */
   readonly metricsAddress: string;
 }
 
@@ -34,7 +35,7 @@ export class Lifecycle {
   readonly #drain = new AbortController();
   #phase: Phase = 'starting';
   #drainingSinceMs = Infinity;
-  /** The stop step at work, for the log. */
+  /** The stop step that runs now, for the log. */
   #step = 'none';
 
   constructor(log: Logger, drainTimeoutMs: number) {
@@ -52,34 +53,34 @@ export class Lifecycle {
     return this.#phase;
   }
 
-  /** Aborted, with a `draining` error as its reason, when no new work is to be taken. */
+  /** A signal that is aborted, with a `draining` error as its reason, when no new work is to be taken. */
   get draining(): AbortSignal {
     return this.#drain.signal;
   }
 
-  /** For a stop step that waits: a signal that leaves the steps after it a tenth of the drain's time. */
+  /** A signal for a stop step that waits. It is aborted when a tenth of the drain's time is left for the later steps. */
   get almostOver(): AbortSignal {
     const sinceMs = performance.now() - this.#drainingSinceMs;
     return AbortSignal.timeout(Math.max(0, Math.floor(this.#drainTimeoutMs * 0.9 - sinceMs)));
   }
 
-  /** Runs when the process stops; the last one registered runs first. A step that throws does not keep others from it. */
+  /** Adds a step that runs when the process stops. The last one added runs first; one that throws does not stop others. */
   onStop(name: string, run: () => Promise<void> | void): void {
     this.#stops.push({ name, run });
   }
 
-  /** Work is accepted from now on; the parent, where there is one, learns the addresses. Nothing once it drains. */
+  /** Says that work is accepted from now on, and tells a parent the addresses. Does nothing once the process drains. */
   ready(address: string, metricsAddress: string): void {
     if (this.#phase !== 'starting') return;
     this.#phase = 'ready';
     this.#log.info({ address, metricsAddress }, 'ready');
     const message: ReadyMessage = { ready: true, address, metricsAddress };
-    // A parent that has just died shows as `disconnect`; the failed send says nothing more.
+    // The death of the parent is seen as `disconnect`; a failed send adds nothing to that.
     if (process.connected) process.send?.(message, undefined, undefined, () => {});
   }
 
   #interrupt(): void {
-    // Supervised, it is the parent that Ctrl+C is meant for: it knows the order in which services stop.
+    // In a supervised process Ctrl-C is meant for the parent, which knows the order in which services stop.
     if (process.connected) return;
     if (performance.now() - this.#drainingSinceMs > IMPATIENCE_MS) this.#cut('interrupted again', EXIT_CODES.SIGINT);
     this.#stop('SIGINT');
@@ -102,7 +103,7 @@ export class Lifecycle {
     void this.#runStops();
   }
 
-  /** Always ends the process; steps registered meanwhile (a stop during start) run as well. */
+  /** Runs the stop steps and ends the process. Steps that are added meanwhile (a stop during start) run as well. */
   async #runStops(): Promise<void> {
     for (let stop = this.#stops.pop(); stop !== undefined; stop = this.#stops.pop()) {
       this.#step = stop.name;
@@ -119,7 +120,7 @@ export class Lifecycle {
   }
 
   #cut(reason: string, exitCode: number): never {
-    this.#log.error({ step: this.#step, drainTimeoutMs: this.#drainTimeoutMs }, `${reason}: stopping hard`);
+    this.#log.error({ step: this.#step, drainTimeoutMs: this.#drainTimeoutMs }, `${reason}: exiting at once`);
     process.exit(exitCode);
   }
 }

@@ -1,15 +1,15 @@
-/** Logs: JSON lines on stderr by pino. Prompts, completions and keys never go into them. */
+/** Logs: JSON lines on stderr, written by pino. Prompts, completions and keys never go into a log. */
 import { type Logger, pino } from 'pino';
 
 export type { Logger };
 
-/** Of lines that could not be written. */
+/** Memory for lines that could not be written yet, in bytes; beyond it lines are dropped. */
 const MAX_WAITING = 1024 * 1024;
 
-/** @param service name of the process's role, on every line as `service`. */
+/** @param service the role of the process, which stands on every line as `service`. */
 export function createLogger(service: string, level: string): Logger {
   const stderr = pino.destination({ fd: 2, sync: true, maxLength: MAX_WAITING });
-  // A disk that is full costs lines, not whoever writes them. There is nothing to flush but these, and `fatal` would for ever.
+  // When the disk is full, lines are lost and the process goes on. flushSync, which `fatal` calls, would try for ever.
   stderr.on('error', () => {});
   stderr.flushSync = () => {};
   return pino({ level, base: { service, pid: process.pid } }, stderr);

@@ -1,11 +1,11 @@
 /**
- * Every metric of every service, in one table, and the only importer of prom-client. Names under `vllm:` are vLLM's own,
- * so that dashboards made for it work; what vLLM has no name for is under `llavacode:`. Counters, not rates, and named as
- * they are scraped: prom-client adds no `_total`.
+ * Every metric of every service, in one table. This is the only importer of prom-client. Names under `vllm:` are vLLM's
+ * own, so that dashboards made for it work; other metrics are under `llavacode:`. Names stand here as they are scraped:
+ * prom-client does not add `_total` to a counter.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
-/** Seconds; from 1 ms, since a completion's stages are that short. */
+/** Buckets in seconds. They begin at 1 ms because some stages of a completion are that short. */
 const SECONDS = [
   0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30,
 ];
@@ -22,17 +22,29 @@ const gauge = <L extends string>(name: string, help: string, labelNames: readonl
 
 export const metrics = {
   // Gateway.
-  ttft: histogram('vllm:time_to_first_token_seconds', 'Request received to first token written'),
-  tpot: histogram('vllm:request_time_per_output_token_seconds', '(last token - first token) / (output tokens - 1)'),
-  itl: histogram('vllm:inter_token_latency_seconds', 'Gap between two tokens of one stream'),
-  e2e: histogram('vllm:e2e_request_latency_seconds', 'Request received to last byte'),
-  inference: histogram('vllm:request_inference_time_seconds', 'Prompt taken out of the queue to last token'),
+  ttft: histogram(
+    'vllm:time_to_first_token_seconds',
+    'Time from the request being received to its first token being written',
+  ),
+  tpot: histogram(
+    'vllm:request_time_per_output_token_seconds',
+    '(time of last token - time of first token) / (output tokens - 1), per choice',
+  ),
+  itl: histogram('vllm:inter_token_latency_seconds', 'Time between two tokens of one choice'),
+  e2e: histogram(
+    'vllm:e2e_request_latency_seconds',
+    'Time from the request being received to the last byte of its answer',
+  ),
+  inference: histogram(
+    'vllm:request_inference_time_seconds',
+    'Time from the prompt leaving the queue to the last token',
+  ),
   promptTokens: counter('vllm:prompt_tokens_total', 'Prompt tokens, soft tokens included'),
   softTokens: counter('llavacode:soft_tokens_total', 'Soft tokens among the prompt tokens'),
   cachedTokens: counter('vllm:prompt_tokens_cached_total', 'Prompt tokens whose KV was reused'),
   generationTokens: counter('vllm:generation_tokens_total', 'Output tokens'),
-  requestPromptTokens: histogram('vllm:request_prompt_tokens', 'Prompt tokens of a request', [], TOKENS),
-  requestGenerationTokens: histogram('vllm:request_generation_tokens', 'Output tokens of a request', [], TOKENS),
+  requestPromptTokens: histogram('vllm:request_prompt_tokens', 'Prompt tokens of one request', [], TOKENS),
+  requestGenerationTokens: histogram('vllm:request_generation_tokens', 'Output tokens of one request', [], TOKENS),
   success: counter('vllm:request_success_total', 'Choices that finished, by reason', ['finished_reason']),
   refused: counter('llavacode:requests_refused_total', 'Requests that ended in an error, by code', ['code']),
   shed: counter(
@@ -41,47 +53,68 @@ export const metrics = {
     ['limit', 'knob'],
   ),
   replays: counter('llavacode:replays_total', 'Parts of requests done again by other workers, by reason', ['reason']),
-  replaysExhausted: counter('llavacode:replays_exhausted_total', 'Requests lost for want of replays, by reason', [
-    'reason',
-  ]),
+  replaysExhausted: counter(
+    'llavacode:replays_exhausted_total',
+    'Requests that failed because --max-replays was used up, by reason',
+    ['reason'],
+  ),
   workersUsable: gauge('llavacode:workers_usable', 'Workers that this gateway gives work to, by role', ['role']),
   stage: histogram('llavacode:stage_seconds', 'Time of one stage of a request', ['stage']),
-  degraded: counter('llavacode:requests_degraded_total', 'Completions left without context, by reason', ['reason']),
-  retrieved: counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
-  storeCircuitOpen: gauge('llavacode:store_circuit_open', '1 while a failing or slow store is left alone'),
-  storeRows: counter('llavacode:store_rows_total', 'Rows of chunks read, by where they were', ['source']),
-  prefillPlaced: counter('llavacode:prefill_placed_total', 'Prompts by where they were computed, and why there', [
-    'where',
+  degraded: counter('llavacode:requests_degraded_total', 'Completions that went on without context, by reason', [
     'reason',
   ]),
+  retrieved: counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
+  storeCircuitOpen: gauge(
+    'llavacode:store_circuit_open',
+    '1 while the store is not asked because it failed or was slow, else 0',
+  ),
+  storeRows: counter('llavacode:store_rows_total', 'Rows of chunks that were read, by where they lay: cache or store', [
+    'source',
+  ]),
+  prefillPlaced: counter(
+    'llavacode:prefill_placed_total',
+    'Prompts by where they were computed, and the reason for it',
+    ['where', 'reason'],
+  ),
   // Gateway and workers.
-  running: gauge('vllm:num_requests_running', 'Requests in work'),
+  running: gauge('vllm:num_requests_running', 'Requests that are being worked on'),
   waiting: gauge('vllm:num_requests_waiting', 'Requests that wait'),
   // Workers.
-  queueTime: histogram('vllm:request_queue_time_seconds', 'Time a request waited in this worker'),
+  queueTime: histogram('vllm:request_queue_time_seconds', 'Time that a request waited in this worker'),
   prefixQueries: counter('vllm:prefix_cache_queries_total', 'Prompt tokens that were looked for in the prefix cache'),
-  prefixHits: counter('vllm:prefix_cache_hits_total', 'Prompt tokens that were found there'),
-  prefillTime: histogram('vllm:request_prefill_time_seconds', 'Time of computing one prompt'),
-  decodeTime: histogram('vllm:request_decode_time_seconds', 'Joining the batch to the last token'),
-  stepTime: histogram('llavacode:decode_step_seconds', 'One step of the decode batch'),
+  prefixHits: counter('vllm:prefix_cache_hits_total', 'Prompt tokens that were found in the prefix cache'),
+  prefillTime: histogram('vllm:request_prefill_time_seconds', 'Time that computing one prompt took'),
+  decodeTime: histogram('vllm:request_decode_time_seconds', 'Time from joining the batch to the last token'),
+  stepTime: histogram('llavacode:decode_step_seconds', 'Time that one step of the decode batch took'),
   batchSize: histogram('llavacode:decode_batch_size', 'Sequences in one decode step', [], [1, 2, 4, 8, 16, 32, 64]),
   waitingTokens: gauge('llavacode:waiting_tokens', 'Prompt tokens that wait in this worker'),
   kvUsage: gauge('vllm:kv_cache_usage_perc', 'Share of KV slots in use, 0 to 1'),
-  stagedBytes: gauge('llavacode:kv_staged_bytes', 'Bytes of KV held for decoders that have not yet taken it'),
-  stagedAge: gauge('llavacode:kv_staged_oldest_seconds', 'Age of the oldest staged KV'),
-  leasesEnded: counter('llavacode:kv_leases_ended_total', 'Leases of staged KV that ended, by reason', ['reason']),
-  handoffTime: histogram('llavacode:kv_handoff_seconds', 'First pull to last verified frame'),
-  handoffExposed: histogram('llavacode:kv_handoff_exposed_seconds', 'Part of the handoff after prefill had finished'),
-  handoffBytes: counter('llavacode:kv_handoff_bytes_total', 'Bytes of KV pulled'),
+  stagedBytes: gauge('llavacode:kv_staged_bytes', 'Bytes of KV cache held for decoders that have not taken it yet'),
+  stagedAge: gauge('llavacode:kv_staged_oldest_seconds', 'Age of the oldest staged KV cache'),
+  leasesEnded: counter('llavacode:kv_leases_ended_total', 'Leases of staged KV caches that ended, by reason', [
+    'reason',
+  ]),
+  handoffTime: histogram('llavacode:kv_handoff_seconds', 'Time from the first pull to the last verified frame'),
+  handoffExposed: histogram(
+    'llavacode:kv_handoff_exposed_seconds',
+    'The part of the hand-over that came after prefill had finished',
+  ),
+  handoffBytes: counter('llavacode:kv_handoff_bytes_total', 'Bytes of KV cache that were pulled'),
   // Indexer.
   indexRuns: counter('llavacode:index_runs_total', 'Index runs by how they ended: ok or an error code', ['outcome']),
   skippedFiles: counter('llavacode:skipped_files_total', 'Files that were not indexed, by reason', ['reason']),
-  encodeTime: histogram('llavacode:encode_batch_seconds', 'One batch of chunks through encoder and projector'),
-  unparsedChunks: counter('llavacode:chunks_unparsed_total', 'Chunks encoded by source for want of a syntax tree'),
+  encodeTime: histogram(
+    'llavacode:encode_batch_seconds',
+    'Time that one batch of chunks took in encoder and projector',
+  ),
+  unparsedChunks: counter(
+    'llavacode:chunks_unparsed_total',
+    'Chunks that were encoded as source text because no syntax tree was found',
+  ),
   indexedChunks: counter('llavacode:indexed_chunks_total', 'Chunks by what was done with them', ['outcome']),
 } as const;
 
-/** Sets the caller's part of a gauge that is the sum of several: two queues of one process wait in the same figure. */
+/** Sets the caller's part of a gauge that sums several parts, such as the two queues of one process. */
 export function partOf(gauge: Gauge): (value: number) => void {
   let last = 0;
   return (value) => {
@@ -90,13 +123,13 @@ export function partOf(gauge: Gauge): (value: number) => void {
   };
 }
 
-/** The text that Prometheus scrapes. */
+/** The text that Prometheus scrapes, in its own format. */
 export const exposition = () => registry.metrics();
 export const expositionType = registry.contentType;
 
 /**
- * Puts `service` on every metric, and `model_name` where a model is served (vLLM's dashboards select by it); adds the
- * process's own (CPU, memory, event-loop lag). Called once by each service's main.
+ * Puts the label `service` on every metric, and `model_name` where a model is served, because vLLM's dashboards select by
+ * it. Adds the metrics of the process itself (CPU, memory, event-loop lag). Each service's main calls this once.
  */
 export function collectProcessMetrics(service: string, modelName?: string): void {
   registry.setDefaultLabels(modelName === undefined ? { service } : { service, model_name: modelName });
