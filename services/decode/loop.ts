@@ -8,7 +8,7 @@ import { OutputHistory, sample } from '../lib/engine/sampler.ts';
 import { NO_TOKEN } from '../lib/engine/session.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import { metrics } from '../lib/process/metrics.ts';
-import type { FinishReason, SampledToken, Sampling } from '../lib/request/sequence.ts';
+import type { FinishReason, SampledToken, Sampling } from '../lib/request/next-token.ts';
 
 /** One token of one sequence. */
 export interface DecodeStep {

@@ -33,7 +33,7 @@ export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>
   const service = createDecodeService(session, {
     model: modelName,
     fingerprint,
-    source: (loop) => new RemoteKv(session.pool, puller, config.queueSequences, () => loop.betweenSteps()),
+    source: new RemoteKv(session.pool, puller, config.queueSequences),
     draining: life.draining,
   });
   const server = await serveRpc(config.host, config.port, service.mounts, security);

@@ -1,5 +1,6 @@
 /** The prefill worker's process. */
 import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
+import { PrefixCache } from '../lib/kv/prefix.ts';
 import type { Config } from '../lib/process/config.ts';
 import { reachableAddress } from '../lib/process/exposure.ts';
 import { serveHealth } from '../lib/process/health.ts';
@@ -9,6 +10,7 @@ import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { stayRegistered } from '../lib/redis/worker-registry.ts';
 import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
+import { LeaseTable } from './leases.ts';
 import { createPrefillService } from './service.ts';
 
 export const PREFILL_SETTINGS = [
@@ -26,19 +28,19 @@ export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number
   collectProcessMetrics('prefill', modelName);
   life.onStop('engine', () => session.dispose());
   let address = '';
+  const prefixes = new PrefixCache(session.pool);
+  const leases = new LeaseTable(session.pool, prefixes, config.kvLeaseMs);
   const service = createPrefillService(
-    session,
+    { engine: session, prefixes, leases, log },
     {
       model: modelName,
       fingerprint: bundle.manifest.fingerprint,
       chunkTokens: () => config.prefillChunkTokens,
       queueOrder: config.queueOrder,
       queueTokens: config.queueTokens,
-      kvLeaseMs: config.kvLeaseMs,
       draining: life.draining,
       address: () => address,
     },
-    log,
   );
   await service.warmUp();
   const server = await serveRpc(config.host, config.port, service.mounts, security);

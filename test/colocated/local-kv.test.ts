@@ -4,11 +4,11 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { LocalKv, nearest } from '../../services/colocated/local-kv.ts';
 import { SharedEngine } from '../../services/colocated/shared-engine.ts';
 import { KvPuller } from '../../services/decode/kv-puller.ts';
-import { type Acquired, RemoteKv } from '../../services/decode/kv-source.ts';
+import { type AcquiredKv, RemoteKv } from '../../services/decode/kv-source.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
 import { chainOf, PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { type Lease, LeaseTable } from '../../services/prefill/leases.ts';
 import { FakeEngine, GARBAGE, gate, settle } from '../support/fake-engine.ts';
 import { FINGERPRINT, NEVER } from '../support/workers.ts';
@@ -30,7 +30,7 @@ function start(slots: number): void {
   prefixes = new PrefixCache(pool);
   leases = new LeaseTable(pool, prefixes, 60_000);
   const puller = new KvPuller(pool, FINGERPRINT, createLogger('test', 'silent'));
-  const remote = new RemoteKv(pool, puller, 0, async () => {});
+  const remote = new RemoteKv(pool, puller, 0);
   const exclusive = (work: () => void) => shared.inTurn(work);
   kv = new LocalKv({ pool, leases, prefixes, remote, address: () => HERE, exclusive });
 }
@@ -40,7 +40,7 @@ const conserved = () => engine.pool.assertConserved(leases.size + kv.held);
 const handleOf = (lease: Lease, address = HERE) => ({
   ...{ address, leaseId: lease.id, fingerprint: FINGERPRINT, positions: PROMPT.length, leaseMs: 60_000 },
 });
-const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal);
+const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal, async () => {});
 
 /** A prompt that computes. */
 const open = (readers: number) => {
@@ -55,7 +55,7 @@ function complete(lease: Lease): Lease {
   leases.complete(lease, FIRST);
   return lease;
 }
-const holdsPrompt = ({ slot }: Acquired) => expect(engine.read(slot.index, PROMPT.length)).toEqual(PROMPT);
+const holdsPrompt = ({ slot }: AcquiredKv) => expect(engine.read(slot.index, PROMPT.length)).toEqual(PROMPT);
 
 /** Holds the engine's turn. */
 function holdTurn() {
@@ -192,7 +192,7 @@ describe('one reader', () => {
   test('with a handle of other positions is refused', async () => {
     const lease = complete(open(1));
     const handle = { ...handleOf(lease), positions: 19 };
-    await expect(kv.acquire(handle, NEVER)).rejects.toMatchObject({ code: 'invalid_request' });
+    await expect(kv.acquire(handle, NEVER, async () => {})).rejects.toMatchObject({ code: 'invalid_request' });
     leases.end(lease, 'cancelled');
     conserved();
   });

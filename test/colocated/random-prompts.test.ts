@@ -1,7 +1,7 @@
 /** Random families of prompts, in few slots, coming and going at any time: each gets what it would get alone. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
 import { continuation, FakeEngine, HIDDEN, settle, tokensOf, until } from '../support/fake-engine.ts';
 import { begin, decode, decodeRequest, prefillRequest, startColocated } from '../support/workers.ts';

@@ -1,7 +1,7 @@
 /** Prompts and sequences in one process, over gRPC: nothing travels, nothing disturbs, nothing stays behind. */
 import { describe, expect, test } from 'vitest';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
 import { continuation, FakeEngine, gate, HIDDEN, settle, tokensOf, until } from '../support/fake-engine.ts';
 import {

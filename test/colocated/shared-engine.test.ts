@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { SharedEngine } from '../../services/colocated/shared-engine.ts';
 import { NO_TOKEN } from '../../services/lib/engine/session.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { FakeEngine, gate, settle } from '../support/fake-engine.ts';
 
 function start() {

@@ -6,7 +6,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { DecodeLoop, finishOf } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { FakeEngine, nextToken, settle } from '../support/fake-engine.ts';
 import { alone, join, type Reader, type Wanted } from '../support/kv-reader.ts';
 

@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { DecodeLoop, type DecodeStep, finishOf } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { continuation, FakeEngine, gate, nextToken, settle } from '../support/fake-engine.ts';
 import { alone, fill, join } from '../support/kv-reader.ts';
 

@@ -2,7 +2,7 @@
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { type KvRows, KvSender } from '../../services/lib/kv/handoff.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { DecodeRequest } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
 import type { KvFrame } from '../../services/lib/rpc/gen/llavacode/v1/KvFrame.ts';
 import type { KvHandle__Output } from '../../services/lib/rpc/gen/llavacode/v1/KvHandle.ts';
@@ -235,7 +235,7 @@ describe('a cache that does not come well', () => {
     const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
     await holder.stop();
     await expect(decode(client, decodeRequest(holder.kv, 4))).rejects.toEqual(
-      refusal('kv_truncated', `the holder of the KV is gone: ${holder.kv.address}`),
+      refusal('kv_truncated', `the worker that held the KV is lost: ${holder.kv.address}`),
     );
   });
 
@@ -249,7 +249,7 @@ describe('a cache that does not come well', () => {
     const [holder, { client }] = await Promise.all([startHolder(pull), startDecode()]);
     const decoding = decode(client, decodeRequest(holder.kv, 4));
     const outcome = expect(decoding).rejects.toEqual(
-      refusal('kv_truncated', `the holder of the KV is gone: ${holder.kv.address}`),
+      refusal('kv_truncated', `the worker that held the KV is lost: ${holder.kv.address}`),
     );
     await sent.opened;
     await holder.stop();

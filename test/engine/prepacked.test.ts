@@ -13,7 +13,7 @@ import { synthesize } from '../../services/lib/model/checkpoint/synth.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
 import type { LayerFormats, TableFormat } from '../../services/lib/model/graph/linear.ts';
 import { writeModel } from '../../services/lib/model/graph/onnx.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
 /** Its feed-forward matrices are large enough to be shared, those of attention are not. */
 const SHAPE = {

@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { OutputHistory, promptLogprob, sample } from '../../services/lib/engine/sampler.ts';
+import { OutputHistory, sample, tokenLogprob } from '../../services/lib/engine/sampler.ts';
 import { noiseBits, wordsAt } from '../../services/lib/numeric/random.ts';
-import { GREEDY, type Sampling } from '../../services/lib/request/sequence.ts';
+import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 
 const sampling = (changes: Partial<Sampling>): Sampling => ({ ...GREEDY, ...changes });
 const NO_HISTORY = new OutputHistory();
@@ -347,7 +347,7 @@ describe('logprobs', () => {
   });
 
   it('leave out tokens of probability 0', () => {
-    expect(promptLogprob(logits, 5, 20)).toEqual({
+    expect(tokenLogprob(logits, 5, 20)).toEqual({
       id: 5,
       logprob: -Infinity,
       top: [1, 3, 0, 4, 2].map((id) => ({ id, logprob: expect.closeTo(logits[id]! - logTotal, 12) })),
@@ -357,21 +357,21 @@ describe('logprobs', () => {
   it('of all tokens sum to one, sorted by logprob then id', () => {
     fc.assert(
       fc.property(logitRows(50), fc.nat({ max: 60 }), (row, count) => {
-        const top = promptLogprob(Float32Array.from(row), 0, row.length).top!;
+        const top = tokenLogprob(Float32Array.from(row), 0, row.length).top!;
         expect(top.reduce((sum, { logprob }) => sum + Math.exp(logprob), 0)).toBeCloseTo(1, 9);
         const byLogprob = [...top].sort((a, b) => b.logprob - a.logprob || a.id - b.id);
         expect(top).toEqual(byLogprob);
-        expect(promptLogprob(Float32Array.from(row), 0, count).top).toEqual(byLogprob.slice(0, count));
+        expect(tokenLogprob(Float32Array.from(row), 0, count).top).toEqual(byLogprob.slice(0, count));
       }),
     );
   });
 
   it('do not overflow on large logits', () => {
-    const top = promptLogprob(Float32Array.from([1000, 1000, -1000]), 0, 2).top!;
+    const top = tokenLogprob(Float32Array.from([1000, 1000, -1000]), 0, 2).top!;
     expect(top.map(({ logprob }) => logprob)).toEqual([expect.closeTo(-Math.LN2, 9), expect.closeTo(-Math.LN2, 9)]);
   });
 
   it('refuse NaN', () => {
-    expect(() => promptLogprob(Float32Array.from([0, Number.NaN]), 0, 1)).toThrow(coded('runtime_failed'));
+    expect(() => tokenLogprob(Float32Array.from([0, Number.NaN]), 0, 1)).toThrow(coded('runtime_failed'));
   });
 });

@@ -10,7 +10,7 @@ import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
 import { writeModel } from '../../services/lib/model/graph/onnx.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
 const GOLDEN = join(import.meta.dirname, '..', 'goldens', 'qwen2-tied');
 

@@ -9,7 +9,7 @@ import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
 import { writeModel } from '../../services/lib/model/graph/onnx.ts';
-import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
 
 const goldens = (name: string) => join(import.meta.dirname, '..', 'goldens', name);
 const argmax = (row: Float32Array) => row.reduce((best, x, i) => (x > (row[best] as number) ? i : best), 0);

@@ -1,6 +1,7 @@
 /** KV caches on their way: whatever bit is flipped, nothing wrong is decoded, and what was damaged is pulled again. */
 import fc from 'fast-check';
 import { expect, onTestFinished, test } from 'vitest';
+import { serializeFrame } from '../../services/lib/kv/frame-buffer.ts';
 import { KvReceiver, KvSender } from '../../services/lib/kv/handoff.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { WIRE_TYPES, type WireType } from '../../services/lib/kv/wire.ts';
@@ -26,7 +27,8 @@ function messagesOf(type: WireType): Buffer[] {
   const rows = [...sender.pack(0, 3), ...sender.pack(3, PROMPT.length)];
   const end = { ...sender.end([FIRST]), afterPrefillUs: 5 };
   const frames = [{ manifest }, ...rows.map((frame) => ({ rows: frame })), { end }];
-  return frames.map((frame) => wire.responseSerialize(frame as never));
+  // Copied, because the buffers are used again once they are serialised.
+  return frames.map((frame) => Buffer.from(serializeFrame(frame, wire.responseSerialize)));
 }
 
 const SENT = Object.fromEntries(WIRE_TYPES.map((type) => [type, messagesOf(type)])) as Record<WireType, Buffer[]>;

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { BLOCK_TOKENS, chainOf, PrefixCache, type PrefixSlot } from '../../services/lib/kv/prefix.ts';
-import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
 import { FakeEngine, GARBAGE, HIDDEN, tokensOf } from '../support/fake-engine.ts';
 
 const prompt = (ids: readonly number[], soft: SoftTokens = NO_SOFT_TOKENS): TokenPrompt => ({

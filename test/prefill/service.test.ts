@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { rowCount } from '../../services/lib/kv/layout.ts';
 import { vectorBytes, type WireType } from '../../services/lib/kv/wire.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { FakeEngine, gate, HIDDEN, nextToken, until, VOCAB } from '../support/fake-engine.ts';

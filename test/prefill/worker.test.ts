@@ -4,17 +4,19 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { QueueOrder } from '../../services/lib/request/queue-order.ts';
-import { GREEDY, NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
 import { LeaseTable } from '../../services/prefill/leases.ts';
+import type { PrefillJob } from '../../services/prefill/prompt-computation.ts';
 import { PromptQueue } from '../../services/prefill/prompt-queue.ts';
-import { type Pending, type PrefillJob, PrefillWorker } from '../../services/prefill/worker.ts';
+import { PrefillWorker, type QueuedJob } from '../../services/prefill/worker.ts';
 import { FakeEngine, gate, HIDDEN, nextToken, settle, tokensOf, VOCAB } from '../support/fake-engine.ts';
 
 const NEVER = new AbortController().signal;
 
 let engine: FakeEngine;
-let queue: PromptQueue<Pending>;
+let queue: PromptQueue<QueuedJob>;
 let leases: LeaseTable;
 let worker: PrefillWorker;
 let engineContended: boolean;
@@ -22,7 +24,7 @@ let engineContended: boolean;
 /** @param chunkTokens of the worker. */
 function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder = 'fifo'): void {
   engine = new FakeEngine(slots, capacity);
-  queue = new PromptQueue<Pending>(1000, order);
+  queue = new PromptQueue<QueuedJob>(1000, order);
   const prefixes = new PrefixCache(engine.pool);
   leases = new LeaseTable(engine.pool, prefixes, 60_000);
   engineContended = false;

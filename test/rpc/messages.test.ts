@@ -1,6 +1,6 @@
 /** Nouns as messages, over the bytes of the wire. */
 import { describe, expect, test } from 'vitest';
-import { GREEDY, type Sampling } from '../../services/lib/request/sequence.ts';
+import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { protocol } from '../../services/lib/rpc/contract.ts';
 import type { PrefillRequest, PrefillRequest__Output } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import {

@@ -8,8 +8,9 @@ import type { StepEngine } from '../../services/decode/loop.ts';
 import type { PromptChunk } from '../../services/lib/engine/session.ts';
 import { rowCount } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import type { FinishReason, TokenPrompt } from '../../services/lib/request/sequence.ts';
-import type { PromptEngine } from '../../services/prefill/worker.ts';
+import type { FinishReason } from '../../services/lib/request/next-token.ts';
+import type { TokenPrompt } from '../../services/lib/request/token-prompt.ts';
+import type { PromptEngine } from '../../services/prefill/prompt-computation.ts';
 
 export const VOCAB = 29;
 export const HIDDEN = 2;

@@ -1,7 +1,7 @@
 /** Sequences in a {@link DecodeLoop} and what they are given, for the tests of the loop. */
 import type { DecodeLoop, DecodeStep, Sequence } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
-import { type FinishReason, GREEDY } from '../../services/lib/request/sequence.ts';
+import { type FinishReason, GREEDY } from '../../services/lib/request/next-token.ts';
 import { continuation, type FakeEngine, nextToken } from './fake-engine.ts';
 
 /** A consumer of one sequence. */

@@ -5,10 +5,11 @@ import { type ColocatedOptions, createColocatedService } from '../../services/co
 import { KvPuller } from '../../services/decode/kv-puller.ts';
 import { RemoteKv } from '../../services/decode/kv-source.ts';
 import { createDecodeService, type DecodeOptions } from '../../services/decode/service.ts';
+import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { ERRORS, type ErrorCode } from '../../services/lib/process/errors.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import {
   connectDecode,
   connectKv,
@@ -23,6 +24,7 @@ import type { PrefillEvent__Output } from '../../services/lib/rpc/gen/llavacode/
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { serveRpc } from '../../services/lib/rpc/server.ts';
+import { LeaseTable } from '../../services/prefill/leases.ts';
 import { createPrefillService, type PrefillOptions } from '../../services/prefill/service.ts';
 import { FakeEngine, until } from './fake-engine.ts';
 
@@ -41,19 +43,23 @@ export const refusal = (code: ErrorCode, message = '') =>
 
 export const stagedBytes = async () => (await metrics.stagedBytes.get()).values[0]?.value;
 
-export async function startPrefill(change: Partial<PrefillOptions> = {}, engine = new FakeEngine()) {
+export async function startPrefill(
+  { kvLeaseMs = 60_000, ...change }: Partial<PrefillOptions> & { readonly kvLeaseMs?: number } = {},
+  engine = new FakeEngine(),
+) {
   const options: PrefillOptions = {
     model: 'fake',
     fingerprint: FINGERPRINT,
     chunkTokens: () => 4,
     queueTokens: 1000,
     queueOrder: 'fifo',
-    kvLeaseMs: 60_000,
     draining: NEVER,
     address: () => server.address,
     ...change,
   };
-  const service = createPrefillService(engine, options, log);
+  const prefixes = new PrefixCache(engine.pool);
+  const leases = new LeaseTable(engine.pool, prefixes, kvLeaseMs);
+  const service = createPrefillService({ engine, prefixes, leases, log }, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectPrefill(server.address);
   const kv = connectKv(server.address);
@@ -73,8 +79,7 @@ export async function startDecode(
   engine = new FakeEngine(),
 ) {
   const puller = new KvPuller(engine.pool, FINGERPRINT, log);
-  const source: DecodeOptions['source'] = (loop) =>
-    new RemoteKv(engine.pool, puller, queueSequences, () => loop.betweenSteps());
+  const source = new RemoteKv(engine.pool, puller, queueSequences);
   const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, ...change };
   const service = createDecodeService(engine, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);

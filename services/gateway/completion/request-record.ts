@@ -2,8 +2,9 @@
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
-import type { FinishReason, TokenPrompt } from '../../lib/request/sequence.ts';
+import type { FinishReason } from '../../lib/request/next-token.ts';
 import { type Stage, Timeline } from '../../lib/request/timeline.ts';
+import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { AttemptRequest } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';

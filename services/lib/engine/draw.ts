@@ -12,7 +12,7 @@
  */
 
 import { noiseBits, wordsAt } from '../numeric/random.ts';
-import type { Sampling } from '../request/sequence.ts';
+import type { Sampling } from '../request/next-token.ts';
 
 /**
  * Log-weights below this are dropped: of 2^18 such tokens (no vocabulary is larger) one is drawn less often than once in

@@ -8,7 +8,7 @@ import type { Config } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
-import { NO_SOFT_TOKENS } from '../request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { DecoderSession } from './session.ts';

@@ -4,7 +4,7 @@
  * penalties, then greedy or {@link draw}; logprobs are those of the untouched logits.
  */
 import { ServingError } from '../process/errors.ts';
-import type { SampledToken, Sampling } from '../request/sequence.ts';
+import type { SampledToken, Sampling } from '../request/next-token.ts';
 import { draw } from './draw.ts';
 
 /** How often each token stands in a sequence's output so far; what the penalties are made from. */
@@ -56,7 +56,7 @@ export function sample(
     // Backwards, since an id may have been adjusted more than once.
     for (let o = originals.length - 1; o >= 0; o--) logits[originals[o]!.id] = originals[o]!.logit;
   }
-  return sampling.logprobs < 0 ? { id } : promptLogprob(logits, id, sampling.logprobs);
+  return sampling.logprobs < 0 ? { id } : tokenLogprob(logits, id, sampling.logprobs);
 }
 
 /**
@@ -67,7 +67,7 @@ export function sample(
  *   of probability 0 are never among them.
  * @throws ServingError runtime_failed where the model gave NaN or infinity.
  */
-export function promptLogprob(logits: Float32Array, id: number, count: number): SampledToken {
+export function tokenLogprob(logits: Float32Array, id: number, count: number): SampledToken {
   const max = logits[argmax(logits)]!;
   let total = 0;
   for (let i = 0; i < logits.length; i++) total += Math.exp(logits[i]! - max);

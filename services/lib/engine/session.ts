@@ -5,7 +5,7 @@
 
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
-import type { SoftTokens } from '../request/sequence.ts';
+import type { SoftTokens } from '../request/token-prompt.ts';
 import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
 
 /** What the session must know of the model. */

@@ -6,7 +6,7 @@
  * the bytes of its soft tokens; the first also over a salt, so that tenants do not find each other's prompts.
  */
 import { createHash } from 'node:crypto';
-import type { TokenPrompt } from '../request/sequence.ts';
+import type { TokenPrompt } from '../request/token-prompt.ts';
 import type { KvPool, KvSlot } from './pool.ts';
 
 /** Tokens of a block: what a match may miss, against a hash per block (2,000 tokens: 0.3 ms). */

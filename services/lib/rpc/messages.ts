@@ -1,6 +1,7 @@
 /** The nouns of request/ as messages and back. */
 import { ServingError } from '../process/errors.ts';
-import type { FinishReason, SampledToken, Sampling, SoftTokens } from '../request/sequence.ts';
+import type { FinishReason, SampledToken, Sampling } from '../request/next-token.ts';
+import type { SoftTokens } from '../request/token-prompt.ts';
 import type { Sampling__Output, Sampling as SamplingMessage } from './gen/llavacode/v1/Sampling.ts';
 import type { SoftTokens__Output, SoftTokens as SoftTokensMessage } from './gen/llavacode/v1/SoftTokens.ts';
 import type { Token__Output } from './gen/llavacode/v1/Token.ts';

@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { BLOCK_TOKENS } from '../../services/lib/kv/prefix.ts';
-import { isWorthItsRest } from '../../services/prefill/abandoned-chunk.ts';
+import { isWorthFinishing } from '../../services/prefill/abandonable-chunk.ts';
 
 const chain = (blocks: number, kind = 'a') => Array.from({ length: blocks }, (_, i) => `${kind}${i}`);
 
@@ -19,7 +19,7 @@ test('never takes longer than what it spares the next prompt', () => {
       const next = { chain: [...chain(blocks), ...chain(own, 'b')] };
       const end = past + size;
       const spared = Math.min(blocks * BLOCK_TOKENS, end) - past;
-      expect(isWorthItsRest({ chain: chain(20), past, end }, next, computed)).toBe(
+      expect(isWorthFinishing({ chain: chain(20), past, end }, next, computed)).toBe(
         spared > 0 && size - computed <= spared,
       );
     }),
@@ -27,7 +27,7 @@ test('never takes longer than what it spares the next prompt', () => {
 });
 
 test('with nobody waiting, all but what cannot be found again', () => {
-  expect(isWorthItsRest({ chain: chain(2), past: 0, end: 40 }, undefined, 0)).toBe(true);
-  expect(isWorthItsRest({ chain: chain(2), past: 32, end: 40 }, undefined, 0)).toBe(false);
-  expect(isWorthItsRest({ chain: [], past: 0, end: 40 }, undefined, 0)).toBe(false);
+  expect(isWorthFinishing({ chain: chain(2), past: 0, end: 40 }, undefined, 0)).toBe(true);
+  expect(isWorthFinishing({ chain: chain(2), past: 32, end: 40 }, undefined, 0)).toBe(false);
+  expect(isWorthFinishing({ chain: [], past: 0, end: 40 }, undefined, 0)).toBe(false);
 });
