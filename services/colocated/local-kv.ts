@@ -121,9 +121,9 @@ export class LocalKv implements KvSource {
 }
 
 /**
- * A slot nearer to the other sequences than `own`, so that a decode step spans fewer slots; undefined if there is none. An
- * unused slot within the span costs as much as one with a sequence: with four sequences of a 0.5B model scattered among
- * kept prompts a step took 83 ms instead of 40 ms; exchanging two slots of 2,000 tokens takes 11 ms.
+ * A slot nearer to the other sequences than `own`, so that a decode step spans fewer slots; undefined if there is none.
+ * An unused slot within the span costs as much as one with a sequence: with four sequences of a 0.5B model scattered
+ * among kept prompts a step took 83 ms instead of 40 ms; exchanging two slots of 2,000 tokens takes 11 ms.
  */
 export function nearest(
   others: ReadonlySet<number>,

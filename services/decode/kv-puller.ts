@@ -168,7 +168,9 @@ export class KvPuller {
   }
 }
 
-/** The sequence goes on from the handle's position. Going on from another one would give wrong output without an error. */
+/**
+ * The sequence goes on from the handle's position. Going on from another one would give wrong output without an error.
+ */
 function assertPositions(handle: KvHandle__Output, staged: number): void {
   if (handle.positions === staged) return;
   throw new ServingError(

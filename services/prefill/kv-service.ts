@@ -1,4 +1,7 @@
-/** The Kv service of a prefill worker: decoders pull the KV caches that are staged here, renew their leases, release them. */
+/**
+ * The Kv service of a prefill worker: decoders pull the KV caches that are staged here, renew their leases, release
+ * them.
+ */
 import { serializeFrame } from '../lib/kv/frame-buffer.ts';
 import { KvSender } from '../lib/kv/handoff.ts';
 import type { KvPool } from '../lib/kv/pool.ts';

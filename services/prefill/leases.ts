@@ -11,7 +11,9 @@ import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 
-/** A lease is `released` by all readers, `cancelled` by the caller of Prefill, `expired`, or `failed` while computing. */
+/**
+ * A lease is `released` by all readers, `cancelled` by the caller of Prefill, `expired`, or `failed` while computing.
+ */
 export type LeaseEnd = 'released' | 'cancelled' | 'expired' | 'failed';
 
 export class Lease {

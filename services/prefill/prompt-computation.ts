@@ -52,7 +52,9 @@ export interface PrefillResult {
   readonly chunks: number;
 }
 
-/** Prompt logprobs need the logits of every position; chunks of this many tokens keep them small (vocab x 4 bytes each). */
+/**
+ * Prompt logprobs need the logits of every position; chunks of this many tokens keep them small (vocab x 4 bytes each).
+ */
 const LOGPROB_CHUNK_TOKENS = 64;
 
 export class PromptComputer {
@@ -107,7 +109,9 @@ export class PromptComputer {
     return { tokens, promptLogprobs, cachedTokens: start.positions, seconds, chunks };
   }
 
-  /** Interrupts the current chunk if its caller hung up and finishing it is not worth it; see {@link AbandonableChunk}. */
+  /**
+   * Interrupts the current chunk if its caller hung up and finishing it is not worth it; see {@link AbandonableChunk}.
+   */
   reconsider(next: NextInLine, contended: boolean, rate: number): void {
     this.#currentChunk?.reconsider(next, contended, rate);
   }
@@ -148,7 +152,9 @@ export class PromptComputer {
     }
   }
 
-  /** Logprobs of the tokens at positions (past, end]: the logits of position i say how likely the token at i + 1 was. */
+  /**
+   * Logprobs of the tokens at positions (past, end]: the logits of position i say how likely the token at i + 1 was.
+   */
   #readLogprobs(job: HashedJob, logits: Float32Array, past: number, end: number): SampledToken[] {
     const { ids } = job.prompt;
     const vocab = this.#engine.vocabSize;

@@ -165,7 +165,8 @@ export class PrefillWorker {
   async #serve(job: QueuedJob, start: PrefixSlot): Promise<void> {
     const { length } = job.prompt.ids;
     const lease = this.#leases.open(start.slot, length, job.readers);
-    // The slot of a prompt that computes is free once nothing writes to it any more: after the current chunk at the latest.
+    // The slot of a prompt that computes is free once nothing writes to it any more: after the current chunk at the
+    // latest.
     const cancel = () => {
       if (lease.isComplete) this.#leases.end(lease, 'cancelled');
       else this.#reconsiderChunk();

@@ -85,7 +85,7 @@ test('a library of another version is refused before any of its functions is cal
   expect(() => runtime()).toThrow(
     expect.objectContaining({
       code: 'runtime_unsupported',
-      message: `ONNX Runtime is 1.2.3, this build needs ${RUNTIME_VERSION}`,
+      message: `ONNX Runtime is 1.2.3, this build needs ${RUNTIME_VERSION}: reinstall onnxruntime-node`,
     }),
   );
   expect(version).toBe(RUNTIME_VERSION);

@@ -86,7 +86,7 @@ describe('reserving', () => {
   test('a leak is an error that counts', () => {
     const pool = new KvPool(LAYOUT, 3, 4);
     pool.reserve(1);
-    expect(() => pool.assertConserved(0)).toThrowError('KV slots leaked: 1 of 3 are held, by 0 holders');
+    expect(() => pool.assertConserved(0)).toThrowError('KV slots leaked: 1 of 3 are held, but holders account for 0');
   });
 });
 

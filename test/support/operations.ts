@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { envName, flagName, PACKAGE_ROOT, SETTINGS } from '../../services/lib/process/config.ts';
 import { ERRORS } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import { EVENTS, type RequestEvent, STAGES, type Stage } from '../../services/lib/request/timeline.ts';
+import { EVENTS, type RequestEvent, STAGES, type TimelineStage } from '../../services/lib/request/timeline.ts';
 
 export const OPERATIONS = join(PACKAGE_ROOT, 'deploy/OPERATIONS.md');
 
@@ -29,7 +29,7 @@ const EVENT_MEANING: Record<RequestEvent, string> = {
   finished: 'the last byte of the answer was handed to the socket',
 };
 
-const STAGE_MEANING: Record<Stage, string> = {
+const STAGE_MEANING: Record<TimelineStage, string> = {
   prefill_queue: 'waiting in the prefill worker',
   prefill: 'computing the prompt, first chunk to first token',
   decode_queue: 'waiting for a slot of the decode worker',
@@ -70,7 +70,7 @@ const SECTIONS: Record<string, () => string> = {
         EVENTS.map((event) => [code(event), EVENT_MEANING[event]]),
       ),
       table(
-        ['Stage', 'Meaning'],
+        ['TimelineStage', 'Meaning'],
         STAGES.map((stage) => [code(stage), STAGE_MEANING[stage]]),
       ),
     ].join('\n\n'),

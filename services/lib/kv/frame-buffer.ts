@@ -1,7 +1,7 @@
 /**
- * Buffers for the rows of KV frames. A frame becomes a gRPC message in place: its buffer has room before the data for the
- * fields that precede it, and is used again once gRPC has copied the message. The generated serialiser would copy each
- * frame once more, and every dropped buffer would bring the next garbage collection nearer.
+ * Buffers for the rows of KV frames. A frame becomes a gRPC message in place: its buffer has room before the data for
+ * the fields that precede it, and is used again once gRPC has copied the message. The generated serialiser would copy
+ * each frame once more, and every dropped buffer would bring the next garbage collection nearer.
  */
 
 /** The fields of a KvFrame message (kv.proto) that are written here by hand. */
@@ -17,8 +17,8 @@ export interface RowsFrame {
 }
 
 /**
- * Bytes before the data: KvFrame's tag and length (6), the four numbers of Rows (24), the CRC (5), the tag and length of
- * `data` (6), rounded up so that the data are aligned for floats.
+ * Bytes before the data: KvFrame's tag and length (6), the four numbers of Rows (24), the CRC (5), the tag and length
+ * of `data` (6), rounded up so that the data are aligned for floats.
  */
 const HEADROOM = 48;
 /** Spare buffers kept: as many as a few streams use at once. */
@@ -32,8 +32,8 @@ const spare: Buffer[] = [];
 const whole = new WeakMap<Uint8Array, Buffer>();
 
 /**
- * A buffer for the data of one frame, not zeroed. It belongs to the frame until {@link serializeFrame} has serialised it
- * and gRPC has copied the message; then other frames are written to it. A frame that is never serialised keeps it.
+ * A buffer for the data of one frame, not zeroed. It belongs to the frame until {@link serializeFrame} has serialised
+ * it and gRPC has copied the message; then other frames are written to it. A frame that is never serialised keeps it.
  */
 export function allocateRows(bytes: number): Buffer {
   const at = spare.findIndex((buffer) => buffer.length >= HEADROOM + bytes);

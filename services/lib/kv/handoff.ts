@@ -2,8 +2,8 @@
  * A KV cache as frames: how the sender packs them and how the receiver checks and unpacks them. The receiver accepts
  * frames only in the order of {@link planFrames}, each with its CRC, and an end that proves that none is missing.
  *
- * The sender's frames lie in buffers of frame-buffer.ts, which are used again for later frames once gRPC has serialised a
- * frame: whoever keeps a frame for longer copies it.
+ * The sender's frames lie in buffers of frame-buffer.ts, which are used again for later frames once gRPC has serialised
+ * a frame: whoever keeps a frame for longer copies it.
  */
 import { crc32 } from 'node:zlib';
 import { ServingError } from '../process/errors.ts';

@@ -155,7 +155,8 @@ export async function serveRpc(
     address: `${bracketed}:${bound}`,
     setServing: (serving) => health.setStatus('', serving ? 'SERVING' : 'NOT_SERVING'),
     async close(deadline) {
-      // Shut down only afterwards: a client that is told to go away ends its calls at the next keepalive (grpc-node issue 3068).
+      // Shut down only afterwards: a client that is told to go away ends its calls at the next keepalive (grpc-node
+      // issue 3068).
       const over = aborted(deadline);
       while (calls.size > 0 && !deadline.aborted) await Promise.race([Promise.all(calls), over]);
       const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
