@@ -1,7 +1,7 @@
 /** The words after `llavacode bench`, and `llavacode plan`. What they run is loaded when they are run. */
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 import { drillCommands } from './drills/command.ts';
 import { engineCommand, handoffCommand } from './engine/command.ts';
 import type { Workload } from './load/measure.ts';

@@ -1,8 +1,8 @@
 /** What the words of `llavacode bench` are made of: how values are read, and the options that every bench has. */
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
-import { PACKAGE_ROOT } from '../services/lib/process/config.ts';
 import { ServingError } from '../services/lib/process/errors.ts';
+import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 
 export const RESULTS = join('bench', 'results');
 

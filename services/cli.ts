@@ -1,149 +1,210 @@
 #!/usr/bin/env node
-/** The `llavacode` command: which words start what. Settings of services come from the table in process/config.ts. */
+/**
+ * The `llavacode` command: which words start what. A word's code and options are loaded when that word is given, so that
+ * `--help` is quick and a service's process holds nothing of the other services.
+ */
+import { readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
-import { Command, Option } from 'commander';
-import { benchCommand, planCommand } from '../bench/commands.ts';
-import { count } from '../bench/options.ts';
-import { COLOCATED_SETTINGS, runColocated } from './colocated/main.ts';
-import { DECODE_SETTINGS, runDecode } from './decode/main.ts';
-import { runDemo } from './demo.ts';
-import { runExport, runSynth } from './export.ts';
-import { GATEWAY_SETTINGS, runGateway } from './gateway/main.ts';
-import { INDEX_SETTINGS, runIndex } from './indexer/command.ts';
-import { INDEXER_SETTINGS, runIndexer } from './indexer/main.ts';
-import { SHAPES } from './lib/model/checkpoint/synth.ts';
-import { type Config, flagName, loadConfig, SETTINGS, type Setting } from './lib/process/config.ts';
+import { join } from 'node:path';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import type { z } from 'zod';
+import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
-import { DEFAULT_TENANT } from './lib/rag/store/repo-key.ts';
-import { PREFILL_SETTINGS, runPrefill } from './prefill/main.ts';
-import { MODES } from './supervisor.ts';
-import { runUp, UP_SETTINGS, upDefaults } from './up.ts';
+import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 
-const program = new Command('llavacode')
-  .description('Code completion where repository context costs 10 prompt tokens instead of 500.')
-  .showHelpAfterError()
-  .configureHelp({ showGlobalOptions: true });
+interface Word {
+  readonly summary: string;
+  /** Adds the word's options and what it does to `command`; where it returns another command, that one is taken. */
+  build(command: Command): Promise<unknown>;
+}
 
-const PRECISIONS = ['fp32', 'fp16', 'int8', 'mixed', 'int4'];
+/** A word that is one service: its settings are its options. */
+const service = <T extends SettingsTable>(
+  summary: string,
+  settings: () => Promise<T>,
+  run: () => Promise<(config: ConfigOf<T>) => Promise<void>>,
+): Word => ({
+  summary,
+  build: async (command) => {
+    const table = await settings();
+    (await withSettings(command, table)).action(async (flags) => (await run())(await configOf(table, flags)));
+  },
+});
 
-/** Adds the flags of `settings`; what is not given as a flag comes from LLAVACODE_* or the default. */
-function withSettings(command: Command, settings: readonly Setting[]): Command {
-  for (const setting of settings) {
-    const schema = SETTINGS[setting];
-    const initial = schema.safeParse(undefined);
-    const hint = initial.success && initial.data !== '' ? ` (default: ${initial.data})` : '';
+const WORDS: Readonly<Record<string, Word>> = {
+  up: {
+    summary: 'run the whole system on one machine, one process per service',
+    build: async (command) => {
+      const { loadUpConfig, runUp, UP_SETTINGS } = await import('./up.ts');
+      (await withSettings(command, UP_SETTINGS)).action(async (flags) => {
+        await runUp(loadUpConfig(flags, await fileOf(flags)));
+      });
+    },
+  },
+  gateway: service(
+    'serve HTTP and send work to the workers',
+    async () => (await import('./gateway/settings.ts')).GATEWAY_SETTINGS,
+    async () => (await import('./gateway/main.ts')).runGateway,
+  ),
+  prefill: service(
+    'compute prompts and hand over their KV caches',
+    async () => (await import('./prefill/settings.ts')).PREFILL_SETTINGS,
+    async () => (await import('./prefill/main.ts')).runPrefill,
+  ),
+  decode: service(
+    'continue sequences from handed-over KV caches',
+    async () => (await import('./decode/settings.ts')).DECODE_SETTINGS,
+    async () => (await import('./decode/main.ts')).runDecode,
+  ),
+  colocated: service(
+    'prefill and decode in one process, on one engine',
+    async () => (await import('./colocated/settings.ts')).COLOCATED_SETTINGS,
+    async () => (await import('./colocated/main.ts')).runColocated,
+  ),
+  indexer: service(
+    'index the repositories that the gateway is sent',
+    async () => (await import('./indexer/settings.ts')).INDEXER_SETTINGS,
+    async () => (await import('./indexer/main.ts')).runIndexer,
+  ),
+  index: { summary: 'index a repository, or index it again', build: buildIndex },
+  export: { summary: 'make a model bundle from Hugging Face folders', build: buildExport },
+  synth: {
+    summary: 'make a bundle of a published shape with seeded random weights, for benchmarks',
+    build: buildSynth,
+  },
+  demo: {
+    summary: 'complete at one cursor three times: without context, with text, with compressed context',
+    build: async (command) => {
+      command.option('--json <file>', 'write the figures there').action(async ({ json }) => {
+        const { runDemo } = await import('./demo.ts');
+        await report(json, await runDemo());
+      });
+    },
+  },
+  bench: {
+    summary: 'measure a system through its HTTP API; see bench/README.md',
+    build: async () => (await import('../bench/commands.ts')).benchCommand(),
+  },
+  plan: {
+    summary: 'say how many prefill and decode workers a load needs, from rates measured on this machine',
+    build: async () => (await import('../bench/commands.ts')).planCommand(),
+  },
+};
+
+async function buildIndex(command: Command): Promise<void> {
+  const { INDEX_SETTINGS } = await import('./indexer/settings.ts');
+  const { DEFAULT_TENANT } = await import('./lib/rag/store/repo-key.ts');
+  (await withSettings(command, INDEX_SETTINGS))
+    .requiredOption('--name <repo>', 'name of the repository in requests')
+    .requiredOption('--path <dir>', 'folder to index')
+    .option('--tenant <name>', 'tenant that the repository belongs to', DEFAULT_TENANT)
+    .option('--watch', 'stay, and index what changes')
+    .option('--json <file>', 'write the report there')
+    .action(async ({ name, path, tenant, watch = false, json, ...flags }) => {
+      const config = await configOf(INDEX_SETTINGS, flags);
+      const { runIndex } = await import('./indexer/command.ts');
+      await report(json, await runIndex(config, { tenant, repo: name, dir: path, watch }));
+    });
+}
+
+const prefillPrecision = () =>
+  new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(['same', 'w8a8']);
+
+async function buildExport(command: Command): Promise<void> {
+  const { PRECISIONS } = await import('./settings.ts');
+  command
+    .requiredOption('--llm <dir>', 'language model')
+    .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
+    .option('--projector <path>', "projector; the language model's projector/ when not given")
+    .requiredOption('--to <dir>', 'folder of the bundle')
+    .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('fp32'))
+    .addOption(prefillPrecision())
+    .option('--block <n>', 'weights that share a scale: 128 for speed, 32 for quality', count)
+    .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(['last', 'mean']))
+    .addOption(
+      new Option(
+        '--encoder-recipe <recipe>',
+        "of a language model: published appends end-of-text and pools there, authors (the paper's) pools the last code token",
+      ).choices(['published', 'authors']),
+    )
+    .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(['source', 'ast']))
+    .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
+    .option('--max-positions <n>', 'longest sequence, in tokens', count)
+    .option('--name <name>', 'name under which it is served')
+    .option('--verify', 'compare with 32-bit floats on real code: KL divergence and top-1 agreement')
+    .option('--json <file>', 'write manifest and figures there')
+    .action(async ({ verify, json, ...options }) => {
+      const { runExport } = await import('./export.ts');
+      await report(json, await runExport(options, verify === true));
+    });
+}
+
+async function buildSynth(command: Command): Promise<void> {
+  const [{ SHAPES }, { PRECISIONS }] = await Promise.all([
+    import('./lib/model/checkpoint/synth.ts'),
+    import('./settings.ts'),
+  ]);
+  command
+    .requiredOption('--llm <shape>', `${Object.keys(SHAPES).join(', ')}, or a config.json`)
+    .requiredOption('--to <dir>', 'folder of the bundle')
+    .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('int4'))
+    .addOption(prefillPrecision())
+    .option('--block <n>', 'weights that share a scale', count)
+    .option('--seed <n>', 'seed of the weights', count, 1)
+    .option('--json <file>', 'write the manifest there')
+    .action(async ({ json, ...options }) => {
+      const { runSynth } = await import('./export.ts');
+      await report(json, await runSynth(options));
+    });
+}
+
+/** Adds the flags of a table, and --config. What is not given as a flag comes from LLAVACODE_*, the file or the default. */
+async function withSettings(command: Command, table: SettingsTable): Promise<Command> {
+  const [{ flagName }, { SETTINGS }] = await Promise.all([import('./lib/process/config.ts'), import('./settings.ts')]);
+  for (const [setting, type] of Object.entries<z.ZodType>({ config: SETTINGS.config, ...table })) {
+    const initial = type.safeParse(undefined);
+    const known = initial.success && initial.data !== '' && initial.data !== undefined;
     const value = initial.success && typeof initial.data === 'boolean' ? '[true|false]' : '<value>';
-    command.addOption(new Option(`${flagName(setting)} ${value}`, `${schema.description}${hint}`));
+    const hint = known ? ` (default: ${initial.data})` : '';
+    command.addOption(new Option(`${flagName(setting)} ${value}`, `${type.description}${hint}`));
   }
   return command;
 }
 
-/** A command that is one service. */
-function service<const K extends readonly Setting[]>(
-  name: string,
-  description: string,
-  settings: K,
-  run: (config: Config<K[number]>) => Promise<void>,
-): void {
-  withSettings(program.command(name).description(description), settings).action((flags: Record<string, unknown>) =>
-    run(loadConfig<K[number]>(settings, flags)),
-  );
+async function fileOf(flags: Record<string, unknown>): Promise<Record<string, unknown>> {
+  const { loadConfig, readConfigFile, SETTINGS } = await import('./settings.ts');
+  return readConfigFile(loadConfig({ config: SETTINGS.config }, flags).config);
 }
 
-service('gateway', 'serve HTTP and send work to the workers', GATEWAY_SETTINGS, runGateway);
-service('prefill', 'compute prompts and hand over their KV caches', PREFILL_SETTINGS, runPrefill);
-service('indexer', 'index the repositories that the gateway is sent', INDEXER_SETTINGS, runIndexer);
-service('decode', 'continue sequences from handed-over KV caches', DECODE_SETTINGS, runDecode);
-service('colocated', 'prefill and decode in one process, on one engine', COLOCATED_SETTINGS, runColocated);
+async function configOf<T extends SettingsTable>(table: T, flags: Record<string, unknown>): Promise<ConfigOf<T>> {
+  const { loadConfig } = await import('./settings.ts');
+  return loadConfig(table, flags, process.env, await fileOf(flags));
+}
 
-withSettings(program.command('up').description('the whole system on one machine, one process per service'), UP_SETTINGS)
-  .addOption(new Option('--mode <mode>').choices(MODES).default('disaggregated'))
-  .option('--prefill <n>', 'prefill workers (in colocated mode: workers)', count, 1)
-  .option('--decode <n>', 'decode workers', count, 1)
-  .option('--pin', 'give each worker cores of its own (Linux)')
-  .addOption(new Option('--precision <p>', 'of a checkpoint').choices(PRECISIONS).default('fp32'))
-  .option('--data <dir>', 'where bundles and logs lie, and the index where no --store says otherwise', '.llavacode')
-  .option('--index <dir>', 'repository to index at start, under the name of its folder')
-  .action(async ({ mode, prefill, decode, pin, precision, data, index, ...flags }) => {
-    await runUp(loadConfig(UP_SETTINGS, flags, { ...upDefaults(data), ...process.env }), {
-      mode,
-      prefill,
-      decode,
-      pin,
-      precision,
-      data,
-      index,
-    });
-  });
-
-withSettings(program.command('index').description('(re)index a repository'), INDEX_SETTINGS)
-  .requiredOption('--name <repo>', 'name of the repository in requests')
-  .requiredOption('--path <dir>', 'folder to index')
-  .option('--tenant <name>', 'whose repository it is', DEFAULT_TENANT)
-  .option('--watch', 'stay, and index what changes')
-  .option('--json <file>', 'write the report there')
-  .action(async ({ name, path, tenant, watch = false, json, ...flags }) => {
-    const config = loadConfig(INDEX_SETTINGS, flags);
-    await report(json, await runIndex(config, { tenant, repo: name, dir: path, watch }));
-  });
-
-program
-  .command('export')
-  .description('Hugging Face folders → a model bundle')
-  .requiredOption('--llm <dir>', 'language model')
-  .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
-  .option('--projector <path>', "projector; the language model's projector/ when not given")
-  .requiredOption('--to <dir>', 'the bundle')
-  .addOption(new Option('--precision <p>').choices(PRECISIONS).default('fp32'))
-  .addOption(new Option('--prefill-precision <p>', 'weights for prompts').choices(['same', 'w8a8']))
-  .option('--block <n>', 'weights that share a scale: 128 for speed, 32 for quality', count)
-  .addOption(new Option('--encoder-pooling <pooling>').choices(['last', 'mean']))
-  .addOption(
-    new Option(
-      '--encoder-recipe <recipe>',
-      "of a language model: published appends end-of-text and pools there, authors (the paper's) pools the last code token",
-    ).choices(['published', 'authors']),
-  )
-  .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(['source', 'ast']))
-  .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
-  .option('--max-positions <n>', 'longest sequence', count)
-  .option('--name <name>', 'name under which it is served')
-  .option('--verify', 'compare with 32-bit floats on real code: KL divergence and top-1 agreement')
-  .option('--json <file>', 'write manifest and figures there')
-  .action(async ({ verify, json, ...options }) => {
-    await report(json, await runExport(options, verify === true));
-  });
-
-program
-  .command('synth')
-  .description('a bundle of a published shape with seeded random weights, for benchmarks')
-  .requiredOption('--llm <shape>', `${Object.keys(SHAPES).join(', ')}, or a config.json`)
-  .requiredOption('--to <dir>', 'the bundle')
-  .addOption(new Option('--precision <p>').choices(PRECISIONS).default('int4'))
-  .addOption(new Option('--prefill-precision <p>', 'weights for prompts').choices(['same', 'w8a8']))
-  .option('--block <n>', 'weights that share a scale', count)
-  .option('--seed <n>', 'of the weights', count, 1)
-  .option('--json <file>', 'write the manifest there')
-  .action(async ({ json, ...options }) => {
-    await report(json, await runSynth(options));
-  });
-
-program
-  .command('demo')
-  .description('three completions of one cursor: without context, with text, with compressed context')
-  .option('--json <file>', 'write the figures there')
-  .action(async ({ json }) => {
-    await report(json, await runDemo());
-  });
-
-program.addCommand(benchCommand()).addCommand(planCommand());
+function count(text: string): number {
+  if (!/^[1-9]\d*$/.test(text)) throw new InvalidArgumentError('a whole number from 1 on is needed.');
+  return Number(text);
+}
 
 async function report(file: string | undefined, figures: unknown): Promise<void> {
   if (file !== undefined) await writeFile(file, `${JSON.stringify(figures, null, 2)}\n`);
 }
 
+const { version } = JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as { version: string };
+const program = new Command('llavacode')
+  .description('Code completion where repository context costs 10 prompt tokens instead of 500.')
+  .version(version)
+  .showHelpAfterError('See llavacode COMMAND --help.')
+  .configureHelp({ showGlobalOptions: true });
+
 try {
+  const given = process.argv.slice(2);
+  for (const [name, { summary, build }] of Object.entries(WORDS)) {
+    const command = new Command(name).description(summary).copyInheritedSettings(program);
+    const built = given.includes(name) ? await build(command) : undefined;
+    program.addCommand(built instanceof Command ? built : command);
+  }
   await program.parseAsync();
 } catch (error) {
   if (error instanceof Interrupted) process.exit(error.exitCode);

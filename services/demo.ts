@@ -6,10 +6,10 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type CompletionBody, type StreamedCompletion, streamCompletion, tpotMs, ttftMs } from './client.ts';
-import { loadConfig, PACKAGE_ROOT } from './lib/process/config.ts';
 import { interruption } from './lib/process/interrupt.ts';
+import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import type { RunningSystem } from './supervisor.ts';
-import { bringUp, UP_SETTINGS, upDefaults } from './up.ts';
+import { bringUp, loadUpConfig } from './up.ts';
 
 export const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
 /** Where the demo's cursor stands: right after this text. What belongs there is defined in shop/inventory.py. */
@@ -36,18 +36,10 @@ interface Row {
 export async function runDemo(): Promise<Row[]> {
   const stop = interruption();
   const data = await mkdtemp(join(tmpdir(), 'llavacode-demo-'));
-  const flags = { port: 0, store: `lmdb:${join(data, 'store')}`, logLevel: 'warn' };
-  const options = {
-    mode: 'disaggregated',
-    prefill: 1,
-    decode: 1,
-    precision: 'fp32',
-    data,
-    index: SAMPLE_REPOSITORY,
-  } as const;
+  const flags = { port: 0, data, store: `lmdb:${join(data, 'store')}`, logLevel: 'warn', index: SAMPLE_REPOSITORY };
   let system: RunningSystem | undefined;
   try {
-    system = await bringUp(loadConfig(UP_SETTINGS, flags, { ...upDefaults(data), ...process.env }), options, stop);
+    system = await bringUp(loadUpConfig(flags), stop);
     const source = await readFile(join(SAMPLE_REPOSITORY, CURSOR.path), 'utf8');
     const at = source.indexOf(CURSOR.after) + CURSOR.after.length;
     const body = { prompt: source.slice(0, at), suffix: source.slice(at), max_tokens: 24, temperature: 0 };

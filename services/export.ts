@@ -10,7 +10,7 @@ import { type ExportOptions, exportBundle } from './lib/model/bundle/export.ts';
 import { type Divergence, type GraphPair, type LogitsRunner, verifyExport } from './lib/model/bundle/verify.ts';
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
-import { PACKAGE_ROOT } from './lib/process/config.ts';
+import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { NO_SOFT_TOKENS } from './lib/request/token-prompt.ts';
 import { loadTokenizer } from './lib/text/tokenizer.ts';
 

@@ -7,10 +7,12 @@ import { createWriteStream } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
-import { envName, PACKAGE_ROOT, SETTINGS } from './lib/process/config.ts';
+import { envName } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { ServingError } from './lib/process/errors.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
+import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+import { type MODES, SETTINGS } from './settings.ts';
 
 export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated' | 'indexer';
 
@@ -21,7 +23,6 @@ export type Flags = Readonly<Record<string, string | number | boolean>>;
  * `disaggregated`: prefill and decode workers; `colocated`: workers that do both; `hybrid`: prefill workers beside
  * colocated ones, and each prompt goes where it is better computed.
  */
-export const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;
 export type Mode = (typeof MODES)[number];
 
 export interface SystemOptions {

@@ -4,84 +4,84 @@ import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { execaNode } from 'execa';
 import ora from 'ora';
-import { COLOCATED_SETTINGS } from './colocated/main.ts';
-import { DECODE_SETTINGS } from './decode/main.ts';
-import { GATEWAY_SETTINGS } from './gateway/main.ts';
-import { INDEX_SETTINGS } from './indexer/command.ts';
-import { INDEXER_SETTINGS } from './indexer/main.ts';
-import { ENGINE_SETTINGS } from './lib/engine/load.ts';
+import { COLOCATED_SETTINGS } from './colocated/settings.ts';
+import { SEQUENCE_SETTINGS } from './decode/settings.ts';
+import { GATEWAY_SETTINGS } from './gateway/settings.ts';
+import { INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
+import { ENGINE_SETTINGS, MODEL_SETTINGS } from './lib/engine/settings.ts';
 import { openBundle } from './lib/model/bundle/bundle.ts';
-import { exportBundle, type Precision } from './lib/model/bundle/export.ts';
-import { type Config, PACKAGE_ROOT, type Setting } from './lib/process/config.ts';
+import { exportBundle } from './lib/model/bundle/export.ts';
+import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { interruption } from './lib/process/interrupt.ts';
-import { RPC_SETTINGS } from './lib/rpc/credentials.ts';
-import { PREFILL_SETTINGS } from './prefill/main.ts';
-import { environmentOf, type Flags, type Mode, type RunningSystem, startSystem } from './supervisor.ts';
+import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+import { PROCESS_SETTINGS } from './lib/process/settings.ts';
+import { PROMPT_SETTINGS } from './prefill/settings.ts';
+import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
+import { environmentOf, type Flags, type RunningSystem, startSystem } from './supervisor.ts';
 
-/** Settings that the supervisor sees to itself. */
+/** The settings that the supervisor decides itself: its services meet on this machine alone. */
 const OWN = [
-  ...(['model', 'prefillWorkers', 'decodeWorkers', 'indexer', 'metricsPort', 'advertise', 'registry', 'cpus'] as const),
-  ...RPC_SETTINGS, // its services meet on this machine alone
+  'model',
+  'prefillWorkers',
+  'decodeWorkers',
+  'indexer',
+  'metricsPort',
+  'advertise',
+  'registry',
+  'cpus',
+  'rpcCert',
+  'rpcKey',
+  'rpcCa',
 ] as const;
-/** And of services behind the gateway. */
-const INSIDE = ['host', 'port', 'insecureListen'] as const;
+/** The settings that only the gateway is to take: where the whole system listens. */
+const GATEWAY_ONLY = ['host', 'port', 'insecureListen'] as const;
 
-const without = <K extends Setting, Left extends Setting>(settings: readonly K[], left: readonly Left[]) =>
-  settings.filter((setting): setting is Exclude<K, Left> => !(left as readonly Setting[]).includes(setting));
+const GATEWAY_FLAGS = omitSettings(GATEWAY_SETTINGS, OWN);
+const WORKER_FLAGS = omitSettings(
+  { ...ENGINE_SETTINGS, drainTimeoutMs: PROCESS_SETTINGS.drainTimeoutMs, logLevel: PROCESS_SETTINGS.logLevel },
+  OWN,
+);
+const INDEXER_FLAGS = omitSettings(INDEXER_SETTINGS, [...OWN, ...GATEWAY_ONLY]);
+const INDEX_FLAGS = omitSettings(INDEX_SETTINGS, OWN);
+/** The settings that workers of one kind take besides WORKER_FLAGS. */
+const PREFILL_FLAGS = PROMPT_SETTINGS;
+const DECODE_FLAGS = SEQUENCE_SETTINGS;
+const COLOCATED_FLAGS = { sharedChunkTokens: COLOCATED_SETTINGS.sharedChunkTokens };
 
-const GATEWAY_FLAGS = without(GATEWAY_SETTINGS, OWN);
-const WORKER_FLAGS = without([...ENGINE_SETTINGS, 'drainTimeoutMs', 'logLevel'], OWN);
-const INDEXER_FLAGS = without(INDEXER_SETTINGS, [...OWN, ...INSIDE]);
-const INDEX_FLAGS = without(INDEX_SETTINGS, OWN);
-/** What workers of one kind take besides. */
-const ofKind = <K extends Setting>(settings: readonly K[]) => without(settings, [...OWN, ...INSIDE, ...WORKER_FLAGS]);
-const PREFILL_FLAGS = ofKind(PREFILL_SETTINGS);
-const DECODE_FLAGS = ofKind(DECODE_SETTINGS);
-const COLOCATED_FLAGS = ofKind(COLOCATED_SETTINGS);
+export const UP_SETTINGS = {
+  ...SYSTEM_SETTINGS,
+  model: MODEL_SETTINGS.model,
+  ...GATEWAY_FLAGS,
+  ...WORKER_FLAGS,
+  ...PREFILL_FLAGS,
+  ...DECODE_FLAGS,
+  ...COLOCATED_FLAGS,
+  ...INDEXER_FLAGS,
+  ...INDEX_FLAGS,
+};
+export type UpConfig = ConfigOf<typeof UP_SETTINGS>;
 
-export const UP_SETTINGS = [
-  ...new Set([
-    'model' as const,
-    ...GATEWAY_FLAGS,
-    ...WORKER_FLAGS,
-    ...PREFILL_FLAGS,
-    ...DECODE_FLAGS,
-    ...COLOCATED_FLAGS,
-    ...INDEXER_FLAGS,
-    ...INDEX_FLAGS,
-  ]),
-];
-
-/** What `up` takes where neither a flag nor the environment says: the model that ships, and a store in its folder. */
-export const upDefaults = (data: string) => ({
-  LLAVACODE_MODEL: join(PACKAGE_ROOT, 'models', 'tiny-coder'),
-  LLAVACODE_STORE: `lmdb:${join(data, 'store')}`,
-});
-
-export interface UpOptions {
-  readonly mode: Mode;
-  readonly prefill: number;
-  readonly decode: number;
-  /** Of a bundle made from a checkpoint. */
-  readonly precision: Precision;
-  /** Folder for bundles, logs and, unless `store` says otherwise, the index. */
-  readonly data: string;
-  /** Give each worker cores of its own. */
-  readonly pin?: boolean;
-  /** Repository to index at start. */
-  readonly index?: string;
+/**
+ * The settings of a whole system. Where nobody says otherwise it serves the model that ships, with a store in its folder.
+ * @throws ServingError config_invalid
+ */
+export function loadUpConfig(
+  flags: Readonly<Record<string, unknown>>,
+  file: Readonly<Record<string, unknown>> = {},
+): UpConfig {
+  const { data } = loadConfig({ data: SYSTEM_SETTINGS.data }, flags, process.env, file);
+  const defaults = { model: join(PACKAGE_ROOT, 'models', 'tiny-coder'), store: `lmdb:${join(data, 'store')}` };
+  return loadConfig(UP_SETTINGS, flags, process.env, { ...defaults, ...file });
 }
 
-type UpConfig = Config<(typeof UP_SETTINGS)[number]>;
-
 /** Starts everything, indexes, prints how to ask, and stays until it is told to stop. */
-export async function runUp(config: UpConfig, options: UpOptions): Promise<void> {
+export async function runUp(config: UpConfig): Promise<void> {
   const stop = interruption();
-  const system = await bringUp(config, options, stop);
+  const system = await bringUp(config, stop);
   try {
     process.stdout.write(
-      `\nServing at ${system.url} (logs in ${join(options.data, 'logs')}). Try:\n\n${exampleCurl(system.url, options.index)}\n\nCtrl-C stops it.\n`,
+      `\nServing at ${system.url} (logs in ${join(config.data, 'logs')}). Try:\n\n${exampleCurl(system.url, config.index)}\n\nCtrl-C stops it.\n`,
     );
     if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
   } finally {
@@ -95,21 +95,26 @@ export async function runUp(config: UpConfig, options: UpOptions): Promise<void>
  * Bundle, processes, index: the system that `up` and the demo show.
  * @throws ServingError; the signal's reason. Nothing runs then.
  */
-export async function bringUp(config: UpConfig, options: UpOptions, stop: AbortSignal): Promise<RunningSystem> {
+export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<RunningSystem> {
   const spinner = ora({ text: 'preparing the model', stream: process.stderr }).start();
   try {
-    const model = await bundleOf(config.model, options, (text) => {
+    const model = await bundleOf(config, (text) => {
       spinner.text = text;
     });
     // A bundle without an encoder serves completions without context; nothing can be indexed for it.
     const encodes = (await openBundle(model)).context !== undefined;
     spinner.succeed(`model ${model}`);
-    spinner.start(`starting gateway, ${options.prefill} prefill and ${options.decode} decode worker(s)`);
-    const pick = (names: readonly (keyof UpConfig)[]): Flags =>
-      Object.fromEntries(names.map((name) => [name, config[name]]).filter(([, value]) => value !== ''));
+    spinner.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
+    const pick = (table: SettingsTable): Flags => {
+      const values = Object.keys(table).map((name) => [name, config[name as keyof UpConfig]]);
+      return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
+    };
     const system = await startSystem({
-      ...options,
-      logs: join(options.data, 'logs'),
+      mode: config.mode,
+      prefill: config.prefill,
+      decode: config.decode,
+      pin: config.pin,
+      logs: join(config.data, 'logs'),
       gateway: { ...pick(GATEWAY_FLAGS), model },
       workers: { ...pick(WORKER_FLAGS), model },
       prefillOnly: pick(PREFILL_FLAGS),
@@ -121,7 +126,7 @@ export async function bringUp(config: UpConfig, options: UpOptions, stop: AbortS
     spinner.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
       stop.throwIfAborted();
-      if (options.index) await indexInChild(options.index, { ...pick(INDEX_FLAGS), model });
+      if (config.index !== '') await indexInChild(config.index, { ...pick(INDEX_FLAGS), model });
     } catch (error) {
       await system.close();
       throw error;
@@ -135,7 +140,10 @@ export async function bringUp(config: UpConfig, options: UpOptions, stop: AbortS
 }
 
 /** `model` itself if it is a bundle; if it is a checkpoint, a bundle made from it, once. */
-async function bundleOf(model: string, options: UpOptions, onProgress: (text: string) => void): Promise<string> {
+async function bundleOf(
+  { model, data, precision }: Pick<UpConfig, 'model' | 'data' | 'precision'>,
+  onProgress: (text: string) => void,
+): Promise<string> {
   if (await exists(join(model, 'manifest.json'))) {
     await openBundle(model);
     return resolve(model);
@@ -147,13 +155,13 @@ async function bundleOf(model: string, options: UpOptions, onProgress: (text: st
     );
   }
   const name = basename(resolve(model));
-  const to = resolve(options.data, 'bundles', `${name}-${options.precision}-${await signature(model)}`);
+  const to = resolve(data, 'bundles', `${name}-${precision}-${await signature(model)}`);
   if (!(await exists(join(to, 'manifest.json')))) {
     await exportBundle({
       llm: model,
       to,
       name,
-      precision: options.precision,
+      precision,
       onProgress: ({ part, done, total }) => onProgress(`exporting ${part}: ${Math.round((100 * done) / total)} %`),
     });
   }

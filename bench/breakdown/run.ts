@@ -1,5 +1,8 @@
 /** `bench breakdown` on both deployments, each beside the bare engine that its prompts are computed by. */
-import { loadConfig } from '../../services/lib/process/config.ts';
+import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
+import { omitSettings } from '../../services/lib/process/config.ts';
+import { PROMPT_SETTINGS } from '../../services/prefill/settings.ts';
+import { loadConfig } from '../../services/settings.ts';
 import { BareEngine } from '../engine/bare.ts';
 import { run } from '../harness/run.ts';
 import {
@@ -59,7 +62,7 @@ async function startBare(
     spin,
     prepacked,
     prefillChunkTokens: chunk,
-  } = loadConfig(['spin', 'prepacked', 'prefillChunkTokens'], {}, {});
+  } = loadConfig(omitSettings({ ...ENGINE_SETTINGS, ...PROMPT_SETTINGS }, ['model']), {}, {});
   const weights = deployment.mode === 'colocated' ? 'decode' : 'prefill';
   return BareEngine.start({ model, weights, cores: parseCores(cores), capacity, chunk, spin, prepacked });
 }

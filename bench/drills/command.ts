@@ -1,7 +1,7 @@
 /** The words after `llavacode bench drills` and `llavacode bench soak`. What they run is loaded when it is run. */
 import { basename, join } from 'node:path';
 import type { Command } from 'commander';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { benchWord, count, list, positive, typed } from '../options.ts';
 
 const common = (name: string, description: string) =>

@@ -1,9 +1,9 @@
 /** What benches of whole systems have in common: options, models made ready, systems started. */
 import { mkdir } from 'node:fs/promises';
 import { basename, join, relative, resolve } from 'node:path';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import type { PromptOrder } from '../../services/lib/text/prompt.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
 import { index } from '../indexing/measure.ts';
 import { type Pinning, parseCores } from '../system/cores.ts';
 import { type BenchModel, openModel } from '../system/model.ts';

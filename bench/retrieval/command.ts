@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { benchWord, count, counts, typed } from '../options.ts';
 
 export const recallCommand = (): Command =>

@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
 
 export const CHUNKING = { chunkLines: 10, chunkStride: 5 } as const;

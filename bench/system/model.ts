@@ -3,8 +3,8 @@ import { stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { execaNode } from 'execa';
 import { type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 
 const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');

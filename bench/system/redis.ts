@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { promisify } from 'node:util';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 export interface RedisServer {
   /** redis://127.0.0.1:PORT */

@@ -1,7 +1,7 @@
 /** Systems under test: started by the bench, on cores that it says, and stopped again. */
 import { mkdtemp } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { PromptOrder } from '../../services/lib/text/prompt.ts';
+import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
 import { type RunningSystem, startSystem } from '../../services/supervisor.ts';
 import { divideCores, type Pinning, pin } from './cores.ts';
 

@@ -1,5 +1,5 @@
 /** `bench typing`: an editing session, keystroke by keystroke. */
-import type { PromptOrder } from '../../services/lib/text/prompt.ts';
+import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
 import { run } from '../harness/run.ts';
 import { type BenchOptions, prepareModel, repoName, systemSettings, withSystems } from '../harness/systems.ts';
 import type { Artifact } from '../report/artifact.ts';

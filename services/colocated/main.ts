@@ -1,26 +1,18 @@
 /** The colocated worker's process: one engine, one set of weights, one KV pool, both gRPC services. */
 import { KvPuller } from '../decode/kv-puller.ts';
-import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
-import type { Config } from '../lib/process/config.ts';
+import { loadEngine } from '../lib/engine/load.ts';
 import { reachableAddress } from '../lib/process/exposure.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { stayRegistered } from '../lib/redis/worker-registry.ts';
-import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
+import { loadServingSecurity } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createColocatedService } from './service.ts';
+import type { ColocatedConfig } from './settings.ts';
 
-export const COLOCATED_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsHost', 'metricsPort', 'insecureListen'] as const),
-  ...RPC_SETTINGS,
-  ...ENGINE_SETTINGS,
-  ...(['prefillChunkTokens', 'sharedChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs'] as const),
-  ...(['queueSequences', 'kvWire', 'drainTimeoutMs', 'logLevel'] as const),
-] as const;
-
-export async function runColocated(config: Config<(typeof COLOCATED_SETTINGS)[number]>): Promise<void> {
+export async function runColocated(config: ColocatedConfig): Promise<void> {
   const log = createLogger('colocated', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   const security = await loadServingSecurity(config);

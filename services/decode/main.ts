@@ -1,26 +1,19 @@
 /** The decode worker's process. */
-import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
-import type { Config } from '../lib/process/config.ts';
+import { loadEngine } from '../lib/engine/load.ts';
 import { reachableAddress } from '../lib/process/exposure.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { stayRegistered } from '../lib/redis/worker-registry.ts';
-import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
+import { loadServingSecurity } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { KvPuller } from './kv-puller.ts';
 import { RemoteKv } from './kv-source.ts';
 import { createDecodeService } from './service.ts';
+import type { DecodeConfig } from './settings.ts';
 
-export const DECODE_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsHost', 'metricsPort', 'insecureListen'] as const),
-  ...RPC_SETTINGS,
-  ...ENGINE_SETTINGS,
-  ...(['queueSequences', 'kvWire', 'drainTimeoutMs', 'logLevel'] as const),
-] as const;
-
-export async function runDecode(config: Config<(typeof DECODE_SETTINGS)[number]>): Promise<void> {
+export async function runDecode(config: DecodeConfig): Promise<void> {
   const log = createLogger('decode', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   const security = await loadServingSecurity(config);

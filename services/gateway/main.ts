@@ -2,7 +2,6 @@
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import { openBundle } from '../lib/model/bundle/bundle.ts';
-import type { Config } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
@@ -14,21 +13,15 @@ import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
-import { loadRpcSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
+import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
 import type { Tls } from './http/app.ts';
-import { SERVICE_SETTINGS, startGateway } from './service.ts';
+import { startGateway } from './service.ts';
+import type { GatewayConfig } from './settings.ts';
 import { loadApiKeys } from './tenants/api-keys.ts';
 
-export const GATEWAY_SETTINGS = [
-  ...(['model', 'servedName', 'store', 'queryLines', 'threads', 'logLevel'] as const),
-  ...(['rowCacheBytes', 'indexCacheBytes', 'indexer', 'apiKeysFile', 'insecureListen', 'tlsCert', 'tlsKey'] as const),
-  ...RPC_SETTINGS,
-  ...SERVICE_SETTINGS,
-] as const;
-
-export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number]>): Promise<void> {
+export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
@@ -87,7 +80,7 @@ export async function runGateway(config: Config<(typeof GATEWAY_SETTINGS)[number
 }
 
 /** Both files or none. @throws ServingError config_invalid */
-async function loadTls({ tlsCert, tlsKey }: Config<'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
+async function loadTls({ tlsCert, tlsKey }: Pick<GatewayConfig, 'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
   if (tlsCert === '' && tlsKey === '') return undefined;
   try {
     const [cert, key] = await Promise.all([readFile(tlsCert), readFile(tlsKey)]);

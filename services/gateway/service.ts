@@ -1,9 +1,9 @@
 /** The gateway put together: workers, journey, readiness, HTTP. */
 import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Config, Setting } from '../lib/process/config.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
+import { formatHostPort } from '../lib/process/host-port.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { Retrieval } from '../lib/rag/search/retrieval.ts';
 import type { Store } from '../lib/rag/store/store.ts';
@@ -12,35 +12,18 @@ import { choosePromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import { Dispatcher } from './admission/dispatcher.ts';
 import { InflightRequests } from './admission/inflight.ts';
+import { parseTenantWeights } from './admission/settings.ts';
 import { Journey } from './completion/journey.ts';
 import { RequestRecord } from './completion/request-record.ts';
 import type { Tls } from './http/app.ts';
 import { completionBody } from './http/completion-body.ts';
-import { HTTP_LIMIT_SETTINGS } from './http/limits.ts';
 import { createServer } from './http/server.ts';
 import { Readiness } from './readiness.ts';
+import type { GatewayConfig } from './settings.ts';
 import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
 import { TokenQuota } from './tenants/token-quota.ts';
 import { watchAddresses } from './workers/discovery.ts';
 import { WorkerPool } from './workers/worker-pool.ts';
-
-/** What the gateway itself reads; opening bundle and store is its process's. */
-export const SERVICE_SETTINGS = [
-  ...([
-    'host',
-    'port',
-    'prefillWorkers',
-    'decodeWorkers',
-    'promptFormat',
-    'promptOrder',
-    'maxInflight',
-    'bodyLimitBytes',
-  ] as const),
-  ...(['requestTimeoutMs', 'connectTimeoutMs', 'drainTimeoutMs', 'retrievalBudgetMs', 'denseBudgetMs'] as const),
-  ...(['maxUploadBytes', 'targetTtftMs', 'tenantWeights', 'maxReplays', 'stallTimeoutMs', 'logSamplePercent'] as const),
-  ...(['localPrefill', 'localPrefillTokens', 'queueOrder'] as const),
-  ...HTTP_LIMIT_SETTINGS,
-] as const satisfies readonly Setting[];
 
 export interface GatewayParts {
   /** Name of the model in the API. */
@@ -79,10 +62,7 @@ export interface Gateway {
 }
 
 /** @throws ServingError address_in_use, config_invalid (a prompt format that the tokenizer cannot write). */
-export async function startGateway(
-  config: Config<(typeof SERVICE_SETTINGS)[number]>,
-  parts: GatewayParts,
-): Promise<Gateway> {
+export async function startGateway(config: GatewayConfig, parts: GatewayParts): Promise<Gateway> {
   const { model, fingerprint, contextFingerprint, hidden, tokenizer, retrieval, draining, log } = parts;
   const { retrievalBudgetMs, denseBudgetMs, requestTimeoutMs, connectTimeoutMs, maxInflight, bodyLimitBytes } = config;
   const { targetTtftMs, maxReplays, stallTimeoutMs } = config;
@@ -91,7 +71,7 @@ export async function startGateway(
   const { localPrefill, localPrefillTokens, promptOrder, queueOrder } = config;
   const connecting = { fingerprint, connectPrefill, connectDecode, answerTimeoutMs, stallTimeoutMs, log };
   const pool = new WorkerPool({ ...connecting, localPrefill, localPrefillTokens });
-  const weights = tenantWeights(config.tenantWeights);
+  const weights = parseTenantWeights(config.tenantWeights) ?? new Map();
   const weightOf = (tenant: string) => weights.get(tenant) ?? 1;
   const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: connectTimeoutMs, weightOf, queueOrder });
   const wanted = config.promptFormat === 'auto' ? undefined : config.promptFormat;
@@ -140,7 +120,7 @@ export async function startGateway(
   const watching = readiness.watch(closing.signal);
   const { address, port: taken } = app.server.address() as AddressInfo;
   return {
-    address: `${address.includes(':') ? `[${address}]` : address}:${taken}`,
+    address: formatHostPort(address, taken),
     ready: readiness.first,
     async close() {
       // The process is killed at the full time: what is cut off must still be told.
@@ -181,14 +161,6 @@ async function tryOut(
     emit: () => {},
   });
 }
-
-const tenantWeights = (list: string) =>
-  new Map(
-    list
-      .split(',')
-      .map((item) => item.split('='))
-      .map(([tenant = '', weight]) => [tenant, Number(weight)]),
-  );
 
 function listenError(error: unknown, host: string, port: number): ServingError {
   const inUse = (error as NodeJS.ErrnoException).code === 'EADDRINUSE';

@@ -1,7 +1,6 @@
 /** `llavacode index`: indexes a working tree in this process, once or, with --watch, again whenever it changes. */
 import ora, { type Ora } from 'ora';
 import { openBundle } from '../lib/model/bundle/bundle.ts';
-import type { Config } from '../lib/process/config.ts';
 import type { ServingError } from '../lib/process/errors.ts';
 import { interruption } from '../lib/process/interrupt.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
@@ -9,13 +8,9 @@ import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
 import { repoKey } from '../lib/rag/store/repo-key.ts';
 import { type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
+import type { IndexConfig } from './settings.ts';
 import { treeIndexer } from './tree-indexer.ts';
 import { watchTree } from './watch.ts';
-
-export const INDEX_SETTINGS = [
-  ...(['model', 'store', 'provider', 'threads', 'chunkLines', 'chunkStride', 'maxFileBytes'] as const),
-  'retriever',
-] as const;
 
 export interface IndexCommand {
   readonly tenant: string;
@@ -30,7 +25,7 @@ export interface IndexCommand {
  * @throws ServingError; Interrupted: the version that was served before is served on.
  */
 export async function runIndex(
-  config: Config<(typeof INDEX_SETTINGS)[number]>,
+  config: IndexConfig,
   { tenant, repo: name, dir, watch }: IndexCommand,
 ): Promise<IndexReport | undefined> {
   const repo = repoKey(tenant, name);

@@ -1,6 +1,5 @@
 /** The indexer's process: holds the encoder and takes uploads from the gateway. */
 import { openBundle } from '../lib/model/bundle/bundle.ts';
-import type { Config } from '../lib/process/config.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
@@ -8,30 +7,12 @@ import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
 import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
-import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
+import { loadServingSecurity } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { createIndexerService } from './service.ts';
+import type { IndexerConfig } from './settings.ts';
 
-export const INDEXER_SETTINGS = [
-  ...([
-    'host',
-    'port',
-    'metricsHost',
-    'metricsPort',
-    'model',
-    'store',
-    'provider',
-    'threads',
-    'chunkLines',
-    'chunkStride',
-  ] as const),
-  ...(['maxFileBytes', 'maxUploadBytes', 'maxRepoBytes', 'maxRepoFiles', 'drainTimeoutMs', 'logLevel'] as const),
-  'retriever',
-  'insecureListen',
-  ...RPC_SETTINGS,
-] as const;
-
-export async function runIndexer(config: Config<(typeof INDEXER_SETTINGS)[number]>): Promise<void> {
+export async function runIndexer(config: IndexerConfig): Promise<void> {
   const log = createLogger('indexer', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   collectProcessMetrics('indexer');

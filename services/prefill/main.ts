@@ -1,26 +1,19 @@
 /** The prefill worker's process. */
-import { ENGINE_SETTINGS, loadEngine } from '../lib/engine/load.ts';
+import { loadEngine } from '../lib/engine/load.ts';
 import { PrefixCache } from '../lib/kv/prefix.ts';
-import type { Config } from '../lib/process/config.ts';
 import { reachableAddress } from '../lib/process/exposure.ts';
 import { serveHealth } from '../lib/process/health.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { stayRegistered } from '../lib/redis/worker-registry.ts';
-import { loadServingSecurity, RPC_SETTINGS } from '../lib/rpc/credentials.ts';
+import { loadServingSecurity } from '../lib/rpc/credentials.ts';
 import { serveRpc } from '../lib/rpc/server.ts';
 import { LeaseTable } from './leases.ts';
 import { createPrefillService } from './service.ts';
+import type { PrefillConfig } from './settings.ts';
 
-export const PREFILL_SETTINGS = [
-  ...(['host', 'port', 'advertise', 'registry', 'metricsHost', 'metricsPort', 'insecureListen'] as const),
-  ...RPC_SETTINGS,
-  ...ENGINE_SETTINGS,
-  ...(['prefillChunkTokens', 'queueTokens', 'queueOrder', 'kvLeaseMs', 'drainTimeoutMs', 'logLevel'] as const),
-] as const;
-
-export async function runPrefill(config: Config<(typeof PREFILL_SETTINGS)[number]>): Promise<void> {
+export async function runPrefill(config: PrefillConfig): Promise<void> {
   const log = createLogger('prefill', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   const security = await loadServingSecurity(config);

@@ -2,8 +2,11 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { flagName, loadConfig, PACKAGE_ROOT, SETTINGS, type Setting } from '../../services/lib/process/config.ts';
+import { flagName } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { loadConfig, SETTINGS } from '../../services/settings.ts';
 
+type Setting = keyof typeof SETTINGS;
 const flags = new Map(Object.keys(SETTINGS).map((setting) => [flagName(setting), setting as Setting]));
 
 /** The command of each service of ours that is a process, by its name: a list in brackets or a line each. */
@@ -30,7 +33,8 @@ test('names settings that there are, with values that they take, and services th
       expect(setting, rest[i]).toBeDefined();
       given[setting as Setting] = rest[i + 1] as string;
     }
-    expect(loadConfig(Object.keys(given) as Setting[], given, {})).toBeDefined();
+    const table = Object.fromEntries((Object.keys(given) as Setting[]).map((setting) => [setting, SETTINGS[setting]]));
+    expect(loadConfig(table, given, {})).toBeDefined();
     for (const value of Object.values(given)) {
       const host = /^(?:dns:)?([a-z]+):\d+$/.exec(value)?.[1];
       if (host) expect(all.has(host), value).toBe(true);

@@ -3,12 +3,13 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { ENGINE_SETTINGS, type EngineConfig, loadEngine } from '../../services/lib/engine/load.ts';
+import { type EngineConfig, loadEngine } from '../../services/lib/engine/load.ts';
+import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export.ts';
-import { loadConfig } from '../../services/lib/process/config.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
+import { loadConfig } from '../../services/settings.ts';
 
 const GIB = 2 ** 30;
 const machine = vi.hoisted(() => ({ bytes: 0 }));

@@ -2,11 +2,12 @@ import { createServer } from 'node:net';
 import OpenAI, { APIError } from 'openai';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Readiness } from '../../services/gateway/readiness.ts';
-import { type Gateway, type GatewayParts, SERVICE_SETTINGS, startGateway } from '../../services/gateway/service.ts';
+import { type Gateway, type GatewayParts, startGateway } from '../../services/gateway/service.ts';
+import { GATEWAY_SETTINGS } from '../../services/gateway/settings.ts';
 import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
-import { loadConfig } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
+import { loadConfig } from '../../services/settings.ts';
 import { keepingLog, spelling, tokenizer } from '../support/fake-gateway.ts';
 import { type FakeModel, FINGERPRINT, fakeWorkers, type Trouble } from '../support/fake-workers.ts';
 
@@ -36,8 +37,8 @@ async function start(model: FakeModel, flags: Record<string, unknown> = {}, more
     log: keepingLog([]),
     ...more,
   };
-  const wanted = { port: 0, prefillWorkers: '127.0.0.1:1', decodeWorkers: '127.0.0.1:2', ...flags };
-  const gateway = await startGateway(loadConfig(SERVICE_SETTINGS, wanted, {}), parts);
+  const wanted = { model: 'unused', port: 0, prefillWorkers: '127.0.0.1:1', decodeWorkers: '127.0.0.1:2', ...flags };
+  const gateway = await startGateway(loadConfig(GATEWAY_SETTINGS, wanted, {}), parts);
   open.push(gateway);
   return { gateway, workers, draining, url: `http://${gateway.address}` };
 }

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { indexRepository } from '../../services/indexer/index-repository.ts';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 

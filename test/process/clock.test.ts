@@ -5,7 +5,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 const NEEDS_A_DATE: Record<string, string> = {
   'gateway/http/server.ts': '`created` of an answer, as OpenAI has it',

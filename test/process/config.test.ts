@@ -2,18 +2,18 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import {
-  envName,
-  flagName,
-  loadConfig,
-  PACKAGE_ROOT,
-  SETTINGS,
-  type Setting,
-} from '../../services/lib/process/config.ts';
+import { envName, flagName } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { loadConfig, SETTINGS } from '../../services/settings.ts';
 import { documented } from '../support/operations.ts';
 
+type Setting = keyof typeof SETTINGS;
 const all = Object.keys(SETTINGS) as Setting[];
+
+/** The table of these settings alone. */
+const only = <K extends Setting>(...names: readonly K[]) =>
+  Object.fromEntries(names.map((name) => [name, SETTINGS[name]])) as { [P in K]: (typeof SETTINGS)[P] };
 
 /** The message of the config_invalid error that `load` throws. */
 function problems(load: () => unknown): string {
@@ -49,7 +49,7 @@ describe('the settings table', () => {
 describe('loadConfig', () => {
   it('prefers flags over variables over defaults', () => {
     const config = loadConfig(
-      ['host', 'port', 'slots'],
+      only('host', 'port', 'slots'),
       { port: 9000 },
       { LLAVACODE_PORT: '9001', LLAVACODE_SLOTS: '7' },
     );
@@ -57,18 +57,18 @@ describe('loadConfig', () => {
   });
 
   it('reads flags as text or as values', () => {
-    expect(loadConfig(['port', 'spin'], { port: '9000', spin: 'true' }, {})).toEqual({ port: 9000, spin: true });
-    expect(loadConfig(['port', 'spin'], { port: 9000, spin: true }, {})).toEqual({ port: 9000, spin: true });
+    expect(loadConfig(only('port', 'spin'), { port: '9000', spin: 'true' }, {})).toEqual({ port: 9000, spin: true });
+    expect(loadConfig(only('port', 'spin'), { port: 9000, spin: true }, {})).toEqual({ port: 9000, spin: true });
   });
 
   it('takes an empty variable for one that is not set', () => {
     const empty = { LLAVACODE_PORT: '', LLAVACODE_MODEL: '' };
-    expect(loadConfig(['port'], {}, empty)).toEqual({ port: 8000 });
-    expect(problems(() => loadConfig(['model'], {}, empty))).toContain('--model (LLAVACODE_MODEL): is required');
+    expect(loadConfig(only('port'), {}, empty)).toEqual({ port: 8000 });
+    expect(problems(() => loadConfig(only('model'), {}, empty))).toContain('--model (LLAVACODE_MODEL): is required');
   });
 
   it('gives only what was asked for, frozen', () => {
-    const config = loadConfig(['prefillWorkers'], { prefillWorkers: 'a:1, b:2' }, { LLAVACODE_PORT: '1' });
+    const config = loadConfig(only('prefillWorkers'), { prefillWorkers: 'a:1, b:2' }, { LLAVACODE_PORT: '1' });
     expect(config).toEqual({ prefillWorkers: ['a:1', 'b:2'] });
     expect(Object.isFrozen(config)).toBe(true);
     expect(Object.isFrozen(config.prefillWorkers)).toBe(true);
@@ -78,20 +78,22 @@ describe('loadConfig', () => {
     ['a:1,dns:prefill.svc:9000', ['a:1', 'dns:prefill.svc:9000']],
     ['redis+sentinel://s1:1,s2:2/master', ['redis+sentinel://s1:1,s2:2/master']],
   ])('knows workers named as %s', (given, items) => {
-    expect(loadConfig(['decodeWorkers'], { decodeWorkers: given }, {}).decodeWorkers).toEqual(items);
+    expect(loadConfig(only('decodeWorkers'), { decodeWorkers: given }, {}).decodeWorkers).toEqual(items);
   });
 
   it.each(['dns:prefill', 'a:1,redis', 'http://a:1', ''])('does not know workers named as %j', (given) => {
-    expect(problems(() => loadConfig(['decodeWorkers'], { decodeWorkers: given }, {}))).toContain('--decode-workers');
+    expect(problems(() => loadConfig(only('decodeWorkers'), { decodeWorkers: given }, {}))).toContain(
+      '--decode-workers',
+    );
   });
 
   it('lists all problems at once, by flag and variable, with the value', () => {
     const env = { LLAVACODE_PORT: '99999', LLAVACODE_SLOTS: 'many', LLAVACODE_SLOT: '1', PATH: '/bin', LLAVACODE: '1' };
     expect(
-      problems(() => loadConfig(['port', 'slots', 'model', 'provider'], { provider: 'tpu' }, env)).split('\n'),
+      problems(() => loadConfig(only('port', 'slots', 'model', 'provider'), { provider: 'tpu' }, env)).split('\n'),
     ).toEqual([
       'invalid configuration:',
-      '  LLAVACODE_SLOT: no such setting',
+      '  LLAVACODE_SLOT is not a setting; did you mean LLAVACODE_SLOTS?',
       '  --port (LLAVACODE_PORT) = "99999": must be a whole number from 0 to 65535',
       '  --slots (LLAVACODE_SLOTS) = "many": must be a whole number from 1 to 4096',
       '  --model (LLAVACODE_MODEL): is required',
@@ -100,33 +102,35 @@ describe('loadConfig', () => {
   });
 
   it("accepts other processes' settings in the environment", () => {
-    expect(loadConfig(['port'], {}, { LLAVACODE_SLOTS: 'not read here' })).toEqual({ port: 8000 });
+    expect(loadConfig(only('port'), {}, { LLAVACODE_SLOTS: 'not read here' })).toEqual({ port: 8000 });
   });
 
   it.each([' ', '1.5', '1e3', '0x10', '-1', '+1', 'NaN', 'Infinity', '', true, 1.5, -1, 65536])(
     'does not take %j for a port',
     (port) => {
-      expect(problems(() => loadConfig(['port'], { port }, {}))).toContain('from 0 to 65535');
+      expect(problems(() => loadConfig(only('port'), { port }, {}))).toContain('from 0 to 65535');
     },
   );
 
   it.each(['', 'host', ':1', 'host:', 'host:0', 'host:65536', 'a:1,', 'a:1;b:2', '::1:8000', 'a:1 b:2'])(
     'does not take %j for addresses',
     (decodeWorkers) => {
-      expect(problems(() => loadConfig(['decodeWorkers'], { decodeWorkers }, {}))).toContain('must be host:port');
+      expect(problems(() => loadConfig(only('decodeWorkers'), { decodeWorkers }, {}))).toContain('must be host:port');
     },
   );
 
   it('does not take an address that nobody could reach, nor a stride that loses lines', () => {
     const wanted = ['advertise', 'chunkLines', 'chunkStride'] as const;
-    const message = problems(() => loadConfig(wanted, { advertise: 'nonsense', chunkLines: 10, chunkStride: 20 }, {}));
+    const message = problems(() =>
+      loadConfig(only(...wanted), { advertise: 'nonsense', chunkLines: 10, chunkStride: 20 }, {}),
+    );
     expect(message).toContain('--advertise (LLAVACODE_ADVERTISE) = "nonsense": must be host:port');
     expect(message).toContain('--chunk-stride = 20');
-    expect(loadConfig(wanted, { advertise: 'node:1', chunkStride: 10 }, {}).advertise).toBe('node:1');
+    expect(loadConfig(only(...wanted), { advertise: 'node:1', chunkStride: 10 }, {}).advertise).toBe('node:1');
   });
 
   it('takes IPv6 addresses in brackets', () => {
-    const config = loadConfig(['decodeWorkers'], { decodeWorkers: '[::1]:8001,node-1.local:65535' }, {});
+    const config = loadConfig(only('decodeWorkers'), { decodeWorkers: '[::1]:8001,node-1.local:65535' }, {});
     expect(config.decodeWorkers).toEqual(['[::1]:8001', 'node-1.local:65535']);
   });
 
@@ -136,7 +140,7 @@ describe('loadConfig', () => {
     'redis:/app:secret@db:6379',
     'redsi://app:a/secret,b@db:6379?db=secret',
   ])('never shows the password of a URL, however it is misspelt: %s', (store) => {
-    const message = problems(() => loadConfig(['store'], { store }, {}));
+    const message = problems(() => loadConfig(only('store'), { store }, {}));
     expect(message).toContain('db:6379');
     expect(message).not.toContain('secret');
   });
@@ -145,8 +149,8 @@ describe('loadConfig', () => {
     const times = all.filter((setting) => setting.endsWith('Ms'));
     expect(times.length).toBeGreaterThan(3);
     for (const time of times) {
-      expect(loadConfig([time], { [time]: 2 ** 31 - 1 }, {})).toEqual({ [time]: 2 ** 31 - 1 });
-      expect(problems(() => loadConfig([time], { [time]: 2 ** 31 }, {}))).toContain(flagName(time));
+      expect(loadConfig(only(time), { [time]: 2 ** 31 - 1 }, {})).toEqual({ [time]: 2 ** 31 - 1 });
+      expect(problems(() => loadConfig(only(time), { [time]: 2 ** 31 }, {}))).toContain(flagName(time));
     }
   });
 
@@ -158,7 +162,7 @@ describe('loadConfig', () => {
     );
     fc.assert(
       fc.property(fc.constantFrom(...all), text, (setting, value) => {
-        const load = () => loadConfig([setting], {}, { [envName(setting)]: value });
+        const load = () => loadConfig(only(setting), {}, { [envName(setting)]: value });
         let config: ReturnType<typeof load>;
         try {
           config = load();

@@ -1,10 +1,12 @@
 /** What deploy/OPERATIONS.md says of the tables in the code: rendered from them, and read back from the file. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { envName, flagName, PACKAGE_ROOT, SETTINGS } from '../../services/lib/process/config.ts';
+import { envName, flagName } from '../../services/lib/process/config.ts';
 import { ERRORS } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { EVENTS, type RequestEvent, STAGES, type TimelineStage } from '../../services/lib/request/timeline.ts';
+import { SETTINGS } from '../../services/settings.ts';
 
 export const OPERATIONS = join(PACKAGE_ROOT, 'deploy/OPERATIONS.md');
 

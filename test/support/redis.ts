@@ -16,7 +16,7 @@ import {
   unpacked,
   works,
 } from '../../bench/system/redis.ts';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 export { freePort, type RedisServer } from '../../bench/system/redis.ts';
 

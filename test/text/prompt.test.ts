@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { PromptBuilder, share } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';

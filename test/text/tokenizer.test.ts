@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { Tokenizer as Library } from '@huggingface/tokenizers';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 
 const TINY = join(PACKAGE_ROOT, 'models/tiny-coder');

@@ -5,12 +5,15 @@
 import type { Server, ServerOptions, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import type { Config } from '../../lib/process/config.ts';
+import type { ConfigOf } from '../../lib/process/config.ts';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { errorBody } from './errors.ts';
+import type { HTTP_SETTINGS } from './settings.ts';
 
-export const HTTP_LIMIT_SETTINGS = [...(['maxConnections', 'receiveTimeoutMs', 'uploadTimeoutMs'] as const)] as const;
-export type HttpLimits = Config<(typeof HTTP_LIMIT_SETTINGS)[number]>;
+export type HttpLimits = Pick<
+  ConfigOf<typeof HTTP_SETTINGS>,
+  'maxConnections' | 'receiveTimeoutMs' | 'uploadTimeoutMs'
+>;
 
 /** All headers of a request together. */
 const MAX_HEADER_BYTES = 16 * 1024;

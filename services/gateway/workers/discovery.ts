@@ -5,7 +5,9 @@
 import { lookup } from 'node:dns/promises';
 import { Deferred } from '../../lib/async/deferred.ts';
 import { repeatUntilAborted } from '../../lib/async/repeat.ts';
+import { formatHostPort } from '../../lib/process/host-port.ts';
 import type { Logger } from '../../lib/process/log.ts';
+import { isRedisUrl } from '../../lib/redis/url.ts';
 import { Registry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
 
 export interface AddressSource {
@@ -79,10 +81,9 @@ export function watchSources(
 
 function sourcesOf(list: readonly string[], role: WorkerRole): AddressSource[] {
   const isName = (item: string) => item.startsWith('dns:');
-  const isRegistry = (item: string) => item.includes('://'); // a host may be called redis as well
-  const given = list.filter((item) => !isName(item) && !isRegistry(item));
+  const given = list.filter((item) => !isName(item) && !isRedisUrl(item));
   const names = list.filter(isName);
-  const registries = list.filter(isRegistry);
+  const registries = list.filter(isRedisUrl);
   return [
     { everyMs: undefined, list: async () => given, close: () => {} },
     ...names.map((name) => dnsSource(name.slice('dns:'.length))),
@@ -98,7 +99,7 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
     everyMs: LOOK_EVERY_MS,
     list: async () => {
       const found = await resolve(host, { all: true });
-      return found.map(({ address, family }) => (family === 6 ? `[${address}]:${port}` : `${address}:${port}`)).sort();
+      return found.map(({ address }) => formatHostPort(address, port)).sort();
     },
     close: () => {},
   };

@@ -4,7 +4,8 @@
  * than the hand-over costs.
  */
 
-export type LocalPrefill = 'auto' | 'always' | 'never';
+export const LOCAL_PREFILL = ['auto', 'always', 'never'] as const;
+export type LocalPrefill = (typeof LOCAL_PREFILL)[number];
 
 export interface PrefillLocations {
   readonly policy: LocalPrefill;

@@ -6,7 +6,7 @@ import { dirname, join, relative } from 'node:path';
 import { positionBytes } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
 import { allFiles, type Bundle, floatsOf, openBundle } from '../model/bundle/bundle.ts';
-import type { Config } from '../process/config.ts';
+import type { ConfigOf } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
@@ -14,11 +14,9 @@ import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { DecoderSession } from './session.ts';
+import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
 
-export const ENGINE_SETTINGS = [
-  ...(['model', 'servedName', 'provider', 'threads', 'cpus', 'spin', 'prepacked', 'slots', 'capacity'] as const),
-] as const;
-export type EngineConfig = Config<(typeof ENGINE_SETTINGS)[number]>;
+export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS>;
 
 export interface WorkerEngine {
   readonly bundle: Bundle;
@@ -41,17 +39,18 @@ export async function loadEngine(
   if (cpus) pinProcess(cpus);
   const bundle = await openBundle(config.model);
   const { spec, maxPositions } = bundle.manifest.llm;
-  if (config.capacity > maxPositions) {
+  const capacity = config.capacity ?? Math.min(DEFAULT_CAPACITY, maxPositions);
+  if (capacity > maxPositions) {
     throw new ServingError(
       'config_invalid',
-      `--capacity ${config.capacity} exceeds the ${maxPositions} positions of ${config.model}: lower it`,
+      `--capacity ${capacity} exceeds the ${maxPositions} positions of ${config.model}: lower it, or leave it out`,
     );
   }
   const graph = phase === 'prefill' ? bundle.prefill : bundle.llm;
-  assertFitsMemory(bundle, graph, config);
+  assertFitsMemory(bundle, graph, config.slots, capacity);
   const { layers, kvHeads, headDim } = spec;
   const floats = floatsOf(bundle.manifest);
-  const pool = new KvPool({ layers, kvHeads, headDim, floats }, config.slots, config.capacity);
+  const pool = new KvPool({ layers, kvHeads, headDim, floats }, config.slots, capacity);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const session = await DecoderSession.load(graph, shape, pool, {
     provider: config.provider,
@@ -76,7 +75,7 @@ export function prepackedCache(bundle: Bundle, setting: string, log: Logger): Se
 }
 
 /** Checked before gigabytes are read. Without the check the kernel would kill the process later, under load. */
-function assertFitsMemory(bundle: Bundle, graph: string, { slots, capacity }: EngineConfig): void {
+function assertFitsMemory(bundle: Bundle, graph: string, slots: number, capacity: number): void {
   const folder = `${relative(bundle.dir, dirname(graph))}/`;
   const files = allFiles(bundle.manifest).filter(({ path }) => path.startsWith(folder));
   const weights = files.reduce((sum, { bytes }) => sum + bytes, 0);

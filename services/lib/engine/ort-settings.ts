@@ -13,6 +13,7 @@ import {
   RUNTIME_VERSION,
   runtime,
 } from './ort-api.ts';
+import type { PROVIDERS } from './settings.ts';
 
 /** The place where prepacked weights are kept; see prepacked.ts. */
 export interface PrepackedCache {
@@ -24,7 +25,7 @@ export interface PrepackedCache {
 }
 
 export interface SessionOptions {
-  readonly provider: 'auto' | 'cpu' | 'cuda';
+  readonly provider: (typeof PROVIDERS)[number];
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
   readonly spin?: boolean;

@@ -4,7 +4,10 @@
  */
 import { isIP } from 'node:net';
 import { networkInterfaces } from 'node:os';
+import type { ConfigOf } from './config.ts';
 import { ServingError } from './errors.ts';
+import { formatHostPort } from './host-port.ts';
+import type { PROCESS_SETTINGS } from './settings.ts';
 
 /** Whether only this machine can reach what listens on `host`. */
 export function isLoopback(host: string): boolean {
@@ -13,16 +16,15 @@ export function isLoopback(host: string): boolean {
   return name === 'localhost' || name === '::1' || /^::ffff:127\.\d+\.\d+\.\d+$/.test(name);
 }
 
+/** Where a service listens, and whether the operator said that anybody may reach it. */
+export type Exposure = Pick<ConfigOf<typeof PROCESS_SETTINGS>, 'host' | 'insecureListen'>;
+
 /**
  * @param guarded whether callers must prove who they are.
  * @param remedy the settings that would see to it.
  * @throws ServingError config_invalid
  */
-export function assertGuarded(
-  { host, insecureListen }: { readonly host: string; readonly insecureListen: boolean },
-  guarded: boolean,
-  remedy: string,
-): void {
+export function assertGuarded({ host, insecureListen }: Exposure, guarded: boolean, remedy: string): void {
   if (guarded || insecureListen || isLoopback(host)) return;
   throw new ServingError(
     'config_invalid',
@@ -45,5 +47,5 @@ export function reachableAddress(
   const outward = Object.values(interfaces).flatMap((all) => (all ?? []).filter(({ internal }) => !internal));
   const chosen = outward.find(({ family }) => family === 'IPv4') ?? (host === '[::]' ? outward[0] : undefined);
   if (chosen === undefined) return `127.0.0.1:${port}`;
-  return `${chosen.family === 'IPv6' ? `[${chosen.address}]` : chosen.address}:${port}`;
+  return formatHostPort(chosen.address, port!);
 }

@@ -2,6 +2,7 @@
 import { createServer, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { ServingError } from './errors.ts';
+import { formatHostPort } from './host-port.ts';
 import type { Lifecycle } from './lifecycle.ts';
 import { exposition, expositionType } from './metrics.ts';
 
@@ -32,7 +33,7 @@ export async function serveHealth(
     server.listen(port, host, resolve);
   });
   const { port: bound } = server.address() as AddressInfo;
-  return `${host.includes(':') ? `[${host}]` : host}:${bound}`;
+  return formatHostPort(host, bound);
 }
 
 function answer(response: ServerResponse, status: number, body: string, type = 'text/plain'): void {

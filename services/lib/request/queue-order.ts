@@ -1,6 +1,7 @@
 /** The rule that decides which waiting prompt is next: the same for the gateway's queue and the prefill workers'. */
 
-export type QueueOrder = 'fifo' | 'shortest-first';
+export const QUEUE_ORDERS = ['fifo', 'shortest-first'] as const;
+export type QueueOrder = (typeof QUEUE_ORDERS)[number];
 
 export interface Queued {
   readonly tokens: number;

@@ -13,7 +13,7 @@ import {
   Metadata,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { PACKAGE_ROOT } from '../process/config.ts';
+import { PACKAGE_ROOT } from '../process/package-root.ts';
 import { Connections } from './connections.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { ProtoGrpcType as DecodeProto } from './gen/decode.ts';

@@ -5,12 +5,13 @@
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import { type ChannelCredentials, type ChannelOptions, credentials, ServerCredentials } from '@grpc/grpc-js';
-import { type Config, flagName } from '../process/config.ts';
+import { type ConfigOf, flagName } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
-import { assertGuarded } from '../process/exposure.ts';
+import { assertGuarded, type Exposure } from '../process/exposure.ts';
+import type { RPC_SETTINGS } from './settings.ts';
 
-export const RPC_SETTINGS = ['rpcCert', 'rpcKey', 'rpcCa'] as const;
-type RpcFiles = Config<(typeof RPC_SETTINGS)[number]>;
+const RPC_FILES = ['rpcCert', 'rpcKey', 'rpcCa'] as const;
+type RpcFiles = ConfigOf<typeof RPC_SETTINGS>;
 
 /** The DNS name that every service's certificate carries. */
 export const SERVICE_NAME = 'llavacode';
@@ -36,16 +37,16 @@ export const PLAINTEXT: RpcSecurity = {
  * @throws ServingError config_invalid, naming the file at fault.
  */
 export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
-  const missing = RPC_SETTINGS.filter((setting) => files[setting] === '');
-  if (missing.length === RPC_SETTINGS.length) return PLAINTEXT;
+  const missing = RPC_FILES.filter((setting) => files[setting] === '');
+  if (missing.length === RPC_FILES.length) return PLAINTEXT;
   if (missing.length > 0) {
     throw new ServingError('config_invalid', `mutual TLS also needs ${missing.map(flagName).join(' and ')}`);
   }
-  const [cert, key, ca] = await Promise.all(RPC_SETTINGS.map((setting) => readPem(setting, files[setting])));
+  const [cert, key, ca] = await Promise.all(RPC_FILES.map((setting) => readPem(setting, files[setting])));
   try {
     createSecureContext({ cert, key, ca });
   } catch (cause) {
-    const names = RPC_SETTINGS.map((setting) => files[setting]).join(', ');
+    const names = RPC_FILES.map((setting) => files[setting]).join(', ');
     throw new ServingError('config_invalid', `${names}: ${(cause as Error).message}`, { cause });
   }
   return {
@@ -60,13 +61,13 @@ export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
  * The security of a server: a worker or an indexer.
  * @throws ServingError config_invalid for bad files, or for an address that other machines reach without mutual TLS.
  */
-export async function loadServingSecurity(config: RpcFiles & Config<'host' | 'insecureListen'>): Promise<RpcSecurity> {
+export async function loadServingSecurity(config: RpcFiles & Exposure): Promise<RpcSecurity> {
   const security = await loadRpcSecurity(config);
   assertGuarded(config, security.mutual, '--rpc-cert, --rpc-key and --rpc-ca');
   return security;
 }
 
-async function readPem(setting: (typeof RPC_SETTINGS)[number], file: string): Promise<Buffer> {
+async function readPem(setting: (typeof RPC_FILES)[number], file: string): Promise<Buffer> {
   try {
     return await readFile(file);
   } catch (cause) {

@@ -17,6 +17,7 @@ import {
 import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation } from 'grpc-health-check';
 import { ServingError } from '../process/errors.ts';
+import { formatHostPort } from '../process/host-port.ts';
 import { CHANNEL, packageDefinition, protocol } from './contract.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
@@ -143,16 +144,15 @@ export async function serveRpc(
   const health = new HealthImplementation({ '': 'NOT_SERVING' });
   health.addToServer(server);
   new ReflectionService(packageDefinition, { services: services.map(({ name }) => name) }).addToServer(server);
-  const bracketed = host.includes(':') ? `[${host}]` : host;
   const bound = await new Promise<number>((resolve, reject) => {
-    server.bindAsync(`${bracketed}:${port}`, security.server, (error, taken) =>
+    server.bindAsync(formatHostPort(host, port), security.server, (error, taken) =>
       error
-        ? reject(new ServingError('address_in_use', `cannot listen on ${bracketed}:${port}: ${error.message}`))
+        ? reject(new ServingError('address_in_use', `cannot listen on ${formatHostPort(host, port)}: ${error.message}`))
         : resolve(taken),
     );
   });
   return {
-    address: `${bracketed}:${bound}`,
+    address: formatHostPort(host, bound),
     setServing: (serving) => health.setStatus('', serving ? 'SERVING' : 'NOT_SERVING'),
     async close(deadline) {
       // Shut down only afterwards: a client that is told to go away ends its calls at the next keepalive (grpc-node

@@ -26,6 +26,11 @@ const FAMILIES = {
 export type FamilyName = keyof typeof FAMILIES;
 /** `prefix-only`: a model that cannot fill in the middle; RIGHT is left out. */
 export type FormatName = FamilyName | 'prefix-only';
+export const FORMAT_NAMES: readonly FormatName[] = [...(Object.keys(FAMILIES) as FamilyName[]), 'prefix-only'];
+
+/** Where the text after the cursor stands in the prompt: last (prefix, suffix, middle) or first (suffix, prefix, middle). */
+export const PROMPT_ORDERS = ['psm', 'spm'] as const;
+export type PromptOrder = (typeof PROMPT_ORDERS)[number];
 
 /** Tokens that end an answer, besides the end of text: what follows them is another file or another turn. */
 const ENDS = [

@@ -11,7 +11,7 @@
  */
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/token-prompt.ts';
-import type { PromptFormat } from './prompt-format.ts';
+import type { PromptFormat, PromptOrder } from './prompt-format.ts';
 import { type TextContext, textContextIds } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
@@ -36,8 +36,6 @@ export interface PromptParts {
   /** Whether [bos] stands first, where the tokenizer has one: by default. A raw prompt of ids never gets one. */
   readonly addSpecialTokens?: boolean;
 }
-
-export type PromptOrder = 'psm' | 'spm';
 
 /**
  * LEFT is cut at the first line after a multiple of this, in characters of the file: a cut that followed the cursor token

@@ -3,7 +3,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { divideCores, parseCores } from '../../../bench/system/cores.ts';
 import { PromptMaker } from '../../../bench/system/prompts.ts';
 import { loadSession, replaySession } from '../../../bench/typing/measure.ts';
-import { PACKAGE_ROOT } from '../../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { PromptBuilder } from '../../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
 import { loadTokenizer, type Tokenizer } from '../../../services/lib/text/tokenizer.ts';

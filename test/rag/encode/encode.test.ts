@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export.ts';
 import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
-import { PACKAGE_ROOT } from '../../../services/lib/process/config.ts';
+import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { type ContextEncoder, loadContextEncoder } from '../../../services/lib/rag/encode/encode.ts';
 import { loadQueryEncoder } from '../../../services/lib/rag/search/query-encoder.ts';
 import { contextFingerprint } from '../../../services/lib/rag/store/row.ts';

@@ -5,8 +5,8 @@
 import { createHash } from 'node:crypto';
 import { createRequire } from 'node:module';
 import { basename, dirname, join, resolve } from 'node:path';
-import { PACKAGE_ROOT } from '../../process/config.ts';
 import { ServingError } from '../../process/errors.ts';
+import { PACKAGE_ROOT } from '../../process/package-root.ts';
 import type { TensorSource } from './checkpoint.ts';
 import type { Network } from './network.ts';
 import { type DecoderSpec, isDecoder, parseSpec, readJson } from './spec.ts';

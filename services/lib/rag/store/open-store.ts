@@ -1,5 +1,6 @@
 /** The store that a URL names; what the other one needs is not loaded. */
 import { ServingError } from '../../process/errors.ts';
+import { isRedisUrl } from '../../redis/url.ts';
 import type { Store } from './store.ts';
 
 /**
@@ -7,7 +8,7 @@ import type { Store } from './store.ts';
  * @throws ServingError config_invalid for another URL, store_unavailable where DIR cannot be opened.
  */
 export async function openStore(url: string): Promise<Store> {
-  if (/^rediss?(\+(sentinel|cluster))?:\/\//.test(url)) return (await import('./redis-store.ts')).openRedisStore(url);
+  if (isRedisUrl(url)) return (await import('./redis-store.ts')).openRedisStore(url);
   if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length));
   throw new ServingError('config_invalid', `store ${JSON.stringify(url)} is not redis://…, rediss://… or lmdb:DIR`);
 }

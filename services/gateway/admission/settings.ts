@@ -1,0 +1,27 @@
+/** The settings of admission: how much work is taken in, and whose. */
+import { z } from 'zod';
+import { milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { QUEUE_SETTINGS } from '../../lib/request/settings.ts';
+
+export const ADMISSION_SETTINGS = {
+  maxInflight: whole(1)
+    .default(256)
+    .describe('requests served at once; a tenant with less than its share is let in beyond, to twice as many'),
+  requestTimeoutMs: milliseconds(1).default(60_000).describe('deadline of one request, in ms'),
+  targetTtftMs: milliseconds(1)
+    .default(10_000)
+    .describe('requests that could not have their first token within this time are refused, in ms'),
+  ...QUEUE_SETTINGS,
+  tenantWeights: z
+    .string()
+    .refine((list) => parseTenantWeights(list) !== undefined, 'must be tenant=weight[,…], weights from 1 to 999999')
+    .default('')
+    .describe('shares of tenants under load, tenant=weight[,…]; 1 for those that are not named'),
+};
+
+/** The weight of each tenant that the setting names; undefined where its form is wrong. */
+export function parseTenantWeights(list: string): ReadonlyMap<string, number> | undefined {
+  const items = list === '' ? [] : list.split(',');
+  if (!items.every((item) => /^[\w-]+=[1-9]\d{0,5}$/.test(item))) return undefined;
+  return new Map(items.map((item) => item.split('=')).map(([tenant = '', weight]) => [tenant, Number(weight)]));
+}

@@ -1,0 +1,23 @@
+/** The settings of one completion: the form of its prompt, its replays, what is logged of it. */
+import { z } from 'zod';
+import { whole } from '../../lib/process/setting-types.ts';
+import { FORMAT_NAMES, PROMPT_ORDERS } from '../../lib/text/prompt-format.ts';
+
+export const COMPLETION_SETTINGS = {
+  promptFormat: z
+    .enum(['auto', ...FORMAT_NAMES])
+    .default('auto')
+    .describe("form of prompts; auto goes by the tokenizer's tokens"),
+  promptOrder: z
+    .enum(PROMPT_ORDERS)
+    .default('psm')
+    .describe(
+      'fill-in-the-middle with the text after the cursor last (psm) or first (spm: keeps more of the KV between keystrokes, for models trained with it)',
+    ),
+  maxReplays: whole(0)
+    .default(3)
+    .describe('times that a part of a request is done again by other workers when its worker is lost'),
+  logSamplePercent: whole(0, 100)
+    .default(0)
+    .describe('percentage of completions whose text is logged with every letter and digit blotted out'),
+};

@@ -1,0 +1,19 @@
+/** The settings of the HTTP side: TLS, and what a client may send and how long it may take. */
+import { file, milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { UPLOAD_SETTINGS } from '../../lib/rag/settings.ts';
+
+export const HTTP_SETTINGS = {
+  tlsCert: file.describe("PEM file of the gateway's certificate, its chain included; plain HTTP when empty"),
+  tlsKey: file.describe('PEM file of the private key of --tls-cert'),
+  bodyLimitBytes: whole(1024)
+    .default(4 * 1024 * 1024)
+    .describe('largest request body, in bytes'),
+  maxConnections: whole(1).default(4096).describe('connections that the gateway holds at once; more are closed'),
+  receiveTimeoutMs: milliseconds(1)
+    .default(10_000)
+    .describe('time that a client gets to send the headers of a request, and then again for its body, in ms'),
+  uploadTimeoutMs: milliseconds(1)
+    .default(600_000)
+    .describe('time that an upload of a repository may take, and longest silence of its indexer, in ms'),
+  ...UPLOAD_SETTINGS,
+};

@@ -1,0 +1,33 @@
+/** The settings of a service behind the gateway: where it listens, how it is found, how it proves who it is. */
+import { z } from 'zod';
+import { address, whole } from '../process/setting-types.ts';
+import { PROCESS_SETTINGS } from '../process/settings.ts';
+import { isRedisUrl } from '../redis/url.ts';
+import { RPC_SETTINGS } from '../rpc/settings.ts';
+
+/** The settings of a service that listens for gRPC. */
+export const RPC_SERVICE_SETTINGS = {
+  ...PROCESS_SETTINGS,
+  metricsHost: z
+    .string()
+    .min(1)
+    .default('127.0.0.1')
+    .describe("address of a worker's /metrics, /livez and /readyz, which need no key"),
+  metricsPort: whole(0, 65535)
+    .default(0)
+    .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),
+  ...RPC_SETTINGS,
+};
+
+/** The settings of a worker, which gateways find. */
+export const WORKER_SETTINGS = {
+  ...RPC_SERVICE_SETTINGS,
+  advertise: address.describe(
+    "host:port under which others reach a worker; when empty the address it listens on, or this machine's first address if it listens on all",
+  ),
+  registry: z
+    .string()
+    .refine((url) => url === '' || isRedisUrl(url), 'must be redis://…')
+    .default('')
+    .describe('redis://… where a worker writes its address for gateways to find; no registry when empty'),
+};

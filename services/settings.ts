@@ -1,0 +1,87 @@
+/** Every setting of every service in one table, and how a process reads those that it needs. */
+import { readFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { COLOCATED_SETTINGS } from './colocated/settings.ts';
+import { GATEWAY_SETTINGS } from './gateway/settings.ts';
+import { INDEXER_SETTINGS } from './indexer/settings.ts';
+import { type ConfigOf, didYouMean, keyName, readConfig, type SettingsTable } from './lib/process/config.ts';
+import { ServingError } from './lib/process/errors.ts';
+import { file, flag, whole } from './lib/process/setting-types.ts';
+import { strideRule } from './lib/rag/settings.ts';
+
+/** How prefill and decode are spread over workers; see supervisor.ts. */
+export const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;
+export const PRECISIONS = ['fp32', 'fp16', 'int8', 'mixed', 'int4'] as const;
+
+/** The settings of a whole system on one machine (`llavacode up`), beside those that its services take. */
+export const SYSTEM_SETTINGS = {
+  mode: z
+    .enum(MODES)
+    .default('disaggregated')
+    .describe(`how prefill and decode are spread: ${MODES.join(', ')}`),
+  prefill: whole(1).default(1).describe('number of prefill workers (in colocated mode: of workers)'),
+  decode: whole(1).default(1).describe('number of decode workers'),
+  pin: flag.default(false).describe('give each worker cores of its own (Linux)'),
+  precision: z
+    .enum(PRECISIONS)
+    .default('fp32')
+    .describe(`precision of the bundle that is made when --model is a checkpoint: ${PRECISIONS.join(', ')}`),
+  data: z
+    .string()
+    .min(1)
+    .default('.llavacode')
+    .describe('folder for bundles and logs, and for the index where no --store says otherwise'),
+  index: file.describe('repository to index at start, under the name of its folder'),
+};
+
+export const SETTINGS = {
+  config: file.describe('YAML file of settings: flags without their dashes as keys; flags and variables win over it'),
+  ...GATEWAY_SETTINGS,
+  ...COLOCATED_SETTINGS,
+  ...INDEXER_SETTINGS,
+  ...SYSTEM_SETTINGS,
+};
+
+/**
+ * The settings of one process from flags, variables, the configuration file and defaults, in this order.
+ * @param file what {@link readConfigFile} has read; keys of other processes are left alone.
+ * @throws ServingError config_invalid, listing every problem.
+ */
+export const loadConfig = <T extends SettingsTable>(
+  table: T,
+  flags: Readonly<Record<string, unknown>> = {},
+  env: NodeJS.ProcessEnv = process.env,
+  file: Readonly<Record<string, unknown>> = {},
+): ConfigOf<T> => readConfig(table, { flags, env, file, known: SETTINGS, rules: [strideRule] });
+
+/**
+ * Values by the names of settings. Keys are flags without their dashes (`max-inflight: 64`), of any service: one file
+ * serves a whole system.
+ * @param path '' for no file.
+ * @throws ServingError config_invalid: a file that cannot be read or is not YAML, or a key that is not a setting.
+ */
+export async function readConfigFile(path: string): Promise<Record<string, unknown>> {
+  if (path === '') return {};
+  const values = await parseYaml(path);
+  const settings = new Map(Object.keys(SETTINGS).map((name) => [keyName(name), name]));
+  settings.delete('config'); // a file does not name another one
+  const unknown = Object.keys(values).filter((key) => !settings.has(key));
+  if (unknown.length > 0) {
+    const lines = unknown.map((key) => `${key} is not a setting${didYouMean(key, [...settings.keys()])}`);
+    throw new ServingError('config_invalid', `--config ${path}:\n  ${lines.join('\n  ')}`);
+  }
+  const given = Object.entries(values).filter(([, value]) => value !== null); // `key:` alone says nothing
+  return Object.fromEntries(given.map(([key, value]) => [settings.get(key)!, value]));
+}
+
+async function parseYaml(path: string): Promise<Record<string, unknown>> {
+  const { parse } = await import('yaml'); // only processes with a file pay for the parser
+  try {
+    const values: unknown = parse(await readFile(path, 'utf8')) ?? {};
+    if (typeof values === 'object' && values !== null && !Array.isArray(values))
+      return values as Record<string, unknown>;
+  } catch (cause) {
+    throw new ServingError('config_invalid', `--config ${path}: ${(cause as Error).message}`, { cause });
+  }
+  throw new ServingError('config_invalid', `--config ${path}: must be a YAML mapping of settings to values`);
+}
