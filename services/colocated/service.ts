@@ -9,16 +9,11 @@ import { LeaseTable } from '../prefill/leases.ts';
 import type { PromptEngine } from '../prefill/prompt-computation.ts';
 import { createPrefillService, type PrefillOptions } from '../prefill/service.ts';
 import { LocalKv } from './local-kv.ts';
+import type { ColocatedConfig } from './settings.ts';
 import { SharedEngine } from './shared-engine.ts';
 
-export interface ColocatedOptions extends Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere' | 'engineContended'> {
-  readonly kvLeaseMs: number;
-  readonly prefillChunkTokens: number;
-  /** Replaces `prefillChunkTokens` while sequences decode: each of their tokens waits for a whole chunk. */
-  readonly sharedChunkTokens: number;
-  /** Sequences that may wait for a slot. Only those whose KV comes from another process wait. */
-  readonly queueSequences: number;
-}
+export type ColocatedOptions = Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere' | 'engineContended'> &
+  Pick<ColocatedConfig, 'kvLeaseMs' | 'prefillChunkTokens' | 'sharedChunkTokens' | 'queueSequences'>;
 
 export function createColocatedService(
   session: PromptEngine & StepEngine,
@@ -34,6 +29,7 @@ export function createColocatedService(
     pool,
     leases,
     prefixes,
+    // Only sequences whose KV comes from another process wait for a slot: these are the ones that are bounded.
     remote: new RemoteKv(pool, puller, options.queueSequences),
     address: options.address,
     exclusive: (work) => engine.inTurn(work),
@@ -50,6 +46,7 @@ export function createColocatedService(
     { engine, prefixes, leases, log },
     {
       ...options,
+      // While sequences decode, each of their tokens waits for a whole chunk.
       chunkTokens: () => (isDecoding() ? options.sharedChunkTokens : options.prefillChunkTokens),
       heldElsewhere: () => source.held,
       engineContended: isDecoding,

@@ -2,7 +2,6 @@
 import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
-import type { QueueOrder } from '../lib/request/queue-order.ts';
 import type { SoftTokens, TokenPrompt } from '../lib/request/token-prompt.ts';
 import type { PrefillEvent } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest__Output } from '../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
@@ -13,6 +12,7 @@ import { mountKv } from './kv-service.ts';
 import type { LeaseTable } from './leases.ts';
 import type { PrefillResult, PromptEngine } from './prompt-computation.ts';
 import { PromptQueue } from './prompt-queue.ts';
+import type { PrefillConfig } from './settings.ts';
 import { measureRate } from './warm-up.ts';
 import { PrefillWorker, type QueuedJob } from './worker.ts';
 
@@ -23,13 +23,11 @@ export interface PrefillParts {
   readonly log: Logger;
 }
 
-export interface PrefillOptions {
+export interface PrefillOptions extends Pick<PrefillConfig, 'queueTokens' | 'queueOrder'> {
   readonly model: string;
   readonly fingerprint: string;
   /** Tokens of the next prompt chunk. */
   readonly chunkTokens: () => number;
-  readonly queueTokens: number;
-  readonly queueOrder: QueueOrder;
   /** Slots of the same pool that are held but not leased: those of sequences that decode in this process. */
   readonly heldElsewhere?: () => number;
   /** Whether something other than prompts wants the engine. */
