@@ -28,7 +28,7 @@ function promptOf({ blocks, rest, soft: at }: Journey) {
   return { ids: Int32Array.from(ids), soft: { positions, vectors: new Float32Array(positions.length * HIDDEN) } };
 }
 
-test('each output is that of its prompt alone; nobody waits for ever; no slot is lost', async () => {
+test('over random prompts each output is that of its prompt alone, every prompt ends, and no slot is lost', async () => {
   const seen = { finished: 0, reused: 0, together: 0, givenUp: 0, refused: 0, beside: 0, exchanged: 0 };
   const property = fc.asyncProperty(
     fc.integer({ min: 1, max: 6 }),

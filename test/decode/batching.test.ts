@@ -10,7 +10,7 @@ import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { FakeEngine, nextToken, settle } from '../support/fake-engine.ts';
 import { alone, join, type Reader, type Wanted } from '../support/kv-reader.ts';
 
-describe('batched = alone', () => {
+describe('a batch', () => {
   const wanted = fc.record({
     prompt: fc.array(fc.nat(28), { minLength: 1, maxLength: 6 }),
     maxTokens: fc.integer({ min: 2, max: 12 }),
@@ -26,7 +26,7 @@ describe('batched = alone', () => {
     { weight: 1, arbitrary: fc.constant({ do: 'fail' } as const) },
   );
 
-  test('over random joins, leaves, aborts and failing steps', async () => {
+  test('sequences in a batch get the tokens they get alone, over random joins, leaves, aborts and failing steps', async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.integer({ min: 1, max: 4 }),

@@ -34,7 +34,7 @@ async function load(llm: string): Promise<DecoderSession> {
   return session;
 }
 
-test('the event loop goes on while a long prompt is computed', async () => {
+test('the event loop is not blocked while a long prompt is computed', async () => {
   const session = await load(MODELS.tinyCoder);
   const ids = Int32Array.from({ length: 2000 }, (_, i) => i % 4000);
   let ticks = 0;
@@ -50,7 +50,7 @@ test('the event loop goes on while a long prompt is computed', async () => {
   expect(ticks).toBeGreaterThan(100);
 });
 
-test('10,000 decode steps and 200 chunks do not grow memory', async () => {
+test('memory does not grow over 10,000 decode steps and 200 chunks', async () => {
   const session = await load(MODELS.golden);
   const [ids, lengths] = [Int32Array.of(5, 6), Int32Array.of(100, 120)];
   const chunk = { slot: 1, past: 0, ids: Int32Array.of(1, 2, 3), soft: NO_SOFT_TOKENS, logitRows: [2] };

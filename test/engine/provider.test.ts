@@ -38,7 +38,7 @@ const remedy = new RegExp(
   's',
 );
 
-test.skipIf(hasCuda)('cuda without its libraries is refused, naming what to install', async () => {
+test.skipIf(hasCuda)('cuda without its libraries is refused with what to install', async () => {
   const onFallback = vi.fn();
   await expect(OrtSession.load(path, { provider: 'cuda', threads: 1, onFallback })).rejects.toMatchObject({
     code: 'provider_unavailable',
@@ -47,14 +47,14 @@ test.skipIf(hasCuda)('cuda without its libraries is refused, naming what to inst
   expect(onFallback).not.toHaveBeenCalled();
 });
 
-test.skipIf(hasCuda)('auto computes on the CPU then, and says why', async () => {
+test.skipIf(hasCuda)('auto falls back to the CPU and says why', async () => {
   const onFallback = vi.fn();
   const session = await OrtSession.load(path, { provider: 'auto', threads: 1, onFallback });
   expect(onFallback.mock.calls).toEqual([[expect.stringMatching(remedy)]]);
   expect(await doubled(session)).toEqual([2, 4]);
 });
 
-test('cpu asks for no other', async () => {
+test('cpu does not try any other provider', async () => {
   const onFallback = vi.fn();
   expect(await doubled(await OrtSession.load(path, { provider: 'cpu', threads: 1, onFallback }))).toEqual([2, 4]);
   expect(onFallback).not.toHaveBeenCalled();
@@ -91,7 +91,7 @@ test('a library of another version is refused before any of its functions is cal
   expect(version).toBe(RUNTIME_VERSION);
 });
 
-test('a platform without a library is refused, naming those that have one', () => {
+test('a platform without a library is refused with those that have one', () => {
   vi.spyOn(process, 'platform', 'get').mockReturnValue('sunos');
   expect(() => libraryPath()).toThrow(
     expect.objectContaining({ code: 'runtime_unsupported', message: expect.stringMatching(/sunos.*linux-x64/) }),
@@ -104,7 +104,7 @@ test.each([
   ['an EPYC of 2022', 'flags\t\t: fpu avx2 avx512f avx512_vnni', false],
   ['a Core of 2021', 'flags\t\t: fpu avx2 avx_vnni', false],
   ['an ARM, where sums have 32 bits', 'Features\t: fp asimd asimddp', false],
-  ['one that is not known', '', false],
-])('sums of 8-bit products are taken to saturate as they do, of %s', (_, cpuinfo, expected) => {
+  ['an unknown CPU', '', false],
+])('it is known of %s whether sums of 8-bit products saturate', (_, cpuinfo, expected) => {
   expect(saturates(cpuinfo)).toBe(expected);
 });

@@ -34,7 +34,7 @@ async function load(capacity = 64): Promise<DecoderSession> {
 
 const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
 
-test('a run is overdue by the measure of those before it', async () => {
+test('a run is overdue compared with the runs before it', async () => {
   const session = await load();
   onTestFinished(() => session.dispose());
   expect(session.overdueMs).toBe(0);
@@ -47,7 +47,7 @@ test('a run is overdue by the measure of those before it', async () => {
   await second;
 });
 
-test('however long a short run took, a long one is measured by long ones', async () => {
+test('a long run is compared with long runs, however long a short one took', async () => {
   const session = await load(1024);
   onTestFinished(() => session.dispose());
   let nowMs = 0;
@@ -67,7 +67,7 @@ test('however long a short run took, a long one is measured by long ones', async
   expect(await run(1, 390)).toBe(0);
 });
 
-test('a run under way ends well, and no other is taken', async () => {
+test('a disposed session finishes its current run and refuses others', async () => {
   const session = await load();
   const expected = await session.chunk(chunk);
   const running = session.chunk(chunk);
@@ -80,7 +80,7 @@ test('a run under way ends well, and no other is taken', async () => {
   await expect(session.chunk(chunk)).rejects.toMatchObject({ code: 'draining' });
 });
 
-test('so does a run that is not on the token path, where disposing waits for nobody', async () => {
+test('a run of another graph ends well although disposing does not wait for it', async () => {
   const { graph, spec } = await write();
   const session = await OrtSession.load(graph, { provider: 'cpu', threads: 1 });
   const [positions, n] = [8, 2];

@@ -82,20 +82,20 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('%s', (name) => {
     return outputs;
   }
 
-  test.each([1, 2, 7, 16, 29, 1000])('greedy text is the golden one with chunks of %i', async (size) => {
+  test.each([1, 2, 7, 16, 29, 1000])('greedy text equals the golden one with chunks of %i', async (size) => {
     const first = await prefill(0, expected.input_ids, size);
     const [tokens] = await decode([{ slot: 0, length: expected.input_ids.length, first }], expected.greedy.length);
     expect(tokens).toEqual(expected.greedy);
   });
 
-  test.each([1, 4, 10, 1000])('soft tokens before the prompt, chunks of %i', async (size) => {
+  test.each([1, 4, 10, 1000])('greedy text after soft tokens equals the golden one with chunks of %i', async (size) => {
     const ids = [...Array.from(soft.positions, () => 0), ...expected.input_ids];
     const first = await prefill(2, ids, size, soft);
     const [tokens] = await decode([{ slot: 2, length: ids.length, first }], expected.greedy_soft_prefix.length);
     expect(tokens).toEqual(expected.greedy_soft_prefix);
   });
 
-  test('batched is as alone, with an empty slot riding along', async () => {
+  test('a batch with an empty slot in between gives each sequence the tokens it gets alone', async () => {
     const ids = expected.input_ids;
     const withSoft = [...Array.from(soft.positions, () => 0), ...ids];
     const sequences = [

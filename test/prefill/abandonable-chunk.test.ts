@@ -6,7 +6,7 @@ import { isWorthFinishing } from '../../services/prefill/abandonable-chunk.ts';
 
 const chain = (blocks: number, kind = 'a') => Array.from({ length: blocks }, (_, i) => `${kind}${i}`);
 
-test('never takes longer than what it spares the next prompt', () => {
+test('finishing an abandoned chunk never takes longer than it saves the next prompt', () => {
   const cases = fc.record({
     blocks: fc.nat(20),
     own: fc.nat(20),
@@ -26,7 +26,7 @@ test('never takes longer than what it spares the next prompt', () => {
   );
 });
 
-test('with nobody waiting, all but what cannot be found again', () => {
+test('while no prompt waits, an abandoned chunk is finished unless its result could not be found again', () => {
   expect(isWorthFinishing({ chain: chain(2), past: 0, end: 40 }, undefined, 0)).toBe(true);
   expect(isWorthFinishing({ chain: chain(2), past: 32, end: 40 }, undefined, 0)).toBe(false);
   expect(isWorthFinishing({ chain: [], past: 0, end: 40 }, undefined, 0)).toBe(false);

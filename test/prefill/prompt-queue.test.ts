@@ -22,7 +22,7 @@ describe('PromptQueue', () => {
     return first?.name;
   };
 
-  test('first in, first out; gauges follow', async () => {
+  test('prompts leave the queue in order of arrival, and the gauges follow', async () => {
     queue.add(job('a', 40));
     queue.add(job('b', 60));
     expect(queue.length).toBe(2);
@@ -34,7 +34,7 @@ describe('PromptQueue', () => {
     expect(await gauges()).toEqual({ prompts: 0, tokens: 0 });
   });
 
-  test('is bounded by tokens, to the token', () => {
+  test('the queue is bounded by tokens, exactly', () => {
     queue.add(job('a', 60));
     expect(() => queue.add(job('b', 41))).toThrowError(
       expect.objectContaining({ code: 'saturated', message: expect.stringContaining('--queue-tokens 100') }),
@@ -44,7 +44,7 @@ describe('PromptQueue', () => {
     expect(() => queue.add(job('d', 1))).toThrowError(expect.objectContaining({ code: 'saturated' }));
   });
 
-  test('empty, it takes one prompt of any length', () => {
+  test('an empty queue accepts one prompt of any length', () => {
     queue.add(job('long', 1000));
     expect(() => queue.add(job('b', 1))).toThrowError(expect.objectContaining({ code: 'saturated' }));
   });
@@ -71,7 +71,7 @@ describe('PromptQueue', () => {
     expect(retryAfter()).toBe(1); // never less than a second
   });
 
-  test('a prompt that nobody wants any more leaves its place to others', () => {
+  test('a prompt that is removed makes room for others', () => {
     const b = job('b', 30);
     queue.add(job('a', 40));
     queue.add(b);
@@ -110,12 +110,12 @@ describe('shortest first', () => {
     return served;
   }
 
-  test('nobody waits: nobody is next', () => {
+  test('no prompt is next when none waits', () => {
     expect(nextOf([], 'fifo')).toBe(-1);
     expect(nextOf([], 'shortest-first')).toBe(-1);
   });
 
-  test('of those that came together the shortest, of equals the first', () => {
+  test('the shortest of the prompts that came together is next, and the first of equal ones', () => {
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 1, max: 99 }), { minLength: 1 }), (lengths) => {
         const waiting = lengths.map((tokens) => ({ tokens, queuedAtMs: 1000 }));
@@ -125,7 +125,7 @@ describe('shortest first', () => {
     );
   });
 
-  test('nobody starves: a prompt is overtaken by none that comes when its waiting outweighs its length', () => {
+  test('no prompt starves: once its waiting outweighs its length, no later prompt overtakes it', () => {
     fc.assert(
       fc.property(arrivals, fc.integer({ min: 1, max: 4000 }), (jobs, eachMs) => {
         const served = serve(jobs, 'shortest-first', eachMs);
@@ -141,7 +141,7 @@ describe('shortest first', () => {
     );
   });
 
-  test('a stream of short prompts that fills the worker holds a long one up for 4 s, no longer', () => {
+  test('a stream of short prompts that fills the worker delays a long one by 4 s at most', () => {
     const short = Array.from({ length: 1000 }, (_, i) => ({ name: i + 1, tokens: 1, queuedAtMs: 1000 + i * 10 }));
     const served = serve([{ name: 0, tokens: 2000, queuedAtMs: 1000 }, ...short], 'shortest-first', 10);
     const at = served.find(({ name }) => name === 0)?.atMs as number;
@@ -149,7 +149,7 @@ describe('shortest first', () => {
     expect(at).toBeLessThanOrEqual(1000 + 4010);
   });
 
-  test('fifo: in the order they came, whatever their lengths', () => {
+  test('with fifo prompts are served in order of arrival, whatever their lengths', () => {
     fc.assert(
       fc.property(arrivals, fc.integer({ min: 1, max: 4000 }), (jobs, eachMs) => {
         expect(serve(jobs, 'fifo', eachMs).map(({ name }) => name)).toEqual(jobs.map(({ name }) => name));
@@ -157,7 +157,7 @@ describe('shortest first', () => {
     );
   });
 
-  test('a queue hands them out so', () => {
+  test('a shortest-first queue hands out its prompts in that order', () => {
     const queue = new PromptQueue<Queued>(1000, 'shortest-first');
     const now = performance.now();
     const [long, short, old] = [
