@@ -85,7 +85,7 @@ export class PromptComputer {
     let lastRow: Float32Array = new Float32Array(0);
     let chunks = 0;
     let pausedMs = 0;
-    // What lies in the slot already can be pulled at once; what has to be copied there, after the first chunk.
+    // Positions that the slot holds already can be pulled at once; those to be copied, only after the first chunk.
     if (start.copyFrom === undefined && start.positions > 0) lease.advance(start.positions);
     for (let past = start.positions; past < length; ) {
       const end = this.#endOfChunk(job, past);

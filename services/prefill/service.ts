@@ -96,7 +96,7 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
       mount.prefill({ Prefill: streaming(prefill), Describe: unary(describe) }),
       mountKv(pool, leases, fingerprint),
     ],
-    /** To be called before it serves: with a known rate the queue is bounded from the first prompt on. */
+    /** Call this before serving: with a known rate the queue is bounded from the first prompt on. */
     warmUp: async () => {
       const { tokens, seconds } = await measureRate(engine);
       queue.measured(tokens, seconds);

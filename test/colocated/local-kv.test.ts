@@ -38,7 +38,11 @@ beforeEach(() => start(3));
 
 const conserved = () => engine.pool.assertConserved(leases.size + kv.held);
 const handleOf = (lease: Lease, address = HERE) => ({
-  ...{ address, leaseId: lease.id, fingerprint: FINGERPRINT, positions: PROMPT.length, leaseMs: 60_000 },
+  address,
+  leaseId: lease.id,
+  fingerprint: FINGERPRINT,
+  positions: PROMPT.length,
+  leaseMs: 60_000,
 });
 const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal, async () => {});
 
@@ -116,7 +120,7 @@ describe('a single reader', () => {
     const BEFORE = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3];
     const chainFor = (ids: readonly number[]) => chainOf({ ids: Int32Array.from(ids), soft: NO_SOFT_TOKENS }, '');
 
-    /** A prompt of before, in the lowest free slot, kept. */
+    /** An earlier prompt, kept in the lowest free slot. */
     function keep(ids = BEFORE) {
       const slot = engine.pool.reserve(ids.length) as KvSlot;
       engine.write(slot.index, 0, ids);
@@ -246,7 +250,7 @@ describe('several readers', () => {
     expect(leases.size).toBe(0);
     await lease.released;
     conserved();
-    // Copies are not for others to find: one that is known is enough.
+    // The prefix cache knows only one slot with the prompt, not its copies.
     for (const { slot } of all) slot.release();
     expect([0, 1, 2].map((slot) => engine.pool.isKept(slot))).toEqual([0, 1, 2].map((s) => s === lease.slot.index));
     conserved();
@@ -268,7 +272,7 @@ describe('several readers', () => {
     const turn = holdTurn();
     const copies = [acquire(lease), acquire(lease)];
     const last = acquire(lease).then((acquired) => {
-      // Ends at once, and another prompt takes the slot.
+      // The last reader ends at once, and another prompt takes the slot.
       acquired.slot.release();
       const next = engine.pool.take(lease.slot.index, 5) as KvSlot;
       engine.write(next.index, 0, new Array(20).fill(GARBAGE));
@@ -288,7 +292,7 @@ describe('several readers', () => {
     const copying = acquire(lease);
     await settle();
     expect(kv.held).toBe(1); // reserved, not filled
-    // The run under way does not know that slot 1 is somebody's.
+    // The current run began before slot 1 was reserved, and writes to it.
     engine.write(1, 0, [GARBAGE]);
     turn.open();
     holdsPrompt(await copying);

@@ -1,6 +1,6 @@
 /**
- * Each sequence gets what it would get alone, whoever else comes and goes, and no step damages a slot that takes no part
- * in it: one that fills, waits filled, or is kept.
+ * Each sequence gets the tokens that it gets alone, whatever other sequences do, and no step damages a slot that takes
+ * no part in it: one that is being filled, waits filled, or is kept.
  */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
@@ -56,7 +56,7 @@ describe('a batch', () => {
 
           const filling: Promise<void>[] = [];
           const filled: { slot: KvSlot; wanted: Wanted }[] = [];
-          /** Prompts of slots that were given back filled, oldest first. */
+          /** Prompts of slots that were kept, oldest first. */
           const kept = new Map<number, readonly number[]>();
           engine.pool.onPressure(() => {
             const [oldest] = kept.keys();
@@ -66,7 +66,7 @@ describe('a batch', () => {
           const running: Reader[] = [];
           const left: Reader[] = [];
           const leaving: Promise<void>[] = [];
-          // As the decode service does: the slot goes back when the sequence is out of the batch.
+          // Like the decode service, which releases the slot when the sequence is out of the batch.
           const leave = async (reader: Reader) => {
             await loop.leave(reader.sequence);
             active.delete(reader.slot.index);
@@ -86,7 +86,7 @@ describe('a batch', () => {
               const { prompt, maxTokens, stopTokenIds } = action.wanted;
               // A sequence that ends with its first token never joins.
               if (finishOf(nextToken(prompt), 1, maxTokens, { ...GREEDY, stopTokenIds })) continue;
-              // As a hand-over does: the slot's first half is there early, the rest only just before it joins.
+              // Like a hand-over: the first half of the KV comes early, the rest just before the sequence joins.
               const slot = engine.pool.reserve(prompt.length);
               const begin = async (slot: KvSlot) => {
                 await loop.betweenSteps();

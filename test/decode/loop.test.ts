@@ -102,7 +102,10 @@ describe('failures', () => {
     const wanted = { prompt: [7, 8], maxTokens: 6 };
     const slot = fill(engine, wanted) as KvSlot;
     const bad = loop.join({
-      ...{ slot, positions: 2, firstToken: 1, maxTokens: 6 },
+      slot,
+      positions: 2,
+      firstToken: 1,
+      maxTokens: 6,
       sampling: { ...GREEDY, logitBias: new Map([[99_999, 1]]) },
     });
     const good = join(loop, fill(engine, wanted) as KvSlot, wanted);

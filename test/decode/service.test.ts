@@ -54,8 +54,11 @@ async function startHolder(pull: (attempt: number) => AsyncIterable<KvFrame> | I
     }),
   ]);
   holder.kv = {
-    ...{ address: server.address, leaseId: 'lease', fingerprint: FINGERPRINT },
-    ...{ positions: PROMPT.length, leaseMs: 400 },
+    address: server.address,
+    leaseId: 'lease',
+    fingerprint: FINGERPRINT,
+    positions: PROMPT.length,
+    leaseMs: 400,
   };
   onTestFinished(() => server.close(CUT));
   return holder;
@@ -285,7 +288,10 @@ test('Describe tells what the decode worker is', async () => {
     model: 'fake',
     fingerprint: FINGERPRINT,
     layout: { ...engine.pool.layout, dtype: 'float32' },
-    ...{ capacity: 32, slots: 2, freeSlots: 2, queued: 0 },
+    capacity: 32,
+    slots: 2,
+    freeSlots: 2,
+    queued: 0,
   });
 });
 
@@ -310,7 +316,7 @@ describe('a sequence that waits for a slot', () => {
     const { renewals } = holder;
     expect(holder.pulls).toBe(2);
     await until(() => holder.releases === 2);
-    expect(holder.renewals).toBe(renewals); // pulled: nothing is left to keep
+    expect(holder.renewals).toBe(renewals); // the cache is pulled, so there is no lease to renew
   });
 
   test('a sequence stops waiting for a slot when its KV cache is lost', async () => {
@@ -376,7 +382,7 @@ describe('a caller of Decode that hangs up', () => {
     await until(() => engine.steps.length === 3);
     hangUp();
     await expect(decoding).rejects.toBe(reason);
-    // One that asks now gets another slot.
+    // A sequence that comes now gets another slot.
     const other = decode(client, decodeRequest(holder.kv, 2));
     await until(async () => (await client.describe(NEVER)).freeSlots === 0);
     step.open();

@@ -1,4 +1,4 @@
-/** Who gets a slot, and when. */
+/** The order in which sequences get slots. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { SlotQueue } from '../../services/decode/slot-queue.ts';

@@ -1,4 +1,4 @@
-/** A process keeps to its cores with all threads: those that were there, and those that the runtime makes afterwards. */
+/** A pinned process keeps to its cores with all threads, including those that the runtime starts later. */
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

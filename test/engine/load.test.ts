@@ -1,4 +1,4 @@
-/** An engine that cannot be: refused before gigabytes are read, with the numbers that say why. */
+/** Engines that the machine cannot hold are refused before gigabytes are read, with the numbers that say why. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -1,4 +1,4 @@
-/** What only shows over time: the event loop while the engine computes, and memory over many steps. */
+/** Properties that show only over time: the event loop while the engine computes, and memory over many steps. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -46,7 +46,7 @@ test('the event loop is not blocked while a long prompt is computed', async () =
   setImmediate(tick);
   await session.chunk({ slot: 0, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows: [ids.length - 1] });
   running = false;
-  // A run on the loop's own thread would leave it one or two turns; this one takes hundreds of milliseconds.
+  // The run takes hundreds of milliseconds. On the loop's own thread it would leave time for one or two turns.
   expect(ticks).toBeGreaterThan(100);
 });
 
@@ -65,6 +65,6 @@ test('memory does not grow over 10,000 decode steps and 200 chunks', async () =>
   await work(1000); // buffers and JIT settle
   const before = await work(1000);
   const after = await work(10_000);
-  // A leak of one tensor handle a step would be megabytes; of one row of logits, 20 MB.
+  // Leaking one tensor handle per step would cost megabytes; leaking one row of logits, 20 MB.
   expect(after - before).toBeLessThan(16 * 2 ** 20);
 });

@@ -1,4 +1,4 @@
-/** Weights kept as the CPU computes with them: the same logits, made once, made again when they are of no use. */
+/** Prepacked weights: they give the same logits, are made once, and are made again when they are unusable. */
 import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
@@ -15,7 +15,7 @@ import type { LayerFormats, TableFormat } from '../../services/lib/model/graph/l
 import { writeModel } from '../../services/lib/model/graph/onnx.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
-/** Its feed-forward matrices are large enough to be shared, those of attention are not. */
+/** A model whose feed-forward matrices are large enough to be shared, while those of attention are not. */
 const SHAPE = {
   model_type: 'qwen2',
   hidden_size: 512,

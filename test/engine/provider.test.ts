@@ -1,4 +1,4 @@
-/** Which provider computes, and what is said where it cannot; all of it on a machine without CUDA. */
+/** The choice of the provider, and the errors when it is missing, on a machine without CUDA. */
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -32,7 +32,7 @@ const doubled = async (session: OrtSession) => {
   return Array.from(sum!.data as Float32Array);
 };
 const hasCuda = existsSync(join(dirname(libraryPath()), 'libonnxruntime_providers_cuda.so'));
-/** What CUDA lacks, and where it belongs. */
+/** The message about missing CUDA libraries and where they belong. */
 const remedy = new RegExp(
   `^CUDA is not available .*Install an NVIDIA driver, .*${RUNTIME_VERSION}.*libonnxruntime_providers_cuda\\.so.*beside libonnxruntime`,
   's',
@@ -60,7 +60,7 @@ test('cpu does not try any other provider', async () => {
   expect(onFallback).not.toHaveBeenCalled();
 });
 
-/** The modules anew, over a koffi that differs in something. */
+/** Imports the modules again, with a koffi that is changed. */
 async function runtimeWith(differences: object): Promise<typeof import('../../services/lib/engine/ort-api.ts')> {
   vi.resetModules();
   vi.doMock('koffi', async (original) => {
@@ -75,7 +75,7 @@ test('a library of another version is refused before any of its functions is cal
   let version: unknown;
   const decode = (...args: Parameters<typeof koffi.decode>) => {
     const decoded = koffi.decode(...args);
-    // The second thing decoded is the function that tells the version.
+    // The second value that is decoded is the function that returns the version.
     if (typeof decoded !== 'function' || version !== undefined) return decoded;
     version = decoded();
     return () => '1.2.3';

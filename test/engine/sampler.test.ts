@@ -14,7 +14,7 @@ const historyOf = (...ids: number[]) => {
 const uniform = (seed: number, position: number) => wordsAt(seed, position)[0] / 2 ** 32;
 const coded = (code: string) => expect.objectContaining({ code });
 
-/** The same semantics by sorting everything: what the fast sampler must agree with. */
+/** A sampler of the same semantics that sorts everything. The fast sampler must agree with it. */
 function naive(logits: Float32Array, s: Sampling, position: number, history: OutputHistory) {
   const adjusted = Float32Array.from(logits);
   if (position < s.minTokens) for (const id of s.stopTokenIds) adjusted[id] = -Infinity;
@@ -209,7 +209,7 @@ describe('greedy', () => {
 });
 
 describe('draws', () => {
-  /** Share of draws that turn where logits are rounded otherwise. */
+  /** Share of draws that change when the logits are rounded differently. */
   function turned(vocab: number, draws: number, rounding: number): number {
     let turns = 0;
     const logits = Float32Array.from({ length: vocab }, (_, i) => 8 * uniform(7, i));

@@ -1,4 +1,4 @@
-/** The engine against the PyTorch goldens, and against itself: however a sequence is computed, it is the same one. */
+/** The engine against the PyTorch goldens and against itself: a sequence is the same however it is computed. */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -56,7 +56,7 @@ function example() {
   return { sent, pool, receiver: new KvReceiver(pool, 0, FINGERPRINT) };
 }
 
-/** As protobuf hands over bytes: somewhere in a larger buffer, where floats may not lie. */
+/** Bytes as protobuf gives them: at an offset of a larger buffer that is not aligned for floats. */
 function misaligned(data: Uint8Array): Uint8Array {
   const message = Buffer.alloc(data.length + 5);
   message.set(data, 3);

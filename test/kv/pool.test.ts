@@ -1,4 +1,4 @@
-/** The accountant of KV memory. */
+/** The pool of KV slots: who holds which, and where their memory lies. */
 import { totalmem } from 'node:os';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
@@ -57,7 +57,7 @@ describe('reserving', () => {
               if (isThere && kept.includes(action.slot)) kept.splice(kept.indexOf(action.slot), 1);
               hold(slot, 2);
             } else if (everGiven.length > 0) {
-              // Of all slots ever given, so that some are given back again after they went to another.
+              // Any slot that was ever given out: some are released again after another holder got them.
               const slot = everGiven[action.which % everGiven.length] as KvSlot;
               slot[action.do]();
               if (held.get(slot.index) === slot) {
@@ -73,7 +73,7 @@ describe('reserving', () => {
             for (let slot = 0; slot < slots; slot++) {
               expect(pool.isKept(slot)).toBe(kept.includes(slot));
               expect(pool.isHeld(slot)).toBe(held.has(slot));
-              // Of a kept slot still what it holds.
+              // A kept slot still claims its content.
               expect(pool.claimed(slot)).toBe(claimed[slot]);
             }
             pool.assertConserved(held.size);

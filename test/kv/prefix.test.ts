@@ -20,7 +20,7 @@ function shared(a: TokenPrompt, b: TokenPrompt, saltA = '', saltB = ''): number 
   const [one, other] = [chainOf(a, saltA), chainOf(b, saltB)];
   let blocks = 0;
   while (blocks < one.length && one[blocks] === other[blocks]) blocks++;
-  // What differs once differs from there on.
+  // Chains that differ in one block differ in all later ones.
   expect(one.slice(blocks).some((hash) => other.includes(hash))).toBe(false);
   return blocks;
 }
@@ -75,10 +75,10 @@ describe('the chain of a prompt', () => {
   });
 });
 
-/** What the cache should do, with prompts compared token by token. */
+/** A model of the cache that compares prompts token by token. */
 class NaiveCache {
   readonly states: ('free' | 'held' | 'kept')[];
-  /** In the order they came; `known` is the beginning of a prompt that a slot holds, a whole number of blocks. */
+  /** In order of arrival. `known` is the beginning of a prompt that a slot holds, a whole number of blocks. */
   entries: { slot: number; known: readonly string[]; lastUsed: number; pins: number }[] = [];
   #clock = 0;
 
@@ -140,7 +140,7 @@ interface Asked {
   readonly whole: TokenPrompt;
   readonly salt: string;
 }
-/** Each position as what must be the same for it to be shared. */
+/** Represents each position by everything that must be equal for it to be shared. */
 const comparable = ({ whole, salt }: Asked) => {
   const soft = new Map([...whole.soft.positions].map((position, i) => [position, whole.soft.vectors[i * HIDDEN]]));
   return [...whole.ids].map((id, position) => `${salt}/${id}/${soft.get(position) ?? 'hard'}`);
@@ -213,7 +213,7 @@ describe('the prefix cache', () => {
               model.add(start.slot.index, comparable(job));
               computed.push(start);
             } else if (action.do === 'fail' && computing.length > 0) {
-              // Given up after some of it was computed, which others may start from.
+              // Its caller hung up after a part was computed, from which others may start.
               const job = take(computing, action.which);
               const { whole, salt, start } = job;
               const end = Math.min(whole.ids.length, start.positions + action.after);
@@ -231,7 +231,7 @@ describe('the prefix cache', () => {
             expect(model.states.filter((state) => state === 'held')).toHaveLength(pool.reserved);
             for (const [slot, state] of model.states.entries()) expect(pool.isKept(slot)).toBe(state === 'kept');
           }
-          // Whatever is still known is still there.
+          // Every slot still holds what the model knows of it.
           for (const { slot, known } of model.entries) {
             expect(engine.read(slot, known.length).length).toBe(known.length);
             expect(engine.read(slot, known.length)).not.toContain(GARBAGE);
@@ -285,7 +285,7 @@ describe('the prefix cache', () => {
     const { slot } = cache.reserve(long, 80) as PrefixSlot;
     cache.add(slot.index, long, 80);
     cache.release(slot);
-    // It shares a fifth of what the slot holds: not worth the rest.
+    // It shares a fifth of the slot's content, so the slot is not taken over.
     const short = cache.reserve(long.slice(0, 1), 20) as PrefixSlot;
     expect(short).toMatchObject({ slot: { index: 1 }, positions: 16, copyFrom: { slot: 0 } });
     expect(cache.reserve([], 5)).toBeUndefined();

@@ -15,14 +15,14 @@ import {
 
 const HEAD_DIM = 8;
 const LARGEST_HALF = 65504;
-/** Beyond it a step times 127 may exceed what a float holds. */
+/** With larger values a step times 127 may exceed the largest float. */
 const LARGEST = Math.fround(1e38);
 
-/** There and back. */
+/** Encodes and decodes a row. */
 function carried(type: WireType, row: Float32Array): Float32Array {
   const bytes = new Uint8Array((row.length / HEAD_DIM) * vectorBytes(type, HEAD_DIM));
   encodeRow(type, row, HEAD_DIM, bytes);
-  // Messages lie anywhere: at odd offsets too.
+  // Messages may lie at odd offsets.
   const message = new Uint8Array(bytes.length + 1);
   message.set(bytes, 1);
   const back = new Float32Array(row.length);

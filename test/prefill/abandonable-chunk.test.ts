@@ -1,4 +1,4 @@
-/** When the rest of an abandoned chunk is worth computing. */
+/** The decision whether to finish an abandoned chunk. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { BLOCK_TOKENS } from '../../services/lib/kv/prefix.ts';

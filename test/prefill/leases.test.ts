@@ -46,7 +46,7 @@ function complete(lease: Lease): Lease {
   return lease;
 }
 
-/** Nothing staged, every slot free, one end for this reason counted. */
+/** Checks that nothing is staged, every slot is free, and one end for this reason was counted. */
 async function expectEnded(reason: LeaseEnd): Promise<void> {
   expect(leases.size).toBe(0);
   expect(freed).toBe(1);

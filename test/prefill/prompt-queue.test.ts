@@ -1,4 +1,4 @@
-/** Prompts that wait. */
+/** The queue of waiting prompts: its bound and its order. */
 import fc from 'fast-check';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { metrics } from '../../services/lib/process/metrics.ts';
@@ -85,7 +85,7 @@ describe('PromptQueue', () => {
 });
 
 describe('shortest first', () => {
-  /** Of AGING_TOKENS_PER_SECOND: what a prompt gains on those that come later. */
+  /** Tokens by which waiting moves a prompt ahead of later ones (AGING_TOKENS_PER_SECOND). */
   const tokensWaited = (ms: number) => (ms / 1000) * 500;
   const arrival = fc.record({ tokens: fc.integer({ min: 1, max: 5000 }), afterMs: fc.nat(3000) });
   const arrivals = fc.array(arrival, { minLength: 1, maxLength: 30 }).map((gaps) => {
@@ -96,7 +96,7 @@ describe('shortest first', () => {
     });
   });
 
-  /** Serves all, one every `eachMs` at the soonest; names in the order they were served. */
+  /** Serves all, at most one every `eachMs`. Returns their names in the order of serving. */
   function serve(jobs: readonly (Queued & { readonly name: number })[], order: QueueOrder, eachMs: number) {
     const coming = [...jobs];
     const waiting: (typeof jobs)[number][] = [];

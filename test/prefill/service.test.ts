@@ -262,7 +262,7 @@ describe('a staged cache', () => {
   });
 
   test('no more of a cache is sent when its lease ends between two frames', async () => {
-    // One frame of 1 MiB a row, so that a reader that does not read leaves most of them unsent.
+    // A row is a frame of 1 MiB, so that most frames stay unsent while the reader does not read.
     const layout = { layers: 24, kvHeads: 1, headDim: 1024 };
     const engine = new FakeEngine(1, 258, layout);
     const { client, kv } = await startPrefill({ chunkTokens: () => 300 }, engine);
@@ -279,7 +279,7 @@ describe('a staged cache', () => {
           await until(() => engine.pool.reserved === 0);
           for (const { key, value } of engine.pool.layers) for (const tensor of [key, value]) tensor.fill(-1);
         }
-        // Whatever came was packed before the slot went to another.
+        // Every frame that arrives was packed before the slot got other content.
         expect(frame.rows?.data.readFloatLE(0)).not.toBe(-1);
       }
     })();

@@ -21,7 +21,7 @@ let leases: LeaseTable;
 let worker: PrefillWorker;
 let engineContended: boolean;
 
-/** @param chunkTokens of the worker. */
+/** Starts a worker. @param chunkTokens tokens of its chunks. */
 function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder = 'fifo'): void {
   engine = new FakeEngine(slots, capacity);
   queue = new PromptQueue<QueuedJob>(1000, order);
@@ -38,7 +38,7 @@ function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder 
 
 beforeEach(() => start(4));
 afterEach(async () => {
-  // However a test went: nothing waits, computes, or is staged.
+  // After every test nothing waits, computes, or is staged.
   expect(queue.tokens).toBe(0);
   expect(worker.computing).toBe(0);
   expect(leases.size).toBe(0);
@@ -83,7 +83,7 @@ describe('computing', () => {
         const whole: TokenPrompt = { ids: Int32Array.from(ids), soft };
         const { tokens, chunks } = await worker.submit(job(ids, { prompt: whole })).done;
         expect(tokens.map(({ id }) => id)).toEqual([nextToken(tokensOf(whole))]);
-        // The last token is never alone where others could be with it.
+        // The last token never has a chunk of its own if the prompt has others.
         expect(chunks).toBe(Math.max(1, Math.ceil((ids.length - 1) / chunkTokens)));
         if (chunkTokens > 1 && ids.length > 1) expect(engine.chunks.at(-1)?.ids.length).toBeGreaterThan(1);
         expect(engine.chunks.flatMap((chunk) => [...chunk.ids])).toEqual(ids);
@@ -246,7 +246,7 @@ describe('shortest first', () => {
   test('every prompt ends with its chunks in order and the continuation it has alone', async () => {
     const coming = fc.record({
       length: fc.integer({ min: 1, max: 40 }),
-      /** Chunks of others before it comes. */
+      /** Chunks of other prompts before this one comes. */
       after: fc.nat(12),
       gone: fc.option(fc.nat(20), { freq: 5 }),
     });
@@ -278,7 +278,7 @@ describe('shortest first', () => {
         };
         const callers = left.map(({ gone, caller }) => ({ gone, caller }));
         engine.beforeChunk = ({ slot, past, ids }) => {
-          // In a slot a prompt goes on where it stood, or another one begins within what is known.
+          // A chunk continues the prompt of its slot, or begins another one within the cached positions.
           expect(past).toBeLessThanOrEqual(next.get(slot) ?? past);
           next.set(slot, past + ids.length);
           chunks++;
@@ -358,7 +358,7 @@ describe('a prompt whose caller hangs up', () => {
   describe('during a chunk that others can use', () => {
     const PROMPT = Array.from({ length: 70 }, (_, i) => i % VOCAB);
 
-    /** A prompt in its first chunk of 32; nobody wants it any more. */
+    /** Starts a prompt whose caller hangs up during its first chunk of 32 tokens. */
     async function abandon(elsewhere = false) {
       start(32, 2, 128);
       engineContended = elsewhere;

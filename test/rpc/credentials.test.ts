@@ -31,7 +31,7 @@ async function serve(security: RpcSecurity): Promise<string> {
 async function ask(address: string, security: RpcSecurity): Promise<string> {
   const client = connectDecode(address, security);
   onTestFinished(() => client.close());
-  return (await client.describe(AbortSignal.timeout(10_000))).model;
+  return (await client.describe(new AbortController().signal)).model;
 }
 
 test('members of one authority accept each other at any address', async () => {

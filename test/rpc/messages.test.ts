@@ -1,4 +1,4 @@
-/** Nouns as messages, over the bytes of the wire. */
+/** Types of request/ as messages, encoded to bytes and back. */
 import { describe, expect, test } from 'vitest';
 import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { protocol } from '../../services/lib/rpc/contract.ts';
@@ -13,7 +13,7 @@ import {
   tokenMessage,
 } from '../../services/lib/rpc/messages.ts';
 
-/** What a server gets for what a client sends. */
+/** The message that a server gets when a client sends this request. */
 function overTheWire(request: PrefillRequest): PrefillRequest__Output {
   const { requestSerialize, requestDeserialize } = protocol.Prefill.service.Prefill;
   return requestDeserialize(requestSerialize(request));

@@ -1,11 +1,11 @@
-/** Errors across gRPC: the same error arrives. */
+/** Errors over gRPC: the caller gets the error that the server threw. */
 import { Metadata, status } from '@grpc/grpc-js';
 import { describe, expect, test } from 'vitest';
 import { ERRORS, type ErrorCode, ServingError } from '../../services/lib/process/errors.ts';
 import { fromStatus, toStatus } from '../../services/lib/rpc/status.ts';
 
 const CODES = Object.keys(ERRORS) as ErrorCode[];
-/** As grpc-js hands a status to the caller. */
+/** The error that grpc-js gives to the caller for a status. */
 const received = (sent: ReturnType<typeof toStatus>) => Object.assign(new Error(`${sent.code}`), sent);
 
 describe('status', () => {

@@ -33,7 +33,7 @@ export const NEVER = new AbortController().signal;
 const CUT = AbortSignal.abort();
 const log = createLogger('test', 'silent');
 
-/** An error of this code, come over gRPC with the status that the table names. */
+/** Matches an error of this code that came over gRPC with the status of the error table. */
 export const refusal = (code: ErrorCode, message = '') =>
   expect.objectContaining({
     code,
@@ -64,7 +64,7 @@ export async function startPrefill(
   const client = connectPrefill(server.address);
   const kv = connectKv(server.address);
   onTestFinished(async ({ task }) => {
-    // Whatever a test did, nothing stays behind; without any help from the shutdown.
+    // After every test nothing is left behind, without any help from the shutdown.
     if (task.result?.state === 'pass')
       await until(async () => engine.pool.reserved === 0 && (await stagedBytes()) === 0);
     client.close();
@@ -126,7 +126,7 @@ export async function startColocated(change: Partial<ColocatedOptions> = {}, eng
       await until(async () => engine.pool.reserved === 0 && (await stagedBytes()) === 0);
     await stop();
   });
-  /** `stop` is for those that start many. */
+  /** `stop` is for tests that start many workers. */
   return { engine, client, decoder, kv, server, stop };
 }
 
@@ -140,7 +140,7 @@ export const prefillRequest = (tokenIds: readonly number[], change: PrefillReque
   ...change,
 });
 
-/** Begins a prompt; returns when it has its slot. */
+/** Begins a prompt. Resolves when it has its slot. */
 export async function begin(client: PrefillClient, request: PrefillRequest, signal = new AbortController().signal) {
   const events = client.prefill(request, signal)[Symbol.asyncIterator]();
   const next = async (): Promise<PrefillEvent__Output | undefined> => (await events.next()).value;
@@ -151,7 +151,7 @@ export async function begin(client: PrefillClient, request: PrefillRequest, sign
     firstEvent,
     /** The prompt's first tokens, one per choice. */
     first: async () => (await firstEvent())?.tokens.map(({ id }) => id) ?? [],
-    /** Ends when the KV was handed over. */
+    /** Resolves when the KV has been handed over. */
     released: async () => {
       expect((await next())?.released).toEqual({});
       expect(await next()).toBeUndefined();
@@ -179,7 +179,7 @@ export async function decode(client: DecodeClient, request: DecodeRequest, signa
     tokens.push(...event.step.tokens.map(({ id }) => id));
     finishReasons.push(event.step.finishReason);
   }
-  // All but the last step say that it goes on.
+  // Only the last step has a reason to finish.
   expect(finishReasons.slice(0, -1).every((reason) => reason === '')).toBe(true);
   return { joined, tokens, finishReason: finishReasons.at(-1) };
 }

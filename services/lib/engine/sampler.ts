@@ -17,7 +17,7 @@ export class OutputHistory {
     for (const id of prior) this.add(id);
   }
 
-  /** To be called once for every output token, including the one that prefill sampled. */
+  /** Call this once for every output token, including the one that prefill sampled. */
   add(id: number): void {
     this.#counts.set(id, (this.#counts.get(id) ?? 0) + 1);
   }
@@ -54,7 +54,7 @@ export function sample(
     id = argmax(logits);
     if (sampling.temperature > 0) id = draw(logits, logits[id]!, sampling, position);
   } finally {
-    // In reverse order, since an id may have been adjusted more than once.
+    // Restored in reverse order, since an id may have been adjusted more than once.
     for (let o = originals.length - 1; o >= 0; o--) logits[originals[o]!.id] = originals[o]!.logit;
   }
   return sampling.logprobs < 0 ? { id } : tokenLogprob(logits, id, sampling.logprobs);

@@ -26,7 +26,7 @@ const MAX_SPARE = 8;
 /** Field numbers of kv.proto with their wire types. */
 const TAG = { rows: 0x12, start: 0x08, end: 0x10, rowStart: 0x18, rowEnd: 0x20, crc32: 0x2d, data: 0x32 };
 
-/** In order of size: a frame takes the smallest one that it fits into. */
+/** Spare buffers in order of size. A frame takes the smallest one that it fits into. */
 const spare: Buffer[] = [];
 /** The whole buffer of each `data` that {@link allocateRows} returned. */
 const whole = new WeakMap<Uint8Array, Buffer>();

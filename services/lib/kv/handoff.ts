@@ -3,7 +3,7 @@
  * frames only in the order of {@link planFrames}, each with its CRC, and an end that proves that none is missing.
  *
  * The sender's frames lie in buffers of frame-buffer.ts, which are used again for later frames once gRPC has serialised
- * a frame: whoever keeps a frame for longer copies it.
+ * a frame: to keep a frame for longer, copy it.
  */
 import { crc32 } from 'node:zlib';
 import { ServingError } from '../process/errors.ts';

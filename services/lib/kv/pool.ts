@@ -82,7 +82,7 @@ export class KvPool {
     return () => this.#pressureListeners.delete(listener);
   }
 
-  /** Whether others wait for a slot: whoever comes now has to wait behind them. */
+  /** Whether others wait for a slot: a newcomer has to wait behind them. */
   get contended(): boolean {
     return this.#line.length > 0;
   }

@@ -5,7 +5,7 @@ export type QueueOrder = (typeof QUEUE_ORDERS)[number];
 
 export interface Queued {
   readonly tokens: number;
-  /** In ms of the monotonic clock. */
+  /** Time of arrival, in ms of the monotonic clock. */
   readonly queuedAtMs: number;
 }
 

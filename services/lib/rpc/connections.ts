@@ -22,7 +22,7 @@ interface Connection<C> {
 /** A client for one call. */
 export interface AcquiredClient<C> {
   readonly client: C;
-  /** To be called once, when the call is over. @param reset whether we cancelled it. */
+  /** Call this once, when the call is over. @param reset whether we cancelled it. */
   release(reset: boolean): void;
 }
 

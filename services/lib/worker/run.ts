@@ -1,4 +1,6 @@
-/** Runs the process of a service that listens for gRPC: loads it, listens, serves, and registers where gateways look. */
+/**
+ * Runs the process of a service that listens for gRPC: loads it, listens, serves, and registers where gateways look.
+ */
 import type { ConfigOf } from '../process/config.ts';
 import { reachableAddress } from '../process/exposure.ts';
 import { serveHealth } from '../process/health.ts';
@@ -30,7 +32,9 @@ export interface BuiltService {
 interface WorkerOptions {
   /** Name of the service in logs and metrics. */
   readonly name: string;
-  /** Roles under which the registry lists the process for gateways; none for an indexer, whose address they are given. */
+  /**
+   * Roles under which the registry lists the process for gateways; none for an indexer, whose address they are given.
+   */
   readonly roles: readonly WorkerRole[];
   readonly config: ConfigOf<typeof RPC_SERVICE_SETTINGS> &
     Partial<Pick<ConfigOf<typeof WORKER_SETTINGS>, 'advertise' | 'registry'>>;
@@ -38,7 +42,7 @@ interface WorkerOptions {
   readonly build: (process: ServiceProcess) => Promise<BuiltService>;
 }
 
-/** Resolves when the service is ready. @throws ServingError whatever keeps it from starting. */
+/** Resolves when the service is ready. @throws ServingError the reason why it cannot start. */
 export async function runWorker({ name, roles, config, build }: WorkerOptions): Promise<void> {
   const log = createLogger(name, config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
