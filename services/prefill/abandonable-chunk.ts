@@ -48,7 +48,7 @@ export class AbandonableChunk {
  * finishing delays nobody, so it is worth it whenever a later prompt could find the result.
  * @param computed tokens of the chunk that are already done, by estimate.
  */
-export function isWorthFinishing(
+function isWorthFinishing(
   { chain, past, end }: Omit<ChunkRange, 'signal'>,
   next: NextInLine,
   computed: number,

@@ -6,13 +6,6 @@ import { ServingError } from '../lib/process/errors.ts';
 import { metrics, partOf } from '../lib/process/metrics.ts';
 import { compareQueued, type Queued, type QueueOrder } from '../lib/request/queue-order.ts';
 
-/** Index of the prompt that is next; -1 when none waits. */
-export function nextOf(waiting: readonly Queued[], order: QueueOrder): number {
-  let best = waiting.length > 0 ? 0 : -1;
-  for (const [i, job] of waiting.entries()) if (compareQueued(job, waiting[best] as Queued, order) < 0) best = i;
-  return best;
-}
-
 /** With fewer tokens, the fixed cost of a run (some ms) would be taken for the rate. */
 const MEASURABLE_TOKENS = 64;
 
@@ -60,9 +53,11 @@ export class PromptQueue<J extends Queued> {
     this.#count(job.tokens);
   }
 
-  /** The next prompt to be computed. */
+  /** The next prompt to be computed; undefined when none waits. */
   get first(): J | undefined {
-    return this.#jobs[nextOf(this.#jobs, this.#order)];
+    let best = this.#jobs[0];
+    for (const job of this.#jobs) if (best && compareQueued(job, best, this.#order) < 0) best = job;
+    return best;
   }
 
   /** Whether a prompt of the queue is to be computed before `rest`, the rest of a prompt that computes now. */

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import type { Queued, QueueOrder } from '../../services/lib/request/queue-order.ts';
-import { nextOf, PromptQueue } from '../../services/prefill/prompt-queue.ts';
+import { PromptQueue } from '../../services/prefill/prompt-queue.ts';
 
 const gauges = async () => ({
   prompts: (await metrics.waiting.get()).values[0]?.value,
@@ -99,28 +99,30 @@ describe('shortest first', () => {
   /** Serves all, at most one every `eachMs`. Returns their names in the order of serving. */
   function serve(jobs: readonly (Queued & { readonly name: number })[], order: QueueOrder, eachMs: number) {
     const coming = [...jobs];
-    const waiting: (typeof jobs)[number][] = [];
+    const waiting = new PromptQueue<(typeof jobs)[number]>(Number.POSITIVE_INFINITY, order);
     const served: { name: number; atMs: number }[] = [];
     for (let nowMs = 0; coming.length + waiting.length > 0; nowMs += eachMs) {
       if (waiting.length === 0) nowMs = Math.max(nowMs, coming[0]?.queuedAtMs ?? 0);
-      while (coming[0] && coming[0].queuedAtMs <= nowMs) waiting.push(coming.shift() as (typeof jobs)[number]);
-      const [next] = waiting.splice(nextOf(waiting, order), 1);
-      served.push({ name: next?.name as number, atMs: nowMs });
+      while (coming[0] && coming[0].queuedAtMs <= nowMs) waiting.add(coming.shift() as (typeof jobs)[number]);
+      const next = waiting.first as (typeof jobs)[number];
+      waiting.remove(next);
+      served.push({ name: next.name, atMs: nowMs });
     }
     return served;
   }
 
   test('no prompt is next when none waits', () => {
-    expect(nextOf([], 'fifo')).toBe(-1);
-    expect(nextOf([], 'shortest-first')).toBe(-1);
+    expect(new PromptQueue(100, 'fifo').first).toBeUndefined();
+    expect(new PromptQueue(100, 'shortest-first').first).toBeUndefined();
   });
 
   test('the shortest of the prompts that came together is next, and the first of equal ones', () => {
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 1, max: 99 }), { minLength: 1 }), (lengths) => {
         const waiting = lengths.map((tokens) => ({ tokens, queuedAtMs: 1000 }));
-        const next = nextOf(waiting, 'shortest-first');
-        expect(next).toBe(lengths.indexOf(Math.min(...lengths)));
+        const queue = new PromptQueue<Queued>(Number.POSITIVE_INFINITY, 'shortest-first');
+        for (const job of waiting) queue.add(job);
+        expect(queue.first).toBe(waiting[lengths.indexOf(Math.min(...lengths))]);
       }),
     );
   });

@@ -13,7 +13,7 @@ import { type MountedService, serveRpc } from '../rpc/server.ts';
 import type { RPC_SERVICE_SETTINGS, WORKER_SETTINGS } from './settings.ts';
 
 /** The parts of the process that a service is built with. */
-export interface ServiceProcess {
+export interface ProcessParts {
   readonly log: Logger;
   readonly life: Pick<Lifecycle, 'draining' | 'onStop'>;
   readonly security: RpcSecurity;
@@ -39,7 +39,7 @@ interface WorkerOptions {
   readonly config: ConfigOf<typeof RPC_SERVICE_SETTINGS> &
     Partial<Pick<ConfigOf<typeof WORKER_SETTINGS>, 'advertise' | 'registry'>>;
   /** Loads and composes the service. The process listens when this has resolved. */
-  readonly build: (process: ServiceProcess) => Promise<BuiltService>;
+  readonly build: (process: ProcessParts) => Promise<BuiltService>;
 }
 
 /** Resolves when the service is ready. @throws ServingError the reason why it cannot start. */
