@@ -2,7 +2,7 @@
 import { Client, credentials } from '@grpc/grpc-js';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { connectDecode, connectKv, connectPrefill } from '../../services/lib/rpc/contract.ts';
+import { connectDecode, connectKv, connectPrefill, protocol } from '../../services/lib/rpc/contract.ts';
 import type { DecodeEvent } from '../../services/lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest__Output } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
 import type { WorkerDescription } from '../../services/lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
@@ -297,6 +297,24 @@ describe('standard services', () => {
     expect(answer?.toString('latin1')).toContain('llavacode.v1.Decode');
     expect(answer?.toString('latin1')).not.toContain('llavacode.v1.Prefill');
   });
+});
+
+test('the Kv service uses the serialiser that it is given and leaves the generated definition unchanged', async () => {
+  const generatedBefore = protocol.Kv.service.Pull.responseSerialize;
+  const unused = unary(async () => ({}));
+  const pull = streaming(async function* () {
+    yield { rows: { start: 1 } };
+  });
+  const server = await serveRpc('127.0.0.1', 0, [
+    mount.kv({ Pull: pull, Renew: unused, Release: unused }, (frame, generated) =>
+      generated({ rows: { ...frame.rows, end: 7 } }),
+    ),
+  ]);
+  cleanups.push(() => server.close(AbortSignal.abort()));
+  const kv = connectKv(server.address);
+  cleanups.push(() => kv.close());
+  for await (const { rows } of kv.pull({}, NEVER)) expect(rows).toMatchObject({ start: 1, end: 7 });
+  expect(protocol.Kv.service.Pull.responseSerialize).toBe(generatedBefore);
 });
 
 test('prefill and kv clients reach their services', async () => {

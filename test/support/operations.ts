@@ -72,7 +72,7 @@ const SECTIONS: Record<string, () => string> = {
         EVENTS.map((event) => [code(event), EVENT_MEANING[event]]),
       ),
       table(
-        ['TimelineStage', 'Meaning'],
+        ['Stage', 'Meaning'],
         STAGES.map((stage) => [code(stage), STAGE_MEANING[stage]]),
       ),
     ].join('\n\n'),

@@ -44,7 +44,7 @@ export function allocateRows(bytes: number): Buffer {
 }
 
 /**
- * Serialises a KvFrame. The message is valid until the end of this turn of the event loop.
+ * Serialises a KvFrame. The message must be copied (as gRPC does) before anything is awaited.
  * @param generated serialises the frames whose data do not come from {@link allocateRows}.
  */
 export function serializeFrame<F extends RowsFrame>(frame: F, generated: (frame: F) => Buffer): Buffer {
