@@ -11,7 +11,7 @@ import { type Divergence, type GraphPair, type LogitsRunner, verifyExport } from
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
-import { NO_SOFT_TOKENS } from './lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from './lib/request/token-prompt.ts';
 import { loadTokenizer } from './lib/text/tokenizer.ts';
 
 /** Real code that --verify measures on: the sample repository, in pieces of this many tokens. */

@@ -1,4 +1,5 @@
 /** Holds a KV cache and hands it over whenever it is pulled: the prefill worker's side of `bench handoff`, without a model. */
+import { serializeFrame } from '../../services/lib/kv/frame-buffer.ts';
 import { KvSender } from '../../services/lib/kv/handoff.ts';
 import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
@@ -35,7 +36,10 @@ async function* pull(request: PullRequest__Output): AsyncGenerator<KvFrame> {
 }
 
 const server = await serveRpc('127.0.0.1', 0, [
-  mount.kv({ Pull: streaming(pull), Renew: unary(async () => ({})), Release: unary(async () => ({ readersLeft: 0 })) }),
+  mount.kv(
+    { Pull: streaming(pull), Renew: unary(async () => ({})), Release: unary(async () => ({ readersLeft: 0 })) },
+    serializeFrame,
+  ),
 ]);
 process.send?.({ address: server.address });
 process.on('disconnect', () => process.exit(0));

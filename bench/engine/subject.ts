@@ -9,7 +9,8 @@ import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
-import { GREEDY, NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
 export interface SubjectOptions {
   /** Folder of the bundle. */

@@ -1,31 +1,31 @@
-/** KV that was computed in this very process: the last reader goes on in the slot itself, others get a copy. */
-import type { Acquired, KvSource, RemoteKv } from '../decode/kv-source.ts';
+/** KV that was computed in this process: the last reader takes over the slot itself, the others get a copy. */
+import type { AcquiredKv, KvSource, RemoteKv } from '../decode/kv-source.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { Lease, LeaseTable } from '../prefill/leases.ts';
 
-export interface LocalParts {
+export interface LocalKvParts {
   readonly pool: KvPool;
   readonly leases: LeaseTable;
   readonly prefixes: PrefixCache;
-  /** For KV of another process. */
+  /** Brings the KV that another process holds. */
   readonly remote: RemoteKv;
   /** host:port of this process. */
   readonly address: () => string;
-  /** Runs between two runs of the engine: nothing writes to any slot meanwhile. */
+  /** Runs `work` between two runs of the engine, while nothing writes to any slot. */
   readonly exclusive: (work: () => void) => Promise<void>;
 }
 
 export class LocalKv implements KvSource {
-  readonly #parts: LocalParts;
-  /** Indices of slots that sequences go on in, or are on their way to. */
+  readonly #parts: LocalKvParts;
+  /** Indices of the slots that sequences hold or are being moved to. */
   readonly #slots = new Set<number>();
-  /** Copies that await their turn: readers that the lease still counts. */
+  /** Copies that wait for the engine's turn, by lease. The lease still counts their readers. */
   readonly #copying = new WeakMap<Lease, number>();
 
-  constructor(parts: LocalParts) {
+  constructor(parts: LocalKvParts) {
     this.#parts = parts;
   }
 
@@ -37,9 +37,9 @@ export class LocalKv implements KvSource {
     return this.#slots.size + this.#parts.remote.held;
   }
 
-  async acquire(handle: KvHandle__Output, signal: AbortSignal): Promise<Acquired> {
+  async acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv> {
     const { leases, remote, address } = this.#parts;
-    if (handle.address !== address()) return remote.acquire(handle, signal);
+    if (handle.address !== address()) return remote.acquire(handle, signal, betweenSteps);
     const lease = leases.get(handle.leaseId);
     if (lease.positions !== handle.positions) {
       throw new ServingError(
@@ -54,16 +54,16 @@ export class LocalKv implements KvSource {
       throw error;
     }
     const { firstTokenIds } = lease;
-    const started = performance.now();
+    const startedMs = performance.now();
     const copying = this.#copying.get(lease) ?? 0;
     const slot = lease.readersLeft - copying > 1 ? await this.#copy(lease) : await this.#adopt(lease, copying);
-    const seconds = (performance.now() - started) / 1000;
+    const seconds = (performance.now() - startedMs) / 1000;
     return { slot, queueSeconds: 0, firstTokenIds, bytes: 0, seconds, exposedSeconds: seconds };
   }
 
   async #adopt(lease: Lease, copying: number): Promise<KvSlot> {
     const { leases, exclusive } = this.#parts;
-    if (copying > 0) await exclusive(() => {}); // their turns are before this one
+    if (copying > 0) await exclusive(() => {}); // the copies were asked for earlier, so they are done then
     const slot = leases.adopt(lease);
     const place = nearest(this.#slots, slot.index, this.#parts.pool);
     const own = this.#own(slot);
@@ -80,9 +80,10 @@ export class LocalKv implements KvSource {
     lease.assertLive();
     const reserved = pool.reserve(lease.positions);
     if (reserved === undefined) {
-      // Waiting here would be for ever where all wait so: it comes again as a prompt, which waits for its turn.
+      // Do not wait: if all held slots waited for one another, it would be forever. The gateway sends the request again
+      // as a prompt, which waits for its turn.
       leases.readerDone(lease);
-      throw new ServingError('saturated', `all ${pool.slots} slots are taken: no room for another choice`, {
+      throw new ServingError('saturated', `all ${pool.slots} slots are taken: there is none for another choice`, {
         retryAfterSeconds: 1,
         limit: 'slots',
       });
@@ -104,25 +105,25 @@ export class LocalKv implements KvSource {
     }
   }
 
-  /** The slot goes back to where its prompt can be found again. */
+  /** The slot as the sequence's own. Its release goes through the prefix cache, where later prompts can find its KV. */
   #own(slot: KvSlot): KvSlot {
     const { prefixes } = this.#parts;
     this.#slots.add(slot.index);
     let held = true;
-    const giveBack = () => {
+    const release = () => {
       if (!held) return;
       held = false;
       this.#slots.delete(slot.index);
       prefixes.release(slot);
     };
-    return { index: slot.index, release: giveBack, keep: giveBack };
+    return { index: slot.index, release, keep: release };
   }
 }
 
 /**
- * Where a sequence makes the steps of all of them span fewer slots than at `own`; undefined where nowhere does. Slots that
- * a step spans for nothing cost as much as those of sequences: with four of 0.5B among kept prompts, a step took 83 ms
- * instead of 40; to exchange two slots of 2,000 tokens takes 11 ms.
+ * A slot nearer to the other sequences than `own`, so that a decode step spans fewer slots; undefined if there is none.
+ * An unused slot within the span costs as much as one with a sequence: with four sequences of a 0.5B model scattered
+ * among kept prompts a step took 83 ms instead of 40 ms; exchanging two slots of 2,000 tokens takes 11 ms.
  */
 export function nearest(
   others: ReadonlySet<number>,
@@ -135,7 +136,7 @@ export function nearest(
   const places = Array.from({ length: pool.slots }, (_, index) => index).filter(
     (index) => !pool.isHeld(index) && span(index) < span(own),
   );
-  // A free one has nothing to be exchanged.
+  // A free slot is cheaper than a kept one, whose content has to be exchanged.
   const cost = (index: number) => 2 * span(index) + (pool.isKept(index) ? 1 : 0);
   return places.sort((a, b) => cost(a) - cost(b))[0];
 }

@@ -1,48 +1,57 @@
 /** Both gRPC services around one engine and one KV pool. */
-
 import type { KvPuller } from '../decode/kv-puller.ts';
 import { RemoteKv } from '../decode/kv-source.ts';
 import type { StepEngine } from '../decode/loop.ts';
 import { createDecodeService } from '../decode/service.ts';
+import { PrefixCache } from '../lib/kv/prefix.ts';
 import type { Logger } from '../lib/process/log.ts';
+import { LeaseTable } from '../prefill/leases.ts';
+import type { PromptEngine } from '../prefill/prompt-computation.ts';
 import { createPrefillService, type PrefillOptions } from '../prefill/service.ts';
-import type { PromptEngine } from '../prefill/worker.ts';
 import { LocalKv } from './local-kv.ts';
+import type { ColocatedConfig } from './settings.ts';
 import { SharedEngine } from './shared-engine.ts';
 
-export interface ColocatedOptions extends Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere' | 'wantedElsewhere'> {
-  readonly prefillChunkTokens: number;
-  /** In place of these, while sequences decode: each of their tokens waits for a chunk. */
-  readonly sharedChunkTokens: number;
-  /** Sequences that may wait for a slot; those alone whose KV comes from elsewhere. */
-  readonly queueSequences: number;
-}
+export type ColocatedOptions = Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere' | 'engineContended'> &
+  Pick<ColocatedConfig, 'kvLeaseMs' | 'prefillChunkTokens' | 'sharedChunkTokens' | 'queueSequences'>;
 
 export function createColocatedService(
   session: PromptEngine & StepEngine,
-  { prefillChunkTokens, sharedChunkTokens, queueSequences, ...options }: ColocatedOptions,
+  options: ColocatedOptions,
   puller: KvPuller,
   log: Logger,
 ) {
   const engine = new SharedEngine(session);
   const { pool } = engine;
-  const decode = createDecodeService(engine, {
-    ...options,
-    source: (loop) =>
-      new LocalKv({
-        pool,
-        leases: prefill.leases,
-        prefixes: prefill.prefixes,
-        remote: new RemoteKv(pool, puller, queueSequences, () => loop.betweenSteps()),
-        address: options.address,
-        exclusive: (work) => engine.inTurn(work),
-      }),
-    heldElsewhere: () => prefill.leases.size,
+  const prefixes = new PrefixCache(pool);
+  const leases = new LeaseTable(pool, prefixes, options.kvLeaseMs);
+  const source = new LocalKv({
+    pool,
+    leases,
+    prefixes,
+    // Only sequences whose KV comes from another process wait for a slot: these are the ones that are bounded.
+    remote: new RemoteKv(pool, puller, options.queueSequences),
+    address: options.address,
+    exclusive: (work) => engine.inTurn(work),
   });
-  const wantedElsewhere = () => decode.running() > 0;
-  const chunkTokens = () => (wantedElsewhere() ? sharedChunkTokens : prefillChunkTokens);
-  const heldElsewhere = () => decode.held();
-  const prefill = createPrefillService(engine, { ...options, chunkTokens, heldElsewhere, wantedElsewhere }, log);
+  const decode = createDecodeService(engine, {
+    model: options.model,
+    fingerprint: options.fingerprint,
+    draining: options.draining,
+    source,
+    heldElsewhere: () => leases.size,
+  });
+  const isDecoding = () => decode.running() > 0;
+  const prefill = createPrefillService(
+    { engine, prefixes, leases, log },
+    {
+      ...options,
+      // While sequences decode, each of their tokens waits for a whole chunk.
+      chunkTokens: () => (isDecoding() ? options.sharedChunkTokens : options.prefillChunkTokens),
+      heldElsewhere: () => source.held,
+      engineContended: isDecoding,
+    },
+  );
   return {
     mounts: [...prefill.mounts, ...decode.mounts],
     warmUp: prefill.warmUp,

@@ -1,11 +1,11 @@
 /**
- * One engine for prompts and decode steps. They take turns, first come first served: as both loops ask again as soon as
- * they have been served, a prompt chunk and a decode step alternate, and a sequence waits for one chunk at the most.
+ * One engine for prompts and decode steps. They take turns, first come, first served. Both loops ask again as soon as
+ * they have been served, so that prompt chunks and decode steps alternate and a sequence waits for one chunk at most.
  */
 import type { StepEngine } from '../decode/loop.ts';
 import type { PromptChunk } from '../lib/engine/session.ts';
 import type { KvPool } from '../lib/kv/pool.ts';
-import type { PromptEngine } from '../prefill/worker.ts';
+import type { PromptEngine } from '../prefill/prompt-computation.ts';
 
 export class SharedEngine implements PromptEngine, StepEngine {
   readonly #engine: PromptEngine & StepEngine;
@@ -39,7 +39,7 @@ export class SharedEngine implements PromptEngine, StepEngine {
     return this.inTurn(() => this.#engine.step(ids, lengths, first));
   }
 
-  /** Runs when all that asked before are done; nothing else runs meanwhile. */
+  /** Runs `work` when everything that was asked for earlier is done. Nothing else runs meanwhile. */
   inTurn<T>(work: () => T | Promise<T>): Promise<T> {
     const turn = this.#last.then(work);
     this.#last = turn.catch(() => {});

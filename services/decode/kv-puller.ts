@@ -1,5 +1,7 @@
-/** Pulls a staged KV cache from the prefill worker that holds it into a slot of ours. */
+/** Pulls a staged KV cache into a slot of this worker, from the prefill worker that holds it. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import { LRUCache } from 'lru-cache';
+import { repeatUntilAborted } from '../lib/async/repeat.ts';
 import { KvReceiver } from '../lib/kv/handoff.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import type { WireType } from '../lib/kv/wire.ts';
@@ -10,25 +12,26 @@ import { connectKv, type KvClient } from '../lib/rpc/contract.ts';
 import { PLAINTEXT, type RpcSecurity } from '../lib/rpc/credentials.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 
-export interface Received {
+export interface PulledKv {
   /** Sampled by prefill, one per choice. */
   readonly firstTokenIds: readonly number[];
   readonly bytes: number;
   readonly seconds: number;
-  /** Of `seconds`, those after prefill had finished computing: what the user waits for. */
+  /** The part of `seconds` after prefill had finished computing: the part that the user waits for. */
   readonly exposedSeconds: number;
 }
 
-/** A damaged or broken-off copy is pulled once more, since the original is still there. */
+/** A damaged or incomplete copy is pulled once more, since the original is still there. */
 const ATTEMPTS = 2;
-/** For telling the holder that we have our copy; its lease runs out anyway. */
+/** Time limit for telling the holder that we have our copy. Its lease expires in any case. */
 const RELEASE_TIMEOUT_MS = 5_000;
-/** Heartbeats in the time of a lease: one may get lost. */
+/** Heartbeats sent within the time of a lease: one may get lost. */
 const HEARTBEATS = 3;
 const FASTEST_HEARTBEAT_MS = 100;
-/** Connections kept to holders that nobody reads from now. */
+/** Connections kept to holders from which nothing is read now. */
 const MAX_IDLE = 64;
 
+/** A prefill worker from which KV is read now. */
 interface Holder {
   readonly client: KvClient;
   users: number;
@@ -40,10 +43,17 @@ export class KvPuller {
   readonly #wire: WireType;
   readonly #log: Logger;
   readonly #security: RpcSecurity;
-  /** By address; the one used last is last. */
-  readonly #holders = new Map<string, Holder>();
+  /** By address. */
+  readonly #busy = new Map<string, Holder>();
+  /** By address. Workers come and go, each at its own address, so the connections used least recently are closed. */
+  readonly #idle = new LRUCache<string, KvClient>({
+    max: MAX_IDLE,
+    dispose: (client, _address, reason) => {
+      if (reason === 'evict') client.close();
+    },
+  });
 
-  /** @param wire how values are asked to travel. */
+  /** @param wire the form in which the holder is asked to send values. */
   constructor(
     pool: KvPool,
     fingerprint: string,
@@ -54,19 +64,19 @@ export class KvPuller {
     this.#security = security;
     this.#pool = pool;
     this.#fingerprint = fingerprint;
-    // What is computed in 16 bits travels as it is.
+    // KV that is computed in 16 bits travels as it is.
     this.#wire = pool.floats === 'float16' ? pool.floats : wire;
     this.#log = log;
   }
 
   /**
-   * Fills `slot` and tells the holder that this reader is done, whether it came well or not.
+   * Fills `slot`, then tells the holder that this reader is done, whether it got its copy or not.
    * @throws ServingError kv_digest_mismatch, kv_truncated, kv_layout_mismatch, fingerprint_mismatch,
-   *   context_length_exceeded, lease_unknown, lease_expired; invalid_request for a handle that is not of
-   *   this lease; the signal's reason.
+   *   context_length_exceeded, lease_unknown, lease_expired; invalid_request for a handle that does not belong to its
+   *   lease; the signal's reason.
    */
-  pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
-    return this.#with(handle.address, async (client) => {
+  pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<PulledKv> {
+    return this.#withClient(handle.address, async (client) => {
       try {
         for (let attempt = 1; ; attempt++) {
           try {
@@ -74,45 +84,45 @@ export class KvPuller {
           } catch (error) {
             const damaged = error instanceof ServingError && error.kind.grpc === 'DATA_LOSS';
             if (!damaged || attempt === ATTEMPTS || signal.aborted) throw asKvFailure(error);
-            this.#log.warn({ err: error, lease: handle.leaseId }, 'pulling the KV cache once more');
+            this.#log.warn({ err: error, lease: handle.leaseId }, 'the KV cache came damaged: pulling it once more');
           }
         }
       } finally {
         client.release(handle.leaseId, AbortSignal.timeout(RELEASE_TIMEOUT_MS)).catch((error: unknown) => {
-          // Expected when the lease ended otherwise; it frees itself in any case.
-          this.#log.debug({ err: error, lease: handle.leaseId }, 'KV lease was not released by us');
+          // Expected when the lease has ended for another reason. If it has not, it expires.
+          this.#log.debug({ err: error, lease: handle.leaseId }, 'the KV lease could not be released');
         });
       }
     });
   }
 
   /**
-   * Keeps the lease alive until the signal: the heartbeat of a reader that waits for a slot.
-   * @throws ServingError lease_unknown, lease_expired, kv_truncated where there is nothing left to wait for.
+   * Renews the lease until the signal aborts: the heartbeat of a reader that waits for a slot.
+   * @throws ServingError lease_unknown, lease_expired, kv_truncated when the cache is lost.
    */
-  keep({ address, leaseId, leaseMs }: KvHandle__Output, signal: AbortSignal): Promise<void> {
+  keepLease({ address, leaseId, leaseMs }: KvHandle__Output, signal: AbortSignal): Promise<void> {
     const everyMs = Math.max(Math.floor(leaseMs / HEARTBEATS), FASTEST_HEARTBEAT_MS);
-    return this.#with(address, async (client) => {
-      for (;;) {
-        await sleep(everyMs, undefined, { signal }).catch(() => {});
-        if (signal.aborted) return;
+    return this.#withClient(address, async (client) => {
+      await sleep(everyMs, undefined, { signal }).catch(() => {});
+      await repeatUntilAborted(signal, async () => {
         const late = AbortSignal.timeout(everyMs);
         try {
           await client.renew(leaseId, AbortSignal.any([signal, late]));
         } catch (error) {
-          if (signal.aborted) return;
-          if (!late.aborted) throw asKvFailure(error);
+          if (!signal.aborted && !late.aborted) throw asKvFailure(error);
         }
-      }
+        return everyMs;
+      });
     });
   }
 
   close(): void {
-    for (const { client } of this.#holders.values()) client.close();
+    for (const { client } of this.#busy.values()) client.close();
+    for (const client of this.#idle.values()) client.close();
   }
 
-  async #pullOnce(client: KvClient, handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<Received> {
-    const started = performance.now();
+  async #pullOnce(client: KvClient, handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<PulledKv> {
+    const startedMs = performance.now();
     const receiver = new KvReceiver(this.#pool, slot.index, this.#fingerprint, this.#wire);
     const request = { leaseId: handle.leaseId, fingerprint: this.#fingerprint, dtype: this.#wire };
     for await (const frame of client.pull(request, signal)) {
@@ -124,43 +134,43 @@ export class KvPuller {
         receiver.rows(frame.rows);
       } else if (frame.end) {
         receiver.end(frame.end);
-        const seconds = (performance.now() - started) / 1000;
+        const seconds = (performance.now() - startedMs) / 1000;
         const exposedSeconds = Math.min(seconds, frame.end.afterPrefillUs / 1e6);
         metrics.handoffTime.observe(seconds);
         metrics.handoffExposed.observe(exposedSeconds);
         metrics.handoffBytes.inc(receiver.bytes);
-        const { firstTokenIds } = frame.end;
-        return { firstTokenIds, bytes: receiver.bytes, seconds, exposedSeconds };
+        return { firstTokenIds: frame.end.firstTokenIds, bytes: receiver.bytes, seconds, exposedSeconds };
       }
     }
     throw new ServingError('kv_truncated', `${handle.address} ended the KV stream after ${receiver.bytes} bytes`);
   }
 
-  async #with<T>(address: string, use: (client: KvClient) => Promise<T>): Promise<T> {
-    const holder = this.#holders.get(address) ?? { client: connectKv(address, this.#security), users: 0 };
-    this.#holders.delete(address);
-    this.#holders.set(address, holder);
+  async #withClient<T>(address: string, use: (client: KvClient) => Promise<T>): Promise<T> {
+    const holder = this.#busy.get(address) ?? { client: this.#idleClient(address), users: 0 };
+    this.#busy.set(address, holder);
     holder.users++;
     try {
       return await use(holder.client);
     } finally {
       holder.users--;
-      this.#forgetOldest();
+      if (holder.users === 0) {
+        this.#busy.delete(address);
+        this.#idle.set(address, holder.client);
+      }
     }
   }
 
-  /** Workers come and go, each at an address of its own. */
-  #forgetOldest(): void {
-    if (this.#holders.size <= MAX_IDLE) return;
-    const idle = [...this.#holders].filter(([, { users }]) => users === 0);
-    for (const [address, { client }] of idle.slice(0, Math.max(0, idle.length - MAX_IDLE))) {
-      client.close();
-      this.#holders.delete(address);
-    }
+  /** The idle client of this address, which is no longer idle, or a new one. */
+  #idleClient(address: string): KvClient {
+    const client = this.#idle.get(address) ?? connectKv(address, this.#security);
+    this.#idle.delete(address);
+    return client;
   }
 }
 
-/** The sequence goes on from where the handle says; another place would be silently wrong output. */
+/**
+ * The sequence goes on from the handle's position. Going on from another one would give wrong output without an error.
+ */
 function assertPositions(handle: KvHandle__Output, staged: number): void {
   if (handle.positions === staged) return;
   throw new ServingError(
@@ -169,10 +179,10 @@ function assertPositions(handle: KvHandle__Output, staged: number): void {
   );
 }
 
-/** To whoever asked us to decode, it is the KV that is lost: `worker_lost` would be us. */
+/** For the caller of Decode the KV is lost. `worker_lost` would tell it that this decode worker is lost. */
 function asKvFailure(error: unknown): unknown {
   const lost = error instanceof ServingError && error.code === 'worker_lost';
   return lost
-    ? new ServingError('kv_truncated', `the holder of the KV is gone: ${error.message}`, { cause: error })
+    ? new ServingError('kv_truncated', `the worker that held the KV is lost: ${error.message}`, { cause: error })
     : error;
 }

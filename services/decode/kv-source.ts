@@ -1,12 +1,12 @@
-/** How the KV cache of a sequence gets into a slot of ours. */
+/** How the KV cache of a sequence gets into a slot of this worker. */
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
-import type { KvPuller, Received } from './kv-puller.ts';
+import type { KvPuller, PulledKv } from './kv-puller.ts';
 import { SlotQueue } from './slot-queue.ts';
 
-/** The slot is the caller's, who gives it back. */
-export interface Acquired extends Received {
+/** The caller owns the slot and releases it. */
+export interface AcquiredKv extends PulledKv {
   readonly slot: KvSlot;
   /** How long the sequence waited for the slot. */
   readonly queueSeconds: number;
@@ -15,43 +15,41 @@ export interface Acquired extends Received {
 export interface KvSource {
   /** Sequences that wait for a slot. */
   readonly waiting: number;
-  /** Slots in the hands of callers. */
+  /** Slots that callers hold. */
   readonly held: number;
-  /** @throws ServingError saturated, whatever {@link KvPuller.pull} throws; the signal's reason. */
-  acquire(handle: KvHandle__Output, signal: AbortSignal): Promise<Acquired>;
+  /**
+   * @param betweenSteps see DecodeLoop.
+   * @throws ServingError saturated, or whatever {@link KvPuller.pull} throws; the signal's reason.
+   */
+  acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv>;
 }
 
 /** Reserves a slot, then pulls the cache from the prefill worker that holds it. */
 export class RemoteKv implements KvSource {
-  readonly #admission: SlotQueue;
+  readonly #slots: SlotQueue;
   readonly #puller: KvPuller;
-  readonly #betweenSteps: () => Promise<void>;
 
-  /**
-   * @param limit sequences that may wait.
-   * @param betweenSteps see DecodeLoop.
-   */
-  constructor(pool: KvPool, puller: KvPuller, limit: number, betweenSteps: () => Promise<void>) {
-    this.#admission = new SlotQueue(pool, limit);
+  /** @param limit sequences that may wait. */
+  constructor(pool: KvPool, puller: KvPuller, limit: number) {
+    this.#slots = new SlotQueue(pool, limit);
     this.#puller = puller;
-    this.#betweenSteps = betweenSteps;
   }
 
   get waiting(): number {
-    return this.#admission.waiting;
+    return this.#slots.waiting;
   }
 
   get held(): number {
-    return this.#admission.granted;
+    return this.#slots.granted;
   }
 
-  async acquire(handle: KvHandle__Output, signal: AbortSignal): Promise<Acquired> {
+  async acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv> {
     const arrivedAtMs = performance.now();
     const slot = await this.#awaitSlot(handle, signal);
     const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
     metrics.queueTime.observe(queueSeconds);
     try {
-      await this.#betweenSteps();
+      await betweenSteps();
       return { ...(await this.#puller.pull(handle, slot, signal)), slot, queueSeconds };
     } catch (error) {
       slot.release();
@@ -59,13 +57,13 @@ export class RemoteKv implements KvSource {
     }
   }
 
-  /** The cache is kept where it is as long as we wait; without it there is nothing to wait for. */
+  /** Renews the lease of the cache while it waits, and stops waiting when the cache is lost. */
   async #awaitSlot(handle: KvHandle__Output, signal: AbortSignal): Promise<KvSlot> {
     const over = new AbortController();
     const live = AbortSignal.any([signal, over.signal]);
-    this.#puller.keep(handle, live).catch((error: unknown) => over.abort(error));
+    this.#puller.keepLease(handle, live).catch((error: unknown) => over.abort(error));
     try {
-      return await this.#admission.reserve(handle.positions, live);
+      return await this.#slots.reserve(handle.positions, live);
     } finally {
       over.abort();
     }

@@ -1,14 +1,15 @@
 /**
  * Continuous batching. Sequences join and leave between any two steps; a step decodes one token for every running
- * sequence at once. A step spans the slots from the lowest to the highest with a running sequence; one in between without
- * any rides along: what the step writes for it lands right behind what the slot holds (KvPool.claimed).
+ * sequence at once. A step spans all slots from the lowest to the highest one with a running sequence. To a slot in
+ * between without a sequence the step writes as well, right behind the slot's content (KvPool.claimed), where nothing
+ * is read.
  */
 import { Readable } from 'node:stream';
 import { OutputHistory, sample } from '../lib/engine/sampler.ts';
 import { NO_TOKEN } from '../lib/engine/session.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import { metrics } from '../lib/process/metrics.ts';
-import type { FinishReason, SampledToken, Sampling } from '../lib/request/sequence.ts';
+import type { FinishReason, SampledToken, Sampling } from '../lib/request/next-token.ts';
 
 /** One token of one sequence. */
 export interface DecodeStep {
@@ -16,24 +17,22 @@ export interface DecodeStep {
   readonly finishReason: FinishReason | undefined;
 }
 
-/** What the loop needs of a DecoderSession. */
+/** The part of DecoderSession that the loop uses. */
 export interface StepEngine {
   readonly vocabSize: number;
   readonly pool: Pick<KvPool, 'claimed'>;
-  /** See DecoderSession.overdueMs. */
   readonly overdueMs: number;
-  /** See DecoderSession.step. */
   step(ids: Int32Array, lengths: Int32Array, first: number): Promise<Float32Array>;
 }
 
 export interface NewSequence {
   readonly slot: KvSlot;
   readonly sampling: Sampling;
-  /** Prompt positions in the slot's KV. */
+  /** Prompt positions that the slot's KV holds. */
   readonly positions: number;
-  /** Sampled by prefill; not yet in the KV. */
+  /** Sampled by prefill. The KV does not hold it yet. */
   readonly firstToken: number;
-  /** Output tokens in all, the first included. */
+  /** Limit of the whole output, first token included. */
   readonly maxTokens: number;
 }
 
@@ -42,17 +41,17 @@ export class Sequence {
   readonly slot: KvSlot;
   readonly sampling: Sampling;
   readonly maxTokens: number;
-  /** Of {@link DecodeStep}, ends with the one that has a finishReason. */
+  /** A stream of {@link DecodeStep}. It ends after the step that has a finishReason. */
   readonly steps = new Readable({ objectMode: true, read: () => {} });
   readonly history: OutputHistory;
   readonly joinedAtMs = performance.now();
-  /** The newest token, not yet in the KV. */
+  /** The newest token. The KV does not hold it yet. */
   newest: number;
-  /** Positions filled. */
+  /** Positions that the slot's KV holds. */
   length: number;
   /** Output tokens so far. */
   produced = 1;
-  /** Wants no more tokens; resolved once no step touches its slot. */
+  /** Set when the sequence wants no more tokens; called once no step touches its slot. */
   onLeft: (() => void) | undefined;
 
   constructor(from: NewSequence) {
@@ -66,7 +65,7 @@ export class Sequence {
   }
 }
 
-/** One step: rows of slots [first, first + ids.length). */
+/** The input of one step: row i belongs to slot first + i. */
 interface Batch {
   readonly first: number;
   readonly ids: Int32Array;
@@ -78,11 +77,11 @@ export class DecodeLoop {
   readonly #engine: StepEngine;
   /** Called when the last sequence has left. */
   readonly #onIdle: () => void;
-  /** By slot. */
+  /** By slot index. */
   readonly #running: (Sequence | undefined)[] = [];
   #joining: Sequence[] = [];
   #stepping = false;
-  /** Resolves at the end of the step under way. */
+  /** Resolves at the end of the current step. */
   #boundary: Promise<void> = Promise.resolve();
 
   constructor(engine: StepEngine, onIdle: () => void = () => {}) {
@@ -90,7 +89,7 @@ export class DecodeLoop {
     this.#onIdle = onIdle;
   }
 
-  /** The sequence takes part from the next step on. */
+  /** Adds a sequence to the batch, from the next step on. */
   join(from: NewSequence): Sequence {
     const sequence = new Sequence(from);
     this.#joining.push(sequence);
@@ -112,7 +111,7 @@ export class DecodeLoop {
     return this.#running.filter(Boolean).length;
   }
 
-  /** Waits out the step under way: it may still write to a slot that was reserved since it began, as it was then. */
+  /** Waits for the end of the current step, which may still write to a slot that was reserved after the step began. */
   betweenSteps(): Promise<void> {
     return this.#boundary;
   }
@@ -135,7 +134,7 @@ export class DecodeLoop {
     this.#onIdle();
   }
 
-  /** Joiners enter the batch. */
+  /** Takes the sequences that joined into the batch. */
   #admit(): void {
     for (const sequence of this.#joining) this.#running[sequence.slot.index] = sequence;
     this.#joining = [];
@@ -162,14 +161,14 @@ export class DecodeLoop {
   }
 
   async #step({ first, ids, lengths, sequences }: Batch): Promise<Float32Array> {
-    const started = performance.now();
+    const startedMs = performance.now();
     const stepping = this.#engine.step(ids, lengths, first);
     this.#boundary = stepping.then(
       () => {},
       () => {},
     );
     const logits = await stepping;
-    metrics.stepTime.observe((performance.now() - started) / 1000);
+    metrics.stepTime.observe((performance.now() - startedMs) / 1000);
     metrics.batchSize.observe(sequences.length);
     return logits;
   }
@@ -207,7 +206,7 @@ export class DecodeLoop {
     sequence.onLeft ??= () => {};
   }
 
-  /** Those that finished, failed or want out leave the batch. */
+  /** Removes the sequences that have finished, failed or left from the batch. */
   #retire(): void {
     for (const [slot, sequence] of this.#running.entries()) {
       if (sequence?.onLeft === undefined) continue;
@@ -218,7 +217,7 @@ export class DecodeLoop {
   }
 }
 
-/** Why a sequence ends with this token as its `produced`-th output, if it does. */
+/** The reason why a sequence ends with this token as its `produced`-th output token; undefined if it goes on. */
 export function finishOf(
   id: number,
   produced: number,

@@ -1,4 +1,4 @@
-/** Who gets the next free KV slot: first come, first served, with a bound on those that wait. */
+/** Gives free KV slots to sequences: first come, first served, with a bound on how many may wait. */
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics, partOf } from '../lib/process/metrics.ts';
@@ -20,14 +20,14 @@ export class SlotQueue {
     return this.#waiting;
   }
 
-  /** Slots in the hands of callers. */
+  /** Slots that callers hold. */
   get granted(): number {
     return this.#granted;
   }
 
   /**
-   * A slot, now or when it is this caller's turn. Giving it back passes it on.
-   * @param positions that it will hold before it decodes.
+   * A slot, now or at this caller's turn.
+   * @param positions length of the KV that the slot will hold before the first decode step.
    * @throws ServingError saturated when too many wait; the signal's reason.
    */
   async reserve(positions: number, signal: AbortSignal): Promise<KvSlot> {
@@ -47,7 +47,7 @@ export class SlotQueue {
         this.#waiting--;
         this.#observe();
       };
-      const giveUp = this.#pool.wait(() => {
+      const leaveLine = this.#pool.wait(() => {
         const slot = this.#pool.reserve(positions);
         if (slot === undefined) return false;
         stopWaiting();
@@ -55,7 +55,7 @@ export class SlotQueue {
         return true;
       });
       const leave = () => {
-        giveUp();
+        leaveLine();
         stopWaiting();
         reject(signal.reason);
       };
@@ -69,14 +69,14 @@ export class SlotQueue {
     this.#granted++;
     this.#observe();
     let held = true;
-    const giveBack = (how: 'release' | 'keep') => {
+    const end = (how: 'release' | 'keep') => {
       if (!held) return;
       held = false;
       this.#granted--;
       slot[how]();
       this.#observe();
     };
-    return { index: slot.index, release: () => giveBack('release'), keep: () => giveBack('keep') };
+    return { index: slot.index, release: () => end('release'), keep: () => end('keep') };
   }
 
   #observe(): void {

@@ -1,6 +1,6 @@
 /** The nouns of a completion request, which every room of the gateway shares. They know neither HTTP nor workers. */
 import type { RetrieverName } from '../lib/rag/retriever-name.ts';
-import type { Sampling } from '../lib/request/sequence.ts';
+import type { Sampling } from '../lib/request/next-token.ts';
 
 export type PromptInput = string | readonly number[];
 export type RagMode = 'compressed' | 'text' | 'off';

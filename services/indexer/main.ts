@@ -1,32 +1,23 @@
 /** The indexer's process: holds the encoder and takes uploads from the gateway. */
 import { openBundle } from '../lib/model/bundle/bundle.ts';
-import { serveHealth } from '../lib/process/health.ts';
-import { Lifecycle } from '../lib/process/lifecycle.ts';
-import { createLogger } from '../lib/process/log.ts';
-import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
 import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
-import { loadServingSecurity } from '../lib/rpc/credentials.ts';
-import { serveRpc } from '../lib/rpc/server.ts';
+import { runWorker } from '../lib/worker/run.ts';
 import { createIndexerService } from './service.ts';
 import type { IndexerConfig } from './settings.ts';
 
-export async function runIndexer(config: IndexerConfig): Promise<void> {
-  const log = createLogger('indexer', config.logLevel);
-  const life = new Lifecycle(log, config.drainTimeoutMs);
-  collectProcessMetrics('indexer');
-  const security = await loadServingSecurity(config);
-  const keepEmbeddings = needsEmbeddings(config.retriever);
-  const encoder = await loadContextEncoder(await openBundle(config.model), { ...config, keepEmbeddings });
-  life.onStop('encoder', () => encoder.dispose());
-  const store = await openStore(config.store);
-  life.onStop('store', () => store.close());
-  const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
-  const server = await serveRpc(config.host, config.port, service.mounts, security);
-  life.onStop('rpc server', () => server.close(life.almostOver));
-  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life);
-  server.setServing(true);
-  life.draining.addEventListener('abort', () => server.setServing(false));
-  life.ready(server.address, metricsAddress);
-}
+export const runIndexer = (config: IndexerConfig): Promise<void> =>
+  runWorker({
+    name: 'indexer',
+    roles: [],
+    config,
+    build: async ({ log, life }) => {
+      const keepEmbeddings = needsEmbeddings(config.retriever);
+      const encoder = await loadContextEncoder(await openBundle(config.model), { ...config, keepEmbeddings });
+      life.onStop('encoder', () => encoder.dispose());
+      const store = await openStore(config.store);
+      life.onStop('store', () => store.close());
+      return createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
+    },
+  });

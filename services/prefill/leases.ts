@@ -1,7 +1,7 @@
 /**
- * Staged KV caches. A lease begins when a prompt gets its slot and ends, once, for one of the reasons of
- * {@link LeaseEnd}; its slot is then free. Nothing stays staged without an owner: as long as the lease lives, the caller
- * of Prefill holds its stream open, and a decoder either pulls or comes before the lease runs out.
+ * Staged KV caches. A lease begins when a prompt gets its slot and ends once, for one of the reasons of
+ * {@link LeaseEnd}; its slot is then free. Nothing stays staged without an owner: while the lease lives, the caller of
+ * Prefill holds its stream open, and a decoder pulls, renews, or comes before the lease expires.
  */
 import { randomUUID } from 'node:crypto';
 import { Deferred } from '../lib/async/deferred.ts';
@@ -11,7 +11,9 @@ import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics } from '../lib/process/metrics.ts';
 
-/** `released` by all readers, `cancelled` by the caller of Prefill, `expired`, or `failed` while computing. */
+/**
+ * A lease is `released` by all readers, `cancelled` by the caller of Prefill, `expired`, or `failed` while computing.
+ */
 export type LeaseEnd = 'released' | 'cancelled' | 'expired' | 'failed';
 
 export class Lease {
@@ -34,7 +36,7 @@ export class Lease {
     this.#readersLeft = readers;
   }
 
-  /** Resolves when all readers have released it; rejects when it ended otherwise. */
+  /** Resolves when all readers have released the lease; rejects when it ended otherwise. */
   get released(): Promise<void> {
     return this.#released.promise;
   }
@@ -47,24 +49,23 @@ export class Lease {
     return this.#firstTokenIds;
   }
 
-  /** Microseconds since the last chunk was computed. */
+  /** Time since the last chunk was computed, in microseconds. */
   get sinceComputedUs(): number {
     return Math.round((performance.now() - this.#computedAtMs) * 1000);
   }
 
-  /** Positions [0, computed) are filled. */
+  /** Positions [0, computed) are filled and may be pulled. */
   get computed(): number {
     return this.#computed;
   }
 
-  /** Positions [0, computed) are filled and may be pulled. */
   advance(computed: number): void {
     this.#computed = computed;
     this.#computedAtMs = performance.now();
     this.#notify();
   }
 
-  /** The prompt is computed and its continuation sampled. */
+  /** Whether the prompt is computed and its first tokens are sampled. */
   get isComplete(): boolean {
     return this.#firstTokenIds.length > 0;
   }
@@ -75,12 +76,12 @@ export class Lease {
     this.#notify();
   }
 
-  /** @throws ServingError the reason, once the lease has ended: its slot may hold another prompt already. */
+  /** @throws ServingError the reason why the lease ended, if it has: its slot may hold another prompt already. */
   assertLive(): void {
     if (this.#ended) throw this.#ended;
   }
 
-  /** Waits for positions beyond `sent`; returns how many are filled. */
+  /** Waits for positions beyond `sent` and returns how many are filled. */
   async beyond(sent: number, signal: AbortSignal): Promise<number> {
     while (this.#computed <= sent) await this.#changed(signal);
     this.assertLive();
@@ -93,7 +94,7 @@ export class Lease {
     this.assertLive();
   }
 
-  /** @internal One reader has what it wants. */
+  /** @internal One reader has its copy or will never come. */
   readerDone(): void {
     this.#readersLeft = Math.max(0, this.#readersLeft - 1);
   }
@@ -127,16 +128,17 @@ export class Lease {
 }
 
 export class LeaseTable {
+  /** A complete lease that nobody uses expires after this time. */
+  readonly ttlMs: number;
   readonly #pool: KvPool;
-  readonly #ttlMs: number;
   readonly #prefixes: Pick<PrefixCache, 'release'>;
   readonly #leases = new Map<string, { lease: Lease; timer: NodeJS.Timeout }>();
 
-  /** @param prefixes where slots go back to. */
+  /** @param prefixes takes the slots back, so that later prompts can reuse their KV. */
   constructor(pool: KvPool, prefixes: Pick<PrefixCache, 'release'>, ttlMs: number) {
     this.#pool = pool;
     this.#prefixes = prefixes;
-    this.#ttlMs = ttlMs;
+    this.ttlMs = ttlMs;
   }
 
   get size(): number {
@@ -145,7 +147,7 @@ export class LeaseTable {
 
   open(slot: KvSlot, positions: number, readers: number): Lease {
     const lease = new Lease(slot, positions, readers);
-    const timer = setTimeout(() => this.#onExpiry(lease), this.#ttlMs);
+    const timer = setTimeout(() => this.#onExpiry(lease), this.ttlMs);
     this.#leases.set(lease.id, { lease, timer });
     this.observe();
     return lease;
@@ -157,18 +159,18 @@ export class LeaseTable {
     if (entry === undefined) {
       throw new ServingError(
         'lease_unknown',
-        `no staged KV cache has lease ${JSON.stringify(id)}: released, expired or never made`,
+        `no staged KV cache has lease ${JSON.stringify(id)}: it was released, has expired or never existed`,
       );
     }
     return entry.lease;
   }
 
-  /** The lease is in use: its time starts anew. */
+  /** The lease is in use: its time starts again. */
   touch(lease: Lease): void {
     this.#leases.get(lease.id)?.timer.refresh();
   }
 
-  /** All positions are filled and the first tokens known: the end frame may be sent, or nobody wants it. */
+  /** All positions are filled and the first tokens are known. A lease without readers ends here. */
   complete(lease: Lease, firstTokenIds: readonly number[]): void {
     lease.complete(firstTokenIds);
     if (lease.readersLeft === 0) this.end(lease, 'released');
@@ -176,28 +178,30 @@ export class LeaseTable {
   }
 
   /**
-   * One reader has its copy, or will never come. A prompt that still computes goes on: its caller waits for the first
-   * token.
+   * One reader has its copy or will never come. A prompt that still computes goes on, because its caller waits for the
+   * first token.
+   * @returns the readers that may still come.
+   * @throws ServingError lease_unknown.
    */
   release(id: string): number {
     return this.readerDone(this.get(id));
   }
 
-  /** As {@link release}; nothing happens to a lease that ended already. */
+  /** Does the same as {@link release}; a lease that has ended already is left alone. */
   readerDone(lease: Lease): number {
     lease.readerDone();
     if (lease.readersLeft === 0 && lease.isComplete) this.end(lease, 'released');
     return lease.readersLeft;
   }
 
-  /** Ends a lease and frees its slot; a second end does nothing. */
+  /** Ends a lease and frees its slot. Ending it again does nothing. */
   end(lease: Lease, reason: LeaseEnd, cause?: unknown): void {
     if (!this.#close(lease, reason, cause)) return;
     this.#prefixes.release(lease.slot);
     this.observe();
   }
 
-  /** Ends a lease for its last reader, who goes on with the slot itself instead of a copy. */
+  /** Ends a lease for its last reader, which takes over the slot itself instead of a copy. */
   adopt(lease: Lease): KvSlot {
     lease.assertLive();
     lease.readerDone();
@@ -216,7 +220,7 @@ export class LeaseTable {
     return true;
   }
 
-  /** A lease waits for its decoder only once it is complete: until then its time, however long a chunk takes, is renewed. */
+  /** Only a complete lease waits for its decoder. Until then its time is renewed, however long a chunk takes. */
   #onExpiry(lease: Lease): void {
     if (lease.isComplete) this.end(lease, 'expired');
     else this.touch(lease);
@@ -238,11 +242,14 @@ export class LeaseTable {
 
   #error(lease: Lease, reason: Exclude<LeaseEnd, 'released'>, cause: unknown): ServingError {
     if (reason === 'expired') {
-      return new ServingError('lease_expired', `no decoder took KV cache ${lease.id} within ${this.#ttlMs} ms`);
+      return new ServingError(
+        'lease_expired',
+        `no decoder took KV cache ${lease.id} within --kv-lease-ms ${this.ttlMs}`,
+      );
     }
-    // Who called Prefill may have lost the connection alone: its decoder can be served by another prefill.
+    // The caller may only have lost its connection to us. `lease_unknown` lets its decoder try another prefill worker.
     if (reason === 'cancelled') {
-      return new ServingError('lease_unknown', `KV cache ${lease.id} was given up by its owner`);
+      return new ServingError('lease_unknown', `KV cache ${lease.id} was cancelled by the caller of Prefill`);
     }
     return ServingError.from(cause);
   }

@@ -1,19 +1,12 @@
 /**
- * Prompts that wait, bounded by their tokens: what waits is what the newcomer will wait for. A place is reserved at the
- * moment of the check, so that a burst cannot pass it together.
+ * Prompts that wait to be computed. The queue is bounded by their tokens, because these determine how long a new prompt
+ * waits. The check and the reservation are one step, so that a burst of requests cannot pass the bound together.
  */
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics, partOf } from '../lib/process/metrics.ts';
 import { compareQueued, type Queued, type QueueOrder } from '../lib/request/queue-order.ts';
 
-/** Index of the one that is next; -1 when nobody waits. */
-export function nextOf(waiting: readonly Queued[], order: QueueOrder): number {
-  let best = waiting.length > 0 ? 0 : -1;
-  for (const [i, job] of waiting.entries()) if (compareQueued(job, waiting[best] as Queued, order) < 0) best = i;
-  return best;
-}
-
-/** Below this a run's fixed cost, some ms, would be taken for the rate. */
+/** With fewer tokens, the fixed cost of a run (some ms) would be taken for the rate. */
 const MEASURABLE_TOKENS = 64;
 
 export class PromptQueue<J extends Queued> {
@@ -44,36 +37,36 @@ export class PromptQueue<J extends Queued> {
   }
 
   /**
-   * Takes a prompt in. An empty queue takes any one prompt, whatever its length.
+   * Adds a prompt. An empty queue accepts any one prompt, whatever its length.
    * @throws ServingError saturated, with the time that the backlog takes to compute.
    */
   add(job: J): void {
     if (this.#tokens > 0 && this.#tokens + job.tokens > this.#limit) {
+      const backlogSeconds = this.#rate > 0 ? Math.ceil(this.#tokens / this.#rate) : 1;
       throw new ServingError(
         'saturated',
         `${this.#tokens} prompt tokens wait, ${job.tokens} more would exceed --queue-tokens ${this.#limit}`,
-        {
-          retryAfterSeconds: this.#rate > 0 ? Math.max(1, Math.ceil(this.#tokens / this.#rate)) : 1,
-          limit: 'queue-tokens',
-        },
+        { retryAfterSeconds: Math.max(1, backlogSeconds), limit: 'queue-tokens' },
       );
     }
     this.#jobs.push(job);
     this.#count(job.tokens);
   }
 
-  /** The next one to be computed. */
+  /** The next prompt to be computed; undefined when none waits. */
   get first(): J | undefined {
-    return this.#jobs[nextOf(this.#jobs, this.#order)];
+    let best = this.#jobs[0];
+    for (const job of this.#jobs) if (best && compareQueued(job, best, this.#order) < 0) best = job;
+    return best;
   }
 
-  /** Whether there is one to be computed before the rest of another. */
+  /** Whether a prompt of the queue is to be computed before `rest`, the rest of a prompt that computes now. */
   precedes(rest: Queued): boolean {
     const { first } = this;
     return first !== undefined && compareQueued(first, rest, this.#order) < 0;
   }
 
-  /** Takes a prompt out: it is computed now, or nobody wants it any more. False when it was not waiting. */
+  /** Removes a prompt that is computed now or no longer wanted. Returns false when it was not waiting. */
   remove(job: J): boolean {
     const index = this.#jobs.indexOf(job);
     if (index < 0) return false;
@@ -84,7 +77,7 @@ export class PromptQueue<J extends Queued> {
 
   /**
    * Notes how fast a prompt was computed.
-   * @param tokens that were computed, not reused: of a few, what a run costs in any case is all that shows.
+   * @param tokens tokens that were computed, not reused. A few tell nothing: they take as long as a run's fixed cost.
    */
   measured(tokens: number, seconds: number): void {
     if (tokens < MEASURABLE_TOKENS) return;

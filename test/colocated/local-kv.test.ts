@@ -4,11 +4,11 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { LocalKv, nearest } from '../../services/colocated/local-kv.ts';
 import { SharedEngine } from '../../services/colocated/shared-engine.ts';
 import { KvPuller } from '../../services/decode/kv-puller.ts';
-import { type Acquired, RemoteKv } from '../../services/decode/kv-source.ts';
+import { type AcquiredKv, RemoteKv } from '../../services/decode/kv-source.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
 import { chainOf, PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { type Lease, LeaseTable } from '../../services/prefill/leases.ts';
 import { FakeEngine, GARBAGE, gate, settle } from '../support/fake-engine.ts';
 import { FINGERPRINT, NEVER } from '../support/workers.ts';
@@ -30,7 +30,7 @@ function start(slots: number): void {
   prefixes = new PrefixCache(pool);
   leases = new LeaseTable(pool, prefixes, 60_000);
   const puller = new KvPuller(pool, FINGERPRINT, createLogger('test', 'silent'));
-  const remote = new RemoteKv(pool, puller, 0, async () => {});
+  const remote = new RemoteKv(pool, puller, 0);
   const exclusive = (work: () => void) => shared.inTurn(work);
   kv = new LocalKv({ pool, leases, prefixes, remote, address: () => HERE, exclusive });
 }
@@ -38,9 +38,13 @@ beforeEach(() => start(3));
 
 const conserved = () => engine.pool.assertConserved(leases.size + kv.held);
 const handleOf = (lease: Lease, address = HERE) => ({
-  ...{ address, leaseId: lease.id, fingerprint: FINGERPRINT, positions: PROMPT.length, leaseMs: 60_000 },
+  address,
+  leaseId: lease.id,
+  fingerprint: FINGERPRINT,
+  positions: PROMPT.length,
+  leaseMs: 60_000,
 });
-const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal);
+const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal, async () => {});
 
 /** A prompt that computes. */
 const open = (readers: number) => {
@@ -55,7 +59,7 @@ function complete(lease: Lease): Lease {
   leases.complete(lease, FIRST);
   return lease;
 }
-const holdsPrompt = ({ slot }: Acquired) => expect(engine.read(slot.index, PROMPT.length)).toEqual(PROMPT);
+const holdsPrompt = ({ slot }: AcquiredKv) => expect(engine.read(slot.index, PROMPT.length)).toEqual(PROMPT);
 
 /** Holds the engine's turn. */
 function holdTurn() {
@@ -64,8 +68,8 @@ function holdTurn() {
   return held;
 }
 
-describe('one reader', () => {
-  test('goes on in the slot itself, at once, whatever the engine does; afterwards its prompt is kept', async () => {
+describe('a single reader', () => {
+  test('a single reader takes over the slot at once, whatever the engine does, and its prompt is kept afterwards', async () => {
     const lease = complete(open(1));
     const turn = holdTurn();
     const acquired = await acquire(lease);
@@ -81,7 +85,7 @@ describe('one reader', () => {
     conserved();
   });
 
-  test('waits until the prompt is computed', async () => {
+  test('a reader waits until the prompt is computed', async () => {
     const lease = open(1);
     const acquiring = acquire(lease);
     await settle();
@@ -90,7 +94,7 @@ describe('one reader', () => {
     holdsPrompt(await acquiring);
   });
 
-  test('hears why the prompt failed', async () => {
+  test('a reader is told why the prompt failed', async () => {
     const lease = open(1);
     const acquiring = acquire(lease);
     leases.end(lease, 'failed', new Error('the graph broke'));
@@ -99,7 +103,7 @@ describe('one reader', () => {
     conserved();
   });
 
-  test('that hangs up while it waits will never come: the prompt ends released when it is computed', async () => {
+  test('a prompt whose only reader hangs up while it waits is released when it is computed', async () => {
     const lease = open(1);
     const caller = new AbortController();
     const acquiring = acquire(lease, caller.signal);
@@ -112,11 +116,11 @@ describe('one reader', () => {
     conserved();
   });
 
-  describe('beside other sequences', () => {
+  describe('a reader beside other sequences', () => {
     const BEFORE = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3];
     const chainFor = (ids: readonly number[]) => chainOf({ ids: Int32Array.from(ids), soft: NO_SOFT_TOKENS }, '');
 
-    /** A prompt of before, in the lowest free slot, kept. */
+    /** An earlier prompt, kept in the lowest free slot. */
     function keep(ids = BEFORE) {
       const slot = engine.pool.reserve(ids.length) as KvSlot;
       engine.write(slot.index, 0, ids);
@@ -125,7 +129,7 @@ describe('one reader', () => {
       return slot.index;
     }
 
-    test('moves next to them; its prompt is kept where it was', async () => {
+    test('a sequence moves next to the others, and its prompt is kept where it was', async () => {
       start(5);
       const first = await acquire(complete(open(1)));
       const between = [engine.pool.reserve(1), engine.pool.reserve(1)];
@@ -139,7 +143,7 @@ describe('one reader', () => {
       expect(engine.read(3, PROMPT.length)).toEqual(PROMPT);
     });
 
-    test('changes places with a prompt that is kept next to them: both are found at their new places', async () => {
+    test('a sequence changes places with a prompt that is kept next to the others, and both are found again', async () => {
       start(3);
       const first = await acquire(complete(open(1)));
       expect(keep()).toBe(1);
@@ -154,7 +158,7 @@ describe('one reader', () => {
       expect(engine.pool.isKept(1)).toBe(true);
     });
 
-    test('while it waits for its turn, neither prompt is found, and steps write behind both', async () => {
+    test('before two slots are exchanged neither prompt is found, and steps write behind both', async () => {
       start(3);
       await acquire(complete(open(1)));
       keep();
@@ -168,7 +172,7 @@ describe('one reader', () => {
     });
   });
 
-  test('the place is never worse than its own, nor held, and none is better', () => {
+  test('the chosen slot is never held nor farther away, and no slot is better', () => {
     const states = fc.array(fc.constantFrom('free', 'kept', 'held', 'sequence'), { minLength: 2, maxLength: 8 });
     fc.assert(
       fc.property(states, fc.nat(7), (all, at) => {
@@ -189,15 +193,15 @@ describe('one reader', () => {
     );
   });
 
-  test('with a handle of other positions is refused', async () => {
+  test('a handle with other positions than its lease is refused', async () => {
     const lease = complete(open(1));
     const handle = { ...handleOf(lease), positions: 19 };
-    await expect(kv.acquire(handle, NEVER)).rejects.toMatchObject({ code: 'invalid_request' });
+    await expect(kv.acquire(handle, NEVER, async () => {})).rejects.toMatchObject({ code: 'invalid_request' });
     leases.end(lease, 'cancelled');
     conserved();
   });
 
-  test('of a lease that another reader took already is refused', async () => {
+  test('a reader of a lease that another reader has taken over is refused', async () => {
     const lease = complete(open(1));
     const both = await Promise.allSettled([acquire(lease), acquire(lease)]);
     expect(both[0]).toMatchObject({ status: 'fulfilled' });
@@ -207,7 +211,7 @@ describe('one reader', () => {
   });
 
   test.each(['cancelled', 'expired', 'failed'] as const)(
-    'either has the slot or hears that it is %s, at whatever turn of the microtasks that comes',
+    'a reader gets the slot or is told that the lease is %s, at whatever microtask that happens',
     async (reason) => {
       const outcomes = new Set<string>();
       for (let turns = 0; turns < 12; turns++) {
@@ -235,7 +239,7 @@ describe('one reader', () => {
 });
 
 describe('several readers', () => {
-  test('that all wait for the prompt: all but the last have a copy, in as many slots as there are readers', async () => {
+  test('of several waiting readers all but the last get a copy, in as many slots as there are readers', async () => {
     const lease = open(3);
     const acquiring = [acquire(lease), acquire(lease), acquire(lease)];
     await settle();
@@ -246,13 +250,13 @@ describe('several readers', () => {
     expect(leases.size).toBe(0);
     await lease.released;
     conserved();
-    // Copies are not for others to find: one that is known is enough.
+    // The prefix cache knows only one slot with the prompt, not its copies.
     for (const { slot } of all) slot.release();
     expect([0, 1, 2].map((slot) => engine.pool.isKept(slot))).toEqual([0, 1, 2].map((s) => s === lease.slot.index));
     conserved();
   });
 
-  test('that come one after another', async () => {
+  test('several readers can come one after another', async () => {
     const lease = complete(open(3));
     for (const left of [2, 1, 0]) {
       const acquired = await acquire(lease);
@@ -263,12 +267,12 @@ describe('several readers', () => {
     conserved();
   });
 
-  test('of which the last ends before the copies had their turn: they are whole', async () => {
+  test('copies are whole even if the last reader ends before their turn', async () => {
     const lease = complete(open(3));
     const turn = holdTurn();
     const copies = [acquire(lease), acquire(lease)];
     const last = acquire(lease).then((acquired) => {
-      // Ends at once, and another prompt takes the slot.
+      // The last reader ends at once, and another prompt takes the slot.
       acquired.slot.release();
       const next = engine.pool.take(lease.slot.index, 5) as KvSlot;
       engine.write(next.index, 0, new Array(20).fill(GARBAGE));
@@ -282,20 +286,20 @@ describe('several readers', () => {
     conserved();
   });
 
-  test('a copy waits for its turn: no run writes meanwhile, and one under way has written', async () => {
+  test('a copy is made between two runs of the engine', async () => {
     const lease = complete(open(2));
     const turn = holdTurn();
     const copying = acquire(lease);
     await settle();
     expect(kv.held).toBe(1); // reserved, not filled
-    // The run under way does not know that slot 1 is somebody's.
+    // The current run began before slot 1 was reserved, and writes to it.
     engine.write(1, 0, [GARBAGE]);
     turn.open();
     holdsPrompt(await copying);
     holdsPrompt(await acquire(lease));
   });
 
-  test('that find no room for a copy are refused; the cache stays for the last one', async () => {
+  test('readers without room for a copy are refused, and the cache stays for the last one', async () => {
     start(1);
     const lease = complete(open(2));
     await expect(acquire(lease)).rejects.toMatchObject({ code: 'saturated', retryAfterSeconds: 1 });
@@ -305,7 +309,7 @@ describe('several readers', () => {
     conserved();
   });
 
-  test('whose lease ends before the copy had its turn: nothing is left behind', async () => {
+  test('nothing is left behind when the lease ends before a copy had its turn', async () => {
     const lease = complete(open(3));
     const turn = holdTurn();
     const acquiring = [acquire(lease), acquire(lease), acquire(lease)].map((all) => all.catch((error) => error.code));
@@ -318,7 +322,7 @@ describe('several readers', () => {
     conserved();
   });
 
-  test('a prompt evicts a kept one to make room for a copy, not the one that is copied', async () => {
+  test('room for a copy is made by evicting a kept prompt, not the one that is copied', async () => {
     start(2);
     const old = complete(open(0));
     expect(engine.pool.isKept(old.slot.index)).toBe(true);

@@ -1,7 +1,7 @@
-/** Random families of prompts, in few slots, coming and going at any time: each gets what it would get alone. */
+/** Random families of prompts in few slots, which come and go at any time: each gets the output that it gets alone. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
 import { continuation, FakeEngine, HIDDEN, settle, tokensOf, until } from '../support/fake-engine.ts';
 import { begin, decode, decodeRequest, prefillRequest, startColocated } from '../support/workers.ts';
@@ -16,7 +16,7 @@ const journey = fc.record({
   maxTokens: fc.integer({ min: 1, max: 7 }),
   stopTokenIds: fc.subarray([3, 9, 17]),
   choices: fc.constantFrom(1, 1, 1, 2, 3),
-  /** Runs of the engine after which it begins, and is given up. */
+  /** Runs of the engine after which the prompt comes, and after which its caller hangs up. */
   begins: fc.nat(60),
   givenUp: fc.option(fc.nat(30), { freq: 2 }),
 });
@@ -28,7 +28,7 @@ function promptOf({ blocks, rest, soft: at }: Journey) {
   return { ids: Int32Array.from(ids), soft: { positions, vectors: new Float32Array(positions.length * HIDDEN) } };
 }
 
-test('each output is that of its prompt alone; nobody waits for ever; no slot is lost', async () => {
+test('over random prompts each output is that of its prompt alone, every prompt ends, and no slot is lost', async () => {
   const seen = { finished: 0, reused: 0, together: 0, givenUp: 0, refused: 0, beside: 0, exchanged: 0 };
   const property = fc.asyncProperty(
     fc.integer({ min: 1, max: 6 }),
@@ -55,7 +55,7 @@ test('each output is that of its prompt alone; nobody waits for ever; no slot is
         return run();
       };
 
-      /** One choice after another begins; whatever goes wrong with one ends them all, as the gateway does it. */
+      /** The choices begin one after another. A failure of one ends them all, as in the gateway. */
       const travel = async (wanted: Journey) => {
         await until(() => runs >= wanted.begins || active === 0);
         active++;
@@ -70,7 +70,9 @@ test('each output is that of its prompt alone; nobody waits for ever; no slot is
         try {
           const sampling = samplingMessage({ ...GREEDY, stopTokenIds });
           const request = prefillRequest([...prompt.ids], {
-            ...{ soft: softTokensMessage(prompt.soft), cacheSalt, readers: choices },
+            soft: softTokensMessage(prompt.soft),
+            cacheSalt,
+            readers: choices,
             choices: new Array(choices).fill(sampling),
           });
           const staged = await begin(client, request, caller.signal);
@@ -105,7 +107,7 @@ test('each output is that of its prompt alone; nobody waits for ever; no slot is
       await stop();
     },
   );
-  // Until the dice threw all that the test is about: of 20 runs one time in six none exchanges slots.
+  // Repeats until every case of interest has occurred: in one of six batches of 20 runs no slots are exchanged.
   for (let batch = 0; batch === 0 || Object.values(seen).includes(0); batch++) {
     expect(batch, `of 20 runs each: ${JSON.stringify(seen)}`).toBeLessThan(20);
     await fc.assert(property, { numRuns: 20 });

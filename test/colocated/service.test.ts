@@ -1,7 +1,7 @@
 /** Prompts and sequences in one process, over gRPC: nothing travels, nothing disturbs, nothing stays behind. */
 import { describe, expect, test } from 'vitest';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
 import { continuation, FakeEngine, gate, HIDDEN, settle, tokensOf, until } from '../support/fake-engine.ts';
 import {
@@ -40,7 +40,7 @@ async function complete(
 }
 
 describe('a completion', () => {
-  test.each([1, 3, 4, 5, 8, 13, 20])('of %i tokens is computed and decoded in one slot', async (length) => {
+  test.each([1, 3, 4, 5, 8, 13, 20])('a prompt of %i tokens is computed and decoded in one slot', async (length) => {
     const worker = await startColocated();
     const prompt = promptOf(length);
     const { tokens, joined } = await complete(worker, prompt, 9);
@@ -50,7 +50,7 @@ describe('a completion', () => {
     expect(new Set(worker.engine.steps.flat())).toEqual(new Set([0]));
   });
 
-  test('of several choices: copies, and the slot itself for the last', async () => {
+  test('several choices decode in copies, and the last one in the slot itself', async () => {
     const worker = await startColocated({}, new FakeEngine(3));
     const prompt = promptOf(7);
     const always = (id: number) => samplingMessage({ ...GREEDY, logitBias: new Map([[id, 5]]) });
@@ -65,7 +65,7 @@ describe('a completion', () => {
     await staged.released();
   });
 
-  test('of more choices than there are slots: one has no room, and the rest go on', async () => {
+  test('with more choices than slots one is refused, and the others go on', async () => {
     const worker = await startColocated({}, new FakeEngine(2));
     const step = gate();
     worker.engine.beforeStep = () => step.opened;
@@ -83,7 +83,7 @@ describe('a completion', () => {
     expect([(await first).tokens, (await last).tokens]).toEqual([expected, expected]);
   });
 
-  test('whose output ends with its first token', async () => {
+  test('a completion can end with its first token', async () => {
     const worker = await startColocated();
     const prompt = promptOf(5);
     expect((await complete(worker, prompt, 1)).tokens).toEqual(continuation(prompt, 1).tokens);
@@ -92,7 +92,7 @@ describe('a completion', () => {
 });
 
 describe('prompts beside sequences', () => {
-  test('take turns with them, in smaller chunks', async () => {
+  test('prompts and decode steps take turns, and the chunks are smaller', async () => {
     const worker = await startColocated({}, new FakeEngine(2, 64));
     const { engine } = worker;
     const runs: string[] = [];
@@ -117,7 +117,7 @@ describe('prompts beside sequences', () => {
     ]);
   });
 
-  test('a prompt waits for the slot of a sequence, and has it when that ends', async () => {
+  test('a prompt gets the slot of a sequence when that ends', async () => {
     const worker = await startColocated({}, new FakeEngine(1));
     const { engine } = worker;
     const step = gate();
@@ -131,7 +131,7 @@ describe('prompts beside sequences', () => {
     expect((await second).tokens).toEqual(continuation(promptOf(6, 1), 4).tokens);
   });
 
-  test('more than may wait are refused', async () => {
+  test('more prompts than may wait are refused', async () => {
     const worker = await startColocated({ queueTokens: 8 }, new FakeEngine(1));
     const { engine } = worker;
     const step = gate();
@@ -145,7 +145,7 @@ describe('prompts beside sequences', () => {
     await Promise.all([running, waiting]);
   });
 
-  test('a chunk that fails fails its prompt, decoder included; the sequences go on', async () => {
+  test('a chunk that fails fails its prompt and its decoder, and other sequences go on', async () => {
     const worker = await startColocated();
     const { engine } = worker;
     const held = gate();
@@ -179,25 +179,28 @@ describe('a prompt that begins like an earlier one', () => {
     return { positions: soft.positions, vectors };
   };
   const cases: [string, readonly number[], Parameters<typeof prefillRequest>[1], number][] = [
-    ['goes on from what is known', [...promptOf(40), 5, 6], {}, 32],
-    ['and is the same up to its end', promptOf(32), {}, 30],
-    ['of another tenant is computed', promptOf(40), { cacheSalt: 'other' }, 0],
-    ['whose prompt logprobs are wanted is computed', promptOf(40), { promptLogprobs: 0 }, 0],
-    ['in its first block only', [...promptOf(17), ...promptOf(30, 4)], {}, 16],
+    ['that continues an earlier one', [...promptOf(40), 5, 6], {}, 32],
+    ['that equals the beginning of an earlier one', promptOf(32), {}, 30],
+    ['of another tenant', promptOf(40), { cacheSalt: 'other' }, 0],
+    ['with prompt logprobs', promptOf(40), { promptLogprobs: 0 }, 0],
+    ['that shares only the first block', [...promptOf(17), ...promptOf(30, 4)], {}, 16],
   ];
 
-  test.each(cases)('%s', async (_, prompt, change, cachedTokens) => {
-    const worker = await startColocated({}, new FakeEngine(2, 96));
-    await complete(worker, promptOf(40), 9);
-    const computed = worker.engine.chunks.length;
-    const second = await complete(worker, prompt, 9, change);
-    expect(second.cachedTokens).toBe(cachedTokens);
-    expect(second.tokens).toEqual(continuation(prompt, 9).tokens);
-    const ids = worker.engine.chunks.slice(computed).flatMap((chunk) => [...chunk.ids]);
-    expect(ids).toEqual(prompt.slice(cachedTokens));
-  });
+  test.each(cases)(
+    'a prompt %s computes only the tokens that are not cached',
+    async (_, prompt, change, cachedTokens) => {
+      const worker = await startColocated({}, new FakeEngine(2, 96));
+      await complete(worker, promptOf(40), 9);
+      const computed = worker.engine.chunks.length;
+      const second = await complete(worker, prompt, 9, change);
+      expect(second.cachedTokens).toBe(cachedTokens);
+      expect(second.tokens).toEqual(continuation(prompt, 9).tokens);
+      const ids = worker.engine.chunks.slice(computed).flatMap((chunk) => [...chunk.ids]);
+      expect(ids).toEqual(prompt.slice(cachedTokens));
+    },
+  );
 
-  test('shares the soft tokens that are the same, and none after one that is not', async () => {
+  test('a prompt shares the KV of equal soft tokens up to the first one that differs', async () => {
     const worker = await startColocated({}, new FakeEngine(2, 96));
     const ids = promptOf(40);
     const ask = (tokens: ReturnType<typeof withSoft>) => complete(worker, ids, 9, { soft: softTokensMessage(tokens) });
@@ -208,7 +211,7 @@ describe('a prompt that begins like an earlier one', () => {
     expect(await ask(withSoft(1))).toMatchObject({ cachedTokens: 16, tokens: expected(withSoft(1)) });
   });
 
-  test('while that one still decodes: copied beneath it', async () => {
+  test('the shared beginning of a prompt that still decodes is copied', async () => {
     const worker = await startColocated({}, new FakeEngine(2, 96));
     const { engine } = worker;
     engine.beforeStep = settle;
@@ -220,7 +223,7 @@ describe('a prompt that begins like an earlier one', () => {
     expect((await first).tokens).toEqual(continuation(promptOf(40), 50).tokens);
   });
 
-  test('that was given up: what was computed of it is not lost', async () => {
+  test('a prompt continues from what was computed of one whose caller hung up', async () => {
     const worker = await startColocated({ prefillChunkTokens: 16 }, new FakeEngine(1, 96));
     const { engine, client } = worker;
     engine.beforeChunk = ({ past }) => (past >= 48 ? new Promise(() => {}) : undefined);
@@ -260,7 +263,7 @@ describe('a caller that hangs up', () => {
       ({ engine }) => ({ reached: () => engine.steps.filter((slots) => slots.length > 1).length > 2 }),
     ],
   ];
-  test.each(stages)('%s: others go on, its slots are free', async (name, prepare) => {
+  test.each(stages)('a caller that hangs up %s frees its slots, and others go on', async (name, prepare) => {
     const worker = await startColocated({}, new FakeEngine(name.includes('waits') ? 1 : 2, 64));
     const { engine, client, decoder } = worker;
     engine.beforeStep = settle;
@@ -284,7 +287,7 @@ describe('a caller that hangs up', () => {
     expect(again.tokens).toEqual(continuation(promptOf(21, 3), 9).tokens);
   });
 
-  test('while its cache is staged and no decoder came', async () => {
+  test('a caller that hangs up before a decoder comes frees the slot', async () => {
     const worker = await startColocated({}, new FakeEngine(1));
     const { signal, reason, hangUp } = caller();
     const staged = await begin(worker.client, prefillRequest(promptOf(5)), signal);
@@ -295,7 +298,7 @@ describe('a caller that hangs up', () => {
     expect((await complete(worker, promptOf(6), 5)).tokens).toEqual(continuation(promptOf(6), 5).tokens);
   });
 
-  test('of the decoder alone, while the prompt computes: its caller still hears the first token', async () => {
+  test('the caller of Prefill gets the first token even if the caller of Decode hangs up', async () => {
     const worker = await startColocated();
     const held = gate();
     worker.engine.beforeChunk = () => held.opened;
@@ -314,7 +317,7 @@ describe('a caller that hangs up', () => {
 });
 
 describe('KV of another process', () => {
-  test('is pulled, and pulled from here, as between any two workers', async () => {
+  test('KV travels between colocated workers as between any two workers', async () => {
     const worker = await startColocated();
     const [prefill, decoder] = await Promise.all([startPrefill(), startDecode()]);
     const prompt = promptOf(9);
@@ -331,7 +334,7 @@ describe('KV of another process', () => {
     }
   });
 
-  test('comes into a slot between prompts and sequences that are from here', async () => {
+  test('KV of another process gets a slot between local prompts and sequences', async () => {
     const worker = await startColocated({}, new FakeEngine(3, 64));
     worker.engine.beforeStep = settle;
     worker.engine.beforeChunk = settle;
@@ -350,7 +353,7 @@ describe('KV of another process', () => {
     await Promise.all(Array.from({ length: 6 }, (_, i) => [foreign(i), own(i + 10)]).flat());
   });
 
-  test('gives its slot to the prompt that waits for it', async () => {
+  test('the slot of a sequence from another process goes to the prompt that waits', async () => {
     const worker = await startColocated({}, new FakeEngine(1));
     const prefill = await startPrefill();
     const step = gate();
@@ -367,7 +370,7 @@ describe('KV of another process', () => {
     await staged.released();
   });
 
-  test('and prompts from here have slots in the order they came; the gauge counts all that wait', async () => {
+  test('sequences of another process and local prompts get slots in order of arrival, and the gauge counts both', async () => {
     const worker = await startColocated({}, new FakeEngine(1));
     const prefill = await startPrefill({}, new FakeEngine(3));
     const waiting = async () => (await metrics.waiting.get()).values[0]?.value ?? 0;
@@ -398,7 +401,7 @@ describe('KV of another process', () => {
     expect(await waiting()).toBe(before);
   });
 
-  test('is observed once as waiting, and so is a prompt from here', async () => {
+  test('the waiting time of a sequence of another process and of a local prompt is observed once each', async () => {
     const observed = async () =>
       (await metrics.queueTime.get()).values.find(({ metricName }) => metricName?.endsWith('_count'))?.value ?? 0;
     const worker = await startColocated();
@@ -407,7 +410,7 @@ describe('KV of another process', () => {
     expect(await observed()).toBe(before + 1);
   });
 
-  test('waits for a slot, and has it when a prompt that held it is given up', async () => {
+  test('a sequence of another process gets the slot of a prompt whose caller hangs up', async () => {
     const worker = await startColocated({}, new FakeEngine(1));
     const prefill = await startPrefill();
     const { signal, reason, hangUp } = caller();

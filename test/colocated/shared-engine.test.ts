@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { SharedEngine } from '../../services/colocated/shared-engine.ts';
 import { NO_TOKEN } from '../../services/lib/engine/session.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { FakeEngine, gate, settle } from '../support/fake-engine.ts';
 
 function start() {
@@ -23,7 +23,7 @@ function start() {
   return { fake, engine, runs, chunk, step };
 }
 
-test('two that ask again as soon as they are served take turns', async () => {
+test('two loops that ask again as soon as they are served take turns', async () => {
   const { runs, chunk, step } = start();
   const prompts = (async () => {
     for (let i = 0; i < 10; i++) await chunk(i);
@@ -35,7 +35,7 @@ test('two that ask again as soon as they are served take turns', async () => {
   expect(runs).toEqual(Array.from({ length: 10 }, () => ['chunk', 'step']).flat());
 });
 
-test('also when one does something else in between, as sampling does, while the other computes', async () => {
+test('two loops take turns even if one does other work between its runs, such as sampling', async () => {
   const { runs, chunk, step } = start();
   const loop = async (run: (i: number) => Promise<unknown>, turns: number) => {
     for (let i = 0; i < 10; i++) {
@@ -47,14 +47,14 @@ test('also when one does something else in between, as sampling does, while the 
   expect(runs).toEqual(Array.from({ length: 10 }, () => ['chunk', 'step']).flat());
 });
 
-test('one alone never waits for the other', async () => {
+test('a loop that is alone never waits', async () => {
   const { runs, chunk, step } = start();
   for (let i = 0; i < 3; i++) await step(i);
   for (let i = 0; i < 3; i++) await chunk(i);
   expect(runs).toEqual(['step', 'step', 'step', 'chunk', 'chunk', 'chunk']);
 });
 
-test('first come, first served, one at a time, work of others included', async () => {
+test('runs and other work are done one at a time in order of arrival', async () => {
   const { fake, engine, runs, chunk, step } = start();
   const held = gate();
   fake.beforeChunk = () => held.opened;
@@ -68,7 +68,7 @@ test('first come, first served, one at a time, work of others included', async (
 });
 
 describe('a turn that fails', () => {
-  test('fails for who asked alone', async () => {
+  test('a turn that fails fails only for its caller', async () => {
     const { fake, engine, runs, chunk, step } = start();
     fake.beforeChunk = () => {
       throw new Error('the graph broke');
@@ -84,7 +84,7 @@ describe('a turn that fails', () => {
     expect(runs).toEqual(['step']);
   });
 
-  test('and one that is given up while it waits is still in its turn, so that nothing runs on its slot before it ended', async () => {
+  test('a turn that is aborted while it waits still ends in its turn, so that nothing else runs on its slot before', async () => {
     const { fake, chunk, step } = start();
     const held = gate();
     fake.beforeStep = () => held.opened;

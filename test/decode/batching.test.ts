@@ -1,16 +1,16 @@
 /**
- * Each sequence gets what it would get alone, whoever else comes and goes, and no step damages a slot that takes no part
- * in it: one that fills, waits filled, or is kept.
+ * Each sequence gets the tokens that it gets alone, whatever other sequences do, and no step damages a slot that takes
+ * no part in it: one that is being filled, waits filled, or is kept.
  */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { DecodeLoop, finishOf } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { FakeEngine, nextToken, settle } from '../support/fake-engine.ts';
 import { alone, join, type Reader, type Wanted } from '../support/kv-reader.ts';
 
-describe('batched = alone', () => {
+describe('a batch', () => {
   const wanted = fc.record({
     prompt: fc.array(fc.nat(28), { minLength: 1, maxLength: 6 }),
     maxTokens: fc.integer({ min: 2, max: 12 }),
@@ -26,7 +26,7 @@ describe('batched = alone', () => {
     { weight: 1, arbitrary: fc.constant({ do: 'fail' } as const) },
   );
 
-  test('over random joins, leaves, aborts and failing steps', async () => {
+  test('sequences in a batch get the tokens they get alone, over random joins, leaves, aborts and failing steps', async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.integer({ min: 1, max: 4 }),
@@ -56,7 +56,7 @@ describe('batched = alone', () => {
 
           const filling: Promise<void>[] = [];
           const filled: { slot: KvSlot; wanted: Wanted }[] = [];
-          /** Prompts of slots that were given back filled, oldest first. */
+          /** Prompts of slots that were kept, oldest first. */
           const kept = new Map<number, readonly number[]>();
           engine.pool.onPressure(() => {
             const [oldest] = kept.keys();
@@ -66,7 +66,7 @@ describe('batched = alone', () => {
           const running: Reader[] = [];
           const left: Reader[] = [];
           const leaving: Promise<void>[] = [];
-          // As the decode service does: the slot goes back when the sequence is out of the batch.
+          // Like the decode service, which releases the slot when the sequence is out of the batch.
           const leave = async (reader: Reader) => {
             await loop.leave(reader.sequence);
             active.delete(reader.slot.index);
@@ -86,7 +86,7 @@ describe('batched = alone', () => {
               const { prompt, maxTokens, stopTokenIds } = action.wanted;
               // A sequence that ends with its first token never joins.
               if (finishOf(nextToken(prompt), 1, maxTokens, { ...GREEDY, stopTokenIds })) continue;
-              // As a hand-over does: the slot's first half is there early, the rest only just before it joins.
+              // Like a hand-over: the first half of the KV comes early, the rest just before the sequence joins.
               const slot = engine.pool.reserve(prompt.length);
               const begin = async (slot: KvSlot) => {
                 await loop.betweenSteps();

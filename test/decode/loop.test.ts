@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { DecodeLoop, type DecodeStep, finishOf } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { continuation, FakeEngine, gate, nextToken, settle } from '../support/fake-engine.ts';
 import { alone, fill, join } from '../support/kv-reader.ts';
 
@@ -21,7 +21,7 @@ describe('joining and leaving', () => {
     expect(b.tokens).toEqual(alone(b).tokens);
   });
 
-  test('leave resolves only when the step under way is over', async () => {
+  test('leave resolves only when the current step is over', async () => {
     const engine = new FakeEngine(1, 32);
     const step = gate();
     engine.beforeStep = () => step.opened;
@@ -39,7 +39,7 @@ describe('joining and leaving', () => {
     expect(engine.steps).toEqual([[0]]);
   });
 
-  test('a sequence that leaves before it took part in a step takes part in none', async () => {
+  test('a sequence that leaves before its first step takes part in none', async () => {
     const engine = new FakeEngine(2, 32);
     const step = gate();
     engine.beforeStep = () => step.opened;
@@ -55,7 +55,7 @@ describe('joining and leaving', () => {
     expect(engine.read(slot.index, 2)).toEqual([3, 4]);
   });
 
-  test('is idle once, after the last sequence', async () => {
+  test('the loop reports once that it is idle, after the last sequence', async () => {
     const engine = new FakeEngine(2, 32);
     let idle = 0;
     const loop = new DecodeLoop(engine, () => idle++);
@@ -73,7 +73,7 @@ describe('joining and leaving', () => {
 });
 
 describe('failures', () => {
-  test('a failed step ends the sequences of its batch; who joined meanwhile and later goes on', async () => {
+  test('a failed step ends the sequences of its batch, and those that joined meanwhile or later go on', async () => {
     const engine = new FakeEngine(3, 32);
     const step = gate();
     let steps = 0;
@@ -96,13 +96,16 @@ describe('failures', () => {
     expect(later.tokens).toEqual(alone(later).tokens);
   });
 
-  test('a sequence that cannot be sampled fails alone', async () => {
+  test('a sequence whose sampling fails is the only one that fails', async () => {
     const engine = new FakeEngine(2, 32);
     const loop = new DecodeLoop(engine);
     const wanted = { prompt: [7, 8], maxTokens: 6 };
     const slot = fill(engine, wanted) as KvSlot;
     const bad = loop.join({
-      ...{ slot, positions: 2, firstToken: 1, maxTokens: 6 },
+      slot,
+      positions: 2,
+      firstToken: 1,
+      maxTokens: 6,
       sampling: { ...GREEDY, logitBias: new Map([[99_999, 1]]) },
     });
     const good = join(loop, fill(engine, wanted) as KvSlot, wanted);
@@ -112,7 +115,7 @@ describe('failures', () => {
   });
 });
 
-test('a consumer that reads nothing holds nobody up, and finds everything later', async () => {
+test('a consumer that does not read delays no other sequence and finds all its tokens later', async () => {
   const engine = new FakeEngine(2, 300);
   const loop = new DecodeLoop(engine);
   const slow = { prompt: [11], maxTokens: 200 };
@@ -130,7 +133,7 @@ test('a consumer that reads nothing holds nobody up, and finds everything later'
   expect(steps.map(({ finishReason }) => finishReason)).toEqual([...new Array(198).fill(undefined), 'length']);
 });
 
-test('a stop id ends before the limit does, also as the last token allowed', () => {
+test('a stop id is the reason to finish even when it is the last token allowed', () => {
   const sampling = { ...GREEDY, stopTokenIds: [4, 5] };
   expect(finishOf(5, 3, 9, sampling)).toBe('stop');
   expect(finishOf(5, 9, 9, sampling)).toBe('stop');

@@ -2,7 +2,7 @@
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { type KvRows, KvSender } from '../../services/lib/kv/handoff.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { DecodeRequest } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
 import type { KvFrame } from '../../services/lib/rpc/gen/llavacode/v1/KvFrame.ts';
 import type { KvHandle__Output } from '../../services/lib/rpc/gen/llavacode/v1/KvHandle.ts';
@@ -54,8 +54,11 @@ async function startHolder(pull: (attempt: number) => AsyncIterable<KvFrame> | I
     }),
   ]);
   holder.kv = {
-    ...{ address: server.address, leaseId: 'lease', fingerprint: FINGERPRINT },
-    ...{ positions: PROMPT.length, leaseMs: 400 },
+    address: server.address,
+    leaseId: 'lease',
+    fingerprint: FINGERPRINT,
+    positions: PROMPT.length,
+    leaseMs: 400,
   };
   onTestFinished(() => server.close(CUT));
   return holder;
@@ -68,7 +71,7 @@ function damaged(frames: KvFrame[]): KvFrame[] {
   return frames.with(1, { rows: { ...rows, data } });
 }
 
-test('continues what prefill began, and tells the holder once', async () => {
+test('a decode worker continues what prefill began and releases the KV once', async () => {
   const [holder, { client, engine }] = await Promise.all([startHolder(), startDecode()]);
   const { joined, tokens, finishReason } = await decode(client, decodeRequest(holder.kv, 7));
   expect(tokens).toEqual(continuation(PROMPT, 7).tokens.slice(1));
@@ -78,7 +81,7 @@ test('continues what prefill began, and tells the holder once', async () => {
   engine.pool.assertConserved(0);
 });
 
-test('stops at a stop id', async () => {
+test('decoding stops at a stop id', async () => {
   const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
   const all = continuation(PROMPT, 20).tokens;
   const stop = all[5] as number;
@@ -90,7 +93,7 @@ test('stops at a stop id', async () => {
   });
 });
 
-test('reports logprobs where they are asked for', async () => {
+test('logprobs are reported if they were asked for', async () => {
   const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
   const sampling = samplingMessage({ ...GREEDY, logprobs: 1 });
   for await (const { step } of client.decode(decodeRequest(holder.kv, 2, { sampling }), NEVER)) {
@@ -100,7 +103,7 @@ test('reports logprobs where they are asked for', async () => {
   }
 });
 
-test('a slot that comes free and is reserved while a step is under way is filled only when that is over', async () => {
+test('a slot that is reserved during a step is filled only after that step', async () => {
   const [holder, { client, engine }] = await Promise.all([startHolder(), startDecode()]);
   const gates = [gate(), gate(), gate(), gate()];
   engine.beforeStep = () => gates[engine.steps.length - 1]?.opened;
@@ -130,35 +133,39 @@ test('a slot that comes free and is reserved while a step is under way is filled
   expect([(await long).tokens, (await next).tokens]).toEqual([tokens.slice(1), tokens.slice(1)]);
 });
 
-describe('refuses, before anything is pulled', () => {
+describe('a request that is refused before anything is pulled', () => {
   test.each<[string, (kv: KvHandle__Output) => DecodeRequest, Parameters<typeof refusal>]>([
-    ['no handle', (kv) => ({ ...decodeRequest(kv, 2), kv: null }), ['invalid_request', 'kv is missing']],
-    ['no sampling', (kv) => ({ ...decodeRequest(kv, 2), sampling: null }), ['invalid_request', 'sampling is missing']],
-    ['no tokens to make', (kv) => decodeRequest(kv, 0), ['invalid_request', 'max_tokens is 0']],
+    ['without a handle', (kv) => ({ ...decodeRequest(kv, 2), kv: null }), ['invalid_request', 'kv is missing']],
     [
-      'the cache of another model',
+      'without sampling',
+      (kv) => ({ ...decodeRequest(kv, 2), sampling: null }),
+      ['invalid_request', 'sampling is missing'],
+    ],
+    ['for no tokens', (kv) => decodeRequest(kv, 0), ['invalid_request', 'max_tokens is 0']],
+    [
+      'with the cache of another model',
       (kv) => decodeRequest({ ...kv, fingerprint: 'e'.repeat(64) }, 2),
       ['fingerprint_mismatch', 'e'.repeat(64)],
     ],
     [
-      'more than a slot holds',
+      'for more than a slot holds',
       (kv) => decodeRequest(kv, 28),
       ['context_length_exceeded', '5 prompt tokens + max_tokens 28 exceed the 32'],
     ],
-  ])('%s', async (_, request, [code, message]) => {
+  ])('a request %s is refused', async (_, request, [code, message]) => {
     const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
     await expect(decode(client, request(holder.kv))).rejects.toEqual(refusal(code, message));
     expect(holder.pulls).toBe(0);
   });
 
-  test('anything while it drains', async () => {
+  test('every request is refused while the worker drains', async () => {
     const draining = AbortSignal.abort(new ServingError('draining', 'this process is shutting down'));
     const [holder, { client }] = await Promise.all([startHolder(), startDecode({ draining })]);
     await expect(decode(client, decodeRequest(holder.kv, 2))).rejects.toEqual(refusal('draining'));
     await expect(client.describe(NEVER)).rejects.toEqual(refusal('draining'));
   });
 
-  test('more sequences than may wait; the cache stays for another decoder to take', async () => {
+  test('a request is refused when too many sequences wait, and its cache stays for another decoder', async () => {
     const engine = new FakeEngine(1);
     const step = gate();
     engine.beforeStep = () => step.opened;
@@ -175,15 +182,15 @@ describe('refuses, before anything is pulled', () => {
     expect(holder.pulls).toBe(2);
   });
 
-  test('but takes what fills a slot to the last position', async () => {
+  test('a request that fills a slot to the last position is accepted', async () => {
     const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
     const { tokens } = await decode(client, decodeRequest(holder.kv, 27));
     expect(tokens).toEqual(continuation(PROMPT, 27).tokens.slice(1));
   });
 });
 
-describe('a cache that does not come well', () => {
-  test('damaged on the way: pulled once more', async () => {
+describe('a cache that does not arrive whole', () => {
+  test('a cache that was damaged on the way is pulled once more', async () => {
     const [holder, { client }] = await Promise.all([
       startHolder((attempt) => (attempt === 1 ? damaged(goodFrames()) : goodFrames())),
       startDecode(),
@@ -198,18 +205,18 @@ describe('a cache that does not come well', () => {
     goodFrames().with(0, { manifest: { ...manifest.manifest, ...change } });
   const { layout } = manifest.manifest;
   test.each<[string, () => KvFrame[], number, Parameters<typeof refusal>]>([
-    ['damaged each time', () => damaged(goodFrames()), 2, ['kv_digest_mismatch', 'frame 0']],
-    ['cut off before its end', () => goodFrames().slice(0, -1), 2, ['kv_truncated', 'ended the KV stream']],
-    ['cut off at once', () => [], 2, ['kv_truncated']],
+    ['that is damaged each time', () => damaged(goodFrames()), 2, ['kv_digest_mismatch', 'frame 0']],
+    ['that is cut off before its end', () => goodFrames().slice(0, -1), 2, ['kv_truncated', 'ended the KV stream']],
+    ['that is cut off at once', () => [], 2, ['kv_truncated']],
     ['without its first rows', () => goodFrames().toSpliced(1, 1), 2, ['kv_truncated']],
     ['without its last rows', () => goodFrames().toSpliced(2, 1), 2, ['kv_truncated']],
     ['without its manifest', () => goodFrames().slice(1), 2, ['kv_truncated']],
     ['of another layout', changed({ layout: { ...layout, kvHeads: 3 } }), 1, ['kv_layout_mismatch', '3 kv heads']],
     ['of another type', changed({ layout: { ...layout, dtype: 'float16' } }), 1, ['kv_layout_mismatch', 'float16']],
     ['of another model', changed({ fingerprint: 'e'.repeat(64) }), 1, ['fingerprint_mismatch', 'e'.repeat(64)]],
-    ['longer than a slot', changed({ positions: 32 }), 1, ['context_length_exceeded', '32 positions']],
-    ['longer than its handle says', changed({ positions: 6 }), 1, ['invalid_request', 'says 5 positions']],
-  ])('%s', async (_, frames, pulls, [code, message]) => {
+    ['that is longer than a slot', changed({ positions: 32 }), 1, ['context_length_exceeded', '32 positions']],
+    ['that is longer than its handle says', changed({ positions: 6 }), 1, ['invalid_request', 'says 5 positions']],
+  ])('a cache %s is refused', async (_, frames, pulls, [code, message]) => {
     const [holder, { client, engine }] = await Promise.all([startHolder(frames), startDecode()]);
     await expect(decode(client, decodeRequest(holder.kv, 4))).rejects.toEqual(refusal(code, message));
     expect(holder.pulls).toBe(pulls);
@@ -219,7 +226,7 @@ describe('a cache that does not come well', () => {
   });
 
   test.each(['lease_expired', 'lease_unknown', 'client_gone', 'runtime_failed'] as const)(
-    '%s at the holder: the same here',
+    'the error %s of the holder is passed on',
     async (code) => {
       const pull = async function* () {
         yield* goodFrames().slice(0, 2);
@@ -231,15 +238,15 @@ describe('a cache that does not come well', () => {
     },
   );
 
-  test('nobody at the address', async () => {
+  test('a cache whose holder cannot be reached is lost', async () => {
     const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
     await holder.stop();
     await expect(decode(client, decodeRequest(holder.kv, 4))).rejects.toEqual(
-      refusal('kv_truncated', `the holder of the KV is gone: ${holder.kv.address}`),
+      refusal('kv_truncated', `the worker that held the KV is lost: ${holder.kv.address}`),
     );
   });
 
-  test('the holder dies while it sends', async () => {
+  test('a cache whose holder dies while it sends is lost', async () => {
     const sent = gate();
     const pull = async function* () {
       yield* goodFrames().slice(0, 2);
@@ -249,21 +256,21 @@ describe('a cache that does not come well', () => {
     const [holder, { client }] = await Promise.all([startHolder(pull), startDecode()]);
     const decoding = decode(client, decodeRequest(holder.kv, 4));
     const outcome = expect(decoding).rejects.toEqual(
-      refusal('kv_truncated', `the holder of the KV is gone: ${holder.kv.address}`),
+      refusal('kv_truncated', `the worker that held the KV is lost: ${holder.kv.address}`),
     );
     await sent.opened;
     await holder.stop();
     await outcome;
   });
 
-  test('a choice that prefill did not make', async () => {
+  test('a choice that prefill did not make is refused', async () => {
     const [holder, { client }] = await Promise.all([startHolder(), startDecode()]);
     const request = decodeRequest(holder.kv, 4, { choice: 1 });
     await expect(decode(client, request)).rejects.toEqual(refusal('invalid_request', 'choice 1 of 1'));
   });
 });
 
-test('a step that fails ends its sequences with the cause; the next ones decode', async () => {
+test('a step that fails ends its sequences with the cause, and later ones decode', async () => {
   const [holder, { client, engine }] = await Promise.all([startHolder(), startDecode()]);
   engine.beforeStep = () => {
     if (engine.steps.length === 2) throw new ServingError('runtime_failed', 'the graph broke');
@@ -274,18 +281,21 @@ test('a step that fails ends its sequences with the cause; the next ones decode'
   expect(tokens).toEqual(continuation(PROMPT, 9).tokens.slice(1));
 });
 
-test('says what it is', async () => {
+test('Describe tells what the decode worker is', async () => {
   const { client, engine } = await startDecode();
   expect(await client.describe(NEVER)).toMatchObject({
     role: 'decode',
     model: 'fake',
     fingerprint: FINGERPRINT,
     layout: { ...engine.pool.layout, dtype: 'float32' },
-    ...{ capacity: 32, slots: 2, freeSlots: 2, queued: 0 },
+    capacity: 32,
+    slots: 2,
+    freeSlots: 2,
+    queued: 0,
   });
 });
 
-describe('while it waits for a slot', () => {
+describe('a sequence that waits for a slot', () => {
   /** One slot, taken by a sequence whose first step does not end. */
   async function crowded() {
     const engine = new FakeEngine(1);
@@ -298,7 +308,7 @@ describe('while it waits for a slot', () => {
     return { holder, running, waiting, finish: step.open };
   }
 
-  test('it keeps the lease of its KV cache alive', async () => {
+  test('a sequence that waits for a slot renews the lease of its KV cache', async () => {
     const { holder, running, waiting, finish } = await crowded();
     await until(() => holder.renewals >= 2);
     finish();
@@ -306,10 +316,10 @@ describe('while it waits for a slot', () => {
     const { renewals } = holder;
     expect(holder.pulls).toBe(2);
     await until(() => holder.releases === 2);
-    expect(holder.renewals).toBe(renewals); // pulled: nothing is left to keep
+    expect(holder.renewals).toBe(renewals); // the cache is pulled, so there is no lease to renew
   });
 
-  test('it does not wait for a cache that is gone', async () => {
+  test('a sequence stops waiting for a slot when its KV cache is lost', async () => {
     const { holder, running, waiting, finish } = await crowded();
     holder.gone = true;
     await expect(waiting).rejects.toEqual(refusal('lease_unknown'));
@@ -319,14 +329,14 @@ describe('while it waits for a slot', () => {
   });
 });
 
-describe('a caller that hangs up', () => {
+describe('a caller of Decode that hangs up', () => {
   function caller() {
     const controller = new AbortController();
     const reason = new Error('hung up');
     return { signal: controller.signal, reason, hangUp: () => controller.abort(reason) };
   }
 
-  test('while it waits for a slot: the cache is not touched, the slot goes to the next', async () => {
+  test('a caller that hangs up while it waits for a slot leaves the cache alone, and the next one gets the slot', async () => {
     const engine = new FakeEngine(1);
     const step = gate();
     engine.beforeStep = () => step.opened;
@@ -346,7 +356,7 @@ describe('a caller that hangs up', () => {
     expect(holder.pulls).toBe(2);
   });
 
-  test('while the cache comes: the pull ends, the holder is told', async () => {
+  test('a caller that hangs up during the pull ends it, and the holder is told', async () => {
     const sent = gate();
     const pull = async function* () {
       yield* goodFrames().slice(0, 2);
@@ -363,7 +373,7 @@ describe('a caller that hangs up', () => {
     expect(holder.pulls).toBe(1);
   });
 
-  test('while it decodes: the slot is free only when the step under way is over', async () => {
+  test('the slot of a caller that hangs up while it decodes is free only after the current step', async () => {
     const [holder, { client, engine }] = await Promise.all([startHolder(), startDecode()]);
     const step = gate();
     engine.beforeStep = () => (engine.steps.length === 3 ? step.opened : undefined);
@@ -372,7 +382,7 @@ describe('a caller that hangs up', () => {
     await until(() => engine.steps.length === 3);
     hangUp();
     await expect(decoding).rejects.toBe(reason);
-    // One that asks now gets another slot.
+    // A sequence that comes now gets another slot.
     const other = decode(client, decodeRequest(holder.kv, 2));
     await until(async () => (await client.describe(NEVER)).freeSlots === 0);
     step.open();

@@ -1,4 +1,4 @@
-/** Who gets a slot, and when. */
+/** The order in which sequences get slots. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { SlotQueue } from '../../services/decode/slot-queue.ts';
@@ -8,14 +8,14 @@ import { settle } from '../support/fake-engine.ts';
 const LAYOUT = { layers: 1, kvHeads: 1, headDim: 1 };
 const NEVER = new AbortController().signal;
 
-describe('admission', () => {
+describe('SlotQueue', () => {
   const action = fc.oneof(
     { weight: 3, arbitrary: fc.constant({ do: 'ask' } as const) },
     { weight: 2, arbitrary: fc.record({ do: fc.constant('release' as const), which: fc.nat(9) }) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant('abort' as const), which: fc.nat(9) }) },
   );
 
-  test('gives each slot to one at a time, in the order they asked, within the bound, and loses none', async () => {
+  test('each slot has one holder at a time, in order of arrival, within the bound, and no slot is lost', async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.integer({ min: 1, max: 4 }),
@@ -77,14 +77,14 @@ describe('admission', () => {
     );
   });
 
-  test('a caller that is gone already gets nothing', async () => {
+  test('a caller that has left already gets no slot', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const reason = new Error('gone');
     await expect(new SlotQueue(pool, 1).reserve(2, AbortSignal.abort(reason))).rejects.toBe(reason);
     pool.assertConserved(0);
   });
 
-  test('who leaves while waiting is skipped: the slot goes to the next', async () => {
+  test('a caller that leaves while it waits is skipped, and the next one gets the slot', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotQueue(pool, 2);
     const first = await admission.reserve(2, NEVER);
@@ -100,7 +100,7 @@ describe('admission', () => {
     pool.assertConserved(0);
   });
 
-  test('who leaves with a slot in hand takes nobody out of the queue', async () => {
+  test('a caller that leaves with a slot takes no other caller out of the queue', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotQueue(pool, 2);
     const first = await admission.reserve(2, NEVER);
@@ -115,7 +115,7 @@ describe('admission', () => {
     pool.assertConserved(0);
   });
 
-  test('a release by one who released already takes nothing from the next holder', async () => {
+  test('releasing a slot twice takes nothing from its next holder', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotQueue(pool, 1);
     const first = await admission.reserve(2, NEVER);
@@ -128,7 +128,7 @@ describe('admission', () => {
     expect(pool.free).toBe(1);
   });
 
-  test('with no queue, a full pool refuses and names the setting', async () => {
+  test('a full pool without a queue refuses and names the setting', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
     const admission = new SlotQueue(pool, 0);
     await admission.reserve(2, NEVER);

@@ -1,4 +1,4 @@
-/** A process keeps to its cores with all threads: those that were there, and those that the runtime makes afterwards. */
+/** A pinned process keeps to its cores with all threads, including those that the runtime starts later. */
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -28,7 +28,7 @@ async function coresOfThreads(): Promise<string[]> {
   );
 }
 
-test.runIf(process.platform === 'linux')('threads of before and after', async () => {
+test.runIf(process.platform === 'linux')('threads made before and after pinning are pinned', async () => {
   const core = allowedCpus()[0]!;
   pinProcess([core]);
   const spec = (await readSpec(CHECKPOINT)) as DecoderSpec;
@@ -42,6 +42,6 @@ test.runIf(process.platform === 'linux')('threads of before and after', async ()
   expect(new Set(after)).toEqual(new Set([String(core)]));
 });
 
-test.runIf(process.platform === 'linux')('cores that are not there are refused', () => {
+test.runIf(process.platform === 'linux')('cores that do not exist are refused', () => {
   expect(() => pinProcess([4000])).toThrow(expect.objectContaining({ code: 'config_invalid' }));
 });

@@ -1,4 +1,4 @@
-/** An engine that cannot be: refused before gigabytes are read, with the numbers that say why. */
+/** Engines that the machine cannot hold are refused before gigabytes are read, with the numbers that say why. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -34,7 +34,7 @@ const load = (asked: Partial<EngineConfig>) => {
 const kvBytes = (slots: number, capacity: number) =>
   positionBytes({ ...manifest.llm.spec, floats: 'float32' }) * slots * capacity;
 
-test('KV that the machine cannot hold is refused, with the arithmetic', async () => {
+test("KV that exceeds the machine's memory is refused with the arithmetic", async () => {
   const [slots, capacity] = [4096, 2048];
   machine.bytes = kvBytes(slots, capacity);
   const perToken = kvBytes(1, 1);
@@ -45,7 +45,7 @@ test('KV that the machine cannot hold is refused, with the arithmetic', async ()
   });
 });
 
-test('logits of every slot count too', async () => {
+test('the logits of every slot count as memory too', async () => {
   const [slots, capacity] = [8, 16];
   const { vocab } = manifest.llm.spec;
   const weights = manifest.llm.files.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -60,7 +60,7 @@ test('logits of every slot count too', async () => {
   session.dispose();
 });
 
-test('a slot longer than the model’s positions is refused', async () => {
+test("a slot longer than the model's positions is refused", async () => {
   const { maxPositions } = manifest.llm;
   machine.bytes = 1024 * GIB;
   await expect(load({ slots: 1, capacity: maxPositions + 1 })).rejects.toMatchObject({

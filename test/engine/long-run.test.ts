@@ -1,4 +1,4 @@
-/** What only shows over time: the event loop while the engine computes, and memory over many steps. */
+/** Properties that show only over time: the event loop while the engine computes, and memory over many steps. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,7 +7,7 @@ import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
 const MODELS = {
   /** Slow enough to keep a thread busy for a while. */
@@ -34,7 +34,7 @@ async function load(llm: string): Promise<DecoderSession> {
   return session;
 }
 
-test('the event loop goes on while a long prompt is computed', async () => {
+test('the event loop is not blocked while a long prompt is computed', async () => {
   const session = await load(MODELS.tinyCoder);
   const ids = Int32Array.from({ length: 2000 }, (_, i) => i % 4000);
   let ticks = 0;
@@ -46,11 +46,11 @@ test('the event loop goes on while a long prompt is computed', async () => {
   setImmediate(tick);
   await session.chunk({ slot: 0, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows: [ids.length - 1] });
   running = false;
-  // A run on the loop's own thread would leave it one or two turns; this one takes hundreds of milliseconds.
+  // The run takes hundreds of milliseconds. On the loop's own thread it would leave time for one or two turns.
   expect(ticks).toBeGreaterThan(100);
 });
 
-test('10,000 decode steps and 200 chunks do not grow memory', async () => {
+test('memory does not grow over 10,000 decode steps and 200 chunks', async () => {
   const session = await load(MODELS.golden);
   const [ids, lengths] = [Int32Array.of(5, 6), Int32Array.of(100, 120)];
   const chunk = { slot: 1, past: 0, ids: Int32Array.of(1, 2, 3), soft: NO_SOFT_TOKENS, logitRows: [2] };
@@ -65,6 +65,6 @@ test('10,000 decode steps and 200 chunks do not grow memory', async () => {
   await work(1000); // buffers and JIT settle
   const before = await work(1000);
   const after = await work(10_000);
-  // A leak of one tensor handle a step would be megabytes; of one row of logits, 20 MB.
+  // Leaking one tensor handle per step would cost megabytes; leaking one row of logits, 20 MB.
   expect(after - before).toBeLessThan(16 * 2 ** 20);
 });

@@ -1,4 +1,4 @@
-/** Weights kept as the CPU computes with them: the same logits, made once, made again when they are of no use. */
+/** Prepacked weights: they give the same logits, are made once, and are made again when they are unusable. */
 import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
@@ -13,9 +13,9 @@ import { synthesize } from '../../services/lib/model/checkpoint/synth.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
 import type { LayerFormats, TableFormat } from '../../services/lib/model/graph/linear.ts';
 import { writeModel } from '../../services/lib/model/graph/onnx.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
-/** Its feed-forward matrices are large enough to be shared, those of attention are not. */
+/** A model whose feed-forward matrices are large enough to be shared, while those of attention are not. */
 const SHAPE = {
   model_type: 'qwen2',
   hidden_size: 512,
@@ -82,7 +82,7 @@ describe.each<[name: string, layers: LayerFormats, vocabulary: TableFormat]>([
   ['w8a8', 'w8a8', { bits: 8, block: 32 }],
   ['fp32', 'fp32', 'fp32'],
 ])('%s', (name, layers, vocabulary) => {
-  test('the same logits to the last bit, when it is made and when it is found', async () => {
+  test('prepacked weights give the same logits bit for bit, when they are made and when they are found', async () => {
     const graph = await decoder(name, layers, vocabulary);
     const kept = await cache(name);
     const plain = await logitsOf(graph);
@@ -99,7 +99,7 @@ describe('the folder', () => {
     graph = await decoder('folder', INT4, INT4);
   });
 
-  test('is made once by many that start together, and nothing else is left', async () => {
+  test('processes that start together make one folder and leave nothing else', async () => {
     const kept = await cache('together');
     const paths = await Promise.all([1, 2, 3].map(() => prepackedGraph(graph, kept)));
     expect(new Set(paths).size).toBe(1);
@@ -111,7 +111,7 @@ describe('the folder', () => {
   test.each([
     ['of another library version', 'made by ONNX Runtime 1.0.0', { runtime: '1.0.0' }],
     ['of another CPU', 'made for another CPU', { cpu: 'abacus' }],
-  ])('%s is made again', async (name, reason, change) => {
+  ])('a folder %s is made again', async (name, reason, change) => {
     const kept = await cache(name);
     const path = await prepackedGraph(graph, kept);
     const keyFile = join(path, '../key.json');
@@ -123,7 +123,7 @@ describe('the folder', () => {
     expect(await readdir(kept.dir)).toHaveLength(1);
   });
 
-  test('cut short is made again', async () => {
+  test('a folder with a shortened file is made again', async () => {
     const kept = await cache('short');
     const plain = await logitsOf(graph, kept);
     const path = await prepackedGraph(graph, kept);
@@ -134,14 +134,14 @@ describe('the folder', () => {
     expect(kept.lines.at(-1)?.fields['reason']).toBe(`model.bin has ${size - 1} bytes, not ${size}`);
   });
 
-  test('that cannot be made is done without, with a warning', async () => {
+  test('if the folder cannot be made, the graph is loaded without it, with a warning', async () => {
     const kept = await cache('unwritable');
     await writeFile(kept.dir, 'a file where the folder should be');
     expect(await prepackedGraph(graph, kept)).toBe(graph);
     expect(kept.lines.map(({ level }) => level)).toEqual(['warn']);
   });
 
-  test('that a killed process left half made is removed once it is old', async () => {
+  test('a folder that a killed process left half made is removed once it is old', async () => {
     const kept = await cache('abandoned');
     const path = await prepackedGraph(graph, kept);
     const folder = join(path, '..');
@@ -153,7 +153,7 @@ describe('the folder', () => {
     expect((await readdir(kept.dir)).sort()).toEqual([folder, young].map((left) => basename(left)).sort());
   });
 
-  test('of another graph or bundle is another one', async () => {
+  test('another graph or bundle has another folder', async () => {
     const kept = await cache('others');
     const paths = [
       await prepackedGraph(graph, kept),

@@ -1,4 +1,4 @@
-/** Which provider computes, and what is said where it cannot; all of it on a machine without CUDA. */
+/** The choice of the provider, and the errors when it is missing, on a machine without CUDA. */
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -32,13 +32,13 @@ const doubled = async (session: OrtSession) => {
   return Array.from(sum!.data as Float32Array);
 };
 const hasCuda = existsSync(join(dirname(libraryPath()), 'libonnxruntime_providers_cuda.so'));
-/** What CUDA lacks, and where it belongs. */
+/** The message about missing CUDA libraries and where they belong. */
 const remedy = new RegExp(
   `^CUDA is not available .*Install an NVIDIA driver, .*${RUNTIME_VERSION}.*libonnxruntime_providers_cuda\\.so.*beside libonnxruntime`,
   's',
 );
 
-test.skipIf(hasCuda)('cuda without its libraries is refused, naming what to install', async () => {
+test.skipIf(hasCuda)('cuda without its libraries is refused with what to install', async () => {
   const onFallback = vi.fn();
   await expect(OrtSession.load(path, { provider: 'cuda', threads: 1, onFallback })).rejects.toMatchObject({
     code: 'provider_unavailable',
@@ -47,20 +47,20 @@ test.skipIf(hasCuda)('cuda without its libraries is refused, naming what to inst
   expect(onFallback).not.toHaveBeenCalled();
 });
 
-test.skipIf(hasCuda)('auto computes on the CPU then, and says why', async () => {
+test.skipIf(hasCuda)('auto falls back to the CPU and says why', async () => {
   const onFallback = vi.fn();
   const session = await OrtSession.load(path, { provider: 'auto', threads: 1, onFallback });
   expect(onFallback.mock.calls).toEqual([[expect.stringMatching(remedy)]]);
   expect(await doubled(session)).toEqual([2, 4]);
 });
 
-test('cpu asks for no other', async () => {
+test('cpu does not try any other provider', async () => {
   const onFallback = vi.fn();
   expect(await doubled(await OrtSession.load(path, { provider: 'cpu', threads: 1, onFallback }))).toEqual([2, 4]);
   expect(onFallback).not.toHaveBeenCalled();
 });
 
-/** The modules anew, over a koffi that differs in something. */
+/** Imports the modules again, with a koffi that is changed. */
 async function runtimeWith(differences: object): Promise<typeof import('../../services/lib/engine/ort-api.ts')> {
   vi.resetModules();
   vi.doMock('koffi', async (original) => {
@@ -75,7 +75,7 @@ test('a library of another version is refused before any of its functions is cal
   let version: unknown;
   const decode = (...args: Parameters<typeof koffi.decode>) => {
     const decoded = koffi.decode(...args);
-    // The second thing decoded is the function that tells the version.
+    // The second value that is decoded is the function that returns the version.
     if (typeof decoded !== 'function' || version !== undefined) return decoded;
     version = decoded();
     return () => '1.2.3';
@@ -85,13 +85,13 @@ test('a library of another version is refused before any of its functions is cal
   expect(() => runtime()).toThrow(
     expect.objectContaining({
       code: 'runtime_unsupported',
-      message: `ONNX Runtime is 1.2.3, this build needs ${RUNTIME_VERSION}`,
+      message: `ONNX Runtime is 1.2.3, this build needs ${RUNTIME_VERSION}: reinstall onnxruntime-node`,
     }),
   );
   expect(version).toBe(RUNTIME_VERSION);
 });
 
-test('a platform without a library is refused, naming those that have one', () => {
+test('a platform without a library is refused with those that have one', () => {
   vi.spyOn(process, 'platform', 'get').mockReturnValue('sunos');
   expect(() => libraryPath()).toThrow(
     expect.objectContaining({ code: 'runtime_unsupported', message: expect.stringMatching(/sunos.*linux-x64/) }),
@@ -104,7 +104,7 @@ test.each([
   ['an EPYC of 2022', 'flags\t\t: fpu avx2 avx512f avx512_vnni', false],
   ['a Core of 2021', 'flags\t\t: fpu avx2 avx_vnni', false],
   ['an ARM, where sums have 32 bits', 'Features\t: fp asimd asimddp', false],
-  ['one that is not known', '', false],
-])('sums of 8-bit products are taken to saturate as they do, of %s', (_, cpuinfo, expected) => {
+  ['an unknown CPU', '', false],
+])('it is known of %s whether sums of 8-bit products saturate', (_, cpuinfo, expected) => {
   expect(saturates(cpuinfo)).toBe(expected);
 });

@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { OutputHistory, promptLogprob, sample } from '../../services/lib/engine/sampler.ts';
+import { OutputHistory, sample, tokenLogprob } from '../../services/lib/engine/sampler.ts';
 import { noiseBits, wordsAt } from '../../services/lib/numeric/random.ts';
-import { GREEDY, type Sampling } from '../../services/lib/request/sequence.ts';
+import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 
 const sampling = (changes: Partial<Sampling>): Sampling => ({ ...GREEDY, ...changes });
 const NO_HISTORY = new OutputHistory();
@@ -14,7 +14,7 @@ const historyOf = (...ids: number[]) => {
 const uniform = (seed: number, position: number) => wordsAt(seed, position)[0] / 2 ** 32;
 const coded = (code: string) => expect.objectContaining({ code });
 
-/** The same semantics by sorting everything: what the fast sampler must agree with. */
+/** A sampler of the same semantics that sorts everything. The fast sampler must agree with it. */
 function naive(logits: Float32Array, s: Sampling, position: number, history: OutputHistory) {
   const adjusted = Float32Array.from(logits);
   if (position < s.minTokens) for (const id of s.stopTokenIds) adjusted[id] = -Infinity;
@@ -93,7 +93,7 @@ const cases = (maxLength: number) =>
   );
 
 describe('sample', () => {
-  it('agrees with the naive sampler', () => {
+  it('sample agrees with the naive sampler', () => {
     fc.assert(
       fc.property(cases(60), ({ logits, settings, position, history }) => {
         const expected = naive(logits, settings, position, history);
@@ -104,7 +104,7 @@ describe('sample', () => {
     );
   });
 
-  it('agrees with the naive sampler on vocabularies that fill the buckets of its histogram', () => {
+  it('sample agrees with the naive sampler on vocabularies that fill the buckets of its histogram', () => {
     fc.assert(
       fc.property(fc.nat(), fc.constantFrom(0.3, 3, 12), samplings(8000), (noise, spread, settings) => {
         const logits = Float32Array.from({ length: 8000 }, (_, i) => {
@@ -119,7 +119,7 @@ describe('sample', () => {
     );
   });
 
-  it('keeps everything for a top-p that rounding of the sums cannot reach', () => {
+  it('a top-p that rounding of the sums cannot reach keeps all tokens', () => {
     const almostAll = 1 - 2 ** -53;
     for (let seed = 0; seed < 300; seed++) {
       const logits = Float32Array.from({ length: 300 }, (_, i) => 4 * uniform(seed, i));
@@ -128,7 +128,7 @@ describe('sample', () => {
     }
   });
 
-  it('leaves the logits and what lies around them as they were, bit for bit', () => {
+  it('sample leaves the logits and the memory around them unchanged', () => {
     fc.assert(
       fc.property(cases(60), ({ logits, settings, position, history }) => {
         const shared = new Float32Array(logits.length + 16).fill(Number.NaN);
@@ -140,7 +140,7 @@ describe('sample', () => {
     );
   });
 
-  it('leaves the logits as they were when it throws', () => {
+  it('sample leaves the logits unchanged when it throws', () => {
     const logits = Float32Array.from([1, 2, 3]);
     const biased = sampling({
       logitBias: new Map([
@@ -152,7 +152,7 @@ describe('sample', () => {
     expect([...logits]).toEqual([1, 2, 3]);
   });
 
-  it('repeats itself, whatever was sampled in between', () => {
+  it('sample repeats its result, whatever was sampled in between', () => {
     fc.assert(
       fc.property(cases(60), cases(200), (one, other) => {
         const first = sample(one.logits, one.settings, one.position, one.history);
@@ -162,7 +162,7 @@ describe('sample', () => {
     );
   });
 
-  it('draws differently at another position and with another seed', () => {
+  it('sample draws differently at another position and with another seed', () => {
     const logits = new Float32Array(1000);
     const ids = [0, 1, 2, 3].flatMap((position) =>
       [1, 2].map((seed) => sample(logits, sampling({ temperature: 1, seed }), position, NO_HISTORY).id),
@@ -172,7 +172,7 @@ describe('sample', () => {
 });
 
 describe('greedy', () => {
-  it.each([1, 7, 8, 9, 16, 17, 31])('finds the maximum at every place of %d logits', (vocab) => {
+  it.each([1, 7, 8, 9, 16, 17, 31])('greedy finds the maximum at every place of %d logits', (vocab) => {
     for (let place = 0; place < vocab; place++) {
       const logits = new Float32Array(vocab).fill(-5);
       logits[place] = 1;
@@ -180,7 +180,7 @@ describe('greedy', () => {
     }
   });
 
-  it('takes the lowest id on ties', () => {
+  it('greedy takes the lowest id on ties', () => {
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 0, max: 3 }), { minLength: 1, maxLength: 40 }), (row) => {
         expect(sample(Float32Array.from(row), GREEDY, 0, NO_HISTORY).id).toBe(row.indexOf(Math.max(...row)));
@@ -188,7 +188,7 @@ describe('greedy', () => {
     );
   });
 
-  it.each([1, 8, 9, 20])('refuses NaN at every place of %d logits, naming it', (vocab) => {
+  it.each([1, 8, 9, 20])('greedy refuses NaN at every place of %d logits and names the place', (vocab) => {
     for (let place = 0; place < vocab; place++) {
       const logits = new Float32Array(vocab).fill(1);
       logits[place] = Number.NaN;
@@ -203,13 +203,13 @@ describe('greedy', () => {
     { name: 'infinity', logits: [0, Infinity] },
     { name: 'no token left', logits: [-Infinity, -Infinity] },
     { name: 'no logits', logits: [] },
-  ])('refuses $name', ({ logits }) => {
+  ])('greedy refuses $name', ({ logits }) => {
     expect(() => sample(Float32Array.from(logits), GREEDY, 0, NO_HISTORY)).toThrow(coded('runtime_failed'));
   });
 });
 
 describe('draws', () => {
-  /** Share of draws that turn where logits are rounded otherwise. */
+  /** Share of draws that change when the logits are rounded differently. */
   function turned(vocab: number, draws: number, rounding: number): number {
     let turns = 0;
     const logits = Float32Array.from({ length: vocab }, (_, i) => 8 * uniform(7, i));
@@ -222,7 +222,7 @@ describe('draws', () => {
     return turns / draws;
   }
 
-  it('turn about as rarely as the first two are nearly tied, however large the vocabulary', () => {
+  it('rounding changes a draw only when the first two tokens are nearly tied', () => {
     // Measured: 0.45 %, and 13 % by the inverse of the cumulative distribution.
     expect(turned(16_000, 1_000, 0.01)).toBeLessThan(0.02);
   });
@@ -231,13 +231,13 @@ describe('draws', () => {
 describe('adjustments', () => {
   const logits = Float32Array.from([1, 2, 3, 0]);
 
-  it('logit bias forces and forbids', () => {
+  it('a logit bias can force and forbid a token', () => {
     const biased = (id: number, bias: number) => sampling({ logitBias: new Map([[id, bias]]) });
     expect(sample(logits, biased(3, 100), 0, NO_HISTORY).id).toBe(3);
     expect(sample(logits, biased(2, -100), 0, NO_HISTORY).id).toBe(1);
   });
 
-  it('penalties: logit - count * frequency - (count > 0) * presence', () => {
+  it('penalties give logit - count * frequency - (count > 0) * presence', () => {
     // Token 2 leads token 1 by 1.
     const chosen = (changes: Partial<Sampling>, ...output: number[]) =>
       sample(logits, sampling(changes), output.length, historyOf(...output)).id;
@@ -249,17 +249,17 @@ describe('adjustments', () => {
     expect(chosen({ presencePenalty: -2 }, 1)).toBe(1);
   });
 
-  it('stop ids cannot be chosen before min_tokens, not even with a bias', () => {
+  it('stop ids cannot be chosen before min_tokens, even with a bias', () => {
     const stops = sampling({ stopTokenIds: [2], minTokens: 2, logitBias: new Map([[2, 100]]) });
     expect([0, 1, 2, 3].map((position) => sample(logits, stops, position, NO_HISTORY).id)).toEqual([1, 1, 2, 2]);
   });
 
-  it('refuses a vocabulary with stop ids alone', () => {
+  it('a vocabulary of stop ids only is refused before min_tokens', () => {
     const stops = sampling({ stopTokenIds: [0, 1, 2, 3], minTokens: 1 });
     expect(() => sample(logits, stops, 0, NO_HISTORY)).toThrow(coded('runtime_failed'));
   });
 
-  it.each([-1, 4, 0.5])('refuses a bias on token %d outside the vocabulary', (id) => {
+  it.each([-1, 4, 0.5])('a bias on token %d outside the vocabulary is refused', (id) => {
     expect(() => sample(logits, sampling({ logitBias: new Map([[id, 1]]) }), 0, NO_HISTORY)).toThrow(`token ${id}`);
   });
 });
@@ -296,7 +296,7 @@ describe('frequencies', () => {
       changes: { temperature: 2, minP: 0.3 },
       row: [...logits].map((x) => (x >= 0 ? x / 2 : -Infinity)),
     },
-  ])('follow $name', ({ changes, row }) => {
+  ])('the frequencies of drawn tokens follow $name', ({ changes, row }) => {
     const counts = new Array<number>(logits.length).fill(0);
     for (let position = 0; position < DRAWS; position++) {
       counts[sample(logits, sampling({ ...changes, seed: 11 }), position, NO_HISTORY).id]! += 1;
@@ -319,7 +319,7 @@ describe('logprobs', () => {
   const logits = Float32Array.from([1, 3, -2, 3, 0, -Infinity]);
   const logTotal = Math.log([...logits].reduce((sum, x) => sum + Math.exp(x), 0));
 
-  it('come only when asked for', () => {
+  it('logprobs are reported only when asked for', () => {
     expect(sample(logits, sampling({ logprobs: -1 }), 0, NO_HISTORY)).toEqual({ id: 1 });
     expect(sample(logits, sampling({ logprobs: 0 }), 0, NO_HISTORY)).toEqual({
       id: 1,
@@ -328,7 +328,7 @@ describe('logprobs', () => {
     });
   });
 
-  it("are the model's own, whatever the temperature, bias, penalties and top-k", () => {
+  it("logprobs are the model's own, whatever the temperature, bias, penalties and top-k", () => {
     const settings = sampling({
       temperature: 0.3,
       topK: 1,
@@ -346,32 +346,32 @@ describe('logprobs', () => {
     });
   });
 
-  it('leave out tokens of probability 0', () => {
-    expect(promptLogprob(logits, 5, 20)).toEqual({
+  it('logprobs leave out tokens of probability 0', () => {
+    expect(tokenLogprob(logits, 5, 20)).toEqual({
       id: 5,
       logprob: -Infinity,
       top: [1, 3, 0, 4, 2].map((id) => ({ id, logprob: expect.closeTo(logits[id]! - logTotal, 12) })),
     });
   });
 
-  it('of all tokens sum to one, sorted by logprob then id', () => {
+  it('the probabilities of all tokens sum to one, sorted by logprob, then id', () => {
     fc.assert(
       fc.property(logitRows(50), fc.nat({ max: 60 }), (row, count) => {
-        const top = promptLogprob(Float32Array.from(row), 0, row.length).top!;
+        const top = tokenLogprob(Float32Array.from(row), 0, row.length).top!;
         expect(top.reduce((sum, { logprob }) => sum + Math.exp(logprob), 0)).toBeCloseTo(1, 9);
         const byLogprob = [...top].sort((a, b) => b.logprob - a.logprob || a.id - b.id);
         expect(top).toEqual(byLogprob);
-        expect(promptLogprob(Float32Array.from(row), 0, count).top).toEqual(byLogprob.slice(0, count));
+        expect(tokenLogprob(Float32Array.from(row), 0, count).top).toEqual(byLogprob.slice(0, count));
       }),
     );
   });
 
-  it('do not overflow on large logits', () => {
-    const top = promptLogprob(Float32Array.from([1000, 1000, -1000]), 0, 2).top!;
+  it('logprobs do not overflow on large logits', () => {
+    const top = tokenLogprob(Float32Array.from([1000, 1000, -1000]), 0, 2).top!;
     expect(top.map(({ logprob }) => logprob)).toEqual([expect.closeTo(-Math.LN2, 9), expect.closeTo(-Math.LN2, 9)]);
   });
 
-  it('refuse NaN', () => {
-    expect(() => promptLogprob(Float32Array.from([0, Number.NaN]), 0, 1)).toThrow(coded('runtime_failed'));
+  it('logprobs refuse NaN', () => {
+    expect(() => tokenLogprob(Float32Array.from([0, Number.NaN]), 0, 1)).toThrow(coded('runtime_failed'));
   });
 });

@@ -1,4 +1,4 @@
-/** Shutting the engine down while it computes: the graph is freed when nothing uses it any more. And what runs too long. */
+/** Disposing the engine while it computes, which frees the graph after the last run, and runs that take too long. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,7 +10,7 @@ import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
 import { writeModel } from '../../services/lib/model/graph/onnx.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
 const GOLDEN = join(import.meta.dirname, '..', 'goldens', 'qwen2-tied');
 
@@ -34,20 +34,24 @@ async function load(capacity = 64): Promise<DecoderSession> {
 
 const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
 
-test('a run is overdue by the measure of those before it', async () => {
+test('a run is overdue compared with the runs before it', async () => {
   const session = await load();
   onTestFinished(() => session.dispose());
+  let nowMs = 0;
+  onTestFinished(vi.spyOn(performance, 'now').mockImplementation(() => nowMs).mockRestore);
   expect(session.overdueMs).toBe(0);
   const first = session.chunk(chunk); // nothing is known yet
-  expect(session.overdueMs).toBeGreaterThan(0);
+  nowMs += 1;
+  expect(session.overdueMs).toBe(1);
   await first;
   expect(session.overdueMs).toBe(0);
   const second = session.chunk(chunk);
+  nowMs += 1;
   expect(session.overdueMs).toBe(0);
   await second;
 });
 
-test('however long a short run took, a long one is measured by long ones', async () => {
+test('a long run is compared with long runs, however long a short one took', async () => {
   const session = await load(1024);
   onTestFinished(() => session.dispose());
   let nowMs = 0;
@@ -59,15 +63,15 @@ test('however long a short run took, a long one is measured by long ones', async
     await running;
     return overdueMs;
   };
-  await run(2, 100); // the first one, cold: 50 ms a token
-  expect(await run(512, 500)).toBe(0); // of long ones nothing is known yet
+  await run(2, 100); // the first run, which is cold: 50 ms per token
+  expect(await run(512, 500)).toBe(0); // no long run is known yet
   await run(1, 40);
   expect(await run(512, 2_000)).toBe(0);
   expect(await run(512, 20_000)).toBeGreaterThan(10_000); // not after 4 times what 512 tokens of 100 ms each would take
   expect(await run(1, 390)).toBe(0);
 });
 
-test('a run under way ends well, and no other is taken', async () => {
+test('a disposed session finishes its current run and refuses others', async () => {
   const session = await load();
   const expected = await session.chunk(chunk);
   const running = session.chunk(chunk);
@@ -80,7 +84,7 @@ test('a run under way ends well, and no other is taken', async () => {
   await expect(session.chunk(chunk)).rejects.toMatchObject({ code: 'draining' });
 });
 
-test('so does a run that is not on the token path, where disposing waits for nobody', async () => {
+test('a run of another graph ends well although disposing does not wait for it', async () => {
   const { graph, spec } = await write();
   const session = await OrtSession.load(graph, { provider: 'cpu', threads: 1 });
   const [positions, n] = [8, 2];

@@ -1,4 +1,4 @@
-/** The engine against the PyTorch goldens, and against itself: however a sequence is computed, it is the same one. */
+/** The engine against the PyTorch goldens and against itself: a sequence is the same however it is computed. */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
 import { writeModel } from '../../services/lib/model/graph/onnx.ts';
-import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
 
 const goldens = (name: string) => join(import.meta.dirname, '..', 'goldens', name);
 const argmax = (row: Float32Array) => row.reduce((best, x, i) => (x > (row[best] as number) ? i : best), 0);
@@ -82,20 +82,20 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('%s', (name) => {
     return outputs;
   }
 
-  test.each([1, 2, 7, 16, 29, 1000])('greedy text is the golden one with chunks of %i', async (size) => {
+  test.each([1, 2, 7, 16, 29, 1000])('greedy text equals the golden one with chunks of %i', async (size) => {
     const first = await prefill(0, expected.input_ids, size);
     const [tokens] = await decode([{ slot: 0, length: expected.input_ids.length, first }], expected.greedy.length);
     expect(tokens).toEqual(expected.greedy);
   });
 
-  test.each([1, 4, 10, 1000])('soft tokens before the prompt, chunks of %i', async (size) => {
+  test.each([1, 4, 10, 1000])('greedy text after soft tokens equals the golden one with chunks of %i', async (size) => {
     const ids = [...Array.from(soft.positions, () => 0), ...expected.input_ids];
     const first = await prefill(2, ids, size, soft);
     const [tokens] = await decode([{ slot: 2, length: ids.length, first }], expected.greedy_soft_prefix.length);
     expect(tokens).toEqual(expected.greedy_soft_prefix);
   });
 
-  test('batched is as alone, with an empty slot riding along', async () => {
+  test('a batch with an empty slot in between gives each sequence the tokens it gets alone', async () => {
     const ids = expected.input_ids;
     const withSoft = [...Array.from(soft.positions, () => 0), ...ids];
     const sequences = [

@@ -3,7 +3,7 @@ import { Client, credentials, type StatusObject, status } from '@grpc/grpc-js';
 import fc from 'fast-check';
 import { expect, onTestFinished, test } from 'vitest';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { protocol } from '../../services/lib/rpc/contract.ts';
 import type { PrefillEvent__Output } from '../../services/lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';

@@ -1,6 +1,6 @@
 /** Output that other workers began is continued as if they had gone on: draws, penalties and minimum length count on. */
 import { expect, test } from 'vitest';
-import { GREEDY, type Sampling } from '../../services/lib/request/sequence.ts';
+import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { begin, decode, decodeRequest, prefillRequest, startDecode, startPrefill } from '../support/workers.ts';
 

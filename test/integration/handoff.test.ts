@@ -1,7 +1,7 @@
 /** A completion from the prefill to the decode service: what comes out is what one engine alone would say. */
 import { describe, expect, test } from 'vitest';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
 import { continuation, FakeEngine, GARBAGE, gate, LAYOUT, settle, tokensOf, until } from '../support/fake-engine.ts';
 import {

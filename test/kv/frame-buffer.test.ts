@@ -1,47 +1,42 @@
-/** Messages made where the rows lie: byte for byte what the usual serialiser would make, from buffers used again. */
+/** Messages that are built around the rows in place, in buffers that are used again. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { allocateRows } from '../../services/lib/kv/frame-buffer.ts';
-import { packageDefinition } from '../../services/lib/rpc/contract.ts';
+import { allocateRows, serializeFrame } from '../../services/lib/kv/frame-buffer.ts';
+import { protocol } from '../../services/lib/rpc/contract.ts';
+import type { KvFrame } from '../../services/lib/rpc/gen/llavacode/v1/KvFrame.ts';
 
-interface Method {
-  responseSerialize(frame: object): Buffer;
-  responseDeserialize(bytes: Buffer): { rows: object };
-}
-const { responseSerialize, responseDeserialize } = (packageDefinition['llavacode.v1.Kv'] as unknown as { Pull: Method })
-  .Pull;
+const { responseSerialize: generated, responseDeserialize } = protocol.Kv.service.Pull;
+const serialize = (frame: KvFrame) => serializeFrame(frame, generated);
 
 const uint32 = fc.nat(0xffffffff);
 const frame = fc.record({ start: uint32, end: uint32, rowStart: uint32, rowEnd: uint32, crc32: uint32 });
 
-test('what arrives is what a frame with data of its own would bring', async () => {
+test('a message that is built in place reads like one of the generated serialiser', async () => {
   await fc.assert(
     fc.asyncProperty(frame, fc.uint8Array({ minLength: 1, maxLength: 40_000 }), async (fields, bytes) => {
       const data = allocateRows(bytes.length);
       data.set(bytes);
       expect(data.byteOffset % 8).toBe(0);
-      const made = Buffer.from(responseSerialize({ rows: { ...fields, data } }));
-      expect(responseDeserialize(made)).toEqual(
-        responseDeserialize(responseSerialize({ rows: { ...fields, data: bytes } })),
-      );
+      const made = Buffer.from(serialize({ rows: { ...fields, data } }));
+      expect(responseDeserialize(made)).toEqual(responseDeserialize(generated({ rows: { ...fields, data: bytes } })));
       await Promise.resolve();
     }),
   );
 });
 
-test('a buffer is used again after its message was made, not before', async () => {
+test('a buffer is used again after gRPC had its turn to copy the message, and not before', async () => {
   const first = allocateRows(5_000_000);
   const second = allocateRows(5_000_000);
   expect(second.buffer).not.toBe(first.buffer);
-  responseSerialize({ rows: { data: first } });
+  serialize({ rows: { data: first } });
   expect(allocateRows(5_000_000).buffer).not.toBe(first.buffer);
   await Promise.resolve();
   expect(allocateRows(5_000_000).buffer).toBe(first.buffer);
 });
 
-test('of too many spare buffers the larger are kept, and a frame takes the smallest that holds it', async () => {
+test('the largest spare buffers are kept when there are too many, and a frame takes the smallest one that holds it', async () => {
   const done = async (...buffers: Buffer[]) => {
-    for (const data of buffers) responseSerialize({ rows: { data } });
+    for (const data of buffers) serialize({ rows: { data } });
     await Promise.resolve();
   };
   const large = Array.from({ length: 8 }, () => allocateRows(6_000_000));

@@ -56,7 +56,7 @@ function example() {
   return { sent, pool, receiver: new KvReceiver(pool, 0, FINGERPRINT) };
 }
 
-/** As protobuf hands over bytes: somewhere in a larger buffer, where floats may not lie. */
+/** Bytes as protobuf gives them: at an offset of a larger buffer that is not aligned for floats. */
 function misaligned(data: Uint8Array): Uint8Array {
   const message = Buffer.alloc(data.length + 5);
   message.set(data, 3);
@@ -70,7 +70,7 @@ describe('round trip', () => {
     .uniqueArray(fc.integer({ min: 1, max: 20 }), { minLength: 1, maxLength: 6 })
     .map((cuts) => cuts.sort((a, b) => a - b));
 
-  test('every layout arrives, however the positions were cut into chunks, in another slot of another capacity', () => {
+  test('a cache of any layout arrives in another slot of another capacity, however its positions were cut into chunks', () => {
     fc.assert(
       fc.property(layouts, chunkings, fc.nat(2), fc.nat(2), (layout, cuts, from, to) => {
         const positions = cuts.at(-1) as number;
@@ -93,7 +93,7 @@ describe('round trip', () => {
     );
   });
 
-  test('a cache of many frames, cut within the positions and within the rows, arrives', () => {
+  test('a cache arrives in many frames, cut between positions and between rows', () => {
     const layout = { layers: 2, kvHeads: 1, headDim: 128 };
     const positions = 5000; // 4 rows of 2.4 MiB
     const source = filledPool(layout, 1, positions + 1);
@@ -110,7 +110,7 @@ describe('round trip', () => {
 
   const bytesOf = (floats: Float32Array) => Buffer.from(floats.buffer, floats.byteOffset, floats.byteLength);
 
-  test('what was packed does not change with the slot', () => {
+  test('a packed frame does not change with the slot', () => {
     const source = filledPool(LAYOUT, 1, 8);
     const before = contents(source, 0, 7);
     const sent = send(source, 0, [7]);
@@ -122,7 +122,7 @@ describe('round trip', () => {
 });
 
 describe('manifest', () => {
-  test('of another model is refused, with both fingerprints', () => {
+  test('the manifest of another model is refused with both fingerprints', () => {
     const { sent, receiver } = example();
     const other = 'e'.repeat(64);
     expect(() => receiver.manifest({ ...sent.manifest, fingerprint: other })).toThrowError(
@@ -138,12 +138,12 @@ describe('manifest', () => {
     { layout: { ...LAYOUT, kvHeads: 1 } },
     { layout: { ...LAYOUT, headDim: 4 } },
     { dtype: 'float16' },
-  ])('of another layout is refused: %j', (change) => {
+  ])('the manifest of another layout is refused: %j', (change) => {
     const { sent, receiver } = example();
     expect(() => receiver.manifest({ ...sent.manifest, ...change })).toThrowError(failing('kv_layout_mismatch'));
   });
 
-  test('of more positions than a slot holds with one of output is refused', () => {
+  test('a manifest of more positions than a slot holds beside one output token is refused', () => {
     const { sent, receiver } = example();
     expect(() => receiver.manifest({ ...sent.manifest, positions: 8 })).toThrowError(
       failing('context_length_exceeded'),
@@ -151,14 +151,14 @@ describe('manifest', () => {
     receiver.manifest({ ...sent.manifest, positions: 7 });
   });
 
-  test('missing: no frame is taken', () => {
+  test('no frame is accepted before the manifest', () => {
     const { sent, receiver } = example();
     expect(() => receiver.rows(sent.frames[0] as KvRows)).toThrowError(failing('kv_truncated'));
     expect(() => receiver.end(sent.end)).toThrowError(failing('kv_truncated'));
   });
 });
 
-describe('a stream that is not what was sent', () => {
+describe('a stream that was changed', () => {
   const frameIndex = fc.nat(3);
 
   const refused = (change: (sent: Sent) => Partial<Sent>, code: ErrorCode) => {
@@ -167,7 +167,7 @@ describe('a stream that is not what was sent', () => {
     expect(() => receive(receiver, { ...sent, ...change(sent) })).toThrowError(failing(code));
   };
 
-  test('a flipped bit', () => {
+  test('a stream with a flipped bit is refused', () => {
     fc.assert(
       fc.property(frameIndex, fc.nat(), (index, bit) => {
         refused(({ frames }) => {
@@ -180,7 +180,7 @@ describe('a stream that is not what was sent', () => {
     );
   });
 
-  test('data exchanged together with its CRC', () => {
+  test('a stream with frames whose data and CRC were exchanged is refused', () => {
     fc.assert(
       fc.property(frameIndex, (index) => {
         refused(({ frames }) => {
@@ -192,7 +192,7 @@ describe('a stream that is not what was sent', () => {
     );
   });
 
-  test('a dropped frame', () => {
+  test('a stream without one of its frames is refused', () => {
     fc.assert(
       fc.property(frameIndex, (index) => {
         refused(({ frames }) => ({ frames: frames.toSpliced(index, 1) }), 'kv_truncated');
@@ -200,7 +200,7 @@ describe('a stream that is not what was sent', () => {
     );
   });
 
-  test('a frame twice', () => {
+  test('a stream with a frame twice is refused', () => {
     fc.assert(
       fc.property(frameIndex, fc.nat(4), (index, at) => {
         refused(({ frames }) => ({ frames: frames.toSpliced(at, 0, frames[index] as KvRows) }), 'kv_truncated');
@@ -208,7 +208,7 @@ describe('a stream that is not what was sent', () => {
     );
   });
 
-  test('two frames swapped', () => {
+  test('a stream with two frames swapped is refused', () => {
     fc.assert(
       fc.property(frameIndex, fc.integer({ min: 1, max: 3 }), (a, distance) => {
         const b = (a + distance) % 4;
@@ -221,7 +221,7 @@ describe('a stream that is not what was sent', () => {
     );
   });
 
-  test('a frame cut short', () => {
+  test('a stream with a shortened frame is refused', () => {
     fc.assert(
       fc.property(frameIndex, fc.integer({ min: 1, max: 24 }), (index, missing) => {
         refused(({ frames }) => {
@@ -239,14 +239,14 @@ describe('a stream that is not what was sent', () => {
     ['no rows', { rowEnd: 0 }],
     ['positions beyond the last', { end: 8 }],
     ['no positions', { end: 0 }],
-  ])('a frame of %s', (_, range) => {
+  ])('a frame with %s is refused', (_, range) => {
     refused(
       ({ frames }) => ({ frames: frames.map((frame, i) => (i === 0 ? { ...frame, ...range } : frame)) }),
       'kv_truncated',
     );
   });
 
-  test('an end that counts more frames, fewer bytes, or has another digest', () => {
+  test('an end with more frames, fewer bytes or another digest is refused', () => {
     refused(({ end }) => ({ end: { ...end, frames: 5 } }), 'kv_truncated');
     refused(({ end }) => ({ end: { ...end, bytes: end.bytes - 1 } }), 'kv_digest_mismatch');
     refused(({ end }) => ({ end: { ...end, digest: end.digest ^ 1 } }), 'kv_digest_mismatch');
@@ -263,7 +263,7 @@ describe('a pool of half precision', () => {
     return pool;
   };
 
-  test('travels bit by bit, in half the bytes', () => {
+  test('a float16 cache travels unchanged in half the bytes', () => {
     const [source, target] = [filled(), new KvPool(layout, 2, 8)];
     const sender = new KvSender(source, 1, 'float16');
     const receiver = new KvReceiver(target, 0, FINGERPRINT, 'float16');
@@ -276,7 +276,7 @@ describe('a pool of half precision', () => {
     }
   });
 
-  test('has no 32-bit floats to show, and copies its slots', () => {
+  test('a float16 pool refuses views of 32-bit floats and copies its slots', () => {
     const pool = filled();
     expect(() => pool.row(0, 0, 0, 1)).toThrow('float16');
     pool.copy(0, 1, 5);

@@ -11,7 +11,7 @@ const layouts = fc.record({
 const ranges = fc.tuple(fc.nat(40), fc.nat(40)).map(([start, length]) => ({ start, end: start + length }));
 
 describe('planFrames', () => {
-  test('covers every row at every position once: positions ascend, and rows ascend within the same positions', () => {
+  test('frames cover every row at every position once, positions and rows ascending', () => {
     fc.assert(
       fc.property(layouts, ranges, fc.integer({ min: 1, max: 4096 }), (layout, { start, end }, frameBytes) => {
         const cells: [number, number][] = [];
@@ -39,7 +39,7 @@ describe('planFrames', () => {
     );
   });
 
-  test('keeps to the frame size, but for one row of one position that is larger', () => {
+  test('no frame exceeds the frame size, unless one row of one position does', () => {
     fc.assert(
       fc.property(layouts, ranges, fc.integer({ min: 1, max: 4096 }), (layout, { start, end }, frameBytes) => {
         const cell = layout.headDim * 4;
@@ -51,7 +51,7 @@ describe('planFrames', () => {
     );
   });
 
-  test('a prompt chunk of a real model goes out in frames of about the frame size', () => {
+  test('a prompt chunk of a real model is cut into frames of about the frame size', () => {
     const layout = { layers: 24, kvHeads: 2, headDim: 64 };
     const frames = planFrames(layout, 0, 512);
     const total = positionBytes(layout) * 512;

@@ -1,4 +1,4 @@
-/** The accountant of KV memory. */
+/** The pool of KV slots: who holds which, and where their memory lies. */
 import { totalmem } from 'node:os';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
@@ -18,7 +18,7 @@ describe('reserving', () => {
     { weight: 1, arbitrary: fc.record({ do: fc.constant('take' as const), slot: fc.nat(5) }) },
   );
 
-  test('hands out the lowest free slot, then kept ones, and counts right, in any order of giving back', () => {
+  test('the pool gives the lowest free slot, then kept ones, and counts correctly in any order of releases', () => {
     fc.assert(
       fc.property(
         fc.integer({ min: 1, max: 5 }),
@@ -57,7 +57,7 @@ describe('reserving', () => {
               if (isThere && kept.includes(action.slot)) kept.splice(kept.indexOf(action.slot), 1);
               hold(slot, 2);
             } else if (everGiven.length > 0) {
-              // Of all slots ever given, so that some are given back again after they went to another.
+              // Any slot that was ever given out: some are released again after another holder got them.
               const slot = everGiven[action.which % everGiven.length] as KvSlot;
               slot[action.do]();
               if (held.get(slot.index) === slot) {
@@ -73,7 +73,7 @@ describe('reserving', () => {
             for (let slot = 0; slot < slots; slot++) {
               expect(pool.isKept(slot)).toBe(kept.includes(slot));
               expect(pool.isHeld(slot)).toBe(held.has(slot));
-              // Of a kept slot still what it holds.
+              // A kept slot still claims its content.
               expect(pool.claimed(slot)).toBe(claimed[slot]);
             }
             pool.assertConserved(held.size);
@@ -83,15 +83,35 @@ describe('reserving', () => {
     );
   });
 
-  test('a leak is an error that counts', () => {
+  test('all listeners hear that the pool is full, in order of subscription, until one gives up a slot', () => {
+    const pool = new KvPool(LAYOUT, 2, 4);
+    const slots = [pool.reserve(1), pool.reserve(1)] as [KvSlot, KvSlot];
+    const heard: string[] = [];
+    const unsubscribe = pool.onPressure(() => {
+      heard.push('first');
+      return undefined;
+    });
+    pool.onPressure(() => {
+      heard.push('second');
+      return 1;
+    });
+    for (const slot of slots) slot.keep();
+    expect(pool.reserve(1)?.index).toBe(1);
+    expect(heard).toEqual(['first', 'second']);
+    unsubscribe();
+    expect(pool.reserve(1)?.index).toBe(1);
+    expect(heard).toEqual(['first', 'second', 'second']);
+  });
+
+  test('a leak is reported with its counts', () => {
     const pool = new KvPool(LAYOUT, 3, 4);
     pool.reserve(1);
-    expect(() => pool.assertConserved(0)).toThrowError('KV slots leaked: 1 of 3 are held, by 0 holders');
+    expect(() => pool.assertConserved(0)).toThrowError('KV slots leaked: 1 of 3 are held, but holders account for 0');
   });
 });
 
 describe('memory', () => {
-  test('a pool that the machine could never hold is refused with the arithmetic', () => {
+  test("a pool larger than the machine's memory is refused with the arithmetic", () => {
     const perToken = 2 * 2 * 2 * 4 * 4;
     const slots = Math.ceil((totalmem() * 2) / (perToken * 1024));
     expect(() => new KvPool(LAYOUT, slots, 1024)).toThrowError(
@@ -133,7 +153,7 @@ describe('memory', () => {
     return { pool, rows };
   }
 
-  test('a copy is of the positions asked for, in all rows, and of nothing else', () => {
+  test('a copy changes exactly the positions asked for, in all rows', () => {
     const { pool, rows } = numbered(2);
     const [before, rest] = [rows(0, 0, 3), rows(1, 2, 3)];
     pool.copy(0, 1, 2);
@@ -142,7 +162,7 @@ describe('memory', () => {
     expect(rows(0, 0, 3)).toEqual(before);
   });
 
-  test('a swap exchanges the positions asked for, in all rows, and nothing else', () => {
+  test('a swap exchanges exactly the positions asked for, in all rows', () => {
     const { pool, rows } = numbered(3);
     const [a, b] = [rows(0, 0, 2), rows(2, 0, 2)];
     const rest = [rows(0, 2, 3), rows(1, 0, 3), rows(2, 2, 3)];

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { BLOCK_TOKENS, chainOf, PrefixCache, type PrefixSlot } from '../../services/lib/kv/prefix.ts';
-import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
 import { FakeEngine, GARBAGE, HIDDEN, tokensOf } from '../support/fake-engine.ts';
 
 const prompt = (ids: readonly number[], soft: SoftTokens = NO_SOFT_TOKENS): TokenPrompt => ({
@@ -20,13 +20,13 @@ function shared(a: TokenPrompt, b: TokenPrompt, saltA = '', saltB = ''): number 
   const [one, other] = [chainOf(a, saltA), chainOf(b, saltB)];
   let blocks = 0;
   while (blocks < one.length && one[blocks] === other[blocks]) blocks++;
-  // What differs once differs from there on.
+  // Chains that differ in one block differ in all later ones.
   expect(one.slice(blocks).some((hash) => other.includes(hash))).toBe(false);
   return blocks;
 }
 
-describe('two prompts share the blocks', () => {
-  test('whose tokens are the same, and no more', () => {
+describe('the chain of a prompt', () => {
+  test('two prompts share the blocks whose tokens are the same', () => {
     fc.assert(
       fc.property(fc.nat(70), fc.nat(70), fc.nat(70), (begin, restA, restB) => {
         const beginning = count(begin);
@@ -38,7 +38,7 @@ describe('two prompts share the blocks', () => {
     );
   });
 
-  test('up to the first soft token whose bytes differ', () => {
+  test('two prompts share blocks up to the first soft token whose bytes differ', () => {
     const ids = count(64);
     const soft = softAt([0, 5, 16, 40, 63]);
     fc.assert(
@@ -53,7 +53,7 @@ describe('two prompts share the blocks', () => {
     expect(shared(prompt(ids, soft), prompt(ids, softAt([0, 5, 16, 40, 63])))).toBe(4);
   });
 
-  test('up to a soft token that one of them has not, or has elsewhere', () => {
+  test('two prompts share blocks up to a soft token that only one of them has there', () => {
     const ids = count(64);
     expect(shared(prompt(ids, softAt([20])), prompt(ids))).toBe(1);
     expect(shared(prompt(ids, softAt([20])), prompt(ids, softAt([21])))).toBe(1);
@@ -61,7 +61,7 @@ describe('two prompts share the blocks', () => {
     expect(shared(prompt(ids, softAt([31])), prompt(ids, softAt([32])))).toBe(1);
   });
 
-  test('of the same salt only', () => {
+  test('two prompts with different salts share no block', () => {
     const a = prompt(count(48));
     expect(shared(a, a, 'tenant', 'tenant')).toBe(3);
     for (const [one, other] of [
@@ -75,10 +75,10 @@ describe('two prompts share the blocks', () => {
   });
 });
 
-/** What the cache should do, with prompts compared token by token. */
+/** A model of the cache that compares prompts token by token. */
 class NaiveCache {
   readonly states: ('free' | 'held' | 'kept')[];
-  /** In the order they came; `known` is the beginning of a prompt that a slot holds, a whole number of blocks. */
+  /** In order of arrival. `known` is the beginning of a prompt that a slot holds, a whole number of blocks. */
   entries: { slot: number; known: readonly string[]; lastUsed: number; pins: number }[] = [];
   #clock = 0;
 
@@ -124,7 +124,7 @@ class NaiveCache {
     if (known.length > 0) this.entries.push({ slot, known, lastUsed: ++this.#clock, pins: 0 });
   }
 
-  giveBack(slot: number): void {
+  release(slot: number): void {
     this.states[slot] = this.entries.some((entry) => entry.slot === slot) ? 'kept' : 'free';
   }
 }
@@ -140,7 +140,7 @@ interface Asked {
   readonly whole: TokenPrompt;
   readonly salt: string;
 }
-/** Each position as what must be the same for it to be shared. */
+/** Represents each position by everything that must be equal for it to be shared. */
 const comparable = ({ whole, salt }: Asked) => {
   const soft = new Map([...whole.soft.positions].map((position, i) => [position, whole.soft.vectors[i * HIDDEN]]));
   return [...whole.ids].map((id, position) => `${salt}/${id}/${soft.get(position) ?? 'hard'}`);
@@ -160,16 +160,16 @@ const asked: fc.Arbitrary<Asked> = fc
     return { whole: prompt(ids, hasSoft ? softAt([soft.at], soft.value) : NO_SOFT_TOKENS), salt };
   });
 
-describe('the cache', () => {
+describe('the prefix cache', () => {
   const which = fc.nat(9);
   const action = fc.oneof(
     { weight: 4, arbitrary: fc.record({ do: fc.constant('ask' as const), asked }) },
     { weight: 2, arbitrary: fc.record({ do: fc.constant('compute' as const), which }) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant('fail' as const), which, after: fc.nat(80) }) },
-    { weight: 2, arbitrary: fc.record({ do: fc.constant('giveBack' as const), which }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant('release' as const), which }) },
   );
 
-  test('gives, copies, takes over, evicts and keeps as the model does, and what it gives is what it says', () => {
+  test('the cache behaves like its model over random reservations and releases, and slots hold what it says', () => {
     let reused = 0;
     fc.assert(
       fc.property(
@@ -213,7 +213,7 @@ describe('the cache', () => {
               model.add(start.slot.index, comparable(job));
               computed.push(start);
             } else if (action.do === 'fail' && computing.length > 0) {
-              // Given up after some of it was computed, which others may start from.
+              // Its caller hung up after a part was computed, from which others may start.
               const job = take(computing, action.which);
               const { whole, salt, start } = job;
               const end = Math.min(whole.ids.length, start.positions + action.after);
@@ -221,17 +221,17 @@ describe('the cache', () => {
               cache.add(start.slot.index, chainOf(whole, salt), end);
               model.add(start.slot.index, comparable(job).slice(0, end));
               cache.release(start.slot);
-              model.giveBack(start.slot.index);
-            } else if (action.do === 'giveBack' && computed.length > 0) {
+              model.release(start.slot.index);
+            } else if (action.do === 'release' && computed.length > 0) {
               const { slot } = take(computed, action.which);
               cache.release(slot);
-              model.giveBack(slot.index);
+              model.release(slot.index);
             }
             pool.assertConserved(computing.length + computed.length);
             expect(model.states.filter((state) => state === 'held')).toHaveLength(pool.reserved);
             for (const [slot, state] of model.states.entries()) expect(pool.isKept(slot)).toBe(state === 'kept');
           }
-          // Whatever is still known is still there.
+          // Every slot still holds what the model knows of it.
           for (const { slot, known } of model.entries) {
             expect(engine.read(slot, known.length).length).toBe(known.length);
             expect(engine.read(slot, known.length)).not.toContain(GARBAGE);
@@ -261,12 +261,12 @@ describe('the cache', () => {
     return { pool, cache, of };
   }
 
-  test('computes the last two tokens even of a prompt that it knows whole', () => {
+  test('the last two tokens of a prompt are computed even if all of it is cached', () => {
     const { cache, of } = full(1);
     expect(cache.reserve(of(0, 32), 32)?.positions).toBe(30);
   });
 
-  test('evicts the one whose prompt was not used for the longest time', () => {
+  test('the prompt that was unused for the longest time is evicted', () => {
     const { cache, of } = full(3);
     const used = cache.reserve(of(0, 32), 32);
     expect(used).toMatchObject({ slot: { index: 0 }, positions: 30, copyFrom: undefined });
@@ -278,14 +278,14 @@ describe('the cache', () => {
     expect(cache.reserve(of(6), 40)).toBeUndefined();
   });
 
-  test('does not evict what is being copied; afterwards it does', () => {
+  test('a prompt is not evicted while it is copied', () => {
     const { pool } = new FakeEngine(2, 96);
     const cache = new PrefixCache(pool);
     const long = chainOf(prompt(new Array(80).fill(1)), '');
     const { slot } = cache.reserve(long, 80) as PrefixSlot;
     cache.add(slot.index, long, 80);
     cache.release(slot);
-    // It shares a fifth of what the slot holds: not worth the rest.
+    // It shares a fifth of the slot's content, so the slot is not taken over.
     const short = cache.reserve(long.slice(0, 1), 20) as PrefixSlot;
     expect(short).toMatchObject({ slot: { index: 1 }, positions: 16, copyFrom: { slot: 0 } });
     expect(cache.reserve([], 5)).toBeUndefined();
@@ -295,7 +295,7 @@ describe('the cache', () => {
     pool.assertConserved(2);
   });
 
-  test('copies from a slot that is held, and leaves it to its holder', () => {
+  test('a beginning is copied from a slot that stays held', () => {
     const { pool } = new FakeEngine(2, 96);
     const cache = new PrefixCache(pool);
     const chain = chainOf(prompt(new Array(40).fill(1)), '');
@@ -307,7 +307,7 @@ describe('the cache', () => {
   });
 });
 
-test('who waits for a slot has the one that was copied from, as soon as that is done', () => {
+test('a waiting prompt gets the slot that was copied from as soon as the copy is done', () => {
   const pool = new KvPool({ layers: 1, kvHeads: 1, headDim: 1 }, 2, 128);
   const prefixes = new PrefixCache(pool);
   const long = prefixes.reserve([], 80);
@@ -324,17 +324,17 @@ test('who waits for a slot has the one that was copied from, as soon as that is 
   expect([given, pool.contended]).toEqual([0, false]);
 });
 
-describe('a slot is not moved', () => {
+describe('moving a slot', () => {
   const pool = () => new KvPool({ layers: 1, kvHeads: 1, headDim: 1 }, 4, 96);
   const reserve = (slots: KvPool) => slots.reserve(80) as KvSlot;
 
-  test('to where somebody holds it', () => {
+  test('a slot is not moved to one that is held', () => {
     const slots = pool();
     const [a, b] = [reserve(slots), reserve(slots)];
     expect(new PrefixCache(slots).move(a, 80, b.index)).toBeUndefined();
   });
 
-  test.each(['from', 'to'] as const)('%s where somebody copies from', (side) => {
+  test.each(['from', 'to'] as const)("a slot is not moved while a copy is made from the '%s' slot", (side) => {
     const slots = pool();
     const cache = new PrefixCache(slots);
     const [own, other] = [reserve(slots), reserve(slots)];

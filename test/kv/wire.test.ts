@@ -15,14 +15,14 @@ import {
 
 const HEAD_DIM = 8;
 const LARGEST_HALF = 65504;
-/** Beyond it a step times 127 may exceed what a float holds. */
+/** With larger values a step times 127 may exceed the largest float. */
 const LARGEST = Math.fround(1e38);
 
-/** There and back. */
+/** Encodes and decodes a row. */
 function carried(type: WireType, row: Float32Array): Float32Array {
   const bytes = new Uint8Array((row.length / HEAD_DIM) * vectorBytes(type, HEAD_DIM));
   encodeRow(type, row, HEAD_DIM, bytes);
-  // Messages lie anywhere: at odd offsets too.
+  // Messages may lie at odd offsets.
   const message = new Uint8Array(bytes.length + 1);
   message.set(bytes, 1);
   const back = new Float32Array(row.length);
@@ -37,7 +37,7 @@ const rows = (value: fc.Arbitrary<number>) =>
 const finite = fc.float({ noNaN: true, noDefaultInfinity: true });
 
 describe('float32', () => {
-  test('is exact, to the sign of zero', () => {
+  test('float32 is exact, including the sign of zero', () => {
     fc.assert(
       fc.property(rows(finite), (row) => {
         expect(carried('float32', row)).toEqual(row);
@@ -47,7 +47,7 @@ describe('float32', () => {
 });
 
 describe('float16', () => {
-  test('is within half of its last place, and saturates', () => {
+  test('float16 is within half of its last place and saturates', () => {
     fc.assert(
       fc.property(rows(finite), (row) => {
         for (const [i, got] of carried('float16', row).entries()) {
@@ -59,7 +59,7 @@ describe('float16', () => {
     );
   });
 
-  test('leaves halves as they are', () => {
+  test('float16 leaves values that are halves unchanged', () => {
     const halves = Uint16Array.from({ length: 1 << 16 }, (_, half) => half).filter(
       (half) => (half & 0x7c00) !== 0x7c00,
     );
@@ -73,15 +73,15 @@ describe('float16', () => {
   test.each([
     ['ties to even, down', 1 + 2 ** -11, 1],
     ['ties to even, up', 1 + 3 * 2 ** -11, 1 + 2 ** -9],
-    ['into the next power of two', 2 - 2 ** -12, 2],
-    ['the largest that is no overflow', LARGEST_HALF, LARGEST_HALF],
-    ['beyond it', 65535, LARGEST_HALF],
+    ['a value up into the next power of two', 2 - 2 ** -12, 2],
+    ['the largest value that does not overflow', LARGEST_HALF, LARGEST_HALF],
+    ['a value beyond the largest', 65535, LARGEST_HALF],
     ['half of the smallest subnormal', 2 ** -25, 0],
-    ['a little more', 1.5 * 2 ** -25, 2 ** -24],
+    ['a little more than that', 1.5 * 2 ** -25, 2 ** -24],
     ['the largest subnormal, rounded up', 2 ** -14 - 2 ** -26, 2 ** -14],
     ['infinity', Number.POSITIVE_INFINITY, LARGEST_HALF],
     ['not a number', Number.NaN, Number.NaN],
-  ])('%s', (_, value, expected) => {
+  ])('float16 rounds %s', (_, value, expected) => {
     const row = new Float32Array(HEAD_DIM).fill(value);
     expect(carried('float16', row)).toEqual(new Float32Array(HEAD_DIM).fill(expected));
     expect(
@@ -94,7 +94,7 @@ describe('float16', () => {
 });
 
 describe('int8', () => {
-  test("is within half a step, a 127th of the vector's largest value", () => {
+  test("int8 is within half a step, a 127th of the vector's largest value", () => {
     fc.assert(
       fc.property(rows(fc.float({ noNaN: true, min: -LARGEST, max: LARGEST })), (row) => {
         const back = carried('int8', row);
@@ -108,7 +108,7 @@ describe('int8', () => {
     );
   });
 
-  test('a vector of zeros stays one', () => {
+  test('a vector of zeros stays zero as int8', () => {
     expect(carried('int8', new Float32Array(HEAD_DIM))).toEqual(new Float32Array(HEAD_DIM));
   });
 });
@@ -125,7 +125,7 @@ describe('the hand-over', () => {
     return pool;
   }
 
-  test.each(WIRE_TYPES)('as %s, in chunks', (type) => {
+  test.each(WIRE_TYPES)('a cache arrives as %s in chunks', (type) => {
     const [from, to] = [filled(), new KvPool(layout, 1, CAPACITY)];
     const sender = new KvSender(from, 1, type);
     const receiver = new KvReceiver(to, 0, 'f', type);
@@ -147,13 +147,13 @@ describe('the hand-over', () => {
     expect(receiver.bytes).toBe(rowCount(layout) * 290 * vectorBytes(type, HEAD_DIM));
   });
 
-  test('another form than the one asked for is refused', () => {
+  test('a cache in another form than the one asked for is refused', () => {
     const receiver = new KvReceiver(filled(), 0, 'f', 'int8');
     const manifest = { fingerprint: 'f', layout, dtype: 'float16', positions: 10 };
     expect(() => receiver.manifest(manifest)).toThrow(/of float16, this worker takes .* of int8/);
   });
 
-  test('a form that nobody knows is refused, none is float32', () => {
+  test('an unknown form is refused, and an empty one means float32', () => {
     expect(() => readWireType('bfloat16')).toThrow(/bfloat16/);
     expect(readWireType('')).toBe('float32');
   });

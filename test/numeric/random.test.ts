@@ -38,7 +38,7 @@ describe('philox4x32', () => {
       key: [0xa4093822, 0x299f31d0],
       words: [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1],
     },
-  ] as const)('answers as published for key $key', ({ counter, key, words }) => {
+  ] as const)('philox gives the published words for key $key', ({ counter, key, words }) => {
     expect(philox4x32(counter, key)).toEqual(words);
   });
 });
@@ -51,7 +51,7 @@ describe('noiseBits', () => {
     return noiseBits(id, words[from], words[from + 1]!) / 2 ** 32;
   };
 
-  it('lie in [0, 1) and follow from seed, position and token alone', () => {
+  it('noise lies in [0, 1) and depends on seed, position and token alone', () => {
     fc.assert(
       fc.property(fc.maxSafeNat(), fc.nat({ max: 2 ** 32 - 1 }), fc.nat({ max: 2 ** 18 }), (seed, position, id) => {
         const u = noise(seed, position, id);
@@ -64,7 +64,7 @@ describe('noiseBits', () => {
 
   const places = fc.sample(fc.tuple(fc.maxSafeNat(), fc.nat({ max: 4000 })), { numRuns: 8, seed: 1 });
   it.each([[0, 0], [1, 0], [0, 1], [2 ** 32, 7], [2 ** 53 - 1, 1000], ...places])(
-    'are uniform over tokens for seed %d at position %d',
+    'noise is uniform over tokens for seed %d at position %d',
     (seed, position) => {
       for (const from of [0, 2] as const) {
         const numbers = line.map((id) => noise(seed, position, id, from));
@@ -73,13 +73,13 @@ describe('noiseBits', () => {
     },
   );
 
-  it.each([0, 1, 271, 151_935])('are uniform over positions and over consecutive seeds for token %d', (id) => {
+  it.each([0, 1, 271, 151_935])('noise is uniform over positions and over consecutive seeds for token %d', (id) => {
     for (const numbers of [line.map((i) => noise(42, i, id)), line.map((i) => noise(i, 3, id))]) {
       expect(chiSquare(numbers, 100)).toBeLessThan(chiSquareLimit(99));
     }
   });
 
-  it('do not correlate between neighbouring tokens, positions and seeds, seeds 2^32 apart, and both halves', () => {
+  it('noise does not correlate between neighbouring tokens, positions and seeds, seeds 2^32 apart, and both halves', () => {
     const own = line.map((id) => noise(42, 5, id));
     for (const other of [
       line.map((id) => noise(42, 5, id + 1)),
@@ -93,7 +93,7 @@ describe('noiseBits', () => {
     }
   });
 
-  it('gives no two tokens of a position the same', () => {
+  it('no two tokens of a position get the same noise', () => {
     fc.assert(
       fc.property(fc.maxSafeNat(), (seed) => {
         const [a, b] = wordsAt(seed, 0);
@@ -103,12 +103,12 @@ describe('noiseBits', () => {
     );
   });
 
-  it('uses the whole seed', () => {
+  it('noise depends on all bits of the seed', () => {
     expect(wordsAt(5 + 2 ** 32, 0)).not.toEqual(wordsAt(5, 0));
     expect(wordsAt(5 + 2 ** 52, 0)).not.toEqual(wordsAt(5, 0));
   });
 
-  it.each(Array.from({ length: 32 }, (_, bit) => bit))('sets bit %d of 32 half of the time', (bit) => {
+  it.each(Array.from({ length: 32 }, (_, bit) => bit))('bit %d of 32 is set half of the time', (bit) => {
     const ones = line.slice(0, 4000).filter((id) => (noise(1, 0, id) * 2 ** 32) & (2 ** bit)).length;
     expect(Math.abs(ones - 2000)).toBeLessThan(4 * Math.sqrt(1000));
   });

@@ -46,7 +46,7 @@ function complete(lease: Lease): Lease {
   return lease;
 }
 
-/** Nothing staged, every slot free, one end for this reason counted. */
+/** Checks that nothing is staged, every slot is free, and one end for this reason was counted. */
 async function expectEnded(reason: LeaseEnd): Promise<void> {
   expect(leases.size).toBe(0);
   expect(freed).toBe(1);
@@ -56,8 +56,8 @@ async function expectEnded(reason: LeaseEnd): Promise<void> {
   expect(vi.getTimerCount()).toBe(0);
 }
 
-describe('ends', () => {
-  test('released, when the last reader has its copy', async () => {
+describe('the end of a lease', () => {
+  test('a lease is released when the last reader has its copy', async () => {
     const lease = complete(open(2));
     expect(leases.release(lease.id)).toBe(1);
     expect(leases.size).toBe(1);
@@ -68,7 +68,7 @@ describe('ends', () => {
     expect(() => lease.assertLive()).toThrowError(expect.objectContaining({ code: 'lease_unknown' }));
   });
 
-  test('released at once when computed, without readers', async () => {
+  test('a lease without readers is released as soon as it is computed', async () => {
     const lease = open(0);
     lease.advance(10);
     expect(leases.size).toBe(1);
@@ -77,7 +77,7 @@ describe('ends', () => {
     await expectEnded('released');
   });
 
-  test('released when computed, where all readers gave up before: the first token is still wanted', async () => {
+  test('a lease whose readers all gave up is released only when computed, because the first token is still wanted', async () => {
     const lease = open(1);
     expect(leases.release(lease.id)).toBe(0);
     lease.assertLive();
@@ -86,21 +86,21 @@ describe('ends', () => {
     await expectEnded('released');
   });
 
-  test('cancelled by the caller of Prefill', async () => {
+  test('a lease is cancelled by the caller of Prefill', async () => {
     const lease = complete(open());
     leases.end(lease, 'cancelled');
     await expect(lease.released).rejects.toMatchObject({ code: 'lease_unknown' });
     await expectEnded('cancelled');
   });
 
-  test('failed, with the cause', async () => {
+  test('a lease that failed reports the cause', async () => {
     const lease = open();
     leases.end(lease, 'failed', new Error('the graph broke'));
     await expect(lease.released).rejects.toMatchObject({ code: 'internal', message: 'the graph broke' });
     await expectEnded('failed');
   });
 
-  test('expired, when no decoder comes in time', async () => {
+  test('a lease expires when no decoder comes in time', async () => {
     const lease = complete(open());
     vi.advanceTimersByTime(TTL_MS - 1);
     expect(leases.size).toBe(1);
@@ -112,7 +112,7 @@ describe('ends', () => {
     );
   });
 
-  test('not expired while in use', () => {
+  test('a lease does not expire while it is used', () => {
     const lease = complete(open());
     for (let i = 0; i < 5; i++) {
       vi.advanceTimersByTime(TTL_MS - 1);
@@ -123,7 +123,7 @@ describe('ends', () => {
     expect(leases.size).toBe(0);
   });
 
-  test('not expired while it computes, however long a chunk takes; its time counts from there', () => {
+  test('a lease does not expire while its prompt computes, and its time counts from the end of that', () => {
     const lease = open();
     vi.advanceTimersByTime(9.5 * TTL_MS);
     lease.assertLive();
@@ -134,7 +134,7 @@ describe('ends', () => {
     expect(() => lease.assertLive()).toThrowError(expect.objectContaining({ code: 'lease_expired' }));
   });
 
-  test('released, when its last reader adopts the slot: that goes on to be held', async () => {
+  test('a lease is released when its last reader adopts the slot, which stays held', async () => {
     const lease = complete(open(2));
     leases.release(lease.id);
     expect(leases.adopt(lease)).toBe(lease.slot);
@@ -151,14 +151,14 @@ describe('ends', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  test('never by a reader that comes after the end', async () => {
+  test('a reader that comes after the end of a lease does not end it again', async () => {
     const lease = complete(open(2));
     leases.end(lease, 'expired');
     expect(leases.readerDone(lease)).toBe(1);
     await expectEnded('expired');
   });
 
-  test('once: a second end changes nothing, and frees nobody else’s slot', async () => {
+  test('ending a lease again changes nothing and does not free the slot of its next holder', async () => {
     const lease = complete(open());
     leases.release(lease.id);
     const other = pool.reserve(10);
@@ -173,7 +173,7 @@ describe('ends', () => {
   });
 });
 
-test('gauges say how much is staged, and since when', async () => {
+test('the gauges show how many bytes are staged and for how long', async () => {
   const a = open();
   vi.advanceTimersByTime(300);
   leases.open(pool.reserve(6) as KvSlot, 6, 1);
@@ -184,8 +184,8 @@ test('gauges say how much is staged, and since when', async () => {
   expect(await gauges()).toEqual({ bytes: 6 * positionBytes(LAYOUT), age: 0.2, usage: 0.25 });
 });
 
-describe('a pull waits', () => {
-  test('for positions beyond those it has, then for the first tokens', async () => {
+describe('a pull', () => {
+  test('a pull waits for positions beyond those it has, then for the first tokens', async () => {
     const lease = open();
     const seen: unknown[] = [];
     const reading = (async () => {
@@ -209,7 +209,7 @@ describe('a pull waits', () => {
     expect(lease.sinceComputedUs).toBe(3000);
   });
 
-  test('no longer than the lease lives', async () => {
+  test('a pull stops waiting when the lease ends', async () => {
     const lease = open();
     const waits = [lease.beyond(0, NEVER), lease.completed(NEVER)];
     leases.end(lease, 'failed', new Error('the graph broke'));
@@ -217,7 +217,7 @@ describe('a pull waits', () => {
     await expect(lease.beyond(0, NEVER)).rejects.toThrowError('the graph broke');
   });
 
-  test('no longer than its own caller', async () => {
+  test('a pull stops waiting when its own caller leaves', async () => {
     const lease = open();
     const caller = new AbortController();
     const waits = [lease.beyond(0, caller.signal), lease.completed(caller.signal)];
@@ -227,7 +227,7 @@ describe('a pull waits', () => {
     lease.assertLive(); // others may still come
   });
 
-  test('in vain for what was filled, when the lease ended meanwhile: the slot may be another’s', async () => {
+  test('a pull gets nothing once the lease has ended, because the slot may hold another prompt', async () => {
     const lease = open();
     const wait = lease.beyond(0, NEVER);
     lease.advance(5);

@@ -1,9 +1,9 @@
-/** Prompts that wait. */
+/** The queue of waiting prompts: its bound and its order. */
 import fc from 'fast-check';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import type { Queued, QueueOrder } from '../../services/lib/request/queue-order.ts';
-import { nextOf, PromptQueue } from '../../services/prefill/prompt-queue.ts';
+import { PromptQueue } from '../../services/prefill/prompt-queue.ts';
 
 const gauges = async () => ({
   prompts: (await metrics.waiting.get()).values[0]?.value,
@@ -22,7 +22,7 @@ describe('PromptQueue', () => {
     return first?.name;
   };
 
-  test('first in, first out; gauges follow', async () => {
+  test('prompts leave the queue in order of arrival, and the gauges follow', async () => {
     queue.add(job('a', 40));
     queue.add(job('b', 60));
     expect(queue.length).toBe(2);
@@ -34,7 +34,7 @@ describe('PromptQueue', () => {
     expect(await gauges()).toEqual({ prompts: 0, tokens: 0 });
   });
 
-  test('is bounded by tokens, to the token', () => {
+  test('the queue is bounded by tokens, exactly', () => {
     queue.add(job('a', 60));
     expect(() => queue.add(job('b', 41))).toThrowError(
       expect.objectContaining({ code: 'saturated', message: expect.stringContaining('--queue-tokens 100') }),
@@ -44,7 +44,7 @@ describe('PromptQueue', () => {
     expect(() => queue.add(job('d', 1))).toThrowError(expect.objectContaining({ code: 'saturated' }));
   });
 
-  test('empty, it takes one prompt of any length', () => {
+  test('an empty queue accepts one prompt of any length', () => {
     queue.add(job('long', 1000));
     expect(() => queue.add(job('b', 1))).toThrowError(expect.objectContaining({ code: 'saturated' }));
   });
@@ -71,7 +71,7 @@ describe('PromptQueue', () => {
     expect(retryAfter()).toBe(1); // never less than a second
   });
 
-  test('a prompt that nobody wants any more leaves its place to others', () => {
+  test('a prompt that is removed makes room for others', () => {
     const b = job('b', 30);
     queue.add(job('a', 40));
     queue.add(b);
@@ -85,7 +85,7 @@ describe('PromptQueue', () => {
 });
 
 describe('shortest first', () => {
-  /** Of AGING_TOKENS_PER_SECOND: what a prompt gains on those that come later. */
+  /** Tokens by which waiting moves a prompt ahead of later ones (AGING_TOKENS_PER_SECOND). */
   const tokensWaited = (ms: number) => (ms / 1000) * 500;
   const arrival = fc.record({ tokens: fc.integer({ min: 1, max: 5000 }), afterMs: fc.nat(3000) });
   const arrivals = fc.array(arrival, { minLength: 1, maxLength: 30 }).map((gaps) => {
@@ -96,36 +96,38 @@ describe('shortest first', () => {
     });
   });
 
-  /** Serves all, one every `eachMs` at the soonest; names in the order they were served. */
+  /** Serves all, at most one every `eachMs`. Returns their names in the order of serving. */
   function serve(jobs: readonly (Queued & { readonly name: number })[], order: QueueOrder, eachMs: number) {
     const coming = [...jobs];
-    const waiting: (typeof jobs)[number][] = [];
+    const waiting = new PromptQueue<(typeof jobs)[number]>(Number.POSITIVE_INFINITY, order);
     const served: { name: number; atMs: number }[] = [];
     for (let nowMs = 0; coming.length + waiting.length > 0; nowMs += eachMs) {
       if (waiting.length === 0) nowMs = Math.max(nowMs, coming[0]?.queuedAtMs ?? 0);
-      while (coming[0] && coming[0].queuedAtMs <= nowMs) waiting.push(coming.shift() as (typeof jobs)[number]);
-      const [next] = waiting.splice(nextOf(waiting, order), 1);
-      served.push({ name: next?.name as number, atMs: nowMs });
+      while (coming[0] && coming[0].queuedAtMs <= nowMs) waiting.add(coming.shift() as (typeof jobs)[number]);
+      const next = waiting.first as (typeof jobs)[number];
+      waiting.remove(next);
+      served.push({ name: next.name, atMs: nowMs });
     }
     return served;
   }
 
-  test('nobody waits: nobody is next', () => {
-    expect(nextOf([], 'fifo')).toBe(-1);
-    expect(nextOf([], 'shortest-first')).toBe(-1);
+  test('no prompt is next when none waits', () => {
+    expect(new PromptQueue(100, 'fifo').first).toBeUndefined();
+    expect(new PromptQueue(100, 'shortest-first').first).toBeUndefined();
   });
 
-  test('of those that came together the shortest, of equals the first', () => {
+  test('the shortest of the prompts that came together is next, and the first of equal ones', () => {
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 1, max: 99 }), { minLength: 1 }), (lengths) => {
         const waiting = lengths.map((tokens) => ({ tokens, queuedAtMs: 1000 }));
-        const next = nextOf(waiting, 'shortest-first');
-        expect(next).toBe(lengths.indexOf(Math.min(...lengths)));
+        const queue = new PromptQueue<Queued>(Number.POSITIVE_INFINITY, 'shortest-first');
+        for (const job of waiting) queue.add(job);
+        expect(queue.first).toBe(waiting[lengths.indexOf(Math.min(...lengths))]);
       }),
     );
   });
 
-  test('nobody starves: a prompt is overtaken by none that comes when its waiting outweighs its length', () => {
+  test('no prompt starves: once its waiting outweighs its length, no later prompt overtakes it', () => {
     fc.assert(
       fc.property(arrivals, fc.integer({ min: 1, max: 4000 }), (jobs, eachMs) => {
         const served = serve(jobs, 'shortest-first', eachMs);
@@ -141,7 +143,7 @@ describe('shortest first', () => {
     );
   });
 
-  test('a stream of short prompts that fills the worker holds a long one up for 4 s, no longer', () => {
+  test('a stream of short prompts that fills the worker delays a long one by 4 s at most', () => {
     const short = Array.from({ length: 1000 }, (_, i) => ({ name: i + 1, tokens: 1, queuedAtMs: 1000 + i * 10 }));
     const served = serve([{ name: 0, tokens: 2000, queuedAtMs: 1000 }, ...short], 'shortest-first', 10);
     const at = served.find(({ name }) => name === 0)?.atMs as number;
@@ -149,7 +151,7 @@ describe('shortest first', () => {
     expect(at).toBeLessThanOrEqual(1000 + 4010);
   });
 
-  test('fifo: in the order they came, whatever their lengths', () => {
+  test('with fifo prompts are served in order of arrival, whatever their lengths', () => {
     fc.assert(
       fc.property(arrivals, fc.integer({ min: 1, max: 4000 }), (jobs, eachMs) => {
         expect(serve(jobs, 'fifo', eachMs).map(({ name }) => name)).toEqual(jobs.map(({ name }) => name));
@@ -157,7 +159,7 @@ describe('shortest first', () => {
     );
   });
 
-  test('a queue hands them out so', () => {
+  test('a shortest-first queue hands out its prompts in that order', () => {
     const queue = new PromptQueue<Queued>(1000, 'shortest-first');
     const now = performance.now();
     const [long, short, old] = [

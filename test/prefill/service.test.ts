@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { rowCount } from '../../services/lib/kv/layout.ts';
 import { vectorBytes, type WireType } from '../../services/lib/kv/wire.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { FakeEngine, gate, HIDDEN, nextToken, until, VOCAB } from '../support/fake-engine.ts';
@@ -27,7 +27,7 @@ const softTokens = (positions: number[], elements = positions.length * HIDDEN) =
   soft: { positions, vectors: Buffer.alloc(elements * 4) },
 });
 
-describe('a prompt that could never be computed is refused', () => {
+describe('a prompt that is refused', () => {
   test.each<[string, PrefillRequest, Parameters<typeof refusal>]>([
     ['for another model', { fingerprint: 'e'.repeat(64) }, ['fingerprint_mismatch', FINGERPRINT]],
     ['without tokens', { tokenIds: [] }, ['invalid_request', 'no tokens']],
@@ -45,14 +45,14 @@ describe('a prompt that could never be computed is refused', () => {
     ['with two soft tokens at one place', softTokens([1, 1]), ['invalid_request', 'soft position 1 (number 1)']],
     ['with too few vectors', softTokens([0, 1], HIDDEN), ['invalid_request', '2 soft tokens need 2 x 2']],
     ['with vectors and no positions', softTokens([], HIDDEN), ['invalid_request', '0 soft tokens']],
-  ])('%s', async (_, change, [code, message]) => {
+  ])('a prompt %s is refused', async (_, change, [code, message]) => {
     const { client, engine } = await startPrefill();
     const request = prefillRequest([1, 2, 3], change);
     await expect(begin(client, request)).rejects.toEqual(refusal(code, message));
     expect(engine.chunks).toEqual([]);
   });
 
-  test('while the process drains; what it has is computed, handed over, and waited for', async () => {
+  test('a prompt is refused while the process drains, and earlier ones are still computed and handed over', async () => {
     const drain = new AbortController();
     const { client, engine, kv, server } = await startPrefill({ draining: drain.signal });
     const held = holdEngine(engine);
@@ -78,7 +78,7 @@ describe('a prompt that could never be computed is refused', () => {
     await closed;
   });
 
-  test('when too many tokens wait, with the time to come back', async () => {
+  test('a prompt is refused with Retry-After when too many tokens wait', async () => {
     const { client, engine } = await startPrefill({ queueTokens: 10 });
     const held = holdEngine(engine);
     const running = begin(client, prefillRequest([1], { readers: 0 }));
@@ -96,8 +96,8 @@ describe('a prompt that could never be computed is refused', () => {
   });
 });
 
-describe('answers', () => {
-  test('with a handle, the first token, and the end, where nobody wants the cache', async () => {
+describe('an answer of the prefill service', () => {
+  test('a prompt without readers is answered with a handle, the first token, and the end', async () => {
     const { client, server, engine } = await startPrefill();
     const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5], { readers: 0 }));
     expect(staged.kv).toMatchObject({ address: server.address, fingerprint: FINGERPRINT, positions: 5 });
@@ -106,7 +106,7 @@ describe('answers', () => {
     engine.pool.assertConserved(0);
   });
 
-  test('with logprobs, of the prompt as well', async () => {
+  test('the logprobs of the first token and of the prompt are reported', async () => {
     const { client } = await startPrefill();
     const choices = [samplingMessage({ ...GREEDY, logprobs: 1 })];
     const request = prefillRequest([1, 2, 3], { choices, promptLogprobs: 0, readers: 0 });
@@ -124,7 +124,7 @@ describe('answers', () => {
     expect.fail('no first token');
   });
 
-  test('what it is', async () => {
+  test('Describe tells what the prefill worker is and how much waits', async () => {
     const { client, engine } = await startPrefill({}, new FakeEngine(2, 96));
     const held = holdEngine(engine);
     const long = Array.from({ length: 70 }, (_, i) => i % 20);
@@ -152,7 +152,7 @@ describe('answers', () => {
     expect(idle.prefillTokensPerSecond).toBeGreaterThan(0);
   });
 
-  test('once it is warm it says its rate, before the first prompt, and holds no slot', async () => {
+  test('a warm worker knows its rate before the first prompt and holds no slot', async () => {
     const { client, engine, warmUp } = await startPrefill({}, new FakeEngine(2, 96));
     await warmUp();
     const warm = await client.describe(NEVER);
@@ -162,7 +162,7 @@ describe('answers', () => {
   });
 });
 
-describe('the cache', () => {
+describe('a staged cache', () => {
   const pull = async (
     kv: Awaited<ReturnType<typeof startPrefill>>['kv'],
     leaseId: string,
@@ -173,7 +173,7 @@ describe('the cache', () => {
     return frames;
   };
 
-  test('may be pulled any number of times until it is released', async () => {
+  test('a staged cache can be pulled any number of times until it is released', async () => {
     const { client, kv } = await startPrefill();
     const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5]));
     const { leaseId } = staged.kv;
@@ -186,7 +186,7 @@ describe('the cache', () => {
     await expect(kv.release(leaseId, NEVER)).rejects.toEqual(refusal('lease_unknown', leaseId));
   });
 
-  test('is not for another model', async () => {
+  test('a pull for another model is refused', async () => {
     const { client, kv } = await startPrefill();
     const staged = await begin(client, prefillRequest([1]));
     const { leaseId } = staged.kv;
@@ -196,7 +196,7 @@ describe('the cache', () => {
     await staged.released();
   });
 
-  test('says how long it waits, and takes heartbeats until it is gone', async () => {
+  test('a handle tells the time of its lease, which can be renewed until it is released', async () => {
     const { client, kv } = await startPrefill({ kvLeaseMs: 12_345 });
     const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5]));
     const { leaseId, leaseMs } = staged.kv;
@@ -208,7 +208,7 @@ describe('the cache', () => {
     await expect(kv.renew(leaseId, NEVER)).rejects.toEqual(refusal('lease_unknown'));
   });
 
-  test('is given up when no decoder comes in time', async () => {
+  test('a staged cache expires when no decoder comes in time', async () => {
     const { client, kv, engine } = await startPrefill({ kvLeaseMs: 1 });
     const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5]));
     expect(await staged.first()).toEqual([nextToken([1, 2, 3, 4, 5])]);
@@ -217,7 +217,7 @@ describe('the cache', () => {
     engine.pool.assertConserved(0);
   });
 
-  test('that fails to compute fails for the caller and the decoder alike', async () => {
+  test('a prompt that fails to compute fails for the caller and for the decoder', async () => {
     const { client, kv, engine } = await startPrefill();
     const held = gate();
     engine.beforeChunk = async ({ past }) => {
@@ -234,22 +234,25 @@ describe('the cache', () => {
     await expect(staged.first()).rejects.toEqual(refusal('runtime_failed', 'the graph broke'));
   });
 
-  test.each(['float32', 'float16', 'int8'])('travels as %s when the puller asks for it', async (dtype) => {
-    const { client, kv, engine } = await startPrefill();
-    const { signal, hangUp } = caller();
-    const staged = await begin(client, prefillRequest([5, 6, 7]), signal);
-    await staged.first();
-    let bytes = 0;
-    for await (const frame of kv.pull({ leaseId: staged.kv.leaseId, fingerprint: FINGERPRINT, dtype }, NEVER)) {
-      if (frame.manifest) expect(frame.manifest.layout?.dtype).toBe(dtype);
-      bytes += frame.rows?.data.length ?? 0;
-    }
-    const { layout } = engine.pool;
-    expect(bytes).toBe(rowCount(layout) * 3 * vectorBytes(dtype as WireType, layout.headDim));
-    hangUp();
-  });
+  test.each(['float32', 'float16', 'int8'])(
+    'a staged cache travels as %s when the puller asks for it',
+    async (dtype) => {
+      const { client, kv, engine } = await startPrefill();
+      const { signal, hangUp } = caller();
+      const staged = await begin(client, prefillRequest([5, 6, 7]), signal);
+      await staged.first();
+      let bytes = 0;
+      for await (const frame of kv.pull({ leaseId: staged.kv.leaseId, fingerprint: FINGERPRINT, dtype }, NEVER)) {
+        if (frame.manifest) expect(frame.manifest.layout?.dtype).toBe(dtype);
+        bytes += frame.rows?.data.length ?? 0;
+      }
+      const { layout } = engine.pool;
+      expect(bytes).toBe(rowCount(layout) * 3 * vectorBytes(dtype as WireType, layout.headDim));
+      hangUp();
+    },
+  );
 
-  test('is refused in a form that nobody knows', async () => {
+  test('a pull in an unknown form is refused', async () => {
     const { client, kv } = await startPrefill();
     const { signal, hangUp } = caller();
     const staged = await begin(client, prefillRequest([5, 6, 7]), signal);
@@ -258,8 +261,8 @@ describe('the cache', () => {
     hangUp();
   });
 
-  test('is not sent on when its lease ends between two frames', async () => {
-    // One frame of 1 MiB a row, so that a reader that does not read leaves most of them unsent.
+  test('no more of a cache is sent when its lease ends between two frames', async () => {
+    // A row is a frame of 1 MiB, so that most frames stay unsent while the reader does not read.
     const layout = { layers: 24, kvHeads: 1, headDim: 1024 };
     const engine = new FakeEngine(1, 258, layout);
     const { client, kv } = await startPrefill({ chunkTokens: () => 300 }, engine);
@@ -276,7 +279,7 @@ describe('the cache', () => {
           await until(() => engine.pool.reserved === 0);
           for (const { key, value } of engine.pool.layers) for (const tensor of [key, value]) tensor.fill(-1);
         }
-        // Whatever came was packed before the slot went to another.
+        // Every frame that arrives was packed before the slot got other content.
         expect(frame.rows?.data.readFloatLE(0)).not.toBe(-1);
       }
     })();
@@ -285,8 +288,8 @@ describe('the cache', () => {
   });
 });
 
-describe('a caller that hangs up', () => {
-  test('in the queue', async () => {
+describe('a caller of Prefill that hangs up', () => {
+  test('a caller that hangs up while its prompt waits takes it out of the queue', async () => {
     const { client, engine } = await startPrefill();
     const held = holdEngine(engine);
     const running = await begin(client, prefillRequest([1], { readers: 0 }));
@@ -302,7 +305,7 @@ describe('a caller that hangs up', () => {
     expect(engine.chunks).toHaveLength(1);
   });
 
-  test('while its prompt computes', async () => {
+  test('a caller that hangs up while its prompt computes ends the chunk and frees the slot', async () => {
     const { client, engine } = await startPrefill();
     holdEngine(engine); // only the abort ends the chunk
     const { signal, reason, hangUp } = caller();
@@ -315,7 +318,7 @@ describe('a caller that hangs up', () => {
     expect(engine.chunks).toHaveLength(1);
   });
 
-  test('while its cache is staged', async () => {
+  test('a caller that hangs up while its cache is staged frees the slot', async () => {
     const { client, engine } = await startPrefill();
     const { signal, reason, hangUp } = caller();
     const staged = await begin(client, prefillRequest([1, 2, 3, 4, 5]), signal);

@@ -1,28 +1,30 @@
-/** Computing prompts: order, chunks, and what happens when one is given up. */
+/** Scheduling and computing prompts: their order, their chunks, and callers that hang up. */
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { QueueOrder } from '../../services/lib/request/queue-order.ts';
-import { GREEDY, NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
 import { LeaseTable } from '../../services/prefill/leases.ts';
+import type { PrefillJob } from '../../services/prefill/prompt-computation.ts';
 import { PromptQueue } from '../../services/prefill/prompt-queue.ts';
-import { type Pending, type PrefillJob, PrefillWorker } from '../../services/prefill/worker.ts';
+import { PrefillWorker, type QueuedJob } from '../../services/prefill/worker.ts';
 import { FakeEngine, gate, HIDDEN, nextToken, settle, tokensOf, VOCAB } from '../support/fake-engine.ts';
 
 const NEVER = new AbortController().signal;
 
 let engine: FakeEngine;
-let queue: PromptQueue<Pending>;
+let queue: PromptQueue<QueuedJob>;
 let leases: LeaseTable;
 let worker: PrefillWorker;
 let engineContended: boolean;
 
-/** @param chunkTokens of the worker. */
+/** Starts a worker. @param chunkTokens tokens of its chunks. */
 function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder = 'fifo'): void {
   engine = new FakeEngine(slots, capacity);
-  queue = new PromptQueue<Pending>(1000, order);
+  queue = new PromptQueue<QueuedJob>(1000, order);
   const prefixes = new PrefixCache(engine.pool);
   leases = new LeaseTable(engine.pool, prefixes, 60_000);
   engineContended = false;
@@ -36,7 +38,7 @@ function start(chunkTokens: number, slots = 2, capacity = 64, order: QueueOrder 
 
 beforeEach(() => start(4));
 afterEach(async () => {
-  // However a test went: nothing waits, computes, or is staged.
+  // After every test nothing waits, computes, or is staged.
   expect(queue.tokens).toBe(0);
   expect(worker.computing).toBe(0);
   expect(leases.size).toBe(0);
@@ -66,7 +68,7 @@ function holdEngine() {
 }
 
 describe('computing', () => {
-  test('cuts the prompt into chunks, soft tokens with their chunk, and samples its continuation', async () => {
+  test('a prompt is cut into chunks, each with its soft tokens, and its continuation is sampled', async () => {
     const shape = fc.record({
       ids: fc.array(fc.nat(VOCAB - 1), { minLength: 1, maxLength: 40 }),
       chunkTokens: fc.integer({ min: 1, max: 45 }),
@@ -81,7 +83,7 @@ describe('computing', () => {
         const whole: TokenPrompt = { ids: Int32Array.from(ids), soft };
         const { tokens, chunks } = await worker.submit(job(ids, { prompt: whole })).done;
         expect(tokens.map(({ id }) => id)).toEqual([nextToken(tokensOf(whole))]);
-        // The last token is never alone where others could be with it.
+        // The last token never has a chunk of its own if the prompt has others.
         expect(chunks).toBe(Math.max(1, Math.ceil((ids.length - 1) / chunkTokens)));
         if (chunkTokens > 1 && ids.length > 1) expect(engine.chunks.at(-1)?.ids.length).toBeGreaterThan(1);
         expect(engine.chunks.flatMap((chunk) => [...chunk.ids])).toEqual(ids);
@@ -92,7 +94,7 @@ describe('computing', () => {
     );
   });
 
-  test('draws a first token for each choice, from the same logits', async () => {
+  test('each choice gets a first token from the same logits', async () => {
     const ids = [1, 2, 3];
     const best = nextToken(ids);
     const choices = [GREEDY, { ...GREEDY, logitBias: new Map([[(best + 1) % VOCAB, 5]]) }, GREEDY];
@@ -100,7 +102,7 @@ describe('computing', () => {
     expect(tokens.map(({ id }) => id)).toEqual([best, (best + 1) % VOCAB, best]);
   });
 
-  test('reports how likely each prompt token was', async () => {
+  test('prompt logprobs tell how likely each prompt token was', async () => {
     start(3);
     const ids = [4, 5, nextToken([4, 5]), 7, nextToken([4, 5, nextToken([4, 5]), 7])];
     const { promptLogprobs, chunks } = await worker.submit(job(ids, { promptLogprobs: 1 })).done;
@@ -118,13 +120,13 @@ describe('computing', () => {
     }
   });
 
-  test('prompt logprobs need the logits of all rows, so long chunks are cut', async () => {
+  test('chunks are short when prompt logprobs need the logits of all positions', async () => {
     start(1000, 1, 200);
     await worker.submit(job(new Array(130).fill(1), { promptLogprobs: 0 })).done;
     expect(engine.chunks.map(({ logitRows }) => logitRows.length)).toEqual([64, 64, 2]);
   });
 
-  test('counts how much of the prompts the prefix cache had, of those that may be reused', async () => {
+  test('metrics count the prompt tokens that could have come from the prefix cache and those that did', async () => {
     const counted = async () => {
       const counters = [metrics.prefixQueries, metrics.prefixHits];
       return Promise.all(counters.map(async (each) => (await each.get()).values[0]?.value ?? 0));
@@ -135,7 +137,7 @@ describe('computing', () => {
     expect(await counted()).toEqual([queries + 80, hits + 32]);
   });
 
-  test('measures its rate, which Retry-After is made from', async () => {
+  test('the rate is measured from prompts that are long enough', async () => {
     start(16, 2, 128);
     await worker.submit(job([1, 2, 3])).done;
     expect(queue.rate).toBe(0); // too few to tell
@@ -144,8 +146,8 @@ describe('computing', () => {
   });
 });
 
-describe('order', () => {
-  test('first come, first served, one at a time', async () => {
+describe('the order of prompts', () => {
+  test('prompts are computed one at a time in order of arrival', async () => {
     const order: number[] = [];
     engine.beforeChunk = async ({ ids }) => {
       order.push(ids[0] as number);
@@ -155,7 +157,7 @@ describe('order', () => {
     expect(order).toEqual([1, 2, 3, 4, 5]);
   });
 
-  test('a prompt waits for a slot, and is taken when one is free', async () => {
+  test('a prompt waits until a slot is free', async () => {
     start(4, 1);
     const first = worker.submit(job([1], { readers: 1 }));
     const { lease } = await first.accepted;
@@ -169,7 +171,7 @@ describe('order', () => {
     expect((await second.accepted).lease.id).not.toBe(lease.id);
   });
 
-  test('no prompt is forgotten, whenever it comes: at each turn of the microtasks after another’s end', async () => {
+  test('no prompt is forgotten that comes at any microtask after the end of another one', async () => {
     for (let turns = 0; turns < 12; turns++) {
       const first = worker.submit(job([1]));
       await first.done;
@@ -178,7 +180,7 @@ describe('order', () => {
     }
   });
 
-  test('nor when its slot is freed at any such turn', async () => {
+  test('no prompt is forgotten whose slot is freed at any microtask after the end of another one', async () => {
     for (let turns = 0; turns < 12; turns++) {
       start(4, 1);
       const first = worker.submit(job([1], { readers: 1 }));
@@ -190,7 +192,7 @@ describe('order', () => {
     }
   });
 
-  test('counts what computes', async () => {
+  test('the tokens of the prompt that computes are counted', async () => {
     const held = holdEngine();
     const { done } = worker.submit(job([1, 2, 3, 4, 5]));
     expect(worker.computing).toBe(5);
@@ -205,17 +207,20 @@ describe('shortest first', () => {
   test.each([
     ['shortest-first', ['1@0', '2@0', '1@4', '1@8']],
     ['fifo', ['1@0', '1@4', '1@8', '2@0']],
-  ] as const)('%s: a short prompt that comes during a long one', async (order, expected) => {
-    start(4, 2, 64, order);
-    const held = holdEngine();
-    const long = worker.submit(job(new Array(12).fill(1)));
-    const short = worker.submit(job([2, 2]));
-    held.open();
-    await Promise.all([long.done, short.done]);
-    expect(orderOf()).toEqual(expected);
-  });
+  ] as const)(
+    'with %s a short prompt that comes during a long one gets its turn in that order',
+    async (order, expected) => {
+      start(4, 2, 64, order);
+      const held = holdEngine();
+      const long = worker.submit(job(new Array(12).fill(1)));
+      const short = worker.submit(job([2, 2]));
+      held.open();
+      await Promise.all([long.done, short.done]);
+      expect(orderOf()).toEqual(expected);
+    },
+  );
 
-  test('without a slot for it the long one goes on', async () => {
+  test('a long prompt goes on when there is no slot for a shorter one', async () => {
     start(4, 1, 64, 'shortest-first');
     const held = holdEngine();
     const long = worker.submit(job(new Array(12).fill(1)));
@@ -225,7 +230,7 @@ describe('shortest first', () => {
     expect(orderOf()).toEqual(['1@0', '1@4', '1@8', '2@0']);
   });
 
-  test('a long one that is given up meanwhile is not computed further', async () => {
+  test('a long prompt whose caller hangs up during a shorter one is not computed further', async () => {
     start(4, 2, 64, 'shortest-first');
     const caller = new AbortController();
     engine.beforeChunk = ({ ids }) => {
@@ -238,10 +243,10 @@ describe('shortest first', () => {
     expect(orderOf()).toEqual(['1@0', '2@0']);
   });
 
-  test('every prompt ends, its chunks in order, its continuation as if it were alone', async () => {
+  test('every prompt ends with its chunks in order and the continuation it has alone', async () => {
     const coming = fc.record({
       length: fc.integer({ min: 1, max: 40 }),
-      /** Chunks of others before it comes. */
+      /** Chunks of other prompts before this one comes. */
       after: fc.nat(12),
       gone: fc.option(fc.nat(20), { freq: 5 }),
     });
@@ -273,7 +278,7 @@ describe('shortest first', () => {
         };
         const callers = left.map(({ gone, caller }) => ({ gone, caller }));
         engine.beforeChunk = ({ slot, past, ids }) => {
-          // In a slot a prompt goes on where it stood, or another one begins within what is known.
+          // A chunk continues the prompt of its slot, or begins another one within the cached positions.
           expect(past).toBeLessThanOrEqual(next.get(slot) ?? past);
           next.set(slot, past + ids.length);
           chunks++;
@@ -293,18 +298,18 @@ describe('shortest first', () => {
   });
 });
 
-describe('given up', () => {
+describe('a prompt whose caller hangs up', () => {
   const caller = () => {
     const controller = new AbortController();
     return { signal: controller.signal, hangUp: () => controller.abort(new Error('hung up')) };
   };
 
-  test('before it was submitted', () => {
+  test('a prompt whose caller has hung up before is not submitted', () => {
     const gone = AbortSignal.abort(new Error('hung up'));
     expect(() => worker.submit(job([1], { signal: gone }))).toThrowError('hung up');
   });
 
-  test('in the queue: it is out at once, the next one moves up', async () => {
+  test('a waiting prompt whose caller hangs up leaves the queue at once', async () => {
     const held = holdEngine();
     const running = worker.submit(job([1]));
     const { signal, hangUp } = caller();
@@ -319,7 +324,7 @@ describe('given up', () => {
     expect(engine.chunks.map(({ ids }) => ids[0])).toEqual([1, 3]);
   });
 
-  test('while it computes: no further chunk, and the next one is computed', async () => {
+  test('a computing prompt whose caller hangs up gets no further chunk, and the next prompt is computed', async () => {
     const held = holdEngine();
     const { signal, hangUp } = caller();
     const ticket = worker.submit(job([1, 2, 3, 4, 5, 6, 7, 8], { signal, readers: 1 }));
@@ -333,7 +338,7 @@ describe('given up', () => {
     expect(engine.chunks.map(({ ids }) => ids[0])).toEqual([1, 9]);
   });
 
-  test('while a chunk computes that cannot be stopped: the slot is taken until nothing writes to it', async () => {
+  test('the slot of a chunk that cannot be stopped stays held until nothing writes to it', async () => {
     const held = holdEngine();
     const compute = engine.chunk.bind(engine);
     engine.chunk = (chunk) => compute(chunk); // hears of no abort
@@ -350,10 +355,10 @@ describe('given up', () => {
     expect(queue.rate).toBe(0); // nothing was measured
   });
 
-  describe('while a chunk computes of which others can make use', () => {
+  describe('during a chunk that others can use', () => {
     const PROMPT = Array.from({ length: 70 }, (_, i) => i % VOCAB);
 
-    /** A prompt in its first chunk of 32; nobody wants it any more. */
+    /** Starts a prompt whose caller hangs up during its first chunk of 32 tokens. */
     async function abandon(elsewhere = false) {
       start(32, 2, 128);
       engineContended = elsewhere;
@@ -367,7 +372,7 @@ describe('given up', () => {
 
     const reused = async (ids: readonly number[]) => (await worker.submit(job(ids)).done).cachedTokens;
 
-    test('it is finished while nobody waits, and no further one', async () => {
+    test('an abandoned chunk is finished while no prompt waits, and no further one is computed', async () => {
       const { held, ticket } = await abandon();
       held.open();
       await expect(ticket.done).rejects.toThrowError('hung up');
@@ -375,7 +380,7 @@ describe('given up', () => {
       expect(await reused([...PROMPT, 1])).toBe(32);
     });
 
-    test('it is finished for one that begins as it does', async () => {
+    test('an abandoned chunk is finished for a prompt that begins with the same tokens', async () => {
       const { held, ticket } = await abandon();
       const next = reused([...PROMPT.slice(0, 40), 1]);
       held.open();
@@ -384,10 +389,10 @@ describe('given up', () => {
     });
 
     test.each([
-      ['begins otherwise', [5, ...PROMPT]],
+      ['begins differently', [5, ...PROMPT]],
       ['has too little in common', [...PROMPT.slice(0, 20), 5, 5, 5]],
       ['has another salt', PROMPT],
-    ])('it is stopped for one that %s', async (why, ids) => {
+    ])('an abandoned chunk is stopped for a prompt that %s', async (why, ids) => {
       const { held, ticket } = await abandon();
       const next = worker.submit(job(ids, { cacheSalt: why === 'has another salt' ? 'x' : '' }));
       await expect(ticket.done).rejects.toThrowError('hung up'); // the engine is held: only the abort ends the chunk
@@ -395,13 +400,13 @@ describe('given up', () => {
       expect((await next.done).cachedTokens).toBe(0);
     });
 
-    test('it is stopped where sequences want the engine', async () => {
+    test('an abandoned chunk is stopped when sequences want the engine', async () => {
       const { ticket } = await abandon(true);
       await expect(ticket.done).rejects.toThrowError('hung up');
     });
   });
 
-  test('while it is staged: the lease ends', async () => {
+  test('the lease ends when the caller hangs up while the KV is staged', async () => {
     const { signal, hangUp } = caller();
     const ticket = worker.submit(job([1, 2], { signal, readers: 1 }));
     await ticket.done;
@@ -411,7 +416,7 @@ describe('given up', () => {
     await expect(lease.released).rejects.toMatchObject({ code: 'lease_unknown' });
   });
 
-  test('after all is over: nothing happens', async () => {
+  test('nothing happens when the caller hangs up after the end', async () => {
     const { signal, hangUp } = caller();
     const ticket = worker.submit(job([1, 2], { signal }));
     await ticket.done;
@@ -419,7 +424,7 @@ describe('given up', () => {
     await (await ticket.accepted).lease.released;
   });
 
-  test('by all readers while it computes: the caller still gets the first token', async () => {
+  test('the caller gets the first token even if all readers give up while the prompt computes', async () => {
     const held = holdEngine();
     const ticket = worker.submit(job([1, 2], { readers: 1 }));
     const { lease } = await ticket.accepted;
@@ -430,7 +435,7 @@ describe('given up', () => {
   });
 });
 
-test('a chunk that fails fails its prompt alone, readers included', async () => {
+test('a chunk that fails fails only its own prompt and its readers', async () => {
   engine.beforeChunk = ({ ids }) => {
     if (ids[0] === 5) throw new Error('the graph broke');
   };
@@ -443,7 +448,7 @@ test('a chunk that fails fails its prompt alone, readers included', async () => 
   expect((await good.done).tokens).toEqual([{ id: nextToken([2]) }]);
 });
 
-test('a full queue refuses', async () => {
+test('a full queue refuses a prompt', async () => {
   const held = holdEngine();
   const running = worker.submit(job([1]));
   const long = worker.submit(job(new Array(60).fill(1)));

@@ -4,7 +4,7 @@ import { EVENTS, STAGES, Timeline } from '../../services/lib/request/timeline.ts
 import { documented } from '../support/operations.ts';
 
 describe('Timeline', () => {
-  it('measures between events in seconds', () => {
+  it('the time between two events is measured in seconds', () => {
     const timeline = new Timeline();
     timeline.mark('received', 1000);
     timeline.mark('first_token', 1250);
@@ -14,7 +14,7 @@ describe('Timeline', () => {
     expect(timeline.tpot(4)).toBeCloseTo(0.1, 12);
   });
 
-  it('knows nothing of what has not happened', () => {
+  it('an event that has not happened gives no time', () => {
     const timeline = new Timeline();
     expect(timeline.ttft).toBeUndefined();
     timeline.mark('received', 5);
@@ -23,14 +23,14 @@ describe('Timeline', () => {
     expect(timeline.tpot(10)).toBeUndefined();
   });
 
-  it('has no time per output token for one token or none', () => {
+  it('there is no time per output token for fewer than two tokens', () => {
     const timeline = new Timeline();
     timeline.mark('first_token', 0);
     timeline.mark('last_token', 0);
     expect([0, 1, 2].map((tokens) => timeline.tpot(tokens))).toEqual([undefined, undefined, 0]);
   });
 
-  it('keeps the first stamp of an event and the last value of a stage', () => {
+  it('the first stamp of an event and the last value of a stage are kept', () => {
     const timeline = new Timeline();
     timeline.mark('received', 10);
     timeline.mark('received', 99);
@@ -41,7 +41,7 @@ describe('Timeline', () => {
     expect([...timeline.stages()]).toEqual([['prefill', 2]]);
   });
 
-  it('stamps the monotonic clock by itself', () => {
+  it('an event is stamped by the monotonic clock', () => {
     const before = performance.now();
     const timeline = new Timeline();
     timeline.mark('received', before);
@@ -51,7 +51,7 @@ describe('Timeline', () => {
     expect(timeline.between('admitted', 'finished')).toBeGreaterThanOrEqual(0);
   });
 
-  it('logs ms since the request was received, to the microsecond', () => {
+  it('a timeline is logged in ms since the request was received, to the microsecond', () => {
     const ms = fc.double({ min: 0, max: 1e7, noNaN: true });
     fc.assert(
       fc.property(ms, fc.uniqueArray(fc.constantFrom(...EVENTS)), ms, (start, events, step) => {
@@ -70,7 +70,7 @@ describe('Timeline', () => {
     );
   });
 
-  it('names events and stages apart, and all of them are documented', () => {
+  it('events and stages have different names, and all of them are documented', () => {
     const words = [...EVENTS, ...STAGES];
     expect(new Set(words).size).toBe(words.length);
     expect(documented('timeline')).toEqual(words);

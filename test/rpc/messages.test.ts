@@ -1,6 +1,6 @@
-/** Nouns as messages, over the bytes of the wire. */
+/** Types of request/ as messages, encoded to bytes and back. */
 import { describe, expect, test } from 'vitest';
-import { GREEDY, type Sampling } from '../../services/lib/request/sequence.ts';
+import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { protocol } from '../../services/lib/rpc/contract.ts';
 import type { PrefillRequest, PrefillRequest__Output } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import {
@@ -13,7 +13,7 @@ import {
   tokenMessage,
 } from '../../services/lib/rpc/messages.ts';
 
-/** What a server gets for what a client sends. */
+/** The message that a server gets when a client sends this request. */
 function overTheWire(request: PrefillRequest): PrefillRequest__Output {
   const { requestSerialize, requestDeserialize } = protocol.Prefill.service.Prefill;
   return requestDeserialize(requestSerialize(request));
@@ -24,11 +24,11 @@ const arrived = (sampling: Sampling) => {
 };
 
 describe('sampling', () => {
-  test('defaults arrive, zeros and ones alike', () => {
+  test('default sampling arrives unchanged', () => {
     expect(arrived(GREEDY)).toEqual(GREEDY);
   });
 
-  test('every field arrives', () => {
+  test('every field of a sampling arrives', () => {
     const sampling: Sampling = {
       temperature: 0.75,
       topP: 0.5,
@@ -51,7 +51,7 @@ describe('sampling', () => {
 });
 
 describe('soft tokens', () => {
-  test('arrive bit by bit, wherever they lay in memory', () => {
+  test('soft tokens arrive unchanged from any place in memory', () => {
     const memory = Float32Array.of(9, 1.5, -0, 2 ** -149, 3.4e38, 9);
     const soft = { positions: Int32Array.of(0, 7), vectors: memory.subarray(1, 5) };
     const read = readSoftTokens(overTheWire({ requestId: 'x', soft: softTokensMessage(soft) }).soft);
@@ -59,14 +59,14 @@ describe('soft tokens', () => {
     expect(read.vectors).toEqual(Float32Array.of(1.5, -0, 2 ** -149, 3.4e38));
   });
 
-  test('may be missing', () => {
+  test('missing soft tokens are read as none', () => {
     expect(readSoftTokens(overTheWire({}).soft)).toEqual({
       positions: new Int32Array(0),
       vectors: new Float32Array(0),
     });
   });
 
-  test('of a broken float are refused', () => {
+  test('soft tokens with an incomplete float are refused', () => {
     const { soft } = overTheWire({ soft: { positions: [0], vectors: Buffer.alloc(7) } });
     expect(() => readSoftTokens(soft)).toThrowError(
       expect.objectContaining({ code: 'invalid_request', message: expect.stringContaining('7 bytes') }),
@@ -74,12 +74,12 @@ describe('soft tokens', () => {
   });
 });
 
-test('tokens: logprobs only where they were asked for', () => {
+test('a token has logprobs only if they were asked for', () => {
   const token = { id: 3, logprob: -0.5, top: [{ id: 4, logprob: -0.25 }] };
   expect(readToken(tokenMessage(token), true)).toEqual(token);
   expect(readToken(tokenMessage({ id: 3 }), false)).toEqual({ id: 3 });
 });
 
-test('finish reasons', () => {
+test('a finish reason is read, and an empty one means that the sequence goes on', () => {
   expect(['', 'stop', 'length'].map(readFinishReason)).toEqual([undefined, 'stop', 'length']);
 });

@@ -1,15 +1,15 @@
-/** Errors across gRPC: the same error arrives. */
+/** Errors over gRPC: the caller gets the error that the server threw. */
 import { Metadata, status } from '@grpc/grpc-js';
 import { describe, expect, test } from 'vitest';
 import { ERRORS, type ErrorCode, ServingError } from '../../services/lib/process/errors.ts';
 import { fromStatus, toStatus } from '../../services/lib/rpc/status.ts';
 
 const CODES = Object.keys(ERRORS) as ErrorCode[];
-/** As grpc-js hands a status to the caller. */
+/** The error that grpc-js gives to the caller for a status. */
 const received = (sent: ReturnType<typeof toStatus>) => Object.assign(new Error(`${sent.code}`), sent);
 
 describe('status', () => {
-  test.each(CODES)('%s travels both ways', (code) => {
+  test.each(CODES)('the code %s arrives unchanged', (code) => {
     const sent = toStatus(new ServingError(code, `about "${code}"`, { retryAfterSeconds: 7, limit: 'max-inflight' }));
     expect(status[sent.code]).toBe(ERRORS[code].grpc);
     const error = fromStatus(received(sent), 'peer:1');
@@ -17,12 +17,12 @@ describe('status', () => {
     expect(error).toMatchObject({ code, message: `about "${code}"`, retryAfterSeconds: 7, limit: 'max-inflight' });
   });
 
-  test('no Retry-After where none was given', () => {
+  test('an error without Retry-After arrives without one', () => {
     const sent = toStatus(new ServingError('worker_lost', 'gone'));
     expect(fromStatus(received(sent), 'peer:1').retryAfterSeconds).toBeUndefined();
   });
 
-  test('any other error travels as a bug, with its message', () => {
+  test('an error of another type arrives as internal with its message', () => {
     const sent = toStatus(new TypeError('x is not a function'));
     expect(sent.code).toBe(status.INTERNAL);
     expect(fromStatus(received(sent), 'peer:1')).toMatchObject({ code: 'internal', message: 'x is not a function' });
@@ -41,7 +41,7 @@ describe('status', () => {
     expect(fromStatus(foreign, 'peer:1')).toMatchObject({ code: expected, message: 'peer:1: as the transport says' });
   });
 
-  test('of a message, what fits and can be encoded travels', () => {
+  test('a message is cut and cleaned so that it can be sent', () => {
     const details = (message: string) => toStatus(new ServingError('invalid_request', message)).details;
     expect(details('"\ud83d" is no JSON')).toBe('"\ufffd" is no JSON');
     const long = details('é'.repeat(30_000));
@@ -49,7 +49,7 @@ describe('status', () => {
     expect(details(`${'x'.repeat(999)}😀`)).toBe(`${'x'.repeat(999)}\ufffd…`); // cut between both halves
   });
 
-  test('a code that this version does not know falls back to the status', () => {
+  test('an unknown code falls back to the status', () => {
     const metadata = new Metadata();
     metadata.set('llavacode-code', 'toString');
     const foreign = received({ code: status.UNAVAILABLE, details: 'from the future', metadata });

@@ -1,4 +1,4 @@
-/** Certificates for tests, by openssl: authorities, and what they vouch for. Gone when the test's folder is. */
+/** Makes authorities and certificates for tests with openssl, in a temporary folder. */
 import { execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

@@ -1,22 +1,26 @@
 /**
- * An engine without a model, for tests of everything around it. Like the real one it keeps its memory in a KV pool and
- * nowhere else: each position of a slot holds a number that names its token, in every row, and the next token is a
- * function of all of them. So a cache that was damaged, cut, mixed up or read at the wrong length shows: as an error
- * where the rows of a position disagree, else as other tokens than {@link continuation} says.
+ * An engine without a model, for tests of everything around it. Like the real one it keeps its memory only in a KV
+ * pool: each position of a slot holds a number that names its token, in every row, and the next token is a function of
+ * all of them. A cache that was damaged, cut, mixed up or read at the wrong length gives an error if the rows of a
+ * position disagree, else other tokens than {@link continuation}.
  */
 import type { StepEngine } from '../../services/decode/loop.ts';
 import type { PromptChunk } from '../../services/lib/engine/session.ts';
 import { rowCount } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import type { FinishReason, TokenPrompt } from '../../services/lib/request/sequence.ts';
-import type { PromptEngine } from '../../services/prefill/worker.ts';
+import type { FinishReason } from '../../services/lib/request/next-token.ts';
+import type { TokenPrompt } from '../../services/lib/request/token-prompt.ts';
+import type { PromptEngine } from '../../services/prefill/prompt-computation.ts';
 
 export const VOCAB = 29;
 export const HIDDEN = 2;
 export const LAYOUT = { layers: 2, kvHeads: 2, headDim: 3 };
-/** A soft token stands in the cache as this plus the first element of its vector. */
+/** The cache holds a soft token as this number plus the first element of its vector. */
 const SOFT = 100;
-/** What stands where nobody may read: behind a slot that rides along in a step, and in a chunk until it is computed. */
+/**
+ * Written where nothing may be read: behind the content of slots without a sequence, and in a chunk until it is
+ * computed.
+ */
 export const GARBAGE = 7777;
 
 const cell = (token: number, row: number, element: number) => token * 64 + ((row * 5 + element) % 64);
@@ -28,14 +32,14 @@ export function nextToken(tokens: readonly number[]): number {
   return (hash >>> 8) % VOCAB;
 }
 
-/** What prompt positions hold in the cache. */
+/** The numbers that the cache holds for a prompt's positions. */
 export function tokensOf({ ids, soft }: TokenPrompt): number[] {
   const tokens = [...ids];
   for (const [i, position] of soft.positions.entries()) tokens[position] = SOFT + (soft.vectors[i * HIDDEN] as number);
   return tokens;
 }
 
-/** The output that a prompt must have, by itself: first token included. */
+/** The output that a prompt gets when it is alone, first token included. */
 export function continuation(
   prompt: readonly number[],
   maxTokens: number,
@@ -56,7 +60,7 @@ export class FakeEngine implements PromptEngine, StepEngine {
   readonly hiddenSize = HIDDEN;
   readonly overdueMs = 0;
   readonly chunks: PromptChunk[] = [];
-  /** Slots that each step decoded. */
+  /** The slots that each step decoded. */
   readonly steps: number[][] = [];
   /** Runs before a chunk is computed; may wait or throw. An abort ends the chunk there. */
   beforeChunk: (chunk: PromptChunk) => Promise<void> | void = () => {};
@@ -88,7 +92,7 @@ export class FakeEngine implements PromptEngine, StepEngine {
       const rows = [...ids.keys()].filter((row) => (ids[row] as number) >= 0);
       const riders = [...ids.keys()].filter((row) => (ids[row] as number) < 0);
       const slots = rows.map((row) => first + row);
-      // A run writes when it likes.
+      // A real run may write at any time: write before and after the wait.
       const writeRiders = () => {
         for (const row of riders) this.write(first + row, lengths[row] as number, [GARBAGE]);
       };
@@ -144,7 +148,7 @@ export class FakeEngine implements PromptEngine, StepEngine {
   }
 }
 
-/** Waits for `work`, but no longer than until the abort. */
+/** Waits for `work` or the abort, whichever comes first. */
 function unlessAborted(work: Promise<void> | void, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
     const abort = () => reject(signal?.reason);
@@ -156,7 +160,7 @@ function unlessAborted(work: Promise<void> | void, signal: AbortSignal | undefin
   });
 }
 
-/** A promise that a test opens. */
+/** A promise that a test resolves. */
 export function gate(): { readonly opened: Promise<void>; open(): void } {
   let open!: () => void;
   const opened = new Promise<void>((resolve) => {
@@ -165,10 +169,10 @@ export function gate(): { readonly opened: Promise<void>; open(): void } {
   return { opened, open };
 }
 
-/** Lets everything happen that needs no more than the event loop. */
+/** Waits until everything has happened that only waits for the event loop. */
 export const settle = () => new Promise<void>((resolve) => setImmediate(resolve));
 
-/** Turns the event loop until something holds; the test's own timeout is the limit. */
+/** Runs the event loop until the condition holds. The test's own timeout is the limit. */
 export async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
   while (!(await holds())) await settle();
 }

@@ -1,7 +1,7 @@
-/** Sequences in a {@link DecodeLoop} and what they are given, for the tests of the loop. */
+/** Sequences in a {@link DecodeLoop} and the tokens that they get, for the tests of the loop. */
 import type { DecodeLoop, DecodeStep, Sequence } from '../../services/decode/loop.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
-import { type FinishReason, GREEDY } from '../../services/lib/request/sequence.ts';
+import { type FinishReason, GREEDY } from '../../services/lib/request/next-token.ts';
 import { continuation, type FakeEngine, nextToken } from './fake-engine.ts';
 
 /** A consumer of one sequence. */
@@ -11,11 +11,11 @@ export interface Reader {
   readonly stopTokenIds: readonly number[];
   readonly slot: KvSlot;
   readonly sequence: Sequence;
-  /** First token included. */
+  /** Output so far, first token included. */
   readonly tokens: number[];
   finishReason: FinishReason | undefined;
   error: unknown;
-  /** Rejects never. */
+  /** Never rejects. */
   readonly ended: Promise<void>;
 }
 
@@ -25,7 +25,7 @@ export interface Wanted {
   readonly stopTokenIds?: readonly number[];
 }
 
-/** Reserves a slot and fills it at once: no step that spans it may be under way. */
+/** Reserves a slot and fills it at once. To be called only while no step runs that spans it. */
 export function fill(engine: FakeEngine, { prompt }: Wanted): KvSlot | undefined {
   const slot = engine.pool.reserve(prompt.length);
   if (slot) engine.write(slot.index, 0, prompt);
@@ -43,7 +43,11 @@ export function join(loop: DecodeLoop, slot: KvSlot, wanted: Wanted): Reader {
     maxTokens,
   });
   const reader: Reader = {
-    ...{ prompt, maxTokens, stopTokenIds, slot, sequence },
+    prompt,
+    maxTokens,
+    stopTokenIds,
+    slot,
+    sequence,
     tokens: [firstToken],
     finishReason: undefined,
     error: undefined,
@@ -62,5 +66,5 @@ export function join(loop: DecodeLoop, slot: KvSlot, wanted: Wanted): Reader {
   return reader;
 }
 
-/** What it must have got when it has ended by itself. */
+/** The output that a reader must have when its sequence has ended by itself. */
 export const alone = (reader: Reader) => continuation(reader.prompt, reader.maxTokens, reader.stopTokenIds);

@@ -5,7 +5,7 @@ import { envName, flagName } from '../../services/lib/process/config.ts';
 import { ERRORS } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { EVENTS, type RequestEvent, STAGES, type Stage } from '../../services/lib/request/timeline.ts';
+import { EVENTS, type RequestEvent, STAGES, type TimelineStage } from '../../services/lib/request/timeline.ts';
 import { SETTINGS } from '../../services/settings.ts';
 
 export const OPERATIONS = join(PACKAGE_ROOT, 'deploy/OPERATIONS.md');
@@ -31,7 +31,7 @@ const EVENT_MEANING: Record<RequestEvent, string> = {
   finished: 'the last byte of the answer was handed to the socket',
 };
 
-const STAGE_MEANING: Record<Stage, string> = {
+const STAGE_MEANING: Record<TimelineStage, string> = {
   prefill_queue: 'waiting in the prefill worker',
   prefill: 'computing the prompt, first chunk to first token',
   decode_queue: 'waiting for a slot of the decode worker',

@@ -6,7 +6,7 @@ import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export.ts';
-import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
 import { type Flags, type RunningSystem, type SystemOptions, startSystem } from '../../services/supervisor.ts';
 
 export const TINY_CODER = join(import.meta.dirname, '..', '..', 'models', 'tiny-coder');

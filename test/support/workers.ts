@@ -5,10 +5,11 @@ import { type ColocatedOptions, createColocatedService } from '../../services/co
 import { KvPuller } from '../../services/decode/kv-puller.ts';
 import { RemoteKv } from '../../services/decode/kv-source.ts';
 import { createDecodeService, type DecodeOptions } from '../../services/decode/service.ts';
+import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { ERRORS, type ErrorCode } from '../../services/lib/process/errors.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
-import { GREEDY } from '../../services/lib/request/sequence.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import {
   connectDecode,
   connectKv,
@@ -23,6 +24,7 @@ import type { PrefillEvent__Output } from '../../services/lib/rpc/gen/llavacode/
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { serveRpc } from '../../services/lib/rpc/server.ts';
+import { LeaseTable } from '../../services/prefill/leases.ts';
 import { createPrefillService, type PrefillOptions } from '../../services/prefill/service.ts';
 import { FakeEngine, until } from './fake-engine.ts';
 
@@ -31,7 +33,7 @@ export const NEVER = new AbortController().signal;
 const CUT = AbortSignal.abort();
 const log = createLogger('test', 'silent');
 
-/** An error of this code, come over gRPC with the status that the table names. */
+/** Matches an error of this code that came over gRPC with the status of the error table. */
 export const refusal = (code: ErrorCode, message = '') =>
   expect.objectContaining({
     code,
@@ -41,24 +43,28 @@ export const refusal = (code: ErrorCode, message = '') =>
 
 export const stagedBytes = async () => (await metrics.stagedBytes.get()).values[0]?.value;
 
-export async function startPrefill(change: Partial<PrefillOptions> = {}, engine = new FakeEngine()) {
+export async function startPrefill(
+  { kvLeaseMs = 60_000, ...change }: Partial<PrefillOptions> & { readonly kvLeaseMs?: number } = {},
+  engine = new FakeEngine(),
+) {
   const options: PrefillOptions = {
     model: 'fake',
     fingerprint: FINGERPRINT,
     chunkTokens: () => 4,
     queueTokens: 1000,
     queueOrder: 'fifo',
-    kvLeaseMs: 60_000,
     draining: NEVER,
     address: () => server.address,
     ...change,
   };
-  const service = createPrefillService(engine, options, log);
+  const prefixes = new PrefixCache(engine.pool);
+  const leases = new LeaseTable(engine.pool, prefixes, kvLeaseMs);
+  const service = createPrefillService({ engine, prefixes, leases, log }, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectPrefill(server.address);
   const kv = connectKv(server.address);
   onTestFinished(async ({ task }) => {
-    // Whatever a test did, nothing stays behind; without any help from the shutdown.
+    // After every test nothing is left behind, without any help from the shutdown.
     if (task.result?.state === 'pass')
       await until(async () => engine.pool.reserved === 0 && (await stagedBytes()) === 0);
     client.close();
@@ -73,8 +79,7 @@ export async function startDecode(
   engine = new FakeEngine(),
 ) {
   const puller = new KvPuller(engine.pool, FINGERPRINT, log);
-  const source: DecodeOptions['source'] = (loop) =>
-    new RemoteKv(engine.pool, puller, queueSequences, () => loop.betweenSteps());
+  const source = new RemoteKv(engine.pool, puller, queueSequences);
   const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, ...change };
   const service = createDecodeService(engine, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
@@ -121,7 +126,7 @@ export async function startColocated(change: Partial<ColocatedOptions> = {}, eng
       await until(async () => engine.pool.reserved === 0 && (await stagedBytes()) === 0);
     await stop();
   });
-  /** `stop` is for those that start many. */
+  /** `stop` is for tests that start many workers. */
   return { engine, client, decoder, kv, server, stop };
 }
 
@@ -135,7 +140,7 @@ export const prefillRequest = (tokenIds: readonly number[], change: PrefillReque
   ...change,
 });
 
-/** Begins a prompt; returns when it has its slot. */
+/** Begins a prompt. Resolves when it has its slot. */
 export async function begin(client: PrefillClient, request: PrefillRequest, signal = new AbortController().signal) {
   const events = client.prefill(request, signal)[Symbol.asyncIterator]();
   const next = async (): Promise<PrefillEvent__Output | undefined> => (await events.next()).value;
@@ -146,7 +151,7 @@ export async function begin(client: PrefillClient, request: PrefillRequest, sign
     firstEvent,
     /** The prompt's first tokens, one per choice. */
     first: async () => (await firstEvent())?.tokens.map(({ id }) => id) ?? [],
-    /** Ends when the KV was handed over. */
+    /** Resolves when the KV has been handed over. */
     released: async () => {
       expect((await next())?.released).toEqual({});
       expect(await next()).toBeUndefined();
@@ -174,7 +179,7 @@ export async function decode(client: DecodeClient, request: DecodeRequest, signa
     tokens.push(...event.step.tokens.map(({ id }) => id));
     finishReasons.push(event.step.finishReason);
   }
-  // All but the last step say that it goes on.
+  // Only the last step has a reason to finish.
   expect(finishReasons.slice(0, -1).every((reason) => reason === '')).toBe(true);
   return { joined, tokens, finishReason: finishReasons.at(-1) };
 }

@@ -5,7 +5,7 @@ import { describe, expect, test } from 'vitest';
 import { echoOf } from '../../services/gateway/completion/sampling.ts';
 import { completionBody } from '../../services/gateway/http/completion-body.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { NO_SOFT_TOKENS } from '../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { PromptBuilder } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
 import { Tokenizer } from '../../services/lib/text/tokenizer.ts';

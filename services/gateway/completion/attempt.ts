@@ -5,7 +5,8 @@
 
 import { Deferred } from '../../lib/async/deferred.ts';
 import { ServingError } from '../../lib/process/errors.ts';
-import type { Sampling, TokenPrompt } from '../../lib/request/sequence.ts';
+import type { Sampling } from '../../lib/request/next-token.ts';
+import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { DecodeEvent__Output } from '../../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { KvHandle__Output } from '../../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { PrefillEvent__Output } from '../../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';

@@ -1,5 +1,5 @@
 /** One choice of a completion: token ids in, what the client sees out. Knows nothing of workers or HTTP. */
-import type { FinishReason, SampledToken } from '../../lib/request/sequence.ts';
+import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
 import { Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';
 
 /** OpenAI's logprobs of a stretch of tokens; offsets count Unicode characters from the start of the choice's text. */

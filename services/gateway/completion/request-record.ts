@@ -2,8 +2,9 @@
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
-import type { FinishReason, TokenPrompt } from '../../lib/request/sequence.ts';
-import { type Stage, Timeline } from '../../lib/request/timeline.ts';
+import type { FinishReason } from '../../lib/request/next-token.ts';
+import { Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
+import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { AttemptRequest } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';
@@ -57,7 +58,7 @@ export class RequestRecord {
    * @param again what was put out goes through prefill again: the client has its figures already.
    */
   measuring(again: boolean): Pick<AttemptRequest, 'onAccepted' | 'onFirst' | 'onJoined'> {
-    const stage = (name: Stage, microseconds: number) => {
+    const stage = (name: TimelineStage, microseconds: number) => {
       if (!again) this.timeline.stage(name, microseconds / 1e6);
     };
     return {

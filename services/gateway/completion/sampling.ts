@@ -1,6 +1,7 @@
 /** What a request asks of each of its choices: how to sample it, when it ends, what is given back with it. */
 import { ServingError } from '../../lib/process/errors.ts';
-import type { SampledToken, Sampling, TokenPrompt } from '../../lib/request/sequence.ts';
+import type { SampledToken, Sampling } from '../../lib/request/next-token.ts';
+import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import { leadingIds } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';

@@ -5,7 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
-import type { SoftTokens, TokenPrompt } from '../../lib/request/sequence.ts';
+import type { SoftTokens, TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { PlacementRequest } from '../workers/worker-pool.ts';
 

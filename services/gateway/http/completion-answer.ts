@@ -1,5 +1,5 @@
 /** Bodies of `/v1/completions` as OpenAI shapes them, and what stands in them besides. */
-import type { FinishReason } from '../../lib/request/sequence.ts';
+import type { FinishReason } from '../../lib/request/next-token.ts';
 import type { Timeline } from '../../lib/request/timeline.ts';
 import type { Choice, ChoiceDelta, Logprobs } from '../completion/choice.ts';
 import type { Usage } from '../completion/request-record.ts';

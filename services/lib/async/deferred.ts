@@ -1,6 +1,7 @@
-/** A promise that others settle: `Promise.withResolvers`, which Node 20 does not have. */
-
-/** A promise with its two handles. Nobody has to wait for it: a rejection that nobody sees is not an error. */
+/**
+ * A promise that is settled from outside: `Promise.withResolvers`, which Node 20 does not have. A rejection that nobody
+ * waits for is not reported as an error.
+ */
 export class Deferred<T> {
   readonly promise: Promise<T>;
   resolve!: (value: T) => void;

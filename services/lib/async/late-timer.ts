@@ -1,8 +1,8 @@
-/** A timer for "no answer has come in time" that does not blame others for this process's own stalls. */
+/** A timer for "no answer has come in time" that does not blame the peer when this process itself has stalled. */
 
 /**
- * Calls `onLate` after `delayMs`, and one turn of the event loop later: where this process was the one that stood still,
- * the answer already lies in the socket, is read in that turn, and cancels the timer.
+ * Calls `onLate` after `delayMs` and one more turn of the event loop. If this process was the one that stalled, the
+ * answer already lies in the socket: it is read in that turn and cancels the timer.
  * @returns cancels the timer; calling it twice, or after `onLate` has run, is harmless.
  */
 export function startLateTimer(delayMs: number, onLate: () => void): () => void {

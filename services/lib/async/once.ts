@@ -1,6 +1,6 @@
 /**
- * Calls `load` when first asked and keeps what it gives; calls at the same time share one load. After a failure, or
- * where there was nothing to be had, the next call tries again.
+ * Calls `load` on the first call and keeps the result; concurrent calls share one load. After a failure, or when the
+ * result was undefined, the next call loads again.
  */
 export function once<T>(load: () => Promise<T>): () => Promise<T> {
   let loading: Promise<T> | undefined;

@@ -1,10 +1,10 @@
-/** Work that is done again and again until a signal ends it: polling, renewing, watching. */
+/** Repeats work until a signal ends it: polling, renewing, watching. */
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /**
- * Runs `task`, pauses, and runs it again until `until` is aborted. The task's own failures are its own to handle: the
- * first rejection ends the loop and is thrown. It ends quietly when the signal is aborted, within a pause at once.
- * @param task returns the length of the pause that follows it, in ms; undefined ends the loop.
+ * Runs `task`, pauses, and runs it again until `until` aborts. The task handles its own failures: a rejection ends the
+ * loop and is thrown. An abort ends the loop without an error; during a pause it does so at once.
+ * @param task returns the length of the following pause in ms; undefined ends the loop.
  */
 export async function repeatUntilAborted(
   until: AbortSignal,
@@ -13,7 +13,7 @@ export async function repeatUntilAborted(
   while (!until.aborted) {
     const pauseMs = await task();
     if (pauseMs === undefined) return;
-    // A pause is rejected by the signal alone, and the loop's own condition sees that.
+    // Only the signal rejects a pause, and the loop's condition sees that.
     await sleep(pauseMs, undefined, { signal: until }).catch(() => {});
   }
 }

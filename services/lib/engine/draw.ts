@@ -1,29 +1,30 @@
 /**
- * One random token from logits: temperature, then min-p, top-k and top-p (vLLM's order), then a race that each candidate
- * wins as often as its weight says: the largest log-weight plus noise -ln(-ln u) of the candidate's own (Gumbel-max;
- * Maddison, Tarlow and Minka, "A* Sampling", NIPS 2014, section 2).
+ * Draws one random token from logits: temperature, then min-p, top-k and top-p (vLLM's order), then Gumbel-max: each
+ * candidate's log-weight plus its own noise -ln(-ln u), of which the largest wins, so that each candidate is drawn as
+ * often as its weight says (Maddison, Tarlow and Minka, "A* Sampling", NIPS 2014, section 2).
  *
- * Where a lost stream goes on elsewhere, logits come back up to 7e-6 from what they were, and the draws should not. Here
- * only a near tie for the first place can turn: 1 of 2 million draws, where the inverse of the cumulative distribution,
- * which has a boundary at every token, turned 1 of 5,000 (logits of tiny-coder, 3e-6 of noise, temperature 0.8).
+ * When a lost stream goes on with another worker, the logits there differ by up to 7e-6, and the draws should not. With
+ * Gumbel-max only a near tie for the first place can change a draw: 1 of 2 million. Inverting the cumulative
+ * distribution, which has a boundary at every token, changed 1 of 5,000 (logits of tiny-coder, 3e-6 of noise,
+ * temperature 0.8).
  *
- * Linear in the vocabulary: nothing sorts it, since the place of a cut is first narrowed down with a histogram.
+ * The time is linear in the vocabulary: nothing sorts it, because a histogram first narrows down the place of a cut.
  * Candidates rank by weight, then by lower id, so every cut is exact.
  */
 
 import { noiseBits, wordsAt } from '../numeric/random.ts';
-import type { Sampling } from '../request/sequence.ts';
+import type { Sampling } from '../request/next-token.ts';
 
 /**
- * Log-weights below this are dropped: of 2^18 such tokens (no vocabulary is larger) one is drawn less often than once in
- * 2^53 times.
+ * Log-weights below this are dropped. Even among 2^18 such tokens (no vocabulary is larger) one would be drawn less
+ * than once in 2^53 draws.
  */
 const NEGLIGIBLE = -(53 + 18) * Math.LN2;
 const BUCKETS = 2048;
 
 /**
- * Working memory, as large as the largest vocabulary seen. One is enough for all sequences: a draw never awaits, and
- * leaves nothing in it that the next one reads.
+ * Working memory, as large as the largest vocabulary seen. All sequences share it: a draw never awaits, and the next
+ * one reads nothing that it leaves behind.
  */
 const histogram = new Float64Array(BUCKETS);
 let ids = new Int32Array(0);
@@ -31,9 +32,9 @@ let logWeights = new Float64Array(0);
 let weights = new Float64Array(0);
 
 /**
- * @param logits [vocab] with penalties and biases applied, none NaN; read only.
- * @param max the largest of them, finite.
- * @param position of the token in the output. The noise depends on (sampling.seed, position, token id) alone.
+ * @param logits `[vocab]` with penalties and biases applied, none NaN; read only.
+ * @param max the largest logit, finite.
+ * @param position place of the token in the output. The noise depends on (sampling.seed, position, token id) alone.
  */
 export function draw(logits: Float32Array, max: number, sampling: Sampling, position: number): number {
   const { topK, topP, minP } = sampling;
@@ -41,7 +42,7 @@ export function draw(logits: Float32Array, max: number, sampling: Sampling, posi
   return race(logits, max, sampling, position, cut ? candidates(logits, max, sampling) : undefined);
 }
 
-/** Id of the candidate that wins, among all where they are not given. */
+/** Id of the candidate that wins. @param among ids of the candidates; undefined for the whole vocabulary. */
 function race(
   logits: Float32Array,
   max: number,
@@ -57,7 +58,7 @@ function race(
     const id = among === undefined ? i : among[i]!;
     const logWeight = (logits[id]! - max) / temperature;
     const high = noiseBits(id, a, b);
-    // Noise is below -ln(high / 2^32): by that bound nearly all are out, without a logarithm.
+    // The noise is below -ln(high / 2^32). This bound rules out nearly all candidates without computing a logarithm.
     if (high > 0 && logWeight + (Math.clz32(high) + 1) * Math.LN2 <= best) continue;
     const v = (high * 2 ** 21 + (noiseBits(id, c, d) >>> 11) + 0.5) / 2 ** 53; // 1 - u
     const reached = logWeight - Math.log(-Math.log1p(-v));
@@ -68,7 +69,7 @@ function race(
   return winner;
 }
 
-/** Ids that min-p, top-k and top-p leave, ascending. */
+/** Ids that remain after min-p, top-k and top-p, ascending. */
 function candidates(logits: Float32Array, max: number, sampling: Sampling): Int32Array {
   const { topK, topP } = sampling;
   let count = collect(logits, max, sampling);
@@ -77,7 +78,10 @@ function candidates(logits: Float32Array, max: number, sampling: Sampling): Int3
   return ids.subarray(0, count);
 }
 
-/** Candidates that min-p leaves, in order of ids, with their log-weights relative to the likeliest; their count. */
+/**
+ * Collects the candidates that min-p leaves, by ascending id, with log-weights relative to the likeliest. Returns their
+ * count.
+ */
 function collect(logits: Float32Array, max: number, { temperature, minP }: Sampling): number {
   const vocab = logits.length;
   if (ids.length < vocab) {
@@ -98,7 +102,7 @@ function collect(logits: Float32Array, max: number, { temperature, minP }: Sampl
   return count;
 }
 
-/** Fills in the candidates' weights, 1 for the likeliest; their sum. */
+/** Fills in the candidates' weights, 1 for the likeliest, and returns their sum. */
 function weigh(count: number): number {
   let total = 0;
   for (let c = 0; c < count; c++) {
@@ -110,7 +114,7 @@ function weigh(count: number): number {
 }
 
 /**
- * Keeps the fewest best candidates that reach `goal`, at least one, in order of ids; their count.
+ * Keeps the fewest best candidates that reach `goal`, at least one, by ascending id, and returns their count.
  * @param byWeight whether `goal` is a sum of weights or a number of candidates.
  */
 function keepBest(count: number, goal: number, byWeight: boolean): number {
@@ -120,12 +124,12 @@ function keepBest(count: number, goal: number, byWeight: boolean): number {
 
   histogram.fill(0);
   for (let c = 0; c < count; c++) histogram[(-logWeights[c]! * scale) | 0]! += byWeight ? weights[c]! : 1;
-  const lastBucket = (-lowest * scale) | 0; // not empty, so rounding of the sums cannot lead into an empty one
+  const lastBucket = (-lowest * scale) | 0; // not empty, so that rounding of the sums cannot lead into an empty bucket
   let cut = 0;
   let reached = 0;
   while (cut < lastBucket && reached + histogram[cut]! < goal) reached += histogram[cut++]!;
 
-  // The last one to keep lies in this bucket; only here does the exact order count.
+  // The last candidate to keep lies in this bucket, the only one where the exact order matters.
   const edge: number[] = [];
   for (let c = 0; c < count; c++) if (((-logWeights[c]! * scale) | 0) === cut) edge.push(c);
   edge.sort((a, b) => logWeights[b]! - logWeights[a]! || a - b);
@@ -138,7 +142,7 @@ function keepBest(count: number, goal: number, byWeight: boolean): number {
   return keepDownTo(count, last);
 }
 
-/** Keeps what ranks no lower than candidate `last`; the count of it. */
+/** Keeps the candidates that rank no lower than candidate `last`, and returns their count. */
 function keepDownTo(count: number, last: number): number {
   const lowest = logWeights[last]!;
   let kept = 0;

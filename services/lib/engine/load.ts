@@ -1,4 +1,6 @@
-/** A worker's engine, from its settings: bundle, KV pool, decoder; warm before the worker says it is ready. */
+/**
+ * Makes a worker's engine from its settings: bundle, KV pool, decoder. It is warm before the worker says it is ready.
+ */
 import { totalmem } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { positionBytes } from '../kv/layout.ts';
@@ -8,7 +10,7 @@ import type { ConfigOf } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
-import { NO_SOFT_TOKENS } from '../request/sequence.ts';
+import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { DecoderSession } from './session.ts';
@@ -16,18 +18,22 @@ import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
 
 export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS>;
 
-export interface Engine {
+export interface WorkerEngine {
   readonly bundle: Bundle;
   readonly session: DecoderSession;
-  /** As clients ask for it. */
+  /** The model's name, as clients ask for it. */
   readonly modelName: string;
 }
 
 /**
- * @param phase whose weights are loaded: prompts may have their own.
+ * @param phase prompts may have weights of their own: says which weights to load.
  * @throws ServingError bundle_invalid, config_invalid, out_of_memory, provider_unavailable, runtime_failed.
  */
-export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decode', log: Logger): Promise<Engine> {
+export async function loadEngine(
+  config: EngineConfig,
+  phase: 'prefill' | 'decode',
+  log: Logger,
+): Promise<WorkerEngine> {
   const started = performance.now();
   const cpus = config.cpus === '' ? undefined : parseCpus(config.cpus);
   if (cpus) pinProcess(cpus);
@@ -54,7 +60,7 @@ export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decod
     prepacked: prepackedCache(bundle, config.prepacked, log),
   });
   const loaded = performance.now();
-  // First runs allocate and touch every weight; no request should pay for that.
+  // The first runs allocate memory and read every weight. No request should wait for that.
   await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
   await session.step(Int32Array.of(0), Int32Array.of(2));
   const warm = performance.now();
@@ -62,13 +68,13 @@ export async function loadEngine(config: EngineConfig, phase: 'prefill' | 'decod
   return { bundle, session, modelName: config.servedName || bundle.manifest.name };
 }
 
-/** @param setting a folder; the bundle's own when empty; none for `off`. */
+/** @param setting a folder; '' for the bundle's own, `off` for none. */
 export function prepackedCache(bundle: Bundle, setting: string, log: Logger): SessionOptions['prepacked'] {
   if (setting === 'off') return undefined;
   return { dir: setting || join(bundle.dir, 'prepacked'), fingerprint: bundle.manifest.fingerprint, log };
 }
 
-/** Before gigabytes are read: the kernel's answer would be to kill the process under load. */
+/** Checked before gigabytes are read. Without the check the kernel would kill the process later, under load. */
 function assertFitsMemory(bundle: Bundle, graph: string, slots: number, capacity: number): void {
   const folder = `${relative(bundle.dir, dirname(graph))}/`;
   const files = allFiles(bundle.manifest).filter(({ path }) => path.startsWith(folder));

@@ -1,4 +1,4 @@
-/** Keeps the process to cores: the runtime's threads, and every other one. */
+/** Pins the process to CPU cores: the runtime's threads and all others. */
 import { readdirSync } from 'node:fs';
 import koffi from 'koffi';
 import { ServingError } from '../process/errors.ts';
@@ -7,20 +7,23 @@ import { runtime } from './ort-api.ts';
 const ESRCH = koffi.os.errno['ESRCH'];
 
 /**
- * Pins all threads of this process; threads made later inherit it. Linux only.
- * @throws ServingError config_invalid elsewhere, and where none of `cpus` is there for this process.
+ * Pins all threads of this process; threads that are made later inherit it. Works on Linux only.
+ * @throws ServingError config_invalid on other systems, and if this process may use none of `cpus`.
  */
 export function pinProcess(cpus: readonly number[]): void {
   if (process.platform !== 'linux') {
-    throw new ServingError('config_invalid', `--cpus works on Linux only, this is ${process.platform}; leave it out`);
+    throw new ServingError(
+      'config_invalid',
+      `--cpus works on Linux only, and this is ${process.platform}: leave it out`,
+    );
   }
-  runtime(); // sets koffi up, which cannot be done once any library is loaded
+  runtime(); // first, since it configures koffi, which is possible only before any library is loaded
   const libc = koffi.load('libc.so.6');
   const setAffinity = libc.func('sched_setaffinity', 'int', ['int', 'size_t', 'void *']);
   const mask = new Uint8Array(new ArrayBuffer(Math.ceil((Math.max(...cpus) + 1) / 64) * 8));
   for (const cpu of cpus) mask[cpu >> 3]! |= 1 << (cpu & 7);
   const pinned = new Set<number>();
-  // Until none is new: one that was not pinned yet may have started another.
+  // Repeats until no thread is new: a thread that was not pinned yet may have started another.
   for (let before = -1; before < pinned.size; ) {
     before = pinned.size;
     for (const thread of readdirSync('/proc/self/task').map(Number)) {

@@ -1,6 +1,6 @@
 /**
- * The C functions of ONNX Runtime that this project calls, by FFI: the only importer of koffi and of the library that
- * onnxruntime-node brings. A function is found by its position in the `OrtApi` table; positions never change once
+ * The C functions of ONNX Runtime that this project calls by FFI. Only this file loads the library that
+ * onnxruntime-node ships. A function is found by its position in the `OrtApi` table; positions never change once
  * published (`onnxruntime_c_api.h`).
  */
 import { existsSync } from 'node:fs';
@@ -12,10 +12,10 @@ import { ServingError } from '../process/errors.ts';
 export const RUNTIME_VERSION = '1.30.0';
 const API_VERSION = 24;
 
-/** A pointer; koffi's are bigint. */
+/** A native pointer; koffi represents it as a bigint. */
 export type Pointer = bigint;
 export type Out = [Pointer | null];
-/** A function of the C API that answers with a status, 0n for success. */
+/** A function of the C API that returns a status; null or 0n means success. */
 export type StatusCall = ((...args: unknown[]) => Pointer | null) & {
   async: (...args: [...unknown[], (error: Error | null, status: Pointer | null) => void]) => void;
 };
@@ -35,14 +35,17 @@ export function libraryPath(): string {
 }
 
 function loadApi() {
-  // The default stack of a koffi worker is too small for ONNX Runtime and is overrun silently.
+  // The default stack of a koffi worker thread is too small for ONNX Runtime, which overruns it without an error.
   koffi.config({ async_stack_size: 8 << 20 });
   const library = koffi.load(libraryPath());
   const base = koffi.struct({ GetApi: 'void *', GetVersionString: 'void *' });
   const { GetApi, GetVersionString } = koffi.decode(library.func('OrtGetApiBase', koffi.pointer(base), [])(), base);
   const version: string = koffi.decode(GetVersionString, koffi.proto('str', []))();
   if (version !== RUNTIME_VERSION) {
-    throw new ServingError('runtime_unsupported', `ONNX Runtime is ${version}, this build needs ${RUNTIME_VERSION}`);
+    throw new ServingError(
+      'runtime_unsupported',
+      `ONNX Runtime is ${version}, this build needs ${RUNTIME_VERSION}: reinstall onnxruntime-node`,
+    );
   }
   const api: Pointer = koffi.decode(GetApi, koffi.proto('void *', ['uint32_t']))(API_VERSION);
   const table: Pointer[] = koffi.decode(api, koffi.array('void *', 256));
@@ -54,7 +57,7 @@ function loadApi() {
   /** ORTCHAR_T: file paths are wide on Windows. */
   const path = process.platform === 'win32' ? 'str16' : 'str';
   return {
-    /** Held: koffi unloads a library that has been collected, and the next call jumps into nothing. */
+    /** Referenced from here, because koffi unloads a library that was collected, and the next call would crash. */
     library,
     getErrorMessage: at(2, 'str', [p]) as (status: Pointer) => string,
     createEnv: status(3, 'int', 'str', out),
@@ -101,14 +104,14 @@ function loadApi() {
 
 let loaded: { api: ReturnType<typeof loadApi>; env: Pointer; cpu: Pointer; allocator: Pointer } | undefined;
 
-/** The library, loaded on first use; one environment a process, never released. */
+/** The library, loaded on first use, and the one environment of the process, which is never released. */
 export function runtime() {
   if (loaded === undefined) {
     const api = loadApi();
     const made = (call: StatusCall, ...args: unknown[]) => create(api, call, ...args);
     loaded = {
       api,
-      env: made(api.createEnv, 4, 'llavacode'), // 4: log fatal errors only; all others come back as statuses
+      env: made(api.createEnv, 4, 'llavacode'), // 4: log fatal errors only; all others are returned as statuses
       cpu: made(api.createCpuMemoryInfo, 0, 0), // device allocator, default memory
       allocator: made(api.getDefaultAllocator),
     };
@@ -131,7 +134,7 @@ export function create(api: Api, call: StatusCall, ...args: unknown[]): Pointer 
   return out[0] as Pointer;
 }
 
-/** Runs a call of the C API on a worker thread: the event loop goes on. */
+/** Runs a call of the C API on a worker thread, so that it does not block the event loop. */
 export function offLoop(api: Api, call: StatusCall, ...args: unknown[]): Promise<void> {
   return new Promise((resolve, reject) => {
     call.async(...args, (error, status) => {
@@ -145,19 +148,19 @@ export function offLoop(api: Api, call: StatusCall, ...args: unknown[]): Promise
   });
 }
 
-/** By count: koffi keeps something of every array type that it is asked for. */
+/** Array types by length. They are kept, because koffi never frees all of a type that it has made. */
 const pointerArrays = new Map<number, ReturnType<typeof koffi.array>>();
 
-/** `count` pointers that lie one after another in native memory. */
+/** Reads `count` consecutive pointers from native memory. */
 export function readPointers(array: Pointer, count: number): Pointer[] {
   const type = pointerArrays.get(count) ?? koffi.array('void *', count);
   pointerArrays.set(count, type);
   return koffi.decode(array, type);
 }
 
-/** A copy of native bytes. */
+/** Copies bytes from native memory. */
 export const readBytes = (address: Pointer, bytes: number): Uint8Array =>
   new Uint8Array(new Uint8Array(koffi.view(address, bytes)));
 
-/** A NUL-terminated string in native memory. */
+/** Reads a NUL-terminated string from native memory. */
 export const readString = (address: Pointer): string => koffi.decode.string(address);

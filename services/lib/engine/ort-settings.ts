@@ -1,5 +1,4 @@
-/** How a session of ONNX Runtime is opened: threads, spinning, provider. */
-
+/** The settings with which a session of ONNX Runtime is opened: threads, spinning, provider. */
 import { readFileSync } from 'node:fs';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
@@ -16,11 +15,11 @@ import {
 } from './ort-api.ts';
 import type { PROVIDERS } from './settings.ts';
 
-/** Where prepacked weights are kept; see prepacked.ts. */
+/** The place where prepacked weights are kept; see prepacked.ts. */
 export interface PrepackedCache {
-  /** Folder; made when it is not there. */
+  /** Folder; created if it does not exist. */
   readonly dir: string;
-  /** Of the bundle that the graph is from. */
+  /** SHA-256 (hex) of the bundle that the graph belongs to. */
   readonly fingerprint: string;
   readonly log: Pick<Logger, 'info' | 'warn'>;
 }
@@ -30,30 +29,30 @@ export interface SessionOptions {
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
   readonly spin?: boolean;
-  /** Told when `auto` falls back to the CPU, with the reason. */
+  /** Called with the reason when `auto` falls back to the CPU. */
   readonly onFallback?: (reason: string) => void;
-  /** Where the weights lie in the form that the CPU computes with; without it every session makes its own copy. */
+  /** Place of the weights in the form that the CPU computes with. Without it every session makes its own copy. */
   readonly prepacked?: PrepackedCache;
 }
 
 /**
- * Whether sums of products of 8 bits may saturate: x86 without VNNI adds them in pairs of 16 bits. By emulation, prompts of
- * W8A8 come out three times as far from those of 32-bit floats (KL 3.1e-3, 1.1e-3 otherwise; tiny-coder).
- * @param cpuinfo of Linux; '' elsewhere, where it is not known.
+ * Whether sums of 8-bit products may saturate on this CPU: x86 without VNNI adds them in pairs of 16 bits. In
+ * emulation, W8A8 prompts then deviate three times as far from 32-bit floats (KL 3.1e-3 instead of 1.1e-3; tiny-coder).
+ * @param cpuinfo /proc/cpuinfo of Linux; '' if unknown.
  */
 export const saturates = (cpuinfo: string) => /^flags\s*:/m.test(cpuinfo) && !/\bavx(512)?_vnni\b/.test(cpuinfo);
 
-let known: string | undefined;
+let cpuInfoText: string | undefined;
 
-/** What Linux says of this machine's CPU; '' elsewhere. Read once: it grows with the cores. */
+/** /proc/cpuinfo of Linux; '' on other systems. Read only once, because its length grows with the number of cores. */
 export function cpuInfo(): string {
-  if (known !== undefined) return known;
+  if (cpuInfoText !== undefined) return cpuInfoText;
   try {
-    known = readFileSync('/proc/cpuinfo', 'utf8');
+    cpuInfoText = readFileSync('/proc/cpuinfo', 'utf8');
   } catch {
-    known = '';
+    cpuInfoText = '';
   }
-  return known;
+  return cpuInfoText;
 }
 
 export class SessionSettings {
@@ -61,7 +60,7 @@ export class SessionSettings {
   readonly cuda: boolean;
   readonly #pointer: Pointer;
 
-  /** @throws ServingError provider_unavailable where CUDA is asked for and missing. */
+  /** @throws ServingError provider_unavailable if CUDA is required but missing. */
   constructor(options: SessionOptions) {
     const { api } = runtime();
     this.#pointer = create(api, api.createSessionOptions);
@@ -70,7 +69,7 @@ export class SessionSettings {
       assertOk(api, api.disableMemPattern(this.#pointer)); // shapes change from run to run
       this.set('session.intra_op.allow_spinning', options.spin ? '1' : '0');
       this.set('session.set_denormal_as_zero', '1');
-      // Rewrites graphs to kernels that do not; with VNNI these are the slower ones.
+      // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
       this.cuda = options.provider !== 'cpu' && appendCuda(api, this.#pointer, options);
     } catch (error) {
@@ -84,14 +83,14 @@ export class SessionSettings {
     assertOk(api, api.addSessionConfigEntry(this.#pointer, key, value));
   }
 
-  /** The session writes its graph, as optimised, to `path`. */
+  /** Makes the session write its optimised graph to `path`. */
   writeGraphTo(path: string): void {
     const { api } = runtime();
     assertOk(api, api.setOptimizedModelFilePath(this.#pointer, path));
   }
 
   /**
-   * The session of a graph, opened off the event loop.
+   * Opens the session of a graph on a worker thread.
    * @throws ServingError runtime_failed for a broken graph.
    */
   async open(graph: string): Promise<Pointer> {
@@ -106,7 +105,7 @@ export class SessionSettings {
   }
 }
 
-/** Whether it worked; where it need not, the reason is told. */
+/** Returns whether CUDA is used. If it is optional and missing, `onFallback` gets the reason. */
 function appendCuda(api: Api, settings: Pointer, options: SessionOptions): boolean {
   try {
     const cuda = create(api, api.createCudaOptions);

@@ -1,8 +1,9 @@
 /**
- * ONNX Runtime as the engine uses it: sessions, bindings and tensors over memory of ours. The JS API of onnxruntime-node
- * is not used: its run() blocks the event loop and copies every fetched output, the whole KV capacity at each step.
+ * ONNX Runtime as the engine uses it: sessions, bindings, and tensors over typed arrays. The JS API of onnxruntime-node
+ * is not used, because its run() blocks the event loop and copies every fetched output, the whole KV capacity at each
+ * step.
  *
- * Whoever binds memory keeps it alive: an {@link OrtValue} holds on to its typed array, a {@link Binding} to its values.
+ * Bound memory is kept alive here: an {@link OrtValue} references its typed array, a {@link Binding} its values.
  */
 import { ServingError } from '../process/errors.ts';
 import {
@@ -30,25 +31,25 @@ const ELEMENT = {
   int64: { id: 7, array: BigInt64Array },
   float16: { id: 10, array: Uint16Array },
 } as const;
-export type ElementType = keyof typeof ELEMENT;
+type TensorType = keyof typeof ELEMENT;
 export type TensorData = Float32Array | Uint8Array | Int8Array | Int32Array | BigInt64Array | Uint16Array;
 
 /** Row-major elements; float16 as its bits in a Uint16Array. */
 export interface Tensor {
-  readonly type: ElementType;
+  readonly type: TensorType;
   readonly dims: readonly number[];
   readonly data: TensorData;
 }
 
-/** Memory that the runtime reads or writes in place, as a tensor. */
+/** A tensor whose memory the runtime reads or writes in place. */
 export class OrtValue {
   /** @internal */ readonly pointer: Pointer;
   readonly tensor: Tensor;
   #alive = true;
 
   /**
-   * @param tensor its data must lie on an ArrayBuffer made by hand (`new Float32Array(new ArrayBuffer(n))`) if it is
-   *   small: V8 moves small typed arrays.
+   * @param tensor small data must lie in an explicit ArrayBuffer (`new Float32Array(new ArrayBuffer(n))`), because V8
+   *   moves small typed arrays.
    */
   constructor(tensor: Tensor) {
     const { api, cpu } = runtime();
@@ -76,7 +77,7 @@ export class OrtValue {
   }
 }
 
-/** Inputs and outputs fixed to memory, for a run that repeats: nothing is allocated or copied per run. */
+/** Inputs and outputs bound to memory for repeated runs, so that a run allocates and copies nothing. */
 export class Binding {
   readonly #session: Pointer;
   readonly #pointer: Pointer;
@@ -105,12 +106,12 @@ export class Binding {
     return this;
   }
 
-  /** Lets go of the memory of disposed values, in whose places others must be bound before the next run. */
+  /** Drops the references to disposed values. Other values must be bound in their places before the next run. */
   forgetDisposed(): void {
     for (const [name, value] of this.#values) if (!value.alive) this.#values.delete(name);
   }
 
-  /** An output whose shape only the run knows; {@link fetch} reads it. */
+  /** Binds an output whose shape is known only after the run; {@link fetch} reads it. */
   outputAnywhere(name: string): this {
     const { api, cpu } = runtime();
     assertOk(api, api.bindOutputToDevice(this.#pointer, name, cpu));
@@ -118,8 +119,8 @@ export class Binding {
   }
 
   /**
-   * Runs the graph off the event loop. One run at a time.
-   * @param signal cancels the run under way, between two operators.
+   * Runs the graph on a worker thread. Only one run at a time is allowed.
+   * @param signal cancels the run between two operators.
    * @throws the signal's reason, or ServingError runtime_failed.
    */
   async run(signal?: AbortSignal): Promise<void> {
@@ -129,7 +130,7 @@ export class Binding {
     signal?.addEventListener('abort', stop, { once: true });
     try {
       await offLoop(api, api.runWithBinding, this.#session, this.#options, this.#pointer);
-      signal?.throwIfAborted(); // a run may end in the moment it is cancelled
+      signal?.throwIfAborted(); // a run may succeed in the moment in which it is cancelled
     } catch (error) {
       signal?.throwIfAborted();
       throw error;
@@ -172,7 +173,7 @@ function copyOut(api: Api, value: Pointer): Tensor {
     assertOk(api, api.getTensorElementType(info, element));
     const dims = new BigInt64Array(new ArrayBuffer(Number(rank[0]) * 8));
     assertOk(api, api.getDimensions(info, dims, dims.length));
-    const type = (Object.keys(ELEMENT) as ElementType[]).find((name) => ELEMENT[name].id === element[0]);
+    const type = (Object.keys(ELEMENT) as TensorType[]).find((name) => ELEMENT[name].id === element[0]);
     if (type === undefined) throw new ServingError('runtime_failed', `unknown element type ${element[0]}`);
     const shape = Array.from(dims, Number);
     const data = new ELEMENT[type].array(shape.reduce((a, b) => a * b, 1));
@@ -185,7 +186,7 @@ function copyOut(api: Api, value: Pointer): Tensor {
   }
 }
 
-/** A loaded graph. Thread-safe by nature; here one run at a time per {@link Binding}. */
+/** A loaded graph. ONNX Runtime allows runs in parallel; each {@link Binding} allows one at a time. */
 export class OrtSession {
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
@@ -200,8 +201,8 @@ export class OrtSession {
   }
 
   /**
-   * Loads `path` (and the external data beside it) off the event loop; on the CPU in its prepacked form, if asked for.
-   * @throws ServingError runtime_failed for a broken graph; provider_unavailable where CUDA is asked for and missing.
+   * Loads `path` and the external data beside it on a worker thread; for the CPU in its prepacked form, if asked for.
+   * @throws ServingError runtime_failed for a broken graph; provider_unavailable if CUDA is required but missing.
    */
   static async load(path: string, options: SessionOptions): Promise<OrtSession> {
     using settings = new SessionSettings(options);
@@ -215,7 +216,7 @@ export class OrtSession {
   }
 
   /**
-   * One run with outputs of whatever shape; for graphs that are not on the token path.
+   * Runs once with outputs of any shape; for graphs that do not run for every token.
    * @throws ServingError runtime_failed, draining after {@link dispose}; the signal's reason.
    */
   async run(
@@ -244,7 +245,7 @@ export class OrtSession {
     }
   }
 
-  /** Frees it when the last {@link run} is over, which may still be using it. */
+  /** Frees the graph after the last {@link run} that still uses it. */
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
@@ -256,7 +257,7 @@ export class OrtSession {
   }
 }
 
-/** The same data where V8 will not move it; large arrays are there already. */
+/** The same data in memory that V8 does not move. Large arrays lie in such memory already. */
 function offHeap(data: TensorData): TensorData {
   if (data.byteLength > 4096) return data;
   const bytes = new Uint8Array(new ArrayBuffer(Math.max(data.byteLength, 8)));

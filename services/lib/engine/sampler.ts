@@ -1,22 +1,23 @@
 /**
- * The next token from one row of logits. Runs on the JS thread for every token of every sequence of a batch, so greedy
- * is one pass over the vocabulary and nothing of its size is allocated. In vLLM's order: minimum length, logit bias,
- * penalties, then greedy or {@link draw}; logprobs are those of the untouched logits.
+ * Chooses the next token from one row of logits. This runs on the JS thread for every token of every sequence of a
+ * batch, so greedy is one pass over the vocabulary, and nothing of the vocabulary's size is allocated. The order is
+ * vLLM's: minimum length, logit bias, penalties, then greedy or {@link draw}. Logprobs are those of the unchanged
+ * logits.
  */
 import { ServingError } from '../process/errors.ts';
-import type { SampledToken, Sampling } from '../request/sequence.ts';
+import type { SampledToken, Sampling } from '../request/next-token.ts';
 import { draw } from './draw.ts';
 
-/** How often each token stands in a sequence's output so far; what the penalties are made from. */
+/** Counts how often each token occurs in a sequence's output so far. The penalties are computed from it. */
 export class OutputHistory {
   readonly #counts = new Map<number, number>();
 
-  /** @param prior output that came before this worker's. */
+  /** @param prior output that other workers produced before. */
   constructor(prior: readonly number[] = []) {
     for (const id of prior) this.add(id);
   }
 
-  /** Every output token comes in here once, the one that prefill sampled included. */
+  /** Call this once for every output token, including the one that prefill sampled. */
   add(id: number): void {
     this.#counts.set(id, (this.#counts.get(id) ?? 0) + 1);
   }
@@ -26,19 +27,19 @@ export class OutputHistory {
   }
 }
 
-/** A logit as the model gave it, to be put back. */
+/** A logit as the model gave it, to be restored. */
 interface Original {
   readonly id: number;
   readonly logit: number;
 }
 
 /**
- * @param logits [vocab], the model's own. Changed while this runs (bias, penalties), as they were when it returns or
- *   throws.
- * @param position of the token in the output: 0 for the first. The draw depends on (sampling.seed, position) alone.
- * @param history the output before it.
- * @throws ServingError runtime_failed where the model gave NaN or infinity or no token is left to choose;
- *   invalid_request where a bias or stop id lies outside the vocabulary.
+ * @param logits `[vocab]`, the model's own. They are changed while this runs (bias, penalties) and restored before it
+ *   returns or throws.
+ * @param position place of the token in the output, from 0. The draw depends on (sampling.seed, position) alone.
+ * @param history the output before this token.
+ * @throws ServingError runtime_failed if the model gave NaN or infinity or no token is left to choose; invalid_request
+ *   if a bias or stop id lies outside the vocabulary.
  */
 export function sample(
   logits: Float32Array,
@@ -53,21 +54,21 @@ export function sample(
     id = argmax(logits);
     if (sampling.temperature > 0) id = draw(logits, logits[id]!, sampling, position);
   } finally {
-    // Backwards, since an id may have been adjusted more than once.
+    // Restored in reverse order, since an id may have been adjusted more than once.
     for (let o = originals.length - 1; o >= 0; o--) logits[originals[o]!.id] = originals[o]!.logit;
   }
-  return sampling.logprobs < 0 ? { id } : promptLogprob(logits, id, sampling.logprobs);
+  return sampling.logprobs < 0 ? { id } : tokenLogprob(logits, id, sampling.logprobs);
 }
 
 /**
- * What the model itself makes of one token: natural logarithms of its softmax, whatever the sampling. For prompt tokens,
+ * Logprobs of one token: natural logarithms of the model's own softmax, whatever the sampling. Used for prompt tokens
  * and for those that {@link sample} chose.
- * @param logits [vocab] at the position before the token; read only.
+ * @param logits `[vocab]` at the position before the token; read only.
  * @param count alternatives in `top`: the likeliest tokens (the given one may be among them), ties by lower id. Tokens
- *   of probability 0 are never among them.
- * @throws ServingError runtime_failed where the model gave NaN or infinity.
+ *   of probability 0 are left out.
+ * @throws ServingError runtime_failed if the model gave NaN or infinity.
  */
-export function promptLogprob(logits: Float32Array, id: number, count: number): SampledToken {
+export function tokenLogprob(logits: Float32Array, id: number, count: number): SampledToken {
   const max = logits[argmax(logits)]!;
   let total = 0;
   for (let i = 0; i < logits.length; i++) total += Math.exp(logits[i]! - max);
@@ -76,7 +77,7 @@ export function promptLogprob(logits: Float32Array, id: number, count: number): 
   return { id, logprob: logits[id]! - logTotal, top };
 }
 
-/** Applies minimum length, bias and penalties in place, noting in `originals` what stood there. */
+/** Applies minimum length, bias and penalties in place and records the previous logits in `originals`. */
 function adjust(
   logits: Float32Array,
   sampling: Sampling,
@@ -105,7 +106,7 @@ function argmax(logits: Float32Array): number {
   const vocab = logits.length;
   let best = -Infinity;
   let id = -1;
-  // Eight at a time, and `<=` so that NaN fails it: half the time of the plain loop (0.07 ms for 152k on one core).
+  // Skips eight at a time; `<=` is false for NaN. Takes half the time of the plain loop (0.07 ms for 152k on one core).
   for (let block = 0; block < vocab; block += 8) {
     if (
       block + 7 < vocab &&
@@ -136,7 +137,7 @@ function argmax(logits: Float32Array): number {
   return id;
 }
 
-/** Ids of the `count` largest logits, best first, ties by lower id; fewer where the rest have probability 0. */
+/** Ids of the `count` largest logits, best first, ties by lower id. There are fewer if the rest have probability 0. */
 function likeliest(logits: Float32Array, count: number): number[] {
   const best: number[] = [];
   let bar = -Infinity;

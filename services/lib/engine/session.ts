@@ -1,50 +1,51 @@
 /**
- * The decoder graph over the KV pool: one prompt chunk on one slot, or one decode step over slots [0, n). Both write
- * their keys and values in place; nothing is allocated or copied per step. One run at a time.
+ * The decoder graph over the KV pool: one run is a prompt chunk on one slot, or a decode step over adjacent slots. Both
+ * write keys and values in place; a step allocates and copies nothing. Only one run at a time is allowed.
  */
-
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
-import type { SoftTokens } from '../request/sequence.ts';
+import type { SoftTokens } from '../request/token-prompt.ts';
 import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
 
-/** What the session must know of the model. */
+/** The dimensions of the model that the session needs. */
 export interface DecoderShape {
   readonly vocabSize: number;
   readonly hiddenSize: number;
 }
 
-/** In place of a token id: a slot between others that has no sequence. */
+/** Stands for the token id of a slot within a step that has no sequence. */
 export const NO_TOKEN = -1;
 
 export interface PromptChunk {
   readonly slot: number;
-  /** Positions of the slot that are already filled: this chunk is [past, past + ids.length). */
+  /** Positions of the slot that are filled already. The chunk fills [past, past + ids.length). */
   readonly past: number;
   readonly ids: Int32Array;
-  /** Positions relative to the chunk. */
+  /** Soft tokens with positions relative to the chunk. */
   readonly soft: SoftTokens;
-  /** Positions, relative to the chunk, whose logits are wanted; none for all but a prompt's last chunk. */
+  /** Positions, relative to the chunk, whose logits are wanted. Usually only a prompt's last chunk has any. */
   readonly logitRows: readonly number[];
-  /** Slot to copy positions [0, past) from, first. */
+  /** Slot to copy positions [0, past) from before the run. */
   readonly copyFrom?: number;
 }
 
 interface StepBinding {
   readonly binding: Binding;
-  /** [n, 1] */
+  /** `[n, 1]` */
   readonly ids: BigInt64Array;
-  /** [n], positions filled before this step. */
+  /** `[n]`, positions filled before this step. */
   readonly lengths: Int32Array;
-  /** Scalar: the longest row's length with this step's token. */
+  /** `[1]`, length of the longest row with this step's token. */
   readonly total: Int32Array;
 }
 
-/** A run may take so many times what the slowest ones lately took: later chunks of a prompt take longer. */
+/**
+ * A run is overdue after this multiple of what the slowest recent runs took. (Later chunks of a prompt take longer.)
+ */
 const PATIENCE = 4;
-/** Runs of fewer tokens take about the same time each, longer ones about the same time per token. */
+/** Runs of fewer tokens take about the same time each; longer ones take about the same time per token. */
 const SHORT_RUN = 64;
-/** Per run: one that was slow since the machine stood still is forgotten. */
+/** Factor per run by which measured maxima shrink, so that a run that was slow because of the machine is forgotten. */
 const FADING = 0.99;
 
 export class DecoderSession {
@@ -52,16 +53,16 @@ export class DecoderSession {
   readonly #session: OrtSession;
   readonly #shape: DecoderShape;
   readonly #slots = new Map<number, Binding>();
-  /** By `first * (slots + 1) + n`. */
+  /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
-  /** What the step and slot bindings keep bound. */
+  /** Values that the step and slot bindings keep bound. */
   readonly #bound: OrtValue[] = [];
-  #underWay: Promise<void> = Promise.resolve();
-  #running: { readonly startedMs: number; readonly tokens: number } | undefined;
-  /** Of the slowest short run lately. */
+  #currentRun: Promise<void> = Promise.resolve();
+  #runStart: { readonly startedMs: number; readonly tokens: number } | undefined;
+  /** Duration of the slowest recent short run. */
   #msPerShortRun = 0;
-  /** Of the slowest long run lately; 0 before there was one. */
+  /** The most that a recent long run took per token; 0 before there was one. */
   #msPerToken = 0;
   #closed = false;
 
@@ -80,11 +81,11 @@ export class DecoderSession {
     return this.#shape.hiddenSize;
   }
 
-  /** By how much the run under way is overdue, in ms: above 0 for an engine that may never answer again. */
+  /** Time by which the current run is overdue, in ms. If it is above 0, the engine may never answer again. */
   get overdueMs(): number {
-    if (this.#running === undefined) return 0;
-    const { startedMs, tokens } = this.#running;
-    // Where no long run is known, no token of one takes longer than a short run.
+    if (this.#runStart === undefined) return 0;
+    const { startedMs, tokens } = this.#runStart;
+    // Before the first long run: a token of a long run takes no longer than a whole short run.
     const usualMs = this.#msPerShortRun + tokens * (this.#msPerToken || this.#msPerShortRun);
     return Math.max(0, performance.now() - startedMs - PATIENCE * usualMs);
   }
@@ -101,8 +102,8 @@ export class DecoderSession {
 
   /**
    * Computes one chunk of a prompt.
-   * @returns logits [logitRows, vocab].
-   * @throws ServingError context_length_exceeded when the chunk does not fit the slot, draining after {@link dispose};
+   * @returns logits `[logitRows, vocab]`.
+   * @throws ServingError context_length_exceeded if the chunk does not fit the slot, draining after {@link dispose};
    *   the signal's reason.
    */
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
@@ -145,10 +146,11 @@ export class DecoderSession {
   }
 
   /**
-   * One token for each of slots [first, first + n).
-   * @param ids [n] the newest token of each sequence, not yet in its KV; NO_TOKEN for a slot that only rides along.
-   * @param lengths [n] positions filled so far; position `lengths[slot]` is written, also of those that ride along.
-   * @returns logits [n, vocab], valid until the next step.
+   * Decodes one token for each of slots [first, first + n).
+   * @param ids `[n]`, the newest token of each sequence, which its KV does not hold yet; NO_TOKEN for a slot without a
+   *   sequence.
+   * @param lengths `[n]`, positions filled so far. The position after them is written in every slot of the step.
+   * @returns logits `[n, vocab]`, valid until the next step.
    */
   async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
     this.#assertOpen();
@@ -157,7 +159,7 @@ export class DecoderSession {
     let longest = 0;
     for (let i = 0; i < n; i++) {
       const length = lengths[i] as number;
-      step.ids[i] = BigInt(Math.max(0, ids[i] as number)); // what a slot without a sequence computes is not read
+      step.ids[i] = BigInt(Math.max(0, ids[i] as number)); // the logits of a slot without a sequence are not read
       step.lengths[i] = length;
       longest = Math.max(longest, length + 1);
     }
@@ -172,30 +174,30 @@ export class DecoderSession {
     return this.#stepLogits.subarray(0, n * this.#shape.vocabSize);
   }
 
-  /** Takes no more runs; frees the graph when the one under way is over, since it still uses it. */
+  /** Refuses further runs and frees the graph after the current run, which still uses it. */
   async dispose(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await this.#underWay.catch(() => {});
+    await this.#currentRun.catch(() => {});
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
     for (const value of this.#bound) value.dispose();
     this.#session.dispose();
   }
 
-  /** Before anything is bound: after {@link dispose} the bindings point nowhere. */
+  /** Called before anything is bound: after {@link dispose} the bindings point to freed memory. */
   #assertOpen(): void {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
   }
 
   async #run(binding: Binding, tokens: number, signal?: AbortSignal): Promise<void> {
     const startedMs = performance.now();
-    this.#running = { startedMs, tokens };
-    this.#underWay = binding.run(signal);
+    this.#runStart = { startedMs, tokens };
+    this.#currentRun = binding.run(signal);
     try {
-      await this.#underWay;
+      await this.#currentRun;
     } finally {
-      this.#running = undefined;
+      this.#runStart = undefined;
       const tookMs = performance.now() - startedMs;
       if (tokens < SHORT_RUN) this.#msPerShortRun = Math.max(this.#msPerShortRun * FADING, tookMs);
       else this.#msPerToken = Math.max(this.#msPerToken * FADING, tookMs / tokens);
@@ -233,7 +235,7 @@ export class DecoderSession {
         .input('soft_tokens', this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }))
         .input('soft_positions', this.#fixed({ type: 'int64', dims: [0], data: int64([]) }))
         .input('logit_rows', this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }))
-        // seqlens_k is total - 1 of each row: with one new token, the positions filled so far.
+        // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
         .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
         .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
         .output('logits', this.#fixed({ type: 'float32', dims: [n, 1, vocabSize], data: this.#stepLogits }));
@@ -244,7 +246,9 @@ export class DecoderSession {
     return step;
   }
 
-  /** Slots [first, first + n) as past and, at the same address, present: the runtime then appends in place. */
+  /**
+   * Binds slots [first, first + n) as past and, at the same address, as present, so that the runtime appends in place.
+   */
   #bindKv(binding: Binding, first: number, n: number): void {
     const { kvHeads, headDim } = this.pool.layout;
     const dims = [n, kvHeads, this.pool.capacity, headDim];
@@ -259,7 +263,7 @@ export class DecoderSession {
   }
 }
 
-// Memory that V8 will not move, whatever its size; never empty, since an empty one has no address.
+// Memory that V8 does not move, whatever its size. It is never empty, because an empty buffer has no address.
 const bytes = (count: number) => new ArrayBuffer(Math.max(count, 8));
 const float32 = (n: number) => new Float32Array(bytes(n * 4), 0, n);
 const int32 = (n: number) => new Int32Array(bytes(n * 4), 0, n);

@@ -1,6 +1,9 @@
 /**
- * A KV cache as frames: how the sender packs them and how the receiver checks and unpacks them. The receiver takes
- * frames in the order of {@link planFrames} only, each with its CRC, and an end that proves none is missing.
+ * A KV cache as frames: how the sender packs them and how the receiver checks and unpacks them. The receiver accepts
+ * frames only in the order of {@link planFrames}, each with its CRC, and an end that proves that none is missing.
+ *
+ * The sender's frames lie in buffers of frame-buffer.ts, which are used again for later frames once gRPC has serialised
+ * a frame: to keep a frame for longer, copy it.
  */
 import { crc32 } from 'node:zlib';
 import { ServingError } from '../process/errors.ts';
@@ -9,7 +12,7 @@ import { describeLayout, FRAME_BYTES, type KvLayout, type KvRange, planFrames, r
 import type { KvPool } from './pool.ts';
 import { decodeRow, encodeRow, vectorBytes, type WireType } from './wire.ts';
 
-/** What the first frame says. */
+/** The content of the first frame. */
 export interface KvManifest {
   readonly fingerprint: string;
   readonly layout: KvLayout;
@@ -19,13 +22,13 @@ export interface KvManifest {
 }
 
 export interface KvRows extends KvRange {
-  /** Of `data`. */
+  /** CRC-32 of `data`. */
   readonly crc32: number;
-  /** Rows [rowStart, rowEnd), one after the other, as {@link WireType} says. */
+  /** Rows [rowStart, rowEnd), one after the other, in the form of the {@link WireType}. */
   readonly data: Uint8Array;
 }
 
-/** What the last frame says, to be compared with what came. */
+/** The content of the last frame; the receiver compares it with what it has got. */
 export interface KvEnd {
   readonly frames: number;
   readonly bytes: number;
@@ -48,7 +51,7 @@ class Tally {
   }
 
   digestWith(firstTokenIds: readonly number[]): number {
-    if (firstTokenIds.length === 0) return this.digest; // the CRC of nothing is 0, whatever came before
+    if (firstTokenIds.length === 0) return this.digest; // crc32 of an empty buffer is 0, whatever CRC it continues
     return crc32(Buffer.from(Int32Array.from(firstTokenIds).buffer), this.digest);
   }
 }
@@ -66,11 +69,14 @@ export class KvSender {
     this.#type = type;
   }
 
-  /** Frames of positions [start, end). Their data is copied: the slot may change afterwards. See {@link allocateRows}. */
+  /**
+   * Frames of positions [start, end). Their data are copies, so that the slot may change afterwards. A frame's data are
+   * valid until gRPC has serialised it; see {@link allocateRows}.
+   */
   *pack(start: number, end: number): Generator<KvRows> {
     const { headDim } = this.#pool.layout;
     const vector = vectorBytes(this.#type, headDim);
-    // Frames of one size on the wire: planFrames reckons in float32.
+    // planFrames counts in float32. This gives frames of the same size on the wire for every type.
     const frameBytes = Math.floor((FRAME_BYTES * headDim * 4) / vector);
     for (const range of planFrames(this.#pool.layout, start, end, frameBytes)) {
       const rowBytes = (range.end - range.start) * vector;
@@ -81,7 +87,7 @@ export class KvSender {
         const from = [this.#slot, row, range.start, range.end] as const;
         if (this.#type === this.#pool.floats) encoded.set(this.#pool.rowBytes(...from));
         else encodeRow(this.#type, this.#pool.row(...from), headDim, encoded);
-        crc = crc32(encoded, crc); // while it is in the cache
+        crc = crc32(encoded, crc); // row by row, while the row is in the CPU's cache
       }
       const frame = { ...range, data, crc32: crc };
       this.#tally.add(frame);
@@ -103,10 +109,10 @@ export class KvReceiver {
   readonly #type: WireType;
   readonly #tally = new Tally();
   #positions = -1;
-  /** Where the next frame must begin. */
+  /** The place at which the next frame must begin. */
   #next = { start: 0, end: 0, row: 0 };
 
-  /** @param type that was asked for. */
+  /** @param type the form that the sender was asked for. */
   constructor(pool: KvPool, slot: number, fingerprint: string, type: WireType = 'float32') {
     this.#pool = pool;
     this.#slot = slot;
@@ -177,7 +183,7 @@ export class KvReceiver {
       : { start: frame.start, end: frame.end, row: frame.rowEnd };
   }
 
-  /** @throws ServingError kv_truncated or kv_digest_mismatch when what came is not all that was sent. */
+  /** @throws ServingError kv_truncated or kv_digest_mismatch unless exactly what was sent has come. */
   end(end: KvEnd): void {
     if (this.#next.start !== this.#positions || this.#next.row !== 0 || end.frames !== this.#tally.frames) {
       throw new ServingError(

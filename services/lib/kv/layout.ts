@@ -1,7 +1,7 @@
 /**
- * The shape of a KV cache and how it is cut for the wire. K and V of a layer are each [slot, kv_head, position, head_dim];
- * a *row* is one (layer, K or V, head): row = (layer * 2 + (0 for K, 1 for V)) * kv_heads + head. Within a slot a row is
- * [capacity, head_dim] and contiguous, so any [start, end) of its positions is one copy.
+ * The shape of a KV cache and how it is cut for the wire. K and V of a layer are each `[slot, kv_head, position,
+ * head_dim]`. A *row* is one (layer, K or V, head): row = (layer * 2 + (0 for K, 1 for V)) * kv_heads + head. Within a
+ * slot a row is `[capacity, head_dim]` and contiguous, so any positions [start, end) of it can be copied at once.
  */
 
 export interface KvLayout {
@@ -9,7 +9,7 @@ export interface KvLayout {
   readonly kvHeads: number;
   /** Elements of one head's key or value at one position. */
   readonly headDim: number;
-  /** What the engine computes in; float32 if not given. */
+  /** The type that the engine computes in; float32 if not given. */
   readonly floats?: 'float32' | 'float16';
 }
 
@@ -32,8 +32,8 @@ export const elementBytes = ({ floats }: KvLayout) => (floats === 'float16' ? 2 
 export const positionBytes = (layout: KvLayout) => rowCount(layout) * layout.headDim * elementBytes(layout);
 
 /**
- * Cuts positions [start, end) of all rows into ranges of at most `frameBytes` each (at least one row of one position):
- * positions ascend, and within the same positions rows ascend, without gap or overlap.
+ * Cuts positions [start, end) of all rows into ranges of at most `frameBytes` (but at least one row of one position)
+ * each. Positions ascend, and within the same positions rows ascend, without gap or overlap.
  */
 export function planFrames(layout: KvLayout, start: number, end: number, frameBytes = FRAME_BYTES): KvRange[] {
   const rows = rowCount(layout);
@@ -50,5 +50,6 @@ export function planFrames(layout: KvLayout, start: number, end: number, frameBy
   return ranges;
 }
 
-/** For messages: what two workers must share to exchange KV. */
-export const describeLayout = (l: KvLayout) => `${l.layers} layers x ${l.kvHeads} kv heads x ${l.headDim}`;
+/** The part of a layout that two workers must share to exchange KV, for error messages. */
+export const describeLayout = (layout: KvLayout) =>
+  `${layout.layers} layers x ${layout.kvHeads} kv heads x ${layout.headDim}`;

@@ -1,38 +1,40 @@
 /**
- * The KV caches of a worker, all allocated at start: `slots` sequences of up to `capacity` positions. The only accountant
- * of this memory: whoever computes or decodes a sequence holds a {@link KvSlot}, and nothing else counts slots or bytes.
+ * The KV caches of a worker, all allocated at start: `slots` sequences of up to `capacity` positions each. Only the
+ * pool counts slots and bytes; a part that computes or decodes a sequence holds a {@link KvSlot}.
  */
 import { totalmem } from 'node:os';
 import { ServingError } from '../process/errors.ts';
 import { elementBytes, type KvLayout, positionBytes, rowCount } from './layout.ts';
 
-/** A slot in somebody's hands. Giving it back twice is harmless. */
+/** A slot that is held. Releasing or keeping it a second time does nothing. */
 export interface KvSlot {
   readonly index: number;
-  /** Its content is worth nothing any more. */
+  /** Gives the slot back empty. */
   release(): void;
-  /** Gives it back filled: it may be taken again with what it holds, until somebody needs the room. */
+  /** Gives the slot back filled: it can be taken again with its content, until the pool needs the room. */
   keep(): void;
 }
 
 export type KvArray = Float32Array | Uint16Array;
 
-type State = 'free' | 'kept' | 'held';
+/** Called when all slots are taken: gives up a kept slot and returns its index; undefined if it has none to give up. */
+type PressureListener = () => number | undefined;
+
+type SlotState = 'free' | 'kept' | 'held';
 
 export class KvPool {
   readonly layout: KvLayout;
   readonly slots: number;
   readonly capacity: number;
   readonly floats: 'float32' | 'float16';
-  /** Per layer: K and V, each [slots, kv_heads, capacity, head_dim]; float16 by its bits. */
+  /** Per layer: K and V, each `[slot, kv_head, position, head_dim]`; float16 as its bits. */
   readonly layers: readonly { readonly key: KvArray; readonly value: KvArray }[];
-  readonly #states: State[];
-  /** Per slot: positions from 0 that must not be written by anybody but its holder. */
+  readonly #states: SlotState[];
+  /** Per slot: positions from 0 that only its holder may write. */
   readonly #claimed: Int32Array;
   #held = 0;
-  /** Names a kept slot to be given up, and forgets it. */
-  #evict: () => number | undefined = () => undefined;
-  /** Those who wait for a slot, in order of coming. */
+  readonly #pressureListeners = new Set<PressureListener>();
+  /** Waiting for a slot, in order of arrival. */
   readonly #line: { readonly sinceMs: number; readonly take: () => boolean }[] = [];
   #serving = false;
 
@@ -57,35 +59,39 @@ export class KvPool {
       key: new ArrayType(new ArrayBuffer(elements * elementBytes(layout))),
       value: new ArrayType(new ArrayBuffer(elements * elementBytes(layout))),
     }));
-    this.#states = new Array<State>(slots).fill('free');
+    this.#states = new Array<SlotState>(slots).fill('free');
     this.#claimed = new Int32Array(slots);
   }
 
-  /** Slots that could be reserved now, kept ones included. */
+  /** Slots that can be reserved now, kept ones included. */
   get free(): number {
     return this.slots - this.#held;
   }
 
-  /** Slots in somebody's hands. */
+  /** Slots that are held. */
   get reserved(): number {
     return this.#held;
   }
 
-  /** Who keeps slots says which of them to give up when all are taken. */
-  onPressure(evict: () => number | undefined): void {
-    this.#evict = evict;
+  /**
+   * Subscribes a part that keeps slots. Listeners are asked in order of subscription until one gives up a slot.
+   * @returns unsubscribes.
+   */
+  onPressure(listener: PressureListener): () => void {
+    this.#pressureListeners.add(listener);
+    return () => this.#pressureListeners.delete(listener);
   }
 
-  /** Whether others wait for a slot: who comes now does so behind them. */
+  /** Whether others wait for a slot: a newcomer has to wait behind them. */
   get contended(): boolean {
     return this.#line.length > 0;
   }
 
   /**
-   * Waits for a slot: first come, first served, whatever it is for.
-   * @param take called when a slot may be free and it is its turn; whether it needs its place no longer.
-   * @param sinceMs when it came, by the monotonic clock.
-   * @returns gives the place up; once it is gone, harmless.
+   * Waits for a slot: first come, first served, whatever the slot is for.
+   * @param take called at its turn when a slot may be free; returns whether its place in the line is no longer needed.
+   * @param sinceMs time of arrival, by the monotonic clock.
+   * @returns leaves the line; does nothing once the place is gone.
    */
   wait(take: () => boolean, sinceMs = performance.now()): () => void {
     const place = this.#line.findLastIndex((other) => other.sinceMs <= sinceMs) + 1;
@@ -93,25 +99,26 @@ export class KvPool {
     return () => this.#leave(take);
   }
 
-  /** A slot may be free for those who wait. */
+  /** Lets those in the line try to take a slot. */
   offer(): void {
-    if (this.#serving) return; // a slot came back from the one whose turn it is: the loop below goes on
+    if (this.#serving) return; // called from within `take`: the loop below goes on anyway
     this.#serving = true;
     for (let first = this.#line[0]; first?.take(); first = this.#line[0]) this.#leave(first.take);
     this.#serving = false;
   }
 
   /**
-   * The lowest free slot, so that those in use stay close to a prefix, else a kept one; undefined when all are held.
-   * @param positions that its content will have, from 0.
+   * The lowest free slot, so that the slots in use stay together at the front, else a kept one; undefined when all are
+   * held.
+   * @param positions length of the content that the slot will hold.
    */
   reserve(positions: number): KvSlot | undefined {
     const free = this.#states.indexOf('free');
-    const index = free >= 0 ? free : this.#evict();
+    const index = free >= 0 ? free : this.#evictKept();
     return index === undefined ? undefined : this.#hold(index, positions);
   }
 
-  /** That very slot with what it holds; undefined when it is in somebody's hands. */
+  /** Slot `index` with its content; undefined when it is held. */
   take(index: number, positions: number): KvSlot | undefined {
     return index >= this.slots || this.isHeld(index) ? undefined : this.#hold(index, positions);
   }
@@ -125,14 +132,14 @@ export class KvPool {
   }
 
   /**
-   * Positions [0, n) of a slot that are, or will be, somebody's. A decode step writes to every slot that it spans: to one
-   * that takes no part in it, right behind these.
+   * The number n of positions [0, n) of a slot that hold or will hold content. A decode step writes to every slot that
+   * it spans; to a slot that takes no part in it, right behind these.
    */
   claimed(slot: number): number {
     return this.#claimed[slot] as number;
   }
 
-  /** Its holder says how many positions are somebody's from now on. */
+  /** The holder of the slot says how many of its positions hold content from now on. */
   claim(slot: number, positions: number): void {
     this.#claimed[slot] = positions;
   }
@@ -148,17 +155,17 @@ export class KvPool {
   swap(a: number, b: number, end: number): void {
     let spare: Uint8Array | undefined;
     for (let row = 0; row < rowCount(this.layout); row++) {
-      const [ofA, ofB] = [this.rowBytes(a, row, 0, end), this.rowBytes(b, row, 0, end)];
-      spare ??= new Uint8Array(ofA.length);
-      spare.set(ofA);
-      ofA.set(ofB);
-      ofB.set(spare);
+      const [rowA, rowB] = [this.rowBytes(a, row, 0, end), this.rowBytes(b, row, 0, end)];
+      spare ??= new Uint8Array(rowA.length);
+      spare.set(rowA);
+      rowA.set(rowB);
+      rowB.set(spare);
     }
   }
 
   /**
-   * Positions [start, end) of one row of a slot: a view of (end - start) * head_dim elements.
-   * @throws TypeError for a pool of float16, which has no such view.
+   * Positions [start, end) of one row of a slot: a view of `[end - start, head_dim]`.
+   * @throws TypeError for a pool of float16.
    */
   row(slot: number, row: number, start: number, end: number): Float32Array {
     const view = this.#view(slot, row, start, end);
@@ -166,7 +173,7 @@ export class KvPool {
     throw new TypeError('a pool of float16 holds no 32-bit floats');
   }
 
-  /** The same, as the bytes that lie there. */
+  /** The bytes of the same view, for a pool of any type. */
   rowBytes(slot: number, row: number, start: number, end: number): Uint8Array {
     const view = this.#view(slot, row, start, end);
     return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
@@ -184,12 +191,24 @@ export class KvPool {
     return (tensor % 2 === 0 ? layer.key : layer.value).subarray(offset + start * headDim, offset + end * headDim);
   }
 
-  /** Called when nothing runs: a slot that is held and nobody's is a leak. */
+  /** Called when nothing runs: a slot that is held without a holder is a leak. @param held slots that parts hold. */
   assertConserved(held: number): void {
     const counted = this.#states.filter((state) => state === 'held').length;
     if (counted !== this.#held || this.#held !== held) {
-      throw new ServingError('internal', `KV slots leaked: ${counted} of ${this.slots} are held, by ${held} holders`);
+      throw new ServingError(
+        'internal',
+        `KV slots leaked: ${counted} of ${this.slots} are held, but holders account for ${held}`,
+      );
     }
+  }
+
+  /** Index of a kept slot that a listener gave up. */
+  #evictKept(): number | undefined {
+    for (const listener of this.#pressureListeners) {
+      const index = listener();
+      if (index !== undefined) return index;
+    }
+    return undefined;
   }
 
   #leave(take: () => boolean): void {
@@ -202,7 +221,7 @@ export class KvPool {
     this.#claimed[index] = positions;
     this.#held++;
     let held = true;
-    const giveBack = (state: State) => {
+    const end = (state: SlotState) => {
       if (!held) return;
       held = false;
       this.#held--;
@@ -210,7 +229,7 @@ export class KvPool {
       if (state === 'free') this.#claimed[index] = 0;
       this.offer();
     };
-    return { index, release: () => giveBack('free'), keep: () => giveBack('kept') };
+    return { index, release: () => end('free'), keep: () => end('kept') };
   }
 }
 

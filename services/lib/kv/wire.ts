@@ -1,12 +1,12 @@
 /**
- * How the values of a KV cache travel: as they are, or in fewer bytes. A *vector* is one head's key or value at one
- * position, head_dim values; a row of a frame is a run of vectors.
+ * The form in which the values of a KV cache travel: as they are, or in fewer bytes. A *vector* is one head's key or
+ * value at one position, `[head_dim]`; a row of a frame is `[position, head_dim]`, a run of vectors.
  *
  *     float32  the values; exact
- *     float16  the values rounded to nearest; beyond +-65504 they become that
- *     int8     a float32 scale for each vector, then the values divided by it and rounded: the largest becomes +-127
+ *     float16  the values rounded to nearest; values beyond +-65504 become +-65504
+ *     int8     a float32 scale for each vector, and the values divided by it and rounded: the largest becomes +-127
  *
- * All little-endian, as every machine is that the engine runs on.
+ * All are little-endian, like every machine that the engine runs on. For int8 the scales of a row precede its values.
  */
 import { narrow, widen } from '../numeric/half.ts';
 import { ServingError } from '../process/errors.ts';
@@ -14,11 +14,11 @@ import { ServingError } from '../process/errors.ts';
 export const WIRE_TYPES = ['float32', 'float16', 'int8'] as const;
 export type WireType = (typeof WIRE_TYPES)[number];
 
-/** @param name float32 when empty. @throws ServingError kv_layout_mismatch for one that this side does not know. */
+/** @param name '' stands for float32. @throws ServingError kv_layout_mismatch for an unknown name. */
 export function readWireType(name: string): WireType {
   if (name === '') return 'float32';
-  const known = WIRE_TYPES.find((type) => type === name);
-  if (known !== undefined) return known;
+  const type = WIRE_TYPES.find((each) => each === name);
+  if (type !== undefined) return type;
   throw new ServingError('kv_layout_mismatch', `KV caches travel as ${WIRE_TYPES.join(', ')}, not as ${name}`);
 }
 
@@ -31,15 +31,16 @@ export function vectorBytes(type: WireType, headDim: number): number {
 const asBytes = (floats: Float32Array) => new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength);
 
 /**
- * Writes a row into `to`, which is exactly as long as {@link vectorBytes} of its vectors.
- * @param row [vectors, head_dim], finite.
+ * Writes a row into `to`, whose length is the number of vectors times {@link vectorBytes}.
+ * @param row `[vectors, head_dim]`, finite.
  */
 export function encodeRow(type: WireType, row: Float32Array, headDim: number, to: Uint8Array): void {
   if (type === 'float32') {
     to.set(asBytes(row));
     return;
   }
-  // Where floats may not lie, by way of a place where they may; not with heads of a multiple of 4.
+  // Typed arrays of floats need aligned memory: other targets are written by way of a copy. (With head_dim a multiple
+  // of 4 all targets are aligned.)
   const bytes = to.byteOffset % 4 === 0 ? to : new Uint8Array(to.length);
   if (type === 'float16') narrow(row, new Uint16Array(bytes.buffer, bytes.byteOffset, row.length));
   else {
@@ -50,10 +51,10 @@ export function encodeRow(type: WireType, row: Float32Array, headDim: number, to
   if (bytes !== to) to.set(bytes);
 }
 
-/** Reads a row back, from bytes at any offset. @param row [vectors, head_dim], written. */
+/** Reads a row from bytes at any offset. @param row `[vectors, head_dim]`, written. */
 export function decodeRow(type: WireType, from: Uint8Array, headDim: number, row: Float32Array): void {
   if (type === 'float32') {
-    asBytes(row).set(from); // bytes may lie where floats may not
+    asBytes(row).set(from); // byte by byte, since `from` need not be aligned for floats
     return;
   }
   const bytes = from.byteOffset % 4 === 0 ? from : new Uint8Array(from);
@@ -71,9 +72,9 @@ function encodeBytes(row: Float32Array, headDim: number, scales: Float32Array, b
     let largest = 0;
     for (let i = from; i < end; i++) largest = Math.max(largest, Math.abs(row[i]!));
     scales[vector] = largest / 127;
-    const scale = scales[vector]!; // as the reader will have it
+    const scale = scales[vector]!; // rounded to float32, as the reader will get it
     const inverse = scale === 0 ? 0 : 1 / scale;
-    // 128.5 makes all of them positive: truncating then rounds.
+    // Adding 128.5 makes all values positive, so that truncating rounds to nearest.
     for (let i = from; i < end; i++) bytes[i] = ((row[i]! * inverse + 128.5) | 0) - 128;
   }
 }

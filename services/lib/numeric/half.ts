@@ -1,18 +1,19 @@
 /**
- * IEEE 754 binary16, the form of published weights, stored vectors and, if wished, KV on the wire. Widening is exact;
- * narrowing rounds to nearest, ties to even, and takes what is beyond the largest finite half, 65504, as that.
+ * IEEE 754 binary16 (half precision): the format of published weights, of stored vectors and, optionally, of KV on the
+ * wire. Widening is exact. Narrowing rounds to nearest, ties to even; values beyond the largest finite half become
+ * +-65504.
  */
 
 const SMALLEST_NORMAL = 0x38800000; // 2^-14, as the bits of a float32
 const LARGEST = 0x477fe000; // 65504
-/** Between the exponents of a float32 and of a half, in place. */
+/** Difference between the exponents' biases of float32 and half, in the bits of a float32. */
 const REBIAS = 112 << 23;
 const INFINITY = 0x7f800000;
 
 const value = new Float32Array(1);
 const valueBits = new Uint32Array(value.buffer);
 
-/** @param halves as many as `floats`, written; NaN stays NaN. */
+/** @param halves written; as many as `floats`. NaN stays NaN. */
 export function narrow(floats: Float32Array, halves: Uint16Array): void {
   const bits = new Uint32Array(floats.buffer, floats.byteOffset, floats.length);
   for (let i = 0; i < bits.length; i++) {
@@ -20,10 +21,10 @@ export function narrow(floats: Float32Array, halves: Uint16Array): void {
     const magnitude = x & 0x7fffffff;
     let half: number;
     if (magnitude >= SMALLEST_NORMAL && magnitude <= LARGEST) {
-      // Half of the last place that stays, less one, and one more where that place is odd: ties go to even.
+      // Adds half a unit of the last kept place minus one bit, plus one bit if that place is odd: ties go to even.
       half = (magnitude - REBIAS + 0xfff + ((magnitude >>> 13) & 1)) >>> 13;
     } else if (magnitude < SMALLEST_NORMAL) {
-      // Adding 0.5 shifts what a subnormal half keeps to the end of a float32, rounded.
+      // Adding 0.5 shifts the bits that a subnormal half keeps to the end of a float32, rounded.
       value[0] = Math.abs(floats[i]!) + 0.5;
       half = valueBits[0]! - 0x3f000000;
     } else {
@@ -33,10 +34,10 @@ export function narrow(floats: Float32Array, halves: Uint16Array): void {
   }
 }
 
-/** All halves by their bits, made on first use: a load for each instead of a computation, a third of the time. */
+/** The value of every half, by its bits, made on first use. A look-up takes a third of the time of a computation. */
 let values: Float32Array | undefined;
 
-/** @param floats as many as `halves`, written. */
+/** @param floats written; as many as `halves`. */
 export function widen(halves: Uint16Array, floats: Float32Array): void {
   values ??= Float32Array.from({ length: 1 << 16 }, (_, half) => numberOf(half));
   const table = values;

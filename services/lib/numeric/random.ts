@@ -1,7 +1,7 @@
 /**
- * Random numbers without a state: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11), a
- * counter-based generator. The numbers at a position follow from (seed, position) alone, so a sequence that moves to
- * another worker goes on drawing what it would have drawn here.
+ * Random numbers without state: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11), a
+ * counter-based generator. The numbers at a position depend on (seed, position) alone, so a sequence that moves to
+ * another worker draws there what it would have drawn here.
  */
 
 type Words = readonly [number, number, number, number];
@@ -9,7 +9,7 @@ type Words = readonly [number, number, number, number];
 const ROUNDS = 10;
 const MULTIPLIER_0 = 0xd2511f53;
 const MULTIPLIER_2 = 0xcd9e8d57;
-/** Weyl increments of the key: golden ratio and sqrt(3) - 1, as fractions of 2^32. */
+/** Weyl increments of the key: the golden ratio and sqrt(3) - 1, as fractions of 2^32. */
 const KEY_STEP_0 = 0x9e3779b9;
 const KEY_STEP_1 = 0xbb67ae85;
 
@@ -44,19 +44,27 @@ export function philox4x32(counter: Words, key: readonly [number, number]): Word
   return [c0, c1, c2, c3];
 }
 
-/** Four random words for one place in a sequence. @param seed whole number below 2^53. @param position below 2^32. */
+/**
+ * Four random words for one position of a sequence.
+ * @param seed whole number below 2^53.
+ * @param position below 2^32.
+ */
 export function wordsAt(seed: number, position: number): Words {
   return philox4x32([position, 0, 0, 0], [seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0]);
 }
 
 /**
- * 32 random bits for one token: a permutation of all ids for any two keys. Philox for each of 152k tokens would take 10 ms.
+ * 32 random bits for one token. For given keys it is a permutation of the ids. (Philox for each of 152k tokens would
+ * take 10 ms.)
  */
 export function noiseBits(id: number, keyA: number, keyB: number): number {
   return mix((mix(id ^ keyA) + keyB) | 0);
 }
 
-/** The permutation of 32 bits by two multiplications that Wellons's hash-prospector found to have the least bias. */
+/**
+ * A permutation of 32 bits: of those with two multiplications, the one for which Wellons's hash-prospector found least
+ * bias.
+ */
 function mix(bits: number): number {
   let x = Math.imul(bits ^ (bits >>> 16), 0x21f0aaad);
   x = Math.imul(x ^ (x >>> 15), 0x735a2d97);

@@ -1,48 +1,48 @@
 /**
- * The life of one completion, named once. Metrics, logs, bench and README all use these words.
+ * The events in the life of one completion. Metrics, logs, bench and README use these names.
  *
  *   received ─ admitted ─ retrieved ─ tokenized ─ dispatched ─ first_token ─ joined ─ last_token ─ finished
  *                                     (gateway)     │ prefill: queue, prefill       │
  *                                                   └ decode: queue, handoff ───────┘ steps
  *
- * Where a worker is lost, `replayed` stands between two of them.
+ * When a worker is lost, `replayed` comes between two of them.
  *
- * Events are stamped by the gateway's monotonic clock alone; what happens inside a worker comes back as a duration
- * measured by that worker's own clock ({@link Stage}), since clocks of two processes do not compare.
+ * Only the gateway's monotonic clock stamps events. A worker reports durations by its own clock
+ * ({@link TimelineStage}), since the clocks of two processes cannot be compared.
  */
 
 export const EVENTS = [
   'received', // the last byte of the request body was read
   'admitted', // validated, and a place among the running requests reserved
-  'retrieved', // chunks found (or given up on)
+  'retrieved', // chunks found, or retrieval given up
   'tokenized', // prompt built
   'dispatched', // sent to the prefill worker
   'first_token', // prefill's token reached the gateway
-  'replayed', // a worker was lost; its part of the request is done again by others
+  'replayed', // a worker was lost, and others repeat its part of the request
   'joined', // KV handed over, sequence in the decode batch
   'last_token',
   'finished', // last byte handed to the socket
 ] as const;
 export type RequestEvent = (typeof EVENTS)[number];
 
-/** Durations that workers report, and what the gateway spends on text besides; in seconds. */
+/** Durations that workers report, and the time that the gateway spends on detokenizing; in seconds. */
 export const STAGES = ['prefill_queue', 'prefill', 'decode_queue', 'handoff', 'handoff_exposed', 'detokenize'] as const;
-export type Stage = (typeof STAGES)[number];
+export type TimelineStage = (typeof STAGES)[number];
 
 export class Timeline {
   readonly #events = new Map<RequestEvent, number>();
-  readonly #stages = new Map<Stage, number>();
+  readonly #stages = new Map<TimelineStage, number>();
 
-  /** Stamps an event, in ms of the monotonic clock; the first stamp of an event stays. */
+  /** Stamps an event, in ms of the monotonic clock. The first stamp of an event stays. */
   mark(event: RequestEvent, atMs = performance.now()): void {
     if (!this.#events.has(event)) this.#events.set(event, atMs);
   }
 
-  stage(stage: Stage, seconds: number): void {
+  stage(stage: TimelineStage, seconds: number): void {
     this.#stages.set(stage, seconds);
   }
 
-  /** Seconds from one event to another; undefined where either has not happened. */
+  /** Seconds from one event to another; undefined if either has not happened. */
   between(from: RequestEvent, to: RequestEvent): number | undefined {
     const start = this.#events.get(from);
     const end = this.#events.get(to);
@@ -60,7 +60,7 @@ export class Timeline {
     return span === undefined || outputTokens < 2 ? undefined : span / (outputTokens - 1);
   }
 
-  /** All of it for a log line: ms since `received` per event, ms per stage. */
+  /** The whole timeline for a log line: ms since `received` per event, ms per stage. */
   toJSON(): Record<string, number> {
     const start = this.#events.get('received') ?? 0;
     const round = (ms: number) => Math.round(ms * 1000) / 1000;
@@ -70,7 +70,7 @@ export class Timeline {
     ]);
   }
 
-  stages(): Iterable<[Stage, number]> {
+  stages(): Iterable<[TimelineStage, number]> {
     return this.#stages;
   }
 }

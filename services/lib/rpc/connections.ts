@@ -1,29 +1,29 @@
 /**
- * One peer, over a new connection whenever the old one has seen many cancelled calls. Cancelling is everyday work here (a
- * keystroke supersedes the last one, a stop string ends a decode call), and each one resets an HTTP/2 stream. A server
- * closes a connection, and with it every call under way, when streams are reset faster than a token bucket refills: 1000
- * at once and 33 a second (nghttp2's guard against rapid resets, which Node 20 has and cannot set). So calls move on
- * before the bucket is empty, and the old connection is closed after its last call.
+ * Connections to one peer: calls move to a new connection when the old one has seen many cancelled calls. Cancelling is
+ * everyday work here (a keystroke supersedes the previous one, a stop string ends a decode call), and each cancellation
+ * resets an HTTP/2 stream. A server closes a connection, with every call on it, when streams are reset faster than a
+ * token bucket refills: 1000 at once and 33 per second (nghttp2's guard against rapid resets, which Node 20 has but
+ * cannot configure). So calls move before the bucket is empty, and the old connection is closed after its last call.
  */
 import type { Client } from '@grpc/grpc-js';
 
-/** Half of what the server grants: the calls that are still under way when a connection is left may be cancelled as well. */
+/** Half of the server's limit: the calls still running on a connection that is left may be cancelled as well. */
 const BURST = 500;
 const PER_SECOND = 30;
 
 interface Connection<C> {
   readonly client: C;
   calls: number;
-  /** Resets that it may still see, as of `countedAtMs`. */
+  /** Resets that the connection may still see, as of `countedAtMs`. */
   resets: number;
   countedAtMs: number;
 }
 
 /** A client for one call. */
-export interface Lent<C> {
+export interface AcquiredClient<C> {
   readonly client: C;
-  /** Once, when the call is over. @param reset whether it was cut off by us. */
-  giveBack(reset: boolean): void;
+  /** Call this once, when the call is over. @param reset whether we cancelled it. */
+  release(reset: boolean): void;
 }
 
 export class Connections<C extends Pick<Client, 'close'>> {
@@ -38,12 +38,12 @@ export class Connections<C extends Pick<Client, 'close'>> {
     this.#connect = connect;
   }
 
-  acquire(): Lent<C> {
+  acquire(): AcquiredClient<C> {
     const connection = this.#usable();
     connection.calls++;
     return {
       client: connection.client,
-      giveBack: (reset) => {
+      release: (reset) => {
         connection.calls--;
         if (reset) connection.resets--;
         if (connection !== this.#current && connection.calls === 0) connection.client.close();
@@ -51,7 +51,7 @@ export class Connections<C extends Pick<Client, 'close'>> {
     };
   }
 
-  /** Those left behind are closed after their last calls. */
+  /** Connections that calls have moved away from are closed after their last calls. */
   close(): void {
     this.#closed = true;
     this.#current?.client.close();

@@ -1,6 +1,6 @@
 /**
- * The services of protos/llavacode/v1 as a caller sees them: async iterables and promises, one AbortSignal each, every
- * failure a ServingError. Messages are typed by the files that `npm run build:rpc` generates.
+ * The services of protos/llavacode/v1 as a caller sees them: async iterables and promises, each with an AbortSignal.
+ * Every failure is a ServingError. `npm run build:rpc` generates the types of the messages.
  */
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -11,10 +11,8 @@ import {
   type ClientReadableStream,
   loadPackageDefinition,
   Metadata,
-  type ServiceDefinition,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { serializeFrame } from '../kv/frame-buffer.ts';
 import { PACKAGE_ROOT } from '../process/package-root.ts';
 import { Connections } from './connections.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
@@ -26,7 +24,7 @@ import type { DeleteRequest } from './gen/llavacode/v1/DeleteRequest.ts';
 import type { IndexEvent__Output } from './gen/llavacode/v1/IndexEvent.ts';
 import type { IndexerDescription__Output } from './gen/llavacode/v1/IndexerDescription.ts';
 import type { IndexRequest } from './gen/llavacode/v1/IndexRequest.ts';
-import type { KvFrame, KvFrame__Output } from './gen/llavacode/v1/KvFrame.ts';
+import type { KvFrame__Output } from './gen/llavacode/v1/KvFrame.ts';
 import type { PrefillEvent__Output } from './gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from './gen/llavacode/v1/PrefillRequest.ts';
 import type { PullRequest } from './gen/llavacode/v1/PullRequest.ts';
@@ -34,14 +32,11 @@ import type { WorkerDescription__Output } from './gen/llavacode/v1/WorkerDescrip
 import type { ProtoGrpcType as PrefillProto } from './gen/prefill.ts';
 import { fromStatus } from './status.ts';
 
-/** The protos, parsed; servers add their services and reflection from it. */
+/** The parsed protos, from which servers take their services and reflection. */
 export const packageDefinition = loadSync(
   ['prefill', 'decode', 'indexer'].map((name) => `llavacode/v1/${name}.proto`),
   { includeDirs: [join(PACKAGE_ROOT, 'protos')], longs: Number, enums: String, defaults: true, oneofs: true },
 );
-const pull = packageDefinition['llavacode.v1.Kv'] as ServiceDefinition;
-const usual = pull['Pull']!.responseSerialize;
-pull['Pull']!.responseSerialize = (frame: KvFrame) => serializeFrame(frame, usual);
 type Protos = PrefillProto & DecodeProto & IndexerProto;
 export const protocol = (loadPackageDefinition(packageDefinition) as unknown as Protos).llavacode.v1;
 
@@ -50,7 +45,7 @@ export const CHANNEL: ChannelOptions = {
   'grpc.max_send_message_length': 64 << 20,
   // KV frames of 1 MiB stream at 1.67 GB/s on loopback with this window.
   'grpc-node.flow_control_window': 16 << 20,
-  // A peer whose machine is gone is noticed within 15 s.
+  // A peer whose machine has failed is noticed within 15 s.
   'grpc.keepalive_time_ms': 10_000,
   'grpc.keepalive_timeout_ms': 5_000,
   'grpc.keepalive_permit_without_calls': 1,
@@ -59,10 +54,10 @@ export const CHANNEL: ChannelOptions = {
   'grpc.max_reconnect_backoff_ms': 1_000,
 };
 
-/** Of calls that wait while their peer is away: there is one indexer, and what is sent to it is not sent elsewhere. */
-const PATIENT = new Metadata({ waitForReady: true });
+/** For calls to the indexer: they wait while it is unreachable, since there is no other one to send them to. */
+const WAIT_FOR_READY = new Metadata({ waitForReady: true });
 
-/** A client has a connection of its own: see connections.ts. */
+/** Gives each client its own connection; connections.ts says why. */
 const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({
   ...CHANNEL,
   ...channelOptions,
@@ -72,7 +67,7 @@ const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({
 export interface PrefillClient {
   /**
    * Stays open until the KV has been handed over.
-   * @param deadlineMs told to the worker, which gives up by itself then; in ms of our monotonic clock.
+   * @param deadlineMs the worker is told of it and gives up by itself then; in ms of our monotonic clock.
    */
   prefill(request: PrefillRequest, signal: AbortSignal, deadlineMs?: number): AsyncIterable<PrefillEvent__Output>;
   describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
@@ -95,8 +90,8 @@ export interface KvClient {
 
 export interface IndexerClient {
   /**
-   * Sends the requests while it yields the events. When the call ends early the rest of the requests is read and
-   * dropped, so that whoever sends them can finish.
+   * Sends the requests while it yields the events. When the call ends early, the rest of the requests is read and
+   * dropped, so that their sender can finish.
    */
   index(requests: AsyncIterable<IndexRequest>, signal: AbortSignal): AsyncIterable<IndexEvent__Output>;
   delete(request: DeleteRequest, signal: AbortSignal): Promise<void>;
@@ -144,23 +139,23 @@ export function connectIndexer(address: string, security: RpcSecurity = PLAINTEX
   const connect = () => new protocol.Indexer(address, security.channel, optionsOf(security));
   const peer = new Connections(address, connect);
   return {
-    index: (requests, signal) => exchange(peer, signal, requests, (client) => client.index(PATIENT)),
+    index: (requests, signal) => exchange(peer, signal, requests, (client) => client.index(WAIT_FOR_READY)),
     delete: async (request, signal) => {
-      await unary(peer, signal, (client, done) => client.delete(request, PATIENT, done));
+      await unary(peer, signal, (client, done) => client.delete(request, WAIT_FOR_READY, done));
     },
-    describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, PATIENT, done)),
+    describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, WAIT_FOR_READY, done)),
     close: () => peer.close(),
   };
 }
 
 /**
- * A deadline as gRPC wants it, which turns it back into the time that is left: reckoned at the moment of the call, since a
- * clock of the day that is set meanwhile would end the call at once, or never.
+ * A deadline as gRPC wants it, by the wall clock; gRPC turns it back into the remaining time at once. It is computed at
+ * the moment of the call: with an older one, a wall clock that was set meanwhile would end the call at once, or never.
  */
 const dateOf = (deadlineMs: number | undefined) =>
   deadlineMs === undefined ? undefined : Date.now() + deadlineMs - performance.now();
 
-/** A stream both ways; a failure of `requests` cancels the call and is thrown. */
+/** A stream in both directions. A failure of `requests` cancels the call and is thrown. */
 async function* exchange<C extends Client, Request, T>(
   peer: Connections<C>,
   signal: AbortSignal,
@@ -187,14 +182,14 @@ async function* exchange<C extends Client, Request, T>(
   }
 }
 
-/** A server stream; aborting the signal or leaving the loop cancels the call. */
+/** A stream from the server. Aborting the signal or leaving the loop cancels the call. */
 async function* stream<C extends Client, T>(
   peer: Connections<C>,
   signal: AbortSignal,
   start: (client: C) => ClientReadableStream<T>,
 ): AsyncGenerator<T, void, undefined> {
   signal.throwIfAborted();
-  const { client, giveBack } = peer.acquire();
+  const { client, release } = peer.acquire();
   const call = start(client);
   let ended = false;
   call.once('status', () => {
@@ -214,7 +209,7 @@ async function* stream<C extends Client, T>(
     signal.removeEventListener('abort', cancel);
     call.on('error', () => {}); // a cancelled call reports itself once more
     call.cancel();
-    giveBack(!ended || signal.aborted);
+    release(!ended || signal.aborted);
   }
 }
 
@@ -225,11 +220,11 @@ function unary<C extends Client, T>(
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     if (signal.aborted) return reject(signal.reason);
-    const { client, giveBack } = peer.acquire();
+    const { client, release } = peer.acquire();
     const cancel = () => call.cancel();
     const call = start(client, (error, answer) => {
       signal.removeEventListener('abort', cancel);
-      giveBack(signal.aborted);
+      release(signal.aborted);
       if (error || answer === undefined) reject(signal.aborted ? signal.reason : fromStatus(error, peer.address));
       else resolve(answer);
     });

@@ -1,6 +1,6 @@
 /**
- * How services prove to each other who they are: mutual TLS under an authority of their own. Workers are found by
- * addresses that change, so a certificate is for one name, {@link SERVICE_NAME}, wherever its service runs.
+ * How services prove their identity to each other: mutual TLS under a private authority. The addresses of workers
+ * change, so every certificate is issued for one name, {@link SERVICE_NAME}, wherever its service runs.
  */
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
@@ -20,11 +20,11 @@ export interface RpcSecurity {
   readonly channel: ChannelCredentials;
   readonly channelOptions: ChannelOptions;
   readonly server: ServerCredentials;
-  /** Whether callers must prove who they are. */
+  /** Whether callers must prove their identity. */
   readonly mutual: boolean;
 }
 
-/** Nobody proves anything. */
+/** No encryption, and no proof of identity. */
 export const PLAINTEXT: RpcSecurity = {
   channel: credentials.createInsecure(),
   channelOptions: {},
@@ -33,14 +33,14 @@ export const PLAINTEXT: RpcSecurity = {
 };
 
 /**
- * All three files or none. They are read once: a new certificate is taken at the next start.
+ * Needs all three files or none. They are read once, so a new certificate takes effect at the next start.
  * @throws ServingError config_invalid, naming the file at fault.
  */
 export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
   const missing = RPC_FILES.filter((setting) => files[setting] === '');
   if (missing.length === RPC_FILES.length) return PLAINTEXT;
   if (missing.length > 0) {
-    throw new ServingError('config_invalid', `mutual TLS needs ${missing.map(flagName).join(' and ')} too`);
+    throw new ServingError('config_invalid', `mutual TLS also needs ${missing.map(flagName).join(' and ')}`);
   }
   const [cert, key, ca] = await Promise.all(RPC_FILES.map((setting) => readPem(setting, files[setting])));
   try {
@@ -58,8 +58,8 @@ export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
 }
 
 /**
- * What a worker or an indexer listens with.
- * @throws ServingError config_invalid: bad files, or an address that others reach while nobody has to prove anything.
+ * The security of a server: a worker or an indexer.
+ * @throws ServingError config_invalid for bad files, or for an address that other machines reach without mutual TLS.
  */
 export async function loadServingSecurity(config: RpcFiles & Exposure): Promise<RpcSecurity> {
   const security = await loadRpcSecurity(config);

@@ -1,6 +1,6 @@
 /**
- * A gRPC server whose methods are async generators and async functions: one AbortSignal a call, aborted when the caller
- * goes; writes wait for the socket; whatever is thrown becomes a coded status. Health and reflection come with it.
+ * A gRPC server whose methods are async generators and async functions. Each call has an AbortSignal, which aborts when
+ * the caller goes; writes wait for the socket; every error becomes a coded status. Health and reflection are included.
  */
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -23,13 +23,14 @@ import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
 import type { IndexerHandlers } from './gen/llavacode/v1/Indexer.ts';
 import type { KvHandlers } from './gen/llavacode/v1/Kv.ts';
+import type { KvFrame } from './gen/llavacode/v1/KvFrame.ts';
 import type { PrefillHandlers } from './gen/llavacode/v1/Prefill.ts';
 import { toStatus } from './status.ts';
 
-/** Answers one call with a stream; leaving early is an abort of `signal`. */
+/** Answers one call with a stream. `signal` aborts when the caller leaves early. */
 export type Streaming<Request, Message> = (request: Request, signal: AbortSignal) => AsyncIterable<Message>;
 
-/** As {@link Streaming}, for a call whose request is a stream as well. */
+/** Answers one call whose request is a stream as well; otherwise like {@link Streaming}. */
 export type Duplex<Request, Message> = (
   requests: AsyncIterable<Request>,
   signal: AbortSignal,
@@ -42,7 +43,7 @@ export function streaming<Request, Message>(
 }
 
 export function duplex<Request, Message>(method: Duplex<Request, Message>): handleBidiStreamingCall<Request, Message> {
-  // The call outlives its requests: it still has to say what was wrong with them.
+  // Requests that are left unread must not end the call: it still has to say what was wrong with them.
   return (call) => answer(call, (signal) => method(call.iterator({ destroyOnReturn: false }), signal));
 }
 
@@ -73,53 +74,68 @@ export function unary<Request, Answer>(
     );
 }
 
-/** What calls that are cut have to come to their ends. */
+/** Time in which calls that are cut must end, in ms. */
 const CUT_MS = 500;
 
 export interface RpcServer {
-  /** host:port, with the port that was taken. */
+  /** host:port, with the port that the server was given. */
   readonly address: string;
-  /** What the health service says of the whole server. */
+  /** Sets the status that the health service reports for the whole server. */
   setServing(serving: boolean): void;
   /**
-   * Waits for the calls under way, which is for those that serve to bring to an end: they refuse new work, and still answer
-   * whoever comes for what they hold. When `deadline` aborts, they are cut.
+   * Waits until the running calls have ended. Until then the services go on: they refuse new work by themselves, and
+   * still answer calls for what they hold, such as staged KV. When `deadline` aborts, the rest of the calls is cut.
    */
   close(deadline: AbortSignal): Promise<void>;
 }
 
-interface Mounted {
-  /** As reflection lists it. */
+export interface MountedService {
+  /** Full name, as reflection lists it. */
   readonly name: string;
   readonly definition: ServiceDefinition;
   readonly methods: UntypedServiceImplementation;
 }
 
+/** Serialises one KvFrame; `generated` does so in the usual way. */
+type FrameSerializer = (frame: KvFrame, generated: (frame: KvFrame) => Buffer) => Buffer;
+
+function kvDefinition(serializeFrame: FrameSerializer | undefined): ServiceDefinition {
+  const { service } = protocol.Kv;
+  if (serializeFrame === undefined) return service;
+  const generated = service.Pull.responseSerialize;
+  return { ...service, Pull: { ...service.Pull, responseSerialize: (frame) => serializeFrame(frame, generated) } };
+}
+
 const PACKAGE = 'llavacode.v1';
 export const mount = {
-  prefill: (methods: PrefillHandlers): Mounted => ({
+  prefill: (methods: PrefillHandlers): MountedService => ({
     name: `${PACKAGE}.Prefill`,
     definition: protocol.Prefill.service,
     methods,
   }),
-  decode: (methods: DecodeHandlers): Mounted => ({
+  decode: (methods: DecodeHandlers): MountedService => ({
     name: `${PACKAGE}.Decode`,
     definition: protocol.Decode.service,
     methods,
   }),
-  indexer: (methods: IndexerHandlers): Mounted => ({
+  indexer: (methods: IndexerHandlers): MountedService => ({
     name: `${PACKAGE}.Indexer`,
     definition: protocol.Indexer.service,
     methods,
   }),
-  kv: (methods: KvHandlers): Mounted => ({ name: `${PACKAGE}.Kv`, definition: protocol.Kv.service, methods }),
+  /** @param serializeFrame serialises the frames of Pull in place of the generated serialiser, which it is given. */
+  kv: (methods: KvHandlers, serializeFrame?: FrameSerializer): MountedService => ({
+    name: `${PACKAGE}.Kv`,
+    definition: kvDefinition(serializeFrame),
+    methods,
+  }),
 };
 
 /** @throws ServingError address_in_use. */
 export async function serveRpc(
   host: string,
   port: number,
-  services: readonly Mounted[],
+  services: readonly MountedService[],
   security: RpcSecurity = PLAINTEXT,
 ): Promise<RpcServer> {
   const server = new Server(CHANNEL);
@@ -139,19 +155,20 @@ export async function serveRpc(
     address: formatHostPort(host, bound),
     setServing: (serving) => health.setStatus('', serving ? 'SERVING' : 'NOT_SERVING'),
     async close(deadline) {
-      // Told to go away first, clients would end their calls at the next keepalive (grpc-node issue 3068).
+      // Shut down only afterwards: a client that is told to go away ends its calls at the next keepalive (grpc-node
+      // issue 3068).
       const over = aborted(deadline);
       while (calls.size > 0 && !deadline.aborted) await Promise.race([Promise.all(calls), over]);
       const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
       await Promise.race([closed, over]);
       server.forceShutdown();
-      // Their signals are aborted: they give back what they hold, such as a lock that would keep others out.
+      // The signals of cut calls are aborted: give them time to release what they hold, such as a lock.
       await Promise.race([Promise.all(calls), sleep(CUT_MS, undefined, { ref: false })]);
     },
   };
 }
 
-/** Keeps what the calls of these methods return, as long as they last. */
+/** Methods whose running calls are kept in `calls`. */
 function tracked(methods: UntypedServiceImplementation, calls: Set<Promise<unknown>>): UntypedServiceImplementation {
   const wrapped = Object.entries(methods).map(([name, handle]) => [
     name,

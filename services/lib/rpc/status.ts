@@ -1,6 +1,6 @@
 /**
- * ServingError ⇄ gRPC status. Our code travels in the metadata beside the nearest gRPC status, so that a foreign client
- * sees a sensible status and ours gets the same error back.
+ * Converts a ServingError to a gRPC status and back. Its code travels in the metadata beside the nearest gRPC status:
+ * foreign clients see a sensible status, and ours get the same error back.
  */
 import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
 import { type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts';
@@ -10,8 +10,8 @@ const RETRY_AFTER = 'llavacode-retry-after-seconds';
 const LIMIT = 'llavacode-limit';
 
 /**
- * What stands for a status that carries no code of ours: the transport's own. CANCELLED is a peer that broke off: calls
- * that we cancel ourselves end with the reason of their signal.
+ * Error codes for statuses without a code of ours, which come from the transport. CANCELLED means that the peer broke
+ * off; calls that we cancel ourselves end with the reason of their signal.
  */
 const FOREIGN: Partial<Record<status, ErrorCode>> = {
   [status.CANCELLED]: 'worker_lost',
@@ -21,7 +21,7 @@ const FOREIGN: Partial<Record<status, ErrorCode>> = {
   [status.RESOURCE_EXHAUSTED]: 'payload_too_large',
 };
 
-/** Of a message, in UTF-16 units: percent-encoded it must fit into a trailer of HTTP/2, with whatever it quotes. */
+/** Limit of a message in UTF-16 units: percent-encoded, it must fit into an HTTP/2 trailer, whatever it quotes. */
 const LONGEST_DETAILS = 1_000;
 
 export function toStatus(error: unknown): StatusObject {
@@ -34,15 +34,15 @@ export function toStatus(error: unknown): StatusObject {
 }
 
 /**
- * What does not fit breaks the connection with all its calls; half a surrogate pair cannot be encoded, and grpc-js then sends
- * no status at all: a call that never ends.
+ * A message that does not fit breaks the connection with all its calls. A lone surrogate cannot be encoded, and grpc-js
+ * then sends no status at all, so that the call never ends.
  */
 function printable(message: string): string {
   const short = message.length > LONGEST_DETAILS ? `${message.slice(0, LONGEST_DETAILS)}…` : message;
   return short.replaceAll(/\p{Surrogate}/gu, '\ufffd');
 }
 
-/** @param peer address of the other side, for messages. */
+/** @param peer address of the other side, for error messages. */
 export function fromStatus(error: unknown, peer: string): ServingError {
   if (!isStatus(error)) return ServingError.from(error, 'worker_lost');
   const code = error.metadata?.get(CODE)[0]?.toString() ?? '';

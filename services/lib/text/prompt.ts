@@ -10,7 +10,7 @@
  * that stay where they are while the cursor moves, and spm, where the model allows it, puts what changes last.
  */
 import { ServingError } from '../process/errors.ts';
-import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/sequence.ts';
+import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/token-prompt.ts';
 import type { PromptFormat, PromptOrder } from './prompt-format.ts';
 import { type TextContext, textContextIds } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';

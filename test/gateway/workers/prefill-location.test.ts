@@ -3,7 +3,7 @@ import { Sessions, sessionOf } from '../../../services/gateway/context/sessions.
 import type { CompletionRequest } from '../../../services/gateway/request.ts';
 import { choosePrefillLocation } from '../../../services/gateway/workers/prefill-location.ts';
 import type { Retrieved } from '../../../services/lib/rag/search/retrieval.ts';
-import { NO_SOFT_TOKENS, type TokenPrompt } from '../../../services/lib/request/sequence.ts';
+import { NO_SOFT_TOKENS, type TokenPrompt } from '../../../services/lib/request/token-prompt.ts';
 
 const both = {
   policy: 'auto',

@@ -1,0 +1,61 @@
+/**
+ * Runs the process of a service that listens for gRPC: loads it, listens, serves, and registers where gateways look.
+ */
+import type { ConfigOf } from '../process/config.ts';
+import { reachableAddress } from '../process/exposure.ts';
+import { serveHealth } from '../process/health.ts';
+import { Lifecycle } from '../process/lifecycle.ts';
+import { createLogger, type Logger } from '../process/log.ts';
+import { collectProcessMetrics } from '../process/metrics.ts';
+import { stayRegistered, type WorkerRole } from '../redis/worker-registry.ts';
+import { loadServingSecurity, type RpcSecurity } from '../rpc/credentials.ts';
+import { type MountedService, serveRpc } from '../rpc/server.ts';
+import type { RPC_SERVICE_SETTINGS, WORKER_SETTINGS } from './settings.ts';
+
+/** The parts of the process that a service is built with. */
+export interface ProcessParts {
+  readonly log: Logger;
+  readonly life: Pick<Lifecycle, 'draining' | 'onStop'>;
+  readonly security: RpcSecurity;
+  /** host:port under which others reach the process; known once it listens. */
+  readonly address: () => string;
+}
+
+export interface BuiltService {
+  readonly mounts: readonly MountedService[];
+  /** Labels the metrics of a service that serves a model. */
+  readonly modelName?: string;
+  /** Brings gauges up to date before they are read. */
+  readonly observe?: () => void;
+}
+
+interface WorkerOptions {
+  /** Name of the service in logs and metrics. */
+  readonly name: string;
+  /**
+   * Roles under which the registry lists the process for gateways; none for an indexer, whose address they are given.
+   */
+  readonly roles: readonly WorkerRole[];
+  readonly config: ConfigOf<typeof RPC_SERVICE_SETTINGS> &
+    Partial<Pick<ConfigOf<typeof WORKER_SETTINGS>, 'advertise' | 'registry'>>;
+  /** Loads and composes the service. The process listens when this has resolved. */
+  readonly build: (process: ProcessParts) => Promise<BuiltService>;
+}
+
+/** Resolves when the service is ready. @throws ServingError the reason why it cannot start. */
+export async function runWorker({ name, roles, config, build }: WorkerOptions): Promise<void> {
+  const log = createLogger(name, config.logLevel);
+  const life = new Lifecycle(log, config.drainTimeoutMs);
+  const security = await loadServingSecurity(config);
+  let address = '';
+  const service = await build({ log, life, security, address: () => address });
+  collectProcessMetrics(name, service.modelName);
+  const server = await serveRpc(config.host, config.port, service.mounts, security);
+  address = reachableAddress(server.address, config.advertise ?? '');
+  life.onStop('rpc server', () => server.close(life.almostOver));
+  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, service.observe);
+  server.setServing(true);
+  life.draining.addEventListener('abort', () => server.setServing(false));
+  life.onStop('registry', stayRegistered(config.registry ?? '', roles, address, log));
+  life.ready(server.address, metricsAddress);
+}

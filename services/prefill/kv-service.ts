@@ -1,0 +1,65 @@
+/**
+ * The Kv service of a prefill worker: decoders pull the KV caches that are staged here, renew their leases, release
+ * them.
+ */
+import { serializeFrame } from '../lib/kv/frame-buffer.ts';
+import { KvSender } from '../lib/kv/handoff.ts';
+import type { KvPool } from '../lib/kv/pool.ts';
+import { readWireType, type WireType } from '../lib/kv/wire.ts';
+import { ServingError } from '../lib/process/errors.ts';
+import type { KvFrame } from '../lib/rpc/gen/llavacode/v1/KvFrame.ts';
+import type { PullRequest__Output } from '../lib/rpc/gen/llavacode/v1/PullRequest.ts';
+import type { ReleaseRequest__Output } from '../lib/rpc/gen/llavacode/v1/ReleaseRequest.ts';
+import type { RenewRequest__Output } from '../lib/rpc/gen/llavacode/v1/RenewRequest.ts';
+import { mount, streaming, unary } from '../lib/rpc/server.ts';
+import type { LeaseTable } from './leases.ts';
+
+/** @param fingerprint of the model bundle that computes the KV. */
+export function mountKv(pool: KvPool, leases: LeaseTable, fingerprint: string) {
+  async function* pull(request: PullRequest__Output, signal: AbortSignal): AsyncGenerator<KvFrame> {
+    const lease = leases.get(request.leaseId);
+    if (request.fingerprint !== fingerprint) {
+      throw new ServingError(
+        'fingerprint_mismatch',
+        `the puller serves model ${request.fingerprint}, this KV cache is of ${fingerprint}`,
+      );
+    }
+    const dtype = wireTypeOf(pool, request.dtype);
+    const { layers, kvHeads, headDim } = pool.layout;
+    yield { manifest: { fingerprint, layout: { layers, kvHeads, headDim, dtype }, positions: lease.positions } };
+    const sender = new KvSender(pool, lease.slot.index, dtype);
+    for (let sent = 0; sent < lease.positions; ) {
+      const ready = await lease.beyond(sent, signal);
+      for (const frame of sender.pack(sent, ready)) {
+        yield { rows: frame };
+        leases.touch(lease);
+        lease.assertLive(); // it may have ended while the frame was sent
+      }
+      sent = ready;
+    }
+    await lease.completed(signal);
+    yield { end: { ...sender.end(lease.firstTokenIds), afterPrefillUs: lease.sinceComputedUs } };
+  }
+
+  const release = async (request: ReleaseRequest__Output) => ({ readersLeft: leases.release(request.leaseId) });
+
+  const renew = async (request: RenewRequest__Output) => {
+    leases.touch(leases.get(request.leaseId));
+    return {};
+  };
+
+  return mount.kv({ Pull: streaming(pull), Release: unary(release), Renew: unary(renew) }, serializeFrame);
+}
+
+/**
+ * The form in which the cache travels. KV that was computed in 16 bits travels as it is.
+ * @param requested '' leaves the choice to this side.
+ */
+function wireTypeOf({ floats }: KvPool, requested: string): WireType {
+  const dtype = requested === '' ? floats : readWireType(requested);
+  if (floats === 'float32' || dtype === floats) return dtype;
+  throw new ServingError(
+    'kv_layout_mismatch',
+    `this KV cache is of ${floats} and travels as ${floats}, not as ${dtype}`,
+  );
+}

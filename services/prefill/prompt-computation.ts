@@ -1,0 +1,178 @@
+/**
+ * Computes one prompt: chunk by chunk into the slot of its lease, so that readers can pull the finished chunks while
+ * later ones still compute, then the first token of every choice. worker.ts decides which prompt that is.
+ */
+import { OutputHistory, sample, tokenLogprob } from '../lib/engine/sampler.ts';
+import type { PromptChunk } from '../lib/engine/session.ts';
+import type { KvPool } from '../lib/kv/pool.ts';
+import type { PrefixSlot, PromptChain } from '../lib/kv/prefix.ts';
+import type { SampledToken, Sampling } from '../lib/request/next-token.ts';
+import { softWithin, type TokenPrompt } from '../lib/request/token-prompt.ts';
+import { AbandonableChunk, type NextInLine } from './abandonable-chunk.ts';
+import type { Lease } from './leases.ts';
+
+/** The part of DecoderSession that prefill uses. */
+export interface PromptEngine {
+  readonly pool: KvPool;
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly overdueMs: number;
+  /** Logits `[logitRows, vocab]`. */
+  chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array>;
+}
+
+export interface PrefillJob {
+  readonly requestId: string;
+  readonly prompt: TokenPrompt;
+  /** One per choice. */
+  readonly choices: readonly Sampling[];
+  /** Decoders that will pull the KV. */
+  readonly readers: number;
+  /** Alternatives to report per prompt token; -1 for none. */
+  readonly promptLogprobs: number;
+  /** Only prompts of the same salt share KV. */
+  readonly cacheSalt: string;
+  readonly signal: AbortSignal;
+}
+
+/** A job and the hashes under which its KV can be found again. */
+export interface HashedJob extends PrefillJob {
+  /** Empty where every position must be computed, because the logits of each are wanted. */
+  readonly chain: PromptChain;
+}
+
+export interface PrefillResult {
+  /** One per choice. */
+  readonly tokens: readonly SampledToken[];
+  /** One per prompt position; the first is undefined, since nothing predicts it. */
+  readonly promptLogprobs: readonly (SampledToken | undefined)[];
+  /** Prompt tokens that were not computed, because an earlier prompt began with the same ones. */
+  readonly cachedTokens: number;
+  readonly seconds: number;
+  readonly chunks: number;
+}
+
+/**
+ * Prompt logprobs need the logits of every position; chunks of this many tokens keep them small (vocab x 4 bytes each).
+ */
+const LOGPROB_CHUNK_TOKENS = 64;
+
+export class PromptComputer {
+  readonly #engine: PromptEngine;
+  readonly #chunkTokens: () => number;
+  #currentChunk: AbandonableChunk | undefined;
+
+  /** @param chunkTokens tokens of the next chunk. */
+  constructor(engine: PromptEngine, chunkTokens: () => number) {
+    this.#engine = engine;
+    this.#chunkTokens = chunkTokens;
+  }
+
+  /**
+   * @param betweenChunks runs after every chunk but the last and may compute other prompts; `seconds` of the result
+   *   does not include its time.
+   * @throws the reason of the job's signal; whatever the engine throws.
+   */
+  async compute(
+    job: HashedJob,
+    start: PrefixSlot,
+    lease: Lease,
+    betweenChunks: (remainingTokens: number) => Promise<void>,
+  ): Promise<PrefillResult> {
+    const startedMs = performance.now();
+    const { length } = job.prompt.ids;
+    const promptLogprobs: (SampledToken | undefined)[] = job.promptLogprobs >= 0 ? [undefined] : [];
+    let lastRow: Float32Array = new Float32Array(0);
+    let chunks = 0;
+    let pausedMs = 0;
+    // Positions that the slot holds already can be pulled at once; those to be copied, only after the first chunk.
+    if (start.copyFrom === undefined && start.positions > 0) lease.advance(start.positions);
+    for (let past = start.positions; past < length; ) {
+      const end = this.#endOfChunk(job, past);
+      const copyFrom = chunks === 0 ? start.copyFrom : undefined;
+      const logits = await this.#computeChunk(job, lease.slot.index, past, end, copyFrom);
+      chunks++;
+      lease.advance(end);
+      job.signal.throwIfAborted(); // after `advance`: what is computed can be reused
+      if (job.promptLogprobs >= 0) promptLogprobs.push(...this.#readLogprobs(job, logits, past, end));
+      if (end === length) {
+        lastRow = logits.subarray(logits.length - this.#engine.vocabSize);
+      } else {
+        const pausedAtMs = performance.now();
+        await betweenChunks(length - end);
+        pausedMs += performance.now() - pausedAtMs;
+      }
+      past = end;
+    }
+    const tokens = job.choices.map((sampling) => firstToken(lastRow, sampling));
+    const seconds = (performance.now() - startedMs - pausedMs) / 1000;
+    return { tokens, promptLogprobs, cachedTokens: start.positions, seconds, chunks };
+  }
+
+  /**
+   * Interrupts the current chunk if its caller hung up and finishing it is not worth it; see {@link AbandonableChunk}.
+   */
+  reconsider(next: NextInLine, contended: boolean, rate: number): void {
+    this.#currentChunk?.reconsider(next, contended, rate);
+  }
+
+  #endOfChunk(job: HashedJob, past: number): number {
+    const { length } = job.prompt.ids;
+    const wanted = this.#chunkTokens();
+    const size = job.promptLogprobs >= 0 ? Math.min(wanted, LOGPROB_CHUNK_TOKENS) : wanted;
+    // The last token never gets a run of its own, where its sums would be rounded differently (kv/prefix.ts).
+    return length - past <= size + 1 ? length : past + size;
+  }
+
+  async #computeChunk(
+    job: HashedJob,
+    slot: number,
+    past: number,
+    end: number,
+    copyFrom: PrefixSlot['copyFrom'],
+  ): Promise<Float32Array> {
+    const { ids, soft } = job.prompt;
+    const chunk = new AbandonableChunk({ chain: job.chain, past, end, signal: job.signal });
+    this.#currentChunk = chunk;
+    try {
+      return await this.#engine.chunk(
+        {
+          slot,
+          past,
+          ids: ids.subarray(past, end),
+          soft: softWithin(soft, past, end),
+          logitRows: logitRows(job, past, end),
+          copyFrom: copyFrom?.slot,
+        },
+        chunk.signal,
+      );
+    } finally {
+      this.#currentChunk = undefined;
+      copyFrom?.done();
+    }
+  }
+
+  /**
+   * Logprobs of the tokens at positions (past, end]: the logits of position i say how likely the token at i + 1 was.
+   */
+  #readLogprobs(job: HashedJob, logits: Float32Array, past: number, end: number): SampledToken[] {
+    const { ids } = job.prompt;
+    const vocab = this.#engine.vocabSize;
+    const logprobs: SampledToken[] = [];
+    for (let position = past; position < end && position + 1 < ids.length; position++) {
+      const row = logits.subarray((position - past) * vocab, (position - past + 1) * vocab);
+      logprobs.push(tokenLogprob(row, ids[position + 1] as number, job.promptLogprobs));
+    }
+    return logprobs;
+  }
+}
+
+/** Rows of the chunk whose logits are wanted: all for prompt logprobs, else the last one of the last chunk. */
+function logitRows(job: HashedJob, past: number, end: number): number[] {
+  if (job.promptLogprobs >= 0) return Array.from({ length: end - past }, (_, i) => i);
+  return end === job.prompt.ids.length ? [end - past - 1] : [];
+}
+
+/** Samples output position 0, or the one after the output that stands at the end of the prompt already. */
+const firstToken = (logits: Float32Array, sampling: Sampling) =>
+  sample(logits, sampling, sampling.priorOutputIds.length, new OutputHistory(sampling.priorOutputIds));
