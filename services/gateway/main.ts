@@ -37,8 +37,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   ]);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
-  const model = config.servedName || manifest.name;
-  collectProcessMetrics('gateway', model);
+  const modelName = config.servedName || manifest.name;
+  collectProcessMetrics('gateway', modelName);
   const tokenizer = await loadTokenizer(tokenizerDir);
   const store = withRowCache(
     withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
@@ -59,7 +59,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     await store.close();
   });
   const gateway = await startGateway(config, {
-    model,
+    modelName,
     fingerprint: manifest.fingerprint,
     contextFingerprint: manifest.context?.fingerprint,
     hidden: manifest.llm.spec.hidden,

@@ -1,8 +1,9 @@
 import { createServer } from 'node:net';
 import OpenAI, { APIError } from 'openai';
 import { afterEach, describe, expect, test } from 'vitest';
+import type { GatewayParts } from '../../services/gateway/compose.ts';
 import { Readiness } from '../../services/gateway/readiness.ts';
-import { type Gateway, type GatewayParts, startGateway } from '../../services/gateway/service.ts';
+import { type Gateway, startGateway } from '../../services/gateway/service.ts';
 import { GATEWAY_SETTINGS } from '../../services/gateway/settings.ts';
 import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -21,7 +22,7 @@ async function start(model: FakeModel, flags: Record<string, unknown> = {}, more
   const workers = fakeWorkers(model);
   const draining = new AbortController();
   const parts: GatewayParts = {
-    model: 'tiny',
+    modelName: 'tiny',
     fingerprint: FINGERPRINT,
     contextFingerprint: undefined,
     hidden: 2,

@@ -1,13 +1,11 @@
 /** What is in work, how many completions of it, and the signal that ends each: with the reason why. */
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
+import type { AdmissionConfig } from './settings.ts';
 
-export interface InflightOptions {
-  readonly maxInflight: number;
+export interface InflightOptions extends Pick<AdmissionConfig, 'maxInflight' | 'requestTimeoutMs'> {
   /** A tenant's share of them, relative to the others'. */
   readonly weightOf?: (tenant: string) => number;
-  /** Largest budget of a request, and that of those that name none, in ms. */
-  readonly requestTimeoutMs: number;
   /** Once aborted, nothing new is admitted; what runs goes on. */
   readonly draining: AbortSignal;
 }

@@ -60,7 +60,13 @@ export class AnswerCollector {
   }
 
   /** @param choices prompt by prompt; of each prompt's `best_of` the `n` of the highest mean logprob stay. */
-  body(head: AnswerHead, request: CompletionRequest, choices: readonly Choice[][], usage: Usage, rag?: ContextReport) {
+  body(
+    head: AnswerHead,
+    request: CompletionRequest,
+    choices: readonly (readonly Choice[])[],
+    usage: Usage,
+    rag?: ContextReport,
+  ) {
     const kept = choices.flatMap((ofPrompt, prompt) =>
       bestOf(ofPrompt, request.n).map((choice) => this.#deltas.get(`${prompt}.${ofPrompt.indexOf(choice)}`)!),
     );

@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
-import type { CompletionRequest, PromptInput } from '../request.ts';
+import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput } from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 const MAX_SEQUENCES = 128;
@@ -47,38 +47,40 @@ const logitBias = z
 const only = <T extends boolean | number>(value: T) =>
   z.literal(value, { error: `is supported only as ${value}` }).optional();
 
+const defaults = COMPLETION_DEFAULTS;
+
 const fields = z.strictObject({
   model: z.string().optional(),
   prompt,
   suffix: z.string().optional(),
-  max_tokens: z.int().min(0).default(16),
-  temperature: z.number().min(0).max(2).default(1),
-  top_p: z.number().gt(0).max(1).default(1),
+  max_tokens: z.int().min(0).default(defaults.maxTokens),
+  temperature: z.number().min(0).max(2).default(defaults.sampling.temperature),
+  top_p: z.number().gt(0).max(1).default(defaults.sampling.topP),
   top_k: z
     .int()
     .min(-1)
     .max(2 ** 31 - 1)
-    .default(0),
-  min_p: z.number().min(0).max(1).default(0),
-  n: z.int().min(1).max(MAX_SEQUENCES).default(1),
+    .default(defaults.sampling.topK),
+  min_p: z.number().min(0).max(1).default(defaults.sampling.minP),
+  n: z.int().min(1).max(MAX_SEQUENCES).default(defaults.n),
   best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
   stop: stop.default([]),
   seed: z.int().optional(),
   logprobs: z.int().min(0).max(5).optional(),
-  echo: z.boolean().default(false),
-  frequency_penalty: z.number().min(-2).max(2).default(0),
-  presence_penalty: z.number().min(-2).max(2).default(0),
+  echo: z.boolean().default(defaults.echo),
+  frequency_penalty: z.number().min(-2).max(2).default(defaults.sampling.frequencyPenalty),
+  presence_penalty: z.number().min(-2).max(2).default(defaults.sampling.presencePenalty),
   logit_bias: logitBias.default({}),
-  stream: z.boolean().default(false),
+  stream: z.boolean().default(defaults.stream),
   stream_options: z
     .strictObject({ include_usage: z.boolean().optional(), continuous_usage_stats: z.boolean().optional() })
     .optional(),
   stop_token_ids: stopTokenIds.default([]),
-  ignore_eos: z.boolean().default(false),
-  min_tokens: z.int().min(0).default(0),
-  return_token_ids: z.boolean().default(false),
+  ignore_eos: z.boolean().default(defaults.ignoreEos),
+  min_tokens: z.int().min(0).default(defaults.sampling.minTokens),
+  return_token_ids: z.boolean().default(defaults.returnTokenIds),
   truncate_prompt_tokens: z.int().min(-1).optional(),
-  add_special_tokens: z.boolean().default(true),
+  add_special_tokens: z.boolean().default(defaults.addSpecialTokens),
   rag: z
     .strictObject({
       repo: z.string().min(1).max(256).optional(),
@@ -91,7 +93,7 @@ const fields = z.strictObject({
     .optional(),
   session: z.string().min(1).max(256).optional(),
   timeout_ms: z.int().min(1).optional(),
-  priority: z.int().default(0),
+  priority: z.int().default(defaults.priority),
   cache_salt: z.string().min(1).max(1024).optional(),
   // Known to clients of OpenAI and vLLM, and of no effect here.
   user: z.string().optional(),
@@ -165,14 +167,14 @@ function normalise(body: Fields): CompletionRequest {
       topP: body.top_p,
       topK: Math.max(body.top_k, 0),
       minP: body.min_p,
-      // Choosing the best of several takes the probability of each.
-      logprobs: body.logprobs ?? ((body.best_of ?? body.n) > body.n ? 0 : -1),
+      // Choosing the best of several needs the probability of each.
+      logprobs: body.logprobs ?? ((body.best_of ?? body.n) > body.n ? 0 : defaults.sampling.logprobs),
       frequencyPenalty: body.frequency_penalty,
       presencePenalty: body.presence_penalty,
       logitBias: new Map(Object.entries(body.logit_bias).map(([id, bias]) => [Number(id), bias])),
       stopTokenIds: body.stop_token_ids,
       minTokens: body.min_tokens,
-      priorOutputIds: [],
+      priorOutputIds: defaults.sampling.priorOutputIds,
     },
     seed: body.seed,
     n: body.n,
@@ -182,8 +184,8 @@ function normalise(body: Fields): CompletionRequest {
     logprobs: body.logprobs,
     echo: body.echo,
     stream: body.stream,
-    includeUsage: body.stream_options?.include_usage === true,
-    continuousUsage: body.stream_options?.continuous_usage_stats === true,
+    includeUsage: body.stream_options?.include_usage ?? defaults.includeUsage,
+    continuousUsage: body.stream_options?.continuous_usage_stats ?? defaults.continuousUsage,
     returnTokenIds: body.return_token_ids,
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,

@@ -5,15 +5,11 @@
 import type { Server, ServerOptions, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import type { ConfigOf } from '../../lib/process/config.ts';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { errorBody } from './errors.ts';
-import type { HTTP_SETTINGS } from './settings.ts';
+import type { HttpConfig } from './settings.ts';
 
-export type HttpLimits = Pick<
-  ConfigOf<typeof HTTP_SETTINGS>,
-  'maxConnections' | 'receiveTimeoutMs' | 'uploadTimeoutMs'
->;
+export type HttpLimits = Pick<HttpConfig, 'maxConnections' | 'receiveTimeoutMs' | 'uploadTimeoutMs'>;
 
 /** All headers of a request together. */
 const MAX_HEADER_BYTES = 16 * 1024;

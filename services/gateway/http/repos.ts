@@ -13,25 +13,24 @@ import type { IndexerClient } from '../../lib/rpc/contract.ts';
 import type { IndexReport__Output } from '../../lib/rpc/gen/llavacode/v1/IndexReport.ts';
 import type { IndexRequest } from '../../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import type { InflightRequests } from '../admission/inflight.ts';
+import type { AdmissionConfig } from '../admission/settings.ts';
 import { storeKey } from '../tenants/api-keys.ts';
+import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { asServingError, errorBody } from './errors.ts';
+import type { HttpConfig } from './settings.ts';
 import { EventStream } from './sse.ts';
 
-export interface RepoParts {
+export interface RepoParts
+  extends Pick<HttpConfig, 'maxUploadBytes' | 'uploadTimeoutMs'>,
+    Pick<AdmissionConfig, 'requestTimeoutMs'>,
+    Pick<WorkerPoolConfig, 'connectTimeoutMs'> {
   /** undefined where the gateway has none. */
   readonly store: Store | undefined;
   /** undefined where none was named. */
   readonly indexer: IndexerClient | undefined;
   /** Of the served encoder and projector; undefined where the bundle has none. */
   readonly contextFingerprint: string | undefined;
-  readonly maxUploadBytes: number;
-  /** An indexer that says nothing for longer, with all of an upload, has hung, in ms. */
-  readonly uploadTimeoutMs: number;
-  /** Deadline of a removal, in ms. */
-  readonly requestTimeoutMs: number;
-  /** How long an indexer that is away, since it restarts, is waited for after its drain, in ms. */
-  readonly connectTimeoutMs: number;
-  readonly admission: Pick<InflightRequests, 'attend'>;
+  readonly inflight: InflightRequests;
 }
 
 const FORMATS: Record<string, string> = {
@@ -120,7 +119,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   };
   const body = request.body as Readable | undefined;
   if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type, or no body');
-  const { signal, abort, release } = parts.admission.attend();
+  const { signal, abort, release } = parts.inflight.attend();
   reply.raw.once('close', () => abort(new ServingError('client_gone', 'the client hung up')));
   const { uploadTimeoutMs } = parts;
   const silence = setTimeout(() => {
@@ -198,7 +197,7 @@ async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise
   const repo = params['*'];
   storeKey(identity, repo, 'repo');
   const indexer = indexerOf(parts);
-  const work = parts.admission.attend();
+  const work = parts.inflight.attend();
   const deadline = AbortSignal.timeout(parts.requestTimeoutMs);
   const signal = AbortSignal.any([work.signal, deadline]);
   try {

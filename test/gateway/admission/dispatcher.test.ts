@@ -15,8 +15,15 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
   let usable = true;
   let capacity = Infinity;
   const noWorker = () => new ServingError('no_worker', 'none');
+  const listeners: (() => void)[] = [];
+  const changed = () => {
+    for (const listener of listeners) listener();
+  };
   const pool = {
-    onChange: () => {},
+    onChange: (listener: () => void) => {
+      listeners.push(listener);
+      return () => {};
+    },
     get usable() {
       return usable;
     },
@@ -35,7 +42,14 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
       return { prefill: { address: 'p' }, decodes: [], job } as unknown as Placement;
     },
   };
-  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: 5, now: () => nowMs, ...options });
+  const dispatcher = new Dispatcher({
+    pool,
+    targetTtftMs,
+    queueOrder: 'fifo',
+    connectTimeoutMs: 5,
+    now: () => nowMs,
+    ...options,
+  });
   const never = new AbortController().signal;
   const wish = (promptTokens: number, change: Partial<QueueRequest> = {}): QueueRequest => ({
     ...{ promptTokens, decodes: 1, positions: promptTokens + 16, tenant: 'default', priority: 0 },
@@ -43,23 +57,23 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
   });
   const ask = (promptTokens: number, change?: Partial<QueueRequest>, signal = never) =>
     dispatcher.place(wish(promptTokens, change), signal);
-  pool.onChange();
+  changed();
   return {
     ask,
     computing,
     setCapacity: (positions: number) => {
       capacity = positions;
-      pool.onChange();
+      changed();
     },
     setUsable: (now: boolean) => {
       usable = now;
-      pool.onChange();
+      changed();
     },
     /** The prompt that computes is done. */
     finishOne: () => {
       const job = computing.shift();
       if (job) nowMs += (job.tokens / rate) * 1000;
-      pool.onChange();
+      changed();
     },
     passTime: (ms: number) => {
       nowMs += ms;

@@ -139,7 +139,7 @@ describe('a budget', () => {
     expect(await ask('10')).toContain('10 ms');
     expect(await ask('10', { timeout_ms: 15 })).toContain('15 ms');
     expect(await ask('5000')).toContain('20 ms');
-    expect(await ask('soon')).toContain('x-request-timeout-ms: soon is no number');
+    expect(await ask('soon')).toContain('x-request-timeout-ms: soon is not a number');
   });
 
   test('travels to the workers', async () => {

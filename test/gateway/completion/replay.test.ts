@@ -234,7 +234,7 @@ describe('a worker', () => {
 
   test('that was the only one: the stream waits for the next', async () => {
     const trouble = once(({ stage, position }) => stage === 'in decode' && position === 4);
-    const gateway = await fakeGateway({ token, trouble }, { maxReplays: 1, patienceMs: 60_000 });
+    const gateway = await fakeGateway({ token, trouble }, { maxReplays: 1, connectTimeoutMs: 60_000 });
     const answer = streamed(gateway, { max_tokens: 64 });
     await expect.poll(() => gateway.pool.usable).toBe(false);
     await gateway.pool.refresh();

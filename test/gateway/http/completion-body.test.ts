@@ -16,7 +16,7 @@ describe('a body that is refused', () => {
     [{ prompt: ['a', 1] }, 'prompt', /must be a string/],
     [{ prompt: [-1] }, 'prompt', /must be a string/],
     [{ prompt: [...Array(2_000).fill([0]), ''] }, 'prompt', /must be a string/],
-    [{ prompt: [4096] }, 'prompt', /4096 is not among the 4096/],
+    [{ prompt: [4096] }, 'prompt', /token id 4096 is not in this model's vocabulary of 4096 tokens/],
     [{ prompt: '' }, 'prompt', /prompt is empty/],
     [{ prompt: 'a', promt: 'b' }, 'promt', /promt: is not a field/],
     [{ prompt: 'a', max_tokens: 1.5 }, 'max_tokens', /max_tokens/],

@@ -3,12 +3,13 @@
 import type { AddressInfo } from 'node:net';
 import { connect, type Socket } from 'node:net';
 import { describe, expect, onTestFinished, test } from 'vitest';
-import { type FakeGatewayOptions, fakeGateway, spelling } from '../../support/fake-gateway.ts';
+import type { HttpLimits } from '../../../services/gateway/http/limits.ts';
+import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
 
 const token = spelling('ab');
 
-async function listen(limits: FakeGatewayOptions['limits']) {
-  const gateway = await fakeGateway({ token }, { limits });
+async function listen(limits: Partial<HttpLimits>) {
+  const gateway = await fakeGateway({ token }, limits);
   await gateway.app.listen({ host: '127.0.0.1', port: 0 });
   onTestFinished(() => {
     gateway.app.server.closeAllConnections();

@@ -31,7 +31,10 @@ async function start({ keys, connectTimeoutMs = 10_000, uploadTimeoutMs = 60_000
     {
       keys,
       retrieval: createRetrieval(store, { queryLines: 10 }),
-      repos: { store, indexer: client, connectTimeoutMs, uploadTimeoutMs },
+      store,
+      indexer: client,
+      connectTimeoutMs,
+      uploadTimeoutMs,
     },
   );
   const ask = async (method: 'GET' | 'PUT' | 'DELETE', url: string, body?: Buffer | object, headers: object = {}) => {
@@ -292,7 +295,7 @@ describe('PUT /v1/repos/{repo}', () => {
     const call = await vi.waitFor(send);
     const answered = once(call, 'response');
     gateway.draining.abort(new ServingError('draining', 'shutting down'));
-    await gateway.admission.drain(10);
+    await gateway.inflight.drain(10);
     const [response] = (await answered) as [{ statusCode: number }];
     expect(response.statusCode).toBe(503);
     await vi.waitUntil(() => stopped === 2);
@@ -318,7 +321,7 @@ describe('a restart', () => {
     const running = [put('/v1/repos/shop', files({ 'new.py': python('new', 10) })), ask('DELETE', '/v1/repos/old')];
     await Promise.all([encoding.opened, removing.opened]);
     gateway.draining.abort(new ServingError('draining', 'shutting down'));
-    const drained = gateway.admission.drain(60_000);
+    const drained = gateway.inflight.drain(60_000);
     expect(await put('/v1/repos/other', files(FILES))).toEqual(refused(503, 'draining'));
     expect(await ask('DELETE', '/v1/repos/shop')).toEqual(refused(503, 'draining'));
     go.open();
@@ -513,6 +516,7 @@ describe('API keys', () => {
     }
     expect((await get('/v1/models', bearer('k'))).statusCode).toBe(200);
     expect((await get('/v1/models', { authorization: 'bearer k' })).statusCode).toBe(200);
+    await gateway.readiness.check();
     for (const url of ['/livez', '/readyz']) expect((await get(url)).statusCode).toBe(200);
   });
 

@@ -29,8 +29,9 @@ describe('routes', () => {
   });
 
   test('are alive, ready and measured', async () => {
-    const { app, complete } = await fakeGateway({ token });
+    const { app, complete, readiness } = await fakeGateway({ token });
     await complete({ prompt: 'x' });
+    await readiness.check();
     expect((await app.inject('/livez')).json()).toEqual({ status: 'live' });
     expect((await app.inject('/readyz')).json()).toEqual({ status: 'ready' });
     const { payload, headers } = await app.inject('/metrics');
@@ -43,7 +44,7 @@ describe('routes', () => {
   });
 
   test('are for this machine alone where nobody needs a key: no web page gets in by a name of its own', async () => {
-    const { app } = await fakeGateway({ token }, { localOnly: true });
+    const { app } = await fakeGateway({ token }, { host: '127.0.0.1' });
     const ask = async (host: string, url = '/v1/models') => (await app.inject({ url, headers: { host } })).statusCode;
     for (const host of ['localhost', '127.0.0.1:8000', '[::1]:8000', 'LOCALHOST:1']) expect(await ask(host)).toBe(200);
     for (const host of ['evil.example', 'localhost.evil.example:8000', '10.0.0.1', '[fd00::1]:8000']) {

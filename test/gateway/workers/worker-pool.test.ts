@@ -1,7 +1,7 @@
 import { stat } from 'node:fs';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import type { WorkerLease } from '../../../services/gateway/workers/worker.ts';
 import { type PlacementRequest, WorkerPool } from '../../../services/gateway/workers/worker-pool.ts';
-import type { WorkerLease } from '../../../services/gateway/workers/worker-set.ts';
 import { type ErrorCode, ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import type { DecodeClient, PrefillClient } from '../../../services/lib/rpc/contract.ts';
@@ -46,8 +46,10 @@ function pool(answers: Record<string, Says | Error | 'nothing' | 'by socket'>, p
     fingerprint: OURS,
     connectPrefill: client,
     connectDecode: client,
-    answerTimeoutMs: 5,
+    connectTimeoutMs: 5,
     stallTimeoutMs: 1000,
+    localPrefill: 'auto',
+    localPrefillTokens: 256,
     log: keepingLog([]),
   });
   workers.setPrefill(prefill);
@@ -197,7 +199,7 @@ describe('workers', () => {
     take().prefill.release();
     expect([place(), place(1, 0)]).toEqual([undefined, expect.anything()]); // three sequences; one token needs no slot
     let room = 0;
-    workers.onChange = () => room++;
+    workers.onChange(() => room++);
     first.decodes[0]!.release();
     expect(room).toBe(1);
   });
@@ -213,6 +215,18 @@ describe('workers', () => {
     await workers.refresh();
     expect(place()).toBeUndefined();
   });
+});
+
+test('everybody who subscribed to the pool hears of a change, until they unsubscribe', async () => {
+  const { workers } = pool({ p: {}, d: {} }, ['p'], ['d']);
+  const heard: string[] = [];
+  const unsubscribe = workers.onChange(() => heard.push('first'));
+  workers.onChange(() => heard.push('second'));
+  workers.setPrefill([]);
+  expect(heard).toEqual(['first', 'second']);
+  unsubscribe();
+  workers.setDecode([]);
+  expect(heard).toEqual(['first', 'second', 'second']);
 });
 
 describe('a worker', () => {
