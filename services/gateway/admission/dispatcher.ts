@@ -1,7 +1,7 @@
 /**
- * Admission before work: a prompt waits here, in a fair order, until workers have room for both of its halves. The queue is
- * bounded by tokens, not by requests: it holds no more than can be computed within the target TTFT. A place is reserved at
- * the moment of the check, so that a burst cannot pass the check together.
+ * Admission before work: a prompt waits here, in a fair order, until workers have room for both of its halves. The
+ * queue is bounded by tokens, not by requests: it holds no more than can be computed within the target TTFT. A place is
+ * reserved at the moment of the check, so that a burst cannot pass the check together.
  */
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
@@ -50,8 +50,8 @@ interface QueuedPrompt extends QueueRequest {
 /** Longest Retry-After: a client that is told to wait longer goes elsewhere. */
 const LONGEST_RETRY_SECONDS = 60;
 /**
- * How long new prompts wait for a worker after the last one was lost, in ms. A rolling restart of workers leaves no longer
- * gap than this.
+ * How long new prompts wait for a worker after the last one was lost, in ms. A rolling restart of workers leaves no
+ * longer gap than this.
  */
 const GRACE_MS = 2_000;
 
@@ -110,7 +110,8 @@ export class Dispatcher {
 
   /**
    * Takes a new prompt into the queue; if there is not room for all, the tenant that holds most of the queue gives way.
-   * When nothing waits or computes, any one prompt is taken, whatever its length. Of one request one prompt waits at a time.
+   * When nothing waits or computes, any one prompt is taken, whatever its length. Of one request one prompt waits at a
+   * time.
    * @throws ServingError saturated
    */
   #admit(newcomer: QueuedPrompt): void {
@@ -127,8 +128,8 @@ export class Dispatcher {
           { limit, retryAfterSeconds: Math.min(Math.max(1, Math.ceil(ahead / rate)), LONGEST_RETRY_SECONDS) },
         );
       const { remainingMs, tokens } = newcomer;
-      // Waiting prompts count in full, cached tokens included: the measured rate may be that of decoding, which does not
-      // depend on cached tokens.
+      // Waiting prompts count in full, cached tokens included: the measured rate may be that of decoding, which does
+      // not depend on cached tokens.
       const own = tokensToCompute(newcomer);
       const before = backlog + this.#queue.ahead(newcomer);
       if (((before + own) / rate) * 1000 > remainingMs) throw refusal('timeout-ms', remainingMs);

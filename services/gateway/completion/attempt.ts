@@ -1,7 +1,7 @@
 /**
- * One attempt at one prompt, by the workers of one placement: a prefill call, and a decode call per choice. A decode call is
- * sent as soon as the prompt has its slot: it pulls the KV while prefill still computes. An attempt knows workers and
- * tokens, not text or clients.
+ * One attempt at one prompt, by the workers of one placement: a prefill call, and a decode call per choice. A decode
+ * call is sent as soon as the prompt has its slot: it pulls the KV while prefill still computes. An attempt knows
+ * workers and tokens, not text or clients.
  */
 import { Deferred } from '../../lib/async/deferred.ts';
 import { Watchdog } from '../../lib/async/watchdog.ts';
@@ -187,8 +187,8 @@ export class Attempt {
 
   /**
    * Follows the prefill call to its end. It never throws: a failure reaches the choices through what they wait for. A
-   * promise that has resolved stays resolved: losing the prefill worker after its work was done affects only the choices
-   * that still wait for its KV.
+   * promise that has resolved stays resolved: losing the prefill worker after its work was done affects only the
+   * choices that still wait for its KV.
    */
   async #prefill(signal: AbortSignal): Promise<void> {
     const { onAccepted, onFirst, deadlineMs } = this.#request;

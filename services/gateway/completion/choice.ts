@@ -1,6 +1,6 @@
 /**
- * One choice of a completion: token ids in, what the client sees out, the echoed prompt included. It knows neither workers
- * nor HTTP.
+ * One choice of a completion: token ids in, what the client sees out, the echoed prompt included. It knows neither
+ * workers nor HTTP.
  */
 import type { FinishReason, SampledToken, TokenPrompt } from '../../lib/request/sequence.ts';
 import { Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';

@@ -115,9 +115,9 @@ export class Generation {
   }
 
   /**
-   * Two tasks per choice, all side by side: its first token, which prefill sends, and the tokens after it, by a decode call
-   * of its own. First tokens go out one after the other: echoes are as long as the prompt, and building all of them at once
-   * would block the event loop for everybody.
+   * Two tasks per choice, all side by side: its first token, which prefill sends, and the tokens after it, by a decode
+   * call of its own. First tokens go out one after the other: echoes are as long as the prompt, and building all of
+   * them at once would block the event loop for everybody.
    */
   #startChoices(round: Round, live: AbortSignal): Promise<void>[] {
     let previousFirst: Promise<unknown> = Promise.resolve();
@@ -144,8 +144,8 @@ export class Generation {
   }
 
   /**
-   * Follows a decode call to its end. The tokens that it brings wait until the first token is out. Where the call is lost
-   * the choice goes on in a round of its own.
+   * Follows a decode call to its end. The tokens that it brings wait until the first token is out. Where the call is
+   * lost the choice goes on in a round of its own.
    */
   async #decode(round: Round, i: number, firstEmitted: Promise<void>, live: AbortSignal): Promise<void> {
     const { task, attempt, replays } = round;

@@ -7,8 +7,8 @@
  *   prefill    one call computes the prompt's KV cache and the first token of every choice
  *   decode     one call per choice, which pulls the KV while prefill still computes
  *   emit       text, as the tokens come
- *   replay     where a worker is lost: from `place` on, with the prompt and what was put out so far; the client sees one
- *              stream, no token of it lost or doubled
+ *   replay     where a worker is lost: from `place` on, with the prompt and what was put out so far; the client sees
+ *              one stream, no token of it lost or doubled
  *
  * retrieve and build are in preparation.ts; place, emit and replay in generation.ts; prefill and decode in attempt.ts.
  *

@@ -1,6 +1,6 @@
 /**
- * One prompt of a request made ready for workers: chunks of the repository for the text around the cursor, the prompt as
- * token ids, and its choices, which have nothing in them yet.
+ * One prompt of a request made ready for workers: chunks of the repository for the text around the cursor, the prompt
+ * as token ids, and its choices, which have nothing in them yet.
  */
 import { REACH } from '../../lib/rag/search/query.ts';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
@@ -59,7 +59,9 @@ export class Preparation {
     this.#prompts = new PromptBuilder(parts.tokenizer, parts.format, parts.promptOrder);
   }
 
-  /** @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found); the signal's reason. */
+  /**
+   * @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found); the signal's reason.
+   */
   async prepare(
     request: CompletionRequest,
     promptIndex: number,

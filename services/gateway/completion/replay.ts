@@ -1,7 +1,8 @@
 /**
- * When a worker is lost, its part of a request is done again by others: the prompt and what was put out so far go through
- * prefill once more, and sampling goes on where it stopped. As draws depend on (seed, position) alone and every request
- * has a seed (ours where the client gave none), this continues greedy and random output alike, of any number of choices.
+ * When a worker is lost, its part of a request is done again by others: the prompt and what was put out so far go
+ * through prefill once more, and sampling goes on where it stopped. As draws depend on (seed, position) alone and every
+ * request has a seed (ours where the client gave none), this continues greedy and random output alike, of any number of
+ * choices.
  */
 import { randomInt } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';

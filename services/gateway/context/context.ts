@@ -1,6 +1,6 @@
 /**
- * Repository context for one prompt. A completion without context is worth more than none: where context cannot be had, the
- * answer says why and the completion goes on. Only what the client got wrong is refused.
+ * Repository context for one prompt. A completion without context is worth more than none: where context cannot be had,
+ * the answer says why and the completion goes on. Only what the client got wrong is refused.
  */
 import { startLateTimer } from '../../lib/async/late-timer.ts';
 import type { ConfigOf } from '../../lib/process/config.ts';

@@ -1,7 +1,7 @@
 /**
- * What one request of a session leaves for the next one. Between two keystrokes most of a prompt is the same, and a worker
- * that has computed it need not compute it again, if the next prompt comes to the same worker and begins the same way. So
- * the chunks that stand first in the prompt change only when they no longer fit.
+ * What one request of a session leaves for the next one. Between two keystrokes most of a prompt is the same, and a
+ * worker that has computed it need not compute it again, if the next prompt comes to the same worker and begins the
+ * same way. So the chunks that stand first in the prompt change only when they no longer fit.
  */
 import { createHash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
@@ -25,8 +25,9 @@ interface Memory {
 }
 
 /**
- * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name none,
- * those for the same file. Keys of two tenants differ, and of two salts: what one computed is not the other's to reuse.
+ * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name
+ * none, those for the same file. Keys of two tenants differ, and of two salts: what one computed is not the other's to
+ * reuse.
  */
 export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
   if (session !== undefined) return hashOf([tenant, cacheSalt, session]);
@@ -34,8 +35,8 @@ export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant
 }
 
 /**
- * A key of a fixed size: a path may have 4,096 characters, and in a Map all strings of more than 16,383 characters collide,
- * whatever they say.
+ * A key of a fixed size: a path may have 4,096 characters, and in a Map all strings of more than 16,383 characters
+ * collide, whatever they say.
  */
 export const hashOf = (parts: readonly unknown[]) =>
   createHash('sha256').update(JSON.stringify(parts)).digest('base64');

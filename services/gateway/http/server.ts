@@ -1,6 +1,6 @@
 /**
- * The HTTP server put together: what holds for every request (its id, who asks, how failures are worded), and the list of
- * routes. A further API is one file beside this one and one line in {@link addRoutes}.
+ * The HTTP server put together: what holds for every request (its id, who asks, how failures are worded), and the list
+ * of routes. A further API is one file beside this one and one line in {@link addRoutes}.
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
@@ -34,8 +34,8 @@ declare module 'fastify' {
 export interface ServerParts extends AppOptions, CompletionParts, ModelParts, ProbeParts, RepoParts {
   readonly keys: ApiKeys;
   /**
-   * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed at
-   * this machine (DNS rebinding) does not.
+   * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed
+   * at this machine (DNS rebinding) does not.
    */
   readonly localOnly: boolean;
 }

@@ -42,8 +42,8 @@ export const isBlamed = ({ code, kind }: ServingError): boolean =>
   kind.http >= 500 && (!kind.retryable || RETRYABLE_AND_BLAMED.has(code));
 
 /**
- * Whether a failure of decode is held against the prefill worker too: when KV does not come, either end may be at fault.
- * In the long run the one whose other transfers fail too is found out.
+ * Whether a failure of decode is held against the prefill worker too: when KV does not come, either end may be at
+ * fault. In the long run the one whose other transfers fail too is found out.
  */
 export const isSharedWithPrefill = ({ code }: ServingError): boolean => code.startsWith('kv_');
 

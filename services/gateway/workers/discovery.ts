@@ -1,6 +1,7 @@
 /**
- * Where the workers of one role are: addresses that are given, all addresses of a DNS name, or what workers have written
- * into a registry. A name or registry that does not answer changes nothing: whether workers are there, they say themselves.
+ * Where the workers of one role are: given addresses, all addresses of a DNS name, or the addresses that workers have
+ * written into a registry. A name server or registry that does not answer changes nothing: the workers themselves are
+ * asked whether they are there.
  */
 import { lookup } from 'node:dns/promises';
 import { Deferred } from '../../lib/async/deferred.ts';
@@ -11,10 +12,10 @@ import { isRedisUrl } from '../../lib/redis/url.ts';
 import { Registry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
 
 export interface AddressSource {
-  /** host:port of every worker that it knows of. */
+  /** host:port of every worker that the source knows. */
   list(): Promise<readonly string[]>;
   close(): void;
-  /** Pause between two looks; undefined where one is enough. */
+  /** Pause between two looks, in ms; undefined where one look is enough. */
   readonly everyMs: number | undefined;
 }
 
@@ -24,13 +25,19 @@ export interface Discovery {
   close(): void;
 }
 
-/** Shorter than new prompts wait for a worker: one that is restarted elsewhere is known before the next one goes. */
+/**
+ * Pause between two looks, in ms: shorter than new prompts wait for a worker. In a rolling restart a worker that comes
+ * up at a new address is known before the next one goes.
+ */
 const LOOK_EVERY_MS = 1_000;
-/** Longer than workers take to write their entries anew into a registry that came back empty. */
+/**
+ * Looks in a row that may miss a worker before it is dropped: longer than workers take to write their entries again
+ * into a registry that came back empty.
+ */
 const LOOKS_MISSED = 4;
 
 /**
- * Tells `onAddresses` where workers are, at once for those that are given and whenever it changes.
+ * Tells `onAddresses` where workers are: at once for given addresses, and whenever the addresses change.
  * @param list host:port, dns:name:port or redis://…, as the setting has them.
  * @throws ServingError config_invalid for a bad URL.
  */
@@ -57,10 +64,10 @@ export function watchSources(
       found[index] = addresses;
       onAddresses([...new Set(found.flat())]);
     } catch (err) {
-      if (!closing.signal.aborted) log.warn({ err }, 'looking for workers failed: those known stay');
+      if (!closing.signal.aborted) log.warn({ err }, 'looking for workers failed: the known workers stay');
     }
   };
-  // Each at its own pace: one that is slow to answer keeps no other from being asked again.
+  // Each source is asked at its own pace: one that is slow to answer does not delay the others.
   const firsts = sources.map((source, index) => {
     const first = new Deferred<void>();
     void repeatUntilAborted(closing.signal, async () => {
@@ -106,11 +113,11 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
 }
 
 /**
- * An entry counts until it was missed in several looks: whether a worker is there it says itself, and a registry that lost
- * its entries (restarted, failed over) has them again in a moment.
+ * An entry counts until several looks have missed it: the worker itself is asked whether it is there, and a registry
+ * that lost its entries (restarted, failed over) has them again in a moment.
  */
 export function registrySource(registry: Pick<Registry, 'list' | 'close'>, role: WorkerRole): AddressSource {
-  /** Looks in a row that missed each. */
+  /** Looks in a row that have missed each address. */
   const missed = new Map<string, number>();
   return {
     everyMs: LOOK_EVERY_MS,

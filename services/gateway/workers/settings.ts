@@ -1,4 +1,6 @@
-/** The settings of workers as a gateway sees them: where they are, when they are lost, which of them computes a prompt. */
+/**
+ * The settings of workers as a gateway sees them: where they are, when they are lost, which of them computes a prompt.
+ */
 import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
 import { parseHostPort } from '../../lib/process/host-port.ts';

@@ -57,8 +57,9 @@ export interface WorkerPoolOptions
 }
 
 /**
- * Prompts that one gateway gives a prefill worker at once: one computes, and one waits, so that the worker is never idle.
- * The other prompts wait in the gateway, where they are served in a fair order and may still go to another worker.
+ * Prompts that one gateway gives a prefill worker at once: one computes, and one waits, so that the worker is never
+ * idle. The other prompts wait in the gateway, where they are served in a fair order and may still go to another
+ * worker.
  */
 const PROMPTS_PER_WORKER = 2;
 
@@ -218,9 +219,9 @@ export class WorkerPool {
 }
 
 /**
- * Whether a decode worker may be given one more sequence, so that KV pressure stays bounded: half as many again as it has
- * slots. A sequence whose prompt is computed then finds the next free slot; the others wait in the gateway as tokens that
- * cost nothing yet. One of ours always goes: what we know of other gateways is a second old.
+ * Whether a decode worker may be given one more sequence, so that KV pressure stays bounded: half as many again as it
+ * has slots. A sequence whose prompt is computed then finds the next free slot; the others wait in the gateway as
+ * tokens that cost nothing yet. One of ours always goes: what we know of other gateways is a second old.
  */
 function hasDecodeRoom({ description, load, totalLoad }: Worker<DecodeClient>): boolean {
   const slots = description?.slots ?? 0;

@@ -1,6 +1,6 @@
 /**
- * The workers of one role, wherever they are found. Each is asked again and again what it is, so that one that comes up is
- * used, one that is gone is dropped, and one that hangs loses its work to others. Only workers of this gateway's own
+ * The workers of one role, wherever they are found. Each is asked again and again what it is, so that one that comes up
+ * is used, one that is gone is dropped, and one that hangs loses its work to others. Only workers of this gateway's own
  * bundle are used: the token ids mean nothing to others.
  */
 import { startLateTimer } from '../../lib/async/late-timer.ts';

@@ -1,6 +1,6 @@
 /**
- * One worker, as this gateway knows it: what it said of itself last, what this gateway has given it to do, and whether it
- * can be used. Only the worker set changes it; the others read it, and hold leases.
+ * One worker, as this gateway knows it: what it said of itself last, what this gateway has given it to do, and whether
+ * it can be used. Only the worker set changes it; the others read it, and hold leases.
  */
 import { CircuitBreaker } from '../../lib/async/circuit.ts';
 import { ServingError } from '../../lib/process/errors.ts';
@@ -167,7 +167,9 @@ export class Worker<C extends Describable> {
     onAnswer();
   }
 
-  /** As {@link drop}, for one that neither goes on nor breaks its connections: nothing else would ever end its calls. */
+  /**
+   * As {@link drop}, for one that neither goes on nor breaks its connections: nothing else would ever end its calls.
+   */
   lose(problem: string): void {
     this.drop(problem);
     const reason = new ServingError('worker_stalled', `${this.address} ${problem}`);

@@ -25,7 +25,7 @@ function watched(start: (told: (addresses: readonly string[]) => void) => { clos
   return { told, first: discovery.first };
 }
 
-test('addresses that are given are told once', async () => {
+test('given addresses are reported once', async () => {
   const { told, first } = watched((tell) => watchAddresses(['a:1', 'b:2', 'a:1'], 'prefill', tell, log));
   await first;
   expect(told).toEqual([['a:1', 'b:2']]);
@@ -39,7 +39,7 @@ test('a host may be called redis', async () => {
 });
 
 describe('a source', () => {
-  test('is asked again; what it says together with the others is told when it changes', async () => {
+  test('a source is asked again, and the addresses of all sources are reported when they change', async () => {
     let answers: (string[] | Error)[] = [['a:1'], ['a:1'], ['a:1', 'c:3'], new Error('no answer'), ['c:3']];
     let asked = 0;
     const changing: AddressSource = {
@@ -64,7 +64,7 @@ describe('a source', () => {
     expect(asked).toBeGreaterThanOrEqual(5);
   });
 
-  test('that never answers keeps no other from being asked again', async () => {
+  test('a source that never answers does not keep others from being asked again', async () => {
     let asked = 0;
     const silent: AddressSource = { everyMs: 1, list: () => new Promise(() => {}), close: () => {} };
     const growing: AddressSource = { everyMs: 1, list: async () => [`a:${++asked}`], close: () => {} };
@@ -72,7 +72,7 @@ describe('a source', () => {
     await expect.poll(() => told.length).toBeGreaterThan(2);
   });
 
-  test('of DNS is every address of the name, IPv6 in brackets', async () => {
+  test('a DNS source gives every address of the name, IPv6 in brackets', async () => {
     const resolve = (async (name: string) => {
       expect(name).toBe('prefill.svc');
       return [
@@ -91,7 +91,7 @@ describe('a source', () => {
 });
 
 describe('a registry in Redis', () => {
-  test('lists workers by role, and forgets those that do not renew', async () => {
+  test('a registry lists workers by role, and forgets those that do not renew', async () => {
     const redis = await startRedis();
     cleanups.push(() => redis.stop());
     const registry = new Registry(redis.url);
@@ -108,7 +108,7 @@ describe('a registry in Redis', () => {
     expect(await registry.list('prefill')).toEqual(['a:1']);
   });
 
-  test('tells a gateway who comes and leaves; while it is away those known stay', async () => {
+  test('a registry tells a gateway who comes and leaves; while it is away the known workers stay', async () => {
     const redis = await startRedis();
     cleanups.push(() => redis.stop());
     const leave = stayRegistered(redis.url, ['prefill', 'decode'], 'a:1', log);
@@ -123,7 +123,7 @@ describe('a registry in Redis', () => {
     expect(told.at(-1)).toEqual(['b:2']);
   });
 
-  test('that lost its entries for a moment loses no worker; one that stays away is dropped', async () => {
+  test('a registry that loses its entries for a moment loses no worker; a worker that stays away is dropped', async () => {
     const looks = [['a:1', 'b:2'], [], ['b:2'], [], ['b:2', 'c:3'], ['b:2', 'c:3']];
     const source = registrySource({ list: async () => looks.shift() ?? ['b:2'], close: () => {} }, 'prefill');
     const seen: string[] = [];
@@ -133,7 +133,7 @@ describe('a registry in Redis', () => {
     expect(await source.list()).toEqual(['b:2']);
   });
 
-  test('is not needed', async () => {
+  test('a worker without a registry registers nowhere', async () => {
     await stayRegistered('', ['prefill'], 'a:1', log)();
   });
 });
