@@ -56,7 +56,7 @@ export interface ComposedGateway {
   readonly journey: Journey;
   readonly inflight: InflightRequests;
   readonly readiness: Readiness;
-  /** To be aborted when the gateway stops: ends a trial that runs. */
+  /** Must be aborted when the gateway stops: it ends a trial that runs. */
   readonly closing: AbortController;
 }
 

@@ -1,6 +1,4 @@
-/**
- * Whether this gateway can serve: not that its parts are up, but that a completion has come all the way through them.
- */
+/** Readiness of the gateway: not that its parts are up, but that a completion has come all the way through them. */
 import { Deferred } from '../lib/async/deferred.ts';
 import { repeatUntilAborted } from '../lib/async/repeat.ts';
 import { ServingError } from '../lib/process/errors.ts';
@@ -35,7 +33,7 @@ export class Readiness {
     return this.#first.promise;
   }
 
-  /** Why completions would fail now; undefined when they would not. */
+  /** Reason why completions would fail now; undefined when they would not. */
   get problem(): string | undefined {
     if (this.#options.draining.aborted) return 'shutting down';
     if (!this.#options.usable()) return 'no worker of this bundle is left';

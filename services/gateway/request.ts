@@ -57,7 +57,7 @@ export interface CompletionRequest {
   readonly timeoutMs: number | undefined;
 }
 
-/** What a request asks for where it says nothing else: OpenAI's defaults, and vLLM's for what OpenAI does not have. */
+/** Values of fields that a request does not set: OpenAI's defaults, and vLLM's for fields that OpenAI does not have. */
 export const COMPLETION_DEFAULTS: Omit<CompletionRequest, 'prompts'> = Object.freeze({
   model: undefined,
   suffix: undefined,

@@ -39,7 +39,7 @@ test('workers that are up and fail do not make a gateway ready', async () => {
   await readiness.check();
   await readiness.first;
   expect([readiness.problem, generations]).toEqual([undefined, 2]);
-  // New workers must show it anew.
+  // New workers must prove it again.
   usable = false;
   await readiness.check();
   expect(readiness.problem).toMatch(/no worker/);

@@ -16,7 +16,7 @@ afterEach(async () => {
   await Promise.all(open.splice(0).map((gateway) => gateway.close()));
 });
 
-/** On a free port, with fake workers behind it. */
+/** Starts a gateway on a free port, with fake workers behind it. */
 async function start(model: FakeModel, flags: Record<string, unknown> = {}, more: Partial<GatewayParts> = {}) {
   const workers = fakeWorkers(model);
   const draining = new AbortController();
@@ -105,7 +105,7 @@ test('waiting prompts are served by the weight of their tenant, and within a ten
       headers: { 'content-type': 'application/json', authorization: tenant, 'x-request-timeout-ms': '5000' },
       body: JSON.stringify({ prompt, priority, max_tokens: 4 }),
     });
-  // Two compute (one readiness trial came before), and are given up when the others wait.
+  // Two prompts compute (the readiness trial came before them), and their clients hang up when the others wait.
   const given = new AbortController();
   const firsts = [0, 1].map(() =>
     fetch(`${url}/v1/completions`, {
@@ -127,7 +127,7 @@ test('waiting prompts are served by the weight of their tenant, and within a ten
   }
   given.abort();
   await Promise.all([...firsts, ...waiting]);
-  // a's first, then three of b's for each of a's; of each the lowest value first.
+  // The first of a, then three of b for each of a; within a tenant the lowest priority value first.
   expect(workers.prefills.slice(3).map(({ tokenIds }) => tokenIds![0])).toEqual([103, 203, 204, 205, 104, 105]);
 });
 

@@ -1,4 +1,4 @@
-/** A gateway on fake workers, without a port: put together as the product is. */
+/** A gateway on fake workers, composed as the product is, without a port. */
 import { join } from 'node:path';
 import { type ComposedGateway, composeGateway, type GatewayParts } from '../../services/gateway/compose.ts';
 import { GATEWAY_SETTINGS, type GatewayConfig } from '../../services/gateway/settings.ts';
@@ -62,7 +62,10 @@ export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>,
   readonly moreDecode?: readonly string[];
 }
 
-/** Nothing is late, and nothing is replayed or waited for, unless the test is about it. Web pages have any host name. */
+/**
+ * Nothing is late, nothing is replayed, and no request waits for a worker, unless the test is about it. The gateway
+ * answers to any host name.
+ */
 const TEST_SETTINGS: Partial<GatewayConfig> = {
   host: '0.0.0.0',
   maxInflight: 8,

@@ -18,7 +18,7 @@ interface Says {
   overdueMs?: number;
 }
 
-/** Workers that answer with what `answers` says about their address now; 'nothing' for one that hangs. */
+/** A pool whose workers answer with what `answers` holds for their address now; 'nothing' makes one hang. */
 export type Answers = Record<string, Says | Error | 'nothing' | 'by socket'>;
 
 export function fakePool(answers: Answers, prefill: string[], decode: string[]) {
@@ -35,7 +35,7 @@ export function fakePool(answers: Answers, prefill: string[], decode: string[]) 
         if (answer === 'by socket') {
           await new Promise((resolve, reject) => {
             signal.addEventListener('abort', () => reject(signal.reason));
-            stat('.', resolve); // comes in the phase of the event loop in which sockets are read
+            stat('.', resolve); // resolves in the phase of the event loop in which sockets are read
           });
         }
         const described = { fingerprint: OURS, capacity: 100, slots: 4, freeSlots: 4, queued: 0 };
@@ -56,7 +56,7 @@ export function fakePool(answers: Answers, prefill: string[], decode: string[]) 
   workers.setPrefill(prefill);
   workers.setDecode(decode);
   const place = (promptTokens = 1, decodes = 1) => workers.place({ promptTokens, decodes, positions: 10 });
-  /** As {@link place}, where there must be room. */
+  /** Like {@link place}, for tests in which there must be room. */
   const take = (promptTokens?: number, decodes?: number) => place(promptTokens, decodes)!;
   return { workers, place, take, closed };
 }

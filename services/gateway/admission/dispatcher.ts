@@ -8,7 +8,6 @@ import { metrics } from '../../lib/process/metrics.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { type Placement, type PlacementRequest, tokensToCompute, type WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
-
 import { ServiceRate } from './service-rate.ts';
 import type { AdmissionConfig } from './settings.ts';
 
@@ -17,7 +16,7 @@ export interface QueueRequest extends PlacementRequest {
   readonly tenant: string;
   /** A prompt with a lower value goes sooner, among the same tenant's. */
   readonly priority: number;
-  /** What is left of the request's time budget, in ms. */
+  /** Time that is left of the request's budget, in ms. */
   readonly remainingMs: number;
   /** Another prompt of the same request was admitted before it: it may wait as long as the request may. */
   readonly sibling?: boolean;
@@ -62,9 +61,9 @@ export class Dispatcher {
   /** Prompts that were admitted before and lost their worker, in the order in which they came back. */
   readonly #replays: QueuedPrompt[] = [];
   readonly #rate = new ServiceRate();
-  /** When the outage that lasts now began, on our clock; undefined while there are workers. */
+  /** Start of the outage that lasts now, on our clock; undefined while there are workers. */
   #outageSinceMs: number | undefined = -Infinity;
-  /** When the last outage ended. */
+  /** End of the last outage, on our clock. */
   #upSinceMs = -Infinity;
   #outageTimers: NodeJS.Timeout[] = [];
 
@@ -110,7 +109,7 @@ export class Dispatcher {
 
   /**
    * Takes a new prompt into the queue; if there is not room for all, the tenant that holds most of the queue gives way.
-   * When nothing waits or computes, any one prompt is taken, whatever its length. Of one request one prompt waits at a
+   * When nothing waits or computes, any one prompt is taken, whatever its length. A request has one waiting prompt at a
    * time.
    * @throws ServingError saturated
    */

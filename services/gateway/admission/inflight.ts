@@ -1,10 +1,10 @@
-/** Requests in flight: how many completions may be, and the signal that ends each, with the reason why. */
+/** Requests in flight: a limit on their number, and the signal that ends each, with the reason why. */
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { AdmissionConfig } from './settings.ts';
 
 export interface InflightOptions extends Pick<AdmissionConfig, 'maxInflight' | 'requestTimeoutMs'> {
-  /** A tenant's share of them, relative to the others'; 1 for all where not given. */
+  /** A tenant's share of the places, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
   /** Once aborted, nothing new is admitted; requests that run go on. */
   readonly draining: AbortSignal;
@@ -34,7 +34,7 @@ export interface Attended {
 
 /** A completion's place among those in flight. */
 export interface Admitted extends Attended {
-  /** When its budget is spent, in ms of the monotonic clock. */
+  /** Time at which its budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs: number;
 }
 
@@ -106,7 +106,7 @@ export class InflightRequests {
   }
 
   /**
-   * As {@link admit}, for work that is not a completion: it takes no place and has no budget.
+   * Lets in work that is not a completion: it takes no place and has no budget.
    * @throws ServingError draining
    */
   attend(): Attended {

@@ -19,7 +19,7 @@ import type { Placement } from '../workers/worker-pool.ts';
 export type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
 export type Step = NonNullable<DecodeEvent__Output['step']>;
 
-/** Told what the workers measured on their own clocks. */
+/** Receives the durations that the workers measured on their own clocks. */
 export interface AttemptObserver {
   readonly onAccepted: (accepted: NonNullable<PrefillEvent__Output['accepted']>) => void;
   readonly onFirst: (first: FirstTokens) => void;
@@ -38,13 +38,13 @@ export interface AttemptRequest extends AttemptObserver {
   readonly maxTokens: number;
   /** Alternatives per prompt token to report; -1 for none. */
   readonly promptLogprobs: number;
-  /** When the request's budget is spent, in ms of the monotonic clock. */
+  /** Time at which the request's budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs: number;
   /** A joined sequence that brings no token for so long is lost, in ms. */
   readonly stallTimeoutMs: number;
 }
 
-/** Aborts a call that is no longer needed. */
+/** Reason with which a call is aborted that is no longer needed. */
 export const FINISHED = new Error('finished');
 
 export class Attempt {

@@ -154,7 +154,7 @@ export class Generation {
     if (task.request.maxTokens - choice.ids.length <= 1) return;
     const ended = new AbortController();
     const first = firstEmitted.then(() => choice.finished && ended.abort(FINISHED));
-    first.catch(() => {}); // perhaps nobody awaits it
+    first.catch(() => {}); // it may be that nobody awaits it
     try {
       for await (const step of attempt.decode(i, AbortSignal.any([live, ended.signal]))) {
         await first;
@@ -183,7 +183,7 @@ async function pauseAfter({ task, attempt, replays }: Round, error: unknown, sig
   task.scope.record.replayed();
 }
 
-/** Hands new tokens of a choice to whoever asked for it. */
+/** Turns new tokens of a choice into text and hands it to the client. */
 async function emit(task: PromptTask, index: number, tokens: Step['tokens'], finishReason = ''): Promise<void> {
   const { record } = task.scope;
   const logprobs = task.samplings[index]!.logprobs >= 0;

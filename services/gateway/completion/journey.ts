@@ -13,7 +13,7 @@
  * retrieve and build are in preparation.ts; place, emit and replay in generation.ts; prefill and decode in attempt.ts.
  *
  * One signal per request ends all of it at any stage; its reason says why. What has been started is awaited to its end,
- * so that nothing is emitted after `complete` has settled and no worker keeps a slot for nobody.
+ * so that nothing is emitted after `complete` has settled and no worker keeps a slot that nobody waits for.
  */
 import { randomInt } from 'node:crypto';
 import { setImmediate as nextTurn } from 'node:timers/promises';

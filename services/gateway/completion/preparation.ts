@@ -16,15 +16,15 @@ import { type Choice, type ChoiceDelta, choicesOf } from './choice.ts';
 import type { RequestRecord } from './request-record.ts';
 import type { CompletionConfig } from './settings.ts';
 
-/** What belongs to one request. */
+/** Identity, limits and outlet of one request, which all of its prompts share. */
 export interface RequestScope {
   readonly id: string;
   readonly tenant: string;
   readonly record: RequestRecord;
-  /** When its budget is spent, in ms of the monotonic clock; the signal is aborted then. */
+  /** Time at which its budget is spent, in ms of the monotonic clock; the signal is aborted then. */
   readonly deadlineMs: number;
   readonly signal: AbortSignal;
-  /** Takes what came of new tokens; the journey waits for it before it goes on with that choice. */
+  /** Takes the output of new tokens; the journey waits for it before it goes on with that choice. */
   readonly emit: (delta: ChoiceDelta) => void | Promise<void>;
 }
 

@@ -1,4 +1,4 @@
-/** What is known about one request: filled on its way, written once at its end as metrics and one log line. */
+/** The record of one request: filled on its way, written once at its end as metrics and one log line. */
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
@@ -16,7 +16,7 @@ export interface Usage {
   readonly prompt_tokens_details: { readonly cached_tokens: number; readonly soft_tokens: number };
 }
 
-/** When the tokens of one choice came, in ms of the monotonic clock. */
+/** Times at which the tokens of one choice came, in ms of the monotonic clock. */
 interface Arrivals {
   readonly first: number;
   last: number;
@@ -38,7 +38,7 @@ export class RequestRecord {
   #outputTokens = 0;
   #detokenizeMs = 0;
 
-  /** What was found for the prompt; undefined where the request did not ask for context. */
+  /** The context that was found for the prompt; undefined where the request did not ask for any. */
   get context(): ContextReport | undefined {
     return this.#context;
   }
@@ -74,7 +74,7 @@ export class RequestRecord {
   }
 
   /**
-   * Takes what the workers measured on their own clocks.
+   * Takes the durations that the workers measured on their own clocks.
    * @param isReplay some output goes through prefill again: the client's figures are those of the first time.
    */
   measuring(isReplay: boolean): AttemptObserver {

@@ -13,7 +13,7 @@ import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { PromptParts } from '../../lib/text/prompt.ts';
 import type { RagMode, RagRequest } from '../request.ts';
 
-/** Why a completion went on without context. */
+/** Reason why a completion went on without context. */
 export type Degradation = 'no_store' | 'store_unavailable' | 'over_budget' | 'stale_index' | 'retrieval_failed';
 
 /** The field `rag` of an answer: the context that stood in the prompt. */
@@ -46,14 +46,14 @@ export interface ContextSources extends SearchBudgets {
   readonly log: Logger;
 }
 
-/** What one prompt asks. */
+/** The question of one prompt. */
 export interface ContextQuery {
   readonly rag: RagRequest;
   /** Text before the cursor. */
   readonly before: string;
   /** Text after it. */
   readonly after: string;
-  /** When the request's budget is spent, in ms of the monotonic clock. */
+  /** Time at which the request's budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs?: number | undefined;
   /** Decides what of the found chunks stands in the prompt; all of them, in their order, if not given. */
   readonly settle?: ((found: Retrieved) => Retrieved) | undefined;

@@ -1,7 +1,7 @@
 /**
- * What one request of a session leaves for the next one. Between two keystrokes most of a prompt is the same, and a
- * worker that has computed it need not compute it again, if the next prompt comes to the same worker and begins the
- * same way. So the chunks that stand first in the prompt change only when they no longer fit.
+ * The memory of sessions: one request of a session leaves something for the next one. Between two keystrokes most of a
+ * prompt is the same, and a worker that has computed it need not compute it again, if the next prompt comes to the same
+ * worker and begins the same way. So the chunks that stand first in the prompt change only when they no longer fit.
  */
 import { createHash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';

@@ -49,7 +49,7 @@ export function createApp(
   };
   const http = serverOptions(limits);
   const https = { ...http, ...tls, handshakeTimeout: limits.receiveTimeoutMs };
-  // To the routes the two kinds of server are the same.
+  // Routes see no difference between the two kinds of server.
   const app = tls ? (fastify({ ...options, https }) as unknown as FastifyInstance) : fastify({ ...options, http });
   limitConnections(app.server, limits);
   return app;

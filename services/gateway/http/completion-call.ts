@@ -1,7 +1,7 @@
 /**
- * What every route that completes something does around the journey, whatever its body and its answer look like: one
- * record per request, a body that comes in time, the model and the quota, a place among the requests in flight, and the
- * signal that ends all work when the client hangs up.
+ * Every route that completes something does the same around the journey, whatever its body and its answer look like: it
+ * keeps one record per request, waits for the body for a limited time, checks the model and the quota, takes a place
+ * among the requests in flight, and ends all work when the client hangs up. All of that is here.
  *
  * A route translates: its schema makes a {@link CompletionRequest} of its body, and its handler words the answer.
  *
@@ -39,7 +39,7 @@ export interface CompletionCall {
   /** The request, with the key of its repository in place of the name that the client gave. */
   readonly request: CompletionRequest;
   readonly record: RequestRecord;
-  /** What {@link Journey.complete} needs besides the request and where its tokens go. */
+  /** The scope of {@link Journey.complete}, without the function that takes the tokens. */
   readonly scope: Omit<RequestScope, 'emit'>;
 }
 

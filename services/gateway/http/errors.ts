@@ -33,7 +33,7 @@ export function asServingError(error: unknown): ServingError {
   return ServingError.from(error);
 }
 
-/** What an answer quotes at most: otherwise the answer to a body of megabytes would have megabytes, too. */
+/** Limits on the quotes in an answer: otherwise the answer to a body of megabytes would have megabytes, too. */
 const SHOWN = { problems: 10, characters: 200 };
 
 /** The problems that a schema found: the first field at fault as `param`, the first few in the message. */
@@ -54,7 +54,7 @@ export function validationError(error: z.ZodError): ServingError {
   return new ServingError('invalid_request', message, { param: problems.find(({ field }) => field)?.field });
 }
 
-/** For a record, the problem of its key. */
+/** The problem that an issue describes; for a record with a bad key, that of the key. */
 const reasonOf = (issue: z.core.$ZodIssue) =>
   (issue.code === 'invalid_key' ? issue.issues[0]?.message : undefined) ?? issue.message;
 

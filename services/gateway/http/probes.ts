@@ -1,10 +1,10 @@
-/** `/livez`, `/readyz` and `/metrics`: what operators and their load balancers ask. */
+/** `/livez`, `/readyz` and `/metrics`, for operators and their load balancers. */
 import type { FastifyInstance } from 'fastify';
 import { exposition, expositionType } from '../../lib/process/metrics.ts';
 import { type ApiKeys, NO_KEYS } from '../tenants/api-keys.ts';
 
 export interface ProbeParts {
-  /** Why completions would fail now; its `problem` is undefined when they would not. */
+  /** `problem` is the reason why completions would fail now; undefined when they would not. */
   readonly readiness: { readonly problem: string | undefined };
   readonly keys: ApiKeys;
 }

@@ -20,9 +20,9 @@ import { addRepoRoutes, type RepoParts } from './repos.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** What is known about a completion; undefined on other routes. */
+    /** The record of a completion; undefined on other routes. */
     record: RequestRecord | undefined;
-    /** Who asks; not set on routes that need no key. */
+    /** The tenant that sends the request; not set on routes that need no key. */
     identity: Identity;
   }
   interface FastifyContextConfig {

@@ -1,6 +1,7 @@
 /**
- * Who sends a request, and which repositories are theirs. A file holds the keys, as hashes. Without a file nobody needs
- * a key, and everybody is the default tenant. A repository that a key may not use does not exist for that key.
+ * API keys: they say who sends a request, and which repositories are theirs. A file holds the keys, as hashes. Without
+ * a file nobody needs a key, and everybody is the default tenant. A repository that a key may not use does not exist
+ * for that key.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFile } from 'node:fs/promises';

@@ -1,5 +1,6 @@
 /**
- * Whose fault a failure is, and what follows from it. Pure: one table for the codes of lib/process/errors.ts.
+ * This file decides whose fault a failure is, and what follows from it. Pure: one table for the codes of
+ * lib/process/errors.ts.
  *
  *   code                                          the worker that failed        its part of the request
  *   ------------------------------------------    --------------------------    --------------------------------------

@@ -1,7 +1,7 @@
 /**
- * Where the workers of one role are: given addresses, all addresses of a DNS name, or the addresses that workers have
- * written into a registry. A name server or registry that does not answer changes nothing: the workers themselves are
- * asked whether they are there.
+ * The search for the workers of one role: given addresses, all addresses of a DNS name, or the addresses that workers
+ * have written into a registry. A name server or registry that does not answer changes nothing: the workers themselves
+ * are asked whether they are there.
  */
 import { lookup } from 'node:dns/promises';
 import { Deferred } from '../../lib/async/deferred.ts';

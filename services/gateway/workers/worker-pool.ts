@@ -17,7 +17,7 @@ export interface Placement {
   readonly decodes: readonly WorkerLease<DecodeClient>[];
 }
 
-/** What a prompt asks of the workers. */
+/** The needs of one prompt. */
 export interface PlacementRequest {
   readonly promptTokens: number;
   /** Choices that go on after their first token. */
@@ -34,7 +34,7 @@ export interface PlacementRequest {
 
 /**
  * Prompt tokens that a worker would have to compute, as far as can be known here.
- * @param at the worker; the one with the most of the prompt where not given.
+ * @param at address of the worker; that of the worker with the most of the prompt where not given.
  */
 export function tokensToCompute(
   { promptTokens, affinityWorker, affinityTokens = 0 }: PlacementRequest,

@@ -40,7 +40,7 @@ export class WorkerSet<C extends Describable> {
     this.#options = options;
   }
 
-  /** Where workers are from now on. What runs on one that is not named any more goes on. */
+  /** Takes the addresses of workers from now on. Work on a worker that is not named any more goes on. */
   setAddresses(addresses: readonly string[]): void {
     const wanted = new Set(addresses);
     const removed = this.#workers.filter(({ address }) => !wanted.has(address));

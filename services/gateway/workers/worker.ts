@@ -56,7 +56,7 @@ export class Worker<C extends Describable> {
   readonly #options: WorkerOptions;
   readonly #circuit = new CircuitBreaker();
   #description: WorkerDescription__Output | undefined;
-  /** Why it cannot be used. */
+  /** The reason why it cannot be used. */
   #problem = 'has not answered yet';
   /** Calls of this gateway that have not ended: what aborts each. */
   readonly #calls = new Set<AbortController>();
@@ -72,7 +72,7 @@ export class Worker<C extends Describable> {
     this.#options = options;
   }
 
-  /** What it said of itself last; undefined while it cannot be used. */
+  /** Its last description of itself; undefined while it cannot be used. */
   get description(): WorkerDescription__Output | undefined {
     return this.#description;
   }
@@ -87,17 +87,17 @@ export class Worker<C extends Describable> {
     return this.#description !== undefined && this.#circuit.allows(performance.now());
   }
 
-  /** Why it cannot be used, for messages: "ADDRESS does not answer". */
+  /** The reason why it cannot be used, for messages: "ADDRESS does not answer". */
   get problem(): string {
     return `${this.address} ${this.#description === undefined ? this.#problem : 'fails one request after another'}`;
   }
 
-  /** What is left of this gateway's jobs, by estimate. */
+  /** Estimated load that is left of this gateway's jobs. */
   get load(): number {
     return loadLeft(this.#jobs.values(), this.#description ? this.#options.rate(this.#description) : 0);
   }
 
-  /** What is left to do, the work of other gateways included, as it was when the worker was last asked. */
+  /** {@link load}, and the work of other gateways as it was when the worker was last asked. */
   get totalLoad(): number {
     return this.load + this.#otherGatewaysLoad;
   }
@@ -107,7 +107,7 @@ export class Worker<C extends Describable> {
     return this.#jobs.size;
   }
 
-  /** When it was last chosen, by count: equals take turns. */
+  /** Number of its last choice among all choices of the set: workers with equal load take turns. */
   get lastChosen(): number {
     return this.#lastChosen;
   }
@@ -168,7 +168,8 @@ export class Worker<C extends Describable> {
   }
 
   /**
-   * As {@link drop}, for one that neither goes on nor breaks its connections: nothing else would ever end its calls.
+   * Drops a worker that neither goes on nor breaks its connections, and ends its calls: nothing else would ever end
+   * them.
    */
   lose(problem: string): void {
     this.drop(problem);
@@ -192,8 +193,8 @@ export class Worker<C extends Describable> {
 }
 
 /**
- * What is left of jobs, by the rate at which they are done. A job that should be done by now is not: it still weighs a
- * little.
+ * Load that is left of jobs, by the rate at which they are done. A job that should be done by now is not: it still
+ * weighs a little.
  */
 function loadLeft(jobs: Iterable<Job>, rate: number): number {
   let sum = 0;

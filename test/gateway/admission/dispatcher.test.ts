@@ -8,7 +8,9 @@ import {
 import type { Placement, PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 
-/** One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so. */
+/**
+ * One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so.
+ */
 function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<DispatcherOptions> = {}) {
   let nowMs = 0;
   const computing: { tokens: number; done: () => void }[] = [];
@@ -74,7 +76,7 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
       usable = now;
       changed();
     },
-    /** The prompt that computes is done. */
+    /** Ends the computation of the first prompt. */
     finishOne: () => {
       const job = computing.shift();
       if (job) nowMs += (job.tokens / rate) * 1000;
@@ -144,7 +146,7 @@ describe('admission', () => {
     const { ask, setUsable } = bench(100, 1000);
     setUsable(false);
     const again = code(ask(95, { isReplay: true }));
-    const first = code(ask(1)); // while nothing waits or computes, any one
+    const first = code(ask(1)); // any one prompt is taken while nothing waits or computes
     expect(await code(ask(10))).toBe('saturated');
     setUsable(true);
     expect([await again, await first]).toEqual(['ok', 'ok']);
@@ -277,7 +279,9 @@ describe('the queue', () => {
 });
 
 test('goodput stays at ten times the load that can be served', async () => {
-  /** Prompts of 100 tokens at `load` times what 1000 tokens/s can serve, for 60 s; those that had their workers in time. */
+  /**
+   * Prompts of 100 tokens at `load` times what 1000 tokens/s can serve, for 60 s; those that had their workers in time.
+   */
   async function goodput(load: number): Promise<number> {
     const { ask, finishOne, computing, passTime, now } = bench(1000, 1000);
     let good = 0;

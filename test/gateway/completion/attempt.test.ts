@@ -35,7 +35,7 @@ test('a choice whose first token ends it leaves no KV staged while another choic
   });
   const { choices } = await complete({ prompt: 'x', max_tokens: 12, n: 2 });
   expect(choices.map(({ finish_reason }) => finish_reason)).toEqual(['stop', 'length']);
-  expect(openInDecode).toBe(1); // the decoder of the other: prefill waits for nobody
+  expect(openInDecode).toBe(1); // the decode call of the other choice: prefill has ended
   await workers.idle();
 });
 

@@ -91,7 +91,7 @@ test('a draining gateway takes no new request', async () => {
   draining.abort(new ServingError('draining', 'shutting down'));
   const answer = await complete({ prompt: 'x' });
   expect(answer).toMatchObject({ status: 503, error: { code: 'draining' } });
-  // Elsewhere: the connection leads to a process that goes away.
+  // The next try must go elsewhere: this connection leads to a process that stops.
   expect(answer.headers).toMatchObject({ 'retry-after': '1', connection: 'close' });
 });
 

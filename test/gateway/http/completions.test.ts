@@ -4,7 +4,7 @@ import { fakeGateway, spelling, tokenizer } from '../../support/fake-gateway.ts'
 const TEXT = 'return self.items.pop()  # 😀 done\n\n\ndef next():';
 const tokens = tokenizer.encode(TEXT).length;
 
-/** What a stream's chunks add up to, choice by choice. */
+/** The sums of a stream's chunks, choice by choice. */
 function gathered(chunks: Awaited<ReturnType<Awaited<ReturnType<typeof fakeGateway>>['stream']>>) {
   const whole = new Map<number, { text: string; finish: string | null; ids: number[]; logprobs: unknown[][] }>();
   for (const choice of chunks.flatMap((chunk) => chunk.choices)) {

@@ -129,7 +129,7 @@ describe('PUT /v1/repos/{repo}', () => {
     expect(changed.body.version).toBe(whole.body.version);
     const { body } = await ask('GET', '/v1/repos/shop');
     expect(body).toMatchObject({ files: 3, languages: { python: 2, typescript: 1 } });
-    // Worked out against a version that is gone.
+    // This change set was made against a version that is gone.
     expect(await put('/v1/repos/shop', { changes, base_version: base.body.version })).toEqual(
       refused(409, 'index_moved', base.body.version),
     );
@@ -180,7 +180,7 @@ describe('PUT /v1/repos/{repo}', () => {
       expect([400, 404]).toContain(status);
       expect(body.error.code).toMatch(/invalid_request|not_found/);
     }
-    // What is quoted of it: longer than a trailer of HTTP/2, half of a character.
+    // The message quotes a text that is longer than a trailer of HTTP/2, and half of a character.
     for (const body of [`{"files":[],"${'é'.repeat(30_000)}":1}`, '😀', '{"files":[],"\\ud800":1}']) {
       const headers = { 'content-type': 'application/json' };
       expect(await put('/v1/repos/shop', Buffer.from(body), headers)).toEqual(refused(400, 'invalid_request'));
@@ -462,7 +462,8 @@ describe('API keys', () => {
     };
     expect(await paths('acme-key')).not.toContain('secret.py');
     expect(await paths('umbrella-key')).toEqual(new Set(['secret.py']));
-    // Neither another tenant's name, nor a key that may not, nor a name out of the store's own key scheme.
+    // Refused: the name of another tenant's repository, a key without the right to it, and a name in the form of the
+    // store's own keys.
     const missing = await complete('acme-docs', 'docs');
     for (const [key, repo] of [
       ['acme-docs', 'shop'],

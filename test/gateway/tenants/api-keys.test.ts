@@ -1,4 +1,4 @@
-/** Limits of tenants, as the keys file says them. */
+/** API keys, and the limits of tenants that their file sets. */
 import { createHash } from 'node:crypto';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -49,7 +49,7 @@ describe('requests in flight', () => {
       'x-llavacode-refused-by': 'max-inflight',
     });
     const others = [post('b'), post('b', { session: 'other' })];
-    // The next keystroke of the same place is not kept out by the one that it supersedes.
+    // A request does not count the one that it supersedes: the next keystroke in the same place is let in.
     gateway.workers.model.holdAt = undefined;
     expect((await post('a2')).statusCode).toBe(200);
     expect((await held).json().error.code).toBe('superseded');

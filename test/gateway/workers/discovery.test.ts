@@ -17,7 +17,7 @@ afterEach(async () => {
 });
 const log = keepingLog([]);
 
-/** What was told, the latest last. */
+/** The reported addresses, the latest last. */
 function watched(start: (told: (addresses: readonly string[]) => void) => { close(): void; first: Promise<void> }) {
   const told: (readonly string[])[] = [];
   const discovery = start((addresses) => told.push(addresses));

@@ -35,9 +35,9 @@ test('a prompt is computed apart from where it is decoded, unless most of it is 
   const { workers } = fakePool({ p: {}, c: {} }, ['p', 'c'], ['c']);
   await workers.refresh();
   const prompt = { promptTokens: 2000, decodes: 1, positions: 10 };
-  const where = (near: Partial<PlacementRequest>) => {
-    const { prefill, decodes } = workers.place({ ...prompt, ...near })!;
-    for (const hold of [prefill, ...decodes]) hold.release();
+  const where = (affinity: Partial<PlacementRequest>) => {
+    const { prefill, decodes } = workers.place({ ...prompt, ...affinity })!;
+    for (const worker of [prefill, ...decodes]) worker.release();
     return prefill.address;
   };
   expect(where({})).toBe('p');
@@ -53,9 +53,8 @@ test('a prompt is computed apart from where it is decoded, unless most of it is 
 test('a worker that has most of a prompt gets it, unless it has more to do than that saves', async () => {
   const { workers, take } = fakePool({ p1: {}, p2: {}, d: { slots: 9 } }, ['p1', 'p2'], ['d']);
   await workers.refresh();
-  const place = (nearTokens: number) =>
-    workers.place({ promptTokens: 400, decodes: 1, positions: 10, affinityWorker: 'p1', affinityTokens: nearTokens })!
-      .prefill;
+  const place = (affinityTokens: number) =>
+    workers.place({ promptTokens: 400, decodes: 1, positions: 10, affinityWorker: 'p1', affinityTokens })!.prefill;
   const first = place(0);
   expect(first.address).toBe('p1');
   expect(place(300).address).toBe('p2');
@@ -107,9 +106,9 @@ test('a worker that failed a request is not given it again where there are other
   const { workers } = fakePool({ p1: {}, p2: {}, d1: {}, d2: {} }, ['p1', 'p2'], ['d1', 'd2']);
   await workers.refresh();
   const prompt = { promptTokens: 400, decodes: 1, positions: 10, affinityWorker: 'p1', affinityTokens: 399 };
-  const place = (...avoid: string[]) => {
-    const { prefill, decodes } = workers.place({ ...prompt, preferNot: new Set(avoid) })!;
-    for (const hold of [prefill, ...decodes]) hold.release();
+  const place = (...failed: string[]) => {
+    const { prefill, decodes } = workers.place({ ...prompt, preferNot: new Set(failed) })!;
+    for (const worker of [prefill, ...decodes]) worker.release();
     return [prefill.address, decodes[0]!.address];
   };
   expect(place()).toEqual(['p1', 'd1']);
