@@ -5,6 +5,7 @@ import { ServingError } from '../lib/process/errors.ts';
 import { formatHostPort } from '../lib/process/host-port.ts';
 import { composeGateway, type GatewayParts } from './compose.ts';
 import type { GatewayConfig } from './settings.ts';
+import { sourcesOf } from './workers/address-sources.ts';
 import { watchAddresses } from './workers/discovery.ts';
 
 export interface Gateway {
@@ -25,8 +26,16 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
   const { host, port, drainTimeoutMs } = config;
   const { log } = parts;
   const discoveries = [
-    watchAddresses(config.prefillWorkers, 'prefill', (addresses) => pool.setPrefill(addresses), log),
-    watchAddresses(config.decodeWorkers, 'decode', (addresses) => pool.setDecode(addresses), log),
+    watchAddresses(
+      sourcesOf(config.prefillWorkers, 'prefill'),
+      (addresses) => pool.setPrefill(addresses),
+      log.child({ role: 'prefill' }),
+    ),
+    watchAddresses(
+      sourcesOf(config.decodeWorkers, 'decode'),
+      (addresses) => pool.setDecode(addresses),
+      log.child({ role: 'decode' }),
+    ),
   ];
   const closeWorkers = () => {
     for (const discovery of discoveries) discovery.close();
