@@ -8,6 +8,8 @@ export default defineConfig({
     // The machine's cores are the engine's as well; integration tests start real services.
     maxWorkers: 2,
     testTimeout: 60_000,
+    // Polling ends with the condition; the limit only catches tests that hang.
+    expect: { poll: { timeout: 30_000 } },
     hookTimeout: 120_000,
   },
 });

@@ -1,11 +1,11 @@
 /**
- * A client of the completions API that stamps what it receives: what the demo shows and the benches measure. Time to
- * first token counts from sending the request to the first chunk that holds a choice, as vLLM's `bench serve` counts it.
+ * A client of the completions API that notes when each chunk comes, for the demo and the benches. Time to first token
+ * counts from sending the request to the first chunk that holds a choice, as vLLM's `bench serve` counts it.
  */
 import { createParser } from 'eventsource-parser';
 import { isErrorCode, ServingError } from './lib/process/errors.ts';
 
-/** The body of POST /v1/completions, as far as we use it. */
+/** The body of POST /v1/completions, as far as this client uses it. */
 export interface CompletionBody {
   readonly prompt: string | readonly number[];
   readonly suffix?: string;
@@ -41,7 +41,7 @@ export interface Usage {
   readonly prompt_tokens_details?: { readonly cached_tokens: number; readonly soft_tokens: number };
 }
 
-/** One streamed completion. All times in ms of this process's monotonic clock. */
+/** One streamed completion. All times are in ms of this process's monotonic clock. */
 export interface StreamedCompletion {
   readonly id: string;
   readonly text: string;
@@ -49,7 +49,7 @@ export interface StreamedCompletion {
   readonly finishReason: string;
   readonly usage: Usage;
   readonly rag: RagAnswer | undefined;
-  /** The gateway's own: ms since it received the request, by event and stage; where it was asked for. */
+  /** The gateway's timeline: ms since it received the request, by event and stage; undefined if not asked for. */
   readonly timeline: Readonly<Record<string, number>> | undefined;
   readonly sentAtMs: number;
   /** One per chunk that held a choice. */
@@ -69,13 +69,16 @@ interface Chunk {
 export interface StreamOptions {
   /** Asks the gateway for its timeline of the request. */
   readonly timeline?: boolean;
-  /** Called with the time of each chunk that holds a choice and its ids, as it comes: known even if the stream breaks off. */
+  /**
+   * Called for each chunk that holds a choice, as it comes, with its time and token ids: so that they are known even if
+   * the stream breaks off.
+   */
   readonly onChunk?: (atMs: number, tokenIds: readonly number[]) => void;
 }
 
 /**
  * Sends one request and reads its stream to the end.
- * @throws ServingError with the server's code, or worker_lost when the stream breaks off; the signal's reason.
+ * @throws ServingError with the server's code; worker_lost when the stream breaks off; the signal's reason.
  */
 export async function streamCompletion(
   url: string,

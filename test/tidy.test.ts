@@ -134,11 +134,12 @@ function mayImport(from: string, to: string): boolean {
 
 /**
  * The rooms of the gateway: each imports those on later lines, and no other on its own line. The files beside them
- * (main, service, readiness) put the rooms together; `request.ts` has the nouns that all share.
+ * (main, service, compose, settings, readiness) put the rooms together; `request.ts` has the nouns that all share.
  */
 const GATEWAY_ROOMS = [
   ['main'],
   ['service'],
+  ['compose'],
   ['settings'],
   ['http', 'readiness'],
   ['completion'],

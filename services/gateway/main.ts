@@ -1,4 +1,4 @@
-/** The gateway's process. */
+/** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import { openBundle } from '../lib/model/bundle/bundle.ts';
@@ -27,7 +27,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
   if (config.apiKeysFile !== '' && config.tlsCert === '' && !isLoopback(config.host)) {
     log.warn(
-      'API keys come in the clear: set --tls-cert and --tls-key, or let what stands before this gateway see to TLS',
+      'API keys are sent in the clear: set --tls-cert and --tls-key, or put a proxy with TLS before this gateway',
     );
   }
   const [keys, tls, security] = await Promise.all([
@@ -37,8 +37,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   ]);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
-  const model = config.servedName || manifest.name;
-  collectProcessMetrics('gateway', model);
+  const modelName = config.servedName || manifest.name;
+  collectProcessMetrics('gateway', modelName);
   const tokenizer = await loadTokenizer(tokenizerDir);
   const store = withRowCache(
     withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
@@ -47,7 +47,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
   const { threads } = config;
-  // Queries are encoded here, and only if an index is searched by embeddings: the workers' engines are busy with prompts.
+  // Queries are encoded in the gateway, since the workers' engines are busy with prompts. The encoder is loaded only if
+  // an index is searched by embeddings.
   const dense = { threads, loadEncoder: () => loadQueryEncoder(bundle, { provider: 'cpu', threads }) };
   const { queryLines, indexCacheBytes } = config;
   const retrieval = createRetrieval(store, { queryLines, indexCacheBytes, dense: manifest.context && dense });
@@ -59,7 +60,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     await store.close();
   });
   const gateway = await startGateway(config, {
-    model,
+    modelName,
     fingerprint: manifest.fingerprint,
     contextFingerprint: manifest.context?.fingerprint,
     hidden: manifest.llm.spec.hidden,
@@ -79,7 +80,10 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
 }
 
-/** Both files or none. @throws ServingError config_invalid */
+/**
+ * The certificate and its key, of which both files or none are given.
+ * @throws ServingError config_invalid
+ */
 async function loadTls({ tlsCert, tlsKey }: Pick<GatewayConfig, 'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
   if (tlsCert === '' && tlsKey === '') return undefined;
   try {

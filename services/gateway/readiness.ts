@@ -1,8 +1,11 @@
-/** Whether this gateway can serve: not that its parts are up, but that a completion has come all the way through them. */
+/** Readiness of the gateway: not that its parts are up, but that a completion has come all the way through them. */
 import { Deferred } from '../lib/async/deferred.ts';
 import { repeatUntilAborted } from '../lib/async/repeat.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { Journey } from './completion/journey.ts';
+import { RequestRecord } from './completion/request-record.ts';
+import { COMPLETION_DEFAULTS, type CompletionRequest } from './request.ts';
 
 export interface ReadinessOptions {
   /** Whether there are workers to place a completion on. */
@@ -30,14 +33,14 @@ export class Readiness {
     return this.#first.promise;
   }
 
-  /** Why completions would fail now; undefined when they would not. */
+  /** Reason why completions would fail now; undefined when they would not. */
   get problem(): string | undefined {
     if (this.#options.draining.aborted) return 'shutting down';
     if (!this.#options.usable()) return 'no worker of this bundle is left';
     return this.#proven ? undefined : this.#problem;
   }
 
-  /** Generates unless that has succeeded since workers were last lost. */
+  /** Generates, unless a generation has succeeded since workers were last lost. */
   async check(): Promise<void> {
     const { usable, generate, log } = this.#options;
     if (!usable()) this.#proven = false;
@@ -54,11 +57,48 @@ export class Readiness {
     }
   }
 
-  /** Checks again and again until `closing`. */
+  /** Checks every {@link CHECK_EVERY_MS} until `closing` is aborted. */
   async watch(closing: AbortSignal): Promise<void> {
     await repeatUntilAborted(closing, async () => {
       await this.check();
       return CHECK_EVERY_MS;
     });
   }
+}
+
+/** Length of the trial prompt: enough for a prefill worker to learn how fast it computes, which admission relies on. */
+const TRIAL_TOKENS = 128;
+const TRIAL_OUTPUT_TOKENS = 3;
+
+export interface Trial {
+  readonly journey: Pick<Journey, 'complete'>;
+  /** Token id that the trial prompt repeats. */
+  readonly tokenId: number;
+  /** Positions of one slot. */
+  readonly capacity: number;
+  readonly timeoutMs: number;
+  readonly closing: AbortSignal;
+}
+
+/**
+ * Completes a few tokens, by both kinds of workers.
+ * @throws whatever keeps a completion from succeeding.
+ */
+export async function tryOut({ journey, tokenId, capacity, timeoutMs, closing }: Trial): Promise<void> {
+  const length = Math.min(TRIAL_TOKENS, capacity - TRIAL_OUTPUT_TOKENS);
+  const request: CompletionRequest = {
+    ...COMPLETION_DEFAULTS,
+    prompts: [Array<number>(length).fill(tokenId)],
+    maxTokens: TRIAL_OUTPUT_TOKENS,
+    ignoreEos: true,
+    sampling: { ...COMPLETION_DEFAULTS.sampling, temperature: 0 },
+  };
+  await journey.complete(request, {
+    id: 'readiness',
+    tenant: 'readiness',
+    record: new RequestRecord(),
+    signal: AbortSignal.any([AbortSignal.timeout(timeoutMs), closing]),
+    deadlineMs: performance.now() + timeoutMs,
+    emit: () => {},
+  });
 }

@@ -11,7 +11,7 @@ import { damaged, distorted, fuzz, HANG_MS, TIMEOUT_MS } from './budget.ts';
 
 const gateway = await fakeGateway(
   { token: (position, choice, seed) => 70 + ((position * 7 + choice + seed) % 100), slots: 200 },
-  { requestTimeoutMs: HANG_MS, maxInflight: 1000, limits: { receiveTimeoutMs: 500 } },
+  { requestTimeoutMs: HANG_MS, maxInflight: 1000, receiveTimeoutMs: 500 },
 );
 await gateway.app.listen({ host: '127.0.0.1', port: 0 });
 afterAll(async () => {

@@ -1,8 +1,8 @@
 import { createServer } from 'node:net';
 import OpenAI, { APIError } from 'openai';
 import { afterEach, describe, expect, test } from 'vitest';
-import { Readiness } from '../../services/gateway/readiness.ts';
-import { type Gateway, type GatewayParts, startGateway } from '../../services/gateway/service.ts';
+import type { GatewayParts } from '../../services/gateway/compose.ts';
+import { type Gateway, startGateway } from '../../services/gateway/service.ts';
 import { GATEWAY_SETTINGS } from '../../services/gateway/settings.ts';
 import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -16,12 +16,12 @@ afterEach(async () => {
   await Promise.all(open.splice(0).map((gateway) => gateway.close()));
 });
 
-/** On a free port, with fake workers behind it. */
+/** Starts a gateway on a free port, with fake workers behind it. */
 async function start(model: FakeModel, flags: Record<string, unknown> = {}, more: Partial<GatewayParts> = {}) {
   const workers = fakeWorkers(model);
   const draining = new AbortController();
   const parts: GatewayParts = {
-    model: 'tiny',
+    modelName: 'tiny',
     fingerprint: FINGERPRINT,
     contextFingerprint: undefined,
     hidden: 2,
@@ -44,7 +44,7 @@ async function start(model: FakeModel, flags: Record<string, unknown> = {}, more
 }
 
 describe('the official client', () => {
-  test('completes and streams', async () => {
+  test('the official client completes and streams', async () => {
     const { gateway, url } = await start({ token: spelling('return x') });
     await gateway.ready;
     const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
@@ -63,7 +63,7 @@ describe('the official client', () => {
     expect((await client.models.list()).data.map(({ id }) => id)).toEqual(['tiny']);
   });
 
-  test('understands refusals', async () => {
+  test('the official client understands refusals', async () => {
     const { url } = await start({ token: spelling('x') });
     const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
     const refused = client.completions.create({ model: 'gpt', prompt: 'x' });
@@ -71,7 +71,7 @@ describe('the official client', () => {
     await expect(refused).rejects.toMatchObject({ status: 404, code: 'model_not_found', param: 'model' });
   });
 
-  test('that gives up frees every call', async () => {
+  test('an official client that gives up frees every call', async () => {
     const { gateway, workers, url } = await start({ token: spelling('a b c d e f') });
     await gateway.ready;
     workers.model.holdAt = 'in decode';
@@ -85,61 +85,7 @@ describe('the official client', () => {
   });
 });
 
-describe('readiness', () => {
-  test('takes a generation by both workers', async () => {
-    const { gateway, workers, url } = await start({ token: () => 70 });
-    await gateway.ready;
-    expect(workers.prefills).toHaveLength(1);
-    expect(workers.decodes).toHaveLength(1);
-    // From 64 computed tokens on a worker knows its rate: without it nothing is refused, however much waits.
-    expect(workers.prefills[0]!.tokenIds!.length).toBeGreaterThanOrEqual(64);
-    expect((await fetch(`${url}/readyz`)).status).toBe(200);
-  });
-
-  test('asks no more of small workers than they hold', async () => {
-    const { gateway, workers } = await start({ token: () => 70, capacity: 16 });
-    await gateway.ready;
-    expect(workers.prefills[0]!.tokenIds).toHaveLength(13);
-  });
-
-  test('is not given by workers that are up and fail', async () => {
-    let usable = true;
-    let failure: Error | undefined = new ServingError('runtime_failed', 'no such operator');
-    const draining = new AbortController();
-    let generations = 0;
-    const generate = async () => {
-      generations++;
-      if (failure) throw failure;
-    };
-    const readiness = new Readiness({ usable: () => usable, generate, draining: draining.signal, log: keepingLog([]) });
-    expect(readiness.problem).toMatch(/has answered yet/);
-    await readiness.check();
-    expect(readiness.problem).toBe('no such operator');
-    failure = undefined;
-    await readiness.check();
-    await readiness.check();
-    await readiness.first;
-    expect([readiness.problem, generations]).toEqual([undefined, 2]);
-    // New workers must show it anew.
-    usable = false;
-    await readiness.check();
-    expect(readiness.problem).toMatch(/no worker/);
-    usable = true;
-    await readiness.check();
-    expect([readiness.problem, generations]).toEqual([undefined, 3]);
-    draining.abort();
-    expect(readiness.problem).toBe('shutting down');
-  });
-
-  test('says why not', async () => {
-    const { url } = await start({ token: () => 70, fingerprint: 'other' });
-    const answer = await fetch(`${url}/readyz`);
-    expect(answer.status).toBe(503);
-    expect(await answer.json()).toMatchObject({ status: 'not ready', reason: expect.any(String) });
-  });
-});
-
-test('what waits is served by weight of tenant, and within one by priority', async () => {
+test('waiting prompts are served by the weight of their tenant, and within a tenant by priority', async () => {
   const keys: GatewayParts['keys'] = {
     tenants: ['a', 'b'],
     identify: (tenant = '') => ({ tenant, limits: {}, mayUse: () => true }),
@@ -159,7 +105,7 @@ test('what waits is served by weight of tenant, and within one by priority', asy
       headers: { 'content-type': 'application/json', authorization: tenant, 'x-request-timeout-ms': '5000' },
       body: JSON.stringify({ prompt, priority, max_tokens: 4 }),
     });
-  // Two compute (one readiness trial came before), and are given up when the others wait.
+  // Two prompts compute (the readiness trial came before them), and their clients hang up when the others wait.
   const given = new AbortController();
   const firsts = [0, 1].map(() =>
     fetch(`${url}/v1/completions`, {
@@ -181,11 +127,11 @@ test('what waits is served by weight of tenant, and within one by priority', asy
   }
   given.abort();
   await Promise.all([...firsts, ...waiting]);
-  // a's first, then three of b's for each of a's; of each the lowest value first.
+  // The first of a, then three of b for each of a; within a tenant the lowest priority value first.
   expect(workers.prefills.slice(3).map(({ tokenIds }) => tokenIds![0])).toEqual([103, 203, 204, 205, 104, 105]);
 });
 
-test('the first who come are served, though nobody was served before', async () => {
+test('the first client is served, though no worker has answered when it connects', async () => {
   const { url } = await start({ token: spelling('ab'), describeMs: 50 });
   const answer = await fetch(`${url}/v1/completions`, {
     method: 'POST',
@@ -203,7 +149,7 @@ describe('a gateway that stops', () => {
       body: JSON.stringify({ prompt: 'x', max_tokens: 5 }),
     });
 
-  test('lets running requests finish and takes no new ones', async () => {
+  test('a gateway that stops lets running requests finish and takes no new ones', async () => {
     const { gateway, workers, draining, url } = await start({ token: () => 70 });
     await gateway.ready;
     let proceed!: () => void;
@@ -226,7 +172,7 @@ describe('a gateway that stops', () => {
     await closing;
   });
 
-  test('does not wait for its own trial', async () => {
+  test('a gateway that stops does not wait for its own trial', async () => {
     const { gateway, workers, draining } = await start({ token: () => 70, holdAt: 'before first' });
     await workers.held();
     draining.abort(new ServingError('draining', 'shutting down'));
@@ -234,7 +180,7 @@ describe('a gateway that stops', () => {
     await workers.idle();
   });
 
-  test('cuts off what does not', async () => {
+  test('a gateway that stops cuts off requests that do not finish in time', async () => {
     const { gateway, workers, draining, url } = await start({ token: () => 70 }, { drainTimeoutMs: 10 });
     await gateway.ready;
     workers.model.holdAt = 'in decode';
@@ -248,7 +194,7 @@ describe('a gateway that stops', () => {
   });
 });
 
-test('a port in use is a coded error', async () => {
+test('a port in use is reported as address_in_use', async () => {
   const other = createServer().listen(0, '127.0.0.1');
   const { port } = await new Promise<{ port: number }>((resolve) =>
     other.once('listening', () => resolve(other.address() as { port: number })),

@@ -1,38 +1,25 @@
-/** A gateway on fake workers, without a port. */
+/** A gateway on fake workers, composed as the product is, without a port. */
 import { join } from 'node:path';
-import type { FastifyInstance } from 'fastify';
-import { Dispatcher } from '../../services/gateway/admission/dispatcher.ts';
-import { InflightRequests } from '../../services/gateway/admission/inflight.ts';
-import { Journey } from '../../services/gateway/completion/journey.ts';
-import type { Tls } from '../../services/gateway/http/app.ts';
-import type { HttpLimits } from '../../services/gateway/http/limits.ts';
-import type { RepoParts } from '../../services/gateway/http/repos.ts';
-import { createServer } from '../../services/gateway/http/server.ts';
-import { type ApiKeys, NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
-import { TokenQuota } from '../../services/gateway/tenants/token-quota.ts';
-import { WorkerPool } from '../../services/gateway/workers/worker-pool.ts';
+import { type ComposedGateway, composeGateway, type GatewayParts } from '../../services/gateway/compose.ts';
+import { GATEWAY_SETTINGS, type GatewayConfig } from '../../services/gateway/settings.ts';
+import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
 import type { Logger } from '../../services/lib/process/log.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import type { Retrieval } from '../../services/lib/rag/search/retrieval.ts';
-import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
+import { loadConfig } from '../../services/settings.ts';
 import { type FakeModel, type FakeWorkers, FINGERPRINT, fakeWorkers } from './fake-workers.ts';
 
 export const tokenizer = await loadTokenizer(join(PACKAGE_ROOT, 'models/tiny-coder'));
 export const idOf = (name: string) => tokenizer.idOf(name)!;
 
-export interface FakeGateway {
-  readonly app: FastifyInstance;
+export interface FakeGateway extends Omit<ComposedGateway, 'closing'> {
   readonly workers: FakeWorkers;
-  readonly pool: WorkerPool;
-  readonly journey: Journey;
   readonly draining: AbortController;
-  readonly admission: InflightRequests;
   /** Lines that were logged. */
   readonly lines: Record<string, unknown>[];
   /** Body of the answer to a completion. */
   complete(body: object): Promise<Answer>;
-  /** Events of a streamed completion, `[DONE]` left out. */
+  /** Events of a streamed completion, without the final `[DONE]`. */
   stream(body: object): Promise<Answer[]>;
 }
 
@@ -66,99 +53,66 @@ export interface Answer {
   error?: { message: string; type: string; param: string | null; code: string };
 }
 
-export interface FakeGatewayOptions {
-  readonly retrieval?: Retrieval;
-  readonly maxInflight?: number;
-  readonly requestTimeoutMs?: number;
-  readonly retrievalBudgetMs?: number;
-  readonly denseBudgetMs?: number;
-  readonly targetTtftMs?: number;
+type Given = 'retrieval' | 'store' | 'indexer' | 'keys' | 'tls';
+
+/** Settings, and parts that the process would open. */
+export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {
   /** Addresses of workers besides the first ones. */
   readonly morePrefill?: readonly string[];
   readonly moreDecode?: readonly string[];
-  /** None, unless the test is about them. */
-  readonly maxReplays?: number;
-  readonly stallTimeoutMs?: number;
-  readonly patienceMs?: number;
-  readonly keys?: ApiKeys;
-  readonly localOnly?: boolean;
-  readonly limits?: Partial<HttpLimits>;
-  readonly tls?: Tls;
-  readonly logSamplePercent?: number;
-  readonly repos?: Partial<RepoParts>;
 }
 
+/**
+ * Nothing is late, nothing is replayed, and no request waits for a worker, unless the test is about it. The gateway
+ * answers to any host name.
+ */
+const TEST_SETTINGS: Partial<GatewayConfig> = {
+  host: '0.0.0.0',
+  maxInflight: 8,
+  bodyLimitBytes: 64 * 1024,
+  maxConnections: 100,
+  uploadTimeoutMs: 60_000,
+  maxUploadBytes: 1024 * 1024,
+  retrievalBudgetMs: 60_000,
+  targetTtftMs: 60_000,
+  stallTimeoutMs: 60_000,
+  connectTimeoutMs: 1,
+  maxReplays: 0,
+};
+
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
+  const { retrieval, store, indexer, keys = NO_KEYS, tls, morePrefill = [], moreDecode = [], ...settings } = options;
   const workers = fakeWorkers(model);
   const lines: Record<string, unknown>[] = [];
-  const log = keepingLog(lines);
   const draining = new AbortController();
-  const pool = new WorkerPool({
+  const needed = { model: 'unused', prefillWorkers: workers.prefill.address, decodeWorkers: workers.decode.address };
+  const config = { ...loadConfig(GATEWAY_SETTINGS, needed, {}), ...TEST_SETTINGS, ...settings };
+  const gateway = composeGateway(config, {
+    modelName: 'tiny',
     fingerprint: FINGERPRINT,
+    contextFingerprint: 'context',
+    hidden: 2,
+    tokenizer,
+    eosIds: [],
+    retrieval,
+    store,
+    indexer,
+    keys,
+    tls,
     connectPrefill: (at) => (at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at)),
     connectDecode: (at) => (at === workers.decode.address ? workers.decode.client : workers.decodeAt(at)),
-    answerTimeoutMs: Math.min(1000, options.stallTimeoutMs ?? Infinity),
-    stallTimeoutMs: options.stallTimeoutMs ?? 60_000,
-    log,
+    draining: draining.signal,
+    log: keepingLog(lines),
   });
-  pool.setPrefill([workers.prefill.address, ...(options.morePrefill ?? [])]);
-  pool.setDecode([workers.decode.address, ...(options.moreDecode ?? [])]);
+  const { app, pool } = gateway;
+  pool.setPrefill([...config.prefillWorkers, ...morePrefill]);
+  pool.setDecode([...config.decodeWorkers, ...moreDecode]);
   await pool.refresh();
-  const { retrieval, retrievalBudgetMs = 60_000, denseBudgetMs = retrievalBudgetMs, targetTtftMs = 60_000 } = options;
-  const { maxReplays = 0, stallTimeoutMs = 60_000, patienceMs = 0 } = options;
-  const context = { retrieval, retrievalBudgetMs, denseBudgetMs, contextFingerprint: 'context', hidden: 2, log };
-  const journey = new Journey({
-    tokenizer,
-    format: choosePromptFormat(tokenizer),
-    fingerprint: FINGERPRINT,
-    pool,
-    dispatcher: new Dispatcher({ pool, targetTtftMs, patienceMs }),
-    maxReplays,
-    stallTimeoutMs,
-    context,
-  });
-  const { maxInflight = 8, requestTimeoutMs = 60_000 } = options;
-  const admission = new InflightRequests({ maxInflight, requestTimeoutMs, draining: draining.signal });
-  const app = createServer({
-    model: 'tiny',
-    fingerprint: FINGERPRINT,
-    journey,
-    admission,
-    readiness: { problem: undefined },
-    capacity: () => (pool.usable ? pool.capacity : undefined),
-    bodyLimitBytes: 64 * 1024,
-    limits: {
-      maxConnections: 100,
-      receiveTimeoutMs: 10_000,
-      uploadTimeoutMs: 60_000,
-      ...options.limits,
-    },
-    tls: options.tls,
-    keys: options.keys ?? NO_KEYS,
-    quota: new TokenQuota(),
-    localOnly: options.localOnly ?? false,
-    logSamplePercent: options.logSamplePercent ?? 0,
-    repos: {
-      store: undefined,
-      indexer: undefined,
-      contextFingerprint: 'context',
-      maxUploadBytes: 1024 * 1024,
-      uploadTimeoutMs: 60_000,
-      requestTimeoutMs,
-      connectTimeoutMs: 10_000,
-      admission,
-      ...options.repos,
-    },
-    log,
-  });
   const post = (payload: object) => app.inject({ method: 'POST', url: '/v1/completions', payload });
   return {
-    app,
+    ...gateway,
     workers,
-    pool,
-    journey,
     draining,
-    admission,
     lines,
     async complete(body) {
       const { statusCode: status, headers, payload } = await post(body);

@@ -1,4 +1,4 @@
-/** Workers as object literals: what they answer is a function, what they hold is counted. */
+/** Workers as object literals: functions of the test decide their answers, and their open calls are counted. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
 import type { DecodeRequest } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
@@ -6,7 +6,7 @@ import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/Pre
 import type { Token__Output } from '../../services/lib/rpc/gen/llavacode/v1/Token.ts';
 import type { WorkerDescription__Output } from '../../services/lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 
-/** Where a request waits for its signal instead of going on. */
+/** Stages at which a request can be made to wait for its signal instead of going on. */
 export type Stage = 'before accepted' | 'before first' | 'before released' | 'before joined' | 'in decode';
 
 export interface Trouble {
@@ -15,7 +15,7 @@ export interface Trouble {
   readonly worker: string;
   /** How many calls of its kind came before this one. */
   readonly call: number;
-  /** Of the next output token. */
+  /** Position of the next output token. */
   readonly position: number;
 }
 
@@ -24,9 +24,9 @@ export interface FakeModel {
   token: (position: number, choice: number, seed: number) => number;
   /** The request stops here until it is aborted. */
   holdAt?: Stage;
-  /** Thrown at a stage. */
+  /** An error that is thrown at a stage. */
   failAt?: { stage: Stage; error: unknown };
-  /** What happens when a call of a worker comes to a stage: it throws what this throws, and stops where it says so. */
+  /** Called when a call of a worker comes to a stage: the call throws what this throws, and stops at 'hang'. */
   trouble?: (at: Trouble) => 'hang' | undefined;
   /** Tokens of one decode event. */
   stepSize?: number;
@@ -34,7 +34,7 @@ export interface FakeModel {
   fingerprint?: string;
   slots?: number;
   prefillTokensPerSecond?: number;
-  /** What they take to say what they are. */
+  /** Time that they take to describe themselves, in ms. */
   describeMs?: number;
 }
 
@@ -42,7 +42,7 @@ export interface FakeWorkers {
   readonly model: FakeModel;
   readonly prefill: { readonly address: string; readonly client: PrefillClient };
   readonly decode: { readonly address: string; readonly client: DecodeClient };
-  /** The same, as if at another address. */
+  /** The same workers, as if at another address. */
   readonly prefillAt: (address: string) => PrefillClient;
   readonly decodeAt: (address: string) => DecodeClient;
   /** Every request that came. */
@@ -75,7 +75,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
   };
   let holding = 0;
 
-  /** Passes, waits for the abort, or throws, as the model has it. */
+  /** Passes, waits for the abort, or throws, as the model says. */
   async function at(stage: Stage, where: Omit<Trouble, 'stage'>, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
     if (model.failAt?.stage === stage) throw model.failAt.error;

@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { echoOf } from '../../services/gateway/completion/sampling.ts';
+import { echoOf } from '../../services/gateway/completion/choice.ts';
 import { completionBody } from '../../services/gateway/http/completion-body.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';

@@ -1,68 +1,69 @@
 /**
- * Admission before work: a prompt waits here, in a fair order, until workers have room for both of its halves. What may
- * wait is bounded by tokens, not by requests: no more than can be computed within the TTFT that is aimed at. A place is
- * reserved at the moment of the check, so that a burst cannot pass it together.
+ * Admission before work: a prompt waits here, in a fair order, until workers have room for both of its halves. The
+ * queue is bounded by tokens, not by requests: it holds no more than can be computed within the target TTFT. A place is
+ * reserved at the moment of the check, so that a burst cannot pass the check together.
  */
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
-import type { QueueOrder } from '../../lib/request/queue-order.ts';
+import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { type Placement, type PlacementRequest, tokensToCompute, type WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
 import { ServiceRate } from './service-rate.ts';
+import type { AdmissionConfig } from './settings.ts';
 
-/** One prompt's wish for workers. */
+/** One prompt asks for workers. */
 export interface QueueRequest extends PlacementRequest {
   readonly tenant: string;
-  /** Lower goes sooner, among the same tenant's. */
+  /** A prompt with a lower value goes sooner, among the same tenant's. */
   readonly priority: number;
-  /** What is left of the request's budget, in ms. */
+  /** Time that is left of the request's budget, in ms. */
   readonly remainingMs: number;
-  /** Another prompt of its request was admitted before it: it waits as long as the request may. */
+  /** Another prompt of the same request was admitted before it: it may wait as long as the request may. */
   readonly sibling?: boolean;
-  /** It was admitted before and its worker was lost: it goes first, and waits longer where there is no worker. */
+  /** It was admitted before and its worker was lost: it goes first, and waits longer for a worker to come up. */
   readonly isReplay: boolean;
 }
 
-export interface DispatcherOptions {
+export interface DispatcherOptions
+  extends Pick<AdmissionConfig, 'targetTtftMs' | 'queueOrder'>,
+    Pick<WorkerPoolConfig, 'connectTimeoutMs'> {
   readonly pool: Pick<
     WorkerPool,
     'place' | 'fits' | 'usable' | 'assertUsable' | 'prefillBacklog' | 'prefillTokensPerSecond' | 'onChange'
   >;
-  /** Time to first token that a request may be made to wait for, in ms. */
-  readonly targetTtftMs: number;
-  /** After the last worker was lost: how long a prompt that it worked on waits for another one to come up, in ms. */
-  readonly patienceMs: number;
-  /** A tenant's share of the service, relative to the others'. */
+  /** A tenant's share of the service, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
-  /** Among prompts of the same tenant and priority. */
-  readonly queueOrder?: QueueOrder;
   /** Monotonic clock, in ms. */
   readonly now?: () => number;
 }
 
 interface QueuedPrompt extends QueueRequest {
   readonly tokens: number;
+  /** Tokens that the tenant is charged: the prompt and the output that may follow. */
   readonly cost: number;
   readonly queuedAtMs: number;
   grant(placement: Placement): void;
   refuse(error: unknown): void;
 }
 
-/** A client that is told to come back later than this would rather ask someone else. */
+/** Longest Retry-After: a client that is told to wait longer goes elsewhere. */
 const LONGEST_RETRY_SECONDS = 60;
-/** After the last worker was lost: how long new prompts wait. Workers that are restarted in turn leave no longer gap. */
+/**
+ * How long new prompts wait for a worker after the last one was lost, in ms. A rolling restart of workers leaves no
+ * longer gap than this.
+ */
 const GRACE_MS = 2_000;
 
 export class Dispatcher {
   readonly #options: DispatcherOptions;
   readonly #now: () => number;
   readonly #queue: FairQueue<QueuedPrompt>;
-  /** Those that were admitted before, in order of coming. */
-  readonly #again: QueuedPrompt[] = [];
+  /** Prompts that were admitted before and lost their worker, in the order in which they came back. */
+  readonly #replays: QueuedPrompt[] = [];
   readonly #rate = new ServiceRate();
-  /** Since when there is no worker, on our clock. */
-  #outageMs: number | undefined = -Infinity;
-  /** When the last outage ended. */
+  /** Start of the outage that lasts now, on our clock; undefined while there are workers. */
+  #outageSinceMs: number | undefined = -Infinity;
+  /** End of the last outage, on our clock. */
   #upSinceMs = -Infinity;
   #outageTimers: NodeJS.Timeout[] = [];
 
@@ -70,21 +71,21 @@ export class Dispatcher {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
     this.#queue = new FairQueue(options.weightOf, options.queueOrder);
-    options.pool.onChange = () => this.#pump();
+    options.pool.onChange(() => this.#pump());
   }
 
   /**
-   * Workers for a prompt, when it is its turn; the caller releases them.
+   * Resolves with workers for a prompt, when it is its turn; the caller releases them.
    * @throws ServingError saturated, no_worker; the signal's reason.
    */
-  place(wish: QueueRequest, signal: AbortSignal): Promise<Placement> {
+  place(request: QueueRequest, signal: AbortSignal): Promise<Placement> {
     return new Promise((resolve, reject) => {
       signal.throwIfAborted();
       const settle = () => signal.removeEventListener('abort', leave);
-      const waiter: QueuedPrompt = {
-        ...wish,
-        tokens: wish.promptTokens,
-        cost: wish.promptTokens + wish.decodes * (wish.positions - wish.promptTokens),
+      const prompt: QueuedPrompt = {
+        ...request,
+        tokens: request.promptTokens,
+        cost: request.promptTokens + request.decodes * (request.positions - request.promptTokens),
         queuedAtMs: this.#now(),
         grant: (placement) => {
           settle();
@@ -95,26 +96,27 @@ export class Dispatcher {
           reject(error);
         },
       };
-      const leave = () => this.#leave(waiter, signal.reason);
-      if (this.#now() - (this.#outageMs ?? Infinity) >= this.#patienceMs(wish.isReplay)) {
+      const leave = () => this.#leave(prompt, signal.reason);
+      if (this.#now() - (this.#outageSinceMs ?? Infinity) >= this.#patienceMs(request.isReplay)) {
         this.#options.pool.assertUsable();
       }
-      if (wish.isReplay) this.#again.push(waiter);
-      else this.#admit(waiter);
+      if (request.isReplay) this.#replays.push(prompt);
+      else this.#admit(prompt);
       signal.addEventListener('abort', leave, { once: true });
       this.#pump();
     });
   }
 
   /**
-   * Takes a newcomer in, where need be at the cost of the tenant that holds most of the queue. When nothing waits or
-   * computes any one prompt is taken, whatever its length; of one request, one waits at a time.
+   * Takes a new prompt into the queue; if there is not room for all, the tenant that holds most of the queue gives way.
+   * When nothing waits or computes, any one prompt is taken, whatever its length. A request has one waiting prompt at a
+   * time.
    * @throws ServingError saturated
    */
   #admit(newcomer: QueuedPrompt): void {
     const { pool, targetTtftMs } = this.#options;
     const rate = this.#rate.bounded(pool.prefillTokensPerSecond);
-    const backlog = pool.prefillBacklog + this.#again.reduce((sum, { tokens }) => sum + tokens, 0);
+    const backlog = pool.prefillBacklog + this.#replays.reduce((sum, { tokens }) => sum + tokens, 0);
     const ahead = this.#queue.tokens + backlog;
     if (ahead > 0 && rate > 0) {
       const refusal = (limit: string, ms: number) =>
@@ -125,7 +127,8 @@ export class Dispatcher {
           { limit, retryAfterSeconds: Math.min(Math.max(1, Math.ceil(ahead / rate)), LONGEST_RETRY_SECONDS) },
         );
       const { remainingMs, tokens } = newcomer;
-      // Of those that wait all counts: the rate at which they are served may be decode's, which knows no cached tokens.
+      // Waiting prompts count in full, cached tokens included: the measured rate may be that of decoding, which does
+      // not depend on cached tokens.
       const own = tokensToCompute(newcomer);
       const before = backlog + this.#queue.ahead(newcomer);
       if (((before + own) / rate) * 1000 > remainingMs) throw refusal('timeout-ms', remainingMs);
@@ -148,14 +151,14 @@ export class Dispatcher {
       const placement = pool.place(next);
       if (placement === undefined) {
         if (!pool.usable || pool.fits(next)) break;
-        // Its workers are gone and those that came hold less: nothing that it could wait for, and others wait behind it.
+        // Its workers are gone and the new ones have smaller slots: waiting is of no use, and others wait behind it.
         const { positions } = next;
         this.#leave(next, new ServingError('no_worker', `no worker is left whose slots hold ${positions} tokens`));
         return;
       }
-      if (next.isReplay) this.#again.shift();
+      if (next.isReplay) this.#replays.shift();
       else this.#queue.take();
-      // Of an outage nobody was served slowly.
+      // Time during an outage does not count: nobody was served slowly, nobody was served at all.
       this.#rate.served(next.tokens, Math.max(next.queuedAtMs, this.#upSinceMs), this.#now());
       next.grant(placement);
     }
@@ -164,46 +167,48 @@ export class Dispatcher {
   }
 
   get #first(): QueuedPrompt | undefined {
-    return this.#again[0] ?? this.#queue.first;
+    return this.#replays[0] ?? this.#queue.first;
   }
 
-  #leave(waiter: QueuedPrompt, reason: unknown): void {
-    const index = this.#again.indexOf(waiter);
-    if (index >= 0) this.#again.splice(index, 1);
-    else if (!this.#queue.remove(waiter)) return;
-    waiter.refuse(reason);
-    this.#pump(); // what stood behind it may fit
+  #leave(prompt: QueuedPrompt, reason: unknown): void {
+    const index = this.#replays.indexOf(prompt);
+    if (index >= 0) this.#replays.splice(index, 1);
+    else if (!this.#queue.remove(prompt)) return;
+    prompt.refuse(reason);
+    this.#pump(); // the prompt behind it may fit
   }
 
-  #patienceMs(again: boolean): number {
-    return again ? this.#options.patienceMs : Math.min(this.#options.patienceMs, GRACE_MS);
+  /** How long a prompt waits for a worker to come up, in ms. */
+  #patienceMs(isReplay: boolean): number {
+    const { connectTimeoutMs } = this.#options;
+    return isReplay ? connectTimeoutMs : Math.min(connectTimeoutMs, GRACE_MS);
   }
 
-  /** From the moment that there is no worker, those who wait do so for a while only. */
+  /** Notices that an outage begins or ends. While it lasts, waiting prompts are refused when their patience is over. */
   #watchOutage(): void {
     const { usable } = this.#options.pool;
-    if (usable === (this.#outageMs === undefined)) return;
-    this.#outageMs = usable ? undefined : this.#now();
+    if (usable === (this.#outageSinceMs === undefined)) return;
+    this.#outageSinceMs = usable ? undefined : this.#now();
     if (usable) this.#upSinceMs = this.#now();
     for (const timer of this.#outageTimers.splice(0)) clearTimeout(timer);
     if (usable) return;
-    for (const again of [false, true]) {
-      const timer = setTimeout(() => this.#giveUp(again), this.#patienceMs(again));
+    for (const isReplay of [false, true]) {
+      const timer = setTimeout(() => this.#giveUp(isReplay), this.#patienceMs(isReplay));
       this.#outageTimers.push(timer.unref());
     }
   }
 
-  #giveUp(again: boolean): void {
-    const waiting = again ? [...this.#again] : this.#queue.entries;
+  #giveUp(isReplay: boolean): void {
+    const waiting = isReplay ? [...this.#replays] : this.#queue.entries;
     try {
       this.#options.pool.assertUsable();
     } catch (error) {
-      for (const waiter of waiting) this.#leave(waiter, error);
+      for (const prompt of waiting) this.#leave(prompt, error);
     }
   }
 
   #observe(): void {
-    metrics.waiting.set(this.#queue.size + this.#again.length);
+    metrics.waiting.set(this.#queue.size + this.#replays.length);
     metrics.waitingTokens.set(this.#queue.tokens);
   }
 }

@@ -1,27 +1,28 @@
 /**
- * Prompts that wait for a worker, fair between tenants: start-time fair queueing over what they cost, which is weighted
- * round robin for jobs of unequal length. Within a tenant the lower priority goes first, then the earlier or, if so
- * ordered, the shorter. Pure: no clock, no workers.
+ * Prompts that wait for a worker, fair between tenants: start-time fair queueing over the cost of prompts, which is
+ * weighted round robin for jobs of unequal length. Within a tenant the prompt with the lower priority value goes first,
+ * then the earlier or, if so ordered, the shorter. Pure: no clock, no workers.
  */
 import { compareQueued, type Queued, type QueueOrder } from '../../lib/request/queue-order.ts';
 
 export interface Waiting extends Queued {
   readonly tenant: string;
-  /** Lower goes sooner, among the same tenant's. */
+  /** An entry with a lower value goes sooner, among the same tenant's. */
   readonly priority: number;
-  /** What the tenant is charged, in tokens: those that may be put out as well. */
+  /** Tokens that the tenant is charged: the prompt and the output that may follow. */
   readonly cost: number;
 }
 
 interface Tenant<E> {
   readonly name: string;
   readonly weight: number;
-  /** In order of service. */
+  /** Waiting entries, in order of service. */
   readonly entries: E[];
-  /** Of these. */
+  /** Sum of the entries' tokens. */
   tokens: number;
+  /** Sum of the entries' costs. */
   cost: number;
-  /** Cost served so far, divided by the weight; while idle it does not fall behind the others. */
+  /** Cost served so far, divided by the weight. While the tenant is idle it does not fall behind the others. */
   served: number;
 }
 
@@ -31,7 +32,7 @@ export class FairQueue<E extends Waiting> {
   readonly #tenants = new Map<string, Tenant<E>>();
   #tokens = 0;
   #size = 0;
-  /** `served` of the tenant that was served last, before it was. */
+  /** The value that `served` of the last served tenant had before. */
   #clock = 0;
 
   /**
@@ -58,17 +59,17 @@ export class FairQueue<E extends Waiting> {
     this.#count(tenant, entry, 1);
   }
 
-  /** All that wait, tenant by tenant. */
+  /** All entries, tenant by tenant. */
   get entries(): E[] {
     return [...this.#tenants.values()].flatMap((tenant) => tenant.entries);
   }
 
-  /** The next one to be served. */
+  /** The next entry to be served. */
   get first(): E | undefined {
     return this.#next()?.entries[0];
   }
 
-  /** Takes the first one out, on its tenant's account. */
+  /** Takes the first entry out and charges its tenant. */
   take(): E | undefined {
     const tenant = this.#next();
     const entry = tenant?.entries.shift();
@@ -80,7 +81,7 @@ export class FairQueue<E extends Waiting> {
     return entry;
   }
 
-  /** Takes out one that nobody waits for any more, on nobody's account; false when it was not waiting. */
+  /** Takes out an entry that nobody waits for any more, and charges nobody. Returns false when it was not waiting. */
   remove(entry: E): boolean {
     const tenant = this.#tenants.get(entry.tenant);
     const index = tenant?.entries.lastIndexOf(entry) ?? -1; // victims stand at the end
@@ -90,19 +91,19 @@ export class FairQueue<E extends Waiting> {
     return true;
   }
 
-  /** Tokens that would be served before `entry`, did it wait and nobody come after it. Changes nothing. */
+  /** Tokens that would be served before `entry` if it joined the queue and nobody came after it. Changes nothing. */
   ahead(entry: E): number {
     const tenant = this.#tenants.get(entry.tenant);
     const own = tenant?.entries ?? [];
     let [ahead, cost] = [tenant?.tokens ?? 0, tenant?.cost ?? 0];
-    // Mostly it stands last.
+    // Usually it goes last: walk from the end.
     for (let i = own.length - 1, place = this.#placeOf(own, entry); i >= place; i--) {
       ahead -= own[i]!.tokens;
       cost -= own[i]!.cost;
     }
     const served = Math.max(tenant?.served ?? 0, own.length > 0 ? 0 : this.#clock);
     const turn = served + cost / this.#weightOf(entry.tenant);
-    let earlier = true; // on ties the one that came first is served
+    let earlier = true; // on ties the tenant that came first is served
     for (const other of this.#tenants.values()) {
       if (other === tenant) earlier = false;
       else ahead += tokensBefore(other, turn, earlier);
@@ -111,8 +112,8 @@ export class FairQueue<E extends Waiting> {
   }
 
   /**
-   * Who would have to go so that `entry` fits within `limit` tokens: whoever stands last with the tenant that holds the
-   * most for its weight, again and again. undefined when that is `entry` itself. Changes nothing.
+   * The entries that would have to go so that `entry` fits within `limit` tokens: again and again the last entry of the
+   * tenant that holds the most for its weight. undefined when that is `entry` itself. Changes nothing.
    */
   victims(entry: E, limit: number): E[] | undefined {
     let tokens = this.#tokens + entry.tokens;
@@ -141,10 +142,10 @@ export class FairQueue<E extends Waiting> {
     return victims;
   }
 
-  /** Its place among those of its tenant. */
+  /** The index of `entry` among those of its tenant. */
   #placeOf(entries: readonly E[], entry: E): number {
-    const goesBefore = (other: E) => other.priority - entry.priority || compareQueued(other, entry, this.#order);
-    return entries.findLastIndex((other) => goesBefore(other) <= 0) + 1;
+    const order = (other: E) => other.priority - entry.priority || compareQueued(other, entry, this.#order);
+    return entries.findLastIndex((other) => order(other) <= 0) + 1;
   }
 
   #tenant(name: string): Tenant<E> {
@@ -155,7 +156,7 @@ export class FairQueue<E extends Waiting> {
     return fresh;
   }
 
-  /** Of those who wait, the tenant that was served least; on ties the one that came first. */
+  /** The tenant that was served least, among those with waiting entries; on ties the one that came first. */
   #next(): Tenant<E> | undefined {
     let least: Tenant<E> | undefined;
     for (const tenant of this.#tenants.values()) {
@@ -171,7 +172,7 @@ export class FairQueue<E extends Waiting> {
     this.#size += sign;
   }
 
-  /** Tenants that owe nothing: they would come back as new ones. */
+  /** Forgets idle tenants that owe nothing: they would come back with the same standing as new ones. */
   #forgetIdle(): void {
     for (const [name, tenant] of this.#tenants) {
       if (tenant.entries.length === 0 && tenant.served <= this.#clock) this.#tenants.delete(name);
@@ -193,7 +194,7 @@ function tokensBefore<E extends Waiting>(tenant: Tenant<E>, turn: number, onTies
   return before;
 }
 
-/** Who holds the most for its weight, of those who hold any; on ties the last. */
+/** The holder with the highest cost for its weight, among those that hold any; on ties the last. */
 function largest<H extends { readonly weight: number; readonly left: number; readonly cost: number }>(
   holders: readonly H[],
 ): H | undefined {

@@ -1,47 +1,48 @@
-/** What is in work, how many completions of it, and the signal that ends each: with the reason why. */
+/** Requests in flight: a limit on their number, and the signal that ends each, with the reason why. */
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
+import type { AdmissionConfig } from './settings.ts';
 
-export interface InflightOptions {
-  readonly maxInflight: number;
-  /** A tenant's share of them, relative to the others'. */
+export interface InflightOptions extends Pick<AdmissionConfig, 'maxInflight' | 'requestTimeoutMs'> {
+  /** A tenant's share of the places, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
-  /** Largest budget of a request, and that of those that name none, in ms. */
-  readonly requestTimeoutMs: number;
-  /** Once aborted, nothing new is admitted; what runs goes on. */
+  /** Once aborted, nothing new is admitted; requests that run go on. */
   readonly draining: AbortSignal;
 }
 
 export interface InflightRequest {
-  /** Budget of the request, in ms. */
+  /** Time budget of the request, in ms; the largest where not given. */
   readonly timeoutMs?: number | undefined;
-  /** Of what a person does at one place: the latest request supersedes those before. Names of two tenants differ. */
+  /**
+   * Names what a person does in one place: the latest request of a session supersedes the one before. Names of two
+   * tenants differ.
+   */
   readonly session?: string | undefined;
   readonly tenant?: string;
-  /** Of the tenant's requests. */
+  /** Most requests of the tenant in flight; undefined where it has no limit of its own. */
   readonly maxInflight?: number | undefined;
 }
 
-/** What is in work, of whatever kind. */
+/** Work in flight, of any kind. */
 export interface Attended {
   /** Aborted with the reason why it must end: client_gone, deadline_exceeded, superseded, draining. */
   readonly signal: AbortSignal;
   abort(reason: ServingError): void;
-  /** It is over; twice is harmless. */
+  /** The work is over. Calling it twice is harmless. */
   release(): void;
 }
 
-/** A request's place among those in work. */
+/** A completion's place among those in flight. */
 export interface Admitted extends Attended {
-  /** When its budget is spent, in ms of the monotonic clock. */
+  /** Time at which its budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs: number;
 }
 
 export class InflightRequests {
   readonly #options: InflightOptions;
-  /** Whose each is. */
+  /** Completions, each with its tenant. */
   readonly #running = new Map<AbortController, string>();
-  /** Uploads and removals: bounded by the indexer, and by limits of their own. */
+  /** Uploads and removals: the indexer bounds them, and limits of their own. */
   readonly #others = new Set<AbortController>();
   readonly #sessions = new Map<string, AbortController>();
   #whenIdle: (() => void)[] = [];
@@ -51,29 +52,29 @@ export class InflightRequests {
   }
 
   /** @throws ServingError draining, saturated */
-  admit({ timeoutMs, session, tenant = '', maxInflight: ofTenant }: InflightRequest = {}): Admitted {
+  admit({ timeoutMs, session, tenant = '', maxInflight: tenantLimit }: InflightRequest = {}): Admitted {
     const { maxInflight, requestTimeoutMs, draining } = this.#options;
     draining.throwIfAborted();
     const earlier = session === undefined ? undefined : this.#sessions.get(session);
-    // Neither those that were aborted, which are on their way out, nor whom it supersedes may keep it out.
-    const inWork = [...this.#running].filter(([other]) => !other.signal.aborted && other !== earlier);
-    const own = inWork.filter(([, other]) => other === tenant).length;
-    if (ofTenant !== undefined && own >= ofTenant) {
-      throw new ServingError('quota_exceeded', `${ofTenant} requests of tenant ${tenant} are in work`, {
+    // Neither requests that were aborted, which are about to end, nor the one that it supersedes may keep it out.
+    const inFlight = [...this.#running].filter(([other]) => !other.signal.aborted && other !== earlier);
+    const own = inFlight.filter(([, other]) => other === tenant).length;
+    if (tenantLimit !== undefined && own >= tenantLimit) {
+      throw new ServingError('quota_exceeded', `${tenantLimit} requests of tenant ${tenant} are in flight`, {
         retryAfterSeconds: 1,
         limit: 'max-inflight',
       });
     }
-    // A tenant that has less than its share is not kept out by those who have more, until there are twice as many: else each
-    // of many tenants, come one after the other, would add its share to what is there.
-    const full = inWork.length >= maxInflight;
-    if (full && (inWork.length >= 2 * maxInflight || own >= this.#shareOf(tenant, inWork))) {
-      throw new ServingError('saturated', `${maxInflight} requests are in work (--max-inflight)`, {
+    // A tenant that has less than its share is not kept out by tenants that have more, until there are twice as many
+    // requests: otherwise each of many tenants, one after the other, would add its share to what is there.
+    const full = inFlight.length >= maxInflight;
+    if (full && (inFlight.length >= 2 * maxInflight || own >= this.#shareOf(tenant, inFlight))) {
+      throw new ServingError('saturated', `${maxInflight} requests are in flight (--max-inflight)`, {
         retryAfterSeconds: 1,
         limit: 'max-inflight',
       });
     }
-    // Not before it is let in: else both would be lost.
+    // Only now that the new request is let in: otherwise both would be lost.
     earlier?.abort(new ServingError('superseded', 'a newer request of the same session came'));
     const controller = new AbortController();
     const budgetMs = Math.min(timeoutMs ?? requestTimeoutMs, requestTimeoutMs);
@@ -92,19 +93,22 @@ export class InflightRequests {
         if (session !== undefined && this.#sessions.get(session) === controller) this.#sessions.delete(session);
         this.#running.delete(controller);
         metrics.running.set(this.#running.size);
-        this.#settle();
+        this.#resolveIfIdle();
       },
     };
   }
 
-  #shareOf(tenant: string, inWork: readonly (readonly [AbortController, string])[]): number {
+  #shareOf(tenant: string, inFlight: readonly (readonly [AbortController, string])[]): number {
     const { maxInflight, weightOf = () => 1 } = this.#options;
-    const tenants = new Set([tenant, ...inWork.map(([, other]) => other)]);
+    const tenants = new Set([tenant, ...inFlight.map(([, other]) => other)]);
     const weights = [...tenants].reduce((sum, each) => sum + weightOf(each), 0);
     return (maxInflight * weightOf(tenant)) / weights;
   }
 
-  /** As {@link admit}, for what is no completion: it takes no place and has no budget. @throws ServingError draining */
+  /**
+   * Lets in work that is not a completion: it takes no place and has no budget.
+   * @throws ServingError draining
+   */
   attend(): Attended {
     this.#options.draining.throwIfAborted();
     const controller = new AbortController();
@@ -114,28 +118,28 @@ export class InflightRequests {
       abort: (reason) => controller.abort(reason),
       release: () => {
         this.#others.delete(controller);
-        this.#settle();
+        this.#resolveIfIdle();
       },
     };
   }
 
-  /** Waits until nothing is in work; what still is after `timeoutMs` is aborted. */
+  /** Waits until nothing is in flight; work that is still in flight after `timeoutMs` is aborted. */
   async drain(timeoutMs: number): Promise<void> {
     if (this.#idle) return;
     const idle = new Promise<void>((resolve) => this.#whenIdle.push(resolve));
-    const patience = setTimeout(() => {
+    const timer = setTimeout(() => {
       const reason = new ServingError('draining', 'the gateway is shutting down and the request took too long');
       for (const controller of [...this.#running.keys(), ...this.#others]) controller.abort(reason);
     }, timeoutMs);
     await idle;
-    clearTimeout(patience);
+    clearTimeout(timer);
   }
 
   get #idle(): boolean {
     return this.#running.size + this.#others.size === 0;
   }
 
-  #settle(): void {
+  #resolveIfIdle(): void {
     if (this.#idle) for (const resolve of this.#whenIdle.splice(0)) resolve();
   }
 }

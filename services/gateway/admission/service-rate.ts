@@ -1,11 +1,11 @@
 /**
- * How fast the queue is served while it is not empty: tokens per second over the last few grants. Slower than what prefill
- * can compute, it is decode that holds things up. Pure: the caller says what time it is.
+ * How fast the queue is served while it is not empty: tokens per second over the last few grants. Where that is slower
+ * than prefill can compute, decode is the bottleneck. Pure: the caller says what time it is.
  */
 
-/** What an earlier grant still counts when the next one comes. */
+/** Factor by which earlier grants count less with each further grant. */
 const MEMORY = 0.9;
-/** Seconds of waiting that have to be seen before the figure means something. */
+/** Seconds of waiting that must have been measured before the rate means something. */
 const ENOUGH_SECONDS = 0.5;
 
 export class ServiceRate {
@@ -13,14 +13,14 @@ export class ServiceRate {
   #seconds = 0;
   #lastMs = -Infinity;
 
-  /** @param sinceMs when it began to wait: time in which nobody waited does not count. */
+  /** @param sinceMs when the prompt began to wait: time in which nobody waited does not count. */
   served(tokens: number, sinceMs: number, nowMs: number): void {
     this.#tokens = this.#tokens * MEMORY + tokens;
     this.#seconds = this.#seconds * MEMORY + (nowMs - Math.max(sinceMs, this.#lastMs)) / 1000;
     this.#lastMs = nowMs;
   }
 
-  /** Nobody waits: what was measured says nothing about what comes. */
+  /** Nobody waits: the rate measured so far says nothing about the prompts that come next. */
   idle(): void {
     this.#tokens = 0;
     this.#seconds = 0;

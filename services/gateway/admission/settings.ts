@@ -1,5 +1,6 @@
 /** The settings of admission: how much work is taken in, and whose. */
 import { z } from 'zod';
+import type { ConfigOf } from '../../lib/process/config.ts';
 import { milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { QUEUE_SETTINGS } from '../../lib/request/settings.ts';
 
@@ -18,6 +19,7 @@ export const ADMISSION_SETTINGS = {
     .default('')
     .describe('shares of tenants under load, tenant=weight[,…]; 1 for those that are not named'),
 };
+export type AdmissionConfig = ConfigOf<typeof ADMISSION_SETTINGS>;
 
 /** The weight of each tenant that the setting names; undefined where its form is wrong. */
 export function parseTenantWeights(list: string): ReadonlyMap<string, number> | undefined {

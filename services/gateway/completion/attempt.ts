@@ -1,64 +1,71 @@
 /**
- * One try at one prompt, by the workers of one placement: a prefill call, and a decode call per choice, sent as soon as the
- * prompt has its slot: it pulls the KV while prefill still computes. Knows workers and tokens, not text or clients.
+ * One attempt at one prompt, by the workers of one placement: a prefill call, and a decode call per choice. A decode
+ * call is sent as soon as the prompt has its slot: it pulls the KV while prefill still computes. An attempt knows
+ * workers and tokens, not text or clients.
  */
-
 import { Deferred } from '../../lib/async/deferred.ts';
+import { Watchdog } from '../../lib/async/watchdog.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { DecodeEvent__Output } from '../../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { KvHandle__Output } from '../../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { PrefillEvent__Output } from '../../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
+import type { PrefillRequest } from '../../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage, softTokensMessage } from '../../lib/rpc/messages.ts';
+import { isSharedWithPrefill } from '../workers/blame.ts';
+import type { WorkerLease } from '../workers/worker.ts';
 import type { Placement } from '../workers/worker-pool.ts';
-import type { WorkerLease } from '../workers/worker-set.ts';
 
 export type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
 export type Step = NonNullable<DecodeEvent__Output['step']>;
 
-export interface AttemptRequest {
-  readonly requestId: string;
-  /** Of the bundle that the token ids belong to. */
-  readonly fingerprint: string;
-  readonly cacheSalt: string;
-  readonly prompt: TokenPrompt;
-  /** One per choice. */
-  readonly samplings: readonly Sampling[];
-  /** Of each choice, the first one included. */
-  readonly maxTokens: number;
-  /** Alternatives per prompt token to report; -1 for none. */
-  readonly promptLogprobs: number;
-  /** When the request's budget is spent, in ms of the monotonic clock. */
-  readonly deadlineMs: number;
-  /** A joined sequence that brings no token for so long is lost, in ms. */
-  readonly stallTimeoutMs: number;
-  /** Told what the workers measured. */
+/** Receives the durations that the workers measured on their own clocks. */
+export interface AttemptObserver {
   readonly onAccepted: (accepted: NonNullable<PrefillEvent__Output['accepted']>) => void;
   readonly onFirst: (first: FirstTokens) => void;
   readonly onJoined: (joined: NonNullable<DecodeEvent__Output['joined']>) => void;
 }
 
-/** Why a call is cancelled that is no longer needed. */
+export interface AttemptRequest extends AttemptObserver {
+  readonly requestId: string;
+  /** SHA-256 (hex) of the bundle that the token ids belong to. */
+  readonly fingerprint: string;
+  readonly cacheSalt: string;
+  readonly prompt: TokenPrompt;
+  /** One per choice. */
+  readonly samplings: readonly Sampling[];
+  /** Output tokens of each choice, the first one included. */
+  readonly maxTokens: number;
+  /** Alternatives per prompt token to report; -1 for none. */
+  readonly promptLogprobs: number;
+  /** Time at which the request's budget is spent, in ms of the monotonic clock. */
+  readonly deadlineMs: number;
+  /** A joined sequence that brings no token for so long is lost, in ms. */
+  readonly stallTimeoutMs: number;
+}
+
+/** Reason with which a call is aborted that is no longer needed. */
 export const FINISHED = new Error('finished');
 
-export class Leg {
+export class Attempt {
   readonly #request: AttemptRequest;
   readonly #placement: Placement;
   readonly #accepted = new Deferred<KvHandle__Output>();
   readonly #first = new Deferred<FirstTokens>();
   readonly #finished = new AbortController();
   /** Choices that have not taken their copy of the KV yet, and what ends their wait for one that will never come. */
-  readonly #waiting: Map<number, AbortController>;
+  readonly #awaitingKv: Map<number, AbortController>;
   #prefilling = Promise.resolve();
-  readonly #failed = new Set<string>();
+  readonly #failedWorkers = new Set<string>();
+  /** Some choice will never take its copy of the KV, for which prefill would wait. */
   #abandoned = false;
   #hasFirst = false;
 
   constructor(request: AttemptRequest, placement: Placement) {
     this.#request = request;
     this.#placement = placement;
-    this.#waiting = new Map(placement.decodes.map((_, choice) => [choice, new AbortController()]));
+    this.#awaitingKv = new Map(placement.decodes.map((_, choice) => [choice, new AbortController()]));
   }
 
   /** Sends the prompt. */
@@ -66,7 +73,7 @@ export class Leg {
     this.#prefilling = this.#prefill(signal);
   }
 
-  /** The first token of every choice. Rejects when prefill failed: then nothing of this leg can be used. */
+  /** The first token of every choice. Rejects when prefill failed: then nothing of this attempt can be used. */
   get first(): Promise<FirstTokens> {
     return this.#first.promise;
   }
@@ -75,165 +82,150 @@ export class Leg {
     return this.#hasFirst;
   }
 
-  /** Addresses of workers that failed: another try had better go to others. */
-  get failed(): ReadonlySet<string> {
-    return this.#failed;
+  /** Addresses of workers that failed: the next attempt should go to others. */
+  get failedWorkers(): ReadonlySet<string> {
+    return this.#failedWorkers;
   }
 
   /**
-   * What follows a choice's first token, to the end.
+   * The tokens after a choice's first one, to the end.
    * @throws ServingError of the worker, worker_lost, worker_stalled; the signal's reason.
    */
   async *decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {
-    const { requestId, samplings, maxTokens, deadlineMs, stallTimeoutMs, onJoined } = this.#request;
+    const { requestId, samplings, maxTokens, deadlineMs, onJoined } = this.#request;
     const worker = this.#placement.decodes[choice]!;
-    const stall = new Watchdog(stallTimeoutMs, worker.address);
-    const waiting = this.#waiting.get(choice)!.signal;
+    const stall = this.#stallOf(worker);
+    const kvLost = this.#awaitingKv.get(choice)!.signal;
     const kv = await this.#accepted.promise;
     let [joined, failed] = [false, false];
     try {
       const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
-      const live = AbortSignal.any([signal, worker.lost, stall.signal, waiting]);
+      const live = AbortSignal.any([signal, worker.lost, stall.signal, kvLost]);
       for await (const event of worker.client.decode(call, live, deadlineMs)) {
         stall.stop();
         if (event.joined) {
           joined = true;
           onJoined(event.joined);
-          this.#took(choice);
+          this.#noLongerAwaitsKv(choice);
         }
         if (event.step) yield event.step; // the reader leaves here with the last one
         if (event.step?.finishReason) return;
-        stall.start(); // from here on it is the worker that we wait for; before, it was the client
+        stall.start(); // from here on we wait for the worker; before, for the client
       }
       throw new ServingError('worker_lost', `${worker.address} ended decoding before the end of the text`);
     } catch (error) {
       failed = true;
-      if (!signal.aborted && !waiting.aborted) {
-        this.#blame(worker, error);
-        // Whose fault it is that a KV cache did not come: in the long run, whose others do not come either.
-        if (ServingError.from(error).code.startsWith('kv_')) this.#blame(this.#placement.prefill, error);
+      if (!signal.aborted && !kvLost.aborted) {
+        this.#failed(worker, error);
+        if (isSharedWithPrefill(ServingError.from(error))) this.#failed(this.#placement.prefill, error);
       }
       throw error;
     } finally {
       if (joined && !failed) worker.succeeded();
       stall.stop();
       if (!joined) this.#abandoned = true;
-      this.#took(choice);
+      this.#noLongerAwaitsKv(choice);
       worker.release();
     }
   }
 
-  /** A choice was lost and will not take the KV: when the others have theirs, nobody is left to wait for. */
+  /** A choice was lost and will not take the KV: when the others have theirs, prefill need not wait any more. */
   abandon(): void {
     this.#abandoned = true;
-    this.#settle();
+    this.#endIdlePrefill();
   }
 
   /** Frees what was not taken, and resolves when the prefill call has ended. To be called whatever happens. */
   async end(): Promise<void> {
     this.#finished.abort(FINISHED);
     await this.#prefilling;
-    this.#succeeded();
+    this.#prefillSucceeded();
     for (const worker of [this.#placement.prefill, ...this.#placement.decodes]) worker.release();
   }
 
-  /** Of prefill: its KV was taken, or was not wanted after all. */
-  #succeeded(): void {
-    const { prefill } = this.#placement;
-    if (this.#hasFirst && !this.#failed.has(prefill.address)) prefill.succeeded();
+  #stallOf({ address }: WorkerLease<unknown>): Watchdog {
+    const { stallTimeoutMs } = this.#request;
+    return new Watchdog(stallTimeoutMs, () => {
+      const message = `${address} sent no token for ${stallTimeoutMs} ms (--stall-timeout-ms)`;
+      return new ServingError('worker_stalled', message);
+    });
   }
 
-  #blame(worker: WorkerLease<unknown>, error: unknown): void {
-    this.#failed.add(worker.address);
+  /** Its KV was taken, or was not needed after all. */
+  #prefillSucceeded(): void {
+    const { prefill } = this.#placement;
+    if (this.#hasFirst && !this.#failedWorkers.has(prefill.address)) prefill.succeeded();
+  }
+
+  #failed(worker: WorkerLease<unknown>, error: unknown): void {
+    this.#failedWorkers.add(worker.address);
     worker.failed(error);
   }
 
-  #took(choice: number): void {
-    this.#waiting.delete(choice);
-    this.#settle();
+  #noLongerAwaitsKv(choice: number): void {
+    this.#awaitingKv.delete(choice);
+    this.#endIdlePrefill();
   }
 
-  /** Where not all take the KV prefill would wait for them. */
-  #settle(): void {
-    if (this.#abandoned && this.#hasFirst && this.#waiting.size === 0) this.#finished.abort(FINISHED);
+  /** Prefill holds the KV until all choices have taken it: where some never will, the call is ended here. */
+  #endIdlePrefill(): void {
+    if (this.#abandoned && this.#hasFirst && this.#awaitingKv.size === 0) this.#finished.abort(FINISHED);
   }
 
-  /** Follows the prefill call to its end. Never throws: a failure reaches the choices through what they wait for. */
-  async #prefill(signal: AbortSignal): Promise<void> {
-    const { requestId, fingerprint, prompt, samplings, maxTokens, ...request } = this.#request;
-    const worker = this.#placement.prefill;
-    const live = AbortSignal.any([signal, worker.lost, this.#finished.signal]);
-    const call = {
+  #prefillCall(): PrefillRequest {
+    const { requestId, fingerprint, prompt, samplings, maxTokens, promptLogprobs, cacheSalt } = this.#request;
+    return {
       requestId,
       fingerprint,
       tokenIds: Array.from(prompt.ids),
       soft: softTokensMessage(prompt.soft),
       choices: samplings.map(samplingMessage),
       readers: maxTokens > 1 ? samplings.length : 0,
-      promptLogprobs: request.promptLogprobs,
-      cacheSalt: request.cacheSalt,
+      promptLogprobs,
+      cacheSalt,
     };
-    // What has been resolved stays so: a prefill worker that is lost after its work was done harms those alone that wait
-    // for its KV.
-    const refuse = (error: unknown) => {
+  }
+
+  /**
+   * Follows the prefill call to its end. It never throws: a failure reaches the choices through what they wait for. A
+   * promise that has resolved stays resolved: losing the prefill worker after its work was done affects only the
+   * choices that still wait for its KV.
+   */
+  async #prefill(signal: AbortSignal): Promise<void> {
+    const { onAccepted, onFirst, deadlineMs } = this.#request;
+    const worker = this.#placement.prefill;
+    const live = AbortSignal.any([signal, worker.lost, this.#finished.signal]);
+    const reject = (error: unknown) => {
       this.#accepted.reject(error);
       this.#first.reject(error);
     };
     try {
-      for await (const { accepted, first, released } of worker.client.prefill(call, live, request.deadlineMs)) {
+      for await (const { accepted, first, released } of worker.client.prefill(this.#prefillCall(), live, deadlineMs)) {
         if (accepted?.kv) {
-          request.onAccepted(accepted);
+          onAccepted(accepted);
           worker.started();
           this.#accepted.resolve(accepted.kv);
         }
         if (first) {
-          request.onFirst(first);
+          onFirst(first);
           this.#hasFirst = true;
           this.#first.resolve(first);
           worker.releaseLoad(); // the next prompt may come
-          this.#settle();
+          this.#endIdlePrefill();
         }
         if (released) {
-          this.#succeeded();
+          this.#prefillSucceeded();
           break;
         }
       }
-      refuse(new ServingError('worker_lost', `${worker.address} ended prefill without a first token`));
+      reject(new ServingError('worker_lost', `${worker.address} ended prefill without a first token`));
     } catch (error) {
-      if (!signal.aborted && !this.#finished.signal.aborted) this.#blame(worker, error);
-      refuse(error);
+      if (!signal.aborted && !this.#finished.signal.aborted) this.#failed(worker, error);
+      reject(error);
       // Their decoders would hear of it late: from a network that says nothing, or when a slot is free.
-      for (const waiting of this.#waiting.values()) waiting.abort(error);
+      for (const kvLost of this.#awaitingKv.values()) kvLost.abort(error);
     } finally {
       worker.release();
     }
-  }
-}
-
-/** Aborts its signal when nothing came for a while. */
-class Watchdog {
-  readonly #controller = new AbortController();
-  readonly #timeoutMs: number;
-  readonly #address: string;
-  #timer: NodeJS.Timeout | undefined;
-
-  constructor(timeoutMs: number, address: string) {
-    this.#timeoutMs = timeoutMs;
-    this.#address = address;
-  }
-
-  get signal(): AbortSignal {
-    return this.#controller.signal;
-  }
-
-  start(): void {
-    this.#timer = setTimeout(() => {
-      const message = `${this.#address} sent no token for ${this.#timeoutMs} ms (--stall-timeout-ms)`;
-      this.#controller.abort(new ServingError('worker_stalled', message));
-    }, this.#timeoutMs);
-  }
-
-  stop(): void {
-    clearTimeout(this.#timer);
   }
 }

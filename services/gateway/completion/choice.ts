@@ -1,6 +1,15 @@
-/** One choice of a completion: token ids in, what the client sees out. Knows nothing of workers or HTTP. */
+/**
+ * One choice of a completion: token ids in, what the client sees out, the echoed prompt included. It knows neither
+ * workers nor HTTP.
+ */
 import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
+import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import { Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';
+import { leadingIds } from '../../lib/text/prompt.ts';
+import type { PromptFormat } from '../../lib/text/prompt-format.ts';
+import type { Tokenizer } from '../../lib/text/tokenizer.ts';
+import type { CompletionRequest } from '../request.ts';
+import { stopIdsOf } from './sampling.ts';
 
 /** OpenAI's logprobs of a stretch of tokens; offsets count Unicode characters from the start of the choice's text. */
 export interface Logprobs {
@@ -10,14 +19,14 @@ export interface Logprobs {
   readonly text_offset: number[];
 }
 
-/** What came of some new tokens of one choice. Deltas of a choice, put together, are the whole of it. */
+/** The output of some new tokens of one choice. The deltas of a choice, put together, are the whole choice. */
 export interface ChoiceDelta {
   /** Index of the prompt within the request, and of the choice within the prompt. */
   readonly prompt: number;
   readonly choice: number;
   readonly text: string;
   readonly tokenIds: readonly number[];
-  /** Of the prompt; in the first delta only. */
+  /** Token ids of the prompt; in the first delta only. */
   readonly promptTokenIds: readonly number[] | undefined;
   readonly logprobs: Logprobs | null;
   readonly finishReason: FinishReason | null;
@@ -32,11 +41,11 @@ export interface ChoiceRules {
   readonly stopIds: ReadonlySet<number>;
   readonly wantLogprobs: boolean;
   readonly bytes: (id: number) => Uint8Array;
-  /** Whether a token is no text. */
+  /** Whether a token is left out of the text, as special tokens are. */
   readonly skip: (id: number) => boolean;
 }
 
-/** The prompt, given back in front of a choice. */
+/** The prompt, as it is given back in front of a choice. */
 export interface Echo {
   readonly text: string;
   readonly tokens: readonly SampledToken[];
@@ -46,10 +55,10 @@ export class Choice {
   readonly #rules: ChoiceRules;
   readonly #detokenizer: Detokenizer;
   readonly #stops: StopStrings;
-  /** Until the first delta has taken them. */
+  /** undefined once the first delta has taken them. */
   #promptTokenIds: readonly number[] | undefined;
   #echo: Echo | undefined;
-  /** Unicode characters of the text so far, stop strings and what is held back included. */
+  /** Unicode characters of the text so far, stop strings and text that is held back included. */
   #offset = 0;
   readonly #ids: number[] = [];
   #logprobSum = 0;
@@ -71,19 +80,19 @@ export class Choice {
     return this.#finish !== undefined;
   }
 
-  /** The output so far. */
+  /** Output token ids so far. */
   get ids(): readonly number[] {
     return this.#ids;
   }
 
-  /** What several choices are compared by. */
+  /** Mean logprob of the output: the likeliest of several choices has the highest. */
   get meanLogprob(): number {
     return this.#ids.length === 0 ? 0 : this.#logprobSum / this.#ids.length;
   }
 
   /**
-   * Takes new tokens, in order. After the one that ends the choice the rest is ignored.
-   * @param reported what the worker says about the last of them.
+   * Takes new tokens, in order. Those after the one that ends the choice are ignored.
+   * @param reported finish reason that the worker gives for the last of them.
    */
   push(tokens: readonly SampledToken[], reported?: FinishReason): ChoiceDelta {
     const { prompt, choice, maxTokens, wantLogprobs } = this.#rules;
@@ -105,7 +114,7 @@ export class Choice {
     return { prompt, choice, text, tokenIds, promptTokenIds, logprobs: wantLogprobs ? logprobs : null, finishReason };
   }
 
-  /** The text that a token sets free. */
+  /** The text that can be shown after one more token. */
   #take(id: number): string {
     const { stopIds, maxTokens, minTokens } = this.#rules;
     this.#ids.push(id);
@@ -117,7 +126,7 @@ export class Choice {
     return count >= maxTokens ? text + this.#end('length') : text;
   }
 
-  /** The text that was held back to the end. */
+  /** Ends the choice. Returns the text that was held back until now. */
   #end(reason: FinishReason): string {
     const text = this.#stops.push(this.#detokenizer.end()) + this.#stops.end();
     this.#finish = this.#stops.stopped ? 'stop' : reason;
@@ -137,7 +146,7 @@ export class Choice {
     return echo.text;
   }
 
-  /** @param unpredicted the first token of a text: nothing predicts it. */
+  /** @param unpredicted whether it is the first token of a text, which nothing predicts. */
   #report(logprobs: Logprobs, token: SampledToken, unpredicted = false): void {
     const alternatives = [token, ...(token.top ?? [])].map(({ id, logprob = 0 }) => [this.#name(id), logprob] as const);
     logprobs.tokens.push(this.#name(token.id));
@@ -146,13 +155,59 @@ export class Choice {
     logprobs.text_offset.push(this.#offset);
   }
 
-  /** A token's text, or its bytes as OpenAI writes them where they are no whole characters. */
+  /** A token's text, or its bytes as OpenAI writes them where they are not whole characters. */
   #name(id: number): string {
     const bytes = this.#rules.bytes(id);
     const text = Buffer.from(bytes).toString('utf8');
     if (Buffer.from(text).equals(bytes)) return text;
     return `bytes:${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`;
   }
+}
+
+/** The choices of the prompt at `promptIndex`, with nothing in them yet. */
+export function choicesOf(
+  request: CompletionRequest,
+  promptIndex: number,
+  prompt: TokenPrompt,
+  tokenizer: Tokenizer,
+  format: PromptFormat,
+): Choice[] {
+  const stopIds = new Set(stopIdsOf(request, format));
+  const markers = new Set(format.stopIds);
+  const promptTokenIds = Array.from(prompt.ids);
+  return Array.from({ length: request.bestOf }, (_, choice) => {
+    const rules = {
+      prompt: promptIndex,
+      choice,
+      maxTokens: request.maxTokens,
+      minTokens: request.sampling.minTokens,
+      stop: request.stop,
+      stopIds,
+      wantLogprobs: request.logprobs !== undefined,
+      bytes: (id: number) => tokenizer.bytes(id),
+      skip: (id: number) => tokenizer.isSpecial(id) || markers.has(id),
+    };
+    return new Choice(rules, promptTokenIds);
+  });
+}
+
+/**
+ * The prompt as it is given back: the client's own text, unless it was truncated.
+ * @param logprobs one per prompt position, or none.
+ */
+export function echoOf(
+  request: CompletionRequest,
+  promptIndex: number,
+  prompt: TokenPrompt,
+  logprobs: readonly SampledToken[],
+  tokenizer: Tokenizer,
+): Echo {
+  const input = request.prompts[promptIndex]!;
+  const asSent = typeof input === 'string' && request.truncatePromptTokens === undefined ? input : undefined;
+  const leading = leadingIds(tokenizer, { prompt: input, addSpecialTokens: request.addSpecialTokens }, false).length;
+  const ids = Array.from(prompt.ids).slice(leading);
+  const own = logprobs.slice(leading);
+  return { text: asSent ?? tokenizer.decode(ids), tokens: ids.map((id, i) => ({ ...own[i], id })) };
 }
 
 function characters(text: string): number {

@@ -1,14 +1,14 @@
 /**
- * A sample of a completion for the log, for those who ask for it: where lines, brackets and the cursor are, to see what a
- * prompt looked like, and none of what it said. Every letter and digit is blotted out.
+ * A sample of a completion for the log, for operators who ask for it. It shows the shape of a prompt (lines, brackets,
+ * the cursor) and nothing of its content: every letter and digit is blotted out.
  */
 import type { CompletionRequest } from '../request.ts';
 
-/** Characters of each part that are kept: the end of what precedes the cursor, the beginning of the rest. */
+/** Characters that are kept of each part: the end of the text before the cursor, the beginning of the others. */
 const KEPT = 400;
 
-/** `return x1 + "é"` as `xxxxxx x9 + "x"`: letters, digits and all that is not ASCII lose their meaning. */
-export function redacted(text: string): string {
+/** `return x1 + "é"` becomes `xxxxxx x9 + "x"`: letters, digits and all that is not ASCII lose their meaning. */
+function redacted(text: string): string {
   return text
     .replace(/[\p{L}\p{M}]/gu, (letter) => (/[\p{Lu}\p{Lt}]/u.test(letter) ? 'X' : 'x'))
     .replace(/\p{N}/gu, '9')
@@ -25,7 +25,7 @@ export class RedactedSample {
     this.#suffix = suffix === undefined ? undefined : redacted(suffix.slice(0, KEPT));
   }
 
-  /** Of the first choice, as it goes out. */
+  /** Adds text of the first choice, as it goes out. */
   add(text: string): void {
     if (this.#text.length < KEPT) this.#text += redacted(text.slice(0, KEPT));
   }

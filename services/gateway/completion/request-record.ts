@@ -1,12 +1,12 @@
-/** What is known about one request: filled while it travels, written once at its end as metrics and one log line. */
+/** The record of one request: filled on its way, written once at its end as metrics and one log line. */
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { FinishReason } from '../../lib/request/next-token.ts';
-import { Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
+import { type TimelineStage, Timeline } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { ContextReport } from '../context/context.ts';
-import type { AttemptRequest } from './attempt.ts';
+import type { AttemptObserver } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';
 import type { RedactedSample } from './redacted-sample.ts';
 
@@ -17,7 +17,7 @@ export interface Usage {
   readonly prompt_tokens_details: { readonly cached_tokens: number; readonly soft_tokens: number };
 }
 
-/** When the tokens of one choice came, in ms of the monotonic clock. */
+/** Times at which the tokens of one choice came, in ms of the monotonic clock. */
 interface Arrivals {
   readonly first: number;
   last: number;
@@ -26,11 +26,9 @@ interface Arrivals {
 
 export class RequestRecord {
   readonly timeline = new Timeline();
-  /** Of the prompt; undefined where the request did not ask for any. */
-  context: ContextReport | undefined;
-  error: ServingError | undefined;
-  /** undefined for completions that are not sampled. */
-  sample: RedactedSample | undefined;
+  #context: ContextReport | undefined;
+  #error: ServingError | undefined;
+  #sample: RedactedSample | undefined;
   readonly #arrivals = new Map<string, Arrivals>();
   readonly #gaps: number[] = [];
   readonly #finishReasons: FinishReason[] = [];
@@ -41,7 +39,30 @@ export class RequestRecord {
   #outputTokens = 0;
   #detokenizeMs = 0;
 
-  /** A prompt as it goes to prefill, for the first time. */
+  /** The context that was found for the prompt; undefined where the request did not ask for any. */
+  get context(): ContextReport | undefined {
+    return this.#context;
+  }
+
+  /** How the request failed; undefined as long as it has not. */
+  get error(): ServingError | undefined {
+    return this.#error;
+  }
+
+  contextFound(report: ContextReport): void {
+    this.#context = report;
+  }
+
+  failed(error: ServingError): void {
+    this.#error = error;
+  }
+
+  /** The log line is to hold a redacted sample of this completion. */
+  sampled(sample: RedactedSample): void {
+    this.#sample = sample;
+  }
+
+  /** A prompt goes to prefill for the first time. */
   prompted(prompt: TokenPrompt): void {
     this.#promptTokens += prompt.ids.length;
     this.#softTokens += prompt.soft.positions.length;
@@ -54,18 +75,18 @@ export class RequestRecord {
   }
 
   /**
-   * Takes what the workers measured on their own clocks.
-   * @param again what was put out goes through prefill again: the client has its figures already.
+   * Takes the durations that the workers measured on their own clocks.
+   * @param isReplay some output goes through prefill again: the client's figures are those of the first time.
    */
-  measuring(again: boolean): Pick<AttemptRequest, 'onAccepted' | 'onFirst' | 'onJoined'> {
+  measuring(isReplay: boolean): AttemptObserver {
     const stage = (name: TimelineStage, microseconds: number) => {
-      if (!again) this.timeline.stage(name, microseconds / 1e6);
+      if (!isReplay) this.timeline.stage(name, microseconds / 1e6);
     };
     return {
       onAccepted: ({ queueUs }) => stage('prefill_queue', queueUs),
       onFirst: ({ prefillUs, cachedTokens }) => {
         stage('prefill', prefillUs);
-        if (!again) this.#cachedTokens += cachedTokens;
+        if (!isReplay) this.#cachedTokens += cachedTokens;
       },
       onJoined: ({ queueUs, handoffUs, handoffExposedUs }) => {
         this.timeline.mark('joined');
@@ -76,7 +97,7 @@ export class RequestRecord {
     };
   }
 
-  /** Time that turning new tokens into text took. */
+  /** Turning new tokens into text took so long. */
   detokenized(ms: number): void {
     this.#detokenizeMs += ms;
     this.timeline.stage('detokenize', this.#detokenizeMs / 1000);
@@ -85,7 +106,7 @@ export class RequestRecord {
   /** Tokens of a choice, as they go out to the client. */
   delivered(delta: ChoiceDelta, atMs = performance.now()): void {
     if (delta.finishReason !== null) this.#finishReasons.push(delta.finishReason);
-    if (delta.prompt === 0 && delta.choice === 0) this.sample?.add(delta.text);
+    if (delta.prompt === 0 && delta.choice === 0) this.#sample?.add(delta.text);
     if (delta.tokenIds.length === 0) return;
     this.#outputTokens += delta.tokenIds.length;
     this.timeline.mark('first_token', atMs);
@@ -118,15 +139,15 @@ export class RequestRecord {
     log.info(
       {
         status,
-        code: this.error?.code,
-        // Of a stream too, whose status has been 200.
-        err: this.error !== undefined && Math.max(status, this.error.kind.http) >= 500 ? this.error : undefined,
+        code: this.#error?.code,
+        // A stream that fails has had status 200: the error decides as well.
+        err: this.#error !== undefined && Math.max(status, this.#error.kind.http) >= 500 ? this.#error : undefined,
         usage: this.usage,
         finish: this.#finishReasons,
         replays: this.#replays || undefined,
-        rag: this.context && { ...this.context, chunks: this.context.chunks.length },
+        rag: this.#context && { ...this.#context, chunks: this.#context.chunks.length },
         timeline: this.timeline,
-        sample: this.sample,
+        sample: this.#sample,
       },
       'completion',
     );
@@ -140,12 +161,12 @@ export class RequestRecord {
     metrics.generationTokens.inc(usage.completion_tokens);
     for (const gap of this.#gaps) metrics.itl.observe(gap);
     if (timeline.ttft !== undefined) metrics.ttft.observe(timeline.ttft);
-    if (this.context?.degraded) metrics.degraded.inc({ reason: this.context.degraded });
-    if (this.context) metrics.retrieved.inc({ mode: this.context.mode }, this.context.chunks.length);
-    if (this.error) metrics.refused.inc({ code: this.error.code });
-    const limit = this.error?.limit;
+    if (this.#context?.degraded) metrics.degraded.inc({ reason: this.#context.degraded });
+    if (this.#context) metrics.retrieved.inc({ mode: this.#context.mode }, this.#context.chunks.length);
+    if (this.#error) metrics.refused.inc({ code: this.#error.code });
+    const limit = this.#error?.limit;
     if (limit !== undefined) metrics.shed.inc({ limit, knob: limit });
-    if (this.error) return;
+    if (this.#error) return;
     for (const reason of this.#finishReasons) metrics.success.inc({ finished_reason: reason });
     for (const { first, last, tokens } of this.#arrivals.values()) {
       if (tokens > 1) metrics.tpot.observe((last - first) / 1000 / (tokens - 1));

@@ -1,5 +1,6 @@
 /** The settings of one completion: the form of its prompt, its replays, what is logged of it. */
 import { z } from 'zod';
+import type { ConfigOf } from '../../lib/process/config.ts';
 import { whole } from '../../lib/process/setting-types.ts';
 import { FORMAT_NAMES, PROMPT_ORDERS } from '../../lib/text/prompt-format.ts';
 
@@ -21,3 +22,4 @@ export const COMPLETION_SETTINGS = {
     .default(0)
     .describe('percentage of completions whose text is logged with every letter and digit blotted out'),
 };
+export type CompletionConfig = ConfigOf<typeof COMPLETION_SETTINGS>;

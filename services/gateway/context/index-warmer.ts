@@ -1,22 +1,26 @@
 /**
- * Indexes are loaded before they are asked for: the first query of a repository would be over its budget before the index
- * is there. Repositories are looked for one tenant at a time, so that many of them cost the store no more than one.
+ * Loads indexes before anyone asks for them: otherwise the first query of a repository would exceed its budget before
+ * the index is loaded. It asks for the repositories of one tenant at a time, so that many tenants cost the store no
+ * more than one.
  */
 import { repeatUntilAborted } from '../../lib/async/repeat.ts';
 import type { WarmableRetrieval } from '../../lib/rag/search/retrieval.ts';
 import type { Store } from '../../lib/rag/store/store.ts';
 
-/** Pause between two looks for new repositories, at least, and in times of what a look takes: a slow store is asked less. */
+/**
+ * Shortest pause between two looks for new repositories, in ms. A pause is also at least {@link LOOK_SHARE} times as
+ * long as the look before it, so that a slow store is asked less often.
+ */
 const LOOK_EVERY_MS = 100;
 const LOOK_SHARE = 20;
-/** Pause between two looks for a newer version of one. */
+/** Pause between two looks for a newer version of a repository, in ms. */
 const VERSION_EVERY_MS = 1_000;
-/** A repository that is no longer among them. */
+/** A repository that is no longer listed is forgotten after this time, in ms. */
 const FORGET_AFTER_MS = 60_000;
-/** Of one tenant. The others are loaded when they are asked for. */
+/** Repositories of one tenant that are kept loaded. The others are loaded when a query asks for them. */
 const MOST_REPOSITORIES = 64;
 
-/** Loads what is there, then what is published and what gets a new version, until `closing`. */
+/** Loads the indexes that are there, then those that are published or get a new version, until `closing` is aborted. */
 export async function keepIndexesWarm(
   store: Pick<Store, 'repositories'>,
   retrieval: Pick<WarmableRetrieval, 'warm'>,
@@ -34,7 +38,7 @@ export async function keepIndexesWarm(
     for (const repo of repos.slice(0, MOST_REPOSITORIES)) {
       if (closing.aborted) return undefined;
       if (performance.now() - (warmedMs.get(repo) ?? -Infinity) < VERSION_EVERY_MS) continue;
-      await retrieval.warm(repo).catch(() => {}); // whoever asks for it hears why
+      await retrieval.warm(repo).catch(() => {}); // the next query of the repository reports the failure
       warmedMs.set(repo, performance.now());
     }
     return Math.max(LOOK_EVERY_MS, LOOK_SHARE * tookMs);

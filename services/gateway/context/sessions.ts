@@ -1,65 +1,67 @@
 /**
- * What one request of a session leaves for the next one. Between two keystrokes most of a prompt is the same, and a worker
- * that has computed it need not compute it again, if the next prompt comes to the same worker and begins the same way: so
- * the chunks that stand first in it change only when they no longer fit.
+ * The memory of sessions: one request of a session leaves something for the next one. Between two keystrokes most of a
+ * prompt is the same, and a worker that has computed it need not compute it again, if the next prompt comes to the same
+ * worker and begins the same way. So the chunks that stand first in the prompt change only when they no longer fit.
  */
 import { createHash } from 'node:crypto';
+import { LRUCache } from 'lru-cache';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { SoftTokens, TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { PlacementRequest } from '../workers/worker-pool.ts';
 
-/** The last prompt. */
+/** The last prompt of a session. */
 interface Served {
   /** host:port of the prefill worker that has it. */
   readonly prefill: string;
   readonly ids: Int32Array;
-  /** Of its soft tokens. */
+  /** Digest of its soft tokens. */
   readonly soft: string;
 }
 
 interface Memory {
-  bytes: number;
-  served: Served | undefined;
-  found: { readonly key: string; readonly retrieved: Retrieved } | undefined;
+  readonly served: Served | undefined;
+  readonly found: { readonly key: string; readonly retrieved: Retrieved } | undefined;
 }
 
 /**
- * Whose prompts are alike, one after the other: a session's, or for clients that know of none those for the same file.
- * Names of two tenants differ, and of two salts: what one computed is not the other's to reuse.
+ * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name
+ * none, those for the same file. Keys of two tenants differ, and of two salts: what one computed is not the other's to
+ * reuse.
  */
 export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
   if (session !== undefined) return hashOf([tenant, cacheSalt, session]);
   return rag?.path === undefined ? undefined : hashOf([tenant, cacheSalt, rag.repo, rag.path]);
 }
 
-/** Of one size: a path may have 4,096 characters, and strings of more than 16,383 collide in a Map, whatever they say. */
+/**
+ * A key of a fixed size: a path may have 4,096 characters, and in a Map all strings of more than 16,383 characters
+ * collide, whatever they say.
+ */
 export const hashOf = (parts: readonly unknown[]) =>
   createHash('sha256').update(JSON.stringify(parts)).digest('base64');
 
-/** Of all memories: a thousand editors with ten chunks and 2,000 tokens each, at a hidden size of 1536. */
+/** Size of all memories: a thousand editors with ten chunks and 2,000 tokens each, at a hidden size of 1536. */
 const LIMIT_BYTES = 96 << 20;
-/** Of one, and of each of its chunks, besides what they hold. */
+/** Size of a memory, and of each of its chunks, besides what they hold. */
 const OVERHEAD_BYTES = 1024;
 const CHUNK_OVERHEAD_BYTES = 512;
-/** Share of newly found chunks that must stand in the prompt already for it to stay as it is. */
+/** The prompt keeps its chunks while at least this share of the newly found ones stands in it already. */
 const FITS = 0.6;
 
 export class Sessions {
-  /** Least recently used first. */
-  readonly #memories = new Map<string, Memory>();
-  readonly #limitBytes: number;
-  #bytes = 0;
+  readonly #memories: LRUCache<string, Memory>;
 
+  /** @param limitBytes size of all memories; those that were used least recently are forgotten. */
   constructor(limitBytes = LIMIT_BYTES) {
-    this.#limitBytes = limitBytes;
+    this.#memories = new LRUCache({ maxSize: limitBytes, sizeCalculation: bytesOf });
   }
 
-  /** The worker to prefer, if there is one, and how much of the prompt it has, unless it gave that up since. */
+  /** The worker to prefer, if there is one, and how much of the prompt it has, unless it has evicted that since. */
   affinity(session: string, prompt: TokenPrompt): Pick<PlacementRequest, 'affinityWorker' | 'affinityTokens'> {
     const served = this.#memories.get(session)?.served;
     if (served === undefined) return {};
-    // Soft tokens stand in front: after another one nothing is the same.
+    // Soft tokens stand in front: where one differs, nothing after it is the same.
     const affinityTokens = served.soft === digest(prompt.soft) ? commonLength(served.ids, prompt.ids) : 0;
     return { affinityWorker: served.prefill, affinityTokens };
   }
@@ -70,7 +72,7 @@ export class Sessions {
 
   /**
    * The chunks of the last prompt, in their order, if they still fit what was found; else what was found.
-   * @param key what must be the same besides: repository, mode, and so on.
+   * @param key what else must be the same: repository, mode, and so on.
    */
   settle(session: string, key: string, found: Retrieved): Retrieved {
     const last = this.#memories.get(session)?.found;
@@ -82,21 +84,8 @@ export class Sessions {
   }
 
   #keep(session: string, news: Partial<Memory>): void {
-    const memory: Memory = { served: undefined, found: undefined, ...this.#forget(session), ...news, bytes: 0 };
-    memory.bytes = bytesOf(memory);
-    this.#memories.set(session, memory);
-    this.#bytes += memory.bytes;
-    for (const oldest of this.#memories.keys()) {
-      if (this.#bytes <= this.#limitBytes) return;
-      this.#forget(oldest);
-    }
-  }
-
-  #forget(session: string): Memory | undefined {
-    const memory = this.#memories.get(session);
-    if (memory) this.#bytes -= memory.bytes;
-    this.#memories.delete(session);
-    return memory;
+    const before = this.#memories.get(session);
+    this.#memories.set(session, { served: before?.served, found: before?.found, ...news });
   }
 }
 

@@ -1,4 +1,4 @@
-/** The bare HTTP server: plain or TLS, within limits, with an id for every request. */
+/** The bare HTTP server: plain or TLS, with limits, and an id for every request. */
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import {
@@ -11,29 +11,29 @@ import {
 } from 'fastify';
 import type { Logger } from '../../lib/process/log.ts';
 import { answerClientError, connectionOptions, type HttpLimits, limitConnections, serverOptions } from './limits.ts';
+import type { HttpConfig } from './settings.ts';
 
-/** The gateway's certificate and its key, in PEM. */
+/** The gateway's certificate and its private key, in PEM. */
 export interface Tls {
   readonly cert: Buffer;
   readonly key: Buffer;
 }
 
-export interface AppOptions {
-  readonly bodyLimitBytes: number;
-  readonly limits: HttpLimits;
-  /** Plain HTTP without. */
+export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes'> {
+  /** undefined for plain HTTP. */
   readonly tls: Tls | undefined;
   readonly log: Logger;
 }
 
-/** What a client may call a request by: it goes into logs and headers. */
+/** A request id that a client may choose: it goes into logs and headers. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
-/** @param sendError answers what fails before a route is found. */
+/** @param sendError answers requests that fail before a route is found. */
 export function createApp(
-  { bodyLimitBytes, limits, tls, log }: AppOptions,
+  limits: AppOptions,
   sendError: (error: unknown, request: FastifyRequest, reply: FastifyReply) => void,
 ): FastifyInstance {
+  const { bodyLimitBytes, tls, log } = limits;
   const options = {
     loggerInstance: log as FastifyBaseLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
@@ -44,12 +44,12 @@ export function createApp(
     },
     frameworkErrors: sendError,
     clientErrorHandler: answerClientError,
-    return503OnClosing: false, // refused by us, with a code
+    return503OnClosing: false, // we refuse them ourselves, with a code
     ...connectionOptions(limits),
   };
   const http = serverOptions(limits);
   const https = { ...http, ...tls, handshakeTimeout: limits.receiveTimeoutMs };
-  // The two kinds of server differ in nothing that the routes see.
+  // Routes see no difference between the two kinds of server.
   const app = tls ? (fastify({ ...options, https }) as unknown as FastifyInstance) : fastify({ ...options, http });
   limitConnections(app.server, limits);
   return app;

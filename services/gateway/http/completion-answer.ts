@@ -1,4 +1,4 @@
-/** Bodies of `/v1/completions` as OpenAI shapes them, and what stands in them besides. */
+/** Bodies of answers of `/v1/completions`, in OpenAI's shape, with the fields that this gateway adds. */
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import type { Timeline } from '../../lib/request/timeline.ts';
 import type { Choice, ChoiceDelta, Logprobs } from '../completion/choice.ts';
@@ -6,7 +6,7 @@ import type { Usage } from '../completion/request-record.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { CompletionRequest } from '../request.ts';
 
-/** What every body of one answer begins with. */
+/** The fields that every body of one answer begins with. */
 export interface AnswerHead {
   readonly id: string;
   readonly object: 'text_completion';
@@ -41,7 +41,7 @@ export function chunkBody(
   };
 }
 
-/** The last event of a stream that was asked for usage. */
+/** The last event of a stream whose request asked for usage. */
 export const usageBody = (head: AnswerHead, usage: Usage, timeline?: Timeline) => ({
   ...head,
   choices: [],
@@ -59,10 +59,16 @@ export class AnswerCollector {
     this.#deltas.set(key, before === undefined ? delta : joined(before, delta));
   }
 
-  /** @param choices prompt by prompt; of each prompt's `best_of` the `n` of the highest mean logprob stay. */
-  body(head: AnswerHead, request: CompletionRequest, choices: readonly Choice[][], usage: Usage, rag?: ContextReport) {
-    const kept = choices.flatMap((ofPrompt, prompt) =>
-      bestOf(ofPrompt, request.n).map((choice) => this.#deltas.get(`${prompt}.${ofPrompt.indexOf(choice)}`)!),
+  /** @param choices prompt by prompt; the `n` with the highest mean logprob are kept of each prompt's `best_of`. */
+  body(
+    head: AnswerHead,
+    request: CompletionRequest,
+    choices: readonly (readonly Choice[])[],
+    usage: Usage,
+    rag?: ContextReport,
+  ) {
+    const kept = choices.flatMap((promptChoices, prompt) =>
+      bestOf(promptChoices, request.n).map((choice) => this.#deltas.get(`${prompt}.${promptChoices.indexOf(choice)}`)!),
     );
     return {
       ...head,

@@ -1,21 +1,21 @@
 /**
- * The body of `POST /v1/completions`: OpenAI's fields, what vLLM's clients send besides, and `rag`. What is not listed is
- * refused by name, so that a misspelt option is not silently ignored.
+ * The body of `POST /v1/completions`: OpenAI's fields, those that vLLM's clients send as well, and `rag`. A field that
+ * is not listed is refused by name, so that a misspelt option is not silently ignored.
  */
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
-import type { CompletionRequest, PromptInput } from '../request.ts';
+import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput } from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 const MAX_SEQUENCES = 128;
 /** Entries of logit_bias, and of stop_token_ids. */
 const MAX_ENTRIES = 1_024;
-/** Of both, times the sequences: each has a copy of them, which takes 2 µs an entry. */
+/** Entries of both, times the sequences: each sequence has a copy of them, which takes 2 µs per entry. */
 const MAX_ENTRY_COPIES = 16_384;
-/** UTF-16 units of a stop string: what may begin one is looked for at every token. */
+/** UTF-16 units of a stop string: the gateway looks for the beginning of one at every token. */
 const MAX_STOP_LENGTH = 256;
 
-// Lists are checked up to the first element that is wrong: zod's own arrays report every one, which of millions takes 10 s.
+// Lists are checked up to the first wrong element: zod's own arrays report every one, which takes 10 s for millions.
 const isString = (value: unknown): value is string => typeof value === 'string';
 const isId = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 const isListOf =
@@ -43,42 +43,44 @@ const logitBias = z
   )
   .pipe(z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)));
 
-/** Where only the value that changes nothing is supported. */
+/** A field of which only the value that changes nothing is supported. */
 const only = <T extends boolean | number>(value: T) =>
   z.literal(value, { error: `is supported only as ${value}` }).optional();
+
+const defaults = COMPLETION_DEFAULTS;
 
 const fields = z.strictObject({
   model: z.string().optional(),
   prompt,
   suffix: z.string().optional(),
-  max_tokens: z.int().min(0).default(16),
-  temperature: z.number().min(0).max(2).default(1),
-  top_p: z.number().gt(0).max(1).default(1),
+  max_tokens: z.int().min(0).default(defaults.maxTokens),
+  temperature: z.number().min(0).max(2).default(defaults.sampling.temperature),
+  top_p: z.number().gt(0).max(1).default(defaults.sampling.topP),
   top_k: z
     .int()
     .min(-1)
     .max(2 ** 31 - 1)
-    .default(0),
-  min_p: z.number().min(0).max(1).default(0),
-  n: z.int().min(1).max(MAX_SEQUENCES).default(1),
+    .default(defaults.sampling.topK),
+  min_p: z.number().min(0).max(1).default(defaults.sampling.minP),
+  n: z.int().min(1).max(MAX_SEQUENCES).default(defaults.n),
   best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
   stop: stop.default([]),
   seed: z.int().optional(),
   logprobs: z.int().min(0).max(5).optional(),
-  echo: z.boolean().default(false),
-  frequency_penalty: z.number().min(-2).max(2).default(0),
-  presence_penalty: z.number().min(-2).max(2).default(0),
+  echo: z.boolean().default(defaults.echo),
+  frequency_penalty: z.number().min(-2).max(2).default(defaults.sampling.frequencyPenalty),
+  presence_penalty: z.number().min(-2).max(2).default(defaults.sampling.presencePenalty),
   logit_bias: logitBias.default({}),
-  stream: z.boolean().default(false),
+  stream: z.boolean().default(defaults.stream),
   stream_options: z
     .strictObject({ include_usage: z.boolean().optional(), continuous_usage_stats: z.boolean().optional() })
     .optional(),
   stop_token_ids: stopTokenIds.default([]),
-  ignore_eos: z.boolean().default(false),
-  min_tokens: z.int().min(0).default(0),
-  return_token_ids: z.boolean().default(false),
+  ignore_eos: z.boolean().default(defaults.ignoreEos),
+  min_tokens: z.int().min(0).default(defaults.sampling.minTokens),
+  return_token_ids: z.boolean().default(defaults.returnTokenIds),
   truncate_prompt_tokens: z.int().min(-1).optional(),
-  add_special_tokens: z.boolean().default(true),
+  add_special_tokens: z.boolean().default(defaults.addSpecialTokens),
   rag: z
     .strictObject({
       repo: z.string().min(1).max(256).optional(),
@@ -91,9 +93,9 @@ const fields = z.strictObject({
     .optional(),
   session: z.string().min(1).max(256).optional(),
   timeout_ms: z.int().min(1).optional(),
-  priority: z.int().default(0),
+  priority: z.int().default(defaults.priority),
   cache_salt: z.string().min(1).max(1024).optional(),
-  // Known to clients of OpenAI and vLLM, and of no effect here.
+  // Clients of OpenAI and vLLM send these; they have no effect here.
   user: z.string().optional(),
   request_id: z.string().optional(),
   skip_special_tokens: only(true),
@@ -105,10 +107,10 @@ const fields = z.strictObject({
 });
 type Fields = z.output<typeof fields>;
 
-/** More than there are: of so many some are no fields, and the rest need not be looked at. */
+/** More fields than there are: a body with more has unknown ones, and the rest need not be looked at. */
 const MAX_FIELDS = 100;
 
-/** `null` stands for a field that is not given, as OpenAI has it. */
+/** `null` means that a field is not given, as OpenAI has it. */
 function withoutNulls(body: unknown): unknown {
   if (typeof body !== 'object' || body === null || Array.isArray(body)) return body;
   const names = Object.keys(body).slice(0, MAX_FIELDS);
@@ -121,7 +123,7 @@ export const completionBody: z.ZodType<CompletionRequest> = z
   .preprocess(withoutNulls, fields.superRefine(checkTogether))
   .transform(normalise);
 
-/** What no field can say alone. */
+/** Rules between fields. */
 function checkTogether(body: Fields, context: z.RefinementCtx): void {
   const refuse = (path: string | string[], message: string) =>
     context.addIssue({ code: 'custom', path: [path].flat(), message });
@@ -138,9 +140,9 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
   if (body.truncate_prompt_tokens === 0) refuse('truncate_prompt_tokens', 'must be -1 or at least 1');
   if (body.stream_options && !body.stream) refuse('stream_options', 'is allowed only with stream');
   const stops = [body.stop].flat();
-  if (stops.includes('')) refuse('stop', 'must not hold an empty string');
+  if (stops.includes('')) refuse('stop', 'must not contain an empty string');
   if (stops.some(({ length }) => length > MAX_STOP_LENGTH)) {
-    refuse('stop', `must not hold a string of more than ${MAX_STOP_LENGTH} characters`);
+    refuse('stop', `must not contain a string of more than ${MAX_STOP_LENGTH} characters`);
   }
   const entries = Object.keys(body.logit_bias).length + body.stop_token_ids.length;
   if (entries * promptList(body.prompt).length * bestOf > MAX_ENTRY_COPIES) {
@@ -150,7 +152,7 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
   if (searches && body.rag?.repo === undefined) refuse(['rag', 'repo'], 'is required unless rag.mode is off');
   if (searches && promptList(body.prompt).length > 1) refuse('rag', 'takes one prompt per request');
   if (body.echo && (body.suffix !== undefined || searches)) {
-    refuse('echo', 'gives back the prompt as it was sent, so it goes neither with suffix nor with rag');
+    refuse('echo', 'gives back the prompt as it was sent, so it cannot be combined with suffix or rag');
   }
 }
 
@@ -165,14 +167,14 @@ function normalise(body: Fields): CompletionRequest {
       topP: body.top_p,
       topK: Math.max(body.top_k, 0),
       minP: body.min_p,
-      // Choosing the best of several takes the probability of each.
-      logprobs: body.logprobs ?? ((body.best_of ?? body.n) > body.n ? 0 : -1),
+      // Choosing the best of several needs the probability of each.
+      logprobs: body.logprobs ?? ((body.best_of ?? body.n) > body.n ? 0 : defaults.sampling.logprobs),
       frequencyPenalty: body.frequency_penalty,
       presencePenalty: body.presence_penalty,
       logitBias: new Map(Object.entries(body.logit_bias).map(([id, bias]) => [Number(id), bias])),
       stopTokenIds: body.stop_token_ids,
       minTokens: body.min_tokens,
-      priorOutputIds: [],
+      priorOutputIds: defaults.sampling.priorOutputIds,
     },
     seed: body.seed,
     n: body.n,
@@ -182,8 +184,8 @@ function normalise(body: Fields): CompletionRequest {
     logprobs: body.logprobs,
     echo: body.echo,
     stream: body.stream,
-    includeUsage: body.stream_options?.include_usage === true,
-    continuousUsage: body.stream_options?.continuous_usage_stats === true,
+    includeUsage: body.stream_options?.include_usage ?? defaults.includeUsage,
+    continuousUsage: body.stream_options?.continuous_usage_stats ?? defaults.continuousUsage,
     returnTokenIds: body.return_token_ids,
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,

@@ -11,7 +11,7 @@ export interface ErrorBody {
   };
 }
 
-/** @param requestId stands in for the message of an unexpected failure, which may tell too much. */
+/** @param requestId replaces the message of an unexpected failure, which may tell too much. */
 export function errorBody(error: ServingError, requestId: string): ErrorBody {
   const { http, remedy } = error.kind;
   const type = http === 429 ? 'rate_limit_error' : http < 500 ? 'invalid_request_error' : 'server_error';
@@ -20,7 +20,7 @@ export function errorBody(error: ServingError, requestId: string): ErrorBody {
   return { error: { message, type, param: error.param ?? null, code: error.code } };
 }
 
-/** Whatever a handler or fastify itself threw, as a ServingError. */
+/** Anything that a handler or fastify itself threw, as a ServingError. */
 export function asServingError(error: unknown): ServingError {
   if (error instanceof ServingError || !(error instanceof Error)) return ServingError.from(error);
   const { code, statusCode } = error as Error & { code?: string; statusCode?: number };
@@ -33,10 +33,10 @@ export function asServingError(error: unknown): ServingError {
   return ServingError.from(error);
 }
 
-/** An answer quotes so many problems, and so many characters of each: of a body of megabytes it would have megabytes, too. */
+/** Limits on the quotes in an answer: otherwise the answer to a body of megabytes would have megabytes, too. */
 const SHOWN = { problems: 10, characters: 200 };
 
-/** What a schema found wrong: the first field at fault as `param`, the first few in the message. */
+/** The problems that a schema found: the first field at fault as `param`, the first few in the message. */
 export function validationError(error: z.ZodError): ServingError {
   const problems = error.issues
     .slice(0, SHOWN.problems)
@@ -54,7 +54,7 @@ export function validationError(error: z.ZodError): ServingError {
   return new ServingError('invalid_request', message, { param: problems.find(({ field }) => field)?.field });
 }
 
-/** Of a record's key, what is wrong with it. */
+/** The problem that an issue describes; for a record with a bad key, that of the key. */
 const reasonOf = (issue: z.core.$ZodIssue) =>
   (issue.code === 'invalid_key' ? issue.issues[0]?.message : undefined) ?? issue.message;
 

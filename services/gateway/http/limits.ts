@@ -1,29 +1,28 @@
 /**
- * What the HTTP server grants a client before it knows who that is: so many connections, headers of such a size, and only
- * so long for each step. Slow and huge clients cost a socket each, for a bounded time, and nothing else.
+ * Limits for clients before the HTTP server knows who they are: the number of connections, the size of headers, and the
+ * time of each step. A slow or huge client costs one socket for a bounded time, and nothing else.
  */
 import type { Server, ServerOptions, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import type { ConfigOf } from '../../lib/process/config.ts';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { errorBody } from './errors.ts';
-import type { HTTP_SETTINGS } from './settings.ts';
+import type { HttpConfig } from './settings.ts';
 
-export type HttpLimits = Pick<
-  ConfigOf<typeof HTTP_SETTINGS>,
-  'maxConnections' | 'receiveTimeoutMs' | 'uploadTimeoutMs'
->;
+export type HttpLimits = Pick<HttpConfig, 'maxConnections' | 'receiveTimeoutMs' | 'uploadTimeoutMs'>;
 
-/** All headers of a request together. */
+/** Size of all headers of a request together. */
 const MAX_HEADER_BYTES = 16 * 1024;
 const MAX_HEADERS = 100;
-/** A connection between two requests: longer than load balancers keep theirs, which would else send into a closed one. */
+/**
+ * How long an idle connection is kept, in ms: longer than load balancers keep theirs, which would otherwise send a
+ * request into a connection that is being closed.
+ */
 const KEEP_ALIVE_MS = 75_000;
-/** How long a client may take to read what is left of its answer when all of it has been written. */
+/** Time that a client gets to read the rest of its answer after all of it has been written, in ms. */
 const LINGER_MS = 30_000;
 
-/** For node's server; what is too late is looked for every second. */
+/** Options of Node's own server, which looks for late requests every second. */
 export const serverOptions = ({ receiveTimeoutMs, uploadTimeoutMs }: HttpLimits): ServerOptions => ({
   maxHeaderSize: MAX_HEADER_BYTES,
   headersTimeout: receiveTimeoutMs,
@@ -31,7 +30,7 @@ export const serverOptions = ({ receiveTimeoutMs, uploadTimeoutMs }: HttpLimits)
   connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs),
 });
 
-/** For fastify, which sets these on the server itself. */
+/** Options that fastify sets on the server itself. */
 export const connectionOptions = ({ receiveTimeoutMs, uploadTimeoutMs }: HttpLimits) => ({
   requestTimeout: Math.max(receiveTimeoutMs, uploadTimeoutMs),
   keepAliveTimeout: KEEP_ALIVE_MS,
@@ -43,13 +42,14 @@ export function limitConnections(server: Server, { maxConnections }: HttpLimits)
 }
 
 /**
- * Refuses a request whose body does not come in time: its connection is closed, since the rest of it may still come.
- * @returns to be called when the body has come.
+ * Refuses a request whose body does not come in time. Its connection is closed, since the rest of the body may still
+ * come.
+ * @returns must be called when the body has come.
  */
 export function awaitBody(request: FastifyRequest, reply: FastifyReply, { receiveTimeoutMs }: HttpLimits): () => void {
   const timer = setTimeout(() => {
     if (request.raw.complete) return;
-    const message = `the body did not come within ${receiveTimeoutMs} ms`;
+    const message = `the body did not come within ${receiveTimeoutMs} ms (--receive-timeout-ms)`;
     reply.header('connection', 'close');
     reply.send(new ServingError('request_timeout', message));
   }, receiveTimeoutMs);
@@ -57,7 +57,7 @@ export function awaitBody(request: FastifyRequest, reply: FastifyReply, { receiv
   return () => clearTimeout(timer);
 }
 
-/** To be called when the last of an answer is written: a client that never reads it must not keep its connection. */
+/** Must be called when all of an answer has been written: a client that never reads it must not keep its connection. */
 export function closeAfterLinger(response: ServerResponse): void {
   if (response.writableFinished || response.closed) return;
   const timer = setTimeout(() => response.destroy(), LINGER_MS).unref();
@@ -69,13 +69,13 @@ const CLIENT_ERRORS: Readonly<Record<string, readonly [ErrorCode, string]>> = {
   ERR_HTTP_REQUEST_TIMEOUT: ['request_timeout', 'the request did not come in time'],
 };
 
-/** Answers what is no HTTP, or too slow to become a request: fastify never sees it. */
+/** Answers bytes that are not HTTP, and requests that come too slowly: fastify never sees either. */
 export function answerClientError(error: Error & { code?: string }, socket: Socket): void {
   if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
   const [code, message] = CLIENT_ERRORS[error.code ?? ''] ?? ['invalid_request', 'this is not HTTP/1.1'];
   const failure = new ServingError(code, message);
   const body = JSON.stringify(errorBody(failure, ''));
   const head = `HTTP/1.1 ${failure.kind.http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\n`;
-  // Destroyed once it is written: a client that does not read must not keep the socket half open.
+  // The socket is destroyed once this is written: a client that does not read must not keep it half open.
   socket.end(`${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`, () => socket.destroy());
 }

@@ -1,6 +1,6 @@
 /**
- * `/v1/repos`: what is indexed, and indexing. An upload is passed to the indexer as it comes; only the indexer unpacks
- * it, so that what a client sends can slow down no completion.
+ * `/v1/repos`: the repositories that are indexed, and indexing. An upload is passed to the indexer as it comes. Only
+ * the indexer unpacks it, so that an upload cannot slow down completions.
  */
 import type { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,25 +13,24 @@ import type { IndexerClient } from '../../lib/rpc/contract.ts';
 import type { IndexReport__Output } from '../../lib/rpc/gen/llavacode/v1/IndexReport.ts';
 import type { IndexRequest } from '../../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import type { InflightRequests } from '../admission/inflight.ts';
+import type { AdmissionConfig } from '../admission/settings.ts';
 import { storeKey } from '../tenants/api-keys.ts';
+import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { asServingError, errorBody } from './errors.ts';
+import type { HttpConfig } from './settings.ts';
 import { EventStream } from './sse.ts';
 
-export interface RepoParts {
-  /** undefined where the gateway has none. */
+export interface RepoParts
+  extends Pick<HttpConfig, 'maxUploadBytes' | 'uploadTimeoutMs'>,
+    Pick<AdmissionConfig, 'requestTimeoutMs'>,
+    Pick<WorkerPoolConfig, 'connectTimeoutMs'> {
+  /** undefined where the gateway has no store. */
   readonly store: Store | undefined;
-  /** undefined where none was named. */
+  /** undefined where no indexer was named. */
   readonly indexer: IndexerClient | undefined;
-  /** Of the served encoder and projector; undefined where the bundle has none. */
+  /** Fingerprint of the served encoder and projector; undefined where the bundle has none. */
   readonly contextFingerprint: string | undefined;
-  readonly maxUploadBytes: number;
-  /** An indexer that says nothing for longer, with all of an upload, has hung, in ms. */
-  readonly uploadTimeoutMs: number;
-  /** Deadline of a removal, in ms. */
-  readonly requestTimeoutMs: number;
-  /** How long an indexer that is away, since it restarts, is waited for after its drain, in ms. */
-  readonly connectTimeoutMs: number;
-  readonly admission: Pick<InflightRequests, 'attend'>;
+  readonly inflight: InflightRequests;
 }
 
 const FORMATS: Record<string, string> = {
@@ -46,12 +45,12 @@ const FORMATS: Record<string, string> = {
   'application/x-zip-compressed': 'zip',
 };
 
-/** How often an indexer that drains is asked whether another has taken its place. */
+/** Pause between two questions to an indexer that drains, whether another one has taken its place, in ms. */
 const DRAIN_POLL_MS = 100;
 
 type RepoCall = FastifyRequest<{ Params: { '*': string }; Querystring: Record<string, string | string[]> }>;
 
-/** Names of repositories hold slashes, as they are or as %2F. */
+/** Names of repositories contain slashes, as they are or as %2F. */
 const REPO_URL = '/v1/repos/*';
 
 export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
@@ -99,7 +98,7 @@ const repoBody = (repo: string, head: IndexHead, served: string | undefined) => 
   repo,
   version: head.version,
   fingerprint: head.fingerprint,
-  /** Its vectors are of another encoder or projector than the served one: index it again. */
+  /** Whether its vectors were made by another encoder or projector than the served one: then index it again. */
   stale: contextFingerprint(head.fingerprint) !== served,
   chunks: head.chunks,
   files: head.files,
@@ -119,8 +118,8 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     stripComponents: stripOf(request.query),
   };
   const body = request.body as Readable | undefined;
-  if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type, or no body');
-  const { signal, abort, release } = parts.admission.attend();
+  if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type or no body');
+  const { signal, abort, release } = parts.inflight.attend();
   reply.raw.once('close', () => abort(new ServingError('client_gone', 'the client hung up')));
   const { uploadTimeoutMs } = parts;
   const silence = setTimeout(() => {
@@ -149,7 +148,8 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   } finally {
     clearTimeout(silence);
     release();
-    // What was not wanted is read, and dropped: a client that still sends hears its answer, and the connection stays good.
+    // The rest of the upload is read and dropped: a client that still sends gets its answer, and the connection stays
+    // usable.
     body.resume();
   }
 }
@@ -198,7 +198,7 @@ async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise
   const repo = params['*'];
   storeKey(identity, repo, 'repo');
   const indexer = indexerOf(parts);
-  const work = parts.admission.attend();
+  const work = parts.inflight.attend();
   const deadline = AbortSignal.timeout(parts.requestTimeoutMs);
   const signal = AbortSignal.any([work.signal, deadline]);
   try {
@@ -206,7 +206,10 @@ async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise
     await indexer.delete({ tenant: identity.tenant, repo }, signal);
   } catch (error) {
     if (!deadline.aborted) throw error;
-    throw new ServingError('deadline_exceeded', `removing ${repo} took longer than ${parts.requestTimeoutMs} ms`);
+    throw new ServingError(
+      'deadline_exceeded',
+      `removing ${repo} took longer than ${parts.requestTimeoutMs} ms (--request-timeout-ms)`,
+    );
   } finally {
     work.release();
   }
@@ -215,7 +218,7 @@ async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise
 
 /**
  * Waits for an indexer that restarts, before anything is sent to it: as long as it drains, and then until there is one.
- * @throws ServingError worker_lost, when it stays away; the signal's reason.
+ * @throws ServingError worker_lost when none comes within the connect timeout; the signal's reason.
  */
 async function reach(indexer: IndexerClient, { connectTimeoutMs }: RepoParts, signal: AbortSignal): Promise<void> {
   for (;;) {
@@ -226,7 +229,10 @@ async function reach(indexer: IndexerClient, { connectTimeoutMs }: RepoParts, si
     } catch (error) {
       signal.throwIfAborted();
       if (late.aborted) {
-        throw new ServingError('worker_lost', `the indexer was not reached within ${connectTimeoutMs} ms`);
+        throw new ServingError(
+          'worker_lost',
+          `the indexer was not reached within ${connectTimeoutMs} ms (--connect-timeout-ms)`,
+        );
       }
       if (ServingError.from(error).code !== 'draining') throw error;
     }

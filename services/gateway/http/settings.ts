@@ -1,4 +1,5 @@
 /** The settings of the HTTP side: TLS, and what a client may send and how long it may take. */
+import type { ConfigOf } from '../../lib/process/config.ts';
 import { file, milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { UPLOAD_SETTINGS } from '../../lib/rag/settings.ts';
 
@@ -17,3 +18,4 @@ export const HTTP_SETTINGS = {
     .describe('time that an upload of a repository may take, and longest silence of its indexer, in ms'),
   ...UPLOAD_SETTINGS,
 };
+export type HttpConfig = ConfigOf<typeof HTTP_SETTINGS>;

@@ -1,4 +1,4 @@
-/** Server-sent events: JSON values, one per event, until `[DONE]`. */
+/** Server-sent events: one JSON value per event, until `[DONE]`. */
 import { once } from 'node:events';
 import type { OutgoingHttpHeaders } from 'node:http';
 import type { FastifyReply } from 'fastify';
@@ -9,19 +9,19 @@ export class EventStream {
   readonly #signal: AbortSignal;
   #open = false;
 
-  /** @param signal ends the wait for a client that does not read. */
+  /** @param signal ends the wait for a client that does not read its events. */
   constructor(reply: FastifyReply, signal: AbortSignal) {
     this.#reply = reply;
     this.#signal = signal;
   }
 
-  /** Whether anything was sent: from then on the status is 200, and failures are events. */
+  /** Whether an event was sent: from then on the status is 200, and failures are events. */
   get open(): boolean {
     return this.#open;
   }
 
   /**
-   * Waits while the client reads more slowly than we write.
+   * Sends one event, and waits while the client reads more slowly than we write.
    * @throws the signal's reason.
    */
   async send(value: unknown): Promise<void> {
@@ -35,7 +35,7 @@ export class EventStream {
     }
   }
 
-  /** @param last one more event before `[DONE]`. */
+  /** @param last the event before `[DONE]`. */
   end(last?: unknown): void {
     if (last !== undefined) this.#write(`data: ${JSON.stringify(last)}\n\n`);
     this.#write('data: [DONE]\n\n');

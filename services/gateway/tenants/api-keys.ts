@@ -1,6 +1,7 @@
 /**
- * Who asks, and which repositories are theirs. Keys stand in a file as hashes; without a file nobody needs one, and
- * everybody is the default tenant. A repository that a key may not use is, for that key, one that does not exist.
+ * API keys: they say who sends a request, and which repositories are theirs. A file holds the keys, as hashes. Without
+ * a file nobody needs a key, and everybody is the default tenant. A repository that a key may not use does not exist
+ * for that key.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
@@ -10,17 +11,17 @@ import { DEFAULT_TENANT, repoKey } from '../../lib/rag/store/repo-key.ts';
 import { type TenantLimits, UNLIMITED } from './token-quota.ts';
 
 export interface Identity {
-  /** Whose repositories these are: those of two tenants never meet, whatever they are called. */
+  /** The owner of repositories: those of two tenants never meet, whatever their names are. */
   readonly tenant: string;
   readonly limits: TenantLimits;
   mayUse(repo: string): boolean;
 }
 
 export interface ApiKeys {
-  /** All that have a key. */
+  /** All tenants that have a key. */
   readonly tenants: readonly string[];
   /**
-   * @param authorization the header as it came.
+   * @param authorization the header of that name, as it was received.
    * @throws ServingError invalid_api_key
    */
   identify(authorization: string | undefined): Identity;
@@ -36,14 +37,16 @@ const limit = z.int().min(1).optional();
 const keysFile = z
   .array(
     z.strictObject({
-      /** Of the key's UTF-8 bytes, in hex. */
+      /** SHA-256 of the key's UTF-8 bytes, in hex. */
       key_sha256: z
         .string()
         .regex(/^[0-9a-fA-F]{64}$/, 'must be 64 hexadecimal digits')
         .toLowerCase(),
-      tenant: z.string().refine((tenant) => isRepoKey(tenant, 'x'), 'is no tenant (letters, digits, "_", "-")'),
-      repos: z.array(z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is no repository')),
-      /** Of the tenant, whatever key its requests come with; as many as the gateway takes where not given. */
+      tenant: z.string().refine((tenant) => isRepoKey(tenant, 'x'), 'is not a tenant name (letters, digits, "_", "-")'),
+      repos: z.array(
+        z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is not a repository name'),
+      ),
+      /** Most requests of the tenant in flight, with any of its keys; as many as the gateway takes where not given. */
       max_inflight: limit,
       tokens_per_minute: limit,
     }),
@@ -53,7 +56,7 @@ const keysFile = z
       const refuse = (field: string, message: string) =>
         context.addIssue({ code: 'custom', path: [i, field], message });
       const earlier = entries.slice(0, i);
-      if (earlier.some((other) => other.key_sha256 === entry.key_sha256)) refuse('key_sha256', 'stands there twice');
+      if (earlier.some((other) => other.key_sha256 === entry.key_sha256)) refuse('key_sha256', 'is listed twice');
       const same = earlier.find((other) => other.tenant === entry.tenant);
       for (const field of ['max_inflight', 'tokens_per_minute'] as const) {
         if (same && same[field] !== entry[field]) refuse(field, `must be the same for all keys of ${entry.tenant}`);
@@ -94,11 +97,11 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     identify(authorization) {
       const [, key] = /^Bearer +(\S+)$/i.exec(authorization ?? '') ?? [];
       if (key === undefined) throw new ServingError('invalid_api_key', 'the request has no API key');
-      // Node reads headers as latin1, byte for byte.
+      // Node decodes headers as latin1, byte for byte.
       const digest = createHash('sha256').update(key, 'latin1').digest();
-      // All are compared, each in constant time: how long it takes tells nothing.
+      // All keys are compared, each in constant time: the time that this takes tells nothing about them.
       const matching = keys.filter((each) => timingSafeEqual(each.digest, digest));
-      if (!matching[0]) throw new ServingError('invalid_api_key', 'the API key is not one of ours');
+      if (!matching[0]) throw new ServingError('invalid_api_key', 'the API key is not in the file of keys');
       return matching[0].identity;
     },
   };
@@ -106,8 +109,8 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
 
 /**
  * The key under which the store knows a repository that a client names.
- * @throws ServingError invalid_request for what is no name; repo_not_found for what this client may not use, worded as
- *   for what does not exist.
+ * @throws ServingError invalid_request for a string that is not a name; repo_not_found for a repository that this
+ *   client may not use, in the same words as for one that does not exist.
  */
 export function storeKey(identity: Identity, name: string, param: string): string {
   try {

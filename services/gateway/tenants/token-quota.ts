@@ -1,14 +1,14 @@
 /**
- * Tokens per minute of each tenant: a bucket that holds one minute's worth. What a request costs is known at its end, so
- * the bucket may fall below zero, and then nothing is taken until it has filled up again: over any longer time a tenant gets
- * its rate, and beyond it at most what it may have in flight at once.
+ * Tokens per minute of each tenant: a bucket that holds the tokens of one minute. The cost of a request is known at its
+ * end, so the bucket may fall below zero; then the tenant's requests are refused until it has filled up again. Over any
+ * longer time a tenant gets its rate, and beyond it at most what it may have in flight at once.
  */
 import { ServingError } from '../../lib/process/errors.ts';
 
 export interface TenantLimits {
-  /** Requests in work at once. */
+  /** Requests in flight at once. */
   readonly maxInflight?: number | undefined;
-  /** Prompt and output together. */
+  /** Tokens of prompts and output together. */
   readonly tokensPerMinute?: number | undefined;
 }
 
@@ -41,7 +41,7 @@ export class TokenQuota {
     });
   }
 
-  /** @param tokens that a request of the tenant has cost. */
+  /** @param tokens cost of a request of the tenant, prompt and output together. */
   spend(tenant: string, { tokensPerMinute }: TenantLimits, tokens: number): void {
     if (tokensPerMinute !== undefined) this.#filled(tenant, tokensPerMinute).tokens -= tokens;
   }

@@ -1,7 +1,7 @@
 /**
- * Whether a prompt is computed where it will be decoded, if a worker there can do both, or on a prefill worker, from which
- * its KV then travels. A long prompt beside running sequences makes each of their tokens wait; a short one does so less
- * than the hand-over costs.
+ * Whether a prompt is computed where it will be decoded, if a worker there can do both, or on a prefill worker, from
+ * which its KV is then handed over. A long prompt beside running sequences delays each of their tokens; a short one
+ * delays them by less than the hand-over costs.
  */
 
 export const LOCAL_PREFILL = ['auto', 'always', 'never'] as const;
@@ -9,14 +9,15 @@ export type LocalPrefill = (typeof LOCAL_PREFILL)[number];
 
 export interface PrefillLocations {
   readonly policy: LocalPrefill;
-  /** Tokens that would be computed where the prompt is decoded: those that are cached there are not. */
+  /** Tokens that would have to be computed where the prompt is decoded: those that are not cached there. */
   readonly localTokens: number;
-  /** Longest prompt that is computed beside running sequences for its own sake, in tokens. */
+  /** Longest prompt that is computed beside running sequences, in tokens, while another worker could take it. */
   readonly localMaxTokens: number;
-  /** A worker that can do both has room. */
+  /** Whether a worker that can do both has room. */
   readonly local: boolean;
-  /** A prefill worker that cannot decode has room, and whether one of them has nothing to do. */
+  /** Whether a prefill worker that cannot decode has room. */
   readonly remote: boolean;
+  /** Whether one of those has nothing to do. */
   readonly remoteIdle: boolean;
 }
 
@@ -27,7 +28,7 @@ export interface PrefillLocation {
   readonly reason: LocationReason;
 }
 
-/** @param possible local or remote, or both. */
+/** @param possible where the prompt can be computed: local, remote or both. */
 export function choosePrefillLocation(possible: PrefillLocations): PrefillLocation {
   const { policy, localTokens, localMaxTokens, local, remote, remoteIdle } = possible;
   if (!local) return { where: 'remote', reason: 'only_place' };

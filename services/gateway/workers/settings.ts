@@ -1,5 +1,8 @@
-/** The settings of workers as a gateway sees them: where they are, when they are lost, which of them computes a prompt. */
+/**
+ * The settings of workers as a gateway sees them: where they are, when they are lost, which of them computes a prompt.
+ */
 import { z } from 'zod';
+import type { ConfigOf } from '../../lib/process/config.ts';
 import { parseHostPort } from '../../lib/process/host-port.ts';
 import { milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { isRedisUrl } from '../../lib/redis/url.ts';
@@ -32,3 +35,4 @@ export const WORKER_POOL_SETTINGS = {
     .default(256)
     .describe('longest prompt that auto computes where it is decoded, in tokens'),
 };
+export type WorkerPoolConfig = ConfigOf<typeof WORKER_POOL_SETTINGS>;

@@ -1,10 +1,15 @@
-/** Which workers a completion goes to: both halves at once, so that no prompt is computed that nobody can continue. */
+/**
+ * Which workers a completion goes to. Both halves are chosen at once, so that no prompt is computed that no worker can
+ * continue.
+ */
 import { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { DecodeClient, PrefillClient } from '../../lib/rpc/contract.ts';
-import { choosePrefillLocation, type LocalPrefill } from './prefill-location.ts';
-import { type Worker, type WorkerLease, WorkerSet } from './worker-set.ts';
+import { choosePrefillLocation } from './prefill-location.ts';
+import type { WorkerPoolConfig } from './settings.ts';
+import type { Describable, Worker, WorkerLease } from './worker.ts';
+import { WorkerSet } from './worker-set.ts';
 
 export interface Placement {
   readonly prefill: WorkerLease<PrefillClient>;
@@ -12,22 +17,25 @@ export interface Placement {
   readonly decodes: readonly WorkerLease<DecodeClient>[];
 }
 
-/** What a prompt asks of the workers. */
+/** The needs of one prompt. */
 export interface PlacementRequest {
   readonly promptTokens: number;
   /** Choices that go on after their first token. */
   readonly decodes: number;
-  /** Of a slot: prompt and output together. */
+  /** Positions that one slot must hold, prompt and output together. */
   readonly positions: number;
-  /** Prefill worker that may have most of the prompt. */
+  /** Prefill worker that may have most of the prompt in its cache. */
   readonly affinityWorker?: string | undefined;
-  /** How much of it, in tokens, as far as can be known here. */
+  /** Tokens of the prompt that it may have cached, as far as can be known here. */
   readonly affinityTokens?: number;
-  /** Workers that have failed it: used where no other is ready. */
+  /** Addresses of workers that have failed the prompt: used only where no other is ready. */
   readonly preferNot?: ReadonlySet<string>;
 }
 
-/** Prompt tokens that a worker has left to compute of it, as far as can be known here; at any worker, at the best. */
+/**
+ * Prompt tokens that a worker would have to compute, as far as can be known here.
+ * @param at address of the worker; that of the worker with the most of the prompt where not given.
+ */
 export function tokensToCompute(
   { promptTokens, affinityWorker, affinityTokens = 0 }: PlacementRequest,
   at: string | undefined = affinityWorker,
@@ -37,26 +45,21 @@ export function tokensToCompute(
     : promptTokens;
 }
 
-export interface WorkerPoolOptions {
-  /** Of the bundle that this gateway tokenizes for. */
+export interface WorkerPoolOptions
+  extends Pick<WorkerPoolConfig, 'connectTimeoutMs' | 'stallTimeoutMs' | 'localPrefill' | 'localPrefillTokens'> {
+  /** SHA-256 (hex) of the bundle that this gateway tokenizes for. */
   readonly fingerprint: string;
   readonly connectPrefill: (address: string) => PrefillClient;
   readonly connectDecode: (address: string) => DecodeClient;
-  /** Deadline of one question to a worker. */
-  readonly answerTimeoutMs: number;
-  /** See WorkerSetOptions. */
-  readonly stallTimeoutMs: number;
-  /** Pause between two questions to a worker. */
+  /** Pause between two questions to a worker, in ms. */
   readonly askEveryMs?: number;
-  readonly localPrefill?: LocalPrefill;
-  /** See whereToPrefill. */
-  readonly localPrefillTokens?: number;
   readonly log: Logger;
 }
 
 /**
- * Prompts that one gateway gives a prefill worker at once: one computes, and one waits so that the worker need not.
- * Others wait here, where they are served in a fair order and may still go to another worker.
+ * Prompts that one gateway gives a prefill worker at once: one computes, and one waits, so that the worker is never
+ * idle. The other prompts wait in the gateway, where they are served in a fair order and may still go to another
+ * worker.
  */
 const PROMPTS_PER_WORKER = 2;
 
@@ -64,32 +67,33 @@ export class WorkerPool {
   readonly #prefill: WorkerSet<PrefillClient>;
   readonly #decode: WorkerSet<DecodeClient>;
   readonly #closing = new AbortController();
-  readonly #localPrefill: LocalPrefill;
-  readonly #localPrefillTokens: number;
+  readonly #location: Pick<WorkerPoolConfig, 'localPrefill' | 'localPrefillTokens'>;
   #capacity = 0;
-  #onChange: () => void = () => {};
+  readonly #listeners = new Set<() => void>();
 
-  constructor({
-    connectPrefill,
-    connectDecode,
-    askEveryMs = 1000,
-    localPrefill = 'auto',
-    localPrefillTokens = 256,
-    ...rest
-  }: WorkerPoolOptions) {
-    this.#localPrefill = localPrefill;
-    this.#localPrefillTokens = localPrefillTokens;
-    const options = { ...rest, askEveryMs, onChange: () => this.#onChange() };
+  constructor(options: WorkerPoolOptions) {
+    const { fingerprint, connectPrefill, connectDecode, connectTimeoutMs, stallTimeoutMs, log } = options;
+    this.#location = options;
+    const shared = {
+      fingerprint,
+      answerTimeoutMs: Math.min(connectTimeoutMs, stallTimeoutMs),
+      askEveryMs: options.askEveryMs ?? 1000,
+      stallTimeoutMs,
+      onChange: () => {
+        for (const listener of this.#listeners) listener();
+      },
+      log,
+    };
     this.#prefill = new WorkerSet({
-      ...options,
+      ...shared,
       role: 'prefill',
       connect: connectPrefill,
       reportedLoad: ({ queued }) => queued,
       rate: ({ prefillTokensPerSecond }) => prefillTokensPerSecond,
-      hasRoom: (worker) => worker.jobs.size < PROMPTS_PER_WORKER,
+      hasRoom: ({ jobs }) => jobs < PROMPTS_PER_WORKER,
     });
     this.#decode = new WorkerSet({
-      ...options,
+      ...shared,
       role: 'decode',
       connect: connectDecode,
       reportedLoad: ({ slots, freeSlots, queued }) => slots - freeSlots + queued,
@@ -106,9 +110,13 @@ export class WorkerPool {
     this.#decode.setAddresses(addresses);
   }
 
-  /** Called whenever there may be room where there was none, or no worker where there was one. */
-  set onChange(onChange: () => void) {
-    this.#onChange = onChange;
+  /**
+   * Calls `listener` whenever there may be room where there was none, or no worker where there was one.
+   * @returns ends the subscription.
+   */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
   }
 
   /** Whether a completion could be placed, now or when there is room. */
@@ -116,80 +124,80 @@ export class WorkerPool {
     return this.#prefill.usable.length > 0 && this.#decode.usable.length > 0;
   }
 
-  /** @throws ServingError no_worker, unless there are both halves. */
+  /** @throws ServingError no_worker, unless workers of both roles are usable. */
   assertUsable(): void {
     this.#prefill.assertUsable();
     this.#decode.assertUsable();
   }
 
   /**
-   * Positions that a slot of every usable worker holds; what it was last where none is usable now.
-   * @throws ServingError no_worker, where none ever was.
+   * Positions that a slot of every usable worker holds; the last known number where none is usable now.
+   * @throws ServingError no_worker, where none was ever usable.
    */
   get capacity(): number {
     if (this.usable) {
       const usable = [...this.#prefill.usable, ...this.#decode.usable];
-      this.#capacity = Math.min(...usable.map((worker) => worker.described?.capacity ?? 0));
+      this.#capacity = Math.min(...usable.map(({ capacity }) => capacity));
     }
     if (this.#capacity === 0) this.assertUsable();
     return this.#capacity;
   }
 
-  /** Prompt tokens that usable workers compute per second, as they measured it; 0 where none has yet. */
+  /** Prompt tokens that usable workers compute per second, as they measured it; 0 where none has measured it yet. */
   get prefillTokensPerSecond(): number {
-    return sum(this.#prefill.usable, (worker) => worker.described?.prefillTokensPerSecond ?? 0);
+    return sum(this.#prefill.usable, ({ description }) => description?.prefillTokensPerSecond ?? 0);
   }
 
   /** Prompt tokens that wait, or are still to be computed, on usable prefill workers. */
   get prefillBacklog(): number {
-    return sum(this.#prefill.usable, (worker) => worker.load + worker.otherGatewaysLoad);
+    return sum(this.#prefill.usable, ({ totalLoad }) => totalLoad);
   }
 
-  /** Whether there are workers that could take it, now or when they have room. */
+  /** Whether there are workers that could take the prompt, now or when they have room. */
   fits({ decodes, positions }: PlacementRequest): boolean {
-    const hold = ({ described }: Worker<unknown>) => (described?.capacity ?? 0) >= positions;
+    const hold = ({ capacity }: Worker<Describable>) => capacity >= positions;
     return this.#prefill.usable.some(hold) && (decodes === 0 || this.#decode.usable.some(hold));
   }
 
-  /** Workers with room for all of it, or undefined. */
-  place(demand: PlacementRequest): Placement | undefined {
-    const { decodes, positions, preferNot } = demand;
+  /** Workers with room for the prompt and all its choices, or undefined. */
+  place(request: PlacementRequest): Placement | undefined {
+    const { decodes, positions, preferNot } = request;
     const prefills = without(this.#prefill.ready(positions), preferNot);
-    // More choices than there are slots have room nowhere: what is over waits in the decode worker.
-    const ready = decodes === 0 ? [] : without(this.#decode.ready(positions), preferNot);
-    if (prefills.length === 0 || (decodes > 0 && ready.length === 0)) return undefined;
-    const prefill = decodes === 0 ? preferred(prefills, demand) : this.#wherePrefilled(demand, prefills, ready);
-    const sameWorker = ready.find(({ address }) => address === prefill.address);
+    // No worker has room for more choices than it has slots: those beyond wait in the decode worker.
+    const decoders = decodes === 0 ? [] : without(this.#decode.ready(positions), preferNot);
+    if (prefills.length === 0 || (decodes > 0 && decoders.length === 0)) return undefined;
+    const prefill = decodes === 0 ? preferred(prefills, request) : this.#choosePrefill(request, prefills, decoders);
+    const sameWorker = decoders.find(({ address }) => address === prefill.address);
     const chosen = Array.from({ length: decodes }, () => {
-      const worker = sameWorker ?? ready.reduce((a, b) => (busier(a, b) ? b : a));
+      const worker = sameWorker ?? decoders.reduce((a, b) => (isBusier(a, b) ? b : a));
       return this.#decode.lease(worker, 1);
     });
-    return { prefill: this.#prefill.lease(prefill, tokensToCompute(demand, prefill.address)), decodes: chosen };
+    return { prefill: this.#prefill.lease(prefill, tokensToCompute(request, prefill.address)), decodes: chosen };
   }
 
-  /** The prefill worker for a prompt that is to be decoded on one of `ready`. */
-  #wherePrefilled(
-    demand: PlacementRequest,
+  /** The prefill worker for a prompt that is to be decoded on one of `decoders`. */
+  #choosePrefill(
+    request: PlacementRequest,
     prefills: readonly Worker<PrefillClient>[],
-    ready: readonly Worker<DecodeClient>[],
+    decoders: readonly Worker<DecodeClient>[],
   ): Worker<PrefillClient> {
-    const { promptTokens, affinityWorker, affinityTokens = 0 } = demand;
-    const local = prefills.filter((prefill) => ready.some(({ address }) => address === prefill.address));
-    // Not those that decode as well and are full: prompts would wait there for sequences.
+    const { promptTokens, affinityWorker, affinityTokens = 0 } = request;
+    const local = prefills.filter((prefill) => decoders.some(({ address }) => address === prefill.address));
+    // Workers that decode as well and are full are left out: a prompt would wait there for sequences.
     const remote = prefills.filter(({ address }) => !this.#decode.has(address));
-    if (local.length + remote.length === 0) return preferred(prefills, demand);
+    if (local.length + remote.length === 0) return preferred(prefills, request);
     const decision = choosePrefillLocation({
-      policy: this.#localPrefill,
+      policy: this.#location.localPrefill,
       localTokens: local.some(({ address }) => address === affinityWorker)
         ? promptTokens - affinityTokens
         : promptTokens,
-      localMaxTokens: this.#localPrefillTokens,
+      localMaxTokens: this.#location.localPrefillTokens,
       local: local.length > 0,
       remote: remote.length > 0,
-      remoteIdle: remote.some(({ load, otherGatewaysLoad }) => load + otherGatewaysLoad === 0),
+      remoteIdle: remote.some(({ totalLoad }) => totalLoad === 0),
     });
     metrics.prefillPlaced.inc({ ...decision });
-    return preferred(decision.where === 'local' ? local : remote, demand);
+    return preferred(decision.where === 'local' ? local : remote, request);
   }
 
   /** Asks every worker once. */
@@ -197,7 +205,7 @@ export class WorkerPool {
     await Promise.all([this.#prefill.refresh(this.#closing.signal), this.#decode.refresh(this.#closing.signal)]);
   }
 
-  /** Asks every worker again and again until `close`. */
+  /** Asks every worker, and those that come later, again and again until `close`. */
   watch(): void {
     this.#prefill.watch(this.#closing.signal);
     this.#decode.watch(this.#closing.signal);
@@ -211,36 +219,37 @@ export class WorkerPool {
 }
 
 /**
- * KV pressure: a decoder is given half as many sequences again as it has slots, so that one whose prompt is computed finds
- * the next slot, and no more; the rest waits here as tokens that cost nothing yet. One of ours always goes, since what we
- * know of others is a second old.
+ * Whether a decode worker may be given one more sequence, so that KV pressure stays bounded: half as many again as it
+ * has slots. A sequence whose prompt is computed then finds the next free slot; the others wait in the gateway as
+ * tokens that cost nothing yet. One of ours always goes: what we know of other gateways is a second old.
  */
-function hasDecodeRoom({ described, load, otherGatewaysLoad }: Worker<DecodeClient>): boolean {
-  const slots = described?.slots ?? 0;
-  return load === 0 || load + otherGatewaysLoad < slots + Math.ceil(slots / 2);
+function hasDecodeRoom({ description, load, totalLoad }: Worker<DecodeClient>): boolean {
+  const slots = description?.slots ?? 0;
+  return load === 0 || totalLoad < slots + Math.ceil(slots / 2);
 }
 
 /**
- * The one at `near`, unless more waits there than it saves; else the least loaded.
+ * The worker that has most of the prompt, unless more waits there than that saves; else the least loaded.
  * @param workers at least one, the least loaded first.
  */
-function preferred<C>(
+function preferred<C extends Describable>(
   workers: readonly Worker<C>[],
   { affinityWorker, affinityTokens = 0 }: PlacementRequest,
 ): Worker<C> {
   const least = workers[0] as Worker<C>;
-  const known = workers.find(({ address }) => address === affinityWorker) ?? least;
-  return known.load + known.otherGatewaysLoad <= least.load + least.otherGatewaysLoad + affinityTokens ? known : least;
+  const cached = workers.find(({ address }) => address === affinityWorker) ?? least;
+  return cached.totalLoad <= least.totalLoad + affinityTokens ? cached : least;
 }
 
-function without<C>(workers: readonly Worker<C>[], preferNot: ReadonlySet<string> = new Set()): readonly Worker<C>[] {
+function without<C extends Describable>(
+  workers: readonly Worker<C>[],
+  preferNot: ReadonlySet<string> = new Set(),
+): readonly Worker<C>[] {
   const others = workers.filter(({ address }) => !preferNot.has(address));
   return others.length > 0 ? others : workers;
 }
 
-const busier = <C>(a: Worker<C>, b: Worker<C>) => {
-  const difference = a.load + a.otherGatewaysLoad - b.load - b.otherGatewaysLoad;
-  return difference > 0 || (difference === 0 && a.chosen > b.chosen);
-};
+const isBusier = (a: Worker<DecodeClient>, b: Worker<DecodeClient>) =>
+  a.totalLoad > b.totalLoad || (a.totalLoad === b.totalLoad && a.lastChosen > b.lastChosen);
 
 const sum = <T>(items: readonly T[], of: (item: T) => number) => items.reduce((total, item) => total + of(item), 0);

@@ -1,14 +1,16 @@
 /**
- * A circuit breaker of one worker: one that answers questions and yet fails what it is given is left alone after some
- * failures in a row, then tried again, one request at a time. Pure: the caller says what time it is.
+ * A circuit breaker, for a worker or a store that can be reached and yet fails the work that it is given. It opens
+ * after some failures in a row: then nothing is given for a while, and after that one piece of work at a time, until
+ * one succeeds. Pure: the caller says what time it is.
  */
 
 /** Failures in a row that open it. */
 const FAILURES = 3;
-/** However many calls one failure catches, a batch or the readers of one KV cache, it is one. */
+/** Failures within this time count as one, in ms: one fault fails a whole batch, or all readers of a KV cache. */
 const AT_ONCE_MS = 100;
+/** First pause, in ms; each further failure doubles it. */
 const FIRST_MS = 500;
-/** Shorter than clients keep on retrying. */
+/** Longest pause, in ms: shorter than clients keep on retrying. */
 const LONGEST_MS = 15_000;
 
 export class CircuitBreaker {
@@ -16,7 +18,7 @@ export class CircuitBreaker {
   #failedAtMs = -Infinity;
   #refusesUntilMs = 0;
 
-  /** Whether work may be given. */
+  /** Whether work may be given now. */
   allows(nowMs: number): boolean {
     return nowMs >= this.#refusesUntilMs;
   }
@@ -25,7 +27,7 @@ export class CircuitBreaker {
     return this.#failures >= FAILURES;
   }
 
-  /** Work was given: while it is open, the next has to wait for what comes of this. */
+  /** Work was given. While the breaker is open, the next work has to wait for the outcome of this. */
   tried(nowMs: number): void {
     if (this.open) this.#refusesUntilMs = nowMs + this.#pauseMs;
   }

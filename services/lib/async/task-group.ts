@@ -1,8 +1,8 @@
-/** Tasks that live and die together. */
+/** Tasks that run side by side, and of which none outlives the others' failure. */
 
 /**
- * Runs tasks side by side. When one fails the others are aborted with its error; all have ended when this returns.
- * @param start begins the tasks; their signal is aborted with `signal`, or with the first failure.
+ * Runs tasks side by side. When one fails, the others are aborted with its error. All have ended when this returns.
+ * @param start begins the tasks. Their signal is aborted with `signal`, or with the first failure.
  * @throws the first failure.
  */
 export async function runTogether<T>(signal: AbortSignal, start: (live: AbortSignal) => Promise<T>[]): Promise<T[]> {

@@ -1,4 +1,4 @@
-/** Admission by tokens, on a clock of the test's own. */
+/** Admission by tokens, on a clock that the test sets. */
 import { describe, expect, test } from 'vitest';
 import {
   Dispatcher,
@@ -8,15 +8,24 @@ import {
 import type { Placement, PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 
-/** One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so. */
+/**
+ * One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so.
+ */
 function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<DispatcherOptions> = {}) {
   let nowMs = 0;
   const computing: { tokens: number; done: () => void }[] = [];
   let usable = true;
   let capacity = Infinity;
   const noWorker = () => new ServingError('no_worker', 'none');
+  const listeners: (() => void)[] = [];
+  const changed = () => {
+    for (const listener of listeners) listener();
+  };
   const pool = {
-    onChange: () => {},
+    onChange: (listener: () => void) => {
+      listeners.push(listener);
+      return () => {};
+    },
     get usable() {
       return usable;
     },
@@ -35,31 +44,43 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
       return { prefill: { address: 'p' }, decodes: [], job } as unknown as Placement;
     },
   };
-  const dispatcher = new Dispatcher({ pool, targetTtftMs, patienceMs: 5, now: () => nowMs, ...options });
-  const never = new AbortController().signal;
-  const wish = (promptTokens: number, change: Partial<QueueRequest> = {}): QueueRequest => ({
-    ...{ promptTokens, decodes: 1, positions: promptTokens + 16, tenant: 'default', priority: 0 },
-    ...{ remainingMs: 1e9, isReplay: false, ...change },
+  const dispatcher = new Dispatcher({
+    pool,
+    targetTtftMs,
+    queueOrder: 'fifo',
+    connectTimeoutMs: 5,
+    now: () => nowMs,
+    ...options,
   });
-  const ask = (promptTokens: number, change?: Partial<QueueRequest>, signal = never) =>
-    dispatcher.place(wish(promptTokens, change), signal);
-  pool.onChange();
+  const queued = (promptTokens: number, change: Partial<QueueRequest> = {}): QueueRequest => ({
+    promptTokens,
+    decodes: 1,
+    positions: promptTokens + 16,
+    tenant: 'default',
+    priority: 0,
+    remainingMs: 1e9,
+    isReplay: false,
+    ...change,
+  });
+  const ask = (promptTokens: number, change?: Partial<QueueRequest>, signal = new AbortController().signal) =>
+    dispatcher.place(queued(promptTokens, change), signal);
+  changed();
   return {
     ask,
     computing,
     setCapacity: (positions: number) => {
       capacity = positions;
-      pool.onChange();
+      changed();
     },
     setUsable: (now: boolean) => {
       usable = now;
-      pool.onChange();
+      changed();
     },
-    /** The prompt that computes is done. */
+    /** Ends the computation of the first prompt. */
     finishOne: () => {
       const job = computing.shift();
       if (job) nowMs += (job.tokens / rate) * 1000;
-      pool.onChange();
+      changed();
     },
     passTime: (ms: number) => {
       nowMs += ms;
@@ -72,7 +93,7 @@ const settled = () => new Promise((resolve) => setImmediate(resolve));
 const code = (promise: Promise<unknown>) => promise.then(() => 'ok').catch((error: ServingError) => error.code);
 
 describe('admission', () => {
-  test('takes what can be computed within the target, and says when to come back', async () => {
+  test('prompts are admitted that can be computed within the target, and others are told when to come back', async () => {
     const { ask } = bench(100, 1000);
     const asked = [ask(50), ask(40), ask(10)];
     const refused = ask(1);
@@ -80,7 +101,7 @@ describe('admission', () => {
     expect(await Promise.all(asked.slice(0, 2).map(code))).toEqual(['ok', 'ok']);
   });
 
-  test('reserves as it checks: a burst does not pass together', async () => {
+  test('a place is reserved at the check: a burst does not pass together', async () => {
     const { ask } = bench(100, 1000);
     const answers = Array.from({ length: 30 }, () => code(ask(10)));
     await settled();
@@ -88,20 +109,20 @@ describe('admission', () => {
     expect(refused).toEqual(Array.from({ length: 20 }, () => 'saturated'));
   });
 
-  test('takes any one prompt when nothing else is there', async () => {
+  test('any one prompt is admitted when nothing else is there', async () => {
     const { ask } = bench(100, 1000);
     expect(await code(ask(5000))).toBe('ok');
     await expect(ask(10)).rejects.toMatchObject({ code: 'saturated', retryAfterSeconds: 50 });
   });
 
-  test('takes none that could not come in time', async () => {
+  test('a prompt that could not be served within its own budget is refused', async () => {
     const { ask } = bench(100, 10_000);
     await ask(100);
     await expect(ask(100, { remainingMs: 1500 })).rejects.toMatchObject({ code: 'saturated', limit: 'timeout-ms' });
     expect(await code(ask(100, { remainingMs: 2500 }))).toBe('ok');
   });
 
-  test('a flood of others does not keep out whose turn comes in time', async () => {
+  test('a flood does not keep out a prompt of another tenant whose turn comes in time', async () => {
     const { ask, finishOne, computing } = bench(100, 10_000);
     const flood = Array.from({ length: 9 }, () => code(ask(100, { tenant: 'flood' })));
     const calm = code(ask(50, { tenant: 'calm', remainingMs: 4000 }));
@@ -113,7 +134,7 @@ describe('admission', () => {
     await Promise.all(flood);
   });
 
-  test('what is kept of a prompt does not weigh', async () => {
+  test('cached tokens of a prompt do not count', async () => {
     const { ask } = bench(100, 1000);
     await ask(50);
     const typed = { affinityWorker: 'p', affinityTokens: 990, remainingMs: 700 };
@@ -121,17 +142,17 @@ describe('admission', () => {
     expect(await code(ask(1000, { ...typed, affinityWorker: undefined }))).toBe('saturated');
   });
 
-  test('what goes first since its worker was lost weighs as well', async () => {
+  test('replayed prompts, which go first, count as well', async () => {
     const { ask, setUsable } = bench(100, 1000);
     setUsable(false);
     const again = code(ask(95, { isReplay: true }));
-    const first = code(ask(1)); // while nothing waits or computes, any one
+    const first = code(ask(1)); // any one prompt is taken while nothing waits or computes
     expect(await code(ask(10))).toBe('saturated');
     setUsable(true);
     expect([await again, await first]).toEqual(['ok', 'ok']);
   });
 
-  test('without a worker is refused, after a moment in which one may come back', async () => {
+  test('without a worker prompts are refused, after a moment in which one may come back', async () => {
     const { ask, setUsable, passTime } = bench(100, 1000);
     expect(await code(ask(1))).toBe('ok');
     setUsable(false);
@@ -144,7 +165,7 @@ describe('admission', () => {
     expect(await code(ask(1))).toBe('no_worker');
   });
 
-  test('the next prompt of a request waits as long as that may, however long its prompts are together', async () => {
+  test('the next prompt of a request may wait as long as the request, however long its prompts are together', async () => {
     const { ask, finishOne } = bench(100, 1000, 1);
     expect(await code(ask(90))).toBe('ok');
     const sibling = code(ask(90, { sibling: true }));
@@ -154,7 +175,7 @@ describe('admission', () => {
     expect(await sibling).toBe('ok');
   });
 
-  test('a tenant is charged for what it may put out as well', async () => {
+  test('a tenant is charged for the output that may follow as well', async () => {
     const { ask, finishOne, computing } = bench(100, 1e6, 1);
     await ask(1, { tenant: 'other' });
     const many = { tenant: 'many', decodes: 64 };
@@ -174,7 +195,7 @@ describe('admission', () => {
     expect(await code(calm)).toBe('ok');
   });
 
-  test('decode that holds things up lowers what may wait', async () => {
+  test('slow decode lowers the number of tokens that may wait', async () => {
     const { ask, finishOne, passTime } = bench(100, 1000, 1);
     const asked = Array.from({ length: 6 }, () => ask(10));
     for (let i = 0; i < 4; i++) {
@@ -186,7 +207,7 @@ describe('admission', () => {
   });
 });
 
-test('an outage in which all waited is not how fast they are served', async () => {
+test('an outage in which all waited does not count in the rate of service', async () => {
   const { ask, setUsable, passTime, computing, finishOne } = bench(500, 10_000);
   setUsable(false);
   const asked = Array.from({ length: 12 }, () => ask(200));
@@ -200,7 +221,7 @@ test('an outage in which all waited is not how fast they are served', async () =
 });
 
 describe('the queue', () => {
-  test('is served in the order that was set', async () => {
+  test('the queue is served in the order that was set', async () => {
     const { ask, finishOne, computing } = bench(100, 10_000, 1, { queueOrder: 'shortest-first' });
     await ask(1);
     const waiting = [ask(300), ask(20), ask(10)];
@@ -213,7 +234,7 @@ describe('the queue', () => {
     await Promise.all(waiting);
   });
 
-  test('a client that goes makes room, and is not served', async () => {
+  test('a client that hangs up makes room, and is not served', async () => {
     const { ask, finishOne, computing } = bench(100, 1000);
     await Promise.all([ask(10), ask(10)]);
     const gone = new AbortController();
@@ -227,7 +248,7 @@ describe('the queue', () => {
     expect(computing.map(({ tokens }) => tokens)).toEqual([10, 20]);
   });
 
-  test('what fits no worker any more is refused, and nobody waits behind it', async () => {
+  test('a prompt that fits no worker any more is refused, and nobody waits behind it', async () => {
     const { ask, finishOne, setCapacity } = bench(100, 10_000);
     await Promise.all([ask(10), ask(10)]);
     const long = code(ask(400));
@@ -239,7 +260,7 @@ describe('the queue', () => {
     expect([await long, await longAgain]).toEqual(['no_worker', 'no_worker']);
   });
 
-  test('what was lost with its worker goes first, over the bound, and waits for a worker', async () => {
+  test('a replayed prompt goes first, beyond the bound, and waits for a worker', async () => {
     const { ask, finishOne, computing, setUsable } = bench(100, 1000);
     await Promise.all([ask(50), ask(50)]);
     const again = ask(500, { isReplay: true });
@@ -257,8 +278,10 @@ describe('the queue', () => {
   });
 });
 
-test('ten times the load that can be served: goodput stays', async () => {
-  /** Prompts of 100 tokens at `load` times what 1000 tokens/s can serve, for 60 s; those that had their workers in time. */
+test('goodput stays at ten times the load that can be served', async () => {
+  /**
+   * Prompts of 100 tokens at `load` times what 1000 tokens/s can serve, for 60 s; those that had their workers in time.
+   */
   async function goodput(load: number): Promise<number> {
     const { ask, finishOne, computing, passTime, now } = bench(1000, 1000);
     let good = 0;

@@ -29,7 +29,7 @@ function drained(queue: FairQueue<Entry>): Entry[] {
 const total = (list: readonly Entry[]) => list.reduce((sum, { tokens }) => sum + tokens, 0);
 
 describe('a fair queue', () => {
-  test('gives out everything once, and its figures are those of what waits', () => {
+  test('the queue gives out every entry once, and its sums are those of the waiting entries', () => {
     fc.assert(
       fc.property(entries, fc.array(fc.nat(30)), (list, removals) => {
         const queue = filled(list);
@@ -48,7 +48,7 @@ describe('a fair queue', () => {
     );
   });
 
-  test('keeps the order of a tenant: lower priority first, then the earlier', () => {
+  test('entries of a tenant go by priority, the lower value first, then by time', () => {
     fc.assert(
       fc.property(entries, (list) => {
         const order = drained(filled(list));
@@ -61,7 +61,7 @@ describe('a fair queue', () => {
     );
   });
 
-  test('or, if so ordered, the shorter, where a second of waiting is worth 500 tokens', () => {
+  test('shortest first, a second of waiting counts as 500 tokens', () => {
     fc.assert(
       fc.property(entries, (list) => {
         const order = drained(filled(list, undefined, 'shortest-first'));
@@ -75,7 +75,7 @@ describe('a fair queue', () => {
     );
   });
 
-  test('knows what would be served before one that comes', () => {
+  test('the queue knows which tokens would be served before a new entry', () => {
     fc.assert(
       fc.property(entries, fc.nat(20), fc.integer({ min: 1, max: 5 }), (list, taken, weight) => {
         const last = list.at(-1);
@@ -90,7 +90,7 @@ describe('a fair queue', () => {
     );
   });
 
-  test('shares service by weight as long as both wait, to within the longest entry of each', () => {
+  test('two tenants that wait share service by weight, to within the longest entry of each', () => {
     fc.assert(
       fc.property(entries, fc.integer({ min: 1, max: 5 }), (list, weight) => {
         const weightOf = (tenant: string) => (tenant === 'a' ? weight : 1);
@@ -109,7 +109,7 @@ describe('a fair queue', () => {
     );
   });
 
-  test('owes nothing to a tenant for the time it was away', () => {
+  test('a tenant is owed nothing for the time that it was away', () => {
     const queue = new FairQueue<Entry>();
     const add = (tenant: string, id: number) =>
       queue.add({ tenant, priority: 0, tokens: 10, cost: 10, id, queuedAtMs: id });
@@ -123,7 +123,7 @@ describe('a fair queue', () => {
 });
 
 describe('who has to go', () => {
-  test('is who stands last with the tenant that holds most; the rest fits, and nothing has changed', () => {
+  test('the last entry of the tenant that holds most has to go; the rest fits, and nothing has changed', () => {
     fc.assert(
       fc.property(entries, fc.integer({ min: 0, max: 500 }), (list, limit) => {
         const [entry, ...rest] = list;

@@ -1,4 +1,4 @@
-/** A worker is lost, and the client sees nothing of it. */
+/** A worker is lost, and the client does not notice. */
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
@@ -8,10 +8,10 @@ import type { Trouble } from '../../support/fake-workers.ts';
 const TEXT = 'return self.items[index] + other.items[index]';
 const token = spelling(TEXT);
 const lost = () => new ServingError('worker_lost', 'connection dropped');
-/** Workers enough to lose some. */
+/** Enough workers to lose some. */
 const more = { morePrefill: ['p2', 'p3', 'p4'], moreDecode: ['d2', 'd3', 'd4'], maxReplays: 3 };
 
-/** Throws once, at the first call that comes to this. */
+/** Throws once, at the first call that meets the condition. */
 function once(when: (at: Trouble) => boolean, error: () => unknown = lost) {
   let happened = false;
   return (at: Trouble): undefined => {
@@ -21,7 +21,7 @@ function once(when: (at: Trouble) => boolean, error: () => unknown = lost) {
   };
 }
 
-/** What a client has when the stream is over. */
+/** The sum of a stream, as a client has it at the end. */
 async function streamed(gateway: FakeGateway, body: object) {
   const events = await gateway.stream({ prompt: 'x', stream_options: { include_usage: true }, ...body });
   const failure = events.find(({ error }) => error);
@@ -49,7 +49,7 @@ describe('one stream, no token lost or doubled', () => {
     ['decode before the last token', ({ stage, position }) => stage === 'in decode' && token(position + 1, 0, 0) === 0],
   ];
 
-  test.each(places)('%s', async (_, when) => {
+  test.each(places)('no token is lost or doubled when %s is lost', async (_, when) => {
     const whole = await streamed(await fakeGateway({ token }), body);
     const gateway = await fakeGateway({ token, trouble: once(when) }, more);
     expect(await streamed(gateway, body)).toEqual(whole);
@@ -57,7 +57,7 @@ describe('one stream, no token lost or doubled', () => {
     await gateway.workers.idle();
   });
 
-  test('whole answers, several choices, logprobs and echo, wherever it strikes', async () => {
+  test('answers with several choices, logprobs and echo are the same, whenever a worker is lost', async () => {
     const asked = { ...body, prompt: 'x = ', n: 3, seed: 5, logprobs: 1, echo: true };
     const bySeed = (position: number, _: number, seed: number) => 70 + ((position * 7 + seed) % 20);
     const { choices, usage } = await (await fakeGateway({ token: bySeed })).complete({ ...asked, max_tokens: 20 });
@@ -73,7 +73,7 @@ describe('one stream, no token lost or doubled', () => {
     }
   });
 
-  test('lost again and again, each time elsewhere', async () => {
+  test('a stream goes on when worker after worker is lost', async () => {
     const trouble = ({ stage, call, position }: Trouble) => {
       if (stage === 'in decode' && call < 3 && position === 3 * (call + 1)) throw lost();
       return undefined;
@@ -86,7 +86,7 @@ describe('one stream, no token lost or doubled', () => {
     expect(gateway.lines).toContainEqual(expect.objectContaining({ message: 'completion', replays: 3 }));
   });
 
-  test('max_tokens and min_tokens count on, and a stop string may span the loss', async () => {
+  test('max_tokens and min_tokens count on after a loss, and a stop string may span it', async () => {
     const trouble = once(({ stage, position }) => stage === 'in decode' && position === 6);
     const gateway = await fakeGateway({ token, trouble }, more);
     expect(await streamed(gateway, { max_tokens: 10, min_tokens: 8 })).toMatchObject({
@@ -103,7 +103,7 @@ describe('one stream, no token lost or doubled', () => {
     }
   });
 
-  test('when only the last token is missing it is prefill that draws it', async () => {
+  test('when only the last token is missing prefill draws it', async () => {
     const trouble = once(({ stage, position }) => stage === 'in decode' && position === 3);
     const gateway = await fakeGateway({ token, trouble }, more);
     const whole = await (await fakeGateway({ token })).complete({ prompt: 'x', max_tokens: 4 });
@@ -114,7 +114,7 @@ describe('one stream, no token lost or doubled', () => {
 });
 
 describe('a worker', () => {
-  test('that sends no token any more is taken for lost', async () => {
+  test('a worker that sends no more tokens counts as lost', async () => {
     let hung = false;
     const trouble = ({ stage, position }: Trouble) => {
       if (hung || stage !== 'in decode' || position !== 4) return undefined;
@@ -140,7 +140,7 @@ describe('a worker', () => {
       };
     };
 
-    test('is found out by its silence', async () => {
+    test('a prefill worker lost before its KV was taken is noticed by its silence', async () => {
       const gateway = await fakeGateway({ token, trouble: waiting() }, { ...more, stallTimeoutMs: 50 });
       const { client } = gateway.workers.prefill;
       client.describe = (signal) =>
@@ -153,7 +153,7 @@ describe('a worker', () => {
       await gateway.workers.idle();
     });
 
-    test('is found out by its broken connection', async () => {
+    test('a prefill worker lost before its KV was taken is noticed by its broken connection', async () => {
       const trouble = waiting(once(({ stage }) => stage === 'before released'));
       const gateway = await fakeGateway({ token, trouble }, more);
       expect((await streamed(gateway, { max_tokens: 64 })).text).toBe(TEXT);
@@ -165,7 +165,7 @@ describe('a worker', () => {
     });
   });
 
-  test('that drains hands its new work to others', async () => {
+  test('the new work of a worker that drains goes to others', async () => {
     const draining = new ServingError('draining', 'shutting down');
     for (const stage of ['before accepted', 'before joined'] as const) {
       const gateway = await fakeGateway(
@@ -182,14 +182,14 @@ describe('a worker', () => {
     }
   });
 
-  test('whose copy of the KV is damaged gets another one, and is not blamed', async () => {
+  test('a worker whose copy of the KV is damaged gets another one, and is not left alone for it', async () => {
     const damaged = () => new ServingError('kv_digest_mismatch', 'a bit flipped');
     const trouble = once(({ stage }) => stage === 'before joined', damaged);
     const gateway = await fakeGateway({ token, trouble }, { maxReplays: 1 });
     expect((await streamed(gateway, { max_tokens: 64 })).text).toBe(TEXT);
   });
 
-  test('that holds the whole prompt is yet not asked again when its KV did not arrive', async () => {
+  test('a worker whose KV did not arrive is not asked again, though it has the whole prompt cached', async () => {
     const trouble = ({ stage, worker }: Trouble): undefined => {
       asked.push(`${stage} ${worker}`);
       // The first prefill worker is out of the decoders' reach.
@@ -210,7 +210,7 @@ describe('a worker', () => {
     expect(asked.filter((each) => each.startsWith('before acc')).at(-1)).toBe('before accepted p2');
   });
 
-  test('that failed some and then serves is trusted again', async () => {
+  test('a worker that failed some requests and then serves is used again', async () => {
     vi.useFakeTimers({ toFake: ['performance'] });
     onTestFinished(() => void vi.useRealTimers());
     let failing = true;
@@ -232,9 +232,9 @@ describe('a worker', () => {
     }
   });
 
-  test('that was the only one: the stream waits for the next', async () => {
+  test('when the only worker is lost the stream waits for the next one', async () => {
     const trouble = once(({ stage, position }) => stage === 'in decode' && position === 4);
-    const gateway = await fakeGateway({ token, trouble }, { maxReplays: 1, patienceMs: 60_000 });
+    const gateway = await fakeGateway({ token, trouble }, { maxReplays: 1, connectTimeoutMs: 60_000 });
     const answer = streamed(gateway, { max_tokens: 64 });
     await expect.poll(() => gateway.pool.usable).toBe(false);
     await gateway.pool.refresh();
@@ -248,7 +248,7 @@ describe('an end that is told', () => {
     return undefined;
   };
 
-  test('after so many replays the stream ends with the code', async () => {
+  test('a stream ends with the error’s code after the allowed number of replays', async () => {
     const before = await count(metrics.replaysExhausted, 'worker_lost');
     const gateway = await fakeGateway({ token, trouble: always }, { ...more, maxReplays: 2 });
     const events = await gateway.stream({ prompt: 'x', max_tokens: 64 });
@@ -260,7 +260,7 @@ describe('an end that is told', () => {
     await gateway.workers.idle();
   });
 
-  test('it counts once, however many choices it ends', async () => {
+  test('an error that ends several choices counts once in the metric', async () => {
     const before = await count(metrics.replaysExhausted, 'saturated');
     const full = () => new ServingError('saturated', 'full');
     const trouble = ({ stage }: Trouble): undefined => {
@@ -272,14 +272,14 @@ describe('an end that is told', () => {
     expect(await count(metrics.replaysExhausted, 'saturated')).toBe(before + 1);
   });
 
-  test('no worker comes up: 503', async () => {
+  test('a request ends with 503 when no worker comes up', async () => {
     const gateway = await fakeGateway({ token, trouble: always }, { maxReplays: 3 });
     const answer = await gateway.complete({ prompt: 'x', max_tokens: 64 });
     expect(answer).toMatchObject({ status: 503, error: { code: 'no_worker' } });
     await gateway.workers.idle();
   });
 
-  test('what no other worker can mend is not tried again', async () => {
+  test('a failure that no other worker can mend is not replayed', async () => {
     const trouble = once(
       ({ stage }) => stage === 'in decode',
       () => new ServingError('out_of_memory', 'too many slots'),

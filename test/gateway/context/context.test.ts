@@ -52,7 +52,7 @@ function answering(answer: Retrieved | ServingError): Retrieval & { queries: Ret
 }
 
 describe('compressed context', () => {
-  test('stands in front as soft tokens, best first, and is reported', async () => {
+  test('compressed context stands in front as soft tokens, best first, and is reported', async () => {
     const retrieval = answering(found);
     const { complete, workers } = await fakeGateway({ token }, { retrieval });
     const rag = { repo: 'shop', path: 'c.py', top_k: 3 };
@@ -77,14 +77,14 @@ describe('compressed context', () => {
     expect(answer.usage!.prompt_tokens).toBe(tokenIds!.length);
   });
 
-  test('is reported in the first chunk of a stream, and there alone', async () => {
+  test('context is reported in the first chunk of a stream only', async () => {
     const { stream } = await fakeGateway({ token }, { retrieval: answering(found) });
     const chunks = await stream({ prompt: 'x', rag: { repo: 'shop' }, n: 2 });
     expect(chunks[0]!.rag).toMatchObject({ mode: 'compressed', index_version: 'v1' });
     expect(chunks.slice(1).every((each) => each.rag === undefined)).toBe(true);
   });
 
-  test('is looked for by the text of a prompt of token ids too', async () => {
+  test('context for a prompt of token ids is searched by its text', async () => {
     const retrieval = answering(found);
     const { complete } = await fakeGateway({ token }, { retrieval });
     await complete({ prompt: tokenizer.encode('def pop'), rag: { repo: 'shop' } });
@@ -92,7 +92,7 @@ describe('compressed context', () => {
   });
 });
 
-test('context as text needs no vectors that fit', async () => {
+test('context as text does not need vectors that fit', async () => {
   const retrieval = answering({ ...found, fingerprint: 'of another encoder' });
   const { complete, workers } = await fakeGateway({ token }, { retrieval });
   const rag = { repo: 'shop', mode: 'text', path: 'c.py' };
@@ -121,7 +121,7 @@ test('chunks keep their order from one keystroke in a file to the next, also for
   expect([await order(undefined), await order(undefined)]).toEqual(['a.py b.py', 'b.py a.py']);
 });
 
-test('off asks nobody', async () => {
+test('with rag.mode off nothing is searched', async () => {
   const retrieval = answering(found);
   const { complete } = await fakeGateway({ token }, { retrieval });
   const answer = await complete({ prompt: 'x', rag: { mode: 'off' } });
@@ -142,7 +142,7 @@ describe('a completion goes on without context', () => {
     ['retrieval takes too long', 'over_budget', slow],
     ['the vectors are of another encoder', 'stale_index', answering({ ...found, fingerprint: 'old' })],
     ['the vectors are of another width', 'stale_index', answering(wide)],
-  ])('where %s', async (_, reason, retrieval) => {
+  ])('a completion goes on without context where %s', async (_, reason, retrieval) => {
     const before = await degraded(reason);
     const { complete, workers } = await fakeGateway({ token }, { retrieval, retrievalBudgetMs: 5 });
     const answer = await complete({ prompt: 'x', rag: { repo: 'shop' } });
@@ -155,7 +155,7 @@ describe('a completion goes on without context', () => {
 });
 
 describe('a retriever that encodes the query', () => {
-  /** Takes 50 ms, and says at once what it searches with. */
+  /** Takes 50 ms, and says at once which retriever it uses. */
   const takingLong: Retrieval = {
     retrieve: async (_, signal, onRetriever) => {
       onRetriever?.('fused');
@@ -166,8 +166,8 @@ describe('a retriever that encodes the query', () => {
   };
   test.each([
     ['may take its own time', 60_000, undefined],
-    ['and no longer', 10, 'over_budget'],
-  ])('%s', async (_, denseBudgetMs, degradation) => {
+    ['may not take longer than that', 10, 'over_budget'],
+  ])('a retriever that encodes the query %s', async (_, denseBudgetMs, degradation) => {
     const { complete } = await fakeGateway({ token }, { retrieval: takingLong, retrievalBudgetMs: 5, denseBudgetMs });
     const { rag } = await complete({ prompt: 'x', rag: { repo: 'shop' } });
     expect(rag?.degraded).toBe(degradation);
@@ -175,7 +175,7 @@ describe('a retriever that encodes the query', () => {
   });
 });
 
-test('the first query of a repository loads its index for those that follow, whatever its own budget', async () => {
+test('the first query of a repository loads its index for later ones, whatever its own budget', async () => {
   let loads = 0;
   let loaded!: (index: undefined) => void;
   const store = {
@@ -200,7 +200,7 @@ test('the first query of a repository loads its index for those that follow, wha
   expect(loads).toBe(1);
 });
 
-test('what the client got wrong is refused', async () => {
+test('a repository that does not exist is refused', async () => {
   const missing = answering(new ServingError('repo_not_found', 'no index of repository shop', { param: 'repo' }));
   const { complete } = await fakeGateway({ token }, { retrieval: missing });
   const answer = await complete({ prompt: 'x', rag: { repo: 'shop' } });

@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import { keepIndexesWarm } from '../../../services/gateway/context/index-warmer.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 
-test('what is published is loaded before it is asked for, one tenant after the other, whatever fails', async () => {
+test('published indexes are loaded before anyone asks for them, one tenant after the other, whatever fails', async () => {
   const published = new Map([['acme', ['acme/a', 'acme/b']]]);
   const looks: string[] = [];
   const warmed: string[] = [];

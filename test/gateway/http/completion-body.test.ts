@@ -16,7 +16,7 @@ describe('a body that is refused', () => {
     [{ prompt: ['a', 1] }, 'prompt', /must be a string/],
     [{ prompt: [-1] }, 'prompt', /must be a string/],
     [{ prompt: [...Array(2_000).fill([0]), ''] }, 'prompt', /must be a string/],
-    [{ prompt: [4096] }, 'prompt', /4096 is not among the 4096/],
+    [{ prompt: [4096] }, 'prompt', /token id 4096 is not in this model's vocabulary of 4096 tokens/],
     [{ prompt: '' }, 'prompt', /prompt is empty/],
     [{ prompt: 'a', promt: 'b' }, 'promt', /promt: is not a field/],
     [{ prompt: 'a', max_tokens: 1.5 }, 'max_tokens', /max_tokens/],
@@ -61,15 +61,15 @@ describe('a body that is refused', () => {
     [{ prompt: 'a', stream: true, stream_options: { usage: true } }, 'stream_options.usage', /not a field/],
     [{ prompt: 'a', repetition_penalty: 1.1 }, 'repetition_penalty', /only as 1/],
     [{ prompt: 'a', truncate_prompt_tokens: 0 }, 'truncate_prompt_tokens', /at least 1/],
-    [{ prompt: 'a', echo: true, suffix: 'b' }, 'echo', /neither with suffix/],
-    [{ prompt: 'a', echo: true, rag: { repo: 'r' } }, 'echo', /nor with rag/],
+    [{ prompt: 'a', echo: true, suffix: 'b' }, 'echo', /cannot be combined with suffix or rag/],
+    [{ prompt: 'a', echo: true, rag: { repo: 'r' } }, 'echo', /cannot be combined with suffix or rag/],
     [{ prompt: 'a', rag: {} }, 'rag.repo', /required/],
     [{ prompt: 'a', rag: { repo: 'r', mode: 'fast' } }, 'rag.mode', /compressed/],
     [{ prompt: 'a', rag: { repo: 'r', k: 1 } }, 'rag.k', /not a field/],
     [{ prompt: ['a', 'b'], rag: { repo: 'r' } }, 'rag', /one prompt/],
     [{ prompt: 'x'.repeat(5000) }, 'prompt', /too long/],
   ];
-  test.each(cases)('%j names %s', async (body, param, message) => {
+  test.each(cases)('the refusal of %j names %s', async (body, param, message) => {
     const answer = await gateway.complete(body);
     expect(answer.status).toBe(400);
     expect(answer.error).toMatchObject({
@@ -80,12 +80,12 @@ describe('a body that is refused', () => {
     expect(answer.error!.code).toMatch(/^(invalid_request|context_length_exceeded)$/);
   });
 
-  test('is told everything at once', async () => {
+  test('a refusal lists every problem at once', async () => {
     const { error } = await gateway.complete({ prompt: 'a', tempreature: 0, top_p: 7 });
     expect(error!.message).toMatch(/tempreature.*top_p|top_p.*tempreature/);
   });
 
-  test('never reaches a worker', async () => {
+  test('a refused body never reaches a worker', async () => {
     const { complete, workers } = await fakeGateway({ token: () => 70 });
     await complete({ prompt: 'a', nonsense: 1 });
     expect(workers.prefills).toEqual([]);
@@ -95,7 +95,7 @@ describe('a body that is refused', () => {
 describe('a body that is taken', () => {
   const parse = (body: object) => completionBody.parse(body);
 
-  test('gets OpenAI’s defaults', () => {
+  test('a body gets OpenAI’s defaults', () => {
     expect(parse({ prompt: 'a' })).toMatchObject({
       prompts: ['a'],
       maxTokens: 16,
@@ -116,7 +116,7 @@ describe('a body that is taken', () => {
     });
   });
 
-  test('may hold null for any field, and what has no effect here', () => {
+  test('a body may hold null for any field, and fields that have no effect here', () => {
     const nulls = Object.fromEntries(
       ['suffix', 'stop', 'seed', 'logprobs', 'n', 'best_of', 'stream_options', 'logit_bias', 'rag'].map((k) => [
         k,
@@ -128,7 +128,7 @@ describe('a body that is taken', () => {
     expect(parse({ prompt: 'a', ...harmless })).toEqual(parse({ prompt: 'a' }));
   });
 
-  test('keeps what was asked, whatever it is', () => {
+  test('every field that a body sets is kept', () => {
     const ids = fc.array(fc.nat(4095), { minLength: 1, maxLength: 5 });
     const many = <T>(each: fc.Arbitrary<T>) => fc.array(each, { minLength: 1, maxLength: 4 });
     const body = fc.record({
@@ -157,7 +157,7 @@ describe('a body that is taken', () => {
     );
   });
 
-  test('of any JSON is either parsed or refused with a message', () => {
+  test('any JSON is either parsed or refused with a message', () => {
     fc.assert(
       fc.property(fc.jsonValue(), (body) => {
         const result = completionBody.safeParse(body);
@@ -166,7 +166,7 @@ describe('a body that is taken', () => {
     );
   });
 
-  test('passes its sampling on to the workers', async () => {
+  test('the sampling of a body is passed on to the workers', async () => {
     const { complete, workers } = await fakeGateway({ token: () => 70 });
     await complete({
       prompt: 'a',

@@ -1,14 +1,15 @@
-/** Clients that are slow, huge or no clients at all, over real sockets. */
+/** Clients that are slow or huge, and peers that do not speak HTTP, over real sockets. */
 
 import type { AddressInfo } from 'node:net';
 import { connect, type Socket } from 'node:net';
 import { describe, expect, onTestFinished, test } from 'vitest';
-import { type FakeGatewayOptions, fakeGateway, spelling } from '../../support/fake-gateway.ts';
+import type { HttpLimits } from '../../../services/gateway/http/limits.ts';
+import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
 
 const token = spelling('ab');
 
-async function listen(limits: FakeGatewayOptions['limits']) {
-  const gateway = await fakeGateway({ token }, { limits });
+async function listen(limits: Partial<HttpLimits>) {
+  const gateway = await fakeGateway({ token }, limits);
   await gateway.app.listen({ host: '127.0.0.1', port: 0 });
   onTestFinished(() => {
     gateway.app.server.closeAllConnections();
@@ -20,7 +21,7 @@ async function listen(limits: FakeGatewayOptions['limits']) {
 
 interface Conversation {
   readonly socket: Socket;
-  /** All that came until the server hung up. */
+  /** All bytes that came until the server hung up. */
   readonly answer: Promise<string>;
 }
 
@@ -35,7 +36,7 @@ function speak(port: number, text: string): Conversation {
   return { socket, answer };
 }
 
-/** Sends a byte now and again, for ever: never silent, never done. */
+/** Sends a byte every 20 ms for ever: never silent, never done. */
 function drip({ socket }: Conversation, byte: string): void {
   const timer = setInterval(() => socket.write(byte), 20);
   socket.on('close', () => clearInterval(timer));
@@ -45,14 +46,14 @@ function drip({ socket }: Conversation, byte: string): void {
 const HEAD = 'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n';
 
 describe('a client that never comes to an end', () => {
-  test('of its headers is refused and hung up on', async () => {
+  test('a client whose headers never end is refused and hung up on', async () => {
     const { port } = await listen({ receiveTimeoutMs: 200 });
     const slow = speak(port, `${HEAD}x-slow: `);
     drip(slow, 'a');
     expect(await slow.answer).toMatch(/^HTTP\/1\.1 408 .*"code":"request_timeout"/s);
   });
 
-  test('of its body is refused and hung up on, and counts as a refusal', async () => {
+  test('a client whose body never ends is refused and hung up on, and counts as a refusal', async () => {
     const { port, lines } = await listen({ receiveTimeoutMs: 200 });
     const slow = speak(port, `${HEAD}content-length: 50000\r\n\r\n{"prompt": "`);
     drip(slow, 'a');
@@ -62,7 +63,7 @@ describe('a client that never comes to an end', () => {
       .toMatchObject([{ code: 'request_timeout', status: 408 }]);
   });
 
-  test('of its upload is hung up on after the time for uploads', async () => {
+  test('a client whose upload never ends is hung up on after the time for uploads', async () => {
     const { port } = await listen({ receiveTimeoutMs: 100, uploadTimeoutMs: 500 });
     const slow = speak(
       port,
@@ -72,7 +73,7 @@ describe('a client that never comes to an end', () => {
     expect(await slow.answer).toMatch(/^(HTTP\/1\.1 (408|503) |$)/);
   });
 
-  test('keeps nobody else out', async () => {
+  test('clients that never come to an end keep nobody else out', async () => {
     const { port } = await listen({ receiveTimeoutMs: 60_000 });
     for (let i = 0; i < 50; i++) drip(speak(port, `${HEAD}x-slow: `), 'a');
     const answer = await fetch(`http://127.0.0.1:${port}/v1/completions`, {
@@ -85,19 +86,19 @@ describe('a client that never comes to an end', () => {
 });
 
 describe('a client that is too large', () => {
-  test('in its headers', async () => {
+  test('a client whose headers are too large is refused', async () => {
     const { port } = await listen({});
     const huge = speak(port, `${HEAD}x-huge: ${'a'.repeat(20_000)}\r\n\r\n`);
     expect(await huge.answer).toMatch(/^HTTP\/1\.1 431 .*"code":"headers_too_large"/s);
   });
 
-  test('in what it says of its body', async () => {
+  test('a client that announces too large a body is refused', async () => {
     const { port } = await listen({});
     const huge = speak(port, `${HEAD}connection: close\r\ncontent-length: 99999999999\r\n\r\n`);
     expect(await huge.answer).toMatch(/^HTTP\/1\.1 413 .*"code":"payload_too_large"/s);
   });
 
-  test('in its number: beyond the limit connections are closed, and others go on', async () => {
+  test('connections beyond the limit are closed, and the others go on', async () => {
     const { port } = await listen({ maxConnections: 2 });
     const [first, second] = [speak(port, HEAD), speak(port, HEAD)];
     await Promise.all([first, second].map(({ socket }) => new Promise((done) => socket.once('connect', done))));
@@ -108,7 +109,7 @@ describe('a client that is too large', () => {
 });
 
 test.each(['\x16\x03\x01\x02\x00\x01', 'GET / HTTP/9.9\r\n\r\n', 'hello\r\n\r\n', '\0'.repeat(100)])(
-  'what is no HTTP gets a 400: %j',
+  'bytes that are not HTTP get a 400: %j',
   async (text) => {
     const { port } = await listen({});
     expect(await speak(port, text).answer).toMatch(/^HTTP\/1\.1 400 .*"code":"invalid_request"/s);

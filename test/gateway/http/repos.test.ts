@@ -31,7 +31,10 @@ async function start({ keys, connectTimeoutMs = 10_000, uploadTimeoutMs = 60_000
     {
       keys,
       retrieval: createRetrieval(store, { queryLines: 10 }),
-      repos: { store, indexer: client, connectTimeoutMs, uploadTimeoutMs },
+      store,
+      indexer: client,
+      connectTimeoutMs,
+      uploadTimeoutMs,
     },
   );
   const ask = async (method: 'GET' | 'PUT' | 'DELETE', url: string, body?: Buffer | object, headers: object = {}) => {
@@ -54,7 +57,7 @@ const refused = (status: number, code: string, message = '') =>
   });
 
 describe('PUT /v1/repos/{repo}', () => {
-  test('indexes files, and again only what changed', async () => {
+  test('PUT indexes files, and later only those that changed', async () => {
     const { put, ask, encoder } = await start();
     const first = await put('/v1/repos/acme/shop', files(FILES));
     expect(first).toMatchObject({
@@ -99,7 +102,7 @@ describe('PUT /v1/repos/{repo}', () => {
     ['application/gzip', tarGzOfFiles],
     ['application/zip', zipOfFiles],
     ['application/json; charset=utf-8', (contents) => jsonOfFiles(contents as Record<string, string>)],
-  ])('makes the same version of the same files as %s', async (type, make) => {
+  ])('the same files make the same version when sent as %s', async (type, make) => {
     const { put } = await start();
     const whole = await put('/v1/repos/whole', files(FILES));
     const other = await put('/v1/repos/other', await make(FILES), { 'content-type': type });
@@ -110,7 +113,7 @@ describe('PUT /v1/repos/{repo}', () => {
     expect(stripped.body.version).toBe(whole.body.version);
   });
 
-  test('brings a change set to the version that all files would make', async () => {
+  test('a change set leads to the version that all files would make', async () => {
     const { put, ask } = await start();
     const base = await put('/v1/repos/shop', files(FILES));
     const changes = [
@@ -126,14 +129,14 @@ describe('PUT /v1/repos/{repo}', () => {
     expect(changed.body.version).toBe(whole.body.version);
     const { body } = await ask('GET', '/v1/repos/shop');
     expect(body).toMatchObject({ files: 3, languages: { python: 2, typescript: 1 } });
-    // Worked out against a version that is gone.
+    // This change set was made against a version that is gone.
     expect(await put('/v1/repos/shop', { changes, base_version: base.body.version })).toEqual(
       refused(409, 'index_moved', base.body.version),
     );
     expect(await put('/v1/repos/nobody', { changes })).toEqual(refused(404, 'repo_not_found'));
   });
 
-  test('tells its progress to who asks for events', async () => {
+  test('a client that asks for events is told the progress', async () => {
     const { gateway, encoder } = await start();
     const answer = await gateway.app.inject({
       method: 'PUT',
@@ -160,7 +163,7 @@ describe('PUT /v1/repos/{repo}', () => {
     expect(failing.payload).not.toContain('out of luck');
   });
 
-  test('is refused for what is no upload', async () => {
+  test('a body that is not an upload is refused', async () => {
     const { put, ask } = await start();
     expect(await put('/v1/repos/shop', { files: [{ path: '../x', content: '' }] })).toEqual(
       refused(400, 'invalid_request', '../x'),
@@ -177,7 +180,7 @@ describe('PUT /v1/repos/{repo}', () => {
       expect([400, 404]).toContain(status);
       expect(body.error.code).toMatch(/invalid_request|not_found/);
     }
-    // What is quoted of it: longer than a trailer of HTTP/2, half of a character.
+    // The message quotes a text that is longer than a trailer of HTTP/2, and half of a character.
     for (const body of [`{"files":[],"${'é'.repeat(30_000)}":1}`, '😀', '{"files":[],"\\ud800":1}']) {
       const headers = { 'content-type': 'application/json' };
       expect(await put('/v1/repos/shop', Buffer.from(body), headers)).toEqual(refused(400, 'invalid_request'));
@@ -189,7 +192,7 @@ describe('PUT /v1/repos/{repo}', () => {
     expect((await ask('GET', '/v1/repos')).body).toEqual({ object: 'list', data: [] });
   });
 
-  test('leaves a connection that is good for the next request, whatever was refused', async () => {
+  test('whatever was refused, the connection stays usable for the next request', async () => {
     const { gateway } = await start();
     await gateway.app.listen({ host: '127.0.0.1', port: 0 });
     const agent = new Agent({ keepAlive: true, maxSockets: 1 });
@@ -214,14 +217,14 @@ describe('PUT /v1/repos/{repo}', () => {
     expect(sockets.size).toBe(1);
   });
 
-  test('ends where the indexer says nothing any more', async () => {
+  test('an upload ends when the indexer falls silent', async () => {
     const { put, encoder } = await start({ uploadTimeoutMs: 300 });
     encoder.before = (signal) =>
       new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
     expect(await put('/v1/repos/shop', files(FILES))).toEqual(refused(503, 'worker_stalled', '--upload-timeout-ms'));
   });
 
-  test('says that there is no indexer where there is none', async () => {
+  test('a gateway without an indexer says so', async () => {
     const { app } = await fakeGateway({ token: () => 70 });
     const answer = await app.inject({ method: 'PUT', url: '/v1/repos/shop', payload: files(FILES) });
     expect(answer.statusCode).toBe(503);
@@ -232,7 +235,7 @@ describe('PUT /v1/repos/{repo}', () => {
     expect(wrong.headers['allow']).toBe('GET, PUT, DELETE');
   });
 
-  test('keeps a repository to one indexer at a time, and the others free', async () => {
+  test('a repository is indexed by one upload at a time, and others are not held up', async () => {
     const { put, encoder } = await start();
     let open = () => {};
     let arrived = () => {};
@@ -255,7 +258,7 @@ describe('PUT /v1/repos/{repo}', () => {
     expect((await slow).status).toBe(200);
   });
 
-  test('stops when its client goes, or a drain has no more time, and the old version stays', async () => {
+  test('indexing stops when its client goes or a drain runs out of time, and the old version stays', async () => {
     const { gateway, put, store, encoder } = await start();
     const { body } = await put('/v1/repos/shop', files(FILES));
     let stopped = 0;
@@ -292,7 +295,7 @@ describe('PUT /v1/repos/{repo}', () => {
     const call = await vi.waitFor(send);
     const answered = once(call, 'response');
     gateway.draining.abort(new ServingError('draining', 'shutting down'));
-    await gateway.admission.drain(10);
+    await gateway.inflight.drain(10);
     const [response] = (await answered) as [{ statusCode: number }];
     expect(response.statusCode).toBe(503);
     await vi.waitUntil(() => stopped === 2);
@@ -301,7 +304,7 @@ describe('PUT /v1/repos/{repo}', () => {
 });
 
 describe('a restart', () => {
-  test('of the gateway: what is under way is finished, and no more is taken', async () => {
+  test('a gateway that restarts finishes running uploads and takes no new ones', async () => {
     const { gateway, put, ask, client, encoder } = await start();
     await put('/v1/repos/old', files(FILES));
     const [encoding, removing, go] = [gate(), gate(), gate()];
@@ -318,7 +321,7 @@ describe('a restart', () => {
     const running = [put('/v1/repos/shop', files({ 'new.py': python('new', 10) })), ask('DELETE', '/v1/repos/old')];
     await Promise.all([encoding.opened, removing.opened]);
     gateway.draining.abort(new ServingError('draining', 'shutting down'));
-    const drained = gateway.admission.drain(60_000);
+    const drained = gateway.inflight.drain(60_000);
     expect(await put('/v1/repos/other', files(FILES))).toEqual(refused(503, 'draining'));
     expect(await ask('DELETE', '/v1/repos/shop')).toEqual(refused(503, 'draining'));
     go.open();
@@ -326,7 +329,7 @@ describe('a restart', () => {
     await drained;
   });
 
-  test('of the gateway: to its very end it refuses with a code', async () => {
+  test('a gateway that restarts refuses with a code to its very end', async () => {
     const { gateway } = await start();
     const { app } = gateway;
     const late = new Promise<Response>((resolve, reject) => {
@@ -342,7 +345,7 @@ describe('a restart', () => {
     expect([answer.status, await answer.json()]).toMatchObject([503, { error: { code: 'draining' } }]);
   });
 
-  test('of the indexer is waited for', async () => {
+  test('a restart of the indexer is waited for', async () => {
     const { put, ask, client, encoder, stop, restart } = await start();
     await put('/v1/repos/old', files(FILES));
     const [encoding, refusing, go] = [gate(), gate(), gate()];
@@ -368,7 +371,7 @@ describe('a restart', () => {
     expect((await Promise.all([running, ...sent])).map(({ status }) => status)).toEqual([200, 200, 200]);
   });
 
-  test('of the indexer that takes too long is not', async () => {
+  test('a restart of the indexer that takes too long is not waited for', async () => {
     const { put, ask, stop } = await start({ connectTimeoutMs: 50 });
     await stop();
     const lost = refused(503, 'worker_lost', 'not reached within 50 ms');
@@ -378,7 +381,7 @@ describe('a restart', () => {
 });
 
 describe('what is indexed', () => {
-  test('is listed, goes stale with its encoder, and can be removed', async () => {
+  test('an indexed repository is listed, goes stale with its encoder, and can be removed', async () => {
     const { put, ask, store, gateway } = await start();
     await put('/v1/repos/b', files(FILES));
     await put('/v1/repos/a/x', files({}));
@@ -430,7 +433,7 @@ describe('API keys', () => {
   }
   const bearer = (key: string) => ({ authorization: `Bearer ${key}` });
 
-  test('open each its own tenant, and no other, by whatever name', async () => {
+  test('an API key opens its own tenant and no other, by whatever name', async () => {
     const keys = await keysOf([
       { key: 'acme-key', tenant: 'acme', repos: ['*'] },
       { key: 'acme-docs', tenant: 'acme', repos: ['docs'] },
@@ -459,7 +462,8 @@ describe('API keys', () => {
     };
     expect(await paths('acme-key')).not.toContain('secret.py');
     expect(await paths('umbrella-key')).toEqual(new Set(['secret.py']));
-    // Neither another tenant's name, nor a key that may not, nor a name out of the store's own key scheme.
+    // Refused: the name of another tenant's repository, a key without the right to it, and a name in the form of the
+    // store's own keys.
     const missing = await complete('acme-docs', 'docs');
     for (const [key, repo] of [
       ['acme-docs', 'shop'],
@@ -484,14 +488,14 @@ describe('API keys', () => {
     expect((await ask('GET', '/v1/repos', undefined, bearer('acme-key'))).body.data).toMatchObject([{ repo: 'shop' }]);
   });
 
-  test('are compared byte for byte', async () => {
+  test('API keys are compared byte for byte', async () => {
     const keys = await keysOf([{ key: 'schlüssel', tenant: 'acme', repos: ['*'] }]);
     const asNodeReadsIt = Buffer.from('Bearer schlüssel').toString('latin1');
     expect(keys.identify(asNodeReadsIt).tenant).toBe('acme');
     expect(() => keys.identify('Bearer schlussel')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
   });
 
-  test('are needed wherever there are some, but for probes', async () => {
+  test('where there are API keys every route needs one, except the probes', async () => {
     const { gateway } = await start({ keys: await keysOf([{ key: 'k', tenant: 't', repos: ['*'] }]) });
     const get = (url: string, headers: Record<string, string> = {}) => gateway.app.inject({ url, headers });
     for (const headers of [{}, bearer('other'), { authorization: 'Basic aw==' }, { authorization: 'Bearer' }]) {
@@ -513,6 +517,7 @@ describe('API keys', () => {
     }
     expect((await get('/v1/models', bearer('k'))).statusCode).toBe(200);
     expect((await get('/v1/models', { authorization: 'bearer k' })).statusCode).toBe(200);
+    await gateway.readiness.check();
     for (const url of ['/livez', '/readyz']) expect((await get(url)).statusCode).toBe(200);
   });
 
@@ -524,7 +529,7 @@ describe('API keys', () => {
     ['a short hash', '[{"key_sha256":"ab","tenant":"t","repos":["*"]}]'],
     ['no tenant', `[{"key_sha256":"${'a'.repeat(64)}","tenant":"a:b","repos":["*"]}]`],
     ['no repository', `[{"key_sha256":"${'a'.repeat(64)}","tenant":"t","repos":["../x"]}]`],
-  ])('a file with %s is refused', async (_, text) => {
+  ])('a file of API keys with %s is refused', async (_, text) => {
     const dir = await mkdtemp(join(tmpdir(), 'llavacode-keys-'));
     onTestFinished(() => rm(dir, { recursive: true, force: true }));
     const file = join(dir, 'keys.json');

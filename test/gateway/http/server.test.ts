@@ -1,49 +1,12 @@
 import { describe, expect, test } from 'vitest';
+import { ServingError } from '../../../services/lib/process/errors.ts';
 import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
 
 const token = spelling('ab');
 
 describe('routes', () => {
-  test('tell the model', async () => {
-    const { app } = await fakeGateway({ token, capacity: 100 });
-    const model = {
-      id: 'tiny',
-      object: 'model',
-      created: expect.any(Number),
-      owned_by: 'llavacode',
-      max_model_len: 100,
-    };
-    expect((await app.inject('/v1/models')).json()).toEqual({ object: 'list', data: [model] });
-    expect((await app.inject('/v1/models/tiny')).json()).toEqual(model);
-    const missing = await app.inject('/v1/models/gpt');
-    expect([missing.statusCode, missing.json().error]).toMatchObject([
-      404,
-      { code: 'model_not_found', param: 'model' },
-    ]);
-  });
-
-  test('check the model of a completion', async () => {
-    const { complete } = await fakeGateway({ token });
-    expect(await complete({ model: 'gpt', prompt: 'x' })).toMatchObject({ status: 404, error: { param: 'model' } });
-    expect(await complete({ model: 'tiny', prompt: 'x' })).toMatchObject({ status: 200 });
-  });
-
-  test('are alive, ready and measured', async () => {
-    const { app, complete } = await fakeGateway({ token });
-    await complete({ prompt: 'x' });
-    expect((await app.inject('/livez')).json()).toEqual({ status: 'live' });
-    expect((await app.inject('/readyz')).json()).toEqual({ status: 'ready' });
-    const { payload, headers } = await app.inject('/metrics');
-    expect(headers['content-type']).toContain('text/plain');
-    expect(payload).toMatch(/vllm:time_to_first_token_seconds_count [1-9]/);
-    expect(payload).toMatch(/vllm:inter_token_latency_seconds_count [1-9]/);
-    expect(payload).toMatch(/vllm:request_success_total\{finished_reason="stop"\} [1-9]/);
-    expect(payload).toMatch(/llavacode:stage_seconds_count\{stage="handoff"\} [1-9]/);
-    expect(payload).toMatch(/vllm:num_requests_running 0/);
-  });
-
-  test('are for this machine alone where nobody needs a key: no web page gets in by a name of its own', async () => {
-    const { app } = await fakeGateway({ token }, { localOnly: true });
+  test('without keys a gateway on loopback serves its own machine alone: no web page gets in by a host name of its own', async () => {
+    const { app } = await fakeGateway({ token }, { host: '127.0.0.1' });
     const ask = async (host: string, url = '/v1/models') => (await app.inject({ url, headers: { host } })).statusCode;
     for (const host of ['localhost', '127.0.0.1:8000', '[::1]:8000', 'LOCALHOST:1']) expect(await ask(host)).toBe(200);
     for (const host of ['evil.example', 'localhost.evil.example:8000', '10.0.0.1', '[fd00::1]:8000']) {
@@ -70,7 +33,7 @@ describe('routes', () => {
     ['too large a body', { payload: JSON.stringify({ prompt: 'x'.repeat(70_000) }) }, 413, 'payload_too_large'],
     ['a broken path', { method: 'GET', url: '/v1/models/%E0%A4%A' }, 400, 'invalid_request'],
   ];
-  test.each(refusals)('refuse %s in OpenAI’s shape', async (_, request, status, code, field) => {
+  test.each(refusals)('%s is refused in OpenAI’s shape', async (_, request, status, code, field) => {
     const { app } = await fakeGateway({ token });
     const headers = { 'content-type': 'application/json' };
     const answer = await app.inject({ method: 'POST', url: '/v1/completions', headers, ...request });
@@ -88,7 +51,7 @@ describe('the request id', () => {
     ['my-id.1:2', 'my-id.1:2'],
     ['no spaces', /^[0-9a-f]{32}$/],
     ['x'.repeat(129), /^[0-9a-f]{32}$/],
-  ])('%s is taken if it is harmless, and given back', async (given, expected) => {
+  ])('the request id %s is taken if it is harmless, and given back', async (given, expected) => {
     const { app } = await fakeGateway({ token });
     const headers = { 'x-request-id': given };
     const answer = await app.inject({ method: 'POST', url: '/v1/completions', headers, payload: { prompt: 'x' } });
@@ -100,39 +63,7 @@ describe('the request id', () => {
 });
 
 describe('the log', () => {
-  test('has one line per completion: the timeline, and nothing of the prompt', async () => {
-    const gateway = await fakeGateway({ token });
-    const secret = 'password = hunter2';
-    await gateway.complete({ prompt: secret, suffix: secret, max_tokens: 5 });
-    await gateway.complete({ prompt: secret, nonsense: secret });
-    const line = () => gateway.lines.filter(({ message }) => message === 'completion');
-    await expect.poll(() => line().length).toBe(2);
-    const [done, refused] = JSON.parse(JSON.stringify(line()));
-    expect(done).toMatchObject({
-      request_id: expect.any(String),
-      status: 200,
-      usage: { completion_tokens: 2 },
-      finish: ['stop'],
-    });
-    expect(Object.keys(done.timeline)).toEqual(
-      expect.arrayContaining([
-        'received',
-        'admitted',
-        'tokenized',
-        'dispatched',
-        'first_token',
-        'joined',
-        'last_token',
-        'finished',
-        'handoff_ms',
-        'detokenize_ms',
-      ]),
-    );
-    expect(refused).toMatchObject({ status: 400, code: 'invalid_request' });
-    expect(JSON.stringify(gateway.lines)).not.toContain('hunter2');
-  });
-
-  test('tells the cause of an unexpected failure, the answer does not', async () => {
+  test('the log tells the cause of an unexpected failure, the answer does not', async () => {
     const error = new TypeError('secret internals');
     const gateway = await fakeGateway({ token, failAt: { stage: 'before first', error } });
     const answer = await gateway.complete({ prompt: 'x' });
@@ -145,4 +76,12 @@ describe('the log', () => {
         err: { message: 'secret internals' },
       });
   });
+});
+
+test('a saturated worker makes 429 with Retry-After', async () => {
+  const error = new ServingError('saturated', 'the queue is full', { retryAfterSeconds: 2.2 });
+  const { complete } = await fakeGateway({ token, failAt: { stage: 'before accepted', error } });
+  const answer = await complete({ prompt: 'x' });
+  expect(answer).toMatchObject({ status: 429, error: { code: 'saturated', type: 'rate_limit_error' } });
+  expect(answer.headers['retry-after']).toBe('3');
 });

@@ -1,6 +1,5 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { redacted } from '../../../services/gateway/completion/redacted-sample.ts';
 import { TokenQuota } from '../../../services/gateway/tenants/token-quota.ts';
 
 const LIMITS = { tokensPerMinute: 600 };
@@ -11,7 +10,7 @@ function clocked() {
 }
 
 describe('tokens per minute', () => {
-  test('a tenant in debt waits until it is paid, and is told how long', () => {
+  test('a tenant in debt waits until it has paid, and is told how long', () => {
     const { clock, quota } = clocked();
     quota.assertWithin('a', LIMITS);
     quota.spend('a', LIMITS, 900);
@@ -28,7 +27,7 @@ describe('tokens per minute', () => {
     quota.assertWithin('a', LIMITS);
   });
 
-  test('what is not used is saved for one minute, no more', () => {
+  test('unused tokens are saved for one minute only', () => {
     const { clock, quota } = clocked();
     quota.spend('a', LIMITS, 1);
     clock.ms = 3_600_000;
@@ -38,7 +37,7 @@ describe('tokens per minute', () => {
     expect(() => quota.assertWithin('a', LIMITS)).toThrow();
   });
 
-  test('nobody without a limit is asked', () => {
+  test('a tenant without a limit is never refused', () => {
     const { quota } = clocked();
     quota.spend('a', {}, 1e12);
     quota.assertWithin('a', {});
@@ -61,23 +60,6 @@ describe('tokens per minute', () => {
           spent += tokens;
         }
         expect(spent).toBeLessThanOrEqual(600 + (clock.ms / 60_000) * 600 + 400);
-      }),
-    );
-  });
-});
-
-describe('a redacted sample', () => {
-  test('keeps where things are, and nothing of what they are', () => {
-    expect(redacted('def Größe(x1):\n\treturn "日本" # ①😀\u001b')).toBe('xxx Xxxxx(x9):\n\txxxxxx "xx" # 9??');
-  });
-
-  test('tells no two texts of one shape apart', () => {
-    fc.assert(
-      fc.property(fc.string({ unit: 'binary' }), (text) => {
-        const once = redacted(text);
-        expect(once).toMatch(/^[\x20-\x7e\n\t]*$/);
-        expect(once.replace(/[Xx9?]/g, '')).not.toMatch(/[\p{L}\p{N}]/u);
-        expect(redacted(once)).toBe(once);
       }),
     );
   });

@@ -1,9 +1,5 @@
-import { describe, expect, test } from 'vitest';
-import { Sessions, sessionOf } from '../../../services/gateway/context/sessions.ts';
-import type { CompletionRequest } from '../../../services/gateway/request.ts';
+import { expect, test } from 'vitest';
 import { choosePrefillLocation } from '../../../services/gateway/workers/prefill-location.ts';
-import type { Retrieved } from '../../../services/lib/rag/search/retrieval.ts';
-import { NO_SOFT_TOKENS, type TokenPrompt } from '../../../services/lib/request/token-prompt.ts';
 
 const both = {
   policy: 'auto',
@@ -14,109 +10,14 @@ const both = {
   remoteIdle: true,
 } as const;
 
-describe('a prompt is computed', () => {
-  test.each([
-    ['where there is room at all', { ...both, local: false }, 'remote', 'only_place'],
-    ['where there is room at all', { ...both, remote: false, remoteIdle: false }, 'local', 'only_place'],
-    ['where a benchmark wants it', { ...both, policy: 'always' }, 'local', 'policy'],
-    ['where a benchmark wants it', { ...both, policy: 'never', localTokens: 5 }, 'remote', 'policy'],
-    ['at once where it is decoded, if it is short', { ...both, localTokens: 256 }, 'local', 'short_prompt'],
-    ['apart from running sequences, if it is long', { ...both, localTokens: 257 }, 'remote', 'long_prompt'],
-    ['where it is decoded, if prefill is busy', { ...both, remoteIdle: false }, 'local', 'prefill_busy'],
-  ] as const)('%s', (_, possible, where, reason) => {
-    expect(choosePrefillLocation(possible)).toEqual({ where, reason });
-  });
-});
-
-describe('a session', () => {
-  /** @param soft of its only soft token. */
-  const prompt = (ids: number[], soft?: number): TokenPrompt => ({
-    ids: Int32Array.from(ids),
-    soft: soft === undefined ? NO_SOFT_TOKENS : { positions: Int32Array.of(0), vectors: Float32Array.of(soft, 1) },
-  });
-  const found = (ids: string[], indexVersion = 'v'): Retrieved => ({
-    indexVersion,
-    fingerprint: 'f',
-    retriever: 'jaccard',
-    chunks: ids.map((id) => ({
-      id,
-      path: id,
-      startLine: 1,
-      endLine: 2,
-      score: 1,
-      text: id,
-      vector: new Float32Array(1),
-    })),
-  });
-  const old = found(['a', 'b', 'c', 'd', 'e']);
-
-  test('keeps the chunks of its last prompt as long as most of the new ones are among them', () => {
-    const sessions = new Sessions();
-    expect(sessions.settle('s', 'k', old)).toBe(old);
-    expect(sessions.settle('s', 'k', found(['c', 'b', 'a', 'x', 'y']))).toBe(old);
-    const other = found(['c', 'b', 'x', 'y', 'z']);
-    expect(sessions.settle('s', 'k', other)).toBe(other);
-  });
-
-  test('has a name of one size, whatever the client names, and no two the same', () => {
-    const named = (path: string, cacheSalt?: string) =>
-      sessionOf({ session: undefined, rag: { repo: 'r', path }, cacheSalt } as CompletionRequest, 'acme')!;
-    const names = [named('a.py'), named('a.py', 's'), named('\u0001'.repeat(4_096)), named('\u0001'.repeat(4_095))];
-    expect(new Set(names.map(({ length }) => length)).size).toBe(1);
-    expect(new Set(names).size).toBe(4);
-  });
-
-  test('with many chunks pushes out more of the others', () => {
-    const sessions = new Sessions(12_500);
-    for (let i = 0; i < 4; i++) sessions.servedBy(`s${i}`, 'w', prompt([1]));
-    const large = { ...old, chunks: old.chunks.map((chunk) => ({ ...chunk, vector: new Float32Array(300) })) };
-    sessions.settle('large', 'k', large);
-    expect(['s0', 's1', 's2', 's3'].map((session) => sessions.affinity(session, prompt([1])).affinityWorker)).toEqual([
-      undefined,
-      undefined,
-      'w',
-      'w',
-    ]);
-    expect(sessions.settle('large', 'k', found(['a', 'b', 'c']))).toBe(large);
-  });
-
-  test('takes what was found after another request, another version, or nothing', () => {
-    const sessions = new Sessions();
-    sessions.settle('s', 'k', old);
-    for (const [key, next] of [
-      ['k2', found(['a'])],
-      ['k', found(['a', 'b'], 'w')],
-      ['k', found([])],
-    ] as const) {
-      expect(sessions.settle('s', key, next)).toBe(next);
-      sessions.settle('s', 'k', old);
-    }
-    const first = found(['a']);
-    expect(sessions.settle('another', 'k', first)).toBe(first);
-  });
-
-  test('knows how much of a prompt its worker has: up to the first other token, and nothing after other soft tokens', () => {
-    const sessions = new Sessions();
-    expect(sessions.affinity('s', prompt([1]))).toEqual({});
-    sessions.servedBy('s', 'w', prompt([1, 2, 3, 4], 0.5));
-    const tokensOf = (next: TokenPrompt) => sessions.affinity('s', next).affinityTokens;
-    expect(tokensOf(prompt([1, 2, 3, 4, 5], 0.5))).toBe(4);
-    expect(tokensOf(prompt([1, 2, 9, 4], 0.5))).toBe(2);
-    expect(tokensOf(prompt([1, 2], 0.5))).toBe(2);
-    expect(tokensOf(prompt([1, 2, 3, 4], 0.6))).toBe(0);
-    expect(tokensOf(prompt([1, 2, 3, 4]))).toBe(0);
-  });
-
-  test('remembers its prefill worker, and the least recently used are forgotten', () => {
-    const sessions = new Sessions(4 * (1024 + 4));
-    for (let i = 0; i < 4; i++) sessions.servedBy(`s${i}`, `w${i}`, prompt([1]));
-    sessions.servedBy('s0', 'w', prompt([1])); // again: weighs no more
-    sessions.servedBy('new', 'n', prompt([1]));
-    expect(['s0', 's1', 's2', 'new'].map((session) => sessions.affinity(session, prompt([1])).affinityWorker)).toEqual([
-      'w',
-      undefined,
-      'w2',
-      'n',
-    ]);
-  });
+test.each([
+  ['where there is room at all', { ...both, local: false }, 'remote', 'only_place'],
+  ['where there is room at all', { ...both, remote: false, remoteIdle: false }, 'local', 'only_place'],
+  ['where a benchmark wants it', { ...both, policy: 'always' }, 'local', 'policy'],
+  ['where a benchmark wants it', { ...both, policy: 'never', localTokens: 5 }, 'remote', 'policy'],
+  ['at once where it is decoded, if it is short', { ...both, localTokens: 256 }, 'local', 'short_prompt'],
+  ['apart from running sequences, if it is long', { ...both, localTokens: 257 }, 'remote', 'long_prompt'],
+  ['where it is decoded, if prefill is busy', { ...both, remoteIdle: false }, 'local', 'prefill_busy'],
+] as const)('a prompt is computed %s', (_, possible, where, reason) => {
+  expect(choosePrefillLocation(possible)).toEqual({ where, reason });
 });

@@ -1,6 +1,6 @@
 /** Redis as it is run in production: cluster, sentinels, TLS, users, a slow network, a full memory, a crash under load. */
 import { afterEach, describe, expect, test, vi } from 'vitest';
-import { type Degradation, findContext } from '../../../services/gateway/context/context.ts';
+import { ContextFinder, type Degradation } from '../../../services/gateway/context/context.ts';
 import { createLogger } from '../../../services/lib/process/log.ts';
 import { chunkFile } from '../../../services/lib/rag/chunk.ts';
 import { createRetrieval, type Retrieval } from '../../../services/lib/rag/search/retrieval.ts';
@@ -67,7 +67,8 @@ async function outcome(retrieval: Retrieval, repo: string, retrievalBudgetMs = 5
     log,
   };
   const rag = { repo, mode: 'compressed', topK: 5, path: undefined, retriever: undefined, maxTextTokens: 100 } as const;
-  const { report } = await findContext(rag, 'v1_7 v2_7', '', sources, NEVER);
+  const query = { rag, before: 'v1_7 v2_7', after: '' };
+  const { report } = await new ContextFinder(sources).find(query, NEVER);
   if (report.degraded) return report.degraded;
   expect(report.chunks.every(({ path }) => path === `v${report.index_version?.[0]}.py`)).toBe(true);
   return report.index_version as string;

@@ -1,0 +1,108 @@
+/**
+ * The gateway put together: workers, journey, readiness and the HTTP app. Nothing listens or looks for workers yet, so
+ * that tests put it together the same way.
+ */
+import { isLoopback } from '../lib/process/exposure.ts';
+import type { Logger } from '../lib/process/log.ts';
+import type { Retrieval } from '../lib/rag/search/retrieval.ts';
+import type { Store } from '../lib/rag/store/store.ts';
+import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/contract.ts';
+import { choosePromptFormat } from '../lib/text/prompt-format.ts';
+import type { Tokenizer } from '../lib/text/tokenizer.ts';
+import { Dispatcher } from './admission/dispatcher.ts';
+import { InflightRequests } from './admission/inflight.ts';
+import { parseTenantWeights } from './admission/settings.ts';
+import { Journey } from './completion/journey.ts';
+import { ContextFinder } from './context/context.ts';
+import { Sessions } from './context/sessions.ts';
+import type { Tls } from './http/app.ts';
+import { createServer } from './http/server.ts';
+import { Readiness, tryOut } from './readiness.ts';
+import type { GatewayConfig } from './settings.ts';
+import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
+import { TokenQuota } from './tenants/token-quota.ts';
+import { WorkerPool } from './workers/worker-pool.ts';
+
+export interface GatewayParts {
+  /** Name of the model in the API. */
+  readonly modelName: string;
+  /** SHA-256 (hex) of the bundle. */
+  readonly fingerprint: string;
+  /** Fingerprint of the bundle's encoder and projector; undefined where it has none. */
+  readonly contextFingerprint: string | undefined;
+  /** Elements of one soft token: the model's hidden size. */
+  readonly hidden: number;
+  readonly tokenizer: Tokenizer;
+  /** End-of-text ids of the model's configuration. */
+  readonly eosIds: readonly number[];
+  /** undefined where there is no store. */
+  readonly retrieval: Retrieval | undefined;
+  readonly store: Store | undefined;
+  /** undefined where none was named: nothing can be indexed then. */
+  readonly indexer: IndexerClient | undefined;
+  readonly keys: ApiKeys;
+  /** undefined for plain HTTP. */
+  readonly tls?: Tls | undefined;
+  readonly connectPrefill: (address: string) => PrefillClient;
+  readonly connectDecode: (address: string) => DecodeClient;
+  /** Aborted when no new requests are to be taken. */
+  readonly draining: AbortSignal;
+  readonly log: Logger;
+}
+
+export interface ComposedGateway {
+  readonly app: ReturnType<typeof createServer>;
+  readonly pool: WorkerPool;
+  readonly journey: Journey;
+  readonly inflight: InflightRequests;
+  readonly readiness: Readiness;
+  /** Must be aborted when the gateway stops: it ends a trial that runs. */
+  readonly closing: AbortController;
+}
+
+/** @throws ServingError config_invalid for a prompt format that the tokenizer cannot write. */
+export function composeGateway(config: GatewayConfig, parts: GatewayParts): ComposedGateway {
+  const { fingerprint, tokenizer, draining, log } = parts;
+  const { connectPrefill, connectDecode } = parts;
+  const pool = new WorkerPool({ ...config, fingerprint, connectPrefill, connectDecode, log });
+  const weights = parseTenantWeights(config.tenantWeights);
+  const weightOf = (tenant: string) => weights?.get(tenant) ?? 1;
+  const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
+  const journey = new Journey({
+    ...config,
+    tokenizer,
+    format: choosePromptFormat(tokenizer, promptFormat, parts.eosIds),
+    fingerprint,
+    pool,
+    dispatcher: new Dispatcher({ ...config, pool, weightOf }),
+    context: new ContextFinder({ ...config, ...parts }),
+    sessions: new Sessions(),
+  });
+  const inflight = new InflightRequests({ ...config, weightOf, draining });
+  const closing = new AbortController();
+  const readiness = new Readiness({
+    usable: () => pool.usable,
+    generate: () =>
+      tryOut({
+        journey,
+        tokenId: tokenizer.encode('a')[0]!,
+        capacity: pool.capacity,
+        timeoutMs: config.requestTimeoutMs,
+        closing: closing.signal,
+      }),
+    draining,
+    log,
+  });
+  const app = createServer({
+    ...config,
+    ...parts,
+    journey,
+    inflight,
+    readiness,
+    capacity: () => (pool.usable ? pool.capacity : undefined),
+    quota: new TokenQuota(),
+    tls: parts.tls,
+    localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
+  });
+  return { app, pool, journey, inflight, readiness, closing };
+}

@@ -1,0 +1,122 @@
+/**
+ * Every route that completes something does the same around the journey, whatever its body and its answer look like: it
+ * keeps one record per request, waits for the body for a limited time, checks the model and the quota, takes a place
+ * among the requests in flight, and ends all work when the client hangs up. All of that is here.
+ *
+ * A route translates: its schema makes a {@link CompletionRequest} of its body, and its handler words the answer.
+ *
+ *   app.post('/infill', { ...completionHooks(parts), schema: { body }, handler: (request, reply) =>
+ *     serveCompletion(request, reply, parts, async (call) => ...) });
+ */
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import { ServingError } from '../../lib/process/errors.ts';
+import type { InflightRequest, InflightRequests } from '../admission/inflight.ts';
+import type { Journey } from '../completion/journey.ts';
+import type { RequestScope } from '../completion/preparation.ts';
+import { RedactedSample } from '../completion/redacted-sample.ts';
+import { RequestRecord } from '../completion/request-record.ts';
+import type { CompletionConfig } from '../completion/settings.ts';
+import type { CompletionRequest } from '../request.ts';
+import { type Identity, storeKey } from '../tenants/api-keys.ts';
+import type { TokenQuota } from '../tenants/token-quota.ts';
+import { awaitBody, type HttpLimits } from './limits.ts';
+import { assertModel } from './models.ts';
+
+export interface CompletionParts extends HttpLimits, Pick<CompletionConfig, 'logSamplePercent'> {
+  /** Name of the model in the API. */
+  readonly modelName: string;
+  /** SHA-256 (hex) of the bundle. */
+  readonly fingerprint: string;
+  readonly journey: Pick<Journey, 'complete'>;
+  readonly inflight: InflightRequests;
+  readonly quota: TokenQuota;
+}
+
+export type CompletionHttpRequest = FastifyRequest<{ Body: CompletionRequest }>;
+
+/** One completion that has been let in. */
+export interface CompletionCall {
+  /** The request, with the key of its repository in place of the name that the client gave. */
+  readonly request: CompletionRequest;
+  readonly record: RequestRecord;
+  /** The scope of {@link Journey.complete}, without the function that takes the tokens. */
+  readonly scope: Omit<RequestScope, 'emit'>;
+}
+
+/** Budget of a request, in ms. */
+const TIMEOUT_HEADER = 'x-request-timeout-ms';
+
+/** Hooks of a route whose requests {@link serveCompletion} serves. */
+export function completionHooks(limits: HttpLimits) {
+  const bodyArrived = new WeakMap<FastifyRequest, () => void>();
+  return {
+    onRequest: async (request: FastifyRequest, reply: FastifyReply) => {
+      keepRecord(request, reply);
+      bodyArrived.set(request, awaitBody(request, reply, limits));
+    },
+    preValidation: async (request: FastifyRequest) => bodyArrived.get(request)?.(),
+  };
+}
+
+/**
+ * Lets a completion in, has it answered, and gives back its place and its share of the quota.
+ * @param answer completes the request and words the answer.
+ * @throws ServingError model_not_found, quota_exceeded, saturated, draining, repo_not_found; whatever `answer` throws.
+ */
+export async function serveCompletion(
+  request: CompletionHttpRequest,
+  reply: FastifyReply,
+  parts: CompletionParts,
+  answer: (call: CompletionCall) => Promise<unknown>,
+): Promise<unknown> {
+  const record = request.record!;
+  const completion = withStoreKey(request.body, request.identity);
+  assertModel(completion.model ?? parts.modelName, parts.modelName);
+  const { tenant, limits } = request.identity;
+  parts.quota.assertWithin(tenant, limits);
+  const admitted = parts.inflight.admit(inflightRequest(request));
+  record.timeline.mark('admitted');
+  // A connection closes after the end of an answer too; then there is nothing left to abort.
+  reply.raw.once('close', () => admitted.abort(clientGone()));
+  if (Math.random() * 100 < parts.logSamplePercent) record.sampled(new RedactedSample(completion));
+  const { signal, deadlineMs } = admitted;
+  try {
+    const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
+    return await answer({ request: completion, record, scope });
+  } finally {
+    admitted.release();
+    parts.quota.spend(tenant, limits, record.usage.total_tokens);
+  }
+}
+
+/** The timeout header counts where the body names no budget: proxies can set headers. */
+function inflightRequest({ body, headers, identity }: CompletionHttpRequest): InflightRequest {
+  const header = headers[TIMEOUT_HEADER];
+  if (header !== undefined && !/^[1-9]\d{0,9}$/.test(String(header))) {
+    throw new ServingError('invalid_request', `${TIMEOUT_HEADER}: ${header} is not a number of milliseconds`);
+  }
+  const timeoutMs = body.timeoutMs ?? (header === undefined ? undefined : Number(header));
+  const session = body.session === undefined ? undefined : `${identity.tenant}\n${body.session}`;
+  const { tenant, limits } = identity;
+  return { timeoutMs, session, tenant, maxInflight: limits.maxInflight };
+}
+
+/** Names the repository as the store knows it: a name that a client gave could be another tenant's. */
+function withStoreKey(request: CompletionRequest, identity: Identity): CompletionRequest {
+  const { rag } = request;
+  if (rag === undefined || rag.mode === 'off') return request;
+  return { ...request, rag: { ...rag, repo: storeKey(identity, rag.repo, 'rag.repo') } };
+}
+
+/** Writes what is known about a completion when its answer has ended, in whichever way. */
+function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
+  const record = new RequestRecord();
+  request.record = record;
+  raw.once('close', () => {
+    if (!raw.writableEnded && record.error === undefined) record.failed(clientGone());
+    const status = record.error?.code === 'client_gone' ? record.error.kind.http : raw.statusCode;
+    record.end(request.log, status);
+  });
+}
+
+const clientGone = () => new ServingError('client_gone', 'the client hung up');

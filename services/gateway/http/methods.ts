@@ -1,0 +1,36 @@
+/** 405 for every method that a known URL does not take, derived from the routes themselves. */
+import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify';
+import { ServingError } from '../../lib/process/errors.ts';
+
+const METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
+
+/** The methods that each URL takes, as far as routes have been added. */
+type MethodsOfUrls = ReadonlyMap<string, readonly string[]>;
+
+/** Collects the methods of all routes that are added from now on, those of plugins included. */
+export function collectMethods(app: FastifyInstance): MethodsOfUrls {
+  const methodsOf = new Map<string, readonly string[]>();
+  app.addHook('onRoute', ({ url, method }: RouteOptions) => {
+    const methods = [method].flat().filter((each) => METHODS.includes(each)); // fastify adds HEAD itself
+    methodsOf.set(url, [...(methodsOf.get(url) ?? []), ...methods]);
+  });
+  return methodsOf;
+}
+
+/** Refuses all other methods of these URLs, with an `allow` header. To be called when all routes have been added. */
+export function refuseOtherMethods(app: FastifyInstance, methodsOf: MethodsOfUrls): void {
+  // Plugins are loaded in order, so this one sees the routes of those before it.
+  app.register(async (scope) => {
+    for (const [url, methods] of [...methodsOf]) refuseOthers(scope, url, methods);
+  });
+}
+
+function refuseOthers(app: FastifyInstance, url: string, methods: readonly string[]): void {
+  const allowed = methods.join(', ');
+  const refuse = async (request: FastifyRequest, reply: FastifyReply) => {
+    reply.header('allow', allowed);
+    throw new ServingError('method_not_allowed', `${url} takes ${allowed}, not ${request.method}`);
+  };
+  const method = METHODS.filter((each) => !methods.includes(each));
+  app.route({ method, url, onRequest: refuse, handler: refuse });
+}

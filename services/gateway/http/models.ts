@@ -1,0 +1,38 @@
+/** `GET /v1/models`: the one model that this gateway serves. */
+import type { FastifyInstance } from 'fastify';
+import { ServingError } from '../../lib/process/errors.ts';
+
+export interface ModelParts {
+  /** Name of the model in the API. */
+  readonly modelName: string;
+  /** Tokens that a request may have, prompt and output together; undefined while no worker is there. */
+  readonly capacity: () => number | undefined;
+}
+
+const STARTED = Math.floor(Date.now() / 1000);
+
+export function addModelRoutes(app: FastifyInstance, { modelName, capacity }: ModelParts): void {
+  const body = () => {
+    const tokens = capacity();
+    return {
+      id: modelName,
+      object: 'model',
+      created: STARTED,
+      owned_by: 'llavacode',
+      ...(tokens !== undefined && { max_model_len: tokens }),
+    };
+  };
+  app.get('/v1/models', async () => ({ object: 'list', data: [body()] }));
+  app.get<{ Params: { id: string } }>('/v1/models/:id', async ({ params }) => {
+    assertModel(params.id, modelName);
+    return body();
+  });
+}
+
+/** @throws ServingError model_not_found */
+export function assertModel(asked: string, served: string): void {
+  if (asked === served) return;
+  throw new ServingError('model_not_found', `model ${JSON.stringify(asked)} is not served here, ${served} is`, {
+    param: 'model',
+  });
+}

@@ -1,0 +1,22 @@
+/** `/livez`, `/readyz` and `/metrics`, for operators and their load balancers. */
+import type { FastifyInstance } from 'fastify';
+import { exposition, expositionType } from '../../lib/process/metrics.ts';
+import { type ApiKeys, NO_KEYS } from '../tenants/api-keys.ts';
+
+export interface ProbeParts {
+  /** `problem` is the reason why completions would fail now; undefined when they would not. */
+  readonly readiness: { readonly problem: string | undefined };
+  readonly keys: ApiKeys;
+}
+
+export function addProbeRoutes(app: FastifyInstance, { readiness, keys }: ProbeParts): void {
+  const open = { config: { needsNoKey: true } };
+  app.get('/livez', open, async () => ({ status: 'live' }));
+  app.get('/readyz', open, async (_, reply) => {
+    const { problem } = readiness;
+    if (problem === undefined) return { status: 'ready' };
+    // The reason may name workers: where keys are needed, a client without one does not learn it. The log has it.
+    return reply.code(503).send({ status: 'not ready', ...(keys === NO_KEYS && { reason: problem }) });
+  });
+  app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
+}

@@ -1,0 +1,67 @@
+import { expect, test } from 'vitest';
+import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
+
+const TEXT = 'return self.items.pop()  # 😀 done\n\n\ndef next():';
+
+test('a completion that ignores the end of text goes on beyond it, and never shows it', async () => {
+  const { complete, workers } = await fakeGateway({ token: (i) => (i % 2 ? idOf('<|endoftext|>') : 70) });
+  const { choices } = await complete({ prompt: 'x', max_tokens: 5, ignore_eos: true, return_token_ids: true });
+  expect(choices[0]).toMatchObject({ text: tokenizer.decode([70, 70, 70]), finish_reason: 'length' });
+  expect(choices[0]!.token_ids).toHaveLength(5);
+  expect(choices[0]!.prompt_token_ids).toEqual(tokenizer.encode('x'));
+  expect(workers.prefills[0]!.choices![0]!.stopTokenIds).toEqual([]);
+});
+
+test('stop strings are never part of the text', async () => {
+  const { complete, workers } = await fakeGateway({ token: spelling(TEXT) });
+  const { choices } = await complete({ prompt: 'x', max_tokens: 60, stop: ['.pop', '\n'] });
+  expect(choices[0]).toMatchObject({ text: 'return self.items', finish_reason: 'stop' });
+  await workers.idle();
+});
+
+test('stop strings count only after min_tokens', async () => {
+  const { complete, workers } = await fakeGateway({ token: () => tokenizer.encode('a')[0]! });
+  const { choices } = await complete({ prompt: 'x', max_tokens: 9, stop: 'a', min_tokens: 3 });
+  expect(choices[0]).toMatchObject({ text: 'aaa', finish_reason: 'stop' });
+  expect(workers.prefills[0]!.choices![0]!.minTokens).toBe(3);
+});
+
+test('a stop token id is shown as text unless it is special', async () => {
+  const [first, second] = tokenizer.encode('ab cd');
+  const { complete } = await fakeGateway({ token: spelling('ab cd ef') });
+  const { choices } = await complete({ prompt: 'x', stop_token_ids: [second] });
+  expect(choices[0]).toMatchObject({ text: tokenizer.decode([first!, second!]), finish_reason: 'stop' });
+});
+
+test('logprobs come with tokens, alternatives and offsets in characters', async () => {
+  const { complete } = await fakeGateway({ token: spelling('😀 a') });
+  const { choices } = await complete({ prompt: 'x', logprobs: 2 });
+  const { tokens, token_logprobs, top_logprobs, text_offset } = choices[0]!.logprobs!;
+  const ids = [...tokenizer.encode('😀 a'), idOf('<|endoftext|>')];
+  expect(token_logprobs).toEqual(ids.map((id) => -id / 100));
+  expect(tokens.at(-1)).toBe('<|endoftext|>');
+  expect(tokens[0]).toMatch(/^bytes:(\\x[0-9a-f]{2})+$/);
+  expect(text_offset.at(-1)).toBe(3);
+  expect(text_offset[0]).toBe(0);
+  expect(Object.keys(top_logprobs[0]!).length).toBeGreaterThanOrEqual(2);
+});
+
+test('the logprobs of an echoed prompt begin with a token that nothing predicts', async () => {
+  const { complete, workers } = await fakeGateway({ token: () => 70 });
+  const { choices } = await complete({ prompt: 'def pop', echo: true, logprobs: 1, max_tokens: 1 });
+  const ids = tokenizer.encode('def pop');
+  expect(workers.prefills[0]!.promptLogprobs).toBe(1);
+  expect(choices[0]!.text).toBe(`def pop${tokenizer.decode([70])}`);
+  expect(choices[0]!.logprobs!.tokens).toEqual([...ids, 70].map((id) => tokenizer.decode([id])));
+  expect(choices[0]!.logprobs!.token_logprobs).toEqual([null, ...ids.slice(1).map((id) => -id / 100), -0.7]);
+  expect(choices[0]!.logprobs!.top_logprobs[0]).toBeNull();
+  expect(choices[0]!.logprobs!.text_offset.at(-1)).toBe(7);
+});
+
+test('an echoed prompt with no output has logprobs and costs no output token', async () => {
+  const { complete } = await fakeGateway({ token: () => 70 });
+  const { choices, usage } = await complete({ prompt: [5, 6, 7], echo: true, logprobs: 0, max_tokens: 0 });
+  expect(choices[0]).toMatchObject({ text: tokenizer.decode([5, 6, 7]), finish_reason: 'length' });
+  expect(choices[0]!.logprobs!.tokens).toHaveLength(3);
+  expect(usage!.completion_tokens).toBe(0);
+});

@@ -1,0 +1,26 @@
+import { expect, test } from 'vitest';
+import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
+
+const token = spelling('ab');
+
+test('a gateway that has completed something is alive, ready and measured', async () => {
+  const { app, complete, readiness } = await fakeGateway({ token });
+  await complete({ prompt: 'x' });
+  await readiness.check();
+  expect((await app.inject('/livez')).json()).toEqual({ status: 'live' });
+  expect((await app.inject('/readyz')).json()).toEqual({ status: 'ready' });
+  const { payload, headers } = await app.inject('/metrics');
+  expect(headers['content-type']).toContain('text/plain');
+  expect(payload).toMatch(/vllm:time_to_first_token_seconds_count [1-9]/);
+  expect(payload).toMatch(/vllm:inter_token_latency_seconds_count [1-9]/);
+  expect(payload).toMatch(/vllm:request_success_total\{finished_reason="stop"\} [1-9]/);
+  expect(payload).toMatch(/llavacode:stage_seconds_count\{stage="handoff"\} [1-9]/);
+  expect(payload).toMatch(/vllm:num_requests_running 0/);
+});
+
+test('a gateway whose workers serve another bundle is not ready, and says why', async () => {
+  const { app } = await fakeGateway({ token: () => 70, fingerprint: 'other' });
+  const answer = await app.inject('/readyz');
+  expect(answer.statusCode).toBe(503);
+  expect(answer.json()).toMatchObject({ status: 'not ready', reason: expect.any(String) });
+});

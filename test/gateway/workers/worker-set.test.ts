@@ -1,0 +1,90 @@
+import { expect, test } from 'vitest';
+import { type Answers, fakePool, OURS } from '../../support/fake-pool.ts';
+
+test('workers are usable once they have answered, and no longer when they do not answer', async () => {
+  const answers: Answers = {};
+  const { workers, place, take } = fakePool(answers, ['p'], ['d']);
+  expect(() => workers.assertUsable()).toThrow(/prefill worker: p has not answered yet/);
+  expect(place()).toBeUndefined();
+  await workers.refresh();
+  expect(() => workers.capacity).toThrow(/p does not answer \(p: refused\)/);
+  answers['p'] = { capacity: 50 };
+  answers['d'] = {};
+  await workers.refresh();
+  expect(workers.capacity).toBe(50);
+  expect(take().prefill.address).toBe('p');
+  delete answers['d'];
+  await workers.refresh();
+  expect(workers.usable).toBe(false);
+  expect(place()).toBeUndefined();
+  expect(() => workers.assertUsable()).toThrow(expect.objectContaining({ code: 'no_worker', retryAfterSeconds: 1 }));
+});
+
+test('a gateway that itself stood still does not take workers for lost', async () => {
+  const { workers } = fakePool({ p: 'by socket', d: 'by socket' }, ['p'], ['d']);
+  const asked = workers.refresh();
+  for (const start = performance.now(); performance.now() < start + 50; );
+  await asked;
+  expect(workers.usable).toBe(true);
+});
+
+test('workers of another bundle are not used, and the message has both fingerprints', async () => {
+  const { workers } = fakePool({ p: {}, d: { fingerprint: 'b'.repeat(64) } }, ['p'], ['d']);
+  await workers.refresh();
+  expect(() => workers.assertUsable()).toThrow(`d serves bundle ${'b'.repeat(64)}, this gateway bundle ${OURS}`);
+});
+
+test('the message says when no worker is known', () => {
+  expect(() => fakePool({}, [], []).workers.capacity).toThrow(/no prefill worker: none is known/);
+});
+
+test('the load of a worker includes what other gateways have given it', async () => {
+  const { workers, take } = fakePool({ p1: { queued: 500 }, p2: {}, d: {} }, ['p1', 'p2'], ['d']);
+  await workers.refresh();
+  expect([workers.prefillBacklog, take(100).prefill.address, take(100).prefill.address]).toEqual([500, 'p2', 'p2']);
+  expect(workers.prefillBacklog).toBe(700);
+});
+
+test('a worker that hangs loses its calls; one that refuses, as it drains, keeps them', async () => {
+  const answers: Answers = { p: {}, d: {} };
+  const { workers, take } = fakePool(answers, ['p'], ['d']);
+  await workers.refresh();
+  const { prefill, decodes } = take();
+  delete answers['p'];
+  answers['d'] = 'nothing';
+  await workers.refresh();
+  expect(workers.usable).toBe(false);
+  expect(prefill.lost.aborted).toBe(false);
+  expect(decodes[0]!.lost.reason).toMatchObject({ code: 'worker_stalled' });
+  answers['p'] = answers['d'] = {};
+  await workers.refresh();
+  expect(take().decodes[0]!.lost.aborted).toBe(false);
+});
+
+test('a worker whose engine does not come to an end loses its calls, though it answers', async () => {
+  const stuck = { overdueMs: 0 };
+  const { workers, take } = fakePool({ p: {}, d: stuck }, ['p'], ['d']);
+  await workers.refresh();
+  stuck.overdueMs = 1000;
+  await workers.refresh();
+  const { decodes } = take();
+  stuck.overdueMs = 1001;
+  await workers.refresh();
+  expect(decodes[0]!.lost.reason).toMatchObject({ code: 'worker_stalled' });
+  expect(() => workers.assertUsable()).toThrow('d computes and does not come to an end');
+  stuck.overdueMs = 0;
+  await workers.refresh();
+  expect(workers.usable).toBe(true);
+});
+
+test('a worker that is no longer listed ends what it has, and is given nothing new', async () => {
+  const { workers, place, take, closed } = fakePool({ p1: {}, p2: {}, d: {} }, ['p1', 'p2'], ['d']);
+  await workers.refresh();
+  const { prefill } = take();
+  expect(prefill.address).toBe('p1');
+  workers.setPrefill(['p2']);
+  expect(closed).toEqual([]);
+  expect([take(), take(), place()].map((placement) => placement?.prefill.address)).toEqual(['p2', 'p2', undefined]);
+  prefill.release();
+  expect(closed).toEqual(['p1']);
+});

@@ -1,0 +1,62 @@
+/** A worker pool over workers that answer what the test says. */
+import { stat } from 'node:fs';
+import { WorkerPool } from '../../services/gateway/workers/worker-pool.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
+import { keepingLog } from './fake-gateway.ts';
+
+/** Fingerprint of the pool's own bundle. */
+export const OURS = 'a'.repeat(64);
+
+interface Says {
+  fingerprint?: string;
+  capacity?: number;
+  slots?: number;
+  freeSlots?: number;
+  queued?: number;
+  prefillTokensPerSecond?: number;
+  overdueMs?: number;
+}
+
+/** A pool whose workers answer with what `answers` holds for their address now; 'nothing' makes one hang. */
+export type Answers = Record<string, Says | Error | 'nothing' | 'by socket'>;
+
+export function fakePool(answers: Answers, prefill: string[], decode: string[]) {
+  const closed: string[] = [];
+  const client = (address: string) =>
+    ({
+      describe: async (signal: AbortSignal) => {
+        const answer = answers[address];
+        if (answer === undefined) throw new ServingError('worker_lost', `${address}: refused`);
+        if (answer === 'nothing') {
+          await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+        }
+        if (answer instanceof Error) throw answer;
+        if (answer === 'by socket') {
+          await new Promise((resolve, reject) => {
+            signal.addEventListener('abort', () => reject(signal.reason));
+            stat('.', resolve); // resolves in the phase of the event loop in which sockets are read
+          });
+        }
+        const described = { fingerprint: OURS, capacity: 100, slots: 4, freeSlots: 4, queued: 0 };
+        return { ...described, prefillTokensPerSecond: 0, overdueMs: 0, ...(answer as Says) };
+      },
+      close: () => closed.push(address),
+    }) as unknown as PrefillClient & DecodeClient;
+  const workers = new WorkerPool({
+    fingerprint: OURS,
+    connectPrefill: client,
+    connectDecode: client,
+    connectTimeoutMs: 5,
+    stallTimeoutMs: 1000,
+    localPrefill: 'auto',
+    localPrefillTokens: 256,
+    log: keepingLog([]),
+  });
+  workers.setPrefill(prefill);
+  workers.setDecode(decode);
+  const place = (promptTokens = 1, decodes = 1) => workers.place({ promptTokens, decodes, positions: 10 });
+  /** Like {@link place}, for tests in which there must be room. */
+  const take = (promptTokens?: number, decodes?: number) => place(promptTokens, decodes)!;
+  return { workers, place, take, closed };
+}
