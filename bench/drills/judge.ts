@@ -1,50 +1,38 @@
-/** `bench drills`: one drill after the other on a running system under open-loop load. */
+/** Runs one drill after the other on a running system under open-loop load, and judges what clients saw. */
 import { mkdir } from 'node:fs/promises';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import type { BenchModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
+import type { DrillsOptions } from './command.ts';
 import type { Drill } from './scene.ts';
 import { type Ground, stagesOf } from './stages.ts';
 import { makeReferences, type Reference, type StreamRecord, sendBurst, sendTraffic } from './streams.ts';
 
-export interface DrillOptions {
-  /** Repository that prompts and chunks come from. */
-  readonly path: string;
+interface DrillRunOptions extends DrillsOptions {
+  /** Name of the repository in the index. */
   readonly repo: string;
-  readonly data: string;
-  /** Disturbances of one kind. */
-  readonly count: number;
-  /** Requests per second. */
-  readonly rate: number;
-  /** How long a lasting disturbance lasts. */
-  readonly seconds: number;
-  readonly seed: number;
-  /** Words, one of which the name of a drill holds; all when empty. */
-  readonly only: readonly string[];
-  /** Store to use instead of LMDB; it is written to. */
-  readonly redis?: string;
   readonly onProgress: (text: string) => void;
 }
 
-export interface DrillResult {
+interface DrillResult {
   readonly name: string;
   readonly disturbances: number;
   readonly sent: number;
   readonly ok: number;
   readonly left: number;
-  /** By code. */
+  /** Number of failures by error code. */
   readonly failed: Readonly<Record<string, number>>;
   readonly lostTokens: number;
   readonly doubledTokens: number;
-  /** The longest time from a disturbance to the first token of a request that was sent after it and ended well. */
+  /** Longest time from a disturbance to the first token of a request that was sent after it and ended well. */
   readonly recoveryMs: number | undefined;
-  /** Longest wait of a client for the first token of a stream that ended well. */
+  /** Longest TTFT of the streams that ended well. */
   readonly worstTtftMs: number;
-  /** Between two tokens of a stream that ended well. */
+  /** Longest time between two tokens of the streams that ended well. */
   readonly longestGapMs: number;
   readonly note: string;
-  /** What is not as promised, in words; '' when all is. */
+  /** What was not as promised, in words; '' if all was. */
   readonly broken: string;
 }
 
@@ -52,18 +40,18 @@ export interface DrillsResult {
   readonly drills: readonly DrillResult[];
 }
 
-/** In ms from the start of a drill. */
-export interface Mark {
+/** A disturbance. Times are in ms from the start of the drill. */
+interface Mark {
   readonly atMs: number;
-  /** When all was well again, where that was looked for. */
+  /** Time at which the system was whole again, for drills that look for it. */
   mendedMs?: number;
 }
 
 const REFERENCES = 8;
-/** Share of clients, where they are to leave. */
+/** Least share of clients that must have left in a drill in which clients leave. */
 const LEFT_AT_LEAST = 1 / 3;
 
-export async function runDrills(model: BenchModel, options: DrillOptions): Promise<DrillResult[]> {
+export async function runDrills(model: BenchModel, options: DrillRunOptions): Promise<DrillResult[]> {
   const { data, onProgress, only } = options;
   await mkdir(data, { recursive: true });
   const wanted = ({ name }: Drill) => only.length === 0 || only.some((word) => name.includes(word));
@@ -72,7 +60,7 @@ export async function runDrills(model: BenchModel, options: DrillOptions): Promi
   let references: Reference[] | undefined;
   for (const stage of stagesOf(model, options)) {
     const drills = stage.drills.filter(wanted);
-    // The first one is calm to begin with: what it answers is what all must answer.
+    // The first stage is opened in any case: before its drills, it gives the answers that all later ones must give.
     if (references && drills.length === 0) continue;
     onProgress(`starting ${stage.name}`);
     const ground = await stage.open();
@@ -102,7 +90,7 @@ export async function runDrill(
   drill: Drill,
   references: readonly Reference[],
   ground: Ground,
-  { rate, seed, count, seconds }: Pick<DrillOptions, 'rate' | 'seed' | 'count' | 'seconds'>,
+  { rate, seed, count, seconds }: Pick<DrillsOptions, 'rate' | 'seed' | 'count' | 'seconds'>,
 ): Promise<DrillResult> {
   const { fleet } = ground;
   const impossible = drill.impossible?.(ground);
@@ -124,13 +112,8 @@ export async function runDrill(
     return Promise.all(more);
   };
   const over = new AbortController();
-  const traffic = sendTraffic(
-    () => fleet.url,
-    references,
-    { rate, seed, leaving: drill.leaving },
-    startMs,
-    over.signal,
-  );
+  const shape = { rate, seed, leaving: drill.leaving };
+  const traffic = sendTraffic(() => fleet.url, references, shape, startMs, over.signal);
   let [note, broken] = ['', ''];
   try {
     const random = new RandomStream(seed + 7);
@@ -139,7 +122,7 @@ export async function runDrill(
     broken = ServingError.from(error).message;
   }
   over.abort();
-  // Some must come when all is well again.
+  // Requests after the last disturbance must be answered.
   if (marks.length > 0) await burst();
   const records = [...(await traffic), ...(await Promise.all(sent))];
   const remains = await fleet.settle();
@@ -166,7 +149,7 @@ export function judge(
   });
   const left = records.filter(({ outcome }) => outcome === 'left').length;
   const unexplained = records.filter(
-    (record) => record.outcome === 'failed' && !(drill.mayFail && diedWithIt(record, marks)),
+    (record) => record.outcome === 'failed' && !(drill.mayFail && diedWithGateway(record, marks)),
   );
   const last = marks.at(-1);
   const lastMs = last?.mendedMs ?? last?.atMs ?? -Infinity;
@@ -196,10 +179,10 @@ export function judge(
 }
 
 /**
- * Whether a request had its connection to a gateway that was killed then, or came before that was back: it listens again
- * before its workers have answered it.
+ * Whether a request failed because the gateway was killed: it lost its connection then, or it came before the gateway was
+ * back, which listens before its workers have answered it.
  */
-const diedWithIt = ({ code, sentMs, endedMs }: StreamRecord, marks: readonly Mark[]) =>
+const diedWithGateway = ({ code, sentMs, endedMs }: StreamRecord, marks: readonly Mark[]) =>
   marks.some(({ atMs, mendedMs = Infinity }) => {
     if (sentMs > mendedMs) return false;
     return code === 'connection' ? endedMs >= atMs : code === 'no_worker' && sentMs >= atMs;

@@ -1,6 +1,6 @@
 /**
- * What a soak sends, as editors do: completions whose clients leave, keystrokes of a session that supersede each other in a
- * repository that is being edited, several seeded choices at once, and uploads of a changed file.
+ * The traffic of a soak, as editors send it: completions whose clients leave, keystrokes of a session that supersede each
+ * other in a repository that is being edited, several seeded choices at once, and uploads of a changed file.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { CompletionBody, RagAnswer, Usage } from '../../services/client.ts';
@@ -9,27 +9,27 @@ import { EditedRepository } from './edited-repository.ts';
 import { ask } from './json-request.ts';
 import { commonStart, openLoop, type Reference, type StreamRecord, sendStream, sendTraffic } from './streams.ts';
 
-/** Of the rate; a keystroke is {@link KEYSTROKES} requests. */
+/** Share of the rate for each kind of traffic; one burst of keystrokes is {@link KEYSTROKES} requests. */
 const SHARES = { completions: 0.5, keystrokes: 0.1, choices: 0.15, uploads: 0.05 };
 export type Kind = keyof typeof SHARES;
 export const KINDS = Object.keys(SHARES) as Kind[];
 
-/** Share of clients of plain completions that leave before the end. */
+/** Share of the clients of plain completions that leave before the end. */
 const LEAVING = 0.2;
-/** Requests of one burst; all but the last are given up for the next one. */
+/** Requests of one burst of keystrokes; each but the last is superseded by the next one. */
 const KEYSTROKES = 3;
 const BETWEEN_KEYSTROKES_MS = 60;
 const CHOICES = 2;
 
-/** A request for several choices with what must come of it. */
+/** A request for several choices, with the answers that it must get. */
 export interface ChoicesReference {
   readonly body: CompletionBody & { readonly n: number };
-  /** By choice. */
+  /** Token ids by choice. */
   readonly tokenIds: readonly (readonly number[])[];
   readonly withoutContext: readonly (readonly number[])[];
 }
 
-export interface Mix {
+interface Mix {
   readonly references: readonly Reference[];
   readonly edited: readonly Reference[];
   readonly choices: readonly ChoicesReference[];
@@ -37,8 +37,9 @@ export interface Mix {
 }
 
 /**
- * @param url of a system that nothing disturbs.
- * @param dir the repository that the references are of.
+ * Asks an undisturbed system for the answers that the traffic must get.
+ * @param url of that system.
+ * @param dir folder of the repository that the references are about.
  */
 export async function makeMix(url: string, dir: string, references: readonly Reference[]): Promise<Mix> {
   const { repository, references: edited } = await EditedRepository.make(url, dir, references);
@@ -52,7 +53,7 @@ export async function makeMix(url: string, dir: string, references: readonly Ref
   return { references, edited, choices, repository };
 }
 
-/** @returns what became of each request, by kind, when the last has ended. */
+/** Sends traffic until the signal is aborted. @returns the records of all requests by kind, when the last has ended. */
 export async function sendMix(
   url: string,
   { references, edited, choices, repository }: Mix,
@@ -73,7 +74,7 @@ export async function sendMix(
   return { completions, keystrokes: keystrokes.flat(), choices: drawn, uploads };
 }
 
-/** One session, in which one types at a time. */
+/** One session of an editor, which types one burst at a time. */
 export class Editor {
   readonly #url: string;
   readonly #reference: Reference;
@@ -86,7 +87,7 @@ export class Editor {
     this.#startMs = startMs;
   }
 
-  /** A burst of keystrokes, each of which asks before the one before it was answered. */
+  /** Sends a burst of keystrokes, each of which asks before the one before it has been answered. */
   type(): Promise<readonly StreamRecord[]> {
     this.#last = this.#last.then(() => this.#burst());
     return this.#last;
@@ -99,7 +100,7 @@ export class Editor {
       sent.push(sendStream(this.#url, this.#reference, this.#startMs));
     }
     const records = await Promise.all(sent);
-    // They may overtake each other on their way, so any may give way; but not all.
+    // Requests may overtake each other on their way, so any of them may be superseded, but not all.
     const answered = records.some(({ code }) => code !== 'superseded');
     return records.map((record, i) => {
       if (record.code !== 'superseded' || (!answered && i === records.length - 1)) return record;
@@ -120,7 +121,7 @@ const complete = (url: string, body: CompletionBody) => ask<Completion>('POST', 
 const idsOf = ({ choices }: Completion) =>
   choices.toSorted((a, b) => a.index - b.index).map(({ token_ids }) => token_ids);
 
-/** Choices must be those of a calm run, and be counted once each. */
+/** Checks that the choices are those of an undisturbed run, and that usage counts each once. */
 export async function sendChoices(url: string, reference: ChoicesReference, startMs: number): Promise<StreamRecord> {
   const now = () => performance.now() - startMs;
   const record = { sentMs: now(), firstMs: undefined, lost: 0, doubled: 0, longestGapMs: 0 };

@@ -1,4 +1,4 @@
-/** Holds a KV cache and hands it over whenever it is pulled: the prefill worker's side of `bench handoff`, without a model. */
+/** The sending process of `bench handoff`: like a prefill worker without a model, it holds a KV cache that can be pulled. */
 import { KvSender } from '../../services/lib/kv/handoff.ts';
 import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';

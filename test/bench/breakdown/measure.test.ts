@@ -2,24 +2,20 @@ import { describe, expect, it } from 'vitest';
 import { breakDown } from '../../../bench/breakdown/measure.ts';
 
 const TIMELINE = {
-  ...{
-    received: 0,
-    admitted: 1,
-    retrieved: 4,
-    tokenized: 6,
-    dispatched: 7,
-    first_token: 120,
-    joined: 125,
-    last_token: 220,
-  },
-  ...{
-    prefill_queue_ms: 2,
-    prefill_ms: 105,
-    handoff_exposed_ms: 3,
-    handoff_ms: 40,
-    decode_queue_ms: 1,
-    detokenize_ms: 4,
-  },
+  received: 0,
+  admitted: 1,
+  retrieved: 4,
+  tokenized: 6,
+  dispatched: 7,
+  first_token: 120,
+  joined: 125,
+  last_token: 220,
+  prefill_queue_ms: 2,
+  prefill_ms: 105,
+  handoff_exposed_ms: 3,
+  handoff_ms: 40,
+  decode_queue_ms: 1,
+  detokenize_ms: 4,
 };
 
 describe('breakDown', () => {
@@ -43,16 +39,15 @@ describe('breakDown', () => {
     expect(spans.at(-1)!.startMs + spans.at(-1)!.durationMs).toBe(224);
   });
 
-  it('overhead is what TTFT is longer than the bare engine, in the worker as outside', () =>
-    expect(overheadMs).toBe(19));
+  it('overhead is TTFT minus the time of the bare engine', () => expect(overheadMs).toBe(19));
 
-  it('without a bare engine there is no overhead to tell', () => {
+  it('without a bare engine the overhead is unknown', () => {
     expect(breakDown(TIMELINE, 122, 224)).toMatchObject({ bareMs: undefined, overheadMs: undefined });
   });
 
-  it('exposed is what the decode worker measured', () => expect(exposedMs).toBe(3));
+  it('the exposed part of the hand-over is what the decode worker measured', () => expect(exposedMs).toBe(3));
 
-  it('a request of one token has no decode', () => {
+  it('a request of one token has no decode spans', () => {
     const { joined, ...timeline } = TIMELINE;
     expect(joined).toBe(125);
     const once = breakDown(timeline, 122, 122).spans.slice(-4);
