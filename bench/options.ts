@@ -1,6 +1,7 @@
 /**
  * Options of the bench commands. Each is declared once, in a table: how its value is written, what it means, how it is
- * read, and its default. The command line, the type of the parsed options and the settings in the artifact follow from it.
+ * read, and its default. The command line, the type of the parsed options and the settings in the artifact follow from
+ * it.
  */
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';

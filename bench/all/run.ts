@@ -1,7 +1,7 @@
 /**
- * Runs `bench all`: every bench of the whole system once, within a time budget, and then makes the pages anew. The tables
- * measure all models in one run; other benches run once per model. Benches whose length can be chosen get a share of the
- * budget (rounds of the tables, requests of the load sweep); the others are short.
+ * Runs `bench all`: every bench of the whole system once, within a time budget, and then makes the pages anew. The
+ * tables measure all models in one run; other benches run once per model. Benches whose length can be chosen get a
+ * share of the budget (rounds of the tables, requests of the load sweep); the others are short.
  */
 import { join } from 'node:path';
 import { BREAKDOWN_COMMAND } from '../breakdown/command.ts';

@@ -1,8 +1,8 @@
 /**
- * `bench breakdown` shows where the time of a request goes, by the gateway's timeline and the durations that workers report
- * (services/lib/request/timeline.ts). It sends one request at a time, so that queues are empty and only costs remain. The
- * overhead over the bare engine is a difference of two measurements: after each request, while the systems are idle, the
- * bare engine computes a prompt of as many tokens, so that disturbances by other programs fall on both.
+ * `bench breakdown` shows where the time of a request goes, by the gateway's timeline and the durations that workers
+ * report (services/lib/request/timeline.ts). It sends one request at a time, so that queues are empty and only costs
+ * remain. The overhead over the bare engine is a difference of two measurements: after each request, while the systems
+ * are idle, the bare engine computes a prompt of as many tokens, so that disturbances by other programs fall on both.
  */
 import { streamCompletion, ttftMs } from '../../services/client.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';

@@ -1,5 +1,6 @@
 /**
- * Starts processes whose wall clock jumps, which must not disturb what they time. The clock of the machine stays as it is.
+ * Starts processes whose wall clock jumps, which must not disturb what they time. The clock of the machine stays as it
+ * is.
  */
 
 const JUMP_MS = 3_600_000;

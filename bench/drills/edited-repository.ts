@@ -1,6 +1,6 @@
 /**
- * A repository that is edited while requests use it. One of its files changes again and again, among a few versions that
- * recur, so that the right answer for each is known, and the stored data must not grow.
+ * A repository that is edited while requests use it. One of its files changes again and again, among a few versions
+ * that recur, so that the right answer for each is known, and the stored data must not grow.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -128,7 +128,10 @@ export class EditedRepository {
   }
 }
 
-/** The answer from one version of the index. It asks until that version is used: a gateway looks for new ones at intervals. */
+/**
+ * The answer from one version of the index. It asks until that version is used: a gateway looks for new ones at
+ * intervals.
+ */
 export async function answerWith(url: string, body: CompletionBody, version: string): Promise<readonly number[]> {
   const deadline = AbortSignal.timeout(TIMEOUT_MS);
   for (;;) {

@@ -4,7 +4,8 @@ import { isErrorCode, ServingError } from '../../services/lib/process/errors.ts'
 import { TIMEOUT_MS } from './streams.ts';
 
 /**
- * @param onEvent is called at each event; if given, the request asks for a stream of events, and the last is the answer.
+ * @param onEvent is called at each event; if given, the request asks for a stream of events, and the last is the
+ *   answer.
  * @throws ServingError with the server's code, and what fetch throws.
  */
 export async function ask<T>(method: 'POST' | 'PUT', url: string, body: object, onEvent?: () => void): Promise<T> {

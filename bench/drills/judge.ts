@@ -179,8 +179,8 @@ export function judge(
 }
 
 /**
- * Whether a request failed because the gateway was killed: it lost its connection then, or it came before the gateway was
- * back, which listens before its workers have answered it.
+ * Whether a request failed because the gateway was killed: it lost its connection then, or it came before the gateway
+ * was back, which listens before its workers have answered it.
  */
 const diedWithGateway = ({ code, sentMs, endedMs }: StreamRecord, marks: readonly Mark[]) =>
   marks.some(({ atMs, mendedMs = Infinity }) => {

@@ -4,8 +4,8 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /**
- * `up` carries everything, late by `delayMs`; `down` refuses connections; `dead` keeps them open and carries nothing, as if
- * the machine were gone.
+ * `up` carries everything, late by `delayMs`; `down` refuses connections; `dead` keeps them open and carries nothing,
+ * as if the machine were gone.
  */
 type LinkState = 'up' | 'down' | 'dead';
 

@@ -1,6 +1,6 @@
 /**
- * The traffic of a soak, as editors send it: completions whose clients leave, keystrokes of a session that supersede each
- * other in a repository that is being edited, several seeded choices at once, and uploads of a changed file.
+ * The traffic of a soak, as editors send it: completions whose clients leave, keystrokes of a session that supersede
+ * each other in a repository that is being edited, several seeded choices at once, and uploads of a changed file.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { CompletionBody, RagAnswer, Usage } from '../../services/client.ts';

@@ -1,6 +1,6 @@
 /**
- * Network namespaces on a bridge, which work like machines whose cables can be pulled. Unlike a proxy, a pulled cable loses
- * every packet without a sign: there is no FIN and no RST, and the TCP of the peers has to find out.
+ * Network namespaces on a bridge, which work like machines whose cables can be pulled. Unlike a proxy, a pulled cable
+ * loses every packet without a sign: there is no FIN and no RST, and the TCP of the peers has to find out.
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
@@ -72,7 +72,8 @@ export class NamespaceNetwork {
     await ip('-n', place, 'link', 'set', 'lo', 'up');
     await ip('-n', place, 'address', 'add', `${host}/24`, 'dev', 'eth0');
     await ip('-n', place, 'link', 'set', 'eth0', 'up');
-    // Without a fixed neighbour, ARP would soon report a lost machine as unreachable; a firewall that drops packets would not.
+    // Without a fixed neighbour, ARP would soon report a lost machine as unreachable; a firewall that drops packets
+    // would not.
     await ip('neigh', 'replace', host, 'lladdr', mac(number), 'dev', bridge, 'nud', 'permanent');
     const set = (state: 'up' | 'down') => ip('link', 'set', cable, state).then(() => {});
     return { host, through: ['ip', 'netns', 'exec', place], cut: () => set('down'), heal: () => set('up') };

@@ -21,7 +21,10 @@ export interface Scene {
   readonly bundle: string;
   /** Folder of the repository that is indexed. */
   readonly path: string;
-  /** Marks the beginning of a disturbance. @returns a function that marks the time at which the system is whole again. */
+  /**
+   * Marks the beginning of a disturbance.
+   * @returns a function that marks the time at which the system is whole again.
+   */
   mark(): () => void;
   /** Sends some requests at once, in addition to the traffic. Resolves when they have ended. */
   burst(): Promise<unknown>;

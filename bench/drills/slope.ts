@@ -17,8 +17,8 @@ type Point = readonly [x: number, y: number];
 const PARTS = 6;
 
 /**
- * Least squares through the lowest points of six parts of the time. The size of a heap rises and falls like the teeth of a
- * saw between collections; what it leaks raises the floor.
+ * Least squares through the lowest points of six parts of the time. The size of a heap rises and falls like the teeth
+ * of a saw between collections; what it leaks raises the floor.
  * @param points ascending in x. If they fill fewer than three parts, the error is infinite.
  */
 export function fitFloor(points: readonly Point[]): Slope {

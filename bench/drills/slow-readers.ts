@@ -1,9 +1,9 @@
 /**
- * The drill of a client that asks for more than sockets hold and does not read. The gateway must keep what the client does
- * not take as tokens: its request waits, and neither decode workers nor other clients do. If the gateway wrote everything
- * out regardless, its timeline would have the last token before anything was read. Memory does not show the difference: the
- * model that ships makes 1 MiB/s, and with 5 to 8 MiB unread the gateway grew by up to 19 MiB when it waited, and by 13 to
- * 22 MiB when it was made not to wait.
+ * The drill of a client that asks for more than sockets hold and does not read. The gateway must keep what the client
+ * does not take as tokens: its request waits, and neither decode workers nor other clients do. If the gateway wrote
+ * everything out regardless, its timeline would have the last token before anything was read. Memory does not show the
+ * difference: the model that ships makes 1 MiB/s, and with 5 to 8 MiB unread the gateway grew by up to 19 MiB when it
+ * waited, and by 13 to 22 MiB when it was made not to wait.
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';

@@ -1,6 +1,6 @@
 /**
- * `bench soak` sends a mix of load for hours, and restarts and kills workers meanwhile. The gateway, the indexer and the
- * first worker of each pool are not restarted, and their memory and open files are watched.
+ * `bench soak` sends a mix of load for hours, and restarts and kills workers meanwhile. The gateway, the indexer and
+ * the first worker of each pool are not restarted, and their memory and open files are watched.
  */
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';

@@ -1,6 +1,6 @@
 /**
- * Sends streams under disturbance and compares them with the greedy answers of an undisturbed run: a client must receive a
- * prefix of that answer, and all of it if the stream ended well.
+ * Sends streams under disturbance and compares them with the greedy answers of an undisturbed run: a client must
+ * receive a prefix of that answer, and all of it if the stream ended well.
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -60,7 +60,8 @@ const LEFT = new Error('the client left');
 const CURSORS = 8;
 
 /**
- * Makes one reference per file: the gateway takes requests for the same file as those of one editor, which share context.
+ * Makes one reference per file: the gateway takes requests for the same file as those of one editor, which share
+ * context.
  * @param url of a system that nothing disturbs.
  * @param count upper bound on the references; there are no more than files.
  */

@@ -44,8 +44,8 @@ async function beginUpload(repository: EditedRepository) {
 }
 
 /**
- * Begins an upload. Resolves when the indexer works on it. `outcome` says whether the upload succeeded, and rejects if it
- * broke a promise.
+ * Begins an upload. Resolves when the indexer works on it. `outcome` says whether the upload succeeded, and rejects if
+ * it broke a promise.
  */
 async function begin(repository: EditedRepository) {
   let ended = false;

@@ -1,4 +1,7 @@
-/** The sending process of `bench handoff`: like a prefill worker without a model, it holds a KV cache that can be pulled. */
+/**
+ * The sending process of `bench handoff`: like a prefill worker without a model, it holds a KV cache that can be
+ * pulled.
+ */
 import { KvSender } from '../../services/lib/kv/handoff.ts';
 import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';

@@ -1,6 +1,6 @@
 /**
- * `bench engine` measures prefill and decode of the bare engine. Every repeat measures each cell once, in a seeded random
- * order, so that disturbances by other programs fall on all cells alike.
+ * `bench engine` measures prefill and decode of the bare engine. Every repeat measures each cell once, in a seeded
+ * random order, so that disturbances by other programs fall on all cells alike.
  */
 import { RandomStream } from '../measure/arrivals.ts';
 import { median, medianInterval } from '../measure/statistics.ts';

@@ -7,7 +7,9 @@ export interface ProcessMemory {
   readonly rss: number;
   /** Resident memory, with each shared page divided by the number of processes that share it; known on Linux only. */
   readonly pss?: number;
-  /** Resident memory that no file backs: a second process of the same model would need it again. Known on Linux only. */
+  /**
+   * Resident memory that no file backs: a second process of the same model would need it again. Known on Linux only.
+   */
   readonly anonymous?: number;
 }
 

@@ -84,7 +84,10 @@ export class EngineSubject {
     return performance.now() - startMs;
   }
 
-  /** Runs `steps` decode steps of `batch` sequences that begin at `context` tokens. @returns the duration of each in ms. */
+  /**
+   * Runs `steps` decode steps of `batch` sequences that begin at `context` tokens.
+   * @returns the duration of each in ms.
+   */
   async decode(batch: number, context: number, steps: number): Promise<number[]> {
     await this.#fill(batch, context);
     const ids = new Int32Array(batch).fill(1);
@@ -109,7 +112,10 @@ export class EngineSubject {
     if (this.#prompts !== this.#steps) this.#prompts.dispose();
   }
 
-  /** Puts real keys and values into the slots, because attention over zeros could be faster. Steps overwrite what follows. */
+  /**
+   * Puts real keys and values into the slots, because attention over zeros could be faster. Steps overwrite what
+   * follows.
+   */
   async #fill(slots: number, length: number): Promise<void> {
     for (let slot = 0; slot < slots; slot++) {
       if (this.#filled[slot]! < length) await this.prefill(length, 512, slot);

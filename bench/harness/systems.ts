@@ -50,7 +50,9 @@ export interface SystemsPlan {
   readonly promptOrder?: PromptOrder;
 }
 
-/** Starts the deployments, all at once, and stops them when `use` has ended. With `--url` it uses that system instead. */
+/**
+ * Starts the deployments, all at once, and stops them when `use` has ended. With `--url` it uses that system instead.
+ */
 export async function withSystems<T>(
   options: SystemOptions,
   { model, store }: PreparedModel,

@@ -17,7 +17,8 @@ export interface IndexResult {
 }
 
 /**
- * Indexes twice into a store that is empty at first. The seconds are those of the run itself, without loading the encoder.
+ * Indexes twice into a store that is empty at first. The seconds are those of the run itself, without loading the
+ * encoder.
  * @param data folder for the store.
  */
 export async function measureIndex(

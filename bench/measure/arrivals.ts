@@ -1,7 +1,7 @@
 /**
- * Send times of an open-loop load: seeded, and independent of how fast answers come. As in vLLM's `bench serve`, gaps are
- * gamma-distributed with shape `burstiness` (1 is Poisson, below 1 bursty, above 1 even) and rescaled so that `count`
- * requests take exactly count / rate seconds: runs at one rate offer the same load whatever the seed.
+ * Send times of an open-loop load: seeded, and independent of how fast answers come. As in vLLM's `bench serve`, gaps
+ * are gamma-distributed with shape `burstiness` (1 is Poisson, below 1 bursty, above 1 even) and rescaled so that
+ * `count` requests take exactly count / rate seconds: runs at one rate offer the same load whatever the seed.
  */
 import { wordsAt } from '../../services/lib/numeric/random.ts';
 

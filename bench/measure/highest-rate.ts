@@ -16,8 +16,8 @@ export interface Probe<T> {
 }
 
 /**
- * Searches, and returns every probe in the order they were made; {@link highestPassed} gives the highest rate that passed.
- * If the first probe fails, the rate is halved until one passes.
+ * Searches, and returns every probe in the order they were made; {@link highestPassed} gives the highest rate that
+ * passed. If the first probe fails, the rate is halved until one passes.
  */
 export async function searchHighestRate<T>(
   probe: (rate: number) => Promise<{ passed: boolean; result: T }>,

@@ -1,7 +1,7 @@
 /**
- * Figures computed from raw timestamps, with their definitions: pure functions over records, so that every figure can be
- * computed again from an artifact. The definitions are those of vLLM's `bench serve` except for two, both against us: time
- * counts from the *intended* send time, and errors count against the share of requests that met the objective.
+ * Figures computed from raw timestamps, with their definitions: pure functions over records, so that every figure can
+ * be computed again from an artifact. The definitions are those of vLLM's `bench serve` except for two, both against
+ * us: time counts from the *intended* send time, and errors count against the share of requests that met the objective.
  */
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { quantile } from './statistics.ts';

@@ -1,6 +1,6 @@
 /**
- * The open-loop load client: every request leaves at its intended time, whether or not earlier ones have been answered. So
- * a slow server cannot slow the load down and thereby hide its own queue (coordinated omission).
+ * The open-loop load client: every request leaves at its intended time, whether or not earlier ones have been answered.
+ * So a slow server cannot slow the load down and thereby hide its own queue (coordinated omission).
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { type CompletionBody, streamCompletion } from '../../services/client.ts';
@@ -26,7 +26,9 @@ interface ClientOptions {
 
 const CANCELLED = new Error('cancelled by the plan');
 
-/** Sends every request of the plan. Resolves when the last answer has ended, with the records in the order of the plan. */
+/**
+ * Sends every request of the plan. Resolves when the last answer has ended, with the records in the order of the plan.
+ */
 export async function runOpenLoop(
   url: string,
   plan: readonly PlannedRequest[],

@@ -1,6 +1,8 @@
 /** Statistics of samples as pure functions: they have no clock and no state, and do not know what was measured. */
 
-/** Sample quantile by linear interpolation between order statistics (type 7, as in numpy and R); NaN without samples. */
+/**
+ * Sample quantile by linear interpolation between order statistics (type 7, as in numpy and R); NaN without samples.
+ */
 export function quantile(samples: readonly number[], q: number): number {
   const sorted = [...samples].sort((a, b) => a - b);
   const position = (sorted.length - 1) * q;
@@ -24,7 +26,8 @@ export interface Interval {
 /**
  * Confidence interval of the median between two order statistics [x(k), x(n+1-k)]; it assumes only that samples are
  * independent. It holds the median with probability 1 - 2 P(Bin(n, 1/2) < k); k is the largest that still gives
- * `confidence`. 95 % needs six samples; with fewer the interval is the whole range, and `coverage` says what it is worth.
+ * `confidence`. 95 % needs six samples; with fewer the interval is the whole range, and `coverage` says what it is
+ * worth.
  */
 export function medianInterval(samples: readonly number[], confidence = 0.95): Interval {
   const sorted = [...samples].sort((a, b) => a - b);

@@ -1,7 +1,7 @@
 /**
- * Measures our engine and llama.cpp on one shape, in turns: every round measures each cell once on every engine, one right
- * after the other and in alternating order, so that disturbances by other programs fall on all alike. Only ratios within
- * one run mean anything.
+ * Measures our engine and llama.cpp on one shape, in turns: every round measures each cell once on every engine, one
+ * right after the other and in alternating order, so that disturbances by other programs fall on all alike. Only ratios
+ * within one run mean anything.
  */
 import { access, mkdir, readFile, rename } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';

@@ -1,4 +1,6 @@
-/** Writes a GGUF (version 3) of a Qwen2 shape: Q4_0 matrices of seeded random blocks. Speed does not depend on values. */
+/**
+ * Writes a GGUF (version 3) of a Qwen2 shape: Q4_0 matrices of seeded random blocks. Speed does not depend on values.
+ */
 import { createCipheriv } from 'node:crypto';
 import { open } from 'node:fs/promises';
 
@@ -103,8 +105,8 @@ function* dataOf(tensor, random) {
 }
 
 /**
- * @param spec the spec in the manifest of the bundle: layers, hidden, heads, kvHeads, headDim, intermediate, vocab, normEps, ropeTheta,
- *   maxPositions.
+ * @param spec the spec in the manifest of the bundle: layers, hidden, heads, kvHeads, headDim, intermediate, vocab,
+ *   normEps, ropeTheta, maxPositions.
  */
 export async function writeGguf(path, spec, name) {
   if (spec.architecture !== 'qwen2') throw new Error(`a GGUF is written for qwen2 shapes, not for ${spec.architecture}`);

@@ -1,4 +1,7 @@
-/** The costs of a prompt and of a decode step for one worker, fitted to measurements. The planner knows no more of the engine. */
+/**
+ * The costs of a prompt and of a decode step for one worker, fitted to measurements. The planner knows no more of the
+ * engine.
+ */
 import { leastSquares } from '../measure/statistics.ts';
 
 export interface PrefillSample {

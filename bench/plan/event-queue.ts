@@ -1,6 +1,6 @@
 /**
- * Events in order of time, kept in a binary heap. Events of equal time come in the order in which they were pushed, so that
- * runs repeat exactly.
+ * Events in order of time, kept in a binary heap. Events of equal time come in the order in which they were pushed, so
+ * that runs repeat exactly.
  */
 
 interface TimedEvent<T> {

@@ -27,12 +27,15 @@ export interface Plan extends Pools {
   readonly feasible: boolean;
 }
 
-/** Approximate size of the larger pool in a simulation: a load that needs more workers is planned as a fraction of itself. */
+/**
+ * Approximate size of the larger pool in a simulation: a load that needs more workers is planned as a fraction of
+ * itself.
+ */
 export const MOST_SIMULATED = 40;
 
 /**
- * Lengths of the simulation, in residence times of a request among full batches. The ramp does not count, because batches
- * are not full yet.
+ * Lengths of the simulation, in residence times of a request among full batches. The ramp does not count, because
+ * batches are not full yet.
  */
 const SIMULATED = { ramp: 5, measured: 10, leastRequests: 2000 };
 
@@ -49,11 +52,11 @@ const share = (requests: readonly SimulatedRequest[], slo: Slo) =>
   requests.filter((one) => meets(one, slo)).length / requests.length;
 
 /**
- * Finds the pools that meet the objective once the load is steady. It begins with pools that the load keeps 90 % busy, and
- * lets the pool grow that causes more of the misses; then each pool shrinks until one worker less would miss the
- * objective. The result holds for the arrivals drawn, not for every possible burst. A load that needs more than about 40
- * workers of a kind is planned as a k-th of itself, with k times the workers. That is an upper bound: k small systems side
- * by side cannot do better than one large system of all their workers.
+ * Finds the pools that meet the objective once the load is steady. It begins with pools that the load keeps 90 % busy,
+ * and lets the pool grow that causes more of the misses; then each pool shrinks until one worker less would miss the
+ * objective. The result holds for the arrivals drawn, not for every possible burst. A load that needs more than about
+ * 40 workers of a kind is planned as a k-th of itself, with k times the workers. That is an upper bound: k small
+ * systems side by side cannot do better than one large system of all their workers.
  */
 export function planPools(costs: CostModel, request: PlanRequest): Plan {
   const { rate, slo, target } = request;
@@ -89,8 +92,8 @@ export function planPools(costs: CostModel, request: PlanRequest): Plan {
 }
 
 /**
- * Whether prefill is to blame for a request that missed the objective. It is if only TTFT is too long, and is not if only
- * TPOT is; otherwise the part that took longer, compared with a request alone, is to blame.
+ * Whether prefill is to blame for a request that missed the objective. It is if only TTFT is too long, and is not if
+ * only TPOT is; otherwise the part that took longer, compared with a request alone, is to blame.
  */
 function isDueToPrefill(one: SimulatedRequest, alone: SimulatedRequest, slo: Slo): boolean {
   const [first, rest] = [within(one.ttft, slo.ttft), within(one.tpot ?? 0, slo.tpot)];
@@ -99,7 +102,10 @@ function isDueToPrefill(one: SimulatedRequest, alone: SimulatedRequest, slo: Slo
   return waited >= one.e2e - alone.e2e - waited;
 }
 
-/** The least number from `low` to `high` that suffices, given that `high` does, and that all numbers above one that does also do. */
+/**
+ * The least number from `low` to `high` that suffices, given that `high` does, and that all numbers above one that does
+ * also do.
+ */
 function least(low: number, high: number, suffices: (value: number) => boolean): number {
   let [from, to] = [low, high];
   while (from < to) {

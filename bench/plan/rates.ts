@@ -1,4 +1,6 @@
-/** Measures the rates that the planner needs, through the API: prompts of several lengths, and batches of several sizes. */
+/**
+ * Measures the rates that the planner needs, through the API: prompts of several lengths, and batches of several sizes.
+ */
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { type ClientRecord, ttft } from '../measure/latency.ts';
 import { runOpenLoop, sendOne } from '../measure/load-client.ts';
@@ -43,8 +45,8 @@ const ATTEMPTS = 3;
 const SLACK_TOKENS = 64;
 
 /**
- * Measures the mean time between tokens while a batch of sequences generates. Prompts are computed one after the other: if
- * the first sequence ends too soon after the last one has begun, the batch runs again with longer answers.
+ * Measures the mean time between tokens while a batch of sequences generates. Prompts are computed one after the other:
+ * if the first sequence ends too soon after the last one has begun, the batch runs again with longer answers.
  * @throws ServingError internal if a slot is too small for all sequences to generate at once.
  */
 export async function measureDecode(url: string, prompts: PromptMaker, options: RatesOptions): Promise<DecodeSample[]> {
@@ -88,8 +90,8 @@ interface Overlap {
 }
 
 /**
- * Describes the time between the last start and the first end. It uses means: if the client is late, several tokens come at
- * once, and the median would be too small.
+ * Describes the time between the last start and the first end. It uses means: if the client is late, several tokens
+ * come at once, and the median would be too small.
  */
 export function overlapOf(records: readonly Pick<ClientRecord, 'chunksMs'>[]): Overlap {
   const starts = records.map(({ chunksMs }) => chunksMs[0]!);

@@ -1,8 +1,8 @@
 /**
- * A discrete-event simulation of disaggregated serving. Prefill workers compute one prompt after the other; decode workers
- * run step after step over all sequences that they hold, up to their slots, and take new ones between two steps. A request
- * goes to the worker with the least to do. The simulation leaves out the hand-over (hidden behind prefill), retrieval and
- * HTTP (part of the measured TTFT), and cores that two workers share.
+ * A discrete-event simulation of disaggregated serving. Prefill workers compute one prompt after the other; decode
+ * workers run step after step over all sequences that they hold, up to their slots, and take new ones between two
+ * steps. A request goes to the worker with the least to do. The simulation leaves out the hand-over (hidden behind
+ * prefill), retrieval and HTTP (part of the measured TTFT), and cores that two workers share.
  */
 import type { CostModel } from './cost-model.ts';
 import { EventQueue } from './event-queue.ts';

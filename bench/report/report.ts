@@ -1,4 +1,6 @@
-/** What a bench tells about itself and its artifacts: each bench exports one {@link Bench} beside its measuring code. */
+/**
+ * What a bench tells about itself and its artifacts: each bench exports one {@link Bench} beside its measuring code.
+ */
 import type { Artifact, Definitions } from './artifact.ts';
 import type { Chart } from './chart.ts';
 

@@ -1,4 +1,7 @@
-/** The repositories that `bench recall` searches: every machine with Debian's Python or this package's dependencies has them. */
+/**
+ * The repositories that `bench recall` searches: every machine with Debian's Python or this package's dependencies has
+ * them.
+ */
 import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';

@@ -1,7 +1,7 @@
 /**
- * `bench retrieval` measures top-k latency against the number of chunks, in Redis and embedded, below HTTP. It writes an
- * index of a given size straight into the store, filled with the chunks of the repository again and again under other
- * names, and searches it as the gateway does.
+ * `bench retrieval` measures top-k latency against the number of chunks, in Redis and embedded, below HTTP. It writes
+ * an index of a given size straight into the store, filled with the chunks of the repository again and again under
+ * other names, and searches it as the gateway does.
  */
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
@@ -65,8 +65,9 @@ async function chunksOf(dir: string): Promise<Chunk[]> {
 }
 
 /**
- * Copies of real code in which a third of the identifiers is renamed, because a larger repository has more words, too. Lines
- * differ as well: a search skips chunks that repeat the code around the cursor, and it would skip dozens of equal copies.
+ * Copies of real code in which a third of the identifiers is renamed, because a larger repository has more words, too.
+ * Lines differ as well: a search skips chunks that repeat the code around the cursor, and it would skip dozens of equal
+ * copies.
  */
 function grown(chunks: readonly Chunk[], size: number, seed: number): Chunk[] {
   const random = new RandomStream(seed);

@@ -1,6 +1,7 @@
 /**
- * Questions about held-out lines of real functions: the code before and after the lines, and the chunks of other files that
- * define what the lines use. A retriever answers well if it finds one of those chunks without having seen the lines.
+ * Questions about held-out lines of real functions: the code before and after the lines, and the chunks of other files
+ * that define what the lines use. A retriever answers well if it finds one of those chunks without having seen the
+ * lines.
  */
 import { identifiers } from '../../services/lib/rag/chunk.ts';
 import type { Repository } from './corpus.ts';

@@ -4,8 +4,8 @@ import { promisify } from 'node:util';
 import { ServingError } from '../../services/lib/process/errors.ts';
 
 /**
- * `shared` lets every worker use all cores, as the paper's two workers share one GPU. `split` gives every worker cores of
- * its own, so that prefill and decode cannot disturb each other.
+ * `shared` lets every worker use all cores, as the paper's two workers share one GPU. `split` gives every worker cores
+ * of its own, so that prefill and decode cannot disturb each other.
  */
 export const PINNINGS = ['shared', 'split'] as const;
 export type Pinning = (typeof PINNINGS)[number];

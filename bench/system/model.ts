@@ -22,8 +22,8 @@ interface ModelOptions {
 }
 
 /**
- * Opens a bundle. It is made first, once, if `model` is a folder of a checkpoint (by `llavacode export`) or the name of a
- * published shape (by `llavacode synth`: seeded random weights, as fast as the real ones).
+ * Opens a bundle. It is made first, once, if `model` is a folder of a checkpoint (by `llavacode export`) or the name of
+ * a published shape (by `llavacode synth`: seeded random weights, as fast as the real ones).
  */
 export async function openModel(model: string, options: ModelOptions): Promise<BenchModel> {
   const bundle = await bundleOf(model, options);

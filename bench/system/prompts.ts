@@ -1,6 +1,7 @@
 /**
- * Makes prompts of an exact number of tokens from a real repository. Each has a cursor in one of the files: the code after
- * the cursor is the suffix, and the code before it fills the length. Other files come before a file that is too short.
+ * Makes prompts of an exact number of tokens from a real repository. Each has a cursor in one of the files: the code
+ * after the cursor is the suffix, and the code before it fills the length. Other files come before a file that is too
+ * short.
  */
 import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';

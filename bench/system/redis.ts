@@ -1,6 +1,6 @@
 /**
- * Starts a redis-server on a free port, which drills and tests can kill and start again. The binary is the one on PATH, or
- * the one that the tests have unpacked into `.cache/redis`; nothing is downloaded here.
+ * Starts a redis-server on a free port, which drills and tests can kill and start again. The binary is the one on PATH,
+ * or the one that the tests have unpacked into `.cache/redis`; nothing is downloaded here.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';

@@ -1,7 +1,7 @@
 /**
- * `bench tables` repeats the paper's tables. Both systems run at once on the same cores, with one request at a time. A round
- * measures every cell once in a seeded random order, so that disturbances by other programs fall on all cells alike. The
- * text of the chunks and their soft tokens are requested at the same cursor, one right after the other.
+ * `bench tables` repeats the paper's tables. Both systems run at once on the same cores, with one request at a time. A
+ * round measures every cell once in a seeded random order, so that disturbances by other programs fall on all cells
+ * alike. The text of the chunks and their soft tokens are requested at the same cursor, one right after the other.
  */
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
@@ -91,7 +91,8 @@ async function ask(
 ): Promise<ClientRecord> {
   const lengths = LENGTHS[length]!;
   const tokens = lengths[variant];
-  // Both prompts have the same code around the cursor, so the text takes what the lengths differ by and ten tokens more.
+  // Both prompts have the same code around the cursor, so the text takes what the lengths differ by and ten tokens
+  // more.
   const contextTokens = variant === 'soft' ? SOFT_TOKENS : lengths.text - lengths.soft + SOFT_TOKENS;
   const context = variant === 'soft' ? ('compressed' as const) : ('text' as const);
   const body = {

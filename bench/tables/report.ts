@@ -134,7 +134,9 @@ function mediansOf(cell: readonly Pair[], metric: 'ttft' | 'tpot'): [number, num
   return [median(figures.map(({ text }) => text)), median(figures.map(({ soft }) => soft))];
 }
 
-/** The medians of both sides, and the median of the pairs' reductions, which differs from the reduction of the medians. */
+/**
+ * The medians of both sides, and the median of the pairs' reductions, which differs from the reduction of the medians.
+ */
 function ofPairs(cell: readonly Pair[], metric: 'ttft' | 'tpot'): string {
   const medians = mediansOf(cell, metric);
   if (!medians) return '—';

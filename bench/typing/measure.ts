@@ -1,7 +1,8 @@
 /**
- * `bench typing` replays an editing session, keystroke by keystroke. At the pace it was typed it does what the plug-in of
- * an editor does: it sends a request once the typist has paused for `debounceMs`, and hangs up at the next keystroke. With
- * a typist who waits for the answer after every keystroke, it shows what reuse saves, on a machine of any speed.
+ * `bench typing` replays an editing session, keystroke by keystroke. At the pace it was typed it does what the plug-in
+ * of an editor does: it sends a request once the typist has paused for `debounceMs`, and hangs up at the next
+ * keystroke. With a typist who waits for the answer after every keystroke, it shows what reuse saves, on a machine of
+ * any speed.
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';

@@ -1,4 +1,6 @@
-/** Drills on systems of real processes: a drill on each ends as promised, and notices if the system breaks its promise. */
+/**
+ * Drills on systems of real processes: a drill on each ends as promised, and notices if the system breaks its promise.
+ */
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';

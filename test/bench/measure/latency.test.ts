@@ -14,7 +14,9 @@ const record = (values: Partial<ClientRecord>): ClientRecord => ({
   outcome: 'ok',
   ...values,
 });
-/** A request sent 10 ms late. Its first token comes 110 ms after the intended time, two more follow after 20 and 40 ms. */
+/**
+ * A request sent 10 ms late. Its first token comes 110 ms after the intended time, two more follow after 20 and 40 ms.
+ */
 const good = (intendedMs: number) =>
   record({
     intendedMs,

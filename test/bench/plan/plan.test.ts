@@ -45,7 +45,8 @@ describe('planPools', () => {
       [large, 40],
       [largest, 200],
     ] as const) {
-      // In a larger pool each request waits less: it needs no more workers than small pools, and enough to stay below 90 %.
+      // In a larger pool each request waits less: it needs no more workers than small pools, and enough to stay below
+      // 90 %.
       expect(plan.prefill).toBeLessThanOrEqual(times * small.prefill);
       expect(plan.decode).toBeLessThanOrEqual(times * small.decode);
       expect(plan.prefill).toBeGreaterThan(plan.rate / 10);
