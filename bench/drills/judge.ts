@@ -1,21 +1,8 @@
-/** Runs one drill after the other on a running system under open-loop load, and judges what clients saw. */
-import { mkdir } from 'node:fs/promises';
-import { ServingError } from '../../services/lib/process/errors.ts';
-import { RandomStream } from '../measure/arrivals.ts';
-import type { BenchModel } from '../system/model.ts';
-import { PromptMaker } from '../system/prompts.ts';
-import type { DrillsOptions } from './command.ts';
+/** Judges a drill by what its clients saw: was any of the system's promises broken? */
 import type { Drill } from './scene.ts';
-import { type Ground, stagesOf } from './stages.ts';
-import { makeReferences, type Reference, type StreamRecord, sendBurst, sendTraffic } from './streams.ts';
+import type { StreamRecord } from './streams.ts';
 
-interface DrillRunOptions extends DrillsOptions {
-  /** Name of the repository in the index. */
-  readonly repo: string;
-  readonly onProgress: (text: string) => void;
-}
-
-interface DrillResult {
+export interface DrillResult {
   readonly name: string;
   readonly disturbances: number;
   readonly sent: number;
@@ -41,96 +28,19 @@ export interface DrillsResult {
 }
 
 /** A disturbance. Times are in ms from the start of the drill. */
-interface Mark {
+export interface Mark {
   readonly atMs: number;
   /** Time at which the system was whole again, for drills that look for it. */
   mendedMs?: number;
 }
 
-const REFERENCES = 8;
 /** Least share of clients that must have left in a drill in which clients leave. */
 const LEFT_AT_LEAST = 1 / 3;
-
-export async function runDrills(model: BenchModel, options: DrillRunOptions): Promise<DrillResult[]> {
-  const { data, onProgress, only } = options;
-  await mkdir(data, { recursive: true });
-  const wanted = ({ name }: Drill) => only.length === 0 || only.some((word) => name.includes(word));
-  const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
-  const results: DrillResult[] = [];
-  let references: Reference[] | undefined;
-  for (const stage of stagesOf(model, options)) {
-    const drills = stage.drills.filter(wanted);
-    // The first stage is opened in any case: before its drills, it gives the answers that all later ones must give.
-    if (references && drills.length === 0) continue;
-    onProgress(`starting ${stage.name}`);
-    const ground = await stage.open();
-    if (typeof ground === 'string') {
-      results.push(...drills.map((drill) => notRun(drill, ground)));
-      continue;
-    }
-    try {
-      references ??= await makeReferences(ground.fleet.url, prompts, REFERENCES);
-      for (const drill of drills) {
-        onProgress(drill.name);
-        results.push(await runDrill(drill, references, ground, options));
-      }
-    } finally {
-      await ground.close();
-    }
-  }
-  return results;
-}
 
 export const notRun = (drill: Drill, why: string): DrillResult => ({
   ...judge(drill, [], [], ''),
   note: `not run: ${why}`,
 });
-
-export async function runDrill(
-  drill: Drill,
-  references: readonly Reference[],
-  ground: Ground,
-  { rate, seed, count, seconds }: Pick<DrillsOptions, 'rate' | 'seed' | 'count' | 'seconds'>,
-): Promise<DrillResult> {
-  const { fleet } = ground;
-  const impossible = drill.impossible?.(ground);
-  if (impossible !== undefined) return notRun(drill, impossible);
-  const startMs = performance.now();
-  const now = () => performance.now() - startMs;
-  const marks: Mark[] = [];
-  const mark = () => {
-    const made: Mark = { atMs: now() };
-    marks.push(made);
-    return () => {
-      made.mendedMs = now();
-    };
-  };
-  const sent: Promise<StreamRecord>[] = [];
-  const burst = () => {
-    const more = sendBurst(fleet.url, references, startMs);
-    sent.push(...more);
-    return Promise.all(more);
-  };
-  const over = new AbortController();
-  const shape = { rate, seed, leaving: drill.leaving };
-  const traffic = sendTraffic(() => fleet.url, references, shape, startMs, over.signal);
-  let [note, broken] = ['', ''];
-  try {
-    const random = new RandomStream(seed + 7);
-    note = (await drill.disturb({ ...ground, count, seconds, references, random, mark, burst })) ?? '';
-  } catch (error) {
-    broken = ServingError.from(error).message;
-  }
-  over.abort();
-  // Requests after the last disturbance must be answered.
-  if (marks.length > 0) await burst();
-  const records = [...(await traffic), ...(await Promise.all(sent))];
-  const remains = await fleet.settle();
-  const result = judge(drill, records, marks, [broken, remains].filter((text) => text !== '').join('; '));
-  const degraded = records.filter((record) => record.degraded).length;
-  const without = degraded > 0 ? `${degraded} answered without context` : '';
-  return { ...result, note: [note, without].filter((text) => text !== '').join('; ') };
-}
 
 export function judge(
   drill: Pick<Drill, 'name' | 'mayFail' | 'leaving'>,

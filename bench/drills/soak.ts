@@ -13,9 +13,9 @@ import { PromptMaker } from '../system/prompts.ts';
 import type { SoakOptions } from './command.ts';
 import { Fleet, type Member, type Vitals } from './fleet.ts';
 import { judge } from './judge.ts';
-import { KINDS, type Kind, makeMix, sendMix } from './mix.ts';
+import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './mix.ts';
 import { fitFloor, JUDGED_FROM_MS, type Slope } from './slope.ts';
-import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
+import { type Difference, makeReferences } from './streams.ts';
 
 interface SoakRunOptions extends Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed'> {
   /** Name of the repository in the index. */
@@ -36,13 +36,6 @@ interface ProcessTrend {
   readonly stagedLeftBytes: number;
   /** What grows, in words; '' if nothing does. */
   readonly grows: string;
-}
-
-interface MixCounts {
-  readonly sent: number;
-  readonly ok: number;
-  /** Requests whose client left, or that a newer request of the same session superseded. */
-  readonly left: number;
 }
 
 export interface SoakResult {
@@ -111,14 +104,6 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   } finally {
     await fleet.close();
   }
-}
-
-export function countMix(sent: Readonly<Record<Kind, readonly StreamRecord[]>>): Readonly<Record<Kind, MixCounts>> {
-  const count = (kind: Kind): MixCounts => {
-    const ended = (as: StreamRecord['outcome']) => sent[kind].filter(({ outcome }) => outcome === as).length;
-    return { sent: sent[kind].length, ok: ended('ok'), left: ended('left') };
-  };
-  return Object.fromEntries(KINDS.map((kind) => [kind, count(kind)])) as Record<Kind, MixCounts>;
 }
 
 /** Samples each process until the signal is aborted. @returns the samples by the name of the process. */

@@ -26,10 +26,11 @@ export interface Session {
 }
 
 /**
+ * Replays a session into the text that the editor holds after each keystroke.
  * @param lines the recorded session: a header, and one line per keystroke.
  * @param source text of the file before the session.
  */
-export function replaySession(lines: string, source: string): Session {
+function replaySession(lines: string, source: string): Session {
   const [first, ...rest] = lines.split('\n').filter((line) => line !== '');
   const { path, line } = header.parse(JSON.parse(first ?? '{}'));
   const sourceLines = source.split('\n');
@@ -47,12 +48,17 @@ export function replaySession(lines: string, source: string): Session {
 }
 
 /**
- * Loads the session that ships.
+ * Loads a recorded session: the one that ships, unless a file is given.
  * @param dir folder of the repository that it edits.
  * @param keystrokes number of the first keystrokes to keep.
+ * @param file of another recorded session.
  */
-export async function loadSession(dir: string, keystrokes = Number.POSITIVE_INFINITY): Promise<Session> {
-  const lines = await readFile(SESSION, 'utf8');
+export async function loadSession(
+  dir: string,
+  keystrokes = Number.POSITIVE_INFINITY,
+  file = SESSION,
+): Promise<Session> {
+  const lines = await readFile(file, 'utf8');
   const { path } = header.parse(JSON.parse(lines.slice(0, lines.indexOf('\n'))));
   const session = replaySession(lines, await readFile(join(dir, path), 'utf8'));
   return { path, keystrokes: session.keystrokes.slice(0, keystrokes) };

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
+import { countMix } from '../../../bench/drills/mix.ts';
 import { SOAK_BENCH } from '../../../bench/drills/report.ts';
-import { countMix } from '../../../bench/drills/soak.ts';
 import type { StreamRecord } from '../../../bench/drills/streams.ts';
 
 test('the report of a soak says how many requests of each kind it sent, and how they ended', () => {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { overlapOf } from '../../../bench/plan/rates.ts';
+import { overlapOf } from '../../../bench/plan/overlap.ts';
 
 describe('overlapOf', () => {
   it('the overlap of streams is the time between the last start and the first end', () => {

@@ -1,10 +1,8 @@
-/** The traffic of a soak, against a gateway that answers wrongly. */
-import type { ServerResponse } from 'node:http';
 import { describe, expect, test } from 'vitest';
-import { type ChoicesReference, Editor, sendChoices } from '../../../bench/drills/mix.ts';
+import { type ChoicesReference, sendChoices } from '../../../bench/drills/choices.ts';
 import type { StreamRecord } from '../../../bench/drills/streams.ts';
-import { BODY, REFERENCE } from '../../support/drill-scene.ts';
-import { events, gateway, json, refuse } from '../../support/fake-http.ts';
+import { BODY } from '../../support/drill-scene.ts';
+import { gateway, json, refuse } from '../../support/fake-http.ts';
 
 describe('several choices', () => {
   const expected: ChoicesReference = {
@@ -51,31 +49,5 @@ describe('several choices', () => {
   test('a refused request for choices has failed with the code of the refusal', async () => {
     const url = await gateway((_, __, response) => refuse(response, 'worker_lost'));
     expect(await sendChoices(url, expected, 0)).toMatchObject({ outcome: 'failed', code: 'worker_lost' });
-  });
-});
-
-describe('keystrokes of a session', () => {
-  /** The gateway supersedes each keystroke when the next one arrives; `last` answers the last one. */
-  const type = async (last: (response: ServerResponse) => void) => {
-    const sessions: unknown[] = [];
-    let waiting: ServerResponse | undefined;
-    const url = await gateway((body, _, response) => {
-      if (waiting) refuse(waiting, 'superseded');
-      waiting = response;
-      if (sessions.push((body as { session: unknown }).session) === 3) last(response);
-    });
-    const records = await new Editor(url, 'editor', REFERENCE, 0).type();
-    expect(sessions).toEqual(['editor', 'editor', 'editor']);
-    return records.map(({ outcome, code }) => code ?? outcome);
-  };
-
-  test('a keystroke may be superseded by the next one', async () => {
-    // Requests may overtake each other on their way.
-    const outcomes = await type((response) => events(response, [1, 2]));
-    expect(outcomes.toSorted()).toEqual(['left', 'left', 'ok']);
-  });
-
-  test('the keystrokes of a burst must not all be superseded', async () => {
-    expect(await type((response) => refuse(response, 'superseded'))).toEqual(['left', 'left', 'superseded']);
   });
 });

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { breakDown } from '../../../bench/breakdown/measure.ts';
+import { breakDown } from '../../../bench/breakdown/spans.ts';
 
 const TIMELINE = {
   received: 0,
