@@ -47,7 +47,7 @@ export const words =
       return word;
     });
 
-export interface BenchOption<Value> {
+interface BenchOption<Value> {
   /** How `--help` writes the value, like `<n>`; undefined for a flag that takes none. */
   readonly placeholder: string | undefined;
   readonly description: string;
@@ -133,7 +133,7 @@ export const SYSTEM_OPTIONS = {
   timeoutMs: option('<n>', 'time after which a request counts as failed, in ms', whole, 120_000),
   seed: option('<n>', 'seed of arrivals, order and cursors', whole, 1),
 };
-export interface SystemOptions extends OptionsOf<typeof SYSTEM_OPTIONS>, RunOptions {}
+export interface SystemBenchOptions extends OptionsOf<typeof SYSTEM_OPTIONS>, RunOptions {}
 
 /** Options of the drills and the soak, which run on the model that ships unless told otherwise. */
 export const DRILL_OPTIONS = {
@@ -186,13 +186,18 @@ function commanderOption(name: string, option: BenchOption<unknown>): Option {
   return made.makeOptionMandatory(required);
 }
 
-/** The command as the user typed it, without paths of this machine. */
-const typedCommand = () => ['llavacode', ...process.argv.slice(2)].join(' ').replaceAll(`${PACKAGE_ROOT}/`, '');
+/** Paths inside the package are written as seen from its folder, so that a command works on other machines. */
+const portable = (command: string) => command.replaceAll(`${PACKAGE_ROOT}/`, '');
+
+/** The command as the user typed it. */
+const typedCommand = () => portable(['llavacode', ...process.argv.slice(2)].join(' '));
 
 /** The command as a user would type it; options that are undefined are left out. */
 export function commandText(words: string, options: Readonly<Record<string, unknown>>): string {
   const given = Object.entries(options).filter(([, value]) => value !== undefined);
-  return ['llavacode', words, ...given.map(([name, value]) => `--${kebab(name)} ${written(value)}`)].join(' ');
+  return portable(
+    ['llavacode', words, ...given.map(([name, value]) => `--${kebab(name)} ${written(value)}`)].join(' '),
+  );
 }
 
 /** A value as an option takes it: lists as `a,b`, bounds as `ttft:500,tpot:50`. */
@@ -207,7 +212,7 @@ const written = (value: unknown): string =>
  * The one model of a bench that takes a single model.
  * @throws ServingError invalid_request if there are more.
  */
-export function onlyModel({ models }: Pick<SystemOptions, 'models'>): string {
+export function onlyModel({ models }: Pick<SystemBenchOptions, 'models'>): string {
   if (models.length === 1) return models[0]!;
   throw new ServingError(
     'invalid_request',

@@ -38,7 +38,7 @@ export async function drawAll(results: string): Promise<void> {
 }
 
 /** The text that each file should have, by its path. Errors as of {@link writePages}. */
-export async function pagesOf(readme: string, results: string): Promise<Map<string, string>> {
+async function pagesOf(readme: string, results: string): Promise<Map<string, string>> {
   const artifacts = await readArtifacts(results);
   const texts = new Map([[readme, await placed(readme, overview(artifacts))]]);
   for (const page of PAGES) {

@@ -18,7 +18,7 @@ export interface Ground extends Pick<Scene, 'fleet' | 'storeLink' | 'redis' | 's
   close(): Promise<void>;
 }
 
-export interface DrillStage {
+interface DrillStage {
   readonly name: string;
   readonly drills: readonly Drill[];
   /** @returns the running system, or in words what this machine lacks for it. */

@@ -13,7 +13,7 @@ import type { BenchModel } from '../system/model.ts';
 /** Tells the user what the bench is doing. */
 export type OnProgress = (text: string) => void;
 
-export interface RunPlan {
+interface RunPlan {
   readonly models: readonly Pick<BenchModel, 'name' | 'manifest'>[];
   /** The options of the run, and what else its artifact records beside them. */
   readonly settings: object;

@@ -3,7 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { PromptOrder } from '../../services/lib/text/prompt.ts';
-import type { SystemOptions } from '../options.ts';
+import type { SystemBenchOptions } from '../options.ts';
 import { reportedIndex } from '../system/cli.ts';
 import type { Pinning } from '../system/cores.ts';
 import { type Deployment, deploymentName } from '../system/deployment.ts';
@@ -26,7 +26,7 @@ export interface SystemUnderTest {
 }
 
 /** Opens the bundle and indexes the repository with it; makes what does not exist yet. */
-export async function prepareModel(name: string, options: SystemOptions): Promise<PreparedModel> {
+export async function prepareModel(name: string, options: SystemBenchOptions): Promise<PreparedModel> {
   const { data, path, cores } = options;
   await mkdir(data, { recursive: true });
   const model = await openModel(name, options);
@@ -38,9 +38,9 @@ export async function prepareModel(name: string, options: SystemOptions): Promis
   return { model, store, prompts: await PromptMaker.load(repo, path, model.tokenizer) };
 }
 
-export const repoName = ({ repo, path }: SystemOptions) => repo ?? basename(resolve(path));
+export const repoName = ({ repo, path }: SystemBenchOptions) => repo ?? basename(resolve(path));
 
-export interface SystemsPlan {
+interface SystemsPlan {
   readonly deployments: readonly Deployment[];
   readonly pinning: Pinning;
   /** KV slots of each worker; those of the options when not given. */
@@ -54,7 +54,7 @@ export interface SystemsPlan {
  * Starts the deployments, all at once, and stops them when `use` has ended. With `--url` it uses that system instead.
  */
 export async function withSystems<T>(
-  options: SystemOptions,
+  options: SystemBenchOptions,
   { model, store }: PreparedModel,
   plan: SystemsPlan,
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
@@ -87,7 +87,7 @@ export async function withSystems<T>(
 }
 
 /** @throws ServingError invalid_request if a URL is given to a bench that cannot measure a running system. */
-export function assertNoUrl({ url }: SystemOptions, bench: string, subject: string): void {
+export function assertNoUrl({ url }: SystemBenchOptions, bench: string, subject: string): void {
   if (url === undefined) return;
   throw new ServingError('invalid_request', `bench ${bench} measures ${subject} and takes no --url: leave it out`);
 }

@@ -1,7 +1,7 @@
 /** `bench index` measures how fast a repository is encoded, and how long it takes to find that nothing has changed. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type IndexCommand, reportedIndex } from '../system/cli.ts';
+import { type IndexTarget, reportedIndex } from '../system/cli.ts';
 import type { BenchModel } from '../system/model.ts';
 
 export interface IndexingRun {
@@ -23,7 +23,7 @@ export interface IndexResult {
  */
 export async function measureIndex(
   { name: model, bundle }: BenchModel,
-  { repo, path }: Pick<IndexCommand, 'repo' | 'path'>,
+  { repo, path }: Pick<IndexTarget, 'repo' | 'path'>,
   data: string,
   threads: number,
 ): Promise<IndexingRun[]> {

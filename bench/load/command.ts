@@ -12,7 +12,7 @@ import {
   type ParsedOptions,
   positive,
   SYSTEM_OPTIONS,
-  type SystemOptions,
+  type SystemBenchOptions,
   share,
   text,
   whole,
@@ -42,7 +42,7 @@ export const WORKLOAD_OPTIONS = {
   cancelRate: option('<share>', 'share of requests whose client hangs up', share, 0),
   cancelWithinMs: option('<n>', 'time in which it hangs up, at a random moment, in ms', whole, 1000),
 };
-export type Workload = OptionsOf<typeof WORKLOAD_OPTIONS> & Pick<SystemOptions, 'timeoutMs' | 'seed'>;
+export type Workload = OptionsOf<typeof WORKLOAD_OPTIONS> & Pick<SystemBenchOptions, 'timeoutMs' | 'seed'>;
 
 export const LOAD_COMMAND = {
   name: 'load',

@@ -6,7 +6,7 @@
 import { wordsAt } from '../../services/lib/numeric/random.ts';
 
 export const ARRIVALS = ['poisson', 'gamma', 'constant'] as const;
-export type ArrivalKind = (typeof ARRIVALS)[number];
+type ArrivalKind = (typeof ARRIVALS)[number];
 
 interface ArrivalPlan {
   readonly kind: ArrivalKind;

@@ -18,7 +18,7 @@ interface ComparedEngine {
   readonly ms: readonly (readonly number[])[];
 }
 
-export interface PeersResult {
+interface PeersResult {
   readonly cells: readonly Cell[];
   /** The engines; the first one is the peer. */
   readonly engines: readonly ComparedEngine[];

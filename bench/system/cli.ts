@@ -22,7 +22,7 @@ export async function runCli(args: readonly string[]): Promise<void> {
   }
 }
 
-export interface IndexCommand {
+export interface IndexTarget {
   /** Folder of the bundle. */
   readonly bundle: string;
   /** URL of the store. */
@@ -33,7 +33,7 @@ export interface IndexCommand {
 }
 
 /** Runs `llavacode index`. */
-export async function runIndexCommand({ bundle, store, repo, path }: IndexCommand, more: readonly string[] = []) {
+export async function runIndexCommand({ bundle, store, repo, path }: IndexTarget, more: readonly string[] = []) {
   await runCli(['index', '--name', repo, '--path', path, '--model', bundle, '--store', store, ...more]);
 }
 
@@ -41,7 +41,7 @@ export async function runIndexCommand({ bundle, store, repo, path }: IndexComman
  * Runs `llavacode index` and reads its report.
  * @param json file that the report is written to.
  */
-export async function reportedIndex(command: IndexCommand, threads: number, json: string): Promise<IndexReport> {
+export async function reportedIndex(command: IndexTarget, threads: number, json: string): Promise<IndexReport> {
   await runIndexCommand(command, ['--threads', String(threads), '--json', json]);
   return JSON.parse(await readFile(json, 'utf8')) as IndexReport;
 }

@@ -1,8 +1,9 @@
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { access, cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { dirname, join, relative } from 'node:path';
+import { dirname, join } from 'node:path';
+import { globby } from 'globby';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { pagesOf, writePages } from '../../bench/readme.ts';
+import { writePages } from '../../bench/readme.ts';
 import { writeArtifact } from '../../bench/report/artifact.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/config.ts';
 import { ARTIFACT } from '../support/artifact.ts';
@@ -68,20 +69,29 @@ describe('the pages of the benches', () => {
 });
 
 describe('the pages in the repository', () => {
-  const own = () => pagesOf(join(PACKAGE_ROOT, 'bench', 'README.md'), join(PACKAGE_ROOT, 'bench', 'results'));
+  const bench = join(PACKAGE_ROOT, 'bench');
+  const pages = () => globby(['README.md', 'NOT-REACHED.md', '*/README.md'], { cwd: bench });
 
   it('every page is what `llavacode bench report` makes from the artifacts', async () => {
+    const names = await pages();
+    for (const name of names) await cp(join(bench, name), join(dir, name));
+    await cp(join(bench, 'results'), results, { recursive: true, force: true });
+    await writePages(readme, results);
     const stale: string[] = [];
-    for (const [file, text] of await own()) if ((await readFile(file, 'utf8')) !== text) stale.push(file);
+    for (const name of await globby('**/*.md', { cwd: dir })) {
+      const made = await readFile(join(dir, name), 'utf8');
+      if (made !== (await readFile(join(bench, name), 'utf8'))) stale.push(name);
+    }
     expect(stale).toEqual([]);
   });
 
   it('every relative link on a page leads to a file', async () => {
     const broken: string[] = [];
-    for (const [file, text] of await own()) {
+    for (const name of await pages()) {
+      const text = await readFile(join(bench, name), 'utf8');
       for (const [, link] of text.matchAll(/\]\((?!https?:|#)([^)#]+)[^)]*\)/g)) {
-        const target = join(dirname(file), link!);
-        await readFile(target).catch(() => broken.push(`${relative(PACKAGE_ROOT, file)}: ${link}`));
+        const file = join(bench, dirname(name), link!);
+        await access(file).catch(() => broken.push(`${name}: ${link}`));
       }
     }
     expect(broken).toEqual([]);
