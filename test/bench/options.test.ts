@@ -39,7 +39,7 @@ async function parse(...given: string[]) {
 }
 
 describe('a table of options', () => {
-  it('gives the options their types and defaults', async () => {
+  it('a table of options gives them their types and defaults', async () => {
     expectTypeOf<OptionsOf<typeof TABLE>>().toEqualTypeOf<{
       readonly promptTokens: number;
       readonly sizes: number[];

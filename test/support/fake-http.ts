@@ -23,7 +23,6 @@ export async function gateway(answer: Answer): Promise<string> {
 export const json = (response: ServerResponse, body: object, status = 200) =>
   void response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
 
-/** @param code of the error. */
 const refusal = (code: string) => ({ error: { code, message: 'as the test wants it' } });
 /** Answers with an error. */
 export const refuse = (response: ServerResponse, code: string) => json(response, refusal(code), 409);
