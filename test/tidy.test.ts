@@ -159,6 +159,48 @@ function mayImportInGateway(from: string, to: string): boolean {
   return from === to || (floor(from) >= 0 && floor(from) < floor(to));
 }
 
+/**
+ * The rooms of the bench suite: each imports those on later lines, and no other on its own line. A bench is a room; the
+ * files beside the rooms put them together, and `options.ts` has the options that all benches share.
+ */
+const BENCH_ROOMS = [
+  ['commands'],
+  ['all'],
+  ['readme'],
+  ['reports'],
+  ['breakdown', 'plan'], // measure beside what `engine` and `load` measure
+  ['drills', 'engine', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
+  ['harness'],
+  ['system'],
+  ['options'],
+  ['report'],
+  ['measure'],
+];
+
+/** `bench/tables/run.ts` is in tables, `bench/readme.ts` in readme; other paths in none. */
+function benchRoom(path: string): string | undefined {
+  const [, second] = path.startsWith('bench/') ? path.split('/') : [];
+  return second?.replace(/\.ts$/, '');
+}
+
+function mayImportInBench(from: string, to: string): boolean {
+  const floor = (name: string) => BENCH_ROOMS.findIndex((rooms) => rooms.includes(name));
+  return from === to || (floor(from) >= 0 && floor(from) < floor(to));
+}
+
+/** The files that are loaded with a file: its imports, and theirs, except for dynamic ones and types. */
+function loadedWith(path: string, found = new Set<string>()): ReadonlySet<string> {
+  const source = SOURCES.find((source) => source.path === path);
+  if (source === undefined || found.has(path)) return found;
+  found.add(path);
+  const statements = withoutTemplates(source.code).matchAll(STATIC_IMPORT);
+  for (const [statement, specifier] of statements) {
+    const next = /^\s*(?:import|export)\s+type\b/.test(statement) ? undefined : target(source, specifier!);
+    if (next !== undefined) loadedWith(next, found);
+  }
+  return found;
+}
+
 /** What runs behind the command line: services and their library. */
 const SERVICES_ALONE = PRODUCT.filter(
   ({ path }) => path.startsWith('services/') && !['cli', 'command'].includes(room(path)),
@@ -300,6 +342,25 @@ describe('house rules', () => {
       }),
     );
     expect(offenders).toEqual([]);
+  });
+
+  it('within the bench suite imports go one way: shared code, system, harness, each bench, reports, commands', () => {
+    const offenders = PRODUCT.flatMap((source) =>
+      source.imports.flatMap((specifier) => {
+        const path = target(source, specifier);
+        const [from, to] = [benchRoom(source.path), path === undefined ? undefined : benchRoom(path)];
+        if (from === undefined || to === undefined || mayImportInBench(from, to)) return [];
+        return [`${source.path} (${from}) imports ${path} (${to})`];
+      }),
+    );
+    expect(offenders).toEqual([]);
+  });
+
+  it('the bench commands load no code that measures, draws or starts systems', () => {
+    const loaded = [...loadedWith('bench/commands.ts')].filter((path) => path.startsWith('bench/'));
+    const light = /^bench\/(commands|options|[\w-]+\/command|measure\/\w+|system\/(cores|context))\.ts$/;
+    expect(loaded.filter((path) => !light.test(path))).toEqual([]);
+    expect([...loadedWith('bench/commands.ts')].filter((path) => /services\/(?!lib\/)/.test(path))).toEqual([]);
   });
 
   it('every file of a service is imported by the product, or is an entry point', () => {

@@ -1,19 +1,33 @@
-/** `bench breakdown`: what is added to the bare engine, where the rest goes as a table of medians, and as a waterfall. */
-
+/** The report of `bench breakdown`: the overhead over the bare engine, and the stages as a table and as a waterfall. */
 import { median, medianInterval } from '../measure/statistics.ts';
-import type { Artifact } from '../report/artifact.ts';
 import { axes, type Chart, COLOURS } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
-import type { Report } from '../report/report.ts';
+import type { Bench, Report } from '../report/report.ts';
 import type { BreakdownRequest, BreakdownResult, BreakdownRun } from './measure.ts';
 
-/** The project's goals. */
+/** The goals of the project. */
 const OVERHEAD_GOAL_MS = 15;
 const EXPOSED_GOAL = { share: 0.03, promptTokens: 2010 };
 
+export const BREAKDOWN: Bench<BreakdownResult> = {
+  name: 'breakdown',
+  title: 'Where the time of a request goes',
+  definitions: {
+    TTFT: 'ms from sending to the first token, as the client sees it; one request at a time',
+    'bare engine prefill': 'ms of a prompt of as many tokens on the engine alone, right after the request',
+    overhead: 'TTFT - bare engine prefill of the same pair; median',
+    'handoff exposed': 'ms from the end of the last prompt chunk until all KV had arrived',
+  },
+  report: ({ result }) => reportBreakdown(result),
+  headline({ runs }) {
+    const shares = runs.map(exposedShareOf).filter(Number.isFinite);
+    return `the KV hand-over takes at most ${percent(Math.max(...shares), 1)} of TTFT after the last prompt chunk`;
+  },
+};
+
 const nameOf = ({ deployment, context }: BreakdownRun) => `${deployment}, ${context}`;
 
-/** Median over the requests of a run that have the figure; NaN where none has. */
+/** Median over the requests of a run that have the figure; NaN if none has. */
 const middle = ({ requests }: BreakdownRun, pick: (request: BreakdownRequest) => number | undefined) =>
   median(requests.flatMap((request) => pick(request) ?? []));
 
@@ -21,12 +35,14 @@ const overheadOf = (run: BreakdownRun) => middle(run, ({ overheadMs }) => overhe
 const exposedShareOf = (run: BreakdownRun) => middle(run, ({ exposedMs, ttftMs }) => exposedMs / ttftMs);
 const promptTokensOf = (run: BreakdownRun) => middle(run, ({ promptTokens }) => promptTokens);
 
-export function reportBreakdown({ result }: Artifact<BreakdownResult>): Report {
-  const { runs, promptTokens, outputTokens } = result;
-  const what = `Medians in ms, one request at a time: ${promptTokens} tokens of code around the cursor, the context on top, ${outputTokens} output tokens.`;
+function reportBreakdown({ runs, promptTokens, outputTokens }: BreakdownResult): Report {
+  const what =
+    `Medians in ms, one request at a time: ${promptTokens} tokens of code around the cursor, the context in addition, and ` +
+    `${outputTokens} output tokens.`;
   const bare = runs.some(({ requests }) => requests.some(({ bareMs }) => bareMs !== undefined))
-    ? 'After every request the bare engine computed a prompt of as many tokens, with the weights, threads and chunks of the worker; overhead is the median of the differences within the pairs.'
-    : 'The system ran already: there was no bare engine beside it.';
+    ? 'After every request the bare engine computed a prompt of as many tokens, with the weights, threads and chunks of the ' +
+      'worker. The overhead is the median of the differences within these pairs.'
+    : 'The system was running before the bench, so there was no bare engine beside it.';
   return {
     markdown: [
       `${what} ${bare}`,
@@ -46,6 +62,8 @@ function overheadTable(runs: readonly BreakdownRun[]): string {
     'TTFT p50',
     'bare engine prefill p50',
     'overhead p50 (interval)',
+    'handoff exposed p50',
+    'of TTFT',
   ];
   const rows = runs.map((run) => [
     nameOf(run),
@@ -56,28 +74,28 @@ function overheadTable(runs: readonly BreakdownRun[]): string {
     figure(middle(run, ({ exposedMs }) => exposedMs)),
     percent(exposedShareOf(run), 1),
   ]);
-  return table([...head, 'handoff exposed p50', 'of TTFT'], rows);
+  return table(head, rows);
 }
 
-/** With its interval: the difference of two long times is noisy. */
+/** The overhead with its interval, because the difference of two long times is noisy. */
 function overheadCell(run: BreakdownRun): string {
   const { low, high } = medianInterval(run.requests.flatMap(({ overheadMs }) => overheadMs ?? []));
   return Number.isFinite(low) ? `${figure(overheadOf(run))} (${figure(low)} to ${figure(high)})` : '—';
 }
 
-/** One line per goal, with the worst of the runs that it is about. */
+/** One line per goal, with the worst of the runs to which it applies. */
 function verdicts(runs: readonly BreakdownRun[]): string[] {
   const ofGoal = runs.filter((run) => promptTokensOf(run) === EXPOSED_GOAL.promptTokens);
   return [
     verdict(
-      `gateway, RPC and retrieval add at most ${OVERHEAD_GOAL_MS} ms p50 to the bare engine's prefill`,
+      `Gateway, RPC and retrieval add at most ${OVERHEAD_GOAL_MS} ms p50 to the prefill of the bare engine`,
       runs,
       overheadOf,
       OVERHEAD_GOAL_MS,
       (ms) => `${figure(ms)} ms`,
     ),
     verdict(
-      `the KV hand-over exposed after the last prompt chunk is at most ${percent(EXPOSED_GOAL.share)} of TTFT at ${EXPOSED_GOAL.promptTokens} prompt tokens`,
+      `The part of the KV hand-over after the last prompt chunk is at most ${percent(EXPOSED_GOAL.share)} of TTFT at ${EXPOSED_GOAL.promptTokens} prompt tokens`,
       ofGoal,
       exposedShareOf,
       EXPOSED_GOAL.share,
@@ -116,7 +134,7 @@ function stageTable(runs: readonly BreakdownRun[]): string {
   return table(['stage', '', ...runs.map(nameOf)], [...rows, ...totals], ['left', 'left']);
 }
 
-/** One bar per run, a stretch per stage: of each run the request whose TTFT is the median one. */
+/** One bar per run, divided into stages. It shows the request whose TTFT is the median of the run. */
 function waterfall(runs: readonly BreakdownRun[]): Chart {
   const typical = runs.map(({ requests }) => {
     const sorted = requests.toSorted((a, b) => a.ttftMs - b.ttftMs);

@@ -1,9 +1,12 @@
-/** Processes whose clock of the day jumps: what they time must not be timed by it. The machine's own clock is left alone. */
+/**
+ * Starts processes whose wall clock jumps, which must not disturb what they time. The clock of the machine stays as it
+ * is.
+ */
 
 const JUMP_MS = 3_600_000;
 const EVERY_MS = 500;
 
-/** Run by each process before anything else: every `Date` without arguments, and `Date.now`, jump to and fro. */
+/** Code that each process runs first: `Date.now` and every `Date` without arguments jump back and forth. */
 const PRELOAD = `
 const Real = Date;
 let offset = 0;
@@ -15,7 +18,7 @@ globalThis.Date = class extends Real {
 };
 `;
 
-/** Starts processes under jumping clocks. */
+/** Calls `start`; the processes that it starts have jumping clocks. */
 export async function withJumpingClocks<T>(start: () => Promise<T>): Promise<T> {
   const before = process.env.NODE_OPTIONS;
   const preload = `--import data:text/javascript;base64,${Buffer.from(PRELOAD).toString('base64')}`;

@@ -1,11 +1,12 @@
-/** An index run that comes to the end of its disk: it fails by name, and what was served before is served on. */
+/** The drill of a full disk: an index run fails with a named error, and the index of before is still served. */
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { CLI } from '../system/cli.ts';
 import type { Scene } from './scene.ts';
 
-/** What the store may still grow by. */
+/** Bytes that the store may still grow by. */
 const SPARE_BYTES = 64 * 1024;
 const BLOCK_BYTES = 512;
 
@@ -14,7 +15,6 @@ export async function fillDisk({ store, bundle, mark }: Scene): Promise<string> 
   const sizes = await Promise.all((await readdir(dir)).map(async (name) => (await stat(join(dir, name))).size));
   const blocks = Math.ceil((Math.max(...sizes) + SPARE_BYTES) / BLOCK_BYTES);
   mark();
-  const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
   const source = join(PACKAGE_ROOT, 'services');
   const args = [
     'index',
@@ -29,8 +29,8 @@ export async function fillDisk({ store, bundle, mark }: Scene): Promise<string> 
     '--threads',
     '1',
   ];
-  // A limit on the size of files is a disk that is full for this process alone.
-  const limited = ['-c', `ulimit -f ${blocks}; exec "$@"`, 'sh', process.execPath, cli, ...args];
+  // A limit on the size of files works like a disk that is full for this process alone.
+  const limited = ['-c', `ulimit -f ${blocks}; exec "$@"`, 'sh', process.execPath, CLI, ...args];
   const { exitCode, stderr } = await execa('sh', limited, { reject: false, timeout: 120_000 });
   const [, code] = /llavacode: (\w+):/.exec(stderr) ?? [];
   if (exitCode !== 1 || code !== 'store_unavailable') {

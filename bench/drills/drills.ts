@@ -1,4 +1,4 @@
-/** The drills: what is done to a running system, and what of its promise must hold meanwhile. */
+/** The drills: how each disturbs a running system, and which part of the system's promise must hold meanwhile. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { streamCompletion } from '../../services/client.ts';
 import type { Role } from '../../services/supervisor.ts';
@@ -31,7 +31,7 @@ const partitioned = (role: Role): Drill => ({
   disturb: (scene) => strikeEach(scene, role, unplug),
 });
 
-/** Everything between services late by so much, each way. */
+/** Delay of everything between services in the drill of slow links, in each direction. */
 const SLOW_MS = 30;
 
 async function slowLinks({ fleet, seconds, mark }: Scene): Promise<undefined> {
@@ -51,7 +51,7 @@ async function storeAway({ storeLink, seconds, mark }: Scene): Promise<undefined
   await sleep(1000);
 }
 
-/** What it held is in its log: with it must come back the context of prompts. */
+/** Redis keeps a log, so the context of prompts must come back with it. */
 async function killRedis({ redis, fleet, references, count, seconds, mark }: Scene): Promise<string> {
   let longestMs = 0;
   for (let i = 0; i < count; i++) {
@@ -60,24 +60,25 @@ async function killRedis({ redis, fleet, references, count, seconds, mark }: Sce
     await redis!.kill();
     await sleep(1000 * seconds);
     await redis!.restart();
-    longestMs = Math.max(longestMs, await untilItHasContext(fleet, references[0]!));
+    longestMs = Math.max(longestMs, await untilContextIsBack(fleet, references[0]!));
   }
   return `context again ${longestMs.toFixed(0)} ms after its restart`;
 }
 
-/** @returns how long it took, in ms. */
-async function untilItHasContext({ url }: Fleet, { body }: Reference): Promise<number> {
+/** Waits until prompts have context again. @returns how long that took, in ms. */
+async function untilContextIsBack({ url }: Fleet, { body }: Reference): Promise<number> {
   const startMs = performance.now();
   for (;;) {
     const { rag } = await streamCompletion(url, { ...body, max_tokens: 1 }, AbortSignal.timeout(ANSWER_TIMEOUT_MS));
     const tookMs = performance.now() - startMs;
     if (!rag?.degraded) return tookMs;
-    if (tookMs > ANSWER_TIMEOUT_MS) throw new Error(`prompts still have no context: ${rag.degraded}`);
+    if (tookMs > ANSWER_TIMEOUT_MS)
+      throw new Error(`prompts had no context for ${ANSWER_TIMEOUT_MS} ms after the restart: ${rag.degraded}`);
     await sleep(50);
   }
 }
 
-/** Nothing more is done. */
+/** Disturbs nothing, and lets the traffic run. */
 export const watch = ({ seconds }: Pick<Scene, 'seconds'>) => sleep(1000 * seconds, undefined);
 
 export const DRILLS: readonly Drill[] = [
@@ -110,11 +111,11 @@ export const DRILLS: readonly Drill[] = [
   },
 ];
 
-/** Of workers that do both halves: a stream goes on at the other one, which computes its prompt again. */
+/** Drills on colocated workers: a stream continues at the other worker, which computes its prompt again. */
 export const COLOCATED_DRILLS: readonly Drill[] = [killed('colocated'), stopped('colocated')];
 
-/** Of a Redis that is the drills' own. */
+/** Drills on a Redis that belongs to the drills. */
 export const REDIS_DRILLS: readonly Drill[] = [{ name: 'kill -9 redis', disturb: killRedis }];
 
-/** Of workers on machines of their own: packets are lost, and nobody is told. */
+/** Drills on workers in network namespaces: packets are lost, and no process is told. */
 export const PARTITION_DRILLS: readonly Drill[] = [partitioned('prefill'), partitioned('decode')];

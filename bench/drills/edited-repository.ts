@@ -1,12 +1,14 @@
 /**
- * A repository that is edited while it is asked: one of its files changes again and again, among a few versions that recur,
- * so that what must come of each is known, and nothing that is stored may grow.
+ * A repository that is edited while requests use it. One of its files changes again and again, among a few versions
+ * that recur, so that the right answer for each is known, and the stored data must not grow.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { globby } from 'globby';
 import { type CompletionBody, streamCompletion } from '../../services/client.ts';
+import type { IndexReport } from '../../services/indexer/index-repository.ts';
+import { repeatUntilAborted } from '../../services/lib/async/repeat.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { ask } from './json-request.ts';
@@ -20,15 +22,12 @@ interface Edit {
   readonly content: string;
 }
 
-interface IndexReport {
-  readonly version: string;
-  readonly changed: boolean;
-}
+type UploadReport = Pick<IndexReport, 'version' | 'changed'>;
 
 export class EditedRepository {
   readonly #url: string;
   readonly #name: string;
-  /** One after the other, and from the start again. */
+  /** Edits to make one after the other, and then from the start again. */
   readonly #edits: readonly Edit[];
   /** Version of the index after each edit. */
   readonly #versions: string[] = [];
@@ -43,7 +42,7 @@ export class EditedRepository {
   /**
    * Uploads some files of a repository and tries every edit of one of them.
    * @param url of a gateway that nothing disturbs.
-   * @returns with it, the same requests to this repository and what must come of them.
+   * @returns the repository, and the requests of `references` directed at it with the answers that they must get.
    */
   static async make(
     url: string,
@@ -56,7 +55,7 @@ export class EditedRepository {
       paths.map(async (path) => ({ path, content: await readFile(join(dir, path), 'utf8') })),
     );
     const { path, content } = files[0]!;
-    // Each lacks other parts, so that other ones are found.
+    // Each edition lacks other parts of the file, so that retrieval finds other chunks.
     const parts = content.split(/^(?=def |class |@)/m);
     const edition = (i: number) => parts.filter((_, part) => part % VERSIONS !== i).join('');
     const edits = Array.from({ length: VERSIONS }, (_, i) => ({ path, content: `${edition(i)}\n# ${i}\n` }));
@@ -74,24 +73,29 @@ export class EditedRepository {
     return {
       repository,
       references: references.map(({ withoutContext, tookMs }, i) => ({
-        ...{ body: bodies[i]!, tokenIds: [...answers[i]!.values()][0]!, withoutContext, tookMs },
+        body: bodies[i]!,
+        tokenIds: [...answers[i]!.values()][0]!,
+        withoutContext,
+        tookMs,
         byVersion: answers[i]!,
       })),
     };
   }
 
   /**
-   * Edits until the signal, one upload at a time: two at once would refuse each other.
-   * @param rate pauses of 1 / rate seconds in the mean.
+   * Edits until the signal is aborted, one upload at a time: of two uploads at once, one would be refused.
+   * @param traffic its rate sets the pauses between uploads: 1 / rate seconds on average.
    */
   async edit({ rate, seed }: Traffic, startMs: number, until: AbortSignal): Promise<StreamRecord[]> {
     const random = new RandomStream(seed);
     const records: StreamRecord[] = [];
-    for (;;) {
-      await sleep((random.gamma(1) * 1000) / rate, undefined, { signal: until }).catch(() => {});
-      if (until.aborted) return records;
+    const pauseMs = () => (random.gamma(1) * 1000) / rate;
+    await sleep(pauseMs(), undefined, { signal: until }).catch(() => {});
+    await repeatUntilAborted(until, async () => {
       records.push(await this.#upload(startMs));
-    }
+      return pauseMs();
+    });
+    return records;
   }
 
   async #upload(startMs: number): Promise<StreamRecord> {
@@ -108,23 +112,26 @@ export class EditedRepository {
   }
 
   /**
-   * Makes the next edit, whatever has become of the one before.
-   * @param onProgress hears of it as the indexer gets on.
-   * @returns with the report, whether its version is the one that this edit has to give.
+   * Uploads the next edit, whatever became of the one before.
+   * @param onProgress is called whenever the indexer reports progress.
+   * @returns the report, and whether its version is the one that this edit must give.
    * @throws what {@link ask} throws.
    */
-  async upload(onProgress?: () => void): Promise<IndexReport & { readonly expected: boolean }> {
+  async upload(onProgress?: () => void): Promise<UploadReport & { readonly expected: boolean }> {
     const at = this.#next++ % this.#edits.length;
     const report = await this.#put({ changes: [this.#edits[at]!] }, onProgress);
     return { ...report, expected: report.version === this.#versions[at] };
   }
 
-  #put(body: object, onProgress?: () => void): Promise<IndexReport> {
+  #put(body: object, onProgress?: () => void): Promise<UploadReport> {
     return ask('PUT', `${this.#url}/v1/repos/${this.#name}`, body, onProgress);
   }
 }
 
-/** A gateway may look for a new version only now and then. */
+/**
+ * The answer from one version of the index. It asks until that version is used: a gateway looks for new ones at
+ * intervals.
+ */
 export async function answerWith(url: string, body: CompletionBody, version: string): Promise<readonly number[]> {
   const deadline = AbortSignal.timeout(TIMEOUT_MS);
   for (;;) {

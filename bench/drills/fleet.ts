@@ -1,13 +1,13 @@
 /**
- * A whole system of real processes, each behind a {@link Link} of its own or, its workers, on machines of their own; whose
- * parts can be killed, stopped and cut off.
+ * A whole system of real processes that can be killed, stopped and cut off. Each is behind a {@link Link} of its own;
+ * workers can instead run in network namespaces, as if on machines of their own.
  */
 import { mkdir, mkdtemp } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Flags, type Role, ServiceProcess } from '../../services/supervisor.ts';
 import { Link } from './link.ts';
-import type { Network, Port } from './network.ts';
+import type { NamespaceNetwork, Port } from './network.ts';
 
 export interface FleetOptions {
   readonly bundle: string;
@@ -15,35 +15,35 @@ export interface FleetOptions {
   readonly store: string;
   /** Folder for logs. */
   readonly data: string;
-  /** Workers of each pool. */
+  /** Number of workers of each pool. */
   readonly workers: number;
-  /** Workers that do both halves; a pool for each half otherwise. */
+  /** One pool of colocated workers, instead of a pool for prefill and one for decode. */
   readonly colocated?: boolean;
-  /** Where workers run, each on a machine of its own; all on this one otherwise. */
-  readonly network?: Network;
+  /** Network on which workers run, each in a namespace of its own; if not given, they run on this machine. */
+  readonly network?: NamespaceNetwork;
   readonly gateway?: Flags;
 }
 
 export interface Member {
   readonly role: Role;
   readonly process: ServiceProcess;
-  /** In front of it; undefined for one on a machine of its own. */
+  /** The link in front of the process; undefined for a process in a namespace. */
   readonly link: Link | undefined;
-  /** Of its machine; undefined for one on this machine. */
+  /** The port of its namespace; undefined for a process on this machine. */
   readonly port: Port | undefined;
 }
 
-/** What one process says of itself on /metrics. */
+/** Figures that a process gives on /metrics. */
 export interface Vitals {
   readonly rssBytes: number;
-  /** Of JavaScript, what is dead and not yet collected included. */
+  /** Size of the JavaScript heap, including objects that are dead and not yet collected. */
   readonly heapBytes: number;
   readonly openFiles: number;
   readonly stagedBytes: number;
   readonly running: number;
 }
 
-/** Short, so that a drill is. */
+/** Short timeouts keep the drills short. */
 export const STALL_TIMEOUT_MS = 2_000;
 const LEASE_MS = 5_000;
 
@@ -66,7 +66,7 @@ export class Fleet {
       const link = port ? undefined : await Link.open();
       const place: Flags = {
         ...(port && { host: port.host, metricsHost: port.host, insecureListen: true }),
-        // Decoders pull from prefill through the link too.
+        // Decode workers pull from prefill workers through the link too.
         ...(link && role === 'prefill' && { advertise: link.address }),
       };
       const settings = { model: bundle, port: 0, ...flags, ...place };
@@ -93,9 +93,17 @@ export class Fleet {
       const decode = colocated ? prefill : pool('decode', { ...common, ...decodeOnly });
       const [prefillWorkers, decodeWorkers, indexer] = await Promise.all([prefill, decode, indexing]);
       await add('gateway', 0, {
-        ...{ store, indexer, prefillWorkers: prefillWorkers.join(','), decodeWorkers: decodeWorkers.join(',') },
-        ...{ threads: 1, stallTimeoutMs: STALL_TIMEOUT_MS, requestTimeoutMs: 30_000, targetTtftMs: 20_000 },
-        ...{ drainTimeoutMs: 10_000, retrievalBudgetMs: 1_000, ...gateway },
+        store,
+        indexer,
+        prefillWorkers: prefillWorkers.join(','),
+        decodeWorkers: decodeWorkers.join(','),
+        threads: 1,
+        stallTimeoutMs: STALL_TIMEOUT_MS,
+        requestTimeoutMs: 30_000,
+        targetTtftMs: 20_000,
+        drainTimeoutMs: 10_000,
+        retrievalBudgetMs: 1_000,
+        ...gateway,
       });
       return fleet;
     } catch (error) {
@@ -116,6 +124,7 @@ export class Fleet {
     return this.members.filter((member) => member.role === role);
   }
 
+  /** @returns undefined if the process is down or hangs. */
   async vitals({ process, role }: Member): Promise<Vitals | undefined> {
     const address = role === 'gateway' ? process.address : process.metricsAddress;
     try {
@@ -129,16 +138,16 @@ export class Fleet {
         running: sample(text, 'vllm:num_requests_running'),
       };
     } catch {
-      return undefined; // it is down, or hangs
+      return undefined;
     }
   }
 
-  /** Streams that went on at another worker, or began again there, since the gateway started. */
+  /** Number of streams that continued or began again at another worker since the gateway started. */
   async replays(): Promise<number> {
     return sample(await this.#gatewaysMetrics(), 'llavacode:replays_total');
   }
 
-  /** Workers that the gateway gives work to, by role; 0 while it is gone. */
+  /** Number of workers that the gateway uses, over all roles; 0 while the gateway is gone. */
   async usable(): Promise<number> {
     return sample(await this.#gatewaysMetrics().catch(() => ''), 'llavacode:workers_usable');
   }
@@ -147,7 +156,7 @@ export class Fleet {
     return (await fetch(`${this.url}/metrics`)).text();
   }
 
-  /** Whether it takes work. */
+  /** Whether a process is ready. */
   async answers({ process, role }: Member): Promise<boolean> {
     const address = role === 'gateway' ? process.address : process.metricsAddress;
     const answer = await fetch(`http://${address}/readyz`, { signal: AbortSignal.timeout(2_000) }).catch(
@@ -158,8 +167,8 @@ export class Fleet {
   }
 
   /**
-   * Waits until every process answers, the gateway is ready and nothing is left of earlier requests.
-   * @returns what is left after `patienceMs`, in words; '' when there is nothing.
+   * Waits until every process is ready and holds nothing of earlier requests.
+   * @returns what is left after `patienceMs`, in words; '' if nothing is.
    */
   async settle(patienceMs = 30_000): Promise<string> {
     const deadlineMs = performance.now() + patienceMs;
@@ -192,7 +201,7 @@ export class Fleet {
   }
 }
 
-/** Value of a metric, over all its labels; 0 where there is none. */
+/** Sum of a metric over all its labels; 0 if there is none. */
 function sample(text: string, name: string): number {
   const lines = text.split('\n').filter((line) => line.startsWith(name) && /[{ ]/.test(line[name.length] ?? ''));
   return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' ') + 1)), 0);

@@ -1,11 +1,12 @@
-/** One request of JSON and its answer; of a long one, its progress as well. */
+/** Sends one JSON request and reads its answer, for long requests with progress. */
 import { createParser } from 'eventsource-parser';
 import { isErrorCode, ServingError } from '../../services/lib/process/errors.ts';
 import { TIMEOUT_MS } from './streams.ts';
 
 /**
- * @param onEvent asks for a stream of events, the last of which is the answer, and hears of each.
- * @throws ServingError with the server's code; what fetch throws.
+ * @param onEvent is called at each event; if given, the request asks for a stream of events, and the last is the
+ *   answer.
+ * @throws ServingError with the server's code, and what fetch throws.
  */
 export async function ask<T>(method: 'POST' | 'PUT', url: string, body: object, onEvent?: () => void): Promise<T> {
   const response = await fetch(url, {

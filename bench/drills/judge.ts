@@ -1,31 +1,6 @@
-/** `bench drills`: one drill after the other on a running system under open-loop load. */
-import { mkdir } from 'node:fs/promises';
-import { ServingError } from '../../services/lib/process/errors.ts';
-import { RandomStream } from '../measure/arrivals.ts';
-import type { BenchModel } from '../system/model.ts';
-import { PromptMaker } from '../system/prompts.ts';
+/** Judges a drill by what its clients saw: was any of the system's promises broken? */
 import type { Drill } from './scene.ts';
-import { type Ground, stagesOf } from './stages.ts';
-import { makeReferences, type Reference, type StreamRecord, sendBurst, sendTraffic } from './streams.ts';
-
-export interface DrillOptions {
-  /** Repository that prompts and chunks come from. */
-  readonly path: string;
-  readonly repo: string;
-  readonly data: string;
-  /** Disturbances of one kind. */
-  readonly count: number;
-  /** Requests per second. */
-  readonly rate: number;
-  /** How long a lasting disturbance lasts. */
-  readonly seconds: number;
-  readonly seed: number;
-  /** Words, one of which the name of a drill holds; all when empty. */
-  readonly only: readonly string[];
-  /** Store to use instead of LMDB; it is written to. */
-  readonly redis?: string;
-  readonly onProgress: (text: string) => void;
-}
+import type { StreamRecord } from './streams.ts';
 
 export interface DrillResult {
   readonly name: string;
@@ -33,18 +8,18 @@ export interface DrillResult {
   readonly sent: number;
   readonly ok: number;
   readonly left: number;
-  /** By code. */
+  /** Number of failures by error code. */
   readonly failed: Readonly<Record<string, number>>;
   readonly lostTokens: number;
   readonly doubledTokens: number;
-  /** The longest time from a disturbance to the first token of a request that was sent after it and ended well. */
+  /** Longest time from a disturbance to the first token of a request that was sent after it and ended well. */
   readonly recoveryMs: number | undefined;
-  /** Longest wait of a client for the first token of a stream that ended well. */
+  /** Longest TTFT of the streams that ended well. */
   readonly worstTtftMs: number;
-  /** Between two tokens of a stream that ended well. */
+  /** Longest time between two tokens of the streams that ended well. */
   readonly longestGapMs: number;
   readonly note: string;
-  /** What is not as promised, in words; '' when all is. */
+  /** What was not as promised, in words; '' if all was. */
   readonly broken: string;
 }
 
@@ -52,102 +27,20 @@ export interface DrillsResult {
   readonly drills: readonly DrillResult[];
 }
 
-/** In ms from the start of a drill. */
+/** A disturbance. Times are in ms from the start of the drill. */
 export interface Mark {
   readonly atMs: number;
-  /** When all was well again, where that was looked for. */
+  /** Time at which the system was whole again, for drills that look for it. */
   mendedMs?: number;
 }
 
-const REFERENCES = 8;
-/** Share of clients, where they are to leave. */
+/** Least share of clients that must have left in a drill in which clients leave. */
 const LEFT_AT_LEAST = 1 / 3;
-
-export async function runDrills(model: BenchModel, options: DrillOptions): Promise<DrillResult[]> {
-  const { data, onProgress, only } = options;
-  await mkdir(data, { recursive: true });
-  const wanted = ({ name }: Drill) => only.length === 0 || only.some((word) => name.includes(word));
-  const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
-  const results: DrillResult[] = [];
-  let references: Reference[] | undefined;
-  for (const stage of stagesOf(model, options)) {
-    const drills = stage.drills.filter(wanted);
-    // The first one is calm to begin with: what it answers is what all must answer.
-    if (references && drills.length === 0) continue;
-    onProgress(`starting ${stage.name}`);
-    const ground = await stage.open();
-    if (typeof ground === 'string') {
-      results.push(...drills.map((drill) => notRun(drill, ground)));
-      continue;
-    }
-    try {
-      references ??= await makeReferences(ground.fleet.url, prompts, REFERENCES);
-      for (const drill of drills) {
-        onProgress(drill.name);
-        results.push(await runDrill(drill, references, ground, options));
-      }
-    } finally {
-      await ground.close();
-    }
-  }
-  return results;
-}
 
 export const notRun = (drill: Drill, why: string): DrillResult => ({
   ...judge(drill, [], [], ''),
   note: `not run: ${why}`,
 });
-
-export async function runDrill(
-  drill: Drill,
-  references: readonly Reference[],
-  ground: Ground,
-  { rate, seed, count, seconds }: Pick<DrillOptions, 'rate' | 'seed' | 'count' | 'seconds'>,
-): Promise<DrillResult> {
-  const { fleet } = ground;
-  const impossible = drill.impossible?.(ground);
-  if (impossible !== undefined) return notRun(drill, impossible);
-  const startMs = performance.now();
-  const now = () => performance.now() - startMs;
-  const marks: Mark[] = [];
-  const mark = () => {
-    const made: Mark = { atMs: now() };
-    marks.push(made);
-    return () => {
-      made.mendedMs = now();
-    };
-  };
-  const sent: Promise<StreamRecord>[] = [];
-  const burst = () => {
-    const more = sendBurst(fleet.url, references, startMs);
-    sent.push(...more);
-    return Promise.all(more);
-  };
-  const over = new AbortController();
-  const traffic = sendTraffic(
-    () => fleet.url,
-    references,
-    { rate, seed, leaving: drill.leaving },
-    startMs,
-    over.signal,
-  );
-  let [note, broken] = ['', ''];
-  try {
-    const random = new RandomStream(seed + 7);
-    note = (await drill.disturb({ ...ground, count, seconds, references, random, mark, burst })) ?? '';
-  } catch (error) {
-    broken = ServingError.from(error).message;
-  }
-  over.abort();
-  // Some must come when all is well again.
-  if (marks.length > 0) await burst();
-  const records = [...(await traffic), ...(await Promise.all(sent))];
-  const remains = await fleet.settle();
-  const result = judge(drill, records, marks, [broken, remains].filter((text) => text !== '').join('; '));
-  const degraded = records.filter((record) => record.degraded).length;
-  const without = degraded > 0 ? `${degraded} answered without context` : '';
-  return { ...result, note: [note, without].filter((text) => text !== '').join('; ') };
-}
 
 export function judge(
   drill: Pick<Drill, 'name' | 'mayFail' | 'leaving'>,
@@ -166,7 +59,7 @@ export function judge(
   });
   const left = records.filter(({ outcome }) => outcome === 'left').length;
   const unexplained = records.filter(
-    (record) => record.outcome === 'failed' && !(drill.mayFail && diedWithIt(record, marks)),
+    (record) => record.outcome === 'failed' && !(drill.mayFail && diedWithGateway(record, marks)),
   );
   const last = marks.at(-1);
   const lastMs = last?.mendedMs ?? last?.atMs ?? -Infinity;
@@ -196,10 +89,10 @@ export function judge(
 }
 
 /**
- * Whether a request had its connection to a gateway that was killed then, or came before that was back: it listens again
- * before its workers have answered it.
+ * Whether a request failed because the gateway was killed: it lost its connection then, or it came before the gateway
+ * was back, which listens before its workers have answered it.
  */
-const diedWithIt = ({ code, sentMs, endedMs }: StreamRecord, marks: readonly Mark[]) =>
+const diedWithGateway = ({ code, sentMs, endedMs }: StreamRecord, marks: readonly Mark[]) =>
   marks.some(({ atMs, mendedMs = Infinity }) => {
     if (sentMs > mendedMs) return false;
     return code === 'connection' ? endedMs >= atMs : code === 'no_worker' && sentMs >= atMs;

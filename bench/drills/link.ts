@@ -1,15 +1,18 @@
-/** A TCP link that can be made slow, broken or dead: a proxy in front of one process. No rights are needed for it. */
+/** A TCP proxy in front of one process, which can make its link slow, broken or dead. It needs no special rights. */
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** As it is; every part late by `delayMs`; connections refused; or alive and carrying nothing, as when a machine is gone. */
-export type LinkState = 'up' | 'down' | 'dead';
+/**
+ * `up` carries everything, late by `delayMs`; `down` refuses connections; `dead` keeps them open and carries nothing,
+ * as if the machine were gone.
+ */
+type LinkState = 'up' | 'down' | 'dead';
 
 export class Link {
-  /** host:port behind it. */
+  /** The host:port that the link leads to. */
   target = '';
-  /** Of every part, in each direction. */
+  /** Delay of every part, in each direction. */
   delayMs = 0;
   #state: LinkState = 'up';
   readonly #server: Server;
@@ -27,7 +30,7 @@ export class Link {
     return link;
   }
 
-  /** host:port to speak to. */
+  /** The host:port to connect to. */
   get address(): string {
     return `127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
@@ -35,12 +38,12 @@ export class Link {
   set state(state: LinkState) {
     this.#state = state;
     if (state === 'dead') return;
-    // What was swallowed never comes: such connections cannot go on.
+    // What was swallowed never arrives, so such connections cannot go on.
     for (const socket of state === 'down' ? this.#sockets : this.#broken) socket.destroy();
     this.#broken.clear();
   }
 
-  /** Connections of which something was swallowed. */
+  /** Number of connections of which a part was swallowed. */
   get broken(): number {
     return this.#broken.size;
   }
@@ -66,7 +69,7 @@ export class Link {
       this.#sockets.delete(from);
       if (!from.readableEnded) to.destroy();
     });
-    // One after the other, also while the delay changes.
+    // Parts stay in order, also while the delay changes.
     let last = Promise.resolve();
     const later = (act: () => void) => {
       const dueMs = performance.now() + this.delayMs;

@@ -1,6 +1,6 @@
 /**
- * Machines of their own on this one: network namespaces on a bridge, whose cables can be pulled. Unlike a proxy, a pulled
- * cable loses every packet and tells nobody: no FIN, no RST, and the peers' own TCP has to find out.
+ * Network namespaces on a bridge, which work like machines whose cables can be pulled. Unlike a proxy, a pulled cable
+ * loses every packet without a sign: there is no FIN and no RST, and the TCP of the peers has to find out.
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
@@ -10,20 +10,20 @@ const run = promisify(execFile);
 const STEP_TIMEOUT_MS = 10_000;
 const ip = (...words: string[]) => run('ip', words, { timeout: STEP_TIMEOUT_MS });
 
-/** Where a process can be put. */
+/** A namespace in which a process can run. */
 export interface Port {
-  /** Address of that machine; its 127.0.0.1 is another one than ours. */
+  /** Address of the namespace; its 127.0.0.1 is not ours. */
   readonly host: string;
-  /** Words that run a command there. */
+  /** Words that run a command in the namespace when they precede it. */
   readonly through: readonly string[];
   cut(): Promise<void>;
   heal(): Promise<void>;
 }
 
-export class Network {
-  /** Beginning of all names; an interface's has at most 15 letters. */
+export class NamespaceNetwork {
+  /** Prefix of all names; the name of an interface has at most 15 letters. */
   readonly #name: string;
-  /** First three bytes of all addresses: of those set aside for benchmarks of networks. */
+  /** First three bytes of all addresses, from the range reserved for benchmarks of networks. */
   readonly #net: string;
   readonly #undo: (readonly string[])[] = [];
   #ports = 0;
@@ -34,20 +34,21 @@ export class Network {
   }
 
   /**
-   * @param number of the process whose it is: what is left of one that is gone is removed by the next.
-   * @throws ServingError config_invalid where this machine or this user cannot have one.
+   * Opens a network, and removes those whose processes are gone.
+   * @param number id of the process to which the network belongs.
+   * @throws ServingError config_invalid if this machine does not allow it, or this user may not.
    */
-  static async open(number = process.pid): Promise<Network> {
-    const network = new Network(number);
+  static async open(number = process.pid): Promise<NamespaceNetwork> {
+    const network = new NamespaceNetwork(number);
     const bridge = `${network.#name}b`;
     try {
       await sweep();
       await ip('link', 'add', bridge, 'type', 'bridge');
       network.#undo.push(['link', 'del', bridge]);
-      // Given, since it would change with the ports.
+      // The address is set because it would otherwise change with the ports.
       await ip('link', 'set', bridge, 'address', mac(1), 'up');
       await ip('address', 'add', `${network.#net}.1/24`, 'dev', bridge);
-      // Namespaces may be refused where bridges are not.
+      // Namespaces may be refused although bridges are not.
       await network.join();
       return network;
     } catch (cause) {
@@ -58,7 +59,7 @@ export class Network {
     }
   }
 
-  /** A new machine on this network. */
+  /** Adds a namespace to this network. */
   async join(): Promise<Port> {
     const number = ++this.#ports + 1;
     const [place, cable, bridge] = [`${this.#name}n${number}`, `${this.#name}v${number}`, `${this.#name}b`];
@@ -71,7 +72,8 @@ export class Network {
     await ip('-n', place, 'link', 'set', 'lo', 'up');
     await ip('-n', place, 'address', 'add', `${host}/24`, 'dev', 'eth0');
     await ip('-n', place, 'link', 'set', 'eth0', 'up');
-    // Else a lost machine is soon "unreachable" by ARP, which a firewall that drops packets does not say.
+    // Without a fixed neighbour, ARP would soon report a lost machine as unreachable; a firewall that drops packets
+    // would not.
     await ip('neigh', 'replace', host, 'lladdr', mac(number), 'dev', bridge, 'nud', 'permanent');
     const set = (state: 'up' | 'down') => ip('link', 'set', cable, state).then(() => {});
     return { host, through: ['ip', 'netns', 'exec', place], cut: () => set('down'), heal: () => set('up') };
@@ -82,7 +84,7 @@ export class Network {
   }
 }
 
-/** Removes what runs that were killed have left: their process is gone, and the kernel keeps all of it. */
+/** Removes what killed runs have left behind: their processes are gone, but the kernel keeps bridges and namespaces. */
 async function sweep(): Promise<void> {
   const names = async (...words: string[]) => {
     const { stdout } = await ip('-j', ...words);

@@ -1,4 +1,4 @@
-/** What a drill is, and what it is given to work with. */
+/** The type of a drill, and of what it works with. */
 import type { RandomStream } from '../measure/arrivals.ts';
 import type { RedisServer } from '../system/redis.ts';
 import type { Fleet } from './fleet.ts';
@@ -11,30 +11,33 @@ export interface Scene {
   readonly references: readonly Reference[];
   /** Disturbances of one kind. */
   readonly count: number;
-  /** How long a lasting disturbance lasts. */
+  /** Duration of a lasting disturbance. */
   readonly seconds: number;
-  /** In front of Redis; undefined where the store is a folder. */
+  /** The link in front of Redis; undefined if the store is a folder. */
   readonly storeLink: Link | undefined;
-  /** The store's own server; undefined where it is nobody's to kill. */
+  /** The server of the store; undefined if drills may not kill it. */
   readonly redis: RedisServer | undefined;
   readonly store: string;
   readonly bundle: string;
   /** Folder of the repository that is indexed. */
   readonly path: string;
-  /** Says that a disturbance begins now. @returns says that all is well again. */
+  /**
+   * Marks the beginning of a disturbance.
+   * @returns a function that marks the time at which the system is whole again.
+   */
   mark(): () => void;
-  /** Sends some requests at once, beside those that come anyway; resolves when they have ended. */
+  /** Sends some requests at once, in addition to the traffic. Resolves when they have ended. */
   burst(): Promise<unknown>;
 }
 
 export interface Drill {
   readonly name: string;
-  /** Whether requests may fail meanwhile: those whose gateway is gone or not yet back, and nobody else's. */
+  /** Whether requests may fail while the gateway is gone or not yet back. No others may. */
   readonly mayFail?: boolean;
-  /** Share of clients that vanish. */
+  /** Share of clients that leave before the end. */
   readonly leaving?: number;
-  /** Why it cannot be run here. */
+  /** Says why the drill cannot be run here. */
   readonly impossible?: (scene: Pick<Scene, 'storeLink'>) => string | undefined;
-  /** @returns what else was found, in words; throws where it is not as promised. */
+  /** @returns further findings in words. @throws if the system breaks its promise. */
   readonly disturb: (scene: Scene) => Promise<string | undefined>;
 }

@@ -1,25 +1,25 @@
-/** The line that memory falls back to between collections, and how sure it is. */
+/** Fits a line to the floor that memory falls back to after collections, and estimates the error of its slope. */
 
 export interface Slope {
   readonly mean: number;
-  /** Change of the floor for one of x. */
+  /** Change of the floor per unit of x. */
   readonly perUnit: number;
   /** Standard error of `perUnit`. */
   readonly error: number;
 }
 
-/** Growth is judged from this time on: before, heaps are still filling, and full collections are minutes apart. */
+/** Growth is judged from this time on: before it, heaps are still filling, and full collections are minutes apart. */
 export const JUDGED_FROM_MS = 15 * 60_000;
 
 type Point = readonly [x: number, y: number];
 
-/** Each should be longer than the time between two full collections. */
+/** Number of parts; each should be longer than the time between two full collections. */
 const PARTS = 6;
 
 /**
- * Least squares through the lowest points of six parts of the time: what a heap holds between two collections comes and
- * goes like the teeth of a saw, and what it leaks stays.
- * @param points ascending in x; fewer than three parts have no error that could be known.
+ * Least squares through the lowest points of six parts of the time. The size of a heap rises and falls like the teeth
+ * of a saw between collections; what it leaks raises the floor.
+ * @param points ascending in x. If they fill fewer than three parts, the error is infinite.
  */
 export function fitFloor(points: readonly Point[]): Slope {
   const mean = average(points.map(([, y]) => y));

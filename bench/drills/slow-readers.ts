@@ -1,8 +1,9 @@
 /**
- * A client that asks for more than sockets hold and does not read. What it does not take must stay tokens: its request
- * waits for it in the gateway, and keeps neither decoders nor anybody else waiting. Were it written out regardless, the
- * gateway's own timeline would have its last token before anything was read. Memory cannot tell the two apart: the model that ships makes 1 MiB a second,
- * and with 5 to 8 MiB unread the gateway grew by up to 19 MiB where it waited, by 13 to 22 where it was made not to.
+ * The drill of a client that asks for more than sockets hold and does not read. The gateway must keep what the client
+ * does not take as tokens: its request waits, and neither decode workers nor other clients do. If the gateway wrote
+ * everything out regardless, its timeline would have the last token before anything was read. Memory does not show the
+ * difference: the model that ships makes 1 MiB/s, and with 5 to 8 MiB unread the gateway grew by up to 19 MiB when it
+ * waited, and by 13 to 22 MiB when it was made not to wait.
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -11,18 +12,18 @@ import type { Fleet } from './fleet.ts';
 import type { Scene } from './scene.ts';
 import { TIMEOUT_MS } from './streams.ts';
 
-/** Fewer than there are slots: others must have some to decode in. */
+/** Number of choices: fewer than there are slots, because other requests need some as well. */
 const CHOICES = 12;
-/** Together 5 MiB of events. */
+/** Tokens of each choice; together they make 5 MiB of events. */
 const TOKENS = 650;
-/** What a socket may hold for the drill to see anything, and does on Linux where nobody changed it. */
+/** The most that a socket may hold for the drill to work; it is the default of Linux. */
 const MAX_SOCKET_BYTES = 4 << 20;
 
-/** @returns why what is not read would lie in the kernel, and nowhere else. */
+/** @returns why the drill cannot work here, if the kernel could hold all that the client does not read. */
 export function socketsHoldAll(): string | undefined {
   if (process.platform !== 'linux') return undefined;
   const bytes = Number(readFileSync('/proc/sys/net/ipv4/tcp_wmem', 'utf8').trim().split(/\s+/)[2]);
-  return bytes > MAX_SOCKET_BYTES ? `sockets hold ${mebibytes(bytes)} (net.ipv4.tcp_wmem)` : undefined;
+  return bytes > MAX_SOCKET_BYTES ? `sockets hold ${wholeMebibytes(bytes)} (net.ipv4.tcp_wmem)` : undefined;
 }
 
 export async function readSlowly({ fleet, references, mark, burst }: Scene): Promise<string> {
@@ -32,9 +33,17 @@ export async function readSlowly({ fleet, references, mark, burst }: Scene): Pro
   mark();
   const { prompt, suffix } = references[0]!.body;
   const body = {
-    ...{ prompt, suffix, n: CHOICES, max_tokens: TOKENS, temperature: 0, ignore_eos: true, stream: true },
-    // As many bytes per token as can be asked for.
-    ...{ logprobs: 5, return_token_ids: true, stream_options: { include_usage: true, continuous_usage_stats: true } },
+    prompt,
+    suffix,
+    n: CHOICES,
+    max_tokens: TOKENS,
+    temperature: 0,
+    ignore_eos: true,
+    stream: true,
+    // As many bytes per token as a request can ask for.
+    logprobs: 5,
+    return_token_ids: true,
+    stream_options: { include_usage: true, continuous_usage_stats: true },
   };
   const sentMs = performance.now();
   const response = await fetch(`${fleet.url}/v1/completions`, {
@@ -43,23 +52,23 @@ export async function readSlowly({ fleet, references, mark, burst }: Scene): Pro
     body: JSON.stringify(body),
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
-  if (!response.ok) throw new Error(`it was refused: ${await response.text()}`);
+  if (!response.ok) throw new Error(`the request was refused: ${await response.text()}`);
   const beganMs = performance.now();
-  // Nothing is read until all of it is decoded.
+  // The client reads nothing until all of it has been decoded.
   await untilDecoding(fleet, (running) => running >= CHOICES);
   await untilDecoding(fleet, (running) => running === 0);
   await burst();
-  // The gateway's clock began up to so much before `beganMs`.
+  // The clock of the gateway's timeline began up to this long before `beganMs`.
   await sleep(beganMs - sentMs);
   const grown = Math.max(0, (await rss()) - before);
   const unreadMs = performance.now() - beganMs;
   const { bytes, lastTokenMs } = await readWhole(response);
-  const found = `${mebibytes(bytes)} unread cost the gateway ${mebibytes(grown)}`;
+  const found = `${wholeMebibytes(bytes)} unread cost the gateway ${wholeMebibytes(grown)}`;
   if (lastTokenMs < unreadMs) throw new Error(`${found}, and its request did not wait for it to be read`);
-  return `${found}; its request waited, all came when it was read`;
+  return `${found}; its request waited, and all of it came when it was read`;
 }
 
-/** @param isSo of the sequences that all decoders have together. */
+/** @param isSo condition on the number of sequences that all decode workers run together. */
 async function untilDecoding(fleet: Fleet, isSo: (running: number) => boolean): Promise<void> {
   const deadlineMs = performance.now() + TIMEOUT_MS;
   while (performance.now() < deadlineMs) {
@@ -67,10 +76,10 @@ async function untilDecoding(fleet: Fleet, isSo: (running: number) => boolean): 
     if (isSo(vitals.reduce((sum, of) => sum + (of?.running ?? 0), 0))) return;
     await sleep(50);
   }
-  throw new Error('decoders did not begin, or come to an end');
+  throw new Error(`decode workers did not begin or end their work within ${TIMEOUT_MS} ms`);
 }
 
-/** @throws where a token of a choice is missing, or is another than that of the other choices. */
+/** @throws if a token of a choice is missing, or differs from that of the other choices. */
 async function readWhole({ body }: Response): Promise<{ bytes: number; lastTokenMs: number }> {
   const choices = Array.from({ length: CHOICES }, (): number[] => []);
   let [bytes, lastTokenMs, done] = [0, 0, false];
@@ -91,8 +100,8 @@ async function readWhole({ body }: Response): Promise<{ bytes: number; lastToken
     parser.feed(decoder.decode(part, { stream: true }));
   }
   const whole = choices.every((ids) => ids.length === TOKENS && ids.every((id, i) => id === choices[0]![i]));
-  if (!done || !whole) throw new Error('what was read at last is not whole');
+  if (!done || !whole) throw new Error('the answer that was read at last is not complete');
   return { bytes, lastTokenMs };
 }
 
-const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+const wholeMebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;

@@ -1,51 +1,41 @@
 /**
- * `bench soak`: hours of a mix of load, with workers that are restarted and workers that are killed. The
- * gateway and the first worker of each pool live through it, and are what is watched.
+ * `bench soak` sends a mix of load for hours, and restarts and kills workers meanwhile. The gateway, the indexer and
+ * the first worker of each pool are not restarted, and their memory and open files are watched.
  */
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { repeatUntilAborted } from '../../services/lib/async/repeat.ts';
 import { RandomStream } from '../measure/arrivals.ts';
-import { type BenchModel, runCli } from '../system/model.ts';
+import { runIndexCommand } from '../system/cli.ts';
+import type { BenchModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
+import type { SoakOptions } from './command.ts';
 import { Fleet, type Member, type Vitals } from './fleet.ts';
 import { judge } from './judge.ts';
-import { KINDS, type Kind, makeMix, sendMix } from './mix.ts';
+import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './mix.ts';
 import { fitFloor, JUDGED_FROM_MS, type Slope } from './slope.ts';
-import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
+import { type Difference, makeReferences } from './streams.ts';
 
-export interface SoakOptions {
-  readonly path: string;
+interface SoakRunOptions extends Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed'> {
+  /** Name of the repository in the index. */
   readonly repo: string;
-  readonly data: string;
-  readonly minutes: number;
-  /** Requests per second. */
-  readonly rate: number;
-  readonly restartEverySeconds: number;
-  readonly seed: number;
   readonly onProgress: (text: string) => void;
 }
 
-export interface ProcessTrend {
+interface ProcessTrend {
   readonly name: string;
   readonly samples: number;
-  /** Of the floor, per hour; the first third of the time, in which heaps fill, does not count. */
+  /** Slopes of the floor per hour. The first third of the time, in which heaps fill, does not count. */
   readonly rssBytes: Slope;
-  /** What lives in the heap, which is the floor of what it holds: memory that is not given back grows here first. */
+  /** The floor of the heap's size is what lives in it: memory that is not released shows here first. */
   readonly heapBytes: Slope;
   readonly openFiles: Slope;
-  /** The most that was staged at once, and what is left at the end. */
+  /** Most bytes of KV that were staged at once, and bytes that were left at the end. */
   readonly stagedPeakBytes: number;
   readonly stagedLeftBytes: number;
-  /** In words; '' when nothing grows. */
+  /** What grows, in words; '' if nothing does. */
   readonly grows: string;
-}
-
-export interface MixCounts {
-  readonly sent: number;
-  readonly ok: number;
-  /** By their clients, or for a newer request of the same session. */
-  readonly left: number;
 }
 
 export interface SoakResult {
@@ -56,32 +46,32 @@ export interface SoakResult {
   readonly failed: Readonly<Record<string, number>>;
   readonly lostTokens: number;
   readonly doubledTokens: number;
-  /** By kind: what it was made of. */
+  /** Counts by kind of traffic. */
   readonly mix: Readonly<Record<Kind, MixCounts>>;
   readonly restarts: number;
   readonly kills: number;
   readonly trends: readonly ProcessTrend[];
   readonly broken: string;
-  /** Streams that ended well with other tokens than they should. */
+  /** Streams that ended well but with wrong tokens. */
   readonly differences: readonly (Difference & { readonly kind: Kind; readonly sentMs: number })[];
 }
 
 const SAMPLE_EVERY_MS = 2_000;
 const REFERENCES = 8;
-/** Growth per hour that is more than noise. */
+/** Growth per hour above which it is not noise. */
 const LIMITS = { rssBytes: 32 << 20, heapBytes: 16 << 20, openFiles: 6 };
 
 interface Sample extends Vitals {
   readonly atMs: number;
 }
 
-export async function runSoak(model: BenchModel, options: SoakOptions): Promise<SoakResult> {
+export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
   const { data, minutes, rate, seed, onProgress } = options;
   await mkdir(data, { recursive: true });
   const store = `lmdb:${resolve(data, 'drill-store')}`;
   onProgress('starting');
   const { bundle } = model;
-  await runCli(['index', '--name', options.repo, '--path', options.path, '--model', bundle, '--store', store]);
+  await runIndexCommand({ bundle, store, repo: options.repo, path: options.path });
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
   const fleet = await Fleet.start({ bundle, store, data, workers: 2 });
   try {
@@ -116,38 +106,29 @@ export async function runSoak(model: BenchModel, options: SoakOptions): Promise<
   }
 }
 
-export function countMix(sent: Readonly<Record<Kind, readonly StreamRecord[]>>): Readonly<Record<Kind, MixCounts>> {
-  const count = (kind: Kind): MixCounts => {
-    const ended = (as: StreamRecord['outcome']) => sent[kind].filter(({ outcome }) => outcome === as).length;
-    return { sent: sent[kind].length, ok: ended('ok'), left: ended('left') };
-  };
-  return Object.fromEntries(KINDS.map((kind) => [kind, count(kind)])) as Record<Kind, MixCounts>;
-}
-
-/** Samples of each process, until the signal. */
+/** Samples each process until the signal is aborted. @returns the samples by the name of the process. */
 async function watch(fleet: Fleet, members: readonly Member[], startMs: number, until: AbortSignal) {
   const samples = new Map<string, Sample[]>(members.map(({ process }) => [process.name, []]));
-  while (!until.aborted) {
+  await repeatUntilAborted(until, async () => {
     for (const member of members) {
       const vitals = await fleet.vitals(member);
       if (vitals) samples.get(member.process.name)?.push({ ...vitals, atMs: performance.now() - startMs });
     }
-    await sleep(SAMPLE_EVERY_MS, undefined, { signal: until }).catch(() => {});
-  }
+    return SAMPLE_EVERY_MS;
+  });
   return samples;
 }
 
-/** Restarts and kills, in turn, the second worker of each pool. */
-async function disturb(fleet: Fleet, { restartEverySeconds, seed }: SoakOptions, until: AbortSignal) {
+/** Restarts or kills the second worker of a pool, again and again at random, until the signal is aborted. */
+async function disturb(fleet: Fleet, { restartEvery, seed }: SoakRunOptions, until: AbortSignal) {
   const random = new RandomStream(seed + 7);
   const victims = [fleet.of('prefill')[1]!, fleet.of('decode')[1]!];
   let [restarts, kills] = [0, 0];
-  while (!until.aborted) {
-    const pauseMs = restartEverySeconds * 1000 * (0.5 + random.uniform());
-    await sleep(pauseMs, undefined, { signal: until }).catch(() => {});
-    if (until.aborted) break;
+  const pauseMs = () => restartEvery * 1000 * (0.5 + random.uniform());
+  await sleep(pauseMs(), undefined, { signal: until }).catch(() => {});
+  await repeatUntilAborted(until, async () => {
     const member = victims[random.below(victims.length)]!;
-    if (!(await fleet.answers(member))) continue; // still coming back: it could not drain
+    if (!(await fleet.answers(member))) return pauseMs(); // it is still coming back, and could not drain
     const { process: victim } = member;
     if (random.uniform() < 0.5) {
       await victim.restart();
@@ -156,7 +137,8 @@ async function disturb(fleet: Fleet, { restartEverySeconds, seed }: SoakOptions,
       process.kill(victim.pid, 'SIGKILL');
       kills++;
     }
-  }
+    return pauseMs();
+  });
   return { restarts, kills };
 }
 
@@ -172,7 +154,7 @@ function trendOf(
   const [rssBytes, heapBytes, openFiles] = [slope('rssBytes'), slope('heapBytes'), slope('openFiles')];
   const stagedLeftBytes = last?.stagedBytes ?? 0;
   const judged = (samples.at(-1)?.atMs ?? 0) >= JUDGED_FROM_MS;
-  // Growth that is as likely noise is none.
+  // Growth that may as well be noise does not count.
   const beyond = ({ perUnit, error }: Slope, limit: number) => judged && perUnit - 2 * error > limit;
   const grows = [
     beyond(rssBytes, LIMITS.rssBytes) ? 'its memory grows' : '',

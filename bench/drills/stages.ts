@@ -1,50 +1,48 @@
-/** The systems that drills are run on, one after the other: each with what its drills need, where this machine has it. */
+/** The systems on which drills run, one after the other. Each stage needs something that this machine may lack. */
 import { resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { parseRedisUrl } from '../../services/lib/redis/url.ts';
-import { type BenchModel, runCli } from '../system/model.ts';
+import { runIndexCommand } from '../system/cli.ts';
+import type { BenchModel } from '../system/model.ts';
 import { findRedis, launchServer } from '../system/redis.ts';
 import { withJumpingClocks } from './clock-jumps.ts';
+import type { DrillsOptions } from './command.ts';
 import { COLOCATED_DRILLS, DRILLS, PARTITION_DRILLS, REDIS_DRILLS, watch } from './drills.ts';
 import { Fleet, type FleetOptions } from './fleet.ts';
 import { Link } from './link.ts';
-import { Network } from './network.ts';
+import { NamespaceNetwork } from './network.ts';
 import type { Drill, Scene } from './scene.ts';
 
-/** A running system with what belongs to it. */
+/** A running system, with what belongs to it. */
 export interface Ground extends Pick<Scene, 'fleet' | 'storeLink' | 'redis' | 'store' | 'bundle' | 'path'> {
   close(): Promise<void>;
 }
 
-export interface Stage {
+interface DrillStage {
   readonly name: string;
   readonly drills: readonly Drill[];
-  /** @returns in words, what this machine lacks for it. */
+  /** @returns the running system, or in words what this machine lacks for it. */
   readonly open: () => Promise<Ground | string>;
 }
 
-export interface StageOptions {
-  /** Folder for indexes and logs. */
-  readonly data: string;
-  /** What is indexed, and its name in the index. */
-  readonly path: string;
+interface StageOptions extends Pick<DrillsOptions, 'data' | 'path'>, Partial<Pick<DrillsOptions, 'redis'>> {
+  /** Name of the repository in the index. */
   readonly repo: string;
-  /** Store to use instead of LMDB; it is written to. */
-  readonly redis?: string;
 }
 
-/** All clocks of the day jump by an hour, to and fro, twice a second. */
+/** All wall clocks jump by an hour, back and forth, twice a second. */
 const CLOCKS: Drill = { name: 'clocks that jump', disturb: watch };
 
-/** @returns the plain system first. */
-export function stagesOf({ bundle }: Pick<BenchModel, 'bundle'>, { data, redis, repo, path }: StageOptions): Stage[] {
-  const index = (store: string) =>
-    runCli(['index', '--name', repo, '--path', path, '--model', bundle, '--store', store]);
+/** @returns the stages; the first is the plain system. */
+export function stagesOf(
+  { bundle }: Pick<BenchModel, 'bundle'>,
+  { data, redis, repo, path }: StageOptions,
+): DrillStage[] {
   const indexed = new Set<string>();
   type Owned = Partial<Pick<Ground, 'storeLink' | 'redis'>> & { readonly close?: () => Promise<void> };
   const ground = async (store: string, more: Partial<FleetOptions>, own: Owned, startIn = calmly): Promise<Ground> => {
     try {
-      if (!indexed.has(store)) await index(store);
+      if (!indexed.has(store)) await runIndexCommand({ bundle, store, repo, path });
       indexed.add(store);
       const fleet = await startIn(() => Fleet.start({ bundle, data, workers: 2, store, ...more }));
       const close = async () => {
@@ -57,7 +55,7 @@ export function stagesOf({ bundle }: Pick<BenchModel, 'bundle'>, { data, redis, 
       throw error;
     }
   };
-  /** On the store that the drills were given. */
+  /** Opens a system on the store that the user gave, or on LMDB. */
   const given = async (more: Partial<FleetOptions>, own: Owned = {}, startIn = calmly) => {
     if (redis === undefined) return ground(`lmdb:${resolve(data, 'drill-store')}`, more, own, startIn);
     const { link, url } = await linkTo(redis);
@@ -70,12 +68,12 @@ export function stagesOf({ bundle }: Pick<BenchModel, 'bundle'>, { data, redis, 
   const ownRedis = async () => {
     const binary = await findRedis();
     if (!binary) return 'no redis-server on PATH';
-    // What it was told must outlive it.
+    // Its data must survive that it is killed.
     const server = await launchServer(binary, ['--appendonly', 'yes']);
     return ground(`${server.url}/0`, {}, { redis: server, close: () => server.stop() });
   };
   const machines = async () => {
-    const network = await Network.open().catch((error: unknown) => ServingError.from(error));
+    const network = await NamespaceNetwork.open().catch((error: unknown) => ServingError.from(error));
     if (network instanceof ServingError) return network.message;
     return given({ network }, { close: () => network.close() });
   };
@@ -90,10 +88,14 @@ export function stagesOf({ bundle }: Pick<BenchModel, 'bundle'>, { data, redis, 
 
 const calmly = <T>(start: () => Promise<T>): Promise<T> => start();
 
-/** @returns the same Redis behind a link. */
+/** @returns a URL of the same Redis that leads through a link. */
 async function linkTo(redis: string): Promise<{ link: Link; url: string }> {
   const { kind, tls, nodes, db } = parseRedisUrl(redis);
-  if (kind !== 'single' || tls) throw new ServingError('config_invalid', 'drills take a single Redis without TLS');
+  if (kind !== 'single' || tls)
+    throw new ServingError(
+      'config_invalid',
+      '--redis must be a single server without TLS: drills put a link in front of it',
+    );
   const link = await Link.open();
   link.target = `${nodes[0]!.host}:${nodes[0]!.port}`;
   const login = /^redis:\/\/([^@/]*@)?/.exec(redis)?.[1] ?? '';

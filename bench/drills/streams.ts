@@ -1,6 +1,6 @@
 /**
- * Streams under disturbance, held against the greedy answers of an undisturbed run: what a client received must be a
- * beginning of that answer, and, where the stream ended well, all of it.
+ * Sends streams under disturbance and compares them with the greedy answers of an undisturbed run: a client must
+ * receive a prefix of that answer, and all of it if the stream ended well.
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -9,35 +9,35 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import type { PromptMaker } from '../system/prompts.ts';
 
-/** One prompt with what must come of it. */
+/** A request with the answers that it must get. */
 export interface Reference {
   readonly body: CompletionBody;
   readonly tokenIds: readonly number[];
-  /** What comes where the index cannot be asked. */
+  /** The answer if the index cannot be asked. */
   readonly withoutContext: readonly number[];
-  /** How long the stream takes where nothing disturbs it, in ms. */
+  /** Duration of the undisturbed stream in ms. */
   readonly tookMs: number;
-  /** By version of the index, where that changes meanwhile. */
+  /** Answers by version of the index, if that changes meanwhile. */
   readonly byVersion?: ReadonlyMap<string, readonly number[]>;
 }
 
-/** What became of one request. All times in ms from the start of the run. */
+/** The outcome of one request. All times are in ms from the start of the run. */
 export interface StreamRecord {
   readonly sentMs: number;
   readonly firstMs: number | undefined;
   readonly endedMs: number;
   readonly outcome: 'ok' | 'failed' | 'left';
-  /** Of a failure. */
+  /** The error code of a failure. */
   readonly code?: string;
-  /** Tokens that a stream which ended well did not bring. */
+  /** Tokens that are missing from a stream that ended well. */
   readonly lost: number;
-  /** Tokens that are not those of the reference at their place: doubled, swapped or made up. */
+  /** Tokens that differ from the reference at their place: doubled, swapped or made up. */
   readonly doubled: number;
   /** Longest time between two tokens. */
   readonly longestGapMs: number;
-  /** It ended well, and without the context that it asked for. */
+  /** Whether it ended well, but without the context that it asked for. */
   readonly degraded?: boolean;
-  /** Of one that ended well with other tokens than it should: what came, and what should have come. */
+  /** The tokens received and expected, for a stream that ended well with wrong tokens. */
   readonly difference?: Difference;
 }
 
@@ -50,19 +50,20 @@ export interface Difference {
 const OUTPUT_TOKENS = 40;
 const PROMPT_TOKENS = 160;
 export const TIMEOUT_MS = 40_000;
-/** Of the time that a stream takes: whoever is to leave must do so before its end. */
+/** Share of the duration of a stream within which a leaving client leaves, so that it does before the end. */
 const LEAVE_WITHIN = 0.9;
-/** Requests that are sent at once: several for each of two workers. */
+/** Requests that a burst sends at once: several for each of two workers. */
 const BURST = 8;
 const LEFT = new Error('the client left');
 
-/** Cursors tried for each that is taken. */
+/** Number of cursors tried for each reference. */
 const CURSORS = 8;
 
 /**
- * One of each file: requests for the same file are taken for one editor's, and keep each other's context.
+ * Makes one reference per file: the gateway takes requests for the same file as those of one editor, which share
+ * context.
  * @param url of a system that nothing disturbs.
- * @param count at most; as many as there are files.
+ * @param count upper bound on the references; there are no more than files.
  */
 export async function makeReferences(url: string, prompts: PromptMaker, count: number): Promise<Reference[]> {
   const greedy = { max_tokens: OUTPUT_TOKENS, temperature: 0, ignore_eos: true, return_token_ids: true };
@@ -77,7 +78,7 @@ export async function makeReferences(url: string, prompts: PromptMaker, count: n
     const { tokenIds, rag } = await answer(body);
     if (rag?.degraded) throw new ServingError('internal', `the undisturbed run had no context: ${rag.degraded}`);
     const { rag: _, ...plain } = body;
-    // The first request of a system takes longer than those after it.
+    // The duration is taken from the second request, because the first one of a system takes longer.
     const { tokenIds: withoutContext, sentAtMs, endedAtMs } = await answer(plain);
     references.push({ body, tokenIds, withoutContext, tookMs: endedAtMs - sentAtMs });
   }
@@ -88,11 +89,11 @@ export interface Traffic {
   /** Requests per second, Poisson. */
   readonly rate: number;
   readonly seed: number;
-  /** Share of clients that vanish in the middle. */
+  /** Share of clients that leave in the middle. */
   readonly leaving?: number;
 }
 
-/** Sends references, whose clients leave as often as asked for. */
+/** Sends random references in an open loop; clients leave as often as `traffic` says. */
 export function sendTraffic(
   url: () => string,
   references: readonly Reference[],
@@ -110,9 +111,9 @@ export function sendTraffic(
 }
 
 /**
- * Everything is sent at its time, whatever has become of what was sent before.
- * @param until no more is sent once it is aborted.
- * @returns when the last has ended.
+ * Sends each request at its time, whatever became of earlier ones.
+ * @param until ends the sending when it is aborted.
+ * @returns the results, when the last request has ended.
  */
 export async function openLoop<T>(
   { rate, seed }: Pick<Traffic, 'rate' | 'seed'>,
@@ -130,7 +131,7 @@ export async function openLoop<T>(
   }
 }
 
-/** Sends some at once, each of a salt of its own, with which no part of its prompt is known: it has to be computed. */
+/** Sends some requests at once. Each has a salt of its own, so that its whole prompt must be computed. */
 export function sendBurst(url: string, references: readonly Reference[], startMs: number): Promise<StreamRecord>[] {
   return Array.from({ length: BURST }, (_, i) => {
     const { body, ...known } = references[i % references.length]!;
@@ -138,7 +139,7 @@ export function sendBurst(url: string, references: readonly Reference[], startMs
   });
 }
 
-/** @param leaveAfterMs when the client hangs up; never where it is not given. */
+/** @param leaveAfterMs time after which the client hangs up; if not given, it does not. */
 export async function sendStream(
   url: string,
   reference: Reference,
@@ -171,7 +172,7 @@ export async function sendStream(
     const ended = { ...known(), outcome: 'ok', lost, degraded: rag?.degraded !== undefined } as const;
     return lost > 0 || ended.doubled > 0 ? { ...ended, difference } : ended;
   } catch (error) {
-    // Of a stream that broke off it is not known which context it had: it must be one of the answers.
+    // The context of a stream that broke off is not known: its tokens must fit one of the answers.
     const answers = [expected, reference.withoutContext, ...(reference.byVersion?.values() ?? [])];
     expected = answers.find((answer) => commonStart(received, answer) === received.length) ?? expected;
     if (leave.signal.aborted) return { ...known(), outcome: 'left', lost: 0 };
@@ -182,14 +183,14 @@ export async function sendStream(
   }
 }
 
-/** What must come with the context that was found. */
+/** The tokens that must come with the context that was found. */
 function answerOf({ tokenIds, withoutContext, byVersion }: Reference, rag: RagAnswer | undefined): readonly number[] {
   if (rag?.degraded) return withoutContext;
-  // Of a version that nobody made nothing is right.
+  // A version that no edit made has no right answer.
   return byVersion ? (byVersion.get(rag?.index_version ?? '') ?? []) : tokenIds;
 }
 
-/** How many tokens two answers have in common from their beginning on. */
+/** Length of the common prefix of two answers. */
 export function commonStart(a: readonly number[], b: readonly number[]): number {
   let at = 0;
   while (at < a.length && at < b.length && a[at] === b[at]) at++;

@@ -1,10 +1,10 @@
-/** What is done to one process of a system or to its link, while requests are under way at it. */
+/** Strikes: disturbances of one process of a system, or of its link, while it works on requests. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Role } from '../../services/supervisor.ts';
 import { type Fleet, type Member, STALL_TIMEOUT_MS } from './fleet.ts';
 import type { Scene } from './scene.ts';
 
-/** Beyond what the gateway takes for lost. */
+/** Duration of a strike: long enough for the gateway to consider the worker lost. */
 export const HOLD_MS = STALL_TIMEOUT_MS + 2_000;
 export const ANSWER_TIMEOUT_MS = 30_000;
 
@@ -17,7 +17,7 @@ const signal = (member: Member, name: NodeJS.Signals) => {
 export const kill: Strike = async (member) => {
   const { pid } = member.process;
   signal(member, 'SIGKILL');
-  // It comes back as another process.
+  // The supervisor starts another process in its place.
   while (member.process.pid === pid) await sleep(20);
 };
 
@@ -39,11 +39,11 @@ export const unplug: Strike = async ({ port }) => {
   await port!.heal();
 };
 
-/** Strikes members of a role in turn, at random moments, each time when all is well again. */
+/** Strikes the members of a role in turn, at random moments. Each strike waits until the one before it is mended. */
 export async function strikeEach(scene: Scene, role: Role, strike: Strike): Promise<string | undefined> {
   const { fleet, random, count, mark, burst } = scene;
   const members = fleet.of(role);
-  // A gateway's requests have nowhere else to go.
+  // Requests of a gateway cannot continue anywhere else.
   const replays = async () => (role === 'gateway' ? 0 : fleet.replays());
   const moved: number[] = [];
   for (let i = 0; i < count; i++) {
@@ -60,23 +60,27 @@ export async function strikeEach(scene: Scene, role: Role, strike: Strike): Prom
   }
   if (role === 'gateway') return undefined;
   const found = `${moved.join(' + ')} requests went on at the other worker`;
-  if (moved.includes(0)) throw new Error(`${found}: a strike hit nobody`);
+  if (moved.includes(0)) throw new Error(`${found}: a strike hit no request`);
   return found;
 }
 
-/** Streams are short: where the moment is left to chance few are struck, and nothing is seen of what becomes of them. */
+/** Waits until a member has work. Streams are short: at random moments, most strikes would not hit any. */
 async function untilBusy(fleet: Fleet, member: Member): Promise<void> {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   for (;;) {
-    // A prompt is staged from its first chunk on.
+    // A prefill worker counts as busy when KV is staged, which begins with the first chunk of a prompt.
     const { running = 0, stagedBytes = 0 } = (await fleet.vitals(member)) ?? {};
     if (running + stagedBytes > 0) return;
-    if (performance.now() > deadlineMs) throw new Error(`${member.process.name} got no work`);
+    if (performance.now() > deadlineMs)
+      throw new Error(`${member.process.name} got no work within ${ANSWER_TIMEOUT_MS} ms`);
     await sleep(5);
   }
 }
 
-/** @param usable workers that the gateway must have again: it may find one later than that answers us. */
+/**
+ * Waits until a member answers again.
+ * @param usable number of workers that the gateway must use again: it may find one later than that answers us.
+ */
 export async function comeBack(fleet: Fleet, member: Member, usable = 0): Promise<void> {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   while (performance.now() < deadlineMs) {

@@ -1,4 +1,4 @@
-/** An indexer that is struck while it takes an upload: no completion may notice, and the next upload must come through. */
+/** Strikes an indexer while it takes an upload: no completion may be affected, and the next upload must succeed. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { answerWith, EditedRepository } from './edited-repository.ts';
@@ -6,10 +6,10 @@ import type { Scene } from './scene.ts';
 import { commonStart, type Reference } from './streams.ts';
 import { ANSWER_TIMEOUT_MS, comeBack, type Strike } from './strikes.ts';
 
-/** A gateway finds its indexer again within a second. */
+/** Attempts to begin an upload: a gateway finds its indexer again within a second. */
 const TRIES = { count: 10, everyMs: 200 };
 
-/** @param repositories that are uploaded to in turn: a run that was killed keeps others away from its own for a while. */
+/** @param repositories number of repositories, used in turn: a killed run leaves its repository locked for a while. */
 export async function strikeUploads(
   { fleet, references, path, count, mark }: Scene,
   strike: Strike,
@@ -22,7 +22,7 @@ export async function strikeUploads(
   }
   let succeeded = 0;
   for (let i = 0; i < count; i++) {
-    const upload = await underWay(edited[i % repositories]!.repository);
+    const upload = await beginUpload(edited[i % repositories]!.repository);
     const mended = mark();
     await strike(indexer!);
     if (await upload.outcome) succeeded++;
@@ -30,20 +30,23 @@ export async function strikeUploads(
     mended();
   }
   for (const { repository, references } of edited) await mustTakeAnother(fleet.url, repository, references[0]!);
-  return `${count} uploads struck, ${succeeded} of them succeeded; the next ones came through`;
+  return `${count} uploads struck, ${succeeded} of them succeeded; the next uploads succeeded`;
 }
 
-async function underWay(repository: EditedRepository) {
+async function beginUpload(repository: EditedRepository) {
   for (let i = 0; i < TRIES.count; i++) {
     const upload = await begin(repository);
     if (!upload.hasEnded()) return upload;
     await upload.outcome;
     await sleep(TRIES.everyMs);
   }
-  throw new Error('every upload had ended before it was struck');
+  throw new Error('every upload had ended before it could be struck');
 }
 
-/** Resolves when the indexer is at the upload. `outcome` is whether it succeeded; rejects where it broke a promise. */
+/**
+ * Begins an upload. Resolves when the indexer works on it. `outcome` says whether the upload succeeded, and rejects if
+ * it broke a promise.
+ */
 async function begin(repository: EditedRepository) {
   let ended = false;
   let outcome!: Promise<boolean>;
@@ -51,7 +54,7 @@ async function begin(repository: EditedRepository) {
     outcome = repository
       .upload(begun)
       .then(({ expected }) => {
-        if (!expected) throw new Error('the struck upload came to another version');
+        if (!expected) throw new Error('the struck upload led to another version');
         return true;
       }, refused)
       .finally(() => {
@@ -63,24 +66,26 @@ async function begin(repository: EditedRepository) {
   return { outcome, hasEnded: () => ended };
 }
 
-/** @returns false for an error that says: try again. @throws any other. */
+/** @returns false for a retryable error. @throws any other error. */
 function refused(error: unknown): false {
   if (error instanceof ServingError && error.kind.retryable) return false;
   throw new Error(`an upload ended with ${ServingError.from(error).message}`, { cause: error });
 }
 
-/** And completions must have what it brought. */
+/** The next upload must succeed, and completions must use the version that it makes. */
 async function mustTakeAnother(url: string, repository: EditedRepository, { body, byVersion }: Reference) {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   for (;;) {
     const report = await repository.upload().catch(refused);
     if (report) {
-      if (!report.expected) throw new Error('the upload after it came to another version');
+      if (!report.expected) throw new Error('the upload after it led to another version');
       const [tokenIds, expected] = [await answerWith(url, body, report.version), byVersion!.get(report.version)!];
-      if (commonStart(tokenIds, expected) < expected.length) throw new Error('its context gives another completion');
+      if (commonStart(tokenIds, expected) < expected.length)
+        throw new Error('the context of the new version gives another completion');
       return;
     }
-    if (performance.now() > deadlineMs) throw new Error(`no upload succeeded for ${ANSWER_TIMEOUT_MS} ms after it`);
+    if (performance.now() > deadlineMs)
+      throw new Error(`no upload succeeded within ${ANSWER_TIMEOUT_MS} ms after the strike`);
     await sleep(200);
   }
 }

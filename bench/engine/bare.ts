@@ -1,6 +1,6 @@
 /**
- * The bare engine beside a system under test: {@link EngineSubject} in a process of its own, so that its native library,
- * its threads and its memory are nobody else's, as a worker's are.
+ * The bare engine beside a system under test: an {@link EngineSubject} in a process of its own. So it shares its native
+ * library, threads and memory with no other engine, as a worker does not either.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -8,11 +8,11 @@ import { pin } from '../system/cores.ts';
 import type { Answer, Task } from './child.ts';
 import type { SubjectOptions } from './subject.ts';
 
-/** For one task: loading a large model is the longest. */
+/** Limit for one task: loading a large model takes the longest. */
 const TIMEOUT_MS = 300_000;
 
-export interface BareOptions extends Omit<SubjectOptions, 'threads' | 'slots'> {
-  /** What it may compute on, with a thread for each. */
+interface BareOptions extends Omit<SubjectOptions, 'threads' | 'slots'> {
+  /** Cores that it may use, with one thread for each. */
   readonly cores: readonly number[];
   /** Tokens of one prompt chunk. */
   readonly chunk: number;
@@ -27,7 +27,7 @@ export class BareEngine {
     this.#chunk = chunk;
   }
 
-  /** Loads and pins it as workers are: all threads, once they are there. */
+  /** Loads the engine, and then pins all its threads, as is done with workers. */
   static async start({ cores, chunk, ...options }: BareOptions): Promise<BareEngine> {
     const child = fork(new URL('./child.js', import.meta.url), { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
     const engine = new BareEngine(child, chunk);
@@ -41,7 +41,7 @@ export class BareEngine {
     }
   }
 
-  /** Milliseconds from a prompt of `tokens` to its first token, by the child's clock. */
+  /** Computes a prompt of `tokens` up to its first token. @returns the duration in ms, by the clock of the child. */
   async prefill(tokens: number): Promise<number> {
     return Number(await this.#ask({ do: 'prefill', tokens, chunk: this.#chunk }));
   }
@@ -50,7 +50,7 @@ export class BareEngine {
     this.#child.kill('SIGKILL');
   }
 
-  /** @throws ServingError internal: of the child, or when it dies or takes too long. */
+  /** @throws ServingError internal if the task fails, takes too long, or the child dies. */
   #ask(task: Task): Promise<unknown> {
     const child = this.#child;
     return new Promise((resolve, reject) => {
@@ -60,14 +60,14 @@ export class BareEngine {
         done();
       };
       const fail = (why: string) =>
-        settle(() => reject(new ServingError('internal', `the bare engine, ${task.do}: ${why}`)));
+        settle(() => reject(new ServingError('internal', `the bare engine failed at ${task.do}: ${why}`)));
       const onMessage = (message: unknown) => {
         const answer = message as Answer;
         if ('error' in answer) fail(answer.error);
         else settle(() => resolve(answer.value));
       };
-      const onExit = (code: number | null, signal: string | null) => fail(`the process ended (${code ?? signal})`);
-      const timer = setTimeout(() => fail('took too long'), TIMEOUT_MS);
+      const onExit = (code: number | null, signal: string | null) => fail(`its process ended (${code ?? signal})`);
+      const timer = setTimeout(() => fail(`it took longer than ${TIMEOUT_MS} ms`), TIMEOUT_MS);
       child.once('message', onMessage).once('exit', onExit);
       child.send(task, (error) => error && fail(error.message));
     });

@@ -1,6 +1,6 @@
 /**
- * The bare engine in a process of its own, measured on request over IPC: what bench/peers starts beside llama.cpp, and
- * ./bare.ts beside a system, to measure the two in turns. One {@link Task} in, one {@link Answer} out.
+ * The bare engine in a process of its own, measured on request over IPC. bench/peers starts it beside llama.cpp, and
+ * ./bare.ts beside a system, to measure the two in turns. Each {@link Task} gets one {@link Answer}.
  */
 import { memoryOf } from './memory.ts';
 import { EngineSubject, type SubjectOptions } from './subject.ts';
@@ -10,7 +10,7 @@ export type Task =
   | { readonly do: 'prefill'; readonly tokens: number; readonly chunk: number }
   | { readonly do: 'decode'; readonly batch: number; readonly context: number; readonly steps: number }
   | { readonly do: 'memory' };
-/** Milliseconds: of loading, of one prompt, of each decode step; or bytes of memory. */
+/** The value is a duration in ms (of loading, of a prompt), a list of them (of decode steps), or bytes of memory. */
 export type Answer = { readonly value: unknown } | { readonly error: string };
 
 let subject: EngineSubject | undefined;
@@ -21,7 +21,7 @@ async function perform(task: Task): Promise<unknown> {
     subject = await EngineSubject.load(task.options);
     return subject.loadMs;
   }
-  if (subject === undefined) throw new Error('nothing is loaded');
+  if (subject === undefined) throw new Error('no model is loaded: the first task must be load');
   if (task.do === 'prefill') return subject.prefill(task.tokens, task.chunk);
   return subject.decode(task.batch, task.context, task.steps);
 }

@@ -1,5 +1,7 @@
-/** Holds a KV cache and hands it over whenever it is pulled: the prefill worker's side of `bench handoff`, without a model. */
-import { serializeFrame } from '../../services/lib/kv/frame-buffer.ts';
+/**
+ * The sending process of `bench handoff`: like a prefill worker without a model, it holds a KV cache that can be
+ * pulled.
+ */
 import { KvSender } from '../../services/lib/kv/handoff.ts';
 import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
@@ -36,10 +38,7 @@ async function* pull(request: PullRequest__Output): AsyncGenerator<KvFrame> {
 }
 
 const server = await serveRpc('127.0.0.1', 0, [
-  mount.kv(
-    { Pull: streaming(pull), Renew: unary(async () => ({})), Release: unary(async () => ({ readersLeft: 0 })) },
-    serializeFrame,
-  ),
+  mount.kv({ Pull: streaming(pull), Renew: unary(async () => ({})), Release: unary(async () => ({ readersLeft: 0 })) }),
 ]);
 process.send?.({ address: server.address });
 process.on('disconnect', () => process.exit(0));

@@ -1,6 +1,6 @@
 /**
- * `bench handoff`: a KV cache from one process to another by the product's own path: pack, CRC, gRPC on loopback, check,
- * scatter. No model: the sender's pool is filled once, the receiver's is overwritten by every pull.
+ * `bench handoff` moves a KV cache from one process to another on the product's own path: pack, CRC, gRPC on loopback,
+ * check, scatter. There is no model: the sender's pool is filled once, and every pull overwrites the receiver's.
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -10,30 +10,24 @@ import { KvPool } from '../../services/lib/kv/pool.ts';
 import type { WireType } from '../../services/lib/kv/wire.ts';
 import { connectKv, type KvClient } from '../../services/lib/rpc/contract.ts';
 import { median } from '../measure/statistics.ts';
+import type { HandoffOptions } from './command.ts';
 
 const TIMEOUT_MS = 60_000;
 
-export interface HandoffBenchOptions {
-  readonly layout: KvLayout;
-  readonly positions: number;
-  readonly types: readonly WireType[];
-  readonly repeats: number;
-}
-
-/** Medians over the repeats. */
-export interface HandoffCell {
+/** Medians over the repeats of one wire type. */
+interface HandoffCell {
   readonly type: WireType;
-  /** On the wire. */
+  /** Bytes on the wire. */
   readonly bytes: number;
-  /** From the request to the last checked byte. */
+  /** Time from the request to the last checked byte. */
   readonly ms: number;
-  /** Of the sender: packing with CRC; all its CPU time. */
+  /** The sender's time for packing with CRC, and the CPU time of all its threads. */
   readonly packMs: number;
   readonly senderCpuMs: number;
-  /** Of the receiver: CRC and scattering; all its CPU time. */
+  /** The receiver's time for CRC and scattering, and the CPU time of all its threads. */
   readonly takeMs: number;
   readonly receiverCpuMs: number;
-  /** Of float32 values, whatever they travelled as. */
+  /** Gigabytes per second, counted as float32 values whatever type they travel as. */
   readonly gbPerSecond: number;
 }
 
@@ -41,10 +35,13 @@ export interface HandoffResult {
   readonly cells: readonly HandoffCell[];
 }
 
-type Pull = Omit<HandoffCell, 'type' | 'gbPerSecond'>;
+type PullFigures = Omit<HandoffCell, 'type' | 'gbPerSecond'>;
 
-export async function measureHandoff(options: HandoffBenchOptions): Promise<HandoffCell[]> {
-  const { layout, positions, types, repeats } = options;
+export async function measureHandoff(
+  { layers, kvHeads, headDim, positions, repeats }: HandoffOptions,
+  types: readonly WireType[],
+): Promise<HandoffCell[]> {
+  const layout: KvLayout = { layers, kvHeads, headDim };
   const child = fork(new URL('./handoff-child.js', import.meta.url), [JSON.stringify(layout), String(positions)]);
   const [{ address }] = (await once(child, 'message', { signal: AbortSignal.timeout(TIMEOUT_MS) })) as [
     { address: string },
@@ -52,8 +49,8 @@ export async function measureHandoff(options: HandoffBenchOptions): Promise<Hand
   const client = connectKv(address);
   const pool = new KvPool(layout, 1, positions + 1);
   try {
-    const pulls = types.map((): Pull[] => []);
-    // Repeat -1 touches memory and lets code be compiled.
+    const pulls = types.map((): PullFigures[] => []);
+    // Repeat -1 is not counted: it touches memory, and code is compiled.
     for (let repeat = -1; repeat < repeats; repeat++) {
       for (const [i, type] of types.entries()) {
         const sender = once(child, 'message', { signal: AbortSignal.timeout(TIMEOUT_MS) });
@@ -64,11 +61,17 @@ export async function measureHandoff(options: HandoffBenchOptions): Promise<Hand
     }
     const values = positionBytes(layout) * positions;
     return types.map((type, i) => {
-      const of = (name: keyof Pull) => median(pulls[i]!.map((pull) => pull[name]));
+      const of = (name: keyof PullFigures) => median(pulls[i]!.map((pull) => pull[name]));
       const ms = of('ms');
       return {
-        ...{ type, bytes: of('bytes'), ms, packMs: of('packMs'), senderCpuMs: of('senderCpuMs') },
-        ...{ takeMs: of('takeMs'), receiverCpuMs: of('receiverCpuMs'), gbPerSecond: values / ms / 1e6 },
+        type,
+        bytes: of('bytes'),
+        ms,
+        packMs: of('packMs'),
+        senderCpuMs: of('senderCpuMs'),
+        takeMs: of('takeMs'),
+        receiverCpuMs: of('receiverCpuMs'),
+        gbPerSecond: values / ms / 1e6,
       };
     });
   } finally {
@@ -77,7 +80,11 @@ export async function measureHandoff(options: HandoffBenchOptions): Promise<Hand
   }
 }
 
-async function pullOnce(client: KvClient, pool: KvPool, type: WireType): Promise<Omit<Pull, 'packMs' | 'senderCpuMs'>> {
+async function pullOnce(
+  client: KvClient,
+  pool: KvPool,
+  type: WireType,
+): Promise<Omit<PullFigures, 'packMs' | 'senderCpuMs'>> {
   const startMs = performance.now();
   const cpuBefore = process.cpuUsage();
   const receiver = new KvReceiver(pool, 0, '', type);

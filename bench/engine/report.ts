@@ -1,34 +1,68 @@
-/** `bench engine` and `bench handoff` as Markdown. */
-
-import type { Artifact } from '../report/artifact.ts';
-import { figure, table } from '../report/markdown.ts';
-import type { Report } from '../report/report.ts';
+/** The reports of `bench engine` and `bench handoff`. */
+import { DEFINITIONS } from '../measure/latency.ts';
+import { figure, mebibytes, table } from '../report/markdown.ts';
+import type { Bench, Report } from '../report/report.ts';
 import type { HandoffResult } from './handoff.ts';
-import type { Memory } from './memory.ts';
+import type { ProcessMemory } from './memory.ts';
 import { type EngineResult, nameOf } from './result.ts';
 
-const mebibytes = (bytes: number | undefined) => figure(bytes === undefined ? undefined : bytes / 2 ** 20);
+export const ENGINE: Bench<EngineResult> = {
+  name: 'engine',
+  title: 'The bare engine',
+  definitions: {
+    'ms, median': 'ms of one prompt, or of one decode step, in a process of its own without a server',
+    interval: DEFINITIONS.interval,
+    'tokens/s': '1000 × tokens of the cell (prompt tokens, or sequences of the step) / median ms',
+    load: 'ms until the model is loaded and has run once',
+    resident: 'MiB in memory, with shared pages counted in full',
+    proportional: 'MiB in memory, with each shared page divided by the number of processes that share it',
+    anonymous: 'MiB in memory that no file backs: a second process of the same model needs them again',
+  },
+  report: ({ result }) => reportEngine(result),
+  headline({ cells }) {
+    const longest = cells.findLast(({ phase }) => phase === 'prefill');
+    const single = cells.find(({ phase }) => phase === 'decode');
+    return [longest, single]
+      .flatMap((cell) => (cell ? [`${nameOf(cell)}: ${figure(cell.tokensPerSecond)} tokens/s`] : []))
+      .join('; ');
+  },
+};
 
-export function reportEngine({ result: { loadMs, memory, cells } }: Artifact<EngineResult>): Report {
+function reportEngine({ loadMs, memory, cells }: EngineResult): Report {
   const rows = cells.map((cell) => [
     nameOf(cell),
     figure(cell.medianMs),
     `${figure(cell.interval.low)}–${figure(cell.interval.high)}`,
     figure(cell.tokensPerSecond),
   ]);
-  const held = (at: string, { rss, pss, anonymous }: Memory) => [at, ...[rss, pss, anonymous].map(mebibytes)];
+  const held = (at: string, { rss, pss, anonymous }: ProcessMemory) => [at, ...[rss, pss, anonymous].map(mebibytes)];
   const sections = [
     table(['cell', 'ms, median', '95 % interval', 'tokens/s'], rows),
     table(
       ['memory, MiB', 'resident', 'proportional', 'anonymous'],
       [held('loaded', memory.loaded), held('after', memory.after)],
     ),
-    `Loaded and warm in ${figure(loadMs)} ms.`,
+    `The model was loaded and warm after ${figure(loadMs)} ms.`,
   ];
   return { markdown: sections.join('\n\n'), charts: [] };
 }
 
-export function reportHandoff({ result: { cells } }: Artifact<HandoffResult>): Report {
+export const HANDOFF: Bench<HandoffResult> = {
+  name: 'handoff',
+  title: 'The KV cache between two processes',
+  definitions: {
+    ms: 'time from the request for the KV to its last checked byte',
+    'GB/s of values': 'bytes of the float32 values / that time, whatever type they travel as',
+    packing: "the sender's time to convert values to the wire type, with CRC",
+    taking: "the receiver's time for CRC and for putting values in their places",
+    CPU: 'CPU time of all threads of the process',
+  },
+  report: ({ result }) => reportHandoff(result),
+  headline: ({ cells }) =>
+    cells.map(({ type, gbPerSecond }) => `${figure(gbPerSecond)} GB/s of values as ${type}`).join(', '),
+};
+
+function reportHandoff({ cells }: HandoffResult): Report {
   const head = [
     'wire',
     'MB',
@@ -42,7 +76,12 @@ export function reportHandoff({ result: { cells } }: Artifact<HandoffResult>): R
   const rows = cells.map((cell) => [
     cell.type,
     figure(cell.bytes / 1e6),
-    ...[cell.ms, cell.gbPerSecond, cell.packMs, cell.senderCpuMs, cell.takeMs, cell.receiverCpuMs].map(figure),
+    figure(cell.ms),
+    figure(cell.gbPerSecond),
+    figure(cell.packMs),
+    figure(cell.senderCpuMs),
+    figure(cell.takeMs),
+    figure(cell.receiverCpuMs),
   ]);
   return { markdown: table(head, rows), charts: [] };
 }

@@ -1,15 +1,15 @@
-/** What `bench engine` finds. */
+/** The result of `bench engine`. */
 import type { Interval } from '../measure/statistics.ts';
-import type { Memory } from './memory.ts';
+import type { ProcessMemory } from './memory.ts';
 
-/** Prompt of `tokens`, in chunks of `chunk`. */
+/** A prompt of `tokens` tokens in chunks of `chunk` tokens. */
 export interface PrefillCell {
   readonly phase: 'prefill';
   readonly tokens: number;
   readonly chunk: number;
 }
 
-/** One step of `batch` sequences that hold about `context` tokens each. */
+/** One decode step of `batch` sequences that hold about `context` tokens each. */
 export interface DecodeCell {
   readonly phase: 'decode';
   readonly batch: number;
@@ -17,21 +17,21 @@ export interface DecodeCell {
 }
 
 export type EngineCell = (PrefillCell | DecodeCell) & {
-  /** One per repeat: of the whole prompt, or the median of the steps. */
+  /** One duration per repeat: of the whole prompt, or the median of the decode steps. */
   readonly ms: readonly number[];
   readonly medianMs: number;
   readonly interval: Interval;
-  /** Of all sequences together, at the median. */
+  /** Tokens per second of all sequences together, at the median duration. */
   readonly tokensPerSecond: number;
 };
 
 export interface EngineResult {
   readonly loadMs: number;
-  readonly memory: { readonly loaded: Memory; readonly after: Memory };
+  readonly memory: { readonly loaded: ProcessMemory; readonly after: ProcessMemory };
   readonly cells: readonly EngineCell[];
 }
 
-/** In words, for readers. */
+/** The cell in words. */
 export const nameOf = (cell: PrefillCell | DecodeCell) =>
   cell.phase === 'prefill'
     ? `prefill of ${cell.tokens}, chunks of ${cell.chunk}`

@@ -1,6 +1,6 @@
 /**
- * The bare engine under a stopwatch: no HTTP, no RPC, no scheduler. What is timed is what a worker does for one prompt
- * or one decode step, greedy sampling included.
+ * Times the bare engine, without HTTP, RPC and scheduler. The times cover what a worker does for one prompt or for one
+ * decode step, including greedy sampling.
  */
 import { prepackedCache } from '../../services/lib/engine/load.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
@@ -20,21 +20,21 @@ export interface SubjectOptions {
   readonly spin: boolean;
   readonly slots: number;
   readonly capacity: number;
-  /** As the setting of that name: a folder, the bundle's own when empty, or `off`. */
+  /** The setting of that name: a folder, empty for the one in the bundle, or `off`. */
   readonly prepacked: string;
-  /** Whose weights both phases are computed with, as in a worker; each phase has its own when not given. */
+  /** The phase whose weights serve both phases, as in a worker; if not given, each phase has its own. */
   readonly weights?: 'prefill' | 'decode';
 }
 
 const QUIET = createLogger('bench', 'silent');
 
 export class EngineSubject {
-  /** Until both phases could run, weights touched. */
+  /** Time in ms until both phases could run and the weights had been touched. */
   readonly loadMs: number;
   readonly vocab: number;
   readonly #prompts: DecoderSession;
   readonly #steps: DecoderSession;
-  /** Per slot: the first so many positions hold the ids of {@link promptIds}, whatever the prompt's length was. */
+  /** For each slot, the number of its first positions that hold the KV of {@link promptIds}. */
   readonly #filled: number[];
 
   private constructor(prompts: DecoderSession, steps: DecoderSession, loadMs: number) {
@@ -45,13 +45,13 @@ export class EngineSubject {
     this.#filled = new Array<number>(steps.pool.slots).fill(0);
   }
 
-  /** Both phases share one KV pool; they share the weights too where the bundle has no others for prompts, or it is said. */
+  /** Both phases share one KV pool. They share the weights too if the bundle has one set, or if the options say so. */
   static async load(options: SubjectOptions): Promise<EngineSubject> {
     const bundle = await openBundle(options.model);
     const llm = options.weights === 'prefill' ? bundle.prefill : bundle.llm;
     const prefill = options.weights === 'decode' ? bundle.llm : bundle.prefill;
     const prepacked = prepackedCache(bundle, options.prepacked, QUIET);
-    // Made once per machine: not what loading takes.
+    // Prepacked weights are made once per machine, so the time for that is not part of loading.
     if (prepacked) for (const graph of new Set([llm, prefill])) await prepackedGraph(graph, prepacked);
     const startMs = performance.now();
     const { spec } = bundle.manifest.llm;
@@ -70,7 +70,7 @@ export class EngineSubject {
     return new EngineSubject(prompts, steps, performance.now() - startMs);
   }
 
-  /** Milliseconds from a prompt of `tokens` to its first token. */
+  /** Computes a prompt of `tokens` up to its first token. @returns the duration in ms. */
   async prefill(tokens: number, chunkTokens: number, slot = 0): Promise<number> {
     const ids = promptIds(tokens, this.vocab);
     const startMs = performance.now();
@@ -85,7 +85,10 @@ export class EngineSubject {
     return performance.now() - startMs;
   }
 
-  /** Milliseconds of each of `steps` decode steps of `batch` sequences that begin at `context` tokens. */
+  /**
+   * Runs `steps` decode steps of `batch` sequences that begin at `context` tokens.
+   * @returns the duration of each in ms.
+   */
   async decode(batch: number, context: number, steps: number): Promise<number[]> {
     await this.#fill(batch, context);
     const ids = new Int32Array(batch).fill(1);
@@ -110,7 +113,10 @@ export class EngineSubject {
     if (this.#prompts !== this.#steps) this.#prompts.dispose();
   }
 
-  /** Real keys and values under the decode steps, which overwrite what follows: attention over zeros could be faster. */
+  /**
+   * Puts real keys and values into the slots, because attention over zeros could be faster. Steps overwrite what
+   * follows.
+   */
   async #fill(slots: number, length: number): Promise<void> {
     for (let slot = 0; slot < slots; slot++) {
       if (this.#filled[slot]! < length) await this.prefill(length, 512, slot);
@@ -119,6 +125,6 @@ export class EngineSubject {
   }
 }
 
-/** The same ids in every run, spread over the vocabulary. */
-export const promptIds = (tokens: number, vocab: number): Int32Array =>
+/** Token ids that are the same in every run, and are spread over the vocabulary. */
+const promptIds = (tokens: number, vocab: number): Int32Array =>
   Int32Array.from({ length: tokens }, (_, i) => (i * 7919) % Math.min(vocab, 150_000));

@@ -1,45 +1,38 @@
-/** One run of any bench: measured behind a spinner, kept as an artifact, drawn, printed. */
+/** One run of a bench: it measures behind a spinner, writes the artifact, draws the charts and prints the report. */
 import { mkdir, writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { dirname, sep } from 'node:path';
 import ora from 'ora';
-import { type Artifact, artifactText, readArtifacts, record, writeArtifact } from '../report/artifact.ts';
-import type { BenchName } from '../report/benches.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { RUN_OPTIONS, type RunOptions } from '../options.ts';
+import { type Artifact, artifactText, writeArtifact } from '../report/artifact.ts';
 import { chartName, drawCharts } from '../report/chart.ts';
-import { reportOf } from '../reports.ts';
+import { describeEnvironment } from '../report/environment.ts';
+import type { Bench } from '../report/report.ts';
 import type { BenchModel } from '../system/model.ts';
 
-/** What every bench is told. */
-export interface RunOptions {
-  /** Folder for bundles, indexes and logs. */
-  readonly data: string;
-  /** Folder for artifacts and charts. */
-  readonly out: string;
-  /** Name of the artifact; the bench's own when not given. */
-  readonly name?: string;
-  /** Where to write the artifact a second time. */
-  readonly json?: string;
-  /** That makes this run again. */
-  readonly command: string;
+/** Tells the user what the bench is doing. */
+export type OnProgress = (text: string) => void;
+
+interface RunPlan {
+  readonly models: readonly Pick<BenchModel, 'name' | 'manifest'>[];
+  /** The options of the run, and what else its artifact records beside them. */
+  readonly settings: object;
 }
 
-export interface RunPlan {
-  readonly bench: BenchName;
-  readonly models: readonly BenchModel[];
-  readonly settings: Readonly<Record<string, unknown>>;
-}
-
+/** @returns the artifact that it has written. */
 export async function run<Result>(
+  bench: Bench<Result>,
   options: RunOptions,
-  { bench, models, settings }: RunPlan,
-  measure: (progress: (text: string) => void) => Promise<Result>,
+  plan: RunPlan,
+  measure: (onProgress: OnProgress) => Promise<Result>,
 ): Promise<Artifact<Result>> {
-  const { command, data, out, name = bench, json } = options;
+  const { data, out, name = bench.name, json } = options;
   await mkdir(data, { recursive: true });
-  const spinner = ora({ text: bench, stream: process.stderr }).start();
+  const spinner = ora({ text: bench.name, stream: process.stderr }).start();
   try {
-    const artifact = await record({ bench, command, models, settings }, () =>
+    const artifact = await record(bench, options.command, plan, () =>
       measure((text) => {
-        spinner.text = `${bench}: ${text}`;
+        spinner.text = `${bench.name}: ${text}`;
       }),
     );
     const file = await writeArtifact(out, name, artifact);
@@ -47,12 +40,9 @@ export async function run<Result>(
       await mkdir(dirname(json), { recursive: true });
       await writeFile(json, artifactText(artifact));
     }
-    const { markdown } = reportOf(artifact);
-    const drawn = await draw(out, name, artifact);
-    spinner.succeed(
-      `${bench}: ${file}${drawn ? '' : ' (no charts: echarts and @resvg/resvg-js are development dependencies)'}`,
-    );
-    process.stdout.write(`\n${markdown}\n\n`);
+    const drawn = await draw(bench, artifact, out, name);
+    spinner.succeed(`${bench.name}: ${file}${drawn ? '' : ' (without charts: echarts is a development dependency)'}`);
+    process.stdout.write(`\n${bench.report(artifact).markdown}\n\n`);
     return artifact;
   } catch (error) {
     spinner.fail();
@@ -60,16 +50,47 @@ export async function run<Result>(
   }
 }
 
-/** @returns false where the libraries for it are not installed. */
-function draw(out: string, name: string, artifact: Artifact): Promise<boolean> {
-  const { charts } = reportOf(artifact);
-  return drawCharts(
-    out,
-    charts.map((chart) => ({ ...chart, name: chartName(name, artifact.bench, chart.name) })),
-  );
+async function record<Result>(
+  { name, definitions }: Bench<Result>,
+  command: string,
+  { models, settings }: RunPlan,
+  measure: () => Promise<Result>,
+): Promise<Artifact<Result>> {
+  const environment = await describeEnvironment();
+  const startedAt = new Date();
+  const result = await measure();
+  return {
+    format: 1,
+    bench: name,
+    command,
+    startedAt: startedAt.toISOString(),
+    seconds: Math.round((Date.now() - startedAt.getTime()) / 100) / 10,
+    environment,
+    models: models.map(({ name, manifest: { precision, fingerprint } }) => ({ name, precision, fingerprint })),
+    settings: recorded(settings),
+    definitions,
+    result,
+  };
 }
 
-/** The charts of all artifacts of a folder, anew. */
-export async function drawAll(out: string): Promise<void> {
-  for (const [name, artifact] of await readArtifacts(out)) await draw(out, name, artifact);
+/** Options that say where things lie, and URLs, which may hold a password: an artifact does not record them. */
+const NOT_RECORDED = new Set([...Object.keys(RUN_OPTIONS), 'command', 'url', 'redis']);
+
+/** Paths are recorded as seen from the package's folder. */
+function recorded(settings: object): Record<string, unknown> {
+  const inside = (value: unknown): unknown => {
+    if (Array.isArray(value)) return value.map(inside);
+    return typeof value === 'string' ? value.replace(PACKAGE_ROOT + sep, '') : value;
+  };
+  const kept = Object.entries(settings).filter(([name]) => !NOT_RECORDED.has(name));
+  return Object.fromEntries(kept.map(([name, value]) => [name, inside(value)]));
+}
+
+/** Draws the charts of an artifact. @returns false if ECharts is not installed. */
+export function draw(bench: Bench<unknown>, artifact: Artifact, out: string, name: string): Promise<boolean> {
+  const { charts } = bench.report(artifact);
+  return drawCharts(
+    out,
+    charts.map((chart) => ({ ...chart, name: chartName(name, bench.name, chart.name) })),
+  );
 }

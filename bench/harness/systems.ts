@@ -1,85 +1,74 @@
-/** What benches of whole systems have in common: options, models made ready, systems started. */
+/** Prepares models and starts systems for the benches of whole systems. */
 import { mkdir } from 'node:fs/promises';
-import { basename, join, relative, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
-import { index } from '../indexing/measure.ts';
-import { type Pinning, parseCores } from '../system/cores.ts';
+import type { SystemBenchOptions } from '../options.ts';
+import { reportedIndex } from '../system/cli.ts';
+import type { Pinning } from '../system/cores.ts';
+import { type Deployment, deploymentName } from '../system/deployment.ts';
 import { type BenchModel, openModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
-import { type Deployment, deploymentName, type SystemSettings, startDeployment } from '../system/system.ts';
-import type { RunOptions } from './run.ts';
-
-export interface BenchOptions extends RunOptions {
-  /** Like 0-3; undefined takes all. */
-  readonly cores: string | undefined;
-  readonly precision: string;
-  readonly prefillPrecision: string | undefined;
-  /** The repository that prompts and chunks are taken from. */
-  readonly path: string;
-  /** A system that runs already; then nothing is started, and `repo` has to be indexed there. */
-  readonly url: string | undefined;
-  readonly repo: string | undefined;
-  readonly slots: number;
-  readonly capacity: number;
-  readonly timeoutMs: number;
-  readonly seed: number;
-}
+import { type SystemSettings, startDeployment } from '../system/system.ts';
 
 export interface PreparedModel {
   readonly model: BenchModel;
   readonly prompts: PromptMaker;
-  /** URL of the store that the repository is indexed in. */
+  /** URL of the store that holds the index of the repository. */
   readonly store: string;
 }
 
 export interface SystemUnderTest {
   readonly name: string;
-  /** Undefined for one that ran already. */
+  /** Undefined for a system that was running before. */
   readonly deployment: Deployment | undefined;
   readonly url: string;
 }
 
-/** The bundle, made and indexed where it is not yet. */
-export async function prepareModel(name: string, options: BenchOptions): Promise<PreparedModel> {
-  await mkdir(options.data, { recursive: true });
+/** Opens the bundle and indexes the repository with it; makes what does not exist yet. */
+export async function prepareModel(name: string, options: SystemBenchOptions): Promise<PreparedModel> {
+  const { data, path, cores } = options;
+  await mkdir(data, { recursive: true });
   const model = await openModel(name, options);
   const repo = repoName(options);
-  const store = `lmdb:${resolve(options.data, `index-${basename(model.bundle)}`)}`;
+  const store = `lmdb:${resolve(data, `index-${basename(model.bundle)}`)}`;
   if (options.url === undefined) {
-    const threads = parseCores(options.cores).length;
-    await index(model.bundle, store, repo, options.path, join(options.data, 'index.json'), threads);
+    await reportedIndex({ bundle: model.bundle, store, repo, path }, cores.length, join(data, 'index.json'));
   }
-  return { model, store, prompts: await PromptMaker.load(repo, options.path, model.tokenizer) };
+  return { model, store, prompts: await PromptMaker.load(repo, path, model.tokenizer) };
 }
 
-export const repoName = ({ repo, path }: BenchOptions) => repo ?? basename(resolve(path));
+export const repoName = ({ repo, path }: SystemBenchOptions) => repo ?? basename(resolve(path));
 
-/** Starts the deployments, all at once, and stops them whatever comes of `use`; or takes the one at `url`. */
+interface SystemsPlan {
+  readonly deployments: readonly Deployment[];
+  readonly pinning: Pinning;
+  /** KV slots of each worker; those of the options when not given. */
+  readonly slots?: number;
+  /** The gateway refuses a request that would wait longer; when not given, queues show as latency. */
+  readonly targetTtftMs?: number;
+  readonly promptOrder?: PromptOrder;
+}
+
+/**
+ * Starts the deployments, all at once, and stops them when `use` has ended. With `--url` it uses that system instead.
+ */
 export async function withSystems<T>(
-  options: BenchOptions,
+  options: SystemBenchOptions,
   { model, store }: PreparedModel,
-  plan: {
-    readonly deployments: readonly Deployment[];
-    readonly pinning: Pinning;
-    readonly slots?: number;
-    readonly targetTtftMs?: number | undefined;
-    readonly promptOrder?: PromptOrder;
-  },
+  plan: SystemsPlan,
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
 ): Promise<T> {
   if (options.url !== undefined) return use([{ name: options.url, deployment: undefined, url: options.url }]);
   const settings: SystemSettings = {
     bundle: model.bundle,
     store,
-    cores: parseCores(options.cores),
+    cores: options.cores,
     pinning: plan.pinning,
     slots: plan.slots ?? options.slots,
     capacity: options.capacity,
     data: resolve(options.data),
     requestTimeoutMs: options.timeoutMs,
-    // Queues are to show as latency, not as refusals, where nothing else is said.
     targetTtftMs: plan.targetTtftMs ?? options.timeoutMs,
     promptOrder: plan.promptOrder,
   };
@@ -97,13 +86,8 @@ export async function withSystems<T>(
   }
 }
 
-/** @throws ServingError invalid_request: what this bench measures cannot be reached at a URL. */
-export function assertNoUrl({ url }: BenchOptions, bench: string, what: string): void {
+/** @throws ServingError invalid_request if a URL is given to a bench that cannot measure a running system. */
+export function assertNoUrl({ url }: SystemBenchOptions, bench: string, subject: string): void {
   if (url === undefined) return;
-  throw new ServingError('invalid_request', `bench ${bench} measures ${what} and takes no --url`);
-}
-
-/** Of all benches that start systems. */
-export function systemSettings({ cores, slots, capacity, seed, timeoutMs, path }: BenchOptions) {
-  return { cores: parseCores(cores), slots, capacity, seed, timeoutMs, path: relative(PACKAGE_ROOT, resolve(path)) };
+  throw new ServingError('invalid_request', `bench ${bench} measures ${subject} and takes no --url: leave it out`);
 }

@@ -1,9 +1,10 @@
-/** `bench index`: how fast a repository is encoded, and what it costs to find that nothing has changed. */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+/** `bench index` measures how fast a repository is encoded, and how long it takes to find that nothing has changed. */
+import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { runCli } from '../system/model.ts';
+import { type IndexTarget, reportedIndex } from '../system/cli.ts';
+import type { BenchModel } from '../system/model.ts';
 
-export interface IndexRun {
+export interface IndexingRun {
   readonly model: string;
   readonly run: 'first' | 'again';
   readonly chunks: number;
@@ -12,58 +13,30 @@ export interface IndexRun {
 }
 
 export interface IndexResult {
-  readonly runs: readonly IndexRun[];
+  readonly runs: readonly IndexingRun[];
 }
 
-export interface IndexOptions {
-  readonly model: string;
-  readonly bundle: string;
-  /** The repository. */
-  readonly dir: string;
-  readonly repo: string;
-  /** Folder for the store. */
-  readonly data: string;
-  readonly threads: number;
-}
-
-/** Twice into an empty embedded store. Seconds are of the run itself, without loading the encoder. */
-export async function measureIndex({ model, bundle, dir, repo, data, threads }: IndexOptions): Promise<IndexRun[]> {
+/**
+ * Indexes twice into a store that is empty at first. The seconds are those of the run itself, without loading the
+ * encoder.
+ * @param data folder for the store.
+ */
+export async function measureIndex(
+  { name: model, bundle }: BenchModel,
+  { repo, path }: Pick<IndexTarget, 'repo' | 'path'>,
+  data: string,
+  threads: number,
+): Promise<IndexingRun[]> {
   const scratch = await mkdtemp(join(data, 'index-'));
   try {
-    const runs: IndexRun[] = [];
+    const command = { bundle, store: `lmdb:${join(scratch, 'store')}`, repo, path };
+    const runs: IndexingRun[] = [];
     for (const run of ['first', 'again'] as const) {
-      const { chunks, embedded, seconds } = await index(
-        bundle,
-        `lmdb:${join(scratch, 'store')}`,
-        repo,
-        dir,
-        join(scratch, 'report.json'),
-        threads,
-      );
+      const { chunks, embedded, seconds } = await reportedIndex(command, threads, join(scratch, 'report.json'));
       runs.push({ model, run, chunks, embedded, seconds });
     }
     return runs;
   } finally {
     await rm(scratch, { recursive: true, force: true });
   }
-}
-
-interface IndexReport {
-  readonly chunks: number;
-  readonly embedded: number;
-  readonly seconds: number;
-}
-
-/** `llavacode index`, and what it reports. */
-export async function index(
-  bundle: string,
-  store: string,
-  repo: string,
-  dir: string,
-  json: string,
-  threads: number,
-): Promise<IndexReport> {
-  const where = ['--model', bundle, '--store', store, '--threads', String(threads)];
-  await runCli(['index', '--name', repo, '--path', dir, ...where, '--json', json]);
-  return JSON.parse(await readFile(json, 'utf8')) as IndexReport;
 }

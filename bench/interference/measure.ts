@@ -1,69 +1,63 @@
 /**
- * `bench interference`: what disaggregation is for. Some streams generate; after a quiet window, long prompts keep
- * arriving at an even pace. How much longer do the streams now wait for each token, and how long do the prompts wait?
+ * `bench interference` measures what disaggregation is for. Some streams generate; after a quiet window, long prompts
+ * arrive at an even pace. How much longer do the streams now wait for each token, and how long do the prompts wait?
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { streamCompletion } from '../../services/client.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { type Percentiles, percentiles, type RequestRecord, ttft } from '../measure/latency.ts';
+import { type ClientRecord, type Percentiles, percentiles, ttft } from '../measure/latency.ts';
 import { runOpenLoop, sendOne } from '../measure/load-client.ts';
 import { median } from '../measure/statistics.ts';
 import type { PromptMaker } from '../system/prompts.ts';
+import type { InterferenceOptions } from './command.ts';
 
-export interface InterferenceOptions {
-  readonly streams: number;
-  /** Of the prompts that the streams begin with. */
-  readonly streamPromptTokens: number;
-  /** Of the prompts that arrive. */
-  readonly promptTokens: number;
-  readonly outputTokens: number;
-  /** Of the quiet and of the busy window. */
+/** Lengths that no option changes: prompts of the streams, and outputs of the prompts that arrive, in tokens. */
+export const STREAM_SHAPE = { streamPromptTokens: 200, outputTokens: 4 } as const;
+
+type PromptOptions = Pick<InterferenceOptions, 'promptTokens' | 'timeoutMs'>;
+
+interface WindowOptions extends PromptOptions, Pick<InterferenceOptions, 'streams' | 'capacity'> {
+  /** Length of the quiet window and of the busy window. */
   readonly windowMs: number;
-  /** Tokens of a slot. */
-  readonly capacity: number;
-  readonly timeoutMs: number;
 }
 
 export interface InterferenceRun {
   readonly deployment: string;
-  /** ms between two tokens of a stream. */
+  /** Times between two tokens of a stream in ms, in the quiet window and in the busy one. */
   readonly quiet: Percentiles;
   readonly busy: Percentiles;
-  /** Tokens per second, of all streams together. */
+  /** Tokens per second of all streams together. */
   readonly quietTokensPerSecond: number;
   readonly busyTokensPerSecond: number;
-  /** Of the prompts that arrived: ms. */
+  /** TTFT in ms of the prompts that arrived. */
   readonly ttft: Percentiles;
   readonly arrived: number;
   readonly failed: number;
-  /** ms per token, by stream. */
+  /** TPOT in ms, over the streams. */
   readonly quietTpot: Percentiles;
   readonly busyTpot: Percentiles;
-  /** Times of tokens, by stream; ms from the start of the quiet window. */
+  /** Times of the tokens of each stream, in ms from the start of the quiet window. */
   readonly streamsMs: readonly (readonly number[])[];
-  readonly records: readonly RequestRecord[];
+  readonly records: readonly ClientRecord[];
 }
 
 export interface InterferenceResult {
   readonly model: string;
-  readonly options: InterferenceOptions;
+  readonly options: WindowOptions & typeof STREAM_SHAPE;
   readonly everyMs: number;
   readonly runs: readonly InterferenceRun[];
 }
 
-/** How long one such prompt takes on an idle system: ms, median of three. */
-export async function idleTtft(
-  url: string,
-  prompts: PromptMaker,
-  options: Omit<InterferenceOptions, 'windowMs'>,
-): Promise<number> {
+/** TTFT of one such prompt on an idle system: the median of three, in ms. */
+export async function idleTtft(url: string, prompts: PromptMaker, options: PromptOptions): Promise<number> {
   const startMs = performance.now();
   const figures: number[] = [];
   for (let i = 0; i < 4; i++) {
     const atMs = performance.now() - startMs;
     const record = await sendOne(url, { atMs, body: arriving(prompts, options, i) }, i, startMs, options);
-    if (record.outcome !== 'ok')
+    if (record.outcome !== 'ok') {
       throw new ServingError('internal', `a prompt on an idle system failed: ${record.code}`);
+    }
     if (i > 0) figures.push(ttft(record)); // the first one warms up
   }
   return median(figures);
@@ -73,14 +67,14 @@ export async function measureInterference(
   url: string,
   deployment: string,
   prompts: PromptMaker,
-  options: InterferenceOptions,
+  options: WindowOptions,
   everyMs: number,
 ): Promise<InterferenceRun> {
   const { streams, windowMs, timeoutMs } = options;
   const end = new AbortController();
   const stamps: number[][][] = Array.from({ length: streams }, () => []);
   const running = stamps.map((lives, i) => stream(url, prompts, options, i, lives, end.signal));
-  // A stream that fails must not leave us waiting.
+  // Rejects when a stream fails, so that nothing waits for it any longer; never resolves.
   const failure = Promise.all(running).then(() => new Promise<never>(() => {}));
   try {
     await Promise.race([failure, allStarted(stamps, timeoutMs)]);
@@ -109,16 +103,20 @@ export async function measureInterference(
 
 const ENDED = new Error('the measurement has ended');
 
-/** One stream, and its successors: each ends when its slot is full. `lives` are the times of their tokens. */
+/**
+ * Runs one stream and its successors: each ends when its slot is full, and the next one begins.
+ * @param lives gets the times of the tokens of each.
+ */
 async function stream(
   url: string,
   prompts: PromptMaker,
-  options: InterferenceOptions,
+  options: WindowOptions,
   index: number,
   lives: number[][],
   signal: AbortSignal,
 ): Promise<void> {
-  const { streams, streamPromptTokens: tokens, capacity } = options;
+  const { streams, capacity } = options;
+  const tokens = STREAM_SHAPE.streamPromptTokens;
   for (let life = 0; ; life++) {
     const body = {
       ...prompts.make(1000 + index + life * streams, { tokens, context: 'off', contextTokens: 0 }),
@@ -140,18 +138,19 @@ async function stream(
 async function allStarted(stamps: readonly (readonly (readonly number[])[])[], timeoutMs: number): Promise<void> {
   const deadline = performance.now() + timeoutMs;
   while (!stamps.every(([first]) => (first?.length ?? 0) > 1)) {
-    if (performance.now() > deadline) throw new ServingError('deadline_exceeded', 'the streams did not begin in time');
+    if (performance.now() > deadline)
+      throw new ServingError(
+        'deadline_exceeded',
+        `the streams did not begin within ${timeoutMs} ms: raise --timeout-ms`,
+      );
     await delay(20);
   }
 }
 
-const arriving = (
-  prompts: PromptMaker,
-  { promptTokens, outputTokens }: Pick<InterferenceOptions, 'promptTokens' | 'outputTokens'>,
-  index: number,
-) => ({
+/** The body of a prompt that arrives. */
+const arriving = (prompts: PromptMaker, { promptTokens }: PromptOptions, index: number) => ({
   ...prompts.make(index, { tokens: promptTokens, context: 'off', contextTokens: 0 }),
-  max_tokens: outputTokens,
+  max_tokens: STREAM_SHAPE.outputTokens,
   temperature: 0,
   ignore_eos: true,
 });
@@ -159,18 +158,18 @@ const arriving = (
 function summary(
   deployment: string,
   streamsMs: readonly (readonly number[])[],
-  records: readonly RequestRecord[],
+  records: readonly ClientRecord[],
   windowMs: number,
 ): InterferenceRun {
-  const window = (from: number, to: number) =>
+  const gaps = (from: number, to: number) =>
     streamsMs.flatMap((times) => times.slice(1).flatMap((at, i) => (at >= from && at < to ? [at - times[i]!] : [])));
-  /** (last token - first token) / (tokens - 1), of what each stream put out meanwhile. */
+  /** TPOT of each stream over the tokens that it put out between two times. */
   const tpots = (from: number, to: number) =>
     streamsMs.flatMap((times) => {
       const within = times.filter((at) => at >= from && at < to);
       return within.length < 2 ? [] : [(within.at(-1)! - within[0]!) / (within.length - 1)];
     });
-  const [quiet, busy] = [window(0, windowMs), window(windowMs, 2 * windowMs)];
+  const [quiet, busy] = [gaps(0, windowMs), gaps(windowMs, 2 * windowMs)];
   const ok = records.filter(({ outcome }) => outcome === 'ok');
   return {
     deployment,

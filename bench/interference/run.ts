@@ -1,47 +1,43 @@
-/** `bench interference`: running streams while long prompts arrive, in both modes. */
-
+/** Runs `bench interference` on both deployments. */
 import { run } from '../harness/run.ts';
-import { type BenchOptions, prepareModel, systemSettings, withSystems } from '../harness/systems.ts';
+import { prepareModel, withSystems } from '../harness/systems.ts';
+import { onlyModel } from '../options.ts';
 import type { Artifact } from '../report/artifact.ts';
-import { BOTH } from '../system/system.ts';
+import { BOTH } from '../system/deployment.ts';
+import type { InterferenceOptions } from './command.ts';
 import {
-  type InterferenceOptions,
   type InterferenceResult,
   type InterferenceRun,
   idleTtft,
   measureInterference,
+  STREAM_SHAPE,
 } from './measure.ts';
+import { INTERFERENCE } from './report.ts';
 
-/** Of the windows, where nothing else is said: this long, or time for so many prompts. */
+/** Each window lasts at least this long and has time for this many prompts, unless its length is given. */
 const WINDOW = { leastMs: 20_000, prompts: 8 };
+const PLAN = { deployments: BOTH, pinning: 'split' } as const;
 
-/**
- * @param interference without a windowMs: as long as it takes.
- * @param everyMs between two prompts; undefined: one and a half times what the slower deployment takes for one.
- */
-export async function runInterference(
-  options: BenchOptions,
-  modelName: string,
-  interference: Omit<InterferenceOptions, 'windowMs'> & Partial<Pick<InterferenceOptions, 'windowMs'>>,
-  everyMs?: number,
-): Promise<Artifact<InterferenceResult>> {
-  const prepared = await prepareModel(modelName, options);
+export async function runInterference(options: InterferenceOptions): Promise<Artifact<InterferenceResult>> {
+  const prepared = await prepareModel(onlyModel(options), options);
   const { model, prompts } = prepared;
-  const settings = { ...systemSettings(options), ...interference, pinning: 'split' };
-  return run(options, { bench: 'interference', models: [model], settings }, (onProgress) =>
-    withSystems(options, prepared, { deployments: BOTH, pinning: 'split' }, async (systems) => {
+  const { streams, promptTokens, capacity, timeoutMs, windowSeconds } = options;
+  const plan = { models: [model], settings: { ...options, ...STREAM_SHAPE, pinning: PLAN.pinning } };
+  return run(INTERFERENCE, options, plan, (onProgress) =>
+    withSystems(options, prepared, PLAN, async (systems) => {
       onProgress('prompts on idle systems');
       const idle: number[] = [];
-      for (const { url } of systems) idle.push(await idleTtft(url, prompts, interference));
-      const every = everyMs ?? 1.5 * Math.max(...idle);
-      const windowMs = interference.windowMs ?? Math.max(WINDOW.leastMs, WINDOW.prompts * every);
-      const how = { ...interference, windowMs };
+      for (const { url } of systems) idle.push(await idleTtft(url, prompts, options));
+      const everyMs = options.everyMs ?? 1.5 * Math.max(...idle);
+      const windowMs =
+        windowSeconds === undefined ? Math.max(WINDOW.leastMs, WINDOW.prompts * everyMs) : 1000 * windowSeconds;
+      const how = { streams, promptTokens, capacity, timeoutMs, windowMs };
       const runs: InterferenceRun[] = [];
       for (const { name, url } of systems) {
         onProgress(name);
-        runs.push(await measureInterference(url, name, prompts, how, every));
+        runs.push(await measureInterference(url, name, prompts, how, everyMs));
       }
-      return { model: model.name, options: how, everyMs: every, runs };
+      return { model: model.name, options: { ...how, ...STREAM_SHAPE }, everyMs, runs };
     }),
   );
 }

@@ -1,44 +1,27 @@
-/** `bench load`: an open-loop load on one deployment after the other, at one rate, along a trace, or swept over rates. */
+/** `bench load` puts an open-loop load on a system: at one rate, along a trace, or swept over rates. */
 import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { type Arrivals, arrivalTimes, RandomStream } from '../measure/arrivals.ts';
+import { arrivalTimes, RandomStream } from '../measure/arrivals.ts';
 import { highestPassed, type Probe, searchHighestRate } from '../measure/highest-rate.ts';
-import { e2e, type LoadSummary, type RequestRecord, type Slo, summarise, tpot, ttft } from '../measure/latency.ts';
+import { type ClientRecord, e2e, type LoadSummary, type Slo, summarise, tpot, ttft } from '../measure/latency.ts';
 import { type PlannedRequest, runOpenLoop, sendOne } from '../measure/load-client.ts';
 import { median } from '../measure/statistics.ts';
 import { parseTrace } from '../measure/trace.ts';
-import { type ContextMode, type PromptMaker, SOFT_TOKENS } from '../system/prompts.ts';
-
-export interface Workload {
-  readonly arrivals: Arrivals;
-  readonly burstiness: number;
-  /** Requests of one run, warm-up included; unless it is to last a time. */
-  readonly requests: number;
-  /** Of one run, at whatever rate. */
-  readonly seconds?: number;
-  /** The first so many do not count. */
-  readonly warmup: number;
-  readonly promptTokens: number;
-  readonly outputTokens: number;
-  readonly context: ContextMode;
-  /** Share of requests whose client hangs up, at a random time of the first `cancelWithinMs`. */
-  readonly cancelRate: number;
-  readonly cancelWithinMs: number;
-  readonly timeoutMs: number;
-  readonly seed: number;
-}
+import { contextTokens } from '../system/context.ts';
+import type { PromptMaker } from '../system/prompts.ts';
+import type { Workload } from './command.ts';
 
 /** One run at one rate. */
-export interface LoadRun {
+interface LoadRun {
   readonly summary: LoadSummary;
-  readonly records: readonly RequestRecord[];
+  readonly records: readonly ClientRecord[];
 }
 
 export interface DeploymentLoad {
   readonly deployment: string;
   readonly probes: readonly Probe<LoadRun>[];
-  /** Highest rate, in requests per second, that met the objective; 0 where none did. */
+  /** Highest rate in requests per second that met the objective; 0 if none did. */
   readonly highestRate: number;
 }
 
@@ -48,23 +31,23 @@ export interface LoadResult {
   /** Share of requests that has to meet the objective. */
   readonly target: number;
   readonly workload: Workload;
-  /** Where requests came from a file instead. */
+  /** The trace, if the requests came from one. */
   readonly trace?: TraceFile;
   readonly deployments: readonly DeploymentLoad[];
 }
 
-/** Share of requests within the objective that DistServe, and we, ask for. */
+/** Share of requests that must meet the objective: DistServe asks for the same. */
 export const TARGET = 0.9;
 
-/** Tokens that the context of a prompt takes. */
-export const contextTokens = (context: ContextMode) => ({ compressed: SOFT_TOKENS, text: 500, off: 0 })[context];
-
-/** @throws ServingError invalid_request where warming up leaves nothing to measure. */
-export function planRequests(prompts: PromptMaker, workload: Workload, rate: number): PlannedRequest[] {
+/** @throws ServingError invalid_request if the warm-up leaves nothing to measure. */
+function planRequests(prompts: PromptMaker, workload: Workload, rate: number): PlannedRequest[] {
   const { arrivals: kind, burstiness, seed, context, promptTokens, outputTokens, seconds } = workload;
   const count = seconds === undefined ? workload.requests : Math.ceil(rate * seconds);
   if (workload.warmup >= count) {
-    throw new ServingError('invalid_request', `${count} requests leave none after --warmup ${workload.warmup}`);
+    throw new ServingError(
+      'invalid_request',
+      `--warmup ${workload.warmup} leaves none of the ${count} requests of a run: make it smaller, or the run longer`,
+    );
   }
   const random = new RandomStream(seed + 1);
   return arrivalTimes({ kind, rate, count, burstiness, seed }).map((atMs, i) => ({
@@ -77,14 +60,14 @@ export function planRequests(prompts: PromptMaker, workload: Workload, rate: num
   }));
 }
 
-export interface TraceFile {
+interface TraceFile {
   readonly file: string;
   readonly requests: number;
-  /** Requests whose prompt was longer than a slot holds, and was cut. */
+  /** Requests whose prompt was cut because it was longer than a slot holds. */
   readonly clipped: number;
 }
 
-/** Requests of a trace file, which say themselves when they come, how long they are, and which share their beginnings. */
+/** Plans the requests of a trace file, which gives their times, their lengths and the prefixes that they share. */
 export async function planTrace(
   prompts: PromptMaker,
   file: string,
@@ -96,16 +79,14 @@ export async function planTrace(
     const output = Math.min(outputTokens, capacity - 1);
     const input = Math.min(inputTokens, capacity - output);
     if (input < inputTokens) clipped++;
-    const prompt = prompts.blocks(
-      blocks.length > 0 ? blocks : Array.from({ length: input }, (_, k) => i * 31 + k),
-      input,
-    );
+    const own = Array.from({ length: input }, (_, k) => i * 31 + k);
+    const prompt = prompts.blocks(blocks.length > 0 ? blocks : own, input);
     return { atMs, body: { prompt, ...generation(output), ...(blocks.length === 0 && { cache_salt: randomUUID() }) } };
   });
   return { plan, trace: { file, requests: plan.length, clipped } };
 }
 
-/** Outputs of full length, the same in every run. */
+/** Greedy outputs of full length, which are the same in every run. */
 const generation = (tokens: number) => ({ max_tokens: tokens, temperature: 0, ignore_eos: true });
 
 export async function measureLoad(
@@ -120,15 +101,12 @@ export async function measureLoad(
   return { records, summary: summarise(records, { warmup, slo }) };
 }
 
-/** Requests one at a time: what the system does without load. The first of them does not count. */
+/** Medians of requests sent one at a time: what the system does without load. The first one does not count. */
 export async function measureUnloaded(url: string, prompts: PromptMaker, workload: Workload, requests = 5) {
-  const records: RequestRecord[] = [];
+  const records: ClientRecord[] = [];
   const startMs = performance.now();
-  for (const { body } of planRequests(
-    prompts,
-    { ...workload, seconds: undefined, requests: requests + 1, warmup: 1, cancelRate: 0 },
-    1,
-  )) {
+  const alone = { ...workload, seconds: undefined, requests: requests + 1, warmup: 1, cancelRate: 0 };
+  for (const { body } of planRequests(prompts, alone, 1)) {
     const request = { atMs: performance.now() - startMs, body };
     const record = await sendOne(url, request, records.length, startMs, workload);
     if (record.outcome !== 'ok') throw new ServingError('internal', `a request without load failed: ${record.code}`);
@@ -142,13 +120,13 @@ export async function measureUnloaded(url: string, prompts: PromptMaker, workloa
   };
 }
 
-/** An objective where none is given: three times what the system does without load. */
+/** The objective if none is given: three times what the system does without load. */
 export const relativeSlo = ({ ttft, tpot }: { ttft: number; tpot: number }): Slo => ({
   ttft: Math.ceil(3 * ttft),
   ...(Number.isFinite(tpot) && { tpot: Math.ceil(3 * tpot) }),
 });
 
-export interface SweepOptions {
+interface SweepOptions {
   readonly url: string;
   readonly deployment: string;
   readonly prompts: PromptMaker;
@@ -160,7 +138,7 @@ export interface SweepOptions {
   readonly onProgress: (text: string) => void;
 }
 
-/** The curve of attainment over rates, and the highest rate that meets the objective. */
+/** Measures attainment at several rates, and searches the highest rate that meets the objective. */
 export async function sweep(options: SweepOptions): Promise<DeploymentLoad> {
   const { url, deployment, prompts, workload, slo, startRate, probes: limit, onProgress } = options;
   const probe = async (rate: number) => {
@@ -174,7 +152,7 @@ export async function sweep(options: SweepOptions): Promise<DeploymentLoad> {
   return { deployment, probes, highestRate: highestPassed(probes) };
 }
 
-/** The given rates, one after the other. */
+/** Measures the given rates, one after the other. */
 export async function measureRates(
   options: Omit<SweepOptions, 'startRate' | 'probes'> & { readonly rates: readonly number[] },
 ): Promise<DeploymentLoad> {

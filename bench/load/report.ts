@@ -1,21 +1,38 @@
-/** `bench load` as Markdown, and its curves. */
-
-import { formatSlo, type Percentiles } from '../measure/latency.ts';
-import type { Artifact } from '../report/artifact.ts';
+/** The report of `bench load`: a table of rates, and the curves over them. */
+import { DEFINITIONS, formatSlo, type LoadSummary, type Percentiles } from '../measure/latency.ts';
 import { axes } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
-import type { Report } from '../report/report.ts';
+import type { Bench, Report } from '../report/report.ts';
 import type { DeploymentLoad, LoadResult } from './measure.ts';
 
+export const LOAD: Bench<LoadResult> = {
+  name: 'load',
+  title: 'Load: both modes and the rates they sustain',
+  definitions: DEFINITIONS,
+  report: ({ result }) => reportLoad(result),
+  headline: ({ deployments, target, slo }) =>
+    `highest rate at which ${percent(target)} of the requests met ${formatSlo(slo)}: ` +
+    deployments.map(({ deployment, highestRate }) => `${deployment} ${figure(highestRate)}/s`).join(', '),
+};
+
 const HEAD = [
-  ...['deployment', 'rate, 1/s', 'TTFT p50 / p90 / p99, ms', 'TPOT, ms', 'ITL, ms', 'end to end, ms', 'tokens/s'],
-  ...['ok / failed / cancelled', 'attainment', 'goodput, 1/s', 'send lag p99, ms'],
+  'deployment',
+  'rate, 1/s',
+  'TTFT p50 / p90 / p99, ms',
+  'TPOT, ms',
+  'ITL, ms',
+  'end to end, ms',
+  'tokens/s',
+  'ok / failed / cancelled',
+  'attainment',
+  'goodput, 1/s',
+  'send lag p99, ms',
 ];
 
 const three = ({ p50, p90, p99 }: Percentiles) => [p50, p90, p99].map(figure).join(' / ');
 
-export function reportLoad({ result }: Artifact<LoadResult>): Report {
-  const { slo, target, workload, deployments } = result;
+function reportLoad(result: LoadResult): Report {
+  const { target, deployments } = result;
   const rows = deployments.flatMap(({ deployment, probes }) =>
     probes
       .toSorted((a, b) => a.rate - b.rate)
@@ -33,49 +50,58 @@ export function reportLoad({ result }: Artifact<LoadResult>): Report {
         `${figure(summary.sendLag.p99)}${summary.degraded ? ' **degraded**' : ''}`,
       ]),
   );
-  const context = workload.context === 'off' ? 'no context' : `${workload.context} context`;
-  const { trace } = result;
-  const fromTrace =
-    trace &&
-    `The ${trace.requests} requests of ${trace.file} at their own times${trace.clipped > 0 ? ` (${trace.clipped} prompts cut to what a slot holds)` : ''}; objective: ${formatSlo(slo)}.`;
-  const what =
-    fromTrace ??
-    `${workload.seconds === undefined ? `${workload.requests} requests` : `${workload.seconds} s`} per run ` +
-      `(the first ${workload.warmup} requests warm it up), ${workload.arrivals} arrivals, ` +
-      `${workload.promptTokens} prompt tokens with ${context}, ${workload.outputTokens} output tokens; objective: ${formatSlo(slo)}.`;
-  const best = deployments.map(
-    ({ deployment, highestRate }) =>
-      `- ${deployment}: **${highestRate === 0 ? 'none of the rates tried' : `${figure(highestRate)} requests/s`}** is the highest rate tried at which ${percent(target)} of the requests met it`,
-  );
+  const best = deployments.map(({ deployment, highestRate }) => {
+    const rate = highestRate === 0 ? 'none of the rates tried' : `${figure(highestRate)} requests/s`;
+    return `- ${deployment}: **${rate}** is the highest rate tried at which ${percent(target)} of the requests met it`;
+  });
   return {
-    markdown: [what, best.join('\n'), table(HEAD, rows)].join('\n\n'),
-    charts: [
-      {
-        name: 'load',
-        option: axes(`Requests within ${formatSlo(slo)}`, 'requests per second', 'attainment, %', {
-          yAxis: { type: 'value', name: 'attainment, %', nameLocation: 'middle', nameGap: 48, min: 0, max: 100 },
-          series: [
-            ...deployments.map((load) => curve(load, ({ attainment = 0 }) => 100 * attainment)),
-            {
-              type: 'line' as const,
-              name: `${percent(target)}`,
-              data: [],
-              markLine: { symbol: 'none', silent: true, data: [{ yAxis: 100 * target }] },
-            },
-          ],
-        }),
-      },
-      {
-        name: 'load-ttft',
-        option: axes('Time to first token under load (p90)', 'requests per second', 'TTFT p90, ms', {
-          series: deployments.map((load) => curve(load, ({ ttft }) => ttft.p90)),
-        }),
-      },
-    ],
+    markdown: [whatOf(result), best.join('\n'), table(HEAD, rows)].join('\n\n'),
+    charts: chartsOf(result),
   };
 }
 
-function curve({ deployment, probes }: DeploymentLoad, of: (summary: LoadSummaryOf) => number) {
+/** What was sent, and which objective it had to meet. */
+function whatOf({ workload, trace, slo }: LoadResult): string {
+  const { seconds, requests, warmup, arrivals, promptTokens, outputTokens } = workload;
+  if (trace) {
+    const clipped = trace.clipped > 0 ? ` (${trace.clipped} prompts were cut to what a slot holds)` : '';
+    return `The ${trace.requests} requests of ${trace.file}, sent at their own times${clipped}; objective: ${formatSlo(slo)}.`;
+  }
+  const context = workload.context === 'off' ? 'no context' : `${workload.context} context`;
+  return (
+    `Each run: ${seconds === undefined ? `${requests} requests` : `${seconds} s`} (the first ${warmup} requests warm it up), ` +
+    `${arrivals} arrivals, ${promptTokens} prompt tokens with ${context}, ${outputTokens} output tokens; ` +
+    `objective: ${formatSlo(slo)}.`
+  );
+}
+
+function chartsOf({ slo, target, deployments }: LoadResult): Report['charts'] {
+  return [
+    {
+      name: 'load',
+      option: axes(`Requests within ${formatSlo(slo)}`, 'requests per second', 'attainment, %', {
+        yAxis: { type: 'value', name: 'attainment, %', nameLocation: 'middle', nameGap: 48, min: 0, max: 100 },
+        series: [
+          ...deployments.map((load) => curve(load, ({ attainment = 0 }) => 100 * attainment)),
+          {
+            type: 'line' as const,
+            name: percent(target),
+            data: [],
+            markLine: { symbol: 'none', silent: true, data: [{ yAxis: 100 * target }] },
+          },
+        ],
+      }),
+    },
+    {
+      name: 'load-ttft',
+      option: axes('Time to first token under load (p90)', 'requests per second', 'TTFT p90, ms', {
+        series: deployments.map((load) => curve(load, ({ ttft }) => ttft.p90)),
+      }),
+    },
+  ];
+}
+
+function curve({ deployment, probes }: DeploymentLoad, of: (summary: LoadSummary) => number) {
   return {
     type: 'line' as const,
     name: deployment,
@@ -83,4 +109,3 @@ function curve({ deployment, probes }: DeploymentLoad, of: (summary: LoadSummary
     data: probes.toSorted((a, b) => a.rate - b.rate).map(({ rate, result }) => [rate, of(result.summary)]),
   };
 }
-type LoadSummaryOf = DeploymentLoad['probes'][number]['result']['summary'];

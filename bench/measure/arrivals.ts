@@ -1,24 +1,24 @@
 /**
- * When requests are sent: open loop, seeded, independent of how fast answers come. As in vLLM's `bench serve`, gaps are
- * gamma-distributed with shape `burstiness` (1 is Poisson, below 1 bursty, above 1 even) and rescaled so that `count`
- * requests take exactly count / rate seconds: runs at one rate offer the same load whatever the seed.
+ * Send times of an open-loop load: seeded, and independent of how fast answers come. As in vLLM's `bench serve`, gaps
+ * are gamma-distributed with shape `burstiness` (1 is Poisson, below 1 bursty, above 1 even) and rescaled so that
+ * `count` requests take exactly count / rate seconds: runs at one rate offer the same load whatever the seed.
  */
 import { wordsAt } from '../../services/lib/numeric/random.ts';
 
 export const ARRIVALS = ['poisson', 'gamma', 'constant'] as const;
-export type Arrivals = (typeof ARRIVALS)[number];
+type ArrivalKind = (typeof ARRIVALS)[number];
 
-export interface ArrivalPlan {
-  readonly kind: Arrivals;
+interface ArrivalPlan {
+  readonly kind: ArrivalKind;
   /** Requests per second. */
   readonly rate: number;
   readonly count: number;
-  /** Shape of the gamma distribution; only for `gamma`. */
+  /** Shape of the gamma distribution; the other kinds ignore it. */
   readonly burstiness?: number;
   readonly seed: number;
 }
 
-/** Times to send at, in ms from the start; ascending. */
+/** Send times in ms from the start, ascending. */
 export function arrivalTimes({ kind, rate, count, burstiness = 1, seed }: ArrivalPlan): number[] {
   const random = new RandomStream(seed);
   const shape = kind === 'poisson' ? 1 : burstiness;
@@ -31,7 +31,7 @@ export function arrivalTimes({ kind, rate, count, burstiness = 1, seed }: Arriva
   });
 }
 
-/** Random numbers one after the other from a seed. */
+/** A stream of random numbers that its seed determines. */
 export class RandomStream {
   readonly #seed: number;
   #position = 0;
@@ -40,7 +40,7 @@ export class RandomStream {
     this.#seed = seed;
   }
 
-  /** In [0, 1), with 53 random bits. */
+  /** A number in [0, 1), with 53 random bits. */
   uniform(): number {
     const [high, low] = wordsAt(this.#seed, this.#position++);
     return (high * 2 ** 21 + (low >>> 11)) / 2 ** 53;
@@ -51,12 +51,15 @@ export class RandomStream {
     return Math.floor(this.uniform() * below);
   }
 
-  /** Standard normal, by Box and Muller. */
+  /** A standard normal number, by the method of Box and Muller. */
   normal(): number {
     return Math.sqrt(-2 * Math.log(1 - this.uniform())) * Math.cos(2 * Math.PI * this.uniform());
   }
 
-  /** Mean `shape`, scale 1; by Marsaglia and Tsang (2000), below shape 1 by their power of a uniform number. */
+  /**
+   * A gamma-distributed number of mean `shape` and scale 1, by the method of Marsaglia and Tsang (2000); below shape 1
+   * by their power of a uniform number.
+   */
   gamma(shape: number): number {
     if (shape < 1) return this.gamma(shape + 1) * (1 - this.uniform()) ** (1 / shape);
     const d = shape - 1 / 3;

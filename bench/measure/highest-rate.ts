@@ -1,11 +1,11 @@
 /** The search for the highest rate that a system sustains: doubling until it fails, then bisection. */
 
-export interface RateSearch {
+interface RateSearch {
   /** Requests per second to begin with. */
   readonly start: number;
-  /** Bisections after the first failure: each halves the uncertainty. */
+  /** Bisections once a rate has passed and another has failed: each halves the uncertainty. */
   readonly bisections: number;
-  /** Probes at most. */
+  /** Upper bound on the number of probes. */
   readonly limit: number;
 }
 
@@ -16,8 +16,8 @@ export interface Probe<T> {
 }
 
 /**
- * Every probe made, in order; the highest rate that passed is {@link highestPassed}. Where the first one fails the rate is
- * halved until one passes.
+ * Searches, and returns every probe in the order they were made; {@link highestPassed} gives the highest rate that
+ * passed. If the first probe fails, the rate is halved until one passes.
  */
 export async function searchHighestRate<T>(
   probe: (rate: number) => Promise<{ passed: boolean; result: T }>,
@@ -40,6 +40,6 @@ export async function searchHighestRate<T>(
   return probes;
 }
 
-/** 0 where none passed. */
+/** The highest rate that passed; 0 if none did. */
 export const highestPassed = (probes: readonly Probe<unknown>[]) =>
   Math.max(0, ...probes.filter(({ passed }) => passed).map(({ rate }) => rate));

@@ -1,7 +1,7 @@
 /**
- * What is computed from raw timestamps, and how it is defined: pure functions over records, so that every figure can be
- * computed again from an artifact. The definitions are those of vLLM's `bench serve` but for two, both against us: time
- * counts from the *intended* send time, and errors count against the share of requests that met the objective.
+ * Figures computed from raw timestamps, with their definitions: pure functions over records, so that every figure can
+ * be computed again from an artifact. The definitions are those of vLLM's `bench serve` except for two, both against
+ * us: time counts from the *intended* send time, and errors count against the share of requests that met the objective.
  */
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { quantile } from './statistics.ts';
@@ -12,42 +12,42 @@ export const DEFINITIONS = {
   itl: 'ms between two chunks of one request, pooled over all requests',
   e2e: 'ms from the intended send time to the last chunk',
   attainment:
-    'requests that met every objective / (all requests - those that the plan cancelled); errors count as missed',
+    'requests that met every objective / (all requests - those that the plan cancelled); a failed request has missed it',
   goodput: 'requests that met every objective / duration, per second',
-  duration: 's from the first intended send time to the last end, warm-up left out',
+  duration: 's from the first intended send time to the end of the last request, without the warm-up',
   throughput: 'output tokens of finished requests / duration, per second',
   sendLag:
     'ms from the intended to the actual send time; p99 above 50 ms makes a run degraded: the client was too slow',
   interval:
-    'between two order statistics, holding the true median with the stated probability, no distribution assumed',
+    'the range between two order statistics that holds the true median with the stated probability, whatever the distribution',
 } as const;
 
-/** One request. All times in ms from the start of the run. */
-export interface RequestRecord {
+/** One request as its client saw it. All times are in ms from the start of the run. */
+export interface ClientRecord {
   readonly index: number;
   readonly intendedMs: number;
   readonly sentMs: number;
-  /** One per chunk that held a choice. */
+  /** Times at which a chunk that held a choice arrived. */
   readonly chunksMs: readonly number[];
   readonly endedMs: number;
   readonly promptTokens: number;
   readonly softTokens: number;
   readonly cachedTokens: number;
   readonly outputTokens: number;
-  /** `cancelled`: by the plan. */
+  /** `cancelled` means: the plan made the client hang up. */
   readonly outcome: 'ok' | 'cancelled' | 'failed';
-  /** Of a failure: the server's error code. */
+  /** The server's error code, if the request failed. */
   readonly code?: string;
 }
 
-export const ttft = (record: RequestRecord) => record.chunksMs[0]! - record.intendedMs;
-export const e2e = (record: RequestRecord) => record.chunksMs.at(-1)! - record.intendedMs;
+export const ttft = (record: ClientRecord) => record.chunksMs[0]! - record.intendedMs;
+export const e2e = (record: ClientRecord) => record.chunksMs.at(-1)! - record.intendedMs;
 
-export function tpot({ chunksMs, outputTokens }: RequestRecord): number | undefined {
+export function tpot({ chunksMs, outputTokens }: ClientRecord): number | undefined {
   return outputTokens < 2 ? undefined : (chunksMs.at(-1)! - chunksMs[0]!) / (outputTokens - 1);
 }
 
-export const gaps = ({ chunksMs }: RequestRecord) => chunksMs.slice(1).map((at, i) => at - chunksMs[i]!);
+export const gaps = ({ chunksMs }: ClientRecord) => chunksMs.slice(1).map((at, i) => at - chunksMs[i]!);
 
 /** A service level objective: upper bounds in ms. */
 export interface Slo {
@@ -58,7 +58,7 @@ export interface Slo {
 const SLO_KEYS = ['ttft', 'tpot', 'e2e'] as const;
 
 /**
- * `ttft:500,tpot:50`
+ * Reads an objective like `ttft:500,tpot:50`.
  * @throws ServingError invalid_request.
  */
 export function parseSlo(text: string): Slo {
@@ -66,7 +66,10 @@ export function parseSlo(text: string): Slo {
     const [key, value] = part.trim().split(':');
     const ms = Number(value);
     if (!SLO_KEYS.some((known) => known === key) || !(ms > 0)) {
-      throw new ServingError('invalid_request', `SLO ${JSON.stringify(part)} must be ttft:MS, tpot:MS or e2e:MS`);
+      throw new ServingError(
+        'invalid_request',
+        `${JSON.stringify(part)} is not a bound of an objective: it must be ttft:MS, tpot:MS or e2e:MS, separated by commas`,
+      );
     }
     return [key, ms] as const;
   });
@@ -78,7 +81,7 @@ export const formatSlo = (slo: Slo) =>
     ', ',
   );
 
-export function meets(record: RequestRecord, slo: Slo): boolean {
+export function meets(record: ClientRecord, slo: Slo): boolean {
   if (record.outcome !== 'ok' || record.chunksMs.length === 0) return false;
   const within = (value: number, bound: number | undefined) => bound === undefined || value <= bound;
   return within(ttft(record), slo.ttft) && within(tpot(record) ?? 0, slo.tpot) && within(e2e(record), slo.e2e);
@@ -95,7 +98,7 @@ export const percentiles = (samples: readonly number[]): Percentiles => ({
   p99: quantile(samples, 0.99),
 });
 
-/** Above this p99 the client, not the server, is measured. */
+/** Above this p99 the run measures the client and not the server. */
 const SEND_LAG_LIMIT_MS = 50;
 
 export interface LoadSummary {
@@ -103,7 +106,7 @@ export interface LoadSummary {
   readonly ok: number;
   readonly failed: number;
   readonly cancelled: number;
-  /** How often each error code came. */
+  /** Number of failures by error code. */
   readonly errors: Readonly<Record<string, number>>;
   readonly seconds: number;
   /** Requests finished per second. */
@@ -116,13 +119,13 @@ export interface LoadSummary {
   readonly e2e: Percentiles;
   readonly sendLag: Percentiles;
   readonly degraded: boolean;
-  /** Undefined without an objective. */
+  /** Undefined without an objective, as is `goodput`. */
   readonly attainment?: number;
   readonly goodput?: number;
 }
 
-/** @param warmup so many of the first requests, by intended time, are left out. */
-export function summarise(all: readonly RequestRecord[], options: { warmup: number; slo?: Slo }): LoadSummary {
+/** @param options.warmup number of the first requests, by intended time, that do not count. */
+export function summarise(all: readonly ClientRecord[], options: { warmup: number; slo?: Slo }): LoadSummary {
   const records = all.toSorted((a, b) => a.intendedMs - b.intendedMs).slice(options.warmup);
   const ok = records.filter(({ outcome, chunksMs }) => outcome === 'ok' && chunksMs.length > 0);
   const cancelled = records.filter(({ outcome }) => outcome === 'cancelled').length;

@@ -1,37 +1,39 @@
 /**
- * The open-loop load client: every request leaves at its intended time, whatever has come of the ones before. A slow
- * server cannot slow the load down and so hide its own queue (coordinated omission).
+ * The open-loop load client: every request leaves at its intended time, whether or not earlier ones have been answered.
+ * So a slow server cannot slow the load down and thereby hide its own queue (coordinated omission).
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { type CompletionBody, streamCompletion } from '../../services/client.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import type { RequestRecord } from './latency.ts';
+import type { ClientRecord } from './latency.ts';
 
 export interface PlannedRequest {
-  /** From the start of the run. */
+  /** Intended send time, from the start of the run. */
   readonly atMs: number;
   readonly body: CompletionBody;
-  /** The client hangs up so long after sending, if the answer has not ended by then. */
+  /** The client hangs up this long after sending, unless the answer has ended by then. */
   readonly cancelAfterMs?: number;
 }
 
-export interface LoadOptions {
-  /** A request that takes longer has failed. */
+interface ClientOptions {
+  /** Time after which a request counts as failed. */
   readonly timeoutMs: number;
-  /** Called as each request ends. */
-  readonly onRecord?: (record: RequestRecord) => void;
-  /** Ends the run; it then throws the signal's reason. */
+  /** Called when a request ends. */
+  readonly onRecord?: (record: ClientRecord) => void;
+  /** Ends the run, which then rejects with the signal's reason. */
   readonly signal?: AbortSignal;
 }
 
 const CANCELLED = new Error('cancelled by the plan');
 
-/** Sends every request of the plan. Resolves, in the order of the plan, when the last answer has ended. */
+/**
+ * Sends every request of the plan. Resolves when the last answer has ended, with the records in the order of the plan.
+ */
 export async function runOpenLoop(
   url: string,
   plan: readonly PlannedRequest[],
-  options: LoadOptions,
-): Promise<RequestRecord[]> {
+  options: ClientOptions,
+): Promise<ClientRecord[]> {
   const startMs = performance.now();
   const records = await Promise.all(
     plan.map(async (request, index) => {
@@ -46,14 +48,14 @@ export async function runOpenLoop(
   return records;
 }
 
-/** Sends one request now and waits for its end; a failure is a record as well. */
+/** Sends one request now and waits until it ends. A failure gives a record too, and does not reject. */
 export async function sendOne(
   url: string,
   { atMs, body, cancelAfterMs }: PlannedRequest,
   index: number,
   startMs: number,
-  { timeoutMs, signal }: LoadOptions,
-): Promise<RequestRecord> {
+  { timeoutMs, signal }: ClientOptions,
+): Promise<ClientRecord> {
   const clock = () => performance.now() - startMs;
   const cancel = new AbortController();
   const timer = cancelAfterMs === undefined ? undefined : setTimeout(() => cancel.abort(CANCELLED), cancelAfterMs);

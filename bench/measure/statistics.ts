@@ -1,6 +1,8 @@
-/** Statistics of samples, as pure functions: no clock, no state, no opinion about what is measured. */
+/** Statistics of samples as pure functions: they have no clock and no state, and do not know what was measured. */
 
-/** Sample quantile by linear interpolation between order statistics (type 7, as numpy and R have it); NaN of nothing. */
+/**
+ * Sample quantile by linear interpolation between order statistics (type 7, as in numpy and R); NaN without samples.
+ */
 export function quantile(samples: readonly number[], q: number): number {
   const sorted = [...samples].sort((a, b) => a - b);
   const position = (sorted.length - 1) * q;
@@ -17,14 +19,15 @@ export const mean = (samples: readonly number[]) => samples.reduce((sum, x) => s
 export interface Interval {
   readonly low: number;
   readonly high: number;
-  /** Probability with which such an interval holds the true median; below what was asked for with too few samples. */
+  /** Probability that such an interval holds the true median; with too few samples it is less than was asked for. */
   readonly coverage: number;
 }
 
 /**
- * Confidence interval of the median between two order statistics [x(k), x(n+1-k)]: no assumption but independent
- * samples. It holds the median with probability 1 - 2 P(Bin(n, 1/2) < k); the largest k that still gives `confidence`.
- * Six samples are needed for 95 %; with fewer it is the whole range, and `coverage` says what that is worth.
+ * Confidence interval of the median between two order statistics [x(k), x(n+1-k)]; it assumes only that samples are
+ * independent. It holds the median with probability 1 - 2 P(Bin(n, 1/2) < k); k is the largest that still gives
+ * `confidence`. 95 % needs six samples; with fewer the interval is the whole range, and `coverage` says what it is
+ * worth.
  */
 export function medianInterval(samples: readonly number[], confidence = 0.95): Interval {
   const sorted = [...samples].sort((a, b) => a - b);
@@ -41,10 +44,10 @@ export function medianInterval(samples: readonly number[], confidence = 0.95): I
   return { low: sorted[k - 1] ?? Number.NaN, high: sorted[n - k] ?? Number.NaN, coverage: Math.max(0, 1 - 2 * tail) };
 }
 
-/** Least-squares fit of y = c0 f0(x) + c1 f1(x) + …, by the normal equations; for a handful of well-scaled columns. */
+/** Least-squares fit of y = c0 f0(x) + c1 f1(x) + … by the normal equations, meant for a few well-scaled columns. */
 export function leastSquares(rows: readonly (readonly number[])[], y: readonly number[]): number[] {
   const width = rows[0]?.length ?? 0;
-  // [width][width + 1]: XᵀX beside Xᵀy.
+  // The rows of [XᵀX | Xᵀy], of shape [width, width + 1].
   const system = Array.from({ length: width }, (_, i) =>
     Array.from({ length: width + 1 }, (_, j) =>
       rows.reduce((sum, row, r) => sum + row[i]! * (j === width ? y[r]! : row[j]!), 0),

@@ -1,7 +1,7 @@
-/** One engine in a child process, asked over IPC. */
+/** One engine in a child process, which gets tasks over IPC. */
 import { fork } from 'node:child_process';
 
-/** For one task: loading a large model is the longest. */
+/** Limit for one task: loading a large model takes the longest. */
 const TIMEOUT_MS = 300_000;
 
 export class Contestant {
@@ -13,7 +13,7 @@ export class Contestant {
     this.#child = fork(script, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
   }
 
-  /** @throws Error of the child, or when it dies or takes too long. */
+  /** @throws Error if the task fails, takes too long, or the child dies. */
   ask(task) {
     const child = this.#child;
     const what = `${this.name}: ${task.do}`;

@@ -1,7 +1,7 @@
 /**
- * Our engine and llama.cpp on one shape, in turns: every round measures each cell once on every engine, one right after
- * the other and in alternating order, so that whatever else the machine does falls on all alike. Only ratios of one run
- * mean anything.
+ * Measures our engine and llama.cpp on one shape, in turns: every round measures each cell once on every engine, one
+ * right after the other and in alternating order, so that disturbances by other programs fall on all alike. Only ratios
+ * within one run mean anything.
  */
 import { access, mkdir, readFile, rename } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
@@ -9,6 +9,7 @@ import { basename, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { median } from '../../dist/bench/measure/statistics.js';
 import { run } from '../../dist/bench/harness/run.js';
+import { PEERS } from '../../dist/bench/peers/report.js';
 import { Contestant } from './contestant.mjs';
 import { writeGguf } from './gguf.mjs';
 
@@ -34,7 +35,7 @@ const { values: flags } = parseArgs({
     json: { type: 'string' },
   },
 });
-if (flags.model === undefined) throw new Error('--model DIR is needed: a bundle of ours; give it twice to compare two');
+if (flags.model === undefined) throw new Error('--model DIR is missing: give the folder of a bundle, twice to compare two');
 
 const numbers = (text) => text.split(',').map(Number);
 
@@ -68,7 +69,7 @@ const models = manifests.map((manifest, i) => ({ name: basename(flags.model[i]),
 const command = ['node', 'bench/peers/engine-vs-llama-cpp.mjs', ...process.argv.slice(2)].join(' ');
 const { prompt, batch, context, chunk, rounds, threads, spin } = flags;
 const settings = { prompt, batch, context, chunk, rounds, threads, spin, peer: `node-llama-cpp ${peerVersion}` };
-await run({ ...flags, command }, { bench: 'peers', models, settings }, measure);
+await run(PEERS, { ...flags, command }, { models, settings }, measure);
 
 async function measure(onProgress) {
   try {

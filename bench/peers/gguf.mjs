@@ -1,4 +1,6 @@
-/** Writes a GGUF (version 3) of a Qwen2 shape: Q4_0 matrices of seeded random blocks. Speed does not depend on values. */
+/**
+ * Writes a GGUF (version 3) of a Qwen2 shape: Q4_0 matrices of seeded random blocks. Speed does not depend on values.
+ */
 import { createCipheriv } from 'node:crypto';
 import { open } from 'node:fs/promises';
 
@@ -56,7 +58,7 @@ function metadata(spec, name) {
   ];
 }
 
-/** Name, [rows, columns] and type of every tensor. The output matrix stands apart, so that llama.cpp may repack it. */
+/** Name, [rows, columns] and type of every tensor. The output matrix is separate, so that llama.cpp may repack it. */
 function tensorsOf({ layers, hidden, heads, kvHeads, headDim, intermediate, vocab }) {
   const matrix = (name, rows, columns) => ({ name: `${name}.weight`, shape: [rows, columns], type: Q4_0 });
   const vector = (name, length, fill) => ({ name, shape: [length], type: F32, fill });
@@ -96,15 +98,15 @@ function* dataOf(tensor, random) {
   const bytes = sizeOf(tensor);
   for (let done = 0; done < bytes; done += PIECE) {
     const piece = random.update(Buffer.alloc(Math.min(PIECE, bytes - done)));
-    // Scales of 0.0005 to 0.008: their sign and exponent bits must be no NaN.
+    // Scales from 0.0005 to 0.008: their sign and exponent bits must not make a NaN.
     for (let at = 1; at < piece.length; at += 18) piece[at] = 0x10 | (piece[at] & 0x0f);
     yield piece;
   }
 }
 
 /**
- * @param spec of the bundle's manifest: layers, hidden, heads, kvHeads, headDim, intermediate, vocab, normEps, ropeTheta,
- *   maxPositions.
+ * @param spec the spec in the manifest of the bundle: layers, hidden, heads, kvHeads, headDim, intermediate, vocab,
+ *   normEps, ropeTheta, maxPositions.
  */
 export async function writeGguf(path, spec, name) {
   if (spec.architecture !== 'qwen2') throw new Error(`a GGUF is written for qwen2 shapes, not for ${spec.architecture}`);

@@ -1,4 +1,4 @@
-/** llama.cpp in a process of its own; speaks the same protocol over IPC as bench/engine/child.ts. */
+/** llama.cpp in a process of its own. It speaks the protocol of bench/engine/child.ts over IPC. */
 import { readFile } from 'node:fs/promises';
 import { getLlama } from 'node-llama-cpp';
 
@@ -21,7 +21,7 @@ async function load({ model: modelPath, threads, slots, capacity, flashAttention
   return performance.now() - startMs;
 }
 
-/** The ids that the engine's own subject takes. */
+/** The token ids that our engine computes as well: see bench/engine/subject.ts. */
 const promptIds = (tokens) => Array.from({ length: tokens }, (_, i) => (i * 7919) % 150_000);
 
 async function prefill({ tokens }) {
@@ -42,7 +42,7 @@ async function decode({ batch, context, steps }) {
   const times = [];
   for (let i = 0; i < steps; i++) {
     const startMs = performance.now();
-    // All ask within one turn of the event loop: the library puts them into one batch.
+    // All sequences ask within one turn of the event loop, so the library puts them into one batch.
     await Promise.all(outputs.map((output) => output.next()));
     times.push(performance.now() - startMs);
   }

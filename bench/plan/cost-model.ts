@@ -1,16 +1,19 @@
-/** What a prompt and a decode step cost one worker: fitted to measurements, and all that the planner knows of the engine. */
+/**
+ * The costs of a prompt and of a decode step for one worker, fitted to measurements. The planner knows no more of the
+ * engine.
+ */
 import { leastSquares } from '../measure/statistics.ts';
 
 export interface PrefillSample {
   readonly tokens: number;
-  /** From sending to the first token, without load. */
+  /** Time from sending to the first token, without load. */
   readonly ms: number;
 }
 
 export interface DecodeSample {
-  /** Sequences in a step. */
+  /** Number of sequences in a step. */
   readonly batch: number;
-  /** ms between two tokens. */
+  /** Time between two tokens. */
   readonly ms: number;
 }
 
@@ -20,22 +23,25 @@ export interface Rates {
   readonly decode: readonly DecodeSample[];
   /** Cores of one prefill worker and of one decode worker. */
   readonly coresPerWorker: readonly [prefill: number, decode: number];
-  /** Sequences that a decode worker takes at once. */
+  /** Number of sequences that a decode worker runs at once. */
   readonly slots: number;
 }
 
 export interface CostModel {
-  /** ms until the first token of a prompt, on an idle worker. */
+  /** Time in ms until the first token of a prompt, on an idle worker. */
   prefillMs(tokens: number): number;
-  /** ms of one decode step. */
+  /** Duration of one decode step in ms. */
   stepMs(batch: number): number;
   readonly slots: number;
 }
 
-/** Prefill is a + b n + c n² (overhead, matrices, attention); a step lies on the line between the batches measured. */
+/**
+ * Prefill of n tokens costs a + b n + c n² (overhead, matrices, attention). The cost of a decode step is interpolated
+ * linearly between the batches that were measured.
+ */
 export function fitCosts({ prefill, decode, slots }: Rates): CostModel {
   const thousands = prefill.map(({ tokens }) => tokens / 1000);
-  // A fit needs as many lengths as it has terms.
+  // A fit cannot have more terms than there are lengths.
   const terms = Math.min(3, new Set(thousands).size);
   const powers = (x: number) => [1, x, x * x].slice(0, terms);
   const coefficients = leastSquares(
@@ -54,7 +60,7 @@ export function fitCosts({ prefill, decode, slots }: Rates): CostModel {
   };
 }
 
-/** Beyond the largest batch measured the last slope goes on; below the smallest its figure stands. */
+/** Beyond the largest batch measured, the last slope continues; below the smallest one, its figure holds. */
 function interpolate(steps: readonly DecodeSample[], batch: number): number {
   const first = steps[0]!;
   if (batch <= first.batch || steps.length === 1) return first.ms;

@@ -1,13 +1,16 @@
-/** Events in order of time: a binary heap. Of equal times the earlier pushed comes first, so that runs repeat exactly. */
+/**
+ * Events in order of time, kept in a binary heap. Events of equal time come in the order in which they were pushed, so
+ * that runs repeat exactly.
+ */
 
-interface Entry<T> {
+interface TimedEvent<T> {
   readonly at: number;
   readonly order: number;
   readonly value: T;
 }
 
 export class EventQueue<T> {
-  readonly #heap: Entry<T>[] = [];
+  readonly #heap: TimedEvent<T>[] = [];
   #pushed = 0;
 
   push(at: number, value: T): void {
@@ -22,7 +25,7 @@ export class EventQueue<T> {
     }
   }
 
-  /** The next event; undefined where there is none. */
+  /** Removes and returns the next event; undefined if there is none. */
   pop(): { at: number; value: T } | undefined {
     const heap = this.#heap;
     const top = heap[0];
@@ -42,4 +45,4 @@ export class EventQueue<T> {
   }
 }
 
-const before = <T>(a: Entry<T>, b: Entry<T>) => a.at < b.at || (a.at === b.at && a.order < b.order);
+const before = <T>(a: TimedEvent<T>, b: TimedEvent<T>) => a.at < b.at || (a.at === b.at && a.order < b.order);

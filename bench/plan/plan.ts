@@ -1,4 +1,4 @@
-/** How many workers a load needs, going by simulation; and how far such a simulation was from what was measured. */
+/** Finds by simulation how many workers a load needs, and compares such a simulation with what was measured. */
 import type { LoadResult } from '../load/measure.ts';
 import { arrivalTimes } from '../measure/arrivals.ts';
 import type { Slo } from '../measure/latency.ts';
@@ -12,31 +12,37 @@ export interface PlanRequest {
   readonly promptTokens: number;
   readonly outputTokens: number;
   readonly slo: Slo;
-  /** Share of requests that has to meet the objective. */
+  /** Share of requests that must meet the objective. */
   readonly target: number;
   readonly seed: number;
 }
 
 export interface Plan extends Pools {
   readonly rate: number;
-  /** Requests per second that were simulated; the workers are multiplied by what it is smaller. */
+  /** Requests per second that were simulated; if it is a k-th of the rate, the workers are multiplied by k. */
   readonly simulatedRate: number;
-  /** In the simulation. */
+  /** Share of requests in the simulation that met the objective. */
   readonly attainment: number;
-  /** False where no number of workers helps: one request alone misses the objective. */
+  /** False if no number of workers helps, because one request alone misses the objective. */
   readonly feasible: boolean;
 }
 
-/** The larger pool, about, of what is simulated: a load that needs more is planned as a fraction of itself. */
+/**
+ * Approximate size of the larger pool in a simulation: a load that needs more workers is planned as a fraction of
+ * itself.
+ */
 export const MOST_SIMULATED = 40;
 
-/** The ramp does not count: nothing is full yet. Both in residence times, of a request among full batches. */
+/**
+ * Lengths of the simulation, in residence times of a request among full batches. The ramp does not count, because
+ * batches are not full yet.
+ */
 const SIMULATED = { ramp: 5, measured: 10, leastRequests: 2000 };
 
-/** A pool that is busier than this has a queue that grows more slowly than a simulation of some seconds can see. */
+/** In a pool that is busier than this, the queue may grow too slowly for a simulation of some seconds to show it. */
 const MAX_UTILISATION = 0.9;
 
-/** Above rounding errors of times, far below what is measured. */
+/** More than the rounding errors of times, and far less than what is measured. */
 const EPSILON_MS = 1e-6;
 
 const within = (ms: number, bound = Number.POSITIVE_INFINITY) => ms <= bound + EPSILON_MS;
@@ -46,10 +52,11 @@ const share = (requests: readonly SimulatedRequest[], slo: Slo) =>
   requests.filter((one) => meets(one, slo)).length / requests.length;
 
 /**
- * The pools that meet the objective once the load is steady: from what it keeps 90 % busy upwards, the pool that more
- * misses are due to grows; then each shrinks to where one worker less misses the objective. That holds for the arrivals
- * drawn, not for every burst that could be. A load that needs more than some 40 workers of a kind is planned as a k-th of
- * it, with k times the workers: an upper bound, for k such systems side by side can do nothing that one of them all cannot.
+ * Finds the pools that meet the objective once the load is steady. It begins with pools that the load keeps 90 % busy,
+ * and lets the pool grow that causes more of the misses; then each pool shrinks until one worker less would miss the
+ * objective. The result holds for the arrivals drawn, not for every possible burst. A load that needs more than about
+ * 40 workers of a kind is planned as a k-th of itself, with k times the workers. That is an upper bound: k small
+ * systems side by side cannot do better than one large system of all their workers.
  */
 export function planPools(costs: CostModel, request: PlanRequest): Plan {
   const { rate, slo, target } = request;
@@ -57,7 +64,7 @@ export function planPools(costs: CostModel, request: PlanRequest): Plan {
   const part = { ...request, rate: rate / scale };
   const planned = ({ prefill, decode }: Pools, attainment: number, feasible: boolean): Plan => ({
     prefill: Math.ceil(prefill * scale),
-    // One token needs none of them, whatever the load.
+    // Requests of one output token need no decode worker, whatever the load.
     decode: request.outputTokens < 2 ? decode : Math.ceil(decode * scale),
     rate,
     simulatedRate: part.rate,
@@ -73,8 +80,8 @@ export function planPools(costs: CostModel, request: PlanRequest): Plan {
   let pools = stable;
   for (let requests = steady(pools); share(requests, slo) < target; requests = steady(pools)) {
     const missed = requests.filter((one) => !meets(one, slo));
-    const ofPrefill = missed.filter((one) => isDueToPrefill(one, alone, slo)).length;
-    const key = 2 * ofPrefill >= missed.length ? 'prefill' : 'decode';
+    const dueToPrefill = missed.filter((one) => isDueToPrefill(one, alone, slo)).length;
+    const key = 2 * dueToPrefill >= missed.length ? 'prefill' : 'decode';
     pools = { ...pools, [key]: Math.ceil(pools[key] * 1.1 + EPSILON_MS) };
   }
   for (const key of ['prefill', 'decode'] as const) {
@@ -84,7 +91,10 @@ export function planPools(costs: CostModel, request: PlanRequest): Plan {
   return planned(pools, share(steady(pools), slo), true);
 }
 
-/** Of a request that missed: by its first token, by the ones after it, or by the part that took the longer than alone. */
+/**
+ * Whether prefill is to blame for a request that missed the objective. It is if only TTFT is too long, and is not if
+ * only TPOT is; otherwise the part that took longer, compared with a request alone, is to blame.
+ */
 function isDueToPrefill(one: SimulatedRequest, alone: SimulatedRequest, slo: Slo): boolean {
   const [first, rest] = [within(one.ttft, slo.ttft), within(one.tpot ?? 0, slo.tpot)];
   if (first !== rest) return !first;
@@ -92,7 +102,10 @@ function isDueToPrefill(one: SimulatedRequest, alone: SimulatedRequest, slo: Slo
   return waited >= one.e2e - alone.e2e - waited;
 }
 
-/** The least whole number that suffices, where `high` does and what is above one that does, does too. */
+/**
+ * The least number from `low` to `high` that suffices, given that `high` does, and that all numbers above one that does
+ * also do.
+ */
 function least(low: number, high: number, suffices: (value: number) => boolean): number {
   let [from, to] = [low, high];
   while (from < to) {
@@ -108,13 +121,13 @@ function steadyLoad(costs: CostModel, request: PlanRequest): { load: SimulatedLo
   const residenceMs = costs.prefillMs(promptTokens) + (outputTokens - 1) * costs.stepMs(costs.slots);
   const arriving = (residences: number) => Math.ceil((residences * rate * residenceMs) / 1000);
   const measured = Math.max(SIMULATED.leastRequests, arriving(SIMULATED.measured));
-  // Queues of few workers take longer to fill than their requests stay.
+  // The queues of a few workers take longer to fill than one residence time.
   const ramp = Math.max(arriving(SIMULATED.ramp), Math.ceil(measured / 10));
   const arrivalsMs = arrivalTimes({ kind: 'poisson', rate, count: ramp + measured, seed });
   return { load: { arrivalsMs, promptTokens, outputTokens }, ramp };
 }
 
-/** How many workers the load keeps as busy as is allowed; a fraction too. */
+/** Number of workers that the load keeps as busy as is allowed; it may be a fraction. */
 function busyWorkers(costs: CostModel, { rate, promptTokens, outputTokens }: PlanRequest): Pools {
   const workers = (busyMsPerSecond: number) => busyMsPerSecond / 1000 / MAX_UTILISATION;
   return {
@@ -134,7 +147,10 @@ export interface Validation {
   readonly figures: readonly { readonly name: string; readonly measured: number; readonly simulated: number }[];
 }
 
-/** The arrivals of a measured run, simulated on the same pools; warm-up is left out of both. A trace has no one length. */
+/**
+ * Simulates the arrivals of measured runs on the same pools. The warm-up is left out of both. Runs of a trace are not
+ * simulated, because their requests differ in length.
+ */
 export function validate(costs: CostModel, { workload, slo, deployments, trace }: LoadResult): Validation[] {
   if (trace !== undefined) return [];
   const measured = deployments.find(({ deployment }) => deployment === 'disaggregated 1P:1D');

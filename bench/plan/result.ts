@@ -1,4 +1,4 @@
-/** What `llavacode plan` writes down. */
+/** The result of `llavacode plan`. */
 import type { Rates } from './cost-model.ts';
 import type { Plan, PlanRequest, Validation } from './plan.ts';
 

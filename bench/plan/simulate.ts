@@ -1,14 +1,14 @@
 /**
  * A discrete-event simulation of disaggregated serving. Prefill workers compute one prompt after the other; decode
- * workers run step after step over all sequences that they hold, up to their slots, and take new ones between two steps.
- * A request goes to the worker with the least to do. What it leaves out: handoff (hidden behind prefill), retrieval and
- * HTTP (part of the measured TTFT), and cores shared by two workers.
+ * workers run step after step over all sequences that they hold, up to their slots, and take new ones between two
+ * steps. A request goes to the worker with the least to do. The simulation leaves out the hand-over (hidden behind
+ * prefill), retrieval and HTTP (part of the measured TTFT), and cores that two workers share.
  */
 import type { CostModel } from './cost-model.ts';
 import { EventQueue } from './event-queue.ts';
 
 export interface SimulatedLoad {
-  /** ms, ascending. */
+  /** Times in ms, ascending. */
   readonly arrivalsMs: readonly number[];
   readonly promptTokens: number;
   readonly outputTokens: number;
@@ -21,13 +21,13 @@ export interface Pools {
 
 export interface SimulatedRequest {
   readonly ttft: number;
-  /** Undefined for one output token. */
+  /** Undefined for requests of one output token. */
   readonly tpot: number | undefined;
-  /** To the last token. */
+  /** Time to the last token. */
   readonly e2e: number;
 }
 
-interface Sequence {
+interface SimulatedSequence {
   readonly index: number;
   readonly arrivedMs: number;
   firstMs: number;
@@ -36,21 +36,21 @@ interface Sequence {
 }
 
 interface DecodeWorker {
-  readonly waiting: Sequence[];
-  running: Sequence[];
+  readonly waiting: SimulatedSequence[];
+  running: SimulatedSequence[];
   stepping: boolean;
 }
 
-type Event =
+type SimulationEvent =
   | { readonly kind: 'arrived'; readonly index: number }
-  | { readonly kind: 'prefilled'; readonly sequence: Sequence }
+  | { readonly kind: 'prefilled'; readonly sequence: SimulatedSequence }
   | { readonly kind: 'stepped'; readonly worker: DecodeWorker };
 
-/** One entry per arrival, in their order. */
+/** Simulates a load. @returns one entry per arrival, in their order. */
 export function simulate(costs: CostModel, { prefill, decode }: Pools, load: SimulatedLoad): SimulatedRequest[] {
-  const events = new EventQueue<Event>();
+  const events = new EventQueue<SimulationEvent>();
   const prefillMs = costs.prefillMs(load.promptTokens);
-  /** When each prefill worker will have nothing left to do. */
+  /** Time at which each prefill worker will have nothing left to do. */
   const freeAtMs = new Array<number>(prefill).fill(0);
   const workers = Array.from({ length: decode }, (): DecodeWorker => ({ waiting: [], running: [], stepping: false }));
   const ended: SimulatedRequest[] = new Array(load.arrivalsMs.length);
@@ -94,7 +94,11 @@ export function simulate(costs: CostModel, { prefill, decode }: Pools, load: Sim
   return ended;
 }
 
-const outcome = ({ arrivedMs, firstMs }: Sequence, lastMs: number, outputTokens: number): SimulatedRequest => ({
+const outcome = (
+  { arrivedMs, firstMs }: SimulatedSequence,
+  lastMs: number,
+  outputTokens: number,
+): SimulatedRequest => ({
   ttft: firstMs - arrivedMs,
   tpot: outputTokens < 2 ? undefined : (lastMs - firstMs) / (outputTokens - 1),
   e2e: lastMs - arrivedMs,

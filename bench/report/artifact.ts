@@ -1,58 +1,30 @@
-/** One JSON file per run: what was measured, raw, and everything that is needed to read or repeat it. */
+/** Artifacts: one JSON file per run, with the raw measurements and all that is needed to read or repeat it. */
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { describeEnvironment, type Environment } from '../system/environment.ts';
-import type { BenchModel } from '../system/model.ts';
-import { type Definitions, definitionsOf } from './definitions.ts';
+import type { Environment } from './environment.ts';
+
+/** Definitions of figures, by the name of the figure. */
+export type Definitions = Readonly<Record<string, string>>;
 
 export interface Artifact<Result = unknown> {
   readonly format: 1;
-  /** Which bench: the words after `llavacode bench`. */
+  /** Name of the bench: the word after `llavacode bench`. */
   readonly bench: string;
-  /** The command that makes it again. */
+  /** The command that makes the run again. */
   readonly command: string;
   readonly startedAt: string;
   readonly seconds: number;
   readonly environment: Environment;
   readonly models: readonly { readonly name: string; readonly precision: string; readonly fingerprint: string }[];
+  /** The options of the run. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** Of the figures that its report shows. */
+  /** Definitions of the figures that the report shows. */
   readonly definitions: Definitions;
   readonly result: Result;
 }
 
-export interface RunDescription {
-  readonly bench: string;
-  readonly command: string;
-  readonly models: readonly BenchModel[];
-  readonly settings: Readonly<Record<string, unknown>>;
-}
-
-/** Runs a bench and wraps what it found. */
-export async function record<Result>(run: RunDescription, measure: () => Promise<Result>): Promise<Artifact<Result>> {
-  const environment = await describeEnvironment();
-  const startedAt = new Date();
-  const result = await measure();
-  return {
-    format: 1,
-    bench: run.bench,
-    command: run.command,
-    startedAt: startedAt.toISOString(),
-    seconds: Math.round((Date.now() - startedAt.getTime()) / 100) / 10,
-    environment,
-    models: run.models.map(({ name, manifest }) => ({
-      name,
-      precision: manifest.precision,
-      fingerprint: manifest.fingerprint,
-    })),
-    settings: run.settings,
-    definitions: definitionsOf(run.bench),
-    result,
-  };
-}
-
-/** Timestamps (keys in `…Ms`) to the microsecond, other figures to six decimals: raw data a third as long. */
+/** Rounds timestamps (keys in `…Ms`) to the microsecond and other figures to six decimals: a third of the size. */
 function rounded(key: string, value: unknown): unknown {
   if (/Ms$/.test(key) && Array.isArray(value)) return value.map((inner) => rounded(key, inner));
   if (typeof value !== 'number' || Number.isInteger(value)) return value;
@@ -62,6 +34,7 @@ function rounded(key: string, value: unknown): unknown {
 
 export const artifactText = (artifact: Artifact) => `${JSON.stringify(artifact, rounded)}\n`;
 
+/** @returns the path of the file. */
 export async function writeArtifact(dir: string, name: string, artifact: Artifact): Promise<string> {
   await mkdir(dir, { recursive: true });
   const file = join(dir, `${name}.json`);
@@ -69,7 +42,7 @@ export async function writeArtifact(dir: string, name: string, artifact: Artifac
   return file;
 }
 
-/** Artifacts of a folder, by name, in the order of their names. Other JSON files are passed over. */
+/** The artifacts of a folder by name, in the order of their names. Other JSON files are skipped. */
 export async function readArtifacts(dir: string): Promise<Map<string, Artifact>> {
   const files = (await readdir(dir)).filter((name) => name.endsWith('.json')).sort();
   const artifacts = new Map<string, Artifact>();
@@ -80,9 +53,14 @@ export async function readArtifacts(dir: string): Promise<Map<string, Artifact>>
   return artifacts;
 }
 
-/** @throws ServingError invalid_request where it is none of ours. */
+/** @throws ServingError invalid_request if the file is not an artifact of this format. */
 export async function readArtifact<Result = unknown>(file: string): Promise<Artifact<Result>> {
   const artifact = JSON.parse(await readFile(file, 'utf8')) as Artifact<Result>;
-  if (artifact.format !== 1) throw new ServingError('invalid_request', `${file} is no bench artifact of format 1`);
+  if (artifact.format !== 1) {
+    throw new ServingError(
+      'invalid_request',
+      `${file} is not a bench artifact of format 1: give a file of bench/results`,
+    );
+  }
   return artifact;
 }

@@ -1,29 +1,29 @@
 /**
- * Charts by ECharts, drawn on the server: SVG, and the same picture as PNG. Both libraries are development dependencies,
- * loaded only here: a production installation has none, and then reports have tables alone.
+ * Charts, drawn as SVG by ECharts without a browser. ECharts is a development dependency that is loaded only here: a
+ * production installation does not have it, and its reports consist of tables alone.
  */
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { EChartsOption } from 'echarts';
 
 export interface Chart {
-  /** Of the files. */
+  /** Name of the file, without its ending. */
   readonly name: string;
   readonly option: EChartsOption;
+  /** In pixels. */
   readonly height?: number;
 }
 
 const WIDTH = 900;
 const HEIGHT = 420;
-/** Told apart by the colour-blind as well (Okabe and Ito). */
+/** The palette of Okabe and Ito, which the colour-blind can tell apart as well. */
 export const COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'];
 const FONT = 'DejaVu Sans, Helvetica, Arial, sans-serif';
 
-/** @returns false where the libraries are not installed. */
+/** @returns false if ECharts is not installed. */
 export async function drawCharts(dir: string, charts: readonly Chart[]): Promise<boolean> {
-  const libraries = await load();
-  if (libraries === undefined) return false;
-  const { echarts, Resvg } = libraries;
+  const echarts = await loadEcharts();
+  if (echarts === undefined) return false;
   for (const { name, option, height = HEIGHT } of charts) {
     const chart = echarts.init(null, null, { renderer: 'svg', ssr: true, width: WIDTH, height });
     try {
@@ -34,9 +34,7 @@ export async function drawCharts(dir: string, charts: readonly Chart[]): Promise
         textStyle: { fontFamily: FONT },
         ...option,
       });
-      const svg = chart.renderToSVGString();
-      await writeFile(join(dir, `${name}.svg`), svg);
-      await writeFile(join(dir, `${name}.png`), new Resvg(svg, { fitTo: { mode: 'zoom', value: 2 } }).render().asPng());
+      await writeFile(join(dir, `${name}.svg`), chart.renderToSVGString());
     } finally {
       chart.dispose(); // its timers would keep the process alive
     }
@@ -44,17 +42,16 @@ export async function drawCharts(dir: string, charts: readonly Chart[]): Promise
   return true;
 }
 
-async function load() {
+async function loadEcharts() {
   try {
-    const [echarts, { Resvg }] = await Promise.all([import('echarts'), import('@resvg/resvg-js')]);
-    return { echarts, Resvg };
+    return await import('echarts');
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND') return undefined;
     throw error;
   }
 }
 
-/** What every chart with two axes has: title, legend, labelled axes. */
+/** The parts that every chart with two axes has: title, legend, labelled axes. */
 export function axes(title: string, x: string, y: string, extra: Partial<EChartsOption> = {}): EChartsOption {
   return {
     title: { text: title, left: 'center', textStyle: { fontSize: 15 } },
@@ -66,6 +63,6 @@ export function axes(title: string, x: string, y: string, extra: Partial<ECharts
   };
 }
 
-/** Charts of an artifact that has a name of its own bear it too. */
+/** The file name of a chart: it carries the name of the artifact if that differs from the name of the bench. */
 export const chartName = (artifact: string, bench: string, chart: string) =>
   artifact === bench ? chart : `${artifact}-${chart}`;

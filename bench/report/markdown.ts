@@ -1,8 +1,8 @@
-/** Markdown tables, and how figures are written in them. */
+/** Markdown tables, and the way figures are written in them. */
 
-export type Align = 'left' | 'right';
+type Align = 'left' | 'right';
 
-/** @param align of the columns; the first is left, the others right, unless it says otherwise. */
+/** @param align alignment of the columns; by default the first is aligned left and the others right. */
 export function table(
   head: readonly string[],
   rows: readonly (readonly string[])[],
@@ -13,19 +13,22 @@ export function table(
   return [line(head), line(rule), ...rows.map(line)].join('\n');
 }
 
-/** Three significant digits: 1234, 123, 12.3, 1.23; a dash for what is not known. */
+/** Three significant digits, like 1234, 123, 12.3 and 1.23; a dash for an unknown figure. */
 export function figure(value: number | undefined): string {
   if (value === undefined || !Number.isFinite(value)) return '—';
   const magnitude = Math.abs(value);
   return value.toFixed(magnitude >= 100 || value === 0 ? 0 : magnitude >= 10 ? 1 : 2);
 }
 
-/** A share in percent: 0.204 is `20 %`. */
+/** A share in percent: 0.204 is written `20 %`. */
 export const percent = (share: number | undefined, digits = 0) =>
   share === undefined || !Number.isFinite(share) ? '—' : `${(100 * share).toFixed(digits)} %`;
 
-/** By how much something fell, as the paper writes it: `↓ 21 %`, `↑ 5 %`. */
+/** A reduction as the paper writes it: `↓ 21 %`, or `↑ 5 %` for growth. */
 export function change(reduction: number): string {
   const points = Math.round(100 * reduction);
   return points === 0 ? '±0 %' : `${points > 0 ? '↓' : '↑'} ${Math.abs(points)} %`;
 }
+
+/** Bytes in MiB, as a figure. */
+export const mebibytes = (bytes: number | undefined) => figure(bytes === undefined ? undefined : bytes / 2 ** 20);

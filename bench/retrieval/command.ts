@@ -1,20 +1,39 @@
-/** The word after `llavacode bench recall`. What it runs is loaded when it is run. */
+/** The commands `llavacode bench retrieval` and `llavacode bench recall`. */
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import type { Command } from 'commander';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { benchWord, count, counts, typed } from '../options.ts';
+import {
+  count,
+  counts,
+  numbers,
+  option,
+  optional,
+  type ParsedOptions,
+  SYSTEM_OPTIONS,
+  text,
+  whole,
+} from '../options.ts';
 
-export const recallCommand = (): Command =>
-  benchWord('recall', 'which retriever brings the chunk that is needed, and what searches and indexes cost by size')
-    .option('--llm <dir>', 'checkpoint whose encoder is used', join(PACKAGE_ROOT, 'models', 'tiny-coder'))
-    .option('--sizes <list>', 'chunks', counts, [10_000, 100_000, 1_000_000])
-    .option('--threads <n>', 'of the encoder', count, availableParallelism())
-    .action(async ({ llm, sizes, threads, ...flags }) => {
-      const { measureRecall } = await import('./recall.ts');
-      const { run } = await import('../harness/run.ts');
-      const settings = { llm: llm.replace(`${PACKAGE_ROOT}/`, ''), sizes, threads };
-      await run(typed(flags), { bench: 'recall', models: [], settings }, (onProgress) =>
-        measureRecall({ llm, sizes, threads }, onProgress),
-      );
-    });
+export const RETRIEVAL_COMMAND = {
+  name: 'retrieval',
+  description: 'top-k latency against the number of chunks',
+  options: {
+    sizes: option('<list>', 'sizes of the index in chunks', numbers, [1000, 10_000, 100_000]),
+    queries: option('<n>', 'queries per size', whole, 500),
+    topK: option('<n>', 'chunks to find', whole, 10),
+    redis: optional('<url>', 'a Redis to measure as well; the bench writes to it', text),
+    ...SYSTEM_OPTIONS,
+  },
+};
+export type RetrievalBenchOptions = ParsedOptions<typeof RETRIEVAL_COMMAND>;
+
+export const RECALL_COMMAND = {
+  name: 'recall',
+  description: 'which retriever finds the chunk that is needed, and what search and index cost by size',
+  options: {
+    llm: option('<dir>', 'checkpoint whose encoder is used', text, join(PACKAGE_ROOT, 'models', 'tiny-coder')),
+    sizes: option('<list>', 'sizes of the index in chunks', counts, [10_000, 100_000, 1_000_000]),
+    threads: option('<n>', 'threads of the encoder', count, availableParallelism()),
+  },
+};
+export type RecallOptions = ParsedOptions<typeof RECALL_COMMAND>;

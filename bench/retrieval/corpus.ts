@@ -1,4 +1,7 @@
-/** Repositories that any machine with Debian's Python or this package's dependencies has: the ground of the benchmark. */
+/**
+ * The repositories that `bench recall` searches: every machine with Debian's Python or this package's dependencies has
+ * them.
+ */
 import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
@@ -10,16 +13,16 @@ export const CHUNKING = { chunkLines: 10, chunkStride: 5 } as const;
 export interface Repository {
   readonly name: string;
   readonly files: readonly { readonly path: string; readonly text: string }[];
-  /** In the order of (path, line). */
+  /** Sorted by path and line. */
   readonly chunks: readonly Chunk[];
 }
 
-/** Where Debian installs Python's standard library, and the parts of it that make a repository of middling size. */
+/** The folder into which Debian installs Python, and the parts of its library that make a repository of medium size. */
 const PYTHON_ROOT = '/usr/lib';
 const PYTHON_PARTS = /^(asyncio|concurrent|email|http|json|logging|multiprocessing|unittest|urllib|xml)\/(?!.*test)/;
 const SOURCE = /\.(py|[cm]?[jt]s)$/;
 const MAX_FILE_BYTES = 300_000;
-/** Chunks of one repository, about: encoding them is most of the benchmark's time. */
+/** Approximate limit on the chunks of one repository: encoding them takes most of the time of the bench. */
 const MAX_CHUNKS = 1_200;
 
 const NPM = {
@@ -30,7 +33,7 @@ const NPM = {
   protobufjs: 'protobufjs/src',
 } as const;
 
-/** The repositories that are there. */
+/** The repositories that this machine has. */
 export async function repositories(): Promise<Repository[]> {
   const found: Repository[] = [];
   const pythons = (await readdir(PYTHON_ROOT).catch(() => [])).filter((name) => /^python3\.\d+$/.test(name));
@@ -43,7 +46,7 @@ export async function repositories(): Promise<Repository[]> {
   return found;
 }
 
-/** The first files of a repository, as far as they make no more chunks than encoding allows. */
+/** The first files of a repository, as many as give about {@link MAX_CHUNKS} chunks. */
 function cut({ name, files, chunks }: Repository): Repository {
   const paths = new Set(chunks.slice(0, MAX_CHUNKS).map(({ path }) => path));
   return {
@@ -53,7 +56,7 @@ function cut({ name, files, chunks }: Repository): Repository {
   };
 }
 
-/** All sources of the dependencies, for an index of a size that no single repository here has. */
+/** All sources of the dependencies, for an index larger than that of any single repository here. */
 export const everything = () => repository('node_modules', join(PACKAGE_ROOT, 'node_modules'), /^(?!.*\.min\.)/);
 
 async function repository(name: string, root: string, wanted: RegExp): Promise<Repository> {

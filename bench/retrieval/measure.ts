@@ -1,7 +1,7 @@
 /**
- * `bench retrieval`: top-k latency against the number of chunks, in Redis and embedded. The one bench below HTTP: an index
- * of a given size is written straight into the store, with the repository's own chunks over and over under other names,
- * and searched as the gateway searches it.
+ * `bench retrieval` measures top-k latency against the number of chunks, in Redis and embedded, below HTTP. It writes
+ * an index of a given size straight into the store, filled with the chunks of the repository again and again under
+ * other names, and searches it as the gateway does.
  */
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
@@ -14,11 +14,12 @@ import { packIds } from '../../services/lib/rag/store/row.ts';
 import type { Store } from '../../services/lib/rag/store/store.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { type Percentiles, percentiles } from '../measure/latency.ts';
+import type { RetrievalBenchOptions } from './command.ts';
 
-export interface RetrievalRun {
+interface RetrievalRun {
   readonly store: string;
   readonly chunks: number;
-  /** The first query, which loads the index. */
+  /** Duration of the first query, which loads the index. */
   readonly coldMs: number;
   readonly warm: Percentiles;
   readonly samplesMs: readonly number[];
@@ -27,34 +28,26 @@ export interface RetrievalRun {
 export interface RetrievalResult {
   readonly topK: number;
   readonly runs: readonly RetrievalRun[];
-  /** Why a store is missing. */
+  /** Sentences that say which store was not measured, and why. */
   readonly notRun: readonly string[];
 }
 
-export interface RetrievalOptions {
-  readonly dir: string;
-  readonly topK: number;
-  readonly queries: number;
-  readonly seed: number;
-}
+type QueryOptions = Pick<RetrievalBenchOptions, 'sizes' | 'path' | 'topK' | 'queries' | 'seed'>;
 
-/** Elements of a stored vector: what a 1.5B model has. */
+/** Elements of a stored vector: as many as the hidden size of a 1.5B model. */
 const HIDDEN = 1536;
 const BATCH = 512;
 const CHUNKING = { chunkLines: 10, chunkStride: 5 };
 const QUERY_LINES = 10;
 const FINGERPRINT = 'bench';
 
-export async function measureRetrieval(
-  url: string,
-  sizes: readonly number[],
-  options: RetrievalOptions,
-): Promise<RetrievalRun[]> {
-  const chunks = await chunksOf(options.dir);
+/** @param url of the store, which is written to. */
+export async function measureRetrieval(url: string, options: QueryOptions): Promise<RetrievalRun[]> {
+  const chunks = await chunksOf(options.path);
   const store = await openStore(url);
   try {
     const runs: RetrievalRun[] = [];
-    for (const size of sizes) {
+    for (const size of options.sizes) {
       const repo = `bench-${size}`;
       await fill(store, repo, grown(chunks, size, options.seed));
       runs.push(await query(store, repo, size, chunks, options));
@@ -72,8 +65,9 @@ async function chunksOf(dir: string): Promise<Chunk[]> {
 }
 
 /**
- * Real code, with a third of its identifiers renamed copy by copy: a larger repository has more words, too. Lines differ
- * as well, for a search skips chunks that repeat what stands around the cursor, and of copies it would skip dozens.
+ * Copies of real code in which a third of the identifiers is renamed, because a larger repository has more words, too.
+ * Lines differ as well: a search skips chunks that repeat the code around the cursor, and it would skip dozens of equal
+ * copies.
  */
 function grown(chunks: readonly Chunk[], size: number, seed: number): Chunk[] {
   const random = new RandomStream(seed);
@@ -119,7 +113,7 @@ async function query(
   repo: string,
   size: number,
   chunks: readonly Chunk[],
-  { topK, queries, seed }: RetrievalOptions,
+  { topK, queries, seed }: QueryOptions,
 ): Promise<RetrievalRun> {
   const retrieval = createRetrieval(store, { queryLines: QUERY_LINES });
   const random = new RandomStream(seed + size);
@@ -131,7 +125,7 @@ async function query(
     return performance.now() - startMs;
   };
   const coldMs = await once();
-  for (let i = 0; i < 20; i++) await once(); // until the code is compiled
+  for (let i = 0; i < 20; i++) await once(); // so that the code is compiled
   const samplesMs: number[] = [];
   for (let i = 0; i < queries; i++) samplesMs.push(await once());
   return { store: store.address.split(':')[0]!, chunks: size, coldMs, warm: percentiles(samplesMs), samplesMs };

@@ -1,5 +1,4 @@
-/** How often each retriever brings the chunk that defines what the held-out lines use. */
-
+/** Measures how often each retriever finds the chunk that defines what the held-out lines use. */
 import type { Bundle } from '../../services/lib/model/bundle/bundle.ts';
 import { type ContextEncoder, loadContextEncoder } from '../../services/lib/rag/encode/encode.ts';
 import { DenseIndex, DenseScorer } from '../../services/lib/rag/search/dense.ts';
@@ -16,13 +15,13 @@ import { type Question, questionsOf } from './questions.ts';
 const TOP_K = 10;
 const QUERY_LINES = 10;
 const RETRIEVERS = ['jaccard', 'bm25', 'dense', 'fused', 'none', 'random'] as const;
-export type Compared = (typeof RETRIEVERS)[number];
+type Compared = (typeof RETRIEVERS)[number];
 
 export interface Quality {
   readonly repository: string;
   readonly chunks: number;
   readonly questions: number;
-  /** Share of the used identifiers whose definition is among the ten chunks. */
+  /** Share of the used identifiers whose definition is among the ten chunks found. */
   readonly recallAt10: Readonly<Record<Compared, number>>;
 }
 
@@ -38,12 +37,12 @@ interface Indexes {
   readonly queries: QueryEncoder;
 }
 
-/** All repositories, and how fast their chunks were encoded. */
+/** Measures all repositories, and how fast their chunks are encoded. */
 export async function measureQuality(
   repositories: readonly Repository[],
   bundle: Bundle,
   threads: number,
-  say: (text: string) => void,
+  onProgress: (text: string) => void,
 ): Promise<{ quality: Quality[]; throughput: Throughput }> {
   const options = { provider: 'cpu', threads } as const;
   const encoder = await loadContextEncoder(bundle, { ...options, keepEmbeddings: true });
@@ -53,7 +52,7 @@ export async function measureQuality(
   let [chunks, seconds] = [0, 0];
   try {
     for (const repository of repositories) {
-      say(`${repository.name}: encoding ${repository.chunks.length} chunks`);
+      onProgress(`${repository.name}: encoding ${repository.chunks.length} chunks`);
       const startedAt = performance.now();
       const dense = await denseIndex(repository, encoder, scorer);
       seconds += (performance.now() - startedAt) / 1000;

@@ -1,6 +1,7 @@
 /**
- * Held-out lines of real functions: what stands before and after them, and the chunks of other files that define what
- * they use. A retriever answers well if it brings one of those chunks without having seen the lines.
+ * Questions about held-out lines of real functions: the code before and after the lines, and the chunks of other files
+ * that define what the lines use. A retriever answers well if it finds one of those chunks without having seen the
+ * lines.
  */
 import { identifiers } from '../../services/lib/rag/chunk.ts';
 import type { Repository } from './corpus.ts';
@@ -9,14 +10,14 @@ export interface Question {
   readonly path: string;
   readonly before: string;
   readonly after: string;
-  /** Ordinals of the chunks that hold the definition, per identifier that the held-out lines use. */
+  /** For each identifier that the held-out lines use: the ordinals of the chunks that hold its definition. */
   readonly answers: readonly (readonly number[])[];
 }
 
-/** Lines that are held out, and lines of the function before them. */
+/** Number of lines that are held out, and number of lines of the function before them. */
 const HOLE = 3;
 const LEAD = 3;
-/** Questions of one repository, and of one of its files, at most. */
+/** Upper bounds on the questions about one repository and about one file. */
 const PER_REPOSITORY = 150;
 const PER_FILE = 4;
 
@@ -31,7 +32,7 @@ const FUNCTION =
 
 const definedAt = (line: string) => DEFINITIONS.map((pattern) => pattern.exec(line)?.[1]).find((name) => name);
 
-/** Names that exactly one file defines, with that file and the lines (from 1). */
+/** Names that exactly one file defines, with the path of the file and the lines (counted from 1). */
 function definitions({ files }: Repository): Map<string, { path: string; lines: number[] }> {
   const found = new Map<string, { path: string; lines: number[] }>();
   const ambiguous = new Set<string>();

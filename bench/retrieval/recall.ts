@@ -1,20 +1,16 @@
-/** `bench recall`: how often each retriever brings what is needed, what a search costs and an index holds up to a million chunks. */
+/**
+ * `bench recall` measures how often each retriever finds the chunk that is needed, and what a search costs and an index
+ * holds at up to a million chunks.
+ */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import type { RecallOptions } from './command.ts';
 import { everything, repositories } from './corpus.ts';
 import { measureQuality, type Quality, type Throughput } from './quality.ts';
 import { measureDense, measureLexical, type ScaleRow } from './scale.ts';
-
-export interface RecallOptions {
-  /** Hugging Face folder of the model whose encoder is used. */
-  readonly llm: string;
-  /** Index sizes, in chunks. */
-  readonly sizes: readonly number[];
-  readonly threads: number;
-}
 
 export interface RecallResult {
   readonly threads: number;
@@ -25,14 +21,14 @@ export interface RecallResult {
 
 export async function measureRecall(
   { llm, sizes, threads }: RecallOptions,
-  say: (text: string) => void,
+  onProgress: (text: string) => void,
 ): Promise<RecallResult> {
   const work = await mkdtemp(join(tmpdir(), 'llavacode-bench-'));
   try {
     const manifest = await exportBundle({ llm, to: join(work, 'bundle'), precision: 'fp32' });
     const bundle = await openBundle(join(work, 'bundle'));
-    const measured = await measureQuality(await repositories(), bundle, threads, say);
-    say(`latency at ${sizes.join(', ')} chunks`);
+    const measured = await measureQuality(await repositories(), bundle, threads, onProgress);
+    onProgress(`latency at ${sizes.join(', ')} chunks`);
     const dim = manifest.context?.encoder.dim ?? 256;
     const scale = [...(await measureLexical(await everything(), sizes)), ...(await measureDense(dim, sizes))];
     return { threads, ...measured, scale };

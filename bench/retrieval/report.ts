@@ -1,14 +1,28 @@
-/** `bench retrieval`, `bench recall` and `bench index` as Markdown. */
-import type { IndexResult } from '../indexing/measure.ts';
-import type { Artifact } from '../report/artifact.ts';
+/** The reports of `bench retrieval` and `bench recall`. */
 import { axes } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
-import type { Report } from '../report/report.ts';
+import type { Bench, Report } from '../report/report.ts';
 import type { RetrievalResult } from './measure.ts';
+import type { Quality } from './quality.ts';
 import type { RecallResult } from './recall.ts';
 
-export function reportRetrieval({ result }: Artifact<RetrievalResult>): Report {
-  const { runs, topK, notRun } = result;
+export const RETRIEVAL: Bench<RetrievalResult> = {
+  name: 'retrieval',
+  title: 'Retrieval',
+  definitions: {
+    first: 'ms of the first query, which loads the index',
+    'p50, p90, p99': "ms of one of the later queries, in the gateway's process",
+  },
+  report: ({ result }) => reportRetrieval(result),
+  headline: ({ runs, topK }) =>
+    `p50 of finding the top ${topK}: ` +
+    runs
+      .filter(({ chunks }) => chunks === 10_000)
+      .map(({ store, chunks, warm }) => `${figure(warm.p50)} ms of ${chunks} chunks (${store})`)
+      .join(', '),
+};
+
+function reportRetrieval({ runs, topK, notRun }: RetrievalResult): Report {
   const rows = runs.map(({ store, chunks, coldMs, warm }) => [
     store,
     String(chunks),
@@ -20,7 +34,7 @@ export function reportRetrieval({ result }: Artifact<RetrievalResult>): Report {
   const stores = [...new Set(runs.map(({ store }) => store))];
   return {
     markdown: [
-      `Top ${topK}, ms per query in the gateway’s process; the first query loads the index.`,
+      `Time to find the top ${topK} in ms per query, in the gateway’s process. The first query loads the index.`,
       table(['store', 'chunks', 'p50', 'p90', 'p99', 'first'], rows),
       ...notRun,
     ].join('\n\n'),
@@ -40,51 +54,70 @@ export function reportRetrieval({ result }: Artifact<RetrievalResult>): Report {
   };
 }
 
-export function reportRecall({ result: { quality, scale, throughput, threads } }: Artifact<RecallResult>): Report {
-  const names = Object.keys(quality[0]?.recallAt10 ?? {}) as (keyof (typeof quality)[number]['recallAt10'])[];
-  const questions = quality.reduce((sum, row) => sum + row.questions, 0);
-  const mean = (name: (typeof names)[number]) =>
-    quality.reduce((sum, row) => sum + row.recallAt10[name] * row.questions, 0) / Math.max(questions, 1);
+export const RECALL: Bench<RecallResult> = {
+  name: 'recall',
+  title: 'Retrievers compared',
+  definitions: {
+    'recall@10': 'share of questions whose defining chunk is among the first ten found',
+    'p50, p99': 'ms of one search for ten chunks on one core',
+    'bytes per chunk': "bytes of the index in memory, including identifiers' names / chunks",
+    build: 's to make the index',
+  },
+  report: ({ result }) => reportRecall(result),
+  headline: ({ quality }) =>
+    `recall@10: ${retrieversOf(quality)
+      .map((name) => `${name} ${percent(meanRecall(quality, name), 1)}`)
+      .join(', ')}`,
+};
+
+type Retriever = keyof Quality['recallAt10'];
+
+const retrieversOf = (quality: readonly Quality[]) => Object.keys(quality[0]?.recallAt10 ?? {}) as Retriever[];
+const questionsOf = (quality: readonly Quality[]) => quality.reduce((sum, row) => sum + row.questions, 0);
+/** The recall over all questions. */
+const meanRecall = (quality: readonly Quality[], name: Retriever) =>
+  quality.reduce((sum, row) => sum + row.recallAt10[name] * row.questions, 0) / Math.max(questionsOf(quality), 1);
+
+function reportRecall({ quality, scale, throughput, threads }: RecallResult): Report {
+  const names = retrieversOf(quality);
   const recall = table(
     ['repository', 'chunks', 'questions', ...names],
     [
-      ...quality.map((row) => [
-        ...[row.repository, String(row.chunks), String(row.questions)],
-        ...names.map((name) => percent(row.recallAt10[name], 1)),
+      ...quality.map(({ repository, chunks, questions, recallAt10 }) => [
+        repository,
+        String(chunks),
+        String(questions),
+        ...names.map((name) => percent(recallAt10[name], 1)),
       ]),
-      ['**all**', '', String(questions), ...names.map((name) => `**${percent(mean(name), 1)}**`)],
+      [
+        '**all**',
+        '',
+        String(questionsOf(quality)),
+        ...names.map((name) => `**${percent(meanRecall(quality, name), 1)}**`),
+      ],
     ],
   );
   const cost = table(
     ['retriever', 'chunks', 'p50, ms', 'p99, ms', 'bytes per chunk', 'build, s'],
     scale.map(({ retriever, chunks, p50Ms, p99Ms, bytesPerChunk, buildSeconds }) => [
-      ...[retriever, chunks.toLocaleString('en'), figure(p50Ms), figure(p99Ms)],
-      ...[bytesPerChunk.toFixed(0), figure(buildSeconds)],
+      retriever,
+      chunks.toLocaleString('en'),
+      figure(p50Ms),
+      figure(p99Ms),
+      bytesPerChunk.toFixed(0),
+      figure(buildSeconds),
     ]),
   );
   const sections = [
-    'Recall@10 of the chunk that defines an identifier which three held-out lines of a function use, among the chunks of all ' +
-      'other files. The query is the text around the hole (10 non-blank lines before, 5 after); the lines themselves are not seen.',
+    'Recall@10 is the share of identifiers, used by three held-out lines of a function, whose defining chunk is found among ' +
+      'the chunks of all other files. The query is the text around the hole (10 non-blank lines before it, 5 after it); the ' +
+      'retriever does not see the held-out lines.',
     recall,
-    "One top-10 search on one core, and the memory of the index, identifiers' names included. Up to the number of chunks that " +
-      'the dependencies of this package have, chunks are real; beyond, they are repeated with other names.',
+    "The next table shows one top-10 search on one core, and the memory of the index, including identifiers' names. Chunks " +
+      'are real up to the number that the dependencies of this package have; beyond it, they are repeated with other names.',
     cost,
-    `Encoder and projector: ${figure(throughput.chunksPerSecond)} chunks/s on ${threads} threads (${throughput.chunks} chunks in ${figure(throughput.seconds)} s).`,
+    `Encoder and projector take ${figure(throughput.chunksPerSecond)} chunks/s on ${threads} threads ` +
+      `(${throughput.chunks} chunks in ${figure(throughput.seconds)} s).`,
   ];
   return { markdown: sections.join('\n\n'), charts: [] };
-}
-
-export function reportIndex({ result }: Artifact<IndexResult>): Report {
-  const rows = result.runs.map(({ model, run, chunks, embedded, seconds }) => [
-    model,
-    run,
-    String(chunks),
-    String(embedded),
-    figure(seconds),
-    embedded === 0 ? '—' : figure(embedded / seconds),
-  ]);
-  return {
-    markdown: table(['model', 'run', 'chunks', 'encoded', 's', 'chunks/s'], rows, ['left', 'left']),
-    charts: [],
-  };
 }

@@ -1,38 +1,33 @@
-/** `bench retrieval`: top-k latency against the number of chunks. */
+/** Runs `bench retrieval` and `bench recall`. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { run } from '../harness/run.ts';
-import { assertNoUrl, type BenchOptions, systemSettings } from '../harness/systems.ts';
+import { assertNoUrl } from '../harness/systems.ts';
 import type { Artifact } from '../report/artifact.ts';
+import type { RecallOptions, RetrievalBenchOptions } from './command.ts';
 import { measureRetrieval, type RetrievalResult } from './measure.ts';
+import { measureRecall } from './recall.ts';
+import { RECALL, RETRIEVAL } from './report.ts';
 
-export async function runRetrieval(
-  options: BenchOptions,
-  retrieval: {
-    readonly sizes: readonly number[];
-    readonly queries: number;
-    readonly topK: number;
-    readonly redis?: string;
-  },
-): Promise<Artifact<RetrievalResult>> {
+export async function runRetrieval(options: RetrievalBenchOptions): Promise<Artifact<RetrievalResult>> {
   assertNoUrl(options, 'retrieval', 'the stores alone');
-  return run(
-    options,
-    { bench: 'retrieval', models: [], settings: { ...systemSettings(options), ...retrieval, redis: undefined } },
-    async (onProgress) => {
-      const { sizes, redis } = retrieval;
-      const how = { dir: options.path, topK: retrieval.topK, queries: retrieval.queries, seed: options.seed };
-      const scratch = await mkdtemp(join(options.data, 'retrieval-'));
-      try {
-        onProgress('embedded');
-        const embedded = await measureRetrieval(`lmdb:${scratch}`, sizes, how);
-        if (redis === undefined)
-          return { topK: how.topK, runs: embedded, notRun: ['Redis was not measured: no `--redis URL` was given.'] };
-        onProgress('redis');
-        return { topK: how.topK, runs: [...embedded, ...(await measureRetrieval(redis, sizes, how))], notRun: [] };
-      } finally {
-        await rm(scratch, { recursive: true, force: true });
+  const { topK, redis } = options;
+  return run(RETRIEVAL, options, { models: [], settings: options }, async (onProgress) => {
+    const scratch = await mkdtemp(join(options.data, 'retrieval-'));
+    try {
+      onProgress('embedded');
+      const embedded = await measureRetrieval(`lmdb:${scratch}`, options);
+      if (redis === undefined) {
+        return { topK, runs: embedded, notRun: ['Redis was not measured, because no `--redis URL` was given.'] };
       }
-    },
-  );
+      onProgress('redis');
+      return { topK, runs: [...embedded, ...(await measureRetrieval(redis, options))], notRun: [] };
+    } finally {
+      await rm(scratch, { recursive: true, force: true });
+    }
+  });
+}
+
+export async function runRecall(options: RecallOptions): Promise<void> {
+  await run(RECALL, options, { models: [], settings: options }, (onProgress) => measureRecall(options, onProgress));
 }

@@ -1,4 +1,4 @@
-/** What a search costs, and what an index holds per chunk, at sizes up to a million chunks. */
+/** Measures what a search costs and what an index holds per chunk, at sizes up to a million chunks. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { DenseIndex, DenseScorer } from '../../services/lib/rag/search/dense.ts';
 import type { InvertedIndex } from '../../services/lib/rag/search/inverted-index.ts';
@@ -10,9 +10,9 @@ import type { Repository } from './corpus.ts';
 const TOP_K = 10;
 const QUERY_LINES = 10;
 const QUERIES = 200;
-/** Searches whose times are not counted. */
+/** Number of searches that warm up, and whose times are not counted. */
 const WARM_UP = 50;
-/** Every copy of the sources gets names of its own for this share of its identifiers, as another repository would. */
+/** Share of the identifiers that every copy of the sources renames, as another repository would have other names. */
 const RENAMED = 0.4;
 
 export interface ScaleRow {
@@ -24,12 +24,12 @@ export interface ScaleRow {
   readonly buildSeconds: number;
 }
 
-interface Asked {
+interface ScaleQuery {
   readonly path: string;
   readonly tokens: readonly string[];
 }
 
-/** Lexical rows for each size: real chunks, repeated with other names where there are not enough. */
+/** Lexical rows for each size. Chunks are real; if there are not enough of them, they are repeated with other names. */
 export async function measureLexical(source: Repository, sizes: readonly number[]): Promise<ScaleRow[]> {
   const rows: ScaleRow[] = [];
   const asked = queries(source);
@@ -47,7 +47,7 @@ export async function measureLexical(source: Repository, sizes: readonly number[
   return rows;
 }
 
-/** Dense rows for each size, of random embeddings: what is compared does not change what comparing costs. */
+/** Dense rows for each size. Embeddings are random, because their values do not change what comparing them costs. */
 export async function measureDense(dim: number, sizes: readonly number[]): Promise<ScaleRow[]> {
   const scorer = await DenseScorer.load({ provider: 'cpu', threads: 1 });
   const rows: ScaleRow[] = [];
@@ -64,7 +64,7 @@ export async function measureDense(dim: number, sizes: readonly number[]): Promi
   return rows;
 }
 
-function queries({ files }: Repository): Asked[] {
+function queries({ files }: Repository): ScaleQuery[] {
   const long = files
     .map(({ path, text }) => ({ path, lines: text.split('\n') }))
     .filter(({ lines }) => lines.length > 60);

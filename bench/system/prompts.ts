@@ -1,6 +1,7 @@
 /**
- * Prompts of an exact number of tokens from a real repository: a cursor in one of its files, what follows it as the
- * suffix, and as much of what precedes it as the length asks for (other files stand before a file that is too short).
+ * Makes prompts of an exact number of tokens from a real repository. Each has a cursor in one of the files: the code
+ * after the cursor is the suffix, and the code before it fills the length. Other files come before a file that is too
+ * short.
  */
 import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
@@ -11,27 +12,23 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { choosePromptFormat, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { TRACE_BLOCK_TOKENS } from '../measure/trace.ts';
+import type { ContextMode } from './context.ts';
 
-export type ContextMode = 'compressed' | 'text' | 'off';
-
-export interface PromptShape {
-  /** Tokens of the whole prompt, context included. */
+interface PromptShape {
+  /** Tokens of the whole prompt, including its context. */
   readonly tokens: number;
   readonly context: ContextMode;
-  /** Tokens that the context takes: of its text, or one per chunk. */
+  /** Tokens of the context: those of its text, or one per chunk. */
   readonly contextTokens: number;
 }
 
-/** Soft tokens of a compressed context: one per chunk. */
-export const SOFT_TOKENS = 10;
+type PromptBody = Pick<CompletionBody, 'prompt' | 'suffix' | 'rag' | 'cache_salt'>;
 
-export type PromptBody = Pick<CompletionBody, 'prompt' | 'suffix' | 'rag' | 'cache_salt'>;
-
-/** Lines between two cursors; a prime, so that cursors of different files do not fall in step with chunks. */
+/** Lines between two cursors: a prime number, so that cursors do not keep step with the borders of chunks. */
 const CURSOR_STRIDE = 7;
-/** Lines that a file has before its first cursor: the query is made of them. */
+/** Lines before the first cursor of a file: the query is made of them. */
 const FIRST_CURSOR = 15;
-/** At most a quarter of the code around the cursor. */
+/** Upper bound on the tokens after the cursor, which are a quarter of the code around it at most. */
 const SUFFIX_TOKENS = 256;
 
 interface SourceFile {
@@ -50,7 +47,7 @@ export class PromptMaker {
   readonly #tokenizer: Tokenizer;
   readonly #format: PromptFormat;
   readonly #cursors: readonly Cursor[];
-  /** The whole repository, for what stands before a file. */
+  /** Token ids of the whole repository, which fill prompts up. */
   readonly #filling: readonly number[];
 
   private constructor(repo: string, tokenizer: Tokenizer, files: readonly SourceFile[]) {
@@ -60,11 +57,14 @@ export class PromptMaker {
     this.#cursors = files.flatMap(cursorsOf);
     this.#filling = tokenizer.encode(files.map(({ text }) => text).join('\n'));
     if (this.#cursors.length === 0) {
-      throw new ServingError('invalid_request', `${repo} has no Python file of more than ${FIRST_CURSOR} lines`);
+      throw new ServingError(
+        'invalid_request',
+        `${repo} has no Python file of more than ${FIRST_CURSOR} lines: give a --path that has`,
+      );
     }
   }
 
-  /** @param dir the repository, of which every `.py` file is taken. */
+  /** @param dir folder of the repository; every `.py` file in it is used. */
   static async load(repo: string, dir: string, tokenizer: Tokenizer): Promise<PromptMaker> {
     const paths = (await globby('**/*.py', { cwd: dir })).sort();
     const files = await Promise.all(
@@ -74,8 +74,8 @@ export class PromptMaker {
   }
 
   /**
-   * A request whose prompt has exactly `shape.tokens` tokens, and finds nothing of it computed already.
-   * @param index which cursor: equal indices are equal cursors; neighbours have nothing in common at their beginnings.
+   * Makes a request whose prompt has exactly `shape.tokens` tokens. Its salt is new, so no cached prefix matches it.
+   * @param index chooses the cursor: equal indices give equal cursors, and the prompts of neighbours begin differently.
    */
   make(index: number, { tokens, context, contextTokens }: PromptShape): PromptBody {
     const cursor = this.#cursors[(index * 31) % this.#cursors.length]!;
@@ -83,16 +83,19 @@ export class PromptMaker {
     const right = this.#tokenizer.encodeHead(cursor.after, Math.min(SUFFIX_TOKENS, Math.floor(code / 4)));
     const suffix = this.#tokenizer.decode(right);
     const frame = this.#format.frame;
-    const around =
+    const frameTokens =
       this.#tokenizer.leadingIds.length + (frame ? frame.length + this.#tokenizer.encode(suffix).length : 0);
-    const left = code - around;
+    const left = code - frameTokens;
     if (left < 1)
-      throw new ServingError('invalid_request', `a prompt of ${tokens} tokens leaves none before the cursor`);
+      throw new ServingError(
+        'invalid_request',
+        `a prompt of ${tokens} tokens leaves none before the cursor: ask for a longer prompt`,
+      );
     const rag = this.#rag(cursor, context, contextTokens);
     return { prompt: this.#left(cursor, left, index), suffix, ...(rag && { rag }), cache_salt: randomUUID() };
   }
 
-  /** A prompt of `tokens` tokens, 512 per block of a trace: equal blocks are equal tokens. */
+  /** Makes a prompt of `tokens` tokens, 512 for each block of a trace. Equal blocks give equal tokens. */
   blocks(blocks: readonly number[], tokens: number): number[] {
     return Array.from({ length: tokens }, (_, i) => {
       const block = blocks[Math.floor(i / TRACE_BLOCK_TOKENS)] ?? 0;
@@ -114,7 +117,7 @@ export class PromptMaker {
     if (context === 'off') return undefined;
     const rag = { repo: this.#repo, path, mode: context };
     if (context === 'compressed') return { ...rag, top_k: contextTokens };
-    // The name of the current file follows the context and is not cut with it.
+    // The name of the current file follows the context, and its tokens are not part of the limit.
     const after = this.#format.repository ? 1 + this.#tokenizer.encode(`${path}\n`).length : 0;
     return { ...rag, top_k: 10, max_text_tokens: contextTokens - after };
   }

@@ -1,6 +1,6 @@
 /**
- * A redis-server of one's own on a free port, to be killed and started again: of the drills and of the tests. It is the one on
- * PATH, or the one that the tests unpacked into `.cache/redis`; nothing is downloaded here.
+ * Starts a redis-server on a free port, which drills and tests can kill and start again. The binary is the one on PATH,
+ * or the one that the tests have unpacked into `.cache/redis`; nothing is downloaded here.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -17,11 +17,11 @@ export interface RedisServer {
   /** redis://127.0.0.1:PORT */
   readonly url: string;
   readonly port: number;
-  /** Ends it at once, as a crash does; what it held in memory alone is lost. */
+  /** Ends it at once, as a crash does: data that was only in memory is lost. */
   kill(): Promise<void>;
-  /** Starts it again on the same port: empty, unless its arguments make it keep a log. */
+  /** Starts it again on the same port. It is empty, unless its arguments make it keep a log. */
   restart(): Promise<void>;
-  /** SIGSTOP: it accepts connections and answers nothing. */
+  /** Stops it with SIGSTOP: the kernel still accepts connections for it, but it answers nothing. */
   pause(): void;
   resume(): void;
   /** Ends it and removes its folder. */
@@ -34,14 +34,14 @@ export interface RedisBinary {
 }
 
 const run = promisify(execFile);
-/** Where the tests unpack Debian's packages. */
+/** Folder that the tests unpack Debian's packages into. */
 export const UNPACKED = join(PACKAGE_ROOT, '.cache', 'redis');
 const START_ATTEMPTS = 5;
 const STEP_TIMEOUT_MS = 120_000;
-/** What a server says when it serves, and a sentinel when it watches. */
+/** The line of log by which a server says that it serves, or a sentinel that it watches. */
 const READY = /Ready to accept connections|\+monitor master/;
 
-/** @returns undefined where there is none. */
+/** @returns undefined if this machine has none. */
 export async function findRedis(): Promise<RedisBinary | undefined> {
   for (const binary of [{ path: 'redis-server', env: process.env }, await unpacked(UNPACKED)]) {
     if (await works(binary)) return binary;
@@ -49,7 +49,7 @@ export async function findRedis(): Promise<RedisBinary | undefined> {
   return undefined;
 }
 
-/** Arguments beyond our own, such as `--requirepass`; those that name ports may want one that is free. */
+/** Arguments in addition to ours, such as `--requirepass`; the function form can put a free port into them. */
 export type RedisArguments = readonly string[] | ((port: number, dir: string) => Promise<readonly string[]>);
 
 /** @param extra further arguments of redis-server. */
@@ -84,7 +84,7 @@ export async function launchServer(binary: RedisBinary, extra: RedisArguments = 
   };
 }
 
-/** Another process may take the port between our look and redis-server's bind: then try the next one. */
+/** Another process may take the port before redis-server binds it: then the next one is tried. */
 async function launchOnFreePort(launch: (port: number) => Promise<ChildProcess>) {
   let failure: unknown;
   for (let attempt = 0; attempt < START_ATTEMPTS; attempt++) {
@@ -134,7 +134,7 @@ export async function works({ path, env }: RedisBinary): Promise<boolean> {
   );
 }
 
-/** The unpacked server, with the unpacked libraries it needs: /usr/lib/ARCH under `root`. */
+/** The unpacked server, with the libraries that it needs from `usr/lib/ARCH` under `root`. */
 export async function unpacked(root: string): Promise<RedisBinary> {
   const libraries = join(root, 'usr', 'lib');
   const folders = existsSync(libraries) ? await readdir(libraries) : [];

@@ -1,50 +1,50 @@
 /**
- * `bench tables`: the paper's tables again. Both systems are up at once on the same cores and one request runs at a time;
- * a round measures every cell once in a seeded random order, so that whatever else the machine does falls on all alike.
- * The text of the chunks and their soft tokens are asked for at the same cursor, one right after the other.
+ * `bench tables` repeats the paper's tables. Both systems run at once on the same cores, with one request at a time. A
+ * round measures every cell once in a seeded random order, so that disturbances by other programs fall on all cells
+ * alike. The text of the chunks and their soft tokens are requested at the same cursor, one right after the other.
  */
-
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
-import { type RequestRecord, tpot, ttft } from '../measure/latency.ts';
+import { type ClientRecord, tpot, ttft } from '../measure/latency.ts';
 import { sendOne } from '../measure/load-client.ts';
 import type { Interval } from '../measure/statistics.ts';
-import { type PromptMaker, SOFT_TOKENS } from '../system/prompts.ts';
-import type { Mode } from '../system/system.ts';
+import { SOFT_TOKENS } from '../system/context.ts';
+import type { Deployment } from '../system/deployment.ts';
+import type { PromptMaker } from '../system/prompts.ts';
 import { LENGTHS, LINE_TOKENS, tokensCut } from './paper.ts';
 
-export const REGIMES = { line: LINE_TOKENS, 'one-token': 1 } as const;
-export type Regime = keyof typeof REGIMES;
+const REGIMES = { line: LINE_TOKENS, 'one-token': 1 } as const;
+type Regime = keyof typeof REGIMES;
 
-/** One cell of a table in one round: the same cursor with its context as text and as soft tokens. */
+/** One cell of a table in one round: the same cursor, once with its context as text and once as soft tokens. */
 export interface Pair {
   readonly model: string;
-  readonly mode: Mode;
+  readonly mode: Deployment['mode'];
   readonly regime: Regime;
   /** Index into LENGTHS. */
   readonly length: number;
   readonly round: number;
-  readonly text: RequestRecord;
-  readonly soft: RequestRecord;
+  readonly text: ClientRecord;
+  readonly soft: ClientRecord;
 }
 
 export interface TablesResult {
   readonly pairs: readonly Pair[];
 }
 
-export interface TableOptions {
+interface TableOptions {
   readonly model: string;
-  readonly systems: readonly { readonly mode: Mode; readonly url: string }[];
+  readonly systems: readonly { readonly mode: Deployment['mode']; readonly url: string }[];
   readonly prompts: PromptMaker;
   readonly rounds: number;
-  /** No further round begins that would, going by the last one, end after so long. */
+  /** No further round begins if it would end later than this, judging by the duration of the last one. */
   readonly budgetMs: number;
   readonly timeoutMs: number;
   readonly seed: number;
   readonly onProgress: (text: string) => void;
 }
 
-/** At least one round whatever the budget. */
+/** Measures at least one round, whatever the budget. */
 export async function measureTables(options: TableOptions): Promise<Pair[]> {
   const cells = options.systems.flatMap(({ mode, url }) =>
     LENGTHS.flatMap((_, length) =>
@@ -63,7 +63,7 @@ export async function measureTables(options: TableOptions): Promise<Pair[]> {
     const [text, soft] = variants[0] === 'text' ? [first, second] : [second, first];
     return { model: cell.model, mode: cell.mode, regime: cell.regime, length: cell.length, round, text, soft };
   };
-  // Memory is touched, caches are warm and the index is loaded before anything counts.
+  // The first pair of each system is not counted: it touches memory, warms caches and loads the index.
   for (const { mode } of options.systems) {
     options.onProgress(`${options.model}: warming up ${mode}`);
     await measure(cells.find((cell) => cell.mode === mode)!, -1);
@@ -88,10 +88,11 @@ async function ask(
   variant: 'text' | 'soft',
   cursor: number,
   startMs: number,
-): Promise<RequestRecord> {
+): Promise<ClientRecord> {
   const lengths = LENGTHS[length]!;
   const tokens = lengths[variant];
-  // The code around the cursor is the same: the text of the chunks takes what the prompts differ by, and ten more.
+  // Both prompts have the same code around the cursor, so the text takes what the lengths differ by and ten tokens
+  // more.
   const contextTokens = variant === 'soft' ? SOFT_TOKENS : lengths.text - lengths.soft + SOFT_TOKENS;
   const context = variant === 'soft' ? ('compressed' as const) : ('text' as const);
   const body = {
@@ -106,40 +107,36 @@ async function ask(
   return record;
 }
 
-/** A row is what it says or there is no row. */
+/** @throws ServingError internal if the server counted other tokens than the row claims. */
 function assertRecord(
-  record: RequestRecord,
+  record: ClientRecord,
   want: { readonly tokens: number; readonly softTokens: number; readonly output: number },
 ): void {
   const { outcome, code, promptTokens, softTokens, cachedTokens, outputTokens } = record;
   const got = `${promptTokens} prompt tokens (${softTokens} soft, ${cachedTokens} cached), ${outputTokens} output tokens`;
   if (outcome !== 'ok') throw new ServingError('internal', `a request of the tables failed: ${code}`);
-  if (
-    promptTokens === want.tokens &&
-    softTokens === want.softTokens &&
-    outputTokens === want.output &&
-    cachedTokens === 0
-  )
-    return;
+  const prompted = promptTokens === want.tokens && softTokens === want.softTokens && cachedTokens === 0;
+  if (prompted && outputTokens === want.output) return;
   throw new ServingError(
     'internal',
-    `the tables need ${want.tokens} prompt tokens (${want.softTokens} soft, 0 cached) and ${want.output} output tokens; the server counted ${got}`,
+    `the tables need ${want.tokens} prompt tokens (${want.softTokens} soft, 0 cached) and ${want.output} output tokens, ` +
+      `but the server counted ${got}`,
   );
 }
 
 export const reductionOf = (before: number, after: number) => 1 - after / before;
 
-/** TTFT or TPOT of both sides of a pair; undefined where there is none. */
+/** TTFT or TPOT of both sides of a pair; undefined if one of them has none. */
 export function figuresOf(pair: Pair, metric: 'ttft' | 'tpot'): { text: number; soft: number } | undefined {
-  const of = (record: RequestRecord) => (metric === 'ttft' ? ttft(record) : tpot(record));
+  const of = (record: ClientRecord) => (metric === 'ttft' ? ttft(record) : tpot(record));
   const [text, soft] = [of(pair.text), of(pair.soft)];
   return text === undefined || soft === undefined ? undefined : { text, soft };
 }
 
-/** An interval that covers the median with less than this says little: five rounds are needed. */
+/** An interval that covers the median with a lower probability says little: this one needs five rounds. */
 const CERTAIN = 0.9;
 
-/** Whether TTFT falls by at least the share of tokens cut, going by the interval of the median reduction. */
+/** Says whether TTFT falls by at least the share of tokens cut, judging by the interval of the median reduction. */
 export function verdict({ low, high, coverage }: Interval, middle: number, length: number): string {
   const share = tokensCut(LENGTHS[length]!);
   const certain = coverage >= CERTAIN && (low >= share || high < share);

@@ -1,6 +1,6 @@
 /**
- * The tables of the paper ("LlavaCode", arXiv 2510.19644) that are repeated here, on one NVIDIA A100: ms before → after
- * the retrieved text is replaced by soft tokens. Tables 4 and 8 agree in TTFT; so do 4 and 9.
+ * The tables of the paper ("LlavaCode", arXiv 2510.19644) that the bench repeats. The paper measured them on one NVIDIA
+ * A100: ms before and after soft tokens replace the retrieved text. Tables 8 and 9 have the TTFT of Table 4.
  */
 
 export const LENGTHS = [
@@ -8,16 +8,15 @@ export const LENGTHS = [
   { text: 2000, soft: 1510 },
   { text: 1500, soft: 1010 },
 ] as const;
-export type Lengths = (typeof LENGTHS)[number];
+type Lengths = (typeof LENGTHS)[number];
 
 /** Share of the prompt's tokens that compression cuts. */
 export const tokensCut = ({ text, soft }: Lengths) => (text - soft) / text;
 
-/** As the authors generate: greedily, 50 tokens. */
+/** Output tokens of a line completion: the authors generate 50, greedily. */
 export const LINE_TOKENS = 50;
 
 export const PAPER_MODELS = ['qwen2.5-coder-1.5b', 'qwen2.5-coder-7b', 'qwen2.5-coder-14b'] as const;
-export type PaperModel = (typeof PAPER_MODELS)[number];
 
 type BeforeAfter = readonly [before: number, after: number];
 interface PaperRow {
@@ -30,7 +29,7 @@ export interface PaperTable {
   readonly title: string;
   readonly mode: 'disaggregated' | 'colocated';
   readonly regime: 'line' | 'one-token';
-  /** [length][model], in the order of LENGTHS and PAPER_MODELS. */
+  /** Rows by [length][model], in the order of LENGTHS and PAPER_MODELS. */
   readonly rows: readonly (readonly PaperRow[])[];
 }
 
@@ -83,7 +82,7 @@ export const PAPER_TABLES: readonly PaperTable[] = [
   },
 ];
 
-/** The paper's row for a model; undefined for models that it did not measure. */
+/** The paper's row of a model; undefined for a model that the paper did not measure. */
 export function paperRow(table: PaperTable, length: number, model: string): PaperRow | undefined {
   return table.rows[length]?.[(PAPER_MODELS as readonly string[]).indexOf(model)];
 }

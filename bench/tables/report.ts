@@ -1,37 +1,73 @@
-/** `bench tables` as Markdown: our rows beside the paper's, in the paper's order. */
+/** The report of `bench tables`: our rows beside the paper's, in the paper's order. */
+import { DEFINITIONS } from '../measure/latency.ts';
 import { median, medianInterval } from '../measure/statistics.ts';
-import type { Artifact } from '../report/artifact.ts';
 import { axes, type Chart } from '../report/chart.ts';
 import { change, figure, percent, table } from '../report/markdown.ts';
-import type { Report } from '../report/report.ts';
+import type { Bench, Report } from '../report/report.ts';
 import { figuresOf, type Pair, reductionOf, type TablesResult, verdict } from './measure.ts';
 import { LENGTHS, PAPER_MODELS, PAPER_TABLES, type PaperTable, paperRow, tokensCut } from './paper.ts';
 
+export const TABLES: Bench<TablesResult> = {
+  name: 'tables',
+  title: 'The paper’s tables',
+  definitions: {
+    ttft: DEFINITIONS.ttft,
+    tpot: DEFINITIONS.tpot,
+    reduction: '1 - TTFT with soft tokens / TTFT with their text: the median over pairs measured one after the other',
+    interval: `of the median reduction: ${DEFINITIONS.interval}`,
+    'tokens cut': '1 - tokens of the prompt with soft tokens / tokens of the prompt with text',
+    verdict:
+      'yes if the median reduction is at least the share of tokens cut; uncertain if its interval contains that share, or covers the median with less than 90 %',
+  },
+  report: ({ result }) => reportTables(result),
+  headline({ pairs }) {
+    const reductions = allReductions(pairs);
+    const shares = reductions.map(({ reduction }) => reduction);
+    const reached = reductions.filter(({ reached }) => reached).length;
+    return (
+      `soft tokens save ${percent(Math.min(...shares))} to ${percent(Math.max(...shares))} of TTFT, at least the share of ` +
+      `tokens cut in ${reached} of ${reductions.length} rows`
+    );
+  },
+};
+
 const headOf = ({ regime }: PaperTable) => [
-  ...['tokens', 'model', 'TTFT, ms', '', '95 % interval', 'at least the tokens cut', 'paper: TTFT'],
+  'tokens',
+  'model',
+  'TTFT, ms',
+  '',
+  '95 % interval',
+  'at least the tokens cut',
+  'paper: TTFT',
   ...(regime === 'line' ? ['TPOT, ms', 'paper: TPOT'] : []),
   'n',
 ];
 
-export function reportTables({ result }: Artifact<TablesResult>): Report {
-  const models = [...new Set([...result.pairs.map(({ model }) => model), ...PAPER_MODELS])];
+/** The models that were measured, and then those of the paper. */
+const modelsOf = (pairs: readonly Pair[]) => [...new Set([...pairs.map(({ model }) => model), ...PAPER_MODELS])];
+
+const allReductions = (pairs: readonly Pair[]) =>
+  PAPER_TABLES.flatMap((paper) => reductionsOf(paper, modelsOf(pairs), pairs));
+
+function reportTables({ pairs }: TablesResult): Report {
+  const models = modelsOf(pairs);
   const sections = PAPER_TABLES.map((paper) => {
-    const rows = LENGTHS.flatMap((_, length) => models.map((model) => rowOf(paper, length, model, result.pairs)));
+    const rows = LENGTHS.flatMap((_, length) => models.map((model) => rowOf(paper, length, model, pairs)));
     return `#### Table ${paper.number}: ${paper.title}\n\n${table(headOf(paper), rows, ['left', 'left'])}`;
   });
-  const reductions = PAPER_TABLES.flatMap((paper) => reductionsOf(paper, models, result.pairs));
+  const reductions = allReductions(pairs);
   const reached = reductions.filter(({ reached }) => reached).length;
   const summary =
-    `Median TTFT falls by at least the share of tokens cut in **${reached} of ${reductions.length}** rows measured ` +
-    '(a verdict is uncertain where the interval of the paired reductions holds that share, or there are fewer than five of ' +
-    'them).';
+    `Median TTFT falls by at least the share of tokens cut in **${reached} of ${reductions.length}** rows that were measured. ` +
+    'A verdict is uncertain if the interval of the paired reductions contains that share, or if there are fewer than five ' +
+    'pairs.';
   return {
-    markdown: [summary, table4(models, result.pairs), ...sections].join('\n\n'),
-    charts: [chartOf(models, result.pairs)],
+    markdown: [summary, table4(models, pairs), ...sections].join('\n\n'),
+    charts: [chartOf(models, pairs)],
   };
 }
 
-/** Of one line, TTFT alone, both modes side by side: the paper's summary. */
+/** The paper's summary: TTFT of line completion in both modes, side by side. */
 function table4(models: readonly string[], pairs: readonly Pair[]): string {
   const tables = PAPER_TABLES.filter(({ regime }) => regime === 'line');
   const head = ['tokens', 'model', ...tables.flatMap(({ mode }) => [`${mode}: TTFT, ms`, 'paper'])];
@@ -55,7 +91,7 @@ const cellOf = (paper: PaperTable, length: number, model: string, pairs: readonl
       pair.mode === paper.mode && pair.regime === paper.regime && pair.length === length && pair.model === model,
   );
 
-/** As the paper rounds: 24.5 is 24. */
+/** A share in whole percent, rounded as the paper rounds: 24.5 becomes 24. */
 const wholePercent = (share: number) => `${Math.ceil(100 * share - 0.5)} %`;
 
 function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly Pair[]): string[] {
@@ -83,7 +119,7 @@ function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly
   ];
 }
 
-/** Median of the paired reductions. */
+/** The median of the paired reductions, with its interval. */
 function reductionIn(cell: readonly Pair[], metric: 'ttft' | 'tpot') {
   const reductions = cell.flatMap((pair) => {
     const figures = figuresOf(pair, metric);
@@ -98,7 +134,9 @@ function mediansOf(cell: readonly Pair[], metric: 'ttft' | 'tpot'): [number, num
   return [median(figures.map(({ text }) => text)), median(figures.map(({ soft }) => soft))];
 }
 
-/** Medians of either side, and the median of the pairs' own reductions, which is not that of the medians. */
+/**
+ * The medians of both sides, and the median of the pairs' reductions, which differs from the reduction of the medians.
+ */
 function ofPairs(cell: readonly Pair[], metric: 'ttft' | 'tpot'): string {
   const medians = mediansOf(cell, metric);
   if (!medians) return '—';
@@ -119,7 +157,7 @@ function reductionsOf(paper: PaperTable, models: readonly string[], pairs: reado
   );
 }
 
-/** Reduction of TTFT beside the share of tokens cut. */
+/** The reduction of TTFT beside the share of tokens cut. */
 function chartOf(models: readonly string[], pairs: readonly Pair[]): Chart {
   const measured = models.filter((model) => pairs.some((pair) => pair.model === model));
   const labels = LENGTHS.map(({ text, soft }) => `${text} → ${soft}`);

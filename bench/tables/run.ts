@@ -1,43 +1,33 @@
-/** `llavacode bench tables` */
-
+/** Runs `bench tables` on both deployments, one model after the other. */
 import { run } from '../harness/run.ts';
-import {
-  assertNoUrl,
-  type BenchOptions,
-  type PreparedModel,
-  prepareModel,
-  systemSettings,
-  withSystems,
-} from '../harness/systems.ts';
+import { assertNoUrl, type PreparedModel, prepareModel, withSystems } from '../harness/systems.ts';
 import type { Artifact } from '../report/artifact.ts';
-import { BOTH } from '../system/system.ts';
+import { BOTH } from '../system/deployment.ts';
+import type { TablesOptions } from './command.ts';
 import { measureTables, type Pair, type TablesResult } from './measure.ts';
+import { TABLES } from './report.ts';
 
-export interface TablesOptions {
-  readonly models: readonly string[];
-  readonly rounds: number;
-  /** For all models together; shared by their sizes, so that all have about as many rounds. */
-  readonly budgetMinutes: number;
-}
+/** Both workers may use every core, as the paper's share one GPU. One request at a time needs few slots. */
+const PLAN = { deployments: BOTH, pinning: 'shared', slots: 2 } as const;
 
-export async function runTables(options: BenchOptions, tables: TablesOptions): Promise<Artifact<TablesResult>> {
+export async function runTables(options: TablesOptions): Promise<Artifact<TablesResult>> {
   assertNoUrl(options, 'tables', 'both modes');
   const prepared: PreparedModel[] = [];
-  for (const name of tables.models) prepared.push(await prepareModel(name, options));
-  // Both workers may use every core, as the paper's share one GPU; a slot is enough for one request at a time.
-  const plan = { deployments: BOTH, pinning: 'shared' as const, slots: 2 };
-  const settings = { ...systemSettings(options), ...tables, pinning: plan.pinning, slots: plan.slots };
-  return run(options, { bench: 'tables', models: prepared.map(({ model }) => model), settings }, async (onProgress) => {
+  for (const name of options.models) prepared.push(await prepareModel(name, options));
+  const { pinning, slots } = PLAN;
+  const plan = { models: prepared.map(({ model }) => model), settings: { ...options, pinning, slots } };
+  return run(TABLES, options, plan, async (onProgress) => {
     const pairs: Pair[] = [];
-    const total = prepared.reduce((sum, ready) => sum + work(ready), 0);
+    const total = prepared.reduce((sum, ready) => sum + workOf(ready), 0);
     for (const ready of prepared) {
-      const ofModel = await withSystems(options, ready, plan, (systems) =>
+      const ofModel = await withSystems(options, ready, PLAN, (systems) =>
         measureTables({
           model: ready.model.name,
           systems: systems.map(({ url, deployment }) => ({ url, mode: deployment!.mode })),
           prompts: ready.prompts,
-          rounds: tables.rounds,
-          budgetMs: (tables.budgetMinutes * 60_000 * work(ready)) / total,
+          rounds: options.rounds,
+          // Models share the budget in proportion to their sizes, so that all get about as many rounds.
+          budgetMs: (options.minutes * 60_000 * workOf(ready)) / total,
           timeoutMs: options.timeoutMs,
           seed: options.seed,
           onProgress,
@@ -49,8 +39,8 @@ export async function runTables(options: BenchOptions, tables: TablesOptions): P
   });
 }
 
-/** What a token costs, up to a factor. */
-function work({ model }: PreparedModel): number {
+/** The work that one token costs, up to a constant factor. */
+function workOf({ model }: PreparedModel): number {
   const { layers, hidden, intermediate } = model.manifest.llm.spec;
   return layers * hidden * intermediate;
 }

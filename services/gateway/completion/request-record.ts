@@ -3,7 +3,7 @@ import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { FinishReason } from '../../lib/request/next-token.ts';
-import { type TimelineStage, Timeline } from '../../lib/request/timeline.ts';
+import { Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { AttemptObserver } from './attempt.ts';

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { meets, parseSlo, type RequestRecord, summarise, tpot, ttft } from '../../../bench/measure/latency.ts';
+import { type ClientRecord, meets, parseSlo, summarise, tpot, ttft } from '../../../bench/measure/latency.ts';
 
-const record = (values: Partial<RequestRecord>): RequestRecord => ({
+const record = (values: Partial<ClientRecord>): ClientRecord => ({
   index: 0,
   intendedMs: 0,
   sentMs: 0,
@@ -14,7 +14,9 @@ const record = (values: Partial<RequestRecord>): RequestRecord => ({
   outcome: 'ok',
   ...values,
 });
-/** Sent 10 ms late; first token 110 ms after the intended time, then two more, 20 and 40 ms apart. */
+/**
+ * A request sent 10 ms late. Its first token comes 110 ms after the intended time, two more follow after 20 and 40 ms.
+ */
 const good = (intendedMs: number) =>
   record({
     intendedMs,
@@ -25,17 +27,17 @@ const good = (intendedMs: number) =>
   });
 
 describe('figures of one request', () => {
-  it('count from the intended send time', () => {
+  it('TTFT counts from the intended send time', () => {
     expect(ttft(good(500))).toBe(110);
     expect(tpot(good(500))).toBe(30);
   });
 
-  it('TPOT goes by tokens, not by chunks; one token has none', () => {
+  it('TPOT divides by tokens and not by chunks, and an answer of one token has none', () => {
     expect(tpot(record({ chunksMs: [100, 200], outputTokens: 6 }))).toBe(20);
     expect(tpot(record({ chunksMs: [100], outputTokens: 1 }))).toBeUndefined();
   });
 
-  it('an objective is met when every bound is', () => {
+  it('an objective is met if every bound is', () => {
     expect(meets(good(0), { ttft: 110, tpot: 30 })).toBe(true);
     expect(meets(good(0), { ttft: 109, tpot: 30 })).toBe(false);
     expect(meets(good(0), { ttft: 110, tpot: 29 })).toBe(false);
@@ -48,7 +50,7 @@ describe('summarise', () => {
   const failed = record({ intendedMs: 2000, sentMs: 2000, endedMs: 2500, outcome: 'failed', code: 'saturated' });
   const cancelled = record({ intendedMs: 3000, sentMs: 3000, endedMs: 3100, outcome: 'cancelled' });
 
-  it('counts errors against attainment, and planned cancellations not at all', () => {
+  it('errors count against attainment, and planned cancellations do not count', () => {
     const summary = summarise([good(0), good(1000), failed, cancelled], { warmup: 0, slo: { ttft: 200 } });
     expect(summary).toMatchObject({ requests: 4, ok: 2, failed: 1, cancelled: 1, errors: { saturated: 1 } });
     expect(summary.attainment).toBeCloseTo(2 / 3, 12);
@@ -58,19 +60,22 @@ describe('summarise', () => {
     expect(summary.itl.p50).toBe(30);
   });
 
-  it('cuts the warm-up by intended time, from the duration too', () => {
+  it('the warm-up is cut by intended time, and from the duration as well', () => {
     const summary = summarise([good(1000), failed, good(0)], { warmup: 2 });
     expect(summary).toMatchObject({ requests: 1, ok: 0, failed: 1, seconds: 0.5 });
     expect(summary.attainment).toBeUndefined();
   });
 
-  it('tells when the client was too slow', () => {
+  it('a run is degraded if its client was too slow', () => {
     expect(summarise([good(0)], { warmup: 0 }).degraded).toBe(false);
     expect(summarise([{ ...good(0), sentMs: 51 }], { warmup: 0 }).degraded).toBe(true);
   });
 });
 
 describe('parseSlo', () => {
-  it('reads bounds in ms', () => expect(parseSlo('ttft:500, tpot:50')).toEqual({ ttft: 500, tpot: 50 }));
-  it.each(['ttft', 'ttft:0', 'speed:3', ''])('refuses %j', (text) => expect(() => parseSlo(text)).toThrow(/must be/));
+  it('an objective is read as bounds in ms', () =>
+    expect(parseSlo('ttft:500, tpot:50')).toEqual({ ttft: 500, tpot: 50 }));
+  it.each(['ttft', 'ttft:0', 'speed:3', ''])('the objective %j is refused', (text) =>
+    expect(() => parseSlo(text)).toThrow(/is not a bound of an objective: it must be/),
+  );
 });

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { leastSquares, median, medianInterval, quantile } from '../../../bench/measure/statistics.ts';
 
 describe('quantile', () => {
-  it('interpolates between order statistics as numpy does', () => {
+  it('a quantile interpolates between order statistics as numpy does', () => {
     const samples = [15, 20, 35, 40, 50];
     expect(quantile(samples, 0.4)).toBeCloseTo(29, 12);
     expect(quantile(samples, 0)).toBe(15);
@@ -11,15 +11,15 @@ describe('quantile', () => {
     expect(median([4, 1, 3, 2])).toBe(2.5);
   });
 
-  it('of nothing is no number', () => expect(quantile([], 0.5)).toBeNaN());
+  it('a quantile of no samples is NaN', () => expect(quantile([], 0.5)).toBeNaN());
 
-  it('leaves its samples as they were', () => {
+  it('a quantile leaves its samples as they were', () => {
     const samples = [3, 1, 2];
     quantile(samples, 0.5);
     expect(samples).toEqual([3, 1, 2]);
   });
 
-  it('never leaves the range of the samples, and grows with q', () => {
+  it('a quantile stays in the range of the samples, and grows with q', () => {
     const samples = fc.array(fc.double({ noNaN: true, min: -1e6, max: 1e6 }), { minLength: 1, maxLength: 40 });
     const share = fc.double({ noNaN: true, min: 0, max: 1 });
     fc.assert(
@@ -36,26 +36,26 @@ describe('quantile', () => {
 describe('medianInterval', () => {
   const upTo = (n: number) => Array.from({ length: n }, (_, i) => i + 1);
 
-  // P(Bin(n, 1/2) < k) from tables of the sign test.
+  // The values of P(Bin(n, 1/2) < k) are from tables of the sign test.
   it.each([
     [6, 1, 6, 0.96875],
     [10, 2, 9, 1 - 22 / 1024],
     [15, 4, 12, 1 - (2 * 576) / 32768],
     [20, 6, 15, 1 - (2 * 21700) / 1048576],
-  ])('of %i samples lies between the right order statistics', (n, low, high, coverage) => {
+  ])('the interval of %i samples lies between the right order statistics', (n, low, high, coverage) => {
     const interval = medianInterval(upTo(n));
     expect(interval).toMatchObject({ low, high });
     expect(interval.coverage).toBeCloseTo(coverage, 12);
   });
 
-  it('of too few samples is their range, and says what it is worth', () => {
+  it('the interval of too few samples is their range, and says what it is worth', () => {
     expect(medianInterval([5, 3, 4])).toEqual({ low: 3, high: 5, coverage: 0.75 });
     expect(medianInterval([7])).toEqual({ low: 7, high: 7, coverage: 0 });
   });
 });
 
 describe('leastSquares', () => {
-  it('finds the coefficients of exact data', () => {
+  it('least squares find the coefficients of exact data', () => {
     const xs = [0.25, 0.5, 1, 2];
     const [a, b, c] = leastSquares(
       xs.map((x) => [1, x, x * x]),

@@ -1,0 +1,65 @@
+/** Runs `bench drills` and `bench soak`. Both end with exit code 1 if the system broke its promise. */
+import { mkdir } from 'node:fs/promises';
+import { basename } from 'node:path';
+import { type OnProgress, run } from '../harness/run.ts';
+import { type BenchModel, openModel } from '../system/model.ts';
+import { PromptMaker } from '../system/prompts.ts';
+import type { DrillsOptions, SoakOptions } from './command.ts';
+import { type DrillResult, notRun } from './judge.ts';
+import { DRILLS_BENCH, SOAK_BENCH } from './report.ts';
+import { runDrill } from './run-drill.ts';
+import type { Drill } from './scene.ts';
+import { runSoak } from './soak.ts';
+import { stagesOf } from './stages.ts';
+import { makeReferences, type Reference } from './streams.ts';
+
+export async function runDrillsBench(options: DrillsOptions): Promise<void> {
+  const model = await openModel(options.model, options);
+  const settings = { ...options, store: options.redis === undefined ? 'lmdb' : 'redis' };
+  const { result } = await run(DRILLS_BENCH, options, { models: [model], settings }, async (onProgress) => ({
+    drills: await runDrills(model, options, onProgress),
+  }));
+  if (result.drills.some(({ broken }) => broken !== '')) process.exitCode = 1;
+}
+
+const REFERENCES = 8;
+
+/** Runs the wanted drills, stage after stage. */
+async function runDrills(model: BenchModel, options: DrillsOptions, onProgress: OnProgress): Promise<DrillResult[]> {
+  const { data, path, only } = options;
+  const repo = basename(path);
+  await mkdir(data, { recursive: true });
+  const wanted = ({ name }: Drill) => only.length === 0 || only.some((word) => name.includes(word));
+  const prompts = await PromptMaker.load(repo, path, model.tokenizer);
+  const results: DrillResult[] = [];
+  let references: Reference[] | undefined;
+  for (const stage of stagesOf(model, { ...options, repo })) {
+    const drills = stage.drills.filter(wanted);
+    // The first stage is opened in any case: before its drills, it gives the answers that all later ones must give.
+    if (references && drills.length === 0) continue;
+    onProgress(`starting ${stage.name}`);
+    const ground = await stage.open();
+    if (typeof ground === 'string') {
+      results.push(...drills.map((drill) => notRun(drill, ground)));
+      continue;
+    }
+    try {
+      references ??= await makeReferences(ground.fleet.url, prompts, REFERENCES);
+      for (const drill of drills) {
+        onProgress(drill.name);
+        results.push(await runDrill(drill, references, ground, options));
+      }
+    } finally {
+      await ground.close();
+    }
+  }
+  return results;
+}
+
+export async function runSoakBench(options: SoakOptions): Promise<void> {
+  const model = await openModel(options.model, options);
+  const { result } = await run(SOAK_BENCH, options, { models: [model], settings: options }, (onProgress) =>
+    runSoak(model, { ...options, repo: basename(options.path), onProgress }),
+  );
+  if (result.broken !== '') process.exitCode = 1;
+}

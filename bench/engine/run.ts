@@ -1,0 +1,19 @@
+/** Runs `bench engine` and `bench handoff`. */
+import { WIRE_TYPES } from '../../services/lib/kv/wire.ts';
+import { run } from '../harness/run.ts';
+import { openModel } from '../system/model.ts';
+import type { EngineBenchOptions, HandoffOptions } from './command.ts';
+import { measureHandoff } from './handoff.ts';
+import { measureEngine, STEPS } from './measure.ts';
+import { ENGINE, HANDOFF } from './report.ts';
+
+export async function runEngine(options: EngineBenchOptions): Promise<void> {
+  const model = await openModel(options.model, options);
+  const plan = { models: [model], settings: { ...options, steps: STEPS } };
+  await run(ENGINE, options, plan, (onProgress) => measureEngine(model.bundle, options, onProgress));
+}
+
+export async function runHandoff(options: HandoffOptions): Promise<void> {
+  const plan = { models: [], settings: { ...options, types: WIRE_TYPES } };
+  await run(HANDOFF, options, plan, async () => ({ cells: await measureHandoff(options, WIRE_TYPES) }));
+}

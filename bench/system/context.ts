@@ -1,0 +1,10 @@
+/** The kinds of context that a prompt of a bench can have, and their lengths. */
+
+export const CONTEXTS = ['compressed', 'text', 'off'] as const;
+export type ContextMode = (typeof CONTEXTS)[number];
+
+/** Soft tokens of a compressed context: one per chunk. */
+export const SOFT_TOKENS = 10;
+
+/** Tokens that a context of each kind adds to a prompt. */
+export const contextTokens = (context: ContextMode) => ({ compressed: SOFT_TOKENS, text: 500, off: 0 })[context];

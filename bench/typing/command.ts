@@ -1,0 +1,21 @@
+/** The command `llavacode bench typing`. */
+import { oneOf, option, optional, type ParsedOptions, SYSTEM_OPTIONS, whole, words } from '../options.ts';
+import { CONTEXTS } from '../system/context.ts';
+
+export const TYPING_COMMAND = {
+  name: 'typing',
+  description: 'an editing session, keystroke by keystroke',
+  options: {
+    debounceMs: option('<n>', 'length of the pause in typing that asks for a completion, in ms', whole, 200),
+    outputTokens: option('<n>', 'upper bound on the tokens of an answer', whole, 16),
+    contexts: option('<list>', 'contexts of the prompts: compressed, text, off', words(CONTEXTS), [
+      'compressed',
+      'text',
+    ]),
+    pace: oneOf('<kind>', 'at the pace it was typed, or waiting for each answer', ['typed', 'answered'], 'typed'),
+    promptOrders: option('<list>', 'psm, spm: see --prompt-order of the gateway', words(['psm', 'spm']), ['psm']),
+    keystrokes: optional('<n>', 'first keystrokes of the session to replay; all if not given', whole),
+    ...SYSTEM_OPTIONS,
+  },
+};
+export type TypingOptions = ParsedOptions<typeof TYPING_COMMAND>;

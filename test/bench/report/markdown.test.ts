@@ -1,0 +1,20 @@
+import { describe, expect, it } from 'vitest';
+import { change, figure, table } from '../../../bench/report/markdown.ts';
+
+describe('markdown', () => {
+  it('a figure has three significant digits, and an unknown one is a dash', () => {
+    expect([1234.5, 45.67, 1.234, 0, undefined, Number.NaN].map(figure)).toEqual([
+      '1235',
+      '45.7',
+      '1.23',
+      '0',
+      '—',
+      '—',
+    ]);
+    expect([0.214, -0.05, 0.001].map(change)).toEqual(['↓ 21 %', '↑ 5 %', '±0 %']);
+  });
+
+  it('a table aligns its columns and escapes the character that would end a cell', () => {
+    expect(table(['a', 'b'], [['x|y', '1']])).toBe('| a | b |\n| :-- | --: |\n| x\\|y | 1 |');
+  });
+});
