@@ -49,6 +49,7 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): s
 
 function defaultOf(setting: keyof typeof SETTINGS): string {
   if (setting === 'threads') return 'number of cores';
+  if (setting === 'capacity') return 'from the model';
   const parsed = SETTINGS[setting].safeParse(undefined);
   if (!parsed.success) return 'required';
   return parsed.data === '' ? 'empty' : code(String(parsed.data));
