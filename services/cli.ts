@@ -10,6 +10,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import type { z } from 'zod';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { killIfExitHangs } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 
@@ -205,6 +206,7 @@ try {
     const built = given.includes(name) ? await build(command) : undefined;
     program.addCommand(built instanceof Command ? built : command);
   }
+  killIfExitHangs();
   await program.parseAsync();
 } catch (error) {
   if (error instanceof Interrupted) process.exit(error.exitCode);

@@ -52,7 +52,19 @@ export const loadConfig = <T extends SettingsTable>(
   flags: Readonly<Record<string, unknown>> = {},
   env: NodeJS.ProcessEnv = process.env,
   file: Readonly<Record<string, unknown>> = {},
-): ConfigOf<T> => readConfig(table, { flags, env, file, known: SETTINGS, rules: [strideRule] });
+): ConfigOf<T> =>
+  readConfig(table, { flags, env, file, known: SETTINGS, rules: [strideRule], onSkipped: sayOnceThatSkipped });
+
+let saidThatSkipped = false;
+/** A process reads its settings in several steps; one line is enough. */
+function sayOnceThatSkipped(variables: readonly string[]): void {
+  if (saidThatSkipped) return;
+  saidThatSkipped = true;
+  process.stderr.write(
+    `llavacode: ${variables.length} variables are not settings but service links of the platform, and are skipped: ` +
+      `${variables.join(', ')} (enableServiceLinks: false in a pod's spec turns them off)\n`,
+  );
+}
 
 /**
  * Values by the names of settings. Keys are flags without their dashes (`max-inflight: 64`), of any service: one file

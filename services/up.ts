@@ -3,7 +3,6 @@ import { createHash } from 'node:crypto';
 import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { execaNode } from 'execa';
-import ora from 'ora';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { SEQUENCE_SETTINGS } from './decode/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
@@ -13,8 +12,10 @@ import { openBundle } from './lib/model/bundle/bundle.ts';
 import { exportBundle } from './lib/model/bundle/export.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { interruption } from './lib/process/interrupt.ts';
+import { orphaned } from './lib/process/exit.ts';
+import { Interrupted, interruption } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
@@ -77,7 +78,9 @@ export function loadUpConfig(
 
 /** Starts everything, indexes, prints a request that works, and stays until it is told to stop. */
 export async function runUp(config: UpConfig): Promise<void> {
-  const stop = interruption();
+  // npm does not pass on the signal that ends it; without npm a shell may end and leave us running, as with nohup.
+  const startedByNpm = process.env['npm_command'] !== undefined;
+  const stop = startedByNpm ? AbortSignal.any([interruption(), orphaned(new Interrupted('SIGTERM'))]) : interruption();
   const system = await bringUp(config, stop);
   try {
     process.stdout.write(
@@ -85,9 +88,9 @@ export async function runUp(config: UpConfig): Promise<void> {
     );
     if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
   } finally {
-    const spinner = ora({ text: 'stopping', stream: process.stderr }).start();
+    const progress = startProgress('stopping');
     await system.close();
-    spinner.succeed('stopped');
+    progress.succeed('stopped');
   }
 }
 
@@ -96,15 +99,15 @@ export async function runUp(config: UpConfig): Promise<void> {
  * @throws ServingError, or the signal's reason; nothing is left running then.
  */
 export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<RunningSystem> {
-  const spinner = ora({ text: 'preparing the model', stream: process.stderr }).start();
+  const progress = startProgress('preparing the model');
   try {
     const model = await bundleOf(config, (text) => {
-      spinner.text = text;
+      progress.update(text);
     });
     // A bundle without an encoder serves completions without context, and nothing can be indexed for it.
     const encodes = (await openBundle(model)).context !== undefined;
-    spinner.succeed(`model ${model}`);
-    spinner.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
+    progress.succeed(`model ${model}`);
+    progress.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
     const pick = (table: SettingsTable): Flags => {
       const values = Object.keys(table).map((name) => [name, config[name as keyof UpConfig]]);
       return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
@@ -123,7 +126,7 @@ export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<Runn
       indexer: encodes ? { ...pick(INDEXER_FLAGS), model } : undefined,
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
     });
-    spinner.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
+    progress.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
       stop.throwIfAborted();
       if (config.index !== '') await indexInChild(config.index, { ...pick(INDEX_FLAGS), model });
@@ -133,7 +136,7 @@ export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<Runn
     }
     return system;
   } catch (error) {
-    if (spinner.isSpinning) spinner.fail();
+    progress.fail();
     stop.throwIfAborted(); // after Ctrl-C the failure of a child is a consequence, not the reason
     throw error;
   }
