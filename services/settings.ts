@@ -6,7 +6,7 @@ import { GATEWAY_SETTINGS } from './gateway/settings.ts';
 import { INDEXER_SETTINGS } from './indexer/settings.ts';
 import { type ConfigOf, didYouMean, keyName, readConfig, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { file, flag, whole } from './lib/process/setting-types.ts';
+import { file, flag, paths, whole } from './lib/process/setting-types.ts';
 import { strideRule } from './lib/rag/settings.ts';
 
 /** How prefill and decode are spread over workers; see supervisor.ts. */
@@ -31,7 +31,7 @@ export const SYSTEM_SETTINGS = {
     .min(1)
     .default('.llavacode')
     .describe('folder for bundles and logs, and for the index where no --store says otherwise'),
-  index: file.describe('repository to index at start, under the name of its folder'),
+  index: paths.describe('repository to index at start, under the name of its folder; may be given several times'),
 };
 
 export const SETTINGS = {

@@ -18,6 +18,7 @@ import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
+import { checkPlaces } from './preflight.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
 import { environmentOf, type Flags, type RunningSystem, startSystem } from './supervisor.ts';
 
@@ -81,16 +82,19 @@ export async function runUp(config: UpConfig): Promise<void> {
   // npm does not pass on the signal that ends it; without npm a shell may end and leave us running, as with nohup.
   const startedByNpm = process.env['npm_command'] !== undefined;
   const stop = startedByNpm ? AbortSignal.any([interruption(), orphaned(new Interrupted('SIGTERM'))]) : interruption();
-  const system = await bringUp(config, stop);
+  const release = await checkPlaces(config);
   try {
-    process.stdout.write(
-      `\nServing at ${system.url} (logs in ${join(config.data, 'logs')}). Try:\n\n${exampleCurl(system.url, config.index)}\n\nCtrl-C stops it.\n`,
-    );
-    if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
+    const system = await bringUp(config, stop);
+    try {
+      process.stdout.write(welcome(system.url, config));
+      if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
+    } finally {
+      const progress = startProgress('stopping');
+      await system.close();
+      progress.succeed('stopped');
+    }
   } finally {
-    const progress = startProgress('stopping');
-    await system.close();
-    progress.succeed('stopped');
+    await release();
   }
 }
 
@@ -101,35 +105,32 @@ export async function runUp(config: UpConfig): Promise<void> {
 export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<RunningSystem> {
   const progress = startProgress('preparing the model');
   try {
-    const model = await bundleOf(config, (text) => {
-      progress.update(text);
-    });
+    const model = await bundleOf(config, (text) => progress.update(text));
     // A bundle without an encoder serves completions without context, and nothing can be indexed for it.
     const encodes = (await openBundle(model)).context !== undefined;
     progress.succeed(`model ${model}`);
     progress.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
-    const pick = (table: SettingsTable): Flags => {
-      const values = Object.keys(table).map((name) => [name, config[name as keyof UpConfig]]);
-      return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
-    };
     const system = await startSystem({
       mode: config.mode,
       prefill: config.prefill,
       decode: config.decode,
       pin: config.pin,
       logs: join(config.data, 'logs'),
-      gateway: { ...pick(GATEWAY_FLAGS), model },
-      workers: { ...pick(WORKER_FLAGS), model },
-      prefillOnly: pick(PREFILL_FLAGS),
-      decodeOnly: pick(DECODE_FLAGS),
-      colocatedOnly: pick(COLOCATED_FLAGS),
-      indexer: encodes ? { ...pick(INDEXER_FLAGS), model } : undefined,
+      gateway: { ...pick(config, GATEWAY_FLAGS), model },
+      workers: { ...pick(config, WORKER_FLAGS), model },
+      prefillOnly: pick(config, PREFILL_FLAGS),
+      decodeOnly: pick(config, DECODE_FLAGS),
+      colocatedOnly: pick(config, COLOCATED_FLAGS),
+      indexer: encodes ? { ...pick(config, INDEXER_FLAGS), model } : undefined,
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
     });
     progress.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
+      for (const dir of config.index) {
+        stop.throwIfAborted();
+        await indexInChild(dir, { ...pick(config, INDEX_FLAGS), model });
+      }
       stop.throwIfAborted();
-      if (config.index !== '') await indexInChild(config.index, { ...pick(INDEX_FLAGS), model });
     } catch (error) {
       await system.close();
       throw error;
@@ -140,6 +141,12 @@ export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<Runn
     stop.throwIfAborted(); // after Ctrl-C the failure of a child is a consequence, not the reason
     throw error;
   }
+}
+
+/** The values of a child's settings; what is empty stays at the child's default. */
+function pick(config: UpConfig, table: SettingsTable): Flags {
+  const values = Object.keys(table).map((name) => [name, config[name as keyof UpConfig]]);
+  return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
 }
 
 /** The path of `model` itself if it is a bundle. A checkpoint is made into a bundle once. */
@@ -185,7 +192,7 @@ async function signature(dir: string): Promise<string> {
 /** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
 async function indexInChild(path: string, flags: Flags): Promise<void> {
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
-  const command = ['index', '--name', basename(resolve(path)), '--path', path];
+  const command = ['index', '--name', nameOf(path), '--path', path];
   const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false, env: environmentOf(flags) });
   if (exitCode !== 0) throw new ServingError('internal', `indexing ${path} failed with exit code ${exitCode}`);
 }
@@ -196,15 +203,28 @@ const exists = (path: string) =>
     () => false,
   );
 
-/** A request that works against this system, ready to paste. */
-function exampleCurl(url: string, index: string | undefined): string {
+/** What a person can do next: one request that works, and how to index a repository of their own. */
+function welcome(url: string, { index, data, store, model }: UpConfig): string {
   const body = {
     prompt: 'def hold(inventory, cart, now):\n    reservation = ',
     suffix: '\n    return reservation\n',
     max_tokens: 24,
     temperature: 0,
     stream: true,
-    ...(index ? { rag: { repo: basename(resolve(index)) } } : {}),
+    ...(index[0] !== undefined && { rag: { repo: nameOf(index[0]) } }),
   };
-  return `curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${JSON.stringify(body)}'`;
+  return `
+Serving at ${url} (logs in ${join(data, 'logs')}). Try:
+
+curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${JSON.stringify(body)}'
+
+Index a repository of your own:
+
+llavacode index --name NAME --path DIR --model ${model} --store ${store}
+
+Ctrl-C stops it.
+`;
 }
+
+/** The name of a repository that is indexed at start: that of its folder. */
+const nameOf = (dir: string) => basename(resolve(dir));
