@@ -10,7 +10,9 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import type { z } from 'zod';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { killIfExitHangs } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
+import { systemError } from './lib/process/os-errors.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 
 interface Word {
@@ -164,10 +166,13 @@ async function withSettings(command: Command, table: SettingsTable): Promise<Com
   const [{ flagName }, { SETTINGS }] = await Promise.all([import('./lib/process/config.ts'), import('./settings.ts')]);
   for (const [setting, type] of Object.entries<z.ZodType>({ config: SETTINGS.config, ...table })) {
     const initial = type.safeParse(undefined);
-    const known = initial.success && initial.data !== '' && initial.data !== undefined;
+    const isList = initial.success && Array.isArray(initial.data);
+    const known = initial.success && initial.data !== '' && initial.data !== undefined && !isList;
     const value = initial.success && typeof initial.data === 'boolean' ? '[true|false]' : '<value>';
     const hint = known ? ` (default: ${initial.data})` : '';
-    command.addOption(new Option(`${flagName(setting)} ${value}`, `${type.description}${hint}`));
+    const option = new Option(`${flagName(setting)} ${value}`, `${type.description}${hint}`);
+    if (isList) option.argParser((path, before: readonly string[] = []) => [...before, path]);
+    command.addOption(option);
   }
   return command;
 }
@@ -205,10 +210,11 @@ try {
     const built = given.includes(name) ? await build(command) : undefined;
     program.addCommand(built instanceof Command ? built : command);
   }
+  killIfExitHangs();
   await program.parseAsync();
 } catch (error) {
   if (error instanceof Interrupted) process.exit(error.exitCode);
-  const failure = ServingError.from(error);
+  const failure = systemError(error) ?? ServingError.from(error);
   process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${failure.kind.remedy}\n`);
   if (failure.code === 'internal') process.stderr.write(`${failure.stack}\n`);
   process.exit(1);

@@ -36,7 +36,7 @@ interface Row {
 export async function runDemo(): Promise<Row[]> {
   const stop = interruption();
   const data = await mkdtemp(join(tmpdir(), 'llavacode-demo-'));
-  const flags = { port: 0, data, store: `lmdb:${join(data, 'store')}`, logLevel: 'warn', index: SAMPLE_REPOSITORY };
+  const flags = { port: 0, data, store: `lmdb:${join(data, 'store')}`, logLevel: 'warn', index: [SAMPLE_REPOSITORY] };
   let system: RunningSystem | undefined;
   try {
     system = await bringUp(loadUpConfig(flags), stop);

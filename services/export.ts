@@ -2,7 +2,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
-import ora from 'ora';
 import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
 import { openBundle } from './lib/model/bundle/bundle.ts';
@@ -11,6 +10,7 @@ import { type Divergence, type GraphPair, type LogitsRunner, verifyExport } from
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+import { startProgress } from './lib/process/progress.ts';
 import { NO_SOFT_TOKENS } from './lib/request/token-prompt.ts';
 import { loadTokenizer } from './lib/text/tokenizer.ts';
 
@@ -28,27 +28,27 @@ export async function runSynth(options: Omit<ExportOptions, 'llm'> & { readonly 
 
 /** @param verify only for a language model that lies in a folder. */
 export async function runExport(options: ExportOptions, verify: boolean) {
-  const spinner = ora({ text: 'exporting', stream: process.stderr }).start();
+  const progress = startProgress('exporting');
   try {
     const manifest = await exportBundle({
       ...options,
       onProgress: ({ part, done, total }) => {
-        spinner.text = `${part}: ${mib(done)} of ${mib(total)} MiB`;
+        progress.update(`${part}: ${mib(done)} of ${mib(total)} MiB`);
       },
     });
-    spinner.succeed(
+    progress.succeed(
       `${options.to}: ${manifest.name}, ${manifest.precision}, fingerprint ${manifest.fingerprint.slice(0, 16)}…`,
     );
     if (!verify || typeof options.llm !== 'string') return { manifest };
-    spinner.start('comparing with 32-bit floats');
+    progress.start('comparing with 32-bit floats');
     const divergence = await divergenceOf(options.llm, options.to);
     const { klMean, klP99, top1Agreement, positions } = divergence;
-    spinner.succeed(
+    progress.succeed(
       `against fp32 on ${positions} positions: KL mean ${klMean.toExponential(2)}, p99 ${klP99.toExponential(2)} nats; top-1 agreement ${(top1Agreement * 100).toFixed(2)} %`,
     );
     return { manifest, divergence };
   } catch (error) {
-    spinner.fail();
+    progress.fail();
     throw error;
   }
 }

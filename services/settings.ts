@@ -6,7 +6,7 @@ import { GATEWAY_SETTINGS } from './gateway/settings.ts';
 import { INDEXER_SETTINGS } from './indexer/settings.ts';
 import { type ConfigOf, didYouMean, keyName, readConfig, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { file, flag, whole } from './lib/process/setting-types.ts';
+import { file, flag, paths, whole } from './lib/process/setting-types.ts';
 import { strideRule } from './lib/rag/settings.ts';
 
 /** How prefill and decode are spread over workers; see supervisor.ts. */
@@ -31,7 +31,7 @@ export const SYSTEM_SETTINGS = {
     .min(1)
     .default('.llavacode')
     .describe('folder for bundles and logs, and for the index where no --store says otherwise'),
-  index: file.describe('repository to index at start, under the name of its folder'),
+  index: paths.describe('repository to index at start, under the name of its folder; may be given several times'),
 };
 
 export const SETTINGS = {
@@ -52,7 +52,19 @@ export const loadConfig = <T extends SettingsTable>(
   flags: Readonly<Record<string, unknown>> = {},
   env: NodeJS.ProcessEnv = process.env,
   file: Readonly<Record<string, unknown>> = {},
-): ConfigOf<T> => readConfig(table, { flags, env, file, known: SETTINGS, rules: [strideRule] });
+): ConfigOf<T> =>
+  readConfig(table, { flags, env, file, known: SETTINGS, rules: [strideRule], onSkipped: sayOnceThatSkipped });
+
+let saidThatSkipped = false;
+/** A process reads its settings in several steps; one line is enough. */
+function sayOnceThatSkipped(variables: readonly string[]): void {
+  if (saidThatSkipped) return;
+  saidThatSkipped = true;
+  process.stderr.write(
+    `llavacode: ${variables.length} variables are not settings but service links of the platform, and are skipped: ` +
+      `${variables.join(', ')} (enableServiceLinks: false in a pod's spec turns them off)\n`,
+  );
+}
 
 /**
  * Values by the names of settings. Keys are flags without their dashes (`max-inflight: 64`), of any service: one file

@@ -3,14 +3,15 @@
  * integration tests start it. Children are in process groups of their own, so that Ctrl-C reaches only the supervisor,
  * which stops the gateway first. If the supervisor dies, the children's IPC channel closes and they stop too.
  */
-import { createWriteStream } from 'node:fs';
-import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { execa } from 'execa';
+import { createStream } from 'rotating-file-stream';
 import { envName } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { ServingError } from './lib/process/errors.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
+import { makeFolder } from './lib/process/os-errors.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { type MODES, SETTINGS } from './settings.ts';
 
@@ -62,12 +63,23 @@ const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
 const READY_TIMEOUT_MS = 180_000;
 /** Time after a child's own drain timeout until it is killed, in ms. */
 const KILL_AFTER_MS = 10_000;
+/** A log file is put aside at this size, as NAME.log.1 to NAME.log.3. */
+const LOG_FILES = { size: '32M', rotate: 3 } as const;
+/** Lines of a child that did not start that its error shows. */
+const LAST_LINES = 12;
 const RESTART_DELAY_MS = { first: 250, longest: 10_000 };
+
+/** Where the output of a child goes, and its last lines since it was started last. */
+interface ChildLog {
+  readonly dir: string;
+  readonly name: string;
+  lastLines: readonly string[];
+}
 
 export class ServiceProcess {
   readonly name: string;
   readonly #role: Role;
-  readonly #log: string;
+  readonly #log: ChildLog;
   readonly #onRestart: (role: string, reason: string) => void;
   readonly #through: readonly string[];
   #flags: Flags;
@@ -79,7 +91,7 @@ export class ServiceProcess {
     this.name = name;
     this.#role = role;
     this.#flags = flags;
-    this.#log = join(options.logs, `${name}.log`);
+    this.#log = { dir: options.logs, name: `${name}.log`, lastLines: [] };
     this.#onRestart = options.onRestart ?? (() => {});
     this.#through = options.through ?? [];
   }
@@ -121,7 +133,7 @@ export class ServiceProcess {
       child.kill('SIGKILL');
       throw new ServingError(
         'worker_lost',
-        `${this.name} did not start (${outcome}); its log ends:\n${await this.#tail()}`,
+        `${this.name} did not start (${outcome}); its log ends:\n${this.#log.lastLines.join('\n')}`,
       );
     }
     this.#address = outcome;
@@ -144,7 +156,10 @@ export class ServiceProcess {
     const ended = await this.#child;
     this.#stopping = false;
     if (ended?.exitCode !== 0) {
-      throw new ServingError('worker_lost', `${this.name} did not drain; its log ends:\n${await this.#tail()}`);
+      throw new ServingError(
+        'worker_lost',
+        `${this.name} did not drain; its log ends:\n${this.#log.lastLines.join('\n')}`,
+      );
     }
     await this.start();
   }
@@ -165,11 +180,6 @@ export class ServiceProcess {
       }
     }
   }
-
-  async #tail(): Promise<string> {
-    const text = await readFile(this.#log, 'utf8').catch(() => '');
-    return text.trim().split('\n').slice(-12).join('\n');
-  }
 }
 
 /**
@@ -184,8 +194,8 @@ export function environmentOf(flags: Flags): Record<string, string | undefined> 
   };
 }
 
-function spawn(role: Role, flags: Flags, log: string, through: readonly string[]) {
-  const output = createWriteStream(log, { flags: 'a' });
+function spawn(role: Role, flags: Flags, log: ChildLog, through: readonly string[]) {
+  const output = createStream(log.name, { path: log.dir, ...LOG_FILES });
   // A debugger's port is taken by this process already.
   const inherited = process.execArgv.filter((word) => !word.startsWith('--inspect'));
   const [file, ...words] = [...through, process.execPath, ...inherited, CLI, role];
@@ -200,10 +210,15 @@ function spawn(role: Role, flags: Flags, log: string, through: readonly string[]
     forceKillAfterDelay: SETTINGS.drainTimeoutMs.parse(flags.drainTimeoutMs) + KILL_AFTER_MS,
     env: environmentOf(flags),
   });
-  child.stdout.pipe(output, { end: false });
-  child.stderr.pipe(output, { end: false });
+  log.lastLines = [];
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.pipe(output, { end: false });
+    createInterface(stream).on('line', (line) => {
+      log.lastLines = [...log.lastLines, line].slice(-LAST_LINES);
+    });
+  }
   output.on('error', (error) => {
-    process.stderr.write(`${log}: no more is written there: ${error.message}\n`);
+    process.stderr.write(`${join(log.dir, log.name)}: no more is written there: ${error.message}\n`);
     // Go on reading: a child whose pipe is full would wait for us.
     for (const stream of [child.stdout, child.stderr]) stream.unpipe(output).resume();
   });
@@ -217,7 +232,7 @@ function spawn(role: Role, flags: Flags, log: string, through: readonly string[]
  *   there are fewer cores than workers to pin.
  */
 export async function startSystem(options: SystemOptions): Promise<RunningSystem> {
-  await mkdir(options.logs, { recursive: true });
+  await makeFolder(options.logs);
   const make = (role: Role, i: number, flags: Flags) => new ServiceProcess(`${role}-${i}`, role, flags, options);
   const { prefillOnly, decodeOnly } = options;
   const common = { ...options.workers, port: 0, metricsPort: 0 };

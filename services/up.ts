@@ -3,7 +3,6 @@ import { createHash } from 'node:crypto';
 import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { execaNode } from 'execa';
-import ora from 'ora';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { SEQUENCE_SETTINGS } from './decode/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
@@ -13,10 +12,13 @@ import { openBundle } from './lib/model/bundle/bundle.ts';
 import { exportBundle } from './lib/model/bundle/export.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { interruption } from './lib/process/interrupt.ts';
+import { orphaned } from './lib/process/exit.ts';
+import { Interrupted, interruption } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
+import { checkPlaces } from './preflight.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
 import { environmentOf, type Flags, type RunningSystem, startSystem } from './supervisor.ts';
 
@@ -77,17 +79,22 @@ export function loadUpConfig(
 
 /** Starts everything, indexes, prints a request that works, and stays until it is told to stop. */
 export async function runUp(config: UpConfig): Promise<void> {
-  const stop = interruption();
-  const system = await bringUp(config, stop);
+  // npm does not pass on the signal that ends it; without npm a shell may end and leave us running, as with nohup.
+  const startedByNpm = process.env['npm_command'] !== undefined;
+  const stop = startedByNpm ? AbortSignal.any([interruption(), orphaned(new Interrupted('SIGTERM'))]) : interruption();
+  const release = await checkPlaces(config);
   try {
-    process.stdout.write(
-      `\nServing at ${system.url} (logs in ${join(config.data, 'logs')}). Try:\n\n${exampleCurl(system.url, config.index)}\n\nCtrl-C stops it.\n`,
-    );
-    if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
+    const system = await bringUp(config, stop);
+    try {
+      process.stdout.write(welcome(system.url, config));
+      if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
+    } finally {
+      const progress = startProgress('stopping');
+      await system.close();
+      progress.succeed('stopped');
+    }
   } finally {
-    const spinner = ora({ text: 'stopping', stream: process.stderr }).start();
-    await system.close();
-    spinner.succeed('stopped');
+    await release();
   }
 }
 
@@ -96,47 +103,50 @@ export async function runUp(config: UpConfig): Promise<void> {
  * @throws ServingError, or the signal's reason; nothing is left running then.
  */
 export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<RunningSystem> {
-  const spinner = ora({ text: 'preparing the model', stream: process.stderr }).start();
+  const progress = startProgress('preparing the model');
   try {
-    const model = await bundleOf(config, (text) => {
-      spinner.text = text;
-    });
+    const model = await bundleOf(config, (text) => progress.update(text));
     // A bundle without an encoder serves completions without context, and nothing can be indexed for it.
     const encodes = (await openBundle(model)).context !== undefined;
-    spinner.succeed(`model ${model}`);
-    spinner.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
-    const pick = (table: SettingsTable): Flags => {
-      const values = Object.keys(table).map((name) => [name, config[name as keyof UpConfig]]);
-      return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
-    };
+    progress.succeed(`model ${model}`);
+    progress.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
     const system = await startSystem({
       mode: config.mode,
       prefill: config.prefill,
       decode: config.decode,
       pin: config.pin,
       logs: join(config.data, 'logs'),
-      gateway: { ...pick(GATEWAY_FLAGS), model },
-      workers: { ...pick(WORKER_FLAGS), model },
-      prefillOnly: pick(PREFILL_FLAGS),
-      decodeOnly: pick(DECODE_FLAGS),
-      colocatedOnly: pick(COLOCATED_FLAGS),
-      indexer: encodes ? { ...pick(INDEXER_FLAGS), model } : undefined,
+      gateway: { ...pick(config, GATEWAY_FLAGS), model },
+      workers: { ...pick(config, WORKER_FLAGS), model },
+      prefillOnly: pick(config, PREFILL_FLAGS),
+      decodeOnly: pick(config, DECODE_FLAGS),
+      colocatedOnly: pick(config, COLOCATED_FLAGS),
+      indexer: encodes ? { ...pick(config, INDEXER_FLAGS), model } : undefined,
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
     });
-    spinner.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
+    progress.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
+      for (const dir of config.index) {
+        stop.throwIfAborted();
+        await indexInChild(dir, { ...pick(config, INDEX_FLAGS), model });
+      }
       stop.throwIfAborted();
-      if (config.index !== '') await indexInChild(config.index, { ...pick(INDEX_FLAGS), model });
     } catch (error) {
       await system.close();
       throw error;
     }
     return system;
   } catch (error) {
-    if (spinner.isSpinning) spinner.fail();
+    progress.fail();
     stop.throwIfAborted(); // after Ctrl-C the failure of a child is a consequence, not the reason
     throw error;
   }
+}
+
+/** The values of a child's settings; what is empty stays at the child's default. */
+function pick(config: UpConfig, table: SettingsTable): Flags {
+  const values = Object.keys(table).map((name) => [name, config[name as keyof UpConfig]]);
+  return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
 }
 
 /** The path of `model` itself if it is a bundle. A checkpoint is made into a bundle once. */
@@ -182,7 +192,7 @@ async function signature(dir: string): Promise<string> {
 /** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
 async function indexInChild(path: string, flags: Flags): Promise<void> {
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
-  const command = ['index', '--name', basename(resolve(path)), '--path', path];
+  const command = ['index', '--name', nameOf(path), '--path', path];
   const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false, env: environmentOf(flags) });
   if (exitCode !== 0) throw new ServingError('internal', `indexing ${path} failed with exit code ${exitCode}`);
 }
@@ -193,15 +203,28 @@ const exists = (path: string) =>
     () => false,
   );
 
-/** A request that works against this system, ready to paste. */
-function exampleCurl(url: string, index: string | undefined): string {
+/** What a person can do next: one request that works, and how to index a repository of their own. */
+function welcome(url: string, { index, data, store, model }: UpConfig): string {
   const body = {
     prompt: 'def hold(inventory, cart, now):\n    reservation = ',
     suffix: '\n    return reservation\n',
     max_tokens: 24,
     temperature: 0,
     stream: true,
-    ...(index ? { rag: { repo: basename(resolve(index)) } } : {}),
+    ...(index[0] !== undefined && { rag: { repo: nameOf(index[0]) } }),
   };
-  return `curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${JSON.stringify(body)}'`;
+  return `
+Serving at ${url} (logs in ${join(data, 'logs')}). Try:
+
+curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${JSON.stringify(body)}'
+
+Index a repository of your own:
+
+llavacode index --name NAME --path DIR --model ${model} --store ${store}
+
+Ctrl-C stops it.
+`;
 }
+
+/** The name of a repository that is indexed at start: that of its folder. */
+const nameOf = (dir: string) => basename(resolve(dir));

@@ -37,6 +37,7 @@ const ONE_IMPORTER: Record<string, RegExp> = {
   koffi: /^services\/lib\/engine\/ort[\w-]*\.ts$/,
   'onnxruntime-node': /^services\/lib\/engine\/ort[\w-]*\.ts$/,
   'prom-client': /^services\/lib\/process\/metrics\.ts$/,
+  ora: /^services\/lib\/process\/progress\.ts$/,
   pino: /^services\/lib\/process\/log\.ts$/,
   ioredis: /^services\/lib\/redis\/connection\.ts$/,
   lmdb: /^services\/lib\/rag\/store\/lmdb-store\.ts$/,

@@ -1,8 +1,9 @@
 /** One run of a bench: it measures behind a spinner, writes the artifact, draws the charts and prints the report. */
-import { mkdir, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { dirname, sep } from 'node:path';
-import ora from 'ora';
+import { makeFolder } from '../../services/lib/process/os-errors.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { startProgress } from '../../services/lib/process/progress.ts';
 import { RUN_OPTIONS, type RunOptions } from '../options.ts';
 import { type Artifact, artifactText, writeArtifact } from '../report/artifact.ts';
 import { chartName, drawCharts } from '../report/chart.ts';
@@ -27,25 +28,25 @@ export async function run<Result>(
   measure: (onProgress: OnProgress) => Promise<Result>,
 ): Promise<Artifact<Result>> {
   const { data, out, name = bench.name, json } = options;
-  await mkdir(data, { recursive: true });
-  const spinner = ora({ text: bench.name, stream: process.stderr }).start();
+  await makeFolder(data);
+  const progress = startProgress(bench.name);
   try {
     const artifact = await record(bench, options.command, plan, () =>
       measure((text) => {
-        spinner.text = `${bench.name}: ${text}`;
+        progress.update(`${bench.name}: ${text}`);
       }),
     );
     const file = await writeArtifact(out, name, artifact);
     if (json !== undefined) {
-      await mkdir(dirname(json), { recursive: true });
+      await makeFolder(dirname(json));
       await writeFile(json, artifactText(artifact));
     }
     const drawn = await draw(bench, artifact, out, name);
-    spinner.succeed(`${bench.name}: ${file}${drawn ? '' : ' (without charts: echarts is a development dependency)'}`);
+    progress.succeed(`${bench.name}: ${file}${drawn ? '' : ' (without charts: echarts is a development dependency)'}`);
     process.stdout.write(`\n${bench.report(artifact).markdown}\n\n`);
     return artifact;
   } catch (error) {
-    spinner.fail();
+    progress.fail();
     throw error;
   }
 }

@@ -1,8 +1,8 @@
 /** `llavacode index`: indexes a working tree in this process, once or, with --watch, again whenever it changes. */
-import ora, { type Ora } from 'ora';
 import { openBundle } from '../lib/model/bundle/bundle.ts';
 import type { ServingError } from '../lib/process/errors.ts';
 import { interruption } from '../lib/process/interrupt.ts';
+import { type Progress, startProgress } from '../lib/process/progress.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
 import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
@@ -30,41 +30,44 @@ export async function runIndex(
 ): Promise<IndexReport | undefined> {
   const repo = repoKey(tenant, name);
   const stop = interruption();
-  const spinner = ora({ text: `indexing ${dir} as ${repo}`, stream: process.stderr }).start();
-  const bundle = await openBundle(config.model);
-  const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings: needsEmbeddings(config.retriever) });
-  const store = await openStore(config.store);
-  let report: IndexReport | undefined;
-  const index = treeIndexer(dir, config.maxFileBytes, async (sources) => {
-    const onProgress = showProgress(spinner.start(`indexing ${dir} as ${repo}`), repo);
-    report = await indexSources({ repo, sources, store, encoder, options: config, signal: stop, onProgress });
-    spinner.succeed(summary(report));
-    return report;
-  });
+  const progress = startProgress('loading the encoder');
+  const closers: (() => unknown)[] = [];
   try {
+    const bundle = await openBundle(config.model);
+    const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings: needsEmbeddings(config.retriever) });
+    closers.push(() => encoder.dispose());
+    const store = await openStore(config.store);
+    closers.push(() => store.close());
+    let report: IndexReport | undefined;
+    const index = treeIndexer(dir, config.maxFileBytes, async (sources) => {
+      progress.start(`indexing ${dir} as ${repo}`);
+      const onProgress = showProgress(progress, repo);
+      report = await indexSources({ repo, sources, store, encoder, options: config, signal: stop, onProgress });
+      progress.succeed(summary(report));
+      return report;
+    });
     if (watch) {
       const onFailure = ({ message, kind }: ServingError) =>
-        void spinner.warn(kind.retryable ? `${message}; trying again` : `some changes may go unseen: ${message}`);
+        progress.warn(kind.retryable ? `${message}; trying again` : `some changes may go unseen: ${message}`);
       await watchTree({ dir, index, onFailure, signal: stop });
     } else await index();
     return report;
   } catch (error) {
-    spinner.fail();
+    progress.fail();
     throw error;
   } finally {
-    encoder.dispose();
-    await store.close();
+    for (const close of closers.toReversed()) await close();
   }
 }
 
 const BAR = 24;
 
 const showProgress =
-  (spinner: Ora, repo: string) =>
+  (progress: Progress, repo: string) =>
   ({ files, filesRead, chunks, embedded }: IndexProgress) => {
     const done = files === 0 ? BAR : Math.floor((BAR * filesRead) / files);
     const bar = `${'█'.repeat(done)}${'░'.repeat(BAR - done)}`;
-    spinner.text = `${repo} ${bar} ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} encoded`;
+    progress.update(`${repo} ${bar} ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} encoded`);
   };
 
 function summary({

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { envName, flagName } from '../../services/lib/process/config.ts';
+import { envName, flagName, readConfig } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { loadConfig, SETTINGS } from '../../services/settings.ts';
@@ -99,6 +99,30 @@ describe('loadConfig', () => {
       '  --model (LLAVACODE_MODEL): is required',
       expect.stringMatching(/^ {2}--provider \(LLAVACODE_PROVIDER\) = "tpu": .*"auto"\|"cpu"\|"cuda"/),
     ]);
+  });
+
+  it('skips the service links that Kubernetes adds, and says which', () => {
+    const links = {
+      LLAVACODE_SERVICE_HOST: '10.96.0.12',
+      LLAVACODE_SERVICE_PORT: '8000',
+      LLAVACODE_SERVICE_PORT_HTTP: '8000',
+      LLAVACODE_PORT: 'tcp://10.96.0.12:8000',
+      LLAVACODE_PORT_8000_TCP: 'tcp://10.96.0.12:8000',
+      LLAVACODE_PORT_8000_TCP_PROTO: 'tcp',
+      LLAVACODE_PORT_8000_TCP_PORT: '8000',
+      LLAVACODE_PORT_8000_TCP_ADDR: '10.96.0.12',
+      LLAVACODE_GATEWAY_SERVICE_HOST: '10.96.0.13',
+      LLAVACODE_GATEWAY_PORT: 'tcp://10.96.0.13:8000',
+      LLAVACODE_PREFILL_PORT_9000_UDP_PORT: '9000',
+    };
+    const skipped: string[] = [];
+    const sources = { env: { ...links, LLAVACODE_SLOTS: '2' }, known: SETTINGS };
+    const config = readConfig(only('port', 'slots'), { ...sources, onSkipped: (names) => skipped.push(...names) });
+    expect(config).toEqual({ port: 8000, slots: 2 });
+    expect(skipped).toEqual(Object.keys(links));
+    // A port that is none of theirs is still a mistake.
+    expect(problems(() => loadConfig(only('port'), {}, { LLAVACODE_PORT: 'http://x:1' }))).toContain('LLAVACODE_PORT');
+    expect(problems(() => loadConfig(only('port'), {}, { LLAVACODE_METRIC_PORT: '1' }))).toContain('did you mean');
   });
 
   it("accepts other processes' settings in the environment", () => {

@@ -107,7 +107,7 @@ describe('a service process', () => {
     const exit = await service.exited();
     clearInterval(pressing);
     expect(exit).toBe(130);
-    expect(service.messages).toEqual(['ready', 'draining', 'interrupted again: stopping hard']);
+    expect(service.messages).toEqual(['ready', 'draining', 'interrupted again: exiting at once']);
   });
 
   it('is cut when the drain outlasts its timeout, naming the step that hangs', async () => {
@@ -115,7 +115,7 @@ describe('a service process', () => {
     await service.logged('ready');
     service.child.kill('SIGTERM');
     expect(await service.exited()).toBe(1);
-    expect(service.messages).toEqual(['ready', 'draining', 'drain timed out: stopping hard']);
+    expect(service.messages).toEqual(['ready', 'draining', 'drain timed out: exiting at once']);
     expect(service.lines.at(-1)).toMatchObject({ step: 'hanging', drainTimeoutMs: 50 });
   });
 

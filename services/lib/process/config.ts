@@ -20,6 +20,8 @@ export interface ConfigSources {
   readonly file?: Readonly<Record<string, unknown>>;
   /** Every setting of every service: a variable under our prefix that names none of them is a mistake. */
   readonly known: SettingsTable;
+  /** Called once with the variables that look like ours and were made by the platform: they are skipped. */
+  readonly onSkipped?: (variables: readonly string[]) => void;
   /** Rules that one setting alone cannot say: each returns what is wrong, or undefined. */
   readonly rules?: readonly ((values: Readonly<Record<string, unknown>>) => string | undefined)[];
 }
@@ -48,7 +50,8 @@ export function omitSettings<T extends SettingsTable, K extends string>(
  *   our prefix that name no setting.
  */
 export function readConfig<T extends SettingsTable>(table: T, sources: ConfigSources): ConfigOf<T> {
-  const { flags = {}, env = {}, file = {}, known, rules = [] } = sources;
+  const { flags = {}, file = {}, known, rules = [] } = sources;
+  const env = withoutServiceLinks(sources);
   const problems = unknownVariables(env, known);
   const values: Record<string, unknown> = {};
   for (const [key, type] of Object.entries(table)) {
@@ -74,6 +77,23 @@ export function didYouMean(name: string, names: readonly string[]): string {
   return nearest !== undefined && leven(name, nearest) <= Math.max(2, name.length / 3)
     ? `; did you mean ${nearest}?`
     : '';
+}
+
+/**
+ * The variables that Kubernetes (and Docker's links) give every container for each service of its namespace: for a service
+ * called llavacode or llavacode-gateway they begin with our prefix, and LLAVACODE_PORT is `tcp://10.0.0.1:8000`.
+ * https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+ */
+const SERVICE_LINK = /_SERVICE_(?:HOST|PORT(?:_\w+)?)$|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?$/;
+const isServiceLink = (name: string, value: string | undefined) =>
+  SERVICE_LINK.test(name) || (name.endsWith('_PORT') && /^(?:tcp|udp|sctp):\/\//.test(value ?? ''));
+
+function withoutServiceLinks({ env = {}, onSkipped }: ConfigSources): NodeJS.ProcessEnv {
+  const isOurs = (name: string) => name.startsWith('LLAVACODE_');
+  const skipped = Object.keys(env).filter((name) => isOurs(name) && isServiceLink(name, env[name]));
+  if (skipped.length === 0) return env;
+  onSkipped?.(skipped);
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !skipped.includes(name)));
 }
 
 function unknownVariables(env: NodeJS.ProcessEnv, known: SettingsTable): string[] {

@@ -97,7 +97,14 @@ export const ERRORS = {
   provider_unavailable: kind(500, 'INTERNAL', false, 'Install what the message names, or use --provider cpu.'),
   runtime_failed: kind(500, 'INTERNAL', true, 'Retry; the message of ONNX Runtime says why.'),
   out_of_memory: kind(500, 'INTERNAL', false, 'Lower --slots or --capacity.'),
-  address_in_use: kind(500, 'INTERNAL', false, 'Choose another --port.'),
+  address_in_use: kind(500, 'INTERNAL', false, 'Choose another port, or stop the process that listens there.'),
+  address_unusable: kind(500, 'INTERNAL', false, 'Correct the address that the message names.'),
+  path_unusable: kind(
+    500,
+    'INTERNAL',
+    false,
+    'Correct the path that the message names, or its owner, permissions or disk.',
+  ),
   spool_failed: kind(
     503,
     'UNAVAILABLE',

@@ -21,6 +21,13 @@ export const flag = z.union([z.boolean(), z.stringbool()], { error: 'must be tru
 /** The path of a file; empty for none. */
 export const file = z.string().default('');
 
+/** Paths: a flag that may be given several times, a list in a file, or text with commas between. None by default. */
+export const paths = z
+  .union([z.string(), z.array(z.string())])
+  .default([])
+  .transform((given) => (typeof given === 'string' ? given.split(',') : given).filter((path) => path !== ''))
+  .readonly();
+
 /** One `host:port`; empty for none. */
 export const address = z
   .string()

@@ -1,0 +1,101 @@
+/** What `llavacode up` checks before it starts anything: a mistake is said at once, not after a model was loaded. */
+import { constants } from 'node:fs';
+import { access, open, readFile, rm, stat } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { ServingError } from './lib/process/errors.ts';
+import { atPath, makeFolder } from './lib/process/os-errors.ts';
+import { RedisConnection } from './lib/redis/connection.ts';
+import { isRedisUrl } from './lib/redis/url.ts';
+
+export interface Places {
+  readonly host: string;
+  readonly port: number;
+  readonly data: string;
+  readonly store: string;
+  readonly index: readonly string[];
+}
+
+/**
+ * Checks every path and address that the system will need, and keeps the data folder for this process.
+ * @returns gives the data folder free again.
+ * @throws ServingError path_unusable, address_in_use, address_unusable, store_unavailable, config_invalid; each names the
+ *   setting, its value and the reason.
+ */
+export async function checkPlaces({ host, port, data, store, index }: Places): Promise<() => Promise<void>> {
+  for (const dir of index) await assertFolder(`--index ${dir}`, dir);
+  await assertFree(host, port);
+  if (isRedisUrl(store)) await assertAnswers(store);
+  await atPath(`--data ${data}`, async () => {
+    await makeFolder(join(data, 'logs'));
+    await access(data, constants.W_OK);
+  });
+  return keepFolder(data);
+}
+
+async function assertFolder(named: string, dir: string): Promise<void> {
+  const stats = await atPath(named, () => stat(dir));
+  if (!stats.isDirectory()) throw new ServingError('path_unusable', `${named}: it is not a folder`);
+  await atPath(named, () => access(dir, constants.R_OK | constants.X_OK));
+}
+
+/** @throws ServingError address_in_use, address_unusable */
+async function assertFree(host: string, port: number): Promise<void> {
+  const server = createServer();
+  await atPath(
+    `--host ${host} --port ${port}`,
+    () =>
+      new Promise<void>((resolve, reject) => {
+        server.once('error', reject);
+        server.listen({ port, host, exclusive: true }, resolve);
+      }),
+  );
+  await new Promise((resolve) => server.close(resolve));
+}
+
+/** @throws ServingError store_unavailable */
+async function assertAnswers(store: string): Promise<void> {
+  const redis = new RedisConnection(store);
+  try {
+    await redis.run((client) => client.ping());
+  } finally {
+    redis.close();
+  }
+}
+
+/**
+ * Two systems on one folder would write each other's logs and store. The file names the process that has it; that of a
+ * process that was killed is taken over.
+ * @throws ServingError config_invalid
+ */
+async function keepFolder(data: string): Promise<() => Promise<void>> {
+  const path = join(data, 'up.pid');
+  for (;;) {
+    try {
+      const file = await open(path, 'wx');
+      await file.writeFile(String(process.pid));
+      await file.close();
+      return () => rm(path, { force: true });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    }
+    const holder = Number(await readFile(path, 'utf8').catch(() => ''));
+    if (holder > 0 && (await isUp(holder))) {
+      const message = `--data ${data}: another llavacode up (process ${holder}) works there; stop it, or name another folder`;
+      throw new ServingError('config_invalid', message);
+    }
+    await rm(path, { force: true });
+  }
+}
+
+/** Whether a process lives and is a `llavacode up`: its number may have been given to another program since. */
+async function isUp(pid: number): Promise<boolean> {
+  const words = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => undefined);
+  if (words !== undefined) return words.split('\0').includes('up');
+  try {
+    process.kill(pid, 0); // a system without /proc
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}
