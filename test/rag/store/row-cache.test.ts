@@ -80,3 +80,12 @@ test('lets the loading of an index pass', async () => {
   await store.entries('r', all);
   expect(asked).toHaveLength(2);
 });
+
+test('a row that is larger than the whole cache is not kept, and pushes no other one out', async () => {
+  const store = withRowCache(bare, 1_000);
+  await texts(store, ['1']);
+  await texts(store, ['x'.repeat(2_000)]);
+  asked.length = 0;
+  await texts(store, ['1']);
+  expect(asked).toEqual([]);
+});

@@ -4,6 +4,7 @@
  * beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first asked for.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { LRUCache } from 'lru-cache';
 import { once } from '../../async/once.ts';
 import { Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
@@ -30,17 +31,18 @@ export const ATTEMPTS = 3;
 /** Of one value of an embedding: a float, and its level in 8 bits. */
 const DENSE_BYTES = 5;
 
-interface Kept {
+interface CachedIndex {
   readonly index: LoadedIndex;
-  bytes: number;
+  /** Memory that the index takes, its embeddings included once they are loaded. */
+  readonly bytes: number;
 }
 
 export class IndexCache {
   readonly #store: Store;
   readonly #scorer: () => Promise<DenseScorer>;
   readonly #limitBytes: number;
-  /** In order of use: the one unused longest goes first. */
-  readonly #kept = new Map<string, Kept>();
+  /** By repository. The index that was not used for the longest time is evicted first. */
+  readonly #kept: LRUCache<string, CachedIndex>;
   readonly #loading = new Map<string, Promise<LoadedIndex>>();
   /** Versions that turned out to be too large; to find out takes seconds. */
   readonly #tooLarge = new Map<string, { readonly version: string; readonly error: ServingError }>();
@@ -53,6 +55,12 @@ export class IndexCache {
     this.#store = store;
     this.#scorer = scorer;
     this.#limitBytes = limitBytes;
+    this.#kept = new LRUCache({
+      maxSize: limitBytes,
+      // Whole numbers from 1 on are what the library takes. An index that turns out larger than the limit, by an estimate
+      // that was too low or by its embeddings, counts as the limit: it evicts all others and is served alone.
+      sizeCalculation: ({ bytes }) => Math.min(Math.max(1, Math.ceil(bytes)), limitBytes),
+    });
   }
 
   /**
@@ -72,7 +80,6 @@ export class IndexCache {
       if (tooLarge) throw tooLarge;
       return this.load(repo);
     }
-    this.#use(repo, kept);
     // A load that fails here is tried again by the next request, and reported once nothing old is left to serve.
     if (kept.index.head.version !== head.version && !tooLarge) this.load(repo).catch(() => {});
     return kept.index;
@@ -84,8 +91,8 @@ export class IndexCache {
    * @throws ServingError store_unavailable, store_invalid, index_too_large.
    */
   async warm(repo: string): Promise<void> {
-    const known = this.#kept.get(repo)?.index.head.version;
-    if (known === undefined && this.#bytes > this.#limitBytes / 2) return;
+    const known = this.#kept.peek(repo)?.index.head.version;
+    if (known === undefined && this.#kept.calculatedSize > this.#limitBytes / 2) return;
     const head = await this.#store.head(repo);
     if (head && head.version !== known && !this.#tooLargeOf(repo, head.version)) await this.load(repo);
   }
@@ -96,33 +103,12 @@ export class IndexCache {
     if (underWay) return underWay;
     const loading = this.#read(repo)
       .then((index) => {
-        this.#use(repo, { index, bytes: lexicalBytes(index) });
-        this.#trim();
+        this.#kept.set(repo, { index, bytes: lexicalBytes(index) });
         return index;
       })
       .finally(() => this.#loading.delete(repo));
     this.#loading.set(repo, loading);
     return loading;
-  }
-
-  #use(repo: string, kept: Kept): void {
-    this.#kept.delete(repo);
-    this.#kept.set(repo, kept);
-  }
-
-  #trim(): void {
-    let bytes = this.#bytes;
-    for (const [repo, kept] of this.#kept) {
-      if (bytes <= this.#limitBytes || this.#kept.size === 1) return;
-      this.#kept.delete(repo);
-      bytes -= kept.bytes;
-    }
-  }
-
-  get #bytes(): number {
-    let sum = 0;
-    for (const { bytes } of this.#kept.values()) sum += bytes;
-    return sum;
   }
 
   #tooLargeOf(repo: string, version: string): ServingError | undefined {
@@ -184,10 +170,9 @@ export class IndexCache {
       }
       await nextTurn();
     }
-    const kept = this.#kept.get(repo);
-    if (kept && index && kept.index.head.version === snapshot.head.version) {
-      kept.bytes += chunks * index.dim * DENSE_BYTES;
-      this.#trim();
+    const kept = this.#kept.peek(repo);
+    if (kept && index && kept.index.head.version === version) {
+      this.#kept.set(repo, { index: kept.index, bytes: kept.bytes + chunks * index.dim * DENSE_BYTES });
     }
     return index ?? new DenseIndex(scorer, 0, 1);
   }

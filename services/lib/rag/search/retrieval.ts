@@ -76,7 +76,7 @@ const DEEPEST = 8;
 
 export function createRetrieval(
   store: Store,
-  { queryLines, dense, indexCacheBytes = Infinity }: RetrievalOptions,
+  { queryLines, dense, indexCacheBytes = Number.MAX_SAFE_INTEGER }: RetrievalOptions,
 ): WarmableRetrieval {
   const scorer = once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 }));
   const cache = new IndexCache(store, scorer, indexCacheBytes);
