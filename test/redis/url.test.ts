@@ -1,6 +1,6 @@
 import { inspect } from 'node:util';
 import { describe, expect, test } from 'vitest';
-import { parseRedisUrl } from '../../services/lib/redis/url.ts';
+import { isRedisUrl, parseRedisUrl } from '../../services/lib/redis/url.ts';
 
 describe('the URL of a Redis', () => {
   test.each([
@@ -75,4 +75,16 @@ describe('the URL of a Redis', () => {
     expect(inspect(error)).not.toContain('secret%');
     expect((error as Error).message).not.toContain('secret');
   });
+});
+
+test.each([
+  ['redis://host', true],
+  ['rediss+sentinel://a,b/main', true],
+  ['redis+cluster://a:1', true],
+  ['redis://', false],
+  ['redis:6379', false],
+  ['lmdb:redis://', false],
+  ['https://redis', false],
+])('whether %s means a Redis server is told by its beginning', (text, expected) => {
+  expect(isRedisUrl(text)).toBe(expected);
 });

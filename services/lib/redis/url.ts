@@ -37,6 +37,9 @@ const NODE_FORM = /^(?:(?<name>[^\s:[\]]+)|\[(?<ipv6>[0-9a-fA-F:.]+)\])(?::(?<po
 const PARAMETERS = ['ca', 'cert', 'key', 'sentinel_user', 'sentinel_password'];
 const DEFAULT_PORT = { single: 6379, cluster: 6379, sentinel: 26379 };
 
+/** Whether a setting means a Redis server in one of these forms, rather than another kind of address. */
+export const isRedisUrl = (text: string) => /^rediss?(\+(sentinel|cluster))?:\/\/./.test(text);
+
 /** @throws ServingError config_invalid; what may be a password is not repeated. */
 export function parseRedisUrl(url: string): RedisAddress {
   const { tls, kind: scheme, login, nodes: list, path = '', query } = URL_FORM.exec(url)?.groups ?? {};
