@@ -1,20 +1,28 @@
 /**
- * A circuit breaker of one worker: one that answers questions and yet fails what it is given is left alone after some
- * failures in a row, then tried again, one request at a time. Pure: the caller says what time it is.
+ * A circuit breaker: a worker or a store that fails several times in a row is left alone for a while, then tried again,
+ * one request at a time. It is pure: the caller says what time it is.
  */
 
-/** Failures in a row that open it. */
-const FAILURES = 3;
-/** However many calls one failure catches, a batch or the readers of one KV cache, it is one. */
-const AT_ONCE_MS = 100;
-const FIRST_MS = 500;
-/** Shorter than clients keep on retrying. */
-const LONGEST_MS = 15_000;
+export interface CircuitOptions {
+  /** Failures in a row that open it. */
+  readonly failures?: number;
+  /** Failures within this time of the last one that counted are the same one: a batch, or all readers of one KV cache. */
+  readonly sameFailureMs?: number;
+  /** Pause before the first trial. It doubles with every trial that fails. */
+  readonly firstPauseMs?: number;
+  /** Longest pause between trials: shorter than clients keep on retrying. */
+  readonly longestPauseMs?: number;
+}
 
 export class CircuitBreaker {
+  readonly #options: Required<CircuitOptions>;
   #failures = 0;
   #failedAtMs = -Infinity;
   #refusesUntilMs = 0;
+
+  constructor(options: CircuitOptions = {}) {
+    this.#options = { failures: 3, sameFailureMs: 100, firstPauseMs: 500, longestPauseMs: 15_000, ...options };
+  }
 
   /** Whether work may be given. */
   allows(nowMs: number): boolean {
@@ -22,16 +30,17 @@ export class CircuitBreaker {
   }
 
   get open(): boolean {
-    return this.#failures >= FAILURES;
+    return this.#failures >= this.#options.failures;
   }
 
-  /** Work was given: while it is open, the next has to wait for what comes of this. */
+  /** Work was given: while the circuit is open, the next work has to wait for the outcome of this. */
   tried(nowMs: number): void {
     if (this.open) this.#refusesUntilMs = nowMs + this.#pauseMs;
   }
 
-  failed(nowMs: number): void {
-    if (nowMs - this.#failedAtMs < AT_ONCE_MS) return;
+  /** @param beganMs when the work that failed had begun, if known: before the last failure that counted, it is the same one. */
+  failed(nowMs: number, beganMs = nowMs - this.#options.sameFailureMs): void {
+    if (beganMs < this.#failedAtMs) return;
     this.#failedAtMs = nowMs;
     this.#failures++;
     if (this.open) this.#refusesUntilMs = nowMs + this.#pauseMs;
@@ -43,6 +52,7 @@ export class CircuitBreaker {
   }
 
   get #pauseMs(): number {
-    return Math.min(FIRST_MS * 2 ** (this.#failures - FAILURES), LONGEST_MS);
+    const { failures, firstPauseMs, longestPauseMs } = this.#options;
+    return Math.min(firstPauseMs * 2 ** (this.#failures - failures), longestPauseMs);
   }
 }
