@@ -3,7 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { everything, repositories } from './corpus.ts';
 import { measureQuality, type Quality, type Throughput } from './quality.ts';
 import { measureDense, measureLexical, type ScaleRow } from './scale.ts';

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { ENGINE_SETTINGS, type EngineConfig, loadEngine } from '../../services/lib/engine/load.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { loadConfig } from '../../services/lib/process/config.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 

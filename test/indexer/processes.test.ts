@@ -5,7 +5,7 @@ import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { idAt } from '../../services/lib/rag/store/row.ts';

@@ -3,9 +3,11 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { openPair } from '../../../services/export.ts';
 import { OrtSession } from '../../../services/lib/engine/ort.ts';
-import { type Bundle, openBundle, verifyBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle, type Precision, type PrefillPrecision } from '../../../services/lib/model/bundle/export.ts';
-import { type Divergence, type GraphPair, verifyExport } from '../../../services/lib/model/bundle/verify.ts';
+import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { type Divergence, type GraphPair, measureDivergence } from '../../../services/lib/model/bundle/divergence.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
+import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
+import type { Precision, PrefillPrecision } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import {
   DecoderRun,
@@ -110,7 +112,7 @@ describe('quantised', () => {
     const tokenizer = await loadTokenizer(TINY_CODER);
     const sequences = [tokenizer.encode(CODE), golden.fim.input_ids];
     const open = (graphs: GraphPair) => openPair(graphs, bundle.manifest.llm.spec);
-    return verifyExport({ bundle, llm: TINY_CODER, sequences, open });
+    return measureDivergence({ bundle, llm: TINY_CODER, sequences, open });
   };
 
   test('int8 is close to fp32, int4 less so', async () => {
@@ -140,7 +142,7 @@ describe('quantised', () => {
   test('nothing to compare is refused', async () => {
     const bundle = await exported('fp32');
     const open = () => Promise.reject(new Error('must not be opened'));
-    await expect(verifyExport({ bundle, llm: TINY_CODER, sequences: [[]], open })).rejects.toThrow(
+    await expect(measureDivergence({ bundle, llm: TINY_CODER, sequences: [[]], open })).rejects.toThrow(
       expect.objectContaining({ code: 'config_invalid' }),
     );
   });

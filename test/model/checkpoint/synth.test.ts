@@ -2,8 +2,9 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { openBundle, verifyBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../../services/lib/model/bundle/export.ts';
+import { openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
+import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
 import { SHAPES, type ShapeName, synthesize } from '../../../services/lib/model/checkpoint/synth.ts';
 import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';

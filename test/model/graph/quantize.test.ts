@@ -1,8 +1,8 @@
 /** What fewer bits cost: bounds that no sound quantiser comes near, and what large rows do to the others. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { PROMPT_FORMATS, weightFormats } from '../../../services/lib/model/bundle/export.ts';
-import { comparePosition } from '../../../services/lib/model/bundle/verify.ts';
+import { comparePosition } from '../../../services/lib/model/bundle/divergence.ts';
+import { PROMPT_FORMATS, weightFormats } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { Checkpoint } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/config.ts';
 import { type ContextEncoder, loadContextEncoder } from '../../../services/lib/rag/encode/encode.ts';

@@ -8,10 +8,8 @@
  *     projector/model.onnx, model.bin                    / there is no compressed context
  */
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
 import { decoderSpecSchema } from '../checkpoint/spec.ts';
@@ -159,7 +157,8 @@ export async function openBundle(dir: string): Promise<Bundle> {
   };
 }
 
-async function readManifest(dir: string): Promise<Manifest> {
+/** @throws ServingError bundle_invalid */
+export async function readManifest(dir: string): Promise<Manifest> {
   let json: unknown;
   try {
     json = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));
@@ -178,26 +177,4 @@ async function readManifest(dir: string): Promise<Manifest> {
   if (context) needed.push(context.encoder.tokenizer);
   for (const path of needed) if (!paths.has(path)) throw invalid(dir, `manifest.json does not list ${path}`);
   return parsed.data;
-}
-
-/**
- * Reads every file again and compares it with the manifest.
- * @throws ServingError bundle_invalid for the first file that differs; the signal's reason
- */
-export async function verifyBundle({ dir, manifest }: Bundle, signal?: AbortSignal): Promise<void> {
-  for (const file of allFiles(manifest)) {
-    const found = await hashFile(join(dir, file.path), signal);
-    if (found !== file.sha256)
-      throw invalid(dir, `${file.path} has SHA-256 ${found}, the manifest says ${file.sha256}`);
-  }
-  const fingerprint = fingerprintOf(allFiles(manifest));
-  if (fingerprint !== manifest.fingerprint) {
-    throw invalid(dir, `its files have fingerprint ${fingerprint}, the manifest says ${manifest.fingerprint}`);
-  }
-}
-
-async function hashFile(path: string, signal?: AbortSignal): Promise<string> {
-  const hash = createHash('sha256');
-  await pipeline(createReadStream(path, { highWaterMark: 1 << 20 }), hash, { signal });
-  return hash.digest('hex');
 }

@@ -38,7 +38,7 @@ export interface Divergence {
   readonly positions: number;
 }
 
-export interface VerifyOptions {
+export interface DivergenceOptions {
   readonly bundle: Bundle;
   /** Hugging Face folder that the bundle was made from. */
   readonly llm: string;
@@ -53,7 +53,13 @@ export interface VerifyOptions {
  * removed again.
  * @throws ServingError config_invalid without sequences, checkpoint_invalid, runtime_failed; the signal's reason
  */
-export async function verifyExport({ bundle, llm, sequences, open, signal }: VerifyOptions): Promise<Divergence> {
+export async function measureDivergence({
+  bundle,
+  llm,
+  sequences,
+  open,
+  signal,
+}: DivergenceOptions): Promise<Divergence> {
   if (sequences.every((ids) => ids.length === 0))
     throw new ServingError('config_invalid', 'no code to verify the export on');
   // Beside the bundle: a disk that held the model once has room for it again, which a temporary folder may not.
@@ -77,7 +83,7 @@ export async function verifyExport({ bundle, llm, sequences, open, signal }: Ver
 async function compare(
   reference: LogitsRunner,
   candidate: LogitsRunner,
-  sequences: VerifyOptions['sequences'],
+  sequences: DivergenceOptions['sequences'],
   vocab: number,
   signal?: AbortSignal,
 ): Promise<Divergence> {
