@@ -8,8 +8,9 @@ import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
 import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
 import { repoKey } from '../lib/rag/store/repo-key.ts';
-import { type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
+import { type IndexReport, indexSources } from './index-run.ts';
 import { treeIndexer } from './tree-indexer.ts';
+import type { IndexProgress } from './version-builder.ts';
 import { watchTree } from './watch.ts';
 
 export const INDEX_SETTINGS = [

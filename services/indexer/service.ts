@@ -10,14 +10,9 @@ import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDesc
 import type { IndexRequest__Output } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { duplex, mount, unary } from '../lib/rpc/server.ts';
 import { readUpload, UPLOAD_FORMATS, type UploadFormat } from './archive.ts';
-import {
-  type IndexJob,
-  type IndexOptions,
-  type IndexProgress,
-  type IndexReport,
-  indexSources,
-} from './index-repository.ts';
+import { type IndexReport, indexSources } from './index-run.ts';
 import type { UploadLimits } from './upload.ts';
+import type { IndexJob, IndexOptions, IndexProgress } from './version-builder.ts';
 
 export interface IndexerOptions extends IndexOptions, UploadLimits {
   /**

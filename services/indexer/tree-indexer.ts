@@ -1,6 +1,6 @@
 /** Indexes a working tree again and again: all of it, or what has changed since this process indexed it last. */
 import { type ErrorCode, ServingError } from '../lib/process/errors.ts';
-import type { IndexReport } from './index-repository.ts';
+import type { IndexReport } from './index-run.ts';
 import { changedSources, type Sources, treeSources } from './sources.ts';
 
 /** Why changes were not brought into the index, and what all files mend: whatever else differs from the tree is not known. */

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { FSWatcher } from 'chokidar';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
-import { indexRepository, indexSources } from '../../services/indexer/index-repository.ts';
+import { indexSources } from '../../services/indexer/index-run.ts';
 import { treeSources } from '../../services/indexer/sources.ts';
 import { treeIndexer } from '../../services/indexer/tree-indexer.ts';
 import { type Watching, watchTree } from '../../services/indexer/watch.ts';
@@ -15,6 +15,7 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import type { IndexWriter, Store } from '../../services/lib/rag/store/store.ts';
 import { LIMITS, python, RememberingEncoder } from '../support/fake-indexer.ts';
+import { indexTree } from '../support/index-tree.ts';
 
 const { watchers, atWatch } = vi.hoisted(() => ({ watchers: [] as FSWatcher[], atWatch: vi.fn() }));
 vi.mock(import('chokidar'), async (original) => {
@@ -74,7 +75,7 @@ async function start() {
   /** Waits until the watched index is what a run over the whole tree makes; compares in a store of its own. */
   const settled = async () => {
     const other = await openStore(`lmdb:${join(root, 'other')}`);
-    const whole = await indexRepository({ repo: REPO, dir, store: other, encoder, options: LIMITS });
+    const whole = await indexTree({ repo: REPO, dir, store: other, encoder, options: LIMITS });
     await other.close();
     await expect.poll(async () => (await store.head(REPO))?.version, SOON).toBe(whole.version);
     return whole;

@@ -3,14 +3,15 @@ import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { type IndexProgress, indexRepository } from '../../services/indexer/index-repository.ts';
 import { noSkips } from '../../services/indexer/selection.ts';
 import { listSources, readSource } from '../../services/indexer/sources.ts';
+import type { IndexProgress } from '../../services/indexer/version-builder.ts';
 import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode/encode.ts';
 import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { idAt, withEmbeddings } from '../../services/lib/rag/store/row.ts';
 import type { Store } from '../../services/lib/rag/store/store.ts';
+import { indexTree } from '../support/index-tree.ts';
 
 const REPO = 'acme/shop';
 const OPTIONS = { chunkLines: 10, chunkStride: 5, maxFileBytes: 10_000 };
@@ -59,8 +60,8 @@ async function files(contents: Record<string, string | Uint8Array>) {
 const python = (name: string, lines: number) =>
   Array.from({ length: lines }, (_, i) => `${name}_${i} = compute_${name}(${i})`).join('\n');
 
-const index = (encoder: ContextEncoder, more: Partial<Parameters<typeof indexRepository>[0]> = {}) =>
-  indexRepository({ repo: REPO, dir, store, encoder, options: OPTIONS, ...more });
+const index = (encoder: ContextEncoder, more: Partial<Parameters<typeof indexTree>[0]> = {}) =>
+  indexTree({ repo: REPO, dir, store, encoder, options: OPTIONS, ...more });
 
 describe('an index run', () => {
   test('stores every chunk with its vector, in the order of (path, line)', async () => {
