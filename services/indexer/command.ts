@@ -1,4 +1,4 @@
-/** `llavacode index`: indexes a working tree in this process, once or, with --watch, again whenever it changes. */
+/** `llavacode index`: indexes a working tree in this process, once, or with --watch again whenever it changes. */
 import ora, { type Ora } from 'ora';
 import { openBundle } from '../lib/model/bundle/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
@@ -28,7 +28,7 @@ export interface IndexCommand {
 
 /**
  * @returns the report of the last run.
- * @throws ServingError; Interrupted: the version that was served before is served on.
+ * @throws ServingError; Interrupted. The version that was served before stays.
  */
 export async function runIndex(
   config: Config<(typeof INDEX_SETTINGS)[number]>,
@@ -50,7 +50,9 @@ export async function runIndex(
   try {
     if (watch) {
       const onFailure = ({ message, kind }: ServingError) =>
-        void spinner.warn(kind.retryable ? `${message}; trying again` : `some changes may go unseen: ${message}`);
+        void spinner.warn(
+          kind.retryable ? `${message}; trying again` : `changes in part of the tree may go unseen: ${message}`,
+        );
       await watchTree({ dir, index, onFailure, signal: stop });
     } else await index();
     return report;
@@ -63,6 +65,7 @@ export async function runIndex(
   }
 }
 
+/** Characters of the progress bar. */
 const BAR = 24;
 
 const showProgress =

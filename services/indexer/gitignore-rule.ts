@@ -2,8 +2,8 @@
  * One line of a .gitignore (gitignore(5)): parsed, and matched against a path.
  *
  * This is a matcher of our own because uploads come from strangers: the libraries `ignore` and `picomatch` compile
- * patterns to regular expressions, and one with a few `**` in it takes practically for ever. Here a rule takes at most its
- * length times the path's length. The library `ignore` remains the oracle that the tests compare this matcher with.
+ * patterns to regular expressions, and one with a few `**` in it takes practically for ever. Here a rule takes at most
+ * its length times the path's length. The library `ignore` remains the oracle that the tests compare this matcher with.
  *
  * A character is a UTF-16 unit here and a byte in git: `?` matches all of an é.
  */

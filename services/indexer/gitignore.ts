@@ -1,7 +1,7 @@
 /**
- * The .gitignore files of a repository, read as git reads them: names are compared with regard to case, the file deepest
- * in the tree that has an opinion decides, and within a file its last rule that matches. How a rule is matched, and why no
- * library does it, stands in gitignore-rule.ts.
+ * The .gitignore files of a repository, read as git reads them: names are compared with regard to case, the file
+ * deepest in the tree that has an opinion decides, and within a file its last rule that matches. How a rule is matched,
+ * and why no library does it, stands in gitignore-rule.ts.
  */
 import { ServingError } from '../lib/process/errors.ts';
 import { matchesRule, parseRule, type Rule } from './gitignore-rule.ts';
@@ -29,7 +29,9 @@ export class IgnoreRules {
   readonly #root = emptyFolder();
   #count = 0;
   #characters = 0;
-  /** The folders on the way to the last path, from the root down to the first one that is excluded, with their rules. */
+  /**
+   * The folders on the way to the last path, from the root down to the first one that is excluded, with their rules.
+   */
   readonly #open: { readonly name: string; readonly folder: Folder | undefined }[] = [];
   /** The name of the folder in the last of them that is excluded. */
   #excluded: string | undefined;
@@ -72,9 +74,9 @@ export class IgnoreRules {
   }
 
   /**
-   * Decides like {@link excludes}, and yields after every rule, for callers that share the event loop. Only one path may be
-   * decided at a time. It is quickest for paths in order: what was decided about folders is kept until a path comes that
-   * lies elsewhere.
+   * Decides like {@link excludes}, and yields after every rule, for callers that share the event loop. Only one path
+   * may be decided at a time. It is quickest for paths in order: what was decided about folders is kept until a path
+   * comes that lies elsewhere.
    */
   *decide(path: string): Generator<undefined, boolean> {
     if (this.#count === 0) return false;

@@ -1,4 +1,4 @@
-/** The indexer's process: holds the encoder and takes uploads from the gateway. */
+/** The indexer's process: it holds the encoder and takes uploads from the gateway. */
 import { openBundle } from '../lib/model/bundle/bundle.ts';
 import type { Config } from '../lib/process/config.ts';
 import { serveHealth } from '../lib/process/health.ts';

@@ -77,7 +77,8 @@ export class VersionBuilder {
       const wanted = Array.from({ length: Math.min(BATCH, head.chunks - start) }, (_, i) => idAt(ids, start + i));
       const entries = assertNoneLost(repo, await store.entries(repo, wanted));
       const kept = entries.filter((entry) => !sources.replaced?.has(entry.path));
-      // Chunks whose vectors are lost, or another encoder's, are encoded again from the text stored with the old vector.
+      // Chunks whose vectors are lost, or another encoder's, are encoded again from the text stored with the old
+      // vector.
       const bare = kept.filter((entry) => !this.#stored.has(entry.id)).map((entry) => entry.id);
       const contents = assertNoneLost(repo, await store.contents(repo, head.fingerprint, bare));
       const texts = new Map(contents.map(({ text }, i) => [bare[i], text]));
@@ -180,8 +181,8 @@ export class VersionBuilder {
   }
 
   /**
-   * Reads back what this run wrote: what a server has acknowledged may be gone when a replica takes its place, or when it
-   * comes back from its last snapshot.
+   * Reads back what this run wrote: what a server has acknowledged may be gone when a replica takes its place, or when
+   * it comes back from its last snapshot.
    * @throws ServingError store_unavailable.
    */
   async #assertStored(): Promise<void> {

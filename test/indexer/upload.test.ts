@@ -132,14 +132,14 @@ describe.each(FORMS)('an upload as %s', (format, make) => {
     const marks = format === 'tar' ? [0, 300, 512, 1_500, 2_560, 2_560 + 512, 5_120] : [0, 10];
     for (const length of [...marks, Math.floor(whole.length / 2), whole.length - (format === 'tar' ? 1_024 : 1)]) {
       await expect(read(format, whole.subarray(0, length))).rejects.toEqual(
-        refusal('invalid_request', `no valid ${format}`),
+        refusal('invalid_request', `not a valid ${format}`),
       );
     }
   });
 
   test('is refused when it is something else', async () => {
     const noise = Buffer.from(Array.from({ length: 3_000 }, (_, i) => (i * 7919) % 251));
-    await expect(read(format, noise)).rejects.toEqual(refusal('invalid_request', `no valid ${format}`));
+    await expect(read(format, noise)).rejects.toEqual(refusal('invalid_request', `not a valid ${format}`));
   });
 
   test('ends at its signal', async () => {
@@ -161,11 +161,11 @@ describe('a JSON upload', () => {
     ['{"files":[{"path":"a.py"}]}', ''],
     ['{"files":[{"path":"","content":"x"}]}', ''],
     ['{"files":[],"changes":[]}', 'files'],
-    ['{"files":[{"path":"./","content":"x"}]}', 'names no file'],
+    ['{"files":[{"path":"./","content":"x"}]}', 'does not name a file'],
     ['{"files":[{"path":"a\\u0000.py","content":"x"}]}', 'NUL'],
     ['{"changes":[{"path":"a.py","deleted":false}]}', ''],
-    ['{"files":', 'no valid json'],
-    ['{"files":[{"path":"a.py","content":"\xff"}]}', 'no valid json'],
+    ['{"files":', 'not a valid json'],
+    ['{"files":[{"path":"a.py","content":"\xff"}]}', 'not a valid json'],
   ])('%s is refused', async (body, why) => {
     await expect(read('json', Buffer.from(body, 'latin1'))).rejects.toEqual(refusal('invalid_request', why));
   });
@@ -305,7 +305,7 @@ describe('a bomb', () => {
     const zip = zipOfFiles({ 'a.py': new Uint8Array(100_000) });
     const directory = zip.lastIndexOf(Buffer.from('PK\x01\x02', 'latin1'));
     zip.writeUInt32LE(10, directory + 24); // uncompressed size
-    await expect(read('zip', zip)).rejects.toEqual(refusal('invalid_request', 'no valid zip'));
+    await expect(read('zip', zip)).rejects.toEqual(refusal('invalid_request', 'not a valid zip'));
   });
 });
 
@@ -321,7 +321,7 @@ describe('a zip', () => {
     const zip = zipOfFiles({ 'a.py': 'x = 1\n'.repeat(100) });
     const at = zip.indexOf('a.py') + 6;
     zip[at] = (zip[at] as number) ^ 0xff;
-    await expect(read('zip', zip)).rejects.toEqual(refusal('invalid_request', 'no valid zip'));
+    await expect(read('zip', zip)).rejects.toEqual(refusal('invalid_request', 'not a valid zip'));
   });
 
   test('that is encrypted is refused', async () => {

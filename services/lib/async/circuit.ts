@@ -6,7 +6,9 @@
 export interface CircuitOptions {
   /** Failures in a row that open it. */
   readonly failures?: number;
-  /** Failures within this time of the last one that counted are the same one: a batch, or all readers of one KV cache. */
+  /**
+   * Failures within this time of the last one that counted are the same one: a batch, or all readers of one KV cache.
+   */
   readonly sameFailureMs?: number;
   /** Pause before the first trial. It doubles with every trial that fails. */
   readonly firstPauseMs?: number;
@@ -38,7 +40,10 @@ export class CircuitBreaker {
     if (this.open) this.#refusesUntilMs = nowMs + this.#pauseMs;
   }
 
-  /** @param beganMs when the work that failed had begun, if known: before the last failure that counted, it is the same one. */
+  /**
+   * @param beganMs when the work that failed had begun, if known: before the last failure that counted, it is the same
+   *   one.
+   */
   failed(nowMs: number, beganMs = nowMs - this.#options.sameFailureMs): void {
     if (beganMs < this.#failedAtMs) return;
     this.#failedAtMs = nowMs;
