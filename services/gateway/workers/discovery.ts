@@ -6,7 +6,7 @@ import { lookup } from 'node:dns/promises';
 import { Deferred } from '../../lib/async/deferred.ts';
 import { repeatUntilAborted } from '../../lib/async/repeat.ts';
 import type { Logger } from '../../lib/process/log.ts';
-import { Registry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
+import { WorkerRegistry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
 
 export interface AddressSource {
   /** host:port of every worker that it knows of. */
@@ -86,7 +86,7 @@ function sourcesOf(list: readonly string[], role: WorkerRole): AddressSource[] {
   return [
     { everyMs: undefined, list: async () => given, close: () => {} },
     ...names.map((name) => dnsSource(name.slice('dns:'.length))),
-    ...registries.map((url) => registrySource(new Registry(url), role)),
+    ...registries.map((url) => registrySource(new WorkerRegistry(url), role)),
   ];
 }
 
@@ -108,7 +108,7 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
  * An entry counts until it was missed in several looks: whether a worker is there it says itself, and a registry that lost
  * its entries (restarted, failed over) has them again in a moment.
  */
-export function registrySource(registry: Pick<Registry, 'list' | 'close'>, role: WorkerRole): AddressSource {
+export function registrySource(registry: Pick<WorkerRegistry, 'list' | 'close'>, role: WorkerRole): AddressSource {
   /** Looks in a row that missed each. */
   const missed = new Map<string, number>();
   return {

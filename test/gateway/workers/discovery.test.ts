@@ -7,7 +7,7 @@ import {
   watchAddresses,
   watchSources,
 } from '../../../services/gateway/workers/discovery.ts';
-import { Registry, stayRegistered } from '../../../services/lib/redis/worker-registry.ts';
+import { stayRegistered, WorkerRegistry } from '../../../services/lib/redis/worker-registry.ts';
 import { keepingLog } from '../../support/fake-gateway.ts';
 import { startRedis } from '../../support/redis.ts';
 
@@ -94,7 +94,7 @@ describe('a registry in Redis', () => {
   test('lists workers by role, and forgets those that do not renew', async () => {
     const redis = await startRedis();
     cleanups.push(() => redis.stop());
-    const registry = new Registry(redis.url);
+    const registry = new WorkerRegistry(redis.url);
     cleanups.push(() => registry.close());
     expect(await registry.list('prefill')).toEqual([]);
     await registry.put('prefill', 'b:2');

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { chunkFile } from '../../../services/lib/rag/chunk.ts';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
 import { idAt, packIds } from '../../../services/lib/rag/store/row.ts';
-import type { IndexSnapshot, Row, Store } from '../../../services/lib/rag/store/store.ts';
+import type { ChunkRow, IndexSnapshot, Store } from '../../../services/lib/rag/store/store.ts';
 import { startRedis } from '../../support/redis.ts';
 
 const FINGERPRINT = 'a'.repeat(64);
@@ -14,7 +14,7 @@ const OTHER = 'b'.repeat(64);
 const TTL_MS = 30_000;
 
 /** Rows of a made-up file; vectors are exact in fp16. */
-function rowsOf(path: string, lines = 25): Row[] {
+function rowsOf(path: string, lines = 25): ChunkRow[] {
   const text = Array.from({ length: lines }, (_, i) => `${path.replaceAll('/', '_')}_${i} = größe("é", ${i})`).join(
     '\n',
   );
@@ -22,7 +22,7 @@ function rowsOf(path: string, lines = 25): Row[] {
   return chunks.map((chunk, i) => ({ chunk, vector: Float32Array.of(i, -0.5, 2 ** -24) }));
 }
 
-function snapshotOf(rows: readonly Row[], fingerprint = FINGERPRINT, version = '1'): IndexSnapshot {
+function snapshotOf(rows: readonly ChunkRow[], fingerprint = FINGERPRINT, version = '1'): IndexSnapshot {
   return {
     head: {
       version: version.repeat(16),
@@ -37,7 +37,13 @@ function snapshotOf(rows: readonly Row[], fingerprint = FINGERPRINT, version = '
   };
 }
 
-async function publish(store: Store, repo: string, rows: readonly Row[], fingerprint = FINGERPRINT, version = '1') {
+async function publish(
+  store: Store,
+  repo: string,
+  rows: readonly ChunkRow[],
+  fingerprint = FINGERPRINT,
+  version = '1',
+) {
   const writer = await store.lock(repo, TTL_MS);
   await writer.put(fingerprint, rows);
   await writer.publish(snapshotOf(rows, fingerprint, version));
@@ -46,7 +52,7 @@ async function publish(store: Store, repo: string, rows: readonly Row[], fingerp
   return removed;
 }
 
-const idsOf = (rows: readonly Row[]) => rows.map((row) => row.chunk.id);
+const idsOf = (rows: readonly ChunkRow[]) => rows.map((row) => row.chunk.id);
 
 const kinds = {
   async lmdb() {
@@ -135,7 +141,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
 
   test('keeps what a version names that readers still hold, until the next sweep', async () => {
     const [both, old, broken, added] = ['both.py', 'old.py', 'broken.py', 'added.py'].map((path) => rowsOf(path));
-    const readable = async (fingerprint: string, rows: readonly Row[]) => {
+    const readable = async (fingerprint: string, rows: readonly ChunkRow[]) => {
       const [entries, contents] = await Promise.all([
         store.entries(repo, idsOf(rows)),
         store.contents(repo, fingerprint, idsOf(rows)),
@@ -241,7 +247,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
 
   test('refuses vectors that fp16 cannot hold', async () => {
     const writer = await store.lock(repo, TTL_MS);
-    const [row] = rowsOf('a.py') as [Row];
+    const [row] = rowsOf('a.py') as [ChunkRow];
     for (const value of [Number.NaN, Number.POSITIVE_INFINITY, 1e6]) {
       const bad = { ...row, vector: Float32Array.of(value) };
       await expect(writer.put(FINGERPRINT, [bad])).rejects.toMatchObject({ code: 'projector_invalid' });

@@ -1,7 +1,7 @@
 /**
- * A circuit breaker before a store, for processes that serve completions. A store that fails or is slow several times in
- * a row is left alone: calls fail at once, so that not every completion pays its retrieval budget for nothing. The store
- * is tried again in the background, so that no completion pays for the trial either.
+ * A circuit breaker before a store, for processes that serve completions. A store that fails or is slow several times
+ * in a row is left alone: calls fail at once, so that not every completion pays its retrieval budget for nothing. The
+ * store is tried again in the background, so that no completion pays for the trial either.
  */
 import { CircuitBreaker } from '../../async/circuit.ts';
 import { startLateTimer } from '../../async/late-timer.ts';

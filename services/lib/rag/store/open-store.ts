@@ -4,8 +4,8 @@ import { isRedisUrl } from '../../redis/url.ts';
 import type { Store } from './store.ts';
 
 /**
- * @param url `redis://…` in one of its forms (see redis/url.ts), which is connected to in the background; or `lmdb:DIR`,
- *   whose folder is made if it is missing.
+ * @param url `redis://…` in one of its forms (see redis/url.ts), which is connected to in the background; or
+ *   `lmdb:DIR`, whose folder is made if it is missing.
  * @throws ServingError config_invalid for another URL; store_unavailable if DIR cannot be opened.
  */
 export async function openStore(url: string): Promise<Store> {
