@@ -170,9 +170,9 @@ describe('a broken tokenizer.json', () => {
     [
       'a merge to no token',
       (json) => (json.model.merges[0] = ['\u0100', '\u0101']),
-      /model\.merges makes "ĀĀ?.*no token/,
+      /model\.merges makes "ĀĀ?.*not a token/,
     ],
-    ['an unknown token that is none', (json) => (json.model.unk_token = ''), /model\.unk_token "" is no token/],
+    ['an unknown token that is none', (json) => (json.model.unk_token = ''), /model\.unk_token "" is not a token/],
     ['word suffixes', (json) => (json.model.end_of_word_suffix = '</w>'), /model\.end_of_word_suffix: must be empty/],
     ['a split by nothing', (json) => (json.pre_tokenizer.pretokenizers[0].pattern = {}), /pre_tokenizer/],
     [

@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type Indexable, InvertedIndexBuilder } from '../../../services/lib/rag/search/inverted-index-builder.ts';
 import { bm25, searchLexical } from '../../../services/lib/rag/search/lexical.ts';
-import type { Hit } from '../../../services/lib/rag/search/retriever.ts';
+import type { Hit } from '../../../services/lib/rag/search/top-hits.ts';
 
 async function indexOf(documents: readonly Indexable[]) {
   const builder = new InvertedIndexBuilder();

@@ -7,7 +7,7 @@ import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/p
 import { basename, dirname, join, resolve } from 'node:path';
 import { ServingError } from '../../process/errors.ts';
 import { Checkpoint, type TensorSource } from '../checkpoint/checkpoint.ts';
-import { type Network, openNetwork } from '../checkpoint/network.ts';
+import { openSourceNetwork, type SourceNetwork } from '../checkpoint/source-network.ts';
 import { type DecoderSpec, isDecoder } from '../checkpoint/spec.ts';
 import { buildDecoder } from '../graph/decoder.ts';
 import { buildEncoder, type Pooling } from '../graph/encoder.ts';
@@ -36,9 +36,9 @@ export interface ExportProgress {
 
 export interface ExportOptions {
   /** The language model, or its Hugging Face folder, whose `projector/`, if any, is used when no projector is named. */
-  readonly llm: string | Network;
+  readonly llm: string | SourceNetwork;
   /** The encoder, or its Hugging Face folder. Without one the language model encodes, if there is a projector. */
-  readonly encoder?: string | Network;
+  readonly encoder?: string | SourceNetwork;
   /** A LlavaCode projector, its safetensors file, or a folder with `model.safetensors`. */
   readonly projector?: string | TensorSource;
   /** The bundle's folder. A bundle that is already there is replaced. */
@@ -67,8 +67,8 @@ const DEFAULT_MAX_POSITIONS = 32_768;
 
 /**
  * Writes a bundle.
- * @throws ServingError checkpoint_invalid, projector_invalid or config_invalid; the signal's reason when aborted. In all
- *   these cases the bundle's place is left as it was.
+ * @throws ServingError checkpoint_invalid, projector_invalid or config_invalid; the signal's reason when aborted. In
+ *   all these cases the bundle's place is left as it was.
  */
 export async function exportBundle(options: ExportOptions): Promise<Manifest> {
   const to = resolve(options.to);
@@ -87,7 +87,7 @@ export async function exportBundle(options: ExportOptions): Promise<Manifest> {
 }
 
 async function writeParts(options: ExportOptions, work: string): Promise<Manifest> {
-  await using network = typeof options.llm === 'string' ? await openNetwork(options.llm) : options.llm;
+  await using network = typeof options.llm === 'string' ? await openSourceNetwork(options.llm) : options.llm;
   const { weights } = network;
   const spec = decoderSpec(network);
   const formats = weightFormats(options.precision, spec.layers, options.block);
@@ -139,7 +139,7 @@ interface ContextSource {
   readonly options: ExportOptions;
   readonly projector: string | TensorSource;
   /** The language model, which takes the soft tokens, and which is the encoder if no other is named. */
-  readonly network: Network;
+  readonly network: SourceNetwork;
   readonly spec: DecoderSpec;
   readonly tokenizerFiles: readonly BundleFile[];
   readonly format: TableFormat;
@@ -151,7 +151,7 @@ async function writeContext(
   from: ContextSource,
 ): Promise<{ manifest: NonNullable<Manifest['context']>; ownTokenizer: BundleFile[] }> {
   const { options, projector, network, spec: llm, format, work } = from;
-  await using own = typeof options.encoder === 'string' ? await openNetwork(options.encoder) : options.encoder;
+  await using own = typeof options.encoder === 'string' ? await openSourceNetwork(options.encoder) : options.encoder;
   const { spec, weights } = own ?? network;
   await using checkpoint = typeof projector === 'string' ? await Checkpoint.open(projector) : undefined;
   const projectorWeights = checkpoint ?? (projector as TensorSource);
@@ -202,7 +202,7 @@ async function writePart(
   return written.map(({ name, ...rest }) => ({ path: `${part}/${name}`, ...rest }));
 }
 
-function decoderSpec({ name, spec }: Network): DecoderSpec {
+function decoderSpec({ name, spec }: SourceNetwork): DecoderSpec {
   if (isDecoder(spec)) return spec;
   throw new ServingError('checkpoint_invalid', `${name}: ${spec.architecture} is an encoder, not a language model`);
 }
@@ -212,7 +212,9 @@ async function configBeside(projector: string): Promise<string> {
   return join(isFolder ? projector : dirname(projector), 'config.json');
 }
 
-/** Copies `tokenizer.json` and, if there is one, `tokenizer_config.json` into the bundle under `prefix`, in this order. */
+/**
+ * Copies `tokenizer.json` and, if there is one, `tokenizer_config.json` into the bundle under `prefix`, in this order.
+ */
 async function copyTokenizer(from: string, work: string, prefix: '' | 'encoder/'): Promise<BundleFile[]> {
   const copied: BundleFile[] = [];
   for (const name of ['tokenizer.json', 'tokenizer_config.json']) {

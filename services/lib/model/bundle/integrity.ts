@@ -1,7 +1,7 @@
 /**
  * Whether the files of a bundle still hold what was exported: every byte is read and compared with the manifest's
- * SHA-256. Opening a bundle compares sizes alone, so that a worker starts before gigabytes have been read; a flipped bit
- * in a weight shows only here.
+ * SHA-256. Opening a bundle compares sizes alone, so that a worker starts before gigabytes have been read; a flipped
+ * bit in a weight shows only here.
  */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';

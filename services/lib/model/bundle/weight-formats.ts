@@ -52,10 +52,10 @@ export function weightFormats(precision: Precision, layers: number, block = DEFA
 }
 
 /**
- * Formats of the matrices for prompts. Where no norm precedes a matrix (`o_proj`, `down_proj`), one token's row may be a
- * thousand times as large as the others', so each row has a scale of its own. On tiny-coder that gives a KL of 5.7e-4,
- * against 1.7e-3 with one scale per run (and 2.3e-2 for int4), for 2.5 % of a layer's time. Scales by row everywhere
- * would give 4.4e-4 for 10 % of the time, down_proj in 8-bit blocks 5.3e-4 for 15 %.
+ * Formats of the matrices for prompts. Where no norm precedes a matrix (`o_proj`, `down_proj`), one token's row may be
+ * a thousand times as large as the others', so each row has a scale of its own. On tiny-coder that gives a KL of
+ * 5.7e-4, against 1.7e-3 with one scale per run (and 2.3e-2 for int4), for 2.5 % of a layer's time. Scales by row
+ * everywhere would give 4.4e-4 for 10 % of the time, down_proj in 8-bit blocks 5.3e-4 for 15 %.
  */
 export const PROMPT_FORMATS: LayerFormats = (_layer, matrix) =>
   matrix === 'o_proj' || matrix === 'down_proj' ? 'w8a8 by row' : 'w8a8';
