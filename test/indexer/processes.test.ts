@@ -142,7 +142,7 @@ afterAll(() => rm(folder, { recursive: true, force: true }));
 describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
   // Side by side: most of their time they wait for a lock to run out.
   test.concurrent(
-    'killed in the middle, one leaves the old version; the next goes on from there',
+    'an indexer that is killed in the middle leaves the old version, and the next one goes on from there',
     PATIENT,
     async (context) => {
       const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
@@ -164,7 +164,7 @@ describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
   );
 
   test.concurrent(
-    'two leave one whole version; one that slept beyond its lock changes nothing',
+    'two indexers at once leave one whole version, and one that slept beyond its lock changes nothing',
     PATIENT,
     async (context) => {
       const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
@@ -237,7 +237,7 @@ describe('a rolling restart', () => {
     }
   }
 
-  test('of the indexer and of the gateway fails no upload and no removal', PATIENT, async (context) => {
+  test('a rolling restart of indexer and gateway fails no upload and no removal', PATIENT, async (context) => {
     const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
     const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
     defer(() => rm(logs, { recursive: true, force: true }));
@@ -262,42 +262,46 @@ describe('a rolling restart', () => {
   });
 });
 
-test('llavacode index that is interrupted stops without a complaint, and leaves no lock', PATIENT, async (context) => {
-  const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
-  const dir = await mkdtemp(join(tmpdir(), 'llavacode-tree-'));
-  defer(() => rm(dir, { recursive: true, force: true }));
-  await Promise.all(Object.entries(large('f', 100)).map(([name, text]) => writeFile(join(dir, name), text)));
-  const url = await PLACES.lmdb(defer);
-  const settings = [
-    '--name',
-    'shop',
-    '--tenant',
-    'acme',
-    '--path',
-    dir,
-    '--model',
-    model,
-    '--store',
-    url,
-    '--threads',
-    '1',
-  ];
-  const child = spawn(process.execPath, ['dist/services/cli.js', 'index', ...settings], { stdio: 'pipe' });
-  defer(async () => child.kill('SIGKILL'));
-  const store = await reader(url, defer);
-  let said = '';
-  child.stderr.on('data', (text) => {
-    said += text;
-  });
-  const ended = once(child, 'exit');
-  await expect.poll(() => said, SOON).toContain('indexing');
-  child.kill('SIGINT');
-  expect(await ended).toEqual([130, null]);
-  expect(said).not.toContain('bug');
-  await (await store.lock(REPO, 1_000)).release();
-});
+test(
+  'llavacode index stops without a complaint when it is interrupted, and leaves no lock',
+  PATIENT,
+  async (context) => {
+    const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-tree-'));
+    defer(() => rm(dir, { recursive: true, force: true }));
+    await Promise.all(Object.entries(large('f', 100)).map(([name, text]) => writeFile(join(dir, name), text)));
+    const url = await PLACES.lmdb(defer);
+    const settings = [
+      '--name',
+      'shop',
+      '--tenant',
+      'acme',
+      '--path',
+      dir,
+      '--model',
+      model,
+      '--store',
+      url,
+      '--threads',
+      '1',
+    ];
+    const child = spawn(process.execPath, ['dist/services/cli.js', 'index', ...settings], { stdio: 'pipe' });
+    defer(async () => child.kill('SIGKILL'));
+    const store = await reader(url, defer);
+    let said = '';
+    child.stderr.on('data', (text) => {
+      said += text;
+    });
+    const ended = once(child, 'exit');
+    await expect.poll(() => said, SOON).toContain('indexing');
+    child.kill('SIGINT');
+    expect(await ended).toEqual([130, null]);
+    expect(said).not.toContain('bug');
+    await (await store.lock(REPO, 1_000)).release();
+  },
+);
 
-test('a log that cannot be written costs neither the process nor who supervises it', PATIENT, async (context) => {
+test('a log that cannot be written ends neither the process nor its supervisor', PATIENT, async (context) => {
   const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
   const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
   defer(() => rm(logs, { recursive: true, force: true }));

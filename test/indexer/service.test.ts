@@ -36,7 +36,7 @@ function later() {
   return { promise, keep };
 }
 
-test('slow uploads keep no other tenant out; of one tenant there are three at most', async () => {
+test('slow uploads keep no other tenant out, and one tenant has at most three at a time', async () => {
   const indexer = await fakeIndexer();
   const { promise, keep } = later();
   const slow = [1, 2, 3].map((i) => send(indexer, 'slow', `r${i}`, promise));
@@ -56,7 +56,7 @@ test('slow uploads keep no other tenant out; of one tenant there are three at mo
   expect(await send(indexer, 'slow', 'r4')).not.toBe('');
 });
 
-test('what would be one run too many is refused before it is sent and after', async () => {
+test('an upload that would be one run too many is refused before it is sent, and after', async () => {
   const indexer = await fakeIndexer();
   const [late, encoding] = [later(), later()];
   const caught = send(indexer, 'late', 'r', late.promise).catch((error: unknown) => error);
@@ -73,7 +73,7 @@ test('what would be one run too many is refused before it is sent and after', as
   expect(await describe()).toMatchObject({ running: 0 });
 });
 
-test('a run that a drain meets is finished; who asks meanwhile learns of it, or waits for the next indexer', async () => {
+test('a drain lets a run finish; a gateway that asks meanwhile learns of it, or waits for the next indexer', async () => {
   const indexer = await fakeIndexer();
   const [arrived, encoding] = [later(), later()];
   let calls = 0;

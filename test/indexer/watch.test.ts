@@ -107,7 +107,7 @@ async function loseChunks(store: Store): Promise<void> {
   });
 }
 
-test('files that come, change, move and go are followed, and only they are read', async () => {
+test('files that come, change, move and go are followed, and only these files are read', async () => {
   const { dir, store, write, stop, seen, follow, settled } = await start();
   await write('a.py', python('a', 12));
   await write('sub/b.ts', python('b', 12));
@@ -146,7 +146,7 @@ test('a .gitignore that changes is obeyed from then on', async () => {
 });
 
 test.each(['*\n!*/\n!*.py\n', '.*\n'])(
-  'a .gitignore that excludes itself is obeyed all the same (%j)',
+  'a .gitignore that excludes itself is obeyed nevertheless (%j)',
   async (rules) => {
     const { write, stop, follow, settled } = await start();
     await write('.gitignore', rules);
@@ -165,7 +165,7 @@ test.each(['*\n!*/\n!*.py\n', '.*\n'])(
   },
 );
 
-test('a change does not wait for others to end', async () => {
+test('a change does not wait for later changes to end', async () => {
   const { write, stop, follow, settled } = await start();
   await write('a.py', python('a', 12));
   const watching = follow({ quietMs: 3_600_000, patienceMs: 50 });
@@ -179,7 +179,7 @@ test('a change does not wait for others to end', async () => {
 });
 
 describe('folders that are replaced', () => {
-  test('by a generator, are followed further', async () => {
+  test('a folder that a generator replaces is followed further', async () => {
     const { dir, write, stop, follow, settled } = await start();
     const groups = Array.from({ length: 20 }, (_, i) => `g${i}`);
     const folders = groups.flatMap((group) => [group, `${group}/s`, `${group}/s/t`]);
@@ -197,7 +197,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test('have all indexed and watched anew', async () => {
+  test('after a folder is replaced everything is indexed and watched anew', async () => {
     const { dir, write, stop, seen, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
     const watching = follow();
@@ -216,7 +216,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test.each(['g', ''])('without a sign are found after a while (%j)', async (folder) => {
+  test.each(['g', ''])('a folder that is replaced without a sign is found after a while (%j)', async (folder) => {
     const { root, dir, write, stop, seen, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
     const watching = follow({ checkMs: 20 });
@@ -234,7 +234,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test.each(['g', 'f'])('by a file, or replace one, are found as well (%s)', async (path) => {
+  test.each(['g', 'f'])('a folder that is replaced by a file, or replaces one, is found as well (%s)', async (path) => {
     const { dir, write, stop, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
     await write('f', python('f', 12));
@@ -249,7 +249,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test('while the watcher gets ready are told from those that were listed', async () => {
+  test('a folder that is replaced while the watcher gets ready is told from the one that was listed', async () => {
     const { root, dir, write, stop, runsOverAll, follow } = await start();
     await write('g/a.py', python('a', 12));
     atWatch.mockImplementationOnce(() => {
@@ -262,7 +262,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test('by a link are gone with all that they held, and nothing is read through it', async () => {
+  test('a folder that is replaced by a link is gone with all that it held, and nothing is read through the link', async () => {
     const { root, dir, store, write, stop, encoder, follow, settled } = await start();
     await write('a.py', python('a', 12));
     for (const name of ['lib', 'other']) await write(`vendor/deep/${name}.py`, python(name, 12));
@@ -280,7 +280,7 @@ describe('folders that are replaced', () => {
   });
 });
 
-test('what takes the place of a link is seen', async () => {
+test('a file that takes the place of a link is seen', async () => {
   const { root, dir, stop, follow, settled } = await start();
   for (const link of ['g', 'f.py']) await symlink(root, join(dir, link));
   const watching = follow();
@@ -293,7 +293,7 @@ test('what takes the place of a link is seen', async () => {
   await watching;
 });
 
-test('who is stopped before watching begins has indexed nothing', async () => {
+test('a watch that is stopped before it begins has indexed nothing', async () => {
   const { stop, seen, follow } = await start();
   atWatch.mockImplementationOnce(() => stop.abort());
   await follow();
@@ -314,7 +314,7 @@ test('a tree to which a link leads is followed', async () => {
   await watching;
 });
 
-test('a failure that may pass is tried again, with all that changed meanwhile; another ends it', async () => {
+test('a failure that may pass is followed by another attempt with all that changed meanwhile; any other ends the watch', async () => {
   const { write, failures, follow, settled, failNext } = await start();
   await write('a.py', python('a', 12));
   failNext(new ServingError('index_locked', 'somebody else is at it'));
@@ -330,7 +330,7 @@ test('a failure that may pass is tried again, with all that changed meanwhile; a
   await ended;
 });
 
-test("another indexer's version in between is not built on: all is indexed anew", async () => {
+test("after another indexer's version in between everything is indexed anew", async () => {
   const { root, store, encoder, write, stop, follow, settled } = await start();
   await write('a.py', python('a', 12));
   await write('b.py', python('b', 12));
@@ -366,7 +366,7 @@ test.each<[string, (store: Store) => Promise<unknown>]>([
   await watching;
 });
 
-test('what the watcher cannot watch is told, and the rest goes on', async () => {
+test('a part that cannot be watched is reported, and the rest goes on', async () => {
   const { dir, write, stop, failures, follow, settled } = await start();
   await write('a.py', python('a', 12));
   const watching = follow();

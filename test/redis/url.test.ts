@@ -42,7 +42,7 @@ describe('the URL of a Redis', () => {
         db: 0,
       },
     ],
-  ])('%s', (url, expected) => {
+  ])('the URL %s is read in full', (url, expected) => {
     expect(parseRedisUrl(url)).toMatchObject(expected);
   });
 
@@ -64,7 +64,7 @@ describe('the URL of a Redis', () => {
     'redis+cluster://:secret@host/1',
     'redis+other://:secret@host',
     'redis://user:secret@word@host',
-  ])('%s is refused, naming no secret', (url) => {
+  ])('the URL %s is refused without naming a secret', (url) => {
     let error: unknown;
     try {
       parseRedisUrl(url);
@@ -85,6 +85,6 @@ test.each([
   ['redis:6379', false],
   ['lmdb:redis://', false],
   ['https://redis', false],
-])('whether %s means a Redis server is told by its beginning', (text, expected) => {
+])('the beginning of %s tells whether it means a Redis server', (text, expected) => {
   expect(isRedisUrl(text)).toBe(expected);
 });

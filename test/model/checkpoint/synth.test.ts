@@ -34,7 +34,7 @@ async function configFile(vocab: number): Promise<string> {
   return join(dir, 'config.json');
 }
 
-test('every shape can fill in the middle: its tokenizer has the tokens, and its vocabulary all ids', async () => {
+test('every shape can fill in the middle: its tokenizer has the tokens for it, and its vocabulary has all ids', async () => {
   const loaded = new Map<string, ReturnType<typeof loadTokenizer>>();
   for (const name of Object.keys(SHAPES) as ShapeName[]) {
     await using network = await synthesize(name, 1);
@@ -55,7 +55,7 @@ test('every shape can fill in the middle: its tokenizer has the tokens, and its 
   }
 });
 
-test('the same seed gives the same bytes, another seed others; the manifest says whose tokenizer it is', async () => {
+test('the same seed gives the same bytes and another seed others, and the manifest says whose tokenizer it is', async () => {
   const config = await configFile(4096);
   const made = async (name: string, seed: number) => {
     await using llm = await synthesize(config, seed);

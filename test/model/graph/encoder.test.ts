@@ -52,7 +52,7 @@ describe.each([
     return await loadGraph(buildEncoder(spec, checkpoint, format), parent, as);
   };
 
-  test('embeddings of a padded batch, whatever the padding', async () => {
+  test('the embeddings of a padded batch are those of the reference, whatever the padding', async () => {
     const session = await load('batch');
     for (const pad of [0, 1, 399]) {
       expect(largestDifference(await embed(session, rows, pad), want)).toBeLessThanOrEqual(1e-4);
@@ -60,7 +60,7 @@ describe.each([
     session.dispose();
   });
 
-  test('a row alone, and one padded further than any row is long', async () => {
+  test('a row alone, and a row padded further than any is long, have the same embeddings', async () => {
     const session = await load('alone');
     for (const [i, row] of rows.entries()) {
       const one = want.subarray(i * spec.hidden, (i + 1) * spec.hidden);
@@ -83,10 +83,10 @@ describe.each([
   });
 });
 
-describe('projector', async () => {
+describe('the projector', async () => {
   const parent = await temporaryFolder();
 
-  test.each(['projector-mlp2', 'projector-mlp3'])('golden %s', async (name) => {
+  test.each(['projector-mlp2', 'projector-mlp3'])('the soft tokens of %s are those of the reference', async (name) => {
     const dir = join(GOLDENS, name);
     const { dims } = await readJsonFile<{ dims: number[] }>(join(dir, 'expected.json'));
     const expected = await readExpected(join(dir, 'expected.safetensors'));
@@ -131,20 +131,23 @@ describe('projector', async () => {
     },
   );
 
-  test.each(['', 'layers.', 'mlp.', 'net.', 'module.net.'])("torch.nn.Sequential's names after '%s'", (list) => {
-    const source = inMemory({
-      [`${list}0.weight`]: [16, 8],
-      [`${list}0.bias`]: [16],
-      [`${list}2.weight`]: [16],
-      [`${list}2.bias`]: [16],
-      [`${list}3.weight`]: [32, 16],
-      [`${list}3.bias`]: [32],
-    });
-    expect(readProjectorSpec(source).widths).toEqual([8, 16, 32]);
-    expect(buildProjector(source).outputs).toEqual([{ name: 'soft_tokens', type: 'float32', dims: ['n', 32] }]);
-  });
+  test.each(['', 'layers.', 'mlp.', 'net.', 'module.net.'])(
+    "a projector with torch.nn.Sequential's names after '%s' is read",
+    (list) => {
+      const source = inMemory({
+        [`${list}0.weight`]: [16, 8],
+        [`${list}0.bias`]: [16],
+        [`${list}2.weight`]: [16],
+        [`${list}2.bias`]: [16],
+        [`${list}3.weight`]: [32, 16],
+        [`${list}3.bias`]: [32],
+      });
+      expect(readProjectorSpec(source).widths).toEqual([8, 16, 32]);
+      expect(buildProjector(source).outputs).toEqual([{ name: 'soft_tokens', type: 'float32', dims: ['n', 32] }]);
+    },
+  );
 
-  test('one that does not fit is refused with the shapes of both sides', () => {
+  test('a projector that does not fit is refused with the shapes of both sides', () => {
     const source = authors('');
     const spec = readProjectorSpec(source);
     expect(() => assertProjectorFits(source, spec, 8, 16)).not.toThrow();

@@ -164,7 +164,7 @@ describe.each([
   ['code', 'bert.'],
   ['en', ''],
 ] as const)('the form of base-%s, names after "%s"', (form, prefix) => {
-  test('a padded batch gives what the plain forward pass gives', async () => {
+  test('a padded batch gives the embeddings of the plain forward pass', async () => {
     const tensors = checkpoint(form, prefix);
     const graph = buildEncoder(SPEC, sourceOf(tensors), {
       weights: 'fp32',
@@ -188,14 +188,14 @@ describe.each([
   });
 });
 
-test('slopes are those of the ALiBi paper', () => {
+test('the slopes are those of the ALiBi paper', () => {
   expect([...alibiSlopes(8)]).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((i) => 2 ** -i));
   const twelve = [...alibiSlopes(12)];
   expect(twelve.slice(0, 8)).toEqual([...alibiSlopes(8)]);
   expect(twelve.slice(8)).toEqual([0.5, 1.5, 2.5, 3.5].map((i) => Math.fround(2 ** -i)));
 });
 
-test('config.json', () => {
+test('the config.json of JinaBERT is read', () => {
   expect(SPEC).toMatchObject({ architecture: 'jina', hidden: 48, heads: 6, maxPositions: 64, normEps: 1e-12 });
   expect(maxInputTokens(SPEC)).toBe(64);
 });

@@ -12,7 +12,7 @@ const run = promisify(execFile);
 const WRITER = fileURLToPath(new URL('lmdb-writer.mjs', import.meta.url));
 const REPO = 'acme/shop';
 
-test('a writer fails by name, readers go on with the version that was there, and a later writer finds all in order', async () => {
+test('on a full disk a writer fails with a coded error, readers keep the version that was there, and a later writer works', async () => {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-full-'));
   onTestFinished(() => rm(dir, { recursive: true, force: true }));
   const write = (version: string) => [process.execPath, WRITER, dir, REPO, version, 'publish'];

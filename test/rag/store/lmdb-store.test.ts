@@ -30,7 +30,7 @@ afterEach(async () => {
 
 const indexInAnotherProcess = (version: string) => run(process.execPath, [WRITER, dir, REPO, version, 'publish']);
 
-test('a reader sees what another process published, and never half of it', async () => {
+test('a reader sees what another process has published, and never half of it', async () => {
   const retrieval = createRetrieval(store, { queryLines: 10 });
   const query = { repo: REPO, before: 'v1_7 v2_7 v3_7', after: '', topK: 10 };
   await indexInAnotherProcess('1');
@@ -72,7 +72,7 @@ test('an indexer that is killed leaves the old version, and its lock runs out', 
   await next.release();
 });
 
-test('a clock that is set prolongs no lock, and its holder writes nothing more once another has it', async () => {
+test('setting the clock prolongs no lock, and a holder writes nothing more once another one has the lock', async () => {
   const dead = await store.lock(REPO, 15_000);
   await expect(store.lock(REPO, 15_000)).rejects.toMatchObject({ code: 'index_locked' });
   const now = Date.now();
@@ -86,7 +86,7 @@ test('a clock that is set prolongs no lock, and its holder writes nothing more o
   await next.release();
 });
 
-test('a place that is no directory is named', async () => {
+test('a path that is not a directory is refused by name', async () => {
   const file = join(dir, 'file');
   await writeFile(file, '');
   await expect(openStore(`lmdb:${join(file, 'store')}`)).rejects.toMatchObject({

@@ -74,7 +74,7 @@ async function outcome(retrieval: Retrieval, repo: string, retrievalBudgetMs = 5
 }
 
 describe('a cluster', () => {
-  test('keeps repositories in one slot each, goes on without one of its nodes, and finds them again', async () => {
+  test('a cluster keeps each repository in one slot, goes on without one of its nodes, and finds its repositories again', async () => {
     const cluster = stopping(await startCluster());
     const store = await open(cluster.url);
     expect(store.address).toBe(cluster.url);
@@ -100,7 +100,7 @@ describe('a cluster', () => {
 });
 
 describe('a master with sentinels', () => {
-  test('is followed to the replica that takes its place', async () => {
+  test('clients follow a master to the replica that takes its place', async () => {
     const set = stopping(await startSentinel());
     const store = await open(set.url);
     await vi.waitFor(() => publish(store, 'shop'), SOON);
@@ -118,7 +118,7 @@ describe('a master with sentinels', () => {
 });
 
 describe('TLS', () => {
-  test('with a certificate that the URL vouches for, and not without', async () => {
+  test('TLS connects only to a server whose certificate the URL vouches for', async () => {
     const server = stopping(await startTls());
     const store = await open(`${server.url}?ca=${encodeURIComponent(server.ca)}`);
     await publish(store, 'shop');
@@ -133,7 +133,7 @@ describe('TLS', () => {
     await expect(openStore(`${server.url}?ca=/no/such.pem`)).rejects.toMatchObject({ code: 'config_invalid' });
   });
 
-  test('both ways, where the server wants a certificate of ours', async () => {
+  test('TLS shows a certificate of ours to a server that asks for one', async () => {
     const server = stopping(await startTls('yes'));
     const ca = `ca=${encodeURIComponent(server.ca)}`;
     const own = `cert=${encodeURIComponent(server.ca)}&key=${encodeURIComponent(server.key)}`;
@@ -146,7 +146,7 @@ describe('TLS', () => {
 });
 
 describe('users', () => {
-  test('need the commands that the store uses, and hear which one they lack', async () => {
+  test('users need the commands that the store uses, and learn which one they lack', async () => {
     const server = stopping(await startRedis());
     const rights = ['~llavacode:1:*', '+@hash', '+@set', '+@string', '+@keyspace', '+@connection', '+eval', '+info'];
     await redisCli(server.port, 'ACL', 'SETUSER', 'indexer', 'on', '>pass', ...rights);
@@ -182,7 +182,7 @@ describe('users', () => {
 });
 
 describe('a slow network', () => {
-  test('costs completions their budget a few times, then nothing, and is used again when it is fast', async () => {
+  test('a slow store costs completions their budget a few times, then nothing, and is used again when it is fast', async () => {
     const server = stopping(await startRedis());
     const network = stopping(await startSlowNetwork(server.port));
     const direct = await open(server.url);
@@ -222,7 +222,7 @@ function countedReads(store: Store): Store & { reads: number } {
 }
 
 describe('a full memory', () => {
-  test('without eviction refuses the new version and keeps the old one', async () => {
+  test('a full server without eviction refuses the new version and keeps the old one', async () => {
     const server = stopping(await startRedis(['--maxmemory', '4mb', '--maxmemory-policy', 'noeviction']));
     const store = await open(server.url);
     await publish(store, 'shop');
@@ -234,7 +234,7 @@ describe('a full memory', () => {
     expect(await outcome(retrieval, 'shop')).toBe('1'.repeat(16));
   });
 
-  test('with eviction loses keys: completions go on without context, never with wrong chunks', async () => {
+  test('when a full server evicts keys, completions go on without context and never with wrong chunks', async () => {
     const server = stopping(await startRedis(['--maxmemory', '8mb', '--maxmemory-policy', 'allkeys-random']));
     const store = await open(server.url);
     const loaded = createRetrieval(store, { queryLines: 10 });
@@ -264,24 +264,21 @@ describe('a full memory', () => {
     }
   });
 
-  test.each(['index', 'chunks', 'rows:f'])(
-    'that evicted the key %s is told from an index that never was',
-    async (key) => {
-      const server = stopping(await startRedis());
-      const store = await open(server.url);
-      await publish(store, 'shop');
-      await redisCli(server.port, 'DEL', `llavacode:1:{shop}:${key}`);
-      const retrieval = createRetrieval(store, { queryLines: 10 });
-      await expect(retrieval.retrieve(query('shop'), NEVER)).rejects.toMatchObject({ code: 'store_invalid' });
-      expect(await outcome(retrieval, 'shop')).toBe('retrieval_failed');
-      await publish(store, 'shop');
-      expect(await outcome(retrieval, 'shop')).toBe('1'.repeat(16));
-    },
-  );
+  test.each(['index', 'chunks', 'rows:f'])('a lost key %s is told from an index that never existed', async (key) => {
+    const server = stopping(await startRedis());
+    const store = await open(server.url);
+    await publish(store, 'shop');
+    await redisCli(server.port, 'DEL', `llavacode:1:{shop}:${key}`);
+    const retrieval = createRetrieval(store, { queryLines: 10 });
+    await expect(retrieval.retrieve(query('shop'), NEVER)).rejects.toMatchObject({ code: 'store_invalid' });
+    expect(await outcome(retrieval, 'shop')).toBe('retrieval_failed');
+    await publish(store, 'shop');
+    expect(await outcome(retrieval, 'shop')).toBe('1'.repeat(16));
+  });
 });
 
 describe('a crash under load', () => {
-  test('degrades completions, never answers wrongly, and is forgotten after the next index run', async () => {
+  test('a crash under load degrades completions, gives no wrong answer, and is over after the next index run', async () => {
     const server = stopping(await startRedis());
     const url = server.url;
     const store = withRowCache(withBreaker(await open(url), { budgetMs: 3_000, failures: 3, trialMs: 20 }), 1e6);

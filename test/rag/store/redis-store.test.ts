@@ -25,7 +25,7 @@ describe('a Redis that comes and goes', () => {
     await redis.stop();
   });
 
-  test('may be started after its clients', async () => {
+  test('Redis may be started after its clients', async () => {
     await redis.kill();
     store = await openStore(redis.url);
     await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
@@ -34,7 +34,7 @@ describe('a Redis that comes and goes', () => {
     await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
   });
 
-  test('fails what is under way when it dies, and serves again when it is back', async () => {
+  test('calls in progress fail when Redis dies, and later ones succeed when it is back', async () => {
     store = await openStore(redis.url);
     const writer = await store.lock(REPO, 30_000);
     redis.pause();
@@ -51,7 +51,7 @@ describe('a Redis that comes and goes', () => {
     await writer.release();
   });
 
-  test('gives up a command that is never answered', async () => {
+  test('a command that is never answered is given up', async () => {
     store = await openStore(redis.url);
     await store.head(REPO);
     redis.pause();
@@ -61,7 +61,7 @@ describe('a Redis that comes and goes', () => {
   });
 });
 
-test('a removal that dies half way leaves the index whole or gone, not lost', async () => {
+test('a removal that dies halfway leaves the index whole or gone, and never counts as lost', async () => {
   const redis = await startRedis();
   const store = await openStore(redis.url);
   const admin = new RedisConnection(redis.url);
@@ -103,14 +103,14 @@ describe('a Redis with a password', () => {
     await redis.stop();
   });
 
-  test('serves who has it', async () => {
+  test('a client with the password is served', async () => {
     store = await openStore(`redis://:open-sesame@127.0.0.1:${redis.port}`);
     expect(await store.head(REPO)).toBeUndefined();
     expect(store.address).toBe(redis.url);
   });
 
   test.each(['redis://', 'redis://:wrong-one@', 'redis://user:wrong-one@'])(
-    'refuses %s, naming no secret',
+    'a login by %s is refused without naming a secret',
     async (scheme) => {
       store = await openStore(`${scheme}127.0.0.1:${redis.port}`);
       const error = await store.head(REPO).then(
@@ -125,7 +125,7 @@ describe('a Redis with a password', () => {
   );
 });
 
-test('a server that accepts and says nothing is given up', async () => {
+test('a server that accepts connections and never answers is given up', async () => {
   const sockets = new Set<Socket>();
   const mute = createServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
   await once(mute, 'listening');
@@ -136,7 +136,7 @@ test('a server that accepts and says nothing is given up', async () => {
   mute.close();
 });
 
-test('a URL that is none is refused, naming no secret', async () => {
+test('a text that is not a URL is refused without naming a secret', async () => {
   const error = await openStore('redis://:pass@host:port').catch((error: Error) => error);
   expect(error).toMatchObject({ code: 'config_invalid' });
   expect(inspect(error)).not.toContain('pass@');
