@@ -15,9 +15,9 @@ const MANY = Symbol('*');
 /** Matches any number of folders, or none. */
 const FOLDERS = Symbol('**');
 
-/** What one character may be, or {@link MANY}. */
+/** Matches one character, or any number of them ({@link MANY}). */
 type Token = string | typeof ONE | typeof MANY | ((character: string) => boolean);
-/** What one name in a path may be: a string if there is only one such name. */
+/** Matches one name in a path: a string matches only itself. */
 type Segment = string | readonly Token[];
 
 export interface Rule {
@@ -105,7 +105,7 @@ export function parseRule(line: string): Rule | undefined {
   return { negated, folderOnly, anywhere, segments };
 }
 
-/** Where the trailing spaces begin that do not count. A trailing space that is escaped does count. */
+/** The end of a line without its trailing spaces, which do not count unless they are escaped. */
 function endOf(line: string): number {
   let end = line.length;
   while (end > 0 && line[end - 1] === ' ') end--;

@@ -14,7 +14,7 @@ import type { Sources } from './sources.ts';
 
 export interface IndexOptions extends Chunking {
   readonly maxFileBytes: number;
-  /** What searches the index if a request does not say. The encoder must keep embeddings for dense and fused. */
+  /** The index's retriever, for requests that name none. The encoder must keep embeddings for dense and fused. */
   readonly retriever?: RetrieverName;
 }
 

@@ -1,4 +1,4 @@
-/** The sample repository: large enough to search, and its files explain each other. */
+/** The sample repository is large enough to search, and its files explain each other. */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -1,4 +1,4 @@
-/** .gitignore as git has it, for trees and uploads alike, and in bounded time whatever a stranger writes. */
+/** .gitignore files are read as git reads them, for trees and uploads alike, in bounded time whatever they contain. */
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -16,7 +16,7 @@ function rulesOf(files: Record<string, string>): IgnoreRules {
   return rules;
 }
 
-/** What `git check-ignore` says of each. */
+/** Rules, with paths that `git check-ignore` excludes and paths that it keeps. */
 const CASES: [rules: string, excluded: readonly string[], kept: readonly string[]][] = [
   ['a', ['a', 'x/a', 'a/b'], ['A', 'ab', 'ba']],
   ['/a', ['a', 'a/b'], ['x/a']],
@@ -105,7 +105,7 @@ describe('rules that a stranger writes', () => {
     const body = jsonOfFiles({ '.gitignore': `${`**/${'a/'.repeat(500)}b\n`.repeat(900)}`, ...files });
     const limits = { maxFileBytes: 1e6, maxUploadBytes: 1e7, maxRepoBytes: 1e7, maxRepoFiles: 100 };
     const reading = readUpload({ format: 'json', strip: 0, bytes: inParts(body) }, limits, gone.signal);
-    setTimeout(() => gone.abort(new Error('hung up')), 50); // hours before it would be done
+    setTimeout(() => gone.abort(new Error('hung up')), 50); // deciding all paths would take hours
     await expect(reading).rejects.toThrowError('hung up');
   });
 });

@@ -17,7 +17,7 @@ const REPO = 'acme/shop';
 const OPTIONS = { chunkLines: 10, chunkStride: 5, maxFileBytes: 10_000 };
 const SIGNAL = new AbortController().signal;
 
-/** An encoder that remembers what it was asked; a vector is the length of its text. */
+/** An encoder that records its calls. A vector is the length of its text. */
 class FakeEncoder implements ContextEncoder {
   readonly fingerprint: string;
   readonly hidden = 2;
@@ -140,7 +140,7 @@ describe('an index run', () => {
     expect(await ask()).toBe(first.version);
     await files({ 'a.py': `${python('a', 9)}\nchanged` });
     const second = await index(new FakeEncoder('e'.repeat(64)));
-    // What loads an index begins with its snapshot: it takes its time.
+    // Loading an index begins with its snapshot, which this store delays.
     const snapshot = store.snapshot.bind(store);
     let load = () => {};
     const loading = new Promise<void>((resolve) => {

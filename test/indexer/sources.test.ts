@@ -1,4 +1,4 @@
-/** What has changed in a tree: what of it is read again, and whose chunks go. */
+/** Changes in a tree: which files are read again, and whose chunks are removed. */
 import { mkdir, mkdtemp, rm, symlink, unlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';

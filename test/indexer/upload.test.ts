@@ -1,4 +1,4 @@
-/** What an upload may hold: read alike whatever its form, and refused or counted where it is bad. */
+/** Uploads are read alike in every form, and bad content is refused or counted. */
 import { gzipSync } from 'node:zlib';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { readUpload, type UploadFormat } from '../../services/indexer/archive.ts';
@@ -86,7 +86,7 @@ describe.each(FORMS)('an upload as %s', (format, make) => {
   test.each(['../evil.py', 'a/../../evil.py', '/etc/passwd', 'a/..', '..\\evil.py', 'C:\\evil.py', 'C:/evil.py'])(
     'an upload is refused for the path %j',
     async (path) => {
-      // A backslash in a zip stands for a slash.
+      // In a zip a backslash stands for a slash.
       await expect(read(format, await make({ 'ok.py': 'x', [path]: 'evil' }))).rejects.toEqual(
         refusal('invalid_request', format === 'zip' ? 'path' : 'leads out of the repository'),
       );
@@ -121,7 +121,7 @@ describe.each(FORMS)('an upload as %s', (format, make) => {
     await expect(read(format, await make(files), { maxRepoFiles: 101, maxUploadBytes: 1_000 })).rejects.toEqual(
       refusal('payload_too_large', '--max-upload-bytes'),
     );
-    if (format === 'json') return; // not packed
+    if (format === 'json') return; // JSON is not packed
     await expect(read(format, await make(files), { maxRepoFiles: 101, maxRepoBytes: 500 })).rejects.toEqual(
       refusal('payload_too_large', '--max-repo-bytes'),
     );
@@ -227,7 +227,7 @@ describe('a tar', () => {
       { name: 'pipe', type: 'fifo' },
       { name: 'folder/', type: 'directory' },
       { name: 'ok.py', content: 'x = 1' },
-      // Through a link out of the tree: names are no paths here, so it is a file like any other.
+      // A name that leads through a link out of the tree. Names are not paths here, so it is a file like any other.
       { name: 'dir', type: 'symlink', linkname: '/etc' },
       { name: 'dir/inside.py', content: 'y = 2' },
     ];
@@ -242,7 +242,7 @@ describe('a tar', () => {
       { name: 'same.py', content: 'old = 1' },
       { name: './same.py', content: 'new = 2' },
     ]);
-    tar[0] = 0xff; // the first name; its checksum (octal, at 148) follows
+    tar[0] = 0xff; // in the first name, whose checksum (octal, at 148) must follow
     const sum = tar.subarray(0, 512).reduce((total, byte, i) => total + (i >= 148 && i < 156 ? 32 : byte), 0);
     tar.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
     const { texts, skipped } = await read('tar', tar);
@@ -282,14 +282,14 @@ describe('a .gitignore', () => {
     await expect(read('json', jsonOfFiles({ '.gitignore': 'secret.py\n#\ud800' }))).rejects.toEqual(
       refusal('invalid_request', '.gitignore', 'invalid_utf8'),
     );
-    // As package managers share them; and as git does not read them.
+    // Package managers share such links, and git does not read them.
     const others = [entry('node_modules/m/.gitignore', 'link'), entry('.gitignore', 'symlink')];
     expect((await read('tar', await tarOf(others))).skipped).toEqual(skips({ special: 1, symlink: 1 }));
   });
 });
 
 describe('a bomb', () => {
-  /** 1000:1, and far beyond what is free of suspicion. */
+  /** Packed 1000:1, and far larger than what is free of suspicion. */
   const zeros = new Uint8Array(40_000_000);
 
   test.each<[UploadFormat, () => Buffer | Promise<Buffer>]>([
@@ -336,7 +336,7 @@ test('a full disk is not the fault of the client', async () => {
   const failed = expect.objectContaining({ code: 'spool_failed', kind: expect.objectContaining({ retryable: true }) });
   const spool = await Spool.open();
   const extent = await spool.append(Buffer.from('x'));
-  await spool.close(); // as good as broken
+  await spool.close(); // writing fails from here on, as on a full disk
   await expect(spool.append(Buffer.from('y'))).rejects.toEqual(failed);
   await expect(spool.read(extent)).rejects.toEqual(failed);
   vi.stubEnv('TMPDIR', '/nowhere');

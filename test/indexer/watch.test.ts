@@ -1,4 +1,6 @@
-/** Following a working tree: what is indexed is at any settled moment what one run over the whole tree would index. */
+/**
+ * Following a working tree: whenever changes have settled, the index is what one run over the whole tree would make.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
@@ -29,7 +31,8 @@ vi.mock(import('chokidar'), async (original) => {
   return { ...chokidar, watch };
 });
 
-const SOON = { timeout: 20_000, interval: 10 };
+const SOON = { timeout: 120_000, interval: 10 };
+vi.setConfig({ testTimeout: 300_000 });
 const REPO = 'shop';
 
 async function start() {
@@ -72,7 +75,7 @@ async function start() {
       retryMs: 1,
       ...options,
     });
-  /** Waits until the watched index is what a run over the whole tree makes; compares in a store of its own. */
+  /** Waits until the watched index is what a run over the whole tree makes in another store. */
   const settled = async () => {
     const other = await openStore(`lmdb:${join(root, 'other')}`);
     const whole = await indexTree({ repo: REPO, dir, store: other, encoder, options: LIMITS });
@@ -96,7 +99,7 @@ async function withWriter<T>(store: Store, use: (writer: IndexWriter) => Promise
   }
 }
 
-/** All rows go; the head stays. */
+/** Removes all rows and leaves the head. */
 async function loseChunks(store: Store): Promise<void> {
   const whole = await store.snapshot(REPO);
   if (!whole) throw new Error('no index');
@@ -186,7 +189,7 @@ describe('folders that are replaced', () => {
     for (const folder of folders) await write(`${folder}/a.py`, python('a', 12));
     const watching = follow();
     await settled();
-    // Quicker than can be done from here, and than chokidar follows: of three it loses about one.
+    // A process does this faster than the test could, and faster than chokidar follows: it loses about one in three.
     const replace = `for g in ${groups.join(' ')}; do rm -rf $g && mkdir -p $g/s/t
       for f in $g $g/s $g/s/t; do echo "$f = 1" > $f/a.py; done; done`;
     expect(await once(spawn('sh', ['-c', replace], { cwd: dir, stdio: 'ignore' }), 'exit')).toEqual([0, null]);
@@ -210,8 +213,8 @@ describe('folders that are replaced', () => {
     expect((await settled()).files).toBe(3);
     await unlink(join(dir, 'new/d.py'));
     expect((await settled()).files).toBe(2);
-    expect(runsOverAll()).toBe(2); // for what is new alone there is no need
-    expect(seen.flat()).toContain('new'); // with what came before it was watched
+    expect(runsOverAll()).toBe(2); // a new folder alone needs no run over all
+    expect(seen.flat()).toContain('new'); // including files that came before it was watched
     stop.abort();
     await watching;
   });
@@ -286,7 +289,7 @@ test('a file that takes the place of a link is seen', async () => {
   const watching = follow();
   await settled();
   for (const link of ['g', 'f.py']) unlinkSync(join(dir, link));
-  mkdirSync(join(dir, 'g')); // before anybody can tell that the link was gone
+  mkdirSync(join(dir, 'g')); // before the watcher can see that the link was gone
   for (const path of ['g/a.py', 'f.py']) writeFileSync(join(dir, path), python('a', 12));
   expect((await settled()).files).toBe(2);
   stop.abort();
@@ -336,12 +339,12 @@ test("after another indexer's version in between everything is indexed anew", as
   await write('b.py', python('b', 12));
   const watching = follow();
   await settled();
-  // Somebody else's upload.
+  // Another indexer publishes a version of its own.
   const other = join(root, 'elsewhere');
   await mkdir(other);
   await writeFile(join(other, 'foreign.py'), python('foreign', 12));
   const sources = await treeSources(other, LIMITS.maxFileBytes);
-  // The lock may outlast the version that was seen by a moment.
+  // The lock may last a moment longer than the version that was seen.
   await vi.waitFor(() => indexSources({ repo: REPO, sources, store, encoder, options: LIMITS }), SOON);
   await write('a.py', python('changed', 12));
   expect(await settled()).toMatchObject({ files: 2 });
@@ -358,7 +361,7 @@ test.each<[string, (store: Store) => Promise<unknown>]>([
   await write('b.py', python('b', 12));
   const watching = follow();
   await settled();
-  await vi.waitFor(() => harm(store), SOON); // the lock may outlast the version that was seen by a moment
+  await vi.waitFor(() => harm(store), SOON); // the lock may last a moment longer
   await write('a.py', python('changed', 12));
   expect(await settled()).toMatchObject({ files: 2 });
   expect(seen).toEqual(['all', ['a.py']]);
@@ -372,7 +375,7 @@ test('a part that cannot be watched is reported, and the rest goes on', async ()
   const watching = follow();
   await settled();
   const watcher = watchers.at(-1) as FSWatcher;
-  expect(watcher.options.ignorePermissionErrors).toBe(true); // as root there are none to be met
+  expect(watcher.options.ignorePermissionErrors).toBe(true); // root meets no such errors
   for (const folder of ['p', 'q']) watcher.emit('error', new Error(`ENOSPC: too many watches, ${dir}/${folder}`));
   expect(failures).toEqual(['internal', 'internal']);
   await write('b.py', python('b', 12));

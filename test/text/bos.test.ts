@@ -1,4 +1,4 @@
-/** What stands before every text in some tokenizers: when a prompt gets it. */
+/** The beginning-of-text id of some tokenizers, and the prompts that get it. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';

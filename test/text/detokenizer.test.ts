@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Detokenizer, StopStrings } from '../../services/lib/text/detokenizer.ts';
 
-/** Tokens that are arbitrary stretches of bytes; ids from 1000 on steer the model. */
+/** Tokens that are arbitrary stretches of bytes. Ids from 1000 on steer the model. */
 function detokenize(tokens: readonly Uint8Array[], special: readonly boolean[] = []): string[] {
   const detokenizer = new Detokenizer(
     (id) => tokens[id] ?? new Uint8Array(0),
@@ -52,7 +52,7 @@ const stops = fc.array(fc.string({ unit: fc.constantFrom('a', 'b', 'c'), minLeng
   maxLength: 4,
 });
 
-/** Character by character, by definition: stop as soon as the text ends with a stop string. */
+/** The definition, character by character: stop as soon as the text ends with a stop string. */
 function cutSimply(text: string, stops: readonly string[]): string {
   for (let end = 1; end <= text.length; end++) {
     const found = stops.filter((stop) => text.slice(0, end).endsWith(stop));

@@ -20,7 +20,7 @@ const [PREFIX, SUFFIX, MIDDLE] = ['<|fim_prefix|>', '<|fim_suffix|>', '<|fim_mid
 const room = { capacity: 4096, maxTokens: 16 };
 const ids = (...parts: Parameters<PromptBuilder['build']>) => Array.from(builder.build(...parts).ids);
 
-/** A tokenizer that knows these names only. */
+/** A tokenizer that knows only these names. */
 const naming = (...names: string[]) => ({
   eosId: names.indexOf('</s>') < 0 ? undefined : names.indexOf('</s>'),
   idOf: (name: string) => (names.includes(name) ? names.indexOf(name) : undefined),

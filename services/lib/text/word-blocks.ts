@@ -1,5 +1,5 @@
 /**
- * Where a text may be cut before it is split into words, so that the words are those of the whole text. A text is split
+ * Cuts a text into blocks before it is split into words, so that the words are those of the whole text. A text is split
  * block by block: the first or last tokens of a large file then cost no more than the block that they lie in.
  *
  * A letter at the start of a line begins a word in the pre-tokenizers of GPT-2, StarCoder, Llama 3, Qwen and DeepSeek,

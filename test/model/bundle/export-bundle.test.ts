@@ -1,4 +1,4 @@
-/** Bundles: exported whole or not at all, the same every time, and refused when they are not what they say. */
+/** Bundles are exported whole or not at all, the same every time, and refused if they do not match their manifest. */
 import { appendFile, cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -17,7 +17,7 @@ const exportTo = (name: string, options: Partial<ExportOptions> = {}) =>
 const refused = (code: string, ...parts: string[]) =>
   expect.objectContaining({ code, message: expect.stringMatching(new RegExp(parts.join('.*'))) });
 
-/** A golden encoder with 48 values would suit the golden projector; there is none, so this one is made for the LLM. */
+/** A projector of the given widths: the golden projector fits none of the golden encoders. */
 async function projectorFrom(encoderDim: number, hidden: number, name: string): Promise<string> {
   const shapes = {
     'linear_1.weight': [hidden, encoderDim],
@@ -41,7 +41,7 @@ async function projectorFrom(encoderDim: number, hidden: number, name: string): 
   return dir;
 }
 
-/** A golden encoder with a tokenizer, which the goldens leave out. */
+/** A golden encoder with a tokenizer added, which the goldens leave out. */
 async function encoderFolder(golden: string): Promise<string> {
   const dir = join(parent, `hf-${golden}`);
   await cp(join(GOLDENS, golden), dir, { recursive: true });

@@ -1,4 +1,4 @@
-/** The model that ships: its reference outputs, from text to soft tokens, and what quantisation costs it. */
+/** The model that ships: its reference outputs from text to soft tokens, and the cost of quantising it. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { openPair } from '../../../services/export.ts';

@@ -1,4 +1,4 @@
-/** Checkpoints on disk: what is read, and what is refused with the file and tensor named. */
+/** Checkpoints on disk are read exactly, or refused with the name of the file and the tensor. */
 import { cp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -89,7 +89,7 @@ describe('a safetensors file', async () => {
 });
 
 describe('the header parser, on anything', () => {
-  /** Valid headers tile the data; all others are a coded error. */
+  /** Headers whose tensors tile the data are valid. All others give a coded error. */
   const parsesOrRefuses = (header: Uint8Array, dataBytes: number) => {
     let tensors: ReturnType<typeof parseHeader>;
     try {

@@ -1,4 +1,4 @@
-/** What `config.json` says, and what is refused of it. */
+/** Reading `config.json`, and refusing settings that are not implemented. */
 import { cp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -6,7 +6,7 @@ import { type DecoderSpec, maxInputTokens, parseSpec, readSpec } from '../../../
 import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';
 import { GOLDENS, inMemory, readJsonFile, TINY_CODER, temporaryFolder } from '../../support/models.ts';
 
-// As published for Qwen2.5-Coder-1.5B.
+// The config published for Qwen2.5-Coder-1.5B.
 const QWEN = {
   architectures: ['Qwen2ForCausalLM'],
   attention_dropout: 0,

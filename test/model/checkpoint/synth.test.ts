@@ -1,4 +1,6 @@
-/** Models with made-up weights: every published shape has a tokenizer that it can hold; the same seed, the same bytes. */
+/**
+ * Models with random weights: every published shape has a fitting tokenizer, and the same seed gives the same bytes.
+ */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';

@@ -1,4 +1,4 @@
-/** The decoder graph against PyTorch: logits, greedy continuations, soft tokens, chunks, keys and values. */
+/** Compares the decoder graph with PyTorch: logits, greedy continuations, soft tokens, chunks, keys and values. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';

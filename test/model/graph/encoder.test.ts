@@ -1,4 +1,4 @@
-/** Encoders and the projector against PyTorch. */
+/** Compares encoders and the projector with PyTorch. */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';
@@ -101,7 +101,7 @@ describe('the projector', async () => {
     session.dispose();
   });
 
-  // Table 3 of the paper.
+  // The numbers are from table 3 of the paper.
   test.each([
     [2, 1024, 3_938_304],
     [3, 1024, 17_321_472],
@@ -122,7 +122,7 @@ describe('the projector', async () => {
     });
 
   test.each(['', 'multi_modal_projector.', 'model.multi_modal_projector.'])(
-    "the authors' names after '%s'",
+    "a projector with the authors' names after '%s' is read",
     (prefix) => {
       expect(readProjectorSpec(authors(prefix)).widths).toEqual([8, 16, 16]);
       expect(buildProjector(authors(prefix)).outputs).toEqual([
@@ -160,10 +160,14 @@ describe('the projector', async () => {
   });
 
   test.each([
-    ['no projector', { weight: [3, 3] }, 'holds no projector'],
-    ['one layer', { 'linear_1.weight': [3, 3] }, 'has 1 linear layers'],
-    ['layers that do not meet', { 'linear_1.weight': [4, 3], 'linear_2.weight': [5, 6] }, 'gives 4 values'],
-    ['no matrix', { 'linear_1.weight': [4] }, 'not a matrix'],
+    ['a checkpoint without projector', { weight: [3, 3] }, 'holds no projector'],
+    ['a projector of one layer', { 'linear_1.weight': [3, 3] }, 'has 1 linear layers'],
+    [
+      'a projector whose layers do not fit together',
+      { 'linear_1.weight': [4, 3], 'linear_2.weight': [5, 6] },
+      'gives 4 values',
+    ],
+    ['a weight that is not a matrix', { 'linear_1.weight': [4] }, 'not a matrix'],
   ])('%s is refused', (_, shapes, message) => {
     expect(() => readProjectorSpec(inMemory(shapes))).toThrow(
       expect.objectContaining({ code: 'projector_invalid', message: expect.stringContaining(message) }),

@@ -1,4 +1,4 @@
-/** Writing graphs, and quantised matrices as the runtime reads them. */
+/** Writes graphs, and checks quantised matrices as the runtime reads them. */
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -16,7 +16,7 @@ const folder = async (name: string) => {
   return dir;
 };
 
-/** The weights that the runtime makes of the levels and scales. */
+/** The weights that the runtime computes from levels and scales. */
 function dequantize(weight: Float32Array, bits: 4 | 8, block: number): Float32Array {
   const { packed, scales } = quantize(weight, { bits, block });
   return weight.map((_, i) => {
@@ -56,7 +56,7 @@ describe('quantisation', () => {
     ['int4', { bits: 4, block: 16 }, 0.1],
     ['a width that no block divides', { bits: 8, block: 128 }, 0.05],
   ])(
-    '%s: the runtime multiplies by these weights, and finds the same rows in the table',
+    'the runtime multiplies by the weights of %s, and finds the same rows in the table',
     async (name, format, tolerance) => {
       const [rows, columns] = [24, name.startsWith('a width') ? 40 : 64];
       const weight = wave(rows * columns, 0.37);

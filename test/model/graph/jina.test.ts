@@ -1,6 +1,6 @@
 /**
- * JinaBERT. There is no golden of it: the graph is compared with a plain forward pass written here, loop by loop, on small
- * random checkpoints of both published forms.
+ * JinaBERT. There is no golden for it: the graph is compared with a plain forward pass written here, loop by loop, on
+ * small random checkpoints of both published forms.
  */
 import { describe, expect, test } from 'vitest';
 import type { TensorSource } from '../../../services/lib/model/checkpoint/checkpoint.ts';
@@ -9,7 +9,7 @@ import { buildEncoder } from '../../../services/lib/model/graph/encoder.ts';
 import { alibiSlopes } from '../../../services/lib/model/graph/jina.ts';
 import { ids64, largestDifference, loadGraph, temporaryFolder } from '../../support/models.ts';
 
-// As published for jina-embeddings-v2-base-code, but for the sizes.
+// The config published for jina-embeddings-v2-base-code, with smaller sizes.
 const CONFIG = {
   _name_or_path: 'jinaai/jina-bert-v2-qk-post-norm',
   model_type: 'bert',
@@ -83,7 +83,7 @@ const sourceOf = (tensors: Tensors): TensorSource => ({
   read: async (name) => tensors.get(name)!.data,
 });
 
-/** By its Taylor series. */
+/** The error function by its Taylor series. */
 function erf(x: number): number {
   let term = x;
   let sum = x;
@@ -120,7 +120,7 @@ function forward(form: Form, tensors: Tensors, prefix: string, ids: readonly num
     ),
   );
   const size = hidden / heads;
-  // For 6 heads: 4 of the sequence for 4, then every other one of that for 8.
+  // 6 heads have the 4 slopes for 4 heads, then every other slope for 8 heads.
   const slopes = [2 ** -2, 2 ** -4, 2 ** -6, 2 ** -8, 2 ** -1, 2 ** -3];
   for (let i = 0; i < layers; i++) {
     const layer = `encoder.layer.${i}`;

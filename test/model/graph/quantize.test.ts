@@ -1,4 +1,4 @@
-/** What fewer bits cost: bounds that no sound quantiser comes near, and what large rows do to the others. */
+/** The cost of fewer bits: bounds that no sound quantiser comes near, and the effect of large rows on others. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { comparePosition } from '../../../services/lib/model/bundle/divergence.ts';
@@ -65,7 +65,7 @@ describe('activations of 8 bits', async () => {
   const [rows, columns] = [16, 64];
   const weight = Float32Array.from({ length: rows * columns }, (_, i) => Math.sin(i * 0.7));
   const bias = Float32Array.from({ length: rows }, (_, i) => i - 8);
-  /** [3, columns]: ordinary values, the same a thousand times as large, zeros. */
+  /** [3, columns]: ordinary values, the same values times a thousand, and zeros. */
   const input = Float32Array.from({ length: 3 * columns }, (_, i) => {
     const value = Math.cos((i % columns) * 1.3);
     return value * [1, 1000, 0][Math.floor(i / columns)]!;
@@ -86,7 +86,7 @@ describe('activations of 8 bits', async () => {
     session.dispose();
     return Array.from(y!.data as Float32Array);
   }
-  /** Root mean square error of a row against the exact one, over that one's size. */
+  /** Root mean square error of a row relative to the size of the exact row. */
   const errorOf = (exact: number[], found: number[], row: number) => {
     const [want, got] = [exact, found].map((all) => all.slice(row * rows, (row + 1) * rows)) as [number[], number[]];
     return Math.hypot(...want.map((value, i) => value - got[i]!)) / Math.hypot(...want);

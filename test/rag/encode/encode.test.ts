@@ -1,4 +1,4 @@
-/** The real encoder and projector of the model that ships, against PyTorch's values for it. */
+/** Compares the encoder and projector of the model that ships with PyTorch. */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -100,7 +100,7 @@ test('embeddings are kept on request, under a fingerprint of their own', async (
     expect(Math.hypot(...kept!.embedding!)).toBeCloseTo(1, 5);
     expect(keeping.fingerprint).not.toBe(encoder.fingerprint);
     expect(contextFingerprint(keeping.fingerprint)).toBe(encoder.fingerprint);
-    // A query is encoded as a chunk is.
+    // A query is encoded like a chunk.
     expect(queries.fingerprint).toBe(encoder.fingerprint);
     expect(largestDifference(await queries.embed(text), kept!.embedding!)).toBeLessThan(1e-6);
   } finally {

@@ -123,7 +123,7 @@ describe('UniXcoder', () => {
       ids: around(bytes('hello')),
       fellBack: true,
     });
-    // Nothing but comments: not the empty sequence that would make all such chunks alike.
+    // A chunk of comments alone is read by its source: with an empty sequence all such chunks would be alike.
     expect((await ids(inputBuilder('', plain, ast), '// why', 'A.java')).ids).toEqual(around(bytes('// why')));
   });
 });

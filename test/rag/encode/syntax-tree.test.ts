@@ -1,4 +1,4 @@
-/** Chunks as UniXcoder's sequence of a syntax tree. */
+/** The sequences of syntax trees in UniXcoder's form. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { SyntaxTrees } from '../../../services/lib/rag/encode/syntax-tree.ts';
 
@@ -8,7 +8,7 @@ beforeAll(async () => {
 });
 afterAll(() => trees.dispose());
 
-/** Marks in short, `<type` and `type>`, between the texts of leaves. */
+/** The sequence with its marks shortened to `<type` and `type>`. */
 const spelled = (path: string, code: string) =>
   trees
     .sequence(path, code)
@@ -52,7 +52,7 @@ test('deeply nested code is read to its end', () => {
   expect(texts('a.py', `x = ${'"a" + '.repeat(300)}"a"`)).toHaveLength(603);
   const brackets = `x = ${'['.repeat(900)}1${']'.repeat(900)}`;
   expect(spelled('a.py', brackets)?.endsWith(`1 ${'] list> '.repeat(900)}assignment>`)).toBe(true);
-  // An error lies deep within.
+  // There is an error deep inside.
   expect(texts('a.js', `x = ${'f('.repeat(600)}1 $$ 2${')'.repeat(600)}`)?.[0]).toBe('x');
 });
 

@@ -41,7 +41,7 @@ test('dense search finds what brute force finds', async () => {
         .filter(({ ordinal }) => ordinal < excluded.start || ordinal >= excluded.end)
         .sort((a, b) => b.score - a.score)
         .slice(0, topK);
-      // Equal but for rounding: which of two that differ by 1e-6 comes first is left open.
+      // Hits are compared up to rounding: of two that differ by 1e-6 either may come first.
       expect(hits).toHaveLength(brute.length);
       for (const [i, { ordinal, score }] of hits.entries()) {
         expect(score).toBeCloseTo(brute[i]!.score, 5);

@@ -45,7 +45,7 @@ const few = fc
   .array(fc.array(tokens, { maxLength: 6 }), { maxLength: 8 })
   .map((files) => files.flatMap((chunks, file) => chunks.map((tokens) => ({ path: `${file}.py`, tokens }))));
 
-/** Numbers in [0, 1) from a seed. */
+/** Random numbers in [0, 1) from a seed. */
 function random(seed: number): () => number {
   let state = seed;
   return () => {
@@ -54,7 +54,7 @@ function random(seed: number): () => number {
   };
 }
 
-/** Chunks as code has them: few identifiers in most of them, most identifiers in few. */
+/** Chunks that are like code: a few identifiers are in most chunks, and most identifiers in few. */
 function many(seed: number, count: number): Indexable[] {
   const next = random(seed);
   const word = () => `w${Math.floor(400 * next() ** 3)}`;
@@ -85,7 +85,7 @@ describe.each(NAMES)('%s', (name) => {
     );
   });
 
-  // Large enough for identifiers on lists and in bitmaps, and for lists that are not walked to their ends.
+  // There are enough chunks for identifiers on lists and in bitmaps, and for lists that are not walked to their ends.
   test('lexical search finds among many chunks what brute force finds', async () => {
     const seeds = fc.integer({ min: 0, max: 2 ** 32 - 1 });
     await fc.assert(
@@ -153,7 +153,7 @@ test('bm25 prefers a rare identifier, and jaccard does not', async () => {
   expect(first('jaccard')).toBe(2);
 });
 
-/** 2 kB of text, as a chunk's entry is one, cut into identifiers. */
+/** 2 kB of text, like a chunk's entry, cut into identifiers. */
 const cut = (i: number) => `${'common_name '.repeat(160)}its_own_identifier_${i}`.split(' ');
 
 test('an index keeps copies of names, and not the texts that they were cut from', async () => {

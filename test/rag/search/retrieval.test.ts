@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type Chunk, chunkFile } from '../../../services/lib/rag/chunk.ts';
 import type { QueryEncoder } from '../../../services/lib/rag/search/query-encoder.ts';
@@ -31,7 +32,7 @@ afterEach(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
-/** Publishes files as version `version`; the vector of a chunk is the length of its text. */
+/** Publishes files as version `version`. The vector of a chunk is the length of its text. */
 async function publish(files: Record<string, string>, version: string, { sweep = true } = {}) {
   const chunks: Chunk[] = Object.entries(files).flatMap(([path, text]) =>
     chunkFile(path, text, { chunkLines: 10, chunkStride: 5 }),
@@ -238,7 +239,7 @@ test.each(['jaccard', 'bm25', 'dense', 'fused', 'none'] as const)(
 test('fused retrieval takes what any of the three finds', async () => {
   await publishDense({ retriever: 'fused' });
   const searching = createRetrieval(store, { queryLines: 10, dense });
-  // No identifier of it is in the notes: only the embedding leads there.
+  // The notes share no identifier with the query: only the embedding leads there.
   const found = await searching.retrieve(query('NoteTaker'), NEVER);
   expect(paths(found)[0]).toBe('notes.md');
 });
@@ -282,7 +283,7 @@ describe('thousands of copies of the text around the cursor', () => {
   const local = 'def pay(cart):\n    total = line_total(cart)\n    return total';
   const copies = Object.fromEntries(Array.from({ length: 200 }, (_, i) => [`copy_${i}.py`, local + '\n'.repeat(i)]));
 
-  /** @param onRead sees how many rows each round reads. */
+  /** @param onRead told how many rows each round reads. */
   const reading = (onRead: (rows: number) => void) =>
     createRetrieval(
       {
@@ -311,7 +312,7 @@ describe('thousands of copies of the text around the cursor', () => {
       abort.abort(new Error('too late'));
     };
     await expect(reading(giveUp).retrieve(query(local, { topK: 2 }), abort.signal)).rejects.toThrow('too late');
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    for (let turn = 0; turn < 20; turn++) await nextTurn();
     expect(rounds).toBe(1);
   });
 });
@@ -377,7 +378,7 @@ describe('indexes in memory', () => {
       contents: (_, fingerprint, ids) => store.contents(REPO, fingerprint, ids),
     };
     const sizeOf = async (retriever: 'jaccard' | 'dense') => {
-      // The least memory that keeps two of them.
+      // Search for the least memory that keeps two of them.
       for (let indexCacheBytes = 1_500; ; indexCacheBytes += 20) {
         const searching = createRetrieval(shared, { queryLines: 10, dense, indexCacheBytes });
         loads.length = 0;

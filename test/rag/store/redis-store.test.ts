@@ -1,9 +1,9 @@
-/** Redis that is not there, goes away, comes back, hangs or refuses: each is store_unavailable, and soon. */
+/** A Redis that is not there, goes away, comes back, hangs or refuses: each is store_unavailable after a short time. */
 
 import { once } from 'node:events';
 import { createServer, type Socket } from 'node:net';
 import { inspect } from 'node:util';
-import { afterEach, beforeEach, describe, expect, onTestFinished, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
 import type { Store } from '../../../services/lib/rag/store/store.ts';
 import { RedisConnection } from '../../../services/lib/redis/connection.ts';
@@ -11,8 +11,9 @@ import { type RedisServer, startRedis } from '../../support/redis.ts';
 
 const REPO = 'acme/shop';
 const unavailable = { code: 'store_unavailable' };
-/** Longer than any retry takes; what is waited for comes by an event, not by the clock. */
-const SOON = { timeout: 15_000, interval: 20 };
+/** Longer than any retry takes. Tests wait for events, and the limit is only for a wait that would never end. */
+const SOON = { timeout: 120_000, interval: 20 };
+vi.setConfig({ testTimeout: 300_000 });
 
 describe('a Redis that comes and goes', () => {
   let redis: RedisServer;
@@ -46,7 +47,7 @@ describe('a Redis that comes and goes', () => {
     await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
     await redis.restart();
     await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
-    // The restarted server knows nothing of the lock: the writer must not publish.
+    // The restarted server does not know the lock: the writer must not publish.
     await expect(writer.put('f', [])).rejects.toMatchObject({ code: 'index_locked' });
     await writer.release();
   });
@@ -75,7 +76,7 @@ test('a removal that dies halfway leaves the index whole or gone, and never coun
   await publishing.publish({ head: { ...head, indexedAt: '2026-01-02T03:04:05.678Z' }, ids: Buffer.alloc(0) });
   await publishing.release();
   for (const denied of ['-srem', '-unlink']) {
-    // One that may not do what is next is as good as dead.
+    // A writer that may not run the next command stands for one that died before it.
     const rights = ['reset', 'on', '>secret', '~*', '+@all', denied];
     await admin.run((client) => client.call('ACL', 'SETUSER', 'dying', ...rights));
     const dying = await openStore(`redis://dying:secret@127.0.0.1:${redis.port}`);

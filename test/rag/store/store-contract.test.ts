@@ -1,4 +1,4 @@
-/** What both stores promise, tested on each: LMDB in a folder, Redis by a real redis-server. */
+/** The contract of both stores, tested on each: LMDB in a folder, and Redis with a real redis-server. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,7 +13,7 @@ const FINGERPRINT = 'a'.repeat(64);
 const OTHER = 'b'.repeat(64);
 const TTL_MS = 30_000;
 
-/** Rows of a made-up file; vectors are exact in fp16. */
+/** Rows of an invented file, with vectors that are exact in fp16. */
 function rowsOf(path: string, lines = 25): ChunkRow[] {
   const text = Array.from({ length: lines }, (_, i) => `${path.replaceAll('/', '_')}_${i} = größe("é", ${i})`).join(
     '\n',
@@ -156,7 +156,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await writer.sweep(replaced)).toBe(broken!.length);
     const all = [...both!, ...old!, ...added!];
     expect(await readable(FINGERPRINT, all)).toEqual([all.length, all.length]);
-    // Another encoder: the rows of both stand side by side, none of a third.
+    // Rows of another encoder stand beside these, and there are none of a third.
     const second = await store.snapshot(repo);
     await writer.put(OTHER, [...both!, ...added!]);
     await writer.put('c'.repeat(64), both!);

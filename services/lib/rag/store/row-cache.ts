@@ -9,7 +9,7 @@ import type { Store } from './store.ts';
 
 /** The most ids in a read that uses the cache. A larger read loads a whole index and would evict everything else. */
 const SMALL = 128;
-/** What an entry or a content takes in memory besides its text and vectors, roughly, in bytes. */
+/** Memory that an entry or a content takes besides its text and vectors: a rough estimate, in bytes. */
 const OVERHEAD = 400;
 
 /** @param limitBytes for all rows together, in bytes; 0 keeps none. */
