@@ -19,7 +19,7 @@ export type UploadFormat = (typeof UPLOAD_FORMATS)[number];
 /** JSON must lie in memory as a whole, several times over, to be parsed; archives are read as they come. */
 const MAX_JSON_BYTES = 32 * 1024 * 1024;
 
-export interface UploadBody {
+interface UploadBody {
   readonly format: UploadFormat;
   /** Number of leading folders to drop from each path. */
   readonly strip: number;

@@ -18,7 +18,7 @@ export const INDEX_SETTINGS = [
   'retriever',
 ] as const;
 
-export interface IndexCommand {
+interface IndexCommand {
   readonly tenant: string;
   /** The tenant's name for the repository. */
   readonly repo: string;

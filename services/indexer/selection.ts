@@ -64,7 +64,7 @@ const MARK =
 const MARK_WITHIN = 2_048;
 
 /** Whether a tool wrote the file: nobody writes such code by hand, so it is no help for completing any. */
-export function isGenerated(path: string, text: string): boolean {
+function isGenerated(path: string, text: string): boolean {
   const name = posix.basename(path);
   if (LOCK_FILES.has(name) || GENERATED_NAME.test(name)) return true;
   if (MARK.test(text.slice(0, MARK_WITHIN))) return true;

@@ -19,7 +19,7 @@ export interface Sources {
   readonly baseVersion?: string;
 }
 
-export interface Listing {
+interface Listing {
   /** The rules of all .gitignore files in the tree. */
   readonly rules: IgnoreRules;
   /**
@@ -135,7 +135,7 @@ export async function listSources(dir: string): Promise<Listing> {
 }
 
 /** Reads one listed file. A file that was removed, or turned into a link, since it was listed is skipped. */
-export async function readSource(dir: string, path: string, maxFileBytes: number): Promise<Source> {
+async function readSource(dir: string, path: string, maxFileBytes: number): Promise<Source> {
   try {
     await using file = await open(join(dir, path), O_READ);
     const { size } = await file.stat();

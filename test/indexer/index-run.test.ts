@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { noSkips } from '../../services/indexer/selection.ts';
-import { listSources, readSource } from '../../services/indexer/sources.ts';
+import { listSources, treeSources } from '../../services/indexer/sources.ts';
 import type { IndexProgress } from '../../services/indexer/version-builder.ts';
 import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode/encode.ts';
 import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
@@ -326,11 +326,11 @@ describe('sources', () => {
 
   test('files and folders that may not be read are counted', async () => {
     await files({ 'gone.py': 'x = 1', 'kept.py': 'y = 2' });
-    const { paths } = await listSources(dir);
-    expect(paths).toEqual(['gone.py', 'kept.py']);
+    const sources = await treeSources(dir, 100);
+    expect(sources.paths).toEqual(['gone.py', 'kept.py']);
     await rm(join(dir, 'gone.py'));
-    expect(await readSource(dir, 'gone.py', 100)).toEqual({ skipped: 'unreadable' });
-    expect(await readSource(dir, 'kept.py', 100)).toEqual({ text: 'y = 2' });
+    expect(await sources.read('gone.py')).toEqual({ skipped: 'unreadable' });
+    expect(await sources.read('kept.py')).toEqual({ text: 'y = 2' });
   });
 
   test('.gitignore files are respected, nested ones too, and dot files and dependencies are left out', async () => {

@@ -23,9 +23,9 @@ const FAMILIES = {
   deepseek: { frame: ['<｜fim▁begin｜>', '<｜fim▁hole｜>', '<｜fim▁end｜>'] },
 } as const satisfies Record<string, Family>;
 
-export type FamilyName = keyof typeof FAMILIES;
+type FamilyName = keyof typeof FAMILIES;
 /** `prefix-only` is for a model that cannot fill in the middle: RIGHT is left out. */
-export type FormatName = FamilyName | 'prefix-only';
+type FormatName = FamilyName | 'prefix-only';
 
 /** Tokens that end an answer, besides the end of text: another file or another turn follows them. */
 const ENDS = [

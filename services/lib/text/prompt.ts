@@ -16,7 +16,7 @@ import type { PromptFormat } from './prompt-format.ts';
 import { type TextContext, textContextIds } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
-export interface SoftContext {
+interface SoftContext {
   readonly kind: 'soft';
   /** One vector [hidden] per chunk, the best chunk first. */
   readonly vectors: readonly Float32Array[];

@@ -42,7 +42,7 @@ const tokenizerJson = z.looseObject({
 });
 
 export type TokenizerJson = z.output<typeof tokenizerJson>;
-export type PreTokenizerJson = z.output<typeof preTokenizer>;
+type PreTokenizerJson = z.output<typeof preTokenizer>;
 
 const tokenName = z.union([z.string(), z.looseObject({ content: z.string() }).transform((token) => token.content)]);
 const tokenizerConfig = z.looseObject({ eos_token: tokenName.nullish() });

@@ -7,7 +7,7 @@ import { expect, test } from 'vitest';
 import { openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
-import { SHAPES, type ShapeName, synthesize } from '../../../services/lib/model/checkpoint/synth.ts';
+import { SHAPES, synthesize } from '../../../services/lib/model/checkpoint/synth.ts';
 import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import { temporaryFolder } from '../../support/models.ts';
@@ -38,7 +38,7 @@ async function configFile(vocab: number): Promise<string> {
 
 test('every shape can fill in the middle: its tokenizer has the tokens for it, and its vocabulary has all ids', async () => {
   const loaded = new Map<string, ReturnType<typeof loadTokenizer>>();
-  for (const name of Object.keys(SHAPES) as ShapeName[]) {
+  for (const name of Object.keys(SHAPES) as (keyof typeof SHAPES)[]) {
     await using network = await synthesize(name, 1);
     const dir = network.tokenizerDir;
     if (!loaded.has(dir)) loaded.set(dir, loadTokenizer(dir));

@@ -9,7 +9,6 @@ import {
   assertProjectorFits,
   buildProjector,
   projectorParameters,
-  projectorWidths,
   readProjectorSpec,
 } from '../../../services/lib/model/graph/projector.ts';
 import {
@@ -103,12 +102,12 @@ describe('the projector', async () => {
 
   // The numbers are from table 3 of the paper.
   test.each([
-    [2, 1024, 3_938_304],
-    [3, 1024, 17_321_472],
-    [2, 768, 3_545_088],
-    [3, 768, 16_535_040],
-  ] as const)('%i layers from %i into 1536 have %i parameters', (layers, encoderDim, parameters) => {
-    expect(projectorParameters({ widths: projectorWidths(layers, encoderDim, 1536) })).toBe(parameters);
+    [3_938_304, [1024, 1536, 1536]],
+    [17_321_472, [1024, 3072, 3072, 1536]],
+    [3_545_088, [768, 1536, 1536]],
+    [16_535_040, [768, 3072, 3072, 1536]],
+  ])('a projector has %i parameters if its widths are %j', (parameters, widths) => {
+    expect(projectorParameters({ widths })).toBe(parameters);
   });
 
   const authors = (prefix: string) =>

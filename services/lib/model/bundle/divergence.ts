@@ -38,7 +38,7 @@ export interface Divergence {
   readonly positions: number;
 }
 
-export interface DivergenceOptions {
+interface DivergenceOptions {
   readonly bundle: Bundle;
   /** The Hugging Face folder from which the bundle was made. */
   readonly llm: string;

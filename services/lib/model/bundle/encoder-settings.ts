@@ -15,7 +15,7 @@ import { isDecoder, maxInputTokens, type NetworkSpec } from '../checkpoint/spec.
 import type { Pooling } from '../graph/encoder.ts';
 import type { EncoderManifest } from './bundle.ts';
 
-export type EncoderSettings = Pick<
+type EncoderSettings = Pick<
   EncoderManifest,
   'maxTokens' | 'pooling' | 'normalize' | 'input' | 'addSpecialTokens' | 'recipe' | 'modality' | 'queryPrefix'
 >;
@@ -58,7 +58,7 @@ export async function readProjectorConfig(path: string): Promise<ProjectorConfig
 }
 
 /** Settings from the command line. */
-export interface AskedSettings {
+interface AskedSettings {
   readonly pooling?: Pooling;
   readonly maxTokens?: number;
   readonly recipe?: EncoderManifest['recipe'];

@@ -27,7 +27,7 @@ import {
 import { encoderSettings, readProjectorConfig } from './encoder-settings.ts';
 import { PROMPT_FORMATS, type Precision, type PrefillPrecision, weightFormats } from './weight-formats.ts';
 
-export interface ExportProgress {
+interface ExportProgress {
   readonly part: 'llm' | 'prefill' | 'encoder' | 'projector';
   /** Bytes of weights written so far, and bytes of all weights of this part. */
   readonly done: number;

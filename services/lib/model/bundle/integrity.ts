@@ -19,7 +19,7 @@ export interface VerifyProgress {
   readonly total: number;
 }
 
-export interface VerifyOptions {
+interface VerifyOptions {
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: VerifyProgress) => void;
   /** Leave nine tenths of the event loop's time to others. */

@@ -25,9 +25,9 @@ const BYTES_OF = {
   U8: 1,
   BOOL: 1,
 } as const;
-export type Dtype = keyof typeof BYTES_OF;
+type Dtype = keyof typeof BYTES_OF;
 
-export interface TensorInfo {
+interface TensorInfo {
   readonly dtype: Dtype;
   readonly shape: readonly number[];
   /** The first byte, and the byte after the last one, counted from the start of the tensor data. */

@@ -37,7 +37,7 @@ export const SHAPES = {
   'qwen2.5-coder-32b': qwen(64, 5120, 40, 8, 128, 27_648, false),
   'smollm2-135m': { ...qwen(30, 576, 9, 3, 64, 1536, true), vocab: 49_152 },
 } as const satisfies Record<string, Shape>;
-export type ShapeName = keyof typeof SHAPES;
+type ShapeName = keyof typeof SHAPES;
 
 /** Tokenizers for random models, with their number of ids and the id that ends a text; the best one first. */
 const TOKENIZERS = [

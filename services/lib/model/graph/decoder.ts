@@ -17,7 +17,7 @@ import { type Dim, Graph, type Value } from './graph.ts';
 import { type LayerFormats, lookUp, multiply, storeMatrix, type TableFormat } from './linear.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
 
-export interface DecoderFormat {
+interface DecoderFormat {
   readonly layers: LayerFormats;
   /** The embedding table and the output projection. */
   readonly vocabulary: TableFormat;

@@ -15,7 +15,7 @@ import { Transformer, tensorPrefix } from './transformer.ts';
 /** How the hidden states of a chunk's tokens become one vector: the last token's state, or the mean of all. */
 export type Pooling = 'last' | 'mean';
 
-export interface EncoderFormat {
+interface EncoderFormat {
   readonly weights: TableFormat;
   readonly pooling: Pooling;
   /** Whether embeddings are scaled to length 1. */

@@ -76,10 +76,10 @@ export const OPERATORS = {
   Unsqueeze: operator('', {}),
   Where: operator('', {}),
 } as const;
-export type Operator = keyof typeof OPERATORS;
+type Operator = keyof typeof OPERATORS;
 
 type ValueOf<K extends AttributeKind> = K extends 'type' ? DataType : number;
-export type Attributes<O extends Operator> = {
+type Attributes<O extends Operator> = {
   readonly [A in keyof (typeof OPERATORS)[O]['attributes']]?: ValueOf<
     (typeof OPERATORS)[O]['attributes'][A] & AttributeKind
   >;
@@ -105,7 +105,7 @@ export interface Constant extends TensorForm<StoredType, number> {
 }
 
 /** Weights that are read together, such as the levels and the scales of one quantised matrix. */
-export interface WeightGroup {
+interface WeightGroup {
   readonly parts: readonly TensorForm<StoredType, number>[];
   /** Reads or computes the data of every part, in order. */
   readonly produce: () => Promise<readonly StoredArray[]>;

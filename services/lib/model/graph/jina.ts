@@ -188,7 +188,7 @@ class JinaGraph {
  * The slope of each head: a geometric sequence that begins with 2^(-8/n), where n is the largest power of two within
  * `heads`. Further heads take every other slope of the sequence for 2n.
  */
-export function alibiSlopes(heads: number): Float32Array {
+function alibiSlopes(heads: number): Float32Array {
   const n = 2 ** Math.floor(Math.log2(heads));
   return Float32Array.from({ length: heads }, (_, i) =>
     i < n ? 2 ** ((-8 * (i + 1)) / n) : 2 ** ((-4 * (2 * (i - n) + 1)) / n),

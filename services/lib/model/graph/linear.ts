@@ -20,7 +20,7 @@ export type MatrixName = 'qkv' | 'q_proj' | 'k_proj' | 'v_proj' | 'o_proj' | 'ga
 /** One format for all matrices, or one for each matrix of each layer. */
 export type LayerFormats = WeightFormat | ((layer: number, matrix: MatrixName) => WeightFormat);
 
-export interface Matrix {
+interface Matrix {
   readonly name: string;
   /** Output width. */
   readonly rows: number;

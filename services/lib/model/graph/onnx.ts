@@ -65,13 +65,13 @@ const ATTRIBUTE_FLOAT = 1;
 const ATTRIBUTE_INT = 2;
 
 /** A file that was written, with the SHA-256 of its content in hex. */
-export interface WrittenFile {
+interface WrittenFile {
   readonly name: string;
   readonly bytes: number;
   readonly sha256: string;
 }
 
-export interface WriteOptions {
+interface WriteOptions {
   readonly signal?: AbortSignal;
   /** Told after each weight: bytes of weights written so far, and bytes of all weights. */
   readonly onProgress?: (done: number, total: number) => void;

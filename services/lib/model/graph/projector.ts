@@ -11,7 +11,7 @@ import { linear } from './linear.ts';
 
 const NORM_EPS = 1e-5;
 
-export interface ProjectorSpec {
+interface ProjectorSpec {
   /** Widths from the encoder's to the language model's: [E, hidden, hidden] or [E, 2 × hidden, 2 × hidden, hidden]. */
   readonly widths: readonly number[];
 }
@@ -39,10 +39,6 @@ const NAMINGS: readonly Naming[] = [
 ];
 /** Prefixes of the names, from a bare projector file to a training checkpoint. */
 const PREFIXES = ['', 'projector.', 'multi_modal_projector.', 'model.multi_modal_projector.', 'module.'];
-
-/** The widths that the paper uses for a projector of 2 or 3 layers. */
-export const projectorWidths = (layers: 2 | 3, encoderDim: number, hidden: number): number[] =>
-  layers === 2 ? [encoderDim, hidden, hidden] : [encoderDim, 2 * hidden, 2 * hidden, hidden];
 
 /** Number of trainable parameters, including biases and norms. */
 export function projectorParameters({ widths }: ProjectorSpec): number {

@@ -12,7 +12,7 @@ export interface BlockFormat {
   readonly block: number;
 }
 
-export interface QuantizedWeight {
+interface QuantizedWeight {
   /** [rows, columns / block, block * bits / 8]; the first of two 4-bit values in a byte is in the low half. */
   readonly packed: Uint8Array;
   /** [rows, columns / block] */

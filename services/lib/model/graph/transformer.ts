@@ -9,7 +9,7 @@ import type { DecoderSpec } from '../checkpoint/spec.ts';
 import type { Graph, Value } from './graph.ts';
 import { type LayerFormats, linear, type MatrixName, type WeightFormat } from './linear.ts';
 
-export interface AttentionInputs {
+interface AttentionInputs {
   /** int64 [2]: batch and sequence. */
   readonly batchShape: Value;
   /** int32 [batch]: index of each row's last valid position. */
@@ -28,7 +28,7 @@ export interface AttentionInputs {
 export const tensorPrefix = (source: TensorSource) => (source.shapeOf('model.embed_tokens.weight') ? 'model.' : '');
 
 /** Cosines and sines [positions, headDim / 2], rounded as in PyTorch: frequencies and angles in 32 bits. */
-export function rotationTables(spec: DecoderSpec, positions: number): { cos: Float32Array; sin: Float32Array } {
+function rotationTables(spec: DecoderSpec, positions: number): { cos: Float32Array; sin: Float32Array } {
   const half = spec.headDim / 2;
   const cos = new Float32Array(positions * half);
   const sin = new Float32Array(positions * half);

@@ -32,7 +32,7 @@ export interface ContextEncoder {
   encode(chunks: readonly EncoderInput[], signal?: AbortSignal): Promise<EncodedChunk[]>;
 }
 
-export interface ContextEncoderOptions extends SessionOptions {
+interface ContextEncoderOptions extends SessionOptions {
   /** Keep the encoder's own embeddings too, for dense retrieval. */
   readonly keepEmbeddings?: boolean;
 }

@@ -52,7 +52,7 @@ const MAX_STEPS = 250;
 /** If more than this share of a text lies in parse errors, its tree is of no use. */
 const MAX_ERROR_SHARE = 0.5;
 
-export type TreeToken =
+type TreeToken =
   /** The source text of a leaf. */
   | { readonly text: string }
   /** `AST#<type>#Left` or `AST#<type>#Right`. */

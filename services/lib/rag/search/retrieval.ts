@@ -25,7 +25,7 @@ export interface RetrievalQuery {
   readonly retriever?: RetrieverName;
 }
 
-export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
+interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
   /** Higher is better. Its unit depends on the retriever. */
   readonly score: number;
 }

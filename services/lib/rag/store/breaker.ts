@@ -9,7 +9,7 @@ import { ServingError } from '../../process/errors.ts';
 import { metrics } from '../../process/metrics.ts';
 import type { Store } from './store.ts';
 
-export interface BreakerOptions {
+interface BreakerOptions {
   /** Time that a whole retrieval may take, in ms. A small read that takes more than its share counts as a failure. */
   readonly budgetMs: number;
   /** Failures in a row that open the circuit. */
