@@ -9,7 +9,7 @@ import { DECODE_SETTINGS, runDecode } from './decode/main.ts';
 import { runDemo } from './demo.ts';
 import { runExport, runSynth } from './export.ts';
 import { GATEWAY_SETTINGS, runGateway } from './gateway/main.ts';
-import { INDEX_SETTINGS, runIndex } from './indexer/command.ts';
+import { INDEX_SETTINGS, runIndex } from './indexer/index-command.ts';
 import { INDEXER_SETTINGS, runIndexer } from './indexer/main.ts';
 import { SHAPES } from './lib/model/checkpoint/synth.ts';
 import { type Config, flagName, loadConfig, SETTINGS, type Setting } from './lib/process/config.ts';

@@ -7,7 +7,7 @@ import ora from 'ora';
 import { COLOCATED_SETTINGS } from './colocated/main.ts';
 import { DECODE_SETTINGS } from './decode/main.ts';
 import { GATEWAY_SETTINGS } from './gateway/main.ts';
-import { INDEX_SETTINGS } from './indexer/command.ts';
+import { INDEX_SETTINGS } from './indexer/index-command.ts';
 import { INDEXER_SETTINGS } from './indexer/main.ts';
 import { ENGINE_SETTINGS } from './lib/engine/load.ts';
 import { openBundle } from './lib/model/bundle/bundle.ts';
