@@ -71,6 +71,7 @@ const WORDS: Readonly<Record<string, Word>> = {
   ),
   index: { summary: 'index a repository, or index it again', build: buildIndex },
   export: { summary: 'make a model bundle from Hugging Face folders', build: buildExport },
+  bundle: { summary: 'check a model bundle', build: buildBundle },
   synth: {
     summary: 'make a bundle of a published shape with seeded random weights, for benchmarks',
     build: buildSynth,
@@ -105,7 +106,7 @@ async function buildIndex(command: Command): Promise<void> {
     .option('--json <file>', 'write the report there')
     .action(async ({ name, path, tenant, watch = false, json, ...flags }) => {
       const config = await configOf(INDEX_SETTINGS, flags);
-      const { runIndex } = await import('./indexer/command.ts');
+      const { runIndex } = await import('./indexer/index-command.ts');
       await report(json, await runIndex(config, { tenant, repo: name, dir: path, watch }));
     });
 }
@@ -139,6 +140,20 @@ async function buildExport(command: Command): Promise<void> {
     .action(async ({ verify, json, ...options }) => {
       const { runExport } = await import('./export.ts');
       await report(json, await runExport(options, verify === true));
+    });
+}
+
+async function buildBundle(command: Command): Promise<void> {
+  command
+    .command('verify <dir>')
+    .description('read every file of a bundle and compare it with the digests of its manifest')
+    .option('--json <file>', 'write what was verified there')
+    .action(async (dir, { json }) => {
+      const [{ runBundleVerify }, { interruption }] = await Promise.all([
+        import('./export.ts'),
+        import('./lib/process/interrupt.ts'),
+      ]);
+      await report(json, await runBundleVerify(dir, interruption()));
     });
 }
 

@@ -1,12 +1,21 @@
-/** `llavacode export` and `synth`: bundles, with progress on the terminal and, with --verify, what quantisation costs. */
+/**
+ * `llavacode export`, `synth` and `bundle verify`: makes bundles and checks them, with progress on the terminal. With
+ * --verify an export also measures what quantisation costs.
+ */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
 import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
-import { openBundle } from './lib/model/bundle/bundle.ts';
-import { type ExportOptions, exportBundle } from './lib/model/bundle/export.ts';
-import { type Divergence, type GraphPair, type LogitsRunner, verifyExport } from './lib/model/bundle/verify.ts';
+import { allFiles, openBundle } from './lib/model/bundle/bundle.ts';
+import {
+  type Divergence,
+  type GraphPair,
+  type LogitsRunner,
+  measureDivergence,
+} from './lib/model/bundle/divergence.ts';
+import { type ExportOptions, exportBundle } from './lib/model/bundle/export-bundle.ts';
+import { verifyBundle } from './lib/model/bundle/integrity.ts';
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
@@ -14,10 +23,10 @@ import { startProgress } from './lib/process/progress.ts';
 import { NO_SOFT_TOKENS } from './lib/request/token-prompt.ts';
 import { loadTokenizer } from './lib/text/tokenizer.ts';
 
-/** Real code that --verify measures on: the sample repository, in pieces of this many tokens. */
+/** --verify measures on real code: the sample repository, in so many sequences of so many tokens. */
 const VERIFY = { tokens: 512, sequences: 8 };
 
-/** A bundle of a published shape with seeded random weights, for benchmarks. */
+/** Makes a bundle of a published shape with seeded random weights, for benchmarks. */
 export async function runSynth(options: Omit<ExportOptions, 'llm'> & { readonly llm: string; readonly seed: number }) {
   const { seed } = options;
   const llm = await synthesize(options.llm, seed);
@@ -26,7 +35,7 @@ export async function runSynth(options: Omit<ExportOptions, 'llm'> & { readonly 
   return runExport({ ...options, llm, encoder, projector, encoderMaxTokens: 512 }, false);
 }
 
-/** @param verify only for a language model that lies in a folder. */
+/** @param verify measure what quantisation costs: only for a language model that lies in a folder. */
 export async function runExport(options: ExportOptions, verify: boolean) {
   const progress = startProgress('exporting');
   try {
@@ -40,13 +49,45 @@ export async function runExport(options: ExportOptions, verify: boolean) {
       `${options.to}: ${manifest.name}, ${manifest.precision}, fingerprint ${manifest.fingerprint.slice(0, 16)}…`,
     );
     if (!verify || typeof options.llm !== 'string') return { manifest };
-    progress.start('comparing with 32-bit floats');
+    progress.start('comparing with the model in 32-bit floats');
     const divergence = await divergenceOf(options.llm, options.to);
     const { klMean, klP99, top1Agreement, positions } = divergence;
     progress.succeed(
       `against fp32 on ${positions} positions: KL mean ${klMean.toExponential(2)}, p99 ${klP99.toExponential(2)} nats; top-1 agreement ${(top1Agreement * 100).toFixed(2)} %`,
     );
     return { manifest, divergence };
+  } catch (error) {
+    progress.fail();
+    throw error;
+  }
+}
+
+export interface BundleVerification {
+  readonly name: string;
+  readonly fingerprint: string;
+  readonly files: number;
+  readonly bytes: number;
+}
+
+/**
+ * Reads every file of a bundle and compares it with the manifest.
+ * @throws ServingError bundle_invalid, which names the file, and the digests expected and found; the signal's reason.
+ */
+export async function runBundleVerify(dir: string, signal?: AbortSignal): Promise<BundleVerification> {
+  const progress = startProgress(`verifying ${dir}`);
+  try {
+    const bundle = await openBundle(dir);
+    await verifyBundle(bundle, {
+      signal,
+      onProgress: ({ path, done, total }) => {
+        progress.update(`${path}: ${mib(done)} of ${mib(total)} MiB`);
+      },
+    });
+    const { name, fingerprint } = bundle.manifest;
+    const files = allFiles(bundle.manifest);
+    const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
+    progress.succeed(`${dir}: ${name}, ${files.length} files intact, fingerprint ${fingerprint.slice(0, 16)}…`);
+    return { name, fingerprint, files: files.length, bytes };
   } catch (error) {
     progress.fail();
     throw error;
@@ -63,7 +104,7 @@ async function divergenceOf(llm: string, to: string): Promise<Divergence> {
     Array.from(ids.slice(i * VERIFY.tokens, (i + 1) * VERIFY.tokens)),
   ).filter((sequence) => sequence.length > 1);
   const { spec } = bundle.manifest.llm;
-  return verifyExport({
+  return measureDivergence({
     bundle,
     llm,
     sequences,
@@ -71,7 +112,7 @@ async function divergenceOf(llm: string, to: string): Promise<Divergence> {
   });
 }
 
-/** Loads a pair of decoder graphs over one KV pool. */
+/** Loads a pair of decoder graphs, which share one KV pool. */
 export async function openPair(graphs: GraphPair, spec: DecoderSpec): Promise<LogitsRunner> {
   const pool = new KvPool({ ...spec, floats: graphs.floats }, 1, VERIFY.tokens);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };

@@ -9,7 +9,7 @@ import { GATEWAY_SETTINGS } from './gateway/settings.ts';
 import { INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
 import { ENGINE_SETTINGS, MODEL_SETTINGS } from './lib/engine/settings.ts';
 import { openBundle } from './lib/model/bundle/bundle.ts';
-import { exportBundle } from './lib/model/bundle/export.ts';
+import { exportBundle } from './lib/model/bundle/export-bundle.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { orphaned } from './lib/process/exit.ts';

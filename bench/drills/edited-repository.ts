@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { globby } from 'globby';
 import { type CompletionBody, streamCompletion } from '../../services/client.ts';
-import type { IndexReport } from '../../services/indexer/index-repository.ts';
+import type { IndexReport } from '../../services/indexer/index-run.ts';
 import { repeatUntilAborted } from '../../services/lib/async/repeat.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';

@@ -8,7 +8,7 @@ import { InvertedIndexBuilder } from '../../services/lib/rag/search/inverted-ind
 import { searchLexical } from '../../services/lib/rag/search/lexical.ts';
 import { type CursorQuery, cursorQuery } from '../../services/lib/rag/search/query.ts';
 import { loadQueryEncoder, type QueryEncoder } from '../../services/lib/rag/search/query-encoder.ts';
-import type { Range } from '../../services/lib/rag/search/retriever.ts';
+import type { ChunkRange } from '../../services/lib/rag/search/top-hits.ts';
 import type { Repository } from './corpus.ts';
 import { type Question, questionsOf } from './questions.ts';
 
@@ -127,7 +127,7 @@ async function answer(
   };
 }
 
-function randomChunks(chunks: number, excluded: Range | undefined, seed: number): number[] {
+function randomChunks(chunks: number, excluded: ChunkRange | undefined, seed: number): number[] {
   const drawn = new Set<number>();
   let state = seed + 1;
   for (let tries = 0; tries < 20 * TOP_K && drawn.size < TOP_K; tries++) {

@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execaNode } from 'execa';
-import type { IndexReport } from '../../services/indexer/index-repository.ts';
+import type { IndexReport } from '../../services/indexer/index-run.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 

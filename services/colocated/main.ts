@@ -20,6 +20,6 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
       const options = { ...config, model: modelName, fingerprint, draining: life.draining, address };
       const service = createColocatedService(session, options, puller, log);
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName };
+      return { mounts: service.mounts, observe: service.observe, modelName, bundle };
     },
   });

@@ -19,6 +19,6 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
       life.onStop('connections to prefill workers', () => puller.close());
       const source = new RemoteKv(session.pool, puller, config.queueSequences);
       const service = createDecodeService(session, { model: modelName, fingerprint, source, draining: life.draining });
-      return { mounts: service.mounts, modelName };
+      return { mounts: service.mounts, modelName, bundle };
     },
   });

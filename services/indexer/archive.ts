@@ -1,4 +1,6 @@
-/** The forms that an upload may have: JSON, tar (gzipped or not) and zip. Each is read as a stream of untrusted bytes. */
+/**
+ * Reads uploads in the forms that they may have: JSON, tar (gzipped or not) and zip. All bytes of them are untrusted.
+ */
 import { constants } from 'node:fs';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -14,20 +16,20 @@ import { Upload, type UploadLimits } from './upload.ts';
 export const UPLOAD_FORMATS = ['json', 'tar', 'tar.gz', 'zip'] as const;
 export type UploadFormat = (typeof UPLOAD_FORMATS)[number];
 
-/** JSON has to lie in memory whole, several times over, to be read; archives are read as they come. */
+/** JSON must lie in memory as a whole, several times over, to be parsed; archives are read as they come. */
 const MAX_JSON_BYTES = 32 * 1024 * 1024;
 
-export interface UploadBody {
+interface UploadBody {
   readonly format: UploadFormat;
-  /** Leading folders to drop from each path. */
+  /** Number of leading folders to drop from each path. */
   readonly strip: number;
   readonly bytes: AsyncIterable<Uint8Array>;
 }
 
 /**
- * Reads an upload to its end; `close` when the sources have been read.
- * @throws ServingError invalid_request for what is no such archive, is cut off, or holds paths that lead out of the
- *   repository; payload_too_large; spool_failed; the signal's reason.
+ * Reads an upload to its end. The caller must `close` it when the sources have been read.
+ * @throws ServingError invalid_request for bytes that are not such an archive, or not all of it, and for paths that
+ *   lead out of the repository; payload_too_large; spool_failed; the signal's reason.
  */
 export async function readUpload(
   { format, strip, bytes }: UploadBody,
@@ -48,23 +50,23 @@ export async function readUpload(
     await upload.close();
     signal.throwIfAborted();
     if (error instanceof ServingError) throw error;
-    // Of the system, where a zip was read from its spool.
+    // An error of the system comes from the spool that a zip was read from.
     if ((error as NodeJS.ErrnoException).syscall !== undefined) spoolFailed(error as Error);
-    throw new ServingError('invalid_request', `the upload is no valid ${format}: ${(error as Error).message}`, {
+    throw new ServingError('invalid_request', `the upload is not a valid ${format}: ${(error as Error).message}`, {
       cause: error,
     });
   }
 }
 
 interface Body extends AsyncIterable<Uint8Array> {
-  /** Bytes that have come so far. */
+  /** Bytes received so far. */
   readonly received: number;
 }
 
 function bounded(bytes: AsyncIterable<Uint8Array>, format: UploadFormat, maxBytes: number, signal: AbortSignal): Body {
   const [limit, remedy] =
     format === 'json' && maxBytes > MAX_JSON_BYTES
-      ? [MAX_JSON_BYTES, 'the most that JSON may have: send a tar, tar.gz or zip']
+      ? [MAX_JSON_BYTES, 'the limit for JSON: send a tar, tar.gz or zip']
       : [maxBytes, '--max-upload-bytes'];
   let received = 0;
   return {
@@ -101,7 +103,7 @@ async function readJson(body: Body, upload: Upload, signal: AbortSignal): Promis
   for await (const part of body) parts.push(part);
   const text = new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(parts));
   const sent = JSON.parse(text);
-  // Before each is looked at: what is wrong with millions of them would fill memory.
+  // Count before validating: the errors of millions of items would fill the memory.
   for (const items of [sent?.files, sent?.changes]) if (Array.isArray(items)) upload.assertCount(items.length);
   const parsed = jsonUpload.safeParse(sent);
   if (!parsed.success) {
@@ -112,7 +114,7 @@ async function readJson(body: Body, upload: Upload, signal: AbortSignal): Promis
   for (const item of 'files' in parsed.data ? parsed.data.files : parsed.data.changes) {
     const path = upload.enter(item.path);
     if (path === undefined)
-      throw new ServingError('invalid_request', `path ${JSON.stringify(item.path)} names no file`);
+      throw new ServingError('invalid_request', `path ${JSON.stringify(item.path)} does not name a file`);
     if ('deleted' in item) upload.delete(path);
     else await addText(upload, path, item.content);
   }
@@ -121,15 +123,15 @@ async function readJson(body: Body, upload: Upload, signal: AbortSignal): Promis
 
 async function addText(upload: Upload, path: string, content: string): Promise<void> {
   const size = Buffer.byteLength(content);
-  // Half of a character, as JSON may spell it, is none in UTF-8.
+  // JSON can spell half of a surrogate pair, which UTF-8 cannot.
   const reason = upload.unwanted(path, size) ?? (/\p{Surrogate}/u.test(content) ? 'invalid_utf8' : undefined);
   if (reason) upload.skip(path, reason);
   else await upload.add(path, Buffer.from(content));
 }
 
-/** A tar ends with two blocks of zeros; one that does not was cut off between two files. */
+/** A tar ends with two blocks of zeros, in bytes: one that does not was cut off between two files. */
 const TAR_END = 1_024;
-/** Each entry gets a copy of those that count for all: 4 MiB of them take 0.6 s every time. */
+/** Every entry gets a copy of the global records, and 4 MiB of them take 0.6 s every time. */
 const MAX_PAX_RECORDS = 64;
 
 async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: AbortSignal): Promise<Sources> {
@@ -147,12 +149,12 @@ async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: Abo
   const fed = gzipped
     ? pipeline(source, createGunzip(), counted, tar as unknown as NodeJS.WritableStream, { signal })
     : pipeline(source, counted, tar as unknown as NodeJS.WritableStream, { signal });
-  fed.catch(() => {}); // awaited below, when the entries have ended for it
+  fed.catch(() => {}); // awaited below, when the entries have ended
   try {
     for await (const entry of tar) {
       const { name, type, size = 0, pax } = entry.header;
       if (Object.keys(pax ?? {}).length > MAX_PAX_RECORDS) {
-        const message = `an entry of the tar has more than ${MAX_PAX_RECORDS} records in its extended header`;
+        const message = `an entry of the tar has more than ${MAX_PAX_RECORDS} records in its extended header: make the tar without them`;
         throw new ServingError('invalid_request', message);
       }
       const path = upload.enter(name);
@@ -166,12 +168,12 @@ async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: Abo
     }
   } catch (error) {
     tar.destroy(error as Error);
-    // What broke first says more than that the entries ended early; a refusal of ours says most.
+    // The pipeline's error says more than that the entries ended early; a refusal of ours says most.
     if (!(error instanceof ServingError)) await fed;
     throw error;
   }
   await fed;
-  if (zeros < TAR_END) throw new Error('it has no end marker (was it cut off?)');
+  if (zeros < TAR_END) throw new Error('the end marker is missing (was it cut off?)');
   return upload.all(signal);
 }
 
@@ -194,8 +196,9 @@ async function readZip(body: Body, upload: Upload, signal: AbortSignal): Promise
         upload.skip(path, reason);
         continue;
       }
-      upload.count(entry.uncompressedSize, spool.size); // as it says; what it really has is checked while it unpacks
-      if (entry.isEncrypted()) throw new ServingError('invalid_request', `file ${path} of the zip is encrypted`);
+      upload.count(entry.uncompressedSize, spool.size); // the size it claims; yauzl checks the real one as it unpacks
+      if (entry.isEncrypted())
+        throw new ServingError('invalid_request', `file ${path} of the zip is encrypted: send it without a password`);
       const content = await gathered(await zip.openReadStreamPromise(entry));
       if (crc32(content) !== entry.crc32) throw new Error(`file ${path} is damaged`);
       await upload.add(path, content);
@@ -206,7 +209,7 @@ async function readZip(body: Body, upload: Upload, signal: AbortSignal): Promise
   }
 }
 
-/** By the file mode that Unix tools write. */
+/** Why an entry is skipped, by the file mode that Unix tools write. */
 function zipSkip({ versionMadeBy, externalFileAttributes }: Entry) {
   if (versionMadeBy >>> 8 !== 3) return undefined;
   const type = (externalFileAttributes >>> 16) & constants.S_IFMT;

@@ -1,4 +1,4 @@
-/** The indexer's process: holds the encoder and takes uploads from the gateway. */
+/** The indexer's process: it holds the encoder and takes uploads from the gateway. */
 import { openBundle } from '../lib/model/bundle/bundle.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
 import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
@@ -14,10 +14,11 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
     config,
     build: async ({ log, life }) => {
       const keepEmbeddings = needsEmbeddings(config.retriever);
-      const encoder = await loadContextEncoder(await openBundle(config.model), { ...config, keepEmbeddings });
+      const bundle = await openBundle(config.model);
+      const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings });
       life.onStop('encoder', () => encoder.dispose());
       const store = await openStore(config.store);
       life.onStop('store', () => store.close());
-      return createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
+      return { ...createIndexerService(store, encoder, { ...config, draining: life.draining }, log), bundle };
     },
   });

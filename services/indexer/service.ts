@@ -1,4 +1,6 @@
-/** The indexer as a gRPC service: uploads in, progress and reports out. One encoder serves all runs. */
+/**
+ * The indexer as a gRPC service: it takes uploads and answers with progress and reports. All runs share one encoder.
+ */
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
@@ -10,28 +12,25 @@ import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDesc
 import type { IndexRequest__Output } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { duplex, mount, unary } from '../lib/rpc/server.ts';
 import { readUpload, UPLOAD_FORMATS, type UploadFormat } from './archive.ts';
-import {
-  type IndexJob,
-  type IndexOptions,
-  type IndexProgress,
-  type IndexReport,
-  indexSources,
-} from './index-repository.ts';
+import { type IndexReport, indexSources } from './index-run.ts';
 import type { UploadLimits } from './upload.ts';
+import type { IndexJob, IndexOptions, IndexProgress } from './version-builder.ts';
 
 export interface IndexerOptions extends IndexOptions, UploadLimits {
   /**
-   * Once aborted, those who ask first, as gateways do, are sent away. What is under way, or on its way, is brought to its
-   * end, or cut by the server: the next run finds what was stored.
+   * Once it is aborted, Describe, with which a gateway asks before it sends an upload, is refused. Runs and uploads
+   * that have begun go on to their end, or are cut by the server: the next run finds what was stored.
    */
   readonly draining: AbortSignal;
 }
 
-/** Runs at a time. They share the encoder; what more of them cost is disk and memory. */
+/** The most runs at a time. They share the encoder, so each one more costs disk and memory alone. */
 const MAX_RUNS = 4;
-/** Uploads of one tenant at a time, from their first byte to the end of the run: one tenant alone shuts nobody out. */
+/**
+ * The most uploads of one tenant at a time, each until its run ends, so that one tenant alone cannot shut out others.
+ */
 const MAX_OF_TENANT = MAX_RUNS - 1;
-/** How long a removal keeps others out should it die, in ms. */
+/** How long a removal keeps others out if it dies, in ms. */
 const DELETE_LOCK_MS = 15_000;
 
 export function createIndexerService(store: Store, encoder: ContextEncoder, options: IndexerOptions, log: Logger) {
@@ -45,8 +44,9 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     const { start, bytes } = await opened(requests);
     const { tenant } = start;
     const own = ofTenant.get(tenant) ?? 0;
-    if (own >= MAX_OF_TENANT) throw saturated(`${own} repositories of this tenant are being sent or indexed already`);
-    // Asked before the upload, lest it come for nothing, and again after it: while it comes it keeps nobody else out.
+    if (own >= MAX_OF_TENANT)
+      throw saturated(`this tenant is sending or indexing ${own} repositories already: wait for one to end`);
+    // Check before the upload, so that it is not sent in vain, and again after it: an upload on its way takes no run.
     assertRuns();
     ofTenant.set(tenant, own + 1);
     try {
@@ -80,7 +80,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
   }
 
   function assertRuns() {
-    if (running >= MAX_RUNS) throw saturated(`${running} repositories are being indexed already`);
+    if (running >= MAX_RUNS) throw saturated(`${running} repositories are being indexed already: wait for one to end`);
   }
 
   async function remove({ tenant, repo: name }: DeleteRequest__Output) {
@@ -106,14 +106,15 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
 
 const saturated = (message: string) => new ServingError('saturated', message, { retryAfterSeconds: 10 });
 
-/** The first message, and the upload that follows it. */
+/** Splits the messages into the first one and the upload that follows it. */
 async function opened(requests: AsyncIterable<IndexRequest__Output>) {
   const messages = requests[Symbol.asyncIterator]();
   const { start } = (await messages.next()).value ?? {};
   if (!start) throw new ServingError('invalid_request', 'the first message of Index must be start');
   async function* bytes() {
     for (let next = await messages.next(); !next.done; next = await messages.next()) {
-      if (!next.value.data) throw new ServingError('invalid_request', 'after the first message of Index comes data');
+      if (!next.value.data)
+        throw new ServingError('invalid_request', 'every message of Index after the first must be data');
       yield next.value.data;
     }
   }
@@ -123,11 +124,14 @@ async function opened(requests: AsyncIterable<IndexRequest__Output>) {
 function formatOf(format: string): UploadFormat {
   const known = UPLOAD_FORMATS.find((name) => name === format);
   if (!known)
-    throw new ServingError('invalid_request', `format ${JSON.stringify(format)} is none of ${UPLOAD_FORMATS}`);
+    throw new ServingError(
+      'invalid_request',
+      `format ${JSON.stringify(format)} is not one of ${UPLOAD_FORMATS.join(', ')}`,
+    );
   return known;
 }
 
-/** Progress while the run goes on: the newest of what came since the reader last looked; then the report. */
+/** Yields progress while the run goes on, always the latest since the reader last asked, and at the end the report. */
 async function* events(
   run: (onProgress: (progress: IndexProgress) => void) => Promise<IndexReport>,
 ): AsyncGenerator<IndexEvent> {
@@ -157,7 +161,7 @@ async function* events(
       }
     }
   } finally {
-    await settled; // where the caller has gone, its signal ends the run
+    await settled; // if the caller has gone, its signal ends the run
   }
   const { repo: _, ...figures } = await report;
   yield { report: { ...figures, skipped: { ...figures.skipped } } };

@@ -1,4 +1,4 @@
-/** The files of a working tree: all of them, or those that have changed. */
+/** Lists and reads the files of a working tree: all of them, or those that have changed. */
 import { constants } from 'node:fs';
 import { lstat, open, readdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
@@ -6,49 +6,51 @@ import { ServingError } from '../lib/process/errors.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
 import { asRules, asSource, isHidden, type SkipCounts, type Source } from './selection.ts';
 
-/** What an index run reads. */
+/** The files that an index run reads. */
 export interface Sources {
-  /** Relative to the root, with forward slashes, in the order of their UTF-16 units. */
+  /** Relative to the repository's root, with forward slashes, in the order of their UTF-16 units. */
   readonly paths: readonly string[];
   /** Files that were left out before anything was read. */
   readonly skipped: Partial<SkipCounts>;
   read(path: string): Promise<Source>;
-  /** Where these are not the whole repository: the files whose chunks go; all others stay as they are. */
+  /** For a change set: the files whose chunks are replaced. All others stay as they are. */
   readonly replaced?: Pick<ReadonlySet<string>, 'has'>;
-  /** The version that changes were worked out against; any will do where there is none. */
+  /** The version that the changes were worked out against. Without it any version will do. */
   readonly baseVersion?: string;
 }
 
-export interface Listing {
-  /** What its .gitignore files exclude. */
+interface Listing {
+  /** The rules of all .gitignore files in the tree. */
   readonly rules: IgnoreRules;
-  /** Regular files and symbolic links, relative to the root, with forward slashes, in the order of their UTF-16 units. */
+  /**
+   * Regular files and symbolic links, relative to the root, with forward slashes, in the order of their UTF-16 units.
+   */
   readonly paths: string[];
-  /** That were looked into, from the root ('') down. */
+  /** Folders that were looked into, from the root ('') down. */
   readonly folders: string[];
-  /** Folders that may not be read. */
+  /** Number of folders that could not be read. */
   readonly unreadable: number;
 }
 
-/** @throws ServingError invalid_request where `dir` is no readable directory. */
+/** All files of a tree. @throws ServingError invalid_request if `dir` is not a readable directory. */
 export async function treeSources(dir: string, maxFileBytes: number): Promise<Sources> {
   const { paths, unreadable } = await listSources(dir);
   return { paths, skipped: { unreadable }, read: (path) => readSource(dir, path, maxFileBytes) };
 }
 
-/** What a path leads through, from the root ('') down. */
+/** The folders that a path leads through, from the root ('') down. */
 export function foldersOn(path: string): string[] {
   const names = path.split('/');
   return names.map((_, depth) => names.slice(0, depth).join('/'));
 }
 
-/** Links are not followed: they may lead out of the tree. */
+/** Opens for reading without following links: they may lead out of the tree. */
 const O_READ = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
 /**
- * The files of a tree that have changed; of those that are gone, or ignored by now, the chunks go, and so do those of what
- * lay in a folder that is gone, or a link by now.
- * @param changed files in `dir`, and folders for all that they hold; relative to it, with forward slashes.
+ * The files of a tree that have changed. The chunks of files that are gone or ignored by now are removed, and so are
+ * those of files in a folder that is gone, or a link by now.
+ * @param changed files in `dir`, and folders, which stand for all that they hold; relative to it, with forward slashes.
  */
 export async function changedSources(dir: string, changed: Iterable<string>, maxFileBytes: number): Promise<Sources> {
   const root = resolve(dir);
@@ -61,7 +63,7 @@ export async function changedSources(dir: string, changed: Iterable<string>, max
     if (!stats?.isDirectory()) noFolders.add(path);
     return stats;
   };
-  /** Whether folders alone lead to the path, not a link; learns their rules. */
+  /** Whether only real folders, and no link, lead to the path. Learns their rules on the way. */
   const isInside = async (path: string) => {
     for (const folder of foldersOn(path)) {
       if (!known.has(folder)) {
@@ -92,17 +94,18 @@ export async function changedSources(dir: string, changed: Iterable<string>, max
   };
 }
 
-/** Adds those of the folder's .gitignore, if it has one. @throws ServingError payload_too_large */
+/** Adds the rules of the folder's .gitignore, if it has one. @throws ServingError payload_too_large */
 async function addRules(rules: IgnoreRules, root: string, folder: string): Promise<void> {
   const bytes = await readFile(join(root, folder, GITIGNORE), { flag: O_READ }).catch(() => undefined);
   if (bytes) rules.add(folder, asRules(bytes));
 }
 
 /**
- * What lies under `dir`. Left out: what .gitignore excludes, and dot files and folders, which hold settings and secrets
- * rather than code. Links are not walked into: what lies inside the tree is found there, and what lies outside is not of
- * the repository. (A walk of our own: glob matchers lose names that hold a line break.)
- * @throws ServingError invalid_request where `dir` is no readable directory; payload_too_large for too many rules.
+ * Lists what lies under `dir`, except what .gitignore excludes, and dot files and folders, which hold settings and
+ * secrets rather than code. Links are not followed: what they lead to inside the tree is found in its own place, and
+ * what lies outside does not belong to the repository. (The walk is our own because glob matchers lose names with a
+ * line break.)
+ * @throws ServingError invalid_request if `dir` is not a readable directory; payload_too_large for too many rules.
  */
 export async function listSources(dir: string): Promise<Listing> {
   const root = resolve(dir);
@@ -131,8 +134,8 @@ export async function listSources(dir: string): Promise<Listing> {
   return { rules, paths: paths.sort(), folders, unreadable };
 }
 
-/** Reads one listed file. A file that went, or turned into a link, since it was listed is skipped. */
-export async function readSource(dir: string, path: string, maxFileBytes: number): Promise<Source> {
+/** Reads one listed file. A file that was removed, or turned into a link, since it was listed is skipped. */
+async function readSource(dir: string, path: string, maxFileBytes: number): Promise<Source> {
   try {
     await using file = await open(join(dir, path), O_READ);
     const { size } = await file.stat();

@@ -1,18 +1,19 @@
 /**
- * Bytes of an upload that do not belong in memory: one temporary file without a name. It was unlinked when it was made, so
- * nothing is left behind however the process ends, and no name out of an upload ever reaches the file system.
+ * Keeps the bytes of an upload out of memory, in one temporary file without a name. The file is unlinked as soon as it
+ * is made, so nothing is left behind however the process ends, and no name in an upload ever reaches the file system.
  */
 import { type FileHandle, mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ServingError } from '../lib/process/errors.ts';
 
+/** A stretch of the spool, in bytes. */
 export interface Extent {
   readonly offset: number;
   readonly length: number;
 }
 
-/** @throws ServingError spool_failed: for what libraries throw that read by descriptor as well. */
+/** Converts an error of the system, also of libraries that read by descriptor. @throws ServingError spool_failed */
 export function spoolFailed(cause: Error): never {
   throw new ServingError('spool_failed', `the temporary file of an upload: ${cause.message}`, { cause });
 }
@@ -44,7 +45,7 @@ export class Spool {
     return this.#size;
   }
 
-  /** @throws ServingError spool_failed, where the disk is full, say: nothing that the client could mend. */
+  /** @throws ServingError spool_failed, for instance on a full disk: nothing that the client could mend. */
   async append(bytes: Uint8Array): Promise<Extent> {
     const offset = this.#size;
     this.#size += bytes.length;
@@ -59,7 +60,8 @@ export class Spool {
     const bytes = Buffer.allocUnsafe(length);
     for (let done = 0; done < length; ) {
       const { bytesRead } = await this.#file.read(bytes, done, length - done, offset + done).catch(spoolFailed);
-      if (bytesRead === 0) spoolFailed(new Error('it has lost its end')); // a full disk fails the write already
+      // A full disk would have failed the write already.
+      if (bytesRead === 0) spoolFailed(new Error('it is shorter than what was written'));
       done += bytesRead;
     }
     return bytes;

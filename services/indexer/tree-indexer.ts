@@ -1,14 +1,17 @@
-/** Indexes a working tree again and again: all of it, or what has changed since this process indexed it last. */
+/** Indexes a working tree repeatedly: all of it, or what has changed since this process indexed it last. */
 import { type ErrorCode, ServingError } from '../lib/process/errors.ts';
-import type { IndexReport } from './index-repository.ts';
+import type { IndexReport } from './index-run.ts';
 import { changedSources, type Sources, treeSources } from './sources.ts';
 
-/** Why changes were not brought into the index, and what all files mend: whatever else differs from the tree is not known. */
-const TO_BE_REPLACED: readonly ErrorCode[] = ['index_moved', 'repo_not_found', 'store_invalid'];
+/**
+ * Failures of a change set after which all files are indexed: the index is not the one that the changes were worked out
+ * against, so nobody knows what else differs from the tree.
+ */
+const NEEDS_ALL_FILES: readonly ErrorCode[] = ['index_moved', 'repo_not_found', 'store_invalid'];
 
 /**
- * @param run indexes the sources it is given.
- * @returns indexes the files named (relative, with forward slashes), or all where none are.
+ * @param run indexes the sources that it is given.
+ * @returns a function that indexes the named files (relative, with forward slashes), or all files if none are named.
  */
 export function treeIndexer(dir: string, maxFileBytes: number, run: (sources: Sources) => Promise<IndexReport>) {
   let baseVersion: string | undefined;
@@ -17,7 +20,7 @@ export function treeIndexer(dir: string, maxFileBytes: number, run: (sources: So
     const changes = async (paths: ReadonlySet<string>) =>
       run({ ...(await changedSources(dir, paths, maxFileBytes)), baseVersion });
     const orAll = (error: unknown) => {
-      if (error instanceof ServingError && TO_BE_REPLACED.includes(error.code)) return all();
+      if (error instanceof ServingError && NEEDS_ALL_FILES.includes(error.code)) return all();
       throw error;
     };
     const report = await (changed ? changes(changed).catch(orAll) : all());

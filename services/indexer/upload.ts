@@ -1,6 +1,7 @@
 /**
- * The files of an upload, on their way to an index run. What comes is not trusted: paths must stay inside the repository,
- * and numbers and sizes are bounded, however little was sent. Content waits in a spool; names are only ever strings.
+ * The files of an upload, on their way to an index run. An upload is not trusted: paths must stay inside the
+ * repository, and numbers and sizes are bounded after unpacking, however little was sent. Content waits in a spool, and
+ * names are only ever strings, never files.
  */
 
 import { Turns } from '../lib/async/turns.ts';
@@ -17,11 +18,13 @@ export interface UploadLimits {
   readonly maxRepoFiles: number;
 }
 
-/** UTF-8 bytes, as on Linux. */
+/** Longest path in UTF-8 bytes, as on Linux. */
 const MAX_PATH_BYTES = 4_096;
-/** Source code packs about 5:1, the most repetitive of it 50:1; deflate can reach 1000:1. */
+/**
+ * Unpacked bytes for each packed byte. Source code packs about 5:1, repetitive code 50:1, and deflate can reach 1000:1.
+ */
 const MAX_RATIO = 100;
-/** Not suspicious at any ratio, in bytes. */
+/** So many unpacked bytes are not suspicious at any ratio. */
 const RATIO_FREE = 32 * 1024 * 1024;
 
 const refused = (message: string) => new ServingError('invalid_request', message);
@@ -30,7 +33,7 @@ export class Upload {
   readonly #limits: UploadLimits;
   readonly #spool: Spool;
   readonly #strip: number;
-  /** By path: where its text lies, or why it has none. Of two files of one name the later counts, as tar has it. */
+  /** By path: where the text lies, or why there is none. Of two files of one path the later counts, as in tar. */
   readonly #files = new Map<string, Extent | SkipReason>();
   readonly #rules = new IgnoreRules();
   readonly #deleted = new Set<string>();
@@ -44,13 +47,13 @@ export class Upload {
     this.#strip = strip;
   }
 
-  /** @param strip leading folders to drop from each path, as tar's --strip-components. */
+  /** @param strip number of leading folders to drop from each path, as in tar's --strip-components. */
   static async open(limits: UploadLimits, strip = 0): Promise<Upload> {
     return new Upload(limits, await Spool.open(), strip);
   }
 
   /**
-   * The path of the next file or folder as the index knows it; undefined for what lies above the repository's root.
+   * The path of the next file or folder as the index knows it; undefined if it lies above the repository's root.
    * @throws ServingError invalid_request for a path that leads out of the repository or is too long; payload_too_large.
    */
   enter(raw: string): string | undefined {
@@ -66,43 +69,51 @@ export class Upload {
     return parts.slice(this.#strip).join('/') || undefined;
   }
 
-  /** @throws ServingError payload_too_large for so many files and folders. */
+  /** @throws ServingError payload_too_large for more files and folders than are allowed. */
   assertCount(entries: number): void {
     const { maxRepoFiles } = this.#limits;
     if (entries > maxRepoFiles) throw tooLarge(`has more than ${maxRepoFiles} files and folders`, '--max-repo-files');
   }
 
-  /** Counts bytes that were unpacked. @param packed bytes that they were made of, so far. */
+  /**
+   * Counts unpacked bytes.
+   * @param packed bytes that all of them so far were unpacked from.
+   * @throws ServingError payload_too_large
+   */
   count(bytes: number, packed: number): void {
     this.#unpacked += bytes;
     const { maxRepoBytes } = this.#limits;
     if (this.#unpacked > maxRepoBytes) throw tooLarge(`unpacks to more than ${maxRepoBytes} bytes`, '--max-repo-bytes');
     if (this.#unpacked > Math.max(RATIO_FREE, packed * MAX_RATIO)) {
-      throw new ServingError('payload_too_large', `the upload unpacks to more than ${MAX_RATIO} times its size`);
+      throw new ServingError(
+        'payload_too_large',
+        `the upload unpacks to more than ${MAX_RATIO} times its size: source code does not`,
+      );
     }
   }
 
-  /** @returns why the file need not be read, from its name and size alone. */
+  /** Why the file need not be read, judged by its name and size alone; undefined if it must be read. */
   unwanted(path: string, size: number): SkipReason | undefined {
-    // Names come as text; bytes that are no UTF-8 were replaced, and would not be unique.
+    // Names come as text, in which bytes that are not UTF-8 were replaced: such names would not be unique.
     if (path.includes('\ufffd') || /\p{Surrogate}/u.test(path)) return 'invalid_utf8';
     if (path.split('/').some(isHidden) && !isIgnoreFile(path)) return 'ignored';
     return size > this.#limits.maxFileBytes ? 'oversize' : undefined;
   }
 
   /**
-   * @throws ServingError payload_too_large, invalid_request for a .gitignore: what it excludes would be indexed. (git follows
-   *   no links to one.)
+   * Notes a file that is not indexed.
+   * @throws ServingError payload_too_large or invalid_request for a .gitignore: what it excludes would be indexed. (Not
+   *   for a link to one: git does not follow it either.)
    */
   skip(path: string, reason: SkipReason): void {
     if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed++;
     else if (reason === 'symlink' || !isIgnoreFile(path)) this.#files.set(path, reason);
     else if (reason !== 'oversize')
-      throw refused(`${JSON.stringify(path)} of the upload is no file of text: ${reason}`);
+      throw refused(`${JSON.stringify(path)} of the upload is not a text file: ${reason}`);
     else throw tooLarge(`has a ${GITIGNORE} of more than ${this.#limits.maxFileBytes} bytes`, '--max-file-bytes');
   }
 
-  /** @param bytes the whole file; of one that is not `unwanted`. */
+  /** Adds a file that is not `unwanted`. @param bytes the whole file. */
   async add(path: string, bytes: Uint8Array): Promise<void> {
     if (isIgnoreFile(path)) {
       this.#rules.add(path.slice(0, -GITIGNORE.length), asRules(bytes));
@@ -112,13 +123,13 @@ export class Upload {
     this.#files.set(path, 'text' in source ? await this.#spool.append(bytes) : source.skipped);
   }
 
-  /** Of a change set: the file is gone. */
+  /** For a change set: the file was deleted. */
   delete(path: string): void {
     this.#files.delete(path);
     this.#deleted.add(path);
   }
 
-  /** The whole repository. @throws the signal's reason. */
+  /** The sources, as the whole repository. @throws the signal's reason. */
   async all(signal: AbortSignal): Promise<Sources> {
     const skipped = noSkips();
     skipped.invalid_utf8 += this.#unnamed;
@@ -147,7 +158,7 @@ export class Upload {
     };
   }
 
-  /** Files that replace those of the current version, beside the deleted ones. @throws the signal's reason. */
+  /** The sources, as changes to the current version. @throws the signal's reason. */
   async changes(baseVersion: string | undefined, signal: AbortSignal): Promise<Sources> {
     return { ...(await this.all(signal)), replaced: new Set([...this.#files.keys(), ...this.#deleted]), baseVersion };
   }
@@ -157,7 +168,7 @@ export class Upload {
   }
 }
 
-/** Whether it is a .gitignore, and not of what is left out anyway. */
+/** Whether it is a .gitignore in a folder that is indexed. */
 function isIgnoreFile(path: string): boolean {
   const folders = path.split('/');
   return folders.pop() === GITIGNORE && !folders.some(isHidden);

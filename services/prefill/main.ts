@@ -28,6 +28,6 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
         },
       );
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName };
+      return { mounts: service.mounts, observe: service.observe, modelName, bundle };
     },
   });

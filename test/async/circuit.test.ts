@@ -18,3 +18,12 @@ test('opens after failures in a row, and lets one through at a time until one su
   circuit.succeeded();
   expect([circuit.open, circuit.allows(0)]).toEqual([false, true]);
 });
+
+test('work that began before the last failure counted is part of that failure', () => {
+  const circuit = new CircuitBreaker({ failures: 2 });
+  circuit.failed(1000, 0);
+  for (const beganMs of [0, 500, 999]) circuit.failed(5000, beganMs);
+  expect(circuit.open).toBe(false);
+  circuit.failed(1000, 1000);
+  expect(circuit.open).toBe(true);
+});

@@ -7,7 +7,7 @@ import { type EngineConfig, loadEngine } from '../../services/lib/engine/load.ts
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { loadConfig } from '../../services/settings.ts';
 

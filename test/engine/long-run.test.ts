@@ -6,7 +6,7 @@ import { afterAll, expect, test } from 'vitest';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 
 const MODELS = {

@@ -7,7 +7,7 @@ import type { PrepackedCache } from '../../services/lib/engine/ort-settings.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import type { Network } from '../../services/lib/model/checkpoint/network.ts';
+import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { synthesize } from '../../services/lib/model/checkpoint/synth.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
@@ -33,7 +33,7 @@ const SHAPE = {
 const INT4 = { bits: 4, block: 32 } as const;
 
 let root: string;
-let network: Network & { readonly spec: DecoderSpec };
+let network: SourceNetwork & { readonly spec: DecoderSpec };
 let spec: DecoderSpec;
 
 beforeAll(async () => {

@@ -6,7 +6,7 @@ import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import { afterAll, expect, test } from 'vitest';
 import { manifestSchema, openBundle } from '../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { SafetensorsFile } from '../../services/lib/model/checkpoint/safetensors.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { Tokenizer } from '../../services/lib/text/tokenizer.ts';

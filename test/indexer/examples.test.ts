@@ -1,12 +1,12 @@
-/** The sample repository: large enough to search, and its files explain each other. */
+/** The sample repository is large enough to search, and its files explain each other. */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { indexRepository } from '../../services/indexer/index-repository.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
+import { indexTree } from '../support/index-tree.ts';
 
 const SHOP = join(PACKAGE_ROOT, 'examples', 'shop');
 
@@ -19,7 +19,7 @@ test('the chunks around a cursor in examples/shop define what is used there', as
     encode: async (chunks: readonly unknown[]) => chunks.map(() => ({ vector: Float32Array.of(0), fellBack: false })),
   };
   const options = { chunkLines: 10, chunkStride: 5, maxFileBytes: 524_288 };
-  const report = await indexRepository({ repo: 'shop', dir: SHOP, store, encoder, options });
+  const report = await indexTree({ repo: 'shop', dir: SHOP, store, encoder, options });
   expect(report.chunks).toBeGreaterThan(100);
 
   const path = 'shop/reports.py';

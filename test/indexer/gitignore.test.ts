@@ -1,4 +1,4 @@
-/** .gitignore as git has it, for trees and uploads alike, and in bounded time whatever a stranger writes. */
+/** .gitignore files are read as git reads them, for trees and uploads alike, in bounded time whatever they contain. */
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -16,7 +16,7 @@ function rulesOf(files: Record<string, string>): IgnoreRules {
   return rules;
 }
 
-/** What `git check-ignore` says of each. */
+/** Rules, with paths that `git check-ignore` excludes and paths that it keeps. */
 const CASES: [rules: string, excluded: readonly string[], kept: readonly string[]][] = [
   ['a', ['a', 'x/a', 'a/b'], ['A', 'ab', 'ba']],
   ['/a', ['a', 'a/b'], ['x/a']],
@@ -44,18 +44,18 @@ const CASES: [rules: string, excluded: readonly string[], kept: readonly string[
   ['a.c', ['a.c'], ['abc']],
 ];
 
-test.each(CASES)('%j', (text, excluded, kept) => {
+test.each(CASES)('the rules %j exclude what git says they exclude', (text, excluded, kept) => {
   const rules = rulesOf({ '': text });
   expect([...excluded, ...kept].filter((path) => rules.excludes(path))).toEqual(excluded);
 });
 
-test('the deepest file with an opinion decides, but nothing comes back out of an excluded folder', () => {
+test('the deepest .gitignore with an opinion decides, but nothing comes back out of an excluded folder', () => {
   const rules = rulesOf({ '': '*.log\nout/', 'sub/': '!a.log\n/b', 'sub/deep/': 'a.log', 'out/': '!kept' });
   expect(['a.log', 'sub/deep/a.log', 'sub/b', 'out/kept'].map((path) => rules.excludes(path))).not.toContain(false);
   expect(['sub/a.log', 'sub/deep/b', 'b'].map((path) => rules.excludes(path))).not.toContain(true);
 });
 
-test('as another implementation decides, whatever was asked before', () => {
+test('a decision is that of the library ignore, whatever was asked before', () => {
   const part = fc.constantFrom('a', 'b', 'ab', 'a*', '*b', '?', '*', '**', '[ab]', '[!a]b');
   const rule = fc
     .tuple(fc.constantFrom('', '', '!'), fc.constantFrom('', '/'), fc.array(part, { minLength: 1, maxLength: 4 }))
@@ -71,7 +71,7 @@ test('as another implementation decides, whatever was asked before', () => {
   );
 });
 
-describe('what a stranger writes', () => {
+describe('rules that a stranger writes', () => {
   test.each([
     [`${'a/**/'.repeat(4)}b`, 2_000],
     [`**/${'a/**/'.repeat(200)}b`, 2_000],
@@ -79,19 +79,19 @@ describe('what a stranger writes', () => {
     [`${'*a'.repeat(500)}b`, 1],
     [`*[${'[:'.repeat(500)}x]b`, 1],
     [`*[${'a-c'.repeat(300)}]b`, 1],
-  ])('takes no longer than its length times the path’s (%#)', (rule, depth) => {
+  ])('a rule takes no longer than its length times the length of the path (%#)', (rule, depth) => {
     const rules = rulesOf({ '': rule });
     expect(rules.excludes(`${'a/'.repeat(depth - 1)}${'a'.repeat(4_000 / depth)}`)).toBe(false);
   });
 
-  test('is decided rule by rule, so that others have their turn', () => {
+  test('a path is decided rule by rule, so that other work has its turn', () => {
     const deciding = rulesOf({ '': 'x\n'.repeat(1_000) }).decide('a/b');
     let turns = 0;
     while (!deciding.next().done) turns++;
     expect(turns).toBe(2_000);
   });
 
-  test('is bounded in number and length', () => {
+  test('rules are bounded in number and length', () => {
     const refused = expect.objectContaining({ code: 'payload_too_large' });
     const rules = rulesOf({ '': 'a\n'.repeat(9_000), 'sub/': '# a comment\n\n'.repeat(9_000) });
     expect(() => rules.add('other/', 'b\n'.repeat(1_001))).toThrowError(refused);
@@ -99,18 +99,18 @@ describe('what a stranger writes', () => {
     expect(() => rulesOf({ '': '?'.repeat(1_025) })).toThrowError(refused);
   });
 
-  test('is read as long as somebody waits for it', async () => {
+  test('an upload is read no longer than somebody waits for it', async () => {
     const gone = new AbortController();
     const files = Object.fromEntries(Array.from({ length: 99 }, (_, i) => [`${'a/'.repeat(1_000)}${i}`, 'x']));
     const body = jsonOfFiles({ '.gitignore': `${`**/${'a/'.repeat(500)}b\n`.repeat(900)}`, ...files });
     const limits = { maxFileBytes: 1e6, maxUploadBytes: 1e7, maxRepoBytes: 1e7, maxRepoFiles: 100 };
     const reading = readUpload({ format: 'json', strip: 0, bytes: inParts(body) }, limits, gone.signal);
-    setTimeout(() => gone.abort(new Error('hung up')), 50); // hours before it would be done
+    setTimeout(() => gone.abort(new Error('hung up')), 50); // deciding all paths would take hours
     await expect(reading).rejects.toThrowError('hung up');
   });
 });
 
-test('a tree and an upload of it are the same files, and the same text', async () => {
+test('a tree and an upload of it give the same files and the same text', async () => {
   const files = {
     '.gitignore': '\ufeffDebug/\n*.log\n!kept.log',
     'Debug/a.py': 'x',

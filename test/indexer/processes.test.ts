@@ -1,11 +1,13 @@
-/** Real processes (the built package, by the supervisor): indexers killed, paused, set against each other, restarted. */
+/**
+ * Real processes (the built package, under the supervisor): indexers that are killed, paused, restarted, or compete.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { idAt } from '../../services/lib/rag/store/row.ts';
@@ -20,17 +22,17 @@ import { GOLDENS, safetensorsBytes } from '../support/models.ts';
 import { startRedis } from '../support/redis.ts';
 
 const NEVER = new AbortController().signal;
-/** A lock outlives its dead holder by 15 s. */
+/** Longer than the 15 s for which a lock outlives its dead holder. */
 const SOON = { timeout: 60_000, interval: 100 };
-/** Six processes start on a machine that others use too. */
+/** For six processes that start on a machine that others use too. */
 const PATIENT = { timeout: 180_000 };
 const REPO = 'acme/shop';
 const SMALL = { 'a.py': python('small', 30) };
-/** Several batches of chunks: there is time to interfere. */
+/** Several batches of chunks, so that there is time to interfere. */
 const large = (name: string, count = 40) =>
   Object.fromEntries(Array.from({ length: count }, (_, i) => [`${name}${i}.py`, python(`${name}${i}`, 200)]));
 
-/** Says what is to be stopped when a test ends; the last comes first. */
+/** Registers what is stopped when a test ends, in reverse order. */
 type Defer = (stop: () => Promise<unknown>) => void;
 
 const PLACES = {
@@ -82,7 +84,7 @@ async function index({ client }: Indexer, files: Record<string, string>): Promis
   return report as IndexReport__Output;
 }
 
-/** Begins a run; returns when some of it is stored, with how it will end. */
+/** Begins a run, and returns a promise of its end as soon as some of it is stored. */
 async function underWay({ client }: Indexer, files: Record<string, string>) {
   const events = client.index(upload(files), NEVER)[Symbol.asyncIterator]();
   for (let embedded = 0; embedded === 0; ) {
@@ -97,7 +99,7 @@ async function underWay({ client }: Indexer, files: Record<string, string>) {
   return { outcome: rest().catch((error: ServingError) => error.code) };
 }
 
-/** Every chunk that the current version names is there, with its vector. */
+/** Asserts that every chunk that the current version names is there, with its vector. */
 async function expectWhole(store: Store): Promise<void> {
   const { head, ids } = (await store.snapshot(REPO))!;
   const all = Array.from({ length: head.chunks }, (_, i) => idAt(ids, i));
@@ -106,7 +108,7 @@ async function expectWhole(store: Store): Promise<void> {
   expect(await store.contents(REPO, head.fingerprint, all)).not.toContain(undefined);
 }
 
-/** A bundle of the smallest model there is, which encodes thousands of chunks a second: a golden LLM, its own encoder. */
+/** A bundle of the smallest model, which encodes thousands of chunks a second: a golden LLM that is its own encoder. */
 async function makeBundle(dir: string): Promise<string> {
   const hidden = 64;
   const tensors = [1, 2].flatMap((layer) => [
@@ -140,9 +142,9 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
 describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
-  // Side by side: most of their time they wait for a lock to run out.
+  // Tests run side by side, since they mostly wait for a lock to run out.
   test.concurrent(
-    'killed in the middle, one leaves the old version; the next goes on from there',
+    'an indexer that is killed in the middle leaves the old version, and the next one goes on from there',
     PATIENT,
     async (context) => {
       const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
@@ -155,7 +157,7 @@ describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
       expect(await outcome).toBe('worker_lost');
       expect((await store.head(REPO))?.version).toBe(version);
       await expectWhole(store);
-      // The supervisor starts it again; the lock of the dead run has to run out.
+      // The supervisor starts it again, and the lock of the dead run must run out first.
       const report = await vi.waitFor(() => index(indexer, large('f')), SOON);
       expect(report.reused).toBeGreaterThan(0);
       expect((await store.head(REPO))?.version).toBe(report.version);
@@ -164,7 +166,7 @@ describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
   );
 
   test.concurrent(
-    'two leave one whole version; one that slept beyond its lock changes nothing',
+    'two indexers at once leave one whole version, and one that slept beyond its lock changes nothing',
     PATIENT,
     async (context) => {
       const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
@@ -186,7 +188,7 @@ describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
       process.kill(sleeper.process.pid as number, 'SIGSTOP');
       const report = await vi.waitFor(() => index(other, large('d')), SOON);
       process.kill(sleeper.process.pid as number, 'SIGCONT');
-      // Either it comes to write, or its caller has given up a peer that was silent for so long.
+      // Either it gets to write, or its caller has given up a peer that was silent for so long.
       expect(['index_locked', 'worker_lost']).toContain(await outcome);
       await vi.waitUntil(async () => (await sleeper.client.describe(NEVER)).running === 0, SOON);
       expect((await store.head(REPO))?.version).toBe(report.version);
@@ -204,7 +206,7 @@ describe('a rolling restart', () => {
     body: jsonOfFiles(files),
   });
 
-  /** Begins an upload; returns when some of it is stored, with the events that come until its end. */
+  /** Begins an upload, and returns its further events as soon as some of it is stored. */
   async function begun(url: string, repo: string, files: Record<string, string>) {
     const events = (await fetch(urlOf(url, repo), put(files))).body!.pipeThrough(new TextDecoderStream()).getReader();
     let text = '';
@@ -221,7 +223,7 @@ describe('a rolling restart', () => {
     return { events: rest() };
   }
 
-  /** As a client behind a load balancer: where a gateway refuses since it drains, or is away, it asks again. */
+  /** Acts as a client behind a load balancer, which asks again if a gateway drains or is away. */
   const ask = (url: string, repo: string, request: RequestInit) =>
     vi.waitFor(async () => {
       const text = await (await fetch(urlOf(url, repo), request)).text();
@@ -237,7 +239,7 @@ describe('a rolling restart', () => {
     }
   }
 
-  test('of the indexer and of the gateway fails no upload and no removal', PATIENT, async (context) => {
+  test('a rolling restart of indexer and gateway fails no upload and no removal', PATIENT, async (context) => {
     const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
     const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
     defer(() => rm(logs, { recursive: true, force: true }));
@@ -262,42 +264,46 @@ describe('a rolling restart', () => {
   });
 });
 
-test('llavacode index that is interrupted stops without a complaint, and leaves no lock', PATIENT, async (context) => {
-  const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
-  const dir = await mkdtemp(join(tmpdir(), 'llavacode-tree-'));
-  defer(() => rm(dir, { recursive: true, force: true }));
-  await Promise.all(Object.entries(large('f', 100)).map(([name, text]) => writeFile(join(dir, name), text)));
-  const url = await PLACES.lmdb(defer);
-  const settings = [
-    '--name',
-    'shop',
-    '--tenant',
-    'acme',
-    '--path',
-    dir,
-    '--model',
-    model,
-    '--store',
-    url,
-    '--threads',
-    '1',
-  ];
-  const child = spawn(process.execPath, ['dist/services/cli.js', 'index', ...settings], { stdio: 'pipe' });
-  defer(async () => child.kill('SIGKILL'));
-  const store = await reader(url, defer);
-  let said = '';
-  child.stderr.on('data', (text) => {
-    said += text;
-  });
-  const ended = once(child, 'exit');
-  await expect.poll(() => said, SOON).toContain('indexing');
-  child.kill('SIGINT');
-  expect(await ended).toEqual([130, null]);
-  expect(said).not.toContain('bug');
-  await (await store.lock(REPO, 1_000)).release();
-});
+test(
+  'llavacode index stops without a complaint when it is interrupted, and leaves no lock',
+  PATIENT,
+  async (context) => {
+    const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-tree-'));
+    defer(() => rm(dir, { recursive: true, force: true }));
+    await Promise.all(Object.entries(large('f', 100)).map(([name, text]) => writeFile(join(dir, name), text)));
+    const url = await PLACES.lmdb(defer);
+    const settings = [
+      '--name',
+      'shop',
+      '--tenant',
+      'acme',
+      '--path',
+      dir,
+      '--model',
+      model,
+      '--store',
+      url,
+      '--threads',
+      '1',
+    ];
+    const child = spawn(process.execPath, ['dist/services/cli.js', 'index', ...settings], { stdio: 'pipe' });
+    defer(async () => child.kill('SIGKILL'));
+    const store = await reader(url, defer);
+    let said = '';
+    child.stderr.on('data', (text) => {
+      said += text;
+    });
+    const ended = once(child, 'exit');
+    await expect.poll(() => said, SOON).toContain('indexing');
+    child.kill('SIGINT');
+    expect(await ended).toEqual([130, null]);
+    expect(said).not.toContain('bug');
+    await (await store.lock(REPO, 1_000)).release();
+  },
+);
 
-test('a log that cannot be written costs neither the process nor who supervises it', PATIENT, async (context) => {
+test('a log that cannot be written ends neither the process nor its supervisor', PATIENT, async (context) => {
   const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
   const logs = await mkdtemp(join(tmpdir(), 'llavacode-logs-'));
   defer(() => rm(logs, { recursive: true, force: true }));

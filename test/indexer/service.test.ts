@@ -1,13 +1,14 @@
-/** Who may index at the same time: slow uploads keep nobody out, and no tenant all others. What a drain does to runs. */
+/** Runs at the same time: neither slow uploads nor one tenant keep others out. A drain lets runs finish. */
 import { expect, test, vi } from 'vitest';
 import { repoKey } from '../../services/lib/rag/store/repo-key.ts';
 import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { jsonOfFiles } from '../support/archives.ts';
 import { type FakeIndexer, fakeIndexer, python } from '../support/fake-indexer.ts';
 
-const SOON = { timeout: 10_000, interval: 10 };
+const SOON = { timeout: 120_000, interval: 10 };
+vi.setConfig({ testTimeout: 300_000 });
 
-/** @param sent awaited before the upload's last byte. */
+/** @param sent is awaited before the upload's last byte. */
 async function send(
   { client }: FakeIndexer,
   tenant: string,
@@ -23,11 +24,11 @@ async function send(
     yield { data: bytes.subarray(10) };
   }
   let version = '';
-  for await (const { report } of client.index(upload(), AbortSignal.timeout(30_000))) version = report?.version ?? '';
+  for await (const { report } of client.index(upload(), AbortSignal.timeout(240_000))) version = report?.version ?? '';
   return version;
 }
 
-/** A promise to be kept later. */
+/** A promise that the test keeps later. */
 function later() {
   let keep = () => {};
   const promise = new Promise<void>((resolve) => {
@@ -36,7 +37,7 @@ function later() {
   return { promise, keep };
 }
 
-test('slow uploads keep no other tenant out; of one tenant there are three at most', async () => {
+test('slow uploads keep no other tenant out, and one tenant has at most three at a time', async () => {
   const indexer = await fakeIndexer();
   const { promise, keep } = later();
   const slow = [1, 2, 3].map((i) => send(indexer, 'slow', `r${i}`, promise));
@@ -45,7 +46,7 @@ test('slow uploads keep no other tenant out; of one tenant there are three at mo
     () =>
       expect(send(indexer, 'slow', 'r4')).rejects.toMatchObject({
         code: 'saturated',
-        message: expect.stringContaining('3 repositories of this tenant'),
+        message: expect.stringContaining('indexing 3 repositories already'),
         retryAfterSeconds: 10,
       }),
     SOON,
@@ -56,13 +57,13 @@ test('slow uploads keep no other tenant out; of one tenant there are three at mo
   expect(await send(indexer, 'slow', 'r4')).not.toBe('');
 });
 
-test('what would be one run too many is refused before it is sent and after', async () => {
+test('an upload that would be one run too many is refused before it is sent, and after', async () => {
   const indexer = await fakeIndexer();
   const [late, encoding] = [later(), later()];
   const caught = send(indexer, 'late', 'r', late.promise).catch((error: unknown) => error);
   indexer.encoder.before = () => encoding.promise;
   const runs = ['a', 'a', 'b', 'b'].map((tenant, i) => send(indexer, tenant, `r${i}`));
-  const describe = () => indexer.client.describe(AbortSignal.timeout(10_000));
+  const describe = () => indexer.client.describe(AbortSignal.timeout(240_000));
   await vi.waitFor(async () => expect(await describe()).toMatchObject({ running: 4, limit: 4 }), SOON);
   const refusal = { code: 'saturated', message: expect.stringContaining('4 repositories are being indexed') };
   await expect(send(indexer, 'c', 'r', new Promise(() => {}))).rejects.toMatchObject(refusal);
@@ -73,7 +74,7 @@ test('what would be one run too many is refused before it is sent and after', as
   expect(await describe()).toMatchObject({ running: 0 });
 });
 
-test('a run that a drain meets is finished; who asks meanwhile learns of it, or waits for the next indexer', async () => {
+test('a drain lets a run finish; a gateway that asks meanwhile learns of it, or waits for the next indexer', async () => {
   const indexer = await fakeIndexer();
   const [arrived, encoding] = [later(), later()];
   let calls = 0;
@@ -85,9 +86,9 @@ test('a run that a drain meets is finished; who asks meanwhile learns of it, or 
   const running = send(indexer, 'a', 'running');
   await arrived.promise;
   const stopped = indexer.stop();
-  const describe = () => indexer.client.describe(AbortSignal.timeout(10_000));
+  const describe = () => indexer.client.describe(AbortSignal.timeout(240_000));
   await expect(describe()).rejects.toMatchObject({ code: 'draining' });
-  // It was on its way: nobody else could take it.
+  // The upload was on its way already: nobody else could take it.
   const late = send(indexer, 'a', 'late');
   await vi.waitUntil(() => calls === 2, SOON);
   encoding.keep();
@@ -123,9 +124,9 @@ test('a message that is neither start nor data is refused as such', async () => 
     yield { start };
     yield { start };
   }
-  const first = client.index(upload(), AbortSignal.timeout(10_000))[Symbol.asyncIterator]().next();
+  const first = client.index(upload(), AbortSignal.timeout(240_000))[Symbol.asyncIterator]().next();
   await expect(first).rejects.toMatchObject({
     code: 'invalid_request',
-    message: expect.stringContaining('comes data'),
+    message: expect.stringContaining('must be data'),
   });
 });

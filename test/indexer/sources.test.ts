@@ -1,4 +1,4 @@
-/** What has changed in a tree: what of it is read again, and whose chunks go. */
+/** Changes in a tree: which files are read again, and whose chunks are removed. */
 import { mkdir, mkdtemp, rm, symlink, unlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -27,7 +27,7 @@ async function changed(...paths: string[]) {
 }
 
 describe('changed sources', () => {
-  test('are read again; of those that went the chunks go, and all others stay', async () => {
+  test('changed files are read again, chunks of removed files go, and all others stay', async () => {
     await files({ 'a.py': 'x', 'sub/b.py': 'x', 'sub/c.py': 'x' });
     await unlink(join(dir, 'sub/b.py'));
     const { read, isReplaced } = await changed('sub/b.py', 'a.py');
@@ -35,7 +35,7 @@ describe('changed sources', () => {
     expect(['a.py', 'sub/b.py', 'sub/c.py', 'sub', 'a.pyx'].map(isReplaced)).toEqual([true, true, false, false, false]);
   });
 
-  test('of a folder that went are all that it held', async () => {
+  test('a folder that was removed stands for all that it held', async () => {
     await files({ 'sub/b.py': 'x', 'subway.py': 'x' });
     await rm(join(dir, 'sub'), { recursive: true });
     const { read, isReplaced } = await changed('sub');
@@ -44,7 +44,7 @@ describe('changed sources', () => {
   });
 
   test.each(['vendor', 'vendor/lib.py', 'vendor/deep/lib.py'])(
-    'are not looked for behind a link (%s)',
+    'changed files are not looked for behind a link (%s)',
     async (path) => {
       await files({ '../outside/lib.py': 'secret', '../outside/deep/lib.py': 'secret', '../outside/.gitignore': '*' });
       await symlink('../outside', join(dir, 'vendor'));
@@ -54,14 +54,14 @@ describe('changed sources', () => {
     },
   );
 
-  test('of a folder are all that it holds, and held', async () => {
+  test('a folder that changed stands for all that it holds, and held', async () => {
     await files({ '.gitignore': '*.log', 'sub/b.py': 'x', 'sub/deep/c.py': 'x', 'sub/a.log': 'x', 'subway.py': 'x' });
     const { read, isReplaced } = await changed('sub/b.py', 'sub');
     expect(read).toEqual(['sub/b.py', 'sub/deep/c.py']);
     expect(['sub', 'sub/b.py', 'sub/gone.py', 'subway.py'].map(isReplaced)).toEqual([true, true, true, false]);
   });
 
-  test('are found in a tree to which a link leads', async () => {
+  test('changed files are found in a tree to which a link leads', async () => {
     await files({ 'sub/b.py': 'x' });
     await symlink('tree', join(root, 'link'));
     const { paths, replaced } = await changedSources(join(root, 'link'), ['', 'sub/b.py'], 1_000);
@@ -76,7 +76,7 @@ test.each<[string, Uint8Array]>([
   ['a NUL', Buffer.from('secret.py\0 and more\n')],
   ['a byte order mark', Buffer.from('\ufeffsecret.py\n')],
   ['more than the largest file', Buffer.from(`# ${'-'.repeat(2_000)}\nsecret.py\n`)],
-])('a .gitignore with %s is obeyed, as git does', async (_, rules) => {
+])('a .gitignore with %s is obeyed as git obeys it', async (_, rules) => {
   await files({ 'sub/.gitignore': rules, 'sub/secret.py': 'x', 'sub/a.py': 'x' });
   expect((await listSources(dir)).paths).toEqual(['sub/a.py']);
   expect((await changed('sub/secret.py', 'sub/a.py')).read).toEqual(['sub/a.py']);

@@ -1,4 +1,6 @@
-/** Following a working tree: what is indexed is at any settled moment what one run over the whole tree would index. */
+/**
+ * Following a working tree: whenever changes have settled, the index is what one run over the whole tree would make.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
@@ -7,7 +9,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { FSWatcher } from 'chokidar';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
-import { indexRepository, indexSources } from '../../services/indexer/index-repository.ts';
+import { indexSources } from '../../services/indexer/index-run.ts';
 import { treeSources } from '../../services/indexer/sources.ts';
 import { treeIndexer } from '../../services/indexer/tree-indexer.ts';
 import { type Watching, watchTree } from '../../services/indexer/watch.ts';
@@ -15,6 +17,7 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import type { IndexWriter, Store } from '../../services/lib/rag/store/store.ts';
 import { LIMITS, python, RememberingEncoder } from '../support/fake-indexer.ts';
+import { indexTree } from '../support/index-tree.ts';
 
 const { watchers, atWatch } = vi.hoisted(() => ({ watchers: [] as FSWatcher[], atWatch: vi.fn() }));
 vi.mock(import('chokidar'), async (original) => {
@@ -28,7 +31,8 @@ vi.mock(import('chokidar'), async (original) => {
   return { ...chokidar, watch };
 });
 
-const SOON = { timeout: 20_000, interval: 10 };
+const SOON = { timeout: 120_000, interval: 10 };
+vi.setConfig({ testTimeout: 300_000 });
 const REPO = 'shop';
 
 async function start() {
@@ -71,10 +75,10 @@ async function start() {
       retryMs: 1,
       ...options,
     });
-  /** Waits until the watched index is what a run over the whole tree makes; compares in a store of its own. */
+  /** Waits until the watched index is what a run over the whole tree makes in another store. */
   const settled = async () => {
     const other = await openStore(`lmdb:${join(root, 'other')}`);
-    const whole = await indexRepository({ repo: REPO, dir, store: other, encoder, options: LIMITS });
+    const whole = await indexTree({ repo: REPO, dir, store: other, encoder, options: LIMITS });
     await other.close();
     await expect.poll(async () => (await store.head(REPO))?.version, SOON).toBe(whole.version);
     return whole;
@@ -95,7 +99,7 @@ async function withWriter<T>(store: Store, use: (writer: IndexWriter) => Promise
   }
 }
 
-/** All rows go; the head stays. */
+/** Removes all rows and leaves the head. */
 async function loseChunks(store: Store): Promise<void> {
   const whole = await store.snapshot(REPO);
   if (!whole) throw new Error('no index');
@@ -106,7 +110,7 @@ async function loseChunks(store: Store): Promise<void> {
   });
 }
 
-test('files that come, change, move and go are followed, and only they are read', async () => {
+test('files that come, change, move and go are followed, and only these files are read', async () => {
   const { dir, store, write, stop, seen, follow, settled } = await start();
   await write('a.py', python('a', 12));
   await write('sub/b.ts', python('b', 12));
@@ -145,7 +149,7 @@ test('a .gitignore that changes is obeyed from then on', async () => {
 });
 
 test.each(['*\n!*/\n!*.py\n', '.*\n'])(
-  'a .gitignore that excludes itself is obeyed all the same (%j)',
+  'a .gitignore that excludes itself is obeyed nevertheless (%j)',
   async (rules) => {
     const { write, stop, follow, settled } = await start();
     await write('.gitignore', rules);
@@ -164,7 +168,7 @@ test.each(['*\n!*/\n!*.py\n', '.*\n'])(
   },
 );
 
-test('a change does not wait for others to end', async () => {
+test('a change does not wait for later changes to end', async () => {
   const { write, stop, follow, settled } = await start();
   await write('a.py', python('a', 12));
   const watching = follow({ quietMs: 3_600_000, patienceMs: 50 });
@@ -178,14 +182,14 @@ test('a change does not wait for others to end', async () => {
 });
 
 describe('folders that are replaced', () => {
-  test('by a generator, are followed further', async () => {
+  test('a folder that a generator replaces is followed further', async () => {
     const { dir, write, stop, follow, settled } = await start();
     const groups = Array.from({ length: 20 }, (_, i) => `g${i}`);
     const folders = groups.flatMap((group) => [group, `${group}/s`, `${group}/s/t`]);
     for (const folder of folders) await write(`${folder}/a.py`, python('a', 12));
     const watching = follow();
     await settled();
-    // Quicker than can be done from here, and than chokidar follows: of three it loses about one.
+    // A process does this faster than the test could, and faster than chokidar follows: it loses about one in three.
     const replace = `for g in ${groups.join(' ')}; do rm -rf $g && mkdir -p $g/s/t
       for f in $g $g/s $g/s/t; do echo "$f = 1" > $f/a.py; done; done`;
     expect(await once(spawn('sh', ['-c', replace], { cwd: dir, stdio: 'ignore' }), 'exit')).toEqual([0, null]);
@@ -196,7 +200,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test('have all indexed and watched anew', async () => {
+  test('after a folder is replaced everything is indexed and watched anew', async () => {
     const { dir, write, stop, seen, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
     const watching = follow();
@@ -209,13 +213,13 @@ describe('folders that are replaced', () => {
     expect((await settled()).files).toBe(3);
     await unlink(join(dir, 'new/d.py'));
     expect((await settled()).files).toBe(2);
-    expect(runsOverAll()).toBe(2); // for what is new alone there is no need
-    expect(seen.flat()).toContain('new'); // with what came before it was watched
+    expect(runsOverAll()).toBe(2); // a new folder alone needs no run over all
+    expect(seen.flat()).toContain('new'); // including files that came before it was watched
     stop.abort();
     await watching;
   });
 
-  test.each(['g', ''])('without a sign are found after a while (%j)', async (folder) => {
+  test.each(['g', ''])('a folder that is replaced without a sign is found after a while (%j)', async (folder) => {
     const { root, dir, write, stop, seen, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
     const watching = follow({ checkMs: 20 });
@@ -233,7 +237,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test.each(['g', 'f'])('by a file, or replace one, are found as well (%s)', async (path) => {
+  test.each(['g', 'f'])('a folder that is replaced by a file, or replaces one, is found as well (%s)', async (path) => {
     const { dir, write, stop, runsOverAll, follow, settled } = await start();
     await write('g/a.py', python('a', 12));
     await write('f', python('f', 12));
@@ -248,7 +252,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test('while the watcher gets ready are told from those that were listed', async () => {
+  test('a folder that is replaced while the watcher gets ready is told from the one that was listed', async () => {
     const { root, dir, write, stop, runsOverAll, follow } = await start();
     await write('g/a.py', python('a', 12));
     atWatch.mockImplementationOnce(() => {
@@ -261,7 +265,7 @@ describe('folders that are replaced', () => {
     await watching;
   });
 
-  test('by a link are gone with all that they held, and nothing is read through it', async () => {
+  test('a folder that is replaced by a link is gone with all that it held, and nothing is read through the link', async () => {
     const { root, dir, store, write, stop, encoder, follow, settled } = await start();
     await write('a.py', python('a', 12));
     for (const name of ['lib', 'other']) await write(`vendor/deep/${name}.py`, python(name, 12));
@@ -279,20 +283,20 @@ describe('folders that are replaced', () => {
   });
 });
 
-test('what takes the place of a link is seen', async () => {
+test('a file that takes the place of a link is seen', async () => {
   const { root, dir, stop, follow, settled } = await start();
   for (const link of ['g', 'f.py']) await symlink(root, join(dir, link));
   const watching = follow();
   await settled();
   for (const link of ['g', 'f.py']) unlinkSync(join(dir, link));
-  mkdirSync(join(dir, 'g')); // before anybody can tell that the link was gone
+  mkdirSync(join(dir, 'g')); // before the watcher can see that the link was gone
   for (const path of ['g/a.py', 'f.py']) writeFileSync(join(dir, path), python('a', 12));
   expect((await settled()).files).toBe(2);
   stop.abort();
   await watching;
 });
 
-test('who is stopped before watching begins has indexed nothing', async () => {
+test('a watch that is stopped before it begins has indexed nothing', async () => {
   const { stop, seen, follow } = await start();
   atWatch.mockImplementationOnce(() => stop.abort());
   await follow();
@@ -313,7 +317,7 @@ test('a tree to which a link leads is followed', async () => {
   await watching;
 });
 
-test('a failure that may pass is tried again, with all that changed meanwhile; another ends it', async () => {
+test('a failure that may pass is followed by another attempt with all that changed meanwhile; any other ends the watch', async () => {
   const { write, failures, follow, settled, failNext } = await start();
   await write('a.py', python('a', 12));
   failNext(new ServingError('index_locked', 'somebody else is at it'));
@@ -329,18 +333,18 @@ test('a failure that may pass is tried again, with all that changed meanwhile; a
   await ended;
 });
 
-test("another indexer's version in between is not built on: all is indexed anew", async () => {
+test("after another indexer's version in between everything is indexed anew", async () => {
   const { root, store, encoder, write, stop, follow, settled } = await start();
   await write('a.py', python('a', 12));
   await write('b.py', python('b', 12));
   const watching = follow();
   await settled();
-  // Somebody else's upload.
+  // Another indexer publishes a version of its own.
   const other = join(root, 'elsewhere');
   await mkdir(other);
   await writeFile(join(other, 'foreign.py'), python('foreign', 12));
   const sources = await treeSources(other, LIMITS.maxFileBytes);
-  // The lock may outlast the version that was seen by a moment.
+  // The lock may last a moment longer than the version that was seen.
   await vi.waitFor(() => indexSources({ repo: REPO, sources, store, encoder, options: LIMITS }), SOON);
   await write('a.py', python('changed', 12));
   expect(await settled()).toMatchObject({ files: 2 });
@@ -357,7 +361,7 @@ test.each<[string, (store: Store) => Promise<unknown>]>([
   await write('b.py', python('b', 12));
   const watching = follow();
   await settled();
-  await vi.waitFor(() => harm(store), SOON); // the lock may outlast the version that was seen by a moment
+  await vi.waitFor(() => harm(store), SOON); // the lock may last a moment longer
   await write('a.py', python('changed', 12));
   expect(await settled()).toMatchObject({ files: 2 });
   expect(seen).toEqual(['all', ['a.py']]);
@@ -365,13 +369,13 @@ test.each<[string, (store: Store) => Promise<unknown>]>([
   await watching;
 });
 
-test('what the watcher cannot watch is told, and the rest goes on', async () => {
+test('a part that cannot be watched is reported, and the rest goes on', async () => {
   const { dir, write, stop, failures, follow, settled } = await start();
   await write('a.py', python('a', 12));
   const watching = follow();
   await settled();
   const watcher = watchers.at(-1) as FSWatcher;
-  expect(watcher.options.ignorePermissionErrors).toBe(true); // as root there are none to be met
+  expect(watcher.options.ignorePermissionErrors).toBe(true); // root meets no such errors
   for (const folder of ['p', 'q']) watcher.emit('error', new Error(`ENOSPC: too many watches, ${dir}/${folder}`));
   expect(failures).toEqual(['internal', 'internal']);
   await write('b.py', python('b', 12));

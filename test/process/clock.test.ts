@@ -10,7 +10,7 @@ import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 const NEEDS_A_DATE: Record<string, string> = {
   'gateway/http/completions.ts': '`created` of an answer, as OpenAI has it',
   'gateway/http/models.ts': '`created` of a model, as OpenAI has it',
-  'indexer/index-repository.ts': 'when a version was indexed, for people',
+  'indexer/version-builder.ts': 'when a version was indexed, for people',
   'lib/rpc/contract.ts': 'gRPC takes deadlines as dates: made from a monotonic one at the moment of the call',
   'lib/rag/store/lmdb-store.ts':
     'locks between processes, which share no other clock; a jump ends a lock, whose holder then writes nothing more',

@@ -139,7 +139,7 @@ describe('a service process', () => {
   ])('drains and exits 1 on an unexpected error ($behaviour)', async ({ behaviour, message }) => {
     const service = start(behaviour);
     expect(await service.exited()).toBe(1);
-    expect(service.messages).toEqual(CLEAN.toSpliced(1, 0, 'unexpected error: stopping'));
+    expect(service.messages).toEqual(CLEAN.toSpliced(1, 0, 'this process cannot go on: stopping'));
     expect(service.lines[1]).toMatchObject({ err: { code: 'internal', message: expect.stringContaining(message) } });
   });
 });

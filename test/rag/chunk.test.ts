@@ -43,44 +43,44 @@ describe('chunkFile', () => {
         [16, 25],
       ],
     ],
-  ])('cuts %d lines into windows of 10, one every 5', (lines, expected) => {
+  ])('%d lines are cut into windows of 10, one every 5', (lines, expected) => {
     expect(ranges(numbered(lines))).toEqual(expected);
   });
 
-  test('drops blank lines and keeps the numbers of the file', () => {
+  test('blank lines are dropped, and lines keep their numbers in the file', () => {
     const [chunk] = chunkFile('a.py', '\n\nimport os\n   \n\t\n  x = 1\n\n', PAPER);
     expect(chunk).toMatchObject({ path: 'a.py', startLine: 3, endLine: 6, text: 'import os\n  x = 1' });
     expect(chunk?.tokens).toEqual(['import', 'os', 'x', '1']);
   });
 
-  test('keeps the first 256 identifiers of a chunk: what has more is data', () => {
+  test('a chunk keeps its first 256 identifiers: code does not have more', () => {
     const words = Array.from({ length: 300 }, (_, i) => `w${i}`);
     const [chunk] = chunkFile('a.csv', words.join(' '), PAPER);
     expect(chunk?.tokens).toEqual(words.slice(0, 256));
   });
 
-  test.each(['', '\n', ' \r\n\t\n'])('makes nothing of %j', (text) => {
+  test.each(['', '\n', ' \r\n\t\n'])('the text %j gives no chunks', (text) => {
     expect(chunkFile('a.py', text, PAPER)).toEqual([]);
   });
 
-  test('takes every kind of line end', () => {
+  test('every kind of line end is recognised', () => {
     expect(chunkFile('a.py', 'a\r\nb\rc\nd', PAPER)[0]).toMatchObject({ text: 'a\nb\nc\nd', startLine: 1, endLine: 4 });
   });
 
-  test('gives an id that tells text, path and place apart, and is the same in every run', () => {
+  test('the id of a chunk depends on text, path and place, and is the same in every run', () => {
     const id = (path: string, text: string) => chunkFile(path, text, PAPER)[0]?.id;
     expect(id('a.py', 'x')).toMatch(/^[0-9a-f]{64}$/);
     expect(id('a.py', 'x')).toBe(id('a.py', 'x'));
     expect(new Set([id('a.py', 'x'), id('b.py', 'x'), id('a.py', 'y'), id('a.py', '\nx')]).size).toBe(4);
   });
 
-  test('refuses a stride that skips lines', () => {
+  test('a stride that skips lines is refused', () => {
     expect(() => chunkFile('a.py', 'x', { chunkLines: 5, chunkStride: 6 })).toThrow(
       expect.objectContaining({ code: 'config_invalid' }),
     );
   });
 
-  test('covers every non-blank line, in order, with no window inside another', () => {
+  test('windows cover every non-blank line in order, and none lies inside another', () => {
     const line = fc.constantFrom('', '  ', 'a = 1', '\tdef f(x):', 'é');
     fc.assert(
       fc.property(
@@ -106,13 +106,13 @@ describe('chunkFile', () => {
   });
 });
 
-test('of a huge line the start is taken, in whole characters; all other lines are there', () => {
+test('only the start of a huge line is kept, in whole characters, and all other lines are complete', () => {
   const [chunk] = chunkFile('a.py', `before\n${'x'.repeat(4_095)}${'😀'.repeat(1_000_000)}\nafter`, PAPER);
   expect(chunk?.text).toBe(`before\n${'x'.repeat(4_095)}\nafter`);
   expect(chunk).toMatchObject({ startLine: 1, endLine: 3 });
 });
 
-test('identifiers are words of any script, case-sensitive, once each', () => {
+test('identifiers are words of any script, case-sensitive, each listed once', () => {
   expect(identifiers('def größe(self, Größe=0x1F): self.größe_2 = "don\'t"')).toEqual([
     'def',
     'größe',

@@ -1,6 +1,6 @@
 import { inspect } from 'node:util';
 import { describe, expect, test } from 'vitest';
-import { parseRedisUrl } from '../../services/lib/redis/url.ts';
+import { isRedisUrl, parseRedisUrl } from '../../services/lib/redis/url.ts';
 
 describe('the URL of a Redis', () => {
   test.each([
@@ -42,7 +42,7 @@ describe('the URL of a Redis', () => {
         db: 0,
       },
     ],
-  ])('%s', (url, expected) => {
+  ])('the URL %s is read in full', (url, expected) => {
     expect(parseRedisUrl(url)).toMatchObject(expected);
   });
 
@@ -64,7 +64,7 @@ describe('the URL of a Redis', () => {
     'redis+cluster://:secret@host/1',
     'redis+other://:secret@host',
     'redis://user:secret@word@host',
-  ])('%s is refused, naming no secret', (url) => {
+  ])('the URL %s is refused without naming a secret', (url) => {
     let error: unknown;
     try {
       parseRedisUrl(url);
@@ -75,4 +75,16 @@ describe('the URL of a Redis', () => {
     expect(inspect(error)).not.toContain('secret%');
     expect((error as Error).message).not.toContain('secret');
   });
+});
+
+test.each([
+  ['redis://host', true],
+  ['rediss+sentinel://a,b/main', true],
+  ['redis+cluster://a:1', true],
+  ['redis://', false],
+  ['redis:6379', false],
+  ['lmdb:redis://', false],
+  ['https://redis', false],
+])('the beginning of %s tells whether it means a Redis server', (text, expected) => {
+  expect(isRedisUrl(text)).toBe(expected);
 });

@@ -1,12 +1,12 @@
 import { expect, onTestFinished, test } from 'vitest';
-import { Registry, stayRegistered } from '../../services/lib/redis/worker-registry.ts';
+import { stayRegistered, WorkerRegistry } from '../../services/lib/redis/worker-registry.ts';
 import { keepingLog } from '../support/fake-gateway.ts';
 import { startRedis } from '../support/redis.ts';
 
 test('a registry lists workers by role, and forgets those that do not renew', async () => {
   const redis = await startRedis();
   onTestFinished(() => redis.stop());
-  const registry = new Registry(redis.url);
+  const registry = new WorkerRegistry(redis.url);
   onTestFinished(() => registry.close());
   expect(await registry.list('prefill')).toEqual([]);
   await registry.put('prefill', 'b:2');

@@ -1,4 +1,4 @@
-/** Uploads made in memory, proper ones and others. */
+/** Makes uploads in memory, valid and invalid ones. */
 import { gzipSync } from 'node:zlib';
 import { zipSync } from 'fflate';
 import { type Header, pack } from 'tar-stream';
@@ -23,7 +23,7 @@ export const tarOfFiles = (files: Files) => tarOf(Object.entries(files).map(([na
 
 export const tarGzOfFiles = async (files: Files) => gzipSync(await tarOfFiles(files));
 
-/** With the file modes of Unix. */
+/** A zip with the file modes of Unix. */
 export function zipOfFiles(files: Files, modes: Record<string, number> = {}): Buffer {
   const entries = Object.entries(files).map(([name, content]) => {
     const attrs = ((modes[name] ?? 0o100644) << 16) >>> 0;
@@ -35,7 +35,7 @@ export function zipOfFiles(files: Files, modes: Record<string, number> = {}): Bu
 export const jsonOfFiles = (files: Record<string, string>) =>
   Buffer.from(JSON.stringify({ files: Object.entries(files).map(([path, content]) => ({ path, content })) }));
 
-/** As a network delivers it. */
+/** Bytes in parts, as a network delivers them. */
 export async function* inParts(bytes: Uint8Array, size = 1_000): AsyncGenerator<Uint8Array> {
   for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
 }

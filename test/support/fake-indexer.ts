@@ -1,4 +1,6 @@
-/** The real indexer service on a real port, over LMDB in a folder of its own, around an encoder that remembers. */
+/**
+ * The real indexer service on a real port, over LMDB in a folder of its own, with an encoder that records its calls.
+ */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -45,9 +47,9 @@ export interface FakeIndexer {
   readonly store: Store;
   readonly encoder: RememberingEncoder;
   readonly client: IndexerClient;
-  /** Drains, as a process does, and gives up its port; what is under way is cut when `deadline` aborts. */
+  /** Drains as a process does, and gives up its port. Runs in progress are cut when `deadline` aborts. */
   stop(deadline?: AbortSignal): Promise<void>;
-  /** Another one at the same port. */
+  /** Starts another one at the same port. */
   restart(): Promise<void>;
 }
 
@@ -63,7 +65,7 @@ export async function fakeIndexer(change: Partial<IndexerOptions> = {}): Promise
   };
   let { server, draining } = await open(0);
   const port = Number(server.address.split(':').at(-1));
-  const stop = (deadline = AbortSignal.timeout(5_000)) => {
+  const stop = (deadline = AbortSignal.timeout(60_000)) => {
     draining.abort(new ServingError('draining', 'shutting down'));
     return server.close(deadline);
   };

@@ -1,4 +1,4 @@
-/** What the model tests share: the goldens, temporary folders, and a decoder graph run with its KV kept in place. */
+/** Helpers of the model tests: goldens, temporary folders, and a decoder graph that runs with its KV kept in place. */
 import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -15,7 +15,7 @@ import { writeModel } from '../../services/lib/model/graph/onnx.ts';
 export const GOLDENS = join(import.meta.dirname, '../goldens');
 export const TINY_CODER = join(import.meta.dirname, '../../models/tiny-coder');
 
-/** A folder that is removed when the tests around the call are done; to be called while they are collected. */
+/** A folder that is removed when the tests around the call are done. It must be called while they are collected. */
 export async function temporaryFolder(): Promise<string> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-model-'));
   afterAll(() => rm(dir, { recursive: true, force: true }));
@@ -27,7 +27,7 @@ export interface Expected {
   int64(name: string): number[];
 }
 
-/** Reference tensors, all read. */
+/** Reads all tensors of a reference file. */
 export async function readExpected(path: string): Promise<Expected> {
   const file = await SafetensorsFile.open(path);
   const bytes = new Map<string, Uint8Array>();
@@ -78,13 +78,13 @@ export async function loadGraph(graph: Graph, parent: string, name: string): Pro
 
 export interface Step {
   readonly ids: readonly number[];
-  /** Positions relative to this step, and [positions, hidden] vectors. */
+  /** Positions relative to this step, and vectors [positions, hidden]. */
   readonly soft?: { readonly positions: readonly number[]; readonly vectors: Float32Array };
-  /** Positions of this step whose logits are wanted; all if absent. */
+  /** Positions of this step whose logits are wanted; all positions if absent. */
   readonly rows?: readonly number[];
 }
 
-/** One sequence on a decoder graph; past and present are the same memory. */
+/** One sequence on a decoder graph, with past and present in the same memory. */
 export class DecoderRun {
   readonly spec: DecoderSpec;
   readonly capacity: number;
@@ -155,7 +155,7 @@ export class DecoderRun {
   }
 }
 
-/** The decoder graph of a Hugging Face folder, loaded. */
+/** Loads the decoder graph of a Hugging Face folder. */
 export async function loadDecoder(
   dir: string,
   parent: string,
@@ -175,7 +175,7 @@ export const inMemory = (shapes: Readonly<Record<string, readonly number[]>>): T
   read: async (name) => new Float32Array(shapes[name]!.reduce((product, dim) => product * dim, 1)),
 });
 
-/** Bytes of a safetensors file with this header, whatever it says. */
+/** The bytes of a safetensors file with this header, valid or not. */
 export function safetensorsBytes(header: unknown, dataBytes: number): Uint8Array {
   const json = Buffer.from(typeof header === 'string' ? header : JSON.stringify(header));
   const bytes = new Uint8Array(8 + json.length + dataBytes);

@@ -1,4 +1,4 @@
-/** Redis as it is run in production, on one machine: a cluster, a master with sentinels, TLS, and a slow network. */
+/** Redis as in production, on one machine: a cluster, a master with sentinels, TLS, and a slow network. */
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -49,8 +49,8 @@ export async function startSentinel(): Promise<Topology> {
 }
 
 /**
- * A server that speaks TLS alone, with a certificate that only `ca` vouches for.
- * @param clients whether it wants a certificate of its clients; `ca` with `key` is one.
+ * A server that speaks only TLS, with a certificate that only `ca` vouches for.
+ * @param clients whether it asks clients for a certificate; `ca` with `key` is one.
  */
 export async function startTls(
   clients: 'yes' | 'no' = 'no',
@@ -75,12 +75,14 @@ const stopAll = async (servers: readonly RedisServer[]) => {
 
 export interface SlowNetwork {
   readonly port: number;
-  /** Of every part of an answer, in ms; Infinity: none comes, and none ever will over a connection that had one lost. */
+  /**
+   * Delay of every part of an answer, in ms. With Infinity parts are lost, and a connection that lost one stays silent.
+   */
   delayMs: number;
   stop(): Promise<void>;
 }
 
-/** A proxy before a server, which can hold back its answers. */
+/** A proxy before a server that can hold back its answers. */
 export async function startSlowNetwork(to: number): Promise<SlowNetwork> {
   const sockets = new Set<Socket>();
   const proxy = createServer((client) => {

@@ -1,6 +1,6 @@
 /**
- * A real redis-server for tests: the one on PATH, or else Debian's own packages unpacked into `.cache/redis`, which changes
- * nothing of the system and needs no root. Tests that want Redis fail without it; none is skipped.
+ * A real redis-server for tests: the one on PATH, or else Debian's own packages unpacked into `.cache/redis`, which
+ * does not change the system and needs no root. Without a server, tests that need Redis fail; none is skipped.
  */
 import { execFile } from 'node:child_process';
 import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
@@ -26,13 +26,13 @@ const STEP_TIMEOUT_MS = 120_000;
 
 /**
  * @param extra further arguments of redis-server.
- * @throws Error that says what to install, where no redis-server can be had.
+ * @throws Error that says what to install, if there is no redis-server.
  */
 export async function startRedis(extra: RedisArguments = []): Promise<RedisServer> {
   return launchServer(await haveRedis(), extra);
 }
 
-/** Runs redis-cli, which comes with the server. @returns what it printed. */
+/** Runs redis-cli, which comes with the server. @returns its output. */
 export async function redisCli(port: number, ...args: readonly string[]): Promise<string> {
   const { path, env } = await haveRedis();
   const cli = path.replace(/redis-server$/, 'redis-cli');
@@ -40,7 +40,7 @@ export async function redisCli(port: number, ...args: readonly string[]): Promis
   return stdout.trim();
 }
 
-/** The binary, which is fetched first where there is none. */
+/** The binary, which is fetched first if there is none. */
 async function haveRedis(): Promise<RedisBinary> {
   const found = await findRedis();
   if (found) return found;
@@ -56,13 +56,13 @@ async function haveRedis(): Promise<RedisBinary> {
   return unpacked(UNPACKED);
 }
 
-/** Downloads what this system lacks for redis-server and unpacks it; several processes may do so at once. */
+/** Downloads and unpacks what this system lacks for redis-server. Several processes may do so at once. */
 async function provision(): Promise<void> {
   await mkdir(CACHE, { recursive: true });
   const work = await mkdtemp(join(CACHE, 'redis-'));
   try {
     await download(work).catch(async () => {
-      // No package lists, or stale ones: fetch them into a folder of ours.
+      // There are no package lists, or stale ones: fetch them into a folder of ours.
       const lists = await privateLists(work);
       await run('apt-get', [...lists, 'update'], { timeout: STEP_TIMEOUT_MS });
       await download(work, lists);

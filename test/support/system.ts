@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
 import { type Flags, type RunningSystem, type SystemOptions, startSystem } from '../../services/supervisor.ts';
 

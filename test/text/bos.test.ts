@@ -1,4 +1,4 @@
-/** What stands before every text in some tokenizers: when a prompt gets it. */
+/** The beginning-of-text id of some tokenizers, and the prompts that get it. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -27,7 +27,7 @@ const build = (parts: Partial<Parameters<PromptBuilder['build']>[0]>, format?: '
 };
 
 describe('the beginning of text', () => {
-  test('stands before a text, unless the client does without', () => {
+  test('the beginning of text comes before a text, unless the client refuses it', () => {
     const text = tokenizer.encode('def pop');
     expect(build({ prompt: 'def pop' })).toEqual([BOS, ...text]);
     expect(build({ prompt: 'def pop', addSpecialTokens: false })).toEqual(text);
@@ -35,25 +35,25 @@ describe('the beginning of text', () => {
     expect(build({ prompt: 'a', suffix: 'b', addSpecialTokens: false })).not.toContain(BOS);
   });
 
-  test('does not stand before ids, which are taken as they are', () => {
+  test('the beginning of text does not come before ids, which are taken as they are', () => {
     expect(build({ prompt: [BOS, 7, 8] })).toEqual([BOS, 7, 8]);
     expect(build({ prompt: [7, 8] })).toEqual([7, 8]);
     expect(build({ prompt: [7, 8], suffix: 'b' }, 'prefix-only')).toEqual([7, 8]);
   });
 
-  test('stands before the frame that ids are put in', () => {
+  test('the beginning of text comes before a frame into which ids are put', () => {
     expect(build({ prompt: [7, 8], suffix: '' })[0]).toBe(BOS);
     expect(build({ prompt: [7, 8], suffix: '' })).toHaveLength(1 + 3 + 2);
   });
 
-  test('moves the places of soft tokens only where it stands', () => {
+  test('the beginning of text moves the places of soft tokens only if it is there', () => {
     const context = { kind: 'soft', vectors: [Float32Array.of(1, 2)] } as const;
     const builder = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer));
     const positions = (prompt: string | number[]) => [...builder.build({ ...room, prompt, context }).soft.positions];
     expect([positions('a'), positions([7])]).toEqual([[1], [0]]);
   });
 
-  test('is left out of the echo, and nothing else is', () => {
+  test('the echo leaves out the beginning of text and nothing else', () => {
     const echoed = (body: object) => {
       const request = completionBody.parse({ echo: true, max_tokens: 1, truncate_prompt_tokens: -1, ...body });
       const prompt = request.prompts[0]!;

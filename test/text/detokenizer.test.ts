@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Detokenizer, StopStrings } from '../../services/lib/text/detokenizer.ts';
 
-/** Tokens that are arbitrary stretches of bytes; ids from 1000 on steer the model. */
+/** Tokens that are arbitrary stretches of bytes. Ids from 1000 on steer the model. */
 function detokenize(tokens: readonly Uint8Array[], special: readonly boolean[] = []): string[] {
   const detokenizer = new Detokenizer(
     (id) => tokens[id] ?? new Uint8Array(0),
@@ -12,7 +12,7 @@ function detokenize(tokens: readonly Uint8Array[], special: readonly boolean[] =
 }
 
 describe('bytes', () => {
-  test('streamed = whole, however characters are split over tokens', () => {
+  test('streamed text equals the whole text, however characters are split over tokens', () => {
     fc.assert(
       fc.property(fc.array(fc.uint8Array({ maxLength: 4 })), (tokens) => {
         const whole = new TextDecoder('utf-8', { ignoreBOM: true }).decode(Buffer.concat(tokens));
@@ -21,7 +21,7 @@ describe('bytes', () => {
     );
   });
 
-  test('of valid text never show a replacement character on the way', () => {
+  test('valid text never shows a replacement character on the way', () => {
     fc.assert(
       fc.property(fc.string({ unit: 'grapheme' }), fc.infiniteStream(fc.integer({ min: 1, max: 3 })), (text, sizes) => {
         const bytes = Buffer.from(text);
@@ -36,13 +36,13 @@ describe('bytes', () => {
     );
   });
 
-  test('wait for their character, and become a replacement character at the end', () => {
+  test('bytes wait until their character is complete, and become a replacement character at the end', () => {
     const euro = Buffer.from('€');
     expect(detokenize([euro.subarray(0, 1), euro.subarray(1, 2), euro.subarray(2)])).toEqual(['', '', '€', '']);
     expect(detokenize([Buffer.from('a'), euro.subarray(0, 2)])).toEqual(['a', '', '\ufffd']);
   });
 
-  test('of skipped tokens are no text', () => {
+  test('the bytes of skipped tokens are left out', () => {
     expect(detokenize([Buffer.from('a'), Buffer.from('<|x|>'), Buffer.from('b')], [false, true]).join('')).toBe('ab');
   });
 });
@@ -52,7 +52,7 @@ const stops = fc.array(fc.string({ unit: fc.constantFrom('a', 'b', 'c'), minLeng
   maxLength: 4,
 });
 
-/** Character by character, by definition: stop as soon as the text ends with a stop string. */
+/** The definition, character by character: stop as soon as the text ends with a stop string. */
 function cutSimply(text: string, stops: readonly string[]): string {
   for (let end = 1; end <= text.length; end++) {
     const found = stops.filter((stop) => text.slice(0, end).endsWith(stop));
@@ -62,7 +62,7 @@ function cutSimply(text: string, stops: readonly string[]): string {
 }
 
 describe('stop strings', () => {
-  test('cut the same text for any split', () => {
+  test('stop strings cut the same text, however it is split', () => {
     fc.assert(
       fc.property(
         letters,
@@ -85,7 +85,7 @@ describe('stop strings', () => {
     );
   });
 
-  test('are held back only as far as they may begin', () => {
+  test('text is held back only as far as a stop string may begin in it', () => {
     const strings = new StopStrings(['\n\n']);
     expect(strings.push('a\n')).toBe('a');
     expect(strings.push('b\n')).toBe('\nb');

@@ -20,14 +20,14 @@ const [PREFIX, SUFFIX, MIDDLE] = ['<|fim_prefix|>', '<|fim_suffix|>', '<|fim_mid
 const room = { capacity: 4096, maxTokens: 16 };
 const ids = (...parts: Parameters<PromptBuilder['build']>) => Array.from(builder.build(...parts).ids);
 
-/** A tokenizer that knows these names only. */
+/** A tokenizer that knows only these names. */
 const naming = (...names: string[]) => ({
   eosId: names.indexOf('</s>') < 0 ? undefined : names.indexOf('</s>'),
   idOf: (name: string) => (names.includes(name) ? names.indexOf(name) : undefined),
 });
 
 describe('the format', () => {
-  test('follows from the tokens that the tokenizer has', () => {
+  test('the format follows from the tokens that the tokenizer has', () => {
     expect(format).toMatchObject({ name: 'qwen', frame: [PREFIX, SUFFIX, MIDDLE], placeholder: id('<|fim_pad|>') });
     const starcoder = naming('x', '<fim_prefix>', '<fim_suffix>', '<fim_middle>', '</s>');
     expect(choosePromptFormat(starcoder)).toMatchObject({ name: 'starcoder', frame: [1, 2, 3], placeholder: 4 });
@@ -36,18 +36,18 @@ describe('the format', () => {
     expect(choosePromptFormat(naming('</s>'))).toMatchObject({ name: 'prefix-only', frame: undefined, stopIds: [0] });
   });
 
-  test('can be chosen, but only with the tokens it needs', () => {
+  test('a format can be chosen only if the tokenizer has the tokens that it needs', () => {
     expect(choosePromptFormat(tokenizer, 'prefix-only').frame).toBeUndefined();
     expect(() => choosePromptFormat(tokenizer, 'deepseek')).toThrow(/<｜fim▁begin｜>/);
   });
 
-  test('ends answers at the end of text and at what begins another part', () => {
+  test('answers end at the end of text and at tokens that begin another part', () => {
     const names = ['<|endoftext|>', '<|fim_prefix|>', '<|fim_pad|>', '<|file_sep|>', '<|repo_name|>'];
     expect(format.stopIds).toEqual(expect.arrayContaining(names.map(id)));
     expect(new Set(format.stopIds).size).toBe(format.stopIds.length);
   });
 
-  test('ends answers at every end that the configuration names too, as those of Llama 3', () => {
+  test('answers also end at every id that the configuration names, as with Llama 3', () => {
     const names: Record<string, number> = { '<|end_of_text|>': 128_001, '<|eot_id|>': 128_009 };
     const llama = { eosId: 128_001, idOf: (name: string) => names[name] };
     const { stopIds } = choosePromptFormat(llama, undefined, [128_001, 128_008, 128_009]);
@@ -56,7 +56,7 @@ describe('the format', () => {
 });
 
 describe('fill-in-the-middle', () => {
-  test('gives the ids that the model was trained on', async () => {
+  test('fill-in-the-middle gives the ids that the model was trained on', async () => {
     const expected = JSON.parse(await readFile(join(TINY, 'expected.json'), 'utf8'));
     for (const { input_ids } of [expected.fim, expected.loop] as { input_ids: number[] }[]) {
       const left = tokenizer.decode(input_ids.slice(1, input_ids.indexOf(SUFFIX)));
@@ -65,22 +65,22 @@ describe('fill-in-the-middle', () => {
     }
   });
 
-  test('takes special names in the user’s file for characters', () => {
+  test('names of special tokens in the user’s file are plain characters', () => {
     const prompt = ids({ ...room, prompt: 'a = "<|fim_middle|>"', suffix: '<|endoftext|>' });
     expect(prompt.filter((each) => each === MIDDLE)).toHaveLength(1);
     expect(prompt).not.toContain(id('<|endoftext|>'));
   });
 
-  test('is asked for by an empty suffix too, and by token ids before the cursor', () => {
+  test('an empty suffix, and token ids before the cursor, also ask for fill-in-the-middle', () => {
     expect(ids({ ...room, prompt: [5, 6], suffix: '' })).toEqual([PREFIX, 5, 6, SUFFIX, MIDDLE]);
   });
 
-  test('of a model that cannot leaves out what is after the cursor', () => {
+  test('a model that cannot fill in the middle gets no text after the cursor', () => {
     const plain = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, 'prefix-only'));
     expect(Array.from(plain.build({ ...room, prompt: [5, 6], suffix: 'later' }).ids)).toEqual([5, 6]);
   });
 
-  test('keeps what is nearest to the cursor, two parts before it for one after it', () => {
+  test('a cut keeps what is nearest to the cursor, two parts before it for one after it', () => {
     const code = fc.string({ unit: fc.constantFrom('a', ' ', '\n', 'def ', '('), maxLength: 300 });
     fc.assert(
       fc.property(code, code, fc.integer({ min: 5, max: 400 }), (before, after, capacity) => {
@@ -101,7 +101,7 @@ describe('fill-in-the-middle', () => {
     );
   });
 
-  test('shares room by need, then by 2:1', () => {
+  test('room is shared by need, then 2:1', () => {
     const length = fc.nat(5000);
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 5000 }), length, length, (room, left, right) => {
@@ -117,7 +117,7 @@ describe('fill-in-the-middle', () => {
 });
 
 describe('a raw prompt', () => {
-  test('may name tokens itself', () => {
+  test('a raw prompt may name tokens', () => {
     expect(ids({ ...room, prompt: '<|fim_prefix|>a<|fim_suffix|><|fim_middle|>' })).toEqual([
       PREFIX,
       ...tokenizer.encode('a'),
@@ -127,7 +127,7 @@ describe('a raw prompt', () => {
     expect(ids({ ...room, prompt: [1, 2, 3] })).toEqual([1, 2, 3]);
   });
 
-  test('too long is refused, unless it may be cut', () => {
+  test('a raw prompt that is too long is refused, unless it may be cut', () => {
     const tight = { capacity: 20, maxTokens: 16 };
     const prompt = [1, 2, 3, 4, 5];
     expect(() => ids({ ...tight, prompt })).toThrow(expect.objectContaining({ code: 'context_length_exceeded' }));
@@ -140,7 +140,7 @@ describe('a raw prompt', () => {
     expect(ids({ ...tight, prompt: 'a b c d e f', truncateTo: 2 })).toEqual(tokenizer.encode('a b c d e f').slice(-2));
   });
 
-  test('of nothing is refused', () => {
+  test('an empty raw prompt is refused', () => {
     expect(() => ids({ ...room, prompt: '' })).toThrow(expect.objectContaining({ code: 'invalid_request' }));
   });
 });
@@ -149,7 +149,7 @@ describe('soft context', () => {
   const vectors = [Float32Array.of(1, 2), Float32Array.of(3, 4), Float32Array.of(5, 6)];
   const context = { kind: 'soft', vectors } as const;
 
-  test('stands at the very front, best first', () => {
+  test('soft context comes first in the prompt, the best chunk first', () => {
     const prompt = builder.build({ ...room, prompt: [7], suffix: '', context });
     const pad = id('<|fim_pad|>');
     expect(Array.from(prompt.ids)).toEqual([pad, pad, pad, PREFIX, 7, SUFFIX, MIDDLE]);
@@ -158,7 +158,7 @@ describe('soft context', () => {
     expect(ids({ ...room, prompt: [7, 8], context })).toEqual([pad, pad, pad, 7, 8]);
   });
 
-  test('counts against the room', () => {
+  test('soft context counts against the room', () => {
     const tight = { capacity: 9, maxTokens: 1, context };
     expect(ids({ ...tight, prompt: [5, 6, 7, 8], suffix: '' }).slice(3)).toEqual([PREFIX, 7, 8, SUFFIX, MIDDLE]);
     expect(() => ids({ ...tight, capacity: 7, prompt: [5], suffix: '' })).toThrow(/does not fit/);
@@ -175,7 +175,7 @@ describe('context as text', () => {
   const [REPO, FILE] = [id('<|repo_name|>'), id('<|file_sep|>')];
   const enc = (text: string) => tokenizer.encode(text);
 
-  test('is written in the repository form where the model has one', () => {
+  test('context as text is written in the repository form if the model has one', () => {
     const front = [REPO, ...enc('shop\n'), FILE, ...enc('a.py\nx = 1\n'), FILE, ...enc('b.py\ny = 2\n')];
     const end = [FILE, ...enc('c.py\n'), PREFIX, 7, SUFFIX, MIDDLE];
     expect(ids({ ...room, prompt: [7], suffix: '', context })).toEqual([...front, ...end]);
@@ -183,7 +183,7 @@ describe('context as text', () => {
     expect(cut).toEqual([...front.slice(0, 8), ...end]);
   });
 
-  test('is written as comments where it has not', () => {
+  test('context as text is written as comments if the model has no repository form', () => {
     const plain = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, 'prefix-only'));
     const prompt = (path: string) =>
       tokenizer.decode(plain.build({ ...room, prompt: 'z', suffix: '', context: { ...context, path } }).ids);
@@ -195,7 +195,7 @@ describe('context as text', () => {
     expect(prompt('c.ts')).toMatch(/^\/\/ Here are[\s\S]*\n\/\/ y = 2\n/);
   });
 
-  test('takes half of the room at most, and nothing without chunks', () => {
+  test('context as text takes at most half of the room, and nothing without chunks', () => {
     const tight = ids({ capacity: 61, maxTokens: 1, prompt: 'a '.repeat(100), suffix: '', context });
     expect(tight.indexOf(PREFIX)).toBeLessThanOrEqual(30 + 1 + enc('c.py\n').length);
     expect(tight).toHaveLength(60);
@@ -217,7 +217,7 @@ describe('between two keystrokes', () => {
   };
   const shared = (a: readonly number[], b: readonly number[]) => a.findIndex((token, i) => token !== b[i]);
 
-  test('a cut LEFT begins where it began, but for one place in 512 characters', () => {
+  test('a cut LEFT begins at the same place for 512 characters, then moves once', () => {
     const all = prompts('psm', 1024);
     let moved = 0;
     for (let i = 1; i < all.length; i++) if (shared(all[i]!, all[i - 1]!) < 100) moved++;
@@ -228,7 +228,7 @@ describe('between two keystrokes', () => {
     }
   });
 
-  test('in spm all but the last few tokens are the same, in psm what is behind the cursor changes', () => {
+  test('in spm all but the last few tokens stay the same, in psm the tokens behind the cursor change', () => {
     const [spm, psm] = [prompts('spm', 4096 * 4), prompts('psm', 4096 * 4)];
     const suffixTokens = tokenizer.encode('\n    return result\n').length;
     for (let i = 1; i < typed.length; i++) {
@@ -244,7 +244,7 @@ describe('between two keystrokes', () => {
     expect(Array.from(built.ids)).toEqual([SUFFIX, ...b, PREFIX, ...a, MIDDLE]);
   });
 
-  test('a file without lines is cut to what fits', () => {
+  test('a file without line breaks is cut to what fits', () => {
     const prompt = 'x = 1; '.repeat(3000);
     expect(ids({ prompt, suffix: '', capacity: 512, maxTokens: 12 }).length).toBe(500);
   });

@@ -15,7 +15,7 @@ const tiny = await loadTokenizer(TINY);
 const library = new Library(raw, {});
 const libraryIds = (text: string) => library.encode(text, { add_special_tokens: false }).ids;
 
-/** What code is made of, so that random texts meet the pre-tokenizer's cases. */
+/** Pieces of code, so that random texts meet all cases of the pre-tokenizer. */
 const fragment = fc.oneof(
   fc.constantFrom(
     'def ',
@@ -38,19 +38,19 @@ const fragment = fc.oneof(
   fc.string({ unit: 'binary', maxLength: 6 }),
 );
 const text = fc.array(fragment, { maxLength: 40 }).map((parts) => parts.join(''));
-/** Longer than one block, with lines that begin blocks. */
+/** A text longer than one block, with lines at which blocks begin. */
 const file = fc
   .array(fc.tuple(fc.constantFrom('', '  ', '\t', '}', '#', '/', '\n'), text), { minLength: 30, maxLength: 120 })
   .map((lines) => lines.map(([start, rest]) => `${start}${rest}\n`).join(''));
 
 describe('encoding', () => {
-  test('gives the ids that the model was trained on', async () => {
+  test('encoding gives the ids that the model was trained on', async () => {
     const expected = JSON.parse(await readFile(join(TINY, 'expected.json'), 'utf8'));
     expect(tiny.encode(tiny.decode(expected.prefix.input_ids))).toEqual(expected.prefix.input_ids);
     expect(tiny.encode(tiny.decode(expected.fim.input_ids), 'as tokens')).toEqual(expected.fim.input_ids);
   });
 
-  test('is that of the library, block by block and from its cache too', () => {
+  test('encoding gives the ids of the library, block by block and from the cache too', () => {
     fc.assert(
       fc.property(fc.oneof(text, file), (sample) => {
         fc.pre(!sample.includes('<|'));
@@ -61,7 +61,7 @@ describe('encoding', () => {
     );
   });
 
-  test('of the head and of the tail are the ends of the whole', async () => {
+  test('the ids of head and tail are the ends of all ids', async () => {
     const bytes = await loadTokenizer(BYTES);
     fc.assert(
       fc.property(file, fc.nat(3000), (sample, count) => {
@@ -75,7 +75,7 @@ describe('encoding', () => {
     );
   });
 
-  test('of a text that is one line of many blocks are those of the library, and its ends are those of the whole', () => {
+  test('a text that is one line of many blocks has the ids of the library, and its ends are the ends of all ids', () => {
     const sentence = text.map((words) => `${words} x `.replace(/[\n\r<]/g, ';'));
     const line = fc.array(sentence, { minLength: 20, maxLength: 40 }).map((parts) => parts.join('').repeat(60));
     fc.assert(
@@ -93,16 +93,17 @@ describe('encoding', () => {
     ['spaces', 'for (var i = 0; i < x.length; i++) { f(i); } '],
     ['none', 'for(var/**/i=0;i<x.length;i++){f(i);}'],
     ['digits only', '0123456789'],
-  ])('cost no more than what is asked for, in 4 MiB without a line break: %s', (_, part) => {
+  ])('the head and the tail of 4 MiB without a line break cost no more than what is asked for: %s', (_, part) => {
     const sample = part.repeat(Math.ceil(2 ** 22 / part.length));
     const before = process.cpuUsage();
     const [head, tail] = [tiny.encodeHead(sample, 1000), tiny.encodeTail(sample, 1000)];
-    expect(process.cpuUsage(before).user / 1000).toBeLessThan(400); // 20; 1,500 as one block
+    // In ms of CPU time: 20 measured, and 1,500 as one block.
+    expect(process.cpuUsage(before).user / 1000).toBeLessThan(400);
     expect(sample.startsWith(tiny.decode(head))).toBe(true);
     expect(sample.endsWith(tiny.decode(tail))).toBe(true);
   });
 
-  test('decodes back to the text', () => {
+  test('ids decode back to the text', () => {
     fc.assert(
       fc.property(text, (sample) => {
         expect(tiny.decode(tiny.encode(sample))).toBe(Buffer.from(sample).toString());
@@ -110,7 +111,7 @@ describe('encoding', () => {
     );
   });
 
-  test('takes the name of a token in plain text for characters, and for the token only when asked', () => {
+  test('the name of a token in a text is plain characters, and the token only on request', () => {
     const middle = tiny.idOf('<|fim_middle|>')!;
     const source = 'a <|fim_middle|> b';
     expect(tiny.encode(source)).not.toContain(middle);
@@ -120,13 +121,13 @@ describe('encoding', () => {
     expect(tiny.encodeTail(source, 2, 'as tokens')).toEqual(tiny.encode(source, 'as tokens').slice(-2));
   });
 
-  test('survives one word of a million characters', () => {
+  test('one word of a million characters is encoded', () => {
     const word = 'x'.repeat(1_000_000);
     expect(tiny.encodeTail(word, 10)).toHaveLength(10);
     expect(tiny.decode(tiny.encodeHead(`😀${word}`, 600))).toMatch(/^😀x+$/u);
   });
 
-  test('without a word pattern of its own splits as GPT-2 does', async () => {
+  test('a tokenizer without a word pattern of its own splits like GPT-2', async () => {
     const bytes = await loadTokenizer(BYTES);
     expect(bytes.decode(bytes.encode('def f():\n    return 1\n'))).toBe('def f():\n    return 1\n');
     expect(bytes.encode('ab')).toHaveLength(2);
@@ -134,7 +135,7 @@ describe('encoding', () => {
 });
 
 describe('tokens', () => {
-  test('have names, bytes and a place in the vocabulary', () => {
+  test('tokens have names, bytes and ids in the vocabulary', () => {
     expect(tiny.vocabSize).toBe(4096);
     expect(tiny.eosId).toBe(tiny.idOf('<|endoftext|>'));
     expect(tiny.isSpecial(tiny.eosId!)).toBe(true);
@@ -144,7 +145,7 @@ describe('tokens', () => {
     expect(tiny.bytes(999_999)).toHaveLength(0);
   });
 
-  test('before every text are known', async () => {
+  test('the tokens before every text are known', async () => {
     const withBos = await loadWith((json) => {
       json.post_processor = {
         type: 'TemplateProcessing',
@@ -170,9 +171,9 @@ describe('a broken tokenizer.json', () => {
     [
       'a merge to no token',
       (json) => (json.model.merges[0] = ['\u0100', '\u0101']),
-      /model\.merges makes "ĀĀ?.*no token/,
+      /model\.merges makes "ĀĀ?.*not a token/,
     ],
-    ['an unknown token that is none', (json) => (json.model.unk_token = ''), /model\.unk_token "" is no token/],
+    ['an unknown token that is none', (json) => (json.model.unk_token = ''), /model\.unk_token "" is not a token/],
     ['word suffixes', (json) => (json.model.end_of_word_suffix = '</w>'), /model\.end_of_word_suffix: must be empty/],
     ['a split by nothing', (json) => (json.pre_tokenizer.pretokenizers[0].pattern = {}), /pre_tokenizer/],
     [
@@ -188,14 +189,14 @@ describe('a broken tokenizer.json', () => {
     ['a merge of three', (json) => (json.model.merges[0] = ['a', 'b', 'c']), /model\.merges\.0/],
     ['a part that nobody knows', (json) => (json.normalizer = { type: 'Magic' }), /Magic/],
   ];
-  test.each(cases)('with %s is refused by name', async (_, break_, message) => {
+  test.each(cases)('a tokenizer.json with %s is refused by name', async (_, break_, message) => {
     await expect(loadWith(break_)).rejects.toMatchObject({
       code: 'bundle_invalid',
       message: expect.stringMatching(message),
     });
   });
 
-  test('of whatever shape is a coded error', async () => {
+  test('a tokenizer.json of any shape gives a tokenizer or a coded error', async () => {
     const json = JSON.stringify({ ...raw, model: { ...raw.model, merges: [] } });
     await fc.assert(
       fc.asyncProperty(fc.nat(json.length - 1), fc.string({ maxLength: 3 }), async (at, patch) => {

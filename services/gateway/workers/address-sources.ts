@@ -5,7 +5,7 @@
 import { lookup } from 'node:dns/promises';
 import { formatHostPort } from '../../lib/process/host-port.ts';
 import { isRedisUrl } from '../../lib/redis/url.ts';
-import { Registry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
+import { WorkerRegistry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
 
 export interface AddressSource {
   /** host:port of every worker that the source knows. */
@@ -38,7 +38,7 @@ export function sourcesOf(list: readonly string[], role: WorkerRole): AddressSou
   return [
     { everyMs: undefined, list: async () => given, close: () => {} },
     ...names.map((name) => dnsSource(name.slice('dns:'.length))),
-    ...registries.map((url) => registrySource(new Registry(url), role)),
+    ...registries.map((url) => registrySource(new WorkerRegistry(url), role)),
   ];
 }
 
@@ -60,7 +60,7 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
  * An entry counts until several looks have missed it: the worker itself is asked whether it is there, and a registry
  * that lost its entries (restarted, failed over) has them again in a moment.
  */
-export function registrySource(registry: Pick<Registry, 'list' | 'close'>, role: WorkerRole): AddressSource {
+export function registrySource(registry: Pick<WorkerRegistry, 'list' | 'close'>, role: WorkerRole): AddressSource {
   /** Looks in a row that have missed each address. */
   const missed = new Map<string, number>();
   return {

@@ -1,30 +1,38 @@
 /**
- * A circuit breaker, for a worker or a store that can be reached and yet fails the work that it is given. It opens
- * after some failures in a row: then nothing is given for a while, and after that one piece of work at a time, until
- * one succeeds. Pure: the caller says what time it is.
+ * A circuit breaker: a worker or a store that fails several times in a row is left alone for a while, then tried again,
+ * one request at a time. It is pure: the caller says what time it is.
  */
 
-/** Failures in a row that open it. */
-const FAILURES = 3;
-/** Failures within this time count as one, in ms: one fault fails a whole batch, or all readers of a KV cache. */
-const AT_ONCE_MS = 100;
-/** First pause, in ms; each further failure doubles it. */
-const FIRST_MS = 500;
-/** Longest pause, in ms: shorter than clients keep on retrying. */
-const LONGEST_MS = 15_000;
+export interface CircuitOptions {
+  /** Failures in a row that open it. */
+  readonly failures?: number;
+  /**
+   * Failures within this time of the last one that counted are the same one: a batch, or all readers of one KV cache.
+   */
+  readonly sameFailureMs?: number;
+  /** Pause before the first trial. It doubles with every trial that fails. */
+  readonly firstPauseMs?: number;
+  /** Longest pause between trials: shorter than clients keep on retrying. */
+  readonly longestPauseMs?: number;
+}
 
 export class CircuitBreaker {
+  readonly #options: Required<CircuitOptions>;
   #failures = 0;
   #failedAtMs = -Infinity;
   #refusesUntilMs = 0;
 
-  /** Whether work may be given now. */
+  constructor(options: CircuitOptions = {}) {
+    this.#options = { failures: 3, sameFailureMs: 100, firstPauseMs: 500, longestPauseMs: 15_000, ...options };
+  }
+
+  /** Whether work may be given. */
   allows(nowMs: number): boolean {
     return nowMs >= this.#refusesUntilMs;
   }
 
   get open(): boolean {
-    return this.#failures >= FAILURES;
+    return this.#failures >= this.#options.failures;
   }
 
   /** Work was given. While the breaker is open, the next work has to wait for the outcome of this. */
@@ -32,8 +40,12 @@ export class CircuitBreaker {
     if (this.open) this.#refusesUntilMs = nowMs + this.#pauseMs;
   }
 
-  failed(nowMs: number): void {
-    if (nowMs - this.#failedAtMs < AT_ONCE_MS) return;
+  /**
+   * @param beganMs when the work that failed had begun, if known: before the last failure that counted, it is the same
+   *   one.
+   */
+  failed(nowMs: number, beganMs = nowMs - this.#options.sameFailureMs): void {
+    if (beganMs < this.#failedAtMs) return;
     this.#failedAtMs = nowMs;
     this.#failures++;
     if (this.open) this.#refusesUntilMs = nowMs + this.#pauseMs;
@@ -45,6 +57,7 @@ export class CircuitBreaker {
   }
 
   get #pauseMs(): number {
-    return Math.min(FIRST_MS * 2 ** (this.#failures - FAILURES), LONGEST_MS);
+    const { failures, firstPauseMs, longestPauseMs } = this.#options;
+    return Math.min(firstPauseMs * 2 ** (this.#failures - failures), longestPauseMs);
   }
 }

@@ -44,8 +44,8 @@ export class Lifecycle {
     setMaxListeners(0, this.#drain.signal); // one listener per running request
     process.on('SIGTERM', () => this.#stop('SIGTERM'));
     process.on('SIGINT', () => this.#interrupt());
-    process.on('uncaughtException', (error) => this.#fail(error));
-    process.on('unhandledRejection', (reason) => this.#fail(reason));
+    process.on('uncaughtException', (error) => this.fail(error));
+    process.on('unhandledRejection', (reason) => this.fail(reason));
     if (process.connected) process.once('disconnect', () => this.#stop('parent gone'));
   }
 
@@ -86,9 +86,10 @@ export class Lifecycle {
     this.#stop('SIGINT');
   }
 
-  #fail(error: unknown): void {
+  /** Stops the process, with exit code 1, because of an error that it cannot go on with. */
+  fail(error: unknown): void {
     const err = ServingError.from(error);
-    this.#log.fatal({ err, remedy: err.kind.remedy }, 'unexpected error: stopping');
+    this.#log.fatal({ err, remedy: err.kind.remedy }, 'this process cannot go on: stopping');
     process.exitCode = 1;
     this.#stop('error');
   }

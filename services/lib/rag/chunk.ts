@@ -1,10 +1,10 @@
 /**
- * Files → chunks, and text → identifier sets.
+ * Cuts files into chunks, and texts into identifier sets.
  *
  * The paper cuts code into windows of 10·n lines that overlap by 5·n (§4.1; n = lines to complete). An index is built
- * before anybody completes anything, so n is 1: windows of 10 lines, one every 5. Blank lines are dropped first and do
- * not count, as in the data builder whose format the authors use (Repoformer's 1_create_chunk.py; CrossCodeEval too):
- * a window always holds ten lines of code. Line numbers are those of the file.
+ * before anybody completes anything, so n is 1 here: windows of 10 lines, one every 5. Blank lines are dropped first
+ * and do not count, as in the data builder whose format the authors use (Repoformer's 1_create_chunk.py; also
+ * CrossCodeEval), so a window always holds ten lines of code. Line numbers are those of the file.
  */
 import { createHash } from 'node:crypto';
 import { ServingError } from '../process/errors.ts';
@@ -14,13 +14,13 @@ export interface Chunk {
   readonly id: string;
   /** Relative to the repository's root, with forward slashes. */
   readonly path: string;
-  /** 1-based, of the first line. */
+  /** Number of the first line, from 1. */
   readonly startLine: number;
-  /** 1-based and inclusive, of the last line. */
+  /** Number of the last line, from 1, inclusive. */
   readonly endLine: number;
   /** The lines without blank ones, joined by \n. */
   readonly text: string;
-  /** Distinct identifiers, in order of appearance; the first {@link MAX_IDENTIFIERS}. */
+  /** Distinct identifiers in order of appearance, at most {@link MAX_IDENTIFIERS}. */
   readonly tokens: readonly string[];
 }
 
@@ -31,13 +31,16 @@ export interface Chunking {
   readonly chunkStride: number;
 }
 
-/** UTF-16 units of a line that are taken: what is longer is data, and no encoder sees that far. */
+/** UTF-16 units of a line that are kept: longer lines are data, and no encoder reads that far. */
 const LINE_LENGTH = 4_096;
 
-/** Ten lines of code have 20 to 60; ten lines of data, thousands, each of which every gateway would keep in memory. */
+/**
+ * Ten lines of code have 20 to 60 identifiers. Ten lines of data have thousands, which every gateway would keep in
+ * memory.
+ */
 const MAX_IDENTIFIERS = 256;
 
-/** Words as Python's `\w+` finds them (letters and digits of any script), case-sensitive. */
+/** Words as Python's `\w+` finds them: letters and digits of any script, case-sensitive. */
 const WORD = /[\p{L}\p{N}_]+/gu;
 
 /** The identifier set that lexical retrieval compares. */
@@ -46,14 +49,15 @@ export function identifiers(text: string): string[] {
 }
 
 /**
- * Windows over the non-blank lines of one file. The last window ends with the file; none lies wholly inside another.
- * @throws ServingError config_invalid where the stride would skip lines.
+ * Cuts one file into windows over its non-blank lines. The last window ends with the file, and no window lies wholly
+ * inside another.
+ * @throws ServingError config_invalid if the stride would skip lines.
  */
 export function chunkFile(path: string, text: string, { chunkLines, chunkStride }: Chunking): Chunk[] {
   if (chunkStride > chunkLines) {
     throw new ServingError(
       'config_invalid',
-      `chunk stride ${chunkStride} is larger than a chunk of ${chunkLines} lines: the lines between would be lost`,
+      `--chunk-stride ${chunkStride} is larger than --chunk-lines ${chunkLines}: the lines in between would be lost`,
     );
   }
   const lines: { number: number; text: string }[] = [];
@@ -69,7 +73,7 @@ export function chunkFile(path: string, text: string, { chunkLines, chunkStride 
   return chunks;
 }
 
-/** Not in the middle of a character. */
+/** The beginning of a line, not cut in the middle of a character. */
 function cut(line: string): string {
   if (line.length <= LINE_LENGTH) return line;
   return /[\uD800-\uDBFF]/.test(line.charAt(LINE_LENGTH - 1))

@@ -1,6 +1,6 @@
 /**
- * The connection to Redis, and the only importer of ioredis: one server, a master that sentinels name, or a cluster.
- * Connects in the background, and again with backoff whenever the connection breaks.
+ * The connection to Redis: one server, a master that sentinels name, or a cluster. It connects in the background, and
+ * again with backoff whenever the connection breaks. This file is the only importer of ioredis.
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -14,13 +14,15 @@ const RETRY_MAX_MS = 500;
 const backoff = (attempt: number) => Math.min(50 * 2 ** Math.min(attempt, 10), RETRY_MAX_MS);
 
 export class RedisConnection {
-  /** Where it is, without credentials. */
+  /** The URL of the server, without credentials. */
   readonly address: string;
   readonly #client: Redis | Cluster;
   readonly #firstAttempt: Promise<unknown>;
   #lastError: Error | undefined;
 
-  /** @throws ServingError config_invalid for what is no URL, or names a certificate that cannot be read. */
+  /**
+   * @throws ServingError config_invalid for a text that is not a URL of Redis, or a certificate that cannot be read.
+   */
   constructor(url: string) {
     const address = parseRedisUrl(url);
     this.address = address.shown;
@@ -35,14 +37,14 @@ export class RedisConnection {
   }
 
   /**
-   * Runs commands; only the first ones wait, for the first attempt to connect.
+   * Runs commands. Only the very first ones wait, for the first attempt to connect.
    * @throws ServingError store_unavailable
    */
   async run<T>(commands: (client: Redis) => Promise<T>): Promise<T> {
     await this.#firstAttempt;
     if (this.#client.status !== 'ready') throw this.#unavailable(this.#lastError);
     try {
-      // A cluster takes the same commands, as long as the keys of one lie in one slot.
+      // A cluster takes the same commands as long as all keys of a command lie in one slot.
       return await commands(this.#client as Redis);
     } catch (error) {
       if (error instanceof ServingError) throw error;
@@ -55,13 +57,13 @@ export class RedisConnection {
   }
 
   #unavailable(cause: unknown): ServingError {
-    // Not kept as the cause: errors of ioredis carry the command with its arguments, of AUTH too.
+    // The error is not kept as the cause: errors of ioredis carry the command and its arguments, those of AUTH too.
     const why = cause instanceof Error ? reason(cause) : 'not connected';
     return new ServingError('store_unavailable', `${this.address}: ${why}`);
   }
 }
 
-/** A cluster's client wraps what its nodes said. */
+/** Why a command failed. The client of a cluster wraps the errors of its nodes. */
 function reason(error: Error & { lastNodeError?: Error }): string {
   return error.lastNodeError ? `${error.message} (${error.lastNodeError.message})` : error.message;
 }
@@ -80,9 +82,9 @@ function makeClient(address: RedisAddress): Redis | Cluster {
     lazyConnect: true,
     connectTimeout: CONNECT_TIMEOUT_MS,
     commandTimeout: COMMAND_TIMEOUT_MS,
-    // A connection that stays silent under commands is dead, whatever TCP thinks: a new one is made.
+    // A connection that stays silent while commands wait is dead, whatever TCP says: a new one is made.
     socketTimeout: COMMAND_TIMEOUT_MS,
-    // A command that meets a broken connection fails at once: a completion goes on without context instead of waiting.
+    // A command on a broken connection fails at once: a completion then goes on without context instead of waiting.
     enableOfflineQueue: false,
     maxRetriesPerRequest: 0,
     autoResendUnfulfilledCommands: false,
@@ -96,7 +98,7 @@ function makeClient(address: RedisAddress): Redis | Cluster {
       enableOfflineQueue: false,
       clusterRetryStrategy: backoff,
       slotsRefreshTimeout: CONNECT_TIMEOUT_MS,
-      // Certificates are for names; by default ioredis resolves them first.
+      // Certificates are issued for names, and ioredis would by default connect to the resolved addresses.
       ...(tls ? { dnsLookup: (host: string, done: (error: null, address: string) => void) => done(null, host) } : {}),
     });
   }

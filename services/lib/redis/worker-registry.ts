@@ -1,7 +1,7 @@
 /**
- * Where workers are, for gateways that are not told: workers write their addresses into Redis and keep them fresh, gateways
- * read them. One sorted set per role, scored by the time at which an entry expires on Redis's own clock, so that clocks of
- * machines need not agree.
+ * The addresses of workers, for gateways whose settings do not name them: workers write their addresses into Redis and
+ * renew them, gateways read them. There is one sorted set per role, scored by the time at which an entry expires on
+ * Redis's own clock, so that the clocks of the machines need not agree.
  */
 import { repeatUntilAborted } from '../async/repeat.ts';
 import type { Logger } from '../process/log.ts';
@@ -9,7 +9,7 @@ import { RedisConnection } from './connection.ts';
 
 export type WorkerRole = 'prefill' | 'decode';
 
-/** An entry that is not renewed is gone after so long: a worker that was killed. */
+/** An entry that is not renewed, because its worker was killed, is gone after this time. */
 const TTL_MS = 10_000;
 const RENEW_EVERY_MS = TTL_MS / 4;
 
@@ -24,7 +24,7 @@ return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')`;
 
 const keyOf = (role: WorkerRole) => `llavacode:workers:${role}`;
 
-export class Registry {
+export class WorkerRegistry {
   readonly #redis: RedisConnection;
 
   /** @throws ServingError config_invalid */
@@ -43,7 +43,7 @@ export class Registry {
   }
 
   /**
-   * host:port of every worker, sorted.
+   * The addresses (host:port) of all workers of a role, sorted.
    * @throws ServingError store_unavailable
    */
   async list(role: WorkerRole): Promise<string[]> {
@@ -57,9 +57,10 @@ export class Registry {
 }
 
 /**
- * Keeps a worker's address in the registry. A registry that is away is no reason not to work: it is told again and again.
- * @param url of Redis; '' for none.
- * @returns takes the address out; what has to happen before the worker stops to listen.
+ * Keeps a worker's address in the registry. A worker works without it too: while Redis is away, writing the address is
+ * tried again and again.
+ * @param url of Redis; '' for no registry.
+ * @returns a function that takes the address out, which must happen before the worker stops listening.
  * @throws ServingError config_invalid
  */
 export function stayRegistered(
@@ -69,13 +70,13 @@ export function stayRegistered(
   log: Pick<Logger, 'warn'>,
 ): () => Promise<void> {
   if (url === '') return async () => {};
-  const registry = new Registry(url);
+  const registry = new WorkerRegistry(url);
   const leaving = new AbortController();
   const tell = async (what: 'put' | 'remove') => {
     try {
       await Promise.all(roles.map((role) => registry[what](role, address)));
     } catch (err) {
-      log.warn({ err, address }, `registry: ${what} failed`);
+      log.warn({ err, address }, `the registry could not be reached: ${what} failed`);
     }
   };
   const renewing = repeatUntilAborted(leaving.signal, async () => {

@@ -1,9 +1,9 @@
 /**
- * Token ids → text, as they come. What has been handed out never changes: bytes wait until their character is complete,
- * and text that may be the beginning of a stop string waits until it is known not to be.
+ * Turns token ids into text as they come. Text that has been handed out never changes: bytes wait until their character
+ * is complete, and text that may be the beginning of a stop string waits until it is known not to be.
  */
 
-/** Text of one sequence of tokens, without what steers the model. */
+/** The text of one sequence of tokens, without the tokens that steer the model. */
 export class Detokenizer {
   readonly #bytes: (id: number) => Uint8Array;
   readonly #skip: (id: number) => boolean;
@@ -23,15 +23,15 @@ export class Detokenizer {
     return this.#skip(id) ? '' : this.#decoder.decode(this.#bytes(id), { stream: true });
   }
 
-  /** A replacement character where the sequence ended within a character, else nothing. */
+  /** A replacement character if the sequence ended within a character, otherwise nothing. */
   end(): string {
     return this.#decoder.decode();
   }
 }
 
 /**
- * Cuts a text before the stop string that is complete first (the longest of those that are complete at once). How the
- * text is split into pushes makes no difference.
+ * Cuts a text before the stop string that is complete first, and before the longest one if several are complete at
+ * once. It makes no difference how the text is split into pushes.
  */
 export class StopStrings {
   readonly #stops: readonly string[];
@@ -42,12 +42,12 @@ export class StopStrings {
     this.#stops = stops;
   }
 
-  /** Whether a stop string was found; nothing comes after it. */
+  /** Whether a stop string was found: no text comes after it. */
   get stopped(): boolean {
     return this.#stopped;
   }
 
-  /** What of the text so far is surely before any stop string. */
+  /** The part of the text that certainly comes before any stop string. */
   push(text: string): string {
     if (this.#stopped) return '';
     const seen = this.#held + text;
@@ -62,14 +62,14 @@ export class StopStrings {
     return seen.slice(0, seen.length - keep);
   }
 
-  /** What was held back and turned out to be text. */
+  /** Text that was held back and turned out not to be a stop string. */
   end(): string {
     const rest = this.#held;
     this.#held = '';
     return rest;
   }
 
-  /** Start of the stop string that ends first; of two that end together the one that starts first. */
+  /** The start of the stop string that ends first, and of the one that starts first if two end together. */
   #firstStop(text: string): number | undefined {
     let best: { start: number; end: number } | undefined;
     for (const stop of this.#stops) {
@@ -81,7 +81,7 @@ export class StopStrings {
     return best?.start;
   }
 
-  /** Length of the longest end of `text` that a stop string begins with. */
+  /** The length of the longest end of `text` with which a stop string begins. */
   #mayBegin(text: string): number {
     let longest = 0;
     for (const stop of this.#stops) {

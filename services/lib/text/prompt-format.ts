@@ -1,7 +1,7 @@
-/** How a model wants its prompts: which of its tokens frame a hole to fill, name files, or end an answer. */
+/** The form of a model's prompts: which of its tokens frame a gap to fill in, name files, or end an answer. */
 import { ServingError } from '../process/errors.ts';
 
-/** The tokens of one family of models, by name. Each that the tokenizer lacks is simply not used. */
+/** The tokens of one family of models, by name. A token that the tokenizer lacks is not used. */
 interface Family {
   /** Before LEFT, between LEFT and RIGHT, before the answer. */
   readonly frame: readonly [prefix: string, suffix: string, middle: string];
@@ -18,21 +18,21 @@ const FAMILIES = {
     repo: '<|repo_name|>',
     file: '<|file_sep|>',
   },
-  // StarCoder, StarCoder2, Granite; their repository form differs, so their context is written as comments.
+  // StarCoder, StarCoder2, Granite. Their form of a repository differs, so context as text is written as comments.
   starcoder: { frame: ['<fim_prefix>', '<fim_suffix>', '<fim_middle>'], pad: '<fim_pad>' },
   deepseek: { frame: ['<｜fim▁begin｜>', '<｜fim▁hole｜>', '<｜fim▁end｜>'] },
 } as const satisfies Record<string, Family>;
 
-export type FamilyName = keyof typeof FAMILIES;
-/** `prefix-only`: a model that cannot fill in the middle; RIGHT is left out. */
-export type FormatName = FamilyName | 'prefix-only';
+type FamilyName = keyof typeof FAMILIES;
+/** `prefix-only` is for a model that cannot fill in the middle: RIGHT is left out. */
+type FormatName = FamilyName | 'prefix-only';
 export const FORMAT_NAMES: readonly FormatName[] = [...(Object.keys(FAMILIES) as FamilyName[]), 'prefix-only'];
 
-/** Where the text after the cursor stands in the prompt: last (prefix, suffix, middle) or first (suffix, prefix, middle). */
+/** Where the text after the cursor stands: last (prefix, suffix, middle) or first (suffix, prefix, middle). */
 export const PROMPT_ORDERS = ['psm', 'spm'] as const;
 export type PromptOrder = (typeof PROMPT_ORDERS)[number];
 
-/** Tokens that end an answer, besides the end of text: what follows them is another file or another turn. */
+/** Tokens that end an answer, besides the end of text: another file or another turn follows them. */
 const ENDS = [
   '<|endoftext|>',
   '<|fim_prefix|>',
@@ -58,20 +58,22 @@ const ENDS = [
 
 export interface PromptFormat {
   readonly name: FormatName;
-  /** Ids before LEFT, between LEFT and RIGHT, before the answer; undefined where the model cannot fill in. */
+  /**
+   * Ids before LEFT, between LEFT and RIGHT, and before the answer; undefined if the model cannot fill in the middle.
+   */
   readonly frame: readonly [prefix: number, suffix: number, middle: number] | undefined;
-  /** Ids that name a repository and a file; undefined where the model has none. */
+  /** Ids that introduce the name of a repository and of a file; undefined if the model has none. */
   readonly repository: { readonly repo: number; readonly file: number } | undefined;
-  /** Stands where a soft token will; the model never sees it. */
+  /** The id at the place of a soft token; the model never sees it. */
   readonly placeholder: number;
   /** Ids that end an answer. */
   readonly stopIds: readonly number[];
 }
 
 /**
- * @param wanted the format to use whatever the tokenizer has; undefined chooses by the tokenizer's tokens.
- * @param eosIds that the model's configuration names; chat models end their turns with more than the end of text.
- * @throws ServingError config_invalid where the wanted format needs tokens that the tokenizer lacks.
+ * @param wanted the format to use; if undefined, the tokenizer's tokens decide.
+ * @param eosIds ids that the model's configuration names: chat models end their turns with more than the end of text.
+ * @throws ServingError config_invalid if the wanted format needs tokens that the tokenizer lacks.
  */
 export function choosePromptFormat(
   tokenizer: { idOf(name: string): number | undefined; readonly eosId: number | undefined },
@@ -81,7 +83,10 @@ export function choosePromptFormat(
   const frames = (name: FamilyName) => FAMILIES[name].frame.every((token) => tokenizer.idOf(token) !== undefined);
   if (wanted !== undefined && wanted !== 'prefix-only' && !frames(wanted)) {
     const lacking = FAMILIES[wanted].frame.filter((token) => tokenizer.idOf(token) === undefined);
-    throw new ServingError('config_invalid', `prompt format ${wanted} needs ${lacking.join(', ')} in the tokenizer`);
+    throw new ServingError(
+      'config_invalid',
+      `--prompt-format ${wanted} needs ${lacking.join(', ')}, which the tokenizer lacks`,
+    );
   }
   const name = wanted ?? (Object.keys(FAMILIES) as FamilyName[]).find(frames) ?? 'prefix-only';
   const family: Family | undefined = name === 'prefix-only' ? undefined : FAMILIES[name];

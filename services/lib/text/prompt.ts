@@ -1,13 +1,14 @@
 /**
- * What stands in a prompt, as ids from end to end (strings are never joined and tokenized again):
+ * Builds prompts as ids throughout: strings are never joined and tokenized again.
  *
  *   fill-in-the-middle   [bos] [S1…Sk] prefix LEFT suffix RIGHT middle     (psm)
  *                        [bos] [S1…Sk] suffix RIGHT prefix LEFT middle     (spm)
- *   raw                  [bos] [S1…Sk] PROMPT                              (without bos if the client sent ids)
+ *   raw                  [bos] [S1…Sk] PROMPT                              (no bos if the client sent ids)
  *
- * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two keystrokes
- * most of a prompt is the same, and prefill computes only what follows the first difference: so LEFT is cut at places
- * that stay where they are while the cursor moves, and spm, where the model allows it, puts what changes last.
+ * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two
+ * keystrokes most of a prompt stays the same, and prefill computes only what follows the first difference. Therefore
+ * LEFT is cut at places that do not move with the cursor, and spm, if the model allows it, puts the part that changes
+ * at the end.
  */
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/token-prompt.ts';
@@ -15,35 +16,36 @@ import type { PromptFormat, PromptOrder } from './prompt-format.ts';
 import { type TextContext, textContextIds } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
-export interface SoftContext {
+interface SoftContext {
   readonly kind: 'soft';
-  /** [hidden] each, best chunk first. */
+  /** One vector [hidden] per chunk, the best chunk first. */
   readonly vectors: readonly Float32Array[];
 }
 
 export interface PromptParts {
-  /** What is before the cursor, or the whole prompt; as ids where the client tokenizes. */
+  /** The text before the cursor, or the whole prompt; as ids if the client tokenizes. */
   readonly prompt: string | readonly number[];
-  /** What is after the cursor. Given, even if empty, it asks for fill-in-the-middle. */
+  /** The text after the cursor. If it is given, even as "", the model fills in the middle. */
   readonly suffix?: string;
   readonly context?: SoftContext | TextContext;
-  /** Tokens that a slot holds, prompt and output together. */
+  /** Positions that one slot holds, prompt and output together. */
   readonly capacity: number;
-  /** Tokens of the output. */
+  /** The most tokens of the output. */
   readonly maxTokens: number;
-  /** Cut the prompt to so many tokens, or (-1) to what the capacity leaves. */
+  /** Cut the prompt to so many tokens, or with -1 to what the capacity leaves. */
   readonly truncateTo?: number;
-  /** Whether [bos] stands first, where the tokenizer has one: by default. A raw prompt of ids never gets one. */
+  /** Whether [bos] comes first, if the tokenizer has one; true by default. A raw prompt of ids never gets one. */
   readonly addSpecialTokens?: boolean;
 }
 
 /**
- * LEFT is cut at the first line after a multiple of this, in characters of the file: a cut that followed the cursor token
- * by token would leave nothing of the last prompt's KV to reuse. It costs half of this, 64 tokens, on average.
+ * LEFT is cut at the first line after a multiple of this number of characters in the file. A cut that followed the
+ * cursor token by token would leave nothing of the last prompt's KV to reuse. On average this costs half of it, 64
+ * tokens.
  */
 const CUT_CHARACTERS = 512;
 
-/** LEFT gets so many times what RIGHT gets when both are cut (the authors' lc_rc_ratio). */
+/** When both are cut, LEFT gets this many times as many tokens as RIGHT (the authors' lc_rc_ratio). */
 const LEFT_TO_RIGHT = 2;
 
 export class PromptBuilder {
@@ -58,9 +60,9 @@ export class PromptBuilder {
   }
 
   /**
-   * A file around a cursor is cut where it does not fit, far from the cursor first; a raw prompt only if `truncateTo`
-   * says so.
-   * @throws ServingError context_length_exceeded, invalid_request (an empty prompt)
+   * Builds one prompt. A file around a cursor that does not fit is cut, far from the cursor first. A raw prompt is cut
+   * only if `truncateTo` says so.
+   * @throws ServingError context_length_exceeded; invalid_request for an empty prompt.
    */
   build(parts: PromptParts): TokenPrompt {
     const room = this.#room(parts);
@@ -76,7 +78,7 @@ export class PromptBuilder {
     return { ids: Int32Array.from(ids), soft: softTokens(vectors, bos.length) };
   }
 
-  /** Tokens that the prompt may have. */
+  /** The most tokens that the prompt may have. */
   #room({ capacity, maxTokens, truncateTo }: PromptParts): number {
     const room = capacity - maxTokens;
     if (room < 1) {
@@ -89,7 +91,7 @@ export class PromptBuilder {
     return truncateTo === undefined || truncateTo === -1 ? room : Math.min(room, truncateTo);
   }
 
-  /** Context as text never takes more than half of the room: the code at the cursor matters more. */
+  /** Context as text. It never takes more than half of the room, because the code at the cursor matters more. */
   #textContext({ context }: PromptParts, room: number): number[] {
     if (context?.kind !== 'text') return [];
     const maxTokens = Math.min(context.maxTokens, Math.floor(room / 2));
@@ -99,19 +101,20 @@ export class PromptBuilder {
   #raw(parts: PromptParts, room: number): readonly number[] {
     const { prompt, truncateTo } = parts;
     if (truncateTo !== undefined) {
-      if (room < 1) throw tooLong(parts, 'what stands before it');
+      if (room < 1) throw tooLong(parts, 'the context before it');
       return typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, room, 'as tokens') : prompt.slice(-room);
     }
     const ids = typeof prompt === 'string' ? this.#tokenizer.encodeHead(prompt, room + 1, 'as tokens') : prompt;
-    if (ids.length > room) throw tooLong(parts, typeof prompt === 'string' ? 'it' : `${ids.length} tokens of it`);
+    if (ids.length > room)
+      throw tooLong(parts, typeof prompt === 'string' ? 'the prompt' : `a prompt of ${ids.length} tokens`);
     return ids;
   }
 
   #fillIn(prompt: PromptParts['prompt'], suffix: string, room: number, parts: PromptParts): readonly number[] {
     const { frame } = this.#format;
     const sides = room - (frame?.length ?? 0);
-    if (sides < 1) throw tooLong(parts, 'what frames it');
-    // One more than fits shows whether anything is cut.
+    if (sides < 1) throw tooLong(parts, 'the frame of a prompt with suffix');
+    // One token more than fits shows whether anything is cut.
     const left = typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, sides + 1) : prompt.slice(-sides - 1);
     if (frame === undefined) return left.length > sides ? this.#cutLeft(prompt, left, sides) : left;
     const right = this.#tokenizer.encodeHead(suffix, sides);
@@ -124,7 +127,7 @@ export class PromptBuilder {
 
   /**
    * At most the last `count` tokens of LEFT, from a place that does not move with the cursor.
-   * @param ids the end of LEFT, more than `count`.
+   * @param ids the end of LEFT: more than `count` tokens.
    */
   #cutLeft(prompt: PromptParts['prompt'], ids: readonly number[], count: number): readonly number[] {
     const kept = ids.slice(ids.length - count);
@@ -132,7 +135,7 @@ export class PromptBuilder {
     const start = prompt.length - this.#tokenizer.decode(kept).length;
     const cut = Math.ceil(start / CUT_CHARACTERS) * CUT_CHARACTERS;
     const line = prompt.indexOf('\n', cut) + 1;
-    // A file of one endless line, or nearly nothing left: better to keep what fits.
+    // In a file of one endless line, or if this cut would leave little, it is better to keep all that fits.
     if (line === 0 || line - start > (prompt.length - start) / 2) return kept;
     const whole = this.#tokenizer.encode(prompt.slice(line));
     return whole.length <= count ? whole : kept;
@@ -140,9 +143,9 @@ export class PromptBuilder {
 }
 
 /**
- * What stands before everything else. Ids that are a whole prompt have it already if the client wants it; ids that the
- * frame takes are a part of a file, whose beginning is ours.
- * @param canFrame whether the model fills in the middle; a prompt without suffix is raw whatever it is.
+ * The ids before everything else, such as [bos]. A raw prompt of ids has them already if the client wants them. Ids
+ * that are put into a frame are a part of a file, so the beginning of the prompt is ours.
+ * @param canFrame whether the model fills in the middle. A prompt without suffix is raw in any case.
  */
 export function leadingIds(
   tokenizer: Pick<Tokenizer, 'leadingIds'>,
@@ -153,7 +156,9 @@ export function leadingIds(
   return addSpecialTokens && (framed || typeof prompt === 'string') ? tokenizer.leadingIds : [];
 }
 
-/** How many tokens of LEFT and RIGHT are kept: all that fit; else 2:1, and what one side does not need the other gets. */
+/**
+ * How many tokens of LEFT and RIGHT are kept: all if they fit, otherwise 2:1, plus what the other side does not need.
+ */
 export function share(room: number, left: number, right: number): [left: number, right: number] {
   if (left + right <= room) return [left, right];
   const rightShare = Math.max(Math.floor(room / (LEFT_TO_RIGHT + 1)), room - left);
@@ -169,9 +174,10 @@ function softTokens(vectors: readonly Float32Array[], start: number): SoftTokens
   return { positions: Int32Array.from(vectors, (_, i) => start + i), vectors: joined };
 }
 
+/** @param what does not fit. */
 const tooLong = ({ capacity, maxTokens }: PromptParts, what: string) =>
   new ServingError(
     'context_length_exceeded',
-    `the prompt is too long: this model holds ${capacity} tokens, of which ${maxTokens} are for the completion, and ${what} does not fit into the rest`,
+    `the prompt is too long: of the ${capacity} tokens that this model holds, max_tokens ${maxTokens} are for the completion, and ${what} does not fit into the rest`,
     { param: 'prompt' },
   );

@@ -1,4 +1,4 @@
-/** Repository context as text before the prompt: what compressed context is measured against. */
+/** Repository context as text before the prompt, against which compressed context is measured. */
 import { extname } from 'node:path';
 import type { PromptFormat } from './prompt-format.ts';
 import type { Tokenizer } from './tokenizer.ts';
@@ -6,20 +6,20 @@ import type { Tokenizer } from './tokenizer.ts';
 export interface TextContext {
   readonly kind: 'text';
   readonly repo: string;
-  /** Of the file being completed; "" where the client did not say. */
+  /** Path of the file being completed; "" if the client did not send one. */
   readonly path: string;
   /** Best first. */
   readonly chunks: readonly { readonly path: string; readonly text: string }[];
-  /** The context is cut to its first so many tokens, as the authors do (cfc_seq_length = 512). */
+  /** The context is cut to this many tokens from its beginning, as the authors do (cfc_seq_length = 512). */
   readonly maxTokens: number;
 }
 
-/** Languages whose comments begin with `//`; all others are written with `#`, as by the authors. */
+/** Endings of languages whose comments begin with `//`. All others are written with `#`, as the authors do. */
 const SLASHES = new Set(
   '.c .cc .cpp .cs .cxx .dart .go .h .hpp .java .js .jsx .kt .mjs .rs .scala .swift .ts .tsx'.split(' '),
 );
 
-/** Ids of the context; none where there are no chunks. */
+/** The ids of the context; none if there are no chunks. */
 export function textContextIds(tokenizer: Tokenizer, format: PromptFormat, context: TextContext): number[] {
   if (context.chunks.length === 0) return [];
   return format.repository === undefined
@@ -27,7 +27,9 @@ export function textContextIds(tokenizer: Tokenizer, format: PromptFormat, conte
     : repositoryForm(tokenizer, format.repository, context);
 }
 
-/** Qwen2.5-Coder's: the repository's name, then each file under its own. The current file's name is beyond the cut. */
+/**
+ * Qwen2.5-Coder's form: the repository's name, then each file under its name. The cut spares the current file's name.
+ */
 function repositoryForm(
   tokenizer: Tokenizer,
   { repo, file }: NonNullable<PromptFormat['repository']>,
@@ -41,7 +43,7 @@ function repositoryForm(
   return [...ids.slice(0, context.maxTokens), file, ...tokenizer.encode(`${context.path}\n`)];
 }
 
-/** The paper's and Repoformer's: chunks as comments under the path of each. */
+/** The paper's and Repoformer's form: each chunk as a comment under its path. */
 function commented(context: TextContext): string {
   const mark = SLASHES.has(extname(context.path || context.chunks[0]!.path)) ? '//' : '#';
   const blocks = context.chunks.map((chunk) => {

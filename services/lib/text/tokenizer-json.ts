@@ -1,4 +1,4 @@
-/** A tokenizer.json as found on disk, checked before anything trusts it: byte-level BPE, ids sound, every byte known. */
+/** Reads and checks tokenizer.json before anything trusts it: byte-level BPE, sound ids, a token for every byte. */
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 
@@ -42,7 +42,7 @@ const tokenizerJson = z.looseObject({
 });
 
 export type TokenizerJson = z.output<typeof tokenizerJson>;
-export type PreTokenizerJson = z.output<typeof preTokenizer>;
+type PreTokenizerJson = z.output<typeof preTokenizer>;
 
 const tokenName = z.union([z.string(), z.looseObject({ content: z.string() }).transform((token) => token.content)]);
 const tokenizerConfig = z.looseObject({ eos_token: tokenName.nullish() });
@@ -50,7 +50,7 @@ export type TokenizerConfig = z.output<typeof tokenizerConfig>;
 
 /**
  * @param file name for messages.
- * @throws ServingError bundle_invalid where the file is no JSON, no byte-level BPE, or its ids are unsound.
+ * @throws ServingError bundle_invalid if the file is not valid JSON, not byte-level BPE, or its ids are not sound.
  */
 export function readTokenizerJson(text: string, file: string): TokenizerJson {
   const json = check(tokenizerJson, text, file);
@@ -63,25 +63,26 @@ export function readTokenizerJson(text: string, file: string): TokenizerJson {
     byId.set(id, token);
   }
   for (const { id, content } of json.added_tokens) byId.set(id, content);
-  // An id far beyond the rest would make every table by id as large as itself.
+  // Every table by id is as large as the highest id, so one far beyond the number of tokens is refused.
   let highest = 0;
   for (const id of byId.keys()) highest = Math.max(highest, id);
-  if (highest > 4 * byId.size + 65_536) throw invalid(file, `token id ${highest} for ${byId.size} tokens`);
+  if (highest > 4 * byId.size + 65_536) throw invalid(file, `token id ${highest} is too high for ${byId.size} tokens`);
   for (const symbol of BYTE_OF_SYMBOL.keys()) {
     if (!Object.hasOwn(json.model.vocab, symbol)) {
       throw invalid(file, `model.vocab has no token for byte ${BYTE_OF_SYMBOL.get(symbol)}`);
     }
   }
-  // What is not there would vanish from texts, or be no id.
+  // A token that is not in the vocabulary would vanish from texts, or have no id.
   const { vocab, merges, unk_token: unknown } = json.model;
   for (const pair of merges) {
     const merged = typeof pair === 'string' ? pair.replace(' ', '') : pair.join('');
     if (!Object.hasOwn(vocab, merged))
-      throw invalid(file, `model.merges makes ${JSON.stringify(merged)}, which is no token`);
+      throw invalid(file, `model.merges makes ${JSON.stringify(merged)}, which is not a token`);
   }
   const known = (token: string) =>
     Object.hasOwn(vocab, token) || json.added_tokens.some((each) => each.content === token);
-  if (unknown != null && !known(unknown)) throw invalid(file, `model.unk_token ${JSON.stringify(unknown)} is no token`);
+  if (unknown != null && !known(unknown))
+    throw invalid(file, `model.unk_token ${JSON.stringify(unknown)} is not a token`);
   return json;
 }
 
@@ -90,7 +91,7 @@ export function readTokenizerConfig(text: string, file: string): TokenizerConfig
   return check(tokenizerConfig, text, file);
 }
 
-/** The pre-tokenizers in order, the last of which must turn text into byte symbols. */
+/** The pre-tokenizers in order. The last one must turn text into byte symbols. */
 export function preTokenizers(
   json: TokenizerJson,
   file: string,
@@ -99,20 +100,23 @@ export function preTokenizers(
   const all = json.pre_tokenizer.type === 'Sequence' ? (pretokenizers ?? []) : [single];
   const bytes = all.at(-1);
   if (bytes?.type !== 'ByteLevel') {
-    throw invalid(file, `pre_tokenizer ends with ${bytes?.type ?? 'nothing'}: only ByteLevel is supported`);
+    throw invalid(file, `pre_tokenizer ends with ${bytes?.type ?? 'nothing'}: it must end with ByteLevel`);
   }
   const splits = all.slice(0, -1);
   for (const { type, pattern, behavior } of splits) {
     const keepsText = type === 'Digits' || (type === 'Split' && pattern !== undefined && behavior !== 'Removed');
     if (!keepsText)
-      throw invalid(file, `pre_tokenizer ${type}, behavior ${behavior}: only Digits, and a Split that keeps text`);
+      throw invalid(
+        file,
+        `pre_tokenizer ${type}, behavior ${behavior} is not supported: only Digits, and a Split that keeps text`,
+      );
   }
   return { splits, bytes };
 }
 
 /**
- * GPT-2's printable stand-ins for bytes: a byte that prints as itself in Latin-1 is that character, the others are
- * U+0100 and on, in order.
+ * GPT-2's printable stand-ins for bytes: a byte that is printable in Latin-1 is that character, and the others are
+ * U+0100 and the following characters, in order.
  */
 export const BYTE_OF_SYMBOL: ReadonlyMap<string, number> = (() => {
   const prints = (byte: number) => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte !== 0xad);
@@ -129,13 +133,14 @@ function check<T>(schema: z.ZodType<T>, text: string, file: string): T {
   try {
     json = JSON.parse(text);
   } catch (cause) {
-    throw invalid(file, `no JSON: ${cause instanceof Error ? cause.message : cause}`, cause);
+    throw invalid(file, `not valid JSON: ${cause instanceof Error ? cause.message : cause}`, cause);
   }
   const result = schema.safeParse(json);
   if (result.success) return result.data;
   const issue = result.error.issues[0];
-  throw invalid(file, `${issue?.path.map(String).join('.') || 'the whole'}: ${issue?.message ?? 'unreadable'}`);
+  throw invalid(file, `${issue?.path.map(String).join('.') || 'the whole file'}: ${issue?.message ?? 'unreadable'}`);
 }
 
+/** The error for a file of a tokenizer that cannot be used. */
 export const invalid = (file: string, why: string, cause?: unknown) =>
   new ServingError('bundle_invalid', `${file}: ${why}`, { cause });

@@ -1,9 +1,9 @@
 /**
- * Text ⇄ token ids, and the only importer of @huggingface/tokenizers.
+ * Converts text to token ids and back. This file is the only importer of @huggingface/tokenizers.
  *
- * The library spends 6.7 ms on 8,000 characters of code (2,100 tokens), two thirds of it in turning each word into byte
- * symbols. Splitting into words is cheap (0.4 ms), and the ids of a word depend on the word alone, so they are kept by
- * word: 0.5 ms for the same text, with the same ids.
+ * The library takes 6.7 ms for 8,000 characters of code (2,100 tokens), two thirds of it to turn each word into byte
+ * symbols. Splitting into words is cheap (0.4 ms), and the ids of a word depend on the word alone, so they are cached
+ * by word: 0.5 ms for the same text, with the same ids.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -17,17 +17,18 @@ import {
   type TokenizerConfig,
   type TokenizerJson,
 } from './tokenizer-json.ts';
+import { blockEnd, blockStart, wordParts } from './word-blocks.ts';
 import { WordCache } from './word-cache.ts';
 
 type Ids = readonly number[];
 
 /**
- * What the name of an added token is in a text: just characters (a user's file that happens to hold one), or the token
- * (clients that write FIM prompts themselves).
+ * How the name of an added token in a text is read: as plain characters (a user's file that happens to hold one), or as
+ * the token (clients that write FIM prompts themselves).
  */
 export type Names = 'as text' | 'as tokens';
 
-/** GPT-2's words: what a ByteLevel pre-tokenizer splits by where it has `use_regex`. */
+/** GPT-2's words, by which a ByteLevel pre-tokenizer with `use_regex` splits. */
 const GPT2_WORDS = {
   type: 'Split',
   pattern: {
@@ -37,27 +38,27 @@ const GPT2_WORDS = {
   invert: false,
 };
 
-/** Names of the token that ends a text, where tokenizer_config.json does not say. */
+/** Names of the token that ends a text, in case tokenizer_config.json does not name it. */
 const EOS_NAMES = ['<|endoftext|>', '<|end_of_text|>', '</s>', '<｜end▁of▁sentence｜>'];
 
 export class Tokenizer {
-  /** Highest id + 1. */
+  /** The highest id + 1. */
   readonly vocabSize: number;
-  /** What the tokenizer puts before every text (a beginning-of-text id); mostly nothing. */
+  /** Ids that the tokenizer puts before every text, such as a beginning of text; mostly none. */
   readonly leadingIds: Ids;
-  /** What the tokenizer puts after every text; mostly nothing. */
+  /** Ids that the tokenizer puts after every text; mostly none. */
   readonly trailingIds: Ids;
-  /** The id that ends a text; undefined where the tokenizer has none. */
+  /** The id that ends a text; undefined if the tokenizer has none. */
   readonly eosId: number | undefined;
   readonly #library: Library;
-  /** Splits text into words; null where a block of text is one word. */
+  /** Splits text into words; null if a whole block of text is one word. */
   readonly #splitter: Library['pre_tokenizer'];
   /** Turns a word into byte symbols. */
   readonly #symbols: NonNullable<Library['pre_tokenizer']>;
   readonly #cache = new WordCache();
   readonly #addedIds: ReadonlyMap<string, number>;
   readonly #specialIds: ReadonlySet<number>;
-  /** Finds added tokens in a text; undefined where their options need the library's own, slower search. */
+  /** Finds added tokens in a text; undefined if their options need the library's own, slower search. */
   readonly #addedPattern: RegExp | undefined;
   readonly #bytes: (Uint8Array | undefined)[];
 
@@ -93,7 +94,7 @@ export class Tokenizer {
     return this.encodeHead(text, Number.POSITIVE_INFINITY, names);
   }
 
-  /** The first `count` ids of a text, or all where there are fewer; costs no more than those. */
+  /** The first `count` ids of a text, or all if there are fewer. The rest of the text costs nothing. */
   encodeHead(text: string, count: number, names: Names = 'as text'): number[] {
     const ids: number[] = [];
     if (count <= 0) return ids;
@@ -105,7 +106,7 @@ export class Tokenizer {
     return ids;
   }
 
-  /** The last `count` ids of a text, or all where there are fewer; costs no more than those. */
+  /** The last `count` ids of a text, or all if there are fewer. The rest of the text costs nothing. */
   encodeTail(text: string, count: number, names: Names = 'as text'): number[] {
     const reversed: number[] = [];
     if (count <= 0) return reversed;
@@ -117,32 +118,34 @@ export class Tokenizer {
     return reversed.reverse();
   }
 
-  /** Id of an added token (special or not) by its name. */
+  /** The id of an added token (special or not) by its name. */
   idOf(name: string): number | undefined {
     return this.#addedIds.get(name);
   }
 
-  /** Id of a token of the model's own vocabulary by its exact spelling, such as UniXcoder's names of syntax nodes. */
+  /**
+   * The id of a token in the model's own vocabulary by its exact spelling, such as UniXcoder's names of syntax nodes.
+   */
   vocabularyId(token: string): number | undefined {
     return this.#library.model!.tokens_to_ids.get(token);
   }
 
-  /** Whether the token steers the model and is no text. */
+  /** Whether the token steers the model and is not text. */
   isSpecial(id: number): boolean {
     return this.#specialIds.has(id);
   }
 
-  /** The bytes that a token stands for; none for an id without a token (padded embedding tables have such rows). */
+  /** The bytes that a token stands for; none for an id without a token, as in padded embedding tables. */
   bytes(id: number): Uint8Array {
     return this.#bytes[id] ?? NO_BYTES;
   }
 
-  /** The text of `ids`, names of special tokens included. */
+  /** The text of `ids`, including the names of special tokens. */
   decode(ids: Iterable<number>): string {
     return Buffer.concat(Array.from(ids, (id) => this.bytes(id))).toString('utf8');
   }
 
-  /** A text as stretches of plain text and ids of added tokens. */
+  /** Splits a text into stretches of plain text and ids of added tokens. */
   #sections(text: string, names: Names): (string | number)[] {
     if (names === 'as text') return [text];
     if (this.#addedPattern === undefined) return this.#library.encode(text, { add_special_tokens: false }).ids;
@@ -174,12 +177,12 @@ export class Tokenizer {
     }
   }
 
-  /** The words of a block. The patterns look one character ahead, so the block is split with that one. */
+  /** The words of a block. The patterns look one character ahead, so the block is split together with the next one. */
   #words(text: string, start: number, end: number): string[] {
     const words = this.#splitter?.pre_tokenize(text.slice(start, end + 1)) ?? [text.slice(start, end)];
     const last = this.#splitter !== null && end < text.length ? words.pop()! : '';
-    if (last.length > 1) words.push(last.slice(0, -1)); // a block that ends within a word
-    return words.flatMap(parts);
+    if (last.length > 1) words.push(last.slice(0, -1)); // the block ends within a word
+    return words.flatMap(wordParts);
   }
 
   #idsOf(word: string): Ids {
@@ -192,7 +195,7 @@ export class Tokenizer {
     return ids;
   }
 
-  /** What `add_special_tokens` puts around a text. */
+  /** The ids that `add_special_tokens` puts around a text. */
   #template(): { leading: Ids; trailing: Ids } {
     const plain = this.#library.encode('a', { add_special_tokens: false }).ids;
     const whole = this.#library.encode('a', { add_special_tokens: true }).ids;
@@ -202,8 +205,8 @@ export class Tokenizer {
 }
 
 /**
- * @param dir folder with tokenizer.json and, mostly, tokenizer_config.json.
- * @throws ServingError bundle_invalid, naming the file.
+ * @param dir folder with tokenizer.json and mostly also tokenizer_config.json.
+ * @throws ServingError bundle_invalid, which names the file.
  */
 export async function loadTokenizer(dir: string): Promise<Tokenizer> {
   const file = join(dir, 'tokenizer.json');
@@ -218,7 +221,7 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
   return new Tokenizer(readTokenizerJson(text, file), readTokenizerConfig(configText, configFile), file);
 }
 
-/** Appends, and returns the new length. (`push(...more)` overflows the stack on long words.) */
+/** Appends ids and returns the new length. (`push(...more)` would overflow the stack on long words.) */
 function append(ids: number[], more: Ids): number {
   for (const id of more) ids.push(id);
   return ids.length;
@@ -226,7 +229,9 @@ function append(ids: number[], more: Ids): number {
 
 const NO_BYTES = new Uint8Array(0);
 
-/** Bytes by id: an ordinary token's symbols are bytes, an added token's content is text. */
+/**
+ * The bytes of every token, by id. The symbols of an ordinary token are bytes, the content of an added token is text.
+ */
 function tokenBytes(json: TokenizerJson): (Uint8Array | undefined)[] {
   const bytes: (Uint8Array | undefined)[] = [];
   for (const [token, id] of Object.entries(json.model.vocab)) {
@@ -237,60 +242,14 @@ function tokenBytes(json: TokenizerJson): (Uint8Array | undefined)[] {
   return bytes;
 }
 
+/** A pattern for the names of added tokens; undefined if their options are more than a pattern can express. */
 function addedPattern(json: TokenizerJson): RegExp | undefined {
   const intricate = json.added_tokens.some(
     (token) => token.lstrip || token.rstrip || token.single_word || (json.normalizer !== null && token.normalized),
   );
   if (intricate) return undefined;
-  // The longest of those that match at a place wins, as in the library.
+  // The longest name that matches at a place wins, as in the library.
   const names = json.added_tokens.map((token) => token.content).sort((a, b) => b.length - a.length);
   if (names.length === 0) return /(?!)/g;
   return new RegExp(names.map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')).join('|'), 'g');
-}
-
-/**
- * Where the block that begins at `start` ends: a text is split block by block, so that the first or last tokens of a
- * large file cost no more than they must. A letter at a line's start begins a word in the pre-tokenizers of GPT-2,
- * StarCoder, Llama 3, Qwen and DeepSeek, and so does a space between what is no space and a letter; none of them looks
- * back, so the words are those of the whole text. What has neither for long is no code, and is cut anywhere.
- */
-function blockEnd(text: string, start: number): number {
-  const within = text.slice(start + BLOCK, start + LONGEST_BLOCK);
-  const at = [LINE_START, WORD_START].map((pattern) => within.search(pattern)).find((index) => index >= 0);
-  if (at !== undefined) return start + BLOCK + at;
-  return text.length - start <= LONGEST_BLOCK ? text.length : between(text, start + LONGEST_BLOCK);
-}
-
-/** Where the block that ends at `end` begins. */
-function blockStart(text: string, end: number): number {
-  if (end <= BLOCK) return 0;
-  const from = Math.max(0, end - LONGEST_BLOCK);
-  const within = text.slice(from, end - BLOCK + 3); // a letter may be two code units
-  for (const pattern of [LINE_START, WORD_START]) {
-    const last = [...within.matchAll(new RegExp(pattern, 'gu'))].at(-1);
-    if (last !== undefined) return from + last.index;
-  }
-  return from === 0 ? 0 : between(text, from);
-}
-
-/** `at`, or one before where that is within a character. */
-const between = (text: string, at: number) => (/^[\udc00-\udfff]/.test(text.slice(at, at + 1)) ? at - 1 : at);
-
-const LINE_START = /(?<=\n)\p{L}/u;
-const WORD_START = /(?<=\S) (?=\p{L})/u;
-/** Characters of a block, at least. */
-const BLOCK = 2048;
-/** And at most: 4 MiB without a line break took 1.2 s as one block. */
-const LONGEST_BLOCK = 16_384;
-
-/** UTF-16 units. */
-const LONGEST_WORD = 128;
-const PARTS = new RegExp(`.{1,${LONGEST_WORD}}`, 'gsu');
-
-/**
- * A word in parts of 128 characters. Words are mostly a few letters; one of a million would hold up the process for
- * seconds (3.4 s measured), and a merge lost where two parts meet is of no consequence in what is no code.
- */
-function parts(word: string): string[] {
-  return word.length <= LONGEST_WORD ? [word] : word.match(PARTS)!;
 }

@@ -1,7 +1,10 @@
-/** Ids by word, in two generations: what was not used while one generation filled is forgotten. */
+/** Caches the ids of words in two generations: a word that was not used while one generation filled is forgotten. */
 export class WordCache {
+  /** Words in one generation. */
   static readonly #WORDS = 32_768;
-  /** Longer ones are rarely met twice; of indentation and rulers, parts are. */
+  /**
+   * Longer words are not cached: they rarely occur twice. (Long indentation and rulers come in parts of this length.)
+   */
   static readonly #LENGTH = 128;
   #young = new Map<string, readonly number[]>();
   #old = new Map<string, readonly number[]>();
@@ -20,7 +23,7 @@ export class WordCache {
       this.#old = this.#young;
       this.#young = new Map();
     }
-    // A copy: a slice would keep the whole text that it was cut from in memory.
+    // The key is a copy, since a slice would keep the whole text in memory from which it was cut.
     this.#young.set(Buffer.from(word, 'utf16le').toString('utf16le'), ids);
   }
 }

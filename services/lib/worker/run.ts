@@ -1,6 +1,8 @@
 /**
  * Runs the process of a service that listens for gRPC: loads it, listens, serves, and registers where gateways look.
  */
+import type { Bundle } from '../model/bundle/bundle.ts';
+import { verifyInBackground } from '../model/bundle/integrity.ts';
 import type { ConfigOf } from '../process/config.ts';
 import { reachableAddress } from '../process/exposure.ts';
 import { serveHealth } from '../process/health.ts';
@@ -23,6 +25,8 @@ export interface ProcessParts {
 
 export interface BuiltService {
   readonly mounts: readonly MountedService[];
+  /** The bundle that the service has loaded: its files are verified in the background once the service is ready. */
+  readonly bundle?: Bundle;
   /** Labels the metrics of a service that serves a model. */
   readonly modelName?: string;
   /** Brings gauges up to date before they are read. */
@@ -58,4 +62,5 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   life.draining.addEventListener('abort', () => server.setServing(false));
   life.onStop('registry', stayRegistered(config.registry ?? '', roles, address, log));
   life.ready(server.address, metricsAddress);
+  if (service.bundle) void verifyInBackground(service.bundle, life.draining, log, (damage) => life.fail(damage));
 }

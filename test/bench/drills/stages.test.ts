@@ -16,7 +16,7 @@ import { type Ground, stagesOf } from '../../../bench/drills/stages.ts';
 import { makeReferences, type Reference } from '../../../bench/drills/streams.ts';
 import { openModel } from '../../../bench/system/model.ts';
 import { PromptMaker } from '../../../bench/system/prompts.ts';
-import { exportBundle } from '../../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import { startRedis } from '../../support/redis.ts';
 

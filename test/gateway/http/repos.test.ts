@@ -172,7 +172,7 @@ describe('PUT /v1/repos/{repo}', () => {
       refused(415, 'unsupported_media_type'),
     );
     expect(await put('/v1/repos/shop', Buffer.from('x'), { 'content-type': 'application/zip' })).toEqual(
-      refused(400, 'invalid_request', 'no valid zip'),
+      refused(400, 'invalid_request', 'not a valid zip'),
     );
     expect(await put('/v1/repos/shop?strip=1', files(FILES))).toEqual(refused(400, 'invalid_request', 'strip'));
     for (const name of ['.git', 'a b', 'acme:shop', 'a%2F..%2Fb', '%7Bx%7D', 'a%00b', '']) {

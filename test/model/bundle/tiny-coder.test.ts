@@ -1,11 +1,13 @@
-/** The model that ships: its reference outputs, from text to soft tokens, and what quantisation costs it. */
+/** The model that ships: its reference outputs from text to soft tokens, and the cost of quantising it. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { openPair } from '../../../services/export.ts';
 import { OrtSession } from '../../../services/lib/engine/ort.ts';
-import { type Bundle, openBundle, verifyBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle, type Precision, type PrefillPrecision } from '../../../services/lib/model/bundle/export.ts';
-import { type Divergence, type GraphPair, verifyExport } from '../../../services/lib/model/bundle/verify.ts';
+import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { type Divergence, type GraphPair, measureDivergence } from '../../../services/lib/model/bundle/divergence.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
+import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
+import type { Precision, PrefillPrecision } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import {
   DecoderRun,
@@ -61,7 +63,7 @@ describe('in fp32', () => {
     bundle = await exported('fp32');
   });
 
-  test('is a sound bundle with compressed context', async () => {
+  test('tiny-coder in fp32 is a sound bundle with compressed context', async () => {
     await verifyBundle(bundle);
     expect(bundle.manifest.name).toBe('tiny-coder');
     expect(bundle.manifest.context).toMatchObject({
@@ -70,15 +72,18 @@ describe('in fp32', () => {
     });
   });
 
-  test.each(['prefix', 'fim', 'loop'] as const)('continues %s as the reference', async (prompt) => {
-    const session = await load(bundle.llm);
-    const { input_ids, greedy } = golden[prompt];
-    const decoder = new DecoderRun(session, bundle.manifest.llm.spec);
-    expect(await decoder.greedy({ ids: input_ids }, greedy.length)).toEqual(greedy);
-    session.dispose();
-  });
+  test.each(['prefix', 'fim', 'loop'] as const)(
+    'tiny-coder continues the prompt %s like the reference',
+    async (prompt) => {
+      const session = await load(bundle.llm);
+      const { input_ids, greedy } = golden[prompt];
+      const decoder = new DecoderRun(session, bundle.manifest.llm.spec);
+      expect(await decoder.greedy({ ids: input_ids }, greedy.length)).toEqual(greedy);
+      session.dispose();
+    },
+  );
 
-  test('chunks become the reference embeddings and soft tokens', async () => {
+  test('chunks get the embeddings and soft tokens of the reference', async () => {
     const expected = await readExpected(join(TINY_CODER, 'projector/expected.safetensors'));
     const tokenizer = await loadTokenizer(bundle.context!.tokenizerDir);
     const { maxTokens } = bundle.manifest.context!.encoder;
@@ -110,10 +115,10 @@ describe('quantised', () => {
     const tokenizer = await loadTokenizer(TINY_CODER);
     const sequences = [tokenizer.encode(CODE), golden.fim.input_ids];
     const open = (graphs: GraphPair) => openPair(graphs, bundle.manifest.llm.spec);
-    return verifyExport({ bundle, llm: TINY_CODER, sequences, open });
+    return measureDivergence({ bundle, llm: TINY_CODER, sequences, open });
   };
 
-  test('int8 is close to fp32, int4 less so', async () => {
+  test('int8 is close to fp32, and int4 less close', async () => {
     const [int8, int4] = [await divergence('int8'), await divergence('int4')];
     expect(int8.positions).toBeGreaterThan(100);
     expect(int8.klMean).toBeGreaterThan(0);
@@ -125,22 +130,22 @@ describe('quantised', () => {
     expect(int4.top1Agreement).toBeGreaterThan(0.7);
   });
 
-  test('in half precision hardly anything changes', async () => {
+  test('half precision changes hardly anything', async () => {
     const fp16 = await divergence('fp16');
     expect(fp16.klMean).toBeLessThan(1e-4);
     expect(fp16.top1Agreement).toBeGreaterThan(0.99);
   });
 
-  test('prompts in W8A8 cost no more than prompts in int4, decoding from their KV included', async () => {
+  test('prompts in W8A8 diverge no more than prompts in int4, decoding from their KV included', async () => {
     const [own, same] = [await divergence('int4', 'w8a8'), await divergence('int4', 'same')];
     expect(own.klMean).toBeLessThanOrEqual(same.klMean);
     expect(own.top1Agreement).toBeGreaterThanOrEqual(same.top1Agreement);
   });
 
-  test('nothing to compare is refused', async () => {
+  test('a comparison on no code is refused', async () => {
     const bundle = await exported('fp32');
     const open = () => Promise.reject(new Error('must not be opened'));
-    await expect(verifyExport({ bundle, llm: TINY_CODER, sequences: [[]], open })).rejects.toThrow(
+    await expect(measureDivergence({ bundle, llm: TINY_CODER, sequences: [[]], open })).rejects.toThrow(
       expect.objectContaining({ code: 'config_invalid' }),
     );
   });

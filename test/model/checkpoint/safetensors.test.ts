@@ -1,4 +1,4 @@
-/** Checkpoints on disk: what is read, and what is refused with the file and tensor named. */
+/** Checkpoints on disk are read exactly, or refused with the name of the file and the tensor. */
 import { cp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -64,7 +64,7 @@ describe('a safetensors file', async () => {
     ['a header cut short', safetensorsBytes({ a: f32([2], 0, 8) }, 0).subarray(0, 20), ['cut short', 'header']],
     ['data cut short', safetensorsBytes({ a: f32([2], 0, 8) }, 7), ['"a"', '[0, 8)', '7 bytes']],
     ['a huge header', Uint8Array.of(255, 255, 255, 255, 255, 255, 255, 127), ['too large']],
-    ['a header that is no JSON', safetensorsBytes('{"a"', 0), ['not JSON']],
+    ['a header that is not JSON', safetensorsBytes('{"a"', 0), ['not JSON']],
     ['a header that is no UTF-8', safetensorsBytes('', 0).fill(0xff, 8), ['not']],
     ['a header that is a list', safetensorsBytes([], 0), ['not an object']],
     ['an overlap', safetensorsBytes({ a: f32([2], 0, 8), b: f32([2], 4, 12) }, 12), ['"b"', 'overlaps']],
@@ -83,13 +83,13 @@ describe('a safetensors file', async () => {
     await expect(SafetensorsFile.open(await write(file, bytes))).rejects.toThrow(checkpointInvalid(file, ...message));
   });
 
-  test('a folder or nothing in its place is refused', async () => {
+  test('a folder in place of a safetensors file, or nothing, is refused', async () => {
     await expect(SafetensorsFile.open(join(dir, 'none.safetensors'))).rejects.toThrow(checkpointInvalid('none'));
   });
 });
 
 describe('the header parser, on anything', () => {
-  /** Valid headers tile the data; all others are a coded error. */
+  /** Headers whose tensors tile the data are valid. All others give a coded error. */
   const parsesOrRefuses = (header: Uint8Array, dataBytes: number) => {
     let tensors: ReturnType<typeof parseHeader>;
     try {
@@ -103,15 +103,15 @@ describe('the header parser, on anything', () => {
     expect(covered).toBe(dataBytes);
   };
 
-  test('bytes', () => {
+  test('any bytes as a header give tensors or a coded error', () => {
     fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), fc.nat(1000), parsesOrRefuses));
   });
 
-  test('JSON', () => {
+  test('any JSON as a header gives tensors or a coded error', () => {
     fc.assert(fc.property(fc.json(), fc.nat(1000), (json, dataBytes) => parsesOrRefuses(Buffer.from(json), dataBytes)));
   });
 
-  test('headers that are almost right', () => {
+  test('headers that are almost right give tensors or a coded error', () => {
     const size = fc.oneof(fc.nat(40), fc.maxSafeInteger(), fc.double());
     const entry = fc.record({
       dtype: fc.constantFrom('F32', 'F16', 'BF16', 'U8', 'constructor', '__proto__'),
@@ -161,7 +161,7 @@ describe('a checkpoint', async () => {
     return copy;
   };
 
-  test('of shards has the tensors of all', async () => {
+  test('a checkpoint of shards has the tensors of all shards', async () => {
     const checkpoint = await Checkpoint.open(join(GOLDENS, 'qwen2-untied'));
     expect(checkpoint.shapeOf('lm_head.weight')).toEqual([640, 128]);
     expect(checkpoint.shapeOf('model.norm.weight')).toEqual([128]);
@@ -169,13 +169,13 @@ describe('a checkpoint', async () => {
     await checkpoint.close();
   });
 
-  test('without a shard is refused', async () => {
+  test('a checkpoint that lacks a shard is refused', async () => {
     const copy = await sharded('absent');
     await rm(join(copy, 'model-00003-of-00010.safetensors'));
     await expect(Checkpoint.open(copy)).rejects.toThrow(checkpointInvalid('model-00003-of-00010.safetensors'));
   });
 
-  test('whose index names a tensor that its shard lacks is refused', async () => {
+  test('a checkpoint whose index names a tensor that its shard lacks is refused', async () => {
     const copy = await sharded('wrong-index');
     const path = join(copy, 'model.safetensors.index.json');
     const index = await readFile(path, 'utf8');
@@ -194,14 +194,14 @@ describe('a checkpoint', async () => {
     },
   );
 
-  test('of another format is refused with what to do', async () => {
+  test('a checkpoint of another format is refused with a remedy', async () => {
     await writeFile(join(dir, 'projector.pth'), '');
     await expect(Checkpoint.open(join(dir, 'projector.pth'))).rejects.toThrow(checkpointInvalid('convert'));
     await expect(Checkpoint.open(join(dir, 'nowhere'))).rejects.toThrow(checkpointInvalid('nowhere', 'not exist'));
     await expect(Checkpoint.open(dir)).rejects.toThrow(checkpointInvalid('model.safetensors', 'convert'));
   });
 
-  test('with a tensor missing or misshapen is refused, naming it and both shapes', () => {
+  test('a missing tensor and one of another shape are refused by name, with both shapes', () => {
     const source = inMemory({ 'norm.weight': [64] });
     expect(() => expectTensor(source, 'norm.weight', [64])).not.toThrow();
     expect(() => expectTensor(source, 'norm.bias', [64])).toThrow(

@@ -1,4 +1,4 @@
-/** What `config.json` says, and what is refused of it. */
+/** Reading `config.json`, and refusing settings that are not implemented. */
 import { cp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -6,7 +6,7 @@ import { type DecoderSpec, maxInputTokens, parseSpec, readSpec } from '../../../
 import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';
 import { GOLDENS, inMemory, readJsonFile, TINY_CODER, temporaryFolder } from '../../support/models.ts';
 
-// As published for Qwen2.5-Coder-1.5B.
+// The config published for Qwen2.5-Coder-1.5B.
 const QWEN = {
   architectures: ['Qwen2ForCausalLM'],
   attention_dropout: 0,
@@ -34,7 +34,7 @@ const refused = (...parts: string[]) =>
 const emptyFolder = await temporaryFolder();
 
 describe('config.json', () => {
-  test('of a published model', () => {
+  test('the config.json of a published model is read in full', () => {
     expect(parseSpec('config.json', QWEN)).toEqual({
       architecture: 'qwen2',
       hidden: 1536,
@@ -54,14 +54,14 @@ describe('config.json', () => {
     });
   });
 
-  test('both spellings of rope theta', () => {
+  test('both spellings of rope theta are read', () => {
     const { rope_theta: _, ...rest } = QWEN;
     const newer = { ...rest, rope_parameters: { rope_theta: 5e5, rope_type: 'default' } };
     expect(parseSpec('config.json', newer)).toMatchObject({ ropeTheta: 5e5 });
     expect(parseSpec('config.json', { ...QWEN, rope_scaling: null })).toMatchObject({ ropeTheta: 1e6 });
   });
 
-  test('heads and biases of each architecture', async () => {
+  test('each architecture has its own heads and biases', async () => {
     expect(await readSpec(join(GOLDENS, 'llama'))).toMatchObject({
       qkvBias: false,
       qkNorm: false,
@@ -77,7 +77,7 @@ describe('config.json', () => {
     expect(parseSpec('config.json', { ...plain, model_type: 'llama' })).toMatchObject({ kvHeads: 12, headDim: 128 });
   });
 
-  test('of RoBERTa: positions start after the padding id', async () => {
+  test('the positions of RoBERTa start after the padding id', async () => {
     const spec = await readSpec(join(GOLDENS, 'unixcoder'));
     expect(spec).toMatchObject({ architecture: 'roberta', positionRows: 130, padId: 1 });
     expect(maxInputTokens(spec)).toBe(128);
@@ -101,7 +101,7 @@ describe('config.json', () => {
     expect(() => parseSpec('config.json', { ...QWEN, ...change })).toThrow(refused('config.json', ...message));
   });
 
-  test('that is absent, no JSON or no object is refused', async () => {
+  test('a config.json that is absent, not JSON or not an object is refused', async () => {
     const dir = emptyFolder;
     await expect(readSpec(dir)).rejects.toThrow(refused('config.json'));
     await writeFile(join(dir, 'config.json'), '{');
@@ -110,7 +110,7 @@ describe('config.json', () => {
     await expect(readSpec(dir)).rejects.toThrow(refused('config.json', 'model_type'));
   });
 
-  test("adds generation_config.json's end-of-text ids", async () => {
+  test('the end-of-text ids of generation_config.json are added', async () => {
     const dir = join(emptyFolder, 'model');
     await cp(join(TINY_CODER, 'config.json'), join(dir, 'config.json'));
     const { eos_token_id: eos } = await readJsonFile<{ eos_token_id: number }>(join(dir, 'config.json'));

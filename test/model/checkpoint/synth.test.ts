@@ -1,10 +1,13 @@
-/** Models with made-up weights: every published shape has a tokenizer that it can hold; the same seed, the same bytes. */
+/**
+ * Models with random weights: every published shape has a fitting tokenizer, and the same seed gives the same bytes.
+ */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { openBundle, verifyBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../../services/lib/model/bundle/export.ts';
-import { SHAPES, type ShapeName, synthesize } from '../../../services/lib/model/checkpoint/synth.ts';
+import { openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
+import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
+import { SHAPES, synthesize } from '../../../services/lib/model/checkpoint/synth.ts';
 import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import { temporaryFolder } from '../../support/models.ts';
@@ -33,9 +36,9 @@ async function configFile(vocab: number): Promise<string> {
   return join(dir, 'config.json');
 }
 
-test('every shape can fill in the middle: its tokenizer has the tokens, and its vocabulary all ids', async () => {
+test('every shape can fill in the middle: its tokenizer has the tokens for it, and its vocabulary has all ids', async () => {
   const loaded = new Map<string, ReturnType<typeof loadTokenizer>>();
-  for (const name of Object.keys(SHAPES) as ShapeName[]) {
+  for (const name of Object.keys(SHAPES) as (keyof typeof SHAPES)[]) {
     await using network = await synthesize(name, 1);
     const dir = network.tokenizerDir;
     if (!loaded.has(dir)) loaded.set(dir, loadTokenizer(dir));
@@ -54,7 +57,7 @@ test('every shape can fill in the middle: its tokenizer has the tokens, and its 
   }
 });
 
-test('the same seed gives the same bytes, another seed others; the manifest says whose tokenizer it is', async () => {
+test('the same seed gives the same bytes and another seed others, and the manifest says whose tokenizer it is', async () => {
   const config = await configFile(4096);
   const made = async (name: string, seed: number) => {
     await using llm = await synthesize(config, seed);

@@ -1,4 +1,4 @@
-/** The decoder graph against PyTorch: logits, greedy continuations, soft tokens, chunks, keys and values. */
+/** Compares the decoder graph with PyTorch: logits, greedy continuations, soft tokens, chunks, keys and values. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';
@@ -43,16 +43,16 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name)
     return () => session.dispose();
   });
 
-  test('logits of every position', async () => {
+  test('the logits of every position are those of the reference', async () => {
     const logits = await run().step({ ids: golden.input_ids });
     expect(largestDifference(logits, expected.float32('logits'))).toBeLessThanOrEqual(LOGIT_TOLERANCE);
   });
 
-  test('greedy continuation with keys and values kept in place', async () => {
+  test('greedy continuation with keys and values kept in place is that of the reference', async () => {
     expect(await run().greedy({ ids: golden.input_ids }, 24)).toEqual(golden.greedy);
   });
 
-  test('keys and values of the last layer', async () => {
+  test('the keys and values of the last layer are those of the reference', async () => {
     const decoder = run();
     await decoder.step({ ids: golden.input_ids });
     for (const [part, cache] of [
@@ -69,7 +69,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name)
     }
   });
 
-  test('soft tokens before the prompt', async () => {
+  test('soft tokens before the prompt give the logits of the reference', async () => {
     const first = {
       ids: [...zeros(golden.soft), ...golden.input_ids],
       soft: { positions: range(0, golden.soft), vectors: soft },
@@ -80,7 +80,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name)
     expect(await run().greedy(first, 24)).toEqual(golden.greedy_soft_prefix);
   });
 
-  test('soft tokens inside the prompt', async () => {
+  test('soft tokens inside the prompt give the logits of the reference', async () => {
     const ids = [...golden.input_ids.slice(0, 5), ...zeros(3), ...golden.input_ids.slice(5)];
     const vectors = soft.subarray(0, 3 * spec.hidden);
     const logits = await run().step({ ids, soft: { positions: [5, 6, 7], vectors } });
@@ -100,7 +100,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name)
     }
   });
 
-  test('soft tokens that a chunk boundary splits', async () => {
+  test('soft tokens that a chunk boundary splits give the same logits', async () => {
     const decoder = run();
     const ids = [...zeros(golden.soft), ...golden.input_ids];
     const want = expected.float32('logits_soft_prefix');
@@ -117,7 +117,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name)
     }
   });
 
-  test('logits of some positions only, or of none', async () => {
+  test('logits can be computed for some positions only, or for none', async () => {
     const want = expected.float32('logits');
     const decoder = run();
     const logits = await decoder.step({ ids: golden.input_ids.slice(0, 10), rows: [9, 3] });
@@ -132,7 +132,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name)
     expect(largestDifference(rest, want.subarray(20 * spec.vocab))).toBeLessThanOrEqual(LOGIT_TOLERANCE);
   });
 
-  test('a batch of sequences, right-padded, with a soft token in the second', async () => {
+  test('a right-padded batch with a soft token in its second sequence gives the logits of each sequence alone', async () => {
     const { hidden, kvHeads, headDim, layers, vocab } = spec;
     const rows = [golden.input_ids.slice(0, 6), [0, ...golden.input_ids.slice(0, 3)]];
     const empty = { type: 'float32' as const, dims: [2, kvHeads, 0, headDim], data: new Float32Array(0) };

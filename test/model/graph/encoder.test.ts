@@ -1,4 +1,4 @@
-/** Encoders and the projector against PyTorch. */
+/** Compares encoders and the projector with PyTorch. */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';
@@ -9,7 +9,6 @@ import {
   assertProjectorFits,
   buildProjector,
   projectorParameters,
-  projectorWidths,
   readProjectorSpec,
 } from '../../../services/lib/model/graph/projector.ts';
 import {
@@ -52,7 +51,7 @@ describe.each([
     return await loadGraph(buildEncoder(spec, checkpoint, format), parent, as);
   };
 
-  test('embeddings of a padded batch, whatever the padding', async () => {
+  test('the embeddings of a padded batch are those of the reference, whatever the padding', async () => {
     const session = await load('batch');
     for (const pad of [0, 1, 399]) {
       expect(largestDifference(await embed(session, rows, pad), want)).toBeLessThanOrEqual(1e-4);
@@ -60,7 +59,7 @@ describe.each([
     session.dispose();
   });
 
-  test('a row alone, and one padded further than any row is long', async () => {
+  test('a row alone, and a row padded further than any is long, have the same embeddings', async () => {
     const session = await load('alone');
     for (const [i, row] of rows.entries()) {
       const one = want.subarray(i * spec.hidden, (i + 1) * spec.hidden);
@@ -83,10 +82,10 @@ describe.each([
   });
 });
 
-describe('projector', async () => {
+describe('the projector', async () => {
   const parent = await temporaryFolder();
 
-  test.each(['projector-mlp2', 'projector-mlp3'])('golden %s', async (name) => {
+  test.each(['projector-mlp2', 'projector-mlp3'])('the soft tokens of %s are those of the reference', async (name) => {
     const dir = join(GOLDENS, name);
     const { dims } = await readJsonFile<{ dims: number[] }>(join(dir, 'expected.json'));
     const expected = await readExpected(join(dir, 'expected.safetensors'));
@@ -101,14 +100,14 @@ describe('projector', async () => {
     session.dispose();
   });
 
-  // Table 3 of the paper.
+  // The numbers are from table 3 of the paper.
   test.each([
-    [2, 1024, 3_938_304],
-    [3, 1024, 17_321_472],
-    [2, 768, 3_545_088],
-    [3, 768, 16_535_040],
-  ] as const)('%i layers from %i into 1536 have %i parameters', (layers, encoderDim, parameters) => {
-    expect(projectorParameters({ widths: projectorWidths(layers, encoderDim, 1536) })).toBe(parameters);
+    [3_938_304, [1024, 1536, 1536]],
+    [17_321_472, [1024, 3072, 3072, 1536]],
+    [3_545_088, [768, 1536, 1536]],
+    [16_535_040, [768, 3072, 3072, 1536]],
+  ])('a projector has %i parameters if its widths are %j', (parameters, widths) => {
+    expect(projectorParameters({ widths })).toBe(parameters);
   });
 
   const authors = (prefix: string) =>
@@ -122,7 +121,7 @@ describe('projector', async () => {
     });
 
   test.each(['', 'multi_modal_projector.', 'model.multi_modal_projector.'])(
-    "the authors' names after '%s'",
+    "a projector with the authors' names after '%s' is read",
     (prefix) => {
       expect(readProjectorSpec(authors(prefix)).widths).toEqual([8, 16, 16]);
       expect(buildProjector(authors(prefix)).outputs).toEqual([
@@ -131,20 +130,23 @@ describe('projector', async () => {
     },
   );
 
-  test.each(['', 'layers.', 'mlp.', 'net.', 'module.net.'])("torch.nn.Sequential's names after '%s'", (list) => {
-    const source = inMemory({
-      [`${list}0.weight`]: [16, 8],
-      [`${list}0.bias`]: [16],
-      [`${list}2.weight`]: [16],
-      [`${list}2.bias`]: [16],
-      [`${list}3.weight`]: [32, 16],
-      [`${list}3.bias`]: [32],
-    });
-    expect(readProjectorSpec(source).widths).toEqual([8, 16, 32]);
-    expect(buildProjector(source).outputs).toEqual([{ name: 'soft_tokens', type: 'float32', dims: ['n', 32] }]);
-  });
+  test.each(['', 'layers.', 'mlp.', 'net.', 'module.net.'])(
+    "a projector with torch.nn.Sequential's names after '%s' is read",
+    (list) => {
+      const source = inMemory({
+        [`${list}0.weight`]: [16, 8],
+        [`${list}0.bias`]: [16],
+        [`${list}2.weight`]: [16],
+        [`${list}2.bias`]: [16],
+        [`${list}3.weight`]: [32, 16],
+        [`${list}3.bias`]: [32],
+      });
+      expect(readProjectorSpec(source).widths).toEqual([8, 16, 32]);
+      expect(buildProjector(source).outputs).toEqual([{ name: 'soft_tokens', type: 'float32', dims: ['n', 32] }]);
+    },
+  );
 
-  test('one that does not fit is refused with the shapes of both sides', () => {
+  test('a projector that does not fit is refused with the shapes of both sides', () => {
     const source = authors('');
     const spec = readProjectorSpec(source);
     expect(() => assertProjectorFits(source, spec, 8, 16)).not.toThrow();
@@ -157,10 +159,14 @@ describe('projector', async () => {
   });
 
   test.each([
-    ['no projector', { weight: [3, 3] }, 'holds no projector'],
-    ['one layer', { 'linear_1.weight': [3, 3] }, 'has 1 linear layers'],
-    ['layers that do not meet', { 'linear_1.weight': [4, 3], 'linear_2.weight': [5, 6] }, 'gives 4 values'],
-    ['no matrix', { 'linear_1.weight': [4] }, 'not a matrix'],
+    ['a checkpoint without projector', { weight: [3, 3] }, 'holds no projector'],
+    ['a projector of one layer', { 'linear_1.weight': [3, 3] }, 'has 1 linear layers'],
+    [
+      'a projector whose layers do not fit together',
+      { 'linear_1.weight': [4, 3], 'linear_2.weight': [5, 6] },
+      'gives 4 values',
+    ],
+    ['a weight that is not a matrix', { 'linear_1.weight': [4] }, 'not a matrix'],
   ])('%s is refused', (_, shapes, message) => {
     expect(() => readProjectorSpec(inMemory(shapes))).toThrow(
       expect.objectContaining({ code: 'projector_invalid', message: expect.stringContaining(message) }),

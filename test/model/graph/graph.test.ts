@@ -1,4 +1,4 @@
-/** Writing graphs, and quantised matrices as the runtime reads them. */
+/** Writes graphs, and checks quantised matrices as the runtime reads them. */
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -16,7 +16,7 @@ const folder = async (name: string) => {
   return dir;
 };
 
-/** The weights that the runtime makes of the levels and scales. */
+/** The weights that the runtime computes from levels and scales. */
 function dequantize(weight: Float32Array, bits: 4 | 8, block: number): Float32Array {
   const { packed, scales } = quantize(weight, { bits, block });
   return weight.map((_, i) => {
@@ -27,7 +27,7 @@ function dequantize(weight: Float32Array, bits: 4 | 8, block: number): Float32Ar
 const wave = (n: number, step: number) => Float32Array.from({ length: n }, (_, i) => Math.sin(i * step) + 0.1);
 
 describe('quantisation', () => {
-  test('every weight is off by half a step at most, one step at the short end of the range', () => {
+  test('every quantised weight is off by at most half a step, or one step at the short end of the range', () => {
     const weights = fc.array(fc.float({ noNaN: true, min: -100, max: 100 }), { minLength: 32, maxLength: 32 });
     fc.assert(
       fc.property(weights, fc.constantFrom<4 | 8>(4, 8), (values, bits) => {
@@ -43,7 +43,7 @@ describe('quantisation', () => {
     );
   });
 
-  test('a block is the largest that divides, 16 at least', () => {
+  test('a block is the largest one that divides the width, and at least 16', () => {
     expect(blockThatDivides(896, 128)).toBe(128);
     expect(blockThatDivides(96, 128)).toBe(32);
     expect(blockThatDivides(48, 32)).toBe(16);
@@ -56,7 +56,7 @@ describe('quantisation', () => {
     ['int4', { bits: 4, block: 16 }, 0.1],
     ['a width that no block divides', { bits: 8, block: 128 }, 0.05],
   ])(
-    '%s: the runtime multiplies by these weights, and finds the same rows in the table',
+    'the runtime multiplies by the weights of %s, and finds the same rows in the table',
     async (name, format, tolerance) => {
       const [rows, columns] = [24, name.startsWith('a width') ? 40 : 64];
       const weight = wave(rows * columns, 0.37);
@@ -122,7 +122,7 @@ describe('the file', () => {
     expect(weights.readFloatLE(4096)).toBe(10);
   });
 
-  test('the runtime loads it', async () => {
+  test('the runtime loads the written file', async () => {
     const session = await loadGraph(twoWeights(), parent, 'loaded');
     const { y } = await session.run({ x: { type: 'float32', dims: [1, 3], data: Float32Array.of(0, 1, 2) } });
     expect(y!.data).toEqual(Float32Array.of(10, 30, 50));
@@ -142,7 +142,7 @@ describe('the file', () => {
     expect(events).toEqual(['read a', '8/16', 'read b', '16/16']);
   });
 
-  test('aborting stops before the next weight', async () => {
+  test('an aborted write stops before the next weight', async () => {
     const graph = new Graph();
     const controller = new AbortController();
     graph.weight('a', [1], async () => {

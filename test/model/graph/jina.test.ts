@@ -1,15 +1,14 @@
 /**
- * JinaBERT. There is no golden of it: the graph is compared with a plain forward pass written here, loop by loop, on small
- * random checkpoints of both published forms.
+ * JinaBERT. There is no golden for it: the graph is compared with a plain forward pass written here, loop by loop, on
+ * small random checkpoints of both published forms.
  */
 import { describe, expect, test } from 'vitest';
 import type { TensorSource } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import { type JinaSpec, maxInputTokens, parseSpec } from '../../../services/lib/model/checkpoint/spec.ts';
 import { buildEncoder } from '../../../services/lib/model/graph/encoder.ts';
-import { alibiSlopes } from '../../../services/lib/model/graph/jina.ts';
 import { ids64, largestDifference, loadGraph, temporaryFolder } from '../../support/models.ts';
 
-// As published for jina-embeddings-v2-base-code, but for the sizes.
+// The config published for jina-embeddings-v2-base-code, with smaller sizes.
 const CONFIG = {
   _name_or_path: 'jinaai/jina-bert-v2-qk-post-norm',
   model_type: 'bert',
@@ -83,7 +82,7 @@ const sourceOf = (tensors: Tensors): TensorSource => ({
   read: async (name) => tensors.get(name)!.data,
 });
 
-/** By its Taylor series. */
+/** The error function by its Taylor series. */
 function erf(x: number): number {
   let term = x;
   let sum = x;
@@ -120,7 +119,7 @@ function forward(form: Form, tensors: Tensors, prefix: string, ids: readonly num
     ),
   );
   const size = hidden / heads;
-  // For 6 heads: 4 of the sequence for 4, then every other one of that for 8.
+  // 6 heads have the 4 slopes for 4 heads, then every other slope for 8 heads.
   const slopes = [2 ** -2, 2 ** -4, 2 ** -6, 2 ** -8, 2 ** -1, 2 ** -3];
   for (let i = 0; i < layers; i++) {
     const layer = `encoder.layer.${i}`;
@@ -164,7 +163,7 @@ describe.each([
   ['code', 'bert.'],
   ['en', ''],
 ] as const)('the form of base-%s, names after "%s"', (form, prefix) => {
-  test('a padded batch gives what the plain forward pass gives', async () => {
+  test('a padded batch gives the embeddings of the plain forward pass', async () => {
     const tensors = checkpoint(form, prefix);
     const graph = buildEncoder(SPEC, sourceOf(tensors), {
       weights: 'fp32',
@@ -188,14 +187,25 @@ describe.each([
   });
 });
 
-test('slopes are those of the ALiBi paper', () => {
-  expect([...alibiSlopes(8)]).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((i) => 2 ** -i));
-  const twelve = [...alibiSlopes(12)];
-  expect(twelve.slice(0, 8)).toEqual([...alibiSlopes(8)]);
+/** The slopes in the graph of an encoder with so many heads. */
+async function slopesOf(heads: number): Promise<number[]> {
+  const source = sourceOf(checkpoint('code', ''));
+  const format = { weights: 'fp32', pooling: 'mean', normalize: false, maxTokens: 64 } as const;
+  const { weights } = buildEncoder({ ...SPEC, heads }, source, format);
+  const slopes = weights.find(({ parts }) => parts[0]?.name === 'alibi.slopes');
+  const [negative] = await slopes!.produce();
+  return Array.from(negative as Float32Array, (value) => -value);
+}
+
+test('the slopes are those of the ALiBi paper', async () => {
+  const eight = await slopesOf(8);
+  expect(eight).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((i) => 2 ** -i));
+  const twelve = await slopesOf(12);
+  expect(twelve.slice(0, 8)).toEqual(eight);
   expect(twelve.slice(8)).toEqual([0.5, 1.5, 2.5, 3.5].map((i) => Math.fround(2 ** -i)));
 });
 
-test('config.json', () => {
+test('the config.json of JinaBERT is read', () => {
   expect(SPEC).toMatchObject({ architecture: 'jina', hidden: 48, heads: 6, maxPositions: 64, normEps: 1e-12 });
   expect(maxInputTokens(SPEC)).toBe(64);
 });

@@ -1,8 +1,8 @@
-/** What fewer bits cost: bounds that no sound quantiser comes near, and what large rows do to the others. */
+/** The cost of fewer bits: bounds that no sound quantiser comes near, and the effect of large rows on others. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { PROMPT_FORMATS, weightFormats } from '../../../services/lib/model/bundle/export.ts';
-import { comparePosition } from '../../../services/lib/model/bundle/verify.ts';
+import { comparePosition } from '../../../services/lib/model/bundle/divergence.ts';
+import { PROMPT_FORMATS, weightFormats } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { Checkpoint } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';
@@ -45,7 +45,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name)
     ['w8a8', { layers: PROMPT_FORMATS, vocabulary: 'fp32' }, 0.01, 0.75],
     ['mixed', of('mixed'), 0.05, 0.6],
     ['int4', of('int4'), 0.5, 0.2],
-  ])('%s', async (format, { layers, vocabulary }, klMean, top1) => {
+  ])('%s diverges from fp32 by no more than its bound', async (format, { layers, vocabulary }, klMean, top1) => {
     const logits = await logitsOf(layers, vocabulary, format);
     let [kl, agreed] = [0, 0];
     for (let at = 0; at < logits.length; at += spec.vocab) {
@@ -65,7 +65,7 @@ describe('activations of 8 bits', async () => {
   const [rows, columns] = [16, 64];
   const weight = Float32Array.from({ length: rows * columns }, (_, i) => Math.sin(i * 0.7));
   const bias = Float32Array.from({ length: rows }, (_, i) => i - 8);
-  /** [3, columns]: ordinary values, the same a thousand times as large, zeros. */
+  /** [3, columns]: ordinary values, the same values times a thousand, and zeros. */
   const input = Float32Array.from({ length: 3 * columns }, (_, i) => {
     const value = Math.cos((i % columns) * 1.3);
     return value * [1, 1000, 0][Math.floor(i / columns)]!;
@@ -86,23 +86,26 @@ describe('activations of 8 bits', async () => {
     session.dispose();
     return Array.from(y!.data as Float32Array);
   }
-  /** Root mean square error of a row against the exact one, over that one's size. */
+  /** Root mean square error of a row relative to the size of the exact row. */
   const errorOf = (exact: number[], found: number[], row: number) => {
     const [want, got] = [exact, found].map((all) => all.slice(row * rows, (row + 1) * rows)) as [number[], number[]];
     return Math.hypot(...want.map((value, i) => value - got[i]!)) / Math.hypot(...want);
   };
 
-  test.each([false, true])('by row, a row is as exact whatever stands beside it (bias: %s)', async (withBias) => {
-    const exact = await productOf('fp32', withBias, `exact-${withBias}`);
-    const one = await productOf('w8a8', withBias, `run-${withBias}`);
-    const byRow = await productOf('w8a8 by row', withBias, `row-${withBias}`);
-    expect(errorOf(exact, byRow, 0)).toBeLessThan(0.05);
-    expect(errorOf(exact, byRow, 1)).toBeLessThan(0.05);
-    expect(byRow.slice(2 * rows)).toEqual(exact.slice(2 * rows));
-    expect(errorOf(exact, one, 0)).toBeGreaterThan(0.1);
-  });
+  test.each([false, true])(
+    'with scales by row, a row is equally exact whatever stands beside it (bias: %s)',
+    async (withBias) => {
+      const exact = await productOf('fp32', withBias, `exact-${withBias}`);
+      const one = await productOf('w8a8', withBias, `run-${withBias}`);
+      const byRow = await productOf('w8a8 by row', withBias, `row-${withBias}`);
+      expect(errorOf(exact, byRow, 0)).toBeLessThan(0.05);
+      expect(errorOf(exact, byRow, 1)).toBeLessThan(0.05);
+      expect(byRow.slice(2 * rows)).toEqual(exact.slice(2 * rows));
+      expect(errorOf(exact, one, 0)).toBeGreaterThan(0.1);
+    },
+  );
 
-  test('prompts have a scale by row where no norm comes first', () => {
+  test('prompts have scales by row for the matrices without a norm before them', () => {
     const formatOf = PROMPT_FORMATS as Exclude<LayerFormats, WeightFormat>;
     expect((['qkv', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const).map((m) => formatOf(0, m))).toEqual([
       ...['w8a8', 'w8a8 by row', 'w8a8', 'w8a8', 'w8a8 by row'],

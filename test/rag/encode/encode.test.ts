@@ -1,10 +1,10 @@
-/** The real encoder and projector of the model that ships, against PyTorch's values for it. */
+/** Compares the encoder and projector of the model that ships with PyTorch. */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../../services/lib/model/bundle/export.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { type ContextEncoder, loadContextEncoder } from '../../../services/lib/rag/encode/encode.ts';
@@ -40,7 +40,7 @@ const encode = async (texts: readonly string[], signal?: AbortSignal) =>
 const largestDifference = (a: Float32Array, b: Float32Array) =>
   a.reduce((worst, value, i) => Math.max(worst, Math.abs(value - (b[i] as number))), 0);
 
-test("the vectors are PyTorch's", async () => {
+test('the vectors are those of PyTorch', async () => {
   const { projector } = JSON.parse(await readFile(join(MODEL, 'expected.json'), 'utf8')) as {
     projector: { chunks: string[] };
   };
@@ -56,7 +56,7 @@ test("the vectors are PyTorch's", async () => {
   }
 });
 
-test('neither the order of texts nor the company in a batch changes a vector', async () => {
+test('neither the order of texts nor the other texts in a batch change a vector', async () => {
   const texts = Array.from(
     { length: 40 },
     (_, i) => `def f_${i}(x):\n${'    x = x + 1\n'.repeat((i * 7) % 40)}    return x`,
@@ -70,24 +70,24 @@ test('neither the order of texts nor the company in a batch changes a vector', a
   expect(largestDifference(reversed.at(-1) as Float32Array, together[0] as Float32Array)).toBeLessThan(1e-5);
 });
 
-test('no more is read of a text than the model was trained for', async () => {
+test('a text is read only as far as the model was trained for', async () => {
   const long = 'alpha beta gamma delta '.repeat(2_000);
   const [whole, cut] = (await encode([long, `${long}omega`])) as [Float32Array, Float32Array];
   expect(largestDifference(whole, cut)).toBe(0);
 });
 
-test('nothing gives nothing, and no text a vector all the same', async () => {
+test('no chunks give no vectors, and an empty text gives a vector', async () => {
   expect(await encode([])).toEqual([]);
   const [empty] = await encode(['']);
   expect(empty?.every(Number.isFinite)).toBe(true);
 });
 
-test('stops at its signal', async () => {
+test('encoding stops at its signal', async () => {
   const stopped = AbortSignal.abort(new Error('stop'));
   await expect(encode(['x'], stopped)).rejects.toThrow('stop');
 });
 
-test('embeddings are kept where they are asked for, under a fingerprint of their own', async () => {
+test('embeddings are kept on request, under a fingerprint of their own', async () => {
   const keeping = await loadContextEncoder(bundle, { ...OPTIONS, keepEmbeddings: true });
   const queries = await loadQueryEncoder(bundle, OPTIONS);
   try {
@@ -100,7 +100,7 @@ test('embeddings are kept where they are asked for, under a fingerprint of their
     expect(Math.hypot(...kept!.embedding!)).toBeCloseTo(1, 5);
     expect(keeping.fingerprint).not.toBe(encoder.fingerprint);
     expect(contextFingerprint(keeping.fingerprint)).toBe(encoder.fingerprint);
-    // A query is encoded as a chunk is.
+    // A query is encoded like a chunk.
     expect(queries.fingerprint).toBe(encoder.fingerprint);
     expect(largestDifference(await queries.embed(text), kept!.embedding!)).toBeLessThan(1e-6);
   } finally {
@@ -109,7 +109,7 @@ test('embeddings are kept where they are asked for, under a fingerprint of their
   }
 });
 
-test('a bundle without an encoder is named', async () => {
+test('a bundle without an encoder is refused by name', async () => {
   const bare: Bundle = { ...bundle, context: undefined };
   await expect(loadContextEncoder(bare, OPTIONS)).rejects.toMatchObject({
     code: 'bundle_invalid',

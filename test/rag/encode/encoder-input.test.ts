@@ -75,12 +75,12 @@ async function ids(
 }
 
 describe('a language model', () => {
-  test("by the authors' recipe reads the code and nothing else", async () => {
+  test("a language model with the authors' recipe reads the code and nothing else", async () => {
     expect(await ids(inputBuilder('', plain, BASE), 'ab')).toEqual({ ids: bytes('ab'), fellBack: false });
     expect((await ids(inputBuilder('', templated, BASE), 'ab')).ids).toEqual(bytes('ab'));
   });
 
-  test('by the published recipe reads the end of text after it, once, however long it is', async () => {
+  test('a language model with the published recipe reads one end of text after the code, however long it is', async () => {
     const published = { ...BASE, recipe: 'published' } as const;
     const end = idOf('<|endoftext|>');
     for (const dir of [plain, templated]) {
@@ -98,7 +98,7 @@ describe('UniXcoder', () => {
   const unixcoder = { ...BASE, input: 'unixcoder', maxTokens: 40 } as const;
   const around = (inner: number[]) => [idOf('<s>'), idOf('<encoder-only>'), idOf('</s>'), ...inner, idOf('</s>')];
 
-  test('reads source between the tokens of its encoder mode', async () => {
+  test('UniXcoder reads source between the tokens of its encoder mode', async () => {
     expect((await ids(inputBuilder('', plain, unixcoder), 'ab')).ids).toEqual(around(bytes('ab')));
     expect((await ids(inputBuilder('', plain, { ...unixcoder, maxTokens: 6 }), 'abc')).ids).toEqual(
       around(bytes('ab')),
@@ -107,28 +107,28 @@ describe('UniXcoder', () => {
 
   const ast = { ...unixcoder, modality: 'ast' } as const;
 
-  test('reads the syntax tree: known marks by their ids, others as unknown', async () => {
+  test('UniXcoder reads a syntax tree, known marks by their ids and others as unknown', async () => {
     const call = [...bytes('f'), idOf('<unk>'), ...bytes('()'), idOf('<unk>')];
     const inner = [idOf(MARKS[0]!), ...bytes('x='), idOf(MARKS[2]!), ...call, idOf('<unk>'), idOf(MARKS[1]!)];
     expect(await ids(inputBuilder('', plain, ast), 'x = f()')).toEqual({ ids: around(inner), fellBack: false });
   });
 
-  test('reads no more than its length, and closes all the same', async () => {
+  test('UniXcoder reads no more than its length, and still gets its closing token', async () => {
     const found = (await ids(inputBuilder('', plain, { ...ast, maxTokens: 8 }), 'x = f()')).ids;
     expect(found).toEqual(around([idOf(MARKS[0]!), ...bytes('x='), idOf(MARKS[2]!)]));
   });
 
-  test('reads the source of what does not parse, and says so', async () => {
+  test('UniXcoder reads the source of code that does not parse, and reports it', async () => {
     expect(await ids(inputBuilder('', plain, ast), 'hello', 'notes.md')).toEqual({
       ids: around(bytes('hello')),
       fellBack: true,
     });
-    // Nothing but comments: not the empty sequence that would make all such chunks alike.
+    // A chunk of comments alone is read by its source: with an empty sequence all such chunks would be alike.
     expect((await ids(inputBuilder('', plain, ast), '// why', 'A.java')).ids).toEqual(around(bytes('// why')));
   });
 });
 
-test('a tokenizer without the tokens of the form is refused by name', async () => {
+test('a tokenizer that lacks a token of the input is refused by name', async () => {
   const bare = await mkdtemp(join(tmpdir(), 'llavacode-input-'));
   try {
     await writeTokenizer(bare, false);

@@ -1,4 +1,4 @@
-/** Chunks as UniXcoder's sequence of a syntax tree. */
+/** The sequences of syntax trees in UniXcoder's form. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { SyntaxTrees } from '../../../services/lib/rag/encode/syntax-tree.ts';
 
@@ -8,7 +8,7 @@ beforeAll(async () => {
 });
 afterAll(() => trees.dispose());
 
-/** Marks in short, `<type` and `type>`, between the texts of leaves. */
+/** The sequence with its marks shortened to `<type` and `type>`. */
 const spelled = (path: string, code: string) =>
   trees
     .sequence(path, code)
@@ -19,14 +19,14 @@ const spelled = (path: string, code: string) =>
 const texts = (path: string, code: string) =>
   trees.sequence(path, code)?.flatMap((token) => ('text' in token ? [token.text] : []));
 
-test('inner nodes stand around their children, only children stand for their parents', () => {
+test('inner nodes stand around their children, and an only child stands for its parent', () => {
   expect(spelled('a.py', 'x = f(1)')).toBe(
     '<assignment x = <call f <argument_list ( 1 ) argument_list> call> assignment>',
   );
   expect(trees.sequence('a.py', 'x = 1')?.[0]).toEqual({ mark: 'AST#assignment#Left' });
 });
 
-test('a string is one leaf, whatever is in it', () => {
+test('a string is one leaf, whatever it contains', () => {
   expect(texts('a.py', 's = "# no comment" + f"{x} // no"')).toEqual(['s', '=', '"# no comment"', '+', 'f"{x} // no"']);
   expect(texts('a.ts', "const s = '// no comment'")).toEqual(['const', 's', '=', "'// no comment'"]);
 });
@@ -37,7 +37,7 @@ test('comments and docstrings are left out', () => {
   expect(texts('A.java', '/** gone */ class A { int x; } // gone')).toEqual(['class', 'A', '{', 'int', 'x', ';', '}']);
 });
 
-test('characters beyond ASCII shift nothing', () => {
+test('characters beyond ASCII shift no positions', () => {
   expect(texts('a.py', 'größe = "日本"; x = 😀 if 0 else größe')?.slice(0, 3)).toEqual(['größe', '=', '"日本"']);
   expect(texts('a.js', '/* 😀 */ naïve(x)')).toEqual(['naïve', '(', 'x', ')']);
 });
@@ -48,11 +48,11 @@ test('a chunk from within a block parses like one at the margin', () => {
   expect(spelled('a.py', inner)).not.toContain('ERROR');
 });
 
-test('code that is nested deep is read to its end', () => {
+test('deeply nested code is read to its end', () => {
   expect(texts('a.py', `x = ${'"a" + '.repeat(300)}"a"`)).toHaveLength(603);
   const brackets = `x = ${'['.repeat(900)}1${']'.repeat(900)}`;
   expect(spelled('a.py', brackets)?.endsWith(`1 ${'] list> '.repeat(900)}assignment>`)).toBe(true);
-  // An error lies deep within.
+  // There is an error deep inside.
   expect(texts('a.js', `x = ${'f('.repeat(600)}1 $$ 2${')'.repeat(600)}`)?.[0]).toBe('x');
 });
 
@@ -68,13 +68,13 @@ describe('every language', () => {
     ['a.c', 'int f(struct a *p) { return p->x; }', 'function_definition'],
     ['a.hpp', 'template <class T> T f(T x) { return x; }', 'template_declaration'],
     ['A.cs', 'class A { int F() => 1; }', 'class_declaration'],
-  ])('%s', (path, code, node) => {
+  ])('%s is parsed by its grammar', (path, code, node) => {
     expect(spelled(path, code)).toContain(`<${node}`);
     expect(spelled(path, code)).not.toContain('ERROR');
   });
 });
 
-test('what has no tree is told apart', () => {
+test('code without a syntax tree is recognised', () => {
   expect(trees.sequence('notes.md', 'words')).toBeUndefined();
   expect(trees.sequence('no-ending', 'x = 1')).toBeUndefined();
   expect(trees.sequence('a.py', ')]} ((( this is = no ( python')).toBeUndefined();
@@ -82,14 +82,14 @@ test('what has no tree is told apart', () => {
   expect(trees.sequence('a.java', '// only\n// comments')).toBeUndefined();
 });
 
-describe('what is no code', () => {
+describe('texts that are not code', () => {
   const ordinary = 'x = f(1)';
 
   test.each([
     ['a.rs', ')-'.repeat(900)],
     ['a.cs', ')&'.repeat(900)],
     ['a.ts', '<a<'.repeat(600)],
-  ])('is given up after so many steps, and the next is parsed as ever (%s)', (path, code) => {
+  ])('a parse is given up after so many steps, and the next text is parsed as usual (%s)', (path, code) => {
     const before = trees.sequence('a.py', ordinary);
     expect(trees.sequence(path, code)).toBeUndefined();
     expect(trees.sequence('a.py', ordinary)).toEqual(before);
@@ -100,7 +100,7 @@ describe('what is no code', () => {
     ['a.cpp', '(a)*'.repeat(2_560)],
     ['a.cs', '(a)-'.repeat(4_000)],
     ['a.java', '(a)-'.repeat(4_000)],
-  ])('does not overrun the memory of all parsers (%s)', (path, code) => {
+  ])('hostile text does not overrun the memory of all parsers (%s)', (path, code) => {
     const before = trees.sequence('a.py', ordinary);
     expect(trees.sequence(path, code)).toBeUndefined();
     expect(trees.sequence('a.py', ordinary)).toEqual(before);

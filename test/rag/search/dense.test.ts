@@ -18,7 +18,7 @@ function indexOf(vectors: readonly Float32Array[], dim: number) {
 const cosine = (a: Float32Array, b: Float32Array) =>
   a.reduce((sum, value, i) => sum + value * b[i]!, 0) / (Math.hypot(...a) * Math.hypot(...b));
 
-test('finds what brute force finds', async () => {
+test('dense search finds what brute force finds', async () => {
   const value = fc.integer({ min: -9, max: 9 });
   const cases = fc.integer({ min: 1, max: 12 }).chain((dim) => {
     const vector = fc
@@ -41,7 +41,7 @@ test('finds what brute force finds', async () => {
         .filter(({ ordinal }) => ordinal < excluded.start || ordinal >= excluded.end)
         .sort((a, b) => b.score - a.score)
         .slice(0, topK);
-      // Equal but for rounding: which of two that differ by 1e-6 comes first is left open.
+      // Hits are compared up to rounding: of two that differ by 1e-6 either may come first.
       expect(hits).toHaveLength(brute.length);
       for (const [i, { ordinal, score }] of hits.entries()) {
         expect(score).toBeCloseTo(brute[i]!.score, 5);
@@ -53,7 +53,7 @@ test('finds what brute force finds', async () => {
   );
 });
 
-test('finds the best of many that rounding to 8 bits cannot tell apart, over several blocks', async () => {
+test('dense search finds the best of many that rounding to 8 bits cannot tell apart, over several blocks', async () => {
   const dim = 24;
   let seed = 7;
   const noise = () => {
@@ -101,7 +101,7 @@ test('searches at the same time do not disturb one another', async () => {
   expect(found.map(([hit]) => hit?.ordinal)).toEqual(vectors.map((_, i) => i));
 });
 
-test('an empty index answers nothing', async () => {
+test('an empty index has no hits', async () => {
   expect(await new DenseIndex(scorer, 0, 1).search(Float32Array.of(1), 5)).toEqual([]);
 });
 

@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type Indexable, InvertedIndexBuilder } from '../../../services/lib/rag/search/inverted-index-builder.ts';
 import { bm25, searchLexical } from '../../../services/lib/rag/search/lexical.ts';
-import type { Hit } from '../../../services/lib/rag/search/retriever.ts';
+import type { Hit } from '../../../services/lib/rag/search/top-hits.ts';
 
 async function indexOf(documents: readonly Indexable[]) {
   const builder = new InvertedIndexBuilder();
@@ -45,7 +45,7 @@ const few = fc
   .array(fc.array(tokens, { maxLength: 6 }), { maxLength: 8 })
   .map((files) => files.flatMap((chunks, file) => chunks.map((tokens) => ({ path: `${file}.py`, tokens }))));
 
-/** Numbers in [0, 1) from a seed. */
+/** Random numbers in [0, 1) from a seed. */
 function random(seed: number): () => number {
   let state = seed;
   return () => {
@@ -54,7 +54,7 @@ function random(seed: number): () => number {
   };
 }
 
-/** Chunks as code has them: few identifiers in most of them, most identifiers in few. */
+/** Chunks that are like code: a few identifiers are in most chunks, and most identifiers in few. */
 function many(seed: number, count: number): Indexable[] {
   const next = random(seed);
   const word = () => `w${Math.floor(400 * next() ** 3)}`;
@@ -65,7 +65,7 @@ function many(seed: number, count: number): Indexable[] {
 }
 
 describe.each(NAMES)('%s', (name) => {
-  test('finds what brute force finds, query after query', async () => {
+  test('lexical search finds what brute force finds, query after query', async () => {
     const query = fc.record({
       tokens,
       topK: fc.integer({ min: 0, max: 12 }),
@@ -85,8 +85,8 @@ describe.each(NAMES)('%s', (name) => {
     );
   });
 
-  // Large enough for identifiers on lists and in bitmaps, and for lists that are not walked to their ends.
-  test('finds what brute force finds among many', async () => {
+  // There are enough chunks for identifiers on lists and in bitmaps, and for lists that are not walked to their ends.
+  test('lexical search finds among many chunks what brute force finds', async () => {
     const seeds = fc.integer({ min: 0, max: 2 ** 32 - 1 });
     await fc.assert(
       fc.asyncProperty(seeds, fc.integer({ min: 33, max: 600 }), async (seed, count) => {
@@ -101,7 +101,7 @@ describe.each(NAMES)('%s', (name) => {
     );
   });
 
-  test('leaves out the file being edited, whole, and nothing else', async () => {
+  test('lexical search leaves out the whole file being edited and nothing else', async () => {
     const files = ['a.py', 'a.py', 'b.py', 'c.py', 'c.py'];
     const index = await indexOf(files.map((path) => ({ path, tokens: ['t'] })));
     const without = (path: string) =>
@@ -111,7 +111,7 @@ describe.each(NAMES)('%s', (name) => {
     expect(without('d.py')).toHaveLength(5);
   });
 
-  test('answers nothing from nothing', async () => {
+  test('an empty query, an empty index and a top-k of 0 give no hits', async () => {
     const search = async (documents: readonly Indexable[], query: string[]) =>
       searchLexical(await indexOf(documents), name, query, 10);
     expect(await search([], ['a'])).toEqual([]);
@@ -120,7 +120,7 @@ describe.each(NAMES)('%s', (name) => {
   });
 });
 
-test('ties are broken by path, then line', async () => {
+test('ties are broken by path, then by line', async () => {
   const same = { tokens: ['a', 'b'] };
   const index = await indexOf([
     { path: 'x.py', ...same },
@@ -141,7 +141,7 @@ test('ties are broken by path, then line', async () => {
   ]);
 });
 
-test('bm25 prefers the rare identifier, jaccard does not know of it', async () => {
+test('bm25 prefers a rare identifier, and jaccard does not', async () => {
   const index = await indexOf([
     { path: 'a', tokens: ['self', 'x1', 'x2'] },
     { path: 'b', tokens: ['parse_invoice', 'y1', 'y2'] },
@@ -153,10 +153,10 @@ test('bm25 prefers the rare identifier, jaccard does not know of it', async () =
   expect(first('jaccard')).toBe(2);
 });
 
-/** 2 kB of text, as a chunk's entry is one, cut into identifiers. */
+/** 2 kB of text, like a chunk's entry, cut into identifiers. */
 const cut = (i: number) => `${'common_name '.repeat(160)}its_own_identifier_${i}`.split(' ');
 
-test('names are its own: it keeps no text that they were cut from', async () => {
+test('an index keeps copies of names, and not the texts that they were cut from', async () => {
   setFlagsFromString('--expose-gc');
   const collect = runInNewContext('gc') as () => void;
   collect();
@@ -170,7 +170,7 @@ test('names are its own: it keeps no text that they were cut from', async () => 
   expect(searchLexical(index, 'jaccard', ['its_own_identifier_7'], 1)[0]?.ordinal).toBe(7);
 });
 
-test('what it takes in memory counts names', async () => {
+test('the memory of an index includes its names', async () => {
   const bytes = async (path: string, token: string) => (await indexOf([{ path, tokens: [token] }])).bytesPerChunk;
   const least = await bytes('a', 'a');
   expect(least).toBeGreaterThan(100); // two entries of a Map

@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type Chunk, chunkFile } from '../../../services/lib/rag/chunk.ts';
 import type { QueryEncoder } from '../../../services/lib/rag/search/query-encoder.ts';
@@ -31,7 +32,7 @@ afterEach(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
-/** Publishes files as version `version`; the vector of a chunk is the length of its text. */
+/** Publishes files as version `version`. The vector of a chunk is the length of its text. */
 async function publish(files: Record<string, string>, version: string, { sweep = true } = {}) {
   const chunks: Chunk[] = Object.entries(files).flatMap(([path, text]) =>
     chunkFile(path, text, { chunkLines: 10, chunkStride: 5 }),
@@ -63,7 +64,7 @@ const query = (before: string, more: { path?: string; after?: string; topK?: num
   topK: more.topK ?? 10,
 });
 
-test('finds the best chunks with all that a prompt needs, and none that shares nothing', async () => {
+test('retrieval finds the best chunks with all that a prompt needs, and none that shares nothing', async () => {
   await publish(FILES, '1');
   const found = await retrieval.retrieve(
     query('total = line_total(line)\n', { after: 'cart.add(item, quantity)' }),
@@ -86,20 +87,20 @@ test.each(['pricing.py', './pricing.py', 'src/../pricing.py'])(
   },
 );
 
-test('gives no more than topK', async () => {
+test('retrieval gives at most top-k chunks', async () => {
   await publish(FILES, '1');
   expect((await retrieval.retrieve(query('item quantity', { topK: 1 }), NEVER)).chunks).toHaveLength(1);
   expect((await retrieval.retrieve(query('item quantity', { topK: 0 }), NEVER)).chunks).toEqual([]);
 });
 
-test('says so where there is no such repository', async () => {
+test('an unknown repository is reported as not found', async () => {
   const missing = { ...query('x'), repo: 'nobody/nothing' };
   await expect(retrieval.retrieve(missing, NEVER)).rejects.toMatchObject({ code: 'repo_not_found' });
   const odd = { ...query('x'), repo: '../etc' };
   await expect(retrieval.retrieve(odd, NEVER)).rejects.toMatchObject({ code: 'invalid_request' });
 });
 
-test('serves the old version until the new one is loaded, then the new one', async () => {
+test('the old version is served until the new one is loaded, and then the new one', async () => {
   await publish(FILES, '1');
   await retrieval.retrieve(query('item'), NEVER);
   await publish({ ...FILES, 'z.py': 'item = 1' }, '2');
@@ -110,7 +111,7 @@ test('serves the old version until the new one is loaded, then the new one', asy
   expect((await retrieval.retrieve(query('item', { topK: 1 }), NEVER)).chunks[0]?.path).toBe('z.py');
 });
 
-test('goes on with the new version where the old one was swept', async () => {
+test('retrieval goes on with the new version if the old one was swept', async () => {
   await publish(FILES, '1');
   await retrieval.retrieve(query('item'), NEVER);
   await publish({ 'new.py': 'item = 1' }, '2');
@@ -119,7 +120,7 @@ test('goes on with the new version where the old one was swept', async () => {
   expect(found.chunks.map((chunk) => chunk.path)).toEqual(['new.py']);
 });
 
-test('reports a version that has lost chunks', async () => {
+test('a version that has lost chunks is reported', async () => {
   const evicting: Store = { ...bound(store), contents: async (_repo, _fingerprint, ids) => ids.map(() => undefined) };
   await publish(FILES, '1');
   const lossy = createRetrieval(evicting, { queryLines: 10 });
@@ -129,7 +130,7 @@ test('reports a version that has lost chunks', async () => {
   await expect(empty.retrieve(query('item'), NEVER)).rejects.toMatchObject({ code: 'store_invalid' });
 });
 
-test('loads an index once for all who ask at the same time', async () => {
+test('an index is loaded once for all requests at the same time', async () => {
   await publish(FILES, '1');
   let snapshots = 0;
   const counting: Store = {
@@ -145,7 +146,7 @@ test('loads an index once for all who ask at the same time', async () => {
   expect(snapshots).toBe(1);
 });
 
-test('stops waiting when it is told to, and a failure afterwards troubles nobody', async () => {
+test('retrieval stops waiting at its signal, and a failure afterwards is not unhandled', async () => {
   await publish(FILES, '1');
   let fail: (error: Error) => void = () => {};
   const stuck: Store = { ...bound(store), head: () => new Promise((_, reject) => (fail = reject)) };
@@ -211,7 +212,7 @@ async function publishDense(head: Partial<IndexHead> = {}, fingerprint = withEmb
 
 const paths = (found: Retrieved) => found.chunks.map((chunk) => chunk.path);
 
-test('searches by embeddings, and reports the fingerprint of encoder and projector', async () => {
+test('dense retrieval searches by embeddings, and reports the fingerprint of encoder and projector', async () => {
   await publishDense();
   const searching = createRetrieval(store, { queryLines: 10, dense });
   const found = await searching.retrieve({ ...query('the price of a line'), retriever: 'dense' }, NEVER);
@@ -222,20 +223,23 @@ test('searches by embeddings, and reports the fingerprint of encoder and project
   expect(paths(await searching.retrieve({ ...query(' \n'), retriever: 'dense' }, NEVER))).toEqual([]);
 });
 
-test.each(['jaccard', 'bm25', 'dense', 'fused', 'none'] as const)('the index names its retriever: %s', async (name) => {
-  await publishDense({ retriever: name });
-  const searching = createRetrieval(store, { queryLines: 10, dense });
-  const found = await searching.retrieve(query('line_total(line.price)'), NEVER);
-  expect(found.retriever).toBe(name);
-  expect(paths(found)[0]).toBe(name === 'none' ? undefined : 'pricing.py');
-  const other = name === 'bm25' ? 'jaccard' : 'bm25';
-  expect((await searching.retrieve({ ...query('line'), retriever: other }, NEVER)).retriever).toBe(other);
-});
+test.each(['jaccard', 'bm25', 'dense', 'fused', 'none'] as const)(
+  'the index names %s as its retriever, and it searches',
+  async (name) => {
+    await publishDense({ retriever: name });
+    const searching = createRetrieval(store, { queryLines: 10, dense });
+    const found = await searching.retrieve(query('line_total(line.price)'), NEVER);
+    expect(found.retriever).toBe(name);
+    expect(paths(found)[0]).toBe(name === 'none' ? undefined : 'pricing.py');
+    const other = name === 'bm25' ? 'jaccard' : 'bm25';
+    expect((await searching.retrieve({ ...query('line'), retriever: other }, NEVER)).retriever).toBe(other);
+  },
+);
 
-test('fused takes what any of them finds', async () => {
+test('fused retrieval takes what any of the three finds', async () => {
   await publishDense({ retriever: 'fused' });
   const searching = createRetrieval(store, { queryLines: 10, dense });
-  // No identifier of it is in the notes: only the embedding leads there.
+  // The notes share no identifier with the query: only the embedding leads there.
   const found = await searching.retrieve(query('NoteTaker'), NEVER);
   expect(paths(found)[0]).toBe('notes.md');
 });
@@ -256,7 +260,7 @@ test('an index or a gateway without embeddings refuses to compare them', async (
   });
 });
 
-test('embeddings of another encoder are not compared with', async () => {
+test('embeddings of another encoder are not compared', async () => {
   await publishDense({}, withEmbeddings('0'.repeat(64)));
   const searching = createRetrieval(store, { queryLines: 10, dense });
   await expect(searching.retrieve({ ...query('item'), retriever: 'fused' }, NEVER)).rejects.toMatchObject({
@@ -265,7 +269,7 @@ test('embeddings of another encoder are not compared with', async () => {
   });
 });
 
-test('copies of what stands around the cursor make room for others', async () => {
+test('copies of the text around the cursor make room for other chunks', async () => {
   const local = 'def pay(cart):\n    total = line_total(cart)\n    return total';
   await publish({ 'a_copy.py': local, 'b_copy.py': `${local}\n`, ...FILES }, '1');
   const found = await retrieval.retrieve(query(local, { topK: 1 }), NEVER);
@@ -275,11 +279,11 @@ test('copies of what stands around the cursor make room for others', async () =>
   expect(paths(all)).toContain('pricing.py');
 });
 
-describe('thousands of copies of what stands around the cursor', () => {
+describe('thousands of copies of the text around the cursor', () => {
   const local = 'def pay(cart):\n    total = line_total(cart)\n    return total';
   const copies = Object.fromEntries(Array.from({ length: 200 }, (_, i) => [`copy_${i}.py`, local + '\n'.repeat(i)]));
 
-  /** @param onRead sees how many rows each round reads. */
+  /** @param onRead told how many rows each round reads. */
   const reading = (onRead: (rows: number) => void) =>
     createRetrieval(
       {
@@ -292,14 +296,14 @@ describe('thousands of copies of what stands around the cursor', () => {
       { queryLines: 10 },
     );
 
-  test('are searched to a bound', async () => {
+  test('a search through thousands of copies ends at a bound', async () => {
     await publish({ ...copies, ...FILES }, '1');
     const rounds: number[] = [];
     await reading((rows) => rounds.push(rows)).retrieve(query(local, { topK: 2 }), NEVER);
     expect(rounds).toEqual([2, 4, 8, 16]);
   });
 
-  test('are searched no more when the caller has given up', async () => {
+  test('a search through thousands of copies ends when the caller has given up', async () => {
     await publish({ ...copies, ...FILES }, '1');
     const abort = new AbortController();
     let rounds = 0;
@@ -308,7 +312,7 @@ describe('thousands of copies of what stands around the cursor', () => {
       abort.abort(new Error('too late'));
     };
     await expect(reading(giveUp).retrieve(query(local, { topK: 2 }), abort.signal)).rejects.toThrow('too late');
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    for (let turn = 0; turn < 20; turn++) await nextTurn();
     expect(rounds).toBe(1);
   });
 });
@@ -333,7 +337,7 @@ describe('indexes in memory', () => {
     return { searching, loads, ask };
   }
 
-  test('go by their bytes, the one unused longest first; the last one stays', async () => {
+  test('indexes are evicted by their bytes, the least recently used first, and the last one stays', async () => {
     const { loads, ask } = await three(3_500); // of about 1,400 each
     for (const repo of ['a', 'b', 'a', 'c', 'a', 'b']) await ask(repo);
     expect(loads).toEqual(['a', 'b', 'c', 'b']);
@@ -342,7 +346,7 @@ describe('indexes in memory', () => {
     expect(tight.loads).toEqual(['a', 'b', 'a']);
   });
 
-  test('that take more than all may is not loaded, and not tried again until there is another version', async () => {
+  test('an index larger than the limit is not loaded, and not tried again until there is another version', async () => {
     const { searching, loads, ask } = await three(250);
     await expect(ask('a')).rejects.toThrow(/the index of a takes more than 250 bytes .*--index-cache-bytes/);
     await expect(ask('a')).rejects.toMatchObject({ code: 'index_too_large' });
@@ -352,7 +356,7 @@ describe('indexes in memory', () => {
     expect((await ask('a')).indexVersion).toBe('2'.repeat(16));
   });
 
-  test('are loaded ahead as long as half of the memory is free', async () => {
+  test('indexes are loaded ahead as long as half of the memory is free', async () => {
     const { searching, loads, ask } = await three(3_500);
     for (const repo of ['a', 'b', 'c', 'b', 'c']) await searching.warm(repo);
     expect(loads).toEqual(['a', 'b']);
@@ -360,7 +364,7 @@ describe('indexes in memory', () => {
     expect(loads).toEqual(['a', 'b']);
   });
 
-  test('count their embeddings when these are there', async () => {
+  test('the embeddings of an index count once they are loaded', async () => {
     await publishDense();
     const loads: string[] = [];
     const shared: Store = {
@@ -374,7 +378,7 @@ describe('indexes in memory', () => {
       contents: (_, fingerprint, ids) => store.contents(REPO, fingerprint, ids),
     };
     const sizeOf = async (retriever: 'jaccard' | 'dense') => {
-      // The least memory that keeps two of them.
+      // Search for the least memory that keeps two of them.
       for (let indexCacheBytes = 1_500; ; indexCacheBytes += 20) {
         const searching = createRetrieval(shared, { queryLines: 10, dense, indexCacheBytes });
         loads.length = 0;
@@ -387,7 +391,7 @@ describe('indexes in memory', () => {
     expect(embeddings).toBeLessThanOrEqual(3 * 4 * 5 + 10);
   });
 
-  test('are exchanged for a newer version before it is asked for', async () => {
+  test('an index is replaced by a newer version before that is asked for', async () => {
     await publish(FILES, '1');
     await retrieval.warm(REPO);
     await publish({ 'new.py': 'item = 1' }, '2');

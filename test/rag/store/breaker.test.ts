@@ -49,7 +49,7 @@ test('failures in a row open the circuit; while it is open no call reaches the s
   expect(calls).toBe(6);
 });
 
-test('it is tried in the background, at the same pace however long it is away, until it answers', async () => {
+test('a store is tried in the background until it answers, at the same pace however long it is away', async () => {
   await fail(3);
   await vi.advanceTimersByTimeAsync(99);
   expect(calls).toBe(3);
@@ -66,7 +66,7 @@ test('it is tried in the background, at the same pace however long it is away, u
   expect(await ask()).toBeUndefined();
 });
 
-test('slow answers count as failures, though they are still given', async () => {
+test('slow answers count as failures, and are still delivered', async () => {
   const late: ((value: undefined) => void)[] = [];
   answer = () => new Promise((resolve) => late.push(resolve));
   const asked: Promise<unknown>[] = [];
@@ -80,7 +80,7 @@ test('slow answers count as failures, though they are still given', async () => 
   expect(await Promise.all(asked)).toEqual([undefined, undefined, undefined]);
 });
 
-test('slow is what leaves a retrieval no time for its second read', async () => {
+test('an answer is slow if it leaves a retrieval no time for its second read', async () => {
   answer = () => new Promise((resolve) => setTimeout(() => resolve(undefined), 50));
   for (let i = 0; i < 3; i++) {
     const asked = ask();
@@ -90,7 +90,7 @@ test('slow is what leaves a retrieval no time for its second read', async () => 
   expect(await isOpen()).toBe(true);
 });
 
-test('a trial reads what is asked for: one dead node of a cluster does not keep the others away', async () => {
+test('a trial reads what is asked for, so that one dead node of a cluster does not shut out the others', async () => {
   answer = async (repo) => {
     if (repo !== 'on a live node') throw unavailable;
     return undefined;
@@ -115,20 +115,20 @@ test('one hiccup is one failure, however many calls it catches', async () => {
   expect(await isOpen()).toBe(true);
 });
 
-test('loading a whole index may take its time', async () => {
+test('loading a whole index may take long', async () => {
   answer = () => new Promise(() => {});
   for (let i = 0; i < 5; i++) void store.snapshot('repo');
   await vi.advanceTimersByTimeAsync(10_000);
   expect(await isOpen()).toBe(false);
 });
 
-test('what is wrong with an index is not wrong with the store', async () => {
+test('a damaged index is not a failure of the store', async () => {
   answer = () => Promise.reject(new ServingError('store_invalid', 'damaged'));
   for (let i = 0; i < 5; i++) expect(await ask()).toBe('store_invalid');
   expect(await isOpen()).toBe(false);
 });
 
-test('a closed store is tried no more', async () => {
+test('a closed store is not tried any more', async () => {
   await fail(3);
   await store.close();
   await vi.advanceTimersByTimeAsync(10_000);

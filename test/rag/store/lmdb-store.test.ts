@@ -1,4 +1,6 @@
-/** LMDB between processes: this one reads, as a gateway does, while others index (the built package, by lmdb-writer.mjs). */
+/**
+ * LMDB shared by processes: this one reads like a gateway, while others index (lmdb-writer.mjs, on the built package).
+ */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -15,7 +17,9 @@ import type { Store } from '../../../services/lib/rag/store/store.ts';
 const WRITER = fileURLToPath(new URL('lmdb-writer.mjs', import.meta.url));
 const REPO = 'acme/shop';
 const SIGNAL = new AbortController().signal;
-const run = promisify(execFile);
+/** Longer than a process takes on a busy machine: only for a wait that would never end. */
+const SOON = { timeout: 120_000, interval: 10 };
+vi.setConfig({ testTimeout: 300_000 });
 
 let dir: string;
 let store: Store;
@@ -28,9 +32,14 @@ afterEach(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
-const indexInAnotherProcess = (version: string) => run(process.execPath, [WRITER, dir, REPO, version, 'publish']);
+/** Indexes in another process, which does not outlive the test. */
+function indexInAnotherProcess(version: string) {
+  const running = promisify(execFile)(process.execPath, [WRITER, dir, REPO, version, 'publish']);
+  onTestFinished(() => void running.child.kill('SIGKILL'));
+  return running;
+}
 
-test('a reader sees what another process published, and never half of it', async () => {
+test('a reader sees what another process has published, and never half of it', async () => {
   const retrieval = createRetrieval(store, { queryLines: 10 });
   const query = { repo: REPO, before: 'v1_7 v2_7 v3_7', after: '', topK: 10 };
   await indexInAnotherProcess('1');
@@ -42,7 +51,7 @@ test('a reader sees what another process published, and never half of it', async
       done = true;
     });
     while (!done) {
-      await turn(); // retrieval from memory would never let the event loop learn that the other process is done
+      await turn(); // retrieval from memory alone would never let the event loop see that the other process has ended
       const { indexVersion, chunks } = await retrieval.retrieve(query, SIGNAL);
       expect(chunks.length).toBeGreaterThan(0);
       for (const chunk of chunks) {
@@ -52,27 +61,26 @@ test('a reader sees what another process published, and never half of it', async
     }
     await indexing;
   }
-  await expect
-    .poll(async () => (await retrieval.retrieve(query, SIGNAL)).indexVersion, { interval: 1 })
-    .toBe('3'.repeat(16));
+  await expect.poll(async () => (await retrieval.retrieve(query, SIGNAL)).indexVersion, SOON).toBe('3'.repeat(16));
 });
 
 test('an indexer that is killed leaves the old version, and its lock runs out', async () => {
   await indexInAnotherProcess('1');
   const head = await store.head(REPO);
   const indexer = spawn(process.execPath, [WRITER, dir, REPO, '2', 'hang'], { stdio: ['ignore', 'pipe', 'inherit'] });
+  onTestFinished(() => void indexer.kill('SIGKILL'));
   await once(indexer.stdout, 'data');
   await expect(store.lock(REPO, 1_000)).rejects.toMatchObject({ code: 'index_locked' });
   const exited = once(indexer, 'exit');
   indexer.kill('SIGKILL');
   await exited;
   expect(await store.head(REPO)).toEqual(head);
-  const next = await vi.waitUntil(() => store.lock(REPO, 1_000).catch(() => undefined), { timeout: 10_000 });
-  expect(await next.stored('f')).toHaveLength(2 * head!.chunks); // for the next run to reuse
+  const next = await vi.waitUntil(() => store.lock(REPO, 1_000).catch(() => undefined), SOON);
+  expect(await next.stored('f')).toHaveLength(2 * head!.chunks); // the next run reuses these
   await next.release();
 });
 
-test('a clock that is set prolongs no lock, and its holder writes nothing more once another has it', async () => {
+test('setting the clock prolongs no lock, and a holder writes nothing more once another one has the lock', async () => {
   const dead = await store.lock(REPO, 15_000);
   await expect(store.lock(REPO, 15_000)).rejects.toMatchObject({ code: 'index_locked' });
   const now = Date.now();
@@ -86,7 +94,7 @@ test('a clock that is set prolongs no lock, and its holder writes nothing more o
   await next.release();
 });
 
-test('a place that is no directory is named', async () => {
+test('a path that is not a directory is refused by name', async () => {
   const file = join(dir, 'file');
   await writeFile(file, '');
   await expect(openStore(`lmdb:${join(file, 'store')}`)).rejects.toMatchObject({

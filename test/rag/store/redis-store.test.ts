@@ -1,9 +1,9 @@
-/** Redis that is not there, goes away, comes back, hangs or refuses: each is store_unavailable, and soon. */
+/** A Redis that is not there, goes away, comes back, hangs or refuses: each is store_unavailable after a short time. */
 
 import { once } from 'node:events';
 import { createServer, type Socket } from 'node:net';
 import { inspect } from 'node:util';
-import { afterEach, beforeEach, describe, expect, onTestFinished, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
 import type { Store } from '../../../services/lib/rag/store/store.ts';
 import { RedisConnection } from '../../../services/lib/redis/connection.ts';
@@ -11,8 +11,9 @@ import { type RedisServer, startRedis } from '../../support/redis.ts';
 
 const REPO = 'acme/shop';
 const unavailable = { code: 'store_unavailable' };
-/** Longer than any retry takes; what is waited for comes by an event, not by the clock. */
-const SOON = { timeout: 15_000, interval: 20 };
+/** Longer than any retry takes. Tests wait for events, and the limit is only for a wait that would never end. */
+const SOON = { timeout: 120_000, interval: 20 };
+vi.setConfig({ testTimeout: 300_000 });
 
 describe('a Redis that comes and goes', () => {
   let redis: RedisServer;
@@ -25,7 +26,7 @@ describe('a Redis that comes and goes', () => {
     await redis.stop();
   });
 
-  test('may be started after its clients', async () => {
+  test('Redis may be started after its clients', async () => {
     await redis.kill();
     store = await openStore(redis.url);
     await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
@@ -34,7 +35,7 @@ describe('a Redis that comes and goes', () => {
     await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
   });
 
-  test('fails what is under way when it dies, and serves again when it is back', async () => {
+  test('calls in progress fail when Redis dies, and later ones succeed when it is back', async () => {
     store = await openStore(redis.url);
     const writer = await store.lock(REPO, 30_000);
     redis.pause();
@@ -46,12 +47,12 @@ describe('a Redis that comes and goes', () => {
     await expect(store.head(REPO)).rejects.toMatchObject(unavailable);
     await redis.restart();
     await expect.poll(() => store.head(REPO).catch(() => 'down'), SOON).toBeUndefined();
-    // The restarted server knows nothing of the lock: the writer must not publish.
+    // The restarted server does not know the lock: the writer must not publish.
     await expect(writer.put('f', [])).rejects.toMatchObject({ code: 'index_locked' });
     await writer.release();
   });
 
-  test('gives up a command that is never answered', async () => {
+  test('a command that is never answered is given up', async () => {
     store = await openStore(redis.url);
     await store.head(REPO);
     redis.pause();
@@ -61,7 +62,7 @@ describe('a Redis that comes and goes', () => {
   });
 });
 
-test('a removal that dies half way leaves the index whole or gone, not lost', async () => {
+test('a removal that dies halfway leaves the index whole or gone, and never counts as lost', async () => {
   const redis = await startRedis();
   const store = await openStore(redis.url);
   const admin = new RedisConnection(redis.url);
@@ -75,7 +76,7 @@ test('a removal that dies half way leaves the index whole or gone, not lost', as
   await publishing.publish({ head: { ...head, indexedAt: '2026-01-02T03:04:05.678Z' }, ids: Buffer.alloc(0) });
   await publishing.release();
   for (const denied of ['-srem', '-unlink']) {
-    // One that may not do what is next is as good as dead.
+    // A writer that may not run the next command stands for one that died before it.
     const rights = ['reset', 'on', '>secret', '~*', '+@all', denied];
     await admin.run((client) => client.call('ACL', 'SETUSER', 'dying', ...rights));
     const dying = await openStore(`redis://dying:secret@127.0.0.1:${redis.port}`);
@@ -103,14 +104,14 @@ describe('a Redis with a password', () => {
     await redis.stop();
   });
 
-  test('serves who has it', async () => {
+  test('a client with the password is served', async () => {
     store = await openStore(`redis://:open-sesame@127.0.0.1:${redis.port}`);
     expect(await store.head(REPO)).toBeUndefined();
     expect(store.address).toBe(redis.url);
   });
 
   test.each(['redis://', 'redis://:wrong-one@', 'redis://user:wrong-one@'])(
-    'refuses %s, naming no secret',
+    'a login by %s is refused without naming a secret',
     async (scheme) => {
       store = await openStore(`${scheme}127.0.0.1:${redis.port}`);
       const error = await store.head(REPO).then(
@@ -125,7 +126,7 @@ describe('a Redis with a password', () => {
   );
 });
 
-test('a server that accepts and says nothing is given up', async () => {
+test('a server that accepts connections and never answers is given up', async () => {
   const sockets = new Set<Socket>();
   const mute = createServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
   await once(mute, 'listening');
@@ -136,7 +137,7 @@ test('a server that accepts and says nothing is given up', async () => {
   mute.close();
 });
 
-test('a URL that is none is refused, naming no secret', async () => {
+test('a text that is not a URL is refused without naming a secret', async () => {
   const error = await openStore('redis://:pass@host:port').catch((error: Error) => error);
   expect(error).toMatchObject({ code: 'config_invalid' });
   expect(inspect(error)).not.toContain('pass@');

@@ -27,7 +27,7 @@ beforeEach(() => {
 const texts = async (store: Store, ids: string[], repo = 'r', fingerprint = 'f') =>
   (await store.contents(repo, fingerprint, ids)).map((row) => row?.text);
 
-test('asks the store for what it does not have, and keeps the order', async () => {
+test('the cache asks the store only for rows that it lacks, and keeps their order', async () => {
   const store = withRowCache(bare, 1e6);
   expect(await texts(store, ['1', '2'])).toEqual(['r f 1', 'r f 2']);
   expect(await texts(store, ['3', '2', '1'])).toEqual(['r f 3', 'r f 2', 'r f 1']);
@@ -39,14 +39,14 @@ test('asks the store for what it does not have, and keeps the order', async () =
   expect(Object.fromEntries(rows)).toMatchObject({ cache: 3, store: 4 });
 });
 
-test('never gives a row of another repository or encoder', async () => {
+test('the cache never gives a row of another repository or encoder', async () => {
   const store = withRowCache(bare, 1e6);
   await texts(store, ['1']);
   expect(await texts(store, ['1'], 'other')).toEqual(['other f 1']);
   expect(await texts(store, ['1'], 'r', 'other')).toEqual(['r other 1']);
 });
 
-test('remembers nothing of what was missing', async () => {
+test('the cache does not remember that a row was missing', async () => {
   const store = withRowCache(bare, 1e6);
   gone.add('1');
   expect(await texts(store, ['1', '2'])).toEqual([undefined, 'r f 2']);
@@ -54,7 +54,7 @@ test('remembers nothing of what was missing', async () => {
   expect(await texts(store, ['1', '2'])).toEqual(['r f 1', 'r f 2']);
 });
 
-test('holds no more than it may, and forgets what was not used for longest', async () => {
+test('the cache holds no more than its limit, and evicts the least recently used row', async () => {
   const store = withRowCache(bare, 1_000); // two rows
   await texts(store, ['1']);
   await texts(store, ['2']);
@@ -73,10 +73,19 @@ test('holds no more than it may, and forgets what was not used for longest', asy
   expect(asked).toEqual([['1']]);
 });
 
-test('lets the loading of an index pass', async () => {
+test('loading a whole index bypasses the cache', async () => {
   const store = withRowCache(bare, 1e9);
   const all = Array.from({ length: 512 }, (_, i) => `${i}`);
   await store.entries('r', all);
   await store.entries('r', all);
   expect(asked).toHaveLength(2);
+});
+
+test('a row that is larger than the whole cache is not kept, and evicts no other', async () => {
+  const store = withRowCache(bare, 1_000);
+  await texts(store, ['1']);
+  await texts(store, ['x'.repeat(2_000)]);
+  asked.length = 0;
+  await texts(store, ['1']);
+  expect(asked).toEqual([]);
 });

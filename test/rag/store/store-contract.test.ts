@@ -1,4 +1,4 @@
-/** What both stores promise, tested on each: LMDB in a folder, Redis by a real redis-server. */
+/** The contract of both stores, tested on each: LMDB in a folder, and Redis with a real redis-server. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -6,15 +6,15 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { chunkFile } from '../../../services/lib/rag/chunk.ts';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
 import { idAt, packIds } from '../../../services/lib/rag/store/row.ts';
-import type { IndexSnapshot, Row, Store } from '../../../services/lib/rag/store/store.ts';
+import type { ChunkRow, IndexSnapshot, Store } from '../../../services/lib/rag/store/store.ts';
 import { startRedis } from '../../support/redis.ts';
 
 const FINGERPRINT = 'a'.repeat(64);
 const OTHER = 'b'.repeat(64);
 const TTL_MS = 30_000;
 
-/** Rows of a made-up file; vectors are exact in fp16. */
-function rowsOf(path: string, lines = 25): Row[] {
+/** Rows of an invented file, with vectors that are exact in fp16. */
+function rowsOf(path: string, lines = 25): ChunkRow[] {
   const text = Array.from({ length: lines }, (_, i) => `${path.replaceAll('/', '_')}_${i} = größe("é", ${i})`).join(
     '\n',
   );
@@ -22,7 +22,7 @@ function rowsOf(path: string, lines = 25): Row[] {
   return chunks.map((chunk, i) => ({ chunk, vector: Float32Array.of(i, -0.5, 2 ** -24) }));
 }
 
-function snapshotOf(rows: readonly Row[], fingerprint = FINGERPRINT, version = '1'): IndexSnapshot {
+function snapshotOf(rows: readonly ChunkRow[], fingerprint = FINGERPRINT, version = '1'): IndexSnapshot {
   return {
     head: {
       version: version.repeat(16),
@@ -37,7 +37,13 @@ function snapshotOf(rows: readonly Row[], fingerprint = FINGERPRINT, version = '
   };
 }
 
-async function publish(store: Store, repo: string, rows: readonly Row[], fingerprint = FINGERPRINT, version = '1') {
+async function publish(
+  store: Store,
+  repo: string,
+  rows: readonly ChunkRow[],
+  fingerprint = FINGERPRINT,
+  version = '1',
+) {
   const writer = await store.lock(repo, TTL_MS);
   await writer.put(fingerprint, rows);
   await writer.publish(snapshotOf(rows, fingerprint, version));
@@ -46,7 +52,7 @@ async function publish(store: Store, repo: string, rows: readonly Row[], fingerp
   return removed;
 }
 
-const idsOf = (rows: readonly Row[]) => rows.map((row) => row.chunk.id);
+const idsOf = (rows: readonly ChunkRow[]) => rows.map((row) => row.chunk.id);
 
 const kinds = {
   async lmdb() {
@@ -73,7 +79,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     repo = `acme/shop-${repos++}`;
   });
 
-  test('knows nothing of a repository that was never indexed', async () => {
+  test('a repository that was never indexed is unknown', async () => {
     expect(await store.head(repo)).toBeUndefined();
     expect(await store.snapshot(repo)).toBeUndefined();
     expect(await store.entries(repo, ['0'.repeat(64)])).toEqual([undefined]);
@@ -81,7 +87,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await store.contents(repo, FINGERPRINT, [])).toEqual([]);
   });
 
-  test('gives back what was published', async () => {
+  test('a store gives back what was published', async () => {
     const rows = rowsOf('src/ünïcode.py');
     await publish(store, repo, rows);
     const snapshot = snapshotOf(rows);
@@ -96,7 +102,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     );
   });
 
-  test('keeps the order of ids and marks the missing ones', async () => {
+  test('answers are in the order of the ids, and missing ones are marked', async () => {
     const rows = rowsOf('a.py');
     await publish(store, repo, rows);
     const [first, second] = idsOf(rows) as [string, string];
@@ -106,7 +112,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await store.contents(repo, OTHER, [first])).toEqual([undefined]);
   });
 
-  test('keeps repositories apart, prefixes of each other too', async () => {
+  test('repositories are kept apart, even if the name of one begins with that of another', async () => {
     const rows = rowsOf('a.py');
     await publish(store, repo, rows);
     const longer = `${repo}0`;
@@ -117,7 +123,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(kept.every((content) => content !== undefined)).toBe(true);
   });
 
-  test('shows the old version until the new one is published, and sweeps what the new one does not name', async () => {
+  test('readers see the old version until the new one is published, and a sweep removes what the new one does not name', async () => {
     const [kept, dropped, added] = [rowsOf('kept.py'), rowsOf('dropped.py'), rowsOf('added.py')];
     await publish(store, repo, [...kept, ...dropped]);
     const writer = await store.lock(repo, TTL_MS);
@@ -133,9 +139,9 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     await writer.release();
   });
 
-  test('keeps what a version names that readers still hold, until the next sweep', async () => {
+  test('rows of a version that readers still hold stay until the next sweep', async () => {
     const [both, old, broken, added] = ['both.py', 'old.py', 'broken.py', 'added.py'].map((path) => rowsOf(path));
-    const readable = async (fingerprint: string, rows: readonly Row[]) => {
+    const readable = async (fingerprint: string, rows: readonly ChunkRow[]) => {
       const [entries, contents] = await Promise.all([
         store.entries(repo, idsOf(rows)),
         store.contents(repo, fingerprint, idsOf(rows)),
@@ -150,7 +156,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await writer.sweep(replaced)).toBe(broken!.length);
     const all = [...both!, ...old!, ...added!];
     expect(await readable(FINGERPRINT, all)).toEqual([all.length, all.length]);
-    // Another encoder: the rows of both stand side by side, none of a third.
+    // Rows of another encoder stand beside these, and there are none of a third.
     const second = await store.snapshot(repo);
     await writer.put(OTHER, [...both!, ...added!]);
     await writer.put('c'.repeat(64), both!);
@@ -168,7 +174,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     await writer.release();
   });
 
-  test('never mixes vectors of two fingerprints', async () => {
+  test('vectors of two fingerprints are never mixed', async () => {
     const rows = rowsOf('a.py');
     await publish(store, repo, rows);
     const again = rows.map((row) => ({ ...row, vector: Float32Array.of(7, 7, 7, 7) }));
@@ -185,7 +191,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     await writer.release();
   });
 
-  test('sweeps what a run that broke off left behind', async () => {
+  test('a sweep removes what a run that broke off left behind', async () => {
     await publish(store, repo, rowsOf('a.py'));
     const broken = await store.lock(repo, TTL_MS);
     await broken.put(FINGERPRINT, rowsOf('left.py'));
@@ -197,7 +203,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     await writer.release();
   });
 
-  test('lets one indexer at a time change a repository', async () => {
+  test('one indexer at a time can change a repository', async () => {
     const writer = await store.lock(repo, TTL_MS);
     await expect(store.lock(repo, TTL_MS)).rejects.toMatchObject({ code: 'index_locked' });
     const other = await store.lock(`${repo}-other`, TTL_MS);
@@ -206,7 +212,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     await (await store.lock(repo, TTL_MS)).release();
   });
 
-  test('refuses every write of an indexer that lost its lock', async () => {
+  test('every write of an indexer that lost its lock is refused', async () => {
     const rows = rowsOf('a.py');
     await publish(store, repo, rows);
     const stale = await store.lock(repo, TTL_MS);
@@ -221,7 +227,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     await current.release();
   });
 
-  test('stores more rows than one message comfortably carries', async () => {
+  test('more rows than fit into one message are stored', async () => {
     const rows = rowsOf('large.py', 12_000);
     expect(rows.length).toBeGreaterThan(2_000);
     await publish(store, repo, rows);
@@ -231,7 +237,7 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
   });
 
   test.each(['', '..', 'a/../b', '/abs', 'a//b', 'a b', '{x}', 'a\n', '.hidden', 'a/.git', '-x', 'x'.repeat(201), 'é'])(
-    'refuses the repository name %j',
+    'the repository name %j is refused',
     async (name) => {
       await expect(store.head(name)).rejects.toMatchObject({ code: 'invalid_request', param: 'repo' });
       await expect(store.snapshot(name)).rejects.toMatchObject({ code: 'invalid_request' });
@@ -239,9 +245,9 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     },
   );
 
-  test('refuses vectors that fp16 cannot hold', async () => {
+  test('vectors that fp16 cannot hold are refused', async () => {
     const writer = await store.lock(repo, TTL_MS);
-    const [row] = rowsOf('a.py') as [Row];
+    const [row] = rowsOf('a.py') as [ChunkRow];
     for (const value of [Number.NaN, Number.POSITIVE_INFINITY, 1e6]) {
       const bad = { ...row, vector: Float32Array.of(value) };
       await expect(writer.put(FINGERPRINT, [bad])).rejects.toMatchObject({ code: 'projector_invalid' });

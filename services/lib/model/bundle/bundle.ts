@@ -1,17 +1,15 @@
 /**
- * A model bundle: one folder with everything that a service loads, described by `manifest.json`.
+ * A model bundle: one folder with everything that a service loads, described by its `manifest.json`.
  *
  *     manifest.json  tokenizer.json  tokenizer_config.json
  *     llm/model.onnx, model.bin
- *     prefill/model.onnx, model.bin              the same network with weights for prompts, if those differ
- *     encoder/model.onnx, model.bin [, tokenizer.json]   \ together or not at all: without them
- *     projector/model.onnx, model.bin                    / there is no compressed context
+ *     prefill/model.onnx, model.bin                      the same network with weights for prompts, if those differ
+ *     encoder/model.onnx, model.bin [, tokenizer.json]   both or neither: without them there
+ *     projector/model.onnx, model.bin                    is no compressed context
  */
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
 import { decoderSpecSchema } from '../checkpoint/spec.ts';
@@ -22,30 +20,32 @@ const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in hex');
 const filePath = z.string().regex(/^(?!\.)[\w.-]+(\/(?!\.)[\w.-]+)*$/, 'must be a path within the bundle');
 
 const fileSchema = z.object({ path: filePath, bytes: z.number().int().nonnegative(), sha256 });
-/** A file of the bundle; the path is relative to it. */
+/** A file of the bundle, with its path inside. */
 export type BundleFile = z.output<typeof fileSchema>;
 const files = z.array(fileSchema).min(1);
 
 const encoderSchema = z.object({
   kind: z.enum(['qwen2', 'llama', 'qwen3', 'roberta', 'jina']),
-  /** Values of one embedding. */
+  /** Number of values in one embedding. */
   dim: count,
   /** Tokens of the longest input, special tokens included. */
   maxTokens: count,
   pooling: z.enum(['last', 'mean']),
-  /** Embeddings have length 1. */
+  /** Whether embeddings are scaled to length 1. */
   normalize: z.boolean(),
-  /** `text`: the chunk as it is. `unixcoder`: `<s><encoder-only></s>`, the chunk, `</s>`. */
+  /** `text` is the chunk as it is; `unixcoder` is `<s><encoder-only></s>`, the chunk, `</s>`. */
   input: z.enum(['text', 'unixcoder']),
   /** Whether the tokenizer's own template is applied. */
   addSpecialTokens: z.boolean(),
-  /** `published`: the end-of-text token follows the text, and is where `last` pools. `authors`: nothing follows. */
+  /**
+   * With `published` the end-of-text token follows the text, and `last` pools there; with `authors` nothing follows.
+   */
   recipe: z.enum(['published', 'authors']).default('authors'),
-  /** What of a chunk is read: its source, or its syntax tree where it parses. */
+  /** Whether a chunk's source is read, or its syntax tree if it parses. */
   modality: z.enum(['source', 'ast']).default('source'),
-  /** What stands before the text of a query, and not of a chunk, in dense retrieval. */
+  /** Text before a query, but not before a chunk, in dense retrieval. */
   queryPrefix: z.string().default(''),
-  /** Path of the tokenizer: the bundle's own, or one of the encoder's. */
+  /** Path of the encoder's tokenizer in the bundle: the language model's, or one of its own. */
   tokenizer: filePath,
   files,
 });
@@ -55,7 +55,7 @@ export const manifestSchema = z.object({
   format: z.literal(FORMAT, `must be ${FORMAT}`),
   name: z.string().min(1),
   precision: z.enum(['fp32', 'fp16', 'int8', 'mixed', 'int4']),
-  /** Over all files: two workers with the same one compute the same. */
+  /** A digest of all files: two workers with the same fingerprint compute the same. */
   fingerprint: sha256,
   llm: z.object({
     spec: decoderSpecSchema,
@@ -63,26 +63,26 @@ export const manifestSchema = z.object({
     maxPositions: count,
     files,
   }),
-  /** The language model for prompts: weights and activations of 8 bits. */
+  /** The language model for prompts, with weights and activations of 8 bits. */
   prefill: z.object({ files }).optional(),
-  /** What turns chunks into soft tokens. */
+  /** The networks that turn chunks into soft tokens. */
   context: z
     .object({
-      /** Over what a soft token depends on: rows of different ones do not mix. */
+      /** A digest of all that a soft token depends on: rows with different fingerprints do not mix. */
       fingerprint: sha256,
       encoder: encoderSchema,
       projector: z.object({ widths: z.array(count).min(3), parameters: count, files }),
     })
     .optional(),
   tokenizer: z.object({
-    /** Whose it is, where the model's weights are made up. */
+    /** The model that the tokenizer belongs to, if this model's weights are random. */
     of: z.string().optional(),
     files,
   }),
 });
 export type Manifest = z.output<typeof manifestSchema>;
 
-/** What the language model's graphs compute in, and so what their KV is of. */
+/** The type in which the language model's graphs compute, which is also that of their KV. */
 export const floatsOf = ({ precision }: Manifest) => (precision === 'fp16' ? 'float16' : 'float32');
 
 export interface Bundle {
@@ -90,7 +90,7 @@ export interface Bundle {
   readonly manifest: Manifest;
   /** Path of the decoder's graph. */
   readonly llm: string;
-  /** Path of the decoder's graph for prompts; the same one where the bundle has none of its own. */
+  /** Path of the decoder's graph for prompts: the same path if the bundle has no other graph for them. */
   readonly prefill: string;
   /** Folder with `tokenizer.json` and, if there is one, `tokenizer_config.json`. */
   readonly tokenizerDir: string;
@@ -98,13 +98,13 @@ export interface Bundle {
   readonly context: { readonly encoder: string; readonly tokenizerDir: string; readonly projector: string } | undefined;
 }
 
-/** One SHA-256 over files, whatever their order. */
+/** One SHA-256 over all files, independent of their order. */
 export function fingerprintOf(files: readonly BundleFile[]): string {
   const lines = files.map((file) => `${file.path} ${file.sha256}\n`).sort();
   return createHash('sha256').update(lines.join('')).digest('hex');
 }
 
-/** One SHA-256 over all that the vectors of chunks depend on. */
+/** One SHA-256 over everything that the vectors of chunks depend on. */
 export function contextFingerprintOf(
   encoder: EncoderManifest,
   encoderTokenizer: BundleFile,
@@ -133,8 +133,8 @@ const invalid = (dir: string, what: string, cause?: unknown) =>
   new ServingError('bundle_invalid', `${dir}: ${what}`, { cause });
 
 /**
- * Opens a bundle: the manifest is checked, and that every file is there in its full size. Contents are not read again:
- * {@link verifyBundle} does that.
+ * Opens a bundle. Checked are the manifest, and that every file is there in its full size. The contents are not read:
+ * verifyBundle (integrity.ts) does that.
  * @throws ServingError bundle_invalid
  */
 export async function openBundle(dir: string): Promise<Bundle> {
@@ -142,7 +142,7 @@ export async function openBundle(dir: string): Promise<Bundle> {
   for (const { path, bytes } of allFiles(manifest)) {
     const found = await stat(join(dir, path)).catch(() => undefined);
     if (!found?.isFile()) throw invalid(dir, `${path} is missing`);
-    if (found.size !== bytes) throw invalid(dir, `${path} has ${found.size} bytes, the manifest says ${bytes}`);
+    if (found.size !== bytes) throw invalid(dir, `${path} has ${found.size} bytes, and the manifest says ${bytes}`);
   }
   const { context } = manifest;
   return {
@@ -159,7 +159,8 @@ export async function openBundle(dir: string): Promise<Bundle> {
   };
 }
 
-async function readManifest(dir: string): Promise<Manifest> {
+/** @throws ServingError bundle_invalid */
+export async function readManifest(dir: string): Promise<Manifest> {
   let json: unknown;
   try {
     json = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));
@@ -178,26 +179,4 @@ async function readManifest(dir: string): Promise<Manifest> {
   if (context) needed.push(context.encoder.tokenizer);
   for (const path of needed) if (!paths.has(path)) throw invalid(dir, `manifest.json does not list ${path}`);
   return parsed.data;
-}
-
-/**
- * Reads every file again and compares it with the manifest.
- * @throws ServingError bundle_invalid for the first file that differs; the signal's reason
- */
-export async function verifyBundle({ dir, manifest }: Bundle, signal?: AbortSignal): Promise<void> {
-  for (const file of allFiles(manifest)) {
-    const found = await hashFile(join(dir, file.path), signal);
-    if (found !== file.sha256)
-      throw invalid(dir, `${file.path} has SHA-256 ${found}, the manifest says ${file.sha256}`);
-  }
-  const fingerprint = fingerprintOf(allFiles(manifest));
-  if (fingerprint !== manifest.fingerprint) {
-    throw invalid(dir, `its files have fingerprint ${fingerprint}, the manifest says ${manifest.fingerprint}`);
-  }
-}
-
-async function hashFile(path: string, signal?: AbortSignal): Promise<string> {
-  const hash = createHash('sha256');
-  await pipeline(createReadStream(path, { highWaterMark: 1 << 20 }), hash, { signal });
-  return hash.digest('hex');
 }

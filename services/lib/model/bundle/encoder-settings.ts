@@ -1,10 +1,12 @@
 /**
- * How an encoder reads a chunk and pools it: from the command line, else from the `encoder` object of the projector's
- * `config.json` (a projector is trained for one form), else as the paper's code has it for this architecture.
+ * How an encoder reads a chunk and pools it. The command line decides; otherwise the `encoder` object in the
+ * projector's
+ * `config.json` (a projector is trained for one form); otherwise the paper's code for this architecture.
  *
- * A language model as an encoder (Qwen3-Embedding) has two recipes. The published one ends a chunk with the end-of-text
- * token and pools there; a query, and only that, begins with an instruction. The paper's authors pool the last token of
- * the code itself and give no instruction, so their projectors take other vectors than an embedding server gives.
+ * For a language model as an encoder (Qwen3-Embedding) there are two recipes. The published one ends a chunk with the
+ * end-of-text token and pools there, and a query, but not a chunk, begins with an instruction. The paper's authors pool
+ * the last token of the code itself and give no instruction, so their projectors expect other vectors than those of an
+ * embedding server.
  */
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
@@ -13,22 +15,22 @@ import { isDecoder, maxInputTokens, type NetworkSpec } from '../checkpoint/spec.
 import type { Pooling } from '../graph/encoder.ts';
 import type { EncoderManifest } from './bundle.ts';
 
-export type EncoderSettings = Pick<
+type EncoderSettings = Pick<
   EncoderManifest,
   'maxTokens' | 'pooling' | 'normalize' | 'input' | 'addSpecialTokens' | 'recipe' | 'modality' | 'queryPrefix'
 >;
 
-/** Tokens of a chunk that the paper's encoders see. */
+/** Tokens of a chunk that the paper's encoders read. */
 const DEFAULT_MAX_TOKENS = 512;
 
-/** In the form of Qwen3-Embedding's model card. */
+/** The instruction, in the form that Qwen3-Embedding's model card gives. */
 const QUERY_INSTRUCTION =
   'Instruct: Given a fragment of code, retrieve code of the same repository that helps to continue it\nQuery:';
 
 const configSchema = z.object({
   encoder: z
     .object({
-      // A model card in words, as early projectors have it, is not a setting.
+      // Early projectors describe their pooling in words, which is not a setting.
       pooling: z.enum(['last', 'mean']).optional().catch(undefined),
       max_tokens: z.number().int().positive().optional(),
       add_special_tokens: z.boolean().optional(),
@@ -55,22 +57,22 @@ export async function readProjectorConfig(path: string): Promise<ProjectorConfig
   }
 }
 
-/** What the command line says. */
-export interface AskedSettings {
+/** Settings from the command line. */
+interface AskedSettings {
   readonly pooling?: Pooling;
   readonly maxTokens?: number;
   readonly recipe?: EncoderManifest['recipe'];
   readonly modality?: EncoderManifest['modality'];
 }
 
-/** @throws ServingError config_invalid for what this encoder cannot do: more positions, another recipe or modality */
+/** @throws ServingError config_invalid for settings that this encoder cannot have: tokens, recipe or modality. */
 export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, asked: AskedSettings): EncoderSettings {
   const longest = maxInputTokens(spec);
   const maxTokens = asked.maxTokens ?? config.max_tokens ?? Math.min(DEFAULT_MAX_TOKENS, longest);
   if (maxTokens > longest) {
     throw new ServingError(
       'config_invalid',
-      `the encoder takes ${longest} tokens at most, ${maxTokens} were asked for`,
+      `the encoder takes at most ${longest} tokens, and ${maxTokens} were asked for`,
     );
   }
   const { architecture } = spec;
@@ -81,11 +83,14 @@ export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, aske
   if (recipe === 'published' && (!isDecoder(spec) || pooling !== 'last')) {
     throw new ServingError(
       'config_invalid',
-      `the published recipe pools a language model's last token, not the ${pooling} of ${architecture}`,
+      `--encoder-recipe published pools a language model's last token, and cannot pool the ${pooling} of ${architecture}`,
     );
   }
   if (modality === 'ast' && architecture !== 'roberta') {
-    throw new ServingError('config_invalid', `syntax trees are read by UniXcoder (roberta), not by ${architecture}`);
+    throw new ServingError(
+      'config_invalid',
+      `--encoder-modality ast needs UniXcoder (roberta) as the encoder: ${architecture} does not read syntax trees`,
+    );
   }
   return {
     maxTokens,

@@ -1,17 +1,17 @@
-/** A checkpoint as graphs see it: named tensors, from one safetensors file or from the shards that an index names. */
+/** A checkpoint as a source of named tensors: one safetensors file, or the shards that an index names. */
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
 import { SafetensorsFile } from './safetensors.ts';
 
-/** Where weights come from: a checkpoint on disk, or numbers made up for a benchmark. */
+/** A source of weights: a checkpoint on disk, or random numbers for a benchmark. */
 export interface TensorSource {
-  /** For messages. */
+  /** Name of the source, for messages. */
   readonly origin: string;
-  /** Shape of a tensor, or undefined if there is none of that name. */
+  /** The shape of a tensor; undefined if there is none of that name. */
   shapeOf(name: string): readonly number[] | undefined;
-  /** Values in row-major order. */
+  /** The values of a tensor in row-major order. */
   read(name: string): Promise<Float32Array>;
 }
 
@@ -105,11 +105,11 @@ export class Checkpoint implements TensorSource {
 
 const invalid = (path: string, what: string) => new ServingError('checkpoint_invalid', `${path}: ${what}`);
 
-/** Reads a tensor when its turn comes to be written. */
+/** Reads a tensor, at the moment at which it is written. */
 export type TensorReader = () => Promise<Float32Array>;
 
 /**
- * A tensor that a graph needs, checked now and read later.
+ * Checks a tensor that a graph needs, and returns a function that reads it later.
  * @throws ServingError checkpoint_invalid if it is missing or has another shape
  */
 export function expectTensor(source: TensorSource, name: string, shape: readonly number[]): TensorReader {
@@ -118,7 +118,7 @@ export function expectTensor(source: TensorSource, name: string, shape: readonly
   if (found.length !== shape.length || found.some((dim, i) => dim !== shape[i])) {
     throw invalid(
       source.origin,
-      `tensor ${JSON.stringify(name)} has shape [${found}], config.json asks for [${shape}]`,
+      `tensor ${JSON.stringify(name)} has shape [${found}], but config.json asks for [${shape}]`,
     );
   }
   return () => source.read(name);

@@ -1,7 +1,7 @@
 /**
- * Reads one safetensors file: an 8-byte length, a JSON header of that many bytes, then the tensors back to back.
- * The header is validated as a whole before anything of it is believed; tensors are read at their positions, one at a
- * time, so that a file larger than memory is no trouble.
+ * Reads one safetensors file: a length of 8 bytes, a JSON header of that many bytes, then the tensors back to back. The
+ * whole header is validated before any of it is used. Tensors are read one at a time at their positions, so that a file
+ * may be larger than the memory.
  */
 import { type FileHandle, open } from 'node:fs/promises';
 import { z } from 'zod';
@@ -25,19 +25,19 @@ const BYTES_OF = {
   U8: 1,
   BOOL: 1,
 } as const;
-export type Dtype = keyof typeof BYTES_OF;
+type Dtype = keyof typeof BYTES_OF;
 
-export interface TensorInfo {
+interface TensorInfo {
   readonly dtype: Dtype;
   readonly shape: readonly number[];
-  /** First byte and the byte after the last one, counted from the start of the tensor data. */
+  /** The first byte, and the byte after the last one, counted from the start of the tensor data. */
   readonly begin: number;
   readonly end: number;
 }
 
-/** The format's own bound on the header, in bytes. */
+/** The format's own limit for the header, in bytes. */
 const MAX_HEADER_BYTES = 100_000_000;
-/** What one read call asks for: bounds the buffer that 16-bit weights pass through. */
+/** Bytes per read call, which bound the buffer for 16-bit weights. */
 const READ_BYTES = 16 * 1024 * 1024;
 
 const size = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
@@ -61,23 +61,23 @@ function parseEntry(file: string, name: string, entry: unknown, dataBytes: numbe
   if (begin > end || end > dataBytes) {
     throw invalid(
       file,
-      `tensor ${JSON.stringify(name)}: bytes [${begin}, ${end}) are not within the ${dataBytes} bytes of data: is the file cut short?`,
+      `tensor ${JSON.stringify(name)}: bytes [${begin}, ${end}) are not within the ${dataBytes} bytes of data: was the file cut short?`,
     );
   }
   const bytes = shape.reduce((product, dim) => product * dim, BYTES_OF[dtype]);
   if (bytes !== end - begin) {
     throw invalid(
       file,
-      `tensor ${JSON.stringify(name)}: ${dtype} [${shape}] takes ${bytes} bytes, offsets give ${end - begin}`,
+      `tensor ${JSON.stringify(name)}: ${dtype} [${shape}] takes ${bytes} bytes, but its offsets give ${end - begin}`,
     );
   }
   return { dtype, shape, begin, end };
 }
 
 /**
- * The tensors that a header describes, by name, after checking that they fill the data without gap or overlap.
- * @param file name for messages
- * @param dataBytes bytes that follow the header
+ * The tensors that a header describes, by name. They must fill the data without gap or overlap.
+ * @param file name for messages.
+ * @param dataBytes number of bytes that follow the header.
  * @throws ServingError checkpoint_invalid
  */
 export function parseHeader(file: string, header: Uint8Array, dataBytes: number): Map<string, TensorInfo> {
@@ -101,7 +101,8 @@ export function parseHeader(file: string, header: Uint8Array, dataBytes: number)
     }
     position = end;
   }
-  if (position !== dataBytes) throw invalid(file, `${dataBytes - position} bytes after the last tensor belong to none`);
+  if (position !== dataBytes)
+    throw invalid(file, `${dataBytes - position} bytes after the last tensor belong to no tensor`);
   return tensors;
 }
 
@@ -117,7 +118,7 @@ export class SafetensorsFile {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   readonly path: string;
   readonly #handle: FileHandle;
-  /** Where the tensor data starts in the file. */
+  /** Position of the tensor data in the file. */
   readonly #dataStart: number;
 
   private constructor(path: string, handle: FileHandle, tensors: Map<string, TensorInfo>, dataStart: number) {
@@ -127,7 +128,7 @@ export class SafetensorsFile {
     this.#dataStart = dataStart;
   }
 
-  /** @throws ServingError checkpoint_invalid where the file is absent, cut short or inconsistent. */
+  /** @throws ServingError checkpoint_invalid if the file is absent, cut short or inconsistent. */
   static async open(path: string): Promise<SafetensorsFile> {
     const handle = await open(path).catch((error: unknown) => {
       throw invalid(path, 'cannot be opened', error);
@@ -138,10 +139,10 @@ export class SafetensorsFile {
       const headerBytes = Number(new DataView(prefix.buffer).getBigUint64(0, true));
       const dataStart = 8 + headerBytes;
       if (headerBytes > MAX_HEADER_BYTES) {
-        throw invalid(path, `a header of ${headerBytes} bytes is too large: not a safetensors file`);
+        throw invalid(path, `a header of ${headerBytes} bytes is too large: this is not a safetensors file`);
       }
       if (dataStart > fileBytes) {
-        throw invalid(path, `cut short: the header takes ${headerBytes} bytes, the file has ${fileBytes}`);
+        throw invalid(path, `cut short: the header takes ${headerBytes} bytes, and the file has ${fileBytes}`);
       }
       const header = await readFully(handle, path, new Uint8Array(headerBytes), 8);
       return new SafetensorsFile(path, handle, parseHeader(path, header, fileBytes - dataStart), dataStart);
@@ -152,8 +153,8 @@ export class SafetensorsFile {
   }
 
   /**
-   * One tensor's values in row-major order.
-   * @throws ServingError checkpoint_invalid for an absent tensor, or a dtype other than F32, F16 and BF16
+   * The values of a tensor in row-major order.
+   * @throws ServingError checkpoint_invalid for an absent tensor, or a dtype other than F32, F16 and BF16.
    */
   async read(name: string): Promise<Float32Array> {
     const { dtype, begin, end } = this.#info(name);
@@ -196,7 +197,7 @@ export class SafetensorsFile {
   }
 }
 
-/** Fills `into` from `position` on; a short file is an error. */
+/** Fills `into` from a position of the file. @throws ServingError checkpoint_invalid if the file is too short. */
 async function readFully<A extends Uint8Array>(
   handle: FileHandle,
   file: string,

@@ -1,7 +1,7 @@
 /**
- * What a network is, read from a Hugging Face `config.json`: the decoder architectures (Qwen2, Llama, Qwen3), and the
- * encoders RoBERTa (UniXcoder) and JinaBERT (Jina embeddings v2).
- * A setting that would change the arithmetic and is not implemented is refused, never ignored.
+ * The architecture of a network, read from a Hugging Face `config.json`: the decoders Qwen2, Llama and Qwen3, and the
+ * encoders RoBERTa (UniXcoder) and JinaBERT (Jina embeddings v2). A setting that would change the arithmetic and is not
+ * implemented is refused, never ignored.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -19,15 +19,15 @@ export const decoderSpecSchema = z.object({
   headDim: count,
   intermediate: count,
   vocab: count,
-  /** Positions that the model was trained for. */
+  /** Longest sequence that the model was trained for. */
   maxPositions: count,
   normEps: z.number().positive(),
   ropeTheta: z.number().positive(),
-  /** Query, key and value projections have a bias (Qwen2). */
+  /** Whether query, key and value projections have a bias (Qwen2). */
   qkvBias: z.boolean(),
-  /** Queries and keys are normalised per head before the rotation (Qwen3). */
+  /** Whether queries and keys are normalised per head before the rotation (Qwen3). */
   qkNorm: z.boolean(),
-  /** The output projection is the embedding table. */
+  /** Whether the embedding table is also the output projection. */
   tied: z.boolean(),
   /** Ids that end a completion. */
   eosIds: z.array(z.number().int().nonnegative()),
@@ -41,14 +41,14 @@ export interface RobertaSpec {
   readonly heads: number;
   readonly intermediate: number;
   readonly vocab: number;
-  /** Rows of the position table: the padding id and those below it are never positions of a token. */
+  /** Rows of the position table. The row of the padding id and those before it are never positions of a token. */
   readonly positionRows: number;
   readonly tokenTypes: number;
   readonly normEps: number;
   readonly padId: number;
 }
 
-/** BERT with linear attention biases in place of positions, and a gated MLP. */
+/** BERT with linear attention biases instead of positions, and a gated MLP. */
 export interface JinaSpec {
   readonly architecture: 'jina';
   readonly hidden: number;
@@ -56,7 +56,7 @@ export interface JinaSpec {
   readonly heads: number;
   readonly intermediate: number;
   readonly vocab: number;
-  /** Longest input that it was trained for. */
+  /** Longest input that the model was trained for. */
   readonly maxPositions: number;
   readonly tokenTypes: number;
   readonly normEps: number;
@@ -64,11 +64,11 @@ export interface JinaSpec {
 
 export type NetworkSpec = DecoderSpec | RobertaSpec | JinaSpec;
 
-/** Whether a network is a language model; the others only encode. */
+/** Whether a network is a language model. The others only encode. */
 export const isDecoder = (spec: NetworkSpec): spec is DecoderSpec =>
   spec.architecture !== 'roberta' && spec.architecture !== 'jina';
 
-/** Longest input that the encoder's own positions allow, in tokens. */
+/** The longest input that the encoder's positions allow, in tokens. */
 export const maxInputTokens = (spec: NetworkSpec): number =>
   spec.architecture === 'roberta' ? spec.positionRows - spec.padId - 1 : spec.maxPositions;
 
@@ -118,7 +118,7 @@ const robertaConfig = z.object({
   is_decoder: z.literal(false, 'is a decoder: only the encoder form is supported').nullish(),
 });
 
-const refuse = (file: string, what: string) => new ServingError('checkpoint_invalid', `${file}: ${what}`);
+const invalid = (file: string, what: string) => new ServingError('checkpoint_invalid', `${file}: ${what}`);
 
 const jinaConfig = z.object({
   model_type: z.literal('bert'),
@@ -139,14 +139,14 @@ const jinaConfig = z.object({
 function toDecoderSpec(file: string, config: z.output<typeof decoderConfig>): DecoderSpec {
   for (const key of ['rope_scaling', 'rope_parameters'] as const) {
     const type = config[key]?.rope_type ?? config[key]?.type ?? 'default';
-    if (type !== 'default') throw refuse(file, `${key}: rope type "${type}" is not supported (default is)`);
+    if (type !== 'default') throw invalid(file, `${key}: rope type "${type}" is not supported (default is)`);
   }
   const heads = config.num_attention_heads;
   const kvHeads = config.num_key_value_heads ?? heads;
   const headDim = config.head_dim ?? config.hidden_size / heads;
-  if (heads % kvHeads !== 0) throw refuse(file, `${heads} heads cannot share ${kvHeads} key/value heads evenly`);
+  if (heads % kvHeads !== 0) throw invalid(file, `${heads} heads cannot share ${kvHeads} key/value heads evenly`);
   if (!Number.isInteger(headDim) || headDim % 8 !== 0) {
-    throw refuse(file, `head_dim ${headDim} is not a multiple of 8, which attention needs`);
+    throw invalid(file, `head_dim ${headDim} is not a multiple of 8, which attention needs`);
   }
   const eos = config.eos_token_id ?? [];
   return {
@@ -170,7 +170,7 @@ function toDecoderSpec(file: string, config: z.output<typeof decoderConfig>): De
 
 function assertHeads(file: string, config: { hidden_size: number; num_attention_heads: number }): void {
   if (config.hidden_size % config.num_attention_heads !== 0) {
-    throw refuse(file, `hidden_size ${config.hidden_size} is not a multiple of ${config.num_attention_heads} heads`);
+    throw invalid(file, `hidden_size ${config.hidden_size} is not a multiple of ${config.num_attention_heads} heads`);
   }
 }
 
@@ -209,8 +209,8 @@ const anyConfig = z.discriminatedUnion('model_type', [decoderConfig, robertaConf
 
 /**
  * The network that a parsed `config.json` describes.
- * @param file name for messages
- * @throws ServingError checkpoint_invalid, naming every field that is missing, wrong or not implemented
+ * @param file name for messages.
+ * @throws ServingError checkpoint_invalid, which names every field that is missing, wrong or not implemented.
  */
 export function parseSpec(file: string, config: unknown): NetworkSpec {
   const parsed = anyConfig.safeParse(config);
@@ -218,10 +218,10 @@ export function parseSpec(file: string, config: unknown): NetworkSpec {
     const type = (config as { model_type?: unknown } | null)?.model_type;
     const known = ['qwen2', 'llama', 'qwen3', 'roberta', 'bert'];
     if (typeof type !== 'string' || !known.includes(type)) {
-      throw refuse(file, `model_type ${JSON.stringify(type)} is not supported (${known.join(', ')} are)`);
+      throw invalid(file, `model_type ${JSON.stringify(type)} is not supported (${known.join(', ')} are)`);
     }
     const problems = parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
-    throw refuse(file, problems.join('; '));
+    throw invalid(file, problems.join('; '));
   }
   switch (parsed.data.model_type) {
     case 'roberta':
@@ -234,7 +234,7 @@ export function parseSpec(file: string, config: unknown): NetworkSpec {
 }
 
 /**
- * Reads `config.json` of a Hugging Face folder, and the end-of-text ids that `generation_config.json` adds to it.
+ * Reads the `config.json` of a Hugging Face folder, and the end-of-text ids that `generation_config.json` adds to it.
  * @throws ServingError checkpoint_invalid
  */
 export async function readSpec(dir: string): Promise<NetworkSpec> {
@@ -245,11 +245,11 @@ export async function readSpec(dir: string): Promise<NetworkSpec> {
   const text = await readFile(generation, 'utf8').catch(() => undefined);
   if (text === undefined) return spec;
   const extra = z.object({ eos_token_id: decoderConfig.shape.eos_token_id }).safeParse(await readJson(generation));
-  if (!extra.success) throw refuse(generation, `eos_token_id: ${extra.error.issues[0]?.message}`);
+  if (!extra.success) throw invalid(generation, `eos_token_id: ${extra.error.issues[0]?.message}`);
   return { ...spec, eosIds: [...new Set([...spec.eosIds, ...[extra.data.eos_token_id ?? []].flat()])] };
 }
 
-/** @throws ServingError checkpoint_invalid if the file cannot be read as JSON */
+/** @throws ServingError checkpoint_invalid if the file cannot be read as JSON. */
 export async function readJson(file: string): Promise<unknown> {
   try {
     return JSON.parse(await readFile(file, 'utf8'));

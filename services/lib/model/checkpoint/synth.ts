@@ -1,6 +1,7 @@
 /**
- * Networks of published shapes with made-up weights: speed does not depend on the values, so it can be measured without
- * downloading any. The same seed gives the same bytes. Weights are drawn tensor by tensor, as the export asks for them.
+ * Networks of published shapes with random weights: speed does not depend on the values, so it can be measured without
+ * downloading any. The same seed gives the same bytes. Weights are drawn tensor by tensor, when the export asks for
+ * them.
  */
 import { createHash } from 'node:crypto';
 import { createRequire } from 'node:module';
@@ -8,7 +9,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { ServingError } from '../../process/errors.ts';
 import { PACKAGE_ROOT } from '../../process/package-root.ts';
 import type { TensorSource } from './checkpoint.ts';
-import type { Network } from './network.ts';
+import type { SourceNetwork } from './source-network.ts';
 import { type DecoderSpec, isDecoder, parseSpec, readJson } from './spec.ts';
 
 type Shape = Pick<
@@ -26,7 +27,7 @@ const qwen = (
   tied: boolean,
 ): Shape => ({ layers, hidden, heads, kvHeads, headDim, intermediate, vocab: tied ? 151_936 : 152_064, tied });
 
-/** From the published config.json of each model. */
+/** The shapes in the published config.json of each model. */
 export const SHAPES = {
   'qwen2.5-coder-0.5b': qwen(24, 896, 14, 2, 64, 4864, true),
   'qwen2.5-coder-1.5b': qwen(28, 1536, 12, 2, 128, 8960, true),
@@ -36,28 +37,28 @@ export const SHAPES = {
   'qwen2.5-coder-32b': qwen(64, 5120, 40, 8, 128, 27_648, false),
   'smollm2-135m': { ...qwen(30, 576, 9, 3, 64, 1536, true), vocab: 49_152 },
 } as const satisfies Record<string, Shape>;
-export type ShapeName = keyof typeof SHAPES;
+type ShapeName = keyof typeof SHAPES;
 
-/** Tokenizers that a made-up model may have, with their ids and the one that ends a text; the best first. */
+/** Tokenizers for random models, with their number of ids and the id that ends a text; the best one first. */
 const TOKENIZERS = [
   { of: 'qwen2.5', ids: 151_665, eosId: 151_643, dir: qwenTokenizerDir },
   { of: 'tiny-coder', ids: 4096, eosId: 4089, dir: () => join(PACKAGE_ROOT, 'models/tiny-coder') },
 ] as const;
 
 /**
- * The language model of a published shape, or of the shape that a `config.json` describes. Its tokenizer is Qwen2.5's,
- * from the development dependency that ships it; that of tiny-coder where the vocabulary is too small for it. Every
- * prompt takes more tokens then.
- * @throws ServingError config_invalid for an unknown name, a vocabulary too small for either, or where that dependency is
- *   not installed; checkpoint_invalid for a config.json that is not a language model's.
+ * A language model of a published shape, or of the shape that a `config.json` describes. Its tokenizer is Qwen2.5's,
+ * from the development dependency that ships it. If the vocabulary is too small for that, it is tiny-coder's, with
+ * which every prompt takes more tokens.
+ * @throws ServingError config_invalid for an unknown name, for a vocabulary that is too small for either, or if that
+ *   dependency is not installed; checkpoint_invalid for a config.json that does not describe a language model.
  */
-export async function synthesize(shape: string, seed: number): Promise<Network & { readonly spec: DecoderSpec }> {
+export async function synthesize(shape: string, seed: number): Promise<SourceNetwork & { readonly spec: DecoderSpec }> {
   if (isShapeName(shape)) return synthesizeNetwork(shape, publishedSpec(shape), seed);
   if (!shape.endsWith('.json')) {
     const known = Object.keys(SHAPES).join(', ');
     throw new ServingError(
       'config_invalid',
-      `no shape ${JSON.stringify(shape)}: ${known}, or the path of a config.json`,
+      `${JSON.stringify(shape)} is not a known shape: use ${known}, or the path of a config.json`,
     );
   }
   const spec = parseSpec(shape, await readJson(shape));
@@ -82,11 +83,11 @@ function publishedSpec(name: ShapeName): DecoderSpec {
 }
 
 /**
- * A stand-in for Qwen3-Embedding-0.6B: its width, so that projectors have the paper's size, and two of its 28 layers,
- * so that indexing a repository for a benchmark takes seconds. Soft tokens are made at indexing: no completion is
- * faster or slower for it.
+ * A stand-in for Qwen3-Embedding-0.6B. It has the same width, so that projectors have the paper's size, but only two of
+ * the 28 layers, so that indexing a repository for a benchmark takes seconds. Soft tokens are made during indexing, so
+ * the speed of completions does not depend on it.
  */
-export function synthesizeEncoder(seed: number): Network {
+export function synthesizeEncoder(seed: number): SourceNetwork {
   const spec: DecoderSpec = {
     architecture: 'qwen3',
     ...qwen(2, 1024, 16, 8, 128, 3072, true),
@@ -118,15 +119,22 @@ export function synthesizeProjector(from: number, to: number, seed: number): Ten
   return randomTensors('projector', (name) => shapes[name], seed);
 }
 
-function synthesizeNetwork(name: string, spec: DecoderSpec, seed: number): Network & { readonly spec: DecoderSpec } {
+function synthesizeNetwork(
+  name: string,
+  spec: DecoderSpec,
+  seed: number,
+): SourceNetwork & { readonly spec: DecoderSpec } {
   const tokenizer = TOKENIZERS.find(({ ids }) => ids <= spec.vocab);
   if (tokenizer === undefined) {
     const least = TOKENIZERS.at(-1)!.ids;
-    throw new ServingError('config_invalid', `${name}: ${spec.vocab} token ids are too few: at least ${least}`);
+    throw new ServingError(
+      'config_invalid',
+      `${name}: ${spec.vocab} token ids are too few: at least ${least} are needed`,
+    );
   }
   return {
     name,
-    // Ids that end a text go with the tokenizer, not with the shape.
+    // The ids that end a text belong to the tokenizer, not to the shape.
     spec: { ...spec, eosIds: [tokenizer.eosId] },
     weights: randomTensors(name, (tensor) => decoderTensorShape(spec, tensor), seed),
     tokenizerDir: tokenizer.dir(),
@@ -135,7 +143,7 @@ function synthesizeNetwork(name: string, spec: DecoderSpec, seed: number): Netwo
   };
 }
 
-/** Shape of a tensor as Hugging Face names it in Qwen2, Llama and Qwen3. */
+/** The shape of a tensor by its Hugging Face name in Qwen2, Llama and Qwen3. */
 function decoderTensorShape(spec: DecoderSpec, name: string): readonly number[] | undefined {
   const { hidden, heads, kvHeads, headDim, intermediate, vocab } = spec;
   const shapes: [ending: string, shape: readonly number[]][] = [
@@ -159,7 +167,9 @@ function decoderTensorShape(spec: DecoderSpec, name: string): readonly number[] 
   return shape === undefined || shape.length === 0 ? undefined : shape;
 }
 
-/** Norms are ones, biases zeros, matrices uniform with the variance that keeps activations at their size. */
+/**
+ * Norms are ones, biases are zeros, and matrices are uniform with a variance that preserves the size of activations.
+ */
 function randomTensors(
   origin: string,
   shapeOf: (name: string) => readonly number[] | undefined,
@@ -179,7 +189,7 @@ function randomTensors(
   };
 }
 
-/** Uniform in [-limit, limit): xorshift32, seeded by the name, since a billion draws should take seconds. */
+/** Fills with numbers uniform in [-limit, limit), by xorshift32 seeded with the name: a billion draws take seconds. */
 function fillUniform(values: Float32Array, limit: number, name: string): void {
   let state = createHash('sha256').update(name).digest().readUInt32LE(0) || 1;
   const scale = limit / 2 ** 31;
@@ -197,7 +207,7 @@ function qwenTokenizerDir(): string {
   } catch (cause) {
     throw new ServingError(
       'config_invalid',
-      'the Qwen tokenizer for synthetic models is a development dependency: npm ci without --omit=dev',
+      'the Qwen tokenizer for synthetic models is a development dependency: run npm ci without --omit=dev',
       { cause },
     );
   }

@@ -1,14 +1,15 @@
 /**
- * The language model's graph: one for prompt chunks and decode steps. Keys and values go in and out in the same
- * buffers; soft tokens replace input embeddings at given positions; logits are computed for the wanted positions only.
+ * The language model's graph, which computes both prompt chunks and decode steps. Keys and values go in and out in the
+ * same buffers, soft tokens replace input embeddings at given positions, and logits are computed for the wanted
+ * positions only.
  *
  * Inputs: `input_ids` int64 [batch, sequence] · `soft_tokens` float32 [soft, hidden] · `soft_positions` int64 [soft],
  * indices into the batch × sequence rows · `logit_rows` int64 [rows], which of the sequence's positions get logits ·
  * `seqlens_k` int32 [batch], valid positions less one after this step · `total_sequence_length` int32 scalar ·
- * `past.{layer}.key|value` [batch, kv_head, position, head_dim], in what the graph computes in: float32, or float16 for
- * CUDA, whose attention takes no other.
+ * `past.{layer}.key|value` [batch, kv_head, position, head_dim], in the graph's own type: float32, or float16 for CUDA,
+ * whose attention accepts no other.
  * Outputs: `logits` float32 [batch, rows, vocab] · `present.{layer}.key|value`, shaped as the past.
- * `soft` and `rows` may be 0; without rows neither the last layer's MLP nor the output projection costs anything.
+ * `soft` and `rows` may be 0. Without rows neither the last layer's MLP nor the output projection costs anything.
  */
 import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
 import type { DecoderSpec } from '../checkpoint/spec.ts';
@@ -16,16 +17,16 @@ import { type Dim, Graph, type Value } from './graph.ts';
 import { type LayerFormats, lookUp, multiply, storeMatrix, type TableFormat } from './linear.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
 
-export interface DecoderFormat {
+interface DecoderFormat {
   readonly layers: LayerFormats;
   /** The embedding table and the output projection. */
   readonly vocabulary: TableFormat;
-  /** Positions that the rotation tables hold: no sequence may be longer. */
+  /** Positions in the rotation tables: no sequence may be longer. */
   readonly maxPositions: number;
   readonly floats?: Graph['floats'];
 }
 
-/** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape */
+/** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape. */
 export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: DecoderFormat): Graph {
   const graph = new Graph(format.floats);
   const { hidden, vocab, kvHeads, headDim } = spec;
@@ -96,7 +97,7 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
   return graph;
 }
 
-/** Soft tokens come in 32 bits, whatever the graph computes in. */
+/** Soft tokens come in 32 bits, whatever type the graph computes in. */
 function toFloats(graph: Graph, value: Value, name: string): Value {
   return graph.floats === 'float32' ? value : graph.node('Cast', name, [value], { to: graph.floats });
 }
@@ -104,7 +105,7 @@ function toFloats(graph: Graph, value: Value, name: string): Value {
 /** Picks the same positions of every sequence: [batch × sequence, width] → [batch × rows, width]. */
 function rowPicker(graph: Graph, batchShape: Value, logitRows: Value): (flat: Value, name: string) => Value {
   const [one, zero] = [graph.int64('keep.one', [1]), graph.int64('keep.zero', 0)];
-  // Row b × sequence + r of the flat activations, for each b and r.
+  // Row b × sequence + r of the flat activations, for each b of the batch and each wanted r.
   const sequence = graph.node('Gather', 'keep.sequence', [batchShape, graph.int64('keep.sequence_axis', 1)], {
     axis: 0,
   });

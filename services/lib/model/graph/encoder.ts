@@ -1,5 +1,5 @@
 /**
- * An encoder's graph, its pooling included: token ids of chunks in, one embedding per chunk out.
+ * An encoder's graph with its pooling: token ids of chunks go in, and one embedding per chunk comes out.
  *
  * Inputs: `input_ids` int64 [batch, sequence], padded on the right with any id of the vocabulary · `lengths` int32
  * [batch], tokens of each row, at least 1. Output: `embeddings` float32 [batch, dim].
@@ -12,19 +12,19 @@ import { lookUp, storeMatrix, type TableFormat } from './linear.ts';
 import { type EncoderInputs, robertaLayers } from './roberta.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
 
-/** How the hidden states of a chunk's tokens become one vector: that of the last token, or the mean of all. */
+/** How the hidden states of a chunk's tokens become one vector: the last token's state, or the mean of all. */
 export type Pooling = 'last' | 'mean';
 
-export interface EncoderFormat {
+interface EncoderFormat {
   readonly weights: TableFormat;
   readonly pooling: Pooling;
-  /** Scale embeddings to length 1. */
+  /** Whether embeddings are scaled to length 1. */
   readonly normalize: boolean;
-  /** Tokens of the longest input. */
+  /** Longest input, in tokens. */
   readonly maxTokens: number;
 }
 
-/** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape */
+/** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape. */
 export function buildEncoder(spec: NetworkSpec, source: TensorSource, format: EncoderFormat): Graph {
   const graph = new Graph();
   const inputIds = graph.input('input_ids', 'int64', ['batch', 'sequence']);
@@ -60,7 +60,7 @@ export function buildEncoder(spec: NetworkSpec, source: TensorSource, format: En
   return graph;
 }
 
-/** A language model as an encoder: hidden states after the final norm, causal as it was trained. */
+/** A language model as an encoder: its hidden states after the final norm, with causal attention as in its training. */
 function decoderLayers(
   graph: Graph,
   spec: DecoderSpec,
@@ -81,13 +81,15 @@ function decoderLayers(
   });
 }
 
-/** hidden [batch, sequence, dim] at each row's last token. */
+/** The hidden states [batch, sequence, dim] at each row's last token. */
 function poolLast(graph: Graph, name: string, hidden: Value, last: Value): Value {
   const index = graph.node('Unsqueeze', 'last.index', [last, graph.int64('last.axes', [1])]);
   return graph.node('GatherND', name, [hidden, index], { batch_dims: 1 });
 }
 
-/** The mean of hidden [batch, sequence, dim] over each row's tokens. Padding is replaced, not multiplied: it may be NaN. */
+/**
+ * The mean of the hidden states [batch, sequence, dim] over each row's tokens. Padding may be NaN, so it is replaced.
+ */
 function poolMean(graph: Graph, name: string, hidden: Value, sequence: Value, lengths: Value): Value {
   const positions = graph.node('Range', 'mean.positions', [
     graph.int64('mean.start', 0),

@@ -1,19 +1,19 @@
 /**
  * A computation graph under construction: typed operators, small constants, and weights that are declared now and read
- * when the file is written. What is not expressible here, no graph of ours uses.
+ * when the file is written. Only what our graphs use can be expressed.
  */
 import { narrow } from '../../numeric/half.ts';
 
-export type ElementType = 'float32' | 'float16' | 'uint8' | 'int8' | 'int32' | 'int64' | 'bool';
-/** Elements that lie in a file; the others only pass between operators. */
-export type StoredType = Exclude<ElementType, 'bool' | 'int32'>;
+export type DataType = 'float32' | 'float16' | 'uint8' | 'int8' | 'int32' | 'int64' | 'bool';
+/** Types of elements that are stored in a file. The others only pass between operators. */
+export type StoredType = Exclude<DataType, 'bool' | 'int32'>;
 export type StoredArray = Float32Array | Uint16Array | Uint8Array | Int8Array | BigInt64Array;
 
-/** A size, or the name of one that is known only when the graph runs. */
+/** A size, or the name of a size that is known only when the graph runs. */
 export type Dim = number | string;
 
 declare const brand: unique symbol;
-/** The name of something computed, fed or stored in the graph. */
+/** The name of a value that is computed, fed or stored in the graph. */
 export type Value = string & { readonly [brand]: true };
 
 export type AttributeKind = 'int' | 'float' | 'type';
@@ -76,10 +76,10 @@ export const OPERATORS = {
   Unsqueeze: operator('', {}),
   Where: operator('', {}),
 } as const;
-export type Operator = keyof typeof OPERATORS;
+type Operator = keyof typeof OPERATORS;
 
-type ValueOf<K extends AttributeKind> = K extends 'type' ? ElementType : number;
-export type Attributes<O extends Operator> = {
+type ValueOf<K extends AttributeKind> = K extends 'type' ? DataType : number;
+type Attributes<O extends Operator> = {
   readonly [A in keyof (typeof OPERATORS)[O]['attributes']]?: ValueOf<
     (typeof OPERATORS)[O]['attributes'][A] & AttributeKind
   >;
@@ -87,14 +87,14 @@ export type Attributes<O extends Operator> = {
 
 export interface Node {
   readonly operator: Operator;
-  /** An empty name is an optional input that is not given, or an output that is not wanted. */
+  /** An empty name stands for an optional input that is not given, or an output that is not wanted. */
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
-  readonly attributes: Readonly<Record<string, number | ElementType>>;
+  readonly attributes: Readonly<Record<string, number | DataType>>;
 }
 
-/** A tensor's name and form. */
-export interface TensorForm<T extends ElementType = ElementType, D extends Dim = Dim> {
+/** A tensor's name, type and shape. */
+export interface TensorForm<T extends DataType = DataType, D extends Dim = Dim> {
   readonly name: string;
   readonly type: T;
   readonly dims: readonly D[];
@@ -104,15 +104,15 @@ export interface Constant extends TensorForm<StoredType, number> {
   readonly data: StoredArray;
 }
 
-/** Weights that are read together, such as the levels and scales of one quantised matrix. */
-export interface WeightGroup {
+/** Weights that are read together, such as the levels and the scales of one quantised matrix. */
+interface WeightGroup {
   readonly parts: readonly TensorForm<StoredType, number>[];
   /** Reads or computes the data of every part, in order. */
   readonly produce: () => Promise<readonly StoredArray[]>;
 }
 
 export class Graph {
-  /** What the graph computes in: type of its float weights, scalars and activations. */
+  /** The type in which the graph computes: that of its float weights, scalars and activations. */
   readonly floats: 'float32' | 'float16';
   readonly nodes: Node[] = [];
   readonly inputs: TensorForm[] = [];
@@ -125,13 +125,13 @@ export class Graph {
     this.floats = floats;
   }
 
-  input(name: string, type: ElementType, dims: readonly Dim[]): Value {
+  input(name: string, type: DataType, dims: readonly Dim[]): Value {
     this.inputs.push({ name, type, dims });
     return this.#define(name);
   }
 
   /** Makes a computed value an output under its own name. */
-  output(value: Value, type: ElementType, dims: readonly Dim[]): void {
+  output(value: Value, type: DataType, dims: readonly Dim[]): void {
     this.outputs.push({ name: value, type, dims });
   }
 
@@ -145,7 +145,7 @@ export class Graph {
     return this.nodeWith(operator, [output], inputs, attributes)[0]!;
   }
 
-  /** Adds an operator with several outputs; `''` leaves one out. */
+  /** Adds an operator with several outputs. An output named `''` is left out. */
   nodeWith<O extends Operator>(
     operator: O,
     outputs: readonly string[],
@@ -161,7 +161,7 @@ export class Graph {
     return outputs.map((output) => (output === '' ? ('' as Value) : this.#define(output)));
   }
 
-  /** Whole numbers kept within the graph: shapes, axes, indices. A plain number is a scalar. */
+  /** Adds a constant of whole numbers, such as a shape, axes or indices. A plain number becomes a scalar. */
   int64(name: string, values: number | readonly number[]): Value {
     const dims = typeof values === 'number' ? [] : [values.length];
     const data = BigInt64Array.from([values].flat(), BigInt);
@@ -169,13 +169,13 @@ export class Graph {
     return this.#define(name);
   }
 
-  /** A scalar kept within the graph. */
+  /** Adds a constant scalar. */
   scalar(name: string, value: number): Value {
     this.constants.push({ name, type: this.floats, dims: [], data: this.#asFloats(Float32Array.of(value)) });
     return this.#define(name);
   }
 
-  /** Declares a weight of floats, read by `produce` when the file is written. */
+  /** Declares a weight of floats, which `produce` reads when the file is written. */
   weight(name: string, dims: readonly number[], produce: () => Promise<Float32Array>): Value {
     return this.weightGroup([{ name, type: this.floats, dims }], async () => [this.#asFloats(await produce())])[0]!;
   }

@@ -1,6 +1,7 @@
 /**
- * JinaBERT's layers (Jina embeddings v2): no positions but a bias on attention that grows with the distance (ALiBi, both
- * ways), a gated MLP (GELU), norms after each sum. Two published forms differ in names and in two points:
+ * JinaBERT's layers (Jina embeddings v2). Instead of positions there is a bias on attention that grows with the
+ * distance (ALiBi, in both directions); the MLP is gated (GELU); norms follow each sum. Two published forms differ in
+ * names and in two points:
  *
  * `jina-bert-implementation` (base-en): `mlp.gated_layers` holds gate, then value; `mlp.wo`, `mlp.layernorm`.
  * `jina-bert-v2-qk-post-norm` (base-code): queries and keys are normalised over all heads together (`layer_norm_q`,
@@ -30,7 +31,7 @@ class JinaGraph {
   readonly #format: TableFormat;
   readonly #inputs: EncoderInputs;
   readonly #prefix: string;
-  /** Of the form that was trained on code. */
+  /** Whether queries and keys are normalised, as in the form that was trained on code. */
   readonly #normedQueries: boolean;
 
   constructor(graph: Graph, spec: JinaSpec, source: TensorSource, format: TableFormat, inputs: EncoderInputs) {
@@ -69,7 +70,7 @@ class JinaGraph {
     return rows;
   }
 
-  /** Word + token type 0, normalised: [batch × sequence, hidden]. */
+  /** The sum of word and token type 0, normalised: [batch × sequence, hidden]. */
   #embeddings(): Value {
     const { hidden, vocab, tokenTypes, normEps } = this.#spec;
     const read = this.#tensor('embeddings.word_embeddings.weight', [vocab, hidden]);
@@ -86,7 +87,7 @@ class JinaGraph {
     return this.#norm('embeddings.LayerNorm', sum, normEps);
   }
 
-  /** -slope × distance between two positions, per head: [1, heads, sequence, sequence]. */
+  /** The bias per head, -slope × distance between two positions: [1, heads, sequence, sequence]. */
   #attentionBias(): Value {
     const graph = this.#graph;
     const { heads } = this.#spec;
@@ -103,7 +104,7 @@ class JinaGraph {
     return graph.node('Mul', 'alibi.bias', [slopes, distance]);
   }
 
-  /** [batch × sequence, hidden] after the output projection. */
+  /** Attention after its output projection: [batch × sequence, hidden]. */
   #attention(layer: string, rows: Value, bias: Value): Value {
     const graph = this.#graph;
     const { hidden, heads, normEps } = this.#spec;
@@ -134,7 +135,7 @@ class JinaGraph {
     return this.#linear(`${name}.output.dense`, flat, hidden, hidden);
   }
 
-  /** GELU(gate) × value, both from one matrix [2 × intermediate, hidden], at the given rows of it. */
+  /** GELU(gate) × value. Both come from one matrix [2 × intermediate, hidden]; `at` gives their first rows. */
   #gated(layer: string, name: string, input: Value, at: { readonly gate: number; readonly value: number }): Value {
     const { hidden, intermediate } = this.#spec;
     const readBoth = this.#tensor(`${name}.weight`, [2 * intermediate, hidden]);
@@ -184,10 +185,10 @@ class JinaGraph {
 }
 
 /**
- * The slope of each head: a geometric sequence from 2^(-8/n), n the largest power of two within `heads`; further heads
- * take every other one of the sequence for 2n.
+ * The slope of each head: a geometric sequence that begins with 2^(-8/n), where n is the largest power of two within
+ * `heads`. Further heads take every other slope of the sequence for 2n.
  */
-export function alibiSlopes(heads: number): Float32Array {
+function alibiSlopes(heads: number): Float32Array {
   const n = 2 ** Math.floor(Math.log2(heads));
   return Float32Array.from({ length: heads }, (_, i) =>
     i < n ? 2 ** ((-8 * (i + 1)) / n) : 2 ** ((-4 * (2 * (i - n) + 1)) / n),

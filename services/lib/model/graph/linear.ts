@@ -1,6 +1,6 @@
 /**
- * A matrix of weights in a graph, in 32-bit floats or quantised: as a linear layer, or as a table of embeddings. Rows of
- * activations are flat, [rows, columns], so that a checkpoint's [out, in] layout is used as it lies.
+ * A matrix of weights in a graph, in 32-bit floats or quantised, used as a linear layer or as a table of embeddings.
+ * Activations are flat, [rows, columns], so that a checkpoint's [out, in] layout needs no transposition.
  */
 import type { TensorReader } from '../checkpoint/checkpoint.ts';
 import type { Graph, Value } from './graph.ts';
@@ -9,17 +9,18 @@ import { type BlockFormat, blockThatDivides, quantize, quantizeChannels } from '
 /** How matrices and tables are stored. */
 export type TableFormat = 'fp32' | BlockFormat;
 /**
- * `w8a8`: weights and activations of 8 bits. On one core, 896 x 4864, with 512 rows it takes 0.50 of the time of 4-bit
- * blocks of 128, with 8 rows 0.61, with one row 1.2: right for prompts, wrong for decoding. Activations have one scale a
- * run, or one for each row, which takes 1.09 times as long where 4864 values become 896.
+ * `w8a8` means weights and activations of 8 bits. On one core, for a matrix of 896 x 4864, it takes 0.50 of the time of
+ * 4-bit blocks of 128 with 512 rows, 0.61 with 8 rows and 1.2 with one row, so it is right for prompts and wrong for
+ * decoding. Activations have one scale per run, or one per row, which takes 1.09 times as long when 4864 values become
+ * 896.
  */
 export type WeightFormat = TableFormat | 'w8a8' | 'w8a8 by row';
-/** A layer's matrices; `qkv` where one computes queries, keys and values. */
+/** The matrices of a layer; `qkv` is one matrix for queries, keys and values. */
 export type MatrixName = 'qkv' | 'q_proj' | 'k_proj' | 'v_proj' | 'o_proj' | 'gate_proj' | 'up_proj' | 'down_proj';
-/** The same for every layer, or one for each matrix of each. */
+/** One format for all matrices, or one for each matrix of each layer. */
 export type LayerFormats = WeightFormat | ((layer: number, matrix: MatrixName) => WeightFormat);
 
-export interface Matrix {
+interface Matrix {
   readonly name: string;
   /** Output width. */
   readonly rows: number;
@@ -29,7 +30,7 @@ export interface Matrix {
   readonly read: TensorReader;
 }
 
-/** What a stored matrix is for: to multiply by, to look rows up in (a table of embeddings), or both (a tied one). */
+/** The use of a stored matrix: multiplying, looking rows up (a table of embeddings), or both (a tied table). */
 type Use = 'multiply' | 'lookUp' | 'both';
 
 type StoredMatrix = { readonly rows: number; readonly columns: number } & (
@@ -38,14 +39,14 @@ type StoredMatrix = { readonly rows: number; readonly columns: number } & (
       readonly kind: 'blocks';
       readonly format: BlockFormat;
       readonly packed: Value;
-      /** [rows, blocks], if it multiplies. */
+      /** [rows, blocks], if the matrix multiplies. */
       readonly scales: Value | undefined;
-      /** [rows, blocks, 1], if rows are looked up: the same numbers. A Reshape would be folded into a copy as well. */
+      /** [rows, blocks, 1], if rows are looked up: the same numbers. A Reshape would also be folded into a copy. */
       readonly rowScales: Value | undefined;
     }
 );
 
-/** Declares a matrix. One whose width no block divides stays in 32-bit floats. */
+/** Declares a matrix. If no block divides its width, it stays in 32-bit floats. */
 export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, use: Use): StoredMatrix {
   const { name, rows, columns, read } = matrix;
   const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
@@ -74,7 +75,7 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
   };
 }
 
-/** input [rows, columns] times the matrix, plus the bias if there is one. */
+/** Multiplies `input` [rows, columns] by the matrix, and adds the bias if there is one. */
 export function multiply(graph: Graph, output: string, input: Value, matrix: StoredMatrix, bias?: Value): Value {
   if (matrix.kind === 'fp32') {
     return graph.node('Gemm', output, bias ? [input, matrix.weight, bias] : [input, matrix.weight], { transB: 1 });
@@ -85,7 +86,7 @@ export function multiply(graph: Graph, output: string, input: Value, matrix: Sto
     N: matrix.rows,
     bits: matrix.format.bits,
     block_size: matrix.format.block,
-    // 4: activations are rounded to 8 bits per block; the others multiply in 32-bit floats, several times slower.
+    // Level 4 rounds activations to 8 bits per block. The other levels multiply in 32-bit floats, several times slower.
     accuracy_level: 4,
   });
 }
@@ -103,7 +104,7 @@ export function linear(
   return multiply(graph, matrix.name, input, storeMatrix(graph, matrix, format, 'multiply'), bias);
 }
 
-/** Activations get one scale a run: right where the rows have passed a norm, so that they are of one size. */
+/** Activations get one scale per run, which suits rows that have passed a norm and so have the same size. */
 function linearW8A8(
   graph: Graph,
   output: string,
@@ -122,12 +123,12 @@ function linearW8A8(
   return graph.node('DynamicQuantizeMatMul', output, [input, levels, scales, undefined, bias]);
 }
 
-/** Every row is brought to a largest value of 1 before, so that the run's one scale suits all of them. */
+/** Scales every row to a largest value of 1 first, so that the one scale per run suits all rows. */
 function linearByRow(graph: Graph, input: Value, matrix: Matrix, bias?: Value): Value {
   const { name } = matrix;
   const sizes = graph.node('Abs', `${name}.sizes`, [input]);
   const largest = graph.node('ReduceMax', `${name}.largest`, [sizes, graph.int64(`${name}.axis`, [1])]);
-  // Rows of zeros stay zeros.
+  // The lower bound keeps rows of zeros from being divided by zero.
   const scale = graph.node('Max', `${name}.row_scales`, [largest, graph.scalar(`${name}.tiny`, 1e-20)]);
   const even = graph.node('Div', `${name}.even`, [input, scale]);
   const product = linearW8A8(graph, `${name}.product`, even, matrix);
@@ -135,7 +136,7 @@ function linearByRow(graph: Graph, input: Value, matrix: Matrix, bias?: Value): 
   return bias ? graph.node('Add', name, [scaled, bias]) : scaled;
 }
 
-/** The rows of a table that `ids` [n] name: [n, columns]. */
+/** Looks up the rows of a table that `ids` [n] name: [n, columns]. */
 export function lookUp(graph: Graph, output: string, ids: Value, table: StoredMatrix): Value {
   if (table.kind === 'fp32') return graph.node('Gather', output, [table.weight, ids], { axis: 0 });
   const { bits, block } = table.format;

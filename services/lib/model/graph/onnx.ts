@@ -1,7 +1,7 @@
 /**
- * Writes a graph as an ONNX file: the structure as protobuf in `model.onnx`, the weights beside it in `model.bin`,
+ * Writes a graph as an ONNX file: the structure as protobuf in `model.onnx`, and the weights beside it in `model.bin`,
  * one after the other at page boundaries so that the runtime can map them. Weights pass through memory one at a time
- * and offsets are decimal strings, so the size of a model is bounded by the disk alone.
+ * and offsets are decimal strings, so only the disk bounds the size of a model.
  */
 import { createHash, type Hash } from 'node:crypto';
 import { type FileHandle, open, writeFile } from 'node:fs/promises';
@@ -10,7 +10,7 @@ import protobuf from 'protobufjs';
 import {
   type AttributeKind,
   type Constant,
-  type ElementType,
+  type DataType,
   type Graph,
   type Node,
   OPERATORS,
@@ -19,7 +19,7 @@ import {
   type TensorForm,
 } from './graph.ts';
 
-/** The part of onnx.proto that graphs of ours use; field numbers are the format's. */
+/** The part of onnx.proto that our graphs use. The field numbers are the format's. */
 const SCHEMA = `
 syntax = "proto3";
 message StringStringEntryProto { string key = 1; string value = 2; }
@@ -54,32 +54,32 @@ const ModelProto = protobuf.parse(SCHEMA, { keepCase: true }).root.lookupType('M
 const IR_VERSION = 10;
 const OPSET = 21;
 const TYPE_ID = { float32: 1, float16: 10, uint8: 2, int8: 3, int32: 6, int64: 7, bool: 9 } as const satisfies Record<
-  ElementType,
+  DataType,
   number
 >;
-/** Where weights start in `model.bin`: at a multiple of this, in bytes. */
+/** Every weight in `model.bin` starts at a multiple of this, in bytes. */
 const ALIGNMENT = 4096;
 const WRITE_BYTES = 64 * 1024 * 1024;
 const EXTERNAL = 1;
 const ATTRIBUTE_FLOAT = 1;
 const ATTRIBUTE_INT = 2;
 
-/** A file that was written: its size in bytes and the SHA-256 of its content, in hex. */
-export interface WrittenFile {
+/** A file that was written, with the SHA-256 of its content in hex. */
+interface WrittenFile {
   readonly name: string;
   readonly bytes: number;
   readonly sha256: string;
 }
 
-export interface WriteOptions {
+interface WriteOptions {
   readonly signal?: AbortSignal;
-  /** Told after each weight: bytes of weights written so far, and in all. */
+  /** Told after each weight: bytes of weights written so far, and bytes of all weights. */
   readonly onProgress?: (done: number, total: number) => void;
 }
 
 const bytesOf = (data: StoredArray) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 
-function attributeProto(name: string, kind: AttributeKind, value: number | ElementType): object {
+function attributeProto(name: string, kind: AttributeKind, value: number | DataType): object {
   if (typeof value === 'string') return { name, type: ATTRIBUTE_INT, i: TYPE_ID[value] };
   return kind === 'float' ? { name, type: ATTRIBUTE_FLOAT, f: value } : { name, type: ATTRIBUTE_INT, i: value };
 }
@@ -127,7 +127,7 @@ const BYTES_PER_ELEMENT = { float32: 4, float16: 2, uint8: 1, int8: 1, int64: 8 
 const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =>
   dims.reduce((product, dim) => product * dim, BYTES_PER_ELEMENT[type]);
 
-/** Appends to a file, hashing what passes. */
+/** Appends to a file and hashes its content on the way. */
 class Appender {
   readonly #handle: FileHandle;
   readonly #hash: Hash = createHash('sha256');
@@ -154,7 +154,7 @@ class Appender {
 
 /**
  * Writes `model.bin`, then `model.onnx`, into `dir`. The same graph and weights give the same bytes.
- * @throws the signal's reason when aborted; whatever reading a weight throws
+ * @throws the signal's reason when aborted; whatever reading a weight throws.
  */
 export async function writeModel(graph: Graph, dir: string, options: WriteOptions = {}): Promise<WrittenFile[]> {
   const { signal, onProgress } = options;

@@ -1,6 +1,6 @@
 /**
- * The LlavaCode projector: an MLP from the encoder's space into the language model's embedding space. Each layer but the
- * last is Linear, GELU (erf), LayerNorm; the last is a bare Linear.
+ * The LlavaCode projector: an MLP from the encoder's space into the language model's embedding space. Each layer except
+ * the last is Linear, GELU (erf), LayerNorm. The last is a bare Linear.
  *
  * Input: `embeddings` float32 [n, encoder dim]. Output: `soft_tokens` float32 [n, hidden].
  */
@@ -11,20 +11,21 @@ import { linear } from './linear.ts';
 
 const NORM_EPS = 1e-5;
 
-export interface ProjectorSpec {
+interface ProjectorSpec {
   /** Widths from the encoder's to the language model's: [E, hidden, hidden] or [E, 2 × hidden, 2 × hidden, hidden]. */
   readonly widths: readonly number[];
 }
 
-/** Names of layer `i`'s tensors (counted from 0), without `.weight` or `.bias`. */
+/** Names of the tensors of layer `i` (from 0), without `.weight` or `.bias`. */
 interface Naming {
   readonly linear: (i: number) => string;
   readonly norm: (i: number) => string;
 }
 
 /**
- * `linear_1`, `ln_1`, `linear_2` … (as the authors save them), `linear1`, `ln1` …; or what torch.nn.Sequential counts in
- * Linear, GELU, LayerNorm, Linear …: `0`, `2`, `3` …, alone or within `layers`, `mlp` or `net`.
+ * `linear_1`, `ln_1`, `linear_2` … (as the authors save them), `linear1`, `ln1` …; or the numbers that
+ * torch.nn.Sequential gives to Linear, GELU, LayerNorm, Linear …: `0`, `2`, `3` …, alone or within `layers`, `mlp` or
+ * `net`.
  */
 const NAMINGS: readonly Naming[] = [
   ...['_', ''].map((mark) => ({
@@ -36,14 +37,10 @@ const NAMINGS: readonly Naming[] = [
     norm: (i: number) => `${list}${3 * i + 2}`,
   })),
 ];
-/** What stands before the names, from a bare projector file to a training checkpoint. */
+/** Prefixes of the names, from a bare projector file to a training checkpoint. */
 const PREFIXES = ['', 'projector.', 'multi_modal_projector.', 'model.multi_modal_projector.', 'module.'];
 
-/** The widths that the paper uses for a projector of 2 or 3 layers. */
-export const projectorWidths = (layers: 2 | 3, encoderDim: number, hidden: number): number[] =>
-  layers === 2 ? [encoderDim, hidden, hidden] : [encoderDim, 2 * hidden, 2 * hidden, hidden];
-
-/** Trainable parameters, biases and norms included. */
+/** Number of trainable parameters, including biases and norms. */
 export function projectorParameters({ widths }: ProjectorSpec): number {
   let sum = 0;
   for (let i = 0; i + 1 < widths.length; i++) {
@@ -73,7 +70,7 @@ function findNaming(source: TensorSource): Naming {
 
 /**
  * The projector that a checkpoint holds.
- * @throws ServingError projector_invalid if it is none, or not of 2 or 3 layers that fit together
+ * @throws ServingError projector_invalid if it holds none, or one that does not have 2 or 3 layers that fit together.
  */
 export function readProjectorSpec(source: TensorSource): ProjectorSpec {
   const naming = findNaming(source);
@@ -95,14 +92,13 @@ export function readProjectorSpec(source: TensorSource): ProjectorSpec {
     widths.push(to);
   }
   if (widths.length !== 3 && widths.length !== 4) {
-    throw invalid(source, `has ${widths.length - 1} linear layers; projectors of 2 and 3 are supported`);
+    throw invalid(source, `has ${widths.length - 1} linear layers: projectors of 2 and 3 layers are supported`);
   }
   return { widths };
 }
 
 /**
- * Refuses a projector that does not lead from this encoder to this language model.
- * @throws ServingError projector_invalid with the shapes of both sides
+ * @throws ServingError projector_invalid if the projector does not lead from this encoder to this language model.
  */
 export function assertProjectorFits(
   source: TensorSource,
@@ -117,7 +113,9 @@ export function assertProjectorFits(
   );
 }
 
-/** @throws ServingError projector_invalid, or checkpoint_invalid for a bias or norm that is missing or misshapen */
+/**
+ * @throws ServingError projector_invalid; checkpoint_invalid for a bias or norm that is missing or has a wrong shape.
+ */
 export function buildProjector(source: TensorSource): Graph {
   const { widths } = readProjectorSpec(source);
   const naming = findNaming(source);

@@ -1,7 +1,9 @@
 /**
- * Weights of fewer bits. Blocks: 4 or 8 bits, a scale for each block along the input dimension, in the layout of ONNX
- * Runtime's MatMulNBits; symmetric, so that the zero point is the default 2^(bits-1) and takes no space. Channels: 8 bits,
- * a scale for each output, for DynamicQuantizeMatMul, which rounds the activations to 8 bits as well (W8A8).
+ * Rounds weights to fewer bits, in one of two forms.
+ *
+ * Blocks: 4 or 8 bits with a scale for each block along the input dimension, in the layout of ONNX Runtime's
+ * MatMulNBits. They are symmetric, so that the zero point is the default 2^(bits-1) and takes no space. Channels: 8
+ * bits with a scale for each output, for DynamicQuantizeMatMul, which also rounds the activations to 8 bits (W8A8).
  */
 
 export interface BlockFormat {
@@ -10,33 +12,33 @@ export interface BlockFormat {
   readonly block: number;
 }
 
-export interface QuantizedWeight {
-  /** [rows, columns / block, block * bits / 8]; of two 4-bit values in a byte the first is the low one. */
+interface QuantizedWeight {
+  /** [rows, columns / block, block * bits / 8]; the first of two 4-bit values in a byte is in the low half. */
   readonly packed: Uint8Array;
   /** [rows, columns / block] */
   readonly scales: Float32Array;
 }
 
-/** The largest block not above `block` that divides `columns`, or undefined if even 16 does not. */
+/** The largest block up to `block` that divides `columns`; undefined if even 16 does not. */
 export function blockThatDivides(columns: number, block: number): number | undefined {
   for (let size = block; size >= 16; size /= 2) if (columns % size === 0) return size;
   return undefined;
 }
 
 /**
- * Shares of the block's range that are tried as its scale: clipping its largest value a little often rounds the others
- * better. Widening the search beyond these changed the error by less than 1 %.
+ * Shares of the block's range that are tried for its scale: clipping the largest value a little often rounds the others
+ * better. A wider search changed the error by less than 1 %.
  */
 const CLIPS = [1, 0.95, 0.9, 0.85, 0.8, 0.75];
 
-/** @param weight [rows, columns]; columns is a multiple of the block */
+/** @param weight [rows, columns], where columns is a multiple of the block. */
 export function quantize(weight: Float32Array, { bits, block }: BlockFormat): QuantizedWeight {
   const half = 2 ** (bits - 1);
   const top = 2 * half - 1;
   const blocks = weight.length / block;
   const scales = new Float32Array(blocks);
   const packed = new Uint8Array((weight.length * bits) / 8);
-  // Eight bits leave nothing to search for.
+  // With 8 bits, clipping gains nothing.
   const clips = bits === 4 ? CLIPS : [1];
   for (let b = 0; b < blocks; b++) {
     const start = b * block;
@@ -82,9 +84,9 @@ function bestScale(
 }
 
 /**
- * One scale per output channel, levels -127..127.
+ * Rounds to levels from -127 to 127, with one scale per output channel.
  * @param weight [rows, columns]
- * @returns levels [columns, rows], since DynamicQuantizeMatMul multiplies from the right; scales [rows]
+ * @returns levels [columns, rows], because DynamicQuantizeMatMul multiplies from the right, and scales [rows].
  */
 export function quantizeChannels(weight: Float32Array, rows: number): { levels: Int8Array; scales: Float32Array } {
   const columns = weight.length / rows;

@@ -1,18 +1,21 @@
-/** RoBERTa's layers (UniXcoder): learned positions from padding id + 1 on, attention both ways, norms after each sum. */
+/**
+ * RoBERTa's layers (UniXcoder): learned positions from padding id + 1 on, bidirectional attention, norms after each
+ * sum.
+ */
 import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
 import type { RobertaSpec } from '../checkpoint/spec.ts';
 import type { Graph, Value } from './graph.ts';
 import { linear, lookUp, storeMatrix, type TableFormat } from './linear.ts';
 
-/** What an encoder's layers compute with. */
+/** The inputs of an encoder's layers. */
 export interface EncoderInputs {
   /** int64 [batch × sequence] */
   readonly ids: Value;
-  /** int64 [2]: batch, sequence. */
+  /** int64 [2]: batch and sequence. */
   readonly batchShape: Value;
-  /** int64 [1] */
+  /** int64 [1]: the padded length. */
   readonly sequence: Value;
-  /** int32 [batch], index of each row's last token. */
+  /** int32 [batch]: index of each row's last token. */
   readonly lastPositions: Value;
   /** int32 scalar: the padded length. */
   readonly totalPositions: Value;
@@ -75,7 +78,7 @@ export function robertaLayers(
 const hiddenShape = (graph: Graph, name: string, spec: RobertaSpec, { batchShape }: EncoderInputs) =>
   graph.node('Concat', `${name}.shape`, [batchShape, graph.int64(`${name}.width`, [spec.hidden])], { axis: 0 });
 
-/** Word + position + token type 0, normalised: [batch × sequence, hidden]. */
+/** The sum of word, position and token type 0, normalised: [batch × sequence, hidden]. */
 function embeddings(
   graph: Graph,
   spec: RobertaSpec,
@@ -94,7 +97,7 @@ function embeddings(
   const word = lookUp(graph, 'words.embedded', inputs.ids, words);
   const readPositions = table('position', positionRows);
   const readTypes = table('token_type', tokenTypes);
-  // Tokens are padded on the right, so position p of a row is row padId + 1 + p of the table; type 0 is added beforehand.
+  // Tokens are padded on the right, so position p is row padId + 1 + p of the table. Type 0 is added to it beforehand.
   const positions = graph.weight('positions.weight', [positionRows - padId - 1, hidden], async () => {
     const sum = (await readPositions()).slice((padId + 1) * hidden);
     const type = await readTypes();

@@ -1,36 +1,34 @@
 /**
- * The layers that Qwen2, Llama and Qwen3 share: pre-normalised attention with rotary positions and grouped heads, then
- * a gated MLP. The decoder graph and the encoders of these architectures are built on it.
+ * The layers that Qwen2, Llama and Qwen3 share: attention after a norm, with rotary positions and grouped heads, then a
+ * gated MLP. The decoder graph and the encoders of these architectures are built on it.
  *
- * Activations are flat, [rows, hidden] with rows = batch × sequence; only attention sees the batch.
+ * Activations are flat, [rows, hidden] with rows = batch × sequence. Only attention sees the batch.
  */
 import { expectTensor, type TensorReader, type TensorSource } from '../checkpoint/checkpoint.ts';
 import type { DecoderSpec } from '../checkpoint/spec.ts';
 import type { Graph, Value } from './graph.ts';
 import { type LayerFormats, linear, type MatrixName, type WeightFormat } from './linear.ts';
 
-export interface AttentionInputs {
-  /** [2] batch and sequence length, int64. */
+interface AttentionInputs {
+  /** int64 [2]: batch and sequence. */
   readonly batchShape: Value;
-  /** int32 [batch], index of each row's last valid position. */
+  /** int32 [batch]: index of each row's last valid position. */
   readonly lastPositions: Value;
-  /** int32 scalar, positions in all. */
+  /** int32 scalar: total number of positions. */
   readonly totalPositions: Value;
-  /** Positions that the rotation tables hold. */
+  /** Positions in the rotation tables. */
   readonly maxPositions: number;
-  /** Keys and values of earlier positions per layer; absent where there are none. */
+  /** Keys and values of earlier positions per layer; absent if there are none. */
   readonly past?: (layer: number) => readonly [Value, Value];
   /** Names of the outputs for keys and values. */
   readonly present: (layer: number) => readonly [string, string];
 }
 
-/** Prefix of tensor names: causal-language-model folders have one, bare encoders do not. */
+/** The prefix of tensor names, which folders of causal language models have and bare encoders do not. */
 export const tensorPrefix = (source: TensorSource) => (source.shapeOf('model.embed_tokens.weight') ? 'model.' : '');
 
-/**
- * [positions, headDim / 2] cosines and sines, rounded as PyTorch rounds them: frequencies and angles in 32 bits.
- */
-export function rotationTables(spec: DecoderSpec, positions: number): { cos: Float32Array; sin: Float32Array } {
+/** Cosines and sines [positions, headDim / 2], rounded as in PyTorch: frequencies and angles in 32 bits. */
+function rotationTables(spec: DecoderSpec, positions: number): { cos: Float32Array; sin: Float32Array } {
   const half = spec.headDim / 2;
   const cos = new Float32Array(positions * half);
   const sin = new Float32Array(positions * half);
@@ -77,9 +75,9 @@ export class Transformer {
   }
 
   /**
-   * All layers and the final norm.
+   * Applies all layers and the final norm.
    * @param embeddings [rows, hidden]
-   * @param keep picks the rows that anybody wants; applied in the last layer as soon as no row needs another
+   * @param keep picks the wanted rows; it is applied in the last layer as soon as no row depends on another
    * @returns [kept rows, hidden]
    */
   apply(
@@ -132,7 +130,7 @@ export class Transformer {
     return this.#reshape(`${name}.rows`, mixed!, [-1, heads * headDim]);
   }
 
-  /** Queries, keys and values by one matrix: [batch, sequence, (heads + 2 × kvHeads) × headDim]. */
+  /** Queries, keys and values from one matrix: [batch, sequence, (heads + 2 × kvHeads) × headDim]. */
   #packedHeads(layer: number, input: Value, batchShape: Value): Value {
     const { hidden, heads, kvHeads, headDim, qkvBias } = this.#spec;
     const name = `layers.${layer}.self_attn`;
@@ -159,7 +157,7 @@ export class Transformer {
     return this.#toBatch(packed, batchShape, rows);
   }
 
-  /** Queries, keys and values apart, queries and keys normalised per head. */
+  /** Queries, keys and values from three matrices, with queries and keys normalised per head. */
   #normedHeads(layer: number, input: Value, batchShape: Value): [Value, Value, Value] {
     const { hidden, heads, kvHeads, headDim, normEps } = this.#spec;
     const name = `layers.${layer}.self_attn`;
@@ -190,13 +188,13 @@ export class Transformer {
     const name = `layers.${layer}.mlp`;
     const gate = this.#linear(layer, 'gate_proj', input, intermediate, hidden);
     const up = this.#linear(layer, 'up_proj', input, intermediate, hidden);
-    // QuickGelu with alpha 1 is SiLU, in one pass.
+    // QuickGelu with alpha 1 is SiLU in one pass.
     const silu = this.#graph.node('QuickGelu', `${name}.silu`, [gate], { alpha: 1 });
     const product = this.#graph.node('Mul', `${name}.product`, [silu, up]);
     return this.#linear(layer, 'down_proj', product, hidden, intermediate);
   }
 
-  /** The sum of both, normalised, and the sum itself. */
+  /** Adds both, and returns the normalised sum and the sum itself. */
   #addAndNorm(name: string, a: Value, b: Value): [Value, Value] {
     const [normed, , , sum] = this.#graph.nodeWith(
       'SkipSimplifiedLayerNormalization',
@@ -227,7 +225,7 @@ export class Transformer {
     return this.#graph.node('Reshape', name, [value, this.#graph.int64(`${name}.shape`, shape)]);
   }
 
-  /** [rows, width] as [batch, sequence, width]. */
+  /** Reshapes [rows, width] to [batch, sequence, width]. */
   #toBatch(rows: Value, batchShape: Value, width: number): Value {
     const shape = this.#graph.node(
       'Concat',

@@ -1,8 +1,7 @@
 /**
- * Chunks → vectors in the LLM's embedding space: tokenizer → encoder → projector, in batches, off the event loop.
- * Pooling and L2 normalisation are part of the encoder's graph.
+ * Turns chunks into vectors in the LLM's embedding space, through tokenizer, encoder and projector, in batches and off
+ * the event loop. Pooling and L2 normalisation are part of the encoder's graph.
  */
-
 import { Turns } from '../../async/turns.ts';
 import { OrtSession, type SessionOptions, type Tensor } from '../../engine/ort.ts';
 import type { Bundle } from '../../model/bundle/bundle.ts';
@@ -14,17 +13,17 @@ import { type EncoderInput, type InputIds, inputBuilder } from './encoder-input.
 export interface EncodedChunk {
   /** [hidden] */
   readonly vector: Float32Array;
-  /** [dim], length 1; where embeddings are kept. */
+  /** [dim], of length 1; present if embeddings are kept. */
   readonly embedding?: Float32Array;
-  /** It was to be encoded by its syntax tree and did not parse: it was encoded by its source. */
+  /** The chunk was to be encoded by its syntax tree, did not parse, and was encoded by its source. */
   readonly fellBack: boolean;
 }
 
-/** What indexing needs of a model. */
+/** The part of a model that indexing needs. */
 export interface ContextEncoder {
-  /** Of encoder and projector, and of what is kept of them: rows of different fingerprints do not mix. */
+  /** Identifies encoder, projector and what is kept of their outputs: rows of different fingerprints do not mix. */
   readonly fingerprint: string;
-  /** Values of one vector. */
+  /** Number of values in one vector. */
   readonly hidden: number;
   /**
    * One vector per chunk, in the order of `chunks`.
@@ -33,15 +32,17 @@ export interface ContextEncoder {
   encode(chunks: readonly EncoderInput[], signal?: AbortSignal): Promise<EncodedChunk[]>;
 }
 
-export interface ContextEncoderOptions extends SessionOptions {
+interface ContextEncoderOptions extends SessionOptions {
   /** Keep the encoder's own embeddings too, for dense retrieval. */
   readonly keepEmbeddings?: boolean;
 }
 
-/** Tokens of one batch, padding included: about ten chunks. Measured on 2 cores, more tokens at a time are not faster. */
+/**
+ * Tokens of one batch, padding included: about ten chunks. On 2 cores, larger batches were measured to be no faster.
+ */
 const BATCH_TOKENS = 1_024;
 
-/** @throws ServingError bundle_invalid where the bundle has no encoder and projector. */
+/** @throws ServingError bundle_invalid if the bundle has no encoder and projector. */
 export function contextOf({ dir, context: paths, manifest }: Bundle) {
   if (!paths || !manifest.context) {
     throw new ServingError(
@@ -53,8 +54,9 @@ export function contextOf({ dir, context: paths, manifest }: Bundle) {
 }
 
 /**
- * Loads encoder and projector of a bundle; to be disposed of.
- * @throws ServingError bundle_invalid where the bundle has none or its tokenizer lacks a token of the encoder's form.
+ * Loads encoder and projector of a bundle. The caller must dispose of them.
+ * @throws ServingError bundle_invalid if the bundle has none, or its tokenizer lacks a token that the encoder's input
+ *   needs.
  */
 export async function loadContextEncoder(
   bundle: Bundle,
@@ -75,7 +77,7 @@ export async function loadContextEncoder(
     hidden,
     async encode(chunks, signal) {
       const rows: ({ readonly index: number } & InputIds)[] = [];
-      const turns = new Turns(); // a chunk of code takes 5 ms to parse
+      const turns = new Turns(); // parsing one chunk of code takes up to 5 ms
       for (const [index, chunk] of chunks.entries()) {
         rows.push({ index, ...inputs.build(chunk) });
         if (turns.over) await turns.next();
@@ -106,12 +108,12 @@ export async function loadContextEncoder(
   };
 }
 
-/** Rows of like length together, so that little is padded. */
+/** Groups rows of similar length, so that there is little padding. */
 function batches<R extends { readonly ids: readonly number[] }>(rows: readonly R[]): R[][] {
   const made: R[][] = [];
   let batch: R[] = [];
   for (const row of rows.toSorted((a, b) => a.ids.length - b.ids.length)) {
-    // Ascending: the newest row is the longest, to which all are padded.
+    // Lengths ascend: the newest row is the longest, and all rows are padded to its length.
     if (batch.length > 0 && (batch.length + 1) * row.ids.length > BATCH_TOKENS) {
       made.push(batch);
       batch = [];
@@ -122,7 +124,7 @@ function batches<R extends { readonly ids: readonly number[] }>(rows: readonly R
   return made;
 }
 
-/** Token ids on the left, padding (any id) on the right; a text without tokens is one of padding. */
+/** Pads rows of token ids on the right, with any id. A text without tokens becomes one token of padding. */
 export function encoderInputs(rows: readonly (readonly number[])[]): Record<string, Tensor> {
   const lengths = Int32Array.from(rows, (ids) => Math.max(ids.length, 1));
   const longest = Math.max(...lengths);

@@ -1,19 +1,22 @@
-/** A chunk → the token ids that its encoder reads: what stands around the text, how much of it is taken, in what form. */
+/**
+ * The token ids that an encoder reads of a chunk: its source or its syntax tree, cut to length, with special tokens
+ * around.
+ */
 import type { EncoderManifest } from '../../model/bundle/bundle.ts';
 import { ServingError } from '../../process/errors.ts';
 import { loadTokenizer, type Tokenizer } from '../../text/tokenizer.ts';
 import { SyntaxTrees } from './syntax-tree.ts';
 
-/** What is encoded of a chunk. */
+/** The part of a chunk that is encoded. */
 export interface EncoderInput {
-  /** Tells the language. */
+  /** Its ending tells the language. */
   readonly path: string;
   readonly text: string;
 }
 
 export interface InputIds {
   readonly ids: readonly number[];
-  /** The syntax tree was wanted and could not be had: these are the ids of the source. */
+  /** A syntax tree was wanted but there is none: these are the ids of the source. */
   readonly fellBack: boolean;
 }
 
@@ -24,7 +27,7 @@ export interface InputBuilder {
 
 type InputSettings = Pick<EncoderManifest, 'input' | 'recipe' | 'modality' | 'addSpecialTokens' | 'maxTokens'>;
 
-/** @throws ServingError bundle_invalid where the tokenizer lacks a token of the encoder's form. */
+/** @throws ServingError bundle_invalid if the tokenizer lacks a token that the encoder's input needs. */
 export async function inputBuilder(dir: string, tokenizerDir: string, settings: InputSettings): Promise<InputBuilder> {
   const tokenizer = await loadTokenizer(tokenizerDir);
   const { before, after } = surroundings(tokenizer, settings, dir);
@@ -50,10 +53,12 @@ export async function inputBuilder(dir: string, tokenizerDir: string, settings: 
 
 function named(tokenizer: Tokenizer, name: string, dir: string): number {
   const id = tokenizer.idOf(name) ?? tokenizer.vocabularyId(name);
-  if (id === undefined) throw new ServingError('bundle_invalid', `the encoder's tokenizer in ${dir} lacks ${name}`);
+  if (id === undefined)
+    throw new ServingError('bundle_invalid', `the encoder's tokenizer in ${dir} lacks the token ${name}`);
   return id;
 }
 
+/** The special tokens before and after the text. */
 function surroundings(tokenizer: Tokenizer, settings: InputSettings, dir: string) {
   if (settings.input === 'unixcoder') {
     const [start, mode, end] = ['<s>', '<encoder-only>', '</s>'].map((name) => named(tokenizer, name, dir)) as [
@@ -66,7 +71,7 @@ function surroundings(tokenizer: Tokenizer, settings: InputSettings, dir: string
   const { leadingIds, trailingIds } = tokenizer;
   const before = settings.addSpecialTokens ? leadingIds : [];
   if (settings.recipe === 'published') {
-    // The tokenizer's own template ends with it where it has one.
+    // If the tokenizer has a template, it ends with the end-of-text token.
     return { before, after: trailingIds.length > 0 ? trailingIds : [named(tokenizer, '<|endoftext|>', dir)] };
   }
   return { before, after: settings.addSpecialTokens ? trailingIds : [] };

@@ -1,18 +1,23 @@
 /**
- * Code → the sequence that stands for its syntax tree, in UniXcoder's form; the only importer of tree-sitter.
+ * Turns code into the token sequence that stands for its syntax tree, in UniXcoder's form. This file is the only
+ * importer of tree-sitter.
  *
- * Preorder: a leaf, or a string literal, is its source text; a node with one child is that child; any other node stands
- * around its children as `AST#<type>#Left` and `AST#<type>#Right`. Comments and docstrings are left out, by their nodes:
- * the code that UniXcoder's and LlavaCode's authors share deletes `#` and whatever looks like a comment from the text
- * beforehand, within strings too, and cuts lines with characters beyond ASCII at the wrong places (positions in bytes,
- * applied to characters). Here positions are those of JavaScript's strings.
+ * The sequence is in preorder: a leaf, or a string literal, is its source text; a node with one child is that child;
+ * any other node stands around its children as `AST#<type>#Left` and `AST#<type>#Right`. Comments and docstrings are
+ * left out by their nodes. The code that UniXcoder's and LlavaCode's authors share does it differently: it deletes `#`
+ * and whatever looks like a comment from the text beforehand, even within strings, and cuts lines with characters
+ * beyond ASCII at the wrong places, because it applies positions in bytes to characters. Here positions are those of
+ * JavaScript's strings.
  */
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { extname } from 'node:path';
 import TreeSitter, { type Node, type Parser } from '@vscode/tree-sitter-wasm';
 
-/** Grammars by the endings of file names. C is parsed as C++, of which it is nearly a part: the package has no grammar of C. */
+/**
+ * Grammars, and the endings of file names that they parse. C is parsed as C++, nearly a superset: there is no grammar
+ * for C.
+ */
 const GRAMMAR_ENDINGS = {
   python: ['.py', '.pyi', '.pyw'],
   typescript: ['.ts', '.mts', '.cts'],
@@ -32,22 +37,23 @@ const GRAMMAR_OF = new Map<string, Grammar>(
 );
 
 /**
- * UTF-16 units; ten lines of code have some 400, and encoders look no farther. All parsers share one memory, which runs
- * over in 10,000 characters of C++ (`(a)*` again and again): none of them parses anything after that.
+ * Longest code that is parsed, in UTF-16 units: ten lines of code have some 400, and encoders read no farther. All
+ * parsers share one memory, which overflows at 10,000 characters of hostile C++ (`(a)*` repeated); after that no parser
+ * works.
  */
 const MAX_CHARACTERS = 2_000;
 /**
- * Steps of a parser (it reports every so many operations), 20 ms: ten lines of this project take 14 at most, 4,000
- * characters of code 112, and of nonsense (`)-` again and again, in Rust) 60,000, 4.8 s. Not a time, by which an index
- * would come out otherwise on a busy machine.
+ * Steps that a parser may take, about 20 ms; it reports a step every so many operations. Ten lines of this project take
+ * at most 14 steps, 4,000 characters of code 112, and 4,000 of nonsense (`)-` repeated, in Rust) 60,000 steps or 4.8 s.
+ * The limit is not a time, because then an index would depend on how busy the machine was.
  */
 const MAX_STEPS = 250;
 
-/** Where more of a text than this lies in errors, the tree says nothing about it. */
+/** If more than this share of a text lies in parse errors, its tree is of no use. */
 const MAX_ERROR_SHARE = 0.5;
 
-export type TreeToken =
-  /** Source text of a leaf. */
+type TreeToken =
+  /** The source text of a leaf. */
   | { readonly text: string }
   /** `AST#<type>#Left` or `AST#<type>#Right`. */
   | { readonly mark: string };
@@ -74,9 +80,9 @@ export class SyntaxTrees {
   }
 
   /**
-   * The sequence of a piece of code; undefined where there is no grammar for its file, where it is too long or does not
-   * parse, or where nothing but comments is left of it.
-   * @param path tells the language by its ending.
+   * The sequence for a piece of code; undefined if there is no grammar for its file, if it is too long or does not
+   * parse, or if it holds nothing but comments.
+   * @param path its ending tells the language.
    */
   sequence(path: string, code: string): TreeToken[] | undefined {
     const grammar = GRAMMAR_OF.get(extname(path).toLowerCase());
@@ -87,7 +93,7 @@ export class SyntaxTrees {
     let steps = 0;
     const tree = parser.parse(text, null, { progressCallback: () => ++steps > MAX_STEPS });
     if (!tree) {
-      parser.reset(); // or it would go on with this text when it is given the next
+      parser.reset(); // otherwise the parser would go on with this text when it is given the next one
       return undefined;
     }
     try {
@@ -104,7 +110,7 @@ export class SyntaxTrees {
   }
 }
 
-/** A chunk from the middle of a block parses like one at its margin. */
+/** Removes the common indentation, so that a chunk from inside a block parses like one at the margin. */
 function dedented(code: string): string {
   const lines = code.split('\n');
   const indents = lines.filter((line) => line.trim() !== '').map((line) => line.length - line.trimStart().length);
@@ -112,9 +118,9 @@ function dedented(code: string): string {
   return common === 0 || indents.length === 0 ? code : lines.map((line) => line.slice(common)).join('\n');
 }
 
-// Both walks keep a stack of their own: code may be nested deep, a sum of hundreds of terms for one.
+// Both walks keep a stack of their own, because code may be nested deeply, for instance a sum of hundreds of terms.
 
-/** Characters of the outermost errors. */
+/** Number of characters in the outermost parse errors. */
 function errorLength(root: Node): number {
   let length = 0;
   const todo = [root];
@@ -127,7 +133,7 @@ function errorLength(root: Node): number {
 
 function linearise(root: Node, source: string): TreeToken[] {
   const tokens: TreeToken[] = [];
-  /** Nodes, and the marks that close those whose children come before. */
+  /** Nodes to visit, and the closing marks of nodes whose children come before. */
   const todo: (Node | { readonly mark: string })[] = [root];
   for (let next = todo.pop(); next; next = todo.pop()) {
     if ('mark' in next) {
@@ -150,6 +156,6 @@ function linearise(root: Node, source: string): TreeToken[] {
   return tokens;
 }
 
-/** A string that is a statement by itself. */
+/** Whether a node is a string that is a statement by itself. */
 const isDocstring = (node: Node) =>
   node.type === 'expression_statement' && node.childCount === 1 && node.firstChild?.type === 'string';

@@ -1,10 +1,13 @@
 /**
- * Exact top-k by cosine over embeddings that lie flat in memory, in two steps. First all of them, rounded to 8 bits, are
- * multiplied with the query by ONNX Runtime, off the event loop: a quarter of the memory is read, which is what takes the
- * time. How far rounding can lead astray is known for every embedding, so that the few that may be of the best are known
- * too; these are compared in full. On one core of an EPYC with VNNI, at 256 dimensions, the least and the median of 41
- * searches on a machine that others used too, against one product in 32-bit floats: 100,000 chunks 5.7 and 7.1 ms for 13.8
- * and 14.9; a million, which memory bounds, 65 and 103 ms for 120 and 222. It takes a quarter more memory.
+ * Exact top-k by cosine over embeddings that lie flat in memory, in two steps. First ONNX Runtime multiplies all of
+ * them, rounded to 8 bits, with the query, off the event loop: this reads a quarter of the memory, and reading takes
+ * the time. The error of rounding is bounded for every embedding, so the few that may be among the best are known;
+ * these are compared in full.
+ *
+ * Measured on one core of an EPYC with VNNI, at 256 dimensions, on a machine that others used too: the least and the
+ * median of 41 searches, against one product in 32-bit floats. With 100,000 chunks 5.7 and 7.1 ms instead of 13.8 and
+ * 14.9; with a million, where memory is the bound, 65 and 103 ms instead of 120 and 222. It takes a quarter more
+ * memory.
  *
  * An approximate index (HNSW) answers faster, but takes minutes to build for a million chunks, and here every gateway
  * builds its own.
@@ -16,9 +19,9 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { OrtSession, OrtValue, type SessionOptions } from '../../engine/ort.ts';
 import { Graph } from '../../model/graph/graph.ts';
 import { writeModel } from '../../model/graph/onnx.ts';
-import { type Hit, type Range, TopHits } from './retriever.ts';
+import { type ChunkRange, type Hit, TopHits } from './top-hits.ts';
 
-/** Products of whole numbers: of rows with the two columns of a query. */
+/** Multiplies rows with the two columns of a query, all in whole numbers. */
 export class DenseScorer {
   readonly #session: OrtSession;
 
@@ -40,7 +43,11 @@ export class DenseScorer {
     }
   }
 
-  /** @param rows [n, dim]. @param query [dim, 2]. @param products [n, 2], on memory that V8 does not move. */
+  /**
+   * @param rows [n, dim]
+   * @param query [dim, 2]
+   * @param products [n, 2], the result, in memory that V8 does not move
+   */
   async multiply(rows: Uint8Array, query: Int8Array, products: Int32Array): Promise<void> {
     const dim = query.length / 2;
     const n = rows.length / dim;
@@ -63,20 +70,20 @@ export class DenseScorer {
   }
 }
 
-/** Steps of one unit of similarity: what differs by less is equal, so that rounding decides no tie. */
+/** Similarities are rounded to this many steps per unit, so that the rounding of floats decides no tie. */
 const STEPS = 2 ** 20;
-/** More than whatever 32-bit floats and STEPS may do to a product. */
+/** A bound on the error that 32-bit floats and STEPS may add to a product. */
 const SLACK = 4 / STEPS;
-/** Rows of one multiplication. */
+/** Rows per multiplication. */
 const BLOCK = 16_384;
-/** Candidates compared between two turns of the event loop: about a ms. */
+/** Candidates that are compared between two turns of the event loop: about 1 ms. */
 const CANDIDATES_PER_TURN = 4_096;
-/** Levels of a row are -127 to 127, stored as 1 to 255. */
+/** Levels of a row are -127 to 127, and are stored as 1 to 255. */
 const ROW_LEVELS = 127;
 const ROW_ZERO = 128;
-/** Levels of a query are ±64: with more of them a CPU without VNNI would saturate sums of two products at 16 bits. */
+/** Levels of a query are -64 to 64: with more, a CPU without VNNI would saturate sums of two products at 16 bits. */
 const QUERY_LEVELS = 64;
-/** The second column of a query is finer by this. */
+/** The second column of a query is finer by this factor. */
 const FINER = 2 * QUERY_LEVELS;
 
 export class DenseIndex {
@@ -84,12 +91,13 @@ export class DenseIndex {
   readonly #chunks: number;
   readonly #embeddings: Float32Array;
   readonly #levels: Uint8Array;
-  /** Of a row: what one level is, and the length of what rounding took from it. */
+  /** [chunks]: the size of one level. */
   readonly #scales: Float32Array;
+  /** [chunks]: the length of what rounding took from an embedding. */
   readonly #losses: Float32Array;
   readonly dim: number;
 
-  /** @param chunks to be filled with {@link set} before the first search. */
+  /** @param chunks number of embeddings, all of which must be {@link set} before the first search. */
   constructor(scorer: DenseScorer, chunks: number, dim: number) {
     this.#scorer = scorer;
     this.dim = dim;
@@ -100,7 +108,7 @@ export class DenseIndex {
     this.#losses = new Float32Array(chunks);
   }
 
-  /** @param embedding [dim], of any length but 0. */
+  /** @param embedding [dim], of any length except 0. */
   set(ordinal: number, embedding: Float32Array): void {
     const start = ordinal * this.dim;
     const unit = normalized(embedding);
@@ -117,8 +125,8 @@ export class DenseIndex {
     this.#losses[ordinal] = Math.sqrt(loss);
   }
 
-  /** The `topK` chunks of the highest cosine, best first, then by ordinal. @param query [dim] */
-  async search(query: Float32Array, topK: number, excluded?: Range): Promise<Hit[]> {
+  /** The `topK` chunks with the highest cosine, best first, then by ordinal. @param query [dim] */
+  async search(query: Float32Array, topK: number, excluded?: ChunkRange): Promise<Hit[]> {
     if (topK < 1 || this.#chunks === 0) return [];
     const unit = normalized(query);
     const best = new TopHits(topK, excluded);
@@ -137,8 +145,8 @@ export class DenseIndex {
     return sum;
   }
 
-  /** The chunks whose products may be as high as what `topK` chunks certainly reach. */
-  async #candidates(query: Float32Array, topK: number, excluded?: Range): Promise<number[]> {
+  /** The chunks whose products may be as high as a product that `topK` chunks certainly reach. */
+  async #candidates(query: Float32Array, topK: number, excluded?: ChunkRange): Promise<number[]> {
     const { columns, sums, scale, loss } = rounded(query);
     const [scales, losses] = [this.#scales, this.#losses];
     const certain = new TopHits(topK, excluded);
@@ -166,7 +174,7 @@ export class DenseIndex {
   }
 }
 
-/** A query as whole numbers in two columns: scale × (FINER × first + second), but for `loss`, the length of the rest. */
+/** A query as whole numbers in two columns: scale × (FINER × first + second), up to a rest whose length is `loss`. */
 function rounded(query: Float32Array) {
   const scale = largest(query) / (QUERY_LEVELS * FINER) || 1;
   const columns = new Int8Array(new ArrayBuffer(2 * query.length));

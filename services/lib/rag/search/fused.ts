@@ -1,13 +1,15 @@
-/** Several rankings → one, by reciprocal rank: what each retriever finds near its top counts, whatever its scores mean. */
-import { type Hit, TopHits } from './retriever.ts';
+/**
+ * Merges several rankings by reciprocal rank: positions near the top count, whatever the scores of each retriever mean.
+ */
+import { type Hit, TopHits } from './top-hits.ts';
 
 /** Cormack, Clarke and Büttcher's constant (SIGIR 2009). */
 const RANK_OFFSET = 60;
 
-/** How deep the rankings reach that are merged; more for a larger top-k. */
+/** How many hits each of the merged rankings has; more for a larger top-k. */
 export const fusedDepth = (topK: number) => Math.max(50, 5 * topK);
 
-/** Scores are the sums of 1 / (60 + rank) over the rankings, rank from 1. */
+/** The score of a chunk is the sum of 1 / (60 + rank) over the rankings, with ranks from 1. */
 export function fuse(rankings: readonly (readonly Hit[])[], topK: number): Hit[] {
   const scores = new Map<number, number>();
   for (const ranking of rankings) {

@@ -1,9 +1,11 @@
 /**
- * The indexes in memory, one per repository in use, each keyed by the version it was built from. A request looks up the
- * current version (one small read); when there is a newer one, it is served from the old index while the new one is built
- * beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first asked for.
+ * Keeps indexes in memory, one per repository in use, each with the version that it was built from. A request looks up
+ * the current version (one small read). If there is a newer one, the request is served from the old index while the new
+ * one is built beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first
+ * asked for.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { LRUCache } from 'lru-cache';
 import { once } from '../../async/once.ts';
 import { Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
@@ -16,47 +18,55 @@ import { InvertedIndexBuilder } from './inverted-index-builder.ts';
 export interface LoadedIndex extends IndexSnapshot {
   readonly lexical: InvertedIndex;
   /**
-   * Loaded once, then kept with this version. Undefined where the store has dropped rows of this version.
+   * The embeddings, loaded once and then kept with this version; undefined if the store has dropped rows of this
+   * version.
    * @throws ServingError store_unavailable, store_invalid.
    */
   dense(): Promise<DenseIndex | undefined>;
 }
 
-/** Entries read at a time. */
+/** Entries that are read at a time. */
 const SLICE = 512;
-/** A version that is swept while it is read is given up for its successor; more than this in a row is no accident. */
+/** A version that is swept while it is read is given up for its successor, at most so many times in a row. */
 export const ATTEMPTS = 3;
 
-/** Of one value of an embedding: a float, and its level in 8 bits. */
+/** Memory for one value of an embedding: a float, and its level in 8 bits. */
 const DENSE_BYTES = 5;
 
-interface Kept {
+interface CachedIndex {
   readonly index: LoadedIndex;
-  bytes: number;
+  /** Memory that the index takes, its embeddings included once they are loaded. */
+  readonly bytes: number;
 }
 
 export class IndexCache {
   readonly #store: Store;
   readonly #scorer: () => Promise<DenseScorer>;
   readonly #limitBytes: number;
-  /** In order of use: the one unused longest goes first. */
-  readonly #kept = new Map<string, Kept>();
+  /** By repository. The index that was not used for the longest time is evicted first. */
+  readonly #kept: LRUCache<string, CachedIndex>;
   readonly #loading = new Map<string, Promise<LoadedIndex>>();
-  /** Versions that turned out to be too large; to find out takes seconds. */
+  /** Versions that turned out to be too large. They are remembered because finding it out takes seconds. */
   readonly #tooLarge = new Map<string, { readonly version: string; readonly error: ServingError }>();
 
   /**
-   * @param scorer loaded with the first embeddings.
-   * @param limitBytes of all indexes together.
+   * @param scorer called when the first embeddings are loaded.
+   * @param limitBytes memory for all indexes together.
    */
   constructor(store: Store, scorer: () => Promise<DenseScorer>, limitBytes: number) {
     this.#store = store;
     this.#scorer = scorer;
     this.#limitBytes = limitBytes;
+    this.#kept = new LRUCache({
+      maxSize: limitBytes,
+      // Whole numbers from 1 on are what the library takes. An index that turns out larger than the limit, by an
+      // estimate that was too low or by its embeddings, counts as the limit: it evicts all others and is served alone.
+      sizeCalculation: ({ bytes }) => Math.min(Math.max(1, Math.ceil(bytes)), limitBytes),
+    });
   }
 
   /**
-   * The index to search now: of the current version, or of the last one known while that is being loaded.
+   * The index to search now: that of the current version or, while that is being loaded, of the last known one.
    * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large.
    */
   async get(repo: string): Promise<LoadedIndex> {
@@ -72,57 +82,35 @@ export class IndexCache {
       if (tooLarge) throw tooLarge;
       return this.load(repo);
     }
-    this.#use(repo, kept);
-    // A load that fails here is tried again by the next request, and reported once nothing old is left to serve.
+    // If this load fails, the next request tries again. The error is reported once there is no old version to serve.
     if (kept.index.head.version !== head.version && !tooLarge) this.load(repo).catch(() => {});
     return kept.index;
   }
 
   /**
-   * Loads the current version before it is asked for, unless more than half of the memory is taken: the rest is for those
-   * that are.
+   * Loads the current version before it is asked for, unless more than half of the memory is taken: the other half is
+   * for indexes that are asked for.
    * @throws ServingError store_unavailable, store_invalid, index_too_large.
    */
   async warm(repo: string): Promise<void> {
-    const known = this.#kept.get(repo)?.index.head.version;
-    if (known === undefined && this.#bytes > this.#limitBytes / 2) return;
+    const known = this.#kept.peek(repo)?.index.head.version;
+    if (known === undefined && this.#kept.calculatedSize > this.#limitBytes / 2) return;
     const head = await this.#store.head(repo);
     if (head && head.version !== known && !this.#tooLargeOf(repo, head.version)) await this.load(repo);
   }
 
-  /** Loads the current version; calls at the same time share one load. */
+  /** Loads the current version. Calls at the same time share one load. */
   load(repo: string): Promise<LoadedIndex> {
-    const underWay = this.#loading.get(repo);
-    if (underWay) return underWay;
+    const shared = this.#loading.get(repo);
+    if (shared) return shared;
     const loading = this.#read(repo)
       .then((index) => {
-        this.#use(repo, { index, bytes: lexicalBytes(index) });
-        this.#trim();
+        this.#kept.set(repo, { index, bytes: lexicalBytes(index) });
         return index;
       })
       .finally(() => this.#loading.delete(repo));
     this.#loading.set(repo, loading);
     return loading;
-  }
-
-  #use(repo: string, kept: Kept): void {
-    this.#kept.delete(repo);
-    this.#kept.set(repo, kept);
-  }
-
-  #trim(): void {
-    let bytes = this.#bytes;
-    for (const [repo, kept] of this.#kept) {
-      if (bytes <= this.#limitBytes || this.#kept.size === 1) return;
-      this.#kept.delete(repo);
-      bytes -= kept.bytes;
-    }
-  }
-
-  get #bytes(): number {
-    let sum = 0;
-    for (const { bytes } of this.#kept.values()) sum += bytes;
-    return sum;
   }
 
   #tooLargeOf(repo: string, version: string): ServingError | undefined {
@@ -144,7 +132,7 @@ export class IndexCache {
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const snapshot = await this.#store.snapshot(repo);
       if (!snapshot) throw notFound(repo);
-      // Gone entries of a version that still stands were evicted or lost, not swept.
+      // If the version is still the current one, its missing entries were not swept but evicted or lost.
       if (snapshot.head.version === seen) throw incomplete(repo, seen);
       seen = snapshot.head.version;
       const lexical = await this.#lexical(repo, snapshot);
@@ -153,7 +141,7 @@ export class IndexCache {
     throw unstable(repo);
   }
 
-  /** Undefined where the version was swept meanwhile. */
+  /** Undefined if the version was swept meanwhile. */
   async #lexical(repo: string, snapshot: IndexSnapshot): Promise<InvertedIndex | undefined> {
     const builder = new InvertedIndexBuilder();
     for (const ids of slices(snapshot)) {
@@ -169,7 +157,7 @@ export class IndexCache {
     return builder.build(nextTurn);
   }
 
-  /** Undefined where the version was swept meanwhile. */
+  /** Undefined if the version was swept meanwhile. */
   async #dense(repo: string, snapshot: IndexSnapshot): Promise<DenseIndex | undefined> {
     const { version, fingerprint, chunks } = snapshot.head;
     const scorer = await this.#scorer();
@@ -184,10 +172,9 @@ export class IndexCache {
       }
       await nextTurn();
     }
-    const kept = this.#kept.get(repo);
-    if (kept && index && kept.index.head.version === snapshot.head.version) {
-      kept.bytes += chunks * index.dim * DENSE_BYTES;
-      this.#trim();
+    const kept = this.#kept.peek(repo);
+    if (kept && index && kept.index.head.version === version) {
+      this.#kept.set(repo, { index: kept.index, bytes: kept.bytes + chunks * index.dim * DENSE_BYTES });
     }
     return index ?? new DenseIndex(scorer, 0, 1);
   }
@@ -195,7 +182,7 @@ export class IndexCache {
 
 const lexicalBytes = ({ head, ids, lexical }: LoadedIndex) => ids.byteLength + head.chunks * lexical.bytesPerChunk;
 
-/** The ids of a version, a slice at a time. */
+/** The ids of a version, one slice at a time. */
 function* slices({ head, ids }: IndexSnapshot): Generator<string[]> {
   for (let start = 0; start < head.chunks; start += SLICE) {
     const length = Math.min(SLICE, head.chunks - start);

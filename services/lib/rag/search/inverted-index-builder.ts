@@ -1,28 +1,31 @@
-/** Chunks, one by one → an {@link InvertedIndex}. */
+/** Builds an {@link InvertedIndex} from chunks that come one by one. */
 import { InvertedIndex } from './inverted-index.ts';
 
-/** What the index needs of a chunk. */
+/** The part of a chunk that the index needs. */
 export interface Indexable {
   readonly path: string;
   /** Distinct identifiers. */
   readonly tokens: readonly string[];
 }
 
-/** A list of 32-bit numbers is larger than a bitmap where more than 1 in 32 chunks are on it. */
+/** If more than 1 in 32 chunks are on a list of 32-bit numbers, a bitmap is smaller. */
 const BITMAP_SHARE = 32;
-/** Chunks laid out between two pauses: a few ms. */
+/** Chunks that are laid out between two pauses: a few ms. */
 const CHUNKS_PER_TURN = 4_096;
 
-/** A Map holds no more. */
+/** A Map holds no more entries than this. */
 const MAX_NAMES = 2 ** 24 - 1;
 
-/** What a name in a Map takes besides its letters, about: measured, 45 to 58 bytes. */
+/** Memory that a name in a Map takes besides its letters, in bytes: measured at 45 to 58. */
 const NAME_OVERHEAD = 50;
 
-/** A name cut from a longer text keeps that text in memory; this one is its own. */
+/** A copy that does not keep the longer text in memory from which the name was cut. */
 const ownCopy = (name: string) => Buffer.from(name).toString();
 
-/** Collects chunks in the order of their ordinals; {@link build} lays them out. Chunks of one path come one after the other. */
+/**
+ * Collects chunks in the order of their ordinals, with all chunks of a path one after the other. {@link build} lays
+ * them out.
+ */
 export class InvertedIndexBuilder {
   readonly #ids = new Map<string, number>();
   readonly #files = new Map<string, { readonly start: number; end: number }>();
@@ -30,7 +33,7 @@ export class InvertedIndexBuilder {
   #tokens = new Uint32Array(1024);
   #tokenCount = 0;
   #nameBytes = 0;
-  /** Where each chunk's identifiers end. */
+  /** The end of each chunk's identifiers in `#tokens`. */
   readonly #ends: number[] = [];
 
   add({ path, tokens }: Indexable): void {
@@ -45,14 +48,14 @@ export class InvertedIndexBuilder {
     }
     for (const token of tokens) {
       const id = this.#ids.get(token) ?? this.#ids.size;
-      if (id === MAX_NAMES) continue; // as if nobody asked for it
+      if (id === MAX_NAMES) continue; // one name too many: it is never found
       if (id === this.#ids.size) this.#ids.set(this.#kept(token), id);
       this.#tokens[this.#tokenCount++] = id;
     }
     this.#ends.push(this.#tokenCount);
   }
 
-  /** What the index of all chunks so far will take, about. */
+  /** A rough estimate of the memory that the index of all chunks so far will take. */
   get bytes(): number {
     return this.#nameBytes + this.#tokenCount * 4 + this.#ends.length * 16;
   }
@@ -62,7 +65,7 @@ export class InvertedIndexBuilder {
     return ownCopy(name);
   }
 
-  /** @param pause awaited every few ms, to let others have their turn. */
+  /** @param pause is awaited every few ms, so that the event loop can do other work. */
   async build(pause: () => Promise<unknown>): Promise<InvertedIndex> {
     const order = this.#bySize();
     await pause();
@@ -80,7 +83,7 @@ export class InvertedIndexBuilder {
     return [ordinal === 0 ? 0 : this.#ends[ordinal - 1]!, this.#ends[ordinal]!];
   }
 
-  /** Numbers chunks by size; of one size, by ordinal. */
+  /** Numbers chunks by size, and those of equal size by ordinal. */
   #bySize() {
     const counts = new Map<number, number>();
     const sizeOf = Uint32Array.from(this.#ends, (_, ordinal) => {

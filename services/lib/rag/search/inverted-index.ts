@@ -1,26 +1,32 @@
 /**
  * Exact top-k over identifier sets: an inverted index in memory that stops early.
  *
- * Chunks are numbered within by set size, so that a bound on the size (the score of a chunk depends on what it shares
- * with the query, and on its size) is a slice of every posting list. Rare identifiers come first. Once no chunk that has
- * shared nothing so far could reach the best k, the rest of the lists is not walked: the few chunks that still can are
- * completed one by one. An identifier of more than 1 in 32 chunks (`self`, `return`, `import`: where the time would go)
- * lies as a bitmap, smaller than its list and quick to look a chunk up in.
+ * The score of a chunk depends on the identifiers that it shares with the query, and on its size. Inside the index
+ * chunks are numbered by their size, so a bound on the size is a slice of every posting list. Rare identifiers come
+ * first. Once no chunk that has shared nothing so far could reach the best k, the other lists are not walked, and the
+ * few chunks that still can are completed one by one. An identifier that more than 1 in 32 chunks hold (`self`,
+ * `return`, `import`, which would take most of the time) is stored as a bitmap, which is smaller than its list and
+ * quick to look a chunk up in.
  */
-import { type Hit, type Range, TopHits } from './retriever.ts';
+import { type ChunkRange, type Hit, TopHits } from './top-hits.ts';
 
-/** How shared identifiers make a score. Weights are whole numbers: sums are exact in any order, and so are ties. */
+/**
+ * How shared identifiers make a score. Weights are whole numbers, so that sums, and thus ties, are exact in any order.
+ */
 export interface Scoring {
-  /** @param frequency chunks that hold the identifier. */
+  /** @param frequency number of chunks that hold the identifier. */
   weight(frequency: number): number;
-  /** Rises with `shared`, the summed weights of the identifiers in common. @param size identifiers of the chunk. */
+  /**
+   * @param shared summed weights of the identifiers in common. The score rises with it.
+   * @param size number of identifiers in the chunk.
+   */
   score(shared: number, size: number): number;
 }
 
-/** Chunks per one of the top-k that are looked at in full to learn what score the top-k reaches. */
+/** To learn what score the top-k reach, this many times k chunks are looked at in full. */
 const SAMPLE = 4;
 
-/** An identifier of the query: the chunks that hold it, as a bitmap or an ascending list of their numbers within. */
+/** An identifier of the query, with the chunks that hold it: a bitmap, or an ascending list of their inner numbers. */
 interface Term {
   readonly frequency: number;
   readonly weight: number;
@@ -30,32 +36,32 @@ interface Term {
 
 export interface InvertedIndexParts {
   readonly ids: ReadonlyMap<string, number>;
-  /** By path: its chunks' ordinals. */
-  readonly files: ReadonlyMap<string, Range>;
-  /** What the names of both take in memory. */
+  /** The ordinals of a file's chunks, by path. */
+  readonly files: ReadonlyMap<string, ChunkRange>;
+  /** Memory that the names in both take. */
   readonly nameBytes: number;
-  /** Sizes that occur, ascending. */
+  /** All sizes that occur, ascending. */
   readonly sizes: Uint32Array;
-  /** Number within → place of its size in `sizes`. */
+  /** Inner number → index of its size in `sizes`. */
   readonly sizeClass: Uint32Array;
-  /** Place in `sizes` → first number within; one more at the end. */
+  /** Index in `sizes` → first inner number of that size, and one more entry at the end. */
   readonly classStart: Uint32Array;
-  /** Number within → ordinal. */
+  /** Inner number → ordinal. */
   readonly ordinals: Uint32Array;
-  /** Identifier → chunks that hold it. */
+  /** Identifier → number of chunks that hold it. */
   readonly frequencies: Uint32Array;
-  /** Identifier → where its list starts in `lists`; one more at the end. */
+  /** Identifier → start of its list in `lists`, and one more entry at the end. */
   readonly offsets: Uint32Array;
   readonly lists: Uint32Array;
-  /** Of the identifiers that have no list. */
+  /** The identifiers that have a bitmap instead of a list. */
   readonly bitmaps: ReadonlyMap<number, Uint32Array>;
 }
 
 export class InvertedIndex {
   readonly #parts: InvertedIndexParts;
-  /** Number within → weights shared with the query at hand; all zero between two searches. */
+  /** Inner number → weights shared with the current query; all zero between two searches. */
   readonly #shared: Uint32Array;
-  /** The chunks that share any, the first `#touchedCount` of them. */
+  /** The first `#touchedCount` entries are the chunks that share something. */
   readonly #touched: Uint32Array;
   #touchedCount = 0;
 
@@ -65,12 +71,12 @@ export class InvertedIndex {
     this.#touched = new Uint32Array(parts.ordinals.length);
   }
 
-  /** Chunks in the index. */
+  /** Number of chunks in the index. */
   get size(): number {
     return this.#parts.ordinals.length;
   }
 
-  /** Identifiers per chunk, on average. */
+  /** Average number of identifiers per chunk. */
   get averageSize(): number {
     const { sizes, classStart } = this.#parts;
     let sum = 0;
@@ -79,11 +85,11 @@ export class InvertedIndex {
   }
 
   /** The chunks of one file. */
-  rangeOf(path: string): Range | undefined {
+  rangeOf(path: string): ChunkRange | undefined {
     return this.#parts.files.get(path);
   }
 
-  /** Bytes held per chunk, names of identifiers and files included. */
+  /** Memory per chunk, including the names of identifiers and files. */
   get bytesPerChunk(): number {
     const { frequencies, offsets, lists, bitmaps, ordinals, sizeClass, nameBytes } = this.#parts;
     let bytes = [...bitmaps.values()].reduce((sum, bits) => sum + bits.byteLength, nameBytes);
@@ -94,13 +100,13 @@ export class InvertedIndex {
   }
 
   /**
-   * The `topK` chunks of the highest scores, best first, then by ordinal. None that shares nothing.
+   * The `topK` chunks with the highest scores, best first, then by ordinal. A chunk that shares nothing is never found.
    * @param query distinct identifiers.
    */
-  search(query: readonly string[], scoring: Scoring, topK: number, excluded?: Range): Hit[] {
+  search(query: readonly string[], scoring: Scoring, topK: number, excluded?: ChunkRange): Hit[] {
     if (topK < 1) return [];
     const terms = this.#terms(query, scoring);
-    // rest[i]: the weights of terms[i] and all after it.
+    // rest[i] is the sum of the weights of terms[i] and all terms after it.
     const rest = new Array<number>(terms.length + 1).fill(0);
     for (let i = terms.length - 1; i >= 0; i--) rest[i] = rest[i + 1]! + terms[i]!.weight;
     const { missed, reached } = this.#accumulate(terms, rest, scoring, topK, excluded);
@@ -121,16 +127,17 @@ export class InvertedIndex {
   }
 
   /**
-   * Walks the lists, each only over the sizes at which a chunk not seen before could still be of the best.
-   * @returns by size: the first term whose list was not walked there; and a score that `topK` chunks reach.
+   * Walks the lists, each only over the sizes at which a chunk not seen before could still be among the best.
+   * @returns `missed`, by size: the first term whose list was not walked there; `reached`: a score that `topK` chunks
+   *   reach.
    */
-  #accumulate(terms: readonly Term[], rest: readonly number[], scoring: Scoring, topK: number, excluded?: Range) {
+  #accumulate(terms: readonly Term[], rest: readonly number[], scoring: Scoring, topK: number, excluded?: ChunkRange) {
     const { sizes, classStart } = this.#parts;
     const missed = new Uint32Array(sizes.length).fill(terms.length);
     let reached = Number.NEGATIVE_INFINITY;
     let [low, high] = [0, sizes.length];
     for (const [i, term] of terms.entries()) {
-      // A look at what is reached costs a pass over the chunks touched, and may save one over this list.
+      // Finding out what is reached costs a pass over the touched chunks, and may save one over this list.
       if (this.#touchedCount >= topK && term.frequency > this.#touchedCount) {
         reached = Math.max(reached, this.#reached(terms, i, scoring, topK, excluded));
       }
@@ -142,7 +149,7 @@ export class InvertedIndex {
     return { missed, reached };
   }
 
-  /** Adds a term's weight to the chunks that hold it, from number `start` to before `end`. */
+  /** Adds a term's weight to the chunks that hold it, from inner number `start` to before `end`. */
   #walk({ list, bits, weight }: Term, start: number, end: number): void {
     const shared = this.#shared;
     const touched = this.#touched;
@@ -167,8 +174,8 @@ export class InvertedIndex {
     this.#touchedCount = count;
   }
 
-  /** A score that `topK` chunks reach: the whole scores of those that are best by what has been counted so far. */
-  #reached(terms: readonly Term[], next: number, scoring: Scoring, topK: number, excluded?: Range): number {
+  /** A score that `topK` chunks reach: computed in full for those that are best by what has been counted so far. */
+  #reached(terms: readonly Term[], next: number, scoring: Scoring, topK: number, excluded?: ChunkRange): number {
     const { sizes, sizeClass, ordinals } = this.#parts;
     const leading = new TopHits(SAMPLE * topK);
     for (let i = 0; i < this.#touchedCount; i++) {
@@ -186,7 +193,7 @@ export class InvertedIndex {
     return best.threshold;
   }
 
-  /** Adds what the walks left out, for the chunks that may be of the best; forgets the query. */
+  /** Adds what the walks left out, for the chunks that may be among the best, and resets the counters. */
   #complete(
     terms: readonly Term[],
     rest: readonly number[],
@@ -194,7 +201,7 @@ export class InvertedIndex {
     scoring: Scoring,
     topK: number,
     reached: number,
-    excluded?: Range,
+    excluded?: ChunkRange,
   ): Hit[] {
     const { sizes, sizeClass, ordinals } = this.#parts;
     const best = new TopHits(topK, excluded);
@@ -223,7 +230,7 @@ function holds({ bits, list }: Term, chunk: number): boolean {
   return list[lowerBound(list, chunk)] === chunk;
 }
 
-/** Index of the first value of an ascending list that is not below `value`. */
+/** The index of the first value in an ascending list that is not below `value`. */
 function lowerBound(list: Uint32Array, value: number): number {
   let [low, high] = [0, list.length];
   while (low < high) {

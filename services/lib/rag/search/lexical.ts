@@ -1,20 +1,20 @@
-/** The two ways in which identifier sets are compared. Both are exact, and both search the same inverted index. */
+/** The two ways to compare identifier sets. Both are exact, and both search the same inverted index. */
 import type { InvertedIndex, Scoring } from './inverted-index.ts';
-import type { Hit, Range } from './retriever.ts';
+import type { ChunkRange, Hit } from './top-hits.ts';
 
 /** |A∩B| / |A∪B|, in (0, 1]: the paper's retriever. */
 export const jaccard = (querySize: number): Scoring => ({
   weight: () => 1,
   score: (shared, size) => {
-    const common = Math.min(shared, size); // a bound on what is shared may be more than the chunk has
+    const common = Math.min(shared, size); // `shared` may be an upper bound, larger than the chunk
     return common / (querySize + size - common);
   },
 });
 
-/** Lucene's. */
+/** Lucene's constants. */
 const K1 = 1.2;
 const B = 0.75;
-/** Steps of one unit of inverse document frequency. */
+/** Steps per unit of inverse document frequency. */
 const IDF_STEPS = 4096;
 
 /**
@@ -29,14 +29,14 @@ export const bm25 = (chunks: number, averageSize: number): Scoring => ({
 
 /**
  * @param tokens distinct identifiers of the query.
- * @param excluded chunks that are left out: of the file being edited.
+ * @param excluded chunks that are left out: those of the file being edited.
  */
 export function searchLexical(
   index: InvertedIndex,
   retriever: 'jaccard' | 'bm25',
   tokens: readonly string[],
   topK: number,
-  excluded?: Range,
+  excluded?: ChunkRange,
 ): Hit[] {
   const scoring = retriever === 'jaccard' ? jaccard(tokens.length) : bm25(index.size, index.averageSize);
   return index.search(tokens, scoring, topK, excluded);

@@ -1,21 +1,21 @@
-/** The encoder alone, for the queries of dense retrieval: one text, one embedding, off the event loop. */
+/** The encoder alone, for the queries of dense retrieval: one embedding for one text, computed off the event loop. */
 import { OrtSession, type SessionOptions } from '../../engine/ort.ts';
 import type { Bundle } from '../../model/bundle/bundle.ts';
 import { contextOf, encoderInputs } from '../encode/encode.ts';
 import { inputBuilder } from '../encode/encoder-input.ts';
 
 export interface QueryEncoder {
-  /** Of encoder and projector: to be compared with the index's. */
+  /** Identifies encoder and projector, and must equal that of the index. */
   readonly fingerprint: string;
-  /** [dim], length 1. */
+  /** @returns [dim], of length 1. */
   embed(text: string): Promise<Float32Array>;
   dispose(): void;
 }
 
 /**
- * Loads the encoder of a bundle; to be disposed of. A query is read as source code: the lines around a cursor do not
- * parse.
- * @throws ServingError bundle_invalid where the bundle has none.
+ * Loads the encoder of a bundle. The caller must dispose of it. A query is always read as source code, because the
+ * lines around a cursor do not parse.
+ * @throws ServingError bundle_invalid if the bundle has no encoder.
  */
 export async function loadQueryEncoder(bundle: Bundle, options: SessionOptions): Promise<QueryEncoder> {
   const { paths, settings, fingerprint } = contextOf(bundle);

@@ -1,27 +1,28 @@
 /**
- * What a completion looks for: the lines around its cursor.
+ * The query of a completion: the lines around its cursor.
  *
- * The last `queryLines` non-blank lines before the cursor (RepoEval and CrossCodeEval take 10) and half as many after it
- * (the data builder behind the paper takes 5·n on either side, n = 1; nothing of the lines to be completed is seen).
+ * It is the last `queryLines` non-blank lines before the cursor (RepoEval and CrossCodeEval take 10) and half as many
+ * after it. (The data builder behind the paper takes 5·n on either side, with n = 1.) The lines to be completed are not
+ * seen.
  */
 import { identifiers } from '../chunk.ts';
 
-/** Text farther from the cursor than this is not looked at, so that one endless line costs no more than many. */
+/** Characters on either side of the cursor that are read, so that one endless line costs no more than many lines. */
 export const REACH = 16_384;
 
-/** A chunk of which more than this share of lines stands around the cursor adds nothing. The bound is Tabby's. */
+/** A chunk adds nothing if more than this share of its lines stands around the cursor. The bound is Tabby's. */
 const DUPLICATE = 0.9;
 
 export interface CursorQuery {
   /** The lines around the cursor. */
   readonly text: string;
-  /** Their identifier set. */
+  /** The identifiers in them. */
   readonly tokens: readonly string[];
-  /** Whether a chunk says what stands around the cursor already: it is a copy, and the model sees the original. */
+  /** Whether a chunk is a copy of the text around the cursor, which the model sees anyway. */
   repeats(chunk: string): boolean;
 }
 
-/** The query of the text around a cursor. */
+/** Makes the query for a text around a cursor. */
 export function cursorQuery(before: string, after: string, queryLines: number): CursorQuery {
   const above = nonBlank(before.slice(-REACH));
   const below = nonBlank(after.slice(0, REACH));

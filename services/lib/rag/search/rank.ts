@@ -1,4 +1,4 @@
-/** One search of a loaded index by whichever retriever is asked for. */
+/** Searches a loaded index with the retriever that is asked for. */
 import { ServingError } from '../../process/errors.ts';
 import type { RetrieverName } from '../retriever-name.ts';
 import { contextFingerprint, holdsEmbeddings } from '../store/row.ts';
@@ -7,7 +7,7 @@ import type { LoadedIndex } from './index-cache.ts';
 import { searchLexical } from './lexical.ts';
 import type { CursorQuery } from './query.ts';
 import type { QueryEncoder } from './query-encoder.ts';
-import type { Hit } from './retriever.ts';
+import type { Hit } from './top-hits.ts';
 
 export interface Search {
   readonly repo: string;
@@ -16,14 +16,14 @@ export interface Search {
   readonly topK: number;
   /** The file being edited: its chunks are left out. */
   readonly path: string | undefined;
-  /** Undefined where there is no encoder to be had. */
+  /** Undefined if the model has no encoder. */
   readonly encoder: (() => Promise<QueryEncoder>) | undefined;
 }
 
 /**
- * The best chunks, best first; undefined where the store has dropped rows of this version.
- * @throws ServingError invalid_request where the index or this process has nothing to compare embeddings with,
- *   store_invalid where the index was made with another encoder; what the encoder throws.
+ * The best chunks, best first; undefined if the store has dropped rows of this version.
+ * @throws ServingError invalid_request if the index has no embeddings or this process no encoder to compare them with;
+ *   store_invalid if the index was made with another encoder; what the encoder throws.
  */
 export async function rank(index: LoadedIndex, search: Search): Promise<readonly Hit[] | undefined> {
   const { retriever, query, topK, path } = search;
@@ -51,17 +51,17 @@ export async function rank(index: LoadedIndex, search: Search): Promise<readonly
 }
 
 async function embed({ head }: LoadedIndex, { repo, retriever, query, encoder }: Search): Promise<Float32Array> {
-  const refuse = (why: string) =>
+  const refused = (why: string) =>
     new ServingError('invalid_request', `retriever ${retriever} compares embeddings, ${why}`, { param: 'retriever' });
   if (!holdsEmbeddings(head.fingerprint)) {
-    throw refuse(`and the index of ${repo} holds none: index it with --retriever dense or fused`);
+    throw refused(`but the index of ${repo} holds none: index it with --retriever dense or fused`);
   }
-  if (!encoder) throw refuse('and the model that is served has no encoder');
+  if (!encoder) throw refused('but the model that is served has no encoder: ask for jaccard or bm25');
   const { fingerprint, embed } = await encoder();
   if (fingerprint !== contextFingerprint(head.fingerprint)) {
     throw new ServingError(
       'store_invalid',
-      `the index of ${repo} was made with encoder ${contextFingerprint(head.fingerprint)}, queries are encoded with ${fingerprint}`,
+      `the index of ${repo} was made with encoder ${contextFingerprint(head.fingerprint)}, but queries are encoded with ${fingerprint}`,
     );
   }
   return embed(query.text);

@@ -1,4 +1,4 @@
-/** One retrieval: the text around a cursor → the best chunks of the repository, with what a prompt needs of them. */
+/** Retrieval: finds the best chunks of a repository for the text around a cursor, with what a prompt needs of them. */
 import { posix } from 'node:path';
 import { once } from '../../async/once.ts';
 import { DEFAULT_RETRIEVER, type RetrieverName } from '../retriever-name.ts';
@@ -10,41 +10,40 @@ import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './
 import { type CursorQuery, cursorQuery } from './query.ts';
 import type { QueryEncoder } from './query-encoder.ts';
 import { rank } from './rank.ts';
-import type { Hit } from './retriever.ts';
+import type { Hit } from './top-hits.ts';
 
 export interface RetrievalQuery {
   readonly repo: string;
-  /** The file being edited, relative to the repository's root: its own chunks are left out. */
+  /** The file being edited, relative to the repository's root. Its own chunks are left out. */
   readonly path?: string;
   /** Text before the cursor. */
   readonly before: string;
   /** Text after the cursor. */
   readonly after: string;
   readonly topK: number;
-  /** The index's own where it is not given. */
+  /** By default the index's own. */
   readonly retriever?: RetrieverName;
 }
 
-export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
-  /** Higher is better; what it measures is the retriever's own. */
+interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
+  /** Higher is better. Its unit depends on the retriever. */
   readonly score: number;
 }
 
 export interface Retrieved {
   readonly indexVersion: string;
   readonly retriever: RetrieverName;
-  /** Of the encoder and projector that made the vectors; to be compared with the bundle's. */
+  /** Identifies the encoder and projector that made the vectors, and must equal that of the bundle. */
   readonly fingerprint: string;
-  /** Best first; fewer than asked for where fewer have anything in common with the query. */
+  /** Best first; fewer than asked for if fewer have anything in common with the query. */
   readonly chunks: readonly RetrievedChunk[];
 }
 
 export interface Retrieval {
   /**
-   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large, invalid_request (a bad repository name, or a retriever
-   *   that this index or process cannot serve);
-   *   the signal's reason.
-   * @param onRetriever told what searches, as soon as that is known: some take longer.
+   * @param onRetriever told which retriever searches, as soon as that is known: some take longer than others.
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large; invalid_request for a bad
+   *   repository name, or a retriever that this index or process cannot serve; the signal's reason.
    */
   retrieve(
     query: RetrievalQuery,
@@ -53,30 +52,30 @@ export interface Retrieval {
   ): Promise<Retrieved>;
 }
 
-/** One that can be told what will be asked. */
+/** Retrieval that can load an index before it is asked for. */
 export interface WarmableRetrieval extends Retrieval {
   /**
-   * Loads a repository's index, or its new version, unless memory is short.
+   * Loads a repository's index, or its new version, unless more than half of the memory is taken.
    * @throws ServingError store_unavailable, store_invalid, index_too_large.
    */
   warm(repo: string): Promise<void>;
 }
 
 export interface RetrievalOptions {
-  /** Non-blank lines before the cursor that make the query; half as many after it. */
+  /** Non-blank lines before the cursor that make up the query, with half as many after it. */
   readonly queryLines: number;
-  /** What dense retrieval computes with; absent where the model has no encoder. Loaded when first asked for. */
+  /** The encoder for dense retrieval, loaded when first asked for; absent if the model has none. */
   readonly dense?: { readonly loadEncoder: () => Promise<QueryEncoder>; readonly threads: number };
-  /** Of the indexes in memory, together; without bound if not given. */
+  /** Memory for all indexes together; unlimited if not given. */
   readonly indexCacheBytes?: number;
 }
 
-/** How many times as deep as asked for a search goes on where it finds what stands around the cursor already. */
+/** A search that finds copies of the text around the cursor goes on to at most this many times the depth asked for. */
 const DEEPEST = 8;
 
 export function createRetrieval(
   store: Store,
-  { queryLines, dense, indexCacheBytes = Infinity }: RetrievalOptions,
+  { queryLines, dense, indexCacheBytes = Number.MAX_SAFE_INTEGER }: RetrievalOptions,
 ): WarmableRetrieval {
   const scorer = once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 }));
   const cache = new IndexCache(store, scorer, indexCacheBytes);
@@ -96,7 +95,7 @@ export function createRetrieval(
       const retriever = asked.retriever ?? head.retriever ?? DEFAULT_RETRIEVER;
       onRetriever?.(retriever);
       const chunks = await bestChunks(store, repo, index, query, topK, (wanted) => {
-        signal.throwIfAborted(); // nobody would see what is found
+        signal.throwIfAborted(); // nobody waits for the result any more
         return rank(index, { repo, retriever, query, topK: wanted, path, encoder });
       });
       const { version } = head;
@@ -104,7 +103,7 @@ export function createRetrieval(
         return { indexVersion: version, retriever, fingerprint: contextFingerprint(head.fingerprint), chunks };
       }
       if ((await store.head(repo))?.version === version) throw incomplete(repo, version);
-      index = await cache.load(repo); // the version was swept under us: on with its successor
+      index = await cache.load(repo); // the version was swept meanwhile: continue with its successor
     }
     throw unstable(repo);
   }
@@ -120,8 +119,9 @@ export function createRetrieval(
 }
 
 /**
- * The best chunks that do not repeat what stands around the cursor. Mostly one search; where there are copies, deeper
- * ones, to a bound: a repository may hold thousands of copies. Undefined where the store has dropped one of them.
+ * The best chunks that do not repeat the text around the cursor. One search mostly suffices. If it finds copies, deeper
+ * searches follow, up to a bound, since a repository may hold thousands of copies. Undefined if the store has dropped
+ * one of the chunks.
  */
 async function bestChunks(
   store: Store,
@@ -140,7 +140,7 @@ async function bestChunks(
   }
 }
 
-/** Undefined where the store has dropped one of them. */
+/** Undefined if the store has dropped one of them. */
 async function fetchChunks(
   store: Store,
   repo: string,
@@ -158,13 +158,13 @@ async function fetchChunks(
     const content = contents[i];
     if (!entry || !content) return undefined;
     const { id, path, startLine, endLine } = entry;
-    const { text, vector } = content; // sessions keep these: no embedding
+    const { text, vector } = content; // the embedding is left out, because sessions keep these chunks
     chunks.push({ id, path, startLine, endLine, score, text, vector });
   }
   return chunks;
 }
 
-/** This caller stops waiting; what loads goes on, for whoever shares it and those who come later. */
+/** Lets this caller stop waiting. A load goes on, for callers that share it and for later ones. */
 function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
   return new Promise((resolve, reject) => {
     const abort = () => reject(signal.reason);

@@ -1,86 +1,94 @@
 /**
- * A circuit breaker before a store, for those who serve completions. A store that fails or is slow several times in a row
- * is left alone: calls fail at once instead of costing every completion its retrieval budget. It is tried again in the
- * background, so that no completion pays for the trial.
+ * A circuit breaker before a store, for processes that serve completions. A store that fails or is slow several times
+ * in a row is left alone: calls fail at once, so that not every completion pays its retrieval budget for nothing. The
+ * store is tried again in the background, so that no completion pays for the trial either.
  */
+import { CircuitBreaker } from '../../async/circuit.ts';
 import { startLateTimer } from '../../async/late-timer.ts';
 import { ServingError } from '../../process/errors.ts';
 import { metrics } from '../../process/metrics.ts';
 import type { Store } from './store.ts';
 
-export interface BreakerOptions {
-  /** What a whole retrieval may take, in ms. A small read that takes more than its part is a failure, though it may succeed. */
+interface BreakerOptions {
+  /** Time that a whole retrieval may take, in ms. A small read that takes more than its share counts as a failure. */
   readonly budgetMs: number;
   /** Failures in a row that open the circuit. */
   readonly failures?: number;
-  /** Time between trials, in ms: one small read each, which costs a store that is overloaded nothing. */
+  /** Time between two trials, in ms. A trial is one small read, which costs an overloaded store next to nothing. */
   readonly trialMs?: number;
 }
 
-/** Ids of one small read. Larger ones load a whole index and may take their time. */
+/** The most ids in a small read. A larger read loads a whole index and may take its time. */
 const SMALL = 128;
-/** A retrieval reads twice in a row, the head and then the rows, and searches between. */
+/** A retrieval makes two reads in a row, the head and then the rows, and searches in between. */
 const PARTS = 3;
 
-/** Only reads are watched: writers have their own deadlines and should hear of every failure. */
+/** Only reads are watched: writers have deadlines of their own and must hear of every failure. */
 export function withBreaker(store: Store, options: BreakerOptions): Store {
-  const circuit = new Circuit(store, options);
+  const watched = new WatchedStore(store, options);
   return {
     address: store.address,
-    head: (repo) => circuit.run(repo, () => store.head(repo), true),
-    snapshot: (repo) => circuit.run(repo, () => store.snapshot(repo), false),
-    entries: (repo, ids) => circuit.run(repo, () => store.entries(repo, ids), ids.length <= SMALL),
+    head: (repo) => watched.run(repo, () => store.head(repo), true),
+    snapshot: (repo) => watched.run(repo, () => store.snapshot(repo), false),
+    entries: (repo, ids) => watched.run(repo, () => store.entries(repo, ids), ids.length <= SMALL),
     contents: (repo, fingerprint, ids) =>
-      circuit.run(repo, () => store.contents(repo, fingerprint, ids), ids.length <= SMALL),
-    repositories: (tenant) => circuit.run(undefined, () => store.repositories(tenant), false),
+      watched.run(repo, () => store.contents(repo, fingerprint, ids), ids.length <= SMALL),
+    repositories: (tenant) => watched.run(undefined, () => store.repositories(tenant), false),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => {
-      circuit.close();
+      watched.close();
       return store.close();
     },
   };
 }
 
-class Circuit {
+class WatchedStore {
   readonly #store: Store;
-  readonly #options: Required<BreakerOptions>;
+  readonly #failures: number;
+  readonly #trialMs: number;
   readonly #slowMs: number;
-  /** In a row, one after the other: however many calls one hiccup catches, it is one failure. */
-  #failures = 0;
-  /** While it is open: the next trial. */
+  readonly #circuit: CircuitBreaker;
+  /** The next trial, while the circuit is open. */
   #trial: NodeJS.Timeout | undefined;
   /**
-   * The repository asked for last, refused or not: what a trial reads. The nodes of a cluster fail one by one, and a name
-   * that is always the same may lie on a dead one while all that is asked for lies on others.
+   * The repository that was asked for last, whether the call was refused or not: a trial reads this one. The nodes of a
+   * cluster fail one by one, and a fixed name could lie on a dead node while all names in use lie on others.
    */
   #asked = '';
   #closed = false;
 
-  constructor(store: Store, options: BreakerOptions) {
+  constructor(store: Store, { budgetMs, failures = 5, trialMs = 500 }: BreakerOptions) {
     this.#store = store;
-    this.#options = { failures: 5, trialMs: 500, ...options };
-    this.#slowMs = options.budgetMs / PARTS;
+    this.#failures = failures;
+    this.#trialMs = trialMs;
+    this.#slowMs = budgetMs / PARTS;
+    this.#circuit = new CircuitBreaker({ failures });
   }
 
-  /** @param repo undefined where the call is not about one. @param small whether slowness counts. */
+  /** @param repo undefined if the call is not about one. @param small whether slowness counts as a failure. */
   async run<T>(repo: string | undefined, read: () => Promise<T>, small: boolean): Promise<T> {
     this.#asked = repo ?? this.#asked;
-    if (this.#trial) {
+    if (this.#circuit.open) {
       throw new ServingError(
         'store_unavailable',
-        `${this.#store.address} failed or was slow ${this.#options.failures} times in a row: left alone for a while`,
+        `${this.#store.address} failed or was slow ${this.#failures} times in a row and is left alone for a while`,
       );
     }
-    const failuresBefore = this.#failures;
-    const outcome = this.#watched(read, small);
-    outcome.verdict.then((healthy) => {
-      if (healthy) this.#failures = 0;
-      else if (this.#failures === failuresBefore) this.#fail();
-    });
-    return outcome.answer;
+    const beganMs = performance.now();
+    const { answer, verdict } = this.#watched(read, small);
+    verdict.then((healthy) => this.#count(healthy, beganMs));
+    return answer;
   }
 
-  /** `verdict` comes with the answer, or when the call has become slow, whichever is first. */
+  /** Once the circuit is open, only a trial closes it: an answer that was long on its way proves nothing. */
+  #count(healthy: boolean, beganMs: number): void {
+    if (this.#circuit.open || this.#closed) return;
+    if (healthy) this.#circuit.succeeded();
+    else this.#circuit.failed(performance.now(), beganMs);
+    if (this.#circuit.open) this.#tryLater();
+  }
+
+  /** `verdict` settles with the answer, or as soon as the call is too slow. */
   #watched<T>(read: () => Promise<T>, small: boolean): { answer: Promise<T>; verdict: Promise<boolean> } {
     const answer = read();
     const verdict = new Promise<boolean>((resolve) => {
@@ -88,7 +96,7 @@ class Circuit {
       answer
         .then(
           () => resolve(true),
-          // Only what says something of the store: a missing or damaged index does not.
+          // A missing or damaged index is not a failure of the store.
           (error) => resolve(!(error instanceof ServingError && error.code === 'store_unavailable')),
         )
         .finally(stopTimer);
@@ -96,25 +104,21 @@ class Circuit {
     return { answer, verdict };
   }
 
-  #fail(): void {
-    this.#failures++;
-    if (this.#failures >= this.#options.failures && !this.#trial && !this.#closed) this.#open();
-  }
-
-  #open(): void {
+  /** The timer does not keep the process alive. */
+  #tryLater(): void {
     metrics.storeCircuitOpen.set(1);
-    this.#trial = setTimeout(() => void this.#try(), this.#options.trialMs);
-    this.#trial.unref();
+    this.#trial = setTimeout(() => void this.#try(), this.#trialMs).unref();
   }
 
   async #try(): Promise<void> {
-    if (await this.#watched(() => this.#store.head(this.#asked), true).verdict) {
-      metrics.storeCircuitOpen.set(0);
-      this.#trial = undefined;
-      this.#failures = 0;
+    const healthy = await this.#watched(() => this.#store.head(this.#asked), true).verdict;
+    if (this.#closed) return;
+    if (!healthy) {
+      this.#tryLater();
       return;
     }
-    if (!this.#closed) this.#open();
+    metrics.storeCircuitOpen.set(0);
+    this.#circuit.succeeded();
   }
 
   close(): void {

@@ -1,11 +1,11 @@
 /**
- * The index in an embedded LMDB, and the only importer of lmdb. Any number of processes of one machine may read while one
- * indexer per repository writes. Keys, each in a database of its own:
+ * The index in an embedded LMDB. Any number of processes on one machine may read while one indexer per repository
+ * writes. This file is the only importer of lmdb. The databases and their keys:
  *
  *   index   [repo]                   → head; [repo, 'ids'] → packed chunk ids
  *   chunks  [repo, id]               → path, lines, tokens
  *   rows    [repo, fingerprint, id]  → vector, text
- *   locks   [repo]                   → token of the indexer at work, and when it expires
+ *   locks   [repo]                   → token of the indexer at work, and when the lock expires
  *
  * Every write is a transaction that first compares the lock with the writer's token.
  */
@@ -25,32 +25,35 @@ import {
   encodeHead,
   idsOf,
 } from './row.ts';
-import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
+import type { ChunkRow, IndexSnapshot, IndexWriter, Store } from './store.ts';
 
 interface Lock {
   readonly token: string;
-  /** ms since 1970: the clock that all processes of a machine share. */
+  /** In ms since 1970: the clock that all processes of a machine share. */
   readonly expiresAt: number;
   readonly ttlMs: number;
 }
 
 const lockFor = (token: string, ttlMs: number): Lock => ({ token, expiresAt: Date.now() + ttlMs, ttlMs });
 
-/** A lock that has longer than it can have is one of before the clock was set back: its holder would have renewed it. */
+/**
+ * Whether somebody holds the lock. One with more time left than a lock is given dates from before the clock was set
+ * back; it counts as free, since a living holder would have renewed it.
+ */
 function isHeld({ expiresAt, ttlMs }: Lock): boolean {
   const left = expiresAt - Date.now();
   return left > 0 && left <= ttlMs;
 }
 
-/** Sorts after every string in a key. */
+/** A part of a key that sorts after every string. */
 const LAST = Buffer.from([0xff]);
 const within = (...prefix: string[]) => ({ start: prefix, end: [...prefix, LAST] });
 
-/** @throws ServingError store_unavailable where `dir` cannot be made or opened. */
+/** @throws ServingError store_unavailable if `dir` cannot be made or opened. */
 export function openLmdbStore(dir: string): Store {
   try {
     mkdirSync(dir, { recursive: true });
-    // Batches of the library's own making have promises that nobody hears of: a failed commit would end the process.
+    // eventTurnBatching would commit batches whose promises nobody sees: a failed commit would end the process.
     return new LmdbStore(dir, open({ path: dir, noSubdir: false, maxDbs: 8, eventTurnBatching: false }));
   } catch (error) {
     throw new ServingError('store_unavailable', `lmdb:${dir}: ${ServingError.from(error).message}`, { cause: error });
@@ -75,7 +78,9 @@ class LmdbStore implements Store {
     this.locks = env.openDB<Lock, Key>({ name: '1:locks', encoding: 'json' });
   }
 
-  /** Reads what is committed now: without a reset a read sees what the previous one of this turn saw. */
+  /**
+   * Reads what is committed now. Without the reset, all reads in one turn of the event loop would see the same state.
+   */
   async read<T>(action: () => T): Promise<T> {
     try {
       this.env.resetReadTxn();
@@ -133,7 +138,7 @@ class LmdbStore implements Store {
   async repositories(tenant: string) {
     return this.read(() =>
       [...this.index.getKeys()]
-        .filter((key) => typeof key === 'string') // as a key of one part comes back
+        .filter((key) => typeof key === 'string') // a key of one part comes back as a string
         .filter((repo) => tenantOf(repo) === tenant)
         .sort(),
     );
@@ -142,7 +147,7 @@ class LmdbStore implements Store {
   async lock(repo: string, ttlMs: number) {
     assertRepoKey(repo);
     const token = randomUUID();
-    this.env.readerCheck(); // readers that died keep old pages from being reused
+    this.env.readerCheck(); // removes readers that died: they keep old pages from being reused
     const taken = await this.write(() => {
       const held = this.locks.get([repo]);
       if (held && isHeld(held)) return false;
@@ -152,7 +157,7 @@ class LmdbStore implements Store {
     if (!taken)
       throw new ServingError(
         'index_locked',
-        `another indexer is at work on ${repo} (or died within the last ${ttlMs / 1000} s)`,
+        `another indexer is at work on ${repo}, or died within the last ${ttlMs / 1000} s`,
       );
     return new LmdbWriter(this, repo, token, ttlMs);
   }
@@ -162,12 +167,12 @@ class LmdbStore implements Store {
   }
 }
 
-/** How long the library may take to say why a commit failed. */
+/** How long to wait for the library to say why a commit failed, in ms. */
 const REASON_WITHIN_MS = 1_000;
 
 /**
- * A commit that failed, on a full disk for one, says why by another promise; nobody but us sees to it that its rejection
- * is heard.
+ * Why a commit failed, for instance because the disk is full. The library says it by another promise, whose rejection
+ * we must handle.
  */
 async function commitFailure(error: unknown): Promise<unknown> {
   const { commitError } = error as { readonly commitError?: Promise<never> };
@@ -186,7 +191,7 @@ class LmdbWriter implements IndexWriter {
     this.#repo = repo;
     this.#token = token;
     const renew = () => this.#guarded(() => store.locks.put([repo], lockFor(token, ttlMs)));
-    // A renewal that fails is made good by the next one, or else the next write reports it.
+    // If a renewal fails, the next one makes up for it, or the next write reports it.
     this.#renewal = setInterval(() => void renew().catch(() => {}), ttlMs / 3);
     this.#renewal.unref();
   }
@@ -203,7 +208,7 @@ class LmdbWriter implements IndexWriter {
     });
   }
 
-  async put(fingerprint: string, rows: readonly Row[]) {
+  async put(fingerprint: string, rows: readonly ChunkRow[]) {
     const encoded = rows.map((row) => [row.chunk.id, encodeEntry(row.chunk), encodeContent(row)] as const);
     await this.#guarded(() => {
       for (const [id, entry, content] of encoded) {
@@ -265,6 +270,7 @@ class LmdbWriter implements IndexWriter {
     });
   }
 
+  /** Writes, if the lock is still ours. @throws ServingError index_locked */
   async #guarded(action: () => void) {
     const held = await this.#store.write(() => {
       if (this.#store.locks.get([this.#repo])?.token !== this.#token) return false;
@@ -274,7 +280,7 @@ class LmdbWriter implements IndexWriter {
     if (!held) {
       throw new ServingError(
         'index_locked',
-        `this run lost its lock on ${this.#repo}, to another indexer or by a long pause, and published nothing`,
+        `this run lost its lock on ${this.#repo} to another indexer, or in a long pause, and published nothing`,
       );
     }
   }

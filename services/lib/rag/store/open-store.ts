@@ -1,11 +1,12 @@
-/** The store that a URL names; what the other one needs is not loaded. */
+/** Opens the store that a URL names. Only that store's library is loaded. */
 import { ServingError } from '../../process/errors.ts';
 import { isRedisUrl } from '../../redis/url.ts';
 import type { Store } from './store.ts';
 
 /**
- * @param url `redis://…` in one of its forms (redis-url.ts), connected to in the background; or `lmdb:DIR`, made where it is missing.
- * @throws ServingError config_invalid for another URL, store_unavailable where DIR cannot be opened.
+ * @param url `redis://…` in one of its forms (see redis/url.ts), which is connected to in the background; or
+ *   `lmdb:DIR`, whose folder is made if it is missing.
+ * @throws ServingError config_invalid for another URL; store_unavailable if DIR cannot be opened.
  */
 export async function openStore(url: string): Promise<Store> {
   if (isRedisUrl(url)) return (await import('./redis-store.ts')).openRedisStore(url);

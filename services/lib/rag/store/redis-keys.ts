@@ -1,5 +1,6 @@
 /**
- * The keys of the index in Redis. Those of one repository lie in one cluster slot by their hash tag; REPO is
+ * The keys of the index in Redis. All keys of one repository have the same hash tag and so lie in one cluster slot.
+ * REPO is
  * `name`, or `tenant:name` (see `repoKey`).
  *
  *   llavacode:1:{REPO}:index         hash: head → JSON, ids → packed chunk ids (32 bytes each). Replaced by one HSET.
@@ -9,8 +10,8 @@
  *   llavacode:1:{REPO}:lock          token of the indexer at work, with a time to live
  *   llavacode:1:repos:{TENANT}       set of the REPOs that a tenant has published
  *
- * Only the lock expires. A server that evicts drops whole keys; that a published index is gone shows by the set of
- * repositories, and that chunks are gone by their absence: both are reported, never guessed around.
+ * Only the lock expires. A server that evicts drops whole keys. The set of repositories then shows that a published
+ * index is gone, and chunks that are gone are missing from their hash: both are reported as errors, never passed over.
  */
 import { tenantOf } from './repo-key.ts';
 

@@ -1,4 +1,4 @@
-/** The index in Redis, as readers see it. Keys: redis-keys.ts; writing: redis-writer.ts. */
+/** The index in Redis, as readers see it. Its keys are in redis-keys.ts, writing is in redis-writer.ts. */
 import { randomUUID } from 'node:crypto';
 import { ServingError } from '../../process/errors.ts';
 import { RedisConnection } from '../../redis/connection.ts';
@@ -9,8 +9,8 @@ import { assertIds, decodeContent, decodeEntry, decodeHead } from './row.ts';
 import type { Store } from './store.ts';
 
 /**
- * Connects in the background, and again with backoff whenever the connection breaks.
- * @throws ServingError config_invalid for what is no URL.
+ * Opens the store. It connects in the background, and again with backoff whenever the connection breaks.
+ * @throws ServingError config_invalid for a text that is not a URL of Redis.
  */
 export function openRedisStore(url: string): Store {
   return new RedisStore(new RedisConnection(url));
@@ -75,7 +75,7 @@ class RedisStore implements Store {
     if (taken !== 'OK')
       throw new ServingError(
         'index_locked',
-        `another indexer is at work on ${repo} (or died within the last ${ttlMs / 1000} s)`,
+        `another indexer is at work on ${repo}, or died within the last ${ttlMs / 1000} s`,
       );
     return new RedisWriter(this.#redis, this, repo, token, ttlMs);
   }

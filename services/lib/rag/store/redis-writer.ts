@@ -1,15 +1,15 @@
 /**
- * Changes to the index in Redis. Every write is a script that first compares the lock with the writer's token, so that
- * an indexer which was paused beyond its lock changes nothing. No command walks a whole hash at once: ids are listed in
- * steps (HSCAN), so that completions are served in between.
+ * Changes the index in Redis. Every write is a script that first compares the lock with the writer's token, so an
+ * indexer that was paused for longer than its lock lasts changes nothing. No command walks a whole hash at once: ids
+ * are listed in steps (HSCAN), so that completions are served in between.
  */
 import { ServingError } from '../../process/errors.ts';
 import type { RedisConnection } from '../../redis/connection.ts';
 import { keysOf, type RedisKeys } from './redis-keys.ts';
 import { encodeContent, encodeEntry, encodeHead, idsOf } from './row.ts';
-import type { IndexSnapshot, IndexWriter, Row, Store } from './store.ts';
+import type { ChunkRow, IndexSnapshot, IndexWriter, Store } from './store.ts';
 
-/** KEYS[1] is the lock, ARGV[1] the token; 0 when it is not ours. */
+/** KEYS[1] is the lock and ARGV[1] the token; the script returns 0 if the lock is not ours. */
 const guarded = (body: string) => `if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end ${body} return 1`;
 const SCRIPT = {
   check: guarded(''),
@@ -25,14 +25,16 @@ const SCRIPT = {
   drop: guarded(`redis.call('UNLINK', KEYS[3]) redis.call('SREM', KEYS[2], ARGV[2])`),
   unlink: guarded(`redis.call('UNLINK', unpack(KEYS, 2))`),
 };
-/** One step of a walk over a hash. Its values, the bulk of it, stay in the server (HSCAN NOVALUES is of Redis 7.4). */
+/**
+ * One step of a walk over a hash. The values, which are the bulk, stay in the server (HSCAN NOVALUES needs Redis 7.4).
+ */
 const SCAN = `local step = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
   local fields = {}
   for i = 1, #step[2], 2 do fields[#fields + 1] = step[2][i] end
   return {step[1], fields}`;
-/** Fields of one step: about 1 ms of the server. */
+/** Fields per step: about 1 ms of the server's time. */
 const SCAN_COUNT = 500;
-/** Ids of one removal; bounded by what Lua's unpack() takes. */
+/** Ids per removal, bounded by what Lua's unpack() takes. */
 const SWEEP_BATCH = 1_000;
 
 export class RedisWriter implements IndexWriter {
@@ -43,14 +45,14 @@ export class RedisWriter implements IndexWriter {
   readonly #token: string;
   readonly #renewal: NodeJS.Timeout;
 
-  /** @param token stands in the lock already, for `ttlMs`. */
+  /** @param token is already in the lock, for `ttlMs`. */
   constructor(redis: RedisConnection, store: Store, repo: string, token: string, ttlMs: number) {
     this.#redis = redis;
     this.#store = store;
     this.#repo = repo;
     this.#keys = keysOf(repo);
     this.#token = token;
-    // A renewal that fails is made good by the next one, or else the next write reports it.
+    // If a renewal fails, the next one makes up for it, or the next write reports it.
     this.#renewal = setInterval(() => void this.#guarded('renew', [], [ttlMs]).catch(() => {}), ttlMs / 3);
     this.#renewal.unref();
   }
@@ -66,7 +68,7 @@ export class RedisWriter implements IndexWriter {
     return ids;
   }
 
-  async put(fingerprint: string, rows: readonly Row[]) {
+  async put(fingerprint: string, rows: readonly ChunkRow[]) {
     const { fingerprints, chunks, rows: rowsKey } = this.#keys;
     const fields = rows.flatMap((row) => [
       Buffer.from(row.chunk.id, 'hex'),
@@ -81,7 +83,7 @@ export class RedisWriter implements IndexWriter {
     await this.#list();
   }
 
-  /** Of another slot than the rest, so a step of its own; made good by the next run's sweep if it fails. */
+  /** Lists the repository. The list lies in another slot, so this is a step of its own; the next sweep repeats it. */
   async #list() {
     await this.#redis.run((client) => client.sadd(this.#keys.published, this.#repo));
   }
@@ -100,11 +102,11 @@ export class RedisWriter implements IndexWriter {
     return this.#removeAllBut(idsOf(versions, 'latin1'), this.#keys.chunks);
   }
 
-  /** @param keep ids in latin1. */
+  /** @param keep ids as latin1. */
   async #removeAllBut(keep: ReadonlySet<string>, key: string): Promise<number> {
     const size = await this.#redis.run((client) => client.hlen(key));
     if (size === keep.size) return 0;
-    const gone = new Map<string, Buffer>(); // a walk may name a field twice
+    const gone = new Map<string, Buffer>(); // a walk may yield a field twice
     for await (const id of this.#fieldsOf(key)) {
       const name = id.toString('latin1');
       if (!keep.has(name)) gone.set(name, id);
@@ -120,8 +122,8 @@ export class RedisWriter implements IndexWriter {
     const { index, chunks, rows, fingerprints, published } = this.#keys;
     const existed = await this.#redis.run((client) => client.exists(index));
     await this.#guarded('check', [], []);
-    // Off the list first: should this process die here, an index that is not listed is one still, while one that is
-    // listed and gone counts as lost.
+    // Take it off the list first. If this process dies here, the index that is not listed can still be used, while an
+    // index that is listed and gone would count as lost.
     const listed = await this.#redis.run((client) => client.srem(published, this.#repo));
     const all = (await this.#fingerprints()).map(rows);
     await this.#guarded('unlink', [index, chunks, fingerprints, ...all], []);
@@ -137,7 +139,7 @@ export class RedisWriter implements IndexWriter {
     return this.#redis.run((client) => client.smembers(this.#keys.fingerprints));
   }
 
-  /** Fields of a hash, some maybe twice; all that were there throughout. */
+  /** Fields of a hash: all that were there throughout the walk, some of them perhaps twice. */
   async *#fieldsOf(key: string): AsyncGenerator<Buffer> {
     let cursor = '0';
     do {
@@ -148,6 +150,7 @@ export class RedisWriter implements IndexWriter {
     } while (cursor !== '0');
   }
 
+  /** Runs a script, if the lock is still ours. @throws ServingError index_locked */
   async #guarded(script: keyof typeof SCRIPT, keys: readonly string[], args: readonly (string | Buffer | number)[]) {
     const held = await this.#redis.run((client) =>
       client.eval(SCRIPT[script], keys.length + 1, this.#keys.lock, ...keys, this.#token, ...args),
@@ -155,7 +158,7 @@ export class RedisWriter implements IndexWriter {
     if (held !== 1) {
       throw new ServingError(
         'index_locked',
-        `this run lost its lock on ${this.#repo}, to another indexer or by a long pause, and published nothing`,
+        `this run lost its lock on ${this.#repo} to another indexer, or in a long pause, and published nothing`,
       );
     }
   }

@@ -1,25 +1,29 @@
-/** What a repository is called: by a client, and as a key that no two tenants share. */
+/** The name that a client gives a repository, and the key made from it, which no two tenants share. */
 import { ServingError } from '../../process/errors.ts';
 
-/** `owner/name`, `name`: what is safe in a key, a path and a URL. */
+/** `owner/name` or `name`, in characters that are safe in a key, a path and a URL. */
 const NAME = /^[A-Za-z0-9_][A-Za-z0-9_.-]*(\/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$/;
 const NAME_LENGTH = 200;
 const TENANT = /^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$/;
-/** Who everybody is where no API keys are set up. */
+/** The tenant of all requests if no API keys are set up. */
 export const DEFAULT_TENANT = 'default';
 
 /**
  * The key under which stores know a tenant's repository: `name` for the default tenant, `tenant:name` for others. Names
- * hold no colon, so none of one tenant is one of another. Whatever a client calls a repository passes through here.
- * @throws ServingError invalid_request for what is no name.
+ * hold no colon, so no key belongs to two tenants. Every repository name that a client sends passes through here.
+ * @throws ServingError invalid_request for a text that is not a name.
  */
 export function repoKey(tenant: string, name: string): string {
-  if (!TENANT.test(tenant)) throw new ServingError('config_invalid', `${JSON.stringify(tenant)} is no tenant's name`);
+  if (!TENANT.test(tenant))
+    throw new ServingError(
+      'config_invalid',
+      `${JSON.stringify(tenant)} is not a tenant's name: use letters, digits, "_" and "-", at most 64 characters`,
+    );
   if (name.length > NAME_LENGTH || !NAME.test(name)) {
     throw new ServingError(
       'invalid_request',
       `repository name ${JSON.stringify(name.slice(0, NAME_LENGTH))} must be letters, digits, "_", "-", "." and "/", ` +
-        `no part starting with "." or "-", at most ${NAME_LENGTH} characters`,
+        `with no part starting with "." or "-", and at most ${NAME_LENGTH} characters`,
       { param: 'repo' },
     );
   }
@@ -28,10 +32,10 @@ export function repoKey(tenant: string, name: string): string {
 
 /** The tenant of a key. */
 export const tenantOf = (key: string) => (key.includes(':') ? key.slice(0, key.indexOf(':')) : DEFAULT_TENANT);
-/** What the tenant calls the repository of a key. */
+/** The tenant's own name for the repository of a key. */
 export const nameOf = (key: string) => key.slice(key.indexOf(':') + 1);
 
-/** @throws ServingError invalid_request for what is no key of a repository. */
+/** @throws ServingError invalid_request for a text that is not a key of a repository. */
 export function assertRepoKey(key: string): void {
   repoKey(tenantOf(key), nameOf(key));
 }

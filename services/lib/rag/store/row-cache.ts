@@ -1,19 +1,21 @@
 /**
- * The rows that completions ask for again and again, in memory. A row lies under the hash of its content (and its
- * encoder's fingerprint) and never changes, so what is here is never out of date; which rows make up a version is asked
- * of the store each time.
+ * Keeps in memory the rows that completions ask for again and again. A row's key is the hash of its content (and its
+ * encoder's fingerprint), and a row never changes, so a cached row is never out of date. The store is still asked each
+ * time which rows make up a version.
  */
+import { LRUCache } from 'lru-cache';
 import { metrics } from '../../process/metrics.ts';
 import type { Store } from './store.ts';
 
-/** Ids of one read that goes through the cache. Larger ones load a whole index, and would push everything else out. */
+/** The most ids in a read that uses the cache. A larger read loads a whole index and would evict everything else. */
 const SMALL = 128;
-/** What a row costs besides its text and vector, about, in bytes. */
+/** Memory that an entry or a content takes besides its text and vectors: a rough estimate, in bytes. */
 const OVERHEAD = 400;
 
-/** @param limitBytes of all rows together. */
+/** @param limitBytes for all rows together, in bytes; 0 keeps none. */
 export function withRowCache(store: Store, limitBytes: number): Store {
-  const cache = new LeastRecentlyUsed(limitBytes);
+  // The library wants at least 1 byte. No row is that small, so nothing is kept then either.
+  const cache = new LRUCache<string, object>({ maxSize: Math.max(1, limitBytes) });
 
   async function through<T extends object>(
     scope: string,
@@ -30,7 +32,7 @@ export function withRowCache(store: Store, limitBytes: number): Store {
       for (const [i, value] of (await read(missing)).entries()) {
         if (value === undefined) continue;
         found.set(missing[i] as string, value);
-        cache.set(`${scope}\0${missing[i]}`, value, sizeOf(value) + OVERHEAD);
+        cache.set(`${scope}\0${missing[i]}`, value, { size: sizeOf(value) + OVERHEAD });
       }
     }
     return ids.map((id) => found.get(id));
@@ -58,34 +60,4 @@ export function withRowCache(store: Store, limitBytes: number): Store {
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => store.close(),
   };
-}
-
-class LeastRecentlyUsed {
-  readonly #limit: number;
-  /** In order of use. */
-  readonly #entries = new Map<string, { readonly value: object; readonly size: number }>();
-  #size = 0;
-
-  constructor(limit: number) {
-    this.#limit = limit;
-  }
-
-  get(key: string): object | undefined {
-    const entry = this.#entries.get(key);
-    if (!entry) return undefined;
-    this.#entries.delete(key);
-    this.#entries.set(key, entry);
-    return entry.value;
-  }
-
-  set(key: string, value: object, size: number): void {
-    this.#size += size - (this.#entries.get(key)?.size ?? 0);
-    this.#entries.delete(key);
-    this.#entries.set(key, { value, size });
-    for (const [oldest, entry] of this.#entries) {
-      if (this.#size <= this.#limit) return;
-      this.#entries.delete(oldest);
-      this.#size -= entry.size;
-    }
-  }
 }

@@ -1,6 +1,6 @@
-/** How both stores spell heads, ids, entries and contents as bytes. */
+/** Heads, ids, entries and contents as bytes, in the form that both stores keep. */
 import { ServingError } from '../../process/errors.ts';
-import type { ChunkContent, ChunkEntry, IndexHead, IndexSnapshot, Row } from './store.ts';
+import type { ChunkContent, ChunkEntry, ChunkRow, IndexHead, IndexSnapshot } from './store.ts';
 import { indexHead } from './store.ts';
 import { decodeHalves, encodeHalves } from './vector-codec.ts';
 
@@ -15,7 +15,7 @@ export const packIds = (ids: Iterable<string>) => Buffer.from([...ids].join(''),
 export const idAt = (packed: Buffer, ordinal: number) =>
   packed.toString('hex', ordinal * ID_BYTES, (ordinal + 1) * ID_BYTES);
 
-/** All ids that versions name. @param fingerprint of those that count; all do where it is not given. */
+/** All ids that versions name. @param fingerprint leaves out versions with another fingerprint, if given. */
 export function idsOf(versions: readonly IndexSnapshot[], encoding: 'hex' | 'latin1', fingerprint?: string) {
   const named = new Set<string>();
   for (const { head, ids } of versions) {
@@ -39,7 +39,7 @@ export function decodeHead(repo: string, bytes: Buffer): IndexHead {
   }
 }
 
-/** @throws ServingError store_invalid where head and ids disagree. */
+/** @throws ServingError store_invalid if head and ids disagree. */
 export function assertIds(repo: string, head: IndexHead, ids: Buffer): Buffer {
   if (ids.length !== head.chunks * ID_BYTES) {
     throw invalid(`${ids.length} bytes of chunk ids for ${repo}, whose head names ${head.chunks} chunks`);
@@ -47,7 +47,7 @@ export function assertIds(repo: string, head: IndexHead, ids: Buffer): Buffer {
   return ids;
 }
 
-/** JSON [path, startLine, endLine, "token token …"]: tokens hold no spaces. */
+/** Encodes an entry as JSON [path, startLine, endLine, "token token …"]: tokens hold no spaces. */
 export const encodeEntry = ({ path, startLine, endLine, tokens }: Omit<ChunkEntry, 'id'>) =>
   Buffer.from(JSON.stringify([path, startLine, endLine, tokens.join(' ')]));
 
@@ -66,8 +66,11 @@ export function decodeEntry(id: string, bytes: Buffer): ChunkEntry {
   return { id, path, startLine, endLine, tokens: tokens === '' ? [] : tokens.split(' ') };
 }
 
-/** uint32 bytes of the vector, uint32 bytes of the embedding, both as fp16, the text as UTF-8; little-endian. */
-export function encodeContent({ chunk, vector, embedding }: Row): Buffer {
+/**
+ * Encodes a content, little-endian: the sizes of vector and embedding in bytes (two uint32), the vector and the
+ * embedding as fp16, the text as UTF-8.
+ */
+export function encodeContent({ chunk, vector, embedding }: ChunkRow): Buffer {
   const halves = [vector, embedding ?? new Float32Array(0)].map(encodeHalves);
   const sizes = Buffer.allocUnsafe(SIZES_BYTES);
   for (const [i, { length }] of halves.entries()) sizes.writeUInt32LE(length, 4 * i);
@@ -91,12 +94,12 @@ export function decodeContent(id: string, bytes: Buffer): ChunkContent {
 }
 
 /**
- * The fingerprint under which rows lie that also hold the encoder's embedding: an index that comes to want embeddings
- * finds none of its rows stored, and encodes them again.
+ * The fingerprint of rows that also hold the encoder's embedding. It differs from that of rows without, so an index
+ * that begins to need embeddings finds none of its rows stored and encodes them again.
  */
 export const withEmbeddings = (fingerprint: string) => `${contextFingerprint(fingerprint)}${WITH_EMBEDDINGS}`;
 
-/** The fingerprint of encoder and projector in that of rows. */
+/** The fingerprint of encoder and projector, from that of rows. */
 export const contextFingerprint = (fingerprint: string) =>
   holdsEmbeddings(fingerprint) ? fingerprint.slice(0, -WITH_EMBEDDINGS.length) : fingerprint;
 

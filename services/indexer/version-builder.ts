@@ -1,50 +1,30 @@
 /**
- * One index run: sources → chunks → vectors → store. Chunks that are stored with this encoder's fingerprint are not
- * encoded again; readers see the new version when all of it is there, and the old one until then.
+ * The next version of an index in the making: which chunks it has, which of them must be encoded and written, and the
+ * head that makes it the version readers see.
  */
 import { createHash } from 'node:crypto';
 import { ServingError } from '../lib/process/errors.ts';
-import { metrics } from '../lib/process/metrics.ts';
 import { type Chunk, type Chunking, chunkFile } from '../lib/rag/chunk.ts';
 import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode/encode.ts';
 import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever-name.ts';
 import { idAt, packIds } from '../lib/rag/store/row.ts';
 import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
 import { languageOf, noSkips, type SkipCounts } from './selection.ts';
-import { type Sources, treeSources } from './sources.ts';
+import type { Sources } from './sources.ts';
 
 export interface IndexOptions extends Chunking {
   readonly maxFileBytes: number;
-  /** What searches the index where a request does not say. The encoder must keep embeddings for dense and fused. */
+  /** The index's retriever, for requests that name none. The encoder must keep embeddings for dense and fused. */
   readonly retriever?: RetrieverName;
 }
 
 export interface IndexProgress {
-  /** Files listed, and those of them read so far. */
+  /** Files listed, and how many of them have been read. */
   readonly files: number;
   readonly filesRead: number;
-  /** Chunks so far; of these newly encoded. */
+  /** Chunks so far, and how many of them were newly encoded. */
   readonly chunks: number;
   readonly embedded: number;
-}
-
-export interface IndexReport {
-  readonly repo: string;
-  readonly version: string;
-  readonly fingerprint: string;
-  /** False where the stored version was this one already. */
-  readonly changed: boolean;
-  /** Files that gave chunks or were blank (of a change set: those of the changed ones); files left out, by reason. */
-  readonly files: number;
-  readonly skipped: Readonly<SkipCounts>;
-  readonly chunks: number;
-  readonly embedded: number;
-  readonly reused: number;
-  /** Of those embedded: to be read by their syntax tree, and read by source because they do not parse. */
-  readonly unparsed: number;
-  /** Chunks of versions before the one that was replaced, or of runs that broke off, that are gone now. */
-  readonly removed: number;
-  readonly seconds: number;
 }
 
 export interface IndexJob {
@@ -58,69 +38,10 @@ export interface IndexJob {
   readonly signal?: AbortSignal;
 }
 
-/** Chunks that are encoded and stored at a time: enough to sort by length, little enough to show progress. */
+/** Chunks that are encoded and stored at a time: enough to sort them by length, few enough to show progress. */
 const BATCH = 256;
-/** How long a dead indexer keeps others out. */
-const LOCK_TTL_MS = 15_000;
 
-/** Indexes a working tree. Errors as of {@link indexSources}. */
-export async function indexRepository(job: Omit<IndexJob, 'sources'> & { readonly dir: string }): Promise<IndexReport> {
-  return indexSources({ ...job, sources: await treeSources(job.dir, job.options.maxFileBytes) });
-}
-
-/**
- * Indexes a repository, or brings changes into the index of one.
- * @throws ServingError invalid_request, index_locked, store_unavailable, or what the encoder throws; for changes also
- *   repo_not_found, index_moved, store_invalid; the signal's reason. The version that was served before is served on.
- */
-export async function indexSources(job: IndexJob): Promise<IndexReport> {
-  try {
-    const report = await runIndex(job);
-    metrics.indexRuns.inc({ outcome: 'ok' });
-    metrics.indexedChunks.inc({ outcome: 'embedded' }, report.embedded);
-    metrics.indexedChunks.inc({ outcome: 'reused' }, report.reused);
-    metrics.indexedChunks.inc({ outcome: 'removed' }, report.removed);
-    for (const [reason, count] of Object.entries(report.skipped)) metrics.skippedFiles.inc({ reason }, count);
-    return report;
-  } catch (error) {
-    metrics.indexRuns.inc({ outcome: ServingError.from(error).code });
-    throw error;
-  }
-}
-
-async function runIndex(job: IndexJob): Promise<IndexReport> {
-  const startedAt = performance.now();
-  const writer = await job.store.lock(job.repo, LOCK_TTL_MS);
-  try {
-    const run = new IndexRun(job, writer, await writer.stored(job.encoder.fingerprint));
-    await run.keepUnchanged();
-    await run.readAll();
-    const { version, changed, replaced } = await run.publish();
-    // Readers go on with what was replaced until they have loaded the new version: its chunks go with the next run.
-    const removed = await writer.sweep(replaced);
-    const { files, skipped, embedded, reused, unparsed } = run;
-    return {
-      repo: job.repo,
-      version,
-      fingerprint: job.encoder.fingerprint,
-      changed,
-      files,
-      skipped,
-      chunks: embedded + reused,
-      embedded,
-      reused,
-      unparsed,
-      removed,
-      seconds: (performance.now() - startedAt) / 1000,
-    };
-  } finally {
-    // Where the store has gone, the lock goes by its time to live.
-    await writer.release().catch(() => {});
-  }
-}
-
-/** What one run has counted and not yet written. */
-class IndexRun {
+export class VersionBuilder {
   files = 0;
   reused = 0;
   unparsed = 0;
@@ -128,13 +49,13 @@ class IndexRun {
   readonly #job: IndexJob;
   readonly #writer: IndexWriter;
   readonly #stored: ReadonlySet<string>;
-  /** Chunks of the version in the making; those of one file in the order of their lines. */
+  /** Chunks of the new version. Those of one file are in the order of their lines. */
   readonly #chunks: { readonly id: string; readonly path: string }[] = [];
   #pending: Chunk[] = [];
   /** Ids of the chunks that this run has encoded and written. */
   readonly #written: string[] = [];
 
-  /** @param stored ids of chunks that need no encoding. */
+  /** @param stored ids of chunks that are stored with this encoder's vectors and need no encoding. */
   constructor(job: IndexJob, writer: IndexWriter, stored: ReadonlySet<string>) {
     this.#job = job;
     this.#writer = writer;
@@ -146,7 +67,7 @@ class IndexRun {
     return this.#written.length;
   }
 
-  /** Of a change set: takes over the chunks of all other files from the current version. */
+  /** For a change set: takes over the chunks of all other files from the current version. */
   async keepUnchanged(): Promise<void> {
     const { repo, sources, store, signal } = this.#job;
     if (!sources.replaced) return;
@@ -154,11 +75,12 @@ class IndexRun {
     for (let start = 0; start < head.chunks; start += BATCH) {
       signal?.throwIfAborted();
       const wanted = Array.from({ length: Math.min(BATCH, head.chunks - start) }, (_, i) => idAt(ids, start + i));
-      const entries = whole(repo, await store.entries(repo, wanted));
+      const entries = assertNoneLost(repo, await store.entries(repo, wanted));
       const kept = entries.filter((entry) => !sources.replaced?.has(entry.path));
-      // Of another encoder, or lost: encoded again from the text that is stored beside the old vector.
+      // Chunks whose vectors are lost, or another encoder's, are encoded again from the text stored with the old
+      // vector.
       const bare = kept.filter((entry) => !this.#stored.has(entry.id)).map((entry) => entry.id);
-      const contents = whole(repo, await store.contents(repo, head.fingerprint, bare));
+      const contents = assertNoneLost(repo, await store.contents(repo, head.fingerprint, bare));
       const texts = new Map(contents.map(({ text }, i) => [bare[i], text]));
       for (const entry of kept) await this.#add({ ...entry, text: texts.get(entry.id) ?? '' }, 0);
     }
@@ -179,6 +101,7 @@ class IndexRun {
     return base;
   }
 
+  /** Reads, chunks and encodes all sources. */
   async readAll(): Promise<void> {
     const { sources, options, signal } = this.#job;
     for (const [i, path] of sources.paths.entries()) {
@@ -219,13 +142,6 @@ class IndexRun {
     this.unparsed += encoded.filter(({ fellBack }) => fellBack).length;
   }
 
-  /** By path, then line: chunks that were kept and chunks that are new are of different files. */
-  #inOrder() {
-    return this.#job.sources.replaced
-      ? this.#chunks.toSorted((a, b) => (a.path < b.path ? -1 : Number(a.path > b.path)))
-      : this.#chunks;
-  }
-
   #progress(filesRead: number): void {
     this.#job.onProgress?.({
       files: this.#job.sources.paths.length,
@@ -236,19 +152,9 @@ class IndexRun {
   }
 
   /**
-   * What a server has acknowledged may be gone when another takes its place, or when it comes back from its last snapshot.
-   * @throws ServingError store_unavailable.
+   * Makes this the version that readers see, unless it is that already.
+   * @returns the version that was replaced, if any.
    */
-  async #assertStored(): Promise<void> {
-    const { repo, store, signal } = this.#job;
-    for (let start = 0; start < this.#written.length; start += BATCH) {
-      signal?.throwIfAborted();
-      const entries = await store.entries(repo, this.#written.slice(start, start + BATCH));
-      if (entries.every((entry) => entry !== undefined)) continue;
-      throw new ServingError('store_unavailable', `the store lost chunks of ${repo} that this run wrote (a failover?)`);
-    }
-  }
-
   async publish(): Promise<{ version: string; changed: boolean; replaced?: IndexSnapshot | undefined }> {
     const { repo, store, encoder, options, signal } = this.#job;
     signal?.throwIfAborted();
@@ -273,9 +179,31 @@ class IndexRun {
     await this.#writer.publish({ head, ids });
     return { version, changed: true, replaced };
   }
+
+  /**
+   * Reads back what this run wrote: what a server has acknowledged may be gone when a replica takes its place, or when
+   * it comes back from its last snapshot.
+   * @throws ServingError store_unavailable.
+   */
+  async #assertStored(): Promise<void> {
+    const { repo, store, signal } = this.#job;
+    for (let start = 0; start < this.#written.length; start += BATCH) {
+      signal?.throwIfAborted();
+      const entries = await store.entries(repo, this.#written.slice(start, start + BATCH));
+      if (entries.every((entry) => entry !== undefined)) continue;
+      throw new ServingError('store_unavailable', `the store lost chunks of ${repo} that this run wrote (a failover?)`);
+    }
+  }
+
+  /** By path, then by line. Chunks that were kept and chunks that are new belong to different files. */
+  #inOrder() {
+    return this.#job.sources.replaced
+      ? this.#chunks.toSorted((a, b) => (a.path < b.path ? -1 : Number(a.path > b.path)))
+      : this.#chunks;
+  }
 }
 
-/** The number of files that chunks in order are of, and their languages. */
+/** The number of files that chunks in order belong to, and their languages. */
 function filesOf(chunks: readonly { readonly path: string }[]): Pick<IndexHead, 'files' | 'languages'> {
   const paths = chunks.filter(({ path }, i) => path !== chunks[i - 1]?.path).map(({ path }) => path);
   const counts = new Map<string, number>();
@@ -283,13 +211,13 @@ function filesOf(chunks: readonly { readonly path: string }[]): Pick<IndexHead, 
   return { files: paths.length, languages: Object.fromEntries([...counts].sort(([a], [b]) => (a < b ? -1 : 1))) };
 }
 
-/** @throws ServingError store_invalid where some are missing. */
-function whole<T>(repo: string, rows: readonly (T | undefined)[]): T[] {
+/** @throws ServingError store_invalid if some are missing. */
+function assertNoneLost<T>(repo: string, rows: readonly (T | undefined)[]): T[] {
   if (rows.every((row) => row !== undefined)) return rows as T[];
   throw new ServingError('store_invalid', `the index of ${repo} has lost chunks: changes cannot be brought into it`);
 }
 
-/** An index that cannot be read is one to be replaced. */
+/** The version that readers see; undefined if there is none, or none that can be read: it is replaced then. */
 async function published(store: Store, repo: string): Promise<IndexSnapshot | undefined> {
   try {
     return await store.snapshot(repo);

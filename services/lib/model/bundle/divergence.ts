@@ -1,6 +1,6 @@
 /**
- * What quantisation costs: an exported language model against the same one in 32-bit floats, on given token sequences.
- * The engine is handed in, since it is built on this room.
+ * Measures what quantisation costs: compares an exported language model with the same model in 32-bit floats, on given
+ * token sequences. The caller passes the engine in, because the engine is built on this room.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
@@ -10,17 +10,17 @@ import { buildDecoder } from '../graph/decoder.ts';
 import { writeModel } from '../graph/onnx.ts';
 import { type Bundle, floatsOf } from './bundle.ts';
 
-/** Paths of the decoder graph for prompts and of the one for decoding; they may be the same. */
+/** Paths of the decoder graphs for prompts and for decoding, which may be the same. */
 export interface GraphPair {
   readonly prompt: string;
   readonly decode: string;
-  /** What they compute in. */
+  /** The type in which both compute. */
   readonly floats: 'float32' | 'float16';
 }
 
 /**
- * Decoder graphs that are loaded. Of each sequence, the first half is computed as a prompt and the second token by token,
- * as a completion is, so that what is measured includes KV of the one continued by the other.
+ * Loaded decoder graphs. The first half of each sequence is computed as a prompt and the second half token by token,
+ * like a completion, so that the measure includes KV of one graph continued by the other.
  */
 export interface LogitsRunner {
   /** Logits after every position of one sequence: [ids, vocab]. */
@@ -29,18 +29,18 @@ export interface LogitsRunner {
 }
 
 export interface Divergence {
-  /** Kullback-Leibler divergence of the exported model's next-token distribution from the reference, in nats. */
+  /** Kullback-Leibler divergence of the exported model's next-token distribution from the reference's, in nats. */
   readonly klMean: number;
   readonly klP99: number;
-  /** Share of positions where both find the same token most likely. */
+  /** Share of positions at which both models find the same token most likely. */
   readonly top1Agreement: number;
-  /** Positions compared. */
+  /** Number of positions compared. */
   readonly positions: number;
 }
 
-export interface VerifyOptions {
+interface DivergenceOptions {
   readonly bundle: Bundle;
-  /** Hugging Face folder that the bundle was made from. */
+  /** The Hugging Face folder from which the bundle was made. */
   readonly llm: string;
   /** Token ids of real code, each sequence within the bundle's positions. */
   readonly sequences: readonly (readonly number[])[];
@@ -49,14 +49,19 @@ export interface VerifyOptions {
 }
 
 /**
- * Compares a bundle's language model with a fresh export in 32-bit floats, made beside it and
- * removed again.
- * @throws ServingError config_invalid without sequences, checkpoint_invalid, runtime_failed; the signal's reason
+ * Compares a bundle's language model with a fresh export in 32-bit floats, which is made beside it and removed again.
+ * @throws ServingError config_invalid without sequences; checkpoint_invalid; runtime_failed; the signal's reason.
  */
-export async function verifyExport({ bundle, llm, sequences, open, signal }: VerifyOptions): Promise<Divergence> {
+export async function measureDivergence({
+  bundle,
+  llm,
+  sequences,
+  open,
+  signal,
+}: DivergenceOptions): Promise<Divergence> {
   if (sequences.every((ids) => ids.length === 0))
-    throw new ServingError('config_invalid', 'no code to verify the export on');
-  // Beside the bundle: a disk that held the model once has room for it again, which a temporary folder may not.
+    throw new ServingError('config_invalid', 'there is no code to compare the models on');
+  // The disk of the bundle has held the model once and probably has room for it again; a temporary folder may not.
   const work = await mkdtemp(join(dirname(resolve(bundle.dir)), '.verify-'));
   const runners: LogitsRunner[] = [];
   try {
@@ -77,7 +82,7 @@ export async function verifyExport({ bundle, llm, sequences, open, signal }: Ver
 async function compare(
   reference: LogitsRunner,
   candidate: LogitsRunner,
-  sequences: VerifyOptions['sequences'],
+  sequences: DivergenceOptions['sequences'],
   vocab: number,
   signal?: AbortSignal,
 ): Promise<Divergence> {
@@ -103,7 +108,7 @@ async function compare(
   };
 }
 
-/** Logits [vocab] of both models after one position. */
+/** Compares the logits [vocab] of both models after one position. */
 export function comparePosition(reference: Float32Array, candidate: Float32Array): { kl: number; sameTop: boolean } {
   const p = summary(reference);
   const q = summary(candidate);
@@ -115,7 +120,7 @@ export function comparePosition(reference: Float32Array, candidate: Float32Array
   return { kl: Math.max(0, kl), sameTop: p.top === q.top };
 }
 
-/** Index of the largest logit, and the logarithm of the sum of exponentials. */
+/** The index of the largest logit, and the logarithm of the sum of exponentials. */
 function summary(logits: Float32Array): { top: number; logSum: number } {
   let top = 0;
   for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[top]!) top = i;

@@ -1,4 +1,4 @@
-/** `llavacode index`: indexes a working tree in this process, once or, with --watch, again whenever it changes. */
+/** `llavacode index`: indexes a working tree in this process, once, or with --watch again whenever it changes. */
 import { openBundle } from '../lib/model/bundle/bundle.ts';
 import type { ServingError } from '../lib/process/errors.ts';
 import { interruption } from '../lib/process/interrupt.ts';
@@ -7,12 +7,13 @@ import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
 import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
 import { repoKey } from '../lib/rag/store/repo-key.ts';
-import { type IndexProgress, type IndexReport, indexSources } from './index-repository.ts';
+import { type IndexReport, indexSources } from './index-run.ts';
 import type { IndexConfig } from './settings.ts';
 import { treeIndexer } from './tree-indexer.ts';
+import type { IndexProgress } from './version-builder.ts';
 import { watchTree } from './watch.ts';
 
-export interface IndexCommand {
+interface IndexCommand {
   readonly tenant: string;
   /** The tenant's name for the repository. */
   readonly repo: string;
@@ -22,7 +23,7 @@ export interface IndexCommand {
 
 /**
  * @returns the report of the last run.
- * @throws ServingError; Interrupted: the version that was served before is served on.
+ * @throws ServingError; Interrupted. The version that was served before stays.
  */
 export async function runIndex(
   config: IndexConfig,
@@ -48,7 +49,9 @@ export async function runIndex(
     });
     if (watch) {
       const onFailure = ({ message, kind }: ServingError) =>
-        progress.warn(kind.retryable ? `${message}; trying again` : `some changes may go unseen: ${message}`);
+        progress.warn(
+          kind.retryable ? `${message}; trying again` : `changes in part of the tree may go unseen: ${message}`,
+        );
       await watchTree({ dir, index, onFailure, signal: stop });
     } else await index();
     return report;
@@ -60,6 +63,7 @@ export async function runIndex(
   }
 }
 
+/** Characters of the progress bar. */
 const BAR = 24;
 
 const showProgress =

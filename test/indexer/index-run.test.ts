@@ -3,20 +3,21 @@ import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { type IndexProgress, indexRepository } from '../../services/indexer/index-repository.ts';
 import { noSkips } from '../../services/indexer/selection.ts';
-import { listSources, readSource } from '../../services/indexer/sources.ts';
+import { listSources, treeSources } from '../../services/indexer/sources.ts';
+import type { IndexProgress } from '../../services/indexer/version-builder.ts';
 import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode/encode.ts';
 import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { idAt, withEmbeddings } from '../../services/lib/rag/store/row.ts';
 import type { Store } from '../../services/lib/rag/store/store.ts';
+import { indexTree } from '../support/index-tree.ts';
 
 const REPO = 'acme/shop';
 const OPTIONS = { chunkLines: 10, chunkStride: 5, maxFileBytes: 10_000 };
 const SIGNAL = new AbortController().signal;
 
-/** An encoder that remembers what it was asked; a vector is the length of its text. */
+/** An encoder that records its calls. A vector is the length of its text. */
 class FakeEncoder implements ContextEncoder {
   readonly fingerprint: string;
   readonly hidden = 2;
@@ -59,11 +60,11 @@ async function files(contents: Record<string, string | Uint8Array>) {
 const python = (name: string, lines: number) =>
   Array.from({ length: lines }, (_, i) => `${name}_${i} = compute_${name}(${i})`).join('\n');
 
-const index = (encoder: ContextEncoder, more: Partial<Parameters<typeof indexRepository>[0]> = {}) =>
-  indexRepository({ repo: REPO, dir, store, encoder, options: OPTIONS, ...more });
+const index = (encoder: ContextEncoder, more: Partial<Parameters<typeof indexTree>[0]> = {}) =>
+  indexTree({ repo: REPO, dir, store, encoder, options: OPTIONS, ...more });
 
 describe('an index run', () => {
-  test('stores every chunk with its vector, in the order of (path, line)', async () => {
+  test('an index run stores every chunk with its vector, in the order of (path, line)', async () => {
     await files({ 'b.py': python('b', 12), 'a/z.py': python('z', 10), 'a.py': '\n\n' });
     const report = await index(new FakeEncoder());
     expect(report).toMatchObject({
@@ -96,7 +97,7 @@ describe('an index run', () => {
     }
   });
 
-  test('changes nothing when it is run twice', async () => {
+  test('a second run over the same tree changes nothing', async () => {
     await files({ 'a.py': python('a', 40), 'b.py': python('b', 40) });
     const encoder = new FakeEncoder();
     const first = await index(encoder);
@@ -114,7 +115,7 @@ describe('an index run', () => {
     expect(await store.head(REPO)).toEqual(head);
   });
 
-  test('encodes what changed, removes what vanished a run later, and comes back to the same version with the same content', async () => {
+  test('a run encodes what changed, removes one run later what vanished, and the same content has the same version again', async () => {
     await files({ 'a.py': python('a', 10), 'b.py': python('b', 10), 'c.py': python('c', 10) });
     const encoder = new FakeEncoder();
     const first = await index(encoder);
@@ -129,7 +130,7 @@ describe('an index run', () => {
     expect((await index(encoder)).version).toBe(first.version);
   });
 
-  test('whoever holds the old version in memory reads it on while the next one is loaded', async () => {
+  test('a reader that holds the old version in memory can still read its rows while it loads the next one', async () => {
     await files({ 'a.py': python('a', 10), 'b.py': python('b', 10) });
     const first = await index(new FakeEncoder());
     const retrieval = createRetrieval(store, { queryLines: 10 });
@@ -139,7 +140,7 @@ describe('an index run', () => {
     expect(await ask()).toBe(first.version);
     await files({ 'a.py': `${python('a', 9)}\nchanged` });
     const second = await index(new FakeEncoder('e'.repeat(64)));
-    // What loads an index begins with its snapshot: it takes its time.
+    // Loading an index begins with its snapshot, which this store delays.
     const snapshot = store.snapshot.bind(store);
     let load = () => {};
     const loading = new Promise<void>((resolve) => {
@@ -154,7 +155,7 @@ describe('an index run', () => {
     await expect.poll(ask).toBe(second.version);
   });
 
-  test('encodes all again for another encoder, and drops the old vectors a run later', async () => {
+  test('with another encoder all chunks are encoded again, and the old vectors are dropped one run later', async () => {
     await files({ 'a.py': python('a', 20) });
     await index(new FakeEncoder());
     const other = new FakeEncoder('e'.repeat(64));
@@ -164,7 +165,7 @@ describe('an index run', () => {
     expect(await index(new FakeEncoder())).toMatchObject({ embedded: 3 });
   });
 
-  test('serves the old version while another encoder makes the new one, and then that at once', async () => {
+  test('the old version is served while another encoder makes the new one, which is then served at once', async () => {
     await files({ 'a.py': python('a', 40), 'b.py': python('b', 2_000).slice(0, 9_000) });
     const first = await index(new FakeEncoder());
     const retrieval = createRetrieval(store, { queryLines: 10 });
@@ -187,7 +188,7 @@ describe('an index run', () => {
     expect((await retrieval.retrieve(asked, SIGNAL)).fingerprint).toBe('e'.repeat(64));
   });
 
-  test('names its retriever, and encodes anew for one that compares embeddings', async () => {
+  test('an index names its retriever, and is encoded anew for one that compares embeddings', async () => {
     await files({ 'a.py': python('a', 20), 'notes.md': 'words' });
     const first = await index(new FakeEncoder());
     expect((await store.head(REPO))?.retriever).toBe('jaccard');
@@ -209,7 +210,7 @@ describe('an index run', () => {
     expect(content?.embedding?.[0]).toBeCloseTo(0.6, 3);
   });
 
-  test('publishes an empty version of an empty tree', async () => {
+  test('an empty tree is published as an empty version', async () => {
     expect(await index(new FakeEncoder())).toMatchObject({ changed: true, files: 0, chunks: 0 });
     const found = await createRetrieval(store, { queryLines: 10 }).retrieve(
       { repo: REPO, before: 'a', after: '', topK: 10 },
@@ -218,7 +219,7 @@ describe('an index run', () => {
     expect(found.chunks).toEqual([]);
   });
 
-  test('serves the old version when it breaks off, and goes on from where it was', async () => {
+  test('after a run that broke off the old version is served, and the next run goes on from there', async () => {
     await files({ 'a.py': python('a', 10) });
     const first = await index(new FakeEncoder());
     await files({
@@ -240,7 +241,7 @@ describe('an index run', () => {
     expect(broken.texts.length).toBeGreaterThan(0);
   });
 
-  test('publishes nothing where the store lost what was written, and mends it when it is run again', async () => {
+  test('a run whose rows the store has lost publishes nothing, and the next run writes them again', async () => {
     await files({ 'a.py': python('a', 30) });
     const lock = store.lock.bind(store);
     store.lock = async (...args) => {
@@ -255,7 +256,7 @@ describe('an index run', () => {
     expect(await index(new FakeEncoder())).toMatchObject({ chunks: 5, embedded: 1 });
   });
 
-  test('stops at its signal and leaves no lock behind', async () => {
+  test('a run stops at its signal and leaves no lock behind', async () => {
     await files({ 'a.py': python('a', 10), 'b.py': python('b', 10) });
     const abort = new AbortController();
     const onProgress = () => abort.abort(new Error('stopped by hand'));
@@ -264,13 +265,13 @@ describe('an index run', () => {
     expect(await index(new FakeEncoder())).toMatchObject({ changed: true, chunks: 2 });
   });
 
-  test('refuses a repository that another one is indexing', async () => {
+  test('a repository that another run is indexing is refused', async () => {
     const writer = await store.lock(REPO, 30_000);
     await expect(index(new FakeEncoder())).rejects.toMatchObject({ code: 'index_locked' });
     await writer.release();
   });
 
-  test('replaces an index that cannot be read', async () => {
+  test('an index that cannot be read is replaced', async () => {
     await files({ 'a.py': python('a', 10) });
     const writer = await store.lock(REPO, 30_000);
     const head = {
@@ -290,7 +291,7 @@ describe('an index run', () => {
     expect((await store.head(REPO))?.version).toBe(report.version);
   });
 
-  test('tells how far it is', async () => {
+  test('a run reports its progress', async () => {
     await files({ 'a.py': python('a', 10), 'b.bin': new Uint8Array([0]), 'c.py': python('c', 15) });
     const seen: IndexProgress[] = [];
     await index(new FakeEncoder(), { onProgress: (progress) => seen.push(progress) });
@@ -300,7 +301,7 @@ describe('an index run', () => {
 });
 
 describe('sources', () => {
-  test('skips what is no text, with counts by reason', async () => {
+  test('files that are not text are skipped, and counted by reason', async () => {
     await files({
       'ok.py': 'x = 1',
       'bom.py': new Uint8Array([0xef, 0xbb, 0xbf, 0x79, 0x20, 0x3d, 0x20, 0x32]),
@@ -323,16 +324,16 @@ describe('sources', () => {
     expect(encoder.texts.sort()).toEqual(['odd = name', 'x = 1', 'y = 2']);
   });
 
-  test('counts what it may not read', async () => {
+  test('files and folders that may not be read are counted', async () => {
     await files({ 'gone.py': 'x = 1', 'kept.py': 'y = 2' });
-    const { paths } = await listSources(dir);
-    expect(paths).toEqual(['gone.py', 'kept.py']);
+    const sources = await treeSources(dir, 100);
+    expect(sources.paths).toEqual(['gone.py', 'kept.py']);
     await rm(join(dir, 'gone.py'));
-    expect(await readSource(dir, 'gone.py', 100)).toEqual({ skipped: 'unreadable' });
-    expect(await readSource(dir, 'kept.py', 100)).toEqual({ text: 'y = 2' });
+    expect(await sources.read('gone.py')).toEqual({ skipped: 'unreadable' });
+    expect(await sources.read('kept.py')).toEqual({ text: 'y = 2' });
   });
 
-  test('respects .gitignore, nested ones too, and leaves out dot files and dependencies', async () => {
+  test('.gitignore files are respected, nested ones too, and dot files and dependencies are left out', async () => {
     await files({
       '.gitignore': '*.log\nbuild/\n!keep.log\n/top.py',
       'a.log': 'x',
@@ -358,12 +359,12 @@ describe('sources', () => {
     ]);
   });
 
-  test('come in one stable order', async () => {
+  test('sources come in one stable order', async () => {
     await files({ 'b/a.py': 'x', 'B.py': 'x', 'a.py': 'x', 'a/b.py': 'x', 'é.py': 'x', 'a-b.py': 'x' });
     expect((await listSources(dir)).paths).toEqual(['B.py', 'a-b.py', 'a.py', 'a/b.py', 'b/a.py', 'é.py']);
   });
 
-  test('must be a directory', async () => {
+  test('a path to index must be a directory', async () => {
     await files({ 'a.py': 'x' });
     for (const path of ['a.py', 'missing']) {
       await expect(index(new FakeEncoder(), { dir: join(dir, path) })).rejects.toMatchObject({
