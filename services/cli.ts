@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
- * The `llavacode` command: which words start what. A word's code and options are loaded when that word is given, so that
- * `--help` is quick and a service's process holds nothing of the other services.
+ * The `llavacode` command: which words start what. A word's code and options are loaded when that word is given, so
+ * that `--help` is quick and a service's process holds nothing of the other services.
  */
 import { readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
@@ -176,7 +176,10 @@ async function buildSynth(command: Command): Promise<void> {
     });
 }
 
-/** Adds the flags of a table, and --config. What is not given as a flag comes from LLAVACODE_*, the file or the default. */
+/**
+ * Adds the flags of a table, and --config. What is not given as a flag comes from LLAVACODE_*, the file or the
+ * default.
+ */
 async function withSettings(command: Command, table: SettingsTable): Promise<Command> {
   const [{ flagName }, { SETTINGS }] = await Promise.all([import('./lib/process/config.ts'), import('./settings.ts')]);
   for (const [setting, type] of Object.entries<z.ZodType>({ config: SETTINGS.config, ...table })) {

@@ -19,8 +19,8 @@ export interface Places {
 /**
  * Checks every path and address that the system will need, and keeps the data folder for this process.
  * @returns gives the data folder free again.
- * @throws ServingError path_unusable, address_in_use, address_unusable, store_unavailable, config_invalid; each names the
- *   setting, its value and the reason.
+ * @throws ServingError path_unusable, address_in_use, address_unusable, store_unavailable, config_invalid; each names
+ *   the setting, its value and the reason.
  */
 export async function checkPlaces({ host, port, data, store, index }: Places): Promise<() => Promise<void>> {
   for (const dir of index) await assertFolder(`--index ${dir}`, dir);

@@ -65,7 +65,8 @@ export const UP_SETTINGS = {
 export type UpConfig = ConfigOf<typeof UP_SETTINGS>;
 
 /**
- * The settings of a whole system. Where nobody says otherwise it serves the model that ships, with a store in its folder.
+ * The settings of a whole system. Where nobody says otherwise it serves the model that ships, with a store in its
+ * folder.
  * @throws ServingError config_invalid
  */
 export function loadUpConfig(

@@ -56,7 +56,7 @@ const ENTRY_POINTS = [
   'services/colocated/main.ts',
   'services/indexer/main.ts',
 ];
-const MAX_COLUMNS = 230;
+const MAX_COLUMNS = 120;
 
 interface Source {
   /** From the repository's root, with slashes. */

@@ -46,8 +46,8 @@ export function omitSettings<T extends SettingsTable, K extends string>(
 
 /**
  * The settings of `table`, frozen. An empty variable counts as not set, since docker compose passes those on.
- * @throws ServingError config_invalid, listing every problem: bad values, missing ones, broken rules, and variables under
- *   our prefix that name no setting.
+ * @throws ServingError config_invalid, listing every problem: bad values, missing ones, broken rules, and variables
+ *   under our prefix that name no setting.
  */
 export function readConfig<T extends SettingsTable>(table: T, sources: ConfigSources): ConfigOf<T> {
   const { flags = {}, file = {}, known, rules = [] } = sources;
@@ -80,9 +80,9 @@ export function didYouMean(name: string, names: readonly string[]): string {
 }
 
 /**
- * The variables that Kubernetes (and Docker's links) give every container for each service of its namespace: for a service
- * called llavacode or llavacode-gateway they begin with our prefix, and LLAVACODE_PORT is `tcp://10.0.0.1:8000`.
- * https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+ * The variables that Kubernetes (and Docker's links) give every container for each service of its namespace: for a
+ * service called llavacode or llavacode-gateway they begin with our prefix, and LLAVACODE_PORT is
+ * `tcp://10.0.0.1:8000`. https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
  */
 const SERVICE_LINK = /_SERVICE_(?:HOST|PORT(?:_\w+)?)$|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?$/;
 const isServiceLink = (name: string, value: string | undefined) =>

@@ -34,7 +34,8 @@ export function allowedCpus(): number[] {
 }
 
 /**
- * Divides cores into one run for each worker. Runs do not overlap and are equally long, or the first ones one core longer.
+ * Divides cores into one run for each worker. Runs do not overlap and are equally long, or the first ones one core
+ * longer.
  * @throws ServingError config_invalid where there are fewer cores than workers.
  */
 export function divideCpus(cpus: readonly number[], workers: number): number[][] {

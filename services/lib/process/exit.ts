@@ -8,9 +8,9 @@ const EXIT_LIMIT_MS = 5_000;
 const POLL_MS = 100;
 
 /**
- * Makes sure that this process is gone soon after it has begun to exit. `process.exit` joins the threads of libuv's pool,
- * and a thread that waits inside a native library (lmdb's writer on a full disk) never comes back. A shell waits beside the
- * process and kills it then; it does nothing where the process is no longer its parent.
+ * Makes sure that this process is gone soon after it has begun to exit. `process.exit` joins the threads of libuv's
+ * pool, and a thread that waits inside a native library (lmdb's writer on a full disk) never comes back. A shell
+ * waits beside the process and kills it then; it does nothing where the process is no longer its parent.
  */
 export function killIfExitHangs(limitMs = EXIT_LIMIT_MS): void {
   process.once('exit', () => {
@@ -26,8 +26,9 @@ export function killIfExitHangs(limitMs = EXIT_LIMIT_MS): void {
 }
 
 /**
- * A signal that is aborted when the process that started this one is gone, or the one that started that one: `npm start`
- * and `npx` run a command in a shell, end on a signal and pass nothing on. Never aborted on systems without /proc.
+ * A signal that is aborted when the process that started this one is gone, or the one that started that one: `npm
+ * start` and `npx` run a command in a shell, end on a signal and pass nothing on. Never aborted on systems without
+ * /proc.
  * @param reason the reason of the abort.
  */
 export function orphaned(reason: unknown): AbortSignal {

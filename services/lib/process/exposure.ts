@@ -33,9 +33,9 @@ export function assertGuarded({ host, insecureListen }: Exposure, guarded: boole
 }
 
 /**
- * The host:port under which others reach a service that listens at `listening`. It is the operator's `advertise`, or else
- * the address itself. For an address that means all addresses of the machine it is the first that is not loopback, which
- * in a container or pod is its own.
+ * The host:port under which others reach a service that listens at `listening`. It is the operator's `advertise`, or
+ * else the address itself. For an address that means all addresses of the machine it is the first that is not
+ * loopback, which in a container or pod is its own.
  */
 export function reachableAddress(
   listening: string,

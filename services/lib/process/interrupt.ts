@@ -13,7 +13,9 @@ export class Interrupted extends Error {
   }
 }
 
-/** A second signal later than this is a person who does not want to wait; an earlier one is npm passing on the first. */
+/**
+ * A second signal later than this is a person who does not want to wait; an earlier one is npm passing on the first.
+ */
 export const IMPATIENCE_MS = 1_000;
 
 /** A signal that is aborted, with {@link Interrupted} as its reason, when the command is to stop. */

@@ -58,13 +58,18 @@ export class Lifecycle {
     return this.#drain.signal;
   }
 
-  /** A signal for a stop step that waits. It is aborted when a tenth of the drain's time is left for the later steps. */
+  /**
+   * A signal for a stop step that waits. It is aborted when a tenth of the drain's time is left for the later steps.
+   */
   get almostOver(): AbortSignal {
     const sinceMs = performance.now() - this.#drainingSinceMs;
     return AbortSignal.timeout(Math.max(0, Math.floor(this.#drainTimeoutMs * 0.9 - sinceMs)));
   }
 
-  /** Adds a step that runs when the process stops. The last one added runs first; one that throws does not stop others. */
+  /**
+   * Adds a step that runs when the process stops. The last one added runs first; one that throws does not stop
+   * others.
+   */
   onStop(name: string, run: () => Promise<void> | void): void {
     this.#stops.push({ name, run });
   }

@@ -128,8 +128,9 @@ export const exposition = () => registry.metrics();
 export const expositionType = registry.contentType;
 
 /**
- * Puts the label `service` on every metric, and `model_name` where a model is served, because vLLM's dashboards select by
- * it. Adds the metrics of the process itself (CPU, memory, event-loop lag). Each service's main calls this once.
+ * Puts the label `service` on every metric, and `model_name` where a model is served, because vLLM's dashboards
+ * select by it. Adds the metrics of the process itself (CPU, memory, event-loop lag). Each service's main calls this
+ * once.
  */
 export function collectProcessMetrics(service: string, modelName?: string): void {
   registry.setDefaultLabels(modelName === undefined ? { service } : { service, model_name: modelName });

@@ -1,6 +1,6 @@
 /**
- * Errors of the operating system at a path or address that a person gave: said in words, with the value and a remedy. They
- * are mistakes to correct, not bugs to report.
+ * Errors of the operating system at a path or address that a person gave: said in words, with the value and a remedy.
+ * They are mistakes to correct, not bugs to report.
  */
 import { mkdir, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';

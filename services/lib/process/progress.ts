@@ -23,7 +23,10 @@ export function startProgress(text: string, stream: NodeJS.WritableStream = proc
   return progress;
 }
 
-/** On 0 columns (`ssh -tt` from cron) ora would count lines for ever; without colors the terminal may not move its cursor. */
+/**
+ * On 0 columns (`ssh -tt` from cron) ora would count lines for ever; without colors the terminal may not move its
+ * cursor.
+ */
 function isWatched(stream: NodeJS.WritableStream): boolean {
   const { isTTY, columns } = stream as Partial<WriteStream>;
   return isTTY === true && (columns ?? 0) > 0 && (stream as WriteStream).hasColors();
