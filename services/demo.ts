@@ -11,7 +11,7 @@ import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import type { RunningSystem } from './supervisor.ts';
 import { bringUp, loadUpConfig } from './up.ts';
 
-export const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
+const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
 /** The cursor stands right after this text. The definition that the completion needs is in shop/inventory.py. */
 const CURSOR = { path: 'shop/checkout.py', after: '        quote = self._prices.quote(cart, customer, now.date())\n' };
 const MODES = ['off', 'text', 'compressed'] as const;

@@ -24,7 +24,7 @@ export type Flags = Readonly<Record<string, string | number | boolean>>;
  * `disaggregated`: prefill and decode workers; `colocated`: workers that do both; `hybrid`: prefill workers beside
  * colocated ones, and each prompt goes where it is better computed.
  */
-export type Mode = (typeof MODES)[number];
+type Mode = (typeof MODES)[number];
 
 export interface SystemOptions {
   readonly mode: Mode;

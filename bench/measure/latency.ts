@@ -47,7 +47,7 @@ export function tpot({ chunksMs, outputTokens }: ClientRecord): number | undefin
   return outputTokens < 2 ? undefined : (chunksMs.at(-1)! - chunksMs[0]!) / (outputTokens - 1);
 }
 
-export const gaps = ({ chunksMs }: ClientRecord) => chunksMs.slice(1).map((at, i) => at - chunksMs[i]!);
+const gaps = ({ chunksMs }: ClientRecord) => chunksMs.slice(1).map((at, i) => at - chunksMs[i]!);
 
 /** A service level objective: upper bounds in ms. */
 export interface Slo {

@@ -8,7 +8,7 @@ import { join, relative } from 'node:path';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { type Chunk, chunkFile } from '../../services/lib/rag/chunk.ts';
 
-export const CHUNKING = { chunkLines: 10, chunkStride: 5 } as const;
+const CHUNKING = { chunkLines: 10, chunkStride: 5 } as const;
 
 export interface Repository {
   readonly name: string;

@@ -1,7 +1,7 @@
 /** Which files are worth indexing, wherever they come from, and for which reason the others are skipped. */
 import { posix } from 'node:path';
 
-export const SKIP_REASONS = [
+const SKIP_REASONS = [
   /** Excluded by a .gitignore, a dot file, or in node_modules. Counted for uploads only. */
   'ignored',
   'symlink',

@@ -19,7 +19,7 @@ import {
 import type { PromptQueue } from './prompt-queue.ts';
 
 /** The prompt has its slot. */
-export interface AcceptedPrompt {
+interface AcceptedPrompt {
   readonly lease: Lease;
   readonly queueSeconds: number;
 }

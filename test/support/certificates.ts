@@ -8,7 +8,7 @@ import { promisify } from 'node:util';
 const run = promisify(execFile);
 const KEY = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
 
-export interface Certificate {
+interface Certificate {
   /** PEM files. */
   readonly cert: string;
   readonly key: string;

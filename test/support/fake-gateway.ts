@@ -24,7 +24,7 @@ export interface FakeGateway extends Omit<ComposedGateway, 'closing'> {
 }
 
 /** Loosely typed: tests say what they expect. */
-export interface Answer {
+interface Answer {
   status: number;
   headers: Record<string, unknown>;
   id: string;

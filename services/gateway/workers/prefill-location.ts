@@ -5,7 +5,7 @@
  */
 
 export const LOCAL_PREFILL = ['auto', 'always', 'never'] as const;
-export type LocalPrefill = (typeof LOCAL_PREFILL)[number];
+type LocalPrefill = (typeof LOCAL_PREFILL)[number];
 
 export interface PrefillLocations {
   readonly policy: LocalPrefill;
@@ -21,7 +21,7 @@ export interface PrefillLocations {
   readonly remoteIdle: boolean;
 }
 
-export type LocationReason = 'only_place' | 'policy' | 'short_prompt' | 'long_prompt' | 'prefill_busy';
+type LocationReason = 'only_place' | 'policy' | 'short_prompt' | 'long_prompt' | 'prefill_busy';
 
 export interface PrefillLocation {
   readonly where: 'local' | 'remote';

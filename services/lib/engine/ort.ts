@@ -32,7 +32,7 @@ const ELEMENT = {
   float16: { id: 10, array: Uint16Array },
 } as const;
 type TensorType = keyof typeof ELEMENT;
-export type TensorData = Float32Array | Uint8Array | Int8Array | Int32Array | BigInt64Array | Uint16Array;
+type TensorData = Float32Array | Uint8Array | Int8Array | Int32Array | BigInt64Array | Uint16Array;
 
 /** Row-major elements; float16 as its bits in a Uint16Array. */
 export interface Tensor {

@@ -11,7 +11,7 @@ const SECONDS = [
 ];
 const TOKENS = [1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
-export const registry = new Registry();
+const registry = new Registry();
 
 const histogram = <L extends string>(name: string, help: string, labelNames: readonly L[] = [], buckets = SECONDS) =>
   new Histogram({ name, help, labelNames, buckets, registers: [registry] });

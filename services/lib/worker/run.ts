@@ -15,7 +15,7 @@ import { type MountedService, serveRpc } from '../rpc/server.ts';
 import type { RPC_SERVICE_SETTINGS, WORKER_SETTINGS } from './settings.ts';
 
 /** The parts of the process that a service is built with. */
-export interface ProcessParts {
+interface ProcessParts {
   readonly log: Logger;
   readonly life: Pick<Lifecycle, 'draining' | 'onStop'>;
   readonly security: RpcSecurity;
@@ -23,7 +23,7 @@ export interface ProcessParts {
   readonly address: () => string;
 }
 
-export interface BuiltService {
+interface BuiltService {
   readonly mounts: readonly MountedService[];
   /** The bundle that the service has loaded: its files are verified in the background once the service is ready. */
   readonly bundle?: Bundle;

@@ -3,7 +3,7 @@ import type { InvertedIndex, Scoring } from './inverted-index.ts';
 import type { ChunkRange, Hit } from './top-hits.ts';
 
 /** |A∩B| / |A∪B|, in (0, 1]: the paper's retriever. */
-export const jaccard = (querySize: number): Scoring => ({
+const jaccard = (querySize: number): Scoring => ({
   weight: () => 1,
   score: (shared, size) => {
     const common = Math.min(shared, size); // `shared` may be an upper bound, larger than the chunk
