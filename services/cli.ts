@@ -3,17 +3,15 @@
  * The `llavacode` command: which words start what. A word's code and options are loaded when that word is given, so
  * that `--help` is quick and a service's process holds nothing of the other services.
  */
-import { readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import type { z } from 'zod';
+import { BUILD_INFO } from './lib/process/build-info.ts';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { killIfExitHangs } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { systemError } from './lib/process/os-errors.ts';
-import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 
 interface Word {
   readonly summary: string;
@@ -214,10 +212,9 @@ async function report(file: string | undefined, figures: unknown): Promise<void>
   if (file !== undefined) await writeFile(file, `${JSON.stringify(figures, null, 2)}\n`);
 }
 
-const { version } = JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as { version: string };
 const program = new Command('llavacode')
   .description('Code completion where repository context costs 10 prompt tokens instead of 500.')
-  .version(version)
+  .version(BUILD_INFO.version)
   .showHelpAfterError('See llavacode COMMAND --help.')
   .configureHelp({ showGlobalOptions: true });
 

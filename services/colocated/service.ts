@@ -39,6 +39,7 @@ export function createColocatedService(
     fingerprint: options.fingerprint,
     draining: options.draining,
     source,
+    log,
     heldElsewhere: () => leases.size,
   });
   const isDecoding = () => decode.running() > 0;

@@ -1,6 +1,5 @@
 /** How the KV cache of a sequence gets into a slot of this worker. */
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
-import { metrics } from '../lib/process/metrics.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { KvPuller, PulledKv } from './kv-puller.ts';
 import { SlotQueue } from './slot-queue.ts';
@@ -47,7 +46,6 @@ export class RemoteKv implements KvSource {
     const arrivedAtMs = performance.now();
     const slot = await this.#awaitSlot(handle, signal);
     const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
-    metrics.queueTime.observe(queueSeconds);
     try {
       await betweenSteps();
       return { ...(await this.#puller.pull(handle, slot, signal)), slot, queueSeconds };

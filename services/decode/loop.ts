@@ -8,7 +8,7 @@ import { Readable } from 'node:stream';
 import { OutputHistory, sample } from '../lib/engine/sampler.ts';
 import { NO_TOKEN } from '../lib/engine/session.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
-import { metrics } from '../lib/process/metrics.ts';
+import { metrics, partOf } from '../lib/process/metrics.ts';
 import type { FinishReason, SampledToken, Sampling } from '../lib/request/next-token.ts';
 
 /** One token of one sequence. */
@@ -80,6 +80,7 @@ export class DecodeLoop {
   /** By slot index. */
   readonly #running: (Sequence | undefined)[] = [];
   #joining: Sequence[] = [];
+  readonly #countRunning = partOf(metrics.running);
   #stepping = false;
   /** Resolves at the end of the current step. */
   #boundary: Promise<void> = Promise.resolve();
@@ -138,7 +139,7 @@ export class DecodeLoop {
   #admit(): void {
     for (const sequence of this.#joining) this.#running[sequence.slot.index] = sequence;
     this.#joining = [];
-    metrics.running.set(this.size);
+    this.#countRunning(this.size);
   }
 
   #schedule(): Batch {

@@ -18,7 +18,13 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
       life.onStop('connections to prefill workers', () => puller.close());
       const source = new RemoteKv(session.pool, puller, config.queueSequences);
-      const service = createDecodeService(session, { model: modelName, fingerprint, source, draining: life.draining });
+      const service = createDecodeService(session, {
+        model: modelName,
+        fingerprint,
+        source,
+        draining: life.draining,
+        log,
+      });
       return { mounts: service.mounts, modelName, bundle };
     },
   });

@@ -1,6 +1,7 @@
 /** The decode worker as a gRPC service. */
 import type { KvPool } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
+import type { Logger } from '../lib/process/log.ts';
 import type { Sampling } from '../lib/request/next-token.ts';
 import type { DecodeEvent } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest__Output } from '../lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
@@ -20,17 +21,19 @@ export interface DecodeOptions {
   readonly heldElsewhere?: () => number;
   /** Refuses new sequences once aborted. */
   readonly draining: AbortSignal;
+  readonly log: Logger;
 }
 
 export function createDecodeService(engine: StepEngine & { readonly pool: KvPool }, options: DecodeOptions) {
   const { pool } = engine;
-  const { source, draining } = options;
+  const { source, draining, log } = options;
   const loop = new DecodeLoop(engine, () => pool.assertConserved(source.held + (options.heldElsewhere?.() ?? 0)));
 
   async function* decode(request: DecodeRequest__Output, signal: AbortSignal): AsyncGenerator<DecodeEvent> {
     draining.throwIfAborted();
     const { kv, sampling } = assertServable(request, options.fingerprint, pool.capacity);
     const { slot, ...acquired } = await source.acquire(kv, signal, () => loop.betweenSteps());
+    let tokens = 0;
     try {
       yield joinedEvent(acquired);
       const { maxTokens } = request;
@@ -42,10 +45,23 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
       }
       const sequence = { slot, sampling, positions: kv.positions, firstToken, maxTokens };
       for await (const step of decodeInLoop(loop, sequence, signal)) {
+        tokens += step.tokens.length;
         yield { step: { tokens: step.tokens.map(tokenMessage), finishReason: step.finishReason ?? '' } };
       }
     } finally {
       slot.release();
+      log.debug(
+        {
+          request_id: request.requestId,
+          choice: request.choice,
+          prompt_tokens: kv.positions,
+          decoded_tokens: tokens,
+          queue_ms: Math.round(acquired.queueSeconds * 1000),
+          handoff_ms: Math.round(acquired.seconds * 1000),
+          handoff_bytes: acquired.bytes,
+        },
+        'sequence left',
+      );
     }
   }
 

@@ -174,9 +174,9 @@ export class PrefillWorker {
     job.signal.addEventListener('abort', cancel, { once: true });
     lease.released.catch(() => {}).then(() => job.signal.removeEventListener('abort', cancel));
     this.#computing += length - start.positions;
+    metrics.running.inc();
     try {
       const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
-      metrics.queueTime.observe(queueSeconds);
       if (job.promptLogprobs < 0) metrics.prefixQueries.inc(length); // prompts with logprobs never use the cache
       metrics.prefixHits.inc(start.positions);
       job.accept({ lease, queueSeconds });
@@ -187,11 +187,22 @@ export class PrefillWorker {
       this.#leases.complete(lease, firstTokenIds);
       this.#queue.measured(length - result.cachedTokens, result.seconds);
       metrics.prefillTime.observe(result.seconds);
+      this.#log.debug(
+        {
+          request_id: job.requestId,
+          prompt_tokens: length,
+          cached_tokens: result.cachedTokens,
+          queue_ms: Math.round(queueSeconds * 1000),
+          prefill_ms: Math.round(result.seconds * 1000),
+        },
+        'prompt computed',
+      );
       job.finish(result);
     } catch (error) {
       this.#abandon(job, lease, error);
     } finally {
       this.#computing -= length - start.positions;
+      metrics.running.dec();
     }
   }
 

@@ -401,15 +401,6 @@ describe('KV of another process', () => {
     expect(await waiting()).toBe(before);
   });
 
-  test('the waiting time of a sequence of another process and of a local prompt is observed once each', async () => {
-    const observed = async () =>
-      (await metrics.queueTime.get()).values.find(({ metricName }) => metricName?.endsWith('_count'))?.value ?? 0;
-    const worker = await startColocated();
-    const before = await observed();
-    await complete(worker, promptOf(6), 4);
-    expect(await observed()).toBe(before + 1);
-  });
-
   test('a sequence of another process gets the slot of a prompt whose caller hangs up', async () => {
     const worker = await startColocated({}, new FakeEngine(1));
     const prefill = await startPrefill();

@@ -63,7 +63,7 @@ const bodies = fc
 
 const idle = async () => {
   await gateway.workers.idle();
-  expect((await metrics.running.get()).values[0]?.value ?? 0).toBe(0);
+  expect((await metrics.inflight.get()).values[0]?.value ?? 0).toBe(0);
 };
 
 test('bodies near the schema', { timeout: TIMEOUT_MS }, async () => {

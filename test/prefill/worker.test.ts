@@ -43,6 +43,7 @@ afterEach(async () => {
   expect(worker.computing).toBe(0);
   expect(leases.size).toBe(0);
   engine.pool.assertConserved(0);
+  expect((await metrics.running.get()).values[0]?.value).toBe(0);
   expect((await metrics.stagedBytes.get()).values[0]?.value).toBe(0);
   expect((await metrics.stagedAge.get()).values[0]?.value).toBe(0);
 });
@@ -68,6 +69,17 @@ function holdEngine() {
 }
 
 describe('computing', () => {
+  test('a prompt that computes counts as running, and one that waits for it does not', async () => {
+    const held = holdEngine();
+    const first = worker.submit(job([1, 2, 3]));
+    const second = worker.submit(job([4, 5, 6]));
+    await first.accepted;
+    const gauge = async (metric: typeof metrics.running) => (await metric.get()).values[0]?.value;
+    expect([await gauge(metrics.running), await gauge(metrics.waiting)]).toEqual([1, 1]);
+    held.open();
+    await Promise.all([first.done, second.done]);
+  });
+
   test('a prompt is cut into chunks, each with its soft tokens, and its continuation is sampled', async () => {
     const shape = fc.record({
       ids: fc.array(fc.nat(VOCAB - 1), { minLength: 1, maxLength: 40 }),

@@ -1,12 +1,14 @@
 import { describe, expect, it } from 'vitest';
 import { serveHealth } from '../../services/lib/process/health.ts';
 import type { Phase } from '../../services/lib/process/lifecycle.ts';
-import { metrics } from '../../services/lib/process/metrics.ts';
+import { collectProcessMetrics, metrics } from '../../services/lib/process/metrics.ts';
 
 const get = async (address: string, path: string) => {
   const response = await fetch(`http://${address}${path}`);
   return { status: response.status, type: response.headers.get('content-type'), body: await response.text() };
 };
+
+collectProcessMetrics('prefill');
 
 describe('serveHealth', () => {
   it('is alive in every phase and ready in one', async () => {
@@ -27,7 +29,7 @@ describe('serveHealth', () => {
     const { status, type, body } = await get(address, '/metrics?from=prometheus');
     expect(status).toBe(200);
     expect(type).toContain('version=0.0.4');
-    expect(body).toContain('\nllavacode:kv_staged_bytes 123\n');
+    expect(body).toContain('\nllavacode:kv_staged_bytes{service="prefill"} 123\n');
   });
 
   it('answers 500 when a gauge cannot be read, and lives on', async () => {

@@ -1,5 +1,5 @@
-import { describe, expect, it } from 'vitest';
-import { collectProcessMetrics, exposition, expositionType, metrics } from '../../services/lib/process/metrics.ts';
+import { describe, expect, it, vi } from 'vitest';
+import { expositionType, type MetricsService, measuredBy, metrics } from '../../services/lib/process/metrics.ts';
 import { documented, metricFacts } from '../support/operations.ts';
 
 const all = Object.values(metrics).map((metric) => ({ ...metricFacts(metric), type: metric.constructor.name }));
@@ -48,21 +48,132 @@ describe('the metrics table', () => {
   });
 });
 
+/** What one service exports beside the metrics of its process, in a process of its own. */
+async function exportedBy(service: MetricsService, model?: string) {
+  vi.resetModules();
+  const fresh = await import('../../services/lib/process/metrics.ts');
+  fresh.collectProcessMetrics(service, model);
+  return { ...fresh, text: await fresh.exposition() };
+}
+const namesIn = (text: string) => [...text.matchAll(/^# TYPE ((?:vllm|llavacode):\S+)/gm)].map((match) => match[1]!);
+
+const PREFILL = [
+  'llavacode:build_info',
+  'vllm:num_requests_waiting',
+  'llavacode:waiting_tokens',
+  'vllm:num_requests_running',
+  'vllm:kv_cache_usage_perc',
+  'vllm:prefix_cache_queries_total',
+  'vllm:prefix_cache_hits_total',
+  'vllm:request_prefill_time_seconds',
+  'llavacode:kv_staged_bytes',
+  'llavacode:kv_staged_oldest_seconds',
+  'llavacode:kv_leases_ended_total',
+];
+const DECODE = [
+  'llavacode:build_info',
+  'vllm:num_requests_waiting',
+  'vllm:num_requests_running',
+  'vllm:kv_cache_usage_perc',
+  'vllm:request_decode_time_seconds',
+  'llavacode:decode_step_seconds',
+  'llavacode:decode_batch_size',
+  'llavacode:kv_handoff_seconds',
+  'llavacode:kv_handoff_exposed_seconds',
+  'llavacode:kv_handoff_bytes_total',
+];
+/** The metrics that each service measures: no other is exported, so that no gauge is 0 for want of a measurement. */
+const EXPORTED: Record<MetricsService, readonly string[]> = {
+  gateway: [
+    'llavacode:build_info',
+    'vllm:time_to_first_token_seconds',
+    'vllm:request_time_per_output_token_seconds',
+    'vllm:inter_token_latency_seconds',
+    'vllm:e2e_request_latency_seconds',
+    'vllm:request_queue_time_seconds',
+    'vllm:request_inference_time_seconds',
+    'vllm:prompt_tokens_total',
+    'llavacode:soft_tokens_total',
+    'vllm:prompt_tokens_cached_total',
+    'vllm:generation_tokens_total',
+    'vllm:request_prompt_tokens',
+    'vllm:request_generation_tokens',
+    'vllm:request_success_total',
+    'llavacode:requests_refused_total',
+    'llavacode:requests_shed_total',
+    'llavacode:requests_inflight',
+    'llavacode:replays_total',
+    'llavacode:replays_exhausted_total',
+    'llavacode:workers_usable',
+    'llavacode:stage_seconds',
+    'llavacode:requests_degraded_total',
+    'llavacode:chunks_retrieved_total',
+    'llavacode:store_circuit_open',
+    'llavacode:store_rows_total',
+    'llavacode:prefill_placed_total',
+    'vllm:num_requests_waiting',
+    'llavacode:waiting_tokens',
+  ],
+  prefill: PREFILL,
+  decode: DECODE,
+  colocated: [...new Set([...PREFILL, ...DECODE])],
+  indexer: [
+    'llavacode:build_info',
+    'llavacode:index_runs_total',
+    'llavacode:skipped_files_total',
+    'llavacode:encode_batch_seconds',
+    'llavacode:chunks_unparsed_total',
+    'llavacode:indexed_chunks_total',
+  ],
+};
+/** Names of vLLM that several roles measure: each worker says what it does itself, as each of vLLM's engines does. */
+const PER_PROCESS = ['vllm:num_requests_waiting', 'vllm:num_requests_running', 'vllm:kv_cache_usage_perc'];
+
 describe('the exposition', () => {
-  it('holds every metric under the name, type and help of the table', async () => {
-    const text = await exposition();
+  it.each(Object.keys(EXPORTED) as MetricsService[])(
+    'of %s holds what it measures, and nothing else',
+    async (service) => {
+      const { text } = await exportedBy(service);
+      expect(namesIn(text).toSorted()).toEqual(EXPORTED[service].toSorted());
+    },
+  );
+
+  it('holds every metric of the table under its name, help and type in some service', async () => {
+    const texts: string[] = [];
+    for (const service of ['gateway', 'colocated', 'indexer'] as const) texts.push((await exportedBy(service)).text);
     expect(expositionType).toContain('text/plain; version=0.0.4');
     for (const { name, help, type } of all) {
-      expect(text).toContain(`# HELP ${name} ${help}\n# TYPE ${name} ${type.toLowerCase()}\n`);
+      const head = `# HELP ${name} ${help}\n# TYPE ${name} ${type.toLowerCase()}\n`;
+      expect(
+        texts.some((text) => text.includes(head)),
+        name,
+      ).toBe(true);
+    }
+  });
+
+  it('measures no name of vLLM in two roles, unless it says what one process does', () => {
+    const shared = Object.values(metrics).filter((metric) => measuredBy(metric).length > 1);
+    const names = shared.map((metric) => metricFacts(metric).name).filter((name) => name.startsWith('vllm:'));
+    expect(names.toSorted()).toEqual(PER_PROCESS.toSorted());
+  });
+
+  it('has bounds between 2.5 and 10 s and beyond the deadline of 60 s for what a request waits', async () => {
+    const { text } = await exportedBy('gateway');
+    for (const name of ['time_to_first_token', 'e2e_request_latency', 'request_queue_time']) {
+      const bounds = [...text.matchAll(new RegExp(`^vllm:${name}_seconds_bucket\\{le="([\\d.]+)"`, 'gm'))];
+      const seconds = bounds.map((match) => Number(match[1]));
+      expect(seconds.filter((bound) => bound > 2.5 && bound < 10).length, name).toBeGreaterThanOrEqual(4);
+      expect(seconds.filter((bound) => bound > 30 && bound <= 60).length, name).toBeGreaterThanOrEqual(2);
+      expect(Math.max(...seconds), name).toBeGreaterThan(60);
     }
   });
 
   it('counts under the same name, labelled with service and model', async () => {
-    collectProcessMetrics('gateway', 'tiny-coder');
-    metrics.promptTokens.inc(12);
-    metrics.success.inc({ finished_reason: 'stop' }, 2);
-    metrics.ttft.observe(0.004);
-    const text = await exposition();
+    const gateway = await exportedBy('gateway', 'tiny-coder');
+    gateway.metrics.promptTokens.inc(12);
+    gateway.metrics.success.inc({ finished_reason: 'stop' }, 2);
+    gateway.metrics.ttft.observe(0.004);
+    const text = await gateway.exposition();
     const labels = 'service="gateway",model_name="tiny-coder"';
     expect(text).toContain(`\nvllm:prompt_tokens_total{${labels}} 12\n`);
     expect(text).toContain(`\nvllm:request_success_total{finished_reason="stop",${labels}} 2\n`);

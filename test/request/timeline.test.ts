@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { EVENTS, STAGES, Timeline } from '../../services/lib/request/timeline.ts';
+import { EVENTS, SPANS, STAGES, Timeline } from '../../services/lib/request/timeline.ts';
 import { documented } from '../support/operations.ts';
 
 describe('Timeline', () => {
@@ -73,6 +73,8 @@ describe('Timeline', () => {
   it('events and stages have different names, and all of them are documented', () => {
     const words = [...EVENTS, ...STAGES];
     expect(new Set(words).size).toBe(words.length);
-    expect(documented('timeline')).toEqual(words);
+    const labels = [...Object.keys(SPANS), ...STAGES];
+    expect(new Set(labels).size).toBe(labels.length);
+    expect(documented('timeline')).toEqual([...EVENTS, ...labels]);
   });
 });

@@ -32,13 +32,21 @@ describe('status', () => {
     [status.UNAVAILABLE, 'worker_lost'],
     [status.CANCELLED, 'worker_lost'],
     [status.DEADLINE_EXCEEDED, 'deadline_exceeded'],
-    [status.RESOURCE_EXHAUSTED, 'payload_too_large'],
     [status.INTERNAL, 'worker_lost'],
     [status.UNIMPLEMENTED, 'internal'],
     [status.UNKNOWN, 'internal'],
   ] as const)('the transport’s own status %i is %s, and names the peer', (code, expected) => {
     const foreign = received({ code, details: 'as the transport says', metadata: new Metadata() });
     expect(fromStatus(foreign, 'peer:1')).toMatchObject({ code: expected, message: 'peer:1: as the transport says' });
+  });
+
+  test('a transport status that becomes an error of the client does not name the peer', () => {
+    const details = 'Received message larger than max';
+    const foreign = received({ code: status.RESOURCE_EXHAUSTED, details, metadata: new Metadata() });
+    expect(fromStatus(foreign, 'peer:1')).toMatchObject({
+      code: 'payload_too_large',
+      message: `a service: ${details}`,
+    });
   });
 
   test('a message is cut and cleaned so that it can be sent', () => {

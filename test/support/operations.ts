@@ -3,9 +3,16 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { envName, flagName } from '../../services/lib/process/config.ts';
 import { ERRORS } from '../../services/lib/process/errors.ts';
-import { metrics } from '../../services/lib/process/metrics.ts';
+import { measuredBy, metrics } from '../../services/lib/process/metrics.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { EVENTS, type RequestEvent, STAGES, type TimelineStage } from '../../services/lib/request/timeline.ts';
+import {
+  EVENTS,
+  type RequestEvent,
+  SPANS,
+  STAGES,
+  type TimelineSpan,
+  type TimelineStage,
+} from '../../services/lib/request/timeline.ts';
 import { SETTINGS } from '../../services/settings.ts';
 
 export const OPERATIONS = join(PACKAGE_ROOT, 'deploy/OPERATIONS.md');
@@ -31,13 +38,28 @@ const EVENT_MEANING: Record<RequestEvent, string> = {
   finished: 'the last byte of the answer was handed to the socket',
 };
 
-const STAGE_MEANING: Record<TimelineStage, string> = {
+const STAGE_MEANING: Record<TimelineSpan | TimelineStage, string> = {
+  admit: 'checking the request and giving it a place',
+  retrieve: 'searching for chunks, or giving up on them',
+  tokenize: 'building the prompt',
+  dispatch: 'waiting in the gateway until workers have room',
+  first_token: "from then to prefill's token: the prefill worker's queue and work, and the way there and back",
+  decode: 'from the first token to the last: hand-over, decode steps, and waiting for a client that reads slowly',
   prefill_queue: 'waiting in the prefill worker',
   prefill: 'computing the prompt, first chunk to first token',
   decode_queue: 'waiting for a slot of the decode worker',
   handoff: 'pulling the KV cache, first pull to last verified frame',
   handoff_exposed: 'the part of it after prefill had finished: what the user waits for',
   detokenize: 'turning tokens into text in the gateway, all steps together',
+};
+
+const STAGE_SOURCE: Record<TimelineStage, string> = {
+  prefill_queue: 'by the prefill worker',
+  prefill: 'by the prefill worker',
+  decode_queue: 'by the decode worker',
+  handoff: 'by the decode worker',
+  handoff_exposed: 'by the decode worker',
+  detokenize: 'by the gateway',
 };
 
 const code = (text: string) => `\`${text}\``;
@@ -73,16 +95,24 @@ const SECTIONS: Record<string, () => string> = {
         EVENTS.map((event) => [code(event), EVENT_MEANING[event]]),
       ),
       table(
-        ['Stage', 'Meaning'],
-        STAGES.map((stage) => [code(stage), STAGE_MEANING[stage]]),
+        ['Stage', 'Measured', 'Meaning'],
+        [
+          ...Object.entries(SPANS).map(([stage, [from, to]]) => [
+            code(stage),
+            `by the gateway, ${code(from)} to ${code(to)}`,
+            STAGE_MEANING[stage as TimelineSpan],
+          ]),
+          ...STAGES.map((stage) => [code(stage), STAGE_SOURCE[stage], STAGE_MEANING[stage]]),
+        ],
       ),
     ].join('\n\n'),
   metrics: () =>
     table(
-      ['Name', 'Type', 'Labels', 'Meaning'],
+      ['Name', 'Measured by', 'Type', 'Labels', 'Meaning'],
       Object.values(metrics).map((metric) => {
         const { name, help, labelNames } = metricFacts(metric);
-        return [code(name), metric.constructor.name.toLowerCase(), labelNames.map(code).join(', '), help];
+        const roles = measuredBy(metric).join(', ');
+        return [code(name), roles, metric.constructor.name.toLowerCase(), labelNames.map(code).join(', '), help];
       }),
     ),
   errors: () =>

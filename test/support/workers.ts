@@ -80,7 +80,7 @@ export async function startDecode(
 ) {
   const puller = new KvPuller(engine.pool, FINGERPRINT, log);
   const source = new RemoteKv(engine.pool, puller, queueSequences);
-  const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, ...change };
+  const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, log, ...change };
   const service = createDecodeService(engine, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectDecode(server.address);

@@ -11,7 +11,7 @@ const refuse = (message: string): never => {
 };
 
 await runWorker({
-  name: 'fixture',
+  name: 'prefill',
   roles: ['decode'],
   config: readConfig(WORKER_SETTINGS, { flags: { port: '0' }, env: {}, file: {}, known: WORKER_SETTINGS, rules: [] }),
   build: async ({ log, life, address }) => {

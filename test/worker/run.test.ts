@@ -41,7 +41,7 @@ test('a worker process serves its service at the address that it reports', { tim
 
 test('a worker process brings its gauges up to date before each scrape', { timeout: TIMEOUT_MS }, async () => {
   const scrape = await (await fetch(`http://${ready.metricsAddress}/metrics`)).text();
-  expect(scrape).toMatch(/llavacode:\w+\{[^}]*service="fixture",model_name="a-model"[^}]*\} 42/);
+  expect(scrape).toMatch(/llavacode:\w+\{[^}]*service="prefill",model_name="a-model"[^}]*\} 42/);
   expect((await fetch(`http://${ready.metricsAddress}/readyz`)).status).toBe(200);
 });
 

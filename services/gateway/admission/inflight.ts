@@ -83,7 +83,7 @@ export class InflightRequests {
     }, budgetMs);
     this.#running.set(controller, tenant);
     if (session !== undefined) this.#sessions.set(session, controller);
-    metrics.running.set(this.#running.size);
+    metrics.inflight.set(this.#running.size);
     return {
       signal: controller.signal,
       deadlineMs: performance.now() + budgetMs,
@@ -92,7 +92,7 @@ export class InflightRequests {
         clearTimeout(deadline);
         if (session !== undefined && this.#sessions.get(session) === controller) this.#sessions.delete(session);
         this.#running.delete(controller);
-        metrics.running.set(this.#running.size);
+        metrics.inflight.set(this.#running.size);
         this.#resolveIfIdle();
       },
     };

@@ -72,6 +72,10 @@ export class Generation {
       scope.signal,
     );
     record.timeline.mark('dispatched');
+    record.placed(
+      placement.prefill.address,
+      placement.decodes.map(({ address }) => address),
+    );
     if (replays === 0) record.prompted(prompt); // not before: what is refused costs nothing
     if (session !== undefined) this.#parts.sessions.servedBy(session, placement.prefill.address, extendedPrompt);
     const attemptRequest: AttemptRequest = {

@@ -1,9 +1,10 @@
 /** The record of one request: filled on its way, written once at its end as metrics and one log line. */
+import { createHmac, randomBytes } from 'node:crypto';
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { FinishReason } from '../../lib/request/next-token.ts';
-import { Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
+import { SPANS, Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { AttemptObserver } from './attempt.ts';
@@ -24,8 +25,21 @@ interface Arrivals {
   tokens: number;
 }
 
+/**
+ * Sessions are named by clients, often after a person or a machine. The log must tell two sessions apart and no more:
+ * the key is new with every process, so that nobody can find a name by hashing guesses.
+ */
+const SESSION_KEY = randomBytes(32);
+const sessionDigest = (session: string) => createHmac('sha256', SESSION_KEY).update(session).digest('hex').slice(0, 16);
+
 export class RequestRecord {
   readonly timeline = new Timeline();
+  #tenant: string | undefined;
+  #repo: string | undefined;
+  #session: string | undefined;
+  /** Addresses of the workers that were given the request, in the order of their first use. */
+  readonly #prefillWorkers = new Set<string>();
+  readonly #decodeWorkers = new Set<string>();
   #context: ContextReport | undefined;
   #error: ServingError | undefined;
   #sample: RedactedSample | undefined;
@@ -47,6 +61,23 @@ export class RequestRecord {
   /** How the request failed; undefined as long as it has not. */
   get error(): ServingError | undefined {
     return this.#error;
+  }
+
+  /** It is known who asks. */
+  askedBy(tenant: string, session: string | undefined): void {
+    this.#tenant = tenant;
+    this.#session = session === undefined ? undefined : sessionDigest(session);
+  }
+
+  /** @param repo a name that has been checked: the log has it as it is. */
+  asksAbout(repo: string): void {
+    this.#repo = repo;
+  }
+
+  /** Workers are given a prompt of the request, for the first time or again. */
+  placed(prefill: string, decodes: readonly string[]): void {
+    this.#prefillWorkers.add(prefill);
+    for (const decode of decodes) this.#decodeWorkers.add(decode);
   }
 
   contextFound(report: ContextReport): void {
@@ -131,26 +162,34 @@ export class RequestRecord {
   }
 
   /** Called once, when the answer has ended one way or another. */
-  end(log: Pick<Logger, 'info'>, status: number): void {
+  end(log: Pick<Logger, 'info' | 'debug'>, status: number): void {
     const last = Math.max(...[...this.#arrivals.values()].map((arrivals) => arrivals.last));
     if (Number.isFinite(last)) this.timeline.mark('last_token', last);
     this.timeline.mark('finished');
     this.#observe();
-    log.info(
-      {
-        status,
-        code: this.#error?.code,
-        // A stream that fails has had status 200: the error decides as well.
-        err: this.#error !== undefined && Math.max(status, this.#error.kind.http) >= 500 ? this.#error : undefined,
-        usage: this.usage,
-        finish: this.#finishReasons,
-        replays: this.#replays || undefined,
-        rag: this.#context && { ...this.#context, chunks: this.#context.chunks.length },
-        timeline: this.timeline,
-        sample: this.#sample,
-      },
-      'completion',
-    );
+    // Refused keys have a line of their own, of which there is a bounded number.
+    const level = this.#error?.code === 'invalid_api_key' ? 'debug' : 'info';
+    log[level](this.#line(status), 'completion');
+  }
+
+  #line(status: number): object {
+    return {
+      status,
+      code: this.#error?.code,
+      // A stream that fails has had status 200: the error decides as well.
+      err: this.#error !== undefined && Math.max(status, this.#error.kind.http) >= 500 ? this.#error : undefined,
+      tenant: this.#tenant,
+      repo: this.#repo,
+      session: this.#session,
+      prefill: [...this.#prefillWorkers],
+      decode: [...this.#decodeWorkers],
+      replays: this.#replays,
+      usage: this.usage,
+      finish: this.#finishReasons,
+      rag: this.#context && { ...this.#context, chunks: this.#context.chunks.length },
+      timeline: this.timeline,
+      sample: this.#sample,
+    };
   }
 
   #observe(): void {
@@ -172,25 +211,23 @@ export class RequestRecord {
       if (tokens > 1) metrics.tpot.observe((last - first) / 1000 / (tokens - 1));
     }
     metrics.e2e.observe(timeline.between('received', 'finished') ?? 0);
-    const running = timeline.between('dispatched', 'last_token');
-    const queued = new Map(timeline.stages()).get('prefill_queue') ?? 0;
-    if (running !== undefined) metrics.inference.observe(Math.max(running - queued, 0));
+    this.#observeQueue();
     metrics.requestPromptTokens.observe(usage.prompt_tokens);
     metrics.requestGenerationTokens.observe(usage.completion_tokens);
-    for (const [stage, from, to] of GATEWAY_STAGES) {
+    for (const [stage, [from, to]] of Object.entries(SPANS)) {
       const seconds = timeline.between(from, to);
       if (seconds !== undefined) metrics.stage.observe({ stage }, seconds);
     }
     for (const [stage, seconds] of timeline.stages()) metrics.stage.observe({ stage }, seconds);
   }
-}
 
-/** Stages between two events of the gateway's own clock. */
-const GATEWAY_STAGES = [
-  ['admit', 'received', 'admitted'],
-  ['retrieve', 'admitted', 'retrieved'],
-  ['tokenize', 'retrieved', 'tokenized'],
-  ['dispatch', 'tokenized', 'dispatched'],
-  ['first_token', 'dispatched', 'first_token'],
-  ['decode', 'first_token', 'last_token'],
-] as const;
+  /** The prompt waited here until it was dispatched, and then in the prefill worker; after that it was worked on. */
+  #observeQueue(): void {
+    const { timeline } = this;
+    const inWorker = new Map(timeline.stages()).get('prefill_queue') ?? 0;
+    const inGateway = timeline.between('tokenized', 'dispatched');
+    if (inGateway !== undefined) metrics.queueTime.observe(inGateway + inWorker);
+    const sinceDispatch = timeline.between('dispatched', 'last_token');
+    if (sinceDispatch !== undefined) metrics.inference.observe(Math.max(sinceDispatch - inWorker, 0));
+  }
+}

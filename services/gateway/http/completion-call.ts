@@ -10,6 +10,7 @@
  */
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { ServingError } from '../../lib/process/errors.ts';
+import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { InflightRequest, InflightRequests } from '../admission/inflight.ts';
 import type { Journey } from '../completion/journey.ts';
 import type { RequestScope } from '../completion/preparation.ts';
@@ -70,7 +71,10 @@ export async function serveCompletion(
   answer: (call: CompletionCall) => Promise<unknown>,
 ): Promise<unknown> {
   const record = request.record!;
+  record.askedBy(request.identity.tenant, request.body.session);
   const completion = withStoreKey(request.body, request.identity);
+  const { rag } = completion;
+  if (rag !== undefined && rag.mode !== 'off') record.asksAbout(nameOf(rag.repo));
   assertModel(completion.model ?? parts.modelName, parts.modelName);
   const { tenant, limits } = request.identity;
   parts.quota.assertWithin(tenant, limits);

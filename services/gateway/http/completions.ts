@@ -63,7 +63,7 @@ async function streamed(
     if (!events.open) throw error;
     const failure = asServingError(error);
     record.failed(failure);
-    events.end(errorBody(failure, reply.request.id));
+    events.end(errorBody(failure, reply.request.id, reply.server.tellsInside));
   }
 }
 

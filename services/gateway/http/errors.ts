@@ -1,6 +1,6 @@
 /** Failures as HTTP answers: OpenAI's shape, with the code of the error table. */
 import type { z } from 'zod';
-import { ServingError } from '../../lib/process/errors.ts';
+import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 
 export interface ErrorBody {
   readonly error: {
@@ -11,13 +11,40 @@ export interface ErrorBody {
   };
 }
 
-/** @param requestId replaces the message of an unexpected failure, which may tell too much. */
-export function errorBody(error: ServingError, requestId: string): ErrorBody {
+/** Failures of the system in words that name nothing of its inside. Codes that are not listed get {@link FAILED}. */
+const OUTSIDE_WORDS: Partial<Record<ErrorCode, string>> = {
+  no_worker: 'no worker can serve the request now',
+  worker_lost: 'a worker was lost while it served the request',
+  worker_stalled: 'a worker hung while it served the request',
+  draining: 'the service is shutting down',
+  deadline_exceeded: 'the request took longer than it may',
+  store_unavailable: 'the store of indexes cannot be reached now',
+  no_indexer: 'this service cannot index repositories',
+  spool_failed: 'the indexer has no room for the upload now',
+};
+const FAILED = 'the service failed';
+
+/**
+ * @param requestId stands for the reason of a failure that the client is not told: the log has the reason under it.
+ * @param tellsInside whether the client may learn the system's inside, such as addresses of workers and paths: where no
+ *   keys are needed, the client is the operator or whoever the operator trusts.
+ */
+export function errorBody(error: ServingError, requestId: string, tellsInside: boolean): ErrorBody {
   const { http, remedy } = error.kind;
   const type = http === 429 ? 'rate_limit_error' : http < 500 ? 'invalid_request_error' : 'server_error';
-  const what = error.code === 'internal' ? `unexpected failure of request ${requestId}` : error.message;
+  const what = tellsInside ? insideMessage(error, requestId) : outsideMessage(error, requestId);
   const message = `${what.replace(/\.$/, '')}. ${remedy}`;
   return { error: { message, type, param: error.param ?? null, code: error.code } };
+}
+
+/** An unexpected failure may tell too much, whoever the client is. */
+const insideMessage = ({ code, message }: ServingError, requestId: string) =>
+  code === 'internal' ? `unexpected failure of request ${requestId}` : message;
+
+/** Messages of client errors quote what the client sent. All others are replaced, whatever they say. */
+function outsideMessage(error: ServingError, requestId: string): string {
+  if (error.kind.http < 500 || error.code === 'internal') return insideMessage(error, requestId);
+  return `${OUTSIDE_WORDS[error.code] ?? FAILED} (request ${requestId})`;
 }
 
 /** Anything that a handler or fastify itself threw, as a ServingError. */

@@ -74,7 +74,7 @@ export function answerClientError(error: Error & { code?: string }, socket: Sock
   if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
   const [code, message] = CLIENT_ERRORS[error.code ?? ''] ?? ['invalid_request', 'this is not HTTP/1.1'];
   const failure = new ServingError(code, message);
-  const body = JSON.stringify(errorBody(failure, ''));
+  const body = JSON.stringify(errorBody(failure, '', false));
   const head = `HTTP/1.1 ${failure.kind.http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\n`;
   // The socket is destroyed once this is written: a client that does not read must not keep it half open.
   socket.end(`${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`, () => socket.destroy());

@@ -1,15 +1,18 @@
-/** `/livez`, `/readyz` and `/metrics`, for operators and their load balancers. */
+/** `/livez`, `/readyz`, `/metrics` and `/version`, for operators and their load balancers. */
 import type { FastifyInstance } from 'fastify';
+import { BUILD_INFO } from '../../lib/process/build-info.ts';
 import { exposition, expositionType } from '../../lib/process/metrics.ts';
 import { type ApiKeys, NO_KEYS } from '../tenants/api-keys.ts';
 
 export interface ProbeParts {
+  /** Name of the model in the API. */
+  readonly modelName: string;
   /** `problem` is the reason why completions would fail now; undefined when they would not. */
   readonly readiness: { readonly problem: string | undefined };
   readonly keys: ApiKeys;
 }
 
-export function addProbeRoutes(app: FastifyInstance, { readiness, keys }: ProbeParts): void {
+export function addProbeRoutes(app: FastifyInstance, { modelName, readiness, keys }: ProbeParts): void {
   const open = { config: { needsNoKey: true } };
   app.get('/livez', open, async () => ({ status: 'live' }));
   app.get('/readyz', open, async (_, reply) => {
@@ -18,5 +21,6 @@ export function addProbeRoutes(app: FastifyInstance, { readiness, keys }: ProbeP
     // The reason may name workers: where keys are needed, a client without one does not learn it. The log has it.
     return reply.code(503).send({ status: 'not ready', ...(keys === NO_KEYS && { reason: problem }) });
   });
+  app.get('/version', async () => ({ ...BUILD_INFO, model: modelName }));
   app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
 }

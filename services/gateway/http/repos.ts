@@ -65,7 +65,10 @@ export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
   });
 }
 
-async function list({ identity }: FastifyRequest, { store, contextFingerprint: served }: RepoParts): Promise<unknown> {
+async function list(
+  { identity, id, server }: FastifyRequest,
+  { store, contextFingerprint: served }: RepoParts,
+): Promise<unknown> {
   const keys = (await storeOf(store).repositories(identity.tenant)).filter((key) => identity.mayUse(nameOf(key)));
   const data = await Promise.all(
     keys.map(async (key) => {
@@ -73,8 +76,9 @@ async function list({ identity }: FastifyRequest, { store, contextFingerprint: s
         const head = await storeOf(store).head(key);
         return head ? [repoBody(nameOf(key), head, served)] : [];
       } catch (error) {
-        const { code, message } = ServingError.from(error);
-        if (code !== 'store_invalid') throw error;
+        const failure = ServingError.from(error);
+        if (failure.code !== 'store_invalid') throw error;
+        const { code, message } = errorBody(failure, id, server.tellsInside).error;
         return [{ object: 'repo', repo: nameOf(key), error: { code, message } }];
       }
     }),
@@ -144,7 +148,9 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     throw new ServingError('worker_lost', 'the indexer ended without a report');
   } catch (error) {
     if (!stream?.open) throw error;
-    return stream.end(errorBody(asServingError(error), request.id));
+    const failure = asServingError(error);
+    if (failure.kind.http >= 500) request.log.error({ err: failure }, 'request failed');
+    return stream.end(errorBody(failure, request.id, request.server.tellsInside));
   } finally {
     clearTimeout(silence);
     release();

@@ -6,8 +6,9 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { ServingError } from '../../lib/process/errors.ts';
 import { isLoopback } from '../../lib/process/exposure.ts';
+import { throttled } from '../../lib/process/log.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
-import type { ApiKeys, Identity } from '../tenants/api-keys.ts';
+import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
 import { type AppOptions, createApp } from './app.ts';
 import type { CompletionParts } from './completion-call.ts';
 import { addCompletionsRoute } from './completions.ts';
@@ -24,6 +25,10 @@ declare module 'fastify' {
     record: RequestRecord | undefined;
     /** The tenant that sends the request; not set on routes that need no key. */
     identity: Identity;
+  }
+  interface FastifyInstance {
+    /** Whether answers may name addresses and paths of the system's inside (errors.ts). */
+    tellsInside: boolean;
   }
   interface FastifyContextConfig {
     /** The route needs no API key. */
@@ -43,10 +48,17 @@ export interface ServerParts extends AppOptions, CompletionParts, ModelParts, Pr
 /** Name the limit that a refused request reached. The second header says the same, and goes with the next release. */
 const LIMIT_HEADERS = ['x-llavacode-limit', 'x-llavacode-refused-by'];
 
+/** Refused keys get at most one line of the log in this time, in ms. */
+const REFUSALS_EVERY_MS = 1_000;
+
 export function createServer(parts: ServerParts): FastifyInstance {
+  const keyRefused = throttled(REFUSALS_EVERY_MS, (refusal: object, requests: number) =>
+    parts.log.warn({ ...refusal, requests }, 'API key refused'),
+  );
   const app = createApp(parts, sendError);
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
+  app.decorate('tellsInside', parts.keys === NO_KEYS);
   app.setValidatorCompiler<z.ZodType>(({ schema }) => (body) => {
     const result = schema.safeParse(body);
     return result.success ? { value: result.data } : { error: validationError(result.error) };
@@ -64,7 +76,13 @@ export function createServer(parts: ServerParts): FastifyInstance {
   app.addHook('preParsing', async (request) => {
     // The route decides, not the URL, which may spell its path in other ways.
     const { url, config } = request.routeOptions;
-    if (url !== undefined && !config.needsNoKey) request.identity = parts.keys.identify(request.headers.authorization);
+    if (url === undefined || config.needsNoKey) return;
+    try {
+      request.identity = parts.keys.identify(request.headers.authorization);
+    } catch (error) {
+      keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
+      throw error;
+    }
   });
   app.setErrorHandler(sendError);
   app.setNotFoundHandler((request) => {
@@ -94,7 +112,7 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   if (draining) reply.header('connection', 'close'); // the next try goes to a gateway that stays
   for (const header of LIMIT_HEADERS) if (failure.limit !== undefined) reply.header(header, failure.limit);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
-  void reply.code(failure.kind.http).send(errorBody(failure, request.id));
+  void reply.code(failure.kind.http).send(errorBody(failure, request.id, request.server.tellsInside));
 }
 
 function parseJson(

@@ -34,7 +34,17 @@ export function libraryPath(): string {
   return path;
 }
 
+/**
+ * ONNX Runtime for Linux is built with telemetry that is on by default: it writes a device id and a queue of events
+ * under HOME, and sends them to a server of its maker. The library reads this variable of the process when it is
+ * loaded, so it is set before. {@link runtime} turns the events off by the API as well.
+ */
+function turnTelemetryOff(): void {
+  process.env['ORT_DISABLE_TELEMETRY'] = '1';
+}
+
 function loadApi() {
+  turnTelemetryOff();
   // The default stack of a koffi worker thread is too small for ONNX Runtime, which overruns it without an error.
   koffi.config({ async_stack_size: 8 << 20 });
   const library = koffi.load(libraryPath());
@@ -61,6 +71,7 @@ function loadApi() {
     library,
     getErrorMessage: at(2, 'str', [p]) as (status: Pointer) => string,
     createEnv: status(3, 'int', 'str', out),
+    disableTelemetryEvents: status(6, p),
     createSession: status(7, p, path, p, out),
     createSessionOptions: status(10, out),
     setOptimizedModelFilePath: status(11, p, path),
@@ -109,9 +120,11 @@ export function runtime() {
   if (loaded === undefined) {
     const api = loadApi();
     const made = (call: StatusCall, ...args: unknown[]) => create(api, call, ...args);
+    const env = made(api.createEnv, 4, 'llavacode'); // 4: log fatal errors only; all others are returned as statuses
+    assertOk(api, api.disableTelemetryEvents(env));
     loaded = {
       api,
-      env: made(api.createEnv, 4, 'llavacode'), // 4: log fatal errors only; all others are returned as statuses
+      env,
       cpu: made(api.createCpuMemoryInfo, 0, 0), // device allocator, default memory
       allocator: made(api.getDefaultAllocator),
     };

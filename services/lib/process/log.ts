@@ -14,3 +14,26 @@ export function createLogger(service: string, level: string): Logger {
   stderr.flushSync = () => {};
   return pino({ level, base: { service, pid: process.pid } }, stderr);
 }
+
+/**
+ * Lets through the first of many lines of one kind, and then one line per window that stands for all that came in it.
+ * What strangers can cause as often as they like must not fill the log.
+ * @param write writes the newest line. `count` is how many it stands for.
+ */
+export function throttled<F>(windowMs: number, write: (fields: F, count: number) => void): (fields: F) => void {
+  let open = true;
+  let newest: F;
+  let count = 0;
+  const flush = () => {
+    open = count === 0;
+    if (open) return;
+    write(newest, count);
+    count = 0;
+    setTimeout(flush, windowMs).unref();
+  };
+  return (fields) => {
+    newest = fields;
+    count++;
+    if (open) flush();
+  };
+}

@@ -2,117 +2,244 @@
  * Every metric of every service, in one table. This is the only importer of prom-client. Names under `vllm:` are vLLM's
  * own, so that dashboards made for it work; other metrics are under `llavacode:`. Names stand here as they are scraped:
  * prom-client does not add `_total` to a counter.
+ *
+ * Each metric says which roles measure it, and a process exports only what its role measures: a gauge that is always 0
+ * because nobody sets it would spoil every average over targets. What a request has once is measured by the gateway
+ * alone. A name that several roles measure means what the process itself does, so that a sum over targets is right.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { BUILD_INFO } from './build-info.ts';
 
-/** Buckets in seconds. They begin at 1 ms because some stages of a completion are that short. */
-const SECONDS = [
+/** What a process does. A colocated worker does both prefill and decode. */
+export type MetricsRole = 'gateway' | 'prefill' | 'decode' | 'indexer';
+
+const ROLES = {
+  gateway: ['gateway'],
+  prefill: ['prefill'],
+  decode: ['decode'],
+  colocated: ['prefill', 'decode'],
+  indexer: ['indexer'],
+} as const satisfies Record<string, readonly MetricsRole[]>;
+
+/** The services that export metrics. */
+export type MetricsService = keyof typeof ROLES;
+
+/** Bounds in seconds for one step of work. They begin at 1 ms because some stages of a completion are that short. */
+const STEP_SECONDS = [
   0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30,
+];
+/**
+ * Bounds in seconds for what lasts up to as long as a request: close to one another up to the default of
+ * --target-ttft-ms (10 s), and on to twice the default of --request-timeout-ms (60 s).
+ */
+const REQUEST_SECONDS = [
+  0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5, 10,
+  15, 20, 30, 40, 50, 60, 90, 120,
 ];
 const TOKENS = [1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
 const registry = new Registry();
+const rolesOf = new Map<object, readonly MetricsRole[]>();
 
-const histogram = <L extends string>(name: string, help: string, labelNames: readonly L[] = [], buckets = SECONDS) =>
-  new Histogram({ name, help, labelNames, buckets, registers: [registry] });
-const counter = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
-  new Counter({ name, help, labelNames, registers: [registry] });
-const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
-  new Gauge({ name, help, labelNames, registers: [registry] });
+/** Makes metrics that `roles` measure. They are registered once it is known which service the process is. */
+function measuredIn(...roles: readonly MetricsRole[]) {
+  const noted = <M extends object>(metric: M): M => {
+    rolesOf.set(metric, roles);
+    return metric;
+  };
+  return {
+    histogram: <L extends string>(
+      name: string,
+      help: string,
+      buckets: readonly number[],
+      labelNames: readonly L[] = [],
+    ) => noted(new Histogram({ name, help, labelNames, buckets: [...buckets], registers: [] })),
+    counter: <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
+      noted(new Counter({ name, help, labelNames, registers: [] })),
+    gauge: <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
+      noted(new Gauge({ name, help, labelNames, registers: [] })),
+  };
+}
+
+const everywhere = measuredIn('gateway', 'prefill', 'decode', 'indexer');
+const gateway = measuredIn('gateway');
+const gatewayAndPrefill = measuredIn('gateway', 'prefill');
+const gatewayAndWorkers = measuredIn('gateway', 'prefill', 'decode');
+const workers = measuredIn('prefill', 'decode');
+const prefill = measuredIn('prefill');
+const decode = measuredIn('decode');
+const indexer = measuredIn('indexer');
 
 export const metrics = {
-  // Gateway.
-  ttft: histogram(
+  buildInfo: everywhere.gauge('llavacode:build_info', 'Always 1; its labels say which build runs', [
+    'version',
+    'commit',
+  ]),
+  // What a request has once: the gateway alone measures it.
+  ttft: gateway.histogram(
     'vllm:time_to_first_token_seconds',
     'Time from the request being received to its first token being written',
+    REQUEST_SECONDS,
   ),
-  tpot: histogram(
+  tpot: gateway.histogram(
     'vllm:request_time_per_output_token_seconds',
-    '(time of last token - time of first token) / (output tokens - 1), per choice',
+    '(time of last token - time of first token) / (output tokens - 1), per choice of a request that succeeded',
+    STEP_SECONDS,
   ),
-  itl: histogram('vllm:inter_token_latency_seconds', 'Time between two tokens of one choice'),
-  e2e: histogram(
+  itl: gateway.histogram('vllm:inter_token_latency_seconds', 'Time between two tokens of one choice', STEP_SECONDS),
+  e2e: gateway.histogram(
     'vllm:e2e_request_latency_seconds',
-    'Time from the request being received to the last byte of its answer',
+    'Time from the request being received to the last byte of its answer, for requests that succeeded',
+    REQUEST_SECONDS,
   ),
-  inference: histogram(
+  queueTime: gateway.histogram(
+    'vllm:request_queue_time_seconds',
+    'Time that the prompt of a request that succeeded waited, in the gateway and in the prefill worker',
+    REQUEST_SECONDS,
+  ),
+  inference: gateway.histogram(
     'vllm:request_inference_time_seconds',
-    'Time from the prompt leaving the queue to the last token',
+    'Time from the prompt leaving the queue to the last token, for requests that succeeded',
+    REQUEST_SECONDS,
   ),
-  promptTokens: counter('vllm:prompt_tokens_total', 'Prompt tokens, soft tokens included'),
-  softTokens: counter('llavacode:soft_tokens_total', 'Soft tokens among the prompt tokens'),
-  cachedTokens: counter('vllm:prompt_tokens_cached_total', 'Prompt tokens whose KV was reused'),
-  generationTokens: counter('vllm:generation_tokens_total', 'Output tokens'),
-  requestPromptTokens: histogram('vllm:request_prompt_tokens', 'Prompt tokens of one request', [], TOKENS),
-  requestGenerationTokens: histogram('vllm:request_generation_tokens', 'Output tokens of one request', [], TOKENS),
-  success: counter('vllm:request_success_total', 'Choices that finished, by reason', ['finished_reason']),
-  refused: counter('llavacode:requests_refused_total', 'Requests that ended in an error, by code', ['code']),
-  shed: counter(
+  promptTokens: gateway.counter(
+    'vllm:prompt_tokens_total',
+    'Prompt tokens sent to workers, soft tokens included; also those of requests that failed or were aborted',
+  ),
+  softTokens: gateway.counter('llavacode:soft_tokens_total', 'Soft tokens among the prompt tokens'),
+  cachedTokens: gateway.counter('vllm:prompt_tokens_cached_total', 'Prompt tokens whose KV was reused'),
+  generationTokens: gateway.counter(
+    'vllm:generation_tokens_total',
+    'Output tokens; also those of requests that failed or were aborted',
+  ),
+  requestPromptTokens: gateway.histogram(
+    'vllm:request_prompt_tokens',
+    'Prompt tokens of one request that succeeded: its sum is less than vllm:prompt_tokens_total if some did not',
+    TOKENS,
+  ),
+  requestGenerationTokens: gateway.histogram(
+    'vllm:request_generation_tokens',
+    'Output tokens of one request that succeeded: its sum is less than vllm:generation_tokens_total if some did not',
+    TOKENS,
+  ),
+  success: gateway.counter(
+    'vllm:request_success_total',
+    'Choices that finished, by reason: a request with n choices counts n times',
+    ['finished_reason'],
+  ),
+  refused: gateway.counter('llavacode:requests_refused_total', 'Requests that ended in an error, by code', ['code']),
+  shed: gateway.counter(
     'llavacode:requests_shed_total',
-    'Requests refused before work, by the limit that was reached (`knob` repeats `limit`, and goes with the next release)',
+    'Requests refused because a limit was reached, by that limit (`knob` repeats `limit`, and goes with the next release)',
     ['limit', 'knob'],
   ),
-  replays: counter('llavacode:replays_total', 'Parts of requests done again by other workers, by reason', ['reason']),
-  replaysExhausted: counter(
+  inflight: gateway.gauge('llavacode:requests_inflight', 'Requests in flight in this gateway, waiting ones included'),
+  replays: gateway.counter('llavacode:replays_total', 'Parts of requests done again by other workers, by reason', [
+    'reason',
+  ]),
+  replaysExhausted: gateway.counter(
     'llavacode:replays_exhausted_total',
     'Requests that failed because --max-replays was used up, by reason',
     ['reason'],
   ),
-  workersUsable: gauge('llavacode:workers_usable', 'Workers that this gateway gives work to, by role', ['role']),
-  stage: histogram('llavacode:stage_seconds', 'Time of one stage of a request', ['stage']),
-  degraded: counter('llavacode:requests_degraded_total', 'Completions that went on without context, by reason', [
-    'reason',
+  workersUsable: gateway.gauge('llavacode:workers_usable', 'Workers that this gateway sends requests to, by role', [
+    'role',
   ]),
-  retrieved: counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
-  storeCircuitOpen: gauge(
+  stage: gateway.histogram(
+    'llavacode:stage_seconds',
+    'Time of one stage of a request that succeeded, by stage',
+    REQUEST_SECONDS,
+    ['stage'],
+  ),
+  degraded: gateway.counter(
+    'llavacode:requests_degraded_total',
+    'Completions that went on without context, by reason',
+    ['reason'],
+  ),
+  retrieved: gateway.counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
+  storeCircuitOpen: gateway.gauge(
     'llavacode:store_circuit_open',
     '1 while the store is not asked because it failed or was slow, else 0',
   ),
-  storeRows: counter('llavacode:store_rows_total', 'Rows of chunks that were read, by where they lay: cache or store', [
-    'source',
-  ]),
-  prefillPlaced: counter(
+  storeRows: gateway.counter(
+    'llavacode:store_rows_total',
+    'Rows of chunks that were read, by where they lay: cache or store',
+    ['source'],
+  ),
+  prefillPlaced: gateway.counter(
     'llavacode:prefill_placed_total',
     'Prompts by where they were computed, and the reason for it',
     ['where', 'reason'],
   ),
-  // Gateway and workers.
-  running: gauge('vllm:num_requests_running', 'Requests that are being worked on'),
-  waiting: gauge('vllm:num_requests_waiting', 'Requests that wait'),
-  // Workers.
-  queueTime: histogram('vllm:request_queue_time_seconds', 'Time that a request waited in this worker'),
-  prefixQueries: counter('vllm:prefix_cache_queries_total', 'Prompt tokens that were looked for in the prefix cache'),
-  prefixHits: counter('vllm:prefix_cache_hits_total', 'Prompt tokens that were found in the prefix cache'),
-  prefillTime: histogram('vllm:request_prefill_time_seconds', 'Time that computing one prompt took'),
-  decodeTime: histogram('vllm:request_decode_time_seconds', 'Time from joining the batch to the last token'),
-  stepTime: histogram('llavacode:decode_step_seconds', 'Time that one step of the decode batch took'),
-  batchSize: histogram('llavacode:decode_batch_size', 'Sequences in one decode step', [], [1, 2, 4, 8, 16, 32, 64]),
-  waitingTokens: gauge('llavacode:waiting_tokens', 'Prompt tokens that wait in this worker'),
-  kvUsage: gauge('vllm:kv_cache_usage_perc', 'Share of KV slots in use, 0 to 1'),
-  stagedBytes: gauge('llavacode:kv_staged_bytes', 'Bytes of KV cache held for decoders that have not taken it yet'),
-  stagedAge: gauge('llavacode:kv_staged_oldest_seconds', 'Age of the oldest staged KV cache'),
-  leasesEnded: counter('llavacode:kv_leases_ended_total', 'Leases of staged KV caches that ended, by reason', [
+  // What each process has for itself: a request is counted where it is at that moment.
+  waiting: gatewayAndWorkers.gauge(
+    'vllm:num_requests_waiting',
+    'Prompts (gateway, prefill) or sequences (decode) that wait in this process',
+  ),
+  waitingTokens: gatewayAndPrefill.gauge('llavacode:waiting_tokens', 'Prompt tokens that wait in this process'),
+  running: workers.gauge(
+    'vllm:num_requests_running',
+    'Prompts that this worker computes (prefill) and sequences in its batch (decode)',
+  ),
+  kvUsage: workers.gauge('vllm:kv_cache_usage_perc', 'Share of KV slots in use, 0 to 1'),
+  prefixQueries: prefill.counter(
+    'vllm:prefix_cache_queries_total',
+    'Prompt tokens that were looked for in the prefix cache',
+  ),
+  prefixHits: prefill.counter('vllm:prefix_cache_hits_total', 'Prompt tokens that were found in the prefix cache'),
+  prefillTime: prefill.histogram(
+    'vllm:request_prefill_time_seconds',
+    'Time that computing one prompt took',
+    REQUEST_SECONDS,
+  ),
+  stagedBytes: prefill.gauge(
+    'llavacode:kv_staged_bytes',
+    'Bytes of KV cache held for decoders that have not taken it yet',
+  ),
+  stagedAge: prefill.gauge('llavacode:kv_staged_oldest_seconds', 'Age of the oldest staged KV cache'),
+  leasesEnded: prefill.counter('llavacode:kv_leases_ended_total', 'Leases of staged KV caches that ended, by reason', [
     'reason',
   ]),
-  handoffTime: histogram('llavacode:kv_handoff_seconds', 'Time from the first pull to the last verified frame'),
-  handoffExposed: histogram(
+  decodeTime: decode.histogram(
+    'vllm:request_decode_time_seconds',
+    'Time from joining the batch to the last token, per sequence',
+    REQUEST_SECONDS,
+  ),
+  stepTime: decode.histogram(
+    'llavacode:decode_step_seconds',
+    'Time that one step of the decode batch took',
+    STEP_SECONDS,
+  ),
+  batchSize: decode.histogram('llavacode:decode_batch_size', 'Sequences in one decode step', [1, 2, 4, 8, 16, 32, 64]),
+  handoffTime: decode.histogram(
+    'llavacode:kv_handoff_seconds',
+    'Time from the first pull to the last verified frame',
+    REQUEST_SECONDS,
+  ),
+  handoffExposed: decode.histogram(
     'llavacode:kv_handoff_exposed_seconds',
     'The part of the hand-over that came after prefill had finished',
+    REQUEST_SECONDS,
   ),
-  handoffBytes: counter('llavacode:kv_handoff_bytes_total', 'Bytes of KV cache that were pulled'),
-  // Indexer.
-  indexRuns: counter('llavacode:index_runs_total', 'Index runs by how they ended: ok or an error code', ['outcome']),
-  skippedFiles: counter('llavacode:skipped_files_total', 'Files that were not indexed, by reason', ['reason']),
-  encodeTime: histogram(
+  handoffBytes: decode.counter('llavacode:kv_handoff_bytes_total', 'Bytes of KV cache that were pulled'),
+  indexRuns: indexer.counter('llavacode:index_runs_total', 'Index runs by how they ended: ok or an error code', [
+    'outcome',
+  ]),
+  skippedFiles: indexer.counter('llavacode:skipped_files_total', 'Files that were not indexed, by reason', ['reason']),
+  encodeTime: indexer.histogram(
     'llavacode:encode_batch_seconds',
     'Time that one batch of chunks took in encoder and projector',
+    STEP_SECONDS,
   ),
-  unparsedChunks: counter(
+  unparsedChunks: indexer.counter(
     'llavacode:chunks_unparsed_total',
     'Chunks that were encoded as source text because no syntax tree was found',
   ),
-  indexedChunks: counter('llavacode:indexed_chunks_total', 'Chunks by what was done with them', ['outcome']),
+  indexedChunks: indexer.counter('llavacode:indexed_chunks_total', 'Chunks by what was done with them', ['outcome']),
 } as const;
+
+/** The roles that measure a metric. */
+export const measuredBy = (metric: object): readonly MetricsRole[] => rolesOf.get(metric) ?? [];
 
 /** Sets the caller's part of a gauge that sums several parts, such as the two queues of one process. */
 export function partOf(gauge: Gauge): (value: number) => void {
@@ -128,11 +255,16 @@ export const exposition = () => registry.metrics();
 export const expositionType = registry.contentType;
 
 /**
- * Puts the label `service` on every metric, and `model_name` where a model is served, because vLLM's dashboards
- * select by it. Adds the metrics of the process itself (CPU, memory, event-loop lag). Each service's main calls this
- * once.
+ * Exports the metrics that `service` measures, and those of the process itself (CPU, memory, event-loop lag). Puts the
+ * label `service` on each, and `model_name` where a model is served, because vLLM's dashboards select by it. Each
+ * service's main calls this once.
  */
-export function collectProcessMetrics(service: string, modelName?: string): void {
+export function collectProcessMetrics(service: MetricsService, modelName?: string): void {
   registry.setDefaultLabels(modelName === undefined ? { service } : { service, model_name: modelName });
+  const roles: readonly MetricsRole[] = ROLES[service];
+  for (const metric of Object.values(metrics)) {
+    if (measuredBy(metric).some((role) => roles.includes(role))) registry.registerMetric(metric);
+  }
+  metrics.buildInfo.set({ ...BUILD_INFO }, 1);
   collectDefaultMetrics({ register: registry });
 }

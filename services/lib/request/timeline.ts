@@ -29,6 +29,17 @@ export type RequestEvent = (typeof EVENTS)[number];
 export const STAGES = ['prefill_queue', 'prefill', 'decode_queue', 'handoff', 'handoff_exposed', 'detokenize'] as const;
 export type TimelineStage = (typeof STAGES)[number];
 
+/** Stages between two events of the gateway's clock. With {@link STAGES} they are the values of the label `stage`. */
+export const SPANS = {
+  admit: ['received', 'admitted'],
+  retrieve: ['admitted', 'retrieved'],
+  tokenize: ['retrieved', 'tokenized'],
+  dispatch: ['tokenized', 'dispatched'],
+  first_token: ['dispatched', 'first_token'],
+  decode: ['first_token', 'last_token'],
+} as const satisfies Record<string, readonly [RequestEvent, RequestEvent]>;
+export type TimelineSpan = keyof typeof SPANS;
+
 export class Timeline {
   readonly #events = new Map<RequestEvent, number>();
   readonly #stages = new Map<TimelineStage, number>();

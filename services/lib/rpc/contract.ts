@@ -57,10 +57,15 @@ export const CHANNEL: ChannelOptions = {
 /** For calls to the indexer: they wait while it is unreachable, since there is no other one to send them to. */
 const WAIT_FOR_READY = new Metadata({ waitForReady: true });
 
-/** Gives each client its own connection; connections.ts says why. */
+/**
+ * Gives each client its own connection; connections.ts says why. A channel never goes through a proxy: grpc-js would
+ * follow the environment (http_proxy, https_proxy, grpc_proxy), which is meant for the internet, not for the inside of
+ * one system.
+ */
 const optionsOf = ({ channelOptions }: RpcSecurity): ChannelOptions => ({
   ...CHANNEL,
   ...channelOptions,
+  'grpc.enable_http_proxy': 0,
   'grpc.use_local_subchannel_pool': 1,
 });
 

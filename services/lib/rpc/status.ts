@@ -3,7 +3,7 @@
  * foreign clients see a sensible status, and ours get the same error back.
  */
 import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
-import { type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts';
+import { ERRORS, type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts';
 
 const CODE = 'llavacode-code';
 const RETRY_AFTER = 'llavacode-retry-after-seconds';
@@ -47,7 +47,10 @@ export function fromStatus(error: unknown, peer: string): ServingError {
   if (!isStatus(error)) return ServingError.from(error, 'worker_lost');
   const code = error.metadata?.get(CODE)[0]?.toString() ?? '';
   if (!isErrorCode(code)) {
-    return new ServingError(FOREIGN[error.code] ?? 'internal', `${peer}: ${error.details}`, { cause: error });
+    const foreign = FOREIGN[error.code] ?? 'internal';
+    // Messages of client errors reach the client, who must not learn addresses of the inside.
+    const from = ERRORS[foreign].http < 500 ? 'a service' : peer;
+    return new ServingError(foreign, `${from}: ${error.details}`, { cause: error });
   }
   const retryAfter = Number(error.metadata.get(RETRY_AFTER)[0]);
   return new ServingError(code, error.details, {

@@ -8,7 +8,7 @@ import { reachableAddress } from '../process/exposure.ts';
 import { serveHealth } from '../process/health.ts';
 import { Lifecycle } from '../process/lifecycle.ts';
 import { createLogger, type Logger } from '../process/log.ts';
-import { collectProcessMetrics } from '../process/metrics.ts';
+import { collectProcessMetrics, type MetricsService } from '../process/metrics.ts';
 import { stayRegistered, type WorkerRole } from '../redis/worker-registry.ts';
 import { loadServingSecurity, type RpcSecurity } from '../rpc/credentials.ts';
 import { type MountedService, serveRpc } from '../rpc/server.ts';
@@ -35,7 +35,7 @@ interface BuiltService {
 
 interface WorkerOptions {
   /** Name of the service in logs and metrics. */
-  readonly name: string;
+  readonly name: MetricsService;
   /**
    * Roles under which the registry lists the process for gateways; none for an indexer, whose address they are given.
    */

@@ -1,4 +1,5 @@
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
 
@@ -76,6 +77,27 @@ describe('the log', () => {
         err: { message: 'secret internals' },
       });
   });
+});
+
+test('refused keys are logged once a second, without the keys', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  onTestFinished(() => void vi.useRealTimers());
+  const identify = (authorization: string | undefined) => {
+    if (authorization === 'Bearer good') return NO_KEYS.identify(authorization);
+    throw new ServingError('invalid_api_key', 'the API key is not in the file of keys');
+  };
+  const { app, lines } = await fakeGateway({ token }, { keys: { tenants: [], identify } });
+  const ask = async (key: string) =>
+    (await app.inject({ url: '/v1/models', headers: { authorization: `Bearer ${key}` } })).statusCode;
+  expect(await ask('good')).toBe(200);
+  for (let i = 0; i < 5; i++) expect(await ask(`qzsecret-${i}`)).toBe(401);
+  const refusals = () => lines.filter(({ message }) => message === 'API key refused');
+  expect(refusals()).toMatchObject([
+    { level: 'warn', requests: 1, client: '127.0.0.1', reason: expect.stringContaining('not in the file') },
+  ]);
+  vi.advanceTimersByTime(1_000);
+  expect(refusals().map(({ requests }) => requests)).toEqual([1, 4]);
+  expect(JSON.stringify(lines)).not.toContain('qzsecret');
 });
 
 test('a saturated worker makes 429 with Retry-After', async () => {
