@@ -56,7 +56,6 @@ export async function loadEngine(
     provider: config.provider,
     threads: Math.min(config.threads, cpus?.length ?? config.threads),
     spin: config.spin,
-    onFallback: (reason) => log.warn({ reason }, 'computing on the CPU'),
     prepacked: prepackedCache(bundle, config.prepacked, log),
   });
   const loaded = performance.now();

@@ -100,8 +100,6 @@ function loadApi() {
     bindOutput: status(137, p, 'str', p),
     bindOutputToDevice: status(138, p, 'str', p),
     getBoundOutputValues: status(140, p, p, out, koffi.out(koffi.pointer('size_t'))),
-    createCudaOptions: status(205, out),
-    appendCuda: status(204, p, p),
     releaseStatus: at(93, 'void', [p]) as (pointer: Pointer) => void,
     releaseSession: at(95, 'void', [p]) as (pointer: Pointer) => void,
     releaseValue: at(96, 'void', [p]) as (pointer: Pointer) => void,
@@ -109,7 +107,6 @@ function loadApi() {
     releaseTensorTypeAndShape: at(99, 'void', [p]) as (pointer: Pointer) => void,
     releaseSessionOptions: at(100, 'void', [p]) as (pointer: Pointer) => void,
     releaseIoBinding: at(135, 'void', [p]) as (pointer: Pointer) => void,
-    releaseCudaOptions: at(208, 'void', [p]) as (pointer: Pointer) => void,
   };
 }
 

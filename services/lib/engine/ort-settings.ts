@@ -2,17 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
-import {
-  type Api,
-  assertOk,
-  create,
-  libraryPath,
-  type Out,
-  offLoop,
-  type Pointer,
-  RUNTIME_VERSION,
-  runtime,
-} from './ort-api.ts';
+import { assertOk, create, type Out, offLoop, type Pointer, runtime } from './ort-api.ts';
 import type { PROVIDERS } from './settings.ts';
 
 /** The place where prepacked weights are kept; see prepacked.ts. */
@@ -29,8 +19,6 @@ export interface SessionOptions {
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
   readonly spin?: boolean;
-  /** Called with the reason when `auto` falls back to the CPU. */
-  readonly onFallback?: (reason: string) => void;
   /** Place of the weights in the form that the CPU computes with. Without it every session makes its own copy. */
   readonly prepacked?: PrepackedCache;
 }
@@ -56,12 +44,11 @@ export function cpuInfo(): string {
 }
 
 export class SessionSettings {
-  /** Whether the session computes on a GPU. */
-  readonly cuda: boolean;
   readonly #pointer: Pointer;
 
-  /** @throws ServingError provider_unavailable if CUDA is required but missing. */
+  /** @throws ServingError provider_unavailable for a device that this version cannot compute on. */
   constructor(options: SessionOptions) {
+    assertProvider(options.provider);
     const { api } = runtime();
     this.#pointer = create(api, api.createSessionOptions);
     try {
@@ -71,7 +58,6 @@ export class SessionSettings {
       this.set('session.set_denormal_as_zero', '1');
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
-      this.cuda = options.provider !== 'cpu' && appendCuda(api, this.#pointer, options);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -105,20 +91,16 @@ export class SessionSettings {
   }
 }
 
-/** Returns whether CUDA is used. If it is optional and missing, `onFallback` gets the reason. */
-function appendCuda(api: Api, settings: Pointer, options: SessionOptions): boolean {
-  try {
-    const cuda = create(api, api.createCudaOptions);
-    try {
-      assertOk(api, api.appendCuda(settings, cuda));
-    } finally {
-      api.releaseCudaOptions(cuda);
-    }
-    return true;
-  } catch (error) {
-    const reason = `CUDA is not available (${ServingError.from(error).message}). Install an NVIDIA driver, the CUDA runtime and ONNX Runtime ${RUNTIME_VERSION}'s libonnxruntime_providers_cuda.so and libonnxruntime_providers_shared.so beside ${libraryPath().split(/[\\/]/).pop()}`;
-    if (options.provider === 'cuda') throw new ServingError('provider_unavailable', reason, { cause: error });
-    options.onFallback?.(reason);
-    return false;
-  }
+/**
+ * Whether this version computes right on a device. It does not on CUDA: an input is copied to the device when it is
+ * bound, and token ids, lengths and KV caches change after that, so that every step would compute with the first ids.
+ * `auto` therefore means the CPU.
+ * @throws ServingError provider_unavailable
+ */
+export function assertProvider(provider: SessionOptions['provider']): void {
+  if (provider !== 'cuda') return;
+  throw new ServingError(
+    'provider_unavailable',
+    '--provider cuda is refused: this version would compute with stale inputs on a GPU and answer with wrong tokens',
+  );
 }

@@ -202,12 +202,12 @@ export class OrtSession {
 
   /**
    * Loads `path` and the external data beside it on a worker thread; for the CPU in its prepacked form, if asked for.
-   * @throws ServingError runtime_failed for a broken graph; provider_unavailable if CUDA is required but missing.
+   * @throws ServingError runtime_failed for a broken graph; provider_unavailable for a device that this version cannot compute on.
    */
   static async load(path: string, options: SessionOptions): Promise<OrtSession> {
     using settings = new SessionSettings(options);
     const { prepacked } = options;
-    const graph = prepacked && !settings.cuda ? await prepackedGraph(path, prepacked) : path;
+    const graph = prepacked ? await prepackedGraph(path, prepacked) : path;
     return new OrtSession(await settings.open(graph));
   }
 

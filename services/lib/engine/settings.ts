@@ -16,7 +16,7 @@ export const DEVICE_SETTINGS = {
   provider: z
     .enum(PROVIDERS)
     .default('auto')
-    .describe(`device to compute on: ${PROVIDERS.join(', ')}`),
+    .describe('device to compute on: auto and cpu mean the CPU; cuda is refused until it is right'),
   threads: whole(1, 1024).default(availableParallelism()).describe('threads of the engine'),
 };
 

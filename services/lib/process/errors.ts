@@ -94,7 +94,7 @@ export const ERRORS = {
   bundle_invalid: kind(500, 'INTERNAL', false, 'Make the bundle again with llavacode export.'),
   projector_invalid: kind(500, 'INTERNAL', false, 'Use a projector trained for this encoder and LLM.'),
   runtime_unsupported: kind(500, 'INTERNAL', false, 'Install the pinned onnxruntime-node: npm ci.'),
-  provider_unavailable: kind(500, 'INTERNAL', false, 'Install what the message names, or use --provider cpu.'),
+  provider_unavailable: kind(500, 'INTERNAL', false, 'Use --provider cpu.'),
   runtime_failed: kind(500, 'INTERNAL', true, 'Retry; the message of ONNX Runtime says why.'),
   out_of_memory: kind(500, 'INTERNAL', false, 'Lower --slots or --capacity.'),
   address_in_use: kind(500, 'INTERNAL', false, 'Choose another port, or stop the process that listens there.'),

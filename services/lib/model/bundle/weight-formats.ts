@@ -20,7 +20,7 @@ interface WeightFormats {
 }
 
 /**
- * `fp16`: the whole language model in half precision, for CUDA (a CPU converts it to 32 bits as it computes).
+ * `fp16`: the whole language model in half precision, for GPUs (a CPU converts it to 32 bits as it computes).
  * `int4`: the whole language model in 4 bits, for speed.
  * `mixed`: like `int4`, but with 8 bits for the vocabulary, where one matrix decides every token, and for the first and
  * the last layer.
