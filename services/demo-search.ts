@@ -2,14 +2,14 @@
  * `llavacode demo --search`: completes at every cursor of the sample repository in all three modes and counts where the
  * answer is the rest of the real line. The sample's cursor was chosen from what it lists, so the counts belong to it.
  *
- * A cursor stands where a line begins, and behind each `(`, `.`, `= ` and `return ` of a line. The prompt is its line up
- * to there and the lines before. Comments, docstrings of one line and rests of a few characters are left out.
+ * A cursor stands where a line begins, and behind each `(`, `.`, `= ` and `return ` of a line. The prompt is its line
+ * up to there and the lines before. Comments, docstrings of one line and rests of a few characters are left out.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
 import { streamCompletion } from './client.ts';
-import { SAMPLE_REPOSITORY } from './sample.ts';
+import { SAMPLE_REPO, SAMPLE_REPOSITORY } from './sample.ts';
 
 export const MODES = ['off', 'text', 'compressed'] as const;
 export type ContextMode = (typeof MODES)[number];
@@ -96,7 +96,7 @@ export async function searchCursors(
 
 async function answer(url: string, { path, before, rest }: Cursor, mode: ContextMode): Promise<string> {
   const complete = async (maxTokens: number) => {
-    const rag = { repo: 'shop', mode, path };
+    const rag = { repo: SAMPLE_REPO, mode, path };
     const body = { prompt: before, max_tokens: maxTokens, temperature: 0, stop: ['\n'], rag };
     return (await streamCompletion(url, body, AbortSignal.timeout(DEADLINE_MS))).text;
   };

@@ -12,6 +12,7 @@ import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { SAMPLE, SAMPLE_BODY } from '../../services/sample.ts';
 
 const run = promisify(execFile);
 /** Real processes that load a model take long on a machine that is busy. */
@@ -116,16 +117,15 @@ describe('an installed llavacode, in a folder that is not the repository', () =>
     const cwd = await folder('up');
     const before = await installedFiles();
     const system = await start(cwd, ['up', '--port', '0', '--index', join(installed(), 'examples', 'shop')]);
-    const url = /Serving at (\S+)/.exec(system.output())?.[1];
-    const response = await fetch(`${url}/v1/completions`, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ prompt: 'def add(a, b):\n', max_tokens: 4, rag: { repo: 'shop' } }),
-    });
-    expect(response.status).toBe(200);
-    const { model, rag } = (await response.json()) as { model: string; rag: { chunks: unknown[] } };
-    expect(model).toBe('tiny-coder');
-    expect(rag.chunks.length).toBeGreaterThan(0);
+    const { url, body } = printedCurl(system.output());
+    expect(body).toEqual({ ...SAMPLE_BODY, stream: true, rag: { repo: 'shop', path: SAMPLE.path } });
+    expect(system.output()).toContain(`Logs: ${join(cwd, '.llavacode', 'logs')}\n`);
+    // What people see first: the line that is right is right because of the context.
+    const compressed = await complete(url, { ...body, stream: false });
+    expect(compressed).toMatchObject({ model: 'tiny-coder', choices: [{ text: SAMPLE.rest }] });
+    expect(compressed.rag?.chunks).toHaveLength(10);
+    const { choices } = await complete(url, { ...body, stream: false, rag: undefined });
+    expect(choices[0]?.text).not.toBe(SAMPLE.rest);
     system.child.kill('SIGINT');
     expect(await once(system.child, 'exit')).toEqual([0, null]);
     expect((await readdir(join(cwd, '.llavacode'))).sort()).toEqual(['bundles', 'logs', 'store']);
@@ -134,14 +134,50 @@ describe('an installed llavacode, in a folder that is not the repository', () =>
     expect(await installedFiles()).toEqual(before);
   });
 
+  test('prints a request without rag where nothing is indexed', { timeout: LIMIT }, async () => {
+    const cwd = await folder('up-without-index');
+    const system = await start(cwd, ['up', '--port', '0']);
+    const { url, body } = printedCurl(system.output());
+    expect(body).toEqual({ ...SAMPLE_BODY, stream: true });
+    expect((await complete(url, { ...body, stream: false })).rag).toBeUndefined();
+    // The commands that it prints work from any folder.
+    expect(system.output()).toContain(`--store lmdb:${join(cwd, '.llavacode', 'store')}\n`);
+    system.child.kill('SIGINT');
+    expect(await once(system.child, 'exit')).toEqual([0, null]);
+  });
+
   test('runs the demo, which leaves nothing in that folder', { timeout: LIMIT }, async () => {
     const cwd = await folder('demo');
     const { stdout } = await llavacode(cwd, 'demo');
-    expect(stdout).toMatch(/^off +\d+ /m);
-    expect(stdout).toMatch(/^compressed +\d+ /m);
+    expect(stdout).toMatch(/^without context .+ {3}✘$/m);
+    expect(stdout).toContain(`\nchunks compressed   ${SAMPLE.rest.trim()}   ✔\n`);
+    expect(stdout).toMatch(/^off +\d+ +0 +[\d.]+ \([\d.]+ to [\d.]+\)/m);
+    expect(stdout).toMatch(/^compressed +\d+ +10 +[\d.]+ \([\d.]+ to [\d.]+\)/m);
     expect(await readdir(cwd)).toEqual([]);
   });
 });
+
+interface Answer {
+  readonly model: string;
+  readonly choices: readonly { readonly text: string }[];
+  readonly rag?: { readonly chunks: readonly unknown[] };
+}
+
+async function complete(url: string, body: object): Promise<Answer> {
+  const response = await fetch(url, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(body),
+  });
+  expect(response.status).toBe(200);
+  return (await response.json()) as Answer;
+}
+
+/** The request that `up` prints to paste. */
+function printedCurl(output: string): { url: string; body: object } {
+  const [, url = '', body = ''] = /^curl -N (\S+) .* -d '(.*)'$/m.exec(output) ?? [];
+  return { url, body: JSON.parse(body) as object };
+}
 
 interface Started {
   readonly child: ChildProcess;
