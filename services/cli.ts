@@ -75,12 +75,15 @@ const WORDS: Readonly<Record<string, Word>> = {
     build: buildSynth,
   },
   demo: {
-    summary: 'complete at one cursor three times: without context, with text, with compressed context',
+    summary: 'complete at one cursor in three modes: without context, with text, with compressed context',
     build: async (command) => {
-      command.option('--json <file>', 'write the figures there').action(async ({ json }) => {
-        const { runDemo } = await import('./demo.ts');
-        await report(json, await runDemo());
-      });
+      command
+        .option('--search', 'complete at every cursor of the sample repository instead, and count (ten minutes)')
+        .option('--json <file>', 'write the figures there')
+        .action(async ({ search, json }) => {
+          const { runDemo, runDemoSearch } = await import('./demo.ts');
+          await report(json, search ? await runDemoSearch() : await runDemo());
+        });
     },
   },
   bench: {

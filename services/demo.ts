@@ -1,32 +1,52 @@
 /**
- * `llavacode demo` completes at one cursor of the sample repository three times: without context, with the retrieved
+ * `llavacode demo` completes at one cursor of the sample repository in three modes: without context, with the retrieved
  * chunks as text, and with the same chunks as soft tokens. It starts a system for that and stops it again.
  */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type CompletionBody, type StreamedCompletion, streamCompletion, tpotMs, ttftMs } from './client.ts';
+import { type StreamedCompletion, streamCompletion, tpotMs, ttftMs } from './client.ts';
+import {
+  type ContextMode,
+  countByModes,
+  isRight,
+  MODES,
+  type SearchedCursor,
+  sampleCursors,
+  searchCursors,
+} from './demo-search.ts';
 import { interruption } from './lib/process/interrupt.ts';
-import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+import { startProgress } from './lib/process/progress.ts';
+import { SAMPLE, SAMPLE_BODY, SAMPLE_REPO, SAMPLE_REPOSITORY, SEARCHED } from './sample.ts';
 import type { RunningSystem } from './supervisor.ts';
 import { bringUp, loadUpConfig } from './up.ts';
 
-const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
-/** The cursor stands right after this text. The definition that the completion needs is in shop/inventory.py. */
-const CURSOR = { path: 'shop/checkout.py', after: '        quote = self._prices.quote(cart, customer, now.date())\n' };
-const MODES = ['off', 'text', 'compressed'] as const;
-/** Rounds per mode. The modes take turns, and the medians are shown. */
-const ROUNDS = 5;
-const DEADLINE_MS = 30_000;
+/** Rounds per mode. The modes take turns, so that a disturbance meets all of them. */
+const ROUNDS = 11;
+const DEADLINE_MS = 60_000;
+/** Lines before the cursor that are printed. */
+const SHOWN_LINES = 4;
+const NAMES: Readonly<Record<ContextMode, string>> = {
+  off: 'without context',
+  text: 'chunks as text',
+  compressed: 'chunks compressed',
+};
+
+interface Spread {
+  readonly median: number;
+  /** The lower and the upper quartile. */
+  readonly quartiles: readonly [number, number];
+}
 
 interface Row {
-  readonly mode: (typeof MODES)[number];
+  readonly mode: ContextMode;
   readonly text: string;
+  readonly isRight: boolean;
   readonly promptTokens: number;
   readonly softTokens: number;
   readonly chunks: readonly string[];
-  readonly ttftMs: number;
-  readonly tpotMs: number;
+  readonly ttftMs: Spread;
+  readonly tpotMs: Spread;
 }
 
 /**
@@ -34,31 +54,60 @@ interface Row {
  * @throws ServingError, Interrupted.
  */
 export async function runDemo(): Promise<Row[]> {
+  return onSystem({}, async (url, stop) => {
+    const rows = await complete(url, stop);
+    process.stdout.write(`${answersText(rows)}\n${latencyText(rows)}\n${choiceText()}\n`);
+    return rows;
+  });
+}
+
+/**
+ * Completes at every cursor of the sample repository, and prints the counts and the cursors that only context gets
+ * right. This takes ten minutes on two cores.
+ * @throws ServingError, Interrupted.
+ */
+export async function runDemoSearch(): Promise<{ counts: Record<string, number>; found: SearchedCursor[] }> {
+  // Nobody waits for these answers: a slow machine is no reason to refuse one.
+  return onSystem({ targetTtftMs: DEADLINE_MS }, async (url, stop) => {
+    const cursors = await sampleCursors();
+    const progress = startProgress('searching');
+    const found = await searchCursors(url, cursors, stop, (done) => {
+      progress.update(`${done} of ${cursors.length} cursors`);
+    });
+    progress.succeed(`${found.length} cursors`);
+    const counts = countByModes(found);
+    process.stdout.write(`${searchText(counts, found)}\n`);
+    return { counts, found };
+  });
+}
+
+async function onSystem<T>(
+  more: Readonly<Record<string, unknown>>,
+  task: (url: string, stop: AbortSignal) => Promise<T>,
+): Promise<T> {
   const stop = interruption();
   const data = await mkdtemp(join(tmpdir(), 'llavacode-demo-'));
-  const flags = { port: 0, data, store: `lmdb:${join(data, 'store')}`, logLevel: 'warn', index: [SAMPLE_REPOSITORY] };
+  const store = `lmdb:${join(data, 'store')}`;
   let system: RunningSystem | undefined;
   try {
+    const flags = { port: 0, data, store, logLevel: 'warn', index: [SAMPLE_REPOSITORY], ...more };
     system = await bringUp(loadUpConfig(flags), stop);
-    const source = await readFile(join(SAMPLE_REPOSITORY, CURSOR.path), 'utf8');
-    const at = source.indexOf(CURSOR.after) + CURSOR.after.length;
-    const body = { prompt: source.slice(0, at), suffix: source.slice(at), max_tokens: 24, temperature: 0 };
-    const rows = await complete(system.url, body, stop);
-    print(rows);
-    return rows;
+    return await task(system.url, stop);
   } finally {
     await system?.close();
     await rm(data, { recursive: true, force: true });
   }
 }
 
-async function complete(url: string, body: CompletionBody, stop: AbortSignal): Promise<Row[]> {
-  const runs = new Map<Row['mode'], StreamedCompletion[]>(MODES.map((mode) => [mode, []]));
+async function complete(url: string, stop: AbortSignal): Promise<Row[]> {
+  const runs = new Map<ContextMode, StreamedCompletion[]>(MODES.map((mode) => [mode, []]));
   for (let round = 0; round < ROUNDS; round++) {
     for (const mode of MODES) {
-      const rag = { repo: 'shop', mode, path: CURSOR.path };
       stop.throwIfAborted();
-      runs.get(mode)?.push(await streamCompletion(url, { ...body, rag }, AbortSignal.timeout(DEADLINE_MS)));
+      const rag = { repo: SAMPLE_REPO, mode, path: SAMPLE.path };
+      // A salt of its own makes each prompt a new one: nothing of the KV cache of the round before is reused.
+      const body = { ...SAMPLE_BODY, rag, cache_salt: `round ${round}` };
+      runs.get(mode)?.push(await streamCompletion(url, body, AbortSignal.timeout(DEADLINE_MS)));
     }
   }
   return [...runs].map(([mode, completions]) => {
@@ -66,34 +115,70 @@ async function complete(url: string, body: CompletionBody, stop: AbortSignal): P
     return {
       mode,
       text: last.text,
+      isRight: isRight(last.text, SAMPLE.rest),
       promptTokens: last.usage.prompt_tokens,
       softTokens: last.usage.prompt_tokens_details?.soft_tokens ?? 0,
       chunks: last.rag?.chunks.map((chunk) => `${chunk.path}:${chunk.start_line}-${chunk.end_line}`) ?? [],
-      ttftMs: median(completions.map(ttftMs)),
-      tpotMs: median(completions.map(tpotMs).filter((ms) => ms !== undefined)),
+      ttftMs: spread(completions.map(ttftMs)),
+      tpotMs: spread(completions.map(tpotMs).filter((ms) => ms !== undefined)),
     };
   });
 }
 
-function print(rows: readonly Row[]): void {
-  const out = process.stdout;
-  out.write(`\nThe cursor: ${CURSOR.path}, after\n${CURSOR.after}\n`);
-  for (const row of rows) {
-    out.write(
-      `context ${row.mode}: ${row.chunks.length} chunks${row.chunks.length > 0 ? ` (${row.chunks.join(', ')})` : ''}\n`,
-    );
-    out.write(`${row.text.replace(/^/gm, '    | ')}\n\n`);
-  }
-  const line = (cells: readonly string[]) =>
-    `${cells.map((cell, i) => (i === 0 ? cell.padEnd(12) : cell.padStart(15))).join('')}\n`;
-  out.write(line(['context', 'prompt tokens', 'of them soft', 'TTFT ms', 'TPOT ms']));
-  for (const { mode, promptTokens, softTokens, ttftMs: ttft, tpotMs: tpot } of rows) {
-    out.write(line([mode, String(promptTokens), String(softTokens), ttft.toFixed(1), tpot.toFixed(1)]));
-  }
-  out.write(`\nMedians of ${ROUNDS} rounds. The model that ships is small and often wrong; see models/tiny-coder.\n`);
+function spread(values: readonly number[]): Spread {
+  const sorted = values.toSorted((a, b) => a - b);
+  const at = (share: number) => sorted[Math.round(share * (sorted.length - 1))] ?? Number.NaN;
+  return { median: at(0.5), quartiles: [at(0.25), at(0.75)] };
 }
 
-function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
+/** The code at the cursor, and the three answers one below the other. */
+function answersText(rows: readonly Row[]): string {
+  const lines = SAMPLE.before.split('\n').slice(-SHOWN_LINES);
+  const cell = (name: string) => name.padEnd(20);
+  return [
+    `\nThe cursor (█) in ${SAMPLE.path}:\n`,
+    ...lines.map((line, i) => `    ${line}${i === lines.length - 1 ? '█' : ''}`),
+    '',
+    `${cell('the real line')}${SAMPLE.rest.trim()}`,
+    ...rows.map(({ mode, text, isRight }) => `${cell(NAMES[mode])}${text.trim()}   ${isRight ? '✔' : '✘'}`),
+    `\nThe chunks: ${rows.find(({ mode }) => mode === 'compressed')?.chunks.join(', ')}\n`,
+  ].join('\n');
+}
+
+function latencyText(rows: readonly Row[]): string {
+  const line = (cells: readonly string[]) =>
+    cells.map((cell, i) => (i === 0 ? cell.padEnd(12) : cell.padStart(i < 3 ? 15 : 24))).join('');
+  const ms = ({ median, quartiles: [low, high] }: Spread) =>
+    `${median.toFixed(1)} (${low.toFixed(1)} to ${high.toFixed(1)})`;
+  return [
+    line(['context', 'prompt tokens', 'of them soft', 'TTFT ms', 'TPOT ms']),
+    ...rows.map(({ mode, promptTokens, softTokens, ttftMs, tpotMs }) =>
+      line([mode, String(promptTokens), String(softTokens), ms(ttftMs), ms(tpotMs)]),
+    ),
+    `\nMedians and quartiles of ${ROUNDS} rounds; every prompt is computed anew.\n`,
+  ].join('\n');
+}
+
+/** How the cursor came about: chosen, and from how many. */
+function choiceText(): string {
+  const { cursors, right, gained, lost } = SEARCHED;
+  return [
+    'The cursor was chosen. The model that ships has 5.8 million parameters and is often wrong:',
+    `of ${cursors} cursors of this repository it completes the line without context at ${right.off}, with text at`,
+    `${right.text}, compressed at ${right.compressed}; text gains ${gained.text} and loses ${lost.text}, compressed context gains`,
+    `${gained.compressed} and loses ${lost.compressed}. llavacode demo --search counts and lists them.\n`,
+  ].join('\n');
+}
+
+function searchText(counts: Readonly<Record<string, number>>, found: readonly SearchedCursor[]): string {
+  const gained = found.filter(({ answers, rest }) => !isRight(answers.off, rest) && isRight(answers.compressed, rest));
+  return [
+    `\nRight in these modes, of ${found.length} cursors:`,
+    ...Object.entries(counts).map(([modes, count]) => `  ${modes.padEnd(22)}${String(count).padStart(6)}`),
+    '\nRight with compressed context and not without:',
+    ...gained.map(({ path, line, answers, rest }) => {
+      const text = isRight(answers.text, rest) ? 'text is right too' : `text ${JSON.stringify(answers.text)}`;
+      return `  ${path}:${line} ${JSON.stringify(rest)}; without ${JSON.stringify(answers.off)}; ${text}`;
+    }),
+  ].join('\n');
 }

@@ -26,11 +26,10 @@ export async function checkPlaces({ host, port, data, store, index }: Places): P
   for (const dir of index) await assertFolder(`--index ${dir}`, dir);
   await assertFree(host, port);
   if (isRedisUrl(store)) await assertAnswers(store);
-  await atPath(`--data ${data}`, async () => {
+  return atPath(`--data ${data}`, async () => {
     await makeFolder(join(data, 'logs'));
-    await access(data, constants.W_OK);
+    return keepFolder(data);
   });
-  return keepFolder(data);
 }
 
 async function assertFolder(named: string, dir: string): Promise<void> {

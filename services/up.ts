@@ -19,6 +19,7 @@ import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
 import { checkPlaces } from './preflight.ts';
+import { SAMPLE, SAMPLE_BODY } from './sample.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
 import { environmentOf, type Flags, type RunningSystem, startSystem } from './supervisor.ts';
 
@@ -204,28 +205,29 @@ const exists = (path: string) =>
     () => false,
   );
 
-/** What a person can do next: one request that works, and how to index a repository of their own. */
+/** What a person can do next: a request that works, a repository of their own, the logs, and how to stop. */
 function welcome(url: string, { index, data, store, model }: UpConfig): string {
-  const body = {
-    prompt: 'def hold(inventory, cart, now):\n    reservation = ',
-    suffix: '\n    return reservation\n',
-    max_tokens: 24,
-    temperature: 0,
-    stream: true,
-    ...(index[0] !== undefined && { rag: { repo: nameOf(index[0]) } }),
-  };
+  const [repository] = index;
+  const rag = repository && { repo: nameOf(repository), path: SAMPLE.path };
+  const body = JSON.stringify({ ...SAMPLE_BODY, stream: true, rag }).replaceAll("'", "'\\''");
+  // Without an installation npx finds the command; with one it runs that.
+  const llavacode = process.env['npm_command'] === undefined ? 'llavacode' : 'npx llavacode';
   return `
-Serving at ${url} (logs in ${join(data, 'logs')}). Try:
+Serving at ${url}. Try:
 
-curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${JSON.stringify(body)}'
+curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${body}'
 
-Index a repository of your own:
+Index a repository of your own, and name it in a request's rag.repo:
 
-llavacode index --name NAME --path DIR --model ${model} --store ${store}
+${llavacode} index --name NAME --path DIR --model ${resolve(model)} --store ${absoluteStore(store)}
 
+Logs: ${resolve(data, 'logs')}
 Ctrl-C stops it.
 `;
 }
+
+/** A folder of the store that does not depend on where a command runs. */
+const absoluteStore = (store: string) => store.replace(/^lmdb:(.*)$/, (_, dir: string) => `lmdb:${resolve(dir)}`);
 
 /** The name of a repository that is indexed at start: that of its folder. */
 const nameOf = (dir: string) => basename(resolve(dir));

@@ -1,46 +1,119 @@
 /** docker-compose.yml against the settings: a flag or a service that does not exist shows only when somebody starts it. */
+import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { flagName } from '../../services/lib/process/config.ts';
+import { parse } from 'yaml';
+import { envName, flagName } from '../../services/lib/process/config.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { loadConfig, SETTINGS } from '../../services/settings.ts';
 
-type Setting = keyof typeof SETTINGS;
-const flags = new Map(Object.keys(SETTINGS).map((setting) => [flagName(setting), setting as Setting]));
-
-/** The command of each service of ours that is a process, by its name: a list in brackets or a line each. */
-async function commands() {
-  const text = await readFile(join(PACKAGE_ROOT, 'docker-compose.yml'), 'utf8');
-  const services = text.slice(text.indexOf('\nservices:'), text.indexOf('\nvolumes:')).split(/\n {2}(?=\w+:\n)/);
-  const found = services.map((service) => {
-    const command = /^ {4}command:(.*(?:\n {6}- .*)*)/m.exec(service)?.[1] ?? '';
-    const words = [...command.matchAll(/"([^"]*)"|- (\S+)/g)].map(([, quoted, plain]) => quoted ?? (plain as string));
-    return [service.slice(0, service.indexOf(':')), words.flatMap((word) => word.split('='))] as const;
-  });
-  return new Map(found);
+interface Service {
+  readonly image: string;
+  readonly build?: { readonly context: string; readonly dockerfile: string };
+  readonly command?: readonly string[];
+  readonly restart?: string;
+  readonly profiles?: readonly string[];
+  readonly environment?: Readonly<Record<string, string>>;
+  readonly depends_on?: Readonly<Record<string, { readonly condition: string }>>;
+  readonly deploy?: { readonly resources: { readonly limits: { readonly memory?: string; readonly cpus?: string } } };
+  readonly healthcheck?: { readonly test: readonly string[]; readonly start_period?: string };
+  readonly stop_grace_period?: string;
 }
 
-test('names settings that there are, with values that they take, and services that there are', async () => {
-  const all = await commands();
-  expect([...all.keys()]).toEqual(expect.arrayContaining(['prefill', 'decode', 'indexer', 'gateway']));
-  for (const name of ['prefill', 'decode', 'indexer', 'gateway']) {
-    const [command, ...rest] = all.get(name) as string[];
-    expect(command).toBe(name);
-    const given: Record<string, string> = {};
-    for (let i = 0; i < rest.length; i += 2) {
-      const setting = flags.get(rest[i] as string);
-      expect(setting, rest[i]).toBeDefined();
-      given[setting as Setting] = rest[i + 1] as string;
-    }
-    const table = Object.fromEntries((Object.keys(given) as Setting[]).map((setting) => [setting, SETTINGS[setting]]));
-    expect(loadConfig(table, given, {})).toBeDefined();
+type Setting = keyof typeof SETTINGS;
+const flags = new Map(Object.keys(SETTINGS).map((setting) => [flagName(setting), setting as Setting]));
+const variables = new Map(Object.keys(SETTINGS).map((setting) => [envName(setting), setting as Setting]));
+const PROCESSES = ['prefill', 'decode', 'indexer', 'gateway'];
+
+/** The services, where nobody sets a variable that the file has a default for. */
+async function composeServices(): Promise<ReadonlyMap<string, Service>> {
+  const text = await readFile(join(PACKAGE_ROOT, 'docker-compose.yml'), 'utf8');
+  const withDefaults = text.replace(/\$\{\w+:-([^}]*)\}/g, '$1');
+  const { services } = parse(withDefaults, { merge: true }) as { services: Record<string, Service> };
+  return new Map(Object.entries(services));
+}
+
+/** The settings that a command gives, by their names. */
+function settingsOf([, ...words]: readonly string[]): Record<string, string> {
+  const rest = words.flatMap((word) => word.split('='));
+  const given: Record<string, string> = {};
+  for (let i = 0; i < rest.length; i += 2) {
+    const setting = flags.get(rest[i] as string);
+    expect(setting, rest[i]).toBeDefined();
+    given[setting as Setting] = rest[i + 1] as string;
+  }
+  return given;
+}
+
+test('docker-compose.yml names settings that there are, with values that they take, and services that there are', async () => {
+  const all = await composeServices();
+  expect([...all.keys()]).toEqual(expect.arrayContaining(PROCESSES));
+  for (const name of PROCESSES) {
+    const { command = [], environment = {} } = all.get(name) as Service;
+    expect(command[0]).toBe(name);
+    const given = settingsOf(command);
+    const names = [...Object.keys(given), ...Object.keys(environment).map((variable) => variables.get(variable))];
+    expect(names, `${name}: a variable that is not a setting`).not.toContain(undefined);
+    const table = Object.fromEntries((names as Setting[]).map((setting) => [setting, SETTINGS[setting]]));
+    expect(loadConfig(table, given, environment)).toBeDefined();
     for (const value of Object.values(given)) {
       const host = /^(?:dns:)?([a-z]+):\d+$/.exec(value)?.[1];
       if (host) expect(all.has(host), value).toBe(true);
     }
   }
   // What several processes may answer to is no name for one of them.
-  expect(all.get('prefill')).not.toContain('--advertise');
-  expect(all.get('gateway')).toEqual(expect.arrayContaining(['--indexer', 'indexer:9000', 'dns:prefill:9000']));
+  expect(all.get('prefill')?.command).not.toContain('--advertise');
+  expect(all.get('gateway')?.command?.flatMap((word) => word.split('='))).toEqual(
+    expect.arrayContaining(['--indexer', 'indexer:9000', 'dns:prefill:9000']),
+  );
+});
+
+test('every service that stays is started again when it ends, and can be judged healthy', async () => {
+  const staying = [...(await composeServices())].filter(([, { profiles }]) => profiles === undefined);
+  expect(staying.map(([name]) => name).sort()).toEqual([...PROCESSES, 'redis'].sort());
+  for (const [name, { restart, healthcheck }] of staying) {
+    expect(restart, name).toBe('unless-stopped');
+    expect(healthcheck, name).toBeDefined();
+  }
+});
+
+test('a tool of docker-compose.yml runs once', async () => {
+  const tools = [...(await composeServices())].filter(([, { profiles }]) => profiles !== undefined);
+  expect(tools.map(([name, { restart }]) => [name, restart])).toEqual([
+    ['bundle', 'no'],
+    ['index', 'no'],
+  ]);
+});
+
+test('every service has a limit of memory, and the threads of a worker are the cores that it may use', async () => {
+  const all = await composeServices();
+  for (const [name, { deploy }] of all) expect(deploy?.resources.limits.memory, name).toMatch(/^\d+g$/);
+  for (const name of ['prefill', 'decode', 'indexer']) {
+    const { deploy, environment } = all.get(name) as Service;
+    expect(deploy?.resources.limits.cpus, name).toBe(environment?.['LLAVACODE_THREADS']);
+  }
+});
+
+test('a worker may take ten minutes to become ready, and a service more time to stop than it takes to drain', async () => {
+  const all = await composeServices();
+  for (const name of ['prefill', 'decode', 'indexer']) {
+    expect(all.get(name)?.healthcheck?.start_period, name).toBe('600s');
+  }
+  const drainMs = SETTINGS.drainTimeoutMs.parse(undefined);
+  for (const name of PROCESSES) {
+    const grace = /^(\d+)s$/.exec(all.get(name)?.stop_grace_period ?? '')?.[1];
+    expect(Number(grace) * 1000, name).toBeGreaterThan(drainMs);
+  }
+});
+
+test('the Dockerfile that docker-compose.yml names exists, and services wait for services that there are', async () => {
+  const all = await composeServices();
+  for (const [name, { build, depends_on }] of all) {
+    if (build) expect(existsSync(join(PACKAGE_ROOT, build.context, build.dockerfile)), name).toBe(true);
+    for (const [other, { condition }] of Object.entries(depends_on ?? {})) {
+      expect(all.get(other)?.healthcheck, `${name} waits for ${other}`).toBeDefined();
+      expect(condition).toBe('service_healthy');
+    }
+  }
 });

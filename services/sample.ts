@@ -1,0 +1,40 @@
+/**
+ * The sample that people see first: one cursor in the repository that ships. README.md, `llavacode up` and the demo
+ * show it. It was chosen from what `llavacode demo --search` lists (demo-search.ts), as one where the model that ships
+ * completes the line with context and not without.
+ */
+import { join } from 'node:path';
+import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+
+export const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
+/** The name of the repository in requests: that of its folder. */
+export const SAMPLE_REPO = 'shop';
+
+/** A missing key of a dictionary raises KeyError. Without context the model that ships catches ValueError. */
+export const SAMPLE = {
+  path: 'shop/pricing.py',
+  /** The eight lines before the cursor, which stands where a line begins. */
+  before: `            discounts=tuple(applied),
+            shipping=self.shipping_cost(cart, customer.address, reduced),
+            tax=self.tax(cart, customer.address, reduced),
+        )
+
+    def find_coupon(self, code: str) -> PercentageCoupon:
+        try:
+            return self._coupons[code.upper()]
+`,
+  /** The cursor's line, as it stands in the file. */
+  rest: '        except KeyError:',
+} as const;
+
+/** What `llavacode demo --search` counted on the cursors of the sample repository, with the model that ships. */
+export const SEARCHED = {
+  cursors: 3002,
+  right: { off: 0, text: 0, compressed: 0 },
+  /** Cursors where the answer with context is right and the one without is not, and the other way round. */
+  gained: { text: 0, compressed: 0 },
+  lost: { text: 0, compressed: 0 },
+} as const;
+
+/** The body of a request that completes the sample's line, without `rag`. */
+export const SAMPLE_BODY = { prompt: SAMPLE.before, max_tokens: 24, temperature: 0, stop: ['\n'] };
