@@ -71,7 +71,8 @@ class RedisStore implements Store {
     assertRepoKey(repo);
     const keys = keysOf(repo);
     const token = randomUUID();
-    const taken = await this.#redis.run((client) => client.set(keys.lock, token, 'PX', ttlMs, 'NX'));
+    // Sent twice, it would find its own lock: it is sent again only if the first one was refused.
+    const taken = await this.#redis.run((client) => client.set(keys.lock, token, 'PX', ttlMs, 'NX'), 'refused');
     if (taken !== 'OK')
       throw new ServingError(
         'index_locked',
