@@ -35,13 +35,14 @@ const LOOK_EVERY_MS = 5_000;
 const backoff = (attempt: number) => Math.min(50 * 2 ** Math.min(attempt, 10), RETRY_MAX_MS);
 
 /**
- * When a command is sent again, until 5 s ({@link AWAY_MS} for 'away') after it was sent first.
+ * When a command waits for a connection, and when it is sent again: until 5 s ({@link AWAY_MS} for 'away') have passed.
  *
- *   never     not at all
- *   refused   if the wrong server answered: it has done nothing
- *   lost      also if the connection was given up because it led to the wrong server. Whether the command was carried
- *             out is then not known, so this is for reads, and for writes that may be done twice.
- *   away      also if the server is away: for work that would be lost otherwise
+ *   never     It does not wait, and is sent once.
+ *   refused   It waits. It is sent again if the wrong server answered, which has then done nothing.
+ *   lost      It waits only if the connection led to the wrong server a moment ago. It is sent again also if it was on
+ *             that connection: whether it was carried out is not known then, so this is for reads, and for writes that
+ *             may be done twice. Where the server is away it fails at once, so that a completion goes on without it.
+ *   away      It waits, and is sent again whenever the connection breaks: for work that would be lost otherwise.
  */
 export type Repeat = 'never' | 'refused' | 'lost' | 'away';
 
@@ -99,7 +100,7 @@ export class RedisConnection {
   }
 
   /**
-   * Runs a command. Only the very first ones wait, for the first attempt to connect, and those that are repeated.
+   * Runs a command. The very first ones wait for the first attempt to connect, whatever `repeat` is.
    * @param command is called once for each time that it is sent.
    * @throws ServingError store_unavailable
    */
@@ -120,7 +121,8 @@ export class RedisConnection {
         }
       } else {
         failure = this.#lastError;
-        if (repeat !== 'away' && !this.#isMoving) throw this.#unavailable(failure);
+        const waits = repeat === 'away' || repeat === 'refused' || (repeat === 'lost' && this.#isMoving);
+        if (!waits) throw this.#unavailable(failure);
       }
       if (!(await this.#readyAgain(attempt, untilMs))) throw this.#unavailable(failure);
     }
