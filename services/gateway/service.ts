@@ -28,12 +28,12 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
   const discoveries = [
     watchAddresses(
       sourcesOf(config.prefillWorkers, 'prefill'),
-      (addresses) => pool.setPrefill(addresses),
+      (listed, lapsed) => pool.setPrefill(listed, lapsed),
       log.child({ role: 'prefill' }),
     ),
     watchAddresses(
       sourcesOf(config.decodeWorkers, 'decode'),
-      (addresses) => pool.setDecode(addresses),
+      (listed, lapsed) => pool.setDecode(listed, lapsed),
       log.child({ role: 'decode' }),
     ),
   ];

@@ -37,7 +37,7 @@ export async function runIndex(
     const bundle = await openBundle(config.model);
     const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings: needsEmbeddings(config.retriever) });
     closers.push(() => encoder.dispose());
-    const store = await openStore(config.store);
+    const store = await openStore(config.store, 'indexing');
     closers.push(() => store.close());
     let report: IndexReport | undefined;
     const index = treeIndexer(dir, config.maxFileBytes, async (sources) => {

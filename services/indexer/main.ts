@@ -17,7 +17,7 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
       const bundle = await openBundle(config.model);
       const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings });
       life.onStop('encoder', () => encoder.dispose());
-      const store = await openStore(config.store);
+      const store = await openStore(config.store, 'indexing');
       life.onStop('store', () => store.close());
       return { ...createIndexerService(store, encoder, { ...config, draining: life.draining }, log), bundle };
     },

@@ -53,9 +53,10 @@ export interface FakeIndexer {
   restart(): Promise<void>;
 }
 
-export async function fakeIndexer(change: Partial<IndexerOptions> = {}): Promise<FakeIndexer> {
+/** @param url of another store than the LMDB. */
+export async function fakeIndexer(change: Partial<IndexerOptions> = {}, url?: string): Promise<FakeIndexer> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-indexer-'));
-  const store = await openStore(`lmdb:${dir}`);
+  const store = await openStore(url ?? `lmdb:${dir}`, 'indexing');
   const encoder = new RememberingEncoder();
   const open = async (port: number) => {
     const draining = new AbortController();

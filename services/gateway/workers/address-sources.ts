@@ -13,6 +13,8 @@ export interface AddressSource {
   close(): void;
   /** Pause between two looks, in ms; undefined where one look is enough. */
   readonly everyMs: number | undefined;
+  /** How long a worker that is not listed any more is still used if it answers, in ms. */
+  readonly lapseMs: number;
 }
 
 /**
@@ -21,10 +23,11 @@ export interface AddressSource {
  */
 const LOOK_EVERY_MS = 1_000;
 /**
- * Looks in a row that may miss a worker before it is dropped: longer than workers take to write their entries again
- * into a registry that came back empty.
+ * An entry that is gone from a registry says little of its worker: a registry that failed over, was restarted, or
+ * cannot be reached by the worker, lacks it. So a worker is used as long as it answers, for this time, in ms. The bound
+ * is for a worker that registers elsewhere now: it should not serve two systems for ever.
  */
-const LOOKS_MISSED = 4;
+const UNREGISTERED_MS = 3_600_000;
 
 /**
  * @param list host:port, dns:name:port or redis://…, as the setting has them.
@@ -36,7 +39,7 @@ export function sourcesOf(list: readonly string[], role: WorkerRole): AddressSou
   const names = list.filter(isName);
   const registries = list.filter(isRedisUrl);
   return [
-    { everyMs: undefined, list: async () => given, close: () => {} },
+    { everyMs: undefined, lapseMs: 0, list: async () => given, close: () => {} },
     ...names.map((name) => dnsSource(name.slice('dns:'.length))),
     ...registries.map((url) => registrySource(new WorkerRegistry(url), role)),
   ];
@@ -48,6 +51,7 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
   const [host, port] = [hostAndPort.slice(0, colon), hostAndPort.slice(colon + 1)];
   return {
     everyMs: LOOK_EVERY_MS,
+    lapseMs: 0,
     list: async () => {
       const found = await resolve(host, { all: true });
       return found.map(({ address }) => formatHostPort(address, port)).sort();
@@ -56,24 +60,12 @@ export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup):
   };
 }
 
-/**
- * An entry counts until several looks have missed it: the worker itself is asked whether it is there, and a registry
- * that lost its entries (restarted, failed over) has them again in a moment.
- */
-export function registrySource(registry: Pick<WorkerRegistry, 'list' | 'close'>, role: WorkerRole): AddressSource {
-  /** Looks in a row that have missed each address. */
-  const missed = new Map<string, number>();
+/** The addresses that workers of the role have written into a registry. */
+function registrySource(registry: WorkerRegistry, role: WorkerRole): AddressSource {
   return {
     everyMs: LOOK_EVERY_MS,
-    list: async () => {
-      const found = new Set(await registry.list(role));
-      for (const [address, looks] of missed) {
-        if (!found.has(address) && looks + 1 >= LOOKS_MISSED) missed.delete(address);
-        else missed.set(address, looks + 1);
-      }
-      for (const address of found) missed.set(address, 0);
-      return [...missed.keys()].sort();
-    },
+    lapseMs: UNREGISTERED_MS,
+    list: () => registry.list(role),
     close: () => registry.close(),
   };
 }

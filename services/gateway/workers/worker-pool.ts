@@ -102,12 +102,13 @@ export class WorkerPool {
     });
   }
 
-  setPrefill(addresses: readonly string[]): void {
-    this.#prefill.setAddresses(addresses);
+  /** @param lapsed addresses that are not listed any more: their workers stay as long as they answer. */
+  setPrefill(listed: readonly string[], lapsed?: readonly string[]): void {
+    this.#prefill.setAddresses(listed, lapsed);
   }
 
-  setDecode(addresses: readonly string[]): void {
-    this.#decode.setAddresses(addresses);
+  setDecode(listed: readonly string[], lapsed?: readonly string[]): void {
+    this.#decode.setAddresses(listed, lapsed);
   }
 
   /**

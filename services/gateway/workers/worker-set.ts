@@ -33,6 +33,8 @@ const ASK_AGAIN_MS = 200;
 export class WorkerSet<C extends Describable> {
   readonly #options: WorkerSetOptions<C>;
   #workers: Worker<C>[] = [];
+  /** Addresses that are not listed any more: their workers stay as long as they answer. */
+  #lapsed: ReadonlySet<string> = new Set();
   #choices = 0;
   #closing: AbortSignal | undefined;
 
@@ -40,13 +42,25 @@ export class WorkerSet<C extends Describable> {
     this.#options = options;
   }
 
-  /** Takes the addresses of workers from now on. Work on a worker that is not named any more goes on. */
-  setAddresses(addresses: readonly string[]): void {
-    const wanted = new Set(addresses);
-    const removed = this.#workers.filter(({ address }) => !wanted.has(address));
-    this.#workers = this.#workers.filter(({ address }) => wanted.has(address));
-    for (const worker of removed) worker.remove();
-    for (const address of wanted) if (!this.has(address)) this.#add(address);
+  /**
+   * Takes the addresses of workers from now on. Work on a worker that is not named any more goes on.
+   * @param lapsed addresses that are not listed any more, of workers that stay until they do not answer.
+   */
+  setAddresses(listed: readonly string[], lapsed: readonly string[] = []): void {
+    const { role, log } = this.#options;
+    const wanted = new Set([...listed, ...lapsed]);
+    for (const worker of this.#workers) if (!wanted.has(worker.address)) this.#remove(worker);
+    for (const address of lapsed) {
+      if (this.#lapsed.has(address) || !this.has(address)) continue;
+      log.warn({ address, role }, 'worker is no longer registered, and is used as long as it answers');
+    }
+    this.#lapsed = new Set(lapsed);
+    for (const address of new Set(listed)) if (!this.has(address)) this.#add(address);
+  }
+
+  #remove(worker: Worker<C>): void {
+    this.#workers = this.#workers.filter((each) => each !== worker);
+    worker.remove();
   }
 
   #add(address: string): void {
@@ -125,15 +139,22 @@ export class WorkerSet<C extends Describable> {
       const answer = await worker.client.describe(deadline.signal);
       if (answer.fingerprint !== fingerprint) {
         worker.drop(`serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
+        this.#removeLapsed(worker);
       } else if (answer.overdueMs > stallTimeoutMs) worker.lose('computes and does not come to an end');
       else worker.answered(answer);
     } catch (error) {
       if (closing.aborted) return;
       if (deadline.signal.aborted) worker.lose(`has not answered within ${answerTimeoutMs} ms`);
       else worker.drop(`does not answer (${error instanceof Error ? error.message : error})`);
+      this.#removeLapsed(worker);
     } finally {
       stopTimer();
     }
+  }
+
+  /** A worker that neither is listed nor answers is gone. One that drains does not answer either. */
+  #removeLapsed(worker: Worker<C>): void {
+    if (this.#lapsed.has(worker.address) && this.#workers.includes(worker)) this.#remove(worker);
   }
 
   #changed(): void {

@@ -1,64 +1,217 @@
 /**
  * The connection to Redis: one server, a master that sentinels name, or a cluster. It connects in the background, and
- * again with backoff whenever the connection breaks. This file is the only importer of ioredis.
+ * again with backoff whenever the connection breaks, or leads to the wrong server (see wrong-server.ts): a planned
+ * failover leaves the old master reachable, as a replica. Every attempt resolves the name, or asks the sentinels, anew.
+ * This file is the only importer of ioredis.
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { Cluster, Redis, type RedisOptions } from 'ioredis';
+import { Cluster, Redis, type RedisOptions, ReplyError } from 'ioredis';
+import { Deferred } from '../async/deferred.ts';
 import { ServingError } from '../process/errors.ts';
 import { parseRedisUrl, type RedisAddress } from './url.ts';
+import {
+  isFromClusterNode,
+  isFromOtherServer,
+  mastersOf,
+  parseInfo,
+  remedyFor,
+  useClusterUrl,
+  useSentinelUrl,
+} from './wrong-server.ts';
 
 const CONNECT_TIMEOUT_MS = 2_000;
 const COMMAND_TIMEOUT_MS = 5_000;
+/**
+ * How long a command of {@link Repeat} 'away' is tried again, in ms: shorter than an index run's lock lives without
+ * being renewed.
+ */
+const AWAY_MS = 10_000;
 const RETRY_MAX_MS = 500;
+/** A connection that the server does not close although we have is cut after this time, in ms. */
+const CLOSE_TIMEOUT_MS = 500;
+/** Pause between two looks at the server's role, in ms. One INFO, and the only way to see a failover for who reads. */
+const LOOK_EVERY_MS = 5_000;
 const backoff = (attempt: number) => Math.min(50 * 2 ** Math.min(attempt, 10), RETRY_MAX_MS);
+
+/**
+ * When a command waits for a connection, and when it is sent again: until 5 s ({@link AWAY_MS} for 'away') have passed.
+ *
+ *   never     It does not wait, and is sent once.
+ *   refused   It waits. It is sent again if the wrong server answered, which has then done nothing.
+ *   lost      It waits only if the connection led to the wrong server a moment ago. It is sent again also if it was on
+ *             that connection: whether it was carried out is not known then, so this is for reads, and for writes that
+ *             may be done twice. Where the server is away it fails at once, so that a completion goes on without it.
+ *   away      It waits, and is sent again whenever the connection breaks: for work that would be lost otherwise.
+ */
+export type Repeat = 'never' | 'refused' | 'lost' | 'away';
 
 export class RedisConnection {
   /** The URL of the server, without credentials. */
   readonly address: string;
+  readonly #address: RedisAddress;
   readonly #client: Redis | Cluster;
   readonly #firstAttempt: Promise<unknown>;
   #lastError: Error | undefined;
+  /** Resolves when a connection has been made, or none will be made any more; then a new one takes its place. */
+  #nextReady = new Deferred<void>();
+  /** The connection has been given up and has not closed yet. */
+  #leaving = false;
+  /** Connections in a row that led to the wrong server, and when the last one of them was given up. */
+  #misled = 0;
+  #misledAtMs = -Infinity;
+  /** Whether this connection has led to a master. */
+  #hasSeenMaster = false;
+  /** The reason why this kind of server cannot be used with this URL. */
+  #wrongKind: string | undefined;
+  readonly #looking: NodeJS.Timeout;
 
   /**
    * @throws ServingError config_invalid for a text that is not a URL of Redis, or a certificate that cannot be read.
    */
   constructor(url: string) {
-    const address = parseRedisUrl(url);
-    this.address = address.shown;
-    this.#client = makeClient(address);
+    this.#address = parseRedisUrl(url);
+    this.address = this.#address.shown;
+    this.#client = makeClient(this.#address, {
+      reconnectOnError: (error) => this.#isWrong(error) && this.#leave(),
+      retryStrategy: (attempt) => backoff(Math.max(attempt, this.#misled)),
+    });
     this.#client.on('error', (error) => {
       this.#lastError = error;
     });
-    const connected = this.#client.connect().catch((error: Error) => {
-      this.#lastError ??= error;
+    this.#client.on('close', () => {
+      this.#leaving = false;
+      this.#hasSeenMaster = false;
     });
+    let looked: Promise<void> | undefined;
+    this.#client.on('ready', () => {
+      looked = this.#look();
+      this.#renewReady();
+    });
+    this.#client.on('end', () => this.#renewReady());
+    const connected = this.#client.connect().then(
+      () => looked,
+      (error: Error) => {
+        this.#lastError ??= error;
+      },
+    );
     this.#firstAttempt = Promise.race([connected, delay(CONNECT_TIMEOUT_MS, undefined, { ref: false })]);
+    this.#looking = setInterval(() => void this.#look(), LOOK_EVERY_MS).unref();
   }
 
   /**
-   * Runs commands. Only the very first ones wait, for the first attempt to connect.
+   * Runs a command. The very first ones wait for the first attempt to connect, whatever `repeat` is.
+   * @param command is called once for each time that it is sent.
    * @throws ServingError store_unavailable
    */
-  async run<T>(commands: (client: Redis) => Promise<T>): Promise<T> {
+  async run<T>(command: (client: Redis) => Promise<T>, repeat: Repeat = 'lost'): Promise<T> {
     await this.#firstAttempt;
-    if (this.#client.status !== 'ready') throw this.#unavailable(this.#lastError);
-    try {
-      // A cluster takes the same commands as long as all keys of a command lie in one slot.
-      return await commands(this.#client as Redis);
-    } catch (error) {
-      if (error instanceof ServingError) throw error;
-      throw this.#unavailable(error);
+    const untilMs = performance.now() + (repeat === 'away' ? AWAY_MS : COMMAND_TIMEOUT_MS);
+    for (let attempt = 1; ; attempt++) {
+      if (this.#wrongKind !== undefined) throw this.#unavailable(new Error(this.#wrongKind));
+      let failure: unknown;
+      if (this.#usable) {
+        try {
+          // A cluster takes the same commands as long as all keys of a command lie in one slot.
+          return await command(this.#client as Redis);
+        } catch (error) {
+          if (error instanceof ServingError) throw error;
+          failure = error;
+          if (!this.#mayRepeat(error, repeat)) throw this.#unavailable(failure);
+        }
+      } else {
+        failure = this.#lastError;
+        const waits = repeat === 'away' || repeat === 'refused' || (repeat === 'lost' && this.#isMoving);
+        if (!waits) throw this.#unavailable(failure);
+      }
+      if (!(await this.#readyAgain(attempt, untilMs))) throw this.#unavailable(failure);
     }
   }
 
   close(): void {
+    clearInterval(this.#looking);
     this.#client.disconnect();
+  }
+
+  get #usable(): boolean {
+    return this.#client.status === 'ready' && !this.#leaving;
+  }
+
+  /** A connection that led to the wrong server was given up a moment ago, and the right one is being looked for. */
+  get #isMoving(): boolean {
+    return performance.now() - this.#misledAtMs < COMMAND_TIMEOUT_MS;
+  }
+
+  #isWrong(error: unknown): boolean {
+    return isFromOtherServer(error) || (this.#address.kind !== 'cluster' && isFromClusterNode(error));
+  }
+
+  #mayRepeat(error: unknown, repeat: Repeat): boolean {
+    if (repeat === 'never') return false;
+    if (isFromOtherServer(error)) return true;
+    if (error instanceof ReplyError) return false;
+    return repeat === 'away' || (repeat === 'lost' && this.#isMoving);
+  }
+
+  /** Waits for the next attempt. @returns whether a connection was there in time. */
+  async #readyAgain(attempt: number, untilMs: number): Promise<boolean> {
+    // The client of a cluster stays ready while a node of it is lost.
+    if (this.#client instanceof Cluster) await delay(backoff(attempt));
+    for (;;) {
+      const leftMs = untilMs - performance.now();
+      if (leftMs <= 0 || this.#client.status === 'end') return false;
+      if (this.#usable) return true;
+      const enough = new AbortController();
+      const late = delay(leftMs, undefined, { signal: enough.signal, ref: false }).catch(() => {});
+      await Promise.race([this.#nextReady.promise, late]);
+      enough.abort();
+    }
+  }
+
+  #renewReady(): void {
+    this.#nextReady.resolve();
+    this.#nextReady = new Deferred();
+  }
+
+  /** Notes that the connection is given up. @returns false if it has been already. */
+  #leave(): boolean {
+    if (this.#leaving) return false;
+    // The connections to the nodes of a cluster are the business of its client.
+    this.#leaving = this.#client instanceof Redis;
+    this.#misled++;
+    this.#misledAtMs = performance.now();
+    return true;
+  }
+
+  /**
+   * Looks whether the server is still the right one. A failover shows in the answers to writes alone: who only reads
+   * would stay with the old master, and read old data once that is no longer kept up to date. A server that has been a
+   * replica from the start may have been meant.
+   */
+  async #look(): Promise<void> {
+    const client = this.#client;
+    if (!(client instanceof Redis) || !this.#usable) return;
+    try {
+      const info = parseInfo(await client.info());
+      this.#wrongKind = undefined;
+      if (info.sentinel) this.#wrongKind = useSentinelUrl(this.#address);
+      else if (info.clusterNode && mastersOf(await client.cluster('INFO')) > 1) {
+        this.#wrongKind = useClusterUrl(this.#address);
+      }
+      if (info.role === 'master' && !info.loading) {
+        this.#hasSeenMaster = true;
+        this.#misled = 0;
+      } else if (info.role === 'replica' && (this.#hasSeenMaster || !info.upToDate) && this.#usable && this.#leave()) {
+        client.disconnect(true);
+      }
+    } catch {
+      // It may not be allowed to ask. If the connection is broken, others notice.
+    }
   }
 
   #unavailable(cause: unknown): ServingError {
     // The error is not kept as the cause: errors of ioredis carry the command and its arguments, those of AUTH too.
-    const why = cause instanceof Error ? reason(cause) : 'not connected';
+    const why = cause instanceof Error ? `${reason(cause)}${remedyFor(cause, this.#address)}` : 'not connected';
     return new ServingError('store_unavailable', `${this.address}: ${why}`);
   }
 }
@@ -68,7 +221,9 @@ function reason(error: Error & { lastNodeError?: Error }): string {
   return error.lastNodeError ? `${error.message} (${error.lastNodeError.message})` : error.message;
 }
 
-function makeClient(address: RedisAddress): Redis | Cluster {
+type Reconnecting = Required<Pick<RedisOptions, 'reconnectOnError' | 'retryStrategy'>>;
+
+function makeClient(address: RedisAddress, reconnecting: Reconnecting): Redis | Cluster {
   const { kind, nodes, username, password, db, master } = address;
   const { caFile, certFile, keyFile } = address;
   const tls = address.tls
@@ -88,7 +243,8 @@ function makeClient(address: RedisAddress): Redis | Cluster {
     enableOfflineQueue: false,
     maxRetriesPerRequest: 0,
     autoResendUnfulfilledCommands: false,
-    retryStrategy: backoff,
+    ...reconnecting,
+    disconnectTimeout: CLOSE_TIMEOUT_MS,
     connectionName: 'llavacode',
   };
   if (kind === 'cluster') {
@@ -114,9 +270,12 @@ function makeClient(address: RedisAddress): Redis | Cluster {
       enableTLSForSentinelMode: address.tls,
       sentinelRetryStrategy: backoff,
       sentinelCommandTimeout: CONNECT_TIMEOUT_MS,
+      maxLoadingRetryTime: RETRY_MAX_MS,
     });
   }
-  return new Redis({ ...options, ...nodes[0] });
+  // The check would wait for a server that loads. A command that is answered LOADING makes a new connection, which may
+  // lead to another server.
+  return new Redis({ ...options, ...nodes[0], enableReadyCheck: false });
 }
 
 function readPem(parameter: string, file: string | undefined): Buffer | undefined {

@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { ServingError } from '../../../services/lib/process/errors.ts';
 import { type Answers, fakePool, OURS } from '../../support/fake-pool.ts';
 
 test('workers are usable once they have answered, and no longer when they do not answer', async () => {
@@ -87,4 +88,54 @@ test('a worker that is no longer listed ends what it has, and is given nothing n
   expect([take(), take(), place()].map((placement) => placement?.prefill.address)).toEqual(['p2', 'p2', undefined]);
   prefill.release();
   expect(closed).toEqual(['p1']);
+});
+
+test('a worker whose registration is gone is used as long as it answers', async () => {
+  const answers: Answers = { p: {}, d: {} };
+  const { workers, place, take, closed } = fakePool(answers, ['p'], ['d']);
+  await workers.refresh();
+  workers.setPrefill([], ['p']);
+  await workers.refresh();
+  const { prefill } = take();
+  prefill.failed(new ServingError('worker_lost', 'a call broke'));
+  expect(place()).toBeUndefined();
+  await workers.refresh();
+  expect(take().prefill.address).toBe('p');
+  delete answers['p'];
+  await workers.refresh();
+  expect(() => workers.assertUsable()).toThrow(/no prefill worker: none is known/);
+  expect(closed).toEqual([]);
+  // It may answer for another system now: it must be listed again.
+  answers['p'] = {};
+  workers.setPrefill([], ['p']);
+  await workers.refresh();
+  expect(workers.usable).toBe(false);
+  workers.setPrefill(['p'], []);
+  await workers.refresh();
+  expect(workers.usable).toBe(true);
+});
+
+test.each<[string, Answers[string]]>([
+  ['drains', new ServingError('draining', 'shutting down')],
+  ['serves another bundle', { fingerprint: 'b'.repeat(64) }],
+  ['hangs', 'nothing'],
+])('a worker whose registration is gone and that %s is dropped', async (_, answer) => {
+  const answers: Answers = { p: {}, d: {} };
+  const { workers, closed } = fakePool(answers, ['p'], ['d']);
+  await workers.refresh();
+  workers.setPrefill([], ['p']);
+  answers['p'] = answer;
+  await workers.refresh();
+  expect(closed).toEqual(['p']);
+  answers['p'] = {};
+  await workers.refresh();
+  expect(workers.usable).toBe(false);
+});
+
+test('a worker whose registration has been gone for too long is dropped, though it answers', async () => {
+  const { workers, closed } = fakePool({ p: {}, d: {} }, ['p'], ['d']);
+  await workers.refresh();
+  workers.setPrefill([], ['p']);
+  workers.setPrefill([], []);
+  expect(closed).toEqual(['p']);
 });

@@ -1,15 +1,16 @@
 /** Opens the store that a URL names. Only that store's library is loaded. */
 import { ServingError } from '../../process/errors.ts';
 import { isRedisUrl } from '../../redis/url.ts';
-import type { Store } from './store.ts';
+import type { Store, StoreUse } from './store.ts';
 
 /**
  * @param url `redis://…` in one of its forms (see redis/url.ts), which is connected to in the background; or
  *   `lmdb:DIR`, whose folder is made if it is missing.
+ * @param use what the process does with it: see {@link StoreUse}.
  * @throws ServingError config_invalid for another URL; store_unavailable if DIR cannot be opened.
  */
-export async function openStore(url: string): Promise<Store> {
-  if (isRedisUrl(url)) return (await import('./redis-store.ts')).openRedisStore(url);
+export async function openStore(url: string, use: StoreUse = 'serving'): Promise<Store> {
+  if (isRedisUrl(url)) return (await import('./redis-store.ts')).openRedisStore(url, use);
   if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length));
   throw new ServingError('config_invalid', `store ${JSON.stringify(url)} is not redis://…, rediss://… or lmdb:DIR`);
 }

@@ -2,9 +2,13 @@
  * Changes the index in Redis. Every write is a script that first compares the lock with the writer's token, so an
  * indexer that was paused for longer than its lock lasts changes nothing. No command walks a whole hash at once: ids
  * are listed in steps (HSCAN), so that completions are served in between.
+ *
+ * If the server is away for a moment, or gives its place to another one, a run goes on: its commands are sent again
+ * (Repeat 'away'), since each of them may be carried out twice. Only the new version is not sent again: its rows were
+ * read back from the server that was there before, and the next one may lack the last of them.
  */
 import { ServingError } from '../../process/errors.ts';
-import type { RedisConnection } from '../../redis/connection.ts';
+import type { RedisConnection, Repeat } from '../../redis/connection.ts';
 import { keysOf, type RedisKeys } from './redis-keys.ts';
 import { encodeContent, encodeEntry, encodeHead, idsOf } from './row.ts';
 import type { ChunkRow, IndexSnapshot, IndexWriter, Store } from './store.ts';
@@ -79,13 +83,13 @@ export class RedisWriter implements IndexWriter {
   }
 
   async publish({ head, ids }: IndexSnapshot) {
-    await this.#guarded('publish', [this.#keys.index], [encodeHead(head), ids]);
+    await this.#guarded('publish', [this.#keys.index], [encodeHead(head), ids], 'never');
     await this.#list();
   }
 
   /** Lists the repository. The list lies in another slot, so this is a step of its own; the next sweep repeats it. */
   async #list() {
-    await this.#redis.run((client) => client.sadd(this.#keys.published, this.#repo));
+    await this.#redis.run((client) => client.sadd(this.#keys.published, this.#repo), 'away');
   }
 
   async sweep(kept?: IndexSnapshot) {
@@ -104,7 +108,7 @@ export class RedisWriter implements IndexWriter {
 
   /** @param keep ids as latin1. */
   async #removeAllBut(keep: ReadonlySet<string>, key: string): Promise<number> {
-    const size = await this.#redis.run((client) => client.hlen(key));
+    const size = await this.#redis.run((client) => client.hlen(key), 'away');
     if (size === keep.size) return 0;
     const gone = new Map<string, Buffer>(); // a walk may yield a field twice
     for await (const id of this.#fieldsOf(key)) {
@@ -120,11 +124,11 @@ export class RedisWriter implements IndexWriter {
 
   async remove() {
     const { index, chunks, rows, fingerprints, published } = this.#keys;
-    const existed = await this.#redis.run((client) => client.exists(index));
+    const existed = await this.#redis.run((client) => client.exists(index), 'away');
     await this.#guarded('check', [], []);
     // Take it off the list first. If this process dies here, the index that is not listed can still be used, while an
     // index that is listed and gone would count as lost.
-    const listed = await this.#redis.run((client) => client.srem(published, this.#repo));
+    const listed = await this.#redis.run((client) => client.srem(published, this.#repo), 'away');
     const all = (await this.#fingerprints()).map(rows);
     await this.#guarded('unlink', [index, chunks, fingerprints, ...all], []);
     return existed + listed > 0;
@@ -136,14 +140,17 @@ export class RedisWriter implements IndexWriter {
   }
 
   #fingerprints(): Promise<string[]> {
-    return this.#redis.run((client) => client.smembers(this.#keys.fingerprints));
+    return this.#redis.run((client) => client.smembers(this.#keys.fingerprints), 'away');
   }
 
   /** Fields of a hash: all that were there throughout the walk, some of them perhaps twice. */
   async *#fieldsOf(key: string): AsyncGenerator<Buffer> {
     let cursor = '0';
     do {
-      const step = await this.#redis.run((client) => client.callBuffer('EVAL', SCAN, 1, key, cursor, SCAN_COUNT));
+      const step = await this.#redis.run(
+        (client) => client.callBuffer('EVAL', SCAN, 1, key, cursor, SCAN_COUNT),
+        'away',
+      );
       const [next, fields] = step as [Buffer, Buffer[]];
       yield* fields;
       cursor = next.toString();
@@ -151,14 +158,20 @@ export class RedisWriter implements IndexWriter {
   }
 
   /** Runs a script, if the lock is still ours. @throws ServingError index_locked */
-  async #guarded(script: keyof typeof SCRIPT, keys: readonly string[], args: readonly (string | Buffer | number)[]) {
-    const held = await this.#redis.run((client) =>
-      client.eval(SCRIPT[script], keys.length + 1, this.#keys.lock, ...keys, this.#token, ...args),
+  async #guarded(
+    script: keyof typeof SCRIPT,
+    keys: readonly string[],
+    args: readonly (string | Buffer | number)[],
+    repeat: Repeat = 'away',
+  ) {
+    const held = await this.#redis.run(
+      (client) => client.eval(SCRIPT[script], keys.length + 1, this.#keys.lock, ...keys, this.#token, ...args),
+      repeat,
     );
     if (held !== 1) {
       throw new ServingError(
         'index_locked',
-        `this run lost its lock on ${this.#repo} to another indexer, or in a long pause, and published nothing`,
+        `this run lost its lock on ${this.#repo} to another indexer, in a long pause or in a failover, and published nothing`,
       );
     }
   }

@@ -62,6 +62,12 @@ export interface ChunkRow {
 }
 
 /**
+ * A process that serves completions wants to hear at once that the store is away, and goes on without it. An index run
+ * that reads waits up to 10 s for the store, since it would have to begin again.
+ */
+export type StoreUse = 'serving' | 'indexing';
+
+/**
  * `repo` is a repository's key, made by {@link repoKey}.
  * All calls fail with ServingError: store_unavailable if the store does not answer, store_invalid if it holds something
  * that cannot be read. Each call has a deadline of its own.
