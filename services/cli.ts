@@ -8,7 +8,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import type { z } from 'zod';
 import { BUILD_INFO } from './lib/process/build-info.ts';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
-import { ServingError } from './lib/process/errors.ts';
+import { exitCodeOf, ServingError } from './lib/process/errors.ts';
 import { killIfExitHangs } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { systemError } from './lib/process/os-errors.ts';
@@ -235,5 +235,5 @@ try {
   const failure = systemError(error) ?? ServingError.from(error);
   process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${failure.kind.remedy}\n`);
   if (failure.code === 'internal') process.stderr.write(`${failure.stack}\n`);
-  process.exit(1);
+  process.exit(exitCodeOf(failure));
 }

@@ -9,7 +9,7 @@ import { execa } from 'execa';
 import { createStream } from 'rotating-file-stream';
 import { envName } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
-import { ServingError } from './lib/process/errors.ts';
+import { FINAL_EXIT_CODE, isErrorCode, ServingError } from './lib/process/errors.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
 import { makeFolder } from './lib/process/os-errors.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
@@ -45,9 +45,11 @@ export interface SystemOptions {
   readonly pin?: boolean;
   /** Called when a child has died and is started again. */
   readonly onRestart?: (role: string, reason: string) => void;
+  /** Called when a child has ended with an error that starting it again cannot mend; it is not started again. */
+  readonly onFinal?: (error: ServingError) => void;
 }
 
-export interface ProcessOptions extends Pick<SystemOptions, 'logs' | 'onRestart'> {
+export interface ProcessOptions extends Pick<SystemOptions, 'logs' | 'onRestart' | 'onFinal'> {
   /** Words before the command that run it elsewhere, such as `ip netns exec NAME`; they must exec the command. */
   readonly through?: readonly string[];
 }
@@ -67,6 +69,8 @@ const KILL_AFTER_MS = 10_000;
 const LOG_FILES = { size: '32M', rotate: 3 } as const;
 /** Lines of a child that did not start that its error shows. */
 const LAST_LINES = 12;
+/** A process that has been ready for so long does not die of its start, in ms. */
+const STABLE_MS = 30_000;
 const RESTART_DELAY_MS = { first: 250, longest: 10_000 };
 
 /** Where the output of a child goes, and its last lines since it was started last. */
@@ -81,10 +85,13 @@ export class ServiceProcess {
   readonly #role: Role;
   readonly #log: ChildLog;
   readonly #onRestart: (role: string, reason: string) => void;
+  readonly #onFinal: (error: ServingError) => void;
   readonly #through: readonly string[];
   #flags: Flags;
   #child: ReturnType<typeof spawn> | undefined;
   #stopping = false;
+  #readyAtMs = 0;
+  #restartDelayMs = RESTART_DELAY_MS.first;
   #address: ReadyMessage | undefined;
 
   constructor(name: string, role: Role, flags: Flags, options: ProcessOptions) {
@@ -93,6 +100,7 @@ export class ServiceProcess {
     this.#flags = flags;
     this.#log = { dir: options.logs, name: `${name}.log`, lastLines: [] };
     this.#onRestart = options.onRestart ?? (() => {});
+    this.#onFinal = options.onFinal ?? (() => {});
     this.#through = options.through ?? [];
   }
 
@@ -131,13 +139,18 @@ export class ServiceProcess {
     ]);
     if (typeof outcome === 'string') {
       child.kill('SIGKILL');
+      if ((await child).exitCode === FINAL_EXIT_CODE) throw this.#lastError();
       throw new ServingError(
         'worker_lost',
         `${this.name} did not start (${outcome}); its log ends:\n${this.#log.lastLines.join('\n')}`,
       );
     }
     this.#address = outcome;
-    void exited.then((reason) => this.#died(reason));
+    this.#readyAtMs = performance.now();
+    void child.then(({ exitCode }) => {
+      if (exitCode === FINAL_EXIT_CODE && !this.#stopping) this.#onFinal(this.#lastError());
+      else void exited.then((reason) => this.#died(reason));
+    });
   }
 
   async stop(): Promise<void> {
@@ -164,14 +177,28 @@ export class ServiceProcess {
     await this.start();
   }
 
-  /** Starts the process again at the same address, after a delay that doubles with each try. */
+  /** The error that the process logged last before it ended. */
+  #lastError(): ServingError {
+    for (const line of this.#log.lastLines.toReversed()) {
+      const { code, message } = errorIn(line);
+      if (code !== undefined && isErrorCode(code)) return new ServingError(code, `${this.name}: ${message}`);
+    }
+    return new ServingError('config_invalid', `${this.name} ended; its log ends:\n${this.#log.lastLines.join('\n')}`);
+  }
+
+  /**
+   * Starts the process again at the same address, after a delay that doubles with each try, and with each process that
+   * became ready and died soon.
+   */
   async #died(reason: string): Promise<void> {
     const port = (address: string) => Number(address.slice(address.lastIndexOf(':') + 1));
     this.#flags = { ...this.#flags, port: port(this.address) };
     if (this.#role !== 'gateway') this.#flags = { ...this.#flags, metricsPort: port(this.metricsAddress) };
-    for (let delay = RESTART_DELAY_MS.first; !this.#stopping; delay = Math.min(delay * 2, RESTART_DELAY_MS.longest)) {
+    if (performance.now() - this.#readyAtMs > STABLE_MS) this.#restartDelayMs = RESTART_DELAY_MS.first;
+    while (!this.#stopping) {
       this.#onRestart(this.name, reason);
-      await new Promise((resolve) => setTimeout(resolve, delay));
+      await new Promise((resolve) => setTimeout(resolve, this.#restartDelayMs));
+      this.#restartDelayMs = Math.min(this.#restartDelayMs * 2, RESTART_DELAY_MS.longest);
       if (this.#stopping) return;
       try {
         return await this.start();
@@ -179,6 +206,15 @@ export class ServiceProcess {
         reason = ServingError.from(error).message;
       }
     }
+  }
+}
+
+/** The error of a line of a log; empty where the line is of another kind. */
+function errorIn(line: string): { readonly code?: string; readonly message?: string } {
+  try {
+    return (JSON.parse(line) as { err?: object }).err ?? {};
+  } catch {
+    return {}; // the lines of native libraries are not JSON
   }
 }
 

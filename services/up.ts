@@ -86,10 +86,16 @@ export async function runUp(config: UpConfig): Promise<void> {
   const stop = startedByNpm ? AbortSignal.any([interruption(), orphaned(new Interrupted('SIGTERM'))]) : interruption();
   const release = await checkPlaces(config);
   try {
-    const system = await bringUp(config, stop);
+    const broken = new AbortController();
+    const system = await bringUp(config, stop, (error) => broken.abort(error)).catch((error) => {
+      broken.signal.throwIfAborted(); // what failed after that is a consequence
+      throw error;
+    });
     try {
       process.stdout.write(welcome(system.url, config));
-      if (!stop.aborted) await new Promise((done) => stop.addEventListener('abort', done, { once: true }));
+      const over = AbortSignal.any([stop, broken.signal]);
+      if (!over.aborted) await new Promise((done) => over.addEventListener('abort', done, { once: true }));
+      broken.signal.throwIfAborted();
     } finally {
       const progress = startProgress('stopping');
       await system.close();
@@ -102,9 +108,14 @@ export async function runUp(config: UpConfig): Promise<void> {
 
 /**
  * Prepares the bundle, starts the processes and indexes: the system that `up` and the demo show.
+ * @param onFinal called when a child has ended with an error that starting it again cannot mend.
  * @throws ServingError, or the signal's reason; nothing is left running then.
  */
-export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<RunningSystem> {
+export async function bringUp(
+  config: UpConfig,
+  stop: AbortSignal,
+  onFinal?: (error: ServingError) => void,
+): Promise<RunningSystem> {
   const progress = startProgress('preparing the model');
   try {
     const model = await bundleOf(config, (text) => progress.update(text));
@@ -125,6 +136,7 @@ export async function bringUp(config: UpConfig, stop: AbortSignal): Promise<Runn
       colocatedOnly: pick(config, COLOCATED_FLAGS),
       indexer: encodes ? { ...pick(config, INDEXER_FLAGS), model } : undefined,
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
+      onFinal,
     });
     progress.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {

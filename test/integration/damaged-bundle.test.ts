@@ -23,9 +23,29 @@ test.each(['decode', 'colocated', 'prefill'])('%s ends with bundle_invalid', { t
   child.stderr.on('data', (text) => {
     log += text;
   });
-  expect(await once(child, 'exit')).toEqual([1, null]);
+  expect(await once(child, 'exit')).toEqual([78, null]);
   expect(log).toContain('"code":"bundle_invalid"');
   expect(log).toContain('llm/model.bin is damaged');
+});
+
+test('up stops with the reason instead of starting the damaged worker again and again', {
+  timeout: LIMIT,
+}, async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'llavacode-damaged-'));
+  onTestFinished(() => rm(dir, { recursive: true, force: true }));
+  const bundle = join(dir, 'bundle');
+  await exportBundle({ llm: join(PACKAGE_ROOT, 'models', 'tiny-coder'), to: bundle, precision: 'fp32' });
+  await flipBit(join(bundle, 'llm', 'model.bin'));
+  const words = ['up', '--model', bundle, '--port', '0', '--data', join(dir, 'data'), '--prepacked', 'off'];
+  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist/services/cli.js'), ...words]);
+  onTestFinished(() => void child.kill('SIGKILL'));
+  let said = '';
+  child.stderr.on('data', (text) => {
+    said += text;
+  });
+  expect(await once(child, 'exit')).toEqual([78, null]);
+  expect(said).toMatch(/llavacode: bundle_invalid: \S+: .*llm\/model\.bin is damaged/);
+  expect(said).not.toContain('starting it again');
 });
 
 async function flipBit(path: string): Promise<void> {

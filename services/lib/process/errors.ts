@@ -160,6 +160,22 @@ export class ServingError extends Error {
   }
 }
 
+/** Codes that the same process would end with again: somebody has to correct something first. */
+const FINAL: ReadonlySet<ErrorCode> = new Set([
+  'config_invalid',
+  'checkpoint_invalid',
+  'bundle_invalid',
+  'projector_invalid',
+  'runtime_unsupported',
+  'provider_unavailable',
+]);
+
+/** The exit code of a process that must not be started again as it is: EX_CONFIG of sysexits.h. */
+export const FINAL_EXIT_CODE = 78;
+
+/** The exit code of a process that ends with this error. */
+export const exitCodeOf = ({ code }: ServingError): number => (FINAL.has(code) ? FINAL_EXIT_CODE : 1);
+
 export function isErrorCode(code: string): code is ErrorCode {
   return Object.hasOwn(ERRORS, code);
 }

@@ -8,7 +8,7 @@
  * default action, since a handler in JavaScript would hang.
  */
 import { setMaxListeners } from 'node:events';
-import { ServingError } from './errors.ts';
+import { exitCodeOf, ServingError } from './errors.ts';
 import { EXIT_CODES, IMPATIENCE_MS } from './interrupt.ts';
 import type { Logger } from './log.ts';
 
@@ -91,11 +91,11 @@ export class Lifecycle {
     this.#stop('SIGINT');
   }
 
-  /** Stops the process, with exit code 1, because of an error that it cannot go on with. */
+  /** Stops the process because of an error that it cannot go on with; the exit code is that of {@link exitCodeOf}. */
   fail(error: unknown): void {
     const err = ServingError.from(error);
     this.#log.fatal({ err, remedy: err.kind.remedy }, 'this process cannot go on: stopping');
-    process.exitCode = 1;
+    process.exitCode = exitCodeOf(err);
     this.#stop('error');
   }
 
