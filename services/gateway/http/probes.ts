@@ -1,5 +1,5 @@
-/** `/livez`, `/readyz` and `/metrics`, for operators and their load balancers. */
-import type { FastifyInstance } from 'fastify';
+/** `/livez`, `/readyz`, `/health` and `/metrics`, for operators, their load balancers and load generators. */
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { exposition, expositionType } from '../../lib/process/metrics.ts';
 import { type ApiKeys, NO_KEYS } from '../tenants/api-keys.ts';
 
@@ -12,11 +12,14 @@ export interface ProbeParts {
 export function addProbeRoutes(app: FastifyInstance, { readiness, keys }: ProbeParts): void {
   const open = { config: { needsNoKey: true } };
   app.get('/livez', open, async () => ({ status: 'live' }));
-  app.get('/readyz', open, async (_, reply) => {
+  const whenReady = (status: string) => async (_: FastifyRequest, reply: FastifyReply) => {
     const { problem } = readiness;
-    if (problem === undefined) return { status: 'ready' };
+    if (problem === undefined) return { status };
     // The reason may name workers: where keys are needed, a client without one does not learn it. The log has it.
     return reply.code(503).send({ status: 'not ready', ...(keys === NO_KEYS && { reason: problem }) });
-  });
+  };
+  app.get('/readyz', open, whenReady('ready'));
+  // The route of vLLM and llama.cpp, which load generators and charts made for those ask; `ok` is llama.cpp's word.
+  app.get('/health', open, whenReady('ok'));
   app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
 }

@@ -39,12 +39,28 @@ export const metrics = {
     'vllm:request_inference_time_seconds',
     'Time from the prompt leaving the queue to the last token',
   ),
-  promptTokens: counter('vllm:prompt_tokens_total', 'Prompt tokens, soft tokens included'),
+  promptTokens: counter(
+    'vllm:prompt_tokens_total',
+    'Prompt tokens that went to prefill, soft tokens and those of requests that failed or were given up included',
+  ),
   softTokens: counter('llavacode:soft_tokens_total', 'Soft tokens among the prompt tokens'),
   cachedTokens: counter('vllm:prompt_tokens_cached_total', 'Prompt tokens whose KV was reused'),
-  generationTokens: counter('vllm:generation_tokens_total', 'Output tokens'),
-  requestPromptTokens: histogram('vllm:request_prompt_tokens', 'Prompt tokens of one request', [], TOKENS),
-  requestGenerationTokens: histogram('vllm:request_generation_tokens', 'Output tokens of one request', [], TOKENS),
+  generationTokens: counter(
+    'vllm:generation_tokens_total',
+    'Output tokens, those of requests that failed or were given up included',
+  ),
+  requestPromptTokens: histogram(
+    'vllm:request_prompt_tokens',
+    'Prompt tokens of one request that succeeded',
+    [],
+    TOKENS,
+  ),
+  requestGenerationTokens: histogram(
+    'vllm:request_generation_tokens',
+    'Output tokens of one request that succeeded',
+    [],
+    TOKENS,
+  ),
   success: counter('vllm:request_success_total', 'Choices that finished, by reason', ['finished_reason']),
   refused: counter('llavacode:requests_refused_total', 'Requests that ended in an error, by code', ['code']),
   shed: counter(
@@ -60,9 +76,11 @@ export const metrics = {
   ),
   workersUsable: gauge('llavacode:workers_usable', 'Workers that this gateway gives work to, by role', ['role']),
   stage: histogram('llavacode:stage_seconds', 'Time of one stage of a request', ['stage']),
-  degraded: counter('llavacode:requests_degraded_total', 'Completions that went on without context, by reason', [
-    'reason',
-  ]),
+  degraded: counter(
+    'llavacode:requests_degraded_total',
+    'Completions that went on without context, or (no_room) with less of it, by reason',
+    ['reason'],
+  ),
   retrieved: counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
   storeCircuitOpen: gauge(
     'llavacode:store_circuit_open',
