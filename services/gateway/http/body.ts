@@ -2,7 +2,7 @@
  * Bodies of requests as bytes and as text: one rule for completions and for uploads. A content-encoding is undone while
  * the body comes, within bounds; JSON is UTF-8.
  */
-import { type Transform, Transform as TransformStream } from 'node:stream';
+import { Transform } from 'node:stream';
 import * as zlib from 'node:zlib';
 import type { FastifyReply, FastifyRequest, RequestPayload } from 'fastify';
 import { ServingError } from '../../lib/process/errors.ts';
@@ -48,7 +48,7 @@ export function decodedBody(request: FastifyRequest, reply: FastifyReply, payloa
   if (coding === undefined) return payload;
   const decoder = DECODERS.get(coding)!();
   let decoded = 0;
-  const body = new TransformStream({
+  const body = new Transform({
     transform(data: Buffer, _, done) {
       decoded += data.length;
       if (decoded <= Math.max(RATIO_FREE, decoder.bytesWritten * MAX_RATIO)) return done(null, data);

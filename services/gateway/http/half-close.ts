@@ -40,6 +40,7 @@ export function watchHalfClose({ raw: request }: FastifyRequest, { raw: response
     if (request.httpVersion === '1.0' && !response.headersSent) socket.destroy();
     else probe(0);
   };
+  socket.setMaxListeners(0); // one for each request that waits: clients may send many at once
   socket.once('end', onEnd);
   response.once('close', () => {
     socket.removeListener('end', onEnd);

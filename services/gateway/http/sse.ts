@@ -5,6 +5,7 @@ import type { FastifyReply } from 'fastify';
 import { toJson } from './json.ts';
 import { closeAfterLinger } from './limits.ts';
 
+/** Responses whose events have begun. */
 const streams = new WeakSet<ServerResponse>();
 
 /** Sends a comment, which clients skip, if the response is an open stream of events. */

@@ -92,6 +92,19 @@ test('a client that has closed its sending side and waits is told nothing that i
   expect(answer).toMatch(/^(HTTP\/1\.1 100 Continue\r\n\r\n)+HTTP\/1\.1 200 OK\r\n/);
 });
 
+test('many requests at once on one connection are all answered, and nothing warns of their number', async () => {
+  const warnings: string[] = [];
+  const warn = ({ name }: Error) => void warnings.push(name);
+  process.on('warning', warn);
+  onTestFinished(() => void process.off('warning', warn));
+  const { port } = await listen();
+  const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true });
+  const probe = 'GET /livez HTTP/1.1\r\nhost: x\r\n\r\n';
+  const answer = await sendAndEnd(socket, probe.repeat(40));
+  expect(answer.match(/HTTP\/1\.1 200 OK/g)).toHaveLength(40);
+  expect(warnings).toEqual([]);
+});
+
 test('a client of HTTP/1.0 that closes its sending side before the answer is gone', async () => {
   const { port, workers } = await listen({ holdAt: 'before first' });
   const answer = sendAndEnd(connect({ port, host: '127.0.0.1', allowHalfOpen: true }), completion(false, '1.0'));
