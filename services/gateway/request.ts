@@ -11,7 +11,7 @@ export interface RagRequest {
   readonly mode: RagMode;
   /** Chunks to retrieve. */
   readonly topK: number;
-  /** File in which the cursor stands, within the repository. */
+  /** File in which the cursor stands, within the repository, in the normal form of paths. */
   readonly path: string | undefined;
   /** undefined takes the index's own. */
   readonly retriever: RetrieverName | undefined;

@@ -42,6 +42,27 @@ describe('bytes', () => {
     expect(detokenize([Buffer.from('a'), euro.subarray(0, 2)])).toEqual(['a', '', '\ufffd']);
   });
 
+  test('a piece says whether it begins with a character that the tokens before did not finish', () => {
+    const leftovers = (...tokens: number[][]) => {
+      const detokenizer = new Detokenizer(
+        (id) => Uint8Array.from(tokens[id]!),
+        () => false,
+      );
+      return tokens.map((_, id) => {
+        detokenizer.push(id);
+        return detokenizer.leftover;
+      });
+    };
+    const [a, smile] = [[0x61], [0xf0, 0x9f, 0x98, 0x80]];
+    expect(leftovers(smile.slice(0, 2), a)).toEqual([0, 1]);
+    expect(leftovers(smile.slice(0, 2), [...a, ...a], a)).toEqual([0, 1, 0]);
+    expect(leftovers(smile.slice(0, 2), smile.slice(2), a)).toEqual([0, 0, 0]);
+    expect(leftovers(smile.slice(0, 1), [...smile.slice(1, 2), ...a])).toEqual([0, 0]);
+    expect(leftovers([0xe0], [0x80])).toEqual([0, 1]);
+    // A replacement character that the model itself put out is a character like others.
+    expect(leftovers([0xef, 0xbf], [0xbd], [0xef, 0xbf, 0xbd])).toEqual([0, 0, 0]);
+  });
+
   test('the bytes of skipped tokens are left out', () => {
     expect(detokenize([Buffer.from('a'), Buffer.from('<|x|>'), Buffer.from('b')], [false, true]).join('')).toBe('ab');
   });

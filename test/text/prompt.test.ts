@@ -161,9 +161,74 @@ describe('soft context', () => {
   test('soft context counts against the room', () => {
     const tight = { capacity: 9, maxTokens: 1, context };
     expect(ids({ ...tight, prompt: [5, 6, 7, 8], suffix: '' }).slice(3)).toEqual([PREFIX, 7, 8, SUFFIX, MIDDLE]);
-    expect(() => ids({ ...tight, capacity: 7, prompt: [5], suffix: '' })).toThrow(/does not fit/);
-    expect(() => ids({ ...tight, prompt: [1, 2, 3, 4, 5, 6] })).toThrow(/does not fit/);
+    const pad = id('<|fim_pad|>');
+    expect(ids({ ...tight, capacity: 7, prompt: [5], suffix: '' })).toEqual([pad, pad, PREFIX, 5, SUFFIX, MIDDLE]);
+    expect(ids({ ...tight, prompt: [1, 2, 3, 4, 5, 6] })).toEqual([pad, pad, 1, 2, 3, 4, 5, 6]);
+    expect(() => ids({ ...tight, prompt: [1, 2, 3, 4, 5, 6, 7, 8, 9] })).toThrow(/does not fit/);
   });
+
+  test('a prompt says how much of its soft context stands in it', () => {
+    const built = (capacity: number) => builder.build({ capacity, maxTokens: 1, prompt: [1, 2, 3, 4], context });
+    expect(built(99)).toMatchObject({ contextChunks: 3, contextCut: false });
+    const tight = built(7);
+    expect(tight).toMatchObject({ contextChunks: 2, contextCut: true });
+    expect(Array.from(tight.soft.vectors)).toEqual([1, 2, 3, 4]);
+    expect(built(5)).toMatchObject({ contextChunks: 0, contextCut: true, ids: Int32Array.of(1, 2, 3, 4) });
+  });
+});
+
+describe('context gives way', () => {
+  const chunks = Array.from({ length: 4 }, (_, i) => ({ path: `m${i}.py`, text: `alpha_${i} = beta\n`.repeat(5) }));
+  const vectors = chunks.map(() => Float32Array.of(1, 2));
+  const contexts = fc.oneof(
+    fc.constant({ kind: 'soft', vectors } as const),
+    fc.record({
+      kind: fc.constant('text' as const),
+      repo: fc.constantFrom('r', 'owner/'.repeat(30)),
+      path: fc.constantFrom('', 'a.py', 'src/'.repeat(1000)),
+      chunks: fc.constant(chunks),
+      maxTokens: fc.constantFrom(1, 20, 512),
+    }),
+  );
+  const prompts = fc.oneof(
+    fc.integer({ min: 1, max: 60 }).map((count) => Array<number>(count).fill(5)),
+    fc.integer({ min: 1, max: 60 }).map((count) => 'a '.repeat(count)),
+  );
+
+  test.each(['qwen', 'prefix-only'] as const)(
+    'no prompt of the form %s fails with context that fits without',
+    (form) => {
+      const build = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, form));
+      const parts = fc.record({
+        prompt: prompts,
+        suffix: fc.constantFrom(undefined, '', 'b b b'),
+        capacity: fc.integer({ min: 2, max: 90 }),
+        truncateTo: fc.constantFrom(undefined, -1, 1, 10),
+      });
+      fc.assert(
+        fc.property(parts, contexts, ({ suffix, truncateTo, ...rest }, context) => {
+          const asked = {
+            ...rest,
+            maxTokens: 1,
+            ...(suffix !== undefined && { suffix }),
+            ...(truncateTo && { truncateTo }),
+          };
+          try {
+            build.build(asked);
+          } catch {
+            return; // it does not fit anyway
+          }
+          const built = build.build({ ...asked, context });
+          expect(built.ids.length).toBeLessThanOrEqual(rest.capacity - 1);
+          expect(built.contextChunks).toBeLessThanOrEqual(chunks.length);
+          if (built.contextChunks < chunks.length && (context.kind === 'soft' || context.maxTokens === 512)) {
+            expect(built.contextCut).toBe(true);
+          }
+        }),
+        { numRuns: 500 },
+      );
+    },
+  );
 });
 
 describe('context as text', () => {
@@ -181,6 +246,13 @@ describe('context as text', () => {
     expect(ids({ ...room, prompt: [7], suffix: '', context })).toEqual([...front, ...end]);
     const cut = ids({ ...room, prompt: [7], suffix: '', context: { ...context, maxTokens: 8 } });
     expect(cut).toEqual([...front.slice(0, 8), ...end]);
+    const built = (maxTokens: number, capacity = 4096) =>
+      builder.build({ capacity, maxTokens: 1, prompt: [7], suffix: '', context: { ...context, maxTokens } });
+    // The context's own limit is what the client asked for; room is not.
+    expect(built(8)).toMatchObject({ contextChunks: 1, contextCut: false });
+    expect(built(512)).toMatchObject({ contextChunks: 2, contextCut: false });
+    expect(built(512, 31)).toMatchObject({ contextChunks: 1, contextCut: true });
+    expect(built(512, 11)).toMatchObject({ contextChunks: 0, contextCut: true });
   });
 
   test('context as text is written as comments if the model has no repository form', () => {

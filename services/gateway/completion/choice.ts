@@ -4,11 +4,12 @@
  */
 import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
-import { Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';
+import { characters, Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';
+import { CrlfWriter, toCrlf, usesCrlf } from '../../lib/text/line-ends.ts';
 import { leadingIds } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
-import type { CompletionRequest } from '../request.ts';
+import type { CompletionRequest, PromptInput } from '../request.ts';
 import { stopIdsOf } from './sampling.ts';
 
 /** OpenAI's logprobs of a stretch of tokens; offsets count Unicode characters from the start of the choice's text. */
@@ -43,6 +44,8 @@ export interface ChoiceRules {
   readonly bytes: (id: number) => Uint8Array;
   /** Whether a token is left out of the text, as special tokens are. */
   readonly skip: (id: number) => boolean;
+  /** The text before the choice, if its lines end in `\r\n`: then those of the choice do, too. */
+  readonly crlfAfter: string | undefined;
 }
 
 /** The prompt, as it is given back in front of a choice. */
@@ -54,6 +57,7 @@ export interface Echo {
 export class Choice {
   readonly #rules: ChoiceRules;
   readonly #detokenizer: Detokenizer;
+  readonly #crlf: CrlfWriter | undefined;
   readonly #stops: StopStrings;
   /** undefined once the first delta has taken them. */
   #promptTokenIds: readonly number[] | undefined;
@@ -67,7 +71,8 @@ export class Choice {
   constructor(rules: ChoiceRules, promptTokenIds: readonly number[]) {
     this.#rules = rules;
     this.#detokenizer = new Detokenizer(rules.bytes, rules.skip);
-    this.#stops = new StopStrings(rules.stop);
+    this.#crlf = rules.crlfAfter === undefined ? undefined : new CrlfWriter(rules.crlfAfter);
+    this.#stops = new StopStrings(this.#crlf ? rules.stop.map(toCrlf) : rules.stop);
     this.#promptTokenIds = promptTokenIds;
   }
 
@@ -106,20 +111,20 @@ export class Choice {
       if (this.finished) break;
       tokenIds.push(token.id);
       this.#logprobSum += token.logprob ?? 0;
-      if (wantLogprobs) this.#report(logprobs, token);
-      text += this.#take(token.id);
+      const piece = this.#detokenizer.push(token.id);
+      if (wantLogprobs) this.#report(logprobs, token, this.#offset + this.#detokenizer.leftover);
+      text += this.#take(token.id, this.#crlf?.push(piece) ?? piece);
     }
     if (!this.finished && reported !== undefined) text += this.#end(reported);
     const finishReason = this.#finish ?? null;
     return { prompt, choice, text, tokenIds, promptTokenIds, logprobs: wantLogprobs ? logprobs : null, finishReason };
   }
 
-  /** The text that can be shown after one more token. */
-  #take(id: number): string {
+  /** The text that can be shown after one more token, which completed `piece`. */
+  #take(id: number, piece: string): string {
     const { stopIds, maxTokens, minTokens } = this.#rules;
     this.#ids.push(id);
     const count = this.#ids.length;
-    const piece = this.#detokenizer.push(id);
     this.#offset += characters(piece);
     const text = count > minTokens ? this.#stops.push(piece) : piece;
     if (this.#stops.stopped || stopIds.has(id)) return text + this.#end('stop');
@@ -139,20 +144,24 @@ export class Choice {
     if (echo === undefined) return '';
     const detokenizer = new Detokenizer(this.#rules.bytes, () => false);
     for (const [i, token] of echo.tokens.entries()) {
-      if (this.#rules.wantLogprobs) this.#report(logprobs, token, i === 0);
-      this.#offset += characters(detokenizer.push(token.id));
+      const piece = detokenizer.push(token.id);
+      if (this.#rules.wantLogprobs) this.#report(logprobs, token, this.#offset + detokenizer.leftover, i === 0);
+      this.#offset += characters(piece);
     }
     this.#offset = characters(echo.text);
     return echo.text;
   }
 
-  /** @param unpredicted whether it is the first token of a text, which nothing predicts. */
-  #report(logprobs: Logprobs, token: SampledToken, unpredicted = false): void {
+  /**
+   * @param offset of the token's own text, in characters.
+   * @param unpredicted whether it is the first token of a text, which nothing predicts.
+   */
+  #report(logprobs: Logprobs, token: SampledToken, offset: number, unpredicted = false): void {
     const alternatives = [token, ...(token.top ?? [])].map(({ id, logprob = 0 }) => [this.#name(id), logprob] as const);
     logprobs.tokens.push(this.#name(token.id));
     logprobs.token_logprobs.push(unpredicted ? null : (token.logprob ?? 0));
     logprobs.top_logprobs.push(unpredicted ? null : Object.fromEntries(alternatives));
-    logprobs.text_offset.push(this.#offset);
+    logprobs.text_offset.push(offset);
   }
 
   /** A token's text, or its bytes as OpenAI writes them where they are not whole characters. */
@@ -163,6 +172,12 @@ export class Choice {
     return `bytes:${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`;
   }
 }
+
+/** Tokens at the end of a prompt of ids whose text is read. */
+const READ_TOKENS = 1_024;
+
+const endOf = (prompt: PromptInput, tokenizer: Tokenizer) =>
+  typeof prompt === 'string' ? prompt : tokenizer.decode(prompt.slice(-READ_TOKENS));
 
 /** The choices of the prompt at `promptIndex`, with nothing in them yet. */
 export function choicesOf(
@@ -175,6 +190,8 @@ export function choicesOf(
   const stopIds = new Set(stopIdsOf(request, format));
   const markers = new Set(format.stopIds);
   const promptTokenIds = Array.from(prompt.ids);
+  const before = endOf(request.prompts[promptIndex]!, tokenizer);
+  const crlfAfter = usesCrlf(before, request.suffix ?? '') ? before : undefined;
   return Array.from({ length: request.bestOf }, (_, choice) => {
     const rules = {
       prompt: promptIndex,
@@ -186,6 +203,7 @@ export function choicesOf(
       wantLogprobs: request.logprobs !== undefined,
       bytes: (id: number) => tokenizer.bytes(id),
       skip: (id: number) => tokenizer.isSpecial(id) || markers.has(id),
+      crlfAfter,
     };
     return new Choice(rules, promptTokenIds);
   });
@@ -208,10 +226,4 @@ export function echoOf(
   const ids = Array.from(prompt.ids).slice(leading);
   const own = logprobs.slice(leading);
   return { text: asSent ?? tokenizer.decode(ids), tokens: ids.map((id, i) => ({ ...own[i], id })) };
-}
-
-function characters(text: string): number {
-  let count = 0;
-  for (const _ of text) count++;
-  return count;
 }

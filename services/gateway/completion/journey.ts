@@ -22,7 +22,7 @@ import type { Sampling } from '../../lib/request/next-token.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { Choice } from './choice.ts';
 import { Generation, type GenerationParts, type Round } from './generation.ts';
-import { Preparation, type PreparationParts, type RequestScope } from './preparation.ts';
+import { Preparation, type PreparationParts, type PromptTask, type RequestScope } from './preparation.ts';
 import { assertKnownIds, samplingsOf } from './sampling.ts';
 
 export interface JourneyParts extends PreparationParts, GenerationParts {}
@@ -39,7 +39,9 @@ export class Journey {
   }
 
   /**
-   * Completes every prompt of a request. The prompts go to workers one after the other, and are generated side by side.
+   * Completes every prompt of a request. All prompts are made ready before the first goes to a worker, so that one that
+   * is refused is refused before anything is computed or sent. They go to workers one after the other, and are
+   * generated side by side.
    * Resolves with the choices, prompt by prompt.
    * @throws ServingError for whatever failed first; the signal's reason.
    */
@@ -47,28 +49,35 @@ export class Journey {
     const { tokenizer, format } = this.#parts;
     assertKnownIds(request, tokenizer.vocabSize);
     const samplings = samplingsOf(request, format, request.seed ?? randomInt(2 ** 48 - 1));
+    const tasks = await this.#prepareAll(request, samplings, scope);
     return runTogether(scope.signal, (signal) => {
       let previousPlaced: Promise<unknown> = Promise.resolve();
-      return request.prompts.map((_, promptIndex) => {
-        const placed = this.#placePrompt(request, promptIndex, samplings, { ...scope, signal }, previousPlaced);
+      return tasks.map((task) => {
+        const placed = this.#placePrompt({ ...task, scope: { ...scope, signal } }, previousPlaced);
         previousPlaced = placed.catch(() => {});
         return placed.then((round) => this.#generate(round));
       });
     });
   }
 
-  /** @param previousPlaced settles when the request's prompt before this one has workers, or has failed. */
-  async #placePrompt(
+  async #prepareAll(
     request: CompletionRequest,
-    promptIndex: number,
     samplings: readonly Sampling[],
     scope: RequestScope,
-    previousPlaced: Promise<unknown>,
-  ): Promise<Round> {
+  ): Promise<PromptTask[]> {
+    const tasks: PromptTask[] = [];
+    for (const promptIndex of request.prompts.keys()) {
+      if (promptIndex > 0) await nextTurn(); // lets others run: 128 prompts of code are tokenized in 0.2 s
+      scope.signal.throwIfAborted();
+      tasks.push(await this.#preparation.prepare(request, promptIndex, samplings, scope));
+    }
+    return tasks;
+  }
+
+  /** @param previousPlaced settles when the request's prompt before this one has workers, or has failed. */
+  async #placePrompt(task: PromptTask, previousPlaced: Promise<unknown>): Promise<Round> {
     await previousPlaced;
-    if (promptIndex > 0) await nextTurn(); // lets others run: 128 prompts of code are tokenized in 0.2 s
-    scope.signal.throwIfAborted();
-    const task = await this.#preparation.prepare(request, promptIndex, samplings, scope);
+    task.scope.signal.throwIfAborted();
     return this.#generation.place(task);
   }
 

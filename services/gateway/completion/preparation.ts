@@ -6,10 +6,10 @@ import { REACH } from '../../lib/rag/search/query.ts';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
-import { PromptBuilder, type PromptParts } from '../../lib/text/prompt.ts';
+import { PromptBuilder } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
-import type { ContextFinder } from '../context/context.ts';
+import { type ContextFinder, type FoundContext, reportWithin } from '../context/context.ts';
 import { hashOf, type Sessions, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
 import type { WorkerPool } from '../workers/worker-pool.ts';
@@ -72,17 +72,18 @@ export class Preparation {
     const { tokenizer, format, pool } = this.#parts;
     const { timeline } = scope.record;
     const input = request.prompts[promptIndex]!;
-    const context = await this.#retrieve(request, input, scope);
+    const found = await this.#retrieve(request, input, scope);
     timeline.mark('retrieved');
     const prompt = this.#prompts.build({
       prompt: input,
       suffix: request.suffix,
-      context,
+      context: found?.context,
       capacity: pool.capacity,
       maxTokens: request.maxTokens,
       truncateTo: request.truncatePromptTokens,
       addSpecialTokens: request.addSpecialTokens,
     });
+    if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
     return { request, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };
@@ -92,7 +93,7 @@ export class Preparation {
     request: CompletionRequest,
     input: PromptInput,
     scope: RequestScope,
-  ): Promise<PromptParts['context']> {
+  ): Promise<FoundContext | undefined> {
     const { rag } = request;
     if (rag === undefined) return undefined;
     const { tokenizer, context, sessions } = this.#parts;
@@ -101,8 +102,6 @@ export class Preparation {
     const key = hashOf([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
     const settle = session === undefined ? undefined : (found: Retrieved) => sessions.settle(session, key, found);
     const query = { rag, before, after: request.suffix ?? '', deadlineMs: scope.deadlineMs, settle };
-    const found = await context.find(query, scope.signal);
-    scope.record.contextFound(found.report);
-    return found.context;
+    return context.find(query, scope.signal);
   }
 }

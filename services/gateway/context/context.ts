@@ -13,8 +13,14 @@ import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { PromptParts } from '../../lib/text/prompt.ts';
 import type { RagMode, RagRequest } from '../request.ts';
 
-/** Reason why a completion went on without context. */
-export type Degradation = 'no_store' | 'store_unavailable' | 'over_budget' | 'stale_index' | 'retrieval_failed';
+/** Reason why a completion went on without context; with `no_room`, it may also be with less of it than was found. */
+export type Degradation =
+  | 'no_store'
+  | 'store_unavailable'
+  | 'over_budget'
+  | 'stale_index'
+  | 'retrieval_failed'
+  | 'no_room';
 
 /** The field `rag` of an answer: the context that stood in the prompt. */
 export interface ContextReport {
@@ -84,7 +90,7 @@ export class ContextFinder {
       signal.throwIfAborted();
       if (budget.signal.aborted) return without(rag.mode, 'over_budget');
       const failure = ServingError.from(error);
-      if (failure.kind.http < 500) {
+      if (isRefused(failure, rag)) {
         throw new ServingError(failure.code, failure.message, {
           param: `rag.${failure.param ?? 'repo'}`,
           cause: error,
@@ -96,6 +102,21 @@ export class ContextFinder {
       budget.stop();
     }
   }
+}
+
+/** Whether the client must mend it: it named a repository that is not there, or a retriever that cannot search it. */
+function isRefused({ code, param }: ServingError, { retriever }: RagRequest): boolean {
+  if (code === 'invalid_request') return param === 'repo' || (param === 'retriever' && retriever !== undefined);
+  return code === 'repo_not_found';
+}
+
+/**
+ * The report of a context of which the first `chunks` chunks stand in the prompt.
+ * @param cut whether the others are missing for lack of room.
+ */
+export function reportWithin(report: ContextReport, chunks: number, cut: boolean): ContextReport {
+  const degraded = cut ? 'no_room' : report.degraded;
+  return { ...report, chunks: report.chunks.slice(0, chunks), ...(degraded && { degraded }) };
 }
 
 /** Share of the request's remaining budget that retrieval may take. */
@@ -154,8 +175,8 @@ function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): 
     return { report, context: { kind: 'text', repo, path, chunks: found.chunks, maxTokens } };
   }
   const vectors = found.chunks.map((chunk) => chunk.vector);
-  // Vectors that another encoder or projector made are noise to this model.
-  const fits = vectors.every((vector) => vector.length === sources.hidden);
+  // Vectors that another encoder or projector made are noise to this model, and workers refuse what is not a number.
+  const fits = vectors.every((vector) => vector.length === sources.hidden && vector.every(Number.isFinite));
   if (found.fingerprint !== sources.contextFingerprint || !fits) return without(rag.mode, 'stale_index', found);
   return { report, context: { kind: 'soft', vectors } };
 }

@@ -10,6 +10,7 @@ import {
   LogController,
 } from 'fastify';
 import type { Logger } from '../../lib/process/log.ts';
+import { allowHalfClose } from './half-close.ts';
 import { answerClientError, connectionOptions, type HttpLimits, limitConnections, serverOptions } from './limits.ts';
 import type { HttpConfig } from './settings.ts';
 
@@ -48,9 +49,10 @@ export function createApp(
     ...connectionOptions(limits),
   };
   const http = serverOptions(limits);
-  const https = { ...http, ...tls, handshakeTimeout: limits.receiveTimeoutMs };
+  const https = { ...http, ...tls, allowHalfOpen: true, handshakeTimeout: limits.receiveTimeoutMs };
   // Routes see no difference between the two kinds of server.
   const app = tls ? (fastify({ ...options, https }) as unknown as FastifyInstance) : fastify({ ...options, http });
   limitConnections(app.server, limits);
+  allowHalfClose(app.server);
   return app;
 }

@@ -2,8 +2,10 @@
  * The body of `POST /v1/completions`: OpenAI's fields, those that vLLM's clients send as well, and `rag`. A field that
  * is not listed is refused by name, so that a misspelt option is not silently ignored.
  */
+import { posix } from 'node:path';
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
+import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput } from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
@@ -12,6 +14,8 @@ const MAX_SEQUENCES = 128;
 const MAX_ENTRIES = 1_024;
 /** Entries of both, times the sequences: each sequence has a copy of them, which takes 2 µs per entry. */
 const MAX_ENTRY_COPIES = 16_384;
+/** Stop strings: vLLM has no limit, and code assistants send up to a dozen. */
+const MAX_STOPS = 16;
 /** UTF-16 units of a stop string: the gateway looks for the beginning of one at every token. */
 const MAX_STOP_LENGTH = 256;
 
@@ -29,8 +33,8 @@ const prompt = z.custom<string | number[] | string[] | number[][]>(
   'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
 );
 const stop = z.custom<string | string[]>(
-  (value) => isString(value) || (Array.isArray(value) && value.length <= 4 && value.every(isString)),
-  'must be a string or up to 4 strings',
+  (value) => isString(value) || (Array.isArray(value) && value.length <= MAX_STOPS && value.every(isString)),
+  `must be a string or up to ${MAX_STOPS} strings`,
 );
 const stopTokenIds = z.custom<number[]>(
   (value) => Array.isArray(value) && value.length <= MAX_ENTRIES && value.every(isId),
@@ -193,7 +197,7 @@ function normalise(body: Fields): CompletionRequest {
       repo: body.rag.repo ?? '',
       mode: body.rag.mode,
       topK: body.rag.top_k,
-      path: body.rag.path,
+      path: body.rag.path === undefined ? undefined : pathInRepo(body.rag.path),
       retriever: body.rag.retriever,
       maxTextTokens: body.rag.max_text_tokens,
     },
@@ -202,6 +206,14 @@ function normalise(body: Fields): CompletionRequest {
     session: body.session,
     timeoutMs: body.timeout_ms,
   };
+}
+
+/**
+ * The normal form of the path of the file being edited, with `..` resolved. undefined where the path has none, like
+ * that of a file outside the repository: nothing in the index is that file.
+ */
+function pathInRepo(path: string): string | undefined {
+  return normalisePath(path) ?? normalisePath(posix.normalize(path.replaceAll('\\', '/')));
 }
 
 function promptList(prompt: Fields['prompt']): PromptInput[] {

@@ -7,18 +7,17 @@ import type { Socket } from 'node:net';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { errorBody } from './errors.ts';
+import { toJson } from './json.ts';
 import type { HttpConfig } from './settings.ts';
 
-export type HttpLimits = Pick<HttpConfig, 'maxConnections' | 'receiveTimeoutMs' | 'uploadTimeoutMs'>;
+export type HttpLimits = Pick<
+  HttpConfig,
+  'maxConnections' | 'receiveTimeoutMs' | 'keepAliveTimeoutMs' | 'uploadTimeoutMs'
+>;
 
 /** Size of all headers of a request together. */
 const MAX_HEADER_BYTES = 16 * 1024;
 const MAX_HEADERS = 100;
-/**
- * How long an idle connection is kept, in ms: longer than load balancers keep theirs, which would otherwise send a
- * request into a connection that is being closed.
- */
-const KEEP_ALIVE_MS = 75_000;
 /** Time that a client gets to read the rest of its answer after all of it has been written, in ms. */
 const LINGER_MS = 30_000;
 
@@ -31,14 +30,22 @@ export const serverOptions = ({ receiveTimeoutMs, uploadTimeoutMs }: HttpLimits)
 });
 
 /** Options that fastify sets on the server itself. */
-export const connectionOptions = ({ receiveTimeoutMs, uploadTimeoutMs }: HttpLimits) => ({
+export const connectionOptions = ({ receiveTimeoutMs, keepAliveTimeoutMs, uploadTimeoutMs }: HttpLimits) => ({
   requestTimeout: Math.max(receiveTimeoutMs, uploadTimeoutMs),
-  keepAliveTimeout: KEEP_ALIVE_MS,
+  // A load balancer that keeps connections longer would send a request into one that is being closed.
+  keepAliveTimeout: keepAliveTimeoutMs,
 });
 
 export function limitConnections(server: Server, { maxConnections }: HttpLimits): void {
   server.maxConnections = maxConnections;
-  server.maxHeadersCount = MAX_HEADERS;
+  server.maxHeadersCount = 0; // Node would drop the others in silence
+}
+
+/** @throws ServingError headers_too_large */
+export function assertFewHeaders({ raw }: FastifyRequest): void {
+  const count = raw.rawHeaders.length / 2;
+  if (count <= MAX_HEADERS) return;
+  throw new ServingError('headers_too_large', `the request has ${count} headers, more than ${MAX_HEADERS}`);
 }
 
 /**
@@ -74,7 +81,7 @@ export function answerClientError(error: Error & { code?: string }, socket: Sock
   if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
   const [code, message] = CLIENT_ERRORS[error.code ?? ''] ?? ['invalid_request', 'this is not HTTP/1.1'];
   const failure = new ServingError(code, message);
-  const body = JSON.stringify(errorBody(failure, '', false));
+  const body = toJson(errorBody(failure, '', false));
   const head = `HTTP/1.1 ${failure.kind.http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\n`;
   // The socket is destroyed once this is written: a client that does not read must not keep it half open.
   socket.end(`${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`, () => socket.destroy());

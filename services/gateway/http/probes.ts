@@ -1,5 +1,5 @@
-/** `/livez`, `/readyz`, `/metrics` and `/version`, for operators and their load balancers. */
-import type { FastifyInstance } from 'fastify';
+/** `/livez`, `/readyz`, `/health`, `/metrics` and `/version`, for operators, their load balancers and load generators. */
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { BUILD_INFO } from '../../lib/process/build-info.ts';
 import { exposition, expositionType } from '../../lib/process/metrics.ts';
 import { type ApiKeys, NO_KEYS } from '../tenants/api-keys.ts';
@@ -15,12 +15,15 @@ export interface ProbeParts {
 export function addProbeRoutes(app: FastifyInstance, { modelName, readiness, keys }: ProbeParts): void {
   const open = { config: { needsNoKey: true } };
   app.get('/livez', open, async () => ({ status: 'live' }));
-  app.get('/readyz', open, async (_, reply) => {
+  const whenReady = (status: string) => async (_: FastifyRequest, reply: FastifyReply) => {
     const { problem } = readiness;
-    if (problem === undefined) return { status: 'ready' };
+    if (problem === undefined) return { status };
     // The reason may name workers: where keys are needed, a client without one does not learn it. The log has it.
     return reply.code(503).send({ status: 'not ready', ...(keys === NO_KEYS && { reason: problem }) });
-  });
+  };
+  app.get('/readyz', open, whenReady('ready'));
+  // The route of vLLM and llama.cpp, which load generators and charts made for those ask; `ok` is llama.cpp's word.
+  app.get('/health', open, whenReady('ok'));
   app.get('/version', async () => ({ ...BUILD_INFO, model: modelName }));
   app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
 }

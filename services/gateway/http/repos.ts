@@ -155,7 +155,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     clearTimeout(silence);
     release();
     // The rest of the upload is read and dropped: a client that still sends gets its answer, and the connection stays
-    // usable.
+    // usable. (What undoes a content-encoding stops with the answer.)
     body.resume();
   }
 }

@@ -10,10 +10,13 @@ import { throttled } from '../../lib/process/log.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
 import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
 import { type AppOptions, createApp } from './app.ts';
+import { assertUtf8, decodedBody, parseJson } from './body.ts';
 import type { CompletionParts } from './completion-call.ts';
 import { addCompletionsRoute } from './completions.ts';
 import { asServingError, errorBody, validationError } from './errors.ts';
-import { closeAfterLinger } from './limits.ts';
+import { watchHalfClose } from './half-close.ts';
+import { toJson } from './json.ts';
+import { assertFewHeaders, closeAfterLinger } from './limits.ts';
 import { collectMethods, refuseOtherMethods } from './methods.ts';
 import { addModelRoutes, type ModelParts } from './models.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
@@ -40,7 +43,8 @@ export interface ServerParts extends AppOptions, CompletionParts, ModelParts, Pr
   readonly keys: ApiKeys;
   /**
    * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed
-   * at this machine (DNS rebinding) does not.
+   * at this machine (DNS rebinding) does not. A request without any Host is served: it is a probe of HTTP/1.0, and no
+   * browser sends that.
    */
   readonly localOnly: boolean;
 }
@@ -64,25 +68,39 @@ export function createServer(parts: ServerParts): FastifyInstance {
     return result.success ? { value: result.data } : { error: validationError(result.error) };
   });
   app.removeAllContentTypeParsers();
-  app.addContentTypeParser('application/json', { parseAs: 'string' }, parseJson);
+  app.addContentTypeParser('application/json', { parseAs: 'buffer' }, async (request: FastifyRequest, body: Buffer) => {
+    request.record?.timeline.mark('received');
+    return parseJson(body);
+  });
+  app.setReplySerializer(toJson);
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id);
-    if (parts.localOnly && !isLoopback(request.hostname.replace(/^\[|\]$/g, ''))) {
+    watchHalfClose(request, reply);
+    assertFewHeaders(request);
+    if (
+      parts.localOnly &&
+      request.headers.host !== undefined &&
+      !isLoopback(request.hostname.replace(/^\[|\]$/g, ''))
+    ) {
       throw new ServingError('host_not_allowed', `this gateway serves its own machine alone, not ${request.hostname}`);
     }
   });
   app.addHook('onSend', async (_, reply) => closeAfterLinger(reply.raw));
   // Keys are checked before the body is read, and after the hooks of a route: its refusals are recorded too.
-  app.addHook('preParsing', async (request) => {
+  app.addHook('preParsing', async (request, reply, payload) => {
     // The route decides, not the URL, which may spell its path in other ways.
     const { url, config } = request.routeOptions;
-    if (url === undefined || config.needsNoKey) return;
-    try {
-      request.identity = parts.keys.identify(request.headers.authorization);
-    } catch (error) {
-      keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
-      throw error;
+    if (url === undefined) return payload;
+    if (!config.needsNoKey) {
+      try {
+        request.identity = parts.keys.identify(request.headers.authorization);
+      } catch (error) {
+        keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
+        throw error;
+      }
     }
+    assertUtf8(request);
+    return decodedBody(request, reply, payload);
   });
   app.setErrorHandler(sendError);
   app.setNotFoundHandler((request) => {
@@ -113,17 +131,4 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   for (const header of LIMIT_HEADERS) if (failure.limit !== undefined) reply.header(header, failure.limit);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
   void reply.code(failure.kind.http).send(errorBody(failure, request.id, request.server.tellsInside));
-}
-
-function parseJson(
-  request: FastifyRequest,
-  body: string | Buffer,
-  done: (error: Error | null, value?: unknown) => void,
-) {
-  request.record?.timeline.mark('received');
-  try {
-    done(null, JSON.parse(body.toString()));
-  } catch (error) {
-    done(new ServingError('invalid_request', `the body is not valid JSON: ${(error as Error).message}`));
-  }
 }

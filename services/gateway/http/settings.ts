@@ -8,11 +8,16 @@ export const HTTP_SETTINGS = {
   tlsKey: file.describe('PEM file of the private key of --tls-cert'),
   bodyLimitBytes: whole(1024)
     .default(4 * 1024 * 1024)
-    .describe('largest request body, in bytes'),
+    .describe('largest request body, in bytes after its content-encoding is undone'),
   maxConnections: whole(1).default(4096).describe('connections that the gateway holds at once; more are closed'),
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
     .describe('time that a client gets to send the headers of a request, and then again for its body, in ms'),
+  keepAliveTimeoutMs: milliseconds(1)
+    .default(620_000)
+    .describe(
+      'time that an idle connection is kept, in ms: longer than the load balancer in front keeps it (Google 600 s)',
+    ),
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)
     .describe('time that an upload of a repository may take, and longest silence of its indexer, in ms'),

@@ -1,8 +1,17 @@
 /** Server-sent events: one JSON value per event, until `[DONE]`. */
 import { once } from 'node:events';
-import type { OutgoingHttpHeaders } from 'node:http';
+import type { OutgoingHttpHeaders, ServerResponse } from 'node:http';
 import type { FastifyReply } from 'fastify';
+import { toJson } from './json.ts';
 import { closeAfterLinger } from './limits.ts';
+
+/** Responses whose events have begun. */
+const streams = new WeakSet<ServerResponse>();
+
+/** Sends a comment, which clients skip, if the response is an open stream of events. */
+export function sendComment(response: ServerResponse): void {
+  if (streams.has(response) && !response.writableEnded && !response.writableNeedDrain) response.write(':\n\n');
+}
 
 export class EventStream {
   readonly #reply: FastifyReply;
@@ -26,7 +35,7 @@ export class EventStream {
    */
   async send(value: unknown): Promise<void> {
     this.#signal.throwIfAborted();
-    if (this.#write(`data: ${JSON.stringify(value)}\n\n`)) return;
+    if (this.#write(`data: ${toJson(value)}\n\n`)) return;
     try {
       await once(this.#reply.raw, 'drain', { signal: this.#signal });
     } catch (error) {
@@ -37,7 +46,7 @@ export class EventStream {
 
   /** @param last the event before `[DONE]`. */
   end(last?: unknown): void {
-    if (last !== undefined) this.#write(`data: ${JSON.stringify(last)}\n\n`);
+    if (last !== undefined) this.#write(`data: ${toJson(last)}\n\n`);
     this.#write('data: [DONE]\n\n');
     this.#reply.raw.end();
     closeAfterLinger(this.#reply.raw);
@@ -48,6 +57,7 @@ export class EventStream {
     if (!this.#open) {
       this.#open = true;
       this.#reply.hijack();
+      streams.add(raw);
       raw.writeHead(200, {
         ...(this.#reply.getHeaders() as OutgoingHttpHeaders),
         'content-type': 'text/event-stream; charset=utf-8',

@@ -64,7 +64,7 @@ export const ERRORS = {
     415,
     'INVALID_ARGUMENT',
     false,
-    'Send content-type: application/json (for a repository also application/x-tar, application/gzip, application/zip).',
+    'Send JSON in UTF-8 as content-type: application/json (for a repository also application/x-tar, application/gzip, application/zip), with a content-encoding of gzip, deflate, br or none.',
   ),
   // Waiting, or another worker, can mend these.
   quota_exceeded: kind(

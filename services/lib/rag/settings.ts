@@ -18,7 +18,7 @@ export const STORE_SETTINGS = {
 export const UPLOAD_SETTINGS = {
   maxUploadBytes: whole(1024)
     .default(256 * 1024 * 1024)
-    .describe('largest upload of a repository, in bytes as it is sent'),
+    .describe('largest upload of a repository, in bytes as it is sent, after its content-encoding is undone'),
 };
 
 export const INDEXING_SETTINGS = {

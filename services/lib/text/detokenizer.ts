@@ -3,11 +3,21 @@
  * is complete, and text that may be the beginning of a stop string waits until it is known not to be.
  */
 
+const newDecoder = () => new TextDecoder('utf-8', { ignoreBOM: true });
+
+/** Unicode characters of a text. */
+export function characters(text: string): number {
+  let count = 0;
+  for (const _ of text) count++;
+  return count;
+}
+
 /** The text of one sequence of tokens, without the tokens that steer the model. */
 export class Detokenizer {
   readonly #bytes: (id: number) => Uint8Array;
   readonly #skip: (id: number) => boolean;
-  readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  readonly #decoder = newDecoder();
+  #leftover = 0;
 
   /**
    * @param bytes the bytes of a token.
@@ -20,7 +30,25 @@ export class Detokenizer {
 
   /** The characters that this token completes. */
   push(id: number): string {
-    return this.#skip(id) ? '' : this.#decoder.decode(this.#bytes(id), { stream: true });
+    this.#leftover = 0;
+    if (this.#skip(id)) return '';
+    const bytes = this.#bytes(id);
+    const text = this.#decoder.decode(bytes, { stream: true });
+    if (text.startsWith('\ufffd')) {
+      // Bytes that continue the character of the tokens before make fewer characters than they would alone, and bytes
+      // that do not continue it make as many, after the replacement of what was never finished.
+      const alone = newDecoder().decode(bytes, { stream: true });
+      this.#leftover = Math.max(characters(text) - characters(alone), 0);
+    }
+    return text;
+  }
+
+  /**
+   * How many of the characters that `push` returned last belong to the tokens before: 1 where the replacement of a
+   * character that they did not finish stands in front, else 0.
+   */
+  get leftover(): number {
+    return this.#leftover;
   }
 
   /** A replacement character if the sequence ended within a character, otherwise nothing. */

@@ -16,6 +16,14 @@ import type { PromptFormat, PromptOrder } from './prompt-format.ts';
 import { type TextContext, textContextIds } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
+/** A prompt, and how much of the context that was offered stands in it. */
+export interface BuiltPrompt extends TokenPrompt {
+  /** Chunks of the context that stand in the prompt, at least in part; the best ones. */
+  readonly contextChunks: number;
+  /** Whether context was shortened or left out because the model does not hold all of it beside the prompt. */
+  readonly contextCut: boolean;
+}
+
 interface SoftContext {
   readonly kind: 'soft';
   /** One vector [hidden] per chunk, the best chunk first. */
@@ -61,21 +69,23 @@ export class PromptBuilder {
 
   /**
    * Builds one prompt. A file around a cursor that does not fit is cut, far from the cursor first. A raw prompt is cut
-   * only if `truncateTo` says so.
+   * only if `truncateTo` says so. Context never keeps a prompt out: it is cut to the room that it may have.
    * @throws ServingError context_length_exceeded; invalid_request for an empty prompt.
    */
-  build(parts: PromptParts): TokenPrompt {
-    const room = this.#room(parts);
+  build(parts: PromptParts): BuiltPrompt {
     const bos = leadingIds(this.#tokenizer, parts, this.#format.frame !== undefined);
-    const vectors = parts.context?.kind === 'soft' ? parts.context.vectors : [];
-    const front = [...bos, ...vectors.map(() => this.#format.placeholder), ...this.#textContext(parts, room)];
-    const ids = front.concat(
-      parts.suffix === undefined
-        ? this.#raw(parts, room - front.length)
-        : this.#fillIn(parts.prompt, parts.suffix, room - front.length, parts),
-    );
+    const room = this.#room(parts) - bos.length;
+    const uncut = parts.suffix === undefined && parts.truncateTo === undefined ? this.#raw(parts, room) : undefined;
+    const context = this.#context(parts.context, this.#contextRoom(parts, room, uncut?.length));
+    const own = uncut ?? this.#cut(parts, room - context.ids.length);
+    const ids = [...bos, ...context.ids, ...own];
     if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
-    return { ids: Int32Array.from(ids), soft: softTokens(vectors, bos.length) };
+    return {
+      ids: Int32Array.from(ids),
+      soft: softTokens(context.vectors, bos.length),
+      contextChunks: context.chunks,
+      contextCut: context.cut,
+    };
   }
 
   /** The most tokens that the prompt may have. */
@@ -91,23 +101,42 @@ export class PromptBuilder {
     return truncateTo === undefined || truncateTo === -1 ? room : Math.min(room, truncateTo);
   }
 
-  /** Context as text. It never takes more than half of the room, because the code at the cursor matters more. */
-  #textContext({ context }: PromptParts, room: number): number[] {
-    if (context?.kind !== 'text') return [];
-    const maxTokens = Math.min(context.maxTokens, Math.floor(room / 2));
-    return textContextIds(this.#tokenizer, this.#format, { ...context, maxTokens });
+  /**
+   * Tokens that context may take: at most half of the room, because the code at the cursor matters more, and only what
+   * the prompt leaves.
+   * @param uncut tokens of a prompt that may not be cut; undefined for one that may.
+   */
+  #contextRoom({ suffix }: PromptParts, room: number, uncut: number | undefined): number {
+    const frame = suffix === undefined ? 0 : (this.#format.frame?.length ?? 0);
+    return Math.min(Math.floor(room / 2), room - (uncut ?? frame + 1));
   }
 
-  #raw(parts: PromptParts, room: number): readonly number[] {
-    const { prompt, truncateTo } = parts;
-    if (truncateTo !== undefined) {
-      if (room < 1) throw tooLong(parts, 'the context before it');
-      return typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, room, 'as tokens') : prompt.slice(-room);
+  /** The context as ids, with the vectors that take the places of some, as far as it fits into `room` tokens. */
+  #context(context: PromptParts['context'], room: number) {
+    if (context?.kind === 'text') {
+      return { ...textContextIds(this.#tokenizer, this.#format, context, room), vectors: [] };
     }
+    const offered = context?.vectors ?? [];
+    const vectors = offered.slice(0, Math.max(room, 0));
+    const ids = vectors.map(() => this.#format.placeholder);
+    return { ids, vectors, chunks: vectors.length, cut: vectors.length < offered.length };
+  }
+
+  /** A raw prompt that must fit. */
+  #raw(parts: PromptParts, room: number): readonly number[] {
+    const { prompt } = parts;
     const ids = typeof prompt === 'string' ? this.#tokenizer.encodeHead(prompt, room + 1, 'as tokens') : prompt;
     if (ids.length > room)
       throw tooLong(parts, typeof prompt === 'string' ? 'the prompt' : `a prompt of ${ids.length} tokens`);
     return ids;
+  }
+
+  /** A prompt that is cut to the room. */
+  #cut(parts: PromptParts, room: number): readonly number[] {
+    const { prompt, suffix } = parts;
+    if (suffix !== undefined) return this.#fillIn(prompt, suffix, room, parts);
+    if (room < 1) throw tooLong(parts, 'the token that every prompt begins with');
+    return typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, room, 'as tokens') : prompt.slice(-room);
   }
 
   #fillIn(prompt: PromptParts['prompt'], suffix: string, room: number, parts: PromptParts): readonly number[] {

@@ -19,32 +19,77 @@ const SLASHES = new Set(
   '.c .cc .cpp .cs .cxx .dart .go .h .hpp .java .js .jsx .kt .mjs .rs .scala .swift .ts .tsx'.split(' '),
 );
 
-/** The ids of the context; none if there are no chunks. */
-export function textContextIds(tokenizer: Tokenizer, format: PromptFormat, context: TextContext): number[] {
-  if (context.chunks.length === 0) return [];
-  return format.repository === undefined
-    ? tokenizer.encodeHead(commented(context), context.maxTokens)
-    : repositoryForm(tokenizer, format.repository, context);
+/** The part of a context that fits. */
+export interface FittedText {
+  readonly ids: readonly number[];
+  /** Chunks that stand in it, at least in part. */
+  readonly chunks: number;
+  /** Whether `room`, rather than the context's own limit, has shortened it. */
+  readonly cut: boolean;
 }
 
 /**
- * Qwen2.5-Coder's form: the repository's name, then each file under its name. The cut spares the current file's name.
+ * The ids of the context; none if there are no chunks, or if not even a part of one fits.
+ * @param room the most ids, those included that the context's own limit does not count.
+ */
+export function textContextIds(
+  tokenizer: Tokenizer,
+  format: PromptFormat,
+  context: TextContext,
+  room: number,
+): FittedText {
+  if (context.chunks.length === 0) return { ids: [], chunks: 0, cut: false };
+  const { ids, chunks, cut } =
+    format.repository === undefined
+      ? commentForm(tokenizer, context, room)
+      : repositoryForm(tokenizer, format.repository, context, room);
+  return { ids: chunks === 0 ? [] : ids, chunks, cut };
+}
+
+/**
+ * Qwen2.5-Coder's form: the repository's name, then each file under its name. The context's own limit spares the
+ * current file's name; the room does not.
  */
 function repositoryForm(
   tokenizer: Tokenizer,
   { repo, file }: NonNullable<PromptFormat['repository']>,
   context: TextContext,
-): number[] {
+  room: number,
+): FittedText {
+  const end = [file, ...tokenizer.encode(`${context.path}\n`)];
+  const limit = Math.min(context.maxTokens, room - end.length);
   const ids = [repo, ...tokenizer.encode(`${context.repo}\n`)];
+  let chunks = 0;
   for (const chunk of context.chunks) {
-    if (ids.length >= context.maxTokens) break;
-    ids.push(file, ...tokenizer.encodeHead(`${chunk.path}\n${withoutLastNewline(chunk.text)}\n`, context.maxTokens));
+    if (ids.length >= limit) break;
+    ids.push(file, ...tokenizer.encodeHead(`${chunk.path}\n${withoutLastNewline(chunk.text)}\n`, limit));
+    chunks++;
   }
-  return [...ids.slice(0, context.maxTokens), file, ...tokenizer.encode(`${context.path}\n`)];
+  const whole = chunks === context.chunks.length && ids.length <= limit;
+  return { ids: [...ids.slice(0, Math.max(limit, 0)), ...end], chunks, cut: !whole && limit < context.maxTokens };
+}
+
+/** The context as comments. */
+function commentForm(tokenizer: Tokenizer, context: TextContext, room: number): FittedText {
+  const limit = Math.max(Math.min(context.maxTokens, room), 0);
+  const { head, blocks } = commented(context);
+  // One token more than fits shows whether anything is cut.
+  const ids = tokenizer.encodeHead(`${head}${blocks.join('\n')}\n`, limit + 1);
+  const whole = ids.length <= limit;
+  const kept = ids.slice(0, limit);
+  let start = head.length;
+  let chunks = 0;
+  const length = whole ? Infinity : tokenizer.decode(kept).length;
+  for (const block of blocks) {
+    if (start >= length) break;
+    chunks++;
+    start += block.length + 1;
+  }
+  return { ids: kept, chunks, cut: !whole && limit < context.maxTokens };
 }
 
 /** The paper's and Repoformer's form: each chunk as a comment under its path. */
-function commented(context: TextContext): string {
+function commented(context: TextContext): { readonly head: string; readonly blocks: readonly string[] } {
   const mark = SLASHES.has(extname(context.path || context.chunks[0]!.path)) ? '//' : '#';
   const blocks = context.chunks.map((chunk) => {
     const lines = withoutLastNewline(chunk.text).split('\n');
@@ -52,7 +97,7 @@ function commented(context: TextContext): string {
       .map((line) => `${mark} ${line}\n`)
       .join('');
   });
-  return `${mark} Here are some relevant code fragments from other files of the repo:\n\n${blocks.join('\n')}\n`;
+  return { head: `${mark} Here are some relevant code fragments from other files of the repo:\n\n`, blocks };
 }
 
 const withoutLastNewline = (text: string) => (text.endsWith('\n') ? text.slice(0, -1) : text);

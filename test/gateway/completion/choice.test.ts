@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
 
 const TEXT = 'return self.items.pop()  # 😀 done\n\n\ndef next():';
@@ -64,4 +64,66 @@ test('an echoed prompt with no output has logprobs and costs no output token', a
   expect(choices[0]).toMatchObject({ text: tokenizer.decode([5, 6, 7]), finish_reason: 'length' });
   expect(choices[0]!.logprobs!.tokens).toHaveLength(3);
   expect(usage!.completion_tokens).toBe(0);
+});
+
+test('the offset of a token after a character that was never finished counts its replacement', async () => {
+  const lead = tokenizer.encode('😀')[0]!;
+  const [word] = tokenizer.encode(' before');
+  const { complete } = await fakeGateway({ token: (position) => [lead, word!][position] ?? idOf('<|endoftext|>') });
+  const { choices } = await complete({ prompt: 'x', logprobs: 0, max_tokens: 2 });
+  expect(choices[0]!.text).toBe('\ufffd before');
+  expect(choices[0]!.logprobs!.text_offset).toEqual([0, 1]);
+  const echoed = await complete({ prompt: [lead, word], echo: true, logprobs: 0, max_tokens: 0 });
+  expect(echoed.choices[0]!.logprobs!.text_offset).toEqual([0, 1]);
+});
+
+describe('a file whose lines end in CRLF', () => {
+  const LINES = 'if x:\n    return 1\n\ndef';
+  const crlf = LINES.replaceAll('\n', '\r\n');
+  const prompt = 'def f(x):\r\n    ';
+
+  test('a completion takes the line ends of the text around the cursor', async () => {
+    const { complete } = await fakeGateway({ token: spelling(LINES) });
+    const text = async (body: object) => (await complete({ max_tokens: 40, ...body })).choices[0]!.text;
+    expect(await text({ prompt })).toBe(crlf);
+    expect(await text({ prompt: 'x = ', suffix: '\r\ny' })).toBe(crlf);
+    expect(await text({ prompt: tokenizer.encode(prompt), suffix: '' })).toBe(crlf);
+    expect(await text({ prompt: 'def f(x):\n', suffix: '\r\n' })).toBe(LINES);
+    const already = await fakeGateway({ token: spelling(crlf) });
+    expect((await already.complete({ prompt, max_tokens: 40 })).choices[0]!.text).toBe(crlf);
+  });
+
+  test('stop strings match line ends of either kind', async () => {
+    for (const output of [LINES, crlf]) {
+      const { complete } = await fakeGateway({ token: spelling(output) });
+      for (const stop of ['\n\n', '\r\n\r\n']) {
+        const { choices } = await complete({ prompt, stop, max_tokens: 40 });
+        expect(choices[0]).toMatchObject({ text: 'if x:\r\n    return 1', finish_reason: 'stop' });
+      }
+    }
+  });
+
+  test('token ids and logprobs are those of the model, and offsets point into the text', async () => {
+    const { complete } = await fakeGateway({ token: spelling(LINES) });
+    const ask = async (before: string) =>
+      (await complete({ prompt: before, logprobs: 0, return_token_ids: true, max_tokens: 40 })).choices[0]!;
+    const [plain, windows] = [await ask('def f(x):\n    '), await ask(prompt)];
+    expect(windows.token_ids).toEqual(plain.token_ids);
+    const { text_offset, ...same } = windows.logprobs!;
+    expect(plain.logprobs).toMatchObject(same);
+    for (const [i, name] of same.tokens.slice(0, -1).entries()) {
+      expect(windows.text.slice(text_offset[i])).toSatisfy((rest: string) =>
+        rest.startsWith(name.replaceAll('\n', '\r\n')),
+      );
+    }
+  });
+
+  test('a stream adds up to the whole answer', async () => {
+    for (const output of [LINES, crlf]) {
+      const { stream } = await fakeGateway({ token: spelling(output) });
+      const chunks = await stream({ prompt, stop: '\ndef', max_tokens: 40 });
+      const text = chunks.map(({ choices }) => choices[0]?.text ?? '').join('');
+      expect(text).toBe('if x:\r\n    return 1\r\n');
+    }
+  });
 });

@@ -92,6 +92,71 @@ describe('compressed context', () => {
   });
 });
 
+describe('context that does not fit beside the prompt', () => {
+  const room = 256;
+  const ask = async (promptTokens: number, rag: object, max_tokens = 8) => {
+    const { complete } = await fakeGateway({ token, capacity: room }, { retrieval: answering(found) });
+    const prompt = Array<number>(promptTokens).fill(70);
+    return complete({ prompt, max_tokens, rag: { repo: 'shop', ...rag } });
+  };
+
+  test.each([
+    ['all of it fits', room - 8 - 2, 2, undefined],
+    ['one chunk fits', room - 8 - 1, 1, 'no_room'],
+    ['nothing fits', room - 8, 0, 'no_room'],
+  ])('soft context gives way to the prompt: %s', async (_, promptTokens, kept, reason) => {
+    const before = await degraded('no_room');
+    const { status, rag, usage } = await ask(promptTokens, {});
+    expect(status).toBe(200);
+    expect(rag).toMatchObject({ chunks: found.chunks.slice(0, kept).map(({ path }) => ({ path })) });
+    expect(rag!.chunks).toHaveLength(kept);
+    expect(rag!.degraded).toBe(reason);
+    expect(usage!.prompt_tokens_details.soft_tokens).toBe(kept);
+    if (reason) await expect.poll(() => degraded('no_room')).toBe(before + 1);
+  });
+
+  test('context as text gives way to the prompt, and so does a file name that is too long', async () => {
+    expect(await ask(room - 8, { mode: 'text' })).toMatchObject({
+      status: 200,
+      rag: { chunks: [], degraded: 'no_room' },
+    });
+    const path = 'folder/'.repeat(500);
+    expect(await ask(1, { mode: 'text', path })).toMatchObject({
+      status: 200,
+      rag: { chunks: [], degraded: 'no_room' },
+    });
+    const short = await ask(1, { mode: 'text' });
+    expect(short.rag!.chunks).toHaveLength(2);
+    expect(short.rag!.degraded).toBeUndefined();
+  });
+
+  test('a prompt that does not fit without context is refused as without', async () => {
+    expect(await ask(room - 7, {})).toMatchObject({ status: 400, error: { code: 'context_length_exceeded' } });
+  });
+});
+
+test('the path of the file being edited has one form, however an editor spells it', async () => {
+  const retrieval = answering(found);
+  const { complete } = await fakeGateway({ token }, { retrieval });
+  const seen = async (path: string) => {
+    await complete({ prompt: 'x', rag: { repo: 'shop', path } });
+    return retrieval.queries.at(-1)!.path;
+  };
+  for (const spelled of [
+    'src\\a.py',
+    '/src/a.py',
+    './src//a.py/',
+    'C:\\src\\a.py',
+    'file:///src/a.py',
+    'lib/../src/a.py',
+  ]) {
+    expect(await seen(spelled)).toBe('src/a.py');
+  }
+  expect(await seen('caf\u0065\u0301.py')).toBe('caf\u00e9.py');
+  // No file of the repository.
+  for (const spelled of ['', '../outside.py', 'file:///%ff']) expect(await seen(spelled)).toBeUndefined();
+});
+
 test('context as text does not need vectors that fit', async () => {
   const retrieval = answering({ ...found, fingerprint: 'of another encoder' });
   const { complete, workers } = await fakeGateway({ token }, { retrieval });
@@ -135,6 +200,7 @@ describe('a completion goes on without context', () => {
       new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true })),
   };
   const wide = { ...found, chunks: [{ ...chunk('a.py', 1), vector: new Float32Array(3) }] };
+  const damaged = { ...found, chunks: [{ ...chunk('a.py', 1), vector: Float32Array.of(1, Number.NaN) }] };
   test.each<[string, string, Retrieval | undefined]>([
     ['there is no store', 'no_store', undefined],
     ['the store is down', 'store_unavailable', answering(new ServingError('store_unavailable', 'refused'))],
@@ -142,6 +208,13 @@ describe('a completion goes on without context', () => {
     ['retrieval takes too long', 'over_budget', slow],
     ['the vectors are of another encoder', 'stale_index', answering({ ...found, fingerprint: 'old' })],
     ['the vectors are of another width', 'stale_index', answering(wide)],
+    ['the vectors are not numbers', 'stale_index', answering(damaged)],
+    [
+      'the index cannot be searched by its own retriever',
+      'retrieval_failed',
+      answering(new ServingError('invalid_request', 'no encoder', { param: 'retriever' })),
+    ],
+    ['the index is being replaced', 'retrieval_failed', answering(new ServingError('index_moved', 'moved'))],
   ])('a completion goes on without context where %s', async (_, reason, retrieval) => {
     const before = await degraded(reason);
     const { complete, workers } = await fakeGateway({ token }, { retrieval, retrievalBudgetMs: 5 });
@@ -205,6 +278,13 @@ test('a repository that does not exist is refused', async () => {
   const { complete } = await fakeGateway({ token }, { retrieval: missing });
   const answer = await complete({ prompt: 'x', rag: { repo: 'shop' } });
   expect(answer).toMatchObject({ status: 404, error: { code: 'repo_not_found', param: 'rag.repo' } });
+});
+
+test('a retriever that the client names and the index cannot serve is refused', async () => {
+  const refusing = answering(new ServingError('invalid_request', 'no embeddings', { param: 'retriever' }));
+  const { complete } = await fakeGateway({ token }, { retrieval: refusing });
+  const answer = await complete({ prompt: 'x', rag: { repo: 'shop', retriever: 'dense' } });
+  expect(answer).toMatchObject({ status: 400, error: { code: 'invalid_request', param: 'rag.retriever' } });
 });
 
 async function degraded(reason: string): Promise<number> {

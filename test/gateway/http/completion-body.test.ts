@@ -32,7 +32,7 @@ describe('a body that is refused', () => {
     [{ prompt: ['a', 'b'], n: 65 }, 'prompt', /at most 128/],
     [{ prompt: 'a', n: 3, best_of: 2 }, 'best_of', /at least n = 3/],
     [{ prompt: 'a', best_of: 2, stream: true }, 'best_of', /stream/],
-    [{ prompt: 'a', stop: ['a', 'b', 'c', 'd', 'e'] }, 'stop', /up to 4/],
+    [{ prompt: 'a', stop: Array(17).fill('a') }, 'stop', /up to 16/],
     [{ prompt: 'a', stop: '' }, 'stop', /empty/],
     [{ prompt: 'a', logprobs: 6 }, 'logprobs', /5/],
     [{ prompt: 'a', logprobs: true }, 'logprobs', /number/],
@@ -139,7 +139,7 @@ describe('a body that is taken', () => {
       temperature: fc.float({ min: 0, max: 2, noNaN: true }),
       top_k: fc.integer({ min: -1, max: 50 }),
       seed: fc.option(fc.maxSafeInteger(), { nil: undefined }),
-      stop: fc.oneof(fc.string({ minLength: 1 }), fc.array(fc.string({ minLength: 1 }), { maxLength: 4 })),
+      stop: fc.oneof(fc.string({ minLength: 1 }), fc.array(fc.string({ minLength: 1 }), { maxLength: 16 })),
       logit_bias: fc.dictionary(fc.nat(4095).map(String), fc.integer({ min: -100, max: 100 })),
       stream: fc.boolean(),
     });

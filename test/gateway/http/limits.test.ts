@@ -92,6 +92,20 @@ describe('a client that is too large', () => {
     expect(await huge.answer).toMatch(/^HTTP\/1\.1 431 .*"code":"headers_too_large"/s);
   });
 
+  test('a client that sends too many headers is refused: none of them is dropped in silence', async () => {
+    const { port } = await listen({});
+    const headers = (count: number) => Array.from({ length: count }, (_, i) => `x-${i}: a\r\n`).join('');
+    const end = 'connection: close\r\ncontent-type: application/json\r\ncontent-length: 14\r\n\r\n{"prompt":"x"}';
+    const request = (count: number) => `POST /v1/completions HTTP/1.1\r\nhost: x\r\n${headers(count)}${end}`;
+    expect(await speak(port, request(96)).answer).toMatch(/^HTTP\/1\.1 200 /);
+    for (const count of [97, 500, 1900]) {
+      const many = await speak(port, request(count)).answer;
+      expect(many).toMatch(/^HTTP\/1\.1 431 .*the request has \d+ headers.*"code":"headers_too_large"/s);
+    }
+    const upload = `PUT /v1/repos/a HTTP/1.1\r\nhost: x\r\n${headers(97)}${end}`;
+    expect(await speak(port, upload).answer).toMatch(/^HTTP\/1\.1 431 /);
+  });
+
   test('a client that announces too large a body is refused', async () => {
     const { port } = await listen({});
     const huge = speak(port, `${HEAD}connection: close\r\ncontent-length: 99999999999\r\n\r\n`);
@@ -105,6 +119,19 @@ describe('a client that is too large', () => {
     expect(await speak(port, HEAD).answer).toBe('');
     first.socket.end('connection: close\r\ncontent-length: 14\r\n\r\n{"prompt":"x"}');
     expect(await first.answer).toMatch(/^HTTP\/1\.1 200 /);
+  });
+});
+
+describe('an idle connection', () => {
+  test('an idle connection is closed after --keep-alive-timeout-ms', async () => {
+    const { port } = await listen({ keepAliveTimeoutMs: 50 });
+    const idle = speak(port, `${HEAD}content-length: 14\r\n\r\n{"prompt":"x"}`);
+    expect(await idle.answer).toMatch(/^HTTP\/1\.1 200 /);
+  });
+
+  test('by default it outlives the connections of load balancers, of which some keep them for 600 s', async () => {
+    const { app } = await listen({});
+    expect(app.server.keepAliveTimeout).toBeGreaterThan(600_000);
   });
 });
 

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import type { ApiKeys } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { collectProcessMetrics } from '../../../services/lib/process/metrics.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
@@ -15,6 +16,8 @@ test('a gateway that has completed something is alive, ready and measured', asyn
   await readiness.check();
   expect((await app.inject('/livez')).json()).toEqual({ status: 'live' });
   expect((await app.inject('/readyz')).json()).toEqual({ status: 'ready' });
+  const health = await app.inject('/health');
+  expect([health.statusCode, health.json()]).toEqual([200, { status: 'ok' }]);
   const { payload, headers } = await app.inject('/metrics');
   expect(headers['content-type']).toContain('text/plain');
   expect(payload).toMatch(/vllm:time_to_first_token_seconds_count\{[^}]*\} [1-9]/);
@@ -26,9 +29,26 @@ test('a gateway that has completed something is alive, ready and measured', asyn
 
 test('a gateway whose workers serve another bundle is not ready, and says why', async () => {
   const { app } = await fakeGateway({ token: () => 70, fingerprint: 'other' });
-  const answer = await app.inject('/readyz');
-  expect(answer.statusCode).toBe(503);
-  expect(answer.json()).toMatchObject({ status: 'not ready', reason: expect.any(String) });
+  for (const url of ['/readyz', '/health']) {
+    const answer = await app.inject(url);
+    expect(answer.statusCode).toBe(503);
+    expect(answer.json()).toMatchObject({ status: 'not ready', reason: expect.any(String) });
+  }
+});
+
+test('probes need no key, and tell nothing of the workers to those who have none', async () => {
+  const keys: ApiKeys = {
+    tenants: ['a'],
+    identify: () => {
+      throw new ServingError('invalid_api_key', 'no key');
+    },
+  };
+  const { app } = await fakeGateway({ token: () => 70, fingerprint: 'other' }, { keys });
+  for (const url of ['/readyz', '/health']) {
+    const answer = await app.inject(url);
+    expect([answer.statusCode, answer.json()]).toEqual([503, { status: 'not ready' }]);
+  }
+  expect((await app.inject('/metrics')).statusCode).toBe(401);
 });
 
 test('/version names the version that package.json names, and the model', async () => {

@@ -1,3 +1,4 @@
+import { type AddressInfo, connect } from 'node:net';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
@@ -13,6 +14,15 @@ describe('routes', () => {
     for (const host of ['evil.example', 'localhost.evil.example:8000', '10.0.0.1', '[fd00::1]:8000']) {
       for (const url of ['/v1/models', '/v1/repos', '/metrics', '/nothing']) expect(await ask(host, url)).toBe(403);
     }
+    // No browser leaves out Host; load balancers' probes of HTTP/1.0 do.
+    await app.listen({ host: '127.0.0.1', port: 0 });
+    const { port } = app.server.address() as AddressInfo;
+    for (const url of ['/livez', '/metrics', '/v1/models']) {
+      const socket = connect(port, '127.0.0.1').setEncoding('utf8');
+      socket.write(`GET ${url} HTTP/1.0\r\n\r\n`);
+      expect((await socket.toArray()).join('')).toMatch(/^HTTP\/1\.1 200 /);
+    }
+    await app.close();
     const open = await fakeGateway({ token });
     expect((await open.app.inject({ url: '/v1/models', headers: { host: 'llm.example' } })).statusCode).toBe(200);
   });

@@ -62,3 +62,19 @@ test('headers are sent with the first token, so that a failure before it has a s
   response.resume();
   await gateway.app.close();
 });
+
+test('no character of an answer is taken for the end of a line, in events and in JSON', async () => {
+  const { app } = await fakeGateway({ token: spelling('ab') });
+  const prompt = 's = "a\u2028b\u2029c\u0085d"';
+  const ask = async (stream: boolean) => {
+    const payload = { prompt, max_tokens: 1, echo: true, stream };
+    return (await app.inject({ method: 'POST', url: '/v1/completions', payload })).payload;
+  };
+  const [events, whole] = [await ask(true), await ask(false)];
+  for (const text of [events, whole]) expect(text).not.toMatch(/[\u0085\u2028\u2029]/);
+  expect(JSON.parse(whole).choices[0].text).toContain(prompt);
+  expect(JSON.parse(events.split('\n\n')[0]!.slice('data: '.length)).choices[0].text).toContain(prompt);
+  const refused = await app.inject({ method: 'POST', url: '/v1/completions', payload: { prompt, [prompt]: 1 } });
+  expect(refused.payload).not.toMatch(/[\u0085\u2028\u2029]/);
+  expect(refused.json().error.param).toBe(prompt);
+});
