@@ -159,7 +159,7 @@ async function buildBundle(command: Command): Promise<void> {
 }
 
 async function buildSynth(command: Command): Promise<void> {
-  const [{ SHAPES }, { PRECISIONS }] = await Promise.all([
+  const [{ ENCODERS, SHAPES }, { PRECISIONS }] = await Promise.all([
     import('./lib/model/checkpoint/synth.ts'),
     import('./settings.ts'),
   ]);
@@ -169,6 +169,11 @@ async function buildSynth(command: Command): Promise<void> {
     .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('int4'))
     .addOption(prefillPrecision())
     .option('--block <n>', 'weights that share a scale', count)
+    .addOption(
+      new Option('--encoder <shape>', 'encoder: the published 28 layers, or a stand-in of 2, for fast indexing')
+        .choices(Object.keys(ENCODERS) as (keyof typeof ENCODERS)[])
+        .default('stand-in' as const),
+    )
     .option('--seed <n>', 'seed of the weights', count, 1)
     .option('--json <file>', 'write the manifest there')
     .action(async ({ json, ...options }) => {

@@ -17,7 +17,7 @@ import {
 import { type ExportOptions, exportBundle } from './lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from './lib/model/bundle/integrity.ts';
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
-import { synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
+import { type EncoderShape, synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
 import { NO_SOFT_TOKENS } from './lib/request/token-prompt.ts';
@@ -26,12 +26,18 @@ import { loadTokenizer } from './lib/text/tokenizer.ts';
 /** --verify measures on real code: the sample repository, in so many sequences of so many tokens. */
 const VERIFY = { tokens: 512, sequences: 8 };
 
+interface SynthOptions extends Omit<ExportOptions, 'llm' | 'encoder'> {
+  /** Name of a published shape, or path of a config.json. */
+  readonly llm: string;
+  readonly encoder: EncoderShape;
+  readonly seed: number;
+}
+
 /** Makes a bundle of a published shape with seeded random weights, for benchmarks. */
-export async function runSynth(options: Omit<ExportOptions, 'llm'> & { readonly llm: string; readonly seed: number }) {
-  const { seed } = options;
+export async function runSynth({ seed, ...options }: SynthOptions) {
   const llm = await synthesize(options.llm, seed);
-  const encoder = synthesizeEncoder(seed);
-  const projector = synthesizeProjector(1024, llm.spec.hidden, seed);
+  const encoder = synthesizeEncoder(options.encoder, seed);
+  const projector = synthesizeProjector(encoder.spec.hidden, llm.spec.hidden, seed);
   return runExport({ ...options, llm, encoder, projector, encoderMaxTokens: 512 }, false);
 }
 

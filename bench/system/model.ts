@@ -2,6 +2,7 @@
 import { stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import type { EncoderShape } from '../../services/lib/model/checkpoint/synth.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { runCli } from './cli.ts';
 
@@ -19,6 +20,8 @@ interface ModelOptions {
   /** Precision of a bundle that is made. */
   readonly precision: string;
   readonly prefillPrecision?: string;
+  /** Encoder of a bundle that is made from a published shape; the stand-in of two layers when not given. */
+  readonly encoder?: EncoderShape;
 }
 
 /**
@@ -31,14 +34,18 @@ export async function openModel(model: string, options: ModelOptions): Promise<B
   return { name: manifest.name, bundle, manifest, tokenizer: await loadTokenizer(tokenizerDir) };
 }
 
-async function bundleOf(model: string, { data, precision, prefillPrecision }: ModelOptions): Promise<string> {
+async function bundleOf(model: string, options: ModelOptions): Promise<string> {
+  const { data, precision, prefillPrecision } = options;
   if (await exists(join(model, 'manifest.json'))) return resolve(model);
   const checkpoint = await exists(join(model, 'config.json'));
-  const name = [basename(resolve(model)), precision, ...(prefillPrecision ? [prefillPrecision] : [])].join('-');
+  const encoder = checkpoint ? undefined : options.encoder;
+  const name = [basename(resolve(model)), precision, prefillPrecision, encoder].filter(Boolean).join('-');
   const to = resolve(data, 'bundles', name);
   if (await exists(join(to, 'manifest.json'))) return to;
-  const prefill = prefillPrecision ? ['--prefill-precision', prefillPrecision] : [];
-  await runCli([checkpoint ? 'export' : 'synth', '--llm', model, '--to', to, '--precision', precision, ...prefill]);
+  const command = [checkpoint ? 'export' : 'synth', '--llm', model, '--to', to, '--precision', precision];
+  if (prefillPrecision) command.push('--prefill-precision', prefillPrecision);
+  if (encoder) command.push('--encoder', encoder);
+  await runCli(command);
   return to;
 }
 

@@ -32,7 +32,9 @@ describe('the pages of the benches', () => {
     expect(text).toMatch(/^before\n/);
     expect(text).toMatch(/\nafter\n$/);
     expect(text).not.toContain('old');
-    expect(text).toContain('| [Indexing](indexing/README.md) | 20.0 chunks/s with m | index |');
+    expect(text).toContain(
+      '| [Indexing](indexing/README.md) | 20.0 chunks/s with e (28 layers, random weights), int8: 1.39 h for 100,000 chunks | index |',
+    );
     expect(text).not.toContain('tables/README.md');
   });
 
@@ -43,9 +45,11 @@ describe('the pages of the benches', () => {
     await writePages(readme, results);
     const text = await page();
     expect(text).toMatch(/^# Indexing\n/);
-    expect(text).toContain('| m | first | 40 | 40 | 2.00 | 20.0 |');
+    expect(text).toContain('| int8 | by length | 1 × 2 | 20.0 | 10.0–40.0 | 50.0 | 75.0 | 1.39 | 1.00 × |');
+    expect(text).toContain('| fp32 | by length | 1 × 2 | 10.0 | 10.0–10.0 | 100 | 200 | 2.78 | 0.50 × |');
+    expect(text).toContain('| m | e (28 layers, random weights) | first | 40 | 40 | 2.00 | 20.0 |');
     expect(text).toContain('llavacode bench index');
-    expect(text).toContain('| chunks/s | chunks encoded / s of the run, without the time to load the encoder |');
+    expect(text).toContain('| h for 100,000 chunks | 100,000 / (chunks/s) / 3600 |');
     expect(text).toContain('[index.json](../results/index.json)');
     expect(text).not.toContain('another tool');
   });

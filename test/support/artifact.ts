@@ -1,6 +1,8 @@
 /** An artifact of `bench index`, as small as one can be. */
-import type { IndexResult } from '../../bench/indexing/measure.ts';
+import type { IndexResult } from '../../bench/indexing/result.ts';
 import type { Artifact } from '../../bench/report/artifact.ts';
+
+const ENCODER = { name: 'e', layers: 28, randomWeights: true };
 
 export const ARTIFACT: Artifact<IndexResult> = {
   format: 1,
@@ -20,5 +22,20 @@ export const ARTIFACT: Artifact<IndexResult> = {
   models: [{ name: 'm', precision: 'int4', fingerprint: 'f'.repeat(64) }],
   settings: {},
   definitions: { ttft: 'time to first token' },
-  result: { runs: [{ model: 'm', run: 'first', chunks: 40, embedded: 40, seconds: 2 }] },
+  result: {
+    encoders: [
+      {
+        model: 'm',
+        encoder: ENCODER,
+        chunks: 40,
+        tokens: 4000,
+        repositoryChunks: 80,
+        cells: [
+          { weights: 'int8', batching: 'by length', workers: 1, threads: 2, seconds: [2, 1, 4], cpuSeconds: [3, 2, 5] },
+          { weights: 'fp32', batching: 'by length', workers: 1, threads: 2, seconds: [4, 4, 4], cpuSeconds: [8, 8, 8] },
+        ],
+      },
+    ],
+    runs: [{ model: 'm', encoder: ENCODER, run: 'first', chunks: 40, embedded: 40, seconds: 2 }],
+  },
 };

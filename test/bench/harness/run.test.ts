@@ -33,5 +33,7 @@ it('a run writes an artifact with its options, without URLs and paths of the mac
   expect(artifact.settings).toEqual({ path: 'examples/shop', slots: 8 });
   expect(artifact).toMatchObject({ bench: 'index', definitions: INDEX.definitions, result: ARTIFACT.result });
   expect(await readArtifact(options.json)).toEqual(artifact);
-  expect(printed.mock.calls.join('')).toContain('| m | first | 40 | 40 | 2.00 | 20.0 |');
+  expect(printed.mock.calls.join('')).toContain(
+    '| m | e (28 layers, random weights) | first | 40 | 40 | 2.00 | 20.0 |',
+  );
 });

@@ -85,7 +85,14 @@ describe('exporting', async () => {
     const encoder = await encoderFolder(golden);
     const projector = await projectorFrom(64, 64, `projector-${golden}`);
     const manifest = await exportTo(golden, { encoder, projector });
-    const common = { dim: 64, normalize: true, addSpecialTokens: false, tokenizer: 'encoder/tokenizer.json' };
+    const common = {
+      name: basename(encoder),
+      layers: 3,
+      dim: 64,
+      normalize: true,
+      addSpecialTokens: false,
+      tokenizer: 'encoder/tokenizer.json',
+    };
     expect(manifest.context).toMatchObject({
       encoder: { ...settings, ...common },
       projector: { widths: [64, 64, 64], parameters: 2 * (64 * 64 + 64) + 128 },

@@ -7,7 +7,7 @@ import { expect, test } from 'vitest';
 import { openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
-import { SHAPES, synthesize } from '../../../services/lib/model/checkpoint/synth.ts';
+import { ENCODERS, SHAPES, synthesize, synthesizeEncoder } from '../../../services/lib/model/checkpoint/synth.ts';
 import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import { temporaryFolder } from '../../support/models.ts';
@@ -69,6 +69,27 @@ test('the same seed gives the same bytes and another seed others, and the manife
   const bundle = await openBundle(join(parent, 'first'));
   await verifyBundle(bundle);
   expect(bundle.manifest.tokenizer.of).toBe('tiny-coder');
+});
+
+test('the encoder has the published shape of Qwen3-Embedding-0.6B, and the stand-in differs in its layers alone', async () => {
+  await using published = synthesizeEncoder('qwen3-embedding-0.6b', 1);
+  await using standIn = synthesizeEncoder('stand-in', 1);
+  // The figures of Qwen/Qwen3-Embedding-0.6B's config.json.
+  expect(published.spec).toMatchObject({
+    architecture: 'qwen3',
+    layers: 28,
+    hidden: 1024,
+    heads: 16,
+    kvHeads: 8,
+    headDim: 128,
+    intermediate: 3072,
+    vocab: 151_669,
+  });
+  expect(standIn.spec).toEqual({ ...published.spec, layers: 2 });
+  for (const [shape, network] of Object.entries({ 'qwen3-embedding-0.6b': published, 'stand-in': standIn })) {
+    expect(network.name).toBe(ENCODERS[shape as keyof typeof ENCODERS].name);
+  }
+  expect(standIn.name).toContain('2-layers');
 });
 
 test('a vocabulary that holds neither tokenizer is refused', async () => {

@@ -70,6 +70,28 @@ test('neither the order of texts nor the other texts in a batch change a vector'
   expect(largestDifference(reversed.at(-1) as Float32Array, together[0] as Float32Array)).toBeLessThan(1e-5);
 });
 
+test('with 8-bit weights, too, a chunk has the same vector alone, among its neighbours and sorted by length', async () => {
+  await exportBundle({ llm: MODEL, to: join(dir, 'int8'), precision: 'int8', prefillPrecision: 'same' });
+  const quantised = await loadContextEncoder(await openBundle(join(dir, 'int8')), OPTIONS);
+  try {
+    const chunks = Array.from({ length: 24 }, (_, i) => ({
+      path: 'a.py',
+      text: `def f_${i}(x):\n${'    x = x + 1\n'.repeat((i * 7) % 40)}    return x`,
+    }));
+    const sorted = await quantised.encode(chunks);
+    for (let start = 0; start < chunks.length; start += 4) {
+      const neighbours = await quantised.encode(chunks.slice(start, start + 4));
+      const [alone] = await quantised.encode(chunks.slice(start, start + 1));
+      for (const [i, { vector }] of neighbours.entries()) {
+        expect(largestDifference(vector, sorted[start + i]!.vector)).toBeLessThan(1e-4);
+      }
+      expect(largestDifference(alone!.vector, sorted[start]!.vector)).toBeLessThan(1e-4);
+    }
+  } finally {
+    quantised.dispose();
+  }
+});
+
 test('a text is read only as far as the model was trained for', async () => {
   const long = 'alpha beta gamma delta '.repeat(2_000);
   const [whole, cut] = (await encode([long, `${long}omega`])) as [Float32Array, Float32Array];

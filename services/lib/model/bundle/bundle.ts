@@ -26,6 +26,9 @@ const files = z.array(fileSchema).min(1);
 
 const encoderSchema = z.object({
   kind: z.enum(['qwen2', 'llama', 'qwen3', 'roberta', 'jina']),
+  /** Name of the network, and how many layers it has: older bundles do not say. Vectors do not depend on the name. */
+  name: z.string().optional(),
+  layers: count.optional(),
   /** Number of values in one embedding. */
   dim: count,
   /** Tokens of the longest input, special tokens included. */

@@ -152,7 +152,7 @@ async function writeContext(
 ): Promise<{ manifest: NonNullable<Manifest['context']>; ownTokenizer: BundleFile[] }> {
   const { options, projector, network, spec: llm, format, work } = from;
   await using own = typeof options.encoder === 'string' ? await openSourceNetwork(options.encoder) : options.encoder;
-  const { spec, weights } = own ?? network;
+  const { name, spec, weights } = own ?? network;
   await using checkpoint = typeof projector === 'string' ? await Checkpoint.open(projector) : undefined;
   const projectorWeights = checkpoint ?? (projector as TensorSource);
   const projectorSpec = readProjectorSpec(projectorWeights);
@@ -171,6 +171,8 @@ async function writeContext(
   const tokenizer = (own === undefined ? from.tokenizerFiles : ownTokenizer)[0]!;
   const encoder: EncoderManifest = {
     kind: spec.architecture,
+    name,
+    layers: spec.layers,
     dim: spec.hidden,
     ...settings,
     tokenizer: tokenizer.path,

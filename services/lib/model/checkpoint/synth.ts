@@ -83,14 +83,22 @@ function publishedSpec(name: ShapeName): DecoderSpec {
 }
 
 /**
- * A stand-in for Qwen3-Embedding-0.6B. It has the same width, so that projectors have the paper's size, but only two of
- * the 28 layers, so that indexing a repository for a benchmark takes seconds. Soft tokens are made during indexing, so
- * the speed of completions does not depend on it.
+ * Encoders of the width of Qwen3-Embedding-0.6B, so that projectors have the paper's size. The stand-in has two of its
+ * 28 layers, so that a benchmark that does not measure indexing has its index in seconds: soft tokens are made during
+ * indexing, so the speed of completions does not depend on the encoder. How fast a repository is indexed does.
  */
-export function synthesizeEncoder(seed: number): SourceNetwork {
+export const ENCODERS = {
+  'stand-in': { name: 'qwen3-embedding-2-layers', layers: 2 },
+  'qwen3-embedding-0.6b': { name: 'qwen3-embedding-0.6b', layers: 28 },
+} as const;
+export type EncoderShape = keyof typeof ENCODERS;
+
+/** An encoder with random weights. */
+export function synthesizeEncoder(shape: EncoderShape, seed: number): SourceNetwork & { readonly spec: DecoderSpec } {
+  const { name, layers } = ENCODERS[shape];
   const spec: DecoderSpec = {
     architecture: 'qwen3',
-    ...qwen(2, 1024, 16, 8, 128, 3072, true),
+    ...qwen(layers, 1024, 16, 8, 128, 3072, true),
     vocab: 151_669,
     maxPositions: 32_768,
     normEps: 1e-6,
@@ -99,7 +107,7 @@ export function synthesizeEncoder(seed: number): SourceNetwork {
     qkNorm: true,
     eosIds: [],
   };
-  return synthesizeNetwork('qwen3-embedding-2-layers', spec, seed);
+  return synthesizeNetwork(name, spec, seed);
 }
 
 /** LlavaCode's 3-layer projector from `from` to `to` dimensions: from → 2·to → 2·to → to. */
