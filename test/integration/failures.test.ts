@@ -175,7 +175,7 @@ async function askReady(urls: () => string[], body: CompletionBody): Promise<Str
     try {
       if (await ready()) return await streamCompletion(url, body, AbortSignal.timeout(20_000), { onChunk });
     } catch (error) {
-      const refused = (error as ServingError).code === 'draining' || (error as Error).message === 'fetch failed';
+      const refused = ['draining', 'ECONNREFUSED', 'ECONNRESET'].includes((error as { code: string }).code);
       // It is the gateway itself that drains, not a worker whose refusal should not have come this far.
       if (begun || !refused || (await ready())) throw error;
     }
