@@ -46,7 +46,7 @@ export async function measureQuality(
   onProgress: (text: string) => void,
 ): Promise<{ quality: Quality[]; throughput: Throughput }> {
   const options = { provider: 'cpu', threads } as const;
-  const encoder = await loadContextEncoder(bundle, { ...options, keepEmbeddings: true });
+  const encoder = await loadContextEncoder(bundle, { ...options, retriever: 'dense' });
   const queries = await loadQueryEncoder(bundle, options);
   const scorer = await DenseScorer.load(options);
   const quality: Quality[] = [];

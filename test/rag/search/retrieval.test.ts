@@ -9,7 +9,7 @@ import type { RetrieverName } from '../../../services/lib/rag/retriever-name.ts'
 import type { QueryEncoder } from '../../../services/lib/rag/search/query-encoder.ts';
 import { createRetrieval, type Retrieved, type WarmableRetrieval } from '../../../services/lib/rag/search/retrieval.ts';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
-import { packIds, withEmbeddings } from '../../../services/lib/rag/store/row.ts';
+import { NO_VECTORS, packIds, withEmbeddings } from '../../../services/lib/rag/store/row.ts';
 import type { IndexHead, Store } from '../../../services/lib/rag/store/store.ts';
 
 const REPO = 'acme/shop';
@@ -263,6 +263,33 @@ test('an index or a gateway without embeddings refuses to compare them', async (
   await expect(createRetrieval(store, { queryLines: 10, dense }).retrieve(asked, NEVER)).rejects.toMatchObject(refused);
   await publishDense();
   await expect(createRetrieval(store, { queryLines: 10 }).retrieve(asked, NEVER)).rejects.toMatchObject({
+    code: 'invalid_request',
+    message: expect.stringContaining('no encoder'),
+  });
+});
+
+test('an index without vectors is searched by identifiers, and refuses to compare embeddings', async () => {
+  await publishDense({ hidden: 0 }, NO_VECTORS);
+  const searching = createRetrieval(store, { queryLines: 10, dense });
+  for (const retriever of ['jaccard', 'bm25'] as const) {
+    const found = await searching.retrieve({ ...query('line_total(line)'), retriever }, NEVER);
+    expect(found).toMatchObject({ retriever, fingerprint: NO_VECTORS });
+    expect(paths(found)[0]).toBe('pricing.py');
+  }
+  for (const retriever of ['dense', 'fused'] as const) {
+    await expect(searching.retrieve({ ...query('line'), retriever }, NEVER)).rejects.toMatchObject({
+      code: 'invalid_request',
+      param: 'retriever',
+    });
+  }
+});
+
+test('where nothing encodes queries, an index for fused is searched with jaccard unless the request names fused', async () => {
+  await publishDense({ retriever: 'fused' });
+  const found = await retrieval.retrieve(query('line_total(line)'), NEVER);
+  expect(found.retriever).toBe('jaccard');
+  expect(paths(found)[0]).toBe('pricing.py');
+  await expect(retrieval.retrieve({ ...query('line'), retriever: 'fused' }, NEVER)).rejects.toMatchObject({
     code: 'invalid_request',
     message: expect.stringContaining('no encoder'),
   });

@@ -101,7 +101,7 @@ export class InvertedIndexBuilder {
     return earlierCopy;
   }
 
-  /** A hash of a chunk's identifiers and their order. Multiplication spreads to higher bits, the shift to lower ones. */
+  /** A hash of a chunk's identifiers in their order. Multiplying mixes into higher bits, shifting into lower ones. */
   #hash(ordinal: number): number {
     const [start, end] = this.#bounds(ordinal);
     let hash = end - start;

@@ -56,10 +56,10 @@ export async function rank(index: LoadedIndex, search: Search): Promise<readonly
 async function embed({ head }: LoadedIndex, { repo, retriever, query, encoder }: Search): Promise<Float32Array> {
   const refused = (why: string) =>
     new ServingError('invalid_request', `retriever ${retriever} compares embeddings, ${why}`, { param: 'retriever' });
+  if (!encoder) throw refused('but the model that is served has no encoder: ask for jaccard or bm25');
   if (!holdsEmbeddings(head.fingerprint)) {
     throw refused(`but the index of ${repo} holds none: index it with --retriever dense or fused`);
   }
-  if (!encoder) throw refused('but the model that is served has no encoder: ask for jaccard or bm25');
   const { fingerprint, embed } = await encoder();
   if (fingerprint !== contextFingerprint(head.fingerprint)) {
     throw new ServingError(

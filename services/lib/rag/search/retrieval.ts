@@ -1,10 +1,10 @@
 /** Retrieval: finds the best chunks of a repository for the text around a cursor, with what a prompt needs of them. */
 import { posix } from 'node:path';
 import { once } from '../../async/once.ts';
-import { DEFAULT_RETRIEVER, type RetrieverName } from '../retriever-name.ts';
+import { DEFAULT_RETRIEVER, needsEmbeddings, type RetrieverName } from '../retriever-name.ts';
 import { assertRepoKey } from '../store/repo-key.ts';
 import { contextFingerprint, idAt } from '../store/row.ts';
-import type { ChunkContent, ChunkEntry, Store } from '../store/store.ts';
+import type { ChunkContent, ChunkEntry, IndexHead, Store } from '../store/store.ts';
 import { DenseScorer } from './dense.ts';
 import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
 import { type CursorQuery, cursorQuery } from './query.ts';
@@ -22,7 +22,7 @@ export interface RetrievalQuery {
   /** Text after the cursor. */
   readonly after: string;
   readonly topK: number;
-  /** By default the index's own. */
+  /** By default the index's own, or jaccard if that needs an encoder and there is none. */
   readonly retriever?: RetrieverName;
 }
 
@@ -36,7 +36,7 @@ type FetchedChunk = RetrievedChunk & Pick<ChunkEntry, 'tokens'>;
 export interface Retrieved {
   readonly indexVersion: string;
   readonly retriever: RetrieverName;
-  /** Identifies the encoder and projector that made the vectors, and must equal that of the bundle. */
+  /** Identifies the encoder and projector that made the vectors, and must equal that of the bundle to use them. */
   readonly fingerprint: string;
   /** Best first; fewer than asked for if fewer have anything in common with the query. */
   readonly chunks: readonly RetrievedChunk[];
@@ -99,7 +99,7 @@ export function createRetrieval(
     let index = await cache.get(repo);
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const { head } = index;
-      const retriever = asked.retriever ?? head.retriever ?? DEFAULT_RETRIEVER;
+      const retriever = asked.retriever ?? ownRetriever(head, encoder !== undefined);
       onRetriever?.(retriever);
       const chunks = await bestChunks({
         topK,
@@ -133,6 +133,14 @@ export function createRetrieval(
   };
 }
 
+/**
+ * The retriever of an index for requests that name none. If that compares embeddings, and this process has no encoder,
+ * the default one searches: the client has not asked for anything that it could mend.
+ */
+function ownRetriever({ retriever = DEFAULT_RETRIEVER }: IndexHead, encodes: boolean): RetrieverName {
+  return needsEmbeddings(retriever) && !encodes ? DEFAULT_RETRIEVER : retriever;
+}
+
 interface Selection {
   readonly topK: number;
   readonly query: CursorQuery;
@@ -142,8 +150,8 @@ interface Selection {
 }
 
 /**
- * The best chunks that repeat neither the text around the cursor nor one another. One search mostly suffices. If it finds
- * too many copies, deeper searches follow, up to a bound. Undefined if the store has dropped one of the chunks.
+ * The best chunks that repeat neither the text around the cursor nor one another. One search mostly suffices. If it
+ * finds too many copies, deeper searches follow, up to a bound. Undefined if the store has dropped one of the chunks.
  */
 async function bestChunks({ topK, query, find, read }: Selection): Promise<RetrievedChunk[] | undefined> {
   const best = new DistinctChunks<FetchedChunk>(topK);
