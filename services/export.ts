@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { globby } from 'globby';
 import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
-import { allFiles, openBundle } from './lib/model/bundle/bundle.ts';
+import { allFiles, contextLack, openBundle } from './lib/model/bundle/bundle.ts';
 import {
   type Divergence,
   type GraphPair,
@@ -54,6 +54,8 @@ export async function runExport(options: ExportOptions, verify: boolean) {
     progress.succeed(
       `${options.to}: ${manifest.name}, ${manifest.precision}, fingerprint ${manifest.fingerprint.slice(0, 16)}…`,
     );
+    const lack = contextLack(manifest);
+    if (lack) progress.warn(lack);
     if (!verify || typeof options.llm !== 'string') return { manifest };
     progress.start('comparing with the model in 32-bit floats');
     const divergence = await divergenceOf(options.llm, options.to);

@@ -8,7 +8,7 @@ import { SEQUENCE_SETTINGS } from './decode/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
 import { INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
 import { ENGINE_SETTINGS, MODEL_SETTINGS } from './lib/engine/settings.ts';
-import { openBundle } from './lib/model/bundle/bundle.ts';
+import { contextLack, openBundle } from './lib/model/bundle/bundle.ts';
 import { exportBundle } from './lib/model/bundle/export-bundle.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
@@ -17,6 +17,7 @@ import { Interrupted, interruption } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
+import { assertServes } from './lib/rag/retriever-name.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
 import { checkPlaces } from './preflight.ts';
 import { SAMPLE, SAMPLE_BODY } from './sample.ts';
@@ -119,9 +120,11 @@ export async function bringUp(
   const progress = startProgress('preparing the model');
   try {
     const model = await bundleOf(config, (text) => progress.update(text));
-    // A bundle without an encoder serves completions without context, and nothing can be indexed for it.
-    const encodes = (await openBundle(model)).context !== undefined;
+    const bundle = await openBundle(model);
+    assertServes(bundle, config.retriever);
     progress.succeed(`model ${model}`);
+    const lack = contextLack(bundle.manifest);
+    if (lack) progress.warn(lack);
     progress.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
     const system = await startSystem({
       mode: config.mode,
@@ -134,7 +137,7 @@ export async function bringUp(
       prefillOnly: pick(config, PREFILL_FLAGS),
       decodeOnly: pick(config, DECODE_FLAGS),
       colocatedOnly: pick(config, COLOCATED_FLAGS),
-      indexer: encodes ? { ...pick(config, INDEXER_FLAGS), model } : undefined,
+      indexer: { ...pick(config, INDEXER_FLAGS), model },
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
       onFinal,
     });

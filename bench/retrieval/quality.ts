@@ -8,7 +8,8 @@ import { InvertedIndexBuilder } from '../../services/lib/rag/search/inverted-ind
 import { searchLexical } from '../../services/lib/rag/search/lexical.ts';
 import { type CursorQuery, cursorQuery } from '../../services/lib/rag/search/query.ts';
 import { loadQueryEncoder, type QueryEncoder } from '../../services/lib/rag/search/query-encoder.ts';
-import type { ChunkRange } from '../../services/lib/rag/search/top-hits.ts';
+import { DistinctChunks } from '../../services/lib/rag/search/sameness.ts';
+import type { Excludes, Hit } from '../../services/lib/rag/search/top-hits.ts';
 import type { Repository } from './corpus.ts';
 import { type Question, questionsOf } from './questions.ts';
 
@@ -45,7 +46,7 @@ export async function measureQuality(
   onProgress: (text: string) => void,
 ): Promise<{ quality: Quality[]; throughput: Throughput }> {
   const options = { provider: 'cpu', threads } as const;
-  const encoder = await loadContextEncoder(bundle, { ...options, keepEmbeddings: true });
+  const encoder = await loadContextEncoder(bundle, { ...options, retriever: 'dense' });
   const queries = await loadQueryEncoder(bundle, options);
   const scorer = await DenseScorer.load(options);
   const quality: Quality[] = [];
@@ -87,7 +88,7 @@ async function measure(repository: Repository, indexes: Indexes): Promise<Qualit
   for (const [i, question] of questions.entries()) {
     wanted += question.answers.length;
     const query = cursorQuery(question.before, question.after, QUERY_LINES);
-    const answered = await answer(question, query, indexes, repository.chunks.length, i);
+    const answered = await answer(question, query, indexes, repository.chunks, i);
     for (const name of RETRIEVERS) {
       found[name] += question.answers.filter((chunks) => chunks.some((chunk) => answered[name].includes(chunk))).length;
     }
@@ -105,35 +106,39 @@ async function answer(
   { path }: Question,
   query: CursorQuery,
   { lexical, dense, queries }: Indexes,
-  chunks: number,
+  chunks: Repository['chunks'],
   seed: number,
 ): Promise<Record<Compared, number[]>> {
-  const excluded = lexical.rangeOf(path);
+  const excludes = lexical.excluding(path);
   const depth = fusedDepth(TOP_K);
   const rankings = [
-    searchLexical(lexical, 'jaccard', query.tokens, depth, excluded),
-    searchLexical(lexical, 'bm25', query.tokens, depth, excluded),
-    await dense.search(await queries.embed(query.text), depth, excluded),
+    searchLexical(lexical, 'jaccard', query.tokens, depth, excludes),
+    searchLexical(lexical, 'bm25', query.tokens, depth, excludes),
+    await dense.search(await queries.embed(query.text), depth, excludes),
   ];
-  const ordinals = (hits: readonly { readonly ordinal: number }[] = []) =>
-    hits.slice(0, TOP_K).map(({ ordinal }) => ordinal);
+  // As in retrieval.ts: near-copies take one place.
+  const ordinals = (hits: readonly Hit[] = []) => {
+    const best = new DistinctChunks<{ readonly ordinal: number; readonly tokens: readonly string[] }>(TOP_K);
+    for (const { ordinal } of hits) best.add({ ordinal, tokens: chunks[ordinal]!.tokens });
+    return best.kept.map(({ ordinal }) => ordinal);
+  };
   return {
     jaccard: ordinals(rankings[0]),
     bm25: ordinals(rankings[1]),
     dense: ordinals(rankings[2]),
-    fused: ordinals(fuse(rankings, TOP_K)),
+    fused: ordinals(fuse(rankings, depth)),
     none: [],
-    random: randomChunks(chunks, excluded, seed),
+    random: randomChunks(chunks.length, excludes, seed),
   };
 }
 
-function randomChunks(chunks: number, excluded: ChunkRange | undefined, seed: number): number[] {
+function randomChunks(chunks: number, excludes: Excludes, seed: number): number[] {
   const drawn = new Set<number>();
   let state = seed + 1;
   for (let tries = 0; tries < 20 * TOP_K && drawn.size < TOP_K; tries++) {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
     const chunk = Math.floor((state / 2 ** 32) * chunks);
-    if (!excluded || chunk < excluded.start || chunk >= excluded.end) drawn.add(chunk);
+    if (!excludes(chunk)) drawn.add(chunk);
   }
   return [...drawn];
 }

@@ -1,7 +1,7 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
-import { openBundle } from '../lib/model/bundle/bundle.ts';
+import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
@@ -37,6 +37,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   ]);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
+  const lack = contextLack(manifest);
+  if (lack) log.warn({ bundle: bundle.dir, withoutProjector: config.withoutProjector }, lack);
   const modelName = config.servedName || manifest.name;
   collectProcessMetrics('gateway', modelName);
   const tokenizer = await loadTokenizer(tokenizerDir);

@@ -1,12 +1,12 @@
 /** `llavacode index`: indexes a working tree in this process, once, or with --watch again whenever it changes. */
-import { openBundle } from '../lib/model/bundle/bundle.ts';
+import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
 import type { ServingError } from '../lib/process/errors.ts';
 import { interruption } from '../lib/process/interrupt.ts';
 import { type Progress, startProgress } from '../lib/process/progress.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
-import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
 import { repoKey } from '../lib/rag/store/repo-key.ts';
+import { NO_VECTORS } from '../lib/rag/store/row.ts';
 import { type IndexReport, indexSources } from './index-run.ts';
 import type { IndexConfig } from './settings.ts';
 import { treeIndexer } from './tree-indexer.ts';
@@ -35,8 +35,10 @@ export async function runIndex(
   const closers: (() => unknown)[] = [];
   try {
     const bundle = await openBundle(config.model);
-    const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings: needsEmbeddings(config.retriever) });
+    const encoder = await loadContextEncoder(bundle, config);
     closers.push(() => encoder.dispose());
+    const lack = contextLack(bundle.manifest);
+    if (lack) progress.warn(lack);
     const store = await openStore(config.store, 'indexing');
     closers.push(() => store.close());
     let report: IndexReport | undefined;
@@ -71,12 +73,13 @@ const showProgress =
   ({ files, filesRead, chunks, embedded }: IndexProgress) => {
     const done = files === 0 ? BAR : Math.floor((BAR * filesRead) / files);
     const bar = `${'█'.repeat(done)}${'░'.repeat(BAR - done)}`;
-    progress.update(`${repo} ${bar} ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} encoded`);
+    progress.update(`${repo} ${bar} ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} of them new`);
   };
 
 function summary({
   repo,
   version,
+  fingerprint,
   files,
   skipped,
   chunks,
@@ -90,6 +93,7 @@ function summary({
   const leftOut = left.length > 0 ? `; left out: ${left.map(([why, count]) => `${count} ${why}`).join(', ')}` : '';
   const bySource = unparsed > 0 ? `, ${unparsed} by source for want of a syntax tree` : '';
   const speed = embedded > 0 ? ` at ${(embedded / seconds).toFixed(0)} chunks/s` : '';
-  const what = `${chunks} chunks (${embedded} encoded${speed}${bySource}, ${reused} kept, ${removed} removed), ${files} files read`;
+  const done = fingerprint === NO_VECTORS ? 'stored as text' : 'encoded';
+  const what = `${chunks} chunks (${embedded} ${done}${speed}${bySource}, ${reused} kept, ${removed} removed), ${files} files read`;
   return `${repo}: ${what} in ${seconds.toFixed(1)} s, version ${version}${leftOut}`;
 }

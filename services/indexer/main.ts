@@ -1,7 +1,6 @@
-/** The indexer's process: it holds the encoder and takes uploads from the gateway. */
-import { openBundle } from '../lib/model/bundle/bundle.ts';
+/** The indexer's process: it holds the encoder, if the bundle has one, and takes uploads from the gateway. */
+import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
-import { needsEmbeddings } from '../lib/rag/retriever-name.ts';
 import { openStore } from '../lib/rag/store/open-store.ts';
 import { runWorker } from '../lib/worker/run.ts';
 import { createIndexerService } from './service.ts';
@@ -13,9 +12,10 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
     roles: [],
     config,
     build: async ({ log, life }) => {
-      const keepEmbeddings = needsEmbeddings(config.retriever);
       const bundle = await openBundle(config.model);
-      const encoder = await loadContextEncoder(bundle, { ...config, keepEmbeddings });
+      const encoder = await loadContextEncoder(bundle, config);
+      const lack = contextLack(bundle.manifest);
+      if (lack) log.warn({ bundle: bundle.dir }, lack);
       life.onStop('encoder', () => encoder.dispose());
       const store = await openStore(config.store, 'indexing');
       life.onStop('store', () => store.close());

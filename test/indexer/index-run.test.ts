@@ -3,13 +3,15 @@ import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { indexSources } from '../../services/indexer/index-run.ts';
 import { noSkips } from '../../services/indexer/selection.ts';
-import { listSources, treeSources } from '../../services/indexer/sources.ts';
+import { changedSources, listSources, treeSources } from '../../services/indexer/sources.ts';
 import type { IndexProgress } from '../../services/indexer/version-builder.ts';
-import type { ContextEncoder, EncodedChunk } from '../../services/lib/rag/encode/encode.ts';
+import type { Bundle } from '../../services/lib/model/bundle/bundle.ts';
+import { type ContextEncoder, type EncodedChunk, loadContextEncoder } from '../../services/lib/rag/encode/encode.ts';
 import { createRetrieval } from '../../services/lib/rag/search/retrieval.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
-import { idAt, withEmbeddings } from '../../services/lib/rag/store/row.ts';
+import { idAt, NO_VECTORS, withEmbeddings } from '../../services/lib/rag/store/row.ts';
 import type { Store } from '../../services/lib/rag/store/store.ts';
 import { indexTree } from '../support/index-tree.ts';
 
@@ -186,6 +188,25 @@ describe('an index run', () => {
       .poll(async () => (await retrieval.retrieve(asked, SIGNAL)).indexVersion, { interval: 1 })
       .toBe(second.version);
     expect((await retrieval.retrieve(asked, SIGNAL)).fingerprint).toBe('e'.repeat(64));
+  });
+
+  test('an index without vectors keeps its text, and is encoded as a whole when the model has a projector', async () => {
+    await files({ 'a.py': python('a', 30), 'b.py': python('b', 10) });
+    const bare = { dir: 'bundle', context: undefined } as Bundle;
+    const textOnly = await loadContextEncoder(bare, { provider: 'cpu', threads: 1 });
+    const first = await index(textOnly);
+    expect(first).toMatchObject({ fingerprint: NO_VECTORS, chunks: 6, embedded: 6 });
+    expect(await store.head(REPO)).toMatchObject({ hidden: 0, fingerprint: NO_VECTORS });
+    expect(await index(textOnly)).toMatchObject({ version: first.version, changed: false, embedded: 0 });
+    // A change set needs no other files: the text of all other chunks is in the store.
+    const encoder = new FakeEncoder();
+    await files({ 'b.py': python('c', 10) });
+    const sources = await changedSources(dir, new Set(['b.py']), OPTIONS.maxFileBytes);
+    const second = await indexSources({ repo: REPO, store, encoder, options: OPTIONS, sources });
+    expect(second).toMatchObject({ chunks: 6, embedded: 6, reused: 0, changed: true });
+    expect(second.version).not.toBe(first.version);
+    expect(encoder.texts).toContain(python('a', 10));
+    expect(await store.head(REPO)).toMatchObject({ hidden: 2, fingerprint: encoder.fingerprint });
   });
 
   test('an index names its retriever, and is encoded anew for one that compares embeddings', async () => {

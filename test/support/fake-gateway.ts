@@ -24,7 +24,7 @@ export interface FakeGateway extends Omit<ComposedGateway, 'closing'> {
 }
 
 /** Loosely typed: tests say what they expect. */
-interface Answer {
+export interface Answer {
   status: number;
   headers: Record<string, unknown>;
   id: string;
@@ -53,7 +53,7 @@ interface Answer {
   error?: { message: string; type: string; param: string | null; code: string };
 }
 
-type Given = 'retrieval' | 'store' | 'indexer' | 'keys' | 'tls';
+type Given = 'contextFingerprint' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'tls';
 
 /** Settings, and parts that the process would open. */
 export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {
@@ -90,7 +90,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
   const gateway = composeGateway(config, {
     modelName: 'tiny',
     fingerprint: FINGERPRINT,
-    contextFingerprint: 'context',
+    contextFingerprint: 'contextFingerprint' in options ? options.contextFingerprint : 'context',
     hidden: 2,
     tokenizer,
     eosIds: [],

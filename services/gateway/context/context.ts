@@ -16,6 +16,7 @@ import type { RagMode, RagRequest } from '../request.ts';
 /** Reason why a completion went on without context; with `no_room`, it may also be with less of it than was found. */
 export type Degradation =
   | 'no_store'
+  | 'no_projector'
   | 'store_unavailable'
   | 'over_budget'
   | 'stale_index'
@@ -24,6 +25,7 @@ export type Degradation =
 
 /** The field `rag` of an answer: the context that stood in the prompt. */
 export interface ContextReport {
+  /** `text` also where the request says `compressed` and the model has no projector (--without-projector). */
   readonly mode: RagMode;
   readonly chunks: readonly {
     readonly path: string;
@@ -40,9 +42,10 @@ export interface FoundContext {
   readonly context: PromptParts['context'];
 }
 
-type SearchBudgets = Pick<ConfigOf<typeof SEARCH_SETTINGS>, 'retrievalBudgetMs' | 'denseBudgetMs'>;
+type SearchConfig = ConfigOf<typeof SEARCH_SETTINGS>;
+type SearchBudgets = Pick<SearchConfig, 'retrievalBudgetMs' | 'denseBudgetMs'>;
 
-export interface ContextSources extends SearchBudgets {
+export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'withoutProjector'> {
   /** undefined where the gateway has no store. */
   readonly retrieval: Retrieval | undefined;
   /** Fingerprint of the bundle's encoder and projector; undefined where it has none. */
@@ -74,9 +77,14 @@ export class ContextFinder {
 
   /** @throws ServingError repo_not_found, invalid_request; the signal's reason. */
   async find(query: ContextQuery, signal: AbortSignal): Promise<FoundContext> {
-    const { rag, before, after, settle } = query;
-    const { retrieval, log } = this.#sources;
+    const { before, after, settle } = query;
+    const { retrieval, contextFingerprint, withoutProjector, log } = this.#sources;
+    let { rag } = query;
     if (rag.mode === 'off') return without(rag.mode);
+    if (rag.mode === 'compressed' && contextFingerprint === undefined) {
+      if (withoutProjector === 'off') return without(rag.mode, 'no_projector');
+      rag = { ...rag, mode: 'text' };
+    }
     if (retrieval === undefined) return without(rag.mode, 'no_store');
     const budget = new Budget(this.#sources, query.deadlineMs);
     try {

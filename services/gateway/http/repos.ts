@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { ServingError } from '../../lib/process/errors.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
-import { contextFingerprint } from '../../lib/rag/store/row.ts';
+import { contextFingerprint, holdsEmbeddings } from '../../lib/rag/store/row.ts';
 import type { IndexHead, Store } from '../../lib/rag/store/store.ts';
 import type { IndexerClient } from '../../lib/rpc/contract.ts';
 import type { IndexReport__Output } from '../../lib/rpc/gen/llavacode/v1/IndexReport.ts';
@@ -97,18 +97,27 @@ async function describe(
   return repoBody(name, head, served);
 }
 
-const repoBody = (repo: string, head: IndexHead, served: string | undefined) => ({
-  object: 'repo',
-  repo,
-  version: head.version,
-  fingerprint: head.fingerprint,
-  /** Whether its vectors were made by another encoder or projector than the served one: then index it again. */
-  stale: contextFingerprint(head.fingerprint) !== served,
-  chunks: head.chunks,
-  files: head.files,
-  languages: head.languages,
-  updated_at: head.indexedAt,
-});
+function repoBody(repo: string, head: IndexHead, served: string | undefined) {
+  const fits = contextFingerprint(head.fingerprint) === served;
+  return {
+    object: 'repo',
+    repo,
+    version: head.version,
+    fingerprint: head.fingerprint,
+    /**
+     * Whether compressed context goes without it until it is indexed again: it has no vectors of the served encoder and
+     * projector. A bundle without them could not use any, so nothing is stale for it.
+     */
+    stale: served !== undefined && !fits,
+    /** The values of rag.mode and rag.retriever that this index can serve with the served model. */
+    modes: fits ? ['compressed', 'text'] : ['text'],
+    retrievers: fits && holdsEmbeddings(head.fingerprint) ? ['jaccard', 'bm25', 'dense', 'fused'] : ['jaccard', 'bm25'],
+    chunks: head.chunks,
+    files: head.files,
+    languages: head.languages,
+    updated_at: head.indexedAt,
+  };
+}
 
 async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): Promise<unknown> {
   const repo = request.params['*'];

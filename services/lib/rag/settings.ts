@@ -50,6 +50,12 @@ export const SEARCH_SETTINGS = {
   denseBudgetMs: milliseconds(1)
     .default(250)
     .describe("the same for dense and fused, which first encode the query on the gateway's CPU, in ms"),
+  withoutProjector: z
+    .enum(['text', 'off'])
+    .default('text')
+    .describe(
+      'what rag.mode compressed gets from a model without encoder and projector: the chunks as text, or no context',
+    ),
   queryLines: whole(1, 1000)
     .default(10)
     .describe('non-blank lines before the cursor, and half as many after it, that are the query'),

@@ -8,6 +8,7 @@ import {
   type RetrievalQuery,
   type Retrieved,
 } from '../../../services/lib/rag/search/retrieval.ts';
+import { NO_VECTORS } from '../../../services/lib/rag/store/row.ts';
 import type { IndexHead, Store } from '../../../services/lib/rag/store/store.ts';
 import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
 
@@ -167,6 +168,50 @@ test('context as text does not need vectors that fit', async () => {
   const ids = workers.prefills[0]!.tokenIds!;
   expect(ids[0]).toBe(idOf('<|repo_name|>'));
   expect(tokenizer.decode(ids)).toContain('<|file_sep|>a.py\n# a.py\n');
+});
+
+describe('a model without projector', () => {
+  const textOnly = {
+    ...found,
+    fingerprint: NO_VECTORS,
+    chunks: [{ ...chunk('a.py', 1), vector: new Float32Array(0) }],
+  };
+  const withoutProjector = { contextFingerprint: undefined };
+
+  test('compressed context of a model without projector is given as text, and the answer says so', async () => {
+    for (const index of [textOnly, found]) {
+      const options = { retrieval: answering(index), ...withoutProjector };
+      const { complete, workers } = await fakeGateway({ token }, options);
+      const answer = await complete({ prompt: 'x', suffix: '', rag: { repo: 'shop', path: 'c.py' } });
+      const chunks = index.chunks.map(({ path }) => ({ path }));
+      expect(answer.rag).toMatchObject({ mode: 'text', index_version: 'v1', chunks });
+      expect(answer.rag?.degraded).toBeUndefined();
+      expect(answer.usage!.prompt_tokens_details.soft_tokens).toBe(0);
+      expect(tokenizer.decode(workers.prefills[0]!.tokenIds!)).toContain('<|file_sep|>a.py\n# a.py\n');
+    }
+  });
+
+  test('with --without-projector off a model without projector gives no compressed context, and text on request', async () => {
+    const retrieval = answering(textOnly);
+    const options = { retrieval, ...withoutProjector, withoutProjector: 'off' } as const;
+    const { complete } = await fakeGateway({ token }, options);
+    const before = await degraded('no_projector');
+    const answer = await complete({ prompt: 'x', rag: { repo: 'shop' } });
+    expect(answer.rag).toEqual({ mode: 'compressed', chunks: [], index_version: null, degraded: 'no_projector' });
+    expect(retrieval.queries).toEqual([]);
+    await expect.poll(() => degraded('no_projector')).toBe(before + 1);
+    const { rag } = await complete({ prompt: 'x', rag: { repo: 'shop', mode: 'text' } });
+    expect(rag).toMatchObject({ mode: 'text', chunks: [{ path: 'a.py' }] });
+  });
+
+  test('an index without vectors is stale for compressed context once the model has a projector, and not for text', async () => {
+    const { complete } = await fakeGateway({ token }, { retrieval: answering(textOnly) });
+    const compressed = await complete({ prompt: 'x', rag: { repo: 'shop' } });
+    expect(compressed.rag).toMatchObject({ mode: 'compressed', chunks: [], degraded: 'stale_index' });
+    const text = await complete({ prompt: 'x', rag: { repo: 'shop', mode: 'text' } });
+    expect(text.rag).toMatchObject({ mode: 'text', chunks: [{ path: 'a.py' }] });
+    expect(text.rag?.degraded).toBeUndefined();
+  });
 });
 
 test('chunks keep their order from one keystroke in a file to the next, also for clients that know no sessions', async () => {

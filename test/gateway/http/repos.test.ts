@@ -10,6 +10,7 @@ import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { type ApiKeys, loadApiKeys } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { createRetrieval } from '../../../services/lib/rag/search/retrieval.ts';
+import { withEmbeddings } from '../../../services/lib/rag/store/row.ts';
 import { type Files, jsonOfFiles, tarGzOfFiles, tarOfFiles, zipOfFiles } from '../../support/archives.ts';
 import { gate } from '../../support/fake-engine.ts';
 import { fakeGateway } from '../../support/fake-gateway.ts';
@@ -85,6 +86,8 @@ describe('PUT /v1/repos/{repo}', () => {
         chunks: 4,
         files: 3,
         stale: false,
+        modes: ['compressed', 'text'],
+        retrievers: ['jaccard', 'bm25'],
         languages: { markdown: 1, python: 1, typescript: 1 },
         updated_at: expect.stringMatching(/^\d{4}-\d\d-\d\dT/),
       },
@@ -381,6 +384,35 @@ describe('a restart', () => {
 });
 
 describe('what is indexed', () => {
+  test.each([
+    ['none', undefined, { stale: false, modes: ['text'], retrievers: ['jaccard', 'bm25'] }],
+    ['none', 'context', { stale: true, modes: ['text'], retrievers: ['jaccard', 'bm25'] }],
+    ['context', undefined, { stale: false, modes: ['text'], retrievers: ['jaccard', 'bm25'] }],
+    [
+      withEmbeddings('context'),
+      'context',
+      { stale: false, modes: ['compressed', 'text'], retrievers: ['jaccard', 'bm25', 'dense', 'fused'] },
+    ],
+    [withEmbeddings('context'), 'another', { stale: true, modes: ['text'], retrievers: ['jaccard', 'bm25'] }],
+  ])('an index of %s says what it can serve with a model of %s', async (fingerprint, contextFingerprint, says) => {
+    const { store, client } = await fakeIndexer();
+    const writer = await store.lock('r', 30_000);
+    const head = {
+      version: '1'.repeat(16),
+      fingerprint,
+      hidden: 0,
+      files: 0,
+      chunks: 0,
+      languages: {},
+      indexedAt: '2026-01-02T03:04:05.678Z',
+    };
+    await writer.publish({ head, ids: Buffer.alloc(0) });
+    await writer.release();
+    const { app } = await fakeGateway({ token: () => 70 }, { store, indexer: client, contextFingerprint });
+    const answer = await app.inject({ method: 'GET', url: '/v1/repos/r' });
+    expect(answer.json()).toMatchObject(says);
+  });
+
   test('an indexed repository is listed, goes stale with its encoder, and can be removed', async () => {
     const { put, ask, store, gateway } = await start();
     await put('/v1/repos/b', files(FILES));
@@ -403,6 +435,8 @@ describe('what is indexed', () => {
       ['b', false],
       ['old', true],
     ]);
+    const [, , old] = body.data;
+    expect(old).toMatchObject({ modes: ['text'], retrievers: ['jaccard', 'bm25'] });
     expect((await gateway.complete({ prompt: 'a_1', rag: { repo: 'b' } })).rag?.chunks.length).toBeGreaterThan(0);
     expect(await ask('DELETE', '/v1/repos/b')).toMatchObject({
       status: 200,

@@ -2,14 +2,14 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { type ContextEncoder, loadContextEncoder } from '../../../services/lib/rag/encode/encode.ts';
 import { loadQueryEncoder } from '../../../services/lib/rag/search/query-encoder.ts';
-import { contextFingerprint } from '../../../services/lib/rag/store/row.ts';
+import { contextFingerprint, NO_VECTORS } from '../../../services/lib/rag/store/row.ts';
 
 const MODEL = join(PACKAGE_ROOT, 'models', 'tiny-coder');
 const OPTIONS = { provider: 'cpu', threads: 2 } as const;
@@ -109,8 +109,8 @@ test('encoding stops at its signal', async () => {
   await expect(encode(['x'], stopped)).rejects.toThrow('stop');
 });
 
-test('embeddings are kept on request, under a fingerprint of their own', async () => {
-  const keeping = await loadContextEncoder(bundle, { ...OPTIONS, keepEmbeddings: true });
+test('embeddings are kept for a retriever that compares them, under a fingerprint of their own', async () => {
+  const keeping = await loadContextEncoder(bundle, { ...OPTIONS, retriever: 'dense' });
   const queries = await loadQueryEncoder(bundle, OPTIONS);
   try {
     const text = 'def total(cart):\n    return sum(line.price for line in cart)';
@@ -131,10 +131,33 @@ test('embeddings are kept on request, under a fingerprint of their own', async (
   }
 });
 
-test('a bundle without an encoder is refused by name', async () => {
-  const bare: Bundle = { ...bundle, context: undefined };
-  await expect(loadContextEncoder(bare, OPTIONS)).rejects.toMatchObject({
-    code: 'bundle_invalid',
-    message: expect.stringContaining(bundle.dir),
+describe('a bundle without encoder and projector', () => {
+  const bare = (): Bundle => ({ ...bundle, context: undefined });
+
+  test('gives chunks without vectors, under a fingerprint of their own', async () => {
+    const textOnly = await loadContextEncoder(bare(), OPTIONS);
+    expect(textOnly).toMatchObject({ fingerprint: NO_VECTORS, hidden: 0 });
+    const chunks = [
+      { path: 'a.py', text: 'x = 1' },
+      { path: 'b.py', text: '' },
+    ];
+    const nothing = { vector: new Float32Array(0), fellBack: false };
+    expect(await textOnly.encode(chunks)).toEqual([nothing, nothing]);
+    await expect(textOnly.encode(chunks, AbortSignal.abort(new Error('stop')))).rejects.toThrow('stop');
+    textOnly.dispose();
+  });
+
+  test.each(['dense', 'fused'] as const)('is refused by name for an index that %s searches', async (retriever) => {
+    await expect(loadContextEncoder(bare(), { ...OPTIONS, retriever })).rejects.toMatchObject({
+      code: 'config_invalid',
+      message: `--retriever ${retriever} compares embeddings, and ${bundle.dir} has no encoder: use jaccard or bm25, or export the model with --projector`,
+    });
+  });
+
+  test('is refused by name where a query is to be encoded', async () => {
+    await expect(loadQueryEncoder(bare(), OPTIONS)).rejects.toMatchObject({
+      code: 'bundle_invalid',
+      message: expect.stringContaining(bundle.dir),
+    });
   });
 });

@@ -66,6 +66,7 @@ async function outcome(retrieval: Retrieval, repo: string, retrievalBudgetMs = 5
     retrievalBudgetMs,
     denseBudgetMs: retrievalBudgetMs,
     contextFingerprint: 'f',
+    withoutProjector: 'text' as const,
     hidden: 2,
     log,
   };

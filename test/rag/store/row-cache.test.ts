@@ -46,6 +46,17 @@ test('the cache never gives a row of another repository or encoder', async () =>
   expect(await texts(store, ['1'], 'r', 'other')).toEqual(['r other 1']);
 });
 
+test('the cache keeps rows that have no vector', async () => {
+  const withoutVectors = {
+    contents: async (repo: string, fingerprint: string, ids: string[]) =>
+      (await bare.contents(repo, fingerprint, ids)).map((row) => row && { ...row, vector: new Float32Array(0) }),
+  } as unknown as Store;
+  const store = withRowCache(withoutVectors, 1e6);
+  expect(await texts(store, ['1'], 'r', 'none')).toEqual(['r none 1']);
+  expect(await texts(store, ['1'], 'r', 'none')).toEqual(['r none 1']);
+  expect(asked).toEqual([['1']]);
+});
+
 test('the cache does not remember that a row was missing', async () => {
   const store = withRowCache(bare, 1e6);
   gone.add('1');

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { chunkFile } from '../../../services/lib/rag/chunk.ts';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
-import { idAt, packIds } from '../../../services/lib/rag/store/row.ts';
+import { idAt, NO_VECTORS, packIds } from '../../../services/lib/rag/store/row.ts';
 import type { ChunkRow, IndexSnapshot, Store } from '../../../services/lib/rag/store/store.ts';
 import { startRedis } from '../../support/redis.ts';
 
@@ -188,6 +188,22 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await writer.stored(FINGERPRINT)).toEqual(new Set());
     const [after] = await store.contents(repo, OTHER, idsOf(rows));
     expect(after?.vector).toEqual(Float32Array.of(7, 7, 7, 7));
+    await writer.release();
+  });
+
+  test('an index without vectors is stored, and its rows are none of an encoder', async () => {
+    const rows = rowsOf('a.py').map((row) => ({ ...row, vector: new Float32Array(0) }));
+    const writer = await store.lock(repo, TTL_MS);
+    await writer.put(NO_VECTORS, rows);
+    const snapshot = snapshotOf(rows, NO_VECTORS);
+    await writer.publish({ ...snapshot, head: { ...snapshot.head, hidden: 0 } });
+    expect(await writer.sweep()).toBe(0);
+    expect(await store.head(repo)).toMatchObject({ fingerprint: NO_VECTORS, hidden: 0 });
+    expect(await store.contents(repo, NO_VECTORS, idsOf(rows))).toEqual(
+      rows.map(({ chunk: { text }, vector }) => ({ text, vector })),
+    );
+    expect(await writer.stored(NO_VECTORS)).toEqual(new Set(idsOf(rows)));
+    expect(await writer.stored(FINGERPRINT)).toEqual(new Set());
     await writer.release();
   });
 

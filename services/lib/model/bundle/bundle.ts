@@ -4,8 +4,8 @@
  *     manifest.json  tokenizer.json  tokenizer_config.json
  *     llm/model.onnx, model.bin
  *     prefill/model.onnx, model.bin                      the same network with weights for prompts, if those differ
- *     encoder/model.onnx, model.bin [, tokenizer.json]   both or neither: without them there
- *     projector/model.onnx, model.bin                    is no compressed context
+ *     encoder/model.onnx, model.bin [, tokenizer.json]   both or neither: without them repository context
+ *     projector/model.onnx, model.bin                    works as text only (see contextLack)
  */
 import { createHash } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
@@ -100,6 +100,12 @@ export interface Bundle {
   /** Paths of the encoder's and the projector's graphs, and the folder of the encoder's tokenizer. */
   readonly context: { readonly encoder: string; readonly tokenizerDir: string; readonly projector: string } | undefined;
 }
+
+/** Says to people what a bundle cannot do for want of encoder and projector; undefined if it has both. */
+export const contextLack = ({ context }: Pick<Manifest, 'context'>): string | undefined =>
+  context === undefined
+    ? 'no encoder and projector: compressed context is off; repository context works as text, searched with jaccard or bm25. For compressed context train a projector and export the model with --projector'
+    : undefined;
 
 /** One SHA-256 over all files, independent of their order. */
 export function fingerprintOf(files: readonly BundleFile[]): string {

@@ -7,11 +7,12 @@ import { OrtSession, type SessionOptions, type Tensor } from '../../engine/ort.t
 import type { Bundle } from '../../model/bundle/bundle.ts';
 import { ServingError } from '../../process/errors.ts';
 import { metrics } from '../../process/metrics.ts';
-import { withEmbeddings } from '../store/row.ts';
+import { assertServes, DEFAULT_RETRIEVER, needsEmbeddings, type RetrieverName } from '../retriever-name.ts';
+import { NO_VECTORS, withEmbeddings } from '../store/row.ts';
 import { type EncoderInput, type InputIds, inputBuilder } from './encoder-input.ts';
 
 export interface EncodedChunk {
-  /** [hidden] */
+  /** [hidden]; empty where nothing encodes. */
   readonly vector: Float32Array;
   /** [dim], of length 1; present if embeddings are kept. */
   readonly embedding?: Float32Array;
@@ -23,7 +24,7 @@ export interface EncodedChunk {
 export interface ContextEncoder {
   /** Identifies encoder, projector and what is kept of their outputs: rows of different fingerprints do not mix. */
   readonly fingerprint: string;
-  /** Number of values in one vector. */
+  /** Number of values in one vector; 0 where nothing encodes. */
   readonly hidden: number;
   /**
    * One vector per chunk, in the order of `chunks`.
@@ -33,14 +34,24 @@ export interface ContextEncoder {
 }
 
 interface ContextEncoderOptions extends SessionOptions {
-  /** Keep the encoder's own embeddings too, for dense retrieval. */
-  readonly keepEmbeddings?: boolean;
+  /** The retriever of the index: for dense and fused the encoder's own embeddings are kept, too. */
+  readonly retriever?: RetrieverName;
 }
 
 /**
  * Tokens of one batch, padding included: about ten chunks. On 2 cores, larger batches were measured to be no faster.
  */
 export const BATCH_TOKENS = 1_024;
+
+/** Chunks as they are, for a bundle without encoder and projector: its indexes serve context as text. */
+const TEXT_ONLY: ContextEncoder = {
+  fingerprint: NO_VECTORS,
+  hidden: 0,
+  async encode(chunks, signal) {
+    signal?.throwIfAborted();
+    return chunks.map(() => ({ vector: new Float32Array(0), fellBack: false }));
+  },
+};
 
 /** @throws ServingError bundle_invalid if the bundle has no encoder and projector. */
 export function contextOf({ dir, context: paths, manifest }: Bundle) {
@@ -54,14 +65,18 @@ export function contextOf({ dir, context: paths, manifest }: Bundle) {
 }
 
 /**
- * Loads encoder and projector of a bundle. The caller must dispose of them.
- * @throws ServingError bundle_invalid if the bundle has none, or its tokenizer lacks a token that the encoder's input
- *   needs.
+ * Loads encoder and projector of a bundle, if it has them. The caller must dispose of them.
+ * @throws ServingError bundle_invalid if the bundle's tokenizer lacks a token that the encoder's input needs;
+ *   config_invalid for a retriever that compares embeddings if the bundle has no encoder.
  */
 export async function loadContextEncoder(
   bundle: Bundle,
   options: ContextEncoderOptions,
 ): Promise<ContextEncoder & { dispose(): void }> {
+  const { retriever = DEFAULT_RETRIEVER } = options;
+  assertServes(bundle, retriever);
+  if (bundle.context === undefined) return { ...TEXT_ONLY, dispose: () => {} };
+  const keepEmbeddings = needsEmbeddings(retriever);
   const { paths, fingerprint, settings } = contextOf(bundle);
   const inputs = await inputBuilder(bundle.dir, paths.tokenizerDir, settings);
   const encoder = await OrtSession.load(paths.encoder, options);
@@ -73,7 +88,7 @@ export async function loadContextEncoder(
   const { dim } = settings;
 
   return {
-    fingerprint: options.keepEmbeddings ? withEmbeddings(fingerprint) : fingerprint,
+    fingerprint: keepEmbeddings ? withEmbeddings(fingerprint) : fingerprint,
     hidden,
     async encode(chunks, signal) {
       const rows: ({ readonly index: number } & InputIds)[] = [];
@@ -93,7 +108,7 @@ export async function loadContextEncoder(
         const [soft, dense] = [soft_tokens?.data as Float32Array, embeddings.data as Float32Array];
         for (const [i, { index, fellBack }] of batch.entries()) {
           const vector = soft.slice(i * hidden, (i + 1) * hidden);
-          const embedding = options.keepEmbeddings ? dense.slice(i * dim, (i + 1) * dim) : undefined;
+          const embedding = keepEmbeddings ? dense.slice(i * dim, (i + 1) * dim) : undefined;
           encoded[index] = { vector, embedding, fellBack };
         }
       }

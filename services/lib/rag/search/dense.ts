@@ -19,7 +19,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { OrtSession, OrtValue, type SessionOptions } from '../../engine/ort.ts';
 import { Graph } from '../../model/graph/graph.ts';
 import { writeModel } from '../../model/graph/onnx.ts';
-import { type ChunkRange, type Hit, TopHits } from './top-hits.ts';
+import { type Excludes, type Hit, TopHits } from './top-hits.ts';
 
 /** Multiplies rows with the two columns of a query, all in whole numbers. */
 export class DenseScorer {
@@ -126,12 +126,12 @@ export class DenseIndex {
   }
 
   /** The `topK` chunks with the highest cosine, best first, then by ordinal. @param query [dim] */
-  async search(query: Float32Array, topK: number, excluded?: ChunkRange): Promise<Hit[]> {
+  async search(query: Float32Array, topK: number, excludes?: Excludes): Promise<Hit[]> {
     if (topK < 1 || this.#chunks === 0) return [];
     const unit = normalized(query);
-    const best = new TopHits(topK, excluded);
+    const best = new TopHits(topK, excludes);
     let compared = 0;
-    for (const ordinal of await this.#candidates(unit, topK, excluded)) {
+    for (const ordinal of await this.#candidates(unit, topK, excludes)) {
       if (++compared % CANDIDATES_PER_TURN === 0) await nextTurn();
       best.add(Math.round(this.#product(ordinal, unit) * STEPS) / STEPS, ordinal);
     }
@@ -146,10 +146,10 @@ export class DenseIndex {
   }
 
   /** The chunks whose products may be as high as a product that `topK` chunks certainly reach. */
-  async #candidates(query: Float32Array, topK: number, excluded?: ChunkRange): Promise<number[]> {
+  async #candidates(query: Float32Array, topK: number, excludes?: Excludes): Promise<number[]> {
     const { columns, sums, scale, loss } = rounded(query);
     const [scales, losses] = [this.#scales, this.#losses];
-    const certain = new TopHits(topK, excluded);
+    const certain = new TopHits(topK, excludes);
     const possible = new Float32Array(this.#chunks);
     const products = new Int32Array(new ArrayBuffer(4 * 2 * Math.min(BLOCK, this.#chunks)));
     let threshold = certain.threshold;

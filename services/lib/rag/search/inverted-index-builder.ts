@@ -1,5 +1,5 @@
 /** Builds an {@link InvertedIndex} from chunks that come one by one. */
-import { InvertedIndex } from './inverted-index.ts';
+import { InvertedIndex, NO_COPY } from './inverted-index.ts';
 
 /** The part of a chunk that the index needs. */
 export interface Indexable {
@@ -57,7 +57,7 @@ export class InvertedIndexBuilder {
 
   /** A rough estimate of the memory that the index of all chunks so far will take. */
   get bytes(): number {
-    return this.#nameBytes + this.#tokenCount * 4 + this.#ends.length * 16;
+    return this.#nameBytes + this.#tokenCount * 4 + this.#ends.length * 20;
   }
 
   #kept(name: string): string {
@@ -69,11 +69,13 @@ export class InvertedIndexBuilder {
   async build(pause: () => Promise<unknown>): Promise<InvertedIndex> {
     const order = this.#bySize();
     await pause();
+    const earlierCopy = await this.#copies(pause);
     const postings = await this.#postings(order.ordinals, pause);
     return new InvertedIndex({
       ids: this.#ids,
       files: this.#files,
       nameBytes: this.#nameBytes,
+      earlierCopy,
       ...order,
       ...postings,
     });
@@ -81,6 +83,41 @@ export class InvertedIndexBuilder {
 
   #bounds(ordinal: number): readonly [number, number] {
     return [ordinal === 0 ? 0 : this.#ends[ordinal - 1]!, this.#ends[ordinal]!];
+  }
+
+  /** Finds for each chunk the last one before it with the same identifiers in the same order, by a hash table. */
+  async #copies(pause: () => Promise<unknown>): Promise<Int32Array> {
+    const chunks = this.#ends.length;
+    const earlierCopy = new Int32Array(chunks).fill(NO_COPY);
+    // A power of two, so that a mask does for the remainder, and at most half full, so that chains stay short.
+    const table = new Int32Array(2 ** Math.ceil(Math.log2(2 * chunks + 1))).fill(NO_COPY);
+    for (let ordinal = 0; ordinal < chunks; ordinal++) {
+      if (ordinal % CHUNKS_PER_TURN === 0) await pause();
+      let at = this.#hash(ordinal) & (table.length - 1);
+      while (table[at] !== NO_COPY && !this.#isCopy(ordinal, table[at]!)) at = (at + 1) & (table.length - 1);
+      earlierCopy[ordinal] = table[at]!;
+      table[at] = ordinal;
+    }
+    return earlierCopy;
+  }
+
+  /** A hash of a chunk's identifiers in their order. Multiplying mixes into higher bits, shifting into lower ones. */
+  #hash(ordinal: number): number {
+    const [start, end] = this.#bounds(ordinal);
+    let hash = end - start;
+    for (let i = start; i < end; i++) {
+      hash = Math.imul(hash ^ this.#tokens[i]!, 0x9e3779b1);
+      hash ^= hash >>> 15;
+    }
+    return hash;
+  }
+
+  #isCopy(ordinal: number, other: number): boolean {
+    const [start, end] = this.#bounds(ordinal);
+    const [otherStart, otherEnd] = this.#bounds(other);
+    if (end - start !== otherEnd - otherStart) return false;
+    for (let i = start, j = otherStart; i < end; i++, j++) if (this.#tokens[i] !== this.#tokens[j]) return false;
+    return true;
   }
 
   /** Numbers chunks by size, and those of equal size by ordinal. */

@@ -8,7 +8,7 @@
  * `return`, `import`, which would take most of the time) is stored as a bitmap, which is smaller than its list and
  * quick to look a chunk up in.
  */
-import { type ChunkRange, type Hit, TopHits } from './top-hits.ts';
+import { type Excludes, type Hit, TopHits } from './top-hits.ts';
 
 /**
  * How shared identifiers make a score. Weights are whole numbers, so that sums, and thus ties, are exact in any order.
@@ -26,6 +26,8 @@ export interface Scoring {
 /** To learn what score the top-k reach, this many times k chunks are looked at in full. */
 const SAMPLE = 4;
 
+const NO_CHUNKS: ChunkRange = { start: 0, end: 0 };
+
 /** An identifier of the query, with the chunks that hold it: a bitmap, or an ascending list of their inner numbers. */
 interface Term {
   readonly frequency: number;
@@ -33,6 +35,15 @@ interface Term {
   readonly bits: Uint32Array | undefined;
   readonly list: Uint32Array;
 }
+
+/** Chunks from `start` to before `end`, by their ordinals. */
+export interface ChunkRange {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** In {@link InvertedIndexParts.earlierCopy}: there is none. */
+export const NO_COPY = -1;
 
 export interface InvertedIndexParts {
   readonly ids: ReadonlyMap<string, number>;
@@ -48,6 +59,8 @@ export interface InvertedIndexParts {
   readonly classStart: Uint32Array;
   /** Inner number → ordinal. */
   readonly ordinals: Uint32Array;
+  /** Ordinal → the last chunk before it with the same identifiers in the same order, or {@link NO_COPY}. */
+  readonly earlierCopy: Int32Array;
   /** Identifier → number of chunks that hold it. */
   readonly frequencies: Uint32Array;
   /** Identifier → start of its list in `lists`, and one more entry at the end. */
@@ -84,16 +97,27 @@ export class InvertedIndex {
     return this.size === 0 ? 0 : sum / this.size;
   }
 
-  /** The chunks of one file. */
-  rangeOf(path: string): ChunkRange | undefined {
-    return this.#parts.files.get(path);
+  /**
+   * What a search leaves out: the chunks of the file being edited and, of the other chunks with the same identifiers in
+   * the same order, all but the first. So however many copies of a text a repository has, they take one place.
+   */
+  excluding(path?: string): Excludes {
+    const { earlierCopy, files } = this.#parts;
+    const { start, end } = (path === undefined ? undefined : files.get(path)) ?? NO_CHUNKS;
+    const isEdited = (ordinal: number) => ordinal >= start && ordinal < end;
+    return (ordinal) => {
+      if (isEdited(ordinal)) return true;
+      let copy = earlierCopy[ordinal]!;
+      while (copy !== NO_COPY && isEdited(copy)) copy = earlierCopy[copy]!;
+      return copy !== NO_COPY;
+    };
   }
 
   /** Memory per chunk, including the names of identifiers and files. */
   get bytesPerChunk(): number {
-    const { frequencies, offsets, lists, bitmaps, ordinals, sizeClass, nameBytes } = this.#parts;
+    const { frequencies, offsets, lists, bitmaps, ordinals, sizeClass, earlierCopy, nameBytes } = this.#parts;
     let bytes = [...bitmaps.values()].reduce((sum, bits) => sum + bits.byteLength, nameBytes);
-    for (const array of [frequencies, offsets, lists, ordinals, sizeClass, this.#shared, this.#touched]) {
+    for (const array of [frequencies, offsets, lists, ordinals, sizeClass, earlierCopy, this.#shared, this.#touched]) {
       bytes += array.byteLength;
     }
     return this.size === 0 ? 0 : bytes / this.size;
@@ -103,14 +127,14 @@ export class InvertedIndex {
    * The `topK` chunks with the highest scores, best first, then by ordinal. A chunk that shares nothing is never found.
    * @param query distinct identifiers.
    */
-  search(query: readonly string[], scoring: Scoring, topK: number, excluded?: ChunkRange): Hit[] {
+  search(query: readonly string[], scoring: Scoring, topK: number, excludes?: Excludes): Hit[] {
     if (topK < 1) return [];
     const terms = this.#terms(query, scoring);
     // rest[i] is the sum of the weights of terms[i] and all terms after it.
     const rest = new Array<number>(terms.length + 1).fill(0);
     for (let i = terms.length - 1; i >= 0; i--) rest[i] = rest[i + 1]! + terms[i]!.weight;
-    const { missed, reached } = this.#accumulate(terms, rest, scoring, topK, excluded);
-    return this.#complete(terms, rest, missed, scoring, topK, reached, excluded);
+    const { missed, reached } = this.#accumulate(terms, rest, scoring, topK, excludes);
+    return this.#complete(terms, rest, missed, scoring, topK, reached, excludes);
   }
 
   #terms(query: readonly string[], scoring: Scoring): Term[] {
@@ -131,7 +155,7 @@ export class InvertedIndex {
    * @returns `missed`, by size: the first term whose list was not walked there; `reached`: a score that `topK` chunks
    *   reach.
    */
-  #accumulate(terms: readonly Term[], rest: readonly number[], scoring: Scoring, topK: number, excluded?: ChunkRange) {
+  #accumulate(terms: readonly Term[], rest: readonly number[], scoring: Scoring, topK: number, excludes?: Excludes) {
     const { sizes, classStart } = this.#parts;
     const missed = new Uint32Array(sizes.length).fill(terms.length);
     let reached = Number.NEGATIVE_INFINITY;
@@ -139,7 +163,7 @@ export class InvertedIndex {
     for (const [i, term] of terms.entries()) {
       // Finding out what is reached costs a pass over the touched chunks, and may save one over this list.
       if (this.#touchedCount >= topK && term.frequency > this.#touchedCount) {
-        reached = Math.max(reached, this.#reached(terms, i, scoring, topK, excluded));
+        reached = Math.max(reached, this.#reached(terms, i, scoring, topK, excludes));
       }
       while (low < high && scoring.score(rest[i]!, sizes[low]!) < reached) missed[low++] = i;
       while (low < high && scoring.score(rest[i]!, sizes[high - 1]!) < reached) missed[--high] = i;
@@ -175,14 +199,14 @@ export class InvertedIndex {
   }
 
   /** A score that `topK` chunks reach: computed in full for those that are best by what has been counted so far. */
-  #reached(terms: readonly Term[], next: number, scoring: Scoring, topK: number, excluded?: ChunkRange): number {
+  #reached(terms: readonly Term[], next: number, scoring: Scoring, topK: number, excludes?: Excludes): number {
     const { sizes, sizeClass, ordinals } = this.#parts;
-    const leading = new TopHits(SAMPLE * topK);
+    const leading = new TopHits(SAMPLE * topK, excludes && ((chunk) => excludes(ordinals[chunk]!)));
     for (let i = 0; i < this.#touchedCount; i++) {
       const chunk = this.#touched[i]!;
       leading.add(scoring.score(this.#shared[chunk]!, sizes[sizeClass[chunk]!]!), chunk);
     }
-    const best = new TopHits(topK, excluded);
+    const best = new TopHits(topK);
     for (const { ordinal: chunk } of leading.hits) {
       let sum = this.#shared[chunk]!;
       for (let term = next; term < terms.length; term++) {
@@ -201,10 +225,10 @@ export class InvertedIndex {
     scoring: Scoring,
     topK: number,
     reached: number,
-    excluded?: ChunkRange,
+    excludes?: Excludes,
   ): Hit[] {
     const { sizes, sizeClass, ordinals } = this.#parts;
-    const best = new TopHits(topK, excluded);
+    const best = new TopHits(topK, excludes);
     let threshold = reached;
     for (let i = 0; i < this.#touchedCount; i++) {
       const chunk = this.#touched[i]!;

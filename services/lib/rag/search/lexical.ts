@@ -1,6 +1,6 @@
 /** The two ways to compare identifier sets. Both are exact, and both search the same inverted index. */
 import type { InvertedIndex, Scoring } from './inverted-index.ts';
-import type { ChunkRange, Hit } from './top-hits.ts';
+import type { Excludes, Hit } from './top-hits.ts';
 
 /** |A∩B| / |A∪B|, in (0, 1]: the paper's retriever. */
 const jaccard = (querySize: number): Scoring => ({
@@ -29,15 +29,15 @@ export const bm25 = (chunks: number, averageSize: number): Scoring => ({
 
 /**
  * @param tokens distinct identifiers of the query.
- * @param excluded chunks that are left out: those of the file being edited.
+ * @param excludes the chunks that are left out (see InvertedIndex.excluding).
  */
 export function searchLexical(
   index: InvertedIndex,
   retriever: 'jaccard' | 'bm25',
   tokens: readonly string[],
   topK: number,
-  excluded?: ChunkRange,
+  excludes?: Excludes,
 ): Hit[] {
   const scoring = retriever === 'jaccard' ? jaccard(tokens.length) : bm25(index.size, index.averageSize);
-  return index.search(tokens, scoring, topK, excluded);
+  return index.search(tokens, scoring, topK, excludes);
 }

@@ -13,7 +13,10 @@ export interface Search {
   readonly repo: string;
   readonly retriever: RetrieverName;
   readonly query: CursorQuery;
+  /** Chunks that are wanted in the end: the fused retriever chooses by it how deep the rankings are that it merges. */
   readonly topK: number;
+  /** Hits to find. */
+  readonly depth: number;
   /** The file being edited: its chunks are left out. */
   readonly path: string | undefined;
   /** Undefined if the model has no encoder. */
@@ -26,26 +29,26 @@ export interface Search {
  *   store_invalid if the index was made with another encoder; what the encoder throws.
  */
 export async function rank(index: LoadedIndex, search: Search): Promise<readonly Hit[] | undefined> {
-  const { retriever, query, topK, path } = search;
-  const excluded = path === undefined ? undefined : index.lexical.rangeOf(path);
-  const lexical = (name: 'jaccard' | 'bm25', depth: number) =>
-    searchLexical(index.lexical, name, query.tokens, depth, excluded);
-  const dense = async (depth: number) => {
+  const { retriever, query, topK, depth, path } = search;
+  const excludes = index.lexical.excluding(path);
+  const lexical = (name: 'jaccard' | 'bm25', hits: number) =>
+    searchLexical(index.lexical, name, query.tokens, hits, excludes);
+  const dense = async (hits: number) => {
     const embedding = await embed(index, search);
-    return embedding && (await index.dense())?.search(embedding, depth, excluded);
+    return embedding && (await index.dense())?.search(embedding, hits, excludes);
   };
   switch (retriever) {
     case 'none':
       return [];
     case 'jaccard':
     case 'bm25':
-      return lexical(retriever, topK);
+      return lexical(retriever, depth);
     case 'dense':
-      return query.text === '' ? [] : dense(topK);
+      return query.text === '' ? [] : dense(depth);
     case 'fused': {
-      const depth = fusedDepth(topK);
-      const similar = query.text === '' ? [] : await dense(depth);
-      return similar && fuse([lexical('jaccard', depth), lexical('bm25', depth), similar], topK);
+      const merged = fusedDepth(topK);
+      const similar = query.text === '' ? [] : await dense(merged);
+      return similar && fuse([lexical('jaccard', merged), lexical('bm25', merged), similar], depth);
     }
   }
 }
@@ -53,10 +56,10 @@ export async function rank(index: LoadedIndex, search: Search): Promise<readonly
 async function embed({ head }: LoadedIndex, { repo, retriever, query, encoder }: Search): Promise<Float32Array> {
   const refused = (why: string) =>
     new ServingError('invalid_request', `retriever ${retriever} compares embeddings, ${why}`, { param: 'retriever' });
+  if (!encoder) throw refused('but the model that is served has no encoder: ask for jaccard or bm25');
   if (!holdsEmbeddings(head.fingerprint)) {
     throw refused(`but the index of ${repo} holds none: index it with --retriever dense or fused`);
   }
-  if (!encoder) throw refused('but the model that is served has no encoder: ask for jaccard or bm25');
   const { fingerprint, embed } = await encoder();
   if (fingerprint !== contextFingerprint(head.fingerprint)) {
     throw new ServingError(

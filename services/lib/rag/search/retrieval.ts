@@ -1,15 +1,16 @@
 /** Retrieval: finds the best chunks of a repository for the text around a cursor, with what a prompt needs of them. */
 import { posix } from 'node:path';
 import { once } from '../../async/once.ts';
-import { DEFAULT_RETRIEVER, type RetrieverName } from '../retriever-name.ts';
+import { DEFAULT_RETRIEVER, needsEmbeddings, type RetrieverName } from '../retriever-name.ts';
 import { assertRepoKey } from '../store/repo-key.ts';
 import { contextFingerprint, idAt } from '../store/row.ts';
-import type { ChunkContent, ChunkEntry, Store } from '../store/store.ts';
+import type { ChunkContent, ChunkEntry, IndexHead, Store } from '../store/store.ts';
 import { DenseScorer } from './dense.ts';
 import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
 import { type CursorQuery, cursorQuery } from './query.ts';
 import type { QueryEncoder } from './query-encoder.ts';
 import { rank } from './rank.ts';
+import { DistinctChunks } from './sameness.ts';
 import type { Hit } from './top-hits.ts';
 
 export interface RetrievalQuery {
@@ -21,7 +22,7 @@ export interface RetrievalQuery {
   /** Text after the cursor. */
   readonly after: string;
   readonly topK: number;
-  /** By default the index's own. */
+  /** By default the index's own, or jaccard if that needs an encoder and there is none. */
   readonly retriever?: RetrieverName;
 }
 
@@ -30,10 +31,12 @@ interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 
   readonly score: number;
 }
 
+type FetchedChunk = RetrievedChunk & Pick<ChunkEntry, 'tokens'>;
+
 export interface Retrieved {
   readonly indexVersion: string;
   readonly retriever: RetrieverName;
-  /** Identifies the encoder and projector that made the vectors, and must equal that of the bundle. */
+  /** Identifies the encoder and projector that made the vectors, and must equal that of the bundle to use them. */
   readonly fingerprint: string;
   /** Best first; fewer than asked for if fewer have anything in common with the query. */
   readonly chunks: readonly RetrievedChunk[];
@@ -70,7 +73,11 @@ export interface RetrievalOptions {
   readonly indexCacheBytes?: number;
 }
 
-/** A search that finds copies of the text around the cursor goes on to at most this many times the depth asked for. */
+/**
+ * The first search looks for this many times the depth asked for, so that a near-copy or two do not need a second one.
+ */
+const SPARE = 2;
+/** Searches go on to at most this many times the depth asked for: a repository may hold thousands of near-copies. */
 const DEEPEST = 8;
 
 export function createRetrieval(
@@ -92,11 +99,19 @@ export function createRetrieval(
     let index = await cache.get(repo);
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const { head } = index;
-      const retriever = asked.retriever ?? head.retriever ?? DEFAULT_RETRIEVER;
+      const retriever = asked.retriever ?? ownRetriever(head, encoder !== undefined);
       onRetriever?.(retriever);
-      const chunks = await bestChunks(store, repo, index, query, topK, (wanted) => {
-        signal.throwIfAborted(); // nobody waits for the result any more
-        return rank(index, { repo, retriever, query, topK: wanted, path, encoder });
+      const chunks = await bestChunks({
+        topK,
+        query,
+        find: (depth) => {
+          signal.throwIfAborted(); // nobody waits for the result any more
+          return rank(index, { repo, retriever, query, topK, depth, path, encoder });
+        },
+        read: (hits) => {
+          signal.throwIfAborted();
+          return fetchChunks(store, repo, index, hits);
+        },
       });
       const { version } = head;
       if (chunks) {
@@ -119,24 +134,41 @@ export function createRetrieval(
 }
 
 /**
- * The best chunks that do not repeat the text around the cursor. One search mostly suffices. If it finds copies, deeper
- * searches follow, up to a bound, since a repository may hold thousands of copies. Undefined if the store has dropped
- * one of the chunks.
+ * The retriever of an index for requests that name none. If that compares embeddings, and this process has no encoder,
+ * the default one searches: the client has not asked for anything that it could mend.
  */
-async function bestChunks(
-  store: Store,
-  repo: string,
-  index: LoadedIndex,
-  query: CursorQuery,
-  topK: number,
-  find: (wanted: number) => Promise<readonly Hit[] | undefined>,
-): Promise<RetrievedChunk[] | undefined> {
-  for (let wanted = topK; ; wanted *= 2) {
-    const hits = await find(wanted);
-    const chunks = hits && (await fetchChunks(store, repo, index, hits));
-    if (!chunks) return undefined;
-    const fresh = chunks.filter((chunk) => !query.repeats(chunk.text));
-    if (fresh.length >= topK || chunks.length < wanted || wanted >= DEEPEST * topK) return fresh.slice(0, topK);
+function ownRetriever({ retriever = DEFAULT_RETRIEVER }: IndexHead, encodes: boolean): RetrieverName {
+  return needsEmbeddings(retriever) && !encodes ? DEFAULT_RETRIEVER : retriever;
+}
+
+interface Selection {
+  readonly topK: number;
+  readonly query: CursorQuery;
+  /** The best `depth` hits: those of a deeper search begin with those of a search that is less deep. */
+  readonly find: (depth: number) => Promise<readonly Hit[] | undefined>;
+  readonly read: (hits: readonly Hit[]) => Promise<FetchedChunk[] | undefined>;
+}
+
+/**
+ * The best chunks that repeat neither the text around the cursor nor one another. One search mostly suffices. If it
+ * finds too many copies, deeper searches follow, up to a bound. Undefined if the store has dropped one of the chunks.
+ */
+async function bestChunks({ topK, query, find, read }: Selection): Promise<RetrievedChunk[] | undefined> {
+  const best = new DistinctChunks<FetchedChunk>(topK);
+  let seen = 0;
+  for (let depth = SPARE * topK; ; depth *= 2) {
+    const hits = await find(depth);
+    if (!hits) return undefined;
+    while (best.missing > 0 && seen < hits.length) {
+      const next = hits.slice(seen, seen + (seen === 0 ? topK : 2 * best.missing));
+      const chunks = await read(next);
+      if (!chunks) return undefined;
+      for (const chunk of chunks) if (!query.repeats(chunk.text)) best.add(chunk);
+      seen += next.length;
+    }
+    if (best.missing === 0 || hits.length < depth || depth >= DEEPEST * topK) {
+      return best.kept.map(({ tokens: _, ...chunk }) => chunk); // sessions keep these chunks
+    }
   }
 }
 
@@ -146,20 +178,20 @@ async function fetchChunks(
   repo: string,
   { head, ids }: LoadedIndex,
   hits: readonly Hit[],
-): Promise<RetrievedChunk[] | undefined> {
+): Promise<FetchedChunk[] | undefined> {
   const wanted = hits.map((hit) => idAt(ids, hit.ordinal));
   const [entries, contents] = await Promise.all([
     store.entries(repo, wanted),
     store.contents(repo, head.fingerprint, wanted),
   ]);
-  const chunks: RetrievedChunk[] = [];
+  const chunks: FetchedChunk[] = [];
   for (const [i, { score }] of hits.entries()) {
     const entry = entries[i];
     const content = contents[i];
     if (!entry || !content) return undefined;
-    const { id, path, startLine, endLine } = entry;
+    const { id, path, startLine, endLine, tokens } = entry;
     const { text, vector } = content; // the embedding is left out, because sessions keep these chunks
-    chunks.push({ id, path, startLine, endLine, score, text, vector });
+    chunks.push({ id, path, startLine, endLine, tokens, score, text, vector });
   }
   return chunks;
 }

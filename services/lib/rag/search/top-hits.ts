@@ -1,10 +1,7 @@
 /** The hits of a search, and the best of them: every retriever answers in this form. */
 
-/** Chunks from `start` to before `end`, by their ordinals. */
-export interface ChunkRange {
-  readonly start: number;
-  readonly end: number;
-}
+/** Tells of a chunk, by its ordinal, whether a search leaves it out. */
+export type Excludes = (ordinal: number) => boolean;
 
 export interface Hit {
   /** The chunk's number in the index, in the order of (path, line). */
@@ -21,12 +18,12 @@ const precedes = (score: number, ordinal: number, other: Hit) =>
 export class TopHits {
   readonly hits: Hit[] = [];
   readonly #limit: number;
-  readonly #excluded: ChunkRange | undefined;
+  readonly #excludes: Excludes | undefined;
 
-  /** @param excluded chunks that never become hits. */
-  constructor(limit: number, excluded?: ChunkRange) {
+  /** @param excludes the chunks that never become hits. It is asked only about chunks that would become one. */
+  constructor(limit: number, excludes?: Excludes) {
     this.#limit = limit;
-    this.#excluded = excluded;
+    this.#excludes = excludes;
   }
 
   /** The score that a hit must reach to be among the best; -Infinity as long as there is room. */
@@ -37,7 +34,7 @@ export class TopHits {
   add(score: number, ordinal: number): void {
     const { hits } = this;
     if (hits.length === this.#limit && !precedes(score, ordinal, hits[hits.length - 1]!)) return; // most hits end here
-    if (this.#excluded && ordinal >= this.#excluded.start && ordinal < this.#excluded.end) return;
+    if (this.#excludes?.(ordinal)) return;
     let at = hits.length;
     while (at > 0 && precedes(score, ordinal, hits[at - 1]!)) at--;
     hits.splice(at, 0, { ordinal, score });

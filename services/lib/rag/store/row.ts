@@ -7,6 +7,12 @@ import { decodeHalves, encodeHalves } from './vector-codec.ts';
 const ID_BYTES = 32;
 const SIZES_BYTES = 8;
 const WITH_EMBEDDINGS = '+embeddings';
+/**
+ * The fingerprint of rows that hold text and no vector: a bundle without encoder and projector makes them. An index of
+ * such rows serves lexical retrieval and context as text. For a bundle with a projector it is one of another encoder:
+ * text is served as before, vectors are not, and the next index run encodes all chunks.
+ */
+export const NO_VECTORS = 'none';
 
 /** @param ids in hex. */
 export const packIds = (ids: Iterable<string>) => Buffer.from([...ids].join(''), 'hex');

@@ -17,10 +17,10 @@ import { RETRIEVERS } from '../retriever-name.ts';
 export const indexHead = z.strictObject({
   /** First 64 bits of a SHA-256 over fingerprint and chunk ids, in hex: equal content is the same version. */
   version: z.string().regex(/^[0-9a-f]{16}$/),
-  /** Identifies the encoder and projector that made the vectors, and whether rows hold embeddings: see row.ts. */
+  /** Identifies the encoder and projector that made the vectors, if any, and says what rows hold: see row.ts. */
   fingerprint: z.string().min(1),
-  /** Number of values in one vector. */
-  hidden: z.int().min(1),
+  /** Number of values in one vector; 0 if rows hold none. */
+  hidden: z.int().min(0),
   /** Number of files that gave chunks. */
   files: z.int().min(0),
   chunks: z.int().min(0),
@@ -46,7 +46,7 @@ export type ChunkEntry = Omit<Chunk, 'text'>;
 /** The part of a chunk that goes into a prompt. */
 export interface ChunkContent {
   readonly text: string;
-  /** [hidden] */
+  /** [hidden]; empty in an index without vectors. */
   readonly vector: Float32Array;
   /** [dim], of length 1: the encoder's own embedding, in an index for dense retrieval. */
   readonly embedding?: Float32Array;
@@ -55,7 +55,7 @@ export interface ChunkContent {
 /** A chunk with its vectors, as an index run writes it. */
 export interface ChunkRow {
   readonly chunk: Chunk;
-  /** [hidden]; stored as fp16. */
+  /** [hidden]; stored as fp16; empty in an index without vectors. */
   readonly vector: Float32Array;
   /** [dim]; stored as fp16. */
   readonly embedding?: Float32Array;
