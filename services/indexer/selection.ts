@@ -11,6 +11,8 @@ export const SKIP_REASONS = [
   'binary',
   /** The content, or in an archive the name, is not valid UTF-8. */
   'invalid_utf8',
+  /** The name holds a control character, or in a working tree a backslash, which stands for a slash elsewhere. */
+  'odd_name',
   'generated',
   'unreadable',
 ] as const;
@@ -91,10 +93,14 @@ export function asSource(path: string, bytes: Uint8Array, maxFileBytes: number):
   return isGenerated(path, text) ? { skipped: 'generated' } : { text };
 }
 
-/** The text of a .gitignore as git reads it: any bytes are allowed, and a line ends at a NUL. */
+/**
+ * The text of a .gitignore as git reads it: any bytes are allowed, and a line ends at a NUL. Its letters are composed
+ * (NFC), as those of paths are.
+ */
 export const asRules = (bytes: Uint8Array) =>
   new TextDecoder()
     .decode(bytes)
+    .normalize('NFC')
     .split('\n')
     .map((line) => line.split('\0', 1)[0])
     .join('\n');

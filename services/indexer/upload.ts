@@ -6,6 +6,7 @@
 
 import { Turns } from '../lib/async/turns.ts';
 import { ServingError } from '../lib/process/errors.ts';
+import { normalisePath } from '../lib/rag/store/path-form.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
 import { asRules, asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
 import type { Sources } from './sources.ts';
@@ -27,6 +28,9 @@ const MAX_RATIO = 100;
 /** So many unpacked bytes are not suspicious at any ratio. */
 const RATIO_FREE = 32 * 1024 * 1024;
 
+/** Roots of Unix and Windows, and URLs of files: paths of an upload are relative to the repository. */
+const ABSOLUTE = /^(?:[/\\]|[A-Za-z]:[/\\]|file:[/\\])/i;
+
 const refused = (message: string) => new ServingError('invalid_request', message);
 
 export class Upload {
@@ -39,7 +43,8 @@ export class Upload {
   readonly #deleted = new Set<string>();
   #entries = 0;
   #unpacked = 0;
-  #unnamed = 0;
+  /** Files left out whose names are not unique, or have no normal form. */
+  readonly #unnamed = { invalid_utf8: 0, odd_name: 0 };
 
   private constructor(limits: UploadLimits, spool: Spool, strip: number) {
     this.#limits = limits;
@@ -53,8 +58,10 @@ export class Upload {
   }
 
   /**
-   * The path of the next file or folder as the index knows it; undefined if it lies above the repository's root.
-   * @throws ServingError invalid_request for a path that leads out of the repository or is too long; payload_too_large.
+   * The path of the next file or folder as the index knows it, in normal form (see path-form.ts); undefined if it lies
+   * above the repository's root.
+   * @throws ServingError invalid_request for a path that leads out of the repository, is too long or has no normal
+   *   form; payload_too_large.
    */
   enter(raw: string): string | undefined {
     this.assertCount(++this.#entries);
@@ -62,11 +69,26 @@ export class Upload {
     if (raw.length > MAX_PATH_BYTES || Buffer.byteLength(raw) > MAX_PATH_BYTES) {
       throw refused(`path ${shown}… is longer than ${MAX_PATH_BYTES} bytes`);
     }
-    const leadsOut = /^[/\\]|^[A-Za-z]:[/\\]/.test(raw) || raw.split(/[/\\]/).includes('..');
+    const leadsOut = ABSOLUTE.test(raw) || raw.split(/[/\\]/).includes('..');
     if (leadsOut) throw refused(`path ${shown} of the upload is absolute or leads out of the repository`);
-    if (raw.includes('\0')) throw refused(`path ${shown} of the upload holds a NUL`);
-    const parts = raw.split('/').filter((part) => part !== '' && part !== '.');
-    return parts.slice(this.#strip).join('/') || undefined;
+    if (/\p{Cc}/u.test(raw)) throw refused(`path ${shown} of the upload holds a NUL or another control character`);
+    const path = normalisePath(raw);
+    const below = path?.split('/').slice(this.#strip).join('/');
+    if (below === undefined || below === '') return undefined;
+    // What is left may read as a drive or a URL, which only the folders before it had hidden.
+    if (normalisePath(below) !== below) throw refused(`path ${shown} of the upload does not name a file`);
+    return below;
+  }
+
+  /**
+   * Like {@link enter}, for archives, which hold whatever lay in a folder: a name with a control character (macOS
+   * writes `Icon\r`) is left out and counted. NUL is refused all the same.
+   */
+  enterEntry(raw: string): string | undefined {
+    if (raw.includes('\0') || !/\p{Cc}/u.test(raw)) return this.enter(raw);
+    this.assertCount(++this.#entries);
+    if (!raw.endsWith('/')) this.#unnamed.odd_name++;
+    return undefined;
   }
 
   /** @throws ServingError payload_too_large for more files and folders than are allowed. */
@@ -106,7 +128,7 @@ export class Upload {
    *   for a link to one: git does not follow it either.)
    */
   skip(path: string, reason: SkipReason): void {
-    if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed++;
+    if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed.invalid_utf8++;
     else if (reason === 'symlink' || !isIgnoreFile(path)) this.#files.set(path, reason);
     else if (reason !== 'oversize')
       throw refused(`${JSON.stringify(path)} of the upload is not a text file: ${reason}`);
@@ -131,8 +153,7 @@ export class Upload {
 
   /** The sources, as the whole repository. @throws the signal's reason. */
   async all(signal: AbortSignal): Promise<Sources> {
-    const skipped = noSkips();
-    skipped.invalid_utf8 += this.#unnamed;
+    const skipped = { ...noSkips(), ...this.#unnamed };
     const texts = new Map<string, Extent>();
     const turns = new Turns();
     for (const path of [...this.#files.keys()].sort()) {
