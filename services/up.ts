@@ -1,15 +1,13 @@
 /** `llavacode up`: the whole system on one machine, for a person at a terminal. */
-import { createHash } from 'node:crypto';
-import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { execaNode } from 'execa';
+import { bundleOf } from './checkpoint-bundle.ts';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { SEQUENCE_SETTINGS } from './decode/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
-import { INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
+import { DEFAULT_URL, INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
 import { ENGINE_SETTINGS, MODEL_SETTINGS } from './lib/engine/settings.ts';
 import { openBundle } from './lib/model/bundle/bundle.ts';
-import { exportBundle } from './lib/model/bundle/export-bundle.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { orphaned } from './lib/process/exit.ts';
@@ -150,46 +148,6 @@ function pick(config: UpConfig, table: SettingsTable): Flags {
   return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
 }
 
-/** The path of `model` itself if it is a bundle. A checkpoint is made into a bundle once. */
-async function bundleOf(
-  { model, data, precision }: Pick<UpConfig, 'model' | 'data' | 'precision'>,
-  onProgress: (text: string) => void,
-): Promise<string> {
-  if (await exists(join(model, 'manifest.json'))) {
-    await openBundle(model);
-    return resolve(model);
-  }
-  if (!(await exists(join(model, 'config.json')))) {
-    throw new ServingError(
-      'bundle_invalid',
-      `${model} is neither a bundle (manifest.json) nor a checkpoint (config.json)`,
-    );
-  }
-  const name = basename(resolve(model));
-  const to = resolve(data, 'bundles', `${name}-${precision}-${await signature(model)}`);
-  if (!(await exists(join(to, 'manifest.json')))) {
-    await exportBundle({
-      llm: model,
-      to,
-      name,
-      precision,
-      onProgress: ({ part, done, total }) => onProgress(`exporting ${part}: ${Math.round((100 * done) / total)} %`),
-    });
-  }
-  return to;
-}
-
-/** A short hash that changes when a file of the checkpoint changes. */
-async function signature(dir: string): Promise<string> {
-  const hash = createHash('sha256');
-  const entries = await readdir(dir, { recursive: true });
-  for (const entry of entries.sort()) {
-    const { size, mtimeMs } = await stat(join(dir, entry));
-    hash.update(`${entry} ${size} ${mtimeMs}\n`);
-  }
-  return hash.digest('hex').slice(0, 8);
-}
-
 /** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
 async function indexInChild(path: string, flags: Flags): Promise<void> {
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
@@ -198,14 +156,8 @@ async function indexInChild(path: string, flags: Flags): Promise<void> {
   if (exitCode !== 0) throw new ServingError('internal', `indexing ${path} failed with exit code ${exitCode}`);
 }
 
-const exists = (path: string) =>
-  stat(path).then(
-    () => true,
-    () => false,
-  );
-
 /** What a person can do next: one request that works, and how to index a repository of their own. */
-function welcome(url: string, { index, data, store, model }: UpConfig): string {
+function welcome(url: string, { index, data, apiKeysFile }: UpConfig): string {
   const body = {
     prompt: 'def hold(inventory, cart, now):\n    reservation = ',
     suffix: '\n    return reservation\n',
@@ -214,6 +166,7 @@ function welcome(url: string, { index, data, store, model }: UpConfig): string {
     stream: true,
     ...(index[0] !== undefined && { rag: { repo: nameOf(index[0]) } }),
   };
+  const options = [url === DEFAULT_URL ? '' : ` --url ${url}`, apiKeysFile ? ' --api-key KEY' : ''];
   return `
 Serving at ${url} (logs in ${join(data, 'logs')}). Try:
 
@@ -221,7 +174,7 @@ curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${JSON.str
 
 Index a repository of your own:
 
-llavacode index --name NAME --path DIR --model ${model} --store ${store}
+llavacode index --name NAME --path DIR${options.join('')}
 
 Ctrl-C stops it.
 `;

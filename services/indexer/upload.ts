@@ -8,11 +8,22 @@ import { Turns } from '../lib/async/turns.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { normalisePath } from '../lib/rag/store/path-form.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
-import { asRules, asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
+import {
+  asRules,
+  asSource,
+  ENVIRONMENT_MARKS,
+  isDependency,
+  isHidden,
+  noSkips,
+  type Selecting,
+  type SkipReason,
+  sizeLimit,
+} from './selection.ts';
 import type { Sources } from './sources.ts';
 import { type Extent, Spool } from './spool.ts';
+import { covers } from './tree.ts';
 
-export interface UploadLimits {
+export interface UploadLimits extends Pick<Selecting, 'defaultExcludes'> {
   readonly maxFileBytes: number;
   readonly maxUploadBytes: number;
   readonly maxRepoBytes: number;
@@ -41,6 +52,10 @@ export class Upload {
   readonly #files = new Map<string, Extent | SkipReason>();
   readonly #rules = new IgnoreRules();
   readonly #deleted = new Set<string>();
+  /** Folders that are virtual environments. */
+  readonly #environments = new Set<string>();
+  /** Files of which a part is left out. */
+  readonly #partly = new Map<string, SkipReason>();
   #entries = 0;
   #unpacked = 0;
   /** Files left out whose names are not unique, or have no normal form. */
@@ -77,6 +92,7 @@ export class Upload {
     if (below === undefined || below === '') return undefined;
     // What is left may read as a drive or a URL, which only the folders before it had hidden.
     if (normalisePath(below) !== below) throw refused(`path ${shown} of the upload does not name a file`);
+    this.#noteEnvironment(below);
     return below;
   }
 
@@ -89,6 +105,12 @@ export class Upload {
     this.assertCount(++this.#entries);
     if (!raw.endsWith('/')) this.#unnamed.odd_name++;
     return undefined;
+  }
+
+  #noteEnvironment(path: string): void {
+    const names = path.split('/');
+    const mark = names.findIndex((name) => ENVIRONMENT_MARKS.includes(name));
+    if (mark > 0) this.#environments.add(names.slice(0, mark).join('/'));
   }
 
   /** @throws ServingError payload_too_large for more files and folders than are allowed. */
@@ -119,7 +141,14 @@ export class Upload {
     // Names come as text, in which bytes that are not UTF-8 were replaced: such names would not be unique.
     if (path.includes('\ufffd') || /\p{Surrogate}/u.test(path)) return 'invalid_utf8';
     if (path.split('/').some(isHidden) && !isIgnoreFile(path)) return 'ignored';
-    return size > this.#limits.maxFileBytes ? 'oversize' : undefined;
+    if (
+      path
+        .split('/')
+        .slice(0, -1)
+        .some((name) => isDependency(name, this.#limits))
+    )
+      return 'dependency';
+    return size > sizeLimit(path, this.#limits) ? 'oversize' : undefined;
   }
 
   /**
@@ -129,7 +158,7 @@ export class Upload {
    */
   skip(path: string, reason: SkipReason): void {
     if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed.invalid_utf8++;
-    else if (reason === 'symlink' || !isIgnoreFile(path)) this.#files.set(path, reason);
+    else if (reason === 'symlink' || reason === 'dependency' || !isIgnoreFile(path)) this.#files.set(path, reason);
     else if (reason !== 'oversize')
       throw refused(`${JSON.stringify(path)} of the upload is not a text file: ${reason}`);
     else throw tooLarge(`has a ${GITIGNORE} of more than ${this.#limits.maxFileBytes} bytes`, '--max-file-bytes');
@@ -141,8 +170,13 @@ export class Upload {
       this.#rules.add(path.slice(0, -GITIGNORE.length), asRules(bytes));
       return;
     }
-    const source = asSource(path, bytes, this.#limits.maxFileBytes);
-    this.#files.set(path, 'text' in source ? await this.#spool.append(bytes) : source.skipped);
+    const source = asSource(path, bytes, this.#limits);
+    if ('skipped' in source) this.#files.set(path, source.skipped);
+    else {
+      this.#files.set(path, await this.#spool.append(Buffer.from(source.text)));
+      if (source.leftOut) this.#partly.set(path, source.leftOut);
+      else this.#partly.delete(path);
+    }
   }
 
   /** For a change set: the file was deleted. */
@@ -156,10 +190,16 @@ export class Upload {
     const skipped = { ...noSkips(), ...this.#unnamed };
     const texts = new Map<string, Extent>();
     const turns = new Turns();
+    const { defaultExcludes = true } = this.#limits;
+    const environments = defaultExcludes ? this.#environments : new Set<string>();
     for (const path of [...this.#files.keys()].sort()) {
       const file = this.#files.get(path) as Extent | SkipReason;
       if (typeof file === 'string') {
         skipped[file]++;
+        continue;
+      }
+      if (covers(environments, path)) {
+        skipped.dependency++;
         continue;
       }
       const deciding = this.#rules.decide(path);
@@ -175,7 +215,11 @@ export class Upload {
     return {
       paths: [...texts.keys()],
       skipped,
-      read: async (path) => ({ text: new TextDecoder().decode(await this.#spool.read(texts.get(path) as Extent)) }),
+      read: async (path) => {
+        const text = new TextDecoder().decode(await this.#spool.read(texts.get(path) as Extent));
+        const leftOut = this.#partly.get(path);
+        return leftOut ? { text, leftOut } : { text };
+      },
     };
   }
 

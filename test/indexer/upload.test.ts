@@ -18,7 +18,12 @@ import {
 const LIMITS = { maxFileBytes: 10_000, maxUploadBytes: 10_000_000, maxRepoBytes: 50_000_000, maxRepoFiles: 100 };
 const NEVER = new AbortController().signal;
 
-async function read(format: UploadFormat, bytes: Uint8Array, limits: Partial<typeof LIMITS> = {}, strip = 0) {
+async function read(
+  format: UploadFormat,
+  bytes: Uint8Array,
+  limits: Partial<typeof LIMITS> & { defaultExcludes?: boolean } = {},
+  strip = 0,
+) {
   const sources = await readUpload({ format, strip, bytes: inParts(bytes) }, { ...LIMITS, ...limits }, NEVER);
   try {
     const texts = await Promise.all(
@@ -92,6 +97,29 @@ describe.each(FORMS)('an upload as %s', (format, make) => {
       );
     },
   );
+
+  test('dependencies and outputs of notebooks are left out and counted, unless the defaults are off', async () => {
+    const cells = [
+      { cell_type: 'markdown', source: ['# Prose'] },
+      { cell_type: 'code', source: ['x = 1\n', 'y = 2'], outputs: [{ data: { 'image/png': 'A'.repeat(20_000) } }] },
+      { cell_type: 'code', source: 'z = 3' },
+    ];
+    const files = {
+      'nb.ipynb': JSON.stringify({ cells }),
+      'broken.ipynb': '{',
+      'env/pyvenv.cfg': '',
+      'env/bin/tool.py': 'x',
+      'conda/conda-meta/history': 'x',
+      'conda/lib/dep.py': 'x',
+      'lib/site-packages/dep.py': 'x',
+      'site-packages.py': 'x',
+    };
+    const { texts, skipped } = await read(format, await make(files));
+    expect(texts).toEqual({ 'nb.ipynb': 'x = 1\ny = 2\n\nz = 3', 'site-packages.py': 'x' });
+    expect(skipped).toEqual(skips({ notebook: 1, dependency: 5 }));
+    const off = await read(format, await make(files), { maxFileBytes: 50_000, defaultExcludes: false });
+    expect(off.texts).toEqual(files);
+  });
 
   test('paths with backslashes meet the same rules as paths with slashes', async () => {
     const files = {
