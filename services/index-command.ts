@@ -22,6 +22,7 @@ import { loadContextEncoder } from './lib/rag/encode/encode.ts';
 import { needsEmbeddings } from './lib/rag/retriever-name.ts';
 import { openStore } from './lib/rag/store/open-store.ts';
 import { DEFAULT_TENANT, repoKey } from './lib/rag/store/repo-key.ts';
+import type { Store } from './lib/rag/store/store.ts';
 import { GatewayTarget } from './repo-client.ts';
 import { INDEX_COMMAND_SETTINGS, type IndexCommandConfig } from './settings.ts';
 
@@ -151,9 +152,19 @@ async function localTarget(
   closers.push(() => store.close());
   const onProgress = showProgress(progress, repo);
   return {
-    files: async () => (await store.head(repo))?.files ?? 0,
+    files: () => publishedFiles(store, repo),
     index: (sources) => indexSources({ repo, sources, store, encoder, options: config, signal, onProgress }),
   };
+}
+
+/** Number of files in the current version; 0 where there is none, or none that can be read: it is replaced then. */
+async function publishedFiles(store: Store, repo: string): Promise<number> {
+  try {
+    return (await store.head(repo))?.files ?? 0;
+  } catch (error) {
+    if (error instanceof ServingError && error.code === 'store_invalid') return 0;
+    throw error;
+  }
 }
 
 /** Characters of the progress bar. */

@@ -53,7 +53,8 @@ export class GatewayTarget implements IndexTarget {
       const response = await this.#fetch({ method: 'GET' });
       return ((await response.json()) as { files?: number }).files ?? 0;
     } catch (error) {
-      if (error instanceof ServingError && error.code === 'repo_not_found') return 0;
+      // An index that cannot be read is replaced.
+      if (error instanceof ServingError && ['repo_not_found', 'store_invalid'].includes(error.code)) return 0;
       throw error;
     }
   }
