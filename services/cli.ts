@@ -97,18 +97,20 @@ const WORDS: Readonly<Record<string, Word>> = {
 };
 
 async function buildIndex(command: Command): Promise<void> {
-  const { INDEX_SETTINGS } = await import('./indexer/settings.ts');
-  const { DEFAULT_TENANT } = await import('./lib/rag/store/repo-key.ts');
-  (await withSettings(command, INDEX_SETTINGS))
+  const { INDEX_COMMAND_SETTINGS } = await import('./settings.ts');
+  (await withSettings(command, INDEX_COMMAND_SETTINGS))
     .requiredOption('--name <repo>', 'name of the repository in requests')
     .requiredOption('--path <dir>', 'folder to index')
-    .option('--tenant <name>', 'tenant that the repository belongs to', DEFAULT_TENANT)
+    .option('--tenant <name>', 'with --store: tenant that the repository belongs to (default: default)')
     .option('--watch', 'stay, and index what changes')
+    .option('--allow-empty', 'let a folder without files replace an index with files')
     .option('--json <file>', 'write the report there')
-    .action(async ({ name, path, tenant, watch = false, json, ...flags }) => {
-      const config = await configOf(INDEX_SETTINGS, flags);
-      const { runIndex } = await import('./indexer/index-command.ts');
-      await report(json, await runIndex(config, { tenant, repo: name, dir: path, watch }));
+    .action(async ({ name, path, watch = false, allowEmpty = false, json, ...flags }) => {
+      const config = await configOf(INDEX_COMMAND_SETTINGS, flags);
+      const { assertEffective, runIndex } = await import('./index-command.ts');
+      assertEffective(config, flags);
+      const { tenant } = flags;
+      await report(json, await runIndex(config, { tenant, repo: name, dir: path, watch, allowEmpty }));
     });
 }
 

@@ -174,7 +174,8 @@ export function tpotMs(done: StreamedCompletion): number | undefined {
   return tokens < 2 || first === undefined || last === undefined ? undefined : (last - first) / (tokens - 1);
 }
 
-function refusal(text: string, status: number): ServingError {
+/** The failure that an answer reports. */
+export function refusal(text: string, status: number): ServingError {
   try {
     const { error } = JSON.parse(text) as { error: { message: string; code: string } };
     return new ServingError(isErrorCode(error.code) ? error.code : 'internal', error.message);

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
-import { INDEXER_SETTINGS } from './indexer/settings.ts';
+import { INDEX_CLIENT_SETTINGS, INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
 import { type ConfigOf, didYouMean, keyName, readConfig, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { file, flag, paths, whole } from './lib/process/setting-types.ts';
@@ -34,11 +34,26 @@ export const SYSTEM_SETTINGS = {
   index: paths.describe('repository to index at start, under the name of its folder; may be given several times'),
 };
 
+/** The settings of `llavacode index`. */
+export const INDEX_COMMAND_SETTINGS = {
+  ...INDEX_CLIENT_SETTINGS,
+  ...INDEX_SETTINGS,
+  store: INDEX_SETTINGS.store
+    .unwrap()
+    .optional()
+    .describe(`index in this process, into this store: ${INDEX_SETTINGS.store.description}`),
+  model: z.string().min(1).optional().describe('with --store: bundle or checkpoint that holds the encoder'),
+  data: SYSTEM_SETTINGS.data,
+  precision: SYSTEM_SETTINGS.precision,
+};
+export type IndexCommandConfig = ConfigOf<typeof INDEX_COMMAND_SETTINGS>;
+
 export const SETTINGS = {
   config: file.describe('YAML file of settings: flags without their dashes as keys; flags and variables win over it'),
   ...GATEWAY_SETTINGS,
   ...COLOCATED_SETTINGS,
   ...INDEXER_SETTINGS,
+  ...INDEX_CLIENT_SETTINGS,
   ...SYSTEM_SETTINGS,
 };
 

@@ -1,15 +1,13 @@
 /** `llavacode up`: the whole system on one machine, for a person at a terminal. */
-import { createHash } from 'node:crypto';
-import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { execaNode } from 'execa';
+import { bundleOf } from './checkpoint-bundle.ts';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { SEQUENCE_SETTINGS } from './decode/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
-import { INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
+import { DEFAULT_URL, INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
 import { ENGINE_SETTINGS, MODEL_SETTINGS } from './lib/engine/settings.ts';
 import { contextLack, openBundle } from './lib/model/bundle/bundle.ts';
-import { exportBundle } from './lib/model/bundle/export-bundle.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { orphaned } from './lib/process/exit.ts';
@@ -166,46 +164,6 @@ function pick(config: UpConfig, table: SettingsTable): Flags {
   return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
 }
 
-/** The path of `model` itself if it is a bundle. A checkpoint is made into a bundle once. */
-async function bundleOf(
-  { model, data, precision }: Pick<UpConfig, 'model' | 'data' | 'precision'>,
-  onProgress: (text: string) => void,
-): Promise<string> {
-  if (await exists(join(model, 'manifest.json'))) {
-    await openBundle(model);
-    return resolve(model);
-  }
-  if (!(await exists(join(model, 'config.json')))) {
-    throw new ServingError(
-      'bundle_invalid',
-      `${model} is neither a bundle (manifest.json) nor a checkpoint (config.json)`,
-    );
-  }
-  const name = basename(resolve(model));
-  const to = resolve(data, 'bundles', `${name}-${precision}-${await signature(model)}`);
-  if (!(await exists(join(to, 'manifest.json')))) {
-    await exportBundle({
-      llm: model,
-      to,
-      name,
-      precision,
-      onProgress: ({ part, done, total }) => onProgress(`exporting ${part}: ${Math.round((100 * done) / total)} %`),
-    });
-  }
-  return to;
-}
-
-/** A short hash that changes when a file of the checkpoint changes. */
-async function signature(dir: string): Promise<string> {
-  const hash = createHash('sha256');
-  const entries = await readdir(dir, { recursive: true });
-  for (const entry of entries.sort()) {
-    const { size, mtimeMs } = await stat(join(dir, entry));
-    hash.update(`${entry} ${size} ${mtimeMs}\n`);
-  }
-  return hash.digest('hex').slice(0, 8);
-}
-
 /** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
 async function indexInChild(path: string, flags: Flags): Promise<void> {
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
@@ -214,19 +172,14 @@ async function indexInChild(path: string, flags: Flags): Promise<void> {
   if (exitCode !== 0) throw new ServingError('internal', `indexing ${path} failed with exit code ${exitCode}`);
 }
 
-const exists = (path: string) =>
-  stat(path).then(
-    () => true,
-    () => false,
-  );
-
 /** What a person can do next: a request that works, a repository of their own, the logs, and how to stop. */
-function welcome(url: string, { index, data, store, model }: UpConfig): string {
+function welcome(url: string, { index, data, apiKeysFile }: UpConfig): string {
   const [repository] = index;
   const rag = repository && { repo: nameOf(repository), path: SAMPLE.path };
   const body = JSON.stringify({ ...SAMPLE_BODY, stream: true, rag }).replaceAll("'", "'\\''");
   // Without an installation npx finds the command; with one it runs that.
   const llavacode = process.env['npm_command'] === undefined ? 'llavacode' : 'npx llavacode';
+  const options = [url === DEFAULT_URL ? '' : ` --url ${url}`, apiKeysFile ? ' --api-key KEY' : ''];
   return `
 Serving at ${url}. Try:
 
@@ -234,15 +187,12 @@ curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${body}'
 
 Index a repository of your own, and name it in a request's rag.repo:
 
-${llavacode} index --name NAME --path DIR --model ${resolve(model)} --store ${absoluteStore(store)}
+${llavacode} index --name NAME --path DIR${options.join('')}
 
 Logs: ${resolve(data, 'logs')}
 Ctrl-C stops it.
 `;
 }
-
-/** A folder of the store that does not depend on where a command runs. */
-const absoluteStore = (store: string) => store.replace(/^lmdb:(.*)$/, (_, dir: string) => `lmdb:${resolve(dir)}`);
 
 /** The name of a repository that is indexed at start: that of its folder. */
 const nameOf = (dir: string) => basename(resolve(dir));

@@ -90,7 +90,7 @@ export async function measureEncoder(
 async function chunksOf(path: string): Promise<EncoderInput[]> {
   const { chunkLines, chunkStride, maxFileBytes } = INDEXING_SETTINGS;
   const chunking = { chunkLines: chunkLines.parse(undefined), chunkStride: chunkStride.parse(undefined) };
-  const sources = await treeSources(path, maxFileBytes.parse(undefined));
+  const sources = await treeSources(path, { maxFileBytes: maxFileBytes.parse(undefined) });
   const chunks: EncoderInput[] = [];
   for (const file of sources.paths) {
     const source = await sources.read(file);

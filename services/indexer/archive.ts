@@ -157,7 +157,7 @@ async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: Abo
         const message = `an entry of the tar has more than ${MAX_PAX_RECORDS} records in its extended header: make the tar without them`;
         throw new ServingError('invalid_request', message);
       }
-      const path = upload.enter(name);
+      const path = upload.enterEntry(name);
       const reason = path === undefined || type === 'directory' ? undefined : tarSkip(upload, path, type, size);
       if (path === undefined || type === 'directory' || reason !== undefined) {
         if (path !== undefined && reason !== undefined) upload.skip(path, reason);
@@ -189,7 +189,7 @@ async function readZip(body: Body, upload: Upload, signal: AbortSignal): Promise
     for await (const part of body) await spool.append(part);
     const zip = await fromFdPromise(spool.fd, { lazyEntries: true, autoClose: false });
     for await (const entry of zip.eachEntry()) {
-      const path = upload.enter(entry.fileName);
+      const path = upload.enterEntry(entry.fileName);
       if (path === undefined || entry.fileName.endsWith('/')) continue;
       const reason = zipSkip(entry) ?? upload.unwanted(path, entry.uncompressedSize);
       if (reason) {

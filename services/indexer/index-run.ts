@@ -15,7 +15,7 @@ export interface IndexReport {
   readonly changed: boolean;
   /** Files that gave chunks or were blank. For a change set: among the changed files. */
   readonly files: number;
-  /** Files left out, by reason. */
+  /** What was left out, by reason: see SKIP_REASONS. */
   readonly skipped: Readonly<SkipCounts>;
   readonly chunks: number;
   readonly embedded: number;
@@ -55,8 +55,7 @@ async function runIndex(job: IndexJob): Promise<IndexReport> {
   const writer = await job.store.lock(job.repo, LOCK_TTL_MS);
   try {
     const next = new VersionBuilder(job, writer, await writer.stored(job.encoder.fingerprint));
-    await next.keepUnchanged();
-    await next.readAll();
+    await next.build();
     const { version, changed, replaced } = await next.publish();
     // Readers use the replaced version until they have loaded the new one, so its chunks are removed by the next run.
     const removed = await writer.sweep(replaced);

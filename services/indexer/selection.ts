@@ -1,5 +1,13 @@
 /** Which files are worth indexing, wherever they come from, and for which reason the others are skipped. */
 import { posix } from 'node:path';
+import { codeOfNotebook, isNotebook } from './notebook.ts';
+
+export interface Selecting {
+  /** Larger files are not indexed; no limit if undefined. */
+  readonly maxFileBytes?: number;
+  /** Whether code that nobody here wrote by hand is left out; true if undefined. */
+  readonly defaultExcludes?: boolean;
+}
 
 const SKIP_REASONS = [
   /** Excluded by a .gitignore, a dot file, or in node_modules. Counted for uploads only. */
@@ -11,13 +19,21 @@ const SKIP_REASONS = [
   'binary',
   /** The content, or in an archive the name, is not valid UTF-8. */
   'invalid_utf8',
+  /** The name holds a control character, or in a working tree a backslash, which stands for a slash elsewhere. */
+  'odd_name',
   'generated',
+  /** Counted in folders: virtual environments and installed packages. */
+  'dependency',
+  /** The outputs and prose of a notebook whose code is indexed, or a notebook that cannot be parsed. */
+  'notebook',
   'unreadable',
 ] as const;
 export type SkipReason = (typeof SKIP_REASONS)[number];
 export type SkipCounts = Record<SkipReason, number>;
 
-export type Source = { readonly text: string } | { readonly skipped: SkipReason };
+export type Source =
+  /** `leftOut` says that a part of the file was left out, and why. */
+  { readonly text: string; readonly leftOut?: SkipReason } | { readonly skipped: SkipReason };
 
 export const noSkips = () => Object.fromEntries(SKIP_REASONS.map((reason) => [reason, 0])) as SkipCounts;
 
@@ -26,6 +42,27 @@ const DEPENDENCIES = 'node_modules';
 
 /** Whether a name in a path hides what it names: dot files and folders hold settings and secrets rather than code. */
 export const isHidden = (part: string) => part.startsWith('.') || part === DEPENDENCIES;
+
+/** Folders of installed packages, beside node_modules. */
+const DEPENDENCY_FOLDERS = new Set([
+  '__pycache__',
+  '__pypackages__',
+  'bower_components',
+  'dist-packages',
+  'jspm_packages',
+  'site-packages',
+]);
+
+/** Whether a folder of this name holds installed packages. */
+export const isDependency = (name: string, { defaultExcludes = true }: Selecting) =>
+  defaultExcludes && DEPENDENCY_FOLDERS.has(name);
+
+/** What a virtual environment has in its own folder: Python's venv (PEP 405) a file, conda a folder. */
+export const ENVIRONMENT_MARKS: readonly string[] = ['pyvenv.cfg', 'conda-meta'];
+
+/** Whether a folder is a virtual environment, by what it holds. */
+export const isEnvironment = (entries: readonly { readonly name: string }[], { defaultExcludes = true }: Selecting) =>
+  defaultExcludes && entries.some(({ name }) => ENVIRONMENT_MARKS.includes(name));
 
 const LOCK_FILES = new Set([
   'Cargo.lock',
@@ -77,9 +114,18 @@ function lineCount(text: string): number {
   return count;
 }
 
+/** Outputs make most of a notebook and are left out, so a notebook may be so many times larger than other files. */
+const NOTEBOOK_FACTOR = 16;
+
+/** The largest file of this name that is read, in bytes. */
+export function sizeLimit(path: string, { maxFileBytes = Infinity, defaultExcludes = true }: Selecting): number {
+  return defaultExcludes && isNotebook(path) ? NOTEBOOK_FACTOR * maxFileBytes : maxFileBytes;
+}
+
 /** A file's bytes as text, or the reason why it is not indexed. */
-export function asSource(path: string, bytes: Uint8Array, maxFileBytes: number): Source {
-  if (bytes.length > maxFileBytes) return { skipped: 'oversize' };
+export function asSource(path: string, bytes: Uint8Array, selecting: Selecting): Source {
+  const { maxFileBytes = Infinity, defaultExcludes = true } = selecting;
+  if (bytes.length > sizeLimit(path, selecting)) return { skipped: 'oversize' };
   // Text has no NUL: git and grep tell binary files by the same sign.
   if (bytes.includes(0)) return { skipped: 'binary' };
   let text: string;
@@ -88,13 +134,23 @@ export function asSource(path: string, bytes: Uint8Array, maxFileBytes: number):
   } catch {
     return { skipped: 'invalid_utf8' };
   }
+  if (!defaultExcludes) return { text };
+  if (isNotebook(path)) {
+    const code = codeOfNotebook(text);
+    if (code === undefined) return { skipped: 'notebook' };
+    return Buffer.byteLength(code) > maxFileBytes ? { skipped: 'oversize' } : { text: code, leftOut: 'notebook' };
+  }
   return isGenerated(path, text) ? { skipped: 'generated' } : { text };
 }
 
-/** The text of a .gitignore as git reads it: any bytes are allowed, and a line ends at a NUL. */
+/**
+ * The text of a .gitignore as git reads it: any bytes are allowed, and a line ends at a NUL. Its letters are composed
+ * (NFC), as those of paths are.
+ */
 export const asRules = (bytes: Uint8Array) =>
   new TextDecoder()
     .decode(bytes)
+    .normalize('NFC')
     .split('\n')
     .map((line) => line.split('\0', 1)[0])
     .join('\n');
@@ -120,6 +176,7 @@ const LANGUAGES: Record<string, readonly string[]> = {
   sql: ['sql'],
   html: ['html', 'htm'],
   css: ['css', 'scss', 'sass', 'less'],
+  notebook: ['ipynb'],
   markdown: ['md', 'markdown', 'rst'],
   data: ['json', 'yaml', 'yml', 'toml', 'xml', 'ini', 'csv'],
 };

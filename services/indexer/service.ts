@@ -13,10 +13,11 @@ import type { IndexRequest__Output } from '../lib/rpc/gen/llavacode/v1/IndexRequ
 import { duplex, mount, unary } from '../lib/rpc/server.ts';
 import { readUpload, UPLOAD_FORMATS, type UploadFormat } from './archive.ts';
 import { type IndexReport, indexSources } from './index-run.ts';
+import type { Selecting } from './selection.ts';
 import type { UploadLimits } from './upload.ts';
 import type { IndexJob, IndexOptions, IndexProgress } from './version-builder.ts';
 
-export interface IndexerOptions extends IndexOptions, UploadLimits {
+export interface IndexerOptions extends Omit<IndexOptions, keyof Selecting>, UploadLimits {
   /**
    * Once it is aborted, Describe, with which a gateway asks before it sends an upload, is refused. Runs and uploads
    * that have begun go on to their end, or are cut by the server: the next run finds what was stored.

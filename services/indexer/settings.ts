@@ -1,12 +1,29 @@
 /** The settings of the indexer service, and those of `llavacode index`. */
+import { z } from 'zod';
 import { DEVICE_SETTINGS, MODEL_SETTINGS } from '../lib/engine/settings.ts';
 import type { ConfigOf } from '../lib/process/config.ts';
-import { whole } from '../lib/process/setting-types.ts';
+import { file, whole } from '../lib/process/setting-types.ts';
 import { INDEXING_SETTINGS, UPLOAD_SETTINGS } from '../lib/rag/settings.ts';
 import { RPC_SERVICE_SETTINGS } from '../lib/worker/settings.ts';
 
 export const INDEX_SETTINGS = { model: MODEL_SETTINGS.model, ...DEVICE_SETTINGS, ...INDEXING_SETTINGS };
-export type IndexConfig = ConfigOf<typeof INDEX_SETTINGS>;
+
+/** Where `llavacode up` listens if nobody says otherwise. */
+export const DEFAULT_URL = 'http://127.0.0.1:8000';
+
+/** How `llavacode index` reaches a running system. */
+export const INDEX_CLIENT_SETTINGS = {
+  url: z
+    .string()
+    .refine(
+      (text) => /^https?:\/\/[^/]/.test(text) && URL.canParse(text),
+      'must be http://host:port or https://host:port',
+    )
+    .default(DEFAULT_URL)
+    .describe('gateway of the running system that indexes what is sent to it'),
+  apiKey: z.string().default('').describe('key for a gateway with --api-keys-file'),
+  apiKeyFile: file.describe('file that holds this key, so that it stands in no list of processes'),
+};
 
 export const INDEXER_SETTINGS = {
   ...RPC_SERVICE_SETTINGS,

@@ -6,12 +6,24 @@
 
 import { Turns } from '../lib/async/turns.ts';
 import { ServingError } from '../lib/process/errors.ts';
+import { normalisePath } from '../lib/rag/store/path-form.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
-import { asRules, asSource, isHidden, noSkips, type SkipReason } from './selection.ts';
+import {
+  asRules,
+  asSource,
+  ENVIRONMENT_MARKS,
+  isDependency,
+  isHidden,
+  noSkips,
+  type Selecting,
+  type SkipReason,
+  sizeLimit,
+} from './selection.ts';
 import type { Sources } from './sources.ts';
 import { type Extent, Spool } from './spool.ts';
+import { covers } from './tree.ts';
 
-export interface UploadLimits {
+export interface UploadLimits extends Pick<Selecting, 'defaultExcludes'> {
   readonly maxFileBytes: number;
   readonly maxUploadBytes: number;
   readonly maxRepoBytes: number;
@@ -27,6 +39,9 @@ const MAX_RATIO = 100;
 /** So many unpacked bytes are not suspicious at any ratio. */
 const RATIO_FREE = 32 * 1024 * 1024;
 
+/** Roots of Unix and Windows, and URLs of files: paths of an upload are relative to the repository. */
+const ABSOLUTE = /^(?:[/\\]|[A-Za-z]:[/\\]|file:[/\\])/i;
+
 const refused = (message: string) => new ServingError('invalid_request', message);
 
 export class Upload {
@@ -37,9 +52,14 @@ export class Upload {
   readonly #files = new Map<string, Extent | SkipReason>();
   readonly #rules = new IgnoreRules();
   readonly #deleted = new Set<string>();
+  /** Folders that are virtual environments. */
+  readonly #environments = new Set<string>();
+  /** Files of which a part is left out. */
+  readonly #partly = new Map<string, SkipReason>();
   #entries = 0;
   #unpacked = 0;
-  #unnamed = 0;
+  /** Files left out whose names are not unique, or have no normal form. */
+  readonly #unnamed = { invalid_utf8: 0, odd_name: 0 };
 
   private constructor(limits: UploadLimits, spool: Spool, strip: number) {
     this.#limits = limits;
@@ -53,8 +73,10 @@ export class Upload {
   }
 
   /**
-   * The path of the next file or folder as the index knows it; undefined if it lies above the repository's root.
-   * @throws ServingError invalid_request for a path that leads out of the repository or is too long; payload_too_large.
+   * The path of the next file or folder as the index knows it, in normal form (see path-form.ts); undefined if it lies
+   * above the repository's root.
+   * @throws ServingError invalid_request for a path that leads out of the repository, is too long or has no normal
+   *   form; payload_too_large.
    */
   enter(raw: string): string | undefined {
     this.assertCount(++this.#entries);
@@ -62,11 +84,33 @@ export class Upload {
     if (raw.length > MAX_PATH_BYTES || Buffer.byteLength(raw) > MAX_PATH_BYTES) {
       throw refused(`path ${shown}… is longer than ${MAX_PATH_BYTES} bytes`);
     }
-    const leadsOut = /^[/\\]|^[A-Za-z]:[/\\]/.test(raw) || raw.split(/[/\\]/).includes('..');
+    const leadsOut = ABSOLUTE.test(raw) || raw.split(/[/\\]/).includes('..');
     if (leadsOut) throw refused(`path ${shown} of the upload is absolute or leads out of the repository`);
-    if (raw.includes('\0')) throw refused(`path ${shown} of the upload holds a NUL`);
-    const parts = raw.split('/').filter((part) => part !== '' && part !== '.');
-    return parts.slice(this.#strip).join('/') || undefined;
+    if (/\p{Cc}/u.test(raw)) throw refused(`path ${shown} of the upload holds a NUL or another control character`);
+    const path = normalisePath(raw);
+    const below = path?.split('/').slice(this.#strip).join('/');
+    if (below === undefined || below === '') return undefined;
+    // What is left may read as a drive or a URL, which only the folders before it had hidden.
+    if (normalisePath(below) !== below) throw refused(`path ${shown} of the upload does not name a file`);
+    this.#noteEnvironment(below);
+    return below;
+  }
+
+  /**
+   * Like {@link enter}, for archives, which hold whatever lay in a folder: a name with a control character (macOS
+   * writes `Icon\r`) is left out and counted. NUL is refused all the same.
+   */
+  enterEntry(raw: string): string | undefined {
+    if (raw.includes('\0') || !/\p{Cc}/u.test(raw)) return this.enter(raw);
+    this.assertCount(++this.#entries);
+    if (!raw.endsWith('/')) this.#unnamed.odd_name++;
+    return undefined;
+  }
+
+  #noteEnvironment(path: string): void {
+    const names = path.split('/');
+    const mark = names.findIndex((name) => ENVIRONMENT_MARKS.includes(name));
+    if (mark > 0) this.#environments.add(names.slice(0, mark).join('/'));
   }
 
   /** @throws ServingError payload_too_large for more files and folders than are allowed. */
@@ -97,7 +141,14 @@ export class Upload {
     // Names come as text, in which bytes that are not UTF-8 were replaced: such names would not be unique.
     if (path.includes('\ufffd') || /\p{Surrogate}/u.test(path)) return 'invalid_utf8';
     if (path.split('/').some(isHidden) && !isIgnoreFile(path)) return 'ignored';
-    return size > this.#limits.maxFileBytes ? 'oversize' : undefined;
+    if (
+      path
+        .split('/')
+        .slice(0, -1)
+        .some((name) => isDependency(name, this.#limits))
+    )
+      return 'dependency';
+    return size > sizeLimit(path, this.#limits) ? 'oversize' : undefined;
   }
 
   /**
@@ -106,8 +157,8 @@ export class Upload {
    *   for a link to one: git does not follow it either.)
    */
   skip(path: string, reason: SkipReason): void {
-    if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed++;
-    else if (reason === 'symlink' || !isIgnoreFile(path)) this.#files.set(path, reason);
+    if (reason === 'invalid_utf8' && path.includes('\ufffd')) this.#unnamed.invalid_utf8++;
+    else if (reason === 'symlink' || reason === 'dependency' || !isIgnoreFile(path)) this.#files.set(path, reason);
     else if (reason !== 'oversize')
       throw refused(`${JSON.stringify(path)} of the upload is not a text file: ${reason}`);
     else throw tooLarge(`has a ${GITIGNORE} of more than ${this.#limits.maxFileBytes} bytes`, '--max-file-bytes');
@@ -119,8 +170,13 @@ export class Upload {
       this.#rules.add(path.slice(0, -GITIGNORE.length), asRules(bytes));
       return;
     }
-    const source = asSource(path, bytes, this.#limits.maxFileBytes);
-    this.#files.set(path, 'text' in source ? await this.#spool.append(bytes) : source.skipped);
+    const source = asSource(path, bytes, this.#limits);
+    if ('skipped' in source) this.#files.set(path, source.skipped);
+    else {
+      this.#files.set(path, await this.#spool.append(Buffer.from(source.text)));
+      if (source.leftOut) this.#partly.set(path, source.leftOut);
+      else this.#partly.delete(path);
+    }
   }
 
   /** For a change set: the file was deleted. */
@@ -131,14 +187,19 @@ export class Upload {
 
   /** The sources, as the whole repository. @throws the signal's reason. */
   async all(signal: AbortSignal): Promise<Sources> {
-    const skipped = noSkips();
-    skipped.invalid_utf8 += this.#unnamed;
+    const skipped = { ...noSkips(), ...this.#unnamed };
     const texts = new Map<string, Extent>();
     const turns = new Turns();
+    const { defaultExcludes = true } = this.#limits;
+    const environments = defaultExcludes ? this.#environments : new Set<string>();
     for (const path of [...this.#files.keys()].sort()) {
       const file = this.#files.get(path) as Extent | SkipReason;
       if (typeof file === 'string') {
         skipped[file]++;
+        continue;
+      }
+      if (covers(environments, path)) {
+        skipped.dependency++;
         continue;
       }
       const deciding = this.#rules.decide(path);
@@ -154,7 +215,11 @@ export class Upload {
     return {
       paths: [...texts.keys()],
       skipped,
-      read: async (path) => ({ text: new TextDecoder().decode(await this.#spool.read(texts.get(path) as Extent)) }),
+      read: async (path) => {
+        const text = new TextDecoder().decode(await this.#spool.read(texts.get(path) as Extent));
+        const leftOut = this.#partly.get(path);
+        return leftOut ? { text, leftOut } : { text };
+      },
     };
   }
 

@@ -9,11 +9,11 @@ import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode/encode.ts';
 import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever-name.ts';
 import { idAt, packIds } from '../lib/rag/store/row.ts';
 import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
-import { languageOf, noSkips, type SkipCounts } from './selection.ts';
+import { languageOf, noSkips, type Selecting, type SkipCounts } from './selection.ts';
 import type { Sources } from './sources.ts';
+import { covers } from './tree.ts';
 
-export interface IndexOptions extends Chunking {
-  readonly maxFileBytes: number;
+export interface IndexOptions extends Chunking, Selecting {
   /** The index's retriever, for requests that name none. The encoder must keep embeddings for dense and fused. */
   readonly retriever?: RetrieverName;
 }
@@ -67,23 +67,44 @@ export class VersionBuilder {
     return this.#written.length;
   }
 
-  /** For a change set: takes over the chunks of all other files from the current version. */
-  async keepUnchanged(): Promise<void> {
+  /** Reads all sources, and takes over from the current version what they do not replace. */
+  async build(): Promise<void> {
+    // A change set against another version is refused before anything is read.
+    const base = this.#job.sources.replaced ? await this.#base() : undefined;
+    await this.#readAll();
+    await this.#keep(base);
+  }
+
+  /**
+   * Takes over chunks from the current version: for a change set those of all other files, and always those of files
+   * that could not be read.
+   */
+  async #keep(base: IndexSnapshot | undefined): Promise<void> {
     const { repo, sources, store, signal } = this.#job;
-    if (!sources.replaced) return;
-    const { head, ids } = await this.#base();
+    const { replaced, unreadable = new Set<string>() } = sources;
+    if (!replaced && unreadable.size === 0) return;
+    const from = base ?? (await published(store, repo));
+    if (!from) return;
+    const { head, ids } = from;
+    // A run over all files can do without what the store has lost; a change set cannot.
+    const whole = <T>(rows: readonly (T | undefined)[]) => (replaced ? assertNoneLost(repo, rows) : rows);
     for (let start = 0; start < head.chunks; start += BATCH) {
       signal?.throwIfAborted();
       const wanted = Array.from({ length: Math.min(BATCH, head.chunks - start) }, (_, i) => idAt(ids, start + i));
-      const entries = assertNoneLost(repo, await store.entries(repo, wanted));
-      const kept = entries.filter((entry) => !sources.replaced?.has(entry.path));
+      const entries = whole(await store.entries(repo, wanted)).filter((entry) => entry !== undefined);
+      const kept = entries.filter(({ path }) => (replaced && !replaced.has(path)) || covers(unreadable, path));
       // Chunks whose vectors are lost, or another encoder's, are encoded again from the text stored with the old
       // vector.
       const bare = kept.filter((entry) => !this.#stored.has(entry.id)).map((entry) => entry.id);
-      const contents = assertNoneLost(repo, await store.contents(repo, head.fingerprint, bare));
-      const texts = new Map(contents.map(({ text }, i) => [bare[i], text]));
-      for (const entry of kept) await this.#add({ ...entry, text: texts.get(entry.id) ?? '' }, 0);
+      const contents = whole(await store.contents(repo, head.fingerprint, bare));
+      const texts = new Map(contents.map((content, i) => [bare[i], content?.text]));
+      for (const entry of kept) {
+        const text = this.#stored.has(entry.id) ? '' : texts.get(entry.id);
+        if (text !== undefined) await this.#add({ ...entry, text }, sources.paths.length);
+      }
     }
+    await this.#flush();
+    this.#progress(sources.paths.length);
   }
 
   async #base(): Promise<IndexSnapshot> {
@@ -102,7 +123,7 @@ export class VersionBuilder {
   }
 
   /** Reads, chunks and encodes all sources. */
-  async readAll(): Promise<void> {
+  async #readAll(): Promise<void> {
     const { sources, options, signal } = this.#job;
     for (const [i, path] of sources.paths.entries()) {
       signal?.throwIfAborted();
@@ -110,6 +131,7 @@ export class VersionBuilder {
       if ('skipped' in source) this.skipped[source.skipped]++;
       else {
         this.files++;
+        if (source.leftOut) this.skipped[source.leftOut]++;
         for (const chunk of chunkFile(path, source.text, options)) await this.#add(chunk, i);
       }
       this.#progress(i + 1);
@@ -159,6 +181,7 @@ export class VersionBuilder {
     const { repo, store, encoder, options, signal } = this.#job;
     signal?.throwIfAborted();
     await this.#assertStored();
+    await this.#job.sources.assertThere?.();
     const { fingerprint, hidden } = encoder;
     const chunks = this.#inOrder();
     const ids = packIds(chunks.map((chunk) => chunk.id));
@@ -197,7 +220,8 @@ export class VersionBuilder {
 
   /** By path, then by line. Chunks that were kept and chunks that are new belong to different files. */
   #inOrder() {
-    return this.#job.sources.replaced
+    const { replaced, unreadable } = this.#job.sources;
+    return replaced || unreadable?.size
       ? this.#chunks.toSorted((a, b) => (a.path < b.path ? -1 : Number(a.path > b.path)))
       : this.#chunks;
   }

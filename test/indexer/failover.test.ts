@@ -119,15 +119,25 @@ describe.each([
     const encoder = new RememberingEncoder();
     const stop = new AbortController();
     const versions: string[] = [];
-    const run = treeIndexer(dir, LIMITS.maxFileBytes, (sources) =>
-      indexSources({ repo: 'shop', sources, store, encoder, options: LIMITS }),
-    );
-    const index = async (changed?: ReadonlySet<string>) => {
-      versions.push((await run(changed)).version);
-    };
+    const index = treeIndexer(dir, LIMITS, {
+      files: async () => (await store.head('shop'))?.files ?? 0,
+      index: async (sources) => {
+        const report = await indexSources({ repo: 'shop', sources, store, encoder, options: LIMITS });
+        versions.push(report.version);
+        return report;
+      },
+    });
     const failures: string[] = [];
     const onFailure = ({ code }: { code: string }) => failures.push(code);
-    const watching = watchTree({ dir, index, onFailure, signal: stop.signal, quietMs: 20, retryMs: 20 });
+    const watching = watchTree({
+      dir,
+      selecting: LIMITS,
+      index,
+      onFailure,
+      signal: stop.signal,
+      quietMs: 20,
+      retryMs: 20,
+    });
     await vi.waitUntil(() => versions.length > 0, SOON);
     await redis.failOver();
     await writeFile(join(dir, 'b.py'), python('b', 30));
@@ -154,6 +164,7 @@ describe.each([
       retrievalBudgetMs: 5_000,
       denseBudgetMs: 5_000,
       contextFingerprint: 'context',
+      withoutProjector: 'text',
       hidden: 2,
       log: createLogger('test', 'silent'),
     });

@@ -132,7 +132,7 @@ test('a tree and an upload of it give the same files and the same text', async (
   const body = { format: 'json' as const, strip: 0, bytes: inParts(jsonOfFiles(files)) };
   const upload = await readUpload(body, limits, new AbortController().signal);
   onTestFinished(() => upload.close());
-  const tree = await treeSources(dir, 1e6);
+  const tree = await treeSources(dir, { maxFileBytes: 1e6 });
   expect(upload.paths).toEqual(['debug/b.py', 'kept.log', 'sub/a.log', 'sub/c/b.py']);
   expect(tree.paths).toEqual(upload.paths);
   for (const path of tree.paths) expect(await upload.read(path)).toEqual(await tree.read(path));

@@ -201,7 +201,7 @@ describe('an index run', () => {
     // A change set needs no other files: the text of all other chunks is in the store.
     const encoder = new FakeEncoder();
     await files({ 'b.py': python('c', 10) });
-    const sources = await changedSources(dir, new Set(['b.py']), OPTIONS.maxFileBytes);
+    const sources = await changedSources(dir, new Set(['b.py']), OPTIONS);
     const second = await indexSources({ repo: REPO, store, encoder, options: OPTIONS, sources });
     expect(second).toMatchObject({ chunks: 6, embedded: 6, reused: 0, changed: true });
     expect(second.version).not.toBe(first.version);
@@ -330,7 +330,9 @@ describe('sources', () => {
       'latin1.py': new Uint8Array([0x78, 0x20, 0x3d, 0x20, 0xe9]),
       'utf16.txt': Buffer.from('\ufeffhello', 'utf16le'),
       'big.py': python('big', 1_000),
-      'ünï cödé [x] "q"\n.py': 'odd = name',
+      'ünï cödé [x] "q".py': 'odd = name',
+      'line\nbreak.py': 'x = 1',
+      'back\\slash.py': 'x = 1',
     });
     await symlink('/etc/passwd', join(dir, 'outside.py'));
     await symlink('ok.py', join(dir, 'inside.py'));
@@ -340,18 +342,37 @@ describe('sources', () => {
     execFileSync('mkfifo', [join(dir, 'pipe')]);
     const encoder = new FakeEncoder();
     const report = await index(encoder);
-    expect(report.skipped).toEqual({ ...noSkips(), symlink: 5, oversize: 1, binary: 2, invalid_utf8: 1 });
+    expect(report.skipped).toEqual({ ...noSkips(), symlink: 5, oversize: 1, binary: 2, invalid_utf8: 1, odd_name: 2 });
     expect(report.files).toBe(3);
     expect(encoder.texts.sort()).toEqual(['odd = name', 'x = 1', 'y = 2']);
   });
 
   test('files and folders that may not be read are counted', async () => {
     await files({ 'gone.py': 'x = 1', 'kept.py': 'y = 2' });
-    const sources = await treeSources(dir, 100);
+    const sources = await treeSources(dir, { maxFileBytes: 100 });
     expect(sources.paths).toEqual(['gone.py', 'kept.py']);
     await rm(join(dir, 'gone.py'));
     expect(await sources.read('gone.py')).toEqual({ skipped: 'unreadable' });
     expect(await sources.read('kept.py')).toEqual({ text: 'y = 2' });
+  });
+
+  test('dependencies and outputs of notebooks are left out and counted, unless the defaults are off', async () => {
+    const output = { cells: [{ cell_type: 'code', source: ['x = 1'], outputs: ['A'.repeat(20_000)] }] };
+    await files({
+      'nb.ipynb': JSON.stringify(output),
+      'venv/pyvenv.cfg': '',
+      'venv/lib/a.py': 'x',
+      'conda/conda-meta/history': 'x',
+      'conda/b.py': 'x',
+      'lib/site-packages/c.py': 'x',
+      'package-lock.json': '{}',
+    });
+    const encoder = new FakeEncoder();
+    const { skipped } = await index(encoder);
+    expect(encoder.texts).toEqual(['x = 1']);
+    expect(skipped).toEqual({ ...noSkips(), notebook: 1, dependency: 3, generated: 1 });
+    const options = { ...OPTIONS, maxFileBytes: 50_000, defaultExcludes: false };
+    expect(await index(new FakeEncoder(), { options })).toMatchObject({ files: 7, skipped: noSkips() });
   });
 
   test('.gitignore files are respected, nested ones too, and dot files and dependencies are left out', async () => {
@@ -367,17 +388,13 @@ describe('sources', () => {
       'private.py': 'x',
       '.env': 'SECRET=1',
       '.git/config': 'x',
-      'line\nbreak/private\n.py': 'x',
-      'line\nbreak/b.log': 'x',
+      'odd [name]/private .py': 'x',
+      'odd [name]/b.log': 'x',
+      'line\nbreak/c.py': 'x',
       'node_modules/m/index.js': 'x',
       'sub/node_modules/m/index.js': 'x',
     });
-    expect((await listSources(dir)).paths).toEqual([
-      'keep.log',
-      'line\nbreak/private\n.py',
-      'private.py',
-      'sub/top.py',
-    ]);
+    expect((await listSources(dir)).paths).toEqual(['keep.log', 'odd [name]/private .py', 'private.py', 'sub/top.py']);
   });
 
   test('sources come in one stable order', async () => {

@@ -3,11 +3,10 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { idAt } from '../../services/lib/rag/store/row.ts';
@@ -18,8 +17,8 @@ import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/Index
 import { ServiceProcess, startSystem } from '../../services/supervisor.ts';
 import { jsonOfFiles } from '../support/archives.ts';
 import { python } from '../support/fake-indexer.ts';
-import { GOLDENS, safetensorsBytes } from '../support/models.ts';
 import { startRedis } from '../support/redis.ts';
+import { smallestBundle } from '../support/smallest-bundle.ts';
 
 const NEVER = new AbortController().signal;
 /** Longer than the 15 s for which a lock outlives its dead holder. */
@@ -108,36 +107,11 @@ async function expectWhole(store: Store): Promise<void> {
   expect(await store.contents(REPO, head.fingerprint, all)).not.toContain(undefined);
 }
 
-/** A bundle of the smallest model, which encodes thousands of chunks a second: a golden LLM that is its own encoder. */
-async function makeBundle(dir: string): Promise<string> {
-  const hidden = 64;
-  const tensors = [1, 2].flatMap((layer) => [
-    { name: `linear_${layer}.weight`, shape: [hidden, hidden] },
-    { name: `linear_${layer}.bias`, shape: [hidden] },
-  ]);
-  tensors.push({ name: 'ln_1.weight', shape: [hidden] }, { name: 'ln_1.bias', shape: [hidden] });
-  let at = 0;
-  const header = Object.fromEntries(
-    tensors.map(({ name, shape }) => {
-      const begin = at;
-      at += 4 * shape.reduce((product, dim) => product * dim, 1);
-      return [name, { dtype: 'F32', shape, data_offsets: [begin, at] }];
-    }),
-  );
-  const projector = join(dir, 'projector');
-  await mkdir(projector);
-  await writeFile(join(projector, 'model.safetensors'), safetensorsBytes(header, at));
-  const llm = join(GOLDENS, 'qwen2-tied');
-  const to = join(dir, 'bundle');
-  await exportBundle({ llm, projector, to, name: 'golden', precision: 'fp32' });
-  return to;
-}
-
 let folder: string;
 let model: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'llavacode-bundle-'));
-  model = await makeBundle(folder);
+  model = await smallestBundle(folder);
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
 

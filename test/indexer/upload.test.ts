@@ -18,7 +18,12 @@ import {
 const LIMITS = { maxFileBytes: 10_000, maxUploadBytes: 10_000_000, maxRepoBytes: 50_000_000, maxRepoFiles: 100 };
 const NEVER = new AbortController().signal;
 
-async function read(format: UploadFormat, bytes: Uint8Array, limits: Partial<typeof LIMITS> = {}, strip = 0) {
+async function read(
+  format: UploadFormat,
+  bytes: Uint8Array,
+  limits: Partial<typeof LIMITS> & { defaultExcludes?: boolean } = {},
+  strip = 0,
+) {
   const sources = await readUpload({ format, strip, bytes: inParts(bytes) }, { ...LIMITS, ...limits }, NEVER);
   try {
     const texts = await Promise.all(
@@ -47,7 +52,7 @@ describe.each(FORMS)('an upload as %s', (format, make) => {
       'b.py': 'b = 1',
       'a/ü 😀 [x] "q".py': 'größe = "…"',
       "a/it's $(x).py": 'y = 2',
-      'a/line\nbréak.py': 'z = 3',
+      'a/line bréak.py': 'z = 3',
       'a.py': '',
       __proto__x: 'w = 4',
       [`${'deep/'.repeat(30)}file.py`]: 'v = 5',
@@ -92,6 +97,80 @@ describe.each(FORMS)('an upload as %s', (format, make) => {
       );
     },
   );
+
+  test('dependencies and outputs of notebooks are left out and counted, unless the defaults are off', async () => {
+    const cells = [
+      { cell_type: 'markdown', source: ['# Prose'] },
+      { cell_type: 'code', source: ['x = 1\n', 'y = 2'], outputs: [{ data: { 'image/png': 'A'.repeat(20_000) } }] },
+      { cell_type: 'code', source: 'z = 3' },
+    ];
+    const files = {
+      'nb.ipynb': JSON.stringify({ cells }),
+      'broken.ipynb': '{',
+      'env/pyvenv.cfg': '',
+      'env/bin/tool.py': 'x',
+      'conda/conda-meta/history': 'x',
+      'conda/lib/dep.py': 'x',
+      'lib/site-packages/dep.py': 'x',
+      'site-packages.py': 'x',
+    };
+    const { texts, skipped } = await read(format, await make(files));
+    expect(texts).toEqual({ 'nb.ipynb': 'x = 1\ny = 2\n\nz = 3', 'site-packages.py': 'x' });
+    expect(skipped).toEqual(skips({ notebook: 1, dependency: 5 }));
+    const off = await read(format, await make(files), { maxFileBytes: 50_000, defaultExcludes: false });
+    expect(off.texts).toEqual(files);
+  });
+
+  test('paths with backslashes meet the same rules as paths with slashes', async () => {
+    const files = {
+      'conf\\.env': 'TOKEN=1',
+      'node_modules\\dep\\index.js': 'x',
+      'out\\made.py': 'x',
+      'sub\\.gitignore': 'private.py',
+      'sub/private.py': 'x',
+      '.\\sub\\main.py': 'x',
+      'Makefile\\': 'x',
+      '.gitignore': 'out/',
+    };
+    const { paths, skipped } = await read(format, await make(files));
+    expect(paths.filter((path) => path !== 'Makefile')).toEqual(['sub/main.py']);
+    expect(skipped).toEqual(skips({ ignored: 4 }));
+  });
+
+  test('letters that are composed otherwise name the same file, for rules too', async () => {
+    const files = { '.gitignore': 'priv\u00e9\n', 'prive\u0301/a.py': 'x', 'cafe\u0301.py': 'x' };
+    expect((await read(format, await make(files))).paths).toEqual(['caf\u00e9.py']);
+    const decomposed = { '.gitignore': 'prive\u0301\n', 'priv\u00e9/a.py': 'x', 'caf\u00e9.py': 'x' };
+    expect((await read(format, await make(decomposed))).paths).toEqual(['caf\u00e9.py']);
+  });
+
+  test('a name with a control character is refused in JSON, and left out of an archive and counted', async () => {
+    // The é makes zip mark its names as UTF-8: in its older encoding a control character is a picture.
+    const bytes = await make({ 'Ic\u00e9n\r': '', 'a/lin\u00e9\nbreak.py': 'x', 'a.py': 'x' });
+    if (format === 'json') {
+      await expect(read(format, bytes)).rejects.toEqual(refusal('invalid_request', 'Ic\u00e9n', 'control character'));
+      return;
+    }
+    const { paths, skipped } = await read(format, bytes);
+    expect(paths).toEqual(['a.py']);
+    expect(skipped).toEqual(skips({ odd_name: 2 }));
+  });
+
+  test.each(['file:///etc/passwd', 'FILE:/etc/passwd', '\\\\server\\share\\a.py', '\\\\?\\C:\\a.py'])(
+    'an upload is refused for the absolute path %j',
+    async (path) => {
+      await expect(read(format, await make({ 'ok.py': 'x', [path]: 'evil' }))).rejects.toEqual(
+        refusal('invalid_request', format === 'zip' ? 'path' : 'leads out of the repository'),
+      );
+    },
+  );
+
+  test('what the dropped folders leave of a path is looked at again', async () => {
+    const nested = { 'top/file:/etc/passwd': 'x' };
+    await expect(read(format, await make(nested), {}, 1)).rejects.toEqual(
+      refusal('invalid_request', 'does not name a file'),
+    );
+  });
 
   test('a dot in a path names the folder itself, and two dots within a name are part of it', async () => {
     expect((await read(format, await make({ './a..b/./c...py': 'x' }))).paths).toEqual(['a..b/c...py']);
@@ -207,8 +286,8 @@ describe('a JSON upload', () => {
 
   test('a change set names the files that it replaces', async () => {
     const changes = [
-      { path: './a.py', content: 'x = 1' },
-      { path: 'gone.py', deleted: true },
+      { path: '.\\a.py', content: 'x = 1' },
+      { path: './/gone.py', deleted: true },
       { path: 'image.png', content: '\0' },
     ];
     const { sources, paths } = await read('json', Buffer.from(JSON.stringify({ changes, base_version: 'v' })));

@@ -53,17 +53,18 @@ async function start() {
   const seen: (readonly string[] | 'all')[] = [];
   const failures: string[] = [];
   let fail: ServingError | undefined;
-  const run = treeIndexer(dir, LIMITS.maxFileBytes, (sources) =>
-    indexSources({ repo: REPO, sources, store, encoder, options: LIMITS }),
-  );
-  const index = async (changed?: ReadonlySet<string>) => {
+  const run = treeIndexer(dir, LIMITS, {
+    files: async () => (await store.head(REPO))?.files ?? 0,
+    index: (sources) => indexSources({ repo: REPO, sources, store, encoder, options: LIMITS }),
+  });
+  const index = async (changed: ReadonlySet<string> | undefined, mayBeEmpty: boolean) => {
     seen.push(changed ? [...changed].sort() : 'all');
     if (fail) {
       const error = fail;
       fail = undefined;
       throw error;
     }
-    await run(changed);
+    return run(changed, mayBeEmpty);
   };
   const follow = (options: Partial<Watching> = {}) =>
     watchTree({
@@ -72,6 +73,8 @@ async function start() {
       onFailure: ({ code }) => failures.push(code),
       signal: stop.signal,
       quietMs: 20,
+      rootCheckMs: 20,
+      settleMs: 20,
       retryMs: 1,
       ...options,
     });
@@ -167,6 +170,23 @@ test.each(['*\n!*/\n!*.py\n', '.*\n'])(
     await watching;
   },
 );
+
+test('a virtual environment that is made is left out from then on', async () => {
+  const { write, stop, seen, follow, settled } = await start();
+  await write('a.py', python('a', 12));
+  const watching = follow();
+  await settled();
+  await write('venv/lib/dep.py', python('dep', 12));
+  expect((await settled()).files).toBe(2);
+  await write('venv/pyvenv.cfg', 'home = /usr');
+  expect((await settled()).files).toBe(1);
+  await write('venv/lib/more.py', python('more', 12));
+  await write('b.py', python('b', 12));
+  expect((await settled()).files).toBe(2);
+  expect(seen.flat()).not.toContain('venv/lib/more.py');
+  stop.abort();
+  await watching;
+});
 
 test('a change does not wait for later changes to end', async () => {
   const { write, stop, follow, settled } = await start();
@@ -343,7 +363,7 @@ test("after another indexer's version in between everything is indexed anew", as
   const other = join(root, 'elsewhere');
   await mkdir(other);
   await writeFile(join(other, 'foreign.py'), python('foreign', 12));
-  const sources = await treeSources(other, LIMITS.maxFileBytes);
+  const sources = await treeSources(other, LIMITS);
   // The lock may last a moment longer than the version that was seen.
   await vi.waitFor(() => indexSources({ repo: REPO, sources, store, encoder, options: LIMITS }), SOON);
   await write('a.py', python('changed', 12));

@@ -4,5 +4,5 @@ import { treeSources } from '../../services/indexer/sources.ts';
 import type { IndexJob } from '../../services/indexer/version-builder.ts';
 
 export async function indexTree(job: Omit<IndexJob, 'sources'> & { readonly dir: string }): Promise<IndexReport> {
-  return indexSources({ ...job, sources: await treeSources(job.dir, job.options.maxFileBytes) });
+  return indexSources({ ...job, sources: await treeSources(job.dir, job.options) });
 }

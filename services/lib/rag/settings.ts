@@ -1,6 +1,6 @@
 /** The settings of an index: where it lies, how files become chunks, and what searches it. */
 import { z } from 'zod';
-import { milliseconds, whole } from '../process/setting-types.ts';
+import { flag, milliseconds, whole } from '../process/setting-types.ts';
 import { isRedisUrl } from '../redis/url.ts';
 import { DEFAULT_RETRIEVER, RETRIEVERS } from './retriever-name.ts';
 
@@ -32,6 +32,12 @@ export const INDEXING_SETTINGS = {
   maxFileBytes: whole(1)
     .default(512 * 1024)
     .describe('files larger than this are not indexed, in bytes'),
+  defaultExcludes: flag
+    .default(true)
+    .describe(
+      'leave out what nobody here wrote by hand: virtual environments, site-packages, generated and minified files, ' +
+        'lock files, outputs of notebooks',
+    ),
 };
 
 /** @returns what is wrong: with a stride that is longer than a chunk some lines would be in no chunk. */

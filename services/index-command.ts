@@ -1,0 +1,214 @@
+/**
+ * `llavacode index`: brings a working tree into an index, once, or with --watch again whenever it changes. The running
+ * system indexes it; where a store is named, this process does.
+ */
+import { readFile } from 'node:fs/promises';
+import { bundleOf } from './checkpoint-bundle.ts';
+import { type IndexReport, indexSources } from './indexer/index-run.ts';
+import type { SkipReason } from './indexer/selection.ts';
+import { INDEX_CLIENT_SETTINGS } from './indexer/settings.ts';
+import type { Sources } from './indexer/sources.ts';
+import { TreeAway } from './indexer/tree.ts';
+import { type IndexTarget, treeIndexer } from './indexer/tree-indexer.ts';
+import type { IndexProgress } from './indexer/version-builder.ts';
+import { watchTree } from './indexer/watch.ts';
+import { contextLack, openBundle } from './lib/model/bundle/bundle.ts';
+import { flagName } from './lib/process/config.ts';
+import { ServingError } from './lib/process/errors.ts';
+import { interruption } from './lib/process/interrupt.ts';
+import { atPath } from './lib/process/os-errors.ts';
+import { type Progress, startProgress } from './lib/process/progress.ts';
+import { loadContextEncoder } from './lib/rag/encode/encode.ts';
+import { openStore } from './lib/rag/store/open-store.ts';
+import { DEFAULT_TENANT, repoKey } from './lib/rag/store/repo-key.ts';
+import { NO_VECTORS } from './lib/rag/store/row.ts';
+import type { Store } from './lib/rag/store/store.ts';
+import { GatewayTarget } from './repo-client.ts';
+import { INDEX_COMMAND_SETTINGS, type IndexCommandConfig } from './settings.ts';
+
+/** Settings that say which files are sent; all others of an index are those of the system that indexes. */
+const OF_THE_SENDER: readonly string[] = ['maxFileBytes', 'defaultExcludes', ...Object.keys(INDEX_CLIENT_SETTINGS)];
+
+export interface IndexCommand {
+  /** The default tenant if undefined. */
+  readonly tenant: string | undefined;
+  /** The tenant's name for the repository. */
+  readonly repo: string;
+  readonly dir: string;
+  readonly watch: boolean;
+  /** Whether an empty tree may replace an index with files. */
+  readonly allowEmpty: boolean;
+}
+
+/**
+ * Refuses flags that would have no effect: without a store the running system decides.
+ * @param flags what stands on the command line. Variables and the file may serve other commands, too.
+ * @throws ServingError config_invalid.
+ */
+export function assertEffective({ store }: IndexCommandConfig, flags: Readonly<Record<string, unknown>>): void {
+  if (store !== undefined) return;
+  const idle = Object.keys(flags).filter(
+    (name) => (name in INDEX_COMMAND_SETTINGS || name === 'tenant') && !OF_THE_SENDER.includes(name),
+  );
+  const given = idle.filter((name) => flags[name] !== undefined).map(flagName);
+  if (given.length === 0) return;
+  throw new ServingError(
+    'config_invalid',
+    `${given.join(', ')}: without --store the running system at --url indexes, with settings of its own and for the ` +
+      "key's tenant. Leave this out, or name a --store",
+  );
+}
+
+/**
+ * @returns the report of the last run.
+ * @throws ServingError; Interrupted. The version that was served before stays.
+ */
+export async function runIndex(config: IndexCommandConfig, command: IndexCommand): Promise<IndexReport | undefined> {
+  const { repo: name, dir, watch, allowEmpty } = command;
+  const repo = repoKey(command.tenant ?? DEFAULT_TENANT, name);
+  const stop = interruption();
+  const progress = startProgress(config.store === undefined ? `asking ${config.url}` : 'loading the encoder');
+  const closers: (() => unknown)[] = [];
+  try {
+    const target =
+      config.store === undefined
+        ? await remoteTarget(config, name, progress, stop)
+        : await localTarget({ ...config, store: config.store }, repo, progress, stop, closers);
+    let report: IndexReport | undefined;
+    const index = treeIndexer(dir, config, {
+      files: () => target.files(),
+      index: async (sources: Sources) => {
+        progress.start(`indexing ${dir} as ${repo}`);
+        report = await target.index(sources);
+        progress.succeed(summary(report));
+        return report;
+      },
+    });
+    if (watch) {
+      const onFailure = (failure: ServingError) => progress.warn(saidOf(failure));
+      let first = allowEmpty;
+      const indexNext: typeof index = (changed, mayBeEmpty) => {
+        const empty = first || mayBeEmpty;
+        first = false;
+        return index(changed, empty);
+      };
+      await watchTree({ dir, selecting: config, index: indexNext, onFailure, signal: stop });
+    } else await index(undefined, allowEmpty);
+    return report;
+  } catch (error) {
+    progress.fail();
+    throw error;
+  } finally {
+    for (const close of closers.toReversed()) await close();
+  }
+}
+
+/** What a person is told of a failure that a watch goes on after. */
+function saidOf(failure: ServingError): string {
+  const { message, kind } = failure;
+  if (failure instanceof TreeAway) return `${message}; the index stays as it is, and the folder is looked for`;
+  return kind.retryable ? `${message}; trying again` : `changes in part of the tree may go unseen: ${message}`;
+}
+
+/** The index behind a running gateway. */
+async function remoteTarget(
+  { url, apiKey, apiKeyFile }: IndexCommandConfig,
+  repo: string,
+  progress: Progress,
+  signal: AbortSignal,
+): Promise<IndexTarget> {
+  const key =
+    apiKey === '' && apiKeyFile !== ''
+      ? (await atPath(`--api-key-file ${apiKeyFile}`, () => readFile(apiKeyFile, 'utf8'))).trim()
+      : apiKey;
+  const target = new GatewayTarget({
+    url,
+    apiKey: key,
+    repo,
+    signal,
+    onSending: (sent, files) => progress.update(`${repo} sending ${sent} of ${files} files to ${url}`),
+    onProgress: showProgress(progress, repo),
+  });
+  await target.files(); // whether it can be reached is known before anything is read
+  return target;
+}
+
+/** The index in a store that this process writes. */
+async function localTarget(
+  config: IndexCommandConfig & { readonly store: string },
+  repo: string,
+  progress: Progress,
+  signal: AbortSignal,
+  closers: (() => unknown)[],
+): Promise<IndexTarget> {
+  const { model } = config;
+  if (model === undefined) {
+    throw new ServingError('config_invalid', '--model (LLAVACODE_MODEL): is required with --store');
+  }
+  const bundle = await openBundle(await bundleOf({ ...config, model }, (text) => progress.update(text)));
+  const encoder = await loadContextEncoder(bundle, config);
+  closers.push(() => encoder.dispose());
+  const lack = contextLack(bundle.manifest);
+  if (lack) progress.warn(lack);
+  const store = await openStore(config.store, 'indexing');
+  closers.push(() => store.close());
+  const onProgress = showProgress(progress, repo);
+  return {
+    files: () => publishedFiles(store, repo),
+    index: (sources) => indexSources({ repo, sources, store, encoder, options: config, signal, onProgress }),
+  };
+}
+
+/** Number of files in the current version; 0 where there is none, or none that can be read: it is replaced then. */
+async function publishedFiles(store: Store, repo: string): Promise<number> {
+  try {
+    return (await store.head(repo))?.files ?? 0;
+  } catch (error) {
+    if (error instanceof ServingError && error.code === 'store_invalid') return 0;
+    throw error;
+  }
+}
+
+/** Characters of the progress bar. */
+const BAR = 24;
+
+const showProgress =
+  (progress: Progress, repo: string) =>
+  ({ files, filesRead, chunks, embedded }: IndexProgress) => {
+    const done = files === 0 ? BAR : Math.floor((BAR * filesRead) / files);
+    const bar = `${'█'.repeat(done)}${'░'.repeat(BAR - done)}`;
+    progress.update(`${repo} ${bar} ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} of them new`);
+  };
+
+/** Reasons for which a single word does not say what was left out. */
+const LEFT_OUT: Partial<Record<SkipReason, string>> = {
+  dependency: 'folders of dependencies (virtual environments, installed packages)',
+  generated: 'generated, minified or lock files',
+  notebook: "notebooks' outputs",
+  invalid_utf8: 'not UTF-8',
+  odd_name: 'with a control character or backslash in their name',
+  unreadable: 'unreadable (what was indexed of them before is kept)',
+};
+
+function summary({
+  repo,
+  version,
+  fingerprint,
+  files,
+  skipped,
+  chunks,
+  embedded,
+  reused,
+  removed,
+  unparsed,
+  seconds,
+}: IndexReport): string {
+  const left = Object.entries(skipped).filter(([, count]) => count > 0);
+  const named = left.map(([why, count]) => `${count} ${LEFT_OUT[why as SkipReason] ?? why}`);
+  const leftOut = named.length > 0 ? `; left out: ${named.join(', ')}` : '';
+  const bySource = unparsed > 0 ? `, ${unparsed} by source for want of a syntax tree` : '';
+  const speed = embedded > 0 ? ` at ${(embedded / seconds).toFixed(0)} chunks/s` : '';
+  const done = fingerprint === NO_VECTORS ? 'stored as text' : 'encoded';
+  const what = `${chunks} chunks (${embedded} ${done}${speed}${bySource}, ${reused} kept, ${removed} removed), ${files} files read`;
+  return `${repo}: ${what} in ${seconds.toFixed(1)} s, version ${version}${leftOut}`;
+}

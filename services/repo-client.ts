@@ -1,0 +1,257 @@
+/** A client of `/v1/repos`: brings a working tree into the index of a running system. */
+import { Readable } from 'node:stream';
+import { createGzip } from 'node:zlib';
+import { createParser } from 'eventsource-parser';
+import { pack as packTar } from 'tar-stream';
+import { refusal } from './client.ts';
+import type { IndexReport } from './indexer/index-run.ts';
+import { notebookOf } from './indexer/notebook.ts';
+import { noSkips, type SkipReason } from './indexer/selection.ts';
+import type { Sources } from './indexer/sources.ts';
+import { covers } from './indexer/tree.ts';
+import type { IndexTarget } from './indexer/tree-indexer.ts';
+import type { IndexProgress } from './indexer/version-builder.ts';
+import { Deferred } from './lib/async/deferred.ts';
+import { ServingError } from './lib/process/errors.ts';
+
+export interface GatewayRepo {
+  /** URL of the gateway. */
+  readonly url: string;
+  /** '' for a gateway without keys. */
+  readonly apiKey: string;
+  /** The tenant's name for the repository. */
+  readonly repo: string;
+  readonly signal: AbortSignal;
+  readonly onSending: (sent: number, files: number) => void;
+  readonly onProgress: (progress: IndexProgress) => void;
+}
+
+/** Content of one change set, in bytes: the gateway takes 32 MiB of JSON, in which a byte may take six. */
+const CHANGES_BYTES = 4 * 1024 * 1024;
+
+type Change = { readonly path: string; readonly content: string } | { readonly path: string; readonly deleted: true };
+type Body = NonNullable<RequestInit['body']>;
+type Skips = Record<SkipReason, number>;
+
+/** Ends the sending of a whole tree of which a part turned out to be unreadable. */
+class PartUnreadable extends Error {}
+
+export class GatewayTarget implements IndexTarget {
+  readonly #of: GatewayRepo;
+  readonly #address: string;
+  /** Files that the index is known to have: those that this process has sent. */
+  #known = new Set<string>();
+  #reached = false;
+
+  constructor(of: GatewayRepo) {
+    this.#of = of;
+    this.#address = `${of.url.replace(/\/+$/, '')}/v1/repos/${encodeURIComponent(of.repo)}`;
+  }
+
+  async files(): Promise<number> {
+    try {
+      const response = await this.#fetch({ method: 'GET' });
+      return ((await response.json()) as { files?: number }).files ?? 0;
+    } catch (error) {
+      // An index that cannot be read is replaced.
+      if (error instanceof ServingError && ['repo_not_found', 'store_invalid'].includes(error.code)) return 0;
+      throw error;
+    }
+  }
+
+  /** @throws ServingError with the gateway's code; address_unusable, or worker_lost once the gateway was reached. */
+  async index(sources: Sources): Promise<IndexReport> {
+    if (sources.replaced) return this.#sendChanges(sources);
+    const keeps = (sources.unreadable?.size ?? 0) > 0 && (await this.files()) > 0;
+    if (keeps) return this.#sendChanges(sources);
+    try {
+      return await this.#sendAll(sources);
+    } catch (error) {
+      if (error instanceof PartUnreadable) return this.#sendChanges(sources);
+      throw error;
+    }
+  }
+
+  async #sendAll(sources: Sources): Promise<IndexReport> {
+    const skipped: Skips = { ...noSkips(), ...sources.skipped };
+    const sent = new Set<string>();
+    const wasReadable = (sources.unreadable?.size ?? 0) === 0;
+    let broken: unknown;
+    const { signal } = this.#of;
+    const breakOff = new AbortController();
+    const tar = packTar();
+    const brokenOff = new Deferred<never>();
+    brokenOff.promise.catch(() => {}); // it is raced below, if at all
+    const fill = async () => {
+      for await (const [path, text] of this.#texts(sources, skipped)) {
+        const content = Buffer.from(text);
+        const written = new Deferred<void>();
+        const onWritten = (error?: Error | null) => (error ? written.reject(error) : written.resolve());
+        tar.entry({ name: path, size: content.length, mtime: new Date(0) }, content, onWritten);
+        await Promise.race([written.promise, brokenOff.promise]);
+        sent.add(path);
+      }
+      if (wasReadable && sources.unreadable?.size && (await this.files()) > 0) throw new PartUnreadable();
+      await sources.assertThere?.();
+      tar.finalize();
+    };
+    const filling = fill().catch((error: unknown) => {
+      broken = error;
+      breakOff.abort(error);
+    });
+    try {
+      const zipped = (tar as unknown as NodeJS.ReadableStream).pipe(createGzip({ level: 1 }));
+      const body = Readable.toWeb(zipped as unknown as Readable) as Body;
+      const report = await this.#put(body, 'application/gzip', AbortSignal.any([signal, breakOff.signal]));
+      this.#known = sent;
+      return withSkips(report, skipped);
+    } catch (error) {
+      throw broken ?? error;
+    } finally {
+      brokenOff.reject(new Error('the upload has ended'));
+      tar.destroy();
+      await filling;
+    }
+  }
+
+  /**
+   * Sends change sets. Files that cannot be read, and files that this process did not send, are not mentioned, so that
+   * the index keeps what it has of them.
+   */
+  async #sendChanges(sources: Sources): Promise<IndexReport> {
+    const { replaced, unreadable = new Set<string>() } = sources;
+    const skipped: Skips = { ...noSkips(), ...sources.skipped };
+    const sent = new Set<string>();
+    let base = sources.baseVersion;
+    let report: IndexReport | undefined;
+    let [changes, bytes] = [[] as Change[], 0];
+    const flush = async () => {
+      await sources.assertThere?.();
+      const body = JSON.stringify({ changes, ...(base !== undefined && { base_version: base }) });
+      const next = await this.#put(body, 'application/json', this.#of.signal);
+      report = report ? added(report, next) : next;
+      base = next.version;
+      [changes, bytes] = [[], 0];
+    };
+    for await (const [path, text] of this.#texts(sources, skipped)) {
+      changes.push({ path, content: text });
+      sent.add(path);
+      bytes += text.length;
+      if (bytes >= CHANGES_BYTES) await flush();
+    }
+    const gone = [...this.#known, ...sources.paths].filter(
+      (path) => (!replaced || replaced.has(path)) && !sent.has(path) && !covers(unreadable, path),
+    );
+    for (const path of new Set(gone)) changes.push({ path, deleted: true });
+    if (changes.length > 0 || !report) await flush();
+    for (const path of gone) this.#known.delete(path);
+    for (const path of sent) this.#known.add(path);
+    return withSkips(report as IndexReport, skipped);
+  }
+
+  /** Reads all sources, and counts those that have no text. */
+  async *#texts(sources: Sources, skipped: Skips): AsyncGenerator<readonly [path: string, text: string]> {
+    for (const [i, path] of sources.paths.entries()) {
+      this.#of.signal.throwIfAborted();
+      const source = await sources.read(path);
+      if ('skipped' in source) skipped[source.skipped]++;
+      else {
+        // The indexer counts the notebooks from which it takes the code.
+        yield [path, source.leftOut === 'notebook' ? notebookOf(source.text) : source.text];
+      }
+      this.#of.onSending(i + 1, sources.paths.length);
+    }
+  }
+
+  async #put(body: Body, type: string, signal: AbortSignal): Promise<IndexReport> {
+    const headers = { 'content-type': type, accept: 'text/event-stream' };
+    const init: RequestInit & { duplex: 'half' } = { method: 'PUT', headers, body, duplex: 'half', signal };
+    const response = await this.#fetch(init);
+    let report: IndexReport | undefined;
+    let failure: ServingError | undefined;
+    const parser = createParser({
+      onEvent: ({ data }) => {
+        if (data === '[DONE]') return;
+        const event = JSON.parse(data);
+        if (event.error) failure = this.#refusal(data, 200);
+        else if (event.object === 'repo.index') report = event as IndexReport;
+        else if (event.object === 'repo.progress') {
+          this.#of.onProgress({ ...(event as IndexProgress), filesRead: event.files_read });
+        }
+      },
+    });
+    const decoder = new TextDecoder();
+    try {
+      for await (const bytes of response.body ?? []) parser.feed(decoder.decode(bytes as Uint8Array, { stream: true }));
+    } catch (cause) {
+      signal.throwIfAborted();
+      throw new ServingError('worker_lost', `the answer of ${this.#of.url} broke off: ${reasonOf(cause)}`, { cause });
+    }
+    if (failure) throw failure;
+    if (!report) throw new ServingError('worker_lost', `the answer of ${this.#of.url} ended without a report`);
+    return report;
+  }
+
+  async #fetch(init: RequestInit): Promise<Response> {
+    const { url, apiKey, signal } = this.#of;
+    const headers = { ...init.headers, ...(apiKey !== '' && { authorization: `Bearer ${apiKey}` }) };
+    let response: Response;
+    try {
+      response = await fetch(this.#address, { signal, ...init, headers });
+    } catch (cause) {
+      init.signal?.throwIfAborted();
+      signal.throwIfAborted();
+      if (this.#reached) {
+        throw new ServingError('worker_lost', `${url} does not answer: ${reasonOf(cause)}`, { cause });
+      }
+      throw new ServingError(
+        'address_unusable',
+        `--url ${url}: no gateway answers there (${reasonOf(cause)}). Start one with llavacode up, name another one ` +
+          'with --url, or index in this process with --store STORE --model MODEL',
+        { cause },
+      );
+    }
+    this.#reached = true;
+    if (!response.ok) throw this.#refusal(await response.text(), response.status);
+    return response;
+  }
+
+  /** The failure that the gateway reports, without the remedy in its message: the command line prints that itself. */
+  #refusal(text: string, status: number): ServingError {
+    const failure = refusal(text, status);
+    const { url } = this.#of;
+    if (failure.code === 'internal' && !text.includes('"code"')) {
+      const message = `--url ${url} answered HTTP ${status}, but not as a LlavaCode gateway does: ${text.slice(0, 200)}`;
+      return new ServingError('address_unusable', message);
+    }
+    const said = failure.message.replace(failure.kind.remedy, '').replace(/[. ]+$/, '');
+    const hint = failure.code === 'invalid_api_key' ? ' (--api-key, LLAVACODE_API_KEY or --api-key-file)' : '';
+    return new ServingError(failure.code, `${said}${hint}`);
+  }
+}
+
+/** Why a request did not get an answer: fetch hides it in the cause. */
+function reasonOf(error: unknown): string {
+  const { cause, message } = error as Error & { cause?: Error & { code?: string } };
+  return cause ? (cause.code ?? cause.message) : message;
+}
+
+/** The gateway counts what it leaves out of what it was sent; this process has left out other files before. */
+function withSkips(report: IndexReport, skipped: Skips): IndexReport {
+  const sum = Object.entries(skipped).map(([reason, count]) => [
+    reason,
+    count + (report.skipped[reason as SkipReason] ?? 0),
+  ]);
+  return { ...report, skipped: Object.fromEntries(sum) };
+}
+
+/** The report of two change sets, one after the other. */
+const added = (first: IndexReport, second: IndexReport): IndexReport => ({
+  ...second,
+  changed: first.changed || second.changed,
+  files: first.files + second.files,
+  embedded: first.embedded + second.embedded,
+  removed: first.removed + second.removed,
+  unparsed: first.unparsed + second.unparsed,
+  seconds: first.seconds + second.seconds,
+});

@@ -1,0 +1,30 @@
+/** A bundle that encodes, for tests of real processes. */
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
+import { GOLDENS, safetensorsBytes } from './models.ts';
+
+/** A bundle of the smallest model, which encodes thousands of chunks a second: a golden LLM that is its own encoder. */
+export async function smallestBundle(dir: string): Promise<string> {
+  const hidden = 64;
+  const tensors = [1, 2].flatMap((layer) => [
+    { name: `linear_${layer}.weight`, shape: [hidden, hidden] },
+    { name: `linear_${layer}.bias`, shape: [hidden] },
+  ]);
+  tensors.push({ name: 'ln_1.weight', shape: [hidden] }, { name: 'ln_1.bias', shape: [hidden] });
+  let at = 0;
+  const header = Object.fromEntries(
+    tensors.map(({ name, shape }) => {
+      const begin = at;
+      at += 4 * shape.reduce((product, dim) => product * dim, 1);
+      return [name, { dtype: 'F32', shape, data_offsets: [begin, at] }];
+    }),
+  );
+  const projector = join(dir, 'projector');
+  await mkdir(projector);
+  await writeFile(join(projector, 'model.safetensors'), safetensorsBytes(header, at));
+  const llm = join(GOLDENS, 'qwen2-tied');
+  const to = join(dir, 'bundle');
+  await exportBundle({ llm, projector, to, name: 'golden', precision: 'fp32' });
+  return to;
+}
