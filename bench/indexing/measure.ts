@@ -24,7 +24,7 @@ export function encoderWeights({ precision }: Pick<Manifest, 'precision'>): stri
   return encoder === 'fp32' ? encoder : `int${encoder.bits}`;
 }
 
-export const encoderOf = ({ manifest: { context, tokenizer } }: Pick<BenchModel, 'manifest'>): EncoderIdentity => ({
+const encoderOf = ({ manifest: { context, tokenizer } }: Pick<BenchModel, 'manifest'>): EncoderIdentity => ({
   name: context?.encoder.name,
   layers: context?.encoder.layers,
   // Only a model with random weights borrows its tokenizer.

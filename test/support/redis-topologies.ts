@@ -52,7 +52,7 @@ export interface MovingAddress {
 }
 
 /** One address for whichever server is the master: a virtual IP, a balancer's, a Service's, a DNS name. */
-export async function startMovingAddress(target: number): Promise<MovingAddress> {
+async function startMovingAddress(target: number): Promise<MovingAddress> {
   const accepted = new Map<number, number>();
   const sockets = new Set<Socket>();
   const proxy = createServer((client) => {

@@ -97,7 +97,7 @@ export class SessionSettings {
  * `auto` therefore means the CPU.
  * @throws ServingError provider_unavailable
  */
-export function assertProvider(provider: SessionOptions['provider']): void {
+function assertProvider(provider: SessionOptions['provider']): void {
   if (provider !== 'cuda') return;
   throw new ServingError(
     'provider_unavailable',

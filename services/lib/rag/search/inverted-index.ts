@@ -37,7 +37,7 @@ interface Term {
 }
 
 /** Chunks from `start` to before `end`, by their ordinals. */
-export interface ChunkRange {
+interface ChunkRange {
   readonly start: number;
   readonly end: number;
 }
