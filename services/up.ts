@@ -53,7 +53,7 @@ const COLOCATED_FLAGS = { sharedChunkTokens: COLOCATED_SETTINGS.sharedChunkToken
 
 export const UP_SETTINGS = {
   ...SYSTEM_SETTINGS,
-  model: MODEL_SETTINGS.model,
+  model: MODEL_SETTINGS.model.describe('model bundle or checkpoint (default: the model that ships, models/tiny-coder)'),
   ...GATEWAY_FLAGS,
   ...WORKER_FLAGS,
   ...PREFILL_FLAGS,
@@ -204,7 +204,7 @@ const exists = (path: string) =>
     () => false,
   );
 
-/** What a person can do next: one request that works, and how to index a repository of their own. */
+/** Tells a person the next steps: one request that works, and how to index a repository of their own. */
 function welcome(url: string, { index, data, store, model }: UpConfig): string {
   const body = {
     prompt: 'def hold(inventory, cart, now):\n    reservation = ',

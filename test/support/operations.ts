@@ -74,7 +74,8 @@ function defaultOf(setting: keyof typeof SETTINGS): string {
   if (setting === 'capacity') return 'from the model';
   const parsed = SETTINGS[setting].safeParse(undefined);
   if (!parsed.success) return 'required';
-  return parsed.data === '' ? 'empty' : code(String(parsed.data));
+  const text = String(parsed.data);
+  return text === '' ? 'empty' : code(text);
 }
 
 const SECTIONS: Record<string, () => string> = {

@@ -50,7 +50,7 @@ export class Journey {
     return runTogether(scope.signal, (signal) => {
       let previousPlaced: Promise<unknown> = Promise.resolve();
       return request.prompts.map((_, promptIndex) => {
-        const placed = this.#placePrompt(request, promptIndex, samplings, { ...scope, signal }, previousPlaced);
+        const placed = this.#prepareAndPlace(request, promptIndex, samplings, { ...scope, signal }, previousPlaced);
         previousPlaced = placed.catch(() => {});
         return placed.then((round) => this.#generate(round));
       });
@@ -58,7 +58,7 @@ export class Journey {
   }
 
   /** @param previousPlaced settles when the request's prompt before this one has workers, or has failed. */
-  async #placePrompt(
+  async #prepareAndPlace(
     request: CompletionRequest,
     promptIndex: number,
     samplings: readonly Sampling[],

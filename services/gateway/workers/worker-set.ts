@@ -45,7 +45,7 @@ export class WorkerSet<C extends Describable> {
     const wanted = new Set(addresses);
     const removed = this.#workers.filter(({ address }) => !wanted.has(address));
     this.#workers = this.#workers.filter(({ address }) => wanted.has(address));
-    for (const worker of removed) worker.remove();
+    for (const worker of removed) worker.delist();
     for (const address of wanted) if (!this.has(address)) this.#add(address);
   }
 
@@ -81,7 +81,7 @@ export class WorkerSet<C extends Describable> {
     });
   }
 
-  /** Those that could take `positions` now, the least loaded first; those at equal load take turns. */
+  /** Workers that could take `positions` now, the least loaded first; workers with equal load take turns. */
   ready(positions: number): Worker<C>[] {
     const { hasRoom } = this.#options;
     return this.usable
@@ -124,13 +124,13 @@ export class WorkerSet<C extends Describable> {
     try {
       const answer = await worker.client.describe(deadline.signal);
       if (answer.fingerprint !== fingerprint) {
-        worker.drop(`serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
-      } else if (answer.overdueMs > stallTimeoutMs) worker.lose('computes and does not come to an end');
+        worker.markUnusable(`serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
+      } else if (answer.overdueMs > stallTimeoutMs) worker.markHung('computes and does not come to an end');
       else worker.answered(answer);
     } catch (error) {
       if (closing.aborted) return;
-      if (deadline.signal.aborted) worker.lose(`has not answered within ${answerTimeoutMs} ms`);
-      else worker.drop(`does not answer (${error instanceof Error ? error.message : error})`);
+      if (deadline.signal.aborted) worker.markHung(`has not answered within ${answerTimeoutMs} ms`);
+      else worker.markUnusable(`does not answer (${error instanceof Error ? error.message : error})`);
     } finally {
       stopTimer();
     }

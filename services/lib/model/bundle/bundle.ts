@@ -4,8 +4,8 @@
  *     manifest.json  tokenizer.json  tokenizer_config.json
  *     llm/model.onnx, model.bin
  *     prefill/model.onnx, model.bin                      the same network with weights for prompts, if those differ
- *     encoder/model.onnx, model.bin [, tokenizer.json]   both or neither: without them there
- *     projector/model.onnx, model.bin                    is no compressed context
+ *     encoder/model.onnx, model.bin [, tokenizer.json]   both or neither: compressed context
+ *     projector/model.onnx, model.bin                    needs both
  */
 import { createHash } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
