@@ -1,4 +1,6 @@
-/** docker-compose.yml against the settings: a flag or a service that does not exist shows only when somebody starts it. */
+/**
+ * docker-compose.yml against the settings: a flag or a service that does not exist shows only when somebody starts it.
+ */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -40,7 +42,7 @@ test('names settings that there are, with values that they take, and services th
       if (host) expect(all.has(host), value).toBe(true);
     }
   }
-  // What several processes may answer to is no name for one of them.
+  // A name that several processes may answer to is not a name for one of them.
   expect(all.get('prefill')).not.toContain('--advertise');
   expect(all.get('gateway')).toEqual(expect.arrayContaining(['--indexer', 'indexer:9000', 'dns:prefill:9000']));
 });

@@ -48,7 +48,9 @@ interface QueuedPrompt extends QueueRequest {
 
 /** Longest Retry-After: a client that is told to wait longer goes elsewhere. */
 const LONGEST_RETRY_SECONDS = 60;
-/** How long new prompts wait for a worker after the last one was lost, in ms. Longer than the gap of a rolling restart. */
+/**
+ * How long new prompts wait for a worker after the last one was lost, in ms. Longer than the gap of a rolling restart.
+ */
 const GRACE_MS = 2_000;
 
 export class Dispatcher {
@@ -105,8 +107,8 @@ export class Dispatcher {
   }
 
   /**
-   * Takes a new prompt into the queue. A queue that is full drops the last prompts of the tenant with the largest share.
-   * An idle system takes any one prompt, whatever its length. A request has one waiting prompt at a time.
+   * Takes a new prompt into the queue. A queue that is full drops the last prompts of the tenant with the largest
+   * share. An idle system takes any one prompt, whatever its length. A request has one waiting prompt at a time.
    * @throws ServingError saturated
    */
   #admit(newcomer: QueuedPrompt): void {
@@ -128,8 +130,8 @@ export class Dispatcher {
       const own = tokensToCompute(newcomer);
       const before = backlog + this.#queue.ahead(newcomer);
       if (((before + own) / rate) * 1000 > remainingMs) throw refusal('timeout-ms', remainingMs);
-      // The queue holds the tokens that can be computed within the target TTFT, less the backlog in front of it, plus the
-      // newcomer's cached tokens: its `tokens` count them, but nobody computes them.
+      // The queue holds the tokens that can be computed within the target TTFT, less the backlog in front of it, plus
+      // the newcomer's cached tokens: its `tokens` count them, but nobody computes them.
       const limit = newcomer.sibling ? Infinity : (rate * targetTtftMs) / 1000 - backlog + tokens - own;
       const victims = this.#queue.victims(newcomer, limit);
       if (victims === undefined) throw refusal('target-ttft-ms', targetTtftMs);

@@ -17,7 +17,7 @@ export function collectMethods(app: FastifyInstance): MethodsOfUrls {
   return methodsOf;
 }
 
-/** Adds a 405 for all other methods of these URLs, with an `allow` header. To be called when all routes have been added. */
+/** Adds a 405 for all other methods of these URLs, with an `allow` header. Call it after all routes have been added. */
 export function addMethodNotAllowed(app: FastifyInstance, methodsOf: MethodsOfUrls): void {
   // Plugins are loaded in order, so this one sees the routes of those before it.
   app.register(async (scope) => {

@@ -1,4 +1,6 @@
-/** Limits on requests in flight, their budgets and sessions, as a client sees them; and the work that a drain awaits. */
+/**
+ * Limits on requests in flight, their budgets and sessions, as a client sees them; and the work that a drain awaits.
+ */
 import { once } from 'node:events';
 import { describe, expect, test } from 'vitest';
 import { InflightRequests } from '../../../services/gateway/admission/inflight.ts';
