@@ -147,7 +147,7 @@ export const DRILL_OPTIONS = {
 export const defaultsOf = <Table extends OptionTable>(table: Table): OptionsOf<Table> =>
   Object.fromEntries(Object.entries(table).map(([name, { initial }]) => [name, initial])) as OptionsOf<Table>;
 
-/** Those of the options that a table declares. */
+/** The options that a table declares, without all others. */
 export const pick = <Table extends OptionTable>(table: Table, options: OptionsOf<Table>): OptionsOf<Table> =>
   Object.fromEntries(Object.keys(table).map((name) => [name, options[name]])) as OptionsOf<Table>;
 

@@ -1,4 +1,4 @@
-/** What `llavacode up` checks before it starts anything: a mistake is said at once, not after a model was loaded. */
+/** The checks of `llavacode up` before it starts anything: a mistake is reported at once, not after loading a model. */
 import { constants } from 'node:fs';
 import { access, open, readFile, rm, stat } from 'node:fs/promises';
 import { createServer } from 'node:net';

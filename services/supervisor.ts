@@ -73,7 +73,7 @@ const LAST_LINES = 12;
 const STABLE_MS = 30_000;
 const RESTART_DELAY_MS = { first: 250, longest: 10_000 };
 
-/** Where the output of a child goes, and its last lines since it was started last. */
+/** The log files of a child, and the last lines of its output since its latest start. */
 interface ChildLog {
   readonly dir: string;
   readonly name: string;

@@ -53,7 +53,7 @@ const COLOCATED_FLAGS = { sharedChunkTokens: COLOCATED_SETTINGS.sharedChunkToken
 
 export const UP_SETTINGS = {
   ...SYSTEM_SETTINGS,
-  model: MODEL_SETTINGS.model,
+  model: MODEL_SETTINGS.model.describe('model bundle or checkpoint (default: the model that ships, models/tiny-coder)'),
   ...GATEWAY_FLAGS,
   ...WORKER_FLAGS,
   ...PREFILL_FLAGS,

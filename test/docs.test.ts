@@ -1,4 +1,7 @@
-/** What the documents name exists: the targets of links, paths in backticks, and flags. Generated blocks are left out. */
+/**
+ * The documents name only things that exist: targets of links, paths in backticks, and flags. Generated blocks are left
+ * out.
+ */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { Command } from 'commander';

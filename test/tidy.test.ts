@@ -1,6 +1,6 @@
 /**
- * The house rules that a compiler does not know. Every rule looks at all files and lists every offender. Imports are read
- * with regular expressions: TypeScript 7 has no stable API in JavaScript, and the formatter keeps imports uniform.
+ * The house rules that a compiler does not know. Every rule looks at all files and lists every offender. Imports are
+ * read with regular expressions: TypeScript 7 has no stable API in JavaScript, and the formatter keeps imports uniform.
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, relative, resolve, sep } from 'node:path';
@@ -21,7 +21,7 @@ const ROOMS = [
   ['command'], // services/cli.ts alone: its words start services and benches
   ['test'],
 ];
-/** What one service may import of another. */
+/** The services that each service may import. */
 const SERVICE_IMPORTS: Record<string, readonly string[]> = {
   colocated: ['prefill', 'decode'],
   cli: ['gateway', 'prefill', 'decode', 'indexer', 'colocated'],
@@ -117,7 +117,9 @@ function target(source: Source, specifier: string): string | undefined {
 
 const packageName = (specifier: string) => /^(@[^/]+\/[^/]+|[^/]+)/.exec(specifier)![1]!;
 
-/** `services/lib/kv/pool.ts` is of kv, `services/decode/loop.ts` of decode, `services/*.ts` of cli, `bench/…` of bench. */
+/**
+ * `services/lib/kv/pool.ts` is in kv, `services/decode/loop.ts` in decode, `services/*.ts` in cli, `bench/…` in bench.
+ */
 function room(path: string): string {
   const [top, second, third] = path.split('/');
   if (top !== 'services') return top!;
@@ -202,7 +204,7 @@ function loadedWith(path: string, found = new Set<string>()): ReadonlySet<string
   return found;
 }
 
-/** What runs behind the command line: services and their library. */
+/** The code behind the command line: services and their library. */
 const SERVICES_ALONE = PRODUCT.filter(
   ({ path }) => path.startsWith('services/') && !['cli', 'command'].includes(room(path)),
 );
@@ -241,7 +243,7 @@ function cycle(): string[] | undefined {
 }
 
 describe('the reader of this test', () => {
-  it('finds all kinds of imports, and none in comments and strings', () => {
+  it('the reader of this test finds all kinds of imports, and none in comments and strings', () => {
     const text = `
       import a, { type B } from 'a';
       import type {
@@ -262,13 +264,13 @@ describe('the reader of this test', () => {
     );
   });
 
-  it('keeps line numbers', () => {
+  it('taking comments and strings out of a text keeps its line numbers', () => {
     const text = 'a /* b\n c */ `d\n// e` // f\n';
     expect(withoutComments(text)).toBe('a     \n      `d\n// e`     \n');
     expect(withoutStrings(withoutComments(text)).split('\n')).toHaveLength(text.split('\n').length);
   });
 
-  it('knows who may import whom', () => {
+  it('the table of rooms says who may import whom', () => {
     const rooms = (path: string, other: string) => mayImport(room(path), room(other));
     expect(rooms('services/decode/loop.ts', 'services/lib/kv/pool.ts')).toBe(true);
     expect(rooms('services/lib/kv/pool.ts', 'services/decode/loop.ts')).toBe(false);
@@ -324,7 +326,7 @@ describe('house rules', () => {
   });
 
   it(`a comment is at most ${MAX_COLUMNS} columns wide: the formatter wraps code, and comments are wrapped by hand`, () => {
-    const wide = PRODUCT.flatMap(({ path, text, code }) => {
+    const wide = WRITTEN.flatMap(({ path, text, code }) => {
       const lines = code.split('\n');
       return text.split('\n').flatMap((line, i) => {
         return line.length > MAX_COLUMNS && line !== lines[i] ? [`${path}:${i + 1}: ${line.length} columns`] : [];

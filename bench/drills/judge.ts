@@ -19,7 +19,7 @@ export interface DrillResult {
   /** Longest time between two tokens of the streams that ended well. */
   readonly longestGapMs: number;
   readonly note: string;
-  /** What was not as promised, in words; '' if all was. */
+  /** Each broken promise, in words; '' if none was broken. */
   readonly broken: string;
 }
 

@@ -34,7 +34,7 @@ interface ProcessTrend {
   /** Most bytes of KV that were staged at once, and bytes that were left at the end. */
   readonly stagedPeakBytes: number;
   readonly stagedLeftBytes: number;
-  /** What grows, in words; '' if nothing does. */
+  /** The figures that grow, in words; '' if none does. */
   readonly grows: string;
 }
 

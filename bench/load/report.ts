@@ -60,7 +60,7 @@ function reportLoad(result: LoadResult): Report {
   };
 }
 
-/** What was sent, and which objective it had to meet. */
+/** Describes the requests that were sent, and the objective that they had to meet. */
 function whatOf({ workload, trace, slo }: LoadResult): string {
   const { seconds, requests, warmup, arrivals, promptTokens, outputTokens } = workload;
   if (trace) {

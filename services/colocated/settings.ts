@@ -1,4 +1,4 @@
-/** The settings of a colocated worker: those of both halves, and how they share the engine. */
+/** The settings of a colocated worker: those of prefill and decode, and how they share the engine. */
 import { SEQUENCE_SETTINGS } from '../decode/settings.ts';
 import { ENGINE_SETTINGS } from '../lib/engine/settings.ts';
 import type { ConfigOf } from '../lib/process/config.ts';

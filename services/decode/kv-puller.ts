@@ -64,7 +64,7 @@ export class KvPuller {
     this.#security = security;
     this.#pool = pool;
     this.#fingerprint = fingerprint;
-    // KV that is computed in 16 bits travels as it is.
+    // KV that was computed in float16 is always sent as float16.
     this.#wire = pool.floats === 'float16' ? pool.floats : wire;
     this.#log = log;
   }

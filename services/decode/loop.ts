@@ -1,8 +1,7 @@
 /**
  * Continuous batching. Sequences join and leave between any two steps; a step decodes one token for every running
- * sequence at once. A step spans all slots from the lowest to the highest one with a running sequence. To a slot in
- * between without a sequence the step writes as well, right behind the slot's content (KvPool.claimed), where nothing
- * is read.
+ * sequence at once. A step spans all slots from the lowest to the highest one with a running sequence. A step also
+ * writes to idle slots in this range, just after their content (KvPool.claimed), where nothing reads it.
  */
 import { Readable } from 'node:stream';
 import { OutputHistory, sample } from '../lib/engine/sampler.ts';
@@ -119,7 +118,7 @@ export class DecodeLoop {
 
   async #run(): Promise<void> {
     this.#stepping = true;
-    this.#admit();
+    this.#joinBatch();
     while (this.#running.length > 0) {
       const batch = this.#schedule();
       try {
@@ -129,14 +128,14 @@ export class DecodeLoop {
         for (const sequence of batch.sequences) this.#fail(sequence, error);
       }
       this.#retire();
-      this.#admit();
+      this.#joinBatch();
     }
     this.#stepping = false;
     this.#onIdle();
   }
 
   /** Takes the sequences that joined into the batch. */
-  #admit(): void {
+  #joinBatch(): void {
     for (const sequence of this.#joining) this.#running[sequence.slot.index] = sequence;
     this.#joining = [];
     this.#countRunning(this.size);

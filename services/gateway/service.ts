@@ -17,7 +17,7 @@ export interface Gateway {
   close(): Promise<void>;
 }
 
-/** How long to wait for the workers' first answers. Those that are up answer within a few ms. */
+/** Time to wait for the workers' first answers, in ms. A worker that is up answers within a few ms. */
 const FIRST_ANSWERS_MS = 1_000;
 
 /** @throws ServingError address_in_use, config_invalid (a prompt format that the tokenizer cannot write). */

@@ -100,7 +100,7 @@ const MARK =
 /** A mark stands in the first so many characters. */
 const MARK_WITHIN = 2_048;
 
-/** Whether a tool wrote the file: nobody writes such code by hand, so it is no help for completing any. */
+/** Whether a tool wrote the file: nobody writes such code by hand, so it does not help to complete any. */
 function isGenerated(path: string, text: string): boolean {
   const name = posix.basename(path);
   if (LOCK_FILES.has(name) || GENERATED_NAME.test(name)) return true;

@@ -48,7 +48,7 @@ export class Upload {
   readonly #limits: UploadLimits;
   readonly #spool: Spool;
   readonly #strip: number;
-  /** By path: where the text lies, or why there is none. Of two files of one path the later counts, as in tar. */
+  /** By path: the place of the text, or why there is none. If two files have one path, the later counts, as in tar. */
   readonly #files = new Map<string, Extent | SkipReason>();
   readonly #rules = new IgnoreRules();
   readonly #deleted = new Set<string>();

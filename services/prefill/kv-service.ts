@@ -52,7 +52,7 @@ export function mountKv(pool: KvPool, leases: LeaseTable, fingerprint: string) {
 }
 
 /**
- * The form in which the cache travels. KV that was computed in 16 bits travels as it is.
+ * The form in which the cache travels. KV that was computed in float16 is always sent as float16.
  * @param requested '' leaves the choice to this side.
  */
 function wireTypeOf({ floats }: KvPool, requested: string): WireType {

@@ -247,7 +247,7 @@ export class LeaseTable {
         `no decoder took KV cache ${lease.id} within --kv-lease-ms ${this.ttlMs}`,
       );
     }
-    // The caller may only have lost its connection to us. `lease_unknown` lets its decoder try another prefill worker.
+    // The caller may only have lost its connection to us. `lease_unknown` lets the gateway replay.
     if (reason === 'cancelled') {
       return new ServingError('lease_unknown', `KV cache ${lease.id} was cancelled by the caller of Prefill`);
     }

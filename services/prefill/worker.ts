@@ -144,7 +144,7 @@ export class PrefillWorker {
     return next;
   }
 
-  /** The line has come to us. Returns whether our place in it is no longer needed. */
+  /** Called when it is our turn for a slot; true leaves the line. */
   #takeTurn(): boolean {
     const next = this.#take();
     if (next === undefined && this.#queue.length > 0) return false;

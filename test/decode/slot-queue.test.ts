@@ -23,7 +23,7 @@ describe('SlotQueue', () => {
         fc.array(action, { maxLength: 50, size: 'max' }),
         async (slots, limit, actions) => {
           const pool = new KvPool(LAYOUT, slots, 4);
-          const admission = new SlotQueue(pool, limit);
+          const queue = new SlotQueue(pool, limit);
           const waiting: { name: number; abort: AbortController }[] = [];
           const held: { name: number; slot: KvSlot }[] = [];
           let names = 0;
@@ -31,7 +31,7 @@ describe('SlotQueue', () => {
             const asker = { name: names++, abort: new AbortController() };
             const full = held.length === slots && waiting.length >= limit;
             waiting.push(asker);
-            const outcome = admission.reserve(2, asker.abort.signal).then(
+            const outcome = queue.reserve(2, asker.abort.signal).then(
               (slot) => {
                 // First come, first served.
                 expect(waiting.shift()).toBe(asker);
@@ -59,8 +59,8 @@ describe('SlotQueue', () => {
             }
             await settle();
             expect(new Set(held.map(({ slot }) => slot.index)).size).toBe(held.length);
-            expect(admission.granted).toBe(held.length);
-            expect(admission.waiting).toBe(waiting.length);
+            expect(queue.granted).toBe(held.length);
+            expect(queue.waiting).toBe(waiting.length);
             expect(waiting.length === 0 || held.length === slots).toBe(true); // nobody waits beside a free slot
             pool.assertConserved(held.length);
           }
@@ -86,11 +86,11 @@ describe('SlotQueue', () => {
 
   test('a caller that leaves while it waits is skipped, and the next one gets the slot', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
-    const admission = new SlotQueue(pool, 2);
-    const first = await admission.reserve(2, NEVER);
+    const queue = new SlotQueue(pool, 2);
+    const first = await queue.reserve(2, NEVER);
     const impatient = new AbortController();
-    const gone = admission.reserve(2, impatient.signal);
-    const patient = admission.reserve(2, NEVER);
+    const gone = queue.reserve(2, impatient.signal);
+    const patient = queue.reserve(2, NEVER);
     impatient.abort(new Error('hung up'));
     await expect(gone).rejects.toThrowError('hung up');
     first.release();
@@ -102,14 +102,14 @@ describe('SlotQueue', () => {
 
   test('a caller that leaves with a slot takes no other caller out of the queue', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
-    const admission = new SlotQueue(pool, 2);
-    const first = await admission.reserve(2, NEVER);
+    const queue = new SlotQueue(pool, 2);
+    const first = await queue.reserve(2, NEVER);
     const caller = new AbortController();
-    const second = admission.reserve(2, caller.signal);
-    const third = admission.reserve(2, NEVER);
+    const second = queue.reserve(2, caller.signal);
+    const third = queue.reserve(2, NEVER);
     first.release();
     caller.abort(new Error('hung up'));
-    expect(admission.waiting).toBe(1);
+    expect(queue.waiting).toBe(1);
     (await second).release();
     (await third).release();
     pool.assertConserved(0);
@@ -117,9 +117,9 @@ describe('SlotQueue', () => {
 
   test('releasing a slot twice takes nothing from its next holder', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
-    const admission = new SlotQueue(pool, 1);
-    const first = await admission.reserve(2, NEVER);
-    const waiting = admission.reserve(2, NEVER);
+    const queue = new SlotQueue(pool, 1);
+    const first = await queue.reserve(2, NEVER);
+    const waiting = queue.reserve(2, NEVER);
     first.release();
     const second = await waiting;
     first.release();
@@ -130,9 +130,9 @@ describe('SlotQueue', () => {
 
   test('a full pool without a queue refuses and names the setting', async () => {
     const pool = new KvPool(LAYOUT, 1, 4);
-    const admission = new SlotQueue(pool, 0);
-    await admission.reserve(2, NEVER);
-    await expect(admission.reserve(2, NEVER)).rejects.toThrowError(
+    const queue = new SlotQueue(pool, 0);
+    await queue.reserve(2, NEVER);
+    await expect(queue.reserve(2, NEVER)).rejects.toThrowError(
       expect.objectContaining({ code: 'saturated', message: expect.stringContaining('--queue-sequences 0') }),
     );
   });

@@ -1,4 +1,7 @@
-/** docker-compose.yml against the settings: a flag or a service that does not exist shows only when somebody starts it. */
+/**
+ * docker-compose.yml against the settings: a flag or a service that does not exist shows only when somebody starts
+ * it.
+ */
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

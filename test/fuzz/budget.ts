@@ -1,6 +1,6 @@
 /**
- * Fuzzing within a budget of time: FUZZ_SECONDS for all targets together (5 when not given), shared out by weight. Seeds
- * are new in every run; a failure prints its seed and the smallest input that still fails.
+ * Fuzzing within a budget of time: FUZZ_SECONDS for all targets together (5 when not given), shared out by weight.
+ * Seeds are new in every run; a failure prints its seed and the smallest input that still fails.
  */
 import fc from 'fast-check';
 
@@ -36,7 +36,8 @@ export const TIMEOUT_MS = 600_000 + 1000 * SECONDS;
 export const HANG_MS = 60_000;
 
 /**
- * Tries inputs until the target's share of the budget is spent, at least {@link MIN_INPUTS}, and prints how many there were.
+ * Tries inputs until the target's share of the budget is spent, at least {@link MIN_INPUTS}, and prints how many there
+ * were.
  * @param check tells whether the input was taken, not refused: a fuzzer that is refused at the door tests little.
  */
 export async function fuzz<T>(
@@ -93,7 +94,7 @@ function changed(
   return copy;
 }
 
-/** A value with one part in some forty of it, at any depth, replaced by any JSON, left out, or joined by another one. */
+/** A value with one part in some forty, at any depth, replaced by any JSON, left out, or joined by another one. */
 export function distorted(value: unknown): fc.Arbitrary<unknown> {
   const here = (inner: fc.Arbitrary<unknown>) => seldom(inner, ANYTHING);
   const more = <T>(one: fc.Arbitrary<T>) => seldom(fc.constant<T[]>([]), fc.tuple(one));

@@ -18,7 +18,7 @@ afterAll(() => rm(dir, { recursive: true, force: true }));
 /** It has an encoder and a projector. */
 const model = join(import.meta.dirname, '..', '..', 'models', 'tiny-coder');
 
-/** What `read` gives; undefined where it was refused with the code. */
+/** The result of `read`; undefined where it was refused with the code. */
 async function orRefused<T>(code: string, read: () => Promise<T> | T): Promise<T | undefined> {
   try {
     return await read();
@@ -50,7 +50,9 @@ function safetensors(header: unknown): Buffer {
   return Buffer.concat([length, text, DATA]);
 }
 
-test('safetensors: what is opened can be read to its last tensor', { timeout: TIMEOUT_MS }, async () => {
+test('a safetensors file that opens can be read to its last tensor, or is refused with a code', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   const path = join(dir, 'fuzz.safetensors');
   const files = fc.oneof(distorted(HEADER).map(safetensors), damaged(fc.constant(safetensors(HEADER))));
   await fuzz('safetensors', files, async (bytes) => {
@@ -68,7 +70,7 @@ test('safetensors: what is opened can be read to its last tensor', { timeout: TI
   });
 });
 
-test('manifests: what is opened lies within the bundle', { timeout: TIMEOUT_MS }, async () => {
+test('a manifest that opens names only files within the bundle', { timeout: TIMEOUT_MS }, async () => {
   const to = join(dir, 'bundle');
   await exportBundle({ llm: model, to, precision: 'fp32' });
   const path = join(to, 'manifest.json');
@@ -137,11 +139,11 @@ function isSound({ normalizer, pre_tokenizer, added_tokens, model }: TokenizerJs
   );
 }
 
-test('tokenizers: what is loaded gives ids of its own, and a sound one the text again', {
+test('a tokenizer that loads gives ids of its own, and a sound one gives the text again', {
   timeout: TIMEOUT_MS,
 }, async () => {
   const { vocab, merges, ...model } = TOKENIZER.model;
-  // Of hundreds of entries a few are enough to break; the rest stays what it is.
+  // Breaking a few of the hundreds of entries is enough; the rest stays as it is.
   const near = fc
     .tuple(
       inPart({ ...TOKENIZER, model }),

@@ -1,4 +1,6 @@
-/** The real prefill and decode services around a fake engine: whatever is sent, they answer, and give every slot back. */
+/**
+ * The real prefill and decode services around a fake engine: whatever is sent, they answer, and give every slot back.
+ */
 import { Client, credentials, type StatusObject, status } from '@grpc/grpc-js';
 import fc from 'fast-check';
 import { expect, onTestFinished, test } from 'vitest';
@@ -24,7 +26,7 @@ const rarely = <T>(usual: fc.Arbitrary<T>, odd: fc.Arbitrary<T>) =>
   fc.oneof({ weight: 9, arbitrary: usual }, { weight: 1, arbitrary: odd });
 const int32 = fc.integer({ min: -(2 ** 31), max: 2 ** 31 - 1 });
 const uint32 = fc.nat(2 ** 32 - 1);
-/** What tempts an encoder: other planes, half of a character, NUL, quotes; sometimes far too much of it. */
+/** Text that tempts an encoder: other planes, half of a character, NUL, quotes; sometimes far too much of it. */
 const text = rarely(
   fc.string({ unit: fc.constantFrom('a', 'é', '😀', '\ud83d', '\0', '/', '"', '%') }),
   fc.constantFrom('é', '😀', 'x').map((unit) => unit.repeat(20_000)),
@@ -105,7 +107,9 @@ async function follow<T>(
   }
 }
 
-test('messages near the protocol', { timeout: TIMEOUT_MS }, async () => {
+test('gRPC messages near the protocol are answered or refused with a code, and leave no slot taken', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   const prefill = await startPrefill({ kvLeaseMs: 50 });
   const decode = await startDecode();
   await fuzz('gRPC messages', journeys, async ({ prompt, decode: wanted, leaveAfter }) => {
@@ -150,7 +154,7 @@ const indexerCalls = fc.record({
       text.map((it) => Buffer.from(it)),
     ),
   ),
-  /** Where the body is cut in two. */
+  /** The position at which the body is cut in two. */
   cut: fc.nat(60),
   /** A message that is neither start nor data. */
   odd: rarely(fc.constant(false), fc.constant(true)),
@@ -158,7 +162,9 @@ const indexerCalls = fc.record({
   leaveAfter: rarely(fc.constant(Infinity), fc.nat(1)),
 });
 
-test('calls near those of an indexer', { timeout: TIMEOUT_MS }, async () => {
+test('calls near those of an indexer are answered or refused with a code, and leave nothing running', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   const { client } = await fakeIndexer();
   await fuzz('Indexer calls', indexerCalls, async ({ start, body, cut, odd, removed, leaveAfter }) => {
     const signal = AbortSignal.timeout(HANG_MS);
@@ -194,7 +200,9 @@ const calls = fc
   .constantFrom(...(Object.keys(serialized) as (keyof typeof serialized)[]))
   .chain((method) => fc.tuple(fc.constant(method), damaged(fc.constant(serialized[method]))));
 
-test('bytes near the protocol', { timeout: TIMEOUT_MS }, async () => {
+test('gRPC bytes near the protocol are answered or refused, and leave no slot taken', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   const prefill = await startPrefill({ kvLeaseMs: 50 });
   const decode = await startDecode();
   const clients = [prefill, decode].map(({ server }) => new Client(server.address, credentials.createInsecure()));
@@ -212,7 +220,7 @@ test('bytes near the protocol', { timeout: TIMEOUT_MS }, async () => {
       call.on('status', resolve);
     });
     expect([status.UNKNOWN, status.DEADLINE_EXCEEDED], details).not.toContain(code);
-    // The status of a surprise is that of bytes which are no message; our code tells them apart.
+    // A surprise has the same status as bytes that are not a message; our code tells them apart.
     expect(metadata.get('llavacode-code'), details).not.toContain('internal');
     return code === status.OK;
   });

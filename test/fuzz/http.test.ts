@@ -66,7 +66,9 @@ const idle = async () => {
   expect((await metrics.inflight.get()).values[0]?.value ?? 0).toBe(0);
 };
 
-test('bodies near the schema', { timeout: TIMEOUT_MS }, async () => {
+test('HTTP bodies near the schema are answered or refused with a 4xx status, and leave nothing in flight', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   await fuzz('HTTP bodies', bodies, async (body) => {
     const { statusCode, payload, headers } = await gateway.app.inject({
       method: 'POST',
@@ -136,7 +138,7 @@ function send(bytes: Uint8Array): Promise<Buffer> {
   });
 }
 
-test('bytes near HTTP', { timeout: TIMEOUT_MS }, async () => {
+test('bytes near HTTP never get status 500, and leave the gateway alive', { timeout: TIMEOUT_MS }, async () => {
   await fuzz('HTTP bytes', fc.oneof(damaged(request), request, fc.uint8Array({ maxLength: 300 })), async (bytes) => {
     const answer = (await send(bytes)).toString('latin1');
     if (answer !== '') expect(answer).toMatch(/^HTTP\/1\.1 (?!500)\d{3} /);

@@ -79,7 +79,7 @@ function received(messages: readonly Buffer[], type: WireType): { rows: Float32A
   return undefined;
 }
 
-test('a flipped bit is noticed or harmless', { timeout: TIMEOUT_MS }, async () => {
+test('a flipped bit in a KV frame is noticed or harmless', { timeout: TIMEOUT_MS }, async () => {
   await fuzz('KV frames', flips, ({ type, message, bit }) => {
     const came = received(flipped(SENT[type], message, bit), type);
     // Some bits carry no content, such as those of measured times.

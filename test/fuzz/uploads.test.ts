@@ -28,7 +28,7 @@ const names = fc.oneof(
   fc.string({ unit: 'binary', maxLength: 40 }),
   fc.integer({ min: 1, max: 500 }).map((depth) => `${'a/'.repeat(depth)}b.py`),
 );
-/** Of a .gitignore: what takes long to match. */
+/** Rules of a .gitignore that take long to match. */
 const rules = fc.string({ unit: fc.constantFrom('a', '/', '**/', '*', '?', '[!b]', '!', '\n', '\\'), maxLength: 150 });
 const contents = fc.oneof(
   fc.string({ maxLength: 50 }),
@@ -78,7 +78,9 @@ async function read(format: UploadFormat, bytes: Uint8Array, strip: number): Pro
   }
 }
 
-test('archives', { timeout: TIMEOUT_MS }, async () => {
+test('archives near valid ones are read or refused with a 4xx status, and leave no file open', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   const before = openFiles();
   const archive = fc.oneof(
     tars.map((entries) => ['tar', async () => tarOf(entries)] as const),
@@ -104,7 +106,9 @@ test('archives', { timeout: TIMEOUT_MS }, async () => {
   expect(openFiles()).toBeLessThanOrEqual(before + 5);
 });
 
-test('JSON', { timeout: TIMEOUT_MS }, async () => {
+test('JSON uploads near valid ones are read or refused with a 4xx status, and leave no file open', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   const before = openFiles();
   const whole = files.map((list) => ({ files: list.map(([path, content]) => ({ path, content })) }));
   const changes = files.map((list) => ({

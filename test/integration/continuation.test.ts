@@ -1,4 +1,6 @@
-/** Output that other workers began is continued as if they had gone on: draws, penalties and minimum length count on. */
+/**
+ * Output that other workers began is continued as if they had gone on: draws, penalties and minimum length count on.
+ */
 import { expect, test } from 'vitest';
 import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
@@ -7,11 +9,11 @@ import { begin, decode, decodeRequest, prefillRequest, startDecode, startPrefill
 const PROMPT = [3, 1, 4, 1, 5];
 const LENGTH = 12;
 
-test('from any position, greedy or random, with penalties and a minimum length', async () => {
+test('output is continued identically from any position, greedy or random, with penalties and a minimum length', async () => {
   const { client: prefill } = await startPrefill();
   const { client: decoder } = await startDecode();
 
-  /** What follows `prior`, up to LENGTH tokens in all. */
+  /** The tokens that follow `prior`, up to LENGTH tokens in all. */
   async function rest(sampling: Sampling, priorOutputIds: readonly number[]): Promise<number[]> {
     const message = samplingMessage({ ...sampling, priorOutputIds });
     const staged = await begin(prefill, prefillRequest([...PROMPT, ...priorOutputIds], { choices: [message] }));

@@ -1,4 +1,6 @@
-/** A bundle with one bit flipped in a weight: the process that serves it finds out and ends, and says which file it is. */
+/**
+ * A bundle with one bit flipped in a weight: the process that serves it finds out and ends, and says which file it is.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, open, rm, stat } from 'node:fs/promises';
@@ -10,23 +12,27 @@ import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 const LIMIT = 300_000;
 
-test.each(['decode', 'colocated', 'prefill'])('%s ends with bundle_invalid', { timeout: LIMIT }, async (role) => {
-  const dir = await mkdtemp(join(tmpdir(), 'llavacode-damaged-'));
-  onTestFinished(() => rm(dir, { recursive: true, force: true }));
-  const bundle = join(dir, 'bundle');
-  await exportBundle({ llm: join(PACKAGE_ROOT, 'models', 'tiny-coder'), to: bundle, precision: 'fp32' });
-  await flipBit(join(bundle, 'llm', 'model.bin'));
-  const words = [role, '--model', bundle, '--port', '0', '--prepacked', 'off'];
-  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist/services/cli.js'), ...words]);
-  onTestFinished(() => void child.kill('SIGKILL'));
-  let log = '';
-  child.stderr.on('data', (text) => {
-    log += text;
-  });
-  expect(await once(child, 'exit')).toEqual([78, null]);
-  expect(log).toContain('"code":"bundle_invalid"');
-  expect(log).toContain('llm/model.bin is damaged');
-});
+test.each(['decode', 'colocated', 'prefill'])(
+  'a %s process that serves a damaged bundle ends with bundle_invalid',
+  { timeout: LIMIT },
+  async (role) => {
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-damaged-'));
+    onTestFinished(() => rm(dir, { recursive: true, force: true }));
+    const bundle = join(dir, 'bundle');
+    await exportBundle({ llm: join(PACKAGE_ROOT, 'models', 'tiny-coder'), to: bundle, precision: 'fp32' });
+    await flipBit(join(bundle, 'llm', 'model.bin'));
+    const words = [role, '--model', bundle, '--port', '0', '--prepacked', 'off'];
+    const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist/services/cli.js'), ...words]);
+    onTestFinished(() => void child.kill('SIGKILL'));
+    let log = '';
+    child.stderr.on('data', (text) => {
+      log += text;
+    });
+    expect(await once(child, 'exit')).toEqual([78, null]);
+    expect(log).toContain('"code":"bundle_invalid"');
+    expect(log).toContain('llm/model.bin is damaged');
+  },
+);
 
 test('up stops with the reason instead of starting the damaged worker again and again', {
   timeout: LIMIT,

@@ -1,7 +1,8 @@
 /**
  * The oracle of the whole system: on a model of 32-bit floats greedy output is the same, token for token, however it is
- * computed: in one process or handed from one to another, in chunks or whole, batched or alone, streamed or not, after a
- * cancelled try, from the beginning of an earlier prompt or from none, with soft tokens or without; and where there is a PyTorch reference, the same as that.
+ * computed: in one process or handed from one to another, in chunks or whole, batched or alone, streamed or not, after
+ * a cancelled try, from the beginning of an earlier prompt or from none, with soft tokens or without; and where there is
+ * a PyTorch reference, the same as that.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -89,17 +90,17 @@ describe.each(MODES)('%s', (mode) => {
     };
 
     test.each([1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK + 7])(
-      'a prompt of %i tokens, handed over chunk by chunk, is as the plain path',
+      'a prompt of %i tokens, handed over chunk by chunk, gives the output of the plain path',
       async (length) => {
         expect(await complete(tokens(length), 16)).toEqual(await plain.greedy(tokens(length), 16));
       },
     );
 
-    test('one token only: nothing is staged and nothing decoded', async () => {
+    test('a completion of one token gives the output of the plain path', async () => {
       expect(await complete(tokens(40), 1)).toEqual(await plain.greedy(tokens(40), 1));
     });
 
-    test('many at once, more than there are slots, are each as alone', async () => {
+    test('more prompts at once than there are slots each give the output that they give alone', async () => {
       const prompts = Array.from({ length: 8 }, (_, i) => tokens(5 + 23 * i, i + 1));
       const together = await Promise.all(prompts.map((prompt, i) => complete(prompt, 10 + 5 * i)));
       for (const [i, prompt] of prompts.entries()) {
@@ -107,7 +108,7 @@ describe.each(MODES)('%s', (mode) => {
       }
     });
 
-    test('whole answers are as streamed ones', async () => {
+    test('a whole answer has the text and tokens of a streamed one', async () => {
       const body = { prompt: tokens(50), max_tokens: 20, temperature: 0, ignore_eos: true, return_token_ids: true };
       const response = await fetch(`${system.url}/v1/completions`, {
         method: 'POST',
@@ -120,7 +121,7 @@ describe.each(MODES)('%s', (mode) => {
       expect(streamed.tokenIds).toEqual(await plain.greedy(body.prompt, 20));
     });
 
-    test('the official client of OpenAI has the same, whole and in a stream; metrics carry the model’s name', async () => {
+    test('the official client of OpenAI gets the same output, whole and in a stream; metrics carry the model’s name', async () => {
       const client = new OpenAI({ baseURL: `${system.url}/v1`, apiKey: 'none', maxRetries: 0 });
       const model = (await client.models.list()).data[0]!.id;
       const body = { model, prompt: tokens(50), max_tokens: 20, temperature: 0 };
@@ -141,7 +142,7 @@ describe.each(MODES)('%s', (mode) => {
       }
     });
 
-    test('n choices of one greedy prompt, more than there are slots, are all the plain one', async () => {
+    test('n choices of one greedy prompt, more than there are slots, all give the output of the plain path', async () => {
       const body = {
         prompt: tokens(45),
         max_tokens: 12,
@@ -160,7 +161,7 @@ describe.each(MODES)('%s', (mode) => {
       expect(choices.map((choice) => choice.token_ids)).toEqual(Array(5).fill(expected));
     });
 
-    test('a try that was cancelled leaves nothing behind', async () => {
+    test('a completion that was cancelled does not change the next one of the same prompt', async () => {
       const prompt = tokens(300);
       for (const afterChunks of [0, 1, 3]) {
         const controller = new AbortController();
@@ -182,7 +183,7 @@ describe.each(MODES)('%s', (mode) => {
     });
 
     if (mode === 'hybrid')
-      test('prompts went both ways', async () => {
+      test('a hybrid computes some prompts where they are decoded, and others on a prefill worker', async () => {
         const metrics = await (await fetch(`${system.url}/metrics`)).text();
         for (const where of ['local', 'remote']) {
           expect(metrics).toMatch(new RegExp(`^llavacode:prefill_placed_total{where="${where}",.*} [1-9]`, 'm'));
@@ -212,7 +213,7 @@ describe.each(MODES)('%s', (mode) => {
           return cachedTokens;
         };
 
-        test('keystroke after keystroke, backspace, and the same again', async () => {
+        test('each keystroke, and each backspace, reuses the beginning that it shares with an earlier prompt', async () => {
           const prompt = tokens(200, 13);
           expect(await cachedOf(prompt)).toBe(0);
           expect(await cachedOf([...prompt, 7])).toBe(192);
@@ -221,7 +222,7 @@ describe.each(MODES)('%s', (mode) => {
           expect(await cachedOf([...prompt.slice(0, 100), ...tokens(100, 17)])).toBe(96);
         });
 
-        test('up to its last token, with logits that are the same to the last bit', async () => {
+        test('a prompt that is known up to its last token gives logits that are the same to the last bit', async () => {
           const first = async (prompt: number[]) => {
             const answer = await fetch(`${system.url}/v1/completions`, {
               method: 'POST',
@@ -242,7 +243,7 @@ describe.each(MODES)('%s', (mode) => {
           }
         });
 
-        test('several at once that share it', async () => {
+        test('several prompts at once reuse the beginning that they share', async () => {
           const beginning = tokens(130, 19);
           await ask(beginning, 1);
           const prompts = [23, 29, 31, 37, 41].map((seed, i) => [...beginning, ...tokens(5 + 9 * i, seed)]);
@@ -252,7 +253,7 @@ describe.each(MODES)('%s', (mode) => {
           }
         });
 
-        test('up to the first soft token that is another one', async () => {
+        test('a prompt is reused up to its first soft token that is another one', async () => {
           const { hidden } = system.bundle.manifest.llm.spec;
           const positions = Int32Array.of(0, 1, 2, 70);
           const vectors = Float32Array.from({ length: positions.length * hidden }, (_, i) => Math.cos(i) / 10);
@@ -271,7 +272,7 @@ describe.each(MODES)('%s', (mode) => {
         });
       });
 
-    test('soft tokens anywhere in the prompt, over chunk borders', async () => {
+    test('soft tokens anywhere in the prompt, over chunk borders, give the output of the plain path', async () => {
       const { hidden } = system.bundle.manifest.llm.spec;
       const positions = Int32Array.of(0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 70);
       const vectors = Float32Array.from({ length: positions.length * hidden }, (_, i) => Math.sin(i) / 10);
@@ -299,7 +300,7 @@ describe.each(MODES)('%s', (mode) => {
     });
     afterAll(() => system?.close());
 
-    test('the whole system continues it as PyTorch does', async () => {
+    test('the whole system continues a prompt of the golden model as PyTorch does', async () => {
       const count = expected.greedy.length;
       expect((await overRpc(system, expected.input_ids, count, NO_SOFT_TOKENS)).tokens).toEqual(expected.greedy);
       const body = { prompt: expected.input_ids, max_tokens: count, temperature: 0, ignore_eos: true };
@@ -311,7 +312,7 @@ describe.each(MODES)('%s', (mode) => {
       expect(streamed.tokenIds).toEqual(expected.greedy);
     });
 
-    test('with ten soft tokens before the prompt as well', async () => {
+    test('the whole system continues ten soft tokens and a prompt of the golden model as PyTorch does', async () => {
       await using outputs = await Checkpoint.open(join(golden(name), 'expected.safetensors'));
       const vectors = await outputs.read('soft_tokens');
       const positions = Int32Array.from({ length: 10 }, (_, i) => i);

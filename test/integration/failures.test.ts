@@ -91,7 +91,7 @@ async function expectRest(): Promise<void> {
 afterEach(expectRest, 60_000);
 
 describe('kill -9', () => {
-  test('of decode in the middle of a stream, greedy and random', async () => {
+  test('kill -9 of decode in the middle of a stream, greedy or random, does not change its output', async () => {
     for (const body of [greedy(40, LONG), { ...greedy(41, LONG), temperature: 1, seed: 7, frequency_penalty: 0.5 }]) {
       const expected = essence(await plain(body));
       const before = await replays();
@@ -100,7 +100,7 @@ describe('kill -9', () => {
     }
   });
 
-  test('of prefill after the first token', async () => {
+  test('kill -9 of prefill after the first token does not change the output', async () => {
     const body = greedy(90, LONG);
     const expected = essence(await plain(body));
     const computed = () =>
@@ -114,27 +114,30 @@ describe('kill -9', () => {
   });
 });
 
-test.each(['SIGKILL', 'SIGSTOP'] as const)('%s of prefill before the first token', async (strike) => {
-  const bodies = [greedy(200, 30, 1), greedy(200, 30, 2)];
-  const expected = await Promise.all(bodies.map(async (body) => essence(await plain(body))));
-  await expectRest();
-  const before = await replays();
-  const [struck, other] = workers('prefill').map(({ pid }) => pid!) as [number, number];
-  // Both stand still, so that one request waits in each.
-  for (const pid of [struck, other]) process.kill(pid, 'SIGSTOP');
-  try {
-    const answers = bodies.map((body) => plain(body));
-    await expect.poll(() => ofGateway('vllm:num_requests_running')).toBe(2);
-    process.kill(struck, strike);
-    process.kill(other, 'SIGCONT');
-    expect((await Promise.all(answers)).map(essence)).toEqual(expected);
-    expect(await replays()).toBeGreaterThan(before);
-  } finally {
-    if (strike === 'SIGSTOP') process.kill(struck, 'SIGCONT');
-  }
-});
+test.each(['SIGKILL', 'SIGSTOP'] as const)(
+  '%s of prefill before the first token does not change the output',
+  async (strike) => {
+    const bodies = [greedy(200, 30, 1), greedy(200, 30, 2)];
+    const expected = await Promise.all(bodies.map(async (body) => essence(await plain(body))));
+    await expectRest();
+    const before = await replays();
+    const [struck, other] = workers('prefill').map(({ pid }) => pid!) as [number, number];
+    // Both stand still, so that one request waits in each.
+    for (const pid of [struck, other]) process.kill(pid, 'SIGSTOP');
+    try {
+      const answers = bodies.map((body) => plain(body));
+      await expect.poll(() => ofGateway('vllm:num_requests_running')).toBe(2);
+      process.kill(struck, strike);
+      process.kill(other, 'SIGCONT');
+      expect((await Promise.all(answers)).map(essence)).toEqual(expected);
+      expect(await replays()).toBeGreaterThan(before);
+    } finally {
+      if (strike === 'SIGSTOP') process.kill(struck, 'SIGCONT');
+    }
+  },
+);
 
-test('SIGSTOP of decode in the middle of a stream: others take over', async () => {
+test('SIGSTOP of decode in the middle of a stream does not change its output: others take over', async () => {
   const body = greedy(60, LONG);
   const expected = essence(await plain(body));
   let stopped: ServiceProcess | undefined;
@@ -213,7 +216,7 @@ async function restartUnderLoad(
 }
 
 describe('a rolling restart under load fails no request', () => {
-  test('of every worker and of two gateways', async () => {
+  test('a rolling restart of every worker and of two gateways fails no request', async () => {
     const at = (role: string) =>
       workers(role)
         .map(({ address }) => address)
@@ -236,7 +239,7 @@ describe('a rolling restart under load fails no request', () => {
     }
   });
 
-  test('of workers that do both, and have less time to drain than a stream takes', async () => {
+  test('a rolling restart of colocated workers that have less time to drain than a stream takes fails no request', async () => {
     const model = join(system.dir, 'bundle');
     const colocated = await startSystem({
       ...{ mode: 'colocated', prefill: 2, decode: 0, logs: join(system.dir, 'logs', 'colocated') },

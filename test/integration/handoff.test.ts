@@ -35,20 +35,23 @@ function holdAt(engine: FakeEngine, past: number) {
 }
 
 describe('one completion', () => {
-  test.each([1, 3, 4, 5, 8, 13])('of a prompt of %i tokens, in chunks of 4', async (length) => {
-    const { prefill, decoder } = await workers();
-    const prompt = promptOf(length);
-    const expected = continuation(prompt, 9);
-    const staged = await begin(prefill.client, prefillRequest(prompt));
-    const { joined, tokens, finishReason } = await decode(decoder.client, decodeRequest(staged.kv, 9));
-    expect([...(await staged.first()), ...tokens]).toEqual(expected.tokens);
-    expect(finishReason).toBe(expected.finishReason);
-    await staged.released();
-    expect(Number(joined?.handoffBytes)).toBe(length * positionBytes(LAYOUT));
-    expect(await stagedBytes()).toBe(0);
-  });
+  test.each([1, 3, 4, 5, 8, 13])(
+    'a prompt of %i tokens, in chunks of 4, is handed over and continued',
+    async (length) => {
+      const { prefill, decoder } = await workers();
+      const prompt = promptOf(length);
+      const expected = continuation(prompt, 9);
+      const staged = await begin(prefill.client, prefillRequest(prompt));
+      const { joined, tokens, finishReason } = await decode(decoder.client, decodeRequest(staged.kv, 9));
+      expect([...(await staged.first()), ...tokens]).toEqual(expected.tokens);
+      expect(finishReason).toBe(expected.finishReason);
+      await staged.released();
+      expect(Number(joined?.handoffBytes)).toBe(length * positionBytes(LAYOUT));
+      expect(await stagedBytes()).toBe(0);
+    },
+  );
 
-  test('with soft tokens, in several chunks', async () => {
+  test('a prompt with soft tokens, in several chunks, is handed over and continued', async () => {
     const { prefill, decoder } = await workers();
     const soft = { positions: Int32Array.of(0, 1, 5, 9), vectors: Float32Array.of(1, 0, 2, 0, 3, 0, 4, 0) };
     const ids = promptOf(10);
@@ -60,7 +63,7 @@ describe('one completion', () => {
     await staged.released();
   });
 
-  test('of several choices from one cache, by two decoders; the cache stays until the last one has it', async () => {
+  test('two decoders continue several choices from one cache, which stays until the last choice has it', async () => {
     const { prefill, decoder } = await workers();
     const other = await startDecode();
     const prompt = promptOf(7);
@@ -77,7 +80,7 @@ describe('one completion', () => {
     await staged.released();
   });
 
-  test('whose output ends with its first token', async () => {
+  test('an output that ends with its first token needs no decode step', async () => {
     const { prefill, decoder } = await workers();
     const prompt = promptOf(5);
     const [first] = continuation(prompt, 1).tokens as [number];
@@ -97,7 +100,7 @@ describe('one completion', () => {
   });
 });
 
-test('many at once, more than there are slots, on two decoders: each as if alone', async () => {
+test('more prompts at once than two decoders have slots are each continued as if alone', async () => {
   const { prefill, decoder } = await workers(3);
   const other = await startDecode({}, new FakeEngine(2));
   for (const { engine } of [decoder, other]) engine.beforeStep = settle; // a step takes its time
@@ -202,7 +205,7 @@ describe('a prompt that begins like an earlier one', () => {
     return { prefill, decoder, complete };
   }
 
-  test('is handed over whole, whatever of it was computed', async () => {
+  test('a prompt that begins like an earlier one is handed over whole, however much of it was computed', async () => {
     const { complete, prefill } = await longWorkers();
     expect(await complete(promptOf(50))).toBe(0);
     const computed = prefill.engine.chunks.length;
@@ -212,7 +215,7 @@ describe('a prompt that begins like an earlier one', () => {
     expect(await complete(promptOf(60))).toBe(48);
   });
 
-  test('can be pulled as far as it is known before anything is computed', async () => {
+  test('a prompt that begins like an earlier one can be pulled as far as it is known before anything is computed', async () => {
     const { complete, prefill, decoder } = await longWorkers();
     await complete(promptOf(40));
     const held = holdAt(prefill.engine, 32);
@@ -239,7 +242,7 @@ describe('given up', () => {
     };
   };
 
-  test('by the caller of Prefill while a decoder pulls: the decoder hears of it', async () => {
+  test('when the caller of Prefill gives up while a decoder pulls, the decoder hears of it', async () => {
     const { prefill, decoder } = await workers();
     holdAt(prefill.engine, 4); // only the abort ends the chunk
     const { signal, abort, reason } = caller();
@@ -254,7 +257,7 @@ describe('given up', () => {
     await until(() => prefill.engine.pool.reserved + decoder.engine.pool.reserved === 0);
   });
 
-  test('by the decoder while it pulls: the slot is free there at once, the prompt goes on to its first token', async () => {
+  test('when decode is given up while it pulls, its slot is free at once, and the prompt goes on to its first token', async () => {
     const { prefill, decoder } = await workers();
     const held = holdAt(prefill.engine, 4);
     const { signal, abort, reason } = caller();
@@ -270,7 +273,7 @@ describe('given up', () => {
     await staged.released();
   });
 
-  test('and asked again: the same output', async () => {
+  test('a prompt that was given up and is asked again gives the same output', async () => {
     const { prefill, decoder } = await workers(1);
     const prompt = promptOf(8);
     const expected = continuation(prompt, 12).tokens;

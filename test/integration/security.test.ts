@@ -60,7 +60,7 @@ async function logs(): Promise<string> {
 }
 
 describe('a system with keys, TLS and mutual TLS', () => {
-  test('completes, whole and streamed, for who has a key', async () => {
+  test('a system with keys and TLS completes, whole and streamed, for those who have a key only', async () => {
     const body = { prompt: `def ${MARK}(a):\n    return `, suffix: `\n# ${MARK}`, max_tokens: 8, temperature: 0 };
     const whole = await ask('/v1/completions', body);
     expect([whole.status, JSON.parse(whole.text).choices[0].finish_reason]).toEqual([200, expect.any(String)]);
@@ -70,7 +70,7 @@ describe('a system with keys, TLS and mutual TLS', () => {
     expect((await ask('/v1/completions', body, { authorization: `Bearer ${KEY}x` })).status).toBe(401);
   });
 
-  test('has workers that answer none but members', async () => {
+  test('workers with mutual TLS answer members of the system only', async () => {
     const worker = system.processes.find(({ name }) => name.startsWith('prefill'))!;
     const address = worker.address.replace('0.0.0.0', '127.0.0.1');
     const describe = async (security?: Awaited<ReturnType<typeof loadRpcSecurity>>) => {
@@ -87,7 +87,7 @@ describe('a system with keys, TLS and mutual TLS', () => {
 });
 
 describe('the logs of all services, at their most talkative', () => {
-  test('hold no prompt, no key and nothing else that a client said', async () => {
+  test('the logs of all services, at their most talkative, hold no prompt, no key and nothing else that a client said', async () => {
     const [prompt, max_tokens] = [MARK, 4];
     const bodies: (object | string)[] = [
       { prompt, max_tokens, stop: [MARK], user: MARK, session: MARK, cache_salt: MARK, request_id: MARK, echo: true },

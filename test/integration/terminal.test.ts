@@ -52,7 +52,7 @@ describe('Ctrl-C', () => {
     ['exporting', () => ['synth', '--llm', 'qwen2.5-coder-0.5b', '--to', join(dir, 'synthesized')]],
   ];
   test.each(stages)(
-    'while a command shows "%s" ends it and leaves no process',
+    'Ctrl-C while a command shows "%s" ends it and leaves no process',
     { timeout: LIMIT },
     async (stage, words) => {
       const terminal = inTerminal(words());
@@ -66,7 +66,7 @@ describe('Ctrl-C', () => {
 });
 
 describe('a terminal', () => {
-  test.each([0, 20, 200])('of %i columns is enough for up', { timeout: LIMIT }, async (columns) => {
+  test.each([0, 20, 200])('a terminal of %i columns is enough for up', { timeout: LIMIT }, async (columns) => {
     const terminal = inTerminal(up(), { columns });
     await terminal.shows('Ctrl-C stops it');
     terminal.press(CTRL_C);
@@ -77,7 +77,7 @@ describe('a terminal', () => {
   test.each([
     ['NO_COLOR', { NO_COLOR: '1' }],
     ['TERM=dumb', { TERM: 'dumb' }],
-  ])('with %s gets plain lines without control sequences', { timeout: LIMIT }, async (_, env) => {
+  ])('a terminal with %s gets plain lines without control sequences', { timeout: LIMIT }, async (_, env) => {
     const words = ['index', '--name', 'plain', '--path', SHOP, '--model', bundle(), '--store', `lmdb:${dir}/plain`];
     const terminal = inTerminal(words, { env });
     expect(await terminal.exited()).toBe(0);

@@ -1,6 +1,6 @@
 /**
- * Clocks of the day are set, by people and by NTP: what is timed by them breaks when that happens. Durations, deadlines and
- * leases go by `performance.now()` and timers; here stand the few places that need a date, and why.
+ * Clocks of the day are set, by people and by NTP: what is timed by them breaks when that happens. Durations, deadlines
+ * and leases go by `performance.now()` and timers; here stand the few places that need a date, and why.
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';

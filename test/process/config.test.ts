@@ -28,18 +28,18 @@ function problems(load: () => unknown): string {
 }
 
 describe('the settings table', () => {
-  it('is documented whole, and nothing else is', () => {
+  it('every setting is documented in OPERATIONS.md, and nothing else is', () => {
     expect(documented('settings')).toEqual(all.map(flagName));
   });
 
-  it.each(all)('%s has a meaning, and its default is valid when given', (setting) => {
+  it.each(all)('the setting %s has a meaning, and its default is valid when given', (setting) => {
     const schema = SETTINGS[setting];
     expect(schema.description).toMatch(/^\S.*[^.]$/);
     const byDefault = schema.safeParse(undefined);
     if (byDefault.success) expect(schema.parse(byDefault.data)).toEqual(byDefault.data);
   });
 
-  it('names flags and variables after the setting', () => {
+  it('flags and variables are named after their setting', () => {
     expect(flagName('bodyLimitBytes')).toBe('--body-limit-bytes');
     expect(envName('bodyLimitBytes')).toBe('LLAVACODE_BODY_LIMIT_BYTES');
     expect(new Set(all.map(envName)).size).toBe(all.length);
@@ -47,7 +47,7 @@ describe('the settings table', () => {
 });
 
 describe('loadConfig', () => {
-  it('prefers flags over variables over defaults', () => {
+  it('flags win over variables, and variables over defaults', () => {
     const config = loadConfig(
       only('host', 'port', 'slots'),
       { port: 9000 },
@@ -56,18 +56,18 @@ describe('loadConfig', () => {
     expect(config).toEqual({ host: '127.0.0.1', port: 9000, slots: 7 });
   });
 
-  it('reads flags as text or as values', () => {
+  it('flags are read as text or as values', () => {
     expect(loadConfig(only('port', 'spin'), { port: '9000', spin: 'true' }, {})).toEqual({ port: 9000, spin: true });
     expect(loadConfig(only('port', 'spin'), { port: 9000, spin: true }, {})).toEqual({ port: 9000, spin: true });
   });
 
-  it('takes an empty variable for one that is not set', () => {
+  it('an empty variable counts as not set', () => {
     const empty = { LLAVACODE_PORT: '', LLAVACODE_MODEL: '' };
     expect(loadConfig(only('port'), {}, empty)).toEqual({ port: 8000 });
     expect(problems(() => loadConfig(only('model'), {}, empty))).toContain('--model (LLAVACODE_MODEL): is required');
   });
 
-  it('gives only what was asked for, frozen', () => {
+  it('a configuration has only the settings that were asked for, and is frozen', () => {
     const config = loadConfig(only('prefillWorkers'), { prefillWorkers: 'a:1, b:2' }, { LLAVACODE_PORT: '1' });
     expect(config).toEqual({ prefillWorkers: ['a:1', 'b:2'] });
     expect(Object.isFrozen(config)).toBe(true);
@@ -77,17 +77,17 @@ describe('loadConfig', () => {
   it.each([
     ['a:1,dns:prefill.svc:9000', ['a:1', 'dns:prefill.svc:9000']],
     ['redis+sentinel://s1:1,s2:2/master', ['redis+sentinel://s1:1,s2:2/master']],
-  ])('knows workers named as %s', (given, items) => {
+  ])('workers may be named as %s', (given, items) => {
     expect(loadConfig(only('decodeWorkers'), { decodeWorkers: given }, {}).decodeWorkers).toEqual(items);
   });
 
-  it.each(['dns:prefill', 'a:1,redis', 'http://a:1', ''])('does not know workers named as %j', (given) => {
+  it.each(['dns:prefill', 'a:1,redis', 'http://a:1', ''])('workers may not be named as %j', (given) => {
     expect(problems(() => loadConfig(only('decodeWorkers'), { decodeWorkers: given }, {}))).toContain(
       '--decode-workers',
     );
   });
 
-  it('lists all problems at once, by flag and variable, with the value', () => {
+  it('all problems of a configuration are listed at once, by flag and variable, with the value', () => {
     const env = { LLAVACODE_PORT: '99999', LLAVACODE_SLOTS: 'many', LLAVACODE_SLOT: '1', PATH: '/bin', LLAVACODE: '1' };
     expect(
       problems(() => loadConfig(only('port', 'slots', 'model', 'provider'), { provider: 'tpu' }, env)).split('\n'),
@@ -101,7 +101,7 @@ describe('loadConfig', () => {
     ]);
   });
 
-  it('skips the service links that Kubernetes adds, and says which', () => {
+  it('the service links that Kubernetes adds are skipped, and the configuration says which', () => {
     const links = {
       LLAVACODE_SERVICE_HOST: '10.96.0.12',
       LLAVACODE_SERVICE_PORT: '8000',
@@ -125,25 +125,25 @@ describe('loadConfig', () => {
     expect(problems(() => loadConfig(only('port'), {}, { LLAVACODE_METRIC_PORT: '1' }))).toContain('did you mean');
   });
 
-  it("accepts other processes' settings in the environment", () => {
+  it('settings of other processes are accepted in the environment', () => {
     expect(loadConfig(only('port'), {}, { LLAVACODE_SLOTS: 'not read here' })).toEqual({ port: 8000 });
   });
 
   it.each([' ', '1.5', '1e3', '0x10', '-1', '+1', 'NaN', 'Infinity', '', true, 1.5, -1, 65536])(
-    'does not take %j for a port',
+    '%j is not a port',
     (port) => {
       expect(problems(() => loadConfig(only('port'), { port }, {}))).toContain('from 0 to 65535');
     },
   );
 
   it.each(['', 'host', ':1', 'host:', 'host:0', 'host:65536', 'a:1,', 'a:1;b:2', '::1:8000', 'a:1 b:2'])(
-    'does not take %j for addresses',
+    '%j is not a list of addresses',
     (decodeWorkers) => {
       expect(problems(() => loadConfig(only('decodeWorkers'), { decodeWorkers }, {}))).toContain('must be host:port');
     },
   );
 
-  it('does not take an address that nobody could reach, nor a stride that loses lines', () => {
+  it('an address that nobody could reach is refused, and so is a stride that loses lines', () => {
     const wanted = ['advertise', 'chunkLines', 'chunkStride'] as const;
     const message = problems(() =>
       loadConfig(only(...wanted), { advertise: 'nonsense', chunkLines: 10, chunkStride: 20 }, {}),
@@ -153,7 +153,7 @@ describe('loadConfig', () => {
     expect(loadConfig(only(...wanted), { advertise: 'node:1', chunkStride: 10 }, {}).advertise).toBe('node:1');
   });
 
-  it('takes IPv6 addresses in brackets', () => {
+  it('IPv6 addresses are taken in brackets', () => {
     const config = loadConfig(only('decodeWorkers'), { decodeWorkers: '[::1]:8001,node-1.local:65535' }, {});
     expect(config.decodeWorkers).toEqual(['[::1]:8001', 'node-1.local:65535']);
   });
@@ -163,13 +163,13 @@ describe('loadConfig', () => {
     'redis+sentinal://db:6379/main?sentinel_password=secret',
     'redis:/app:secret@db:6379',
     'redsi://app:a/secret,b@db:6379?db=secret',
-  ])('never shows the password of a URL, however it is misspelt: %s', (store) => {
+  ])('an error never shows the password of a URL, however it is misspelt: %s', (store) => {
     const message = problems(() => loadConfig(only('store'), { store }, {}));
     expect(message).toContain('db:6379');
     expect(message).not.toContain('secret');
   });
 
-  it('refuses times that would overflow a timer', () => {
+  it('times that would overflow a timer are refused', () => {
     const times = all.filter((setting) => setting.endsWith('Ms'));
     expect(times.length).toBeGreaterThan(3);
     for (const time of times) {
@@ -178,7 +178,7 @@ describe('loadConfig', () => {
     }
   });
 
-  it('reads any text either into a valid frozen value or into a problem that names the setting', () => {
+  it('any text is read either into a valid frozen value or into a problem that names the setting', () => {
     const text = fc.oneof(
       fc.string(),
       fc.integer().map(String),

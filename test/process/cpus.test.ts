@@ -7,16 +7,16 @@ test.each([
   ['0', [0]],
   ['0-2,8', [0, 1, 2, 8]],
   ['3,1-2,3', [3, 1, 2]],
-])('%s', (list, cpus) => expect(parseCpus(list)).toEqual(cpus));
+])('the cores of %s are read', (list, cpus) => expect(parseCpus(list)).toEqual(cpus));
 
-test.each(['', '3-1', 'a', '1-', '0,,1', '0-99999999999', '8192'])('%j is no list of cores', (list) => {
+test.each(['', '3-1', 'a', '1-', '0,,1', '0-99999999999', '8192'])('%j is not a list of cores', (list) => {
   expect(() => parseCpus(list)).toThrow(expect.objectContaining({ code: 'config_invalid' }));
 });
 
 test('this process may use at least one core', () => expect(allowedCpus().length).toBeGreaterThan(0));
 
 describe('dividing', () => {
-  test('gives every core to one worker, and to each as many as to the next, or one more', () => {
+  test('every core goes to one worker, and each worker gets as many as the next one, or one more', () => {
     fc.assert(
       fc.property(fc.uniqueArray(fc.nat(255), { minLength: 1, maxLength: 64 }), fc.nat(), (cpus, n) => {
         const workers = 1 + (n % cpus.length);

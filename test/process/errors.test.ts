@@ -6,7 +6,7 @@ import { documented } from '../support/operations.ts';
 const codes = Object.keys(ERRORS) as ErrorCode[];
 
 describe('the error table', () => {
-  it.each(codes)('%s has a code in snake case, valid statuses and a remedy', (code) => {
+  it.each(codes)('the error %s has a code in snake case, valid statuses and a remedy', (code) => {
     const { http, grpc, remedy } = ERRORS[code];
     expect(code).toMatch(/^[a-z]+(_[a-z]+)*$/);
     expect(http).toBeGreaterThanOrEqual(400);
@@ -17,20 +17,20 @@ describe('the error table', () => {
   });
 
   it.each(codes.filter((code) => ERRORS[code].retryable))(
-    '%s is retryable, so its status does not blame the request',
+    'the error %s is retryable, so its status does not blame the request',
     (code) => {
       expect([408, 409, 429, 500, 502, 503, 504]).toContain(ERRORS[code].http);
       expect(['INVALID_ARGUMENT', 'OUT_OF_RANGE', 'UNIMPLEMENTED']).not.toContain(ERRORS[code].grpc);
     },
   );
 
-  it('is documented whole, and nothing else is', () => {
+  it('every error is documented in OPERATIONS.md, and nothing else is', () => {
     expect(documented('errors')).toEqual(codes);
   });
 });
 
 describe('ServingError', () => {
-  it('carries its code, kind and details', () => {
+  it('a ServingError carries its code, kind and details', () => {
     const cause = new Error('low');
     const error = new ServingError('saturated', 'queue full: 64 of 64', { param: 'n', retryAfterSeconds: 2, cause });
     expect(error).toMatchObject({
@@ -45,7 +45,7 @@ describe('ServingError', () => {
     expect(new ServingError('internal', 'x')).not.toHaveProperty('cause');
   });
 
-  it('takes in foreign errors, keeping them as the cause', () => {
+  it('a foreign error becomes a ServingError with the foreign one as its cause', () => {
     const foreign = new TypeError('x is not a function');
     expect(ServingError.from(foreign)).toMatchObject({ code: 'internal', message: foreign.message, cause: foreign });
     expect(ServingError.from(foreign, 'runtime_failed').code).toBe('runtime_failed');
@@ -53,12 +53,12 @@ describe('ServingError', () => {
     expect(ServingError.from(undefined)).toMatchObject({ code: 'internal', message: 'undefined' });
   });
 
-  it('is left as it is when it is one already', () => {
+  it('a ServingError stays as it is when it is converted to one', () => {
     const own = new ServingError('draining', 'stopping');
     expect(ServingError.from(own, 'internal')).toBe(own);
   });
 
-  it('tells its codes from other words', () => {
+  it('isErrorCode tells error codes from other words', () => {
     expect(codes.every(isErrorCode)).toBe(true);
     expect(['', 'nope', 'toString', '__proto__', 'constructor'].some(isErrorCode)).toBe(false);
   });

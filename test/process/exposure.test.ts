@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { assertGuarded, isLoopback, reachableAddress } from '../../services/lib/process/exposure.ts';
 
 test.each([...(['127.0.0.1', '127.255.0.9', 'localhost', 'LOCALHOST', '::1', '::ffff:127.0.0.1'] as const)])(
-  '%s is this machine',
+  'only this machine can reach a service that listens on %s',
   (host) => expect(isLoopback(host)).toBe(true),
 );
 
@@ -17,10 +17,10 @@ test.each([
     'gateway',
     '::2',
   ] as const),
-])('%s is not', (host) => expect(isLoopback(host)).toBe(false));
+])('other machines can reach a service that listens on %s', (host) => expect(isLoopback(host)).toBe(false));
 
 describe('a service that asks nobody who they are', () => {
-  test('listens to its own machine alone, unless the operator says otherwise', () => {
+  test('a service that asks nobody for proof listens on its own machine only, unless the operator says otherwise', () => {
     const guard = (host: string, guarded: boolean, insecureListen = false) =>
       assertGuarded({ host, insecureListen }, guarded, '--api-keys-file');
     guard('127.0.0.1', false);
@@ -41,15 +41,15 @@ describe('the address that others are told', () => {
     ['0.0.0.0:9000', 'prefill-0.pool:9000', 'prefill-0.pool:9000'],
     ['0.0.0.0:9000', '', '10.1.2.3:9000'],
     ['[::]:9000', '', '10.1.2.3:9000'],
-  ])('of %s, advertised as %j, is %s', (listening, advertise, told) => {
+  ])('a worker that listens on %s and advertises %j is reached at %s', (listening, advertise, told) => {
     expect(reachableAddress(listening, advertise, machine)).toBe(told);
   });
 
-  test('is an IPv6 one where there is no other', () => {
+  test('a worker on a machine without IPv4 is reached at its IPv6 address', () => {
     expect(reachableAddress('[::]:9000', '', { eth0: [of('IPv6', 'fd00::7')] })).toBe('[fd00::7]:9000');
   });
 
-  test('is its own on a machine without a network', () => {
+  test('a worker on a machine without a network is reached at its loopback address', () => {
     expect(reachableAddress('0.0.0.0:9000', '', { lo: machine.lo })).toBe('127.0.0.1:9000');
   });
 });

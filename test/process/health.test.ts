@@ -11,7 +11,7 @@ const get = async (address: string, path: string) => {
 collectProcessMetrics('prefill');
 
 describe('serveHealth', () => {
-  it('is alive in every phase and ready in one', async () => {
+  it('a service is alive in every phase and ready in one', async () => {
     const life: { phase: Phase } = { phase: 'starting' };
     const address = await serveHealth('127.0.0.1', 0, life);
     const seen: Record<string, number[]> = {};
@@ -24,7 +24,7 @@ describe('serveHealth', () => {
     expect(await get(address, '/')).toMatchObject({ status: 404, body: expect.stringContaining('/metrics') });
   });
 
-  it('answers a scrape with gauges brought up to date', async () => {
+  it('a scrape is answered with gauges brought up to date', async () => {
     const address = await serveHealth('127.0.0.1', 0, { phase: 'ready' }, () => metrics.stagedBytes.set(123));
     const { status, type, body } = await get(address, '/metrics?from=prometheus');
     expect(status).toBe(200);
@@ -32,7 +32,7 @@ describe('serveHealth', () => {
     expect(body).toContain('\nllavacode:kv_staged_bytes{service="prefill"} 123\n');
   });
 
-  it('answers 500 when a gauge cannot be read, and lives on', async () => {
+  it('a scrape whose gauge cannot be read is answered with 500, and the service lives on', async () => {
     const address = await serveHealth('127.0.0.1', 0, { phase: 'ready' }, () => {
       throw new Error('pool is gone');
     });
@@ -40,7 +40,7 @@ describe('serveHealth', () => {
     expect(await get(address, '/livez')).toMatchObject({ status: 200 });
   });
 
-  it('refuses an address in use, naming it', async () => {
+  it('an address in use is refused, and the error names it', async () => {
     const address = await serveHealth('127.0.0.1', 0, { phase: 'ready' });
     const port = Number(address.split(':')[1]);
     await expect(serveHealth('127.0.0.1', port, { phase: 'ready' })).rejects.toMatchObject({

@@ -6,7 +6,7 @@ const [behaviour, drainTimeoutMs] = process.argv.slice(2);
 const log = createLogger('fixture', 'info');
 const life = new Lifecycle(log, Number(drainTimeoutMs));
 
-// What a listening socket does for a real service.
+// This does what a listening socket does for a real service.
 const alive = setInterval(() => {}, 1_000);
 
 life.onStop('first', () => {

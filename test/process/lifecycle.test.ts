@@ -76,19 +76,22 @@ afterEach(() => {
 const CLEAN = ['ready', 'draining', 'stopped second', 'stopped first', 'stopped'];
 
 describe('a service process', () => {
-  it.each(['SIGTERM', 'SIGINT'] as const)('drains on %s, stops last-first and exits 0', async (signal) => {
-    const service = start('well');
-    await service.logged('ready');
-    service.child.kill(signal);
-    expect(await service.exited()).toBe(0);
-    expect(service.messages).toEqual(CLEAN);
-    const find = (msg: string) => service.lines.find((line) => line.msg === msg);
-    expect(find('draining')).toMatchObject({ reason: signal });
-    expect(find('stopped second')).toMatchObject({ code: 'draining' });
-    expect(find('stopped first')).toMatchObject({ phase: 'draining' });
-  });
+  it.each(['SIGTERM', 'SIGINT'] as const)(
+    'a service process drains on %s, stops last-first and exits 0',
+    async (signal) => {
+      const service = start('well');
+      await service.logged('ready');
+      service.child.kill(signal);
+      expect(await service.exited()).toBe(0);
+      expect(service.messages).toEqual(CLEAN);
+      const find = (msg: string) => service.lines.find((line) => line.msg === msg);
+      expect(find('draining')).toMatchObject({ reason: signal });
+      expect(find('stopped second')).toMatchObject({ code: 'draining' });
+      expect(find('stopped first')).toMatchObject({ phase: 'draining' });
+    },
+  );
 
-  it('finishes its drain although the signals come again, as Ctrl+C under npm sends them', async () => {
+  it('a service process finishes its drain although the signals come again, as Ctrl+C under npm sends them', async () => {
     const service = start('busy');
     await service.logged('ready');
     service.child.kill('SIGINT');
@@ -100,7 +103,7 @@ describe('a service process', () => {
     expect(service.messages).toEqual(CLEAN);
   });
 
-  it('ends at once when a person goes on pressing Ctrl+C', async () => {
+  it('a service process ends at once when a person goes on pressing Ctrl+C', async () => {
     const service = start('hang');
     await service.logged('ready');
     const pressing = setInterval(() => service.child.kill('SIGINT'), 50);
@@ -110,7 +113,7 @@ describe('a service process', () => {
     expect(service.messages).toEqual(['ready', 'draining', 'interrupted again: exiting at once']);
   });
 
-  it('is cut when the drain outlasts its timeout, naming the step that hangs', async () => {
+  it('a drain that outlasts its timeout is cut, and the log names the step that hangs', async () => {
     const service = start('hang', 50);
     await service.logged('ready');
     service.child.kill('SIGTERM');
@@ -119,7 +122,7 @@ describe('a service process', () => {
     expect(service.lines.at(-1)).toMatchObject({ step: 'hanging', drainTimeoutMs: 50 });
   });
 
-  it('runs the other steps when one throws, and exits 1', async () => {
+  it('a service process runs the other steps when one throws, and exits 1', async () => {
     const service = start('stop-throws');
     await service.logged('ready');
     service.child.kill('SIGTERM');
@@ -127,7 +130,7 @@ describe('a service process', () => {
     expect(service.messages).toEqual(CLEAN.toSpliced(2, 0, 'stop step failed'));
   });
 
-  it('stopped while it starts, never becomes ready and runs the steps registered meanwhile', async () => {
+  it('a service process that is stopped while it starts never becomes ready, and runs the steps registered meanwhile', async () => {
     const service = start('stop-in-start');
     expect(await service.exited()).toBe(0);
     expect(service.messages).toEqual(['draining', 'stopped late', 'stopped second', 'stopped first', 'stopped']);
@@ -136,7 +139,7 @@ describe('a service process', () => {
   it.each([
     { behaviour: 'throw', message: 'a bug' },
     { behaviour: 'reject', message: 'no reason' },
-  ])('drains and exits 1 on an unexpected error ($behaviour)', async ({ behaviour, message }) => {
+  ])('a service process drains and exits 1 on an unexpected error ($behaviour)', async ({ behaviour, message }) => {
     const service = start(behaviour);
     expect(await service.exited()).toBe(1);
     expect(service.messages).toEqual(CLEAN.toSpliced(1, 0, 'this process cannot go on: stopping'));
@@ -145,7 +148,7 @@ describe('a service process', () => {
 });
 
 describe('a supervised service process', () => {
-  it('tells its parent the addresses and drains when the parent dies', async () => {
+  it('a supervised service process tells its parent the addresses and drains when the parent dies', async () => {
     const service = supervise('well');
     const [message] = await once(service.child, 'message');
     expect(message).toEqual({ ready: true, address: '127.0.0.1:1', metricsAddress: '127.0.0.1:2' });
@@ -155,7 +158,7 @@ describe('a supervised service process', () => {
     expect(service.lines[1]).toMatchObject({ reason: 'parent gone' });
   });
 
-  it('leaves SIGINT to its parent, which sends SIGTERM', async () => {
+  it('a supervised service process leaves SIGINT to its parent, which sends SIGTERM', async () => {
     const service = supervise('well');
     await service.logged('ready');
     service.child.kill('SIGINT');
@@ -164,7 +167,7 @@ describe('a supervised service process', () => {
     expect(service.lines[1]).toMatchObject({ msg: 'draining', reason: 'SIGTERM' });
   });
 
-  it('stops once when the parent dies during the drain', async () => {
+  it('a supervised service process stops once when its parent dies during the drain', async () => {
     const service = supervise('busy');
     await service.logged('ready');
     service.child.kill('SIGTERM');

@@ -15,7 +15,7 @@ const WRITES = `
   process.stdout.write(String(process.memoryUsage().heapUsed < 200e6));
 `;
 
-it('writes on where stderr takes nothing, and keeps little of it', async () => {
+it('the log writes on where stderr takes nothing, and keeps little of it', async () => {
   await using full = await open('/dev/full', 'w');
   const log = join(PACKAGE_ROOT, 'dist/services/lib/process/log.js');
   const child = spawn(process.execPath, ['--input-type=module', '-e', WRITES, log], {
@@ -30,7 +30,7 @@ it('writes on where stderr takes nothing, and keeps little of it', async () => {
   expect([said, code]).toEqual(['true', 0]);
 });
 
-it('lets through the first of many lines, one line per window for the rest, and the first after a quiet window', () => {
+it('the log lets through the first of many lines, one line per window for the rest, and the first after a quiet window', () => {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
   const written: [string, number][] = [];

@@ -28,15 +28,15 @@ const VLLM = [
 ];
 
 describe('the metrics table', () => {
-  it('is documented whole, and nothing else is', () => {
+  it('every metric is documented in OPERATIONS.md, and nothing else is', () => {
     expect(documented('metrics')).toEqual(all.map(({ name }) => name));
   });
 
-  it("uses under vllm: only vLLM's own names", () => {
+  it("a metric whose name begins with vllm: has one of vLLM's own names", () => {
     expect(all.map(({ name }) => name).filter((name) => name.startsWith('vllm:') && !VLLM.includes(name))).toEqual([]);
   });
 
-  it.each(all)('$name follows the naming rules of Prometheus', ({ name, help, labelNames, type }) => {
+  it.each(all)('the metric $name follows the naming rules of Prometheus', ({ name, help, labelNames, type }) => {
     expect(name).toMatch(/^(vllm|llavacode):[a-z][a-z0-9_]*$/);
     expect(name).not.toMatch(/_(sum|count|bucket|ms|milliseconds|us|kb|mb)$/);
     expect(name.endsWith('_total')).toBe(type === 'Counter');
@@ -48,7 +48,7 @@ describe('the metrics table', () => {
   });
 });
 
-/** What one service exports beside the metrics of its process, in a process of its own. */
+/** The metrics that one service exports beside those of its process, in a process of its own. */
 async function exportedBy(service: MetricsService, model?: string) {
   vi.resetModules();
   const fresh = await import('../../services/lib/process/metrics.ts');
@@ -131,14 +131,14 @@ const PER_PROCESS = ['vllm:num_requests_waiting', 'vllm:num_requests_running', '
 
 describe('the exposition', () => {
   it.each(Object.keys(EXPORTED) as MetricsService[])(
-    'of %s holds what it measures, and nothing else',
+    'the exposition of %s holds what it measures, and nothing else',
     async (service) => {
       const { text } = await exportedBy(service);
       expect(namesIn(text).toSorted()).toEqual(EXPORTED[service].toSorted());
     },
   );
 
-  it('holds every metric of the table under its name, help and type in some service', async () => {
+  it('every metric of the table stands in the exposition of some service, under its name, help and type', async () => {
     const texts: string[] = [];
     for (const service of ['gateway', 'colocated', 'indexer'] as const) texts.push((await exportedBy(service)).text);
     expect(expositionType).toContain('text/plain; version=0.0.4');
@@ -151,13 +151,13 @@ describe('the exposition', () => {
     }
   });
 
-  it('measures no name of vLLM in two roles, unless it says what one process does', () => {
+  it('no name of vLLM is measured in two roles, unless it says what one process does', () => {
     const shared = Object.values(metrics).filter((metric) => measuredBy(metric).length > 1);
     const names = shared.map((metric) => metricFacts(metric).name).filter((name) => name.startsWith('vllm:'));
     expect(names.toSorted()).toEqual(PER_PROCESS.toSorted());
   });
 
-  it('has bounds between 2.5 and 10 s and beyond the deadline of 60 s for what a request waits', async () => {
+  it('the histograms of what a request waits have bounds between 2.5 and 10 s and beyond the deadline of 60 s', async () => {
     const { text } = await exportedBy('gateway');
     for (const name of ['time_to_first_token', 'e2e_request_latency', 'request_queue_time']) {
       const bounds = [...text.matchAll(new RegExp(`^vllm:${name}_seconds_bucket\\{le="([\\d.]+)"`, 'gm'))];
@@ -168,7 +168,7 @@ describe('the exposition', () => {
     }
   });
 
-  it('counts under the same name, labelled with service and model', async () => {
+  it('a metric counts under its name, labelled with service and model', async () => {
     const gateway = await exportedBy('gateway', 'tiny-coder');
     gateway.metrics.promptTokens.inc(12);
     gateway.metrics.success.inc({ finished_reason: 'stop' }, 2);

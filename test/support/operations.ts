@@ -1,4 +1,4 @@
-/** What deploy/OPERATIONS.md says of the tables in the code: rendered from them, and read back from the file. */
+/** The tables of deploy/OPERATIONS.md that come from code: rendered from it, and read back from the file. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { envName, flagName } from '../../services/lib/process/config.ts';
@@ -74,7 +74,8 @@ function defaultOf(setting: keyof typeof SETTINGS): string {
   if (setting === 'capacity') return 'from the model';
   const parsed = SETTINGS[setting].safeParse(undefined);
   if (!parsed.success) return 'required';
-  return parsed.data === '' ? 'empty' : code(String(parsed.data));
+  const text = String(parsed.data);
+  return text === '' ? 'empty' : code(text);
 }
 
 const SECTIONS: Record<string, () => string> = {

@@ -1,5 +1,5 @@
 /**
- * Admission before work: a prompt waits here, in a fair order, until workers have room for both of its halves. The
+ * Admission before work: a prompt waits here, in a fair order, until workers have room for its prefill and decode. The
  * queue is bounded by tokens, not by requests: it holds no more than can be computed within the target TTFT. A place is
  * reserved at the moment of the check, so that a burst cannot pass the check together.
  */
@@ -49,8 +49,7 @@ interface QueuedPrompt extends QueueRequest {
 /** Longest Retry-After: a client that is told to wait longer goes elsewhere. */
 const LONGEST_RETRY_SECONDS = 60;
 /**
- * How long new prompts wait for a worker after the last one was lost, in ms. A rolling restart of workers leaves no
- * longer gap than this.
+ * How long new prompts wait for a worker after the last one was lost, in ms. Longer than the gap of a rolling restart.
  */
 const GRACE_MS = 2_000;
 
@@ -108,9 +107,8 @@ export class Dispatcher {
   }
 
   /**
-   * Takes a new prompt into the queue; if there is not room for all, the tenant that holds most of the queue gives way.
-   * When nothing waits or computes, any one prompt is taken, whatever its length. A request has one waiting prompt at a
-   * time.
+   * Takes a new prompt into the queue. A queue that is full drops the last prompts of the tenant with the largest
+   * share. An idle system takes any one prompt, whatever its length. A request has one waiting prompt at a time.
    * @throws ServingError saturated
    */
   #admit(newcomer: QueuedPrompt): void {
@@ -132,6 +130,8 @@ export class Dispatcher {
       const own = tokensToCompute(newcomer);
       const before = backlog + this.#queue.ahead(newcomer);
       if (((before + own) / rate) * 1000 > remainingMs) throw refusal('timeout-ms', remainingMs);
+      // The queue holds the tokens that can be computed within the target TTFT, less the backlog in front of it, plus
+      // the newcomer's cached tokens: its `tokens` count them, but nobody computes them.
       const limit = newcomer.sibling ? Infinity : (rate * targetTtftMs) / 1000 - backlog + tokens - own;
       const victims = this.#queue.victims(newcomer, limit);
       if (victims === undefined) throw refusal('target-ttft-ms', targetTtftMs);

@@ -22,7 +22,7 @@ interface Tenant<E> {
   tokens: number;
   /** Sum of the entries' costs. */
   cost: number;
-  /** Cost served so far, divided by the weight. While the tenant is idle it does not fall behind the others. */
+  /** Cost served so far, divided by the weight. An idle tenant saves up no credit. */
   served: number;
 }
 
@@ -32,8 +32,8 @@ export class FairQueue<E extends Waiting> {
   readonly #tenants = new Map<string, Tenant<E>>();
   #tokens = 0;
   #size = 0;
-  /** The value that `served` of the last served tenant had before. */
-  #clock = 0;
+  /** Virtual time: `served` of the tenant served last, before that service. */
+  #virtualTime = 0;
 
   /**
    * @param weightOf a tenant's share of the service, relative to the others'; above 0.
@@ -54,7 +54,7 @@ export class FairQueue<E extends Waiting> {
 
   add(entry: E): void {
     const tenant = this.#tenant(entry.tenant);
-    if (tenant.entries.length === 0) tenant.served = Math.max(tenant.served, this.#clock);
+    if (tenant.entries.length === 0) tenant.served = Math.max(tenant.served, this.#virtualTime);
     tenant.entries.splice(this.#placeOf(tenant.entries, entry), 0, entry);
     this.#count(tenant, entry, 1);
   }
@@ -75,7 +75,7 @@ export class FairQueue<E extends Waiting> {
     const entry = tenant?.entries.shift();
     if (tenant === undefined || entry === undefined) return undefined;
     this.#count(tenant, entry, -1);
-    this.#clock = tenant.served;
+    this.#virtualTime = tenant.served;
     tenant.served += entry.cost / tenant.weight;
     this.#forgetIdle();
     return entry;
@@ -101,7 +101,7 @@ export class FairQueue<E extends Waiting> {
       ahead -= own[i]!.tokens;
       cost -= own[i]!.cost;
     }
-    const served = Math.max(tenant?.served ?? 0, own.length > 0 ? 0 : this.#clock);
+    const served = Math.max(tenant?.served ?? 0, own.length > 0 ? 0 : this.#virtualTime);
     const turn = served + cost / this.#weightOf(entry.tenant);
     let earlier = true; // on ties the tenant that came first is served
     for (const other of this.#tenants.values()) {
@@ -151,7 +151,7 @@ export class FairQueue<E extends Waiting> {
   #tenant(name: string): Tenant<E> {
     const known = this.#tenants.get(name);
     if (known) return known;
-    const fresh = { name, weight: this.#weightOf(name), entries: [], tokens: 0, cost: 0, served: this.#clock };
+    const fresh = { name, weight: this.#weightOf(name), entries: [], tokens: 0, cost: 0, served: this.#virtualTime };
     this.#tenants.set(name, fresh);
     return fresh;
   }
@@ -172,10 +172,10 @@ export class FairQueue<E extends Waiting> {
     this.#size += sign;
   }
 
-  /** Forgets idle tenants that owe nothing: they would come back with the same standing as new ones. */
+  /** Drops idle tenants that a new tenant would equal. */
   #forgetIdle(): void {
     for (const [name, tenant] of this.#tenants) {
-      if (tenant.entries.length === 0 && tenant.served <= this.#clock) this.#tenants.delete(name);
+      if (tenant.entries.length === 0 && tenant.served <= this.#virtualTime) this.#tenants.delete(name);
     }
   }
 }

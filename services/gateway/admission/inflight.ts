@@ -6,7 +6,7 @@ import type { AdmissionConfig } from './settings.ts';
 export interface InflightOptions extends Pick<AdmissionConfig, 'maxInflight' | 'requestTimeoutMs'> {
   /** A tenant's share of the places, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
-  /** Once aborted, nothing new is admitted; requests that run go on. */
+  /** Once aborted, nothing new is taken in; requests that run go on. */
   readonly draining: AbortSignal;
 }
 
@@ -14,8 +14,7 @@ export interface InflightRequest {
   /** Time budget of the request, in ms; the largest where not given. */
   readonly timeoutMs?: number | undefined;
   /**
-   * Names what a person does in one place: the latest request of a session supersedes the one before. Names of two
-   * tenants differ.
+   * One editor window: the latest request of a session supersedes the one before. Names of two tenants differ.
    */
   readonly session?: string | undefined;
   readonly tenant?: string;
@@ -24,7 +23,7 @@ export interface InflightRequest {
 }
 
 /** Work in flight, of any kind. */
-export interface Attended {
+export interface TrackedWork {
   /** Aborted with the reason why it must end: client_gone, deadline_exceeded, superseded, draining. */
   readonly signal: AbortSignal;
   abort(reason: ServingError): void;
@@ -33,7 +32,7 @@ export interface Attended {
 }
 
 /** A completion's place among those in flight. */
-export interface Admitted extends Attended {
+export interface InflightPlace extends TrackedWork {
   /** Time at which its budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs: number;
 }
@@ -42,7 +41,7 @@ export class InflightRequests {
   readonly #options: InflightOptions;
   /** Completions, each with its tenant. */
   readonly #running = new Map<AbortController, string>();
-  /** Uploads and removals: the indexer bounds them, and limits of their own. */
+  /** Uploads and removals. They take no place here: the indexer limits them. */
   readonly #others = new Set<AbortController>();
   readonly #sessions = new Map<string, AbortController>();
   #whenIdle: (() => void)[] = [];
@@ -52,7 +51,7 @@ export class InflightRequests {
   }
 
   /** @throws ServingError draining, saturated */
-  admit({ timeoutMs, session, tenant = '', maxInflight: tenantLimit }: InflightRequest = {}): Admitted {
+  enter({ timeoutMs, session, tenant = '', maxInflight: tenantLimit }: InflightRequest = {}): InflightPlace {
     const { maxInflight, requestTimeoutMs, draining } = this.#options;
     draining.throwIfAborted();
     const earlier = session === undefined ? undefined : this.#sessions.get(session);
@@ -74,7 +73,7 @@ export class InflightRequests {
         limit: 'max-inflight',
       });
     }
-    // Only now that the new request is let in: otherwise both would be lost.
+    // Supersede last: if the new request were refused, both would be lost.
     earlier?.abort(new ServingError('superseded', 'a newer request of the same session came'));
     const controller = new AbortController();
     const budgetMs = Math.min(timeoutMs ?? requestTimeoutMs, requestTimeoutMs);
@@ -109,7 +108,7 @@ export class InflightRequests {
    * Lets in work that is not a completion: it takes no place and has no budget.
    * @throws ServingError draining
    */
-  attend(): Attended {
+  track(): TrackedWork {
     this.#options.draining.throwIfAborted();
     const controller = new AbortController();
     this.#others.add(controller);

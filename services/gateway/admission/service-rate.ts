@@ -1,6 +1,6 @@
 /**
- * How fast the queue is served while it is not empty: tokens per second over the last few grants. Where that is slower
- * than prefill can compute, decode is the bottleneck. Pure: the caller says what time it is.
+ * The rate at which the queue is served while it is not empty, in tokens per second over the last few grants. If it is
+ * below the rate at which prefill can compute, decode is the bottleneck. Pure: the caller says what time it is.
  */
 
 /** Factor by which earlier grants count less with each further grant. */

@@ -58,7 +58,7 @@ export class Attempt {
   readonly #awaitingKv: Map<number, AbortController>;
   #prefilling = Promise.resolve();
   readonly #failedWorkers = new Set<string>();
-  /** Some choice will never take its copy of the KV, for which prefill would wait. */
+  /** A choice will never pull its KV, so do not wait for it. */
   #abandoned = false;
   #hasFirst = false;
 
@@ -121,7 +121,7 @@ export class Attempt {
       }
       throw error;
     } finally {
-      if (joined && !failed) worker.succeeded();
+      if (joined && !failed) worker.reportSuccess();
       stall.stop();
       if (!joined) this.#abandoned = true;
       this.#noLongerAwaitsKv(choice);
@@ -151,15 +151,15 @@ export class Attempt {
     });
   }
 
-  /** Its KV was taken, or was not needed after all. */
+  /** Reports success of the prefill worker: its KV was taken, or was not needed after all. */
   #prefillSucceeded(): void {
     const { prefill } = this.#placement;
-    if (this.#hasFirst && !this.#failedWorkers.has(prefill.address)) prefill.succeeded();
+    if (this.#hasFirst && !this.#failedWorkers.has(prefill.address)) prefill.reportSuccess();
   }
 
   #failed(worker: WorkerLease<unknown>, error: unknown): void {
     this.#failedWorkers.add(worker.address);
-    worker.failed(error);
+    worker.reportFailure(error);
   }
 
   #noLongerAwaitsKv(choice: number): void {
@@ -222,7 +222,7 @@ export class Attempt {
     } catch (error) {
       if (!signal.aborted && !this.#finished.signal.aborted) this.#failed(worker, error);
       reject(error);
-      // Their decoders would hear of it late: from a network that says nothing, or when a slot is free.
+      // Abort the decoders now: a silent network or a slot queue would delay the news.
       for (const kvLost of this.#awaitingKv.values()) kvLost.abort(error);
     } finally {
       worker.release();

@@ -88,7 +88,7 @@ export class Generation {
       promptLogprobs: request.echo && priorOutputIds.length === 0 ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
-      ...record.measuring(priorOutputIds.length > 0),
+      ...record.observerFor(priorOutputIds.length > 0),
     };
     return { task, indices, attempt: new Attempt(attemptRequest, placement), replays };
   }
@@ -158,7 +158,7 @@ export class Generation {
     if (task.request.maxTokens - choice.ids.length <= 1) return;
     const ended = new AbortController();
     const first = firstEmitted.then(() => choice.finished && ended.abort(FINISHED));
-    first.catch(() => {}); // it may be that nobody awaits it
+    first.catch(() => {}); // avoids an unhandled rejection
     try {
       for await (const step of attempt.decode(i, AbortSignal.any([live, ended.signal]))) {
         await first;
@@ -170,7 +170,7 @@ export class Generation {
       live.throwIfAborted();
       if (choice.finished) return;
       assertReplayable(error, replays, this.#parts.maxReplays);
-      await first; // where it does not come the whole attempt is lost
+      await first; // if the first token fails, the whole attempt is replayed
       if (choice.finished) return;
       attempt.abandon();
       await pauseAfter(round, error, live);

@@ -36,6 +36,6 @@ export async function pauseBeforeReplay(error: unknown, replays: number, signal:
   const failure = ServingError.from(error);
   metrics.replays.inc({ reason: failure.code });
   if (replays === 0 && isReplayableAtOnce(failure)) return;
-  // Full jitter: those that failed together do not come back together.
+  // Full jitter, so that requests that failed together do not retry together.
   await sleep(randomInt(FIRST_PAUSE_MS * 2 ** replays) + 1, undefined, { signal }).catch(() => signal.throwIfAborted());
 }

@@ -88,8 +88,8 @@ export class RequestRecord {
     this.#error = error;
   }
 
-  /** The log line is to hold a redacted sample of this completion. */
-  sampled(sample: RedactedSample): void {
+  /** Adds a redacted sample of this completion to the log line. */
+  attachSample(sample: RedactedSample): void {
     this.#sample = sample;
   }
 
@@ -107,9 +107,9 @@ export class RequestRecord {
 
   /**
    * Takes the durations that the workers measured on their own clocks.
-   * @param isReplay some output goes through prefill again: the client's figures are those of the first time.
+   * @param isReplay a replay: stage times keep those of the first attempt.
    */
-  measuring(isReplay: boolean): AttemptObserver {
+  observerFor(isReplay: boolean): AttemptObserver {
     const stage = (name: TimelineStage, microseconds: number) => {
       if (!isReplay) this.timeline.stage(name, microseconds / 1e6);
     };
@@ -128,7 +128,7 @@ export class RequestRecord {
     };
   }
 
-  /** Turning new tokens into text took so long. */
+  /** Adds time spent on detokenizing, in ms. */
   detokenized(ms: number): void {
     this.#detokenizeMs += ms;
     this.timeline.stage('detokenize', this.#detokenizeMs / 1000);

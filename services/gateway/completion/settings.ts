@@ -4,16 +4,18 @@ import type { ConfigOf } from '../../lib/process/config.ts';
 import { whole } from '../../lib/process/setting-types.ts';
 import { FORMAT_NAMES, PROMPT_ORDERS } from '../../lib/text/prompt-format.ts';
 
+const PROMPT_FORMATS = ['auto', ...FORMAT_NAMES] as const;
+
 export const COMPLETION_SETTINGS = {
   promptFormat: z
-    .enum(['auto', ...FORMAT_NAMES])
+    .enum(PROMPT_FORMATS)
     .default('auto')
-    .describe("form of prompts; auto goes by the tokenizer's tokens"),
+    .describe(`form of prompts: ${PROMPT_FORMATS.join(', ')}; auto goes by the tokenizer's tokens`),
   promptOrder: z
     .enum(PROMPT_ORDERS)
     .default('psm')
     .describe(
-      'fill-in-the-middle with the text after the cursor last (psm) or first (spm: keeps more of the KV between keystrokes, for models trained with it)',
+      `order of fill-in-the-middle, ${PROMPT_ORDERS.join(' or ')}: the text after the cursor comes last (psm) or first (spm: keeps more of the KV between keystrokes, for models trained with it)`,
     ),
   maxReplays: whole(0)
     .default(3)

@@ -26,8 +26,7 @@ interface Memory {
 
 /**
  * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name
- * none, those for the same file. Keys of two tenants differ, and of two salts: what one computed is not the other's to
- * reuse.
+ * none, those for the same file. Keys of two tenants differ, and of two salts: tenants never share KV.
  */
 export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
   if (session !== undefined) return hashOf([tenant, cacheSalt, session]);

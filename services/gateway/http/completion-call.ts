@@ -78,17 +78,17 @@ export async function serveCompletion(
   assertModel(completion.model ?? parts.modelName, parts.modelName);
   const { tenant, limits } = request.identity;
   parts.quota.assertWithin(tenant, limits);
-  const admitted = parts.inflight.admit(inflightRequest(request));
+  const place = parts.inflight.enter(inflightRequest(request));
   record.timeline.mark('admitted');
   // A connection closes after the end of an answer too; then there is nothing left to abort.
-  reply.raw.once('close', () => admitted.abort(clientGone()));
-  if (Math.random() * 100 < parts.logSamplePercent) record.sampled(new RedactedSample(completion));
-  const { signal, deadlineMs } = admitted;
+  reply.raw.once('close', () => place.abort(clientGone()));
+  if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
+  const { signal, deadlineMs } = place;
   try {
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
     return await answer({ request: completion, record, scope });
   } finally {
-    admitted.release();
+    place.release();
     parts.quota.spend(tenant, limits, record.usage.total_tokens);
   }
 }

@@ -17,8 +17,8 @@ export function collectMethods(app: FastifyInstance): MethodsOfUrls {
   return methodsOf;
 }
 
-/** Refuses all other methods of these URLs, with an `allow` header. To be called when all routes have been added. */
-export function refuseOtherMethods(app: FastifyInstance, methodsOf: MethodsOfUrls): void {
+/** Adds a 405 for all other methods of these URLs, with an `allow` header. Call it after all routes have been added. */
+export function addMethodNotAllowed(app: FastifyInstance, methodsOf: MethodsOfUrls): void {
   // Plugins are loaded in order, so this one sees the routes of those before it.
   app.register(async (scope) => {
     for (const [url, methods] of [...methodsOf]) refuseOthers(scope, url, methods);

@@ -132,7 +132,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   };
   const body = request.body as Readable | undefined;
   if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type or no body');
-  const { signal, abort, release } = parts.inflight.attend();
+  const { signal, abort, release } = parts.inflight.track();
   reply.raw.once('close', () => abort(new ServingError('client_gone', 'the client hung up')));
   const { uploadTimeoutMs } = parts;
   const silence = setTimeout(() => {
@@ -213,7 +213,7 @@ async function remove({ identity, params }: RepoCall, parts: RepoParts): Promise
   const repo = params['*'];
   storeKey(identity, repo, 'repo');
   const indexer = indexerOf(parts);
-  const work = parts.inflight.attend();
+  const work = parts.inflight.track();
   const deadline = AbortSignal.timeout(parts.requestTimeoutMs);
   const signal = AbortSignal.any([work.signal, deadline]);
   try {

@@ -17,7 +17,7 @@ import { asServingError, errorBody, validationError } from './errors.ts';
 import { watchHalfClose } from './half-close.ts';
 import { toJson } from './json.ts';
 import { assertFewHeaders, closeAfterLinger } from './limits.ts';
-import { collectMethods, refuseOtherMethods } from './methods.ts';
+import { addMethodNotAllowed, collectMethods } from './methods.ts';
 import { addModelRoutes, type ModelParts } from './models.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
@@ -116,7 +116,7 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   addModelRoutes(app, parts);
   addProbeRoutes(app, parts);
   addRepoRoutes(app, parts);
-  refuseOtherMethods(app, methods);
+  addMethodNotAllowed(app, methods);
 }
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {

@@ -25,7 +25,7 @@ const GONE: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'fingerprint_mismatch', // it came back with another bundle: asking it again is of no use, asking others is
 ]);
 
-/** Retryable, and yet the fault of this worker or of the way between it and the worker of the other half. */
+/** Retryable, and yet the fault of this worker, or of the network between prefill and decode worker. */
 const RETRYABLE_AND_BLAMED: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'runtime_failed',
   'kv_truncated',
@@ -44,7 +44,7 @@ export const isBlamed = ({ code, kind }: ServingError): boolean =>
 
 /**
  * Whether a failure of decode is held against the prefill worker too: when KV does not come, either end may be at
- * fault. In the long run the one whose other transfers fail too is found out.
+ * fault. The faulty end also fails in other transfers, so its breaker opens first.
  */
 export const isSharedWithPrefill = ({ code }: ServingError): boolean => code.startsWith('kv_');
 

@@ -17,7 +17,7 @@ export interface PrefillLocations {
   readonly local: boolean;
   /** Whether a prefill worker that cannot decode has room. */
   readonly remote: boolean;
-  /** Whether one of those has nothing to do. */
+  /** Whether a prefill-only worker is idle. */
   readonly remoteIdle: boolean;
 }
 

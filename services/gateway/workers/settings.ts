@@ -8,7 +8,7 @@ import { milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { isRedisUrl } from '../../lib/redis/url.ts';
 import { LOCAL_PREFILL } from './prefill-location.ts';
 
-/** Given addresses and DNS names, or one registry. A list is taken too, as YAML has them. */
+/** Addresses, DNS names and registries. A list is taken too, as YAML has them. */
 const workers = z
   .union([z.string(), z.array(z.string()).transform((items) => items.join(','))])
   .transform((list) => (isRedisUrl(list) ? [list] : list.split(',').map((item) => item.trim())))
@@ -30,7 +30,9 @@ export const WORKER_POOL_SETTINGS = {
   localPrefill: z
     .enum(LOCAL_PREFILL)
     .default('auto')
-    .describe('whether a prompt is computed where it is decoded, if a worker there can do both'),
+    .describe(
+      `whether a prompt is computed where it is decoded, if a worker there can do both: ${LOCAL_PREFILL.join(', ')}`,
+    ),
   localPrefillTokens: whole(0)
     .default(256)
     .describe('longest prompt that auto computes where it is decoded, in tokens'),

@@ -1,6 +1,6 @@
 /**
- * Which workers a completion goes to. Both halves are chosen at once, so that no prompt is computed that no worker can
- * continue.
+ * The choice of the workers for a completion. Prefill and decode workers are chosen at once, so that no prompt is
+ * computed that no worker can continue.
  */
 import { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
@@ -34,7 +34,7 @@ export interface PlacementRequest {
 
 /**
  * Prompt tokens that a worker would have to compute, as far as can be known here.
- * @param at address of the worker; that of the worker with the most of the prompt where not given.
+ * @param at address of the worker; default: `affinityWorker`.
  */
 export function tokensToCompute(
   { promptTokens, affinityWorker, affinityTokens = 0 }: PlacementRequest,
@@ -220,9 +220,9 @@ export class WorkerPool {
 }
 
 /**
- * Whether a decode worker may be given one more sequence, so that KV pressure stays bounded: half as many again as it
- * has slots. A sequence whose prompt is computed then finds the next free slot; the others wait in the gateway as
- * tokens that cost nothing yet. One of ours always goes: what we know of other gateways is a second old.
+ * Whether a decode worker may be given one more sequence, so that KV pressure stays bounded: at most 1.5 x its slots.
+ * A sequence whose prompt is computed then finds the next free slot; the others wait in the gateway as tokens that cost
+ * nothing yet. A gateway with no sequence there may always send one, because its view of other gateways is 1 s old.
  */
 function hasDecodeRoom({ description, load, totalLoad }: Worker<DecodeClient>): boolean {
   const slots = description?.slots ?? 0;
@@ -230,7 +230,8 @@ function hasDecodeRoom({ description, load, totalLoad }: Worker<DecodeClient>): 
 }
 
 /**
- * The worker that has most of the prompt, unless more waits there than that saves; else the least loaded.
+ * The worker that has most of the prompt, unless its backlog exceeds the tokens that its cache would save; else the
+ * least loaded.
  * @param workers at least one, the least loaded first.
  */
 function preferred<C extends Describable>(

@@ -60,7 +60,7 @@ export class WorkerSet<C extends Describable> {
 
   #remove(worker: Worker<C>): void {
     this.#workers = this.#workers.filter((each) => each !== worker);
-    worker.remove();
+    worker.delist();
   }
 
   #add(address: string): void {
@@ -95,7 +95,7 @@ export class WorkerSet<C extends Describable> {
     });
   }
 
-  /** Those that could take `positions` now, the least loaded first; those at equal load take turns. */
+  /** Workers that could take `positions` now, the least loaded first; workers with equal load take turns. */
   ready(positions: number): Worker<C>[] {
     const { hasRoom } = this.#options;
     return this.usable
@@ -138,14 +138,14 @@ export class WorkerSet<C extends Describable> {
     try {
       const answer = await worker.client.describe(deadline.signal);
       if (answer.fingerprint !== fingerprint) {
-        worker.drop(`serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
+        worker.markUnusable(`serves bundle ${answer.fingerprint}, this gateway bundle ${fingerprint}`);
         this.#removeLapsed(worker);
-      } else if (answer.overdueMs > stallTimeoutMs) worker.lose('computes and does not come to an end');
+      } else if (answer.overdueMs > stallTimeoutMs) worker.markHung('computes and does not come to an end');
       else worker.answered(answer);
     } catch (error) {
       if (closing.aborted) return;
-      if (deadline.signal.aborted) worker.lose(`has not answered within ${answerTimeoutMs} ms`);
-      else worker.drop(`does not answer (${error instanceof Error ? error.message : error})`);
+      if (deadline.signal.aborted) worker.markHung(`has not answered within ${answerTimeoutMs} ms`);
+      else worker.markUnusable(`does not answer (${error instanceof Error ? error.message : error})`);
       this.#removeLapsed(worker);
     } finally {
       stopTimer();

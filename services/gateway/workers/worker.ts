@@ -26,8 +26,8 @@ export interface WorkerLease<C> {
   /** Gives load and call back; calling it twice is harmless. */
   release(): void;
   /** Stops using the worker for a while, if the error is its fault (see blame.ts). */
-  failed(error: unknown): void;
-  succeeded(): void;
+  reportFailure(error: unknown): void;
+  reportSuccess(): void;
 }
 
 interface Job {
@@ -39,9 +39,9 @@ interface Job {
 
 export interface WorkerOptions {
   readonly role: string;
-  /** Units of load that a worker gets done per second of a job; 0 where that is not known, or not to be counted on. */
+  /** Load finished per second; 0 if unknown or not used. */
   readonly rate: (description: WorkerDescription__Output) => number;
-  /** The load that a worker reports, in units of {@link WorkerLease}. */
+  /** The load that a worker reports, in tokens (prefill) or sequences (decode). */
   readonly reportedLoad: (description: WorkerDescription__Output) => number;
   /** Called when a job has ended: there may be room where there was none. */
   readonly onRoom: () => void;
@@ -64,7 +64,7 @@ export class Worker<C extends Describable> {
   readonly #jobs = new Map<AbortController, Job>();
   #otherGatewaysLoad = 0;
   #lastChosen = 0;
-  #removed = false;
+  #delisted = false;
 
   constructor(address: string, client: C, options: WorkerOptions) {
     this.address = address;
@@ -114,12 +114,12 @@ export class Worker<C extends Describable> {
 
   /** It is no longer listed, and its last call has ended. */
   get isOver(): boolean {
-    return this.#removed && this.#calls.size === 0;
+    return this.#delisted && this.#calls.size === 0;
   }
 
   /** @param chosen number of this choice among all: see {@link lastChosen}. */
   lease(load: number, chosen: number): WorkerLease<C> {
-    // One signal for each job: one that lives as long as the worker would remember everyone that ever listened to it.
+    // Each job has its own signal: one shared for the worker's life would keep every listener in memory.
     const lost = new AbortController();
     const job: Job = { load };
     this.#calls.add(lost);
@@ -141,8 +141,8 @@ export class Worker<C extends Describable> {
         releaseLoad();
         if (this.#calls.delete(lost) && this.isOver) this.client.close();
       },
-      failed: (error) => this.#failed(ServingError.from(error)),
-      succeeded: () => this.#circuit.succeeded(),
+      reportFailure: (error) => this.#reportFailure(ServingError.from(error)),
+      reportSuccess: () => this.#circuit.succeeded(),
     };
   }
 
@@ -157,7 +157,7 @@ export class Worker<C extends Describable> {
   }
 
   /** It cannot be used until it answers again. Calls that run go on. */
-  drop(problem: string): void {
+  markUnusable(problem: string): void {
     const { role, onAnswer, log } = this.#options;
     if (this.#description !== undefined || this.#problem !== problem) {
       log.warn({ address: this.address, role, problem }, 'worker is not usable');
@@ -168,33 +168,33 @@ export class Worker<C extends Describable> {
   }
 
   /**
-   * Drops a worker that neither goes on nor breaks its connections, and ends its calls: nothing else would ever end
-   * them.
+   * Marks a worker unusable that neither goes on nor breaks its connections, and ends its calls: nothing else would
+   * ever end them.
    */
-  lose(problem: string): void {
-    this.drop(problem);
+  markHung(problem: string): void {
+    this.markUnusable(problem);
     const reason = new ServingError('worker_stalled', `${this.address} ${problem}`);
     for (const call of this.#calls) call.abort(reason);
   }
 
   /** It is not among the addresses any more. Its client is closed when its last call has ended. */
-  remove(): void {
+  delist(): void {
     const { role, onAnswer, log } = this.#options;
-    this.#removed = true;
+    this.#delisted = true;
     log.info({ address: this.address, role }, 'worker is no longer listed');
     if (this.isOver) this.client.close();
     onAnswer();
   }
 
-  #failed(failure: ServingError): void {
-    if (isGone(failure)) this.drop(`failed a request (${failure.message})`);
+  #reportFailure(failure: ServingError): void {
+    if (isGone(failure)) this.markUnusable(`failed a request (${failure.message})`);
     else if (isBlamed(failure)) this.#circuit.failed(performance.now());
   }
 }
 
 /**
- * Load that is left of jobs, by the rate at which they are done. A job that should be done by now is not: it still
- * weighs a little.
+ * Load that is left of jobs, by the rate at which they are done. A job that overruns its estimate still counts as at
+ * least 1.
  */
 function loadLeft(jobs: Iterable<Job>, rate: number): number {
   let sum = 0;

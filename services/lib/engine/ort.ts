@@ -202,7 +202,8 @@ export class OrtSession {
 
   /**
    * Loads `path` and the external data beside it on a worker thread; for the CPU in its prepacked form, if asked for.
-   * @throws ServingError runtime_failed for a broken graph; provider_unavailable for a device that this version cannot compute on.
+   * @throws ServingError runtime_failed for a broken graph; provider_unavailable for a device that this version cannot
+   *   compute on.
    */
   static async load(path: string, options: SessionOptions): Promise<OrtSession> {
     using settings = new SessionSettings(options);

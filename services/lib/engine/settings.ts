@@ -16,7 +16,9 @@ export const DEVICE_SETTINGS = {
   provider: z
     .enum(PROVIDERS)
     .default('auto')
-    .describe('device to compute on: auto and cpu mean the CPU; cuda is refused until it is right'),
+    .describe(
+      `device to compute on: ${PROVIDERS.join(', ')}; auto means the CPU, and cuda is refused until its results are right`,
+    ),
   threads: whole(1, 1024).default(availableParallelism()).describe('threads of the engine'),
 };
 

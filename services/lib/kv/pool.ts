@@ -35,7 +35,7 @@ export class KvPool {
   #held = 0;
   readonly #pressureListeners = new Set<PressureListener>();
   /** Waiting for a slot, in order of arrival. */
-  readonly #line: { readonly sinceMs: number; readonly take: () => boolean }[] = [];
+  readonly #line: { readonly sinceMs: number; readonly tryReserve: () => boolean }[] = [];
   #serving = false;
 
   /** @throws ServingError out_of_memory, with the arithmetic, when the machine could never hold the pool. */
@@ -89,21 +89,21 @@ export class KvPool {
 
   /**
    * Waits for a slot: first come, first served, whatever the slot is for.
-   * @param take called at its turn when a slot may be free; returns whether its place in the line is no longer needed.
+   * @param tryReserve called at its turn when a slot may be free; returns true to leave the line.
    * @param sinceMs time of arrival, by the monotonic clock.
    * @returns leaves the line; does nothing once the place is gone.
    */
-  wait(take: () => boolean, sinceMs = performance.now()): () => void {
+  wait(tryReserve: () => boolean, sinceMs = performance.now()): () => void {
     const place = this.#line.findLastIndex((other) => other.sinceMs <= sinceMs) + 1;
-    this.#line.splice(place, 0, { sinceMs, take });
-    return () => this.#leave(take);
+    this.#line.splice(place, 0, { sinceMs, tryReserve });
+    return () => this.#leave(tryReserve);
   }
 
   /** Lets those in the line try to take a slot. */
   offer(): void {
-    if (this.#serving) return; // called from within `take`: the loop below goes on anyway
+    if (this.#serving) return; // called from within `tryReserve`: the loop below goes on anyway
     this.#serving = true;
-    for (let first = this.#line[0]; first?.take(); first = this.#line[0]) this.#leave(first.take);
+    for (let first = this.#line[0]; first?.tryReserve(); first = this.#line[0]) this.#leave(first.tryReserve);
     this.#serving = false;
   }
 
@@ -133,7 +133,7 @@ export class KvPool {
 
   /**
    * The number n of positions [0, n) of a slot that hold or will hold content. A decode step writes to every slot that
-   * it spans; to a slot that takes no part in it, right behind these.
+   * it spans: in a slot without a running sequence it writes to position n.
    */
   claimed(slot: number): number {
     return this.#claimed[slot] as number;
@@ -211,8 +211,8 @@ export class KvPool {
     return undefined;
   }
 
-  #leave(take: () => boolean): void {
-    const index = this.#line.findIndex((other) => other.take === take);
+  #leave(tryReserve: () => boolean): void {
+    const index = this.#line.findIndex((other) => other.tryReserve === tryReserve);
     if (index >= 0) this.#line.splice(index, 1);
   }
 

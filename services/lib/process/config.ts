@@ -22,7 +22,7 @@ export interface ConfigSources {
   readonly known: SettingsTable;
   /** Called once with the variables that look like ours and were made by the platform: they are skipped. */
   readonly onSkipped?: (variables: readonly string[]) => void;
-  /** Rules that one setting alone cannot say: each returns what is wrong, or undefined. */
+  /** Checks across settings: each returns what is wrong, or undefined. */
   readonly rules?: readonly ((values: Readonly<Record<string, unknown>>) => string | undefined)[];
 }
 

@@ -11,7 +11,7 @@ interface ErrorKind {
   readonly grpc: string;
   /** Whether the same request may succeed elsewhere or a little later. */
   readonly retryable: boolean;
-  /** What the reader can do about it. */
+  /** The step that the reader can take. */
   readonly remedy: string;
 }
 

@@ -1,6 +1,6 @@
 /**
- * Who can reach a service. A service that asks nobody for proof listens on loopback only. To listen further it must be
- * able to tell who calls, or the operator must say that the network keeps strangers out.
+ * Limits who can reach a service. A service that asks nobody for proof listens on loopback only. To listen further it
+ * must be able to tell who calls, or the operator must say that the network keeps strangers out.
  */
 import { isIP } from 'node:net';
 import { networkInterfaces } from 'node:os';
@@ -16,7 +16,7 @@ export function isLoopback(host: string): boolean {
   return name === 'localhost' || name === '::1' || /^::ffff:127\.\d+\.\d+\.\d+$/.test(name);
 }
 
-/** Where a service listens, and whether the operator said that anybody may reach it. */
+/** The address that a service listens on, and whether the operator said that anybody may reach it. */
 export type Exposure = Pick<ConfigOf<typeof PROCESS_SETTINGS>, 'host' | 'insecureListen'>;
 
 /**

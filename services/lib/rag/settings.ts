@@ -28,7 +28,7 @@ export const INDEXING_SETTINGS = {
   retriever: z
     .enum(RETRIEVERS)
     .default(DEFAULT_RETRIEVER)
-    .describe('what searches an index where a request does not say; dense and fused store embeddings too'),
+    .describe(`retriever where a request names none: ${RETRIEVERS.join(', ')}; dense and fused store embeddings too`),
   maxFileBytes: whole(1)
     .default(512 * 1024)
     .describe('files larger than this are not indexed, in bytes'),
@@ -55,12 +55,14 @@ export const SEARCH_SETTINGS = {
     ),
   denseBudgetMs: milliseconds(1)
     .default(250)
-    .describe("the same for dense and fused, which first encode the query on the gateway's CPU, in ms"),
+    .describe(
+      "time that a dense or fused search may take of a completion, in ms: it first encodes the query on the gateway's CPU",
+    ),
   withoutProjector: z
     .enum(['text', 'off'])
     .default('text')
     .describe(
-      'what rag.mode compressed gets from a model without encoder and projector: the chunks as text, or no context',
+      'what rag.mode compressed gets from a model without encoder and projector: text (the chunks as text) or off (no context)',
     ),
   queryLines: whole(1, 1000)
     .default(10)

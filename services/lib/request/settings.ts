@@ -6,5 +6,7 @@ export const QUEUE_SETTINGS = {
   queueOrder: z
     .enum(QUEUE_ORDERS)
     .default('fifo')
-    .describe('which prompt is next; shortest-first counts each second of waiting as 500 tokens less'),
+    .describe(
+      `order of waiting prompts: ${QUEUE_ORDERS.join(', or ')} (each second of waiting counts as 500 tokens less)`,
+    ),
 };

@@ -28,7 +28,7 @@ type FamilyName = keyof typeof FAMILIES;
 type FormatName = FamilyName | 'prefix-only';
 export const FORMAT_NAMES: readonly FormatName[] = [...(Object.keys(FAMILIES) as FamilyName[]), 'prefix-only'];
 
-/** Where the text after the cursor stands: last (prefix, suffix, middle) or first (suffix, prefix, middle). */
+/** The place of the text after the cursor: last (prefix, suffix, middle) or first (suffix, prefix, middle). */
 export const PROMPT_ORDERS = ['psm', 'spm'] as const;
 export type PromptOrder = (typeof PROMPT_ORDERS)[number];
 

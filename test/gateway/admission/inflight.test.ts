@@ -1,4 +1,6 @@
-/** Limits on requests in flight, their budgets and sessions, as a client sees them; and the work that a drain awaits. */
+/**
+ * Limits on requests in flight, their budgets and sessions, as a client sees them; and the work that a drain awaits.
+ */
 import { once } from 'node:events';
 import { describe, expect, test } from 'vitest';
 import { InflightRequests } from '../../../services/gateway/admission/inflight.ts';
@@ -38,13 +40,13 @@ describe('a session', () => {
   test('the older request of a session goes on where the newer one is refused', () => {
     const draining = new AbortController();
     const inflight = new InflightRequests({ maxInflight: 8, requestTimeoutMs: 60_000, draining: draining.signal });
-    const older = inflight.admit({ session: 's', tenant: 'a' });
-    const other = inflight.admit({ tenant: 'a' });
-    expect(() => inflight.admit({ session: 's', tenant: 'a', maxInflight: 1 })).toThrowError(
+    const older = inflight.enter({ session: 's', tenant: 'a' });
+    const other = inflight.enter({ tenant: 'a' });
+    expect(() => inflight.enter({ session: 's', tenant: 'a', maxInflight: 1 })).toThrowError(
       expect.objectContaining({ code: 'quota_exceeded' }),
     );
     expect(older.signal.aborted).toBe(false);
-    const newer = inflight.admit({ session: 's', tenant: 'a', maxInflight: 2 });
+    const newer = inflight.enter({ session: 's', tenant: 'a', maxInflight: 2 });
     expect(older.signal.reason).toMatchObject({ code: 'superseded' });
     for (const admitted of [older, other, newer]) admitted.release();
   });
@@ -65,7 +67,7 @@ test('a tenant that floods does not keep others from their shares', () => {
   const admitted = (tenant: string) => {
     for (let count = 0; ; count++) {
       try {
-        held.push(inflight.admit({ tenant }));
+        held.push(inflight.enter({ tenant }));
       } catch (error) {
         expect(error).toMatchObject({ code: 'saturated', limit: 'max-inflight' });
         return count;
@@ -82,7 +84,7 @@ test('there are never more than twice as many requests, however many tenants com
   const held: { release(): void }[] = [];
   for (let tenant = 0; tenant < 12; tenant++) {
     try {
-      for (;;) held.push(inflight.admit({ tenant: `t${tenant}` }));
+      for (;;) held.push(inflight.enter({ tenant: `t${tenant}` }));
     } catch (error) {
       expect(error).toMatchObject({ code: 'saturated', limit: 'max-inflight' });
     }
@@ -95,13 +97,13 @@ describe('an upload', () => {
   test('an upload takes no place and has no budget; a drain waits for it, and then ends it', async () => {
     const draining = new AbortController();
     const inflight = new InflightRequests({ maxInflight: 1, requestTimeoutMs: 1, draining: draining.signal });
-    const [first, second] = [inflight.attend(), inflight.attend()];
-    const completion = inflight.admit();
+    const [first, second] = [inflight.track(), inflight.track()];
+    const completion = inflight.enter();
     await once(completion.signal, 'abort');
     completion.release();
     expect([first.signal.aborted, second.signal.aborted]).toEqual([false, false]);
     draining.abort(new ServingError('draining', 'shutting down'));
-    expect(() => inflight.attend()).toThrowError(expect.objectContaining({ code: 'draining' }));
+    expect(() => inflight.track()).toThrowError(expect.objectContaining({ code: 'draining' }));
     let over = false;
     const drained = inflight.drain(50).then(() => {
       over = true;

@@ -97,7 +97,7 @@ test('a worker whose registration is gone is used as long as it answers', async 
   workers.setPrefill([], ['p']);
   await workers.refresh();
   const { prefill } = take();
-  prefill.failed(new ServingError('worker_lost', 'a call broke'));
+  prefill.reportFailure(new ServingError('worker_lost', 'a call broke'));
   expect(place()).toBeUndefined();
   await workers.refresh();
   expect(take().prefill.address).toBe('p');

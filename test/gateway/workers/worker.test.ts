@@ -30,9 +30,9 @@ test('a worker has less left of a prompt the longer it computes it', async () =>
 test('a worker that says it is gone is left alone until it answers; a full one is not blamed', async () => {
   const { workers, take } = fakePool({ p: {}, d: {} }, ['p'], ['d']);
   await workers.refresh();
-  take().prefill.failed(new ServingError('saturated', 'full'));
+  take().prefill.reportFailure(new ServingError('saturated', 'full'));
   expect(workers.usable).toBe(true);
-  take().prefill.failed(new ServingError('draining', 'bye'));
+  take().prefill.reportFailure(new ServingError('draining', 'bye'));
   expect(workers.usable).toBe(false);
   await workers.refresh();
   expect(workers.usable).toBe(true);
@@ -50,11 +50,11 @@ test('a worker that answers and yet fails again and again is left alone for a wh
   onTestFinished(() => void vi.useRealTimers());
   const fail = (code: ErrorCode = 'runtime_failed') => {
     vi.advanceTimersByTime(1000);
-    end((prefill) => prefill.failed(new ServingError(code, 'NaN')));
+    end((prefill) => prefill.reportFailure(new ServingError(code, 'NaN')));
   };
   fail();
   fail('kv_truncated');
-  end((prefill) => prefill.succeeded());
+  end((prefill) => prefill.reportSuccess());
   fail();
   fail('lease_expired'); // nobody's fault
   fail('kv_truncated');

@@ -33,7 +33,7 @@ const invalid = (...parts: string[]) =>
   expect.objectContaining({ code: 'bundle_invalid', message: expect.stringMatching(new RegExp(parts.join('.*'))) });
 
 describe('verifying a bundle', () => {
-  test('reads every byte of an intact bundle and reports progress', async () => {
+  test('verifying an intact bundle reads every byte and reports progress', async () => {
     const bundle = await openBundle(original);
     const seen: VerifyProgress[] = [];
     await verifyBundle(bundle, { onProgress: (progress) => seen.push(progress) });
@@ -44,7 +44,7 @@ describe('verifying a bundle', () => {
     expect(seen.map(({ done }) => done)).toEqual(seen.map(({ done }) => done).toSorted((a, b) => a - b));
   });
 
-  test('finds one flipped byte, and names the file and both digests', async () => {
+  test('verifying a bundle finds one flipped byte, and names the file and both digests', async () => {
     const dir = await copy();
     const expected = await flipByte(dir, 'llm/model.bin');
     const bundle = await openBundle(dir); // sizes are right
@@ -53,21 +53,21 @@ describe('verifying a bundle', () => {
     );
   });
 
-  test('refuses a manifest whose fingerprint is not that of its files', async () => {
+  test('verifying a bundle refuses a manifest whose fingerprint is not that of its files', async () => {
     const dir = await copy();
     const manifest = await readJsonFile<Manifest>(join(dir, 'manifest.json'));
     await writeFile(join(dir, 'manifest.json'), JSON.stringify({ ...manifest, fingerprint: '0'.repeat(64) }));
     await expect(verifyBundle(await openBundle(dir))).rejects.toThrow(invalid('fingerprint', '0'.repeat(64)));
   });
 
-  test('names a file that cannot be read', async () => {
+  test('verifying a bundle names a file that cannot be read', async () => {
     const dir = await copy();
     const bundle = await openBundle(dir);
     await rm(join(dir, 'llm/model.bin'));
     await expect(verifyBundle(bundle)).rejects.toThrow(invalid('llm/model.bin cannot be read', 'ENOENT'));
   });
 
-  test('ends with the reason of its signal when it is aborted', async () => {
+  test('verifying a bundle ends with the reason of its signal when it is aborted', async () => {
     const abort = new AbortController();
     const verifying = verifyBundle(await openBundle(original), {
       signal: abort.signal,
@@ -78,7 +78,7 @@ describe('verifying a bundle', () => {
 });
 
 describe('the command bundle verify', () => {
-  test('says what it has read', async () => {
+  test('the command bundle verify says how many files and bytes it has read', async () => {
     const { fingerprint, llm, tokenizer } = await readJsonFile<Manifest>(join(original, 'manifest.json'));
     const files = [...llm.files, ...tokenizer.files];
     const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
@@ -86,7 +86,7 @@ describe('the command bundle verify', () => {
     expect(found).toEqual({ name: 'qwen2-tied', fingerprint, files: files.length, bytes });
   });
 
-  test('fails for a damaged bundle', async () => {
+  test('the command bundle verify fails for a damaged bundle', async () => {
     const dir = await copy();
     await flipByte(dir, 'llm/model.onnx');
     await expect(runBundleVerify(dir)).rejects.toThrow(invalid('llm/model.onnx is damaged'));
@@ -103,13 +103,13 @@ describe('verifying in the background', () => {
     for (const mock of [log.info, log.warn, log.error, onDamage]) mock.mockClear();
   });
 
-  test('logs once that an intact bundle is intact', async () => {
+  test('verifying in the background logs once that an intact bundle is intact', async () => {
     await inBackground(await openBundle(original));
     expect(lines()).toEqual([1, 0, 0]);
     expect(onDamage).not.toHaveBeenCalled();
   });
 
-  test('reports a flipped byte, once', async () => {
+  test('verifying in the background reports a flipped byte, once', async () => {
     const dir = await copy();
     await flipByte(dir, 'llm/model.bin');
     await inBackground(await openBundle(dir));
@@ -117,7 +117,7 @@ describe('verifying in the background', () => {
     expect(onDamage.mock.calls).toEqual([[invalid('llm/model.bin is damaged')]]);
   });
 
-  test('leaves the event loop to others between small pieces', async () => {
+  test('verifying in the background leaves the event loop to others between small pieces', async () => {
     let turns = 0;
     let verifying = true;
     const count = () => {
@@ -130,7 +130,7 @@ describe('verifying in the background', () => {
     expect(turns).toBeGreaterThan(3); // 3 files, with at least one rest each
   });
 
-  test('ends at once and says nothing when the process stops', async () => {
+  test('verifying in the background ends at once and says nothing when the process stops', async () => {
     const dir = await copy();
     await flipByte(dir, 'llm/model.bin');
     const bundle = await openBundle(dir);
@@ -143,7 +143,7 @@ describe('verifying in the background', () => {
     expect(onDamage).not.toHaveBeenCalled();
   });
 
-  test('does not take another export for damage', async () => {
+  test('verifying in the background does not take another export for damage', async () => {
     const dir = await copy();
     const bundle = await openBundle(dir);
     await exportBundle({ llm: LLM, to: dir, precision: 'int8' });

@@ -65,7 +65,7 @@ describe('a safetensors file', async () => {
     ['data cut short', safetensorsBytes({ a: f32([2], 0, 8) }, 7), ['"a"', '[0, 8)', '7 bytes']],
     ['a huge header', Uint8Array.of(255, 255, 255, 255, 255, 255, 255, 127), ['too large']],
     ['a header that is not JSON', safetensorsBytes('{"a"', 0), ['not JSON']],
-    ['a header that is no UTF-8', safetensorsBytes('', 0).fill(0xff, 8), ['not']],
+    ['a header that is not UTF-8', safetensorsBytes('', 0).fill(0xff, 8), ['not']],
     ['a header that is a list', safetensorsBytes([], 0), ['not an object']],
     ['an overlap', safetensorsBytes({ a: f32([2], 0, 8), b: f32([2], 4, 12) }, 12), ['"b"', 'overlaps']],
     ['a gap', safetensorsBytes({ a: f32([1], 0, 4), b: f32([1], 8, 12) }, 12), ['"b"', 'gap']],

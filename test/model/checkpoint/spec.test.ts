@@ -96,7 +96,7 @@ describe('config.json', () => {
     ['biases that are not implemented', { model_type: 'llama', attention_bias: true }, ['attention_bias']],
     ['heads that do not divide', { num_key_value_heads: 5 }, ['12 heads', '5']],
     ['an odd head size', { head_dim: 20 }, ['head_dim 20']],
-    ['a size that is no number', { hidden_size: 'big', vocab_size: 0 }, ['hidden_size', 'vocab_size']],
+    ['a size that is not a number', { hidden_size: 'big', vocab_size: 0 }, ['hidden_size', 'vocab_size']],
   ])('%s is refused', (_, change, message) => {
     expect(() => parseSpec('config.json', { ...QWEN, ...change })).toThrow(refused('config.json', ...message));
   });

@@ -5,7 +5,7 @@
  *
  * Inputs: `input_ids` int64 [batch, sequence] · `soft_tokens` float32 [soft, hidden] · `soft_positions` int64 [soft],
  * indices into the batch × sequence rows · `logit_rows` int64 [rows], which of the sequence's positions get logits ·
- * `seqlens_k` int32 [batch], valid positions less one after this step · `total_sequence_length` int32 scalar ·
+ * `seqlens_k` int32 [batch], (valid positions after this step) - 1 · `total_sequence_length` int32 scalar ·
  * `past.{layer}.key|value` [batch, kv_head, position, head_dim], in the graph's own type: float32, or float16 for CUDA,
  * whose attention accepts no other.
  * Outputs: `logits` float32 [batch, rows, vocab] · `present.{layer}.key|value`, shaped as the past.

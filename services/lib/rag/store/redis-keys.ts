@@ -1,7 +1,6 @@
 /**
  * The keys of the index in Redis. All keys of one repository have the same hash tag and so lie in one cluster slot.
- * REPO is
- * `name`, or `tenant:name` (see `repoKey`).
+ * REPO is `name`, or `tenant:name` (see `repoKey`).
  *
  *   llavacode:1:{REPO}:index         hash: head → JSON, ids → packed chunk ids (32 bytes each). Replaced by one HSET.
  *   llavacode:1:{REPO}:chunks        hash: chunk id → path, lines, tokens
