@@ -114,27 +114,27 @@ async function buildIndex(command: Command): Promise<void> {
     });
 }
 
-const prefillPrecision = () =>
-  new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(['same', 'w8a8']);
-
 async function buildExport(command: Command): Promise<void> {
-  const { PRECISIONS } = await import('./settings.ts');
+  const choices = await import('./lib/model/bundle/choices.ts');
+  const { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS, PREFILL_PRECISIONS } = choices;
   command
     .requiredOption('--llm <dir>', 'language model')
     .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
     .option('--projector <path>', "projector; the language model's projector/ when not given")
     .requiredOption('--to <dir>', 'folder of the bundle')
     .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('fp32'))
-    .addOption(prefillPrecision())
+    .addOption(
+      new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
+    )
     .option('--block <n>', 'weights that share a scale: 128 for speed, 32 for quality', count)
-    .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(['last', 'mean']))
+    .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(POOLINGS))
     .addOption(
       new Option(
         '--encoder-recipe <recipe>',
         "of a language model: published appends end-of-text and pools there, authors (the paper's) pools the last code token",
-      ).choices(['published', 'authors']),
+      ).choices(ENCODER_RECIPES),
     )
-    .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(['source', 'ast']))
+    .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
     .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
     .option('--max-positions <n>', 'longest sequence, in tokens', count)
     .option('--name <name>', 'name under which it is served')
@@ -161,15 +161,17 @@ async function buildBundle(command: Command): Promise<void> {
 }
 
 async function buildSynth(command: Command): Promise<void> {
-  const [{ ENCODERS, SHAPES }, { PRECISIONS }] = await Promise.all([
+  const [{ ENCODERS, SHAPES }, { PRECISIONS, PREFILL_PRECISIONS }] = await Promise.all([
     import('./lib/model/checkpoint/synth.ts'),
-    import('./settings.ts'),
+    import('./lib/model/bundle/choices.ts'),
   ]);
   command
     .requiredOption('--llm <shape>', `${Object.keys(SHAPES).join(', ')}, or a config.json`)
     .requiredOption('--to <dir>', 'folder of the bundle')
     .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('int4'))
-    .addOption(prefillPrecision())
+    .addOption(
+      new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
+    )
     .option('--block <n>', 'weights that share a scale', count)
     .addOption(
       new Option('--encoder <shape>', 'encoder: the published 28 layers, or a stand-in of 2, for fast indexing')

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
 import { INDEX_CLIENT_SETTINGS, INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
+import { PRECISIONS } from './lib/model/bundle/choices.ts';
 import { type ConfigOf, didYouMean, keyName, readConfig, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { file, flag, paths, whole } from './lib/process/setting-types.ts';
@@ -11,7 +12,6 @@ import { strideRule } from './lib/rag/settings.ts';
 
 /** How prefill and decode are spread over workers; see supervisor.ts. */
 export const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;
-export const PRECISIONS = ['fp32', 'fp16', 'int8', 'mixed', 'int4'] as const;
 
 /** The settings of a whole system on one machine (`llavacode up`), beside those that its services take. */
 export const SYSTEM_SETTINGS = {

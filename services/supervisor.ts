@@ -10,6 +10,7 @@ import { createStream } from 'rotating-file-stream';
 import { envName } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { FINAL_EXIT_CODE, isErrorCode, ServingError } from './lib/process/errors.ts';
+import { parseHostPort } from './lib/process/host-port.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
 import { makeFolder } from './lib/process/os-errors.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
@@ -191,7 +192,7 @@ export class ServiceProcess {
    * became ready and died soon.
    */
   async #died(reason: string): Promise<void> {
-    const port = (address: string) => Number(address.slice(address.lastIndexOf(':') + 1));
+    const port = (address: string) => parseHostPort(address)?.port ?? 0;
     this.#flags = { ...this.#flags, port: port(this.address) };
     if (this.#role !== 'gateway') this.#flags = { ...this.#flags, metricsPort: port(this.metricsAddress) };
     if (performance.now() - this.#readyAtMs > STABLE_MS) this.#restartDelayMs = RESTART_DELAY_MS.first;

@@ -58,7 +58,7 @@ test('a key that is not a setting is refused with the nearest name', async () =>
 test('a value of the file is checked like that of a flag, and named', async () => {
   const file = await readConfigFile(await fileOf('port: 70000\n'));
   expect(() => loadConfig(GATEWAY_SETTINGS, NEEDED, {}, file)).toThrow(
-    '--port (LLAVACODE_PORT) = 70000: must be a whole',
+    'port (in the file of --config) = 70000: must be a whole',
   );
 });
 

@@ -136,59 +136,50 @@ function mayImport(from: string, to: string): boolean {
 }
 
 /**
- * The rooms of the gateway: each imports those on later lines, and no other on its own line. The files beside them
- * (main, service, compose, settings, readiness) put the rooms together; `request.ts` has the nouns that all share.
+ * Rooms within rooms: in each table a room imports those on later lines, and no other on its own line. A file that lies
+ * beside the rooms is a room of its own: it puts them together, or is the ground that they share.
  */
-const GATEWAY_ROOMS = [
-  ['main'],
-  ['service'],
-  ['compose'],
-  ['settings'],
-  ['http', 'readiness'],
-  ['completion'],
-  ['admission', 'context'],
-  ['workers', 'tenants'],
-  ['request'],
-];
+const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
+  'services/gateway/': [
+    ['main'],
+    ['service'],
+    ['compose'],
+    ['settings'],
+    ['http', 'readiness'],
+    ['completion'],
+    ['admission', 'context'],
+    ['workers', 'tenants'],
+    ['request'],
+  ],
+  'services/lib/rag/': [['search'], ['encode'], ['store'], ['settings'], ['chunk', 'retriever-name']],
+  'services/lib/model/': [['bundle'], ['graph'], ['checkpoint']],
+  'bench/': [
+    ['commands'],
+    ['all'],
+    ['readme'],
+    ['reports'],
+    ['breakdown', 'plan'], // measure beside what `engine` and `load` measure
+    ['drills', 'engine', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
+    ['harness'],
+    ['system'],
+    ['options'],
+    ['report'],
+    ['measure'],
+  ],
+};
 
-/** `services/gateway/http/sse.ts` is in http, `services/gateway/request.ts` in request; other paths in none. */
-function gatewayRoom(path: string): string | undefined {
-  const [, , third] = path.startsWith('services/gateway/') ? path.split('/') : [];
-  return third?.replace(/\.ts$/, '');
+/** `services/gateway/http/sse.ts` is in http of `services/gateway/`, `bench/readme.ts` in readme of `bench/`. */
+function innerRoom(path: string): { readonly house: string; readonly room: string } | undefined {
+  const house = Object.keys(INNER_ROOMS).find((prefix) => path.startsWith(prefix));
+  if (house === undefined) return undefined;
+  return { house, room: path.slice(house.length).split('/')[0]!.replace(/\.ts$/, '') };
 }
 
-function mayImportInGateway(from: string, to: string): boolean {
-  const floor = (name: string) => GATEWAY_ROOMS.findIndex((rooms) => rooms.includes(name));
-  return from === to || (floor(from) >= 0 && floor(from) < floor(to));
-}
-
-/**
- * The rooms of the bench suite: each imports those on later lines, and no other on its own line. A bench is a room; the
- * files beside the rooms put them together, and `options.ts` has the options that all benches share.
- */
-const BENCH_ROOMS = [
-  ['commands'],
-  ['all'],
-  ['readme'],
-  ['reports'],
-  ['breakdown', 'plan'], // measure beside what `engine` and `load` measure
-  ['drills', 'engine', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
-  ['harness'],
-  ['system'],
-  ['options'],
-  ['report'],
-  ['measure'],
-];
-
-/** `bench/tables/run.ts` is in tables, `bench/readme.ts` in readme; other paths in none. */
-function benchRoom(path: string): string | undefined {
-  const [, second] = path.startsWith('bench/') ? path.split('/') : [];
-  return second?.replace(/\.ts$/, '');
-}
-
-function mayImportInBench(from: string, to: string): boolean {
-  const floor = (name: string) => BENCH_ROOMS.findIndex((rooms) => rooms.includes(name));
-  return from === to || (floor(from) >= 0 && floor(from) < floor(to));
+function mayImportWithin(path: string, other: string): boolean {
+  const [from, to] = [innerRoom(path), innerRoom(other)];
+  if (from === undefined || to === undefined || from.house !== to.house || from.room === to.room) return true;
+  const floor = (name: string) => INNER_ROOMS[from.house]!.findIndex((rooms) => rooms.includes(name));
+  return floor(from.room) >= 0 && floor(from.room) < floor(to.room);
 }
 
 /** The files that are loaded with a file: its imports, and theirs, except for dynamic ones and types. */
@@ -335,35 +326,41 @@ describe('house rules', () => {
     expect(wide).toEqual([]);
   });
 
-  it('within the gateway imports go one way between its rooms', () => {
-    const offenders = PRODUCT.flatMap((source) =>
+  it.each(Object.keys(INNER_ROOMS))('within %s imports go one way between its rooms', (house) => {
+    const offenders = PRODUCT.filter(({ path }) => path.startsWith(house)).flatMap((source) =>
       source.imports.flatMap((specifier) => {
         const path = target(source, specifier);
-        const [from, to] = [gatewayRoom(source.path), path === undefined ? undefined : gatewayRoom(path)];
-        if (from === undefined || to === undefined || mayImportInGateway(from, to)) return [];
-        return [`${source.path} (${from}) imports ${path} (${to})`];
+        return path === undefined || mayImportWithin(source.path, path) ? [] : [`${source.path} imports ${path}`];
       }),
     );
     expect(offenders).toEqual([]);
+    const rooms = PRODUCT.flatMap(({ path }) => innerRoom(path) ?? []).filter((inner) => inner.house === house);
+    const known = INNER_ROOMS[house]!.flat();
+    expect([...new Set(rooms.map(({ room }) => room))].sort()).toEqual(known.toSorted());
   });
 
-  it('within the bench suite imports go one way: shared code, system, harness, each bench, reports, commands', () => {
-    const offenders = PRODUCT.flatMap((source) =>
-      source.imports.flatMap((specifier) => {
-        const path = target(source, specifier);
-        const [from, to] = [benchRoom(source.path), path === undefined ? undefined : benchRoom(path)];
-        if (from === undefined || to === undefined || mayImportInBench(from, to)) return [];
-        return [`${source.path} (${from}) imports ${path} (${to})`];
-      }),
-    );
-    expect(offenders).toEqual([]);
+  it('an import names its file as plain text, so that these rules can read it', () => {
+    expect(matches(PRODUCT, /\bimport\(\s*(?!['"])/, ({ code }) => code)).toEqual([]);
+  });
+
+  it('the command line loads the code of a word when that word is given', () => {
+    const light = /^services\/(cli\.ts|lib\/process\/)/;
+    expect([...loadedWith('services/cli.ts')].filter((path) => !light.test(path))).toEqual([]);
+  });
+
+  it.each(['prefill', 'decode', 'indexer', 'gateway'])('a process of %s loads the code of no other service', (role) => {
+    const others = SERVICES.filter((service) => service !== role);
+    const loaded = [...loadedWith(`services/${role}/main.ts`)];
+    expect(loaded.filter((path) => others.includes(path.split('/')[1]!))).toEqual([]);
   });
 
   it('the bench commands load no code that measures, draws or starts systems', () => {
     const loaded = [...loadedWith('bench/commands.ts')].filter((path) => path.startsWith('bench/'));
     const light = /^bench\/(commands|options|[\w-]+\/command|measure\/\w+|system\/(cores|context))\.ts$/;
     expect(loaded.filter((path) => !light.test(path))).toEqual([]);
-    expect([...loadedWith('bench/commands.ts')].filter((path) => /services\/(?!lib\/)/.test(path))).toEqual([]);
+    expect(
+      [...loadedWith('bench/commands.ts')].filter((path) => /services\/(?!lib\/|gateway\/request\.ts$)/.test(path)),
+    ).toEqual([]);
   });
 
   it('every file of a service is imported by the product, or is an entry point', () => {

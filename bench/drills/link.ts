@@ -1,7 +1,9 @@
 /** A TCP proxy in front of one process, which can make its link slow, broken or dead. It needs no special rights. */
+
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { parseHostPort } from '../../services/lib/process/host-port.ts';
 
 /**
  * `up` carries everything, late by `delayMs`; `down` refuses connections; `dead` keeps them open and carries nothing,
@@ -55,8 +57,8 @@ export class Link {
 
   #accept(near: Socket): void {
     if (this.#state === 'down') return void near.destroy();
-    const colon = this.target.lastIndexOf(':');
-    const far = connect(Number(this.target.slice(colon + 1)), this.target.slice(0, colon));
+    const { host, port } = parseHostPort(this.target)!;
+    const far = connect(port, host);
     this.#carry(near, far);
     this.#carry(far, near);
   }

@@ -1,6 +1,8 @@
 /** The systems on which drills run, one after the other. Each stage needs something that this machine may lack. */
+
 import { resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import { formatHostPort } from '../../services/lib/process/host-port.ts';
 import { parseRedisUrl } from '../../services/lib/redis/url.ts';
 import { runIndexCommand } from '../system/cli.ts';
 import type { BenchModel } from '../system/model.ts';
@@ -97,7 +99,7 @@ async function linkTo(redis: string): Promise<{ link: Link; url: string }> {
       '--redis must be a single server without TLS: drills put a link in front of it',
     );
   const link = await Link.open();
-  link.target = `${nodes[0]!.host}:${nodes[0]!.port}`;
+  link.target = formatHostPort(nodes[0]!.host, nodes[0]!.port);
   const login = /^redis:\/\/([^@/]*@)?/.exec(redis)?.[1] ?? '';
   return { link, url: `redis://${login}${link.address}/${db}` };
 }

@@ -1,6 +1,7 @@
 /** Measures how often each retriever finds the chunk that defines what the held-out lines use. */
 import type { Bundle } from '../../services/lib/model/bundle/bundle.ts';
 import { type ContextEncoder, loadContextEncoder } from '../../services/lib/rag/encode/encode.ts';
+import { RETRIEVERS } from '../../services/lib/rag/retriever-name.ts';
 import { DenseIndex, DenseScorer } from '../../services/lib/rag/search/dense.ts';
 import { fuse, fusedDepth } from '../../services/lib/rag/search/fused.ts';
 import type { InvertedIndex } from '../../services/lib/rag/search/inverted-index.ts';
@@ -15,8 +16,8 @@ import { type Question, questionsOf } from './questions.ts';
 
 const TOP_K = 10;
 const QUERY_LINES = 10;
-const RETRIEVERS = ['jaccard', 'bm25', 'dense', 'fused', 'none', 'random'] as const;
-type Compared = (typeof RETRIEVERS)[number];
+const COMPARED = [...RETRIEVERS, 'random'] as const;
+type Compared = (typeof COMPARED)[number];
 
 export interface Quality {
   readonly repository: string;
@@ -83,17 +84,17 @@ async function lexicalIndex({ chunks }: Repository): Promise<InvertedIndex> {
 
 async function measure(repository: Repository, indexes: Indexes): Promise<Quality> {
   const questions = questionsOf(repository);
-  const found = Object.fromEntries(RETRIEVERS.map((name) => [name, 0])) as Record<Compared, number>;
+  const found = Object.fromEntries(COMPARED.map((name) => [name, 0])) as Record<Compared, number>;
   let wanted = 0;
   for (const [i, question] of questions.entries()) {
     wanted += question.answers.length;
     const query = cursorQuery(question.before, question.after, QUERY_LINES);
     const answered = await answer(question, query, indexes, repository.chunks, i);
-    for (const name of RETRIEVERS) {
+    for (const name of COMPARED) {
       found[name] += question.answers.filter((chunks) => chunks.some((chunk) => answered[name].includes(chunk))).length;
     }
   }
-  const recallAt10 = Object.fromEntries(RETRIEVERS.map((name) => [name, wanted === 0 ? 0 : found[name] / wanted]));
+  const recallAt10 = Object.fromEntries(COMPARED.map((name) => [name, wanted === 0 ? 0 : found[name] / wanted]));
   return {
     repository: repository.name,
     chunks: repository.chunks.length,

@@ -1,7 +1,8 @@
 /** The kinds of context that a prompt of a bench can have, and their lengths. */
+import { RAG_MODES, type RagMode } from '../../services/gateway/request.ts';
 
-export const CONTEXTS = ['compressed', 'text', 'off'] as const;
-export type ContextMode = (typeof CONTEXTS)[number];
+export const CONTEXTS = RAG_MODES;
+export type ContextMode = RagMode;
 
 /** Soft tokens of a compressed context: one per chunk. */
 export const SOFT_TOKENS = 10;

@@ -1,4 +1,5 @@
 /** The command `llavacode bench typing`. */
+import { PROMPT_ORDERS } from '../../services/lib/text/prompt-format.ts';
 import { oneOf, option, optional, type ParsedOptions, SYSTEM_OPTIONS, whole, words } from '../options.ts';
 import { CONTEXTS } from '../system/context.ts';
 
@@ -13,7 +14,7 @@ export const TYPING_COMMAND = {
       'text',
     ]),
     pace: oneOf('<kind>', 'at the pace it was typed, or waiting for each answer', ['typed', 'answered'], 'typed'),
-    promptOrders: option('<list>', 'psm, spm: see --prompt-order of the gateway', words(['psm', 'spm']), ['psm']),
+    promptOrders: option('<list>', 'psm, spm: see --prompt-order of the gateway', words(PROMPT_ORDERS), ['psm']),
     keystrokes: optional('<n>', 'first keystrokes of the session to replay; all if not given', whole),
     ...SYSTEM_OPTIONS,
   },

@@ -3,7 +3,8 @@ import type { RetrieverName } from '../lib/rag/retriever-name.ts';
 import { GREEDY, type Sampling } from '../lib/request/next-token.ts';
 
 export type PromptInput = string | readonly number[];
-export type RagMode = 'compressed' | 'text' | 'off';
+export const RAG_MODES = ['compressed', 'text', 'off'] as const;
+export type RagMode = (typeof RAG_MODES)[number];
 
 export interface RagRequest {
   /** The repository as the client names it; from the HTTP server on, its key in the store. */

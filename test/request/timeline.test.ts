@@ -11,7 +11,6 @@ describe('Timeline', () => {
     timeline.mark('last_token', 1550);
     expect(timeline.between('received', 'last_token')).toBeCloseTo(0.55, 12);
     expect(timeline.ttft).toBeCloseTo(0.25, 12);
-    expect(timeline.tpot(4)).toBeCloseTo(0.1, 12);
   });
 
   it('an event that has not happened gives no time', () => {
@@ -20,14 +19,6 @@ describe('Timeline', () => {
     timeline.mark('received', 5);
     expect(timeline.ttft).toBeUndefined();
     expect(timeline.between('finished', 'received')).toBeUndefined();
-    expect(timeline.tpot(10)).toBeUndefined();
-  });
-
-  it('there is no time per output token for fewer than two tokens', () => {
-    const timeline = new Timeline();
-    timeline.mark('first_token', 0);
-    timeline.mark('last_token', 0);
-    expect([0, 1, 2].map((tokens) => timeline.tpot(tokens))).toEqual([undefined, undefined, 0]);
   });
 
   it('the first stamp of an event and the last value of a stage are kept', () => {

@@ -1,6 +1,6 @@
 /**
- * Redis as in production, on one machine: a cluster, a master with sentinels, an address that moves from a master to its
- * replica, TLS, and a slow network.
+ * Redis as in production, on one machine: a cluster, a master with sentinels, an address that moves from a master to
+ * its replica, TLS, and a slow network.
  */
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
@@ -22,7 +22,10 @@ export interface Topology {
 
 /** A topology with replicas, in which every master can be told to give its place to a replica. */
 export interface FailoverTopology extends Topology {
-  /** What the replicas have not received is waited for. Resolves when the replicas are masters and the masters replicas. */
+  /**
+   * What the replicas have not received is waited for. Resolves when the replicas are masters and the masters
+   * replicas.
+   */
   failOver(): Promise<void>;
   /** Runs redis-cli on the master (of the key's slot, if it is a cluster). */
   cli(...args: readonly string[]): Promise<string>;

@@ -6,7 +6,7 @@ import { posix } from 'node:path';
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
 import { normalisePath } from '../../lib/rag/store/path-form.ts';
-import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput } from '../request.ts';
+import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES } from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 const MAX_SEQUENCES = 128;
@@ -88,7 +88,7 @@ const fields = z.strictObject({
   rag: z
     .strictObject({
       repo: z.string().min(1).max(256).optional(),
-      mode: z.enum(['compressed', 'text', 'off']).default('compressed'),
+      mode: z.enum(RAG_MODES).default('compressed'),
       top_k: z.int().min(1).max(100).default(10),
       path: z.string().max(4096).optional(),
       retriever: z.enum(RETRIEVERS).optional(),

@@ -1,4 +1,6 @@
-/** `/livez`, `/readyz`, `/health`, `/metrics` and `/version`, for operators, their load balancers and load generators. */
+/**
+ * `/livez`, `/readyz`, `/health`, `/metrics` and `/version`, for operators, their load balancers and load generators.
+ */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { BUILD_INFO } from '../../lib/process/build-info.ts';
 import { exposition, expositionType } from '../../lib/process/metrics.ts';

@@ -3,7 +3,7 @@
  * written into a registry.
  */
 import { lookup } from 'node:dns/promises';
-import { formatHostPort } from '../../lib/process/host-port.ts';
+import { formatHostPort, parseHostPort } from '../../lib/process/host-port.ts';
 import { isRedisUrl } from '../../lib/redis/url.ts';
 import { WorkerRegistry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
 
@@ -47,8 +47,7 @@ export function sourcesOf(list: readonly string[], role: WorkerRole): AddressSou
 
 /** Every address of a name, as the system resolves it: a headless service of Kubernetes, or a name in /etc/hosts. */
 export function dnsSource(hostAndPort: string, resolve: typeof lookup = lookup): AddressSource {
-  const colon = hostAndPort.lastIndexOf(':');
-  const [host, port] = [hostAndPort.slice(0, colon), hostAndPort.slice(colon + 1)];
+  const { host, port } = parseHostPort(hostAndPort)!; // the setting was checked
   return {
     everyMs: LOOK_EVERY_MS,
     lapseMs: 0,

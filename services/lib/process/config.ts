@@ -55,13 +55,17 @@ export function readConfig<T extends SettingsTable>(table: T, sources: ConfigSou
   const problems = unknownVariables(env, known);
   const values: Record<string, unknown> = {};
   for (const [key, type] of Object.entries(table)) {
-    const given = flags[key] ?? (env[envName(key)] || undefined) ?? file[key];
+    const ofProcess = flags[key] ?? (env[envName(key)] || undefined);
+    const given = ofProcess ?? file[key];
     const parsed = type.safeParse(given);
     if (parsed.success) values[key] = parsed.data;
     else {
       const why = given === undefined ? 'is required' : parsed.error.issues.map((issue) => issue.message).join('; ');
       const value = given === undefined ? '' : ` = ${shown(given)}`;
-      problems.push(`${flagName(key)} (${envName(key)})${value}: ${why}`);
+      const named =
+        given === undefined || ofProcess !== undefined ? `${flagName(key)} (${envName(key)})` : keyName(key);
+      const where = ofProcess === undefined && given !== undefined ? ' (in the file of --config)' : '';
+      problems.push(`${named}${where}${value}: ${why}`);
     }
   }
   problems.push(...rules.map((rule) => rule(values)).filter((problem) => problem !== undefined));

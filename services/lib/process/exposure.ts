@@ -6,7 +6,7 @@ import { isIP } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import type { ConfigOf } from './config.ts';
 import { ServingError } from './errors.ts';
-import { formatHostPort } from './host-port.ts';
+import { formatHostPort, parseHostPort } from './host-port.ts';
 import type { PROCESS_SETTINGS } from './settings.ts';
 
 /** Whether only this machine can reach what listens on `host`. */
@@ -43,10 +43,10 @@ export function reachableAddress(
   interfaces: ReturnType<typeof networkInterfaces> = networkInterfaces(),
 ): string {
   if (advertise !== '') return advertise;
-  const [, host, port] = /^(.*):(\d+)$/.exec(listening) ?? [];
-  if (host !== '0.0.0.0' && host !== '[::]') return listening;
+  const { host, port } = parseHostPort(listening) ?? { host: '', port: 0 };
+  if (host !== '0.0.0.0' && host !== '::') return listening;
   const outward = Object.values(interfaces).flatMap((all) => (all ?? []).filter(({ internal }) => !internal));
-  const chosen = outward.find(({ family }) => family === 'IPv4') ?? (host === '[::]' ? outward[0] : undefined);
+  const chosen = outward.find(({ family }) => family === 'IPv4') ?? (host === '::' ? outward[0] : undefined);
   if (chosen === undefined) return `127.0.0.1:${port}`;
-  return formatHostPort(chosen.address, port!);
+  return formatHostPort(chosen.address, port);
 }

@@ -7,16 +7,19 @@ export interface HostPort {
   readonly port: number;
 }
 
-const HOST_PORT = /^(?:(?<name>[^\s:,]+)|\[(?<ipv6>[0-9a-fA-F:.]+)\]):(?<port>\d{1,5})$/;
+const HOST_PORT = /^(?:(?<name>[^\s:,[\]]+)|\[(?<ipv6>[0-9a-fA-F:.]+)\])(?::(?<port>\d{1,5}))?$/;
 
-/** Reads `host:port`; undefined where the text does not have that form. */
-export function parseHostPort(text: string): HostPort | undefined {
-  const { name, ipv6, port } = HOST_PORT.exec(text)?.groups ?? {};
+/**
+ * Reads `host:port`; undefined where the text does not have that form.
+ * @param defaultPort the port of a host without one; such a host is not taken if undefined.
+ */
+export function parseHostPort(text: string, defaultPort?: number): HostPort | undefined {
+  const { name, ipv6, port = defaultPort } = HOST_PORT.exec(text)?.groups ?? {};
   const host = name ?? ipv6;
   const number = Number(port);
-  return host === undefined || number < 1 || number > 65_535 ? undefined : { host, port: number };
+  return host === undefined || !(number >= 1 && number <= 65_535) ? undefined : { host, port: number };
 }
 
 /** Writes `host:port`; an IPv6 address gets its brackets. */
-export const formatHostPort = (host: string, port: number | string) =>
+export const formatHostPort = (host: string, port: number) =>
   host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;

@@ -12,12 +12,13 @@
  *   `sentinel_user`, `sentinel_password`   login at the sentinels, if they ask for one of their own
  */
 import { ServingError } from '../process/errors.ts';
+import { type HostPort, parseHostPort } from '../process/host-port.ts';
 
 export interface RedisAddress {
   readonly kind: 'single' | 'sentinel' | 'cluster';
   readonly tls: boolean;
   /** The server itself, or the sentinels or cluster nodes to ask first. */
-  readonly nodes: readonly { readonly host: string; readonly port: number }[];
+  readonly nodes: readonly HostPort[];
   readonly username: string | undefined;
   readonly password: string | undefined;
   /** Name of the master, if sentinels are asked for it. */
@@ -35,7 +36,6 @@ export interface RedisAddress {
 
 const URL_FORM =
   /^redis(?<tls>s?)(?:\+(?<kind>sentinel|cluster))?:\/\/(?:(?<login>[^@/?#]*)@)?(?<nodes>[^@/?#]+)(?:\/(?<path>[^?#]*))?(?:\?(?<query>[^#]*))?$/;
-const NODE_FORM = /^(?:(?<name>[^\s:[\]]+)|\[(?<ipv6>[0-9a-fA-F:.]+)\])(?::(?<port>\d{1,5}))?$/;
 const PARAMETERS = ['ca', 'cert', 'key', 'sentinel_user', 'sentinel_password'];
 const DEFAULT_PORT = { single: 6379, cluster: 6379, sentinel: 26379 };
 
@@ -80,12 +80,10 @@ export function parseRedisUrl(url: string): RedisAddress {
   };
 }
 
-function parseNode(text: string, defaultPort: number) {
-  const { name, ipv6, port } = NODE_FORM.exec(text)?.groups ?? {};
-  const host = name ?? ipv6;
-  const number = port === undefined ? defaultPort : Number(port);
-  if (host === undefined || number < 1 || number > 65_535) throw invalid('a host or port is malformed');
-  return { host, port: number };
+function parseNode(text: string, defaultPort: number): HostPort {
+  const node = parseHostPort(text, defaultPort);
+  if (node === undefined) throw invalid('a host or port is malformed');
+  return node;
 }
 
 function decoded(text: string): string {

@@ -65,12 +65,6 @@ export class Timeline {
     return this.between('received', 'first_token');
   }
 
-  /** Time per output token, in seconds: (last - first) / (tokens - 1); undefined for one token. */
-  tpot(outputTokens: number): number | undefined {
-    const span = this.between('first_token', 'last_token');
-    return span === undefined || outputTokens < 2 ? undefined : span / (outputTokens - 1);
-  }
-
   /** The whole timeline for a log line: ms since `received` per event, ms per stage. */
   toJSON(): Record<string, number> {
     const start = this.#events.get('received') ?? 0;

@@ -3,9 +3,9 @@ import { appendFile, cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'n
 import { basename, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type Bundle, type Manifest, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import type { Precision } from '../../../services/lib/model/bundle/choices.ts';
 import { type ExportOptions, exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
-import type { Precision } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { GOLDENS, readJsonFile, safetensorsBytes, temporaryFolder } from '../../support/models.ts';
 
 const parent = await temporaryFolder();

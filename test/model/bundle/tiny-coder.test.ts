@@ -4,10 +4,10 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { openPair } from '../../../services/export.ts';
 import { OrtSession } from '../../../services/lib/engine/ort.ts';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import type { Precision, PrefillPrecision } from '../../../services/lib/model/bundle/choices.ts';
 import { type Divergence, type GraphPair, measureDivergence } from '../../../services/lib/model/bundle/divergence.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
-import type { Precision, PrefillPrecision } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import {
   DecoderRun,

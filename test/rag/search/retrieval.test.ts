@@ -323,7 +323,9 @@ describe('thousands of copies of the text around the cursor', () => {
     '    return total',
   ];
   const local = lines.join('\n');
-  /** The lines in another order each: the identifiers are the same, their order is not, so the index knows them apart. */
+  /**
+   * The lines in another order each: the identifiers are the same, their order is not, so the index knows them apart.
+   */
   const copies = Object.fromEntries(orders(lines).map((order, i) => [`copy_${i}.py`, order.join('\n')]));
 
   /** @param onRead told how many rows each round reads. */

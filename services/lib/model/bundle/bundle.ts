@@ -13,6 +13,7 @@ import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
 import { decoderSpecSchema } from '../checkpoint/spec.ts';
+import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS } from './choices.ts';
 
 export const FORMAT = 'llavacode-bundle/1';
 const count = z.number().int().positive();
@@ -33,7 +34,7 @@ const encoderSchema = z.object({
   dim: count,
   /** Tokens of the longest input, special tokens included. */
   maxTokens: count,
-  pooling: z.enum(['last', 'mean']),
+  pooling: z.enum(POOLINGS),
   /** Whether embeddings are scaled to length 1. */
   normalize: z.boolean(),
   /** `text` is the chunk as it is; `unixcoder` is `<s><encoder-only></s>`, the chunk, `</s>`. */
@@ -43,9 +44,9 @@ const encoderSchema = z.object({
   /**
    * With `published` the end-of-text token follows the text, and `last` pools there; with `authors` nothing follows.
    */
-  recipe: z.enum(['published', 'authors']).default('authors'),
+  recipe: z.enum(ENCODER_RECIPES).default('authors'),
   /** Whether a chunk's source is read, or its syntax tree if it parses. */
-  modality: z.enum(['source', 'ast']).default('source'),
+  modality: z.enum(ENCODER_MODALITIES).default('source'),
   /** Text before a query, but not before a chunk, in dense retrieval. */
   queryPrefix: z.string().default(''),
   /** Path of the encoder's tokenizer in the bundle: the language model's, or one of its own. */
@@ -57,7 +58,7 @@ export type EncoderManifest = z.output<typeof encoderSchema>;
 export const manifestSchema = z.object({
   format: z.literal(FORMAT, `must be ${FORMAT}`),
   name: z.string().min(1),
-  precision: z.enum(['fp32', 'fp16', 'int8', 'mixed', 'int4']),
+  precision: z.enum(PRECISIONS),
   /** A digest of all files: two workers with the same fingerprint compute the same. */
   fingerprint: sha256,
   llm: z.object({

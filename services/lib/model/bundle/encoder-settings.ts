@@ -1,7 +1,6 @@
 /**
  * How an encoder reads a chunk and pools it. The command line decides; otherwise the `encoder` object in the
- * projector's
- * `config.json` (a projector is trained for one form); otherwise the paper's code for this architecture.
+ * projector's `config.json` (a projector is trained for one form); otherwise the paper's code for this architecture.
  *
  * For a language model as an encoder (Qwen3-Embedding) there are two recipes. The published one ends a chunk with the
  * end-of-text token and pools there, and a query, but not a chunk, begins with an instruction. The paper's authors pool
@@ -14,6 +13,7 @@ import { ServingError } from '../../process/errors.ts';
 import { isDecoder, maxInputTokens, type NetworkSpec } from '../checkpoint/spec.ts';
 import type { Pooling } from '../graph/encoder.ts';
 import type { EncoderManifest } from './bundle.ts';
+import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from './choices.ts';
 
 type EncoderSettings = Pick<
   EncoderManifest,
@@ -31,11 +31,11 @@ const configSchema = z.object({
   encoder: z
     .object({
       // Early projectors describe their pooling in words, which is not a setting.
-      pooling: z.enum(['last', 'mean']).optional().catch(undefined),
+      pooling: z.enum(POOLINGS).optional().catch(undefined),
       max_tokens: z.number().int().positive().optional(),
       add_special_tokens: z.boolean().optional(),
-      recipe: z.enum(['published', 'authors']).optional(),
-      modality: z.enum(['source', 'ast']).optional(),
+      recipe: z.enum(ENCODER_RECIPES).optional(),
+      modality: z.enum(ENCODER_MODALITIES).optional(),
       normalize: z.union([z.boolean(), z.enum(['l2', 'none']).transform((form) => form === 'l2')]).optional(),
     })
     .default({}),

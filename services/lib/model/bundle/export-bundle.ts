@@ -24,8 +24,9 @@ import {
   fingerprintOf,
   type Manifest,
 } from './bundle.ts';
+import type { Precision, PrefillPrecision } from './choices.ts';
 import { encoderSettings, readProjectorConfig } from './encoder-settings.ts';
-import { PROMPT_FORMATS, type Precision, type PrefillPrecision, weightFormats } from './weight-formats.ts';
+import { PROMPT_FORMATS, weightFormats } from './weight-formats.ts';
 
 interface ExportProgress {
   readonly part: 'llm' | 'prefill' | 'encoder' | 'projector';

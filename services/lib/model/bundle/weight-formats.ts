@@ -2,12 +2,7 @@
 import { ServingError } from '../../process/errors.ts';
 import type { Graph } from '../graph/graph.ts';
 import type { LayerFormats, TableFormat } from '../graph/linear.ts';
-import type { Manifest } from './bundle.ts';
-
-export type Precision = Manifest['precision'];
-
-/** Weights for prompts: the same as for decoding, or weights and activations of 8 bits. */
-export type PrefillPrecision = 'same' | 'w8a8';
+import type { Precision } from './choices.ts';
 
 const DEFAULT_BLOCK = 128;
 

@@ -1,0 +1,18 @@
+/** The choices that an export has, by name: the command line, the settings and the manifest take them from here. */
+
+/** Precision of a bundle's weights. */
+export const PRECISIONS = ['fp32', 'fp16', 'int8', 'mixed', 'int4'] as const;
+export type Precision = (typeof PRECISIONS)[number];
+
+/** Weights for prompts: the same as for decoding, or weights and activations of 8 bits. */
+export const PREFILL_PRECISIONS = ['same', 'w8a8'] as const;
+export type PrefillPrecision = (typeof PREFILL_PRECISIONS)[number];
+
+/** The token of a chunk whose vector an encoder gives, or the mean of all. */
+export const POOLINGS = ['last', 'mean'] as const;
+
+/** How a language model encodes a chunk; see encoder-settings.ts. */
+export const ENCODER_RECIPES = ['published', 'authors'] as const;
+
+/** What UniXcoder reads of a chunk. */
+export const ENCODER_MODALITIES = ['source', 'ast'] as const;
