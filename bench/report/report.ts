@@ -1,5 +1,5 @@
 /**
- * What a bench tells about itself and its artifacts: each bench exports one {@link Bench} beside its measuring code.
+ * The facts that a bench states about itself: each bench exports one {@link Bench} beside its measuring code.
  */
 import type { Artifact, Definitions } from './artifact.ts';
 import type { Chart } from './chart.ts';

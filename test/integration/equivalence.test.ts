@@ -1,8 +1,8 @@
 /**
- * The oracle of the whole system: on a model of 32-bit floats greedy output is the same, token for token, however it
- * is computed: in one process or handed from one to another, in chunks or whole, batched or alone, streamed or not,
- * after a cancelled try, from the beginning of an earlier prompt or from none, with soft tokens or without; and where
- * there is a PyTorch reference, the same as that.
+ * The oracle of the whole system: on a model of 32-bit floats greedy output is the same, token for token, however it is
+ * computed: in one process or handed from one to another, in chunks or whole, batched or alone, streamed or not, after
+ * a cancelled try, from the beginning of an earlier prompt or from none, with soft tokens or without; and where there
+ * is a PyTorch reference, the same as that.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

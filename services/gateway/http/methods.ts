@@ -21,11 +21,11 @@ export function collectMethods(app: FastifyInstance): MethodsOfUrls {
 export function addMethodNotAllowed(app: FastifyInstance, methodsOf: MethodsOfUrls): void {
   // Plugins are loaded in order, so this one sees the routes of those before it.
   app.register(async (scope) => {
-    for (const [url, methods] of [...methodsOf]) refuseOthers(scope, url, methods);
+    for (const [url, methods] of [...methodsOf]) addForUrl(scope, url, methods);
   });
 }
 
-function refuseOthers(app: FastifyInstance, url: string, methods: readonly string[]): void {
+function addForUrl(app: FastifyInstance, url: string, methods: readonly string[]): void {
   const allowed = methods.join(', ');
   const refuse = async (request: FastifyRequest, reply: FastifyReply) => {
     reply.header('allow', allowed);

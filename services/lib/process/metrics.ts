@@ -10,7 +10,7 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import { BUILD_INFO } from './build-info.ts';
 
-/** What a process does. A colocated worker does both prefill and decode. */
+/** The work of a process. A colocated worker does both prefill and decode. */
 export type MetricsRole = 'gateway' | 'prefill' | 'decode' | 'indexer';
 
 const ROLES = {
@@ -75,7 +75,7 @@ export const metrics = {
     'version',
     'commit',
   ]),
-  // What a request has once: the gateway alone measures it.
+  // Each of these exists once per request: the gateway alone measures it.
   ttft: gateway.histogram(
     'vllm:time_to_first_token_seconds',
     'Time from the request being received to its first token being written',
@@ -171,7 +171,7 @@ export const metrics = {
     'Prompts by where they were computed, and the reason for it',
     ['where', 'reason'],
   ),
-  // What each process has for itself: a request is counted where it is at that moment.
+  // Each process has these for itself: a request is counted where it is at that moment.
   waiting: gatewayAndWorkers.gauge(
     'vllm:num_requests_waiting',
     'Prompts (gateway, prefill) or sequences (decode) that wait in this process',
