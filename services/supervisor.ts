@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { execa } from 'execa';
 import { createStream } from 'rotating-file-stream';
+import { Deferred } from './lib/async/deferred.ts';
 import { envName } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { FINAL_EXIT_CODE, isErrorCode, ServingError } from './lib/process/errors.ts';
@@ -71,7 +72,7 @@ const LOG_FILES = { size: '32M', rotate: 3 } as const;
 /** Lines of a child that did not start that its error shows. */
 const LAST_LINES = 12;
 /** A process that has been ready for so long does not die of its start, in ms. */
-const STABLE_MS = 30_000;
+const STABLE_MS = 2_000;
 const RESTART_DELAY_MS = { first: 250, longest: 10_000 };
 
 /** The log files of a child, and the last lines of its output since its latest start. */
@@ -270,7 +271,14 @@ function spawn(role: Role, flags: Flags, log: ChildLog, through: readonly string
  */
 export async function startSystem(options: SystemOptions): Promise<RunningSystem> {
   await makeFolder(options.logs);
-  const make = (role: Role, i: number, flags: Flags) => new ServiceProcess(`${role}-${i}`, role, flags, options);
+  // A process that will not come back keeps others from becoming ready: nobody waits for them then.
+  const broken = new Deferred<never>();
+  const onFinal = (error: ServingError) => {
+    broken.reject(error);
+    options.onFinal?.(error);
+  };
+  const make = (role: Role, i: number, flags: Flags) =>
+    new ServiceProcess(`${role}-${i}`, role, flags, { ...options, onFinal });
   const { prefillOnly, decodeOnly } = options;
   const common = { ...options.workers, port: 0, metricsPort: 0 };
   const workerCount = options.prefill + (options.mode === 'colocated' ? 0 : options.decode);
@@ -302,7 +310,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
   };
   try {
     started.push(...workers);
-    await Promise.all(workers.map((worker) => worker.start()));
+    await Promise.race([Promise.all(workers.map((worker) => worker.start())), broken.promise]);
     const gateway = make('gateway', 0, {
       ...options.gateway,
       prefillWorkers: prefill.map((worker) => worker.address).join(','),
@@ -310,7 +318,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
       ...(indexer ? { indexer: indexer.address } : {}),
     });
     started.push(gateway);
-    await gateway.start();
+    await Promise.race([gateway.start(), broken.promise]);
     const scheme = options.gateway.tlsCert ? 'https' : 'http';
     return { url: `${scheme}://${gateway.address}`, processes: started, close };
   } catch (error) {
