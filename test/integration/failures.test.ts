@@ -124,7 +124,7 @@ test.each(['SIGKILL', 'SIGSTOP'] as const)('%s of prefill before the first token
   for (const pid of [struck, other]) process.kill(pid, 'SIGSTOP');
   try {
     const answers = bodies.map((body) => plain(body));
-    await expect.poll(() => ofGateway('vllm:num_requests_running')).toBe(2);
+    await expect.poll(() => ofGateway('llavacode:requests_inflight')).toBe(2);
     process.kill(struck, strike);
     process.kill(other, 'SIGCONT');
     expect((await Promise.all(answers)).map(essence)).toEqual(expected);
