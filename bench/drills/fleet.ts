@@ -135,7 +135,7 @@ export class Fleet {
         heapBytes: sample(text, 'nodejs_heap_size_used_bytes'),
         openFiles: sample(text, 'process_open_fds'),
         stagedBytes: sample(text, 'llavacode:kv_staged_bytes'),
-        running: sample(text, 'vllm:num_requests_running'),
+        running: sample(text, role === 'gateway' ? 'llavacode:requests_inflight' : 'vllm:num_requests_running'),
       };
     } catch {
       return undefined;
