@@ -312,6 +312,23 @@ describe('house rules', () => {
     expect(offenders).toEqual([]);
   });
 
+  it('within the gateway only http knows HTTP and the spelling of the wire', () => {
+    const inside = PRODUCT.filter(({ path }) => /^services\/gateway\/(?!http\/)/.test(path));
+    const imports = inside.flatMap(({ path, imports }) =>
+      imports.filter((name) => /^(fastify|node:https?)$/.test(name)).map((name) => `${path} imports ${name}`),
+    );
+    const wire =
+      /prompt_tokens|completion_tokens|cached_tokens|token_logprobs|top_logprobs|text_offset|start_line|end_line|index_version/;
+    // The log line of a completion is spelled as its answer is.
+    const forLog = /^function spelledForLog\([\s\S]*?^}/m;
+    const spelled = matches(inside, wire, ({ path, code }) =>
+      path === 'services/gateway/completion/request-record.ts'
+        ? code.replace(forLog, (text) => text.replace(/[^\n]/g, ''))
+        : code,
+    );
+    expect([...imports, ...spelled]).toEqual([]);
+  });
+
   it('imports go in no circle', () => {
     expect(cycle()).toBeUndefined();
   });

@@ -102,7 +102,11 @@ test('waiting prompts are served by the weight of their tenant, and within a ten
   const ask = (tenant: string, priority: number, prompt: number[]) =>
     fetch(`${url}/v1/completions`, {
       method: 'POST',
-      headers: { 'content-type': 'application/json', authorization: tenant, 'x-request-timeout-ms': '5000' },
+      headers: {
+        'content-type': 'application/json',
+        authorization: `Bearer ${tenant}`,
+        'x-request-timeout-ms': '5000',
+      },
       body: JSON.stringify({ prompt, priority, max_tokens: 4 }),
     });
   // Two prompts compute (the readiness trial came before them), and their clients hang up when the others wait.
@@ -110,7 +114,7 @@ test('waiting prompts are served by the weight of their tenant, and within a ten
   const firsts = [0, 1].map(() =>
     fetch(`${url}/v1/completions`, {
       method: 'POST',
-      headers: { 'content-type': 'application/json', authorization: 'c' },
+      headers: { 'content-type': 'application/json', authorization: 'Bearer c' },
       body: JSON.stringify({ prompt: [1], max_tokens: 4 }),
       signal: given.signal,
     }).catch(() => {}),

@@ -182,7 +182,7 @@ describe.each([
       Array.from({ length: 4 }, async () => {
         while (live) {
           const { report } = await finder.find({ rag, before: 'one_7 two_7', after: '' }, NEVER);
-          seen.add(report.degraded ?? (report.index_version as string));
+          seen.add(report.degraded ?? (report.indexVersion as string));
           await new Promise((resolve) => setImmediate(resolve));
         }
       }),

@@ -12,12 +12,22 @@ import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
 import { stopIdsOf } from './sampling.ts';
 
-/** OpenAI's logprobs of a stretch of tokens; offsets count Unicode characters from the start of the choice's text. */
-export interface Logprobs {
-  readonly tokens: string[];
-  readonly token_logprobs: (number | null)[];
-  readonly top_logprobs: (Record<string, number> | null)[];
-  readonly text_offset: number[];
+/** A token that could stand at one position, and its logprob there. */
+interface Candidate {
+  readonly id: number;
+  /** The token's own bytes, which need not be whole characters. */
+  readonly bytes: Uint8Array;
+  readonly logprob: number;
+}
+
+/** One token of the text, as the model saw it. */
+export interface TokenReport {
+  readonly id: number;
+  readonly bytes: Uint8Array;
+  /** The token itself, then its alternatives; undefined for the first token of a text, which nothing predicts. */
+  readonly candidates: readonly [Candidate, ...Candidate[]] | undefined;
+  /** Unicode characters of the choice's text before the token's own. */
+  readonly textOffset: number;
 }
 
 /** The output of some new tokens of one choice. The deltas of a choice, put together, are the whole choice. */
@@ -29,7 +39,8 @@ export interface ChoiceDelta {
   readonly tokenIds: readonly number[];
   /** Token ids of the prompt; in the first delta only. */
   readonly promptTokenIds: readonly number[] | undefined;
-  readonly logprobs: Logprobs | null;
+  /** One report per token of the text, the echoed prompt included; undefined where the request asks for none. */
+  readonly reports: readonly TokenReport[] | undefined;
   readonly finishReason: FinishReason | null;
 }
 
@@ -101,9 +112,9 @@ export class Choice {
    */
   push(tokens: readonly SampledToken[], reported?: FinishReason): ChoiceDelta {
     const { prompt, choice, maxTokens, wantLogprobs } = this.#rules;
-    const logprobs: Logprobs = { tokens: [], token_logprobs: [], top_logprobs: [], text_offset: [] };
+    const reports: TokenReport[] = [];
     const tokenIds: number[] = [];
-    let text = this.#takeEcho(logprobs);
+    let text = this.#takeEcho(reports);
     const promptTokenIds = this.#promptTokenIds;
     this.#promptTokenIds = undefined;
     if (maxTokens === 0) this.#finish = 'length';
@@ -112,12 +123,20 @@ export class Choice {
       tokenIds.push(token.id);
       this.#logprobSum += token.logprob ?? 0;
       const piece = this.#detokenizer.push(token.id);
-      if (wantLogprobs) this.#report(logprobs, token, this.#offset + this.#detokenizer.leftover);
+      if (wantLogprobs) reports.push(this.#report(token, this.#offset + this.#detokenizer.leftover));
       text += this.#take(token.id, this.#crlf?.push(piece) ?? piece);
     }
     if (!this.finished && reported !== undefined) text += this.#end(reported);
     const finishReason = this.#finish ?? null;
-    return { prompt, choice, text, tokenIds, promptTokenIds, logprobs: wantLogprobs ? logprobs : null, finishReason };
+    return {
+      prompt,
+      choice,
+      text,
+      tokenIds,
+      promptTokenIds,
+      reports: wantLogprobs ? reports : undefined,
+      finishReason,
+    };
   }
 
   /** The text that can be shown after one more token, which completed `piece`. */
@@ -138,14 +157,14 @@ export class Choice {
     return text;
   }
 
-  #takeEcho(logprobs: Logprobs): string {
+  #takeEcho(reports: TokenReport[]): string {
     const echo = this.#echo;
     this.#echo = undefined;
     if (echo === undefined) return '';
     const detokenizer = new Detokenizer(this.#rules.bytes, () => false);
     for (const [i, token] of echo.tokens.entries()) {
       const piece = detokenizer.push(token.id);
-      if (this.#rules.wantLogprobs) this.#report(logprobs, token, this.#offset + detokenizer.leftover, i === 0);
+      if (this.#rules.wantLogprobs) reports.push(this.#report(token, this.#offset + detokenizer.leftover, i === 0));
       this.#offset += characters(piece);
     }
     this.#offset = characters(echo.text);
@@ -153,23 +172,14 @@ export class Choice {
   }
 
   /**
-   * @param offset of the token's own text, in characters.
+   * @param textOffset of the token's own text, in characters.
    * @param unpredicted whether it is the first token of a text, which nothing predicts.
    */
-  #report(logprobs: Logprobs, token: SampledToken, offset: number, unpredicted = false): void {
-    const alternatives = [token, ...(token.top ?? [])].map(({ id, logprob = 0 }) => [this.#name(id), logprob] as const);
-    logprobs.tokens.push(this.#name(token.id));
-    logprobs.token_logprobs.push(unpredicted ? null : (token.logprob ?? 0));
-    logprobs.top_logprobs.push(unpredicted ? null : Object.fromEntries(alternatives));
-    logprobs.text_offset.push(offset);
-  }
-
-  /** A token's text, or its bytes as OpenAI writes them where they are not whole characters. */
-  #name(id: number): string {
-    const bytes = this.#rules.bytes(id);
-    const text = Buffer.from(bytes).toString('utf8');
-    if (Buffer.from(text).equals(bytes)) return text;
-    return `bytes:${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`;
+  #report(token: SampledToken, textOffset: number, unpredicted = false): TokenReport {
+    const { bytes } = this.#rules;
+    const candidate = ({ id, logprob = 0 }: SampledToken): Candidate => ({ id, bytes: bytes(id), logprob });
+    const candidates = [candidate(token), ...(token.top ?? []).map(candidate)] as const;
+    return { id: token.id, bytes: bytes(token.id), candidates: unpredicted ? undefined : candidates, textOffset };
   }
 }
 

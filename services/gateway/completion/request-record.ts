@@ -11,11 +11,15 @@ import type { AttemptObserver } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';
 import type { RedactedSample } from './redacted-sample.ts';
 
+/** Tokens that a request took. */
 export interface Usage {
-  readonly prompt_tokens: number;
-  readonly completion_tokens: number;
-  readonly total_tokens: number;
-  readonly prompt_tokens_details: { readonly cached_tokens: number; readonly soft_tokens: number };
+  /** Soft tokens included. */
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  /** Tokens of the prompt whose KV was cached. */
+  readonly cachedTokens: number;
+  /** Soft tokens of the prompt. */
+  readonly softTokens: number;
 }
 
 /** Times at which the tokens of one choice came, in ms of the monotonic clock. */
@@ -154,10 +158,10 @@ export class RequestRecord {
 
   get usage(): Usage {
     return {
-      prompt_tokens: this.#promptTokens,
-      completion_tokens: this.#outputTokens,
-      total_tokens: this.#promptTokens + this.#outputTokens,
-      prompt_tokens_details: { cached_tokens: this.#cachedTokens, soft_tokens: this.#softTokens },
+      promptTokens: this.#promptTokens,
+      completionTokens: this.#outputTokens,
+      cachedTokens: this.#cachedTokens,
+      softTokens: this.#softTokens,
     };
   }
 
@@ -173,6 +177,7 @@ export class RequestRecord {
   }
 
   #line(status: number): object {
+    const { usage, rag } = spelledForLog(this.usage, this.#context);
     return {
       status,
       code: this.#error?.code,
@@ -184,9 +189,9 @@ export class RequestRecord {
       prefill: [...this.#prefillWorkers],
       decode: [...this.#decodeWorkers],
       replays: this.#replays,
-      usage: this.usage,
+      usage,
       finish: this.#finishReasons,
-      rag: this.#context && { ...this.#context, chunks: this.#context.chunks.length },
+      rag,
       timeline: this.timeline,
       sample: this.#sample,
     };
@@ -194,10 +199,10 @@ export class RequestRecord {
 
   #observe(): void {
     const { usage, timeline } = this;
-    metrics.promptTokens.inc(usage.prompt_tokens);
-    metrics.softTokens.inc(usage.prompt_tokens_details.soft_tokens);
-    metrics.cachedTokens.inc(usage.prompt_tokens_details.cached_tokens);
-    metrics.generationTokens.inc(usage.completion_tokens);
+    metrics.promptTokens.inc(usage.promptTokens);
+    metrics.softTokens.inc(usage.softTokens);
+    metrics.cachedTokens.inc(usage.cachedTokens);
+    metrics.generationTokens.inc(usage.completionTokens);
     for (const gap of this.#gaps) metrics.itl.observe(gap);
     if (timeline.ttft !== undefined) metrics.ttft.observe(timeline.ttft);
     if (this.#context?.degraded) metrics.degraded.inc({ reason: this.#context.degraded });
@@ -212,8 +217,8 @@ export class RequestRecord {
     }
     metrics.e2e.observe(timeline.between('received', 'finished') ?? 0);
     this.#observeQueue();
-    metrics.requestPromptTokens.observe(usage.prompt_tokens);
-    metrics.requestGenerationTokens.observe(usage.completion_tokens);
+    metrics.requestPromptTokens.observe(usage.promptTokens);
+    metrics.requestGenerationTokens.observe(usage.completionTokens);
     for (const [stage, [from, to]] of Object.entries(SPANS)) {
       const seconds = timeline.between(from, to);
       if (seconds !== undefined) metrics.stage.observe({ stage }, seconds);
@@ -230,4 +235,22 @@ export class RequestRecord {
     const sinceDispatch = timeline.between('dispatched', 'last_token');
     if (sinceDispatch !== undefined) metrics.inference.observe(Math.max(sinceDispatch - inWorker, 0));
   }
+}
+
+/** Usage and context as the log line spells them: as in the answers, so that one search finds both. */
+function spelledForLog({ promptTokens, completionTokens, cachedTokens, softTokens }: Usage, context?: ContextReport) {
+  return {
+    usage: {
+      prompt_tokens: promptTokens,
+      completion_tokens: completionTokens,
+      total_tokens: promptTokens + completionTokens,
+      prompt_tokens_details: { cached_tokens: cachedTokens, soft_tokens: softTokens },
+    },
+    rag: context && {
+      mode: context.mode,
+      chunks: context.chunks.length,
+      index_version: context.indexVersion,
+      degraded: context.degraded,
+    },
+  };
 }

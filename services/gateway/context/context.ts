@@ -23,17 +23,17 @@ export type Degradation =
   | 'retrieval_failed'
   | 'no_room';
 
-/** The field `rag` of an answer: the context that stood in the prompt. */
+/** The context that stood in the prompt. */
 export interface ContextReport {
   /** `text` also where the request says `compressed` and the model has no projector (--without-projector). */
   readonly mode: RagMode;
   readonly chunks: readonly {
     readonly path: string;
-    readonly start_line: number;
-    readonly end_line: number;
+    readonly startLine: number;
+    readonly endLine: number;
     readonly score: number;
   }[];
-  readonly index_version: string | null;
+  readonly indexVersion: string | null;
   readonly degraded?: Degradation;
 }
 
@@ -169,13 +169,8 @@ class Budget {
 function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): FoundContext {
   const report: ContextReport = {
     mode: rag.mode,
-    chunks: found.chunks.map(({ path, startLine, endLine, score }) => ({
-      path,
-      start_line: startLine,
-      end_line: endLine,
-      score,
-    })),
-    index_version: found.indexVersion,
+    chunks: found.chunks.map(({ path, startLine, endLine, score }) => ({ path, startLine, endLine, score })),
+    indexVersion: found.indexVersion,
   };
   if (rag.mode === 'text') {
     const { path = '', maxTextTokens: maxTokens } = rag;
@@ -190,5 +185,5 @@ function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): 
 }
 
 function without(mode: RagMode, degraded?: Degradation, found?: Retrieved): FoundContext {
-  return { report: { mode, chunks: [], index_version: found?.indexVersion ?? null, degraded }, context: undefined };
+  return { report: { mode, chunks: [], indexVersion: found?.indexVersion ?? null, degraded }, context: undefined };
 }

@@ -1,7 +1,7 @@
 /** Bodies of answers of `/v1/completions`, in OpenAI's shape, with the fields that this gateway adds. */
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import type { Timeline } from '../../lib/request/timeline.ts';
-import type { Choice, ChoiceDelta, Logprobs } from '../completion/choice.ts';
+import type { Choice, ChoiceDelta, TokenReport } from '../completion/choice.ts';
 import type { Usage } from '../completion/request-record.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { CompletionRequest } from '../request.ts';
@@ -16,10 +16,18 @@ export interface AnswerHead {
   readonly system_fingerprint: string;
 }
 
+/** One entry per token in each list; offsets count Unicode characters from the start of the choice's text. */
+interface LogprobsBody {
+  readonly tokens: readonly string[];
+  readonly token_logprobs: readonly (number | null)[];
+  readonly top_logprobs: readonly (Readonly<Record<string, number>> | null)[];
+  readonly text_offset: readonly number[];
+}
+
 interface ChoiceBody {
   readonly index: number;
   readonly text: string;
-  readonly logprobs: Logprobs | null;
+  readonly logprobs: LogprobsBody | null;
   readonly finish_reason: FinishReason | null;
   readonly token_ids?: readonly number[];
   readonly prompt_token_ids?: readonly number[];
@@ -32,12 +40,12 @@ export function chunkBody(
   delta: ChoiceDelta,
   extras: { readonly rag?: ContextReport; readonly usage: Usage },
 ) {
-  const usage = request.continuousUsage ? extras.usage : null;
+  const usage = request.continuousUsage ? usageOf(extras.usage) : null;
   return {
     ...head,
     choices: [choiceBody(delta.prompt * request.n + delta.choice, request, delta)],
     ...(request.includeUsage && { usage }),
-    ...(extras.rag && { rag: extras.rag }),
+    ...(extras.rag && { rag: ragOf(extras.rag) }),
   };
 }
 
@@ -45,7 +53,7 @@ export function chunkBody(
 export const usageBody = (head: AnswerHead, usage: Usage, timeline?: Timeline) => ({
   ...head,
   choices: [],
-  usage,
+  usage: usageOf(usage),
   ...(timeline && { timeline }),
 });
 
@@ -73,8 +81,8 @@ export class AnswerCollector {
     return {
       ...head,
       choices: kept.map((delta, index) => choiceBody(index, request, delta)),
-      usage,
-      ...(rag && { rag }),
+      usage: usageOf(usage),
+      ...(rag && { rag: ragOf(rag) }),
     };
   }
 }
@@ -88,12 +96,50 @@ function choiceBody(index: number, request: CompletionRequest, delta: ChoiceDelt
   return {
     index,
     text: delta.text,
-    logprobs: delta.logprobs,
+    logprobs: delta.reports ? logprobsOf(delta.reports) : null,
     finish_reason: delta.finishReason,
     ...(request.returnTokenIds && { token_ids: delta.tokenIds }),
     ...(request.returnTokenIds && delta.promptTokenIds && { prompt_token_ids: delta.promptTokenIds }),
   };
 }
+
+function logprobsOf(reports: readonly TokenReport[]): LogprobsBody {
+  return {
+    tokens: reports.map(({ bytes }) => tokenName(bytes)),
+    token_logprobs: reports.map(({ candidates }) => candidates?.[0].logprob ?? null),
+    top_logprobs: reports.map(({ candidates }) =>
+      candidates ? Object.fromEntries(candidates.map(({ bytes, logprob }) => [tokenName(bytes), logprob])) : null,
+    ),
+    text_offset: reports.map(({ textOffset }) => textOffset),
+  };
+}
+
+/** A token's text, or its bytes as OpenAI writes them where they are not whole characters. */
+function tokenName(bytes: Uint8Array): string {
+  const text = Buffer.from(bytes).toString('utf8');
+  if (Buffer.from(text).equals(bytes)) return text;
+  return `bytes:${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`;
+}
+
+const usageOf = ({ promptTokens, completionTokens, cachedTokens, softTokens }: Usage) => ({
+  prompt_tokens: promptTokens,
+  completion_tokens: completionTokens,
+  total_tokens: promptTokens + completionTokens,
+  prompt_tokens_details: { cached_tokens: cachedTokens, soft_tokens: softTokens },
+});
+
+/** The field `rag`: the context that stood in the prompt. */
+const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
+  mode,
+  chunks: chunks.map(({ path, startLine, endLine, score }) => ({
+    path,
+    start_line: startLine,
+    end_line: endLine,
+    score,
+  })),
+  index_version: indexVersion,
+  degraded,
+});
 
 /** Two deltas of one choice as one. */
 function joined(a: ChoiceDelta, b: ChoiceDelta): ChoiceDelta {
@@ -102,12 +148,6 @@ function joined(a: ChoiceDelta, b: ChoiceDelta): ChoiceDelta {
     text: a.text + b.text,
     tokenIds: [...a.tokenIds, ...b.tokenIds],
     finishReason: b.finishReason,
-    logprobs: a.logprobs &&
-      b.logprobs && {
-        tokens: [...a.logprobs.tokens, ...b.logprobs.tokens],
-        token_logprobs: [...a.logprobs.token_logprobs, ...b.logprobs.token_logprobs],
-        top_logprobs: [...a.logprobs.top_logprobs, ...b.logprobs.top_logprobs],
-        text_offset: [...a.logprobs.text_offset, ...b.logprobs.text_offset],
-      },
+    reports: a.reports && b.reports && [...a.reports, ...b.reports],
   };
 }

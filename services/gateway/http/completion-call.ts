@@ -89,7 +89,8 @@ export async function serveCompletion(
     return await answer({ request: completion, record, scope });
   } finally {
     place.release();
-    parts.quota.spend(tenant, limits, record.usage.total_tokens);
+    const { promptTokens, completionTokens } = record.usage;
+    parts.quota.spend(tenant, limits, promptTokens + completionTokens);
   }
 }
 

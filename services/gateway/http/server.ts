@@ -93,7 +93,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
     if (url === undefined) return payload;
     if (!config.needsNoKey) {
       try {
-        request.identity = parts.keys.identify(request.headers.authorization);
+        request.identity = parts.keys.identify(bearerKey(request));
       } catch (error) {
         keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
         throw error;
@@ -117,6 +117,11 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   addProbeRoutes(app, parts);
   addRepoRoutes(app, parts);
   addMethodNotAllowed(app, methods);
+}
+
+/** The key of the header `authorization: Bearer <key>`; undefined where there is no such header. */
+function bearerKey({ headers }: FastifyRequest): string | undefined {
+  return /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1];
 }
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {

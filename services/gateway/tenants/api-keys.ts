@@ -21,10 +21,10 @@ export interface ApiKeys {
   /** All tenants that have a key. */
   readonly tenants: readonly string[];
   /**
-   * @param authorization the header of that name, as it was received.
+   * @param key as Node decodes a header: as latin1, byte for byte; undefined where the request has none.
    * @throws ServingError invalid_api_key
    */
-  identify(authorization: string | undefined): Identity;
+  identify(key: string | undefined): Identity;
 }
 
 /** Nobody needs a key. */
@@ -94,10 +94,8 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
   });
   return {
     tenants: [...new Set(entries.map(({ tenant }) => tenant))],
-    identify(authorization) {
-      const [, key] = /^Bearer +(\S+)$/i.exec(authorization ?? '') ?? [];
+    identify(key) {
       if (key === undefined) throw new ServingError('invalid_api_key', 'the request has no API key');
-      // Node decodes headers as latin1, byte for byte.
       const digest = createHash('sha256').update(key, 'latin1').digest();
       // All keys are compared, each in constant time: the time that this takes tells nothing about them.
       const matching = keys.filter((each) => timingSafeEqual(each.digest, digest));

@@ -15,7 +15,7 @@ test('queue time ends and inference time begins when the prompt leaves the queue
   record.timeline.mark('tokenized', 1100);
   record.timeline.mark('dispatched', 1500);
   record.observerFor(false).onAccepted({ kv: null, queueUs: 250_000 });
-  const delta = { prompt: 0, choice: 0, text: 'x', promptTokenIds: undefined, logprobs: null, tokenIds: [1] };
+  const delta = { prompt: 0, choice: 0, text: 'x', promptTokenIds: undefined, reports: undefined, tokenIds: [1] };
   record.delivered({ ...delta, finishReason: null }, 2000);
   record.delivered({ ...delta, finishReason: 'stop' }, 4500);
   record.end(keepingLog([]), 200);

@@ -524,9 +524,9 @@ describe('API keys', () => {
 
   test('API keys are compared byte for byte', async () => {
     const keys = await keysOf([{ key: 'schlüssel', tenant: 'acme', repos: ['*'] }]);
-    const asNodeReadsIt = Buffer.from('Bearer schlüssel').toString('latin1');
+    const asNodeReadsIt = Buffer.from('schlüssel').toString('latin1');
     expect(keys.identify(asNodeReadsIt).tenant).toBe('acme');
-    expect(() => keys.identify('Bearer schlussel')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
+    expect(() => keys.identify('schlussel')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
   });
 
   test('where there are API keys every route needs one, except the probes', async () => {

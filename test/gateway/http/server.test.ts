@@ -92,8 +92,8 @@ describe('the log', () => {
 test('refused keys are logged once a second, without the keys', async () => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   onTestFinished(() => void vi.useRealTimers());
-  const identify = (authorization: string | undefined) => {
-    if (authorization === 'Bearer good') return NO_KEYS.identify(authorization);
+  const identify = (key: string | undefined) => {
+    if (key === 'good') return NO_KEYS.identify(key);
     throw new ServingError('invalid_api_key', 'the API key is not in the file of keys');
   };
   const { app, lines } = await fakeGateway({ token }, { keys: { tenants: [], identify } });

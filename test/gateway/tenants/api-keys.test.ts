@@ -108,6 +108,6 @@ describe('a keys file', () => {
 
   test('a keys file without entries lets nobody in', async () => {
     const keys = await keysOf([]);
-    expect(() => keys.identify('Bearer x')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
+    expect(() => keys.identify('x')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
   });
 });

@@ -74,8 +74,8 @@ async function outcome(retrieval: Retrieval, repo: string, retrievalBudgetMs = 5
   const query = { rag, before: 'v1_7 v2_7', after: '' };
   const { report } = await new ContextFinder(sources).find(query, NEVER);
   if (report.degraded) return report.degraded;
-  expect(report.chunks.every(({ path }) => path === `v${report.index_version?.[0]}.py`)).toBe(true);
-  return report.index_version as string;
+  expect(report.chunks.every(({ path }) => path === `v${report.indexVersion?.[0]}.py`)).toBe(true);
+  return report.indexVersion as string;
 }
 
 describe('a cluster', () => {
