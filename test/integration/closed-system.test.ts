@@ -67,7 +67,7 @@ function servedUrl(child: ChildProcess): Promise<string> {
     let said = '';
     const hear = (text: Buffer) => {
       said += text;
-      const served = /Serving at (\S+)/.exec(said);
+      const served = /Serving at (\S+\d)/.exec(said);
       if (served) resolve(served[1]!);
     };
     child.stdout!.on('data', hear);

@@ -67,7 +67,7 @@ test('a model without projector is exported, indexed and served, with repository
     throw new Error(`up ended with ${code}: ${up.said.text}`);
   });
   ended.catch(() => {});
-  const serving = vi.waitUntil(() => /Serving at (\S+)/.exec(up.said.text)?.[1], { timeout: LIMIT, interval: 50 });
+  const serving = vi.waitUntil(() => /Serving at (\S+\d)/.exec(up.said.text)?.[1], { timeout: LIMIT, interval: 50 });
   const url = (await Promise.race([serving, ended])) as string;
   expect(up.said.text).toContain(LACK);
   expect(up.said.text).toMatch(/shop: \d+ chunks \(\d+ stored as text/);
