@@ -14,7 +14,7 @@ import { SAMPLE_REPO, SAMPLE_REPOSITORY } from './sample.ts';
 export const MODES = ['off', 'text', 'compressed'] as const;
 export type ContextMode = (typeof MODES)[number];
 
-export interface Cursor {
+interface Cursor {
   readonly path: string;
   /** Counts from 1. */
   readonly line: number;

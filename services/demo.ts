@@ -141,7 +141,9 @@ function answersText(rows: readonly Row[]): string {
     '',
     `${cell('the real line')}${SAMPLE.rest.trim()}`,
     ...rows.map(({ mode, text, isRight }) => `${cell(NAMES[mode])}${text.trim()}   ${isRight ? '✔' : '✘'}`),
-    `\nThe chunks: ${rows.find(({ mode }) => mode === 'compressed')?.chunks.join(', ')}\n`,
+    '\nthe chunks, best first',
+    ...(rows.find(({ mode }) => mode === 'compressed')?.chunks ?? []).map((chunk) => `    ${chunk}`),
+    '',
   ].join('\n');
 }
 
@@ -163,10 +165,10 @@ function latencyText(rows: readonly Row[]): string {
 function choiceText(): string {
   const { cursors, right, gained, lost } = SEARCHED;
   return [
-    'The cursor was chosen. The model that ships has 5.8 million parameters and is often wrong:',
-    `of ${cursors} cursors of this repository it completes the line without context at ${right.off}, with text at`,
-    `${right.text}, compressed at ${right.compressed}; text gains ${gained.text} and loses ${lost.text}, compressed context gains`,
-    `${gained.compressed} and loses ${lost.compressed}. llavacode demo --search counts and lists them.\n`,
+    'The cursor was chosen. The model that ships has 5.8 million parameters, and context does not make it better:',
+    `of ${cursors} cursors of this repository it completes the line at ${right.off} without context, ${right.text} with text`,
+    `(${gained.text} gained, ${lost.text} lost), and ${right.compressed} with compressed context (${gained.compressed} gained, ${lost.compressed} lost).`,
+    'llavacode demo --search counts and lists them.\n',
   ].join('\n');
 }
 

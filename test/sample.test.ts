@@ -29,7 +29,7 @@ describe('the sample', () => {
       stream: true,
       rag: { repo: SAMPLE_REPO, path: SAMPLE.path },
     });
-    expect(readme).toContain(`\`${SAMPLE.rest}\``);
+    expect(readme).toContain(`\`${SAMPLE.rest.trim()}\``);
   });
 
   test('has the counts in README.md that the demo prints', async () => {
