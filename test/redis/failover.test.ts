@@ -4,7 +4,13 @@ import { RedisConnection } from '../../services/lib/redis/connection.ts';
 import { stayRegistered, WorkerRegistry } from '../../services/lib/redis/worker-registry.ts';
 import { keepingLog } from '../support/fake-gateway.ts';
 import { redisCli, startRedis } from '../support/redis.ts';
-import { type FailoverTopology, startCluster, startReplicated, startSentinel } from '../support/redis-topologies.ts';
+import {
+  type FailoverTopology,
+  startCluster,
+  startMovingAddress,
+  startReplicated,
+  startSentinel,
+} from '../support/redis-topologies.ts';
 
 /** Longer than any reconnection takes. Tests wait for events, and the limit is only for a wait that would never end. */
 const SOON = { timeout: 120_000, interval: 20 };
@@ -118,6 +124,28 @@ describe('one address for a master and its replica', () => {
     await vi.waitUntil(() => redis.address.accepted.has(master!.port), SOON);
     master!.resume();
     await expect.poll(() => client.run((each) => each.get('key')).catch(() => 'away'), SOON).toBe('value');
+  });
+
+  test('a server that loads its data is left for the one that the address leads to', async () => {
+    const debug = ['--enable-debug-command', 'yes', '--loading-process-events-interval-bytes', '1024'];
+    const loading = stopping(await startRedis(debug));
+    const other = stopping(await startRedis());
+    const address = stopping(await startMovingAddress(loading.port));
+    await redisCli(other.port, 'SET', 'key', 'other');
+    await redisCli(loading.port, 'DEBUG', 'POPULATE', '10000', 'filler', '100');
+    const client = connected(address.url);
+    await client.run((each) => each.get('key'));
+    await redisCli(loading.port, 'CONFIG', 'SET', 'key-load-delay', '10000');
+    const reloading = redisCli(loading.port, 'DEBUG', 'RELOAD').catch(() => {});
+    await vi.waitUntil(async () => (await redisCli(loading.port, 'GET', 'key')).startsWith('LOADING'), SOON);
+    await expect(client.run((each) => each.get('key'), 'never')).rejects.toMatchObject({
+      code: 'store_unavailable',
+      message: expect.stringContaining('LOADING'),
+    });
+    address.target = other.port;
+    await expect.poll(() => client.run((each) => each.get('key')).catch(() => 'loading'), SOON).toBe('other');
+    await loading.kill();
+    await reloading;
   });
 
   test('a command whose outcome is not known is sent again only if it may be carried out twice', async () => {

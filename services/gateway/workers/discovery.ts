@@ -13,7 +13,7 @@ export interface Discovery {
   close(): void;
 }
 
-/** What one source knows. */
+/** The addresses that one source knows. */
 interface Found {
   listed: readonly string[];
   /** Addresses that it listed before, and when a look missed each for the first time, in ms. */

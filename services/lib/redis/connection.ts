@@ -30,7 +30,7 @@ const AWAY_MS = 10_000;
 const RETRY_MAX_MS = 500;
 /** A connection that the server does not close although we have is cut after this time, in ms. */
 const CLOSE_TIMEOUT_MS = 500;
-/** Pause between two looks at the server's role, in ms. One INFO, and the only way to see a failover for who reads. */
+/** Pause between two looks at the server's role, in ms. A look is one INFO: see #look. */
 const LOOK_EVERY_MS = 5_000;
 const backoff = (attempt: number) => Math.min(50 * 2 ** Math.min(attempt, 10), RETRY_MAX_MS);
 
@@ -176,7 +176,7 @@ export class RedisConnection {
   /** Notes that the connection is given up. @returns false if it has been already. */
   #leave(): boolean {
     if (this.#leaving) return false;
-    // The connections to the nodes of a cluster are the business of its client.
+    // The client of a cluster makes the connections to its nodes anew by itself.
     this.#leaving = this.#client instanceof Redis;
     this.#misled++;
     this.#misledAtMs = performance.now();
@@ -184,9 +184,9 @@ export class RedisConnection {
   }
 
   /**
-   * Looks whether the server is still the right one. A failover shows in the answers to writes alone: who only reads
-   * would stay with the old master, and read old data once that is no longer kept up to date. A server that has been a
-   * replica from the start may have been meant.
+   * Looks whether the server is still the right one. After a failover only writes are refused: a client that only reads
+   * would stay with the old master, and would read old data once that is not kept up to date any more. A server that
+   * has been a replica from the start may be the one that was meant: it is left only if it has lost its master.
    */
   async #look(): Promise<void> {
     const client = this.#client;
@@ -205,7 +205,7 @@ export class RedisConnection {
         client.disconnect(true);
       }
     } catch {
-      // It may not be allowed to ask. If the connection is broken, others notice.
+      // The user may not have the right to ask. A broken connection shows in its own events.
     }
   }
 

@@ -16,10 +16,10 @@ import type { RedisAddress } from './url.ts';
  */
 const OTHER_SERVER = /(?:^|: -?)(?:READONLY|MASTERDOWN|LOADING|NOREPLICAS) /;
 
-/** Answers that only a node of a cluster gives. The client of a cluster deals with them by itself. */
+/** Answers that only a node of a cluster gives. The client of a cluster follows them by itself. */
 const CLUSTER_NODE = /(?:^|: -?)(?:MOVED|ASK|CLUSTERDOWN|TRYAGAIN|CROSSSLOT) /;
 
-/** The error of a failed EXEC says only that a command before it failed; the client of a cluster wraps, too. */
+/** The error of a failed EXEC holds those of its commands; the error of a cluster's client holds that of a node. */
 interface Wrapping extends Error {
   readonly previousErrors?: readonly Error[];
   readonly lastNodeError?: Error;
@@ -46,7 +46,7 @@ export function remedyFor(error: unknown, address: RedisAddress): string {
   return '';
 }
 
-/** What a server says of itself, as INFO gives it. */
+/** A server's description of itself, as INFO gives it. */
 export interface ServerInfo {
   readonly role: 'master' | 'replica' | 'unknown';
   /** A replica that receives what its master writes. True for a master. */
