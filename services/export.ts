@@ -18,6 +18,7 @@ import { type ExportOptions, exportBundle } from './lib/model/bundle/export-bund
 import { verifyBundle } from './lib/model/bundle/integrity.ts';
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { type EncoderShape, synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
+import { interruption } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
 import { NO_SOFT_TOKENS } from './lib/request/token-prompt.ts';
@@ -44,9 +45,11 @@ export async function runSynth({ seed, ...options }: SynthOptions) {
 /** @param verify measure what quantisation costs: only for a language model that lies in a folder. */
 export async function runExport(options: ExportOptions, verify: boolean) {
   const progress = startProgress('exporting');
+  const signal = interruption();
   try {
     const manifest = await exportBundle({
       ...options,
+      signal,
       onProgress: ({ part, done, total }) => {
         progress.update(`${part}: ${mib(done)} of ${mib(total)} MiB`);
       },

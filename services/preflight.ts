@@ -2,7 +2,7 @@
 import { constants } from 'node:fs';
 import { access, open, readFile, rm, stat } from 'node:fs/promises';
 import { createServer } from 'node:net';
-import { join } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { ServingError } from './lib/process/errors.ts';
 import { atPath, makeFolder } from './lib/process/os-errors.ts';
 import { RedisConnection } from './lib/redis/connection.ts';
@@ -24,6 +24,16 @@ export interface Places {
  */
 export async function checkPlaces({ host, port, data, store, index }: Places): Promise<() => Promise<void>> {
   for (const dir of index) await assertFolder(`--index ${dir}`, dir);
+  const twice = index.find((dir, i) =>
+    index.slice(0, i).some((other) => repositoryName(other) === repositoryName(dir)),
+  );
+  if (twice !== undefined) {
+    const name = repositoryName(twice);
+    throw new ServingError(
+      'config_invalid',
+      `--index ${twice}: another repository is called ${name} too; index one by llavacode index --name`,
+    );
+  }
   await assertFree(host, port);
   if (isRedisUrl(store)) await assertAnswers(store);
   return atPath(`--data ${data}`, async () => {
@@ -31,6 +41,12 @@ export async function checkPlaces({ host, port, data, store, index }: Places): P
     return keepFolder(data);
   });
 }
+
+/** The name of a repository that is indexed at start: that of its folder, in letters that a name may have. */
+export const repositoryName = (dir: string) =>
+  basename(resolve(dir))
+    .replace(/[^\w.-]/g, '-')
+    .replace(/^[.-]+/, '') || 'repository';
 
 async function assertFolder(named: string, dir: string): Promise<void> {
   const stats = await atPath(named, () => stat(dir));

@@ -49,6 +49,8 @@ export interface SystemOptions {
   readonly onRestart?: (role: string, reason: string) => void;
   /** Called when a child has ended with an error that starting it again cannot mend; it is not started again. */
   readonly onFinal?: (error: ServingError) => void;
+  /** Ends the start of the system: what was started is stopped again, and the signal's reason is thrown. */
+  readonly stop?: AbortSignal;
 }
 
 export interface ProcessOptions extends Pick<SystemOptions, 'logs' | 'onRestart' | 'onFinal'> {
@@ -64,7 +66,8 @@ export interface RunningSystem {
 }
 
 const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
-const READY_TIMEOUT_MS = 180_000;
+/** Time to become ready, in ms: a first start of a large model packs its weights for minutes. */
+const READY_TIMEOUT_MS = 600_000;
 /** Time after a child's own drain timeout until it is killed, in ms. */
 const KILL_AFTER_MS = 10_000;
 /** A log file is put aside at this size, as NAME.log.1 to NAME.log.3. */
@@ -267,7 +270,7 @@ function spawn(role: Role, flags: Flags, log: ChildLog, through: readonly string
 /**
  * Starts the workers and the indexer, then the gateway.
  * @throws ServingError worker_lost when a process does not come up (the others are stopped again); config_invalid when
- *   there are fewer cores than workers to pin.
+ *   there are fewer cores than workers to pin; the reason of `stop`.
  */
 export async function startSystem(options: SystemOptions): Promise<RunningSystem> {
   await makeFolder(options.logs);
@@ -277,6 +280,8 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
     broken.reject(error);
     options.onFinal?.(error);
   };
+  const interrupt = () => broken.reject(options.stop?.reason);
+  options.stop?.addEventListener('abort', interrupt);
   const make = (role: Role, i: number, flags: Flags) =>
     new ServiceProcess(`${role}-${i}`, role, flags, { ...options, onFinal });
   const { prefillOnly, decodeOnly } = options;
@@ -324,5 +329,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
   } catch (error) {
     await close();
     throw error;
+  } finally {
+    options.stop?.removeEventListener('abort', interrupt);
   }
 }

@@ -1,5 +1,5 @@
 /** `llavacode up`: the whole system on one machine, for a person at a terminal. */
-import { basename, join, resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { execaNode } from 'execa';
 import { bundleOf } from './checkpoint-bundle.ts';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
@@ -17,7 +17,7 @@ import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { assertServes } from './lib/rag/retriever-name.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
-import { checkPlaces } from './preflight.ts';
+import { checkPlaces, repositoryName } from './preflight.ts';
 import { SAMPLE, SAMPLE_BODY } from './sample.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
 import { environmentOf, type Flags, type RunningSystem, startSystem } from './supervisor.ts';
@@ -138,6 +138,7 @@ export async function bringUp(
       indexer: { ...pick(config, INDEXER_FLAGS), model },
       onRestart: (name, reason) => process.stderr.write(`${name} died (${reason}); starting it again\n`),
       onFinal,
+      stop,
     });
     progress.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
@@ -167,15 +168,19 @@ function pick(config: UpConfig, table: SettingsTable): Flags {
 /** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
 async function indexInChild(path: string, flags: Flags): Promise<void> {
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
-  const command = ['index', '--name', nameOf(path), '--path', path];
+  const command = ['index', '--name', repositoryName(path), '--path', path];
   const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false, env: environmentOf(flags) });
-  if (exitCode !== 0) throw new ServingError('internal', `indexing ${path} failed with exit code ${exitCode}`);
+  if (exitCode === 0) return;
+  throw new ServingError(
+    'config_invalid',
+    `--index ${path}: indexing failed with exit code ${exitCode}, for the reason above`,
+  );
 }
 
 /** What a person can do next: a request that works, a repository of their own, the logs, and how to stop. */
 function welcome(url: string, { index, data, apiKeysFile }: UpConfig): string {
   const [repository] = index;
-  const rag = repository && { repo: nameOf(repository), path: SAMPLE.path };
+  const rag = repository && { repo: repositoryName(repository), path: SAMPLE.path };
   const body = JSON.stringify({ ...SAMPLE_BODY, stream: true, rag }).replaceAll("'", "'\\''");
   // Without an installation npx finds the command; with one it runs that.
   const llavacode = process.env['npm_command'] === undefined ? 'llavacode' : 'npx llavacode';
@@ -193,6 +198,3 @@ Logs: ${resolve(data, 'logs')}
 Ctrl-C stops it.
 `;
 }
-
-/** The name of a repository that is indexed at start: that of its folder. */
-const nameOf = (dir: string) => basename(resolve(dir));

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { ServingError } from '../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
-import { checkPlaces, type Places } from '../services/preflight.ts';
+import { checkPlaces, type Places, repositoryName } from '../services/preflight.ts';
 
 const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
 /** A process that starts takes long on a machine that is busy. */
@@ -217,4 +217,24 @@ describe('a data folder', () => {
       await release();
     },
   );
+});
+
+describe('repositories that are indexed at start', () => {
+  test('two folders of the same name are refused, because one would replace the other', async () => {
+    const dirs = [join(dir, 'a', 'my app'), join(dir, 'b', 'my-app')];
+    for (const each of dirs) await mkdir(each, { recursive: true });
+    expect(await refusal({ index: dirs })).toMatchObject({
+      code: 'config_invalid',
+      message: `--index ${dirs[1]}: another repository is called my-app too; index one by llavacode index --name`,
+    });
+  });
+
+  test.each([
+    ['/srv/shop', 'shop'],
+    ['/srv/my repo', 'my-repo'],
+    ['/srv/.hidden', 'hidden'],
+    ['/', 'repository'],
+  ])('%s is called %s', (path, name) => {
+    expect(repositoryName(path)).toBe(name);
+  });
 });

@@ -114,6 +114,8 @@ describe('loadConfig', () => {
       LLAVACODE_GATEWAY_SERVICE_HOST: '10.96.0.13',
       LLAVACODE_GATEWAY_PORT: 'tcp://10.96.0.13:8000',
       LLAVACODE_PREFILL_PORT_9000_UDP_PORT: '9000',
+      LLAVACODE_NAME: '/web/llavacode',
+      LLAVACODE_ENV_NODE_VERSION: '22',
     };
     const skipped: string[] = [];
     const sources = { env: { ...links, LLAVACODE_SLOTS: '2' }, known: SETTINGS };

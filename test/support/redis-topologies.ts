@@ -55,7 +55,7 @@ export interface MovingAddress {
 }
 
 /** One address for whichever server is the master: a virtual IP, a balancer's, a Service's, a DNS name. */
-async function startMovingAddress(target: number): Promise<MovingAddress> {
+export async function startMovingAddress(target: number): Promise<MovingAddress> {
   const accepted = new Map<number, number>();
   const sockets = new Set<Socket>();
   const proxy = createServer((client) => {

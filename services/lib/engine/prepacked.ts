@@ -8,10 +8,11 @@
  * complete or not at all. If processes start together, the first one's folder stays.
  */
 import { createHash } from 'node:crypto';
-import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { ServingError } from '../process/errors.ts';
+import { makeFolder } from '../process/os-errors.ts';
 import { RUNTIME_VERSION, runtime } from './ort-api.ts';
 import { cpuInfo, type PrepackedCache, SessionSettings } from './ort-settings.ts';
 
@@ -57,7 +58,7 @@ export async function prepackedGraph(graph: string, cache: PrepackedCache): Prom
   try {
     const fault = await faultOf(folder, key);
     if (fault !== undefined) {
-      await mkdir(dir, { recursive: true });
+      await makeFolder(dir);
       await removeAbandoned(folder);
       const foreign = await foreignFolders(dir, family, basename(folder));
       const startedMs = performance.now();

@@ -90,7 +90,10 @@ export function didYouMean(name: string, names: readonly string[]): string {
  */
 const SERVICE_LINK = /_SERVICE_(?:HOST|PORT(?:_\w+)?)$|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?$/;
 const isServiceLink = (name: string, value: string | undefined) =>
-  SERVICE_LINK.test(name) || (name.endsWith('_PORT') && /^(?:tcp|udp|sctp):\/\//.test(value ?? ''));
+  SERVICE_LINK.test(name) ||
+  /^LLAVACODE_(?:\w+_)?ENV_/.test(name) || // Docker's links pass on the variables of the linked container
+  (name.endsWith('_NAME') && value?.startsWith('/') === true) ||
+  (name.endsWith('_PORT') && /^(?:tcp|udp|sctp):\/\//.test(value ?? ''));
 
 function withoutServiceLinks({ env = {}, onSkipped }: ConfigSources): NodeJS.ProcessEnv {
   const isOurs = (name: string) => name.startsWith('LLAVACODE_');

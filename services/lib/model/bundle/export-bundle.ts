@@ -3,9 +3,10 @@
  * beside its place, which is then renamed. The same input gives the same fingerprint.
  */
 import { createHash, randomUUID } from 'node:crypto';
-import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { ServingError } from '../../process/errors.ts';
+import { makeFolder } from '../../process/os-errors.ts';
 import { Checkpoint, type TensorSource } from '../checkpoint/checkpoint.ts';
 import { openSourceNetwork, type SourceNetwork } from '../checkpoint/source-network.ts';
 import { type DecoderSpec, isDecoder } from '../checkpoint/spec.ts';
@@ -75,7 +76,7 @@ export async function exportBundle(options: ExportOptions): Promise<Manifest> {
   const to = resolve(options.to);
   await assertTarget(to);
   const work = join(dirname(to), `.${basename(to)}.${randomUUID()}`);
-  await mkdir(work, { recursive: true });
+  await makeFolder(work);
   try {
     const manifest = await writeParts(options, work);
     await writeFile(join(work, 'manifest.json'), `${JSON.stringify(manifest, null, 2)}\n`);
@@ -196,7 +197,7 @@ async function writePart(
   part: ExportProgress['part'],
   graph: Graph,
 ): Promise<BundleFile[]> {
-  await mkdir(join(work, part), { recursive: true });
+  await makeFolder(join(work, part));
   const { signal, onProgress } = options;
   const written = await writeModel(graph, join(work, part), {
     signal,

@@ -10,10 +10,10 @@
  * Every write is a transaction that first compares the lock with the writer's token.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdirSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Database, type Key, open, type RootDatabase } from 'lmdb';
 import { ServingError } from '../../process/errors.ts';
+import { makeFolder } from '../../process/os-errors.ts';
 import { assertRepoKey, tenantOf } from './repo-key.ts';
 import {
   assertIds,
@@ -50,9 +50,9 @@ const LAST = Buffer.from([0xff]);
 const within = (...prefix: string[]) => ({ start: prefix, end: [...prefix, LAST] });
 
 /** @throws ServingError store_unavailable if `dir` cannot be made or opened. */
-export function openLmdbStore(dir: string): Store {
+export async function openLmdbStore(dir: string): Promise<Store> {
   try {
-    mkdirSync(dir, { recursive: true });
+    await makeFolder(dir);
     // eventTurnBatching would commit batches whose promises nobody sees: a failed commit would end the process.
     return new LmdbStore(dir, open({ path: dir, noSubdir: false, maxDbs: 8, eventTurnBatching: false }));
   } catch (error) {
