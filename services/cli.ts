@@ -9,7 +9,7 @@ import type { z } from 'zod';
 import { BUILD_INFO } from './lib/process/build-info.ts';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
 import { exitCodeOf, ServingError } from './lib/process/errors.ts';
-import { killIfExitHangs } from './lib/process/exit.ts';
+import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { systemError } from './lib/process/os-errors.ts';
 
@@ -220,6 +220,15 @@ function count(text: string): number {
   return Number(text);
 }
 
+/**
+ * Ends this command when the npm that started it is gone: `npm start` and `npx` do not pass on the signal that ends them.
+ * A supervised process learns of its end from its parent.
+ */
+function endWithNpm(): void {
+  if (process.env['npm_command'] === undefined || process.connected) return;
+  orphaned('npm is gone').addEventListener('abort', () => process.kill(process.pid, 'SIGTERM'), { once: true });
+}
+
 async function report(file: string | undefined, figures: unknown): Promise<void> {
   if (file !== undefined) await writeFile(file, `${JSON.stringify(figures, null, 2)}\n`);
 }
@@ -238,6 +247,7 @@ try {
     program.addCommand(built instanceof Command ? built : command);
   }
   killIfExitHangs();
+  endWithNpm();
   await program.parseAsync();
 } catch (error) {
   if (error instanceof Interrupted) process.exit(error.exitCode);

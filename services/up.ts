@@ -10,8 +10,7 @@ import { ENGINE_SETTINGS, MODEL_SETTINGS } from './lib/engine/settings.ts';
 import { contextLack, openBundle } from './lib/model/bundle/bundle.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
-import { orphaned } from './lib/process/exit.ts';
-import { Interrupted, interruption } from './lib/process/interrupt.ts';
+import { interruption } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
@@ -80,9 +79,7 @@ export function loadUpConfig(
 
 /** Starts everything, indexes, prints a request that works, and stays until it is told to stop. */
 export async function runUp(config: UpConfig): Promise<void> {
-  // npm does not pass on the signal that ends it; without npm a shell may end and leave us running, as with nohup.
-  const startedByNpm = process.env['npm_command'] !== undefined;
-  const stop = startedByNpm ? AbortSignal.any([interruption(), orphaned(new Interrupted('SIGTERM'))]) : interruption();
+  const stop = interruption();
   const release = await checkPlaces(config);
   try {
     const broken = new AbortController();

@@ -10,7 +10,7 @@ import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { loadQueryEncoder } from '../lib/rag/search/query-encoder.ts';
 import { createRetrieval } from '../lib/rag/search/retrieval.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
-import { openStore } from '../lib/rag/store/open-store.ts';
+import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
 import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
@@ -46,6 +46,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
     config.rowCacheBytes,
   );
+  void warnIfAway(store, log);
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
   const { threads } = config;

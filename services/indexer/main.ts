@@ -1,7 +1,7 @@
 /** The indexer's process: it holds the encoder, if the bundle has one, and takes uploads from the gateway. */
 import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
-import { openStore } from '../lib/rag/store/open-store.ts';
+import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { runWorker } from '../lib/worker/run.ts';
 import { createIndexerService } from './service.ts';
 import type { IndexerConfig } from './settings.ts';
@@ -19,6 +19,7 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
       life.onStop('encoder', () => encoder.dispose());
       const store = await openStore(config.store, 'indexing');
       life.onStop('store', () => store.close());
+      void warnIfAway(store, log);
       return { ...createIndexerService(store, encoder, { ...config, draining: life.draining }, log), bundle };
     },
   });
