@@ -221,8 +221,8 @@ function count(text: string): number {
 }
 
 /**
- * Ends this command when the npm that started it is gone: `npm start` and `npx` do not pass on the signal that ends them.
- * A supervised process learns of its end from its parent.
+ * Ends this command when the npm that started it is gone: `npm start` and `npx` do not pass on the signal that ends
+ * them. A supervised process learns of its end from its parent.
  */
 function endWithNpm(): void {
   if (process.env['npm_command'] === undefined || process.connected) return;

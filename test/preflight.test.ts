@@ -187,7 +187,7 @@ describe('a data folder', () => {
       printed += bytes;
     });
     const [code] = await once(second, 'close');
-    expect(code).toBe(1);
+    expect(code).toBe(78);
     expect(printed).toContain(
       `--data ${join(dir, 'data')}: another llavacode up (process ${first.pid}) works there; stop it, or name another folder`,
     );

@@ -116,7 +116,15 @@ describe('an installed llavacode, in a folder that is not the repository', () =>
   test('serves a completion, keeps its data in that folder, and stops', { timeout: LIMIT }, async () => {
     const cwd = await folder('up');
     const before = await installedFiles();
-    const system = await start(cwd, ['up', '--port', '0', '--index', join(installed(), 'examples', 'shop')]);
+    const system = await start(cwd, [
+      'up',
+      '--port',
+      '0',
+      '--retrieval-budget-ms',
+      '60000',
+      '--index',
+      join(installed(), 'examples', 'shop'),
+    ]);
     const { url, body } = printedCurl(system.output());
     expect(body).toEqual({ ...SAMPLE_BODY, stream: true, rag: { repo: 'shop', path: SAMPLE.path } });
     expect(system.output()).toContain(`Logs: ${join(cwd, '.llavacode', 'logs')}\n`);
@@ -141,7 +149,8 @@ describe('an installed llavacode, in a folder that is not the repository', () =>
     expect(body).toEqual({ ...SAMPLE_BODY, stream: true });
     expect((await complete(url, { ...body, stream: false })).rag).toBeUndefined();
     // The commands that it prints work from any folder.
-    expect(system.output()).toContain(`--store lmdb:${join(cwd, '.llavacode', 'store')}\n`);
+    expect(system.output()).toContain(`index --name NAME --path DIR --url ${new URL(url).origin}\n`);
+    expect(system.output()).toContain(`Logs: ${join(cwd, '.llavacode', 'logs')}\n`);
     system.child.kill('SIGINT');
     expect(await once(system.child, 'exit')).toEqual([0, null]);
   });
