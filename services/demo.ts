@@ -90,7 +90,16 @@ async function onSystem<T>(
   const store = `lmdb:${join(data, 'store')}`;
   let system: RunningSystem | undefined;
   try {
-    const flags = { port: 0, data, store, logLevel: 'warn', index: [SAMPLE_REPOSITORY], ...more };
+    // A machine that is busy must not cost the demo its context.
+    const flags = {
+      port: 0,
+      data,
+      store,
+      logLevel: 'warn',
+      index: [SAMPLE_REPOSITORY],
+      retrievalBudgetMs: 1_000,
+      ...more,
+    };
     system = await bringUp(loadUpConfig(flags), stop);
     return await task(system.url, stop);
   } finally {
