@@ -67,7 +67,7 @@ export async function runDemo(): Promise<Row[]> {
  * @throws ServingError, Interrupted.
  */
 export async function runDemoSearch(): Promise<{ counts: Record<string, number>; found: SearchedCursor[] }> {
-  // Nobody waits for these answers: a slow machine is no reason to refuse one.
+  // Nobody waits for these answers: a slow machine must not have one refused.
   return onSystem({ targetTtftMs: DEADLINE_MS }, async (url, stop) => {
     const cursors = await sampleCursors();
     const progress = startProgress('searching');

@@ -65,7 +65,7 @@ test('docker-compose.yml names settings that there are, with values that they ta
       if (host) expect(all.has(host), value).toBe(true);
     }
   }
-  // What several processes may answer to is no name for one of them.
+  // An address that several processes answer at is not the name of one of them.
   expect(all.get('prefill')?.command).not.toContain('--advertise');
   expect(all.get('gateway')?.command?.flatMap((word) => word.split('='))).toEqual(
     expect.arrayContaining(['--indexer', 'indexer:9000', 'dns:prefill:9000']),
