@@ -122,6 +122,10 @@ describe('loadConfig', () => {
     const config = readConfig(only('port', 'slots'), { ...sources, onSkipped: (names) => skipped.push(...names) });
     expect(config).toEqual({ port: 8000, slots: 2 });
     expect(skipped).toEqual(Object.keys(links));
+    // A setting that only looks like a link is a setting.
+    expect(loadConfig(only('servedName'), {}, { LLAVACODE_SERVED_NAME: '/models/x' })).toEqual({
+      servedName: '/models/x',
+    });
     // A port that is none of theirs is still a mistake.
     expect(problems(() => loadConfig(only('port'), {}, { LLAVACODE_PORT: 'http://x:1' }))).toContain('LLAVACODE_PORT');
     expect(problems(() => loadConfig(only('port'), {}, { LLAVACODE_METRIC_PORT: '1' }))).toContain('did you mean');

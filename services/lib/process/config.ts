@@ -89,15 +89,21 @@ export function didYouMean(name: string, names: readonly string[]): string {
  * `tcp://10.0.0.1:8000`. https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
  */
 const SERVICE_LINK = /_SERVICE_(?:HOST|PORT(?:_\w+)?)$|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?$/;
-const isServiceLink = (name: string, value: string | undefined) =>
-  SERVICE_LINK.test(name) ||
-  /^LLAVACODE_(?:\w+_)?ENV_/.test(name) || // Docker's links pass on the variables of the linked container
-  (name.endsWith('_NAME') && value?.startsWith('/') === true) ||
-  (name.endsWith('_PORT') && /^(?:tcp|udp|sctp):\/\//.test(value ?? ''));
 
-function withoutServiceLinks({ env = {}, onSkipped }: ConfigSources): NodeJS.ProcessEnv {
+/** Only LLAVACODE_PORT is both a link and a setting of ours; other settings are never taken for links. */
+function isServiceLink(name: string, value: string | undefined, isSetting: boolean): boolean {
+  if (name.endsWith('_PORT') && /^(?:tcp|udp|sctp):\/\//.test(value ?? '')) return true;
+  if (isSetting) return false;
+  // Docker's links also give the name of the linked container, and pass on its variables.
+  const isDockers =
+    /^LLAVACODE_(?:\w+_)?ENV_/.test(name) || (name.endsWith('_NAME') && value?.startsWith('/') === true);
+  return SERVICE_LINK.test(name) || isDockers;
+}
+
+function withoutServiceLinks({ env = {}, known, onSkipped }: ConfigSources): NodeJS.ProcessEnv {
+  const settings = new Set(Object.keys(known).map(envName));
   const isOurs = (name: string) => name.startsWith('LLAVACODE_');
-  const skipped = Object.keys(env).filter((name) => isOurs(name) && isServiceLink(name, env[name]));
+  const skipped = Object.keys(env).filter((name) => isOurs(name) && isServiceLink(name, env[name], settings.has(name)));
   if (skipped.length === 0) return env;
   onSkipped?.(skipped);
   return Object.fromEntries(Object.entries(env).filter(([name]) => !skipped.includes(name)));
