@@ -3,8 +3,10 @@
  * read, and its default. The command line, the type of the parsed options and the settings in the artifact follow from
  * it.
  */
+
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { flagName } from '../services/lib/process/config.ts';
 import { allowedCpus, parseCpus } from '../services/lib/process/cpus.ts';
 import { ServingError } from '../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
@@ -151,8 +153,6 @@ export const defaultsOf = <Table extends OptionTable>(table: Table): OptionsOf<T
 export const pick = <Table extends OptionTable>(table: Table, options: OptionsOf<Table>): OptionsOf<Table> =>
   Object.fromEntries(Object.keys(table).map((name) => [name, options[name]])) as OptionsOf<Table>;
 
-const kebab = (name: string) => name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
-
 /** A bench command, declared without the code that it runs. */
 export interface CommandSpec<Table extends OptionTable> {
   readonly name: string;
@@ -179,7 +179,7 @@ export function makeCommand<Table extends OptionTable>(
 
 function commanderOption(name: string, option: BenchOption<unknown>): Option {
   const { placeholder, description, parse, initial, initialText, choices, required = false } = option;
-  const made = new Option([`--${kebab(name)}`, placeholder].filter(Boolean).join(' '), description);
+  const made = new Option([flagName(name), placeholder].filter(Boolean).join(' '), description);
   if (choices) made.choices(choices);
   else if (placeholder !== undefined) made.argParser(parse);
   if (initial !== undefined) made.default(initial, initialText);
@@ -196,7 +196,7 @@ const typedCommand = () => portable(['llavacode', ...process.argv.slice(2)].join
 export function commandText(words: string, options: Readonly<Record<string, unknown>>): string {
   const given = Object.entries(options).filter(([, value]) => value !== undefined);
   return portable(
-    ['llavacode', words, ...given.map(([name, value]) => `--${kebab(name)} ${written(value)}`)].join(' '),
+    ['llavacode', words, ...given.map(([name, value]) => `${flagName(name)} ${written(value)}`)].join(' '),
   );
 }
 

@@ -12,44 +12,39 @@ import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 const LIMIT = 300_000;
 
-test.each(['decode', 'colocated', 'prefill'])(
-  'a %s process that serves a damaged bundle ends with bundle_invalid',
-  { timeout: LIMIT },
-  async (role) => {
-    const dir = await mkdtemp(join(tmpdir(), 'llavacode-damaged-'));
-    onTestFinished(() => rm(dir, { recursive: true, force: true }));
-    const bundle = join(dir, 'bundle');
-    await exportBundle({ llm: join(PACKAGE_ROOT, 'models', 'tiny-coder'), to: bundle, precision: 'fp32' });
-    await flipBit(join(bundle, 'llm', 'model.bin'));
-    const words = [role, '--model', bundle, '--port', '0', '--prepacked', 'off'];
-    const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist/services/cli.js'), ...words]);
-    onTestFinished(() => void child.kill('SIGKILL'));
-    let log = '';
-    child.stderr.on('data', (text) => {
-      log += text;
-    });
-    expect(await once(child, 'exit')).toEqual([78, null]);
-    expect(log).toContain('"code":"bundle_invalid"');
-    expect(log).toContain('llm/model.bin is damaged');
-  },
-);
-
-test('up stops with the reason instead of starting the damaged worker again and again', {
-  timeout: LIMIT,
-}, async () => {
+/** Runs a command on a bundle with one flipped bit, to its end. */
+async function runDamaged(command: string, more: (dir: string) => string[] = () => []) {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-damaged-'));
   onTestFinished(() => rm(dir, { recursive: true, force: true }));
   const bundle = join(dir, 'bundle');
   await exportBundle({ llm: join(PACKAGE_ROOT, 'models', 'tiny-coder'), to: bundle, precision: 'fp32' });
   await flipBit(join(bundle, 'llm', 'model.bin'));
-  const words = ['up', '--model', bundle, '--port', '0', '--data', join(dir, 'data'), '--prepacked', 'off'];
+  const words = [command, '--model', bundle, '--port', '0', '--prepacked', 'off', ...more(dir)];
   const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist/services/cli.js'), ...words]);
   onTestFinished(() => void child.kill('SIGKILL'));
   let said = '';
   child.stderr.on('data', (text) => {
     said += text;
   });
-  expect(await once(child, 'exit')).toEqual([78, null]);
+  return { exit: await once(child, 'exit'), said };
+}
+
+test.each(['decode', 'colocated', 'prefill'])(
+  'a %s process that serves a damaged bundle ends with bundle_invalid',
+  { timeout: LIMIT },
+  async (role) => {
+    const { exit, said } = await runDamaged(role);
+    expect(exit).toEqual([78, null]);
+    expect(said).toContain('"code":"bundle_invalid"');
+    expect(said).toContain('llm/model.bin is damaged');
+  },
+);
+
+test('up stops with the reason instead of starting the damaged worker again and again', {
+  timeout: LIMIT,
+}, async () => {
+  const { exit, said } = await runDamaged('up', (dir) => ['--data', join(dir, 'data')]);
+  expect(exit).toEqual([78, null]);
   expect(said).toMatch(/llavacode: bundle_invalid: \S+: .*llm\/model\.bin is damaged/);
   expect(said).not.toContain('starting it again');
 });
