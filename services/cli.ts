@@ -3,18 +3,22 @@
  * The `llavacode` command: which words start what. A word's code and options are loaded when that word is given, so
  * that `--help` is quick and a service's process holds nothing of the other services.
  */
-import { writeFile } from 'node:fs/promises';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { constants } from 'node:fs';
+import { access, writeFile } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import type { z } from 'zod';
 import { BUILD_INFO } from './lib/process/build-info.ts';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
 import { exitCodeOf, ServingError } from './lib/process/errors.ts';
 import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
-import { systemError } from './lib/process/os-errors.ts';
+import { atPath, systemError } from './lib/process/os-errors.ts';
 
 interface Word {
   readonly summary: string;
+  /** The settings among its options; none where not given. */
+  readonly settings?: () => Promise<SettingsTable>;
   /** Adds the word's options and what it does to `command`; where it returns another command, that one is taken. */
   build(command: Command): Promise<unknown>;
 }
@@ -26,6 +30,7 @@ const service = <T extends SettingsTable>(
   run: () => Promise<(config: ConfigOf<T>) => Promise<void>>,
 ): Word => ({
   summary,
+  settings,
   build: async (command) => {
     const table = await settings();
     (await withSettings(command, table)).action(async (flags) => (await run())(await configOf(table, flags)));
@@ -35,6 +40,7 @@ const service = <T extends SettingsTable>(
 const WORDS: Readonly<Record<string, Word>> = {
   up: {
     summary: 'run the whole system on one machine, one process per service',
+    settings: async () => (await import('./up.ts')).UP_SETTINGS,
     build: async (command) => {
       const { loadUpConfig, runUp, UP_SETTINGS } = await import('./up.ts');
       (await withSettings(command, UP_SETTINGS)).action(async (flags) => {
@@ -67,7 +73,11 @@ const WORDS: Readonly<Record<string, Word>> = {
     async () => (await import('./indexer/settings.ts')).INDEXER_SETTINGS,
     async () => (await import('./indexer/main.ts')).runIndexer,
   ),
-  index: { summary: 'index a repository, or index it again', build: buildIndex },
+  index: {
+    summary: 'index a repository, or index it again',
+    settings: async () => (await import('./settings.ts')).INDEX_COMMAND_SETTINGS,
+    build: buildIndex,
+  },
   export: { summary: 'make a model bundle from Hugging Face folders', build: buildExport },
   bundle: { summary: 'check a model bundle', build: buildBundle },
   synth: {
@@ -82,7 +92,7 @@ const WORDS: Readonly<Record<string, Word>> = {
         .option('--json <file>', 'write the figures there')
         .action(async ({ search, json }) => {
           const { runDemo, runDemoSearch } = await import('./demo.ts');
-          await report(json, search ? await runDemoSearch() : await runDemo());
+          await reported(json, () => (search ? runDemoSearch() : runDemo()));
         });
     },
   },
@@ -99,8 +109,8 @@ const WORDS: Readonly<Record<string, Word>> = {
 async function buildIndex(command: Command): Promise<void> {
   const { INDEX_COMMAND_SETTINGS } = await import('./settings.ts');
   (await withSettings(command, INDEX_COMMAND_SETTINGS))
-    .requiredOption('--name <repo>', 'name of the repository in requests')
     .requiredOption('--path <dir>', 'folder to index')
+    .option('--name <repo>', "name of the repository in requests (default: the folder's)")
     .option('--tenant <name>', 'with --store: tenant that the repository belongs to (default: default)')
     .option('--watch', 'stay, and index what changes')
     .option('--allow-empty', 'let a folder without files replace an index with files')
@@ -110,7 +120,7 @@ async function buildIndex(command: Command): Promise<void> {
       const { assertEffective, runIndex } = await import('./index-command.ts');
       assertEffective(config, flags);
       const { tenant } = flags;
-      await report(json, await runIndex(config, { tenant, repo: name, dir: path, watch, allowEmpty }));
+      await reported(json, () => runIndex(config, { tenant, repo: name, dir: path, watch, allowEmpty }));
     });
 }
 
@@ -142,7 +152,7 @@ async function buildExport(command: Command): Promise<void> {
     .option('--json <file>', 'write manifest and figures there')
     .action(async ({ verify, json, ...options }) => {
       const { runExport } = await import('./export.ts');
-      await report(json, await runExport(options, verify === true));
+      await reported(json, () => runExport(options, verify === true));
     });
 }
 
@@ -156,7 +166,7 @@ async function buildBundle(command: Command): Promise<void> {
         import('./export.ts'),
         import('./lib/process/interrupt.ts'),
       ]);
-      await report(json, await runBundleVerify(dir, interruption()));
+      await reported(json, () => runBundleVerify(dir, interruption()));
     });
 }
 
@@ -182,7 +192,7 @@ async function buildSynth(command: Command): Promise<void> {
     .option('--json <file>', 'write the manifest there')
     .action(async ({ json, ...options }) => {
       const { runSynth } = await import('./export.ts');
-      await report(json, await runSynth(options));
+      await reported(json, () => runSynth(options));
     });
 }
 
@@ -229,20 +239,40 @@ function endWithNpm(): void {
   orphaned('npm is gone').addEventListener('abort', () => process.kill(process.pid, 'SIGTERM'), { once: true });
 }
 
-async function report(file: string | undefined, figures: unknown): Promise<void> {
-  if (file !== undefined) await writeFile(file, `${JSON.stringify(figures, null, 2)}\n`);
+/** Writes what `run` resolves with to the file of --json, if any. Whether that is possible is checked first. */
+async function reported(file: string | undefined, run: () => Promise<unknown>): Promise<void> {
+  if (file !== undefined) await atPath(`--json ${file}`, () => access(dirname(file), constants.W_OK));
+  const figures = await run();
+  if (file === undefined) return;
+  await atPath(`--json ${file}`, () => writeFile(file, `${JSON.stringify(figures, null, 2)}\n`));
+}
+
+/** The words that take an option which the given one does not, in a sentence; '' where none does. */
+async function takersOf({ code, message }: CommanderError): Promise<string> {
+  const option = code === 'commander.unknownOption' ? /'(--[\w-]+)/.exec(message)?.[1] : undefined;
+  if (option === undefined) return '';
+  const { flagName } = await import('./lib/process/config.ts');
+  const takers: string[] = [];
+  for (const [word, { settings }] of Object.entries(WORDS)) {
+    if (Object.keys((await settings?.()) ?? {}).some((name) => flagName(name) === option)) takers.push(word);
+  }
+  return takers.length === 0 ? '' : `${option} is an option of ${takers.join(', ')}.\n`;
 }
 
 const program = new Command('llavacode')
   .description('Code completion where repository context costs 10 prompt tokens instead of 500.')
   .version(BUILD_INFO.version)
-  .showHelpAfterError('See llavacode COMMAND --help.')
+  .showHelpAfterError('See llavacode --help.')
+  .exitOverride()
   .configureHelp({ showGlobalOptions: true });
 
 try {
   const given = process.argv.slice(2);
   for (const [name, { summary, build }] of Object.entries(WORDS)) {
-    const command = new Command(name).description(summary).copyInheritedSettings(program);
+    const command = new Command(name)
+      .description(summary)
+      .copyInheritedSettings(program)
+      .showHelpAfterError(`See llavacode ${name} --help.`);
     const built = given.includes(name) ? await build(command) : undefined;
     program.addCommand(built instanceof Command ? built : command);
   }
@@ -251,6 +281,10 @@ try {
   await program.parseAsync();
 } catch (error) {
   if (error instanceof Interrupted) process.exit(error.exitCode);
+  if (error instanceof CommanderError) {
+    process.stderr.write(await takersOf(error)); // commander has said the rest
+    process.exit(error.exitCode);
+  }
   const failure = systemError(error) ?? ServingError.from(error);
   process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${failure.kind.remedy}\n`);
   if (failure.code === 'internal') process.stderr.write(`${failure.stack}\n`);

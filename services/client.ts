@@ -2,10 +2,9 @@
  * A client of the completions API that notes when each chunk comes, for the demo and the benches. Time to first token
  * counts from sending the request to the first chunk that holds a choice, as vLLM's `bench serve` counts it.
  */
-import { type IncomingMessage, Agent as PlainAgent, request as plainRequest } from 'node:http';
-import { Agent as TlsAgent, request as tlsRequest } from 'node:https';
 import { text as textOf } from 'node:stream/consumers';
 import { createParser } from 'eventsource-parser';
+import { httpCall } from './http-call.ts';
 import { isErrorCode, ServingError } from './lib/process/errors.ts';
 
 /** The body of POST /v1/completions, as far as this client uses it. */
@@ -91,12 +90,12 @@ export async function streamCompletion(
 ): Promise<StreamedCompletion> {
   const sentAtMs = performance.now();
   signal.throwIfAborted();
-  const response = await post(
-    `${url}/v1/completions`,
-    options.timeline ? { 'x-llavacode-timeline': '1' } : {},
-    JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+  const response = await httpCall(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', ...(options.timeline && { 'x-llavacode-timeline': '1' }) },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
-  );
+  });
   const status = response.statusCode ?? 0;
   if (status !== 200) throw refusal(await textOf(response), status);
   const chunksAtMs: number[] = [];
@@ -139,29 +138,6 @@ export async function streamCompletion(
   if (!done || usage === undefined) throw new ServingError('worker_lost', 'the stream ended without [DONE]');
   const endedAtMs = performance.now();
   return { id, text, tokenIds, finishReason, usage, rag, timeline, sentAtMs, chunksAtMs, endedAtMs };
-}
-
-/** Agents of our own follow no proxy, whereas fetch and the global agents may, by NODE_USE_ENV_PROXY. */
-const PLAIN = new PlainAgent({ keepAlive: true });
-const TLS = new TlsAgent({ keepAlive: true });
-
-/** Resolves with the head of the answer. @throws the signal's reason; the error of the connection. */
-function post(
-  url: string,
-  more: Readonly<Record<string, string>>,
-  body: string,
-  signal: AbortSignal,
-): Promise<IncomingMessage> {
-  return new Promise((resolve, reject) => {
-    const headers = { 'content-type': 'application/json', 'content-length': String(Buffer.byteLength(body)), ...more };
-    const options = { method: 'POST', headers, signal };
-    const call = url.startsWith('https:')
-      ? tlsRequest(url, { ...options, agent: TLS })
-      : plainRequest(url, { ...options, agent: PLAIN });
-    call.once('response', resolve);
-    call.on('error', (error) => reject(signal.aborted ? signal.reason : error));
-    call.end(body);
-  });
 }
 
 /** Time to first token, in ms. */

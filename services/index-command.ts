@@ -23,6 +23,7 @@ import { openStore } from './lib/rag/store/open-store.ts';
 import { DEFAULT_TENANT, repoKey } from './lib/rag/store/repo-key.ts';
 import { NO_VECTORS } from './lib/rag/store/row.ts';
 import type { Store } from './lib/rag/store/store.ts';
+import { assertFolder, repositoryName } from './preflight.ts';
 import { GatewayTarget } from './repo-client.ts';
 import { INDEX_COMMAND_SETTINGS, type IndexCommandConfig } from './settings.ts';
 
@@ -32,8 +33,8 @@ const OF_THE_SENDER: readonly string[] = ['maxFileBytes', 'defaultExcludes', ...
 export interface IndexCommand {
   /** The default tenant if undefined. */
   readonly tenant: string | undefined;
-  /** The tenant's name for the repository. */
-  readonly repo: string;
+  /** The tenant's name for the repository; that of the folder if undefined. */
+  readonly repo: string | undefined;
   readonly dir: string;
   readonly watch: boolean;
   /** Whether an empty tree may replace an index with files. */
@@ -64,10 +65,11 @@ export function assertEffective({ store }: IndexCommandConfig, flags: Readonly<R
  * @throws ServingError; Interrupted. The version that was served before stays.
  */
 export async function runIndex(config: IndexCommandConfig, command: IndexCommand): Promise<IndexReport | undefined> {
-  const { repo: name, dir, watch, allowEmpty } = command;
+  const { dir, watch, allowEmpty, repo: name = repositoryName(dir) } = command;
+  await assertFolder(`--path ${dir}`, dir);
   const repo = repoKey(command.tenant ?? DEFAULT_TENANT, name);
   const stop = interruption();
-  const progress = startProgress(config.store === undefined ? `asking ${config.url}` : 'loading the encoder');
+  const progress = startProgress(config.store === undefined ? `asking ${config.url}` : 'opening the model');
   const closers: (() => unknown)[] = [];
   try {
     const target =
@@ -146,10 +148,11 @@ async function localTarget(
     throw new ServingError('config_invalid', '--model (LLAVACODE_MODEL): is required with --store');
   }
   const bundle = await openBundle(await bundleOf({ ...config, model }, (text) => progress.update(text)));
-  const encoder = await loadContextEncoder(bundle, config);
-  closers.push(() => encoder.dispose());
   const lack = contextLack(bundle.manifest);
   if (lack) progress.warn(lack);
+  else progress.start('loading the encoder');
+  const encoder = await loadContextEncoder(bundle, config);
+  closers.push(() => encoder.dispose());
   const store = await openStore(config.store, 'indexing');
   closers.push(() => store.close());
   const onProgress = showProgress(progress, repo);

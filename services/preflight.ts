@@ -3,6 +3,8 @@ import { constants } from 'node:fs';
 import { access, open, readFile, rm, stat } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { basename, join, resolve } from 'node:path';
+import { loadTls } from './gateway/http/tls.ts';
+import { loadApiKeys } from './gateway/tenants/api-keys.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { atPath, makeFolder } from './lib/process/os-errors.ts';
 import { RedisConnection } from './lib/redis/connection.ts';
@@ -14,6 +16,9 @@ export interface Places {
   readonly data: string;
   readonly store: string;
   readonly index: readonly string[];
+  readonly apiKeysFile: string;
+  readonly tlsCert: string;
+  readonly tlsKey: string;
 }
 
 /**
@@ -22,7 +27,8 @@ export interface Places {
  * @throws ServingError path_unusable, address_in_use, address_unusable, store_unavailable, config_invalid; each names
  *   the setting, its value and the reason.
  */
-export async function checkPlaces({ host, port, data, store, index }: Places): Promise<() => Promise<void>> {
+export async function checkPlaces(places: Places): Promise<() => Promise<void>> {
+  const { host, port, data, store, index } = places;
   for (const dir of index) await assertFolder(`--index ${dir}`, dir);
   const twice = index.find((dir, i) =>
     index.slice(0, i).some((other) => repositoryName(other) === repositoryName(dir)),
@@ -34,12 +40,20 @@ export async function checkPlaces({ host, port, data, store, index }: Places): P
       `--index ${twice}: another repository is called ${name} too; index one by llavacode index --name`,
     );
   }
+  await Promise.all([loadApiKeys(places.apiKeysFile), loadTls(places)]);
   await assertFree(host, port);
   if (isRedisUrl(store)) await assertAnswers(store);
-  return atPath(`--data ${data}`, async () => {
+  const release = await atPath(`--data ${data}`, async () => {
     await makeFolder(join(data, 'logs'));
     return keepFolder(data);
   });
+  try {
+    if (!isRedisUrl(store)) await atPath(`--store ${store}`, () => makeWritable(store.replace(/^lmdb:/, '')));
+  } catch (error) {
+    await release();
+    throw error;
+  }
+  return release;
 }
 
 /** The name of a repository that is indexed at start: that of its folder, in letters that a name may have. */
@@ -48,10 +62,16 @@ export const repositoryName = (dir: string) =>
     .replace(/[^\w.-]/g, '-')
     .replace(/^[.-]+/, '') || 'repository';
 
-async function assertFolder(named: string, dir: string): Promise<void> {
+/** @throws ServingError path_unusable unless `dir` is a folder that can be read. */
+export async function assertFolder(named: string, dir: string): Promise<void> {
   const stats = await atPath(named, () => stat(dir));
   if (!stats.isDirectory()) throw new ServingError('path_unusable', `${named}: it is not a folder`);
   await atPath(named, () => access(dir, constants.R_OK | constants.X_OK));
+}
+
+async function makeWritable(dir: string): Promise<void> {
+  await makeFolder(dir);
+  await access(dir, constants.W_OK | constants.X_OK);
 }
 
 /** @throws ServingError address_in_use, address_unusable */

@@ -1,9 +1,12 @@
 /** A client of `/v1/repos`: brings a working tree into the index of a running system. */
-import { Readable } from 'node:stream';
+import type { IncomingMessage } from 'node:http';
+import type { Readable } from 'node:stream';
+import { json as jsonOf, text as textOf } from 'node:stream/consumers';
 import { createGzip } from 'node:zlib';
 import { createParser } from 'eventsource-parser';
 import { pack as packTar } from 'tar-stream';
 import { refusal } from './client.ts';
+import { type HttpCall, httpCall } from './http-call.ts';
 import type { IndexReport } from './indexer/index-run.ts';
 import { notebookOf } from './indexer/notebook.ts';
 import { noSkips, type SkipReason } from './indexer/selection.ts';
@@ -13,6 +16,7 @@ import type { IndexTarget } from './indexer/tree-indexer.ts';
 import type { IndexProgress } from './indexer/version-builder.ts';
 import { Deferred } from './lib/async/deferred.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { reasonOf } from './lib/process/os-errors.ts';
 
 export interface GatewayRepo {
   /** URL of the gateway. */
@@ -28,9 +32,10 @@ export interface GatewayRepo {
 
 /** Content of one change set, in bytes: the gateway takes 32 MiB of JSON, in which a byte may take six. */
 const CHANGES_BYTES = 4 * 1024 * 1024;
+/** Longest silence of the gateway, in ms: longer than the time that it gives the indexer by default. */
+const SILENCE_MS = 660_000;
 
 type Change = { readonly path: string; readonly content: string } | { readonly path: string; readonly deleted: true };
-type Body = NonNullable<RequestInit['body']>;
 type Skips = Record<SkipReason, number>;
 
 /** Ends the sending of a whole tree of which a part turned out to be unreadable. */
@@ -50,8 +55,8 @@ export class GatewayTarget implements IndexTarget {
 
   async files(): Promise<number> {
     try {
-      const response = await this.#fetch({ method: 'GET' });
-      return ((await response.json()) as { files?: number }).files ?? 0;
+      const response = await this.#call({ method: 'GET' });
+      return ((await jsonOf(response)) as { files?: number }).files ?? 0;
     } catch (error) {
       // An index that cannot be read is replaced.
       if (error instanceof ServingError && ['repo_not_found', 'store_invalid'].includes(error.code)) return 0;
@@ -101,8 +106,7 @@ export class GatewayTarget implements IndexTarget {
     });
     try {
       const zipped = (tar as unknown as NodeJS.ReadableStream).pipe(createGzip({ level: 1 }));
-      const body = Readable.toWeb(zipped as unknown as Readable) as Body;
-      const report = await this.#put(body, 'application/gzip', AbortSignal.any([signal, breakOff.signal]));
+      const report = await this.#put(zipped, 'application/gzip', AbortSignal.any([signal, breakOff.signal]));
       this.#known = sent;
       return withSkips(report, skipped);
     } catch (error) {
@@ -163,10 +167,9 @@ export class GatewayTarget implements IndexTarget {
     }
   }
 
-  async #put(body: Body, type: string, signal: AbortSignal): Promise<IndexReport> {
+  async #put(body: string | Readable, type: string, signal: AbortSignal): Promise<IndexReport> {
     const headers = { 'content-type': type, accept: 'text/event-stream' };
-    const init: RequestInit & { duplex: 'half' } = { method: 'PUT', headers, body, duplex: 'half', signal };
-    const response = await this.#fetch(init);
+    const response = await this.#call({ method: 'PUT', headers, body, signal });
     let report: IndexReport | undefined;
     let failure: ServingError | undefined;
     const parser = createParser({
@@ -182,7 +185,7 @@ export class GatewayTarget implements IndexTarget {
     });
     const decoder = new TextDecoder();
     try {
-      for await (const bytes of response.body ?? []) parser.feed(decoder.decode(bytes as Uint8Array, { stream: true }));
+      for await (const bytes of response) parser.feed(decoder.decode(bytes as Uint8Array, { stream: true }));
     } catch (cause) {
       signal.throwIfAborted();
       throw new ServingError('worker_lost', `the answer of ${this.#of.url} broke off: ${reasonOf(cause)}`, { cause });
@@ -192,27 +195,28 @@ export class GatewayTarget implements IndexTarget {
     return report;
   }
 
-  async #fetch(init: RequestInit): Promise<Response> {
-    const { url, apiKey, signal } = this.#of;
-    const headers = { ...init.headers, ...(apiKey !== '' && { authorization: `Bearer ${apiKey}` }) };
-    let response: Response;
+  async #call(call: Omit<HttpCall, 'signal'> & Partial<Pick<HttpCall, 'signal'>>): Promise<IncomingMessage> {
+    const { url, apiKey } = this.#of;
+    const { signal = this.#of.signal } = call;
+    const headers = { ...call.headers, ...(apiKey !== '' && { authorization: `Bearer ${apiKey}` }) };
+    let response: IncomingMessage;
     try {
-      response = await fetch(this.#address, { signal, ...init, headers });
+      response = await httpCall(this.#address, { ...call, headers, signal, silenceMs: SILENCE_MS });
     } catch (cause) {
-      init.signal?.throwIfAborted();
       signal.throwIfAborted();
       if (this.#reached) {
         throw new ServingError('worker_lost', `${url} does not answer: ${reasonOf(cause)}`, { cause });
       }
       throw new ServingError(
         'address_unusable',
-        `--url ${url}: no gateway answers there (${reasonOf(cause)}). Start one with llavacode up, name another one ` +
+        `--url ${url}: no gateway answers there: ${reasonOf(cause)}. Start one with llavacode up, name another one ` +
           'with --url, or index in this process with --store STORE --model MODEL',
         { cause },
       );
     }
     this.#reached = true;
-    if (!response.ok) throw this.#refusal(await response.text(), response.status);
+    const status = response.statusCode ?? 0;
+    if (status < 200 || status > 299) throw this.#refusal(await textOf(response), status);
     return response;
   }
 
@@ -228,12 +232,6 @@ export class GatewayTarget implements IndexTarget {
     const hint = failure.code === 'invalid_api_key' ? ' (--api-key, LLAVACODE_API_KEY or --api-key-file)' : '';
     return new ServingError(failure.code, `${said}${hint}`);
   }
-}
-
-/** Why a request did not get an answer: fetch hides it in the cause. */
-function reasonOf(error: unknown): string {
-  const { cause, message } = error as Error & { cause?: Error & { code?: string } };
-  return cause ? (cause.code ?? cause.message) : message;
 }
 
 /** The gateway counts what it leaves out of what it was sent; this process has left out other files before. */

@@ -7,6 +7,7 @@ import { INDEX_CLIENT_SETTINGS, INDEX_SETTINGS, INDEXER_SETTINGS } from './index
 import { PRECISIONS } from './lib/model/bundle/choices.ts';
 import { type ConfigOf, didYouMean, keyName, readConfig, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
+import { reasonOf } from './lib/process/os-errors.ts';
 import { file, flag, paths, whole } from './lib/process/setting-types.ts';
 import { strideRule } from './lib/rag/settings.ts';
 
@@ -108,7 +109,7 @@ async function parseYaml(path: string): Promise<Record<string, unknown>> {
     if (typeof values === 'object' && values !== null && !Array.isArray(values))
       return values as Record<string, unknown>;
   } catch (cause) {
-    throw new ServingError('config_invalid', `--config ${path}: ${(cause as Error).message}`, { cause });
+    throw new ServingError('config_invalid', `--config ${path}: ${reasonOf(cause)}`, { cause });
   }
   throw new ServingError('config_invalid', `--config ${path}: must be a YAML mapping of settings to values`);
 }

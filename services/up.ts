@@ -119,7 +119,7 @@ export async function bringUp(
     assertServes(bundle, config.retriever);
     progress.succeed(`model ${model}`);
     const lack = contextLack(bundle.manifest);
-    if (lack) progress.warn(lack);
+    if (lack && config.index.length === 0) progress.warn(lack); // else indexing says it
     progress.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
     const system = await startSystem({
       mode: config.mode,

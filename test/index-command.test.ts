@@ -151,7 +151,7 @@ describe('through a running system', () => {
   test('a key that is missing, and a root that is missing, are said as such', async () => {
     expect(await fails(['--url', system.url])).toMatch(/invalid_api_key: .*--api-key-file/);
     await rm(dir, { recursive: true });
-    expect(await fails(remote)).toContain('cannot index');
+    expect(await fails(remote)).toContain(`--path ${dir}: it does not exist`);
   });
 });
 

@@ -29,6 +29,9 @@ const places = (changed: Partial<Places> = {}): Places => ({
   data: join(dir, 'data'),
   store: `lmdb:${join(dir, 'store')}`,
   index: [],
+  apiKeysFile: '',
+  tlsCert: '',
+  tlsKey: '',
   ...changed,
 });
 
@@ -114,6 +117,69 @@ test('--index is refused where it is missing or a file', async () => {
     code: 'path_unusable',
     message: `--index ${file}: it is not a folder`,
     remedy: expect.stringMatching(/Correct the path/),
+  });
+});
+
+test.each([
+  ['--api-keys-file', { apiKeysFile: '/nope/keys.json' }],
+  ['--tls-cert', { tlsCert: '/nope/keys.json', tlsKey: '/nope/keys.json' }],
+])('%s is refused where its file is missing, before anything starts', async (flag, changed) => {
+  expect(await refusal(changed)).toMatchObject({
+    code: 'config_invalid',
+    message: `${flag} /nope/keys.json: it does not exist (ENOENT)`,
+  });
+});
+
+test('--tls-cert without --tls-key is refused', async () => {
+  const { message } = await refusal({ tlsCert: join(dir, 'cert.pem') });
+  expect(message).toBe('--tls-key is missing: TLS needs a certificate and its key');
+});
+
+test('--store is refused where its folder cannot be made', async () => {
+  await writeFile(join(dir, 'file'), '');
+  const store = `lmdb:${join(dir, 'file', 'store')}`;
+  expect(await refusal({ store })).toMatchObject({
+    code: 'path_unusable',
+    message: `--store ${store}: a part of it is a file where a folder is needed (ENOTDIR)`,
+  });
+});
+
+describe('a mistake on the command line', () => {
+  /** What the command says last, and its exit code. */
+  async function said(...words: string[]): Promise<{ code: number; lines: string[] }> {
+    const child = spawn(process.execPath, [CLI, ...words], { stdio: ['ignore', 'ignore', 'pipe'] });
+    let text = '';
+    child.stderr.on('data', (more: Buffer) => {
+      text += more;
+    });
+    const [code] = await once(child, 'close');
+    return { code, lines: text.trimEnd().split('\n') };
+  }
+
+  test('an option of other commands is refused with their names', { timeout: LIMIT }, async () => {
+    expect(await said('up', '--registry', 'redis://x')).toEqual({
+      code: 1,
+      lines: [
+        "error: unknown option '--registry'",
+        'See llavacode up --help.',
+        '--registry is an option of prefill, decode, colocated.',
+      ],
+    });
+  });
+
+  test('a misspelt option is refused with the one that is meant', { timeout: LIMIT }, async () => {
+    const { lines } = await said('up', '--prot', '1');
+    expect(lines).toEqual(["error: unknown option '--prot'", '(Did you mean --port?)', 'See llavacode up --help.']);
+  });
+
+  test('a folder to index that is missing is named before any gateway is asked', { timeout: LIMIT }, async () => {
+    const { lines } = await said('index', '--path', '/nope', '--url', 'http://127.0.0.1:1');
+    expect(lines[0]).toBe('llavacode: path_unusable: --path /nope: it does not exist (ENOENT)');
+  });
+
+  test('a report that could not be written is refused before any work', { timeout: LIMIT }, async () => {
+    const { lines } = await said('index', '--path', dir, '--json', '/nope/report.json');
+    expect(lines[0]).toBe('llavacode: path_unusable: --json /nope/report.json: it does not exist (ENOENT)');
   });
 });
 

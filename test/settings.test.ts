@@ -77,7 +77,7 @@ test('a file that is not there is named', async () => {
   const path = join(dir, 'none.yaml');
   await expect(readConfigFile(path)).rejects.toMatchObject({
     code: 'config_invalid',
-    message: expect.stringContaining(`--config ${path}: ENOENT`),
+    message: expect.stringContaining(`--config ${path}: it does not exist (ENOENT)`),
   });
 });
 

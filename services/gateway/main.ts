@@ -1,8 +1,5 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
-import { readFile } from 'node:fs/promises';
-import { createSecureContext } from 'node:tls';
 import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
-import { ServingError } from '../lib/process/errors.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger } from '../lib/process/log.ts';
@@ -16,7 +13,7 @@ import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contra
 import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
-import type { Tls } from './http/app.ts';
+import { loadTls } from './http/tls.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
 import { loadApiKeys } from './tenants/api-keys.ts';
@@ -81,20 +78,4 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
-}
-
-/**
- * The certificate and its key, of which both files or none are given.
- * @throws ServingError config_invalid
- */
-async function loadTls({ tlsCert, tlsKey }: Pick<GatewayConfig, 'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
-  if (tlsCert === '' && tlsKey === '') return undefined;
-  try {
-    const [cert, key] = await Promise.all([readFile(tlsCert), readFile(tlsKey)]);
-    createSecureContext({ cert, key });
-    return { cert, key };
-  } catch (cause) {
-    const why = (cause as Error).message;
-    throw new ServingError('config_invalid', `--tls-cert ${tlsCert}, --tls-key ${tlsKey}: ${why}`, { cause });
-  }
 }

@@ -1,8 +1,8 @@
 /** A gateway in service: it finds its workers, listens, and drains when it stops. */
 import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ServingError } from '../lib/process/errors.ts';
 import { formatHostPort } from '../lib/process/host-port.ts';
+import { listenError } from '../lib/process/os-errors.ts';
 import { composeGateway, type GatewayParts } from './compose.ts';
 import type { GatewayConfig } from './settings.ts';
 import { sourcesOf } from './workers/address-sources.ts';
@@ -49,7 +49,7 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
     await app.listen({ host, port });
   } catch (error) {
     closeWorkers();
-    throw listenError(error, host, port);
+    throw listenError(`--host ${host} --port ${port}`, error);
   }
   pool.watch();
   const watching = readiness.watch(closing.signal);
@@ -69,11 +69,4 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
       await watching;
     },
   };
-}
-
-function listenError(error: unknown, host: string, port: number): ServingError {
-  const inUse = (error as NodeJS.ErrnoException).code === 'EADDRINUSE';
-  if (inUse) return new ServingError('address_in_use', `${host}:${port} is in use`, { cause: error });
-  const message = `cannot listen on ${host}:${port}: ${(error as Error).message}`;
-  return new ServingError('config_invalid', message, { cause: error });
 }

@@ -6,6 +6,7 @@ import { type FileHandle, mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ServingError } from '../lib/process/errors.ts';
+import { reasonOf } from '../lib/process/os-errors.ts';
 
 /** A stretch of the spool, in bytes. */
 export interface Extent {
@@ -15,7 +16,7 @@ export interface Extent {
 
 /** Converts an error of the system, also of libraries that read by descriptor. @throws ServingError spool_failed */
 export function spoolFailed(cause: Error): never {
-  throw new ServingError('spool_failed', `the temporary file of an upload: ${cause.message}`, { cause });
+  throw new ServingError('spool_failed', `the temporary file of an upload: ${reasonOf(cause)}`, { cause });
 }
 
 export class Spool {

@@ -7,6 +7,7 @@ import type { Stats } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { ServingError } from '../lib/process/errors.ts';
+import { reasonOf } from '../lib/process/os-errors.ts';
 
 /** A tree cannot be looked at now, or holds nothing where its index holds files. */
 export class TreeAway extends ServingError {
@@ -41,14 +42,14 @@ export class Tree {
       await readdir(root);
       return tree;
     } catch (cause) {
-      throw new TreeAway(`cannot index ${dir}: ${(cause as Error).message}`, cause);
+      throw new TreeAway(`cannot index ${dir}: ${reasonOf(cause)}`, cause);
     }
   }
 
   /** @throws TreeAway if the root is gone, or another folder has its place. */
   async assertThere(): Promise<void> {
     const stats = await stat(this.root).catch((cause: Error) => {
-      throw new TreeAway(`${this.#dir} went away while it was read: ${cause.message}`, cause);
+      throw new TreeAway(`${this.#dir} went away while it was read: ${reasonOf(cause)}`, cause);
     });
     if (inodeOf(stats) !== this.#inode) throw new TreeAway(`${this.#dir} was replaced while it was read`);
   }

@@ -9,6 +9,7 @@ import type { KvHandle__Output } from '../../services/lib/rpc/gen/llavacode/v1/K
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { mount, serveRpc, streaming, unary } from '../../services/lib/rpc/server.ts';
 import { continuation, FakeEngine, gate, nextToken, until } from '../support/fake-engine.ts';
+import { keepingLog } from '../support/keeping-log.ts';
 import { decode, decodeRequest, FINGERPRINT, NEVER, refusal, startDecode } from '../support/workers.ts';
 
 const PROMPT = [3, 1, 4, 1, 5];
@@ -91,6 +92,26 @@ test('decoding stops at a stop id', async () => {
     tokens: all.slice(1, at + 1),
     finishReason: 'stop',
   });
+});
+
+test('a sequence that leaves is logged at debug, with its request, its tokens and what its hand-over took', async () => {
+  const lines: Record<string, unknown>[] = [];
+  const [holder, { client }] = await Promise.all([startHolder(), startDecode({ log: keepingLog(lines) })]);
+  await decode(client, { ...decodeRequest(holder.kv, 7), requestId: 'r1', choice: 0 });
+  await until(() => lines.length > 0);
+  expect(lines).toEqual([
+    {
+      level: 'debug',
+      message: 'sequence left',
+      request_id: 'r1',
+      choice: 0,
+      prompt_tokens: PROMPT.length,
+      decoded_tokens: 6,
+      queue_ms: expect.any(Number),
+      handoff_ms: expect.any(Number),
+      handoff_bytes: expect.any(Number),
+    },
+  ]);
 });
 
 test('logprobs are reported if they were asked for', async () => {

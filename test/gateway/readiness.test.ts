@@ -1,7 +1,8 @@
 import { expect, test } from 'vitest';
 import { Readiness } from '../../services/gateway/readiness.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { fakeGateway, keepingLog } from '../support/fake-gateway.ts';
+import { fakeGateway } from '../support/fake-gateway.ts';
+import { keepingLog } from '../support/keeping-log.ts';
 
 test('a gateway is ready once both workers have generated something', async () => {
   const { app, readiness, workers } = await fakeGateway({ token: () => 70 });

@@ -8,8 +8,9 @@ import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { loadConfig } from '../../services/settings.ts';
-import { keepingLog, spelling, tokenizer } from '../support/fake-gateway.ts';
+import { spelling, tokenizer } from '../support/fake-gateway.ts';
 import { type FakeModel, FINGERPRINT, fakeWorkers, type Trouble } from '../support/fake-workers.ts';
+import { keepingLog } from '../support/keeping-log.ts';
 
 const open: Gateway[] = [];
 afterEach(async () => {

@@ -156,6 +156,50 @@ test('a system serves, indexes and completes with every proxy variable set, and 
   expect(proxied).toBe(0);
 });
 
+test('the watch of sockets sees those of a descendant, and knows other machines from this one', async () => {
+  const server = createServer();
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const { port } = server.address() as AddressInfo;
+  const connect = `require('node:net').connect(${port}, '127.0.0.1')`;
+  const start = `require('node:child_process').spawnSync(process.execPath, ['-e', ${JSON.stringify(connect)}])`;
+  const child = spawn(process.execPath, ['-e', start]);
+  const watch = new SocketWatch(child.pid!);
+  const [accepted] = await once(server, 'connection');
+  const socket = `tcp 0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  await vi.waitUntil(() => watch.seen.has(socket), { timeout: LIMIT });
+  accepted.destroy();
+  await once(child, 'exit');
+  await watch.stop();
+  server.close();
+  expect(watch.outside).toEqual([]);
+  watch.seen.add('tcp 08080808:01BB').add('udp 08080808:0035').add('tcp6 0000000000000000FFFF000001010101:01BB');
+  expect(watch.outside).toHaveLength(3);
+});
+
+test('a worker alone, in an environment without proxies, opens no socket to the outside and writes no file', async () => {
+  const home = join(dir, 'home-of-worker');
+  await mkdir(home);
+  const [bundle] = (await readdir(join(dir, 'data', 'bundles'))).map((name) => join(dir, 'data', 'bundles', name));
+  const words = ['prefill', '--model', bundle!, '--port', '0'];
+  const worker = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist/services/cli.js'), ...words], {
+    env: { PATH: process.env['PATH'], HOME: home },
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  const watch = new SocketWatch(worker.pid!);
+  let said = '';
+  for await (const text of worker.stderr) {
+    said += text;
+    if (said.includes('"msg":"ready"')) break;
+  }
+  expect(said).toContain('"msg":"ready"');
+  worker.kill('SIGTERM');
+  await once(worker, 'exit');
+  await watch.stop();
+  expect(watch.seen.size).toBeGreaterThan(0);
+  expect(watch.outside).toEqual([]);
+  expect(await readdir(home, { recursive: true })).toEqual([]);
+});
+
 test('every process exports the metrics of its role, and no other', async () => {
   const folder = join(dir, 'data', 'logs');
   const services = new Set<string>();

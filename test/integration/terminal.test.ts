@@ -1,5 +1,9 @@
 /** Commands in a real terminal: Ctrl-C ends each of them at every stage, and a terminal of any width is enough. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
@@ -13,11 +17,21 @@ const SHOP = join(PACKAGE_ROOT, 'examples', 'shop');
 const LIMIT = 300_000;
 
 let dir: string;
+/** URL of a server that answers nothing. */
+let silent: string;
+let onSuiteEnd: (() => void) | undefined;
 beforeAll(async () => {
+  const server = createServer();
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  silent = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  onSuiteEnd = () => void server.close().closeAllConnections();
   dir = await mkdtemp(join(tmpdir(), 'llavacode-terminal-'));
   await exportBundle({ llm: MODEL, to: join(dir, 'bundle'), precision: 'fp32' });
 });
-afterAll(() => rm(dir, { recursive: true, force: true }));
+afterAll(async () => {
+  onSuiteEnd?.();
+  await rm(dir, { recursive: true, force: true });
+});
 
 /** Command lines of the processes that work in our folder. */
 async function processes(): Promise<string[]> {
@@ -39,6 +53,8 @@ describe('Ctrl-C', () => {
     ['preparing the model', up],
     ['starting gateway', up],
     ['loading the encoder', up],
+    ['preparing the model', () => ['demo']],
+    ['asking', () => ['index', '--path', SHOP, '--url', silent]],
     ['Ctrl-C stops it', up],
     [
       'loading the encoder',
@@ -65,6 +81,14 @@ describe('Ctrl-C', () => {
   );
 });
 
+test('SIGINT ends a command without a terminal, with the exit code of a shell', { timeout: LIMIT }, async () => {
+  const words = [join(PACKAGE_ROOT, 'dist', 'services', 'cli.js'), 'index', '--path', SHOP, '--url', silent];
+  const child = spawn(process.execPath, words, { stdio: ['ignore', 'ignore', 'pipe'] });
+  await once(child.stderr, 'data'); // "- asking …"
+  child.kill('SIGINT');
+  expect(await once(child, 'exit')).toEqual([130, null]);
+});
+
 describe('a terminal', () => {
   test.each([0, 20, 200])('a terminal of %i columns is enough for up', { timeout: LIMIT }, async (columns) => {
     const terminal = inTerminal(up(), { columns });
@@ -81,7 +105,7 @@ describe('a terminal', () => {
     const words = ['index', '--name', 'plain', '--path', SHOP, '--model', bundle(), '--store', `lmdb:${dir}/plain`];
     const terminal = inTerminal(words, { env });
     expect(await terminal.exited()).toBe(0);
-    expect(terminal.output).toContain('- loading the encoder');
+    expect(terminal.output).toContain('- opening the model');
     expect(terminal.output).toMatch(/✔ plain: \d+ chunks/);
     expect(terminal.output).not.toContain('\x1b');
   });

@@ -7,6 +7,7 @@ import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { FakeEngine, gate, HIDDEN, nextToken, until, VOCAB } from '../support/fake-engine.ts';
+import { keepingLog } from '../support/keeping-log.ts';
 import { begin, FINGERPRINT, NEVER, prefillRequest, refusal, stagedBytes, startPrefill } from '../support/workers.ts';
 
 /** A caller that may hang up. */
@@ -330,4 +331,13 @@ describe('a caller of Prefill that hangs up', () => {
     await until(() => engine.pool.reserved === 0);
     expect(await stagedBytes()).toBe(0);
   });
+});
+
+test('a prompt that is computed is logged at debug, with its request and its times', async () => {
+  const lines: Record<string, unknown>[] = [];
+  const { client } = await startPrefill({ log: keepingLog(lines) });
+  await (await begin(client, prefillRequest([1, 2, 3, 4, 5], { requestId: 'r1', readers: 0 }))).first();
+  const counts = { request_id: 'r1', prompt_tokens: 5, cached_tokens: 0 };
+  const times = { queue_ms: expect.any(Number), prefill_ms: expect.any(Number) };
+  expect(lines).toEqual([{ level: 'debug', message: 'prompt computed', ...counts, ...times }]);
 });

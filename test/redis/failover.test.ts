@@ -2,7 +2,7 @@
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { RedisConnection } from '../../services/lib/redis/connection.ts';
 import { stayRegistered, WorkerRegistry } from '../../services/lib/redis/worker-registry.ts';
-import { keepingLog } from '../support/fake-gateway.ts';
+import { keepingLog } from '../support/keeping-log.ts';
 import { redisCli, startRedis } from '../support/redis.ts';
 import {
   type FailoverTopology,

@@ -1,6 +1,6 @@
 import { expect, onTestFinished, test } from 'vitest';
 import { stayRegistered, WorkerRegistry } from '../../services/lib/redis/worker-registry.ts';
-import { keepingLog } from '../support/fake-gateway.ts';
+import { keepingLog } from '../support/keeping-log.ts';
 import { startRedis } from '../support/redis.ts';
 
 test('a registry lists workers by role, and forgets those that do not renew', async () => {

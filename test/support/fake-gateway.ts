@@ -3,11 +3,11 @@ import { join } from 'node:path';
 import { type ComposedGateway, composeGateway, type GatewayParts } from '../../services/gateway/compose.ts';
 import { GATEWAY_SETTINGS, type GatewayConfig } from '../../services/gateway/settings.ts';
 import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
-import type { Logger } from '../../services/lib/process/log.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
 import { loadConfig } from '../../services/settings.ts';
 import { type FakeModel, type FakeWorkers, FINGERPRINT, fakeWorkers } from './fake-workers.ts';
+import { keepingLog } from './keeping-log.ts';
 
 export const tokenizer = await loadTokenizer(join(PACKAGE_ROOT, 'models/tiny-coder'));
 export const idOf = (name: string) => tokenizer.idOf(name)!;
@@ -125,21 +125,6 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
       return events.map((event) => JSON.parse(event.slice('data: '.length)));
     },
   };
-}
-
-/** A logger that keeps its lines. */
-export function keepingLog(lines: Record<string, unknown>[], bindings: object = {}): Logger {
-  const keep =
-    (level: string) =>
-    (fields: object | string, message = '') => {
-      const line = typeof fields === 'string' ? { message: fields } : { ...fields, message };
-      lines.push({ level, ...bindings, ...line });
-    };
-  const levels = Object.fromEntries(
-    ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'].map((level) => [level, keep(level)]),
-  );
-  const child = (more: object) => keepingLog(lines, { ...bindings, ...more });
-  return { ...levels, level: 'info', child } as unknown as Logger;
 }
 
 /** Ids that spell a text, one per position; the end of text after it. */

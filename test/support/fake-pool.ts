@@ -3,7 +3,7 @@ import { stat } from 'node:fs';
 import { WorkerPool } from '../../services/gateway/workers/worker-pool.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
-import { keepingLog } from './fake-gateway.ts';
+import { keepingLog } from './keeping-log.ts';
 
 /** Fingerprint of the pool's own bundle. */
 export const OURS = 'a'.repeat(64);

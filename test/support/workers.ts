@@ -7,7 +7,7 @@ import { RemoteKv } from '../../services/decode/kv-source.ts';
 import { createDecodeService, type DecodeOptions } from '../../services/decode/service.ts';
 import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { ERRORS, type ErrorCode } from '../../services/lib/process/errors.ts';
-import { createLogger } from '../../services/lib/process/log.ts';
+import { createLogger, type Logger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
 import {
@@ -31,7 +31,7 @@ import { FakeEngine, until } from './fake-engine.ts';
 export const FINGERPRINT = 'f'.repeat(64);
 export const NEVER = new AbortController().signal;
 const CUT = AbortSignal.abort();
-const log = createLogger('test', 'silent');
+const SILENT = createLogger('test', 'silent');
 
 /** Matches an error of this code that came over gRPC with the status of the error table. */
 export const refusal = (code: ErrorCode, message = '') =>
@@ -44,7 +44,11 @@ export const refusal = (code: ErrorCode, message = '') =>
 export const stagedBytes = async () => (await metrics.stagedBytes.get()).values[0]?.value;
 
 export async function startPrefill(
-  { kvLeaseMs = 60_000, ...change }: Partial<PrefillOptions> & { readonly kvLeaseMs?: number } = {},
+  {
+    kvLeaseMs = 60_000,
+    log = SILENT,
+    ...change
+  }: Partial<PrefillOptions> & { readonly kvLeaseMs?: number; readonly log?: Logger } = {},
   engine = new FakeEngine(),
 ) {
   const options: PrefillOptions = {
@@ -78,9 +82,9 @@ export async function startDecode(
   { queueSequences = 100, ...change }: Partial<DecodeOptions> & { readonly queueSequences?: number } = {},
   engine = new FakeEngine(),
 ) {
-  const puller = new KvPuller(engine.pool, FINGERPRINT, log);
+  const puller = new KvPuller(engine.pool, FINGERPRINT, SILENT);
   const source = new RemoteKv(engine.pool, puller, queueSequences);
-  const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, log, ...change };
+  const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, log: SILENT, ...change };
   const service = createDecodeService(engine, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectDecode(server.address);
@@ -95,7 +99,7 @@ export async function startDecode(
 
 /** Both services around one engine, at one address. */
 export async function startColocated(change: Partial<ColocatedOptions> = {}, engine = new FakeEngine()) {
-  const puller = new KvPuller(engine.pool, FINGERPRINT, log);
+  const puller = new KvPuller(engine.pool, FINGERPRINT, SILENT);
   const options: ColocatedOptions = {
     model: 'fake',
     fingerprint: FINGERPRINT,
@@ -109,7 +113,7 @@ export async function startColocated(change: Partial<ColocatedOptions> = {}, eng
     address: () => server.address,
     ...change,
   };
-  const service = createColocatedService(engine, options, puller, log);
+  const service = createColocatedService(engine, options, puller, SILENT);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectPrefill(server.address);
   const decoder = connectDecode(server.address);

@@ -13,12 +13,7 @@ import type { Logger } from '../../lib/process/log.ts';
 import { allowHalfClose } from './half-close.ts';
 import { answerClientError, connectionOptions, type HttpLimits, limitConnections, serverOptions } from './limits.ts';
 import type { HttpConfig } from './settings.ts';
-
-/** The gateway's certificate and its private key, in PEM. */
-export interface Tls {
-  readonly cert: Buffer;
-  readonly key: Buffer;
-}
+import type { Tls } from './tls.ts';
 
 export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes'> {
   /** undefined for plain HTTP. */

@@ -7,6 +7,7 @@ import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { ServingError } from '../../lib/process/errors.ts';
+import { reasonOf } from '../../lib/process/os-errors.ts';
 import { DEFAULT_TENANT, repoKey } from '../../lib/rag/store/repo-key.ts';
 import { type TenantLimits, UNLIMITED } from './token-quota.ts';
 
@@ -84,8 +85,8 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     entries = keysFile.parse(JSON.parse(await readFile(file, 'utf8')));
   } catch (cause) {
     const issue = cause instanceof z.ZodError ? cause.issues[0] : undefined;
-    const why = issue ? `${issue.path.join('.')} ${issue.message}` : (cause as Error).message;
-    throw new ServingError('config_invalid', `API keys file ${file}: ${why}`, { cause });
+    const why = issue ? `${issue.path.join('.')} ${issue.message}` : reasonOf(cause);
+    throw new ServingError('config_invalid', `--api-keys-file ${file}: ${why}`, { cause });
   }
   const keys = entries.map(({ key_sha256, tenant, repos, max_inflight, tokens_per_minute }) => {
     const mayUse = (repo: string) => repos.includes('*') || repos.includes(repo);

@@ -5,6 +5,7 @@ import { ServingError } from './errors.ts';
 import { formatHostPort } from './host-port.ts';
 import type { Lifecycle } from './lifecycle.ts';
 import { exposition, expositionType } from './metrics.ts';
+import { listenError } from './os-errors.ts';
 
 /**
  * Serves until the process ends, also while it drains, when probes and graphs matter most. The server does not keep the
@@ -30,7 +31,7 @@ export async function serveHealth(
   server.requestTimeout = 5_000;
   server.unref();
   await new Promise<void>((resolve, reject) => {
-    server.once('error', (error) => reject(new ServingError('address_in_use', error.message, { cause: error })));
+    server.once('error', (error) => reject(listenError(`--metrics-host ${host} --metrics-port ${port}`, error)));
     server.listen(port, host, resolve);
   });
   const { port: bound } = server.address() as AddressInfo;

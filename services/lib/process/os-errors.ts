@@ -27,6 +27,8 @@ const REASONS: Readonly<Record<string, string>> = {
   ENOTFOUND: 'its name is not known',
   EAI_AGAIN: 'its name could not be looked up now',
   ECONNREFUSED: 'nothing listens there',
+  ECONNRESET: 'the connection broke off',
+  EPIPE: 'the connection was closed',
   EHOSTUNREACH: 'its machine cannot be reached',
   ENETUNREACH: 'its network cannot be reached',
   ETIMEDOUT: 'it did not answer in time',
@@ -49,6 +51,26 @@ export function systemError(error: unknown, named?: string): ServingError | unde
   if (where === undefined) return undefined;
   const kind = code === 'EADDRINUSE' ? 'address_in_use' : path === undefined ? 'address_unusable' : 'path_unusable';
   return new ServingError(kind, `${where}: ${reason} (${code})`, { cause: error });
+}
+
+/** Why something failed, in words: the system's reason without its call and path, or else the error's own message. */
+export function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const code = 'code' in error ? String(error.code) : '';
+  return REASONS[code] === undefined ? error.message : `${REASONS[code]} (${code})`;
+}
+
+/**
+ * The failure to listen at an address.
+ * @param named the flags that gave the address, with their values.
+ */
+export function listenError(named: string, cause: unknown): ServingError {
+  const { code, message } = cause as NodeJS.ErrnoException;
+  const found = code ?? /\bE[A-Z]{4,}\b/.exec(message)?.[0] ?? ''; // grpc-js has the code in its message alone
+  const reason = REASONS[found] === undefined ? message : `${REASONS[found]} (${found})`;
+  return new ServingError(found === 'EADDRINUSE' ? 'address_in_use' : 'address_unusable', `${named}: ${reason}`, {
+    cause,
+  });
 }
 
 /**

@@ -9,6 +9,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Cluster, Redis, type RedisOptions, ReplyError } from 'ioredis';
 import { Deferred } from '../async/deferred.ts';
 import { ServingError } from '../process/errors.ts';
+import { reasonOf } from '../process/os-errors.ts';
 import { parseRedisUrl, type RedisAddress } from './url.ts';
 import {
   isFromClusterNode,
@@ -283,8 +284,6 @@ function readPem(parameter: string, file: string | undefined): Buffer | undefine
   try {
     return readFileSync(file);
   } catch (cause) {
-    throw new ServingError('config_invalid', `${parameter}=${file} of the store's URL: ${(cause as Error).message}`, {
-      cause,
-    });
+    throw new ServingError('config_invalid', `${parameter}=${file} of the store's URL: ${reasonOf(cause)}`, { cause });
   }
 }

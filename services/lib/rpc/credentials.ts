@@ -8,6 +8,7 @@ import { type ChannelCredentials, type ChannelOptions, credentials, ServerCreden
 import { type ConfigOf, flagName } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
 import { assertGuarded, type Exposure } from '../process/exposure.ts';
+import { reasonOf } from '../process/os-errors.ts';
 import type { RPC_SETTINGS } from './settings.ts';
 
 const RPC_FILES = ['rpcCert', 'rpcKey', 'rpcCa'] as const;
@@ -47,7 +48,7 @@ export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
     createSecureContext({ cert, key, ca });
   } catch (cause) {
     const names = RPC_FILES.map((setting) => files[setting]).join(', ');
-    throw new ServingError('config_invalid', `${names}: ${(cause as Error).message}`, { cause });
+    throw new ServingError('config_invalid', `${names}: ${reasonOf(cause)}`, { cause });
   }
   return {
     channel: credentials.createSsl(ca!, key!, cert!),
@@ -71,6 +72,6 @@ async function readPem(setting: (typeof RPC_FILES)[number], file: string): Promi
   try {
     return await readFile(file);
   } catch (cause) {
-    throw new ServingError('config_invalid', `${flagName(setting)} ${file}: ${(cause as Error).message}`, { cause });
+    throw new ServingError('config_invalid', `${flagName(setting)} ${file}: ${reasonOf(cause)}`, { cause });
   }
 }

@@ -18,6 +18,7 @@ import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation } from 'grpc-health-check';
 import { ServingError } from '../process/errors.ts';
 import { formatHostPort } from '../process/host-port.ts';
+import { listenError } from '../process/os-errors.ts';
 import { CHANNEL, packageDefinition, protocol } from './contract.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
@@ -146,9 +147,7 @@ export async function serveRpc(
   new ReflectionService(packageDefinition, { services: services.map(({ name }) => name) }).addToServer(server);
   const bound = await new Promise<number>((resolve, reject) => {
     server.bindAsync(formatHostPort(host, port), security.server, (error, taken) =>
-      error
-        ? reject(new ServingError('address_in_use', `cannot listen on ${formatHostPort(host, port)}: ${error.message}`))
-        : resolve(taken),
+      error ? reject(listenError(`--host ${host} --port ${port}`, error)) : resolve(taken),
     );
   });
   return {

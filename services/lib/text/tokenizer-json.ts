@@ -1,6 +1,7 @@
 /** Reads and checks tokenizer.json before anything trusts it: byte-level BPE, sound ids, a token for every byte. */
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
+import { reasonOf } from '../process/os-errors.ts';
 
 const addedToken = z.looseObject({
   id: z.int().min(0),
@@ -133,7 +134,7 @@ function check<T>(schema: z.ZodType<T>, text: string, file: string): T {
   try {
     json = JSON.parse(text);
   } catch (cause) {
-    throw invalid(file, `not valid JSON: ${cause instanceof Error ? cause.message : cause}`, cause);
+    throw invalid(file, `not valid JSON: ${reasonOf(cause)}`, cause);
   }
   const result = schema.safeParse(json);
   if (result.success) return result.data;

@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import { RequestRecord } from '../../../services/gateway/completion/request-record.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
-import { keepingLog } from '../../support/fake-gateway.ts';
+import { keepingLog } from '../../support/keeping-log.ts';
 
 const sumOf = async (metric: { get(): Promise<{ values: { metricName?: string; value: number }[] }> }) =>
   (await metric.get()).values.find(({ metricName }) => metricName?.endsWith('_sum'))?.value;

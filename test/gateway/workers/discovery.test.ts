@@ -2,7 +2,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { type AddressSource, sourcesOf } from '../../../services/gateway/workers/address-sources.ts';
 import { watchAddresses } from '../../../services/gateway/workers/discovery.ts';
 import { stayRegistered } from '../../../services/lib/redis/worker-registry.ts';
-import { keepingLog } from '../../support/fake-gateway.ts';
+import { keepingLog } from '../../support/keeping-log.ts';
 import { startRedis } from '../../support/redis.ts';
 
 const cleanups: (() => Promise<void> | void)[] = [];

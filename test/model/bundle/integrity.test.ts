@@ -64,7 +64,9 @@ describe('verifying a bundle', () => {
     const dir = await copy();
     const bundle = await openBundle(dir);
     await rm(join(dir, 'llm/model.bin'));
-    await expect(verifyBundle(bundle)).rejects.toThrow(invalid('llm/model.bin cannot be read', 'ENOENT'));
+    await expect(verifyBundle(bundle)).rejects.toThrow(
+      invalid('llm/model.bin cannot be read: it does not exist', 'ENOENT'),
+    );
   });
 
   test('verifying a bundle ends with the reason of its signal when it is aborted', async () => {

@@ -12,6 +12,7 @@ import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
+import { reasonOf } from '../../process/os-errors.ts';
 import { decoderSpecSchema } from '../checkpoint/spec.ts';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS } from './choices.ts';
 
@@ -175,7 +176,7 @@ export async function readManifest(dir: string): Promise<Manifest> {
   try {
     json = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));
   } catch (error) {
-    throw invalid(dir, `manifest.json cannot be read: ${error instanceof Error ? error.message : error}`, error);
+    throw invalid(dir, `manifest.json cannot be read: ${reasonOf(error)}`, error);
   }
   const parsed = manifestSchema.safeParse(json);
   if (!parsed.success) {

@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ServingError } from '../../process/errors.ts';
 import type { Logger } from '../../process/log.ts';
+import { reasonOf } from '../../process/os-errors.ts';
 import { allFiles, type Bundle, fingerprintOf, readManifest } from './bundle.ts';
 
 export interface VerifyProgress {
@@ -105,7 +106,7 @@ async function findDamage(
       }
     } catch (error) {
       signal?.throwIfAborted();
-      throw invalid(dir, `${path} cannot be read: ${(error as Error).message}`, error);
+      throw invalid(dir, `${path} cannot be read: ${reasonOf(error)}`, error);
     }
     const found = hash.digest('hex');
     if (found !== sha256) {

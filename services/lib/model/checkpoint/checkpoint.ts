@@ -3,6 +3,7 @@ import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
+import { reasonOf } from '../../process/os-errors.ts';
 import { SafetensorsFile } from './safetensors.ts';
 
 /** A source of weights: a checkpoint on disk, or random numbers for a benchmark. */
@@ -65,7 +66,7 @@ export class Checkpoint implements TensorSource {
     try {
       index = indexSchema.parse(JSON.parse(indexText));
     } catch (error) {
-      throw invalid(indexPath, `is not an index of shards: ${error instanceof Error ? error.message : error}`);
+      throw invalid(indexPath, `is not an index of shards: ${reasonOf(error)}`);
     }
     const shards = new Map<string, SafetensorsFile>();
     try {

@@ -7,6 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
+import { reasonOf } from '../../process/os-errors.ts';
 
 const count = z.number().int().positive();
 
@@ -254,8 +255,6 @@ export async function readJson(file: string): Promise<unknown> {
   try {
     return JSON.parse(await readFile(file, 'utf8'));
   } catch (error) {
-    throw new ServingError('checkpoint_invalid', `${file}: ${error instanceof Error ? error.message : error}`, {
-      cause: error,
-    });
+    throw new ServingError('checkpoint_invalid', `${file}: ${reasonOf(error)}`, { cause: error });
   }
 }

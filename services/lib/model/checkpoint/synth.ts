@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto';
 import { createRequire } from 'node:module';
 import { basename, dirname, join, resolve } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServingError } from '../../process/errors.ts';
 import { PACKAGE_ROOT } from '../../process/package-root.ts';
 import type { TensorSource } from './checkpoint.ts';
@@ -191,17 +192,21 @@ function randomTensors(
       const values = new Float32Array(shape.reduce((a, b) => a * b, 1));
       if (name.endsWith('bias')) return values;
       if (shape.length === 1) return values.fill(1);
-      fillUniform(values, Math.sqrt(3 / (shape[1] as number)), `${seed} ${origin} ${name}`);
+      await fillUniform(values, Math.sqrt(3 / (shape[1] as number)), `${seed} ${origin} ${name}`);
       return values;
     },
   };
 }
 
+/** Draws after which others get a turn, such as the handler of Ctrl-C: some 50 ms. */
+const DRAWS_PER_TURN = 2 ** 24;
+
 /** Fills with numbers uniform in [-limit, limit), by xorshift32 seeded with the name: a billion draws take seconds. */
-function fillUniform(values: Float32Array, limit: number, name: string): void {
+async function fillUniform(values: Float32Array, limit: number, name: string): Promise<void> {
   let state = createHash('sha256').update(name).digest().readUInt32LE(0) || 1;
   const scale = limit / 2 ** 31;
   for (let i = 0; i < values.length; i++) {
+    if (i % DRAWS_PER_TURN === DRAWS_PER_TURN - 1) await nextTurn();
     state ^= state << 13;
     state ^= state >>> 17;
     state ^= state << 5;
