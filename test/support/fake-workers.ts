@@ -133,6 +133,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     };
     yield { kind: 'first' as const, first };
     await at('before released', where, signal);
+    signal.throwIfAborted(); // it may have come while we waited
     const aborted = new Promise<void>((_, reject) =>
       signal.addEventListener('abort', () => reject(signal.reason), { once: true }),
     );

@@ -16,9 +16,9 @@ import { samplingMessage, softTokensMessage } from '../../lib/rpc/messages.ts';
 import { isSharedWithPrefill } from '../workers/blame.ts';
 import type { WorkerLease } from '../workers/worker.ts';
 import type { Placement } from '../workers/worker-pool.ts';
+import { type Step, StepBuffer } from './step-buffer.ts';
 
 export type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
-export type Step = NonNullable<DecodeEvent__Output['step']>;
 
 /** Receives the durations that the workers measured on their own clocks. */
 export interface AttemptObserver {
@@ -88,44 +88,65 @@ export class Attempt {
   }
 
   /**
-   * The tokens after a choice's first one, to the end.
-   * @throws ServingError of the worker, worker_lost, worker_stalled; the signal's reason.
+   * The tokens after a choice's first one, to the end. The call begins at once and goes on at the worker's own speed:
+   * what the reader has not taken waits in a buffer. Leaving the loop ends the call.
+   * @throws ServingError of the worker, worker_lost, worker_stalled; the signal's reason. The steps before come first.
    */
-  async *decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {
+  decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {
+    const steps = new StepBuffer();
+    const left = new AbortController();
+    const reading = this.#readSteps(choice, AbortSignal.any([signal, left.signal]), steps);
+    const leave = () => {
+      left.abort(FINISHED);
+      return reading;
+    };
+    return takeAll(steps, leave);
+  }
+
+  /** Reads a decode call to its end, and gives its worker back then. Never rejects: failures go to the reader. */
+  async #readSteps(choice: number, signal: AbortSignal, steps: StepBuffer): Promise<void> {
+    try {
+      await this.#decodeCall(choice, await this.#accepted.promise, signal, steps);
+      steps.end();
+    } catch (error) {
+      steps.end(error);
+    } finally {
+      if (this.#awaitingKv.has(choice)) this.#abandoned = true;
+      this.#noLongerAwaitsKv(choice);
+      this.#placement.decodes[choice]!.release();
+    }
+  }
+
+  async #decodeCall(choice: number, kv: KvHandle__Output, signal: AbortSignal, steps: StepBuffer): Promise<void> {
     const { requestId, samplings, maxTokens, deadlineMs, onJoined } = this.#request;
     const worker = this.#placement.decodes[choice]!;
     const stall = this.#stallOf(worker);
-    const kvLost = this.#awaitingKv.get(choice)!.signal;
-    const kv = await this.#accepted.promise;
-    let [joined, failed] = [false, false];
+    const unwanted = AbortSignal.any([signal, this.#awaitingKv.get(choice)!.signal]);
+    const live = AbortSignal.any([unwanted, worker.lost, stall.signal]);
+    const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
+    let tokens = 1; // the first one comes from prefill
     try {
-      const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
-      const live = AbortSignal.any([signal, worker.lost, stall.signal, kvLost]);
-      for await (const event of worker.client.decode(call, live, deadlineMs)) {
-        stall.stop();
-        if (event.joined) {
-          joined = true;
-          onJoined(event.joined);
+      for await (const { joined, step } of worker.client.decode(call, live, deadlineMs)) {
+        stall.start();
+        if (joined) {
+          onJoined(joined);
           this.#noLongerAwaitsKv(choice);
         }
-        if (event.step) yield event.step; // the reader leaves here with the last one
-        if (event.step?.finishReason) return;
-        stall.start(); // from here on we wait for the worker; before, for the client
+        if (!step) continue;
+        steps.push(step);
+        tokens += step.tokens.length;
+        // A worker that sends more than it was asked for fills no memory here.
+        if (step.finishReason || tokens >= maxTokens) return worker.reportSuccess();
       }
       throw new ServingError('worker_lost', `${worker.address} ended decoding before the end of the text`);
     } catch (error) {
-      failed = true;
-      if (!signal.aborted && !kvLost.aborted) {
+      if (!unwanted.aborted) {
         this.#failed(worker, error);
         if (isSharedWithPrefill(ServingError.from(error))) this.#failed(this.#placement.prefill, error);
-      }
+      } else if (error === FINISHED && tokens > 1) worker.reportSuccess();
       throw error;
     } finally {
-      if (joined && !failed) worker.reportSuccess();
       stall.stop();
-      if (!joined) this.#abandoned = true;
-      this.#noLongerAwaitsKv(choice);
-      worker.release();
     }
   }
 
@@ -227,5 +248,14 @@ export class Attempt {
     } finally {
       worker.release();
     }
+  }
+}
+
+/** @param leave is called when the reader leaves, at the end or before. */
+async function* takeAll(steps: StepBuffer, leave: () => Promise<void>): AsyncGenerator<Step, void, undefined> {
+  try {
+    for (let step = await steps.take(); step !== undefined; step = await steps.take()) yield step;
+  } finally {
+    await leave();
   }
 }

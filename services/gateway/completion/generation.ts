@@ -10,11 +10,12 @@ import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { Dispatcher } from '../admission/dispatcher.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
-import { Attempt, type AttemptRequest, FINISHED, type Step } from './attempt.ts';
+import { Attempt, type AttemptRequest, FINISHED } from './attempt.ts';
 import { echoOf } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertReplayable, pauseBeforeReplay } from './replay.ts';
 import type { CompletionConfig } from './settings.ts';
+import type { Step } from './step-buffer.ts';
 
 export interface GenerationParts
   extends Pick<CompletionConfig, 'maxReplays'>,

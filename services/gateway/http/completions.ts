@@ -45,10 +45,10 @@ async function whole({ request, record, scope }: CompletionCall, head: AnswerHea
 async function streamed(
   { request, record, scope }: CompletionCall,
   head: AnswerHead,
-  { journey }: CompletionParts,
+  { journey, slowReaderMs }: CompletionParts,
   reply: FastifyReply,
 ): Promise<void> {
-  const events = new EventStream(reply, scope.signal);
+  const events = new EventStream(reply, scope.signal, slowReaderMs);
   try {
     await journey.complete(request, {
       ...scope,

@@ -12,7 +12,7 @@ import type { HttpConfig } from './settings.ts';
 
 export type HttpLimits = Pick<
   HttpConfig,
-  'maxConnections' | 'receiveTimeoutMs' | 'keepAliveTimeoutMs' | 'uploadTimeoutMs'
+  'maxConnections' | 'receiveTimeoutMs' | 'slowReaderMs' | 'keepAliveTimeoutMs' | 'uploadTimeoutMs'
 >;
 
 /** Size of all headers of a request together. */

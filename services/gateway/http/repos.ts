@@ -21,7 +21,7 @@ import type { HttpConfig } from './settings.ts';
 import { EventStream } from './sse.ts';
 
 export interface RepoParts
-  extends Pick<HttpConfig, 'maxUploadBytes' | 'uploadTimeoutMs'>,
+  extends Pick<HttpConfig, 'maxUploadBytes' | 'uploadTimeoutMs' | 'slowReaderMs'>,
     Pick<AdmissionConfig, 'requestTimeoutMs'>,
     Pick<WorkerPoolConfig, 'connectTimeoutMs'> {
   /** undefined where the gateway has no store. */
@@ -139,7 +139,8 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     const message = `the indexer said nothing for ${uploadTimeoutMs} ms (--upload-timeout-ms)`;
     abort(new ServingError('worker_stalled', message));
   }, uploadTimeoutMs);
-  const stream = request.headers.accept?.includes('text/event-stream') ? new EventStream(reply, signal) : undefined;
+  const wantsEvents = request.headers.accept?.includes('text/event-stream');
+  const stream = wantsEvents ? new EventStream(reply, signal, parts.slowReaderMs) : undefined;
   try {
     await reach(indexer, parts, signal);
     const upload = uploadOf(start, body, parts.maxUploadBytes, () => silence.refresh());

@@ -13,6 +13,9 @@ export const HTTP_SETTINGS = {
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
     .describe('time that a client gets to send the headers of a request, and then again for its body, in ms'),
+  slowReaderMs: milliseconds(1)
+    .default(30_000)
+    .describe('time for which a client may take nothing of a stream while events wait for it, in ms'),
   keepAliveTimeoutMs: milliseconds(1)
     .default(620_000)
     .describe(

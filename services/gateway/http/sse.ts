@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import type { OutgoingHttpHeaders, ServerResponse } from 'node:http';
 import type { FastifyReply } from 'fastify';
+import { ServingError } from '../../lib/process/errors.ts';
 import { toJson } from './json.ts';
 import { closeAfterLinger } from './limits.ts';
 
@@ -16,12 +17,19 @@ export function sendComment(response: ServerResponse): void {
 export class EventStream {
   readonly #reply: FastifyReply;
   readonly #signal: AbortSignal;
+  readonly #slowReaderMs: number;
   #open = false;
+  /** Settles when the client has taken what was written; undefined while nothing waits for that. */
+  #drained: Promise<void> | undefined;
 
-  /** @param signal ends the wait for a client that does not read its events. */
-  constructor(reply: FastifyReply, signal: AbortSignal) {
+  /**
+   * @param signal ends the wait for a client that does not read its events.
+   * @param slowReaderMs how long a client may take not a byte of what waits for it, in ms.
+   */
+  constructor(reply: FastifyReply, signal: AbortSignal, slowReaderMs: number) {
     this.#reply = reply;
     this.#signal = signal;
+    this.#slowReaderMs = slowReaderMs;
   }
 
   /** Whether an event was sent: from then on the status is 200, and failures are events. */
@@ -31,16 +39,36 @@ export class EventStream {
 
   /**
    * Sends one event, and waits while the client reads more slowly than we write.
-   * @throws the signal's reason.
+   * @throws ServingError slow_reader; the signal's reason.
    */
   async send(value: unknown): Promise<void> {
     this.#signal.throwIfAborted();
     if (this.#write(`data: ${toJson(value)}\n\n`)) return;
+    this.#drained ??= this.#waitForDrain().finally(() => {
+      this.#drained = undefined;
+    });
+    await this.#drained;
+  }
+
+  /** The socket's own timer tells whether a client reads: each byte that it takes starts the timer anew. */
+  async #waitForDrain(): Promise<void> {
+    const { raw } = this.#reply;
+    const slow = new AbortController();
+    const cut = () => {
+      const message = `the client took nothing of its answer for ${this.#slowReaderMs} ms (--slow-reader-ms)`;
+      slow.abort(new ServingError('slow_reader', message));
+    };
+    raw.once('timeout', cut);
+    raw.setTimeout(this.#slowReaderMs);
+    const live = AbortSignal.any([this.#signal, slow.signal]);
     try {
-      await once(this.#reply.raw, 'drain', { signal: this.#signal });
+      await once(raw, 'drain', { signal: live });
     } catch (error) {
-      this.#signal.throwIfAborted();
+      live.throwIfAborted();
       throw error;
+    } finally {
+      raw.setTimeout(0);
+      raw.removeListener('timeout', cut);
     }
   }
 

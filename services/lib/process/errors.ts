@@ -76,6 +76,7 @@ export const ERRORS = {
   saturated: kind(429, 'RESOURCE_EXHAUSTED', true, 'Retry after the time in Retry-After; add workers if it persists.'),
   superseded: kind(409, 'CANCELLED', false, 'None: a newer request of the same session took its place.'),
   client_gone: kind(499, 'CANCELLED', false, 'None: the client hung up.'),
+  slow_reader: kind(499, 'CANCELLED', false, 'Read the answer as it comes, or raise --slow-reader-ms.'),
   no_worker: kind(503, 'UNAVAILABLE', true, 'Start a prefill and a decode worker of the same bundle.'),
   worker_lost: kind(503, 'UNAVAILABLE', true, "Retry; see the lost worker's log."),
   worker_stalled: kind(503, 'UNAVAILABLE', true, 'Retry; see why the worker hangs, or raise --stall-timeout-ms.'),

@@ -1,11 +1,17 @@
 import { once } from 'node:events';
-import { connect } from 'node:net';
-import { expect, test } from 'vitest';
+import { connect, type Socket } from 'node:net';
+import { expect, onTestFinished, test } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
-import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
+import { metrics } from '../../../services/lib/process/metrics.ts';
+import { type FakeGateway, fakeGateway, spelling } from '../../support/fake-gateway.ts';
 import { post } from '../../support/post.ts';
 
 const token = spelling('return self.items');
+
+async function refusedFor(code: string): Promise<number> {
+  const { values } = await metrics.refused.get();
+  return values.find(({ labels }) => labels.code === code)?.value ?? 0;
+}
 
 test('a stream consists of server-sent events that no proxy buffers', async () => {
   const { app } = await fakeGateway({ token: spelling('ab') });
@@ -24,33 +30,70 @@ test('a stream consists of server-sent events that no proxy buffers', async () =
   expect(payload).not.toContain('usage');
 });
 
-test('a client that does not read delays only its own tokens', async () => {
-  let reached = 0;
-  const endless = (position: number) => {
-    reached = Math.max(reached, position);
-    return 70;
-  };
-  const maxTokens = 150_000;
-  const gateway = await fakeGateway({ token: endless, capacity: maxTokens + 100 });
+/** More output than the buffers of two sockets hold. */
+const LONG = 25_000;
+const endless = { token: () => 70, capacity: LONG + 100 };
+
+/** A client that asks for a long answer and does not read it. */
+async function askWithoutReading(gateway: FakeGateway): Promise<Socket> {
   const { port, hostname } = new URL(await gateway.app.listen({ port: 0 }));
-  const body = JSON.stringify({ prompt: 'x', stream: true, max_tokens: maxTokens, ignore_eos: true });
+  const body = JSON.stringify({ prompt: 'x', stream: true, max_tokens: LONG, ignore_eos: true, n: 2 });
   const socket = connect(Number(port), hostname);
+  onTestFinished(async () => {
+    socket.destroy();
+    await gateway.workers.idle();
+    await gateway.app.close();
+  });
+  socket.on('error', () => {});
   socket.pause();
   const head = `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}`;
   socket.write(`${head}\r\n\r\n${body}`);
-  let before = 0;
-  const stalled = () => {
-    const same = reached > 1 && reached === before;
-    before = reached;
-    return same;
-  };
-  await expect.poll(stalled, { interval: 100, timeout: 30_000 }).toBe(true);
-  expect(reached).toBeLessThan(maxTokens - 1);
-  const { choices } = await gateway.complete({ prompt: 'y', max_tokens: 2 });
-  expect(choices[0]!.finish_reason).toBe('length');
-  socket.destroy();
+  return socket;
+}
+
+const completions = ({ lines }: FakeGateway) => lines.filter(({ message }) => message === 'completion');
+
+test('a client that does not read holds no worker: its sequences run to their ends, and others are served', async () => {
+  // The only two sequences that the worker takes are those of this client.
+  const gateway = await fakeGateway({ ...endless, slots: 1 });
+  await askWithoutReading(gateway);
+  await expect.poll(() => gateway.workers.decodes.length, { timeout: 30_000 }).toBe(2);
   await gateway.workers.idle();
-  await gateway.app.close();
+  const answers = await Promise.all([1, 2, 3].map(() => gateway.complete({ prompt: 'y', max_tokens: 2 })));
+  expect(answers.map(({ status }) => status)).toEqual([200, 200, 200]);
+  expect(completions(gateway)).toHaveLength(3); // its own is still open
+});
+
+test('a client that takes nothing of its stream for too long is cut, and log and metrics say so', async () => {
+  const gateway = await fakeGateway(endless, { slowReaderMs: 50 });
+  const before = await refusedFor('slow_reader');
+  const socket = await askWithoutReading(gateway);
+  await expect.poll(() => gateway.workers.decodes.length, { timeout: 30_000 }).toBe(2);
+  await expect.poll(async () => (await metrics.inflight.get()).values[0]!.value, { timeout: 30_000 }).toBe(0);
+  // The end of its answer still waits for it.
+  let end = '';
+  socket.on('data', (part) => {
+    end = (end + part.toString()).slice(-1000);
+  });
+  socket.resume();
+  await expect.poll(() => completions(gateway), { timeout: 30_000 }).toHaveLength(1);
+  expect(completions(gateway)[0]).toMatchObject({ code: 'slow_reader' });
+  expect(await refusedFor('slow_reader')).toBe(before + 1);
+  await expect.poll(() => end).toMatch(/"code":"slow_reader".*\[DONE\]/s);
+});
+
+test('a client that reads slowly, but reads, gets its whole answer', async () => {
+  const gateway = await fakeGateway(endless, { slowReaderMs: 2_000 });
+  const socket = await askWithoutReading(gateway);
+  let end = '';
+  socket.on('data', (part) => {
+    end = (end + part.toString()).slice(-100);
+    socket.pause();
+    setTimeout(() => socket.resume(), 1);
+  });
+  socket.resume();
+  await expect.poll(() => end, { timeout: 50_000 }).toContain('[DONE]');
+  expect(completions(gateway)[0]).not.toHaveProperty('code', 'slow_reader');
 });
 
 test('headers are sent with the first token, so that a failure before it has a status of its own', async () => {
