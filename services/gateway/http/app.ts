@@ -1,6 +1,7 @@
 /** The bare HTTP server: plain or TLS, with limits, and an id for every request. */
 import { randomUUID } from 'node:crypto';
-import type { IncomingMessage } from 'node:http';
+import { createServer as createHttpServer, type IncomingMessage, type RequestListener } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
 import {
   type FastifyBaseLogger,
   type FastifyInstance,
@@ -10,8 +11,10 @@ import {
   LogController,
 } from 'fastify';
 import type { Logger } from '../../lib/process/log.ts';
+import { answerClientError } from './client-error.ts';
+import { serveInTurn } from './connections.ts';
 import { allowHalfClose } from './half-close.ts';
-import { answerClientError, connectionOptions, type HttpLimits, limitConnections, serverOptions } from './limits.ts';
+import { type HttpLimits, limitConnections, serverOptions } from './limits.ts';
 import type { HttpConfig } from './settings.ts';
 import type { Tls } from './tls.ts';
 
@@ -29,8 +32,8 @@ export function createApp(
   limits: AppOptions,
   sendError: (error: unknown, request: FastifyRequest, reply: FastifyReply) => void,
 ): FastifyInstance {
-  const { bodyLimitBytes, tls, log } = limits;
-  const options = {
+  const { bodyLimitBytes, log } = limits;
+  return fastify({
     loggerInstance: log as FastifyBaseLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     bodyLimit: bodyLimitBytes,
@@ -41,13 +44,19 @@ export function createApp(
     frameworkErrors: sendError,
     clientErrorHandler: answerClientError,
     return503OnClosing: false, // we refuse them ourselves, with a code
-    ...connectionOptions(limits),
-  };
-  const http = serverOptions(limits);
-  const https = { ...http, ...tls, allowHalfOpen: true, handshakeTimeout: limits.receiveTimeoutMs };
-  // Routes see no difference between the two kinds of server.
-  const app = tls ? (fastify({ ...options, https }) as unknown as FastifyInstance) : fastify({ ...options, http });
-  limitConnections(app.server, limits);
-  allowHalfClose(app.server);
-  return app;
+    serverFactory: (handle) => createNodeServer(limits, handle),
+  });
+}
+
+/** Fastify asks for a second server where the host is `localhost`, which may be two addresses. */
+function createNodeServer(limits: AppOptions, handle: RequestListener) {
+  const { tls, receiveTimeoutMs } = limits;
+  const options = serverOptions(limits);
+  const server = tls
+    ? createTlsServer({ ...options, ...tls, allowHalfOpen: true, handshakeTimeout: receiveTimeoutMs })
+    : createHttpServer(options);
+  limitConnections(server, limits);
+  allowHalfClose(server);
+  serveInTurn(server, handle, receiveTimeoutMs);
+  return server;
 }

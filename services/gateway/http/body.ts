@@ -73,6 +73,16 @@ export function decodedBody(request: FastifyRequest, reply: FastifyReply, payloa
   return Object.defineProperty(body, 'receivedEncodedLength', { get: () => decoder.bytesWritten });
 }
 
+/** Calls back when a body is read for the first time. */
+export function onceRead(body: RequestPayload, read: () => void): void {
+  const onListener = (event: string | symbol) => {
+    if (event !== 'data' && event !== 'readable') return;
+    body.off('newListener', onListener);
+    read();
+  };
+  body.on('newListener', onListener);
+}
+
 /** The content-encoding of a request's body; undefined where it has none. */
 function codingOf({ headers }: FastifyRequest, reply: FastifyReply): string | undefined {
   const codings = (headers['content-encoding'] ?? '')

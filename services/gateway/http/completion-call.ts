@@ -1,11 +1,11 @@
 /**
  * Every route that completes something does the same around the journey, whatever its body and its answer look like: it
- * keeps one record per request, waits for the body for a limited time, checks the model and the quota, takes a place
- * among the requests in flight, and ends all work when the client hangs up. All of that is here.
+ * keeps one record per request, checks the model and the quota, takes a place among the requests in flight, and ends
+ * all work when the client hangs up. All of that is here.
  *
  * A route translates: its schema makes a {@link CompletionRequest} of its body, and its handler words the answer.
  *
- *   app.post('/infill', { ...completionHooks(parts), schema: { body }, handler: (request, reply) =>
+ *   app.post('/infill', { ...completionHooks, schema: { body }, handler: (request, reply) =>
  *     serveCompletion(request, reply, parts, async (call) => ...) });
  */
 import type { FastifyReply, FastifyRequest } from 'fastify';
@@ -20,10 +20,10 @@ import type { CompletionConfig } from '../completion/settings.ts';
 import type { CompletionRequest } from '../request.ts';
 import { type Identity, storeKey } from '../tenants/api-keys.ts';
 import type { TokenQuota } from '../tenants/token-quota.ts';
-import { awaitBody, type HttpLimits } from './limits.ts';
+import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
 
-export interface CompletionParts extends HttpLimits, Pick<CompletionConfig, 'logSamplePercent'> {
+export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercent'> {
   /** Name of the model in the API. */
   readonly modelName: string;
   /** SHA-256 (hex) of the bundle. */
@@ -48,16 +48,9 @@ export interface CompletionCall {
 const TIMEOUT_HEADER = 'x-request-timeout-ms';
 
 /** Hooks of a route whose requests {@link serveCompletion} serves. */
-export function completionHooks(limits: HttpLimits) {
-  const bodyArrived = new WeakMap<FastifyRequest, () => void>();
-  return {
-    onRequest: async (request: FastifyRequest, reply: FastifyReply) => {
-      keepRecord(request, reply);
-      bodyArrived.set(request, awaitBody(request, reply, limits));
-    },
-    preValidation: async (request: FastifyRequest) => bodyArrived.get(request)?.(),
-  };
-}
+export const completionHooks = {
+  onRequest: async (request: FastifyRequest, reply: FastifyReply) => keepRecord(request, reply),
+};
 
 /**
  * Lets a completion in, has it answered, and gives back its place and its share of the quota.
@@ -123,5 +116,3 @@ function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
     record.end(request.log, status);
   });
 }
-
-const clientGone = () => new ServingError('client_gone', 'the client hung up');

@@ -18,7 +18,7 @@ const TIMELINE_HEADER = 'x-llavacode-timeline';
 
 export function addCompletionsRoute(app: FastifyInstance, parts: CompletionParts): void {
   app.post('/v1/completions', {
-    ...completionHooks(parts),
+    ...completionHooks,
     schema: { body: completionBody },
     handler: (request: CompletionHttpRequest, reply) =>
       serveCompletion(request, reply, parts, (call) => {

@@ -47,6 +47,9 @@ function outsideMessage(error: ServingError, requestId: string): string {
   return `${OUTSIDE_WORDS[error.code] ?? FAILED} (request ${requestId})`;
 }
 
+/** The client has closed its connection, or lost it. */
+export const clientGone = () => new ServingError('client_gone', 'the client hung up');
+
 /** Anything that a handler or fastify itself threw, as a ServingError. */
 export function asServingError(error: unknown): ServingError {
   if (error instanceof ServingError || !(error instanceof Error)) return ServingError.from(error);

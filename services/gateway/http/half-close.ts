@@ -4,8 +4,8 @@
  * way, and its work must not go on: TCP tells the two apart only when something is sent, which a client that has gone
  * answers with a reset.
  */
-import type { Server } from 'node:http';
-import type { FastifyReply, FastifyRequest } from 'fastify';
+import type { Server, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
 import { sendComment } from './sse.ts';
 
 /**
@@ -20,30 +20,34 @@ export function allowHalfClose(server: Server): void {
 }
 
 /**
- * Finds out whether a client that has closed its sending side is still there. What is sent to it for that is skipped by
- * all clients: before the answer an interim response, `100 Continue`, and between events a comment. HTTP/1.0 has no
- * interim responses. Before the answer, the end of such a request therefore still ends its work, since a proxy that
- * speaks HTTP/1.0 to us (nginx by default) tells us in this way that its client has gone.
+ * Finds out, again and again, whether a client is still there of which nothing more is read. What is sent to it for
+ * that is skipped by all clients: before the answer an interim response, `100 Continue`, and between events a comment.
+ * HTTP/1.0 has no interim responses. Before the answer, the end of such a request therefore still ends its work, since
+ * a proxy that speaks HTTP/1.0 to us (nginx by default) tells us in this way that its client has gone.
+ * @param unheard the response whose client may be gone without our seeing it; undefined while there is none.
+ * @returns starts it, for a client that has not closed its sending side. It ends when there is nothing to find out.
  */
-export function watchHalfClose({ raw: request }: FastifyRequest, { raw: response }: FastifyReply): void {
-  const { socket } = request;
+export function probeClient(socket: Socket, unheard: () => ServerResponse | undefined): () => void {
   let timer: NodeJS.Timeout | undefined;
   const probe = (count: number) => {
     const pause = PROBE_PAUSES_MS[Math.min(count, PROBE_PAUSES_MS.length - 1)];
     timer = setTimeout(() => {
-      if (response.headersSent) sendComment(response);
-      else response.writeContinue();
-      probe(count + 1);
+      const response = unheard();
+      if (response) ask(socket, response);
+      if (response || socket.readableEnded) return probe(count + 1);
+      timer = undefined;
     }, pause).unref();
   };
-  const onEnd = () => {
-    if (request.httpVersion === '1.0' && !response.headersSent) socket.destroy();
-    else probe(0);
+  const start = () => {
+    if (timer === undefined && !socket.destroyed) probe(0);
   };
-  socket.setMaxListeners(0); // one for each request that waits: clients may send many at once
-  socket.once('end', onEnd);
-  response.once('close', () => {
-    socket.removeListener('end', onEnd);
-    clearTimeout(timer);
-  });
+  socket.once('end', start);
+  socket.once('close', () => clearTimeout(timer));
+  return start;
+}
+
+function ask(socket: Socket, response: ServerResponse): void {
+  if (response.headersSent) sendComment(response);
+  else if (response.req.httpVersion !== '1.0') response.writeContinue();
+  else if (socket.readableEnded) socket.destroy();
 }

@@ -3,11 +3,8 @@
  * time of each step. A slow or huge client costs one socket for a bounded time, and nothing else.
  */
 import type { Server, ServerOptions, ServerResponse } from 'node:http';
-import type { Socket } from 'node:net';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
-import { errorBody } from './errors.ts';
-import { toJson } from './json.ts';
+import { ServingError } from '../../lib/process/errors.ts';
 import type { HttpConfig } from './settings.ts';
 
 export type HttpLimits = Pick<
@@ -16,24 +13,23 @@ export type HttpLimits = Pick<
 >;
 
 /** Size of all headers of a request together. */
-const MAX_HEADER_BYTES = 16 * 1024;
+export const MAX_HEADER_BYTES = 16 * 1024;
 const MAX_HEADERS = 100;
 /** Time that a client gets to read the rest of its answer after all of it has been written, in ms. */
 const LINGER_MS = 30_000;
 
 /** Options of Node's own server, which looks for late requests every second. */
-export const serverOptions = ({ receiveTimeoutMs, uploadTimeoutMs }: HttpLimits): ServerOptions => ({
+export const serverOptions = ({
+  receiveTimeoutMs,
+  keepAliveTimeoutMs,
+  uploadTimeoutMs,
+}: HttpLimits): ServerOptions => ({
   maxHeaderSize: MAX_HEADER_BYTES,
   headersTimeout: receiveTimeoutMs,
   requestTimeout: Math.max(receiveTimeoutMs, uploadTimeoutMs),
-  connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs),
-});
-
-/** Options that fastify sets on the server itself. */
-export const connectionOptions = ({ receiveTimeoutMs, keepAliveTimeoutMs, uploadTimeoutMs }: HttpLimits) => ({
-  requestTimeout: Math.max(receiveTimeoutMs, uploadTimeoutMs),
   // A load balancer that keeps connections longer would send a request into one that is being closed.
   keepAliveTimeout: keepAliveTimeoutMs,
+  connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs),
 });
 
 export function limitConnections(server: Server, { maxConnections }: HttpLimits): void {
@@ -55,13 +51,13 @@ export function assertFewHeaders({ raw }: FastifyRequest): void {
  */
 export function awaitBody(request: FastifyRequest, reply: FastifyReply, { receiveTimeoutMs }: HttpLimits): () => void {
   const timer = setTimeout(() => {
-    if (request.raw.complete) return;
+    if (request.raw.complete || reply.sent) return;
     const message = `the body did not come within ${receiveTimeoutMs} ms (--receive-timeout-ms)`;
-    reply.header('connection', 'close');
     reply.send(new ServingError('request_timeout', message));
   }, receiveTimeoutMs);
-  reply.raw.once('close', () => clearTimeout(timer));
-  return () => clearTimeout(timer);
+  const stop = () => clearTimeout(timer);
+  reply.raw.once('close', stop);
+  return stop;
 }
 
 /** Must be called when all of an answer has been written: a client that never reads it must not keep its connection. */
@@ -69,20 +65,4 @@ export function closeAfterLinger(response: ServerResponse): void {
   if (response.writableFinished || response.closed) return;
   const timer = setTimeout(() => response.destroy(), LINGER_MS).unref();
   response.once('close', () => clearTimeout(timer));
-}
-
-const CLIENT_ERRORS: Readonly<Record<string, readonly [ErrorCode, string]>> = {
-  HPE_HEADER_OVERFLOW: ['headers_too_large', `the headers are larger than ${MAX_HEADER_BYTES} bytes`],
-  ERR_HTTP_REQUEST_TIMEOUT: ['request_timeout', 'the request did not come in time'],
-};
-
-/** Answers bytes that are not HTTP, and requests that come too slowly: fastify never sees either. */
-export function answerClientError(error: Error & { code?: string }, socket: Socket): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
-  const [code, message] = CLIENT_ERRORS[error.code ?? ''] ?? ['invalid_request', 'this is not HTTP/1.1'];
-  const failure = new ServingError(code, message);
-  const body = toJson(errorBody(failure, '', false));
-  const head = `HTTP/1.1 ${failure.kind.http} ${code}\r\nconnection: close\r\ncontent-type: application/json\r\n`;
-  // The socket is destroyed once this is written: a client that does not read must not keep it half open.
-  socket.end(`${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`, () => socket.destroy());
 }

@@ -16,7 +16,7 @@ import type { InflightRequests } from '../admission/inflight.ts';
 import type { AdmissionConfig } from '../admission/settings.ts';
 import { storeKey } from '../tenants/api-keys.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
-import { asServingError, errorBody } from './errors.ts';
+import { asServingError, clientGone, errorBody } from './errors.ts';
 import type { HttpConfig } from './settings.ts';
 import { EventStream } from './sse.ts';
 
@@ -60,7 +60,7 @@ export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
     scope.addContentTypeParser(Object.keys(FORMATS), (_, payload, done) => done(null, payload));
     scope.get('/v1/repos', (request) => list(request, parts));
     scope.get(REPO_URL, (request: RepoCall) => describe(request, parts));
-    scope.put(REPO_URL, (request: RepoCall, reply) => index(request, reply, parts));
+    scope.put(REPO_URL, { config: { takesUploads: true } }, (request: RepoCall, reply) => index(request, reply, parts));
     scope.delete(REPO_URL, (request: RepoCall) => remove(request, parts));
   });
 }
@@ -133,7 +133,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   const body = request.body as Readable | undefined;
   if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type or no body');
   const { signal, abort, release } = parts.inflight.track();
-  reply.raw.once('close', () => abort(new ServingError('client_gone', 'the client hung up')));
+  reply.raw.once('close', () => abort(clientGone()));
   const { uploadTimeoutMs } = parts;
   const silence = setTimeout(() => {
     const message = `the indexer said nothing for ${uploadTimeoutMs} ms (--upload-timeout-ms)`;

@@ -10,13 +10,13 @@ import { throttled } from '../../lib/process/log.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
 import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
 import { type AppOptions, createApp } from './app.ts';
-import { assertUtf8, decodedBody, parseJson } from './body.ts';
+import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
 import type { CompletionParts } from './completion-call.ts';
 import { addCompletionsRoute } from './completions.ts';
-import { asServingError, errorBody, validationError } from './errors.ts';
-import { watchHalfClose } from './half-close.ts';
+import { canOutlast, continueBody } from './connections.ts';
+import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
 import { toJson } from './json.ts';
-import { assertFewHeaders, closeAfterLinger } from './limits.ts';
+import { assertFewHeaders, awaitBody, closeAfterLinger } from './limits.ts';
 import { addMethodNotAllowed, collectMethods } from './methods.ts';
 import { addModelRoutes, type ModelParts } from './models.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
@@ -36,6 +36,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** The route needs no API key. */
     needsNoKey?: boolean;
+    /** The route's handler reads the body, for as long as --upload-timeout-ms. */
+    takesUploads?: boolean;
   }
 }
 
@@ -56,9 +58,6 @@ const LIMIT_HEADERS = ['x-llavacode-limit', 'x-llavacode-refused-by'];
 const REFUSALS_EVERY_MS = 1_000;
 
 export function createServer(parts: ServerParts): FastifyInstance {
-  const keyRefused = throttled(REFUSALS_EVERY_MS, (refusal: object, requests: number) =>
-    parts.log.warn({ ...refusal, requests }, 'API key refused'),
-  );
   const app = createApp(parts, sendError);
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
@@ -73,9 +72,23 @@ export function createServer(parts: ServerParts): FastifyInstance {
     return parseJson(body);
   });
   app.setReplySerializer(toJson);
+  addRequestHooks(app, parts);
+  app.setErrorHandler(sendError);
+  app.setNotFoundHandler((request) => {
+    throw notFound(request);
+  });
+  addRoutes(app, parts);
+  return app;
+}
+
+function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
+  const keyRefused = throttled(REFUSALS_EVERY_MS, (refusal: object, requests: number) =>
+    parts.log.warn({ ...refusal, requests }, 'API key refused'),
+  );
+  const bodyArrived = new WeakMap<FastifyRequest, () => void>();
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id);
-    watchHalfClose(request, reply);
+    if (!request.routeOptions.config.takesUploads) bodyArrived.set(request, awaitBody(request, reply, parts));
     assertFewHeaders(request);
     if (
       parts.localOnly &&
@@ -85,12 +98,12 @@ export function createServer(parts: ServerParts): FastifyInstance {
       throw new ServingError('host_not_allowed', `this gateway serves its own machine alone, not ${request.hostname}`);
     }
   });
-  app.addHook('onSend', async (_, reply) => closeAfterLinger(reply.raw));
   // Keys are checked before the body is read, and after the hooks of a route: its refusals are recorded too.
   app.addHook('preParsing', async (request, reply, payload) => {
+    if (reply.raw.destroyed) throw clientGone(); // while the request waited for its turn
     // The route decides, not the URL, which may spell its path in other ways.
     const { url, config } = request.routeOptions;
-    if (url === undefined) return payload;
+    if (url === undefined) throw notFound(request);
     if (!config.needsNoKey) {
       try {
         request.identity = parts.keys.identify(bearerKey(request));
@@ -100,15 +113,16 @@ export function createServer(parts: ServerParts): FastifyInstance {
       }
     }
     assertUtf8(request);
-    return decodedBody(request, reply, payload);
+    const body = decodedBody(request, reply, payload);
+    onceRead(body, () => continueBody(request.raw));
+    return body;
   });
-  app.setErrorHandler(sendError);
-  app.setNotFoundHandler((request) => {
-    throw new ServingError('not_found', `there is no ${request.method} ${request.url.split('?')[0]}`);
-  });
-  addRoutes(app, parts);
-  return app;
+  app.addHook('preValidation', async (request) => bodyArrived.get(request)?.());
+  app.addHook('onSend', async (_, reply) => closeAfterLinger(reply.raw));
 }
+
+const notFound = ({ method, url }: FastifyRequest) =>
+  new ServingError('not_found', `there is no ${method} ${url.split('?')[0]}`);
 
 function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   const methods = collectMethods(app);
@@ -132,7 +146,10 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429 || draining) {
     reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));
   }
-  if (draining) reply.header('connection', 'close'); // the next try goes to a gateway that stays
+  // While draining the next try goes to a gateway that stays. Of other refusals fastify closes more than it must.
+  const closes = draining || failure.code === 'request_timeout' || !canOutlast(request.raw);
+  if (closes) reply.header('connection', 'close');
+  else reply.removeHeader('connection');
   for (const header of LIMIT_HEADERS) if (failure.limit !== undefined) reply.header(header, failure.limit);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
   void reply.code(failure.kind.http).send(errorBody(failure, request.id, request.server.tellsInside));

@@ -1,0 +1,199 @@
+/**
+ * One connection of a client: its requests are worked on one after the other, and it ends so that the client hears the
+ * last answer.
+ *
+ * HTTP/1.1 lets a client send requests ahead of their answers (pipelining). Node hands out all of them at once, but
+ * tells only the response whose turn it is that its socket has closed: work on the others would go on for nobody. Here
+ * a request begins when the answer before it is out. The response of a request in work is therefore always the one that
+ * hears of its socket, and a connection never has more than one request in work.
+ */
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import { Server as TlsServer } from 'node:https';
+import type { Socket } from 'node:net';
+import { probeClient } from './half-close.ts';
+
+type Handler = (request: IncomingMessage, response: ServerResponse) => void;
+
+interface Exchange {
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+}
+
+/**
+ * Requests that may wait on one connection for the answer before theirs: each takes some KiB. Clients that send ahead
+ * send a few; a connection with more is closed.
+ */
+const MAX_WAITING = 128;
+
+/**
+ * Bytes that are read and dropped after an answer that came before the end of its request: many clients read the answer
+ * only when they have sent all. 64 MiB are 16 times the largest body that is accepted by default.
+ */
+const MAX_DROPPED_BYTES = 64 * 1024 * 1024;
+
+const connections = new WeakMap<Socket, Connection>();
+/** Requests whose client sends the body only after `100 Continue`. */
+const awaitingContinue = new WeakMap<IncomingMessage, ServerResponse>();
+
+/**
+ * Serves each connection of a server in turn.
+ * @param lingerMs time that a client gets to stop sending, once it has been answered for the last time.
+ */
+export function serveInTurn(server: Server, handle: Handler, lingerMs: number): void {
+  server.on(server instanceof TlsServer ? 'secureConnection' : 'connection', (socket: Socket) => {
+    connections.set(socket, new Connection(socket, handle, lingerMs));
+  });
+  const receive: Handler = (request, response) => connections.get(request.socket)?.receive({ request, response });
+  server.on('request', receive);
+  server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
+    awaitingContinue.set(request, response);
+    receive(request, response);
+  });
+}
+
+/**
+ * Whether a connection can serve further requests after an answer to this one that comes before its end: what is left
+ * of it is known to be little, and is read and dropped.
+ */
+export function canOutlast({ complete, headers }: IncomingMessage): boolean {
+  return complete !== false || Number(headers['content-length'] ?? Number.POSITIVE_INFINITY) <= MAX_DROPPED_BYTES;
+}
+
+/** Must be called when the body of a request is read for the first time: until then a client may hold it back. */
+export function continueBody(request: IncomingMessage): void {
+  awaitingContinue.get(request)?.writeContinue();
+  awaitingContinue.delete(request);
+}
+
+/**
+ * Answers a connection whose bytes are not a request: nothing else is read from it or sent on it.
+ * @param answer a whole response.
+ */
+export function answerConnection(socket: Socket, answer: string): void {
+  const connection = connections.get(socket);
+  if (connection === undefined) socket.destroy();
+  else connection.fail(answer);
+}
+
+class Connection {
+  readonly #socket: Socket;
+  readonly #handle: Handler;
+  readonly #lingerMs: number;
+  #current: Exchange | undefined;
+  readonly #waiting: Exchange[] = [];
+  readonly #probe: () => void;
+  #closing = false;
+
+  constructor(socket: Socket, handle: Handler, lingerMs: number) {
+    this.#socket = socket;
+    this.#handle = handle;
+    this.#lingerMs = lingerMs;
+    // Node closes a connection by this method, after an answer that is the last one.
+    socket.destroySoon = () => this.#closeSoon();
+    socket.once('close', () => this.#closed());
+    this.#probe = probeClient(socket, () => (this.#isDeaf ? this.#current?.response : undefined));
+  }
+
+  receive(exchange: Exchange): void {
+    if (this.#closing) return;
+    if (this.#current === undefined) {
+      this.#begin(exchange);
+    } else if (this.#waiting.length < MAX_WAITING) {
+      this.#waiting.push(exchange);
+      this.#probe();
+    } else {
+      this.#socket.destroy();
+    }
+  }
+
+  fail(answer: string): void {
+    if (this.#closing) return; // its client was answered already, and has stopped in the middle of what it sent
+    const { response } = this.#current ?? {};
+    // Within an answer nothing else can be said.
+    if (!this.#socket.writable || response?.headersSent) {
+      this.#socket.destroy();
+      return;
+    }
+    this.#socket.write(answer);
+    this.#closeSoon();
+    if (response) tellClosed(response);
+  }
+
+  /**
+   * Whether the end of the connection would not be seen: the client has ended its sending side, or nothing is read
+   * since a request that waits has a body that nobody takes yet.
+   */
+  get #isDeaf(): boolean {
+    return this.#socket.readableEnded || this.#waiting.at(-1)?.request.complete === false;
+  }
+
+  #begin(exchange: Exchange): void {
+    this.#current = exchange;
+    const { request, response } = exchange;
+    response.once('close', () => {
+      if (request.complete) this.#next();
+      else if (canOutlast(request)) this.#awaitRest(request);
+      else this.#closeSoon();
+    });
+    this.#handle(request, response);
+  }
+
+  #next(): void {
+    this.#current = undefined;
+    const next = this.#waiting.shift();
+    if (next && !this.#closing) this.#begin(next);
+  }
+
+  /** Node reads and drops the rest of a request that has been answered. */
+  #awaitRest(request: IncomingMessage): void {
+    if (this.#closing) return;
+    const timer = setTimeout(() => this.#socket.destroy(), this.#lingerMs).unref();
+    this.#socket.once('close', () => clearTimeout(timer));
+    request.resume().once('end', () => {
+      clearTimeout(timer);
+      this.#next();
+    });
+  }
+
+  /** Requests that waited are refused like any other whose client is gone: they have their lines in the log. */
+  #closed(): void {
+    this.#closing = true;
+    for (const { request, response } of this.#waiting.splice(0)) {
+      response.destroyed = true;
+      this.#handle(request, response);
+      setImmediate(tellClosed, response);
+    }
+  }
+
+  /**
+   * Ends the sending side once all is sent, then reads and drops what the client still sends: closing at once would
+   * reset the connection, and the client would lose an answer that it has not read yet.
+   */
+  #closeSoon(): void {
+    if (this.#closing) return;
+    this.#closing = true;
+    const socket = this.#socket;
+    const timer = setTimeout(() => socket.destroy(), this.#lingerMs).unref();
+    socket.once('close', () => clearTimeout(timer));
+    socket.end();
+    socket.resume();
+    // Node starts reading again in its own listener of `resume`, which goes with its parser.
+    setImmediate(dropAll, socket);
+  }
+}
+
+/** Takes a socket from Node's parser, and reads and drops what comes. */
+function dropAll(socket: Socket): void {
+  let dropped = 0;
+  socket.removeAllListeners('data');
+  socket.on('data', (data) => {
+    dropped += data.length;
+    if (dropped > MAX_DROPPED_BYTES) socket.destroy();
+  });
+}
+
+/** Tells whoever works on a response that its socket has closed, where Node does not. */
+function tellClosed(response: ServerResponse): void {
+  response.destroyed = true;
+  response.emit('close');
+}
