@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { echoOf } from '../../services/gateway/completion/choice.ts';
 import { completionBody } from '../../services/gateway/http/completion-body.ts';
+import { atOnce } from '../../services/lib/async/turns.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { PromptBuilder } from '../../services/lib/text/prompt.ts';
@@ -23,7 +24,7 @@ const tokenizer = new Tokenizer(json);
 const room = { capacity: 64, maxTokens: 8 };
 const build = (parts: Partial<Parameters<PromptBuilder['build']>[0]>, format?: 'prefix-only') => {
   const builder = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, format));
-  return Array.from(builder.build({ ...room, prompt: '', ...parts }).ids);
+  return Array.from(atOnce(builder.build({ ...room, prompt: '', ...parts })).ids);
 };
 
 describe('the beginning of text', () => {
@@ -49,7 +50,9 @@ describe('the beginning of text', () => {
   test('the beginning of text moves the places of soft tokens only if it is there', () => {
     const context = { kind: 'soft', vectors: [Float32Array.of(1, 2)] } as const;
     const builder = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer));
-    const positions = (prompt: string | number[]) => [...builder.build({ ...room, prompt, context }).soft.positions];
+    const positions = (prompt: string | number[]) => [
+      ...atOnce(builder.build({ ...room, prompt, context })).soft.positions,
+    ];
     expect([positions('a'), positions([7])]).toEqual([[1], [0]]);
   });
 

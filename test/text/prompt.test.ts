@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { atOnce } from '../../services/lib/async/turns.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { PromptBuilder, share } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
@@ -18,7 +19,7 @@ const [PREFIX, SUFFIX, MIDDLE] = ['<|fim_prefix|>', '<|fim_suffix|>', '<|fim_mid
   number,
 ];
 const room = { capacity: 4096, maxTokens: 16 };
-const ids = (...parts: Parameters<PromptBuilder['build']>) => Array.from(builder.build(...parts).ids);
+const ids = (...parts: Parameters<PromptBuilder['build']>) => Array.from(atOnce(builder.build(...parts)).ids);
 
 /** A tokenizer that knows only these names. */
 const naming = (...names: string[]) => ({
@@ -77,7 +78,7 @@ describe('fill-in-the-middle', () => {
 
   test('a model that cannot fill in the middle gets no text after the cursor', () => {
     const plain = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, 'prefix-only'));
-    expect(Array.from(plain.build({ ...room, prompt: [5, 6], suffix: 'later' }).ids)).toEqual([5, 6]);
+    expect(Array.from(atOnce(plain.build({ ...room, prompt: [5, 6], suffix: 'later' })).ids)).toEqual([5, 6]);
   });
 
   test('a cut keeps what is nearest to the cursor, two parts before it for one after it', () => {
@@ -150,7 +151,7 @@ describe('soft context', () => {
   const context = { kind: 'soft', vectors } as const;
 
   test('soft context comes first in the prompt, the best chunk first', () => {
-    const prompt = builder.build({ ...room, prompt: [7], suffix: '', context });
+    const prompt = atOnce(builder.build({ ...room, prompt: [7], suffix: '', context }));
     const pad = id('<|fim_pad|>');
     expect(Array.from(prompt.ids)).toEqual([pad, pad, pad, PREFIX, 7, SUFFIX, MIDDLE]);
     expect(Array.from(prompt.soft.positions)).toEqual([0, 1, 2]);
@@ -168,7 +169,8 @@ describe('soft context', () => {
   });
 
   test('a prompt says how much of its soft context stands in it', () => {
-    const built = (capacity: number) => builder.build({ capacity, maxTokens: 1, prompt: [1, 2, 3, 4], context });
+    const built = (capacity: number) =>
+      atOnce(builder.build({ capacity, maxTokens: 1, prompt: [1, 2, 3, 4], context }));
     expect(built(99)).toMatchObject({ contextChunks: 3, contextCut: false });
     const tight = built(7);
     expect(tight).toMatchObject({ contextChunks: 2, contextCut: true });
@@ -214,11 +216,11 @@ describe('context gives way', () => {
             ...(truncateTo && { truncateTo }),
           };
           try {
-            build.build(asked);
+            atOnce(build.build(asked));
           } catch {
             return; // it does not fit anyway
           }
-          const built = build.build({ ...asked, context });
+          const built = atOnce(build.build({ ...asked, context }));
           expect(built.ids.length).toBeLessThanOrEqual(rest.capacity - 1);
           expect(built.contextChunks).toBeLessThanOrEqual(chunks.length);
           if (built.contextChunks < chunks.length && (context.kind === 'soft' || context.maxTokens === 512)) {
@@ -247,7 +249,7 @@ describe('context as text', () => {
     const cut = ids({ ...room, prompt: [7], suffix: '', context: { ...context, maxTokens: 8 } });
     expect(cut).toEqual([...front.slice(0, 8), ...end]);
     const built = (maxTokens: number, capacity = 4096) =>
-      builder.build({ capacity, maxTokens: 1, prompt: [7], suffix: '', context: { ...context, maxTokens } });
+      atOnce(builder.build({ capacity, maxTokens: 1, prompt: [7], suffix: '', context: { ...context, maxTokens } }));
     // The context's own limit is what the client asked for; room is not.
     expect(built(8)).toMatchObject({ contextChunks: 1, contextCut: false });
     expect(built(512)).toMatchObject({ contextChunks: 2, contextCut: false });
@@ -258,7 +260,7 @@ describe('context as text', () => {
   test('context as text is written as comments if the model has no repository form', () => {
     const plain = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer, 'prefix-only'));
     const prompt = (path: string) =>
-      tokenizer.decode(plain.build({ ...room, prompt: 'z', suffix: '', context: { ...context, path } }).ids);
+      tokenizer.decode(atOnce(plain.build({ ...room, prompt: 'z', suffix: '', context: { ...context, path } })).ids);
     expect(prompt('c.py')).toBe(
       '# Here are some relevant code fragments from other files of the repo:\n\n' +
         '# the below code fragment can be found in:\n# a.py\n# x = 1\n\n' +
@@ -284,7 +286,7 @@ describe('between two keystrokes', () => {
     const build = new PromptBuilder(tokenizer, format, order);
     const suffix = '\n    return result\n';
     return Array.from({ length: typed.length }, (_, i) =>
-      Array.from(build.build({ prompt: file + typed.slice(0, i), suffix, capacity, maxTokens: 16 }).ids),
+      Array.from(atOnce(build.build({ prompt: file + typed.slice(0, i), suffix, capacity, maxTokens: 16 })).ids),
     );
   };
   const shared = (a: readonly number[], b: readonly number[]) => a.findIndex((token, i) => token !== b[i]);
@@ -311,7 +313,7 @@ describe('between two keystrokes', () => {
   });
 
   test('spm frames RIGHT first', () => {
-    const built = new PromptBuilder(tokenizer, format, 'spm').build({ prompt: 'a', suffix: 'b', ...room });
+    const built = atOnce(new PromptBuilder(tokenizer, format, 'spm').build({ prompt: 'a', suffix: 'b', ...room }));
     const [a, b] = [tokenizer.encode('a'), tokenizer.encode('b')];
     expect(Array.from(built.ids)).toEqual([SUFFIX, ...b, PREFIX, ...a, MIDDLE]);
   });

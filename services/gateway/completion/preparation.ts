@@ -2,6 +2,7 @@
  * One prompt of a request made ready for workers: chunks of the repository for the text around the cursor, the prompt
  * as token ids, and its choices, which have nothing in them yet.
  */
+import { inTurns } from '../../lib/async/turns.ts';
 import { REACH } from '../../lib/rag/search/query.ts';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
@@ -74,7 +75,7 @@ export class Preparation {
     const input = request.prompts[promptIndex]!;
     const found = await this.#retrieve(request, input, scope);
     timeline.mark('retrieved');
-    const prompt = this.#prompts.build({
+    const parts = {
       prompt: input,
       suffix: request.suffix,
       context: found?.context,
@@ -82,7 +83,8 @@ export class Preparation {
       maxTokens: request.maxTokens,
       truncateTo: request.truncatePromptTokens,
       addSpecialTokens: request.addSpecialTokens,
-    });
+    };
+    const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
     if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);

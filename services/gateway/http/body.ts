@@ -5,7 +5,9 @@
 import { Transform } from 'node:stream';
 import * as zlib from 'node:zlib';
 import type { FastifyReply, FastifyRequest, RequestPayload } from 'fastify';
+import { inTurns, Turns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
+import { assertWithinBounds } from './json-bounds.ts';
 
 /** zstd came to Node with 22.15. */
 interface MaybeZstd {
@@ -110,20 +112,38 @@ export function assertUtf8({ headers }: FastifyRequest): void {
   }
 }
 
-/** Leaves out a byte order mark. */
-const UTF8 = new TextDecoder('utf-8', { fatal: true });
+/** Bytes that are decoded in one step. */
+const STEP_BYTES = 65_536;
 
-/** @throws ServingError invalid_request for bytes that are not UTF-8, or not JSON. */
-export function parseJson(bytes: Uint8Array): unknown {
-  let text: string;
-  try {
-    text = UTF8.decode(bytes);
-  } catch (cause) {
-    throw new ServingError('invalid_request', 'the body is not valid UTF-8: send JSON in UTF-8', { cause });
-  }
+/**
+ * Reads JSON in turns. Only JSON.parse works in one go, on what {@link assertWithinBounds} lets through.
+ * @throws ServingError invalid_request for bytes that are not UTF-8, or not JSON, or JSON of more parts than a request
+ *   can need.
+ */
+export async function parseJson(bytes: Uint8Array): Promise<unknown> {
+  await inTurns(assertWithinBounds(bytes));
+  const text = await inTurns(decoded(bytes));
   try {
     return JSON.parse(text);
   } catch (cause) {
     throw new ServingError('invalid_request', `the body is not valid JSON: ${(cause as Error).message}`, { cause });
+  } finally {
+    // What parses a large body has had its turn, and those who validate it and use it come in another one.
+    if (bytes.length > STEP_BYTES) await new Turns().next();
+  }
+}
+
+/** The text of UTF-8, without a byte order mark. It yields between two steps. */
+function* decoded(bytes: Uint8Array): Generator<void, string> {
+  const decoder = new TextDecoder('utf-8', { fatal: true });
+  try {
+    let text = '';
+    for (let at = 0; at < bytes.length; at += STEP_BYTES) {
+      text += decoder.decode(bytes.subarray(at, at + STEP_BYTES), { stream: true });
+      yield;
+    }
+    return text + decoder.decode();
+  } catch (cause) {
+    throw new ServingError('invalid_request', 'the body is not valid UTF-8: send JSON in UTF-8', { cause });
   }
 }

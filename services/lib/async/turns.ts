@@ -1,20 +1,70 @@
-/** Divides long work on the event loop into turns: `if (turns.over) await turns.next();` between two pieces of it. */
-import { setImmediate } from 'node:timers/promises';
+/**
+ * Divides long work on the event loop into turns, so that no work keeps the others waiting for long.
+ *
+ *   if (turns.over) await turns.next();       between two pieces of it
+ *   await inTurns(steps, signal);             for work that is a generator, which yields between two pieces
+ *
+ * All long work of the process shares one turn per round of the event loop, and waits for its next turn in one line: a
+ * hundred long pieces of work at once do not block the loop for a hundred turns.
+ */
+import { setImmediate } from 'node:timers';
 
 /** Other work on the event loop waits at most this long, in ms, plus the time of one piece. */
 const TURN_MS = 5;
 
-export class Turns {
-  #endsMs = performance.now() + TURN_MS;
+/** Those that wait for a turn, the first one first. */
+const line: (() => void)[] = [];
+let open = false;
+let endsMs = 0;
 
+function openTurn(): void {
+  open = true;
+  endsMs = performance.now() + TURN_MS;
+  // Runs after the events of this round, and before those of the next one.
+  setImmediate(() => {
+    open = false;
+    const next = line.shift();
+    if (next === undefined) return;
+    openTurn();
+    next();
+  });
+}
+
+export class Turns {
   /** Whether the turn is over. Ask this before `next`, because awaiting between a million pieces would be slow. */
   get over(): boolean {
-    return performance.now() >= this.#endsMs;
+    if (!open) openTurn();
+    return performance.now() >= endsMs;
   }
 
   /** Lets other work run, then starts a new turn. */
-  async next(): Promise<void> {
-    await setImmediate();
-    this.#endsMs = performance.now() + TURN_MS;
+  next(): Promise<void> {
+    if (!open) openTurn();
+    return new Promise((resolve) => line.push(resolve));
+  }
+}
+
+/**
+ * Runs work to its end in turns, and returns what it returns.
+ * @param steps yields between two pieces of the work.
+ * @throws whatever the work throws; the signal's reason.
+ */
+export async function inTurns<T>(steps: Generator<unknown, T>, signal?: AbortSignal): Promise<T> {
+  const turns = new Turns();
+  for (;;) {
+    if (turns.over) {
+      await turns.next();
+      signal?.throwIfAborted();
+    }
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
+}
+
+/** Runs work that is divided into steps to its end in one go. */
+export function atOnce<T>(steps: Generator<unknown, T>): T {
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
   }
 }

@@ -13,8 +13,10 @@
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/token-prompt.ts';
 import type { PromptFormat, PromptOrder } from './prompt-format.ts';
-import { type TextContext, textContextIds } from './text-context.ts';
+import { type TextContext, textContextSteps } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';
+
+type Ids = readonly number[];
 
 /** A prompt, and how much of the context that was offered stands in it. */
 export interface BuiltPrompt extends TokenPrompt {
@@ -69,15 +71,17 @@ export class PromptBuilder {
 
   /**
    * Builds one prompt. A file around a cursor that does not fit is cut, far from the cursor first. A raw prompt is cut
-   * only if `truncateTo` says so. Context never keeps a prompt out: it is cut to the room that it may have.
+   * only if `truncateTo` says so. Context never keeps a prompt out: it is cut to the room that it may have. It yields
+   * between two words, since a prompt may have megabytes.
    * @throws ServingError context_length_exceeded; invalid_request for an empty prompt.
    */
-  build(parts: PromptParts): BuiltPrompt {
+  *build(parts: PromptParts): Generator<void, BuiltPrompt> {
     const bos = leadingIds(this.#tokenizer, parts, this.#format.frame !== undefined);
     const room = this.#room(parts) - bos.length;
-    const uncut = parts.suffix === undefined && parts.truncateTo === undefined ? this.#raw(parts, room) : undefined;
-    const context = this.#context(parts.context, this.#contextRoom(parts, room, uncut?.length));
-    const own = uncut ?? this.#cut(parts, room - context.ids.length);
+    const uncut =
+      parts.suffix === undefined && parts.truncateTo === undefined ? yield* this.#raw(parts, room) : undefined;
+    const context = yield* this.#context(parts.context, this.#contextRoom(parts, room, uncut?.length));
+    const own = uncut ?? (yield* this.#cut(parts, room - context.ids.length));
     const ids = [...bos, ...context.ids, ...own];
     if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
     return {
@@ -112,9 +116,9 @@ export class PromptBuilder {
   }
 
   /** The context as ids, with the vectors that take the places of some, as far as it fits into `room` tokens. */
-  #context(context: PromptParts['context'], room: number) {
+  *#context(context: PromptParts['context'], room: number) {
     if (context?.kind === 'text') {
-      return { ...textContextIds(this.#tokenizer, this.#format, context, room), vectors: [] };
+      return { ...(yield* textContextSteps(this.#tokenizer, this.#format, context, room)), vectors: [] };
     }
     const offered = context?.vectors ?? [];
     const vectors = offered.slice(0, Math.max(room, 0));
@@ -123,33 +127,36 @@ export class PromptBuilder {
   }
 
   /** A raw prompt that must fit. */
-  #raw(parts: PromptParts, room: number): readonly number[] {
+  *#raw(parts: PromptParts, room: number): Generator<void, Ids> {
     const { prompt } = parts;
-    const ids = typeof prompt === 'string' ? this.#tokenizer.encodeHead(prompt, room + 1, 'as tokens') : prompt;
+    const ids = typeof prompt === 'string' ? yield* this.#tokenizer.headSteps(prompt, room + 1, 'as tokens') : prompt;
     if (ids.length > room)
       throw tooLong(parts, typeof prompt === 'string' ? 'the prompt' : `a prompt of ${ids.length} tokens`);
     return ids;
   }
 
   /** A prompt that is cut to the room. */
-  #cut(parts: PromptParts, room: number): readonly number[] {
+  *#cut(parts: PromptParts, room: number): Generator<void, Ids> {
     const { prompt, suffix } = parts;
-    if (suffix !== undefined) return this.#fillIn(prompt, suffix, room, parts);
+    if (suffix !== undefined) return yield* this.#fillIn(prompt, suffix, room, parts);
     if (room < 1) throw tooLong(parts, 'the token that every prompt begins with');
-    return typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, room, 'as tokens') : prompt.slice(-room);
+    return typeof prompt === 'string'
+      ? yield* this.#tokenizer.tailSteps(prompt, room, 'as tokens')
+      : prompt.slice(-room);
   }
 
-  #fillIn(prompt: PromptParts['prompt'], suffix: string, room: number, parts: PromptParts): readonly number[] {
+  *#fillIn(prompt: PromptParts['prompt'], suffix: string, room: number, parts: PromptParts): Generator<void, Ids> {
     const { frame } = this.#format;
     const sides = room - (frame?.length ?? 0);
     if (sides < 1) throw tooLong(parts, 'the frame of a prompt with suffix');
     // One token more than fits shows whether anything is cut.
-    const left = typeof prompt === 'string' ? this.#tokenizer.encodeTail(prompt, sides + 1) : prompt.slice(-sides - 1);
-    if (frame === undefined) return left.length > sides ? this.#cutLeft(prompt, left, sides) : left;
-    const right = this.#tokenizer.encodeHead(suffix, sides);
+    const left =
+      typeof prompt === 'string' ? yield* this.#tokenizer.tailSteps(prompt, sides + 1) : prompt.slice(-sides - 1);
+    if (frame === undefined) return left.length > sides ? yield* this.#cutLeft(prompt, left, sides) : left;
+    const right = yield* this.#tokenizer.headSteps(suffix, sides);
     const [keepLeft, keepRight] = share(sides, left.length, right.length);
     const [prefixId, suffixId, middleId] = frame;
-    const before = [prefixId, ...(keepLeft < left.length ? this.#cutLeft(prompt, left, keepLeft) : left)];
+    const before = [prefixId, ...(keepLeft < left.length ? yield* this.#cutLeft(prompt, left, keepLeft) : left)];
     const after = [suffixId, ...right.slice(0, keepRight)];
     return [...(this.#order === 'psm' ? [...before, ...after] : [...after, ...before]), middleId];
   }
@@ -158,7 +165,7 @@ export class PromptBuilder {
    * At most the last `count` tokens of LEFT, from a place that does not move with the cursor.
    * @param ids the end of LEFT: more than `count` tokens.
    */
-  #cutLeft(prompt: PromptParts['prompt'], ids: readonly number[], count: number): readonly number[] {
+  *#cutLeft(prompt: PromptParts['prompt'], ids: Ids, count: number): Generator<void, Ids> {
     const kept = ids.slice(ids.length - count);
     if (typeof prompt !== 'string') return kept;
     const start = prompt.length - this.#tokenizer.decode(kept).length;
@@ -166,7 +173,7 @@ export class PromptBuilder {
     const line = prompt.indexOf('\n', cut) + 1;
     // In a file of one endless line, or if this cut would leave little, it is better to keep all that fits.
     if (line === 0 || line - start > (prompt.length - start) / 2) return kept;
-    const whole = this.#tokenizer.encode(prompt.slice(line));
+    const whole = yield* this.#tokenizer.headSteps(prompt.slice(line), count + 1);
     return whole.length <= count ? whole : kept;
   }
 }

@@ -29,20 +29,20 @@ export interface FittedText {
 }
 
 /**
- * The ids of the context; none if there are no chunks, or if not even a part of one fits.
+ * The ids of the context, made in steps; none if there are no chunks, or if not even a part of one fits.
  * @param room the most ids, those included that the context's own limit does not count.
  */
-export function textContextIds(
+export function* textContextSteps(
   tokenizer: Tokenizer,
   format: PromptFormat,
   context: TextContext,
   room: number,
-): FittedText {
+): Generator<void, FittedText> {
   if (context.chunks.length === 0) return { ids: [], chunks: 0, cut: false };
   const { ids, chunks, cut } =
     format.repository === undefined
-      ? commentForm(tokenizer, context, room)
-      : repositoryForm(tokenizer, format.repository, context, room);
+      ? yield* commentForm(tokenizer, context, room)
+      : yield* repositoryForm(tokenizer, format.repository, context, room);
   return { ids: chunks === 0 ? [] : ids, chunks, cut };
 }
 
@@ -50,19 +50,20 @@ export function textContextIds(
  * Qwen2.5-Coder's form: the repository's name, then each file under its name. The context's own limit spares the
  * current file's name; the room does not.
  */
-function repositoryForm(
+function* repositoryForm(
   tokenizer: Tokenizer,
   { repo, file }: NonNullable<PromptFormat['repository']>,
   context: TextContext,
   room: number,
-): FittedText {
+): Generator<void, FittedText> {
   const end = [file, ...tokenizer.encode(`${context.path}\n`)];
   const limit = Math.min(context.maxTokens, room - end.length);
   const ids = [repo, ...tokenizer.encode(`${context.repo}\n`)];
   let chunks = 0;
   for (const chunk of context.chunks) {
     if (ids.length >= limit) break;
-    ids.push(file, ...tokenizer.encodeHead(`${chunk.path}\n${withoutLastNewline(chunk.text)}\n`, limit));
+    const text = `${chunk.path}\n${withoutLastNewline(chunk.text)}\n`;
+    ids.push(file, ...(yield* tokenizer.headSteps(text, limit)));
     chunks++;
   }
   const whole = chunks === context.chunks.length && ids.length <= limit;
@@ -70,11 +71,11 @@ function repositoryForm(
 }
 
 /** The context as comments. */
-function commentForm(tokenizer: Tokenizer, context: TextContext, room: number): FittedText {
+function* commentForm(tokenizer: Tokenizer, context: TextContext, room: number): Generator<void, FittedText> {
   const limit = Math.max(Math.min(context.maxTokens, room), 0);
   const { head, blocks } = commented(context);
   // One token more than fits shows whether anything is cut.
-  const ids = tokenizer.encodeHead(`${head}${blocks.join('\n')}\n`, limit + 1);
+  const ids = yield* tokenizer.headSteps(`${head}${blocks.join('\n')}\n`, limit + 1);
   const whole = ids.length <= limit;
   const kept = ids.slice(0, limit);
   let start = head.length;

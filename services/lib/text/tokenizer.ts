@@ -8,6 +8,9 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as Library } from '@huggingface/tokenizers';
+import { atOnce } from '../async/turns.ts';
+import { AddedTokenSearch } from './added-tokens.ts';
+import { Normalizer } from './normalizer.ts';
 import {
   BYTE_OF_SYMBOL,
   invalid,
@@ -21,6 +24,19 @@ import { blockEnd, blockStart, wordParts } from './word-blocks.ts';
 import { WordCache } from './word-cache.ts';
 
 type Ids = readonly number[];
+type AddedTokenJson = TokenizerJson['added_tokens'][number];
+
+/** Text without added tokens, and whether it is in normal form already. */
+interface Stretch {
+  readonly text: string;
+  readonly normal: boolean;
+}
+
+/** Text that is split block by block, and what is done to a block before. */
+interface Blocks {
+  readonly text: string;
+  readonly normalize: (block: string) => string;
+}
 
 /**
  * How the name of an added token in a text is read: as plain characters (a user's file that happens to hold one), or as
@@ -58,14 +74,20 @@ export class Tokenizer {
   readonly #cache = new WordCache();
   readonly #addedIds: ReadonlyMap<string, number>;
   readonly #specialIds: ReadonlySet<number>;
-  /** Finds added tokens in a text; undefined if their options need the library's own, slower search. */
-  readonly #addedPattern: RegExp | undefined;
+  /** Finds added tokens in plain text, and then those that stand in normalised text. */
+  readonly #added: AddedTokenSearch;
+  readonly #addedNormalized: AddedTokenSearch;
+  readonly #normalizer: Normalizer;
+  /** Whether a text that does not begin with a space is given one. */
+  readonly #prefixSpace: boolean;
   readonly #bytes: (Uint8Array | undefined)[];
 
   /** @throws ServingError bundle_invalid */
   constructor(json: TokenizerJson, config: TokenizerConfig = {}, file = 'tokenizer.json') {
     const { splits, bytes } = preTokenizers(json, file);
-    const byRegex = bytes.use_regex !== false && bytes.add_prefix_space !== true;
+    // A ByteLevel alone puts its space before a text; behind other pre-tokenizers, before each of their words.
+    this.#prefixSpace = bytes.add_prefix_space === true && splits.length === 0;
+    const byRegex = bytes.use_regex !== false && (bytes.add_prefix_space !== true || this.#prefixSpace);
     try {
       this.#library = new Library(json, config);
       const stage = (pre_tokenizer: object) =>
@@ -73,7 +95,8 @@ export class Tokenizer {
           .pre_tokenizer;
       const words = byRegex ? [...splits, GPT2_WORDS] : splits;
       this.#splitter = words.length === 0 ? null : stage({ type: 'Sequence', pretokenizers: words });
-      this.#symbols = stage(byRegex ? { ...bytes, use_regex: false } : bytes)!;
+      const ofWords = this.#prefixSpace ? { ...bytes, add_prefix_space: false } : bytes;
+      this.#symbols = stage(byRegex ? { ...ofWords, use_regex: false } : ofWords)!;
       const { leading, trailing } = this.#template();
       this.leadingIds = leading;
       this.trailingIds = trailing;
@@ -82,7 +105,16 @@ export class Tokenizer {
     }
     this.#addedIds = new Map(json.added_tokens.map((token) => [token.content, token.id]));
     this.#specialIds = new Set(json.added_tokens.filter((token) => token.special).map((token) => token.id));
-    this.#addedPattern = addedPattern(json);
+    const { normalizer } = this.#library;
+    this.#normalizer = new Normalizer(json.normalizer, (text) => normalizer?.normalize(text) ?? text);
+    const inNormal = (token: AddedTokenJson) => normalizer !== null && (token.normalized ?? !token.special);
+    const named = json.added_tokens.map((token) => [token.content, token] as const);
+    this.#added = new AddedTokenSearch(named.filter(([, token]) => !inNormal(token)));
+    this.#addedNormalized = new AddedTokenSearch(
+      named
+        .filter(([, token]) => inNormal(token))
+        .map(([name, token]) => [this.#normalizer.normalize(name), token] as const),
+    );
     this.#bytes = tokenBytes(json);
     this.vocabSize = this.#bytes.length;
     const eosNames = config.eos_token ? [config.eos_token, ...EOS_NAMES] : EOS_NAMES;
@@ -96,23 +128,45 @@ export class Tokenizer {
 
   /** The first `count` ids of a text, or all if there are fewer. The rest of the text costs nothing. */
   encodeHead(text: string, count: number, names: Names = 'as text'): number[] {
-    const ids: number[] = [];
-    if (count <= 0) return ids;
-    for (const section of this.#sections(text, names)) {
-      for (const part of typeof section === 'number' ? [[section]] : this.#idsByWord(section)) {
-        if (append(ids, part) >= count) return ids.slice(0, count);
-      }
-    }
-    return ids;
+    return atOnce(this.headSteps(text, count, names));
   }
 
   /** The last `count` ids of a text, or all if there are fewer. The rest of the text costs nothing. */
   encodeTail(text: string, count: number, names: Names = 'as text'): number[] {
+    return atOnce(this.tailSteps(text, count, names));
+  }
+
+  /** Does the work of {@link encodeHead} in steps, word by word. */
+  *headSteps(text: string, count: number, names: Names = 'as text'): Generator<void, number[]> {
+    const ids: number[] = [];
+    if (count <= 0) return ids;
+    for (const section of this.#sections(text, names)) {
+      if (section === undefined) yield;
+      else if (typeof section === 'number') append(ids, [section]);
+      else {
+        for (const part of this.#idsByWord(section)) {
+          if (append(ids, part) >= count) return ids.slice(0, count);
+          yield;
+        }
+      }
+      if (ids.length >= count) return ids;
+    }
+    return ids;
+  }
+
+  /** Does the work of {@link encodeTail} in steps, word by word. */
+  *tailSteps(text: string, count: number, names: Names = 'as text'): Generator<void, number[]> {
     const reversed: number[] = [];
     if (count <= 0) return reversed;
-    for (const section of this.#sections(text, names).reverse()) {
+    const sections = new LastSections(count);
+    for (const section of this.#sections(text, names)) {
+      if (section !== undefined) sections.add(section);
+      yield;
+    }
+    for (const section of sections.backwards()) {
       for (const part of typeof section === 'number' ? [[section]] : this.#idsByWordBackwards(section)) {
         if (append(reversed, part.toReversed()) >= count) return reversed.slice(0, count).reverse();
+        yield;
       }
     }
     return reversed.reverse();
@@ -145,41 +199,69 @@ export class Tokenizer {
     return Buffer.concat(Array.from(ids, (id) => this.bytes(id))).toString('utf8');
   }
 
-  /** Splits a text into stretches of plain text and ids of added tokens. */
-  #sections(text: string, names: Names): (string | number)[] {
-    if (names === 'as text') return [text];
-    if (this.#addedPattern === undefined) return this.#library.encode(text, { add_special_tokens: false }).ids;
-    const sections: (string | number)[] = [];
-    let start = 0;
-    for (const match of text.matchAll(this.#addedPattern)) {
-      sections.push(text.slice(start, match.index), this.#addedIds.get(match[0])!);
-      start = match.index + match[0].length;
+  /**
+   * Splits a text into stretches of plain text and ids of added tokens. Yields undefined between two steps of a long
+   * search.
+   */
+  *#sections(text: string, names: Names): Generator<Stretch | number | undefined, void> {
+    if (names === 'as text') {
+      yield { text, normal: false };
+      return;
     }
-    sections.push(text.slice(start));
-    return sections;
+    for (const section of this.#added.sections(text)) {
+      if (section === undefined) yield undefined;
+      else if (section.id !== undefined) yield section.id;
+      else yield* this.#normalSections(text.slice(section.start, section.end));
+    }
   }
 
-  *#idsByWord(text: string): Generator<Ids> {
-    const normal = this.#library.normalizer?.normalize(text) ?? text;
-    for (let start = 0; start < normal.length; ) {
-      const end = blockEnd(normal, start);
-      for (const word of this.#words(normal, start, end)) yield this.#idsOf(word);
+  /** Splits plain text further, by the added tokens that stand in normalised text. */
+  *#normalSections(text: string): Generator<Stretch | number | undefined, void> {
+    if (this.#addedNormalized.isEmpty && this.#normalizer.bySlice) {
+      yield { text, normal: false };
+      return;
+    }
+    const normal = yield* this.#normalizer.steps(text);
+    for (const section of this.#addedNormalized.sections(normal)) {
+      if (section === undefined) yield undefined;
+      else yield section.id ?? { text: normal.slice(section.start, section.end), normal: true };
+    }
+  }
+
+  *#idsByWord(stretch: Stretch): Generator<Ids> {
+    const blocks = this.#asBlocks(stretch);
+    const { text } = blocks;
+    for (let start = 0; start < text.length; ) {
+      const end = blockEnd(text, start);
+      for (const word of this.#words(blocks, start, end)) yield this.#idsOf(word);
       start = end;
     }
   }
 
-  *#idsByWordBackwards(text: string): Generator<Ids> {
-    const normal = this.#library.normalizer?.normalize(text) ?? text;
-    for (let end = normal.length; end > 0; ) {
-      const start = blockStart(normal, end);
-      for (const word of this.#words(normal, start, end).reverse()) yield this.#idsOf(word);
+  *#idsByWordBackwards(stretch: Stretch): Generator<Ids> {
+    const blocks = this.#asBlocks(stretch);
+    const { text } = blocks;
+    for (let end = text.length; end > 0; ) {
+      const start = blockStart(text, end);
+      for (const word of this.#words(blocks, start, end).reverse()) yield this.#idsOf(word);
       end = start;
     }
   }
 
+  /** A stretch as it is cut into blocks, and what each block still needs to be in normal form. */
+  #asBlocks({ text, normal }: Stretch): Blocks {
+    const bySlice = !normal && this.#normalizer.bySlice;
+    const begun = normal || bySlice ? text : this.#normalizer.normalize(text);
+    return {
+      text: this.#prefixSpace && begun !== '' && !begun.startsWith(' ') ? ` ${begun}` : begun,
+      normalize: bySlice ? (block) => this.#normalizer.normalize(block) : (block) => block,
+    };
+  }
+
   /** The words of a block. The patterns look one character ahead, so the block is split together with the next one. */
-  #words(text: string, start: number, end: number): string[] {
-    const words = this.#splitter?.pre_tokenize(text.slice(start, end + 1)) ?? [text.slice(start, end)];
+  #words({ text, normalize }: Blocks, start: number, end: number): string[] {
+    const block = normalize(text.slice(start, end));
+    const words = this.#splitter?.pre_tokenize(block + text.slice(end, end + 1)) ?? [block];
     const last = this.#splitter !== null && end < text.length ? words.pop()! : '';
     if (last.length > 1) words.push(last.slice(0, -1)); // the block ends within a word
     return words.flatMap(wordParts);
@@ -227,6 +309,25 @@ function append(ids: number[], more: Ids): number {
   return ids.length;
 }
 
+/** The last sections of a text, as many as its last `count` ids can lie in: each section is at least one id. */
+class LastSections {
+  readonly #count: number;
+  #sections: (Stretch | number)[] = [];
+
+  constructor(count: number) {
+    this.#count = count;
+  }
+
+  add(section: Stretch | number): void {
+    this.#sections.push(section);
+    if (this.#sections.length > 2 * this.#count) this.#sections = this.#sections.slice(-this.#count);
+  }
+
+  backwards(): (Stretch | number)[] {
+    return this.#sections.reverse();
+  }
+}
+
 const NO_BYTES = new Uint8Array(0);
 
 /**
@@ -240,16 +341,4 @@ function tokenBytes(json: TokenizerJson): (Uint8Array | undefined)[] {
   }
   for (const { id, content } of json.added_tokens) bytes[id] = Buffer.from(content, 'utf8');
   return bytes;
-}
-
-/** A pattern for the names of added tokens; undefined if their options are more than a pattern can express. */
-function addedPattern(json: TokenizerJson): RegExp | undefined {
-  const intricate = json.added_tokens.some(
-    (token) => token.lstrip || token.rstrip || token.single_word || (json.normalizer !== null && token.normalized),
-  );
-  if (intricate) return undefined;
-  // The longest name that matches at a place wins, as in the library.
-  const names = json.added_tokens.map((token) => token.content).sort((a, b) => b.length - a.length);
-  if (names.length === 0) return /(?!)/g;
-  return new RegExp(names.map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')).join('|'), 'g');
 }

@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { PromptMaker } from '../../../bench/system/prompts.ts';
+import { atOnce } from '../../../services/lib/async/turns.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { PromptBuilder } from '../../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
@@ -20,7 +21,7 @@ describe('PromptMaker', () => {
     const builder = new PromptBuilder(tokenizer, choosePromptFormat(tokenizer));
     const context = { kind: 'soft' as const, vectors: Array.from({ length: 10 }, () => new Float32Array(4)) };
     const { prompt, suffix, rag } = prompts.make(index, { tokens: 1010, context: 'compressed', contextTokens: 10 });
-    expect(builder.build({ prompt, suffix, context, capacity: 4096, maxTokens: 50 }).ids).toHaveLength(1010);
+    expect(atOnce(builder.build({ prompt, suffix, context, capacity: 4096, maxTokens: 50 })).ids).toHaveLength(1010);
     expect(rag).toMatchObject({ repo: 'shop', mode: 'compressed', top_k: 10 });
   });
 
