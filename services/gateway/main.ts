@@ -9,10 +9,12 @@ import { createRetrieval } from '../lib/rag/search/retrieval.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
+import { withShares } from '../lib/rag/store/shares.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
 import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
+import { leftOutReporter } from './context/left-out-rows.ts';
 import { loadTls } from './http/tls.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
@@ -40,7 +42,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   collectProcessMetrics('gateway', modelName);
   const tokenizer = await loadTokenizer(tokenizerDir);
   const store = withRowCache(
-    withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
+    withBreaker(withShares(await openStore(config.store)), { budgetMs: config.retrievalBudgetMs }),
     config.rowCacheBytes,
   );
   void warnIfAway(store, log);
@@ -51,7 +53,13 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   // an index is searched by embeddings.
   const dense = { threads, loadEncoder: () => loadQueryEncoder(bundle, { provider: 'cpu', threads }) };
   const { queryLines, indexCacheBytes } = config;
-  const retrieval = createRetrieval(store, { queryLines, indexCacheBytes, dense: manifest.context && dense });
+  const onLeftOut = leftOutReporter(log);
+  const retrieval = createRetrieval(store, {
+    queryLines,
+    indexCacheBytes,
+    onLeftOut,
+    dense: manifest.context && dense,
+  });
   const closing = new AbortController();
   const warming = keepIndexesWarm(store, retrieval, keys.tenants, closing.signal);
   life.onStop('store', async () => {

@@ -4,7 +4,7 @@
  */
 import { startLateTimer } from '../../lib/async/late-timer.ts';
 import type { ConfigOf } from '../../lib/process/config.ts';
-import { ServingError } from '../../lib/process/errors.ts';
+import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { needsEmbeddings, type RetrieverName } from '../../lib/rag/retriever-name.ts';
 import type { Retrieval, Retrieved } from '../../lib/rag/search/retrieval.ts';
@@ -13,13 +13,19 @@ import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { PromptParts } from '../../lib/text/prompt.ts';
 import type { RagMode, RagRequest } from '../request.ts';
 
-/** Reason why a completion went on without context; with `no_room`, it may also be with less of it than was found. */
+/**
+ * Reason why a completion went on without context; with `no_room`, `rows_damaged` and `rows_too_large` it may also be
+ * with less of it than was found.
+ */
 export type Degradation =
   | 'no_store'
   | 'no_projector'
   | 'store_unavailable'
   | 'over_budget'
   | 'stale_index'
+  | 'index_too_large'
+  | 'rows_damaged'
+  | 'rows_too_large'
   | 'retrieval_failed'
   | 'no_room';
 
@@ -91,9 +97,11 @@ export class ContextFinder {
       const { repo, path, topK, retriever } = rag;
       if (retriever !== undefined) budget.suit(retriever);
       const live = AbortSignal.any([signal, budget.signal]);
-      const search = { repo, path, before, after, topK, retriever };
+      const part = rag.mode === 'text' ? 'text' : 'vectors';
+      const search = { repo, path, before, after, topK, retriever, part } as const;
       const found = await retrieval.retrieve(search, live, (used) => budget.suit(used));
-      return asContext(rag, settle?.(found) ?? found, this.#sources);
+      // Chunks of an earlier prompt may take the place of those that were found. What is missing, this search tells.
+      return asContext(rag, { ...(settle?.(found) ?? found), leftOut: found.leftOut }, this.#sources);
     } catch (error) {
       signal.throwIfAborted();
       if (budget.signal.aborted) return without(rag.mode, 'over_budget');
@@ -105,12 +113,20 @@ export class ContextFinder {
         });
       }
       log.warn({ err: failure, repo: rag.repo }, 'retrieval failed: going on without context');
-      return without(rag.mode, failure.code === 'store_unavailable' ? 'store_unavailable' : 'retrieval_failed');
+      return without(rag.mode, DEGRADATION_OF[failure.code] ?? 'retrieval_failed');
     } finally {
       budget.stop();
     }
   }
 }
+
+/** What clients are told of failures, apart from `retrieval_failed`. */
+const DEGRADATION_OF: Partial<Record<ErrorCode, Degradation>> = {
+  store_unavailable: 'store_unavailable',
+  index_too_large: 'index_too_large',
+  // Too many indexes wait for being loaded: there is no hope that this one is there in time.
+  saturated: 'over_budget',
+};
 
 /** Whether the client must mend it: it named a repository that is not there, or a retriever that cannot search it. */
 function isRefused({ code, param }: ServingError, { retriever }: RagRequest): boolean {
@@ -123,7 +139,7 @@ function isRefused({ code, param }: ServingError, { retriever }: RagRequest): bo
  * @param cut whether the others are missing for lack of room.
  */
 export function reportWithin(report: ContextReport, chunks: number, cut: boolean): ContextReport {
-  const degraded = cut ? 'no_room' : report.degraded;
+  const degraded = report.degraded ?? (cut ? 'no_room' : undefined);
   return { ...report, chunks: report.chunks.slice(0, chunks), ...(degraded && { degraded }) };
 }
 
@@ -167,10 +183,12 @@ class Budget {
 }
 
 function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): FoundContext {
+  const degraded = found.leftOut && (`rows_${found.leftOut}` as const);
   const report: ContextReport = {
     mode: rag.mode,
     chunks: found.chunks.map(({ path, startLine, endLine, score }) => ({ path, startLine, endLine, score })),
     indexVersion: found.indexVersion,
+    ...(degraded && { degraded }),
   };
   if (rag.mode === 'text') {
     const { path = '', maxTextTokens: maxTokens } = rag;

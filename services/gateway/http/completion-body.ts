@@ -6,6 +6,7 @@ import { posix } from 'node:path';
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
 import { normalisePath } from '../../lib/rag/store/path-form.ts';
+import { isWellFormed } from '../../lib/request/well-formed.ts';
 import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES } from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
@@ -47,6 +48,9 @@ const logitBias = z
   )
   .pipe(z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)));
 
+/** A string by which something is found again. Two that differ must stay different wherever they go. */
+const key = z.string().refine(isWellFormed, 'must be well-formed Unicode: it holds half of a surrogate pair');
+
 /** A field of which only the value that changes nothing is supported. */
 const only = <T extends boolean | number>(value: T) =>
   z.literal(value, { error: `is supported only as ${value}` }).optional();
@@ -54,7 +58,7 @@ const only = <T extends boolean | number>(value: T) =>
 const defaults = COMPLETION_DEFAULTS;
 
 const fields = z.strictObject({
-  model: z.string().optional(),
+  model: key.optional(),
   prompt,
   suffix: z.string().optional(),
   max_tokens: z.int().min(0).default(defaults.maxTokens),
@@ -87,21 +91,21 @@ const fields = z.strictObject({
   add_special_tokens: z.boolean().default(defaults.addSpecialTokens),
   rag: z
     .strictObject({
-      repo: z.string().min(1).max(256).optional(),
+      repo: key.min(1).max(256).optional(),
       mode: z.enum(RAG_MODES).default('compressed'),
       top_k: z.int().min(1).max(100).default(10),
-      path: z.string().max(4096).optional(),
+      path: key.max(4096).optional(),
       retriever: z.enum(RETRIEVERS).optional(),
       max_text_tokens: z.int().min(1).default(512),
     })
     .optional(),
-  session: z.string().min(1).max(256).optional(),
+  session: key.min(1).max(256).optional(),
   timeout_ms: z.int().min(1).optional(),
   priority: z.int().default(defaults.priority),
-  cache_salt: z.string().min(1).max(1024).optional(),
+  cache_salt: key.min(1).max(1024).optional(),
   // Clients of OpenAI and vLLM send these; they have no effect here.
-  user: z.string().optional(),
-  request_id: z.string().optional(),
+  user: key.optional(),
+  request_id: key.optional(),
   skip_special_tokens: only(true),
   spaces_between_special_tokens: only(true),
   include_stop_str_in_output: only(false),

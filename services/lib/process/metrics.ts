@@ -161,6 +161,11 @@ export const metrics = {
     'llavacode:store_circuit_open',
     '1 while the store is not asked because it failed or was slow, else 0',
   ),
+  storeRowsLeftOut: gateway.counter(
+    'llavacode:store_rows_left_out_total',
+    'Rows of chunks that are stored and were left out: damaged, too_large, or later (the retrieval had no bytes left)',
+    ['reason'],
+  ),
   storeRows: gateway.counter(
     'llavacode:store_rows_total',
     'Rows of chunks that were read, by where they lay: cache or store',

@@ -59,7 +59,7 @@ describe('compressed context', () => {
     const rag = { repo: 'shop', path: 'c.py', top_k: 3 };
     const answer = await complete({ prompt: 'before', suffix: 'after', rag });
     expect(retrieval.queries).toEqual([
-      { repo: 'shop', path: 'c.py', before: 'before', after: 'after', topK: 3, retriever: undefined },
+      { repo: 'shop', path: 'c.py', before: 'before', after: 'after', topK: 3, retriever: undefined, part: 'vectors' },
     ]);
     expect(answer.rag).toEqual({
       mode: 'compressed',

@@ -18,8 +18,8 @@ beforeEach(() => {
     calls++;
     return answer(repo);
   };
-  const bare = { address: 'somewhere', head: read, snapshot: read, close: async () => {} } as unknown as Store;
-  store = withBreaker(bare, { budgetMs: 60, failures: 3, trialMs: 100 });
+  const bare = { address: 'somewhere', head: read, snapshot: read, contents: read, close: async () => {} };
+  store = withBreaker(bare as unknown as Store, { budgetMs: 60, failures: 3, trialMs: 100 });
 });
 afterEach(async () => {
   await store.close();
@@ -120,6 +120,20 @@ test('loading a whole index may take long', async () => {
   for (let i = 0; i < 5; i++) void store.snapshot('repo');
   await vi.advanceTimersByTimeAsync(10_000);
   expect(await isOpen()).toBe(false);
+});
+
+test('rows that are slow or fail do not open the circuit, because they may be large, and heads tell of the store', async () => {
+  const rows = () => store.contents('repo', 'fingerprint', ['1']).catch((error: ServingError) => error.code);
+  answer = () => Promise.reject(unavailable);
+  for (let i = 0; i < 10; i++) expect(await rows()).toBe('store_unavailable');
+  expect(await isOpen()).toBe(false);
+  answer = () => new Promise(() => {});
+  for (let i = 0; i < 10; i++) void rows();
+  await vi.advanceTimersByTimeAsync(10_000);
+  expect(await isOpen()).toBe(false);
+  await fail(3);
+  expect(await isOpen()).toBe(true);
+  expect(await rows()).toBe('store_unavailable');
 });
 
 test('a damaged index is not a failure of the store', async () => {

@@ -67,6 +67,8 @@ describe('the normal form of a path', () => {
     'a\u0085.py',
     'file:///file:///a.py',
     'C:/D:/a.py',
+    'a\ud800.py',
+    'file:///a\udc00.py',
   ])('%j has no normal form', (spelled) => {
     expect(normalisePath(spelled)).toBeUndefined();
   });

@@ -165,6 +165,7 @@ describe('users', () => {
       '~llavacode:1:*',
       '+@read',
       '+@connection',
+      '+eval',
       '+info',
     );
     const at = `127.0.0.1:${server.port}`;

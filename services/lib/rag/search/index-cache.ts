@@ -2,36 +2,47 @@
  * Keeps indexes in memory, one per repository in use, each with the version that it was built from. A request looks up
  * the current version (one small read). If there is a newer one, the request is served from the old index while the new
  * one is built beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first
- * asked for.
+ * asked for. What is loaded and what is being loaded stay below one limit (see load-queue.ts).
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LRUCache } from 'lru-cache';
-import { once } from '../../async/once.ts';
 import { Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
 import { idAt } from '../store/row.ts';
-import type { IndexSnapshot, Store } from '../store/store.ts';
+import type { IndexSnapshot, LeftOutRow, RowRead, Store } from '../store/store.ts';
 import { DenseIndex, type DenseScorer } from './dense.ts';
 import type { InvertedIndex } from './inverted-index.ts';
 import { InvertedIndexBuilder } from './inverted-index-builder.ts';
+import { type Loading, LoadQueue } from './load-queue.ts';
 
 export interface LoadedIndex extends IndexSnapshot {
   readonly lexical: InvertedIndex;
   /**
    * The embeddings, loaded once and then kept with this version; undefined if the store has dropped rows of this
    * version.
-   * @throws ServingError store_unavailable, store_invalid.
+   * @param dim values of an embedding. Embeddings of another width are left out: they are never found.
+   * @throws ServingError store_unavailable, store_invalid, index_too_large, saturated; the signal's reason.
    */
-  dense(): Promise<DenseIndex | undefined>;
+  dense(dim: number, signal: AbortSignal): Promise<DenseIndex | undefined>;
 }
 
-/** Entries that are read at a time. */
+/** Rows that are read at a time: at first, and at most. */
+const FIRST_SLICE = 64;
 const SLICE = 512;
+/**
+ * Bytes that are read at a time, and of one row: 256 identifiers have 2 KiB in code, and 64 KiB are more than anything
+ * that was written by hand.
+ */
+const SLICE_READ: RowRead = { bytes: 256 * 1024, rowBytes: 64 * 1024 };
 /** A version that is swept while it is read is given up for its successor, at most so many times in a row. */
 export const ATTEMPTS = 3;
 
 /** Memory for one value of an embedding: a float, and its level in 8 bits. */
 const DENSE_BYTES = 5;
+/** Memory that a chunk takes at least, in bytes: its id, and its place in the order. */
+const LEAST_CHUNK_BYTES = 32 + 20;
+/** Versions that turned out to be too large and are remembered. */
+const MOST_TOO_LARGE = 1_024;
 
 interface CachedIndex {
   readonly index: LoadedIndex;
@@ -39,37 +50,52 @@ interface CachedIndex {
   readonly bytes: number;
 }
 
+export interface IndexCacheOptions {
+  /** Called when the first embeddings are loaded. */
+  readonly scorer: () => Promise<DenseScorer>;
+  /** Memory for all indexes together, in bytes. */
+  readonly limitBytes: number;
+  /** Told of rows without which an index is built. */
+  readonly onLeftOut: (repo: string, row: LeftOutRow) => void;
+}
+
 export class IndexCache {
   readonly #store: Store;
-  readonly #scorer: () => Promise<DenseScorer>;
-  readonly #limitBytes: number;
+  readonly #options: IndexCacheOptions;
   /** By repository. The index that was not used for the longest time is evicted first. */
   readonly #kept: LRUCache<string, CachedIndex>;
-  readonly #loading = new Map<string, Promise<LoadedIndex>>();
+  readonly #loads: LoadQueue<LoadedIndex | DenseIndex | undefined>;
   /** Versions that turned out to be too large. They are remembered because finding it out takes seconds. */
-  readonly #tooLarge = new Map<string, { readonly version: string; readonly error: ServingError }>();
+  readonly #tooLarge = new LRUCache<string, { readonly version: string; readonly error: ServingError }>({
+    max: MOST_TOO_LARGE,
+  });
 
-  /**
-   * @param scorer called when the first embeddings are loaded.
-   * @param limitBytes memory for all indexes together.
-   */
-  constructor(store: Store, scorer: () => Promise<DenseScorer>, limitBytes: number) {
+  constructor(store: Store, options: IndexCacheOptions) {
+    const { limitBytes } = options;
     this.#store = store;
-    this.#scorer = scorer;
-    this.#limitBytes = limitBytes;
-    this.#kept = new LRUCache({
+    this.#options = options;
+    const kept = new LRUCache<string, CachedIndex>({
       maxSize: limitBytes,
       // Whole numbers from 1 on are what the library takes. An index that turns out larger than the limit, by an
-      // estimate that was too low or by its embeddings, counts as the limit: it evicts all others and is served alone.
+      // estimate that was too low, counts as the limit: it evicts all others and is served alone.
       sizeCalculation: ({ bytes }) => Math.min(Math.max(1, Math.ceil(bytes)), limitBytes),
+    });
+    this.#kept = kept;
+    this.#loads = new LoadQueue({
+      limitBytes,
+      get keptBytes() {
+        return kept.calculatedSize;
+      },
+      evict: () => kept.pop() !== undefined,
     });
   }
 
   /**
    * The index to search now: that of the current version or, while that is being loaded, of the last known one.
-   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large.
+   * @throws ServingError repo_not_found, store_unavailable, store_invalid, index_too_large, saturated; the signal's
+   *   reason.
    */
-  async get(repo: string): Promise<LoadedIndex> {
+  async get(repo: string, signal: AbortSignal): Promise<LoadedIndex> {
     const head = await this.#store.head(repo);
     if (!head) {
       this.#kept.delete(repo);
@@ -80,37 +106,40 @@ export class IndexCache {
     const tooLarge = this.#tooLargeOf(repo, head.version);
     if (!kept) {
       if (tooLarge) throw tooLarge;
-      return this.load(repo);
+      return this.load(repo, signal);
     }
     // If this load fails, the next request tries again. The error is reported once there is no old version to serve.
-    if (kept.index.head.version !== head.version && !tooLarge) this.load(repo).catch(() => {});
+    if (kept.index.head.version !== head.version && !tooLarge) this.load(repo, signal).catch(() => {});
     return kept.index;
   }
 
   /**
    * Loads the current version before it is asked for, unless more than half of the memory is taken: the other half is
-   * for indexes that are asked for.
-   * @throws ServingError store_unavailable, store_invalid, index_too_large.
+   * for indexes that are asked for. A repository that is loaded for the first time drops no other one.
+   * @throws ServingError store_unavailable, store_invalid, index_too_large, saturated.
    */
   async warm(repo: string): Promise<void> {
     const known = this.#kept.peek(repo)?.index.head.version;
-    if (known === undefined && this.#kept.calculatedSize > this.#limitBytes / 2) return;
+    if (known === undefined && this.#kept.calculatedSize > this.#options.limitBytes / 2) return;
     const head = await this.#store.head(repo);
-    if (head && head.version !== known && !this.#tooLargeOf(repo, head.version)) await this.load(repo);
+    if (!head || head.version === known || this.#tooLargeOf(repo, head.version)) return;
+    await this.#load(repo, known !== undefined);
   }
 
   /** Loads the current version. Calls at the same time share one load. */
-  load(repo: string): Promise<LoadedIndex> {
-    const shared = this.#loading.get(repo);
-    if (shared) return shared;
-    const loading = this.#read(repo)
-      .then((index) => {
-        this.#kept.set(repo, { index, bytes: lexicalBytes(index) });
-        return index;
-      })
-      .finally(() => this.#loading.delete(repo));
-    this.#loading.set(repo, loading);
-    return loading;
+  load(repo: string, signal: AbortSignal): Promise<LoadedIndex> {
+    return this.#load(repo, true, signal);
+  }
+
+  #load(repo: string, evicts: boolean, signal?: AbortSignal): Promise<LoadedIndex> {
+    const run = async (loading: Loading) => {
+      const index = await this.#read(repo, loading);
+      const bytes = lexicalBytes(index);
+      await loading.reserve(Math.min(bytes, this.#options.limitBytes));
+      this.#kept.set(repo, { index, bytes });
+      return index;
+    };
+    return this.#loads.join(repo, { repo, evicts, run }, signal) as Promise<LoadedIndex>;
   }
 
   #tooLargeOf(repo: string, version: string): ServingError | undefined {
@@ -118,80 +147,147 @@ export class IndexCache {
     return known?.version === version ? known.error : undefined;
   }
 
-  /** @throws ServingError index_too_large. */
-  #assertRoom(repo: string, version: string, bytes: number): void {
-    if (bytes <= this.#limitBytes) return;
-    const message = `the index of ${repo} takes more than ${this.#limitBytes} bytes of memory (--index-cache-bytes)`;
-    const error = new ServingError('index_too_large', message);
-    this.#tooLarge.set(repo, { version, error });
-    throw error;
-  }
-
-  async #read(repo: string): Promise<LoadedIndex> {
+  async #read(repo: string, loading: Loading): Promise<LoadedIndex> {
     let seen = '';
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      loading.signal.throwIfAborted();
+      // What is known before anything is read is the number of chunks.
+      const head = await this.#store.head(repo);
+      if (!head) throw notFound(repo);
+      await this.#reserve(repo, head.version, head.chunks * LEAST_CHUNK_BYTES, loading);
       const snapshot = await this.#store.snapshot(repo);
       if (!snapshot) throw notFound(repo);
       // If the version is still the current one, its missing entries were not swept but evicted or lost.
       if (snapshot.head.version === seen) throw incomplete(repo, seen);
       seen = snapshot.head.version;
-      const lexical = await this.#lexical(repo, snapshot);
-      if (lexical) return { ...snapshot, lexical, dense: once(() => this.#dense(repo, snapshot)) };
+      const lexical = await this.#lexical(repo, snapshot, loading);
+      if (lexical) return this.#loaded(repo, snapshot, lexical);
     }
     throw unstable(repo);
   }
 
-  /** Undefined if the version was swept meanwhile. */
-  async #lexical(repo: string, snapshot: IndexSnapshot): Promise<InvertedIndex | undefined> {
-    const builder = new InvertedIndexBuilder();
-    for (const ids of slices(snapshot)) {
-      const turns = new Turns();
-      for (const entry of await this.#store.entries(repo, ids)) {
-        if (!entry) return undefined;
-        builder.add(entry);
-        if (turns.over) await turns.next();
-      }
-      this.#assertRoom(repo, snapshot.head.version, builder.bytes);
-      await nextTurn();
+  #loaded(repo: string, snapshot: IndexSnapshot, lexical: InvertedIndex): LoadedIndex {
+    let loaded: DenseIndex | undefined;
+    const index: LoadedIndex = {
+      ...snapshot,
+      lexical,
+      dense: async (dim, signal) => {
+        if (loaded?.dim === dim) return loaded;
+        const run = (loading: Loading) => this.#dense(repo, index, dim, loading);
+        const { version } = snapshot.head;
+        const load = this.#loads.join(`${repo} ${version} ${dim}`, { repo, evicts: true, run }, signal);
+        loaded = (await load) as DenseIndex | undefined;
+        return loaded;
+      },
+    };
+    return index;
+  }
+
+  /** @throws ServingError index_too_large, saturated; the signal's reason. */
+  async #reserve(repo: string, version: string, bytes: number, loading: Loading): Promise<void> {
+    const { limitBytes } = this.#options;
+    if (bytes > limitBytes) {
+      const error = tooLarge(repo, limitBytes);
+      this.#tooLarge.set(repo, { version, error });
+      throw error;
     }
-    return builder.build(nextTurn);
+    await loading.reserve(bytes);
   }
 
   /** Undefined if the version was swept meanwhile. */
-  async #dense(repo: string, snapshot: IndexSnapshot): Promise<DenseIndex | undefined> {
-    const { version, fingerprint, chunks } = snapshot.head;
-    const scorer = await this.#scorer();
-    let index: DenseIndex | undefined;
-    let ordinal = 0;
-    for (const ids of slices(snapshot)) {
-      for (const content of await this.#store.contents(repo, fingerprint, ids)) {
-        if (!content?.embedding) return undefined;
-        if (!index) this.#assertRoom(repo, version, chunks * content.embedding.length * DENSE_BYTES);
-        index ??= new DenseIndex(scorer, chunks, content.embedding.length);
-        index.set(ordinal++, content.embedding);
+  async #lexical(repo: string, snapshot: IndexSnapshot, loading: Loading): Promise<InvertedIndex | undefined> {
+    const { version, chunks } = snapshot.head;
+    const builder = new InvertedIndexBuilder();
+    const read = this.#inSlices(repo, snapshot, loading.signal, (ids, how) => this.#store.entries(repo, ids, how));
+    const turns = new Turns();
+    for await (const entries of read) {
+      if (!entries) return undefined;
+      for (const entry of entries) {
+        if (entry) builder.add(entry);
+        else builder.skip();
+        if (turns.over) await turns.next();
       }
+      // What the next slice holds is not known: it is taken to be like those before it.
+      const perChunk = builder.bytes / Math.max(1, builder.size);
+      const next = Math.min(SLICE, chunks - builder.size);
+      await this.#reserve(repo, version, snapshot.ids.byteLength + builder.bytes + next * perChunk, loading);
+      await turns.next();
+    }
+    return builder.build(async () => {
+      loading.signal.throwIfAborted();
       await nextTurn();
+    });
+  }
+
+  /** Undefined if the version was swept meanwhile. */
+  async #dense(repo: string, index: LoadedIndex, dim: number, loading: Loading): Promise<DenseIndex | undefined> {
+    const { fingerprint, chunks } = index.head;
+    const bytes = chunks * dim * DENSE_BYTES;
+    this.#kept.get(repo); // it is in use: others are evicted first
+    const { limitBytes } = this.#options;
+    if (lexicalBytes(index) + bytes > limitBytes) throw tooLarge(repo, limitBytes);
+    await loading.reserve(bytes);
+    const dense = new DenseIndex(await this.#options.scorer(), chunks, dim);
+    let ordinal = 0;
+    const read = this.#inSlices(repo, index, loading.signal, (ids, how) =>
+      this.#store.contents(repo, fingerprint, ids, { ...how, part: 'vectors' }),
+    );
+    const turns = new Turns();
+    for await (const contents of read) {
+      if (!contents) return undefined;
+      for (const content of contents) {
+        if (content?.embedding?.length === dim) dense.set(ordinal, content.embedding);
+        ordinal++;
+        if (turns.over) await turns.next();
+      }
+      await turns.next();
     }
     const kept = this.#kept.peek(repo);
-    if (kept && index && kept.index.head.version === version) {
-      this.#kept.set(repo, { index: kept.index, bytes: kept.bytes + chunks * index.dim * DENSE_BYTES });
+    if (kept?.index === index) this.#kept.set(repo, { index, bytes: kept.bytes + bytes });
+    return dense;
+  }
+
+  /**
+   * Reads all rows of a version, one slice after the other, each of which is bounded in rows and in bytes. A row that
+   * is damaged or too large is left out: its place is empty. Where a row is not there any more, it gives undefined and
+   * ends.
+   */
+  async *#inSlices<T>(
+    repo: string,
+    { head, ids }: IndexSnapshot,
+    signal: AbortSignal,
+    read: (ids: readonly string[], how: RowRead) => Promise<(T | undefined)[]>,
+  ): AsyncGenerator<(T | undefined)[] | undefined> {
+    let length = FIRST_SLICE;
+    for (let start = 0; start < head.chunks; ) {
+      signal.throwIfAborted();
+      const wanted = Array.from({ length: Math.min(length, head.chunks - start) }, (_, i) => idAt(ids, start + i));
+      const leftOut = new Map<string, LeftOutRow>();
+      const found = await read(wanted, { ...SLICE_READ, signal, onLeftOut: (row) => leftOut.set(row.id, row) });
+      const cut = wanted.findIndex((id) => leftOut.get(id)?.reason === 'later');
+      const given = cut < 0 ? wanted : wanted.slice(0, cut);
+      for (const [i, id] of given.entries()) {
+        const row = leftOut.get(id);
+        if (row) this.#options.onLeftOut(repo, row);
+        else if (found[i] === undefined) return yield undefined;
+      }
+      yield found.slice(0, given.length);
+      start += given.length;
+      length = cut < 0 ? Math.min(SLICE, 2 * length) : given.length;
     }
-    return index ?? new DenseIndex(scorer, 0, 1);
   }
 }
 
 const lexicalBytes = ({ head, ids, lexical }: LoadedIndex) => ids.byteLength + head.chunks * lexical.bytesPerChunk;
 
-/** The ids of a version, one slice at a time. */
-function* slices({ head, ids }: IndexSnapshot): Generator<string[]> {
-  for (let start = 0; start < head.chunks; start += SLICE) {
-    const length = Math.min(SLICE, head.chunks - start);
-    yield Array.from({ length }, (_, i) => idAt(ids, start + i));
-  }
-}
-
 const notFound = (repo: string) =>
   new ServingError('repo_not_found', `there is no index of ${repo}`, { param: 'repo' });
+
+const tooLarge = (repo: string, limitBytes: number) =>
+  new ServingError(
+    'index_too_large',
+    `the index of ${repo} takes more than ${limitBytes} bytes of memory (--index-cache-bytes)`,
+  );
 
 export const unstable = (repo: string) =>
   new ServingError('store_unavailable', `the index of ${repo} changes faster than it can be read`);

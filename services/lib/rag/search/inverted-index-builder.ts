@@ -55,9 +55,19 @@ export class InvertedIndexBuilder {
     this.#ends.push(this.#tokenCount);
   }
 
-  /** A rough estimate of the memory that the index of all chunks so far will take. */
+  /** Adds a chunk of which nothing is known: no search by identifiers finds it. */
+  skip(): void {
+    this.#ends.push(this.#tokenCount);
+  }
+
+  /** Number of chunks so far. */
+  get size(): number {
+    return this.#ends.length;
+  }
+
+  /** A rough estimate of the memory that the chunks so far take until the index is built. It takes less then. */
   get bytes(): number {
-    return this.#nameBytes + this.#tokenCount * 4 + this.#ends.length * 20;
+    return this.#nameBytes + this.#tokenCount * 2 * 4 + this.#ends.length * 2 * 20;
   }
 
   #kept(name: string): string {

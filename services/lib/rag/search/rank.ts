@@ -21,6 +21,8 @@ export interface Search {
   readonly path: string | undefined;
   /** Undefined if the model has no encoder. */
   readonly encoder: (() => Promise<QueryEncoder>) | undefined;
+  /** Aborted when nobody waits for the hits any more. */
+  readonly signal: AbortSignal;
 }
 
 /**
@@ -35,7 +37,7 @@ export async function rank(index: LoadedIndex, search: Search): Promise<readonly
     searchLexical(index.lexical, name, query.tokens, hits, excludes);
   const dense = async (hits: number) => {
     const embedding = await embed(index, search);
-    return embedding && (await index.dense())?.search(embedding, hits, excludes);
+    return embedding && (await index.dense(embedding.length, search.signal))?.search(embedding, hits, excludes);
   };
   switch (retriever) {
     case 'none':

@@ -4,7 +4,7 @@ import { once } from '../../async/once.ts';
 import { DEFAULT_RETRIEVER, needsEmbeddings, type RetrieverName } from '../retriever-name.ts';
 import { assertRepoKey } from '../store/repo-key.ts';
 import { contextFingerprint, idAt } from '../store/row.ts';
-import type { ChunkContent, ChunkEntry, IndexHead, Store } from '../store/store.ts';
+import type { ChunkContent, ChunkEntry, IndexHead, LeftOutRow, RowPart, RowRead, Store } from '../store/store.ts';
 import { DenseScorer } from './dense.ts';
 import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
 import { type CursorQuery, cursorQuery } from './query.ts';
@@ -24,6 +24,8 @@ export interface RetrievalQuery {
   readonly topK: number;
   /** By default the index's own, or jaccard if that needs an encoder and there is none. */
   readonly retriever?: RetrieverName;
+  /** The part of the chunks that is needed; both if it is not given. */
+  readonly part?: RowPart;
 }
 
 interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
@@ -40,6 +42,8 @@ export interface Retrieved {
   readonly fingerprint: string;
   /** Best first; fewer than asked for if fewer have anything in common with the query. */
   readonly chunks: readonly RetrievedChunk[];
+  /** Why better chunks than the last one of these are missing; undefined if none is. */
+  readonly leftOut?: 'damaged' | 'too_large' | undefined;
 }
 
 export interface Retrieval {
@@ -71,21 +75,34 @@ export interface RetrievalOptions {
   readonly dense?: { readonly loadEncoder: () => Promise<QueryEncoder>; readonly threads: number };
   /** Memory for all indexes together; unlimited if not given. */
   readonly indexCacheBytes?: number;
+  /** Told of rows that were left out, again and again of the same one. */
+  readonly onLeftOut?: (repo: string, row: LeftOutRow) => void;
 }
 
 /**
  * The first search looks for this many times the depth asked for, so that a near-copy or two do not need a second one.
  */
 const SPARE = 2;
+/**
+ * Rows larger than this are left out, in bytes: a chunk of 1,000 lines of code has 40 KiB, one of ten lines that were
+ * cut at 4,096 characters has as much.
+ */
+const ROW_BYTES = 64 * 1024;
+/**
+ * What all entries of one retrieval may have together, and all contents, in bytes. A hundred entries of code have 200
+ * KiB, a hundred vectors of 4,096 values have 800 KiB, no prompt holds as much text, and a store gives it in a few ms.
+ */
+const ENTRIES_BYTES = 512 * 1024;
+const CONTENTS_BYTES = 1024 * 1024;
 /** Searches go on to at most this many times the depth asked for: a repository may hold thousands of near-copies. */
 const DEEPEST = 8;
 
 export function createRetrieval(
   store: Store,
-  { queryLines, dense, indexCacheBytes = Number.MAX_SAFE_INTEGER }: RetrievalOptions,
+  { queryLines, dense, indexCacheBytes = Number.MAX_SAFE_INTEGER, onLeftOut = () => {} }: RetrievalOptions,
 ): WarmableRetrieval {
   const scorer = once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 }));
-  const cache = new IndexCache(store, scorer, indexCacheBytes);
+  const cache = new IndexCache(store, { scorer, limitBytes: indexCacheBytes, onLeftOut });
   const encoder = dense && once(dense.loadEncoder);
 
   async function search(
@@ -96,29 +113,34 @@ export function createRetrieval(
     const { repo, topK } = asked;
     const query = cursorQuery(asked.before, asked.after, queryLines);
     const path = asked.path === undefined ? undefined : posix.normalize(asked.path);
-    let index = await cache.get(repo);
+    let index = await cache.get(repo, signal);
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const { head } = index;
       const retriever = asked.retriever ?? ownRetriever(head, encoder !== undefined);
       onRetriever?.(retriever);
+      const rows = new RowReader(store, repo, index, asked.part, signal);
       const chunks = await bestChunks({
         topK,
         query,
         find: (depth) => {
           signal.throwIfAborted(); // nobody waits for the result any more
-          return rank(index, { repo, retriever, query, topK, depth, path, encoder });
+          return rank(index, { repo, retriever, query, topK, depth, path, encoder, signal });
         },
         read: (hits) => {
           signal.throwIfAborted();
-          return fetchChunks(store, repo, index, hits);
+          return rows.read(hits);
         },
+        spent: () => rows.spent,
+        textsOf: (chunks) => rows.textsOf(chunks),
       });
+      for (const row of rows.leftOut) onLeftOut(repo, row);
       const { version } = head;
       if (chunks) {
-        return { indexVersion: version, retriever, fingerprint: contextFingerprint(head.fingerprint), chunks };
+        const fingerprint = contextFingerprint(head.fingerprint);
+        return { indexVersion: version, retriever, fingerprint, chunks, ...rows.report };
       }
       if ((await store.head(repo))?.version === version) throw incomplete(repo, version);
-      index = await cache.load(repo); // the version was swept meanwhile: continue with its successor
+      index = await cache.load(repo, signal); // the version was swept meanwhile: continue with its successor
     }
     throw unstable(repo);
   }
@@ -146,54 +168,127 @@ interface Selection {
   readonly query: CursorQuery;
   /** The best `depth` hits: those of a deeper search begin with those of a search that is less deep. */
   readonly find: (depth: number) => Promise<readonly Hit[] | undefined>;
+  /** The rows of hits, in their order, without those that the store holds and cannot give. */
   readonly read: (hits: readonly Hit[]) => Promise<FetchedChunk[] | undefined>;
+  /** Whether no row can be read any more. */
+  readonly spent: () => boolean;
+  /** Their texts by id, where they can be had. */
+  readonly textsOf: (chunks: readonly FetchedChunk[]) => Promise<ReadonlyMap<string, string>>;
 }
 
 /**
  * The best chunks that repeat neither the text around the cursor nor one another. One search mostly suffices. If it
  * finds too many copies, deeper searches follow, up to a bound. Undefined if the store has dropped one of the chunks.
  */
-async function bestChunks({ topK, query, find, read }: Selection): Promise<RetrievedChunk[] | undefined> {
+async function bestChunks({
+  topK,
+  query,
+  find,
+  read,
+  spent,
+  textsOf,
+}: Selection): Promise<RetrievedChunk[] | undefined> {
   const best = new DistinctChunks<FetchedChunk>(topK);
   let seen = 0;
   for (let depth = SPARE * topK; ; depth *= 2) {
     const hits = await find(depth);
     if (!hits) return undefined;
-    while (best.missing > 0 && seen < hits.length) {
+    while (best.missing > 0 && seen < hits.length && !spent()) {
       const next = hits.slice(seen, seen + (seen === 0 ? topK : 2 * best.missing));
       const chunks = await read(next);
       if (!chunks) return undefined;
-      for (const chunk of chunks) if (!query.repeats(chunk.text)) best.add(chunk);
+      const texts = await textsOf(chunks.filter((chunk) => query.mayRepeat(chunk)));
+      for (const chunk of chunks) {
+        const text = texts.get(chunk.id);
+        if (text === undefined || !query.repeats(text)) best.add(chunk);
+      }
       seen += next.length;
     }
-    if (best.missing === 0 || hits.length < depth || depth >= DEEPEST * topK) {
+    if (best.missing === 0 || hits.length < depth || depth >= DEEPEST * topK || spent()) {
       return best.kept.map(({ tokens: _, ...chunk }) => chunk); // sessions keep these chunks
     }
   }
 }
 
-/** Undefined if the store has dropped one of them. */
-async function fetchChunks(
-  store: Store,
-  repo: string,
-  { head, ids }: LoadedIndex,
-  hits: readonly Hit[],
-): Promise<FetchedChunk[] | undefined> {
-  const wanted = hits.map((hit) => idAt(ids, hit.ordinal));
-  const [entries, contents] = await Promise.all([
-    store.entries(repo, wanted),
-    store.contents(repo, head.fingerprint, wanted),
-  ]);
-  const chunks: FetchedChunk[] = [];
-  for (const [i, { score }] of hits.entries()) {
-    const entry = entries[i];
-    const content = contents[i];
-    if (!entry || !content) return undefined;
-    const { id, path, startLine, endLine, tokens } = entry;
-    const { text, vector } = content; // the embedding is left out, because sessions keep these chunks
-    chunks.push({ id, path, startLine, endLine, tokens, score, text, vector });
+/** Reads the rows of one retrieval, which are bounded in bytes. */
+class RowReader {
+  /** Rows that are there and were left out. */
+  readonly leftOut: LeftOutRow[] = [];
+  readonly #store: Store;
+  readonly #repo: string;
+  readonly #index: LoadedIndex;
+  readonly #part: RowPart | undefined;
+  readonly #signal: AbortSignal;
+  /** Bytes that may still be read. */
+  readonly #left = { entries: ENTRIES_BYTES, contents: CONTENTS_BYTES };
+
+  constructor(store: Store, repo: string, index: LoadedIndex, part: RowPart | undefined, signal: AbortSignal) {
+    this.#store = store;
+    this.#repo = repo;
+    this.#index = index;
+    this.#part = part;
+    this.#signal = signal;
   }
-  return chunks;
+
+  /** Why chunks are missing. */
+  get report(): Pick<Retrieved, 'leftOut'> {
+    if (this.leftOut.length === 0) return {};
+    return { leftOut: this.leftOut.some(({ reason }) => reason === 'damaged') ? 'damaged' : 'too_large' };
+  }
+
+  /** Whether a row was left out because there were no bytes left. */
+  get spent(): boolean {
+    return this.leftOut.some(({ reason }) => reason === 'later');
+  }
+
+  /** Undefined if the store has dropped one of them. */
+  async read(hits: readonly Hit[]): Promise<FetchedChunk[] | undefined> {
+    const { head, ids } = this.#index;
+    const wanted = hits.map((hit) => idAt(ids, hit.ordinal));
+    const before = new Set(this.leftOut);
+    const [entries, contents] = await Promise.all([
+      this.#store.entries(this.#repo, wanted, this.#within('entries')),
+      this.#store.contents(this.#repo, head.fingerprint, wanted, { ...this.#within('contents'), part: this.#part }),
+    ]);
+    const missing = new Set(this.leftOut.filter((row) => !before.has(row)).map(({ id }) => id));
+    const chunks: FetchedChunk[] = [];
+    for (const [i, { score }] of hits.entries()) {
+      const [id, entry, content] = [wanted[i]!, entries[i], contents[i]];
+      if (missing.has(id)) continue;
+      if (!entry || !content) return undefined;
+      const { path, startLine, endLine, tokens } = entry;
+      const { text, vector } = content; // the embedding is left out, because sessions keep these chunks
+      if (this.#part !== 'text' && vector.length !== head.hidden) {
+        const why = `the vector of chunk ${id} has ${vector.length} values instead of ${head.hidden}`;
+        this.leftOut.push({ id, reason: 'damaged', why });
+        continue;
+      }
+      chunks.push({ id, path, startLine, endLine, tokens, score, text, vector });
+    }
+    return chunks;
+  }
+
+  /** The texts of chunks by id. If only vectors have been read, texts are read now, as far as they can be had. */
+  async textsOf(chunks: readonly FetchedChunk[]): Promise<ReadonlyMap<string, string>> {
+    if (this.#part !== 'vectors' || chunks.length === 0) return new Map(chunks.map(({ id, text }) => [id, text]));
+    const ids = chunks.map(({ id }) => id);
+    const read: RowRead = { ...this.#within('contents'), part: 'text', onLeftOut: () => {} };
+    const contents = await this.#store.contents(this.#repo, this.#index.head.fingerprint, ids, read);
+    return new Map(contents.flatMap((content, i) => (content ? [[ids[i]!, content.text]] : [])));
+  }
+
+  #within(kind: 'entries' | 'contents'): RowRead {
+    const left = this.#left;
+    return {
+      rowBytes: ROW_BYTES,
+      bytes: left[kind],
+      signal: this.#signal,
+      onLeftOut: (row) => this.leftOut.push(row),
+      onBytes: (bytes) => {
+        left[kind] -= bytes;
+      },
+    };
+  }
 }
 
 /** Lets this caller stop waiting. A load goes on, for callers that share it and for later ones. */

@@ -39,8 +39,11 @@ export class DistinctChunks<C extends { readonly tokens: readonly string[] }> {
 
 /** @param b distinct identifiers. */
 function same(a: ReadonlySet<string>, b: readonly string[]): boolean {
-  if (Math.min(a.size, b.length) < SAME * Math.max(a.size, b.length)) return false; // whatever they have in common
-  let common = 0;
-  for (const token of b) if (a.has(token)) common++;
-  return common >= SAME * (a.size + b.length - common);
+  // How many they must have in common at least: common ≥ SAME × (a + b − common).
+  const enough = (SAME / (1 + SAME)) * (a.size + b.length);
+  let possible = Math.min(a.size, b.length);
+  if (possible < enough) return false; // whatever they have in common
+  possible = b.length;
+  for (const token of b) if (!a.has(token) && --possible < enough) return false;
+  return true;
 }

@@ -2,15 +2,19 @@
  * A circuit breaker before a store, for processes that serve completions. A store that fails or is slow several times
  * in a row is left alone: calls fail at once, so that not every completion pays its retrieval budget for nothing. The
  * store is tried again in the background, so that no completion pays for the trial either.
+ *
+ * The store is judged by reads of heads alone. Every retrieval begins with one, all of them are small, and the server
+ * that has a repository's head has its rows too. A read of rows says as much about the rows as about the store: one
+ * tenant's large rows must not shut out the others.
  */
 import { CircuitBreaker } from '../../async/circuit.ts';
 import { startLateTimer } from '../../async/late-timer.ts';
 import { ServingError } from '../../process/errors.ts';
 import { metrics } from '../../process/metrics.ts';
-import type { Store } from './store.ts';
+import type { IndexHead, Store } from './store.ts';
 
 interface BreakerOptions {
-  /** Time that a whole retrieval may take, in ms. A small read that takes more than its share counts as a failure. */
+  /** Time that a whole retrieval may take, in ms. A head that takes more than its share counts as a failure. */
   readonly budgetMs: number;
   /** Failures in a row that open the circuit. */
   readonly failures?: number;
@@ -18,22 +22,23 @@ interface BreakerOptions {
   readonly trialMs?: number;
 }
 
-/** The most ids in a small read. A larger read loads a whole index and may take its time. */
-const SMALL = 128;
 /** A retrieval makes two reads in a row, the head and then the rows, and searches in between. */
 const PARTS = 3;
 
-/** Only reads are watched: writers have deadlines of their own and must hear of every failure. */
+/** Only reads are refused: writers have deadlines of their own and must hear of every failure. */
 export function withBreaker(store: Store, options: BreakerOptions): Store {
   const watched = new WatchedStore(store, options);
+  const unlessOpen = async <T>(read: () => Promise<T>): Promise<T> => {
+    watched.assertUsable();
+    return read();
+  };
   return {
     address: store.address,
-    head: (repo) => watched.run(repo, () => store.head(repo), true),
-    snapshot: (repo) => watched.run(repo, () => store.snapshot(repo), false),
-    entries: (repo, ids) => watched.run(repo, () => store.entries(repo, ids), ids.length <= SMALL),
-    contents: (repo, fingerprint, ids) =>
-      watched.run(repo, () => store.contents(repo, fingerprint, ids), ids.length <= SMALL),
-    repositories: (tenant) => watched.run(undefined, () => store.repositories(tenant), false),
+    head: (repo) => watched.head(repo),
+    snapshot: (repo) => unlessOpen(() => store.snapshot(repo)),
+    entries: (repo, ids, read) => unlessOpen(() => store.entries(repo, ids, read)),
+    contents: (repo, fingerprint, ids, read) => unlessOpen(() => store.contents(repo, fingerprint, ids, read)),
+    repositories: (tenant) => unlessOpen(() => store.repositories(tenant)),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => {
       watched.close();
@@ -51,8 +56,8 @@ class WatchedStore {
   /** The next trial, while the circuit is open. */
   #trial: NodeJS.Timeout | undefined;
   /**
-   * The repository that was asked for last, whether the call was refused or not: a trial reads this one. The nodes of a
-   * cluster fail one by one, and a fixed name could lie on a dead node while all names in use lie on others.
+   * The repository whose head was asked for last, whether that was refused or not: a trial reads this one. The nodes of
+   * a cluster fail one by one, and a fixed name could lie on a dead node while all names in use lie on others.
    */
   #asked = '';
   #closed = false;
@@ -65,19 +70,22 @@ class WatchedStore {
     this.#circuit = new CircuitBreaker({ failures });
   }
 
-  /** @param repo undefined if the call is not about one. @param small whether slowness counts as a failure. */
-  async run<T>(repo: string | undefined, read: () => Promise<T>, small: boolean): Promise<T> {
-    this.#asked = repo ?? this.#asked;
-    if (this.#circuit.open) {
-      throw new ServingError(
-        'store_unavailable',
-        `${this.#store.address} failed or was slow ${this.#failures} times in a row and is left alone for a while`,
-      );
-    }
+  async head(repo: string): Promise<IndexHead | undefined> {
+    this.#asked = repo;
+    this.assertUsable();
     const beganMs = performance.now();
-    const { answer, verdict } = this.#watched(read, small);
+    const { answer, verdict } = this.#watched(repo);
     verdict.then((healthy) => this.#count(healthy, beganMs));
     return answer;
+  }
+
+  /** @throws ServingError store_unavailable while the circuit is open. */
+  assertUsable(): void {
+    if (!this.#circuit.open) return;
+    throw new ServingError(
+      'store_unavailable',
+      `${this.#store.address} failed or was slow ${this.#failures} times in a row and is left alone for a while`,
+    );
   }
 
   /** Once the circuit is open, only a trial closes it: an answer that was long on its way proves nothing. */
@@ -89,10 +97,10 @@ class WatchedStore {
   }
 
   /** `verdict` settles with the answer, or as soon as the call is too slow. */
-  #watched<T>(read: () => Promise<T>, small: boolean): { answer: Promise<T>; verdict: Promise<boolean> } {
-    const answer = read();
+  #watched(repo: string): { answer: Promise<IndexHead | undefined>; verdict: Promise<boolean> } {
+    const answer = this.#store.head(repo);
     const verdict = new Promise<boolean>((resolve) => {
-      const stopTimer = small ? startLateTimer(this.#slowMs, () => resolve(false)) : () => {};
+      const stopTimer = startLateTimer(this.#slowMs, () => resolve(false));
       answer
         .then(
           () => resolve(true),
@@ -111,7 +119,7 @@ class WatchedStore {
   }
 
   async #try(): Promise<void> {
-    const healthy = await this.#watched(() => this.#store.head(this.#asked), true).verdict;
+    const healthy = await this.#watched(this.#asked).verdict;
     if (this.#closed) return;
     if (!healthy) {
       this.#tryLater();

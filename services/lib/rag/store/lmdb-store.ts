@@ -20,12 +20,15 @@ import {
   decodeContent,
   decodeEntry,
   decodeHead,
+  decodeRows,
   encodeContent,
   encodeEntry,
   encodeHead,
   idsOf,
+  partOf,
+  RowBudget,
 } from './row.ts';
-import type { ChunkRow, IndexSnapshot, IndexWriter, Store } from './store.ts';
+import type { ChunkRow, IndexSnapshot, IndexWriter, RowRead, Store } from './store.ts';
 
 interface Lock {
   readonly token: string;
@@ -117,22 +120,22 @@ class LmdbStore implements Store {
     return { head, ids: assertIds(repo, head, ids ?? Buffer.alloc(0)) };
   }
 
-  async entries(repo: string, ids: readonly string[]) {
-    return this.read(() =>
-      ids.map((id) => {
-        const bytes = this.chunks.get([repo, id]);
-        return bytes && decodeEntry(id, bytes);
-      }),
-    );
+  async entries(repo: string, ids: readonly string[], read: RowRead = {}) {
+    const budget = new RowBudget(read);
+    const rows = await this.read(() => ids.map((id) => budget.take(this.chunks.get([repo, id]))));
+    return decodeRows(ids, rows, read, decodeEntry);
   }
 
-  async contents(repo: string, fingerprint: string, ids: readonly string[]) {
-    return this.read(() =>
+  async contents(repo: string, fingerprint: string, ids: readonly string[], read: RowRead = {}) {
+    const budget = new RowBudget(read);
+    const { part } = read;
+    const rows = await this.read(() =>
       ids.map((id) => {
         const bytes = this.rows.get([repo, fingerprint, id]);
-        return bytes && decodeContent(id, bytes);
+        return budget.take(bytes && partOf(bytes, part));
       }),
     );
+    return decodeRows(ids, rows, read, (id, bytes) => decodeContent(id, bytes, part));
   }
 
   async repositories(tenant: string) {

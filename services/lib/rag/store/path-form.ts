@@ -4,6 +4,7 @@
  * spelling and a store that keeps another let files through that the rule keeps out, so every name that comes in passes
  * through here before any rule looks at it.
  */
+import { isWellFormed } from '../../request/well-formed.ts';
 
 /** Forms of a URL of a file: `file:///a`, `file://localhost/a`, `file://server/a` and `file:/a` (RFC 8089). */
 const FILE_URL = /^file:(?=[/\\])/i;
@@ -21,7 +22,8 @@ const LONG_PATH = '//?/';
  * What is in this form already stays as it is.
  * @returns undefined for a text that has no such form: a part `..`, a control character (NUL and line breaks among
  *   them), nothing but the root, percent-encoding that is not UTF-8, or one spelling hidden in another
- *   (`file:///file:///a`), which a second look would read differently.
+ *   (`file:///file:///a`), which a second look would read differently; or half of a character, which two names that
+ *   differ would share.
  */
 export function normalisePath(text: string): string | undefined {
   const normal = normalisedOnce(text);
@@ -31,7 +33,7 @@ export function normalisePath(text: string): string | undefined {
 function normalisedOnce(text: string): string | undefined {
   const isUrl = FILE_URL.test(text);
   const decoded = isUrl ? pathOfUrl(text) : text;
-  if (decoded === undefined || /\p{Cc}/u.test(decoded)) return undefined;
+  if (decoded === undefined || !isWellFormed(decoded) || /\p{Cc}/u.test(decoded)) return undefined;
   const slashed = decoded.normalize('NFC').replaceAll('\\', '/');
   const relative = slashed.startsWith(LONG_PATH) ? slashed.slice(LONG_PATH.length) : slashed;
   const parts = relative.split('/').filter((part) => part !== '' && part !== '.');

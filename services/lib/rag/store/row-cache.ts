@@ -9,7 +9,7 @@ import type { Store } from './store.ts';
 
 /** The most ids in a read that uses the cache. A larger read loads a whole index and would evict everything else. */
 const SMALL = 128;
-/** Memory that an entry or a content takes besides its text and vectors: a rough estimate, in bytes. */
+/** Memory that an entry or a content takes besides its key, its text and its vectors: a rough estimate, in bytes. */
 const OVERHEAD = 400;
 
 /** @param limitBytes for all rows together, in bytes; 0 keeps none. */
@@ -24,15 +24,17 @@ export function withRowCache(store: Store, limitBytes: number): Store {
     read: (missing: readonly string[]) => Promise<(T | undefined)[]>,
   ): Promise<(T | undefined)[]> {
     if (ids.length > SMALL) return read(ids);
-    const found = new Map<string, T | undefined>(ids.map((id) => [id, cache.get(`${scope}\0${id}`) as T | undefined]));
+    const keyOf = (id: string) => `${scope}\0${id}`;
+    const found = new Map<string, T | undefined>(ids.map((id) => [id, cache.get(keyOf(id)) as T | undefined]));
     const missing = ids.filter((id) => found.get(id) === undefined);
     metrics.storeRows.inc({ source: 'cache' }, ids.length - missing.length);
     metrics.storeRows.inc({ source: 'store' }, missing.length);
     if (missing.length > 0) {
       for (const [i, value] of (await read(missing)).entries()) {
         if (value === undefined) continue;
-        found.set(missing[i] as string, value);
-        cache.set(`${scope}\0${missing[i]}`, value, { size: sizeOf(value) + OVERHEAD });
+        const id = missing[i]!;
+        found.set(id, value);
+        cache.set(keyOf(id), value, { size: sizeOf(value) + keyOf(id).length + OVERHEAD });
       }
     }
     return ids.map((id) => found.get(id));
@@ -43,19 +45,19 @@ export function withRowCache(store: Store, limitBytes: number): Store {
     head: (repo) => store.head(repo),
     snapshot: (repo) => store.snapshot(repo),
     repositories: (tenant) => store.repositories(tenant),
-    entries: (repo, ids) =>
+    entries: (repo, ids, limits) =>
       through(
         repo,
         ids,
         ({ path, tokens }) => 2 * path.length + tokens.reduce((sum, token) => sum + 2 * token.length + 16, 0),
-        (missing) => store.entries(repo, missing),
+        (missing) => store.entries(repo, missing, limits),
       ),
-    contents: (repo, fingerprint, ids) =>
+    contents: (repo, fingerprint, ids, limits) =>
       through(
-        `${repo}\0${fingerprint}`,
+        `${repo}\0${fingerprint}\0${limits?.part ?? ''}`,
         ids,
         ({ text, vector, embedding }) => 2 * text.length + vector.byteLength + (embedding?.byteLength ?? 0),
-        (missing) => store.contents(repo, fingerprint, missing),
+        (missing) => store.contents(repo, fingerprint, missing, limits),
       ),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => store.close(),

@@ -1,6 +1,7 @@
 /** Heads, ids, entries and contents as bytes, in the form that both stores keep. */
 import { ServingError } from '../../process/errors.ts';
-import type { ChunkContent, ChunkEntry, ChunkRow, IndexHead, IndexSnapshot } from './store.ts';
+import { normalisePath } from './path-form.ts';
+import type { ChunkContent, ChunkEntry, ChunkRow, IndexHead, IndexSnapshot, RowPart, RowRead } from './store.ts';
 import { indexHead } from './store.ts';
 import { decodeHalves, encodeHalves } from './vector-codec.ts';
 
@@ -59,18 +60,24 @@ export const encodeEntry = ({ path, startLine, endLine, tokens }: Omit<ChunkEntr
 
 /** @throws ServingError store_invalid. */
 export function decodeEntry(id: string, bytes: Buffer): ChunkEntry {
+  const unreadable = (why: string, cause?: unknown) => invalid(`an unreadable entry of chunk ${id}: ${why}`, cause);
   let fields: unknown;
   try {
-    fields = JSON.parse(bytes.toString());
+    fields = JSON.parse(UTF8.decode(bytes));
   } catch (error) {
-    throw invalid(`an unreadable entry of chunk ${id}`, error);
+    throw unreadable('it is not JSON in UTF-8', error);
   }
   const [path, startLine, endLine, tokens] = Array.isArray(fields) ? fields : [];
-  if (typeof path !== 'string' || typeof tokens !== 'string' || !Number.isInteger(startLine + endLine)) {
-    throw invalid(`an unreadable entry of chunk ${id}`);
-  }
-  return { id, path, startLine, endLine, tokens: tokens === '' ? [] : tokens.split(' ') };
+  const normal = typeof path === 'string' ? normalisePath(path) : undefined;
+  if (normal === undefined) throw unreadable('it does not name a file');
+  if (!isLine(startLine) || !isLine(endLine) || startLine > endLine) throw unreadable('its lines are not a range');
+  if (typeof tokens !== 'string') throw unreadable('it does not list identifiers');
+  return { id, path: normal, startLine, endLine, tokens: tokens === '' ? [] : tokens.split(' ') };
 }
+
+const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+const isLine = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 1;
 
 /**
  * Encodes a content, little-endian: the sizes of vector and embedding in bytes (two uint32), the vector and the
@@ -83,20 +90,97 @@ export function encodeContent({ chunk, vector, embedding }: ChunkRow): Buffer {
   return Buffer.concat([sizes, ...halves, Buffer.from(chunk.text)]);
 }
 
-/** @throws ServingError store_invalid. */
-export function decodeContent(id: string, bytes: Buffer): ChunkContent {
-  const [vectorBytes, embeddingBytes] =
-    bytes.length < SIZES_BYTES ? [1, 1] : [bytes.readUInt32LE(), bytes.readUInt32LE(4)];
+/**
+ * The bytes of a content that hold one part: the sizes and the vectors, or the sizes and the text. The script in
+ * redis-store.ts does the same on the server. A content whose sizes reach beyond its end is cut so that it cannot be
+ * decoded.
+ */
+export function partOf(bytes: Buffer, part: RowPart | undefined): Buffer {
+  if (part === undefined || bytes.length < SIZES_BYTES) return bytes;
+  const end = SIZES_BYTES + bytes.readUInt32LE() + bytes.readUInt32LE(4);
+  if (end > bytes.length) return bytes.subarray(0, SIZES_BYTES - 1);
+  if (part === 'vectors') return bytes.subarray(0, end);
+  return Buffer.concat([bytes.subarray(0, SIZES_BYTES), bytes.subarray(end)]);
+}
+
+/**
+ * @param part of the content that `bytes` holds: see {@link partOf}.
+ * @throws ServingError store_invalid.
+ */
+export function decodeContent(id: string, bytes: Buffer, part?: RowPart): ChunkContent {
+  const unreadable = (why: string, cause?: unknown) => invalid(`an unreadable row of chunk ${id}: ${why}`, cause);
+  if (bytes.length < SIZES_BYTES) throw unreadable('it is too short');
+  const [vectorBytes, embeddingBytes] = part === 'text' ? [0, 0] : [bytes.readUInt32LE(), bytes.readUInt32LE(4)];
   const vectorEnd = SIZES_BYTES + vectorBytes;
   const end = vectorEnd + embeddingBytes;
   if (vectorBytes % 2 !== 0 || embeddingBytes % 2 !== 0 || end > bytes.length) {
-    throw invalid(`an unreadable row of chunk ${id}`);
+    throw unreadable('the sizes of its vectors are wrong');
   }
-  return {
-    vector: decodeHalves(bytes.subarray(SIZES_BYTES, vectorEnd)),
-    embedding: embeddingBytes === 0 ? undefined : decodeHalves(bytes.subarray(vectorEnd, end)),
-    text: bytes.toString('utf8', end),
-  };
+  const vector = decodeHalves(bytes.subarray(SIZES_BYTES, vectorEnd));
+  const embedding = embeddingBytes === 0 ? undefined : decodeHalves(bytes.subarray(vectorEnd, end));
+  if (!vector.every(Number.isFinite) || embedding?.every(Number.isFinite) === false) {
+    throw unreadable('a vector holds a number that is not finite');
+  }
+  try {
+    return { vector, embedding, text: UTF8.decode(bytes.subarray(end)) };
+  } catch (error) {
+    throw unreadable('its text is not UTF-8', error);
+  }
+}
+
+/** Decides which rows a read still has bytes for. The script in redis-store.ts does the same on the server. */
+export class RowBudget {
+  readonly #rowBytes: number;
+  #left: number;
+
+  constructor({ rowBytes = Infinity, bytes = Infinity }: RowRead) {
+    this.#rowBytes = rowBytes;
+    this.#left = bytes;
+  }
+
+  /** The row, or its size if it is too large. No row is given after the first one for which no bytes were left. */
+  take(bytes: Buffer | undefined): StoredRow {
+    if (bytes === undefined) return undefined;
+    if (bytes.length > this.#rowBytes) return bytes.length;
+    if (bytes.length > this.#left) this.#left = 0;
+    if (this.#left === 0) return bytes.length;
+    this.#left -= bytes.length;
+    return bytes;
+  }
+}
+
+/** A row as a store gives it; its size if it was too large to be given; undefined if it is not there. */
+export type StoredRow = Buffer | number | undefined;
+
+/**
+ * Decodes what a store has given for `ids`.
+ * @throws ServingError store_invalid for a row that cannot be given, if nobody wants to be told of it.
+ */
+export function decodeRows<T>(
+  ids: readonly string[],
+  rows: readonly StoredRow[],
+  { rowBytes = Infinity, onLeftOut, onBytes }: RowRead,
+  decode: (id: string, bytes: Buffer) => T,
+): (T | undefined)[] {
+  onBytes?.(rows.reduce<number>((sum, row) => sum + (typeof row === 'object' ? row.length : 0), 0));
+  return rows.map((row, i) => {
+    const id = ids[i]!;
+    if (row === undefined) return undefined;
+    if (typeof row !== 'number') {
+      try {
+        return decode(id, row);
+      } catch (error) {
+        if (onLeftOut === undefined) throw error;
+        onLeftOut({ id, reason: 'damaged', why: (error as Error).message });
+        return undefined;
+      }
+    }
+    const reason = row > rowBytes ? 'too_large' : 'later';
+    const why = `the row of chunk ${id} has ${row} bytes, ${reason === 'later' ? 'which is more than are left' : `more than ${rowBytes}`}`;
+    if (onLeftOut === undefined) throw new ServingError('store_invalid', why);
+    onLeftOut({ id, reason, why });
+    return undefined;
+  });
 }
 
 /**

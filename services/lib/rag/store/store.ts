@@ -45,8 +45,9 @@ export type ChunkEntry = Omit<Chunk, 'text'>;
 
 /** The part of a chunk that goes into a prompt. */
 export interface ChunkContent {
+  /** Empty if only the vectors were read. */
   readonly text: string;
-  /** [hidden]; empty in an index without vectors. */
+  /** [hidden]; empty in an index without vectors, and if only the text was read. */
   readonly vector: Float32Array;
   /** [dim], of length 1: the encoder's own embedding, in an index for dense retrieval. */
   readonly embedding?: Float32Array;
@@ -67,6 +68,38 @@ export interface ChunkRow {
  */
 export type StoreUse = 'serving' | 'indexing';
 
+/** A row that is stored and was not given. */
+export interface LeftOutRow {
+  /** The chunk's id, in hex. */
+  readonly id: string;
+  /**
+   * `later` is a row for which the read had no bytes left: another read may give it. The other two say what is wrong
+   * with the row itself.
+   */
+  readonly reason: 'damaged' | 'too_large' | 'later';
+  /** Says in words what is wrong with it. */
+  readonly why: string;
+}
+
+/** The part of a content that is read: `vectors` leaves `text` empty, `text` leaves the vectors out. */
+export type RowPart = 'vectors' | 'text';
+
+/** How much a read of rows may cost, and what becomes of rows that cannot be given. Without it nothing is bounded. */
+export interface RowRead {
+  /** Both parts if it is not given. It says nothing about entries. */
+  readonly part?: RowPart | undefined;
+  /** Larger rows are left out, in bytes. */
+  readonly rowBytes?: number;
+  /** The rows that are given have at most so many bytes together; at least `rowBytes`. */
+  readonly bytes?: number;
+  /** Told of each row that is there and was left out; it is undefined in the answer. Without it such a row fails. */
+  readonly onLeftOut?: (row: LeftOutRow) => void;
+  /** Told how many bytes the store has given. */
+  readonly onBytes?: (bytes: number) => void;
+  /** Aborted when nobody waits for the rows any more. A read that has not begun is given up then. */
+  readonly signal?: AbortSignal;
+}
+
 /**
  * `repo` is a repository's key, made by {@link repoKey}.
  * All calls fail with ServingError: store_unavailable if the store does not answer, store_invalid if it holds something
@@ -79,8 +112,13 @@ export interface Store {
   head(repo: string): Promise<IndexHead | undefined>;
   snapshot(repo: string): Promise<IndexSnapshot | undefined>;
   /** Entries in the order of `ids` (hex); undefined for a chunk that is not there, or no longer there. */
-  entries(repo: string, ids: readonly string[]): Promise<(ChunkEntry | undefined)[]>;
-  contents(repo: string, fingerprint: string, ids: readonly string[]): Promise<(ChunkContent | undefined)[]>;
+  entries(repo: string, ids: readonly string[], read?: RowRead): Promise<(ChunkEntry | undefined)[]>;
+  contents(
+    repo: string,
+    fingerprint: string,
+    ids: readonly string[],
+    read?: RowRead,
+  ): Promise<(ChunkContent | undefined)[]>;
   /** Keys of the repositories that a tenant has published, sorted. */
   repositories(tenant: string): Promise<string[]>;
   /**
