@@ -12,6 +12,8 @@ import { createRetrieval } from '../lib/rag/search/retrieval.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
+import type { RedisConnection } from '../lib/redis/connection.ts';
+import { isRedisUrl } from '../lib/redis/url.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
 import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
@@ -47,6 +49,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     config.rowCacheBytes,
   );
   void warnIfAway(store, log);
+  const redis = await openSharing(config.store);
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
   const { threads } = config;
@@ -61,6 +64,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     closing.abort();
     await warming;
     await store.close();
+    redis?.close();
   });
   const gateway = await startGateway(config, {
     modelName,
@@ -73,6 +77,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     store,
     indexer,
     keys,
+    redis,
     tls,
     connectPrefill: (address) => connectPrefill(address, security),
     connectDecode: (address) => connectDecode(address, security),
@@ -81,6 +86,15 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
+}
+
+/**
+ * A connection for what gateways share. It is not the store's: a short question would wait there behind large answers.
+ */
+async function openSharing(store: string): Promise<RedisConnection | undefined> {
+  if (!isRedisUrl(store)) return undefined;
+  const { RedisConnection } = await import('../lib/redis/connection.ts');
+  return new RedisConnection(store);
 }
 
 /**

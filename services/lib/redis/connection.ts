@@ -51,6 +51,8 @@ export class RedisConnection {
   readonly address: string;
   readonly #address: RedisAddress;
   readonly #client: Redis | Cluster;
+  /** The connection of subscriptions, which a cluster's client makes by itself. */
+  #subscriber: Redis | Cluster | undefined;
   readonly #firstAttempt: Promise<unknown>;
   #lastError: Error | undefined;
   /** Resolves when a connection has been made, or none will be made any more; then a new one takes its place. */
@@ -128,9 +130,30 @@ export class RedisConnection {
     }
   }
 
+  /**
+   * Listens to a channel from now on, by a connection of its own, which is made again whenever it breaks. Messages that
+   * come while it is broken are lost. To be called once.
+   * @returns makes the connection anew, for a caller who hears nothing although there must have been something.
+   */
+  subscribe(channel: string, listener: (message: string) => void): () => void {
+    const client = this.#client;
+    const subscriber = client instanceof Cluster ? client : makeClient(this.#address, { retryStrategy: backoff });
+    this.#subscriber = subscriber;
+    subscriber.on('message', (from: string, message: string) => from === channel && listener(message));
+    // Subscriptions that were made before are made again by the client itself.
+    const subscribe = () => void subscriber.subscribe(channel).catch(() => {});
+    subscriber.once('ready', subscribe);
+    if (subscriber.status === 'ready') subscribe();
+    if (subscriber === client) return () => {};
+    subscriber.on('error', () => {}); // the connection of commands says why
+    subscriber.connect().catch(() => {}); // it is tried again
+    return () => subscriber.disconnect(true);
+  }
+
   close(): void {
     clearInterval(this.#looking);
     this.#client.disconnect();
+    this.#subscriber?.disconnect();
   }
 
   get #usable(): boolean {
@@ -221,7 +244,7 @@ function reason(error: Error & { lastNodeError?: Error }): string {
   return error.lastNodeError ? `${error.message} (${error.lastNodeError.message})` : error.message;
 }
 
-type Reconnecting = Required<Pick<RedisOptions, 'reconnectOnError' | 'retryStrategy'>>;
+type Reconnecting = Pick<RedisOptions, 'reconnectOnError' | 'retryStrategy'>;
 
 function makeClient(address: RedisAddress, reconnecting: Reconnecting): Redis | Cluster {
   const { kind, nodes, username, password, db, master } = address;
