@@ -1,7 +1,7 @@
 /**
  * Messages between the processes that use one Redis, each to all of them, the sender included. All receive them in the
  * same order: they are published by one server, of a cluster too. Delivery is not promised: a message is lost where
- * Redis or the connection is. Each process also says every few seconds that it is there.
+ * Redis or the connection is. Each process that hears them says so every few seconds.
  */
 import { randomBytes } from 'node:crypto';
 import type { RedisConnection } from './connection.ts';
@@ -36,7 +36,8 @@ export class RedisChannel {
   readonly #options: ChannelOptions;
   readonly #aliveEveryMs: number;
   readonly #reconnect: () => void;
-  readonly #signs: NodeJS.Timeout;
+  #signs: NodeJS.Timeout | undefined;
+  #closed = false;
   /** When each process was heard last, in ms of the monotonic clock. */
   readonly #heardAtMs = new Map<string, number>();
   /** Own signs of life that were published and have not come back. */
@@ -46,12 +47,16 @@ export class RedisChannel {
   constructor(options: ChannelOptions) {
     this.#options = options;
     this.#aliveEveryMs = options.aliveEveryMs ?? ALIVE_EVERY_MS;
-    this.#reconnect = options.redis.subscribe(options.name, (text) => this.#receive(text));
-    this.#signs = setInterval(() => void this.#signOfLife(), this.#aliveEveryMs).unref();
-    void this.#signOfLife();
+    const hears = () => {
+      this.#unheard = 0;
+      if (this.#closed) return;
+      this.#signs ??= setInterval(() => void this.#signOfLife(), this.#aliveEveryMs).unref();
+      void this.#signOfLife();
+    };
+    this.#reconnect = options.redis.subscribe(options.name, (text) => this.#receive(text), hears);
   }
 
-  /** Processes that are heard, this one included. 0 while nothing is heard at all. */
+  /** Processes that hear each other, this one included. 0 while nothing is heard at all. */
   get alive(): number {
     return this.#heardAtMs.size;
   }
@@ -72,6 +77,7 @@ export class RedisChannel {
   }
 
   close(): void {
+    this.#closed = true;
     clearInterval(this.#signs);
   }
 

@@ -133,21 +133,36 @@ export class RedisConnection {
   /**
    * Listens to a channel from now on, by a connection of its own, which is made again whenever it breaks. Messages that
    * come while it is broken are lost. To be called once.
+   * @param onSubscribed is called whenever Redis has begun to send us what comes; of a cluster the first time only.
    * @returns makes the connection anew, for a caller who hears nothing although there must have been something.
    */
-  subscribe(channel: string, listener: (message: string) => void): () => void {
+  subscribe(channel: string, listener: (message: string) => void, onSubscribed: () => void): () => void {
     const client = this.#client;
-    const subscriber = client instanceof Cluster ? client : makeClient(this.#address, { retryStrategy: backoff });
+    const isCluster = client instanceof Cluster;
+    const subscriber = isCluster
+      ? client
+      : makeClient(this.#address, { retryStrategy: backoff, autoResubscribe: false });
     this.#subscriber = subscriber;
     subscriber.on('message', (from: string, message: string) => from === channel && listener(message));
-    // Subscriptions that were made before are made again by the client itself.
-    const subscribe = () => void subscriber.subscribe(channel).catch(() => {});
-    subscriber.once('ready', subscribe);
-    if (subscriber.status === 'ready') subscribe();
-    if (subscriber === client) return () => {};
+    const subscribe = async () => {
+      try {
+        await subscriber.subscribe(channel);
+        onSubscribed();
+      } catch {
+        // A single connection is ready again later. The client of a cluster goes on being ready, and subscribes by
+        // itself whenever its connection breaks, but not before it has done so once.
+        if (isCluster && subscriber.status !== 'end') setTimeout(subscribe, RETRY_MAX_MS).unref();
+      }
+    };
+    if (isCluster) {
+      if (subscriber.status === 'ready') void subscribe();
+      else subscriber.once('ready', subscribe);
+      return () => {};
+    }
+    subscriber.on('ready', subscribe);
     subscriber.on('error', () => {}); // the connection of commands says why
     subscriber.connect().catch(() => {}); // it is tried again
-    return () => subscriber.disconnect(true);
+    return () => subscriber.status === 'ready' && subscriber.disconnect(true);
   }
 
   close(): void {
@@ -244,7 +259,7 @@ function reason(error: Error & { lastNodeError?: Error }): string {
   return error.lastNodeError ? `${error.message} (${error.lastNodeError.message})` : error.message;
 }
 
-type Reconnecting = Pick<RedisOptions, 'reconnectOnError' | 'retryStrategy'>;
+type Reconnecting = Pick<RedisOptions, 'reconnectOnError' | 'retryStrategy' | 'autoResubscribe'>;
 
 function makeClient(address: RedisAddress, reconnecting: Reconnecting): Redis | Cluster {
   const { kind, nodes, username, password, db, master } = address;
