@@ -2,15 +2,20 @@
  * The gateway put together: workers, journey, readiness and the HTTP app. Nothing listens or looks for workers yet, so
  * that tests put it together the same way.
  */
+import { repeatUntilAborted } from '../lib/async/repeat.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
+import { metrics } from '../lib/process/metrics.ts';
 import type { Retrieval } from '../lib/rag/search/retrieval.ts';
 import type { Store } from '../lib/rag/store/store.ts';
+import { RedisChannel } from '../lib/redis/channel.ts';
+import type { RedisConnection } from '../lib/redis/connection.ts';
 import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/contract.ts';
 import { choosePromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import { Dispatcher } from './admission/dispatcher.ts';
-import { InflightRequests } from './admission/inflight.ts';
+import { InflightRequests, type SessionStart } from './admission/inflight.ts';
+import { NEWS_EVERY_MS, ServiceExchange } from './admission/service-exchange.ts';
 import { parseTenantWeights } from './admission/settings.ts';
 import { Journey } from './completion/journey.ts';
 import { ContextFinder } from './context/context.ts';
@@ -20,7 +25,8 @@ import type { Tls } from './http/tls.ts';
 import { Readiness, tryOut } from './readiness.ts';
 import type { GatewayConfig } from './settings.ts';
 import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
-import { TokenQuota } from './tenants/token-quota.ts';
+import { TenantLedger } from './tenants/tenant-ledger.ts';
+import { LEASE_MS, TenantQuota } from './tenants/tenant-quota.ts';
 import { WorkerPool } from './workers/worker-pool.ts';
 
 export interface GatewayParts {
@@ -41,6 +47,11 @@ export interface GatewayParts {
   /** undefined where none was named: nothing can be indexed then. */
   readonly indexer: IndexerClient | undefined;
   readonly keys: ApiKeys;
+  /**
+   * Connection over which gateways share the limits of tenants, fairness between them, and sessions; undefined where
+   * the store is not Redis. It is the gateway's own to close.
+   */
+  readonly redis?: RedisConnection | undefined;
   /** undefined for plain HTTP. */
   readonly tls?: Tls | undefined;
   readonly connectPrefill: (address: string) => PrefillClient;
@@ -68,18 +79,18 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
   const weights = parseTenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights?.get(tenant) ?? 1;
   const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
+  const closing = new AbortController();
+  const { dispatcher, sessions, inflight, quota } = composeShared(config, parts, pool, weightOf, closing.signal);
   const journey = new Journey({
     ...config,
     tokenizer,
     format: choosePromptFormat(tokenizer, promptFormat, parts.eosIds),
     fingerprint,
     pool,
-    dispatcher: new Dispatcher({ ...config, pool, weightOf }),
+    dispatcher,
     context: new ContextFinder({ ...config, ...parts }),
-    sessions: new Sessions(),
+    sessions,
   });
-  const inflight = new InflightRequests({ ...config, weightOf, draining });
-  const closing = new AbortController();
   const readiness = new Readiness({
     usable: () => pool.usable,
     generate: () =>
@@ -100,9 +111,56 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     inflight,
     readiness,
     capacity: () => (pool.usable ? pool.capacity : undefined),
-    quota: new TokenQuota(),
+    quota,
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
   });
   return { app, pool, journey, inflight, readiness, closing };
+}
+
+/** The parts that know of other gateways, where there is a Redis over which these can be heard. */
+function composeShared(
+  config: GatewayConfig,
+  { redis, draining, log }: GatewayParts,
+  pool: WorkerPool,
+  weightOf: (tenant: string) => number,
+  closing: AbortSignal,
+) {
+  const capacity = () => pool.capacity;
+  if (redis === undefined) {
+    return {
+      dispatcher: new Dispatcher({ ...config, pool, weightOf }),
+      sessions: new Sessions(),
+      inflight: new InflightRequests({ ...config, weightOf, draining }),
+      quota: new TenantQuota({ capacity, log }),
+    };
+  }
+  const channel = new RedisChannel({
+    redis,
+    name: 'llavacode:1:gateways',
+    onMessage: ({ from, kind, body }) => {
+      if (kind === 'session') inflight.superseded(body);
+      else if (from === channel.self) return;
+      else if (kind === 'prompt') sessions.servedElsewhere(body);
+      else if (kind === 'service') exchange.heard(from, body);
+    },
+  });
+  const exchange: ServiceExchange = new ServiceExchange({
+    weightOf,
+    publish: (news) => void channel.publish('service', news),
+    charge: (costs) => dispatcher.charge(costs),
+    waiting: () => dispatcher.waitingTenants,
+  });
+  const dispatcher: Dispatcher = new Dispatcher({ ...config, pool, weightOf, exchange });
+  const sessions = new Sessions(undefined, (served) => void channel.publish('prompt', served));
+  const announce = (started: SessionStart) => channel.publish('session', started);
+  const inflight: InflightRequests = new InflightRequests({ ...config, weightOf, announce, draining });
+  const ledger = new TenantLedger(redis, LEASE_MS);
+  void repeatUntilAborted(closing, () => {
+    exchange.tick();
+    metrics.gatewaysAlive.set(channel.alive);
+    return NEWS_EVERY_MS;
+  });
+  closing.addEventListener('abort', () => channel.close(), { once: true });
+  return { dispatcher, sessions, inflight, quota: new TenantQuota({ ledger, capacity, log }) };
 }

@@ -10,6 +10,8 @@ import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
 import { withShares } from '../lib/rag/store/shares.ts';
+import type { RedisConnection } from '../lib/redis/connection.ts';
+import { isRedisUrl } from '../lib/redis/url.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
 import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
@@ -46,6 +48,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     config.rowCacheBytes,
   );
   void warnIfAway(store, log);
+  const redis = await openSharing(config.store);
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
   const { threads } = config;
@@ -66,6 +69,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     closing.abort();
     await warming;
     await store.close();
+    redis?.close();
   });
   const gateway = await startGateway(config, {
     modelName,
@@ -78,6 +82,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     store,
     indexer,
     keys,
+    redis,
     tls,
     connectPrefill: (address) => connectPrefill(address, security),
     connectDecode: (address) => connectDecode(address, security),
@@ -86,4 +91,13 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
+}
+
+/**
+ * A connection for what gateways share. It is not the store's: a short question would wait there behind large answers.
+ */
+async function openSharing(store: string): Promise<RedisConnection | undefined> {
+  if (!isRedisUrl(store)) return undefined;
+  const { RedisConnection } = await import('../lib/redis/connection.ts');
+  return new RedisConnection(store);
 }

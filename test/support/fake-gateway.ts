@@ -12,7 +12,7 @@ import { keepingLog } from './keeping-log.ts';
 export const tokenizer = await loadTokenizer(join(PACKAGE_ROOT, 'models/tiny-coder'));
 export const idOf = (name: string) => tokenizer.idOf(name)!;
 
-export interface FakeGateway extends Omit<ComposedGateway, 'closing'> {
+export interface FakeGateway extends ComposedGateway {
   readonly workers: FakeWorkers;
   readonly draining: AbortController;
   /** Lines that were logged. */
@@ -53,13 +53,15 @@ export interface Answer {
   error?: { message: string; type: string; param: string | null; code: string };
 }
 
-type Given = 'contextFingerprint' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'tls';
+type Given = 'contextFingerprint' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'redis' | 'tls';
 
 /** Settings, and parts that the process would open. */
 export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {
   /** Addresses of workers besides the first ones. */
   readonly morePrefill?: readonly string[];
   readonly moreDecode?: readonly string[];
+  /** Workers of another gateway, which both use then. */
+  readonly sameWorkers?: FakeWorkers;
 }
 
 /**
@@ -81,8 +83,9 @@ const TEST_SETTINGS: Partial<GatewayConfig> = {
 };
 
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
-  const { retrieval, store, indexer, keys = NO_KEYS, tls, morePrefill = [], moreDecode = [], ...settings } = options;
-  const workers = fakeWorkers(model);
+  const { retrieval, store, indexer, keys = NO_KEYS, redis, tls, ...others } = options;
+  const { morePrefill = [], moreDecode = [], sameWorkers, ...settings } = others;
+  const workers = sameWorkers ?? fakeWorkers(model);
   const lines: Record<string, unknown>[] = [];
   const draining = new AbortController();
   const needed = { model: 'unused', prefillWorkers: workers.prefill.address, decodeWorkers: workers.decode.address };
@@ -98,6 +101,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     store,
     indexer,
     keys,
+    redis,
     tls,
     connectPrefill: (at) => (at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at)),
     connectDecode: (at) => (at === workers.decode.address ? workers.decode.client : workers.decodeAt(at)),

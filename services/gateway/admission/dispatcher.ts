@@ -8,6 +8,7 @@ import { metrics } from '../../lib/process/metrics.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { type Placement, type PlacementRequest, tokensToCompute, type WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
+import type { ServiceExchange } from './service-exchange.ts';
 import { ServiceRate } from './service-rate.ts';
 import type { AdmissionConfig } from './settings.ts';
 
@@ -33,6 +34,8 @@ export interface DispatcherOptions
   >;
   /** A tenant's share of the service, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
+  /** Fairness with other gateways; undefined where there are none. */
+  readonly exchange?: Pick<ServiceExchange, 'served' | 'yields'> | undefined;
   /** Monotonic clock, in ms. */
   readonly now?: () => number;
 }
@@ -143,11 +146,23 @@ export class Dispatcher {
     this.#queue.add(newcomer);
   }
 
+  /** Charges tenants for what other gateways served to them, and goes on: see {@link ServiceExchange}. */
+  charge(costs: ReadonlyMap<string, number>): void {
+    for (const [tenant, cost] of costs) this.#queue.charge(tenant, cost);
+    this.#pump();
+  }
+
+  get waitingTenants(): ReadonlySet<string> {
+    return new Set(this.#queue.entries.map(({ tenant }) => tenant));
+  }
+
   /** Gives out workers as long as they have room. */
   #pump(): void {
     const { pool } = this.#options;
     this.#watchOutage();
+    const { exchange } = this.#options;
     for (let next = this.#first; next !== undefined; next = this.#first) {
+      if (!next.isReplay && exchange?.yields(next.tenant)) break;
       const placement = pool.place(next);
       if (placement === undefined) {
         if (!pool.usable || pool.fits(next)) break;
@@ -158,6 +173,7 @@ export class Dispatcher {
       }
       if (next.isReplay) this.#replays.shift();
       else this.#queue.take();
+      if (!next.isReplay) exchange?.served(next.tenant, next.cost);
       // Time during an outage does not count: nobody was served slowly, nobody was served at all.
       this.#rate.served(next.tokens, Math.max(next.queuedAtMs, this.#upSinceMs), this.#now());
       next.grant(placement);

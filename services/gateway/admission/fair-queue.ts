@@ -26,6 +26,9 @@ interface Tenant<E> {
   served: number;
 }
 
+/** Most that a tenant is behind because of what it was served elsewhere, in cost / weight: 64 sequences of 2,000 tokens. */
+const LARGEST_DEBT = 128_000;
+
 export class FairQueue<E extends Waiting> {
   readonly #weightOf: (tenant: string) => number;
   readonly #order: QueueOrder;
@@ -79,6 +82,19 @@ export class FairQueue<E extends Waiting> {
     tenant.served += entry.cost / tenant.weight;
     this.#forgetIdle();
     return entry;
+  }
+
+  /**
+   * Charges a tenant for what it was served elsewhere, whether it waits here or not. Its debt has a bound: service that
+   * it gets here puts it no further behind.
+   */
+  charge(name: string, cost: number): void {
+    const tenant = this.#tenant(name);
+    const from = Math.max(tenant.served, this.#virtualTime);
+    tenant.served = Math.max(from, Math.min(from + cost / tenant.weight, this.#virtualTime + LARGEST_DEBT));
+    // While nobody waits nobody falls behind: time goes on for all of them.
+    if (this.#size === 0) this.#virtualTime = tenant.served;
+    this.#forgetIdle();
   }
 
   /** Takes out an entry that nobody waits for any more, and charges nobody. Returns false when it was not waiting. */

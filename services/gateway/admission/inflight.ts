@@ -1,4 +1,8 @@
-/** Requests in flight: a limit on their number, and the signal that ends each, with the reason why. */
+/**
+ * Work in flight: a limit on the sequences of all completions, and the signal that ends each, with the reason why. A
+ * tenant's own limits are counted in tenants/tenant-quota.ts.
+ */
+import { randomBytes } from 'node:crypto';
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { AdmissionConfig } from './settings.ts';
@@ -6,8 +10,21 @@ import type { AdmissionConfig } from './settings.ts';
 export interface InflightOptions extends Pick<AdmissionConfig, 'maxInflight' | 'requestTimeoutMs'> {
   /** A tenant's share of the places, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
+  /**
+   * Tells other gateways that a request of a session has been let in; each of them calls {@link
+   * InflightRequests.superseded} in turn, and so does this one. Resolves with whether they were told.
+   */
+  readonly announce?: ((started: SessionStart) => Promise<boolean>) | undefined;
   /** Once aborted, nothing new is taken in; requests that run go on. */
   readonly draining: AbortSignal;
+}
+
+/** A request of a session has been let in. */
+export interface SessionStart {
+  /** Key of the session. */
+  readonly session: string;
+  /** Tells the request from those of all gateways. */
+  readonly request: string;
 }
 
 export interface InflightRequest {
@@ -18,8 +35,8 @@ export interface InflightRequest {
    */
   readonly session?: string | undefined;
   readonly tenant?: string;
-  /** Most requests of the tenant in flight; undefined where it has no limit of its own. */
-  readonly maxInflight?: number | undefined;
+  /** Sequences that it asks for: prompts × best_of; 1 where not given. */
+  readonly sequences?: number;
 }
 
 /** Work in flight, of any kind. */
@@ -35,73 +52,138 @@ export interface TrackedWork {
 export interface InflightPlace extends TrackedWork {
   /** Time at which its budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs: number;
+  /**
+   * Supersedes the session's request before this one, here and at other gateways. To be called when nothing can refuse
+   * the request any more: otherwise both would be lost.
+   */
+  supersede(): void;
+}
+
+/** A completion in flight. */
+interface Running {
+  /** Tells it from the requests of all gateways. */
+  readonly name: string;
+  /** Requests of this gateway have come in this order. */
+  readonly number: number;
+  readonly tenant: string;
+  readonly sequences: number;
+  readonly session: string | undefined;
+  readonly controller: AbortController;
+  /** Announcements that come from now on are of newer requests than this one. */
+  announced: boolean;
 }
 
 export class InflightRequests {
   readonly #options: InflightOptions;
-  /** Completions, each with its tenant. */
-  readonly #running = new Map<AbortController, string>();
+  readonly #name = randomBytes(9).toString('base64url');
+  #number = 0;
+  readonly #running = new Set<Running>();
   /** Uploads and removals. They take no place here: the indexer limits them. */
   readonly #others = new Set<AbortController>();
-  readonly #sessions = new Map<string, AbortController>();
+  /** The newest request of each session that has one in flight. */
+  readonly #sessions = new Map<string, Running>();
   #whenIdle: (() => void)[] = [];
 
   constructor(options: InflightOptions) {
     this.#options = options;
   }
 
-  /** @throws ServingError draining, saturated */
-  enter({ timeoutMs, session, tenant = '', maxInflight: tenantLimit }: InflightRequest = {}): InflightPlace {
-    const { maxInflight, requestTimeoutMs, draining } = this.#options;
+  /**
+   * Takes a place for a completion.
+   * @throws ServingError draining, saturated
+   */
+  enter({ timeoutMs, session, tenant = '', sequences = 1 }: InflightRequest = {}): InflightPlace {
+    const { requestTimeoutMs, draining } = this.#options;
     draining.throwIfAborted();
-    const earlier = session === undefined ? undefined : this.#sessions.get(session);
-    // Neither requests that were aborted, which are about to end, nor the one that it supersedes may keep it out.
-    const inFlight = [...this.#running].filter(([other]) => !other.signal.aborted && other !== earlier);
-    const own = inFlight.filter(([, other]) => other === tenant).length;
-    if (tenantLimit !== undefined && own >= tenantLimit) {
-      throw new ServingError('quota_exceeded', `${tenantLimit} requests of tenant ${tenant} are in flight`, {
-        retryAfterSeconds: 1,
-        limit: 'max-inflight',
-      });
-    }
-    // A tenant that has less than its share is not kept out by tenants that have more, until there are twice as many
-    // requests: otherwise each of many tenants, one after the other, would add its share to what is there.
-    const full = inFlight.length >= maxInflight;
-    if (full && (inFlight.length >= 2 * maxInflight || own >= this.#shareOf(tenant, inFlight))) {
-      throw new ServingError('saturated', `${maxInflight} requests are in flight (--max-inflight)`, {
-        retryAfterSeconds: 1,
-        limit: 'max-inflight',
-      });
-    }
-    // Supersede last: if the new request were refused, both would be lost.
-    earlier?.abort(new ServingError('superseded', 'a newer request of the same session came'));
+    this.#assertRoom(tenant, sequences, session);
     const controller = new AbortController();
     const budgetMs = Math.min(timeoutMs ?? requestTimeoutMs, requestTimeoutMs);
     const deadline = setTimeout(() => {
       controller.abort(new ServingError('deadline_exceeded', `the request took longer than ${budgetMs} ms`));
     }, budgetMs);
-    this.#running.set(controller, tenant);
-    if (session !== undefined) this.#sessions.set(session, controller);
-    metrics.inflight.set(this.#running.size);
+    const number = ++this.#number;
+    const name = `${this.#name}.${number}`;
+    const running: Running = { name, number, tenant, sequences, session, controller, announced: false };
+    this.#running.add(running);
+    this.#observe();
     return {
       signal: controller.signal,
       deadlineMs: performance.now() + budgetMs,
       abort: (reason) => controller.abort(reason),
+      supersede: () => this.#supersede(running),
       release: () => {
         clearTimeout(deadline);
-        if (session !== undefined && this.#sessions.get(session) === controller) this.#sessions.delete(session);
-        this.#running.delete(controller);
-        metrics.inflight.set(this.#running.size);
+        if (session !== undefined && this.#sessions.get(session) === running) this.#sessions.delete(session);
+        this.#running.delete(running);
+        this.#observe();
         this.#resolveIfIdle();
       },
     };
   }
 
-  #shareOf(tenant: string, inFlight: readonly (readonly [AbortController, string])[]): number {
+  /**
+   * Some gateway, perhaps this one, has let in a request of a session: an older one in flight here ends. Announcements
+   * of all gateways come in one order to all of them, so that of two requests only the older one ends, at whichever
+   * gateways they are: one that was let in here and whose own announcement is still to come is the newer one.
+   * @param started a {@link SessionStart}, if its form is right.
+   */
+  superseded(started: unknown): void {
+    const { session, request } = (started ?? {}) as Partial<Record<keyof SessionStart, unknown>>;
+    if (typeof session !== 'string') return;
+    const running = this.#sessions.get(session);
+    if (running === undefined) return;
+    if (running.name === request) running.announced = true;
+    else if (running.announced) running.controller.abort(supersededReason());
+  }
+
+  #supersede(running: Running): void {
+    const { session, number, name, controller } = running;
+    if (session === undefined || controller.signal.aborted) return;
+    const other = this.#sessions.get(session);
+    // A request that came later may have been let in sooner: the limits of its tenant are asked for elsewhere.
+    if (other !== undefined && other.number > number) {
+      controller.abort(supersededReason());
+      return;
+    }
+    other?.controller.abort(supersededReason());
+    this.#sessions.set(session, running);
+    void this.#options.announce?.({ session, request: name }).then((told) => {
+      running.announced ||= !told; // it will not come back
+    });
+  }
+
+  /** @throws ServingError saturated */
+  #assertRoom(tenant: string, sequences: number, session: string | undefined): void {
+    const { maxInflight } = this.#options;
+    // Neither requests that were aborted, which are about to end, nor the one that it supersedes may keep it out.
+    const earlier = session === undefined ? undefined : this.#sessions.get(session);
+    const others = [...this.#running].filter((other) => !other.controller.signal.aborted && other !== earlier);
+    const inFlight = sum(others);
+    // Where nothing is in flight any one request is taken in, whatever its size.
+    if (inFlight === 0 || inFlight + sequences <= maxInflight) return;
+    // A tenant that stays within its share, or that has nothing, is not kept out by tenants that have more, until there
+    // are twice as many sequences: otherwise each of many tenants, one after the other, would add its share to what is
+    // there.
+    const own = sum(others.filter((other) => other.tenant === tenant));
+    const isDue = own === 0 || own + sequences <= this.#shareOf(tenant, others);
+    if (isDue && inFlight + sequences <= 2 * maxInflight) return;
+    throw new ServingError(
+      'saturated',
+      `${inFlight} sequences are in flight, and the request asks for ${sequences}: --max-inflight is ${maxInflight}`,
+      { retryAfterSeconds: 1, limit: 'max-inflight' },
+    );
+  }
+
+  #shareOf(tenant: string, others: readonly Running[]): number {
     const { maxInflight, weightOf = () => 1 } = this.#options;
-    const tenants = new Set([tenant, ...inFlight.map(([, other]) => other)]);
-    const weights = [...tenants].reduce((sum, each) => sum + weightOf(each), 0);
+    const tenants = new Set([tenant, ...others.map((other) => other.tenant)]);
+    const weights = [...tenants].reduce((total, each) => total + weightOf(each), 0);
     return (maxInflight * weightOf(tenant)) / weights;
+  }
+
+  #observe(): void {
+    metrics.inflight.set(this.#running.size);
+    metrics.sequencesInflight.set(sum(this.#running));
   }
 
   /**
@@ -128,7 +210,8 @@ export class InflightRequests {
     const idle = new Promise<void>((resolve) => this.#whenIdle.push(resolve));
     const timer = setTimeout(() => {
       const reason = new ServingError('draining', 'the gateway is shutting down and the request took too long');
-      for (const controller of [...this.#running.keys(), ...this.#others]) controller.abort(reason);
+      const controllers = [...this.#running].map(({ controller }) => controller);
+      for (const controller of [...controllers, ...this.#others]) controller.abort(reason);
     }, timeoutMs);
     await idle;
     clearTimeout(timer);
@@ -142,3 +225,7 @@ export class InflightRequests {
     if (this.#idle) for (const resolve of this.#whenIdle.splice(0)) resolve();
   }
 }
+
+const sum = (running: Iterable<Running>) => [...running].reduce((total, { sequences }) => total + sequences, 0);
+
+const supersededReason = () => new ServingError('superseded', 'a newer request of the same session came');

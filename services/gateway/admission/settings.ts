@@ -5,7 +5,9 @@ import { milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { QUEUE_SETTINGS } from '../../lib/request/settings.ts';
 
 export const ADMISSION_SETTINGS = {
-  maxInflight: whole(1).default(256).describe('requests at once; a tenant below its share may exceed it, up to double'),
+  maxInflight: whole(1)
+    .default(256)
+    .describe('sequences (prompts × best_of) in flight at once; a tenant below its share may exceed it, up to double'),
   requestTimeoutMs: milliseconds(1).default(60_000).describe('deadline of one request, in ms'),
   targetTtftMs: milliseconds(1)
     .default(10_000)

@@ -17,9 +17,11 @@ import type { RequestScope } from '../completion/preparation.ts';
 import { RedactedSample } from '../completion/redacted-sample.ts';
 import { RequestRecord } from '../completion/request-record.ts';
 import type { CompletionConfig } from '../completion/settings.ts';
+import { hashOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';
 import { type Identity, storeKey } from '../tenants/api-keys.ts';
-import type { TokenQuota } from '../tenants/token-quota.ts';
+import { sequencesOf } from '../tenants/demand.ts';
+import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
 import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
 
@@ -30,7 +32,7 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly fingerprint: string;
   readonly journey: Pick<Journey, 'complete'>;
   readonly inflight: InflightRequests;
-  readonly quota: TokenQuota;
+  readonly quota: Pick<TenantQuota, 'reserve'>;
 }
 
 export type CompletionHttpRequest = FastifyRequest<{ Body: CompletionRequest }>;
@@ -70,20 +72,24 @@ export async function serveCompletion(
   if (rag !== undefined && rag.mode !== 'off') record.asksAbout(nameOf(rag.repo));
   assertModel(completion.model ?? parts.modelName, parts.modelName);
   const { tenant, limits } = request.identity;
-  parts.quota.assertWithin(tenant, limits);
-  const place = parts.inflight.enter(inflightRequest(request));
-  record.timeline.mark('admitted');
+  const entering = inflightRequest(request);
+  const place = parts.inflight.enter(entering);
   // A connection closes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => place.abort(clientGone()));
-  if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
   const { signal, deadlineMs } = place;
+  let reservation: Reservation | undefined;
   try {
+    reservation = await parts.quota.reserve({ tenant, limits, session: entering.session, completion });
+    place.supersede();
+    signal.throwIfAborted();
+    record.timeline.mark('admitted');
+    if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
     return await answer({ request: completion, record, scope });
   } finally {
     place.release();
     const { promptTokens, completionTokens } = record.usage;
-    parts.quota.spend(tenant, limits, promptTokens + completionTokens);
+    reservation?.settle(promptTokens + completionTokens);
   }
 }
 
@@ -94,9 +100,10 @@ function inflightRequest({ body, headers, identity }: CompletionHttpRequest): In
     throw new ServingError('invalid_request', `${TIMEOUT_HEADER}: ${header} is not a number of milliseconds`);
   }
   const timeoutMs = body.timeoutMs ?? (header === undefined ? undefined : Number(header));
-  const session = body.session === undefined ? undefined : `${identity.tenant}\n${body.session}`;
-  const { tenant, limits } = identity;
-  return { timeoutMs, session, tenant, maxInflight: limits.maxInflight };
+  const { tenant } = identity;
+  // A hash, since the name leaves this process where gateways share their sessions.
+  const session = body.session === undefined ? undefined : hashOf([tenant, body.session]);
+  return { timeoutMs, session, tenant, sequences: sequencesOf(body) };
 }
 
 /** Names the repository as the store knows it: a name that a client gave could be another tenant's. */

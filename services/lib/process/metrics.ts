@@ -134,6 +134,19 @@ export const metrics = {
     ['limit', 'knob'],
   ),
   inflight: gateway.gauge('llavacode:requests_inflight', 'Requests in flight in this gateway, waiting ones included'),
+  sequencesInflight: gateway.gauge(
+    'llavacode:sequences_inflight',
+    'Sequences (prompts × best_of) of the requests in flight in this gateway, which --max-inflight limits',
+  ),
+  limitChecks: gateway.counter(
+    'llavacode:limit_checks_total',
+    'Checks of the limits of a tenant, by where its use is counted: shared (in Redis) or local (in this gateway alone)',
+    ['where'],
+  ),
+  gatewaysAlive: gateway.gauge(
+    'llavacode:gateways_alive',
+    'Gateways that share limits and sessions over Redis, this one included, as far as this one hears of them; 0 without',
+  ),
   replays: gateway.counter('llavacode:replays_total', 'Parts of requests done again by other workers, by reason', [
     'reason',
   ]),

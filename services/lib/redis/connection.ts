@@ -52,6 +52,8 @@ export class RedisConnection {
   readonly address: string;
   readonly #address: RedisAddress;
   readonly #client: Redis | Cluster;
+  /** The connection of subscriptions, which a cluster's client makes by itself. */
+  #subscriber: Redis | Cluster | undefined;
   readonly #firstAttempt: Promise<unknown>;
   #lastError: Error | undefined;
   /** Resolves when a connection has been made, or none will be made any more; then a new one takes its place. */
@@ -129,9 +131,45 @@ export class RedisConnection {
     }
   }
 
+  /**
+   * Listens to a channel from now on, by a connection of its own, which is made again whenever it breaks. Messages that
+   * come while it is broken are lost. To be called once.
+   * @param onSubscribed is called whenever Redis has begun to send us what comes; of a cluster the first time only.
+   * @returns makes the connection anew, for a caller who hears nothing although there must have been something.
+   */
+  subscribe(channel: string, listener: (message: string) => void, onSubscribed: () => void): () => void {
+    const client = this.#client;
+    const isCluster = client instanceof Cluster;
+    const subscriber = isCluster
+      ? client
+      : makeClient(this.#address, { retryStrategy: backoff, autoResubscribe: false });
+    this.#subscriber = subscriber;
+    subscriber.on('message', (from: string, message: string) => from === channel && listener(message));
+    const subscribe = async () => {
+      try {
+        await subscriber.subscribe(channel);
+        onSubscribed();
+      } catch {
+        // A single connection is ready again later. The client of a cluster goes on being ready, and subscribes by
+        // itself whenever its connection breaks, but not before it has done so once.
+        if (isCluster && subscriber.status !== 'end') setTimeout(subscribe, RETRY_MAX_MS).unref();
+      }
+    };
+    if (isCluster) {
+      if (subscriber.status === 'ready') void subscribe();
+      else subscriber.once('ready', subscribe);
+      return () => {};
+    }
+    subscriber.on('ready', subscribe);
+    subscriber.on('error', () => {}); // the connection of commands says why
+    subscriber.connect().catch(() => {}); // it is tried again
+    return () => subscriber.status === 'ready' && subscriber.disconnect(true);
+  }
+
   close(): void {
     clearInterval(this.#looking);
     this.#client.disconnect();
+    this.#subscriber?.disconnect();
   }
 
   get #usable(): boolean {
@@ -222,7 +260,7 @@ function reason(error: Error & { lastNodeError?: Error }): string {
   return error.lastNodeError ? `${error.message} (${error.lastNodeError.message})` : error.message;
 }
 
-type Reconnecting = Required<Pick<RedisOptions, 'reconnectOnError' | 'retryStrategy'>>;
+type Reconnecting = Pick<RedisOptions, 'reconnectOnError' | 'retryStrategy' | 'autoResubscribe'>;
 
 function makeClient(address: RedisAddress, reconnecting: Reconnecting): Redis | Cluster {
   const { kind, nodes, username, password, db, master } = address;

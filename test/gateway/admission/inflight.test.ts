@@ -2,7 +2,8 @@
  * Limits on requests in flight, their budgets and sessions, as a client sees them; and the work that a drain awaits.
  */
 import { once } from 'node:events';
-import { describe, expect, test } from 'vitest';
+import fc from 'fast-check';
+import { describe, expect, test, vi } from 'vitest';
 import { InflightRequests } from '../../../services/gateway/admission/inflight.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
@@ -10,6 +11,7 @@ import { type FakeGatewayOptions, fakeGateway, spelling } from '../../support/fa
 import type { FakeModel, Stage } from '../../support/fake-workers.ts';
 
 const token = spelling('return self.items');
+const NEVER = new AbortController().signal;
 const hold = (stage: Stage = 'in decode', options?: FakeGatewayOptions, model?: Partial<FakeModel>) =>
   fakeGateway({ token, holdAt: stage, ...model }, options);
 
@@ -37,18 +39,74 @@ describe('a session', () => {
     expect((await older).at(-1)).toMatchObject({ error: { code: 'superseded' } });
   });
 
-  test('the older request of a session goes on where the newer one is refused', () => {
-    const draining = new AbortController();
-    const inflight = new InflightRequests({ maxInflight: 8, requestTimeoutMs: 60_000, draining: draining.signal });
-    const older = inflight.enter({ session: 's', tenant: 'a' });
-    const other = inflight.enter({ tenant: 'a' });
-    expect(() => inflight.enter({ session: 's', tenant: 'a', maxInflight: 1 })).toThrowError(
-      expect.objectContaining({ code: 'quota_exceeded' }),
-    );
+  test('the older request of a session goes on until nothing can refuse the newer one any more', () => {
+    const inflight = new InflightRequests({ maxInflight: 8, requestTimeoutMs: 60_000, draining: NEVER });
+    const older = inflight.enter({ session: 's' });
+    older.supersede();
+    const refused = inflight.enter({ session: 's' });
+    refused.release();
+    const newer = inflight.enter({ session: 's' });
     expect(older.signal.aborted).toBe(false);
-    const newer = inflight.enter({ session: 's', tenant: 'a', maxInflight: 2 });
+    newer.supersede();
     expect(older.signal.reason).toMatchObject({ code: 'superseded' });
-    for (const admitted of [older, other, newer]) admitted.release();
+    for (const admitted of [older, newer]) admitted.release();
+  });
+
+  test('of two requests of a session the one that came first is superseded, even if it is let in last', () => {
+    const inflight = new InflightRequests({ maxInflight: 8, requestTimeoutMs: 60_000, draining: NEVER });
+    const [older, newer] = [inflight.enter({ session: 's' }), inflight.enter({ session: 's' })];
+    newer.supersede();
+    older.supersede();
+    expect(older.signal.reason).toMatchObject({ code: 'superseded' });
+    expect(newer.signal.aborted).toBe(false);
+    for (const admitted of [older, newer]) admitted.release();
+  });
+
+  test('of several requests at several gateways only the last one goes on, in whatever order news travel', () => {
+    const order = fc.array(fc.record({ at: fc.nat(2), hears: fc.array(fc.nat(2), { maxLength: 6 }) }), {
+      minLength: 1,
+      maxLength: 12,
+    });
+    fc.assert(
+      fc.property(order, (requests) => {
+        const said: unknown[] = []; // in the order of the channel
+        const gateways = [0, 1, 2].map(() => ({
+          heard: 0,
+          inflight: new InflightRequests({
+            maxInflight: 100,
+            requestTimeoutMs: 60_000,
+            draining: NEVER,
+            announce: async (started) => said.push(started) > 0,
+          }),
+        }));
+        const hear = (gateway: (typeof gateways)[number]) => {
+          if (gateway.heard < said.length) gateway.inflight.superseded(said[gateway.heard++]);
+        };
+        const places = requests.map(({ at, hears }) => {
+          const place = gateways[at]!.inflight.enter({ session: 's' });
+          place.supersede();
+          for (const which of hears) hear(gateways[which]!);
+          return place;
+        });
+        for (const gateway of gateways) for (const _ of said) hear(gateway);
+        const goesOn = places.map(({ signal }) => !signal.aborted);
+        for (const place of places) place.release();
+        expect(goesOn).toEqual(places.map((_, i) => i === places.length - 1));
+      }),
+    );
+  });
+
+  test('a request whose announcement was lost is superseded by the next one of another gateway', async () => {
+    const options = { maxInflight: 8, requestTimeoutMs: 60_000, draining: NEVER };
+    const inflight = new InflightRequests({ ...options, announce: async () => false });
+    const place = inflight.enter({ session: 's' });
+    place.supersede();
+    await vi.waitUntil(() => {
+      inflight.superseded({ session: 's', request: 'other' });
+      return place.signal.aborted;
+    });
+    for (const news of [null, 'x', { session: 1 }, {}]) inflight.superseded(news);
+    place.release();
   });
 
   test('requests of other sessions, and those that have ended, are not superseded', async () => {
@@ -56,6 +114,47 @@ describe('a session', () => {
     for (const session of ['a', 'b', 'a', undefined]) {
       expect(await gateway.complete({ prompt: 'x', ...(session && { session }) })).toMatchObject({ status: 200 });
     }
+  });
+});
+
+describe('sequences in flight', () => {
+  const inflightOf = (maxInflight: number) =>
+    new InflightRequests({ maxInflight, requestTimeoutMs: 60_000, draining: NEVER });
+
+  test('sequences count against the limit, and the refusal names all numbers', () => {
+    const inflight = inflightOf(8);
+    const held = [inflight.enter({ sequences: 6, tenant: 'a' }), inflight.enter({ sequences: 2, tenant: 'a' })];
+    expect(() => inflight.enter({ tenant: 'a' })).toThrowError(
+      expect.objectContaining({
+        code: 'saturated',
+        limit: 'max-inflight',
+        message: '8 sequences are in flight, and the request asks for 1: --max-inflight is 8',
+      }),
+    );
+    for (const place of held) place.release();
+  });
+
+  test('a request of more sequences than the limit is let in alone, and keeps no other tenant out', () => {
+    const inflight = inflightOf(8);
+    const alone = inflight.enter({ sequences: 12, tenant: 'a' });
+    expect(() => inflight.enter({ tenant: 'a' })).toThrowError(expect.objectContaining({ code: 'saturated' }));
+    const other = inflight.enter({ sequences: 4, tenant: 'b' });
+    expect(() => inflight.enter({ tenant: 'b' })).toThrowError(expect.objectContaining({ code: 'saturated' }));
+    alone.release();
+    const again = inflight.enter({ sequences: 12, tenant: 'a' }); // it has nothing, and there are twice as many at most
+    for (const place of [other, again]) place.release();
+  });
+
+  test('a completion counts with its prompts times its choices', async () => {
+    const gateway = await hold('in decode', { maxInflight: 8 });
+    const running = gateway.complete({ prompt: ['x', 'y'], n: 3, session: 's' });
+    await gateway.workers.held();
+    const refused = await gateway.complete({ prompt: 'x', n: 3 });
+    expect(refused).toMatchObject({ status: 429, error: { code: 'saturated' } });
+    expect((await metrics.sequencesInflight.get()).values[0]?.value).toBe(6);
+    delete gateway.workers.model.holdAt;
+    expect(await gateway.complete({ prompt: ['x', 'y'], n: 3, session: 's' })).toMatchObject({ status: 200 });
+    expect(await running).toMatchObject({ status: 409 });
   });
 });
 

@@ -94,3 +94,41 @@ test('a session remembers its prefill worker, and the least recently used sessio
     'n',
   ]);
 });
+
+test('another gateway learns which worker has the prompt of a session, and how much of the next one, in whole blocks', () => {
+  const told: unknown[] = [];
+  const [here, there] = [new Sessions(undefined, (news) => told.push(news)), new Sessions()];
+  const ids = Array.from({ length: 100 }, (_, i) => i);
+  here.servedBy('s', 'w', prompt(ids, 0.5));
+  const news = JSON.parse(JSON.stringify(told[0]));
+  there.servedElsewhere(news);
+  const of = (next: TokenPrompt, session = 's') => there.affinity(session, next);
+  expect(of(prompt([...ids, 1, 2], 0.5))).toEqual({ affinityWorker: 'w', affinityTokens: 96 });
+  expect(of(prompt(ids.slice(0, 70), 0.5)).affinityTokens).toBe(64);
+  expect(of(prompt([...ids.slice(0, 40), 7, 7], 0.5)).affinityTokens).toBe(32);
+  expect(of(prompt(ids, 0.6)).affinityTokens).toBe(0);
+  expect(of(prompt(ids, 0.5), 'other')).toEqual({});
+  there.servedBy('s', 'w2', prompt([1]));
+  expect(of(prompt(ids, 0.5)).affinityWorker).toBe('w2');
+});
+
+test('what another gateway tells takes bounded memory, and a wrong form is passed over', () => {
+  const told: { session: string; prefill: string; blocks: string }[] = [];
+  const here = new Sessions(undefined, (news) => told.push(news));
+  here.servedBy('s', 'w', prompt(Array(100_000).fill(1)));
+  expect(told[0]!.blocks.length).toBe(256 * 8);
+  const there = new Sessions(5 * (1024 + 256 * 8));
+  for (let i = 0; i < 20; i++) there.servedElsewhere({ ...told[0], session: `s${i}` });
+  const known = Array.from({ length: 20 }, (_, i) => there.affinity(`s${i}`, prompt([1])).affinityWorker);
+  expect(known.filter((worker) => worker === 'w').length).toBe(5);
+  for (const news of [
+    null,
+    {},
+    { ...told[0], blocks: 'x'.repeat(256 * 8 + 1) },
+    { ...told[0], prefill: 'x'.repeat(301) },
+  ]) {
+    const sessions = new Sessions();
+    sessions.servedElsewhere(news);
+    expect(sessions.affinity('s', prompt([1]))).toEqual({});
+  }
+});

@@ -59,7 +59,7 @@ describe('requests in flight', () => {
 
 describe('tokens per minute', () => {
   test('tokens per minute are those of prompts and outputs, with any of the tenant’s keys', async () => {
-    const limits = { tokens_per_minute: 10 };
+    const limits = { tokens_per_minute: 25 };
     const keys = await keysOf([entry('a1', 'a', limits), entry('a2', 'a', limits)]);
     const gateway = await fakeGateway({ token: () => 70 }, { keys });
     const post = (key: string) =>
@@ -77,7 +77,7 @@ describe('tokens per minute', () => {
   });
 
   test('refused requests cost no tokens per minute', async () => {
-    const keys = await keysOf([entry('a', 'a', { tokens_per_minute: 9 })]);
+    const keys = await keysOf([entry('a', 'a', { tokens_per_minute: 11 })]);
     const gateway = await fakeGateway({ token: () => 70 }, { keys });
     const payload = { prompt: Array(10).fill(5), max_tokens: 1 };
     const post = () => gateway.app.inject({ method: 'POST', url: '/v1/completions', headers: bearer('a'), payload });

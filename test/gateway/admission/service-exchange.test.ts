@@ -1,0 +1,242 @@
+/** Fairness between tenants over several gateways: real queues over one set of workers, on a clock of the test. */
+import { describe, expect, test } from 'vitest';
+import { Dispatcher } from '../../../services/gateway/admission/dispatcher.ts';
+import { NEWS_EVERY_MS, ServiceExchange } from '../../../services/gateway/admission/service-exchange.ts';
+import type { Placement } from '../../../services/gateway/workers/worker-pool.ts';
+
+/** Prompts that the workers compute at once, time of one, and those that a gateway may have there at once. */
+const ROOM = 4;
+const SERVICE_MS = 40;
+
+/**
+ * Gateways over one set of workers that compute `ROOM` prompts at once. A gateway may have at most `roomOfEach` of them.
+ * @param delayMs of the news.
+ */
+function system(
+  gateways: number,
+  {
+    weights = {},
+    roomOfEach = ROOM,
+    delayMs = 5,
+    connected = true,
+  }: {
+    weights?: Record<string, number>;
+    roomOfEach?: number;
+    delayMs?: number;
+    connected?: boolean;
+  },
+) {
+  const weightOf = (tenant: string) => weights[tenant] ?? 1;
+  let nowMs = 0;
+  const events: { atMs: number; run: () => void }[] = [];
+  const after = (ms: number, run: () => void) => events.push({ atMs: nowMs + ms, run });
+  const listeners: (() => void)[] = [];
+  let computing = 0;
+  const served = new Map<string, number>();
+  let messages = 0;
+  const members = Array.from({ length: gateways }, (_, number) => {
+    let own = 0;
+    const pool = {
+      onChange: (listener: () => void) => {
+        listeners.push(listener);
+        return () => {};
+      },
+      usable: true,
+      assertUsable: () => {},
+      prefillBacklog: 0,
+      prefillTokensPerSecond: 0,
+      fits: () => true,
+      reaches: true,
+      place: (): Placement | undefined => {
+        if (!pool.reaches || computing >= ROOM || own >= roomOfEach) return undefined;
+        computing++;
+        own++;
+        after(SERVICE_MS, () => {
+          computing--;
+          own--;
+          // Whoever hears first of the room takes it.
+          const first = Math.floor(nowMs * 7) % listeners.length;
+          for (let i = 0; i < listeners.length; i++) listeners[(first + i) % listeners.length]!();
+        });
+        return {} as Placement;
+      },
+    };
+    const exchange: ServiceExchange = new ServiceExchange({
+      weightOf,
+      now: () => nowMs,
+      charge: (costs) => dispatcher.charge(costs),
+      waiting: () => dispatcher.waitingTenants,
+      publish: (news) => {
+        messages++;
+        const text = JSON.stringify(news);
+        for (const other of members) {
+          if (other === member || !connected) continue;
+          after(delayMs, () => other.exchange.heard(`gw${number}`, JSON.parse(text)));
+        }
+      },
+    });
+    const dispatcher: Dispatcher = new Dispatcher({
+      pool,
+      weightOf,
+      targetTtftMs: 1e9,
+      queueOrder: 'fifo',
+      connectTimeoutMs: 5,
+      exchange,
+      now: () => nowMs,
+    });
+    const member = { exchange, dispatcher, pool, number };
+    const tick = () => {
+      exchange.tick();
+      after(NEWS_EVERY_MS, tick);
+    };
+    after((number * NEWS_EVERY_MS) / gateways, tick);
+    return member;
+  });
+  /** Keeps prompts of a tenant waiting at a gateway, each of them with this cost. */
+  const flood = (gateway: number, tenant: string, promptTokens = 100) => {
+    const ask = () => {
+      const prompt = {
+        promptTokens,
+        decodes: 1,
+        positions: promptTokens + 100,
+        tenant,
+        priority: 0,
+        remainingMs: 1e9,
+        isReplay: false,
+      };
+      void members[gateway]!.dispatcher.place(prompt, new AbortController().signal).then(() => {
+        served.set(tenant, (served.get(tenant) ?? 0) + promptTokens + 100);
+        ask();
+      });
+    };
+    for (let i = 0; i < 3 * ROOM; i++) ask();
+  };
+  const run = async (ms: number) => {
+    const untilMs = nowMs + ms;
+    for (;;) {
+      await new Promise((resolve) => setImmediate(resolve));
+      events.sort((a, b) => a.atMs - b.atMs);
+      const next = events[0];
+      if (next === undefined || next.atMs > untilMs) break;
+      events.shift();
+      nowMs = next.atMs;
+      next.run();
+    }
+    nowMs = untilMs;
+  };
+  const shareOf = (tenant: string) =>
+    (served.get(tenant) ?? 0) / [...served.values()].reduce((sum, cost) => sum + cost, 0);
+  /** Share of the workers' time that was used. */
+  const used = (ms: number) =>
+    [...served.values()].reduce((sum, cost) => sum + cost, 0) / ((ms / SERVICE_MS) * ROOM * 200);
+  return { members, flood, run, served, shareOf, used, messages: () => messages };
+}
+
+describe('two gateways over the same workers', () => {
+  test('a tenant at one gateway gets its half beside one that floods both, and the workers stay busy', async () => {
+    const { flood, run, shareOf, used } = system(2, {});
+    flood(0, 'a');
+    flood(1, 'a');
+    flood(1, 'b');
+    await run(40_000);
+    expect(shareOf('b')).toBeGreaterThan(0.45);
+    expect(shareOf('b')).toBeLessThan(0.55);
+    expect(used(40_000)).toBeGreaterThan(0.97);
+  });
+
+  test('without news of each other the tenant at both gateways would get more: this is what the news change', async () => {
+    const { flood, run, shareOf } = system(2, { connected: false });
+    flood(0, 'a');
+    flood(1, 'a');
+    flood(1, 'b');
+    await run(40_000);
+    expect(shareOf('b')).toBeLessThan(0.35);
+  });
+
+  test('tenants get shares by their weights, at whichever gateways they are, counted in tokens', async () => {
+    const { flood, run, shareOf, used } = system(2, { weights: { b: 3 } });
+    flood(0, 'a', 300);
+    flood(1, 'a', 50);
+    flood(1, 'b');
+    await run(40_000);
+    expect(shareOf('b')).toBeGreaterThan(0.7);
+    expect(shareOf('b')).toBeLessThan(0.8);
+    expect(used(40_000)).toBeGreaterThan(0.9);
+  });
+
+  test('tenants that never meet at a gateway share as if they did', async () => {
+    const { flood, run, shareOf } = system(2, { weights: { b: 4 } });
+    flood(0, 'a');
+    flood(1, 'b');
+    await run(40_000);
+    expect(shareOf('b')).toBeGreaterThan(0.75);
+    expect(shareOf('b')).toBeLessThan(0.85);
+  });
+
+  test('a gateway that has lost the workers delays the others once, not again and again', async () => {
+    const { members, flood, run, used } = system(2, {});
+    members[1]!.pool.reaches = false;
+    flood(0, 'a');
+    flood(1, 'b');
+    await run(40_000);
+    expect(used(40_000)).toBeGreaterThan(0.95);
+  });
+
+  test('a tenant that comes back is not made to pay for what it was served while nobody else waited', async () => {
+    const { flood, run, served } = system(2, {});
+    flood(0, 'a');
+    await run(40_000);
+    const before = served.get('a')!;
+    flood(1, 'b');
+    await run(20_000);
+    const [a, b] = [served.get('a')! - before, served.get('b')!];
+    expect(b / (a + b)).toBeGreaterThan(0.44);
+    expect(b / (a + b)).toBeLessThan(0.56);
+  });
+
+  test('gateways say nothing while there is nothing to say', async () => {
+    const { members, run, messages } = system(2, {});
+    await run(10_000);
+    expect(messages()).toBe(0);
+    await members[0]!.dispatcher.place(
+      { promptTokens: 1, decodes: 1, positions: 2, tenant: 'a', priority: 0, remainingMs: 1e9, isReplay: false },
+      new AbortController().signal,
+    );
+    await run(10_000);
+    expect(messages()).toBe(1);
+  });
+});
+
+test('five gateways, and tenants at some of them: each gets its share', async () => {
+  const { flood, run, shareOf } = system(5, { roomOfEach: 2 });
+  for (const gateway of [0, 1, 2, 3, 4]) flood(gateway, 'a');
+  for (const gateway of [0, 1]) flood(gateway, 'b');
+  for (const gateway of [3, 4]) flood(gateway, 'c');
+  await run(40_000);
+  for (const tenant of ['a', 'b', 'c']) {
+    expect(shareOf(tenant)).toBeGreaterThan(0.28);
+    expect(shareOf(tenant)).toBeLessThan(0.39);
+  }
+});
+
+test('news of a wrong form are passed over', () => {
+  const charged: unknown[] = [];
+  const exchange = new ServiceExchange({
+    weightOf: () => 1,
+    publish: () => {},
+    charge: (costs) => charged.push(costs),
+    waiting: () => new Set(),
+  });
+  for (const body of [
+    null,
+    1,
+    {},
+    { served: [], waiting: [1] },
+    { served: [['a', -1]], waiting: [] },
+    { served: [['a', '1']], waiting: [] },
+    { served: [['a', 1]], waiting: Array(1_001).fill('a') },
+  ]) {
+    exchange.heard('x', body);
+  }
+  expect(charged).toEqual([]);
+});
