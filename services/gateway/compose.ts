@@ -4,6 +4,7 @@
  */
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { SystemSecret } from '../lib/process/system-secret.ts';
 import type { Retrieval } from '../lib/rag/search/retrieval.ts';
 import type { Store } from '../lib/rag/store/store.ts';
 import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/contract.ts';
@@ -43,6 +44,8 @@ export interface GatewayParts {
   readonly keys: ApiKeys;
   /** undefined for plain HTTP. */
   readonly tls?: Tls | undefined;
+  /** The secret that all services of the system share; undefined where there is none. */
+  readonly secret?: SystemSecret | undefined;
   readonly connectPrefill: (address: string) => PrefillClient;
   readonly connectDecode: (address: string) => DecodeClient;
   /** Aborted when no new requests are to be taken. */

@@ -12,6 +12,7 @@ import { createRetrieval } from '../lib/rag/search/retrieval.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
+import { isRedisUrl } from '../lib/redis/url.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
 import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
@@ -35,6 +36,11 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     loadTls(config),
     loadRpcSecurity(config),
   ]);
+  if (security.proof === 'none' && [...config.prefillWorkers, ...config.decodeWorkers].some(isRedisUrl)) {
+    log.warn(
+      'every entry of the registry is believed, and its worker gets prompts: set --rpc-secret-file, or --rpc-cert, --rpc-key and --rpc-ca, on all services',
+    );
+  }
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
   const lack = contextLack(manifest);
@@ -74,6 +80,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     indexer,
     keys,
     tls,
+    secret: security.secret,
     connectPrefill: (address) => connectPrefill(address, security),
     connectDecode: (address) => connectDecode(address, security),
     draining: life.draining,
