@@ -2,7 +2,11 @@
  * The whole system on one machine: one supervised process per service. `llavacode up`, the demo, the benches and the
  * integration tests start it. Children are in process groups of their own, so that Ctrl-C reaches only the supervisor,
  * which stops the gateway first. If the supervisor dies, the children's IPC channel closes and they stop too.
+ *
+ * What runs inside is private to the system: its services share a secret that is made anew at each start, and refuse
+ * whoever does not know it, since every user of the machine can connect to their ports.
  */
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { execa } from 'execa';
@@ -13,8 +17,9 @@ import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { FINAL_EXIT_CODE, isErrorCode, ServingError } from './lib/process/errors.ts';
 import { parseHostPort } from './lib/process/host-port.ts';
 import type { ReadyMessage } from './lib/process/lifecycle.ts';
-import { makeFolder } from './lib/process/os-errors.ts';
+import { atPath, makeFolder } from './lib/process/os-errors.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
+import { writeSystemSecret } from './lib/process/system-secret.ts';
 import { type MODES, SETTINGS } from './settings.ts';
 
 export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated' | 'indexer';
@@ -32,7 +37,7 @@ export interface SystemOptions {
   readonly mode: Mode;
   readonly prefill: number;
   readonly decode: number;
-  /** The folder for logs. */
+  /** The folder for logs, of this system alone. While the system runs the file of its secret lies there too. */
   readonly logs: string;
   /** Settings of the gateway. */
   readonly gateway: Flags;
@@ -61,6 +66,8 @@ export interface ProcessOptions extends Pick<SystemOptions, 'logs' | 'onRestart'
 export interface RunningSystem {
   readonly url: string;
   readonly processes: readonly ServiceProcess[];
+  /** The file of the secret by which its services know each other. */
+  readonly rpcSecretFile: string;
   /** Stops everything, the gateway first. */
   close(): Promise<void>;
 }
@@ -274,6 +281,7 @@ function spawn(role: Role, flags: Flags, log: ChildLog, through: readonly string
  */
 export async function startSystem(options: SystemOptions): Promise<RunningSystem> {
   await makeFolder(options.logs);
+  const rpcSecretFile = join(options.logs, 'rpc-secret');
   // A process that will not come back keeps others from becoming ready: nobody waits for them then.
   const broken = new Deferred<never>();
   const onFinal = (error: ServingError) => {
@@ -285,7 +293,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
   const make = (role: Role, i: number, flags: Flags) =>
     new ServiceProcess(`${role}-${i}`, role, flags, { ...options, onFinal });
   const { prefillOnly, decodeOnly } = options;
-  const common = { ...options.workers, port: 0, metricsPort: 0 };
+  const common = { ...options.workers, port: 0, metricsPort: 0, rpcSecretFile };
   const workerCount = options.prefill + (options.mode === 'colocated' ? 0 : options.decode);
   // Each worker takes one run of cores as it is made.
   const cores = options.pin ? divideCpus(allowedCpus(), workerCount) : [];
@@ -303,7 +311,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
       : pool('colocated', options.mode === 'colocated' ? options.prefill : options.decode, shared);
   // Colocated workers compute prompts as well.
   const prefill = options.mode === 'disaggregated' ? dedicated : [...dedicated, ...decode];
-  const indexer = options.indexer && make('indexer', 0, { ...options.indexer, port: 0, metricsPort: 0 });
+  const indexer = options.indexer && make('indexer', 0, { ...options.indexer, port: 0, metricsPort: 0, rpcSecretFile });
   const workers = [...new Set([...prefill, ...decode, ...(indexer ? [indexer] : [])])];
   const started: ServiceProcess[] = [];
   const close = async () => {
@@ -312,12 +320,15 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
       if (process.name.startsWith('gateway')) await process.stop();
     }
     await Promise.all(started.map((process) => process.stop()));
+    await rm(rpcSecretFile, { force: true });
   };
   try {
+    await atPath(rpcSecretFile, () => writeSystemSecret(rpcSecretFile));
     started.push(...workers);
     await Promise.race([Promise.all(workers.map((worker) => worker.start())), broken.promise]);
     const gateway = make('gateway', 0, {
       ...options.gateway,
+      rpcSecretFile,
       prefillWorkers: prefill.map((worker) => worker.address).join(','),
       decodeWorkers: decode.map((worker) => worker.address).join(','),
       ...(indexer ? { indexer: indexer.address } : {}),
@@ -325,7 +336,7 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
     started.push(gateway);
     await Promise.race([gateway.start(), broken.promise]);
     const scheme = options.gateway.tlsCert ? 'https' : 'http';
-    return { url: `${scheme}://${gateway.address}`, processes: started, close };
+    return { url: `${scheme}://${gateway.address}`, processes: started, rpcSecretFile, close };
   } catch (error) {
     await close();
     throw error;

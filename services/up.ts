@@ -34,6 +34,7 @@ const OWN = [
   'rpcCert',
   'rpcKey',
   'rpcCa',
+  'rpcSecretFile',
 ] as const;
 /** The settings that only the gateway is to take: where the whole system listens. */
 const GATEWAY_ONLY = ['host', 'port', 'insecureListen'] as const;

@@ -17,7 +17,14 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
       life.onStop('connections to prefill workers', () => puller.close());
-      const options = { ...config, model: modelName, fingerprint, draining: life.draining, address };
+      const options = {
+        ...config,
+        model: modelName,
+        fingerprint,
+        draining: life.draining,
+        address,
+        secret: security.secret,
+      };
       const service = createColocatedService(session, options, puller, log);
       await service.warmUp();
       return { mounts: service.mounts, observe: service.observe, modelName, bundle };

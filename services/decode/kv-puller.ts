@@ -11,6 +11,7 @@ import { metrics } from '../lib/process/metrics.ts';
 import { connectKv, type KvClient } from '../lib/rpc/contract.ts';
 import { PLAINTEXT, type RpcSecurity } from '../lib/rpc/credentials.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
+import { assertSealed } from '../lib/rpc/kv-handle.ts';
 
 export interface PulledKv {
   /** Sampled by prefill, one per choice. */
@@ -67,6 +68,14 @@ export class KvPuller {
     // KV that was computed in float16 is always sent as float16.
     this.#wire = pool.floats === 'float16' ? pool.floats : wire;
     this.#log = log;
+  }
+
+  /**
+   * The address in a handle is not believed: this worker connects only where a prefill worker of its system listens.
+   * @throws ServingError kv_handle_untrusted
+   */
+  assertTrusted(handle: KvHandle__Output): void {
+    assertSealed(handle, this.#security.secret);
   }
 
   /**
@@ -179,9 +188,9 @@ function assertPositions(handle: KvHandle__Output, staged: number): void {
   );
 }
 
-/** For the caller of Decode the KV is lost. `worker_lost` would tell it that this decode worker is lost. */
+/** For the caller of Decode the KV is lost. These codes would tell it that this decode worker is lost. */
 function asKvFailure(error: unknown): unknown {
-  const lost = error instanceof ServingError && error.code === 'worker_lost';
+  const lost = error instanceof ServingError && (error.code === 'worker_lost' || error.code === 'not_a_member');
   return lost
     ? new ServingError('kv_truncated', `the worker that held the KV is lost: ${error.message}`, { cause: error })
     : error;

@@ -18,7 +18,7 @@ export interface KvSource {
   readonly held: number;
   /**
    * @param betweenSteps see DecodeLoop.
-   * @throws ServingError saturated, or whatever {@link KvPuller.pull} throws; the signal's reason.
+   * @throws ServingError saturated, kv_handle_untrusted, or whatever {@link KvPuller.pull} throws; the signal's reason.
    */
   acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv>;
 }
@@ -43,6 +43,7 @@ export class RemoteKv implements KvSource {
   }
 
   async acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv> {
+    this.#puller.assertTrusted(handle);
     const arrivedAtMs = performance.now();
     const slot = await this.#awaitSlot(handle, signal);
     const queueSeconds = (performance.now() - arrivedAtMs) / 1000;

@@ -6,6 +6,7 @@ import { repeatUntilAborted } from '../lib/async/repeat.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
+import type { SystemSecret } from '../lib/process/system-secret.ts';
 import type { Retrieval } from '../lib/rag/search/retrieval.ts';
 import type { Store } from '../lib/rag/store/store.ts';
 import { RedisChannel } from '../lib/redis/channel.ts';
@@ -54,6 +55,8 @@ export interface GatewayParts {
   readonly redis?: RedisConnection | undefined;
   /** undefined for plain HTTP. */
   readonly tls?: Tls | undefined;
+  /** The secret that all services of the system share; undefined where there is none. */
+  readonly secret?: SystemSecret | undefined;
   readonly connectPrefill: (address: string) => PrefillClient;
   readonly connectDecode: (address: string) => DecodeClient;
   /** Aborted when no new requests are to be taken. */

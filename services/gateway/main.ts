@@ -36,6 +36,11 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     loadTls(config),
     loadRpcSecurity(config),
   ]);
+  if (security.proof === 'none' && [...config.prefillWorkers, ...config.decodeWorkers].some(isRedisUrl)) {
+    log.warn(
+      'every entry of the registry is believed, and its worker gets prompts: set --rpc-secret-file, or --rpc-cert, --rpc-key and --rpc-ca, on all services',
+    );
+  }
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
   const lack = contextLack(manifest);
@@ -84,6 +89,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     keys,
     redis,
     tls,
+    secret: security.secret,
     connectPrefill: (address) => connectPrefill(address, security),
     connectDecode: (address) => connectDecode(address, security),
     draining: life.draining,

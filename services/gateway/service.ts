@@ -3,6 +3,7 @@ import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { formatHostPort } from '../lib/process/host-port.ts';
 import { listenError } from '../lib/process/os-errors.ts';
+import type { WorkerRole } from '../lib/redis/worker-registry.ts';
 import { composeGateway, type GatewayParts } from './compose.ts';
 import type { GatewayConfig } from './settings.ts';
 import { sourcesOf } from './workers/address-sources.ts';
@@ -25,17 +26,13 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
   const { app, pool, inflight, readiness, closing } = composeGateway(config, parts);
   const { host, port, drainTimeoutMs } = config;
   const { log } = parts;
+  const discover = (role: WorkerRole, list: readonly string[], onAddresses: typeof pool.setPrefill) => {
+    const roleLog = log.child({ role });
+    return watchAddresses(sourcesOf(list, role, parts.secret, roleLog), onAddresses, roleLog);
+  };
   const discoveries = [
-    watchAddresses(
-      sourcesOf(config.prefillWorkers, 'prefill'),
-      (listed, lapsed) => pool.setPrefill(listed, lapsed),
-      log.child({ role: 'prefill' }),
-    ),
-    watchAddresses(
-      sourcesOf(config.decodeWorkers, 'decode'),
-      (listed, lapsed) => pool.setDecode(listed, lapsed),
-      log.child({ role: 'decode' }),
-    ),
+    discover('prefill', config.prefillWorkers, (listed, lapsed) => pool.setPrefill(listed, lapsed)),
+    discover('decode', config.decodeWorkers, (listed, lapsed) => pool.setDecode(listed, lapsed)),
   ];
   const closeWorkers = () => {
     for (const discovery of discoveries) discovery.close();

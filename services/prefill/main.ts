@@ -11,7 +11,7 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
     name: 'prefill',
     roles: ['prefill'],
     config,
-    build: async ({ log, life, address }) => {
+    build: async ({ log, life, security, address }) => {
       const { bundle, session, modelName } = await loadEngine(config, 'prefill', log);
       life.onStop('engine', () => session.dispose());
       const prefixes = new PrefixCache(session.pool);
@@ -25,6 +25,7 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
           chunkTokens: () => config.prefillChunkTokens,
           draining: life.draining,
           address,
+          secret: security.secret,
         },
       );
       await service.warmUp();

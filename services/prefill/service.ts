@@ -2,10 +2,12 @@
 import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { SystemSecret } from '../lib/process/system-secret.ts';
 import type { SoftTokens, TokenPrompt } from '../lib/request/token-prompt.ts';
 import type { PrefillEvent } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest__Output } from '../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
+import { sealHandle } from '../lib/rpc/kv-handle.ts';
 import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { mountKv } from './kv-service.ts';
@@ -36,6 +38,8 @@ export interface PrefillOptions extends Pick<PrefillConfig, 'queueTokens' | 'que
   readonly draining: AbortSignal;
   /** host:port under which decoders reach this worker; known once the server listens. */
   readonly address: () => string;
+  /** Seals KV handles; undefined in a system without a secret. */
+  readonly secret?: SystemSecret | undefined;
 }
 
 export function createPrefillService({ engine, prefixes, leases, log }: PrefillParts, options: PrefillOptions) {
@@ -62,13 +66,14 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
       signal,
     });
     const { lease, queueSeconds } = await ticket.accepted;
-    const kv = {
+    const handle = {
       address: options.address(),
       leaseId: lease.id,
       fingerprint,
       positions: lease.positions,
       leaseMs: leases.ttlMs,
     };
+    const kv = sealHandle(handle, options.secret);
     yield { accepted: { kv, queueUs: Math.round(queueSeconds * 1e6) } };
     yield { first: firstMessage(await ticket.done) };
     await lease.released;

@@ -43,6 +43,7 @@ const handleOf = (lease: Lease, address = HERE) => ({
   fingerprint: FINGERPRINT,
   positions: PROMPT.length,
   leaseMs: 60_000,
+  seal: Buffer.alloc(0),
 });
 const acquire = (lease: Lease, signal = NEVER) => kv.acquire(handleOf(lease), signal, async () => {});
 

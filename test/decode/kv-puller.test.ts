@@ -34,7 +34,14 @@ test('a puller reuses connections and closes only idle ones, those used least re
   const pool = new KvPool(LAYOUT, 1, 8);
   const puller = new KvPuller(pool, FINGERPRINT, createLogger('test', 'silent'));
   const pull = (address: string) => {
-    const handle = { address, leaseId: 'x', fingerprint: FINGERPRINT, positions: 1, leaseMs: 1000 };
+    const handle = {
+      address,
+      leaseId: 'x',
+      fingerprint: FINGERPRINT,
+      positions: 1,
+      leaseMs: 1000,
+      seal: Buffer.alloc(0),
+    };
     return puller.pull(handle, pool.reserve(1) ?? ({ index: 0 } as KvSlot), NEVER).catch(() => {});
   };
   const busy = pull('busy:1');

@@ -60,6 +60,7 @@ async function startHolder(pull: (attempt: number) => AsyncIterable<KvFrame> | I
     fingerprint: FINGERPRINT,
     positions: PROMPT.length,
     leaseMs: 400,
+    seal: Buffer.alloc(0),
   };
   onTestFinished(() => server.close(CUT));
   return holder;

@@ -189,9 +189,20 @@ const serialized = {
     prefillRequest([1, 2, 3], { soft: { positions: [0], vectors: Buffer.alloc(8) } }),
   ),
   '/llavacode.v1.Decode/Decode': protocol.Decode.service.Decode.requestSerialize(
-    decodeRequest({ address: '127.0.0.1:1', leaseId: 'x', fingerprint: FINGERPRINT, positions: 3, leaseMs: 0 }, 5, {
-      sampling: samplingMessage(GREEDY),
-    }),
+    decodeRequest(
+      {
+        address: '127.0.0.1:1',
+        leaseId: 'x',
+        fingerprint: FINGERPRINT,
+        positions: 3,
+        leaseMs: 0,
+        seal: Buffer.alloc(0),
+      },
+      5,
+      {
+        sampling: samplingMessage(GREEDY),
+      },
+    ),
   ),
   '/llavacode.v1.Kv/Pull': protocol.Kv.service.Pull.requestSerialize({ leaseId: 'x', fingerprint: FINGERPRINT }),
   '/llavacode.v1.Prefill/Describe': Buffer.alloc(0),

@@ -111,6 +111,7 @@ test('a cache that was damaged on its way is pulled again and decoded correctly'
     fingerprint: FINGERPRINT,
     positions: PROMPT.length,
     leaseMs: 1000,
+    seal: Buffer.alloc(0),
   };
   const expected = continuation(PROMPT, MAX_TOKENS);
   // Only bits in the data of rows: flipping others can make another valid message.

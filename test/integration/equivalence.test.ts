@@ -14,7 +14,7 @@ import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
 import { connectDecode, connectPrefill } from '../../services/lib/rpc/contract.ts';
 import { samplingMessage, softTokensMessage } from '../../services/lib/rpc/messages.ts';
-import { golden, PlainModel, startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
+import { golden, memberOf, PlainModel, startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
 
 const CHUNK = 32;
 const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;
@@ -31,7 +31,8 @@ async function overRpc(
 ): Promise<{ tokens: number[]; cachedTokens: number }> {
   const address = (role: string) =>
     system.processes.find(({ name }) => name.startsWith(role) || name.startsWith('colocated'))!.address;
-  const [prefill, decode] = [connectPrefill(address('prefill')), connectDecode(address('decode'))];
+  const security = await memberOf(system);
+  const [prefill, decode] = [connectPrefill(address('prefill'), security), connectDecode(address('decode'), security)];
   const signal = AbortSignal.timeout(30_000);
   const sampling = samplingMessage(GREEDY);
   const { fingerprint } = system.bundle.manifest;

@@ -222,7 +222,13 @@ describe('a rolling restart under load fails no request', () => {
         .map(({ address }) => address)
         .join();
     const flags = { model: join(system.dir, 'bundle'), port: 0, store: `lmdb:${join(system.dir, 'store')}` };
-    const named = { prefillWorkers: at('prefill'), decodeWorkers: at('decode'), stallTimeoutMs: STALL_MS };
+    const { rpcSecretFile } = system;
+    const named = {
+      prefillWorkers: at('prefill'),
+      decodeWorkers: at('decode'),
+      rpcSecretFile,
+      stallTimeoutMs: STALL_MS,
+    };
     const second = new ServiceProcess(
       'gateway-1',
       'gateway',

@@ -16,14 +16,14 @@ const KEY = 'k-qzsecretzq-0123456789abcdef';
 
 let [authority, system]: [Authority, TestSystem] = [] as never;
 let ca: Buffer;
-let rpc: { rpcCert: string; rpcKey: string; rpcCa: string };
+let rpc: Parameters<typeof loadRpcSecurity>[0];
 
 beforeAll(async () => {
   authority = await makeAuthority();
   ca = await readFile(authority.ca);
   const { cert, key } = await authority.issue(SERVICE_NAME);
   const http = await authority.issue('localhost');
-  rpc = { rpcCert: cert, rpcKey: key, rpcCa: authority.ca };
+  rpc = { rpcCert: cert, rpcKey: key, rpcCa: authority.ca, rpcSecretFile: '' };
   const apiKeysFile = join(authority.ca, '..', 'keys.json');
   const hash = createHash('sha256').update(KEY).digest('hex');
   await writeFile(apiKeysFile, JSON.stringify([{ key_sha256: hash, tenant: 'acme', repos: ['*'] }]));

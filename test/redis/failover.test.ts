@@ -39,7 +39,7 @@ const TOPOLOGIES: [string, () => Promise<FailoverTopology>][] = [
 describe.each(TOPOLOGIES)('a failover with %s', (_, start) => {
   test('a worker renews its registration at the new master, and a gateway reads it there', async () => {
     const redis = stopping(await start());
-    const gateway = new WorkerRegistry(redis.url);
+    const gateway = new WorkerRegistry(redis.url, undefined, keepingLog([]));
     toStop.push(() => gateway.close());
     const log = keepingLog([]);
     toStop.push(stayRegistered(redis.url, ['prefill', 'decode'], 'a:1', log));

@@ -17,7 +17,7 @@ afterAll(() => Promise.all([ours.remove(), others.remove()]));
 
 async function securityOf(authority: Authority, name = SERVICE_NAME, trusted = authority): Promise<RpcSecurity> {
   const { cert, key } = await authority.issue(name);
-  return loadRpcSecurity({ rpcCert: cert, rpcKey: key, rpcCa: trusted.ca });
+  return loadRpcSecurity({ rpcCert: cert, rpcKey: key, rpcCa: trusted.ca, rpcSecretFile: '' });
 }
 const member = await securityOf(ours);
 
@@ -70,7 +70,8 @@ test('a TLS client without a certificate is disconnected', async () => {
 test('files that are missing or wrong are named at the start', async () => {
   const { cert, key } = await ours.issue('other');
   const foreign = await others.issue('other');
-  const load = (rpcCert: string, rpcKey: string, rpcCa: string) => loadRpcSecurity({ rpcCert, rpcKey, rpcCa });
+  const load = (rpcCert: string, rpcKey: string, rpcCa: string) =>
+    loadRpcSecurity({ rpcCert, rpcKey, rpcCa, rpcSecretFile: '' });
   expect(await load('', '', '')).toBe(PLAINTEXT);
   const refused = (message: string) =>
     expect.objectContaining({ code: 'config_invalid', message: expect.stringContaining(message) });
@@ -82,10 +83,10 @@ test('files that are missing or wrong are named at the start', async () => {
 
 test('a service listens beyond its own machine only with mutual TLS', async () => {
   const { cert, key } = await ours.issue(SERVICE_NAME);
-  const files = { rpcCert: cert, rpcKey: key, rpcCa: ours.ca };
-  const none = { rpcCert: '', rpcKey: '', rpcCa: '' };
+  const files = { rpcCert: cert, rpcKey: key, rpcCa: ours.ca, rpcSecretFile: '' };
+  const none = { rpcCert: '', rpcKey: '', rpcCa: '', rpcSecretFile: '' };
   const [host, insecureListen] = ['0.0.0.0', false];
-  expect(await loadServingSecurity({ ...files, host, insecureListen })).toMatchObject({ mutual: true });
+  expect(await loadServingSecurity({ ...files, host, insecureListen })).toMatchObject({ proof: 'certificates' });
   expect(await loadServingSecurity({ ...none, host, insecureListen: true })).toBe(PLAINTEXT);
   await expect(loadServingSecurity({ ...none, host, insecureListen })).rejects.toMatchObject({
     code: 'config_invalid',

@@ -118,6 +118,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
       fingerprint: FINGERPRINT,
       positions: request.tokenIds?.length ?? 0,
       leaseMs: 60_000,
+      seal: Buffer.alloc(0),
     };
     yield { kind: 'accepted' as const, accepted: { kv, queueUs: 10 } };
     await at('before first', where, signal);

@@ -7,6 +7,7 @@ import { KvPool } from '../../services/lib/kv/pool.ts';
 import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
+import { loadRpcSecurity } from '../../services/lib/rpc/credentials.ts';
 import { type Flags, type RunningSystem, type SystemOptions, startSystem } from '../../services/supervisor.ts';
 
 export const TINY_CODER = join(import.meta.dirname, '..', '..', 'models', 'tiny-coder');
@@ -17,6 +18,10 @@ export interface TestSystem extends RunningSystem {
   readonly dir: string;
   readonly bundle: Bundle;
 }
+
+/** By what a test connects to the services of a system as one of them. */
+export const memberOf = ({ rpcSecretFile }: Pick<RunningSystem, 'rpcSecretFile'>) =>
+  loadRpcSecurity({ rpcCert: '', rpcKey: '', rpcCa: '', rpcSecretFile });
 
 /** Exports `llm` in 32-bit floats and starts a system on it; `close` leaves nothing behind. */
 export async function startTestSystem(
@@ -36,6 +41,7 @@ export async function startTestSystem(
     ...options,
     gateway: { model, port: 0, store: `lmdb:${join(dir, 'store')}`, ...options.gateway },
     workers: { model, threads: 1, ...workers },
+    ...(options.indexer && { indexer: { model, threads: 1, ...options.indexer } }),
   });
   return {
     ...system,

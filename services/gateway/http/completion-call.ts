@@ -24,8 +24,9 @@ import { sequencesOf } from '../tenants/demand.ts';
 import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
 import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
+import type { HttpConfig } from './settings.ts';
 
-export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercent'> {
+export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercent'>, Pick<HttpConfig, 'slowReaderMs'> {
   /** Name of the model in the API. */
   readonly modelName: string;
   /** SHA-256 (hex) of the bundle. */

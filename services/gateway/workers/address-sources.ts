@@ -4,6 +4,8 @@
  */
 import { lookup } from 'node:dns/promises';
 import { formatHostPort, parseHostPort } from '../../lib/process/host-port.ts';
+import type { Logger } from '../../lib/process/log.ts';
+import type { SystemSecret } from '../../lib/process/system-secret.ts';
 import { isRedisUrl } from '../../lib/redis/url.ts';
 import { WorkerRegistry, type WorkerRole } from '../../lib/redis/worker-registry.ts';
 
@@ -31,9 +33,15 @@ const UNREGISTERED_MS = 3_600_000;
 
 /**
  * @param list host:port, dns:name:port or redis://…, as the setting has them.
+ * @param secret by which entries of registries are known to be made by workers of this system.
  * @throws ServingError config_invalid for a bad URL.
  */
-export function sourcesOf(list: readonly string[], role: WorkerRole): AddressSource[] {
+export function sourcesOf(
+  list: readonly string[],
+  role: WorkerRole,
+  secret: SystemSecret | undefined,
+  log: Pick<Logger, 'warn'>,
+): AddressSource[] {
   const isName = (item: string) => item.startsWith('dns:');
   const given = list.filter((item) => !isName(item) && !isRedisUrl(item));
   const names = list.filter(isName);
@@ -41,7 +49,7 @@ export function sourcesOf(list: readonly string[], role: WorkerRole): AddressSou
   return [
     { everyMs: undefined, lapseMs: 0, list: async () => given, close: () => {} },
     ...names.map((name) => dnsSource(name.slice('dns:'.length))),
-    ...registries.map((url) => registrySource(new WorkerRegistry(url), role)),
+    ...registries.map((url) => registrySource(new WorkerRegistry(url, secret, log), role)),
   ];
 }
 

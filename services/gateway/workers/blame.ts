@@ -5,7 +5,7 @@
  *   code                                          the worker that failed        its part of the request
  *   ------------------------------------------    --------------------------    --------------------------------------
  *   worker_lost, worker_stalled, draining         gone until it answers again   replayed at once, by other workers
- *   fingerprint_mismatch                          gone until it answers again   replayed at once, by other workers
+ *   fingerprint_mismatch, not_a_member            gone until it answers again   replayed at once, by other workers
  *   runtime_failed                                blamed                        replayed after a pause
  *   kv_truncated, kv_digest_mismatch              blamed, and prefill as well   replayed after a pause
  *   deadline_exceeded, client_gone, superseded    not blamed                    not replayed: nobody waits for it
@@ -23,6 +23,7 @@ const GONE: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'worker_lost',
   'worker_stalled',
   'draining',
+  'not_a_member',
   'fingerprint_mismatch', // it came back with another bundle: asking it again is of no use, asking others is
 ]);
 

@@ -83,6 +83,18 @@ export const ERRORS = {
   draining: kind(503, 'UNAVAILABLE', true, 'Retry; the process is shutting down.'),
   deadline_exceeded: kind(504, 'DEADLINE_EXCEEDED', true, 'Retry, or raise --request-timeout-ms.'),
   // These went wrong between workers.
+  not_a_member: kind(
+    503,
+    'UNAUTHENTICATED',
+    false,
+    'Start all services of a system with the same --rpc-secret-file, and use certificates (--rpc-cert) across address translation (NAT).',
+  ),
+  kv_handle_untrusted: kind(
+    500,
+    'PERMISSION_DENIED',
+    false,
+    'Start all workers with the same --rpc-secret-file; if they have it, somebody makes up handles: see who calls the worker.',
+  ),
   fingerprint_mismatch: kind(500, 'FAILED_PRECONDITION', false, 'Serve one bundle on all workers.'),
   kv_layout_mismatch: kind(500, 'FAILED_PRECONDITION', false, 'Serve one bundle on all workers.'),
   kv_digest_mismatch: kind(500, 'DATA_LOSS', true, 'Retry; check the network and memory if it recurs.'),

@@ -9,7 +9,9 @@ export const PROCESS_SETTINGS = {
   port: whole(0, 65535).default(8000).describe('port to listen on; 0 takes a free one'),
   insecureListen: flag
     .default(false)
-    .describe('listen beyond this machine even without API keys (gateway) or --rpc-cert (other services)'),
+    .describe(
+      'listen beyond this machine even without API keys (gateway) or --rpc-cert or --rpc-secret-file (other services)',
+    ),
   drainTimeoutMs: milliseconds(0)
     .default(30_000)
     .describe('time that running requests get to finish after SIGTERM, in ms'),

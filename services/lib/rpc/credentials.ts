@@ -1,6 +1,7 @@
 /**
- * How services prove their identity to each other: mutual TLS under a private authority. The addresses of workers
- * change, so every certificate is issued for one name, {@link SERVICE_NAME}, wherever its service runs.
+ * How services prove to each other that they belong to one system: by mutual TLS under a private authority, or by a
+ * secret that all of them know (membership.ts). The addresses of workers change, so every certificate is issued for one
+ * name, {@link SERVICE_NAME}, wherever its service runs.
  */
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
@@ -9,10 +10,13 @@ import { type ConfigOf, flagName } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
 import { assertGuarded, type Exposure } from '../process/exposure.ts';
 import { reasonOf } from '../process/os-errors.ts';
+import { loadSystemSecret, type SystemSecret } from '../process/system-secret.ts';
+import { MemberCredentials } from './membership.ts';
 import type { RPC_SETTINGS } from './settings.ts';
 
 const RPC_FILES = ['rpcCert', 'rpcKey', 'rpcCa'] as const;
 type RpcFiles = ConfigOf<typeof RPC_SETTINGS>;
+type Certificates = Pick<RpcSecurity, 'channel' | 'channelOptions' | 'server'>;
 
 /** The DNS name that every service's certificate carries. */
 export const SERVICE_NAME = 'llavacode';
@@ -21,8 +25,10 @@ export interface RpcSecurity {
   readonly channel: ChannelCredentials;
   readonly channelOptions: ChannelOptions;
   readonly server: ServerCredentials;
-  /** Whether callers must prove their identity. */
-  readonly mutual: boolean;
+  /** By what both ends of a connection prove that they belong to the system. Certificates also encrypt it. */
+  readonly proof: 'certificates' | 'secret' | 'none';
+  /** Signs KV handles and registry entries, whatever the proof of connections is. */
+  readonly secret: SystemSecret | undefined;
 }
 
 /** No encryption, and no proof of identity. */
@@ -30,16 +36,26 @@ export const PLAINTEXT: RpcSecurity = {
   channel: credentials.createInsecure(),
   channelOptions: {},
   server: ServerCredentials.createInsecure(),
-  mutual: false,
+  proof: 'none',
+  secret: undefined,
 };
 
 /**
- * Needs all three files or none. They are read once, so a new certificate takes effect at the next start.
+ * Where there are certificates, they prove connections, else the secret does. The files are read once, so new ones take
+ * effect at the next start.
  * @throws ServingError config_invalid, naming the file at fault.
  */
 export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
+  const [secret, certificates] = await Promise.all([loadSystemSecret(files.rpcSecretFile), loadCertificates(files)]);
+  if (certificates) return { ...certificates, proof: 'certificates', secret };
+  if (secret === undefined) return PLAINTEXT;
+  return { ...PLAINTEXT, channel: new MemberCredentials(secret), proof: 'secret', secret };
+}
+
+/** Needs all three files or none. */
+async function loadCertificates(files: RpcFiles): Promise<Certificates | undefined> {
   const missing = RPC_FILES.filter((setting) => files[setting] === '');
-  if (missing.length === RPC_FILES.length) return PLAINTEXT;
+  if (missing.length === RPC_FILES.length) return undefined;
   if (missing.length > 0) {
     throw new ServingError('config_invalid', `mutual TLS also needs ${missing.map(flagName).join(' and ')}`);
   }
@@ -54,17 +70,17 @@ export async function loadRpcSecurity(files: RpcFiles): Promise<RpcSecurity> {
     channel: credentials.createSsl(ca!, key!, cert!),
     channelOptions: { 'grpc.ssl_target_name_override': SERVICE_NAME },
     server: ServerCredentials.createSsl(ca!, [{ cert_chain: cert!, private_key: key! }], true),
-    mutual: true,
   };
 }
 
 /**
  * The security of a server: a worker or an indexer.
- * @throws ServingError config_invalid for bad files, or for an address that other machines reach without mutual TLS.
+ * @throws ServingError config_invalid for bad files, or for an address that other machines reach where callers need no
+ *   proof.
  */
 export async function loadServingSecurity(config: RpcFiles & Exposure): Promise<RpcSecurity> {
   const security = await loadRpcSecurity(config);
-  assertGuarded(config, security.mutual, '--rpc-cert, --rpc-key and --rpc-ca');
+  assertGuarded(config, security.proof !== 'none', '--rpc-cert, --rpc-key and --rpc-ca, or --rpc-secret-file');
   return security;
 }
 

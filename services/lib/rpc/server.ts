@@ -18,9 +18,11 @@ import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation } from 'grpc-health-check';
 import { ServingError } from '../process/errors.ts';
 import { formatHostPort } from '../process/host-port.ts';
+import type { Logger } from '../process/log.ts';
 import { listenError } from '../process/os-errors.ts';
 import { CHANNEL, packageDefinition, protocol } from './contract.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
+import { type Door, listenForMembers } from './door.ts';
 import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
 import type { IndexerHandlers } from './gen/llavacode/v1/Indexer.ts';
 import type { KvHandlers } from './gen/llavacode/v1/Kv.ts';
@@ -132,12 +134,16 @@ export const mount = {
   }),
 };
 
-/** @throws ServingError address_in_use. */
+/**
+ * @param log says which callers were refused.
+ * @throws ServingError address_in_use.
+ */
 export async function serveRpc(
   host: string,
   port: number,
   services: readonly MountedService[],
   security: RpcSecurity = PLAINTEXT,
+  log?: Pick<Logger, 'warn'>,
 ): Promise<RpcServer> {
   const server = new Server(CHANNEL);
   const calls = new Set<Promise<unknown>>();
@@ -145,19 +151,18 @@ export async function serveRpc(
   const health = new HealthImplementation({ '': 'NOT_SERVING' });
   health.addToServer(server);
   new ReflectionService(packageDefinition, { services: services.map(({ name }) => name) }).addToServer(server);
-  const bound = await new Promise<number>((resolve, reject) => {
-    server.bindAsync(formatHostPort(host, port), security.server, (error, taken) =>
-      error ? reject(listenError(`--host ${host} --port ${port}`, error)) : resolve(taken),
-    );
+  const door = await openDoor(server, host, port, security, log).catch((error: Error) => {
+    throw listenError(`--host ${host} --port ${port}`, error);
   });
   return {
-    address: formatHostPort(host, bound),
+    address: formatHostPort(host, door.port),
     setServing: (serving) => health.setStatus('', serving ? 'SERVING' : 'NOT_SERVING'),
     async close(deadline) {
       // Shut down only afterwards: a client that is told to go away ends its calls at the next keepalive (grpc-node
       // issue 3068).
       const over = aborted(deadline);
       while (calls.size > 0 && !deadline.aborted) await Promise.race([Promise.all(calls), over]);
+      door.close();
       const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
       await Promise.race([closed, over]);
       server.forceShutdown();
@@ -165,6 +170,26 @@ export async function serveRpc(
       await Promise.race([Promise.all(calls), sleep(CUT_MS, undefined, { ref: false })]);
     },
   };
+}
+
+/** Listens. Where the secret proves connections, the server is given those of members, and listens nowhere itself. */
+async function openDoor(
+  server: Server,
+  host: string,
+  port: number,
+  security: RpcSecurity,
+  log: Pick<Logger, 'warn'> | undefined,
+): Promise<Door> {
+  if (security.proof === 'secret' && security.secret) {
+    const members = server.createConnectionInjector(security.server);
+    return listenForMembers(host, port, security.secret, (socket) => members.injectConnection(socket), log);
+  }
+  const bound = await new Promise<number>((resolve, reject) => {
+    server.bindAsync(formatHostPort(host, port), security.server, (error, taken) =>
+      error ? reject(error) : resolve(taken),
+    );
+  });
+  return { port: bound, close: () => {} };
 }
 
 /** Methods whose running calls are kept in `calls`. */

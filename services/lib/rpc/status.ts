@@ -5,6 +5,9 @@
 import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
 import { ERRORS, type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts';
 
+/** Begins the error of a connection whose server has not proven itself (membership.ts). */
+export const SERVER_UNPROVEN = 'what listens there has not proven that it belongs to this system';
+
 const CODE = 'llavacode-code';
 const RETRY_AFTER = 'llavacode-retry-after-seconds';
 const LIMIT = 'llavacode-limit';
@@ -47,7 +50,8 @@ export function fromStatus(error: unknown, peer: string): ServingError {
   if (!isStatus(error)) return ServingError.from(error, 'worker_lost');
   const code = error.metadata?.get(CODE)[0]?.toString() ?? '';
   if (!isErrorCode(code)) {
-    const foreign = FOREIGN[error.code] ?? 'internal';
+    const unproven = error.code === status.UNAVAILABLE && error.details.includes(SERVER_UNPROVEN);
+    const foreign = unproven ? 'not_a_member' : (FOREIGN[error.code] ?? 'internal');
     // Messages of client errors reach the client, who must not learn addresses of the inside.
     const from = ERRORS[foreign].http < 500 ? 'a service' : peer;
     return new ServingError(foreign, `${from}: ${error.details}`, { cause: error });

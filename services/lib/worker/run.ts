@@ -4,7 +4,7 @@
 import type { Bundle } from '../model/bundle/bundle.ts';
 import { verifyInBackground } from '../model/bundle/integrity.ts';
 import type { ConfigOf } from '../process/config.ts';
-import { reachableAddress } from '../process/exposure.ts';
+import { isLoopback, reachableAddress } from '../process/exposure.ts';
 import { serveHealth } from '../process/health.ts';
 import { Lifecycle } from '../process/lifecycle.ts';
 import { createLogger, type Logger } from '../process/log.ts';
@@ -51,16 +51,21 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   const log = createLogger(name, config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   const security = await loadServingSecurity(config);
+  if (security.proof === 'secret' && !isLoopback(config.host)) {
+    log.warn(
+      'KV and prompts are sent in the clear: set --rpc-cert, --rpc-key and --rpc-ca if others share the network',
+    );
+  }
   let address = '';
   const service = await build({ log, life, security, address: () => address });
   collectProcessMetrics(name, service.modelName);
-  const server = await serveRpc(config.host, config.port, service.mounts, security);
+  const server = await serveRpc(config.host, config.port, service.mounts, security, log);
   address = reachableAddress(server.address, config.advertise ?? '');
   life.onStop('rpc server', () => server.close(life.almostOver));
   const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, service.observe);
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
-  life.onStop('registry', stayRegistered(config.registry ?? '', roles, address, log));
+  life.onStop('registry', stayRegistered(config.registry ?? '', roles, address, log, security.secret));
   life.ready(server.address, metricsAddress);
   if (service.bundle) void verifyInBackground(service.bundle, life.draining, log, (damage) => life.fail(damage));
 }

@@ -4,7 +4,7 @@ import { COMPLETION_DEFAULTS } from '../../../services/gateway/request.ts';
 import type { Demand } from '../../../services/gateway/tenants/demand.ts';
 import type { LedgerStanding } from '../../../services/gateway/tenants/tenant-ledger.ts';
 import { TenantQuota } from '../../../services/gateway/tenants/tenant-quota.ts';
-import { keepingLog } from '../../support/fake-gateway.ts';
+import { keepingLog } from '../../support/keeping-log.ts';
 
 const LIMITS = { maxInflight: 4, tokensPerMinute: 1_000 };
 const GRANTED: LedgerStanding = { refusedBy: undefined, inFlight: 0, tokens: 1_000, atMs: 1 };

@@ -1,10 +1,11 @@
 import type { lookup } from 'node:dns/promises';
 import { expect, test } from 'vitest';
 import { dnsSource, sourcesOf } from '../../../services/gateway/workers/address-sources.ts';
+import { keepingLog } from '../../support/keeping-log.ts';
 
 test('a host may be called redis', async () => {
   const list = ['redis:7001', 'redis-node-1:7001', 'rediss:1'];
-  const lists = await Promise.all(sourcesOf(list, 'prefill').map((source) => source.list()));
+  const lists = await Promise.all(sourcesOf(list, 'prefill', undefined, keepingLog([])).map((source) => source.list()));
   expect(lists).toEqual([list]);
 });
 

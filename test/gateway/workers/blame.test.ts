@@ -12,7 +12,7 @@ const codes = Object.keys(ERRORS) as ErrorCode[];
 const where = (rule: (failure: ServingError) => boolean) => codes.filter((code) => rule(new ServingError(code, '')));
 
 test('a worker is gone, and its work replayed at once, after these errors', () => {
-  const gone = ['worker_lost', 'worker_stalled', 'draining', 'fingerprint_mismatch'];
+  const gone = ['worker_lost', 'worker_stalled', 'draining', 'fingerprint_mismatch', 'not_a_member'];
   expect(where(isGone).sort()).toEqual(gone.sort());
   expect(where(isReplayableAtOnce).sort()).toEqual(gone.sort());
 });
@@ -29,12 +29,14 @@ test('errors that are not retryable count against the worker, unless the client 
 });
 
 test('a KV cache that does not come is held against prefill as well', () => {
-  expect(where(isSharedWithPrefill).sort()).toEqual(['kv_digest_mismatch', 'kv_layout_mismatch', 'kv_truncated']);
+  const shared = ['kv_digest_mismatch', 'kv_handle_untrusted', 'kv_layout_mismatch', 'kv_truncated'];
+  expect(where(isSharedWithPrefill).sort()).toEqual(shared);
 });
 
 test('retryable errors are replayed, except when nobody waits for the answer any more', () => {
   for (const code of codes) {
-    const expected = code !== 'deadline_exceeded' && (ERRORS[code].retryable || code === 'fingerprint_mismatch');
+    const gone = code === 'fingerprint_mismatch' || code === 'not_a_member';
+    const expected = code !== 'deadline_exceeded' && (ERRORS[code].retryable || gone);
     expect(isReplayable(new ServingError(code, '')), code).toBe(expected);
   }
 });
