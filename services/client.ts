@@ -62,7 +62,7 @@ export interface StreamedCompletion {
 
 interface Chunk {
   readonly id: string;
-  readonly choices: readonly { text: string; finish_reason: string | null; token_ids?: number[] }[];
+  readonly choices: readonly { index?: number; text: string; finish_reason: string | null; token_ids?: number[] }[];
   readonly usage?: Usage;
   readonly rag?: RagAnswer;
   readonly timeline?: Readonly<Record<string, number>>;
@@ -70,13 +70,15 @@ interface Chunk {
 }
 
 export interface StreamOptions {
+  /** The API key that the request carries, where the gateway asks for one. */
+  readonly apiKey?: string | undefined;
   /** Asks the gateway for its timeline of the request. */
   readonly timeline?: boolean;
   /**
-   * Called for each chunk that holds a choice, as it comes, with its time and token ids: so that they are known even if
-   * the stream breaks off.
+   * Called for each chunk that holds a choice, as it comes, with its time, token ids and the choice's index: so that
+   * they are known even if the stream breaks off.
    */
-  readonly onChunk?: (atMs: number, tokenIds: readonly number[]) => void;
+  readonly onChunk?: (atMs: number, tokenIds: readonly number[], choice: number) => void;
 }
 
 /**
@@ -91,12 +93,17 @@ export async function streamCompletion(
 ): Promise<StreamedCompletion> {
   const sentAtMs = performance.now();
   signal.throwIfAborted();
-  const response = await post(
-    `${url}/v1/completions`,
-    options.timeline ? { 'x-llavacode-timeline': '1' } : {},
-    JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+  const response = await sendRequest({
+    method: 'POST',
+    url: `${url}/v1/completions`,
+    headers: {
+      'content-type': 'application/json',
+      ...(options.timeline && { 'x-llavacode-timeline': '1' }),
+      ...bearer(options.apiKey),
+    },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
-  );
+  });
   const status = response.statusCode ?? 0;
   if (status !== 200) throw refusal(await textOf(response), status);
   const chunksAtMs: number[] = [];
@@ -122,7 +129,7 @@ export async function streamCompletion(
       if (choice === undefined) return;
       const atMs = performance.now();
       chunksAtMs.push(atMs);
-      options.onChunk?.(atMs, choice.token_ids ?? []);
+      options.onChunk?.(atMs, choice.token_ids ?? [], choice.index ?? 0);
       text += choice.text;
       tokenIds.push(...(choice.token_ids ?? []));
       finishReason = choice.finish_reason ?? finishReason;
@@ -145,16 +152,19 @@ export async function streamCompletion(
 const PLAIN = new PlainAgent({ keepAlive: true });
 const TLS = new TlsAgent({ keepAlive: true });
 
+export interface HttpCall {
+  readonly method: 'GET' | 'POST' | 'PUT';
+  readonly url: string;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body?: string | Buffer;
+  readonly signal: AbortSignal;
+}
+
 /** Resolves with the head of the answer. @throws the signal's reason; the error of the connection. */
-function post(
-  url: string,
-  more: Readonly<Record<string, string>>,
-  body: string,
-  signal: AbortSignal,
-): Promise<IncomingMessage> {
+export function sendRequest({ method, url, headers, body = '', signal }: HttpCall): Promise<IncomingMessage> {
   return new Promise((resolve, reject) => {
-    const headers = { 'content-type': 'application/json', 'content-length': String(Buffer.byteLength(body)), ...more };
-    const options = { method: 'POST', headers, signal };
+    const length = body.length === 0 ? {} : { 'content-length': String(Buffer.byteLength(body)) };
+    const options = { method, headers: { ...length, ...headers }, signal };
     const call = url.startsWith('https:')
       ? tlsRequest(url, { ...options, agent: TLS })
       : plainRequest(url, { ...options, agent: PLAIN });
@@ -163,6 +173,10 @@ function post(
     call.end(body);
   });
 }
+
+/** The header that carries an API key; none where there is no key. */
+export const bearer = (apiKey: string | undefined): Readonly<Record<string, string>> =>
+  apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
 
 /** Time to first token, in ms. */
 export const ttftMs = (done: StreamedCompletion) => (done.chunksAtMs[0] ?? done.endedAtMs) - done.sentAtMs;

@@ -380,6 +380,11 @@ describe('house rules', () => {
     ).toEqual([]);
   });
 
+  it('no bench uses the global fetch, which may follow a proxy', () => {
+    const benches = PRODUCT.filter(({ path }) => path.startsWith('bench/'));
+    expect(matches(benches, /(?<![.\w])fetch\(/, ({ code }) => withoutStrings(code))).toEqual([]);
+  });
+
   it('every file of a service is imported by the product, or is an entry point', () => {
     const imported = new Set(
       SOURCES.filter(({ path }) => !path.startsWith('test/')).flatMap((source) =>

@@ -1,5 +1,6 @@
 /** The commands `llavacode bench drills` and `llavacode bench soak`. */
-import { count, DRILL_OPTIONS, list, option, optional, type ParsedOptions, positive, text } from '../options.ts';
+import { count } from '../../services/lib/process/count-argument.ts';
+import { DRILL_OPTIONS, list, option, optional, type ParsedOptions, positive, text } from '../options.ts';
 
 export const DRILLS_COMMAND = {
   name: 'drills',

@@ -44,7 +44,7 @@ async function runDrills(model: BenchModel, options: DrillsOptions, onProgress: 
       continue;
     }
     try {
-      references ??= await makeReferences(ground.fleet.url, prompts, REFERENCES);
+      references ??= await makeReferences(ground.fleet, prompts, REFERENCES);
       for (const drill of drills) {
         onProgress(drill.name);
         results.push(await runDrill(drill, references, ground, options));

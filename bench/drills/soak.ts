@@ -75,12 +75,12 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
   const fleet = await Fleet.start({ bundle, store, data, workers: 2 });
   try {
-    const references = await makeReferences(fleet.url, prompts, REFERENCES);
-    const mix = await makeMix(fleet.url, options.path, references);
+    const references = await makeReferences(fleet, prompts, REFERENCES);
+    const mix = await makeMix(fleet, options.path, references);
     const startMs = performance.now();
     const over = new AbortController();
     const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
-    const traffic = sendMix(fleet.url, mix, { rate, seed }, startMs, over.signal);
+    const traffic = sendMix(fleet, mix, { rate, seed }, startMs, over.signal);
     const watching = watch(fleet, watched, startMs, over.signal);
     const disturbing = disturb(fleet, options, over.signal);
     for (const endMs = startMs + minutes * 60_000; performance.now() < endMs; await sleep(500)) {

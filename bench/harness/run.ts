@@ -63,7 +63,7 @@ async function record<Result>(
   return {
     format: 1,
     bench: name,
-    command,
+    command: withoutLogins(command),
     startedAt: startedAt.toISOString(),
     seconds: Math.round((Date.now() - startedAt.getTime()) / 100) / 10,
     environment,
@@ -76,6 +76,9 @@ async function record<Result>(
 
 /** Options that say where things lie, and URLs, which may hold a password: an artifact does not record them. */
 const NOT_RECORDED = new Set([...Object.keys(RUN_OPTIONS), 'command', 'url', 'redis']);
+
+/** Takes logins out of the URLs of a command: they may hold passwords. It hides too much rather than too little. */
+const withoutLogins = (command: string) => command.replace(/(:\/\/)\S+@/g, '$1***@');
 
 /** Paths are recorded as seen from the package's folder. */
 function recorded(settings: object): Record<string, unknown> {

@@ -49,7 +49,7 @@ async function open(name: string): Promise<{ ground: Ground; references: Referen
   if (typeof ground === 'string') return ground;
   onTestFinished(() => ground.close());
   const prompts = await PromptMaker.load('drilled', path, await loadTokenizer(MODEL));
-  return { ground, references: await makeReferences(ground.fleet.url, prompts, 2) };
+  return { ground, references: await makeReferences(ground.fleet, prompts, 2) };
 }
 
 async function must(name: string) {
