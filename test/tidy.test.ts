@@ -159,8 +159,8 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['readme'],
     ['reports'],
     ['breakdown', 'plan'], // measure beside what `engine` and `load` measure
-    ['drills', 'engine', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
-    ['harness'],
+    ['drills', 'engine', 'fairness', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
+    ['harness', 'hostile'],
     ['system'],
     ['options'],
     ['report'],
