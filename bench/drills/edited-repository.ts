@@ -87,13 +87,15 @@ export class EditedRepository {
    * Edits until the signal is aborted, one upload at a time: of two uploads at once, one would be refused.
    * @param traffic its rate sets the pauses between uploads: 1 / rate seconds on average.
    */
-  async edit({ rate, seed }: Traffic, startMs: number, until: AbortSignal): Promise<StreamRecord[]> {
+  async edit({ rate, seed, onRecord }: Traffic, startMs: number, until: AbortSignal): Promise<StreamRecord[]> {
     const random = new RandomStream(seed);
     const records: StreamRecord[] = [];
     const pauseMs = () => (random.gamma(1) * 1000) / rate;
     await sleep(pauseMs(), undefined, { signal: until }).catch(() => {});
     await repeatUntilAborted(until, async () => {
-      records.push(await this.#upload(startMs));
+      const record = await this.#upload(startMs);
+      records.push(record);
+      onRecord?.(record);
       return pauseMs();
     });
     return records;

@@ -45,6 +45,8 @@ export interface Vitals {
   readonly rssBytes: number;
   /** Size of the JavaScript heap, including objects that are dead and not yet collected. */
   readonly heapBytes: number;
+  /** Memory of buffers outside the heap. */
+  readonly externalBytes: number;
   readonly openFiles: number;
   readonly stagedBytes: number;
   readonly running: number;
@@ -53,6 +55,8 @@ export interface Vitals {
 /** Short timeouts keep the drills short. */
 export const STALL_TIMEOUT_MS = 2_000;
 const LEASE_MS = 5_000;
+/** Tokens that one slot holds. */
+export const CAPACITY = 1024;
 const LOOK_TIMEOUT_MS = 2_000;
 
 export class Fleet {
@@ -94,7 +98,7 @@ export class Fleet {
     };
     try {
       const keys: Flags = tenants.length > 0 ? { apiKeysFile: await writeKeys(logs, tenants) } : {};
-      const common = { threads: 1, slots: 8, capacity: 1024, metricsPort: 0, drainTimeoutMs: 10_000 };
+      const common = { threads: 1, slots: 8, capacity: CAPACITY, metricsPort: 0, drainTimeoutMs: 10_000 };
       const prefillOnly = { kvLeaseMs: LEASE_MS };
       const decodeOnly = { queueSequences: 256 };
       const indexing = add('indexer', 0, { store, threads: 1, metricsPort: 0 });
@@ -148,6 +152,7 @@ export class Fleet {
       return {
         rssBytes: sample(text, 'process_resident_memory_bytes'),
         heapBytes: sample(text, 'nodejs_heap_size_used_bytes'),
+        externalBytes: sample(text, 'nodejs_external_memory_bytes'),
         openFiles: sample(text, 'process_open_fds'),
         stagedBytes: sample(text, 'llavacode:kv_staged_bytes'),
         running: sample(text, role === 'gateway' ? 'llavacode:requests_inflight' : 'vllm:num_requests_running'),

@@ -6,7 +6,7 @@ import type { Door } from '../system/tenants.ts';
 import { type ChoicesReference, makeChoices, sendChoices } from './choices.ts';
 import { EditedRepository } from './edited-repository.ts';
 import { Editor } from './editor.ts';
-import { openLoop, type Reference, type StreamRecord, sendTraffic } from './streams.ts';
+import { openLoop, type Reference, type StreamRecord, sendTraffic, type Traffic } from './streams.ts';
 
 /** Share of the rate for each kind of traffic; one burst of keystrokes is several requests. */
 const SHARES = { completions: 0.5, keystrokes: 0.1, choices: 0.15, uploads: 0.05 };
@@ -37,17 +37,22 @@ export async function makeMix(door: Door, dir: string, references: readonly Refe
 export async function sendMix(
   door: Door,
   { references, edited, choices, repository }: Mix,
-  { rate, seed }: { readonly rate: number; readonly seed: number },
+  { rate, seed, onRecord }: Pick<Traffic, 'rate' | 'seed' | 'onRecord'>,
   startMs: number,
   until: AbortSignal,
 ): Promise<Readonly<Record<Kind, readonly StreamRecord[]>>> {
-  const traffic = (kind: Kind) => ({ rate: rate * SHARES[kind], seed: seed + KINDS.indexOf(kind) });
+  const traffic = (kind: Kind) => ({ rate: rate * SHARES[kind], seed: seed + KINDS.indexOf(kind), onRecord });
+  const noted = async <T extends StreamRecord | readonly StreamRecord[]>(sent: Promise<T>): Promise<T> => {
+    const ended = await sent;
+    for (const record of [ended].flat() as StreamRecord[]) onRecord?.(record);
+    return ended;
+  };
   const editors = edited.map((reference, i) => new Editor(door, `soak-${i}`, reference, startMs));
   const [completions, keystrokes, drawn, uploads] = await Promise.all([
     sendTraffic(door, references, { ...traffic('completions'), leaving: LEAVING }, startMs, until),
-    openLoop(traffic('keystrokes'), startMs, until, (random) => editors[random.below(editors.length)]!.type()),
+    openLoop(traffic('keystrokes'), startMs, until, (random) => noted(editors[random.below(editors.length)]!.type())),
     openLoop(traffic('choices'), startMs, until, (random) =>
-      sendChoices(door, choices[random.below(choices.length)]!, startMs),
+      noted(sendChoices(door, choices[random.below(choices.length)]!, startMs)),
     ),
     repository.edit(traffic('uploads'), startMs, until),
   ]);

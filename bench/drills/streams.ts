@@ -93,6 +93,8 @@ export interface Traffic {
   readonly seed: number;
   /** Share of clients that leave in the middle. */
   readonly leaving?: number;
+  /** Called when a request has ended. */
+  readonly onRecord?: ((record: StreamRecord) => void) | undefined;
 }
 
 /** Sends random references in an open loop; clients leave as often as `traffic` says. */
@@ -103,12 +105,14 @@ export function sendTraffic(
   startMs: number,
   until: AbortSignal,
 ): Promise<StreamRecord[]> {
-  const { leaving = 0 } = traffic;
-  return openLoop(traffic, startMs, until, (random) => {
+  const { leaving = 0, onRecord } = traffic;
+  return openLoop(traffic, startMs, until, async (random) => {
     const reference = references[random.below(references.length)]!;
     const leaves = random.uniform() < leaving;
     const leaveAfterMs = leaves ? random.uniform() * LEAVE_WITHIN * reference.tookMs : undefined;
-    return sendStream(door, reference, startMs, leaveAfterMs);
+    const record = await sendStream(door, reference, startMs, leaveAfterMs);
+    onRecord?.(record);
+    return record;
   });
 }
 

@@ -11,7 +11,7 @@ import { keepPipelining } from './pipelining.ts';
 import { dial, headOf, promptOf, rawCompletion } from './raw-client.ts';
 
 /** A client that was refused asks again after this time: none is told to be polite, but it is not a busy loop. */
-const RETRY_MS = 200;
+const RETRY_MS = 500;
 const TIMEOUT_MS = 120_000;
 const BODY_LIMIT_BYTES = 4 << 20;
 
@@ -120,6 +120,24 @@ export const PIPELINING: Attack = {
   name: 'pipelined requests',
   backlogged: true,
   run: (scene) => keepDoing(scene, 3, () => keepPipelining(scene)),
+};
+
+/** Requests of a pipeline that is left. */
+const LEFT_DEPTH = 8;
+
+export const LEAVING_PIPELINES: Attack = {
+  name: 'pipelines whose clients leave',
+  backlogged: false,
+  run: (scene) =>
+    keepDoing(scene, 1, async () => {
+      const { door, random, until } = scene;
+      const socket = await dial(door);
+      const body = () => ({ prompt: promptOf(random, 16), max_tokens: 256, ignore_eos: true, stream: true });
+      socket?.resume();
+      socket?.write(Array.from({ length: LEFT_DEPTH }, () => rawCompletion(door, body())).join(''));
+      await pause(until, 1_000);
+      socket?.destroy();
+    }),
 };
 
 /** The largest answers that the gateway gives: it is asked for less and less until it does not refuse. */

@@ -22,12 +22,13 @@ export async function dial({ url }: Pick<Door, 'url'>): Promise<Socket | undefin
   return outcome === 'refused' ? undefined : socket;
 }
 
-/** The head of a POST, with the key of its tenant. */
+/** The head of a request, with the key of its tenant. */
 export function headOf(
   { apiKey }: Pick<Door, 'apiKey'>,
   path: string,
   contentLength: number,
   more: Readonly<Record<string, string>> = {},
+  method = 'POST',
 ): string {
   const headers = {
     host: '127.0.0.1',
@@ -37,7 +38,7 @@ export function headOf(
     ...more,
   };
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
-  return `POST ${path} HTTP/1.1\r\n${lines.join('')}\r\n`;
+  return `${method} ${path} HTTP/1.1\r\n${lines.join('')}\r\n`;
 }
 
 /** A whole request for a completion. */
