@@ -7,6 +7,7 @@
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { flagName } from '../services/lib/process/config.ts';
+import { count } from '../services/lib/process/count-argument.ts';
 import { allowedCpus, parseCpus } from '../services/lib/process/cpus.ts';
 import { ServingError } from '../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
@@ -23,11 +24,6 @@ export const positive = (text: string): number => {
 export const whole = (text: string): number => {
   const value = Number(text);
   if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError('It must be a whole number, 0 or more.');
-  return value;
-};
-export const count = (text: string): number => {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('It must be a whole number, 1 or more.');
   return value;
 };
 export const share = (text: string): number => {

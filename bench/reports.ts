@@ -2,6 +2,7 @@
 import { BREAKDOWN } from './breakdown/report.ts';
 import { DRILLS_BENCH, SOAK_BENCH } from './drills/report.ts';
 import { ENGINE, HANDOFF } from './engine/report.ts';
+import { FAIRNESS } from './fairness/report.ts';
 import { INDEX } from './indexing/report.ts';
 import { INTERFERENCE } from './interference/report.ts';
 import { LOAD } from './load/report.ts';
@@ -31,5 +32,6 @@ export const PAGES: readonly Page[] = [
   { folder: 'indexing', benches: [INDEX] },
   { folder: 'typing', benches: [TYPING] },
   { folder: 'plan', benches: [PLAN] },
+  { folder: 'fairness', benches: [FAIRNESS] },
   { folder: 'drills', benches: [DRILLS_BENCH, SOAK_BENCH] },
 ];

@@ -6,10 +6,11 @@
 import { constants } from 'node:fs';
 import { access, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Command, CommanderError, Option } from 'commander';
 import type { z } from 'zod';
 import { BUILD_INFO } from './lib/process/build-info.ts';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
+import { count } from './lib/process/count-argument.ts';
 import { exitCodeOf, ServingError } from './lib/process/errors.ts';
 import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
@@ -223,11 +224,6 @@ async function fileOf(flags: Record<string, unknown>): Promise<Record<string, un
 async function configOf<T extends SettingsTable>(table: T, flags: Record<string, unknown>): Promise<ConfigOf<T>> {
   const { loadConfig } = await import('./settings.ts');
   return loadConfig(table, flags, process.env, await fileOf(flags));
-}
-
-function count(text: string): number {
-  if (!/^[1-9]\d*$/.test(text)) throw new InvalidArgumentError('a whole number from 1 on is needed.');
-  return Number(text);
 }
 
 /**

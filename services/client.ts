@@ -4,7 +4,7 @@
  */
 import { text as textOf } from 'node:stream/consumers';
 import { createParser } from 'eventsource-parser';
-import { httpCall } from './http-call.ts';
+import { bearer, sendRequest } from './http-call.ts';
 import { isErrorCode, ServingError } from './lib/process/errors.ts';
 
 /** The body of POST /v1/completions, as far as this client uses it. */
@@ -61,7 +61,7 @@ export interface StreamedCompletion {
 
 interface Chunk {
   readonly id: string;
-  readonly choices: readonly { text: string; finish_reason: string | null; token_ids?: number[] }[];
+  readonly choices: readonly { index?: number; text: string; finish_reason: string | null; token_ids?: number[] }[];
   readonly usage?: Usage;
   readonly rag?: RagAnswer;
   readonly timeline?: Readonly<Record<string, number>>;
@@ -69,13 +69,15 @@ interface Chunk {
 }
 
 export interface StreamOptions {
+  /** The API key that the request carries, where the gateway asks for one. */
+  readonly apiKey?: string | undefined;
   /** Asks the gateway for its timeline of the request. */
   readonly timeline?: boolean;
   /**
-   * Called for each chunk that holds a choice, as it comes, with its time and token ids: so that they are known even if
-   * the stream breaks off.
+   * Called for each chunk that holds a choice, as it comes, with its time, token ids and the choice's index: so that
+   * they are known even if the stream breaks off.
    */
-  readonly onChunk?: (atMs: number, tokenIds: readonly number[]) => void;
+  readonly onChunk?: (atMs: number, tokenIds: readonly number[], choice: number) => void;
 }
 
 /**
@@ -90,9 +92,14 @@ export async function streamCompletion(
 ): Promise<StreamedCompletion> {
   const sentAtMs = performance.now();
   signal.throwIfAborted();
-  const response = await httpCall(`${url}/v1/completions`, {
+  const response = await sendRequest({
     method: 'POST',
-    headers: { 'content-type': 'application/json', ...(options.timeline && { 'x-llavacode-timeline': '1' }) },
+    url: `${url}/v1/completions`,
+    headers: {
+      'content-type': 'application/json',
+      ...(options.timeline && { 'x-llavacode-timeline': '1' }),
+      ...bearer(options.apiKey),
+    },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
@@ -121,7 +128,7 @@ export async function streamCompletion(
       if (choice === undefined) return;
       const atMs = performance.now();
       chunksAtMs.push(atMs);
-      options.onChunk?.(atMs, choice.token_ids ?? []);
+      options.onChunk?.(atMs, choice.token_ids ?? [], choice.index ?? 0);
       text += choice.text;
       tokenIds.push(...(choice.token_ids ?? []));
       finishReason = choice.finish_reason ?? finishReason;

@@ -1,7 +1,7 @@
-/** Calls of a gateway over HTTP, by agents of our own: fetch and the global agents may follow a proxy. */
+/** Requests over HTTP by agents of our own: fetch and the global agents may follow a proxy, by NODE_USE_ENV_PROXY. */
 import { type IncomingMessage, Agent as PlainAgent, request as plainRequest } from 'node:http';
 import { Agent as TlsAgent, request as tlsRequest } from 'node:https';
-import type { Readable } from 'node:stream';
+import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 
 const PLAIN = new PlainAgent({ keepAlive: true });
@@ -9,9 +9,10 @@ const TLS = new TlsAgent({ keepAlive: true });
 
 export interface HttpCall {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
+  readonly url: string;
   readonly headers?: Readonly<Record<string, string>>;
-  /** Text is sent with its length, a stream in chunks. */
-  readonly body?: string | Readable;
+  /** Text and bytes are sent with their length, a stream in chunks. */
+  readonly body?: string | Buffer | Readable;
   /** Longest time in which nothing comes and nothing goes, in ms; without limit where not given. */
   readonly silenceMs?: number;
   readonly signal: AbortSignal;
@@ -22,13 +23,11 @@ export interface HttpCall {
  * refusal, is the answer.
  * @throws the signal's reason; the error of the connection.
  */
-export function httpCall(
-  url: string,
-  { method, headers, body, silenceMs, signal }: HttpCall,
-): Promise<IncomingMessage> {
+export function sendRequest({ method, url, headers, body, silenceMs, signal }: HttpCall): Promise<IncomingMessage> {
   return new Promise((resolve, reject) => {
-    const length = typeof body === 'string' && { 'content-length': String(Buffer.byteLength(body)) };
-    const options = { method, headers: { ...headers, ...length }, signal };
+    const isWhole = body !== undefined && !(body instanceof Readable);
+    const length = isWhole ? { 'content-length': String(Buffer.byteLength(body)) } : {};
+    const options = { method, headers: { ...length, ...headers }, signal };
     const call = url.startsWith('https:')
       ? tlsRequest(url, { ...options, agent: TLS })
       : plainRequest(url, { ...options, agent: PLAIN });
@@ -37,8 +36,12 @@ export function httpCall(
     if (silenceMs !== undefined) {
       call.setTimeout(silenceMs, () => call.destroy(new Error(`nothing was heard for ${silenceMs} ms`)));
     }
-    if (typeof body === 'object')
+    if (body instanceof Readable)
       void pipeline(body, call).catch(() => {}); // the call has the error, or an answer
     else call.end(body);
   });
 }
+
+/** The header that carries an API key; none where there is no key. */
+export const bearer = (apiKey: string | undefined): Readonly<Record<string, string>> =>
+  apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };

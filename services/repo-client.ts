@@ -6,7 +6,7 @@ import { createGzip } from 'node:zlib';
 import { createParser } from 'eventsource-parser';
 import { pack as packTar } from 'tar-stream';
 import { refusal } from './client.ts';
-import { type HttpCall, httpCall } from './http-call.ts';
+import { bearer, type HttpCall, sendRequest } from './http-call.ts';
 import type { IndexReport } from './indexer/index-run.ts';
 import { notebookOf } from './indexer/notebook.ts';
 import { noSkips, type SkipReason } from './indexer/selection.ts';
@@ -195,13 +195,13 @@ export class GatewayTarget implements IndexTarget {
     return report;
   }
 
-  async #call(call: Omit<HttpCall, 'signal'> & Partial<Pick<HttpCall, 'signal'>>): Promise<IncomingMessage> {
+  async #call(call: Omit<HttpCall, 'url' | 'signal'> & Partial<Pick<HttpCall, 'signal'>>): Promise<IncomingMessage> {
     const { url, apiKey } = this.#of;
     const { signal = this.#of.signal } = call;
-    const headers = { ...call.headers, ...(apiKey !== '' && { authorization: `Bearer ${apiKey}` }) };
+    const headers = { ...call.headers, ...bearer(apiKey || undefined) };
     let response: IncomingMessage;
     try {
-      response = await httpCall(this.#address, { ...call, headers, signal, silenceMs: SILENCE_MS });
+      response = await sendRequest({ ...call, url: this.#address, headers, signal, silenceMs: SILENCE_MS });
     } catch (cause) {
       signal.throwIfAborted();
       if (this.#reached) {

@@ -159,8 +159,8 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['readme'],
     ['reports'],
     ['breakdown', 'plan'], // measure beside what `engine` and `load` measure
-    ['drills', 'engine', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
-    ['harness'],
+    ['drills', 'engine', 'fairness', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
+    ['harness', 'hostile'],
     ['system'],
     ['options'],
     ['report'],
@@ -378,6 +378,11 @@ describe('house rules', () => {
     expect(
       [...loadedWith('bench/commands.ts')].filter((path) => /services\/(?!lib\/|gateway\/request\.ts$)/.test(path)),
     ).toEqual([]);
+  });
+
+  it('no bench uses the global fetch, which may follow a proxy', () => {
+    const benches = PRODUCT.filter(({ path }) => path.startsWith('bench/'));
+    expect(matches(benches, /(?<![.\w])fetch\(/, ({ code }) => withoutStrings(code))).toEqual([]);
   });
 
   it('every file of a service is imported by the product, or is an entry point', () => {

@@ -1,6 +1,7 @@
 /** Requests for several seeded choices at once, compared with those of an undisturbed run. */
 import type { CompletionBody, RagAnswer, Usage } from '../../services/client.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import type { Door } from '../system/tenants.ts';
 import { ask } from './json-request.ts';
 import { commonStart, type Reference, type StreamRecord } from './streams.ts';
 
@@ -14,14 +15,14 @@ export interface ChoicesReference {
   readonly withoutContext: readonly (readonly number[])[];
 }
 
-/** @param url of a system that nothing disturbs. */
-export async function makeChoices(url: string, references: readonly Reference[]): Promise<ChoicesReference[]> {
+/** @param door of a system that nothing disturbs. */
+export async function makeChoices(door: Door, references: readonly Reference[]): Promise<ChoicesReference[]> {
   const choices: ChoicesReference[] = [];
   for (const [i, { body }] of references.entries()) {
     const drawn = { ...body, n: CHOICES, temperature: 0.8, seed: i };
     const { rag: _, ...plain } = drawn;
-    const tokenIds = idsOf(await complete(url, drawn));
-    choices.push({ body: drawn, tokenIds, withoutContext: idsOf(await complete(url, plain)) });
+    const tokenIds = idsOf(await complete(door, drawn));
+    choices.push({ body: drawn, tokenIds, withoutContext: idsOf(await complete(door, plain)) });
   }
   return choices;
 }
@@ -32,17 +33,18 @@ interface Completion {
   readonly rag?: RagAnswer;
 }
 
-const complete = (url: string, body: CompletionBody) => ask<Completion>('POST', `${url}/v1/completions`, body);
+const complete = ({ url, apiKey }: Door, body: CompletionBody) =>
+  ask<Completion>('POST', `${url}/v1/completions`, body, { apiKey });
 
 const idsOf = ({ choices }: Completion) =>
   choices.toSorted((a, b) => a.index - b.index).map(({ token_ids }) => token_ids);
 
 /** Checks that the choices are those of an undisturbed run, and that usage counts each once. */
-export async function sendChoices(url: string, reference: ChoicesReference, startMs: number): Promise<StreamRecord> {
+export async function sendChoices(door: Door, reference: ChoicesReference, startMs: number): Promise<StreamRecord> {
   const now = () => performance.now() - startMs;
   const record = { sentMs: now(), firstMs: undefined, lost: 0, doubled: 0, longestGapMs: 0 };
   try {
-    const answer = await complete(url, reference.body);
+    const answer = await complete(door, reference.body);
     const endedMs = now();
     const received = idsOf(answer);
     const degraded = answer.rag?.degraded !== undefined;

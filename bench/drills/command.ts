@@ -1,5 +1,6 @@
 /** The commands `llavacode bench drills` and `llavacode bench soak`. */
-import { count, DRILL_OPTIONS, list, option, optional, type ParsedOptions, positive, text } from '../options.ts';
+import { count } from '../../services/lib/process/count-argument.ts';
+import { DRILL_OPTIONS, flag, list, option, optional, type ParsedOptions, positive, text } from '../options.ts';
 
 export const DRILLS_COMMAND = {
   name: 'drills',
@@ -17,10 +18,11 @@ export type DrillsOptions = ParsedOptions<typeof DRILLS_COMMAND>;
 
 export const SOAK_COMMAND = {
   name: 'soak',
-  description: 'mixed load with cancels and restarts: does anything grow that should not?',
+  description: 'mixed load beside hostile tenants, with restarts and kills: does anything grow, fail, or wait longer?',
   options: {
     minutes: option('<n>', 'duration in minutes', positive, 3),
     restartEvery: option('<seconds>', 'mean time between restarts or kills of a worker in s', positive, 20),
+    honestOnly: flag('send honest traffic alone, without hostile tenants beside it'),
     ...DRILL_OPTIONS,
   },
 };

@@ -66,10 +66,11 @@ async function killRedis({ redis, fleet, references, count, seconds, mark }: Sce
 }
 
 /** Waits until prompts have context again. @returns how long that took, in ms. */
-async function untilContextIsBack({ url }: Fleet, { body }: Reference): Promise<number> {
+async function untilContextIsBack(fleet: Fleet, { body }: Reference): Promise<number> {
   const startMs = performance.now();
   for (;;) {
-    const { rag } = await streamCompletion(url, { ...body, max_tokens: 1 }, AbortSignal.timeout(ANSWER_TIMEOUT_MS));
+    const once = { ...body, max_tokens: 1 };
+    const { rag } = await streamCompletion(fleet.url, once, AbortSignal.timeout(ANSWER_TIMEOUT_MS), fleet);
     const tookMs = performance.now() - startMs;
     if (!rag?.degraded) return tookMs;
     if (tookMs > ANSWER_TIMEOUT_MS)

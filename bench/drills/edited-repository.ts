@@ -11,6 +11,7 @@ import type { IndexReport } from '../../services/indexer/index-run.ts';
 import { repeatUntilAborted } from '../../services/lib/async/repeat.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
+import type { Door } from '../system/tenants.ts';
 import { ask } from './json-request.ts';
 import { type Reference, type StreamRecord, TIMEOUT_MS, type Traffic } from './streams.ts';
 
@@ -25,7 +26,7 @@ interface Edit {
 type UploadReport = Pick<IndexReport, 'version' | 'changed'>;
 
 export class EditedRepository {
-  readonly #url: string;
+  readonly #door: Door;
   readonly #name: string;
   /** Edits to make one after the other, and then from the start again. */
   readonly #edits: readonly Edit[];
@@ -33,19 +34,19 @@ export class EditedRepository {
   readonly #versions: string[] = [];
   #next = 0;
 
-  private constructor(url: string, name: string, edits: readonly Edit[]) {
-    this.#url = url;
+  private constructor(door: Door, name: string, edits: readonly Edit[]) {
+    this.#door = door;
     this.#name = name;
     this.#edits = edits;
   }
 
   /**
    * Uploads some files of a repository and tries every edit of one of them.
-   * @param url of a gateway that nothing disturbs.
+   * @param door of a gateway that nothing disturbs.
    * @returns the repository, and the requests of `references` directed at it with the answers that they must get.
    */
   static async make(
-    url: string,
+    door: Door,
     dir: string,
     references: readonly Reference[],
     name = 'soak-edited',
@@ -59,7 +60,7 @@ export class EditedRepository {
     const parts = content.split(/^(?=def |class |@)/m);
     const edition = (i: number) => parts.filter((_, part) => part % VERSIONS !== i).join('');
     const edits = Array.from({ length: VERSIONS }, (_, i) => ({ path, content: `${edition(i)}\n# ${i}\n` }));
-    const repository = new EditedRepository(url, name, edits);
+    const repository = new EditedRepository(door, name, edits);
     await repository.#put({ files });
     const bodies = references.map(({ body }) => ({ ...body, rag: { ...body.rag!, repo: name, path: undefined } }));
     const answers = bodies.map(() => new Map<string, readonly number[]>());
@@ -67,7 +68,7 @@ export class EditedRepository {
       const { version } = await repository.#put({ changes: [edit] });
       repository.#versions.push(version);
       for (const [i, body] of bodies.entries()) {
-        answers[i]!.set(version, await answerWith(url, body, version));
+        answers[i]!.set(version, await answerWith(door, body, version));
       }
     }
     return {
@@ -86,13 +87,15 @@ export class EditedRepository {
    * Edits until the signal is aborted, one upload at a time: of two uploads at once, one would be refused.
    * @param traffic its rate sets the pauses between uploads: 1 / rate seconds on average.
    */
-  async edit({ rate, seed }: Traffic, startMs: number, until: AbortSignal): Promise<StreamRecord[]> {
+  async edit({ rate, seed, onRecord }: Traffic, startMs: number, until: AbortSignal): Promise<StreamRecord[]> {
     const random = new RandomStream(seed);
     const records: StreamRecord[] = [];
     const pauseMs = () => (random.gamma(1) * 1000) / rate;
     await sleep(pauseMs(), undefined, { signal: until }).catch(() => {});
     await repeatUntilAborted(until, async () => {
-      records.push(await this.#upload(startMs));
+      const record = await this.#upload(startMs);
+      records.push(record);
+      onRecord?.(record);
       return pauseMs();
     });
     return records;
@@ -124,7 +127,8 @@ export class EditedRepository {
   }
 
   #put(body: object, onProgress?: () => void): Promise<UploadReport> {
-    return ask('PUT', `${this.#url}/v1/repos/${this.#name}`, body, onProgress);
+    const { url, apiKey } = this.#door;
+    return ask('PUT', `${url}/v1/repos/${this.#name}`, body, { apiKey, onEvent: onProgress });
   }
 }
 
@@ -132,10 +136,10 @@ export class EditedRepository {
  * The answer from one version of the index. It asks until that version is used: a gateway looks for new ones at
  * intervals.
  */
-export async function answerWith(url: string, body: CompletionBody, version: string): Promise<readonly number[]> {
+export async function answerWith(door: Door, body: CompletionBody, version: string): Promise<readonly number[]> {
   const deadline = AbortSignal.timeout(TIMEOUT_MS);
   for (;;) {
-    const { rag, tokenIds } = await streamCompletion(url, body, deadline);
+    const { rag, tokenIds } = await streamCompletion(door.url, body, deadline, door);
     if (rag?.index_version === version && !rag.degraded) return tokenIds;
     await sleep(100);
   }

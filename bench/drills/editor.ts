@@ -1,5 +1,6 @@
 /** An editor whose keystrokes supersede each other's requests. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Door } from '../system/tenants.ts';
 import { type Reference, type StreamRecord, sendStream } from './streams.ts';
 
 /** Requests of one burst of keystrokes; each but the last is superseded by the next one. */
@@ -8,13 +9,13 @@ const BETWEEN_KEYSTROKES_MS = 60;
 
 /** One session of an editor, which types one burst at a time. */
 export class Editor {
-  readonly #url: string;
+  readonly #door: Door;
   readonly #reference: Reference;
   readonly #startMs: number;
   #last: Promise<readonly StreamRecord[]> = Promise.resolve([]);
 
-  constructor(url: string, session: string, reference: Reference, startMs: number) {
-    this.#url = url;
+  constructor(door: Door, session: string, reference: Reference, startMs: number) {
+    this.#door = door;
     this.#reference = { ...reference, body: { ...reference.body, session } };
     this.#startMs = startMs;
   }
@@ -29,7 +30,7 @@ export class Editor {
     const sent: Promise<StreamRecord>[] = [];
     for (let i = 0; i < KEYSTROKES; i++) {
       if (i > 0) await sleep(BETWEEN_KEYSTROKES_MS);
-      sent.push(sendStream(this.#url, this.#reference, this.#startMs));
+      sent.push(sendStream(this.#door, this.#reference, this.#startMs));
     }
     const records = await Promise.all(sent);
     // Requests may overtake each other on their way, so any of them may be superseded, but not all.

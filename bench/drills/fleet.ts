@@ -4,8 +4,11 @@
  */
 import { mkdir, mkdtemp } from 'node:fs/promises';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { bearer, sendRequest } from '../../services/http-call.ts';
 import { type Flags, type Role, ServiceProcess } from '../../services/supervisor.ts';
+import { type Tenant, writeKeys } from '../system/tenants.ts';
 import { Link } from './link.ts';
 import type { NamespaceNetwork, Port } from './network.ts';
 
@@ -22,6 +25,10 @@ export interface FleetOptions {
   /** Network on which workers run, each in a namespace of its own; if not given, they run on this machine. */
   readonly network?: NamespaceNetwork;
   readonly gateway?: Flags;
+  /**
+   * Tenants that have keys; the fleet's own requests carry the key of the first. If not given, nobody needs a key.
+   */
+  readonly tenants?: readonly Tenant[];
 }
 
 export interface Member {
@@ -38,6 +45,8 @@ export interface Vitals {
   readonly rssBytes: number;
   /** Size of the JavaScript heap, including objects that are dead and not yet collected. */
   readonly heapBytes: number;
+  /** Memory of buffers outside the heap. */
+  readonly externalBytes: number;
   readonly openFiles: number;
   readonly stagedBytes: number;
   readonly running: number;
@@ -46,22 +55,27 @@ export interface Vitals {
 /** Short timeouts keep the drills short. */
 export const STALL_TIMEOUT_MS = 2_000;
 const LEASE_MS = 5_000;
+/** Tokens that one slot holds. */
+export const CAPACITY = 1024;
+const LOOK_TIMEOUT_MS = 2_000;
 
 export class Fleet {
   readonly members: readonly Member[];
+  readonly tenants: readonly Tenant[];
   readonly #logs: string;
 
-  private constructor(members: readonly Member[], logs: string) {
+  private constructor(members: readonly Member[], tenants: readonly Tenant[], logs: string) {
     this.members = members;
+    this.tenants = tenants;
     this.#logs = logs;
   }
 
   static async start(options: FleetOptions): Promise<Fleet> {
-    const { bundle, store, data, workers, colocated = false, network, gateway = {} } = options;
+    const { bundle, store, data, workers, colocated = false, network, gateway = {}, tenants = [] } = options;
     await mkdir(data, { recursive: true });
     const logs = await mkdtemp(join(data, 'drills-'));
     const members: Member[] = [];
-    const fleet = new Fleet(members, logs);
+    const fleet = new Fleet(members, tenants, logs);
     const add = async (role: Role, index: number, flags: Flags, port?: Port) => {
       const link = port ? undefined : await Link.open();
       const place: Flags = {
@@ -83,7 +97,8 @@ export class Fleet {
       return Promise.all(ports.map((port, i) => add(role, i, flags, port)));
     };
     try {
-      const common = { threads: 1, slots: 8, capacity: 1024, metricsPort: 0, drainTimeoutMs: 10_000 };
+      const keys: Flags = tenants.length > 0 ? { apiKeysFile: await writeKeys(logs, tenants) } : {};
+      const common = { threads: 1, slots: 8, capacity: CAPACITY, metricsPort: 0, drainTimeoutMs: 10_000 };
       const prefillOnly = { kvLeaseMs: LEASE_MS };
       const decodeOnly = { queueSequences: 256 };
       const indexing = add('indexer', 0, { store, threads: 1, metricsPort: 0 });
@@ -103,6 +118,7 @@ export class Fleet {
         targetTtftMs: 20_000,
         drainTimeoutMs: 10_000,
         retrievalBudgetMs: 1_000,
+        ...keys,
         ...gateway,
       });
       return fleet;
@@ -114,6 +130,10 @@ export class Fleet {
 
   get logs(): string {
     return this.#logs;
+  }
+
+  get apiKey(): string | undefined {
+    return this.tenants[0]?.apiKey;
   }
 
   get url(): string {
@@ -128,11 +148,11 @@ export class Fleet {
   async vitals({ process, role }: Member): Promise<Vitals | undefined> {
     const address = role === 'gateway' ? process.address : process.metricsAddress;
     try {
-      const answer = await fetch(`http://${address}/metrics`, { signal: AbortSignal.timeout(2_000) });
-      const text = await answer.text();
+      const text = await this.#get(`http://${address}/metrics`);
       return {
         rssBytes: sample(text, 'process_resident_memory_bytes'),
         heapBytes: sample(text, 'nodejs_heap_size_used_bytes'),
+        externalBytes: sample(text, 'nodejs_external_memory_bytes'),
         openFiles: sample(text, 'process_open_fds'),
         stagedBytes: sample(text, 'llavacode:kv_staged_bytes'),
         running: sample(text, role === 'gateway' ? 'llavacode:requests_inflight' : 'vllm:num_requests_running'),
@@ -153,17 +173,25 @@ export class Fleet {
   }
 
   async #gatewaysMetrics(): Promise<string> {
-    return (await fetch(`${this.url}/metrics`)).text();
+    return this.#get(`${this.url}/metrics`);
   }
 
   /** Whether a process is ready. */
   async answers({ process, role }: Member): Promise<boolean> {
     const address = role === 'gateway' ? process.address : process.metricsAddress;
-    const answer = await fetch(`http://${address}/readyz`, { signal: AbortSignal.timeout(2_000) }).catch(
-      () => undefined,
+    return this.#get(`http://${address}/readyz`).then(
+      () => true,
+      () => false,
     );
-    await answer?.body?.cancel();
-    return answer?.ok === true;
+  }
+
+  /** @returns the text of an answer. @throws if it does not come soon, or its status is not 200. */
+  async #get(url: string): Promise<string> {
+    const signal = AbortSignal.timeout(LOOK_TIMEOUT_MS);
+    const response = await sendRequest({ method: 'GET', url, headers: bearer(this.apiKey), signal });
+    const body = await text(response);
+    if (response.statusCode !== 200) throw new Error(`${url} answered ${response.statusCode}`);
+    return body;
   }
 
   /**

@@ -1,28 +1,47 @@
 /** Sends one JSON request and reads its answer, for long requests with progress. */
+import type { IncomingMessage } from 'node:http';
+import { json } from 'node:stream/consumers';
 import { createParser } from 'eventsource-parser';
+import { bearer, sendRequest } from '../../services/http-call.ts';
 import { isErrorCode, ServingError } from '../../services/lib/process/errors.ts';
 import { TIMEOUT_MS } from './streams.ts';
 
-/**
- * @param onEvent is called at each event; if given, the request asks for a stream of events, and the last is the
- *   answer.
- * @throws ServingError with the server's code, and what fetch throws.
- */
-export async function ask<T>(method: 'POST' | 'PUT', url: string, body: object, onEvent?: () => void): Promise<T> {
-  const response = await fetch(url, {
+interface JsonCall {
+  readonly apiKey?: string | undefined;
+  /**
+   * Is called at each event; if given, the request asks for a stream of events, and the last is the answer.
+   */
+  readonly onEvent?: (() => void) | undefined;
+}
+
+/** @throws ServingError with the server's code; the error of the connection. */
+export async function ask<T>(
+  method: 'POST' | 'PUT',
+  url: string,
+  body: object,
+  { apiKey, onEvent }: JsonCall = {},
+): Promise<T> {
+  const response = await sendRequest({
     method,
-    headers: { 'content-type': 'application/json', ...(onEvent && { accept: 'text/event-stream' }) },
+    url,
+    headers: {
+      'content-type': 'application/json',
+      ...(onEvent && { accept: 'text/event-stream' }),
+      ...bearer(apiKey),
+    },
     body: JSON.stringify(body),
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
-  const answer = onEvent && response.ok ? await lastEvent(response.body!, onEvent) : await response.json();
+  const status = response.statusCode ?? 0;
+  const ok = status >= 200 && status < 300;
+  const answer = onEvent && ok ? await lastEvent(response, onEvent) : await json(response);
   const { error } = answer as { error?: { code?: unknown; message?: unknown } };
-  if (response.ok && error === undefined) return answer as T;
+  if (ok && error === undefined) return answer as T;
   const code = String(error?.code);
-  throw new ServingError(isErrorCode(code) ? code : 'internal', String(error?.message ?? `HTTP ${response.status}`));
+  throw new ServingError(isErrorCode(code) ? code : 'internal', String(error?.message ?? `HTTP ${status}`));
 }
 
-async function lastEvent(body: ReadableStream<Uint8Array>, onEvent: () => void): Promise<unknown> {
+async function lastEvent(response: IncomingMessage, onEvent: () => void): Promise<unknown> {
   let [last, done] = ['', false];
   const parser = createParser({
     onEvent: ({ data }) => {
@@ -32,7 +51,7 @@ async function lastEvent(body: ReadableStream<Uint8Array>, onEvent: () => void):
     },
   });
   const decoder = new TextDecoder();
-  for await (const bytes of body) parser.feed(decoder.decode(bytes, { stream: true }));
+  for await (const bytes of response) parser.feed(decoder.decode(bytes as Uint8Array, { stream: true }));
   if (!done) throw new Error('the stream ended without [DONE]');
   return JSON.parse(last);
 }

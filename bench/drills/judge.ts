@@ -2,9 +2,8 @@
 import type { Drill } from './scene.ts';
 import type { StreamRecord } from './streams.ts';
 
-export interface DrillResult {
-  readonly name: string;
-  readonly disturbances: number;
+/** What became of the requests of a drill or a soak. */
+export interface Outcome {
   readonly sent: number;
   readonly ok: number;
   readonly left: number;
@@ -12,6 +11,13 @@ export interface DrillResult {
   readonly failed: Readonly<Record<string, number>>;
   readonly lostTokens: number;
   readonly doubledTokens: number;
+  /** Each broken promise, in words; '' if none was broken. */
+  readonly broken: string;
+}
+
+export interface DrillResult extends Outcome {
+  readonly name: string;
+  readonly disturbances: number;
   /** Longest time from a disturbance to the first token of a request that was sent after it and ended well. */
   readonly recoveryMs: number | undefined;
   /** Longest TTFT of the streams that ended well. */
@@ -19,8 +25,6 @@ export interface DrillResult {
   /** Longest time between two tokens of the streams that ended well. */
   readonly longestGapMs: number;
   readonly note: string;
-  /** Each broken promise, in words; '' if none was broken. */
-  readonly broken: string;
 }
 
 export interface DrillsResult {
@@ -36,6 +40,8 @@ export interface Mark {
 
 /** Least share of clients that must have left in a drill in which clients leave. */
 const LEFT_AT_LEAST = 1 / 3;
+/** Share of requests that may lose their context where they must keep it: a busy machine is late now and then. */
+const LOSING_CONTEXT = 0.1;
 
 export const notRun = (drill: Drill, why: string): DrillResult => ({
   ...judge(drill, [], [], ''),
@@ -43,7 +49,7 @@ export const notRun = (drill: Drill, why: string): DrillResult => ({
 });
 
 export function judge(
-  drill: Pick<Drill, 'name' | 'mayFail' | 'leaving'>,
+  drill: Pick<Drill, 'name' | 'mayFail' | 'leaving' | 'ttftWithinMs' | 'keepsContext'>,
   records: readonly StreamRecord[],
   marks: readonly Mark[],
   broken: string,
@@ -63,12 +69,20 @@ export function judge(
   );
   const last = marks.at(-1);
   const lastMs = last?.mendedMs ?? last?.atMs ?? -Infinity;
+  const worstTtftMs = Math.max(0, ...ok.map(({ firstMs, sentMs }) => (firstMs ?? sentMs) - sentMs));
+  const degraded = ok.filter((record) => record.degraded).length;
   const problems = [
     broken,
     lostTokens > 0 ? `${lostTokens} tokens lost` : '',
     doubledTokens > 0 ? `${doubledTokens} tokens doubled` : '',
     unexplained.length > 0 ? `${unexplained.length} requests failed` : '',
     last && !ok.some(({ sentMs }) => sentMs >= lastMs) ? 'no request was answered after the last disturbance' : '',
+    drill.ttftWithinMs !== undefined && worstTtftMs > drill.ttftWithinMs
+      ? `a request waited ${worstTtftMs.toFixed(0)} ms for its first token, more than ${drill.ttftWithinMs}`
+      : '',
+    drill.keepsContext && degraded > ok.length * LOSING_CONTEXT
+      ? `${degraded} of ${ok.length} answers lost their context`
+      : '',
     drill.leaving && left < records.length * LEFT_AT_LEAST ? `only ${left} of ${records.length} clients left` : '',
   ];
   return {
@@ -81,7 +95,7 @@ export function judge(
     lostTokens,
     doubledTokens,
     recoveryMs: recoveries.length === 0 ? undefined : Math.max(...recoveries),
-    worstTtftMs: Math.max(0, ...ok.map(({ firstMs, sentMs }) => (firstMs ?? sentMs) - sentMs)),
+    worstTtftMs,
     longestGapMs: Math.max(0, ...ok.map(({ longestGapMs }) => longestGapMs)),
     note: '',
     broken: problems.filter((text) => text !== '').join('; '),

@@ -2,10 +2,11 @@
  * The traffic of a soak, as editors send it: completions whose clients leave, keystrokes of a session that supersede
  * each other in a repository that is being edited, several seeded choices at once, and uploads of a changed file.
  */
+import type { Door } from '../system/tenants.ts';
 import { type ChoicesReference, makeChoices, sendChoices } from './choices.ts';
 import { EditedRepository } from './edited-repository.ts';
 import { Editor } from './editor.ts';
-import { openLoop, type Reference, type StreamRecord, sendTraffic } from './streams.ts';
+import { openLoop, type Reference, type StreamRecord, sendTraffic, type Traffic } from './streams.ts';
 
 /** Share of the rate for each kind of traffic; one burst of keystrokes is several requests. */
 const SHARES = { completions: 0.5, keystrokes: 0.1, choices: 0.15, uploads: 0.05 };
@@ -24,29 +25,34 @@ interface Mix {
 
 /**
  * Asks an undisturbed system for the answers that the traffic must get.
- * @param url of that system.
+ * @param door of that system.
  * @param dir folder of the repository that the references are about.
  */
-export async function makeMix(url: string, dir: string, references: readonly Reference[]): Promise<Mix> {
-  const { repository, references: edited } = await EditedRepository.make(url, dir, references);
-  return { references, edited, choices: await makeChoices(url, references), repository };
+export async function makeMix(door: Door, dir: string, references: readonly Reference[]): Promise<Mix> {
+  const { repository, references: edited } = await EditedRepository.make(door, dir, references);
+  return { references, edited, choices: await makeChoices(door, references), repository };
 }
 
 /** Sends traffic until the signal is aborted. @returns the records of all requests by kind, when the last has ended. */
 export async function sendMix(
-  url: string,
+  door: Door,
   { references, edited, choices, repository }: Mix,
-  { rate, seed }: { readonly rate: number; readonly seed: number },
+  { rate, seed, onRecord }: Pick<Traffic, 'rate' | 'seed' | 'onRecord'>,
   startMs: number,
   until: AbortSignal,
 ): Promise<Readonly<Record<Kind, readonly StreamRecord[]>>> {
-  const traffic = (kind: Kind) => ({ rate: rate * SHARES[kind], seed: seed + KINDS.indexOf(kind) });
-  const editors = edited.map((reference, i) => new Editor(url, `soak-${i}`, reference, startMs));
+  const traffic = (kind: Kind) => ({ rate: rate * SHARES[kind], seed: seed + KINDS.indexOf(kind), onRecord });
+  const noted = async <T extends StreamRecord | readonly StreamRecord[]>(sent: Promise<T>): Promise<T> => {
+    const ended = await sent;
+    for (const record of [ended].flat() as StreamRecord[]) onRecord?.(record);
+    return ended;
+  };
+  const editors = edited.map((reference, i) => new Editor(door, `soak-${i}`, reference, startMs));
   const [completions, keystrokes, drawn, uploads] = await Promise.all([
-    sendTraffic(() => url, references, { ...traffic('completions'), leaving: LEAVING }, startMs, until),
-    openLoop(traffic('keystrokes'), startMs, until, (random) => editors[random.below(editors.length)]!.type()),
+    sendTraffic(door, references, { ...traffic('completions'), leaving: LEAVING }, startMs, until),
+    openLoop(traffic('keystrokes'), startMs, until, (random) => noted(editors[random.below(editors.length)]!.type())),
     openLoop(traffic('choices'), startMs, until, (random) =>
-      sendChoices(url, choices[random.below(choices.length)]!, startMs),
+      noted(sendChoices(door, choices[random.below(choices.length)]!, startMs)),
     ),
     repository.edit(traffic('uploads'), startMs, until),
   ]);

@@ -2,8 +2,10 @@
 import { figure, mebibytes, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
 import type { DrillsResult } from './judge.ts';
-import { JUDGED_FROM_MS, type Slope } from './slope.ts';
+import type { Slope } from './slope.ts';
 import type { SoakResult } from './soak.ts';
+import { RSS_JUDGED_FROM_MS } from './trend.ts';
+import { canCompare, JUDGED_FROM_COUNT, MOST_RISE, type WaitComparison } from './waits.ts';
 
 export const DRILLS_BENCH: Bench<DrillsResult> = {
   name: 'drills',
@@ -67,57 +69,91 @@ function reportDrills({ drills }: DrillsResult): Report {
 
 export const SOAK_BENCH: Bench<SoakResult> = {
   name: 'soak',
-  title: 'Soak: does anything grow?',
+  title: 'Soak: does anything grow, fail, or wait longer?',
   definitions: {
     'MiB/h, files/h':
-      'slope of the floor (the lowest value of each sixth of the time) by least squares, ± two standard errors',
+      'slope of the floor (the lowest value of each sixth of the time) by least squares, ± two standard errors; the calm part and the third after it are left out, for RSS at least a quarter of an hour after it',
     'live heap': 'what lives in V8’s heap; its slope is that of what remains after collections',
+    buffers: 'memory outside of V8’s heap that V8 counts, such as buffers',
     staged: 'KV of a prefill worker that no decode worker has taken yet: MiB at its peak, and bytes at the end',
+    TTFT: 'ms from sending a request to its first token, over completions and keystrokes that ended well',
+    'calm, attacked, struck':
+      'requests before the attacks begin; after that; and those that waited while a worker was away, which are replayed or queue for fewer workers, and are not compared',
   },
   report: ({ result }) => reportSoak(result),
-  headline: ({ minutes, sent, lostTokens, doubledTokens, broken }) =>
-    `${minutes} minutes, ${sent} requests: ${lostTokens} tokens lost, ${doubledTokens} doubled, ` +
+  headline: ({ minutes, sent, lostTokens, doubledTokens, waits, broken }) =>
+    `${figure(minutes)} minutes, ${sent} requests: ${lostTokens} tokens lost, ${doubledTokens} doubled, ` +
+    (waits ? `TTFT p99 ${figure(riseOf(waits))} times as long beside attackers, ` : '') +
     (broken === '' ? 'nothing grows' : broken),
 };
 
+const riseOf = ({ calm, attacked }: WaitComparison) => attacked.p99 / calm.p99;
+
 function reportSoak(result: SoakResult): Report {
-  const { minutes, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills } = result;
-  const short = minutes * 60_000 < JUDGED_FROM_MS;
-  const slope = ({ perUnit, error }: Slope, shown: (value: number) => string) =>
-    `${shown(perUnit)} ± ${shown(2 * error)}`;
-  const rows = result.trends.map((trend) => [
+  const { minutes, endedEarly, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills } = result;
+  const short = result.trends.some(({ judged }) => judged === false);
+  const sections = [
+    `${figure(minutes)} minutes${endedEarly ? ' (ended early)' : ''}: ${sent} requests, ${ok} ok, ${left} left by their ` +
+      `clients, failed ${counts(failed)}; ${lostTokens} tokens lost, ${doubledTokens} doubled; ${restarts} restarts, ${kills} kills.`,
+    `The requests were: ${mixOf(result.mix)}.`,
+    ...waitsOf(result),
+    trendTable(result.trends),
+    result.broken === '' ? 'Nothing is lost or left behind.' : `Not as promised: ${result.broken}.`,
+    ...(short
+      ? [
+          `Resident memory is judged only in runs with at least ${RSS_JUDGED_FROM_MS / 60_000} minutes under full load: ` +
+            'before that, malloc still fills.',
+        ]
+      : []),
+  ];
+  return { markdown: sections.join('\n\n'), charts: [] };
+}
+
+/** Artifacts that were made before attackers took part have no waits. */
+function waitsOf({ waits, attackers, calmMinutes }: Partial<SoakResult>): string[] {
+  if (!waits || !attackers || calmMinutes === undefined) return [];
+  const rows = (['calm', 'attacked', 'struck'] as const).map((name) => {
+    const { count, p50, p90, p99 } = waits[name];
+    return [name, String(count), figure(p50), figure(p90), figure(p99)];
+  });
+  const of = attackers.map(({ tenant, sent, tokens, refused }) => {
+    return `${tenant} sent ${sent} measured requests and got ${tokens} tokens, refused: ${counts(refused)}`;
+  });
+  const verdict = canCompare(waits)
+    ? `Beside attackers p99 was ${figure(riseOf(waits))} times that of the first ${figure(calmMinutes)} minutes, which were calm; at most ${MOST_RISE} is promised.`
+    : `There are too few requests to judge p99: ${JUDGED_FROM_COUNT} are needed on each side.`;
+  const head = ['TTFT, ms', 'requests', 'p50', 'p90', 'p99'];
+  return [table(head, rows), [verdict, ...of.map((text) => `${text}.`)].join(' ')];
+}
+
+function trendTable(trends: SoakResult['trends']): string {
+  const slope = (of: Slope | undefined, shown: (value: number) => string) =>
+    of ? `${shown(of.perUnit)} ± ${shown(2 * of.error)}` : '—';
+  const rows = trends.map((trend) => [
     trend.name,
     mebibytes(trend.rssBytes.mean),
     slope(trend.rssBytes, mebibytes),
     slope(trend.heapBytes, mebibytes),
+    slope(trend.externalBytes, mebibytes),
     figure(trend.openFiles.mean),
     slope(trend.openFiles, figure),
     mebibytes(trend.stagedPeakBytes),
     String(trend.stagedLeftBytes),
-    trend.grows === '' ? (short ? 'too short to tell' : 'level') : `**${trend.grows}**`,
+    trend.grows === '' ? (trend.judged === false ? 'too short to tell' : 'level') : `**${trend.grows}**`,
   ]);
   const head = [
     'Process',
     'RSS MiB',
     'MiB/h',
     'live heap MiB/h',
+    'buffers MiB/h',
     'open files',
     'files/h',
     'staged KV MiB, peak',
     'left, bytes',
     'verdict',
   ];
-  const sections = [
-    `${minutes} minutes: ${sent} requests, ${ok} ok, ${left} left by their clients, failed ${counts(failed)}; ` +
-      `${lostTokens} tokens lost, ${doubledTokens} doubled; ${restarts} restarts, ${kills} kills.`,
-    `The requests were: ${mixOf(result.mix)}.`,
-    table(head, rows, columns(head.length)),
-    result.broken === '' ? 'Nothing is lost or left behind.' : `Not as promised: ${result.broken}.`,
-    ...(short
-      ? [`Growth is judged only in runs of at least ${JUDGED_FROM_MS / 60_000} minutes: before that, heaps still fill.`]
-      : []),
-  ];
-  return { markdown: sections.join('\n\n'), charts: [] };
+  return table(head, rows, columns(head.length));
 }
 
 const mixOf = (mix: SoakResult['mix']) =>

@@ -28,13 +28,13 @@ export async function runDrill(
   };
   const sent: Promise<StreamRecord>[] = [];
   const burst = () => {
-    const more = sendBurst(fleet.url, references, startMs);
+    const more = sendBurst(fleet, references, startMs);
     sent.push(...more);
     return Promise.all(more);
   };
   const over = new AbortController();
   const shape = { rate, seed, leaving: drill.leaving };
-  const traffic = sendTraffic(() => fleet.url, references, shape, startMs, over.signal);
+  const traffic = sendTraffic(fleet, references, shape, startMs, over.signal);
   let [note, broken] = ['', ''];
   try {
     const random = new RandomStream(seed + 7);

@@ -1,6 +1,7 @@
 /** Runs `bench drills` and `bench soak`. Both end with exit code 1 if the system broke its promise. */
 import { mkdir } from 'node:fs/promises';
 import { basename } from 'node:path';
+import { Interrupted, interruption } from '../../services/lib/process/interrupt.ts';
 import { type OnProgress, run } from '../harness/run.ts';
 import { type BenchModel, openModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
@@ -44,7 +45,7 @@ async function runDrills(model: BenchModel, options: DrillsOptions, onProgress: 
       continue;
     }
     try {
-      references ??= await makeReferences(ground.fleet.url, prompts, REFERENCES);
+      references ??= await makeReferences(ground.fleet, prompts, REFERENCES);
       for (const drill of drills) {
         onProgress(drill.name);
         results.push(await runDrill(drill, references, ground, options));
@@ -58,8 +59,10 @@ async function runDrills(model: BenchModel, options: DrillsOptions, onProgress: 
 
 export async function runSoakBench(options: SoakOptions): Promise<void> {
   const model = await openModel(options.model, options);
+  const stop = interruption();
   const { result } = await run(SOAK_BENCH, options, { models: [model], settings: options }, (onProgress) =>
-    runSoak(model, { ...options, repo: basename(options.path), onProgress }),
+    runSoak(model, { ...options, repo: basename(options.path), onProgress, stop }),
   );
   if (result.broken !== '') process.exitCode = 1;
+  else if (stop.reason instanceof Interrupted) process.exitCode = stop.reason.exitCode;
 }

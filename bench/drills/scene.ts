@@ -36,6 +36,10 @@ export interface Drill {
   readonly mayFail?: boolean;
   /** Share of clients that leave before the end. */
   readonly leaving?: number;
+  /** Longest TTFT that a request may have, in ms, if the drill limits it. */
+  readonly ttftWithinMs?: number;
+  /** Whether requests must keep their context, up to the share of `LOSING_CONTEXT` of judge.ts. */
+  readonly keepsContext?: boolean;
   /** Says why the drill cannot be run here. */
   readonly impossible?: (scene: Pick<Scene, 'storeLink'>) => string | undefined;
   /** @returns further findings in words. @throws if the system breaks its promise. */

@@ -8,9 +8,6 @@ export interface Slope {
   readonly error: number;
 }
 
-/** Growth is judged from this time on: before it, heaps are still filling, and full collections are minutes apart. */
-export const JUDGED_FROM_MS = 15 * 60_000;
-
 type Point = readonly [x: number, y: number];
 
 /** Number of parts; each should be longer than the time between two full collections. */

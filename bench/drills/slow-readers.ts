@@ -6,8 +6,11 @@
  * waited, and by 13 to 22 MiB when it was made not to wait.
  */
 import { readFileSync } from 'node:fs';
+import type { IncomingMessage } from 'node:http';
+import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createParser } from 'eventsource-parser';
+import { bearer, sendRequest } from '../../services/http-call.ts';
 import type { Fleet } from './fleet.ts';
 import type { Scene } from './scene.ts';
 import { TIMEOUT_MS } from './streams.ts';
@@ -46,13 +49,19 @@ export async function readSlowly({ fleet, references, mark, burst }: Scene): Pro
     stream_options: { include_usage: true, continuous_usage_stats: true },
   };
   const sentMs = performance.now();
-  const response = await fetch(`${fleet.url}/v1/completions`, {
+  const response = await sendRequest({
     method: 'POST',
-    headers: { 'content-type': 'application/json', 'x-request-id': 'x'.repeat(128), 'x-llavacode-timeline': '1' },
+    url: `${fleet.url}/v1/completions`,
+    headers: {
+      'content-type': 'application/json',
+      'x-request-id': 'x'.repeat(128),
+      'x-llavacode-timeline': '1',
+      ...bearer(fleet.apiKey),
+    },
     body: JSON.stringify(body),
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
-  if (!response.ok) throw new Error(`the request was refused: ${await response.text()}`);
+  if (response.statusCode !== 200) throw new Error(`the request was refused: ${await text(response)}`);
   const beganMs = performance.now();
   // The client reads nothing until all of it has been decoded.
   await untilDecoding(fleet, (running) => running >= CHOICES);
@@ -80,7 +89,7 @@ async function untilDecoding(fleet: Fleet, isSo: (running: number) => boolean): 
 }
 
 /** @throws if a token of a choice is missing, or differs from that of the other choices. */
-async function readWhole({ body }: Response): Promise<{ bytes: number; lastTokenMs: number }> {
+async function readWhole(response: IncomingMessage): Promise<{ bytes: number; lastTokenMs: number }> {
   const choices = Array.from({ length: CHOICES }, (): number[] => []);
   let [bytes, lastTokenMs, done] = [0, 0, false];
   const parser = createParser({
@@ -95,9 +104,9 @@ async function readWhole({ body }: Response): Promise<{ bytes: number; lastToken
     },
   });
   const decoder = new TextDecoder();
-  for await (const part of body!) {
-    bytes += part.length;
-    parser.feed(decoder.decode(part, { stream: true }));
+  for await (const part of response) {
+    bytes += (part as Buffer).length;
+    parser.feed(decoder.decode(part as Buffer, { stream: true }));
   }
   const whole = choices.every((ids) => ids.length === TOKENS && ids.every((id, i) => id === choices[0]![i]));
   if (!done || !whole) throw new Error('the answer that was read at last is not complete');

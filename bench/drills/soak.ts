@@ -1,114 +1,175 @@
 /**
- * `bench soak` sends a mix of load for hours, and restarts and kills workers meanwhile. The gateway, the indexer and
- * the first worker of each pool are not restarted, and their memory and open files are watched.
+ * `bench soak` sends a mix of load for hours. First nobody attacks and nothing is struck; then hostile tenants attack,
+ * and workers are restarted and killed. The gateway, the indexer and the first worker of each pool are not restarted,
+ * and their memory and open files are watched.
  */
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { repeatUntilAborted } from '../../services/lib/async/repeat.ts';
+import type { OnProgress } from '../harness/run.ts';
 import { RandomStream } from '../measure/arrivals.ts';
+import { percentiles } from '../measure/latency.ts';
 import { runIndexCommand } from '../system/cli.ts';
 import type { BenchModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
+import { owner } from '../system/tenants.ts';
 import type { SoakOptions } from './command.ts';
-import { Fleet, type Member, type Vitals } from './fleet.ts';
-import { judge } from './judge.ts';
+import { Fleet, type Member } from './fleet.ts';
+import { type AttackerCounts, attackInTurn, hostileTenants } from './hostile-rotation.ts';
+import { judge, type Outcome } from './judge.ts';
 import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './mix.ts';
-import { fitFloor, JUDGED_FROM_MS, type Slope } from './slope.ts';
-import { type Difference, makeReferences } from './streams.ts';
+import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
+import { comeBack } from './strikes.ts';
+import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
+import { compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
 
-interface SoakRunOptions extends Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed'> {
+interface SoakRunOptions
+  extends Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly'> {
   /** Name of the repository in the index. */
   readonly repo: string;
-  readonly onProgress: (text: string) => void;
+  readonly onProgress: OnProgress;
+  /** Ends the soak early: what was seen until then is judged. */
+  readonly stop: AbortSignal;
 }
 
-interface ProcessTrend {
-  readonly name: string;
-  readonly samples: number;
-  /** Slopes of the floor per hour. The first third of the time, in which heaps fill, does not count. */
-  readonly rssBytes: Slope;
-  /** The floor of the heap's size is what lives in it: memory that is not released shows here first. */
-  readonly heapBytes: Slope;
-  readonly openFiles: Slope;
-  /** Most bytes of KV that were staged at once, and bytes that were left at the end. */
-  readonly stagedPeakBytes: number;
-  readonly stagedLeftBytes: number;
-  /** The figures that grow, in words; '' if none does. */
-  readonly grows: string;
-}
-
-export interface SoakResult {
+export interface SoakResult extends Outcome {
+  /** Duration of the traffic. */
   readonly minutes: number;
-  readonly sent: number;
-  readonly ok: number;
-  readonly left: number;
-  readonly failed: Readonly<Record<string, number>>;
-  readonly lostTokens: number;
-  readonly doubledTokens: number;
+  /** Whether somebody ended it before its time. */
+  readonly endedEarly: boolean;
+  /** Duration of the part in which nobody attacked and nothing was struck. */
+  readonly calmMinutes: number;
   /** Counts by kind of traffic. */
   readonly mix: Readonly<Record<Kind, MixCounts>>;
   readonly restarts: number;
   readonly kills: number;
+  readonly waits: WaitComparison;
+  readonly attackers: readonly AttackerCounts[];
   readonly trends: readonly ProcessTrend[];
-  readonly broken: string;
   /** Streams that ended well but with wrong tokens. */
   readonly differences: readonly (Difference & { readonly kind: Kind; readonly sentMs: number })[];
 }
 
 const SAMPLE_EVERY_MS = 2_000;
 const REFERENCES = 8;
-/** Growth per hour above which it is not noise. */
-const LIMITS = { rssBytes: 32 << 20, heapBytes: 16 << 20, openFiles: 6 };
-
-interface Sample extends Vitals {
-  readonly atMs: number;
-}
+const MINUTE_MS = 60_000;
+/**
+ * The calm part: a share of the time, as long as p99 needs. The first part of it does not count, as systems warm up.
+ */
+const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS, warmupShare: 0.1 };
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
-  const { data, minutes, rate, seed, onProgress } = options;
+  const { data, honestOnly, onProgress, stop } = options;
   await mkdir(data, { recursive: true });
   const store = `lmdb:${resolve(data, 'drill-store')}`;
   onProgress('starting');
   const { bundle } = model;
   await runIndexCommand({ bundle, store, repo: options.repo, path: options.path });
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
-  const fleet = await Fleet.start({ bundle, store, data, workers: 2 });
+  const tenants = [owner(), ...(honestOnly ? [] : hostileTenants())];
+  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants });
   try {
-    const references = await makeReferences(fleet.url, prompts, REFERENCES);
-    const mix = await makeMix(fleet.url, options.path, references);
-    const startMs = performance.now();
-    const over = new AbortController();
-    const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
-    const traffic = sendMix(fleet.url, mix, { rate, seed }, startMs, over.signal);
-    const watching = watch(fleet, watched, startMs, over.signal);
-    const disturbing = disturb(fleet, options, over.signal);
-    for (const endMs = startMs + minutes * 60_000; performance.now() < endMs; await sleep(500)) {
-      onProgress(`${((performance.now() - startMs) / 60_000).toFixed(1)} of ${minutes} minutes`);
-    }
-    over.abort();
-    const [sentOf, samples, { restarts, kills }] = await Promise.all([traffic, watching, disturbing]);
-    const remains = await fleet.settle();
-    const trends = await Promise.all(
-      watched.map(async (member) => trendOf(member, samples, await fleet.vitals(member))),
-    );
-    const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
-    const records = KINDS.flatMap((kind) => sentOf[kind]);
-    const judged = judge({ name: 'soak' }, records, [], [remains, ...grows].filter((text) => text !== '').join('; '));
-    const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judged;
-    const counts = { lostTokens, doubledTokens, restarts, kills };
-    const differences = KINDS.flatMap((kind) =>
-      sentOf[kind].flatMap(({ difference, sentMs }) => (difference ? [{ ...difference, kind, sentMs }] : [])),
-    );
-    return { minutes, sent, ok, left, failed, ...counts, mix: countMix(sentOf), trends, broken, differences };
+    const references = await makeReferences(fleet, prompts, REFERENCES);
+    const mix = await makeMix(fleet, options.path, references);
+    stop.throwIfAborted();
+    return await soak(fleet, mix, options);
   } finally {
     await fleet.close();
   }
 }
 
-/** Samples each process until the signal is aborted. @returns the samples by the name of the process. */
-async function watch(fleet: Fleet, members: readonly Member[], startMs: number, until: AbortSignal) {
-  const samples = new Map<string, Sample[]>(members.map(({ process }) => [process.name, []]));
+/** Sends the traffic, disturbs it, and judges what was seen. */
+async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, options: SoakRunOptions) {
+  const { rate, seed, minutes } = options;
+  const startMs = performance.now();
+  const now = () => performance.now() - startMs;
+  const calmMs = Math.min(CALM.longestMs, CALM.share * minutes * MINUTE_MS);
+  const over = new AbortController();
+  const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
+  const samples = new Map<string, Sample[]>(watched.map(({ process }) => [process.name, []]));
+  const ended: StreamRecord[] = [];
+  const traffic = sendMix(fleet, mix, { rate, seed, onRecord: (record) => ended.push(record) }, startMs, over.signal);
+  const watching = watch(fleet, watched, samples, startMs, over.signal);
+  const calmOver = sleep(calmMs, undefined, { signal: over.signal }).catch(() => {});
+  const disturbing = calmOver.then(() => disturb(fleet, options, now, over.signal));
+  const attacking = calmOver.then(() => attackInTurn(fleet.url, fleet.tenants.slice(1), seed, over.signal));
+  const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
+  await untilOver(minutes * MINUTE_MS, options, now, report);
+  over.abort();
+  const lastedMs = now();
+  const [sentOf, , { restarts, kills, strikes, undrained }, attackers] = await Promise.all([
+    traffic,
+    watching,
+    disturbing,
+    attacking,
+  ]);
+  const remains = await fleet.settle();
+  const trends = await Promise.all(
+    watched.map(async (member) => {
+      const { name } = member.process;
+      return trendOf(name, samples.get(name) ?? [], calmMs, await fleet.vitals(member));
+    }),
+  );
+  const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
+  const calm = { fromMs: CALM.warmupShare * calmMs, toMs: calmMs };
+  const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], calm, strikes);
+  const records = KINDS.flatMap((kind) => sentOf[kind]);
+  const found = [remains, ...undrained, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
+  const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judge({ name: 'soak' }, records, [], found);
+  const differences = KINDS.flatMap((kind) =>
+    sentOf[kind].flatMap(({ difference, sentMs }) => (difference ? [{ ...difference, kind, sentMs }] : [])),
+  );
+  return {
+    ...{ minutes: lastedMs / MINUTE_MS, endedEarly: options.stop.aborted, calmMinutes: calmMs / MINUTE_MS },
+    ...{ sent, ok, left, failed, lostTokens, doubledTokens, broken, mix: countMix(sentOf) },
+    ...{ restarts, kills, waits, attackers, trends, differences },
+  };
+}
+
+/** Waits until the soak's time is over, or somebody ends it, and reports every minute. */
+async function untilOver(
+  endMs: number,
+  { minutes, onProgress, stop }: SoakRunOptions,
+  now: () => number,
+  report: () => void,
+): Promise<void> {
+  let reported = 0;
+  while (now() < endMs && !stop.aborted) {
+    await sleep(500, undefined, { signal: stop }).catch(() => {});
+    const passed = Math.floor(now() / MINUTE_MS);
+    if (passed > reported) report();
+    else if (reported === 0) onProgress(`${(now() / MINUTE_MS).toFixed(1)} of ${minutes} minutes`);
+    reported = passed;
+  }
+}
+
+/** The last minute of a soak, as one line. */
+function lookBack(
+  nowMs: number,
+  { minutes }: SoakRunOptions,
+  ended: readonly StreamRecord[],
+  samples: ReadonlyMap<string, readonly Sample[]>,
+): string {
+  const failed = ended.filter(({ outcome }) => outcome === 'failed').length;
+  const wrong = ended.reduce((sum, { lost, doubled }) => sum + lost + doubled, 0);
+  const recent = ended.filter(({ outcome, endedMs }) => outcome === 'ok' && endedMs > nowMs - MINUTE_MS);
+  const { p50, p99 } = percentiles(recent.flatMap(({ sentMs, firstMs }) => (firstMs ? firstMs - sentMs : [])));
+  const memory = [...samples].map(([name, of]) => `${name} ${Math.round((of.at(-1)?.rssBytes ?? 0) / 2 ** 20)}`);
+  return (
+    `${Math.floor(nowMs / MINUTE_MS)} of ${minutes} minutes: ${ended.length} requests, ${failed} failed, ${wrong} tokens wrong; ` +
+    `p50 ${p50.toFixed(0)} and p99 ${p99.toFixed(0)} ms in the last minute; MiB: ${memory.join(', ')}`
+  );
+}
+
+/** Samples each process until the signal is aborted. */
+async function watch(
+  fleet: Fleet,
+  members: readonly Member[],
+  samples: ReadonlyMap<string, Sample[]>,
+  startMs: number,
+  until: AbortSignal,
+): Promise<void> {
   await repeatUntilAborted(until, async () => {
     for (const member of members) {
       const vitals = await fleet.vitals(member);
@@ -116,60 +177,38 @@ async function watch(fleet: Fleet, members: readonly Member[], startMs: number, 
     }
     return SAMPLE_EVERY_MS;
   });
-  return samples;
 }
 
-/** Restarts or kills the second worker of a pool, again and again at random, until the signal is aborted. */
-async function disturb(fleet: Fleet, { restartEvery, seed }: SoakRunOptions, until: AbortSignal) {
+/**
+ * Restarts or kills the second worker of a pool, again and again at random, until the signal is aborted.
+ * @param now clock of the run.
+ * @returns counts, the times in which a worker was away, and broken promises in words.
+ */
+async function disturb(fleet: Fleet, options: SoakRunOptions, now: () => number, until: AbortSignal) {
+  const { restartEvery, seed } = options;
   const random = new RandomStream(seed + 7);
   const victims = [fleet.of('prefill')[1]!, fleet.of('decode')[1]!];
   let [restarts, kills] = [0, 0];
+  const [strikes, undrained]: [Span[], string[]] = [[], []];
   const pauseMs = () => restartEvery * 1000 * (0.5 + random.uniform());
   await sleep(pauseMs(), undefined, { signal: until }).catch(() => {});
   await repeatUntilAborted(until, async () => {
     const member = victims[random.below(victims.length)]!;
-    if (!(await fleet.answers(member))) return pauseMs(); // it is still coming back, and could not drain
     const { process: victim } = member;
+    const [usable, fromMs] = [await fleet.usable(), now()];
     if (random.uniform() < 0.5) {
-      await victim.restart();
       restarts++;
+      await victim.restart().catch((error: Error) => {
+        undrained.push(error.message.split('\n')[0]!);
+        return victim.start();
+      });
     } else if (victim.pid !== undefined) {
-      process.kill(victim.pid, 'SIGKILL');
       kills++;
+      process.kill(victim.pid, 'SIGKILL');
     }
+    await comeBack(fleet, member, usable);
+    strikes.push({ fromMs, toMs: now() });
     return pauseMs();
   });
-  return { restarts, kills };
-}
-
-function trendOf(
-  { process: { name } }: Member,
-  all: ReadonlyMap<string, readonly Sample[]>,
-  last: Vitals | undefined,
-): ProcessTrend {
-  const samples = all.get(name) ?? [];
-  const warmMs = (samples.at(-1)?.atMs ?? 0) / 3;
-  const warm = samples.filter(({ atMs }) => atMs >= warmMs);
-  const slope = (of: keyof typeof LIMITS) => fitFloor(warm.map((sample) => [sample.atMs / 3_600_000, sample[of]]));
-  const [rssBytes, heapBytes, openFiles] = [slope('rssBytes'), slope('heapBytes'), slope('openFiles')];
-  const stagedLeftBytes = last?.stagedBytes ?? 0;
-  const judged = (samples.at(-1)?.atMs ?? 0) >= JUDGED_FROM_MS;
-  // Growth that may as well be noise does not count.
-  const beyond = ({ perUnit, error }: Slope, limit: number) => judged && perUnit - 2 * error > limit;
-  const grows = [
-    beyond(rssBytes, LIMITS.rssBytes) ? 'its memory grows' : '',
-    beyond(heapBytes, LIMITS.heapBytes) ? 'its heap grows' : '',
-    beyond(openFiles, LIMITS.openFiles) ? 'its open files grow' : '',
-    stagedLeftBytes > 0 ? `${stagedLeftBytes} bytes of KV stay behind` : '',
-  ];
-  return {
-    name,
-    samples: warm.length,
-    rssBytes,
-    heapBytes,
-    openFiles,
-    stagedPeakBytes: Math.max(0, ...samples.map(({ stagedBytes }) => stagedBytes)),
-    stagedLeftBytes,
-    grows: grows.filter((text) => text !== '').join(', '),
-  };
+  return { restarts, kills, strikes, undrained };
 }

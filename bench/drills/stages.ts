@@ -7,11 +7,17 @@ import { parseRedisUrl } from '../../services/lib/redis/url.ts';
 import { runIndexCommand } from '../system/cli.ts';
 import type { BenchModel } from '../system/model.ts';
 import { findRedis, launchServer } from '../system/redis.ts';
+import { owner, tenant } from '../system/tenants.ts';
+import { BODY_DRILLS, RECEIVE_TIMEOUT_MS } from './bad-bodies.ts';
+import { ROW_DRILLS } from './bad-rows.ts';
 import { withJumpingClocks } from './clock-jumps.ts';
 import type { DrillsOptions } from './command.ts';
 import { COLOCATED_DRILLS, DRILLS, PARTITION_DRILLS, REDIS_DRILLS, watch } from './drills.ts';
 import { Fleet, type FleetOptions } from './fleet.ts';
+import { HOSTILE_DRILLS } from './hostile-tenants.ts';
+import { INDEX_CACHE_BYTES, INDEX_DRILLS } from './index-thrash.ts';
 import { Link } from './link.ts';
+import { LOCAL_DRILLS } from './local-process.ts';
 import { NamespaceNetwork } from './network.ts';
 import type { Drill, Scene } from './scene.ts';
 
@@ -34,6 +40,9 @@ interface StageOptions extends Pick<DrillsOptions, 'data' | 'path'>, Partial<Pic
 
 /** All wall clocks jump by an hour, back and forth, twice a second. */
 const CLOCKS: Drill = { name: 'clocks that jump', disturb: watch };
+
+/** Time that a retrieval may take where rows are huge: several times what it takes on a busy machine otherwise. */
+const ROW_BUDGET_MS = 150;
 
 /** @returns the stages; the first is the plain system. */
 export function stagesOf(
@@ -67,13 +76,15 @@ export function stagesOf(
     };
     return ground(url, more, { ...own, storeLink: link, close }, startIn);
   };
-  const ownRedis = async () => {
+  const ownRedis = async (more: Partial<FleetOptions> = {}) => {
     const binary = await findRedis();
     if (!binary) return 'no redis-server on PATH';
     // Its data must survive that it is killed.
     const server = await launchServer(binary, ['--appendonly', 'yes']);
-    return ground(`${server.url}/0`, {}, { redis: server, close: () => server.stop() });
+    return ground(`${server.url}/0`, more, { redis: server, close: () => server.stop() });
   };
+  /** An honest tenant, whose requests the drill sends, and one that attacks. */
+  const tenants = [owner(), tenant('hostile')];
   const machines = async () => {
     const network = await NamespaceNetwork.open().catch((error: unknown) => ServingError.from(error));
     if (network instanceof ServingError) return network.message;
@@ -82,7 +93,23 @@ export function stagesOf(
   return [
     { name: 'a system', drills: DRILLS, open: () => given({}) },
     { name: 'colocated workers', drills: COLOCATED_DRILLS, open: () => given({ colocated: true }) },
-    { name: 'a Redis', drills: REDIS_DRILLS, open: ownRedis },
+    {
+      name: 'a system with tenants',
+      drills: [...HOSTILE_DRILLS, ...BODY_DRILLS, ...LOCAL_DRILLS],
+      open: () => given({ tenants, gateway: { receiveTimeoutMs: RECEIVE_TIMEOUT_MS } }),
+    },
+    {
+      name: 'a gateway with little memory',
+      drills: INDEX_DRILLS,
+      open: () => given({ gateway: { indexCacheBytes: INDEX_CACHE_BYTES } }),
+    },
+    { name: 'a Redis', drills: REDIS_DRILLS, open: () => ownRedis() },
+    {
+      name: 'a Redis with tenants',
+      drills: ROW_DRILLS,
+      // Rows come from Redis, not from memory, and an operator's budget is short.
+      open: () => ownRedis({ tenants, gateway: { rowCacheBytes: 0, retrievalBudgetMs: ROW_BUDGET_MS } }),
+    },
     { name: 'machines', drills: PARTITION_DRILLS, open: machines },
     { name: 'jumping clocks', drills: [CLOCKS], open: () => given({}, {}, withJumpingClocks) },
   ];

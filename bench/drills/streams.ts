@@ -8,6 +8,7 @@ import { type CompletionBody, type RagAnswer, streamCompletion } from '../../ser
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import type { PromptMaker } from '../system/prompts.ts';
+import type { Door } from '../system/tenants.ts';
 
 /** A request with the answers that it must get. */
 export interface Reference {
@@ -62,10 +63,10 @@ const CURSORS = 8;
 /**
  * Makes one reference per file: the gateway takes requests for the same file as those of one editor, which share
  * context.
- * @param url of a system that nothing disturbs.
+ * @param door of a system that nothing disturbs.
  * @param count upper bound on the references; there are no more than files.
  */
-export async function makeReferences(url: string, prompts: PromptMaker, count: number): Promise<Reference[]> {
+export async function makeReferences(door: Door, prompts: PromptMaker, count: number): Promise<Reference[]> {
   const greedy = { max_tokens: OUTPUT_TOKENS, temperature: 0, ignore_eos: true, return_token_ids: true };
   const references: Reference[] = [];
   const files = new Set<string | undefined>();
@@ -74,7 +75,8 @@ export async function makeReferences(url: string, prompts: PromptMaker, count: n
     const body = { ...prompts.make(i, shape), ...greedy };
     if (files.has(body.rag?.path)) continue;
     files.add(body.rag?.path);
-    const answer = (request: CompletionBody) => streamCompletion(url, request, AbortSignal.timeout(TIMEOUT_MS));
+    const answer = (request: CompletionBody) =>
+      streamCompletion(door.url, request, AbortSignal.timeout(TIMEOUT_MS), door);
     const { tokenIds, rag } = await answer(body);
     if (rag?.degraded) throw new ServingError('internal', `the undisturbed run had no context: ${rag.degraded}`);
     const { rag: _, ...plain } = body;
@@ -91,22 +93,26 @@ export interface Traffic {
   readonly seed: number;
   /** Share of clients that leave in the middle. */
   readonly leaving?: number;
+  /** Called when a request has ended. */
+  readonly onRecord?: ((record: StreamRecord) => void) | undefined;
 }
 
 /** Sends random references in an open loop; clients leave as often as `traffic` says. */
 export function sendTraffic(
-  url: () => string,
+  door: Door,
   references: readonly Reference[],
   traffic: Traffic,
   startMs: number,
   until: AbortSignal,
 ): Promise<StreamRecord[]> {
-  const { leaving = 0 } = traffic;
-  return openLoop(traffic, startMs, until, (random) => {
+  const { leaving = 0, onRecord } = traffic;
+  return openLoop(traffic, startMs, until, async (random) => {
     const reference = references[random.below(references.length)]!;
     const leaves = random.uniform() < leaving;
     const leaveAfterMs = leaves ? random.uniform() * LEAVE_WITHIN * reference.tookMs : undefined;
-    return sendStream(url(), reference, startMs, leaveAfterMs);
+    const record = await sendStream(door, reference, startMs, leaveAfterMs);
+    onRecord?.(record);
+    return record;
   });
 }
 
@@ -132,16 +138,16 @@ export async function openLoop<T>(
 }
 
 /** Sends some requests at once. Each has a salt of its own, so that its whole prompt must be computed. */
-export function sendBurst(url: string, references: readonly Reference[], startMs: number): Promise<StreamRecord>[] {
+export function sendBurst(door: Door, references: readonly Reference[], startMs: number): Promise<StreamRecord>[] {
   return Array.from({ length: BURST }, (_, i) => {
     const { body, ...known } = references[i % references.length]!;
-    return sendStream(url, { ...known, body: { ...body, cache_salt: randomUUID() } }, startMs);
+    return sendStream(door, { ...known, body: { ...body, cache_salt: randomUUID() } }, startMs);
   });
 }
 
 /** @param leaveAfterMs time after which the client hangs up; if not given, it does not. */
 export async function sendStream(
-  url: string,
+  { url, apiKey }: Door,
   reference: Reference,
   startMs: number,
   leaveAfterMs?: number,
@@ -165,7 +171,7 @@ export async function sendStream(
       chunksMs.push(atMs - startMs);
       received.push(...tokenIds);
     };
-    const { rag } = await streamCompletion(url, reference.body, signal, { onChunk });
+    const { rag } = await streamCompletion(url, reference.body, signal, { apiKey, onChunk });
     expected = answerOf(reference, rag);
     const lost = expected.length - commonStart(received, expected);
     const difference = { path: reference.body.rag?.path, received: [received], expected: [expected] };

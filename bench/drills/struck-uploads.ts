@@ -1,6 +1,7 @@
 /** Strikes an indexer while it takes an upload: no completion may be affected, and the next upload must succeed. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import type { Door } from '../system/tenants.ts';
 import { answerWith, EditedRepository } from './edited-repository.ts';
 import type { Scene } from './scene.ts';
 import { commonStart, type Reference } from './streams.ts';
@@ -18,7 +19,7 @@ export async function strikeUploads(
   const [indexer] = fleet.of('indexer');
   const edited: Awaited<ReturnType<typeof EditedRepository.make>>[] = [];
   for (let i = 0; i < repositories; i++) {
-    edited.push(await EditedRepository.make(fleet.url, path, references.slice(0, 1), `struck-${i}`));
+    edited.push(await EditedRepository.make(fleet, path, references.slice(0, 1), `struck-${i}`));
   }
   let succeeded = 0;
   for (let i = 0; i < count; i++) {
@@ -29,7 +30,7 @@ export async function strikeUploads(
     await comeBack(fleet, indexer!);
     mended();
   }
-  for (const { repository, references } of edited) await mustTakeAnother(fleet.url, repository, references[0]!);
+  for (const { repository, references } of edited) await mustTakeAnother(fleet, repository, references[0]!);
   return `${count} uploads struck, ${succeeded} of them succeeded; the next uploads succeeded`;
 }
 
@@ -73,13 +74,13 @@ function refused(error: unknown): false {
 }
 
 /** The next upload must succeed, and completions must use the version that it makes. */
-async function mustTakeAnother(url: string, repository: EditedRepository, { body, byVersion }: Reference) {
+async function mustTakeAnother(door: Door, repository: EditedRepository, { body, byVersion }: Reference) {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   for (;;) {
     const report = await repository.upload().catch(refused);
     if (report) {
       if (!report.expected) throw new Error('the upload after it led to another version');
-      const [tokenIds, expected] = [await answerWith(url, body, report.version), byVersion!.get(report.version)!];
+      const [tokenIds, expected] = [await answerWith(door, body, report.version), byVersion!.get(report.version)!];
       if (commonStart(tokenIds, expected) < expected.length)
         throw new Error('the context of the new version gives another completion');
       return;

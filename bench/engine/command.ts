@@ -1,6 +1,7 @@
 /** The commands `llavacode bench engine` and `llavacode bench handoff`. */
 import { availableParallelism } from 'node:os';
-import { BUNDLE_OPTIONS, count, counts, flag, option, type ParsedOptions, required, text } from '../options.ts';
+import { count } from '../../services/lib/process/count-argument.ts';
+import { BUNDLE_OPTIONS, counts, flag, option, type ParsedOptions, required, text } from '../options.ts';
 
 export const ENGINE_COMMAND = {
   name: 'engine',

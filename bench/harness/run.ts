@@ -11,8 +11,11 @@ import { describeEnvironment } from '../report/environment.ts';
 import type { Bench } from '../report/report.ts';
 import type { BenchModel } from '../system/model.ts';
 
-/** Tells the user what the bench is doing. */
-export type OnProgress = (text: string) => void;
+/**
+ * Tells the user what the bench is doing.
+ * @param lasting whether the text is written also where nobody watches, as a line of its own.
+ */
+export type OnProgress = (text: string, lasting?: boolean) => void;
 
 interface RunPlan {
   readonly models: readonly Pick<BenchModel, 'name' | 'manifest'>[];
@@ -32,8 +35,10 @@ export async function run<Result>(
   const progress = startProgress(bench.name);
   try {
     const artifact = await record(bench, options.command, plan, () =>
-      measure((text) => {
-        progress.update(`${bench.name}: ${text}`);
+      measure((text, lasting = false) => {
+        const said = `${bench.name}: ${text}`;
+        if (lasting) progress.start(said);
+        else progress.update(said);
       }),
     );
     const file = await writeArtifact(out, name, artifact);
@@ -63,7 +68,7 @@ async function record<Result>(
   return {
     format: 1,
     bench: name,
-    command,
+    command: withoutLogins(command),
     startedAt: startedAt.toISOString(),
     seconds: Math.round((Date.now() - startedAt.getTime()) / 100) / 10,
     environment,
@@ -76,6 +81,9 @@ async function record<Result>(
 
 /** Options that say where things lie, and URLs, which may hold a password: an artifact does not record them. */
 const NOT_RECORDED = new Set([...Object.keys(RUN_OPTIONS), 'command', 'url', 'redis']);
+
+/** Takes logins out of the URLs of a command: they may hold passwords. It hides too much rather than too little. */
+const withoutLogins = (command: string) => command.replace(/(:\/\/)\S+@/g, '$1***@');
 
 /** Paths are recorded as seen from the package's folder. */
 function recorded(settings: object): Record<string, unknown> {

@@ -3,6 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
+import type { Flags } from '../../services/supervisor.ts';
 import type { SystemBenchOptions } from '../options.ts';
 import { reportedIndex } from '../system/cli.ts';
 import type { Pinning } from '../system/cores.ts';
@@ -48,6 +49,8 @@ interface SystemsPlan {
   /** The gateway refuses a request that would wait longer; when not given, queues show as latency. */
   readonly targetTtftMs?: number;
   readonly promptOrder?: PromptOrder;
+  /** Further settings of the gateway. */
+  readonly gateway?: Flags;
 }
 
 /**
@@ -55,7 +58,7 @@ interface SystemsPlan {
  */
 export async function withSystems<T>(
   options: SystemBenchOptions,
-  { model, store }: PreparedModel,
+  { model, store }: Pick<PreparedModel, 'model' | 'store'>,
   plan: SystemsPlan,
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
 ): Promise<T> {
@@ -71,6 +74,7 @@ export async function withSystems<T>(
     requestTimeoutMs: options.timeoutMs,
     targetTtftMs: plan.targetTtftMs ?? options.timeoutMs,
     promptOrder: plan.promptOrder,
+    gateway: plan.gateway,
   };
   const running: Awaited<ReturnType<typeof startDeployment>>[] = [];
   try {

@@ -1,6 +1,7 @@
 /** The command `llavacode bench index`. */
 import { ENCODERS, type EncoderShape } from '../../services/lib/model/checkpoint/synth.ts';
-import { count, oneOf, option, type ParsedOptions, SYSTEM_OPTIONS } from '../options.ts';
+import { count } from '../../services/lib/process/count-argument.ts';
+import { oneOf, option, type ParsedOptions, SYSTEM_OPTIONS } from '../options.ts';
 
 export const INDEX_COMMAND = {
   name: 'index',

@@ -18,6 +18,8 @@ export interface PlannedRequest {
 interface ClientOptions {
   /** Time after which a request counts as failed. */
   readonly timeoutMs: number;
+  /** The API key that every request carries. */
+  readonly apiKey?: string | undefined;
   /** Called when a request ends. */
   readonly onRecord?: (record: ClientRecord) => void;
   /** Ends the run, which then rejects with the signal's reason. */
@@ -54,7 +56,7 @@ export async function sendOne(
   { atMs, body, cancelAfterMs }: PlannedRequest,
   index: number,
   startMs: number,
-  { timeoutMs, signal }: ClientOptions,
+  { timeoutMs, apiKey, signal }: ClientOptions,
 ): Promise<ClientRecord> {
   const clock = () => performance.now() - startMs;
   const cancel = new AbortController();
@@ -65,7 +67,8 @@ export async function sendOne(
   const chunksMs: number[] = [];
   const known = { index, intendedMs: atMs, sentMs, chunksMs };
   try {
-    const { usage } = await streamCompletion(url, body, ends, { onChunk: (at) => chunksMs.push(at - startMs) });
+    const onChunk = (at: number) => chunksMs.push(at - startMs);
+    const { usage } = await streamCompletion(url, body, ends, { apiKey, onChunk });
     return {
       ...known,
       endedMs: clock(),

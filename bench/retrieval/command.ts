@@ -1,18 +1,9 @@
 /** The commands `llavacode bench retrieval` and `llavacode bench recall`. */
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
+import { count } from '../../services/lib/process/count-argument.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import {
-  count,
-  counts,
-  numbers,
-  option,
-  optional,
-  type ParsedOptions,
-  SYSTEM_OPTIONS,
-  text,
-  whole,
-} from '../options.ts';
+import { counts, numbers, option, optional, type ParsedOptions, SYSTEM_OPTIONS, text, whole } from '../options.ts';
 
 export const RETRIEVAL_COMMAND = {
   name: 'retrieval',

@@ -2,7 +2,7 @@
 import { mkdtemp } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
-import { type RunningSystem, startSystem } from '../../services/supervisor.ts';
+import { type Flags, type RunningSystem, startSystem } from '../../services/supervisor.ts';
 import { divideCores, type Pinning, pin } from './cores.ts';
 import type { Deployment } from './deployment.ts';
 
@@ -21,6 +21,8 @@ export interface SystemSettings {
   readonly targetTtftMs: number;
   /** Undefined leaves the gateway's own default. */
   readonly promptOrder: PromptOrder | undefined;
+  /** Further settings of the gateway. */
+  readonly gateway?: Flags | undefined;
 }
 
 /**
@@ -47,6 +49,7 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
       retrievalBudgetMs: 5000,
       targetTtftMs,
       ...(promptOrder && { promptOrder }),
+      ...settings.gateway,
     },
     workers: { ...common, model: bundle, slots, capacity },
     prefillOnly: { threads: threadsOf(0), queueTokens: 1_000_000, kvLeaseMs: requestTimeoutMs },

@@ -43,11 +43,11 @@ describe('several choices', () => {
     ],
   ])('an answer with choices %s is judged by its tokens and its usage', async (_, answer, record) => {
     const url = await gateway((_, __, response) => json(response, answer));
-    expect(await sendChoices(url, expected, 0)).toMatchObject(record);
+    expect(await sendChoices({ url }, expected, 0)).toMatchObject(record);
   });
 
   test('a refused request for choices has failed with the code of the refusal', async () => {
     const url = await gateway((_, __, response) => refuse(response, 'worker_lost'));
-    expect(await sendChoices(url, expected, 0)).toMatchObject({ outcome: 'failed', code: 'worker_lost' });
+    expect(await sendChoices({ url }, expected, 0)).toMatchObject({ outcome: 'failed', code: 'worker_lost' });
   });
 });

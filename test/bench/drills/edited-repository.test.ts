@@ -20,7 +20,7 @@ describe('a repository that is edited', () => {
       if (!calm && ++uploads === 4) over.abort();
       json(response, calm ? { version, changed: true } : spoil(version));
     });
-    const { repository, references } = await EditedRepository.make(url, dir, [REFERENCE]);
+    const { repository, references } = await EditedRepository.make({ url }, dir, [REFERENCE]);
     expect(references[0]!.body.rag).toMatchObject({ repo: 'soak-edited', mode: 'compressed' });
     expect(references[0]!.byVersion!.size).toBe(3);
     calm = false;

@@ -14,7 +14,7 @@ describe('keystrokes of a session', () => {
       waiting = response;
       if (sessions.push((body as { session: unknown }).session) === 3) last(response);
     });
-    const records = await new Editor(url, 'editor', REFERENCE, 0).type();
+    const records = await new Editor({ url }, 'editor', REFERENCE, 0).type();
     expect(sessions).toEqual(['editor', 'editor', 'editor']);
     return records.map(({ outcome, code }) => code ?? outcome);
   };

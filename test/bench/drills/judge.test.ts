@@ -74,6 +74,22 @@ describe('a drill', () => {
     expect(verdict(left, record({}), record({}), record({}))).toBe('only 1 of 4 clients left');
   });
 
+  test('a drill that limits TTFT fails if one request waited longer', () => {
+    const verdict = (firstMs: number) => judge({ ...DRILL, ttftWithinMs: 5_000 }, [record({ firstMs })], [], '').broken;
+    expect(verdict(5_000)).toBe('');
+    expect(verdict(5_001)).toBe('a request waited 5001 ms for its first token, more than 5000');
+  });
+
+  test('a drill in which requests keep their context fails if more than a tenth of them lose it', () => {
+    const verdict = (lost: number) => {
+      const records = Array.from({ length: 20 }, (_, i) => record({ degraded: i < lost }));
+      return judge({ ...DRILL, keepsContext: true }, records, [], '').broken;
+    };
+    expect(verdict(2)).toBe('');
+    expect(verdict(3)).toBe('3 of 20 answers lost their context');
+    expect(judge(DRILL, [record({ degraded: true })], [], '').broken).toBe('');
+  });
+
   test('a drill has recovered when a request that was sent afterwards gets its first token', () => {
     const records = [
       record({ sentMs: 90, firstMs: 101 }), // sent before

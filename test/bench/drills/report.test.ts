@@ -3,7 +3,9 @@ import { countMix } from '../../../bench/drills/mix.ts';
 import { SOAK_BENCH } from '../../../bench/drills/report.ts';
 import type { StreamRecord } from '../../../bench/drills/streams.ts';
 
-test('the report of a soak says how many requests of each kind it sent, and how they ended', () => {
+const WAITS = { count: 400, p50: 10, p90: 15, p99: 20 };
+
+test('the report of a soak says how many requests of each kind it sent, how they ended, and how long they waited beside attackers', () => {
   const records = (...outcomes: StreamRecord['outcome'][]) =>
     outcomes.map((outcome) => ({ sentMs: 0, firstMs: 1, endedMs: 2, outcome, lost: 0, doubled: 0, longestGapMs: 0 }));
   const sent = {
@@ -14,8 +16,16 @@ test('the report of a soak says how many requests of each kind it sent, and how 
   };
   const counts = { sent: 7, ok: 3, left: 3, failed: {}, lostTokens: 0, doubledTokens: 0, restarts: 0, kills: 0 };
   const { markdown } = SOAK_BENCH.report({
-    result: { minutes: 1, ...counts, mix: countMix(sent), trends: [], differences: [], broken: '' },
+    result: {
+      ...{ minutes: 1, endedEarly: true, calmMinutes: 0.2, ...counts, mix: countMix(sent), trends: [] },
+      ...{ differences: [], broken: '', waits: { calm: WAITS, attacked: { ...WAITS, p99: 30 }, struck: WAITS } },
+      attackers: [{ tenant: 'hostile-1', sent: 9, tokens: 8, refused: { quota_exceeded: 7 } }],
+    },
   });
   expect(markdown).toContain('2 completions (1 ok, 1 left or superseded), 3 keystrokes (1 ok, 2 left or superseded)');
   expect(markdown).toContain('2 choices (1 ok, 0 left or superseded), 0 uploads (0 ok, 0 left or superseded)');
+  expect(markdown).toContain('1.00 minutes (ended early)');
+  expect(markdown).toContain('| attacked | 400 | 10.0 | 15.0 | 30.0 |');
+  expect(markdown).toContain('Beside attackers p99 was 1.50 times');
+  expect(markdown).toContain('hostile-1 sent 9 measured requests and got 8 tokens, refused: 7 quota_exceeded');
 });

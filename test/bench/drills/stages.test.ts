@@ -49,7 +49,7 @@ async function open(name: string): Promise<{ ground: Ground; references: Referen
   if (typeof ground === 'string') return ground;
   onTestFinished(() => ground.close());
   const prompts = await PromptMaker.load('drilled', path, await loadTokenizer(MODEL));
-  return { ground, references: await makeReferences(ground.fleet.url, prompts, 2) };
+  return { ground, references: await makeReferences(ground.fleet, prompts, 2) };
 }
 
 async function must(name: string) {
@@ -160,7 +160,9 @@ describe('workers on machines of their own', () => {
 
 test('a soak sends every kind of traffic, and loses nothing of it', async () => {
   const model = await openModel(bundle(), { data: dir, precision: 'fp32' });
-  const how = { path, repo: 'drilled', data: join(dir, 'data'), rate: 20, seed: 1, restartEvery: 2 };
+  const stop = new AbortController().signal;
+  const limits = { rate: 20, seed: 1, restartEvery: 2, honestOnly: false, stop };
+  const how = { path, repo: 'drilled', data: join(dir, 'data'), ...limits };
   const result = await runSoak(model, { ...how, minutes: 0.15, onProgress: () => {} });
   expect(result).toMatchObject({ failed: {}, lostTokens: 0, doubledTokens: 0, broken: '' });
   const { completions, keystrokes, choices, uploads } = result.mix;

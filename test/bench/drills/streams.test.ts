@@ -16,7 +16,7 @@ describe('a stream from an index that changes', () => {
     'the tokens of a stream are compared with those of its index version (%s, %j)',
     async (version, tokenIds, found) => {
       const url = await gateway((_, __, response) => events(response, tokenIds, { index_version: version }));
-      expect(await sendStream(url, { ...REFERENCE, byVersion }, 0)).toMatchObject({ outcome: 'ok', ...found });
+      expect(await sendStream({ url }, { ...REFERENCE, byVersion }, 0)).toMatchObject({ outcome: 'ok', ...found });
     },
   );
 });

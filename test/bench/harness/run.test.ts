@@ -8,7 +8,7 @@ import { readArtifact } from '../../../bench/report/artifact.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { ARTIFACT } from '../../support/artifact.ts';
 
-it('a run writes an artifact with its options, without URLs and paths of the machine, and prints the report', async () => {
+it('a run writes an artifact with its options, without passwords and paths of the machine, and prints the report', async () => {
   const out = await mkdtemp(join(tmpdir(), 'llavacode-run-'));
   onTestFinished(() => rm(out, { recursive: true, force: true }));
   const printed = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
@@ -18,7 +18,7 @@ it('a run writes an artifact with its options, without URLs and paths of the mac
     out,
     name: 'mine',
     json: join(out, 'copies', 'copy.json'),
-    command: 'llavacode bench index',
+    command: 'llavacode bench index --redis redis://me:pa@ss/word@host:6379/0 --slots 8 --url https://token@host/a',
   };
   const settings = {
     ...options,
@@ -31,6 +31,9 @@ it('a run writes an artifact with its options, without URLs and paths of the mac
   expect(await readdir(out)).toEqual(['copies', 'mine.json']);
   const artifact = await readArtifact(join(out, 'mine.json'));
   expect(artifact.settings).toEqual({ path: 'examples/shop', slots: 8 });
+  expect(artifact.command).toBe(
+    'llavacode bench index --redis redis://***@host:6379/0 --slots 8 --url https://***@host/a',
+  );
   expect(artifact).toMatchObject({ bench: 'index', definitions: INDEX.definitions, result: ARTIFACT.result });
   expect(await readArtifact(options.json)).toEqual(artifact);
   expect(printed.mock.calls.join('')).toContain(

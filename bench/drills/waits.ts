@@ -1,0 +1,59 @@
+/**
+ * Compares how long honest requests wait for their first token with and without attackers. A worker that is killed or
+ * restarted makes requests wait as well, because they are replayed and its share of the work falls to the others: so
+ * requests that waited while a worker was away are counted by themselves, and not compared.
+ */
+import { type Percentiles, percentiles } from '../measure/latency.ts';
+import type { StreamRecord } from './streams.ts';
+
+/** Times in ms from the start of the run. */
+export interface Span {
+  readonly fromMs: number;
+  readonly toMs: number;
+}
+
+export interface Waits extends Percentiles {
+  readonly count: number;
+}
+
+export interface WaitComparison {
+  /** TTFT in ms while nobody attacks and nothing is struck. */
+  readonly calm: Waits;
+  /** TTFT in ms of the requests after that, except for those that are struck. */
+  readonly attacked: Waits;
+  /** TTFT in ms of requests that waited while a worker was away. */
+  readonly struck: Waits;
+}
+
+/** Most that p99 of TTFT may rise by beside attackers. */
+export const MOST_RISE = 1.5;
+/** With this many requests p99 rests on three of them; with fewer it is the luck of one. */
+export const JUDGED_FROM_COUNT = 300;
+
+/**
+ * @param calm the time in which nobody attacks.
+ * @param strikes times in which a worker was away.
+ */
+export function compareWaits(records: readonly StreamRecord[], calm: Span, strikes: readonly Span[]): WaitComparison {
+  const groups: Record<keyof WaitComparison, number[]> = { calm: [], attacked: [], struck: [] };
+  for (const { outcome, sentMs, firstMs } of records) {
+    if (outcome !== 'ok' || firstMs === undefined || sentMs < calm.fromMs) continue;
+    const struck = strikes.some(({ fromMs, toMs }) => sentMs < toMs && firstMs > fromMs);
+    // A request on the border belongs to neither side.
+    if (!struck && sentMs < calm.toMs && firstMs >= calm.toMs) continue;
+    groups[struck ? 'struck' : sentMs < calm.toMs ? 'calm' : 'attacked'].push(firstMs - sentMs);
+  }
+  const waits = (of: readonly number[]): Waits => ({ count: of.length, ...percentiles(of) });
+  return { calm: waits(groups.calm), attacked: waits(groups.attacked), struck: waits(groups.struck) };
+}
+
+/** Whether there are enough requests to compare. */
+export const canCompare = ({ calm, attacked }: WaitComparison) =>
+  Math.min(calm.count, attacked.count) >= JUDGED_FROM_COUNT;
+
+/** @returns the broken promise; '' if it is kept, or cannot be judged. */
+export function judgeWaits(waits: WaitComparison): string {
+  const rise = waits.attacked.p99 / waits.calm.p99;
+  if (!canCompare(waits) || rise <= MOST_RISE) return '';
+  return `TTFT p99 beside attackers is ${rise.toFixed(2)} times that of the calm time, more than ${MOST_RISE}`;
+}

@@ -1,0 +1,46 @@
+import { describe, expect, test } from 'vitest';
+import type { StreamRecord } from '../../../bench/drills/streams.ts';
+import { compareWaits, JUDGED_FROM_COUNT, judgeWaits, type Waits } from '../../../bench/drills/waits.ts';
+
+const record = (sentMs: number, ttftMs: number | undefined, outcome: StreamRecord['outcome'] = 'ok'): StreamRecord => ({
+  sentMs,
+  firstMs: ttftMs === undefined ? undefined : sentMs + ttftMs,
+  endedMs: sentMs + 1_000,
+  outcome,
+  lost: 0,
+  doubled: 0,
+  longestGapMs: 0,
+});
+const CALM = { fromMs: 100, toMs: 1_000 };
+
+describe('the waits of honest requests', () => {
+  test('a request counts on the side of the time in which it waited, and on neither if it saw both', () => {
+    const records = [record(50, 1), record(200, 10), record(990, 20), record(1_000, 30), record(2_000, 50)];
+    const { calm, attacked, struck } = compareWaits(records, CALM, []);
+    expect([calm.count, attacked.count, struck.count]).toEqual([1, 2, 0]);
+    expect([calm.p50, attacked.p50]).toEqual([10, 40]);
+  });
+
+  test('a request that waited while a worker was away is counted by itself', () => {
+    const strikes = [{ fromMs: 2_000, toMs: 3_000 }];
+    const beside = [record(1_990, 5), record(3_000, 5)];
+    const during = [record(1_990, 20), record(2_500, 5), record(2_990, 500)];
+    const { attacked, struck } = compareWaits([...beside, ...during], CALM, strikes);
+    expect([attacked.count, struck.count]).toEqual([2, 3]);
+  });
+
+  test('a request that did not end well, or got no token, does not count', () => {
+    const records = [record(200, 10, 'left'), record(200, 10, 'failed'), record(200, undefined)];
+    expect(compareWaits(records, CALM, []).calm.count).toBe(0);
+  });
+
+  const waits = (p99: number, count = JUDGED_FROM_COUNT): Waits => ({ count, p50: 1, p90: 2, p99 });
+  test.each([
+    [waits(100), waits(150), ''],
+    [waits(100), waits(151), 'TTFT p99 beside attackers is 1.51 times that of the calm time, more than 1.5'],
+    [waits(100, JUDGED_FROM_COUNT - 1), waits(900), ''],
+    [waits(100), waits(900, JUDGED_FROM_COUNT - 1), ''],
+  ])('p99 may rise by half, and is judged only if it rests on enough requests (%j, %j)', (calm, attacked, broken) => {
+    expect(judgeWaits({ calm, attacked, struck: waits(1_000) })).toBe(broken);
+  });
+});
