@@ -55,8 +55,20 @@ export function fakePool(answers: Answers, prefill: string[], decode: string[]) 
   });
   workers.setPrefill(prefill);
   workers.setDecode(decode);
-  const place = (promptTokens = 1, decodes = 1) => workers.place({ promptTokens, decodes, positions: 10 });
+  /** Places the prompt and its first sequence, then the others as long as there is room. */
+  const place = (promptTokens = 1, sequences = 1) => {
+    const request = { promptTokens, continues: sequences > 0, positions: 10 };
+    const placement = workers.place(request);
+    if (placement === undefined) return undefined;
+    const decodes = placement.decode ? [placement.decode] : [];
+    while (decodes.length < sequences) {
+      const more = workers.placeOneMore(request, placement);
+      if (more === undefined) break;
+      decodes.push(more);
+    }
+    return { prefill: placement.prefill, decodes };
+  };
   /** Like {@link place}, for tests in which there must be room. */
-  const take = (promptTokens?: number, decodes?: number) => place(promptTokens, decodes)!;
+  const take = (promptTokens?: number, sequences?: number) => place(promptTokens, sequences)!;
   return { workers, place, take, closed };
 }

@@ -2,35 +2,38 @@
  * Admission before work: a prompt waits here, in a fair order, until workers have room for its prefill and decode. The
  * queue is bounded by tokens, not by requests: it holds no more than can be computed within the target TTFT. A place is
  * reserved at the moment of the check, so that a burst cannot pass the check together.
+ *
+ * What is granted is a sequence: those of one prompt whose turns come together are granted together, and those for
+ * which there is no room wait on and hold nothing. A prompt that finds all slots taken by tenants with more than their
+ * share gets one of them after a moment (preemption.ts).
  */
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
+import type { DecodeClient } from '../../lib/rpc/contract.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
-import { type Placement, type PlacementRequest, tokensToCompute, type WorkerPool } from '../workers/worker-pool.ts';
+import type { WorkerLease } from '../workers/worker.ts';
+import type { Placement, WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
+import { type PlacedSequence, sequencesToPreempt } from './preemption.ts';
+import { type DecodeLease, type Grant, PREEMPTED, QueuedPrompt, type QueueRequest } from './queued-prompt.ts';
 import type { ServiceExchange } from './service-exchange.ts';
 import { ServiceRate } from './service-rate.ts';
 import type { AdmissionConfig } from './settings.ts';
 
-/** One prompt asks for workers. */
-export interface QueueRequest extends PlacementRequest {
-  readonly tenant: string;
-  /** A prompt with a lower value goes sooner, among the same tenant's. */
-  readonly priority: number;
-  /** Time that is left of the request's budget, in ms. */
-  readonly remainingMs: number;
-  /** Another prompt of the same request was admitted before it: it may wait as long as the request may. */
-  readonly sibling?: boolean;
-  /** It was admitted before and its worker was lost: it goes first, and waits longer for a worker to come up. */
-  readonly isReplay: boolean;
-}
-
 export interface DispatcherOptions
-  extends Pick<AdmissionConfig, 'targetTtftMs' | 'queueOrder'>,
+  extends Pick<AdmissionConfig, 'targetTtftMs' | 'queueOrder' | 'preemptAfterMs'>,
     Pick<WorkerPoolConfig, 'connectTimeoutMs'> {
   readonly pool: Pick<
     WorkerPool,
-    'place' | 'fits' | 'usable' | 'assertUsable' | 'prefillBacklog' | 'prefillTokensPerSecond' | 'onChange'
+    | 'place'
+    | 'placeOneMore'
+    | 'decodeRoom'
+    | 'fits'
+    | 'usable'
+    | 'assertUsable'
+    | 'prefillBacklog'
+    | 'prefillTokensPerSecond'
+    | 'onChange'
   >;
   /** A tenant's share of the service, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
@@ -40,13 +43,15 @@ export interface DispatcherOptions
   readonly now?: () => number;
 }
 
-interface QueuedPrompt extends QueueRequest {
-  readonly tokens: number;
-  /** Tokens that the tenant is charged: the prompt and the output that may follow. */
-  readonly cost: number;
-  readonly queuedAtMs: number;
-  grant(placement: Placement): void;
-  refuse(error: unknown): void;
+/** A sequence that was given to a decode worker, and has not ended. */
+interface RunningSequence extends PlacedSequence {
+  readonly preempted: AbortController;
+}
+
+/** Workers for sequences of one prompt whose turns came together. */
+interface Round {
+  readonly placement: Placement;
+  readonly decodes: DecodeLease[];
 }
 
 /** Longest Retry-After: a client that is told to wait longer goes elsewhere. */
@@ -59,9 +64,18 @@ const GRACE_MS = 2_000;
 export class Dispatcher {
   readonly #options: DispatcherOptions;
   readonly #now: () => number;
+  readonly #weightOf: (tenant: string) => number;
   readonly #queue: FairQueue<QueuedPrompt>;
   /** Prompts that were admitted before and lost their worker, in the order in which they came back. */
   readonly #replays: QueuedPrompt[] = [];
+  /** Sequences that run, without those that make way. */
+  readonly #running = new Set<RunningSequence>();
+  /** Sequences that make way and have not left their workers yet. */
+  readonly #leaving = new Set<RunningSequence>();
+  /** The prompt that sequences make way for, and how many of its own go first for that. */
+  #claim: { readonly prompt: QueuedPrompt; sequences: number } | undefined;
+  #preemptTimer: NodeJS.Timeout | undefined;
+  #placed = 0;
   readonly #rate = new ServiceRate();
   /** Start of the outage that lasts now, on our clock; undefined while there are workers. */
   #outageSinceMs: number | undefined = -Infinity;
@@ -72,41 +86,31 @@ export class Dispatcher {
   constructor(options: DispatcherOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#queue = new FairQueue(options.weightOf, options.queueOrder);
+    this.#weightOf = options.weightOf ?? (() => 1);
+    this.#queue = new FairQueue(this.#weightOf, options.queueOrder);
     options.pool.onChange(() => this.#pump());
   }
 
   /**
-   * Resolves with workers for a prompt, when it is its turn; the caller releases them.
+   * Resolves with workers for the first choices of a prompt, when it is their turn. See {@link Grant} for the others.
    * @throws ServingError saturated, no_worker; the signal's reason.
    */
-  place(request: QueueRequest, signal: AbortSignal): Promise<Placement> {
-    return new Promise((resolve, reject) => {
-      signal.throwIfAborted();
-      const settle = () => signal.removeEventListener('abort', leave);
-      const prompt: QueuedPrompt = {
-        ...request,
-        tokens: request.promptTokens,
-        cost: request.promptTokens + request.decodes * (request.positions - request.promptTokens),
-        queuedAtMs: this.#now(),
-        grant: (placement) => {
-          settle();
-          resolve(placement);
-        },
-        refuse: (error) => {
-          settle();
-          reject(error);
-        },
-      };
-      const leave = () => this.#leave(prompt, signal.reason);
-      if (this.#now() - (this.#outageSinceMs ?? Infinity) >= this.#patienceMs(request.isReplay)) {
-        this.#options.pool.assertUsable();
-      }
-      if (request.isReplay) this.#replays.push(prompt);
-      else this.#admit(prompt);
-      signal.addEventListener('abort', leave, { once: true });
-      this.#pump();
-    });
+  async place(request: QueueRequest, signal: AbortSignal): Promise<Grant> {
+    signal.throwIfAborted();
+    const prompt: QueuedPrompt = new QueuedPrompt(request, this.#now(), () =>
+      signal.removeEventListener('abort', leave),
+    );
+    const leave = () => this.#leave(prompt, signal.reason);
+    if (this.#now() - (this.#outageSinceMs ?? Infinity) >= this.#patienceMs(prompt.wasServed)) {
+      this.#options.pool.assertUsable();
+    }
+    if (prompt.isReplay) this.#replays.push(prompt);
+    else if (prompt.cameBack) this.#queue.add(prompt);
+    else this.#admit(prompt);
+    signal.addEventListener('abort', leave, { once: true });
+    const granted = prompt.first;
+    this.#pump();
+    return granted;
   }
 
   /**
@@ -117,7 +121,7 @@ export class Dispatcher {
   #admit(newcomer: QueuedPrompt): void {
     const { pool, targetTtftMs } = this.#options;
     const rate = this.#rate.bounded(pool.prefillTokensPerSecond);
-    const backlog = pool.prefillBacklog + this.#replays.reduce((sum, { tokens }) => sum + tokens, 0);
+    const backlog = pool.prefillBacklog + this.#replays.reduce((sum, { pendingTokens }) => sum + pendingTokens, 0);
     const ahead = this.#queue.tokens + backlog;
     if (ahead > 0 && rate > 0) {
       const refusal = (limit: string, ms: number) =>
@@ -130,7 +134,7 @@ export class Dispatcher {
       const { remainingMs, tokens } = newcomer;
       // Waiting prompts count in full, cached tokens included: the measured rate may be that of decoding, which does
       // not depend on cached tokens.
-      const own = tokensToCompute(newcomer);
+      const own = newcomer.tokensToCompute;
       const before = backlog + this.#queue.ahead(newcomer);
       if (((before + own) / rate) * 1000 > remainingMs) throw refusal('timeout-ms', remainingMs);
       // The queue holds the tokens that can be computed within the target TTFT, less the backlog in front of it, plus
@@ -156,48 +160,137 @@ export class Dispatcher {
     return new Set(this.#queue.entries.map(({ tenant }) => tenant));
   }
 
-  /** Gives out workers as long as they have room. */
+  /** Gives out workers as long as they have room: one sequence at a time, each in its turn. */
   #pump(): void {
-    const { pool } = this.#options;
     this.#watchOutage();
-    const { exchange } = this.#options;
+    const { pool, exchange } = this.#options;
+    const rounds = new Map<QueuedPrompt, Round>();
+    let misfit: QueuedPrompt | undefined;
     for (let next = this.#first; next !== undefined; next = this.#first) {
       if (!next.isReplay && exchange?.yields(next.tenant)) break;
-      const placement = pool.place(next);
-      if (placement === undefined) {
-        if (!pool.usable || pool.fits(next)) break;
-        // Its workers are gone and the new ones have smaller slots: waiting is of no use, and others wait behind it.
-        const { positions } = next;
-        this.#leave(next, new ServingError('no_worker', `no worker is left whose slots hold ${positions} tokens`));
-        return;
-      }
-      if (next.isReplay) this.#replays.shift();
-      else this.#queue.take();
-      if (!next.isReplay) exchange?.served(next.tenant, next.cost);
-      // Time during an outage does not count: nobody was served slowly, nobody was served at all.
-      this.#rate.served(next.tokens, Math.max(next.queuedAtMs, this.#upSinceMs), this.#now());
-      next.grant(placement);
+      if (this.#placeOne(next, rounds)) continue;
+      if (pool.usable && !pool.fits(next.needs)) misfit = next;
+      break;
     }
-    if (this.#queue.size === 0) this.#rate.idle();
+    for (const [prompt, round] of rounds) this.#grant(prompt, round);
+    if (misfit) {
+      // Its workers are gone and the new ones have smaller slots: waiting is of no use, and others wait behind it.
+      const { positions } = misfit.needs;
+      this.#leave(misfit, new ServingError('no_worker', `no worker is left whose slots hold ${positions} tokens`));
+      return;
+    }
+    // A prompt that was served in part waits for slots: that tells nothing of how fast new prompts are served.
+    if (this.#queue.tokens === 0) this.#rate.idle();
     this.#observe();
   }
 
+  /** Gives the next sequence of a prompt its workers. Returns false when they have no room for it. */
+  #placeOne(next: QueuedPrompt, rounds: Map<QueuedPrompt, Round>): boolean {
+    const { pool } = this.#options;
+    if (next.continues && this.#waitsForSlot(next)) return false;
+    const round = rounds.get(next);
+    const more = round && next.continues ? pool.placeOneMore(next.needs, round.placement) : undefined;
+    if (round && more) round.decodes.push(this.#track(next, more));
+    else {
+      const placement = pool.place(next.needs);
+      if (placement === undefined) return false;
+      if (round) this.#grant(next, round);
+      rounds.set(next, { placement, decodes: placement.decode ? [this.#track(next, placement.decode)] : [] });
+    }
+    this.#take(next);
+    return true;
+  }
+
+  #take(next: QueuedPrompt): void {
+    // Time during an outage does not count: nobody was served slowly, nobody was served at all.
+    const sinceMs = Math.max(next.waitsSinceMs, this.#upSinceMs);
+    if (next.pendingTokens > 0) this.#rate.served(next.tokens, sinceMs, this.#now());
+    if (next.isReplay) {
+      next.pendingTokens = 0;
+      if (--next.sequences === 0) this.#replays.shift();
+    } else {
+      const cost = this.#queue.take(next);
+      if (cost > 0) this.#options.exchange?.served(next.tenant, cost);
+    }
+    if (this.#claim?.prompt === next && (--this.#claim.sequences === 0 || next.sequences === 0))
+      this.#claim = undefined;
+  }
+
+  #grant(prompt: QueuedPrompt, { placement, decodes }: Round): void {
+    prompt.grant(placement.prefill, decodes);
+  }
+
   get #first(): QueuedPrompt | undefined {
-    return this.#replays[0] ?? this.#queue.first;
+    return this.#replays[0] ?? this.#claim?.prompt ?? this.#queue.first;
+  }
+
+  /** Counts a sequence as running until its worker is released. */
+  #track({ tenant, queuedAtMs }: QueuedPrompt, worker: WorkerLease<DecodeClient>): DecodeLease {
+    const preempted = new AbortController();
+    const { address } = worker;
+    const sequence = { tenant, address, enteredMs: queuedAtMs, order: ++this.#placed, preempted };
+    this.#running.add(sequence);
+    const over = () => {
+      this.#running.delete(sequence);
+      this.#leaving.delete(sequence);
+    };
+    return {
+      ...worker,
+      preempted: preempted.signal,
+      releaseLoad: () => {
+        over();
+        worker.releaseLoad();
+      },
+      release: () => {
+        over();
+        worker.release();
+      },
+    };
+  }
+
+  /**
+   * Whether a prompt waits for sequences that make way for it. It gives the slots {@link preemptAfterMs} to come free
+   * by themselves: what makes way has to be computed again.
+   */
+  #waitsForSlot(next: QueuedPrompt): boolean {
+    const decoders = this.#options.pool.decodeRoom(next.needs);
+    if (decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
+    if (this.#leaving.size > 0) return true;
+    const victims = sequencesToPreempt(next.tenant, next.sequences, this.#running, decoders, this.#weightOf);
+    if (victims.length === 0) return false;
+    next.blockedSinceMs ??= this.#now();
+    const leftMs = next.blockedSinceMs + this.#options.preemptAfterMs - this.#now();
+    if (leftMs > 0) {
+      clearTimeout(this.#preemptTimer);
+      this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
+      return true;
+    }
+    this.#claim = { prompt: next, sequences: next.sequences };
+    for (const victim of victims) {
+      this.#running.delete(victim);
+      this.#leaving.add(victim);
+      metrics.preemptions.inc();
+    }
+    // Not within the pump: what is aborted may come back at once.
+    queueMicrotask(() => {
+      for (const victim of victims) victim.preempted.abort(PREEMPTED);
+    });
+    return true;
   }
 
   #leave(prompt: QueuedPrompt, reason: unknown): void {
     const index = this.#replays.indexOf(prompt);
     if (index >= 0) this.#replays.splice(index, 1);
     else if (!this.#queue.remove(prompt)) return;
+    if (this.#claim?.prompt === prompt) this.#claim = undefined;
     prompt.refuse(reason);
     this.#pump(); // the prompt behind it may fit
   }
 
   /** How long a prompt waits for a worker to come up, in ms. */
-  #patienceMs(isReplay: boolean): number {
+  #patienceMs(wasServed: boolean): number {
     const { connectTimeoutMs } = this.#options;
-    return isReplay ? connectTimeoutMs : Math.min(connectTimeoutMs, GRACE_MS);
+    return wasServed ? connectTimeoutMs : Math.min(connectTimeoutMs, GRACE_MS);
   }
 
   /** Notices that an outage begins or ends. While it lasts, waiting prompts are refused when their patience is over. */
@@ -208,14 +301,14 @@ export class Dispatcher {
     if (usable) this.#upSinceMs = this.#now();
     for (const timer of this.#outageTimers.splice(0)) clearTimeout(timer);
     if (usable) return;
-    for (const isReplay of [false, true]) {
-      const timer = setTimeout(() => this.#giveUp(isReplay), this.#patienceMs(isReplay));
+    for (const wasServed of [false, true]) {
+      const timer = setTimeout(() => this.#giveUp(wasServed), this.#patienceMs(wasServed));
       this.#outageTimers.push(timer.unref());
     }
   }
 
-  #giveUp(isReplay: boolean): void {
-    const waiting = isReplay ? [...this.#replays] : this.#queue.entries;
+  #giveUp(wasServed: boolean): void {
+    const waiting = [...this.#replays, ...this.#queue.entries].filter((prompt) => prompt.wasServed === wasServed);
     try {
       this.#options.pool.assertUsable();
     } catch (error) {

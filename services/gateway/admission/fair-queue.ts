@@ -1,7 +1,9 @@
 /**
- * Prompts that wait for a worker, fair between tenants: start-time fair queueing over the cost of prompts, which is
- * weighted round robin for jobs of unequal length. Within a tenant the prompt with the lower priority value goes first,
- * then the earlier or, if so ordered, the shorter. Pure: no clock, no workers.
+ * Prompts that wait for workers, fair between tenants: start-time fair queueing over the cost of sequences, which is
+ * weighted round robin for jobs of unequal length. Each turn serves one sequence, so that a prompt with many choices
+ * holds up others by the cost of one. Within a tenant the prompt with the lower priority value goes first, then the
+ * earlier or, if so ordered, the shorter; all sequences of a prompt go before the next prompt. Pure: no clock, no
+ * workers.
  */
 import { compareQueued, type Queued, type QueueOrder } from '../../lib/request/queue-order.ts';
 
@@ -9,16 +11,27 @@ export interface Waiting extends Queued {
   readonly tenant: string;
   /** An entry with a lower value goes sooner, among the same tenant's. */
   readonly priority: number;
-  /** Tokens that the tenant is charged: the prompt and the output that may follow. */
-  readonly cost: number;
+  /**
+   * Prompt tokens that are still to be computed, which are charged with the first sequence. 0 from then on: the other
+   * sequences reuse the prompt's KV. Whoever takes a sequence changes it.
+   */
+  pendingTokens: number;
+  /** Sequences that wait. Whoever takes one changes it. */
+  sequences: number;
+  /** Tokens that the tenant is charged for one sequence: those that it may put out. */
+  readonly sequenceCost: number;
+  /** It was served before and came back: it goes before others that came at the same time. */
+  readonly cameBack: boolean;
 }
+
+const costOf = ({ pendingTokens, sequences, sequenceCost }: Waiting) => pendingTokens + sequences * sequenceCost;
 
 interface Tenant<E> {
   readonly name: string;
   readonly weight: number;
   /** Waiting entries, in order of service. */
   readonly entries: E[];
-  /** Sum of the entries' tokens. */
+  /** Sum of the entries' pending tokens. */
   tokens: number;
   /** Sum of the entries' costs. */
   cost: number;
@@ -47,6 +60,7 @@ export class FairQueue<E extends Waiting> {
     this.#order = order;
   }
 
+  /** Pending tokens of all entries. */
   get tokens(): number {
     return this.#tokens;
   }
@@ -72,16 +86,25 @@ export class FairQueue<E extends Waiting> {
     return this.#next()?.entries[0];
   }
 
-  /** Takes the first entry out and charges its tenant. */
-  take(): E | undefined {
-    const tenant = this.#next();
-    const entry = tenant?.entries.shift();
-    if (tenant === undefined || entry === undefined) return undefined;
-    this.#count(tenant, entry, -1);
-    this.#virtualTime = tenant.served;
-    tenant.served += entry.cost / tenant.weight;
+  /** Takes one sequence of a waiting entry, usually the first. Returns what its tenant is charged. */
+  take(entry: E): number {
+    const tenant = this.#tenants.get(entry.tenant);
+    const index = tenant?.entries.indexOf(entry) ?? -1;
+    if (tenant === undefined || index < 0) return 0;
+    const before = costOf(entry);
+    this.#countTokens(tenant, -entry.pendingTokens);
+    entry.pendingTokens = 0;
+    entry.sequences--;
+    const charge = before - costOf(entry);
+    tenant.cost -= charge;
+    if (entry.sequences === 0) {
+      tenant.entries.splice(index, 1);
+      this.#size--;
+    }
+    this.#virtualTime = Math.max(this.#virtualTime, tenant.served);
+    tenant.served += charge / tenant.weight;
     this.#forgetIdle();
-    return entry;
+    return charge;
   }
 
   /**
@@ -114,8 +137,8 @@ export class FairQueue<E extends Waiting> {
     let [ahead, cost] = [tenant?.tokens ?? 0, tenant?.cost ?? 0];
     // Usually it goes last: walk from the end.
     for (let i = own.length - 1, place = this.#placeOf(own, entry); i >= place; i--) {
-      ahead -= own[i]!.tokens;
-      cost -= own[i]!.cost;
+      ahead -= own[i]!.pendingTokens;
+      cost -= costOf(own[i]!);
     }
     const served = Math.max(tenant?.served ?? 0, own.length > 0 ? 0 : this.#virtualTime);
     const turn = served + cost / this.#weightOf(entry.tenant);
@@ -129,14 +152,15 @@ export class FairQueue<E extends Waiting> {
 
   /**
    * The entries that would have to go so that `entry` fits within `limit` tokens: again and again the last entry of the
-   * tenant that holds the most for its weight. undefined when that is `entry` itself. Changes nothing.
+   * tenant that holds the most for its weight. undefined when that is `entry` itself. Changes nothing. Entries of which
+   * a sequence was served are never among them: their clients have had output.
    */
   victims(entry: E, limit: number): E[] | undefined {
-    let tokens = this.#tokens + entry.tokens;
+    let tokens = this.#tokens + entry.pendingTokens;
     if (tokens <= limit) return [];
     const holders = [...this.#tenants.values()].map(({ name, weight, entries, cost }) => {
-      const own = name === entry.tenant ? [...entries] : entries;
-      return { name, weight, entries: own, left: own.length, cost };
+      const unserved = entries.filter(({ pendingTokens }) => pendingTokens > 0);
+      return { name, weight, entries: unserved, left: unserved.length, cost };
     });
     let holder = holders.find(({ name }) => name === entry.tenant);
     if (!holder) {
@@ -145,22 +169,26 @@ export class FairQueue<E extends Waiting> {
     }
     holder.entries.splice(this.#placeOf(holder.entries, entry), 0, entry);
     holder.left++;
-    holder.cost += entry.cost;
+    holder.cost += costOf(entry);
     const victims: E[] = [];
     while (tokens > limit) {
       const most = largest(holders);
       const victim = most?.entries[--most.left];
       if (most === undefined || victim === undefined || victim === entry) return undefined;
       victims.push(victim);
-      tokens -= victim.tokens;
-      most.cost -= victim.cost;
+      tokens -= victim.pendingTokens;
+      most.cost -= costOf(victim);
     }
     return victims;
   }
 
   /** The index of `entry` among those of its tenant. */
   #placeOf(entries: readonly E[], entry: E): number {
-    const order = (other: E) => other.priority - entry.priority || compareQueued(other, entry, this.#order);
+    const order = (other: E) =>
+      other.priority - entry.priority ||
+      compareQueued(other, entry, this.#order) ||
+      other.queuedAtMs - entry.queuedAtMs ||
+      Number(entry.cameBack) - Number(other.cameBack);
     return entries.findLastIndex((other) => order(other) <= 0) + 1;
   }
 
@@ -181,11 +209,15 @@ export class FairQueue<E extends Waiting> {
     return least;
   }
 
-  #count(tenant: Tenant<E>, { tokens, cost }: E, sign: 1 | -1): void {
-    tenant.tokens += sign * tokens;
-    tenant.cost += sign * cost;
-    this.#tokens += sign * tokens;
+  #count(tenant: Tenant<E>, entry: E, sign: 1 | -1): void {
+    this.#countTokens(tenant, sign * entry.pendingTokens);
+    tenant.cost += sign * costOf(entry);
     this.#size += sign;
+  }
+
+  #countTokens(tenant: Tenant<E>, change: number): void {
+    tenant.tokens += change;
+    this.#tokens += change;
   }
 
   /** Drops idle tenants that a new tenant would equal. */
@@ -204,8 +236,8 @@ function tokensBefore<E extends Waiting>(tenant: Tenant<E>, turn: number, onTies
   let before = 0;
   for (const entry of tenant.entries) {
     if (onTies ? served > turn : served >= turn) break;
-    before += entry.tokens;
-    served += entry.cost / weight;
+    before += entry.pendingTokens;
+    served += costOf(entry) / weight;
   }
   return before;
 }

@@ -1,5 +1,5 @@
 /**
- * One attempt at one prompt, by the workers of one placement: a prefill call, and a decode call per choice. A decode
+ * One attempt at some choices of a prompt, by the workers of one grant: a prefill call, and a decode call per choice. A decode
  * call is sent as soon as the prompt has its slot: it pulls the KV while prefill still computes. An attempt knows
  * workers and tokens, not text or clients.
  */
@@ -13,9 +13,9 @@ import type { KvHandle__Output } from '../../lib/rpc/gen/llavacode/v1/KvHandle.t
 import type { PrefillEvent__Output } from '../../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from '../../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage, softTokensMessage } from '../../lib/rpc/messages.ts';
+import type { Grant } from '../admission/queued-prompt.ts';
 import { isSharedWithPrefill } from '../workers/blame.ts';
 import type { WorkerLease } from '../workers/worker.ts';
-import type { Placement } from '../workers/worker-pool.ts';
 import { type Step, StepBuffer } from './step-buffer.ts';
 
 export type FirstTokens = NonNullable<PrefillEvent__Output['first']>;
@@ -50,7 +50,7 @@ export const FINISHED = new Error('finished');
 
 export class Attempt {
   readonly #request: AttemptRequest;
-  readonly #placement: Placement;
+  readonly #workers: Pick<Grant, 'prefill' | 'decodes'>;
   readonly #accepted = new Deferred<KvHandle__Output>();
   readonly #first = new Deferred<FirstTokens>();
   readonly #finished = new AbortController();
@@ -62,10 +62,10 @@ export class Attempt {
   #abandoned = false;
   #hasFirst = false;
 
-  constructor(request: AttemptRequest, placement: Placement) {
+  constructor(request: AttemptRequest, workers: Pick<Grant, 'prefill' | 'decodes'>) {
     this.#request = request;
-    this.#placement = placement;
-    this.#awaitingKv = new Map(placement.decodes.map((_, choice) => [choice, new AbortController()]));
+    this.#workers = workers;
+    this.#awaitingKv = new Map(workers.decodes.map((_, choice) => [choice, new AbortController()]));
   }
 
   /** Sends the prompt. */
@@ -90,7 +90,8 @@ export class Attempt {
   /**
    * The tokens after a choice's first one, to the end. The call begins at once and goes on at the worker's own speed:
    * what the reader has not taken waits in a buffer. Leaving the loop ends the call.
-   * @throws ServingError of the worker, worker_lost, worker_stalled; the signal's reason. The steps before come first.
+   * @throws ServingError of the worker, worker_lost, worker_stalled; PREEMPTED; the signal's reason. The steps that came
+   *   before are read first.
    */
   decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {
     const steps = new StepBuffer();
@@ -113,15 +114,15 @@ export class Attempt {
     } finally {
       if (this.#awaitingKv.has(choice)) this.#abandoned = true;
       this.#noLongerAwaitsKv(choice);
-      this.#placement.decodes[choice]!.release();
+      this.#workers.decodes[choice]!.release();
     }
   }
 
   async #decodeCall(choice: number, kv: KvHandle__Output, signal: AbortSignal, steps: StepBuffer): Promise<void> {
     const { requestId, samplings, maxTokens, deadlineMs, onJoined } = this.#request;
-    const worker = this.#placement.decodes[choice]!;
+    const worker = this.#workers.decodes[choice]!;
     const stall = this.#stallOf(worker);
-    const unwanted = AbortSignal.any([signal, this.#awaitingKv.get(choice)!.signal]);
+    const unwanted = AbortSignal.any([signal, worker.preempted, this.#awaitingKv.get(choice)!.signal]);
     const live = AbortSignal.any([unwanted, worker.lost, stall.signal]);
     const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
     let tokens = 1; // the first one comes from prefill
@@ -142,7 +143,7 @@ export class Attempt {
     } catch (error) {
       if (!unwanted.aborted) {
         this.#failed(worker, error);
-        if (isSharedWithPrefill(ServingError.from(error))) this.#failed(this.#placement.prefill, error);
+        if (isSharedWithPrefill(ServingError.from(error))) this.#failed(this.#workers.prefill, error);
       } else if (error === FINISHED && tokens > 1) worker.reportSuccess();
       throw error;
     } finally {
@@ -161,7 +162,7 @@ export class Attempt {
     this.#finished.abort(FINISHED);
     await this.#prefilling;
     this.#prefillSucceeded();
-    for (const worker of [this.#placement.prefill, ...this.#placement.decodes]) worker.release();
+    for (const worker of [this.#workers.prefill, ...this.#workers.decodes]) worker.release();
   }
 
   #stallOf({ address }: WorkerLease<unknown>): Watchdog {
@@ -174,7 +175,7 @@ export class Attempt {
 
   /** Reports success of the prefill worker: its KV was taken, or was not needed after all. */
   #prefillSucceeded(): void {
-    const { prefill } = this.#placement;
+    const { prefill } = this.#workers;
     if (this.#hasFirst && !this.#failedWorkers.has(prefill.address)) prefill.reportSuccess();
   }
 
@@ -214,7 +215,7 @@ export class Attempt {
    */
   async #prefill(signal: AbortSignal): Promise<void> {
     const { onAccepted, onFirst, deadlineMs } = this.#request;
-    const worker = this.#placement.prefill;
+    const worker = this.#workers.prefill;
     const live = AbortSignal.any([signal, worker.lost, this.#finished.signal]);
     const reject = (error: unknown) => {
       this.#accepted.reject(error);

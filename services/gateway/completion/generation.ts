@@ -1,19 +1,21 @@
 /**
- * A prompt's choices brought to their ends, on as many workers as it takes: place, run every choice, and replay from
- * `place` on where a worker is lost, with the prompt and what was put out so far.
+ * A prompt's choices brought to their ends, on as many workers as it takes. Choices get workers as there is room, a few
+ * at a time; each grant is a round. A choice whose worker is lost or full, or which has to make way for another tenant,
+ * goes on in a later round of its own, with the prompt and what was put out so far.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { runTogether } from '../../lib/async/task-group.ts';
+import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
 import type { SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { Dispatcher } from '../admission/dispatcher.ts';
+import type { Grant } from '../admission/queued-prompt.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { Attempt, type AttemptRequest, FINISHED } from './attempt.ts';
-import { echoOf } from './choice.ts';
+import { type Choice, echoOf } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
-import { assertReplayable, pauseBeforeReplay } from './replay.ts';
+import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './replay.ts';
 import type { CompletionConfig } from './settings.ts';
 import type { Step } from './step-buffer.ts';
 
@@ -27,14 +29,34 @@ export interface GenerationParts
   readonly sessions: Sessions;
 }
 
-/** Some choices of a prompt, on the workers of one attempt. */
-export interface Round {
+/** Choices of a prompt that stand at the same token and need workers: all at the first, or one that goes on. */
+interface Part {
   readonly task: PromptTask;
-  /** `task.choices[indices[i]]` is choice i of the attempt. */
   readonly indices: readonly number[];
+  readonly tries: Tries;
+  /** undefined for a prompt that is new. */
+  readonly before: Pick<Grant, 'enteredMs'> | undefined;
+  /** Its worker was lost, and it goes first. */
+  readonly isReplay: boolean;
+  /** Worker that has computed the prompt before. */
+  readonly affinityWorker: string | undefined;
+  /** Whether the prompt's tokens and the times of its stages are to be counted: once per prompt. */
+  readonly counts: boolean;
+  readonly echo: PromptEcho;
+}
+
+/** What all rounds of a prompt that is echoed share. */
+interface PromptEcho {
+  /** One per prompt token, as soon as a round has brought them. */
+  logprobs: readonly SampledToken[] | undefined;
+}
+
+/** Some choices of a part, on the workers of one grant. */
+interface Round {
+  /** `task.choices[indices[i]]` is choice i of the attempt. */
+  readonly part: Part;
   readonly attempt: Attempt;
-  /** Attempts at these choices before this one. */
-  readonly replays: number;
+  readonly grant: Grant;
 }
 
 export class Generation {
@@ -45,62 +67,102 @@ export class Generation {
   }
 
   /**
+   * Brings all choices of a prompt to their ends.
+   * @param onPlaced called when the last of them has workers.
+   * @throws ServingError for whatever failed first; the signal's reason.
+   */
+  async complete(task: PromptTask, onPlaced: () => void): Promise<readonly Choice[]> {
+    const indices = [...task.choices.keys()];
+    const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: undefined, counts: true };
+    await this.#runPart({ ...start, task, indices, echo: { logprobs: undefined } }, onPlaced);
+    return task.choices;
+  }
+
+  /** Waits for workers, and runs the choices that have some while the others wait. */
+  #runPart(part: Part, onPlaced: () => void = () => {}): Promise<void> {
+    return runAsTheyCome(part.task.scope.signal, async (live, add) => {
+      const task = { ...part.task, scope: { ...part.task.scope, signal: live } };
+      let rest: Part = { ...part, task };
+      let placing: Promise<Grant> | undefined = this.#place(rest);
+      while (placing) {
+        const grant: Grant = await placing;
+        const granted = { ...rest, indices: rest.indices.slice(0, grant.choices) };
+        add(this.#run(this.#roundOf(granted, grant)));
+        // What the first round has computed is neither computed nor counted again.
+        rest = { ...rest, indices: rest.indices.slice(grant.choices), counts: false };
+        placing = grant.next;
+      }
+      onPlaced();
+    });
+  }
+
+  /**
    * Waits until it is the prompt's turn and workers have room for it, with what was put out so far.
-   * @param indices of choices that stand at the same token: all at the first, or one that is replayed.
    * @throws ServingError saturated, no_worker; the signal's reason.
    */
-  async place(task: PromptTask, indices: readonly number[] = [...task.choices.keys()], replays = 0): Promise<Round> {
-    const { request, scope, prompt, choices, samplings, promptIndex } = task;
-    const { record, tenant } = scope;
-    const priorOutputIds = [...choices[indices[0]!]!.ids]; // a copy: the choice goes on
-    const maxTokens = request.maxTokens - priorOutputIds.length;
-    const ids = Int32Array.from([...prompt.ids, ...priorOutputIds]);
-    const extendedPrompt = { ids, soft: prompt.soft };
-    const session = sessionOf(request, tenant);
-    const placement = await this.#parts.dispatcher.place(
+  #place({ task, indices, before, isReplay, affinityWorker }: Part): Promise<Grant> {
+    const { request, scope, promptIndex } = task;
+    const { prompt, maxTokens } = restOf(task, indices);
+    const promptTokens = prompt.ids.length;
+    const session = sessionOf(request, scope.tenant);
+    return this.#parts.dispatcher.place(
       {
-        promptTokens: ids.length,
-        decodes: maxTokens > 1 ? indices.length : 0,
-        positions: ids.length + maxTokens,
+        promptTokens,
+        choices: indices.length,
+        continues: maxTokens > 1,
+        positions: promptTokens + maxTokens,
         preferNot: task.failedWorkers,
-        ...(session !== undefined && this.#parts.sessions.affinity(session, extendedPrompt)),
-        tenant,
+        ...(session !== undefined && this.#parts.sessions.affinity(session, prompt)),
+        ...(affinityWorker !== undefined && { affinityWorker, affinityTokens: promptTokens }),
+        tenant: scope.tenant,
         priority: request.priority,
         remainingMs: scope.deadlineMs - performance.now(),
-        isReplay: replays > 0,
+        enteredMs: before?.enteredMs,
+        isReplay,
         sibling: promptIndex > 0,
       },
       scope.signal,
     );
+  }
+
+  #roundOf(part: Part, grant: Grant): Round {
+    const { task, indices, counts, echo } = part;
+    const { request, scope, samplings } = task;
+    const { record, tenant } = scope;
+    const { prompt, maxTokens, priorOutputIds } = restOf(task, indices);
     record.timeline.mark('dispatched');
     record.placed(
-      placement.prefill.address,
-      placement.decodes.map(({ address }) => address),
+      grant.prefill.address,
+      grant.decodes.map(({ address }) => address),
     );
-    if (replays === 0) record.prompted(prompt); // not before: what is refused costs nothing
-    if (session !== undefined) this.#parts.sessions.servedBy(session, placement.prefill.address, extendedPrompt);
+    // Not before: what is refused costs nothing.
+    if (counts && part.before === undefined) record.prompted(prompt);
+    const session = sessionOf(request, tenant);
+    if (session !== undefined) this.#parts.sessions.servedBy(session, grant.prefill.address, prompt);
+    const wantsPromptLogprobs = request.echo && priorOutputIds.length === 0 && echo.logprobs === undefined;
     const attemptRequest: AttemptRequest = {
       requestId: scope.id,
       fingerprint: this.#parts.fingerprint,
       cacheSalt: `${tenant}\n${request.cacheSalt ?? ''}`, // never shared between tenants
-      prompt: extendedPrompt,
+      prompt,
       samplings: indices.map((index) => ({ ...samplings[index]!, priorOutputIds })),
       maxTokens,
-      promptLogprobs: request.echo && priorOutputIds.length === 0 ? (request.logprobs ?? -1) : -1,
+      promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
-      ...record.observerFor(priorOutputIds.length > 0),
+      ...record.observerFor(!counts),
     };
-    return { task, indices, attempt: new Attempt(attemptRequest, placement), replays };
+    return { part, attempt: new Attempt(attemptRequest, grant), grant };
   }
 
   /**
    * Brings the choices of a round to their ends, in further rounds where workers are lost.
    * @throws ServingError for whatever failed first; the signal's reason.
    */
-  async run(round: Round): Promise<void> {
-    const { task, indices, attempt, replays } = round;
-    const { signal } = task.scope;
+  async #run(round: Round): Promise<void> {
+    const { part, attempt } = round;
+    const { signal } = part.task.scope;
+    let again: Part;
     try {
       await runTogether(signal, (live) => {
         attempt.start(live);
@@ -111,12 +173,12 @@ export class Generation {
       if (attempt.hasFirst) throw error;
       // Prefill was lost before anything came of this attempt: all of it is done again.
       signal.throwIfAborted();
-      assertReplayable(error, replays, this.#parts.maxReplays);
-      await pauseAfter(round, error, signal);
+      assertRepeatable(error, part.tries, this.#parts.maxReplays);
+      again = await this.#partAfter(round, part.indices, error, signal);
     } finally {
       await attempt.end();
     }
-    await this.run(await this.place(task, indices, replays + 1));
+    await this.#runPart({ ...again, counts: part.counts });
   }
 
   /**
@@ -126,7 +188,7 @@ export class Generation {
    */
   #startChoices(round: Round, live: AbortSignal): Promise<void>[] {
     let previousFirst: Promise<unknown> = Promise.resolve();
-    return round.indices.flatMap((_, i) => {
+    return round.part.indices.flatMap((_, i) => {
       const first = this.#emitFirst(round, i, previousFirst);
       previousFirst = first.catch(() => {});
       return [first, this.#decode(round, i, first, live)];
@@ -134,7 +196,8 @@ export class Generation {
   }
 
   /** @param previousFirst settles when the first token of the choice before is out. */
-  async #emitFirst({ task, indices, attempt }: Round, i: number, previousFirst: Promise<unknown>): Promise<void> {
+  async #emitFirst({ part, attempt }: Round, i: number, previousFirst: Promise<unknown>): Promise<void> {
+    const { task, indices, echo } = part;
     const { request, promptIndex, prompt } = task;
     const { tokens, promptLogprobs } = await attempt.first;
     await previousFirst;
@@ -142,8 +205,8 @@ export class Generation {
     const index = indices[i]!;
     const choice = task.choices[index]!;
     if (request.echo && choice.ids.length === 0) {
-      const logprobs = promptLogprobs.map((token) => readToken(token, true));
-      choice.echo(echoOf(request, promptIndex, prompt, logprobs, this.#parts.tokenizer));
+      echo.logprobs ??= promptLogprobs.map((token) => readToken(token, true));
+      choice.echo(echoOf(request, promptIndex, prompt, echo.logprobs, this.#parts.tokenizer));
     }
     await emit(task, index, request.maxTokens === 0 ? [] : [tokens[i]!]);
   }
@@ -153,8 +216,9 @@ export class Generation {
    * lost the choice goes on in a round of its own.
    */
   async #decode(round: Round, i: number, firstEmitted: Promise<void>, live: AbortSignal): Promise<void> {
-    const { task, attempt, replays } = round;
-    const index = round.indices[i]!;
+    const { part, attempt } = round;
+    const { task } = part;
+    const index = part.indices[i]!;
     const choice = task.choices[index]!;
     if (task.request.maxTokens - choice.ids.length <= 1) return;
     const ended = new AbortController();
@@ -170,22 +234,37 @@ export class Generation {
     } catch (error) {
       live.throwIfAborted();
       if (choice.finished) return;
-      assertReplayable(error, replays, this.#parts.maxReplays);
-      await first; // if the first token fails, the whole attempt is replayed
+      assertRepeatable(error, part.tries, this.#parts.maxReplays);
+      await first; // if the first token fails, the whole attempt is done again
       if (choice.finished) return;
       attempt.abandon();
-      await pauseAfter(round, error, live);
-      const scope = { ...task.scope, signal: live };
-      await this.run(await this.place({ ...task, scope }, [index], replays + 1));
+      const again = await this.#partAfter(round, [index], error, live);
+      await this.#runPart({ ...again, task: { ...task, scope: { ...task.scope, signal: live } } });
     }
+  }
+
+  /**
+   * The choices of a round that go on after a failure, when it is time for that.
+   * @throws the signal's reason.
+   */
+  async #partAfter(round: Round, indices: readonly number[], error: unknown, signal: AbortSignal): Promise<Part> {
+    const { part, attempt, grant } = round;
+    const { task } = part;
+    const { reason, tries } = await pauseBeforeRepeat(error, part.tries, signal);
+    const isReplay = reason === 'lost';
+    if (isReplay) {
+      for (const address of attempt.failedWorkers) task.failedWorkers.add(address);
+      task.scope.record.replayed();
+    }
+    return { ...part, indices, tries, before: grant, isReplay, affinityWorker: grant.prefill.address, counts: false };
   }
 }
 
-/** Notes which workers failed the round, and waits until the next one is due. */
-async function pauseAfter({ task, attempt, replays }: Round, error: unknown, signal: AbortSignal): Promise<void> {
-  for (const address of attempt.failedWorkers) task.failedWorkers.add(address);
-  await pauseBeforeReplay(error, replays, signal);
-  task.scope.record.replayed();
+/** The prompt with what was put out of some choices so far, which is the same of all, and how much is left. */
+function restOf({ request, prompt, choices }: PromptTask, indices: readonly number[]) {
+  const priorOutputIds = [...choices[indices[0]!]!.ids]; // a copy: the choice goes on
+  const ids = priorOutputIds.length === 0 ? prompt.ids : Int32Array.from([...prompt.ids, ...priorOutputIds]);
+  return { prompt: { ids, soft: prompt.soft }, maxTokens: request.maxTokens - priorOutputIds.length, priorOutputIds };
 }
 
 /** Turns new tokens of a choice into text and hands it to the client. */

@@ -3,12 +3,12 @@
  *
  *   retrieve   chunks of the repository for the text around the cursor
  *   build      the prompt: token ids, and soft tokens where chunks are compressed
- *   place      a prefill worker, and a decode worker per choice, when it is the prompt's turn
- *   prefill    one call computes the prompt's KV cache and the first token of every choice
+ *   place      a prefill worker, and a decode worker per choice, as each choice has its turn: a round
+ *   prefill    one call per round computes the prompt's KV cache and the first token of each of its choices
  *   decode     one call per choice, which pulls the KV while prefill still computes
  *   emit       text, as the tokens come
- *   replay     where a worker is lost: from `place` on, with the prompt and what was put out so far; the client sees
- *              one stream, no token of it lost or doubled
+ *   replay     where a worker is lost or full, or a choice makes way for another tenant: from `place` on, with the
+ *              prompt and what was put out so far; the client sees one stream, no token of it lost or doubled
  *
  * retrieve and build are in preparation.ts; place, emit and replay in generation.ts; prefill and decode in attempt.ts.
  *
@@ -17,11 +17,12 @@
  */
 import { randomInt } from 'node:crypto';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { Deferred } from '../../lib/async/deferred.ts';
 import { runTogether } from '../../lib/async/task-group.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { Choice } from './choice.ts';
-import { Generation, type GenerationParts, type Round } from './generation.ts';
+import { Generation, type GenerationParts } from './generation.ts';
 import { Preparation, type PreparationParts, type PromptTask, type RequestScope } from './preparation.ts';
 import { assertKnownIds, samplingsOf } from './sampling.ts';
 
@@ -51,11 +52,13 @@ export class Journey {
     const samplings = samplingsOf(request, format, request.seed ?? randomInt(2 ** 48 - 1));
     const tasks = await this.#prepareAll(request, samplings, scope);
     return runTogether(scope.signal, (signal) => {
-      let previousPlaced: Promise<unknown> = Promise.resolve();
+      let previousPlaced: Promise<void> = Promise.resolve();
       return tasks.map((task) => {
-        const placed = this.#placePrompt({ ...task, scope: { ...scope, signal } }, previousPlaced);
-        previousPlaced = placed.catch(() => {});
-        return placed.then((round) => this.#generate(round));
+        const placed = new Deferred<void>();
+        const completed = this.#complete({ ...task, scope: { ...scope, signal } }, previousPlaced, placed.resolve);
+        completed.catch(() => {}).then(() => placed.resolve());
+        previousPlaced = placed.promise;
+        return completed;
       });
     });
   }
@@ -74,15 +77,10 @@ export class Journey {
     return tasks;
   }
 
-  /** @param previousPlaced settles when the request's prompt before this one has workers, or has failed. */
-  async #placePrompt(task: PromptTask, previousPlaced: Promise<unknown>): Promise<Round> {
+  /** @param previousPlaced settles when all choices of the request's prompt before this one have workers, or it failed. */
+  async #complete(task: PromptTask, previousPlaced: Promise<void>, onPlaced: () => void): Promise<readonly Choice[]> {
     await previousPlaced;
     task.scope.signal.throwIfAborted();
-    return this.#generation.place(task);
-  }
-
-  async #generate(round: Round): Promise<readonly Choice[]> {
-    await this.#generation.run(round);
-    return round.task.choices;
+    return this.#generation.complete(task, onPlaced);
   }
 }

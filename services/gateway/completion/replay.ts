@@ -2,40 +2,73 @@
  * When a worker is lost, its part of a request is done again by others: the prompt and what was put out so far go
  * through prefill once more, and sampling goes on where it stopped. As draws depend on (seed, position) alone and every
  * request has a seed (ours where the client gave none), this continues greedy and random output alike, of any number of
- * choices.
+ * choices. A choice that had to make way for another tenant, or whose worker was full, goes on in the same way; nothing
+ * was lost then, so this is bounded by the request's deadline alone.
  */
 import { randomInt } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
+import { PREEMPTED } from '../admission/queued-prompt.ts';
 import { isReplayable, isReplayableAtOnce } from '../workers/blame.ts';
 
 const FIRST_PAUSE_MS = 50;
+/**
+ * Longest pause before a full worker is asked again, in ms: within this time the gateway hears from every worker how
+ * full it is.
+ */
+const LONGEST_PAUSE_MS = 1_000;
 /** Failures that the metric has counted: several choices may fail of one error. */
 const counted = new WeakSet<ServingError>();
 
-/**
- * @param replays how often this part of the request was done again so far.
- * @throws the error itself where another attempt would not help, or there were enough.
- */
-export function assertReplayable(error: unknown, replays: number, limit: number): void {
+/** How often a part of a request was tried so far. */
+export interface Tries {
+  /** Workers that were lost. */
+  readonly replays: number;
+  /** Workers in a row that were full. */
+  readonly refusals: number;
+}
+
+export const NO_TRIES: Tries = { replays: 0, refusals: 0 };
+
+/** Why a part of a request needs workers once more. */
+type Reason = 'preempted' | 'full' | 'lost';
+
+const reasonOf = (error: unknown): Reason => {
+  if (error === PREEMPTED) return 'preempted';
+  return ServingError.from(error).code === 'saturated' ? 'full' : 'lost';
+};
+
+/** @throws the error itself where another attempt would not help, or there were enough. */
+export function assertRepeatable(error: unknown, { replays }: Tries, maxReplays: number): void {
+  if (reasonOf(error) !== 'lost') return;
   const failure = ServingError.from(error);
   if (!isReplayable(failure)) throw error;
-  if (replays < limit) return;
+  if (replays < maxReplays) return;
   if (!counted.has(failure)) metrics.replaysExhausted.inc({ reason: failure.code });
   counted.add(failure);
   throw error;
 }
 
 /**
- * Returns when the next attempt is due.
+ * Returns when the next attempt is due, and the tries including this one.
  * @throws the signal's reason.
  */
-export async function pauseBeforeReplay(error: unknown, replays: number, signal: AbortSignal): Promise<void> {
+export async function pauseBeforeRepeat(error: unknown, { replays, refusals }: Tries, signal: AbortSignal) {
   signal.throwIfAborted();
+  const reason = reasonOf(error);
+  if (reason === 'preempted') return { reason, tries: { replays, refusals: 0 } };
+  if (reason === 'full') {
+    metrics.sequencesRequeued.inc();
+    await pause(Math.min(FIRST_PAUSE_MS * 2 ** refusals, LONGEST_PAUSE_MS), signal);
+    return { reason, tries: { replays, refusals: refusals + 1 } };
+  }
   const failure = ServingError.from(error);
   metrics.replays.inc({ reason: failure.code });
-  if (replays === 0 && isReplayableAtOnce(failure)) return;
-  // Full jitter, so that requests that failed together do not retry together.
-  await sleep(randomInt(FIRST_PAUSE_MS * 2 ** replays) + 1, undefined, { signal }).catch(() => signal.throwIfAborted());
+  if (replays > 0 || !isReplayableAtOnce(failure)) await pause(FIRST_PAUSE_MS * 2 ** replays, signal);
+  return { reason, tries: { replays: replays + 1, refusals: 0 } };
 }
+
+/** Full jitter, so that requests that failed together do not come back together. */
+const pause = (longestMs: number, signal: AbortSignal) =>
+  sleep(randomInt(longestMs) + 1, undefined, { signal }).catch(() => signal.throwIfAborted());

@@ -1,5 +1,5 @@
 /**
- * The choice of the workers for a completion. Prefill and decode workers are chosen at once, so that no prompt is
+ * The choice of the workers for a sequence. Prefill and decode workers are chosen at once, so that no prompt is
  * computed that no worker can continue.
  */
 import { ServingError } from '../../lib/process/errors.ts';
@@ -13,15 +13,22 @@ import { WorkerSet } from './worker-set.ts';
 
 export interface Placement {
   readonly prefill: WorkerLease<PrefillClient>;
-  /** One per choice that is to be decoded. */
-  readonly decodes: readonly WorkerLease<DecodeClient>[];
+  /** undefined where the sequence ends with its first token. */
+  readonly decode: WorkerLease<DecodeClient> | undefined;
 }
 
-/** The needs of one prompt. */
+/** A decode worker as a sequence would find it. */
+export interface DecodeRoom {
+  readonly address: string;
+  /** Slots that no sequence has or waits for; below 0 where more sequences wait than there are slots. */
+  readonly freeSlots: number;
+}
+
+/** The needs of one prompt and of each of its sequences. */
 export interface PlacementRequest {
   readonly promptTokens: number;
-  /** Choices that go on after their first token. */
-  readonly decodes: number;
+  /** Whether its sequences go on after their first token. */
+  readonly continues: boolean;
   /** Positions that one slot must hold, prompt and output together. */
   readonly positions: number;
   /** Prefill worker that may have most of the prompt in its cache. */
@@ -155,25 +162,41 @@ export class WorkerPool {
   }
 
   /** Whether there are workers that could take the prompt, now or when they have room. */
-  fits({ decodes, positions }: PlacementRequest): boolean {
+  fits({ continues, positions }: PlacementRequest): boolean {
     const hold = ({ capacity }: Worker<Describable>) => capacity >= positions;
-    return this.#prefill.usable.some(hold) && (decodes === 0 || this.#decode.usable.some(hold));
+    return this.#prefill.usable.some(hold) && (!continues || this.#decode.usable.some(hold));
   }
 
-  /** Workers with room for the prompt and all its choices, or undefined. */
+  /** Workers with room for the prompt and one of its sequences, or undefined. */
   place(request: PlacementRequest): Placement | undefined {
-    const { decodes, positions, preferNot } = request;
+    const { continues, positions, preferNot } = request;
     const prefills = without(this.#prefill.ready(positions), preferNot);
-    // No worker has room for more choices than it has slots: those beyond wait in the decode worker.
-    const decoders = decodes === 0 ? [] : without(this.#decode.ready(positions), preferNot);
-    if (prefills.length === 0 || (decodes > 0 && decoders.length === 0)) return undefined;
-    const prefill = decodes === 0 ? preferred(prefills, request) : this.#choosePrefill(request, prefills, decoders);
-    const sameWorker = decoders.find(({ address }) => address === prefill.address);
-    const chosen = Array.from({ length: decodes }, () => {
-      const worker = sameWorker ?? decoders.reduce((a, b) => (isBusier(a, b) ? b : a));
-      return this.#decode.lease(worker, 1);
-    });
-    return { prefill: this.#prefill.lease(prefill, tokensToCompute(request, prefill.address)), decodes: chosen };
+    const decoders = continues ? without(this.#decode.ready(positions), preferNot) : [];
+    if (prefills.length === 0 || (continues && decoders.length === 0)) return undefined;
+    const prefill = continues ? this.#choosePrefill(request, prefills, decoders) : preferred(prefills, request);
+    const decoder = decoders.find(({ address }) => address === prefill.address) ?? decoders[0];
+    return {
+      prefill: this.#prefill.lease(prefill, tokensToCompute(request, prefill.address)),
+      decode: decoder && this.#decode.lease(decoder, 1),
+    };
+  }
+
+  /** A decode worker with room for one more sequence of a prompt that was placed just now, or undefined. */
+  placeOneMore(request: PlacementRequest, { prefill, decode }: Placement): WorkerLease<DecodeClient> | undefined {
+    const ready = this.#decode.ready(request.positions);
+    // In a worker that computes the prompt itself a second sequence does not wait for a slot.
+    const worker =
+      decode?.address === prefill.address
+        ? ready.find((each) => each.address === prefill.address && freeSlots(each) > 0)
+        : without(ready, request.preferNot)[0];
+    return worker && this.#decode.lease(worker, 1);
+  }
+
+  /** Decode workers whose slots hold the request; none where no prefill worker has room for its prompt. */
+  decodeRoom({ positions }: PlacementRequest): DecodeRoom[] {
+    if (this.#prefill.ready(positions).length === 0) return [];
+    const hold = this.#decode.usable.filter(({ capacity }) => capacity >= positions);
+    return hold.map((worker) => ({ address: worker.address, freeSlots: freeSlots(worker) }));
   }
 
   /** The prefill worker for a prompt that is to be decoded on one of `decoders`. */
@@ -251,7 +274,6 @@ function without<C extends Describable>(
   return others.length > 0 ? others : workers;
 }
 
-const isBusier = (a: Worker<DecodeClient>, b: Worker<DecodeClient>) =>
-  a.totalLoad > b.totalLoad || (a.totalLoad === b.totalLoad && a.lastChosen > b.lastChosen);
+const freeSlots = ({ description, totalLoad }: Worker<DecodeClient>) => (description?.slots ?? 0) - totalLoad;
 
 const sum = <T>(items: readonly T[], of: (item: T) => number) => items.reduce((total, item) => total + of(item), 0);

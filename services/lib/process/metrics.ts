@@ -155,6 +155,14 @@ export const metrics = {
     'Requests that failed because --max-replays was used up, by reason',
     ['reason'],
   ),
+  preemptions: gateway.counter(
+    'vllm:num_preemptions_total',
+    'Sequences that made way for a tenant with less than its share of the slots, and were continued later',
+  ),
+  sequencesRequeued: gateway.counter(
+    'llavacode:sequences_requeued_total',
+    'Sequences that went back to the queue because the worker that they were sent to was full',
+  ),
   workersUsable: gateway.gauge('llavacode:workers_usable', 'Workers that this gateway sends requests to, by role', [
     'role',
   ]),

@@ -1,10 +1,7 @@
 /** Admission by tokens, on a clock that the test sets. */
 import { describe, expect, test } from 'vitest';
-import {
-  Dispatcher,
-  type DispatcherOptions,
-  type QueueRequest,
-} from '../../../services/gateway/admission/dispatcher.ts';
+import { Dispatcher, type DispatcherOptions } from '../../../services/gateway/admission/dispatcher.ts';
+import type { QueueRequest } from '../../../services/gateway/admission/queued-prompt.ts';
 import type { Placement, PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 
@@ -41,20 +38,24 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
       if (!usable || positions > capacity || computing.length >= room) return undefined;
       const job = { tokens: promptTokens, done: () => {} };
       computing.push(job);
-      return { prefill: { address: 'p' }, decodes: [], job } as unknown as Placement;
+      return { prefill: { address: 'p' }, decode: { address: 'd' }, job } as unknown as Placement;
     },
+    placeOneMore: () => undefined,
+    decodeRoom: () => [],
   };
   const dispatcher = new Dispatcher({
     pool,
     targetTtftMs,
     queueOrder: 'fifo',
     connectTimeoutMs: 5,
+    preemptAfterMs: 100,
     now: () => nowMs,
     ...options,
   });
   const queued = (promptTokens: number, change: Partial<QueueRequest> = {}): QueueRequest => ({
     promptTokens,
-    decodes: 1,
+    choices: 1,
+    continues: true,
     positions: promptTokens + 16,
     tenant: 'default',
     priority: 0,
@@ -178,8 +179,8 @@ describe('admission', () => {
   test('a tenant is charged for the output that may follow as well', async () => {
     const { ask, finishOne, computing } = bench(100, 1e6, 1);
     await ask(1, { tenant: 'other' });
-    const many = { tenant: 'many', decodes: 64 };
-    const asked = [ask(10, many), ask(10, many), ...[1, 2, 3].map(() => ask(100, { tenant: 'one' }))];
+    const long = { tenant: 'long', positions: 300 };
+    const asked = [ask(10, long), ask(10, long), ...[1, 2, 3].map(() => ask(100, { tenant: 'one' }))];
     const order: number[] = [];
     for (finishOne(); computing.length > 0; finishOne()) order.push(computing[0]!.tokens);
     expect(order).toEqual([10, 100, 100, 100, 10]);

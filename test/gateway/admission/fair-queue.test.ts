@@ -6,30 +6,50 @@ import type { QueueOrder } from '../../../services/lib/request/queue-order.ts';
 interface Entry extends Waiting {
   readonly id: number;
 }
+type Spec = Pick<Entry, 'tenant' | 'priority' | 'tokens' | 'sequences' | 'sequenceCost' | 'id'>;
+const entry = (spec: Spec): Entry => ({
+  ...spec,
+  pendingTokens: spec.tokens,
+  queuedAtMs: spec.id * 20,
+  cameBack: false,
+});
+const costOf = ({ pendingTokens, sequences, sequenceCost }: Entry) => pendingTokens + sequences * sequenceCost;
+const LARGEST = { tokens: 99, sequenceCost: 99 };
 const entries = fc
   .array(
     fc.record({
       tenant: fc.constantFrom('a', 'b', 'c'),
       priority: fc.nat(2),
-      tokens: fc.integer({ min: 1, max: 99 }),
-      cost: fc.integer({ min: 1, max: 99 }),
+      tokens: fc.integer({ min: 1, max: LARGEST.tokens }),
+      sequences: fc.integer({ min: 1, max: 4 }),
+      sequenceCost: fc.integer({ min: 0, max: LARGEST.sequenceCost }),
     }),
   )
-  .map((list) => list.map((entry, id): Entry => ({ ...entry, id, queuedAtMs: id * 20 })));
+  .map((list) => list.map((spec, id) => entry({ ...spec, id })));
 const filled = (list: readonly Entry[], weightOf?: (tenant: string) => number, order?: QueueOrder) => {
   const queue = new FairQueue<Entry>(weightOf, order);
   for (const entry of list) queue.add(entry);
   return queue;
 };
+/** Takes the next sequence. */
+function take(queue: FairQueue<Entry>): Entry | undefined {
+  const { first } = queue;
+  if (first) queue.take(first);
+  return first;
+}
+/** Takes all sequences: the entry of each, in order. */
 function drained(queue: FairQueue<Entry>): Entry[] {
   const order: Entry[] = [];
-  for (let entry = queue.take(); entry !== undefined; entry = queue.take()) order.push(entry);
+  for (let next = take(queue); next !== undefined; next = take(queue)) order.push(next);
   return order;
 }
+/** Without the second and later ones of each entry. */
+const firsts = (order: readonly Entry[]) => [...new Set(order)];
 const total = (list: readonly Entry[]) => list.reduce((sum, { tokens }) => sum + tokens, 0);
+const repeated = (list: readonly Entry[]) => list.flatMap((each) => Array<Entry>(each.sequences).fill(each));
 
 describe('a fair queue', () => {
-  test('the queue gives out every entry once, and its sums are those of the waiting entries', () => {
+  test('the queue gives out every sequence once, and its sums are those of the waiting entries', () => {
     fc.assert(
       fc.property(entries, fc.array(fc.nat(30)), (list, removals) => {
         const queue = filled(list);
@@ -38,11 +58,12 @@ describe('a fair queue', () => {
         for (const id of gone) expect(queue.remove(list[id]!)).toBe(false);
         const left = list.filter(({ id }) => !gone.has(id));
         expect([queue.size, queue.tokens]).toEqual([left.length, total(left)]);
+        const all = repeated(left).map(({ id }) => id);
         expect(
           drained(queue)
             .map(({ id }) => id)
             .sort((a, b) => a - b),
-        ).toEqual(left.map(({ id }) => id));
+        ).toEqual(all);
         expect([queue.size, queue.tokens, queue.first]).toEqual([0, 0, undefined]);
       }),
     );
@@ -51,9 +72,10 @@ describe('a fair queue', () => {
   test('entries of a tenant go by priority, the lower value first, then by time', () => {
     fc.assert(
       fc.property(entries, (list) => {
+        const expectedOf = repeated(list);
         const order = drained(filled(list));
         for (const name of ['a', 'b', 'c']) {
-          const own = list.filter(({ tenant }) => tenant === name);
+          const own = expectedOf.filter(({ tenant }) => tenant === name);
           const expected = own.toSorted((x, y) => x.priority - y.priority || x.id - y.id);
           expect(order.filter(({ tenant }) => tenant === name)).toEqual(expected);
         }
@@ -64,10 +86,11 @@ describe('a fair queue', () => {
   test('shortest first, a second of waiting counts as 500 tokens', () => {
     fc.assert(
       fc.property(entries, (list) => {
+        const expectedOf = repeated(list);
         const order = drained(filled(list, undefined, 'shortest-first'));
         const worth = ({ tokens, queuedAtMs }: Entry) => tokens + queuedAtMs / 2;
         for (const name of ['a', 'b', 'c']) {
-          const own = list.filter(({ tenant }) => tenant === name);
+          const own = expectedOf.filter(({ tenant }) => tenant === name);
           const expected = own.toSorted((x, y) => x.priority - y.priority || worth(x) - worth(y) || x.id - y.id);
           expect(order.filter(({ tenant }) => tenant === name)).toEqual(expected);
         }
@@ -81,40 +104,65 @@ describe('a fair queue', () => {
         const last = list.at(-1);
         if (last === undefined) return;
         const queue = filled(list.slice(0, -1), (tenant) => (tenant === 'a' ? weight : 1));
-        for (let i = 0; i < taken; i++) queue.take();
+        for (let i = 0; i < taken; i++) take(queue);
         const ahead = queue.ahead(last);
+        const pending = new Map(list.map((each) => [each, each.pendingTokens]));
         queue.add(last);
-        const order = drained(queue);
-        expect(ahead).toBe(total(order.slice(0, order.indexOf(last))));
+        const order = firsts(drained(queue));
+        const before = order.slice(0, order.indexOf(last));
+        expect(ahead).toBe(before.reduce((sum, each) => sum + pending.get(each)!, 0));
       }),
     );
   });
 
-  test('two tenants that wait share service by weight, to within the longest entry of each', () => {
+  test('no tenant that waits lags behind another by more than the largest cost of a sequence of each, by weight', () => {
     fc.assert(
       fc.property(entries, fc.integer({ min: 1, max: 5 }), (list, weight) => {
         const weightOf = (tenant: string) => (tenant === 'a' ? weight : 1);
         const queue = filled(list, weightOf);
-        const left = { a: 0, b: 0, c: 0 } as Record<string, number>;
-        for (const { tenant } of list) left[tenant]!++;
+        const left = (tenant: string) =>
+          list.filter((each) => each.tenant === tenant).reduce((sum, { sequences }) => sum + sequences, 0);
         const served = { a: 0, b: 0, c: 0 } as Record<string, number>;
-        for (let entry = queue.take(); entry !== undefined; entry = queue.take()) {
-          served[entry.tenant]! += entry.cost / weightOf(entry.tenant);
-          left[entry.tenant]!--;
-          if (left['a']! > 0 && left['b']! > 0) {
-            expect(Math.abs(served['a']! - served['b']!)).toBeLessThanOrEqual(99 / weight + 99);
+        const largest = LARGEST.tokens + LARGEST.sequenceCost;
+        for (let { first } = queue; first !== undefined; first = queue.first) {
+          const before = costOf(first);
+          queue.take(first);
+          served[first.tenant]! += (before - costOf(first)) / weightOf(first.tenant);
+          for (const [x, y] of [
+            ['a', 'b'],
+            ['b', 'c'],
+            ['a', 'c'],
+          ] as const) {
+            if (left(x) === 0 || left(y) === 0) continue;
+            const bound = largest / weightOf(x) + largest / weightOf(y);
+            expect(Math.abs(served[x]! - served[y]!)).toBeLessThanOrEqual(bound);
           }
         }
       }),
     );
   });
 
+  test('turns of a prompt with many choices alternate with those of another tenant', () => {
+    const queue = filled([
+      entry({ tenant: 'many', priority: 0, tokens: 10, sequences: 4, sequenceCost: 100, id: 0 }),
+      ...[1, 2, 3].map((id) => entry({ tenant: 'one', priority: 0, tokens: 10, sequences: 1, sequenceCost: 100, id })),
+    ]);
+    expect(drained(queue).map(({ id }) => id)).toEqual([0, 1, 0, 2, 0, 3, 0]);
+  });
+
+  test('a sequence that came back keeps its place and is charged nothing', () => {
+    const one = { tenant: 'a', priority: 0, tokens: 10, sequences: 1, sequenceCost: 10 };
+    const queue = filled([entry({ ...one, id: 1 }), entry({ ...one, id: 2 }), entry({ ...one, tenant: 'b', id: 3 })]);
+    queue.add({ ...entry({ ...one, id: 1 }), id: 9, pendingTokens: 0, sequenceCost: 0, cameBack: true });
+    expect(drained(queue).map(({ id }) => id)).toEqual([9, 1, 3, 2]);
+  });
+
   test('a tenant is owed nothing for the time that it was away', () => {
     const queue = new FairQueue<Entry>();
     const add = (tenant: string, id: number) =>
-      queue.add({ tenant, priority: 0, tokens: 10, cost: 10, id, queuedAtMs: id });
+      queue.add(entry({ tenant, priority: 0, tokens: 10, sequences: 1, sequenceCost: 0, id }));
     for (let i = 0; i < 10; i++) add('busy', i);
-    for (let i = 0; i < 5; i++) queue.take();
+    for (let i = 0; i < 5; i++) take(queue);
     for (let i = 10; i < 15; i++) add('late', i);
     expect(drained(queue).map(({ tenant }) => tenant)).toEqual(
       Array.from({ length: 10 }, (_, i) => (i % 2 === 0 ? 'late' : 'busy')),
@@ -126,29 +174,37 @@ describe('who has to go', () => {
   test('the last entry of the tenant that holds most has to go; the rest fits, and nothing has changed', () => {
     fc.assert(
       fc.property(entries, fc.integer({ min: 0, max: 500 }), (list, limit) => {
-        const [entry, ...rest] = list;
-        if (entry === undefined) return;
+        const [newcomer, ...rest] = list;
+        if (newcomer === undefined) return;
         const queue = filled(rest);
-        const victims = queue.victims(entry, limit);
+        const victims = queue.victims(newcomer, limit);
         expect(queue.size).toBe(rest.length);
         if (victims === undefined) return;
         for (const victim of victims) expect(queue.remove(victim)).toBe(true);
-        expect(queue.tokens + entry.tokens).toBeLessThanOrEqual(Math.max(limit, 0));
+        expect(queue.tokens + newcomer.tokens).toBeLessThanOrEqual(Math.max(limit, 0));
         if (victims.length === 0) return;
         // It was needed: without the last of them it would not have fitted.
-        expect(queue.tokens + entry.tokens + victims.at(-1)!.tokens).toBeGreaterThan(limit);
+        expect(queue.tokens + newcomer.tokens + victims.at(-1)!.tokens).toBeGreaterThan(limit);
       }),
     );
   });
 
   test('a flood of one tenant does not keep out another', () => {
     const queue = new FairQueue<Entry>();
-    const entry = (tenant: string, id: number, priority = 0): Entry => ({
-      ...{ tenant, priority, tokens: 10, cost: 10, id, queuedAtMs: id },
-    });
-    for (let i = 0; i < 10; i++) queue.add(entry('flood', i));
-    expect(queue.victims(entry('flood', 10), 100)).toBeUndefined();
-    expect(queue.victims(entry('calm', 11), 100)?.map(({ id }) => id)).toEqual([9]);
-    expect(queue.victims(entry('flood', 12, -1), 100)?.map(({ id }) => id)).toEqual([9]);
+    const one = (tenant: string, id: number, priority = 0) =>
+      entry({ tenant, priority, tokens: 10, sequences: 1, sequenceCost: 0, id });
+    for (let i = 0; i < 10; i++) queue.add(one('flood', i));
+    expect(queue.victims(one('flood', 10), 100)).toBeUndefined();
+    expect(queue.victims(one('calm', 11), 100)?.map(({ id }) => id)).toEqual([9]);
+    expect(queue.victims(one('flood', 12, -1), 100)?.map(({ id }) => id)).toEqual([9]);
+  });
+
+  test('a prompt of which a sequence was served does not have to go', () => {
+    const many = { tenant: 'many', priority: 0, tokens: 10, sequences: 9, sequenceCost: 10 };
+    const queue = filled([entry({ ...many, id: 0 }), entry({ ...many, id: 1 })]);
+    take(queue);
+    const calm = entry({ ...many, tenant: 'calm', sequences: 1, id: 2 });
+    expect(queue.victims(calm, 10)?.map(({ id }) => id)).toEqual([1]);
+    expect(queue.victims(calm, 5)).toBeUndefined();
   });
 });

@@ -48,9 +48,9 @@ test.each(STAGES)('a worker that fails %s ends the request with its error, and e
 });
 
 test('a worker that fails while another one still computes ends the calls of both', async () => {
-  const failAt = { stage: 'before joined', error: new ServingError('saturated', 'no slot') } as const;
+  const failAt = { stage: 'before joined', error: new ServingError('runtime_failed', 'NaN') } as const;
   const gateway = await fakeGateway({ token, holdAt: 'before first', failAt });
-  expect(await gateway.complete({ prompt: ['x', 'y'], n: 2 })).toMatchObject({ status: 429 });
+  expect(await gateway.complete({ prompt: ['x', 'y'], n: 2 })).toMatchObject({ status: 500 });
   await gateway.workers.idle();
 });
 

@@ -261,15 +261,15 @@ describe('an end that is told', () => {
   });
 
   test('an error that ends several choices counts once in the metric', async () => {
-    const before = await count(metrics.replaysExhausted, 'saturated');
-    const full = () => new ServingError('saturated', 'full');
+    const before = await count(metrics.replaysExhausted, 'runtime_failed');
+    const failed = () => new ServingError('runtime_failed', 'NaN');
     const trouble = ({ stage }: Trouble): undefined => {
-      if (stage === 'before accepted') throw full();
+      if (stage === 'before accepted') throw failed();
     };
     const gateway = await fakeGateway({ token, trouble }, { maxReplays: 0 });
     const answer = await gateway.complete({ prompt: 'x', max_tokens: 64, n: 3 });
-    expect(answer).toMatchObject({ status: 429, error: { code: 'saturated' } });
-    expect(await count(metrics.replaysExhausted, 'saturated')).toBe(before + 1);
+    expect(answer).toMatchObject({ status: 500, error: { code: 'runtime_failed' } });
+    expect(await count(metrics.replaysExhausted, 'runtime_failed')).toBe(before + 1);
   });
 
   test('a request ends with 503 when no worker comes up', async () => {

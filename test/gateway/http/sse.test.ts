@@ -97,11 +97,11 @@ test('a client that reads slowly, but reads, gets its whole answer', async () =>
 });
 
 test('headers are sent with the first token, so that a failure before it has a status of its own', async () => {
-  const error = new ServingError('saturated', 'the queue is full');
+  const error = new ServingError('worker_lost', 'connection refused');
   const gateway = await fakeGateway({ token, failAt: { stage: 'before first', error } });
   const request = await post(gateway, { prompt: 'x', stream: true });
   const [response] = await once(request, 'response');
-  expect(response.statusCode).toBe(429);
+  expect(response.statusCode).toBe(503);
   response.resume();
   await gateway.app.close();
 });

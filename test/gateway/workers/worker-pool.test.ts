@@ -34,10 +34,10 @@ test('a prompt is computed apart from where it is decoded, unless most of it is 
   metrics.prefillPlaced.reset();
   const { workers } = fakePool({ p: {}, c: {} }, ['p', 'c'], ['c']);
   await workers.refresh();
-  const prompt = { promptTokens: 2000, decodes: 1, positions: 10 };
+  const prompt = { promptTokens: 2000, continues: true, positions: 10 };
   const where = (affinity: Partial<PlacementRequest>) => {
-    const { prefill, decodes } = workers.place({ ...prompt, ...affinity })!;
-    for (const worker of [prefill, ...decodes]) worker.release();
+    const { prefill, decode } = workers.place({ ...prompt, ...affinity })!;
+    for (const worker of [prefill, decode!]) worker.release();
     return prefill.address;
   };
   expect(where({})).toBe('p');
@@ -54,7 +54,7 @@ test('a worker that has most of a prompt gets it, unless it has more to do than 
   const { workers, take } = fakePool({ p1: {}, p2: {}, d: { slots: 9 } }, ['p1', 'p2'], ['d']);
   await workers.refresh();
   const place = (affinityTokens: number) =>
-    workers.place({ promptTokens: 400, decodes: 1, positions: 10, affinityWorker: 'p1', affinityTokens })!.prefill;
+    workers.place({ promptTokens: 400, continues: true, positions: 10, affinityWorker: 'p1', affinityTokens })!.prefill;
   const first = place(0);
   expect(first.address).toBe('p1');
   expect(place(300).address).toBe('p2');
@@ -105,11 +105,11 @@ test('everybody who subscribed to the pool hears of a change, until they unsubsc
 test('a worker that failed a request is not given it again where there are others, whatever it has cached of it', async () => {
   const { workers } = fakePool({ p1: {}, p2: {}, d1: {}, d2: {} }, ['p1', 'p2'], ['d1', 'd2']);
   await workers.refresh();
-  const prompt = { promptTokens: 400, decodes: 1, positions: 10, affinityWorker: 'p1', affinityTokens: 399 };
+  const prompt = { promptTokens: 400, continues: true, positions: 10, affinityWorker: 'p1', affinityTokens: 399 };
   const place = (...failed: string[]) => {
-    const { prefill, decodes } = workers.place({ ...prompt, preferNot: new Set(failed) })!;
-    for (const worker of [prefill, ...decodes]) worker.release();
-    return [prefill.address, decodes[0]!.address];
+    const { prefill, decode } = workers.place({ ...prompt, preferNot: new Set(failed) })!;
+    for (const worker of [prefill, decode!]) worker.release();
+    return [prefill.address, decode!.address];
   };
   expect(place()).toEqual(['p1', 'd1']);
   expect(place('p1', 'd2')).toEqual(['p2', 'd1']);
@@ -120,7 +120,7 @@ test('a worker that decodes as well and is full does not get the prompts of othe
   const full = { slots: 4, freeSlots: 0, queued: 6 };
   const { workers } = fakePool({ p: {}, c1: full, c2: {} }, ['p', 'c1', 'c2'], ['c1', 'c2']);
   await workers.refresh();
-  const prompt = { promptTokens: 2000, decodes: 1, positions: 10 };
-  expect(workers.place({ ...prompt, decodes: 1 })!.prefill.address).toBe('p');
+  const prompt = { promptTokens: 2000, continues: true, positions: 10 };
+  expect(workers.place(prompt)!.prefill.address).toBe('p');
   expect(workers.place(prompt)!.prefill.address).toBe('c2'); // p is busy
 });

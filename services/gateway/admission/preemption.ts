@@ -1,0 +1,110 @@
+/**
+ * Which sequences make way for a prompt that finds all slots taken. A tenant whose sequences are long would otherwise
+ * keep the slots until they end, whatever the queue's order is. Pure: no clock, no workers.
+ *
+ * The rule is max-min fairness over slots: a sequence makes way only if its tenant, with one sequence less, still holds
+ * at least as much for its weight as the other one with one more. From this follows:
+ *
+ * - No tenant that is alone, or has no more than its share, loses a sequence.
+ * - It comes to an end: each exchange brings the two tenants nearer to each other, and none can be turned round.
+ * - Everybody gets on: the youngest sequence goes, and a tenant's oldest one never does. It runs to its end, then the
+ *   next one is the oldest.
+ */
+import type { DecodeRoom } from '../workers/worker-pool.ts';
+
+/** A sequence that was given to a decode worker. */
+export interface PlacedSequence {
+  readonly tenant: string;
+  /** Address of the decode worker. */
+  readonly address: string;
+  /** When its prompt entered the queue for the first time, by our clock. */
+  readonly enteredMs: number;
+  /** Sequences that were placed before it. */
+  readonly order: number;
+}
+
+/**
+ * The sequences that make way so that up to `wanted` sequences of a tenant each get a slot; none where the rule allows
+ * none, or where a slot is free.
+ */
+export function sequencesToPreempt<S extends PlacedSequence>(
+  tenant: string,
+  wanted: number,
+  placed: Iterable<S>,
+  decoders: readonly DecodeRoom[],
+  weightOf: (tenant: string) => number,
+): S[] {
+  const holdings = new Holdings([...placed].sort(byAge), weightOf);
+  const free = new Map(decoders.map(({ address, freeSlots }) => [address, freeSlots]));
+  const all: S[] = [];
+  for (let i = 0; i < wanted; i++) {
+    let best: { address: string; victims: S[] } | undefined;
+    for (const [address, freeSlots] of free) {
+      if (freeSlots > 0) return all;
+      const victims = holdings.makeWay(tenant, address, 1 - freeSlots);
+      if (victims && victims.length < (best?.victims.length ?? Infinity)) best = { address, victims };
+    }
+    if (best === undefined) return all;
+    all.push(...best.victims);
+    holdings.exchange(best.victims, tenant);
+    free.set(best.address, 0);
+  }
+  return all;
+}
+
+const byAge = (a: PlacedSequence, b: PlacedSequence) => a.enteredMs - b.enteredMs || a.order - b.order;
+
+/** Sequences by the tenants that hold them. */
+class Holdings<S extends PlacedSequence> {
+  readonly #weightOf: (tenant: string) => number;
+  /** The oldest first. */
+  #sequences: readonly S[];
+  readonly #counts = new Map<string, number>();
+  /** The oldest sequence of each tenant. */
+  readonly #oldest = new Map<string, S>();
+
+  constructor(sequences: readonly S[], weightOf: (tenant: string) => number) {
+    this.#sequences = sequences;
+    this.#weightOf = weightOf;
+    for (const sequence of sequences) {
+      this.#counts.set(sequence.tenant, this.#held(sequence.tenant) + 1);
+      if (!this.#oldest.has(sequence.tenant)) this.#oldest.set(sequence.tenant, sequence);
+    }
+  }
+
+  /** `count` sequences of one worker that may go so that `tenant` gets one more; undefined if there are not as many. */
+  makeWay(tenant: string, address: string, count: number): S[] | undefined {
+    const limit = (this.#held(tenant) + 1) / this.#weightOf(tenant);
+    const left = new Map(this.#counts);
+    const victims: S[] = [];
+    while (victims.length < count) {
+      let victim: S | undefined;
+      let most = -Infinity;
+      for (const sequence of this.#sequences) {
+        const { tenant: other } = sequence;
+        if (other === tenant || sequence.address !== address || victims.includes(sequence)) continue;
+        if (sequence === this.#oldest.get(other)) continue;
+        const [held, weight] = [left.get(other) ?? 0, this.#weightOf(other)];
+        // On ties a later one of the list, which is younger, goes first.
+        if ((held - 1) / weight < limit || held / weight < most) continue;
+        victim = sequence;
+        most = held / weight;
+      }
+      if (victim === undefined) return undefined;
+      victims.push(victim);
+      left.set(victim.tenant, (left.get(victim.tenant) ?? 0) - 1);
+    }
+    return victims;
+  }
+
+  /** The victims are gone, and `tenant` has one sequence more. */
+  exchange(victims: readonly S[], tenant: string): void {
+    for (const victim of victims) this.#counts.set(victim.tenant, this.#held(victim.tenant) - 1);
+    this.#sequences = this.#sequences.filter((sequence) => !victims.includes(sequence));
+    this.#counts.set(tenant, this.#held(tenant) + 1);
+  }
+
+  #held(tenant: string): number {
+    return this.#counts.get(tenant) ?? 0;
+  }
+}
