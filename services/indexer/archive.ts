@@ -8,7 +8,9 @@ import { crc32, createGunzip } from 'node:zlib';
 import { extract } from 'tar-stream';
 import { type Entry, fromFdPromise } from 'yauzl';
 import { z } from 'zod';
+import { inTurns, Turns } from '../lib/async/turns.ts';
 import { ServingError } from '../lib/process/errors.ts';
+import { type JsonLimits, jsonSteps } from '../lib/text/json-reader.ts';
 import type { Sources } from './sources.ts';
 import { Spool, spoolFailed } from './spool.ts';
 import { Upload, type UploadLimits } from './upload.ts';
@@ -41,7 +43,7 @@ export async function readUpload(
   try {
     const sources =
       format === 'json'
-        ? await readJson(body, upload, signal)
+        ? await readJson(body, upload, limits, signal)
         : format === 'zip'
           ? await readZip(body, upload, signal)
           : await readTar(body, upload, format === 'tar.gz', signal);
@@ -88,38 +90,55 @@ function bounded(bytes: AsyncIterable<Uint8Array>, format: UploadFormat, maxByte
 
 const file = z.strictObject({ path: z.string().min(1), content: z.string() });
 const deletion = z.strictObject({ path: z.string().min(1), deleted: z.literal(true) });
-const jsonUpload = z.union(
-  [
-    z.strictObject({ files: z.array(file) }),
-    z.strictObject({ changes: z.array(z.union([file, deletion])), base_version: z.string().optional() }),
-  ],
-  {
-    error: 'must be {files: [{path, content}]} or {changes: [{path, content} | {path, deleted: true}], base_version?}',
-  },
-);
+const jsonUpload = z.union([
+  z.strictObject({ files: z.array(z.unknown()) }),
+  z.strictObject({ changes: z.array(z.unknown()), base_version: z.string().optional() }),
+]);
+const change = z.union([file, deletion]);
 
-async function readJson(body: Body, upload: Upload, signal: AbortSignal): Promise<Sources> {
+/** What an upload in JSON may consist of: so many of each for every file, and some more. */
+function jsonLimits({ maxRepoFiles }: UploadLimits): JsonLimits {
+  const each = (count: number) => count * maxRepoFiles + 1_000;
+  return { depth: 8, containers: each(1), strings: each(2), names: each(2), numbers: 1_000 };
+}
+
+async function readJson(body: Body, upload: Upload, limits: UploadLimits, signal: AbortSignal): Promise<Sources> {
   const parts: Uint8Array[] = [];
   for await (const part of body) parts.push(part);
-  const text = new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(parts));
-  const sent = JSON.parse(text);
-  // Count before validating: the errors of millions of items would fill the memory.
-  for (const items of [sent?.files, sent?.changes]) if (Array.isArray(items)) upload.assertCount(items.length);
-  const parsed = jsonUpload.safeParse(sent);
-  if (!parsed.success) {
-    const { message, path } = parsed.error.issues[0] as z.core.$ZodIssue;
-    throw new ServingError('invalid_request', `${['body', ...path].join('.')} ${message}`);
-  }
-  const whole = 'files' in parsed.data;
-  for (const item of 'files' in parsed.data ? parsed.data.files : parsed.data.changes) {
+  const sent = jsonUpload.safeParse(await inTurns(jsonSteps(Buffer.concat(parts), jsonLimits(limits)), signal));
+  if (!sent.success) throw notAnUpload();
+  const whole = 'files' in sent.data;
+  const items = 'files' in sent.data ? sent.data.files : sent.data.changes;
+  upload.assertCount(items.length);
+  // Nothing is taken of an upload that has a mistake anywhere.
+  const known = await inTurns(checked(items, whole ? file : change), signal);
+  for (const item of known) {
     const path = upload.enter(item.path);
     if (path === undefined)
       throw new ServingError('invalid_request', `path ${JSON.stringify(item.path)} does not name a file`);
     if ('deleted' in item) upload.delete(path);
     else await addText(upload, path, item.content);
   }
-  return whole ? upload.all(signal) : upload.changes((parsed.data as { base_version?: string }).base_version, signal);
+  return whole ? upload.all(signal) : upload.changes((sent.data as { base_version?: string }).base_version, signal);
 }
+
+/** The items of an upload. It yields between two of them. */
+function* checked<T>(items: readonly unknown[], schema: z.ZodType<T>): Generator<void, T[]> {
+  const known: T[] = [];
+  for (const item of items) {
+    const result = schema.safeParse(item);
+    if (!result.success) throw notAnUpload();
+    known.push(result.data);
+    yield;
+  }
+  return known;
+}
+
+const notAnUpload = () =>
+  new ServingError(
+    'invalid_request',
+    'body must be {files: [{path, content}]} or {changes: [{path, content} | {path, deleted: true}], base_version?}',
+  );
 
 async function addText(upload: Upload, path: string, content: string): Promise<void> {
   const size = Buffer.byteLength(content);
@@ -131,18 +150,46 @@ async function addText(upload: Upload, path: string, content: string): Promise<v
 
 /** A tar ends with two blocks of zeros, in bytes: one that does not was cut off between two files. */
 const TAR_END = 1_024;
-/** Every entry gets a copy of the global records, and 4 MiB of them take 0.6 s every time. */
+/** Every entry gets a copy of the global records. */
 const MAX_PAX_RECORDS = 64;
+/**
+ * Bytes of an extended header or a long name. tar-stream allows 4 MiB, which it reads in one go: records of a few bytes
+ * take it 0.7 s. The records of one file, such as its path and its attributes, are a few KiB.
+ */
+const MAX_TAR_HEADER = 128 * 1024;
+/** Bytes that tar-stream gets at once. */
+const TAR_PART = 64 * 1024;
+
+/** What is read of tar-stream's state; nothing that it publishes tells the size of a header before it is read. */
+interface TarState {
+  /** Whether an extended header or a long name comes next. */
+  readonly _longHeader: boolean;
+  /** Bytes of it that have not come yet. */
+  readonly _missing: number;
+}
+
+/** @throws ServingError invalid_request */
+function assertSmallHeader({ _longHeader, _missing }: TarState): void {
+  if (!_longHeader || _missing <= MAX_TAR_HEADER) return;
+  const message = `the tar has an extended header of ${_missing} bytes, more than ${MAX_TAR_HEADER}: make the tar without it`;
+  throw new ServingError('invalid_request', message);
+}
 
 async function readTar(body: Body, upload: Upload, gzipped: boolean, signal: AbortSignal): Promise<Sources> {
   const tar = extract();
+  const turns = new Turns();
   let zeros = 0;
   async function* counted(unpacked: AsyncIterable<Uint8Array>) {
-    for await (const part of unpacked) {
-      upload.count(part.length, body.received);
-      const last = part.findLastIndex((byte) => byte !== 0);
-      zeros = last < 0 ? zeros + part.length : part.length - 1 - last;
-      yield part;
+    for await (const received of unpacked) {
+      upload.count(received.length, body.received);
+      for (let at = 0; at < received.length; at += TAR_PART) {
+        const part = received.subarray(at, at + TAR_PART);
+        const last = part.findLastIndex((byte) => byte !== 0);
+        zeros = last < 0 ? zeros + part.length : part.length - 1 - last;
+        yield part;
+        assertSmallHeader(tar as unknown as TarState);
+        if (turns.over) await turns.next();
+      }
     }
   }
   const source = Readable.from(body, { objectMode: false });

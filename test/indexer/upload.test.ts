@@ -336,6 +336,18 @@ describe('a tar', () => {
     await expect(read('tar', await tar(65))).rejects.toThrow('more than 64 records');
   });
 
+  test('an extended header of a tar is refused while it comes if it is larger than one file needs', async () => {
+    const tar = (bytes: number) =>
+      tarOf([{ name: 'a.py', content: 'x', pax: { comment: 'c'.repeat(bytes) } }, { name: 'b.py', content: 'y' }]);
+    expect((await read('tar', await tar(100_000))).texts).toEqual({ 'a.py': 'x', 'b.py': 'y' });
+    for (const format of ['tar', 'tar.gz'] as const) {
+      const bytes = await tar(1_000_000);
+      await expect(read(format, format === 'tar' ? bytes : gzipSync(bytes))).rejects.toEqual(
+        refusal('invalid_request', 'an extended header of 1\\d* bytes, more than 131072'),
+      );
+    }
+  });
+
   test('the folder that a repository host puts around everything can be dropped', async () => {
     const tar = await tarOfFiles({ 'shop-1a2b/': '', 'shop-1a2b/a.py': 'x', 'shop-1a2b/src/b.py': 'y' });
     expect((await read('tar', tar, {}, 1)).paths).toEqual(['a.py', 'src/b.py']);

@@ -7,7 +7,7 @@ import * as zlib from 'node:zlib';
 import type { FastifyReply, FastifyRequest, RequestPayload } from 'fastify';
 import { inTurns, Turns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
-import { assertWithinBounds } from './json-bounds.ts';
+import { JsonError, type JsonLimits, jsonSteps } from '../../lib/text/json-reader.ts';
 
 /** zstd came to Node with 22.15. */
 interface MaybeZstd {
@@ -112,38 +112,33 @@ export function assertUtf8({ headers }: FastifyRequest): void {
   }
 }
 
-/** Bytes that are decoded in one step. */
-const STEP_BYTES = 65_536;
+/** More of anything than a request needs; what a request may have exactly is its route's business. */
+const JSON_LIMITS: JsonLimits = {
+  depth: 32,
+  // At most 128 prompts, as lists of token ids.
+  containers: 2_048,
+  // At most 128 prompts and 16 stop strings.
+  strings: 4_096,
+  // Some 40 fields, and 1,024 entries of logit_bias.
+  names: 4_096,
+  // Token ids. All 4 MiB may be ids of five digits.
+  numbers: 1_000_000,
+};
+/** A body of more bytes leaves what comes next to another turn of the event loop. */
+const LARGE_BYTES = 65_536;
 
 /**
- * Reads JSON in turns. Only JSON.parse works in one go, on what {@link assertWithinBounds} lets through.
+ * Reads JSON in turns.
  * @throws ServingError invalid_request for bytes that are not UTF-8, or not JSON, or JSON of more parts than a request
  *   can need.
  */
 export async function parseJson(bytes: Uint8Array): Promise<unknown> {
-  await inTurns(assertWithinBounds(bytes));
-  const text = await inTurns(decoded(bytes));
   try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new ServingError('invalid_request', `the body is not valid JSON: ${(cause as Error).message}`, { cause });
-  } finally {
-    // What parses a large body has had its turn, and those who validate it and use it come in another one.
-    if (bytes.length > STEP_BYTES) await new Turns().next();
-  }
-}
-
-/** The text of UTF-8, without a byte order mark. It yields between two steps. */
-function* decoded(bytes: Uint8Array): Generator<void, string> {
-  const decoder = new TextDecoder('utf-8', { fatal: true });
-  try {
-    let text = '';
-    for (let at = 0; at < bytes.length; at += STEP_BYTES) {
-      text += decoder.decode(bytes.subarray(at, at + STEP_BYTES), { stream: true });
-      yield;
-    }
-    return text + decoder.decode();
-  } catch (cause) {
-    throw new ServingError('invalid_request', 'the body is not valid UTF-8: send JSON in UTF-8', { cause });
+    const value = await inTurns(jsonSteps(bytes, JSON_LIMITS));
+    if (bytes.length > LARGE_BYTES) await new Turns().next();
+    return value;
+  } catch (error) {
+    if (!(error instanceof JsonError)) throw error;
+    throw new ServingError('invalid_request', `the body is not valid JSON: ${error.message}`, { cause: error });
   }
 }
