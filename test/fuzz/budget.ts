@@ -20,6 +20,7 @@ const WEIGHTS = {
   tokenizers: 1,
   'upload archives': 2,
   'upload JSON': 1,
+  'store rows': 2,
 } as const;
 export type Target = keyof typeof WEIGHTS;
 

@@ -259,6 +259,9 @@ describe('a completion goes on without context', () => {
       'retrieval_failed',
       answering(new ServingError('invalid_request', 'no encoder', { param: 'retriever' })),
     ],
+    ['the index is too large', 'index_too_large', answering(new ServingError('index_too_large', 'too large'))],
+    ['too many indexes are being loaded', 'over_budget', answering(new ServingError('saturated', 'busy'))],
+    ['all rows are damaged', 'rows_damaged', answering({ ...found, chunks: [], leftOut: 'damaged' })],
     ['the index is being replaced', 'retrieval_failed', answering(new ServingError('index_moved', 'moved'))],
   ])('a completion goes on without context where %s', async (_, reason, retrieval) => {
     const before = await degraded(reason);
@@ -271,6 +274,18 @@ describe('a completion goes on without context', () => {
     await expect.poll(() => degraded(reason)).toBe(before + 1);
   });
 });
+
+test.each(['damaged', 'too_large'] as const)(
+  'chunks stand in the prompt without those whose rows are %s, and the answer says so',
+  async (leftOut) => {
+    const { complete } = await fakeGateway({ token }, { retrieval: answering({ ...found, leftOut }) });
+    for (const mode of ['compressed', 'text']) {
+      const { rag, status } = await complete({ prompt: 'x', suffix: '', rag: { repo: 'shop', mode } });
+      expect(status).toBe(200);
+      expect(rag).toMatchObject({ degraded: `rows_${leftOut}`, chunks: [{ path: 'a.py' }, { path: 'b.py' }] });
+    }
+  },
+);
 
 describe('a retriever that encodes the query', () => {
   /** Takes 50 ms, and says at once which retriever it uses. */

@@ -132,3 +132,12 @@ test('what another gateway tells takes bounded memory, and a wrong form is passe
     expect(sessions.affinity('s', prompt([1]))).toEqual({});
   }
 });
+
+test('after ten times as many sessions as there is memory for, no more than the limit is remembered', () => {
+  const ids = Array.from({ length: 1_000 }, (_, i) => i);
+  const each = 1_024 + 4 * ids.length;
+  const sessions = new Sessions(50 * each);
+  for (let i = 0; i < 500; i++) sessions.servedBy(`s${i}`, 'w', prompt(ids));
+  const known = ids.slice(0, 500).filter((i) => sessions.affinity(`s${i}`, prompt(ids)).affinityWorker !== undefined);
+  expect(known).toHaveLength(50);
+});

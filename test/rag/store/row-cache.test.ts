@@ -100,3 +100,27 @@ test('a row that is larger than the whole cache is not kept, and evicts no other
   await texts(store, ['1']);
   expect(asked).toEqual([]);
 });
+
+test('after ten times as many rows as it has memory for, the cache holds no more than its limit', async () => {
+  const limitBytes = 200_000;
+  const large = {
+    contents: async (_repo: string, _fingerprint: string, ids: string[]) => {
+      asked.push(ids);
+      return ids.map(() => content('x'.repeat(5_000)));
+    },
+  } as unknown as Store;
+  const store = withRowCache(large, limitBytes);
+  const ids = Array.from({ length: 200 }, (_, i) => `${i}`); // of 10,000 bytes each
+  for (const id of ids) await store.contents('r', 'f', [id]);
+  asked.length = 0;
+  for (const id of ids.toReversed()) await store.contents('r', 'f', [id]);
+  const held = ids.length - asked.length;
+  expect(held).toBeGreaterThan(10);
+  expect(held * 10_000).toBeLessThanOrEqual(limitBytes);
+});
+
+test('the parts of a row are kept apart', async () => {
+  const store = withRowCache(bare, 1e6);
+  for (const part of ['text', 'vectors', undefined, 'text'] as const) await store.contents('r', 'f', ['1'], { part });
+  expect(asked).toHaveLength(3);
+});
