@@ -9,7 +9,8 @@ const ROOM = 4;
 const SERVICE_MS = 40;
 
 /**
- * Gateways over one set of workers that compute `ROOM` prompts at once. A gateway may have at most `roomOfEach` of them.
+ * Gateways over one set of workers that compute `ROOM` prompts at once.
+ * @param roomOfEach prompts that one gateway may have there.
  * @param delayMs of the news.
  */
 function system(
