@@ -1,16 +1,18 @@
 /** Two gateways, composed as the product is, over one Redis and the same workers. */
 import { createHash } from 'node:crypto';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type ApiKeys, loadApiKeys } from '../../services/gateway/tenants/api-keys.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { type Message, RedisChannel } from '../../services/lib/redis/channel.ts';
 import { RedisConnection } from '../../services/lib/redis/connection.ts';
 import { type FakeGateway, type FakeGatewayOptions, fakeGateway, spelling } from '../support/fake-gateway.ts';
 import type { FakeModel } from '../support/fake-workers.ts';
 import { type RedisServer, redisCli, startRedis } from '../support/redis.ts';
 
+const operations = () => readFile(join(PACKAGE_ROOT, 'deploy/OPERATIONS.md'), 'utf8');
 /** Longer than any machine needs. */
 const SOON = { timeout: 60_000, interval: 5 };
 const token = spelling('return self.items');
@@ -24,16 +26,16 @@ afterEach(async () => {
   await server.stop();
 });
 
-function connection() {
-  const redis = new RedisConnection(server.url);
+function connection(login = '') {
+  const redis = new RedisConnection(server.url.replace('://', `://${login}`));
   closers.push(() => redis.close());
   return redis;
 }
 
 /** Two gateways that hear each other. */
-async function pair(model: Partial<FakeModel>, options: FakeGatewayOptions = {}) {
-  const one = await fakeGateway({ token, ...model }, { ...options, redis: connection() });
-  const two = await fakeGateway({ token }, { ...options, redis: connection(), sameWorkers: one.workers });
+async function pair(model: Partial<FakeModel>, options: FakeGatewayOptions = {}, login = '') {
+  const one = await fakeGateway({ token, ...model }, { ...options, redis: connection(login) });
+  const two = await fakeGateway({ token }, { ...options, redis: connection(login), sameWorkers: one.workers });
   const heard: Message[] = [];
   const channel = new RedisChannel({
     redis: connection(),
@@ -138,6 +140,18 @@ describe('limits of a tenant', () => {
       expect(await ask(gateway, { prompt: 'x', session: 's' })).toMatchObject({ status: 200 });
     }
     for (const older of held) expect(await older).toMatchObject({ code: 'superseded' });
+  });
+
+  test('the rights of a gateway that OPERATIONS.md lists are enough, and let it write nothing of an index', async () => {
+    const [, rights = ''] = /\*\*ACLs\.\*\* The gateway needs `([^`]+)`/.exec(await operations())!;
+    await redisCli(server.port, 'ACL', 'SETUSER', 'gateway', 'on', '>word', ...rights.split(/\s+/));
+    const keys = await keysOf({ tokens_per_minute: 25 });
+    const { one, two } = await pair({}, { keys }, 'gateway:word@');
+    const payload = { prompt: Array(10).fill(5), max_tokens: 10, ignore_eos: true };
+    expect(await ask(one, payload)).toMatchObject({ status: 200 });
+    expect(await ask(two, payload)).toMatchObject({ status: 429, code: 'quota_exceeded' });
+    const redis = connection('gateway:word@');
+    await expect(redis.run((client) => client.hset('llavacode:1:{shop}:index', 'head', 'x'))).rejects.toThrow('NOPERM');
   });
 
   test('a tenant without limits leaves nothing in Redis', async () => {

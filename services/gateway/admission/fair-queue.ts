@@ -39,7 +39,9 @@ interface Tenant<E> {
   served: number;
 }
 
-/** Most that a tenant is behind because of what it was served elsewhere, in cost / weight: 64 sequences of 2,000 tokens. */
+/**
+ * Most that a tenant is behind because of what it was served elsewhere, in cost / weight: 64 sequences of 2,000 tokens.
+ */
 const LARGEST_DEBT = 128_000;
 
 export class FairQueue<E extends Waiting> {

@@ -1,19 +1,7 @@
 /** What one completion asks of its tenant's limits, as far as that is known before it is tokenized. */
 import { ServingError } from '../../lib/process/errors.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
-import type { TenantLimits } from './token-quota.ts';
-
-export interface Demand {
-  /** Names the request among those of all gateways. */
-  readonly id: string;
-  readonly tenant: string;
-  readonly limits: TenantLimits;
-  /** Key of its session, without spaces. */
-  readonly session: string | undefined;
-  readonly sequences: number;
-  /** Tokens that are reserved until it is known what it took; 0 where the tenant has no limit on tokens. */
-  readonly reserved: number;
-}
+import type { Demand, TenantLimits } from './token-quota.ts';
 
 /** Sequences that a request asks for. */
 export const sequencesOf = ({ prompts, bestOf }: Pick<CompletionRequest, 'prompts' | 'bestOf'>) =>

@@ -9,9 +9,9 @@ import { startLateTimer } from '../../lib/async/late-timer.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { CompletionRequest } from '../request.ts';
-import { type Demand, demandOf } from './demand.ts';
+import { demandOf } from './demand.ts';
 import type { TenantLedger } from './tenant-ledger.ts';
-import { refusalOf, type Standing, TenantAccounts, type TenantLimits } from './token-quota.ts';
+import { type Demand, refusalOf, type Standing, TenantAccounts, type TenantLimits } from './token-quota.ts';
 
 export interface TenantQuotaOptions {
   /** undefined where the limits are this gateway's own. */

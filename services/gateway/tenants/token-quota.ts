@@ -7,7 +7,6 @@
  * for all gateways in Redis.
  */
 import { ServingError } from '../../lib/process/errors.ts';
-import type { Demand } from './demand.ts';
 
 export interface TenantLimits {
   /** Sequences (prompts × best_of) in flight at once. */
@@ -17,6 +16,19 @@ export interface TenantLimits {
 }
 
 export const UNLIMITED: TenantLimits = {};
+
+/** What a request asks of its tenant's account. */
+export interface Demand {
+  /** Names the request among those of all gateways. */
+  readonly id: string;
+  readonly tenant: string;
+  readonly limits: TenantLimits;
+  /** Key of its session, without spaces. */
+  readonly session: string | undefined;
+  readonly sequences: number;
+  /** Tokens that are reserved until it is known what it took; 0 where the tenant has no limit on tokens. */
+  readonly reserved: number;
+}
 
 /** What a request finds in the account of its tenant. */
 export interface Standing {

@@ -208,3 +208,36 @@ describe('who has to go', () => {
     expect(queue.victims(calm, 5)).toBeUndefined();
   });
 });
+
+describe('what a tenant was served elsewhere', () => {
+  const one = (tenant: string, id: number, cost = 10): Entry =>
+    entry({ tenant, priority: 0, tokens: cost, sequences: 1, sequenceCost: 0, id });
+
+  test('a tenant that was served elsewhere comes later here, by as much as that is in its share', () => {
+    const queue = new FairQueue<Entry>((tenant) => (tenant === 'a' ? 2 : 1));
+    for (let i = 0; i < 12; i++) queue.add(one(i % 2 ? 'b' : 'a', i));
+    queue.charge('a', 60); // 30 of its share: b is served three times before it is a's turn
+    expect(
+      drained(queue)
+        .slice(0, 6)
+        .map(({ tenant }) => tenant),
+    ).toEqual(['b', 'b', 'b', 'a', 'b', 'a']);
+  });
+
+  test('nobody owes anything for what was served while nobody waited', () => {
+    const queue = new FairQueue<Entry>();
+    for (let i = 0; i < 100; i++) queue.charge('a', 1_000);
+    for (let i = 0; i < 6; i++) queue.add(one(i < 3 ? 'a' : 'b', i));
+    expect(drained(queue).map(({ tenant }) => tenant)).toEqual(['a', 'b', 'a', 'b', 'a', 'b']);
+  });
+
+  test('a debt has a bound, which service here does not lift', () => {
+    const queue = new FairQueue<Entry>();
+    queue.add(one('b', 0));
+    for (let i = 0; i < 100; i++) queue.charge('a', 100_000);
+    queue.add(one('a', 1));
+    for (let i = 2; i < 20; i++) queue.add(one('b', i, 16_000));
+    const order = drained(queue).map(({ tenant }) => tenant);
+    expect(order.indexOf('a')).toBe(9); // after b has got 10 + 8 × 16,000, which is more than 128,000
+  });
+});

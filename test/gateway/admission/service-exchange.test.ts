@@ -9,7 +9,8 @@ const ROOM = 4;
 const SERVICE_MS = 40;
 
 /**
- * Gateways over one set of workers that compute `ROOM` prompts at once. A gateway may have at most `roomOfEach` of them.
+ * Gateways over one set of workers that compute `ROOM` prompts at once.
+ * @param roomOfEach prompts that one gateway may have there.
  * @param delayMs of the news.
  */
 function system(
@@ -46,6 +47,8 @@ function system(
       prefillBacklog: 0,
       prefillTokensPerSecond: 0,
       fits: () => true,
+      placeOneMore: () => undefined,
+      decodeRoom: () => [],
       reaches: true,
       place: (): Placement | undefined => {
         if (!pool.reaches || computing >= ROOM || own >= roomOfEach) return undefined;
@@ -58,7 +61,7 @@ function system(
           const first = Math.floor(nowMs * 7) % listeners.length;
           for (let i = 0; i < listeners.length; i++) listeners[(first + i) % listeners.length]!();
         });
-        return {} as Placement;
+        return { prefill: { address: 'w' } } as Placement;
       },
     };
     const exchange: ServiceExchange = new ServiceExchange({
@@ -81,6 +84,7 @@ function system(
       targetTtftMs: 1e9,
       queueOrder: 'fifo',
       connectTimeoutMs: 5,
+      preemptAfterMs: 1e9,
       exchange,
       now: () => nowMs,
     });
@@ -97,7 +101,8 @@ function system(
     const ask = () => {
       const prompt = {
         promptTokens,
-        decodes: 1,
+        continues: true,
+        choices: 1,
         positions: promptTokens + 100,
         tenant,
         priority: 0,
@@ -199,7 +204,16 @@ describe('two gateways over the same workers', () => {
     await run(10_000);
     expect(messages()).toBe(0);
     await members[0]!.dispatcher.place(
-      { promptTokens: 1, decodes: 1, positions: 2, tenant: 'a', priority: 0, remainingMs: 1e9, isReplay: false },
+      {
+        promptTokens: 1,
+        continues: true,
+        choices: 1,
+        positions: 2,
+        tenant: 'a',
+        priority: 0,
+        remainingMs: 1e9,
+        isReplay: false,
+      },
       new AbortController().signal,
     );
     await run(10_000);

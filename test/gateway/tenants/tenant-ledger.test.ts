@@ -1,8 +1,8 @@
 /** The accounts in a real Redis, against a model of them in a few lines. */
 import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import type { Demand } from '../../../services/gateway/tenants/demand.ts';
 import { type LedgerStanding, TenantLedger } from '../../../services/gateway/tenants/tenant-ledger.ts';
+import type { Demand } from '../../../services/gateway/tenants/token-quota.ts';
 import { RedisConnection } from '../../../services/lib/redis/connection.ts';
 import { type RedisServer, redisCli, startRedis } from '../../support/redis.ts';
 import { startCluster } from '../../support/redis-topologies.ts';

@@ -1,9 +1,9 @@
 /** What a gateway does with the accounts of all gateways, and without them. */
 import { describe, expect, test, vi } from 'vitest';
 import { COMPLETION_DEFAULTS } from '../../../services/gateway/request.ts';
-import type { Demand } from '../../../services/gateway/tenants/demand.ts';
 import type { LedgerStanding } from '../../../services/gateway/tenants/tenant-ledger.ts';
 import { TenantQuota } from '../../../services/gateway/tenants/tenant-quota.ts';
+import type { Demand } from '../../../services/gateway/tenants/token-quota.ts';
 import { keepingLog } from '../../support/keeping-log.ts';
 
 const LIMITS = { maxInflight: 4, tokensPerMinute: 1_000 };

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { Demand } from '../../../services/gateway/tenants/demand.ts';
+import type { Demand } from '../../../services/gateway/tenants/token-quota.ts';
 import { refusalOf, TenantAccounts, type TenantLimits } from '../../../services/gateway/tenants/token-quota.ts';
 
 const LIMITS = { tokensPerMinute: 600 };

@@ -9,8 +9,9 @@
  *   llavacode:1:{REPO}:lock          token of the indexer at work, with a time to live
  *   llavacode:1:repos:{TENANT}       set of the REPOs that a tenant has published
  *
- * Only the lock expires. A server that evicts drops whole keys. The set of repositories then shows that a published
- * index is gone, and chunks that are gone are missing from their hash: both are reported as errors, never passed over.
+ * Other keys of gateways are in gateway/tenants/tenant-ledger.ts. Of these only the lock expires. A server that evicts
+ * drops whole keys. The set of repositories then shows that a published index is gone, and chunks that are gone are
+ * missing from their hash: both are reported as errors, never passed over.
  */
 import { tenantOf } from './repo-key.ts';
 
