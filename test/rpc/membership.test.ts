@@ -155,6 +155,25 @@ describe('strangers', () => {
     expect(arrived).toEqual([]);
   });
 
+  test.each([
+    ['makes one up', () => Buffer.alloc(32, 1)],
+    ["repeats the server's", (answer: Buffer) => answer.subarray(32)],
+  ])('a caller that knows how proofs go and %s is not let in', async (_, proofAfter) => {
+    const { address, lines } = await serve(ours);
+    const socket = open(address);
+    socket.write(Buffer.concat([Buffer.from('llavacode-membership/1\r\n'), Buffer.alloc(32)]));
+    const [answer] = (await once(socket, 'data')) as [Buffer];
+    expect(answer).toHaveLength(64);
+    let more = 0;
+    socket.on('data', (bytes: Buffer) => {
+      more += bytes.length;
+    });
+    socket.write(Buffer.concat([proofAfter(answer), Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')]));
+    await once(socket, 'close');
+    expect(more).toBe(0);
+    expect(lines).toEqual([expect.objectContaining({ reason: 'its proof is wrong' })]);
+  });
+
   test('bytes that are no gRPC end the connection and harm nobody', async () => {
     const { address, arrived } = await serve(ours);
     for (const bytes of [
@@ -171,12 +190,13 @@ describe('strangers', () => {
   });
 
   test('connections that say nothing keep no member out', async () => {
-    const { address } = await serve(ours);
+    const { address, lines } = await serve(ours);
     const silent = Array.from({ length: 400 }, () => open(address));
     const closed = silent.map((socket) => once(socket.resume(), 'close'));
     await Promise.all(silent.map((socket) => once(socket, 'connect')));
     await kvClient(address, ours).renew('a', NEVER);
     await Promise.all(closed.slice(0, 100)); // the oldest had to go
+    expect(lines).toEqual([expect.objectContaining({ reason: expect.stringContaining('more than 256 connections') })]);
   });
 });
 

@@ -40,11 +40,17 @@ export async function listenForMembers(
   /** The oldest first. */
   const unproven = new Set<Socket>();
   const meet = async (socket: Socket) => {
-    const timer = setTimeout(() => socket.destroy(), PROOF_TIMEOUT_MS);
+    const timer = setTimeout(
+      () => socket.destroy(new Error(`it did not prove within ${PROOF_TIMEOUT_MS} ms that it knows the secret`)),
+      PROOF_TIMEOUT_MS,
+    );
     unproven.add(socket);
-    socket.once('close', () => unproven.delete(socket));
+    socket.once('close', () => {
+      clearTimeout(timer);
+      unproven.delete(socket);
+    });
     const oldest = unproven.size > MOST_UNPROVEN ? [...unproven][0] : undefined;
-    oldest?.destroy();
+    oldest?.destroy(new Error(`more than ${MOST_UNPROVEN} connections wait to prove that they know the secret`));
     const from = formatHostPort(socket.remoteAddress ?? '', socket.remotePort ?? 0);
     try {
       if ((await meetCaller(socket, secret)) === 'member') {
