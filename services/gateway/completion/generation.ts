@@ -11,7 +11,6 @@ import type { Dispatcher } from '../admission/dispatcher.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { Attempt, type AttemptRequest, FINISHED, type Step } from './attempt.ts';
-import { echoOf } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertReplayable, pauseBeforeReplay } from './replay.ts';
 import type { CompletionConfig } from './settings.ts';
@@ -134,16 +133,13 @@ export class Generation {
 
   /** @param previousFirst settles when the first token of the choice before is out. */
   async #emitFirst({ task, indices, attempt }: Round, i: number, previousFirst: Promise<unknown>): Promise<void> {
-    const { request, promptIndex, prompt } = task;
+    const { request } = task;
     const { tokens, promptLogprobs } = await attempt.first;
     await previousFirst;
     if (request.echo) await nextTurn();
     const index = indices[i]!;
     const choice = task.choices[index]!;
-    if (request.echo && choice.ids.length === 0) {
-      const logprobs = promptLogprobs.map((token) => readToken(token, true));
-      choice.echo(echoOf(request, promptIndex, prompt, logprobs, this.#parts.tokenizer));
-    }
+    if (request.echo && choice.ids.length === 0) choice.echo(promptLogprobs);
     await emit(task, index, request.maxTokens === 0 ? [] : [tokens[i]!]);
   }
 

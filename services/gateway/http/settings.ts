@@ -12,7 +12,9 @@ export const HTTP_SETTINGS = {
   maxConnections: whole(1).default(4096).describe('connections that the gateway holds at once; more are closed'),
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
-    .describe('time that a client gets to send the headers of a request, and then again for its body, in ms'),
+    .describe(
+      'time that a client gets to send the headers of a request, again for its body, and again for what is left of it after an early answer, in ms',
+    ),
   keepAliveTimeoutMs: milliseconds(1)
     .default(620_000)
     .describe(
