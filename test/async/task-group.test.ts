@@ -1,4 +1,5 @@
-import { expect, test } from 'vitest';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { expect, onTestFinished, test } from 'vitest';
 import { runTogether } from '../../services/lib/async/task-group.ts';
 
 const never = new AbortController().signal;
@@ -29,4 +30,17 @@ test('the callers signal ends all tasks with its reason', async () => {
   const reason = new Error('the client hung up');
   caller.abort(reason);
   await expect(together).rejects.toBe(reason);
+});
+
+test('as many tasks as there are choices may wait for one signal without a warning', async () => {
+  const warnings: string[] = [];
+  const warn = ({ name }: Error) => void warnings.push(name);
+  process.on('warning', warn);
+  onTestFinished(() => void process.off('warning', warn));
+  const caller = new AbortController();
+  const together = runTogether(caller.signal, (live) => Array.from({ length: 128 }, () => untilAborted(live)));
+  caller.abort(new Error('over'));
+  await expect(together).rejects.toThrow('over');
+  await nextTurn(); // warnings are told in a later turn
+  expect(warnings).toEqual([]);
 });

@@ -35,11 +35,14 @@ export interface ChoiceDelta {
   /** Index of the prompt within the request, and of the choice within the prompt. */
   readonly prompt: number;
   readonly choice: number;
+  /** The echoed prompt included. */
   readonly text: string;
   readonly tokenIds: readonly number[];
   /** Token ids of the prompt; in the first delta only. */
   readonly promptTokenIds: readonly number[] | undefined;
-  /** One report per token of the text, the echoed prompt included; undefined where the request asks for none. */
+  /** The echoed prompt, whose reports stand before the others; in the first delta only. */
+  readonly echo?: Echo | undefined;
+  /** One report per token of the output; undefined where the request asks for none. */
   readonly reports: readonly TokenReport[] | undefined;
   readonly finishReason: FinishReason | null;
 }
@@ -55,14 +58,57 @@ export interface ChoiceRules {
   readonly bytes: (id: number) => Uint8Array;
   /** Whether a token is left out of the text, as special tokens are. */
   readonly skip: (id: number) => boolean;
+  /** The prompt to give back, made of its logprobs: the same for all choices of a prompt. */
+  readonly echo: (logprobs: readonly SampledToken[]) => Echo;
   /** The text before the choice, if its lines end in `\r\n`: then those of the choice do, too. */
   readonly crlfAfter: string | undefined;
 }
 
-/** The prompt, as it is given back in front of a choice. */
-export interface Echo {
+/**
+ * The prompt, as it is given back in front of each of its choices. All of them share one, which makes its reports when
+ * they are first read: a prompt may have 100,000 tokens with 6 candidates each.
+ */
+export class Echo {
   readonly text: string;
   readonly tokens: readonly SampledToken[];
+  /** Unicode characters of the text. */
+  readonly length: number;
+  readonly #bytes: (id: number) => Uint8Array;
+  readonly #detokenizer: Detokenizer;
+  readonly #reports: TokenReport[] = [];
+  /** Unicode characters of the tokens that have been reported. */
+  #offset = 0;
+
+  constructor(text: string, tokens: readonly SampledToken[], bytes: (id: number) => Uint8Array) {
+    this.text = text;
+    this.tokens = tokens;
+    this.length = characters(text);
+    this.#bytes = bytes;
+    this.#detokenizer = new Detokenizer(bytes, () => false);
+  }
+
+  /** One report per token. */
+  *reports(): Generator<TokenReport> {
+    for (let i = 0; i < this.tokens.length; i++) {
+      if (i === this.#reports.length) this.#reports.push(this.#reportNext(this.tokens[i]!));
+      yield this.#reports[i]!;
+    }
+  }
+
+  #reportNext(token: SampledToken): TokenReport {
+    const piece = this.#detokenizer.push(token.id);
+    const offset = this.#offset + this.#detokenizer.leftover;
+    this.#offset += characters(piece);
+    const report = reportOf(token, offset, this.#bytes);
+    return this.#reports.length === 0 ? { ...report, candidates: undefined } : report;
+  }
+}
+
+/** @param textOffset of the token's own text, in characters. */
+function reportOf(token: SampledToken, textOffset: number, bytes: (id: number) => Uint8Array): TokenReport {
+  const candidate = ({ id, logprob = 0 }: SampledToken): Candidate => ({ id, bytes: bytes(id), logprob });
+  const candidates = [candidate(token), ...(token.top ?? []).map(candidate)] as const;
+  return { id: token.id, bytes: bytes(token.id), candidates, textOffset };
 }
 
 export class Choice {
@@ -87,9 +133,12 @@ export class Choice {
     this.#promptTokenIds = promptTokenIds;
   }
 
-  /** Puts the prompt in front of the first delta. */
-  echo(echo: Echo): void {
-    this.#echo = echo;
+  /**
+   * Puts the prompt in front of the first delta.
+   * @param logprobs one per prompt position, or none.
+   */
+  echo(logprobs: readonly SampledToken[]): void {
+    this.#echo = this.#rules.echo(logprobs);
   }
 
   get finished(): boolean {
@@ -111,10 +160,13 @@ export class Choice {
    * @param reported finish reason that the worker gives for the last of them.
    */
   push(tokens: readonly SampledToken[], reported?: FinishReason): ChoiceDelta {
-    const { prompt, choice, maxTokens, wantLogprobs } = this.#rules;
+    const { prompt, choice, maxTokens, wantLogprobs, bytes } = this.#rules;
     const reports: TokenReport[] = [];
     const tokenIds: number[] = [];
-    let text = this.#takeEcho(reports);
+    const echo = this.#echo;
+    this.#echo = undefined;
+    if (echo) this.#offset = echo.length;
+    let text = echo?.text ?? '';
     const promptTokenIds = this.#promptTokenIds;
     this.#promptTokenIds = undefined;
     if (maxTokens === 0) this.#finish = 'length';
@@ -123,7 +175,7 @@ export class Choice {
       tokenIds.push(token.id);
       this.#logprobSum += token.logprob ?? 0;
       const piece = this.#detokenizer.push(token.id);
-      if (wantLogprobs) reports.push(this.#report(token, this.#offset + this.#detokenizer.leftover));
+      if (wantLogprobs) reports.push(reportOf(token, this.#offset + this.#detokenizer.leftover, bytes));
       text += this.#take(token.id, this.#crlf?.push(piece) ?? piece);
     }
     if (!this.finished && reported !== undefined) text += this.#end(reported);
@@ -134,6 +186,7 @@ export class Choice {
       text,
       tokenIds,
       promptTokenIds,
+      echo,
       reports: wantLogprobs ? reports : undefined,
       finishReason,
     };
@@ -156,31 +209,6 @@ export class Choice {
     this.#finish = this.#stops.stopped ? 'stop' : reason;
     return text;
   }
-
-  #takeEcho(reports: TokenReport[]): string {
-    const echo = this.#echo;
-    this.#echo = undefined;
-    if (echo === undefined) return '';
-    const detokenizer = new Detokenizer(this.#rules.bytes, () => false);
-    for (const [i, token] of echo.tokens.entries()) {
-      const piece = detokenizer.push(token.id);
-      if (this.#rules.wantLogprobs) reports.push(this.#report(token, this.#offset + detokenizer.leftover, i === 0));
-      this.#offset += characters(piece);
-    }
-    this.#offset = characters(echo.text);
-    return echo.text;
-  }
-
-  /**
-   * @param textOffset of the token's own text, in characters.
-   * @param unpredicted whether it is the first token of a text, which nothing predicts.
-   */
-  #report(token: SampledToken, textOffset: number, unpredicted = false): TokenReport {
-    const { bytes } = this.#rules;
-    const candidate = ({ id, logprob = 0 }: SampledToken): Candidate => ({ id, bytes: bytes(id), logprob });
-    const candidates = [candidate(token), ...(token.top ?? []).map(candidate)] as const;
-    return { id: token.id, bytes: bytes(token.id), candidates: unpredicted ? undefined : candidates, textOffset };
-  }
 }
 
 /** Tokens at the end of a prompt of ids whose text is read. */
@@ -202,8 +230,14 @@ export function choicesOf(
   const promptTokenIds = Array.from(prompt.ids);
   const before = endOf(request.prompts[promptIndex]!, tokenizer);
   const crlfAfter = usesCrlf(before, request.suffix ?? '') ? before : undefined;
+  let shared: Echo | undefined;
+  const echo = (logprobs: readonly SampledToken[]) => {
+    shared ??= echoOf(request, promptIndex, prompt, logprobs, tokenizer);
+    return shared;
+  };
   return Array.from({ length: request.bestOf }, (_, choice) => {
     const rules = {
+      echo,
       prompt: promptIndex,
       choice,
       maxTokens: request.maxTokens,
@@ -235,5 +269,6 @@ export function echoOf(
   const leading = leadingIds(tokenizer, { prompt: input, addSpecialTokens: request.addSpecialTokens }, false).length;
   const ids = Array.from(prompt.ids).slice(leading);
   const own = logprobs.slice(leading);
-  return { text: asSent ?? tokenizer.decode(ids), tokens: ids.map((id, i) => ({ ...own[i], id })) };
+  const tokens = ids.map((id, i) => ({ ...own[i], id }));
+  return new Echo(asSent ?? tokenizer.decode(ids), tokens, (id) => tokenizer.bytes(id));
 }

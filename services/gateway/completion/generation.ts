@@ -13,7 +13,7 @@ import type { Grant } from '../admission/queued-prompt.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { Attempt, type AttemptRequest, FINISHED } from './attempt.ts';
-import { type Choice, echoOf } from './choice.ts';
+import type { Choice } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './replay.ts';
 import type { CompletionConfig } from './settings.ts';
@@ -198,7 +198,7 @@ export class Generation {
   /** @param previousFirst settles when the first token of the choice before is out. */
   async #emitFirst({ part, attempt }: Round, i: number, previousFirst: Promise<unknown>): Promise<void> {
     const { task, indices, echo } = part;
-    const { request, promptIndex, prompt } = task;
+    const { request } = task;
     const { tokens, promptLogprobs } = await attempt.first;
     await previousFirst;
     if (request.echo) await nextTurn();
@@ -206,7 +206,7 @@ export class Generation {
     const choice = task.choices[index]!;
     if (request.echo && choice.ids.length === 0) {
       echo.logprobs ??= promptLogprobs.map((token) => readToken(token, true));
-      choice.echo(echoOf(request, promptIndex, prompt, echo.logprobs, this.#parts.tokenizer));
+      choice.echo(echo.logprobs);
     }
     await emit(task, index, request.maxTokens === 0 ? [] : [tokens[i]!]);
   }

@@ -21,6 +21,7 @@ import { Deferred } from '../../lib/async/deferred.ts';
 import { runTogether } from '../../lib/async/task-group.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { CompletionRequest } from '../request.ts';
+import { assertAnswerFits } from './answer-size.ts';
 import type { Choice } from './choice.ts';
 import { Generation, type GenerationParts } from './generation.ts';
 import { Preparation, type PreparationParts, type PromptTask, type RequestScope } from './preparation.ts';
@@ -51,6 +52,8 @@ export class Journey {
     assertKnownIds(request, tokenizer.vocabSize);
     const samplings = samplingsOf(request, format, request.seed ?? randomInt(2 ** 48 - 1));
     const tasks = await this.#prepareAll(request, samplings, scope);
+    const promptTokens = tasks.map(({ prompt }) => prompt.ids.length);
+    assertAnswerFits(request, promptTokens);
     return runTogether(scope.signal, (signal) => {
       let previousPlaced: Promise<void> = Promise.resolve();
       return tasks.map((task) => {

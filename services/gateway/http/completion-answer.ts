@@ -1,10 +1,11 @@
 /** Bodies of answers of `/v1/completions`, in OpenAI's shape, with the fields that this gateway adds. */
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import type { Timeline } from '../../lib/request/timeline.ts';
-import type { Choice, ChoiceDelta, TokenReport } from '../completion/choice.ts';
+import type { Choice, ChoiceDelta, Echo, TokenReport } from '../completion/choice.ts';
 import type { Usage } from '../completion/request-record.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { CompletionRequest } from '../request.ts';
+import { LazyList } from './json.ts';
 
 /** The fields that every body of one answer begins with. */
 export interface AnswerHead {
@@ -18,10 +19,10 @@ export interface AnswerHead {
 
 /** One entry per token in each list; offsets count Unicode characters from the start of the choice's text. */
 interface LogprobsBody {
-  readonly tokens: readonly string[];
-  readonly token_logprobs: readonly (number | null)[];
-  readonly top_logprobs: readonly (Readonly<Record<string, number>> | null)[];
-  readonly text_offset: readonly number[];
+  readonly tokens: LazyList<string>;
+  readonly token_logprobs: LazyList<number | null>;
+  readonly top_logprobs: LazyList<Readonly<Record<string, number>> | null>;
+  readonly text_offset: LazyList<number>;
 }
 
 interface ChoiceBody {
@@ -57,14 +58,24 @@ export const usageBody = (head: AnswerHead, usage: Usage, timeline?: Timeline) =
   ...(timeline && { timeline }),
 });
 
+/** A choice so far. */
+type Gathered = ChoiceDelta & { tokenIds: number[]; reports: TokenReport[] | undefined };
+
 /** Gathers the deltas of a whole answer. */
 export class AnswerCollector {
-  readonly #deltas = new Map<string, ChoiceDelta>();
+  readonly #choices = new Map<string, Gathered>();
 
   add(delta: ChoiceDelta): void {
     const key = `${delta.prompt}.${delta.choice}`;
-    const before = this.#deltas.get(key);
-    this.#deltas.set(key, before === undefined ? delta : joined(before, delta));
+    const { tokenIds, reports, text, finishReason } = delta;
+    const before = this.#choices.get(key);
+    before?.tokenIds.push(...tokenIds);
+    before?.reports?.push(...(reports ?? []));
+    this.#choices.set(key, {
+      ...(before ?? { ...delta, tokenIds: [...tokenIds], reports: reports && [...reports] }),
+      text: (before?.text ?? '') + text,
+      finishReason,
+    });
   }
 
   /** @param choices prompt by prompt; the `n` with the highest mean logprob are kept of each prompt's `best_of`. */
@@ -76,7 +87,9 @@ export class AnswerCollector {
     rag?: ContextReport,
   ) {
     const kept = choices.flatMap((promptChoices, prompt) =>
-      bestOf(promptChoices, request.n).map((choice) => this.#deltas.get(`${prompt}.${promptChoices.indexOf(choice)}`)!),
+      bestOf(promptChoices, request.n).map(
+        (choice) => this.#choices.get(`${prompt}.${promptChoices.indexOf(choice)}`)!,
+      ),
     );
     return {
       ...head,
@@ -96,29 +109,42 @@ function choiceBody(index: number, request: CompletionRequest, delta: ChoiceDelt
   return {
     index,
     text: delta.text,
-    logprobs: delta.reports ? logprobsOf(delta.reports) : null,
+    logprobs: delta.reports ? logprobsOf(delta.reports, delta.echo) : null,
     finish_reason: delta.finishReason,
     ...(request.returnTokenIds && { token_ids: delta.tokenIds }),
     ...(request.returnTokenIds && delta.promptTokenIds && { prompt_token_ids: delta.promptTokenIds }),
   };
 }
 
-function logprobsOf(reports: readonly TokenReport[]): LogprobsBody {
+function logprobsOf(reports: readonly TokenReport[], echo: Echo | undefined): LogprobsBody {
+  const list = <T>(item: (report: TokenReport) => T) =>
+    new LazyList(function* () {
+      for (const report of echo?.reports() ?? []) yield item(report);
+      for (const report of reports) yield item(report);
+    });
   return {
-    tokens: reports.map(({ bytes }) => tokenName(bytes)),
-    token_logprobs: reports.map(({ candidates }) => candidates?.[0].logprob ?? null),
-    top_logprobs: reports.map(({ candidates }) =>
+    tokens: list(({ bytes }) => tokenName(bytes)),
+    token_logprobs: list(({ candidates }) => candidates?.[0].logprob ?? null),
+    top_logprobs: list(({ candidates }) =>
       candidates ? Object.fromEntries(candidates.map(({ bytes, logprob }) => [tokenName(bytes), logprob])) : null,
     ),
-    text_offset: reports.map(({ textOffset }) => textOffset),
+    text_offset: list(({ textOffset }) => textOffset),
   };
 }
 
+/** Names of tokens, by the bytes that the tokenizer holds: one per token of the vocabulary. */
+const tokenNames = new WeakMap<Uint8Array, string>();
+
 /** A token's text, or its bytes as OpenAI writes them where they are not whole characters. */
 function tokenName(bytes: Uint8Array): string {
-  const text = Buffer.from(bytes).toString('utf8');
-  if (Buffer.from(text).equals(bytes)) return text;
-  return `bytes:${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`;
+  let name = tokenNames.get(bytes);
+  if (name === undefined) {
+    const text = Buffer.from(bytes).toString('utf8');
+    const escaped = () => Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('');
+    name = Buffer.from(text).equals(bytes) ? text : `bytes:${escaped()}`;
+    tokenNames.set(bytes, name);
+  }
+  return name;
 }
 
 const usageOf = ({ promptTokens, completionTokens, cachedTokens, softTokens }: Usage) => ({
@@ -140,14 +166,3 @@ const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
   index_version: indexVersion,
   degraded,
 });
-
-/** Two deltas of one choice as one. */
-function joined(a: ChoiceDelta, b: ChoiceDelta): ChoiceDelta {
-  return {
-    ...a,
-    text: a.text + b.text,
-    tokenIds: [...a.tokenIds, ...b.tokenIds],
-    finishReason: b.finishReason,
-    reports: a.reports && b.reports && [...a.reports, ...b.reports],
-  };
-}

@@ -12,10 +12,12 @@ export const HTTP_SETTINGS = {
   maxConnections: whole(1).default(4096).describe('connections that the gateway holds at once; more are closed'),
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
-    .describe('time that a client gets to send the headers of a request, and then again for its body, in ms'),
+    .describe(
+      'time that a client gets to send the headers of a request, again for its body, and again for what is left of it after an early answer, in ms',
+    ),
   slowReaderMs: milliseconds(1)
     .default(30_000)
-    .describe('time for which a client may take nothing of a stream while events wait for it, in ms'),
+    .describe('time for which a client may take nothing of an answer that waits for it, in ms'),
   keepAliveTimeoutMs: milliseconds(1)
     .default(620_000)
     .describe(

@@ -1,4 +1,5 @@
 /** Tasks that run side by side, and of which none outlives the others' failure. */
+import { setMaxListeners } from 'node:events';
 
 /**
  * Runs tasks side by side. When one fails, the others are aborted with its error. All have ended when this returns.
@@ -7,7 +8,9 @@
  */
 export async function runTogether<T>(signal: AbortSignal, start: (live: AbortSignal) => Promise<T>[]): Promise<T[]> {
   const failed = new AbortController();
-  const tasks = start(AbortSignal.any([signal, failed.signal]));
+  const live = AbortSignal.any([signal, failed.signal]);
+  setMaxListeners(0, live); // by design it has a listener for each task that waits
+  const tasks = start(live);
   for (const task of tasks) task.catch((error) => failed.abort(error));
   await Promise.allSettled(tasks);
   failed.signal.throwIfAborted();

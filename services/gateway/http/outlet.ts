@@ -1,0 +1,69 @@
+/** What goes out on a response, as fast as its client reads. */
+import { once } from 'node:events';
+import type { ServerResponse } from 'node:http';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { ServingError } from '../../lib/process/errors.ts';
+
+export class Outlet {
+  readonly #response: ServerResponse;
+  readonly #signal: AbortSignal;
+  readonly #slowReaderMs: number;
+  /** One wait for all who wait: a stream of 128 choices would add 128 listeners to response and signal. */
+  #drained: Promise<unknown> | undefined;
+
+  /**
+   * @param signal ends the wait for a client that does not read.
+   * @param slowReaderMs how long a client may take not a byte of what waits for it, in ms.
+   */
+  constructor(response: ServerResponse, signal: AbortSignal, slowReaderMs: number) {
+    this.#response = response;
+    this.#signal = signal;
+    this.#slowReaderMs = slowReaderMs;
+  }
+
+  /**
+   * Sends a text, and waits while the client reads more slowly than we write.
+   * @throws ServingError slow_reader; the signal's reason.
+   */
+  async send(text: string): Promise<void> {
+    this.#signal.throwIfAborted();
+    if (this.#response.write(text)) return;
+    this.#drained ??= this.#waitForDrain().finally(() => {
+      this.#drained = undefined;
+    });
+    await this.#drained;
+  }
+
+  /** The socket's own timer tells whether a client reads: each byte that it takes starts the timer anew. */
+  async #waitForDrain(): Promise<void> {
+    const response = this.#response;
+    const slow = new AbortController();
+    const cut = () => {
+      const message = `the client took nothing of its answer for ${this.#slowReaderMs} ms (--slow-reader-ms)`;
+      slow.abort(new ServingError('slow_reader', message));
+    };
+    response.once('timeout', cut);
+    response.setTimeout(this.#slowReaderMs);
+    const live = AbortSignal.any([this.#signal, slow.signal]);
+    try {
+      await once(response, 'drain', { signal: live });
+    } catch (error) {
+      live.throwIfAborted();
+      throw error;
+    } finally {
+      response.setTimeout(0);
+      response.removeListener('timeout', cut);
+    }
+  }
+
+  /**
+   * Sends what is made piece by piece, each in a turn of the event loop of its own.
+   * @throws ServingError slow_reader; the signal's reason.
+   */
+  async sendPieces(pieces: Iterable<string>): Promise<void> {
+    for (const piece of pieces) {
+      await this.send(piece);
+      await nextTurn();
+    }
+  }
+}
