@@ -338,7 +338,10 @@ describe('a tar', () => {
 
   test('an extended header of a tar is refused while it comes if it is larger than one file needs', async () => {
     const tar = (bytes: number) =>
-      tarOf([{ name: 'a.py', content: 'x', pax: { comment: 'c'.repeat(bytes) } }, { name: 'b.py', content: 'y' }]);
+      tarOf([
+        { name: 'a.py', content: 'x', pax: { comment: 'c'.repeat(bytes) } },
+        { name: 'b.py', content: 'y' },
+      ]);
     expect((await read('tar', await tar(100_000))).texts).toEqual({ 'a.py': 'x', 'b.py': 'y' });
     for (const format of ['tar', 'tar.gz'] as const) {
       const bytes = await tar(1_000_000);

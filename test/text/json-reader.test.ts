@@ -28,7 +28,16 @@ describe('JSON in steps', () => {
   });
 
   test('damaged JSON is refused exactly where JSON.parse refuses it', () => {
-    const noise = fc.constantFrom(...'[]{}:,"\\ \n01-.eEtrun/', 'null', '\\u12', '\\ud800', '1.', '-', '\u0001', '__proto__');
+    const noise = fc.constantFrom(
+      ...'[]{}:,"\\ \n01-.eEtrun/',
+      'null',
+      '\\u12',
+      '\\ud800',
+      '1.',
+      '-',
+      '\u0001',
+      '__proto__',
+    );
     const damaged = fc
       .tuple(fc.jsonValue({ maxDepth: 3 }), fc.nat(), fc.array(noise, { maxLength: 3 }), fc.nat(2))
       .map(([value, at, added, removed]) => {
