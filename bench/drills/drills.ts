@@ -4,6 +4,7 @@ import { streamCompletion } from '../../services/client.ts';
 import type { Role } from '../../services/supervisor.ts';
 import { fillDisk } from './disk-full.ts';
 import type { Fleet } from './fleet.ts';
+import { sendHostileInputs } from './hostile-inputs.ts';
 import type { Drill, Scene } from './scene.ts';
 import { readSlowly, socketsHoldAll } from './slow-readers.ts';
 import type { Reference } from './streams.ts';
@@ -97,6 +98,7 @@ export const DRILLS: readonly Drill[] = [
   { name: `links ${SLOW_MS} ms late`, disturb: slowLinks },
   { name: 'clients that vanish', leaving: 0.6, disturb: watch },
   { name: 'clients that do not read', impossible: socketsHoldAll, disturb: readSlowly },
+  { name: 'hostile inputs', disturb: sendHostileInputs },
   {
     name: 'store away',
     impossible: ({ storeLink }) => (storeLink ? undefined : 'needs --redis'),

@@ -40,6 +40,9 @@ export interface Member {
   readonly port: Port | undefined;
 }
 
+/** Interval at which Node samples the delay of the event loop, which it counts as a part of it, in ms. */
+const LAG_RESOLUTION_MS = 10;
+
 /** Figures that a process gives on /metrics. */
 export interface Vitals {
   readonly rssBytes: number;
@@ -170,6 +173,12 @@ export class Fleet {
   /** Number of workers that the gateway uses, over all roles; 0 while the gateway is gone. */
   async usable(): Promise<number> {
     return sample(await this.#gatewaysMetrics().catch(() => ''), 'llavacode:workers_usable');
+  }
+
+  /** The longest turn of the gateway's event loop since this was last asked, in ms. */
+  async longestTurnMs(): Promise<number> {
+    const longestMs = 1_000 * sample(await this.#gatewaysMetrics(), 'nodejs_eventloop_lag_max_seconds');
+    return Math.max(0, longestMs - LAG_RESOLUTION_MS);
   }
 
   async #gatewaysMetrics(): Promise<string> {

@@ -1,0 +1,116 @@
+/**
+ * The drill of inputs that are made to be slow: every field of a completion at the largest size that a body may have,
+ * and JSON that is slow to parse. Whatever is sent, no turn of the gateway's event loop may take longer than 50 ms, for
+ * all streams of all clients wait for the end of a turn. It is judged against the same traffic without such inputs,
+ * since the processes of a drill share the cores of the machine.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Fleet } from './fleet.ts';
+import type { Scene } from './scene.ts';
+import { TIMEOUT_MS } from './streams.ts';
+
+/** The most that an input may add to the longest turn of the event loop, in ms. */
+const LONGEST_TURN_MS = 50;
+/** Bytes of a body; the gateway takes 4 MiB. */
+const BYTES = 4 * 1024 * 1024 - 1024;
+/** Scrapes of the gateway without hostile inputs, a second apart. */
+const CALM_SCRAPES = 5;
+
+const times = (part: string, spent = 0) =>
+  part.repeat(Math.floor((BYTES - spent) / Buffer.byteLength(JSON.stringify(part).slice(1, -1))));
+const list = (part: string) => `[${`${part},`.repeat(Math.floor(BYTES / (part.length + 1)) - 1)}${part}]`;
+/** Text in which hardly a word occurs twice. */
+const noise = () => {
+  let [text, state] = ['', 1];
+  for (; text.length < BYTES; text += state.toString(36)) state = (state * 48_271) % 0x7fff_ffff;
+  return text.slice(0, BYTES);
+};
+
+const TEXTS: readonly [name: string, text: () => string][] = [
+  ['one letter', () => times('a')],
+  ['one word after the other', () => times('word = f(x)\n')],
+  ['noise', noise],
+  ['spaces', () => times(' ')],
+  ['line ends', () => times('\r\n')],
+  ['digits', () => times('1')],
+  ['Chinese', () => times('漢字語')],
+  ['emoji', () => times('😀')],
+  ['accents', () => times('\u0301\u0323')],
+  ['NUL', () => times('\0')],
+  ['names of tokens', () => times('<|fim_middle|>')],
+  ['beginnings of names of tokens', () => times('<|fim_middl')],
+];
+
+/** Fields that are strings, apart from the prompt. */
+const STRINGS = ['model', 'suffix', 'stop', 'session', 'cache_salt', 'user', 'request_id', 'nonsense'];
+const many = <T>(count: number, of: (i: number) => T) => Array.from({ length: count }, (_, i) => of(i));
+
+/** Bodies by name. Each is made when it is sent: together they would take much memory. */
+function* hostileBodies(): Generator<readonly [name: string, body: string]> {
+  const json = (body: object) => JSON.stringify({ prompt: 'x', max_tokens: 1, ...body });
+  for (const [name, text] of TEXTS) {
+    yield [`prompt of ${name}`, json({ prompt: text() })];
+    yield [`prompt of ${name}, cut`, json({ prompt: text(), truncate_prompt_tokens: -1 })];
+    const half = text().slice(0, text().length / 2);
+    yield [`suffix of ${name}`, json({ prompt: half, suffix: half, rag: { repo: 'shop', mode: 'text' } })];
+  }
+  for (const field of STRINGS) yield [`long ${field}`, json({ [field]: times('k') })];
+  yield ['long rag.repo', json({ rag: { repo: times('r') } })];
+  yield ['long rag.path', json({ rag: { repo: 'shop', path: times('../') } })];
+  yield ['a prompt of 128 texts', json({ prompt: many(128, () => noise().slice(0, 32_000)), max_tokens: 1 })];
+  yield ['a prompt of 100,000 ids', json({ prompt: many(100_000, (i) => i % 4_000), truncate_prompt_tokens: -1 })];
+  yield ['a prompt of as many ids as fit', `{"prompt":${list('70')},"truncate_prompt_tokens":-1}`];
+  yield ['logit_bias', json({ logit_bias: Object.fromEntries(many(1_024, (i) => [i, -1.5])) })];
+  yield ['too much logit_bias', json({ logit_bias: Object.fromEntries(many(300_000, (i) => [i, 1])) })];
+  yield ['stop strings', json({ stop: many(16, (i) => `${'a'.repeat(255)}${i % 10}`), max_tokens: 64 })];
+  yield ['many stop strings', `{"prompt":"x","stop":${list('"a"')}}`];
+  yield ['stop_token_ids', `{"prompt":"x","stop_token_ids":${list('1')}}`];
+  yield ['nested brackets', `${'['.repeat(BYTES / 2)}${']'.repeat(BYTES / 2)}`];
+  yield ['arrays', `{"prompt":${list('[1]')}}`];
+  yield ['fractions', `{"prompt":${list('2.4703282292062327208e-324')}}`];
+  yield ['one number', `{"seed":${'9'.repeat(BYTES)}}`];
+  yield ['fields', `{${many(300_000, (i) => `"k${i}":1`).join(',')}}`];
+  yield ['one field many times', `{${many(300_000, () => '"n":1').join(',')}}`];
+  yield ['escaped fields', `{${many(200_000, (i) => `"\\u0061${i}":1`).join(',')}}`];
+  yield ['white space', `{"prompt":"x"${' '.repeat(BYTES)}}`];
+}
+
+/** Sends one hostile input after the other. @throws if one of them holds the event loop up, or is answered with 5xx. */
+export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string> {
+  const calmMs = await longestCalmTurn(fleet);
+  let longest = { name: 'nothing', ms: 0 };
+  let sent = 0;
+  for (const [name, body] of hostileBodies()) {
+    await fleet.longestTurnMs(); // begins anew
+    if (sent++ === 0) mark();
+    const status = await send(fleet, body);
+    const ms = await fleet.longestTurnMs();
+    if (status >= 500) throw new Error(`${name} was answered with ${status}`);
+    if (ms > longest.ms) longest = { name, ms };
+  }
+  const found = `${sent} inputs; the longest turn of the event loop was ${longest.ms.toFixed(0)} ms (${longest.name}), and ${calmMs.toFixed(0)} ms without them`;
+  if (longest.ms > calmMs + LONGEST_TURN_MS) throw new Error(found);
+  return found;
+}
+
+async function longestCalmTurn(fleet: Fleet): Promise<number> {
+  let longestMs = 0;
+  await fleet.longestTurnMs();
+  for (let scrape = 0; scrape < CALM_SCRAPES; scrape++) {
+    await sleep(1_000);
+    longestMs = Math.max(longestMs, await fleet.longestTurnMs());
+  }
+  return longestMs;
+}
+
+/** @returns the status of the answer, which is read to its end. */
+async function send({ url }: Fleet, body: string): Promise<number> {
+  const response = await fetch(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body,
+    signal: AbortSignal.timeout(TIMEOUT_MS),
+  });
+  await response.arrayBuffer();
+  return response.status;
+}
