@@ -285,6 +285,20 @@ describe('a full memory', () => {
   });
 });
 
+test('a key that holds something else is damage of one repository, and the store counts as well', async () => {
+  const server = stopping(await startRedis());
+  const store = withBreaker(await open(server.url), { budgetMs: 30_000, failures: 3 });
+  for (const repo of ['shop', 'other']) await publish(store, repo);
+  for (const key of ['index', 'chunks', 'rows:f']) {
+    await redisCli(server.port, 'DEL', `llavacode:1:{shop}:${key}`);
+    await redisCli(server.port, 'SET', `llavacode:1:{shop}:${key}`, 'text');
+  }
+  for (let i = 0; i < 5; i++) await expect(store.head('shop')).rejects.toMatchObject({ code: 'store_invalid' });
+  await expect(store.entries('shop', ['0'.repeat(64)])).rejects.toMatchObject({ code: 'store_invalid' });
+  await expect(store.contents('shop', 'f', ['0'.repeat(64)])).rejects.toMatchObject({ code: 'store_invalid' });
+  expect(await outcome(createRetrieval(store, { queryLines: 10 }), 'other')).toBe('1'.repeat(16));
+});
+
 describe('a crash under load', () => {
   test('a crash under load degrades completions, gives no wrong answer, and is over after the next index run', async () => {
     const server = stopping(await startRedis());

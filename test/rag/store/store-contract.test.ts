@@ -6,7 +6,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { chunkFile } from '../../../services/lib/rag/chunk.ts';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
 import { idAt, NO_VECTORS, packIds } from '../../../services/lib/rag/store/row.ts';
-import type { ChunkRow, IndexSnapshot, Store } from '../../../services/lib/rag/store/store.ts';
+import type { ChunkRow, IndexSnapshot, LeftOutRow, RowRead, Store } from '../../../services/lib/rag/store/store.ts';
 import { startRedis } from '../../support/redis.ts';
 
 const FINGERPRINT = 'a'.repeat(64);
@@ -110,6 +110,39 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     const contents = await store.contents(repo, FINGERPRINT, [second, missing, first]);
     expect(contents.map((content) => content?.text)).toEqual([rows[1]?.chunk.text, undefined, rows[0]?.chunk.text]);
     expect(await store.contents(repo, OTHER, [first])).toEqual([undefined]);
+  });
+
+  test('a part of a content is read alone, and what is too large is left out and told', async () => {
+    const rows = rowsOf('a.py', 40);
+    await publish(store, repo, rows);
+    const ids = idsOf(rows);
+    const { length: textBytes } = Buffer.from(rows[0]!.chunk.text);
+    const vectors = await store.contents(repo, FINGERPRINT, ids, { part: 'vectors' });
+    expect(vectors).toEqual(rows.map(({ vector }) => ({ vector, text: '' })));
+    const texts = await store.contents(repo, FINGERPRINT, ids, { part: 'text' });
+    expect(texts).toEqual(rows.map(({ chunk }) => ({ vector: new Float32Array(0), text: chunk.text })));
+    let bytes = 0;
+    const read = async (limits: RowRead) => {
+      const leftOut: string[] = [];
+      const onLeftOut = ({ id, reason }: LeftOutRow) => leftOut.push(`${ids.indexOf(id)} ${reason}`);
+      const onBytes = (count: number) => (bytes = count);
+      const found = await store.contents(repo, FINGERPRINT, ids, { ...limits, onLeftOut, onBytes });
+      return { found: found.map((row) => row !== undefined), leftOut };
+    };
+    const all = ids.map(() => true);
+    // A vector has 6 bytes, and every row begins with 8.
+    expect(await read({ part: 'vectors', rowBytes: textBytes, bytes: 14 * ids.length })).toEqual({
+      found: all,
+      leftOut: [],
+    });
+    expect(bytes).toBe(14 * ids.length);
+    expect(await read({ part: 'vectors', rowBytes: textBytes, bytes: 14 })).toEqual({
+      found: ids.map((_, i) => i === 0),
+      leftOut: ids.slice(1).map((_, i) => `${i + 1} later`),
+    });
+    expect(await read({ rowBytes: textBytes })).toMatchObject({ leftOut: ids.map((_, i) => `${i} too_large`) });
+    expect((await store.entries(repo, ids, { rowBytes: 1, onLeftOut: () => {} })).every((row) => !row)).toBe(true);
+    await expect(store.entries(repo, ids, { rowBytes: 1 })).rejects.toMatchObject({ code: 'store_invalid' });
   });
 
   test('repositories are kept apart, even if the name of one begins with that of another', async () => {

@@ -15,8 +15,8 @@ import type { RowPart, RowRead, Store, StoreUse } from './store.ts';
 
 /**
  * Reads rows of a hash: one by one, so that the server, and not the reader, leaves out what is too large, and what
- * nobody asked for. For each field it answers the row, its size if it is not given, or nothing if it is not there. Rows
- * are cut as in `partOf` of row.ts. Cutting copies the whole row on the server, so a row of more than twice the limit
+ * nobody asked for. For each field it answers the row, its size if it is too large, -1 if no bytes are left for it, or
+ * nothing if it is not there. Rows are cut as in `partOf` of row.ts. Cutting copies the whole row on the server, so a row of more than twice the limit
  * is not looked at, and nothing is after the first row for which no bytes are left.
  *
  * ARGV: the part, the most bytes of a row, the most of all, then the fields.
@@ -27,7 +27,8 @@ const READ = `local part, most, left, rows = ARGV[1], tonumber(ARGV[2]), tonumbe
     local size = redis.call('HSTRLEN', KEYS[1], ARGV[i])
     local value = size
     if size == 0 then value = false
-    elseif size <= looked and left > 0 then
+    elseif left == 0 then value = -1
+    elseif size <= looked then
       value = redis.call('HGET', KEYS[1], ARGV[i])
       if part ~= 'whole' and size >= 8 then
         local vector, embedding = struct.unpack('<I4I4', value)
@@ -37,7 +38,7 @@ const READ = `local part, most, left, rows = ARGV[1], tonumber(ARGV[2]), tonumbe
         else value = value:sub(1, 8) .. value:sub(stop + 1) end
       end
       if #value > most then value = #value
-      elseif #value > left then value, left = #value, 0
+      elseif #value > left then value, left = -1, 0
       else left = left - #value end
     end
     rows[#rows + 1] = value

@@ -138,18 +138,21 @@ export class RowBudget {
     this.#left = bytes;
   }
 
-  /** The row, or its size if it is too large. No row is given after the first one for which no bytes were left. */
+  /** The row, or why it is not given. No row is given after the first one for which no bytes were left. */
   take(bytes: Buffer | undefined): StoredRow {
     if (bytes === undefined) return undefined;
-    if (bytes.length > this.#rowBytes) return bytes.length;
+    if (this.#left > 0 && bytes.length > this.#rowBytes) return bytes.length;
     if (bytes.length > this.#left) this.#left = 0;
-    if (this.#left === 0) return bytes.length;
+    if (this.#left === 0) return LATER;
     this.#left -= bytes.length;
     return bytes;
   }
 }
 
-/** A row as a store gives it; its size if it was too large to be given; undefined if it is not there. */
+/** Stands for a row that was not given because no bytes were left for it. */
+const LATER = -1;
+
+/** A row as a store gives it; its size if it is too large, or {@link LATER}; undefined if it is not there. */
 export type StoredRow = Buffer | number | undefined;
 
 /**
@@ -175,8 +178,11 @@ export function decodeRows<T>(
         return undefined;
       }
     }
-    const reason = row > rowBytes ? 'too_large' : 'later';
-    const why = `the row of chunk ${id} has ${row} bytes, ${reason === 'later' ? 'which is more than are left' : `more than ${rowBytes}`}`;
+    const reason = row === LATER ? 'later' : 'too_large';
+    const why =
+      reason === 'later'
+        ? `the read had no bytes left for the row of chunk ${id}`
+        : `the row of chunk ${id} has ${row} bytes, more than ${rowBytes}`;
     if (onLeftOut === undefined) throw new ServingError('store_invalid', why);
     onLeftOut({ id, reason, why });
     return undefined;
