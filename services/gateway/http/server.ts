@@ -9,6 +9,7 @@ import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
 import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
+import { assertAccess, neededFor } from './access.ts';
 import { type AppOptions, createApp } from './app.ts';
 import { assertUtf8, decodedBody, parseJson } from './body.ts';
 import type { CompletionParts } from './completion-call.ts';
@@ -34,7 +35,7 @@ declare module 'fastify' {
     tellsInside: boolean;
   }
   interface FastifyContextConfig {
-    /** The route needs no API key. */
+    /** The route needs no API key; all others are listed in access.ts. */
     needsNoKey?: boolean;
   }
 }
@@ -94,6 +95,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
     if (!config.needsNoKey) {
       try {
         request.identity = parts.keys.identify(bearerKey(request));
+        assertAccess(request.identity, request.method, url);
       } catch (error) {
         keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
         throw error;
@@ -111,6 +113,10 @@ export function createServer(parts: ServerParts): FastifyInstance {
 }
 
 function addRoutes(app: FastifyInstance, parts: ServerParts): void {
+  app.addHook('onRoute', ({ method, url, config }) => {
+    const unlisted = config?.needsNoKey ? undefined : [method].flat().find((each) => !neededFor(each, url));
+    if (unlisted) throw new ServingError('internal', `access.ts does not say who may use ${unlisted} ${url}`);
+  });
   const methods = collectMethods(app);
   addCompletionsRoute(app, parts);
   addModelRoutes(app, parts);

@@ -43,6 +43,12 @@ export const ERRORS = {
     false,
     'Use 127.0.0.1 or localhost as the host, or set --api-keys-file: without keys a web page could send requests here.',
   ),
+  access_denied: kind(
+    403,
+    'PERMISSION_DENIED',
+    false,
+    "Use a key with more access, or raise this key's in --api-keys-file.",
+  ),
   not_found: kind(404, 'UNIMPLEMENTED', false, 'See README.md for the routes.'),
   method_not_allowed: kind(405, 'UNIMPLEMENTED', false, 'Use the method that the message names.'),
   model_not_found: kind(404, 'NOT_FOUND', false, 'Use the served name, which GET /v1/models shows.'),
