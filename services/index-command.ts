@@ -150,7 +150,7 @@ async function localTarget(
   closers.push(() => encoder.dispose());
   const lack = contextLack(bundle.manifest);
   if (lack) progress.warn(lack);
-  const store = await openStore(config.store, 'indexing');
+  const store = await openStore(config.store, 'indexing', { warn: (_, text) => progress.warn(text) });
   closers.push(() => store.close());
   const onProgress = showProgress(progress, repo);
   return {

@@ -5,6 +5,7 @@ import { createServer } from 'node:net';
 import { basename, join, resolve } from 'node:path';
 import { ServingError } from './lib/process/errors.ts';
 import { atPath, makeFolder } from './lib/process/os-errors.ts';
+import { narrowedInWords, narrowWithin } from './lib/process/private-files.ts';
 import { RedisConnection } from './lib/redis/connection.ts';
 import { isRedisUrl } from './lib/redis/url.ts';
 
@@ -37,10 +38,15 @@ export async function checkPlaces({ host, port, data, store, index }: Places): P
   await assertFree(host, port);
   if (isRedisUrl(store)) await assertAnswers(store);
   return atPath(`--data ${data}`, async () => {
+    const narrowed = narrowedInWords(data, await narrowWithin(data, KEPT));
+    if (narrowed) process.stderr.write(`${narrowed}\n`);
     await makeFolder(join(data, 'logs'));
     return keepFolder(data);
   });
 }
+
+/** What a system keeps in its data folder. */
+const KEPT = ['bundles', 'logs', 'store', 'up.pid'];
 
 /** The name of a repository that is indexed at start: that of its folder, in letters that a name may have. */
 export const repositoryName = (dir: string) =>

@@ -43,7 +43,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   collectProcessMetrics('gateway', modelName);
   const tokenizer = await loadTokenizer(tokenizerDir);
   const store = withRowCache(
-    withBreaker(await openStore(config.store), { budgetMs: config.retrievalBudgetMs }),
+    withBreaker(await openStore(config.store, 'serving', log), { budgetMs: config.retrievalBudgetMs }),
     config.rowCacheBytes,
   );
   void warnIfAway(store, log);

@@ -17,7 +17,7 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
       const lack = contextLack(bundle.manifest);
       if (lack) log.warn({ bundle: bundle.dir }, lack);
       life.onStop('encoder', () => encoder.dispose());
-      const store = await openStore(config.store, 'indexing');
+      const store = await openStore(config.store, 'indexing', log);
       life.onStop('store', () => store.close());
       void warnIfAway(store, log);
       return { ...createIndexerService(store, encoder, { ...config, draining: life.draining }, log), bundle };

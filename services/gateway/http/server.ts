@@ -133,7 +133,7 @@ function bearerKey({ headers }: FastifyRequest): string | undefined {
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const failure = asServingError(error);
   if (request.record) request.record.failed(failure);
-  else if (failure.kind.http >= 500) request.log.error({ err: failure }, 'request failed');
+  else if (failure.publicMessage === undefined) request.log.error({ err: failure }, 'request failed');
   const draining = failure.code === 'draining';
   if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429 || draining) {
     reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));

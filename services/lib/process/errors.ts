@@ -136,11 +136,22 @@ export interface ErrorDetails {
   /** The limit that a refusal reached: the name of its flag without the leading dashes, like `max-inflight`. */
   limit?: string;
   cause?: unknown;
+  /** See {@link ServingError.publicMessage}: decided from code and cause where not given. */
+  publicMessage?: string | undefined;
 }
 
-/** A failure with a stable code. The message names the value at fault. */
+/**
+ * A failure with a stable code. The message names the value at fault, and is for the log: it may name addresses and
+ * paths of the inside.
+ */
 export class ServingError extends Error {
   readonly code: ErrorCode;
+  /**
+   * What a client may be told that is not to learn of the inside; undefined for a general sentence about the code. It is
+   * the message where the client can mend the failure and all words are this process's own: what another process, a
+   * library or the operating system says may name anything.
+   */
+  readonly publicMessage: string | undefined;
   readonly param: string | undefined;
   readonly retryAfterSeconds: number | undefined;
   readonly limit: string | undefined;
@@ -149,6 +160,8 @@ export class ServingError extends Error {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
     this.name = 'ServingError';
     this.code = code;
+    const isPublic = ERRORS[code].http < 500 && !isForeign(details.cause);
+    this.publicMessage = 'publicMessage' in details ? details.publicMessage : isPublic ? message : undefined;
     this.param = details.param;
     this.retryAfterSeconds = details.retryAfterSeconds;
     this.limit = details.limit;
@@ -162,8 +175,14 @@ export class ServingError extends Error {
   static from(error: unknown, fallback: ErrorCode = 'internal'): ServingError {
     if (error instanceof ServingError) return error;
     const message = error instanceof Error ? error.message : String(error);
-    return new ServingError(fallback, message, { cause: error });
+    return new ServingError(fallback, message, { cause: error, publicMessage: undefined });
   }
+}
+
+/** Whether an error that another one was made from comes from elsewhere: from the system, or another process. */
+function isForeign(cause: unknown): boolean {
+  if (cause instanceof ServingError) return cause.publicMessage === undefined;
+  return cause instanceof Error && 'syscall' in cause;
 }
 
 /** Codes that the same process would end with again: somebody has to correct something first. */
