@@ -1,7 +1,8 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
-import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
+import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
+import { FileGuard } from '../lib/model/bundle/integrity.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
@@ -41,6 +42,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   if (lack) log.warn({ bundle: bundle.dir, withoutProjector: config.withoutProjector }, lack);
   const modelName = config.servedName || manifest.name;
   collectProcessMetrics('gateway', modelName);
+  const files = new FileGuard(log);
+  files.serveFrom(bundle.dir, filesOf(manifest, ['tokenizer']));
   const tokenizer = await loadTokenizer(tokenizerDir);
   const store = withRowCache(
     withBreaker(await openStore(config.store, 'serving', log), { budgetMs: config.retrievalBudgetMs }),
@@ -52,7 +55,11 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   const { threads } = config;
   // Queries are encoded in the gateway, since the workers' engines are busy with prompts. The encoder is loaded only if
   // an index is searched by embeddings.
-  const dense = { threads, loadEncoder: () => loadQueryEncoder(bundle, { provider: 'cpu', threads }) };
+  const loadEncoder = async () => {
+    await files.verify(bundle.dir, filesOf(manifest, ['encoder']));
+    return loadQueryEncoder(bundle, { provider: 'cpu', threads });
+  };
+  const dense = { threads, loadEncoder };
   const { queryLines, indexCacheBytes } = config;
   const retrieval = createRetrieval(store, { queryLines, indexCacheBytes, dense: manifest.context && dense });
   const closing = new AbortController();
@@ -62,6 +69,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     await warming;
     await store.close();
   });
+  await files.settled();
+  void files.watch(life.draining, (damage) => life.fail(damage));
   const gateway = await startGateway(config, {
     modelName,
     fingerprint: manifest.fingerprint,

@@ -3,6 +3,7 @@
  * 0600. A process says so once, at its start, and everything that it and its libraries make follows. What an earlier
  * version left open is narrowed when it is found.
  */
+import { constants, type Stats } from 'node:fs';
 import { chmod, lstat, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 
@@ -12,6 +13,12 @@ const FOR_OTHERS = 0o077;
 /** From here on, files and folders that this process makes are for its user alone. */
 export function keepFilesPrivate(): void {
   process.umask(FOR_OTHERS);
+}
+
+/** Whether a file or folder (no link) belongs to this user, and nobody else can have written it. */
+export function isOwnAlone({ uid, mode }: Pick<Stats, 'uid' | 'mode'>): boolean {
+  const isOwn = process.getuid === undefined || uid === process.getuid();
+  return isOwn && (mode & FOR_OTHERS) === 0 && (mode & constants.S_IFMT) !== constants.S_IFLNK;
 }
 
 export interface Narrowed {
