@@ -1,6 +1,6 @@
 /**
- * A bundle with one bit flipped in a weight: the process that was to serve it, or serves it, ends, and says which file it
- * is.
+ * A bundle with one bit flipped in a weight: the process that was to serve it, or serves it, ends, and says which file
+ * it is.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

@@ -4,8 +4,8 @@
  *
  *     DIR/GRAPH-FINGERPRINT-KEY/model.onnx, model.bin, key.json
  *
- * The key names all that the form depends on: the bundle, the library's version, the CPU. A folder is renamed into place,
- * complete or not at all. If processes start together, the first one's folder stays.
+ * The key names all that the form depends on: the bundle, the library's version, the CPU. A folder is renamed into
+ * place, complete or not at all. If processes start together, the first one's folder stays.
  *
  * These bytes are computed with instead of the bundle's, so they are held to the same: a folder is made only of files
  * that are as the manifest says, is used only if its own files have the digests of its key, and belongs to the user

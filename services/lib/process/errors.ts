@@ -147,8 +147,8 @@ export interface ErrorDetails {
 export class ServingError extends Error {
   readonly code: ErrorCode;
   /**
-   * What a client may be told that is not to learn of the inside; undefined for a general sentence about the code. It is
-   * the message where the client can mend the failure and all words are this process's own: what another process, a
+   * What a client may be told that is not to learn of the inside; undefined for a general sentence about the code. It
+   * is the message where the client can mend the failure and all words are this process's own: what another process, a
    * library or the operating system says may name anything.
    */
   readonly publicMessage: string | undefined;

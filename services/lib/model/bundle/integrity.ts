@@ -1,9 +1,9 @@
 /**
  * Whether files hold what their digests say. A process reads every file that it serves from before it serves, beside
- * loading it, and looks after it while it serves: weights are mapped, so a byte that changes in the file changes what is
- * computed. Nothing is served under a fingerprint that the files do not have.
+ * loading it, and looks after it while it serves: weights are mapped, so a byte that changes in the file changes what
+ * is computed. Nothing is served under a fingerprint that the files do not have.
  *
- *     DIR/.verified/PATH     stamp and digest of a file that was read: while the stamp is the same, it is not read again
+ *     DIR/.verified/PATH    stamp and digest of a file that was read: while the stamp is the same, it is not read again
  *
  * A stamp is device, inode, size and times of the last changes. Whoever changes a file can set back its mtime, but not
  * its ctime. A record counts only if this user alone can have written it. It lies beside the files because a worker has
