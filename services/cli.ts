@@ -15,11 +15,17 @@ import { exitCodeOf, ServingError } from './lib/process/errors.ts';
 import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { atPath, systemError } from './lib/process/os-errors.ts';
+import { keepFilesPrivate } from './lib/process/private-files.ts';
 
 interface Word {
   readonly summary: string;
   /** The settings among its options; none where not given. */
   readonly settings?: () => Promise<SettingsTable>;
+  /**
+   * What it writes is for whoever its user shares files with: bundles and measurements, which hold nothing of clients.
+   * What all other words write is for their user alone.
+   */
+  readonly writesForOthers?: boolean;
   /** Adds the word's options and what it does to `command`; where it returns another command, that one is taken. */
   build(command: Command): Promise<unknown>;
 }
@@ -79,10 +85,11 @@ const WORDS: Readonly<Record<string, Word>> = {
     settings: async () => (await import('./settings.ts')).INDEX_COMMAND_SETTINGS,
     build: buildIndex,
   },
-  export: { summary: 'make a model bundle from Hugging Face folders', build: buildExport },
-  bundle: { summary: 'check a model bundle', build: buildBundle },
+  export: { summary: 'make a model bundle from Hugging Face folders', writesForOthers: true, build: buildExport },
+  bundle: { summary: 'check a model bundle', writesForOthers: true, build: buildBundle },
   synth: {
     summary: 'make a bundle of a published shape with seeded random weights, for benchmarks',
+    writesForOthers: true,
     build: buildSynth,
   },
   demo: {
@@ -99,10 +106,12 @@ const WORDS: Readonly<Record<string, Word>> = {
   },
   bench: {
     summary: 'measure a system through its HTTP API; see bench/README.md',
+    writesForOthers: true,
     build: async () => (await import('../bench/commands.ts')).benchCommand(),
   },
   plan: {
     summary: 'say how many prefill and decode workers a load needs, from rates measured on this machine',
+    writesForOthers: true,
     build: async () => (await import('../bench/commands.ts')).planCommand(),
   },
 };
@@ -264,6 +273,7 @@ const program = new Command('llavacode')
 
 try {
   const given = process.argv.slice(2);
+  if (!WORDS[given[0] ?? '']?.writesForOthers) keepFilesPrivate();
   for (const [name, { summary, build }] of Object.entries(WORDS)) {
     const command = new Command(name)
       .description(summary)

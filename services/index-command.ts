@@ -12,7 +12,8 @@ import { TreeAway } from './indexer/tree.ts';
 import { type IndexTarget, treeIndexer } from './indexer/tree-indexer.ts';
 import type { IndexProgress } from './indexer/version-builder.ts';
 import { watchTree } from './indexer/watch.ts';
-import { contextLack, openBundle } from './lib/model/bundle/bundle.ts';
+import { contextLack, filesOf, openBundle } from './lib/model/bundle/bundle.ts';
+import { FileGuard } from './lib/model/bundle/integrity.ts';
 import { flagName } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { interruption } from './lib/process/interrupt.ts';
@@ -148,12 +149,15 @@ async function localTarget(
     throw new ServingError('config_invalid', '--model (LLAVACODE_MODEL): is required with --store');
   }
   const bundle = await openBundle(await bundleOf({ ...config, model }, (text) => progress.update(text)));
+  const files = new FileGuard({ info: () => {}, warn: (_, text) => progress.warn(text), error: () => {} });
+  files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['encoder', 'projector', 'tokenizer']));
   const lack = contextLack(bundle.manifest);
   if (lack) progress.warn(lack);
   else progress.start('loading the encoder');
   const encoder = await loadContextEncoder(bundle, config);
   closers.push(() => encoder.dispose());
-  const store = await openStore(config.store, 'indexing');
+  await files.settled();
+  const store = await openStore(config.store, 'indexing', { warn: (_, text) => progress.warn(text) });
   closers.push(() => store.close());
   const onProgress = showProgress(progress, repo);
   return {

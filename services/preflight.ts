@@ -7,6 +7,7 @@ import { loadTls } from './gateway/http/tls.ts';
 import { loadApiKeys } from './gateway/tenants/api-keys.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { atPath, makeFolder } from './lib/process/os-errors.ts';
+import { narrowedInWords, narrowWithin } from './lib/process/private-files.ts';
 import { RedisConnection } from './lib/redis/connection.ts';
 import { isRedisUrl } from './lib/redis/url.ts';
 
@@ -44,6 +45,8 @@ export async function checkPlaces(places: Places): Promise<() => Promise<void>> 
   await assertFree(host, port);
   if (isRedisUrl(store)) await assertAnswers(store);
   const release = await atPath(`--data ${data}`, async () => {
+    const narrowed = narrowedInWords(data, await narrowWithin(data, KEPT));
+    if (narrowed) process.stderr.write(`${narrowed}\n`);
     await makeFolder(join(data, 'logs'));
     return keepFolder(data);
   });
@@ -55,6 +58,9 @@ export async function checkPlaces(places: Places): Promise<() => Promise<void>> 
   }
   return release;
 }
+
+/** What a system keeps in its data folder. */
+const KEPT = ['bundles', 'logs', 'store', 'up.pid'];
 
 /** The name of a repository that is indexed at start: that of its folder, in letters that a name may have. */
 export const repositoryName = (dir: string) =>

@@ -37,6 +37,8 @@ const FENCED = /^```[\s\S]*?^```/gm;
 const LINK = /\]\(([^)\s]+)\)/g;
 const CODE_SPAN = /`([^`\n]+)`/g;
 const REPOSITORY_PATH = /^(?:services|test|bench|deploy|docs|protos|models|examples)\/[\w./-]*$/;
+/** The last cell of a row that names tests; that they exist is checked with all other paths. */
+const TEST_FILE = /^`test\/[\w./-]+\.test\.ts`(, `test\/[\w./-]+\.test\.ts`)* \|$/;
 const FLAG = /(?<![\w-])--[a-z][a-z0-9-]*/g;
 
 const all = (text: string, pattern: RegExp) => [...text.matchAll(pattern)].map((match) => match[1] ?? match[0]);
@@ -118,6 +120,17 @@ describe('the documents', () => {
         .filter((word) => !existsSync(join(PACKAGE_ROOT, word))),
     );
     expect(missing).toEqual([]);
+  });
+
+  it('every promise of SECURITY.md names a test that holds it', () => {
+    const threats = DOCUMENTS.find(({ path }) => path === 'deploy/SECURITY.md')!.text.split('\n## ')[3]!;
+    const [table = '', ...sections] = threats.split('\n### ');
+    const rows = table.split('\n').filter((line) => /^\| (?!Threat \|)/.test(line));
+    expect(rows.length).toBeGreaterThan(10);
+    expect(sections.length).toBeGreaterThan(4);
+    expect(rows.filter((row) => !TEST_FILE.test(row.split(' | ').at(-1)!))).toEqual([]);
+    const silent = sections.filter((section) => !/^Held by `test\//m.test(section));
+    expect(silent.map((section) => section.split('\n')[0])).toEqual([]);
   });
 
   it('every flag is a setting or an option of the command line', () => {

@@ -7,7 +7,8 @@ import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { filesOf, floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
@@ -50,7 +51,9 @@ export class EngineSubject {
     const bundle = await openBundle(options.model);
     const llm = options.weights === 'prefill' ? bundle.prefill : bundle.llm;
     const prefill = options.weights === 'decode' ? bundle.llm : bundle.prefill;
-    const prepacked = prepackedCache(bundle, options.prepacked, QUIET);
+    const files = new FileGuard(QUIET);
+    files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['llm', 'prefill']));
+    const prepacked = prepackedCache(bundle, options.prepacked, QUIET, files);
     // Prepacked weights are made once per machine, so the time for that is not part of loading.
     if (prepacked) for (const graph of new Set([llm, prefill])) await prepackedGraph(graph, prepacked);
     const startMs = performance.now();

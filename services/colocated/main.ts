@@ -10,9 +10,9 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
     name: 'colocated',
     roles: ['prefill', 'decode'],
     config,
-    build: async ({ log, life, security, address }) => {
+    build: async ({ log, life, files, security, address }) => {
       // One set of weights: those for decoding, because bandwidth bounds the steps, not the prompts.
-      const { bundle, session, modelName } = await loadEngine(config, 'decode', log);
+      const { bundle, session, modelName } = await loadEngine(config, 'decode', log, files);
       life.onStop('engine', () => session.dispose());
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
@@ -27,6 +27,6 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
       };
       const service = createColocatedService(session, options, puller, log);
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName, bundle };
+      return { mounts: service.mounts, observe: service.observe, modelName };
     },
   });

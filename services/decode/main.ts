@@ -11,8 +11,8 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
     name: 'decode',
     roles: ['decode'],
     config,
-    build: async ({ log, life, security }) => {
-      const { bundle, session, modelName } = await loadEngine(config, 'decode', log);
+    build: async ({ log, life, files, security }) => {
+      const { bundle, session, modelName } = await loadEngine(config, 'decode', log, files);
       life.onStop('engine', () => session.dispose());
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
@@ -25,6 +25,6 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
         draining: life.draining,
         log,
       });
-      return { mounts: service.mounts, modelName, bundle };
+      return { mounts: service.mounts, modelName };
     },
   });

@@ -1,8 +1,9 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
-import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
+import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
+import { FileGuard } from '../lib/model/bundle/integrity.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
-import { createLogger } from '../lib/process/log.ts';
+import { createLogger, type Logger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { loadQueryEncoder } from '../lib/rag/search/query-encoder.ts';
 import { createRetrieval } from '../lib/rag/search/retrieval.ts';
@@ -13,7 +14,7 @@ import { withShares } from '../lib/rag/store/shares.ts';
 import type { RedisConnection } from '../lib/redis/connection.ts';
 import { isRedisUrl } from '../lib/redis/url.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
-import { loadRpcSecurity } from '../lib/rpc/credentials.ts';
+import { loadRpcSecurity, type RpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
 import { leftOutReporter } from './context/left-out-rows.ts';
@@ -26,30 +27,23 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
-  if (config.apiKeysFile !== '' && config.tlsCert === '' && !isLoopback(config.host)) {
-    log.warn(
-      'API keys are sent in the clear: set --tls-cert and --tls-key, or put a proxy with TLS before this gateway',
-    );
-  }
   const [keys, tls, security] = await Promise.all([
     loadApiKeys(config.apiKeysFile),
     loadTls(config),
     loadRpcSecurity(config),
   ]);
-  if (security.proof === 'none' && [...config.prefillWorkers, ...config.decodeWorkers].some(isRedisUrl)) {
-    log.warn(
-      'every entry of the registry is believed, and its worker gets prompts: set --rpc-secret-file, or --rpc-cert, --rpc-key and --rpc-ca, on all services',
-    );
-  }
+  sayWhatIsOpen(config, security, log);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
   const lack = contextLack(manifest);
   if (lack) log.warn({ bundle: bundle.dir, withoutProjector: config.withoutProjector }, lack);
   const modelName = config.servedName || manifest.name;
   collectProcessMetrics('gateway', modelName);
+  const files = new FileGuard(log);
+  files.serveFrom(bundle.dir, filesOf(manifest, ['tokenizer']));
   const tokenizer = await loadTokenizer(tokenizerDir);
   const store = withRowCache(
-    withBreaker(withShares(await openStore(config.store)), { budgetMs: config.retrievalBudgetMs }),
+    withBreaker(withShares(await openStore(config.store, 'serving', log)), { budgetMs: config.retrievalBudgetMs }),
     config.rowCacheBytes,
   );
   void warnIfAway(store, log);
@@ -59,7 +53,11 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   const { threads } = config;
   // Queries are encoded in the gateway, since the workers' engines are busy with prompts. The encoder is loaded only if
   // an index is searched by embeddings.
-  const dense = { threads, loadEncoder: () => loadQueryEncoder(bundle, { provider: 'cpu', threads }) };
+  const loadEncoder = async () => {
+    await files.verify(bundle.dir, filesOf(manifest, ['encoder']));
+    return loadQueryEncoder(bundle, { provider: 'cpu', threads });
+  };
+  const dense = { threads, loadEncoder };
   const { queryLines, indexCacheBytes } = config;
   const onLeftOut = leftOutReporter(log);
   const retrieval = createRetrieval(store, {
@@ -76,6 +74,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     await store.close();
     redis?.close();
   });
+  await files.settled();
+  void files.watch(life.draining, (damage) => life.fail(damage));
   const gateway = await startGateway(config, {
     modelName,
     fingerprint: manifest.fingerprint,
@@ -97,6 +97,20 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
+}
+
+/** Warns of what the settings leave to the network. */
+function sayWhatIsOpen(config: GatewayConfig, security: RpcSecurity, log: Logger): void {
+  if (config.apiKeysFile !== '' && config.tlsCert === '' && !isLoopback(config.host)) {
+    log.warn(
+      'API keys are sent in the clear: set --tls-cert and --tls-key, or put a proxy with TLS before this gateway',
+    );
+  }
+  if (security.proof === 'none' && [...config.prefillWorkers, ...config.decodeWorkers].some(isRedisUrl)) {
+    log.warn(
+      'every entry of the registry is believed, and its worker gets prompts: set --rpc-secret-file, or --rpc-cert, --rpc-key and --rpc-ca, on all services',
+    );
+  }
 }
 
 /**

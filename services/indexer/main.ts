@@ -1,5 +1,5 @@
 /** The indexer's process: it holds the encoder, if the bundle has one, and takes uploads from the gateway. */
-import { contextLack, openBundle } from '../lib/model/bundle/bundle.ts';
+import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
 import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { runWorker } from '../lib/worker/run.ts';
@@ -11,15 +11,16 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
     name: 'indexer',
     roles: [],
     config,
-    build: async ({ log, life }) => {
+    build: async ({ log, life, files }) => {
       const bundle = await openBundle(config.model);
+      files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['encoder', 'projector', 'tokenizer']));
       const encoder = await loadContextEncoder(bundle, config);
       const lack = contextLack(bundle.manifest);
       if (lack) log.warn({ bundle: bundle.dir }, lack);
       life.onStop('encoder', () => encoder.dispose());
-      const store = await openStore(config.store, 'indexing');
+      const store = await openStore(config.store, 'indexing', log);
       life.onStop('store', () => store.close());
       void warnIfAway(store, log);
-      return { ...createIndexerService(store, encoder, { ...config, draining: life.draining }, log), bundle };
+      return createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
     },
   });

@@ -11,8 +11,8 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
     name: 'prefill',
     roles: ['prefill'],
     config,
-    build: async ({ log, life, security, address }) => {
-      const { bundle, session, modelName } = await loadEngine(config, 'prefill', log);
+    build: async ({ log, life, security, files, address }) => {
+      const { bundle, session, modelName } = await loadEngine(config, 'prefill', log, files);
       life.onStop('engine', () => session.dispose());
       const prefixes = new PrefixCache(session.pool);
       const leases = new LeaseTable(session.pool, prefixes, config.kvLeaseMs);
@@ -29,6 +29,6 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
         },
       );
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName, bundle };
+      return { mounts: service.mounts, observe: service.observe, modelName };
     },
   });

@@ -8,6 +8,7 @@ import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
+import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { loadConfig } from '../../services/settings.ts';
 
@@ -29,7 +30,7 @@ const log = createLogger('test', 'silent');
 const load = (asked: Partial<EngineConfig>) => {
   const model = join(dir, 'bundle');
   const config = loadConfig(ENGINE_SETTINGS, { model, provider: 'cpu', threads: 1, prepacked: 'off' }, {});
-  return loadEngine({ ...config, ...asked }, 'decode', log);
+  return loadEngine({ ...config, ...asked }, 'decode', log, new FileGuard(log));
 };
 const kvBytes = (slots: number, capacity: number) =>
   positionBytes({ ...manifest.llm.spec, floats: 'float32' }) * slots * capacity;

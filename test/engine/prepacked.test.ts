@@ -1,5 +1,6 @@
 /** Prepacked weights: they give the same logits, are made once, and are made again when they are unusable. */
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -7,6 +8,7 @@ import type { PrepackedCache } from '../../services/lib/engine/ort-settings.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
+import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
 import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { synthesize } from '../../services/lib/model/checkpoint/synth.ts';
@@ -60,8 +62,22 @@ async function cache(name: string) {
     info: (fields: Record<string, unknown>) => lines.push({ level: 'info', fields }),
     warn: (fields: Record<string, unknown>) => lines.push({ level: 'warn', fields }),
   } as unknown as PrepackedCache['log'];
-  return { dir, fingerprint: 'f'.repeat(64), log, lines };
+  return {
+    dir,
+    fingerprint: 'f'.repeat(64),
+    log,
+    lines,
+    /** A new one for every load, as if in another process. */
+    get files() {
+      return guard();
+    },
+  };
 }
+
+const guard = () => new FileGuard({ info: () => {}, warn: () => {}, error: () => {} });
+
+/** What lies in a folder; the records of verified files come when those are old enough. */
+const namesIn = async (folder: string) => (await readdir(folder)).filter((name) => name !== '.verified').sort();
 
 /** Logits of a prompt and of three steps after it. */
 async function logitsOf(graph: string, prepacked?: PrepackedCache): Promise<Float32Array[]> {
@@ -105,7 +121,7 @@ describe('the folder', () => {
     expect(new Set(paths).size).toBe(1);
     const folders = await readdir(kept.dir);
     expect(folders).toHaveLength(1);
-    expect((await readdir(join(kept.dir, folders[0]!))).sort()).toEqual(['key.json', 'model.bin', 'model.onnx']);
+    expect(await namesIn(join(kept.dir, folders[0]!))).toEqual(['key.json', 'model.bin', 'model.onnx']);
   });
 
   test.each([
@@ -131,7 +147,43 @@ describe('the folder', () => {
     const { size } = await stat(weights);
     await truncate(weights, size - 1);
     expect(await logitsOf(graph, kept)).toEqual(plain);
-    expect(kept.lines.at(-1)?.fields['reason']).toBe(`model.bin has ${size - 1} bytes, not ${size}`);
+    expect(kept.lines.at(-1)?.fields['reason']).toMatch(/model\.bin is damaged/);
+  });
+
+  test('a folder with a flipped byte in its weights is made again', async () => {
+    const kept = await cache('flipped');
+    const plain = await logitsOf(graph, kept);
+    const weights = join(await prepackedGraph(graph, kept), '../model.bin');
+    const before = await readFile(weights);
+    const after = Buffer.from(before);
+    after[before.length >> 1]! ^= 1;
+    await writeFile(weights, after);
+    expect(await logitsOf(graph, kept)).toEqual(plain);
+    expect(kept.lines.at(-1)?.fields['reason']).toMatch(/model\.bin is damaged: it has SHA-256/);
+    expect((await readFile(weights)).equals(before)).toBe(true);
+  });
+
+  test('a folder is for its user alone, and one that others could have written is made again', async () => {
+    const kept = await cache('wide');
+    const folder = join(await prepackedGraph(graph, kept), '..');
+    const modes = async () =>
+      Promise.all(['', 'model.bin', 'key.json'].map(async (name) => (await stat(join(folder, name))).mode & 0o777));
+    expect(await modes()).toEqual([0o700, 0o600, 0o600]);
+    await chmod(folder, 0o770);
+    await prepackedGraph(graph, kept);
+    expect(kept.lines.at(-1)?.fields['reason']).toMatch(/alone/);
+    expect(await modes()).toEqual([0o700, 0o600, 0o600]);
+  });
+
+  test('weights are not prepacked from files that are not as their digests say', async () => {
+    const kept = await cache('damaged-source');
+    const dir = join(graph, '..');
+    const digest = createHash('sha256').update('other bytes').digest('hex');
+    const files = guard();
+    files.serveFrom(dir, [{ path: 'model.bin', bytes: (await stat(join(dir, 'model.bin'))).size, sha256: digest }]);
+    expect(await prepackedGraph(graph, { ...kept, files })).toBe(graph);
+    expect(kept.lines).toMatchObject([{ level: 'warn', fields: { err: { code: 'bundle_invalid' } } }]);
+    expect(await readdir(kept.dir)).toEqual([]);
   });
 
   test('if the folder cannot be made, the graph is loaded without it, with a warning', async () => {

@@ -89,7 +89,7 @@ describe('the official client', () => {
 test('waiting prompts are served by the weight of their tenant, and within a tenant by priority', async () => {
   const keys: GatewayParts['keys'] = {
     tenants: ['a', 'b'],
-    identify: (tenant = '') => ({ tenant, limits: {}, mayUse: () => true }),
+    identify: (tenant = '') => ({ tenant, limits: {}, access: 'admin' as const, mayUse: () => true }),
   };
   let holding = false;
   const trouble = ({ stage, call }: Trouble) => (holding && stage === 'before first' && call < 3 ? 'hang' : undefined);

@@ -1,13 +1,14 @@
 /**
  * A whole system, as `llavacode up` starts it, talks to nobody but itself: not through a proxy of its environment, not
- * to the makers of its dependencies, and it leaves no file in the home folder of its user.
+ * to the makers of its dependencies, and it leaves no file in the home folder of its user. Of the machine's other users
+ * none can read what it keeps.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readdir, readFile, readlink, rm } from 'node:fs/promises';
+import { chmod, lstat, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { type MetricsRole, measuredBy, metrics } from '../../services/lib/process/metrics.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
@@ -25,11 +26,14 @@ let proxy: Server;
 let proxied = 0;
 let up: ChildProcess;
 let url: string;
+/** The system's output. */
+let said = '';
 let sockets: SocketWatch;
 
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), 'llavacode-closed-'));
   await mkdir(join(dir, 'home'));
+  await leaveOpen();
   proxy = createServer((socket) => {
     proxied++;
     socket.destroy();
@@ -61,10 +65,21 @@ afterAll(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
+/** What an earlier version left in the data folder, open to everybody. */
+const LEFT_OPEN = ['bundles/old/manifest.json', 'store/data.mdb'];
+
+async function leaveOpen(): Promise<void> {
+  for (const path of LEFT_OPEN) {
+    await mkdir(dirname(join(dir, 'data', path)), { recursive: true });
+    await writeFile(join(dir, 'data', path), '');
+    await chmod(join(dir, 'data', path), 0o666);
+  }
+  for (const folder of ['.', 'bundles', 'bundles/old', 'store']) await chmod(join(dir, 'data', folder), 0o777);
+}
+
 /** Resolves when the system says where it serves. */
 function servedUrl(child: ChildProcess): Promise<string> {
   return new Promise((resolve, reject) => {
-    let said = '';
     const hear = (text: Buffer) => {
       said += text;
       const served = /Serving at (\S+\d)/.exec(said);
@@ -198,6 +213,17 @@ test('a worker alone, in an environment without proxies, opens no socket to the 
   expect(watch.seen.size).toBeGreaterThan(0);
   expect(watch.outside).toEqual([]);
   expect(await readdir(home, { recursive: true })).toEqual([]);
+});
+
+test('nothing in the data folder of a running system can be used by others, not even what was left open before', async () => {
+  const paths = ['.', ...(await readdir(join(dir, 'data'), { recursive: true }))];
+  expect(paths).toEqual(expect.arrayContaining([...LEFT_OPEN, 'store/lock.mdb', 'logs/gateway-0.log', 'up.pid']));
+  expect(paths.filter((path) => path.includes('/prepacked/')).length).toBeGreaterThan(0);
+  const modes = await Promise.all(
+    paths.map(async (path) => [path, (await lstat(join(dir, 'data', path))).mode & 0o077] as const),
+  );
+  expect(modes.filter(([, mode]) => mode !== 0)).toEqual([]);
+  expect(said.match(/other users of this machine could use 6 files and folders of \S+data;/g)).toHaveLength(1);
 });
 
 test('every process exports the metrics of its role, and no other', async () => {

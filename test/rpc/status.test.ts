@@ -40,13 +40,23 @@ describe('status', () => {
     expect(fromStatus(foreign, 'peer:1')).toMatchObject({ code: expected, message: 'peer:1: as the transport says' });
   });
 
-  test('a transport status that becomes an error of the client does not name the peer', () => {
+  test('a transport status that becomes an error of the client has no public message', () => {
     const details = 'Received message larger than max';
     const foreign = received({ code: status.RESOURCE_EXHAUSTED, details, metadata: new Metadata() });
-    expect(fromStatus(foreign, 'peer:1')).toMatchObject({
-      code: 'payload_too_large',
-      message: `a service: ${details}`,
-    });
+    const error = fromStatus(foreign, 'peer:1', true);
+    expect(error).toMatchObject({ code: 'payload_too_large', message: `peer:1: ${details}` });
+    expect(error.publicMessage).toBeUndefined();
+  });
+
+  test('only of a peer that reads what clients send a message stays public, and only if it was public there', () => {
+    const own = new ServingError('invalid_request', 'files.0 is wrong');
+    const over = (error: ServingError, quotesClient: boolean) =>
+      fromStatus(received(toStatus(error)), 'peer:1', quotesClient).publicMessage;
+    expect(over(own, true)).toBe('files.0 is wrong');
+    expect(over(own, false)).toBeUndefined();
+    const ofAnother = fromStatus(received(toStatus(own)), 'peer:1');
+    expect(over(ofAnother, true)).toBeUndefined();
+    expect(over(new ServingError('invalid_request', 'x', { cause: ofAnother }), true)).toBeUndefined();
   });
 
   test('a message is cut and cleaned so that it can be sent', () => {

@@ -1,10 +1,12 @@
 /** Workers as object literals: functions of the test decide their answers, and their open calls are counted. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { ServingError } from '../../services/lib/process/errors.ts';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
 import type { DecodeRequest } from '../../services/lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import type { Token__Output } from '../../services/lib/rpc/gen/llavacode/v1/Token.ts';
 import type { WorkerDescription__Output } from '../../services/lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
+import { fromStatus, toStatus } from '../../services/lib/rpc/status.ts';
 
 /** Stages at which a request can be made to wait for its signal instead of going on. */
 export type Stage = 'before accepted' | 'before first' | 'before released' | 'before joined' | 'in decode';
@@ -58,6 +60,12 @@ export interface FakeWorkers {
 
 export const FINGERPRINT = 'f'.repeat(64);
 
+/** An error as the gateway gets it from a worker: its code and message have gone through gRPC. */
+function sent(error: unknown, worker: string): ServingError {
+  const status = toStatus(error);
+  return fromStatus(Object.assign(new Error(`${status.code}`), status), worker);
+}
+
 export function fakeWorkers(model: FakeModel): FakeWorkers {
   const watchers = new Set<() => void>();
   const until = (condition: () => boolean) =>
@@ -78,8 +86,14 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
   /** Passes, waits for the abort, or throws, as the model says. */
   async function at(stage: Stage, where: Omit<Trouble, 'stage'>, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
-    if (model.failAt?.stage === stage) throw model.failAt.error;
-    if (model.trouble?.({ stage, ...where }) !== 'hang' && model.holdAt !== stage) return;
+    if (model.failAt?.stage === stage) throw sent(model.failAt.error, where.worker);
+    let trouble: 'hang' | undefined;
+    try {
+      trouble = model.trouble?.({ stage, ...where });
+    } catch (error) {
+      throw sent(error, where.worker);
+    }
+    if (trouble !== 'hang' && model.holdAt !== stage) return;
     holding++;
     changed();
     await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }));

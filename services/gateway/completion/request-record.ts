@@ -181,8 +181,8 @@ export class RequestRecord {
     return {
       status,
       code: this.#error?.code,
-      // A stream that fails has had status 200: the error decides as well.
-      err: this.#error !== undefined && Math.max(status, this.#error.kind.http) >= 500 ? this.#error : undefined,
+      // What the client may not have been told in full.
+      err: this.#error !== undefined && this.#error.publicMessage === undefined ? this.#error : undefined,
       tenant: this.#tenant,
       repo: this.#repo,
       session: this.#session,

@@ -11,7 +11,7 @@ export interface ErrorBody {
   };
 }
 
-/** Failures of the system in words that name nothing of its inside. Codes that are not listed get {@link FAILED}. */
+/** Failures in words that name nothing of the system's inside. Codes that are not listed get a general sentence. */
 const OUTSIDE_WORDS: Partial<Record<ErrorCode, string>> = {
   no_worker: 'no worker can serve the request now',
   worker_lost: 'a worker was lost while it served the request',
@@ -21,8 +21,11 @@ const OUTSIDE_WORDS: Partial<Record<ErrorCode, string>> = {
   store_unavailable: 'the store of indexes cannot be reached now',
   no_indexer: 'this service cannot index repositories',
   spool_failed: 'the indexer has no room for the upload now',
+  saturated: 'the workers are busy now',
+  context_length_exceeded: 'the prompt and its output are longer than what the model holds',
+  payload_too_large: 'the request is larger than what the service takes',
 };
-const FAILED = 'the service failed';
+const generalWords = (http: number) => (http < 500 ? 'the service refused the request' : 'the service failed');
 
 /**
  * @param requestId stands for the reason of a failure that the client is not told: the log has the reason under it.
@@ -41,10 +44,9 @@ export function errorBody(error: ServingError, requestId: string, tellsInside: b
 const insideMessage = ({ code, message }: ServingError, requestId: string) =>
   code === 'internal' ? `unexpected failure of request ${requestId}` : message;
 
-/** Messages of client errors quote what the client sent. All others are replaced, whatever they say. */
-function outsideMessage(error: ServingError, requestId: string): string {
-  if (error.kind.http < 500 || error.code === 'internal') return insideMessage(error, requestId);
-  return `${OUTSIDE_WORDS[error.code] ?? FAILED} (request ${requestId})`;
+/** Only the public message crosses this border, or general words: see {@link ServingError.publicMessage}. */
+function outsideMessage({ code, kind, publicMessage }: ServingError, requestId: string): string {
+  return publicMessage ?? `${OUTSIDE_WORDS[code] ?? generalWords(kind.http)} (request ${requestId})`;
 }
 
 /** The client has closed its connection, or lost it. */

@@ -32,5 +32,5 @@ function addForUrl(app: FastifyInstance, url: string, methods: readonly string[]
     throw new ServingError('method_not_allowed', `${url} takes ${allowed}, not ${request.method}`);
   };
   const method = METHODS.filter((each) => !methods.includes(each));
-  app.route({ method, url, onRequest: refuse, handler: refuse });
+  app.route({ method, url, config: { needsNoKey: true }, onRequest: refuse, handler: refuse });
 }

@@ -159,7 +159,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   } catch (error) {
     if (!stream?.open) throw error;
     const failure = asServingError(error);
-    if (failure.kind.http >= 500) request.log.error({ err: failure }, 'request failed');
+    if (failure.publicMessage === undefined) request.log.error({ err: failure }, 'request failed');
     return stream.end(errorBody(failure, request.id, request.server.tellsInside));
   } finally {
     clearTimeout(silence);

@@ -9,6 +9,7 @@ import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
 import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
+import { assertAccess, neededFor } from './access.ts';
 import { type AppOptions, createApp } from './app.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
 import type { CompletionParts } from './completion-call.ts';
@@ -34,7 +35,7 @@ declare module 'fastify' {
     tellsInside: boolean;
   }
   interface FastifyContextConfig {
-    /** The route needs no API key. */
+    /** The route needs no API key; all others are listed in access.ts. */
     needsNoKey?: boolean;
     /** The route's handler reads the body, for as long as --upload-timeout-ms. */
     takesUploads?: boolean;
@@ -107,6 +108,7 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     if (!config.needsNoKey) {
       try {
         request.identity = parts.keys.identify(bearerKey(request));
+        assertAccess(request.identity, request.method, url);
       } catch (error) {
         keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
         throw error;
@@ -125,6 +127,10 @@ const notFound = ({ method, url }: FastifyRequest) =>
   new ServingError('not_found', `there is no ${method} ${url.split('?')[0]}`);
 
 function addRoutes(app: FastifyInstance, parts: ServerParts): void {
+  app.addHook('onRoute', ({ method, url, config }) => {
+    const unlisted = config?.needsNoKey ? undefined : [method].flat().find((each) => !neededFor(each, url));
+    if (unlisted) throw new ServingError('internal', `access.ts does not say who may use ${unlisted} ${url}`);
+  });
   const methods = collectMethods(app);
   addCompletionsRoute(app, parts);
   addModelRoutes(app, parts);
@@ -141,7 +147,7 @@ function bearerKey({ headers }: FastifyRequest): string | undefined {
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const failure = asServingError(error);
   if (request.record) request.record.failed(failure);
-  else if (failure.kind.http >= 500) request.log.error({ err: failure }, 'request failed');
+  else if (failure.publicMessage === undefined) request.log.error({ err: failure }, 'request failed');
   const draining = failure.code === 'draining';
   if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429 || draining) {
     reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));

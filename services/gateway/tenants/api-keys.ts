@@ -11,10 +11,15 @@ import { reasonOf } from '../../lib/process/os-errors.ts';
 import { DEFAULT_TENANT, repoKey } from '../../lib/rag/store/repo-key.ts';
 import { type TenantLimits, UNLIMITED } from './token-quota.ts';
 
+/** What a key may do; each level includes those before it. See http/access.ts for the routes. */
+export const ACCESS_LEVELS = ['complete', 'index', 'admin'] as const;
+export type Access = (typeof ACCESS_LEVELS)[number];
+
 export interface Identity {
   /** The owner of repositories: those of two tenants never meet, whatever their names are. */
   readonly tenant: string;
   readonly limits: TenantLimits;
+  readonly access: Access;
   mayUse(repo: string): boolean;
 }
 
@@ -31,7 +36,7 @@ export interface ApiKeys {
 /** Nobody needs a key. */
 export const NO_KEYS: ApiKeys = {
   tenants: [DEFAULT_TENANT],
-  identify: () => ({ tenant: DEFAULT_TENANT, limits: UNLIMITED, mayUse: () => true }),
+  identify: () => ({ tenant: DEFAULT_TENANT, limits: UNLIMITED, access: 'admin', mayUse: () => true }),
 };
 
 const limit = z.int().min(1).optional();
@@ -50,6 +55,8 @@ const keysFile = z
       /** Most requests of the tenant in flight, with any of its keys; as many as the gateway takes where not given. */
       max_inflight: limit,
       tokens_per_minute: limit,
+      /** Everything where not given, as before there were levels. */
+      access: z.enum(ACCESS_LEVELS, { error: `must be one of ${ACCESS_LEVELS.join(', ')}` }).default('admin'),
     }),
   )
   .superRefine((entries, context) => {
@@ -75,7 +82,8 @@ function isRepoKey(tenant: string, name: string): boolean {
 }
 
 /**
- * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names, max_inflight?, tokens_per_minute? }]; '' for no keys.
+ * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names, max_inflight?, tokens_per_minute?, access? }]; '' for
+ *   no keys.
  * @throws ServingError config_invalid
  */
 export async function loadApiKeys(file: string): Promise<ApiKeys> {
@@ -88,10 +96,10 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     const why = issue ? `${issue.path.join('.')} ${issue.message}` : reasonOf(cause);
     throw new ServingError('config_invalid', `--api-keys-file ${file}: ${why}`, { cause });
   }
-  const keys = entries.map(({ key_sha256, tenant, repos, max_inflight, tokens_per_minute }) => {
+  const keys = entries.map(({ key_sha256, tenant, repos, max_inflight, tokens_per_minute, access }) => {
     const mayUse = (repo: string) => repos.includes('*') || repos.includes(repo);
     const limits = { maxInflight: max_inflight, tokensPerMinute: tokens_per_minute };
-    return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, limits, mayUse } };
+    return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, limits, access, mayUse } };
   });
   return {
     tenants: [...new Set(entries.map(({ tenant }) => tenant))],

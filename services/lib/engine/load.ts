@@ -5,7 +5,8 @@ import { totalmem } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { positionBytes } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
-import { allFiles, type Bundle, floatsOf, openBundle } from '../model/bundle/bundle.ts';
+import { allFiles, type Bundle, filesOf, floatsOf, openBundle } from '../model/bundle/bundle.ts';
+import type { FileGuard } from '../model/bundle/integrity.ts';
 import type { ConfigOf } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
@@ -27,17 +28,20 @@ export interface WorkerEngine {
 
 /**
  * @param phase prompts may have weights of their own: says which weights to load.
+ * @param files is told of the files that are loaded; what was loaded can be trusted when it has settled.
  * @throws ServingError bundle_invalid, config_invalid, out_of_memory, provider_unavailable, runtime_failed.
  */
 export async function loadEngine(
   config: EngineConfig,
   phase: 'prefill' | 'decode',
   log: Logger,
+  files: FileGuard,
 ): Promise<WorkerEngine> {
   const started = performance.now();
   const cpus = config.cpus === '' ? undefined : parseCpus(config.cpus);
   if (cpus) pinProcess(cpus);
   const bundle = await openBundle(config.model);
+  files.serveFrom(bundle.dir, filesOf(bundle.manifest, [phase === 'prefill' ? 'prefill' : 'llm']));
   const { spec, maxPositions } = bundle.manifest.llm;
   const capacity = config.capacity ?? Math.min(DEFAULT_CAPACITY, maxPositions);
   if (capacity > maxPositions) {
@@ -56,7 +60,7 @@ export async function loadEngine(
     provider: config.provider,
     threads: Math.min(config.threads, cpus?.length ?? config.threads),
     spin: config.spin,
-    prepacked: prepackedCache(bundle, config.prepacked, log),
+    prepacked: prepackedCache(bundle, config.prepacked, log, files),
   });
   const loaded = performance.now();
   // The first runs allocate memory and read every weight. No request should wait for that.
@@ -68,9 +72,14 @@ export async function loadEngine(
 }
 
 /** @param setting a folder; '' for the bundle's own, `off` for none. */
-export function prepackedCache(bundle: Bundle, setting: string, log: Logger): SessionOptions['prepacked'] {
+export function prepackedCache(
+  bundle: Bundle,
+  setting: string,
+  log: Logger,
+  files: FileGuard,
+): SessionOptions['prepacked'] {
   if (setting === 'off') return undefined;
-  return { dir: setting || join(bundle.dir, 'prepacked'), fingerprint: bundle.manifest.fingerprint, log };
+  return { dir: setting || join(bundle.dir, 'prepacked'), fingerprint: bundle.manifest.fingerprint, log, files };
 }
 
 /** Checked before gigabytes are read. Without the check the kernel would kill the process later, under load. */

@@ -1,5 +1,6 @@
 /** The settings with which a session of ONNX Runtime is opened: threads, spinning, provider. */
 import { readFileSync } from 'node:fs';
+import type { FileGuard } from '../model/bundle/integrity.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime } from './ort-api.ts';
@@ -12,6 +13,8 @@ export interface PrepackedCache {
   /** SHA-256 (hex) of the bundle that the graph belongs to. */
   readonly fingerprint: string;
   readonly log: Pick<Logger, 'info' | 'warn'>;
+  /** Verifies the graph's files, and is told of the prepacked ones. */
+  readonly files: FileGuard;
 }
 
 export interface SessionOptions {

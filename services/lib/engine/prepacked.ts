@@ -4,29 +4,44 @@
  *
  *     DIR/GRAPH-FINGERPRINT-KEY/model.onnx, model.bin, key.json
  *
- * The form depends on the library's version and on the CPU, so both are in the key. A folder is renamed into place,
- * complete or not at all. If processes start together, the first one's folder stays.
+ * The key names all that the form depends on: the bundle, the library's version, the CPU. A folder is renamed into
+ * place, complete or not at all. If processes start together, the first one's folder stays.
+ *
+ * These bytes are computed with instead of the bundle's, so they are held to the same: a folder is made only of files
+ * that are as the manifest says, is used only if its own files have the digests of its key, and belongs to the user
+ * that uses it alone.
  */
 import { createHash } from 'node:crypto';
-import { chmod, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { createReadStream } from 'node:fs';
+import { chmod, lstat, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { basename, dirname, join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import type { BundleFile } from '../model/bundle/bundle.ts';
+import type { FileGuard } from '../model/bundle/integrity.ts';
 import { ServingError } from '../process/errors.ts';
 import { makeFolder } from '../process/os-errors.ts';
+import { isOwnAlone } from '../process/private-files.ts';
 import { RUNTIME_VERSION, runtime } from './ort-api.ts';
 import { cpuInfo, type PrepackedCache, SessionSettings } from './ort-settings.ts';
 
 interface PackKey {
+  /** Fingerprint of the bundle, and which of its graphs this is. */
+  readonly fingerprint: string;
+  readonly graph: string;
   /** Version of ONNX Runtime. */
   readonly runtime: string;
   /** Platform and instruction sets of the CPU. */
   readonly cpu: string;
+  /** The settings that decide what is packed, and how. */
+  readonly settings: string;
+  /** Each user has folders of their own; undefined where the system knows no users. */
+  readonly user: number | undefined;
 }
 
 /** The content of key.json, which makes a folder complete. */
 interface PackRecord extends PackKey {
-  /** Sizes of the files, in bytes. */
-  readonly files: Readonly<Record<string, number>>;
+  readonly files: readonly BundleFile[];
 }
 
 const FILES = ['model.onnx', 'model.bin'] as const;
@@ -51,18 +66,25 @@ const hash = (text: string) => createHash('sha256').update(text).digest('hex');
  * and returns `graph`, which computes the same with private weights.
  */
 export async function prepackedGraph(graph: string, cache: PrepackedCache): Promise<string> {
-  const { dir, fingerprint, log } = cache;
-  const key: PackKey = { runtime: RUNTIME_VERSION, cpu: cpuFeatures() };
-  const family = `${basename(dirname(graph))}-${fingerprint.slice(0, 16)}-`;
+  const { dir, fingerprint, log, files } = cache;
+  const key: PackKey = {
+    fingerprint,
+    graph: basename(dirname(graph)),
+    runtime: RUNTIME_VERSION,
+    cpu: cpuFeatures(),
+    settings: `${SMALLEST_SHARED_BYTES}`,
+    user: process.getuid?.(),
+  };
+  const family = `${key.graph}-${fingerprint.slice(0, 16)}-`;
   const folder = join(dir, family + hash(JSON.stringify(key)).slice(0, 16));
   try {
-    const fault = await faultOf(folder, key);
+    const fault = await faultOf(folder, key, files);
     if (fault !== undefined) {
       await makeFolder(dir);
       await removeAbandoned(folder);
       const foreign = await foreignFolders(dir, family, basename(folder));
       const startedMs = performance.now();
-      const bytes = await make(graph, folder, key);
+      const bytes = await make(graph, folder, key, files);
       const ms = Math.round(performance.now() - startedMs);
       log.info({ folder, bytes, ms, reason: fault, foreign }, 'weights prepacked for this CPU');
     }
@@ -73,26 +95,28 @@ export async function prepackedGraph(graph: string, cache: PrepackedCache): Prom
   }
 }
 
-/** The reason why a folder is unusable; undefined for a good one. */
-async function faultOf(folder: string, key: PackKey): Promise<string | undefined> {
+/** The reason why a folder is unusable; undefined for a good one, whose files are looked after from then on. */
+async function faultOf(folder: string, key: PackKey, guard: FileGuard): Promise<string | undefined> {
+  const entry = await lstat(folder).catch(() => undefined);
+  if (entry === undefined) return 'not there yet';
+  if (!isOwnAlone(entry)) return 'not this user’s alone';
   const text = await readFile(join(folder, 'key.json'), 'utf8').catch(() => undefined);
   if (text === undefined) return 'not there yet';
-  const found = parse(text);
-  if (found?.runtime !== key.runtime) return `made by ONNX Runtime ${found?.runtime}`;
+  const { files, ...found } = parse(text) ?? {};
+  if (found.runtime !== key.runtime) return `made by ONNX Runtime ${found.runtime}`;
   if (found.cpu !== key.cpu) return 'made for another CPU';
-  for (const name of FILES) {
-    const size = await stat(join(folder, name)).then(
-      (file) => file.size,
-      () => 0,
-    );
-    if (size !== found.files[name]) return `${name} has ${size} bytes, not ${found.files[name]}`;
-  }
-  return undefined;
+  if (JSON.stringify(found) !== JSON.stringify(key)) return 'made of another bundle, or in another way';
+  if (FILES.some((name, i) => files?.[i]?.path !== name)) return 'key.json does not list its files';
+  // Such a file is made again at the next start: only the process that has it mapped must end.
+  return guard.verify(folder, files!, 'runtime_failed').then(
+    () => undefined,
+    (error: ServingError) => error.message,
+  );
 }
 
-function parse(text: string): PackRecord | undefined {
+function parse(text: string): Partial<PackRecord> | undefined {
   try {
-    return JSON.parse(text) as PackRecord;
+    return JSON.parse(text) as Partial<PackRecord>;
   } catch {
     return undefined;
   }
@@ -114,11 +138,13 @@ async function removeAbandoned(folder: string): Promise<void> {
   }
 }
 
-/** @returns bytes written. */
-async function make(graph: string, folder: string, key: PackKey): Promise<number> {
+/**
+ * @returns bytes written.
+ * @throws ServingError of the guard if the graph's own files are not as they should be.
+ */
+async function make(graph: string, folder: string, key: PackKey, guard: FileGuard): Promise<number> {
   const temporary = await mkdtemp(`${folder}.`);
   try {
-    await chmod(temporary, 0o755); // so that processes of other users can map it too
     // The form does not depend on the number of threads.
     using settings = new SessionSettings({ provider: 'cpu', threads: 1 });
     settings.writeGraphTo(join(temporary, FILES[0]));
@@ -128,14 +154,23 @@ async function make(graph: string, folder: string, key: PackKey): Promise<number
     settings.set('session.optimized_model_external_initializers_min_size_in_bytes', smallest);
     runtime().api.releaseSession(await settings.open(graph));
     await assertAligned(join(temporary, FILES[0]));
-    const sizes = await Promise.all(FILES.map(async (name) => (await stat(join(temporary, name))).size));
-    const files = Object.fromEntries(FILES.map((name, i) => [name, sizes[i] as number]));
+    const files = await Promise.all(FILES.map((name) => describe(temporary, name)));
     await writeFile(join(temporary, 'key.json'), JSON.stringify({ ...key, files } satisfies PackRecord));
-    await replace(folder, temporary, key);
-    return sizes.reduce((a, b) => a + b, 0);
+    for (const name of [...FILES, 'key.json']) await chmod(join(temporary, name), 0o600);
+    await guard.settled(); // what was packed is what the bundle's digests say
+    await replace(folder, temporary, key, guard);
+    const fault = await faultOf(folder, key, guard);
+    if (fault !== undefined) throw new ServingError('path_unusable', `${folder}: ${fault}`);
+    return files.reduce((sum, { bytes }) => sum + bytes, 0);
   } finally {
     await rm(temporary, { recursive: true, force: true });
   }
+}
+
+async function describe(dir: string, path: string): Promise<BundleFile> {
+  const digest = createHash('sha256');
+  await pipeline(createReadStream(join(dir, path), { highWaterMark: 1 << 20 }), digest);
+  return { path, bytes: (await stat(join(dir, path))).size, sha256: digest.digest('hex') };
 }
 
 /** @throws ServingError runtime_unsupported for a packed matrix at an offset where the kernels would misread it. */
@@ -156,13 +191,13 @@ async function assertAligned(graph: string): Promise<void> {
 /**
  * Puts `made` in the place of a missing or unusable `folder`. A usable one that another process made meanwhile stays.
  */
-async function replace(folder: string, made: string, key: PackKey): Promise<void> {
+async function replace(folder: string, made: string, key: PackKey, guard: FileGuard): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
       await rename(made, folder);
       return;
     } catch (error) {
-      if ((await faultOf(folder, key)) === undefined) return;
+      if ((await faultOf(folder, key, guard)) === undefined) return;
       if (attempt === 3) throw error;
       // Processes that have mapped its files keep them.
       const away = `${made}.old`;

@@ -43,6 +43,12 @@ export const ERRORS = {
     false,
     'Use 127.0.0.1 or localhost as the host, or set --api-keys-file: without keys a web page could send requests here.',
   ),
+  access_denied: kind(
+    403,
+    'PERMISSION_DENIED',
+    false,
+    "Use a key with more access, or raise this key's in --api-keys-file.",
+  ),
   not_found: kind(404, 'UNIMPLEMENTED', false, 'See README.md for the routes.'),
   method_not_allowed: kind(405, 'UNIMPLEMENTED', false, 'Use the method that the message names.'),
   model_not_found: kind(404, 'NOT_FOUND', false, 'Use the served name, which GET /v1/models shows.'),
@@ -143,11 +149,22 @@ export interface ErrorDetails {
   /** The limit that a refusal reached: the name of its flag without the leading dashes, like `max-inflight`. */
   limit?: string;
   cause?: unknown;
+  /** See {@link ServingError.publicMessage}: decided from code and cause where not given. */
+  publicMessage?: string | undefined;
 }
 
-/** A failure with a stable code. The message names the value at fault. */
+/**
+ * A failure with a stable code. The message names the value at fault, and is for the log: it may name addresses and
+ * paths of the inside.
+ */
 export class ServingError extends Error {
   readonly code: ErrorCode;
+  /**
+   * What a client may be told that is not to learn of the inside; undefined for a general sentence about the code. It
+   * is the message where the client can mend the failure and all words are this process's own: what another process, a
+   * library or the operating system says may name anything.
+   */
+  readonly publicMessage: string | undefined;
   readonly param: string | undefined;
   readonly retryAfterSeconds: number | undefined;
   readonly limit: string | undefined;
@@ -156,6 +173,8 @@ export class ServingError extends Error {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
     this.name = 'ServingError';
     this.code = code;
+    const isPublic = ERRORS[code].http < 500 && !isForeign(details.cause);
+    this.publicMessage = 'publicMessage' in details ? details.publicMessage : isPublic ? message : undefined;
     this.param = details.param;
     this.retryAfterSeconds = details.retryAfterSeconds;
     this.limit = details.limit;
@@ -169,8 +188,14 @@ export class ServingError extends Error {
   static from(error: unknown, fallback: ErrorCode = 'internal'): ServingError {
     if (error instanceof ServingError) return error;
     const message = error instanceof Error ? error.message : String(error);
-    return new ServingError(fallback, message, { cause: error });
+    return new ServingError(fallback, message, { cause: error, publicMessage: undefined });
   }
+}
+
+/** Whether an error that another one was made from comes from elsewhere: from the system, or another process. */
+function isForeign(cause: unknown): boolean {
+  if (cause instanceof ServingError) return cause.publicMessage === undefined;
+  return cause instanceof Error && 'syscall' in cause;
 }
 
 /** Codes that the same process would end with again: somebody has to correct something first. */

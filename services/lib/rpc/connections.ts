@@ -28,13 +28,16 @@ export interface AcquiredClient<C> {
 
 export class Connections<C extends Pick<Client, 'close'>> {
   readonly address: string;
+  /** Whether the peer reads what clients send, and may speak to them in its errors; see status.ts. */
+  readonly quotesClient: boolean;
   readonly #connect: () => C;
   #current: Connection<C> | undefined;
   #closed = false;
 
   /** @param connect makes a client with a connection of its own. */
-  constructor(address: string, connect: () => C) {
+  constructor(address: string, connect: () => C, quotesClient = false) {
     this.address = address;
+    this.quotesClient = quotesClient;
     this.#connect = connect;
   }
 

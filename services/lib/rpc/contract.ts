@@ -142,7 +142,7 @@ export function connectKv(address: string, security: RpcSecurity = PLAINTEXT): K
 
 export function connectIndexer(address: string, security: RpcSecurity = PLAINTEXT): IndexerClient {
   const connect = () => new protocol.Indexer(address, security.channel, optionsOf(security));
-  const peer = new Connections(address, connect);
+  const peer = new Connections(address, connect, true);
   return {
     index: (requests, signal) => exchange(peer, signal, requests, (client) => client.index(WAIT_FOR_READY)),
     delete: async (request, signal) => {
@@ -209,7 +209,7 @@ async function* stream<C extends Client, T>(
     }
   } catch (error) {
     signal.throwIfAborted();
-    throw fromStatus(error, peer.address);
+    throw fromStatus(error, peer.address, peer.quotesClient);
   } finally {
     signal.removeEventListener('abort', cancel);
     call.on('error', () => {}); // a cancelled call reports itself once more
@@ -230,7 +230,8 @@ function unary<C extends Client, T>(
     const call = start(client, (error, answer) => {
       signal.removeEventListener('abort', cancel);
       release(signal.aborted);
-      if (error || answer === undefined) reject(signal.aborted ? signal.reason : fromStatus(error, peer.address));
+      if (error || answer === undefined)
+        reject(signal.aborted ? signal.reason : fromStatus(error, peer.address, peer.quotesClient));
       else resolve(answer);
     });
     signal.addEventListener('abort', cancel, { once: true });

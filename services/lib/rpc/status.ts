@@ -3,7 +3,7 @@
  * foreign clients see a sensible status, and ours get the same error back.
  */
 import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
-import { ERRORS, type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts';
+import { type ErrorCode, isErrorCode, ServingError } from '../process/errors.ts';
 
 /** Begins the error of a connection whose server has not proven itself (membership.ts). */
 export const SERVER_UNPROVEN = 'what listens there has not proven that it belongs to this system';
@@ -11,6 +11,8 @@ export const SERVER_UNPROVEN = 'what listens there has not proven that it belong
 const CODE = 'llavacode-code';
 const RETRY_AFTER = 'llavacode-retry-after-seconds';
 const LIMIT = 'llavacode-limit';
+/** Says that the message is one that clients may be told. */
+const PUBLIC = 'llavacode-public';
 
 /**
  * Error codes for statuses without a code of ours, which come from the transport. CANCELLED means that the peer broke
@@ -33,6 +35,7 @@ export function toStatus(error: unknown): StatusObject {
   metadata.set(CODE, failure.code);
   if (failure.retryAfterSeconds !== undefined) metadata.set(RETRY_AFTER, String(failure.retryAfterSeconds));
   if (failure.limit !== undefined) metadata.set(LIMIT, failure.limit);
+  if (failure.publicMessage === failure.message) metadata.set(PUBLIC, '1');
   return { code: status[failure.kind.grpc as keyof typeof status], details: printable(failure.message), metadata };
 }
 
@@ -45,20 +48,24 @@ function printable(message: string): string {
   return short.replaceAll(/\p{Surrogate}/gu, '\ufffd');
 }
 
-/** @param peer address of the other side, for error messages. */
-export function fromStatus(error: unknown, peer: string): ServingError {
+/**
+ * @param peer address of the other side, for error messages.
+ * @param quotesClient whether the other side has read what a client sent, as the indexer has: then a message that it
+ *   says is public stays so. What workers say is for the log.
+ */
+export function fromStatus(error: unknown, peer: string, quotesClient = false): ServingError {
   if (!isStatus(error)) return ServingError.from(error, 'worker_lost');
   const code = error.metadata?.get(CODE)[0]?.toString() ?? '';
   if (!isErrorCode(code)) {
     const unproven = error.code === status.UNAVAILABLE && error.details.includes(SERVER_UNPROVEN);
     const foreign = unproven ? 'not_a_member' : (FOREIGN[error.code] ?? 'internal');
-    // Messages of client errors reach the client, who must not learn addresses of the inside.
-    const from = ERRORS[foreign].http < 500 ? 'a service' : peer;
-    return new ServingError(foreign, `${from}: ${error.details}`, { cause: error });
+    return new ServingError(foreign, `${peer}: ${error.details}`, { cause: error, publicMessage: undefined });
   }
   const retryAfter = Number(error.metadata.get(RETRY_AFTER)[0]);
+  const isPublic = quotesClient && error.metadata.get(PUBLIC).length > 0;
   return new ServingError(code, error.details, {
     cause: error,
+    publicMessage: isPublic ? error.details : undefined,
     retryAfterSeconds: Number.isFinite(retryAfter) ? retryAfter : undefined,
     limit: error.metadata.get(LIMIT)[0]?.toString(),
   });

@@ -1,8 +1,7 @@
 /**
  * Runs the process of a service that listens for gRPC: loads it, listens, serves, and registers where gateways look.
  */
-import type { Bundle } from '../model/bundle/bundle.ts';
-import { verifyInBackground } from '../model/bundle/integrity.ts';
+import { FileGuard } from '../model/bundle/integrity.ts';
 import type { ConfigOf } from '../process/config.ts';
 import { isLoopback, reachableAddress } from '../process/exposure.ts';
 import { serveHealth } from '../process/health.ts';
@@ -19,14 +18,14 @@ interface ProcessParts {
   readonly log: Logger;
   readonly life: Pick<Lifecycle, 'draining' | 'onStop'>;
   readonly security: RpcSecurity;
+  /** To be told of every file of a bundle that the service loads. */
+  readonly files: FileGuard;
   /** host:port under which others reach the process; known once it listens. */
   readonly address: () => string;
 }
 
 interface BuiltService {
   readonly mounts: readonly MountedService[];
-  /** The bundle that the service has loaded: its files are verified in the background once the service is ready. */
-  readonly bundle?: Bundle;
   /** Labels the metrics of a service that serves a model. */
   readonly modelName?: string;
   /** Brings gauges up to date before they are read. */
@@ -42,7 +41,7 @@ interface WorkerOptions {
   readonly roles: readonly WorkerRole[];
   readonly config: ConfigOf<typeof RPC_SERVICE_SETTINGS> &
     Partial<Pick<ConfigOf<typeof WORKER_SETTINGS>, 'advertise' | 'registry'>>;
-  /** Loads and composes the service. The process listens when this has resolved. */
+  /** Loads and composes the service. The process listens when this has resolved and the files are verified. */
   readonly build: (process: ProcessParts) => Promise<BuiltService>;
 }
 
@@ -57,7 +56,9 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
     );
   }
   let address = '';
-  const service = await build({ log, life, security, address: () => address });
+  const files = new FileGuard(log);
+  const service = await Promise.race([build({ log, life, security, files, address: () => address }), files.damaged]);
+  await files.settled();
   collectProcessMetrics(name, service.modelName);
   const server = await serveRpc(config.host, config.port, service.mounts, security, log);
   address = reachableAddress(server.address, config.advertise ?? '');
@@ -67,5 +68,5 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   life.draining.addEventListener('abort', () => server.setServing(false));
   life.onStop('registry', stayRegistered(config.registry ?? '', roles, address, log, security.secret));
   life.ready(server.address, metricsAddress);
-  if (service.bundle) void verifyInBackground(service.bundle, life.draining, log, (damage) => life.fail(damage));
+  void files.watch(life.draining, (damage) => life.fail(damage));
 }

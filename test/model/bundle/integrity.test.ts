@@ -1,13 +1,13 @@
 /**
- * Every byte of a bundle is compared with its manifest: by command, and in the background of a process that serves it.
+ * Every byte of a bundle is compared with its manifest: by command, and before and while a process serves it.
  */
-import { cp, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { chmod, cp, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { runBundleVerify } from '../../../services/export.ts';
-import { type Bundle, type Manifest, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { filesOf, type Manifest, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
-import { type VerifyProgress, verifyBundle, verifyInBackground } from '../../../services/lib/model/bundle/integrity.ts';
+import { FileGuard, type VerifyProgress, verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
 import { GOLDENS, readJsonFile, temporaryFolder } from '../../support/models.ts';
 
 const parent = await temporaryFolder();
@@ -53,11 +53,18 @@ describe('verifying a bundle', () => {
     );
   });
 
-  test('verifying a bundle refuses a manifest whose fingerprint is not that of its files', async () => {
+  test('a manifest whose fingerprint is not that of its files is refused when the bundle is opened', async () => {
     const dir = await copy();
     const manifest = await readJsonFile<Manifest>(join(dir, 'manifest.json'));
-    await writeFile(join(dir, 'manifest.json'), JSON.stringify({ ...manifest, fingerprint: '0'.repeat(64) }));
-    await expect(verifyBundle(await openBundle(dir))).rejects.toThrow(invalid('fingerprint', '0'.repeat(64)));
+    const [first, ...rest] = manifest.llm.files;
+    const forged = [
+      { ...manifest, fingerprint: '0'.repeat(64) },
+      { ...manifest, llm: { ...manifest.llm, files: [{ ...first!, sha256: '0'.repeat(64) }, ...rest] } },
+    ];
+    for (const each of forged) {
+      await writeFile(join(dir, 'manifest.json'), JSON.stringify(each));
+      await expect(openBundle(dir)).rejects.toThrow(invalid('fingerprint', 'the manifest says', each.fingerprint));
+    }
   });
 
   test('verifying a bundle names a file that cannot be read', async () => {
@@ -95,65 +102,99 @@ describe('the command bundle verify', () => {
   });
 });
 
-describe('verifying in the background', () => {
+describe('the files that a process serves from', () => {
   const log = { info: vi.fn(), warn: vi.fn(), error: vi.fn() };
   const onDamage = vi.fn();
-  const lines = () => [log.info, log.warn, log.error].map(({ mock }) => mock.calls.length);
-  const inBackground = (bundle: Bundle, signal = new AbortController().signal) =>
-    verifyInBackground(bundle, signal, log, onDamage);
+  const abort = new AbortController();
+  const bytesRead = () => log.info.mock.calls.map(([fields]) => (fields as { bytes_read: number }).bytes_read);
+  /** A guard of a bundle's weights, as a process that has just started has it. */
+  async function guardOf(dir: string): Promise<FileGuard> {
+    const { manifest } = await openBundle(dir);
+    const guard = new FileGuard(log);
+    guard.serveFrom(dir, filesOf(manifest, ['llm']));
+    return guard;
+  }
+  const weightBytes = async (dir: string) =>
+    filesOf((await openBundle(dir)).manifest, ['llm']).reduce((sum, { bytes }) => sum + bytes, 0);
+  /** Makes all files look as if nobody had written them for a while. */
+  const settle = () => vi.spyOn(Date, 'now').mockReturnValue(Date.now() + 60_000);
+
   beforeEach(() => {
     for (const mock of [log.info, log.warn, log.error, onDamage]) mock.mockClear();
+    vi.restoreAllMocks();
   });
+  afterAll(() => abort.abort());
 
-  test('verifying in the background logs once that an intact bundle is intact', async () => {
-    await inBackground(await openBundle(original));
-    expect(lines()).toEqual([1, 0, 0]);
-    expect(onDamage).not.toHaveBeenCalled();
-  });
-
-  test('verifying in the background reports a flipped byte, once', async () => {
+  test('files are read at the first start, and not again while nobody has changed them', async () => {
     const dir = await copy();
+    settle();
+    for (let start = 1; start <= 3; start++) await (await guardOf(dir)).settled();
+    expect(bytesRead()).toEqual([await weightBytes(dir), 0, 0]);
+    const folder = join(dir, '.verified');
+    expect((await stat(folder)).mode & 0o777).toBe(0o700);
+    for (const name of await readdir(folder)) expect((await stat(join(folder, name))).mode & 0o777).toBe(0o600);
+  });
+
+  test('a file that was written a moment ago is read at the next start, too', async () => {
+    const dir = await copy();
+    for (let start = 1; start <= 2; start++) await (await guardOf(dir)).settled();
+    expect(bytesRead()).toEqual([await weightBytes(dir), await weightBytes(dir)]);
+  });
+
+  test('a byte that is flipped between two starts is found, even if size and mtime are as before', async () => {
+    const dir = await copy();
+    settle();
+    await (await guardOf(dir)).settled();
+    const weights = join(dir, 'llm/model.bin');
+    const { atime, mtime } = await stat(weights);
     await flipByte(dir, 'llm/model.bin');
-    await inBackground(await openBundle(dir));
-    expect(lines()).toEqual([0, 0, 1]);
+    await utimes(weights, atime, mtime);
+    const guard = await guardOf(dir);
+    await expect(guard.damaged).rejects.toThrow(invalid('llm/model.bin is damaged'));
+    await expect(guard.settled()).rejects.toThrow(invalid('llm/model.bin is damaged'));
+    expect(log.error).toHaveBeenCalledOnce();
+  });
+
+  test('a record that others could have written does not count', async () => {
+    const dir = await copy();
+    settle();
+    await (await guardOf(dir)).settled();
+    await chmod(join(dir, '.verified', 'llm%2Fmodel.bin'), 0o666);
+    await (await guardOf(dir)).settled();
+    expect(bytesRead()[1]).toBe((await stat(join(dir, 'llm/model.bin'))).size);
+  });
+
+  test('a byte that is flipped while the file is loaded is found before anything is served', async () => {
+    const dir = await copy();
+    const guard = await guardOf(dir);
+    await guard.settled();
+    await flipByte(dir, 'llm/model.bin');
+    await expect(guard.settled()).rejects.toThrow(invalid('llm/model.bin is damaged'));
+  });
+
+  test('a byte that is flipped while a process serves is damage, told once', async () => {
+    const dir = await copy();
+    const guard = await guardOf(dir);
+    await guard.settled();
+    const watching = guard.watch(abort.signal, onDamage);
+    await flipByte(dir, 'llm/model.bin');
+    await watching;
     expect(onDamage.mock.calls).toEqual([[invalid('llm/model.bin is damaged')]]);
   });
 
-  test('verifying in the background leaves the event loop to others between small pieces', async () => {
-    let turns = 0;
-    let verifying = true;
-    const count = () => {
-      turns++;
-      if (verifying) setImmediate(count);
-    };
-    setImmediate(count);
-    await inBackground(await openBundle(original));
-    verifying = false;
-    expect(turns).toBeGreaterThan(3); // 3 files, with at least one rest each
-  });
-
-  test('verifying in the background ends at once and says nothing when the process stops', async () => {
+  test('a file that was touched, removed, or replaced by another export is not damage', async () => {
     const dir = await copy();
-    await flipByte(dir, 'llm/model.bin');
-    const bundle = await openBundle(dir);
-    const abort = new AbortController();
-    const verifying = inBackground(bundle, abort.signal);
-    abort.abort(new Error('draining'));
-    await verifying;
-    await inBackground(bundle, AbortSignal.abort(new Error('draining')));
-    expect(lines()).toEqual([0, 0, 0]);
-    expect(onDamage).not.toHaveBeenCalled();
-  });
-
-  test('verifying in the background does not take another export for damage', async () => {
-    const dir = await copy();
-    const bundle = await openBundle(dir);
+    const guard = await guardOf(dir);
+    await guard.settled();
+    const over = new AbortController();
+    const watching = guard.watch(over.signal, onDamage);
+    await utimes(join(dir, 'llm/model.bin'), 1, 1);
     await exportBundle({ llm: LLM, to: dir, precision: 'int8' });
-    await inBackground(bundle);
-    expect(lines()).toEqual([0, 1, 0]);
+    await vi.waitUntil(() => log.warn.mock.calls.length === 2, { timeout: 60_000 });
     await rename(dir, `${dir}-moved`);
-    await inBackground(bundle);
-    expect(lines()).toEqual([0, 2, 0]);
+    over.abort();
+    await watching;
     expect(onDamage).not.toHaveBeenCalled();
+    expect(log.error).not.toHaveBeenCalled();
   });
 });

@@ -140,12 +140,26 @@ export function allFiles(parts: Pick<Manifest, 'llm' | 'prefill' | 'context' | '
   ];
 }
 
+export type BundlePart = 'llm' | 'prefill' | 'encoder' | 'projector' | 'tokenizer';
+
+/** The files of parts of a bundle; prompts may have no weights of their own, and a bundle no encoder or projector. */
+export function filesOf({ llm, prefill, context, tokenizer }: Manifest, parts: readonly BundlePart[]): BundleFile[] {
+  const files: Record<BundlePart, readonly BundleFile[]> = {
+    llm: llm.files,
+    prefill: prefill?.files ?? llm.files,
+    encoder: context?.encoder.files ?? [],
+    projector: context?.projector.files ?? [],
+    tokenizer: tokenizer.files,
+  };
+  return parts.flatMap((part) => files[part]);
+}
+
 const invalid = (dir: string, what: string, cause?: unknown) =>
   new ServingError('bundle_invalid', `${dir}: ${what}`, { cause });
 
 /**
- * Opens a bundle. Checked are the manifest, and that every file is there in its full size. The contents are not read:
- * verifyBundle (integrity.ts) does that.
+ * Opens a bundle. Checked are the manifest with its fingerprints, and that every file is there in its full size. The
+ * contents are not read: integrity.ts does that.
  * @throws ServingError bundle_invalid
  */
 export async function openBundle(dir: string): Promise<Bundle> {
@@ -189,5 +203,21 @@ export async function readManifest(dir: string): Promise<Manifest> {
   const needed = [...graphs.map((part) => `${part}/model.onnx`), 'tokenizer.json'];
   if (context) needed.push(context.encoder.tokenizer);
   for (const path of needed) if (!paths.has(path)) throw invalid(dir, `manifest.json does not list ${path}`);
+  assertFingerprints(dir, parsed.data);
   return parsed.data;
+}
+
+/** @throws ServingError bundle_invalid for a manifest whose fingerprints are not those of the files that it lists. */
+function assertFingerprints(dir: string, manifest: Manifest): void {
+  const { fingerprint, context, llm } = manifest;
+  const files = allFiles(manifest);
+  const assertSame = (what: string, said: string, found: string) => {
+    if (said !== found) throw invalid(dir, `its files have ${what} ${found}, and the manifest says ${said}`);
+  };
+  assertSame('fingerprint', fingerprint, fingerprintOf(files));
+  if (context === undefined) return;
+  const { encoder, projector } = context;
+  const tokenizer = files.find(({ path }) => path === encoder.tokenizer)!;
+  const found = contextFingerprintOf(encoder, tokenizer, projector.files, llm.spec.hidden);
+  assertSame('context fingerprint', context.fingerprint, found);
 }

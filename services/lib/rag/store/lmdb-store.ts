@@ -14,6 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type Database, type Key, open, type RootDatabase } from 'lmdb';
 import { ServingError } from '../../process/errors.ts';
 import { makeFolder } from '../../process/os-errors.ts';
+import { narrowedInWords, narrowWithin } from '../../process/private-files.ts';
 import { assertRepoKey, tenantOf } from './repo-key.ts';
 import {
   assertIds,
@@ -28,7 +29,7 @@ import {
   partOf,
   RowBudget,
 } from './row.ts';
-import type { ChunkRow, IndexSnapshot, IndexWriter, RowRead, Store } from './store.ts';
+import type { ChunkRow, IndexSnapshot, IndexWriter, RowRead, Store, StoreLog } from './store.ts';
 
 interface Lock {
   readonly token: string;
@@ -52,9 +53,14 @@ function isHeld({ expiresAt, ttlMs }: Lock): boolean {
 const LAST = Buffer.from([0xff]);
 const within = (...prefix: string[]) => ({ start: prefix, end: [...prefix, LAST] });
 
+/** The names that LMDB gives its files. */
+const FILES = ['data.mdb', 'lock.mdb'];
+
 /** @throws ServingError store_unavailable if `dir` cannot be made or opened. */
-export async function openLmdbStore(dir: string): Promise<Store> {
+export async function openLmdbStore(dir: string, log?: StoreLog): Promise<Store> {
   try {
+    const narrowed = narrowedInWords(dir, await narrowWithin(dir, FILES));
+    if (narrowed) log?.warn({ store: dir }, narrowed);
     await makeFolder(dir);
     // eventTurnBatching would commit batches whose promises nobody sees: a failed commit would end the process.
     return new LmdbStore(dir, open({ path: dir, noSubdir: false, maxDbs: 8, eventTurnBatching: false }));

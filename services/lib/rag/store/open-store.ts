@@ -3,17 +3,18 @@ import { ServingError } from '../../process/errors.ts';
 import type { Logger } from '../../process/log.ts';
 import { isRedisUrl } from '../../redis/url.ts';
 import { DEFAULT_TENANT } from './repo-key.ts';
-import type { Store, StoreUse } from './store.ts';
+import type { Store, StoreLog, StoreUse } from './store.ts';
 
 /**
  * @param url `redis://…` in one of its forms (see redis/url.ts), which is connected to in the background; or
  *   `lmdb:DIR`, whose folder is made if it is missing.
  * @param use what the process does with it: see {@link StoreUse}.
+ * @param log told if other users of the machine could read the folder until now.
  * @throws ServingError config_invalid for another URL; store_unavailable if DIR cannot be opened.
  */
-export async function openStore(url: string, use: StoreUse = 'serving'): Promise<Store> {
+export async function openStore(url: string, use: StoreUse = 'serving', log?: StoreLog): Promise<Store> {
   if (isRedisUrl(url)) return (await import('./redis-store.ts')).openRedisStore(url, use);
-  if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length));
+  if (/^lmdb:./.test(url)) return (await import('./lmdb-store.ts')).openLmdbStore(url.slice('lmdb:'.length), log);
   throw new ServingError('config_invalid', `store ${JSON.stringify(url)} is not redis://…, rediss://… or lmdb:DIR`);
 }
 

@@ -100,6 +100,11 @@ export interface RowRead {
   readonly signal?: AbortSignal;
 }
 
+/** Is told what an operator should know about a store that is being opened. */
+export interface StoreLog {
+  warn(fields: object, text: string): void;
+}
+
 /**
  * `repo` is a repository's key, made by {@link repoKey}.
  * All calls fail with ServingError: store_unavailable if the store does not answer, store_invalid if it holds something

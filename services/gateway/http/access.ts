@@ -1,0 +1,32 @@
+/**
+ * What a key must be allowed to do for each route: the one table, checked in one place (server.ts). A gateway with a
+ * route that is neither listed here nor open to everybody does not start.
+ */
+import { ServingError } from '../../lib/process/errors.ts';
+import { ACCESS_LEVELS, type Access, type Identity } from '../tenants/api-keys.ts';
+
+const NEEDED: Readonly<Record<string, Access>> = {
+  'POST /v1/completions': 'complete',
+  'GET /v1/models': 'complete',
+  'GET /v1/models/:id': 'complete',
+  'GET /version': 'complete',
+  // An editor asks which repositories there are, and whether their index is stale.
+  'GET /v1/repos': 'complete',
+  'GET /v1/repos/*': 'complete',
+  'PUT /v1/repos/*': 'index',
+  'DELETE /v1/repos/*': 'index',
+  // Figures of all tenants together, with the tenants' names.
+  'GET /metrics': 'admin',
+};
+
+/** The access that a route needs; undefined for one that is not listed. HEAD needs what GET needs. */
+export const neededFor = (method: string, url: string): Access | undefined =>
+  NEEDED[`${method === 'HEAD' ? 'GET' : method} ${url}`];
+
+/** @throws ServingError access_denied */
+export function assertAccess({ access }: Identity, method: string, url: string): void {
+  const needed = neededFor(method, url) ?? 'admin';
+  if (ACCESS_LEVELS.indexOf(access) >= ACCESS_LEVELS.indexOf(needed)) return;
+  const message = `${method} ${url} needs a key with access "${needed}", and this one has "${access}"`;
+  throw new ServingError('access_denied', message);
+}
