@@ -44,14 +44,28 @@ export function* jsonPieces(value: unknown): Generator<string> {
 }
 
 function* jsonParts(value: unknown): Generator<string> {
-  if (value instanceof LazyList) yield* listParts(value, (item) => [toJson(item)]);
+  if (value instanceof LazyList) yield* listParts(batches(value), (batch) => [toJson(batch).slice(1, -1)]);
   else if (Array.isArray(value)) yield* listParts(value, jsonParts);
   else if (typeof value === 'string') yield* stringParts(value);
   else if (Object.prototype.toString.call(value) === '[object Object]') yield* objectParts(value as object);
   else yield toJson(value);
 }
 
-function* listParts(list: Iterable<unknown>, partsOf: (item: unknown) => Iterable<string>): Generator<string> {
+/** Items that are written in one go. One by one they take longer: each is a call of JSON.stringify. */
+const BATCH = 32;
+
+function* batches<T>(items: Iterable<T>): Generator<T[]> {
+  let batch: T[] = [];
+  for (const item of items) {
+    batch.push(item);
+    if (batch.length < BATCH) continue;
+    yield batch;
+    batch = [];
+  }
+  if (batch.length > 0) yield batch;
+}
+
+function* listParts<T>(list: Iterable<T>, partsOf: (item: T) => Iterable<string>): Generator<string> {
   let before = '[';
   for (const item of list) {
     yield before;

@@ -83,8 +83,9 @@ test('a long answer comes in pieces, and is what the choices are one by one', as
 });
 
 test('events as long as prompts are whole, whichever choices send them at once', async () => {
-  const { port } = await listen();
-  const response = await post(port, { prompt: PROMPT, echo: true, logprobs: 5, max_tokens: 3, n: 8, stream: true });
+  const { port } = await listen({}, { bodyLimitBytes: 1_000_000 });
+  const prompt = Array(8).fill(PROMPT);
+  const response = await post(port, { prompt, echo: true, logprobs: 5, max_tokens: 3, stream: true });
   const events = (await read(response)).split('\n\n').filter((event) => event.startsWith('data: {'));
   const answers = events.map((event) => JSON.parse(event.slice('data: '.length)) as Answer);
   const names = Array.from({ length: 8 }, (_, i) =>
