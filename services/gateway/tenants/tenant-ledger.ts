@@ -7,56 +7,53 @@
  *
  * A request's entry has a lease, which its gateway renews. When a gateway is killed its entries expire, and what was
  * reserved for them goes back into the bucket. All of it expires when the bucket is full again and nothing is in
- * flight. A script reads all entries of one tenant: 256 of them take it 0.3 ms.
+ * flight. A script reads all entries of one tenant. It takes Redis 0.25 ms of CPU with one entry, 0.9 ms with 256 and
+ * 3 ms with 1,000, measured on a busy machine.
  */
 import type { RedisConnection } from '../../lib/redis/connection.ts';
 import type { Demand, Standing } from './token-quota.ts';
 
-const LOAD = `local time = redis.call('TIME')
+/** Reads the account. `session` is that of the request, whose older request is not counted; '' for none. */
+const load = (session: string) => `local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
-local key, limit, lease = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
-local tokens, at, entries = limit, now, {}
-local stored = redis.call('HGETALL', key)
+local key, limit, lease, session = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ${session}
+local tokens, at, freed, inflight, reservedBy = limit, now, 0, 0, {}
+local stored, match, number = redis.call('HGETALL', key), string.match, tonumber
 for i = 1, #stored, 2 do
   local name, value = stored[i], stored[i + 1]
   if name == 'bucket' then
-    local left, last = string.match(value, '(%S+) (%S+)')
-    tokens, at = tonumber(left), tonumber(last)
+    local left, last = match(value, '^(%S+) (%S+)')
+    tokens, at = number(left), number(last)
   else
-    local expires, sequences, reserved, session = string.match(value, '(%S+) (%S+) (%S+) ?(%S*)')
-    entries[name] = {
-      expires = tonumber(expires), sequences = tonumber(sequences), reserved = tonumber(reserved), session = session
-    }
+    local expires, sequences, reserved, other = match(value, '^(%S+) (%S+) (%S+) (%S*)')
+    if number(expires) <= now then
+      freed = freed + reserved
+      redis.call('HDEL', key, name)
+    else
+      reservedBy[name] = reserved
+      if other == '' or other ~= session then inflight = inflight + sequences end
+    end
   end
 end
 tokens = math.min(limit, tokens + math.max(0, now - at) / 60000 * limit)
-for name, entry in pairs(entries) do
-  if entry.expires <= now then
-    tokens = math.min(limit, tokens + entry.reserved)
-    redis.call('HDEL', key, name)
-    entries[name] = nil
-  end
-end
+tokens = math.min(limit, tokens + freed)
 local function put(name, sequences, reserved, session)
   redis.call('HSET', key, name, string.format('%.17g %s %s %s', now + lease, sequences, reserved, session))
 end
-local function save(verdict, inflight, left)
+local function save(verdict, left)
   local fullIn = 0
   if limit > 0 then
     redis.call('HSET', key, 'bucket', string.format('%.17g %.17g', tokens, now))
     fullIn = (limit - tokens) / limit * 60000
   end
   redis.call('PEXPIRE', key, math.ceil(math.max(fullIn, lease)) + 1000)
-  return {verdict or '', inflight or 0, string.format('%.17g', left or tokens), string.format('%.17g', now)}
+  return {verdict or '', inflight, string.format('%.17g', left or tokens), string.format('%.17g', now)}
 end
 `;
 
-const ADMIT = `${LOAD}
-local name, maxInflight, sequences, reserved, session = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
-local inflight, left, verdict = 0, tokens, ''
-for _, entry in pairs(entries) do
-  if entry.session == '' or entry.session ~= session then inflight = inflight + entry.sequences end
-end
+const ADMIT = `${load('ARGV[7]')}
+local name, maxInflight, sequences, reserved = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local left, verdict = tokens, ''
 if maxInflight > 0 and inflight + sequences > maxInflight then
   verdict = 'max-inflight'
 elseif limit > 0 and tokens < tonumber(reserved) then
@@ -65,17 +62,16 @@ else
   tokens = tokens - reserved
   put(name, sequences, reserved, session)
 end
-return save(verdict, inflight, left)`;
+return save(verdict, left)`;
 
-const SETTLE = `${LOAD}
-local entry = entries[ARGV[3]]
+const SETTLE = `${load("''")}
 redis.call('HDEL', key, ARGV[3])
-tokens = math.min(limit, tokens + (entry and entry.reserved or 0) - ARGV[4])
+tokens = math.min(limit, tokens + (reservedBy[ARGV[3]] or 0) - ARGV[4])
 return save()`;
 
-const RENEW = `${LOAD}
+const RENEW = `${load("''")}
 for i = 3, #ARGV, 4 do
-  if not entries[ARGV[i]] then tokens = tokens - ARGV[i + 2] end
+  if not reservedBy[ARGV[i]] then tokens = tokens - ARGV[i + 2] end
   put(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
 end
 return save()`;
