@@ -25,7 +25,10 @@ import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
 import { compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
-  extends Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly'> {
+  extends Pick<
+    SoakOptions,
+    'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly' | 'hostileTokens'
+  > {
   /** Name of the repository in the index. */
   readonly repo: string;
   readonly onProgress: OnProgress;
@@ -60,14 +63,14 @@ const MINUTE_MS = 60_000;
 const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS, warmupShare: 0.1 };
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
-  const { data, honestOnly, onProgress, stop } = options;
+  const { data, honestOnly, hostileTokens, onProgress, stop } = options;
   await mkdir(data, { recursive: true });
   const store = `lmdb:${resolve(data, 'drill-store')}`;
   onProgress('starting');
   const { bundle } = model;
   await runIndexCommand({ bundle, store, repo: options.repo, path: options.path });
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
-  const tenants = [owner(), ...(honestOnly ? [] : hostileTenants())];
+  const tenants = [owner(), ...(honestOnly ? [] : hostileTenants(hostileTokens))];
   const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
@@ -87,13 +90,14 @@ async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, opti
   const calmMs = Math.min(CALM.longestMs, CALM.share * minutes * MINUTE_MS);
   const over = new AbortController();
   const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
+  const pids = watched.map(({ process }) => process.pid);
   const samples = new Map<string, Sample[]>(watched.map(({ process }) => [process.name, []]));
   const ended: StreamRecord[] = [];
   const traffic = sendMix(fleet, mix, { rate, seed, onRecord: (record) => ended.push(record) }, startMs, over.signal);
   const watching = watch(fleet, watched, samples, startMs, over.signal);
   const calmOver = sleep(calmMs, undefined, { signal: over.signal }).catch(() => {});
   const disturbing = calmOver.then(() => disturb(fleet, options, now, over.signal));
-  const attacking = calmOver.then(() => attackInTurn(fleet.url, fleet.tenants.slice(1), seed, over.signal));
+  const attacking = calmOver.then(() => attackInTurn(fleet, seed, over.signal));
   const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
   await untilOver(minutes * MINUTE_MS, options, now, report);
   over.abort();
@@ -111,11 +115,12 @@ async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, opti
       return trendOf(name, samples.get(name) ?? [], calmMs, await fleet.vitals(member));
     }),
   );
+  const died = watched.flatMap(({ process: { name, pid } }, i) => (pid === pids[i] ? [] : [`${name} died`]));
   const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
   const calm = { fromMs: CALM.warmupShare * calmMs, toMs: calmMs };
   const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], calm, strikes);
   const records = KINDS.flatMap((kind) => sentOf[kind]);
-  const found = [remains, ...undrained, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
+  const found = [remains, ...died, ...undrained, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
   const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judge({ name: 'soak' }, records, [], found);
   const differences = KINDS.flatMap((kind) =>
     sentOf[kind].flatMap(({ difference, sentMs }) => (difference ? [{ ...difference, kind, sentMs }] : [])),

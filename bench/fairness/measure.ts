@@ -2,6 +2,7 @@
  * One mix: two busy tenants and one that types, all honest, beside an attacker. Busy tenants always have more to ask
  * for, so that what they get is their share of the system; the tenant that types asks for little, and waits for it.
  */
+import { setMaxListeners } from 'node:events';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { bearer, sendRequest } from '../../services/client.ts';
@@ -64,6 +65,7 @@ export async function measureMix(
   options: MixOptions,
 ): Promise<MixResult> {
   const over = new AbortController();
+  setMaxListeners(0, over.signal); // each request listens
   const parties = partiesOf(url, tenants, attack, options, over.signal);
   const running = parties.map(({ run }) => run());
   let records: ClientRecord[];
