@@ -1,5 +1,6 @@
 /**
- * Drills of rows in Redis that are huge or damaged: those of one tenant must not harm another, nor the client that asks.
+ * Drills of rows in Redis that are huge or damaged: those of one tenant must not harm another, nor the client that
+ * asks.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { streamCompletion } from '../../services/client.ts';

@@ -33,9 +33,9 @@ const ATTACKS: readonly Attack[] = [
 /** A round of all attacks is short beside the parts of the time that growth is judged by. */
 const EACH_MS = 10_000;
 /**
- * Sequences that a hostile tenant may have in flight. Its limits are such as an operator would set them on this machine: beside two such tenants there is room
- * for the honest one. Without limits an attacker that is served fairly gets half of the machine, and everybody's wait
- * doubles, which is fair as well.
+ * Sequences that a hostile tenant may have in flight. Its limits are such as an operator would set on this machine:
+ * beside two such tenants there is room for the honest one. Without limits an attacker that is served fairly gets half
+ * of the machine, and everybody's wait doubles, which is fair as well.
  */
 const MAX_INFLIGHT = 64;
 
