@@ -165,7 +165,7 @@ export async function untilIdle({ url, apiKey }: Door): Promise<void> {
   }
 }
 
-export function shareOf(name: string, weight: number, before: Reading, after: Reading): Share {
+function shareOf(name: string, weight: number, before: Reading, after: Reading): Share {
   const [tokens, backlogMs] = [after.tokens - before.tokens, after.backlogMs - before.backlogMs];
   return { tenant: name, weight, tokens, backlog: backlogMs / (after.atMs - before.atMs) };
 }
@@ -174,7 +174,7 @@ function failures(records: readonly ClientRecord[]): Record<string, number> {
   return addUp(records.flatMap(({ outcome, code = 'unknown' }) => (outcome === 'failed' ? [{ [code]: 1 }] : [])));
 }
 
-export function addUp(counts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
+function addUp(counts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
   const sum: Record<string, number> = {};
   for (const [code, count] of counts.flatMap((each) => Object.entries(each))) sum[code] = (sum[code] ?? 0) + count;
   return sum;

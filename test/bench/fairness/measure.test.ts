@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { expect, test } from 'vitest';
-import { addUp, makeTenants, measureMix, shareOf, untilIdle } from '../../../bench/fairness/measure.ts';
+import { makeTenants, measureMix, untilIdle } from '../../../bench/fairness/measure.ts';
 import { FLOOD } from '../../../bench/hostile/attacks.ts';
 import { events, gateway, refuse } from '../../support/fake-http.ts';
 
@@ -26,13 +26,6 @@ test('a mix in which a busy tenant gets nothing is not fair, and refusals of hon
   expect({ failed, weight }).toEqual({ failed: { quota_exceeded: typed }, weight: 3 });
   expect(refused['saturated']).toBeGreaterThan(0);
   expect(broken).toContain(`requests of honest tenants failed: ${typed} quota_exceeded`);
-});
-
-test('a share is what a tenant got within the window', () => {
-  const before = { atMs: 100, tokens: 10, backlogMs: 50, sent: 1, refused: 0 };
-  const after = { atMs: 300, tokens: 40, backlogMs: 200, sent: 2, refused: 0 };
-  expect(shareOf('a', 2, before, after)).toEqual({ tenant: 'a', weight: 2, tokens: 30, backlog: 0.75 });
-  expect(addUp([{ a: 1 }, { a: 2, b: 3 }])).toEqual({ a: 3, b: 3 });
 });
 
 test('the next mix begins when the gateway has nothing in flight', async () => {
