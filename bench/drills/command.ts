@@ -23,6 +23,7 @@ export const SOAK_COMMAND = {
     minutes: option('<n>', 'duration in minutes', positive, 3),
     restartEvery: option('<seconds>', 'mean time between restarts or kills of a worker in s', positive, 20),
     honestOnly: flag('send honest traffic alone, without hostile tenants beside it'),
+    hostileTokens: option('<n>', 'tokens a minute that each of the two hostile tenants may use', count, 6_000),
     ...DRILL_OPTIONS,
   },
 };

@@ -25,6 +25,8 @@ export interface FleetOptions {
   /** Network on which workers run, each in a namespace of its own; if not given, they run on this machine. */
   readonly network?: NamespaceNetwork;
   readonly gateway?: Flags;
+  /** Tokens that one slot holds. */
+  readonly capacity?: number;
   /**
    * Tenants that have keys; the fleet's own requests carry the key of the first. If not given, nobody needs a key.
    */
@@ -58,27 +60,30 @@ export interface Vitals {
 /** Short timeouts keep the drills short. */
 export const STALL_TIMEOUT_MS = 2_000;
 const LEASE_MS = 5_000;
-/** Tokens that one slot holds. */
-export const CAPACITY = 1024;
+const CAPACITY = 1024;
 const LOOK_TIMEOUT_MS = 2_000;
 
 export class Fleet {
   readonly members: readonly Member[];
   readonly tenants: readonly Tenant[];
+  /** Tokens that one slot holds. */
+  readonly capacity: number;
   readonly #logs: string;
 
-  private constructor(members: readonly Member[], tenants: readonly Tenant[], logs: string) {
+  private constructor(members: readonly Member[], { tenants = [], capacity = CAPACITY }: FleetOptions, logs: string) {
     this.members = members;
     this.tenants = tenants;
+    this.capacity = capacity;
     this.#logs = logs;
   }
 
   static async start(options: FleetOptions): Promise<Fleet> {
-    const { bundle, store, data, workers, colocated = false, network, gateway = {}, tenants = [] } = options;
+    const { bundle, store, data, workers, colocated = false, network, gateway = {} } = options;
     await mkdir(data, { recursive: true });
     const logs = await mkdtemp(join(data, 'drills-'));
     const members: Member[] = [];
-    const fleet = new Fleet(members, tenants, logs);
+    const fleet = new Fleet(members, options, logs);
+    const { tenants, capacity } = fleet;
     const add = async (role: Role, index: number, flags: Flags, port?: Port) => {
       const link = port ? undefined : await Link.open();
       const place: Flags = {
@@ -101,7 +106,7 @@ export class Fleet {
     };
     try {
       const keys: Flags = tenants.length > 0 ? { apiKeysFile: await writeKeys(logs, tenants) } : {};
-      const common = { threads: 1, slots: 8, capacity: CAPACITY, metricsPort: 0, drainTimeoutMs: 10_000 };
+      const common = { threads: 1, slots: 8, capacity, metricsPort: 0, drainTimeoutMs: 10_000 };
       const prefillOnly = { kvLeaseMs: LEASE_MS };
       const decodeOnly = { queueSequences: 256 };
       const indexing = add('indexer', 0, { store, threads: 1, metricsPort: 0 });

@@ -1,6 +1,6 @@
 /** Tenants that go through all attacks in turn, each within the limits of its key, beside the traffic of a soak. */
 
-import type { Attack } from '../hostile/attack.ts';
+import type { Attack, AttackScene } from '../hostile/attack.ts';
 import {
   BIG_BODIES,
   FLOOD,
@@ -16,7 +16,7 @@ import {
 import { Meter } from '../hostile/meter.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { type Tenant, tenant } from '../system/tenants.ts';
-import { CAPACITY } from './fleet.ts';
+import type { Fleet } from './fleet.ts';
 
 const ATTACKS: readonly Attack[] = [
   manyChoices(64, 48),
@@ -33,13 +33,17 @@ const ATTACKS: readonly Attack[] = [
 /** A round of all attacks is short beside the parts of the time that growth is judged by. */
 const EACH_MS = 10_000;
 /**
- * The limits of a hostile tenant, as an operator would set them on this machine: beside two such tenants there is room
- * for the honest one. Without limits an attacker that is served fairly gets half of the machine, and everybody's wait
- * doubles, which is fair as well.
+ * Sequences that a hostile tenant may have in flight. Its limits are such as an operator would set on this machine:
+ * beside two such tenants there is room for the honest one. Without limits an attacker that is served fairly gets half
+ * of the machine, and everybody's wait doubles, which is fair as well.
  */
-const LIMITS = { max_inflight: 64, tokens_per_minute: 6_000 };
+const MAX_INFLIGHT = 64;
 
-export const hostileTenants = (): Tenant[] => [tenant('hostile-1', LIMITS), tenant('hostile-2', LIMITS)];
+/** @param tokensPerMinute of each. */
+export const hostileTenants = (tokensPerMinute: number): Tenant[] =>
+  ['hostile-1', 'hostile-2'].map((name) =>
+    tenant(name, { max_inflight: MAX_INFLIGHT, tokens_per_minute: tokensPerMinute }),
+  );
 
 /** What became of an attacker's requests. */
 export interface AttackerCounts {
@@ -51,22 +55,37 @@ export interface AttackerCounts {
 
 /** Attacks until the signal is aborted. Each tenant begins with another attack. */
 export function attackInTurn(
-  url: string,
-  tenants: readonly Tenant[],
+  { url, capacity, tenants }: Fleet,
   seed: number,
   until: AbortSignal,
 ): Promise<AttackerCounts[]> {
+  const hostile = tenants.slice(1); // the first is the owner
   return Promise.all(
-    tenants.map(async ({ name, apiKey }, i) => {
+    hostile.map(async ({ name, apiKey }, i) => {
       const [meter, random] = [new Meter(), new RandomStream(seed + 100 + i)];
-      const first = Math.floor((i * ATTACKS.length) / tenants.length);
+      const first = Math.floor((i * ATTACKS.length) / hostile.length);
       for (let turn = first; !until.aborted; turn++) {
-        const over = AbortSignal.any([until, AbortSignal.timeout(EACH_MS)]);
-        const scene = { door: { url, apiKey }, random, meter, capacity: CAPACITY, until: over };
-        await ATTACKS[turn % ATTACKS.length]!.run(scene);
+        await takeTurn(ATTACKS[turn % ATTACKS.length]!, { door: { url, apiKey }, random, meter, capacity, until });
       }
       const { sent, tokens } = meter.read();
       return { tenant: name, sent, tokens, refused: meter.refusals };
     }),
   );
+}
+
+/**
+ * Lets one attack go on for its time. The timer is ours: a signal of `AbortSignal.any` and `AbortSignal.timeout` that
+ * nobody listens to at the moment is collected in Node 20, and never aborted.
+ */
+async function takeTurn(attack: Attack, scene: AttackScene): Promise<void> {
+  const over = new AbortController();
+  const end = () => over.abort();
+  const timer = setTimeout(end, EACH_MS);
+  scene.until.addEventListener('abort', end, { once: true });
+  try {
+    await attack.run({ ...scene, until: over.signal });
+  } finally {
+    clearTimeout(timer);
+    scene.until.removeEventListener('abort', end);
+  }
 }

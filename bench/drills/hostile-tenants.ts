@@ -9,7 +9,7 @@ import { LARGEST_ANSWERS, manyChoices, unread } from '../hostile/attacks.ts';
 import { Meter } from '../hostile/meter.ts';
 import { dial, promptOf, rawCompletion } from '../hostile/raw-client.ts';
 import type { Door } from '../system/tenants.ts';
-import { CAPACITY, type Fleet } from './fleet.ts';
+import type { Fleet } from './fleet.ts';
 import type { Drill, Scene } from './scene.ts';
 
 /** Longest TTFT of an honest request beside an attacker: some twenty times that of an idle system. */
@@ -24,14 +24,18 @@ const UNREAD_CONNECTIONS = 4;
 export const attacker = ({ url, tenants }: Fleet): Door => ({ url, apiKey: tenants[1]!.apiKey });
 
 /** Lets the attacker do its worst for a while, or until `meanwhile` has ended. */
-export async function attackFor(scene: Scene, attack: Attack, meanwhile = () => sleep(ATTACK_MS)): Promise<Meter> {
+export async function attackFor(
+  scene: Scene,
+  attack: Attack,
+  meanwhile: (meter: Meter) => Promise<unknown> = () => sleep(ATTACK_MS),
+): Promise<Meter> {
   const { fleet, random, mark } = scene;
   const over = new AbortController();
   const meter = new Meter();
   mark();
-  const running = attack.run({ door: attacker(fleet), random, meter, capacity: CAPACITY, until: over.signal });
+  const running = attack.run({ door: attacker(fleet), random, meter, capacity: fleet.capacity, until: over.signal });
   try {
-    await meanwhile();
+    await meanwhile(meter);
   } finally {
     over.abort();
     await running;
@@ -57,7 +61,12 @@ const GONE_WITHIN_MS = 5_000;
 async function leavePipelines({ fleet, random, mark }: Scene): Promise<string> {
   const door = attacker(fleet);
   const sockets = await Promise.all(Array.from({ length: PIPELINE.connections }, () => dial(door)));
-  const body = () => ({ prompt: promptOf(random, 16), max_tokens: CAPACITY - 32, ignore_eos: true, stream: true });
+  const body = () => ({
+    prompt: promptOf(random, 16),
+    max_tokens: fleet.capacity - 32,
+    ignore_eos: true,
+    stream: true,
+  });
   for (const socket of sockets) {
     socket?.resume();
     socket?.write(Array.from({ length: PIPELINE.depth }, () => rawCompletion(door, body())).join(''));
@@ -80,6 +89,8 @@ async function leavePipelines({ fleet, random, mark }: Scene): Promise<string> {
 
 /** Longest time that the gateway may answer nobody: its event loop is stuck then. */
 const ALIVE_WITHIN_MS = 1_500;
+/** Time within which the first of the largest answers must have come, so that its effect is seen. */
+const LONGEST_ATTACK_MS = 20_000;
 /** What the largest answers may add to the gateway's memory. */
 const GROWTH_BYTES = 256 << 20;
 
@@ -89,15 +100,17 @@ async function askForLargestAnswers(scene: Scene): Promise<string> {
   const rss = async () => (await fleet.vitals(gateway))?.rssBytes ?? 0;
   const before = await rss();
   let [longestMs, most] = [0, 0];
-  await attackFor(scene, LARGEST_ANSWERS, async () => {
-    const endMs = performance.now() + ATTACK_MS;
-    while (performance.now() < endMs) {
+  const meter = await attackFor(scene, LARGEST_ANSWERS, async (meter) => {
+    const startMs = performance.now();
+    const isOver = (ms: number) => ms > LONGEST_ATTACK_MS || (ms > ATTACK_MS && meter.read().tokens > 0);
+    while (!isOver(performance.now() - startMs)) {
       longestMs = Math.max(longestMs, await answerTime(fleet.url));
       most = Math.max(most, await rss());
       await sleep(20);
     }
   });
   const grown = Math.max(0, most - before);
+  if (meter.read().tokens === 0) throw new Error(`the attacker got no answer within ${LONGEST_ATTACK_MS} ms`);
   const found = `the gateway answered within ${longestMs.toFixed(0)} ms and grew by ${(grown / 2 ** 20).toFixed(0)} MiB`;
   if (longestMs > ALIVE_WITHIN_MS || grown > GROWTH_BYTES) throw new Error(found);
   return found;

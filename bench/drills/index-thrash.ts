@@ -7,11 +7,11 @@ import type { Drill, Scene } from './scene.ts';
 import { TIMEOUT_MS } from './streams.ts';
 
 /** The gateway's --index-cache-bytes in this drill. */
-export const INDEX_CACHE_BYTES = 64 << 20;
-/** What the gateway may grow by: what it caches, what it reads at the moment, and garbage. */
-const GROWTH_BYTES = 8 * INDEX_CACHE_BYTES;
-const REPOSITORIES = 24;
-const CHUNKS = 1_000;
+export const INDEX_CACHE_BYTES = 48 << 20;
+/** What the gateway may grow by: what it caches, and garbage of what it reads. */
+const GROWTH_BYTES = INDEX_CACHE_BYTES + (144 << 20);
+const REPOSITORIES = 20;
+const CHUNKS = 1_500;
 /** As many as a chunk can have; each is in one chunk alone. */
 const IDENTIFIERS = 256;
 

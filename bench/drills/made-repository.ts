@@ -13,7 +13,8 @@ interface Made {
 }
 
 const LOCK_MS = 30_000;
-const BATCH = 100;
+/** Rows of one transaction; one that is too large would keep Redis from answering others. */
+const BATCH_BYTES = 4 << 20;
 const LINES = 10;
 
 /**
@@ -46,7 +47,8 @@ export async function publishMade(
       const own = rows.map(({ chunk }) => chunk.id);
       const writer = await store.lock(key, LOCK_MS);
       try {
-        for (let i = 0; i < rows.length; i += BATCH) await writer.put(head.fingerprint, rows.slice(i, i + BATCH));
+        const batch = Math.max(1, Math.floor(BATCH_BYTES / bytesOf(rows[0]!.chunk)));
+        for (let i = 0; i < rows.length; i += batch) await writer.put(head.fingerprint, rows.slice(i, i + batch));
         const version = sha256(key).slice(0, 16);
         await writer.publish({ head: { ...head, version, chunks: rows.length }, ids: packIds(own) });
       } finally {
@@ -59,5 +61,8 @@ export async function publishMade(
     await store.close();
   }
 }
+
+/** Size of a chunk, roughly. */
+const bytesOf = ({ text, tokens }: Pick<Chunk, 'text' | 'tokens'>) => text.length + tokens.join(' ').length + 512;
 
 const sha256 = (text: string) => createHash('sha256').update(text).digest('hex');

@@ -7,6 +7,7 @@ import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { repeatUntilAborted } from '../../services/lib/async/repeat.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import type { OnProgress } from '../harness/run.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { percentiles } from '../measure/latency.ts';
@@ -25,7 +26,10 @@ import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
 import { compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
-  extends Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly'> {
+  extends Pick<
+    SoakOptions,
+    'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly' | 'hostileTokens'
+  > {
   /** Name of the repository in the index. */
   readonly repo: string;
   readonly onProgress: OnProgress;
@@ -60,14 +64,14 @@ const MINUTE_MS = 60_000;
 const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS, warmupShare: 0.1 };
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
-  const { data, honestOnly, onProgress, stop } = options;
+  const { data, honestOnly, hostileTokens, onProgress, stop } = options;
   await mkdir(data, { recursive: true });
   const store = `lmdb:${resolve(data, 'drill-store')}`;
   onProgress('starting');
   const { bundle } = model;
   await runIndexCommand({ bundle, store, repo: options.repo, path: options.path });
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
-  const tenants = [owner(), ...(honestOnly ? [] : hostileTenants())];
+  const tenants = [owner(), ...(honestOnly ? [] : hostileTenants(hostileTokens))];
   const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
@@ -87,23 +91,26 @@ async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, opti
   const calmMs = Math.min(CALM.longestMs, CALM.share * minutes * MINUTE_MS);
   const over = new AbortController();
   const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
+  const pids = watched.map(({ process }) => process.pid);
   const samples = new Map<string, Sample[]>(watched.map(({ process }) => [process.name, []]));
   const ended: StreamRecord[] = [];
   const traffic = sendMix(fleet, mix, { rate, seed, onRecord: (record) => ended.push(record) }, startMs, over.signal);
   const watching = watch(fleet, watched, samples, startMs, over.signal);
   const calmOver = sleep(calmMs, undefined, { signal: over.signal }).catch(() => {});
-  const disturbing = calmOver.then(() => disturb(fleet, options, now, over.signal));
-  const attacking = calmOver.then(() => attackInTurn(fleet.url, fleet.tenants.slice(1), seed, over.signal));
+  const struck: Struck = { restarts: 0, kills: 0, strikes: [], problems: [] };
+  // An error ends the soak early, and what was seen until then is kept.
+  const fail = (error: unknown) => {
+    struck.problems.push(`the soak failed: ${ServingError.from(error).message}`);
+    over.abort();
+  };
+  const disturbing = calmOver.then(() => disturb(fleet, options, struck, now, over.signal)).catch(fail);
+  const attacking = calmOver.then(() => attackInTurn(fleet, seed, over.signal)).catch(fail);
   const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
-  await untilOver(minutes * MINUTE_MS, options, now, report);
+  await untilOver(minutes * MINUTE_MS, options, now, report, over.signal);
   over.abort();
   const lastedMs = now();
-  const [sentOf, , { restarts, kills, strikes, undrained }, attackers] = await Promise.all([
-    traffic,
-    watching,
-    disturbing,
-    attacking,
-  ]);
+  const [sentOf, attackers = []] = await Promise.all([traffic, attacking, watching, disturbing]);
+  const { strikes, problems, ...counts } = struck;
   const remains = await fleet.settle();
   const trends = await Promise.all(
     watched.map(async (member) => {
@@ -111,11 +118,12 @@ async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, opti
       return trendOf(name, samples.get(name) ?? [], calmMs, await fleet.vitals(member));
     }),
   );
+  const died = watched.flatMap(({ process: { name, pid } }, i) => (pid === pids[i] ? [] : [`${name} died`]));
   const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
   const calm = { fromMs: CALM.warmupShare * calmMs, toMs: calmMs };
   const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], calm, strikes);
   const records = KINDS.flatMap((kind) => sentOf[kind]);
-  const found = [remains, ...undrained, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
+  const found = [remains, ...died, ...problems, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
   const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judge({ name: 'soak' }, records, [], found);
   const differences = KINDS.flatMap((kind) =>
     sentOf[kind].flatMap(({ difference, sentMs }) => (difference ? [{ ...difference, kind, sentMs }] : [])),
@@ -123,7 +131,7 @@ async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, opti
   return {
     ...{ minutes: lastedMs / MINUTE_MS, endedEarly: options.stop.aborted, calmMinutes: calmMs / MINUTE_MS },
     ...{ sent, ok, left, failed, lostTokens, doubledTokens, broken, mix: countMix(sentOf) },
-    ...{ restarts, kills, waits, attackers, trends, differences },
+    ...{ ...counts, waits, attackers, trends, differences },
   };
 }
 
@@ -133,9 +141,10 @@ async function untilOver(
   { minutes, onProgress, stop }: SoakRunOptions,
   now: () => number,
   report: () => void,
+  over: AbortSignal,
 ): Promise<void> {
   let reported = 0;
-  while (now() < endMs && !stop.aborted) {
+  while (now() < endMs && !stop.aborted && !over.aborted) {
     await sleep(500, undefined, { signal: stop }).catch(() => {});
     const passed = Math.floor(now() / MINUTE_MS);
     if (passed > reported) report();
@@ -179,17 +188,30 @@ async function watch(
   });
 }
 
+interface Struck {
+  restarts: number;
+  kills: number;
+  /** Times in which a worker was away. */
+  readonly strikes: Span[];
+  /** Broken promises, in words. */
+  readonly problems: string[];
+}
+
 /**
  * Restarts or kills the second worker of a pool, again and again at random, until the signal is aborted.
+ * @param struck gets what was done, and what came of it.
  * @param now clock of the run.
- * @returns counts, the times in which a worker was away, and broken promises in words.
  */
-async function disturb(fleet: Fleet, options: SoakRunOptions, now: () => number, until: AbortSignal) {
+async function disturb(
+  fleet: Fleet,
+  options: SoakRunOptions,
+  struck: Struck,
+  now: () => number,
+  until: AbortSignal,
+): Promise<void> {
   const { restartEvery, seed } = options;
   const random = new RandomStream(seed + 7);
   const victims = [fleet.of('prefill')[1]!, fleet.of('decode')[1]!];
-  let [restarts, kills] = [0, 0];
-  const [strikes, undrained]: [Span[], string[]] = [[], []];
   const pauseMs = () => restartEvery * 1000 * (0.5 + random.uniform());
   await sleep(pauseMs(), undefined, { signal: until }).catch(() => {});
   await repeatUntilAborted(until, async () => {
@@ -197,18 +219,20 @@ async function disturb(fleet: Fleet, options: SoakRunOptions, now: () => number,
     const { process: victim } = member;
     const [usable, fromMs] = [await fleet.usable(), now()];
     if (random.uniform() < 0.5) {
-      restarts++;
+      struck.restarts++;
       await victim.restart().catch((error: Error) => {
-        undrained.push(error.message.split('\n')[0]!);
+        struck.problems.push(error.message.split('\n')[0]!);
         return victim.start();
       });
     } else if (victim.pid !== undefined) {
-      kills++;
+      struck.kills++;
       process.kill(victim.pid, 'SIGKILL');
     }
-    await comeBack(fleet, member, usable);
-    strikes.push({ fromMs, toMs: now() });
+    await comeBack(fleet, member, usable).catch(async (error: Error) => {
+      // The gateway may hold off a worker that lives because it was slow to answer.
+      if (!(await fleet.answers(member))) struck.problems.push(error.message);
+    });
+    struck.strikes.push({ fromMs, toMs: now() });
     return pauseMs();
   });
-  return { restarts, kills, strikes, undrained };
 }

@@ -41,6 +41,9 @@ interface StageOptions extends Pick<DrillsOptions, 'data' | 'path'>, Partial<Pic
 /** All wall clocks jump by an hour, back and forth, twice a second. */
 const CLOCKS: Drill = { name: 'clocks that jump', disturb: watch };
 
+/** Slots of the length that workers have by default: what a tenant may ask for grows with it. */
+const LONG_CAPACITY = 4_096;
+
 /** Time that a retrieval may take where rows are huge: several times what it takes on a busy machine otherwise. */
 const ROW_BUDGET_MS = 150;
 
@@ -96,7 +99,7 @@ export function stagesOf(
     {
       name: 'a system with tenants',
       drills: [...HOSTILE_DRILLS, ...BODY_DRILLS, ...LOCAL_DRILLS],
-      open: () => given({ tenants, gateway: { receiveTimeoutMs: RECEIVE_TIMEOUT_MS } }),
+      open: () => given({ tenants, capacity: LONG_CAPACITY, gateway: { receiveTimeoutMs: RECEIVE_TIMEOUT_MS } }),
     },
     {
       name: 'a gateway with little memory',

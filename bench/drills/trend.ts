@@ -52,7 +52,7 @@ const LEFT_OUT = 1 / 3;
  */
 const MALLOC_FILLS_MS = 15 * MINUTE_MS;
 /** With less time than this, six floors lie too close together: one full collection more or less makes a slope. */
-const LEAST_JUDGED_MS = { rssBytes: 15 * MINUTE_MS, other: 9 * MINUTE_MS };
+const LEAST_JUDGED_MS = { rssBytes: 14 * MINUTE_MS, other: 9 * MINUTE_MS };
 
 /** Length of a run under full load from which resident memory is judged. */
 export const RSS_JUDGED_FROM_MS = MALLOC_FILLS_MS + LEAST_JUDGED_MS.rssBytes;

@@ -12,7 +12,7 @@ export interface Span {
   readonly toMs: number;
 }
 
-export interface Waits extends Percentiles {
+interface Waits extends Percentiles {
   readonly count: number;
 }
 

@@ -2,6 +2,7 @@
  * One mix: two busy tenants and one that types, all honest, beside an attacker. Busy tenants always have more to ask
  * for, so that what they get is their share of the system; the tenant that types asks for little, and waits for it.
  */
+import { setMaxListeners } from 'node:events';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { bearer, sendRequest } from '../../services/http-call.ts';
@@ -64,6 +65,7 @@ export async function measureMix(
   options: MixOptions,
 ): Promise<MixResult> {
   const over = new AbortController();
+  setMaxListeners(0, over.signal); // each request listens
   const parties = partiesOf(url, tenants, attack, options, over.signal);
   const running = parties.map(({ run }) => run());
   let records: ClientRecord[];
@@ -163,7 +165,7 @@ export async function untilIdle({ url, apiKey }: Door): Promise<void> {
   }
 }
 
-export function shareOf(name: string, weight: number, before: Reading, after: Reading): Share {
+function shareOf(name: string, weight: number, before: Reading, after: Reading): Share {
   const [tokens, backlogMs] = [after.tokens - before.tokens, after.backlogMs - before.backlogMs];
   return { tenant: name, weight, tokens, backlog: backlogMs / (after.atMs - before.atMs) };
 }
@@ -172,7 +174,7 @@ function failures(records: readonly ClientRecord[]): Record<string, number> {
   return addUp(records.flatMap(({ outcome, code = 'unknown' }) => (outcome === 'failed' ? [{ [code]: 1 }] : [])));
 }
 
-export function addUp(counts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
+function addUp(counts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
   const sum: Record<string, number> = {};
   for (const [code, count] of counts.flatMap((each) => Object.entries(each))) sum[code] = (sum[code] ?? 0) + count;
   return sum;

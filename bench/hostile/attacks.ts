@@ -2,12 +2,14 @@
  * What a client can do to a system without breaking a rule: each attack goes on until it is told to stop. Attacks are
  * the same in the bench of fairness, in the drills and in the soak.
  */
+import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type CompletionBody, streamCompletion } from '../../services/client.ts';
 import { bearer, sendRequest } from '../../services/http-call.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Door } from '../system/tenants.ts';
 import type { Attack, AttackScene } from './attack.ts';
+import type { Meter } from './meter.ts';
 import { keepPipelining } from './pipelining.ts';
 import { dial, headOf, promptOf, rawCompletion } from './raw-client.ts';
 
@@ -18,6 +20,7 @@ const BODY_LIMIT_BYTES = 4 << 20;
 
 /** Does something again and again, `count` times at once, until the attack is over. */
 async function keepDoing({ until, meter }: AttackScene, count: number, act: () => Promise<unknown>): Promise<void> {
+  setMaxListeners(0, until); // each request listens
   const one = async () => {
     while (!until.aborted) {
       try {
@@ -148,15 +151,24 @@ export const LARGEST_ANSWERS: Attack = {
   run: async (scene) => {
     let n = 128;
     await keepDoing(scene, 1, async () => {
-      const { door, random, capacity, until } = scene;
+      const { door, random, meter, capacity, until } = scene;
       const prompt = promptOf(random, capacity - 2);
-      const status = await post(door, JSON.stringify({ prompt, n, echo: true, logprobs: 5, max_tokens: 0 }), until);
-      if (status === 400 && n > 1) n >>= 1;
-      else if (status !== 200) throw new ServingError('saturated', `HTTP ${status}`);
+      const body = JSON.stringify({ prompt, n, echo: true, logprobs: 5, max_tokens: 0 });
+      const status = await post(door, body, until);
+      if (status === 200) answered(meter, prompt.length);
+      else if (status === 400 && n > 1) n >>= 1;
+      else throw new ServingError('saturated', `HTTP ${status}`);
       await pause(until, RETRY_MS);
     });
   },
 };
+
+/** Counts a prompt that was answered without output. */
+function answered(meter: Meter, promptTokens: number): void {
+  const metered = meter.sent(1, promptTokens);
+  metered.received(0, 0);
+  metered.ended();
+}
 
 /** Bodies of twice the limit, which are refused. */
 export const BIG_BODIES: Attack = {

@@ -22,6 +22,9 @@ export function scene({ url = '', path = '', replays = () => 0, running = () => 
   const done: string[] = [];
   const fleet = {
     url,
+    apiKey: 'honest',
+    capacity: 64,
+    tenants: ['honest', 'hostile'].map((name) => ({ name, apiKey: name })),
     of: (role: Role) => [0, 1].map((i) => ({ role, process: { name: `${role}-${i}` } })),
     vitals: async ({ role }: { role: Role }) => ({ running: running(role), stagedBytes: 0, rssBytes: 0 }) as Vitals,
     answers: async () => true,

@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { ROW_DRILLS } from '../../../bench/drills/bad-rows.ts';
 import { COLOCATED_DRILLS, DRILLS, PARTITION_DRILLS, REDIS_DRILLS } from '../../../bench/drills/drills.ts';
 import { NamespaceNetwork } from '../../../bench/drills/network.ts';
 import { runDrill } from '../../../bench/drills/run-drill.ts';
@@ -93,6 +94,15 @@ test('completions go on without context while Redis is killed, and have it again
   expect(result.note).toMatch(/^context again \d+ ms after its restart; \d+ answered without context$/);
 });
 
+test('completions go on without rows of Redis whose vectors are not numbers', async () => {
+  await (await startRedis()).stop(); // fetches Redis if there is none
+  const { ground, references } = await must('a Redis with tenants');
+  const drill = ROW_DRILLS.find(({ name }) => name === 'rows that are not numbers')!;
+  const { broken, note } = await runDrill({ ...drill, keepsContext: false }, references, ground, HOW);
+  expect(broken).toBe('');
+  expect(note).toMatch(/^completions went on with /);
+});
+
 describe('workers on machines of their own', () => {
   /** Number of retransmissions of the connection to a port, as the kernel counts them. */
   async function retransmissions(port: number): Promise<number> {
@@ -161,7 +171,7 @@ describe('workers on machines of their own', () => {
 test('a soak sends every kind of traffic, and loses nothing of it', async () => {
   const model = await openModel(bundle(), { data: dir, precision: 'fp32' });
   const stop = new AbortController().signal;
-  const limits = { rate: 20, seed: 1, restartEvery: 2, honestOnly: false, stop };
+  const limits = { rate: 20, seed: 1, restartEvery: 2, honestOnly: false, hostileTokens: 6_000, stop };
   const how = { path, repo: 'drilled', data: join(dir, 'data'), ...limits };
   const result = await runSoak(model, { ...how, minutes: 0.15, onProgress: () => {} });
   expect(result).toMatchObject({ failed: {}, lostTokens: 0, doubledTokens: 0, broken: '' });

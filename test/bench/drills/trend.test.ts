@@ -26,6 +26,12 @@ describe('the trend of a process', () => {
     expect(trend(60, { rssBytes: filling(10) })).toMatchObject({ judged: true, grows: '' });
   });
 
+  test('memory may rise for a quarter of an hour under full load', () => {
+    const rises = (minutes: number) => (minute: number) => 200 + 20 * Math.min(Math.max(0, minute - 6), minutes);
+    expect(trend(36, { rssBytes: rises(15) })).toMatchObject({ judged: true, grows: '' });
+    expect(trend(36, { rssBytes: rises(30) }).grows).toBe('its memory grows');
+  });
+
   test('memory that fills is not judged while it fills', () => {
     const short = trend(18, { rssBytes: filling(3) });
     expect(short.rssBytes.perUnit - 2 * short.rssBytes.error).toBeGreaterThan(32 * MIB);

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import type { StreamRecord } from '../../../bench/drills/streams.ts';
-import { compareWaits, JUDGED_FROM_COUNT, judgeWaits, type Waits } from '../../../bench/drills/waits.ts';
+import { compareWaits, JUDGED_FROM_COUNT, judgeWaits, type WaitComparison } from '../../../bench/drills/waits.ts';
 
 const record = (sentMs: number, ttftMs: number | undefined, outcome: StreamRecord['outcome'] = 'ok'): StreamRecord => ({
   sentMs,
@@ -34,7 +34,7 @@ describe('the waits of honest requests', () => {
     expect(compareWaits(records, CALM, []).calm.count).toBe(0);
   });
 
-  const waits = (p99: number, count = JUDGED_FROM_COUNT): Waits => ({ count, p50: 1, p90: 2, p99 });
+  const waits = (p99: number, count = JUDGED_FROM_COUNT): WaitComparison['calm'] => ({ count, p50: 1, p90: 2, p99 });
   test.each([
     [waits(100), waits(150), ''],
     [waits(100), waits(151), 'TTFT p99 beside attackers is 1.51 times that of the calm time, more than 1.5'],
