@@ -1,9 +1,12 @@
 /** A service that does nothing but live: started by lifecycle.test.ts, misbehaving as its first argument says. */
+import { once } from 'node:events';
 import { Lifecycle } from '../../services/lib/process/lifecycle.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 
 const [behaviour, drainTimeoutMs] = process.argv.slice(2);
 const log = createLogger('fixture', 'info');
+// Stands for a process that still loads its code when its parent dies.
+if (behaviour === 'orphaned-at-start') await once(process, 'disconnect');
 const life = new Lifecycle(log, Number(drainTimeoutMs));
 
 // This does what a listening socket does for a real service.

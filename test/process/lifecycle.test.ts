@@ -76,6 +76,13 @@ afterEach(() => {
 const CLEAN = ['ready', 'draining', 'stopped second', 'stopped first', 'stopped'];
 
 describe('a service process', () => {
+  it('a process whose parent died while it loaded its code stops when it has loaded', async () => {
+    const fixture = supervise('orphaned-at-start');
+    fixture.child.disconnect();
+    expect(await fixture.exited()).toBe(0);
+    expect(fixture.messages).toContain('stopped');
+  });
+
   it.each(['SIGTERM', 'SIGINT'] as const)(
     'a service process drains on %s, stops last-first and exits 0',
     async (signal) => {

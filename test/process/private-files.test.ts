@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { beforeEach, expect, test, vi } from 'vitest';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { narrow, narrowedInWords, narrowWithin } from '../../services/lib/process/private-files.ts';
+import { narrowedInWords, narrowWithin } from '../../services/lib/process/private-files.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { temporaryFolder } from '../support/models.ts';
 
@@ -24,12 +24,13 @@ beforeEach(async () => {
 
 test('a folder is taken away from others with all that is in it, and links are not followed', async () => {
   await symlink(join(parent, 'elsewhere'), join(dir, 'link'));
-  expect(await narrow([dir, join(parent, 'missing')])).toEqual({ narrowed: 3, foreign: [] });
+  expect(await narrowWithin(dir, ['store', 'link', 'missing'])).toEqual({ narrowed: 3, foreign: [] });
   expect([await modeOf('data'), await modeOf('data/store'), await modeOf('data/store/data.mdb')]).toEqual([
     0o700, 0o700, 0o600,
   ]);
   expect(await modeOf('elsewhere')).toBe(0o775);
-  expect(await narrow([dir])).toEqual({ narrowed: 0, foreign: [] });
+  expect(await narrowWithin(dir, ['store', 'link'])).toEqual({ narrowed: 0, foreign: [] });
+  expect(await narrowWithin(join(parent, 'missing'), ['store'])).toEqual({ narrowed: 0, foreign: [] });
 });
 
 test('of a folder that holds other things too only what is the system’s own is narrowed', async () => {

@@ -47,6 +47,8 @@ export class Lifecycle {
     process.on('uncaughtException', (error) => this.fail(error));
     process.on('unhandledRejection', (reason) => this.fail(reason));
     if (process.connected) process.once('disconnect', () => this.#stop('parent gone'));
+    // Its parent died while it was loading, before anybody listened.
+    else if (process.send) setImmediate(() => this.#stop('parent gone'));
   }
 
   get phase(): Phase {

@@ -21,7 +21,7 @@ export function isOwnAlone({ uid, mode }: Pick<Stats, 'uid' | 'mode'>): boolean 
   return isOwn && (mode & FOR_OTHERS) === 0 && (mode & constants.S_IFMT) !== constants.S_IFLNK;
 }
 
-export interface Narrowed {
+interface Narrowed {
   /** Files and folders that others could use until now. */
   readonly narrowed: number;
   /** Paths that others can still use: they belong to another user, who alone may change that. */
@@ -32,7 +32,7 @@ export interface Narrowed {
  * Takes files and folders, with all that is in them, away from others. Links are not followed.
  * @throws the error of the operating system, except for what is not there or belongs to another user.
  */
-export async function narrow(paths: readonly string[]): Promise<Narrowed> {
+async function narrow(paths: readonly string[]): Promise<Narrowed> {
   let narrowed = 0;
   const foreign: string[] = [];
   for (const path of paths) {

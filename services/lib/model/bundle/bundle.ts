@@ -185,7 +185,7 @@ export async function openBundle(dir: string): Promise<Bundle> {
 }
 
 /** @throws ServingError bundle_invalid */
-export async function readManifest(dir: string): Promise<Manifest> {
+async function readManifest(dir: string): Promise<Manifest> {
   let json: unknown;
   try {
     json = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));

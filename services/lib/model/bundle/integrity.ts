@@ -77,7 +77,7 @@ interface Guarded extends Place {
 }
 
 /** Is told of what a guard finds. */
-export interface GuardLog {
+interface GuardLog {
   info(fields: object, text: string): void;
   warn(fields: object, text: string): void;
   error(fields: object, text: string): void;
@@ -231,8 +231,7 @@ interface Stamp {
 async function stampOf(path: string): Promise<Stamp> {
   const { dev, ino, size, mtimeNs, ctimeNs } = await stat(path, { bigint: true });
   const inode = `${dev}:${ino}`;
-  const changedMs = Math.max(Number(mtimeNs / 1_000_000n), Number(ctimeNs / 1_000_000n));
-  return { text: `${inode} ${size} ${mtimeNs} ${ctimeNs}`, inode, changedMs };
+  return { text: `${inode} ${size} ${mtimeNs} ${ctimeNs}`, inode, changedMs: Number(ctimeNs / 1_000_000n) };
 }
 
 const recordPath = ({ dir, file }: Place) => join(dir, RECORDS, encodeURIComponent(file.path));
