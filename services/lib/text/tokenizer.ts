@@ -142,14 +142,12 @@ export class Tokenizer {
     if (count <= 0) return ids;
     for (const section of this.#sections(text, names)) {
       if (section === undefined) yield;
-      else if (typeof section === 'number') append(ids, [section]);
       else {
-        for (const part of this.#idsByWord(section)) {
+        for (const part of typeof section === 'number' ? [[section]] : this.#idsByWord(section)) {
           if (append(ids, part) >= count) return ids.slice(0, count);
           yield;
         }
       }
-      if (ids.length >= count) return ids;
     }
     return ids;
   }
