@@ -6,7 +6,7 @@ import { createLogger } from '../../services/lib/process/log.ts';
 const [behaviour, drainTimeoutMs] = process.argv.slice(2);
 const log = createLogger('fixture', 'info');
 // Stands for a process that still loads its code when its parent dies.
-if (behaviour === 'orphaned-at-start') await once(process, 'disconnect');
+if (behaviour === 'orphaned-at-start' && process.connected) await once(process, 'disconnect');
 const life = new Lifecycle(log, Number(drainTimeoutMs));
 
 // This does what a listening socket does for a real service.
