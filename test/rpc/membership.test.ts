@@ -114,7 +114,7 @@ describe('members of one system', () => {
 describe('strangers', () => {
   test('a caller without the secret is told so, whatever it calls, and nothing of it arrives', async () => {
     const { address, arrived, lines } = await serve(ours);
-    const refused = { code: 'not_a_member', message: expect.stringContaining('members of its system only') };
+    const refused = { code: 'not_a_member', message: expect.stringContaining('members of its system only, and') };
     await expect(kvClient(address, PLAINTEXT).renew('a', NEVER)).rejects.toMatchObject(refused);
     const pull = kvClient(address).pull({ leaseId: 'b' }, NEVER)[Symbol.asyncIterator]();
     await expect(pull.next()).rejects.toMatchObject(refused);

@@ -98,7 +98,7 @@ function createRefusals(): (socket: Socket) => void {
     ':status': 200,
     'content-type': 'application/grpc+proto',
     'grpc-status': String(code),
-    'grpc-message': encodeURIComponent(details),
+    'grpc-message': encodeURI(details),
     ...metadata.toHttp2Headers(),
   };
   const http2 = createHttp2Server(STRANGER);
