@@ -16,8 +16,8 @@ import type { RowPart, RowRead, Store, StoreUse } from './store.ts';
 /**
  * Reads rows of a hash: one by one, so that the server, and not the reader, leaves out what is too large, and what
  * nobody asked for. For each field it answers the row, its size if it is too large, -1 if no bytes are left for it, or
- * nothing if it is not there. Rows are cut as in `partOf` of row.ts. Cutting copies the whole row on the server, so a row of more than twice the limit
- * is not looked at, and nothing is after the first row for which no bytes are left.
+ * nothing if it is not there. Rows are cut as in `partOf` of row.ts. Cutting copies the whole row on the server, so a
+ * row of more than twice the limit is not looked at, and nothing is after the first row for which no bytes are left.
  *
  * ARGV: the part, the most bytes of a row, the most of all, then the fields.
  */
