@@ -441,10 +441,12 @@ describe('sequences', () => {
     await pass(1);
     await pass(0);
     expect(held('few')).toBeGreaterThanOrEqual(2);
-    expect(running.filter(({ lease }) => !lease.preempted.aborted).slice(0, 2).map(({ name }) => name)).toEqual([
-      'many',
-      'many',
-    ]);
+    expect(
+      running
+        .filter(({ lease }) => !lease.preempted.aborted)
+        .slice(0, 2)
+        .map(({ name }) => name),
+    ).toEqual(['many', 'many']);
     await pass(10_000);
     const taken = (await preemptions()) - before;
     expect(taken).toBeLessThanOrEqual(4);

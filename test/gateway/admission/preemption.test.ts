@@ -65,8 +65,7 @@ test('a tenant that is alone never loses a sequence, and neither does one where 
 test('sequences that wait for a slot make way before those that run, so that the newcomer finds one', () => {
   const many = Array.from({ length: 6 }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: 0, order }));
   const room = [{ address: 'd1', freeSlots: SLOTS - 6 }];
-  const orders = (wanted: number) =>
-    sequencesToPreempt('b', wanted, many, room, () => 1).map(({ order }) => order);
+  const orders = (wanted: number) => sequencesToPreempt('b', wanted, many, room, () => 1).map(({ order }) => order);
   expect(orders(1)).toEqual([5, 4, 3]);
   expect(orders(2)).toEqual([5, 4, 3, 2]);
   expect(orders(9)).toEqual([5, 4, 3, 2]); // two each
