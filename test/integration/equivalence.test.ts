@@ -109,6 +109,33 @@ describe.each(MODES)('%s', (mode) => {
       }
     });
 
+    test('of more choices than slots each is what a request of its own with its seed gives, whole and streamed', async () => {
+      const [choices, slots] = [3 * 3 + 1, 3];
+      const body = { prompt: tokens(40), max_tokens: 12, temperature: 1, ignore_eos: true, return_token_ids: true };
+      const ask = async (change: object) => {
+        const response = await fetch(`${system.url}/v1/completions`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify({ ...body, ...change }),
+        });
+        return (await response.json()) as { choices: { token_ids: number[] }[]; usage: { prompt_tokens: number } };
+      };
+      const alone: number[][] = [];
+      // services/gateway/completion/sampling.ts: the seeds of a request's choices.
+      for (let i = 0; i < choices; i++) alone.push((await ask({ seed: 7 + i * 0x9e3779b1 })).choices[0]!.token_ids);
+      expect(new Set(alone.map(String)).size).toBeGreaterThan(slots);
+      const together = await ask({ seed: 7, n: choices });
+      expect(together.choices.map(({ token_ids }) => token_ids)).toEqual(alone);
+      expect(together.usage.prompt_tokens).toBe(40);
+      const client = new OpenAI({ baseURL: `${system.url}/v1`, apiKey: 'none', maxRetries: 0 });
+      const streamed = Array.from({ length: choices }, (): number[] => []);
+      const asked = { ...body, model: 'tiny-coder', seed: 7, n: choices, stream: true } as const;
+      for await (const { choices: deltas } of await client.completions.create(asked)) {
+        for (const delta of deltas) streamed[delta.index]!.push(...(delta as { token_ids?: number[] }).token_ids!);
+      }
+      expect(streamed).toEqual(alone);
+    });
+
     test('a whole answer has the text and tokens of a streamed one', async () => {
       const body = { prompt: tokens(50), max_tokens: 20, temperature: 0, ignore_eos: true, return_token_ids: true };
       const response = await fetch(`${system.url}/v1/completions`, {

@@ -14,7 +14,7 @@ import type { WorkerPoolConfig } from '../workers/settings.ts';
 import type { WorkerLease } from '../workers/worker.ts';
 import type { Placement, WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
-import { type PlacedSequence, sequencesToPreempt } from './preemption.ts';
+import { isAboveShare, type PlacedSequence, sequencesToPreempt } from './preemption.ts';
 import { type DecodeLease, type Grant, PREEMPTED, QueuedPrompt, type QueueRequest } from './queued-prompt.ts';
 import type { ServiceExchange } from './service-exchange.ts';
 import { ServiceRate } from './service-rate.ts';
@@ -144,6 +144,7 @@ export class Dispatcher {
       if (victims === undefined) throw refusal('target-ttft-ms', targetTtftMs);
       for (const victim of victims) {
         this.#queue.remove(victim);
+        if (this.#claim?.prompt === victim) this.#claim = undefined;
         victim.refuse(refusal('target-ttft-ms', targetTtftMs));
       }
     }
@@ -182,6 +183,7 @@ export class Dispatcher {
     // A prompt that was served in part waits for slots: that tells nothing of how fast new prompts are served.
     if (this.#queue.tokens === 0) this.#rate.idle();
     this.#observe();
+    this.#makeWay();
   }
 
   /** Gives the next sequence of a prompt its workers. Returns false when they have no room for it. */
@@ -249,33 +251,49 @@ export class Dispatcher {
   }
 
   /**
-   * Whether a prompt waits for sequences that make way for it. It gives the slots {@link preemptAfterMs} to come free
-   * by themselves: what makes way has to be computed again.
+   * Whether a prompt must not be sent now though the workers would take it: where all slots are taken it would wait in
+   * the worker. A tenant with more than its share must not wait there before others, and one with less waits here for
+   * a slot that is made free for it.
    */
-  #waitsForSlot(next: QueuedPrompt): boolean {
-    const decoders = this.#options.pool.decodeRoom(next.needs);
-    if (decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
+  #waitsForSlot({ tenant, needs }: QueuedPrompt): boolean {
+    const decoders = this.#options.pool.decodeRoom(needs);
+    if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
     if (this.#leaving.size > 0) return true;
-    const victims = sequencesToPreempt(next.tenant, next.sequences, this.#running, decoders, this.#weightOf);
-    if (victims.length === 0) return false;
-    next.blockedSinceMs ??= this.#now();
-    const leftMs = next.blockedSinceMs + this.#options.preemptAfterMs - this.#now();
-    if (leftMs > 0) {
-      clearTimeout(this.#preemptTimer);
-      this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
-      return true;
+    const [running, weightOf] = [this.#running, this.#weightOf];
+    const waiting = this.#queue.firsts.map((other) => other.tenant);
+    if (isAboveShare(tenant, waiting, running, weightOf)) return true;
+    return sequencesToPreempt(tenant, 1, running, decoders, weightOf).length > 0;
+  }
+
+  /**
+   * Frees slots for a prompt whose tenant has less than its share of them: the first such prompt in the queue's order,
+   * which need not be the first of all. It gives the slots --preempt-after-ms to come free by themselves, because what
+   * makes way has to be computed again.
+   */
+  #makeWay(): void {
+    clearTimeout(this.#preemptTimer);
+    if (this.#leaving.size > 0) return;
+    for (const prompt of [...this.#replays.slice(0, 1), ...this.#queue.firsts]) {
+      const decoders = prompt.continues ? this.#options.pool.decodeRoom(prompt.needs) : [];
+      const { tenant, sequences } = prompt;
+      const victims = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#weightOf);
+      if (victims.length === 0) continue;
+      prompt.blockedSinceMs ??= this.#now();
+      const leftMs = prompt.blockedSinceMs + this.#options.preemptAfterMs - this.#now();
+      if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
+      else this.#preempt(victims, { prompt, sequences });
+      return;
     }
-    this.#claim = { prompt: next, sequences: next.sequences };
+  }
+
+  #preempt(victims: readonly RunningSequence[], claim: { prompt: QueuedPrompt; sequences: number }): void {
+    this.#claim = claim;
     for (const victim of victims) {
       this.#running.delete(victim);
       this.#leaving.add(victim);
       metrics.preemptions.inc();
     }
-    // Not within the pump: what is aborted may come back at once.
-    queueMicrotask(() => {
-      for (const victim of victims) victim.preempted.abort(PREEMPTED);
-    });
-    return true;
+    for (const victim of victims) victim.preempted.abort(PREEMPTED);
   }
 
   #leave(prompt: QueuedPrompt, reason: unknown): void {

@@ -83,6 +83,12 @@ export class FairQueue<E extends Waiting> {
     return [...this.#tenants.values()].flatMap((tenant) => tenant.entries);
   }
 
+  /** The first entry of each tenant, in the order in which the tenants would be served. */
+  get firsts(): E[] {
+    const waiting = [...this.#tenants.values()].filter(({ entries }) => entries.length > 0);
+    return waiting.sort((a, b) => a.served - b.served).map(({ entries }) => entries[0]!);
+  }
+
   /** The next entry to be served. */
   get first(): E | undefined {
     return this.#next()?.entries[0];
@@ -103,7 +109,8 @@ export class FairQueue<E extends Waiting> {
       tenant.entries.splice(index, 1);
       this.#size--;
     }
-    this.#virtualTime = Math.max(this.#virtualTime, tenant.served);
+    // What came back was served before: the time of that service has passed already.
+    if (charge > 0) this.#virtualTime = Math.max(this.#virtualTime, tenant.served);
     tenant.served += charge / tenant.weight;
     this.#forgetIdle();
     return charge;

@@ -52,6 +52,22 @@ export function sequencesToPreempt<S extends PlacedSequence>(
   return all;
 }
 
+/**
+ * Whether a tenant, with one sequence more, would hold so many that one of them could be made to make way at once for
+ * another tenant that holds some or waits.
+ */
+export function isAboveShare(
+  tenant: string,
+  waiting: Iterable<string>,
+  placed: Iterable<PlacedSequence>,
+  weightOf: (tenant: string) => number,
+): boolean {
+  const held = new Map([tenant, ...waiting].map((each) => [each, 0]));
+  for (const each of placed) held.set(each.tenant, (held.get(each.tenant) ?? 0) + 1);
+  const own = held.get(tenant)! / weightOf(tenant);
+  return [...held].some(([other, count]) => other !== tenant && (count + 1) / weightOf(other) <= own);
+}
+
 const byAge = (a: PlacedSequence, b: PlacedSequence) => a.enteredMs - b.enteredMs || a.order - b.order;
 
 /** Sequences by the tenants that hold them. */

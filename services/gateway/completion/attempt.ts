@@ -1,7 +1,7 @@
 /**
- * One attempt at some choices of a prompt, by the workers of one grant: a prefill call, and a decode call per choice. A decode
- * call is sent as soon as the prompt has its slot: it pulls the KV while prefill still computes. An attempt knows
- * workers and tokens, not text or clients.
+ * One attempt at some choices of a prompt, by the workers of one grant: a prefill call, and a decode call per choice. A
+ * decode call is sent as soon as the prompt has its slot: it pulls the KV while prefill still computes. An attempt
+ * knows workers and tokens, not text or clients.
  */
 import { Deferred } from '../../lib/async/deferred.ts';
 import { Watchdog } from '../../lib/async/watchdog.ts';
@@ -90,7 +90,7 @@ export class Attempt {
   /**
    * The tokens after a choice's first one, to the end. The call begins at once and goes on at the worker's own speed:
    * what the reader has not taken waits in a buffer. Leaving the loop ends the call.
-   * @throws ServingError of the worker, worker_lost, worker_stalled; PREEMPTED; the signal's reason. The steps that came
+   * @throws ServingError of the worker, worker_lost, worker_stalled; PREEMPTED; the signal's reason. Steps that came
    *   before are read first.
    */
   decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {

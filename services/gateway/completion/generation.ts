@@ -200,12 +200,12 @@ export class Generation {
     const { task, indices, echo } = part;
     const { request } = task;
     const { tokens, promptLogprobs } = await attempt.first;
+    echo.logprobs ??= promptLogprobs.map((token) => readToken(token, true));
     await previousFirst;
     if (request.echo) await nextTurn();
     const index = indices[i]!;
     const choice = task.choices[index]!;
     if (request.echo && choice.ids.length === 0) {
-      echo.logprobs ??= promptLogprobs.map((token) => readToken(token, true));
       choice.echo(echo.logprobs);
     }
     await emit(task, index, request.maxTokens === 0 ? [] : [tokens[i]!]);

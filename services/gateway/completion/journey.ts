@@ -80,7 +80,7 @@ export class Journey {
     return tasks;
   }
 
-  /** @param previousPlaced settles when all choices of the request's prompt before this one have workers, or it failed. */
+  /** @param previousPlaced settles when all choices of the prompt before this one have workers, or it has failed. */
   async #complete(task: PromptTask, previousPlaced: Promise<void>, onPlaced: () => void): Promise<readonly Choice[]> {
     await previousPlaced;
     task.scope.signal.throwIfAborted();

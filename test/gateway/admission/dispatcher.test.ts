@@ -1,9 +1,15 @@
 /** Admission by tokens, on a clock that the test sets. */
-import { describe, expect, test } from 'vitest';
+import fc from 'fast-check';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { Dispatcher, type DispatcherOptions } from '../../../services/gateway/admission/dispatcher.ts';
-import type { QueueRequest } from '../../../services/gateway/admission/queued-prompt.ts';
+import type { DecodeLease, Grant, QueueRequest } from '../../../services/gateway/admission/queued-prompt.ts';
 import type { Placement, PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
+import { metrics } from '../../../services/lib/process/metrics.ts';
+import { fakePool } from '../../support/fake-pool.ts';
+
+const NEVER = new AbortController().signal;
+const preemptions = async () => (await metrics.preemptions.get()).values[0]?.value ?? 0;
 
 /**
  * One prefill worker of `rate` tokens per second that takes `room` prompts at once; time passes when the test says so.
@@ -306,4 +312,179 @@ test('goodput stays at ten times the load that can be served', async () => {
   const peak = await goodput(0.95);
   expect(peak).toBeGreaterThan(540);
   expect(await goodput(10)).toBeGreaterThanOrEqual(0.9 * peak);
+});
+
+/** Grants on a real pool of workers that do nothing: sequences end when the test says so. */
+async function onWorkers(slots: readonly number[], options: Partial<DispatcherOptions> = {}) {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  const addresses = slots.map((_, i) => `d${i}`);
+  const answers = Object.fromEntries(slots.map((count, i) => [`d${i}`, { slots: count, freeSlots: count }]));
+  const { workers } = fakePool({ p: {}, ...answers }, ['p'], addresses);
+  await workers.refresh();
+  const dispatcher = new Dispatcher({
+    pool: workers,
+    targetTtftMs: 1e9,
+    queueOrder: 'fifo',
+    connectTimeoutMs: 5,
+    preemptAfterMs: 100,
+    ...options,
+  });
+  /** Sequences that run, in the order in which they were placed. */
+  const running: { name: string; tenant: string; lease: DecodeLease; enteredMs: number }[] = [];
+  const failures: unknown[] = [];
+  let granted = 0;
+  const follow = async (placing: Promise<Grant> | undefined, name: string, tenant: string) => {
+    for (let next = placing; next; ) {
+      const grant: Grant = await next;
+      grant.prefill.release();
+      granted += grant.choices;
+      for (const lease of grant.decodes) running.push({ name, tenant, lease, enteredMs: grant.enteredMs });
+      next = grant.next;
+    }
+  };
+  const ask = (tenant: string, choices: number, change: Partial<QueueRequest> = {}, name = tenant, signal = NEVER) => {
+    const wants = { promptTokens: 4, positions: 20, continues: true, priority: 0, remainingMs: 1e9, isReplay: false };
+    const placing = dispatcher.place({ ...wants, tenant, choices, ...change }, signal);
+    return follow(placing, name, tenant).catch((error) => void failures.push(error));
+  };
+  /** Lets what was aborted come back to the queue, as a completion does. */
+  const settle = async () => {
+    await vi.advanceTimersByTimeAsync(0);
+    for (const gone of running.filter(({ lease }) => lease.preempted.aborted)) {
+      running.splice(running.indexOf(gone), 1);
+      granted--;
+      gone.lease.release();
+      void ask(gone.tenant, 1, { enteredMs: gone.enteredMs }, gone.name);
+    }
+    await vi.advanceTimersByTimeAsync(0);
+  };
+  return {
+    ask,
+    running,
+    failures,
+    settle,
+    granted: () => granted,
+    held: (tenant: string) => running.filter((each) => each.tenant === tenant).length,
+    end: async (index: number) => {
+      running.splice(index, 1)[0]?.lease.release();
+      await settle();
+    },
+    pass: async (ms: number) => {
+      await vi.advanceTimersByTimeAsync(ms);
+      await settle();
+    },
+    placedOn: (address: string) => running.filter(({ lease }) => lease.address === address).length,
+  };
+}
+
+describe('sequences', () => {
+  test('every sequence is granted once, in any order of ends and arrivals, and no worker has more than it takes', async () => {
+    const asked = fc.record({ tenant: fc.constantFrom('a', 'b', 'c'), choices: fc.integer({ min: 1, max: 9 }) });
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(asked, { maxLength: 8 }),
+        fc.array(fc.integer({ min: 0, max: 100 }), { maxLength: 30 }),
+        async (prompts, ends) => {
+          const bench = await onWorkers([2, 4]);
+          const total = prompts.reduce((sum, { choices }) => sum + choices, 0);
+          const check = () => {
+            expect(bench.placedOn('d0')).toBeLessThanOrEqual(3);
+            expect(bench.placedOn('d1')).toBeLessThanOrEqual(6);
+          };
+          for (const { tenant, choices } of prompts) {
+            void bench.ask(tenant, choices);
+            await bench.pass(ends.length);
+            check();
+          }
+          for (const end of ends) {
+            if (bench.running.length > 0) await bench.end(end % bench.running.length);
+            await bench.pass(30);
+            check();
+          }
+          while (bench.running.length > 0) {
+            await bench.end(0);
+            check();
+          }
+          expect([bench.granted(), bench.failures]).toEqual([total, []]);
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+
+  test('sequences that find no room wait on and get the slots that come free, in turn with other tenants', async () => {
+    const { ask, running, end, settle } = await onWorkers([2], { preemptAfterMs: 1e6 });
+    void ask('many', 5, { positions: 20 });
+    await settle();
+    expect(running.map(({ name }) => name)).toEqual(['many', 'many', 'many']);
+    void ask('other', 2, { positions: 20 });
+    await settle();
+    const later: string[] = [];
+    for (let i = 0; i < 4; i++) {
+      await end(0);
+      await end(0); // a free slot, not only a place in the worker's queue: `other` waits for one
+      later.push(...running.map(({ name }) => name));
+    }
+    expect(later).toContain('other');
+  });
+
+  test('a tenant with less than its share gets slots of the one that has more, after a moment, and no more than half', async () => {
+    const before = await preemptions();
+    const { ask, held, pass, end, running, granted } = await onWorkers([4]);
+    void ask('many', 9);
+    await pass(0);
+    expect([held('many'), held('few')]).toEqual([6, 0]); // two of them wait in the worker
+    void ask('few', 3);
+    await pass(99);
+    expect([held('many'), held('few')]).toEqual([6, 0]);
+    await pass(1);
+    await pass(0);
+    expect(held('few')).toBeGreaterThanOrEqual(2);
+    expect(
+      running
+        .filter(({ lease }) => !lease.preempted.aborted)
+        .slice(0, 2)
+        .map(({ name }) => name),
+    ).toEqual(['many', 'many']);
+    await pass(10_000);
+    const taken = (await preemptions()) - before;
+    expect(taken).toBeLessThanOrEqual(4);
+    while (running.length > 0) await end(0);
+    expect(granted()).toBe(12);
+    expect((await preemptions()) - before).toBe(taken);
+  });
+
+  test('a tenant alone is never made to wait, whatever it asks for', async () => {
+    const before = await preemptions();
+    const { ask, held, pass } = await onWorkers([4]);
+    void ask('one', 9);
+    void ask('one', 9);
+    await pass(10_000);
+    expect(held('one')).toBe(6);
+    expect(await preemptions()).toBe(before);
+  });
+
+  test('a slot that was made free goes to the prompt that it was made free for', async () => {
+    const { ask, held, pass } = await onWorkers([2]);
+    void ask('first', 4);
+    await pass(0);
+    void ask('second', 1, { positions: 90 });
+    await pass(100);
+    await pass(0);
+    expect(held('second')).toBe(1);
+  });
+
+  test('when a prompt that others make way for leaves, they come back', async () => {
+    const { ask, held, pass, failures } = await onWorkers([2]);
+    void ask('first', 4);
+    await pass(0);
+    const gone = new AbortController();
+    void ask('second', 1, {}, 'second', gone.signal);
+    await vi.advanceTimersByTimeAsync(100);
+    gone.abort(new ServingError('client_gone', 'bye'));
+    await pass(0);
+    await pass(0);
+    expect([held('first'), failures.length]).toEqual([3, 1]);
+  });
 });

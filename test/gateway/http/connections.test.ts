@@ -99,7 +99,8 @@ describe('requests that are sent ahead of their answers', () => {
     const ids = Array.from({ length: 100 }, (_, i) => `ahead-${i}`);
     socket.end(ids.map((id) => completion({ max_tokens: 2, stream: true }, `x-request-id: ${id}\r\n`)).join(''));
     const answers = await heard(socket);
-    expect(statuses(answers)).toEqual(Array(100).fill(200));
+    // A client that has closed its sending side is probed by 100 Continue.
+    expect(statuses(answers).filter((status) => status !== 100)).toEqual(Array(100).fill(200));
     expect([...answers.matchAll(/x-request-id: (\S+)/g)].map(([, id]) => id)).toEqual(ids);
     expect(warnings).toEqual([]);
   });
