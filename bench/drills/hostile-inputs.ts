@@ -2,7 +2,7 @@
  * The drill of inputs that are made to be slow: every field of a completion at the largest size that a body may have,
  * and JSON that is slow to parse. Whatever is sent, no turn of the gateway's event loop may take longer than 50 ms, for
  * all streams of all clients wait for the end of a turn. It is judged against the same traffic without such inputs,
- * since the processes of a drill share the cores of the machine.
+ * since the processes of a drill share the cores of the machine, and not at all where that is late by as much already.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Fleet } from './fleet.ts';
@@ -92,6 +92,7 @@ export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string>
     if (ms > longest.ms) longest = { name, ms };
   }
   const found = `${sent} inputs; the longest turn of the event loop was ${longest.ms.toFixed(0)} ms (${longest.name}), and ${calmMs.toFixed(0)} ms without them`;
+  if (calmMs > LONGEST_TURN_MS) return `${found}; not judged, since this machine is too busy for it`;
   if (longest.ms > calmMs + LONGEST_TURN_MS) throw new Error(found);
   return found;
 }

@@ -54,7 +54,8 @@ const only = <T extends boolean | number>(value: T) =>
 const defaults = COMPLETION_DEFAULTS;
 
 const fields = z.strictObject({
-  model: z.string().optional(),
+  // Refusals quote it.
+  model: z.string().max(1_024).optional(),
   prompt,
   suffix: z.string().optional(),
   max_tokens: z.int().min(0).default(defaults.maxTokens),
