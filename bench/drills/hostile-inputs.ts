@@ -2,7 +2,7 @@
  * The drill of inputs that are made to be slow: every field of a completion at the largest size that a body may have,
  * and JSON that is slow to parse. Whatever is sent, no turn of the gateway's event loop may take longer than 50 ms, for
  * all streams of all clients wait for the end of a turn. It is judged against the same traffic without such inputs,
- * since the processes of a drill share the cores of the machine.
+ * since the processes of a drill share the cores of the machine, and not at all where that is late by as much already.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Fleet } from './fleet.ts';
@@ -20,16 +20,19 @@ const times = (part: string, spent = 0) =>
   part.repeat(Math.floor((BYTES - spent) / Buffer.byteLength(JSON.stringify(part).slice(1, -1))));
 const list = (part: string) => `[${`${part},`.repeat(Math.floor(BYTES / (part.length + 1)) - 1)}${part}]`;
 /** Text in which hardly a word occurs twice. */
-const noise = () => {
-  let [text, state] = ['', 1];
-  for (; text.length < BYTES; text += state.toString(36)) state = (state * 48_271) % 0x7fff_ffff;
-  return text.slice(0, BYTES);
+const noise = (length = BYTES, seed = 1) => {
+  const words: string[] = [];
+  for (let [size, state] = [0, seed]; size < length; size += words.at(-1)!.length) {
+    state = (state * 48_271) % 0x7fff_ffff;
+    words.push(state.toString(36));
+  }
+  return words.join('').slice(0, length);
 };
 
 const TEXTS: readonly [name: string, text: () => string][] = [
   ['one letter', () => times('a')],
   ['one word after the other', () => times('word = f(x)\n')],
-  ['noise', noise],
+  ['noise', () => noise()],
   ['spaces', () => times(' ')],
   ['line ends', () => times('\r\n')],
   ['digits', () => times('1')],
@@ -57,7 +60,7 @@ function* hostileBodies(): Generator<readonly [name: string, body: string]> {
   for (const field of STRINGS) yield [`long ${field}`, json({ [field]: times('k') })];
   yield ['long rag.repo', json({ rag: { repo: times('r') } })];
   yield ['long rag.path', json({ rag: { repo: 'shop', path: times('../') } })];
-  yield ['a prompt of 128 texts', json({ prompt: many(128, () => noise().slice(0, 32_000)), max_tokens: 1 })];
+  yield ['a prompt of 128 texts', json({ prompt: many(128, (i) => noise(32_000, i + 1)), truncate_prompt_tokens: 9 })];
   yield ['a prompt of 100,000 ids', json({ prompt: many(100_000, (i) => i % 4_000), truncate_prompt_tokens: -1 })];
   yield ['a prompt of as many ids as fit', `{"prompt":${list('70')},"truncate_prompt_tokens":-1}`];
   yield ['logit_bias', json({ logit_bias: Object.fromEntries(many(1_024, (i) => [i, -1.5])) })];
@@ -89,6 +92,7 @@ export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string>
     if (ms > longest.ms) longest = { name, ms };
   }
   const found = `${sent} inputs; the longest turn of the event loop was ${longest.ms.toFixed(0)} ms (${longest.name}), and ${calmMs.toFixed(0)} ms without them`;
+  if (calmMs > LONGEST_TURN_MS) return `${found}; not judged, since this machine is too busy for it`;
   if (longest.ms > calmMs + LONGEST_TURN_MS) throw new Error(found);
   return found;
 }

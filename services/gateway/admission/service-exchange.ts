@@ -25,7 +25,7 @@ export interface ServiceExchangeOptions {
 }
 
 /** What a gateway served since it last said so, as pairs of tenant and cost, and which tenants wait there. */
-export interface ServiceNews {
+interface ServiceNews {
   readonly served: readonly (readonly [string, number])[];
   readonly waiting: readonly string[];
 }

@@ -49,7 +49,8 @@ const logitBias = z
   .pipe(z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)));
 
 /** A string by which something is found again. Two that differ must stay different wherever they go. */
-const key = z.string().refine(isWellFormed, 'must be well-formed Unicode: it holds half of a surrogate pair');
+const NOT_WELL_FORMED = 'must be well-formed Unicode: it holds half of a surrogate pair';
+const key = z.string().refine(isWellFormed, NOT_WELL_FORMED);
 
 /** A field of which only the value that changes nothing is supported. */
 const only = <T extends boolean | number>(value: T) =>
@@ -58,7 +59,8 @@ const only = <T extends boolean | number>(value: T) =>
 const defaults = COMPLETION_DEFAULTS;
 
 const fields = z.strictObject({
-  model: key.optional(),
+  // Refusals quote it.
+  model: z.string().max(1_024).refine(isWellFormed, NOT_WELL_FORMED).optional(),
   prompt,
   suffix: z.string().optional(),
   max_tokens: z.int().min(0).default(defaults.maxTokens),

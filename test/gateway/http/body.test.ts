@@ -164,3 +164,33 @@ describe('the characters of a body', () => {
     }
   });
 });
+
+describe('JSON of 4 MiB', () => {
+  const bodyLimitBytes = 4 * 1024 * 1024;
+  const list = (part: string, count: number) => `[${Array(count).fill(part).join(',')}]`;
+  const answerTo = async (payload: string) => {
+    const { app } = await fakeGateway({ token }, { bodyLimitBytes });
+    const headers = { 'content-type': 'application/json' };
+    return app.inject({ method: 'POST', url: '/v1/completions', payload, headers });
+  };
+
+  test.each([
+    ['brackets within brackets', '['.repeat(2_000_000), /nested more than 32 deep/],
+    ['arrays', `{"prompt":${list('[1]', 1_000_000)}}`, /more than 2048 arrays and objects/],
+    ['strings', `{"prompt":${list('"a"', 1_000_000)}}`, /more than 4096 strings/],
+    [
+      'fields',
+      `{${Array.from({ length: 300_000 }, (_, i) => `"k${i}":1`).join(',')}}`,
+      /more than 4096 names of fields/,
+    ],
+    ['numbers', `{"prompt":${list('1', 2_000_000)}}`, /more than 1000000 numbers/],
+  ])('a body with more %s than any request needs is refused, and the message says so', async (_, payload, message) => {
+    const answer = await answerTo(payload);
+    expect([answer.statusCode, answer.json()]).toMatchObject([400, refusal('invalid_request', message)]);
+  });
+
+  test('a prompt of 600,000 token ids is read, and cut if it may be', async () => {
+    const answer = await answerTo(`{"prompt":${list('100', 600_000)},"truncate_prompt_tokens":9,"max_tokens":2}`);
+    expect([answer.statusCode, answer.json().usage?.prompt_tokens]).toEqual([200, 9]);
+  });
+});

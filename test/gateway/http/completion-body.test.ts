@@ -84,6 +84,20 @@ describe('a body that is refused', () => {
     expect(answer.error!.code).toMatch(/^(invalid_request|context_length_exceeded)$/);
   });
 
+  test('a refusal is short, whichever field is long', async () => {
+    const long = 'k'.repeat(50_000);
+    for (const body of [
+      { model: long },
+      { session: long },
+      { cache_salt: long },
+      { [long]: 1 },
+      { rag: { repo: long } },
+    ]) {
+      const { status, error } = await gateway.complete({ prompt: 'a', ...body });
+      expect([status, error!.message.length < 1_000]).toEqual([400, true]);
+    }
+  });
+
   test('a refusal lists every problem at once', async () => {
     const { error } = await gateway.complete({ prompt: 'a', tempreature: 0, top_p: 7 });
     expect(error!.message).toMatch(/tempreature.*top_p|top_p.*tempreature/);
