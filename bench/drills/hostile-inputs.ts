@@ -4,7 +4,10 @@
  * all streams of all clients wait for the end of a turn. It is judged against the same traffic without such inputs,
  * since the processes of a drill share the cores of the machine, and not at all where that is late by as much already.
  */
+
+import { buffer } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { sendRequest } from '../../services/http-call.ts';
 import type { Fleet } from './fleet.ts';
 import type { Scene } from './scene.ts';
 import { TIMEOUT_MS } from './streams.ts';
@@ -109,12 +112,13 @@ async function longestCalmTurn(fleet: Fleet): Promise<number> {
 
 /** @returns the status of the answer, which is read to its end. */
 async function send({ url }: Fleet, body: string): Promise<number> {
-  const response = await fetch(`${url}/v1/completions`, {
+  const response = await sendRequest({
     method: 'POST',
+    url: `${url}/v1/completions`,
     headers: { 'content-type': 'application/json' },
     body,
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
-  await response.arrayBuffer();
-  return response.status;
+  await buffer(response);
+  return response.statusCode ?? 0;
 }
