@@ -10,7 +10,8 @@
  *   kv_truncated, kv_digest_mismatch              blamed, and prefill as well   replayed after a pause
  *   deadline_exceeded, client_gone, superseded    not blamed                    not replayed: nobody waits for it
  *   slow_reader                                   not blamed                    not replayed: the client does not read
- *   other retryable codes (saturated, lease_…)    not blamed                    replayed after a pause
+ *   saturated                                     not blamed                    back to the queue after a pause
+ *   other retryable codes (lease_…)               not blamed                    replayed after a pause
  *   other codes of HTTP status 500 and above      blamed                        not replayed: it would fail again
  *   other codes of HTTP status below 500          not blamed                    not replayed: the client must mend it
  *

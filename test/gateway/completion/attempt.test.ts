@@ -1,4 +1,7 @@
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
+import { RequestRecord } from '../../../services/gateway/completion/request-record.ts';
+import { completionBody } from '../../../services/gateway/http/completion-body.ts';
+import { Deferred } from '../../../services/lib/async/deferred.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
 import type { Stage } from '../../support/fake-workers.ts';
@@ -105,4 +108,40 @@ test('the deadline of a request travels to the workers', async () => {
   for (const deadline of deadlines) expect(deadline).toBeGreaterThanOrEqual(before + 29_000);
   for (const deadline of deadlines) expect(deadline).toBeLessThanOrEqual(performance.now() + 30_000);
   expect(deadlines).toHaveLength(2);
+});
+
+test('a worker is read to the end while the client takes nothing, and never for more than max_tokens', async () => {
+  const gateway = await fakeGateway({ token: () => 70 }, { stallTimeoutMs: 50 });
+  const { client } = gateway.workers.decode;
+  const { decode } = client;
+  let [sent, ended] = [0, false];
+  client.decode = async function* (request, signal, deadline) {
+    try {
+      // It neither stops at max_tokens nor says that it has come to the end.
+      for await (const event of decode({ ...request, maxTokens: 10_000 }, signal, deadline)) {
+        if (event.step) sent++;
+        yield event;
+      }
+    } finally {
+      ended = true;
+    }
+  };
+  const taken: number[] = [];
+  const read = new Deferred<void>();
+  const request = completionBody.parse({ prompt: 'x', max_tokens: 40, ignore_eos: true });
+  const completed = gateway.journey.complete(request, {
+    ...{ id: 'r', tenant: 't', record: new RequestRecord(), signal: new AbortController().signal },
+    deadlineMs: performance.now() + 60_000,
+    emit: async ({ tokenIds }) => {
+      await read.promise;
+      taken.push(...tokenIds);
+    },
+  });
+  await vi.waitUntil(() => ended, { timeout: 30_000 });
+  await gateway.workers.idle();
+  expect([sent, taken]).toEqual([39, []]); // the first token comes from prefill
+  read.resolve();
+  const [choices] = await completed;
+  expect(taken).toHaveLength(40);
+  expect(choices![0]!.finished).toBe(true);
 });

@@ -110,10 +110,10 @@ test('refused keys are logged once a second, without the keys', async () => {
   expect(JSON.stringify(lines)).not.toContain('qzsecret');
 });
 
-test('a saturated worker makes 429 with Retry-After', async () => {
-  const error = new ServingError('saturated', 'the queue is full', { retryAfterSeconds: 2.2 });
+test('an error that says when to try again makes 429 with Retry-After, in whole seconds', async () => {
+  const error = new ServingError('quota_exceeded', 'too much', { retryAfterSeconds: 2.2 });
   const { complete } = await fakeGateway({ token, failAt: { stage: 'before accepted', error } });
   const answer = await complete({ prompt: 'x' });
-  expect(answer).toMatchObject({ status: 429, error: { code: 'saturated', type: 'rate_limit_error' } });
+  expect(answer).toMatchObject({ status: 429, error: { code: 'quota_exceeded', type: 'rate_limit_error' } });
   expect(answer.headers['retry-after']).toBe('3');
 });
