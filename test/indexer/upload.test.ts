@@ -276,12 +276,13 @@ describe('a JSON upload', () => {
     }
   });
 
-  test('a text with halves of characters is counted and not stored', async () => {
-    const body =
-      '{"files":[{"path":"a.py","content":"\\ud800"},{"path":"\\udc00.py","content":"x"},{"path":"b.py","content":"ok"}]}';
-    const { texts, skipped } = await read('json', Buffer.from(body));
+  test('a text with halves of characters is counted and not stored, and such a name is refused', async () => {
+    const body = (name: string) =>
+      Buffer.from(`{"files":[{"path":"a.py","content":"\\ud800"},{"path":"${name}.py","content":"ok"}]}`);
+    const { texts, skipped } = await read('json', body('b'));
     expect(texts).toEqual({ 'b.py': 'ok' });
-    expect(skipped).toEqual(skips({ invalid_utf8: 2 }));
+    expect(skipped).toEqual(skips({ invalid_utf8: 1 }));
+    await expect(read('json', body('\\udc00'))).rejects.toEqual(refusal('invalid_request', 'does not name a file'));
   });
 
   test('a change set names the files that it replaces', async () => {

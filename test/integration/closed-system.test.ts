@@ -194,8 +194,9 @@ test('the watch of sockets sees those of a descendant, and knows other machines 
 test('a worker alone, in an environment without proxies, opens no socket to the outside and writes no file', async () => {
   const home = join(dir, 'home-of-worker');
   await mkdir(home);
-  const [bundle] = (await readdir(join(dir, 'data', 'bundles'))).map((name) => join(dir, 'data', 'bundles', name));
-  const words = ['prefill', '--model', bundle!, '--port', '0'];
+  const bundles = join(dir, 'data', 'bundles');
+  const [bundle] = (await readdir(bundles)).filter((name) => name.startsWith('tiny-coder'));
+  const words = ['prefill', '--model', join(bundles, bundle!), '--port', '0'];
   const worker = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist/services/cli.js'), ...words], {
     env: { PATH: process.env['PATH'], HOME: home },
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -229,7 +230,7 @@ test('nothing in the data folder of a running system can be used by others, not 
 test('every process exports the metrics of its role, and no other', async () => {
   const folder = join(dir, 'data', 'logs');
   const services = new Set<string>();
-  for (const name of await readdir(folder)) {
+  for (const name of (await readdir(folder)).filter((name) => name.endsWith('.log'))) {
     const lines = (await readFile(join(folder, name), 'utf8')).split('\n').filter((line) => line.startsWith('{'));
     const ready = lines.map((line) => JSON.parse(line)).find(({ msg }) => msg === 'ready');
     const role = ready.service as MetricsRole;

@@ -173,7 +173,8 @@ export class Generation {
       if (attempt.hasFirst) throw error;
       // Prefill was lost before anything came of this attempt: all of it is done again.
       signal.throwIfAborted();
-      assertRepeatable(error, part.tries, this.#parts.maxReplays);
+      const hasOutput = part.task.choices.some(({ ids }) => ids.length > 0);
+      assertRepeatable(error, part.tries, this.#parts.maxReplays, hasOutput);
       again = await this.#partAfter(round, part.indices, error, signal);
     } finally {
       await attempt.end();
@@ -234,7 +235,7 @@ export class Generation {
     } catch (error) {
       live.throwIfAborted();
       if (choice.finished) return;
-      assertRepeatable(error, part.tries, this.#parts.maxReplays);
+      assertRepeatable(error, part.tries, this.#parts.maxReplays, true);
       await first; // if the first token fails, the whole attempt is done again
       if (choice.finished) return;
       attempt.abandon();

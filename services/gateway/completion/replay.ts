@@ -18,6 +18,8 @@ const FIRST_PAUSE_MS = 50;
  * full it is.
  */
 const LONGEST_PAUSE_MS = 1_000;
+/** Full workers in a row after which a request without output is refused: about 5 s. */
+const MOST_REFUSALS = 13;
 /** Failures that the metric has counted: several choices may fail of one error. */
 const counted = new WeakSet<ServingError>();
 
@@ -39,9 +41,19 @@ const reasonOf = (error: unknown): Reason => {
   return ServingError.from(error).code === 'saturated' ? 'full' : 'lost';
 };
 
-/** @throws the error itself where another attempt would not help, or there were enough. */
-export function assertRepeatable(error: unknown, { replays }: Tries, maxReplays: number): void {
-  if (reasonOf(error) !== 'lost') return;
+/**
+ * @param hasOutput whether the client has had output of the request.
+ * @throws the error itself where another attempt would not help, or there were enough.
+ */
+export function assertRepeatable(
+  error: unknown,
+  { replays, refusals }: Tries,
+  maxReplays: number,
+  hasOutput: boolean,
+): void {
+  const reason = reasonOf(error);
+  if (reason === 'full' && !hasOutput && refusals >= MOST_REFUSALS) throw error;
+  if (reason !== 'lost') return;
   const failure = ServingError.from(error);
   if (!isReplayable(failure)) throw error;
   if (replays < maxReplays) return;

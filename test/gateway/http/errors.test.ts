@@ -41,12 +41,15 @@ const expectNothingInside = (answer: { headers: object; payload: string }) => {
 describe.each(codes)('%s', (code) => {
   const error = new ServingError(code, `${INSIDE}: ${PATH} failed`, { retryAfterSeconds: 1, limit: 'slots' });
 
-  test.each([
+  const stages = [
     [false, 'before accepted'],
     [false, 'in decode'],
     [true, 'before first'],
     [true, 'in decode'],
-  ] as const)(`a ${code} of a worker names nothing of the inside (streamed: %s, %s)`, async (stream, stage) => {
+  ] as const;
+  // A sequence with output that a full worker refuses goes on later, so its client sees no error.
+  const told = stages.filter(([, stage]) => code !== 'saturated' || stage !== 'in decode');
+  test.each(told)(`a ${code} of a worker names nothing of the inside (streamed: %s, %s)`, async (stream, stage) => {
     const gateway = await fakeGateway({ token: () => 70, failAt: { stage, error } }, { keys: KEYS });
     const payload = { prompt: 'x', stream };
     const answer = await gateway.app.inject({ method: 'POST', url: '/v1/completions', payload });

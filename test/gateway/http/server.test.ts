@@ -3,6 +3,7 @@ import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
+import type { Trouble } from '../../support/fake-workers.ts';
 
 const token = spelling('ab');
 
@@ -108,6 +109,19 @@ test('refused keys are logged once a second, without the keys', async () => {
   vi.advanceTimersByTime(1_000);
   expect(refusals().map(({ requests }) => requests)).toEqual([1, 4]);
   expect(JSON.stringify(lines)).not.toContain('qzsecret');
+});
+
+test('workers that stay full make 429 for a request without output, after several tries', async () => {
+  let tries = 0;
+  const trouble = ({ stage }: Trouble) => {
+    if (stage !== 'before accepted') return;
+    tries++;
+    throw new ServingError('saturated', 'the queue is full', { retryAfterSeconds: 1 });
+  };
+  const { complete } = await fakeGateway({ token, trouble });
+  const answer = await complete({ prompt: 'x' });
+  expect(answer).toMatchObject({ status: 429, error: { code: 'saturated', type: 'rate_limit_error' } });
+  expect(tries).toBeGreaterThan(10);
 });
 
 test('an error that says when to try again makes 429 with Retry-After, in whole seconds', async () => {
