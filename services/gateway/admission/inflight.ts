@@ -158,18 +158,21 @@ export class InflightRequests {
     // Neither requests that were aborted, which are about to end, nor the one that it supersedes may keep it out.
     const earlier = session === undefined ? undefined : this.#sessions.get(session);
     const others = [...this.#running].filter((other) => !other.controller.signal.aborted && other !== earlier);
-    const inFlight = sum(others);
-    // Where nothing is in flight any one request is taken in, whatever its size.
-    if (inFlight === 0 || inFlight + sequences <= maxInflight) return;
+    // Where nothing is in flight any one request is taken in, whatever its size. It then counts as the limit, since its
+    // tenant chose that size, and others must still come in.
+    const counted = (running: Iterable<Running>) => sum(running, maxInflight);
+    const asked = Math.min(sequences, maxInflight);
+    const inFlight = counted(others);
+    if (inFlight === 0 || inFlight + asked <= maxInflight) return;
     // A tenant that stays within its share, or that has nothing, is not kept out by tenants that have more, until there
     // are twice as many sequences: otherwise each of many tenants, one after the other, would add its share to what is
     // there.
-    const own = sum(others.filter((other) => other.tenant === tenant));
-    const isDue = own === 0 || own + sequences <= this.#shareOf(tenant, others);
-    if (isDue && inFlight + sequences <= 2 * maxInflight) return;
+    const own = counted(others.filter((other) => other.tenant === tenant));
+    const isDue = own === 0 || own + asked <= this.#shareOf(tenant, others);
+    if (isDue && inFlight + asked <= 2 * maxInflight) return;
     throw new ServingError(
       'saturated',
-      `${inFlight} sequences are in flight, and the request asks for ${sequences}: --max-inflight is ${maxInflight}`,
+      `${sum(others)} sequences are in flight, and the request asks for ${sequences}: --max-inflight is ${maxInflight}`,
       { retryAfterSeconds: 1, limit: 'max-inflight' },
     );
   }
@@ -226,6 +229,8 @@ export class InflightRequests {
   }
 }
 
-const sum = (running: Iterable<Running>) => [...running].reduce((total, { sequences }) => total + sequences, 0);
+/** @param most as which a request with more sequences counts. */
+const sum = (running: Iterable<Running>, most = Infinity) =>
+  [...running].reduce((total, { sequences }) => total + Math.min(sequences, most), 0);
 
 const supersededReason = () => new ServingError('superseded', 'a newer request of the same session came');

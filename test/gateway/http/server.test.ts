@@ -113,7 +113,7 @@ test('refused keys are logged once a second, without the keys', async () => {
 
 test('workers that stay full make 429 for a request without output, after several tries', async () => {
   let tries = 0;
-  const trouble = ({ stage }: Trouble) => {
+  const trouble = ({ stage }: Trouble): undefined => {
     if (stage !== 'before accepted') return;
     tries++;
     throw new ServingError('saturated', 'the queue is full', { retryAfterSeconds: 1 });
