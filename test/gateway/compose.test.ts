@@ -77,7 +77,7 @@ describe('sessions', () => {
     const newer = two.complete({ prompt: 'xy', session: 'window of ann' });
     expect(await older).toMatchObject({ status: 409, error: { code: 'superseded' } });
     expect(await newer).toMatchObject({ status: 200 });
-    expect(heard.filter(({ kind }) => kind === 'session').length).toBe(2);
+    await expect.poll(() => heard.filter(({ kind }) => kind === 'session').length).toBe(2);
     expect(JSON.stringify(heard)).not.toContain('ann');
     await one.workers.idle();
   });

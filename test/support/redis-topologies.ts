@@ -42,8 +42,11 @@ async function inStep(master: RedisServer, replica: RedisServer): Promise<void> 
   await vi.waitUntil(async () => (await offset(replica, 'slave_repl_offset')) >= wanted, SOON);
 }
 
+/** The role of a server; '' while it does not answer, as one that is being replaced. */
+const roleOf = (port: number) => redisCli(port, 'ROLE').catch(() => '');
+
 const roleIs = ({ port }: RedisServer, role: 'master' | 'slave') =>
-  vi.waitUntil(async () => (await redisCli(port, 'ROLE')).startsWith(role), SOON);
+  vi.waitUntil(async () => (await roleOf(port)).startsWith(role), SOON);
 
 export interface MovingAddress {
   readonly url: string;
@@ -131,7 +134,7 @@ export async function startReplicated(): Promise<
 async function promote(replica: RedisServer): Promise<void> {
   let askedAtMs = -Infinity;
   await vi.waitUntil(async () => {
-    if ((await redisCli(replica.port, 'ROLE')).startsWith('master')) return true;
+    if ((await roleOf(replica.port)).startsWith('master')) return true;
     if (performance.now() - askedAtMs > 6_000 && (await redisCli(replica.port, 'CLUSTER', 'FAILOVER')) === 'OK') {
       askedAtMs = performance.now();
     }
@@ -155,7 +158,7 @@ export async function startCluster(replicas = 0): Promise<FailoverTopology> {
     url: `redis+cluster://${nodes.join(',')}`,
     servers,
     async failOver() {
-      const roles = await Promise.all(servers.map(({ port }) => redisCli(port, 'ROLE')));
+      const roles = await Promise.all(servers.map(({ port }) => roleOf(port)));
       for (const [i, role] of roles.entries()) {
         if (!role.startsWith('slave')) continue;
         await promote(servers[i]!);
