@@ -123,7 +123,7 @@ export const LEAVING: Attack = {
 export const PIPELINING: Attack = {
   name: 'pipelined requests',
   backlogged: true,
-  run: (scene) => keepDoing(scene, 3, () => keepPipelining(scene)),
+  run: (scene) => keepDoing(scene, 12, () => keepPipelining(scene)),
 };
 
 /** Requests of a pipeline that is left. */
