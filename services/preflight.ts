@@ -1,4 +1,7 @@
-/** The checks of `llavacode up` before it starts anything: a mistake is reported at once, not after loading a model. */
+/**
+ * The checks of `llavacode up` before it starts anything, some of which `llavacode index` makes too: a mistake is
+ * reported at once, not after loading a model.
+ */
 import { constants } from 'node:fs';
 import { access, open, readFile, rm, stat } from 'node:fs/promises';
 import { createServer } from 'node:net';
@@ -8,6 +11,7 @@ import { loadApiKeys } from './gateway/tenants/api-keys.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { atPath, makeFolder } from './lib/process/os-errors.ts';
 import { narrowedInWords, narrowWithin } from './lib/process/private-files.ts';
+import { DEFAULT_TENANT } from './lib/rag/store/repo-key.ts';
 import { RedisConnection } from './lib/redis/connection.ts';
 import { isRedisUrl } from './lib/redis/url.ts';
 
@@ -41,7 +45,7 @@ export async function checkPlaces(places: Places): Promise<() => Promise<void>> 
       `--index ${twice}: another repository is called ${name} too; index one by llavacode index --name`,
     );
   }
-  await Promise.all([loadApiKeys(places.apiKeysFile), loadTls(places)]);
+  await Promise.all([tenantOfIndexes(places), loadTls(places)]);
   await assertFree(host, port);
   if (isRedisUrl(store)) await assertAnswers(store);
   const release = await atPath(`--data ${data}`, async () => {
@@ -61,6 +65,22 @@ export async function checkPlaces(places: Places): Promise<() => Promise<void>> 
 
 /** What a system keeps in its data folder. */
 const KEPT = ['bundles', 'logs', 'store', 'up.pid'];
+
+/**
+ * The tenant that owns the repositories that are indexed at start: the only one of the keys, or the default one.
+ * @throws ServingError config_invalid where keys belong to several tenants and none of them is the default one.
+ */
+export async function tenantOfIndexes({ apiKeysFile, index }: Pick<Places, 'apiKeysFile' | 'index'>): Promise<string> {
+  const { tenants } = await loadApiKeys(apiKeysFile);
+  const [only = DEFAULT_TENANT] = tenants;
+  if (tenants.length <= 1) return only;
+  if (index.length === 0 || tenants.includes(DEFAULT_TENANT)) return DEFAULT_TENANT;
+  throw new ServingError(
+    'config_invalid',
+    `--index ${index[0]}: the keys of ${apiKeysFile} belong to ${tenants.length} tenants, and it is not known whose it ` +
+      'is. Leave it out, and index it when the system runs: llavacode index --path DIR --api-key KEY',
+  );
+}
 
 /** The name of a repository that is indexed at start: that of its folder, in letters that a name may have. */
 export const repositoryName = (dir: string) =>

@@ -9,7 +9,7 @@ import { refusal } from './client.ts';
 import { bearer, type HttpCall, sendRequest } from './http-call.ts';
 import type { IndexReport } from './indexer/index-run.ts';
 import { notebookOf } from './indexer/notebook.ts';
-import { noSkips, type SkipReason } from './indexer/selection.ts';
+import { noSkips, type SkipCounts, type SkipReason } from './indexer/selection.ts';
 import type { Sources } from './indexer/sources.ts';
 import { covers } from './indexer/tree.ts';
 import type { IndexTarget } from './indexer/tree-indexer.ts';
@@ -36,7 +36,6 @@ const CHANGES_BYTES = 4 * 1024 * 1024;
 const SILENCE_MS = 660_000;
 
 type Change = { readonly path: string; readonly content: string } | { readonly path: string; readonly deleted: true };
-type Skips = Record<SkipReason, number>;
 
 /** Ends the sending of a whole tree of which a part turned out to be unreadable. */
 class PartUnreadable extends Error {}
@@ -78,7 +77,7 @@ export class GatewayTarget implements IndexTarget {
   }
 
   async #sendAll(sources: Sources): Promise<IndexReport> {
-    const skipped: Skips = { ...noSkips(), ...sources.skipped };
+    const skipped: SkipCounts = { ...noSkips(), ...sources.skipped };
     const sent = new Set<string>();
     const wasReadable = (sources.unreadable?.size ?? 0) === 0;
     let broken: unknown;
@@ -124,7 +123,7 @@ export class GatewayTarget implements IndexTarget {
    */
   async #sendChanges(sources: Sources): Promise<IndexReport> {
     const { replaced, unreadable = new Set<string>() } = sources;
-    const skipped: Skips = { ...noSkips(), ...sources.skipped };
+    const skipped: SkipCounts = { ...noSkips(), ...sources.skipped };
     const sent = new Set<string>();
     let base = sources.baseVersion;
     let report: IndexReport | undefined;
@@ -154,7 +153,7 @@ export class GatewayTarget implements IndexTarget {
   }
 
   /** Reads all sources, and counts those that have no text. */
-  async *#texts(sources: Sources, skipped: Skips): AsyncGenerator<readonly [path: string, text: string]> {
+  async *#texts(sources: Sources, skipped: SkipCounts): AsyncGenerator<readonly [path: string, text: string]> {
     for (const [i, path] of sources.paths.entries()) {
       this.#of.signal.throwIfAborted();
       const source = await sources.read(path);
@@ -235,7 +234,7 @@ export class GatewayTarget implements IndexTarget {
 }
 
 /** The gateway counts what it leaves out of what it was sent; this process has left out other files before. */
-function withSkips(report: IndexReport, skipped: Skips): IndexReport {
+function withSkips(report: IndexReport, skipped: SkipCounts): IndexReport {
   const sum = Object.entries(skipped).map(([reason, count]) => [
     reason,
     count + (report.skipped[reason as SkipReason] ?? 0),

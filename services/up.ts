@@ -16,7 +16,7 @@ import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { assertServes } from './lib/rag/retriever-name.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
-import { checkPlaces, repositoryName } from './preflight.ts';
+import { checkPlaces, repositoryName, tenantOfIndexes } from './preflight.ts';
 import { SAMPLE, SAMPLE_BODY } from './sample.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
 import { environmentOf, type Flags, type RunningSystem, startSystem } from './supervisor.ts';
@@ -121,7 +121,7 @@ export async function bringUp(
     progress.succeed(`model ${model}`);
     const lack = contextLack(bundle.manifest);
     if (lack && config.index.length === 0) progress.warn(lack); // else indexing says it
-    progress.start(`starting gateway, ${config.prefill} prefill and ${config.decode} decode worker(s)`);
+    progress.start(`starting gateway and ${workersOf(config)}`);
     const system = await startSystem({
       mode: config.mode,
       prefill: config.prefill,
@@ -140,9 +140,10 @@ export async function bringUp(
     });
     progress.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
+      const tenant = await tenantOfIndexes(config);
       for (const dir of config.index) {
         stop.throwIfAborted();
-        await indexInChild(dir, { ...pick(config, INDEX_FLAGS), model });
+        await indexInChild(dir, tenant, { ...pick(config, INDEX_FLAGS), model });
       }
       stop.throwIfAborted();
     } catch (error) {
@@ -163,10 +164,14 @@ function pick(config: UpConfig, table: SettingsTable): Flags {
   return Object.fromEntries(values.filter(([, value]) => value !== '' && value !== undefined));
 }
 
+function workersOf({ mode, prefill, decode }: UpConfig): string {
+  return mode === 'colocated' ? `${prefill} colocated worker(s)` : `${prefill} prefill and ${decode} decode worker(s)`;
+}
+
 /** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
-async function indexInChild(path: string, flags: Flags): Promise<void> {
+async function indexInChild(path: string, tenant: string, flags: Flags): Promise<void> {
   const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
-  const command = ['index', '--name', repositoryName(path), '--path', path];
+  const command = ['index', '--name', repositoryName(path), '--path', path, '--tenant', tenant];
   const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false, env: environmentOf(flags) });
   if (exitCode === 0) return;
   throw new ServingError(
@@ -183,10 +188,11 @@ function welcome(url: string, { index, data, apiKeysFile }: UpConfig): string {
   // Without an installation npx finds the command; with one it runs that.
   const llavacode = process.env['npm_command'] === undefined ? 'llavacode' : 'npx llavacode';
   const options = [url === DEFAULT_URL ? '' : ` --url ${url}`, apiKeysFile ? ' --api-key KEY' : ''];
+  const key = apiKeysFile ? " -H 'authorization: Bearer KEY'" : '';
   return `
 Serving at ${url}. Try:
 
-curl -N ${url}/v1/completions -H 'content-type: application/json' -d '${body}'
+curl -N ${url}/v1/completions -H 'content-type: application/json'${key} -d '${body}'
 
 Index a repository of your own, and name it in a request's rag.repo:
 

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { ServingError } from '../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
-import { checkPlaces, type Places, repositoryName } from '../services/preflight.ts';
+import { checkPlaces, type Places, repositoryName, tenantOfIndexes } from '../services/preflight.ts';
 
 const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
 /** A process that starts takes long on a machine that is busy. */
@@ -127,6 +127,22 @@ test.each([
   expect(await refusal(changed)).toMatchObject({
     code: 'config_invalid',
     message: `${flag} /nope/keys.json: it does not exist (ENOENT)`,
+  });
+});
+
+test('repositories to index belong to the tenant of the keys, and are refused where keys name several', async () => {
+  const keysOf = async (...tenants: string[]) => {
+    const apiKeysFile = join(dir, 'keys.json');
+    const keys = tenants.map((tenant, i) => ({ key_sha256: `${i}`.repeat(64), tenant, repos: ['*'] }));
+    await writeFile(apiKeysFile, JSON.stringify(keys));
+    return { apiKeysFile, index: [dir] };
+  };
+  expect(await tenantOfIndexes({ apiKeysFile: '', index: [dir] })).toBe('default');
+  expect(await tenantOfIndexes(await keysOf('acme', 'acme'))).toBe('acme');
+  expect(await tenantOfIndexes(await keysOf('acme', 'default'))).toBe('default');
+  expect(await refusal(await keysOf('acme', 'umbrella'))).toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(/--index \S+: the keys of \S+ belong to 2 tenants/),
   });
 });
 

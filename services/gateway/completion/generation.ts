@@ -7,7 +7,6 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
 import type { SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
-import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { Dispatcher } from '../admission/dispatcher.ts';
 import type { Grant } from '../admission/queued-prompt.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
@@ -22,8 +21,7 @@ import type { Step } from './step-buffer.ts';
 export interface GenerationParts
   extends Pick<CompletionConfig, 'maxReplays'>,
     Pick<WorkerPoolConfig, 'stallTimeoutMs'> {
-  readonly tokenizer: Tokenizer;
-  /** SHA-256 (hex) of the bundle that the tokenizer belongs to. */
+  /** SHA-256 (hex) of the bundle. */
   readonly fingerprint: string;
   readonly dispatcher: Pick<Dispatcher, 'place'>;
   readonly sessions: Sessions;

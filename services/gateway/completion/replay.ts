@@ -3,7 +3,7 @@
  * through prefill once more, and sampling goes on where it stopped. As draws depend on (seed, position) alone and every
  * request has a seed (ours where the client gave none), this continues greedy and random output alike, of any number of
  * choices. A choice that had to make way for another tenant, or whose worker was full, goes on in the same way; nothing
- * was lost then, so this is bounded by the request's deadline alone.
+ * was lost then, so this is bounded by the request's deadline, and before the first output by a number of full workers.
  */
 import { randomInt } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';

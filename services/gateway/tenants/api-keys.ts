@@ -52,7 +52,7 @@ const keysFile = z
       repos: z.array(
         z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is not a repository name'),
       ),
-      /** Most requests of the tenant in flight, with any of its keys; as many as the gateway takes where not given. */
+      /** Most sequences (prompts × best_of) of the tenant in flight, with any of its keys; no limit where not given. */
       max_inflight: limit,
       tokens_per_minute: limit,
       /** Everything where not given, as before there were levels. */

@@ -27,8 +27,8 @@ export function killIfExitHangs(limitMs = EXIT_LIMIT_MS): void {
 
 /**
  * A signal that is aborted when the process that started this one is gone, or the one that started that one: `npm
- * start` and `npx` run a command in a shell, end on a signal and pass nothing on. Never aborted on systems without
- * /proc.
+ * start` and `npx` run a command in a shell, end on a signal and pass nothing on. Without /proc only the end of the
+ * parent itself is seen.
  * @param reason the reason of the abort.
  */
 export function orphaned(reason: unknown): AbortSignal {

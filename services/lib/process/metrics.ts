@@ -84,9 +84,9 @@ export const metrics = {
   tpot: gateway.histogram(
     'vllm:request_time_per_output_token_seconds',
     '(time of last token - time of first token) / (output tokens - 1), per choice of a request that succeeded',
-    STEP_SECONDS,
+    REQUEST_SECONDS,
   ),
-  itl: gateway.histogram('vllm:inter_token_latency_seconds', 'Time between two tokens of one choice', STEP_SECONDS),
+  itl: gateway.histogram('vllm:inter_token_latency_seconds', 'Time between two tokens of one choice', REQUEST_SECONDS),
   e2e: gateway.histogram(
     'vllm:e2e_request_latency_seconds',
     'Time from the request being received to the last byte of its answer, for requests that succeeded',
