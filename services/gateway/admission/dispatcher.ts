@@ -49,7 +49,7 @@ interface RunningSequence extends PlacedSequence {
 }
 
 /** Workers for sequences of one prompt whose turns came together. */
-interface Round {
+interface GrantedWorkers {
   readonly placement: Placement;
   readonly decodes: DecodeLease[];
 }
@@ -72,7 +72,7 @@ export class Dispatcher {
   readonly #running = new Set<RunningSequence>();
   /** Sequences that make way and have not left their workers yet. */
   readonly #leaving = new Set<RunningSequence>();
-  /** The prompt that sequences make way for, and how many of its own go first for that. */
+  /** The prompt that sequences make way for, and how many of its own go first: one per slot that they free. */
   #claim: { readonly prompt: QueuedPrompt; sequences: number } | undefined;
   #preemptTimer: NodeJS.Timeout | undefined;
   #placed = 0;
@@ -164,30 +164,39 @@ export class Dispatcher {
   /** Gives out workers as long as they have room: one sequence at a time, each in its turn. */
   #pump(): void {
     this.#watchOutage();
-    const { pool, exchange } = this.#options;
-    const rounds = new Map<QueuedPrompt, Round>();
-    let misfit: QueuedPrompt | undefined;
-    for (let next = this.#first; next !== undefined; next = this.#first) {
-      if (!next.isReplay && exchange?.yields(next.tenant)) break;
-      if (this.#placeOne(next, rounds)) continue;
-      if (pool.usable && !pool.fits(next.needs)) misfit = next;
-      break;
-    }
-    for (const [prompt, round] of rounds) this.#grant(prompt, round);
-    if (misfit) {
+    const { pool } = this.#options;
+    const blocked = this.#serve(() => this.#first);
+    if (blocked && pool.usable && !pool.fits(blocked.needs)) {
       // Its workers are gone and the new ones have smaller slots: waiting is of no use, and others wait behind it.
-      const { positions } = misfit.needs;
-      this.#leave(misfit, new ServingError('no_worker', `no worker is left whose slots hold ${positions} tokens`));
+      const { positions } = blocked.needs;
+      this.#leave(blocked, new ServingError('no_worker', `no worker is left whose slots hold ${positions} tokens`));
       return;
     }
+    // Before others take the room for its prompt: sequences make way only for a prompt that could be computed.
+    this.#makeWay();
+    // A prompt that waits for nothing but a slot does not hold up those that need none.
+    if (blocked?.continues && pool.decodeRoom(blocked.needs).length > 0) this.#serve(() => this.#firstWithoutSlot);
     // A prompt that was served in part waits for slots: that tells nothing of how fast new prompts are served.
     if (this.#queue.tokens === 0) this.#rate.idle();
     this.#observe();
-    this.#makeWay();
+  }
+
+  /** Gives workers to one prompt after the other. Returns the one for which there is no room. */
+  #serve(first: () => QueuedPrompt | undefined): QueuedPrompt | undefined {
+    const { exchange } = this.#options;
+    const rounds = new Map<QueuedPrompt, GrantedWorkers>();
+    let next = first();
+    let yields = false;
+    for (; next !== undefined; next = first()) {
+      yields = !next.isReplay && exchange?.yields(next.tenant) === true;
+      if (yields || !this.#placeOne(next, rounds)) break;
+    }
+    for (const [prompt, { placement, decodes }] of rounds) prompt.grant(placement.prefill, decodes);
+    return yields ? undefined : next;
   }
 
   /** Gives the next sequence of a prompt its workers. Returns false when they have no room for it. */
-  #placeOne(next: QueuedPrompt, rounds: Map<QueuedPrompt, Round>): boolean {
+  #placeOne(next: QueuedPrompt, rounds: Map<QueuedPrompt, GrantedWorkers>): boolean {
     const { pool } = this.#options;
     if (next.continues && this.#waitsForSlot(next)) return false;
     const round = rounds.get(next);
@@ -196,7 +205,7 @@ export class Dispatcher {
     else {
       const placement = pool.place(next.needs);
       if (placement === undefined) return false;
-      if (round) this.#grant(next, round);
+      if (round) next.grant(round.placement.prefill, round.decodes);
       rounds.set(next, { placement, decodes: placement.decode ? [this.#track(next, placement.decode)] : [] });
     }
     this.#take(next);
@@ -209,7 +218,7 @@ export class Dispatcher {
     if (next.pendingTokens > 0) this.#rate.served(next.tokens, sinceMs, this.#now());
     if (next.isReplay) {
       next.pendingTokens = 0;
-      if (--next.sequences === 0) this.#replays.shift();
+      if (--next.sequences === 0) this.#replays.splice(this.#replays.indexOf(next), 1);
     } else {
       const cost = this.#queue.take(next);
       if (cost > 0) this.#options.exchange?.served(next.tenant, cost);
@@ -218,12 +227,13 @@ export class Dispatcher {
       this.#claim = undefined;
   }
 
-  #grant(prompt: QueuedPrompt, { placement, decodes }: Round): void {
-    prompt.grant(placement.prefill, decodes);
-  }
-
   get #first(): QueuedPrompt | undefined {
     return this.#replays[0] ?? this.#claim?.prompt ?? this.#queue.first;
+  }
+
+  get #firstWithoutSlot(): QueuedPrompt | undefined {
+    const needsNone = ({ continues }: QueuedPrompt) => !continues;
+    return this.#replays.find(needsNone) ?? this.#queue.firstOf(needsNone);
   }
 
   /** Counts a sequence as running until its worker is released. */
@@ -262,7 +272,7 @@ export class Dispatcher {
     const [running, weightOf] = [this.#running, this.#weightOf];
     const waiting = this.#queue.firsts.map((other) => other.tenant);
     if (isAboveShare(tenant, waiting, running, weightOf)) return true;
-    return sequencesToPreempt(tenant, 1, running, decoders, weightOf).length > 0;
+    return sequencesToPreempt(tenant, 1, running, decoders, weightOf).slots > 0;
   }
 
   /**
@@ -276,12 +286,12 @@ export class Dispatcher {
     for (const prompt of [...this.#replays.slice(0, 1), ...this.#queue.firsts]) {
       const decoders = prompt.continues ? this.#options.pool.decodeRoom(prompt.needs) : [];
       const { tenant, sequences } = prompt;
-      const victims = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#weightOf);
-      if (victims.length === 0) continue;
+      const { victims, slots } = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#weightOf);
+      if (slots === 0) continue;
       prompt.blockedSinceMs ??= this.#now();
       const leftMs = prompt.blockedSinceMs + this.#options.preemptAfterMs - this.#now();
       if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
-      else this.#preempt(victims, { prompt, sequences });
+      else this.#preempt(victims, { prompt, sequences: slots });
       return;
     }
   }

@@ -50,7 +50,10 @@ export class FairQueue<E extends Waiting> {
   readonly #tenants = new Map<string, Tenant<E>>();
   #tokens = 0;
   #size = 0;
-  /** Virtual time: `served` of the tenant served last, before that service. */
+  /**
+   * Virtual time: `served` of the tenant served last, before that service; of the one that was first in line where
+   * another went before it, so that newcomers do not wait until it has caught up.
+   */
   #virtualTime = 0;
 
   /**
@@ -94,11 +97,23 @@ export class FairQueue<E extends Waiting> {
     return this.#next()?.entries[0];
   }
 
+  /** The entry that would be served next if only those were there that `wanted` holds for. */
+  firstOf(wanted: (entry: E) => boolean): E | undefined {
+    let first: { entry: E; served: number } | undefined;
+    for (const { entries, served } of this.#tenants.values()) {
+      if (first !== undefined && served >= first.served) continue;
+      const entry = entries.find(wanted);
+      if (entry) first = { entry, served };
+    }
+    return first?.entry;
+  }
+
   /** Takes one sequence of a waiting entry, usually the first. Returns what its tenant is charged. */
   take(entry: E): number {
     const tenant = this.#tenants.get(entry.tenant);
     const index = tenant?.entries.indexOf(entry) ?? -1;
     if (tenant === undefined || index < 0) return 0;
+    const turn = this.#next()!.served;
     const before = costOf(entry);
     this.#countTokens(tenant, -entry.pendingTokens);
     entry.pendingTokens = 0;
@@ -110,7 +125,7 @@ export class FairQueue<E extends Waiting> {
       this.#size--;
     }
     // What came back was served before: the time of that service has passed already.
-    if (charge > 0) this.#virtualTime = Math.max(this.#virtualTime, tenant.served);
+    if (charge > 0) this.#virtualTime = Math.max(this.#virtualTime, turn);
     tenant.served += charge / tenant.weight;
     this.#forgetIdle();
     return charge;

@@ -23,6 +23,13 @@ export interface PlacedSequence {
   readonly order: number;
 }
 
+export interface Exchange<S> {
+  /** Sequences that make way; those that only waited for a slot free none by leaving. */
+  readonly victims: readonly S[];
+  /** Slots that are free when all of them have left. */
+  readonly slots: number;
+}
+
 /**
  * The sequences that make way so that up to `wanted` sequences of a tenant each get a slot; none where the rule allows
  * none, or where a slot is free.
@@ -33,23 +40,24 @@ export function sequencesToPreempt<S extends PlacedSequence>(
   placed: Iterable<S>,
   decoders: readonly DecodeRoom[],
   weightOf: (tenant: string) => number,
-): S[] {
+): Exchange<S> {
   const holdings = new Holdings([...placed].sort(byAge), weightOf);
   const free = new Map(decoders.map(({ address, freeSlots }) => [address, freeSlots]));
   const all: S[] = [];
-  for (let i = 0; i < wanted; i++) {
+  let slots = 0;
+  for (; slots < wanted; slots++) {
     let best: { address: string; victims: S[] } | undefined;
     for (const [address, freeSlots] of free) {
-      if (freeSlots > 0) return all;
+      if (freeSlots > 0) return { victims: all, slots };
       const victims = holdings.makeWay(tenant, address, 1 - freeSlots);
       if (victims && victims.length < (best?.victims.length ?? Infinity)) best = { address, victims };
     }
-    if (best === undefined) return all;
+    if (best === undefined) break;
     all.push(...best.victims);
     holdings.exchange(best.victims, tenant);
     free.set(best.address, 0);
   }
-  return all;
+  return { victims: all, slots };
 }
 
 /**

@@ -107,7 +107,7 @@ export class Attempt {
   /** Reads a decode call to its end, and gives its worker back then. Never rejects: failures go to the reader. */
   async #readSteps(choice: number, signal: AbortSignal, steps: StepBuffer): Promise<void> {
     try {
-      await this.#decodeCall(choice, await this.#accepted.promise, signal, steps);
+      await this.#decodeCall(choice, signal, steps);
       steps.end();
     } catch (error) {
       steps.end(error);
@@ -118,12 +118,14 @@ export class Attempt {
     }
   }
 
-  async #decodeCall(choice: number, kv: KvHandle__Output, signal: AbortSignal, steps: StepBuffer): Promise<void> {
+  async #decodeCall(choice: number, signal: AbortSignal, steps: StepBuffer): Promise<void> {
     const { requestId, samplings, maxTokens, deadlineMs, onJoined } = this.#request;
     const worker = this.#workers.decodes[choice]!;
     const stall = this.#stallOf(worker);
     const unwanted = AbortSignal.any([signal, worker.preempted, this.#awaitingKv.get(choice)!.signal]);
     const live = AbortSignal.any([unwanted, worker.lost, stall.signal]);
+    // A sequence that makes way, or whose reader leaves, does not keep its slot until prefill takes the prompt.
+    const kv = await unlessAborted(this.#accepted.promise, live);
     const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
     let tokens = 1; // the first one comes from prefill
     try {
@@ -249,6 +251,19 @@ export class Attempt {
     } finally {
       worker.release();
     }
+  }
+}
+
+/** Waits for a promise. Rejects with the signal's reason when that is aborted first. */
+async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted();
+  const aborted = new Deferred<never>();
+  const abort = () => aborted.reject(signal.reason);
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    return await Promise.race([promise, aborted.promise]);
+  } finally {
+    signal.removeEventListener('abort', abort);
   }
 }
 

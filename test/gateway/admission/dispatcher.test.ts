@@ -8,7 +8,6 @@ import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { fakePool } from '../../support/fake-pool.ts';
 
-const NEVER = new AbortController().signal;
 const preemptions = async () => (await metrics.preemptions.get()).values[0]?.value ?? 0;
 
 /**
@@ -334,19 +333,31 @@ async function onWorkers(slots: readonly number[], options: Partial<DispatcherOp
   const running: { name: string; tenant: string; lease: DecodeLease; enteredMs: number }[] = [];
   const failures: unknown[] = [];
   let granted = 0;
-  const follow = async (placing: Promise<Grant> | undefined, name: string, tenant: string) => {
+  /** Sequences that were granted for the first time, by tenant: those that the tenant was charged for. */
+  const served = new Map<string, number>();
+  const follow = async (placing: Promise<Grant> | undefined, name: string, tenant: string, isNew: boolean) => {
     for (let next = placing; next; ) {
       const grant: Grant = await next;
       grant.prefill.release();
       granted += grant.choices;
+      if (isNew) served.set(tenant, (served.get(tenant) ?? 0) + grant.choices);
       for (const lease of grant.decodes) running.push({ name, tenant, lease, enteredMs: grant.enteredMs });
       next = grant.next;
     }
   };
-  const ask = (tenant: string, choices: number, change: Partial<QueueRequest> = {}, name = tenant, signal = NEVER) => {
+  const place = (tenant: string, choices: number, change: Partial<QueueRequest> = {}, signal?: AbortSignal) => {
     const wants = { promptTokens: 4, positions: 20, continues: true, priority: 0, remainingMs: 1e9, isReplay: false };
-    const placing = dispatcher.place({ ...wants, tenant, choices, ...change }, signal);
-    return follow(placing, name, tenant).catch((error) => void failures.push(error));
+    return dispatcher.place({ ...wants, tenant, choices, ...change }, signal ?? new AbortController().signal);
+  };
+  const ask = (
+    tenant: string,
+    choices: number,
+    change: Partial<QueueRequest> = {},
+    name = tenant,
+    signal?: AbortSignal,
+  ) => {
+    const placing = place(tenant, choices, change, signal);
+    return follow(placing, name, tenant, change.enteredMs === undefined).catch((error) => void failures.push(error));
   };
   /** Lets what was aborted come back to the queue, as a completion does. */
   const settle = async () => {
@@ -361,7 +372,9 @@ async function onWorkers(slots: readonly number[], options: Partial<DispatcherOp
   };
   return {
     ask,
+    place,
     running,
+    served: (tenant: string) => served.get(tenant) ?? 0,
     failures,
     settle,
     granted: () => granted,
@@ -486,5 +499,65 @@ describe('sequences', () => {
     await pass(0);
     await pass(0);
     expect([held('first'), failures.length]).toEqual([3, 1]);
+  });
+
+  test('a prompt that needs no slot does not wait behind one that others make way for', async () => {
+    const { ask, served, held, pass } = await onWorkers([4]);
+    void ask('many', 6);
+    await pass(0);
+    void ask('wide', 64);
+    await vi.advanceTimersByTimeAsync(100);
+    void ask('short', 3, { continues: false });
+    void ask('wide', 2, { continues: false }); // behind one of its own tenant
+    await vi.advanceTimersByTimeAsync(0);
+    expect([held('wide'), served('short'), served('wide')]).toEqual([0, 3, 2]); // nothing has left its worker yet
+    await pass(0);
+    void ask('short', 3, { continues: false });
+    await pass(0);
+    expect([held('wide'), served('short')]).toEqual([2, 6]);
+  });
+
+  test('prompts that need no slot and keep prefill busy do not stop others from making way', async () => {
+    const { ask, place, held, pass } = await onWorkers([4]);
+    void ask('many', 6);
+    await pass(0);
+    void ask('wide', 64);
+    const computing: Grant[] = [];
+    const flood = async () => {
+      for (;;) computing.push(await place('flood', 1, { continues: false }));
+    };
+    for (let i = 0; i < 4; i++) void flood();
+    for (let ms = 0; ms < 110; ms++) {
+      await pass(1);
+      computing.shift()?.prefill.release();
+    }
+    expect(computing.length).toBeGreaterThan(0);
+    expect(held('wide')).toBe(2);
+  });
+
+  test('a prompt goes first for as many slots as were made free for it, and then takes turns with all', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(fc.nat(5), { minLength: 24, maxLength: 24 }), async (ends) => {
+        const before = await preemptions();
+        const { ask, served, pass, end, running } = await onWorkers([4]);
+        const tenants = ['many', 'wide', 'third'];
+        void ask('many', 64);
+        await pass(0);
+        void ask('wide', 64);
+        await pass(100);
+        void ask('third', 64);
+        await pass(0);
+        const start = tenants.map(served);
+        for (const index of ends) {
+          await end(index % running.length);
+          const since = tenants.map((tenant, i) => served(tenant) - start[i]!);
+          // At most one sequence each, as in any fair queue, and those that made way.
+          const bound = 2 + (await preemptions()) - before;
+          expect(Math.max(...since) - Math.min(...since)).toBeLessThanOrEqual(bound);
+        }
+        expect(served('third')).toBeGreaterThan(0);
+      }),
+      { numRuns: 30 },
+    );
   });
 });

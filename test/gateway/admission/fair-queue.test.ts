@@ -157,6 +157,25 @@ describe('a fair queue', () => {
     expect(drained(queue).map(({ id }) => id)).toEqual([9, 1, 3, 2]);
   });
 
+  test('a newcomer does not wait until a tenant that others went before has caught up', () => {
+    const of = (tenant: string, id: number, sequences: number) =>
+      entry({ tenant, id, sequences, priority: 0, tokens: 10, sequenceCost: 10 });
+    const skipped = of('skipped', 0, 6);
+    const before = Array.from({ length: 9 }, (_, i) => of('before', i + 1, 1));
+    const queue = filled([skipped, ...before]);
+    for (const each of before) {
+      expect(queue.firstOf(({ tenant }) => tenant === 'before')).toBe(each);
+      queue.take(each);
+    }
+    queue.add(of('newcomer', 10, 6));
+    expect(queue.first).toBe(skipped);
+    expect(
+      drained(queue)
+        .slice(0, 4)
+        .map(({ tenant }) => tenant),
+    ).toContain('newcomer');
+  });
+
   test('a tenant is owed nothing for the time that it was away', () => {
     const queue = new FairQueue<Entry>();
     const add = (tenant: string, id: number) =>

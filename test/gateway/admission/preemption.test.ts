@@ -20,15 +20,16 @@ test('sequences make way only for a tenant that then holds no more for its weigh
   fc.assert(
     fc.property(placed, fc.constantFrom(...TENANTS), fc.nat(5), fc.nat({ max: 3 }), (all, tenant, wanted, extra) => {
       const weightOf = (name: string) => (name === 'a' ? 1 + extra : 1);
-      const victims = sequencesToPreempt(tenant, wanted, all, roomOf(all), weightOf);
+      const { victims, slots } = sequencesToPreempt(tenant, wanted, all, roomOf(all), weightOf);
       const left = all.filter((each) => !victims.includes(each));
       const gained = roomOf(left).reduce((sum, { freeSlots }) => sum + Math.max(freeSlots, 0), 0);
       expect(new Set(victims).size).toBe(victims.length);
-      if (victims.length > 0) expect(gained).toBeGreaterThan(0);
+      if (victims.length > 0) expect(gained).toBe(slots);
+      else expect(slots).toBe(0);
       for (const loser of new Set(victims.map((victim) => victim.tenant))) {
         expect(loser).not.toBe(tenant);
         expect(heldBy(left, loser) / weightOf(loser)).toBeGreaterThanOrEqual(
-          (heldBy(all, tenant) + Math.min(gained, wanted)) / weightOf(tenant),
+          (heldBy(all, tenant) + slots) / weightOf(tenant),
         );
         // Its oldest sequence goes on: everybody gets to the end.
         const own = all.filter((each) => each.tenant === loser);
@@ -45,7 +46,7 @@ test('exchanges of slots between tenants that all want more come to an end', () 
       let order = all.length;
       let exchanges = 0;
       for (const tenant of turns) {
-        const victims = sequencesToPreempt(tenant, 1, now, roomOf(now), () => 1);
+        const { victims } = sequencesToPreempt(tenant, 1, now, roomOf(now), () => 1);
         if (victims.length === 0) continue;
         exchanges++;
         const { address } = victims[0]!;
@@ -58,14 +59,15 @@ test('exchanges of slots between tenants that all want more come to an end', () 
 
 test('a tenant that is alone never loses a sequence, and neither does one where a slot is free', () => {
   const alone = Array.from({ length: 12 }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: order, order }));
-  expect(sequencesToPreempt('a', 5, alone, roomOf(alone), () => 1)).toEqual([]);
-  expect(sequencesToPreempt('b', 5, alone, roomOf(alone), () => 1)).toEqual([]); // d2 is free
+  expect(sequencesToPreempt('a', 5, alone, roomOf(alone), () => 1).victims).toEqual([]);
+  expect(sequencesToPreempt('b', 5, alone, roomOf(alone), () => 1).victims).toEqual([]); // d2 is free
 });
 
 test('sequences that wait for a slot make way before those that run, so that the newcomer finds one', () => {
   const many = Array.from({ length: 6 }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: 0, order }));
   const room = [{ address: 'd1', freeSlots: SLOTS - 6 }];
-  const orders = (wanted: number) => sequencesToPreempt('b', wanted, many, room, () => 1).map(({ order }) => order);
+  const orders = (wanted: number) =>
+    sequencesToPreempt('b', wanted, many, room, () => 1).victims.map(({ order }) => order);
   expect(orders(1)).toEqual([5, 4, 3]);
   expect(orders(2)).toEqual([5, 4, 3, 2]);
   expect(orders(9)).toEqual([5, 4, 3, 2]); // two each

@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { RequestRecord } from '../../../services/gateway/completion/request-record.ts';
 import { completionBody } from '../../../services/gateway/http/completion-body.ts';
 import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
+import { Deferred } from '../../../services/lib/async/deferred.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { type Answer, type FakeGateway, fakeGateway } from '../../support/fake-gateway.ts';
@@ -179,6 +180,34 @@ describe('two tenants', () => {
     expect(answer.usage!.completion_tokens).toBe(64 * 40);
     expect((await metrics.preemptions.get()).values[0]?.value).toBeGreaterThan(preempted);
     expect(gateway.lines).toContainEqual(expect.objectContaining({ tenant: 'many', replays: 0 }));
+    await gateway.workers.idle();
+  });
+
+  test('a choice makes way at once though no worker has accepted its prompt yet', async () => {
+    const wanted = { prompt: 'x = ', n: 6, seed: 5, max_tokens: 12, return_token_ids: true };
+    const whole = await (await fakeGateway({ ...bySeed, slots: 16 })).complete(wanted);
+    const preempted = (await metrics.preemptions.get()).values[0]?.value ?? 0;
+    const gateway = await fakeGateway({ ...bySeed, slots: 4 }, { keys, preemptAfterMs: 0 });
+    const { client } = gateway.workers.prefill;
+    const { prefill } = client;
+    const [called, accepts] = [new Deferred<void>(), new Deferred<void>()];
+    let calls = 0;
+    client.prefill = async function* (request, signal, deadline) {
+      called.resolve();
+      if (calls++ === 0) await accepts.promise;
+      yield* prefill(request, signal, deadline);
+    };
+    const ask = async (tenant: string, payload: object): Promise<Answer> => {
+      const headers = { authorization: `Bearer ${tenant}` };
+      return (await gateway.app.inject({ method: 'POST', url: '/v1/completions', headers, payload })).json();
+    };
+    const many = ask('many', wanted);
+    await called.promise;
+    const few = await ask('few', { prompt: 'y', max_tokens: 8, ignore_eos: true });
+    expect(few.choices[0]!.finish_reason).toBe('length');
+    expect((await metrics.preemptions.get()).values[0]?.value).toBe(preempted + 3); // two waited for a slot
+    accepts.resolve();
+    expect((await many).choices).toEqual(whole.choices);
     await gateway.workers.idle();
   });
 });
