@@ -1,6 +1,6 @@
 /** Proof by the system's secret, over real sockets: who is served, who is believed, and what strangers get. */
 import { once } from 'node:events';
-import { mkdtemp, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -246,7 +246,7 @@ describe('the file of the secret', () => {
 
   test('a file that is missing or too short is named, and its content is not', async () => {
     const short = join(dir, 'short');
-    await writeFile(short, 'hunter2\n');
+    await writeFile(short, 'hunter2\n', { mode: 0o600 });
     for (const [rpcSecretFile, message] of [
       [short, `--rpc-secret-file ${short} holds 7 characters`],
       ['/no/such', '--rpc-secret-file /no/such: ENOENT'],
@@ -254,6 +254,23 @@ describe('the file of the secret', () => {
       const error = await loadRpcSecurity({ ...files, rpcSecretFile }).catch((each) => each);
       expect(error).toMatchObject({ code: 'config_invalid', message: expect.stringContaining(message) });
       expect(error.message).not.toContain('hunter2');
+    }
+  });
+
+  test('a file that every user of the machine can use is refused; its group may read it', async () => {
+    const rpcSecretFile = join(dir, 'open');
+    await writeSystemSecret(rpcSecretFile);
+    for (const mode of [0o604, 0o602, 0o666]) {
+      await chmod(rpcSecretFile, mode);
+      const message = `--rpc-secret-file ${rpcSecretFile} has mode ${mode.toString(8)}`;
+      await expect(loadRpcSecurity({ ...files, rpcSecretFile })).rejects.toMatchObject({
+        code: 'config_invalid',
+        message: expect.stringMatching(new RegExp(`^${message}.*chmod 600 ${rpcSecretFile}$`)),
+      });
+    }
+    for (const mode of [0o600, 0o440]) {
+      await chmod(rpcSecretFile, mode);
+      expect(await loadRpcSecurity({ ...files, rpcSecretFile })).toBeDefined();
     }
   });
 

@@ -50,7 +50,7 @@ interface Active {
 export class ServiceExchange {
   readonly #options: ServiceExchangeOptions;
   readonly #now: () => number;
-  /** What was served here since the last news. */
+  /** What was served here and has not been told. */
   #own = new Map<string, number>();
   readonly #active = new Map<string, Active>();
   /** Who waits at other gateways, by gateway. */
@@ -96,10 +96,11 @@ export class ServiceExchange {
   /** Tells the others what is new, if anything is, and forgets what is old. */
   tick(): void {
     const waiting = [...this.#options.waiting()].slice(0, MOST_TENANTS);
-    const served = [...this.#own].slice(0, MOST_TENANTS);
+    const own = [...this.#own];
+    const served = own.slice(0, MOST_TENANTS);
     if (served.length > 0 || waiting.length > 0 || this.#saidWaiting) this.#options.publish({ served, waiting });
     this.#saidWaiting = waiting.length > 0;
-    this.#own = new Map();
+    this.#own = new Map(own.slice(MOST_TENANTS));
     this.#recent = [0, ...this.#recent.slice(0, 2)];
     const wasYielding = this.#elsewhere.size > 0;
     const nowMs = this.#now();

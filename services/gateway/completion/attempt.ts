@@ -43,6 +43,8 @@ export interface AttemptRequest extends AttemptObserver {
   readonly deadlineMs: number;
   /** A joined sequence that brings no token for so long is lost, in ms. */
   readonly stallTimeoutMs: number;
+  /** Told of the tokens of each choice after the first one as they come, before anybody reads them. */
+  readonly onDecoded?: (choice: number, tokens: number) => void;
 }
 
 /** Reason with which a call is aborted that is no longer needed. */
@@ -94,7 +96,7 @@ export class Attempt {
    *   before are read first.
    */
   decode(choice: number, signal: AbortSignal): AsyncGenerator<Step, void, undefined> {
-    const steps = new StepBuffer();
+    const steps = new StepBuffer((tokens) => this.#request.onDecoded?.(choice, tokens));
     const left = new AbortController();
     const reading = this.#readSteps(choice, AbortSignal.any([signal, left.signal]), steps);
     const leave = () => {

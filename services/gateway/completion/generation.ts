@@ -11,7 +11,7 @@ import type { Dispatcher } from '../admission/dispatcher.ts';
 import type { Grant } from '../admission/queued-prompt.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
-import { Attempt, type AttemptRequest, FINISHED } from './attempt.ts';
+import { Attempt, type AttemptObserver, type AttemptRequest, FINISHED } from './attempt.ts';
 import type { Choice } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './replay.ts';
@@ -148,7 +148,7 @@ export class Generation {
       promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
-      ...record.observerFor(!counts),
+      ...countingTokens(task, indices, record.observerFor(!counts)),
     };
     return { part, attempt: new Attempt(attemptRequest, grant), grant };
   }
@@ -264,6 +264,27 @@ function restOf({ request, prompt, choices }: PromptTask, indices: readonly numb
   const priorOutputIds = [...choices[indices[0]!]!.ids]; // a copy: the choice goes on
   const ids = priorOutputIds.length === 0 ? prompt.ids : Int32Array.from([...prompt.ids, ...priorOutputIds]);
   return { prompt: { ids, soft: prompt.soft }, maxTokens: request.maxTokens - priorOutputIds.length, priorOutputIds };
+}
+
+/**
+ * Counts the tokens that workers make for choices of a prompt from here on. The client is charged for them even if it
+ * never reads them.
+ */
+function countingTokens(
+  { request, promptIndex, choices, scope }: PromptTask,
+  indices: readonly number[],
+  to: AttemptObserver,
+) {
+  const reached = indices.map((index) => choices[index]!.ids.length);
+  const onDecoded = (i: number, tokens: number) => {
+    reached[i]! += tokens;
+    scope.record.decoded(promptIndex, indices[i]!, reached[i]!);
+  };
+  const onFirst: AttemptObserver['onFirst'] = (first) => {
+    to.onFirst(first);
+    if (request.maxTokens > 0) for (const i of indices.keys()) onDecoded(i, 1);
+  };
+  return { ...to, onFirst, onDecoded };
 }
 
 /** Turns new tokens of a choice into text and hands it to the client. */

@@ -55,6 +55,8 @@ export class RequestRecord {
   #cachedTokens = 0;
   #replays = 0;
   #outputTokens = 0;
+  /** Output tokens of each choice that workers have made. */
+  readonly #decoded = new Map<string, number>();
   #detokenizeMs = 0;
 
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
@@ -136,6 +138,22 @@ export class RequestRecord {
   detokenized(ms: number): void {
     this.#detokenizeMs += ms;
     this.timeline.stage('detokenize', this.#detokenizeMs / 1000);
+  }
+
+  /**
+   * Workers have come to a token of a choice, whether or not it ever goes out. What is made again, after the loss of a
+   * worker, counts once.
+   * @param tokens of the choice, from its beginning.
+   */
+  decoded(prompt: number, choice: number, tokens: number): void {
+    const key = `${prompt}.${choice}`;
+    this.#decoded.set(key, Math.max(tokens, this.#decoded.get(key) ?? 0));
+  }
+
+  /** Tokens of prompts and output that workers have computed: more than the usage where a client does not read. */
+  get computedTokens(): number {
+    const decoded = [...this.#decoded.values()].reduce((sum, tokens) => sum + tokens, 0);
+    return this.#promptTokens + Math.max(this.#outputTokens, decoded);
   }
 
   /** Tokens of a choice, as they go out to the client. */

@@ -11,6 +11,7 @@ import type { DecodeEvent__Output } from '../../lib/rpc/gen/llavacode/v1/DecodeE
 export type Step = NonNullable<DecodeEvent__Output['step']>;
 
 export class StepBuffer {
+  readonly #onTokens: (count: number) => void;
   #steps: Step[] = [];
   /** Steps of {@link #steps} that were taken. */
   #taken = 0;
@@ -18,7 +19,13 @@ export class StepBuffer {
   #error: unknown;
   #wake: (() => void) | undefined;
 
+  /** @param onTokens told how many tokens have come, whether or not the reader will ever take them. */
+  constructor(onTokens: (count: number) => void = () => {}) {
+    this.#onTokens = onTokens;
+  }
+
   push(step: Step): void {
+    this.#onTokens(step.tokens.length);
     this.#steps.push(step);
     this.#wake?.();
   }

@@ -89,8 +89,7 @@ export async function serveCompletion(
     return await answer({ request: completion, record, scope });
   } finally {
     place.release();
-    const { promptTokens, completionTokens } = record.usage;
-    reservation?.settle(promptTokens + completionTokens);
+    reservation?.settle(record.computedTokens);
   }
 }
 

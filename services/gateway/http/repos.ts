@@ -48,42 +48,70 @@ const FORMATS: Record<string, string> = {
 /** Pause between two questions to an indexer that drains, whether another one has taken its place, in ms. */
 const DRAIN_POLL_MS = 100;
 
+/** Heads that a list reads at once. */
+const HEADS_AT_ONCE = 16;
+
+/** The last list of each tenant that has any under way. */
+type Lines = Map<string, Promise<unknown>>;
+
 type RepoCall = FastifyRequest<{ Params: { '*': string }; Querystring: Record<string, string | string[]> }>;
 
 /** Names of repositories contain slashes, as they are or as %2F. */
 const REPO_URL = '/v1/repos/*';
 
 export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
+  const lines: Lines = new Map();
   app.register(async (scope) => {
     scope.removeAllContentTypeParsers();
     // Uploads are passed on as they come.
     scope.addContentTypeParser(Object.keys(FORMATS), (_, payload, done) => done(null, payload));
-    scope.get('/v1/repos', (request) => list(request, parts));
+    scope.get('/v1/repos', (request, reply) => list(request, reply, parts, lines));
     scope.get(REPO_URL, (request: RepoCall) => describe(request, parts));
     scope.put(REPO_URL, { config: { takesUploads: true } }, (request: RepoCall, reply) => index(request, reply, parts));
     scope.delete(REPO_URL, (request: RepoCall) => remove(request, parts));
   });
 }
 
-async function list(
-  { identity, id, server }: FastifyRequest,
-  { store, contextFingerprint: served }: RepoParts,
-): Promise<unknown> {
-  const keys = (await storeOf(store).repositories(identity.tenant)).filter((key) => identity.mayUse(nameOf(key)));
-  const data = await Promise.all(
-    keys.map(async (key) => {
-      try {
-        const head = await storeOf(store).head(key);
-        return head ? [repoBody(nameOf(key), head, served)] : [];
-      } catch (error) {
-        const failure = ServingError.from(error);
-        if (failure.code !== 'store_invalid') throw error;
-        const { code, message } = errorBody(failure, id, server.tellsInside).error;
-        return [{ object: 'repo', repo: nameOf(key), error: { code, message } }];
-      }
-    }),
-  );
-  return { object: 'list', data: data.flat() };
+/**
+ * Lists of one tenant are made one after the other, and each reads a few heads at a time: the heads that retrievals of
+ * other tenants need come over the same connection.
+ */
+async function list(request: FastifyRequest, reply: FastifyReply, parts: RepoParts, lines: Lines): Promise<unknown> {
+  const { tenant } = request.identity;
+  const { signal, abort, release } = parts.inflight.track();
+  reply.raw.once('close', () => abort(clientGone()));
+  const before = lines.get(tenant);
+  const mine = Promise.resolve(before?.catch(() => {})).then(() => listNow(request, parts, signal));
+  lines.set(tenant, mine);
+  try {
+    return { object: 'list', data: await mine };
+  } finally {
+    if (lines.get(tenant) === mine) lines.delete(tenant);
+    release();
+  }
+}
+
+async function listNow({ identity, id, server }: FastifyRequest, parts: RepoParts, signal: AbortSignal) {
+  signal.throwIfAborted();
+  const store = storeOf(parts.store);
+  const keys = (await store.repositories(identity.tenant)).filter((key) => identity.mayUse(nameOf(key)));
+  const entry = async (key: string) => {
+    try {
+      const head = await store.head(key, { isListed: true });
+      return head ? [repoBody(nameOf(key), head, parts.contextFingerprint)] : [];
+    } catch (error) {
+      const failure = ServingError.from(error);
+      if (failure.code !== 'store_invalid') throw error;
+      const { code, message } = errorBody(failure, id, server.tellsInside).error;
+      return [{ object: 'repo', repo: nameOf(key), error: { code, message } }];
+    }
+  };
+  const data: object[] = [];
+  for (let start = 0; start < keys.length; start += HEADS_AT_ONCE) {
+    signal.throwIfAborted();
+    data.push(...(await Promise.all(keys.slice(start, start + HEADS_AT_ONCE).map(entry))).flat());
+  }
+  return data;
 }
 
 async function describe(

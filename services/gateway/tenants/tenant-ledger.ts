@@ -13,12 +13,17 @@
 import type { RedisConnection } from '../../lib/redis/connection.ts';
 import type { Demand, Standing } from './token-quota.ts';
 
-/** Reads the account. `session` is that of the request, whose older request is not counted; '' for none. */
+/**
+ * Reads the account. `session` is that of the request, '' for none. Its older requests at the same gateway are about to
+ * end there and are not counted. At other gateways they end when the news of this one come, which may be lost: no more
+ * than one of them is left out, the largest.
+ */
 const load = (session: string) => `local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local key, limit, lease, session = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ${session}
-local tokens, at, freed, inflight, reservedBy = limit, now, 0, 0, {}
+local tokens, at, freed, inflight, largest, reservedBy = limit, now, 0, 0, 0, {}
 local stored, match, number = redis.call('HGETALL', key), string.match, tonumber
+local gateway = match(ARGV[3], '^[^.]*')
 for i = 1, #stored, 2 do
   local name, value = stored[i], stored[i + 1]
   if name == 'bucket' then
@@ -31,10 +36,13 @@ for i = 1, #stored, 2 do
       redis.call('HDEL', key, name)
     else
       reservedBy[name] = reserved
-      if other == '' or other ~= session then inflight = inflight + sequences end
+      local older = other ~= '' and other == session
+      if older and match(name, '^[^.]*') ~= gateway then largest = math.max(largest, sequences) end
+      if not older or match(name, '^[^.]*') ~= gateway then inflight = inflight + sequences end
     end
   end
 end
+inflight = inflight - largest
 tokens = math.min(limit, tokens + math.max(0, now - at) / 60000 * limit)
 tokens = math.min(limit, tokens + freed)
 local function put(name, sequences, reserved, session)

@@ -19,7 +19,7 @@ export const UNLIMITED: TenantLimits = {};
 
 /** What a request asks of its tenant's account. */
 export interface Demand {
-  /** Names the request among those of all gateways. */
+  /** Names the request among those of all gateways: the gateway's name, a dot, and a number. */
   readonly id: string;
   readonly tenant: string;
   readonly limits: TenantLimits;
@@ -63,7 +63,7 @@ export class TenantAccounts {
     const { entries, tokens } = account;
     let inFlight = 0;
     for (const { sequences, session } of entries.values()) {
-      // An older request of the same session is superseded, and about to end.
+      // Older requests of the same session are all at this gateway, which ends them as it lets this one in.
       if (session === undefined || session !== demand.session) inFlight += sequences;
     }
     const { maxInflight = Infinity, tokensPerMinute } = demand.limits;

@@ -254,3 +254,18 @@ test('news of a wrong form are passed over', () => {
   }
   expect(charged).toEqual([]);
 });
+
+test('what does not fit into one message is told with the next', () => {
+  const told: string[][] = [];
+  const exchange = new ServiceExchange({
+    weightOf: () => 1,
+    publish: ({ served }) => told.push(served.map(([tenant]) => tenant)),
+    charge: () => {},
+    waiting: () => new Set(),
+  });
+  const tenants = Array.from({ length: 1_500 }, (_, i) => `t${i}`);
+  for (const tenant of tenants) exchange.served(tenant, 1);
+  for (let i = 0; i < 3; i++) exchange.tick();
+  expect(told.map(({ length }) => length)).toEqual([1_000, 500]);
+  expect(told.flat()).toEqual(tenants);
+});

@@ -6,8 +6,10 @@ import { expect, onTestFinished, test, vi } from 'vitest';
 import type { Echo } from '../../../services/gateway/completion/choice.ts';
 import { RequestRecord } from '../../../services/gateway/completion/request-record.ts';
 import { completionBody } from '../../../services/gateway/http/completion-body.ts';
+import { ServingError } from '../../../services/lib/process/errors.ts';
+import { until } from '../../support/fake-engine.ts';
 import { type Answer, type FakeGatewayOptions, fakeGateway } from '../../support/fake-gateway.ts';
-import type { FakeModel } from '../../support/fake-workers.ts';
+import type { FakeModel, Trouble } from '../../support/fake-workers.ts';
 
 const PROMPT = Array.from({ length: 4_000 }, (_, i) => 300 + (i % 3_000));
 const MODEL: FakeModel = { token: () => 70, capacity: 5_000, slots: 128 };
@@ -133,4 +135,42 @@ test('128 choices of a client that does not read for a while make no warning', a
   expect(await read(response)).toContain('data: [DONE]');
   await read(await post(port, { ...fields, max_tokens: 3 }));
   expect(warnings).toEqual([]);
+});
+
+test('a client that reads nothing and leaves is charged for what was decoded, whatever it was sent', async () => {
+  vi.useFakeTimers({ toFake: ['performance'] }); // no tokens come back with time
+  onTestFinished(() => void vi.useRealTimers());
+  const limits = { tokensPerMinute: 10_000 };
+  const identity = { tenant: 'a', limits, access: 'complete' as const, mayUse: () => true };
+  const keys = { tenants: ['a'], identify: () => identity };
+  const { port, workers, lines, complete, inflight } = await listen({}, { keys, maxInflight: 100 });
+  const fields = { prompt: PROMPT, echo: true, logprobs: 5, n: 16, max_tokens: 100, stream: true };
+  const response = await post(port, fields);
+  await until(() => workers.decodes.length === 16);
+  await workers.idle(); // all is decoded, and the echoes of the first choices fill the connection
+  response.destroy();
+  const line = () => lines.find(({ message }) => message === 'completion');
+  await until(() => line() !== undefined);
+  await inflight.drain(60_000); // what it took is settled
+  const { prompt_tokens, completion_tokens } = line()!.usage as Record<string, number>;
+  expect(completion_tokens).toBeLessThan(1_000);
+  const { error } = await complete({ prompt: [70], max_tokens: 4_990 });
+  expect(error!.message).toContain(`has ${10_000 - prompt_tokens! - 1_600} of its 10000 tokens`);
+});
+
+test('tokens that are made again after the loss of a worker are charged once', async () => {
+  let lost = false;
+  const trouble = ({ stage, position }: Trouble) => {
+    if (stage !== 'in decode' || position !== 5 || lost) return undefined;
+    lost = true;
+    throw new ServingError('worker_lost', 'gone');
+  };
+  const { journey } = await fakeGateway({ ...MODEL, trouble }, { maxReplays: 1, moreDecode: ['127.0.0.1:3'] });
+  const request = completionBody.parse({ prompt: [70, 71], max_tokens: 9 });
+  const record = new RequestRecord();
+  const signal = new AbortController().signal;
+  const deadlineMs = performance.now() + 60_000;
+  await journey.complete(request, { id: 'r', tenant: 't', record, signal, deadlineMs, emit: () => {} });
+  expect([lost, record.usage.completionTokens]).toEqual([true, 9]);
+  expect(record.computedTokens).toBe(record.usage.promptTokens + 9);
 });

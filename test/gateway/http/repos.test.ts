@@ -6,15 +6,19 @@ import { Agent, request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { type ApiKeys, loadApiKeys } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
+import { metrics } from '../../../services/lib/process/metrics.ts';
 import { createRetrieval } from '../../../services/lib/rag/search/retrieval.ts';
+import { withBreaker } from '../../../services/lib/rag/store/breaker.ts';
 import { withEmbeddings } from '../../../services/lib/rag/store/row.ts';
 import { type Files, jsonOfFiles, tarGzOfFiles, tarOfFiles, zipOfFiles } from '../../support/archives.ts';
 import { gate } from '../../support/fake-engine.ts';
 import { fakeGateway } from '../../support/fake-gateway.ts';
 import { fakeIndexer, python } from '../../support/fake-indexer.ts';
+import { MemoryStore } from '../../support/memory-store.ts';
 
 const FILES = { 'a.py': python('a', 12), 'web/b.ts': python('b', 10), 'README.md': 'shop' };
 
@@ -572,5 +576,58 @@ describe('API keys', () => {
       code: 'config_invalid',
       message: expect.stringContaining(file),
     });
+  });
+});
+
+describe('a list of 5,000 repositories in a slow store', () => {
+  /** Heads of tenant `fat` are not answered until the gate opens, and ten times in a row too late then. */
+  async function slow() {
+    const memory = new MemoryStore();
+    for (let i = 0; i < 5_000; i++) memory.publish(`fat:${i}`, []);
+    memory.publish('thin:r', []);
+    memory.repositories = async () => [...memory.heads.keys()].filter((key) => key.startsWith('fat:'));
+    const answers = gate();
+    memory.delay = async ({ repo }) => {
+      if (!repo.startsWith('fat:')) return;
+      const isSlow = memory.asked.length <= 160;
+      await answers.opened;
+      if (isSlow) await sleep(3);
+    };
+    const store = withBreaker(memory, { budgetMs: 1 });
+    const identify = (tenant = '') => ({ tenant, limits: {}, access: 'admin' as const, mayUse: () => true });
+    const gateway = await fakeGateway({ token: () => 70 }, { store, keys: { tenants: ['fat', 'thin'], identify } });
+    onTestFinished(() => gateway.app.close());
+    const ask = (url: string, tenant: string) =>
+      gateway.app.inject({ method: 'GET', url, headers: { authorization: `Bearer ${tenant}` } });
+    const isOpen = async () => (await metrics.storeCircuitOpen.get()).values[0]?.value === 1;
+    return { gateway, memory, answers, ask, isOpen };
+  }
+
+  test('a list reads a few heads at a time, one list after the other, and shuts no other tenant out', async () => {
+    const { memory, answers, ask, isOpen } = await slow();
+    const lists = [ask('/v1/repos', 'fat'), ask('/v1/repos', 'fat')];
+    await vi.waitUntil(() => memory.asked.length > 0);
+    await sleep(20); // by then the breaker has counted whatever it counts
+    expect([memory.asked.length, await isOpen()]).toEqual([16, false]);
+    expect((await ask('/v1/repos/r', 'thin')).statusCode).toBe(200);
+    answers.open();
+    for (const list of await Promise.all(lists)) expect(list.json().data).toHaveLength(5_000);
+    expect(await isOpen()).toBe(false);
+  });
+
+  test('a list whose client hangs up ends', async () => {
+    const { gateway, memory, answers } = await slow();
+    const url = await gateway.app.listen({ host: '127.0.0.1', port: 0 });
+    const closed = new Promise((resolve) => gateway.app.server.once('connection', (it) => it.once('close', resolve)));
+    const leaving = new AbortController();
+    const headers = { authorization: 'Bearer fat' };
+    const list = fetch(`${url}/v1/repos`, { headers, signal: leaving.signal }).catch(() => 'gone');
+    await vi.waitUntil(() => memory.asked.length > 0);
+    leaving.abort();
+    await closed;
+    await new Promise((resolve) => setImmediate(resolve));
+    answers.open();
+    await gateway.inflight.drain(60_000);
+    expect([await list, memory.asked.length]).toEqual(['gone', 16]);
   });
 });

@@ -48,10 +48,13 @@ class Model {
 
   admit(demand: Demand, atMs: number): Omit<LedgerStanding, 'atMs'> {
     this.#advance(atMs);
-    const counted = [...this.#entries.values()].filter(
-      (entry) => demand.session === undefined || entry.demand.session !== demand.session,
-    );
-    const inFlight = counted.reduce((sum, entry) => sum + entry.demand.sequences, 0);
+    const gatewayOf = ({ id }: Demand) => id.split('.')[0];
+    const demands = [...this.#entries.values()].map((entry) => entry.demand);
+    const isOlder = ({ session }: Demand) => session !== undefined && session === demand.session;
+    const elsewhere = demands.filter((each) => isOlder(each) && gatewayOf(each) !== gatewayOf(demand));
+    const counted = [...demands.filter((each) => !isOlder(each)), ...elsewhere];
+    const largest = Math.max(0, ...elsewhere.map(({ sequences }) => sequences));
+    const inFlight = counted.reduce((sum, { sequences }) => sum + sequences, 0) - largest;
     const tokens = this.#tokens;
     if (inFlight + demand.sequences > this.#limits.maxInflight) return { refusedBy: 'max-inflight', inFlight, tokens };
     if (tokens < demand.reserved) return { refusedBy: 'tokens-per-minute', inFlight, tokens };
@@ -112,7 +115,7 @@ test('the accounts in Redis are those of the model, whatever two gateways do, an
       if (one.kind === 'pause') await new Promise((resolve) => setTimeout(resolve, one.ms));
       else if (one.kind === 'admit') {
         const { sequences, reserved, session } = one;
-        const asked = demand({ tenant, limits, sequences, reserved, session });
+        const asked = demand({ id: `gw${i % 2}.${++number}`, tenant, limits, sequences, reserved, session });
         const { atMs, tokens, ...standing } = await ledger.admit(asked);
         const expected = model.admit(asked, atMs);
         expect(standing).toEqual({ refusedBy: expected.refusedBy, inFlight: expected.inFlight });
@@ -184,3 +187,18 @@ test('a cluster takes the scripts: the key of a tenant lies in one slot', async 
     await cluster.stop();
   }
 }, 120_000);
+
+test('a session at many gateways, whose news are lost, has no more than one request beyond the limit', async () => {
+  const ledger = new TenantLedger(redis, FOR_LONG);
+  const limits = { maxInflight: 2 };
+  const at = (gateway: string) => ledger.admit(demand({ id: `${gateway}.1`, tenant: 'many', limits, session: 's' }));
+  const refusals = [];
+  for (const gateway of ['a', 'b', 'c', 'd', 'e']) refusals.push((await at(gateway)).refusedBy);
+  expect(refusals).toEqual([undefined, undefined, undefined, 'max-inflight', 'max-inflight']);
+});
+
+test('all older requests of a session at the same gateway are about to end', async () => {
+  const ledger = new TenantLedger(redis, FOR_LONG);
+  const asked = () => demand({ tenant: 'one', limits: { maxInflight: 2 }, session: 's', sequences: 2 });
+  for (let i = 0; i < 4; i++) expect(await ledger.admit(asked())).toMatchObject({ refusedBy: undefined, inFlight: 0 });
+});

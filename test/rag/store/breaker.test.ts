@@ -148,3 +148,15 @@ test('a closed store is not tried any more', async () => {
   await vi.advanceTimersByTimeAsync(10_000);
   expect(calls).toBe(3);
 });
+
+test('heads of a list say nothing about the store, and are refused while the circuit is open', async () => {
+  answer = () => new Promise(() => {});
+  for (let i = 0; i < 10; i++) {
+    void store.head(`fat:${i}`, { isListed: true });
+    await vi.advanceTimersByTimeAsync(21);
+  }
+  expect(await isOpen()).toBe(false);
+  expect(calls).toBe(10);
+  await fail(3);
+  await expect(store.head('fat:0', { isListed: true })).rejects.toMatchObject({ code: 'store_unavailable' });
+});

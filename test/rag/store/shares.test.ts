@@ -192,3 +192,8 @@ test.each(Object.entries(kinds))(
     }
   },
 );
+
+test('a read of no rows is answered', async () => {
+  const store = withShares({ contents: async () => [] } as unknown as Store);
+  expect(await store.contents('a:r', 'f', [])).toEqual([]);
+});

@@ -3,9 +3,9 @@
  * in a row is left alone: calls fail at once, so that not every completion pays its retrieval budget for nothing. The
  * store is tried again in the background, so that no completion pays for the trial either.
  *
- * The store is judged by reads of heads alone. Every retrieval begins with one, all of them are small, and the server
- * that has a repository's head has its rows too. A read of rows says as much about the rows as about the store: one
- * tenant's large rows must not shut out the others.
+ * The store is judged by reads of heads alone, except those of lists, of which one tenant may ask for thousands. Every
+ * retrieval begins with one, all of them are small, and the server that has a repository's head has its rows too. A
+ * read of rows says as much about the rows as about the store: one tenant's large rows must not shut out the others.
  */
 import { CircuitBreaker } from '../../async/circuit.ts';
 import { startLateTimer } from '../../async/late-timer.ts';
@@ -34,7 +34,7 @@ export function withBreaker(store: Store, options: BreakerOptions): Store {
   };
   return {
     address: store.address,
-    head: (repo) => watched.head(repo),
+    head: (repo, read) => (read?.isListed ? unlessOpen(() => store.head(repo, read)) : watched.head(repo)),
     snapshot: (repo) => unlessOpen(() => store.snapshot(repo)),
     entries: (repo, ids, read) => unlessOpen(() => store.entries(repo, ids, read)),
     contents: (repo, fingerprint, ids, read) => unlessOpen(() => store.contents(repo, fingerprint, ids, read)),

@@ -42,7 +42,7 @@ export function withRowCache(store: Store, limitBytes: number): Store {
 
   return {
     address: store.address,
-    head: (repo) => store.head(repo),
+    head: (repo, read) => store.head(repo, read),
     snapshot: (repo) => store.snapshot(repo),
     repositories: (tenant) => store.repositories(tenant),
     entries: (repo, ids, limits) =>

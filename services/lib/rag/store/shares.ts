@@ -111,7 +111,8 @@ class Shares {
 
   #end(name: string, cost: number): void {
     this.#bytes -= cost;
-    this.#tenants.get(name)!.bytes -= cost;
+    const tenant = this.#tenants.get(name);
+    if (tenant !== undefined) tenant.bytes -= cost; // a read of nothing does not keep its tenant in mind
     this.#beginAll();
   }
 

@@ -100,6 +100,11 @@ export interface RowRead {
   readonly signal?: AbortSignal;
 }
 
+export interface HeadRead {
+  /** It is one of the many heads of a list. */
+  readonly isListed?: boolean;
+}
+
 /** Is told what an operator should know about a store that is being opened. */
 export interface StoreLog {
   warn(fields: object, text: string): void;
@@ -114,7 +119,7 @@ export interface Store {
   /** The store's URL, without credentials. */
   readonly address: string;
   /** One small read; undefined if there is no such repository. */
-  head(repo: string): Promise<IndexHead | undefined>;
+  head(repo: string, read?: HeadRead): Promise<IndexHead | undefined>;
   snapshot(repo: string): Promise<IndexSnapshot | undefined>;
   /** Entries in the order of `ids` (hex); undefined for a chunk that is not there, or no longer there. */
   entries(repo: string, ids: readonly string[], read?: RowRead): Promise<(ChunkEntry | undefined)[]>;
