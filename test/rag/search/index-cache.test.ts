@@ -124,7 +124,7 @@ describe('a load', () => {
     expect(lexical.size).toBe(10);
     const token = chunkOf(0, 2).chunk.tokens[0]!;
     const scoring = { weight: () => 1, score: (shared: number) => shared };
-    expect(lexical.search([token], scoring, 5)).toEqual([{ ordinal: 2, score: 1 }]);
+    expect(await lexical.search([token], scoring, 5)).toEqual([{ ordinal: 2, score: 1 }]);
     expect(leftOut.map(({ reason }) => reason)).toEqual(['damaged', 'too_large']);
   });
 
