@@ -128,6 +128,15 @@ describe('a load', () => {
     expect(leftOut.map(({ reason }) => reason)).toEqual(['damaged', 'too_large']);
   });
 
+  test('a store that puts off the first row of a slice has no index, and the load ends', async () => {
+    const { store, cache } = scene(1, 10, 100 * MIB);
+    store.entries = async (_, ids, read) => {
+      for (const id of ids) read?.onLeftOut?.({ id, reason: 'later', why: 'no bytes are left' });
+      return ids.map(() => undefined);
+    };
+    await expect(cache.get('t0:r', never())).rejects.toMatchObject({ code: 'store_invalid' });
+  });
+
   test('a load lets the event loop go on', async () => {
     const { cache } = scene(1, 600, 100 * MIB);
     let turns = 0;

@@ -1,7 +1,8 @@
+import { setImmediate as nextRound } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { inTurns } from '../../../services/lib/async/turns.ts';
 import { type Indexable, InvertedIndexBuilder } from '../../../services/lib/rag/search/inverted-index-builder.ts';
 import { bm25, searchLexical } from '../../../services/lib/rag/search/lexical.ts';
@@ -93,7 +94,9 @@ describe.each(NAMES)('%s', (name) => {
         expect(index.size).toBe(documents.length);
         for (const { tokens, topK, exclude } of queries) {
           const expected = BRUTE[name](documents, tokens, topK, exclude);
-          expect(await searchLexical(index, name, tokens, topK, { excludes: index.excluding(exclude) })).toEqual(expected);
+          expect(await searchLexical(index, name, tokens, topK, { excludes: index.excluding(exclude) })).toEqual(
+            expected,
+          );
         }
       }),
       { numRuns: 300 },
@@ -147,6 +150,52 @@ describe.each(NAMES)('%s', (name) => {
     expect(await search([{ path: 'a', tokens: ['a'] }], [])).toEqual([]);
     expect(await search([{ path: 'a', tokens: [] }], ['a'])).toEqual([]);
   });
+});
+
+/** From here on each step of long work takes a turn of its own: time goes on whenever the clock is read. */
+function slowSteps(): void {
+  let nowMs = performance.now();
+  const clock = vi.spyOn(performance, 'now').mockImplementation(() => {
+    nowMs += 6;
+    return nowMs;
+  });
+  onTestFinished(() => clock.mockRestore());
+}
+
+test('searches of one index at once find what each finds alone, also when some are given up midway', async () => {
+  const documents = many(7, 500);
+  const index = await indexOf(documents);
+  slowSteps();
+  for (let steps = 0; steps < 6; steps++) {
+    const abort = new AbortController();
+    const reason = new Error('nobody waits');
+    const asked = many(steps, 6).map(({ tokens }, i) => ({ tokens, name: NAMES[i & 1]!, given: i % 3 === 0 }));
+    const found = Promise.allSettled(
+      asked.map(({ tokens, name, given }) =>
+        searchLexical(index, name, tokens, 5, { excludes: index.excluding(), ...(given && { signal: abort.signal }) }),
+      ),
+    );
+    for (let step = 0; step < steps; step++) await nextRound();
+    abort.abort(reason);
+    for (const [i, result] of (await found).entries()) {
+      const { tokens, name, given } = asked[i]!;
+      if (given && result.status === 'rejected') expect(result.reason).toBe(reason);
+      else expect(result).toEqual({ status: 'fulfilled', value: BRUTE[name](documents, tokens, 5) });
+    }
+  }
+});
+
+test('a search of many chunks lets the event loop go on every few thousand of them', async () => {
+  const chunks = 40_000;
+  const index = await indexOf(Array.from({ length: chunks }, (_, i) => ({ path: 'x', tokens: ['a', `${i}`] })));
+  slowSteps();
+  let rounds = 0;
+  let done = false;
+  const found = searchLexical(index, 'jaccard', ['a'], 5);
+  const ended = found.finally(() => (done = true));
+  for (; !done; rounds++) await nextRound();
+  expect(await ended).toHaveLength(5);
+  expect(rounds).toBeGreaterThanOrEqual(chunks / 4_096);
 });
 
 test('ties are broken by path, then by line', async () => {
