@@ -1,4 +1,5 @@
 /** Measures how often each retriever finds the chunk that defines what the held-out lines use. */
+import { inTurns } from '../../services/lib/async/turns.ts';
 import type { Bundle } from '../../services/lib/model/bundle/bundle.ts';
 import { type ContextEncoder, loadContextEncoder } from '../../services/lib/rag/encode/encode.ts';
 import { RETRIEVERS } from '../../services/lib/rag/retriever-name.ts';
@@ -79,7 +80,7 @@ async function denseIndex({ chunks }: Repository, encoder: ContextEncoder, score
 async function lexicalIndex({ chunks }: Repository): Promise<InvertedIndex> {
   const builder = new InvertedIndexBuilder();
   for (const chunk of chunks) builder.add(chunk);
-  return builder.build(async () => {});
+  return inTurns(builder.build());
 }
 
 async function measure(repository: Repository, indexes: Indexes): Promise<Quality> {
@@ -113,9 +114,9 @@ async function answer(
   const excludes = lexical.excluding(path);
   const depth = fusedDepth(TOP_K);
   const rankings = [
-    searchLexical(lexical, 'jaccard', query.tokens, depth, excludes),
-    searchLexical(lexical, 'bm25', query.tokens, depth, excludes),
-    await dense.search(await queries.embed(query.text), depth, excludes),
+    await searchLexical(lexical, 'jaccard', query.tokens, depth, { excludes }),
+    await searchLexical(lexical, 'bm25', query.tokens, depth, { excludes }),
+    await dense.search(await queries.embed(query.text), depth, { excludes }),
   ];
   // As in retrieval.ts: near-copies take one place.
   const ordinals = (hits: readonly Hit[] = []) => {

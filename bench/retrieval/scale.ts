@@ -1,5 +1,5 @@
 /** Measures what a search costs and what an index holds per chunk, at sizes up to a million chunks. */
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { inTurns } from '../../services/lib/async/turns.ts';
 import { DenseIndex, DenseScorer } from '../../services/lib/rag/search/dense.ts';
 import type { InvertedIndex } from '../../services/lib/rag/search/inverted-index.ts';
 import { InvertedIndexBuilder } from '../../services/lib/rag/search/inverted-index-builder.ts';
@@ -39,7 +39,7 @@ export async function measureLexical(source: Repository, sizes: readonly number[
     const buildSeconds = (performance.now() - startedAt) / 1000;
     for (const retriever of ['jaccard', 'bm25'] as const) {
       const times = await time(asked, async ({ path, tokens }) =>
-        searchLexical(index, retriever, tokens, TOP_K, index.excluding(path)),
+        searchLexical(index, retriever, tokens, TOP_K, { excludes: index.excluding(path) }),
       );
       rows.push({ retriever, chunks, ...times, bytesPerChunk: index.bytesPerChunk, buildSeconds });
     }
@@ -88,7 +88,7 @@ async function lexicalIndex({ chunks }: Repository, count: number): Promise<Inve
       copy === 0 ? { path, tokens } : { path: `${copy}/${path}`, tokens: tokens.map((t) => renamed(t, copy)) },
     );
   }
-  return builder.build(nextTurn);
+  return inTurns(builder.build());
 }
 
 function renamed(token: string, copy: number): string {

@@ -1,18 +1,19 @@
 import { setImmediate as nextRound } from 'node:timers/promises';
-import { beforeEach, expect, test } from 'vitest';
-import { atOnce, inTurns } from '../../services/lib/async/turns.ts';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { atOnce, eachInTurns, inTurns } from '../../services/lib/async/turns.ts';
 
 // The turn of the round in which the test before ended may be over.
 beforeEach(async () => {
   await nextRound();
   await nextRound();
+  vi.useFakeTimers({ toFake: ['performance'] }); // the clock goes on only with a step
 });
+afterEach(() => void vi.useRealTimers());
 
 /** Work of so many steps, each of which takes longer than a turn. */
 function* longWork(steps: number, onStep: () => void): Generator<void, string> {
   for (let step = 0; step < steps; step++) {
-    const endMs = performance.now() + 6;
-    while (performance.now() < endMs);
+    vi.advanceTimersByTime(6);
     onStep();
     yield;
   }
@@ -65,4 +66,58 @@ test('work that fails between two turns fails for its caller, and the next work 
   const works = [inTurns(failing()), inTurns(longWork(3, () => {}))];
   expect(await Promise.allSettled(works)).toMatchObject([{ reason: { message: 'broken' } }, { value: 'done' }]);
   expect(atOnce(longWork(2, () => {}))).toBe('done');
+});
+
+test('steps that are short together share a turn', async () => {
+  function* short(): Generator<void, void> {
+    for (let step = 0; step < 20; step++) {
+      vi.advanceTimersByTime(1);
+      steps++;
+      yield;
+    }
+  }
+  let steps = 0;
+  const works = Array.from({ length: 30 }, () => inTurns(short()));
+  const rounds = await stepsByRound(Promise.all(works), () => steps);
+  expect(steps).toBe(600);
+  expect(Math.max(...rounds)).toBe(5); // a turn
+});
+
+test('items that thirty make at once are made in one turn per round together, in their order', async () => {
+  let made = 0;
+  const reader = async () => {
+    const items: number[] = [];
+    for await (const item of eachInTurns(
+      (function* () {
+        for (let i = 0; i < 3; i++) {
+          vi.advanceTimersByTime(6);
+          made++;
+          yield i;
+        }
+      })(),
+    )) {
+      items.push(item);
+    }
+    return items;
+  };
+  const readers = Array.from({ length: 30 }, reader);
+  const rounds = await stepsByRound(Promise.all(readers), () => made);
+  expect(await Promise.all(readers)).toEqual(Array(30).fill([0, 1, 2]));
+  expect(Math.max(...rounds)).toBe(1);
+});
+
+test('work that is given up cleans up, and does no step more', async () => {
+  const abort = new AbortController();
+  let cleaned = 0;
+  function* work(): Generator<void, void> {
+    try {
+      yield* longWork(1_000, () => {});
+    } finally {
+      cleaned++;
+    }
+  }
+  const given = inTurns(work(), abort.signal);
+  abort.abort(new Error('given up'));
+  await expect(given).rejects.toThrow('given up');
+  expect(cleaned).toBe(1);
 });

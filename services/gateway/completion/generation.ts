@@ -3,8 +3,8 @@
  * at a time; each grant is a round. A choice whose worker is lost or full, or which has to make way for another tenant,
  * goes on in a later round of its own, with the prompt and what was put out so far.
  */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
+import { inTurns, Turns } from '../../lib/async/turns.ts';
 import type { SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
 import type { Dispatcher } from '../admission/dispatcher.ts';
@@ -46,7 +46,7 @@ interface Part {
 /** What all rounds of a prompt that is echoed share. */
 interface PromptEcho {
   /** One per prompt token, as soon as a round has brought them. */
-  logprobs: readonly SampledToken[] | undefined;
+  logprobs: Promise<readonly SampledToken[]> | undefined;
 }
 
 /** Some choices of a part, on the workers of one grant. */
@@ -199,13 +199,15 @@ export class Generation {
     const { task, indices, echo } = part;
     const { request } = task;
     const { tokens, promptLogprobs } = await attempt.first;
-    echo.logprobs ??= promptLogprobs.map((token) => readToken(token, true));
+    echo.logprobs ??= inTurns(readTokens(promptLogprobs)); // all rounds share it: the signal of none ends it
+    const logprobs = await echo.logprobs;
     await previousFirst;
-    if (request.echo) await nextTurn();
+    const turns = new Turns();
+    if (request.echo && turns.over) await turns.next(task.scope.signal);
     const index = indices[i]!;
     const choice = task.choices[index]!;
     if (request.echo && choice.ids.length === 0) {
-      choice.echo(echo.logprobs);
+      choice.echo(logprobs);
     }
     await emit(task, index, request.maxTokens === 0 ? [] : [tokens[i]!]);
   }
@@ -285,6 +287,19 @@ function countingTokens(
     if (request.maxTokens > 0) for (const i of indices.keys()) onDecoded(i, 1);
   };
   return { ...to, onFirst, onDecoded };
+}
+
+/** Tokens that are read between two steps: less than 1 ms. */
+const TOKENS_PER_STEP = 1_024;
+
+/** The logprobs of a prompt, which come in one message: there may be 100,000. */
+function* readTokens(messages: readonly Parameters<typeof readToken>[0][]): Generator<void, SampledToken[]> {
+  const tokens: SampledToken[] = [];
+  for (const message of messages) {
+    tokens.push(readToken(message, true));
+    if (tokens.length % TOKENS_PER_STEP === 0) yield;
+  }
+  return tokens;
 }
 
 /** Turns new tokens of a choice into text and hands it to the client. */

@@ -1,7 +1,7 @@
 /** What goes out on a response, as fast as its client reads. */
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { eachInTurns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 
 export class Outlet {
@@ -57,13 +57,10 @@ export class Outlet {
   }
 
   /**
-   * Sends what is made piece by piece, each in a turn of the event loop of its own.
+   * Sends what is made piece by piece, in the turns that all long work of the process shares.
    * @throws ServingError slow_reader; the signal's reason.
    */
   async sendPieces(pieces: Iterable<string>): Promise<void> {
-    for (const piece of pieces) {
-      await this.send(piece);
-      await nextTurn();
-    }
+    for await (const piece of eachInTurns(pieces, this.#signal)) await this.send(piece);
   }
 }

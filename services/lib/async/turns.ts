@@ -3,6 +3,7 @@
  *
  *   if (turns.over) await turns.next();       between two pieces of it
  *   await inTurns(steps, signal);             for work that is a generator, which yields between two pieces
+ *   for await (const item of eachInTurns(…))  for items that are handed on one by one
  *
  * All long work of the process shares one turn per round of the event loop, and waits for its next turn in one line: a
  * hundred long pieces of work at once do not block the loop for a hundred turns.
@@ -37,10 +38,11 @@ export class Turns {
     return performance.now() >= endsMs;
   }
 
-  /** Lets other work run, then starts a new turn. */
-  next(): Promise<void> {
+  /** Lets other work run, then starts a new turn. @throws the signal's reason. */
+  async next(signal?: AbortSignal): Promise<void> {
     if (!open) openTurn();
-    return new Promise((resolve) => line.push(resolve));
+    await new Promise<void>((resolve) => line.push(resolve));
+    signal?.throwIfAborted();
   }
 }
 
@@ -51,13 +53,28 @@ export class Turns {
  */
 export async function inTurns<T>(steps: Generator<unknown, T>, signal?: AbortSignal): Promise<T> {
   const turns = new Turns();
-  for (;;) {
-    if (turns.over) {
-      await turns.next();
-      signal?.throwIfAborted();
+  const given: Generator<unknown, unknown> = steps;
+  try {
+    for (;;) {
+      if (turns.over) await turns.next(signal);
+      const step = steps.next();
+      if (step.done) return step.value;
     }
-    const step = steps.next();
-    if (step.done) return step.value;
+  } finally {
+    given.return(undefined); // what is given up midway cleans up
+  }
+}
+
+/**
+ * The items, each of which is made while a turn lasts.
+ * @throws whatever making them throws; the signal's reason.
+ */
+export async function* eachInTurns<T>(items: Iterable<T>, signal?: AbortSignal): AsyncGenerator<T> {
+  const turns = new Turns();
+  if (turns.over) await turns.next(signal);
+  for (const item of items) {
+    yield item;
+    if (turns.over) await turns.next(signal);
   }
 }
 

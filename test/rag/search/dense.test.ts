@@ -35,7 +35,7 @@ test('dense search finds what brute force finds', async () => {
   await fc.assert(
     fc.asyncProperty(cases, async ({ dim, vectors, query, topK, start }) => {
       const excludes = (ordinal: number) => ordinal >= start && ordinal < start + 3;
-      const hits = await indexOf(vectors, dim).search(query, topK, excludes);
+      const hits = await indexOf(vectors, dim).search(query, topK, { excludes });
       const brute = vectors
         .map((vector, ordinal) => ({ ordinal, score: cosine(vector, query) }))
         .filter(({ ordinal }) => !excludes(ordinal))
@@ -66,7 +66,7 @@ test('dense search finds the best of many that rounding to 8 bits cannot tell ap
     const vectors = Array.from({ length: 40_000 }, near);
     const index = indexOf(vectors, dim);
     for (const query of [centre, near(), near()]) {
-      const hits = await index.search(query, 10, (ordinal) => ordinal >= 100 && ordinal < 200);
+      const hits = await index.search(query, 10, { excludes: (ordinal) => ordinal >= 100 && ordinal < 200 });
       const scores = vectors.map((vector, i) => (i >= 100 && i < 200 ? -1 : cosine(vector, query)));
       const brute = scores.toSorted((a, b) => b - a).slice(0, 10);
       for (const [i, { ordinal, score }] of hits.entries()) {

@@ -124,8 +124,17 @@ describe('a load', () => {
     expect(lexical.size).toBe(10);
     const token = chunkOf(0, 2).chunk.tokens[0]!;
     const scoring = { weight: () => 1, score: (shared: number) => shared };
-    expect(lexical.search([token], scoring, 5)).toEqual([{ ordinal: 2, score: 1 }]);
+    expect(await lexical.search([token], scoring, 5)).toEqual([{ ordinal: 2, score: 1 }]);
     expect(leftOut.map(({ reason }) => reason)).toEqual(['damaged', 'too_large']);
+  });
+
+  test('a store that puts off the first row of a slice has no index, and the load ends', async () => {
+    const { store, cache } = scene(1, 10, 100 * MIB);
+    store.entries = async (_, ids, read) => {
+      for (const id of ids) read?.onLeftOut?.({ id, reason: 'later', why: 'no bytes are left' });
+      return ids.map(() => undefined);
+    };
+    await expect(cache.get('t0:r', never())).rejects.toMatchObject({ code: 'store_invalid' });
   });
 
   test('a load lets the event loop go on', async () => {

@@ -1,7 +1,9 @@
+import { setImmediate as nextRound } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { inTurns } from '../../../services/lib/async/turns.ts';
 import { type Indexable, InvertedIndexBuilder } from '../../../services/lib/rag/search/inverted-index-builder.ts';
 import { bm25, searchLexical } from '../../../services/lib/rag/search/lexical.ts';
 import type { Hit } from '../../../services/lib/rag/search/top-hits.ts';
@@ -9,7 +11,7 @@ import type { Hit } from '../../../services/lib/rag/search/top-hits.ts';
 async function indexOf(documents: readonly Indexable[]) {
   const builder = new InvertedIndexBuilder();
   for (const document of documents) builder.add(document);
-  return builder.build(async () => {});
+  return inTurns(builder.build());
 }
 
 /** The chunks that a search may find: of those with equal identifiers the first one outside the file being edited. */
@@ -48,6 +50,8 @@ function bruteBm25(documents: readonly Indexable[], query: readonly string[], to
   });
   return best(hits, topK);
 }
+
+const ordinals = (hits: readonly Hit[]) => hits.map(({ ordinal }) => ordinal);
 
 const BRUTE = { jaccard: bruteJaccard, bm25: bruteBm25 } as const;
 const NAMES = ['jaccard', 'bm25'] as const;
@@ -90,7 +94,9 @@ describe.each(NAMES)('%s', (name) => {
         expect(index.size).toBe(documents.length);
         for (const { tokens, topK, exclude } of queries) {
           const expected = BRUTE[name](documents, tokens, topK, exclude);
-          expect(searchLexical(index, name, tokens, topK, index.excluding(exclude))).toEqual(expected);
+          expect(await searchLexical(index, name, tokens, topK, { excludes: index.excluding(exclude) })).toEqual(
+            expected,
+          );
         }
       }),
       { numRuns: 300 },
@@ -106,7 +112,7 @@ describe.each(NAMES)('%s', (name) => {
         const index = await indexOf(documents);
         for (const { path, tokens } of many(seed ^ 0x5555, 3).concat(documents[count >> 1]!)) {
           const expected = BRUTE[name](documents, tokens, 5, path);
-          expect(searchLexical(index, name, tokens, 5, index.excluding(path))).toEqual(expected);
+          expect(await searchLexical(index, name, tokens, 5, { excludes: index.excluding(path) })).toEqual(expected);
         }
       }),
       { numRuns: 60 },
@@ -116,25 +122,25 @@ describe.each(NAMES)('%s', (name) => {
   test('lexical search leaves out the whole file being edited and nothing else', async () => {
     const files = ['a.py', 'a.py', 'b.py', 'c.py', 'c.py'];
     const index = await indexOf(files.map((path, i) => ({ path, tokens: ['t', `t${i}`] })));
-    const without = (path: string) =>
-      searchLexical(index, name, ['t'], 10, index.excluding(path)).map((hit) => hit.ordinal);
-    expect(without('a.py')).toEqual([2, 3, 4]);
-    expect(without('b.py')).toEqual([0, 1, 3, 4]);
-    expect(without('d.py')).toHaveLength(5);
+    const without = async (path: string) =>
+      ordinals(await searchLexical(index, name, ['t'], 10, { excludes: index.excluding(path) }));
+    expect(await without('a.py')).toEqual([2, 3, 4]);
+    expect(await without('b.py')).toEqual([0, 1, 3, 4]);
+    expect(await without('d.py')).toHaveLength(5);
   });
 
   test('however many copies a text has, a search finds the first that is not in the file being edited', async () => {
     const copies = Array.from({ length: 500 }, (_, i) => ({ path: `${i >> 1}.py`, tokens: ['a', 'b'] }));
     const others = [['a'], ['b', 'a'], ['a', 'b', 'c']].map((tokens) => ({ path: 'z.py', tokens }));
     const index = await indexOf([...copies, ...others]);
-    const found = (path?: string) =>
-      searchLexical(index, name, ['a', 'b'], 10, index.excluding(path))
-        .map((hit) => hit.ordinal)
-        .sort((a, b) => a - b);
-    expect(found()).toEqual([0, 500, 501, 502]);
-    expect(found('0.py')).toEqual([2, 500, 501, 502]);
-    expect(found('7.py')).toEqual([0, 500, 501, 502]);
-    expect(found('z.py')).toEqual([0]);
+    const found = async (path?: string) =>
+      ordinals(await searchLexical(index, name, ['a', 'b'], 10, { excludes: index.excluding(path) })).sort(
+        (a, b) => a - b,
+      );
+    expect(await found()).toEqual([0, 500, 501, 502]);
+    expect(await found('0.py')).toEqual([2, 500, 501, 502]);
+    expect(await found('7.py')).toEqual([0, 500, 501, 502]);
+    expect(await found('z.py')).toEqual([0]);
   });
 
   test('an empty query, an empty index and a top-k of 0 give no hits', async () => {
@@ -146,6 +152,53 @@ describe.each(NAMES)('%s', (name) => {
   });
 });
 
+/** From here on each step of long work takes a turn of its own: time goes on whenever the clock is read. */
+async function slowSteps(): Promise<void> {
+  for (let round = 0; round < 2; round++) await nextRound(); // a turn that has begun goes by another clock
+  let nowMs = performance.now();
+  const clock = vi.spyOn(performance, 'now').mockImplementation(() => {
+    nowMs += 6;
+    return nowMs;
+  });
+  onTestFinished(() => clock.mockRestore());
+}
+
+test('searches of one index at once find what each finds alone, also when some are given up midway', async () => {
+  const documents = many(7, 500);
+  const index = await indexOf(documents);
+  await slowSteps();
+  for (let steps = 0; steps < 6; steps++) {
+    const abort = new AbortController();
+    const reason = new Error('nobody waits');
+    const asked = many(steps, 6).map(({ tokens }, i) => ({ tokens, name: NAMES[i & 1]!, given: i % 3 === 0 }));
+    const found = Promise.allSettled(
+      asked.map(({ tokens, name, given }) =>
+        searchLexical(index, name, tokens, 5, { excludes: index.excluding(), ...(given && { signal: abort.signal }) }),
+      ),
+    );
+    for (let step = 0; step < steps; step++) await nextRound();
+    abort.abort(reason);
+    for (const [i, result] of (await found).entries()) {
+      const { tokens, name, given } = asked[i]!;
+      if (given && result.status === 'rejected') expect(result.reason).toBe(reason);
+      else expect(result).toEqual({ status: 'fulfilled', value: BRUTE[name](documents, tokens, 5) });
+    }
+  }
+});
+
+test('a search of many chunks lets the event loop go on every few thousand of them', async () => {
+  const chunks = 40_000;
+  const index = await indexOf(Array.from({ length: chunks }, (_, i) => ({ path: 'x', tokens: ['a', `${i}`] })));
+  await slowSteps();
+  let rounds = 0;
+  let done = false;
+  const found = searchLexical(index, 'jaccard', ['a'], 5);
+  const ended = found.finally(() => (done = true));
+  for (; !done; rounds++) await nextRound();
+  expect(await ended).toHaveLength(5);
+  expect(rounds).toBeGreaterThanOrEqual(chunks / 4_096);
+});
+
 test('ties are broken by path, then by line', async () => {
   const same = { tokens: ['a', 'b'] };
   const index = await indexOf([
@@ -154,14 +207,14 @@ test('ties are broken by path, then by line', async () => {
     { path: 'y.py', ...same },
   ]);
   for (const name of NAMES) {
-    expect(searchLexical(index, name, ['a', 'c'], 2).map((hit) => hit.ordinal)).toEqual([0, 1]);
+    expect(ordinals(await searchLexical(index, name, ['a', 'c'], 2))).toEqual([0, 1]);
   }
   // 1/3 = 2/6: equal fractions of different sets tie as well.
   const mixed = await indexOf([
     { path: 'x', tokens: ['a', 'p', 'q', 'b', 'r'] },
     { path: 'y', tokens: ['a'] },
   ]);
-  expect(searchLexical(mixed, 'jaccard', ['a', 'b', 'c'], 2)).toEqual([
+  expect(await searchLexical(mixed, 'jaccard', ['a', 'b', 'c'], 2)).toEqual([
     { ordinal: 0, score: 1 / 3 },
     { ordinal: 1, score: 1 / 3 },
   ]);
@@ -174,9 +227,10 @@ test('bm25 prefers a rare identifier, and jaccard does not', async () => {
     { path: 'c', tokens: ['self', 'z1'] },
     { path: 'd', tokens: ['self', 'u1', 'u2', 'u3'] },
   ]);
-  const first = (name: 'jaccard' | 'bm25') => searchLexical(index, name, ['self', 'parse_invoice'], 1)[0]?.ordinal;
-  expect(first('bm25')).toBe(1);
-  expect(first('jaccard')).toBe(2);
+  const first = async (name: 'jaccard' | 'bm25') =>
+    ordinals(await searchLexical(index, name, ['self', 'parse_invoice'], 1));
+  expect(await first('bm25')).toEqual([1]);
+  expect(await first('jaccard')).toEqual([2]);
 });
 
 /** 2 kB of text, like a chunk's entry, cut into identifiers. */
@@ -190,10 +244,10 @@ test('an index keeps copies of names, and not the texts that they were cut from'
   const count = 10_000;
   const builder = new InvertedIndexBuilder();
   for (let i = 0; i < count; i++) builder.add({ path: 'a.py', tokens: [...new Set(cut(i))] });
-  const index = await builder.build(async () => {});
+  const index = await inTurns(builder.build());
   collect();
   expect((process.memoryUsage().heapUsed - before) / count).toBeLessThan(1_000);
-  expect(searchLexical(index, 'jaccard', ['its_own_identifier_7'], 1)[0]?.ordinal).toBe(7);
+  expect(ordinals(await searchLexical(index, 'jaccard', ['its_own_identifier_7'], 1))).toEqual([7]);
 });
 
 test('the memory of an index includes its names', async () => {

@@ -15,11 +15,12 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { inTurns, Turns } from '../../async/turns.ts';
 import { OrtSession, OrtValue, type SessionOptions } from '../../engine/ort.ts';
 import { Graph } from '../../model/graph/graph.ts';
 import { writeModel } from '../../model/graph/onnx.ts';
-import { type Excludes, type Hit, TopHits } from './top-hits.ts';
+import type { SearchHow } from './inverted-index.ts';
+import { type Hit, TopHits } from './top-hits.ts';
 
 /** Multiplies rows with the two columns of a query, all in whole numbers. */
 export class DenseScorer {
@@ -76,8 +77,8 @@ const STEPS = 2 ** 20;
 const SLACK = 4 / STEPS;
 /** Rows per multiplication. */
 const BLOCK = 16_384;
-/** Candidates that are compared between two turns of the event loop: about 1 ms. */
-const CANDIDATES_PER_TURN = 4_096;
+/** Candidates that are compared in full between two steps: less than 1 ms. */
+const COMPARED_PER_STEP = 1_024;
 /** Levels of a row are -127 to 127, and are stored as 1 to 255. */
 const ROW_LEVELS = 127;
 const ROW_ZERO = 128;
@@ -125,15 +126,26 @@ export class DenseIndex {
     this.#losses[ordinal] = Math.sqrt(loss);
   }
 
-  /** The `topK` chunks with the highest cosine, best first, then by ordinal. @param query [dim] */
-  async search(query: Float32Array, topK: number, excludes?: Excludes): Promise<Hit[]> {
+  /**
+   * The `topK` chunks with the highest cosine, best first, then by ordinal.
+   * @param query [dim]
+   * @throws the signal's reason.
+   */
+  async search(query: Float32Array, topK: number, how: SearchHow = {}): Promise<Hit[]> {
     if (topK < 1 || this.#chunks === 0) return [];
     const unit = normalized(query);
-    const best = new TopHits(topK, excludes);
+    const { possible, threshold } = await this.#possible(unit, topK, how);
+    return inTurns(this.#compare(unit, possible, threshold, new TopHits(topK, how.excludes)), how.signal);
+  }
+
+  /** Compares in full the chunks whose products may reach the threshold. */
+  *#compare(query: Float32Array, possible: Float32Array, threshold: number, best: TopHits): Generator<void, Hit[]> {
     let compared = 0;
-    for (const ordinal of await this.#candidates(unit, topK, excludes)) {
-      if (++compared % CANDIDATES_PER_TURN === 0) await nextTurn();
-      best.add(Math.round(this.#product(ordinal, unit) * STEPS) / STEPS, ordinal);
+    for (let i = 0; i < this.#chunks; i++) {
+      if ((i + 1) % BLOCK === 0) yield;
+      if (possible[i]! < threshold) continue;
+      if (++compared % COMPARED_PER_STEP === 0) yield;
+      best.add(Math.round(this.#product(i, query) * STEPS) / STEPS, i);
     }
     return best.hits;
   }
@@ -145,17 +157,19 @@ export class DenseIndex {
     return sum;
   }
 
-  /** The chunks whose products may be as high as a product that `topK` chunks certainly reach. */
-  async #candidates(query: Float32Array, topK: number, excludes?: Excludes): Promise<number[]> {
+  /** How high the product of each chunk may be, and the threshold: a product that `topK` chunks certainly reach. */
+  async #possible(query: Float32Array, topK: number, { excludes, signal }: SearchHow) {
     const { columns, sums, scale, loss } = rounded(query);
     const [scales, losses] = [this.#scales, this.#losses];
     const certain = new TopHits(topK, excludes);
     const possible = new Float32Array(this.#chunks);
     const products = new Int32Array(new ArrayBuffer(4 * 2 * Math.min(BLOCK, this.#chunks)));
+    const turns = new Turns();
     let threshold = certain.threshold;
     for (let start = 0; start < this.#chunks; start += BLOCK) {
       const end = Math.min(start + BLOCK, this.#chunks);
       await this.#scorer.multiply(this.#levels.subarray(start * this.dim, end * this.dim), columns, products);
+      if (turns.over) await turns.next(signal);
       for (let i = start; i < end; i++) {
         const coarse = products[2 * (i - start)]! - ROW_ZERO * sums[0];
         const fine = products[2 * (i - start) + 1]! - ROW_ZERO * sums[1];
@@ -168,9 +182,7 @@ export class DenseIndex {
         threshold = certain.threshold;
       }
     }
-    const found: number[] = [];
-    for (let i = 0; i < this.#chunks; i++) if (possible[i]! >= threshold) found.push(i);
-    return found;
+    return { possible, threshold };
   }
 }
 

@@ -4,9 +4,8 @@
  * one is built beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first
  * asked for. What is loaded and what is being loaded stay below one limit (see load-queue.ts).
  */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LRUCache } from 'lru-cache';
-import { Turns } from '../../async/turns.ts';
+import { inTurns, Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
 import { idAt } from '../store/row.ts';
 import type { IndexSnapshot, LeftOutRow, RowRead, Store } from '../store/store.ts';
@@ -213,10 +212,7 @@ export class IndexCache {
       await this.#reserve(repo, version, snapshot.ids.byteLength + builder.bytes + next * perChunk, loading);
       await turns.next();
     }
-    return builder.build(async () => {
-      loading.signal.throwIfAborted();
-      await nextTurn();
-    });
+    return inTurns(builder.build(), loading.signal);
   }
 
   /** Undefined if the version was swept meanwhile. */
@@ -265,6 +261,7 @@ export class IndexCache {
       const leftOut = new Map<string, LeftOutRow>();
       const found = await read(wanted, { ...SLICE_READ, signal, onLeftOut: (row) => leftOut.set(row.id, row) });
       const cut = wanted.findIndex((id) => leftOut.get(id)?.reason === 'later');
+      if (cut === 0) throw unreadable(repo, wanted[0]!);
       const given = cut < 0 ? wanted : wanted.slice(0, cut);
       for (const [i, id] of given.entries()) {
         const row = leftOut.get(id);
@@ -288,6 +285,9 @@ const tooLarge = (repo: string, limitBytes: number) =>
     'index_too_large',
     `the index of ${repo} takes more than ${limitBytes} bytes of memory (--index-cache-bytes)`,
   );
+
+const unreadable = (repo: string, id: string) =>
+  new ServingError('store_invalid', `the store reads no row of the index of ${repo} from chunk ${id} on`);
 
 export const unstable = (repo: string) =>
   new ServingError('store_unavailable', `the index of ${repo} changes faster than it can be read`);

@@ -10,8 +10,10 @@ export interface Indexable {
 
 /** If more than 1 in 32 chunks are on a list of 32-bit numbers, a bitmap is smaller. */
 const BITMAP_SHARE = 32;
-/** Chunks that are laid out between two pauses: a few ms. */
-const CHUNKS_PER_TURN = 4_096;
+/** Chunks that are laid out between two steps: about 1 ms. */
+const CHUNKS_PER_STEP = 1_024;
+/** Identifiers that are counted between two steps. */
+const TOKENS_PER_STEP = 64 * 1_024;
 
 /** A Map holds no more entries than this. */
 const MAX_NAMES = 2 ** 24 - 1;
@@ -75,12 +77,10 @@ export class InvertedIndexBuilder {
     return ownCopy(name);
   }
 
-  /** @param pause is awaited every few ms, so that the event loop can do other work. */
-  async build(pause: () => Promise<unknown>): Promise<InvertedIndex> {
-    const order = this.#bySize();
-    await pause();
-    const earlierCopy = await this.#copies(pause);
-    const postings = await this.#postings(order.ordinals, pause);
+  *build(): Generator<void, InvertedIndex> {
+    const order = yield* this.#bySize();
+    const earlierCopy = yield* this.#copies();
+    const postings = yield* this.#postings(order.ordinals);
     return new InvertedIndex({
       ids: this.#ids,
       files: this.#files,
@@ -96,13 +96,13 @@ export class InvertedIndexBuilder {
   }
 
   /** Finds for each chunk the last one before it with the same identifiers in the same order, by a hash table. */
-  async #copies(pause: () => Promise<unknown>): Promise<Int32Array> {
+  *#copies(): Generator<void, Int32Array> {
     const chunks = this.#ends.length;
     const earlierCopy = new Int32Array(chunks).fill(NO_COPY);
     // A power of two, so that a mask does for the remainder, and at most half full, so that chains stay short.
     const table = new Int32Array(2 ** Math.ceil(Math.log2(2 * chunks + 1))).fill(NO_COPY);
     for (let ordinal = 0; ordinal < chunks; ordinal++) {
-      if (ordinal % CHUNKS_PER_TURN === 0) await pause();
+      if (ordinal % CHUNKS_PER_STEP === 0) yield;
       let at = this.#hash(ordinal) & (table.length - 1);
       while (table[at] !== NO_COPY && !this.#isCopy(ordinal, table[at]!)) at = (at + 1) & (table.length - 1);
       earlierCopy[ordinal] = table[at]!;
@@ -131,13 +131,15 @@ export class InvertedIndexBuilder {
   }
 
   /** Numbers chunks by size, and those of equal size by ordinal. */
-  #bySize() {
+  *#bySize() {
     const counts = new Map<number, number>();
-    const sizeOf = Uint32Array.from(this.#ends, (_, ordinal) => {
+    const sizeOf = new Uint32Array(this.#ends.length);
+    for (let ordinal = 0; ordinal < sizeOf.length; ordinal++) {
+      if (ordinal % CHUNKS_PER_STEP === 0) yield;
       const [start, end] = this.#bounds(ordinal);
       counts.set(end - start, (counts.get(end - start) ?? 0) + 1);
-      return end - start;
-    });
+      sizeOf[ordinal] = end - start;
+    }
     const sizes = Uint32Array.from(counts.keys()).sort();
     const classStart = new Uint32Array(sizes.length + 1);
     const classOfSize = new Map<number, number>();
@@ -149,6 +151,7 @@ export class InvertedIndexBuilder {
     const ordinals = new Uint32Array(sizeOf.length);
     const sizeClass = new Uint32Array(sizeOf.length);
     for (const [ordinal, size] of sizeOf.entries()) {
+      if (ordinal % CHUNKS_PER_STEP === 0) yield;
       const c = classOfSize.get(size)!;
       const chunk = next[c]!++;
       ordinals[chunk] = ordinal;
@@ -157,12 +160,16 @@ export class InvertedIndexBuilder {
     return { sizes, sizeClass, classStart, ordinals };
   }
 
-  async #postings(ordinals: Uint32Array, pause: () => Promise<unknown>) {
+  *#postings(ordinals: Uint32Array) {
     const frequencies = new Uint32Array(this.#ids.size);
-    for (let i = 0; i < this.#tokenCount; i++) frequencies[this.#tokens[i]!]!++;
+    for (let i = 0; i < this.#tokenCount; i++) {
+      if (i % TOKENS_PER_STEP === 0) yield;
+      frequencies[this.#tokens[i]!]!++;
+    }
     const bitmaps = new Map<number, Uint32Array>();
     const offsets = new Uint32Array(frequencies.length + 1);
     for (const [id, frequency] of frequencies.entries()) {
+      if (id % TOKENS_PER_STEP === 0) yield;
       const frequent = frequency * BITMAP_SHARE > ordinals.length;
       if (frequent) bitmaps.set(id, new Uint32Array(Math.ceil(ordinals.length / 32)));
       offsets[id + 1] = offsets[id]! + (frequent ? 0 : frequency);
@@ -170,7 +177,7 @@ export class InvertedIndexBuilder {
     const lists = new Uint32Array(offsets[frequencies.length]!);
     const next = offsets.slice();
     for (const [chunk, ordinal] of ordinals.entries()) {
-      if (chunk % CHUNKS_PER_TURN === 0) await pause();
+      if (chunk % CHUNKS_PER_STEP === 0) yield;
       const [start, end] = this.#bounds(ordinal);
       for (let i = start; i < end; i++) {
         const id = this.#tokens[i]!;

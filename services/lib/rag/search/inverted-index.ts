@@ -7,7 +7,10 @@
  * few chunks that still can are completed one by one. An identifier that more than 1 in 32 chunks hold (`self`,
  * `return`, `import`, which would take most of the time) is stored as a bitmap, which is smaller than its list and
  * quick to look a chunk up in.
+ *
+ * A search is done in turns of the event loop, since whoever uploads chooses how large an index is.
  */
+import { inTurns } from '../../async/turns.ts';
 import { type Excludes, type Hit, TopHits } from './top-hits.ts';
 
 /**
@@ -26,6 +29,11 @@ export interface Scoring {
 /** To learn what score the top-k reach, this many times k chunks are looked at in full. */
 const SAMPLE = 4;
 
+/** Postings, or chunks and lookups, between two steps of a search: at most 1 ms. */
+const STEP = 4_096;
+/** Chunks of a bitmap between two steps. */
+const BITS_STEP = 32 * 1_024;
+
 const NO_CHUNKS: ChunkRange = { start: 0, end: 0 };
 
 /** An identifier of the query, with the chunks that hold it: a bitmap, or an ascending list of their inner numbers. */
@@ -34,6 +42,24 @@ interface Term {
   readonly weight: number;
   readonly bits: Uint32Array | undefined;
   readonly list: Uint32Array;
+}
+
+/** One search. */
+interface Asked {
+  /** Ascending by frequency. */
+  readonly terms: readonly Term[];
+  /** By term: the sum of its weight and of those after it. */
+  readonly rest: readonly number[];
+  readonly scoring: Scoring;
+  readonly topK: number;
+  readonly excludes: Excludes | undefined;
+}
+
+export interface SearchHow {
+  /** The chunks that are left out (see InvertedIndex.excluding). */
+  readonly excludes?: Excludes | undefined;
+  /** Aborted when nobody waits for the hits any more. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Chunks from `start` to before `end`, by their ordinals. */
@@ -77,6 +103,8 @@ export class InvertedIndex {
   /** The first `#touchedCount` entries are the chunks that share something. */
   readonly #touched: Uint32Array;
   #touchedCount = 0;
+  /** The search that has the counters, or that waits for them last. */
+  #previous: Promise<unknown> = Promise.resolve();
 
   constructor(parts: InvertedIndexParts) {
     this.#parts = parts;
@@ -125,16 +153,32 @@ export class InvertedIndex {
 
   /**
    * The `topK` chunks with the highest scores, best first, then by ordinal. A chunk that shares nothing is never found.
+   * Searches of one index come one after the other, because they share its counters.
    * @param query distinct identifiers.
+   * @throws the signal's reason.
    */
-  search(query: readonly string[], scoring: Scoring, topK: number, excludes?: Excludes): Hit[] {
+  search(query: readonly string[], scoring: Scoring, topK: number, how: SearchHow = {}): Promise<Hit[]> {
+    const found = this.#previous.then(() => {
+      how.signal?.throwIfAborted();
+      return inTurns(this.#steps(query, scoring, topK, how.excludes), how.signal);
+    });
+    this.#previous = found.catch(() => {});
+    return found;
+  }
+
+  *#steps(query: readonly string[], scoring: Scoring, topK: number, excludes?: Excludes): Generator<void, Hit[]> {
     if (topK < 1) return [];
     const terms = this.#terms(query, scoring);
-    // rest[i] is the sum of the weights of terms[i] and all terms after it.
     const rest = new Array<number>(terms.length + 1).fill(0);
     for (let i = terms.length - 1; i >= 0; i--) rest[i] = rest[i + 1]! + terms[i]!.weight;
-    const { missed, reached } = this.#accumulate(terms, rest, scoring, topK, excludes);
-    return this.#complete(terms, rest, missed, scoring, topK, reached, excludes);
+    const asked: Asked = { terms, rest, scoring, topK, excludes };
+    try {
+      const { missed, reached } = yield* this.#accumulate(asked);
+      return yield* this.#complete(asked, missed, reached);
+    } finally {
+      if (this.#touchedCount > 0) this.#shared.fill(0); // it was given up
+      this.#touchedCount = 0;
+    }
   }
 
   #terms(query: readonly string[], scoring: Scoring): Term[] {
@@ -155,7 +199,8 @@ export class InvertedIndex {
    * @returns `missed`, by size: the first term whose list was not walked there; `reached`: a score that `topK` chunks
    *   reach.
    */
-  #accumulate(terms: readonly Term[], rest: readonly number[], scoring: Scoring, topK: number, excludes?: Excludes) {
+  *#accumulate(asked: Asked): Generator<void, { missed: Uint32Array; reached: number }> {
+    const { terms, rest, scoring, topK } = asked;
     const { sizes, classStart } = this.#parts;
     const missed = new Uint32Array(sizes.length).fill(terms.length);
     let reached = Number.NEGATIVE_INFINITY;
@@ -163,74 +208,109 @@ export class InvertedIndex {
     for (const [i, term] of terms.entries()) {
       // Finding out what is reached costs a pass over the touched chunks, and may save one over this list.
       if (this.#touchedCount >= topK && term.frequency > this.#touchedCount) {
-        reached = Math.max(reached, this.#reached(terms, i, scoring, topK, excludes));
+        reached = Math.max(reached, yield* this.#reached(asked, i));
       }
       while (low < high && scoring.score(rest[i]!, sizes[low]!) < reached) missed[low++] = i;
       while (low < high && scoring.score(rest[i]!, sizes[high - 1]!) < reached) missed[--high] = i;
       if (low === high) break;
-      this.#walk(term, classStart[low]!, classStart[high]!);
+      yield* this.#walk(term, classStart[low]!, classStart[high]!);
     }
     return { missed, reached };
   }
 
   /** Adds a term's weight to the chunks that hold it, from inner number `start` to before `end`. */
-  #walk({ list, bits, weight }: Term, start: number, end: number): void {
+  *#walk(term: Term, start: number, end: number): Generator<void, void> {
+    if (term.bits === undefined) {
+      const last = lowerBound(term.list, end);
+      for (let p = lowerBound(term.list, start); p < last; p += STEP) {
+        this.#walkList(term, p, Math.min(p + STEP, last));
+        yield;
+      }
+    } else {
+      for (let at = start; at < end; at += BITS_STEP) {
+        this.#walkBits(term.bits, term.weight, at, Math.min(at + BITS_STEP, end));
+        yield;
+      }
+    }
+  }
+
+  #walkList({ list, weight }: Term, first: number, last: number): void {
     const shared = this.#shared;
     const touched = this.#touched;
     let count = this.#touchedCount;
-    if (bits === undefined) {
-      const last = lowerBound(list, end);
-      for (let p = lowerBound(list, start); p < last; p++) {
-        const chunk = list[p]!;
+    for (let p = first; p < last; p++) {
+      const chunk = list[p]!;
+      if (shared[chunk] === 0) touched[count++] = chunk;
+      shared[chunk]! += weight;
+    }
+    this.#touchedCount = count;
+  }
+
+  #walkBits(bits: Uint32Array, weight: number, start: number, end: number): void {
+    const shared = this.#shared;
+    const touched = this.#touched;
+    let count = this.#touchedCount;
+    for (let at = start >>> 5; at << 5 < end; at++) {
+      for (let word: number = bits[at]!; word !== 0; word &= word - 1) {
+        const chunk = (at << 5) | (31 - Math.clz32(word & -word));
+        if (chunk < start || chunk >= end) continue;
         if (shared[chunk] === 0) touched[count++] = chunk;
         shared[chunk]! += weight;
-      }
-    } else {
-      for (let at = start >>> 5; at << 5 < end; at++) {
-        for (let word: number = bits[at]!; word !== 0; word &= word - 1) {
-          const chunk = (at << 5) | (31 - Math.clz32(word & -word));
-          if (chunk < start || chunk >= end) continue;
-          if (shared[chunk] === 0) touched[count++] = chunk;
-          shared[chunk]! += weight;
-        }
       }
     }
     this.#touchedCount = count;
   }
 
   /** A score that `topK` chunks reach: computed in full for those that are best by what has been counted so far. */
-  #reached(terms: readonly Term[], next: number, scoring: Scoring, topK: number, excludes?: Excludes): number {
+  *#reached({ terms, scoring, topK, excludes }: Asked, next: number): Generator<void, number> {
     const { sizes, sizeClass, ordinals } = this.#parts;
     const leading = new TopHits(SAMPLE * topK, excludes && ((chunk) => excludes(ordinals[chunk]!)));
-    for (let i = 0; i < this.#touchedCount; i++) {
-      const chunk = this.#touched[i]!;
-      leading.add(scoring.score(this.#shared[chunk]!, sizes[sizeClass[chunk]!]!), chunk);
+    for (let start = 0; start < this.#touchedCount; start += STEP) {
+      this.#lead(leading, scoring, start, Math.min(start + STEP, this.#touchedCount));
+      yield;
     }
     const best = new TopHits(topK);
+    let left = STEP;
     for (const { ordinal: chunk } of leading.hits) {
       let sum = this.#shared[chunk]!;
       for (let term = next; term < terms.length; term++) {
         if (holds(terms[term]!, chunk)) sum += terms[term]!.weight;
       }
       best.add(scoring.score(sum, sizes[sizeClass[chunk]!]!), ordinals[chunk]!);
+      left -= terms.length - next;
+      if (left > 0) continue;
+      yield;
+      left = STEP;
     }
     return best.threshold;
   }
 
+  #lead(leading: TopHits, scoring: Scoring, first: number, last: number): void {
+    const { sizes, sizeClass } = this.#parts;
+    for (let i = first; i < last; i++) {
+      const chunk = this.#touched[i]!;
+      leading.add(scoring.score(this.#shared[chunk]!, sizes[sizeClass[chunk]!]!), chunk);
+    }
+  }
+
   /** Adds what the walks left out, for the chunks that may be among the best, and resets the counters. */
-  #complete(
-    terms: readonly Term[],
-    rest: readonly number[],
-    missed: Uint32Array,
-    scoring: Scoring,
-    topK: number,
-    reached: number,
-    excludes?: Excludes,
-  ): Hit[] {
+  *#complete(asked: Asked, missed: Uint32Array, reached: number): Generator<void, Hit[]> {
+    const best = new TopHits(asked.topK, asked.excludes);
+    for (let i = 0; i < this.#touchedCount; ) {
+      i = this.#completeFrom(i, asked, missed, reached, best);
+      yield;
+    }
+    this.#touchedCount = 0;
+    return best.hits;
+  }
+
+  /** Completes touched chunks from the `first` on, as many as a step allows. @returns the next one. */
+  #completeFrom(first: number, asked: Asked, missed: Uint32Array, reached: number, best: TopHits): number {
+    const { terms, rest, scoring } = asked;
     const { sizes, sizeClass, ordinals } = this.#parts;
-    const best = new TopHits(topK, excludes);
-    let threshold = reached;
-    for (let i = 0; i < this.#touchedCount; i++) {
+    let threshold = Math.max(reached, best.threshold);
+    let i = first;
+    for (let left = STEP; left > 0 && i < this.#touchedCount; i++, left--) {
       const chunk = this.#touched[i]!;
       let sum = this.#shared[chunk]!;
       this.#shared[chunk] = 0;
@@ -239,13 +319,13 @@ export class InvertedIndex {
       while (term < terms.length && scoring.score(sum + rest[term]!, size) >= threshold) {
         if (holds(terms[term]!, chunk)) sum += terms[term]!.weight;
         term++;
+        left--;
       }
       if (term < terms.length) continue;
       best.add(scoring.score(sum, size), ordinals[chunk]!);
       threshold = Math.max(reached, best.threshold);
     }
-    this.#touchedCount = 0;
-    return best.hits;
+    return i;
   }
 }
 

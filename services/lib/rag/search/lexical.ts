@@ -1,6 +1,6 @@
 /** The two ways to compare identifier sets. Both are exact, and both search the same inverted index. */
-import type { InvertedIndex, Scoring } from './inverted-index.ts';
-import type { Excludes, Hit } from './top-hits.ts';
+import type { InvertedIndex, Scoring, SearchHow } from './inverted-index.ts';
+import type { Hit } from './top-hits.ts';
 
 /** |A∩B| / |A∪B|, in (0, 1]: the paper's retriever. */
 const jaccard = (querySize: number): Scoring => ({
@@ -27,17 +27,14 @@ export const bm25 = (chunks: number, averageSize: number): Scoring => ({
   score: (shared, size) => shared / IDF_STEPS / (1 + K1 * (1 - B + (B * size) / averageSize)),
 });
 
-/**
- * @param tokens distinct identifiers of the query.
- * @param excludes the chunks that are left out (see InvertedIndex.excluding).
- */
+/** @param tokens distinct identifiers of the query. @throws the signal's reason. */
 export function searchLexical(
   index: InvertedIndex,
   retriever: 'jaccard' | 'bm25',
   tokens: readonly string[],
   topK: number,
-  excludes?: Excludes,
-): Hit[] {
+  how?: SearchHow,
+): Promise<Hit[]> {
   const scoring = retriever === 'jaccard' ? jaccard(tokens.length) : bm25(index.size, index.averageSize);
-  return index.search(tokens, scoring, topK, excludes);
+  return index.search(tokens, scoring, topK, how);
 }

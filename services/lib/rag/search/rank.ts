@@ -28,16 +28,16 @@ export interface Search {
 /**
  * The best chunks, best first; undefined if the store has dropped rows of this version.
  * @throws ServingError invalid_request if the index has no embeddings or this process no encoder to compare them with;
- *   store_invalid if the index was made with another encoder; what the encoder throws.
+ *   store_invalid if the index was made with another encoder; what the encoder throws; the signal's reason.
  */
 export async function rank(index: LoadedIndex, search: Search): Promise<readonly Hit[] | undefined> {
-  const { retriever, query, topK, depth, path } = search;
+  const { retriever, query, topK, depth, path, signal } = search;
   const excludes = index.lexical.excluding(path);
   const lexical = (name: 'jaccard' | 'bm25', hits: number) =>
-    searchLexical(index.lexical, name, query.tokens, hits, excludes);
+    searchLexical(index.lexical, name, query.tokens, hits, { excludes, signal });
   const dense = async (hits: number) => {
     const embedding = await embed(index, search);
-    return embedding && (await index.dense(embedding.length, search.signal))?.search(embedding, hits, excludes);
+    return embedding && (await index.dense(embedding.length, signal))?.search(embedding, hits, { excludes, signal });
   };
   switch (retriever) {
     case 'none':
@@ -50,7 +50,7 @@ export async function rank(index: LoadedIndex, search: Search): Promise<readonly
     case 'fused': {
       const merged = fusedDepth(topK);
       const similar = query.text === '' ? [] : await dense(merged);
-      return similar && fuse([lexical('jaccard', merged), lexical('bm25', merged), similar], depth);
+      return similar && fuse([await lexical('jaccard', merged), await lexical('bm25', merged), similar], depth);
     }
   }
 }
