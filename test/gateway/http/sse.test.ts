@@ -1,8 +1,11 @@
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
+import { connect as connectTls } from 'node:tls';
 import { expect, onTestFinished, test } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
+import { makeAuthority } from '../../support/certificates.ts';
 import { type FakeGateway, fakeGateway, spelling } from '../../support/fake-gateway.ts';
 import { post } from '../../support/post.ts';
 
@@ -36,19 +39,28 @@ const endless = { token: () => 70, capacity: LONG + 100 };
 
 /** A client that asks for a long answer and does not read it. */
 async function askWithoutReading(gateway: FakeGateway): Promise<Socket> {
-  const { port, hostname } = new URL(await gateway.app.listen({ port: 0 }));
+  const { port, hostname, protocol } = new URL(await gateway.app.listen({ port: 0 }));
   const body = JSON.stringify({ prompt: 'x', stream: true, max_tokens: LONG, ignore_eos: true, n: 2 });
-  const socket = connect(Number(port), hostname);
+  const to = { port: Number(port), host: hostname };
+  const socket = protocol === 'https:' ? connectTls({ ...to, rejectUnauthorized: false }) : connect(to);
   onTestFinished(async () => {
     socket.destroy();
     await gateway.workers.idle();
     await gateway.app.close();
   });
   socket.on('error', () => {});
+  await once(socket, protocol === 'https:' ? 'secureConnect' : 'connect');
   socket.pause();
   const head = `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}`;
   socket.write(`${head}\r\n\r\n${body}`);
   return socket;
+}
+
+async function certificates() {
+  const authority = await makeAuthority();
+  onTestFinished(() => authority.remove());
+  const { cert, key } = await authority.issue('localhost');
+  return { cert: await readFile(cert), key: await readFile(key) };
 }
 
 const completions = ({ lines }: FakeGateway) => lines.filter(({ message }) => message === 'completion');
@@ -64,10 +76,20 @@ test('a client that does not read holds no worker: its sequences run to their en
   expect(completions(gateway)).toHaveLength(3); // its own is still open
 });
 
-test('a client that takes nothing of its stream for too long is cut, and log and metrics say so', async () => {
-  const gateway = await fakeGateway(endless, { slowReaderMs: 50 });
+test.each([
+  ['HTTP', 'sends nothing'],
+  ['HTTP', 'goes on sending'],
+  ['TLS', 'goes on sending'],
+])('a client that takes nothing of its stream for too long is cut, and log and metrics say so: over %s, it %s', async (over, does) => {
+  const tls = over === 'TLS' ? await certificates() : undefined;
+  const gateway = await fakeGateway(endless, { slowReaderMs: 50, tls });
   const before = await refusedFor('slow_reader');
   const socket = await askWithoutReading(gateway);
+  if (does === 'goes on sending') {
+    socket.write('POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n');
+    const timer = setInterval(() => socket.write(' '), 5);
+    onTestFinished(() => clearInterval(timer));
+  }
   await expect.poll(() => gateway.workers.decodes.length, { timeout: 30_000 }).toBe(2);
   await expect.poll(async () => (await metrics.inflight.get()).values[0]!.value, { timeout: 30_000 }).toBe(0);
   // The end of its answer still waits for it.
