@@ -9,7 +9,9 @@ export const HTTP_SETTINGS = {
   bodyLimitBytes: whole(1024)
     .default(4 * 1024 * 1024)
     .describe('largest request body, in bytes after its content-encoding is undone'),
-  maxConnections: whole(1).default(4096).describe('connections that the gateway holds at once; for one more, the one that has been idle longest is closed'),
+  maxConnections: whole(1)
+    .default(4096)
+    .describe('connections that the gateway holds at once; for one more, the one that has been idle longest is closed'),
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
     .describe(

@@ -132,7 +132,6 @@ describe('a client that is too large', () => {
     const huge = speak(port, `${HEAD}connection: close\r\ncontent-length: 99999999999\r\n\r\n`);
     expect(await huge.answer).toMatch(/^HTTP\/1\.1 413 .*"code":"payload_too_large"/s);
   });
-
 });
 
 describe.each(['HTTP', 'TLS'])('more connections than --max-connections, over %s', (over) => {
