@@ -14,7 +14,8 @@ import type { Logger } from '../../lib/process/log.ts';
 import { answerClientError } from './client-error.ts';
 import { serveInTurn } from './connections.ts';
 import { allowHalfClose } from './half-close.ts';
-import { type HttpLimits, limitConnections, serverOptions } from './limits.ts';
+import { type HttpLimits, serverOptions } from './limits.ts';
+import { Room } from './room.ts';
 import type { HttpConfig } from './settings.ts';
 import type { Tls } from './tls.ts';
 
@@ -50,13 +51,13 @@ export function createApp(
 
 /** Fastify asks for a second server where the host is `localhost`, which may be two addresses. */
 function createNodeServer(limits: AppOptions, handle: RequestListener) {
-  const { tls, receiveTimeoutMs } = limits;
+  const { tls, receiveTimeoutMs, maxConnections } = limits;
   const options = serverOptions(limits);
   const server = tls
     ? createTlsServer({ ...options, ...tls, allowHalfOpen: true, handshakeTimeout: receiveTimeoutMs })
     : createHttpServer(options);
-  limitConnections(server, limits);
+  server.maxHeadersCount = 0; // Node would drop the others in silence
   allowHalfClose(server);
-  serveInTurn(server, handle, receiveTimeoutMs);
+  serveInTurn(server, { handle, room: new Room(maxConnections), lingerMs: receiveTimeoutMs });
   return server;
 }

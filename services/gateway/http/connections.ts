@@ -11,6 +11,8 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { Server as TlsServer } from 'node:https';
 import type { Socket } from 'node:net';
 import { probeClient } from './half-close.ts';
+import type { Room } from './room.ts';
+import { tcpOf } from './tcp.ts';
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void;
 
@@ -20,10 +22,11 @@ interface Exchange {
 }
 
 /**
- * Requests that may wait on one connection for the answer before theirs: each takes some KiB. Clients that send ahead
- * send a few; a connection with more is closed.
+ * Requests that may wait on one connection for the answer before theirs. Each can take its headers of 16 KiB and the
+ * part of its body that Node reads ahead (16 KiB, from Node 22 on 64 KiB): 16 are 1.3 MiB at worst. Clients that send
+ * ahead send a few; a connection with more is closed.
  */
-const MAX_WAITING = 128;
+const MAX_WAITING = 16;
 
 /**
  * Bytes that are read and dropped after an answer that came before the end of its request: many clients read the answer
@@ -35,13 +38,21 @@ const connections = new WeakMap<Socket, Connection>();
 /** Requests whose client sends the body only after `100 Continue`. */
 const awaitingContinue = new WeakMap<IncomingMessage, ServerResponse>();
 
-/**
- * Serves each connection of a server in turn.
- * @param lingerMs time that a client gets to stop sending, once it has been answered for the last time.
- */
-export function serveInTurn(server: Server, handle: Handler, lingerMs: number): void {
+export interface Serving {
+  readonly handle: Handler;
+  readonly room: Room;
+  /**
+   * Time that a client gets to stop sending, once it has been answered for the last time; and for its next request, if
+   * it is a stranger.
+   */
+  readonly lingerMs: number;
+}
+
+/** Serves each connection of a server in turn. */
+export function serveInTurn(server: Server, serving: Serving): void {
+  server.on('connection', (socket: Socket) => serving.room.enter(socket));
   server.on(server instanceof TlsServer ? 'secureConnection' : 'connection', (socket: Socket) => {
-    connections.set(socket, new Connection(socket, handle, lingerMs));
+    connections.set(socket, new Connection(socket, serving));
   });
   const receive: Handler = (request, response) => connections.get(request.socket)?.receive({ request, response });
   server.on('request', receive);
@@ -58,6 +69,14 @@ export function serveInTurn(server: Server, handle: Handler, lingerMs: number): 
 export function canOutlast({ complete, headers }: IncomingMessage): boolean {
   return complete !== false || Number(headers['content-length'] ?? Number.POSITIVE_INFINITY) <= MAX_DROPPED_BYTES;
 }
+
+/** Must be called when a client needs no key, or has shown a valid one: until then its connection is a stranger's. */
+export function welcome({ socket }: IncomingMessage): void {
+  connections.get(socket)?.welcome();
+}
+
+/** Whether the connection of a request is kept for a short time only when it is idle. */
+export const isStranger = ({ socket }: IncomingMessage): boolean => connections.get(socket)?.known === false;
 
 /** Must be called when the body of a request is read for the first time: until then a client may hold it back. */
 export function continueBody(request: IncomingMessage): void {
@@ -77,21 +96,30 @@ export function answerConnection(socket: Socket, answer: string): void {
 
 class Connection {
   readonly #socket: Socket;
-  readonly #handle: Handler;
-  readonly #lingerMs: number;
+  readonly #serving: Serving;
+  #known = false;
   #current: Exchange | undefined;
   readonly #waiting: Exchange[] = [];
   readonly #probe: () => void;
   #closing = false;
+  /** Closes the connection when its client does not stop sending. */
+  #linger: NodeJS.Timeout | undefined;
 
-  constructor(socket: Socket, handle: Handler, lingerMs: number) {
+  constructor(socket: Socket, serving: Serving) {
     this.#socket = socket;
-    this.#handle = handle;
-    this.#lingerMs = lingerMs;
+    this.#serving = serving;
     // Node closes a connection by this method, after an answer that is the last one.
     socket.destroySoon = () => this.#closeSoon();
     socket.once('close', () => this.#closed());
     this.#probe = probeClient(socket, () => (this.#isDeaf ? this.#current?.response : undefined));
+  }
+
+  get known(): boolean {
+    return this.#known;
+  }
+
+  welcome(): void {
+    this.#known = true;
   }
 
   receive(exchange: Exchange): void {
@@ -129,38 +157,47 @@ class Connection {
 
   #begin(exchange: Exchange): void {
     this.#current = exchange;
+    this.#serving.room.busy(tcpOf(this.#socket));
     const { request, response } = exchange;
     response.once('close', () => {
+      this.#serving.room.idle(tcpOf(this.#socket), this.#known);
       if (request.complete) this.#next();
       else if (canOutlast(request)) this.#awaitRest(request);
       else this.#closeSoon();
     });
-    this.#handle(request, response);
+    this.#serving.handle(request, response);
   }
 
   #next(): void {
     this.#current = undefined;
     const next = this.#waiting.shift();
     if (next && !this.#closing) this.#begin(next);
+    // The next request ends this timeout, as it ends the longer one that Node has set.
+    else if (!this.#known) this.#socket.setTimeout(this.#serving.lingerMs);
   }
 
   /** Node reads and drops the rest of a request that has been answered. */
   #awaitRest(request: IncomingMessage): void {
     if (this.#closing) return;
-    const timer = setTimeout(() => this.#socket.destroy(), this.#lingerMs).unref();
-    this.#socket.once('close', () => clearTimeout(timer));
+    this.#startLinger();
     request.resume().once('end', () => {
-      clearTimeout(timer);
+      clearTimeout(this.#linger);
       this.#next();
     });
+  }
+
+  #startLinger(): void {
+    clearTimeout(this.#linger);
+    this.#linger = setTimeout(() => this.#socket.destroy(), this.#serving.lingerMs).unref();
   }
 
   /** Requests that waited are refused like any other whose client is gone: they have their lines in the log. */
   #closed(): void {
     this.#closing = true;
+    clearTimeout(this.#linger);
     for (const { request, response } of this.#waiting.splice(0)) {
       response.destroyed = true;
-      this.#handle(request, response);
+      this.#serving.handle(request, response);
       setImmediate(tellClosed, response);
     }
   }
@@ -173,8 +210,7 @@ class Connection {
     if (this.#closing) return;
     this.#closing = true;
     const socket = this.#socket;
-    const timer = setTimeout(() => socket.destroy(), this.#lingerMs).unref();
-    socket.once('close', () => clearTimeout(timer));
+    this.#startLinger();
     socket.end();
     socket.resume();
     // Node starts reading again in its own listener of `resume`, which goes with its parser.

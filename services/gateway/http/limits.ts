@@ -2,7 +2,7 @@
  * Limits for clients before the HTTP server knows who they are: the number of connections, the size of headers, and the
  * time of each step. A slow or huge client costs one socket for a bounded time, and nothing else.
  */
-import type { Server, ServerOptions, ServerResponse } from 'node:http';
+import type { ServerOptions, ServerResponse } from 'node:http';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { ServingError } from '../../lib/process/errors.ts';
 import type { HttpConfig } from './settings.ts';
@@ -31,11 +31,6 @@ export const serverOptions = ({
   keepAliveTimeout: keepAliveTimeoutMs,
   connectionsCheckingInterval: Math.min(1_000, receiveTimeoutMs),
 });
-
-export function limitConnections(server: Server, { maxConnections }: HttpLimits): void {
-  server.maxConnections = maxConnections;
-  server.maxHeadersCount = 0; // Node would drop the others in silence
-}
 
 /** @throws ServingError headers_too_large */
 export function assertFewHeaders({ raw }: FastifyRequest): void {

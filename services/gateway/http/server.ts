@@ -14,7 +14,7 @@ import { type AppOptions, createApp } from './app.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
 import type { CompletionParts } from './completion-call.ts';
 import { addCompletionsRoute } from './completions.ts';
-import { canOutlast, continueBody } from './connections.ts';
+import { canOutlast, continueBody, isStranger, welcome } from './connections.ts';
 import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
 import { toJson } from './json.ts';
 import { assertFewHeaders, awaitBody, closeAfterLinger } from './limits.ts';
@@ -89,6 +89,7 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
   const bodyArrived = new WeakMap<FastifyRequest, () => void>();
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id);
+    if (parts.keys === NO_KEYS) welcome(request.raw);
     if (!request.routeOptions.config.takesUploads) bodyArrived.set(request, awaitBody(request, reply, parts));
     assertFewHeaders(request);
     if (
@@ -108,6 +109,7 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     if (!config.needsNoKey) {
       try {
         request.identity = parts.keys.identify(bearerKey(request));
+        welcome(request.raw);
         assertAccess(request.identity, request.method, url);
       } catch (error) {
         keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
@@ -120,7 +122,16 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     return body;
   });
   app.addHook('preValidation', async (request) => bodyArrived.get(request)?.());
-  app.addHook('onSend', async (_, reply) => closeAfterLinger(reply.raw));
+  app.addHook('onSend', async (request, reply) => {
+    announceIdleTime(request, reply, parts);
+    closeAfterLinger(reply.raw);
+  });
+}
+
+/** Tells a client how long its connection is kept, where that is shorter than Node says. */
+function announceIdleTime(request: FastifyRequest, reply: FastifyReply, { receiveTimeoutMs }: AppOptions): void {
+  if (!isStranger(request.raw) || reply.hasHeader('connection')) return;
+  reply.header('keep-alive', `timeout=${Math.floor(receiveTimeoutMs / 1_000)}`);
 }
 
 const notFound = ({ method, url }: FastifyRequest) =>

@@ -9,7 +9,9 @@ export const HTTP_SETTINGS = {
   bodyLimitBytes: whole(1024)
     .default(4 * 1024 * 1024)
     .describe('largest request body, in bytes after its content-encoding is undone'),
-  maxConnections: whole(1).default(4096).describe('connections that the gateway holds at once; more are closed'),
+  maxConnections: whole(1)
+    .default(4096)
+    .describe('connections that the gateway holds at once; for one more, the one that has been idle longest is closed'),
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
     .describe(
@@ -21,7 +23,7 @@ export const HTTP_SETTINGS = {
   keepAliveTimeoutMs: milliseconds(1)
     .default(620_000)
     .describe(
-      'time that an idle connection is kept, in ms: longer than the load balancer in front keeps it (Google 600 s)',
+      'time that an idle connection is kept, in ms: longer than the load balancer in front keeps it (Google 600 s); --receive-timeout-ms before a valid key',
     ),
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)

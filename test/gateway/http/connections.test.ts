@@ -89,26 +89,26 @@ describe('requests that are sent ahead of their answers', () => {
     },
   );
 
-  test('a hundred requests on one connection are answered in order, and nothing warns of their number', async () => {
+  test('as many requests as may wait on one connection are answered in order, and nothing warns of their number', async () => {
     const warnings: string[] = [];
     const warn = ({ name, message }: Error) => void warnings.push(`${name}: ${message}`);
     process.on('warning', warn);
     onTestFinished(() => void process.off('warning', warn));
     const { port } = await listen();
     const socket = open(connect({ port, host: '127.0.0.1', allowHalfOpen: true }));
-    const ids = Array.from({ length: 100 }, (_, i) => `ahead-${i}`);
+    const ids = Array.from({ length: 17 }, (_, i) => `ahead-${i}`);
     socket.end(ids.map((id) => completion({ max_tokens: 2, stream: true }, `x-request-id: ${id}\r\n`)).join(''));
     const answers = await heard(socket);
     // A client that has closed its sending side is probed by 100 Continue.
-    expect(statuses(answers).filter((status) => status !== 100)).toEqual(Array(100).fill(200));
+    expect(statuses(answers).filter((status) => status !== 100)).toEqual(Array(17).fill(200));
     expect([...answers.matchAll(/x-request-id: (\S+)/g)].map(([, id]) => id)).toEqual(ids);
     expect(warnings).toEqual([]);
   });
 
-  test('a connection has one request in work, and is closed when more than 128 wait behind it', async () => {
+  test('a connection has one request in work, and is closed when more than 16 wait behind it', async () => {
     const { port, workers } = await listen({ holdAt: 'in decode' });
     const socket = open(connect({ port, host: '127.0.0.1' }));
-    socket.write(completion().repeat(129));
+    socket.write(completion().repeat(17));
     await workers.held();
     expect(workers.prefills).toHaveLength(1);
     socket.write(completion());
@@ -230,6 +230,27 @@ describe('an answer that comes before its request has ended', () => {
       onTestFinished(() => clearInterval(timer));
       expect(statuses(await heard(socket))).toEqual([status]);
     }
+  });
+
+  test('refusals one after another on a connection leave nothing behind on it', async () => {
+    const warnings: string[] = [];
+    const warn = ({ name, message }: Error) => void warnings.push(`${name}: ${message}`);
+    process.on('warning', warn);
+    onTestFinished(() => void process.off('warning', warn));
+    const { app, port } = await listen({}, { keys: KEYS });
+    const served = once(app.server, 'connection');
+    const socket = open(connect({ port, host: '127.0.0.1' }));
+    const [end] = (await served) as [Socket];
+    const listeners: number[] = [];
+    for (let i = 0; i < 20; i++) {
+      socket.write(head('POST /v1/completions', `content-length: ${2 ** 20}\r\n`));
+      const [answer] = await once(socket, 'data');
+      expect(statuses(answer.toString())).toEqual([401]);
+      await new Promise((sent) => socket.write(Buffer.alloc(2 ** 20), sent));
+      listeners.push(end.eventNames().reduce((sum, name) => sum + end.listenerCount(name), 0));
+    }
+    expect(listeners).toEqual(Array(20).fill(listeners[0]));
+    expect(warnings).toEqual([]);
   });
 
   test('what is dropped after an answer is bounded', async () => {

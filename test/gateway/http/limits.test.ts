@@ -1,15 +1,18 @@
 /** Clients that are slow or huge, and peers that do not speak HTTP, over real sockets. */
-
-import type { AddressInfo } from 'node:net';
-import { connect, type Socket } from 'node:net';
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { type AddressInfo, connect, type Socket } from 'node:net';
+import { connect as connectTls } from 'node:tls';
 import { describe, expect, onTestFinished, test } from 'vitest';
-import type { HttpLimits } from '../../../services/gateway/http/limits.ts';
-import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
+import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
+import { ServingError } from '../../../services/lib/process/errors.ts';
+import { makeAuthority } from '../../support/certificates.ts';
+import { type FakeGatewayOptions, fakeGateway, spelling } from '../../support/fake-gateway.ts';
 
 const token = spelling('ab');
 
-async function listen(limits: Partial<HttpLimits>) {
-  const gateway = await fakeGateway({ token }, limits);
+async function listen(options: FakeGatewayOptions) {
+  const gateway = await fakeGateway({ token }, options);
   await gateway.app.listen({ host: '127.0.0.1', port: 0 });
   onTestFinished(() => {
     gateway.app.server.closeAllConnections();
@@ -25,8 +28,9 @@ interface Conversation {
   readonly answer: Promise<string>;
 }
 
-function speak(port: number, text: string): Conversation {
-  const socket = connect(port, '127.0.0.1');
+function speak(port: number, text: string, over = 'HTTP'): Conversation {
+  const to = { port, host: '127.0.0.1' };
+  const socket = over === 'TLS' ? connectTls({ ...to, rejectUnauthorized: false }) : connect(to);
   onTestFinished(() => void socket.destroy());
   socket.on('error', () => {});
   const parts: Buffer[] = [];
@@ -44,6 +48,23 @@ function drip({ socket }: Conversation, byte: string): void {
 }
 
 const HEAD = 'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n';
+const BODY = 'content-length: 14\r\n\r\n{"prompt":"x"}';
+const LAST = `connection: close\r\n${BODY}`;
+
+const KEYS = {
+  tenants: [],
+  identify: (key: string | undefined) => {
+    if (key === 'good') return NO_KEYS.identify(key);
+    throw new ServingError('invalid_api_key', 'the API key is not in the file of keys');
+  },
+};
+
+async function certificates() {
+  const authority = await makeAuthority();
+  onTestFinished(() => authority.remove());
+  const { cert, key } = await authority.issue('localhost');
+  return { cert: await readFile(cert), key: await readFile(key) };
+}
 
 describe('a client that never comes to an end', () => {
   test('a client whose headers never end is refused and hung up on', async () => {
@@ -111,14 +132,84 @@ describe('a client that is too large', () => {
     const huge = speak(port, `${HEAD}connection: close\r\ncontent-length: 99999999999\r\n\r\n`);
     expect(await huge.answer).toMatch(/^HTTP\/1\.1 413 .*"code":"payload_too_large"/s);
   });
+});
 
-  test('connections beyond the limit are closed, and the others go on', async () => {
-    const { port } = await listen({ maxConnections: 2 });
-    const [first, second] = [speak(port, HEAD), speak(port, HEAD)];
-    await Promise.all([first, second].map(({ socket }) => new Promise((done) => socket.once('connect', done))));
-    expect(await speak(port, HEAD).answer).toBe('');
-    first.socket.end('connection: close\r\ncontent-length: 14\r\n\r\n{"prompt":"x"}');
-    expect(await first.answer).toMatch(/^HTTP\/1\.1 200 /);
+describe.each(['HTTP', 'TLS'])('more connections than --max-connections, over %s', (over) => {
+  async function full() {
+    const tls = over === 'TLS' ? await certificates() : undefined;
+    const gateway = await listen({ maxConnections: 2, tls });
+    return { ...gateway, speak: (text: string) => speak(gateway.port, text, over) };
+  }
+  const begun = ({ socket }: Conversation) => new Promise((done) => socket.once('data', done));
+
+  test('are closed while all others are in use, and those go on', async () => {
+    const { speak, workers } = await full();
+    const { prefill } = workers.prefill.client;
+    let begun = 0;
+    let proceed!: () => void;
+    const waiting = new Promise<void>((done) => {
+      proceed = done;
+    });
+    workers.prefill.client.prefill = async function* (request, signal) {
+      begun++;
+      await waiting;
+      yield* prefill(request, signal);
+    };
+    const used = [speak(HEAD + LAST), speak(HEAD + LAST)];
+    await expect.poll(() => begun, { timeout: 30_000 }).toBe(2);
+    expect(await speak(HEAD + LAST).answer).toBe('');
+    proceed();
+    for (const { answer } of used) expect(await answer).toMatch(/^HTTP\/1\.1 200 /);
+  });
+
+  test('take the place of the one that has been idle longest', async () => {
+    const { speak } = await full();
+    const first = speak(HEAD + BODY);
+    await begun(first);
+    const second = speak(HEAD + BODY);
+    await begun(second);
+    first.socket.write(HEAD + BODY); // now the second has been idle for longer
+    await begun(first);
+    expect(await speak(HEAD + LAST).answer).toMatch(/^HTTP\/1\.1 200 /);
+    expect(await second.answer).toMatch(/^HTTP\/1\.1 200 /);
+    first.socket.write(HEAD + LAST);
+    expect((await first.answer).match(/HTTP\/1\.1 200 /g)).toHaveLength(3);
+  });
+});
+
+describe('a client without a valid key', () => {
+  const keyed = `${HEAD}authorization: Bearer good\r\n`;
+
+  test('makes room before all who have one, however long those are idle', async () => {
+    const { port } = await listen({ maxConnections: 2, keys: KEYS });
+    const known = speak(port, keyed + BODY);
+    await new Promise((done) => known.socket.once('data', done));
+    const stranger = speak(port, HEAD + BODY);
+    await new Promise((done) => stranger.socket.once('data', done));
+    expect(await speak(port, keyed + LAST).answer).toMatch(/^HTTP\/1\.1 200 /);
+    expect(await stranger.answer).toMatch(/^HTTP\/1\.1 401 /);
+    known.socket.write(keyed + LAST);
+    expect((await known.answer).match(/HTTP\/1\.1 200 /g)).toHaveLength(2);
+  });
+
+  test.each([HEAD + BODY, 'GET /livez HTTP/1.1\r\nhost: x\r\n\r\n'])(
+    'is kept for --receive-timeout-ms when it is idle, and told so: %j',
+    async (text) => {
+      const { port } = await listen({ receiveTimeoutMs: 1_000, keys: KEYS });
+      expect(await speak(port, text).answer).toMatch(/^HTTP\/1\.1 (401|200) .*\r\nkeep-alive: timeout=1\r\n/s);
+    },
+  );
+
+  test('is kept for as long as others where no key is needed, or once it has brought one', async () => {
+    for (const [keys, text] of [
+      [NO_KEYS, 'GET /livez HTTP/1.1\r\nhost: x\r\n\r\n'],
+      [KEYS, keyed + BODY],
+    ] as const) {
+      const { port } = await listen({ keys });
+      const { socket } = speak(port, text);
+      const [answer] = await once(socket, 'data');
+      expect(answer.toString()).toMatch(/\r\nkeep-alive: timeout=620\r\n/i);
+    }
   });
 });
 

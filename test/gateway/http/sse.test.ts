@@ -1,8 +1,12 @@
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { Server as TlsServer } from 'node:https';
 import { connect, type Socket } from 'node:net';
+import { connect as connectTls } from 'node:tls';
 import { expect, onTestFinished, test } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
+import { makeAuthority } from '../../support/certificates.ts';
 import { type FakeGateway, fakeGateway, spelling } from '../../support/fake-gateway.ts';
 import { post } from '../../support/post.ts';
 
@@ -38,17 +42,27 @@ const endless = { token: () => 70, capacity: LONG + 100 };
 async function askWithoutReading(gateway: FakeGateway): Promise<Socket> {
   const { port, hostname } = new URL(await gateway.app.listen({ port: 0 }));
   const body = JSON.stringify({ prompt: 'x', stream: true, max_tokens: LONG, ignore_eos: true, n: 2 });
-  const socket = connect(Number(port), hostname);
+  const to = { port: Number(port), host: hostname };
+  const overTls = gateway.app.server instanceof TlsServer;
+  const socket = overTls ? connectTls({ ...to, rejectUnauthorized: false }) : connect(to);
   onTestFinished(async () => {
     socket.destroy();
     await gateway.workers.idle();
     await gateway.app.close();
   });
   socket.on('error', () => {});
+  await once(socket, overTls ? 'secureConnect' : 'connect');
   socket.pause();
   const head = `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}`;
   socket.write(`${head}\r\n\r\n${body}`);
   return socket;
+}
+
+async function certificates() {
+  const authority = await makeAuthority();
+  onTestFinished(() => authority.remove());
+  const { cert, key } = await authority.issue('localhost');
+  return { cert: await readFile(cert), key: await readFile(key) };
 }
 
 const completions = ({ lines }: FakeGateway) => lines.filter(({ message }) => message === 'completion');
@@ -64,23 +78,37 @@ test('a client that does not read holds no worker: its sequences run to their en
   expect(completions(gateway)).toHaveLength(3); // its own is still open
 });
 
-test('a client that takes nothing of its stream for too long is cut, and log and metrics say so', async () => {
-  const gateway = await fakeGateway(endless, { slowReaderMs: 50 });
-  const before = await refusedFor('slow_reader');
-  const socket = await askWithoutReading(gateway);
-  await expect.poll(() => gateway.workers.decodes.length, { timeout: 30_000 }).toBe(2);
-  await expect.poll(async () => (await metrics.inflight.get()).values[0]!.value, { timeout: 30_000 }).toBe(0);
-  // The end of its answer still waits for it.
-  let end = '';
-  socket.on('data', (part) => {
-    end = (end + part.toString()).slice(-1000);
-  });
-  socket.resume();
-  await expect.poll(() => completions(gateway), { timeout: 30_000 }).toHaveLength(1);
-  expect(completions(gateway)[0]).toMatchObject({ code: 'slow_reader' });
-  expect(await refusedFor('slow_reader')).toBe(before + 1);
-  await expect.poll(() => end).toMatch(/"code":"slow_reader".*\[DONE\]/s);
-});
+test.each([
+  ['HTTP', 'sends nothing'],
+  ['HTTP', 'goes on sending'],
+  ['TLS', 'sends nothing'],
+])(
+  'a client that takes nothing of its stream for too long is cut, and log and metrics say so: over %s, it %s',
+  async (over, does) => {
+    const tls = over === 'TLS' ? await certificates() : undefined;
+    const gateway = await fakeGateway(endless, { slowReaderMs: 1_000, tls });
+    const before = await refusedFor('slow_reader');
+    const socket = await askWithoutReading(gateway);
+    if (does === 'goes on sending') {
+      socket.write(
+        'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n',
+      );
+      const timer = setInterval(() => socket.write(' '), 5);
+      onTestFinished(() => clearInterval(timer));
+    }
+    await expect.poll(() => gateway.workers.decodes.length, { timeout: 30_000 }).toBe(2);
+    await expect.poll(async () => (await metrics.inflight.get()).values[0]!.value, { timeout: 30_000 }).toBe(0);
+    // The end of its answer still waits for it.
+    let end = '';
+    socket.on('data', (part) => {
+      end = (end + part.toString()).slice(-1000);
+    });
+    socket.resume();
+    await expect.poll(() => completions(gateway)[0]?.code, { timeout: 30_000 }).toBe('slow_reader');
+    expect(await refusedFor('slow_reader')).toBe(before + 1);
+    await expect.poll(() => end).toMatch(/"code":"slow_reader".*\[DONE\]/s);
+  },
+);
 
 test('a client that reads slowly, but reads, gets its whole answer', async () => {
   const gateway = await fakeGateway(endless, { slowReaderMs: 2_000 });
