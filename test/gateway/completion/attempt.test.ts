@@ -32,11 +32,11 @@ test('a choice whose first token ends it leaves no KV staged while another choic
     token: (position, choice) => (choice === 0 && position === 0 ? idOf('<|endoftext|>') : 70),
     trouble: ({ stage, call, position }) => {
       if (stage === 'before joined' && call === 0) return 'hang'; // it waits for a slot
-      if (stage === 'in decode' && position === 350) openInDecode = workers.open;
+      if (stage === 'in decode' && position === 70) openInDecode = workers.open;
       return undefined;
     },
   });
-  const { choices } = await complete({ prompt: 'x', max_tokens: 400, n: 2 });
+  const { choices } = await complete({ prompt: 'x', max_tokens: 80, n: 2 });
   expect(choices.map(({ finish_reason }) => finish_reason)).toEqual(['stop', 'length']);
   expect(openInDecode).toBe(1); // the decode call of the other choice: prefill has ended
   await workers.idle();

@@ -100,7 +100,7 @@ export interface RowRead {
   readonly signal?: AbortSignal;
 }
 
-export interface HeadRead {
+interface HeadRead {
   /** It is one of the many heads of a list. */
   readonly isListed?: boolean;
 }
