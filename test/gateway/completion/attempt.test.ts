@@ -27,18 +27,21 @@ test('a completion whose first token ends it cancels its decoder', async () => {
 });
 
 test('a choice whose first token ends it leaves no KV staged while another choice goes on', async () => {
-  let openInDecode = 0;
   const { complete, workers } = await fakeGateway({
     token: (position, choice) => (choice === 0 && position === 0 ? idOf('<|endoftext|>') : 70),
-    trouble: ({ stage, call, position }) => {
-      if (stage === 'before joined' && call === 0) return 'hang'; // it waits for a slot
-      if (stage === 'in decode' && position === 70) openInDecode = workers.open;
-      return undefined;
-    },
+    trouble: ({ stage, call }) => (stage === 'before joined' && call === 0 ? 'hang' : undefined), // it waits for a slot
   });
-  const { choices } = await complete({ prompt: 'x', max_tokens: 80, n: 2 });
+  const { client } = workers.decode;
+  const { decode } = client;
+  client.decode = async function* (request, signal, deadline) {
+    for await (const event of decode(request, signal, deadline)) {
+      // The other choice goes on only when its own decode call is all that is open: prefill has ended.
+      if (event.step) await vi.waitUntil(() => workers.open === 1, { timeout: 30_000 });
+      yield event;
+    }
+  };
+  const { choices } = await complete({ prompt: 'x', max_tokens: 12, n: 2 });
   expect(choices.map(({ finish_reason }) => finish_reason)).toEqual(['stop', 'length']);
-  expect(openInDecode).toBe(1); // the decode call of the other choice: prefill has ended
   await workers.idle();
 });
 
