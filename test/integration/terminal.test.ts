@@ -1,7 +1,7 @@
 /** Commands in a real terminal: Ctrl-C ends each of them at every stage, and a terminal of any width is enough. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -87,6 +87,22 @@ test('SIGINT ends a command without a terminal, with the exit code of a shell', 
   await once(child.stderr, 'data'); // "- asking …"
   child.kill('SIGINT');
   expect(await once(child, 'exit')).toEqual([130, null]);
+});
+
+test('the whole system ends when the npm that started it is killed', { timeout: LIMIT }, async () => {
+  const words = [process.execPath, join(PACKAGE_ROOT, 'dist', 'services', 'cli.js'), ...up()];
+  const start = words.map((word) => `'${word}'`).join(' ');
+  await writeFile(join(dir, 'package.json'), JSON.stringify({ scripts: { start } }));
+  const npm = spawn('npm', ['start'], { cwd: dir, stdio: ['ignore', 'pipe', 'ignore'] });
+  let said = '';
+  for await (const text of npm.stdout) {
+    said += text;
+    if (said.includes('Ctrl-C stops it')) break;
+  }
+  expect(said).toContain('Ctrl-C stops it');
+  expect((await processes()).length).toBeGreaterThan(3);
+  npm.kill('SIGKILL');
+  await nothingLeft();
 });
 
 describe('a terminal', () => {
