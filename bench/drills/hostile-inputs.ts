@@ -96,7 +96,8 @@ export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string>
     if (status >= 500) throw new Error(`${name} was answered with ${status}`);
     if (ms > longest.ms) longest = { name, ms };
   }
-  const found = `${sent} inputs; the longest turn of the event loop was ${longest.ms.toFixed(0)} ms (${longest.name}), and ${calmMs.toFixed(0)} ms without them`;
+  const turn = `${longest.ms.toFixed(0)} ms (${longest.name}), and ${calmMs.toFixed(0)} ms without them`;
+  const found = `${sent} inputs; the longest turn of the event loop was ${turn}`;
   if (calmMs > LONGEST_TURN_MS) return `${found}; not judged, since this machine is too busy for it`;
   if (longest.ms > calmMs + LONGEST_TURN_MS) throw new Error(found);
   return found;

@@ -1,5 +1,7 @@
 /** A gateway on fake workers, composed as the product is, without a port. */
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import { onTestFinished } from 'vitest';
 import { type ComposedGateway, composeGateway, type GatewayParts } from '../../services/gateway/compose.ts';
 import { GATEWAY_SETTINGS, type GatewayConfig } from '../../services/gateway/settings.ts';
 import { NO_KEYS } from '../../services/gateway/tenants/api-keys.ts';
@@ -135,4 +137,15 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
 export function spelling(text: string): FakeModel['token'] {
   const ids = tokenizer.encode(text);
   return (position) => ids[position] ?? idOf('<|endoftext|>');
+}
+
+/** A gateway that listens on a free port of this machine; it is closed, with its connections, when the test ends. */
+export async function listeningGateway(model: FakeModel, options: FakeGatewayOptions = {}) {
+  const gateway = await fakeGateway(model, options);
+  await gateway.app.listen({ host: '127.0.0.1', port: 0 });
+  onTestFinished(() => {
+    gateway.app.server.closeAllConnections();
+    return gateway.app.close();
+  });
+  return { ...gateway, port: (gateway.app.server.address() as AddressInfo).port };
 }

@@ -2,14 +2,14 @@
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { request as httpRequest } from 'node:http';
-import { type AddressInfo, connect, type Socket } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { makeAuthority } from '../../support/certificates.ts';
-import { type FakeGatewayOptions, fakeGateway, spelling } from '../../support/fake-gateway.ts';
+import { type FakeGatewayOptions, listeningGateway, spelling } from '../../support/fake-gateway.ts';
 import type { FakeModel } from '../../support/fake-workers.ts';
 
 const token = spelling('return self.items');
@@ -22,15 +22,8 @@ const KEYS = {
   },
 };
 
-async function listen(model: Partial<FakeModel> = {}, options: FakeGatewayOptions = {}) {
-  const gateway = await fakeGateway({ token, ...model }, options);
-  await gateway.app.listen({ host: '127.0.0.1', port: 0 });
-  onTestFinished(() => {
-    gateway.app.server.closeAllConnections();
-    return gateway.app.close();
-  });
-  return { ...gateway, port: (gateway.app.server.address() as AddressInfo).port };
-}
+const listen = (model: Partial<FakeModel> = {}, options: FakeGatewayOptions = {}) =>
+  listeningGateway({ token, ...model }, options);
 
 async function certificates() {
   const authority = await makeAuthority();

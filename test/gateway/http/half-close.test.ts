@@ -1,24 +1,16 @@
 /** Clients that close their sending side, over real sockets: some wait for the answer, and some are gone. */
 import { readFile } from 'node:fs/promises';
-import type { AddressInfo } from 'node:net';
 import { connect, type Socket } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { expect, onTestFinished, test } from 'vitest';
 import { makeAuthority } from '../../support/certificates.ts';
-import { type FakeGatewayOptions, fakeGateway, spelling } from '../../support/fake-gateway.ts';
+import { type FakeGatewayOptions, listeningGateway, spelling } from '../../support/fake-gateway.ts';
 import type { FakeModel } from '../../support/fake-workers.ts';
 
 const token = spelling('return self.items');
 
-async function listen(model: Partial<FakeModel> = {}, options: FakeGatewayOptions = {}) {
-  const gateway = await fakeGateway({ token, ...model }, options);
-  await gateway.app.listen({ host: '127.0.0.1', port: 0 });
-  onTestFinished(() => {
-    gateway.app.server.closeAllConnections();
-    return gateway.app.close();
-  });
-  return { ...gateway, port: (gateway.app.server.address() as AddressInfo).port };
-}
+const listen = (model: Partial<FakeModel> = {}, options: FakeGatewayOptions = {}) =>
+  listeningGateway({ token, ...model }, options);
 
 function completion(stream: boolean, version = '1.1'): string {
   const body = JSON.stringify({ prompt: 'x', max_tokens: 20, stream });

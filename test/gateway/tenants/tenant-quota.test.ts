@@ -6,6 +6,15 @@ import { TenantQuota } from '../../../services/gateway/tenants/tenant-quota.ts';
 import type { Demand } from '../../../services/gateway/tenants/token-quota.ts';
 import { keepingLog } from '../../support/keeping-log.ts';
 
+const FAKED = [
+  'performance',
+  'setTimeout',
+  'clearTimeout',
+  'setInterval',
+  'clearInterval',
+  'setImmediate',
+  'clearImmediate',
+] as const;
 const LIMITS = { maxInflight: 4, tokensPerMinute: 1_000 };
 const GRANTED: LedgerStanding = { refusedBy: undefined, inFlight: 0, tokens: 1_000, atMs: 1 };
 const AWAY = () => Promise.reject(new Error('away'));
@@ -73,17 +82,7 @@ describe('while Redis is away', () => {
   });
 
   test('a Redis that fails again and again is left alone for a while', async () => {
-    vi.useFakeTimers({
-      toFake: [
-        'performance',
-        'setTimeout',
-        'clearTimeout',
-        'setInterval',
-        'clearInterval',
-        'setImmediate',
-        'clearImmediate',
-      ],
-    });
+    vi.useFakeTimers({ toFake: [...FAKED] });
     try {
       const { ledger, reserve, lines } = quotaOver(AWAY);
       for (let i = 0; i < 10; i++) {
@@ -108,17 +107,7 @@ describe('while Redis is away', () => {
 });
 
 test('leases are renewed as long as requests are in flight, refused ones never', async () => {
-  vi.useFakeTimers({
-    toFake: [
-      'performance',
-      'setTimeout',
-      'clearTimeout',
-      'setInterval',
-      'clearInterval',
-      'setImmediate',
-      'clearImmediate',
-    ],
-  });
+  vi.useFakeTimers({ toFake: [...FAKED] });
   try {
     const { ledger, reserve } = quotaOver(async ({ sequences }) =>
       sequences === 3 ? { ...GRANTED, refusedBy: 'max-inflight' } : GRANTED,
