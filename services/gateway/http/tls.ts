@@ -1,8 +1,7 @@
 /** The certificate with which the gateway serves HTTPS. */
-import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import { ServingError } from '../../lib/process/errors.ts';
-import { reasonOf } from '../../lib/process/os-errors.ts';
+import { readSettingFile, reasonOf } from '../../lib/process/os-errors.ts';
 import type { HttpConfig } from './settings.ts';
 
 /** The gateway's certificate and its private key, in PEM. */
@@ -29,9 +28,5 @@ export async function loadTls({ tlsCert, tlsKey }: Pick<HttpConfig, 'tlsCert' | 
 
 async function readPem(flag: string, path: string): Promise<Buffer> {
   if (path === '') throw new ServingError('config_invalid', `${flag} is missing: TLS needs a certificate and its key`);
-  try {
-    return await readFile(path);
-  } catch (cause) {
-    throw new ServingError('config_invalid', `${flag} ${path}: ${reasonOf(cause)}`, { cause });
-  }
+  return readSettingFile(flag, path);
 }

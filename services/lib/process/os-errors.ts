@@ -2,7 +2,7 @@
  * Errors of the operating system at a path or address that a person gave: said in words, with the value and a remedy.
  * They are mistakes to correct, not bugs to report.
  */
-import { mkdir, stat } from 'node:fs/promises';
+import { mkdir, readFile, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { ServingError } from './errors.ts';
 
@@ -100,5 +100,18 @@ export async function atPath<T>(named: string, task: () => Promise<T>): Promise<
     return await task();
   } catch (error) {
     throw systemError(error, named) ?? error;
+  }
+}
+
+/**
+ * Reads the file that a setting names.
+ * @param flag the setting, such as `--tls-cert`.
+ * @throws ServingError config_invalid
+ */
+export async function readSettingFile(flag: string, path: string): Promise<Buffer> {
+  try {
+    return await readFile(path);
+  } catch (cause) {
+    throw new ServingError('config_invalid', `${flag} ${path}: ${reasonOf(cause)}`, { cause });
   }
 }

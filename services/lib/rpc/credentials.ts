@@ -3,13 +3,12 @@
  * secret that all of them know (membership.ts). The addresses of workers change, so every certificate is issued for one
  * name, {@link SERVICE_NAME}, wherever its service runs.
  */
-import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import { type ChannelCredentials, type ChannelOptions, credentials, ServerCredentials } from '@grpc/grpc-js';
 import { type ConfigOf, flagName } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
 import { assertGuarded, type Exposure } from '../process/exposure.ts';
-import { reasonOf } from '../process/os-errors.ts';
+import { readSettingFile, reasonOf } from '../process/os-errors.ts';
 import { loadSystemSecret, type SystemSecret } from '../process/system-secret.ts';
 import { MemberCredentials } from './membership.ts';
 import type { RPC_SETTINGS } from './settings.ts';
@@ -59,7 +58,9 @@ async function loadCertificates(files: RpcFiles): Promise<Certificates | undefin
   if (missing.length > 0) {
     throw new ServingError('config_invalid', `mutual TLS also needs ${missing.map(flagName).join(' and ')}`);
   }
-  const [cert, key, ca] = await Promise.all(RPC_FILES.map((setting) => readPem(setting, files[setting])));
+  const [cert, key, ca] = await Promise.all(
+    RPC_FILES.map((setting) => readSettingFile(flagName(setting), files[setting])),
+  );
   try {
     createSecureContext({ cert, key, ca });
   } catch (cause) {
@@ -82,12 +83,4 @@ export async function loadServingSecurity(config: RpcFiles & Exposure): Promise<
   const security = await loadRpcSecurity(config);
   assertGuarded(config, security.proof !== 'none', '--rpc-cert, --rpc-key and --rpc-ca, or --rpc-secret-file');
   return security;
-}
-
-async function readPem(setting: (typeof RPC_FILES)[number], file: string): Promise<Buffer> {
-  try {
-    return await readFile(file);
-  } catch (cause) {
-    throw new ServingError('config_invalid', `${flagName(setting)} ${file}: ${reasonOf(cause)}`, { cause });
-  }
 }
