@@ -1,8 +1,11 @@
 // A process that indexes into an LMDB store. Arguments: DIR REPO VERSION MODE.
 // `publish` completes a version; `hang` writes rows, prints a line, and never publishes.
+import { killIfExitHangs } from '../../../dist/services/lib/process/exit.js';
 import { openStore } from '../../../dist/services/lib/rag/store/open-store.js';
 import { packIds } from '../../../dist/services/lib/rag/store/row.js';
 import { chunkFile } from '../../../dist/services/lib/rag/chunk.js';
+
+killIfExitHangs(1_000); // as in the command line: the library may hang in an exit after a failed commit
 
 const [dir, repo, version, mode] = process.argv.slice(2);
 const text = Array.from({ length: 20_000 }, (_, i) => `v${version}_${i} = ${i}`).join('\n');
