@@ -67,14 +67,15 @@ export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>,
 }
 
 /**
- * Nothing is late, nothing is replayed, and no request waits for a worker, unless the test is about it. The gateway
- * answers to any host name.
+ * Nothing is late or held back, nothing is replayed, and no request waits for a worker, unless the test is about it.
+ * The gateway answers to any host name.
  */
 const TEST_SETTINGS: Partial<GatewayConfig> = {
   host: '0.0.0.0',
   maxInflight: 8,
   bodyLimitBytes: 64 * 1024,
   maxConnections: 100,
+  refusalsPerSecond: 1_000_000,
   uploadTimeoutMs: 60_000,
   maxUploadBytes: 1024 * 1024,
   retrievalBudgetMs: 60_000,

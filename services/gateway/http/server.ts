@@ -9,6 +9,7 @@ import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
 import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
+import { RefusalPace } from '../tenants/refusal-pace.ts';
 import { assertAccess, neededFor } from './access.ts';
 import { type AppOptions, createApp } from './app.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
@@ -22,6 +23,7 @@ import { addMethodNotAllowed, collectMethods } from './methods.ts';
 import { addModelRoutes, type ModelParts } from './models.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
+import type { HttpConfig } from './settings.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -33,6 +35,7 @@ declare module 'fastify' {
   interface FastifyInstance {
     /** Whether answers may name addresses and paths of the system's inside (errors.ts). */
     tellsInside: boolean;
+    refusalPace: RefusalPace;
   }
   interface FastifyContextConfig {
     /** The route needs no API key; all others are listed in access.ts. */
@@ -42,7 +45,13 @@ declare module 'fastify' {
   }
 }
 
-export interface ServerParts extends AppOptions, CompletionParts, ModelParts, ProbeParts, RepoParts {
+export interface ServerParts
+  extends AppOptions,
+    CompletionParts,
+    ModelParts,
+    ProbeParts,
+    RepoParts,
+    Pick<HttpConfig, 'refusalsPerSecond'> {
   readonly keys: ApiKeys;
   /**
    * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed
@@ -58,11 +67,15 @@ const LIMIT_HEADERS = ['x-llavacode-limit', 'x-llavacode-refused-by'];
 /** Refused keys get at most one line of the log in this time, in ms. */
 const REFUSALS_EVERY_MS = 1_000;
 
+/** Stands for the tenant of requests that are refused before their key is known: one account for all of them. */
+const STRANGERS = '';
+
 export function createServer(parts: ServerParts): FastifyInstance {
   const app = createApp(parts, sendError);
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
   app.decorate('tellsInside', parts.keys === NO_KEYS);
+  app.decorate('refusalPace', new RefusalPace(parts.refusalsPerSecond));
   app.setValidatorCompiler<z.ZodType>(({ schema }) => (body) => {
     const result = schema.safeParse(body);
     return result.success ? { value: result.data } : { error: validationError(result.error) };
@@ -169,5 +182,13 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   else reply.removeHeader('connection');
   for (const header of LIMIT_HEADERS) if (failure.limit !== undefined) reply.header(header, failure.limit);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
-  void reply.code(failure.kind.http).send(errorBody(failure, request.id, request.server.tellsInside));
+  const { refusalPace, tellsInside } = request.server;
+  const send = () => void reply.code(failure.kind.http).send(errorBody(failure, request.id, tellsInside));
+  const holdMs = draining ? 0 : refusalPace.refused(request.identity?.tenant ?? STRANGERS);
+  if (holdMs === 0) {
+    send();
+  } else {
+    const held = setTimeout(send, holdMs);
+    reply.raw.once('close', () => clearTimeout(held));
+  }
 }

@@ -12,6 +12,11 @@ export const HTTP_SETTINGS = {
   maxConnections: whole(1)
     .default(4096)
     .describe('connections that the gateway holds at once; for one more, the one that has been idle longest is closed'),
+  refusalsPerSecond: whole(1)
+    .default(50)
+    .describe(
+      'refused requests of one tenant that are answered without delay, a second; further refusals are held back for up to 1 s, so that whoever asks again at once does not take the gateway from the others',
+    ),
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
     .describe(
