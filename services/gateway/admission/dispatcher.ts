@@ -14,7 +14,7 @@ import type { WorkerPoolConfig } from '../workers/settings.ts';
 import type { WorkerLease } from '../workers/worker.ts';
 import type { Placement, WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
-import { isAboveShare, type PlacedSequence, sequencesToPreempt } from './preemption.ts';
+import { isAboveShare, type PlacedSequence, type Standing, sequencesToPreempt } from './preemption.ts';
 import { type DecodeLease, type Grant, PREEMPTED, QueuedPrompt, type QueueRequest } from './queued-prompt.ts';
 import type { ServiceExchange } from './service-exchange.ts';
 import { ServiceRate } from './service-rate.ts';
@@ -64,7 +64,7 @@ const GRACE_MS = 2_000;
 export class Dispatcher {
   readonly #options: DispatcherOptions;
   readonly #now: () => number;
-  readonly #weightOf: (tenant: string) => number;
+  readonly #standing: Standing;
   readonly #queue: FairQueue<QueuedPrompt>;
   /** Prompts that were admitted before and lost their worker, in the order in which they came back. */
   readonly #replays: QueuedPrompt[] = [];
@@ -86,9 +86,10 @@ export class Dispatcher {
   constructor(options: DispatcherOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#weightOf = options.weightOf ?? (() => 1);
-    this.#queue = new FairQueue(this.#weightOf, options.queueOrder);
-    options.pool.onChange(() => this.#pump());
+    const { weightOf = () => 1, queueOrder, pool } = options;
+    this.#queue = new FairQueue(weightOf, queueOrder);
+    this.#standing = { weightOf, servedOf: (tenant) => this.#queue.servedOf(tenant) };
+    pool.onChange(() => this.#pump());
   }
 
   /**
@@ -269,10 +270,10 @@ export class Dispatcher {
     const decoders = this.#options.pool.decodeRoom(needs);
     if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
     if (this.#leaving.size > 0) return true;
-    const [running, weightOf] = [this.#running, this.#weightOf];
+    const [running, standing] = [this.#running, this.#standing];
     const waiting = this.#queue.firsts.map((other) => other.tenant);
-    if (isAboveShare(tenant, waiting, running, weightOf)) return true;
-    return sequencesToPreempt(tenant, 1, running, decoders, weightOf).slots > 0;
+    if (isAboveShare(tenant, waiting, running, standing)) return true;
+    return sequencesToPreempt(tenant, 1, running, decoders, standing).slots > 0;
   }
 
   /**
@@ -286,7 +287,7 @@ export class Dispatcher {
     for (const prompt of [...this.#replays.slice(0, 1), ...this.#queue.firsts]) {
       const decoders = prompt.continues ? this.#options.pool.decodeRoom(prompt.needs) : [];
       const { tenant, sequences } = prompt;
-      const { victims, slots } = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#weightOf);
+      const { victims, slots } = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#standing);
       if (slots === 0) continue;
       prompt.blockedSinceMs ??= this.#now();
       const leftMs = prompt.blockedSinceMs + this.#options.preemptAfterMs - this.#now();

@@ -2,8 +2,14 @@
  * Which sequences make way for a prompt that finds all slots taken. A tenant whose sequences are long would otherwise
  * keep the slots until they end, whatever the queue's order is. Pure: no clock, no workers.
  *
- * The rule is max-min fairness over slots: a sequence makes way only if its tenant, with one sequence less, still holds
- * at least as much for its weight as the other one with one more. From this follows:
+ * A tenant may gain slots only while it has less than its share of both resources, tokens and slots. A sequence makes
+ * way only if its tenant
+ *
+ * - with one sequence less, still holds at least as much for its weight as the other one with one more, and
+ * - was served at least as many tokens for its weight as the other one. Without this a tenant with long prompts and
+ *   short outputs, which holds hardly any slot at a time, got several times its share of tokens by preemption.
+ *
+ * From this follows:
  *
  * - No tenant that is alone, or has no more than its share, loses a sequence.
  * - It comes to an end: each exchange brings the two tenants nearer to each other, and none can be turned round.
@@ -23,6 +29,14 @@ export interface PlacedSequence {
   readonly order: number;
 }
 
+/** What tenants are owed, whatever they hold. */
+export interface Standing {
+  /** A tenant's share of the service, relative to the others'; above 0. */
+  readonly weightOf: (tenant: string) => number;
+  /** Tokens that a tenant was served so far, divided by its weight. */
+  readonly servedOf: (tenant: string) => number;
+}
+
 export interface Exchange<S> {
   /** Sequences that make way; those that only waited for a slot free none by leaving. */
   readonly victims: readonly S[];
@@ -39,9 +53,9 @@ export function sequencesToPreempt<S extends PlacedSequence>(
   wanted: number,
   placed: Iterable<S>,
   decoders: readonly DecodeRoom[],
-  weightOf: (tenant: string) => number,
+  standing: Standing,
 ): Exchange<S> {
-  const holdings = new Holdings([...placed].sort(byAge), weightOf);
+  const holdings = new Holdings([...placed].sort(byAge), standing);
   const free = new Map(decoders.map(({ address, freeSlots }) => [address, freeSlots]));
   const all: S[] = [];
   let slots = 0;
@@ -68,28 +82,31 @@ export function isAboveShare(
   tenant: string,
   waiting: Iterable<string>,
   placed: Iterable<PlacedSequence>,
-  weightOf: (tenant: string) => number,
+  { weightOf, servedOf }: Standing,
 ): boolean {
   const held = new Map([tenant, ...waiting].map((each) => [each, 0]));
   for (const each of placed) held.set(each.tenant, (held.get(each.tenant) ?? 0) + 1);
   const own = held.get(tenant)! / weightOf(tenant);
-  return [...held].some(([other, count]) => other !== tenant && (count + 1) / weightOf(other) <= own);
+  const served = servedOf(tenant);
+  return [...held].some(([other, count]) => {
+    return other !== tenant && (count + 1) / weightOf(other) <= own && servedOf(other) <= served;
+  });
 }
 
 const byAge = (a: PlacedSequence, b: PlacedSequence) => a.enteredMs - b.enteredMs || a.order - b.order;
 
 /** Sequences by the tenants that hold them. */
 class Holdings<S extends PlacedSequence> {
-  readonly #weightOf: (tenant: string) => number;
+  readonly #standing: Standing;
   /** The oldest first. */
   #sequences: readonly S[];
   readonly #counts = new Map<string, number>();
   /** The oldest sequence of each tenant. */
   readonly #oldest = new Map<string, S>();
 
-  constructor(sequences: readonly S[], weightOf: (tenant: string) => number) {
+  constructor(sequences: readonly S[], standing: Standing) {
     this.#sequences = sequences;
-    this.#weightOf = weightOf;
+    this.#standing = standing;
     for (const sequence of sequences) {
       this.#counts.set(sequence.tenant, this.#held(sequence.tenant) + 1);
       if (!this.#oldest.has(sequence.tenant)) this.#oldest.set(sequence.tenant, sequence);
@@ -98,7 +115,9 @@ class Holdings<S extends PlacedSequence> {
 
   /** `count` sequences of one worker that may go so that `tenant` gets one more; undefined if there are not as many. */
   makeWay(tenant: string, address: string, count: number): S[] | undefined {
-    const limit = (this.#held(tenant) + 1) / this.#weightOf(tenant);
+    const { weightOf, servedOf } = this.#standing;
+    const limit = (this.#held(tenant) + 1) / weightOf(tenant);
+    const served = servedOf(tenant);
     const left = new Map(this.#counts);
     const victims: S[] = [];
     while (victims.length < count) {
@@ -107,8 +126,8 @@ class Holdings<S extends PlacedSequence> {
       for (const sequence of this.#sequences) {
         const { tenant: other } = sequence;
         if (other === tenant || sequence.address !== address || victims.includes(sequence)) continue;
-        if (sequence === this.#oldest.get(other)) continue;
-        const [held, weight] = [left.get(other) ?? 0, this.#weightOf(other)];
+        if (sequence === this.#oldest.get(other) || servedOf(other) < served) continue;
+        const [held, weight] = [left.get(other) ?? 0, weightOf(other)];
         // On ties a later one of the list, which is younger, goes first.
         if ((held - 1) / weight < limit || held / weight < most) continue;
         victim = sequence;
