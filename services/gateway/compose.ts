@@ -145,7 +145,10 @@ function composeShared(
       if (kind === 'session') inflight.superseded(body);
       else if (from === channel.self) return;
       else if (kind === 'prompt') sessions.servedElsewhere(body);
-      else if (kind === 'service') exchange.heard(from, body);
+      else if (kind === 'service') {
+        exchange.heard(from, body);
+        if (dispatcher.isBlocked) void pool.refresh(); // a slot may have come free
+      }
     },
   });
   const exchange: ServiceExchange = new ServiceExchange({
@@ -153,6 +156,8 @@ function composeShared(
     publish: (news) => void channel.publish('service', news),
     charge: (costs) => dispatcher.charge(costs),
     waiting: () => dispatcher.waitingTenants,
+    slots: () => dispatcher.slotNews,
+    self: channel.self,
   });
   const dispatcher: Dispatcher = new Dispatcher({ ...config, pool, weightOf, exchange });
   const sessions = new Sessions(undefined, (served) => void channel.publish('prompt', served));
@@ -161,6 +166,8 @@ function composeShared(
   const ledger = new TenantLedger(redis, LEASE_MS);
   void repeatUntilAborted(closing, () => {
     exchange.tick();
+    // Slots that another gateway has freed are seen when the workers are asked.
+    if (dispatcher.contends) void pool.refresh();
     metrics.gatewaysAlive.set(channel.alive);
     return NEWS_EVERY_MS;
   });

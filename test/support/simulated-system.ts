@@ -37,12 +37,16 @@ export interface SystemShape {
   /** Time of one decode step, in ms. */
   readonly stepMs?: number;
   /** Delay of a message between gateways, in ms; undefined for one that is lost. */
-  readonly delayMs?: () => number | undefined;
+  readonly delayMs?: (to: number) => number | undefined;
   /** Queue order, and the time before sequences make way, as in the product. */
   readonly preemptAfterMs?: number;
 }
 
 const OVER = new Error('the simulation is over');
+
+const unlessOver = (error: unknown) => {
+  if (error !== OVER) throw error;
+};
 
 const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
@@ -141,6 +145,7 @@ export function simulatedSystem(shape: SystemShape = {}) {
       stallTimeoutMs: 60_000,
       localPrefill: 'auto',
       localPrefillTokens: 256,
+      sequencesElsewhere: (address) => exchange?.sequencesElsewhere(address) ?? 0,
       log: keepingLog([]),
     });
     pool.setPrefill(['p']);
@@ -150,15 +155,17 @@ export function simulatedSystem(shape: SystemShape = {}) {
         ? undefined
         : new ServiceExchange({
             weightOf,
+            self: `gw${number}`,
+            slots: () => dispatcher.slotNews,
             charge: (costs) => dispatcher.charge(costs),
             waiting: () => dispatcher.waitingTenants,
 
             publish: (news) => {
               const text = JSON.stringify(news);
-              for (const other of members) {
-                const delay = other === member ? undefined : (shape.delayMs ?? (() => 5))();
+              for (const [to, other] of members.entries()) {
+                const delay = other === member ? undefined : (shape.delayMs ?? (() => 5))(to);
                 if (delay === undefined) continue;
-                setTimeout(() => other.exchange?.heard(`gw${number}`, JSON.parse(text)), delay);
+                setTimeout(() => other.hear(`gw${number}`, JSON.parse(text)), delay);
               }
             },
           });
@@ -171,13 +178,21 @@ export function simulatedSystem(shape: SystemShape = {}) {
       preemptAfterMs,
       exchange,
     });
-    const member = { pool, exchange, dispatcher };
+    const hear = (from: string, news: unknown) => {
+      exchange?.heard(from, news);
+      if (dispatcher.isBlocked) void pool.refresh();
+    };
+    const member = { pool, exchange, dispatcher, hear };
+    const tick = () => {
+      exchange?.tick();
+      if (dispatcher.contends) void pool.refresh();
+    };
     const every = (ms: number, task: () => void) => {
       const timer = setInterval(task, ms);
       over.signal.addEventListener('abort', () => clearInterval(timer), { once: true });
     };
     // Gateways do not tick together.
-    setTimeout(() => every(NEWS_EVERY_MS, () => exchange?.tick()), (number * NEWS_EVERY_MS) / gateways);
+    setTimeout(() => every(NEWS_EVERY_MS, () => tick()), (number * NEWS_EVERY_MS) / gateways);
     setTimeout(() => every(ASK_EVERY_MS, () => void pool.refresh()), (number * ASK_EVERY_MS) / gateways);
     return member;
   });
@@ -244,7 +259,11 @@ export function simulatedSystem(shape: SystemShape = {}) {
       if (isNew) void computed.then(() => count(tenant, promptTokens));
       isNew = false;
       if (!continues) sequences.push(computed);
-      for (const lease of grant.decodes) sequences.push(decode(gateway, demand, grant, lease, computed, left));
+      for (const lease of grant.decodes) {
+        const sequence = decode(gateway, demand, grant, lease, computed, left);
+        sequence.catch(() => {}); // it is awaited below
+        sequences.push(sequence);
+      }
       next = grant.next;
     }
     await Promise.all(sequences);
@@ -269,13 +288,17 @@ export function simulatedSystem(shape: SystemShape = {}) {
       };
     },
     /** Asks once. */
-    once: (demand: Demand) => run(demand.gateway ?? 0, demand, demand.choices ?? 1, demand.outputTokens),
+    once: (demand: Demand) => {
+      return run(demand.gateway ?? 0, demand, demand.choices ?? 1, demand.outputTokens).catch(unlessOver);
+    },
     /** Ends everything; the end of the test does so too. */
     stop,
     start: () => Promise.all(members.map(({ pool }) => pool.refresh())),
     pass: (ms: number) => vi.advanceTimersByTimeAsync(ms),
     /** Tokens computed for each tenant so far, divided by its weight. */
     service: (...tenants: string[]) => tenants.map((tenant) => (tokens.get(tenant) ?? 0) / weightOf(tenant)),
+    /** Sequences that a gateway has on decode workers. */
+    held: (gateway: number) => members[gateway]!.dispatcher.slotNews.held.reduce((sum, [, , count]) => sum + count, 0),
     preemptions: () => preemptions,
     finished: () => finished,
     finishedOf: (tenant: string) => finishedOf.get(tenant) ?? 0,

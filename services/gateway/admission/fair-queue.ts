@@ -42,10 +42,11 @@ interface Tenant<E> extends Party {
  */
 const LARGEST_DEBT = 128_000;
 /**
- * How much more than the first in line a tenant may have been served that goes before it, in cost / weight: four
- * prompts of 2,000 tokens. It goes before because it needs less, yet it uses what the first one needs as well.
+ * How much more than another one a tenant may have been served that goes before it all the same, in cost / weight: one
+ * sequence of 2,000 tokens. It goes before because it needs no slot, or holds fewer, and yet it uses what the other one
+ * needs as well.
  */
-const LARGEST_LEAD = 8_000;
+export const LARGEST_LEAD = 2_000;
 
 export class FairQueue<E extends Waiting> {
   readonly #weightOf: (tenant: string) => number;

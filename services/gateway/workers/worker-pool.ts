@@ -58,6 +58,8 @@ export interface WorkerPoolOptions
   readonly fingerprint: string;
   readonly connectPrefill: (address: string) => PrefillClient;
   readonly connectDecode: (address: string) => DecodeClient;
+  /** Sequences that other gateways say they have given a decode worker; 0 by default. */
+  readonly sequencesElsewhere?: (address: string) => number;
   /** Pause between two questions to a worker, in ms. */
   readonly askEveryMs?: number;
   readonly log: Logger;
@@ -96,6 +98,7 @@ export class WorkerPool {
       role: 'prefill',
       connect: connectPrefill,
       reportedLoad: ({ queued }) => queued,
+      loadElsewhere: () => 0,
       rate: ({ prefillTokensPerSecond }) => prefillTokensPerSecond,
       hasRoom: ({ jobs }) => jobs < PROMPTS_PER_WORKER,
     });
@@ -104,6 +107,7 @@ export class WorkerPool {
       role: 'decode',
       connect: connectDecode,
       reportedLoad: ({ slots, freeSlots, queued }) => slots - freeSlots + queued,
+      loadElsewhere: options.sequencesElsewhere ?? (() => 0),
       rate: () => 0,
       hasRoom: hasDecodeRoom,
     });
@@ -194,7 +198,11 @@ export class WorkerPool {
 
   /** Decode workers whose slots hold the request; none where no prefill worker has room for its prompt. */
   decodeRoom({ positions }: PlacementRequest): DecodeRoom[] {
-    if (this.#prefill.ready(positions).length === 0) return [];
+    return this.#prefill.ready(positions).length === 0 ? [] : this.slotsFor(positions);
+  }
+
+  /** Decode workers whose slots hold so many positions, whatever prefill workers do. */
+  slotsFor(positions: number): DecodeRoom[] {
     const hold = this.#decode.usable.filter(({ capacity }) => capacity >= positions);
     return hold.map((worker) => ({ address: worker.address, freeSlots: freeSlots(worker) }));
   }

@@ -176,7 +176,7 @@ describe('a fair queue', () => {
     ).toContain('newcomer');
   });
 
-  test('a prompt that needs less goes before the first in line until its tenant leads by 8,000 tokens for its weight', () => {
+  test('a prompt that needs less goes before the first in line until its tenant leads by 2,000 tokens for its weight', () => {
     const of = (tenant: string, id: number, tokens: number) =>
       entry({ tenant, id, tokens, sequences: 1, priority: 0, sequenceCost: 0 });
     for (const weight of [1, 2]) {
@@ -186,7 +186,7 @@ describe('a fair queue', () => {
       const isSmall = ({ tenant }: Entry) => tenant === 'small';
       let before = 0;
       for (let next = queue.firstOf(isSmall); next; next = queue.firstOf(isSmall)) before += queue.take(next);
-      expect(before).toBe(9_000 * weight - (weight - 1) * 1_000);
+      expect(before).toBe(3_000 * weight - (weight - 1) * 1_000);
       expect(queue.first?.tenant).toBe('first');
     }
   });

@@ -1,9 +1,11 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import {
+  type HeldElsewhere,
   type PlacedSequence,
   type Standing,
   sequencesToPreempt,
+  sequencesToYield,
 } from '../../../services/gateway/admission/preemption.ts';
 
 const SLOTS = 4;
@@ -79,10 +81,10 @@ test('sequences that wait for a slot make way before those that run, so that the
   expect(orders(9)).toEqual([5, 4, 3, 2]); // two each
 });
 
-test('no sequence makes way for a tenant that was served more tokens for its weight than its own', () => {
+test('no sequence makes way for a tenant that was served 2,000 tokens more for its weight than its own', () => {
   const many = Array.from({ length: 4 }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: 0, order }));
   const room = [{ address: 'd1', freeSlots: 0 }];
-  const servedOf = (tenant: string) => (tenant === 'a' ? 10 : tenant === 'ahead' ? 11 : 10);
+  const servedOf = (tenant: string) => ({ a: 10, even: 2_010, ahead: 2_011 })[tenant] ?? 0;
   const slots = (tenant: string) =>
     sequencesToPreempt(
       tenant,
@@ -92,4 +94,59 @@ test('no sequence makes way for a tenant that was served more tokens for its wei
       standing(() => 1, servedOf),
     ).slots;
   expect([slots('ahead'), slots('even')]).toEqual([0, 2]);
+});
+
+test('gateways that know the same of each other choose together as many sequences as free the slots, and each its own', () => {
+  const gateways = fc.array(fc.array(fc.constantFrom('a', 'b'), { maxLength: 8 }), { minLength: 2, maxLength: 3 });
+  fc.assert(
+    fc.property(gateways, fc.integer({ min: 1, max: 4 }), (tenantsOf, wanted) => {
+      const placed = tenantsOf.map((tenants) =>
+        tenants.map((tenant, order): PlacedSequence => ({ tenant, address: 'd1', enteredMs: order, order })),
+      );
+      const total = placed.flat().length;
+      const room = [{ address: 'd1', freeSlots: SLOTS - total }];
+      const chosen = placed.map((own, i) => {
+        const elsewhere = placed.flatMap((sequences, other): HeldElsewhere[] => {
+          if (other === i) return [];
+          return ['a', 'b'].map((tenant) => {
+            return { tenant, address: 'd1', sequences: heldBy(sequences, tenant), first: other < i };
+          });
+        });
+        return sequencesToYield(
+          'new',
+          wanted,
+          own,
+          room,
+          EQUAL,
+          elsewhere.filter(({ sequences }) => sequences > 0),
+        );
+      });
+      const all = chosen.flat();
+      expect(all.length).toBeLessThanOrEqual(Math.max(0, total - SLOTS + wanted));
+      for (const [i, victims] of chosen.entries()) {
+        for (const victim of victims) expect(placed[i]).toContain(victim);
+        for (const tenant of ['a', 'b']) {
+          const own = placed[i]!.filter((each) => each.tenant === tenant);
+          if (own.length > 0) expect(victims).not.toContain(own[0]);
+        }
+      }
+      if (total < SLOTS) expect(all).toEqual([]);
+    }),
+  );
+});
+
+test('of two gateways the one that holds more of the tenant with the most gives way', () => {
+  const own = (count: number) =>
+    Array.from({ length: count }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: 0, order }));
+  const room = [{ address: 'd1', freeSlots: 0 }];
+  const held = (sequences: number, first: boolean) => [{ tenant: 'a', address: 'd1', sequences, first }];
+  const chosen = (count: number, elsewhere: HeldElsewhere[]) =>
+    sequencesToYield('b', 1, own(count), room, EQUAL, elsewhere).length;
+  expect([chosen(3, held(1, true)), chosen(1, held(3, false))]).toEqual([1, 0]);
+  expect([chosen(2, held(2, false)), chosen(2, held(2, true))]).toEqual([1, 0]);
+  expect(sequencesToPreempt('b', 1, own(1), room, EQUAL, held(3, false))).toEqual({
+    victims: [],
+    slots: 0,
+    elsewhere: true,
+  });
 });

@@ -49,6 +49,7 @@ function system(
       fits: () => true,
       placeOneMore: () => undefined,
       decodeRoom: () => [],
+      slotsFor: () => [],
       reaches: true,
       place: (): Placement | undefined => {
         if (!pool.reaches || computing >= ROOM || own >= roomOfEach) return undefined;
@@ -69,6 +70,8 @@ function system(
       now: () => nowMs,
       charge: (costs) => dispatcher.charge(costs),
       waiting: () => dispatcher.waitingTenants,
+      slots: () => dispatcher.slotNews,
+      self: `gw${number}`,
       publish: (news) => {
         messages++;
         const text = JSON.stringify(news);
@@ -240,6 +243,8 @@ test('news of a wrong form are passed over', () => {
     publish: () => {},
     charge: (costs) => charged.push(costs),
     waiting: () => new Set(),
+    slots: () => ({ held: [], blocked: [] }),
+    self: 'a',
   });
   for (const body of [
     null,
@@ -262,6 +267,8 @@ test('what does not fit into one message is told with the next', () => {
     publish: ({ served }) => told.push(served.map(([tenant]) => tenant)),
     charge: () => {},
     waiting: () => new Set(),
+    slots: () => ({ held: [], blocked: [] }),
+    self: 'a',
   });
   const tenants = Array.from({ length: 1_500 }, (_, i) => `t${i}`);
   for (const tenant of tenants) exchange.served(tenant, 1);

@@ -1,6 +1,7 @@
 /** What tenants get that all want more, of prefill and of decode slots: real queues over simulated workers. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { RandomStream } from '../../../bench/measure/arrivals.ts';
 import { jain, simulatedSystem } from '../../support/simulated-system.ts';
 
 const BUSY = { promptTokens: 120, outputTokens: 32, atOnce: 16 };
@@ -38,9 +39,9 @@ describe('shares of tenants that use prefill and slots in different proportions'
           system.stop();
         }
       }),
-      { numRuns: 10 },
+      { numRuns: 6 },
     );
-  }, 120_000);
+  }, 300_000);
 
   test.each([
     ['prompts as long as a slot with short outputs', 8],
@@ -74,4 +75,140 @@ describe('shares of tenants that use prefill and slots in different proportions'
       expect(system.finishedOf('typist')).toBe(i + 1);
     }
   });
+});
+
+/** Delays of news and whether they are lost, by a generator of the test's own. */
+function network(seed: number, delayMs: number, lossPercent: number) {
+  const random = new RandomStream(seed);
+  return () => (random.uniform() * 100 < lossPercent ? undefined : 1 + random.uniform() * delayMs);
+}
+
+describe('decode slots of several gateways', () => {
+  const LONG = { tenant: 'long', gateway: 0, promptTokens: 20, outputTokens: 3_000, choices: 16, atOnce: 2 };
+
+  test('a tenant that fills all slots through one gateway makes way for one that waits at another', async () => {
+    const system = simulatedSystem({ gateways: 2, slots: [4], stepMs: 10 });
+    await system.start();
+    system.ask(LONG);
+    await system.pass(3_000);
+    system.ask({ ...BUSY, tenant: 'busy', gateway: 1 });
+    await system.pass(2_000);
+    expect(system.finishedOf('busy')).toBeGreaterThan(0);
+    await system.pass(10_000);
+    // One slot alone serves 3 sequences per second.
+    expect(system.finishedOf('busy')).toBeGreaterThan(25);
+    expect(system.held(0)).toBeGreaterThanOrEqual(2);
+  });
+
+  test('a tenant that asks for little at another gateway is served within two seconds, again and again', async () => {
+    const system = simulatedSystem({ gateways: 3, slots: [4], stepMs: 10 });
+    await system.start();
+    system.ask(LONG);
+    system.ask({ ...LONG, gateway: 2 });
+    await system.pass(5_000);
+    for (let i = 0; i < 8; i++) {
+      void system.once({ tenant: 'typist', gateway: 1, promptTokens: 60, outputTokens: 8, atOnce: 1 });
+      await system.pass(2_000);
+      expect(system.finishedOf('typist')).toBe(i + 1);
+    }
+  });
+
+  test('gateways that do not hear each other, or only one way, let every tenant get on', async () => {
+    for (const deaf of [[0], [1], [0, 1]]) {
+      const system = simulatedSystem({
+        gateways: 2,
+        slots: [4],
+        stepMs: 10,
+        delayMs: (to) => (deaf.includes(to) ? undefined : 5),
+      });
+      try {
+        await system.start();
+        system.ask({ ...LONG, outputTokens: 300 });
+        await system.pass(2_000);
+        system.ask({ ...BUSY, tenant: 'busy', gateway: 1 });
+        await system.pass(30_000);
+        expect([deaf, system.finishedOf('busy') > 5, system.finishedOf('long') > 5]).toEqual([deaf, true, true]);
+      } finally {
+        system.stop();
+      }
+    }
+  });
+
+  const shape = fc.record({
+    gateways: fc.constantFrom(2, 3),
+    slots: fc.array(fc.integer({ min: 3, max: 8 }), { minLength: 1, maxLength: 2 }),
+    seed: fc.integer({ min: 1, max: 1e9 }),
+    delayMs: fc.integer({ min: 1, max: 200 }),
+    lossPercent: fc.constantFrom(0, 5),
+  });
+  const wants = fc.record({
+    promptTokens: fc.integer({ min: 10, max: 500 }),
+    outputTokens: fc.integer({ min: 2, max: 200 }),
+    choices: fc.constantFrom(1, 4, 16),
+    weight: fc.integer({ min: 1, max: 3 }),
+    at: fc.subarray([0, 1, 2], { minLength: 1 }),
+    sinceMs: fc.integer({ min: 0, max: 5_000 }),
+  });
+
+  test('tenants at several gateways get tokens by weight, whatever they ask for and however late news come', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(wants, { minLength: 2, maxLength: 3 }), shape, async (tenants, given) => {
+        const names = tenants.map((_, i) => `t${i}`);
+        const weights = Object.fromEntries(names.map((name, i) => [name, tenants[i]!.weight]));
+        const delayMs = network(given.seed, given.delayMs, given.lossPercent);
+        const system = simulatedSystem({ ...given, weights, stepMs: 5, prefillTokensPerSecond: 20_000, delayMs });
+        try {
+          await system.start();
+          const later = tenants.toSorted((a, b) => a.sinceMs - b.sinceMs);
+          let nowMs = 0;
+          for (const tenant of later) {
+            const { at, weight: _, sinceMs, ...demand } = tenant;
+            await system.pass(sinceMs - nowMs);
+            nowMs = sinceMs;
+            const name = names[tenants.indexOf(tenant)]!;
+            const atOnce = Math.ceil(24 / demand.choices);
+            for (const gateway of new Set(at.map((each) => each % given.gateways))) {
+              system.ask({ ...demand, tenant: name, gateway, atOnce });
+            }
+          }
+          await system.pass(10_000);
+          const [before, finished, preempted] = [system.service(...names), system.finished(), system.preemptions()];
+          await system.pass(30_000);
+          const got = system.service(...names).map((tokens, i) => tokens - before[i]!);
+          expect([jain(got) >= 0.95, got]).toEqual([true, got]);
+          // Most work is not for nothing: sequences make way about as often as they end, at most.
+          expect(system.preemptions() - preempted).toBeLessThan(2 * (system.finished() - finished) + 20);
+        } finally {
+          system.stop();
+        }
+      }),
+      { numRuns: 5 },
+    );
+  }, 300_000);
+
+  test('sequences that never end change hands until all have their share, and then no more', async () => {
+    const arrival = fc.record({ tenant: fc.constantFrom('a', 'b', 'c'), gateway: fc.nat(2), afterMs: fc.nat(3_000) });
+    await fc.assert(
+      fc.asyncProperty(fc.array(arrival, { minLength: 2, maxLength: 6 }), shape, async (arrivals, given) => {
+        const delayMs = network(given.seed, given.delayMs, given.lossPercent);
+        const system = simulatedSystem({ ...given, stepMs: 5, delayMs });
+        try {
+          await system.start();
+          for (const { tenant, gateway, afterMs } of arrivals) {
+            const endless = { promptTokens: 20, outputTokens: 90_000, choices: 8, atOnce: 1 };
+            system.ask({ ...endless, tenant, gateway: gateway % given.gateways });
+            await system.pass(afterMs);
+          }
+          await system.pass(20_000);
+          const before = system.preemptions();
+          await system.pass(60_000);
+          expect(system.preemptions()).toBe(before);
+          expect(before).toBeLessThanOrEqual(arrivals.length * 2 * given.slots.reduce((sum, count) => sum + count, 0));
+        } finally {
+          system.stop();
+        }
+      }),
+      { numRuns: 8 },
+    );
+  }, 300_000);
 });
