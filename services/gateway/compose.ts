@@ -78,12 +78,15 @@ export interface ComposedGateway {
 export function composeGateway(config: GatewayConfig, parts: GatewayParts): ComposedGateway {
   const { fingerprint, tokenizer, draining, log } = parts;
   const { connectPrefill, connectDecode } = parts;
-  const pool = new WorkerPool({ ...config, fingerprint, connectPrefill, connectDecode, log });
+  const sequencesElsewhere = (address: string) => exchange?.sequencesElsewhere(address) ?? 0;
+  const connect = { connectPrefill, connectDecode };
+  const pool: WorkerPool = new WorkerPool({ ...config, fingerprint, ...connect, sequencesElsewhere, log });
   const weights = parseTenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights?.get(tenant) ?? 1;
   const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
   const closing = new AbortController();
-  const { dispatcher, sessions, inflight, quota } = composeShared(config, parts, pool, weightOf, closing.signal);
+  const shared = composeShared(config, parts, pool, weightOf, closing.signal);
+  const { dispatcher, exchange, sessions, inflight, quota } = shared;
   const journey = new Journey({
     ...config,
     tokenizer,
@@ -133,6 +136,7 @@ function composeShared(
   if (redis === undefined) {
     return {
       dispatcher: new Dispatcher({ ...config, pool, weightOf }),
+      exchange: undefined,
       sessions: new Sessions(),
       inflight: new InflightRequests({ ...config, weightOf, draining }),
       quota: new TenantQuota({ capacity, log }),
@@ -172,5 +176,5 @@ function composeShared(
     return NEWS_EVERY_MS;
   });
   closing.addEventListener('abort', () => channel.close(), { once: true });
-  return { dispatcher, sessions, inflight, quota: new TenantQuota({ ledger, capacity, log }) };
+  return { dispatcher, exchange, sessions, inflight, quota: new TenantQuota({ ledger, capacity, log }) };
 }
