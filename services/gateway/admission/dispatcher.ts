@@ -290,9 +290,11 @@ export class Dispatcher {
 
   /** The first prompt that need not leave a free slot to a tenant with less than its share. */
   get #firstInQueue(): QueuedPrompt | undefined {
-    // Who waits longer cannot use the slots that come free, one must think.
-    const latestMs = this.#options.preemptAfterMs + PATIENCE_MS;
-    const owed = [...this.#obliged.values(), ...this.#owedElsewhere.filter(({ forMs }) => forMs < latestMs)];
+    if (this.#options.exchange === undefined) return this.#queue.first;
+    const [nowMs, latestMs] = [this.#now(), this.#options.preemptAfterMs + PATIENCE_MS];
+    const obliged = [...this.#obliged.values()].filter(({ untilMs }) => untilMs > nowMs);
+    // A gateway whose tenant waits still longer has no use for the slots that come free here.
+    const owed = [...obliged, ...this.#owedElsewhere.filter(({ forMs }) => forMs < latestMs)];
     if (owed.length === 0) return this.#queue.first;
     const others = [...owed, ...this.#blocked].map(({ tenant }) => tenant);
     const held = this.#heldElsewhere;
@@ -357,7 +359,7 @@ export class Dispatcher {
     if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
     if (this.#leaving.size > 0) return true;
     const [running, standing, held] = [this.#running, this.#standing, this.#heldElsewhere];
-    const others = [...this.#queue.firsts, ...running, ...held].map((other) => other.tenant);
+    const others = new Set([...this.#queue.firsts, ...running, ...held].map((other) => other.tenant));
     if (isAboveShare(tenant, others, running, standing, held)) return true;
     const { slots, elsewhere } = sequencesToPreempt(tenant, 1, running, decoders, standing, held);
     const waitedMs = blockedSinceMs === undefined ? 0 : this.#now() - blockedSinceMs;
@@ -392,8 +394,9 @@ export class Dispatcher {
     this.#makeWayForOthers(held);
   }
 
-  /** The same for prompts that wait at other gateways, which have no claim here: they come to the workers themselves. */
+  /** The same for prompts that wait at other gateways. They have no claim here, and come to the workers themselves. */
   #makeWayForOthers(held: readonly HeldElsewhere[]): void {
+    if (this.#options.exchange === undefined) return;
     const nowMs = this.#now();
     for (const [key, { untilMs }] of this.#obliged) if (untilMs <= nowMs) this.#obliged.delete(key);
     for (const { gateway, tenant, sequences, positions } of [...this.#owedHere, ...this.#owedElsewhere]) {

@@ -9,14 +9,14 @@
  * - was served as many tokens for its weight as the other one, less {@link LARGEST_LEAD}. Without this a tenant with
  *   long prompts and short outputs, which holds hardly any slot at a time, got several times its share of tokens.
  *
- * Sequences count wherever they were placed from, but a gateway ends only its own: of the tenant that holds the most for
- * its weight, the gateway that placed the most gives way, also for prompts that wait at others. From this follows:
+ * Sequences count wherever they were placed from, but a gateway ends only its own: of the tenant that holds the most
+ * for its weight, the gateway that placed the most gives way, also for prompts that wait at others. From this follows:
  *
  * - No tenant that is alone, or has no more than its share, loses a sequence.
  * - It comes to an end: each exchange brings the two tenants nearer to each other, and none can be turned round. With
  *   news that are old two gateways may each make one exchange where one was due; how often is bounded by the caller.
- * - Everybody gets on: the youngest sequence goes, and the oldest one that a gateway has of a tenant never does. It runs
- *   to its end, then the next one is the oldest.
+ * - Everybody gets on: the youngest sequence goes, and the oldest one that a gateway has of a tenant never does. It
+ *   runs to its end, then the next one is the oldest.
  */
 import type { DecodeRoom } from '../workers/worker-pool.ts';
 import { LARGEST_LEAD } from './fair-queue.ts';

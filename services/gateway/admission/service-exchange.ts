@@ -6,8 +6,8 @@
  *   yield     to a tenant that waits elsewhere and has been served less than the one that would be next here, as long
  *             as that tenant is served: without this a gateway could give it no more than the part of the workers that
  *             this one gateway happens to get;
- *   give way  with sequences of their own for a tenant that finds all slots taken elsewhere, and leave it the slots that
- *             come free: the rule is in preemption.ts, and the dispatcher keeps to it.
+ *   give way  with sequences of their own for a tenant that finds all slots taken elsewhere, and leave it the slots
+ *             that come free: the rule is in preemption.ts, and the dispatcher keeps to it.
  *
  * News are up to an interval old. Two gateways might then wait for each other, each because it knows its own services
  * sooner than the other's: so one yields only beyond a slack, which is what all of them served in two intervals. Pure:
@@ -74,7 +74,7 @@ export const NEWS_EVERY_MS = 250;
 /** Shortest time between two news, in ms. */
 const SOONEST_NEWS_MS = 25;
 /** News of a gateway that are older than this say nothing about who waits there or holds slots, in ms. */
-export const NEWS_LIVE_MS = 4 * NEWS_EVERY_MS;
+const NEWS_LIVE_MS = 4 * NEWS_EVERY_MS;
 /** How long a tenant may be yielded to without being served, in ms: its gateway may have lost the workers. */
 export const PATIENCE_MS = 2_000;
 /** Entries of each list in one message. */

@@ -78,6 +78,7 @@ export class WorkerPool {
   readonly #closing = new AbortController();
   readonly #location: Pick<WorkerPoolConfig, 'localPrefill' | 'localPrefillTokens'>;
   #capacity = 0;
+  #refreshing: Promise<unknown> | undefined;
   readonly #listeners = new Set<() => void>();
 
   constructor(options: WorkerPoolOptions) {
@@ -232,9 +233,13 @@ export class WorkerPool {
     return preferred(decision.where === 'local' ? local : remote, request);
   }
 
-  /** Asks every worker once. */
+  /** Asks every worker once, unless all are being asked just now. Resolves when they have answered. */
   async refresh(): Promise<void> {
-    await Promise.all([this.#prefill.refresh(this.#closing.signal), this.#decode.refresh(this.#closing.signal)]);
+    const { signal } = this.#closing;
+    this.#refreshing ??= Promise.all([this.#prefill.refresh(signal), this.#decode.refresh(signal)]).finally(() => {
+      this.#refreshing = undefined;
+    });
+    await this.#refreshing;
   }
 
   /** Asks every worker, and those that come later, again and again until `close`. */
