@@ -78,12 +78,15 @@ export interface ComposedGateway {
 export function composeGateway(config: GatewayConfig, parts: GatewayParts): ComposedGateway {
   const { fingerprint, tokenizer, draining, log } = parts;
   const { connectPrefill, connectDecode } = parts;
-  const pool = new WorkerPool({ ...config, fingerprint, connectPrefill, connectDecode, log });
+  const sequencesElsewhere = (address: string) => exchange?.sequencesElsewhere(address) ?? 0;
+  const connect = { connectPrefill, connectDecode };
+  const pool: WorkerPool = new WorkerPool({ ...config, fingerprint, ...connect, sequencesElsewhere, log });
   const weights = parseTenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights?.get(tenant) ?? 1;
   const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
   const closing = new AbortController();
-  const { dispatcher, sessions, inflight, quota } = composeShared(config, parts, pool, weightOf, closing.signal);
+  const shared = composeShared(config, parts, pool, weightOf, closing.signal);
+  const { dispatcher, exchange, sessions, inflight, quota } = shared;
   const journey = new Journey({
     ...config,
     tokenizer,
@@ -133,6 +136,7 @@ function composeShared(
   if (redis === undefined) {
     return {
       dispatcher: new Dispatcher({ ...config, pool, weightOf }),
+      exchange: undefined,
       sessions: new Sessions(),
       inflight: new InflightRequests({ ...config, weightOf, draining }),
       quota: new TenantQuota({ capacity, log }),
@@ -145,7 +149,10 @@ function composeShared(
       if (kind === 'session') inflight.superseded(body);
       else if (from === channel.self) return;
       else if (kind === 'prompt') sessions.servedElsewhere(body);
-      else if (kind === 'service') exchange.heard(from, body);
+      else if (kind === 'service') {
+        exchange.heard(from, body);
+        if (dispatcher.isBlocked) void pool.refresh(); // a slot may have come free
+      }
     },
   });
   const exchange: ServiceExchange = new ServiceExchange({
@@ -153,6 +160,8 @@ function composeShared(
     publish: (news) => void channel.publish('service', news),
     charge: (costs) => dispatcher.charge(costs),
     waiting: () => dispatcher.waitingTenants,
+    slots: () => dispatcher.slotNews,
+    self: channel.self,
   });
   const dispatcher: Dispatcher = new Dispatcher({ ...config, pool, weightOf, exchange });
   const sessions = new Sessions(undefined, (served) => void channel.publish('prompt', served));
@@ -161,9 +170,11 @@ function composeShared(
   const ledger = new TenantLedger(redis, LEASE_MS);
   void repeatUntilAborted(closing, () => {
     exchange.tick();
+    // Slots that another gateway has freed are seen when the workers are asked.
+    if (dispatcher.contends) void pool.refresh();
     metrics.gatewaysAlive.set(channel.alive);
     return NEWS_EVERY_MS;
   });
   closing.addEventListener('abort', () => channel.close(), { once: true });
-  return { dispatcher, sessions, inflight, quota: new TenantQuota({ ledger, capacity, log }) };
+  return { dispatcher, exchange, sessions, inflight, quota: new TenantQuota({ ledger, capacity, log }) };
 }

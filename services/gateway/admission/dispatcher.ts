@@ -14,9 +14,22 @@ import type { WorkerPoolConfig } from '../workers/settings.ts';
 import type { WorkerLease } from '../workers/worker.ts';
 import type { Placement, WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
-import { isAboveShare, type PlacedSequence, sequencesToPreempt } from './preemption.ts';
+import {
+  type HeldElsewhere,
+  isAboveShare,
+  type PlacedSequence,
+  type Standing,
+  sequencesToPreempt,
+  sequencesToYield,
+} from './preemption.ts';
 import { type DecodeLease, type Grant, PREEMPTED, QueuedPrompt, type QueueRequest } from './queued-prompt.ts';
-import type { ServiceExchange } from './service-exchange.ts';
+import {
+  type BlockedElsewhere,
+  NEWS_EVERY_MS,
+  PATIENCE_MS,
+  type ServiceExchange,
+  type SlotNews,
+} from './service-exchange.ts';
 import { ServiceRate } from './service-rate.ts';
 import type { AdmissionConfig } from './settings.ts';
 
@@ -28,6 +41,7 @@ export interface DispatcherOptions
     | 'place'
     | 'placeOneMore'
     | 'decodeRoom'
+    | 'slotsFor'
     | 'fits'
     | 'usable'
     | 'assertUsable'
@@ -38,7 +52,9 @@ export interface DispatcherOptions
   /** A tenant's share of the service, relative to the others'; 1 for all where not given. */
   readonly weightOf?: (tenant: string) => number;
   /** Fairness with other gateways; undefined where there are none. */
-  readonly exchange?: Pick<ServiceExchange, 'served' | 'yields'> | undefined;
+  readonly exchange?:
+    | Pick<ServiceExchange, 'served' | 'yields' | 'freed' | 'heldElsewhere' | 'blockedElsewhere'>
+    | undefined;
   /** Monotonic clock, in ms. */
   readonly now?: () => number;
 }
@@ -60,11 +76,16 @@ const LONGEST_RETRY_SECONDS = 60;
  * How long new prompts wait for a worker after the last one was lost, in ms. Longer than the gap of a rolling restart.
  */
 const GRACE_MS = 2_000;
+/**
+ * After sequences made way for a tenant of another gateway, the time until news tell how many slots it has then, in ms:
+ * the other gateway asks the workers with one news, and tells what it has placed with the next.
+ */
+const OBLIGED_MS = 3 * NEWS_EVERY_MS;
 
 export class Dispatcher {
   readonly #options: DispatcherOptions;
   readonly #now: () => number;
-  readonly #weightOf: (tenant: string) => number;
+  readonly #standing: Standing;
   readonly #queue: FairQueue<QueuedPrompt>;
   /** Prompts that were admitted before and lost their worker, in the order in which they came back. */
   readonly #replays: QueuedPrompt[] = [];
@@ -75,6 +96,13 @@ export class Dispatcher {
   /** The prompt that sequences make way for, and how many of its own go first: one per slot that they free. */
   #claim: { readonly prompt: QueuedPrompt; sequences: number } | undefined;
   #preemptTimer: NodeJS.Timeout | undefined;
+  /** Prompts that wait for sequences of other gateways to make way. */
+  #blocked: readonly QueuedPrompt[] = [];
+  /**
+   * Tenants of other gateways that sequences made way for lately, by gateway and tenant: until the given time, on our
+   * clock, no more do, and the slots that came free are theirs.
+   */
+  readonly #obliged = new Map<string, { readonly tenant: string; readonly untilMs: number }>();
   #placed = 0;
   readonly #rate = new ServiceRate();
   /** Start of the outage that lasts now, on our clock; undefined while there are workers. */
@@ -86,9 +114,10 @@ export class Dispatcher {
   constructor(options: DispatcherOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#weightOf = options.weightOf ?? (() => 1);
-    this.#queue = new FairQueue(this.#weightOf, options.queueOrder);
-    options.pool.onChange(() => this.#pump());
+    const { weightOf = () => 1, queueOrder, pool } = options;
+    this.#queue = new FairQueue(weightOf, queueOrder);
+    this.#standing = { weightOf, servedOf: (tenant) => this.#queue.servedOf(tenant) };
+    pool.onChange(() => this.#pump());
   }
 
   /**
@@ -157,6 +186,33 @@ export class Dispatcher {
     this.#pump();
   }
 
+  /** For the other gateways: see {@link SlotNews}. */
+  get slotNews(): SlotNews {
+    const held = new Map<string, [string, string, number]>();
+    for (const { tenant, address } of this.#running) {
+      const key = `${address} ${tenant}`;
+      held.set(key, [tenant, address, (held.get(key)?.[2] ?? 0) + 1]);
+    }
+    const waiting = this.#queue.entries.filter(({ continues }) => continues);
+    const blocked = this.#blocked.flatMap(({ tenant, needs, sequences, isReplay, blockedSinceMs }) => {
+      if (blockedSinceMs === undefined || sequences === 0) return [];
+      const own = waiting.filter((prompt) => prompt.tenant === tenant);
+      const wanted = own.reduce((sum, prompt) => sum + prompt.sequences, isReplay ? sequences : 0);
+      return wanted === 0 ? [] : [[tenant, wanted, needs.positions, this.#now() - blockedSinceMs] as const];
+    });
+    return { held: [...held.values()], blocked };
+  }
+
+  /** Whether prompts wait here while other gateways use the same slots: news of slots matter then. */
+  get contends(): boolean {
+    return this.#queue.size + this.#replays.length > 0 && this.#heldElsewhere.length > 0;
+  }
+
+  /** Whether prompts wait for slots that other gateways are to leave them. */
+  get isBlocked(): boolean {
+    return this.#blocked.length > 0;
+  }
+
   get waitingTenants(): ReadonlySet<string> {
     return new Set(this.#queue.entries.map(({ tenant }) => tenant));
   }
@@ -188,7 +244,8 @@ export class Dispatcher {
     let next = first();
     let yields = false;
     for (; next !== undefined; next = first()) {
-      yields = !next.isReplay && exchange?.yields(next.tenant) === true;
+      // A prompt that finds too few slots is behind in its share of both resources.
+      yields = !next.isReplay && next.blockedSinceMs === undefined && exchange?.yields(next.tenant) === true;
       if (yields || !this.#placeOne(next, rounds)) break;
     }
     for (const [prompt, { placement, decodes }] of rounds) prompt.grant(placement.prefill, decodes);
@@ -228,7 +285,40 @@ export class Dispatcher {
   }
 
   get #first(): QueuedPrompt | undefined {
-    return this.#replays[0] ?? this.#claim?.prompt ?? this.#queue.first;
+    return this.#replays[0] ?? this.#claim?.prompt ?? this.#firstInQueue;
+  }
+
+  /** The first prompt that need not leave a free slot to a tenant with less than its share. */
+  get #firstInQueue(): QueuedPrompt | undefined {
+    if (this.#options.exchange === undefined) return this.#queue.first;
+    const [nowMs, latestMs] = [this.#now(), this.#options.preemptAfterMs + PATIENCE_MS];
+    const obliged = [...this.#obliged.values()].filter(({ untilMs }) => untilMs > nowMs);
+    // A gateway whose tenant waits still longer has no use for the slots that come free here.
+    const owed = [...obliged, ...this.#owedElsewhere.filter(({ forMs }) => forMs < latestMs)];
+    if (owed.length === 0) return this.#queue.first;
+    const others = [...owed, ...this.#blocked].map(({ tenant }) => tenant);
+    const held = this.#heldElsewhere;
+    return this.#queue.firsts.find(({ tenant, continues }) => {
+      return !continues || !isAboveShare(tenant, others, this.#running, this.#standing, held);
+    });
+  }
+
+  /** Tenants that have waited long enough here for slots that other gateways have to free, alone or with this one. */
+  get #owedHere(): readonly BlockedElsewhere[] {
+    const blocked = this.slotNews.blocked.map(([tenant, sequences, positions, forMs]) => {
+      return { gateway: '', tenant, sequences, positions, forMs };
+    });
+    return blocked.filter(({ forMs }) => forMs >= this.#options.preemptAfterMs);
+  }
+
+  get #heldElsewhere(): readonly HeldElsewhere[] {
+    return this.#options.exchange?.heldElsewhere ?? [];
+  }
+
+  /** Tenants that have waited long enough for a slot at other gateways. */
+  get #owedElsewhere(): readonly BlockedElsewhere[] {
+    const { exchange, preemptAfterMs } = this.#options;
+    return (exchange?.blockedElsewhere ?? []).filter(({ forMs }) => forMs >= preemptAfterMs);
   }
 
   get #firstWithoutSlot(): QueuedPrompt | undefined {
@@ -243,8 +333,7 @@ export class Dispatcher {
     const sequence = { tenant, address, enteredMs: queuedAtMs, order: ++this.#placed, preempted };
     this.#running.add(sequence);
     const over = () => {
-      this.#running.delete(sequence);
-      this.#leaving.delete(sequence);
+      if (this.#running.delete(sequence) || this.#leaving.delete(sequence)) this.#options.exchange?.freed();
     };
     return {
       ...worker,
@@ -265,14 +354,17 @@ export class Dispatcher {
    * the worker. A tenant with more than its share must not wait there before others, and one with less waits here for
    * a slot that is made free for it.
    */
-  #waitsForSlot({ tenant, needs }: QueuedPrompt): boolean {
+  #waitsForSlot({ tenant, needs, blockedSinceMs }: QueuedPrompt): boolean {
     const decoders = this.#options.pool.decodeRoom(needs);
     if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
     if (this.#leaving.size > 0) return true;
-    const [running, weightOf] = [this.#running, this.#weightOf];
-    const waiting = this.#queue.firsts.map((other) => other.tenant);
-    if (isAboveShare(tenant, waiting, running, weightOf)) return true;
-    return sequencesToPreempt(tenant, 1, running, decoders, weightOf).slots > 0;
+    const [running, standing, held] = [this.#running, this.#standing, this.#heldElsewhere];
+    const others = new Set([...this.#queue.firsts, ...running, ...held].map((other) => other.tenant));
+    if (isAboveShare(tenant, others, running, standing, held)) return true;
+    const { slots, elsewhere } = sequencesToPreempt(tenant, 1, running, decoders, standing, held);
+    const waitedMs = blockedSinceMs === undefined ? 0 : this.#now() - blockedSinceMs;
+    // A gateway that does not free a slot in time may not do so at all: then wait in the worker.
+    return slots > 0 || (elsewhere && waitedMs < this.#options.preemptAfterMs + PATIENCE_MS);
   }
 
   /**
@@ -283,21 +375,45 @@ export class Dispatcher {
   #makeWay(): void {
     clearTimeout(this.#preemptTimer);
     if (this.#leaving.size > 0) return;
+    const held = this.#heldElsewhere;
+    const blocked: QueuedPrompt[] = [];
+    this.#blocked = blocked;
     for (const prompt of [...this.#replays.slice(0, 1), ...this.#queue.firsts]) {
       const decoders = prompt.continues ? this.#options.pool.decodeRoom(prompt.needs) : [];
       const { tenant, sequences } = prompt;
-      const { victims, slots } = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#weightOf);
-      if (slots === 0) continue;
+      const exchange = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#standing, held);
+      if (exchange.slots === 0 && !exchange.elsewhere) continue;
       prompt.blockedSinceMs ??= this.#now();
+      if (exchange.elsewhere) blocked.push(prompt);
+      if (exchange.slots === 0) continue;
       const leftMs = prompt.blockedSinceMs + this.#options.preemptAfterMs - this.#now();
       if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
-      else this.#preempt(victims, { prompt, sequences: slots });
+      else this.#preempt(exchange.victims, { prompt, sequences: exchange.slots });
+      return;
+    }
+    this.#makeWayForOthers(held);
+  }
+
+  /** The same for prompts that wait at other gateways. They have no claim here, and come to the workers themselves. */
+  #makeWayForOthers(held: readonly HeldElsewhere[]): void {
+    if (this.#options.exchange === undefined) return;
+    const nowMs = this.#now();
+    for (const [key, { untilMs }] of this.#obliged) if (untilMs <= nowMs) this.#obliged.delete(key);
+    for (const { gateway, tenant, sequences, positions } of [...this.#owedHere, ...this.#owedElsewhere]) {
+      const key = `${gateway} ${tenant}`;
+      if (this.#obliged.has(key)) continue;
+      const decoders = this.#options.pool.slotsFor(positions);
+      const victims = sequencesToYield(tenant, sequences, this.#running, decoders, this.#standing, held);
+      if (victims.length === 0) continue;
+      // Until the news say how many slots the tenant has then.
+      this.#obliged.set(key, { tenant, untilMs: nowMs + OBLIGED_MS });
+      this.#preempt(victims, undefined);
       return;
     }
   }
 
-  #preempt(victims: readonly RunningSequence[], claim: { prompt: QueuedPrompt; sequences: number }): void {
-    this.#claim = claim;
+  #preempt(victims: readonly RunningSequence[], claim: { prompt: QueuedPrompt; sequences: number } | undefined): void {
+    if (claim) this.#claim = claim;
     for (const victim of victims) {
       this.#running.delete(victim);
       this.#leaving.add(victim);

@@ -5,6 +5,7 @@
  * earlier or, if so ordered, the shorter; all sequences of a prompt go before the next prompt. Pure: no clock, no
  * workers.
  */
+import { FairShares, type Party } from '../../lib/async/fair-shares.ts';
 import { compareQueued, type Queued, type QueueOrder } from '../../lib/request/queue-order.ts';
 
 export interface Waiting extends Queued {
@@ -26,8 +27,7 @@ export interface Waiting extends Queued {
 
 const costOf = ({ pendingTokens, sequences, sequenceCost }: Waiting) => pendingTokens + sequences * sequenceCost;
 
-interface Tenant<E> {
-  readonly name: string;
+interface Tenant<E> extends Party {
   readonly weight: number;
   /** Waiting entries, in order of service. */
   readonly entries: E[];
@@ -35,26 +35,25 @@ interface Tenant<E> {
   tokens: number;
   /** Sum of the entries' costs. */
   cost: number;
-  /** Cost served so far, divided by the weight. An idle tenant saves up no credit. */
-  served: number;
 }
 
 /**
  * Most that a tenant is behind because of what it was served elsewhere, in cost / weight: 64 sequences of 2,000 tokens.
  */
 const LARGEST_DEBT = 128_000;
+/**
+ * How much more than another one a tenant may have been served that goes before it all the same, in cost / weight: one
+ * sequence of 2,000 tokens. It goes before because it needs no slot, or holds fewer, and yet it uses what the other one
+ * needs as well.
+ */
+export const LARGEST_LEAD = 2_000;
 
 export class FairQueue<E extends Waiting> {
   readonly #weightOf: (tenant: string) => number;
   readonly #order: QueueOrder;
-  readonly #tenants = new Map<string, Tenant<E>>();
+  readonly #tenants: FairShares<Tenant<E>>;
   #tokens = 0;
   #size = 0;
-  /**
-   * Virtual time: `served` of the tenant served last, before that service; of the one that was first in line where
-   * another went before it, so that newcomers do not wait until it has caught up.
-   */
-  #virtualTime = 0;
 
   /**
    * @param weightOf a tenant's share of the service, relative to the others'; above 0.
@@ -63,6 +62,9 @@ export class FairQueue<E extends Waiting> {
   constructor(weightOf: (tenant: string) => number = () => 1, order: QueueOrder = 'fifo') {
     this.#weightOf = weightOf;
     this.#order = order;
+    this.#tenants = new FairShares((name, served) => {
+      return { name, served, weight: weightOf(name), entries: [], tokens: 0, cost: 0 };
+    });
   }
 
   /** Pending tokens of all entries. */
@@ -75,20 +77,20 @@ export class FairQueue<E extends Waiting> {
   }
 
   add(entry: E): void {
-    const tenant = this.#tenant(entry.tenant);
-    if (tenant.entries.length === 0) tenant.served = Math.max(tenant.served, this.#virtualTime);
+    const tenant = this.#tenants.of(entry.tenant);
+    if (tenant.entries.length === 0) this.#tenants.wakes(tenant);
     tenant.entries.splice(this.#placeOf(tenant.entries, entry), 0, entry);
     this.#count(tenant, entry, 1);
   }
 
   /** All entries, tenant by tenant. */
   get entries(): E[] {
-    return [...this.#tenants.values()].flatMap((tenant) => tenant.entries);
+    return [...this.#tenants.all].flatMap((tenant) => tenant.entries);
   }
 
   /** The first entry of each tenant, in the order in which the tenants would be served. */
   get firsts(): E[] {
-    const waiting = [...this.#tenants.values()].filter(({ entries }) => entries.length > 0);
+    const waiting = [...this.#tenants.all].filter(({ entries }) => entries.length > 0);
     return waiting.sort((a, b) => a.served - b.served).map(({ entries }) => entries[0]!);
   }
 
@@ -97,20 +99,24 @@ export class FairQueue<E extends Waiting> {
     return this.#next()?.entries[0];
   }
 
-  /** The entry that would be served next if only those were there that `wanted` holds for. */
+  /**
+   * The entry that would be served next if only those were there that `wanted` holds for; undefined if its tenant has
+   * been served {@link LARGEST_LEAD} more than the one that is first in line, for its weight.
+   */
   firstOf(wanted: (entry: E) => boolean): E | undefined {
-    let first: { entry: E; served: number } | undefined;
-    for (const { entries, served } of this.#tenants.values()) {
-      if (first !== undefined && served >= first.served) continue;
-      const entry = entries.find(wanted);
-      if (entry) first = { entry, served };
-    }
-    return first?.entry;
+    const tenant = this.#tenants.next(({ entries }) => entries.some(wanted));
+    if (tenant === undefined || tenant.served > this.#next()!.served + LARGEST_LEAD) return undefined;
+    return tenant.entries.find(wanted);
+  }
+
+  /** What a tenant was served, in cost divided by its weight, as it counts if it asks now. */
+  servedOf(tenant: string): number {
+    return this.#tenants.servedOf(tenant);
   }
 
   /** Takes one sequence of a waiting entry, usually the first. Returns what its tenant is charged. */
   take(entry: E): number {
-    const tenant = this.#tenants.get(entry.tenant);
+    const tenant = this.#tenants.find(entry.tenant);
     const index = tenant?.entries.indexOf(entry) ?? -1;
     if (tenant === undefined || index < 0) return 0;
     const turn = this.#next()!.served;
@@ -124,9 +130,7 @@ export class FairQueue<E extends Waiting> {
       tenant.entries.splice(index, 1);
       this.#size--;
     }
-    // What came back was served before: the time of that service has passed already.
-    if (charge > 0) this.#virtualTime = Math.max(this.#virtualTime, turn);
-    tenant.served += charge / tenant.weight;
+    this.#tenants.serve(tenant, charge / tenant.weight, turn);
     this.#forgetIdle();
     return charge;
   }
@@ -136,17 +140,17 @@ export class FairQueue<E extends Waiting> {
    * it gets here puts it no further behind.
    */
   charge(name: string, cost: number): void {
-    const tenant = this.#tenant(name);
-    const from = Math.max(tenant.served, this.#virtualTime);
-    tenant.served = Math.max(from, Math.min(from + cost / tenant.weight, this.#virtualTime + LARGEST_DEBT));
+    const tenant = this.#tenants.of(name);
+    const from = this.#tenants.servedOf(name);
+    this.#tenants.raise(tenant, Math.min(from + cost / tenant.weight, this.#tenants.virtualTime + LARGEST_DEBT));
     // While nobody waits nobody falls behind: time goes on for all of them.
-    if (this.#size === 0) this.#virtualTime = tenant.served;
+    if (this.#size === 0) this.#tenants.passTo(tenant.served);
     this.#forgetIdle();
   }
 
   /** Takes out an entry that nobody waits for any more, and charges nobody. Returns false when it was not waiting. */
   remove(entry: E): boolean {
-    const tenant = this.#tenants.get(entry.tenant);
+    const tenant = this.#tenants.find(entry.tenant);
     const index = tenant?.entries.lastIndexOf(entry) ?? -1; // victims stand at the end
     if (tenant === undefined || index < 0) return false;
     tenant.entries.splice(index, 1);
@@ -156,7 +160,7 @@ export class FairQueue<E extends Waiting> {
 
   /** Tokens that would be served before `entry` if it joined the queue and nobody came after it. Changes nothing. */
   ahead(entry: E): number {
-    const tenant = this.#tenants.get(entry.tenant);
+    const tenant = this.#tenants.find(entry.tenant);
     const own = tenant?.entries ?? [];
     let [ahead, cost] = [tenant?.tokens ?? 0, tenant?.cost ?? 0];
     // Usually it goes last: walk from the end.
@@ -164,10 +168,10 @@ export class FairQueue<E extends Waiting> {
       ahead -= own[i]!.pendingTokens;
       cost -= costOf(own[i]!);
     }
-    const served = Math.max(tenant?.served ?? 0, own.length > 0 ? 0 : this.#virtualTime);
+    const served = own.length > 0 ? tenant!.served : this.#tenants.servedOf(entry.tenant);
     const turn = served + cost / this.#weightOf(entry.tenant);
     let earlier = true; // on ties the tenant that came first is served
-    for (const other of this.#tenants.values()) {
+    for (const other of this.#tenants.all) {
       if (other === tenant) earlier = false;
       else ahead += tokensBefore(other, turn, earlier);
     }
@@ -182,7 +186,7 @@ export class FairQueue<E extends Waiting> {
   victims(entry: E, limit: number): E[] | undefined {
     let tokens = this.#tokens + entry.pendingTokens;
     if (tokens <= limit) return [];
-    const holders = [...this.#tenants.values()].map(({ name, weight, entries, cost }) => {
+    const holders = [...this.#tenants.all].map(({ name, weight, entries, cost }) => {
       const unserved = entries.filter(({ pendingTokens }) => pendingTokens > 0);
       return { name, weight, entries: unserved, left: unserved.length, cost };
     });
@@ -216,21 +220,8 @@ export class FairQueue<E extends Waiting> {
     return entries.findLastIndex((other) => order(other) <= 0) + 1;
   }
 
-  #tenant(name: string): Tenant<E> {
-    const known = this.#tenants.get(name);
-    if (known) return known;
-    const fresh = { name, weight: this.#weightOf(name), entries: [], tokens: 0, cost: 0, served: this.#virtualTime };
-    this.#tenants.set(name, fresh);
-    return fresh;
-  }
-
-  /** The tenant that was served least, among those with waiting entries; on ties the one that came first. */
   #next(): Tenant<E> | undefined {
-    let least: Tenant<E> | undefined;
-    for (const tenant of this.#tenants.values()) {
-      if (tenant.entries.length > 0 && (least === undefined || tenant.served < least.served)) least = tenant;
-    }
-    return least;
+    return this.#tenants.next(({ entries }) => entries.length > 0);
   }
 
   #count(tenant: Tenant<E>, entry: E, sign: 1 | -1): void {
@@ -244,11 +235,8 @@ export class FairQueue<E extends Waiting> {
     this.#tokens += change;
   }
 
-  /** Drops idle tenants that a new tenant would equal. */
   #forgetIdle(): void {
-    for (const [name, tenant] of this.#tenants) {
-      if (tenant.entries.length === 0 && tenant.served <= this.#virtualTime) this.#tenants.delete(name);
-    }
+    this.#tenants.forget(({ entries }) => entries.length === 0);
   }
 }
 

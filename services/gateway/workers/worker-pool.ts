@@ -58,6 +58,8 @@ export interface WorkerPoolOptions
   readonly fingerprint: string;
   readonly connectPrefill: (address: string) => PrefillClient;
   readonly connectDecode: (address: string) => DecodeClient;
+  /** Sequences that other gateways say they have given a decode worker; 0 by default. */
+  readonly sequencesElsewhere?: (address: string) => number;
   /** Pause between two questions to a worker, in ms. */
   readonly askEveryMs?: number;
   readonly log: Logger;
@@ -76,6 +78,7 @@ export class WorkerPool {
   readonly #closing = new AbortController();
   readonly #location: Pick<WorkerPoolConfig, 'localPrefill' | 'localPrefillTokens'>;
   #capacity = 0;
+  #refreshing: Promise<unknown> | undefined;
   readonly #listeners = new Set<() => void>();
 
   constructor(options: WorkerPoolOptions) {
@@ -96,6 +99,7 @@ export class WorkerPool {
       role: 'prefill',
       connect: connectPrefill,
       reportedLoad: ({ queued }) => queued,
+      loadElsewhere: () => 0,
       rate: ({ prefillTokensPerSecond }) => prefillTokensPerSecond,
       hasRoom: ({ jobs }) => jobs < PROMPTS_PER_WORKER,
     });
@@ -104,6 +108,7 @@ export class WorkerPool {
       role: 'decode',
       connect: connectDecode,
       reportedLoad: ({ slots, freeSlots, queued }) => slots - freeSlots + queued,
+      loadElsewhere: options.sequencesElsewhere ?? (() => 0),
       rate: () => 0,
       hasRoom: hasDecodeRoom,
     });
@@ -194,7 +199,11 @@ export class WorkerPool {
 
   /** Decode workers whose slots hold the request; none where no prefill worker has room for its prompt. */
   decodeRoom({ positions }: PlacementRequest): DecodeRoom[] {
-    if (this.#prefill.ready(positions).length === 0) return [];
+    return this.#prefill.ready(positions).length === 0 ? [] : this.slotsFor(positions);
+  }
+
+  /** Decode workers whose slots hold so many positions, whatever prefill workers do. */
+  slotsFor(positions: number): DecodeRoom[] {
     const hold = this.#decode.usable.filter(({ capacity }) => capacity >= positions);
     return hold.map((worker) => ({ address: worker.address, freeSlots: freeSlots(worker) }));
   }
@@ -224,9 +233,13 @@ export class WorkerPool {
     return preferred(decision.where === 'local' ? local : remote, request);
   }
 
-  /** Asks every worker once. */
+  /** Asks every worker once, unless all are being asked just now. Resolves when they have answered. */
   async refresh(): Promise<void> {
-    await Promise.all([this.#prefill.refresh(this.#closing.signal), this.#decode.refresh(this.#closing.signal)]);
+    const { signal } = this.#closing;
+    this.#refreshing ??= Promise.all([this.#prefill.refresh(signal), this.#decode.refresh(signal)]).finally(() => {
+      this.#refreshing = undefined;
+    });
+    await this.#refreshing;
   }
 
   /** Asks every worker, and those that come later, again and again until `close`. */

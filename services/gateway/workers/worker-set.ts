@@ -10,7 +10,8 @@ import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import { type Describable, Worker, type WorkerLease, type WorkerOptions } from './worker.ts';
 
-export interface WorkerSetOptions<C extends Describable> extends Pick<WorkerOptions, 'role' | 'rate' | 'reportedLoad'> {
+export interface WorkerSetOptions<C extends Describable>
+  extends Pick<WorkerOptions, 'role' | 'rate' | 'reportedLoad' | 'loadElsewhere'> {
   readonly connect: (address: string) => C;
   /** Whether it takes more now. */
   readonly hasRoom: (worker: Worker<C>) => boolean;
@@ -64,11 +65,12 @@ export class WorkerSet<C extends Describable> {
   }
 
   #add(address: string): void {
-    const { role, rate, reportedLoad, connect, onChange, log } = this.#options;
+    const { role, rate, reportedLoad, loadElsewhere, connect, onChange, log } = this.#options;
     const worker = new Worker(address, connect(address), {
       role,
       rate,
       reportedLoad,
+      loadElsewhere,
       onRoom: onChange,
       onAnswer: () => this.#changed(),
       log,

@@ -43,6 +43,8 @@ export interface WorkerOptions {
   readonly rate: (description: WorkerDescription__Output) => number;
   /** The load that a worker reports, in tokens (prefill) or sequences (decode). */
   readonly reportedLoad: (description: WorkerDescription__Output) => number;
+  /** Load that other gateways say they have given it, at least; 0 where none says so. */
+  readonly loadElsewhere: (address: string) => number;
   /** Called when a job has ended: there may be room where there was none. */
   readonly onRoom: () => void;
   /** Called when it has answered, or cannot be used any more. */
@@ -97,9 +99,9 @@ export class Worker<C extends Describable> {
     return loadLeft(this.#jobs.values(), this.#description ? this.#options.rate(this.#description) : 0);
   }
 
-  /** {@link load}, and the work of other gateways as it was when the worker was last asked. */
+  /** {@link load}, and the work of other gateways as the worker or they said last, whichever is more. */
   get totalLoad(): number {
-    return this.load + this.#otherGatewaysLoad;
+    return this.load + Math.max(this.#otherGatewaysLoad, this.#options.loadElsewhere(this.address));
   }
 
   /** Jobs of this gateway that have work left. */

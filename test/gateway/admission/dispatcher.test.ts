@@ -47,6 +47,7 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
     },
     placeOneMore: () => undefined,
     decodeRoom: () => [],
+    slotsFor: () => [],
   };
   const dispatcher = new Dispatcher({
     pool,

@@ -176,6 +176,21 @@ describe('a fair queue', () => {
     ).toContain('newcomer');
   });
 
+  test('a prompt that needs less goes before the first in line until its tenant leads by 2,000 tokens for its weight', () => {
+    const of = (tenant: string, id: number, tokens: number) =>
+      entry({ tenant, id, tokens, sequences: 1, priority: 0, sequenceCost: 0 });
+    for (const weight of [1, 2]) {
+      const queue = new FairQueue<Entry>((tenant) => (tenant === 'small' ? weight : 1));
+      queue.add(of('first', 0, 10));
+      for (let id = 1; id < 40; id++) queue.add(of('small', id, 1_000));
+      const isSmall = ({ tenant }: Entry) => tenant === 'small';
+      let before = 0;
+      for (let next = queue.firstOf(isSmall); next; next = queue.firstOf(isSmall)) before += queue.take(next);
+      expect(before).toBe(3_000 * weight - (weight - 1) * 1_000);
+      expect(queue.first?.tenant).toBe('first');
+    }
+  });
+
   test('a tenant is owed nothing for the time that it was away', () => {
     const queue = new FairQueue<Entry>();
     const add = (tenant: string, id: number) =>

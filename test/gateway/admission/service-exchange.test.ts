@@ -49,6 +49,7 @@ function system(
       fits: () => true,
       placeOneMore: () => undefined,
       decodeRoom: () => [],
+      slotsFor: () => [],
       reaches: true,
       place: (): Placement | undefined => {
         if (!pool.reaches || computing >= ROOM || own >= roomOfEach) return undefined;
@@ -69,6 +70,8 @@ function system(
       now: () => nowMs,
       charge: (costs) => dispatcher.charge(costs),
       waiting: () => dispatcher.waitingTenants,
+      slots: () => dispatcher.slotNews,
+      self: `gw${number}`,
       publish: (news) => {
         messages++;
         const text = JSON.stringify(news);
@@ -240,6 +243,8 @@ test('news of a wrong form are passed over', () => {
     publish: () => {},
     charge: (costs) => charged.push(costs),
     waiting: () => new Set(),
+    slots: () => ({ held: [], blocked: [] }),
+    self: 'a',
   });
   for (const body of [
     null,
@@ -249,6 +254,10 @@ test('news of a wrong form are passed over', () => {
     { served: [['a', -1]], waiting: [] },
     { served: [['a', '1']], waiting: [] },
     { served: [['a', 1]], waiting: Array(1_001).fill('a') },
+    { served: [], waiting: [], held: [['a', 'd', 0]] },
+    { served: [], waiting: [], held: [['a', 'd']] },
+    { served: [], waiting: [], blocked: [['a', 1, 1, -1]] },
+    { served: [], waiting: [], blocked: [['a', 1, 1.5, 0]] },
   ]) {
     exchange.heard('x', body);
   }
@@ -262,10 +271,71 @@ test('what does not fit into one message is told with the next', () => {
     publish: ({ served }) => told.push(served.map(([tenant]) => tenant)),
     charge: () => {},
     waiting: () => new Set(),
+    slots: () => ({ held: [], blocked: [] }),
+    self: 'a',
   });
   const tenants = Array.from({ length: 1_500 }, (_, i) => `t${i}`);
   for (const tenant of tenants) exchange.served(tenant, 1);
   for (let i = 0; i < 3; i++) exchange.tick();
   expect(told.map(({ length }) => length)).toEqual([1_000, 500]);
   expect(told.flat()).toEqual(tenants);
+});
+
+describe('news of slots', () => {
+  /** An exchange that hears what the test says, on a clock of the test. */
+  function listening() {
+    let nowMs = 0;
+    const told: unknown[] = [];
+    const exchange = new ServiceExchange({
+      weightOf: () => 1,
+      publish: (news) => told.push(news),
+      charge: () => {},
+      waiting: () => new Set(),
+      slots: () => ({ held: [['own', 'd0', 2]], blocked: [] }),
+      self: 'b',
+      now: () => nowMs,
+    });
+    const pass = (ms: number) => {
+      nowMs += ms;
+    };
+    return { exchange, told, pass };
+  }
+  const NEWS = { served: [], waiting: ['t'], held: [['t', 'd0', 3]], blocked: [['t', 5, 40, 120]] };
+
+  test('what another gateway holds and lacks counts for a second, and the time for which it lacks it goes on', () => {
+    const { exchange, pass } = listening();
+    exchange.heard('a', NEWS);
+    exchange.heard('c', { ...NEWS, blocked: [] });
+    pass(900);
+    const held = { tenant: 't', address: 'd0', sequences: 3 };
+    expect(exchange.heldElsewhere).toEqual([
+      { ...held, first: true },
+      { ...held, first: false },
+    ]);
+    expect([exchange.sequencesElsewhere('d0'), exchange.sequencesElsewhere('d1')]).toEqual([6, 0]);
+    expect(exchange.blockedElsewhere).toEqual([
+      { gateway: 'a', tenant: 't', sequences: 5, positions: 40, forMs: 1_020 },
+    ]);
+    pass(100);
+    expect([exchange.heldElsewhere, exchange.blockedElsewhere, exchange.sequencesElsewhere('d0')]).toEqual([[], [], 0]);
+  });
+
+  test('a gateway of version 0.1, which says nothing of slots, is heard', () => {
+    const { exchange } = listening();
+    exchange.heard('a', { served: [], waiting: ['t'] });
+    expect([exchange.heldElsewhere, exchange.blockedElsewhere]).toEqual([[], []]);
+  });
+
+  test('the end of a sequence is told before the next tick where a tenant lacks slots elsewhere, every 25 ms at most', () => {
+    const { exchange, told, pass } = listening();
+    exchange.freed();
+    expect(told).toEqual([]);
+    exchange.heard('a', NEWS);
+    for (let i = 0; i < 10; i++) {
+      exchange.freed();
+      pass(10);
+    }
+    expect(told.length).toBe(4);
+    expect(told[0]).toEqual({ served: [], waiting: [], held: [['own', 'd0', 2]], blocked: [] });
+  });
 });

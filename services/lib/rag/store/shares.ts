@@ -7,6 +7,7 @@
  * Heads are not counted: they are small, and have a connection of their own.
  */
 import { LRUCache } from 'lru-cache';
+import { FairShares, type Party } from '../../async/fair-shares.ts';
 import { tenantOf } from './repo-key.ts';
 import type { RowRead, Store } from './store.ts';
 
@@ -26,12 +27,11 @@ interface Waiting {
   readonly begin: () => void;
 }
 
-interface Tenant {
+/** `served` is in bytes. */
+interface Tenant extends Party {
   /** Bytes on their way. */
   bytes: number;
   readonly waiting: Waiting[];
-  /** Bytes given so far. A tenant that was idle saves up no credit. */
-  served: number;
 }
 
 export function withShares(store: Store): Store {
@@ -51,13 +51,11 @@ export function withShares(store: Store): Store {
 
 class Shares {
   /** Tenants with reads on their way or waiting, or that were given more than others. */
-  readonly #tenants = new Map<string, Tenant>();
+  readonly #tenants = new FairShares<Tenant>((name, served) => ({ name, served, bytes: 0, waiting: [] }));
   /** Usual size of a row, by tenant. */
   readonly #rowBytes = new LRUCache<string, number>({ max: MOST_TENANTS });
   /** Bytes on their way. */
   #bytes = 0;
-  /** Virtual time: `served` of the tenant served last, before that service. */
-  #virtualTime = 0;
 
   /** @throws the signal's reason, if it is aborted before the read has begun; what `start` throws. */
   async run<T>(
@@ -88,9 +86,8 @@ class Shares {
   #turn(name: string, cost: number, signal: AbortSignal | undefined): Promise<void> {
     return new Promise((resolve, reject) => {
       if (signal?.aborted) return reject(signal.reason);
-      const tenant = this.#tenants.get(name) ?? { bytes: 0, waiting: [], served: 0 };
-      this.#tenants.set(name, tenant);
-      if (tenant.waiting.length === 0) tenant.served = Math.max(tenant.served, this.#virtualTime);
+      const tenant = this.#tenants.of(name);
+      if (tenant.waiting.length === 0) this.#tenants.wakes(tenant);
       const giveUp = () => {
         tenant.waiting.splice(tenant.waiting.indexOf(waiting), 1);
         reject(signal?.reason);
@@ -111,7 +108,7 @@ class Shares {
 
   #end(name: string, cost: number): void {
     this.#bytes -= cost;
-    const tenant = this.#tenants.get(name);
+    const tenant = this.#tenants.find(name);
     if (tenant !== undefined) tenant.bytes -= cost; // a read of nothing does not keep its tenant in mind
     this.#beginAll();
   }
@@ -122,11 +119,12 @@ class Shares {
       const { cost, begin } = next.waiting.shift()!;
       next.bytes += cost;
       this.#bytes += cost;
-      this.#virtualTime = next.served;
-      next.served += cost;
+      this.#tenants.serve(next, cost);
       begin();
     }
-    this.#forgetIdle();
+    // When nothing is on its way nobody is behind: a tenant owes nothing later for what it was given so far.
+    if (this.#bytes === 0) for (const { served } of this.#tenants.all) this.#tenants.passTo(served);
+    this.#tenants.forget(({ bytes, waiting }) => bytes === 0 && waiting.length === 0);
   }
 
   /**
@@ -134,21 +132,10 @@ class Shares {
    * room, so that small reads do not keep a large one waiting for ever.
    */
   #next(): Tenant | undefined {
-    let least: Tenant | undefined;
-    for (const tenant of this.#tenants.values()) {
-      const [first] = tenant.waiting;
-      if (first === undefined || !fits(tenant.bytes, first.cost, TENANT_BYTES)) continue;
-      if (least === undefined || tenant.served < least.served) least = tenant;
-    }
+    const least = this.#tenants.next(({ bytes, waiting: [first] }) => {
+      return first !== undefined && fits(bytes, first.cost, TENANT_BYTES);
+    });
     return least && fits(this.#bytes, least.waiting[0]!.cost, IN_FLIGHT_BYTES) ? least : undefined;
-  }
-
-  /** Drops idle tenants that a new one would equal; all of them when nothing is on its way. */
-  #forgetIdle(): void {
-    for (const [name, { bytes, waiting, served }] of this.#tenants) {
-      const equal = served <= this.#virtualTime || this.#bytes === 0;
-      if (bytes === 0 && waiting.length === 0 && equal) this.#tenants.delete(name);
-    }
   }
 }
 

@@ -1,0 +1,214 @@
+/** What tenants get that all want more, of prefill and of decode slots: real queues over simulated workers. */
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { RandomStream } from '../../../bench/measure/arrivals.ts';
+import { jain, simulatedSystem } from '../../support/simulated-system.ts';
+
+const BUSY = { promptTokens: 120, outputTokens: 32, atOnce: 16 };
+
+describe('shares of tenants that use prefill and slots in different proportions', () => {
+  const wants = fc.record({
+    promptTokens: fc.integer({ min: 10, max: 1_000 }),
+    // 1: no decode slot is needed.
+    outputTokens: fc.oneof(fc.constant(1), fc.integer({ min: 2, max: 100 })),
+    weight: fc.integer({ min: 1, max: 4 }),
+  });
+  const workers = fc.record({
+    slots: fc.array(fc.integer({ min: 2, max: 6 }), { minLength: 1, maxLength: 2 }),
+    stepMs: fc.integer({ min: 1, max: 10 }),
+    prefillTokensPerSecond: fc.integer({ min: 2_000, max: 20_000 }),
+  });
+
+  test('tokens are shared by weight, whatever mix of long prompts, long outputs and prompts without output waits', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(wants, { minLength: 2, maxLength: 3 }), workers, async (tenants, shape) => {
+        const names = tenants.map((_, i) => `t${i}`);
+        const weights = Object.fromEntries(names.map((name, i) => [name, tenants[i]!.weight]));
+        const system = simulatedSystem({ ...shape, weights });
+        try {
+          await system.start();
+          for (const [i, { weight: _, ...demand }] of tenants.entries()) {
+            system.ask({ ...demand, tenant: names[i]!, atOnce: 16 });
+          }
+          await system.pass(10_000);
+          const before = system.service(...names);
+          await system.pass(30_000);
+          const got = system.service(...names).map((tokens, i) => tokens - before[i]!);
+          expect([jain(got) >= 0.95, got]).toEqual([true, got]);
+        } finally {
+          system.stop();
+        }
+      }),
+      { numRuns: 6 },
+    );
+  }, 300_000);
+
+  test.each([
+    ['prompts as long as a slot with short outputs', 8],
+    ['prompts as long as a slot without outputs', 1],
+  ])('%s get their share of tokens, and leave others theirs', async (_, outputTokens) => {
+    const system = simulatedSystem({ weights: { heavy: 3 }, slots: [8], stepMs: 10, prefillTokensPerSecond: 10_000 });
+    await system.start();
+    system.ask({ ...BUSY, tenant: 'heavy' });
+    system.ask({ ...BUSY, tenant: 'light' });
+    await system.pass(10_000);
+    const alone = system.service('heavy', 'light');
+    system.ask({ tenant: 'long', promptTokens: 1_008, outputTokens, atOnce: 12 });
+    await system.pass(10_000);
+    const before = system.service('heavy', 'light', 'long');
+    await system.pass(20_000);
+    const got = system.service('heavy', 'light', 'long').map((tokens, i) => tokens - before[i]!);
+    expect(jain(got)).toBeGreaterThan(0.97);
+    // Beside it the others keep at least as much as three tenants of these weights may expect: 4 parts of 5.
+    expect(got[0]! / 2).toBeGreaterThan(0.75 * alone[0]!);
+    expect(got[1]! / 2).toBeGreaterThan(0.75 * alone[1]!);
+  });
+
+  test('a tenant that asks for little is served within a moment beside tenants whose sequences are long', async () => {
+    const system = simulatedSystem({ slots: [4], stepMs: 10 });
+    await system.start();
+    system.ask({ tenant: 'long', promptTokens: 20, outputTokens: 2_000, choices: 16, atOnce: 2 });
+    await system.pass(5_000);
+    for (let i = 0; i < 5; i++) {
+      void system.once({ tenant: 'typist', promptTokens: 60, outputTokens: 8, atOnce: 1 });
+      await system.pass(500);
+      expect(system.finishedOf('typist')).toBe(i + 1);
+    }
+  });
+});
+
+/** Delays of news and whether they are lost, by a generator of the test's own. */
+function network(seed: number, delayMs: number, lossPercent: number) {
+  const random = new RandomStream(seed);
+  return () => (random.uniform() * 100 < lossPercent ? undefined : 1 + random.uniform() * delayMs);
+}
+
+describe('decode slots of several gateways', () => {
+  const LONG = { tenant: 'long', gateway: 0, promptTokens: 20, outputTokens: 3_000, choices: 16, atOnce: 2 };
+
+  test('a tenant that fills all slots through one gateway makes way for one that waits at another', async () => {
+    const system = simulatedSystem({ gateways: 2, slots: [4], stepMs: 10 });
+    await system.start();
+    system.ask(LONG);
+    await system.pass(3_000);
+    system.ask({ ...BUSY, tenant: 'busy', gateway: 1 });
+    await system.pass(2_000);
+    expect(system.finishedOf('busy')).toBeGreaterThan(0);
+    await system.pass(10_000);
+    // One slot alone serves 3 sequences per second.
+    expect(system.finishedOf('busy')).toBeGreaterThan(25);
+    expect(system.held(0)).toBeGreaterThanOrEqual(2);
+  });
+
+  test('a tenant that asks for little at another gateway is served within two seconds, again and again', async () => {
+    const system = simulatedSystem({ gateways: 3, slots: [4], stepMs: 10 });
+    await system.start();
+    system.ask(LONG);
+    system.ask({ ...LONG, gateway: 2 });
+    await system.pass(5_000);
+    for (let i = 0; i < 8; i++) {
+      void system.once({ tenant: 'typist', gateway: 1, promptTokens: 60, outputTokens: 8, atOnce: 1 });
+      await system.pass(2_000);
+      expect(system.finishedOf('typist')).toBe(i + 1);
+    }
+  });
+
+  test('gateways that do not hear each other, or only one way, let every tenant get on', async () => {
+    for (const deaf of [[0], [1], [0, 1]]) {
+      const system = simulatedSystem({
+        gateways: 2,
+        slots: [4],
+        stepMs: 10,
+        delayMs: (to) => (deaf.includes(to) ? undefined : 5),
+      });
+      try {
+        await system.start();
+        system.ask({ ...LONG, outputTokens: 300 });
+        await system.pass(2_000);
+        system.ask({ ...BUSY, tenant: 'busy', gateway: 1 });
+        await system.pass(30_000);
+        expect([deaf, system.finishedOf('busy') > 5, system.finishedOf('long') > 5]).toEqual([deaf, true, true]);
+      } finally {
+        system.stop();
+      }
+    }
+  });
+
+  const shape = fc.record({
+    gateways: fc.constantFrom(2, 3),
+    slots: fc.array(fc.integer({ min: 3, max: 8 }), { minLength: 1, maxLength: 2 }),
+    seed: fc.integer({ min: 1, max: 1e9 }),
+    delayMs: fc.integer({ min: 1, max: 200 }),
+    lossPercent: fc.constantFrom(0, 5),
+  });
+  const wants = fc.record({
+    promptTokens: fc.integer({ min: 10, max: 500 }),
+    outputTokens: fc.integer({ min: 2, max: 200 }),
+    choices: fc.constantFrom(1, 4, 16),
+    weight: fc.integer({ min: 1, max: 3 }),
+    at: fc.subarray([0, 1, 2], { minLength: 1 }),
+    sinceMs: fc.integer({ min: 0, max: 5_000 }),
+  });
+
+  test('tenants at several gateways get tokens by weight, whatever they ask for and however late news come', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(wants, { minLength: 2, maxLength: 3 }), shape, async (tenants, given) => {
+        const names = tenants.map((_, i) => `t${i}`);
+        const weights = Object.fromEntries(names.map((name, i) => [name, tenants[i]!.weight]));
+        const delayMs = network(given.seed, given.delayMs, given.lossPercent);
+        const system = simulatedSystem({ ...given, weights, stepMs: 5, prefillTokensPerSecond: 20_000, delayMs });
+        try {
+          await system.start();
+          const later = tenants.toSorted((a, b) => a.sinceMs - b.sinceMs);
+          let nowMs = 0;
+          for (const tenant of later) {
+            const { at, weight: _, sinceMs, ...demand } = tenant;
+            await system.pass(sinceMs - nowMs);
+            nowMs = sinceMs;
+            const name = names[tenants.indexOf(tenant)]!;
+            const atOnce = Math.ceil(24 / demand.choices);
+            for (const gateway of new Set(at.map((each) => each % given.gateways))) {
+              system.ask({ ...demand, tenant: name, gateway, atOnce });
+            }
+          }
+          await system.pass(10_000);
+          const [before, finished, preempted] = [system.service(...names), system.finished(), system.preemptions()];
+          await system.pass(30_000);
+          const got = system.service(...names).map((tokens, i) => tokens - before[i]!);
+          expect([jain(got) >= 0.95, got]).toEqual([true, got]);
+          // Most work is not for nothing: sequences make way about as often as they end, at most.
+          expect(system.preemptions() - preempted).toBeLessThan(2 * (system.finished() - finished) + 20);
+        } finally {
+          system.stop();
+        }
+      }),
+      { numRuns: 5 },
+    );
+  }, 300_000);
+
+  test('sequences that never end change hands until all have their share, and then no more', async () => {
+    const arrival = fc.record({ tenant: fc.constantFrom('a', 'b', 'c'), gateway: fc.nat(2), afterMs: fc.nat(3_000) });
+    await fc.assert(
+      fc.asyncProperty(fc.array(arrival, { minLength: 2, maxLength: 6 }), shape, async (arrivals, given) => {
+        const delayMs = network(given.seed, given.delayMs, given.lossPercent);
+        const system = simulatedSystem({ ...given, stepMs: 5, delayMs });
+        try {
+          await system.start();
+          for (const { tenant, gateway, afterMs } of arrivals) {
+            const endless = { promptTokens: 20, outputTokens: 90_000, choices: 8, atOnce: 1 };
+            system.ask({ ...endless, tenant, gateway: gateway % given.gateways });
+            await system.pass(afterMs);
+          }
+          await system.pass(20_000);
+          const before = system.preemptions();
+          await system.pass(60_000);
+          expect(system.preemptions()).toBe(before);
+          expect(before).toBeLessThanOrEqual(arrivals.length * 2 * given.slots.reduce((sum, count) => sum + count, 0));
+        } finally {
+          system.stop();
+        }
+      }),
+      { numRuns: 8 },
+    );
+  }, 300_000);
+});
