@@ -1,0 +1,41 @@
+/** Which device this is, whether an engine opens on it, and what bandwidth and arithmetic it reaches. */
+
+import { firstCard } from '../card.ts';
+import { TINY } from '../command.ts';
+import type { Roofline } from '../roofline.ts';
+import { type PartContext, withEngine, withProcess } from './context.ts';
+
+export async function measureDevice(context: PartContext): Promise<Partial<Roofline>> {
+  const { options, sizes, bundles, add, onProgress, signal } = context;
+  const card = await firstCard();
+  const fact = (what: string, value: number | string, unit = '') => add({ subject: 'card', what, value, unit });
+  if (card === undefined) fact('found by nvidia-smi or the kernel', 'none');
+  else {
+    fact('name', card.name);
+    fact('driver', card.driver);
+    fact('memory', card.memory / 2 ** 30, 'GiB');
+  }
+  onProgress('opening the device');
+  const model = await bundles.get(TINY, 'fp32', signal);
+  const { loadMs } = await withEngine(
+    context,
+    { provider: options.provider, model, slots: 1, capacity: 64 },
+    async (_ask, opened) => opened,
+  );
+  add({ subject: 'tiny-coder fp32', what: 'opens, and passes the self-check, in', value: loadMs, unit: 'ms' });
+  onProgress('bandwidth and arithmetic');
+  const { provider } = options;
+  const { copy, product } = sizes;
+  const measured = await withProcess(context, (ask) => ask<Roofline>({ do: 'roofline', provider, copy, product }));
+  add({
+    subject: `addition over ${copy} x ${copy} float32`,
+    what: 'bandwidth, read and written together',
+    value: measured.bandwidth / 1e9,
+    unit: 'GB/s',
+  });
+  for (const [type, flops] of Object.entries(measured.flops)) {
+    const subject = `product of ${product} x ${product} ${type}`;
+    add({ subject, what: 'arithmetic', value: flops / 1e12, unit: 'TFLOP/s' });
+  }
+  return measured;
+}
