@@ -113,7 +113,7 @@ async function open(options: EngineOptions): Promise<Opened> {
   };
 }
 
-/** Greedy tokens after a prompt in one chunk. With `rows`, the logits of every position of the prompt and of one step. */
+/** Greedy tokens after a prompt in one chunk; with `rows`, the logits of every position of the prompt and of a step. */
 async function continued({ prompt, tokens, rows }: Extract<Task, { do: 'continue' }>): Promise<Continued> {
   const { session } = current().loaded;
   const vocab = session.vocabSize;

@@ -12,7 +12,7 @@ export interface Figure {
   readonly unit: string;
   /** All measurements, in the same unit; the value is their median. */
   readonly samples?: readonly number[];
-  /** The least that it could take, in the same unit, by the bandwidth or arithmetic that was measured on this device. */
+  /** The least that it could take, in the same unit, by the bandwidth or arithmetic measured on this device. */
   readonly bound?: number;
 }
 

@@ -66,7 +66,7 @@ async function msPerOperator(
   return long > short ? (long - short) / (CHAINS[1] - CHAINS[0]) : long / CHAINS[1];
 }
 
-/** `[size, size]` out of a column and a row that are fed, through the chain, to its largest element, which is fetched. */
+/** `[size, size]` out of a column and a row that are fed, through the chain, to its largest element: the output. */
 function chain(floats: 'float32' | 'float16', size: number, length: number, operator: Operator): Graph {
   const graph = new Graph(floats);
   const fed = (name: string, dims: readonly number[]) => {

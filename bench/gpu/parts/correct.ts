@@ -5,7 +5,7 @@ import type { Continued } from '../child.ts';
 import { TINY } from '../command.ts';
 import { type PartContext, withEngine } from './context.ts';
 
-/** 32-bit floats must give the CPU's tokens; the other precisions may part at near ties, so their logits are compared. */
+/** 32-bit floats must give the CPU's tokens. Other precisions may part at near ties: their logits are compared. */
 const TOKENS = { prompt: 300, tokens: 25 };
 /** Above 32, where ONNX Runtime computes attention by another kernel. */
 const ROWS = { prompt: 48, tokens: 2 };

@@ -1,4 +1,4 @@
-/** The memory of the card and of the process: before, with an engine, after many steps, and when the process is gone. */
+/** Memory of the card and of the process: before, with an engine, after many steps, and when the process is gone. */
 
 import type { ProcessMemory } from '../../engine/memory.ts';
 import { firstCard } from '../card.ts';
