@@ -3,6 +3,7 @@
  * other by a library of its own (a plugin). Unknown options are ignored by the runtime without a word, so only options
  * that it is known to have are passed.
  */
+import { existsSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { ServingError } from '../process/errors.ts';
 import { assertOk, create, libraryPath, loadFault, type Out, type Pointer, readPointers, runtime } from './ort-api.ts';
@@ -63,7 +64,10 @@ export function openProvider(setting: ProviderSetting): Provider {
 
 /** @returns ServingError provider_unavailable for whatever the runtime said. */
 export function unavailable(provider: Pick<Provider, 'name' | 'remedy'>, error: unknown): ServingError {
-  const reason = (error instanceof Error ? error.message : String(error)).replace(/^ONNX Runtime: /, '');
+  const reason = (error instanceof Error ? error.message : String(error))
+    .replace(/^ONNX Runtime: /, '')
+    .replace(/^\/onnxruntime_src.*?\[ONNXRuntimeError\] : \d+ : \w+ : /s, '') // a place in the runtime's sources
+    .trim();
   return new ServingError(
     'provider_unavailable',
     `${provider.name} cannot be used (${reason}): ${provider.remedy()}, or use --provider cpu`,
@@ -164,16 +168,13 @@ function cuda({ deviceId = 0, memoryLimit }: ProviderSetting): Provider {
 function cudaRemedy(): string {
   if (process.platform !== 'linux' || process.arch !== 'x64') return 'CUDA needs linux-x64';
   const missing = Object.entries(CUDA_LIBRARIES).filter(([library]) => loadFault(library) !== undefined);
-  const provider = join(dirname(libraryPath()), 'libonnxruntime_providers_cuda.so');
   const remedies = missing.map(([library, origin]) => `${library} (${origin})`);
-  // With the others there, what is wrong with the provider's own library is in the loader's message.
-  const fault = loadFault(provider);
-  if (missing.length === 0 && fault === undefined) return 'look at nvidia-smi whether the device exists and is free';
-  if (fault && /cannot open shared object file/.test(fault) && fault.includes(`${provider}: cannot open`)) {
-    remedies.push(
-      `${basename(provider)} (node node_modules/onnxruntime-node/script/install --onnxruntime-node-install=cuda12)`,
-    );
-  } else if (missing.length === 0) remedies.push(`${basename(provider)}: ${fault}`);
+  const own = join(dirname(libraryPath()), 'libonnxruntime_providers_cuda.so');
+  if (!existsSync(own)) {
+    const install = 'node node_modules/onnxruntime-node/script/install --onnxruntime-node-install=cuda12';
+    remedies.push(`${basename(own)} (${install})`);
+  }
+  if (remedies.length === 0) return 'look with nvidia-smi whether the device exists and is free';
   return `missing: ${remedies.join(', ')}; install them where the loader looks (LD_LIBRARY_PATH)`;
 }
 
