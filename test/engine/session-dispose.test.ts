@@ -93,7 +93,7 @@ test('a run of another graph ends well although disposing does not wait for it',
   const inputs = {
     input_ids: { type: 'int64', dims: [1, n], data: BigInt64Array.of(1n, 2n) },
     soft_tokens: { type: 'float32', dims: [0, spec.hidden], data: new Float32Array(0) },
-    soft_positions: { type: 'int64', dims: [0], data: new BigInt64Array(0) },
+    soft_positions: { type: 'int64', dims: [0, 2], data: new BigInt64Array(0) },
     logit_rows: { type: 'int64', dims: [1], data: BigInt64Array.of(1n) },
     seqlens_k: { type: 'int32', dims: [1], data: Int32Array.of(n - 1) },
     total_sequence_length: { type: 'int32', dims: [], data: Int32Array.of(n) },
