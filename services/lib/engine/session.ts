@@ -160,11 +160,14 @@ export class DecoderSession {
       binding
         .input('input_ids', value({ type: 'int64', dims: [1, ids.length], data: int64(ids) }))
         .input('soft_tokens', value({ type: 'float32', dims: [soft.positions.length, hiddenSize], data: vectors }))
-        .input('soft_positions', value({ type: 'int64', dims: [soft.positions.length], data: int64(soft.positions) }))
+        .input(
+          'soft_positions',
+          value({ type: 'int64', dims: [soft.positions.length, 2], data: places(soft.positions) }),
+        )
         .input('logit_rows', value({ type: 'int64', dims: [logitRows.length], data: int64(logitRows) }))
         .input('seqlens_k', value({ type: 'int32', dims: [1], data: int32(1).fill(end - 1) }))
         .input('total_sequence_length', value({ type: 'int32', dims: [], data: int32(1).fill(end) }))
-        .output('logits', value({ type: 'float32', dims: [1, logitRows.length, vocabSize], data: logits }));
+        .output('logits', value({ type: 'float32', dims: [logitRows.length, vocabSize], data: logits }));
       await binding.run(signal);
       return logits;
     } finally {
@@ -270,12 +273,12 @@ export class DecoderSession {
         .bind()
         .input('input_ids', this.#fixed({ type: 'int64', dims: [n, 1], data: ids }))
         .input('soft_tokens', this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }))
-        .input('soft_positions', this.#fixed({ type: 'int64', dims: [0], data: int64([]) }))
+        .input('soft_positions', this.#fixed({ type: 'int64', dims: [0, 2], data: int64([]) }))
         .input('logit_rows', this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }))
         // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
         .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
         .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
-        .output('logits', this.#fixed({ type: 'float32', dims: [n, 1, vocabSize], data: this.#stepLogits }));
+        .output('logits', this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits }));
       this.#unbind.push(this.pool.memory.bind(binding, first, n));
       step = { binding, ids, lengths, total };
       this.#steps.set(key, step);
@@ -293,3 +296,5 @@ function int64(values: ArrayLike<number>): BigInt64Array {
   for (let i = 0; i < values.length; i++) out[i] = BigInt(values[i] as number);
   return out;
 }
+/** The graph's form of positions of the only sequence of a batch: (0, position) each. */
+const places = (positions: ArrayLike<number>) => int64(Array.from(positions).flatMap((position) => [0, position]));

@@ -236,7 +236,11 @@ describe('opening', async () => {
   test.each<[string, (dir: string) => Promise<unknown>, string[]]>([
     ['no manifest', (dir) => rm(join(dir, 'manifest.json')), ['manifest.json']],
     ['a manifest cut short', (dir) => writeFile(join(dir, 'manifest.json'), '{"format":'), ['manifest.json']],
-    ['another format', change((m) => ({ ...m, format: 'llavacode-bundle/2' })), ['format', 'llavacode-bundle/1']],
+    [
+      'another format',
+      change((m) => ({ ...m, format: 'llavacode-bundle/1' })),
+      ['format', 'llavacode-bundle/2', 'export'],
+    ],
     ['a bad fingerprint', change((m) => ({ ...m, fingerprint: 'abc' })), ['fingerprint']],
     [
       'a file outside',

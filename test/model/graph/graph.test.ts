@@ -63,17 +63,17 @@ describe('quantisation', () => {
       const bias = wave(rows, 1.3);
       const graph = new Graph();
       const x = graph.input('x', 'float32', ['n', columns]);
-      const ids = graph.input('ids', 'int64', ['k']);
+      const ids = graph.input('ids', 'int64', ['batch', 'sequence']);
       const matrix = { name: 'y', rows, columns, read: async () => weight, bias: async () => bias };
       graph.output(linear(graph, x, matrix, format), 'float32', ['n', rows]);
       const table = storeMatrix(graph, { ...matrix, name: 'table' }, format, 'both');
-      graph.output(lookUp(graph, 'looked_up', ids, table), 'float32', ['k', columns]);
+      graph.output(lookUp(graph, 'looked_up', ids, table), 'float32', ['batch', 'sequence', columns]);
       graph.output(multiply(graph, 'tied', x, table), 'float32', ['n', rows]);
       const session = await loadGraph(graph, parent, name);
       const input = wave(3 * columns, 0.11);
       const out = await session.run({
         x: { type: 'float32', dims: [3, columns], data: input },
-        ids: ids64([2], [5, 0]),
+        ids: ids64([1, 2], [5, 0]),
       });
       const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
       const stored = format === 'fp32' || !block ? weight : dequantize(weight, format.bits, block);

@@ -16,7 +16,8 @@ import { reasonOf } from '../../process/os-errors.ts';
 import { decoderSpecSchema } from '../checkpoint/spec.ts';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS } from './choices.ts';
 
-export const FORMAT = 'llavacode-bundle/1';
+/** The number grows with the inputs of the graphs: a session feeds those of its own version only. */
+export const FORMAT = 'llavacode-bundle/2';
 const count = z.number().int().positive();
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in hex');
 const filePath = z.string().regex(/^(?!\.)[\w.-]+(\/(?!\.)[\w.-]+)*$/, 'must be a path within the bundle');
@@ -57,7 +58,10 @@ const encoderSchema = z.object({
 export type EncoderManifest = z.output<typeof encoderSchema>;
 
 export const manifestSchema = z.object({
-  format: z.literal(FORMAT, `must be ${FORMAT}`),
+  format: z.literal(
+    FORMAT,
+    `must be ${FORMAT}: make a bundle of another version again, with llavacode export or synth`,
+  ),
   name: z.string().min(1),
   precision: z.enum(PRECISIONS),
   /** A digest of all files: two workers with the same fingerprint compute the same. */
