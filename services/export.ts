@@ -127,7 +127,7 @@ async function divergenceOf(llm: string, to: string): Promise<Divergence> {
 export async function openPair(graphs: GraphPair, spec: DecoderSpec): Promise<LogitsRunner> {
   const pool = new KvPool({ ...spec, floats: graphs.floats }, 1, VERIFY.tokens);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const engine = { provider: 'cpu', threads: 2 } as const;
+  const engine = { threads: 2 } as const;
   const prompt = await DecoderSession.load(graphs.prompt, shape, pool, engine);
   const decode = await DecoderSession.load(graphs.decode, shape, pool, engine);
   return {

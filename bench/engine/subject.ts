@@ -65,7 +65,7 @@ export class EngineSubject {
       options.capacity,
     );
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const settings = { provider: 'cpu', threads: options.threads, spin: options.spin, prepacked } as const;
+    const settings = { threads: options.threads, spin: options.spin, prepacked } as const;
     const steps = await DecoderSession.load(llm, shape, pool, settings);
     const prompts = prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, settings);
     await prompts.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });

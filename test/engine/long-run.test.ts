@@ -29,7 +29,7 @@ async function load(llm: string): Promise<DecoderSession> {
   const { spec } = bundle.manifest.llm;
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const pool = new KvPool(spec, 2, 2048);
-  const session = await DecoderSession.load(bundle.llm, shape, pool, { provider: 'cpu', threads: 1 });
+  const session = await DecoderSession.load(bundle.llm, shape, pool, { threads: 1 });
   cleanUp.push(() => session.dispose());
   return session;
 }

@@ -83,7 +83,7 @@ const namesIn = async (folder: string) => (await readdir(folder)).filter((name) 
 async function logitsOf(graph: string, prepacked?: PrepackedCache): Promise<Float32Array[]> {
   const pool = new KvPool(spec, 2, 64);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const session = await DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 1, prepacked });
+  const session = await DecoderSession.load(graph, shape, pool, { threads: 1, prepacked });
   const ids = Int32Array.from({ length: 24 }, (_, i) => (i * 37) % spec.vocab);
   const logits = [await session.chunk({ slot: 0, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows: [0, 23] })];
   for (const i of [0, 1, 2]) {

@@ -29,7 +29,7 @@ async function load(capacity = 64): Promise<DecoderSession> {
   const { graph, spec } = await write();
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const pool = new KvPool(spec, 2, capacity);
-  return DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 1 });
+  return DecoderSession.load(graph, shape, pool, { threads: 1 });
 }
 
 const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
@@ -86,7 +86,7 @@ test('a disposed session finishes its current run and refuses others', async () 
 
 test('a run of another graph ends well although disposing does not wait for it', async () => {
   const { graph, spec } = await write();
-  const session = await OrtSession.load(graph, { provider: 'cpu', threads: 1 });
+  const session = await OrtSession.load(graph, { threads: 1 });
   const [positions, n] = [8, 2];
   const cache = { type: 'float32', dims: [1, spec.kvHeads, positions, spec.headDim] } as const;
   const kv = session.inputs.filter((name) => name.startsWith('past.'));

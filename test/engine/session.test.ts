@@ -30,7 +30,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('%s', (name) => {
     await writeModel(buildDecoder(spec, checkpoint, { layers: 'fp32', vocabulary: 'fp32', maxPositions: 256 }), dir);
     const pool = new KvPool(spec, slots, capacity);
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    session = await DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { provider: 'cpu', threads: 1 });
+    session = await DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { threads: 1 });
     expected = JSON.parse(await readFile(join(goldens(name), 'expected.json'), 'utf8'));
     const outputs = await Checkpoint.open(join(goldens(name), 'expected.safetensors'));
     const vectors = await outputs.read('soft_tokens');

@@ -80,7 +80,7 @@ export async function loadGraph(graph: Graph, parent: string, name: string): Pro
   const dir = join(parent, name);
   await mkdir(dir);
   await writeModel(graph, dir);
-  return OrtSession.load(join(dir, 'model.onnx'), { provider: 'cpu', threads: 1 });
+  return OrtSession.load(join(dir, 'model.onnx'), { threads: 1 });
 }
 
 export interface Step {

@@ -68,7 +68,7 @@ export class PlainModel {
     const { spec } = bundle.manifest.llm;
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
     const pool = new KvPool(spec, 1, capacity);
-    const session = await DecoderSession.load(bundle.llm, shape, pool, { provider: 'cpu', threads: 1 });
+    const session = await DecoderSession.load(bundle.llm, shape, pool, { threads: 1 });
     return new PlainModel(session, spec.vocab);
   }
 

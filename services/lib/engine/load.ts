@@ -37,6 +37,11 @@ export async function loadEngine(
   log: Logger,
   files: FileGuard,
 ): Promise<WorkerEngine> {
+  if (config.provider === 'cuda')
+    throw new ServingError(
+      'provider_unavailable',
+      '--provider cuda is refused: this version would compute with stale inputs on a GPU and answer with wrong tokens',
+    );
   const started = performance.now();
   const cpus = config.cpus === '' ? undefined : parseCpus(config.cpus);
   if (cpus) pinProcess(cpus);
@@ -57,7 +62,6 @@ export async function loadEngine(
   const pool = new KvPool({ layers, kvHeads, headDim, floats }, config.slots, capacity);
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const session = await DecoderSession.load(graph, shape, pool, {
-    provider: config.provider,
     threads: Math.min(config.threads, cpus?.length ?? config.threads),
     spin: config.spin,
     prepacked: prepackedCache(bundle, config.prepacked, log, files),

@@ -50,7 +50,7 @@ const CODE = `class Cache:
 
 const parent = await temporaryFolder();
 const golden = await readJsonFile<Golden>(join(TINY_CODER, 'expected.json'));
-const load = (path: string) => OrtSession.load(path, { provider: 'cpu', threads: 1 });
+const load = (path: string) => OrtSession.load(path, { threads: 1 });
 const exported = async (precision: Precision, prefillPrecision?: PrefillPrecision): Promise<Bundle> => {
   const to = join(parent, `${precision}-${prefillPrecision}`);
   await exportBundle({ llm: TINY_CODER, to, precision, prefillPrecision });
