@@ -3,6 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
@@ -28,7 +29,7 @@ async function write(): Promise<{ graph: string; spec: DecoderSpec }> {
 async function load(capacity = 64): Promise<DecoderSession> {
   const { graph, spec } = await write();
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const pool = new KvPool(spec, 2, capacity);
+  const pool = new KvPool(new CpuEngineKv(spec, 2, capacity));
   return DecoderSession.load(graph, shape, pool, { threads: 1 });
 }
 

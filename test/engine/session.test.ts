@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
@@ -28,7 +29,7 @@ describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('%s', (name) => {
     spec = (await readSpec(goldens(name))) as DecoderSpec;
     const checkpoint = await Checkpoint.open(goldens(name));
     await writeModel(buildDecoder(spec, checkpoint, { layers: 'fp32', vocabulary: 'fp32', maxPositions: 256 }), dir);
-    const pool = new KvPool(spec, slots, capacity);
+    const pool = new KvPool(new CpuEngineKv(spec, slots, capacity));
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
     session = await DecoderSession.load(join(dir, 'model.onnx'), shape, pool, { threads: 1 });
     expected = JSON.parse(await readFile(join(goldens(name), 'expected.json'), 'utf8'));

@@ -12,6 +12,7 @@ import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
+import { CpuEngineKv } from './engine-kv.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { DecoderSession } from './session.ts';
@@ -24,6 +25,8 @@ export interface WorkerEngine {
   readonly session: DecoderSession;
   /** The model's name, as clients ask for it. */
   readonly modelName: string;
+  /** Frees the graph and the KV caches after the runs and copies that are under way. */
+  dispose(): Promise<void>;
 }
 
 /**
@@ -59,7 +62,7 @@ export async function loadEngine(
   assertFitsMemory(bundle, graph, config.slots, capacity);
   const { layers, kvHeads, headDim } = spec;
   const floats = floatsOf(bundle.manifest);
-  const pool = new KvPool({ layers, kvHeads, headDim, floats }, config.slots, capacity);
+  const pool = new KvPool(new CpuEngineKv({ layers, kvHeads, headDim, floats }, config.slots, capacity));
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
   const session = await DecoderSession.load(graph, shape, pool, {
     threads: Math.min(config.threads, cpus?.length ?? config.threads),
@@ -72,7 +75,11 @@ export async function loadEngine(
   await session.step(Int32Array.of(0), Int32Array.of(2));
   const warm = performance.now();
   log.info({ model: bundle.manifest.name, load_ms: loaded - started, warm_ms: warm - loaded }, 'engine loaded');
-  return { bundle, session, modelName: config.servedName || bundle.manifest.name };
+  const dispose = async () => {
+    await session.dispose();
+    await pool.store.dispose();
+  };
+  return { bundle, session, modelName: config.servedName || bundle.manifest.name, dispose };
 }
 
 /** @param setting a folder; '' for the bundle's own, `off` for none. */
