@@ -136,6 +136,16 @@ describe('quantised', () => {
     expect(fp16.top1Agreement).toBeGreaterThan(0.99);
   });
 
+  test.each([
+    ['int8-fp16', 'int8', 5e-4],
+    ['int4-fp16', 'int4', 5e-3],
+  ] as const)('the CPU computes %s as well as %s', async (precision, counterpart, tolerance) => {
+    const [half, full] = [await divergence(precision), await divergence(counterpart, 'same')];
+    expect(half.klMean).toBeGreaterThan(0);
+    expect(Math.abs(half.klMean - full.klMean)).toBeLessThan(tolerance);
+    expect(half.top1Agreement).toBeGreaterThan(full.top1Agreement - 0.02);
+  });
+
   test('prompts in W8A8 diverge no more than prompts in int4, decoding from their KV included', async () => {
     const [own, same] = [await divergence('int4', 'w8a8'), await divergence('int4', 'same')];
     expect(own.klMean).toBeLessThanOrEqual(same.klMean);

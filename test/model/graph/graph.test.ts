@@ -7,6 +7,7 @@ import { Graph } from '../../../services/lib/model/graph/graph.ts';
 import { linear, lookUp, multiply, storeMatrix, type TableFormat } from '../../../services/lib/model/graph/linear.ts';
 import { writeModel } from '../../../services/lib/model/graph/onnx.ts';
 import { blockThatDivides, quantize } from '../../../services/lib/model/graph/quantize.ts';
+import { nearestHalf } from '../../../services/lib/numeric/half.ts';
 import { ids64, largestDifference, loadGraph, temporaryFolder } from '../../support/models.ts';
 
 const parent = await temporaryFolder();
@@ -38,6 +39,23 @@ describe('quantisation', () => {
         for (const [i, value] of weight.entries()) {
           const atShortEnd = Math.abs(value) > extreme - step;
           expect(Math.abs(restored[i]! - value)).toBeLessThanOrEqual((atShortEnd ? 1 : 0.5) * step * 1.001 + 1e-37);
+        }
+      }),
+    );
+  });
+
+  test('scales of a graph in half precision are exact there, and the levels are chosen for them', () => {
+    const weights = fc.array(fc.float({ noNaN: true, min: -1, max: 1 }), { minLength: 32, maxLength: 32 });
+    fc.assert(
+      fc.property(weights, fc.constantFrom<4 | 8>(4, 8), (values, bits) => {
+        const weight = Float32Array.from(values, (value) => value / 1000);
+        const { packed, scales } = quantize(weight, { bits, block: 32 }, 'float16');
+        expect(nearestHalf(scales[0]!)).toBe(scales[0]);
+        // A tiny scale rounds by up to 2^-25, by which the largest level is off as well.
+        const bound = Math.abs(scales[0]!) * 1.001 + 2 ** (bits - 1) * 2 ** -25;
+        for (const [i, value] of weight.entries()) {
+          const level = bits === 8 ? packed[i]! : i & 1 ? packed[i >> 1]! >> 4 : packed[i >> 1]! & 15;
+          expect(Math.abs((level - 2 ** (bits - 1)) * scales[0]! - value)).toBeLessThanOrEqual(bound);
         }
       }),
     );

@@ -65,13 +65,14 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
   const { bits } = format;
   const blocks = columns / block;
   const scaleForms = [
-    ...(use === 'lookUp' ? [] : [{ name: `${name}.scales`, type: 'float32' as const, dims: [rows, blocks] }]),
-    ...(use === 'multiply' ? [] : [{ name: `${name}.row_scales`, type: 'float32' as const, dims: [rows, blocks, 1] }]),
+    ...(use === 'lookUp' ? [] : [{ name: `${name}.scales`, type: graph.floats, dims: [rows, blocks] }]),
+    ...(use === 'multiply' ? [] : [{ name: `${name}.row_scales`, type: graph.floats, dims: [rows, blocks, 1] }]),
   ];
   const packedForm = { name: `${name}.packed`, type: 'uint8' as const, dims: [rows, blocks, (block * bits) / 8] };
   const [packed, ...scales] = graph.weightGroup([packedForm, ...scaleForms], async () => {
-    const quantized = quantize(await read(), { bits, block });
-    return [quantized.packed, ...scaleForms.map(() => quantized.scales)];
+    const quantized = quantize(await read(), { bits, block }, graph.floats);
+    const stored = graph.stored(quantized.scales);
+    return [quantized.packed, ...scaleForms.map(() => stored)];
   });
   return {
     kind: 'blocks',
