@@ -71,7 +71,7 @@ describe.each(LAYOUTS)('with %s', (_, layout) => {
             const pending: Promise<unknown>[] = []; // nothing waits for anything: the store keeps the order
             for (const op of operations) {
               const at = op.slot % all;
-              if (op.kind === 'copy' || op.kind === 'swap') {
+              if ('other' in op) {
                 const other = op.other % all;
                 cpu[op.kind](at, other, op.end);
                 pending.push(store[op.kind](at, other, op.end));

@@ -10,10 +10,10 @@
  * Positions are moved by the graphs of kv-copies.ts, one run for each operation.
  */
 import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from '../kv/layout.ts';
-import type { KvStore } from '../kv/store.ts';
 import { buildKvCopy, buildKvExport, buildKvImport } from '../model/graph/kv-copies.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Accelerator, DeviceTensor } from './device.ts';
+import type { EngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue } from './ort.ts';
 
 export type KvUse = 'prompts' | 'steps' | 'both';
@@ -36,7 +36,7 @@ interface Part {
   readonly to: number;
 }
 
-export class DeviceKv implements KvStore {
+export class DeviceKv implements EngineKv {
   readonly layout: KvLayout;
   readonly slots: number;
   readonly capacity: number;
