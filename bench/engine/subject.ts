@@ -2,10 +2,12 @@
  * Times the bare engine, without HTTP, RPC and scheduler. The times cover what a worker does for one prompt or for one
  * decode step, including greedy sampling.
  */
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { prepackedCache } from '../../services/lib/engine/load.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
+import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { filesOf, floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
@@ -64,13 +66,10 @@ export class EngineSubject {
     const startMs = performance.now();
     const { spec } = bundle.manifest.llm;
     const { layers, kvHeads, headDim } = spec;
-    const pool = new KvPool(
-      { layers, kvHeads, headDim, floats: floatsOf(bundle.manifest) },
-      options.slots,
-      options.capacity,
-    );
+    const layout: KvLayout = { layers, kvHeads, headDim, floats: floatsOf(bundle.manifest) };
+    const pool = new KvPool(new CpuEngineKv(layout, options.slots, options.capacity));
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const settings = { provider: 'cpu', threads: options.threads, spin: options.spin, prepacked } as const;
+    const settings = { threads: options.threads, spin: options.spin, prepacked } as const;
     const steps = await DecoderSession.load(llm, shape, pool, settings);
     const prompts = prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, settings);
     await prompts.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });

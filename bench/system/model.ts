@@ -1,7 +1,7 @@
 /** The models that a bench measures: bundles, checkpoints, or the names of published shapes. */
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
-import { type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { FORMAT, type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import type { EncoderShape } from '../../services/lib/model/checkpoint/synth.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { runCli } from './cli.ts';
@@ -41,7 +41,8 @@ async function bundleOf(model: string, options: ModelOptions, signal?: AbortSign
   const encoder = checkpoint ? undefined : options.encoder;
   const name = [basename(resolve(model)), precision, prefillPrecision, encoder].filter(Boolean).join('-');
   const to = resolve(data, 'bundles', name);
-  if (await exists(join(to, 'manifest.json'))) return to;
+  const made = await readFile(join(to, 'manifest.json'), 'utf8').catch(() => '');
+  if (made.includes(`"${FORMAT}"`)) return to; // one of an earlier version is made again
   const command = [checkpoint ? 'export' : 'synth', '--llm', model, '--to', to, '--precision', precision];
   if (prefillPrecision) command.push('--prefill-precision', prefillPrecision);
   if (encoder) command.push('--encoder', encoder);

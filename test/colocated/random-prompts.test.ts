@@ -37,8 +37,8 @@ test('over random prompts each output is that of its prompt alone, every prompt 
     async (slots, queueOrder, journeys) => {
       const engine = new FakeEngine(slots, CAPACITY);
       const { client, decoder, stop } = await startColocated({ queueOrder }, engine);
-      const swap = engine.pool.swap.bind(engine.pool);
-      engine.pool.swap = (...which) => {
+      const swap = engine.memory.swap.bind(engine.memory);
+      engine.memory.swap = (...which) => {
         seen.exchanged++;
         swap(...which);
       };

@@ -278,7 +278,7 @@ describe('a staged cache', () => {
           hangUp();
           await expect(staged.released()).rejects.toBe(reason);
           await until(() => engine.pool.reserved === 0);
-          for (const { key, value } of engine.pool.layers) for (const tensor of [key, value]) tensor.fill(-1);
+          for (const { key, value } of engine.memory.layers) for (const tensor of [key, value]) tensor.fill(-1);
         }
         // Every frame that arrives was packed before the slot got other content.
         expect(frame.rows?.data.readFloatLE(0)).not.toBe(-1);

@@ -68,12 +68,19 @@ export const ids64 = (dims: number[], ids: readonly number[]): Tensor => ({
   data: BigInt64Array.from(ids, BigInt),
 });
 
+/** Positions of one sequence of a batch, as the decoder graph takes them: [positions, 2]. */
+export const places = (row: number, positions: readonly number[]): Tensor =>
+  ids64(
+    [positions.length, 2],
+    positions.flatMap((position) => [row, position]),
+  );
+
 /** Writes a graph into a folder of its own and loads it. */
 export async function loadGraph(graph: Graph, parent: string, name: string): Promise<OrtSession> {
   const dir = join(parent, name);
   await mkdir(dir);
   await writeModel(graph, dir);
-  return OrtSession.load(join(dir, 'model.onnx'), { provider: 'cpu', threads: 1 });
+  return OrtSession.load(join(dir, 'model.onnx'), { threads: 1 });
 }
 
 export interface Step {
@@ -122,7 +129,7 @@ export class DecoderRun {
     };
     feed('input_ids', ids64([1, ids.length], ids));
     feed('soft_tokens', { type: 'float32', dims: [count, hidden], data: soft?.vectors ?? new Float32Array(0) });
-    feed('soft_positions', ids64([count], soft?.positions ?? []));
+    feed('soft_positions', places(0, soft?.positions ?? []));
     feed('logit_rows', ids64([rows.length], rows));
     feed('seqlens_k', { type: 'int32', dims: [1], data: Int32Array.of(total - 1) });
     feed('total_sequence_length', { type: 'int32', dims: [], data: Int32Array.of(total) });
@@ -134,7 +141,7 @@ export class DecoderRun {
     }
     const { vocab } = this.spec;
     const logits = new Float32Array(new ArrayBuffer(Math.max(8, 4 * rows.length * vocab)), 0, rows.length * vocab);
-    const logitsValue = new OrtValue({ type: 'float32', dims: [1, rows.length, vocab], data: logits });
+    const logitsValue = new OrtValue({ type: 'float32', dims: [rows.length, vocab], data: logits });
     values.push(logitsValue);
     binding.output('logits', logitsValue);
     try {

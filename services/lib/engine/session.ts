@@ -1,10 +1,15 @@
 /**
  * The decoder graph over the KV pool: one run is a prompt chunk on one slot, or a decode step over adjacent slots. Both
- * write keys and values in place; a step allocates and copies nothing. Only one run at a time is allowed.
+ * write keys and values in place; a step allocates nothing, and copies no KV. Only one run at a time is allowed.
+ *
+ * Where the caches lie decides how slots can be bound (engine-kv.ts). Where a slot cannot be bound by itself, a chunk
+ * is computed in the staging slot: the positions before it are copied there, and the result is copied to its place.
+ * Where a step can begin only at slot 0, the slots before the first one ride along.
  */
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
+import type { EngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
 
 /** The dimensions of the model that the session needs. */
@@ -49,24 +54,27 @@ const SHORT_RUN = 64;
 const FADING = 0.99;
 
 export class DecoderSession {
-  readonly pool: KvPool;
+  readonly pool: KvPool<EngineKv>;
   readonly #session: OrtSession;
   readonly #shape: DecoderShape;
   readonly #slots = new Map<number, Binding>();
   /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
-  /** Values that the step and slot bindings keep bound. */
+  /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
-  #currentRun: Promise<void> = Promise.resolve();
-  #runStart: { readonly startedMs: number; readonly tokens: number } | undefined;
+  /** Frees what the store has made for the bindings. */
+  readonly #unbind: (() => void)[] = [];
+  /** The current or last chunk or step, with the copies that belong to it. Never rejects. */
+  #working: Promise<unknown> = Promise.resolve();
+  #current: { readonly startedMs: number; readonly tokens: number } | undefined;
   /** Duration of the slowest recent short run. */
   #msPerShortRun = 0;
   /** The most that a recent long run took per token; 0 before there was one. */
   #msPerToken = 0;
   #closed = false;
 
-  private constructor(session: OrtSession, shape: DecoderShape, pool: KvPool) {
+  private constructor(session: OrtSession, shape: DecoderShape, pool: KvPool<EngineKv>) {
     this.#session = session;
     this.#shape = shape;
     this.pool = pool;
@@ -83,8 +91,8 @@ export class DecoderSession {
 
   /** Time by which the current run is overdue, in ms. If it is above 0, the engine may never answer again. */
   get overdueMs(): number {
-    if (this.#runStart === undefined) return 0;
-    const { startedMs, tokens } = this.#runStart;
+    if (this.#current === undefined) return 0;
+    const { startedMs, tokens } = this.#current;
     // Before the first long run: a token of a long run takes no longer than a whole short run.
     const usualMs = this.#msPerShortRun + tokens * (this.#msPerToken || this.#msPerShortRun);
     return Math.max(0, performance.now() - startedMs - PATIENCE * usualMs);
@@ -94,29 +102,50 @@ export class DecoderSession {
   static async load(
     graph: string,
     shape: DecoderShape,
-    pool: KvPool,
+    pool: KvPool<EngineKv>,
     options: SessionOptions,
   ): Promise<DecoderSession> {
     return new DecoderSession(await OrtSession.load(graph, options), shape, pool);
   }
 
   /**
-   * Computes one chunk of a prompt.
+   * Computes one chunk of a prompt. When this settles, nothing works on the slot or on `copyFrom` any more.
    * @returns logits `[logitRows, vocab]`.
    * @throws ServingError context_length_exceeded if the chunk does not fit the slot, draining after {@link dispose};
    *   the signal's reason.
    */
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     this.#assertOpen();
-    const { ids, past, soft, logitRows } = chunk;
-    const end = past + ids.length;
+    const end = chunk.past + chunk.ids.length;
     if (end > this.pool.capacity) {
       throw new ServingError(
         'context_length_exceeded',
         `the prompt reaches ${end} tokens, a slot holds ${this.pool.capacity}`,
       );
     }
+    return this.#alone(chunk.ids.length, () => this.#computeChunk(chunk, signal));
+  }
+
+  async #computeChunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
+    const { slot, past, ids, copyFrom = slot } = chunk;
+    const { store, memory } = this.pool;
+    const place = memory.staging ?? slot;
+    if (past > 0 && copyFrom !== place) {
+      const copied = store.copy(copyFrom, place, past);
+      if (copied) await copied;
+    }
+    const logits = await this.#runChunk(chunk, place, signal);
+    if (place !== slot) {
+      const placed = store.copy(place, slot, past + ids.length);
+      if (placed) await placed;
+    }
+    return logits;
+  }
+
+  /** @param place the slot whose KV the run reads and writes. */
+  async #runChunk({ ids, past, soft, logitRows }: PromptChunk, place: number, signal?: AbortSignal) {
     const { vocabSize, hiddenSize } = this.#shape;
+    const end = past + ids.length;
     const logits = float32(logitRows.length * vocabSize);
     const made: OrtValue[] = [];
     const value = (...tensor: ConstructorParameters<typeof OrtValue>) => {
@@ -124,20 +153,22 @@ export class DecoderSession {
       made.push(created);
       return created;
     };
-    const binding = this.#slotBinding(chunk.slot);
-    if (chunk.copyFrom !== undefined) this.pool.copy(chunk.copyFrom, chunk.slot, past);
+    const binding = this.#slotBinding(place);
     try {
       const vectors = float32(soft.vectors.length);
       vectors.set(soft.vectors);
       binding
         .input('input_ids', value({ type: 'int64', dims: [1, ids.length], data: int64(ids) }))
         .input('soft_tokens', value({ type: 'float32', dims: [soft.positions.length, hiddenSize], data: vectors }))
-        .input('soft_positions', value({ type: 'int64', dims: [soft.positions.length], data: int64(soft.positions) }))
+        .input(
+          'soft_positions',
+          value({ type: 'int64', dims: [soft.positions.length, 2], data: places(soft.positions) }),
+        )
         .input('logit_rows', value({ type: 'int64', dims: [logitRows.length], data: int64(logitRows) }))
         .input('seqlens_k', value({ type: 'int32', dims: [1], data: int32(1).fill(end - 1) }))
         .input('total_sequence_length', value({ type: 'int32', dims: [], data: int32(1).fill(end) }))
-        .output('logits', value({ type: 'float32', dims: [1, logitRows.length, vocabSize], data: logits }));
-      await this.#run(binding, ids.length, signal);
+        .output('logits', value({ type: 'float32', dims: [logitRows.length, vocabSize], data: logits }));
+      await binding.run(signal);
       return logits;
     } finally {
       for (const created of made) created.dispose();
@@ -155,14 +186,17 @@ export class DecoderSession {
   async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
     this.#assertOpen();
     const n = ids.length;
-    const step = this.#stepBinding(first, n);
+    /** Slots before the first one that ride along. */
+    const before = this.pool.memory.bindsAnywhere ? 0 : first;
+    const step = this.#stepBinding(first - before, before + n);
     let longest = 0;
-    for (let i = 0; i < n; i++) {
-      const length = lengths[i] as number;
-      step.ids[i] = BigInt(Math.max(0, ids[i] as number)); // the logits of a slot without a sequence are not read
-      step.lengths[i] = length;
+    const put = (row: number, id: number, length: number) => {
+      step.ids[row] = BigInt(Math.max(0, id)); // the logits of a slot without a sequence are not read
+      step.lengths[row] = length;
       longest = Math.max(longest, length + 1);
-    }
+    };
+    for (let slot = 0; slot < before; slot++) put(slot, NO_TOKEN, this.pool.claimed(slot));
+    for (let i = 0; i < n; i++) put(before + i, ids[i] as number, lengths[i] as number);
     if (longest > this.pool.capacity) {
       throw new ServingError(
         'context_length_exceeded',
@@ -170,17 +204,18 @@ export class DecoderSession {
       );
     }
     step.total[0] = longest;
-    await this.#run(step.binding, n);
-    return this.#stepLogits.subarray(0, n * this.#shape.vocabSize);
+    await this.#alone(before + n, () => step.binding.run());
+    return this.#stepLogits.subarray(before * this.#shape.vocabSize, (before + n) * this.#shape.vocabSize);
   }
 
-  /** Refuses further runs and frees the graph after the current run, which still uses it. */
+  /** Refuses further runs and frees the graph after the current run, which still uses it. The pool stays. */
   async dispose(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await this.#currentRun.catch(() => {});
+    await this.#working;
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
+    for (const unbind of this.#unbind) unbind();
     for (const value of this.#bound) value.dispose();
     this.#session.dispose();
   }
@@ -190,14 +225,19 @@ export class DecoderSession {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
   }
 
-  async #run(binding: Binding, tokens: number, signal?: AbortSignal): Promise<void> {
+  /**
+   * Times the work for {@link overdueMs}, and notes it for {@link dispose}.
+   * @param tokens that it computes.
+   */
+  async #alone<T>(tokens: number, work: () => Promise<T>): Promise<T> {
     const startedMs = performance.now();
-    this.#runStart = { startedMs, tokens };
-    this.#currentRun = binding.run(signal);
+    this.#current = { startedMs, tokens };
+    const working = work();
+    this.#working = working.catch(() => {});
     try {
-      await this.#currentRun;
+      return await working;
     } finally {
-      this.#runStart = undefined;
+      this.#current = undefined;
       const tookMs = performance.now() - startedMs;
       if (tokens < SHORT_RUN) this.#msPerShortRun = Math.max(this.#msPerShortRun * FADING, tookMs);
       else this.#msPerToken = Math.max(this.#msPerToken * FADING, tookMs / tokens);
@@ -215,7 +255,7 @@ export class DecoderSession {
     let binding = this.#slots.get(slot);
     if (binding === undefined) {
       binding = this.#session.bind();
-      this.#bindKv(binding, slot, 1);
+      this.#unbind.push(this.pool.memory.bind(binding, slot, 1));
       this.#slots.set(slot, binding);
     }
     return binding;
@@ -233,33 +273,17 @@ export class DecoderSession {
         .bind()
         .input('input_ids', this.#fixed({ type: 'int64', dims: [n, 1], data: ids }))
         .input('soft_tokens', this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }))
-        .input('soft_positions', this.#fixed({ type: 'int64', dims: [0], data: int64([]) }))
+        .input('soft_positions', this.#fixed({ type: 'int64', dims: [0, 2], data: int64([]) }))
         .input('logit_rows', this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }))
         // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
         .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
         .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
-        .output('logits', this.#fixed({ type: 'float32', dims: [n, 1, vocabSize], data: this.#stepLogits }));
-      this.#bindKv(binding, first, n);
+        .output('logits', this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits }));
+      this.#unbind.push(this.pool.memory.bind(binding, first, n));
       step = { binding, ids, lengths, total };
       this.#steps.set(key, step);
     }
     return step;
-  }
-
-  /**
-   * Binds slots [first, first + n) as past and, at the same address, as present, so that the runtime appends in place.
-   */
-  #bindKv(binding: Binding, first: number, n: number): void {
-    const { kvHeads, headDim } = this.pool.layout;
-    const dims = [n, kvHeads, this.pool.capacity, headDim];
-    const slotElements = kvHeads * this.pool.capacity * headDim;
-    for (const [i, layer] of this.pool.layers.entries()) {
-      for (const part of ['key', 'value'] as const) {
-        const data = layer[part].subarray(first * slotElements, (first + n) * slotElements);
-        const kv = this.#fixed({ type: this.pool.floats, dims, data });
-        binding.input(`past.${i}.${part}`, kv).output(`present.${i}.${part}`, kv);
-      }
-    }
   }
 }
 
@@ -272,3 +296,5 @@ function int64(values: ArrayLike<number>): BigInt64Array {
   for (let i = 0; i < values.length; i++) out[i] = BigInt(values[i] as number);
   return out;
 }
+/** The graph's form of positions of the only sequence of a batch: (0, position) each. */
+const places = (positions: ArrayLike<number>) => int64(Array.from(positions).flatMap((position) => [0, position]));

@@ -158,6 +158,7 @@ describe('exporting', async () => {
     ['more positions than the model has', { maxPositions: 4096 }, 'config_invalid', ['2048', '4096']],
     ['an unknown precision', { precision: 'int2' as Precision }, 'config_invalid', ['int2', 'int8']],
     ['an unknown block', { precision: 'int4', block: 100 }, 'config_invalid', ['100']],
+    ['a block that CUDA is slow with', { precision: 'int4-fp16', block: 16 }, 'config_invalid', ['16', '32, 64, 128']],
     [
       '8 bits for prompts of 16-bit floats',
       { precision: 'fp16', prefillPrecision: 'w8a8' },
@@ -236,7 +237,11 @@ describe('opening', async () => {
   test.each<[string, (dir: string) => Promise<unknown>, string[]]>([
     ['no manifest', (dir) => rm(join(dir, 'manifest.json')), ['manifest.json']],
     ['a manifest cut short', (dir) => writeFile(join(dir, 'manifest.json'), '{"format":'), ['manifest.json']],
-    ['another format', change((m) => ({ ...m, format: 'llavacode-bundle/2' })), ['format', 'llavacode-bundle/1']],
+    [
+      'another format',
+      change((m) => ({ ...m, format: 'llavacode-bundle/1' })),
+      ['format', 'llavacode-bundle/2', 'export'],
+    ],
     ['a bad fingerprint', change((m) => ({ ...m, fingerprint: 'abc' })), ['fingerprint']],
     [
       'a file outside',

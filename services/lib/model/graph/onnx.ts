@@ -188,8 +188,11 @@ export async function writeModel(graph: Graph, dir: string, options: WriteOption
   return [await writeStructure(graph, initializer, dir), weights];
 }
 
-async function writeStructure(graph: Graph, initializer: object[], dir: string): Promise<WrittenFile> {
-  const bytes = ModelProto.encode({
+/** The bytes of a graph that has no weights, for a session that is opened without a file. */
+export const encodeModel = (graph: Graph): Uint8Array => encode(graph, graph.constants.map(constantProto));
+
+function encode(graph: Graph, initializer: object[]): Uint8Array {
+  return ModelProto.encode({
     ir_version: IR_VERSION,
     producer_name: 'llavacode',
     opset_import: [
@@ -204,6 +207,10 @@ async function writeStructure(graph: Graph, initializer: object[], dir: string):
       output: graph.outputs.map(valueProto),
     },
   }).finish();
+}
+
+async function writeStructure(graph: Graph, initializer: object[], dir: string): Promise<WrittenFile> {
+  const bytes = encode(graph, initializer);
   const name = 'model.onnx';
   await writeFile(join(dir, name), bytes, { flag: 'wx' });
   return { name, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') };
