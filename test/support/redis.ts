@@ -41,7 +41,7 @@ async function haveRedis(): Promise<RedisBinary> {
   const found = await findRedis();
   if (found) return found;
   try {
-    await unpackPackages(UNPACKED, { always: ['redis-server'] });
+    await unpackPackages(UNPACKED, { always: ['redis-server', 'redis-tools'] });
   } catch (error) {
     throw new Error(
       'These tests need a real redis-server: none is on PATH, and unpacking the Debian packages failed. ' +

@@ -27,6 +27,7 @@ export const OPERATORS = {
   Abs: operator('', {}),
   Add: operator('', {}),
   Cast: operator('', { to: 'type' }),
+  Concat: operator('', { axis: 'int' }),
   Div: operator('', {}),
   DynamicQuantizeMatMul: operator('com.microsoft', {}),
   Gather: operator('', { axis: 'int' }),
