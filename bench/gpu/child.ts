@@ -1,11 +1,14 @@
 /** The process that holds the device and measures on request: an engine loaded as a worker loads it, or bare graphs. */
+import { type DeviceReport, loadOnDevice } from '../../services/lib/engine/choose-device.ts';
+import { openDevice } from '../../services/lib/engine/device.ts';
 import { loadEngine, type WorkerEngine } from '../../services/lib/engine/load.ts';
+import { engineMemory } from '../../services/lib/engine/memory.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
+import type { SelfCheck } from '../../services/lib/engine/self-check.ts';
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { KvReceiver, KvSender } from '../../services/lib/kv/handoff.ts';
-import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { WireType } from '../../services/lib/kv/wire.ts';
-import { allFiles } from '../../services/lib/model/bundle/bundle.ts';
+import { floatsOf } from '../../services/lib/model/bundle/bundle.ts';
 import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
 import { readConfig } from '../../services/lib/process/config.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
@@ -14,7 +17,7 @@ import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { memoryOf } from '../engine/memory.ts';
 import { EngineSubject, promptIds } from '../engine/subject.ts';
 import { serveTasks } from '../harness/task-process.ts';
-import { measureRoofline } from './roofline.ts';
+import { measureRoofline, type Roofline } from './roofline.ts';
 
 export interface EngineOptions {
   readonly provider: string;
@@ -36,12 +39,17 @@ export type Task =
 /** Answer to `open`. */
 export interface Opened {
   readonly loadMs: number;
+  readonly device: DeviceReport;
+  /** Undefined on the CPU. */
+  readonly check: SelfCheck | undefined;
   /** Bytes of the weights that both phases read on this device. */
   readonly weightBytes: number;
   /** Bytes of one position in the KV pool. */
   readonly positionBytes: number;
   /** Multiplications and additions of one token in all matrices, without attention. */
   readonly tokenFlops: number;
+  /** The type of the KV caches. */
+  readonly floats: 'float32' | 'float16';
 }
 
 /** Answer to `continue`: greedy tokens after a prompt, and the logits `[prompt + 1, vocab]` if they were asked for. */
@@ -89,26 +97,37 @@ async function perform(task: Task): Promise<unknown> {
 const configOf = (flags: Readonly<Record<string, unknown>>) =>
   readConfig(ENGINE_SETTINGS, { flags, env: {}, known: ENGINE_SETTINGS });
 
-function roofline({ provider, copy, product }: Extract<Task, { do: 'roofline' }>) {
+async function roofline({ provider, copy, product }: Extract<Task, { do: 'roofline' }>): Promise<Roofline> {
   const config = configOf({ provider, model: 'none' });
-  // The CPU has no kernels for 16-bit products.
-  const floats = provider === 'cpu' ? (['float32'] as const) : (['float32', 'float16'] as const);
-  return measureRoofline({ provider: config.provider, threads: config.threads }, { copy, product }, floats);
+  const { loaded } = await loadOnDevice(config, QUIET, async (setting) => {
+    const device = await openDevice(setting);
+    try {
+      // The CPU has no kernels for 16-bit products.
+      const floats = device.kind === 'cpu' ? (['float32'] as const) : (['float32', 'float16'] as const);
+      return await measureRoofline({ device, threads: config.threads }, { copy, product }, floats);
+    } finally {
+      await device.dispose();
+    }
+  });
+  return loaded;
 }
 
 async function open(options: EngineOptions): Promise<Opened> {
   const startMs = performance.now();
-  const loaded = await loadEngine(configOf({ ...options }), 'decode', QUIET, new FileGuard(QUIET));
+  const loaded = await loadEngine(configOf({ ...options }), 'both', QUIET, new FileGuard(QUIET));
   const loadMs = performance.now() - startMs;
   engine = { loaded, subject: EngineSubject.of(loaded.session, loadMs) };
   const { manifest } = loaded.bundle;
   const { layers, hidden, heads, kvHeads, headDim, intermediate, vocab } = manifest.llm.spec;
-  const weights = allFiles(manifest).filter(({ path }) => path.startsWith('llm/'));
+  const { weights, perToken } = engineMemory(manifest, 'llm', options.slots, options.capacity);
   const attention = hidden * headDim * (2 * heads + 2 * kvHeads);
   return {
     loadMs,
-    weightBytes: weights.reduce((sum, { bytes }) => sum + bytes, 0),
-    positionBytes: positionBytes(loaded.session.pool.layout),
+    device: loaded.device,
+    check: loaded.check,
+    weightBytes: weights,
+    positionBytes: perToken,
+    floats: floatsOf(manifest),
     tokenFlops: 2 * (layers * (attention + 3 * hidden * intermediate) + hidden * vocab),
   };
 }
@@ -141,10 +160,10 @@ async function continued({ prompt, tokens, rows }: Extract<Task, { do: 'continue
 async function handedOver({ positions, type }: Extract<Task, { do: 'handoff' }>): Promise<HandedOver> {
   const { loaded, subject } = current();
   await subject.fill(1, positions);
-  const { pool } = loaded.session;
-  const sender = new KvSender(pool, 0, type);
-  const receiver = new KvReceiver(pool, 1, '', type);
-  receiver.manifest({ fingerprint: '', layout: pool.layout, dtype: type, positions });
+  const { memory } = loaded.session.pool;
+  const sender = new KvSender(memory, 0, type);
+  const receiver = new KvReceiver(memory, 1, '', type);
+  receiver.manifest({ fingerprint: '', layout: memory.layout, dtype: type, positions });
   let [packMs, takeMs] = [0, 0];
   let startMs = performance.now();
   for await (const frame of sender.pack(0, positions)) {

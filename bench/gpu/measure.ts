@@ -7,7 +7,7 @@ import type { Pair } from '../tables/measure.ts';
 import { Bundles } from './bundles.ts';
 import { GPU_COMMAND, type GpuOptions, PART_NAMES, type PartName, TINY } from './command.ts';
 import type { Part, PartContext, Sizes } from './parts/context.ts';
-import { measureCorrectness } from './parts/correct.ts';
+import { COMPARED, measureCorrectness } from './parts/correct.ts';
 import { measureDevice } from './parts/device.ts';
 import { measureHandoff } from './parts/handoff.ts';
 import { measureMemory } from './parts/memory.ts';
@@ -113,7 +113,7 @@ export async function measureGpu(
 
 /** In the order in which the parts ask for them. */
 const wantedBundles = ({ model, precision }: GpuOptions) => [
-  ...['fp32', 'fp16', 'int8', 'int4'].map((precision) => ({ model: TINY, precision })),
+  ...COMPARED.map((precision) => ({ model: TINY, precision })),
   ...model.flatMap((model) => precision.map((precision) => ({ model, precision }))),
 ];
 

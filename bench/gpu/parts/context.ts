@@ -1,4 +1,5 @@
 /** What a part of the bench gets: its time, the bundles, the sink for its figures, and engines in processes. */
+import { CHECKED_POSITIONS } from '../../../services/lib/engine/self-check.ts';
 import { TaskProcess } from '../../harness/task-process.ts';
 import type { Pair } from '../../tables/measure.ts';
 import type { Bundles } from '../bundles.ts';
@@ -58,13 +59,16 @@ export async function withProcess<T>({ signal }: Pick<PartContext, 'signal'>, us
   }
 }
 
-/** Loads a bundle in a process of its own, as a worker loads it. */
+/** Loads a bundle in a process of its own, as a worker loads it, with room for the tokens of the self-check. */
 export function withEngine<T>(
   context: Pick<PartContext, 'signal'>,
   options: EngineOptions,
   use: (ask: Ask, opened: Opened) => Promise<T>,
 ): Promise<T> {
-  return withProcess(context, async (ask) => use(ask, await ask<Opened>({ do: 'open', options })));
+  const capacity = Math.max(options.capacity, CHECKED_POSITIONS);
+  return withProcess(context, async (ask) =>
+    use(ask, await ask<Opened>({ do: 'open', options: { ...options, capacity } })),
+  );
 }
 
 /** The first model in the first precision: the parts that measure one model measure this. */

@@ -1,4 +1,6 @@
 /** Tokens and logits of the model that ships, by precision, beside those of the CPU: is what the device says right? */
+
+import { deviceLack, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import { comparePosition } from '../../../services/lib/model/bundle/divergence.ts';
 import { mean } from '../../measure/statistics.ts';
 import type { Continued } from '../child.ts';
@@ -9,14 +11,20 @@ import { type PartContext, withEngine } from './context.ts';
 const TOKENS = { prompt: 300, tokens: 25 };
 /** Above 32, where ONNX Runtime computes attention by another kernel. */
 const ROWS = { prompt: 48, tokens: 2 };
-const PRECISIONS = ['fp32', 'fp16', 'int8', 'int4'];
+export const COMPARED = ['fp32', 'fp16', 'int8', 'int4', 'int4-fp16'] as const;
 
 export async function measureCorrectness(context: PartContext): Promise<void> {
   const { options, bundles, add, onProgress, signal } = context;
-  for (const precision of PRECISIONS) {
+  for (const precision of COMPARED) {
     const subject = `tiny-coder ${precision}`;
     onProgress(`${subject} beside the CPU`);
     const model = await bundles.get(TINY, precision, signal);
+    const { manifest } = await openBundle(model);
+    const lack = options.provider === 'cuda' ? deviceLack(manifest, 'cuda') : undefined;
+    if (lack !== undefined) {
+      add({ subject, what: 'not compared', value: lack, unit: '' });
+      continue;
+    }
     const computed = (provider: string, task: { prompt: number; tokens: number }, rows: boolean) =>
       withEngine(context, { provider, model, slots: 1, capacity: task.prompt + task.tokens }, (ask) =>
         ask<Continued>({ do: 'continue', ...task, rows }),

@@ -16,13 +16,14 @@ export async function measureDevice(context: PartContext): Promise<Partial<Roofl
     fact('memory', card.memory / 2 ** 30, 'GiB');
   }
   onProgress('opening the device');
-  const model = await bundles.get(TINY, 'fp32', signal);
-  const { loadMs } = await withEngine(
-    context,
-    { provider: options.provider, model, slots: 1, capacity: 64 },
-    async (_ask, opened) => opened,
-  );
-  add({ subject: 'tiny-coder fp32', what: 'opens, and passes the self-check, in', value: loadMs, unit: 'ms' });
+  const model = await bundles.get(TINY, 'fp16', signal); // every provider computes it
+  const engine = { provider: options.provider, model, slots: 1, capacity: 1 };
+  const { loadMs, device, check } = await withEngine(context, engine, async (_ask, opened) => opened);
+  const subject = 'tiny-coder fp16';
+  add({ subject, what: 'computed by', value: `${device.kind}: ${device.name}`, unit: '' });
+  add({ subject, what: 'why', value: device.reason, unit: '' });
+  add({ subject, what: 'opens, with the self-check and all that is compiled, in', value: loadMs, unit: 'ms' });
+  if (check) add({ subject, what: 'KL of the self-check, which passed', value: check.kl, unit: 'nats' });
   onProgress('bandwidth and arithmetic');
   const { provider } = options;
   const { copy, product } = sizes;

@@ -9,8 +9,9 @@ export async function measureHandoff(context: PartContext): Promise<void> {
   const { name, dir } = await firstBundle(context);
   const positions = Math.max(...sizes.prompt);
   const engine = { provider: options.provider, model: dir, slots: 2, capacity: positions + 1 };
-  await withEngine(context, engine, async (ask) => {
-    for (const type of WIRE_TYPES) {
+  await withEngine(context, engine, async (ask, { floats }) => {
+    // Values of 16 bits travel as they are.
+    for (const type of floats === 'float16' ? [floats] : WIRE_TYPES) {
       onProgress(`hand-over of ${positions} positions as ${type}`);
       const runs: HandedOver[] = [];
       for (let repeat = 0; repeat <= sizes.repeats; repeat++) {

@@ -1,4 +1,5 @@
 /** The paper's rows for every model on the device: the requests of `bench tables`, against systems on this provider. */
+import { Deferred } from '../../../services/lib/async/deferred.ts';
 import { prepareModel, withSystems } from '../../harness/systems.ts';
 import { defaultsOf, SYSTEM_OPTIONS } from '../../options.ts';
 import { BOTH } from '../../system/deployment.ts';
@@ -7,6 +8,21 @@ import { pathOf } from '../bundles.ts';
 import type { PartContext } from './context.ts';
 
 export async function measurePaperTables(context: PartContext): Promise<void> {
+  const { signal } = context;
+  const over = new Deferred<never>();
+  const onAbort = () => over.reject(signal.reason);
+  signal.addEventListener('abort', onAbort, { once: true });
+  try {
+    // Systems that are starting when the time is over are stopped as soon as they have started.
+    const measured = measureModels(context);
+    measured.catch(() => {});
+    await Promise.race([measured, over.promise]);
+  } finally {
+    signal.removeEventListener('abort', onAbort);
+  }
+}
+
+async function measureModels(context: PartContext): Promise<void> {
   const { options, sizes, bundles, signal, endMs, addPair } = context;
   const { provider, model: models } = options;
   for (const [i, model] of models.entries()) {
