@@ -5,7 +5,7 @@
 import { Graph } from '../model/graph/graph.ts';
 import { encodeModel } from '../model/graph/onnx.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
-import { create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
+import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
 import {
   type DeviceSessionOptions,
@@ -107,8 +107,8 @@ export class Accelerator {
     this.#provider = provider;
     this.#session = session;
     this.#leave = leave;
-    this.#memory = provider.memory;
-    this.#allocator = create(api, api.createAllocator, session, provider.memory);
+    this.#memory = memoryOf(session);
+    this.#allocator = create(api, api.createAllocator, session, this.#memory);
     this.#pinned = provider.pinnedMemory && create(api, api.createAllocator, session, provider.pinnedMemory);
   }
 
@@ -230,6 +230,14 @@ async function openProbe(provider: Provider): Promise<Pointer> {
   } finally {
     api.releaseSessionOptions(options);
   }
+}
+
+/** The memory in which a session wants its first input. */
+function memoryOf(session: Pointer): Pointer {
+  const { api } = runtime();
+  const found = new BigUint64Array(new ArrayBuffer(8));
+  assertOk(api, api.sessionMemoryOfInputs(session, found, 1));
+  return found[0] as Pointer;
 }
 
 /** A device that is open or being opened. */
