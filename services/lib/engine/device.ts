@@ -182,7 +182,7 @@ export class Accelerator {
     }, signal);
   }
 
-  /** Ends the use by one holder. The last one frees the device, after the runs and copies that were asked for before. */
+  /** Ends the use by one holder. The last one frees the device, after the runs and copies that came before. */
   async dispose(): Promise<void> {
     if (!this.#leave()) return;
     await this.lane.run(() => {

@@ -52,8 +52,8 @@ const HARDWARE_GPU = 1;
 const PLUGIN = 'llavacode';
 
 /**
- * @throws ServingError provider_unavailable if the provider is not there. Whether it starts is known only when a session
- *   is opened.
+ * @throws ServingError provider_unavailable if the provider is not there. Whether it starts is known only when a
+ *   session is opened.
  */
 export function openProvider(setting: ProviderSetting): Provider {
   if (setting.provider === 'webgpu') return webGpu();
