@@ -134,6 +134,8 @@ async function buildIndex(command: Command): Promise<void> {
     });
 }
 
+const PRECISION = 'precision of the weights; with fp16 the model also computes in 16 bits, as CUDA needs it';
+
 async function buildExport(command: Command): Promise<void> {
   const choices = await import('./lib/model/bundle/choices.ts');
   const { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS, PREFILL_PRECISIONS } = choices;
@@ -142,7 +144,7 @@ async function buildExport(command: Command): Promise<void> {
     .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
     .option('--projector <path>', "projector; the language model's projector/ when not given")
     .requiredOption('--to <dir>', 'folder of the bundle')
-    .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('fp32'))
+    .addOption(new Option('--precision <p>', PRECISION).choices(PRECISIONS).default('fp32'))
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )
@@ -188,7 +190,7 @@ async function buildSynth(command: Command): Promise<void> {
   command
     .requiredOption('--llm <shape>', `${Object.keys(SHAPES).join(', ')}, or a config.json`)
     .requiredOption('--to <dir>', 'folder of the bundle')
-    .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('int4'))
+    .addOption(new Option('--precision <p>', PRECISION).choices(PRECISIONS).default('int4'))
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )

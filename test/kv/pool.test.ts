@@ -3,6 +3,8 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
+import { gate } from '../support/fake-engine.ts';
+import { SlowStore } from '../support/slow-store.ts';
 
 const LAYOUT = { layers: 2, kvHeads: 2, headDim: 4 };
 
@@ -100,6 +102,61 @@ describe('reserving', () => {
     unsubscribe();
     expect(pool.reserve(1)?.index).toBe(1);
     expect(heard).toEqual(['first', 'second', 'second']);
+  });
+
+  test('a slot that is given back while the store works on it is free or kept when that work has ended', async () => {
+    const ended = gate();
+    const pool = new KvPool(new SlowStore(new CpuKvStore(LAYOUT, 3, 4), () => ended.opened));
+    const [a, b, c] = [pool.reserve(1), pool.reserve(1), pool.reserve(1)] as [KvSlot, KvSlot, KvSlot];
+    const work = [
+      pool.store.copy(a.index, b.index, 2),
+      pool.store.read(b.index, { start: 0, end: 1, rowStart: 0, rowEnd: 1 }),
+    ];
+    let offers = 0;
+    pool.wait(() => {
+      offers++;
+      return false;
+    });
+    a.keep();
+    b.release();
+    c.release();
+    expect([0, 1, 2].map((slot) => pool.isHeld(slot))).toEqual([true, true, false]);
+    expect([offers, pool.take(0, 1), pool.take(1, 1), pool.reserved]).toEqual([1, undefined, undefined, 2]);
+    pool.assertConserved(0);
+    ended.open();
+    await Promise.all(work);
+    expect([0, 1, 2].map((slot) => [pool.isHeld(slot), pool.isKept(slot)])).toEqual([
+      [false, true],
+      [false, false],
+      [false, false],
+    ]);
+    expect([offers, pool.claimed(0), pool.claimed(1)]).toEqual([3, 1, 0]);
+    pool.assertConserved(0);
+  });
+
+  test('a slot is free although work on it has failed', async () => {
+    const pool = new KvPool(new SlowStore(new CpuKvStore(LAYOUT, 1, 4), () => Promise.reject(new Error('lost'))));
+    const slot = pool.reserve(1) as KvSlot;
+    const writing = pool.store.write(0, { start: 0, end: 1, rowStart: 0, rowEnd: 1 }, new Uint8Array(16));
+    slot.release();
+    expect(pool.isHeld(0)).toBe(true);
+    await expect(writing).rejects.toThrowError('lost');
+    expect(pool.isHeld(0)).toBe(false);
+  });
+
+  test('the memory is freed when the last work on it has ended, and no more work is begun', async () => {
+    const ended = gate();
+    const memory = new SlowStore(new CpuKvStore(LAYOUT, 1, 4), () => ended.opened);
+    const { store } = new KvPool(memory);
+    const range = { start: 0, end: 1, rowStart: 0, rowEnd: 1 };
+    const reading = store.read(0, range);
+    const disposing = store.dispose();
+    expect(() => store.read(0, range)).toThrowError(expect.objectContaining({ code: 'draining' }));
+    expect(() => store.copy(0, 0, 1)).toThrowError(expect.objectContaining({ code: 'draining' }));
+    ended.open();
+    await Promise.all([reading, disposing, store.dispose()]);
+    expect(memory.disposals).toBe(1);
+    expect(memory.violations.filter((words) => words.startsWith('disposed'))).toEqual([]);
   });
 
   test('a leak is reported with its counts', () => {

@@ -95,17 +95,19 @@ export interface Step {
 export class DecoderRun {
   readonly spec: DecoderSpec;
   readonly capacity: number;
-  /** Per layer, key then value: [1, kvHeads, capacity, headDim]. */
-  readonly cache: Float32Array[];
+  /** Per layer, key then value: [1, kvHeads, capacity, headDim], in the graph's type. */
+  readonly cache: (Float32Array | Uint16Array)[];
   readonly #session: OrtSession;
   length = 0;
 
-  constructor(session: OrtSession, spec: DecoderSpec, capacity = 128) {
+  constructor(session: OrtSession, spec: DecoderSpec, capacity = 128, floats: 'float32' | 'float16' = 'float32') {
     this.#session = session;
     this.spec = spec;
     this.capacity = capacity;
     const size = spec.kvHeads * capacity * spec.headDim;
-    this.cache = Array.from({ length: 2 * spec.layers }, () => new Float32Array(new ArrayBuffer(4 * size)));
+    this.cache = Array.from({ length: 2 * spec.layers }, () =>
+      floats === 'float32' ? new Float32Array(new ArrayBuffer(4 * size)) : new Uint16Array(new ArrayBuffer(2 * size)),
+    );
   }
 
   reset(): void {
@@ -134,7 +136,8 @@ export class DecoderRun {
     feed('seqlens_k', { type: 'int32', dims: [1], data: Int32Array.of(total - 1) });
     feed('total_sequence_length', { type: 'int32', dims: [], data: Int32Array.of(total) });
     for (const [i, data] of this.cache.entries()) {
-      const value = new OrtValue({ type: 'float32', dims: [1, kvHeads, this.capacity, headDim], data });
+      const type = data instanceof Float32Array ? 'float32' : 'float16';
+      const value = new OrtValue({ type, dims: [1, kvHeads, this.capacity, headDim], data });
       values.push(value);
       const name = `${i >> 1}.${i & 1 ? 'value' : 'key'}`;
       binding.input(`past.${name}`, value).output(`present.${name}`, value);

@@ -5,7 +5,6 @@
  */
 import type { ConfigOf } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
-import type { Logger } from '../process/log.ts';
 import type { DeviceKind, DeviceSetting } from './device.ts';
 import { gpuCount } from './provider.ts';
 import type { DEVICE_SETTINGS } from './settings.ts';
@@ -16,6 +15,11 @@ const GPU_PROVIDERS = ['cuda', 'webgpu'] as const;
 export type DeviceConfig = Pick<ConfigOf<typeof DEVICE_SETTINGS>, 'provider' | 'providerLibrary' | 'deviceId'> & {
   readonly deviceMemory?: number;
 };
+
+/** Told of each GPU that is there and cannot be used. */
+export interface DeviceLog {
+  warn(fields: { readonly provider: string; readonly code: string; readonly reason: string }, text: string): void;
+}
 
 /** What a process computes on, for its log, its metrics and its probes. */
 export interface DeviceReport {
@@ -36,7 +40,7 @@ export interface DeviceReport {
  */
 export async function loadOnDevice<T>(
   config: DeviceConfig,
-  log: Pick<Logger, 'warn'>,
+  log: DeviceLog,
   load: (setting: DeviceSetting) => Promise<T>,
   gpus: () => number = gpuCount,
 ): Promise<{ readonly loaded: T; readonly reason: string }> {

@@ -140,7 +140,7 @@ function deviceCalls(at: Plain, status: Fallible) {
     hardwareVendor: at(309, 'str', [p]) as (hardware: Pointer) => string | null,
     providerOfDevice: at(312, 'str', [p]) as (device: Pointer) => string,
     hardwareOfDevice: at(316, p, [p]) as (device: Pointer) => Pointer,
-    memoryOfDevice: at(374, p, [p, 'int']) as (device: Pointer, type: number) => Pointer | null,
+    sessionMemoryOfInputs: status(380, p, p, 'size_t'),
     copyTensors: status(386, p, p, p, p, 'size_t'),
     getHardwareDeviceCount: status(397, p, size),
     getHardwareDevices: status(398, p, p, 'size_t'),

@@ -19,8 +19,8 @@ export interface PrepackedCache {
 export interface SessionOptions {
   /** Where to compute; the CPU if not given. */
   readonly device?: Device;
-  /** Record and replay runs on the device, which must be able to. */
-  readonly graphCapture?: boolean;
+  /** Refuse a graph of which the device cannot compute every node; by default the CPU computes the others. */
+  readonly whole?: boolean;
   /** Threads of the CPU, also for operators that the device cannot compute. */
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
@@ -54,7 +54,7 @@ export class SessionSettings {
 
   /** @throws ServingError runtime_failed */
   constructor(options: SessionOptions) {
-    const { device = CPU, graphCapture } = options;
+    const { device = CPU, whole = false } = options;
     const { api } = runtime();
     this.#pointer = create(api, api.createSessionOptions);
     try {
@@ -64,7 +64,8 @@ export class SessionSettings {
       this.set('session.set_denormal_as_zero', '1');
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
-      device.append(this.#pointer, { graphCapture });
+      if (whole) this.set('session.disable_cpu_ep_fallback', '1');
+      device.append(this.#pointer);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;

@@ -22,40 +22,29 @@ export interface ProviderSetting {
   readonly memoryLimit?: number;
 }
 
-/** What a session asks of the device, beyond computing there. */
-export interface DeviceSessionOptions {
-  /**
-   * Record the commands of a run and replay them in later runs. Every input must then be bound to memory of the device,
-   * and the shapes never change. Only WebGPU does it.
-   */
-  readonly graphCapture?: boolean;
-}
-
 export interface Provider {
   /** The provider and the device, for logs and errors. */
   readonly name: string;
   /** Makes a session compute there. */
-  append(options: Pointer, wishes: DeviceSessionOptions): void;
-  /** Describes the device's memory; freed by {@link close}. */
-  readonly memory: Pointer;
-  /** Describes page-locked memory of the host, if the provider can allocate any. */
+  append(options: Pointer): void;
+  /** Describes page-locked memory of the host, if the provider can allocate any; freed by {@link close}. */
   readonly pinnedMemory?: Pointer;
   close(): void;
   /** What the operator can do if the device does not start. */
   remedy(): string;
 }
 
-/** OrtMemType: memory of the device itself, and memory of the host that belongs to it. */
-const MEMORY_DEFAULT = 0;
-const MEMORY_HOST_OUTPUT = -1;
-/** OrtAllocatorType */
+/** OrtMemType and OrtAllocatorType of page-locked memory of the host. */
+const MEMORY_OF_HOST = -1;
 const ALLOCATOR_DEVICE = 0;
 /** OrtHardwareDeviceType */
 const HARDWARE_GPU = 1;
+/** The name under which a plugin is registered. A process has at most one. */
+const PLUGIN = 'llavacode';
 
 /**
- * @throws ServingError provider_unavailable if the provider is not there. Whether it starts is known only when a session
- *   is opened.
+ * @throws ServingError provider_unavailable if the provider is not there. Whether it starts is known only when a
+ *   session is opened.
  */
 export function openProvider(setting: ProviderSetting): Provider {
   if (setting.provider === 'webgpu') return webGpu();
@@ -85,27 +74,19 @@ export function gpuCount(): number {
   return [...found.subarray(0, Number(count[0]))].filter((device) => api.hardwareType(device) === HARDWARE_GPU).length;
 }
 
-const memoryInfo = (name: string, device: number, type: number): Pointer => {
-  const { api } = runtime();
-  return create(api, api.createMemoryInfo, name, ALLOCATOR_DEVICE, device, type);
-};
-
 function webGpu(): Provider {
   const { api } = runtime();
-  const memory = memoryInfo('WebGPU_Buffer', 0, MEMORY_DEFAULT);
   return {
     name: 'WebGPU',
-    memory,
-    append(options, { graphCapture = false }) {
+    append(options) {
       const wanted = {
         // Our graphs are fixed, and checked at start. By default every command would be validated again.
         validationMode: 'disabled',
-        ...(graphCapture ? { enableGraphCapture: '1' } : {}),
       };
       const keys = Object.keys(wanted);
       assertOk(api, api.appendProvider(options, 'WebGPU', keys, Object.values(wanted), keys.length));
     },
-    close: () => api.releaseMemoryInfo(memory),
+    close: () => {},
     remedy() {
       if (process.platform !== 'linux') return 'install a driver of the GPU';
       const loader = loadFault('libvulkan.so.1');
@@ -129,8 +110,7 @@ const CUDA_LIBRARIES = {
 
 function cuda({ deviceId = 0, memoryLimit }: ProviderSetting): Provider {
   const { api } = runtime();
-  const memory = memoryInfo('Cuda', deviceId, MEMORY_DEFAULT);
-  const pinnedMemory = memoryInfo('CudaPinned', deviceId, MEMORY_HOST_OUTPUT);
+  const pinnedMemory = create(api, api.createMemoryInfo, 'CudaPinned', ALLOCATOR_DEVICE, deviceId, MEMORY_OF_HOST);
   const settings = {
     device_id: String(deviceId),
     // By default the arena doubles whenever it grows, and could take the memory of a second worker on the card.
@@ -144,7 +124,6 @@ function cuda({ deviceId = 0, memoryLimit }: ProviderSetting): Provider {
   };
   return {
     name: `CUDA device ${deviceId}`,
-    memory,
     pinnedMemory,
     append(options) {
       const filled = create(api, api.createCudaOptions);
@@ -156,10 +135,7 @@ function cuda({ deviceId = 0, memoryLimit }: ProviderSetting): Provider {
         api.releaseCudaOptions(filled);
       }
     },
-    close() {
-      api.releaseMemoryInfo(memory);
-      api.releaseMemoryInfo(pinnedMemory);
-    },
+    close: () => api.releaseMemoryInfo(pinnedMemory),
     remedy: cudaRemedy,
   };
 }
@@ -180,39 +156,45 @@ function cudaRemedy(): string {
 
 function plugin({ providerLibrary = '', deviceId = 0 }: ProviderSetting): Provider {
   const { api, env } = runtime();
-  const title = `the provider of ${providerLibrary || '(no library)'}`;
+  const refused = (error: unknown) =>
+    unavailable({ name: `the provider of ${providerLibrary || '(no library)'}`, remedy }, error);
   const remedy = () => 'set --provider-library to a provider plugin built for ONNX Runtime 1.23 or later';
-  const registered = `llavacode:${providerLibrary}`;
-  const before = new Set(providerDevices());
+  if (providerLibrary === '') throw refused('--provider-library is not set');
   try {
-    if (providerLibrary === '') throw new Error('--provider-library is not set');
-    assertOk(api, api.registerProviderLibrary(env, registered, providerLibrary));
+    const { devices, unregister } = register(providerLibrary);
+    const device = devices[deviceId];
+    if (device === undefined) {
+      unregister();
+      throw new Error(`it offers ${devices.length} devices, --device-id is ${deviceId}`);
+    }
+    const vendor = api.hardwareVendor(api.hardwareOfDevice(device));
+    return {
+      name: `${api.providerOfDevice(device)} on ${vendor || 'a device without a name'}`,
+      append(options) {
+        assertOk(api, api.appendProviderDevices(options, env, BigUint64Array.of(device), 1, [], [], 0));
+      },
+      close: unregister,
+      remedy,
+    };
   } catch (error) {
-    throw unavailable({ name: title, remedy }, error);
+    throw refused(error);
   }
-  const unregister = () => assertOk(api, api.unregisterProviderLibrary(env, registered));
-  const mine = providerDevices().filter((device) => !before.has(device));
-  const gpus = mine.filter((device) => api.hardwareType(api.hardwareOfDevice(device)) === HARDWARE_GPU);
-  const device = (gpus.length > 0 ? gpus : mine)[deviceId];
-  const memory = device && api.memoryOfDevice(device, MEMORY_DEFAULT);
-  if (!device || !memory) {
-    unregister();
-    const found = device
-      ? 'it has no memory of its own'
-      : `it offers ${mine.length} devices, --device-id is ${deviceId}`;
-    throw unavailable({ name: title, remedy }, new Error(found));
-  }
-  const name = api.providerOfDevice(device);
-  const vendor = api.hardwareVendor(api.hardwareOfDevice(device));
+}
+
+/**
+ * Loads a plugin.
+ * @returns its devices, GPUs first, and what unloads it. The runtime offers a plugin only hardware that the kernel
+ *   lists, so a software GPU is not among them.
+ */
+function register(library: string): { readonly devices: readonly Pointer[]; readonly unregister: () => void } {
+  const { api, env } = runtime();
+  const before = new Set(providerDevices());
+  assertOk(api, api.registerProviderLibrary(env, PLUGIN, library));
+  const found = providerDevices().filter((device) => !before.has(device));
+  const isGpu = (device: Pointer) => Number(api.hardwareType(api.hardwareOfDevice(device)) === HARDWARE_GPU);
   return {
-    name: `${name} on ${vendor || 'an unnamed device'}`,
-    memory,
-    append(options) {
-      const devices = BigUint64Array.of(device);
-      assertOk(api, api.appendProviderDevices(options, env, devices, 1, [], [], 0));
-    },
-    close: unregister, // the memory's description belongs to the library
-    remedy,
+    devices: found.toSorted((a, b) => isGpu(b) - isGpu(a)),
+    unregister: () => assertOk(api, api.unregisterProviderLibrary(env, PLUGIN)),
   };
 }
 
