@@ -176,8 +176,8 @@ export class Accelerator {
   }
 
   /**
-   * Ends the use by one holder, whose sessions and tensors are disposed of already. The last one frees the device, after
-   * the runs and copies that came before.
+   * Ends the use by one holder, whose sessions and tensors are disposed of already. The last one frees the device,
+   * after the runs and copies that came before.
    */
   async dispose(): Promise<void> {
     if (!this.#leave()) return;
