@@ -6,7 +6,7 @@
 
 export interface DeviceLane {
   /**
-   * Runs an action when its turn comes.
+   * Runs an action when its turn comes. An action must not wait for another one of the same lane.
    * @param signal ends the wait for the turn. An action that has begun is never abandoned: it should end early by the
    *   same signal, and the caller gets the signal's reason when it has really ended.
    * @throws the signal's reason; what the action throws.
