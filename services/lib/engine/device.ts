@@ -176,8 +176,8 @@ export class Accelerator {
   }
 
   /**
-   * Ends the use by one holder, whose sessions and tensors are disposed of already. The last one frees the device, after
-   * the runs and copies that came before.
+   * Ends the use by one holder, whose sessions and tensors are disposed of already. The last one frees the device,
+   * after the runs and copies that came before.
    */
   async dispose(): Promise<void> {
     if (!this.#leave()) return;
@@ -247,7 +247,8 @@ const openDevices = new Map<string, OpenDevice>();
 const lanes = new Map<string, FifoLane>();
 
 /**
- * Opens a device, or holds it once more if it is open already. Whoever gets it must dispose of it.
+ * Opens a device, or holds it once more if it is open already, with the memory limit of who came first. Whoever gets it
+ * must dispose of it.
  * @throws ServingError provider_unavailable, with the reason and the remedy; nothing stays open then.
  */
 export function openDevice(setting: DeviceSetting): Promise<Device> {
