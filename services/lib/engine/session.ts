@@ -9,7 +9,7 @@
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
-import { CPU } from './device.ts';
+import { CPU, type Device } from './device.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
 import type { BoundValue } from './ort-value.ts';
@@ -68,6 +68,8 @@ export class DecoderSession {
   /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
+  /** On a device: owns the memory of {@link #stepLogits}, to which the device copies fast. */
+  readonly #hostLogits: OrtValue | undefined;
   /** Chooses greedy tokens where the logits are; only on a device. */
   readonly #picker: TokenPicker | undefined;
   /** Values that the step bindings keep bound. */
@@ -88,12 +90,15 @@ export class DecoderSession {
     shape: DecoderShape,
     pool: KvPool<EngineKv>,
     picker: TokenPicker | undefined,
+    device: Device,
   ) {
     this.#session = session;
     this.#shape = shape;
     this.pool = pool;
     this.#picker = picker;
-    this.#stepLogits = float32(pool.slots * shape.vocabSize);
+    const count = pool.slots * shape.vocabSize;
+    this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
+    this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
   }
 
   get vocabSize(): number {
@@ -125,7 +130,7 @@ export class DecoderSession {
     const session = await OrtSession.load(graph, { ...options, whole: device.kind === 'webgpu' });
     try {
       const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
-      return new DecoderSession(session, shape, pool, picker);
+      return new DecoderSession(session, shape, pool, picker, device);
     } catch (error) {
       session.dispose();
       throw error;
@@ -265,10 +270,13 @@ export class DecoderSession {
     if (this.#closed) return;
     this.#closed = true;
     await this.#working;
+    // The caller of the last step reads its logits before their memory is freed.
+    if (this.#hostLogits) await new Promise(setImmediate);
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
     for (const unbind of this.#unbind) unbind();
     for (const value of this.#bound) value.dispose();
+    this.#hostLogits?.dispose();
     this.#picker?.dispose();
     this.#session.dispose();
   }
