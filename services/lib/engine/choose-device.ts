@@ -1,7 +1,7 @@
 /**
- * Which device an engine is loaded on, by the settings. A device that is named is taken or the start fails. `auto` takes
- * a GPU only if the system lists one and the engine passes its check there, and the CPU otherwise: a software device
- * would be slower than the CPU, and a GPU that computes wrong is worse than none.
+ * Which device an engine is loaded on, by the settings. A device that is named is taken or the start fails. `auto`
+ * takes a GPU only if the system lists one and the engine passes its check there, and the CPU otherwise: a software
+ * device would be slower than the CPU, and a GPU that computes wrong is worse than none.
  */
 import type { ConfigOf } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';

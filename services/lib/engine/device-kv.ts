@@ -266,7 +266,9 @@ export class DeviceKv implements EngineKv {
     const key = `${kind} ${tensors}`;
     const known = this.#graphs.get(key);
     if (known) return known;
-    const opening = OrtSession.build(BUILD[kind](tensors, this.floats), { device: this.#device, threads: 1 });
+    // A node on the CPU would take whole tensors across the bus.
+    const options = { device: this.#device, threads: 1, whole: this.#device.kind === 'webgpu' };
+    const opening = OrtSession.build(BUILD[kind](tensors, this.floats), options);
     this.#graphs.set(key, opening);
     opening.catch(() => this.#graphs.delete(key));
     return opening;

@@ -9,7 +9,7 @@
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
-import { CPU } from './device.ts';
+import { CPU, type Device } from './device.ts';
 import type { DeviceInputs } from './device-inputs.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
@@ -68,6 +68,8 @@ export class DecoderSession {
   /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
+  /** On a device: owns the memory of {@link #stepLogits}, to which the device copies fast. */
+  readonly #hostLogits: OrtValue | undefined;
   /** Chooses greedy tokens where the logits are; only on a device. */
   readonly #picker: TokenPicker | undefined;
   /** Whether the device records the commands of a step, for each number of rows, and replays them. */
@@ -90,6 +92,7 @@ export class DecoderSession {
     shape: DecoderShape,
     pool: KvPool<EngineKv>,
     picker: TokenPicker | undefined,
+    device: Device,
     recordsSteps: boolean,
   ) {
     this.#session = session;
@@ -97,7 +100,9 @@ export class DecoderSession {
     this.pool = pool;
     this.#picker = picker;
     this.#recordsSteps = recordsSteps;
-    this.#stepLogits = float32(pool.slots * shape.vocabSize);
+    const count = pool.slots * shape.vocabSize;
+    this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
+    this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
   }
 
   get vocabSize(): number {
@@ -131,7 +136,7 @@ export class DecoderSession {
     const session = await OrtSession.load(graph, { ...options, whole, graphCapture });
     try {
       const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
-      return new DecoderSession(session, shape, pool, picker, graphCapture);
+      return new DecoderSession(session, shape, pool, picker, device, graphCapture);
     } catch (error) {
       session.dispose();
       throw error;
@@ -279,10 +284,13 @@ export class DecoderSession {
     if (this.#closed) return;
     this.#closed = true;
     await this.#working;
+    // The caller of the last step reads its logits before their memory is freed.
+    if (this.#hostLogits) await new Promise(setImmediate);
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
     for (const unbind of this.#unbind) unbind();
     for (const value of this.#bound) value.dispose();
+    this.#hostLogits?.dispose();
     this.#picker?.dispose();
     this.#session.dispose();
   }
