@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
-import { openBundle } from './lib/model/bundle/bundle.ts';
+import { FORMAT, openBundle } from './lib/model/bundle/bundle.ts';
 import { exportBundle } from './lib/model/bundle/export-bundle.ts';
 import type { ConfigOf } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
@@ -42,9 +42,9 @@ export async function bundleOf(
   return to;
 }
 
-/** A short hash that changes when a file of the checkpoint changes. */
+/** A short hash that changes when a file of the checkpoint changes, or the form of bundles. */
 async function signature(dir: string): Promise<string> {
-  const hash = createHash('sha256');
+  const hash = createHash('sha256').update(`${FORMAT}\n`);
   const entries = await readdir(dir, { recursive: true });
   for (const entry of entries.sort()) {
     const { size, mtimeMs } = await stat(join(dir, entry));

@@ -5,6 +5,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
+import { CpuEngineKv } from './lib/engine/engine-kv.ts';
 import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
 import { allFiles, contextLack, openBundle } from './lib/model/bundle/bundle.ts';
@@ -125,9 +126,9 @@ async function divergenceOf(llm: string, to: string): Promise<Divergence> {
 
 /** Loads a pair of decoder graphs, which share one KV pool. */
 export async function openPair(graphs: GraphPair, spec: DecoderSpec): Promise<LogitsRunner> {
-  const pool = new KvPool({ ...spec, floats: graphs.floats }, 1, VERIFY.tokens);
+  const pool = new KvPool(new CpuEngineKv({ ...spec, floats: graphs.floats }, 1, VERIFY.tokens));
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const engine = { provider: 'cpu', threads: 2 } as const;
+  const engine = { threads: 2 } as const;
   const prompt = await DecoderSession.load(graphs.prompt, shape, pool, engine);
   const decode = await DecoderSession.load(graphs.decode, shape, pool, engine);
   return {

@@ -2,9 +2,9 @@
  * The sending process of `bench handoff`: like a prefill worker without a model, it holds a KV cache that can be
  * pulled.
  */
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvSender } from '../../services/lib/kv/handoff.ts';
 import type { KvLayout } from '../../services/lib/kv/layout.ts';
-import { KvPool } from '../../services/lib/kv/pool.ts';
 import { readWireType } from '../../services/lib/kv/wire.ts';
 import type { KvFrame } from '../../services/lib/rpc/gen/llavacode/v1/KvFrame.ts';
 import type { PullRequest__Output } from '../../services/lib/rpc/gen/llavacode/v1/PullRequest.ts';
@@ -13,21 +13,21 @@ import { mount, serveRpc, streaming, unary } from '../../services/lib/rpc/server
 const [layoutText = '', positionsText = ''] = process.argv.slice(2);
 const layout = JSON.parse(layoutText) as KvLayout;
 const positions = Number(positionsText);
-const pool = new KvPool(layout, 1, positions + 1);
-for (const { key, value } of pool.layers) {
+const store = new CpuKvStore(layout, 1, positions + 1);
+for (const { key, value } of store.layers) {
   for (const tensor of [key, value]) for (let i = 0; i < tensor.length; i++) tensor[i] = Math.sin(i) * 4;
 }
 
 async function* pull(request: PullRequest__Output): AsyncGenerator<KvFrame> {
   const dtype = readWireType(request.dtype);
   yield { manifest: { fingerprint: request.fingerprint, layout: { ...layout, dtype }, positions } };
-  const sender = new KvSender(pool, 0, dtype);
+  const sender = new KvSender(store, 0, dtype);
   const cpuBefore = process.cpuUsage();
   let packMs = 0;
-  const frames = sender.pack(0, positions)[Symbol.iterator]();
+  const frames = sender.pack(0, positions);
   for (;;) {
     const startMs = performance.now();
-    const next = frames.next();
+    const next = await frames.next();
     packMs += performance.now() - startMs;
     if (next.done) break;
     yield { rows: next.value };

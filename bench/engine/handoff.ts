@@ -4,9 +4,9 @@
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvReceiver } from '../../services/lib/kv/handoff.ts';
 import { type KvLayout, positionBytes } from '../../services/lib/kv/layout.ts';
-import { KvPool } from '../../services/lib/kv/pool.ts';
 import type { WireType } from '../../services/lib/kv/wire.ts';
 import { connectKv, type KvClient } from '../../services/lib/rpc/contract.ts';
 import { median } from '../measure/statistics.ts';
@@ -47,14 +47,14 @@ export async function measureHandoff(
     { address: string },
   ];
   const client = connectKv(address);
-  const pool = new KvPool(layout, 1, positions + 1);
+  const store = new CpuKvStore(layout, 1, positions + 1);
   try {
     const pulls = types.map((): PullFigures[] => []);
     // Repeat -1 is not counted: it touches memory, and code is compiled.
     for (let repeat = -1; repeat < repeats; repeat++) {
       for (const [i, type] of types.entries()) {
         const sender = once(child, 'message', { signal: AbortSignal.timeout(TIMEOUT_MS) });
-        const receiver = await pullOnce(client, pool, type);
+        const receiver = await pullOnce(client, store, type);
         const [{ packMs, cpuMs }] = (await sender) as [{ packMs: number; cpuMs: number }];
         if (repeat >= 0) pulls[i]!.push({ ...receiver, packMs, senderCpuMs: cpuMs });
       }
@@ -82,12 +82,12 @@ export async function measureHandoff(
 
 async function pullOnce(
   client: KvClient,
-  pool: KvPool,
+  store: CpuKvStore,
   type: WireType,
 ): Promise<Omit<PullFigures, 'packMs' | 'senderCpuMs'>> {
   const startMs = performance.now();
   const cpuBefore = process.cpuUsage();
-  const receiver = new KvReceiver(pool, 0, '', type);
+  const receiver = new KvReceiver(store, 0, '', type);
   let takeMs = 0;
   const request = { leaseId: '', fingerprint: '', dtype: type };
   for await (const frame of client.pull(request, AbortSignal.timeout(TIMEOUT_MS))) {
@@ -95,7 +95,8 @@ async function pullOnce(
       receiver.manifest({ ...frame.manifest, layout: frame.manifest.layout, dtype: frame.manifest.layout.dtype });
     } else if (frame.rows) {
       const takenMs = performance.now();
-      receiver.rows(frame.rows);
+      const written = receiver.rows(frame.rows);
+      if (written) await written;
       takeMs += performance.now() - takenMs;
     } else if (frame.end) receiver.end(frame.end);
   }

@@ -2,10 +2,12 @@
  * Times the bare engine, without HTTP, RPC and scheduler. The times cover what a worker does for one prompt or for one
  * decode step, including greedy sampling.
  */
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { prepackedCache } from '../../services/lib/engine/load.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
+import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { filesOf, floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
@@ -46,6 +48,11 @@ export class EngineSubject {
     this.#filled = new Array<number>(steps.pool.slots).fill(0);
   }
 
+  /** Times an engine that is loaded already. @param loadMs the time that this took. */
+  static of(session: DecoderSession, loadMs: number): EngineSubject {
+    return new EngineSubject(session, session, loadMs);
+  }
+
   /** Both phases share one KV pool. They share the weights too if the bundle has one set, or if the options say so. */
   static async load(options: SubjectOptions): Promise<EngineSubject> {
     const bundle = await openBundle(options.model);
@@ -59,13 +66,10 @@ export class EngineSubject {
     const startMs = performance.now();
     const { spec } = bundle.manifest.llm;
     const { layers, kvHeads, headDim } = spec;
-    const pool = new KvPool(
-      { layers, kvHeads, headDim, floats: floatsOf(bundle.manifest) },
-      options.slots,
-      options.capacity,
-    );
+    const layout: KvLayout = { layers, kvHeads, headDim, floats: floatsOf(bundle.manifest) };
+    const pool = new KvPool(new CpuEngineKv(layout, options.slots, options.capacity));
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const settings = { provider: 'cpu', threads: options.threads, spin: options.spin, prepacked } as const;
+    const settings = { threads: options.threads, spin: options.spin, prepacked } as const;
     const steps = await DecoderSession.load(llm, shape, pool, settings);
     const prompts = prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, settings);
     await prompts.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
@@ -93,7 +97,7 @@ export class EngineSubject {
    * @returns the duration of each in ms.
    */
   async decode(batch: number, context: number, steps: number): Promise<number[]> {
-    await this.#fill(batch, context);
+    await this.fill(batch, context);
     const ids = new Int32Array(batch).fill(1);
     const lengths = new Int32Array(batch).fill(context);
     const history = new OutputHistory();
@@ -120,7 +124,7 @@ export class EngineSubject {
    * Puts real keys and values into the slots, because attention over zeros could be faster. Steps overwrite what
    * follows.
    */
-  async #fill(slots: number, length: number): Promise<void> {
+  async fill(slots: number, length: number): Promise<void> {
     for (let slot = 0; slot < slots; slot++) {
       if (this.#filled[slot]! < length) await this.prefill(length, 512, slot);
       this.#filled[slot] = length;
@@ -129,5 +133,5 @@ export class EngineSubject {
 }
 
 /** Token ids that are the same in every run, and are spread over the vocabulary. */
-const promptIds = (tokens: number, vocab: number): Int32Array =>
+export const promptIds = (tokens: number, vocab: number): Int32Array =>
   Int32Array.from({ length: tokens }, (_, i) => (i * 7919) % Math.min(vocab, 150_000));

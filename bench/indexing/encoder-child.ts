@@ -29,7 +29,7 @@ export type EncoderAnswer =
 
 async function load({ bundle: dir, threads, batching, chunks }: EncoderTask): Promise<() => Promise<EncoderAnswer>> {
   const bundle = await openBundle(dir);
-  const encoder = await loadContextEncoder(bundle, { provider: 'cpu', threads });
+  const encoder = await loadContextEncoder(bundle, { threads });
   const lengths = await lengthsOf(bundle, chunks);
   const groups = grouped(chunks, lengths, batching);
   await encoder.encode(chunks.slice(0, 1));

@@ -47,7 +47,7 @@ export async function measureQuality(
   threads: number,
   onProgress: (text: string) => void,
 ): Promise<{ quality: Quality[]; throughput: Throughput }> {
-  const options = { provider: 'cpu', threads } as const;
+  const options = { threads } as const;
   const encoder = await loadContextEncoder(bundle, { ...options, retriever: 'dense' });
   const queries = await loadQueryEncoder(bundle, options);
   const scorer = await DenseScorer.load(options);

@@ -49,7 +49,7 @@ export async function measureLexical(source: Repository, sizes: readonly number[
 
 /** Dense rows for each size. Embeddings are random, because their values do not change what comparing them costs. */
 export async function measureDense(dim: number, sizes: readonly number[]): Promise<ScaleRow[]> {
-  const scorer = await DenseScorer.load({ provider: 'cpu', threads: 1 });
+  const scorer = await DenseScorer.load({ threads: 1 });
   const rows: ScaleRow[] = [];
   for (const chunks of sizes) {
     const startedAt = performance.now();

@@ -1,7 +1,7 @@
 /** The models that a bench measures: bundles, checkpoints, or the names of published shapes. */
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
-import { type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { FORMAT, type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import type { EncoderShape } from '../../services/lib/model/checkpoint/synth.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { runCli } from './cli.ts';
@@ -28,24 +28,25 @@ interface ModelOptions {
  * Opens a bundle. It is made first, once, if `model` is a folder of a checkpoint (by `llavacode export`) or the name of
  * a published shape (by `llavacode synth`: seeded random weights, as fast as the real ones).
  */
-export async function openModel(model: string, options: ModelOptions): Promise<BenchModel> {
-  const bundle = await bundleOf(model, options);
+export async function openModel(model: string, options: ModelOptions, signal?: AbortSignal): Promise<BenchModel> {
+  const bundle = await bundleOf(model, options, signal);
   const { manifest, tokenizerDir } = await openBundle(bundle);
   return { name: manifest.name, bundle, manifest, tokenizer: await loadTokenizer(tokenizerDir) };
 }
 
-async function bundleOf(model: string, options: ModelOptions): Promise<string> {
+async function bundleOf(model: string, options: ModelOptions, signal?: AbortSignal): Promise<string> {
   const { data, precision, prefillPrecision } = options;
   if (await exists(join(model, 'manifest.json'))) return resolve(model);
   const checkpoint = await exists(join(model, 'config.json'));
   const encoder = checkpoint ? undefined : options.encoder;
   const name = [basename(resolve(model)), precision, prefillPrecision, encoder].filter(Boolean).join('-');
   const to = resolve(data, 'bundles', name);
-  if (await exists(join(to, 'manifest.json'))) return to;
+  const made = await readFile(join(to, 'manifest.json'), 'utf8').catch(() => '');
+  if (made.includes(`"${FORMAT}"`)) return to; // one of an earlier version is made again
   const command = [checkpoint ? 'export' : 'synth', '--llm', model, '--to', to, '--precision', precision];
   if (prefillPrecision) command.push('--prefill-precision', prefillPrecision);
   if (encoder) command.push('--encoder', encoder);
-  await runCli(command);
+  await runCli(command, signal);
   return to;
 }
 

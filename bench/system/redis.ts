@@ -127,7 +127,7 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-export async function works({ path, env }: RedisBinary): Promise<boolean> {
+async function works({ path, env }: RedisBinary): Promise<boolean> {
   return run(path, ['--version'], { env, timeout: STEP_TIMEOUT_MS }).then(
     () => true,
     () => false,

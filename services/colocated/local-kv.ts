@@ -14,15 +14,15 @@ export interface LocalKvParts {
   readonly remote: RemoteKv;
   /** host:port of this process. */
   readonly address: () => string;
-  /** Runs `work` between two runs of the engine, while nothing writes to any slot. */
-  readonly exclusive: (work: () => void) => Promise<void>;
+  /** Runs `work` to its end between two runs of the engine, while nothing else writes to any slot. */
+  readonly exclusive: (work: () => void | Promise<void>) => Promise<void>;
 }
 
 export class LocalKv implements KvSource {
   readonly #parts: LocalKvParts;
   /** Indices of the slots that sequences hold or are being moved to. */
   readonly #slots = new Set<number>();
-  /** Copies that wait for the engine's turn, by lease. The lease still counts their readers. */
+  /** Copies that wait for the engine's turn or are being made, by lease. The lease still counts their readers. */
   readonly #copying = new WeakMap<Lease, number>();
 
   constructor(parts: LocalKvParts) {
@@ -70,8 +70,13 @@ export class LocalKv implements KvSource {
     const moved = place === undefined ? undefined : this.#parts.prefixes.move(own, lease.positions, place);
     if (moved === undefined) return own;
     const there = this.#own(moved.slot);
-    await exclusive(moved.finish);
-    return there;
+    try {
+      await exclusive(moved.finish);
+      return there;
+    } catch (error) {
+      there.release();
+      throw error;
+    }
   }
 
   /** @throws ServingError saturated when no slot is free for a copy. */
@@ -92,11 +97,17 @@ export class LocalKv implements KvSource {
     const count = (change: number) => this.#copying.set(lease, (this.#copying.get(lease) ?? 0) + change);
     count(1);
     try {
-      await exclusive(() => {
-        count(-1);
-        lease.assertLive();
-        pool.copy(lease.slot.index, slot.index, lease.positions);
-        leases.readerDone(lease);
+      await exclusive(async () => {
+        try {
+          lease.assertLive();
+          // The lease may end while a device copies. The pool gives its slot to nobody before the copy has ended.
+          const copied = pool.store.copy(lease.slot.index, slot.index, lease.positions);
+          if (copied) await copied;
+        } finally {
+          // Both at once: between them another reader would be the last one by mistake.
+          count(-1);
+          leases.readerDone(lease);
+        }
       });
       return slot;
     } catch (error) {

@@ -12,8 +12,8 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
     config,
     build: async ({ log, life, files, security, address }) => {
       // One set of weights: those for decoding, because bandwidth bounds the steps, not the prompts.
-      const { bundle, session, modelName } = await loadEngine(config, 'decode', log, files);
-      life.onStop('engine', () => session.dispose());
+      const { bundle, session, modelName, device, dispose } = await loadEngine(config, 'both', log, files);
+      life.onStop('engine', dispose);
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
       life.onStop('connections to prefill workers', () => puller.close());
@@ -27,6 +27,6 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
       };
       const service = createColocatedService(session, options, puller, log);
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName };
+      return { mounts: service.mounts, observe: service.observe, modelName, device };
     },
   });

@@ -132,7 +132,7 @@ export class KvPuller {
 
   async #pullOnce(client: KvClient, handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<PulledKv> {
     const startedMs = performance.now();
-    const receiver = new KvReceiver(this.#pool, slot.index, this.#fingerprint, this.#wire);
+    const receiver = new KvReceiver(this.#pool.store, slot.index, this.#fingerprint, this.#wire);
     const request = { leaseId: handle.leaseId, fingerprint: this.#fingerprint, dtype: this.#wire };
     for await (const frame of client.pull(request, signal)) {
       if (frame.manifest?.layout) {
@@ -140,7 +140,8 @@ export class KvPuller {
         receiver.manifest({ ...frame.manifest, layout, dtype: layout.dtype });
         assertPositions(handle, frame.manifest.positions);
       } else if (frame.rows) {
-        receiver.rows(frame.rows);
+        const written = receiver.rows(frame.rows);
+        if (written) await written;
       } else if (frame.end) {
         receiver.end(frame.end);
         const seconds = (performance.now() - startedMs) / 1000;

@@ -12,8 +12,8 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
     roles: ['decode'],
     config,
     build: async ({ log, life, files, security }) => {
-      const { bundle, session, modelName } = await loadEngine(config, 'decode', log, files);
-      life.onStop('engine', () => session.dispose());
+      const { bundle, session, modelName, device, dispose } = await loadEngine(config, 'decode', log, files);
+      life.onStop('engine', dispose);
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
       life.onStop('connections to prefill workers', () => puller.close());
@@ -25,6 +25,6 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
         draining: life.draining,
         log,
       });
-      return { mounts: service.mounts, modelName };
+      return { mounts: service.mounts, modelName, device };
     },
   });

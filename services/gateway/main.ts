@@ -55,7 +55,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   // an index is searched by embeddings.
   const loadEncoder = async () => {
     await files.verify(bundle.dir, filesOf(manifest, ['encoder']));
-    return loadQueryEncoder(bundle, { provider: 'cpu', threads });
+    return loadQueryEncoder(bundle, { threads });
   };
   const dense = { threads, loadEncoder };
   const { queryLines, indexCacheBytes } = config;

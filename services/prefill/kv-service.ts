@@ -27,10 +27,11 @@ export function mountKv(pool: KvPool, leases: LeaseTable, fingerprint: string) {
     const dtype = wireTypeOf(pool, request.dtype);
     const { layers, kvHeads, headDim } = pool.layout;
     yield { manifest: { fingerprint, layout: { layers, kvHeads, headDim, dtype }, positions: lease.positions } };
-    const sender = new KvSender(pool, lease.slot.index, dtype);
+    const sender = new KvSender(pool.store, lease.slot.index, dtype);
     for (let sent = 0; sent < lease.positions; ) {
       const ready = await lease.beyond(sent, signal);
-      for (const frame of sender.pack(sent, ready)) {
+      for await (const frame of sender.pack(sent, ready)) {
+        lease.assertLive(); // it may have ended while the frame was read: its slot may have been exchanged meanwhile
         yield { rows: frame };
         leases.touch(lease);
         lease.assertLive(); // it may have ended while the frame was sent

@@ -12,8 +12,8 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
     roles: ['prefill'],
     config,
     build: async ({ log, life, security, files, address }) => {
-      const { bundle, session, modelName } = await loadEngine(config, 'prefill', log, files);
-      life.onStop('engine', () => session.dispose());
+      const { bundle, session, modelName, device, dispose } = await loadEngine(config, 'prefill', log, files);
+      life.onStop('engine', dispose);
       const prefixes = new PrefixCache(session.pool);
       const leases = new LeaseTable(session.pool, prefixes, config.kvLeaseMs);
       const service = createPrefillService(
@@ -29,6 +29,6 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
         },
       );
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName };
+      return { mounts: service.mounts, observe: service.observe, modelName, device };
     },
   });

@@ -10,7 +10,8 @@ import { chainOf, PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { type Lease, LeaseTable } from '../../services/prefill/leases.ts';
-import { FakeEngine, GARBAGE, gate, settle } from '../support/fake-engine.ts';
+import { FakeEngine, GARBAGE, gate, LAYOUT, settle } from '../support/fake-engine.ts';
+import { SlowStore } from '../support/slow-store.ts';
 import { FINGERPRINT, NEVER } from '../support/workers.ts';
 
 const HERE = '127.0.0.1:1';
@@ -23,15 +24,16 @@ let prefixes: PrefixCache;
 let leases: LeaseTable;
 let kv: LocalKv;
 
-function start(slots: number): void {
-  engine = new FakeEngine(slots, 32);
+/** @param wait what the operations of the store wait for; nothing if not given. */
+function start(slots: number, wait?: () => Promise<void>): void {
+  engine = new FakeEngine(slots, 32, LAYOUT, (memory) => (wait ? new SlowStore(memory, wait) : memory));
   shared = new SharedEngine(engine);
   const { pool } = engine;
   prefixes = new PrefixCache(pool);
   leases = new LeaseTable(pool, prefixes, 60_000);
   const puller = new KvPuller(pool, FINGERPRINT, createLogger('test', 'silent'));
   const remote = new RemoteKv(pool, puller, 0);
-  const exclusive = (work: () => void) => shared.inTurn(work);
+  const exclusive = (work: () => void | Promise<void>) => shared.inTurn(work);
   kv = new LocalKv({ pool, leases, prefixes, remote, address: () => HERE, exclusive });
 }
 beforeEach(() => start(3));
@@ -173,6 +175,43 @@ describe('a single reader', () => {
     });
   });
 
+  test('a sequence that moves has neither slot until a device has made the copy, and no run begins before', async () => {
+    const copied = gate();
+    start(4, () => copied.opened);
+    const first = await acquire(complete(open(1)));
+    const between = engine.pool.reserve(1);
+    const lease = complete(open(1));
+    between?.release();
+    let acquired: AcquiredKv | undefined;
+    const acquiring = acquire(lease).then((got) => {
+      acquired = got;
+    });
+    await settle();
+    let opened = false;
+    const run = shared.inTurn(() => opened);
+    await settle();
+    expect([acquired, engine.pool.isHeld(1), engine.pool.isHeld(2)]).toEqual([undefined, true, true]);
+    conserved();
+    opened = true;
+    copied.open();
+    await acquiring;
+    expect([first.slot.index, acquired?.slot.index, engine.pool.isKept(2)]).toEqual([0, 1, true]);
+    holdsPrompt(acquired!);
+    expect(await run).toBe(true);
+  });
+
+  test('a sequence whose slots a device fails to exchange holds none of them', async () => {
+    start(4, () => Promise.reject(new Error('the device is lost')));
+    await acquire(complete(open(1)));
+    const between = engine.pool.reserve(1);
+    const lease = complete(open(1));
+    between?.release();
+    await expect(acquire(lease)).rejects.toThrowError('the device is lost');
+    expect([kv.held, engine.pool.reserved]).toEqual([1, 1]);
+    expect([1, 2].map((slot) => engine.pool.isKept(slot))).toEqual([false, false]);
+    conserved();
+  });
+
   test('the chosen slot is never held nor farther away, and no slot is better', () => {
     const states = fc.array(fc.constantFrom('free', 'kept', 'held', 'sequence'), { minLength: 2, maxLength: 8 });
     fc.assert(
@@ -298,6 +337,46 @@ describe('several readers', () => {
     turn.open();
     holdsPrompt(await copying);
     holdsPrompt(await acquire(lease));
+  });
+
+  test('a reader that comes while a device copies for another gets a copy too, if a third one is still to come', async () => {
+    const copied = gate();
+    start(3, () => copied.opened);
+    const lease = complete(open(3));
+    const first = acquire(lease);
+    await settle();
+    const second = acquire(lease);
+    await settle();
+    expect(engine.pool.reserved).toBe(3);
+    copied.open();
+    const all = [await first, await second, await acquire(lease)];
+    expect(all.map(({ slot }) => slot.index)).toEqual([1, 2, 0]);
+    all.forEach(holdsPrompt);
+    conserved();
+  });
+
+  test('a lease that ends while a device copies from it keeps its slot until then, and the copy is whole', async () => {
+    const copied = gate();
+    start(2, () => copied.opened);
+    const lease = complete(open(2));
+    const copying = acquire(lease);
+    await settle();
+    leases.end(lease, 'cancelled');
+    conserved();
+    expect([engine.pool.isHeld(0), engine.pool.reserve(1)]).toEqual([true, undefined]);
+    copied.open();
+    holdsPrompt(await copying);
+    expect(engine.pool.isKept(0)).toBe(true);
+    conserved();
+  });
+
+  test('a reader whose copy a device fails to make does not keep the others from the cache', async () => {
+    start(2, () => Promise.reject(new Error('the device is lost')));
+    const lease = complete(open(2));
+    await expect(acquire(lease)).rejects.toThrowError('the device is lost');
+    expect([lease.readersLeft, engine.pool.reserved]).toEqual([1, 1]);
+    holdsPrompt(await acquire(lease));
+    conserved();
   });
 
   test('readers without room for a copy are refused, and the cache stays for the last one', async () => {

@@ -1,6 +1,7 @@
 /** The connections that a puller keeps to prefill workers. */
 import { expect, test, vi } from 'vitest';
 import { KvPuller } from '../../services/decode/kv-puller.ts';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
@@ -31,7 +32,7 @@ vi.mock('../../services/lib/rpc/contract.ts', async (original) => ({
 }));
 
 test('a puller reuses connections and closes only idle ones, those used least recently first', async () => {
-  const pool = new KvPool(LAYOUT, 1, 8);
+  const pool = new KvPool(new CpuKvStore(LAYOUT, 1, 8));
   const puller = new KvPuller(pool, FINGERPRINT, createLogger('test', 'silent'));
   const pull = (address: string) => {
     const handle = {

@@ -10,24 +10,29 @@ import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import { mount, serveRpc, streaming, unary } from '../../services/lib/rpc/server.ts';
 import { continuation, FakeEngine, gate, nextToken, until } from '../support/fake-engine.ts';
 import { keepingLog } from '../support/keeping-log.ts';
+import { packed } from '../support/kv-rows.ts';
 import { decode, decodeRequest, FINGERPRINT, NEVER, refusal, startDecode } from '../support/workers.ts';
 
 const PROMPT = [3, 1, 4, 1, 5];
 const CUT = AbortSignal.abort();
 
 /** The frames that a prefill worker would send for PROMPT: manifest, two of rows, end. */
-function goodFrames(): KvFrame[] {
+async function packPrompt(): Promise<KvFrame[]> {
   const engine = new FakeEngine(1);
   engine.write(0, 0, PROMPT);
-  const sender = new KvSender(engine.pool, 0);
-  const rows = [...sender.pack(0, 2), ...sender.pack(2, PROMPT.length)];
+  const sender = new KvSender(engine.pool.store, 0);
+  const rows = await packed(sender, [2, PROMPT.length]);
   const layout = { ...engine.pool.layout, dtype: 'float32' };
   return [
     { manifest: { fingerprint: FINGERPRINT, layout, positions: PROMPT.length } },
-    ...rows.map((frame) => ({ rows: frame })),
+    // Copied, because the buffers are used again once they are serialised.
+    ...rows.map((frame) => ({ rows: { ...frame, data: Uint8Array.from(frame.data) } })),
     { end: { ...sender.end([nextToken(PROMPT)]), afterPrefillUs: 5 } },
   ];
 }
+
+const FRAMES = await packPrompt();
+const goodFrames = () => [...FRAMES];
 
 /** @param pull the answer to the n-th pull, from 1 on. */
 async function startHolder(pull: (attempt: number) => AsyncIterable<KvFrame> | Iterable<KvFrame> = goodFrames) {

@@ -2,6 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { SlotQueue } from '../../services/decode/slot-queue.ts';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { settle } from '../support/fake-engine.ts';
 
@@ -22,7 +23,7 @@ describe('SlotQueue', () => {
         fc.nat(4),
         fc.array(action, { maxLength: 50, size: 'max' }),
         async (slots, limit, actions) => {
-          const pool = new KvPool(LAYOUT, slots, 4);
+          const pool = new KvPool(new CpuKvStore(LAYOUT, slots, 4));
           const queue = new SlotQueue(pool, limit);
           const waiting: { name: number; abort: AbortController }[] = [];
           const held: { name: number; slot: KvSlot }[] = [];
@@ -78,14 +79,14 @@ describe('SlotQueue', () => {
   });
 
   test('a caller that has left already gets no slot', async () => {
-    const pool = new KvPool(LAYOUT, 1, 4);
+    const pool = new KvPool(new CpuKvStore(LAYOUT, 1, 4));
     const reason = new Error('gone');
     await expect(new SlotQueue(pool, 1).reserve(2, AbortSignal.abort(reason))).rejects.toBe(reason);
     pool.assertConserved(0);
   });
 
   test('a caller that leaves while it waits is skipped, and the next one gets the slot', async () => {
-    const pool = new KvPool(LAYOUT, 1, 4);
+    const pool = new KvPool(new CpuKvStore(LAYOUT, 1, 4));
     const queue = new SlotQueue(pool, 2);
     const first = await queue.reserve(2, NEVER);
     const impatient = new AbortController();
@@ -101,7 +102,7 @@ describe('SlotQueue', () => {
   });
 
   test('a caller that leaves with a slot takes no other caller out of the queue', async () => {
-    const pool = new KvPool(LAYOUT, 1, 4);
+    const pool = new KvPool(new CpuKvStore(LAYOUT, 1, 4));
     const queue = new SlotQueue(pool, 2);
     const first = await queue.reserve(2, NEVER);
     const caller = new AbortController();
@@ -116,7 +117,7 @@ describe('SlotQueue', () => {
   });
 
   test('releasing a slot twice takes nothing from its next holder', async () => {
-    const pool = new KvPool(LAYOUT, 1, 4);
+    const pool = new KvPool(new CpuKvStore(LAYOUT, 1, 4));
     const queue = new SlotQueue(pool, 1);
     const first = await queue.reserve(2, NEVER);
     const waiting = queue.reserve(2, NEVER);
@@ -129,7 +130,7 @@ describe('SlotQueue', () => {
   });
 
   test('a full pool without a queue refuses and names the setting', async () => {
-    const pool = new KvPool(LAYOUT, 1, 4);
+    const pool = new KvPool(new CpuKvStore(LAYOUT, 1, 4));
     const queue = new SlotQueue(pool, 0);
     await queue.reserve(2, NEVER);
     await expect(queue.reserve(2, NEVER)).rejects.toThrowError(

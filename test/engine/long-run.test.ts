@@ -3,6 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
@@ -28,8 +29,8 @@ async function load(llm: string): Promise<DecoderSession> {
   const bundle = await openBundle(join(dir, 'bundle'));
   const { spec } = bundle.manifest.llm;
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const pool = new KvPool(spec, 2, 2048);
-  const session = await DecoderSession.load(bundle.llm, shape, pool, { provider: 'cpu', threads: 1 });
+  const pool = new KvPool(new CpuEngineKv(spec, 2, 2048));
+  const session = await DecoderSession.load(bundle.llm, shape, pool, { threads: 1 });
   cleanUp.push(() => session.dispose());
   return session;
 }

@@ -4,6 +4,7 @@ import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, w
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import type { PrepackedCache } from '../../services/lib/engine/ort-settings.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
@@ -81,9 +82,9 @@ const namesIn = async (folder: string) => (await readdir(folder)).filter((name) 
 
 /** Logits of a prompt and of three steps after it. */
 async function logitsOf(graph: string, prepacked?: PrepackedCache): Promise<Float32Array[]> {
-  const pool = new KvPool(spec, 2, 64);
+  const pool = new KvPool(new CpuEngineKv(spec, 2, 64));
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const session = await DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 1, prepacked });
+  const session = await DecoderSession.load(graph, shape, pool, { threads: 1, prepacked });
   const ids = Int32Array.from({ length: 24 }, (_, i) => (i * 37) % spec.vocab);
   const logits = [await session.chunk({ slot: 0, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows: [0, 23] })];
   for (const i of [0, 1, 2]) {

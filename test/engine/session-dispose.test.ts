@@ -3,6 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
@@ -28,8 +29,8 @@ async function write(): Promise<{ graph: string; spec: DecoderSpec }> {
 async function load(capacity = 64): Promise<DecoderSession> {
   const { graph, spec } = await write();
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const pool = new KvPool(spec, 2, capacity);
-  return DecoderSession.load(graph, shape, pool, { provider: 'cpu', threads: 1 });
+  const pool = new KvPool(new CpuEngineKv(spec, 2, capacity));
+  return DecoderSession.load(graph, shape, pool, { threads: 1 });
 }
 
 const chunk = { slot: 0, past: 0, ids: new Int32Array(40).fill(1), soft: NO_SOFT_TOKENS, logitRows: [39] };
@@ -86,14 +87,14 @@ test('a disposed session finishes its current run and refuses others', async () 
 
 test('a run of another graph ends well although disposing does not wait for it', async () => {
   const { graph, spec } = await write();
-  const session = await OrtSession.load(graph, { provider: 'cpu', threads: 1 });
+  const session = await OrtSession.load(graph, { threads: 1 });
   const [positions, n] = [8, 2];
   const cache = { type: 'float32', dims: [1, spec.kvHeads, positions, spec.headDim] } as const;
   const kv = session.inputs.filter((name) => name.startsWith('past.'));
   const inputs = {
     input_ids: { type: 'int64', dims: [1, n], data: BigInt64Array.of(1n, 2n) },
     soft_tokens: { type: 'float32', dims: [0, spec.hidden], data: new Float32Array(0) },
-    soft_positions: { type: 'int64', dims: [0], data: new BigInt64Array(0) },
+    soft_positions: { type: 'int64', dims: [0, 2], data: new BigInt64Array(0) },
     logit_rows: { type: 'int64', dims: [1], data: BigInt64Array.of(1n) },
     seqlens_k: { type: 'int32', dims: [1], data: Int32Array.of(n - 1) },
     total_sequence_length: { type: 'int32', dims: [], data: Int32Array.of(n) },

@@ -1,15 +1,16 @@
 /** KV caches with flipped bits: nothing wrong is ever decoded, and a damaged cache is pulled again. */
 import fc from 'fast-check';
 import { expect, onTestFinished, test } from 'vitest';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { serializeFrame } from '../../services/lib/kv/frame-buffer.ts';
 import { KvReceiver, KvSender } from '../../services/lib/kv/handoff.ts';
-import { KvPool } from '../../services/lib/kv/pool.ts';
 import { WIRE_TYPES, type WireType } from '../../services/lib/kv/wire.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { protocol } from '../../services/lib/rpc/contract.ts';
 import type { KvFrame__Output } from '../../services/lib/rpc/gen/llavacode/v1/KvFrame.ts';
 import { mount, serveRpc, streaming, unary } from '../../services/lib/rpc/server.ts';
 import { continuation, FakeEngine, LAYOUT, nextToken } from '../support/fake-engine.ts';
+import { packed, row } from '../support/kv-rows.ts';
 import { decode, decodeRequest, FINGERPRINT, startDecode } from '../support/workers.ts';
 import { fuzz, HANG_MS, TIMEOUT_MS } from './budget.ts';
 
@@ -19,19 +20,21 @@ const FIRST = nextToken(PROMPT);
 const wire = protocol.Kv.service.Pull;
 
 /** The messages that a holder of PROMPT's cache sends, as bytes on the wire. */
-function messagesOf(type: WireType): Buffer[] {
+async function messagesOf(type: WireType): Promise<Buffer[]> {
   const holder = new FakeEngine();
   holder.write(0, 0, PROMPT);
-  const sender = new KvSender(holder.pool, 0, type);
+  const sender = new KvSender(holder.pool.store, 0, type);
   const manifest = { fingerprint: FINGERPRINT, layout: { ...LAYOUT, dtype: type }, positions: PROMPT.length };
-  const rows = [...sender.pack(0, 3), ...sender.pack(3, PROMPT.length)];
+  const rows = await packed(sender, [3, PROMPT.length]);
   const end = { ...sender.end([FIRST]), afterPrefillUs: 5 };
   const frames = [{ manifest }, ...rows.map((frame) => ({ rows: frame })), { end }];
   // Copied, because the buffers are used again once they are serialised.
   return frames.map((frame) => Buffer.from(serializeFrame(frame, wire.responseSerialize)));
 }
 
-const SENT = Object.fromEntries(WIRE_TYPES.map((type) => [type, messagesOf(type)])) as Record<WireType, Buffer[]>;
+const SENT = Object.fromEntries(
+  await Promise.all(WIRE_TYPES.map(async (type) => [type, await messagesOf(type)])),
+) as Record<WireType, Buffer[]>;
 
 const flips = fc
   .constantFrom(...WIRE_TYPES)
@@ -55,8 +58,8 @@ function flipped(messages: readonly Buffer[], message: number, bit: number): Buf
 
 /** The rows and first tokens of a cache that arrives; undefined if it is refused. */
 function received(messages: readonly Buffer[], type: WireType): { rows: Float32Array[]; first: number[] } | undefined {
-  const pool = new KvPool(LAYOUT, 1, 32);
-  const receiver = new KvReceiver(pool, 0, FINGERPRINT, type);
+  const store = new CpuKvStore(LAYOUT, 1, 32);
+  const receiver = new KvReceiver(store, 0, FINGERPRINT, type);
   try {
     for (const bytes of messages) {
       const { manifest, rows, end } = wire.responseDeserialize(bytes) as KvFrame__Output;
@@ -66,7 +69,7 @@ function received(messages: readonly Buffer[], type: WireType): { rows: Float32A
         receiver.end(end);
         const count = 2 * LAYOUT.layers * LAYOUT.kvHeads;
         return {
-          rows: Array.from({ length: count }, (_, row) => pool.row(0, row, 0, PROMPT.length)),
+          rows: Array.from({ length: count }, (_, index) => row(store, 0, index, 0, PROMPT.length)),
           first: end.firstTokenIds,
         };
       }

@@ -193,7 +193,7 @@ describe('an index run', () => {
   test('an index without vectors keeps its text, and is encoded as a whole when the model has a projector', async () => {
     await files({ 'a.py': python('a', 30), 'b.py': python('b', 10) });
     const bare = { dir: 'bundle', context: undefined } as Bundle;
-    const textOnly = await loadContextEncoder(bare, { provider: 'cpu', threads: 1 });
+    const textOnly = await loadContextEncoder(bare, { threads: 1 });
     const first = await index(textOnly);
     expect(first).toMatchObject({ fingerprint: NO_VECTORS, chunks: 6, embedded: 6 });
     expect(await store.head(REPO)).toMatchObject({ hidden: 0, fingerprint: NO_VECTORS });

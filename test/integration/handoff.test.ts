@@ -143,7 +143,7 @@ describe('overlap', () => {
     const prompt = promptOf(9);
     const staged = await begin(prefill.client, prefillRequest(prompt));
     const decoding = decode(decoder.client, decodeRequest(staged.kv, 4));
-    await until(() => decoder.engine.pool.row(0, 7, 3, 4).some((element) => element !== 0));
+    await until(() => decoder.engine.row(0, 7, 3, 4).some((element) => element !== 0));
     expect(decoder.engine.read(0, 4)).toEqual(prompt.slice(0, 4));
     expect(prefill.engine.chunks).toHaveLength(2);
     held.open();
@@ -166,7 +166,7 @@ describe('overlap', () => {
     for (const [slot, { client, prompt }] of begun.entries()) {
       const staged = await begin(client, prefillRequest(prompt));
       running.push({ staged, decoding: decode(decoder.client, decodeRequest(staged.kv, 6)) });
-      await until(() => decoder.engine.pool.row(slot, 0, 3, 4).some((element) => element !== 0));
+      await until(() => decoder.engine.row(slot, 0, 3, 4).some((element) => element !== 0));
     }
     const [low, slow, high] = begun as [(typeof begun)[0], (typeof begun)[0], (typeof begun)[0]];
     low.held.open();
@@ -178,7 +178,7 @@ describe('overlap', () => {
     // The slot in between rode along: the steps wrote right behind what it will hold.
     expect(decoder.engine.steps).toContainEqual([0, 2]);
     expect(decoder.engine.read(1, 4)).toEqual(slow.prompt.slice(0, 4));
-    expect(decoder.engine.pool.row(1, 0, 6, 7)[0]).toBe(GARBAGE * 64);
+    expect(decoder.engine.row(1, 0, 6, 7)[0]).toBe(GARBAGE * 64);
     slow.held.open();
     expect((await running[1]!.decoding).tokens).toEqual(continuation(slow.prompt, 6).tokens.slice(1));
     for (const { staged } of running) {
@@ -222,7 +222,7 @@ describe('a prompt that begins like an earlier one', () => {
     const prompt = [...promptOf(36), 1, 2];
     const staged = await begin(prefill.client, prefillRequest(prompt));
     const decoding = decode(decoder.client, decodeRequest(staged.kv, 4));
-    await until(() => decoder.engine.pool.reserved === 1 && decoder.engine.pool.row(0, 7, 31, 32).some((x) => x !== 0));
+    await until(() => decoder.engine.pool.reserved === 1 && decoder.engine.row(0, 7, 31, 32).some((x) => x !== 0));
     await until(() => decoder.engine.read(0, 32).length === 32);
     expect(decoder.engine.read(0, 32)).toEqual(prompt.slice(0, 32));
     held.open();
@@ -249,7 +249,7 @@ describe('given up', () => {
     const staged = await begin(prefill.client, prefillRequest(promptOf(8)), signal);
     const decoding = decode(decoder.client, decodeRequest(staged.kv, 5));
     const outcome = expect(decoding).rejects.toEqual(refusal('lease_unknown', staged.kv.leaseId));
-    await until(() => decoder.engine.pool.row(0, 0, 3, 4).some((element) => element !== 0));
+    await until(() => decoder.engine.row(0, 0, 3, 4).some((element) => element !== 0));
     const first = staged.first();
     abort(reason);
     await expect(first).rejects.toBe(reason);
@@ -264,7 +264,7 @@ describe('given up', () => {
     const prompt = promptOf(8);
     const staged = await begin(prefill.client, prefillRequest(prompt));
     const decoding = decode(decoder.client, decodeRequest(staged.kv, 5), signal);
-    await until(() => decoder.engine.pool.row(0, 0, 3, 4).some((element) => element !== 0));
+    await until(() => decoder.engine.row(0, 0, 3, 4).some((element) => element !== 0));
     abort(reason);
     await expect(decoding).rejects.toBe(reason);
     await until(() => decoder.engine.pool.reserved === 0);

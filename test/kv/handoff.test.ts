@@ -2,27 +2,26 @@
 import { crc32 } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { type KvEnd, type KvManifest, KvReceiver, type KvRows, KvSender } from '../../services/lib/kv/handoff.ts';
 import { type KvLayout, rowCount } from '../../services/lib/kv/layout.ts';
-import { KvPool } from '../../services/lib/kv/pool.ts';
 import type { ErrorCode } from '../../services/lib/process/errors.ts';
+import { packed, row, rowBytes, rows } from '../support/kv-rows.ts';
 
 const FINGERPRINT = 'f'.repeat(64);
 const LAYOUT: KvLayout = { layers: 2, kvHeads: 2, headDim: 3 };
 const failing = (code: ErrorCode) => expect.objectContaining({ code });
 
-function filledPool(layout: KvLayout, slots: number, capacity: number): KvPool {
-  const pool = new KvPool(layout, slots, capacity);
+function filledStore(layout: KvLayout, slots: number, capacity: number): CpuKvStore {
+  const store = new CpuKvStore(layout, slots, capacity);
   let next = 0.5;
-  for (const { key, value } of pool.layers) {
+  for (const { key, value } of store.layers) {
     for (const tensor of [key, value]) for (let i = 0; i < tensor.length; i++) tensor[i] = next++;
   }
-  return pool;
+  return store;
 }
 
-function contents(pool: KvPool, slot: number, positions: number): number[][] {
-  return Array.from({ length: rowCount(pool.layout) }, (_, row) => [...pool.row(slot, row, 0, positions)]);
-}
+const contents = (store: CpuKvStore, slot: number, positions: number) => rows(store, slot, 0, positions);
 
 interface Sent {
   readonly manifest: KvManifest;
@@ -31,15 +30,15 @@ interface Sent {
 }
 
 /** @param cuts positions at which a prompt chunk ends, ascending, the last one all positions. */
-function send(pool: KvPool, slot: number, cuts: readonly number[]): Sent {
-  const sender = new KvSender(pool, slot);
-  const frames: KvRows[] = [];
-  let from = 0;
-  for (const to of cuts) {
-    frames.push(...sender.pack(from, to));
-    from = to;
-  }
-  const manifest = { fingerprint: FINGERPRINT, layout: pool.layout, dtype: 'float32', positions: from };
+async function send(store: CpuKvStore, slot: number, cuts: readonly number[]): Promise<Sent> {
+  const sender = new KvSender(store, slot);
+  const frames = await packed(sender, cuts);
+  const manifest = {
+    fingerprint: FINGERPRINT,
+    layout: store.layout,
+    dtype: 'float32',
+    positions: cuts.at(-1) as number,
+  };
   return { manifest, frames, end: sender.end([]) };
 }
 
@@ -50,11 +49,8 @@ function receive(receiver: KvReceiver, { manifest, frames, end }: Sent): void {
 }
 
 /** Four frames of a small cache, and a receiver for them. */
-function example() {
-  const sent = send(filledPool(LAYOUT, 1, 8), 0, [2, 4, 5, 7]);
-  const pool = new KvPool(LAYOUT, 1, 8);
-  return { sent, pool, receiver: new KvReceiver(pool, 0, FINGERPRINT) };
-}
+const SENT = await send(filledStore(LAYOUT, 1, 8), 0, [2, 4, 5, 7]);
+const example = () => ({ sent: SENT, receiver: new KvReceiver(new CpuKvStore(LAYOUT, 1, 8), 0, FINGERPRINT) });
 
 /** Bytes as protobuf gives them: at an offset of a larger buffer that is not aligned for floats. */
 function misaligned(data: Uint8Array): Uint8Array {
@@ -70,13 +66,13 @@ describe('round trip', () => {
     .uniqueArray(fc.integer({ min: 1, max: 20 }), { minLength: 1, maxLength: 6 })
     .map((cuts) => cuts.sort((a, b) => a - b));
 
-  test('a cache of any layout arrives in another slot of another capacity, however its positions were cut into chunks', () => {
-    fc.assert(
-      fc.property(layouts, chunkings, fc.nat(2), fc.nat(2), (layout, cuts, from, to) => {
+  test('a cache of any layout arrives in another slot of another capacity, however its positions were cut into chunks', async () => {
+    await fc.assert(
+      fc.asyncProperty(layouts, chunkings, fc.nat(2), fc.nat(2), async (layout, cuts, from, to) => {
         const positions = cuts.at(-1) as number;
-        const source = filledPool(layout, 3, positions + 2);
-        const target = new KvPool(layout, 3, positions + 5);
-        const sent = send(source, from, cuts);
+        const source = filledStore(layout, 3, positions + 2);
+        const target = new CpuKvStore(layout, 3, positions + 5);
+        const sent = await send(source, from, cuts);
         const frames = sent.frames.map((frame) => ({ ...frame, data: misaligned(frame.data) }));
         const receiver = new KvReceiver(target, to, FINGERPRINT);
         receive(receiver, { ...sent, frames });
@@ -93,29 +89,26 @@ describe('round trip', () => {
     );
   });
 
-  test('a cache arrives in many frames, cut between positions and between rows', () => {
+  test('a cache arrives in many frames, cut between positions and between rows', async () => {
     const layout = { layers: 2, kvHeads: 1, headDim: 128 };
     const positions = 5000; // 4 rows of 2.4 MiB
-    const source = filledPool(layout, 1, positions + 1);
-    const target = new KvPool(layout, 1, positions + 1);
-    const sent = send(source, 0, [300, positions]);
+    const source = filledStore(layout, 1, positions + 1);
+    const target = new CpuKvStore(layout, 1, positions + 1);
+    const sent = await send(source, 0, [300, positions]);
     expect(sent.frames.length).toBeGreaterThan(10);
     receive(new KvReceiver(target, 0, FINGERPRINT), sent);
     for (let row = 0; row < rowCount(layout); row++) {
-      expect(Buffer.compare(bytesOf(target.row(0, row, 0, positions)), bytesOf(source.row(0, row, 0, positions)))).toBe(
-        0,
-      );
+      const [came, went] = [target, source].map((store) => rowBytes(store, 0, row, 0, positions));
+      expect(Buffer.compare(came!, went!)).toBe(0);
     }
   });
 
-  const bytesOf = (floats: Float32Array) => Buffer.from(floats.buffer, floats.byteOffset, floats.byteLength);
-
-  test('a packed frame does not change with the slot', () => {
-    const source = filledPool(LAYOUT, 1, 8);
+  test('a packed frame does not change with the slot', async () => {
+    const source = filledStore(LAYOUT, 1, 8);
     const before = contents(source, 0, 7);
-    const sent = send(source, 0, [7]);
-    source.row(0, 0, 0, 7).fill(-1);
-    const target = new KvPool(LAYOUT, 1, 8);
+    const sent = await send(source, 0, [7]);
+    row(source, 0, 0, 0, 7).fill(-1);
+    const target = new CpuKvStore(LAYOUT, 1, 8);
     receive(new KvReceiver(target, 0, FINGERPRINT), sent);
     expect(contents(target, 0, 7)).toEqual(before);
   });
@@ -253,33 +246,31 @@ describe('a stream that was changed', () => {
   });
 });
 
-describe('a pool of half precision', () => {
+describe('a store of half precision', () => {
   const layout = { layers: 2, kvHeads: 1, headDim: 4, floats: 'float16' } as const;
   const filled = () => {
-    const pool = new KvPool(layout, 2, 8);
-    for (const layer of pool.layers) {
+    const store = new CpuKvStore(layout, 2, 8);
+    for (const layer of store.layers) {
       for (const part of [layer.key, layer.value]) for (let i = 0; i < part.length; i++) part[i] = (i * 7919) & 0x7bff;
     }
-    return pool;
+    return store;
   };
 
-  test('a float16 cache travels unchanged in half the bytes', () => {
-    const [source, target] = [filled(), new KvPool(layout, 2, 8)];
+  test('a float16 cache travels unchanged in half the bytes', async () => {
+    const [source, target] = [filled(), new CpuKvStore(layout, 2, 8)];
     const sender = new KvSender(source, 1, 'float16');
     const receiver = new KvReceiver(target, 0, FINGERPRINT, 'float16');
     receiver.manifest({ fingerprint: FINGERPRINT, layout, dtype: 'float16', positions: 7 });
-    for (const frame of [...sender.pack(0, 3), ...sender.pack(3, 7)]) receiver.rows(frame);
+    for (const frame of await packed(sender, [3, 7])) receiver.rows(frame);
     receiver.end(sender.end([1]));
     expect(receiver.bytes).toBe(7 * 4 * 4 * 2);
     for (let row = 0; row < rowCount(layout); row++) {
-      expect(target.rowBytes(0, row, 0, 7)).toEqual(source.rowBytes(1, row, 0, 7));
+      expect(rowBytes(target, 0, row, 0, 7)).toEqual(rowBytes(source, 1, row, 0, 7));
     }
   });
 
-  test('a float16 pool refuses views of 32-bit floats and copies its slots', () => {
-    const pool = filled();
-    expect(() => pool.row(0, 0, 0, 1)).toThrow('float16');
-    pool.copy(0, 1, 5);
-    expect(pool.rowBytes(1, 2, 0, 5)).toEqual(pool.rowBytes(0, 2, 0, 5));
+  test('float16 values are sent and taken as float16 only', () => {
+    expect(() => new KvSender(filled(), 0, 'int8')).toThrow('float16');
+    expect(() => new KvReceiver(filled(), 0, FINGERPRINT, 'float32')).toThrow('float16');
   });
 });

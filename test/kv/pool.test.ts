@@ -1,9 +1,10 @@
-/** The pool of KV slots: who holds which, and where their memory lies. */
-import { totalmem } from 'node:os';
+/** The pool of KV slots: who holds which. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { rowCount } from '../../services/lib/kv/layout.ts';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
+import { gate } from '../support/fake-engine.ts';
+import { SlowStore } from '../support/slow-store.ts';
 
 const LAYOUT = { layers: 2, kvHeads: 2, headDim: 4 };
 
@@ -24,7 +25,7 @@ describe('reserving', () => {
         fc.integer({ min: 1, max: 5 }),
         fc.array(action, { maxLength: 40, size: 'max' }),
         (slots, actions) => {
-          const pool = new KvPool(LAYOUT, slots, 4);
+          const pool = new KvPool(new CpuKvStore(LAYOUT, slots, 4));
           const everGiven: KvSlot[] = [];
           const held = new Map<number, KvSlot>();
           /** Oldest first. */
@@ -84,7 +85,7 @@ describe('reserving', () => {
   });
 
   test('all listeners hear that the pool is full, in order of subscription, until one gives up a slot', () => {
-    const pool = new KvPool(LAYOUT, 2, 4);
+    const pool = new KvPool(new CpuKvStore(LAYOUT, 2, 4));
     const slots = [pool.reserve(1), pool.reserve(1)] as [KvSlot, KvSlot];
     const heard: string[] = [];
     const unsubscribe = pool.onPressure(() => {
@@ -103,78 +104,64 @@ describe('reserving', () => {
     expect(heard).toEqual(['first', 'second', 'second']);
   });
 
+  test('a slot that is given back while the store works on it is free or kept when that work has ended', async () => {
+    const ended = gate();
+    const pool = new KvPool(new SlowStore(new CpuKvStore(LAYOUT, 3, 4), () => ended.opened));
+    const [a, b, c] = [pool.reserve(1), pool.reserve(1), pool.reserve(1)] as [KvSlot, KvSlot, KvSlot];
+    const work = [
+      pool.store.copy(a.index, b.index, 2),
+      pool.store.read(b.index, { start: 0, end: 1, rowStart: 0, rowEnd: 1 }),
+    ];
+    let offers = 0;
+    pool.wait(() => {
+      offers++;
+      return false;
+    });
+    a.keep();
+    b.release();
+    c.release();
+    expect([0, 1, 2].map((slot) => pool.isHeld(slot))).toEqual([true, true, false]);
+    expect([offers, pool.take(0, 1), pool.take(1, 1), pool.reserved]).toEqual([1, undefined, undefined, 2]);
+    pool.assertConserved(0);
+    ended.open();
+    await Promise.all(work);
+    expect([0, 1, 2].map((slot) => [pool.isHeld(slot), pool.isKept(slot)])).toEqual([
+      [false, true],
+      [false, false],
+      [false, false],
+    ]);
+    expect([offers, pool.claimed(0), pool.claimed(1)]).toEqual([3, 1, 0]);
+    pool.assertConserved(0);
+  });
+
+  test('a slot is free although work on it has failed', async () => {
+    const pool = new KvPool(new SlowStore(new CpuKvStore(LAYOUT, 1, 4), () => Promise.reject(new Error('lost'))));
+    const slot = pool.reserve(1) as KvSlot;
+    const writing = pool.store.write(0, { start: 0, end: 1, rowStart: 0, rowEnd: 1 }, new Uint8Array(16));
+    slot.release();
+    expect(pool.isHeld(0)).toBe(true);
+    await expect(writing).rejects.toThrowError('lost');
+    expect(pool.isHeld(0)).toBe(false);
+  });
+
+  test('the memory is freed when the last work on it has ended, and no more work is begun', async () => {
+    const ended = gate();
+    const memory = new SlowStore(new CpuKvStore(LAYOUT, 1, 4), () => ended.opened);
+    const { store } = new KvPool(memory);
+    const range = { start: 0, end: 1, rowStart: 0, rowEnd: 1 };
+    const reading = store.read(0, range);
+    const disposing = store.dispose();
+    expect(() => store.read(0, range)).toThrowError(expect.objectContaining({ code: 'draining' }));
+    expect(() => store.copy(0, 0, 1)).toThrowError(expect.objectContaining({ code: 'draining' }));
+    ended.open();
+    await Promise.all([reading, disposing, store.dispose()]);
+    expect(memory.disposals).toBe(1);
+    expect(memory.violations.filter((words) => words.startsWith('disposed'))).toEqual([]);
+  });
+
   test('a leak is reported with its counts', () => {
-    const pool = new KvPool(LAYOUT, 3, 4);
+    const pool = new KvPool(new CpuKvStore(LAYOUT, 3, 4));
     pool.reserve(1);
     expect(() => pool.assertConserved(0)).toThrowError('KV slots leaked: 1 of 3 are held, but holders account for 0');
-  });
-});
-
-describe('memory', () => {
-  test("a pool larger than the machine's memory is refused with the arithmetic", () => {
-    const perToken = 2 * 2 * 2 * 4 * 4;
-    const slots = Math.ceil((totalmem() * 2) / (perToken * 1024));
-    expect(() => new KvPool(LAYOUT, slots, 1024)).toThrowError(
-      expect.objectContaining({
-        code: 'out_of_memory',
-        message: expect.stringMatching(
-          new RegExp(`${slots} slots x 1024 tokens x ${perToken} bytes = [\\d.]+ GiB, the machine has [\\d.]+ GiB`),
-        ),
-      }),
-    );
-  });
-
-  test('rows are views of [slot, kv_head, position, head_dim] that do not overlap', () => {
-    const pool = new KvPool(LAYOUT, 2, 3);
-    let next = 1;
-    for (let slot = 0; slot < 2; slot++) {
-      for (let row = 0; row < 8; row++) {
-        const view = pool.row(slot, row, 0, 3);
-        expect(view).toHaveLength(3 * 4);
-        for (let i = 0; i < view.length; i++) view[i] = next++;
-      }
-    }
-    expect(next - 1).toBe(pool.layers.length * 2 * (pool.layers[0]?.key.length ?? 0));
-    // Slot 1, layer 1, V, head 1, positions [1, 3).
-    const value = pool.layers[1]?.value as Float32Array;
-    const at = ((1 * 2 + 1) * 3 + 1) * 4;
-    expect(pool.row(1, (1 * 2 + 1) * 2 + 1, 1, 3)).toEqual(value.subarray(at, at + 8));
-    expect(new Set(pool.layers.flatMap(({ key, value }) => [...key, ...value])).size).toBe(next - 1);
-  });
-
-  /** Every element is its own index; `rows` are those of a slot at positions [start, end). */
-  function numbered(slots: number) {
-    const pool = new KvPool(LAYOUT, slots, 3);
-    for (const { key, value } of pool.layers) {
-      for (const tensor of [key, value]) tensor.set(tensor.map((_, i) => i));
-    }
-    const rows = (slot: number, start: number, end: number) =>
-      Array.from({ length: rowCount(LAYOUT) }, (_, row) => [...pool.row(slot, row, start, end)]);
-    return { pool, rows };
-  }
-
-  test('a copy changes exactly the positions asked for, in all rows', () => {
-    const { pool, rows } = numbered(2);
-    const [before, rest] = [rows(0, 0, 3), rows(1, 2, 3)];
-    pool.copy(0, 1, 2);
-    expect(rows(1, 0, 2)).toEqual(rows(0, 0, 2));
-    expect(rows(1, 2, 3)).toEqual(rest);
-    expect(rows(0, 0, 3)).toEqual(before);
-  });
-
-  test('a swap exchanges exactly the positions asked for, in all rows', () => {
-    const { pool, rows } = numbered(3);
-    const [a, b] = [rows(0, 0, 2), rows(2, 0, 2)];
-    const rest = [rows(0, 2, 3), rows(1, 0, 3), rows(2, 2, 3)];
-    pool.swap(0, 2, 2);
-    expect([rows(0, 0, 2), rows(2, 0, 2)]).toEqual([b, a]);
-    expect([rows(0, 2, 3), rows(1, 0, 3), rows(2, 2, 3)]).toEqual(rest);
-  });
-
-  test('positions and rows outside the pool are refused', () => {
-    const pool = new KvPool(LAYOUT, 1, 3);
-    expect(() => pool.row(0, 8, 0, 1)).toThrowError(RangeError);
-    expect(() => pool.row(0, 0, -1, 1)).toThrowError(RangeError);
-    expect(() => pool.row(0, 0, 2, 4)).toThrowError(RangeError);
   });
 });

@@ -1,6 +1,7 @@
 /** Prompts that begin alike, against a model that compares them token by token. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { BLOCK_TOKENS, chainOf, PrefixCache, type PrefixSlot } from '../../services/lib/kv/prefix.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
@@ -186,7 +187,7 @@ describe('the prefix cache', () => {
           const compute = ({ whole, start }: (typeof computing)[number], end: number) => {
             const { slot, positions, copyFrom } = start;
             if (copyFrom) {
-              pool.copy(copyFrom.slot, slot.index, positions);
+              void pool.store.copy(copyFrom.slot, slot.index, positions); // at once, in the process's memory
               copyFrom.done();
               model.unpin(copyFrom.slot);
             }
@@ -308,7 +309,7 @@ describe('the prefix cache', () => {
 });
 
 test('a waiting prompt gets the slot that was copied from as soon as the copy is done', () => {
-  const pool = new KvPool({ layers: 1, kvHeads: 1, headDim: 1 }, 2, 128);
+  const pool = new KvPool(new CpuKvStore({ layers: 1, kvHeads: 1, headDim: 1 }, 2, 128));
   const prefixes = new PrefixCache(pool);
   const long = prefixes.reserve([], 80);
   prefixes.add(0, ['a', 'b', 'c', 'd', 'e'], 80);
@@ -325,7 +326,7 @@ test('a waiting prompt gets the slot that was copied from as soon as the copy is
 });
 
 describe('moving a slot', () => {
-  const pool = () => new KvPool({ layers: 1, kvHeads: 1, headDim: 1 }, 4, 96);
+  const pool = () => new KvPool(new CpuKvStore({ layers: 1, kvHeads: 1, headDim: 1 }, 4, 96));
   const reserve = (slots: KvPool) => slots.reserve(80) as KvSlot;
 
   test('a slot is not moved to one that is held', () => {

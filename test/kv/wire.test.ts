@@ -1,9 +1,9 @@
 /** KV caches in fewer bytes: how far the values may be off, and that the whole hand-over carries each form. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { KvReceiver, KvSender } from '../../services/lib/kv/handoff.ts';
 import { rowCount } from '../../services/lib/kv/layout.ts';
-import { KvPool } from '../../services/lib/kv/pool.ts';
 import {
   decodeRow,
   encodeRow,
@@ -12,6 +12,7 @@ import {
   WIRE_TYPES,
   type WireType,
 } from '../../services/lib/kv/wire.ts';
+import { packed, row } from '../support/kv-rows.ts';
 
 const HEAD_DIM = 8;
 const LARGEST_HALF = 65504;
@@ -116,32 +117,27 @@ describe('int8', () => {
 describe('the hand-over', () => {
   const layout = { layers: 3, kvHeads: 2, headDim: HEAD_DIM };
   const CAPACITY = 300;
-  function filled(): KvPool {
-    const pool = new KvPool(layout, 2, CAPACITY);
-    for (let row = 0; row < rowCount(layout); row++) {
-      const values = pool.row(1, row, 0, CAPACITY);
-      for (let i = 0; i < values.length; i++) values[i] = Math.sin(i * (row + 1)) * (row + 1);
+  function filled(): CpuKvStore {
+    const store = new CpuKvStore(layout, 2, CAPACITY);
+    for (let index = 0; index < rowCount(layout); index++) {
+      const values = row(store, 1, index, 0, CAPACITY);
+      for (let i = 0; i < values.length; i++) values[i] = Math.sin(i * (index + 1)) * (index + 1);
     }
-    return pool;
+    return store;
   }
 
-  test.each(WIRE_TYPES)('a cache arrives as %s in chunks', (type) => {
-    const [from, to] = [filled(), new KvPool(layout, 1, CAPACITY)];
+  test.each(WIRE_TYPES)('a cache arrives as %s in chunks', async (type) => {
+    const [from, to] = [filled(), new CpuKvStore(layout, 1, CAPACITY)];
     const sender = new KvSender(from, 1, type);
     const receiver = new KvReceiver(to, 0, 'f', type);
     receiver.manifest({ fingerprint: 'f', layout, dtype: type, positions: 290 });
-    for (const [start, end] of [
-      [0, 97],
-      [97, 290],
-    ] as const) {
-      for (const frame of sender.pack(start, end)) receiver.rows(frame);
-    }
+    for (const frame of await packed(sender, [97, 290])) receiver.rows(frame);
     receiver.end(sender.end([]));
     const tolerance = { float32: 0, float16: 2 ** -11, int8: 1 / 253 }[type];
-    for (let row = 0; row < rowCount(layout); row++) {
-      const sent = from.row(1, row, 0, 290);
-      for (const [i, got] of to.row(0, row, 0, 290).entries()) {
-        expect(Math.abs(got - sent[i]!)).toBeLessThanOrEqual(tolerance * (row + 1));
+    for (let index = 0; index < rowCount(layout); index++) {
+      const sent = row(from, 1, index, 0, 290);
+      for (const [i, got] of row(to, 0, index, 0, 290).entries()) {
+        expect(Math.abs(got - sent[i]!)).toBeLessThanOrEqual(tolerance * (index + 1));
       }
     }
     expect(receiver.bytes).toBe(rowCount(layout) * 290 * vectorBytes(type, HEAD_DIM));

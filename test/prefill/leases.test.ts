@@ -1,5 +1,6 @@
 /** Staged KV caches: every lease ends once, for one reason, and leaves nothing behind. */
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import { KvPool, type KvSlot } from '../../services/lib/kv/pool.ts';
 import { PrefixCache } from '../../services/lib/kv/prefix.ts';
@@ -25,7 +26,7 @@ let leases: LeaseTable;
 
 beforeEach(() => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
-  pool = new KvPool(LAYOUT, 4, 16);
+  pool = new KvPool(new CpuKvStore(LAYOUT, 4, 16));
   freed = 0;
   pool.wait(() => {
     freed++;

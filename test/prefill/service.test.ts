@@ -6,8 +6,9 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { PrefillRequest } from '../../services/lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
-import { FakeEngine, gate, HIDDEN, nextToken, until, VOCAB } from '../support/fake-engine.ts';
+import { FakeEngine, gate, HIDDEN, LAYOUT, nextToken, until, VOCAB } from '../support/fake-engine.ts';
 import { keepingLog } from '../support/keeping-log.ts';
+import { SlowStore } from '../support/slow-store.ts';
 import { begin, FINGERPRINT, NEVER, prefillRequest, refusal, stagedBytes, startPrefill } from '../support/workers.ts';
 
 /** A caller that may hang up. */
@@ -262,6 +263,26 @@ describe('a staged cache', () => {
     hangUp();
   });
 
+  test('a frame whose lease ends while a device reads it is not sent, and its slot is free only then', async () => {
+    const read = gate();
+    const engine = new FakeEngine(1, 32, LAYOUT, (memory) => new SlowStore(memory, () => read.opened));
+    const { client, kv } = await startPrefill({}, engine);
+    const { signal, reason, hangUp } = caller();
+    const staged = await begin(client, prefillRequest([5, 6, 7]), signal);
+    await staged.first();
+    const frames = kv.pull({ leaseId: staged.kv.leaseId, fingerprint: FINGERPRINT }, NEVER)[Symbol.asyncIterator]();
+    expect((await frames.next()).value?.manifest).toMatchObject({ positions: 3 });
+    const rows = frames.next();
+    await until(() => (engine.pool.memory as SlowStore).underWay === 1);
+    hangUp();
+    await expect(staged.released()).rejects.toBe(reason);
+    await until(async () => (await stagedBytes()) === 0); // the lease has ended
+    expect(engine.pool.reserved).toBe(1);
+    read.open();
+    await expect(rows).rejects.toEqual(refusal('lease_unknown'));
+    await until(() => engine.pool.reserved === 0);
+  });
+
   test('no more of a cache is sent when its lease ends between two frames', async () => {
     // A row is a frame of 1 MiB, so that most frames stay unsent while the reader does not read.
     const layout = { layers: 24, kvHeads: 1, headDim: 1024 };
@@ -278,7 +299,7 @@ describe('a staged cache', () => {
           hangUp();
           await expect(staged.released()).rejects.toBe(reason);
           await until(() => engine.pool.reserved === 0);
-          for (const { key, value } of engine.pool.layers) for (const tensor of [key, value]) tensor.fill(-1);
+          for (const { key, value } of engine.memory.layers) for (const tensor of [key, value]) tensor.fill(-1);
         }
         // Every frame that arrives was packed before the slot got other content.
         expect(frame.rows?.data.readFloatLE(0)).not.toBe(-1);

@@ -24,8 +24,24 @@ describe('serveHealth', () => {
     expect(await get(address, '/')).toMatchObject({ status: 404, body: expect.stringContaining('/metrics') });
   });
 
+  it('a note stands under the phase, whatever it is', async () => {
+    const life: { phase: Phase } = { phase: 'starting' };
+    const address = await serveHealth('127.0.0.1', 0, life, { note: 'computes on CPU (auto: no GPU)' });
+    expect(await get(address, '/readyz')).toMatchObject({
+      status: 503,
+      body: 'starting\ncomputes on CPU (auto: no GPU)',
+    });
+    life.phase = 'ready';
+    expect(await get(address, '/readyz')).toMatchObject({ status: 200, body: 'ready\ncomputes on CPU (auto: no GPU)' });
+  });
+
   it('a scrape is answered with gauges brought up to date', async () => {
-    const address = await serveHealth('127.0.0.1', 0, { phase: 'ready' }, () => metrics.stagedBytes.set(123));
+    const address = await serveHealth(
+      '127.0.0.1',
+      0,
+      { phase: 'ready' },
+      { beforeScrape: () => metrics.stagedBytes.set(123) },
+    );
     const { status, type, body } = await get(address, '/metrics?from=prometheus');
     expect(status).toBe(200);
     expect(type).toContain('version=0.0.4');
@@ -33,9 +49,16 @@ describe('serveHealth', () => {
   });
 
   it('a scrape whose gauge cannot be read is answered with 500, and the service lives on', async () => {
-    const address = await serveHealth('127.0.0.1', 0, { phase: 'ready' }, () => {
-      throw new Error('pool is gone');
-    });
+    const address = await serveHealth(
+      '127.0.0.1',
+      0,
+      { phase: 'ready' },
+      {
+        beforeScrape: () => {
+          throw new Error('pool is gone');
+        },
+      },
+    );
     expect(await get(address, '/metrics')).toMatchObject({ status: 500, body: 'pool is gone' });
     expect(await get(address, '/livez')).toMatchObject({ status: 200 });
   });

@@ -6,11 +6,14 @@
  */
 import type { StepEngine } from '../../services/decode/loop.ts';
 import type { PromptChunk } from '../../services/lib/engine/session.ts';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { rowCount } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
+import type { KvStore } from '../../services/lib/kv/store.ts';
 import type { FinishReason } from '../../services/lib/request/next-token.ts';
 import type { TokenPrompt } from '../../services/lib/request/token-prompt.ts';
 import type { PromptEngine } from '../../services/prefill/prompt-computation.ts';
+import { row as rowOf } from './kv-rows.ts';
 
 export const VOCAB = 29;
 export const HIDDEN = 2;
@@ -56,9 +59,15 @@ export function continuation(
 
 export class FakeEngine implements PromptEngine, StepEngine {
   readonly pool: KvPool;
+  /** Where the caches really lie. */
+  readonly memory: CpuKvStore;
   readonly vocabSize = VOCAB;
   readonly hiddenSize = HIDDEN;
   readonly overdueMs = 0;
+  /** Whether it chooses tokens itself, as an engine on a device does. */
+  picksTokens = false;
+  /** Number of steps in which it chose them. */
+  picks = 0;
   readonly chunks: PromptChunk[] = [];
   /** The slots that each step decoded. */
   readonly steps: number[][] = [];
@@ -68,14 +77,21 @@ export class FakeEngine implements PromptEngine, StepEngine {
   beforeStep: (slots: readonly number[]) => Promise<void> | void = () => {};
   #busy = false;
 
-  constructor(slots = 2, capacity = 32, layout = LAYOUT) {
-    this.pool = new KvPool(layout, slots, capacity);
+  /** @param reached puts something between the memory and all who use it but the engine's own runs. */
+  constructor(
+    slots = 2,
+    capacity = 32,
+    layout = LAYOUT,
+    reached: (memory: CpuKvStore) => KvStore = (memory) => memory,
+  ) {
+    this.memory = new CpuKvStore(layout, slots, capacity);
+    this.pool = new KvPool(reached(this.memory));
   }
 
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     return this.#alone(async () => {
       this.chunks.push(chunk);
-      if (chunk.copyFrom !== undefined) this.pool.copy(chunk.copyFrom, chunk.slot, chunk.past);
+      if (chunk.copyFrom !== undefined) await this.pool.store.copy(chunk.copyFrom, chunk.slot, chunk.past);
       this.write(chunk.slot, chunk.past, new Array(chunk.ids.length).fill(GARBAGE));
       await unlessAborted(this.beforeChunk(chunk), signal);
       this.write(chunk.slot, chunk.past, tokensOf(chunk));
@@ -110,10 +126,21 @@ export class FakeEngine implements PromptEngine, StepEngine {
     });
   }
 
+  async pick(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Int32Array> {
+    this.picks++;
+    const logits = await this.step(ids, lengths, first);
+    return Int32Array.from(ids, (_, row) => logits.subarray(row * VOCAB, (row + 1) * VOCAB).indexOf(1));
+  }
+
+  /** The memory of positions [start, end) of one row of a slot. */
+  row(slot: number, row: number, start: number, end: number): Float32Array {
+    return rowOf(this.memory, slot, row, start, end);
+  }
+
   /** Puts tokens into a slot from a position on. */
   write(slot: number, position: number, tokens: readonly number[]): void {
     for (let row = 0; row < rowCount(this.pool.layout); row++) {
-      const view = this.pool.row(slot, row, position, position + tokens.length);
+      const view = this.row(slot, row, position, position + tokens.length);
       for (let i = 0; i < view.length; i++) {
         const { headDim } = this.pool.layout;
         view[i] = cell(tokens[Math.floor(i / headDim)] as number, row, i % headDim);
@@ -124,10 +151,10 @@ export class FakeEngine implements PromptEngine, StepEngine {
   /** The tokens of positions [0, length) of a slot. */
   read(slot: number, length: number): number[] {
     const { headDim } = this.pool.layout;
-    const first = this.pool.row(slot, 0, 0, length);
+    const first = this.row(slot, 0, 0, length);
     const tokens = Array.from({ length }, (_, position) => Math.floor((first[position * headDim] as number) / 64));
     for (let row = 0; row < rowCount(this.pool.layout); row++) {
-      const view = this.pool.row(slot, row, 0, length);
+      const view = this.row(slot, row, 0, length);
       for (let i = 0; i < view.length; i++) {
         if (view[i] !== cell(tokens[Math.floor(i / headDim)] as number, row, i % headDim)) {
           throw new Error(`slot ${slot}, row ${row}, element ${i} is ${view[i]}: not what was written`);

@@ -68,12 +68,19 @@ export const ids64 = (dims: number[], ids: readonly number[]): Tensor => ({
   data: BigInt64Array.from(ids, BigInt),
 });
 
+/** Positions of one sequence of a batch, as the decoder graph takes them: [positions, 2]. */
+export const places = (row: number, positions: readonly number[]): Tensor =>
+  ids64(
+    [positions.length, 2],
+    positions.flatMap((position) => [row, position]),
+  );
+
 /** Writes a graph into a folder of its own and loads it. */
 export async function loadGraph(graph: Graph, parent: string, name: string): Promise<OrtSession> {
   const dir = join(parent, name);
   await mkdir(dir);
   await writeModel(graph, dir);
-  return OrtSession.load(join(dir, 'model.onnx'), { provider: 'cpu', threads: 1 });
+  return OrtSession.load(join(dir, 'model.onnx'), { threads: 1 });
 }
 
 export interface Step {
@@ -88,17 +95,19 @@ export interface Step {
 export class DecoderRun {
   readonly spec: DecoderSpec;
   readonly capacity: number;
-  /** Per layer, key then value: [1, kvHeads, capacity, headDim]. */
-  readonly cache: Float32Array[];
+  /** Per layer, key then value: [1, kvHeads, capacity, headDim], in the graph's type. */
+  readonly cache: (Float32Array | Uint16Array)[];
   readonly #session: OrtSession;
   length = 0;
 
-  constructor(session: OrtSession, spec: DecoderSpec, capacity = 128) {
+  constructor(session: OrtSession, spec: DecoderSpec, capacity = 128, floats: 'float32' | 'float16' = 'float32') {
     this.#session = session;
     this.spec = spec;
     this.capacity = capacity;
     const size = spec.kvHeads * capacity * spec.headDim;
-    this.cache = Array.from({ length: 2 * spec.layers }, () => new Float32Array(new ArrayBuffer(4 * size)));
+    this.cache = Array.from({ length: 2 * spec.layers }, () =>
+      floats === 'float32' ? new Float32Array(new ArrayBuffer(4 * size)) : new Uint16Array(new ArrayBuffer(2 * size)),
+    );
   }
 
   reset(): void {
@@ -122,19 +131,20 @@ export class DecoderRun {
     };
     feed('input_ids', ids64([1, ids.length], ids));
     feed('soft_tokens', { type: 'float32', dims: [count, hidden], data: soft?.vectors ?? new Float32Array(0) });
-    feed('soft_positions', ids64([count], soft?.positions ?? []));
+    feed('soft_positions', places(0, soft?.positions ?? []));
     feed('logit_rows', ids64([rows.length], rows));
     feed('seqlens_k', { type: 'int32', dims: [1], data: Int32Array.of(total - 1) });
     feed('total_sequence_length', { type: 'int32', dims: [], data: Int32Array.of(total) });
     for (const [i, data] of this.cache.entries()) {
-      const value = new OrtValue({ type: 'float32', dims: [1, kvHeads, this.capacity, headDim], data });
+      const type = data instanceof Float32Array ? 'float32' : 'float16';
+      const value = new OrtValue({ type, dims: [1, kvHeads, this.capacity, headDim], data });
       values.push(value);
       const name = `${i >> 1}.${i & 1 ? 'value' : 'key'}`;
       binding.input(`past.${name}`, value).output(`present.${name}`, value);
     }
     const { vocab } = this.spec;
     const logits = new Float32Array(new ArrayBuffer(Math.max(8, 4 * rows.length * vocab)), 0, rows.length * vocab);
-    const logitsValue = new OrtValue({ type: 'float32', dims: [1, rows.length, vocab], data: logits });
+    const logitsValue = new OrtValue({ type: 'float32', dims: [rows.length, vocab], data: logits });
     values.push(logitsValue);
     binding.output('logits', logitsValue);
     try {

@@ -3,8 +3,6 @@
  * does not change the system and needs no root. Without a server, tests that need Redis fail; none is skipped.
  */
 import { execFile } from 'node:child_process';
-import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import { promisify } from 'node:util';
 import {
   findRedis,
@@ -14,14 +12,12 @@ import {
   type RedisServer,
   UNPACKED,
   unpacked,
-  works,
 } from '../../bench/system/redis.ts';
-import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { unpackPackages } from './debian-packages.ts';
 
 export { freePort, type RedisServer } from '../../bench/system/redis.ts';
 
 const run = promisify(execFile);
-const CACHE = join(PACKAGE_ROOT, '.cache');
 const STEP_TIMEOUT_MS = 120_000;
 
 /**
@@ -45,7 +41,7 @@ async function haveRedis(): Promise<RedisBinary> {
   const found = await findRedis();
   if (found) return found;
   try {
-    await provision();
+    await unpackPackages(UNPACKED, { always: ['redis-server', 'redis-tools'] });
   } catch (error) {
     throw new Error(
       'These tests need a real redis-server: none is on PATH, and unpacking the Debian packages failed. ' +
@@ -54,47 +50,4 @@ async function haveRedis(): Promise<RedisBinary> {
     );
   }
   return unpacked(UNPACKED);
-}
-
-/** Downloads and unpacks what this system lacks for redis-server. Several processes may do so at once. */
-async function provision(): Promise<void> {
-  await mkdir(CACHE, { recursive: true });
-  const work = await mkdtemp(join(CACHE, 'redis-'));
-  try {
-    await download(work).catch(async () => {
-      // There are no package lists, or stale ones: fetch them into a folder of ours.
-      const lists = await privateLists(work);
-      await run('apt-get', [...lists, 'update'], { timeout: STEP_TIMEOUT_MS });
-      await download(work, lists);
-    });
-    const root = join(work, 'root');
-    for (const file of (await readdir(work)).filter((name) => name.endsWith('.deb'))) {
-      await run('dpkg-deb', ['-x', join(work, file), root], { timeout: STEP_TIMEOUT_MS });
-    }
-    const binary = await unpacked(root);
-    await run(binary.path, ['--version'], { env: binary.env, timeout: STEP_TIMEOUT_MS });
-    await rename(root, UNPACKED).catch(async (error) => {
-      if (await works(await unpacked(UNPACKED))) return; // another process was first
-      await rm(UNPACKED, { recursive: true, force: true });
-      await rename(root, UNPACKED).catch(() => Promise.reject(error));
-    });
-  } finally {
-    await rm(work, { recursive: true, force: true });
-  }
-}
-
-/** A simulated installation names redis-server and those of its libraries that are missing here. */
-async function download(work: string, options: readonly string[] = []): Promise<void> {
-  const simulate = ['install', '--simulate', '--no-install-recommends', 'redis-server'];
-  const { stdout } = await run('apt-get', [...options, ...simulate], { timeout: STEP_TIMEOUT_MS });
-  const packages = [...stdout.matchAll(/^Inst (\S+)/gm)].map((match) => match[1] as string);
-  await run('apt-get', [...options, 'download', ...packages], { cwd: work, timeout: STEP_TIMEOUT_MS });
-}
-
-async function privateLists(work: string): Promise<string[]> {
-  const lists = join(work, 'lists');
-  const cache = join(work, 'cache');
-  await mkdir(join(lists, 'partial'), { recursive: true });
-  await mkdir(join(cache, 'archives', 'partial'), { recursive: true });
-  return ['-o', `Dir::State::lists=${lists}`, '-o', `Dir::Cache=${cache}`, '-o', 'APT::Sandbox::User='];
 }

@@ -2,6 +2,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
@@ -67,8 +68,8 @@ export class PlainModel {
   static async load(bundle: Bundle, capacity = 1024): Promise<PlainModel> {
     const { spec } = bundle.manifest.llm;
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const pool = new KvPool(spec, 1, capacity);
-    const session = await DecoderSession.load(bundle.llm, shape, pool, { provider: 'cpu', threads: 1 });
+    const pool = new KvPool(new CpuEngineKv(spec, 1, capacity));
+    const session = await DecoderSession.load(bundle.llm, shape, pool, { threads: 1 });
     return new PlainModel(session, spec.vocab);
   }
 

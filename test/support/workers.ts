@@ -88,13 +88,17 @@ export async function startDecode(
   const service = createDecodeService(engine, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectDecode(server.address);
-  onTestFinished(async ({ task }) => {
-    if (task.result?.state === 'pass') await until(() => engine.pool.reserved === 0);
+  const stop = async () => {
     client.close();
     puller.close();
     await server.close(CUT);
+  };
+  onTestFinished(async ({ task }) => {
+    if (task.result?.state === 'pass') await until(() => engine.pool.reserved === 0);
+    await stop();
   });
-  return { engine, client, server };
+  /** `stop` is for tests that start many workers. */
+  return { engine, client, server, stop };
 }
 
 /** Both services around one engine, at one address. */

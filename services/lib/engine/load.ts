@@ -1,39 +1,52 @@
 /**
- * Makes a worker's engine from its settings: bundle, KV pool, decoder. It is warm before the worker says it is ready.
+ * Makes a worker's engine from its settings: bundle, device, KV pool, decoder. It is warm before the worker says it is
+ * ready, and on a device it has been compared with the CPU.
  */
-import { totalmem } from 'node:os';
-import { dirname, join, relative } from 'node:path';
-import { positionBytes } from '../kv/layout.ts';
+import { join } from 'node:path';
+import type { KvLayout } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
-import { allFiles, type Bundle, filesOf, floatsOf, openBundle } from '../model/bundle/bundle.ts';
+import { assertRunsOn, type Bundle, filesOf, floatsOf, openBundle, promptPart } from '../model/bundle/bundle.ts';
 import type { FileGuard } from '../model/bundle/integrity.ts';
 import type { ConfigOf } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
+import { type DeviceReport, loadOnDevice } from './choose-device.ts';
+import { type Accelerator, type Device, type DeviceSetting, openDevice } from './device.ts';
+import { DeviceKv } from './device-kv.ts';
+import { CpuEngineKv, type EngineKv } from './engine-kv.ts';
+import { assertFitsDevice, assertFitsMachine, engineMemory } from './memory.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
+import { assertComputesRight, assertKeepsKv, CHECKED_POSITIONS, referenceOf, type SelfCheck } from './self-check.ts';
 import { DecoderSession } from './session.ts';
 import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
 
 export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS>;
+
+/** What a worker computes. Prompts may have weights of their own, and a device lays slots out by it. */
+export type EngineWork = 'prefill' | 'decode' | 'both';
 
 export interface WorkerEngine {
   readonly bundle: Bundle;
   readonly session: DecoderSession;
   /** The model's name, as clients ask for it. */
   readonly modelName: string;
+  readonly device: DeviceReport;
+  /** Figures of the device's check; undefined on the CPU, which needs none. */
+  readonly check: SelfCheck | undefined;
+  /** Frees the graph, the KV caches and the device after the runs and copies that are under way. */
+  dispose(): Promise<void>;
 }
 
 /**
- * @param phase prompts may have weights of their own: says which weights to load.
  * @param files is told of the files that are loaded; what was loaded can be trusted when it has settled.
  * @throws ServingError bundle_invalid, config_invalid, out_of_memory, provider_unavailable, runtime_failed.
  */
 export async function loadEngine(
   config: EngineConfig,
-  phase: 'prefill' | 'decode',
+  work: EngineWork,
   log: Logger,
   files: FileGuard,
 ): Promise<WorkerEngine> {
@@ -41,8 +54,7 @@ export async function loadEngine(
   const cpus = config.cpus === '' ? undefined : parseCpus(config.cpus);
   if (cpus) pinProcess(cpus);
   const bundle = await openBundle(config.model);
-  files.serveFrom(bundle.dir, filesOf(bundle.manifest, [phase === 'prefill' ? 'prefill' : 'llm']));
-  const { spec, maxPositions } = bundle.manifest.llm;
+  const { maxPositions } = bundle.manifest.llm;
   const capacity = config.capacity ?? Math.min(DEFAULT_CAPACITY, maxPositions);
   if (capacity > maxPositions) {
     throw new ServingError(
@@ -50,25 +62,170 @@ export async function loadEngine(
       `--capacity ${capacity} exceeds the ${maxPositions} positions of ${config.model}: lower it, or leave it out`,
     );
   }
-  const graph = phase === 'prefill' ? bundle.prefill : bundle.llm;
-  assertFitsMemory(bundle, graph, config.slots, capacity);
-  const { layers, kvHeads, headDim } = spec;
-  const floats = floatsOf(bundle.manifest);
-  const pool = new KvPool({ layers, kvHeads, headDim, floats }, config.slots, capacity);
-  const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const session = await DecoderSession.load(graph, shape, pool, {
-    provider: config.provider,
-    threads: Math.min(config.threads, cpus?.length ?? config.threads),
-    spin: config.spin,
-    prepacked: prepackedCache(bundle, config.prepacked, log, files),
-  });
-  const loaded = performance.now();
-  // The first runs allocate memory and read every weight. No request should wait for that.
-  await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
-  await session.step(Int32Array.of(0), Int32Array.of(2));
-  const warm = performance.now();
-  log.info({ model: bundle.manifest.name, load_ms: loaded - started, warm_ms: warm - loaded }, 'engine loaded');
-  return { bundle, session, modelName: config.servedName || bundle.manifest.name };
+  const threads = Math.min(config.threads, cpus?.length ?? config.threads);
+  const loader = new EngineLoader({ ...config, capacity, threads }, bundle, work, log, files);
+  const { loaded, reason } = await loadOnDevice(config, log, (setting) => loader.loadOn(setting));
+  const { engine, device, check } = loaded;
+  const report = { kind: device.kind, name: device.name, reason };
+  const loadMs = Math.round(performance.now() - started);
+  log.info({ model: bundle.manifest.name, load_ms: loadMs, device: report, check }, 'engine loaded');
+  return {
+    bundle,
+    session: engine.session,
+    modelName: config.servedName || bundle.manifest.name,
+    device: report,
+    check,
+    dispose: engine.dispose,
+  };
+}
+
+interface OpenEngine {
+  readonly session: DecoderSession;
+  /** Frees all that was made for the engine, in the order in which it is used no more. */
+  dispose(): Promise<void>;
+}
+
+/** Loads one bundle on devices, of which it keeps the last. */
+class EngineLoader {
+  readonly #config: EngineConfig & { readonly capacity: number };
+  readonly #bundle: Bundle;
+  readonly #work: EngineWork;
+  readonly #log: Logger;
+  readonly #files: FileGuard;
+  /** Parts of the bundle that are verified or being verified. */
+  readonly #served = new Set<string>();
+  /** What the CPU computes in the check of a device: the same for all devices. */
+  #reference: Promise<Float32Array> | undefined;
+
+  constructor(
+    config: EngineConfig & { readonly capacity: number },
+    bundle: Bundle,
+    work: EngineWork,
+    log: Logger,
+    files: FileGuard,
+  ) {
+    this.#config = config;
+    this.#bundle = bundle;
+    this.#work = work;
+    this.#log = log;
+    this.#files = files;
+  }
+
+  /** Loads, checks and warms the engine on a device. When it fails, nothing stays open. */
+  async loadOn(
+    setting: DeviceSetting,
+  ): Promise<{ readonly engine: OpenEngine; readonly device: Device; readonly check: SelfCheck | undefined }> {
+    const { slots, capacity, deviceMemory } = this.#config;
+    const { manifest } = this.#bundle;
+    assertRunsOn(manifest, setting.provider);
+    const part = this.#work === 'prefill' ? promptPart(manifest, setting.provider) : 'llm';
+    const onCpu = setting.provider === 'cpu';
+    // A device that computes both has one more slot, in which prompts are computed.
+    const need = engineMemory(manifest, part, slots + (this.#work === 'both' && !onCpu ? 1 : 0), capacity);
+    if (onCpu) assertFitsMachine(need, capacity);
+    else if (deviceMemory !== undefined) assertFitsDevice(need, capacity, deviceMemory);
+    if (!onCpu && capacity < CHECKED_POSITIONS) {
+      throw new ServingError(
+        'config_invalid',
+        `--capacity ${capacity} is less than the ${CHECKED_POSITIONS} tokens with which a device is checked: raise it, or use --provider cpu`,
+      );
+    }
+    this.#serve(part);
+    const device = await openDevice(setting);
+    const kvOf = (layout: KvLayout): EngineKv | Promise<EngineKv> =>
+      device.kind === 'cpu' ? new CpuEngineKv(layout, slots, capacity) : this.#deviceKv(device, layout);
+    const engine = await this.#open(part, device, kvOf).catch(async (error) => {
+      await device.dispose();
+      throw error;
+    });
+    try {
+      const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
+      await warmUp(engine.session, this.#work, check !== undefined);
+      return { engine, device, check };
+    } catch (error) {
+      await engine.dispose();
+      throw error;
+    }
+  }
+
+  #deviceKv(device: Accelerator, layout: KvLayout): Promise<DeviceKv> {
+    const { slots, capacity } = this.#config;
+    const use = { prefill: 'prompts', decode: 'steps', both: 'both' } as const;
+    return DeviceKv.create(device, layout, slots, capacity, use[this.#work]);
+  }
+
+  /** Opens a session and its KV caches. The engine disposes of the device too. */
+  async #open(
+    part: 'llm' | 'prefill',
+    device: Device,
+    kvOf: (layout: KvLayout) => EngineKv | Promise<EngineKv>,
+  ): Promise<OpenEngine> {
+    const { threads, spin, prepacked, graphCapture } = this.#config;
+    const { spec } = this.#bundle.manifest.llm;
+    const { layers, kvHeads, headDim } = spec;
+    const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+    const memory = await kvOf({ layers, kvHeads, headDim, floats: floatsOf(this.#bundle.manifest) });
+    const session = await DecoderSession.load(this.#bundle[part], shape, new KvPool(memory), {
+      device,
+      threads,
+      spin,
+      graphCapture,
+      prepacked: device.kind === 'cpu' ? prepackedCache(this.#bundle, prepacked, this.#log, this.#files) : undefined,
+    }).catch(async (error) => {
+      await memory.dispose();
+      throw error;
+    });
+    const dispose = async () => {
+      await session.dispose();
+      await memory.dispose();
+      await device.dispose();
+    };
+    return { session, dispose };
+  }
+
+  /** @throws ServingError provider_unavailable or out_of_memory for a device that does not compute right. */
+  async #check(session: DecoderSession, device: Accelerator): Promise<SelfCheck> {
+    await assertKeepsKv(session.pool.memory, device.name);
+    this.#reference ??= this.#computeReference();
+    const { precision } = this.#bundle.manifest;
+    return assertComputesRight(session, await this.#reference, precision, device.name);
+  }
+
+  /** The model is loaded on the CPU for a moment. Devices compute prompts and steps with the weights of `llm`. */
+  async #computeReference(): Promise<Float32Array> {
+    assertFitsMachine(engineMemory(this.#bundle.manifest, 'llm', 1, CHECKED_POSITIONS), CHECKED_POSITIONS);
+    const device = await openDevice({ provider: 'cpu' });
+    const onCpu = await this.#open('llm', device, (layout) => new CpuEngineKv(layout, 1, CHECKED_POSITIONS));
+    try {
+      return await referenceOf(onCpu.session);
+    } finally {
+      await onCpu.dispose();
+    }
+  }
+
+  #serve(part: 'llm' | 'prefill'): void {
+    if (this.#served.has(part)) return;
+    this.#served.add(part);
+    this.#files.serveFrom(this.#bundle.dir, filesOf(this.#bundle.manifest, [part]));
+  }
+}
+
+/**
+ * The first runs allocate memory and read every weight; on a device they compile its kernels, which are others for one
+ * row than for several. No request should wait for that.
+ * @param checked whether the check has run a prompt and a step of one row already.
+ */
+async function warmUp(session: DecoderSession, work: EngineWork, checked: boolean): Promise<void> {
+  const { slots } = session.pool;
+  if (!checked) {
+    await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
+    await session.step(Int32Array.of(0), Int32Array.of(2));
+  } else if (work !== 'prefill' && slots > 1) {
+    await session.step(new Int32Array(slots), new Int32Array(slots).fill(1));
+  }
+  if (session.picksTokens && work !== 'prefill') {
+    for (const rows of new Set([1, slots])) await session.pick(new Int32Array(rows), new Int32Array(rows).fill(1));
+  }
 }
 
 /** @param setting a folder; '' for the bundle's own, `off` for none. */
@@ -81,22 +238,3 @@ export function prepackedCache(
   if (setting === 'off') return undefined;
   return { dir: setting || join(bundle.dir, 'prepacked'), fingerprint: bundle.manifest.fingerprint, log, files };
 }
-
-/** Checked before gigabytes are read. Without the check the kernel would kill the process later, under load. */
-function assertFitsMemory(bundle: Bundle, graph: string, slots: number, capacity: number): void {
-  const folder = `${relative(bundle.dir, dirname(graph))}/`;
-  const files = allFiles(bundle.manifest).filter(({ path }) => path.startsWith(folder));
-  const weights = files.reduce((sum, { bytes }) => sum + bytes, 0);
-  const { spec } = bundle.manifest.llm;
-  const perToken = positionBytes({ ...spec, floats: floatsOf(bundle.manifest) });
-  const kv = perToken * capacity * slots;
-  const logits = spec.vocab * 4 * slots;
-  const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
-  if (weights + kv + logits <= available) return;
-  throw new ServingError(
-    'out_of_memory',
-    `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${slots} slots x ${spec.vocab} ids x 4 bytes = ${gib(logits)}; the machine has ${gib(available)}; lower --slots or --capacity`,
-  );
-}
-
-const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;

@@ -11,6 +11,8 @@ import { ServingError } from '../process/errors.ts';
 
 export const RUNTIME_VERSION = '1.30.0';
 const API_VERSION = 24;
+/** Functions of the table up to the last one that is called; version 24 has more. */
+const TABLE_LENGTH = 399;
 
 /** A native pointer; koffi represents it as a bigint. */
 export type Pointer = bigint;
@@ -43,6 +45,19 @@ function turnTelemetryOff(): void {
   process.env['ORT_DISABLE_TELEMETRY'] = '1';
 }
 
+/** Finds a function that returns a value. */
+type Plain = (index: number, result: string, args: string[]) => ReturnType<typeof koffi.decode>;
+/** Finds a function that returns a status. */
+type Fallible = (index: number, ...args: unknown[]) => StatusCall;
+
+const p = 'void *';
+const out = koffi.out(koffi.pointer('void *'));
+const size = koffi.out(koffi.pointer('size_t'));
+/** An array of strings. */
+const names = koffi.pointer('char *');
+/** ORTCHAR_T: file paths are wide on Windows. */
+const path = process.platform === 'win32' ? 'str16' : 'str';
+
 function loadApi() {
   turnTelemetryOff();
   // The default stack of a koffi worker thread is too small for ONNX Runtime, which overruns it without an error.
@@ -58,27 +73,24 @@ function loadApi() {
     );
   }
   const api: Pointer = koffi.decode(GetApi, koffi.proto('void *', ['uint32_t']))(API_VERSION);
-  const table: Pointer[] = koffi.decode(api, koffi.array('void *', 256));
-  const at = (index: number, result: string, args: string[]) => koffi.decode(table[index], koffi.proto(result, args));
-  const out = koffi.out(koffi.pointer('void *'));
-  const status = (index: number, ...args: unknown[]): StatusCall =>
-    koffi.decode(table[index], koffi.proto('void *', args as string[]));
-  const p = 'void *';
-  /** ORTCHAR_T: file paths are wide on Windows. */
-  const path = process.platform === 'win32' ? 'str16' : 'str';
+  const table: Pointer[] = koffi.decode(api, koffi.array('void *', TABLE_LENGTH));
+  const at: Plain = (index, result, args) => koffi.decode(table[index], koffi.proto(result, args));
+  const status: Fallible = (index, ...args) => koffi.decode(table[index], koffi.proto('void *', args as string[]));
   return {
     /** Referenced from here, because koffi unloads a library that was collected, and the next call would crash. */
     library,
+    ...deviceCalls(at, status),
     getErrorMessage: at(2, 'str', [p]) as (status: Pointer) => string,
     createEnv: status(3, 'int', 'str', out),
     disableTelemetryEvents: status(6, p),
     createSession: status(7, p, path, p, out),
+    createSessionFromArray: status(8, p, p, 'size_t', p, out),
     createSessionOptions: status(10, out),
     setOptimizedModelFilePath: status(11, p, path),
     disableMemPattern: status(17, p),
     setIntraOpNumThreads: status(24, p, 'int'),
-    sessionGetInputCount: status(30, p, koffi.out(koffi.pointer('size_t'))),
-    sessionGetOutputCount: status(31, p, koffi.out(koffi.pointer('size_t'))),
+    sessionGetInputCount: status(30, p, size),
+    sessionGetOutputCount: status(31, p, size),
     sessionGetInputName: status(36, p, 'size_t', p, out),
     sessionGetOutputName: status(37, p, 'size_t', p, out),
     createRunOptions: status(39, out),
@@ -87,7 +99,7 @@ function loadApi() {
     createTensorWithData: status(49, p, p, 'size_t', p, 'size_t', 'int', out),
     getTensorMutableData: status(51, p, out),
     getTensorElementType: status(60, p, koffi.out(koffi.pointer('int'))),
-    getDimensionsCount: status(61, p, koffi.out(koffi.pointer('size_t'))),
+    getDimensionsCount: status(61, p, size),
     getDimensions: status(62, p, p, 'size_t'),
     getTensorTypeAndShape: status(65, p, out),
     createCpuMemoryInfo: status(69, 'int', 'int', out),
@@ -96,10 +108,11 @@ function loadApi() {
     addSessionConfigEntry: status(130, p, 'str', 'str'),
     runWithBinding: status(133, p, p, p),
     createIoBinding: status(134, p, out),
+    addRunConfigEntry: status(165, p, 'str', 'str'),
     bindInput: status(136, p, 'str', p),
     bindOutput: status(137, p, 'str', p),
     bindOutputToDevice: status(138, p, 'str', p),
-    getBoundOutputValues: status(140, p, p, out, koffi.out(koffi.pointer('size_t'))),
+    getBoundOutputValues: status(140, p, p, out, size),
     releaseStatus: at(93, 'void', [p]) as (pointer: Pointer) => void,
     releaseSession: at(95, 'void', [p]) as (pointer: Pointer) => void,
     releaseValue: at(96, 'void', [p]) as (pointer: Pointer) => void,
@@ -107,6 +120,34 @@ function loadApi() {
     releaseTensorTypeAndShape: at(99, 'void', [p]) as (pointer: Pointer) => void,
     releaseSessionOptions: at(100, 'void', [p]) as (pointer: Pointer) => void,
     releaseIoBinding: at(135, 'void', [p]) as (pointer: Pointer) => void,
+  };
+}
+
+/** The calls that only accelerators need. */
+function deviceCalls(at: Plain, status: Fallible) {
+  return {
+    createTensor: status(48, p, p, 'size_t', 'int', out),
+    createMemoryInfo: status(68, 'str', 'int', 'int', 'int', out),
+    createAllocator: status(131, p, p, out),
+    appendCuda: status(204, p, p),
+    createCudaOptions: status(205, out),
+    updateCudaOptions: status(206, p, names, names, 'size_t'),
+    appendProvider: status(216, p, 'str', names, names, 'size_t'),
+    registerProviderLibrary: status(301, p, 'str', path),
+    unregisterProviderLibrary: status(302, p, 'str'),
+    getProviderDevices: status(303, p, out, size),
+    appendProviderDevices: status(304, p, p, p, 'size_t', names, names, 'size_t'),
+    hardwareType: at(307, 'int', [p]) as (hardware: Pointer) => number,
+    hardwareVendor: at(309, 'str', [p]) as (hardware: Pointer) => string | null,
+    providerOfDevice: at(312, 'str', [p]) as (device: Pointer) => string,
+    hardwareOfDevice: at(316, p, [p]) as (device: Pointer) => Pointer,
+    sessionMemoryOfInputs: status(380, p, p, 'size_t'),
+    copyTensors: status(386, p, p, p, p, 'size_t'),
+    getHardwareDeviceCount: status(397, p, size),
+    getHardwareDevices: status(398, p, p, 'size_t'),
+    releaseMemoryInfo: at(94, 'void', [p]) as (pointer: Pointer) => void,
+    releaseAllocator: at(132, 'void', [p]) as (pointer: Pointer) => void,
+    releaseCudaOptions: at(208, 'void', [p]) as (pointer: Pointer) => void,
   };
 }
 
@@ -168,9 +209,22 @@ export function readPointers(array: Pointer, count: number): Pointer[] {
   return koffi.decode(array, type);
 }
 
+/** Native memory itself, valid as long as its owner keeps it. */
+export const viewBytes = (address: Pointer, bytes: number): ArrayBuffer => koffi.view(address, bytes);
+
 /** Copies bytes from native memory. */
 export const readBytes = (address: Pointer, bytes: number): Uint8Array =>
-  new Uint8Array(new Uint8Array(koffi.view(address, bytes)));
+  new Uint8Array(new Uint8Array(viewBytes(address, bytes)));
 
 /** Reads a NUL-terminated string from native memory. */
 export const readString = (address: Pointer): string => koffi.decode.string(address);
+
+/** Why the system's loader cannot load a library; undefined if it can. */
+export function loadFault(library: string): string | undefined {
+  try {
+    koffi.load(library).unload();
+    return undefined;
+  } catch (error) {
+    return (error as Error).message;
+  }
+}

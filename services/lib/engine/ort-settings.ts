@@ -1,10 +1,9 @@
 /** The settings with which a session of ONNX Runtime is opened: threads, spinning, provider. */
 import { readFileSync } from 'node:fs';
 import type { FileGuard } from '../model/bundle/integrity.ts';
-import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
+import { CPU, type Device } from './device.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime } from './ort-api.ts';
-import type { PROVIDERS } from './settings.ts';
 
 /** The place where prepacked weights are kept; see prepacked.ts. */
 export interface PrepackedCache {
@@ -18,7 +17,13 @@ export interface PrepackedCache {
 }
 
 export interface SessionOptions {
-  readonly provider: (typeof PROVIDERS)[number];
+  /** Where to compute; the CPU if not given. */
+  readonly device?: Device;
+  /** Record runs on the device, and replay them; see DeviceSessionOptions. */
+  readonly graphCapture?: boolean;
+  /** Refuse a graph of which the device cannot compute every node; by default the CPU computes the others. */
+  readonly whole?: boolean;
+  /** Threads of the CPU, also for operators that the device cannot compute. */
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
   readonly spin?: boolean;
@@ -49,9 +54,9 @@ export function cpuInfo(): string {
 export class SessionSettings {
   readonly #pointer: Pointer;
 
-  /** @throws ServingError provider_unavailable for a device that this version cannot compute on. */
+  /** @throws ServingError runtime_failed */
   constructor(options: SessionOptions) {
-    assertProvider(options.provider);
+    const { device = CPU, whole = false, graphCapture } = options;
     const { api } = runtime();
     this.#pointer = create(api, api.createSessionOptions);
     try {
@@ -61,6 +66,8 @@ export class SessionSettings {
       this.set('session.set_denormal_as_zero', '1');
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
+      if (whole) this.set('session.disable_cpu_ep_fallback', '1');
+      device.append(this.#pointer, { graphCapture });
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -80,30 +87,18 @@ export class SessionSettings {
 
   /**
    * Opens the session of a graph on a worker thread.
+   * @param model its path, or its bytes.
    * @throws ServingError runtime_failed for a broken graph.
    */
-  async open(graph: string): Promise<Pointer> {
+  async open(model: string | Uint8Array): Promise<Pointer> {
     const { api, env } = runtime();
     const out: Out = [null];
-    await offLoop(api, api.createSession, env, graph, this.#pointer, out);
+    if (typeof model === 'string') await offLoop(api, api.createSession, env, model, this.#pointer, out);
+    else await offLoop(api, api.createSessionFromArray, env, model, model.length, this.#pointer, out);
     return out[0] as Pointer;
   }
 
   [Symbol.dispose](): void {
     runtime().api.releaseSessionOptions(this.#pointer);
   }
-}
-
-/**
- * Whether this version computes right on a device. It does not on CUDA: an input is copied to the device when it is
- * bound, and token ids, lengths and KV caches change after that, so that every step would compute with the first ids.
- * `auto` therefore means the CPU.
- * @throws ServingError provider_unavailable
- */
-function assertProvider(provider: SessionOptions['provider']): void {
-  if (provider !== 'cuda') return;
-  throw new ServingError(
-    'provider_unavailable',
-    '--provider cuda is refused: this version would compute with stale inputs on a GPU and answer with wrong tokens',
-  );
 }

@@ -1,11 +1,15 @@
 /**
- * ONNX Runtime as the engine uses it: sessions, bindings, and tensors over typed arrays. The JS API of onnxruntime-node
+ * ONNX Runtime as the engine uses it: sessions and bindings, on the CPU or on a device. The JS API of onnxruntime-node
  * is not used, because its run() blocks the event loop and copies every fetched output, the whole KV capacity at each
  * step.
  *
- * Bound memory is kept alive here: an {@link OrtValue} references its typed array, a {@link Binding} its values.
+ * Bound memory is kept alive here: a {@link Binding} references its values.
  */
+import type { Graph } from '../model/graph/graph.ts';
+import { encodeModel } from '../model/graph/onnx.ts';
 import { ServingError } from '../process/errors.ts';
+import { CPU, type Device } from './device.ts';
+import type { DeviceLane } from './lane.ts';
 import {
   type Api,
   assertOk,
@@ -19,87 +23,59 @@ import {
   runtime,
 } from './ort-api.ts';
 import { type SessionOptions, SessionSettings } from './ort-settings.ts';
+import { type BoundValue, ELEMENT, OrtValue, type Tensor, type TensorData, type TensorType } from './ort-value.ts';
 import { prepackedGraph } from './prepacked.ts';
 
-export type { SessionOptions };
+export { OrtValue, type SessionOptions, type Tensor };
 
-const ELEMENT = {
-  float32: { id: 1, array: Float32Array },
-  uint8: { id: 2, array: Uint8Array },
-  int8: { id: 3, array: Int8Array },
-  int32: { id: 6, array: Int32Array },
-  int64: { id: 7, array: BigInt64Array },
-  float16: { id: 10, array: Uint16Array },
-} as const;
-type TensorType = keyof typeof ELEMENT;
-type TensorData = Float32Array | Uint8Array | Int8Array | Int32Array | BigInt64Array | Uint16Array;
+/** Stands for the number of a recorded graph where runs are not recorded. */
+export const NEVER = -1;
 
-/** Row-major elements; float16 as its bits in a Uint16Array. */
-export interface Tensor {
-  readonly type: TensorType;
-  readonly dims: readonly number[];
-  readonly data: TensorData;
-}
-
-/** A tensor whose memory the runtime reads or writes in place. */
-export class OrtValue {
-  /** @internal */ readonly pointer: Pointer;
-  readonly tensor: Tensor;
-  #alive = true;
-
-  /**
-   * @param tensor small data must lie in an explicit ArrayBuffer (`new Float32Array(new ArrayBuffer(n))`), because V8
-   *   moves small typed arrays.
-   */
-  constructor(tensor: Tensor) {
-    const { api, cpu } = runtime();
-    const count = tensor.dims.reduce((a, b) => a * b, 1);
-    if (count > tensor.data.length || !(tensor.data instanceof ELEMENT[tensor.type].array)) {
-      throw new ServingError(
-        'runtime_failed',
-        `a ${tensor.type} tensor [${tensor.dims}] does not fit ${tensor.data.length} ${tensor.data.constructor.name} elements`,
-      );
-    }
-    const dims = BigInt64Array.from(tensor.dims.map(BigInt));
-    const bytes = count * tensor.data.BYTES_PER_ELEMENT;
-    const { id } = ELEMENT[tensor.type];
-    this.tensor = tensor;
-    this.pointer = create(api, api.createTensorWithData, cpu, tensor.data, bytes, dims, dims.length, id);
-  }
-
-  get alive(): boolean {
-    return this.#alive;
-  }
-
-  dispose(): void {
-    if (this.#alive) runtime().api.releaseValue(this.pointer);
-    this.#alive = false;
-  }
-}
-
-/** Inputs and outputs bound to memory for repeated runs, so that a run allocates and copies nothing. */
+/** Inputs and outputs bound to memory for repeated runs, so that a run on the CPU allocates and copies nothing. */
 export class Binding {
   readonly #session: Pointer;
+  readonly #lane: DeviceLane;
+  /** Whether the session computes on the CPU, which reads the host's memory where it lies. */
+  readonly #inPlace: boolean;
   readonly #pointer: Pointer;
   readonly #options: Pointer;
-  readonly #values = new Map<string, OrtValue>();
+  readonly #values = new Map<string, BoundValue>();
+  /** On a device: the inputs in memory of the host, which the runtime copies when they are bound. */
+  readonly #copied = new Map<string, BoundValue>();
 
   /** @internal */
-  constructor(session: Pointer) {
+  constructor(session: Pointer, { kind, lane }: Device) {
     const { api } = runtime();
     this.#session = session;
+    this.#lane = lane;
+    this.#inPlace = kind === 'cpu';
     this.#pointer = create(api, api.createIoBinding, session);
     this.#options = create(api, api.createRunOptions);
   }
 
-  input(name: string, value: OrtValue): this {
+  /**
+   * In a session that captures: records the commands of the first run under a number, and replays them in all later
+   * runs with the same number. Inputs and outputs must lie on the device, and stay where they are.
+   * @param graph the number, from 1 on, or NEVER for runs that are not recorded.
+   */
+  capture(graph: number): this {
     const { api } = runtime();
-    assertOk(api, api.bindInput(this.#pointer, name, value.pointer));
+    assertOk(api, api.addRunConfigEntry(this.#options, 'gpu_graph_id', String(graph)));
+    return this;
+  }
+
+  /** Every run reads what the value then holds. */
+  input(name: string, value: BoundValue): this {
+    if (this.#inPlace || !value.onHost) {
+      const { api } = runtime();
+      assertOk(api, api.bindInput(this.#pointer, name, value.pointer));
+      this.#copied.delete(name);
+    } else this.#copied.set(name, value);
     this.#values.set(name, value);
     return this;
   }
 
-  output(name: string, value: OrtValue): this {
+  output(name: string, value: BoundValue): this {
     const { api } = runtime();
     assertOk(api, api.bindOutput(this.#pointer, name, value.pointer));
     this.#values.set(name, value);
@@ -108,7 +84,9 @@ export class Binding {
 
   /** Drops the references to disposed values. Other values must be bound in their places before the next run. */
   forgetDisposed(): void {
-    for (const [name, value] of this.#values) if (!value.alive) this.#values.delete(name);
+    for (const bound of [this.#values, this.#copied]) {
+      for (const [name, value] of bound) if (!value.alive) bound.delete(name);
+    }
   }
 
   /** Binds an output whose shape is known only after the run; {@link fetch} reads it. */
@@ -119,13 +97,22 @@ export class Binding {
   }
 
   /**
-   * Runs the graph on a worker thread. Only one run at a time is allowed.
-   * @param signal cancels the run between two operators.
+   * Runs the graph on a worker thread, on a device when its turn comes. Only one run at a time is allowed.
+   * @param signal cancels the wait for the turn, and the run between two operators.
    * @throws the signal's reason, or ServingError runtime_failed.
    */
   async run(signal?: AbortSignal): Promise<void> {
-    const { api } = runtime();
     signal?.throwIfAborted();
+    if (this.#inPlace) return this.#runNow(signal);
+    await this.#lane.run(() => {
+      const { api } = runtime();
+      for (const [name, { pointer }] of this.#copied) assertOk(api, api.bindInput(this.#pointer, name, pointer));
+      return this.#runNow(signal);
+    }, signal);
+  }
+
+  async #runNow(signal: AbortSignal | undefined): Promise<void> {
+    const { api } = runtime();
     const stop = () => assertOk(api, api.runOptionsSetTerminate(this.#options));
     signal?.addEventListener('abort', stop, { once: true });
     try {
@@ -156,11 +143,15 @@ export class Binding {
     }
   }
 
+  /** Frees the binding, and with it the device's copies of its inputs. */
   dispose(): void {
-    const { api } = runtime();
-    api.releaseIoBinding(this.#pointer);
-    api.releaseRunOptions(this.#options);
-    this.#values.clear();
+    this.#lane.after(() => {
+      const { api } = runtime();
+      api.releaseIoBinding(this.#pointer);
+      api.releaseRunOptions(this.#options);
+      this.#values.clear();
+      this.#copied.clear();
+    });
   }
 }
 
@@ -191,29 +182,45 @@ export class OrtSession {
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
   readonly #pointer: Pointer;
+  readonly #device: Device;
   #runs = 0;
   #disposed = false;
 
-  private constructor(pointer: Pointer) {
+  private constructor(pointer: Pointer, device: Device) {
     this.#pointer = pointer;
+    this.#device = device;
     this.inputs = names(pointer, 'input');
     this.outputs = names(pointer, 'output');
   }
 
   /**
    * Loads `path` and the external data beside it on a worker thread; for the CPU in its prepacked form, if asked for.
-   * @throws ServingError runtime_failed for a broken graph; provider_unavailable for a device that this version cannot
-   *   compute on.
+   * @throws ServingError runtime_failed for a broken graph, or one that the device cannot compute.
    */
   static async load(path: string, options: SessionOptions): Promise<OrtSession> {
-    using settings = new SessionSettings(options);
-    const { prepacked } = options;
-    const graph = prepacked ? await prepackedGraph(path, prepacked) : path;
-    return new OrtSession(await settings.open(graph));
+    const { prepacked, device = CPU } = options;
+    const graph = prepacked && device.kind === 'cpu' ? await prepackedGraph(path, prepacked) : path;
+    return OrtSession.#open(graph, options);
+  }
+
+  /**
+   * Opens a graph that has no weights without a file.
+   * @throws ServingError runtime_failed for a broken graph, or one that the device cannot compute.
+   */
+  static build(graph: Graph, options: SessionOptions): Promise<OrtSession> {
+    return OrtSession.#open(encodeModel(graph), options);
+  }
+
+  static async #open(model: string | Uint8Array, options: SessionOptions): Promise<OrtSession> {
+    const { device = CPU } = options;
+    return device.lane.run(async () => {
+      using settings = new SessionSettings(options);
+      return new OrtSession(await settings.open(model), device);
+    });
   }
 
   bind(): Binding {
-    return new Binding(this.#pointer);
+    return new Binding(this.#pointer, this.#device);
   }
 
   /**
@@ -254,7 +261,7 @@ export class OrtSession {
   }
 
   #release(): void {
-    runtime().api.releaseSession(this.#pointer);
+    this.#device.lane.after(() => runtime().api.releaseSession(this.#pointer));
   }
 }
 

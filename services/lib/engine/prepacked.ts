@@ -146,7 +146,7 @@ async function make(graph: string, folder: string, key: PackKey, guard: FileGuar
   const temporary = await mkdtemp(`${folder}.`);
   try {
     // The form does not depend on the number of threads.
-    using settings = new SessionSettings({ provider: 'cpu', threads: 1 });
+    using settings = new SessionSettings({ threads: 1 });
     settings.writeGraphTo(join(temporary, FILES[0]));
     settings.set('session.save_external_prepacked_constant_initializers', '1');
     settings.set('session.optimized_model_external_initializers_file_name', FILES[1]);

@@ -1,11 +1,19 @@
 /**
  * The decoder graph over the KV pool: one run is a prompt chunk on one slot, or a decode step over adjacent slots. Both
- * write keys and values in place; a step allocates and copies nothing. Only one run at a time is allowed.
+ * write keys and values in place; a step allocates nothing, and copies no KV. Only one run at a time is allowed.
+ *
+ * Where the caches lie decides how slots can be bound (engine-kv.ts). Where a slot cannot be bound by itself, a chunk
+ * is computed in the staging slot: the positions before it are copied there, and the result is copied to its place.
+ * Where a step can begin only at slot 0, the slots before the first one ride along.
  */
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
-import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
+import { CPU, type Device } from './device.ts';
+import type { DeviceInputs } from './device-inputs.ts';
+import type { EngineKv } from './engine-kv.ts';
+import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
+import { TokenPicker } from './token-picker.ts';
 
 /** The dimensions of the model that the session needs. */
 export interface DecoderShape {
@@ -37,6 +45,10 @@ interface StepBinding {
   readonly lengths: Int32Array;
   /** `[1]`, length of the longest row with this step's token. */
   readonly total: Int32Array;
+  /** `[n, vocab]`, on the host. */
+  readonly logits: OrtValue;
+  /** Where steps are recorded: the inputs on the device, which are filled from the arrays above. */
+  readonly inputs: DeviceInputs | undefined;
 }
 
 /**
@@ -49,28 +61,48 @@ const SHORT_RUN = 64;
 const FADING = 0.99;
 
 export class DecoderSession {
-  readonly pool: KvPool;
+  readonly pool: KvPool<EngineKv>;
   readonly #session: OrtSession;
   readonly #shape: DecoderShape;
   readonly #slots = new Map<number, Binding>();
   /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
-  /** Values that the step and slot bindings keep bound. */
+  /** On a device: owns the memory of {@link #stepLogits}, to which the device copies fast. */
+  readonly #hostLogits: OrtValue | undefined;
+  /** Chooses greedy tokens where the logits are; only on a device. */
+  readonly #picker: TokenPicker | undefined;
+  /** Whether the device records the commands of a step, for each number of rows, and replays them. */
+  readonly #recordsSteps: boolean;
+  /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
-  #currentRun: Promise<void> = Promise.resolve();
-  #runStart: { readonly startedMs: number; readonly tokens: number } | undefined;
+  /** Frees what the store has made for the bindings. */
+  readonly #unbind: (() => void)[] = [];
+  /** The current or last chunk or step, with the copies that belong to it. Never rejects. */
+  #working: Promise<unknown> = Promise.resolve();
+  #current: { readonly startedMs: number; readonly tokens: number } | undefined;
   /** Duration of the slowest recent short run. */
   #msPerShortRun = 0;
   /** The most that a recent long run took per token; 0 before there was one. */
   #msPerToken = 0;
   #closed = false;
 
-  private constructor(session: OrtSession, shape: DecoderShape, pool: KvPool) {
+  private constructor(
+    session: OrtSession,
+    shape: DecoderShape,
+    pool: KvPool<EngineKv>,
+    picker: TokenPicker | undefined,
+    device: Device,
+    recordsSteps: boolean,
+  ) {
     this.#session = session;
     this.#shape = shape;
     this.pool = pool;
-    this.#stepLogits = float32(pool.slots * shape.vocabSize);
+    this.#picker = picker;
+    this.#recordsSteps = recordsSteps;
+    const count = pool.slots * shape.vocabSize;
+    this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
+    this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
   }
 
   get vocabSize(): number {
@@ -83,8 +115,8 @@ export class DecoderSession {
 
   /** Time by which the current run is overdue, in ms. If it is above 0, the engine may never answer again. */
   get overdueMs(): number {
-    if (this.#runStart === undefined) return 0;
-    const { startedMs, tokens } = this.#runStart;
+    if (this.#current === undefined) return 0;
+    const { startedMs, tokens } = this.#current;
     // Before the first long run: a token of a long run takes no longer than a whole short run.
     const usualMs = this.#msPerShortRun + tokens * (this.#msPerToken || this.#msPerShortRun);
     return Math.max(0, performance.now() - startedMs - PATIENCE * usualMs);
@@ -94,29 +126,61 @@ export class DecoderSession {
   static async load(
     graph: string,
     shape: DecoderShape,
-    pool: KvPool,
+    pool: KvPool<EngineKv>,
     options: SessionOptions,
   ): Promise<DecoderSession> {
-    return new DecoderSession(await OrtSession.load(graph, options), shape, pool);
+    const { device = CPU } = options;
+    // Every node of our graph has a kernel of WebGPU. If one went to the CPU, each step would wait for it.
+    const whole = device.kind === 'webgpu';
+    const graphCapture = whole && options.graphCapture === true;
+    const session = await OrtSession.load(graph, { ...options, whole, graphCapture });
+    try {
+      const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
+      return new DecoderSession(session, shape, pool, picker, device, graphCapture);
+    } catch (error) {
+      session.dispose();
+      throw error;
+    }
   }
 
   /**
-   * Computes one chunk of a prompt.
+   * Computes one chunk of a prompt. When this settles, nothing works on the slot or on `copyFrom` any more.
    * @returns logits `[logitRows, vocab]`.
    * @throws ServingError context_length_exceeded if the chunk does not fit the slot, draining after {@link dispose};
    *   the signal's reason.
    */
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     this.#assertOpen();
-    const { ids, past, soft, logitRows } = chunk;
-    const end = past + ids.length;
+    const end = chunk.past + chunk.ids.length;
     if (end > this.pool.capacity) {
       throw new ServingError(
         'context_length_exceeded',
         `the prompt reaches ${end} tokens, a slot holds ${this.pool.capacity}`,
       );
     }
+    return this.#alone(chunk.ids.length, () => this.#computeChunk(chunk, signal));
+  }
+
+  async #computeChunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
+    const { slot, past, ids, copyFrom = slot } = chunk;
+    const { store, memory } = this.pool;
+    const place = memory.staging ?? slot;
+    if (past > 0 && copyFrom !== place) {
+      const copied = store.copy(copyFrom, place, past);
+      if (copied) await copied;
+    }
+    const logits = await this.#runChunk(chunk, place, signal);
+    if (place !== slot) {
+      const placed = store.copy(place, slot, past + ids.length);
+      if (placed) await placed;
+    }
+    return logits;
+  }
+
+  /** @param place the slot whose KV the run reads and writes. */
+  async #runChunk({ ids, past, soft, logitRows }: PromptChunk, place: number, signal?: AbortSignal) {
     const { vocabSize, hiddenSize } = this.#shape;
+    const end = past + ids.length;
     const logits = float32(logitRows.length * vocabSize);
     const made: OrtValue[] = [];
     const value = (...tensor: ConstructorParameters<typeof OrtValue>) => {
@@ -124,20 +188,22 @@ export class DecoderSession {
       made.push(created);
       return created;
     };
-    const binding = this.#slotBinding(chunk.slot);
-    if (chunk.copyFrom !== undefined) this.pool.copy(chunk.copyFrom, chunk.slot, past);
+    const binding = this.#slotBinding(place);
     try {
       const vectors = float32(soft.vectors.length);
       vectors.set(soft.vectors);
       binding
         .input('input_ids', value({ type: 'int64', dims: [1, ids.length], data: int64(ids) }))
         .input('soft_tokens', value({ type: 'float32', dims: [soft.positions.length, hiddenSize], data: vectors }))
-        .input('soft_positions', value({ type: 'int64', dims: [soft.positions.length], data: int64(soft.positions) }))
+        .input(
+          'soft_positions',
+          value({ type: 'int64', dims: [soft.positions.length, 2], data: places(soft.positions) }),
+        )
         .input('logit_rows', value({ type: 'int64', dims: [logitRows.length], data: int64(logitRows) }))
         .input('seqlens_k', value({ type: 'int32', dims: [1], data: int32(1).fill(end - 1) }))
         .input('total_sequence_length', value({ type: 'int32', dims: [], data: int32(1).fill(end) }))
-        .output('logits', value({ type: 'float32', dims: [1, logitRows.length, vocabSize], data: logits }));
-      await this.#run(binding, ids.length, signal);
+        .output('logits', value({ type: 'float32', dims: [logitRows.length, vocabSize], data: logits }));
+      await binding.run(signal);
       return logits;
     } finally {
       for (const created of made) created.dispose();
@@ -153,35 +219,79 @@ export class DecoderSession {
    * @returns logits `[n, vocab]`, valid until the next step.
    */
   async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
+    const before = await this.#runStep(ids, lengths, first, 'fetch');
+    const { vocabSize } = this.#shape;
+    return this.#stepLogits.subarray(before * vocabSize, (before + ids.length) * vocabSize);
+  }
+
+  /** Whether {@link pick} is there. */
+  get picksTokens(): boolean {
+    return this.#picker !== undefined;
+  }
+
+  /**
+   * Decodes like {@link step}, and chooses the likeliest tokens on the device, where the logits stay.
+   * @returns `[n]`, the lowest id with the largest logit, or NO_CHOICE where that logit is not finite.
+   */
+  async pick(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Int32Array> {
+    const before = await this.#runStep(ids, lengths, first, 'pick');
+    return this.#picker!.tokens.slice(before, before + ids.length);
+  }
+
+  /**
+   * Computes a step, and fetches its logits or picks its tokens.
+   * @returns the number of rows at its start that ride along.
+   */
+  async #runStep(ids: Int32Array, lengths: Int32Array, first: number, want: 'fetch' | 'pick'): Promise<number> {
     this.#assertOpen();
-    const n = ids.length;
-    const step = this.#stepBinding(first, n);
+    const before = this.pool.memory.bindsAnywhere ? 0 : first;
+    const rows = before + ids.length;
+    const lengthOf = (row: number) => (row < before ? this.pool.claimed(row) : (lengths[row - before] as number));
     let longest = 0;
-    for (let i = 0; i < n; i++) {
-      const length = lengths[i] as number;
-      step.ids[i] = BigInt(Math.max(0, ids[i] as number)); // the logits of a slot without a sequence are not read
-      step.lengths[i] = length;
-      longest = Math.max(longest, length + 1);
-    }
+    for (let row = 0; row < rows; row++) longest = Math.max(longest, lengthOf(row) + 1);
     if (longest > this.pool.capacity) {
       throw new ServingError(
         'context_length_exceeded',
         `a sequence reaches ${longest} tokens, a slot holds ${this.pool.capacity}`,
       );
     }
-    step.total[0] = longest;
-    await this.#run(step.binding, n);
-    return this.#stepLogits.subarray(0, n * this.#shape.vocabSize);
+    const key = (first - before) * (this.pool.slots + 1) + rows;
+    await this.#alone(rows, async () => {
+      const step = this.#steps.get(key) ?? (await this.#makeStep(key, first - before, rows));
+      for (let row = 0; row < rows; row++) {
+        // The logits of a slot without a sequence are not read.
+        step.ids[row] = BigInt(Math.max(0, row < before ? NO_TOKEN : (ids[row - before] as number)));
+        step.lengths[row] = lengthOf(row);
+      }
+      step.total[0] = longest;
+      await this.#run(step, rows, want);
+    });
+    return before;
   }
 
-  /** Refuses further runs and frees the graph after the current run, which still uses it. */
+  async #run(step: StepBinding, rows: number, want: 'fetch' | 'pick'): Promise<void> {
+    const { binding, logits, inputs } = step;
+    const picker = this.#picker;
+    if (inputs !== undefined) await inputs.refill();
+    else if (picker !== undefined) binding.output('logits', want === 'pick' ? picker.logits(rows) : logits);
+    await binding.run();
+    if (want === 'pick') await picker!.pick(rows);
+    else if (inputs !== undefined) await picker!.fetch(rows, logits);
+  }
+
+  /** Refuses further runs and frees the graph after the current run, which still uses it. The pool stays. */
   async dispose(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await this.#currentRun.catch(() => {});
+    await this.#working;
+    // The caller of the last step reads its logits before their memory is freed.
+    if (this.#hostLogits) await new Promise(setImmediate);
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
+    for (const unbind of this.#unbind) unbind();
     for (const value of this.#bound) value.dispose();
+    this.#hostLogits?.dispose();
+    this.#picker?.dispose();
     this.#session.dispose();
   }
 
@@ -190,14 +300,19 @@ export class DecoderSession {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
   }
 
-  async #run(binding: Binding, tokens: number, signal?: AbortSignal): Promise<void> {
+  /**
+   * Times the work for {@link overdueMs}, and notes it for {@link dispose}.
+   * @param tokens that it computes.
+   */
+  async #alone<T>(tokens: number, work: () => Promise<T>): Promise<T> {
     const startedMs = performance.now();
-    this.#runStart = { startedMs, tokens };
-    this.#currentRun = binding.run(signal);
+    this.#current = { startedMs, tokens };
+    const working = work();
+    this.#working = working.catch(() => {});
     try {
-      await this.#currentRun;
+      return await working;
     } finally {
-      this.#runStart = undefined;
+      this.#current = undefined;
       const tookMs = performance.now() - startedMs;
       if (tokens < SHORT_RUN) this.#msPerShortRun = Math.max(this.#msPerShortRun * FADING, tookMs);
       else this.#msPerToken = Math.max(this.#msPerToken * FADING, tookMs / tokens);
@@ -215,51 +330,43 @@ export class DecoderSession {
     let binding = this.#slots.get(slot);
     if (binding === undefined) {
       binding = this.#session.bind();
-      this.#bindKv(binding, slot, 1);
+      if (this.#recordsSteps) binding.capture(NEVER);
+      this.#unbind.push(this.pool.memory.bind(binding, slot, 1));
       this.#slots.set(slot, binding);
     }
     return binding;
   }
 
-  #stepBinding(first: number, n: number): StepBinding {
-    const key = first * (this.pool.slots + 1) + n;
-    let step = this.#steps.get(key);
-    if (step === undefined) {
-      const { vocabSize, hiddenSize } = this.#shape;
-      const ids = new BigInt64Array(new ArrayBuffer(n * 8));
-      const lengths = int32(n);
-      const total = int32(1);
-      const binding = this.#session
-        .bind()
-        .input('input_ids', this.#fixed({ type: 'int64', dims: [n, 1], data: ids }))
-        .input('soft_tokens', this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }))
-        .input('soft_positions', this.#fixed({ type: 'int64', dims: [0], data: int64([]) }))
-        .input('logit_rows', this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }))
-        // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
-        .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
-        .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
-        .output('logits', this.#fixed({ type: 'float32', dims: [n, 1, vocabSize], data: this.#stepLogits }));
-      this.#bindKv(binding, first, n);
-      step = { binding, ids, lengths, total };
-      this.#steps.set(key, step);
+  async #makeStep(key: number, first: number, n: number): Promise<StepBinding> {
+    const { vocabSize, hiddenSize } = this.#shape;
+    const ids = new BigInt64Array(new ArrayBuffer(n * 8));
+    const lengths = int32(n);
+    const total = int32(1);
+    const constant = {
+      soft_tokens: this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }),
+      soft_positions: this.#fixed({ type: 'int64', dims: [0, 2], data: int64([]) }),
+      logit_rows: this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }),
+    };
+    const changing = {
+      input_ids: this.#fixed({ type: 'int64', dims: [n, 1], data: ids }),
+      // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
+      seqlens_k: this.#fixed({ type: 'int32', dims: [n], data: lengths }),
+      total_sequence_length: this.#fixed({ type: 'int32', dims: [], data: total }),
+    };
+    const logits = this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits });
+    const binding = this.#session.bind();
+    let inputs: DeviceInputs | undefined;
+    if (this.#recordsSteps) {
+      inputs = await this.#picker!.record(binding, n, constant, changing);
+      this.#unbind.push(() => inputs?.dispose());
+    } else {
+      for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);
+      binding.output('logits', logits);
     }
+    this.#unbind.push(this.pool.memory.bind(binding, first, n));
+    const step = { binding, ids, lengths, total, logits, inputs };
+    this.#steps.set(key, step);
     return step;
-  }
-
-  /**
-   * Binds slots [first, first + n) as past and, at the same address, as present, so that the runtime appends in place.
-   */
-  #bindKv(binding: Binding, first: number, n: number): void {
-    const { kvHeads, headDim } = this.pool.layout;
-    const dims = [n, kvHeads, this.pool.capacity, headDim];
-    const slotElements = kvHeads * this.pool.capacity * headDim;
-    for (const [i, layer] of this.pool.layers.entries()) {
-      for (const part of ['key', 'value'] as const) {
-        const data = layer[part].subarray(first * slotElements, (first + n) * slotElements);
-        const kv = this.#fixed({ type: this.pool.floats, dims, data });
-        binding.input(`past.${i}.${part}`, kv).output(`present.${i}.${part}`, kv);
-      }
-    }
   }
 }
 
@@ -272,3 +379,5 @@ function int64(values: ArrayLike<number>): BigInt64Array {
   for (let i = 0; i < values.length; i++) out[i] = BigInt(values[i] as number);
   return out;
 }
+/** The graph's form of positions of the only sequence of a batch: (0, position) each. */
+const places = (positions: ArrayLike<number>) => int64(Array.from(positions).flatMap((position) => [0, position]));

@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { z } from 'zod';
 import { flag, whole } from '../process/setting-types.ts';
 
-export const PROVIDERS = ['auto', 'cpu', 'cuda'] as const;
+const PROVIDERS = ['auto', 'cpu', 'webgpu', 'cuda'] as const;
 
 /** The model that a service serves. */
 export const MODEL_SETTINGS = {
@@ -17,8 +17,15 @@ export const DEVICE_SETTINGS = {
     .enum(PROVIDERS)
     .default('auto')
     .describe(
-      `device to compute on: ${PROVIDERS.join(', ')}; auto means the CPU, and cuda is refused until its results are right`,
+      `device to compute on: ${PROVIDERS.join(', ')}; auto takes a GPU if the system lists one and it computes right, else the CPU`,
     ),
+  providerLibrary: z
+    .string()
+    .default('')
+    .describe('library of another ONNX Runtime provider to compute with, in place of --provider; none when empty'),
+  deviceId: whole(0, 255)
+    .default(0)
+    .describe('which GPU of cuda or of the provider library, counted from 0; webgpu takes the first that Vulkan lists'),
   threads: whole(1, 1024).default(availableParallelism()).describe('threads of the engine'),
 };
 
@@ -28,6 +35,16 @@ export const DEFAULT_CAPACITY = 4096;
 export const ENGINE_SETTINGS = {
   ...MODEL_SETTINGS,
   ...DEVICE_SETTINGS,
+  deviceMemory: whole(1 << 20, Number.MAX_SAFE_INTEGER)
+    .optional()
+    .describe(
+      "bytes of a GPU's memory that the worker may take: what does not fit is refused at start, and cuda keeps to it; all of it when not given",
+    ),
+  graphCapture: flag
+    .default(false)
+    .describe(
+      'record the decode step of each batch size on the GPU and replay it, for less work of the CPU between kernels (webgpu only)',
+    ),
   spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
   cpus: z
     .string()

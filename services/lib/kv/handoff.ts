@@ -1,6 +1,7 @@
 /**
  * A KV cache as frames: how the sender packs them and how the receiver checks and unpacks them. The receiver accepts
- * frames only in the order of {@link planFrames}, each with its CRC, and an end that proves that none is missing.
+ * frames only in the order of {@link planFrames}, each with its CRC, and an end that proves that none is missing. Each
+ * side asks its store for one frame at a time.
  *
  * The sender's frames lie in buffers of frame-buffer.ts, which are used again for later frames once gRPC has serialised
  * a frame: to keep a frame for longer, copy it.
@@ -9,7 +10,7 @@ import { crc32 } from 'node:zlib';
 import { ServingError } from '../process/errors.ts';
 import { allocateRows } from './frame-buffer.ts';
 import { describeLayout, FRAME_BYTES, type KvLayout, type KvRange, planFrames, rowCount } from './layout.ts';
-import type { KvPool } from './pool.ts';
+import type { KvStore, RowWriter } from './store.ts';
 import { decodeRow, encodeRow, vectorBytes, type WireType } from './wire.ts';
 
 /** The content of the first frame. */
@@ -58,13 +59,15 @@ class Tally {
 
 /** Packs finished positions of one slot, frame by frame. */
 export class KvSender {
-  readonly #pool: KvPool;
+  readonly #store: KvStore;
   readonly #slot: number;
   readonly #type: WireType;
   readonly #tally = new Tally();
 
-  constructor(pool: KvPool, slot: number, type: WireType = 'float32') {
-    this.#pool = pool;
+  /** @throws TypeError for a store of float16, whose values travel as they are, and another type. */
+  constructor(store: KvStore, slot: number, type: WireType = 'float32') {
+    assertConvertible(store, type);
+    this.#store = store;
     this.#slot = slot;
     this.#type = type;
   }
@@ -73,26 +76,32 @@ export class KvSender {
    * Frames of positions [start, end). Their data are copies, so that the slot may change afterwards. A frame's data are
    * valid until gRPC has serialised it; see {@link allocateRows}.
    */
-  *pack(start: number, end: number): Generator<KvRows> {
-    const { headDim } = this.#pool.layout;
+  async *pack(start: number, end: number): AsyncGenerator<KvRows> {
+    const { headDim } = this.#store.layout;
     const vector = vectorBytes(this.#type, headDim);
     // planFrames counts in float32. This gives frames of the same size on the wire for every type.
     const frameBytes = Math.floor((FRAME_BYTES * headDim * 4) / vector);
-    for (const range of planFrames(this.#pool.layout, start, end, frameBytes)) {
-      const rowBytes = (range.end - range.start) * vector;
-      const data = allocateRows((range.rowEnd - range.rowStart) * rowBytes);
-      let crc = 0;
-      for (let row = range.rowStart, at = 0; row < range.rowEnd; row++, at += rowBytes) {
-        const encoded = data.subarray(at, at + rowBytes);
-        const from = [this.#slot, row, range.start, range.end] as const;
-        if (this.#type === this.#pool.floats) encoded.set(this.#pool.rowBytes(...from));
-        else encodeRow(this.#type, this.#pool.row(...from), headDim, encoded);
-        crc = crc32(encoded, crc); // row by row, while the row is in the CPU's cache
-      }
-      const frame = { ...range, data, crc32: crc };
+    for (const range of planFrames(this.#store.layout, start, end, frameBytes)) {
+      const read = this.#store.read(this.#slot, range);
+      // Views of the slot's memory are copied in the same turn of the event loop: later the slot may be another's.
+      const frame = this.#frame(range, vector, read instanceof Promise ? await read : read);
       this.#tally.add(frame);
       yield frame;
     }
+  }
+
+  #frame(range: KvRange, vector: number, rows: readonly Uint8Array[]): KvRows {
+    const { layout, floats } = this.#store;
+    const rowBytes = (range.end - range.start) * vector;
+    const data = allocateRows(rows.length * rowBytes);
+    let crc = 0;
+    for (const [i, row] of rows.entries()) {
+      const encoded = data.subarray(i * rowBytes, (i + 1) * rowBytes);
+      if (this.#type === floats) encoded.set(row);
+      else encodeRow(this.#type, floatsOf(row), layout.headDim, encoded);
+      crc = crc32(encoded, crc); // row by row, while the row is in the CPU's cache
+    }
+    return { ...range, data, crc32: crc };
   }
 
   end(firstTokenIds: readonly number[]): KvEnd {
@@ -103,7 +112,7 @@ export class KvSender {
 
 /** Writes a stream of frames into one slot, checking each. */
 export class KvReceiver {
-  readonly #pool: KvPool;
+  readonly #store: KvStore;
   readonly #slot: number;
   readonly #fingerprint: string;
   readonly #type: WireType;
@@ -112,9 +121,13 @@ export class KvReceiver {
   /** The place at which the next frame must begin. */
   #next = { start: 0, end: 0, row: 0 };
 
-  /** @param type the form that the sender was asked for. */
-  constructor(pool: KvPool, slot: number, fingerprint: string, type: WireType = 'float32') {
-    this.#pool = pool;
+  /**
+   * @param type the form that the sender was asked for.
+   * @throws TypeError for a store of float16, whose values travel as they are, and another type.
+   */
+  constructor(store: KvStore, slot: number, fingerprint: string, type: WireType = 'float32') {
+    assertConvertible(store, type);
+    this.#store = store;
     this.#slot = slot;
     this.#fingerprint = fingerprint;
     this.#type = type;
@@ -126,7 +139,7 @@ export class KvReceiver {
 
   /** @throws ServingError fingerprint_mismatch, kv_layout_mismatch or context_length_exceeded. */
   manifest(manifest: KvManifest): void {
-    const mine = this.#pool.layout;
+    const mine = this.#store.layout;
     if (manifest.fingerprint !== this.#fingerprint) {
       throw new ServingError(
         'fingerprint_mismatch',
@@ -144,19 +157,23 @@ export class KvReceiver {
         `the KV cache is ${describeLayout(manifest.layout)} of ${manifest.dtype}, this worker takes ${describeLayout(mine)} of ${this.#type}`,
       );
     }
-    if (manifest.positions >= this.#pool.capacity) {
+    if (manifest.positions >= this.#store.capacity) {
       throw new ServingError(
         'context_length_exceeded',
-        `the KV cache has ${manifest.positions} positions, a slot here holds ${this.#pool.capacity}`,
+        `the KV cache has ${manifest.positions} positions, a slot here holds ${this.#store.capacity}`,
       );
     }
     this.#positions = manifest.positions;
   }
 
-  /** @throws ServingError kv_digest_mismatch for damaged bytes, kv_truncated for a frame that is not the next one. */
-  rows(frame: KvRows): void {
-    const { headDim } = this.#pool.layout;
-    const rowBytes = (frame.end - frame.start) * vectorBytes(this.#type, headDim);
+  /**
+   * Writes the next frame. Unless it is written at once, the caller waits for the promise before it goes on with the
+   * next frame, or gives the slot away.
+   * @throws ServingError kv_digest_mismatch for damaged bytes, kv_truncated for a frame that is not the next one; at
+   *   once, before anything is written.
+   */
+  rows(frame: KvRows): void | Promise<void> {
+    const rowBytes = (frame.end - frame.start) * vectorBytes(this.#type, this.#store.layout.headDim);
     if (!this.#isNext(frame) || frame.data.byteLength !== (frame.rowEnd - frame.rowStart) * rowBytes) {
       throw new ServingError(
         'kv_truncated',
@@ -170,17 +187,22 @@ export class KvReceiver {
         `KV frame ${this.#tally.frames} was damaged on the way: CRC-32 ${hex(crc)}, sent as ${hex(frame.crc32)}`,
       );
     }
-    for (let row = frame.rowStart, at = 0; row < frame.rowEnd; row++, at += rowBytes) {
-      const encoded = frame.data.subarray(at, at + rowBytes);
-      const to = [this.#slot, row, frame.start, frame.end] as const;
-      if (this.#type === this.#pool.floats) this.#pool.rowBytes(...to).set(encoded);
-      else decodeRow(this.#type, encoded, headDim, this.#pool.row(...to));
-    }
     this.#tally.add(frame);
-    const done = frame.rowEnd === rowCount(this.#pool.layout);
+    const done = frame.rowEnd === rowCount(this.#store.layout);
     this.#next = done
       ? { start: frame.end, end: 0, row: 0 }
       : { start: frame.start, end: frame.end, row: frame.rowEnd };
+    return this.#store.write(this.#slot, rangeOf(frame), this.#rowsOf(frame, rowBytes));
+  }
+
+  /** The frame's values as the store takes them. */
+  #rowsOf({ data }: KvRows, rowBytes: number): Uint8Array | RowWriter {
+    const { layout, floats } = this.#store;
+    if (this.#type === floats) return data;
+    return (index, to) => {
+      const encoded = data.subarray(index * rowBytes, (index + 1) * rowBytes);
+      decodeRow(this.#type, encoded, layout.headDim, floatsOf(to));
+    };
   }
 
   /** @throws ServingError kv_truncated or kv_digest_mismatch unless exactly what was sent has come. */
@@ -206,10 +228,19 @@ export class KvReceiver {
       frame.start === next.start &&
       frame.rowStart === next.row &&
       frame.rowEnd > frame.rowStart &&
-      frame.rowEnd <= rowCount(this.#pool.layout) &&
+      frame.rowEnd <= rowCount(this.#store.layout) &&
       (next.row === 0 ? frame.end > frame.start && frame.end <= this.#positions : frame.end === next.end)
     );
   }
+}
+
+const rangeOf = ({ start, end, rowStart, rowEnd }: KvRange): KvRange => ({ start, end, rowStart, rowEnd });
+
+/** The values of a row of float32: the same memory. */
+const floatsOf = (row: Uint8Array) => new Float32Array(row.buffer, row.byteOffset, row.length / 4);
+
+function assertConvertible({ floats }: KvStore, type: WireType): void {
+  if (type !== floats && floats !== 'float32') throw new TypeError(`a store of ${floats} holds no 32-bit floats`);
 }
 
 const hex = (crc: number) => crc.toString(16).padStart(8, '0');

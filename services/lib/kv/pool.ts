@@ -1,10 +1,12 @@
 /**
- * The KV caches of a worker, all allocated at start: `slots` sequences of up to `capacity` positions each. Only the
- * pool counts slots and bytes; a part that computes or decodes a sequence holds a {@link KvSlot}.
+ * Who holds which of a worker's KV caches: `slots` sequences of up to `capacity` positions each. Only the pool counts
+ * slots; a part that computes or decodes a sequence holds a {@link KvSlot}. Where the caches lie is known to the store
+ * (store.ts). A slot that is given back while the store still works on it stays held until that work has ended.
  */
-import { totalmem } from 'node:os';
 import { ServingError } from '../process/errors.ts';
-import { elementBytes, type KvLayout, positionBytes, rowCount } from './layout.ts';
+import { CountedStore } from './counted-store.ts';
+import type { KvLayout } from './layout.ts';
+import type { KvStore } from './store.ts';
 
 /** A slot that is held. Releasing or keeping it a second time does nothing. */
 export interface KvSlot {
@@ -15,52 +17,53 @@ export interface KvSlot {
   keep(): void;
 }
 
-export type KvArray = Float32Array | Uint16Array;
-
 /** Called when all slots are taken: gives up a kept slot and returns its index; undefined if it has none to give up. */
 type PressureListener = () => number | undefined;
 
 type SlotState = 'free' | 'kept' | 'held';
 
-export class KvPool {
-  readonly layout: KvLayout;
-  readonly slots: number;
-  readonly capacity: number;
-  readonly floats: 'float32' | 'float16';
-  /** Per layer: K and V, each `[slot, kv_head, position, head_dim]`; float16 as its bits. */
-  readonly layers: readonly { readonly key: KvArray; readonly value: KvArray }[];
+/** @typeParam M the store whose slots are counted. */
+export class KvPool<M extends KvStore = KvStore> {
+  /** Where the caches lie, for the engine, which binds them to its runs. All others use {@link store}. */
+  readonly memory: M;
+  /** Moves positions in, out and between slots. A slot is not given to another holder while this works on it. */
+  readonly store: KvStore;
+  readonly #uses: CountedStore;
   readonly #states: SlotState[];
   /** Per slot: positions from 0 that only its holder may write. */
   readonly #claimed: Int32Array;
+  /** Slots in the state `held`. */
   #held = 0;
+  /** Slots that nobody holds any more, but on which the store still works: the state in which they will be. */
+  readonly #leaving = new Map<number, SlotState>();
   readonly #pressureListeners = new Set<PressureListener>();
   /** Waiting for a slot, in order of arrival. */
   readonly #line: { readonly sinceMs: number; readonly tryReserve: () => boolean }[] = [];
   #serving = false;
 
-  /** @throws ServingError out_of_memory, with the arithmetic, when the machine could never hold the pool. */
-  constructor(layout: KvLayout, slots: number, capacity: number) {
-    const bytes = positionBytes(layout) * capacity * slots;
-    const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
-    if (bytes > available) {
-      throw new ServingError(
-        'out_of_memory',
-        `the KV pool needs ${slots} slots x ${capacity} tokens x ${positionBytes(layout)} bytes = ${gib(bytes)}, the machine has ${gib(available)}; lower --slots or --capacity`,
-      );
-    }
-    this.layout = layout;
-    this.slots = slots;
-    this.capacity = capacity;
-    const elements = slots * layout.kvHeads * capacity * layout.headDim;
-    this.floats = layout.floats ?? 'float32';
-    const ArrayType = this.floats === 'float16' ? Uint16Array : Float32Array;
-    this.layers = Array.from({ length: layout.layers }, () => ({
-      // Zeroed pages cost nothing until they are written.
-      key: new ArrayType(new ArrayBuffer(elements * elementBytes(layout))),
-      value: new ArrayType(new ArrayBuffer(elements * elementBytes(layout))),
-    }));
-    this.#states = new Array<SlotState>(slots).fill('free');
-    this.#claimed = new Int32Array(slots);
+  constructor(memory: M) {
+    this.memory = memory;
+    this.#uses = new CountedStore(memory, (slot) => this.#onUnused(slot));
+    this.store = this.#uses;
+    this.#states = new Array<SlotState>(memory.slots).fill('free');
+    this.#claimed = new Int32Array(memory.slots);
+  }
+
+  get layout(): KvLayout {
+    return this.memory.layout;
+  }
+
+  get slots(): number {
+    return this.memory.slots;
+  }
+
+  /** Positions of a slot. */
+  get capacity(): number {
+    return this.memory.capacity;
+  }
+
+  get floats(): 'float32' | 'float16' {
+    return this.memory.floats;
   }
 
   /** Slots that can be reserved now, kept ones included. */
@@ -68,7 +71,7 @@ export class KvPool {
     return this.slots - this.#held;
   }
 
-  /** Slots that are held. */
+  /** Slots that are held, or were until now and are still worked on. */
   get reserved(): number {
     return this.#held;
   }
@@ -144,60 +147,14 @@ export class KvPool {
     this.#claimed[slot] = positions;
   }
 
-  /** Copies positions [0, end) of all rows from one slot to another. */
-  copy(from: number, to: number, end: number): void {
-    for (let row = 0; row < rowCount(this.layout); row++) {
-      this.rowBytes(to, row, 0, end).set(this.rowBytes(from, row, 0, end));
-    }
-  }
-
-  /** Exchanges positions [0, end) of all rows of two slots. */
-  swap(a: number, b: number, end: number): void {
-    let spare: Uint8Array | undefined;
-    for (let row = 0; row < rowCount(this.layout); row++) {
-      const [rowA, rowB] = [this.rowBytes(a, row, 0, end), this.rowBytes(b, row, 0, end)];
-      spare ??= new Uint8Array(rowA.length);
-      spare.set(rowA);
-      rowA.set(rowB);
-      rowB.set(spare);
-    }
-  }
-
-  /**
-   * Positions [start, end) of one row of a slot: a view of `[end - start, head_dim]`.
-   * @throws TypeError for a pool of float16.
-   */
-  row(slot: number, row: number, start: number, end: number): Float32Array {
-    const view = this.#view(slot, row, start, end);
-    if (view instanceof Float32Array) return view;
-    throw new TypeError('a pool of float16 holds no 32-bit floats');
-  }
-
-  /** The bytes of the same view, for a pool of any type. */
-  rowBytes(slot: number, row: number, start: number, end: number): Uint8Array {
-    const view = this.#view(slot, row, start, end);
-    return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-  }
-
-  #view(slot: number, row: number, start: number, end: number): KvArray {
-    const { kvHeads, headDim } = this.layout;
-    const head = row % kvHeads;
-    const tensor = Math.floor(row / kvHeads);
-    const layer = this.layers[tensor >> 1];
-    if (layer === undefined || start < 0 || end > this.capacity) {
-      throw new RangeError(`no row ${row}, positions [${start}, ${end}) in a pool of ${rowCount(this.layout)} rows`);
-    }
-    const offset = (slot * kvHeads + head) * this.capacity * headDim;
-    return (tensor % 2 === 0 ? layer.key : layer.value).subarray(offset + start * headDim, offset + end * headDim);
-  }
-
   /** Called when nothing runs: a slot that is held without a holder is a leak. @param held slots that parts hold. */
   assertConserved(held: number): void {
     const counted = this.#states.filter((state) => state === 'held').length;
-    if (counted !== this.#held || this.#held !== held) {
+    const leaving = this.#leaving.size;
+    if (counted !== this.#held || counted - leaving !== held) {
       throw new ServingError(
         'internal',
-        `KV slots leaked: ${counted} of ${this.slots} are held, but holders account for ${held}`,
+        `KV slots leaked: ${counted - leaving} of ${this.slots} are held, but holders account for ${held}`,
       );
     }
   }
@@ -224,13 +181,23 @@ export class KvPool {
     const end = (state: SlotState) => {
       if (!held) return;
       held = false;
-      this.#held--;
-      this.#states[index] = state;
-      if (state === 'free') this.#claimed[index] = 0;
-      this.offer();
+      if (this.#uses.isUsed(index)) this.#leaving.set(index, state);
+      else this.#vacate(index, state);
     };
     return { index, release: () => end('free'), keep: () => end('kept') };
   }
-}
 
-const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+  #onUnused(index: number): void {
+    const state = this.#leaving.get(index);
+    if (state === undefined) return;
+    this.#leaving.delete(index);
+    this.#vacate(index, state);
+  }
+
+  #vacate(index: number, state: SlotState): void {
+    this.#held--;
+    this.#states[index] = state;
+    if (state === 'free') this.#claimed[index] = 0;
+    this.offer();
+  }
+}

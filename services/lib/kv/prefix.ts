@@ -93,12 +93,13 @@ export class PrefixCache {
 
   /**
    * Moves the content of a held slot to slot `to`, which must not be held; content that is kept there moves to the
-   * first slot. From now on slot `to` is held. Neither content can be found until `finish`, to be called while nothing
-   * runs.
+   * first slot. From now on slot `to` is held. Neither content can be found until `finish` has settled, to be called
+   * while nothing runs, and nothing may run until then. `finish` gives the first slot back, also when it fails: then
+   * neither content is known.
    * @param positions length of the held slot's content.
    * @returns undefined if slot `to` is held, or copies are being made from one of the two.
    */
-  move(from: KvSlot, positions: number, to: number): { slot: KvSlot; finish: () => void } | undefined {
+  move(from: KvSlot, positions: number, to: number): { slot: KvSlot; finish: () => Promise<void> } | undefined {
     const [mine, kept] = [this.#entries.get(from.index), this.#entries.get(to)];
     if (mine?.pins || kept?.pins) return undefined;
     const keptPositions = this.#pool.claimed(to);
@@ -111,14 +112,18 @@ export class PrefixCache {
     this.#entries.delete(to);
     const put = (entry: CachedPrompt | undefined, index: number) =>
       entry && this.#entries.set(index, { ...entry, slot: index });
-    const finish = () => {
-      if (kept) this.#pool.swap(from.index, to, claimed);
-      else this.#pool.copy(from.index, to, positions);
-      put(mine, kept ? to : from.index);
-      put(kept, from.index);
-      this.#pool.claim(to, positions);
-      this.#pool.claim(from.index, kept ? keptPositions : positions);
-      this.release(from);
+    const { store } = this.#pool;
+    const finish = async () => {
+      try {
+        const moved = kept ? store.swap(from.index, to, claimed) : store.copy(from.index, to, positions);
+        if (moved) await moved;
+        put(mine, kept ? to : from.index);
+        put(kept, from.index);
+      } finally {
+        this.#pool.claim(to, positions);
+        this.#pool.claim(from.index, kept ? keptPositions : positions);
+        this.release(from);
+      }
     };
     return { slot, finish };
   }

@@ -52,3 +52,13 @@ function numberOf(half: number): number {
   if (exponent === 31) return mantissa === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
   return sign * (1024 + mantissa) * 2 ** (exponent - 25);
 }
+
+const one = new Float32Array(1);
+const oneHalf = new Uint16Array(1);
+
+/** The half nearest to a number. */
+export function nearestHalf(number: number): number {
+  one[0] = number;
+  narrow(one, oneHalf);
+  return numberOf(oneHalf[0]!);
+}

@@ -7,10 +7,16 @@ import type { Lifecycle } from './lifecycle.ts';
 import { exposition, expositionType } from './metrics.ts';
 import { listenError } from './os-errors.ts';
 
+interface HealthOptions {
+  /** Brings gauges up to date. */
+  readonly beforeScrape?: () => void;
+  /** A line that /readyz says after the phase. */
+  readonly note?: string;
+}
+
 /**
  * Serves until the process ends, also while it drains, when probes and graphs matter most. The server does not keep the
  * process alive.
- * @param beforeScrape brings gauges up to date.
  * @returns the host:port that it listens on.
  * @throws ServingError address_in_use.
  */
@@ -18,13 +24,15 @@ export async function serveHealth(
   host: string,
   port: number,
   life: Pick<Lifecycle, 'phase'>,
-  beforeScrape: () => void = () => {},
+  { beforeScrape = () => {}, note }: HealthOptions = {},
 ): Promise<string> {
+  const noted = note === undefined ? '' : `\n${note}`;
   const server = createServer((request, response) => {
     const path = request.url?.split('?')[0];
     if (path === '/livez') answer(response, 200, 'ok');
-    else if (path === '/readyz') answer(response, life.phase === 'ready' ? 200 : 503, life.phase);
-    else if (path === '/metrics') void answerScrape(response, beforeScrape);
+    else if (path === '/readyz') {
+      answer(response, life.phase === 'ready' ? 200 : 503, `${life.phase}${noted}`);
+    } else if (path === '/metrics') void answerScrape(response, beforeScrape);
     else answer(response, 404, 'not found: try /livez, /readyz or /metrics');
   });
   server.headersTimeout = 5_000;

@@ -7,7 +7,7 @@ import { isLoopback, reachableAddress } from '../process/exposure.ts';
 import { serveHealth } from '../process/health.ts';
 import { Lifecycle } from '../process/lifecycle.ts';
 import { createLogger, type Logger } from '../process/log.ts';
-import { collectProcessMetrics, type MetricsService } from '../process/metrics.ts';
+import { collectProcessMetrics, type MetricsService, metrics } from '../process/metrics.ts';
 import { stayRegistered, type WorkerRole } from '../redis/worker-registry.ts';
 import { loadServingSecurity, type RpcSecurity } from '../rpc/credentials.ts';
 import { type MountedService, serveRpc } from '../rpc/server.ts';
@@ -28,6 +28,8 @@ interface BuiltService {
   readonly mounts: readonly MountedService[];
   /** Labels the metrics of a service that serves a model. */
   readonly modelName?: string;
+  /** What a service that serves a model computes it on. */
+  readonly device?: { readonly kind: string; readonly name: string; readonly reason: string };
   /** Brings gauges up to date before they are read. */
   readonly observe?: () => void;
 }
@@ -60,10 +62,15 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   const service = await Promise.race([build({ log, life, security, files, address: () => address }), files.damaged]);
   await files.settled();
   collectProcessMetrics(name, service.modelName);
+  const { device } = service;
+  if (device) metrics.deviceInfo.set({ ...device }, 1);
   const server = await serveRpc(config.host, config.port, service.mounts, security, log);
   address = reachableAddress(server.address, config.advertise ?? '');
   life.onStop('rpc server', () => server.close(life.almostOver));
-  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, service.observe);
+  const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, {
+    beforeScrape: service.observe,
+    note: device && `computes on ${device.name} (${device.reason})`,
+  });
   server.setServing(true);
   life.draining.addEventListener('abort', () => server.setServing(false));
   life.onStop('registry', stayRegistered(config.registry ?? '', roles, address, log, security.secret));

@@ -2,8 +2,14 @@
 import { appendFile, cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { type Bundle, type Manifest, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import type { Precision } from '../../../services/lib/model/bundle/choices.ts';
+import {
+  assertRunsOn,
+  type Bundle,
+  type Manifest,
+  openBundle,
+  promptPart,
+} from '../../../services/lib/model/bundle/bundle.ts';
+import { PRECISIONS, type Precision } from '../../../services/lib/model/bundle/choices.ts';
 import { type ExportOptions, exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
 import { GOLDENS, readJsonFile, safetensorsBytes, temporaryFolder } from '../../support/models.ts';
@@ -158,6 +164,7 @@ describe('exporting', async () => {
     ['more positions than the model has', { maxPositions: 4096 }, 'config_invalid', ['2048', '4096']],
     ['an unknown precision', { precision: 'int2' as Precision }, 'config_invalid', ['int2', 'int8']],
     ['an unknown block', { precision: 'int4', block: 100 }, 'config_invalid', ['100']],
+    ['a block that CUDA is slow with', { precision: 'int4-fp16', block: 16 }, 'config_invalid', ['16', '32, 64, 128']],
     [
       '8 bits for prompts of 16-bit floats',
       { precision: 'fp16', prefillPrecision: 'w8a8' },
@@ -233,10 +240,34 @@ describe('opening', async () => {
     }
   });
 
+  test('a bundle that computes in 32 bits is refused for CUDA, with the precisions to choose from', () => {
+    for (const precision of PRECISIONS) {
+      const manifest = { name: 'some-model', precision };
+      const asserted = () => assertRunsOn(manifest, 'cuda');
+      if (precision.endsWith('fp16')) asserted();
+      else {
+        const names = ['some-model', precision, 'export it with --precision fp16, int8-fp16, int4-fp16'];
+        expect(asserted).toThrow(refused('config_invalid', ...names));
+      }
+      for (const kind of ['cpu', 'webgpu', 'plugin'] as const) assertRunsOn(manifest, kind);
+    }
+  });
+
+  test('prompts are computed with W8A8 on the CPU only', async () => {
+    const { manifest } = await openBundle(original);
+    expect(promptPart({ ...manifest, prefill: manifest.llm }, 'cpu')).toBe('prefill');
+    expect(promptPart({ ...manifest, prefill: manifest.llm }, 'webgpu')).toBe('llm');
+    expect(promptPart({ ...manifest, prefill: undefined }, 'cpu')).toBe('llm');
+  });
+
   test.each<[string, (dir: string) => Promise<unknown>, string[]]>([
     ['no manifest', (dir) => rm(join(dir, 'manifest.json')), ['manifest.json']],
     ['a manifest cut short', (dir) => writeFile(join(dir, 'manifest.json'), '{"format":'), ['manifest.json']],
-    ['another format', change((m) => ({ ...m, format: 'llavacode-bundle/2' })), ['format', 'llavacode-bundle/1']],
+    [
+      'another format',
+      change((m) => ({ ...m, format: 'llavacode-bundle/1' })),
+      ['format', 'llavacode-bundle/2', 'export'],
+    ],
     ['a bad fingerprint', change((m) => ({ ...m, fingerprint: 'abc' })), ['fingerprint']],
     [
       'a file outside',

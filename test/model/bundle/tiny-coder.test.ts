@@ -50,7 +50,7 @@ const CODE = `class Cache:
 
 const parent = await temporaryFolder();
 const golden = await readJsonFile<Golden>(join(TINY_CODER, 'expected.json'));
-const load = (path: string) => OrtSession.load(path, { provider: 'cpu', threads: 1 });
+const load = (path: string) => OrtSession.load(path, { threads: 1 });
 const exported = async (precision: Precision, prefillPrecision?: PrefillPrecision): Promise<Bundle> => {
   const to = join(parent, `${precision}-${prefillPrecision}`);
   await exportBundle({ llm: TINY_CODER, to, precision, prefillPrecision });
@@ -134,6 +134,16 @@ describe('quantised', () => {
     const fp16 = await divergence('fp16');
     expect(fp16.klMean).toBeLessThan(1e-4);
     expect(fp16.top1Agreement).toBeGreaterThan(0.99);
+  });
+
+  test.each([
+    ['int8-fp16', 'int8', 5e-4],
+    ['int4-fp16', 'int4', 5e-3],
+  ] as const)('the CPU computes %s as well as %s', async (precision, counterpart, tolerance) => {
+    const [half, full] = [await divergence(precision), await divergence(counterpart, 'same')];
+    expect(half.klMean).toBeGreaterThan(0);
+    expect(Math.abs(half.klMean - full.klMean)).toBeLessThan(tolerance);
+    expect(half.top1Agreement).toBeGreaterThan(full.top1Agreement - 0.02);
   });
 
   test('prompts in W8A8 diverge no more than prompts in int4, decoding from their KV included', async () => {

@@ -7,6 +7,7 @@ import { Graph } from '../../../services/lib/model/graph/graph.ts';
 import { linear, lookUp, multiply, storeMatrix, type TableFormat } from '../../../services/lib/model/graph/linear.ts';
 import { writeModel } from '../../../services/lib/model/graph/onnx.ts';
 import { blockThatDivides, quantize } from '../../../services/lib/model/graph/quantize.ts';
+import { nearestHalf } from '../../../services/lib/numeric/half.ts';
 import { ids64, largestDifference, loadGraph, temporaryFolder } from '../../support/models.ts';
 
 const parent = await temporaryFolder();
@@ -43,6 +44,23 @@ describe('quantisation', () => {
     );
   });
 
+  test('scales of a graph in half precision are exact there, and the levels are chosen for them', () => {
+    const weights = fc.array(fc.float({ noNaN: true, min: -1, max: 1 }), { minLength: 32, maxLength: 32 });
+    fc.assert(
+      fc.property(weights, fc.constantFrom<4 | 8>(4, 8), (values, bits) => {
+        const weight = Float32Array.from(values, (value) => value / 1000);
+        const { packed, scales } = quantize(weight, { bits, block: 32 }, 'float16');
+        expect(nearestHalf(scales[0]!)).toBe(scales[0]);
+        // A tiny scale rounds by up to 2^-25, by which the largest level is off as well.
+        const bound = Math.abs(scales[0]!) * 1.001 + 2 ** (bits - 1) * 2 ** -25;
+        for (const [i, value] of weight.entries()) {
+          const level = bits === 8 ? packed[i]! : i & 1 ? packed[i >> 1]! >> 4 : packed[i >> 1]! & 15;
+          expect(Math.abs((level - 2 ** (bits - 1)) * scales[0]! - value)).toBeLessThanOrEqual(bound);
+        }
+      }),
+    );
+  });
+
   test('a block is the largest one that divides the width, and at least 16', () => {
     expect(blockThatDivides(896, 128)).toBe(128);
     expect(blockThatDivides(96, 128)).toBe(32);
@@ -63,17 +81,17 @@ describe('quantisation', () => {
       const bias = wave(rows, 1.3);
       const graph = new Graph();
       const x = graph.input('x', 'float32', ['n', columns]);
-      const ids = graph.input('ids', 'int64', ['k']);
+      const ids = graph.input('ids', 'int64', ['batch', 'sequence']);
       const matrix = { name: 'y', rows, columns, read: async () => weight, bias: async () => bias };
       graph.output(linear(graph, x, matrix, format), 'float32', ['n', rows]);
       const table = storeMatrix(graph, { ...matrix, name: 'table' }, format, 'both');
-      graph.output(lookUp(graph, 'looked_up', ids, table), 'float32', ['k', columns]);
+      graph.output(lookUp(graph, 'looked_up', ids, table), 'float32', ['batch', 'sequence', columns]);
       graph.output(multiply(graph, 'tied', x, table), 'float32', ['n', rows]);
       const session = await loadGraph(graph, parent, name);
       const input = wave(3 * columns, 0.11);
       const out = await session.run({
         x: { type: 'float32', dims: [3, columns], data: input },
-        ids: ids64([2], [5, 0]),
+        ids: ids64([1, 2], [5, 0]),
       });
       const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
       const stored = format === 'fp32' || !block ? weight : dequantize(weight, format.bits, block);

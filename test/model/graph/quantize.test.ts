@@ -73,16 +73,17 @@ describe('activations of 8 bits', async () => {
 
   async function productOf(format: WeightFormat, withBias: boolean, name: string): Promise<number[]> {
     const graph = new Graph();
-    const x = graph.input('x', 'float32', ['n', columns]);
+    const x = graph.input('x', 'float32', ['batch', 'n', columns]);
     const matrix = { name: 'y', rows, columns, read: async () => weight };
     graph.output(linear(graph, x, withBias ? { ...matrix, bias: async () => bias } : matrix, format), 'float32', [
+      'batch',
       'n',
       rows,
     ]);
     const session = await loadGraph(graph, parent, name);
-    const { y } = await session.run({ x: { type: 'float32', dims: [3, columns], data: input } });
-    const none = await session.run({ x: { type: 'float32', dims: [0, columns], data: new Float32Array(0) } });
-    expect(none.y!.dims).toEqual([0, rows]);
+    const { y } = await session.run({ x: { type: 'float32', dims: [1, 3, columns], data: input } });
+    const none = await session.run({ x: { type: 'float32', dims: [1, 0, columns], data: new Float32Array(0) } });
+    expect(none.y!.dims).toEqual([1, 0, rows]);
     session.dispose();
     return Array.from(y!.data as Float32Array);
   }

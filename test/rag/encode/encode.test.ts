@@ -12,7 +12,7 @@ import { loadQueryEncoder } from '../../../services/lib/rag/search/query-encoder
 import { contextFingerprint, NO_VECTORS } from '../../../services/lib/rag/store/row.ts';
 
 const MODEL = join(PACKAGE_ROOT, 'models', 'tiny-coder');
-const OPTIONS = { provider: 'cpu', threads: 2 } as const;
+const OPTIONS = { threads: 2 } as const;
 
 let dir: string;
 let bundle: Bundle;

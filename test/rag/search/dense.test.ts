@@ -5,7 +5,7 @@ import { fuse, fusedDepth } from '../../../services/lib/rag/search/fused.ts';
 
 let scorer: DenseScorer;
 beforeAll(async () => {
-  scorer = await DenseScorer.load({ provider: 'cpu', threads: 1 });
+  scorer = await DenseScorer.load({ threads: 1 });
 });
 afterAll(() => scorer.dispose());
 

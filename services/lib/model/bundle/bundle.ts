@@ -16,7 +16,8 @@ import { reasonOf } from '../../process/os-errors.ts';
 import { decoderSpecSchema } from '../checkpoint/spec.ts';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS } from './choices.ts';
 
-export const FORMAT = 'llavacode-bundle/1';
+/** The number grows with the inputs of the graphs: a session feeds those of its own version only. */
+export const FORMAT = 'llavacode-bundle/2';
 const count = z.number().int().positive();
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in hex');
 const filePath = z.string().regex(/^(?!\.)[\w.-]+(\/(?!\.)[\w.-]+)*$/, 'must be a path within the bundle');
@@ -57,7 +58,10 @@ const encoderSchema = z.object({
 export type EncoderManifest = z.output<typeof encoderSchema>;
 
 export const manifestSchema = z.object({
-  format: z.literal(FORMAT, `must be ${FORMAT}`),
+  format: z.literal(
+    FORMAT,
+    `must be ${FORMAT}: make a bundle of another version again, with llavacode export or synth`,
+  ),
   name: z.string().min(1),
   precision: z.enum(PRECISIONS),
   /** A digest of all files: two workers with the same fingerprint compute the same. */
@@ -88,7 +92,39 @@ export const manifestSchema = z.object({
 export type Manifest = z.output<typeof manifestSchema>;
 
 /** The type in which the language model's graphs compute, which is also that of their KV. */
-export const floatsOf = ({ precision }: Manifest) => (precision === 'fp16' ? 'float16' : 'float32');
+export const floatsOf = ({ precision }: Pick<Manifest, 'precision'>) =>
+  precision.endsWith('fp16') ? 'float16' : 'float32';
+
+/** Kinds of devices that compute; `plugin` is a provider of which only its library is known. */
+type DeviceKind = 'cpu' | 'webgpu' | 'cuda' | 'plugin';
+
+/** The precisions that every kind of device computes whole. */
+const EVERYWHERE = PRECISIONS.filter((precision) => floatsOf({ precision }) === 'float16');
+
+type Named = Pick<Manifest, 'name' | 'precision'>;
+
+/**
+ * Says to people why a kind of device cannot compute a bundle's language model whole, and what to do; undefined if it
+ * can. The CPU and WebGPU compute every precision, CUDA only 16 bits: its attention takes no others. What a plugin can
+ * do is known when it has been tried.
+ */
+export const deviceLack = ({ name, precision }: Named, kind: DeviceKind): string | undefined =>
+  kind === 'cuda' && floatsOf({ precision }) !== 'float16'
+    ? `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with --precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
+    : undefined;
+
+/** @throws ServingError config_invalid for a bundle that this kind of device cannot compute whole. */
+export function assertRunsOn(manifest: Named, kind: DeviceKind): void {
+  const lack = deviceLack(manifest, kind);
+  if (lack !== undefined) throw new ServingError('config_invalid', lack);
+}
+
+/**
+ * The part of a bundle whose weights compute prompts on a device: W8A8 is for the CPU, because GPUs have no kernel for
+ * it and would leave every matrix to the CPU.
+ */
+export const promptPart = ({ prefill }: Pick<Manifest, 'prefill'>, kind: DeviceKind): 'prefill' | 'llm' =>
+  prefill !== undefined && kind === 'cpu' ? 'prefill' : 'llm';
 
 export interface Bundle {
   readonly dir: string;

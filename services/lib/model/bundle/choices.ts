@@ -1,7 +1,10 @@
 /** The choices that an export has, by name: the command line, the settings and the manifest take them from here. */
 
-/** Precision of a bundle's weights. */
-export const PRECISIONS = ['fp32', 'fp16', 'int8', 'mixed', 'int4'] as const;
+/**
+ * Precision of a bundle's weights; with `-fp16` what is computed with them, and the KV, has 16 bits too (see
+ * weight-formats.ts).
+ */
+export const PRECISIONS = ['fp32', 'fp16', 'int8', 'int8-fp16', 'mixed', 'int4', 'int4-fp16'] as const;
 export type Precision = (typeof PRECISIONS)[number];
 
 /** Weights for prompts: the same as for decoding, or weights and activations of 8 bits. */

@@ -46,7 +46,7 @@ export interface ExportOptions {
   /** The bundle's folder. A bundle that is already there is replaced. */
   readonly to: string;
   readonly precision: Precision;
-  /** `w8a8` by default if `precision` quantises, otherwise `same`. */
+  /** `w8a8` by default if `precision` quantises and computes in 32 bits, otherwise `same`. */
   readonly prefillPrecision?: PrefillPrecision;
   /** Name under which the model is served: by default that of the language model's folder. */
   readonly name?: string;
@@ -115,11 +115,12 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
   const graphOf = (matrices: LayerFormats) =>
     buildDecoder(spec, weights, { layers: matrices, vocabulary, maxPositions, floats });
   const llm = { spec, maxPositions, files: await writePart(options, work, 'llm', graphOf(layers)) };
-  const prefillPrecision = options.prefillPrecision ?? (formats.layers === 'fp32' ? 'same' : 'w8a8');
+  const canRound = floats !== 'float16' && layers !== 'fp32';
+  const prefillPrecision = options.prefillPrecision ?? (canRound ? 'w8a8' : 'same');
   if (floats === 'float16' && prefillPrecision === 'w8a8') {
     throw new ServingError(
       'config_invalid',
-      '--prefill-precision w8a8 computes with 32-bit floats and cannot go with --precision fp16',
+      `--prefill-precision w8a8 computes with 32-bit floats and cannot go with --precision ${options.precision}`,
     );
   }
   const prefill =

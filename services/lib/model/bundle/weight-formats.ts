@@ -2,9 +2,14 @@
 import { ServingError } from '../../process/errors.ts';
 import type { Graph } from '../graph/graph.ts';
 import type { LayerFormats, TableFormat } from '../graph/linear.ts';
-import type { Precision } from './choices.ts';
+import { PRECISIONS, type Precision } from './choices.ts';
 
 const DEFAULT_BLOCK = 128;
+/**
+ * Blocks for which CUDA has fast kernels of MatMulNBits. They also want a matrix whose number of outputs is a multiple
+ * of 64 (4 bits) or 32 (8 bits), as all matrices of the published shapes are; others take a slower kernel.
+ */
+const CUDA_BLOCKS: readonly number[] = [32, 64, 128];
 
 interface WeightFormats {
   readonly layers: LayerFormats;
@@ -17,6 +22,7 @@ interface WeightFormats {
 /**
  * `fp16`: the whole language model in half precision, for GPUs (a CPU converts it to 32 bits as it computes).
  * `int4`: the whole language model in 4 bits, for speed.
+ * `int8-fp16`, `int4-fp16`: the same weights, with scales and activations in half precision, for GPUs.
  * `mixed`: like `int4`, but with 8 bits for the vocabulary, where one matrix decides every token, and for the first and
  * the last layer.
  * The encoder keeps 8 bits in both `mixed` and `int4`, because a projector was trained on its vectors; the projector is
@@ -28,6 +34,13 @@ export function weightFormats(precision: Precision, layers: number, block = DEFA
   if (![16, 32, 64, 128, 256].includes(block)) {
     throw new ServingError('config_invalid', `block ${block} is not one of 16, 32, 64, 128, 256`);
   }
+  const floats = precision.endsWith('-fp16') ? 'float16' : 'float32';
+  if (floats === 'float16' && !CUDA_BLOCKS.includes(block)) {
+    throw new ServingError(
+      'config_invalid',
+      `block ${block} is not one of ${CUDA_BLOCKS.join(', ')}, which the fast kernels of CUDA take: use one of these with --precision ${precision}`,
+    );
+  }
   const eight = { bits: 8, block } as const;
   const four = { bits: 4, block } as const;
   switch (precision) {
@@ -36,13 +49,15 @@ export function weightFormats(precision: Precision, layers: number, block = DEFA
     case 'fp16':
       return { layers: 'fp32', vocabulary: 'fp32', encoder: 'fp32', floats: 'float16' };
     case 'int8':
-      return { layers: eight, vocabulary: eight, encoder: eight };
+    case 'int8-fp16':
+      return { layers: eight, vocabulary: eight, encoder: eight, floats };
     case 'mixed':
       return { layers: (i) => (i === 0 || i === layers - 1 ? eight : four), vocabulary: eight, encoder: eight };
     case 'int4':
-      return { layers: four, vocabulary: four, encoder: eight };
+    case 'int4-fp16':
+      return { layers: four, vocabulary: four, encoder: eight, floats };
     default:
-      throw new ServingError('config_invalid', `precision ${precision} is not one of fp32, fp16, int8, mixed, int4`);
+      throw new ServingError('config_invalid', `precision ${precision} is not one of ${PRECISIONS.join(', ')}`);
   }
 }
 

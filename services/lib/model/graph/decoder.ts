@@ -1,14 +1,15 @@
 /**
  * The language model's graph, which computes both prompt chunks and decode steps. Keys and values go in and out in the
  * same buffers, soft tokens replace input embeddings at given positions, and logits are computed for the wanted
- * positions only.
+ * positions only. One graph serves the CPU and GPUs: there is no arithmetic on shapes, which a GPU would leave to the
+ * CPU, so that every node runs on the device.
  *
- * Inputs: `input_ids` int64 [batch, sequence] · `soft_tokens` float32 [soft, hidden] · `soft_positions` int64 [soft],
- * indices into the batch × sequence rows · `logit_rows` int64 [rows], which of the sequence's positions get logits ·
- * `seqlens_k` int32 [batch], (valid positions after this step) - 1 · `total_sequence_length` int32 scalar ·
- * `past.{layer}.key|value` [batch, kv_head, position, head_dim], in the graph's own type: float32, or float16 for CUDA,
- * whose attention accepts no other.
- * Outputs: `logits` float32 [batch, rows, vocab] · `present.{layer}.key|value`, shaped as the past.
+ * Inputs: `input_ids` int64 [batch, sequence] · `soft_tokens` float32 [soft, hidden] · `soft_positions` int64
+ * [soft, 2], the place of each soft token as (sequence of the batch, position) · `logit_rows` int64 [rows], which of
+ * every sequence's positions get logits · `seqlens_k` int32 [batch], (valid positions after this step) - 1 ·
+ * `total_sequence_length` int32 scalar · `past.{layer}.key|value` [batch, kv_head, position, head_dim], in the graph's
+ * own type: float32, or float16 for CUDA, whose attention accepts no other.
+ * Outputs: `logits` float32 [batch × rows, vocab] · `present.{layer}.key|value`, shaped as the past.
  * `soft` and `rows` may be 0. Without rows neither the last layer's MLP nor the output projection costs anything.
  */
 import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
@@ -32,13 +33,12 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
   const { hidden, vocab, kvHeads, headDim } = spec;
   const ids = graph.input('input_ids', 'int64', ['batch', 'sequence']);
   const softTokens = graph.input('soft_tokens', 'float32', ['soft', hidden]);
-  const softPositions = graph.input('soft_positions', 'int64', ['soft']);
+  const softPositions = graph.input('soft_positions', 'int64', ['soft', 2]);
   const logitRows = graph.input('logit_rows', 'int64', ['rows']);
   const lastPositions = graph.input('seqlens_k', 'int32', ['batch']);
   const totalPositions = graph.input('total_sequence_length', 'int32', []);
   const cache: Dim[] = ['batch', kvHeads, 'capacity', headDim];
 
-  const flat = graph.node('Reshape', 'ids.flat', [ids, graph.int64('flat.shape', [-1])]);
   const tableName = `${tensorPrefix(source)}embed_tokens.weight`;
   const matrix = {
     name: 'embed',
@@ -47,17 +47,12 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
     read: expectTensor(source, tableName, [vocab, hidden]),
   };
   const table = storeMatrix(graph, matrix, format.vocabulary, spec.tied ? 'both' : 'lookUp');
-  const embedded = lookUp(graph, 'ids.embedded', flat, table);
-  const at = graph.node('Unsqueeze', 'soft.indices', [softPositions, graph.int64('soft.axes', [1])]);
+  const embedded = lookUp(graph, 'ids.embedded', ids, table);
   const soft = toFloats(graph, softTokens, 'soft.floats');
-  const embeddings = graph.node('ScatterND', 'embeddings', [embedded, at, soft]);
-
-  const batchShape = graph.node('Shape', 'batch.shape', [ids]);
-  const keep = rowPicker(graph, batchShape, logitRows);
-  const final = new Transformer(graph, spec, source, format.layers).apply(
+  const embeddings = graph.node('ScatterND', 'embeddings', [embedded, softPositions, soft]);
+  const kept = new Transformer(graph, spec, source, format.layers).apply(
     embeddings,
     {
-      batchShape,
       lastPositions,
       totalPositions,
       maxPositions: format.maxPositions,
@@ -67,7 +62,7 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
       ],
       present: (layer) => [`present.${layer}.key`, `present.${layer}.value`],
     },
-    keep,
+    (value, name) => graph.node('Gather', name, [value, logitRows], { axis: 1 }),
   );
 
   const head = spec.tied
@@ -83,14 +78,12 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
         format.vocabulary,
         'multiply',
       );
-  const flatLogits = multiply(graph, 'logits.flat', final, head);
-  const batch = graph.node('Shape', 'batch.size', [ids], { start: 0, end: 1 });
-  const rows = graph.node('Shape', 'rows.size', [logitRows]);
-  const shape = graph.node('Concat', 'logits.shape', [batch, rows, graph.int64('vocab.size', [vocab])], { axis: 0 });
-  const wide =
-    graph.floats === 'float32' ? flatLogits : graph.node('Cast', 'logits.wide', [flatLogits], { to: 'float32' });
-  const logits = graph.node('Reshape', 'logits', [wide, shape], { allowzero: 1 });
-  graph.output(logits, 'float32', ['batch', 'rows', vocab]);
+  // A tied table in floats multiplies two dimensions only.
+  const final = graph.node('Reshape', 'final.rows', [kept, graph.int64('final.shape', [-1, hidden])]);
+  const wide = graph.floats === 'float32';
+  const product = multiply(graph, wide ? 'logits' : 'logits.narrow', final, head);
+  const logits = wide ? product : graph.node('Cast', 'logits', [product], { to: 'float32' });
+  graph.output(logits, 'float32', ['batch_rows', vocab]);
   for (let layer = 0; layer < spec.layers; layer++) {
     for (const part of ['key', 'value']) graph.output(`present.${layer}.${part}` as Value, graph.floats, cache);
   }
@@ -100,20 +93,4 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
 /** Soft tokens come in 32 bits, whatever type the graph computes in. */
 function toFloats(graph: Graph, value: Value, name: string): Value {
   return graph.floats === 'float32' ? value : graph.node('Cast', name, [value], { to: graph.floats });
-}
-
-/** Picks the same positions of every sequence: [batch × sequence, width] → [batch × rows, width]. */
-function rowPicker(graph: Graph, batchShape: Value, logitRows: Value): (flat: Value, name: string) => Value {
-  const [one, zero] = [graph.int64('keep.one', [1]), graph.int64('keep.zero', 0)];
-  // Row b × sequence + r of the flat activations, for each b of the batch and each wanted r.
-  const sequence = graph.node('Gather', 'keep.sequence', [batchShape, graph.int64('keep.sequence_axis', 1)], {
-    axis: 0,
-  });
-  const rowCount = graph.node('Gather', 'keep.batch', [batchShape, zero], { axis: 0 });
-  const end = graph.node('Mul', 'keep.end', [rowCount, sequence]);
-  const starts = graph.node('Range', 'keep.starts', [zero, end, sequence]);
-  const column = graph.node('Unsqueeze', 'keep.column', [starts, one]);
-  const grid = graph.node('Add', 'keep.grid', [column, logitRows]);
-  const indices = graph.node('Reshape', 'keep.indices', [grid, graph.int64('keep.flat', [-1])]);
-  return (flat, name) => graph.node('Gather', name, [flat, indices], { axis: 0 });
 }

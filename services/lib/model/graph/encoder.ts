@@ -33,21 +33,17 @@ export function buildEncoder(spec: NetworkSpec, source: TensorSource, format: En
   const sequence = graph.node('Shape', 'sequence.size', [inputIds], { start: 1, end: 2 });
   const total = graph.node('Squeeze', 'sequence.scalar', [sequence]);
   const inputs: EncoderInputs = {
-    ids: graph.node('Reshape', 'ids.flat', [inputIds, graph.int64('flat.shape', [-1])]),
-    batchShape: graph.node('Shape', 'batch.shape', [inputIds]),
+    ids: inputIds,
     sequence,
     lastPositions: graph.node('Cast', 'positions.last', [last], { to: 'int32' }),
     totalPositions: graph.node('Cast', 'positions.total', [total], { to: 'int32' }),
   };
-  const rows =
+  const hidden =
     spec.architecture === 'roberta'
       ? robertaLayers(graph, spec, source, format.weights, inputs)
       : spec.architecture === 'jina'
         ? jinaLayers(graph, spec, source, format.weights, inputs)
         : decoderLayers(graph, spec, source, format, inputs);
-  const width = graph.int64('hidden.size', [spec.hidden]);
-  const shape = graph.node('Concat', 'hidden.shape', [inputs.batchShape, width], { axis: 0 });
-  const hidden = graph.node('Reshape', 'hidden', [rows, shape]);
   const pooledName = format.normalize ? 'pooled' : 'embeddings';
   const pooled =
     format.pooling === 'last'
@@ -73,7 +69,6 @@ function decoderLayers(
   const table = storeMatrix(graph, { name: 'embed', rows: vocab, columns: hidden, read }, format.weights, 'lookUp');
   const embedded = lookUp(graph, 'embedded', inputs.ids, table);
   return new Transformer(graph, spec, source, format.weights).apply(embedded, {
-    batchShape: inputs.batchShape,
     lastPositions: inputs.lastPositions,
     totalPositions: inputs.totalPositions,
     maxPositions: format.maxTokens,

@@ -30,6 +30,7 @@ export const OPERATORS = {
   Concat: operator('', { axis: 'int' }),
   Div: operator('', {}),
   DynamicQuantizeMatMul: operator('com.microsoft', {}),
+  Equal: operator('', {}),
   Gather: operator('', { axis: 'int' }),
   GatherND: operator('', { batch_dims: 'int' }),
   Gelu: operator('com.microsoft', {}),
@@ -50,6 +51,7 @@ export const OPERATORS = {
   LayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
   Less: operator('', {}),
   LpNormalization: operator('', { axis: 'int', p: 'int' }),
+  MatMul: operator('', {}),
   MatMulInteger: operator('', {}),
   MatMulNBits: operator('com.microsoft', {
     K: 'int',
@@ -64,7 +66,8 @@ export const OPERATORS = {
   Range: operator('', {}),
   ReduceSum: operator('', { keepdims: 'int' }),
   ReduceMax: operator('', {}),
-  Reshape: operator('', { allowzero: 'int' }),
+  ReduceMin: operator('', {}),
+  Reshape: operator('', {}),
   ScatterND: operator('', {}),
   Shape: operator('', { start: 'int', end: 'int' }),
   SimplifiedLayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
@@ -171,16 +174,23 @@ export class Graph {
 
   /** Adds a constant scalar. */
   scalar(name: string, value: number): Value {
-    this.constants.push({ name, type: this.floats, dims: [], data: this.#asFloats(Float32Array.of(value)) });
+    this.constants.push({ name, type: this.floats, dims: [], data: this.stored(Float32Array.of(value)) });
+    return this.#define(name);
+  }
+
+  /** Adds a constant vector of floats. */
+  floats1d(name: string, values: Float32Array): Value {
+    this.constants.push({ name, type: this.floats, dims: [values.length], data: this.stored(values) });
     return this.#define(name);
   }
 
   /** Declares a weight of floats, which `produce` reads when the file is written. */
   weight(name: string, dims: readonly number[], produce: () => Promise<Float32Array>): Value {
-    return this.weightGroup([{ name, type: this.floats, dims }], async () => [this.#asFloats(await produce())])[0]!;
+    return this.weightGroup([{ name, type: this.floats, dims }], async () => [this.stored(await produce())])[0]!;
   }
 
-  #asFloats(values: Float32Array): Float32Array | Uint16Array {
+  /** Numbers in the form in which the graph's float weights are stored. */
+  stored(values: Float32Array): Float32Array | Uint16Array {
     if (this.floats === 'float32') return values;
     const halves = new Uint16Array(values.length);
     narrow(values, halves);

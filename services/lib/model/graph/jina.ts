@@ -13,7 +13,7 @@ import type { Graph, Value } from './graph.ts';
 import { linear, lookUp, storeMatrix, type TableFormat } from './linear.ts';
 import type { EncoderInputs } from './roberta.ts';
 
-/** Hidden states after the last layer: [batch × sequence, hidden]. */
+/** Hidden states after the last layer: [batch, sequence, hidden]. */
 export function jinaLayers(
   graph: Graph,
   spec: JinaSpec,
@@ -48,29 +48,29 @@ class JinaGraph {
   apply(): Value {
     const { layers, intermediate, hidden } = this.#spec;
     const bias = this.#attentionBias();
-    let rows = this.#embeddings();
+    let states = this.#embeddings();
     for (let i = 0; i < layers; i++) {
       const layer = `encoder.layer.${i}`;
       const attended = this.#addAndNorm(
         `${layer}.attention.output.LayerNorm`,
-        this.#attention(layer, rows, bias),
-        rows,
+        this.#attention(layer, states, bias),
+        states,
       );
       if (this.#normedQueries) {
-        const normed = this.#addAndNorm(`${layer}.layer_norm_1`, attended, rows);
+        const normed = this.#addAndNorm(`${layer}.layer_norm_1`, attended, states);
         const gated = this.#gated(layer, `${layer}.mlp.up_gated_layer`, normed, { value: 0, gate: intermediate });
         const mixed = this.#linear(`${layer}.mlp.down_layer`, gated, hidden, intermediate);
-        rows = this.#addAndNorm(`${layer}.layer_norm_2`, mixed, normed);
+        states = this.#addAndNorm(`${layer}.layer_norm_2`, mixed, normed);
       } else {
         const gated = this.#gated(layer, `${layer}.mlp.gated_layers`, attended, { gate: 0, value: intermediate });
         const mixed = this.#linear(`${layer}.mlp.wo`, gated, hidden, intermediate);
-        rows = this.#addAndNorm(`${layer}.mlp.layernorm`, mixed, attended);
+        states = this.#addAndNorm(`${layer}.mlp.layernorm`, mixed, attended);
       }
     }
-    return rows;
+    return states;
   }
 
-  /** The sum of word and token type 0, normalised: [batch × sequence, hidden]. */
+  /** The sum of word and token type 0, normalised: [batch, sequence, hidden]. */
   #embeddings(): Value {
     const { hidden, vocab, tokenTypes, normEps } = this.#spec;
     const read = this.#tensor('embeddings.word_embeddings.weight', [vocab, hidden]);
@@ -104,20 +104,16 @@ class JinaGraph {
     return graph.node('Mul', 'alibi.bias', [slopes, distance]);
   }
 
-  /** Attention after its output projection: [batch × sequence, hidden]. */
-  #attention(layer: string, rows: Value, bias: Value): Value {
+  /** Attention after its output projection: [batch, sequence, hidden]. */
+  #attention(layer: string, states: Value, bias: Value): Value {
     const graph = this.#graph;
     const { hidden, heads, normEps } = this.#spec;
     const name = `${layer}.attention`;
     const project = (part: 'query' | 'key' | 'value') => {
-      const projected = this.#linear(`${name}.self.${part}`, rows, hidden, hidden);
-      const normed =
-        this.#normedQueries && part !== 'value'
-          ? this.#norm(`${name}.self.layer_norm_${part[0]}`, projected, normEps)
-          : projected;
-      const width = graph.int64(`${name}.${part}.width`, [hidden]);
-      const shape = graph.node('Concat', `${name}.${part}.shape`, [this.#inputs.batchShape, width], { axis: 0 });
-      return graph.node('Reshape', `${name}.${part}.batched`, [normed, shape]);
+      const projected = this.#linear(`${name}.self.${part}`, states, hidden, hidden);
+      return this.#normedQueries && part !== 'value'
+        ? this.#norm(`${name}.self.layer_norm_${part[0]}`, projected, normEps)
+        : projected;
     };
     const { lastPositions, totalPositions } = this.#inputs;
     const unused = [undefined, undefined, undefined];
@@ -131,8 +127,7 @@ class JinaGraph {
       ),
       { num_heads: heads, kv_num_heads: heads, causal: 0 },
     );
-    const flat = graph.node('Reshape', `${name}.rows`, [mixed, graph.int64(`${name}.rows.shape`, [-1, hidden])]);
-    return this.#linear(`${name}.output.dense`, flat, hidden, hidden);
+    return this.#linear(`${name}.output.dense`, mixed, hidden, hidden);
   }
 
   /** GELU(gate) × value. Both come from one matrix [2 × intermediate, hidden]; `at` gives their first rows. */

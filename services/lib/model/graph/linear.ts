@@ -1,6 +1,6 @@
 /**
  * A matrix of weights in a graph, in 32-bit floats or quantised, used as a linear layer or as a table of embeddings.
- * Activations are flat, [rows, columns], so that a checkpoint's [out, in] layout needs no transposition.
+ * Activations have any number of dimensions, the last of which is the matrix's input width.
  */
 import type { TensorReader } from '../checkpoint/checkpoint.ts';
 import type { Graph, Value } from './graph.ts';
@@ -33,8 +33,13 @@ interface Matrix {
 /** The use of a stored matrix: multiplying, looking rows up (a table of embeddings), or both (a tied table). */
 type Use = 'multiply' | 'lookUp' | 'both';
 
-type StoredMatrix = { readonly rows: number; readonly columns: number } & (
-  | { readonly kind: 'fp32'; readonly weight: Value }
+type StoredMatrix = {
+  readonly rows: number;
+  readonly columns: number;
+} /** [columns, rows]: MatMul takes activations of any rank, but no transposed matrix. */ & (
+  | { readonly kind: 'floats'; readonly weight: Value }
+  /** [rows, columns], so that rows can be looked up. It multiplies activations of two dimensions only (Gemm). */
+  | { readonly kind: 'table'; readonly weight: Value }
   | {
       readonly kind: 'blocks';
       readonly format: BlockFormat;
@@ -51,18 +56,23 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
   const { name, rows, columns, read } = matrix;
   const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
   if (format === 'fp32' || block === undefined) {
-    return { kind: 'fp32', rows, columns, weight: graph.weight(`${name}.weight`, [rows, columns], read) };
+    const weight = `${name}.weight`;
+    if (use !== 'multiply')
+      return { kind: 'table', rows, columns, weight: graph.weight(weight, [rows, columns], read) };
+    const readTransposed = async () => transpose(await read(), rows, columns);
+    return { kind: 'floats', rows, columns, weight: graph.weight(weight, [columns, rows], readTransposed) };
   }
   const { bits } = format;
   const blocks = columns / block;
   const scaleForms = [
-    ...(use === 'lookUp' ? [] : [{ name: `${name}.scales`, type: 'float32' as const, dims: [rows, blocks] }]),
-    ...(use === 'multiply' ? [] : [{ name: `${name}.row_scales`, type: 'float32' as const, dims: [rows, blocks, 1] }]),
+    ...(use === 'lookUp' ? [] : [{ name: `${name}.scales`, type: graph.floats, dims: [rows, blocks] }]),
+    ...(use === 'multiply' ? [] : [{ name: `${name}.row_scales`, type: graph.floats, dims: [rows, blocks, 1] }]),
   ];
   const packedForm = { name: `${name}.packed`, type: 'uint8' as const, dims: [rows, blocks, (block * bits) / 8] };
   const [packed, ...scales] = graph.weightGroup([packedForm, ...scaleForms], async () => {
-    const quantized = quantize(await read(), { bits, block });
-    return [quantized.packed, ...scaleForms.map(() => quantized.scales)];
+    const quantized = quantize(await read(), { bits, block }, graph.floats);
+    const stored = graph.stored(quantized.scales);
+    return [quantized.packed, ...scaleForms.map(() => stored)];
   });
   return {
     kind: 'blocks',
@@ -75,10 +85,32 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
   };
 }
 
-/** Multiplies `input` [rows, columns] by the matrix, and adds the bias if there is one. */
+/** Side of the squares in which a matrix is transposed: two of them fit a core's first cache. */
+const TILE = 32;
+
+/** @param matrix [rows, columns] */
+function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array {
+  const out = new Float32Array(matrix.length);
+  for (let top = 0; top < rows; top += TILE) {
+    for (let left = 0; left < columns; left += TILE) {
+      const [bottom, right] = [Math.min(top + TILE, rows), Math.min(left + TILE, columns)];
+      for (let row = top; row < bottom; row++) {
+        for (let column = left; column < right; column++) out[column * rows + row] = matrix[row * columns + column]!;
+      }
+    }
+  }
+  return out;
+}
+
+/**
+ * Multiplies `input` [..., columns] by the matrix, and adds the bias if there is one: [..., rows]. A table in floats
+ * takes [n, columns] and no bias.
+ */
 export function multiply(graph: Graph, output: string, input: Value, matrix: StoredMatrix, bias?: Value): Value {
-  if (matrix.kind === 'fp32') {
-    return graph.node('Gemm', output, bias ? [input, matrix.weight, bias] : [input, matrix.weight], { transB: 1 });
+  if (matrix.kind === 'table') return graph.node('Gemm', output, [input, matrix.weight], { transB: 1 });
+  if (matrix.kind === 'floats') {
+    const product = graph.node('MatMul', bias ? `${output}.product` : output, [input, matrix.weight]);
+    return bias ? graph.node('Add', output, [product, bias]) : product;
   }
   const inputs = [input, matrix.packed, matrix.scales, ...(bias ? [undefined, undefined, bias] : [])];
   return graph.node('MatMulNBits', output, inputs, {
@@ -91,7 +123,7 @@ export function multiply(graph: Graph, output: string, input: Value, matrix: Sto
   });
 }
 
-/** Declares a linear layer and applies it to `input` [rows, columns]. */
+/** Declares a linear layer and applies it to `input` [..., columns]: [..., rows]. */
 export function linear(
   graph: Graph,
   input: Value,
@@ -123,11 +155,15 @@ function linearW8A8(
   return graph.node('DynamicQuantizeMatMul', output, [input, levels, scales, undefined, bias]);
 }
 
-/** Scales every row to a largest value of 1 first, so that the one scale per run suits all rows. */
+/**
+ * Scales every row of `input` [batch, sequence, columns] to a largest value of 1 first, so that the one scale per run
+ * suits all rows.
+ */
 function linearByRow(graph: Graph, input: Value, matrix: Matrix, bias?: Value): Value {
   const { name } = matrix;
   const sizes = graph.node('Abs', `${name}.sizes`, [input]);
-  const largest = graph.node('ReduceMax', `${name}.largest`, [sizes, graph.int64(`${name}.axis`, [1])]);
+  // The axis is not -1: without rows the CPU's ReduceMax would then reduce nothing.
+  const largest = graph.node('ReduceMax', `${name}.largest`, [sizes, graph.int64(`${name}.axis`, [2])]);
   // The lower bound keeps rows of zeros from being divided by zero.
   const scale = graph.node('Max', `${name}.row_scales`, [largest, graph.scalar(`${name}.tiny`, 1e-20)]);
   const even = graph.node('Div', `${name}.even`, [input, scale]);
@@ -136,9 +172,9 @@ function linearByRow(graph: Graph, input: Value, matrix: Matrix, bias?: Value): 
   return bias ? graph.node('Add', name, [scaled, bias]) : scaled;
 }
 
-/** Looks up the rows of a table that `ids` [n] name: [n, columns]. */
+/** Looks up the rows of a table that `ids` [batch, sequence] name: [batch, sequence, columns]. */
 export function lookUp(graph: Graph, output: string, ids: Value, table: StoredMatrix): Value {
-  if (table.kind === 'fp32') return graph.node('Gather', output, [table.weight, ids], { axis: 0 });
+  if (table.kind !== 'blocks') return graph.node('Gather', output, [table.weight, ids], { axis: 0 });
   const { bits, block } = table.format;
   const blocks = graph.node('GatherBlockQuantized', `${output}.blocks`, [table.packed, ids, table.rowScales], {
     bits,
@@ -146,5 +182,5 @@ export function lookUp(graph: Graph, output: string, ids: Value, table: StoredMa
     gather_axis: 0,
     quantize_axis: 2,
   });
-  return graph.node('Reshape', output, [blocks, graph.int64(`${output}.shape`, [-1, table.columns])]);
+  return graph.node('Reshape', output, [blocks, graph.int64(`${output}.shape`, [0, 0, table.columns])]);
 }

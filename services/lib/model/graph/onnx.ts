@@ -127,6 +127,10 @@ const BYTES_PER_ELEMENT = { float32: 4, float16: 2, uint8: 1, int8: 1, int64: 8 
 const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =>
   dims.reduce((product, dim) => product * dim, BYTES_PER_ELEMENT[type]);
 
+/** Bytes of the weights that a graph declares, without the padding between them in its file. */
+export const weightBytes = ({ weights }: Graph): number =>
+  weights.flatMap(({ parts }) => parts).reduce((sum, part) => sum + byteLength(part), 0);
+
 /** Appends to a file and hashes its content on the way. */
 class Appender {
   readonly #handle: FileHandle;
@@ -159,7 +163,7 @@ class Appender {
 export async function writeModel(graph: Graph, dir: string, options: WriteOptions = {}): Promise<WrittenFile[]> {
   const { signal, onProgress } = options;
   const name = 'model.bin';
-  const total = graph.weights.flatMap(({ parts }) => parts).reduce((sum, part) => sum + byteLength(part), 0);
+  const total = weightBytes(graph);
   let done = 0;
   const initializer: object[] = graph.constants.map(constantProto);
   const handle = await open(join(dir, name), 'wx');
@@ -188,8 +192,11 @@ export async function writeModel(graph: Graph, dir: string, options: WriteOption
   return [await writeStructure(graph, initializer, dir), weights];
 }
 
-async function writeStructure(graph: Graph, initializer: object[], dir: string): Promise<WrittenFile> {
-  const bytes = ModelProto.encode({
+/** The bytes of a graph that has no weights, for a session that is opened without a file. */
+export const encodeModel = (graph: Graph): Uint8Array => encode(graph, graph.constants.map(constantProto));
+
+function encode(graph: Graph, initializer: object[]): Uint8Array {
+  return ModelProto.encode({
     ir_version: IR_VERSION,
     producer_name: 'llavacode',
     opset_import: [
@@ -204,6 +211,10 @@ async function writeStructure(graph: Graph, initializer: object[], dir: string):
       output: graph.outputs.map(valueProto),
     },
   }).finish();
+}
+
+async function writeStructure(graph: Graph, initializer: object[], dir: string): Promise<WrittenFile> {
+  const bytes = encode(graph, initializer);
   const name = 'model.onnx';
   await writeFile(join(dir, name), bytes, { flag: 'wx' });
   return { name, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') };

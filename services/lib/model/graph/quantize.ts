@@ -5,6 +5,7 @@
  * MatMulNBits. They are symmetric, so that the zero point is the default 2^(bits-1) and takes no space. Channels: 8
  * bits with a scale for each output, for DynamicQuantizeMatMul, which also rounds the activations to 8 bits (W8A8).
  */
+import { nearestHalf } from '../../numeric/half.ts';
 
 export interface BlockFormat {
   readonly bits: 4 | 8;
@@ -31,8 +32,16 @@ export function blockThatDivides(columns: number, block: number): number | undef
  */
 const CLIPS = [1, 0.95, 0.9, 0.85, 0.8, 0.75];
 
-/** @param weight [rows, columns], where columns is a multiple of the block. */
-export function quantize(weight: Float32Array, { bits, block }: BlockFormat): QuantizedWeight {
+/**
+ * @param weight [rows, columns], where columns is a multiple of the block.
+ * @param floats the type in which the scales are stored: they have its precision, and levels are chosen for them.
+ */
+export function quantize(
+  weight: Float32Array,
+  { bits, block }: BlockFormat,
+  floats: 'float32' | 'float16' = 'float32',
+): QuantizedWeight {
+  const rounded = floats === 'float32' ? Math.fround : nearestHalf;
   const half = 2 ** (bits - 1);
   const top = 2 * half - 1;
   const blocks = weight.length / block;
@@ -45,7 +54,7 @@ export function quantize(weight: Float32Array, { bits, block }: BlockFormat): Qu
     // The value of largest magnitude maps to -half exactly: the range is one step longer on that side.
     let extreme = 0;
     for (let i = start; i < start + block; i++) if (Math.abs(weight[i]!) > Math.abs(extreme)) extreme = weight[i]!;
-    const scale = bestScale(weight, start, block, extreme / -half, half, clips);
+    const scale = bestScale(weight, start, block, extreme / -half, half, clips, rounded);
     scales[b] = scale;
     const inverse = scale === 0 ? 0 : 1 / scale;
     for (let i = start; i < start + block; i++) {
@@ -65,13 +74,14 @@ function bestScale(
   widest: number,
   half: number,
   clips: readonly number[],
+  rounded: (value: number) => number,
 ): number {
-  if (clips.length === 1 || widest === 0) return Math.fround(widest);
+  if (clips.length === 1 || widest === 0) return rounded(widest);
   let best = widest;
   let least = Number.POSITIVE_INFINITY;
   for (const clip of clips) {
-    const scale = Math.fround(widest * clip);
-    const inverse = 1 / scale;
+    const scale = rounded(widest * clip);
+    const inverse = scale === 0 ? 0 : 1 / scale;
     let error = 0;
     for (let i = start; i < start + block; i++) {
       const level = Math.max(-half, Math.min(half - 1, Math.round(weight[i]! * inverse)));

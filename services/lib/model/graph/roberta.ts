@@ -9,10 +9,8 @@ import { linear, lookUp, storeMatrix, type TableFormat } from './linear.ts';
 
 /** The inputs of an encoder's layers. */
 export interface EncoderInputs {
-  /** int64 [batch × sequence] */
+  /** int64 [batch, sequence] */
   readonly ids: Value;
-  /** int64 [2]: batch and sequence. */
-  readonly batchShape: Value;
   /** int64 [1]: the padded length. */
   readonly sequence: Value;
   /** int32 [batch]: index of each row's last token. */
@@ -21,7 +19,7 @@ export interface EncoderInputs {
   readonly totalPositions: Value;
 }
 
-/** Hidden states after the last layer: [batch × sequence, hidden]. */
+/** Hidden states after the last layer: [batch, sequence, hidden]. */
 export function robertaLayers(
   graph: Graph,
   spec: RobertaSpec,
@@ -42,43 +40,32 @@ export function robertaLayers(
       epsilon: normEps,
     });
 
-  let rows = embeddings(graph, spec, tensor, format, inputs);
+  let states = embeddings(graph, spec, tensor, format, inputs);
   for (let layer = 0; layer < spec.layers; layer++) {
     const name = `encoder.layer.${layer}`;
-    const heads = (['query', 'key', 'value'] as const).map((part) => {
-      const projected = project(`${name}.attention.self.${part}`, rows, hidden, hidden);
-      return graph.node('Reshape', `${name}.${part}.batched`, [
-        projected,
-        hiddenShape(graph, `${name}.${part}`, spec, inputs),
-      ]);
-    });
+    const heads = (['query', 'key', 'value'] as const).map((part) =>
+      project(`${name}.attention.self.${part}`, states, hidden, hidden),
+    );
     const mixed = graph.node(
       'GroupQueryAttention',
       `${name}.attention.mixed`,
       [...heads, undefined, undefined, inputs.lastPositions, inputs.totalPositions],
       { num_heads: spec.heads, kv_num_heads: spec.heads, causal: 0 },
     );
-    const flat = graph.node('Reshape', `${name}.attention.rows`, [
-      mixed,
-      graph.int64(`${name}.attention.shape`, [-1, hidden]),
-    ]);
-    const attended = project(`${name}.attention.output.dense`, flat, hidden, hidden);
-    const normed = addAndNorm(`${name}.attention.output.LayerNorm`, attended, rows);
+    const attended = project(`${name}.attention.output.dense`, mixed, hidden, hidden);
+    const normed = addAndNorm(`${name}.attention.output.LayerNorm`, attended, states);
     const wide = project(`${name}.intermediate.dense`, normed, intermediate, hidden);
     const activated = graph.node('Gelu', `${name}.intermediate.gelu`, [wide]);
-    rows = addAndNorm(
+    states = addAndNorm(
       `${name}.output.LayerNorm`,
       project(`${name}.output.dense`, activated, hidden, intermediate),
       normed,
     );
   }
-  return rows;
+  return states;
 }
 
-const hiddenShape = (graph: Graph, name: string, spec: RobertaSpec, { batchShape }: EncoderInputs) =>
-  graph.node('Concat', `${name}.shape`, [batchShape, graph.int64(`${name}.width`, [spec.hidden])], { axis: 0 });
-
-/** The sum of word, position and token type 0, normalised: [batch × sequence, hidden]. */
+/** The sum of word, position and token type 0, normalised: [batch, sequence, hidden]. */
 function embeddings(
   graph: Graph,
   spec: RobertaSpec,
@@ -106,13 +93,10 @@ function embeddings(
   });
   const zero = graph.int64('positions.zero', [0]);
   const used = graph.node('Slice', 'positions.used', [positions, zero, inputs.sequence]);
-  const shape = hiddenShape(graph, 'words.batched', spec, inputs);
-  const batched = graph.node('Reshape', 'words.batch', [word, shape]);
-  const summed = graph.node('Add', 'embeddings.sum', [batched, used]);
-  const flat = graph.node('Reshape', 'embeddings.rows', [summed, graph.int64('embeddings.shape', [-1, hidden])]);
+  const summed = graph.node('Add', 'embeddings.sum', [word, used]);
   const norm = ['weight', 'bias'].map((part) => {
     const name = `embeddings.LayerNorm.${part}`;
     return graph.weight(name, [hidden], tensor(name, [hidden]));
   });
-  return graph.node('LayerNormalization', 'embeddings.normed', [flat, ...norm], { axis: -1, epsilon: normEps });
+  return graph.node('LayerNormalization', 'embeddings.normed', [summed, ...norm], { axis: -1, epsilon: normEps });
 }

@@ -2,16 +2,14 @@
  * The layers that Qwen2, Llama and Qwen3 share: attention after a norm, with rotary positions and grouped heads, then a
  * gated MLP. The decoder graph and the encoders of these architectures are built on it.
  *
- * Activations are flat, [rows, hidden] with rows = batch × sequence. Only attention sees the batch.
+ * Activations are [batch, sequence, width] throughout.
  */
 import { expectTensor, type TensorReader, type TensorSource } from '../checkpoint/checkpoint.ts';
 import type { DecoderSpec } from '../checkpoint/spec.ts';
 import type { Graph, Value } from './graph.ts';
 import { type LayerFormats, linear, type MatrixName, type WeightFormat } from './linear.ts';
 
-interface AttentionInputs {
-  /** int64 [2]: batch and sequence. */
-  readonly batchShape: Value;
+export interface AttentionInputs {
   /** int32 [batch]: index of each row's last valid position. */
   readonly lastPositions: Value;
   /** int32 scalar: total number of positions. */
@@ -76,14 +74,14 @@ export class Transformer {
 
   /**
    * Applies all layers and the final norm.
-   * @param embeddings [rows, hidden]
-   * @param keep picks the wanted rows; it is applied in the last layer as soon as no row depends on another
-   * @returns [kept rows, hidden]
+   * @param embeddings [batch, sequence, hidden]
+   * @param keep picks the wanted positions; it is applied in the last layer as soon as no position depends on another
+   * @returns what is kept of [batch, sequence, hidden]
    */
   apply(
     embeddings: Value,
     attention: AttentionInputs,
-    keep: (rows: Value, name: string) => Value = (rows) => rows,
+    keep: (value: Value, name: string) => Value = (value) => value,
   ): Value {
     const { layers, headDim } = this.#spec;
     const tables = rotationTables(this.#spec, attention.maxPositions);
@@ -113,13 +111,13 @@ export class Transformer {
     return normed;
   }
 
-  /** Grouped-query attention of one layer: [rows, heads × headDim]. */
+  /** Grouped-query attention of one layer: [batch, sequence, heads × headDim]. */
   #attention(layer: number, input: Value, attention: AttentionInputs, cos: Value, sin: Value): Value {
-    const { heads, kvHeads, headDim, qkNorm } = this.#spec;
+    const { heads, kvHeads, qkNorm } = this.#spec;
     const name = `layers.${layer}.self_attn`;
     const [query, key, value] = qkNorm
-      ? this.#normedHeads(layer, input, attention.batchShape)
-      : [this.#packedHeads(layer, input, attention.batchShape), undefined, undefined];
+      ? this.#normedHeads(layer, input)
+      : [this.#packedHeads(layer, input), undefined, undefined];
     const [pastKey, pastValue] = attention.past?.(layer) ?? [];
     const [mixed] = this.#graph.nodeWith(
       'GroupQueryAttention',
@@ -127,11 +125,11 @@ export class Transformer {
       [query, key, value, pastKey, pastValue, attention.lastPositions, attention.totalPositions, cos, sin],
       { num_heads: heads, kv_num_heads: kvHeads, do_rotary: 1, rotary_interleaved: 0 },
     );
-    return this.#reshape(`${name}.rows`, mixed!, [-1, heads * headDim]);
+    return mixed!;
   }
 
   /** Queries, keys and values from one matrix: [batch, sequence, (heads + 2 × kvHeads) × headDim]. */
-  #packedHeads(layer: number, input: Value, batchShape: Value): Value {
+  #packedHeads(layer: number, input: Value): Value {
     const { hidden, heads, kvHeads, headDim, qkvBias } = this.#spec;
     const name = `layers.${layer}.self_attn`;
     const parts = [
@@ -140,7 +138,7 @@ export class Transformer {
       ['v_proj', kvHeads * headDim],
     ] as const;
     const rows = (heads + 2 * kvHeads) * headDim;
-    const packed = linear(
+    return linear(
       this.#graph,
       input,
       {
@@ -154,16 +152,15 @@ export class Transformer {
       },
       this.#formatOf(layer, 'qkv'),
     );
-    return this.#toBatch(packed, batchShape, rows);
   }
 
   /** Queries, keys and values from three matrices, with queries and keys normalised per head. */
-  #normedHeads(layer: number, input: Value, batchShape: Value): [Value, Value, Value] {
+  #normedHeads(layer: number, input: Value): [Value, Value, Value] {
     const { hidden, heads, kvHeads, headDim, normEps } = this.#spec;
     const name = `layers.${layer}.self_attn`;
     const project = (part: 'q' | 'k' | 'v', width: number) => this.#linear(layer, `${part}_proj`, input, width, hidden);
     const normed = (part: 'q' | 'k', width: number) => {
-      const perHead = this.#reshape(`${name}.${part}_heads`, project(part, width), [-1, headDim]);
+      const perHead = this.#reshape(`${name}.${part}_heads`, project(part, width), [0, 0, -1, headDim]);
       const scale = this.#graph.weight(
         `${name}.${part}_norm.weight`,
         [headDim],
@@ -173,13 +170,9 @@ export class Transformer {
         axis: -1,
         epsilon: normEps,
       });
-      return this.#toBatch(value, batchShape, width);
+      return this.#reshape(`${name}.${part}_normed`, value, [0, 0, width]);
     };
-    return [
-      normed('q', heads * headDim),
-      normed('k', kvHeads * headDim),
-      this.#toBatch(project('v', kvHeads * headDim), batchShape, kvHeads * headDim),
-    ];
+    return [normed('q', heads * headDim), normed('k', kvHeads * headDim), project('v', kvHeads * headDim)];
   }
 
   /** SiLU(gate) × up, then down. */
@@ -221,20 +214,8 @@ export class Transformer {
     return expectTensor(this.#source, this.#prefix + name, shape);
   }
 
+  /** A size of 0 stands for the value's own size at that place. */
   #reshape(name: string, value: Value, shape: readonly number[]): Value {
     return this.#graph.node('Reshape', name, [value, this.#graph.int64(`${name}.shape`, shape)]);
-  }
-
-  /** Reshapes [rows, width] to [batch, sequence, width]. */
-  #toBatch(rows: Value, batchShape: Value, width: number): Value {
-    const shape = this.#graph.node(
-      'Concat',
-      `${rows}.batch_shape`,
-      [batchShape, this.#graph.int64(`${rows}.width`, [width])],
-      {
-        axis: 0,
-      },
-    );
-    return this.#graph.node('Reshape', `${rows}.batched`, [rows, shape]);
   }
 }

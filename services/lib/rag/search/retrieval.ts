@@ -101,7 +101,7 @@ export function createRetrieval(
   store: Store,
   { queryLines, dense, indexCacheBytes = Number.MAX_SAFE_INTEGER, onLeftOut = () => {} }: RetrievalOptions,
 ): WarmableRetrieval {
-  const scorer = once(() => DenseScorer.load({ provider: 'cpu', threads: dense?.threads ?? 1 }));
+  const scorer = once(() => DenseScorer.load({ threads: dense?.threads ?? 1 }));
   const cache = new IndexCache(store, { scorer, limitBytes: indexCacheBytes, onLeftOut });
   const encoder = dense && once(dense.loadEncoder);
 

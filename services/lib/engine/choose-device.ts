@@ -1,0 +1,76 @@
+/**
+ * Which device an engine is loaded on, by the settings. A device that is named is taken or the start fails. `auto`
+ * takes a GPU only if the system lists one and the engine passes its check there, and the CPU otherwise: a software
+ * device would be slower than the CPU, and a GPU that computes wrong is worse than none.
+ */
+import type { ConfigOf } from '../process/config.ts';
+import { ServingError } from '../process/errors.ts';
+import type { DeviceKind, DeviceSetting } from './device.ts';
+import { gpuVendors } from './provider.ts';
+import type { DEVICE_SETTINGS } from './settings.ts';
+
+/** The providers that `auto` tries, the fastest first. */
+const GPU_PROVIDERS = ['cuda', 'webgpu'] as const;
+
+export type DeviceConfig = Pick<ConfigOf<typeof DEVICE_SETTINGS>, 'provider' | 'providerLibrary' | 'deviceId'> & {
+  readonly deviceMemory?: number;
+};
+
+/** Told of each GPU that is there and cannot be used. */
+export interface DeviceLog {
+  warn(fields: { readonly provider: string; readonly code: string; readonly reason: string }, text: string): void;
+}
+
+/** What a process computes on, for its log, its metrics and its probes. */
+export interface DeviceReport {
+  readonly kind: DeviceKind;
+  /** The provider and the device, as the runtime names them. */
+  readonly name: string;
+  /** Why this device: the setting that names it, or what `auto` found. */
+  readonly reason: string;
+}
+
+/**
+ * Loads on the device that the settings ask for.
+ * @param load opens the device, loads on it and checks it there; must leave nothing open when it fails.
+ * @param gpus the vendors of the GPUs that the system lists.
+ * @returns what `load` gave, and why it was that device.
+ * @throws ServingError config_invalid for settings that contradict each other; what `load` throws for a device that the
+ *   settings name, or for the CPU.
+ */
+export async function loadOnDevice<T>(
+  config: DeviceConfig,
+  log: DeviceLog,
+  load: (setting: DeviceSetting) => Promise<T>,
+  gpus: () => readonly string[] = gpuVendors,
+): Promise<{ readonly loaded: T; readonly reason: string }> {
+  const { provider, providerLibrary, deviceId, deviceMemory } = config;
+  const common = { deviceId, memoryLimit: deviceMemory };
+  if (providerLibrary !== '') {
+    if (provider !== 'auto') {
+      throw new ServingError(
+        'config_invalid',
+        `--provider ${provider} and --provider-library ${providerLibrary} contradict each other: leave one of them out`,
+      );
+    }
+    return { loaded: await load({ provider: 'plugin', providerLibrary, ...common }), reason: '--provider-library' };
+  }
+  if (provider !== 'auto') {
+    const setting = provider === 'cpu' ? { provider } : { provider, ...common };
+    return { loaded: await load(setting), reason: `--provider ${provider}` };
+  }
+  const onCpu = async (reason: string) => ({ loaded: await load({ provider: 'cpu' }), reason });
+  if (gpus().length === 0) return onCpu('auto: the system lists no GPU');
+  const refused: string[] = [];
+  for (const candidate of GPU_PROVIDERS) {
+    try {
+      const loaded = await load({ provider: candidate, ...common });
+      return { loaded, reason: ['auto: it passes its check', ...refused].join('; ') };
+    } catch (error) {
+      const { code, message } = ServingError.from(error);
+      log.warn({ provider: candidate, code, reason: message }, 'the engine cannot use a GPU that is there');
+      refused.push(`${candidate} was refused: ${message}`);
+    }
+  }
+  return onCpu(`auto: ${refused.join('; ')}`);
+}

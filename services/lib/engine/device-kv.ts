@@ -1,0 +1,365 @@
+/**
+ * KV caches in the memory of a device. K and V of each layer are a tensor `[slot, kv_head, position, head_dim]`; how
+ * the slots are cut into tensors depends on what the worker computes, because a run can be bound only to whole tensors
+ * or to the start of one:
+ *
+ * - `steps`: one tensor holds all slots. A decode step is bound to slots [0, n); a prompt only to slot 0.
+ * - `both`: the same, and one more slot by itself, the staging slot, in which prompts are computed.
+ * - `prompts`: each slot has tensors of its own, to which a prompt is bound directly.
+ *
+ * Positions are moved by the graphs of kv-copies.ts, one run for each operation.
+ */
+import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from '../kv/layout.ts';
+import type { RowWriter } from '../kv/store.ts';
+import { buildKvCopy, buildKvExport, buildKvImport } from '../model/graph/kv-copies.ts';
+import { ServingError } from '../process/errors.ts';
+import type { Accelerator, DeviceTensor } from './device.ts';
+import type { EngineKv } from './engine-kv.ts';
+import { type Binding, OrtSession, OrtValue } from './ort.ts';
+
+export type KvUse = 'prompts' | 'steps' | 'both';
+
+/** Some slots of all layers: layer 0's K, layer 0's V, layer 1's K, and so on. */
+interface Block {
+  /** The first slot of the store that lies here. */
+  readonly first: number;
+  readonly slots: number;
+  readonly tensors: readonly DeviceTensor[];
+  /** The same memory as `[slots * kv_heads * capacity, head_dim]`. */
+  readonly flat: readonly DeviceTensor[];
+}
+
+/** A part of one tensor: the heads [from, to). */
+interface Part {
+  /** Index of the tensor: layer * 2 + (0 for K, 1 for V). */
+  readonly tensor: number;
+  readonly from: number;
+  readonly to: number;
+}
+
+export class DeviceKv implements EngineKv {
+  readonly layout: KvLayout;
+  readonly slots: number;
+  readonly capacity: number;
+  readonly floats: 'float32' | 'float16';
+  /** The slot after the last one, in which prompts are computed; undefined where they are computed in place. */
+  readonly staging: number | undefined;
+  /** Whether a step can begin at any slot. Otherwise it begins at slot 0. */
+  readonly bindsAnywhere: boolean;
+  readonly #device: Accelerator;
+  readonly #blocks: Block[];
+  /** Holds a slot for the moment of a swap between tensors; made when it is first needed. */
+  #spare: Promise<Block> | undefined;
+  /** The operation that was asked for last. Never rejects. */
+  #last: Promise<unknown> = Promise.resolve();
+  /** The graphs that have been needed so far, by kind and number of tensors. */
+  readonly #graphs = new Map<string, Promise<OrtSession>>();
+
+  private constructor(device: Accelerator, layout: KvLayout, slots: number, capacity: number, use: KvUse) {
+    this.#device = device;
+    this.layout = layout;
+    this.slots = slots;
+    this.capacity = capacity;
+    this.floats = layout.floats ?? 'float32';
+    this.staging = use === 'both' ? slots : undefined;
+    this.bindsAnywhere = use === 'prompts';
+    this.#blocks = [];
+  }
+
+  /**
+   * @throws ServingError out_of_memory, with the arithmetic, where the device reports it. WebGPU does not: write to the
+   *   last position of each slot and read it back before relying on it.
+   */
+  static async create(
+    device: Accelerator,
+    layout: KvLayout,
+    slots: number,
+    capacity: number,
+    use: KvUse,
+  ): Promise<DeviceKv> {
+    const store = new DeviceKv(device, layout, slots, capacity, use);
+    try {
+      if (use === 'prompts') for (let slot = 0; slot < slots; slot++) store.#blocks.push(await store.#block(slot, 1));
+      else store.#blocks.push(await store.#block(0, slots));
+      if (use === 'both') store.#blocks.push(await store.#block(slots, 1));
+      return store;
+    } catch (error) {
+      await store.dispose();
+      throw error;
+    }
+  }
+
+  /**
+   * Binds slots [first, first + n) as past and, at the same address, as present, so that the runtime appends in place.
+   * @returns frees what was made for it; called after the binding is disposed of.
+   * @throws RangeError for slots that no run can be bound to; see the top of this file.
+   */
+  bind(binding: Binding, first: number, n: number): () => void {
+    const block = this.#blocks.find((candidate) => candidate.first === first);
+    if (block === undefined || n > block.slots) throw new RangeError(`slots [${first}, ${first + n}) cannot be bound`);
+    const { kvHeads, headDim } = this.layout;
+    const heads = block.tensors.map((tensor) => tensor.head([n, kvHeads, this.capacity, headDim]));
+    for (const [i, value] of heads.entries()) {
+      const name = `${i >> 1}.${i % 2 === 0 ? 'key' : 'value'}`;
+      binding.input(`past.${name}`, value).output(`present.${name}`, value);
+    }
+    return () => {
+      for (const value of heads) value.dispose();
+    };
+  }
+
+  read(slot: number, range: KvRange): Promise<Uint8Array[]> {
+    return this.#inOrder(() => this.#read(slot, range));
+  }
+
+  /** The bytes are copied at once. */
+  write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): Promise<void> {
+    const { start, end, rowStart, rowEnd } = range;
+    const count = rowEnd - rowStart;
+    const rowBytes = (end - start) * this.#vectorBytes;
+    if (rows instanceof Uint8Array && rows.length !== count * rowBytes) {
+      throw new RangeError(
+        `rows [${rowStart}, ${rowEnd}) of positions [${start}, ${end}) are not ${rows.length} bytes`,
+      );
+    }
+    const host = this.#host([count, end - start, this.layout.headDim]);
+    const bytes = new Uint8Array(host.tensor.data.buffer, 0, count * rowBytes);
+    if (rows instanceof Uint8Array) bytes.set(rows);
+    else for (let i = 0; i < count; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
+    return this.#inOrder(() => this.#write(slot, range, host));
+  }
+
+  copy(from: number, to: number, end: number): Promise<void> {
+    return this.#inOrder(() => this.#copy(from, to, end));
+  }
+
+  swap(a: number, b: number, end: number): Promise<void> {
+    return this.#inOrder(() => this.#swap(a, b, end));
+  }
+
+  /** Frees the memory and the graphs, after the operations that were asked for before. */
+  async dispose(): Promise<void> {
+    await this.#last;
+    const spare = await this.#spare?.catch(() => undefined);
+    for (const block of spare ? [...this.#blocks, spare] : this.#blocks) release(block);
+    const sessions = await Promise.allSettled(this.#graphs.values());
+    for (const opened of sessions) if (opened.status === 'fulfilled') opened.value.dispose();
+  }
+
+  /** Opening a graph takes time when it is first needed: operations must not overtake each other meanwhile. */
+  #inOrder<T>(operation: () => Promise<T>): Promise<T> {
+    const done = this.#last.then(operation);
+    this.#last = done.catch(() => {});
+    return done;
+  }
+
+  async #read(slot: number, range: KvRange): Promise<Uint8Array[]> {
+    const block = this.#blockOf(slot, range);
+    const { start, end, rowStart, rowEnd } = range;
+    const rowBytes = (end - start) * this.#vectorBytes;
+    const count = rowEnd - rowStart;
+    if (rowBytes * count === 0) return Array.from({ length: count }, () => new Uint8Array(0));
+    const parts = this.#parts(range);
+    const session = await this.#graph('export', parts.length);
+    const binding = session.bind();
+    const values: OrtValue[] = [];
+    const bound = (value: OrtValue) => {
+      values.push(value);
+      return value;
+    };
+    const rows = this.#host([1, count, end - start, this.layout.headDim]);
+    try {
+      const at = slot - block.first;
+      for (const [i, { tensor, from, to }] of parts.entries()) {
+        binding
+          .input(`tensor.${i}`, block.tensors[tensor] as DeviceTensor)
+          .input(`start.${i}`, bound(int64([3], [at, from, start])))
+          .input(`end.${i}`, bound(int64([3], [at + 1, to, end])));
+      }
+      binding.output('rows', bound(rows));
+      await binding.run();
+    } finally {
+      binding.dispose();
+      for (const value of values) value.dispose();
+    }
+    const { buffer } = rows.tensor.data;
+    return Array.from({ length: count }, (_, i) => new Uint8Array(buffer, i * rowBytes, rowBytes));
+  }
+
+  async #write(slot: number, range: KvRange, all: OrtValue): Promise<void> {
+    const block = this.#blockOf(slot, range);
+    const { start, end } = range;
+    const n = end - start;
+    if (n * (range.rowEnd - range.rowStart) === 0) return all.dispose();
+    const parts = this.#parts(range);
+    const { headDim } = this.layout;
+    const values = [all];
+    const bound = (value: OrtValue) => {
+      values.push(value);
+      return value;
+    };
+    const session = await this.#graph('import', parts.length);
+    const binding = session.bind();
+    try {
+      let row = 0;
+      for (const [i, { tensor, from, to }] of parts.entries()) {
+        const cells = this.#cells(slot - block.first, from, to, start, end);
+        const data = all.tensor.data.subarray(row * n * headDim, (row + to - from) * n * headDim);
+        const memory = block.flat[tensor] as DeviceTensor;
+        binding
+          .input(`tensor.${i}`, memory)
+          .input(`cells.${i}`, bound(int64([cells.length, 1], cells)))
+          .input(`rows.${i}`, bound(new OrtValue({ type: this.floats, dims: [cells.length, headDim], data })))
+          .output(`written.${i}`, memory);
+        row += to - from;
+      }
+      await binding.run();
+    } finally {
+      binding.dispose();
+      for (const value of values) value.dispose();
+    }
+  }
+
+  async #copy(from: number, to: number, end: number): Promise<void> {
+    const [source, target] = [this.#blockOf(from, { end }), this.#blockOf(to, { end })];
+    await this.#copyCells(source, this.#slotCells(source, from, end), target, this.#slotCells(target, to, end));
+  }
+
+  async #swap(a: number, b: number, end: number): Promise<void> {
+    const [blockA, blockB] = [this.#blockOf(a, { end }), this.#blockOf(b, { end })];
+    const [cellsA, cellsB] = [this.#slotCells(blockA, a, end), this.#slotCells(blockB, b, end)];
+    if (a === b) return;
+    if (blockA === blockB) {
+      await this.#copyCells(blockA, [...cellsA, ...cellsB], blockA, [...cellsB, ...cellsA]);
+      return;
+    }
+    this.#spare ??= this.#block(-1, 1);
+    const spare = await this.#spare;
+    const cells = this.#slotCells(spare, spare.first, end);
+    await this.#copyCells(blockA, cellsA, spare, cells);
+    await this.#copyCells(blockB, cellsB, blockA, cellsA);
+    await this.#copyCells(spare, cells, blockB, cellsB);
+  }
+
+  get #vectorBytes(): number {
+    return this.layout.headDim * elementBytes(this.layout);
+  }
+
+  async #copyCells(source: Block, from: readonly number[], target: Block, to: readonly number[]): Promise<void> {
+    if (from.length === 0) return;
+    const session = await this.#graph('copy', 2 * this.layout.layers);
+    const binding = session.bind();
+    const cells = [int64([from.length], from), int64([to.length, 1], to)] as const;
+    try {
+      binding.input('source', cells[0]).input('target', cells[1]);
+      for (const [i, memory] of target.flat.entries()) {
+        binding
+          .input(`from.${i}`, source.flat[i] as DeviceTensor)
+          .input(`to.${i}`, memory)
+          .output(`written.${i}`, memory);
+      }
+      await binding.run();
+    } finally {
+      binding.dispose();
+      for (const value of cells) value.dispose();
+    }
+  }
+
+  /** A graph of a kind for a number of tensors. Frames of one prompt need at most a few, of all prompts all numbers. */
+  #graph(kind: keyof typeof BUILD, tensors: number): Promise<OrtSession> {
+    const key = `${kind} ${tensors}`;
+    const known = this.#graphs.get(key);
+    if (known) return known;
+    // A node on the CPU would take whole tensors across the bus.
+    const options = { device: this.#device, threads: 1, whole: this.#device.kind === 'webgpu' };
+    const opening = OrtSession.build(BUILD[kind](tensors, this.floats), options);
+    this.#graphs.set(key, opening);
+    opening.catch(() => this.#graphs.delete(key));
+    return opening;
+  }
+
+  async #block(first: number, slots: number): Promise<Block> {
+    const { layers, kvHeads, headDim } = this.layout;
+    const tensors: DeviceTensor[] = [];
+    const flat: DeviceTensor[] = [];
+    try {
+      for (let i = 0; i < 2 * layers; i++) {
+        const tensor = await this.#device.tensor(this.floats, [slots, kvHeads, this.capacity, headDim]);
+        tensors.push(tensor);
+        flat.push(tensor.head([slots * kvHeads * this.capacity, headDim]));
+      }
+      return { first, slots, tensors, flat };
+    } catch (error) {
+      release({ first, slots, tensors, flat });
+      const per = positionBytes(this.layout);
+      const bytes = per * this.capacity * this.slots;
+      throw new ServingError(
+        'out_of_memory',
+        `the KV caches need ${this.slots} slots x ${this.capacity} tokens x ${per} bytes = ${(bytes / 2 ** 30).toFixed(1)} GiB on ${this.#device.name}: ${(error as Error).message}; lower --slots or --capacity`,
+        { cause: error },
+      );
+    }
+  }
+
+  #blockOf(slot: number, { start = 0, end, rowStart = 0, rowEnd = 0 }: Partial<KvRange> & { end: number }): Block {
+    const block = this.#blocks.find(({ first, slots }) => slot >= first && slot < first + slots);
+    const rows = rowCount(this.layout);
+    if (!block || start < 0 || end < start || end > this.capacity || rowStart < 0 || rowEnd > rows) {
+      throw new RangeError(
+        `no slot ${slot}, rows [${rowStart}, ${rowEnd}), positions [${start}, ${end}) in ${this.slots} slots of ${rows} rows and ${this.capacity} positions`,
+      );
+    }
+    return block;
+  }
+
+  /** The tensors that hold a range's rows, with the heads of each. */
+  #parts({ rowStart, rowEnd }: KvRange): Part[] {
+    const { kvHeads } = this.layout;
+    const parts: Part[] = [];
+    for (let row = rowStart; row < rowEnd; ) {
+      const tensor = Math.floor(row / kvHeads);
+      const next = Math.min(rowEnd, (tensor + 1) * kvHeads);
+      parts.push({ tensor, from: row - tensor * kvHeads, to: next - tensor * kvHeads });
+      row = next;
+    }
+    return parts;
+  }
+
+  #slotCells(block: Block, slot: number, end: number): number[] {
+    return this.#cells(slot - block.first, 0, this.layout.kvHeads, 0, end);
+  }
+
+  /** Indices of the cells of heads [from, to), positions [start, end), of a slot of a block. */
+  #cells(slot: number, from: number, to: number, start: number, end: number): number[] {
+    const cells: number[] = [];
+    for (let head = from; head < to; head++) {
+      const first = (slot * this.layout.kvHeads + head) * this.capacity;
+      for (let position = start; position < end; position++) cells.push(first + position);
+    }
+    return cells;
+  }
+
+  /** Memory of the host that lives as long as somebody refers to its bytes. */
+  #host(dims: readonly number[]): OrtValue {
+    const count = dims.reduce((product, dim) => product * dim, 1);
+    const bytes = new ArrayBuffer(Math.max(8, count * elementBytes(this.layout)));
+    const data = this.floats === 'float16' ? new Uint16Array(bytes, 0, count) : new Float32Array(bytes, 0, count);
+    return new OrtValue({ type: this.floats, dims, data });
+  }
+}
+
+const BUILD = { export: buildKvExport, import: buildKvImport, copy: buildKvCopy } as const;
+
+function release({ tensors, flat }: Block): void {
+  for (const tensor of [...flat, ...tensors]) tensor.dispose();
+}
+
+function int64(dims: readonly number[], values: readonly number[]): OrtValue {
+  const data = new BigInt64Array(new ArrayBuffer(Math.max(8, values.length * 8)), 0, values.length);
+  const halves = new Uint32Array(data.buffer); // much faster than one BigInt for each
+  for (const [i, value] of values.entries()) {
+    halves[2 * i] = value;
+    halves[2 * i + 1] = value / 2 ** 32;
+  }
+  return new OrtValue({ type: 'int64', dims, data });
+}

@@ -1,0 +1,81 @@
+/**
+ * The order in which a process uses a device. Two sessions of WebGPU that run at once crash the process (ONNX Runtime
+ * 1.30, 3 of 3 tries), and so does an input that is bound, and thereby copied, while another session runs. Every run,
+ * copy and release on a device therefore goes through its one lane.
+ */
+
+export interface DeviceLane {
+  /**
+   * Runs an action when its turn comes. An action must not wait for another one of the same lane.
+   * @param signal ends the wait for the turn. An action that has begun is never abandoned: it should end early by the
+   *   same signal, and the caller gets the signal's reason when it has really ended.
+   * @throws the signal's reason; what the action throws.
+   */
+  run<T>(action: () => T | Promise<T>, signal?: AbortSignal): Promise<T>;
+  /** Runs a short synchronous action, such as freeing memory, after all that was asked for before. */
+  after(action: () => void): void;
+}
+
+/**
+ * A lane of a device: first come, first served, one action at a time. Its length has no bound of its own: callers wait
+ * for their actions, so each request, stream of KV and indexing run has at most one in it.
+ *
+ * Actions use threads of libuv's pool, any of its four but one at a time. CUDA keeps its cuBLAS and cuDNN handles per
+ * thread, so that up to four sets exist; it also keeps recorded runs per thread, which is why only WebGPU is asked to
+ * record any. koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make
+ * every file of the process wait for the device.
+ */
+export class FifoLane implements DeviceLane {
+  readonly #waiting: (() => void)[] = [];
+  #busy = false;
+
+  run<T>(action: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason);
+      const turn = () => {
+        signal?.removeEventListener('abort', leave);
+        const done = (async () => {
+          const result = await action();
+          signal?.throwIfAborted();
+          return result;
+        })();
+        done.then(resolve, reject).finally(() => this.#next());
+      };
+      const leave = () => {
+        this.#waiting.splice(this.#waiting.indexOf(turn), 1);
+        reject(signal?.reason);
+      };
+      signal?.addEventListener('abort', leave, { once: true });
+      this.#waiting.push(turn);
+      if (!this.#busy) this.#next();
+    });
+  }
+
+  after(action: () => void): void {
+    if (this.#busy) this.#waiting.push(() => this.#runNow(action));
+    else action();
+  }
+
+  #runNow(action: () => void): void {
+    try {
+      action();
+    } finally {
+      this.#next();
+    }
+  }
+
+  #next(): void {
+    const turn = this.#waiting.shift();
+    this.#busy = turn !== undefined;
+    turn?.();
+  }
+}
+
+/** The CPU needs no lane: its sessions run side by side. */
+export const NO_LANE: DeviceLane = {
+  run: async (action, signal) => {
+    signal?.throwIfAborted();
+    return action();
+  },
+  after: (action) => action(),
+};

@@ -1,0 +1,80 @@
+/** What a worker's engine takes of the memory in which it computes, and whether that fits. */
+import { totalmem } from 'node:os';
+import { positionBytes } from '../kv/layout.ts';
+import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
+import { ServingError } from '../process/errors.ts';
+
+/** Tokens of the largest run whose intermediate results must fit: the default of --prefill-chunk-tokens. */
+const RUN_TOKENS = 512;
+
+export interface EngineMemory {
+  /** Bytes of the weights' files. */
+  readonly weights: number;
+  /** Bytes of KV caches: `slots` x `capacity` x `perToken`. */
+  readonly kv: number;
+  readonly slots: number;
+  readonly perToken: number;
+  /** Bytes of one row of logits for each slot. */
+  readonly logits: number;
+  /** Bytes of the intermediate results of a run, on a device; the CPU's come from what the process has anyway. */
+  readonly scratch: number;
+}
+
+/**
+ * @param part the part of the bundle whose weights are loaded.
+ * @param slots KV slots, the staging slot of a device included.
+ */
+export function engineMemory(
+  manifest: Pick<Manifest, 'llm' | 'prefill' | 'precision'>,
+  part: 'llm' | 'prefill',
+  slots: number,
+  capacity: number,
+): EngineMemory {
+  const { llm, prefill } = manifest;
+  const files = part === 'prefill' ? (prefill ?? llm).files : llm.files;
+  const { spec } = llm;
+  const floats = floatsOf(manifest);
+  const perToken = positionBytes({ ...spec, floats });
+  // At its widest a run holds the gated and the plain half of an MLP, their product, and the residual stream twice.
+  const width = 3 * spec.intermediate + 2 * spec.hidden;
+  return {
+    weights: files.reduce((sum, { bytes }) => sum + bytes, 0),
+    kv: perToken * capacity * slots,
+    slots,
+    perToken,
+    logits: spec.vocab * 4 * slots,
+    scratch: RUN_TOKENS * width * (floats === 'float16' ? 2 : 4),
+  };
+}
+
+/**
+ * Checked before gigabytes are read. Without the check the kernel would kill the process later, under load.
+ * @throws ServingError out_of_memory, with the arithmetic.
+ */
+export function assertFitsMachine(need: EngineMemory, capacity: number): void {
+  const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
+  const { weights, kv, logits } = need;
+  if (weights + kv + logits <= available) return;
+  throw new ServingError(
+    'out_of_memory',
+    `${described(need, capacity)}; the machine has ${gib(available)}; lower --slots or --capacity`,
+  );
+}
+
+/**
+ * @param bytes what the worker may take of the device's memory: --device-memory.
+ * @throws ServingError out_of_memory, with the arithmetic.
+ */
+export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: number): void {
+  const { weights, kv, logits, scratch } = need;
+  if (weights + kv + logits + scratch <= bytes) return;
+  throw new ServingError(
+    'out_of_memory',
+    `${described(need, capacity)}, the results within a run about ${gib(scratch)}; --device-memory ${bytes} is ${gib(bytes)}; lower --slots or --capacity, take weights of fewer bits, or raise --device-memory if the device has more`,
+  );
+}
+
+const described = ({ weights, kv, slots, perToken, logits }: EngineMemory, capacity: number) =>
+  `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${slots} slots x ${logits / 4 / slots} ids x 4 bytes = ${gib(logits)}`;
+
+const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;

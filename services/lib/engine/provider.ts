@@ -1,0 +1,220 @@
+/**
+ * How a session is told to compute on an accelerator: WebGPU and CUDA by the library that onnxruntime-node ships, any
+ * other by a library of its own (a plugin). Unknown options are ignored by the runtime without a word, so only options
+ * that it is known to have are passed.
+ */
+import { existsSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { ServingError } from '../process/errors.ts';
+import { assertOk, create, libraryPath, loadFault, type Out, type Pointer, readPointers, runtime } from './ort-api.ts';
+
+/** Which accelerator to open. */
+export interface ProviderSetting {
+  readonly provider: 'webgpu' | 'cuda' | 'plugin';
+  /** For `plugin`: path of the provider's library. */
+  readonly providerLibrary?: string;
+  /**
+   * For `cuda` and `plugin`: which of its devices, counted from 0. WebGPU takes the one that Vulkan lists first
+   * (`VK_DRIVER_FILES` or the devices of a container choose).
+   */
+  readonly deviceId?: number;
+  /** For `cuda`: bytes that the runtime may take of the device's memory; all of it if not given. */
+  readonly memoryLimit?: number;
+}
+
+/** What a session asks of the device, beyond computing there. */
+export interface DeviceSessionOptions {
+  /**
+   * Record the commands of a run and replay them in later runs. Every input must then be bound to memory of the device,
+   * and the shapes of a recording never change. Only WebGPU does it.
+   */
+  readonly graphCapture?: boolean;
+}
+
+export interface Provider {
+  /** The provider and the device, for logs and errors. */
+  readonly name: string;
+  /** Makes a session compute there. */
+  append(options: Pointer, wishes: DeviceSessionOptions): void;
+  /** Describes page-locked memory of the host, if the provider can allocate any; freed by {@link close}. */
+  readonly pinnedMemory?: Pointer;
+  close(): void;
+  /** What the operator can do if the device does not start. */
+  remedy(): string;
+}
+
+/** OrtMemType and OrtAllocatorType of page-locked memory of the host. */
+const MEMORY_OF_HOST = -1;
+const ALLOCATOR_DEVICE = 0;
+/** OrtHardwareDeviceType */
+const HARDWARE_GPU = 1;
+/** The name under which a plugin is registered. A process has at most one. */
+const PLUGIN = 'llavacode';
+
+/**
+ * @throws ServingError provider_unavailable if the provider is not there. Whether it starts is known only when a
+ *   session is opened.
+ */
+export function openProvider(setting: ProviderSetting): Provider {
+  if (setting.provider === 'webgpu') return webGpu();
+  return setting.provider === 'cuda' ? cuda(setting) : plugin(setting);
+}
+
+/** @returns ServingError provider_unavailable for whatever the runtime said. */
+export function unavailable(provider: Pick<Provider, 'name' | 'remedy'>, error: unknown): ServingError {
+  const reason = (error instanceof Error ? error.message : String(error))
+    .replace(/^ONNX Runtime: /, '')
+    .replace(/^\/onnxruntime_src.*?\[ONNXRuntimeError\] : \d+ : \w+ : /s, '') // a place in the runtime's sources
+    .trim();
+  return new ServingError(
+    'provider_unavailable',
+    `${provider.name} cannot be used (${reason}): ${provider.remedy()}, or use --provider cpu`,
+    { cause: error },
+  );
+}
+
+/** The vendors of the GPUs that the system lists; software devices do not count. */
+export function gpuVendors(): string[] {
+  const { api, env } = runtime();
+  const count: [number | bigint] = [0];
+  assertOk(api, api.getHardwareDeviceCount(env, count));
+  const found = new BigUint64Array(new ArrayBuffer(8 * Math.max(1, Number(count[0]))));
+  assertOk(api, api.getHardwareDevices(env, found, Number(count[0])));
+  return [...found.subarray(0, Number(count[0]))]
+    .filter((device) => api.hardwareType(device) === HARDWARE_GPU)
+    .map((device) => api.hardwareVendor(device) || 'a vendor without a name');
+}
+
+function webGpu(): Provider {
+  const { api } = runtime();
+  return {
+    name: 'WebGPU',
+    append(options, { graphCapture = false }) {
+      const wanted = {
+        // Our graphs are fixed, and checked at start. By default every command would be validated again.
+        validationMode: 'disabled',
+        ...(graphCapture ? { enableGraphCapture: '1' } : {}),
+      };
+      const keys = Object.keys(wanted);
+      assertOk(api, api.appendProvider(options, 'WebGPU', keys, Object.values(wanted), keys.length));
+    },
+    close: () => {},
+    remedy() {
+      if (process.platform !== 'linux') return 'install a driver of the GPU';
+      const loader = loadFault('libvulkan.so.1');
+      return loader
+        ? 'install the Vulkan loader (libvulkan.so.1, Debian: libvulkan1)'
+        : "install the GPU's Vulkan driver, and give a container its devices (/dev/dri, or NVIDIA_DRIVER_CAPABILITIES with graphics)";
+    },
+  };
+}
+
+/** What the CUDA provider of ONNX Runtime 1.30 loads, and where it comes from. */
+const CUDA_LIBRARIES = {
+  'libcuda.so.1': 'the NVIDIA driver',
+  'libcudart.so.12': 'the CUDA 12 runtime',
+  'libcublasLt.so.12': 'cuBLAS of CUDA 12',
+  'libcublas.so.12': 'cuBLAS of CUDA 12',
+  'libcurand.so.10': 'cuRAND of CUDA 12',
+  'libcufft.so.11': 'cuFFT of CUDA 12',
+  'libcudnn.so.9': 'cuDNN 9',
+} as const;
+
+function cuda({ deviceId = 0, memoryLimit }: ProviderSetting): Provider {
+  const { api } = runtime();
+  const pinnedMemory = create(api, api.createMemoryInfo, 'CudaPinned', ALLOCATOR_DEVICE, deviceId, MEMORY_OF_HOST);
+  const settings = {
+    device_id: String(deviceId),
+    // By default the arena doubles whenever it grows, and could take the memory of a second worker on the card.
+    arena_extend_strategy: 'kSameAsRequested',
+    ...(memoryLimit === undefined ? {} : { gpu_mem_limit: String(memoryLimit) }),
+    // Without this, products of 32-bit floats are computed with 10 bits of mantissa. Other types do not care.
+    use_tf32: '0',
+    // cuDNN would otherwise try every algorithm of a convolution at its first run. Our graphs have none.
+    cudnn_conv_algo_search: 'HEURISTIC',
+    do_copy_in_default_stream: '1',
+  };
+  return {
+    name: `CUDA device ${deviceId}`,
+    pinnedMemory,
+    append(options) {
+      const filled = create(api, api.createCudaOptions);
+      try {
+        const keys = Object.keys(settings);
+        assertOk(api, api.updateCudaOptions(filled, keys, Object.values(settings), keys.length));
+        assertOk(api, api.appendCuda(options, filled));
+      } finally {
+        api.releaseCudaOptions(filled);
+      }
+    },
+    close: () => api.releaseMemoryInfo(pinnedMemory),
+    remedy: cudaRemedy,
+  };
+}
+
+/** Names the libraries that the loader cannot find. The runtime's own message does not. */
+function cudaRemedy(): string {
+  if (process.platform !== 'linux' || process.arch !== 'x64') return 'CUDA needs linux-x64';
+  const missing = Object.entries(CUDA_LIBRARIES).filter(([library]) => loadFault(library) !== undefined);
+  const remedies = missing.map(([library, origin]) => `${library} (${origin})`);
+  const own = join(dirname(libraryPath()), 'libonnxruntime_providers_cuda.so');
+  if (!existsSync(own)) {
+    const install = 'node node_modules/onnxruntime-node/script/install --onnxruntime-node-install=cuda12';
+    remedies.push(`${basename(own)} (${install})`);
+  }
+  if (remedies.length === 0) return 'look with nvidia-smi whether the device exists and is free';
+  return `missing: ${remedies.join(', ')}; install them where the loader looks (LD_LIBRARY_PATH)`;
+}
+
+function plugin({ providerLibrary = '', deviceId = 0 }: ProviderSetting): Provider {
+  const { api, env } = runtime();
+  const refused = (error: unknown) =>
+    unavailable({ name: `the provider of ${providerLibrary || '(no library)'}`, remedy }, error);
+  const remedy = () => 'set --provider-library to a provider plugin built for ONNX Runtime 1.23 or later';
+  if (providerLibrary === '') throw refused('--provider-library is not set');
+  try {
+    const { devices, unregister } = register(providerLibrary);
+    const device = devices[deviceId];
+    if (device === undefined) {
+      unregister();
+      throw new Error(`it offers ${devices.length} devices, --device-id is ${deviceId}`);
+    }
+    const vendor = api.hardwareVendor(api.hardwareOfDevice(device));
+    return {
+      name: `${api.providerOfDevice(device)} on ${vendor || 'a device without a name'}`,
+      append(options) {
+        assertOk(api, api.appendProviderDevices(options, env, BigUint64Array.of(device), 1, [], [], 0));
+      },
+      close: unregister,
+      remedy,
+    };
+  } catch (error) {
+    throw refused(error);
+  }
+}
+
+/**
+ * Loads a plugin.
+ * @returns its devices, GPUs first, and what unloads it. The runtime offers a plugin only hardware that the kernel
+ *   lists, so a software GPU is not among them.
+ */
+function register(library: string): { readonly devices: readonly Pointer[]; readonly unregister: () => void } {
+  const { api, env } = runtime();
+  const before = new Set(providerDevices());
+  assertOk(api, api.registerProviderLibrary(env, PLUGIN, library));
+  const found = providerDevices().filter((device) => !before.has(device));
+  const isGpu = (device: Pointer) => Number(api.hardwareType(api.hardwareOfDevice(device)) === HARDWARE_GPU);
+  return {
+    devices: found.toSorted((a, b) => isGpu(b) - isGpu(a)),
+    unregister: () => assertOk(api, api.unregisterProviderLibrary(env, PLUGIN)),
+  };
+}
+
+/** All devices of all providers that the runtime knows. */
+function providerDevices(): Pointer[] {
+  const { api, env } = runtime();
+  const devices: Out = [null];
+  const count: [number | bigint] = [0];
+  assertOk(api, api.getProviderDevices(env, devices, count));
+  return Number(count[0]) === 0 ? [] : readPointers(devices[0] as Pointer, Number(count[0]));
+}

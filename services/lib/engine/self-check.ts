@@ -1,0 +1,174 @@
+/**
+ * Whether a device computes right, tried at the start of every session on one, before a request can come:
+ *
+ * 1. A pattern is written to the end of every KV tensor and read back. Some providers report no error when the memory
+ *    of the device is used up: what is written is lost (WebGPU of ONNX Runtime 1.30).
+ * 2. A prompt of 48 tokens and one step are computed on the device and on the CPU, and the distributions compared.
+ * 3. The same prompt is computed on the device in two chunks. Runs of fewer than 32 tokens take other kernels than
+ *    longer ones, with the same weights and the same rounding, so that a wrong kernel shows even where weights of few
+ *    bits make the CPU's distributions differ. (The FlashAttention of ONNX Runtime 1.30 is wrong for runs of 32 tokens
+ *    and more on Vulkan devices that have subgroups and are neither NVIDIA's nor Apple's.)
+ *
+ * The runs also compile the kernels: those for 1 token, for fewer than 32 and for more.
+ */
+import { type KvLayout, positionBytes, rowCount } from '../kv/layout.ts';
+import type { KvStore } from '../kv/store.ts';
+import type { Precision } from '../model/bundle/choices.ts';
+import { comparePosition } from '../model/bundle/divergence.ts';
+import { ServingError } from '../process/errors.ts';
+import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
+import type { DecoderSession } from './session.ts';
+
+/** Tokens of the prompt that is tried. */
+const PROMPT = 48;
+/** Positions that a slot must have for the prompt and the step. */
+export const CHECKED_POSITIONS = PROMPT + 1;
+
+/** The part of a decoder that the check drives; it computes in slot 0. */
+export type CheckedDecoder = Pick<DecoderSession, 'chunk' | 'step' | 'vocabSize'>;
+
+/** Memory of KV caches with the slot that a device may have besides. */
+export type CheckedKv = Pick<KvStore, 'layout' | 'slots' | 'capacity' | 'read' | 'write'> & {
+  readonly staging: number | undefined;
+};
+
+/** Figures of a device that passed. */
+export interface SelfCheck {
+  /** Mean KL divergence, in nats, of the device's distributions from the CPU's. */
+  readonly kl: number;
+  /** The same, of the prompt in one run from the prompt in two. */
+  readonly chunkedKl: number;
+}
+
+/**
+ * Largest mean KL divergence from the CPU that passes, by the precision of the weights. Each is about ten times what
+ * lavapipe, seen as NVIDIA's, measured with tiny-coder: fp32 4.0e-9, fp16 5.4e-5, int8 5.4e-4, int4 6.7e-4 with blocks of
+ * 128 weights and 1.4e-3 with 32. For quantised weights most of it is not the device's: the CPU rounds activations to
+ * 8 bits, which a GPU does not. With the wrong FlashAttention it was 4.7e-3 in fp32 and 4.9e-3 in fp16.
+ */
+export const KL_LIMIT: Readonly<Record<Precision, number>> = {
+  fp32: 1e-6,
+  fp16: 5e-4,
+  int8: 5e-3,
+  'int8-fp16': 5e-3,
+  mixed: 1.5e-2,
+  int4: 1.5e-2,
+  'int4-fp16': 1.5e-2,
+};
+
+/** The same for the prompt in one run against two, where only the order of sums differs. */
+const CHUNKED_LIMIT = 1e-3;
+
+const lastOf = (kv: CheckedKv) => (kv.staging ?? kv.slots - 1) + 1;
+
+/**
+ * Writes to the last position of every slot a pattern of its own, and then reads all back.
+ * @throws ServingError out_of_memory, with the arithmetic, for a tensor that does not keep what it is given.
+ */
+export async function assertKeepsKv(kv: CheckedKv, device: string): Promise<void> {
+  const range = { start: kv.capacity - 1, end: kv.capacity, rowStart: 0, rowEnd: rowCount(kv.layout) };
+  const slots = lastOf(kv);
+  for (let slot = 0; slot < slots; slot++) await kv.write(slot, range, pattern(kv.layout, slot));
+  for (let slot = 0; slot < slots; slot++) {
+    const wanted = pattern(kv.layout, slot);
+    const found = Buffer.concat([...(await kv.read(slot, range))]);
+    const at = wanted.findIndex((byte, i) => byte !== found[i]);
+    if (at < 0) continue;
+    const row = Math.floor((at / wanted.length) * range.rowEnd);
+    const per = positionBytes(kv.layout);
+    const gib = ((per * kv.capacity * slots) / 2 ** 30).toFixed(1);
+    throw new ServingError(
+      'out_of_memory',
+      `${device} does not keep what is written to its KV caches: row ${row} at the end of slot ${slot} came back changed. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib} GiB beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
+    );
+  }
+}
+
+/** Bytes for all rows of one position, different for every slot and row. Each value is a number from 1 to 2. */
+function pattern(layout: KvLayout, slot: number): Uint8Array {
+  const count = rowCount(layout) * layout.headDim;
+  const mix = (i: number) => Math.imul(slot * 7919 + i + 1, 2654435761) >>> 9; // 23 bits
+  if (layout.floats === 'float16') {
+    return new Uint8Array(Uint16Array.from({ length: count }, (_, i) => 0x3c00 | (mix(i) >>> 13)).buffer);
+  }
+  return new Uint8Array(Uint32Array.from({ length: count }, (_, i) => 0x3f800000 | mix(i)).buffer);
+}
+
+/** Token ids that look like a prompt: pseudo-random, the same ones everywhere. */
+function promptIds(vocabSize: number): Int32Array {
+  let state = 1;
+  return Int32Array.from({ length: PROMPT }, () => {
+    state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
+    return state % vocabSize;
+  });
+}
+
+/** The logits of the prompt, computed in a number of chunks: `[48, vocab]`. */
+async function promptLogits(decoder: CheckedDecoder, chunks: number, signal?: AbortSignal): Promise<Float32Array> {
+  const { vocabSize } = decoder;
+  const ids = promptIds(vocabSize);
+  const size = PROMPT / chunks;
+  const logits = new Float32Array(PROMPT * vocabSize);
+  for (let past = 0; past < PROMPT; past += size) {
+    const chunk = { slot: 0, past, ids: ids.subarray(past, past + size), soft: NO_SOFT_TOKENS };
+    logits.set(await decoder.chunk({ ...chunk, logitRows: [...Array(size).keys()] }, signal), past * vocabSize);
+  }
+  return logits;
+}
+
+/** What a decoder computes for the prompt in one run and for a step after it: `[48 + 1, vocab]`. */
+export async function referenceOf(decoder: CheckedDecoder, signal?: AbortSignal): Promise<Float32Array> {
+  const logits = new Float32Array(CHECKED_POSITIONS * decoder.vocabSize);
+  logits.set(await promptLogits(decoder, 1, signal));
+  const step = await decoder.step(promptIds(decoder.vocabSize).subarray(0, 1), Int32Array.of(PROMPT));
+  logits.set(step, PROMPT * decoder.vocabSize);
+  return logits;
+}
+
+/**
+ * Compares a device's distributions with the CPU's, and those of one run with those of two.
+ * @param reference what {@link referenceOf} gives on the CPU, with the same weights.
+ * @param device its name, for errors.
+ * @throws ServingError provider_unavailable, with the figure, the limit and the remedy.
+ */
+export async function assertComputesRight(
+  decoder: CheckedDecoder,
+  reference: Float32Array,
+  precision: Precision,
+  device: string,
+  signal?: AbortSignal,
+): Promise<SelfCheck> {
+  const whole = await referenceOf(decoder, signal);
+  const kl = divergence(reference, whole, decoder.vocabSize);
+  // A number that is not finite fails every comparison: it must not pass.
+  if (!(kl <= KL_LIMIT[precision])) {
+    throw refusal(
+      device,
+      `a prompt of ${PROMPT} tokens and a step have a KL divergence of ${kl.toExponential(1)} from the CPU's, and at most ${KL_LIMIT[precision].toExponential(1)} is right for ${precision}`,
+    );
+  }
+  const chunked = await promptLogits(decoder, 2, signal);
+  const chunkedKl = divergence(whole.subarray(0, chunked.length), chunked, decoder.vocabSize);
+  if (!(chunkedKl <= CHUNKED_LIMIT)) {
+    throw refusal(
+      device,
+      `a prompt of ${PROMPT} tokens in one run has a KL divergence of ${chunkedKl.toExponential(1)} from the same in two, and at most ${CHUNKED_LIMIT.toExponential(1)} is right`,
+    );
+  }
+  return { kl, chunkedKl };
+}
+
+const refusal = (device: string, figures: string) =>
+  new ServingError(
+    'provider_unavailable',
+    `${device} computes wrong: ${figures}. Its answers would be wrong too: use --provider cpu, a GPU or provider that passes (llavacode devices tries them), or a newer driver`,
+  );
+
+/** Mean over rows of KL(p || q), in nats, of the softmax of two sets of logits `[rows, vocab]`. */
+function divergence(p: Float32Array, q: Float32Array, vocab: number): number {
+  let sum = 0;
+  for (let at = 0; at < p.length; at += vocab) {
+    sum += comparePosition(p.subarray(at, at + vocab), q.subarray(at, at + vocab)).kl;
+  }
+  return (sum * vocab) / p.length;
+}

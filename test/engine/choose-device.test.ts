@@ -1,0 +1,83 @@
+/** Which device the settings mean: one that is named, or what `auto` finds. */
+import { expect, test, vi } from 'vitest';
+import { type DeviceConfig, loadOnDevice } from '../../services/lib/engine/choose-device.ts';
+import type { DeviceSetting } from '../../services/lib/engine/device.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+
+const AUTO: DeviceConfig = { provider: 'auto', providerLibrary: '', deviceId: 0 };
+
+/** Devices of which those in `refused` cannot be loaded on. */
+function machine(gpus: number, refused: Record<string, string> = {}) {
+  const tried: DeviceSetting[] = [];
+  const warn = vi.fn();
+  const load = async (setting: DeviceSetting) => {
+    tried.push(setting);
+    const reason = refused[setting.provider];
+    if (reason) throw new ServingError('provider_unavailable', reason);
+    return setting.provider;
+  };
+  const choose = (config: Partial<DeviceConfig>) =>
+    loadOnDevice({ ...AUTO, ...config }, { warn }, load, () => new Array<string>(gpus).fill('a vendor'));
+  return { tried, warn, choose };
+}
+
+test('auto takes the CPU where the system lists no GPU, and tries nothing else', async () => {
+  const { choose, tried } = machine(0);
+  expect(await choose({})).toEqual({ loaded: 'cpu', reason: 'auto: the system lists no GPU' });
+  expect(tried).toEqual([{ provider: 'cpu' }]);
+});
+
+test('auto takes a GPU that is listed and passes, CUDA first', async () => {
+  expect(await machine(1).choose({})).toEqual({ loaded: 'cuda', reason: 'auto: it passes its check' });
+});
+
+test('auto goes on to the next provider, and says why it did not take the one before', async () => {
+  const { choose, warn } = machine(1, { cuda: 'libcudnn.so.9 is missing' });
+  expect(await choose({})).toEqual({
+    loaded: 'webgpu',
+    reason: 'auto: it passes its check; cuda was refused: libcudnn.so.9 is missing',
+  });
+  expect(warn).toHaveBeenCalledTimes(1);
+});
+
+test('auto takes the CPU where no provider passes, with all reasons', async () => {
+  const { choose, warn } = machine(1, { cuda: 'no library', webgpu: 'KL 4.7e-3' });
+  expect(await choose({})).toEqual({
+    loaded: 'cpu',
+    reason: 'auto: cuda was refused: no library; webgpu was refused: KL 4.7e-3',
+  });
+  expect(warn).toHaveBeenCalledTimes(2);
+});
+
+test.each(['cpu', 'webgpu', 'cuda'] as const)(
+  '%s that is named is tried alone, and its failure is the answer',
+  async (provider) => {
+    const { choose, tried } = machine(1, { [provider]: 'it is broken' });
+    await expect(choose({ provider })).rejects.toMatchObject({ message: 'it is broken' });
+    expect(tried.map((setting) => setting.provider)).toEqual([provider]);
+  },
+);
+
+test('the number of the device and its memory go to the device', async () => {
+  const { choose, tried } = machine(0);
+  await choose({ provider: 'cuda', deviceId: 2, deviceMemory: 8 * 2 ** 30 });
+  expect(tried).toEqual([{ provider: 'cuda', deviceId: 2, memoryLimit: 8 * 2 ** 30 }]);
+});
+
+test('the library of a provider is taken in place of the built-in ones, without a GPU that the system lists', async () => {
+  const { choose, tried } = machine(0);
+  expect(await choose({ providerLibrary: '/opt/ep.so', deviceId: 1 })).toEqual({
+    loaded: 'plugin',
+    reason: '--provider-library',
+  });
+  expect(tried).toEqual([{ provider: 'plugin', providerLibrary: '/opt/ep.so', deviceId: 1, memoryLimit: undefined }]);
+});
+
+test('a library and a provider contradict each other', async () => {
+  const { choose, tried } = machine(1);
+  await expect(choose({ provider: 'webgpu', providerLibrary: '/opt/ep.so' })).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringContaining('--provider webgpu and --provider-library /opt/ep.so'),
+  });
+  expect(tried).toEqual([]);
+});

@@ -1,0 +1,140 @@
+/** KV caches on a device, against those in the process's memory. The device is the tests' software GPU. */
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Accelerator, openDevice } from '../../services/lib/engine/device.ts';
+import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
+import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
+import { type KvLayout, type KvRange, planFrames, positionBytes, rowCount } from '../../services/lib/kv/layout.ts';
+import { useVulkan } from '../support/vulkan.ts';
+
+const SLOTS = 3;
+const CAPACITY = 24;
+const COMPILING_MS = 120_000;
+
+let device: Accelerator;
+beforeAll(async () => {
+  await useVulkan();
+  device = (await openDevice({ provider: 'webgpu' })) as Accelerator;
+}, COMPILING_MS);
+afterAll(async () => {
+  expect(device.bytes).toBe(0);
+  await device.dispose();
+});
+
+/** Bytes that say where they belong: no two operations write the same ones. */
+function content(length: number, seed: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  let state = seed * 2654435761 + 1;
+  for (let i = 0; i < length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    bytes[i] = state >>> 24;
+  }
+  // No NaN: the upper byte of each element stays below infinity's exponent, so that nothing may change its bits.
+  for (let i = 1; i < length; i += 2) bytes[i]! &= 0x3f;
+  return bytes;
+}
+
+const range: fc.Arbitrary<(layout: KvLayout) => KvRange> = fc
+  .tuple(fc.nat(CAPACITY), fc.nat(CAPACITY), fc.nat(1_000), fc.nat(1_000))
+  .map(([a, b, c, d]) => (layout: KvLayout) => {
+    const rows = rowCount(layout) + 1;
+    const [start, end] = [Math.min(a, b), Math.max(a, b)];
+    return { start, end, rowStart: Math.min(c % rows, d % rows), rowEnd: Math.max(c % rows, d % rows) };
+  });
+const slot = fc.nat(1_000);
+const operation = fc.oneof(
+  fc.record({ kind: fc.constantFrom('write' as const, 'read' as const), slot, range, seed: fc.nat() }),
+  fc.record({ kind: fc.constantFrom('copy' as const, 'swap' as const), slot, other: slot, end: fc.nat(CAPACITY) }),
+);
+
+const everything = (layout: KvLayout): KvRange => ({ start: 0, end: CAPACITY, rowStart: 0, rowEnd: rowCount(layout) });
+
+const LAYOUTS: [string, KvLayout][] = [
+  ['32-bit floats', { layers: 2, kvHeads: 2, headDim: 8 }],
+  ['16-bit floats', { layers: 1, kvHeads: 3, headDim: 8, floats: 'float16' }],
+];
+describe.each(LAYOUTS)('with %s', (_, layout) => {
+  test.each(['steps', 'prompts', 'both'] as const)(
+    'any order of reads, writes, copies and swaps leaves the bytes of the CPU store; slots for %s',
+    async (use) => {
+      const store = await DeviceKv.create(device, layout, SLOTS, CAPACITY, use);
+      const all = store.staging === undefined ? SLOTS : SLOTS + 1;
+      const cpu = new CpuKvStore(layout, all, CAPACITY);
+      try {
+        for (let i = 0; i < all; i++) {
+          const bytes = content(positionBytes(layout) * CAPACITY, i);
+          cpu.write(i, everything(layout), bytes);
+          await store.write(i, everything(layout), bytes);
+        }
+        await fc.assert(
+          fc.asyncProperty(fc.array(operation, { minLength: 1, maxLength: 8 }), async (operations) => {
+            const pending: Promise<unknown>[] = []; // nothing waits for anything: the store keeps the order
+            for (const op of operations) {
+              const at = op.slot % all;
+              if ('other' in op) {
+                const other = op.other % all;
+                cpu[op.kind](at, other, op.end);
+                pending.push(store[op.kind](at, other, op.end));
+              } else if (op.kind === 'write') {
+                const wanted = op.range(layout);
+                const { start, end, rowStart, rowEnd } = wanted;
+                const rows = rowCount(layout);
+                const length = ((rowEnd - rowStart) * (end - start) * positionBytes(layout)) / rows;
+                const bytes = content(length, op.seed);
+                cpu.write(at, wanted, bytes);
+                pending.push(store.write(at, wanted, bytes));
+                bytes.fill(0); // it was copied
+              } else {
+                const wanted = op.range(layout);
+                const expected = cpu.read(at, wanted).map((row) => Buffer.from(row).toString('hex'));
+                const same = (rows: Uint8Array[]) =>
+                  expect(rows.map((row) => Buffer.from(row).toString('hex'))).toEqual(expected);
+                pending.push(store.read(at, wanted).then(same));
+              }
+            }
+            await Promise.all(pending);
+            for (let i = 0; i < all; i++) {
+              const rows = await store.read(i, everything(layout));
+              expect(Buffer.concat(rows).equals(Buffer.concat(cpu.read(i, everything(layout))))).toBe(true);
+            }
+          }),
+          { numRuns: 25 },
+        );
+      } finally {
+        await store.dispose();
+      }
+    },
+    COMPILING_MS,
+  );
+});
+
+test('frames that hold some rows of some layers go out of one device store and into another', async () => {
+  const layout: KvLayout = { layers: 3, kvHeads: 2, headDim: 8 };
+  const [from, to] = [
+    await DeviceKv.create(device, layout, 2, CAPACITY, 'prompts'),
+    await DeviceKv.create(device, layout, 2, CAPACITY, 'both'),
+  ];
+  try {
+    const bytes = content(positionBytes(layout) * CAPACITY, 7);
+    await from.write(1, everything(layout), bytes);
+    for (const frame of planFrames(layout, 0, CAPACITY, 5 * 7 * 32)) {
+      await to.write(0, frame, Buffer.concat(await from.read(1, frame)));
+    }
+    expect(Buffer.concat(await to.read(0, everything(layout))).equals(bytes)).toBe(true);
+  } finally {
+    await from.dispose();
+    await to.dispose();
+  }
+});
+
+test('a range beyond the store is refused', async () => {
+  const layout: KvLayout = { layers: 1, kvHeads: 1, headDim: 8 };
+  const store = await DeviceKv.create(device, layout, SLOTS, CAPACITY, 'steps');
+  try {
+    await expect(store.read(SLOTS, everything(layout))).rejects.toThrow(RangeError);
+    await expect(store.copy(0, 1, CAPACITY + 1)).rejects.toThrow(RangeError);
+    expect(() => store.write(0, everything(layout), new Uint8Array(3))).toThrow(RangeError);
+  } finally {
+    await store.dispose();
+  }
+});
