@@ -3,7 +3,7 @@
  * Activations are flat, [rows, columns], so that a checkpoint's [out, in] layout needs no transposition.
  */
 import type { TensorReader } from '../checkpoint/checkpoint.ts';
-import type { Graph, Value } from './graph.ts';
+import type { FloatMatrix, Graph, Value } from './graph.ts';
 import { type BlockFormat, blockThatDivides, quantize, quantizeChannels } from './quantize.ts';
 
 /** How matrices and tables are stored. */
@@ -19,16 +19,6 @@ export type WeightFormat = TableFormat | 'w8a8' | 'w8a8 by row';
 export type MatrixName = 'qkv' | 'q_proj' | 'k_proj' | 'v_proj' | 'o_proj' | 'gate_proj' | 'up_proj' | 'down_proj';
 /** One format for all matrices, or one for each matrix of each layer. */
 export type LayerFormats = WeightFormat | ((layer: number, matrix: MatrixName) => WeightFormat);
-
-interface Matrix {
-  readonly name: string;
-  /** Output width. */
-  readonly rows: number;
-  /** Input width. */
-  readonly columns: number;
-  /** Reads [rows, columns]. */
-  readonly read: TensorReader;
-}
 
 /** The use of a stored matrix: multiplying, looking rows up (a table of embeddings), or both (a tied table). */
 type Use = 'multiply' | 'lookUp' | 'both';
@@ -47,7 +37,7 @@ type StoredMatrix = { readonly rows: number; readonly columns: number } & (
 );
 
 /** Declares a matrix. If no block divides its width, it stays in 32-bit floats. */
-export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, use: Use): StoredMatrix {
+export function storeMatrix(graph: Graph, matrix: FloatMatrix, format: TableFormat, use: Use): StoredMatrix {
   const { name, rows, columns, read } = matrix;
   const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
   if (format === 'fp32' || block === undefined) {
@@ -64,6 +54,7 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
     const quantized = quantize(await read(), { bits, block });
     return [quantized.packed, ...scaleForms.map(() => quantized.scales)];
   });
+  graph.matrices.set(packed!, matrix);
   return {
     kind: 'blocks',
     rows,
@@ -95,7 +86,7 @@ export function multiply(graph: Graph, output: string, input: Value, matrix: Sto
 export function linear(
   graph: Graph,
   input: Value,
-  matrix: Matrix & { readonly bias?: TensorReader },
+  matrix: FloatMatrix & { readonly bias?: TensorReader },
   format: WeightFormat,
 ): Value {
   const bias = matrix.bias && graph.weight(`${matrix.name}.bias`, [matrix.rows], matrix.bias);
@@ -105,13 +96,8 @@ export function linear(
 }
 
 /** Activations get one scale per run, which suits rows that have passed a norm and so have the same size. */
-function linearW8A8(
-  graph: Graph,
-  output: string,
-  input: Value,
-  { name, rows, columns, read }: Matrix,
-  bias?: Value,
-): Value {
+function linearW8A8(graph: Graph, output: string, input: Value, matrix: FloatMatrix, bias?: Value): Value {
+  const { name, rows, columns, read } = matrix;
   const forms = [
     { name: `${name}.levels`, type: 'int8' as const, dims: [columns, rows] },
     { name: `${name}.scales`, type: 'float32' as const, dims: [rows] },
@@ -120,16 +106,18 @@ function linearW8A8(
     const quantized = quantizeChannels(await read(), rows);
     return [quantized.levels, quantized.scales];
   });
+  graph.matrices.set(levels!, matrix);
   return graph.node('DynamicQuantizeMatMul', output, [input, levels, scales, undefined, bias]);
 }
 
 /** Scales every row to a largest value of 1 first, so that the one scale per run suits all rows. */
-function linearByRow(graph: Graph, input: Value, matrix: Matrix, bias?: Value): Value {
+function linearByRow(graph: Graph, input: Value, matrix: FloatMatrix, bias?: Value): Value {
   const { name } = matrix;
   const sizes = graph.node('Abs', `${name}.sizes`, [input]);
   const largest = graph.node('ReduceMax', `${name}.largest`, [sizes, graph.int64(`${name}.axis`, [1])]);
   // The lower bound keeps rows of zeros from being divided by zero.
   const scale = graph.node('Max', `${name}.row_scales`, [largest, graph.scalar(`${name}.tiny`, 1e-20)]);
+  graph.stopped.add(scale); // it is divided by and multiplied by again
   const even = graph.node('Div', `${name}.even`, [input, scale]);
   const product = linearW8A8(graph, `${name}.product`, even, matrix);
   const scaled = graph.node('Mul', bias ? `${name}.scaled` : name, [product, scale]);
