@@ -167,6 +167,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['report'],
     ['measure'],
   ],
+  'training/': [['command'], ['run'], ['data'], ['step'], ['choices']],
 };
 
 /** `services/gateway/http/sse.ts` is in http of `services/gateway/`, `bench/readme.ts` in readme of `bench/`. */
@@ -383,6 +384,12 @@ describe('house rules', () => {
     expect(
       [...loadedWith('bench/commands.ts')].filter((path) => /services\/(?!lib\/|gateway\/request\.ts$)/.test(path)),
     ).toEqual([]);
+  });
+
+  it('the help of training loads no code that trains', () => {
+    const loaded = [...loadedWith('training/command.ts')];
+    const light = /^(training\/(command|choices)|services\/lib\/(process\/[\w-]+|model\/bundle\/choices))\.ts$/;
+    expect(loaded.filter((path) => !light.test(path))).toEqual([]);
   });
 
   it('no bench uses the global fetch, which may follow a proxy', () => {

@@ -1,4 +1,5 @@
-/** Opens a graph that is made for training alone, and so belongs to no bundle. */
+/** Opens graphs that are made for training alone, and so belong to no bundle. */
+import { createHash } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
@@ -14,17 +15,38 @@ export interface SessionPlace {
 }
 
 /**
- * Writes the graph, and loads it. The files have no name any more when this returns, so that no end of the process
- * leaves them behind; their space is given back when the session is disposed of.
+ * Writes the graph, and loads it with `load`, which gets the path of its `model.onnx`. The files have no name any more
+ * when this returns, so that no end of the process leaves them behind; their space is given back when what was loaded
+ * is disposed of.
+ * @returns what `load` returned, and a SHA-256 of the graph and its weights, in hex
  * @throws ServingError runtime_failed; the signal's reason; what reading a weight or writing to the folder throws.
  */
-export async function openGraph(graph: Graph, place: SessionPlace, signal?: AbortSignal): Promise<OrtSession> {
-  const { folder, threads, packWeights } = place;
+export async function withGraph<T>(
+  graph: Graph,
+  folder: string,
+  load: (path: string) => Promise<T>,
+  signal?: AbortSignal,
+): Promise<{ loaded: T; digest: string }> {
   const dir = await mkdtemp(join(folder, 'graph-'));
   try {
-    await writeModel(graph, dir, { signal });
-    return await OrtSession.load(join(dir, 'model.onnx'), { provider: 'cpu', threads, packWeights });
+    const files = await writeModel(graph, dir, { signal });
+    const digest = createHash('sha256')
+      .update(files.map(({ sha256 }) => sha256).join(' '))
+      .digest('hex');
+    return { loaded: await load(join(dir, 'model.onnx')), digest };
   } finally {
     await rm(dir, { recursive: true, force: true });
   }
+}
+
+/** A session of the graph, as {@link withGraph} opens it. */
+export async function openGraph(
+  graph: Graph,
+  place: SessionPlace,
+  signal?: AbortSignal,
+): Promise<{ session: OrtSession; digest: string }> {
+  const { folder, threads, packWeights } = place;
+  const load = (path: string) => OrtSession.load(path, { provider: 'cpu', threads, packWeights });
+  const { loaded, digest } = await withGraph(graph, folder, load, signal);
+  return { session: loaded, digest };
 }

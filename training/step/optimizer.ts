@@ -2,6 +2,7 @@
  * The optimiser of a training run: AdamW as torch.optim.AdamW computes it, the clipping of gradients, and the schedules
  * of the learning rate as Hugging Face's transformers has them. All of it is arithmetic on arrays in place.
  */
+import type { SCHEDULES } from '../choices.ts';
 import type { Tensors } from './tensors.ts';
 
 interface AdamSettings {
@@ -88,8 +89,6 @@ export function clip(gradients: Tensors, limit: number): number {
   }
   return norm;
 }
-
-export const SCHEDULES = ['cosine', 'linear'] as const;
 
 interface Schedule {
   readonly form: (typeof SCHEDULES)[number];

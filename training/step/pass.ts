@@ -51,11 +51,14 @@ export interface PassResult {
 const sum = (values: Float32Array) => values.reduce((total, value) => total + value, 0);
 
 export class ModelPass {
+  /** SHA-256 of the graph and its weights, in hex: what the gradients depend on. */
+  readonly digest: string;
   readonly #session: OrtSession;
   readonly #place: ModelPlace;
   readonly #weights: LossWeights;
 
-  private constructor(session: OrtSession, place: ModelPlace, weights: LossWeights) {
+  private constructor(session: OrtSession, digest: string, place: ModelPlace, weights: LossWeights) {
+    this.digest = digest;
     this.#session = session;
     this.#place = place;
     this.#weights = weights;
@@ -69,7 +72,8 @@ export class ModelPass {
       joint: weights.reinforce !== 0,
       kl: weights.kl !== 0,
     });
-    return new ModelPass(await openGraph(graph, place, signal), place, weights);
+    const { session, digest } = await openGraph(graph, place, signal);
+    return new ModelPass(session, digest, place, weights);
   }
 
   /**
@@ -143,7 +147,7 @@ export class TeacherPass {
   /** @throws ServingError checkpoint_invalid, runtime_failed; the signal's reason. */
   static async load(place: ModelPlace, signal?: AbortSignal): Promise<TeacherPass> {
     const graph = buildTraining(place.spec, place.weights, { ...place, backward: false, logp: true });
-    return new TeacherPass(await openGraph(graph, place, signal), place);
+    return new TeacherPass((await openGraph(graph, place, signal)).session, place);
   }
 
   /**

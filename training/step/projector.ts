@@ -66,8 +66,8 @@ export class TrainableProjector {
     form: AlignmentForm,
     place: SessionPlace,
   ): Promise<TrainableProjector> {
-    const forward = await openGraph(buildTrainableProjector(spec), place);
-    return new TrainableProjector(spec, parameters, form, place, forward);
+    const { session } = await openGraph(buildTrainableProjector(spec), place);
+    return new TrainableProjector(spec, parameters, form, place, session);
   }
 
   /**
@@ -109,7 +109,7 @@ export class TrainableProjector {
   }
 
   async #openBackward(k: number): Promise<OrtSession> {
-    const session = await openGraph(buildProjectorTraining(this.spec, k, this.#form), this.#place);
+    const { session } = await openGraph(buildProjectorTraining(this.spec, k, this.#form), this.#place);
     this.#backward.set(k, session);
     return session;
   }

@@ -3,7 +3,7 @@
  * each soft token should change, the projector says how each of its parameters should, and the optimiser changes them.
  */
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { type AdamState, AdamW, clip } from './optimizer.ts';
+import { ADAM_DEFAULTS, type AdamState, AdamW, clip } from './optimizer.ts';
 import type { LossWeights, ModelPass } from './pass.ts';
 import type { TrainableProjector } from './projector.ts';
 import type { Rollout, Sample } from './rows.ts';
@@ -71,7 +71,7 @@ export class Trainer {
     this.#companions = companions;
     this.#settings = settings;
     const { weightDecay } = settings;
-    this.#adam = new AdamW(projector.parameters, { betas: [0.9, 0.999], epsilon: 1e-8, weightDecay }, state);
+    this.#adam = new AdamW(projector.parameters, { ...ADAM_DEFAULTS, weightDecay }, state);
   }
 
   get optimizerState(): AdamState {
