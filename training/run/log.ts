@@ -1,6 +1,7 @@
 /** The figures of a run, one line of JSON for each step and each validation: `log.jsonl` in the run's folder. */
-import { appendFile, readFile, writeFile } from 'node:fs/promises';
+import { appendFile, readFile } from 'node:fs/promises';
 import { atPath } from '../../services/lib/process/os-errors.ts';
+import { writeWhole } from './files.ts';
 
 export class RunLog {
   readonly #path: string;
@@ -21,7 +22,7 @@ export class RunLog {
         throw error;
       });
       const kept = text.split('\n').filter((line) => (stepOf(line) ?? Number.POSITIVE_INFINITY) <= steps);
-      await writeFile(path, kept.map((line) => `${line}\n`).join(''));
+      await writeWhole(path, kept.map((line) => `${line}\n`).join(''));
     });
     return new RunLog(path);
   }

@@ -1,12 +1,13 @@
 /** What a run is asked for, and the part of it that decides its results: that part may not change when it goes on. */
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { atPath, reasonOf } from '../../services/lib/process/os-errors.ts';
+import { reasonOf } from '../../services/lib/process/os-errors.ts';
 import type { FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
 import type { LossWeights } from '../step/pass.ts';
+import { writeWhole } from './files.ts';
 
 export interface TrainOptions {
   /** Hugging Face folder of the language model. */
@@ -61,7 +62,7 @@ export async function freezeSettings(path: string, options: TrainOptions, inputs
   const frozen = JSON.parse(JSON.stringify({ ...Object.fromEntries(settings), inputs })) as Record<string, unknown>;
   const before = await readFrozen(path);
   if (before === undefined) {
-    await atPath(path, () => writeFile(path, `${JSON.stringify(frozen, null, 2)}\n`));
+    await writeWhole(path, `${JSON.stringify(frozen, null, 2)}\n`);
     return;
   }
   const names = [...new Set([...Object.keys(before), ...Object.keys(frozen)])];

@@ -8,7 +8,7 @@
  *   embeddings/    of the chunks, by encoder
  *   projector/     model.safetensors and config.json, of the newest checkpoint
  */
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PROMPT_FORMATS } from '../../services/lib/model/bundle/weight-formats.ts';
 import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
@@ -31,6 +31,7 @@ import type { Tensors } from '../step/tensors.ts';
 import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.ts';
 import { latestCheckpoint, saveCheckpoint, writable } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
+import { writeWhole } from './files.ts';
 import { RunLog } from './log.ts';
 import { batchOf } from './order.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
@@ -52,8 +53,7 @@ export interface TrainReport {
  *   runtime_failed; the signal's reason. Up to the last checkpoint the run's work is kept.
  */
 export async function train(options: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
-  await makeFolder(options.to);
-  const work = await atPath(`--to ${options.to}`, () => mkdtemp(join(options.to, '.work-')));
+  const work = await atPath(`--to ${options.to}`, () => workFolder(options.to));
   await using cleanup = new Cleanup();
   cleanup.defer(() => rm(work, { recursive: true, force: true }));
   const llm = await openSourceNetwork(options.llm);
@@ -110,6 +110,17 @@ export async function train(options: TrainOptions, progress: Progress, signal: A
   const batch = (step: number) =>
     embedded(batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!));
   return await run.all(batch, valid, progress, signal); // what it needs is given back after it
+}
+
+const WORK = '.work-';
+
+/** A folder for graphs within that of the run. A process that was killed may have left its own, with gigabytes in it. */
+async function workFolder(to: string): Promise<string> {
+  await makeFolder(to);
+  for (const name of await readdir(to)) {
+    if (name.startsWith(WORK)) await rm(join(to, name), { recursive: true, force: true });
+  }
+  return mkdtemp(join(to, WORK));
 }
 
 /** The paper's widths: with three layers and more, those between are twice as wide as the language model. */
@@ -241,7 +252,6 @@ class Run {
       modality,
       normalize,
     };
-    const path = join(folder, 'config.json');
-    await atPath(path, () => writeFile(path, `${JSON.stringify({ encoder }, null, 2)}\n`));
+    await writeWhole(join(folder, 'config.json'), `${JSON.stringify({ encoder }, null, 2)}\n`);
   }
 }
