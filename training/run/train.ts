@@ -134,7 +134,7 @@ function placeOf(
   network: Pick<ModelPlace, 'spec' | 'weights'>,
   folder: string,
 ): ModelPlace {
-  const continued = Math.max(targetTokens, weights.reinforce === 0 ? 0 : rolloutTokens);
+  const continued = targetTokens + (weights.reinforce === 0 ? 0 : rolloutTokens);
   return {
     ...network,
     folder,

@@ -33,7 +33,7 @@ export interface ModelPlace extends SessionPlace {
   /** See buildTraining. */
   readonly backwardLayers?: BackwardFormat;
   readonly recompute?: boolean;
-  /** Longest sequence of rows. */
+  /** The most rows of a pass: prompt, target and rollout together. */
   readonly maxPositions: number;
 }
 
@@ -188,9 +188,9 @@ function rowInputs(
   const places = sample.softPositions;
   if (sample.targetIds.length === 0) throw unusable(sample, 'its target has no tokens: leave it out of the data set');
   if (sample.promptIds.length === 0) throw unusable(sample, 'its prompt has no tokens: leave it out of the data set');
-  const last = Math.max(...positions);
-  if (last >= maxPositions) {
-    throw unusable(sample, `it takes ${last + 1} positions, and at most ${maxPositions} are prepared: cut its prompt`);
+  // ONNX Runtime wants as many positions in its tables as there are rows, also where positions stand twice.
+  if (ids.length > maxPositions) {
+    throw unusable(sample, `it takes ${ids.length} rows, and at most ${maxPositions} are prepared: cut its prompt`);
   }
   if (soft.length !== places.length * spec.hidden) {
     throw unusable(sample, `${soft.length / spec.hidden} soft tokens came for ${places.length} places in its prompt`);

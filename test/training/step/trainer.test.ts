@@ -125,6 +125,39 @@ describe.each([2, 3] as const)('a projector of %i layers', (layers) => {
   });
 });
 
+test('a sample that cannot be used is refused by name, and leaves the parameters as they were', async () => {
+  const model = await ModelPass.load({ ...place, maxPositions: 48 }, { ...NONE, ce: 1 });
+  const { widths, parameters } = await goldens.projector(2);
+  const projector = await TrainableProjector.load({ widths }, parameters, 'mse', place);
+  const settings = { weights: { ...NONE, ce: 1 }, clipNorm: 1, weightDecay: 0 };
+  const before = structuredClone(parameters);
+  const [sample] = samples;
+  const embeddings = sample!.embeddings.slice().fill(Number.NaN, 3, 4);
+  const cases: [changes: Partial<typeof sample>, code: string, what: string][] = [
+    [{ targetIds: [] }, 'sample_invalid', 'sample 0: its target has no tokens'],
+    [{ promptIds: [...sample!.promptIds, 1] }, 'sample_invalid', 'sample 0: it takes 49 rows, and at most 48'],
+    [{ softPositions: [0, 1] }, 'sample_invalid', 'sample 0: 10 embeddings for 2 soft tokens'],
+    [{ softPositions: [], embeddings: new Float32Array(0) }, 'sample_invalid', 'without a soft token'],
+    [{ embeddings }, 'sample_invalid', 'sample 0: an embedding of its chunks is not finite'],
+    [{ embeddings: sample!.embeddings.map((x) => x * 1e38) }, 'training_diverged', 'sample 0 to sample 0: the norm'],
+  ];
+  try {
+    const trainer = new Trainer(projector, model, companions, settings);
+    for (const [changes, code, what] of cases) {
+      const refused = { code, message: expect.stringContaining(what) };
+      await expect(trainer.step([{ ...sample!, ...changes }], 1), what).rejects.toMatchObject(refused);
+    }
+    expect(parameters).toEqual(before);
+    await trainer.step([sample!], 1e-3); // 48 rows
+    parameters.get('linear_2.bias')![0] = Number.NaN;
+    const diverged = { code: 'training_diverged', message: expect.stringContaining('sample 0: its loss ce is NaN') };
+    await expect(trainer.step([sample!], 1)).rejects.toMatchObject(diverged);
+  } finally {
+    model.dispose();
+    projector.dispose();
+  }
+});
+
 test('the same seed, data and threads give the same bits', async () => {
   const weights: LossWeights = { ...NONE, ce: 0.9, reinforce: 0.1, alignment: 0.1 };
   const results: string[] = [];

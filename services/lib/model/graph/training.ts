@@ -30,7 +30,7 @@ interface TrainingFormat {
   readonly layers: LayerFormats;
   /** How the backward pass multiplies by layers that are quantised; those in 32-bit floats are the same in both. */
   readonly backwardLayers?: BackwardFormat;
-  /** Positions in the rotation tables: no sequence may be longer. */
+  /** Positions in the rotation tables: no pass may have more rows, also where positions stand twice. */
   readonly maxPositions: number;
   /** Whether the graph computes the gradient; without it, it scores targets. */
   readonly backward: boolean;
