@@ -32,6 +32,7 @@ import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.t
 import { latestCheckpoint, saveCheckpoint, writable } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
 import { writeWhole } from './files.ts';
+import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
 import { RunLog } from './log.ts';
 import { batchOf } from './order.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
@@ -107,9 +108,23 @@ export async function train(options: TrainOptions, progress: Progress, signal: A
     return made;
   };
   const valid = async () => (held && judge ? validate(await embedded(held.rows), projector, judge, signal) : undefined);
+  if (options.frozen !== 'fp32' && kept === undefined) {
+    const few = await embedded(data.rows.slice(0, CHECKED_SAMPLES));
+    sayCosine(await gradientCosine(place, projector, few, signal), few.length, progress);
+  }
   const batch = (step: number) =>
     embedded(batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!));
   return await run.all(batch, valid, progress, signal); // what it needs is given back after it
+}
+
+/** Samples on which the gradient through quantised weights is compared with that through 32-bit floats. */
+const CHECKED_SAMPLES = 4;
+
+function sayCosine(cosine: number, samples: number, progress: Progress): void {
+  const found = `the gradient through 8-bit weights has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats (${samples} samples)`;
+  if (cosine < LEAST_COSINE) progress.warn(`${found}: --frozen fp32 would train better`);
+  else progress.succeed(found);
+  progress.start('training');
 }
 
 const WORK = '.work-';

@@ -12,10 +12,13 @@ const dir = await temporaryFolder();
 const TIMEOUT_MS = 120_000;
 
 /** Progress that nobody sees; `onUpdate` hears what it would show. */
-const silent = (onUpdate: (text: string) => void = () => {}): Progress => ({
+const silent = (
+  onUpdate: (text: string) => void = () => {},
+  onSucceed: (text: string) => void = () => {},
+): Progress => ({
   start: () => {},
   update: onUpdate,
-  succeed: () => {},
+  succeed: onSucceed,
   warn: () => {},
   fail: () => {},
 });
@@ -120,7 +123,13 @@ describe('a run', () => {
       validation: undefined,
       weights,
     });
-    await train(run, silent(), never);
+    const said: string[] = [];
+    await train(
+      run,
+      silent(undefined, (text) => said.push(text)),
+      never,
+    );
+    expect(said).toEqual([expect.stringMatching(/cosine of 0\.99\d\d to that through 32-bit floats \(4 samples\)/)]);
     const losses = (await results(run)).log.map((line) => JSON.parse(line).loss as number);
     expect(losses).toHaveLength(8);
     expect(losses.at(-1)!).toBeLessThan(losses[0]! - 0.05);
