@@ -129,7 +129,7 @@ function sayCosine(cosine: number, samples: number, progress: Progress): void {
 
 const WORK = '.work-';
 
-/** A folder for graphs within that of the run. A process that was killed may have left its own, with gigabytes in it. */
+/** A folder for graphs within that of the run. A process that was killed may have left its own, with gigabytes. */
 async function workFolder(to: string): Promise<string> {
   await makeFolder(to);
   for (const name of await readdir(to)) {
