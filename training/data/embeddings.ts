@@ -24,7 +24,7 @@ import type { Chunk } from './rows.ts';
 export type EncoderChoices = Parameters<typeof encoderSettings>[2];
 
 /** Vectors in one file: a process that is killed loses at most so many. */
-const FILE_CHUNKS = 1024;
+const FILE_CHUNKS = 4096;
 /** Tokens of one run of the encoder, padding included. */
 const RUN_TOKENS = 2048;
 

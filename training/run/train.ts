@@ -234,7 +234,8 @@ class Run {
       last = await validation();
       if (last) await log.write({ step: this.#state.steps, ...last });
     };
-    if (this.#state.steps === 0 || this.#state.steps === steps) await validated();
+    if (this.#state.steps === 0) await validated();
+    else if (this.#state.steps === steps) last = await validation(); // the log has its figures
     while (this.#state.steps < steps) {
       const step = this.#state.steps;
       const form = { form: schedule, warmup: Math.ceil(warmup * steps), total: steps };

@@ -9,7 +9,7 @@ import { train } from '../../../training/run/train.ts';
 import { TINY_CODER, temporaryFolder } from '../../support/models.ts';
 
 const dir = await temporaryFolder();
-const TIMEOUT_MS = 120_000;
+const TIMEOUT_MS = 300_000;
 
 /** Progress that nobody sees; `onUpdate` hears what it would show. */
 const silent = (
@@ -96,6 +96,9 @@ describe('a run', () => {
     expect((await results(parted)).log).toHaveLength(5);
     await train(parted, silent(), never);
     expect(await results(parted)).toEqual(expected);
+    // A run that is complete says its figures again, and its log stays.
+    expect((await train(parted, silent(), never)).validation).toEqual(report.validation);
+    expect(await results(parted)).toEqual(expected);
     expect((await readdir(parted.to)).sort()).toEqual(
       ['checkpoints', 'embeddings', 'log.jsonl', 'projector', 'run.json'].sort(),
     );
@@ -103,11 +106,16 @@ describe('a run', () => {
   });
 
   test('the projector is exported with the encoder that it was trained for', { timeout: TIMEOUT_MS }, async () => {
-    const run = options('exported', { steps: 1, every: 1, weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 } });
+    const run = options('exported', {
+      steps: 1,
+      layers: 4,
+      every: 1,
+      weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
+    });
     const { projector } = await train(run, silent(), never);
     const manifest = await exportBundle({ llm: TINY_CODER, projector, to: join(dir, 'bundle'), precision: 'int8' });
     expect(manifest.context!.encoder).toMatchObject({ pooling: 'mean', maxTokens: 48, normalize: true });
-    expect(manifest.context!.projector.widths).toEqual([256, 256, 256]);
+    expect(manifest.context!.projector.widths).toEqual([256, 512, 512, 512, 256]);
   });
 
   test('steps lower the loss of a set that is seen again and again, with 8-bit frozen weights too', {
