@@ -110,6 +110,11 @@ const WORDS: Readonly<Record<string, Word>> = {
         });
     },
   },
+  train: {
+    summary: 'train a projector, or go on with a run; see docs/training.md',
+    writesForOthers: true,
+    build: async () => (await import('../training/command.ts')).trainCommand(),
+  },
   bench: {
     summary: 'measure a system through its HTTP API; see bench/README.md',
     writesForOthers: true,

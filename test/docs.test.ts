@@ -10,6 +10,7 @@ import { benchCommand, planCommand } from '../bench/commands.ts';
 import { flagName } from '../services/lib/process/config.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 import { SETTINGS } from '../services/settings.ts';
+import { trainCommand } from '../training/command.ts';
 
 interface Document {
   /** Path from the repository's root. */
@@ -145,7 +146,7 @@ describe('the documents', () => {
     const known = new Set([
       ...Object.keys(SETTINGS).map(flagName),
       ...quotedOptions('services/cli.ts'),
-      ...[benchCommand(), planCommand()].flatMap(optionsOf),
+      ...[benchCommand(), planCommand(), trainCommand()].flatMap(optionsOf),
       ...peerOptions(),
       ...FOREIGN_FLAGS,
     ]);

@@ -17,8 +17,8 @@ const ROOMS = [
   ['gateway', 'prefill', 'decode', 'indexer'],
   ['colocated'], // mounts what prefill and decode export
   ['cli'], // starts every service
-  ['bench'],
-  ['command'], // services/cli.ts alone: its words start services and benches
+  ['bench', 'training'],
+  ['command'], // services/cli.ts alone: its words start services, benches and training
   ['test'],
 ];
 /** The services that each service may import. */
@@ -104,7 +104,7 @@ function read(path: string): Source {
 }
 
 const isGenerated = (path: string) => path.startsWith('services/lib/rpc/gen/');
-const SOURCES = ['services', 'bench', 'test'].flatMap((folder) => filesUnder(folder, /\.ts$/)).map(read);
+const SOURCES = ['services', 'bench', 'training', 'test'].flatMap((folder) => filesUnder(folder, /\.ts$/)).map(read);
 const WRITTEN = SOURCES.filter(({ path }) => !isGenerated(path));
 const PRODUCT = WRITTEN.filter(({ path }) => !path.startsWith('test/'));
 const PATHS = new Set(SOURCES.map(({ path }) => path));
@@ -118,7 +118,8 @@ function target(source: Source, specifier: string): string | undefined {
 const packageName = (specifier: string) => /^(@[^/]+\/[^/]+|[^/]+)/.exec(specifier)![1]!;
 
 /**
- * `services/lib/kv/pool.ts` is in kv, `services/decode/loop.ts` in decode, `services/*.ts` in cli, `bench/…` in bench.
+ * `services/lib/kv/pool.ts` is in kv, `services/decode/loop.ts` in decode, `services/*.ts` in cli, `bench/…` in bench,
+ * `training/…` in training.
  */
 function room(path: string): string {
   const [top, second, third] = path.split('/');
@@ -166,6 +167,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['report'],
     ['measure'],
   ],
+  'training/': [['command'], ['run'], ['data'], ['step'], ['choices']],
 };
 
 /** `services/gateway/http/sse.ts` is in http of `services/gateway/`, `bench/readme.ts` in readme of `bench/`. */
@@ -273,6 +275,10 @@ describe('the reader of this test', () => {
     expect(rooms('bench/a.ts', 'services/gateway/b.ts')).toBe(true);
     expect(rooms('services/gateway/a.ts', 'bench/b.ts')).toBe(false);
     expect(rooms('services/up.ts', 'bench/b.ts')).toBe(false);
+    expect(rooms('training/a.ts', 'services/gateway/b.ts')).toBe(true);
+    expect(rooms('training/a.ts', 'bench/b.ts')).toBe(false);
+    expect(rooms('services/up.ts', 'training/b.ts')).toBe(false);
+    expect(rooms('services/cli.ts', 'training/b.ts')).toBe(true);
     expect(rooms('services/cli.ts', 'bench/b.ts')).toBe(true);
   });
 });
@@ -378,6 +384,12 @@ describe('house rules', () => {
     expect(
       [...loadedWith('bench/commands.ts')].filter((path) => /services\/(?!lib\/|gateway\/request\.ts$)/.test(path)),
     ).toEqual([]);
+  });
+
+  it('the help of training loads no code that trains', () => {
+    const loaded = [...loadedWith('training/command.ts')];
+    const light = /^(training\/(command|choices)|services\/lib\/(process\/[\w-]+|model\/bundle\/choices))\.ts$/;
+    expect(loaded.filter((path) => !light.test(path))).toEqual([]);
   });
 
   it('no bench uses the global fetch, which may follow a proxy', () => {

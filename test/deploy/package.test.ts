@@ -95,7 +95,7 @@ describe('the tarball', () => {
   test('has no sources, tests, results or files of the build', () => {
     const kinds = [
       /^(?:LICENSE|README\.md|package\.json)$/,
-      /^dist\/(?:services|bench)\/[\w/.-]+\.js$/,
+      /^dist\/(?:services|bench|training)\/[\w/.-]+\.js$/,
       /^bench\/data\//,
       /^examples\/shop\//,
       /^models\/tiny-coder\//,

@@ -29,6 +29,12 @@ export interface SessionOptions {
   readonly spin?: boolean;
   /** Place of the weights in the form that the CPU computes with. Without it every session makes its own copy. */
   readonly prepacked?: PrepackedCache;
+  /**
+   * `false` computes with the weights as they lie in the mapped file. Training multiplies by each matrix in both
+   * directions, and the session would otherwise keep a packed copy for each: 5.4 GiB instead of 3.1 for a 0.5B model in
+   * 32-bit floats, for 25 % less CPU time.
+   */
+  readonly packWeights?: boolean;
 }
 
 /**
@@ -64,6 +70,7 @@ export class SessionSettings {
       assertOk(api, api.disableMemPattern(this.#pointer)); // shapes change from run to run
       this.set('session.intra_op.allow_spinning', options.spin ? '1' : '0');
       this.set('session.set_denormal_as_zero', '1');
+      if (options.packWeights === false) this.set('session.disable_prepacking', '1');
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
       if (whole) this.set('session.disable_cpu_ep_fallback', '1');

@@ -112,6 +112,13 @@ export const ERRORS = {
   checkpoint_invalid: kind(500, 'INTERNAL', false, 'Download the checkpoint again, or name a supported one.'),
   bundle_invalid: kind(500, 'INTERNAL', false, 'Make the bundle again with llavacode export.'),
   projector_invalid: kind(500, 'INTERNAL', false, 'Use a projector trained for this encoder and LLM.'),
+  sample_invalid: kind(500, 'INTERNAL', false, 'Correct the sample that the message names, or leave it out.'),
+  training_diverged: kind(
+    500,
+    'INTERNAL',
+    false,
+    'Lower the learning rate, or leave out the sample that the message names; go on from the last checkpoint.',
+  ),
   runtime_unsupported: kind(500, 'INTERNAL', false, 'Install the pinned onnxruntime-node: npm ci.'),
   provider_unavailable: kind(500, 'INTERNAL', false, 'Use --provider cpu.'),
   runtime_failed: kind(500, 'INTERNAL', true, 'Retry; the message of ONNX Runtime says why.'),
@@ -204,6 +211,8 @@ const FINAL: ReadonlySet<ErrorCode> = new Set([
   'checkpoint_invalid',
   'bundle_invalid',
   'projector_invalid',
+  'sample_invalid',
+  'training_diverged',
   'runtime_unsupported',
   'provider_unavailable',
 ]);

@@ -1,10 +1,13 @@
-/** A checkpoint as a source of named tensors: one safetensors file, or the shards that an index names. */
+/** A checkpoint as a source of named tensors: a safetensors file, the shards that an index names, or a PyTorch file. */
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
 import { reasonOf } from '../../process/os-errors.ts';
 import { SafetensorsFile } from './safetensors.ts';
+import { TorchFile } from './torch-file.ts';
+
+type TensorFile = SafetensorsFile | TorchFile;
 
 /** A source of weights: a checkpoint on disk, or random numbers for a benchmark. */
 export interface TensorSource {
@@ -22,26 +25,28 @@ const indexSchema = z.object({
 
 export class Checkpoint implements TensorSource {
   readonly origin: string;
-  readonly #files: readonly SafetensorsFile[];
-  readonly #fileOf: ReadonlyMap<string, SafetensorsFile>;
+  readonly #files: readonly TensorFile[];
+  readonly #fileOf: ReadonlyMap<string, TensorFile>;
 
-  private constructor(origin: string, files: readonly SafetensorsFile[], fileOf: ReadonlyMap<string, SafetensorsFile>) {
+  private constructor(origin: string, files: readonly TensorFile[], fileOf: ReadonlyMap<string, TensorFile>) {
     this.origin = origin;
     this.#files = files;
     this.#fileOf = fileOf;
   }
 
   /**
-   * Opens a safetensors file, or a Hugging Face folder with `model.safetensors` or `model.safetensors.index.json`.
+   * Opens a safetensors file, a file of torch.save (`.pth`, `.pt`, `.bin`), or a Hugging Face folder with
+   * `model.safetensors` or `model.safetensors.index.json`.
    * @throws ServingError checkpoint_invalid
    */
   static async open(path: string): Promise<Checkpoint> {
     const entry = await stat(path).catch(() => undefined);
     if (!entry) throw invalid(path, 'does not exist');
     if (!entry.isDirectory()) {
+      if (/\.(pth|pt|bin)$/.test(path)) return Checkpoint.#ofFile(path, await TorchFile.open(path));
       if (!path.endsWith('.safetensors'))
-        throw invalid(path, 'is not a .safetensors file: convert it to safetensors first');
-      return Checkpoint.#ofFile(path);
+        throw invalid(path, 'is neither a .safetensors nor a .pth file: convert it to safetensors first');
+      return Checkpoint.#ofFile(path, await SafetensorsFile.open(path));
     }
     const index = await readFile(join(path, 'model.safetensors.index.json'), 'utf8').catch(() => undefined);
     if (index !== undefined) return Checkpoint.#ofShards(path, index);
@@ -52,11 +57,10 @@ export class Checkpoint implements TensorSource {
         'holds neither model.safetensors nor model.safetensors.index.json: convert the weights to safetensors',
       );
     }
-    return Checkpoint.#ofFile(single);
+    return Checkpoint.#ofFile(single, await SafetensorsFile.open(single));
   }
 
-  static async #ofFile(path: string): Promise<Checkpoint> {
-    const file = await SafetensorsFile.open(path);
+  static #ofFile(path: string, file: TensorFile): Checkpoint {
     return new Checkpoint(path, [file], new Map([...file.tensors.keys()].map((name) => [name, file])));
   }
 

@@ -16,7 +16,7 @@ declare const brand: unique symbol;
 /** The name of a value that is computed, fed or stored in the graph. */
 export type Value = string & { readonly [brand]: true };
 
-export type AttributeKind = 'int' | 'float' | 'type';
+export type AttributeKind = 'int' | 'ints' | 'float' | 'text' | 'type';
 const operator = <const A extends Record<string, AttributeKind>>(domain: '' | 'com.microsoft', attributes: A) => ({
   domain,
   attributes,
@@ -28,10 +28,16 @@ export const OPERATORS = {
   Add: operator('', {}),
   Cast: operator('', { to: 'type' }),
   Concat: operator('', { axis: 'int' }),
+  ConstantOfShape: operator('', {}),
   Div: operator('', {}),
   DynamicQuantizeMatMul: operator('com.microsoft', {}),
   Equal: operator('', {}),
+  Erf: operator('', {}),
+  Exp: operator('', {}),
+  Expand: operator('', {}),
+  FusedMatMul: operator('com.microsoft', { alpha: 'float', transA: 'int', transB: 'int' }),
   Gather: operator('', { axis: 'int' }),
+  GatherElements: operator('', { axis: 'int' }),
   GatherND: operator('', { batch_dims: 'int' }),
   Gelu: operator('com.microsoft', {}),
   GatherBlockQuantized: operator('com.microsoft', {
@@ -40,16 +46,19 @@ export const OPERATORS = {
     gather_axis: 'int',
     quantize_axis: 'int',
   }),
-  Gemm: operator('', { transB: 'int' }),
+  Gemm: operator('', { transA: 'int', transB: 'int' }),
   GroupQueryAttention: operator('com.microsoft', {
     num_heads: 'int',
     kv_num_heads: 'int',
     do_rotary: 'int',
     rotary_interleaved: 'int',
     causal: 'int',
+    scale: 'float',
   }),
+  Identity: operator('', {}),
   LayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
   Less: operator('', {}),
+  LogSoftmax: operator('', { axis: 'int' }),
   LpNormalization: operator('', { axis: 'int', p: 'int' }),
   MatMul: operator('', {}),
   MatMulInteger: operator('', {}),
@@ -62,27 +71,45 @@ export const OPERATORS = {
   }),
   Max: operator('', {}),
   Mul: operator('', {}),
+  Neg: operator('', {}),
   QuickGelu: operator('com.microsoft', { alpha: 'float' }),
   Range: operator('', {}),
+  Reciprocal: operator('', {}),
+  ReduceMean: operator('', { keepdims: 'int' }),
   ReduceSum: operator('', { keepdims: 'int' }),
   ReduceMax: operator('', {}),
   ReduceMin: operator('', {}),
-  Reshape: operator('', {}),
+  Reshape: operator('', { allowzero: 'int' }),
+  RotaryEmbedding: operator('com.microsoft', { interleaved: 'int', num_heads: 'int' }),
+  ScatterElements: operator('', { axis: 'int', reduction: 'text' }),
   ScatterND: operator('', {}),
   Shape: operator('', { start: 'int', end: 'int' }),
+  Sigmoid: operator('', {}),
   SimplifiedLayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
   SkipLayerNormalization: operator('com.microsoft', { epsilon: 'float' }),
   SkipSimplifiedLayerNormalization: operator('com.microsoft', { epsilon: 'float' }),
   Slice: operator('', {}),
+  Softmax: operator('', { axis: 'int' }),
+  Split: operator('', { axis: 'int' }),
+  Sqrt: operator('', {}),
   Squeeze: operator('', {}),
   Sub: operator('', {}),
+  Transpose: operator('', { perm: 'ints' }),
   Unsqueeze: operator('', {}),
   Where: operator('', {}),
 } as const;
-type Operator = keyof typeof OPERATORS;
+export type Operator = keyof typeof OPERATORS;
 
-type ValueOf<K extends AttributeKind> = K extends 'type' ? DataType : number;
-type Attributes<O extends Operator> = {
+type ValueOf<K extends AttributeKind> = K extends 'type'
+  ? DataType
+  : K extends 'ints'
+    ? readonly number[]
+    : K extends 'text'
+      ? string
+      : number;
+/** The value of an attribute: of kind type, text, ints, int or float. */
+export type AttributeValue = DataType | string | readonly number[] | number;
+export type Attributes<O extends Operator> = {
   readonly [A in keyof (typeof OPERATORS)[O]['attributes']]?: ValueOf<
     (typeof OPERATORS)[O]['attributes'][A] & AttributeKind
   >;
@@ -93,7 +120,7 @@ export interface Node {
   /** An empty name stands for an optional input that is not given, or an output that is not wanted. */
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
-  readonly attributes: Readonly<Record<string, number | DataType>>;
+  readonly attributes: Readonly<Record<string, AttributeValue>>;
 }
 
 /** A tensor's name, type and shape. */
@@ -114,6 +141,17 @@ interface WeightGroup {
   readonly produce: () => Promise<readonly StoredArray[]>;
 }
 
+/** The matrix that a quantised weight was made from, as the checkpoint has it. */
+export interface FloatMatrix {
+  readonly name: string;
+  /** Output width. */
+  readonly rows: number;
+  /** Input width. */
+  readonly columns: number;
+  /** Reads [rows, columns]. */
+  readonly read: () => Promise<Float32Array>;
+}
+
 export class Graph {
   /** The type in which the graph computes: that of its float weights, scalars and activations. */
   readonly floats: 'float32' | 'float16';
@@ -122,6 +160,10 @@ export class Graph {
   readonly outputs: TensorForm[] = [];
   readonly constants: Constant[] = [];
   readonly weights: WeightGroup[] = [];
+  /** The matrices that quantised weights were made from, by the name of the weight's levels: gradients need them. */
+  readonly matrices = new Map<string, FloatMatrix>();
+  /** Values on which, computed as they are, the result does not depend: no gradient flows through them. */
+  readonly stopped = new Set<string>();
   readonly #names = new Set<string>();
 
   constructor(floats: 'float32' | 'float16' = 'float32') {

@@ -3,7 +3,7 @@
  * Activations have any number of dimensions, the last of which is the matrix's input width.
  */
 import type { TensorReader } from '../checkpoint/checkpoint.ts';
-import type { Graph, Value } from './graph.ts';
+import type { FloatMatrix, Graph, Value } from './graph.ts';
 import { type BlockFormat, blockThatDivides, quantize, quantizeChannels } from './quantize.ts';
 
 /** How matrices and tables are stored. */
@@ -19,16 +19,6 @@ export type WeightFormat = TableFormat | 'w8a8' | 'w8a8 by row';
 export type MatrixName = 'qkv' | 'q_proj' | 'k_proj' | 'v_proj' | 'o_proj' | 'gate_proj' | 'up_proj' | 'down_proj';
 /** One format for all matrices, or one for each matrix of each layer. */
 export type LayerFormats = WeightFormat | ((layer: number, matrix: MatrixName) => WeightFormat);
-
-interface Matrix {
-  readonly name: string;
-  /** Output width. */
-  readonly rows: number;
-  /** Input width. */
-  readonly columns: number;
-  /** Reads [rows, columns]. */
-  readonly read: TensorReader;
-}
 
 /** The use of a stored matrix: multiplying, looking rows up (a table of embeddings), or both (a tied table). */
 type Use = 'multiply' | 'lookUp' | 'both';
@@ -52,7 +42,7 @@ type StoredMatrix = {
 );
 
 /** Declares a matrix. If no block divides its width, it stays in 32-bit floats. */
-export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, use: Use): StoredMatrix {
+export function storeMatrix(graph: Graph, matrix: FloatMatrix, format: TableFormat, use: Use): StoredMatrix {
   const { name, rows, columns, read } = matrix;
   const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
   if (format === 'fp32' || block === undefined) {
@@ -74,6 +64,7 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
     const stored = graph.stored(quantized.scales);
     return [quantized.packed, ...scaleForms.map(() => stored)];
   });
+  graph.matrices.set(packed!, matrix);
   return {
     kind: 'blocks',
     rows,
@@ -88,8 +79,8 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
 /** Side of the squares in which a matrix is transposed: two of them fit a core's first cache. */
 const TILE = 32;
 
-/** @param matrix [rows, columns] */
-function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array {
+/** @param matrix [rows, columns] @returns [columns, rows] */
+export function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array {
   const out = new Float32Array(matrix.length);
   for (let top = 0; top < rows; top += TILE) {
     for (let left = 0; left < columns; left += TILE) {
@@ -127,7 +118,7 @@ export function multiply(graph: Graph, output: string, input: Value, matrix: Sto
 export function linear(
   graph: Graph,
   input: Value,
-  matrix: Matrix & { readonly bias?: TensorReader },
+  matrix: FloatMatrix & { readonly bias?: TensorReader },
   format: WeightFormat,
 ): Value {
   const bias = matrix.bias && graph.weight(`${matrix.name}.bias`, [matrix.rows], matrix.bias);
@@ -137,13 +128,8 @@ export function linear(
 }
 
 /** Activations get one scale per run, which suits rows that have passed a norm and so have the same size. */
-function linearW8A8(
-  graph: Graph,
-  output: string,
-  input: Value,
-  { name, rows, columns, read }: Matrix,
-  bias?: Value,
-): Value {
+function linearW8A8(graph: Graph, output: string, input: Value, matrix: FloatMatrix, bias?: Value): Value {
+  const { name, rows, columns, read } = matrix;
   const forms = [
     { name: `${name}.levels`, type: 'int8' as const, dims: [columns, rows] },
     { name: `${name}.scales`, type: 'float32' as const, dims: [rows] },
@@ -152,6 +138,7 @@ function linearW8A8(
     const quantized = quantizeChannels(await read(), rows);
     return [quantized.levels, quantized.scales];
   });
+  graph.matrices.set(levels!, matrix);
   return graph.node('DynamicQuantizeMatMul', output, [input, levels, scales, undefined, bias]);
 }
 
@@ -159,13 +146,14 @@ function linearW8A8(
  * Scales every row of `input` [batch, sequence, columns] to a largest value of 1 first, so that the one scale per run
  * suits all rows.
  */
-function linearByRow(graph: Graph, input: Value, matrix: Matrix, bias?: Value): Value {
+function linearByRow(graph: Graph, input: Value, matrix: FloatMatrix, bias?: Value): Value {
   const { name } = matrix;
   const sizes = graph.node('Abs', `${name}.sizes`, [input]);
   // The axis is not -1: without rows the CPU's ReduceMax would then reduce nothing.
   const largest = graph.node('ReduceMax', `${name}.largest`, [sizes, graph.int64(`${name}.axis`, [2])]);
   // The lower bound keeps rows of zeros from being divided by zero.
   const scale = graph.node('Max', `${name}.row_scales`, [largest, graph.scalar(`${name}.tiny`, 1e-20)]);
+  graph.stopped.add(scale); // it is divided by and multiplied by again
   const even = graph.node('Div', `${name}.even`, [input, scale]);
   const product = linearW8A8(graph, `${name}.product`, even, matrix);
   const scaled = graph.node('Mul', bias ? `${name}.scaled` : name, [product, scale]);

@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import protobuf from 'protobufjs';
 import {
   type AttributeKind,
+  type AttributeValue,
   type Constant,
   type DataType,
   type Graph,
@@ -24,7 +25,10 @@ const SCHEMA = `
 syntax = "proto3";
 message StringStringEntryProto { string key = 1; string value = 2; }
 message OperatorSetIdProto { string domain = 1; int64 version = 2; }
-message AttributeProto { string name = 1; optional float f = 2; optional int64 i = 3; int32 type = 20; }
+message AttributeProto {
+  string name = 1; optional float f = 2; optional int64 i = 3; optional bytes s = 4; repeated int64 ints = 8;
+  int32 type = 20;
+}
 message NodeProto {
   repeated string input = 1; repeated string output = 2; string name = 3; string op_type = 4;
   repeated AttributeProto attribute = 5; string domain = 7;
@@ -63,6 +67,8 @@ const WRITE_BYTES = 64 * 1024 * 1024;
 const EXTERNAL = 1;
 const ATTRIBUTE_FLOAT = 1;
 const ATTRIBUTE_INT = 2;
+const ATTRIBUTE_STRING = 3;
+const ATTRIBUTE_INTS = 7;
 
 /** A file that was written, with the SHA-256 of its content in hex. */
 interface WrittenFile {
@@ -79,9 +85,19 @@ interface WriteOptions {
 
 const bytesOf = (data: StoredArray) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 
-function attributeProto(name: string, kind: AttributeKind, value: number | DataType): object {
-  if (typeof value === 'string') return { name, type: ATTRIBUTE_INT, i: TYPE_ID[value] };
-  return kind === 'float' ? { name, type: ATTRIBUTE_FLOAT, f: value } : { name, type: ATTRIBUTE_INT, i: value };
+function attributeProto(name: string, kind: AttributeKind, value: AttributeValue): object {
+  switch (kind) {
+    case 'type':
+      return { name, type: ATTRIBUTE_INT, i: TYPE_ID[value as DataType] };
+    case 'text':
+      return { name, type: ATTRIBUTE_STRING, s: Buffer.from(value as string) };
+    case 'ints':
+      return { name, type: ATTRIBUTE_INTS, ints: value };
+    case 'float':
+      return { name, type: ATTRIBUTE_FLOAT, f: value };
+    case 'int':
+      return { name, type: ATTRIBUTE_INT, i: value };
+  }
 }
 
 const nodeProto = (node: Node) => {

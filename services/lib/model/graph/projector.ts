@@ -7,11 +7,10 @@
 import { ServingError } from '../../process/errors.ts';
 import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
 import { Graph, type Value } from './graph.ts';
-import { linear } from './linear.ts';
 
 const NORM_EPS = 1e-5;
 
-interface ProjectorSpec {
+export interface ProjectorSpec {
   /** Widths from the encoder's to the language model's: [E, hidden, hidden] or [E, 2 × hidden, 2 × hidden, hidden]. */
   readonly widths: readonly number[];
 }
@@ -40,15 +39,25 @@ const NAMINGS: readonly Naming[] = [
 /** Prefixes of the names, from a bare projector file to a training checkpoint. */
 const PREFIXES = ['', 'projector.', 'multi_modal_projector.', 'model.multi_modal_projector.', 'module.'];
 
-/** Number of trainable parameters, including biases and norms. */
-export function projectorParameters({ widths }: ProjectorSpec): number {
-  let sum = 0;
-  for (let i = 0; i + 1 < widths.length; i++) {
+/** Names and shapes of a projector's tensors, spelled as the authors save them, in the order of the layers. */
+export function projectorShapes({ widths }: ProjectorSpec): Map<string, readonly number[]> {
+  const shapes = new Map<string, readonly number[]>();
+  const last = widths.length - 2;
+  for (let i = 0; i <= last; i++) {
     const [from, to] = [widths[i]!, widths[i + 1]!];
-    sum += from * to + to;
-    if (i + 2 < widths.length) sum += 2 * to;
+    shapes.set(`linear_${i + 1}.weight`, [to, from]);
+    shapes.set(`linear_${i + 1}.bias`, [to]);
+    if (i === last) break;
+    shapes.set(`ln_${i + 1}.weight`, [to]);
+    shapes.set(`ln_${i + 1}.bias`, [to]);
   }
-  return sum;
+  return shapes;
+}
+
+/** Number of trainable parameters, including biases and norms. */
+export function projectorParameters(spec: ProjectorSpec): number {
+  const sizes = [...projectorShapes(spec).values()].map((shape) => shape.reduce((product, size) => product * size, 1));
+  return sizes.reduce((sum, size) => sum + size, 0);
 }
 
 const invalid = (source: TensorSource, what: string) =>
@@ -70,7 +79,7 @@ function findNaming(source: TensorSource): Naming {
 
 /**
  * The projector that a checkpoint holds.
- * @throws ServingError projector_invalid if it holds none, or one that does not have 2 or 3 layers that fit together.
+ * @throws ServingError projector_invalid if it holds none, or one that does not have 2 to 4 layers that fit together.
  */
 export function readProjectorSpec(source: TensorSource): ProjectorSpec {
   const naming = findNaming(source);
@@ -91,8 +100,8 @@ export function readProjectorSpec(source: TensorSource): ProjectorSpec {
     }
     widths.push(to);
   }
-  if (widths.length !== 3 && widths.length !== 4) {
-    throw invalid(source, `has ${widths.length - 1} linear layers: projectors of 2 and 3 layers are supported`);
+  if (widths.length < 3 || widths.length > 5) {
+    throw invalid(source, `has ${widths.length - 1} linear layers: projectors of 2 to 4 layers are supported`);
   }
   return { widths };
 }
@@ -120,30 +129,41 @@ export function buildProjector(source: TensorSource): Graph {
   const { widths } = readProjectorSpec(source);
   const naming = findNaming(source);
   const graph = new Graph();
-  let value: Value = graph.input('embeddings', 'float32', ['n', widths[0]!]);
+  const embeddings = graph.input('embeddings', 'float32', ['n', widths[0]!]);
+  const softTokens = applyProjector(graph, { widths }, embeddings, (name, shape) => {
+    const [layer, part] = name.split('.') as [string, string];
+    const i = Number(/\d+$/.exec(layer)![0]) - 1;
+    const stored = `${layer.startsWith('ln') ? naming.norm(i) : naming.linear(i)}.${part}`;
+    // The output gives the last layer its name.
+    const declared = i === widths.length - 2 ? `soft_tokens.${part}` : name;
+    return graph.weight(declared, shape, expectTensor(source, stored, shape));
+  });
+  graph.output(softTokens, 'float32', ['n', widths.at(-1)!]);
+  return graph;
+}
+
+/**
+ * Adds the projector's layers: [n, encoder dim] → `soft_tokens` [n, hidden].
+ * @param parameter gives each tensor of {@link projectorShapes}
+ */
+export function applyProjector(
+  graph: Graph,
+  { widths }: ProjectorSpec,
+  embeddings: Value,
+  parameter: (name: string, shape: readonly number[]) => Value,
+): Value {
   const last = widths.length - 2;
+  let value = embeddings;
   for (let i = 0; i <= last; i++) {
     const [columns, rows] = [widths[i]!, widths[i + 1]!];
-    const name = naming.linear(i);
-    value = linear(
-      graph,
-      value,
-      {
-        name: i === last ? 'soft_tokens' : `linear_${i + 1}`,
-        rows,
-        columns,
-        read: expectTensor(source, `${name}.weight`, [rows, columns]),
-        bias: expectTensor(source, `${name}.bias`, [rows]),
-      },
-      'fp32',
-    );
+    const bias = parameter(`linear_${i + 1}.bias`, [rows]);
+    const weight = parameter(`linear_${i + 1}.weight`, [rows, columns]);
+    const name = i === last ? 'soft_tokens' : `linear_${i + 1}`;
+    value = graph.node('Gemm', name, [value, weight, bias], { transB: 1 });
     if (i === last) break;
     const activated = graph.node('Gelu', `gelu_${i + 1}`, [value]);
-    const norm = ['weight', 'bias'].map((part) =>
-      graph.weight(`ln_${i + 1}.${part}`, [rows], expectTensor(source, `${naming.norm(i)}.${part}`, [rows])),
-    );
+    const norm = ['weight', 'bias'].map((part) => parameter(`ln_${i + 1}.${part}`, [rows]));
     value = graph.node('LayerNormalization', `ln_${i + 1}`, [activated, ...norm], { axis: -1, epsilon: NORM_EPS });
   }
-  graph.output(value, 'float32', ['n', widths.at(-1)!]);
-  return graph;
+  return value;
 }

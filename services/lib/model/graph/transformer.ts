@@ -20,6 +20,19 @@ export interface AttentionInputs {
   readonly past?: (layer: number) => readonly [Value, Value];
   /** Names of the outputs for keys and values. */
   readonly present: (layer: number) => readonly [string, string];
+  /**
+   * Where given, queries and keys are rotated before attention, by an operator of their own: gradients need its result.
+   * Positions can be chosen in no other way either: on the CPU, attention that rotates by itself ignores its
+   * `position_ids` as long as there is no past (ONNX Runtime 1.30).
+   */
+  readonly rotation?: Rotation;
+}
+
+interface Rotation {
+  /** int64 [batch, sequence], or [1] with the position of the first column. */
+  readonly positionIds: Value;
+  /** [1, 1, sequence, sequence], added to the scores; it may hide positions that the causal mask leaves. */
+  readonly attentionBias?: Value;
 }
 
 /** The prefix of tensor names, which folders of causal language models have and bare encoders do not. */
@@ -113,19 +126,59 @@ export class Transformer {
 
   /** Grouped-query attention of one layer: [batch, sequence, heads × headDim]. */
   #attention(layer: number, input: Value, attention: AttentionInputs, cos: Value, sin: Value): Value {
-    const { heads, kvHeads, qkNorm } = this.#spec;
+    const { heads, kvHeads, headDim, qkNorm } = this.#spec;
     const name = `layers.${layer}.self_attn`;
     const [query, key, value] = qkNorm
       ? this.#normedHeads(layer, input)
       : [this.#packedHeads(layer, input), undefined, undefined];
     const [pastKey, pastValue] = attention.past?.(layer) ?? [];
-    const [mixed] = this.#graph.nodeWith(
-      'GroupQueryAttention',
-      [`${name}.mixed`, ...attention.present(layer)],
-      [query, key, value, pastKey, pastValue, attention.lastPositions, attention.totalPositions, cos, sin],
-      { num_heads: heads, kv_num_heads: kvHeads, do_rotary: 1, rotary_interleaved: 0 },
-    );
+    const outputs = [`${name}.mixed`, ...attention.present(layer)];
+    const lengths = [attention.lastPositions, attention.totalPositions];
+    const { rotation } = attention;
+    const rotated = rotation && this.#rotated(name, query, key, value, rotation.positionIds, cos, sin);
+    const [mixed] = rotated
+      ? this.#graph.nodeWith(
+          'GroupQueryAttention',
+          outputs,
+          [...rotated, pastKey, pastValue, ...lengths, undefined, undefined, undefined, rotation.attentionBias],
+          { num_heads: heads, kv_num_heads: kvHeads, do_rotary: 0, scale: 1 / Math.sqrt(headDim) },
+        )
+      : this.#graph.nodeWith(
+          'GroupQueryAttention',
+          outputs,
+          [query, key, value, pastKey, pastValue, ...lengths, cos, sin],
+          { num_heads: heads, kv_num_heads: kvHeads, do_rotary: 1, rotary_interleaved: 0 },
+        );
     return mixed!;
+  }
+
+  /**
+   * Rotated queries and keys, and the values.
+   * @param query queries alone, or without `key` and `value` all three packed
+   */
+  #rotated(
+    name: string,
+    query: Value,
+    key: Value | undefined,
+    value: Value | undefined,
+    positionIds: Value,
+    cos: Value,
+    sin: Value,
+  ): [Value, Value, Value] {
+    const { heads, kvHeads, headDim } = this.#spec;
+    let parts = [query, key, value];
+    if (key === undefined) {
+      const sizes = this.#graph.int64(`${name}.sizes`, [heads * headDim, kvHeads * headDim, kvHeads * headDim]);
+      const names = ['query', 'key', 'value'].map((part) => `${name}.${part}`);
+      parts = this.#graph.nodeWith('Split', names, [query, sizes], { axis: -1 });
+    }
+    const [q, k, v] = parts;
+    const rotate = (x: Value | undefined, part: string, count: number) =>
+      this.#graph.node('RotaryEmbedding', `${name}.${part}_rotated`, [x, positionIds, cos, sin], {
+        interleaved: 0,
+        num_heads: count,
+      });
+    return [rotate(q, 'query', heads), rotate(k, 'key', kvHeads), v!];
   }
 
   /** Queries, keys and values from one matrix: [batch, sequence, (heads + 2 × kvHeads) × headDim]. */

@@ -1,0 +1,190 @@
+/** A run from a data set to a projector that is exported; it can be interrupted at any step, and is then the same. */
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
+import type { Progress } from '../../../services/lib/process/progress.ts';
+import type { TrainOptions } from '../../../training/run/settings.ts';
+import { train } from '../../../training/run/train.ts';
+import { TINY_CODER, temporaryFolder } from '../../support/models.ts';
+
+const dir = await temporaryFolder();
+const TIMEOUT_MS = 300_000;
+
+/** Progress that nobody sees; `onUpdate` hears what it would show. */
+const silent = (
+  onUpdate: (text: string) => void = () => {},
+  onSucceed: (text: string) => void = () => {},
+): Progress => ({
+  start: () => {},
+  update: onUpdate,
+  succeed: onSucceed,
+  warn: () => {},
+  fail: () => {},
+});
+
+const row = (i: number) => ({
+  prompt: `def total_${i}(items):\n    `,
+  right_context: '\n\nprint(1)\n',
+  groundtruth: `return sum(item.price for item in items[${i}:])`,
+  crossfile_array: [
+    `# shop/item.py\nclass Item${i}:\n    price = ${i}`,
+    '# shop/cart.py\ndef add(cart, item):\n    cart.append(item)',
+  ],
+});
+async function dataSet(name: string, rows: readonly unknown[]): Promise<string> {
+  const path = join(dir, name);
+  await writeFile(path, rows.map((value) => `${JSON.stringify(value)}\n`).join(''));
+  return path;
+}
+const data = await dataSet('train.jsonl', [0, 1, 2, 3, 4].map(row));
+const validation = await dataSet('valid.jsonl', [row(9)]);
+
+const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
+  llm: TINY_CODER,
+  encoder: undefined,
+  encoderChoices: { pooling: 'mean', maxTokens: 48 },
+  data,
+  validation,
+  to: join(dir, name),
+  steps: 4,
+  batch: 2,
+  layers: 2,
+  chunks: 2,
+  promptTokens: 64,
+  targetTokens: 12,
+  rolloutTokens: 5,
+  textTokens: 40,
+  weights: { ce: 0.9, reinforce: 0.1, kl: 0.1, alignment: 0.1 },
+  alignmentForm: 'frobenius',
+  learningRate: 1e-3,
+  schedule: 'cosine',
+  warmup: 0,
+  clipNorm: 1,
+  weightDecay: 0,
+  frozen: 'fp32',
+  recompute: false,
+  seed: 7,
+  threads: 1,
+  every: 2,
+  ...changes,
+});
+const never = new AbortController().signal;
+const results = async (run: TrainOptions) => ({
+  projector: await readFile(join(run.to, 'projector/model.safetensors')),
+  log: (await readFile(join(run.to, 'log.jsonl'), 'utf8')).trim().split('\n'),
+});
+
+describe('a run', () => {
+  test('a run that was interrupted goes on to the same projector and figures, bit for bit', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const whole = options('whole');
+    const report = await train(whole, silent(), never);
+    const expected = await results(whole);
+    expect(report).toMatchObject({ steps: 4, projector: join(whole.to, 'projector') });
+    // Steps 1 to 4, and validations before the first and after the second and the fourth.
+    expect(expected.log.map((line) => JSON.parse(line).step)).toEqual([0, 1, 2, 2, 3, 4, 4]);
+
+    const parted = options('parted');
+    const controller = new AbortController();
+    const stopAfterThree = silent((text) => {
+      if (text.startsWith('step 3')) controller.abort(new Error('stopped by the test'));
+    });
+    await expect(train(parted, stopAfterThree, controller.signal)).rejects.toThrow('stopped by the test');
+    expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002']);
+    expect((await results(parted)).log).toHaveLength(5);
+    await train(parted, silent(), never);
+    expect(await results(parted)).toEqual(expected);
+    // A run that is complete says its figures again, and its log stays.
+    expect((await train(parted, silent(), never)).validation).toEqual(report.validation);
+    expect(await results(parted)).toEqual(expected);
+    expect((await readdir(parted.to)).sort()).toEqual(
+      ['checkpoints', 'embeddings', 'log.jsonl', 'projector', 'run.json'].sort(),
+    );
+    expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002', 'step-000004']);
+  });
+
+  test('the projector is exported with the encoder that it was trained for', { timeout: TIMEOUT_MS }, async () => {
+    const run = options('exported', {
+      steps: 1,
+      layers: 4,
+      every: 1,
+      weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
+    });
+    const { projector } = await train(run, silent(), never);
+    const manifest = await exportBundle({ llm: TINY_CODER, projector, to: join(dir, 'bundle'), precision: 'int8' });
+    expect(manifest.context!.encoder).toMatchObject({ pooling: 'mean', maxTokens: 48, normalize: true });
+    expect(manifest.context!.projector.widths).toEqual([256, 512, 512, 512, 256]);
+  });
+
+  test('steps lower the loss of a set that is seen again and again, with 8-bit frozen weights too', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    const run = options('learns', {
+      steps: 8,
+      batch: 5,
+      every: 8,
+      layers: 4,
+      frozen: 'w8a8',
+      validation: undefined,
+      weights,
+    });
+    const said: string[] = [];
+    await train(
+      run,
+      silent(undefined, (text) => said.push(text)),
+      never,
+    );
+    expect(said).toEqual([expect.stringMatching(/cosine of 0\.99\d\d to that through 32-bit floats \(4 samples\)/)]);
+    const losses = (await results(run)).log.map((line) => JSON.parse(line).loss as number);
+    expect(losses).toHaveLength(8);
+    expect(losses.at(-1)!).toBeLessThan(losses[0]! - 0.05);
+  });
+
+  test('a run does not go on with other settings or other data', { timeout: TIMEOUT_MS }, async () => {
+    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    const run = options('settled', { steps: 1, every: 1, validation: undefined, weights });
+    await train(run, silent(), never);
+    const refused = (what: string) => ({ code: 'config_invalid', message: expect.stringContaining(what) });
+    await expect(train({ ...run, seed: 8 }, silent(), never)).rejects.toMatchObject(refused('{"seed":8}'));
+    const other = await dataSet('other.jsonl', [row(1)]);
+    await expect(train({ ...run, data: other }, silent(), never)).rejects.toMatchObject(refused('"data"'));
+  });
+
+  test('a damaged checkpoint is named', { timeout: TIMEOUT_MS }, async () => {
+    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    const run = options('damaged', { steps: 2, every: 1, validation: undefined, weights });
+    await train(run, silent(), never);
+    const newest = join(run.to, 'checkpoints/step-000002');
+    await writeFile(join(newest, 'state.json'), '{');
+    await expect(train(run, silent(), never)).rejects.toMatchObject({
+      code: 'checkpoint_invalid',
+      message: expect.stringMatching('step-000002.*remove its folder'),
+    });
+    await rm(newest, { recursive: true });
+    await mkdir(join(run.to, 'checkpoints', '.step-000002.left'));
+    expect(await train(run, silent(), never)).toMatchObject({ steps: 2 });
+  });
+
+  test('a sample that cannot be used is named by file and line', { timeout: TIMEOUT_MS }, async () => {
+    const cases: [rows: unknown[], what: string][] = [
+      [[row(1), { ...row(2), groundtruth: '' }], ':2: groundtruth: has no text'],
+      [[{ ...row(1), crossfile_array: [] }], ':1: crossfile_array: has no chunk'],
+      [[{ ...row(1), prompt: 3 }], ':1: prompt'],
+      [[7], ':1: the line'],
+      [[], 'no samples'],
+    ];
+    for (const [i, [rows, what]] of cases.entries()) {
+      const path = await dataSet(`bad-${i}.jsonl`, rows);
+      await expect(train(options(`bad-${i}`, { data: path }), silent(), never)).rejects.toMatchObject({
+        code: 'sample_invalid',
+        message: expect.stringContaining(what),
+      });
+    }
+    await expect(train(options('absent', { data: join(dir, 'none') }), silent(), never)).rejects.toMatchObject({
+      code: 'path_unusable',
+    });
+  });
+});

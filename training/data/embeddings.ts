@@ -1,0 +1,165 @@
+/**
+ * Embeddings of chunks, kept on disk by the digest of the chunk. The encoder is frozen, so each chunk is encoded once,
+ * however many samples and epochs have it. Files are named by the encoder's own digest: those of another encoder are
+ * never read.
+ *
+ * `embeddings/DIGEST/000000.safetensors` … each hold up to {@link FILE_CHUNKS} vectors, one tensor each, named by the
+ * SHA-256 of path and text.
+ */
+import { createHash } from 'node:crypto';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { OrtSession } from '../../services/lib/engine/ort.ts';
+import { encoderSettings } from '../../services/lib/model/bundle/encoder-settings.ts';
+import { SafetensorsFile } from '../../services/lib/model/checkpoint/safetensors.ts';
+import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
+import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
+import { buildEncoder } from '../../services/lib/model/graph/encoder.ts';
+import { makeFolder } from '../../services/lib/process/os-errors.ts';
+import { encoderInputs } from '../../services/lib/rag/encode/encode.ts';
+import { type InputBuilder, inputBuilder } from '../../services/lib/rag/encode/encoder-input.ts';
+import { openGraph, type SessionPlace } from '../step/graph-session.ts';
+import type { Chunk } from './rows.ts';
+
+export type EncoderChoices = Parameters<typeof encoderSettings>[2];
+
+/** Vectors in one file: a process that is killed loses at most so many. */
+const FILE_CHUNKS = 4096;
+/** Tokens of one run of the encoder, padding included. */
+const RUN_TOKENS = 2048;
+
+const keyOf = ({ path, text }: Chunk) => createHash('sha256').update(`${path}\0${text}`).digest('hex');
+
+export class Embeddings {
+  /** Values of one embedding. */
+  readonly dim: number;
+  /** The settings of the encoder, as the projector's config.json has them for the export. */
+  readonly settings: ReturnType<typeof encoderSettings>;
+  /** SHA-256 of all that an embedding depends on besides the chunk, in hex. */
+  readonly digest: string;
+  readonly #dir: string;
+  readonly #encoder: OrtSession;
+  readonly #inputs: InputBuilder;
+  readonly #files: SafetensorsFile[] = [];
+  readonly #fileOf = new Map<string, SafetensorsFile>();
+
+  private constructor(
+    dim: number,
+    settings: ReturnType<typeof encoderSettings>,
+    digest: string,
+    dir: string,
+    encoder: OrtSession,
+    inputs: InputBuilder,
+  ) {
+    this.dim = dim;
+    this.settings = settings;
+    this.digest = digest;
+    this.#dir = dir;
+    this.#encoder = encoder;
+    this.#inputs = inputs;
+  }
+
+  /**
+   * @param dir folder of the embeddings of all encoders
+   * @throws ServingError checkpoint_invalid; config_invalid for settings that the encoder cannot have.
+   */
+  static async open(
+    dir: string,
+    network: SourceNetwork,
+    choices: EncoderChoices,
+    place: SessionPlace,
+    signal?: AbortSignal,
+  ): Promise<Embeddings> {
+    const { spec, weights, tokenizerDir } = network;
+    const settings = encoderSettings(spec, {}, choices);
+    const inputs = await inputBuilder(tokenizerDir, tokenizerDir, settings);
+    const graph = buildEncoder(spec, weights, { weights: 'fp32', ...settings });
+    const { session, digest: ofGraph } = await openGraph(graph, place, signal).catch((error) => {
+      inputs.dispose();
+      throw error;
+    });
+    const digest = createHash('sha256')
+      .update(`${ofGraph} ${JSON.stringify(settings)}`)
+      .digest('hex');
+    const opened = new Embeddings(spec.hidden, settings, digest, join(dir, digest.slice(0, 16)), session, inputs);
+    try {
+      await opened.#readFiles();
+    } catch (error) {
+      await opened.dispose();
+      throw error;
+    }
+    return opened;
+  }
+
+  async #readFiles(): Promise<void> {
+    await makeFolder(this.#dir);
+    const names = (await readdir(this.#dir)).filter((name) => /^\d{6,}\.safetensors$/.test(name)).sort();
+    for (const name of names) await this.#addFile(join(this.#dir, name));
+  }
+
+  async #addFile(path: string): Promise<void> {
+    const file = await SafetensorsFile.open(path);
+    this.#files.push(file);
+    for (const key of file.tensors.keys()) this.#fileOf.set(key, file);
+  }
+
+  /**
+   * Encodes the chunks that are not kept yet.
+   * @param onProgress told of how many of them are done
+   * @throws ServingError runtime_failed, path_unusable; the signal's reason.
+   */
+  async add(
+    chunks: Iterable<Chunk>,
+    onProgress: (done: number, total: number) => void,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const missing = new Map<string, Chunk>();
+    for (const chunk of chunks) {
+      const key = keyOf(chunk);
+      if (!this.#fileOf.has(key)) missing.set(key, chunk);
+    }
+    const all = [...missing];
+    for (let start = 0; start < all.length; start += FILE_CHUNKS) {
+      const part = all.slice(start, start + FILE_CHUNKS);
+      const vectors = await this.#encode(part, signal);
+      const path = join(this.#dir, `${String(this.#files.length).padStart(6, '0')}.safetensors`);
+      const shape = [this.dim];
+      await writeSafetensors(path, new Map(part.map(([key], i) => [key, { shape, data: vectors[i]! }])));
+      await this.#addFile(path);
+      onProgress(Math.min(all.length, start + FILE_CHUNKS), all.length);
+    }
+  }
+
+  /** Vectors in the order of `chunks`; those of similar length are computed together. */
+  async #encode(chunks: readonly (readonly [string, Chunk])[], signal?: AbortSignal): Promise<Float32Array[]> {
+    const rows = chunks.map(([, chunk], i) => ({ i, ids: this.#inputs.build(chunk).ids }));
+    rows.sort((a, b) => a.ids.length - b.ids.length || a.i - b.i);
+    const vectors = new Array<Float32Array>(chunks.length);
+    for (let start = 0; start < rows.length; ) {
+      let end = start + 1;
+      while (end < rows.length && (end + 1 - start) * rows[end]!.ids.length <= RUN_TOKENS) end++;
+      const batch = rows.slice(start, end);
+      const out = await this.#encoder.run(encoderInputs(batch.map(({ ids }) => ids)), ['embeddings'], signal);
+      const all = out['embeddings']!.data as Float32Array;
+      for (const [j, { i }] of batch.entries()) vectors[i] = all.slice(j * this.dim, (j + 1) * this.dim);
+      start = end;
+    }
+    return vectors;
+  }
+
+  /** The embeddings of chunks that were added: [chunks, dim]. */
+  async of(chunks: readonly Chunk[]): Promise<Float32Array> {
+    const all = new Float32Array(chunks.length * this.dim);
+    for (const [i, chunk] of chunks.entries()) {
+      const key = keyOf(chunk);
+      all.set(await this.#fileOf.get(key)!.read(key), i * this.dim);
+    }
+    return all;
+  }
+
+  async dispose(): Promise<void> {
+    this.#encoder.dispose();
+    this.#inputs.dispose();
+    for (const file of this.#files) await file.close();
+  }
+}

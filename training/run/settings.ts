@@ -1,0 +1,89 @@
+/** What a run is asked for, and the part of it that decides its results: that part may not change when it goes on. */
+import { readFile } from 'node:fs/promises';
+import { isDeepStrictEqual } from 'node:util';
+import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { reasonOf } from '../../services/lib/process/os-errors.ts';
+import type { FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
+import type { EncoderChoices } from '../data/embeddings.ts';
+import type { LossWeights } from '../step/pass.ts';
+import { writeWhole } from './files.ts';
+
+export interface TrainOptions {
+  /** Hugging Face folder of the language model. */
+  readonly llm: string;
+  /** That of the encoder; the language model encodes where not given. */
+  readonly encoder: string | undefined;
+  readonly encoderChoices: EncoderChoices;
+  readonly data: string;
+  readonly validation: string | undefined;
+  /** Folder of the run. A run that lies there goes on. */
+  readonly to: string;
+  readonly steps: number;
+  readonly batch: number;
+  readonly layers: 2 | 3 | 4;
+  readonly chunks: number;
+  readonly promptTokens: number;
+  readonly targetTokens: number;
+  readonly rolloutTokens: number;
+  readonly textTokens: number;
+  readonly weights: LossWeights;
+  readonly alignmentForm: AlignmentForm;
+  readonly learningRate: number;
+  readonly schedule: (typeof SCHEDULES)[number];
+  /** Share of the steps in which the learning rate rises. */
+  readonly warmup: number;
+  readonly clipNorm: number;
+  readonly weightDecay: number;
+  readonly frozen: (typeof FROZEN_FORMATS)[number];
+  readonly recompute: boolean;
+  readonly seed: number;
+  readonly threads: number;
+  /** Steps between two checkpoints, and between two validations. */
+  readonly every: number;
+}
+
+/** Where things lie, and what does not change results. */
+const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'every'] as const;
+
+/** Digests of what the run depends on besides its settings. */
+export interface RunInputs {
+  readonly model: string;
+  readonly encoder: string;
+  readonly data: string;
+}
+
+/**
+ * Writes `run.json` for a new run. For one that goes on, compares: the bits that follow would be others.
+ * @throws ServingError config_invalid that names what differs; path_unusable.
+ */
+export async function freezeSettings(path: string, options: TrainOptions, inputs: RunInputs): Promise<void> {
+  const settings = Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name));
+  const frozen = JSON.parse(JSON.stringify({ ...Object.fromEntries(settings), inputs })) as Record<string, unknown>;
+  const before = await readFrozen(path);
+  if (before === undefined) {
+    await writeWhole(path, `${JSON.stringify(frozen, null, 2)}\n`);
+    return;
+  }
+  const names = [...new Set([...Object.keys(before), ...Object.keys(frozen)])];
+  const differ = names.filter((name) => !isDeepStrictEqual(before[name], frozen[name]));
+  if (differ.length === 0) return;
+  const [was, is] = [before, frozen].map((from) => JSON.stringify(Object.fromEntries(differ.map((n) => [n, from[n]]))));
+  throw new ServingError(
+    'config_invalid',
+    `${path} is of a run with ${was}, and this one has ${is}: use the same settings to go on, or another --to`,
+  );
+}
+
+async function readFrozen(path: string): Promise<Record<string, unknown> | undefined> {
+  const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return undefined;
+    throw error;
+  });
+  if (text === undefined) return undefined;
+  try {
+    return JSON.parse(text) as Record<string, unknown>;
+  } catch (cause) {
+    throw new ServingError('config_invalid', `${path} is damaged (${reasonOf(cause)}): use another --to`, { cause });
+  }
+}

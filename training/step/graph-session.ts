@@ -1,0 +1,52 @@
+/** Opens graphs that are made for training alone, and so belong to no bundle. */
+import { createHash } from 'node:crypto';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { OrtSession } from '../../services/lib/engine/ort.ts';
+import type { Graph } from '../../services/lib/model/graph/graph.ts';
+import { writeModel } from '../../services/lib/model/graph/onnx.ts';
+
+export interface SessionPlace {
+  /** Folder in which the graph is written; it needs room for the graph's weights until the session is disposed of. */
+  readonly folder: string;
+  readonly threads: number;
+  /** See SessionOptions. */
+  readonly packWeights?: boolean;
+}
+
+/**
+ * Writes the graph, and loads it with `load`, which gets the path of its `model.onnx`. The files have no name any more
+ * when this returns, so that no end of the process leaves them behind; their space is given back when what was loaded
+ * is disposed of.
+ * @returns what `load` returned, and a SHA-256 of the graph and its weights, in hex
+ * @throws ServingError runtime_failed; the signal's reason; what reading a weight or writing to the folder throws.
+ */
+export async function withGraph<T>(
+  graph: Graph,
+  folder: string,
+  load: (path: string) => Promise<T>,
+  signal?: AbortSignal,
+): Promise<{ loaded: T; digest: string }> {
+  const dir = await mkdtemp(join(folder, 'graph-'));
+  try {
+    const files = await writeModel(graph, dir, { signal });
+    const digest = createHash('sha256')
+      .update(files.map(({ sha256 }) => sha256).join(' '))
+      .digest('hex');
+    return { loaded: await load(join(dir, 'model.onnx')), digest };
+  } finally {
+    await rm(dir, { recursive: true, force: true });
+  }
+}
+
+/** A session of the graph, as {@link withGraph} opens it. */
+export async function openGraph(
+  graph: Graph,
+  place: SessionPlace,
+  signal?: AbortSignal,
+): Promise<{ session: OrtSession; digest: string }> {
+  const { folder, threads, packWeights } = place;
+  const load = (path: string) => OrtSession.load(path, { threads, packWeights });
+  const { loaded, digest } = await withGraph(graph, folder, load, signal);
+  return { session: loaded, digest };
+}

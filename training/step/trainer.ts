@@ -1,0 +1,187 @@
+/**
+ * One step of a run: the projector turns the batch's embeddings into soft tokens, the frozen language model says how
+ * each soft token should change, the projector says how each of its parameters should, and the optimiser changes them.
+ */
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { ADAM_DEFAULTS, type AdamState, AdamW, clip } from './optimizer.ts';
+import type { LossWeights, ModelPass } from './pass.ts';
+import type { TrainableProjector } from './projector.ts';
+import type { Rollout, Sample } from './rows.ts';
+import type { Tensors } from './tensors.ts';
+
+/** A sample with the embeddings of its chunks, [soft, encoder dim]. */
+export interface EmbeddedSample extends Sample {
+  readonly embeddings: Float32Array;
+}
+
+/** What the losses of the batch need besides the samples. */
+export interface Companions {
+  /**
+   * A rollout for each sample, computed with the soft tokens of this step, where REINFORCE has a weight.
+   * @param soft [soft, hidden] of each sample
+   */
+  readonly rollOut?: (
+    samples: readonly Sample[],
+    soft: readonly Float32Array[],
+    signal?: AbortSignal,
+  ) => Promise<readonly Rollout[]>;
+  /** The teacher's log-probabilities [target, vocab] for a sample, where KL has a weight. */
+  readonly teach?: (sample: Sample, signal?: AbortSignal) => Promise<Float32Array>;
+}
+
+/** Losses are means over the batch, not weighted; `loss` is their weighted sum. */
+export interface StepReport {
+  readonly loss: number;
+  readonly ce: number;
+  readonly reinforce: number;
+  readonly kl: number;
+  readonly alignment: number;
+  /** Mean reward of the rollouts; 0 without. */
+  readonly reward: number;
+  /** L2 norm of all gradients together, before it was clipped. */
+  readonly gradientNorm: number;
+}
+
+type Losses = Omit<StepReport, 'gradientNorm' | 'loss'>;
+
+interface TrainerSettings {
+  readonly weights: LossWeights;
+  /** Largest L2 norm of all gradients together; larger ones are scaled down to it. */
+  readonly clipNorm: number;
+  readonly weightDecay: number;
+}
+
+export class Trainer {
+  readonly #projector: TrainableProjector;
+  readonly #model: ModelPass;
+  readonly #companions: Companions;
+  readonly #settings: TrainerSettings;
+  readonly #adam: AdamW;
+
+  /** @param state of the optimiser, to go on with an earlier run */
+  constructor(
+    projector: TrainableProjector,
+    model: ModelPass,
+    companions: Companions,
+    settings: TrainerSettings,
+    state?: AdamState,
+  ) {
+    this.#projector = projector;
+    this.#model = model;
+    this.#companions = companions;
+    this.#settings = settings;
+    const { weightDecay } = settings;
+    this.#adam = new AdamW(projector.parameters, { ...ADAM_DEFAULTS, weightDecay }, state);
+  }
+
+  get optimizerState(): AdamState {
+    return this.#adam.state;
+  }
+
+  /**
+   * Changes the projector's parameters once, for the mean of the losses over the batch. Where it throws, they are as
+   * they were.
+   * @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason.
+   */
+  async step(batch: readonly EmbeddedSample[], learningRate: number, signal?: AbortSignal): Promise<StepReport> {
+    const { gradients, losses } = await this.gradients(batch, signal);
+    const gradientNorm = clip(gradients, this.#settings.clipNorm);
+    if (!Number.isFinite(gradientNorm)) {
+      const names = `${batch[0]!.name} to ${batch.at(-1)!.name}`;
+      throw new ServingError('training_diverged', `${names}: the norm of the gradient is ${gradientNorm}`);
+    }
+    this.#adam.step(gradients, learningRate);
+    const { ce, reinforce, kl, alignment } = this.#settings.weights;
+    const loss = ce * losses.ce + reinforce * losses.reinforce + kl * losses.kl + alignment * losses.alignment;
+    return { loss, ...losses, gradientNorm };
+  }
+
+  /** The gradient of the mean of the losses over the batch, for every parameter. @throws as {@link step}. */
+  async gradients(
+    batch: readonly EmbeddedSample[],
+    signal?: AbortSignal,
+  ): Promise<{ gradients: Tensors; losses: Losses }> {
+    const { weights } = this.#settings;
+    const soft = await this.#softTokens(batch, signal);
+    const rollouts = weights.reinforce === 0 ? undefined : await this.#companions.rollOut!(batch, soft, signal);
+    const share = 1 / batch.length;
+    const losses = { ce: 0, reinforce: 0, kl: 0, alignment: 0, reward: 0 };
+    const softGradients: Float32Array[] = [];
+    for (const [i, sample] of batch.entries()) {
+      const rollout = rollouts?.[i];
+      const teacherLogp = weights.kl === 0 ? undefined : await this.#companions.teach!(sample, signal);
+      const found = await this.#model.run(sample, soft[i]!, share, { rollout, teacherLogp }, signal);
+      losses.ce += share * found.ce;
+      losses.kl += share * found.kl;
+      losses.reinforce -= share * (rollout?.reward ?? 0) * found.rolloutLogp;
+      losses.reward += share * (rollout?.reward ?? 0);
+      softGradients.push(found.gradient);
+    }
+    const gradients = new Map<string, Float32Array>();
+    for (const [k, members] of groups(batch)) {
+      const part = members.length * share;
+      const found = await this.#projector.backward(
+        k,
+        concatenate(members.map((i) => batch[i]!.embeddings)),
+        concatenate(members.map((i) => softGradients[i]!)),
+        // The graph takes the mean over its samples; the batch may have samples with other numbers of soft tokens.
+        weights.alignment * part,
+        signal,
+      );
+      losses.alignment += part * found.alignment;
+      for (const [name, gradient] of found.gradients) addInto(gradients, name, gradient);
+    }
+    return { gradients, losses };
+  }
+
+  async #softTokens(batch: readonly EmbeddedSample[], signal?: AbortSignal): Promise<Float32Array[]> {
+    const hidden = this.#projector.spec.widths.at(-1)!;
+    const from = this.#projector.spec.widths[0]!;
+    for (const { name, embeddings, softPositions } of batch) {
+      if (softPositions.length === 0) {
+        throw new ServingError('sample_invalid', `${name}: without a soft token it teaches the projector nothing`);
+      }
+      if (embeddings.length !== softPositions.length * from) {
+        const rows = embeddings.length / from;
+        throw new ServingError('sample_invalid', `${name}: ${rows} embeddings for ${softPositions.length} soft tokens`);
+      }
+      if (!embeddings.every(Number.isFinite)) {
+        throw new ServingError('sample_invalid', `${name}: an embedding of its chunks is not finite`);
+      }
+    }
+    const all = await this.#projector.project(concatenate(batch.map(({ embeddings }) => embeddings)), signal);
+    let end = 0;
+    return batch.map(({ softPositions }) => {
+      const start = end;
+      end += softPositions.length * hidden;
+      return all.slice(start, end);
+    });
+  }
+}
+
+/** The indices of the samples with each number of soft tokens, in the order in which these numbers appear. */
+function groups(batch: readonly EmbeddedSample[]): Map<number, number[]> {
+  const found = new Map<number, number[]>();
+  for (const [i, { softPositions }] of batch.entries()) {
+    const members = found.get(softPositions.length) ?? [];
+    members.push(i);
+    found.set(softPositions.length, members);
+  }
+  return found;
+}
+
+function addInto(sums: Map<string, Float32Array>, name: string, values: Float32Array): void {
+  const before = sums.get(name);
+  if (before === undefined) sums.set(name, values);
+  else for (let i = 0; i < before.length; i++) before[i]! += values[i]!;
+}
+
+function concatenate(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((total, part) => total + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
