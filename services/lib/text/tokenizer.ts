@@ -90,6 +90,8 @@ export class Tokenizer {
     const byRegex = bytes.use_regex !== false && (bytes.add_prefix_space !== true || this.#prefixSpace);
     try {
       this.#library = new Library(json, config);
+      // The library's own cache is bounded in words alone: 10,000 long ones take 100 MiB. Ours is in front of it.
+      Object.assign(this.#library.model!, { max_length_to_cache: 0 });
       const stage = (pre_tokenizer: object) =>
         new Library({ ...json, added_tokens: [], model: { type: 'BPE', vocab: {}, merges: [] }, pre_tokenizer }, {})
           .pre_tokenizer;
