@@ -1,9 +1,10 @@
 /**
  * The drill of inputs that are made to be slow: every field of a completion at the largest size that a body may have,
- * JSON that is slow to parse, and the names, parameters, headers and uploads of the other endpoints. Whatever is sent, no turn of the gateway's event loop may take longer than 50 ms, for
- * all streams of all clients wait for the end of a turn. The processes of a drill share the cores of the machine, so
- * the gateway gets the priority where this process may give it; it is judged against the same traffic without such
- * inputs, and not at all where that is late by as much already.
+ * JSON that is slow to parse, and the names, parameters, headers and uploads of the other endpoints. Whatever is sent,
+ * no turn of the gateway's event loop may take longer than 50 ms, for all streams of all clients wait for the end of a
+ * turn. The processes of a drill share the cores of the machine, so the gateway gets the priority where this process
+ * may give it; it is judged against the same traffic without such inputs, and not at all where that is late by as much
+ * already.
  */
 import { setPriority } from 'node:os';
 import { buffer } from 'node:stream/consumers';

@@ -5,7 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
-import { TenantCache } from '../../lib/rag/tenant-cache.ts';
+import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
 import type { SoftTokens, TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { PlacementRequest } from '../workers/worker-pool.ts';
@@ -35,8 +35,8 @@ interface Memory {
 
 /**
  * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name
- * none, those for the same file. Keys of two tenants differ, and of two salts: tenants never share KV. A key begins with
- * its tenant, who has a share of the memory.
+ * none, those for the same file. Keys of two tenants differ, and of two salts: tenants never share KV. A key begins
+ * with its tenant, who has a share of the memory.
  */
 export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
   if (session !== undefined) return `${tenant}:${hashOf([tenant, cacheSalt, session])}`;

@@ -10,7 +10,7 @@ import { inTurns, Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
 import { idAt } from '../store/row.ts';
 import type { IndexSnapshot, LeftOutRow, RowRead, Store } from '../store/store.ts';
-import { TenantCache } from '../tenant-cache.ts';
+import { TenantCache } from '../store/tenant-cache.ts';
 import { DenseIndex, type DenseScorer } from './dense.ts';
 import type { InvertedIndex } from './inverted-index.ts';
 import { InvertedIndexBuilder } from './inverted-index-builder.ts';

@@ -4,8 +4,8 @@
  *
  * A load reserves memory before it reads, more and more as it learns how large the index is. What is kept and what is
  * reserved stay below the limit together. If two loads need more than there is, the younger one gives way, and begins
- * again when the older one has ended. A load that needs more than its tenant's share, while the others hold no more than
- * theirs, is refused.
+ * again when the older one has ended. A load that needs more than its tenant's share, while the others hold no more
+ * than theirs, is refused.
  *
  * Requests wait for a few ms, loads take longer, and a user who types asks again a moment later. So a load is given up
  * when nobody has waited for it for a while, whether it has begun or not.

@@ -4,8 +4,8 @@
  * time which rows make up a version.
  */
 import { metrics } from '../../process/metrics.ts';
-import { TenantCache } from '../tenant-cache.ts';
 import type { Store } from './store.ts';
+import { TenantCache } from './tenant-cache.ts';
 
 /** The most ids in a read that uses the cache. A larger read loads a whole index and would evict everything else. */
 const SMALL = 128;

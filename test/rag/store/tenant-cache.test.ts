@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { TenantCache } from '../../services/lib/rag/tenant-cache.ts';
+import { TenantCache } from '../../../services/lib/rag/store/tenant-cache.ts';
 
 /** What is in a cache, by tenant: the keys of a tenant are `tenant:0` to `tenant:9`. */
 function held(cache: TenantCache<number>, tenants: readonly string[]) {

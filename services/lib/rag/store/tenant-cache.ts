@@ -4,7 +4,7 @@
  * ten minutes goes first; then what the tenant that holds the most has used least recently. A tenant that holds no more
  * than its share therefore loses nothing to another one, and as long as there is room, every tenant may take it.
  */
-import { tenantOf } from './store/repo-key.ts';
+import { tenantOf } from './repo-key.ts';
 
 /** Time after which what has not been used is dropped before anything else, in ms: longer than a user reads code. */
 const IDLE_MS = 600_000;
