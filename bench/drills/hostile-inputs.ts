@@ -1,9 +1,10 @@
 /**
  * The drill of inputs that are made to be slow: every field of a completion at the largest size that a body may have,
- * and JSON that is slow to parse. Whatever is sent, no turn of the gateway's event loop may take longer than 50 ms, for
- * all streams of all clients wait for the end of a turn. The processes of a drill share the cores of the machine, so
- * the gateway gets the priority where this process may give it; it is judged against the same traffic without such
- * inputs, and not at all where that is late by as much already.
+ * JSON that is slow to parse, and the names, parameters, headers and uploads of the other endpoints. Whatever is sent,
+ * no turn of the gateway's event loop may take longer than 50 ms, for all streams of all clients wait for the end of a
+ * turn. The processes of a drill share the cores of the machine, so the gateway gets the priority where this process
+ * may give it; it is judged against the same traffic without such inputs, and not at all where that is late by as much
+ * already.
  */
 import { setPriority } from 'node:os';
 import { buffer } from 'node:stream/consumers';
@@ -50,14 +51,17 @@ const TEXTS: readonly [name: string, text: () => string][] = [
 
 /** Fields that are strings, apart from the prompt. */
 const STRINGS = ['model', 'suffix', 'stop', 'session', 'cache_salt', 'user', 'request_id', 'nonsense'];
+/** Gives back the prompt with as much about it as may be asked for. */
+const ECHOED = { echo: true, logprobs: 5, max_tokens: 0, return_token_ids: true };
 const many = <T>(count: number, of: (i: number) => T) => Array.from({ length: count }, (_, i) => of(i));
 
-/** Bodies by name. Each is made when it is sent: together they would take much memory. */
+/** Bodies of completions by name. Each is made when it is sent: together they would take much memory. */
 function* hostileBodies(): Generator<readonly [name: string, body: string]> {
   const json = (body: object) => JSON.stringify({ prompt: 'x', max_tokens: 1, ...body });
   for (const [name, text] of TEXTS) {
     yield [`prompt of ${name}`, json({ prompt: text() })];
     yield [`prompt of ${name}, cut`, json({ prompt: text(), truncate_prompt_tokens: -1 })];
+    yield [`prompt of ${name}, cut and echoed`, json({ prompt: text(), truncate_prompt_tokens: -1, ...ECHOED })];
     const half = text().slice(0, text().length / 2);
     yield [`suffix of ${name}`, json({ prompt: half, suffix: half, rag: { repo: 'shop', mode: 'text' } })];
   }
@@ -82,16 +86,92 @@ function* hostileBodies(): Generator<readonly [name: string, body: string]> {
   yield ['white space', `{"prompt":"x"${' '.repeat(BYTES)}}`];
 }
 
+interface HostileRequest {
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
+  readonly path: string;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body?: string | Buffer;
+}
+
+/** Characters of a name in a path, of a parameter or of a header: Node takes 16 KiB of all of them together. */
+const LONG_NAME = 14_000;
+const JSON_BODY = { 'content-type': 'application/json' };
+/** Names that are as long as a path allows, in forms that a check of names could take long for. */
+const NAMES: readonly [name: string, text: string][] = [
+  ['letters', 'a'.repeat(LONG_NAME)],
+  ['parts', 'a/'.repeat(LONG_NAME / 2)],
+  ['dots', '../'.repeat(LONG_NAME / 3)],
+  ['dashes', '-_.'.repeat(LONG_NAME / 3)],
+  ['escapes', '%2F'.repeat(LONG_NAME / 3)],
+  ['escapes that are not complete', '%e2%82'.repeat(LONG_NAME / 6)],
+];
+
+/** Requests to the endpoints beside completions, and completions whose headers are hostile, by name. */
+export function* hostileRequests(): Generator<readonly [name: string, request: HostileRequest]> {
+  const body = JSON.stringify({ prompt: 'x', max_tokens: 1 });
+  for (const [name, text] of NAMES) {
+    yield [`a model's name of ${name}`, { method: 'GET', path: `/v1/models/${text}` }];
+    yield [`a repository's name of ${name}`, { method: 'GET', path: `/v1/repos/${text}` }];
+    yield [`an upload to a name of ${name}`, { method: 'PUT', path: `/v1/repos/${text}`, headers: JSON_BODY, body }];
+    yield [`the removal of a name of ${name}`, { method: 'DELETE', path: `/v1/repos/${text}` }];
+    yield [`a parameter of ${name}`, { method: 'GET', path: `/v1/models?q=${text}` }];
+  }
+  for (const header of [
+    'authorization',
+    'x-request-id',
+    'x-request-timeout-ms',
+    'content-encoding',
+    'accept',
+    'host',
+  ]) {
+    const headers = { ...JSON_BODY, [header]: 'gzip,'.repeat(LONG_NAME / 5) };
+    yield [`a long ${header}`, { method: 'POST', path: '/v1/completions', headers, body }];
+  }
+  const type = { 'content-type': `application/json${';a=b'.repeat(LONG_NAME / 4)}` };
+  yield ['a long content-type', { method: 'POST', path: '/v1/completions', headers: type, body }];
+  const headers = { ...JSON_BODY, ...Object.fromEntries(many(900, (i) => [`x-${i}`, 'y'])) };
+  yield ['many headers', { method: 'POST', path: '/v1/completions', headers, body }];
+}
+
+/** Uploads, which the gateway passes on to the indexer, by name. */
+function* hostileUploads(): Generator<readonly [name: string, request: HostileRequest]> {
+  const upload = (type: string, body: string | Buffer): HostileRequest => ({
+    method: 'PUT',
+    path: '/v1/repos/hostile',
+    headers: { 'content-type': type },
+    body,
+  });
+  const change = (path: string) => ({ path, content: 'x = 1' });
+  const changes = (paths: readonly string[]) => JSON.stringify({ files: paths.map(change) });
+  const strip = `/v1/repos/hostile?strip_components=${'9'.repeat(LONG_NAME)}`;
+  yield ['a long strip_components', { ...upload('application/json', '{}'), path: strip }];
+  yield ['an upload of one long path', upload('application/json', changes([times('a/')]))];
+  yield ['an upload of many paths', upload('application/json', changes(many(60_000, (i) => `d${i % 99}/../f${i}.md`)))];
+  yield ['an upload of brackets', upload('application/json', '['.repeat(BYTES))];
+  yield ['an upload of zeros as tar', upload('application/x-tar', Buffer.alloc(BYTES))];
+  yield ['an upload of noise as zip', upload('application/zip', noise())];
+  yield ['an upload of noise as gzip', upload('application/gzip', noise())];
+}
+
+/** All hostile inputs by name. Each is made when it is sent. */
+function* hostileInputs(): Generator<readonly [name: string, request: HostileRequest]> {
+  for (const [name, body] of hostileBodies()) {
+    yield [name, { method: 'POST', path: '/v1/completions', headers: JSON_BODY, body }];
+  }
+  yield* hostileRequests();
+  yield* hostileUploads();
+}
+
 /** Sends one hostile input after the other. @throws if one of them holds the event loop up, or is answered with 5xx. */
 export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string> {
   favourGateway(fleet);
   const calmMs = await longestCalmTurn(fleet);
   let longest = { name: 'nothing', ms: 0 };
   let sent = 0;
-  for (const [name, body] of hostileBodies()) {
+  for (const [name, request] of hostileInputs()) {
     await fleet.longestTurnMs(); // begins anew
     if (sent++ === 0) mark();
-    const status = await send(fleet, body);
+    const status = await send(fleet, request);
     const ms = await fleet.longestTurnMs();
     if (status >= 500) throw new Error(`${name} was answered with ${status}`);
     if (ms > longest.ms) longest = { name, ms };
@@ -123,14 +203,8 @@ async function longestCalmTurn(fleet: Fleet): Promise<number> {
 }
 
 /** @returns the status of the answer, which is read to its end. */
-async function send({ url }: Fleet, body: string): Promise<number> {
-  const response = await sendRequest({
-    method: 'POST',
-    url: `${url}/v1/completions`,
-    headers: { 'content-type': 'application/json' },
-    body,
-    signal: AbortSignal.timeout(TIMEOUT_MS),
-  });
+async function send({ url }: Fleet, { path, ...request }: HostileRequest): Promise<number> {
+  const response = await sendRequest({ ...request, url: `${url}${path}`, signal: AbortSignal.timeout(TIMEOUT_MS) });
   await buffer(response);
   return response.statusCode ?? 0;
 }

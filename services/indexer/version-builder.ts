@@ -88,15 +88,16 @@ export class VersionBuilder {
     const { head, ids } = from;
     // A run over all files can do without what the store has lost; a change set cannot.
     const whole = <T>(rows: readonly (T | undefined)[]) => (replaced ? assertNoneLost(repo, rows) : rows);
+    const damaged = { onLeftOut: () => {} }; // counts as lost
     for (let start = 0; start < head.chunks; start += BATCH) {
       signal?.throwIfAborted();
       const wanted = Array.from({ length: Math.min(BATCH, head.chunks - start) }, (_, i) => idAt(ids, start + i));
-      const entries = whole(await store.entries(repo, wanted)).filter((entry) => entry !== undefined);
+      const entries = whole(await store.entries(repo, wanted, damaged)).filter((entry) => entry !== undefined);
       const kept = entries.filter(({ path }) => (replaced && !replaced.has(path)) || covers(unreadable, path));
-      // Chunks whose vectors are lost, or another encoder's, are encoded again from the text stored with the old
-      // vector.
+      // Chunks whose vectors are lost or damaged, or another encoder's, are encoded again from the text stored with
+      // the old vector.
       const bare = kept.filter((entry) => !this.#stored.has(entry.id)).map((entry) => entry.id);
-      const contents = whole(await store.contents(repo, head.fingerprint, bare));
+      const contents = whole(await store.contents(repo, head.fingerprint, bare, { ...damaged, part: 'text' }));
       const texts = new Map(contents.map((content, i) => [bare[i], content?.text]));
       for (const entry of kept) {
         const text = this.#stored.has(entry.id) ? '' : texts.get(entry.id);
@@ -238,7 +239,10 @@ function filesOf(chunks: readonly { readonly path: string }[]): Pick<IndexHead, 
 /** @throws ServingError store_invalid if some are missing. */
 function assertNoneLost<T>(repo: string, rows: readonly (T | undefined)[]): T[] {
   if (rows.every((row) => row !== undefined)) return rows as T[];
-  throw new ServingError('store_invalid', `the index of ${repo} has lost chunks: changes cannot be brought into it`);
+  throw new ServingError(
+    'store_invalid',
+    `the index of ${repo} has lost chunks, or they are damaged: changes cannot be brought into it`,
+  );
 }
 
 /** The version that readers see; undefined if there is none, or none that can be read: it is replaced then. */

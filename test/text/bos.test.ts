@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { echoOf } from '../../services/gateway/completion/choice.ts';
+import { echoSteps } from '../../services/gateway/completion/choice.ts';
 import { completionBody } from '../../services/gateway/http/completion-body.ts';
 import { atOnce } from '../../services/lib/async/turns.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
@@ -61,7 +61,8 @@ describe('the beginning of text', () => {
       const request = completionBody.parse({ echo: true, max_tokens: 1, truncate_prompt_tokens: -1, ...body });
       const prompt = request.prompts[0]!;
       const ids = Int32Array.from(build({ prompt, addSpecialTokens: request.addSpecialTokens }));
-      return echoOf(request, 0, { ids, soft: NO_SOFT_TOKENS }, [], tokenizer).tokens.map(({ id }) => id);
+      const echo = atOnce(echoSteps(request, 0, { ids, soft: NO_SOFT_TOKENS }, [], tokenizer));
+      return echo.tokens.map(({ id }) => id);
     };
     const text = tokenizer.encode('def pop');
     expect(echoed({ prompt: 'def pop' })).toEqual(text);

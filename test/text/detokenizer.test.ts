@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { Detokenizer, StopStrings } from '../../services/lib/text/detokenizer.ts';
+import { atOnce } from '../../services/lib/async/turns.ts';
+import { characterSteps, characters, Detokenizer, StopStrings } from '../../services/lib/text/detokenizer.ts';
 
 /** Tokens that are arbitrary stretches of bytes. Ids from 1000 on steer the model. */
 function detokenize(tokens: readonly Uint8Array[], special: readonly boolean[] = []): string[] {
@@ -115,4 +116,18 @@ describe('stop strings', () => {
     expect(strings.push('more')).toBe('');
     expect(strings.end()).toBe('');
   });
+});
+
+test('characters are the same counted in steps, wherever a long text is divided', () => {
+  const parts = fc.array(fc.constantFrom('a', '\n', 'é', '漢', '😀', '\ud83d', '\ude00'), { maxLength: 40 });
+  fc.assert(
+    fc.property(parts, fc.integer({ min: 16_370, max: 16_390 }), (tail, length) => {
+      const text = 'a'.repeat(length) + tail.join('');
+      expect(atOnce(characterSteps(text))).toBe(characters(text));
+    }),
+  );
+});
+
+test('no step of counting characters takes more than a small part of a long text', () => {
+  expect([...characterSteps('x'.repeat(1_000_000))].length).toBeGreaterThan(50);
 });

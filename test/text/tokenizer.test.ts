@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { Tokenizer as Library } from '@huggingface/tokenizers';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { atOnce } from '../../services/lib/async/turns.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 
@@ -228,3 +229,17 @@ async function loadWith(change: (json: typeof raw) => unknown): Promise<Tokenize
     await rm(dir, { recursive: true });
   }
 }
+
+test('ids decoded in steps give the text that they give in one go, also where a step ends within a character', () => {
+  const ids = fc.array(fc.integer({ min: 0, max: tiny.vocabSize - 1 }), { minLength: 1, maxLength: 60 });
+  fc.assert(
+    fc.property(ids, fc.integer({ min: 1, max: 80 }), (some, times) => {
+      const all = Array.from({ length: times }, () => some).flat();
+      expect(atOnce(tiny.decodeSteps(Int32Array.from(all)))).toBe(tiny.decode(all));
+    }),
+  );
+});
+
+test('no step of decoding takes more than a small part of many ids', () => {
+  expect([...tiny.decodeSteps(new Int32Array(100_000))].length).toBeGreaterThan(50);
+});

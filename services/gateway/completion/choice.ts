@@ -4,7 +4,7 @@
  */
 import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
-import { characters, Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';
+import { characterSteps, characters, Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';
 import { CrlfWriter, toCrlf, usesCrlf } from '../../lib/text/line-ends.ts';
 import { leadingIds } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
@@ -58,8 +58,6 @@ export interface ChoiceRules {
   readonly bytes: (id: number) => Uint8Array;
   /** Whether a token is left out of the text, as special tokens are. */
   readonly skip: (id: number) => boolean;
-  /** The prompt to give back, made of its logprobs: the same for all choices of a prompt. */
-  readonly echo: (logprobs: readonly SampledToken[]) => Echo;
   /** The text before the choice, if its lines end in `\r\n`: then those of the choice do, too. */
   readonly crlfAfter: string | undefined;
 }
@@ -79,10 +77,11 @@ export class Echo {
   /** Unicode characters of the tokens that have been reported. */
   #offset = 0;
 
-  constructor(text: string, tokens: readonly SampledToken[], bytes: (id: number) => Uint8Array) {
+  /** @param length Unicode characters of the text. */
+  constructor(text: string, length: number, tokens: readonly SampledToken[], bytes: (id: number) => Uint8Array) {
     this.text = text;
     this.tokens = tokens;
-    this.length = characters(text);
+    this.length = length;
     this.#bytes = bytes;
     this.#detokenizer = new Detokenizer(bytes, () => false);
   }
@@ -133,12 +132,9 @@ export class Choice {
     this.#promptTokenIds = promptTokenIds;
   }
 
-  /**
-   * Puts the prompt in front of the first delta.
-   * @param logprobs one per prompt position, or none.
-   */
-  echo(logprobs: readonly SampledToken[]): void {
-    this.#echo = this.#rules.echo(logprobs);
+  /** Puts the prompt in front of the first delta. All choices of a prompt share one echo. */
+  echo(prompt: Echo): void {
+    this.#echo = prompt;
   }
 
   get finished(): boolean {
@@ -230,14 +226,8 @@ export function choicesOf(
   const promptTokenIds = Array.from(prompt.ids);
   const before = endOf(request.prompts[promptIndex]!, tokenizer);
   const crlfAfter = usesCrlf(before, request.suffix ?? '') ? before : undefined;
-  let shared: Echo | undefined;
-  const echo = (logprobs: readonly SampledToken[]) => {
-    shared ??= echoOf(request, promptIndex, prompt, logprobs, tokenizer);
-    return shared;
-  };
   return Array.from({ length: request.bestOf }, (_, choice) => {
     const rules = {
-      echo,
       prompt: promptIndex,
       choice,
       maxTokens: request.maxTokens,
@@ -253,22 +243,30 @@ export function choicesOf(
   });
 }
 
+/** Tokens that an echo takes between two steps: less than 1 ms. */
+const TOKENS_PER_STEP = 1_024;
+
 /**
- * The prompt as it is given back: the client's own text, unless it was truncated.
+ * Makes the prompt as it is given back: the client's own text, unless it was truncated. It yields between two steps,
+ * since a prompt may have megabytes.
  * @param logprobs one per prompt position, or none.
  */
-export function echoOf(
+export function* echoSteps(
   request: CompletionRequest,
   promptIndex: number,
   prompt: TokenPrompt,
   logprobs: readonly SampledToken[],
   tokenizer: Tokenizer,
-): Echo {
+): Generator<void, Echo> {
   const input = request.prompts[promptIndex]!;
   const asSent = typeof input === 'string' && request.truncatePromptTokens === undefined ? input : undefined;
   const leading = leadingIds(tokenizer, { prompt: input, addSpecialTokens: request.addSpecialTokens }, false).length;
-  const ids = Array.from(prompt.ids).slice(leading);
-  const own = logprobs.slice(leading);
-  const tokens = ids.map((id, i) => ({ ...own[i], id }));
-  return new Echo(asSent ?? tokenizer.decode(ids), tokens, (id) => tokenizer.bytes(id));
+  const tokens: SampledToken[] = [];
+  for (let i = leading; i < prompt.ids.length; i++) {
+    tokens.push({ ...logprobs[i], id: prompt.ids[i]! });
+    if (tokens.length % TOKENS_PER_STEP === 0) yield;
+  }
+  const text = asSent ?? (yield* tokenizer.decodeSteps(prompt.ids.subarray(leading)));
+  const length = yield* characterSteps(text);
+  return new Echo(text, length, tokens, (id) => tokenizer.bytes(id));
 }

@@ -7,12 +7,13 @@ import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
 import { inTurns, Turns } from '../../lib/async/turns.ts';
 import type { SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
+import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { Dispatcher } from '../admission/dispatcher.ts';
 import type { Grant } from '../admission/queued-prompt.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { Attempt, type AttemptObserver, type AttemptRequest, FINISHED } from './attempt.ts';
-import type { Choice } from './choice.ts';
+import { type Choice, type Echo, echoSteps } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './replay.ts';
 import type { CompletionConfig } from './settings.ts';
@@ -23,6 +24,7 @@ export interface GenerationParts
     Pick<WorkerPoolConfig, 'stallTimeoutMs'> {
   /** SHA-256 (hex) of the bundle. */
   readonly fingerprint: string;
+  readonly tokenizer: Tokenizer;
   readonly dispatcher: Pick<Dispatcher, 'place'>;
   readonly sessions: Sessions;
 }
@@ -45,8 +47,8 @@ interface Part {
 
 /** What all rounds of a prompt that is echoed share. */
 interface PromptEcho {
-  /** One per prompt token, as soon as a round has brought them. */
-  logprobs: Promise<readonly SampledToken[]> | undefined;
+  /** It is made as soon as a round has brought the logprobs of the prompt. */
+  made: Promise<Echo> | undefined;
 }
 
 /** Some choices of a part, on the workers of one grant. */
@@ -72,7 +74,7 @@ export class Generation {
   async complete(task: PromptTask, onPlaced: () => void): Promise<readonly Choice[]> {
     const indices = [...task.choices.keys()];
     const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: undefined, counts: true };
-    await this.#runPart({ ...start, task, indices, echo: { logprobs: undefined } }, onPlaced);
+    await this.#runPart({ ...start, task, indices, echo: { made: undefined } }, onPlaced);
     return task.choices;
   }
 
@@ -137,7 +139,7 @@ export class Generation {
     if (counts && part.before === undefined) record.prompted(prompt);
     const session = sessionOf(request, tenant);
     if (session !== undefined) this.#parts.sessions.servedBy(session, grant.prefill.address, prompt);
-    const wantsPromptLogprobs = request.echo && priorOutputIds.length === 0 && echo.logprobs === undefined;
+    const wantsPromptLogprobs = request.echo && priorOutputIds.length === 0 && echo.made === undefined;
     const attemptRequest: AttemptRequest = {
       requestId: scope.id,
       fingerprint: this.#parts.fingerprint,
@@ -182,8 +184,8 @@ export class Generation {
 
   /**
    * Two tasks per choice, all side by side: its first token, which prefill sends, and the tokens after it, by a decode
-   * call of its own. First tokens go out one after the other: echoes are as long as the prompt, and building all of
-   * them at once would block the event loop for everybody.
+   * call of its own. First tokens go out one after the other: with an echo, each is as long as the prompt, and sending
+   * all of them at once would block the event loop for everybody.
    */
   #startChoices(round: Round, live: AbortSignal): Promise<void>[] {
     let previousFirst: Promise<unknown> = Promise.resolve();
@@ -199,17 +201,22 @@ export class Generation {
     const { task, indices, echo } = part;
     const { request } = task;
     const { tokens, promptLogprobs } = await attempt.first;
-    echo.logprobs ??= inTurns(readTokens(promptLogprobs)); // all rounds share it: the signal of none ends it
-    const logprobs = await echo.logprobs;
+    // All rounds share it: the signal of none ends it.
+    if (request.echo) echo.made ??= inTurns(this.#echoOf(task, promptLogprobs));
+    const prompt = await echo.made;
     await previousFirst;
     const turns = new Turns();
     if (request.echo && turns.over) await turns.next(task.scope.signal);
     const index = indices[i]!;
     const choice = task.choices[index]!;
-    if (request.echo && choice.ids.length === 0) {
-      choice.echo(logprobs);
-    }
+    if (prompt && choice.ids.length === 0) choice.echo(prompt);
     await emit(task, index, request.maxTokens === 0 ? [] : [tokens[i]!]);
+  }
+
+  /** @param messages logprobs of the prompt, one per token, or none. */
+  *#echoOf({ request, promptIndex, prompt }: PromptTask, messages: TokenMessages): Generator<void, Echo> {
+    const logprobs = yield* readTokens(messages);
+    return yield* echoSteps(request, promptIndex, prompt, logprobs, this.#parts.tokenizer);
   }
 
   /**
@@ -292,8 +299,10 @@ function countingTokens(
 /** Tokens that are read between two steps: less than 1 ms. */
 const TOKENS_PER_STEP = 1_024;
 
+type TokenMessages = readonly Parameters<typeof readToken>[0][];
+
 /** The logprobs of a prompt, which come in one message: there may be 100,000. */
-function* readTokens(messages: readonly Parameters<typeof readToken>[0][]): Generator<void, SampledToken[]> {
+function* readTokens(messages: TokenMessages): Generator<void, SampledToken[]> {
   const tokens: SampledToken[] = [];
   for (const message of messages) {
     tokens.push(readToken(message, true));

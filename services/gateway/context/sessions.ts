@@ -4,8 +4,8 @@
  * worker and begins the same way. So the chunks that stand first in the prompt change only when they no longer fit.
  */
 import { createHash } from 'node:crypto';
-import { LRUCache } from 'lru-cache';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
+import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
 import type { SoftTokens, TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { PlacementRequest } from '../workers/worker-pool.ts';
@@ -35,11 +35,12 @@ interface Memory {
 
 /**
  * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name
- * none, those for the same file. Keys of two tenants differ, and of two salts: tenants never share KV.
+ * none, those for the same file. Keys of two tenants differ, and of two salts: tenants never share KV. A key begins
+ * with its tenant, who has a share of the memory.
  */
 export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
-  if (session !== undefined) return hashOf([tenant, cacheSalt, session]);
-  return rag?.path === undefined ? undefined : hashOf([tenant, cacheSalt, rag.repo, rag.path]);
+  if (session !== undefined) return `${tenant}:${hashOf([tenant, cacheSalt, session])}`;
+  return rag?.path === undefined ? undefined : `${tenant}:${hashOf([tenant, cacheSalt, rag.repo, rag.path])}`;
 }
 
 /**
@@ -58,15 +59,15 @@ const CHUNK_OVERHEAD_BYTES = 512;
 const FITS = 0.6;
 
 export class Sessions {
-  readonly #memories: LRUCache<string, Memory>;
+  readonly #memories: TenantCache<Memory>;
   readonly #announce: ((served: ServedElsewhere) => void) | undefined;
 
   /**
-   * @param limitBytes size of all memories; those that were used least recently are forgotten.
+   * @param limitBytes size of all memories; each tenant has a share of it.
    * @param announce tells other gateways which worker has the last prompt of a session.
    */
   constructor(limitBytes = LIMIT_BYTES, announce?: (served: ServedElsewhere) => void) {
-    this.#memories = new LRUCache({ maxSize: limitBytes, sizeCalculation: bytesOf });
+    this.#memories = new TenantCache(limitBytes);
     this.#announce = announce;
   }
 
@@ -112,7 +113,8 @@ export class Sessions {
 
   #keep(session: string, news: Partial<Memory>): void {
     const before = this.#memories.get(session);
-    this.#memories.set(session, { served: before?.served, found: before?.found, ...news });
+    const memory = { served: before?.served, found: before?.found, ...news };
+    this.#memories.set(session, memory, bytesOf(memory));
   }
 }
 

@@ -11,6 +11,7 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { Server as TlsServer } from 'node:https';
 import type { Socket } from 'node:net';
 import { probeClient } from './half-close.ts';
+import { readLater } from './read-later.ts';
 import type { Room } from './room.ts';
 import { tcpOf } from './tcp.ts';
 
@@ -124,6 +125,7 @@ class Connection {
 
   receive(exchange: Exchange): void {
     if (this.#closing) return;
+    readLater(this.#socket);
     if (this.#current === undefined) {
       this.#begin(exchange);
     } else if (this.#waiting.length < MAX_WAITING) {

@@ -12,6 +12,22 @@ export function characters(text: string): number {
   return count;
 }
 
+/** UTF-16 units that are counted between two steps: about 0.1 ms. */
+const UNITS_PER_STEP = 16_384;
+
+/** Does the work of {@link characters} in steps. */
+export function* characterSteps(text: string): Generator<void, number> {
+  let count = 0;
+  for (let start = 0; start < text.length; ) {
+    let end = Math.min(start + UNITS_PER_STEP, text.length);
+    if (/[\ud800-\udbff]/.test(text[end - 1]!)) end++; // both halves of a character stay together
+    count += characters(text.slice(start, end));
+    start = end;
+    yield;
+  }
+  return count;
+}
+
 /** The text of one sequence of tokens, without the tokens that steer the model. */
 export class Detokenizer {
   readonly #bytes: (id: number) => Uint8Array;

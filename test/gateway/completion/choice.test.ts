@@ -1,4 +1,7 @@
 import { describe, expect, test } from 'vitest';
+import { echoSteps } from '../../../services/gateway/completion/choice.ts';
+import { completionBody } from '../../../services/gateway/http/completion-body.ts';
+import { NO_SOFT_TOKENS } from '../../../services/lib/request/token-prompt.ts';
 import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
 
 const TEXT = 'return self.items.pop()  # 😀 done\n\n\ndef next():';
@@ -126,4 +129,20 @@ describe('a file whose lines end in CRLF', () => {
       expect(text).toBe('if x:\r\n    return 1\r\n');
     }
   });
+});
+
+test.each([
+  ['of ids', { prompt: Array(50_000).fill(70) }],
+  ['of text', { prompt: 'a'.repeat(1_000_000) }],
+  ['of text that is cut', { prompt: 'a'.repeat(1_000_000), truncate_prompt_tokens: 50_000 }],
+])('the echo of a long prompt %s is made in many steps', (_, body) => {
+  const request = completionBody.parse({ echo: true, ...body });
+  const prompt = { ids: new Int32Array(50_000).fill(70), soft: NO_SOFT_TOKENS };
+  const steps = echoSteps(request, 0, prompt, [], tokenizer);
+  let count = 0;
+  let made = steps.next();
+  for (; !made.done; made = steps.next()) count++;
+  expect(count).toBeGreaterThan(90);
+  expect(made.value.tokens).toHaveLength(50_000);
+  expect(made.value.length).toBe(made.value.text.length);
 });

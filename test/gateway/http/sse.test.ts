@@ -2,8 +2,9 @@ import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { Server as TlsServer } from 'node:https';
 import { connect, type Socket } from 'node:net';
+import { Duplex } from 'node:stream';
 import { connect as connectTls } from 'node:tls';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { makeAuthority } from '../../support/certificates.ts';
@@ -38,15 +39,54 @@ test('a stream consists of server-sent events that no proxy buffers', async () =
 const LONG = 25_000;
 const endless = { token: () => 70, capacity: LONG + 100 };
 
+/** Bytes that a client holds back, to send them in one piece. */
+const held = new WeakMap<Socket, Buffer[]>();
+
+/** A connection that TLS can be spoken over, and whose bytes can be held back. */
+function withHold(tcp: Socket): Duplex {
+  const duplex = new Duplex({
+    read: () => void tcp.resume(),
+    write(bytes: Buffer, _, done) {
+      const holding = held.get(tcp);
+      if (!holding) return void tcp.write(bytes, done);
+      holding.push(bytes);
+      done();
+    },
+    destroy(_, done) {
+      tcp.destroy();
+      done(null);
+    },
+  });
+  tcp.on('data', (bytes) => duplex.push(bytes) || tcp.pause());
+  tcp.on('close', () => duplex.destroy());
+  tcp.on('error', () => {});
+  return duplex;
+}
+
+/** Sends texts as records of TLS, all of which the gateway reads in one piece. */
+async function sendAtOnce(socket: Socket, texts: readonly string[]): Promise<void> {
+  const tcp = tcps.get(socket)!;
+  const records: Buffer[] = [];
+  held.set(tcp, records);
+  for (const text of texts) await new Promise((sent) => socket.write(text, sent));
+  held.delete(tcp);
+  tcp.write(Buffer.concat(records));
+}
+
+/** The connections below those of clients. */
+const tcps = new WeakMap<Socket, Socket>();
+
 /** A client that asks for a long answer and does not read it. */
 async function askWithoutReading(gateway: FakeGateway): Promise<Socket> {
   const { port, hostname } = new URL(await gateway.app.listen({ port: 0 }));
   const body = JSON.stringify({ prompt: 'x', stream: true, max_tokens: LONG, ignore_eos: true, n: 2 });
-  const to = { port: Number(port), host: hostname };
+  const tcp = connect({ port: Number(port), host: hostname });
   const overTls = gateway.app.server instanceof TlsServer;
-  const socket = overTls ? connectTls({ ...to, rejectUnauthorized: false }) : connect(to);
+  const socket = overTls ? connectTls({ socket: withHold(tcp), rejectUnauthorized: false }) : tcp;
+  tcps.set(socket, tcp);
   onTestFinished(async () => {
     socket.destroy();
+    tcp.destroy();
     await gateway.workers.idle();
     await gateway.app.close();
   });
@@ -56,6 +96,18 @@ async function askWithoutReading(gateway: FakeGateway): Promise<Socket> {
   const head = `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}`;
   socket.write(`${head}\r\n\r\n${body}`);
   return socket;
+}
+
+/** Waits until nothing more of an answer fits between the gateway and its client. */
+async function untilFull([socket]: unknown[]): Promise<void> {
+  let [before, times] = [-1, 0];
+  const isFull = () => {
+    const { bytesWritten, writableNeedDrain } = socket as Socket;
+    times = writableNeedDrain && bytesWritten === before ? times + 1 : 0;
+    before = bytesWritten;
+    return times >= 5;
+  };
+  await vi.waitUntil(isFull, { timeout: 30_000, interval: 20 });
 }
 
 async function certificates() {
@@ -82,17 +134,21 @@ test.each([
   ['HTTP', 'sends nothing'],
   ['HTTP', 'goes on sending'],
   ['TLS', 'sends nothing'],
+  ['TLS', 'goes on sending'],
 ])(
   'a client that takes nothing of its stream for too long is cut, and log and metrics say so: over %s, it %s',
   async (over, does) => {
     const tls = over === 'TLS' ? await certificates() : undefined;
     const gateway = await fakeGateway(endless, { slowReaderMs: 1_000, tls });
     const before = await refusedFor('slow_reader');
+    const connected = once(gateway.app.server, tls ? 'secureConnection' : 'connection');
     const socket = await askWithoutReading(gateway);
     if (does === 'goes on sending') {
-      socket.write(
-        'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n',
-      );
+      await untilFull(await connected);
+      const head =
+        'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n';
+      if (tls) await sendAtOnce(socket, [head, ' ', ' ']);
+      else socket.write(head);
       const timer = setInterval(() => socket.write(' '), 5);
       onTestFinished(() => clearInterval(timer));
     }
@@ -109,6 +165,26 @@ test.each([
     await expect.poll(() => end).toMatch(/"code":"slow_reader".*\[DONE\]/s);
   },
 );
+
+test('over TLS, a request that was sent ahead while the answer before it waited is answered, too', async () => {
+  const gateway = await fakeGateway(endless, { slowReaderMs: 30_000, tls: await certificates() });
+  const connected = once(gateway.app.server, 'secureConnection');
+  const socket = await askWithoutReading(gateway);
+  await untilFull(await connected);
+  const body = JSON.stringify({ prompt: 'sent ahead', max_tokens: 1, echo: true });
+  const head = `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}`;
+  await sendAtOnce(socket, [`${head}\r\n\r\n`, ...body]); // a record for each character
+  let end = '';
+  socket.on('data', (part) => {
+    end = (end + part.toString()).slice(-2_000);
+  });
+  socket.resume();
+  await expect.poll(() => end, { timeout: 50_000 }).toMatch(/\[DONE\].*"text":"sent ahead/s);
+  expect(completions(gateway).map(({ status, code }) => [status, code])).toEqual([
+    [200, undefined],
+    [200, undefined],
+  ]);
+});
 
 test('a client that reads slowly, but reads, gets its whole answer', async () => {
   const gateway = await fakeGateway(endless, { slowReaderMs: 2_000 });

@@ -1,5 +1,6 @@
 /** The sequences of syntax trees in UniXcoder's form. */
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import TreeSitter from '@vscode/tree-sitter-wasm';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { SyntaxTrees } from '../../../services/lib/rag/encode/syntax-tree.ts';
 
 let trees: SyntaxTrees;
@@ -49,11 +50,11 @@ test('a chunk from within a block parses like one at the margin', () => {
 });
 
 test('deeply nested code is read to its end', () => {
-  expect(texts('a.py', `x = ${'"a" + '.repeat(300)}"a"`)).toHaveLength(603);
-  const brackets = `x = ${'['.repeat(900)}1${']'.repeat(900)}`;
-  expect(spelled('a.py', brackets)?.endsWith(`1 ${'] list> '.repeat(900)}assignment>`)).toBe(true);
+  expect(texts('a.py', `x = ${'a + '.repeat(145)}b`)).toHaveLength(293);
+  const brackets = `x = ${'['.repeat(145)}1${']'.repeat(145)}`;
+  expect(spelled('a.py', brackets)?.endsWith(`1 ${'] list> '.repeat(145)}assignment>`)).toBe(true);
   // There is an error deep inside.
-  expect(texts('a.js', `x = ${'f('.repeat(600)}1 $$ 2${')'.repeat(600)}`)?.[0]).toBe('x');
+  expect(texts('a.js', `x = ${'f('.repeat(70)}1 $$ 2${')'.repeat(70)}`)?.[0]).toBe('x');
 });
 
 describe('every language', () => {
@@ -86,14 +87,35 @@ describe('texts that are not code', () => {
   const ordinary = 'x = f(1)';
 
   test.each([
-    ['a.rs', ')-'.repeat(900)],
-    ['a.cs', ')&'.repeat(900)],
-    ['a.ts', '<a<'.repeat(600)],
+    ['a.rs', ')-'.repeat(145)],
+    ['a.cs', ')&'.repeat(145)],
+    ['a.java', ')-'.repeat(145)],
   ])('a parse is given up after so many steps, and the next text is parsed as usual (%s)', (path, code) => {
     const before = trees.sequence('a.py', ordinary);
     expect(trees.sequence(path, code)).toBeUndefined();
     expect(trees.sequence('a.py', ordinary)).toEqual(before);
     expect(trees.sequence(path, 'f(x);')).toBeDefined();
+  });
+
+  // One step of the parser took 165 ms of the first one, and 20 ms more for each further hundred of marks.
+  test.each([
+    ['a.py', '/*\n'],
+    ['a.py', '*\n^\n'],
+    ['a.py', '*\n/* x */\n'],
+    ['a.cs', '<a'],
+    ['a.java', 'not\n=>\n'],
+    ['a.cpp', '=\n%\n/a\n'],
+    ['a.tsx', '/*\n'],
+  ])('nonsense that parsers take long for is not given to them (%s: %j)', (path, part) => {
+    const parse = vi.spyOn(TreeSitter.Parser.prototype, 'parse');
+    onTestFinished(() => parse.mockRestore());
+    const marks = 1_000;
+    expect(trees.sequence(path, part.repeat(Math.floor(2_000 / part.length)))).toBeUndefined();
+    expect(parse).not.toHaveBeenCalled();
+    expect(trees.sequence('a.py', `x = [${'1, '.repeat(140)}]`)).toBeDefined();
+    expect(parse).toHaveBeenCalledTimes(1);
+    expect(trees.sequence('a.py', `x = [${'1, '.repeat(marks)}]`)).toBeUndefined();
+    expect(parse).toHaveBeenCalledTimes(1);
   });
 
   test.each([

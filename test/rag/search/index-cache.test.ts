@@ -88,6 +88,18 @@ test('an index with more chunks than there is memory for is refused by its head,
   expect(new Set(store.asked.map(({ what }) => what))).toEqual(new Set(['head']));
 });
 
+test('a tenant that asks for ever new indexes does not drop the one that another tenant uses', async () => {
+  const { store, cache } = scene(0, 0, 4 * MIB);
+  const chunks = (repo: number, count: number) => Array.from({ length: count }, (_, i) => chunkOf(repo, i));
+  store.publish('honest:r', chunks(0, 72)); // takes 1.2 MiB
+  for (let r = 1; r <= 12; r++) store.publish(`greedy:r${r}`, chunks(r, 72));
+  store.publish('greedy:large', chunks(13, 200)); // takes 3.3 MiB, more than a share
+  const index = await cache.get('honest:r', never());
+  for (let r = 1; r <= 12; r++) expect((await cache.get(`greedy:r${r}`, never())).lexical.size).toBe(72);
+  await expect(cache.get('greedy:large', never())).rejects.toMatchObject({ code: 'saturated' });
+  expect(await cache.get('honest:r', never())).toBe(index);
+});
+
 test('of ten thousand indexes that are too large a thousand are remembered, and the others are found out again', async () => {
   const { store, cache } = scene(0, 0, 10);
   for (let r = 0; r < 10_240; r++) store.publish(`t${r}:r`, [], { chunks: 1_000 });

@@ -16,7 +16,7 @@ class Scene {
       get keptBytes() {
         return kept.reduce((sum, { bytes }) => sum + bytes, 0);
       },
-      evict: () => kept.shift() !== undefined,
+      evictFor: () => kept.shift() !== undefined,
     });
   }
 

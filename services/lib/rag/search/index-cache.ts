@@ -2,13 +2,15 @@
  * Keeps indexes in memory, one per repository in use, each with the version that it was built from. A request looks up
  * the current version (one small read). If there is a newer one, the request is served from the old index while the new
  * one is built beside it, in slices that let the event loop go on. Embeddings are loaded when dense retrieval is first
- * asked for. What is loaded and what is being loaded stay below one limit (see load-queue.ts).
+ * asked for. What is loaded and what is being loaded stay below one limit (see load-queue.ts), of which each tenant has
+ * a share (see tenant-cache.ts).
  */
 import { LRUCache } from 'lru-cache';
 import { inTurns, Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
 import { idAt } from '../store/row.ts';
 import type { IndexSnapshot, LeftOutRow, RowRead, Store } from '../store/store.ts';
+import { TenantCache } from '../store/tenant-cache.ts';
 import { DenseIndex, type DenseScorer } from './dense.ts';
 import type { InvertedIndex } from './inverted-index.ts';
 import { InvertedIndexBuilder } from './inverted-index-builder.ts';
@@ -61,8 +63,8 @@ export interface IndexCacheOptions {
 export class IndexCache {
   readonly #store: Store;
   readonly #options: IndexCacheOptions;
-  /** By repository. The index that was not used for the longest time is evicted first. */
-  readonly #kept: LRUCache<string, CachedIndex>;
+  /** By repository. */
+  readonly #kept: TenantCache<CachedIndex>;
   readonly #loads: LoadQueue<LoadedIndex | DenseIndex | undefined>;
   /** Versions that turned out to be too large. They are remembered because finding it out takes seconds. */
   readonly #tooLarge = new LRUCache<string, { readonly version: string; readonly error: ServingError }>({
@@ -73,19 +75,14 @@ export class IndexCache {
     const { limitBytes } = options;
     this.#store = store;
     this.#options = options;
-    const kept = new LRUCache<string, CachedIndex>({
-      maxSize: limitBytes,
-      // Whole numbers from 1 on are what the library takes. An index that turns out larger than the limit, by an
-      // estimate that was too low, counts as the limit: it evicts all others and is served alone.
-      sizeCalculation: ({ bytes }) => Math.min(Math.max(1, Math.ceil(bytes)), limitBytes),
-    });
+    const kept = new TenantCache<CachedIndex>(limitBytes);
     this.#kept = kept;
     this.#loads = new LoadQueue({
       limitBytes,
       get keptBytes() {
-        return kept.calculatedSize;
+        return kept.bytes;
       },
-      evict: () => kept.pop() !== undefined,
+      evictFor: (tenant, wanted) => kept.evictFor(tenant, wanted),
     });
   }
 
@@ -119,7 +116,7 @@ export class IndexCache {
    */
   async warm(repo: string): Promise<void> {
     const known = this.#kept.peek(repo)?.index.head.version;
-    if (known === undefined && this.#kept.calculatedSize > this.#options.limitBytes / 2) return;
+    if (known === undefined && this.#kept.bytes > this.#options.limitBytes / 2) return;
     const head = await this.#store.head(repo);
     if (!head || head.version === known || this.#tooLargeOf(repo, head.version)) return;
     await this.#load(repo, known !== undefined);
@@ -134,11 +131,16 @@ export class IndexCache {
     const run = async (loading: Loading) => {
       const index = await this.#read(repo, loading);
       const bytes = lexicalBytes(index);
+      // An index that turns out larger than the limit, by an estimate that was too low, counts as the limit.
       await loading.reserve(Math.min(bytes, this.#options.limitBytes));
-      this.#kept.set(repo, { index, bytes });
+      this.#keep(repo, { index, bytes });
       return index;
     };
     return this.#loads.join(repo, { repo, evicts, run }, signal) as Promise<LoadedIndex>;
+  }
+
+  #keep(repo: string, kept: CachedIndex): void {
+    this.#kept.set(repo, kept, Math.min(kept.bytes, this.#options.limitBytes));
   }
 
   #tooLargeOf(repo: string, version: string): ServingError | undefined {
@@ -239,7 +241,7 @@ export class IndexCache {
       await turns.next();
     }
     const kept = this.#kept.peek(repo);
-    if (kept?.index === index) this.#kept.set(repo, { index, bytes: kept.bytes + bytes });
+    if (kept?.index === index) this.#keep(repo, { index, bytes: kept.bytes + bytes });
     return dense;
   }
 

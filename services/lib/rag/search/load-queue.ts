@@ -4,7 +4,8 @@
  *
  * A load reserves memory before it reads, more and more as it learns how large the index is. What is kept and what is
  * reserved stay below the limit together. If two loads need more than there is, the younger one gives way, and begins
- * again when the older one has ended.
+ * again when the older one has ended. A load that needs more than its tenant's share, while the others hold no more
+ * than theirs, is refused.
  *
  * Requests wait for a few ms, loads take longer, and a user who types asks again a moment later. So a load is given up
  * when nobody has waited for it for a while, whether it has begun or not.
@@ -24,8 +25,12 @@ export interface IndexMemory {
   readonly limitBytes: number;
   /** Bytes of the indexes that are kept. */
   readonly keptBytes: number;
-  /** Drops the index that was not used for the longest time. @returns whether there was one. */
-  evict(): boolean;
+  /**
+   * Drops an index to make room for a tenant.
+   * @param wanted bytes that the loads of each tenant want.
+   * @returns whether there was one that may be dropped for it.
+   */
+  evictFor(tenant: string, wanted: ReadonlyMap<string, number>): boolean;
 }
 
 /** The load as its own work sees it. */
@@ -210,7 +215,7 @@ export class LoadQueue<T> {
     for (;;) {
       load.controller.signal.throwIfAborted();
       if (this.#bytesBeside(load) + bytes <= this.#memory.limitBytes) break;
-      if (load.work.evicts && this.#memory.evict()) continue;
+      if (load.work.evicts && this.#memory.evictFor(load.tenant, this.#wanted(load, bytes))) continue;
       const younger = this.#underWay.at(-1);
       if (younger === undefined || this.#underWay.length === 1) {
         throw busy(`there is no room for the index of ${load.work.repo} beside those in use`);
@@ -224,6 +229,16 @@ export class LoadQueue<T> {
   #bytesBeside(load: Load<T>): number {
     const reserved = this.#underWay.reduce((sum, other) => sum + (other === load ? 0 : other.reserved), 0);
     return this.#memory.keptBytes + reserved;
+  }
+
+  /** Bytes that the loads of each tenant want, if this one wants so many. */
+  #wanted(load: Load<T>, bytes: number): Map<string, number> {
+    const wanted = new Map<string, number>();
+    for (const other of this.#underWay) {
+      const more = other === load ? bytes : other.reserved;
+      wanted.set(other.tenant, (wanted.get(other.tenant) ?? 0) + more);
+    }
+    return wanted;
   }
 }
 

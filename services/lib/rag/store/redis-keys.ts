@@ -5,6 +5,7 @@
  *   llavacode:1:{REPO}:index         hash: head → JSON, ids → packed chunk ids (32 bytes each). Replaced by one HSET.
  *   llavacode:1:{REPO}:chunks        hash: chunk id → path, lines, tokens
  *   llavacode:1:{REPO}:rows:FP       hash: chunk id → vector, text; FP is a fingerprint
+ *   llavacode:1:{REPO}:sums:FP       hash: chunk id → checksum of what lies under it in chunks and in rows:FP
  *   llavacode:1:{REPO}:fingerprints  set of FP
  *   llavacode:1:{REPO}:lock          token of the indexer at work, with a time to live
  *   llavacode:1:repos:{TENANT}       set of the REPOs that a tenant has published
@@ -23,6 +24,7 @@ export function keysOf(repo: string) {
     index: `${prefix}index`,
     chunks: `${prefix}chunks`,
     rows: (fingerprint: string) => `${prefix}rows:${fingerprint}`,
+    sums: (fingerprint: string) => `${prefix}sums:${fingerprint}`,
     fingerprints: `${prefix}fingerprints`,
     lock: `${prefix}lock`,
     published: publishedKey(tenantOf(repo)),

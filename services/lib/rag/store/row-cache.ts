@@ -3,19 +3,18 @@
  * encoder's fingerprint), and a row never changes, so a cached row is never out of date. The store is still asked each
  * time which rows make up a version.
  */
-import { LRUCache } from 'lru-cache';
 import { metrics } from '../../process/metrics.ts';
 import type { Store } from './store.ts';
+import { TenantCache } from './tenant-cache.ts';
 
 /** The most ids in a read that uses the cache. A larger read loads a whole index and would evict everything else. */
 const SMALL = 128;
 /** Memory that an entry or a content takes besides its key, its text and its vectors: a rough estimate, in bytes. */
 const OVERHEAD = 400;
 
-/** @param limitBytes for all rows together, in bytes; 0 keeps none. */
+/** @param limitBytes for all rows together, in bytes; each tenant has a share of it. 0 keeps none. */
 export function withRowCache(store: Store, limitBytes: number): Store {
-  // The library wants at least 1 byte. No row is that small, so nothing is kept then either.
-  const cache = new LRUCache<string, object>({ maxSize: Math.max(1, limitBytes) });
+  const cache = new TenantCache<object>(limitBytes);
 
   async function through<T extends object>(
     scope: string,
@@ -34,7 +33,7 @@ export function withRowCache(store: Store, limitBytes: number): Store {
         if (value === undefined) continue;
         const id = missing[i]!;
         found.set(id, value);
-        cache.set(keyOf(id), value, { size: sizeOf(value) + keyOf(id).length + OVERHEAD });
+        cache.set(keyOf(id), value, sizeOf(value) + keyOf(id).length + OVERHEAD);
       }
     }
     return ids.map((id) => found.get(id));

@@ -128,6 +128,18 @@ export function decodeContent(id: string, bytes: Buffer, part?: RowPart): ChunkC
   }
 }
 
+/** Whether entry and content of a chunk can be read: an index run makes again what cannot. */
+export function isSound(id: string, entry: Buffer | undefined, content: Buffer | undefined): boolean {
+  if (entry === undefined || content === undefined) return false;
+  try {
+    decodeEntry(id, entry);
+    decodeContent(id, content);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** Decides which rows a read still has bytes for. The script in redis-store.ts does the same on the server. */
 export class RowBudget {
   readonly #rowBytes: number;

@@ -3,9 +3,9 @@
  *
  * A repository has one *head*, which says which chunks make up its current version. Chunks lie beside it under their
  * content hash, vectors under (fingerprint, content hash), and neither ever changes once written. An index run adds
- * what is missing, then replaces the head in one step, then sweeps what neither the new head nor the one before it
- * names: that one stays because readers hold the old version in memory, and read its rows, while they load the new one.
- * Thus
+ * what is missing or damaged, then replaces the head in one step, then sweeps what neither the new head nor the one
+ * before it names: that one stays because readers hold the old version in memory, and read its rows, while they load
+ * the new one. Thus
  *  - readers see the old version whole or the new one whole,
  *  - a run that breaks off leaves only rows, which the next one reuses,
  *  - a reader that finds a chunk of its version swept knows that there is a newer version.
@@ -142,7 +142,7 @@ export interface Store {
 
 /** Changes an index. Once another indexer has taken over, all writes fail with index_locked and change nothing. */
 export interface IndexWriter {
-  /** Ids (hex) of the chunks that are stored with a vector of `fingerprint`. */
+  /** Ids (hex) of the chunks that are stored with a vector of `fingerprint`, without those whose rows are damaged. */
   stored(fingerprint: string): Promise<Set<string>>;
   put(fingerprint: string, rows: readonly ChunkRow[]): Promise<void>;
   /** Makes this the version that readers see. */
