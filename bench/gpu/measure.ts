@@ -42,6 +42,8 @@ const LARGE: Sizes = {
   steps: 16,
   soakSteps: 500,
 };
+/** A CPU takes minutes for what a card multiplies in a second. */
+const ON_CPU = { copy: 4096, product: 1024 };
 /** A software device computes a thousandth of what a card does: enough to show that every part runs. */
 const SMALL: Sizes = {
   prompt: [16, 64],
@@ -60,7 +62,8 @@ const SMALL: Sizes = {
  * @param given the options that the user gave.
  */
 export function sizesOf(options: GpuOptions, given: Readonly<Record<string, unknown>>): Sizes {
-  const sizes = options.model.every((model) => model === TINY) ? SMALL : LARGE;
+  const large = options.provider === 'cpu' ? { ...LARGE, ...ON_CPU } : LARGE;
+  const sizes = options.model.every((model) => model === TINY) ? SMALL : large;
   const own = (['prompt', 'rows', 'context'] as const).filter((name) => given[name] !== undefined);
   return { ...sizes, ...Object.fromEntries(own.map((name) => [name, options[name]])) };
 }
