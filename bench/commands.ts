@@ -8,6 +8,7 @@ import { BREAKDOWN_COMMAND } from './breakdown/command.ts';
 import { DRILLS_COMMAND, SOAK_COMMAND } from './drills/command.ts';
 import { ENGINE_COMMAND, HANDOFF_COMMAND } from './engine/command.ts';
 import { FAIRNESS_COMMAND } from './fairness/command.ts';
+import { GPU_COMMAND } from './gpu/command.ts';
 import { INDEX_COMMAND } from './indexing/command.ts';
 import { INTERFERENCE_COMMAND } from './interference/command.ts';
 import { LOAD_COMMAND } from './load/command.ts';
@@ -32,6 +33,7 @@ export function benchCommand(): Command {
     makeCommand(TYPING_COMMAND, async (options) => (await import('./typing/run.ts')).runTyping(options)),
     makeCommand(ENGINE_COMMAND, async (options) => (await import('./engine/run.ts')).runEngine(options)),
     makeCommand(HANDOFF_COMMAND, async (options) => (await import('./engine/run.ts')).runHandoff(options)),
+    makeCommand(GPU_COMMAND, async (options, given) => (await import('./gpu/run.ts')).runGpu(options, given)),
     makeCommand(FAIRNESS_COMMAND, async (options) => (await import('./fairness/run.ts')).runFairness(options)),
     makeCommand(DRILLS_COMMAND, async (options) => (await import('./drills/run.ts')).runDrillsBench(options)),
     makeCommand(SOAK_COMMAND, async (options) => (await import('./drills/run.ts')).runSoakBench(options)),

@@ -3,6 +3,7 @@ import { BREAKDOWN } from './breakdown/report.ts';
 import { DRILLS_BENCH, SOAK_BENCH } from './drills/report.ts';
 import { ENGINE, HANDOFF } from './engine/report.ts';
 import { FAIRNESS } from './fairness/report.ts';
+import { GPU } from './gpu/report.ts';
 import { INDEX } from './indexing/report.ts';
 import { INTERFERENCE } from './interference/report.ts';
 import { LOAD } from './load/report.ts';
@@ -25,6 +26,7 @@ export const PAGES: readonly Page[] = [
   { folder: 'tables', benches: [TABLES] },
   { folder: 'peers', benches: [PEERS] },
   { folder: 'engine', benches: [ENGINE, HANDOFF] },
+  { folder: 'gpu', benches: [GPU] },
   { folder: 'load', benches: [LOAD] },
   { folder: 'interference', benches: [INTERFERENCE] },
   { folder: 'breakdown', benches: [BREAKDOWN] },

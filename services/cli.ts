@@ -87,6 +87,12 @@ const WORDS: Readonly<Record<string, Word>> = {
   },
   export: { summary: 'make a model bundle from Hugging Face folders', writesForOthers: true, build: buildExport },
   bundle: { summary: 'check a model bundle', writesForOthers: true, build: buildBundle },
+  devices: {
+    summary: 'list the devices that could compute, and check whether each computes a bundle right',
+    settings: async () => (await import('./settings.ts')).DEVICES_SETTINGS,
+    writesForOthers: true,
+    build: buildDevices,
+  },
   synth: {
     summary: 'make a bundle of a published shape with seeded random weights, for benchmarks',
     writesForOthers: true,
@@ -134,6 +140,8 @@ async function buildIndex(command: Command): Promise<void> {
     });
 }
 
+const PRECISION = 'precision of the weights; with fp16 the model also computes in 16 bits, as CUDA needs it';
+
 async function buildExport(command: Command): Promise<void> {
   const choices = await import('./lib/model/bundle/choices.ts');
   const { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS, PREFILL_PRECISIONS } = choices;
@@ -142,7 +150,7 @@ async function buildExport(command: Command): Promise<void> {
     .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
     .option('--projector <path>', "projector; the language model's projector/ when not given")
     .requiredOption('--to <dir>', 'folder of the bundle')
-    .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('fp32'))
+    .addOption(new Option('--precision <p>', PRECISION).choices(PRECISIONS).default('fp32'))
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )
@@ -180,6 +188,17 @@ async function buildBundle(command: Command): Promise<void> {
     });
 }
 
+async function buildDevices(command: Command): Promise<void> {
+  const { DEVICES_SETTINGS } = await import('./settings.ts');
+  (await withSettings(command, DEVICES_SETTINGS))
+    .option('--json <file>', 'write what was found there')
+    .action(async ({ json, ...flags }) => {
+      const config = await configOf(DEVICES_SETTINGS, flags);
+      const { runDevices } = await import('./devices.ts');
+      await reported(json, () => runDevices(config));
+    });
+}
+
 async function buildSynth(command: Command): Promise<void> {
   const [{ ENCODERS, SHAPES }, { PRECISIONS, PREFILL_PRECISIONS }] = await Promise.all([
     import('./lib/model/checkpoint/synth.ts'),
@@ -188,7 +207,7 @@ async function buildSynth(command: Command): Promise<void> {
   command
     .requiredOption('--llm <shape>', `${Object.keys(SHAPES).join(', ')}, or a config.json`)
     .requiredOption('--to <dir>', 'folder of the bundle')
-    .addOption(new Option('--precision <p>', 'precision of the weights').choices(PRECISIONS).default('int4'))
+    .addOption(new Option('--precision <p>', PRECISION).choices(PRECISIONS).default('int4'))
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )

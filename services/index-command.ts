@@ -19,7 +19,7 @@ import { ServingError } from './lib/process/errors.ts';
 import { interruption } from './lib/process/interrupt.ts';
 import { atPath } from './lib/process/os-errors.ts';
 import { type Progress, startProgress } from './lib/process/progress.ts';
-import { loadContextEncoder } from './lib/rag/encode/encode.ts';
+import { openContextEncoder } from './lib/rag/encode/device-encoder.ts';
 import { openStore } from './lib/rag/store/open-store.ts';
 import { DEFAULT_TENANT, repoKey } from './lib/rag/store/repo-key.ts';
 import { NO_VECTORS } from './lib/rag/store/row.ts';
@@ -154,7 +154,9 @@ async function localTarget(
   const lack = contextLack(bundle.manifest);
   if (lack) progress.warn(lack);
   else progress.start('loading the encoder');
-  const encoder = await loadContextEncoder(bundle, config);
+  const encoder = await openContextEncoder(bundle, config, {
+    warn: ({ provider, reason }, text) => progress.warn(`${text}: ${provider}: ${reason}`),
+  });
   closers.push(() => encoder.dispose());
   await files.settled();
   const store = await openStore(config.store, 'indexing', { warn: (_, text) => progress.warn(text) });

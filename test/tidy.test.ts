@@ -158,7 +158,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['all'],
     ['readme'],
     ['reports'],
-    ['breakdown', 'plan'], // measure beside what `engine` and `load` measure
+    ['breakdown', 'gpu', 'plan'], // measure beside what `engine`, `load` and `tables` measure
     ['drills', 'engine', 'fairness', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
     ['harness', 'hostile'],
     ['system'],

@@ -33,7 +33,7 @@ export async function runBreakdown(options: BreakdownOptions): Promise<Artifact<
             runs.push(await measureBreakdown(system.url, system.name, prompts, { ...options, context }, bare));
           }
         } finally {
-          bare?.stop();
+          await bare?.stop();
         }
       }
       return { model: model.name, promptTokens: codeTokens, outputTokens, runs };

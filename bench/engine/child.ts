@@ -1,7 +1,9 @@
 /**
  * The bare engine in a process of its own, measured on request over IPC. bench/peers starts it beside llama.cpp, and
- * ./bare.ts beside a system, to measure the two in turns. Each {@link Task} gets one {@link Answer}.
+ * ./bare.ts beside a system, to measure the two in turns. The answer to a {@link Task} is a duration in ms (of loading,
+ * of a prompt), a list of them (of decode steps), or bytes of memory.
  */
+import { serveTasks } from '../harness/task-process.ts';
 import { memoryOf } from './memory.ts';
 import { EngineSubject, type SubjectOptions } from './subject.ts';
 
@@ -10,8 +12,6 @@ export type Task =
   | { readonly do: 'prefill'; readonly tokens: number; readonly chunk: number }
   | { readonly do: 'decode'; readonly batch: number; readonly context: number; readonly steps: number }
   | { readonly do: 'memory' };
-/** The value is a duration in ms (of loading, of a prompt), a list of them (of decode steps), or bytes of memory. */
-export type Answer = { readonly value: unknown } | { readonly error: string };
 
 let subject: EngineSubject | undefined;
 
@@ -26,11 +26,4 @@ async function perform(task: Task): Promise<unknown> {
   return subject.decode(task.batch, task.context, task.steps);
 }
 
-process.on('message', (task: Task) => {
-  const answer = (message: Answer) => process.send?.(message);
-  perform(task).then(
-    (value) => answer({ value }),
-    (error: unknown) => answer({ error: String(error) }),
-  );
-});
-process.on('disconnect', () => process.exit(0));
+serveTasks(perform);

@@ -48,6 +48,11 @@ export class EngineSubject {
     this.#filled = new Array<number>(steps.pool.slots).fill(0);
   }
 
+  /** Times an engine that is loaded already. @param loadMs the time that this took. */
+  static of(session: DecoderSession, loadMs: number): EngineSubject {
+    return new EngineSubject(session, session, loadMs);
+  }
+
   /** Both phases share one KV pool. They share the weights too if the bundle has one set, or if the options say so. */
   static async load(options: SubjectOptions): Promise<EngineSubject> {
     const bundle = await openBundle(options.model);
@@ -92,7 +97,7 @@ export class EngineSubject {
    * @returns the duration of each in ms.
    */
   async decode(batch: number, context: number, steps: number): Promise<number[]> {
-    await this.#fill(batch, context);
+    await this.fill(batch, context);
     const ids = new Int32Array(batch).fill(1);
     const lengths = new Int32Array(batch).fill(context);
     const history = new OutputHistory();
@@ -119,7 +124,7 @@ export class EngineSubject {
    * Puts real keys and values into the slots, because attention over zeros could be faster. Steps overwrite what
    * follows.
    */
-  async #fill(slots: number, length: number): Promise<void> {
+  async fill(slots: number, length: number): Promise<void> {
     for (let slot = 0; slot < slots; slot++) {
       if (this.#filled[slot]! < length) await this.prefill(length, 512, slot);
       this.#filled[slot] = length;
@@ -128,5 +133,5 @@ export class EngineSubject {
 }
 
 /** Token ids that are the same in every run, and are spread over the vocabulary. */
-const promptIds = (tokens: number, vocab: number): Int32Array =>
+export const promptIds = (tokens: number, vocab: number): Int32Array =>
   Int32Array.from({ length: tokens }, (_, i) => (i * 7919) % Math.min(vocab, 150_000));

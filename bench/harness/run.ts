@@ -23,24 +23,28 @@ interface RunPlan {
   readonly settings: object;
 }
 
+/** Writes the artifact as it would be if the run ended now: a run that is killed later keeps what it has. */
+export type Save<Result> = (result: Result) => Promise<void>;
+
 /** @returns the artifact that it has written. */
 export async function run<Result>(
   bench: Bench<Result>,
   options: RunOptions,
   plan: RunPlan,
-  measure: (onProgress: OnProgress) => Promise<Result>,
+  measure: (onProgress: OnProgress, save: Save<Result>) => Promise<Result>,
 ): Promise<Artifact<Result>> {
   const { data, out, name = bench.name, json } = options;
   await makeFolder(data);
   const progress = startProgress(bench.name);
   try {
-    const artifact = await record(bench, options.command, plan, () =>
-      measure((text, lasting = false) => {
-        const said = `${bench.name}: ${text}`;
-        if (lasting) progress.start(said);
-        else progress.update(said);
-      }),
-    );
+    const onProgress: OnProgress = (text, lasting = false) => {
+      const said = `${bench.name}: ${text}`;
+      if (lasting) progress.start(said);
+      else progress.update(said);
+    };
+    const artifactOf = await recorder(bench, options.command, plan);
+    const save = async (result: Result) => void (await writeArtifact(out, name, artifactOf(result)));
+    const artifact = artifactOf(await measure(onProgress, save));
     const file = await writeArtifact(out, name, artifact);
     if (json !== undefined) {
       await makeFolder(dirname(json));
@@ -56,16 +60,15 @@ export async function run<Result>(
   }
 }
 
-async function record<Result>(
+/** Looks at the machine before the run. @returns what makes an artifact of a result that there is by then. */
+async function recorder<Result>(
   { name, definitions }: Bench<Result>,
   command: string,
   { models, settings }: RunPlan,
-  measure: () => Promise<Result>,
-): Promise<Artifact<Result>> {
+): Promise<(result: Result) => Artifact<Result>> {
   const environment = await describeEnvironment();
   const startedAt = new Date();
-  const result = await measure();
-  return {
+  return (result) => ({
     format: 1,
     bench: name,
     command: withoutLogins(command),
@@ -76,7 +79,7 @@ async function record<Result>(
     settings: recorded(settings),
     definitions,
     result,
-  };
+  });
 }
 
 /** Options that say where things lie, and URLs, which may hold a password: an artifact does not record them. */

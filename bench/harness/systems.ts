@@ -51,6 +51,8 @@ interface SystemsPlan {
   readonly promptOrder?: PromptOrder;
   /** Further settings of the gateway. */
   readonly gateway?: Flags;
+  /** Further settings of all workers. */
+  readonly workers?: Flags;
 }
 
 /**
@@ -75,6 +77,7 @@ export async function withSystems<T>(
     targetTtftMs: plan.targetTtftMs ?? options.timeoutMs,
     promptOrder: plan.promptOrder,
     gateway: plan.gateway,
+    workers: plan.workers,
   };
   const running: Awaited<ReturnType<typeof startDeployment>>[] = [];
   try {

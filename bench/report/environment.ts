@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { arch, availableParallelism, cpus, loadavg, platform, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
+import { BUILD_INFO } from '../../services/lib/process/build-info.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 export interface Environment {
@@ -42,6 +43,7 @@ async function versionOf(file: string): Promise<string> {
 }
 
 async function commit(): Promise<string> {
+  if (BUILD_INFO.commit !== undefined) return BUILD_INFO.commit.slice(0, 12);
   const git = (...args: string[]) => execa('git', args, { cwd: PACKAGE_ROOT, reject: false, timeout: 10_000 });
   const [head, changes] = await Promise.all([
     git('rev-parse', '--short=12', 'HEAD'),

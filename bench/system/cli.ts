@@ -10,10 +10,13 @@ export const CLI = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
 
 /**
  * Runs `llavacode` with the given arguments; its output goes to the terminal.
- * @throws ServingError internal if it fails.
+ * @param signal ends it.
+ * @throws ServingError internal if it fails; the signal's reason.
  */
-export async function runCli(args: readonly string[]): Promise<void> {
-  const { exitCode } = await execaNode(CLI, args, { stdio: ['ignore', 2, 2], reject: false });
+export async function runCli(args: readonly string[], signal?: AbortSignal): Promise<void> {
+  const options = { stdio: ['ignore', 2, 2], reject: false, ...(signal && { cancelSignal: signal }) } as const;
+  const { exitCode } = await execaNode(CLI, args, options);
+  signal?.throwIfAborted();
   if (exitCode !== 0) {
     throw new ServingError(
       'internal',

@@ -28,13 +28,13 @@ interface ModelOptions {
  * Opens a bundle. It is made first, once, if `model` is a folder of a checkpoint (by `llavacode export`) or the name of
  * a published shape (by `llavacode synth`: seeded random weights, as fast as the real ones).
  */
-export async function openModel(model: string, options: ModelOptions): Promise<BenchModel> {
-  const bundle = await bundleOf(model, options);
+export async function openModel(model: string, options: ModelOptions, signal?: AbortSignal): Promise<BenchModel> {
+  const bundle = await bundleOf(model, options, signal);
   const { manifest, tokenizerDir } = await openBundle(bundle);
   return { name: manifest.name, bundle, manifest, tokenizer: await loadTokenizer(tokenizerDir) };
 }
 
-async function bundleOf(model: string, options: ModelOptions): Promise<string> {
+async function bundleOf(model: string, options: ModelOptions, signal?: AbortSignal): Promise<string> {
   const { data, precision, prefillPrecision } = options;
   if (await exists(join(model, 'manifest.json'))) return resolve(model);
   const checkpoint = await exists(join(model, 'config.json'));
@@ -46,7 +46,7 @@ async function bundleOf(model: string, options: ModelOptions): Promise<string> {
   const command = [checkpoint ? 'export' : 'synth', '--llm', model, '--to', to, '--precision', precision];
   if (prefillPrecision) command.push('--prefill-precision', prefillPrecision);
   if (encoder) command.push('--encoder', encoder);
-  await runCli(command);
+  await runCli(command, signal);
   return to;
 }
 

@@ -23,6 +23,8 @@ export interface SystemSettings {
   readonly promptOrder: PromptOrder | undefined;
   /** Further settings of the gateway. */
   readonly gateway?: Flags | undefined;
+  /** Further settings of all workers. */
+  readonly workers?: Flags | undefined;
 }
 
 /**
@@ -51,7 +53,7 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
       ...(promptOrder && { promptOrder }),
       ...settings.gateway,
     },
-    workers: { ...common, model: bundle, slots, capacity },
+    workers: { ...common, model: bundle, slots, capacity, ...settings.workers },
     prefillOnly: { threads: threadsOf(0), queueTokens: 1_000_000, kvLeaseMs: requestTimeoutMs },
     decodeOnly: { threads: threadsOf(mode === 'colocated' ? 0 : prefill), queueSequences: 1024 },
   });

@@ -41,7 +41,9 @@ interface TableOptions {
   readonly budgetMs: number;
   readonly timeoutMs: number;
   readonly seed: number;
+  /** Told before each cell; what it throws ends the measurement. */
   readonly onProgress: (text: string) => void;
+  readonly onPair?: (pair: Pair) => void;
 }
 
 /** Measures at least one round, whatever the budget. */
@@ -75,7 +77,9 @@ export async function measureTables(options: TableOptions): Promise<Pair[]> {
       options.onProgress(
         `${options.model}: round ${round + 1} of ${options.rounds}, ${i + 1} of ${cells.length} cells`,
       );
-      pairs.push(await measure(cell, round));
+      const pair = await measure(cell, round);
+      pairs.push(pair);
+      options.onPair?.(pair);
     }
     lastMs = performance.now() - roundStartMs;
   }

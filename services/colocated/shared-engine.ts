@@ -39,6 +39,14 @@ export class SharedEngine implements PromptEngine, StepEngine {
     return this.inTurn(() => this.#engine.step(ids, lengths, first));
   }
 
+  get picksTokens(): boolean {
+    return this.#engine.picksTokens;
+  }
+
+  pick(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Int32Array> {
+    return this.inTurn(() => this.#engine.pick(ids, lengths, first));
+  }
+
   /** Runs `work` when everything that was asked for earlier is done. Nothing else runs meanwhile. */
   inTurn<T>(work: () => T | Promise<T>): Promise<T> {
     const turn = this.#last.then(work);

@@ -6,7 +6,9 @@
 import { Readable } from 'node:stream';
 import { OutputHistory, sample } from '../lib/engine/sampler.ts';
 import { NO_TOKEN } from '../lib/engine/session.ts';
+import { NO_CHOICE, takesLikeliest } from '../lib/engine/token-picker.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import { ServingError } from '../lib/process/errors.ts';
 import { metrics, partOf } from '../lib/process/metrics.ts';
 import type { FinishReason, SampledToken, Sampling } from '../lib/request/next-token.ts';
 
@@ -22,6 +24,9 @@ export interface StepEngine {
   readonly pool: Pick<KvPool, 'claimed'>;
   readonly overdueMs: number;
   step(ids: Int32Array, lengths: Int32Array, first: number): Promise<Float32Array>;
+  /** Whether the engine can choose the likeliest tokens itself, which saves fetching the logits from a device. */
+  readonly picksTokens: boolean;
+  pick(ids: Int32Array, lengths: Int32Array, first: number): Promise<Int32Array>;
 }
 
 export interface NewSequence {
@@ -62,6 +67,17 @@ export class Sequence {
     this.history = new OutputHistory(from.sampling.priorOutputIds);
     this.history.add(from.firstToken);
   }
+
+  /** Place of the next token in the output, from 0. */
+  get position(): number {
+    return this.sampling.priorOutputIds.length + this.produced;
+  }
+}
+
+/** @throws ServingError runtime_failed where the device found no token. */
+function picked(id: number, vocab: number): SampledToken {
+  if (id !== NO_CHOICE) return { id };
+  throw new ServingError('runtime_failed', `the largest of ${vocab} logits is not finite: no token can be chosen`);
 }
 
 /** The input of one step: row i belongs to slot first + i. */
@@ -122,8 +138,8 @@ export class DecodeLoop {
     while (this.#running.length > 0) {
       const batch = this.#schedule();
       try {
-        const logits = await this.#step(batch);
-        for (const sequence of batch.sequences) this.#emit(sequence, logits, batch.first);
+        const choose = await this.#step(batch);
+        for (const sequence of batch.sequences) this.#emit(sequence, choose);
       } catch (error) {
         for (const sequence of batch.sequences) this.#fail(sequence, error);
       }
@@ -160,29 +176,34 @@ export class DecodeLoop {
     return { first, ids, lengths, sequences };
   }
 
-  async #step({ first, ids, lengths, sequences }: Batch): Promise<Float32Array> {
+  /** @returns chooses the next token of each sequence of the batch. */
+  async #step({ first, ids, lengths, sequences }: Batch): Promise<(sequence: Sequence) => SampledToken> {
     const startedMs = performance.now();
-    const stepping = this.#engine.step(ids, lengths, first);
+    const engine = this.#engine;
+    const picks =
+      engine.picksTokens && sequences.every((sequence) => takesLikeliest(sequence.sampling, sequence.position));
+    const stepping = picks ? engine.pick(ids, lengths, first) : engine.step(ids, lengths, first);
     this.#boundary = stepping.then(
       () => {},
       () => {},
     );
-    const logits = await stepping;
+    const found = await stepping;
     metrics.stepTime.observe((performance.now() - startedMs) / 1000);
     metrics.batchSize.observe(sequences.length);
-    return logits;
+    const vocab = engine.vocabSize;
+    if (found instanceof Int32Array) return ({ slot }) => picked(found[slot.index - first] as number, vocab);
+    return ({ slot, sampling, position, history }) => {
+      const at = (slot.index - first) * vocab;
+      return sample(found.subarray(at, at + vocab), sampling, position, history);
+    };
   }
 
-  /** Samples a sequence's next token and hands it out. */
-  #emit(sequence: Sequence, logits: Float32Array, first: number): void {
+  /** Hands out a sequence's next token. */
+  #emit(sequence: Sequence, choose: (sequence: Sequence) => SampledToken): void {
     sequence.length++;
     if (sequence.onLeft) return;
     try {
-      const vocab = this.#engine.vocabSize;
-      const at = (sequence.slot.index - first) * vocab;
-      const row = logits.subarray(at, at + vocab);
-      const position = sequence.sampling.priorOutputIds.length + sequence.produced;
-      const token = sample(row, sequence.sampling, position, sequence.history);
+      const token = choose(sequence);
       sequence.history.add(token.id);
       sequence.newest = token.id;
       sequence.produced++;

@@ -1,6 +1,6 @@
 /** The indexer's process: it holds the encoder, if the bundle has one, and takes uploads from the gateway. */
 import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
-import { loadContextEncoder } from '../lib/rag/encode/encode.ts';
+import { openContextEncoder } from '../lib/rag/encode/device-encoder.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { runWorker } from '../lib/worker/run.ts';
 import { createIndexerService } from './service.ts';
@@ -14,13 +14,15 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
     build: async ({ log, life, files }) => {
       const bundle = await openBundle(config.model);
       files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['encoder', 'projector', 'tokenizer']));
-      const encoder = await loadContextEncoder(bundle, config);
+      const encoder = await openContextEncoder(bundle, config, log);
+      log.info({ device: encoder.device }, 'encoder loaded');
       const lack = contextLack(bundle.manifest);
       if (lack) log.warn({ bundle: bundle.dir }, lack);
       life.onStop('encoder', () => encoder.dispose());
       const store = await openStore(config.store, 'indexing', log);
       life.onStop('store', () => store.close());
       void warnIfAway(store, log);
-      return createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
+      const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
+      return { ...service, device: encoder.device };
     },
   });

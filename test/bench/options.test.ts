@@ -101,6 +101,7 @@ describe('the commands of the benches', () => {
       'typing',
       'engine',
       'handoff',
+      'gpu',
       'fairness',
       'drills',
       'soak',

@@ -1,6 +1,7 @@
 /** Joining, leaving and failing between the steps of the batch. */
 import { describe, expect, test } from 'vitest';
 import { DecodeLoop, type DecodeStep, finishOf } from '../../services/decode/loop.ts';
+import { NO_CHOICE } from '../../services/lib/engine/token-picker.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { continuation, FakeEngine, gate, nextToken, settle } from '../support/fake-engine.ts';
@@ -139,4 +140,49 @@ test('a stop id is the reason to finish even when it is the last token allowed',
   expect(finishOf(5, 9, 9, sampling)).toBe('stop');
   expect(finishOf(6, 9, 9, sampling)).toBe('length');
   expect(finishOf(6, 8, 9, sampling)).toBeUndefined();
+});
+
+describe('an engine that picks tokens itself', () => {
+  test('picks while all sequences take the likeliest token, and gives logits while one does not', async () => {
+    const engine = new FakeEngine(2, 32);
+    engine.picksTokens = true;
+    const loop = new DecodeLoop(engine);
+    const wanted = { prompt: [1], maxTokens: 6 };
+    const greedy = join(loop, fill(engine, wanted) as KvSlot, wanted);
+    const slot = fill(engine, { prompt: [2], maxTokens: 3 }) as KvSlot;
+    const sampling = { ...GREEDY, logprobs: 0 };
+    const firstToken = nextToken([2]);
+    const other = loop.join({ slot, sampling, positions: 1, firstToken, maxTokens: 3 });
+    const tokens = (await other.steps.toArray()).flatMap((step: DecodeStep) => step.tokens);
+    await greedy.ended;
+    expect(greedy.tokens).toEqual(alone(greedy).tokens);
+    expect(tokens.map(({ id }) => id)).toEqual(continuation([2], 3).tokens.slice(1));
+    for (const { logprob } of tokens) expect(logprob).toBeLessThan(0);
+    // The first step began before the second sequence joined; then two steps with logprobs, then two without.
+    expect([engine.steps.length, engine.picks]).toEqual([5, 3]);
+  });
+
+  test('a sequence whose token the engine does not find fails alone', async () => {
+    const engine = new FakeEngine(2, 32);
+    engine.picksTokens = true;
+    const pick = engine.pick.bind(engine);
+    engine.pick = async (ids, lengths, first) =>
+      (await pick(ids, lengths, first)).map((id, row) => ((first ?? 0) + row === 0 ? NO_CHOICE : id));
+    const loop = new DecodeLoop(engine);
+    const wanted = { prompt: [1], maxTokens: 4 };
+    const step = gate();
+    engine.beforeStep = () => step.opened;
+    const failing = loop.join({
+      slot: fill(engine, wanted) as KvSlot,
+      sampling: GREEDY,
+      positions: 1,
+      firstToken: 1,
+      maxTokens: 4,
+    });
+    const sound = join(loop, fill(engine, wanted) as KvSlot, wanted);
+    step.open();
+    await expect(failing.steps.toArray()).rejects.toMatchObject({ code: 'runtime_failed' });
+    await sound.ended;
+    expect(sound.tokens).toEqual(alone(sound).tokens);
+  });
 });

@@ -64,6 +64,10 @@ export class FakeEngine implements PromptEngine, StepEngine {
   readonly vocabSize = VOCAB;
   readonly hiddenSize = HIDDEN;
   readonly overdueMs = 0;
+  /** Whether it chooses tokens itself, as an engine on a device does. */
+  picksTokens = false;
+  /** Number of steps in which it chose them. */
+  picks = 0;
   readonly chunks: PromptChunk[] = [];
   /** The slots that each step decoded. */
   readonly steps: number[][] = [];
@@ -120,6 +124,12 @@ export class FakeEngine implements PromptEngine, StepEngine {
       }
       return logits;
     });
+  }
+
+  async pick(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Int32Array> {
+    this.picks++;
+    const logits = await this.step(ids, lengths, first);
+    return Int32Array.from(ids, (_, row) => logits.subarray(row * VOCAB, (row + 1) * VOCAB).indexOf(1));
   }
 
   /** The memory of positions [start, end) of one row of a slot. */

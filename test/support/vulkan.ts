@@ -17,6 +17,11 @@ import { libraryFolders, unpackPackages } from './debian-packages.ts';
 const run = promisify(execFile);
 const STEP_TIMEOUT_MS = 120_000;
 const CACHE = join(PACKAGE_ROOT, '.cache');
+/**
+ * Limit of a test that runs a decoder on the software GPU, in ms. With no shader compiled yet, one decoder costs up to a
+ * minute of CPU; on a machine whose cores are shared that is several minutes.
+ */
+export const COMPILING_MS = 600_000;
 /** The unpacked packages. */
 const ROOT = join(CACHE, 'vulkan');
 const SOURCE = join(PACKAGE_ROOT, 'test', 'support', 'vulkan-layer.c');

@@ -1,13 +1,12 @@
 /**
- * Which device an engine is loaded on, by the settings. A device that is named is taken or the start fails. `auto` takes
- * a GPU only if the system lists one and the engine passes its check there, and the CPU otherwise: a software device
- * would be slower than the CPU, and a GPU that computes wrong is worse than none.
+ * Which device an engine is loaded on, by the settings. A device that is named is taken or the start fails. `auto`
+ * takes a GPU only if the system lists one and the engine passes its check there, and the CPU otherwise: a software
+ * device would be slower than the CPU, and a GPU that computes wrong is worse than none.
  */
 import type { ConfigOf } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
-import type { Logger } from '../process/log.ts';
 import type { DeviceKind, DeviceSetting } from './device.ts';
-import { gpuCount } from './provider.ts';
+import { gpuVendors } from './provider.ts';
 import type { DEVICE_SETTINGS } from './settings.ts';
 
 /** The providers that `auto` tries, the fastest first. */
@@ -16,6 +15,11 @@ const GPU_PROVIDERS = ['cuda', 'webgpu'] as const;
 export type DeviceConfig = Pick<ConfigOf<typeof DEVICE_SETTINGS>, 'provider' | 'providerLibrary' | 'deviceId'> & {
   readonly deviceMemory?: number;
 };
+
+/** Told of each GPU that is there and cannot be used. */
+export interface DeviceLog {
+  warn(fields: { readonly provider: string; readonly code: string; readonly reason: string }, text: string): void;
+}
 
 /** What a process computes on, for its log, its metrics and its probes. */
 export interface DeviceReport {
@@ -29,16 +33,16 @@ export interface DeviceReport {
 /**
  * Loads on the device that the settings ask for.
  * @param load opens the device, loads on it and checks it there; must leave nothing open when it fails.
- * @param gpus the number of GPUs that the system lists.
+ * @param gpus the vendors of the GPUs that the system lists.
  * @returns what `load` gave, and why it was that device.
  * @throws ServingError config_invalid for settings that contradict each other; what `load` throws for a device that the
  *   settings name, or for the CPU.
  */
 export async function loadOnDevice<T>(
   config: DeviceConfig,
-  log: Pick<Logger, 'warn'>,
+  log: DeviceLog,
   load: (setting: DeviceSetting) => Promise<T>,
-  gpus: () => number = gpuCount,
+  gpus: () => readonly string[] = gpuVendors,
 ): Promise<{ readonly loaded: T; readonly reason: string }> {
   const { provider, providerLibrary, deviceId, deviceMemory } = config;
   const common = { deviceId, memoryLimit: deviceMemory };
@@ -56,7 +60,7 @@ export async function loadOnDevice<T>(
     return { loaded: await load(setting), reason: `--provider ${provider}` };
   }
   const onCpu = async (reason: string) => ({ loaded: await load({ provider: 'cpu' }), reason });
-  if (gpus() === 0) return onCpu('auto: the system lists no GPU');
+  if (gpus().length === 0) return onCpu('auto: the system lists no GPU');
   const refused: string[] = [];
   for (const candidate of GPU_PROVIDERS) {
     try {

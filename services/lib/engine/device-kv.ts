@@ -1,7 +1,7 @@
 /**
- * KV caches in the memory of a device. K and V of each layer are a tensor `[slot, kv_head, position, head_dim]`; how the
- * slots are cut into tensors depends on what the worker computes, because a run can be bound only to whole tensors or
- * to the start of one:
+ * KV caches in the memory of a device. K and V of each layer are a tensor `[slot, kv_head, position, head_dim]`; how
+ * the slots are cut into tensors depends on what the worker computes, because a run can be bound only to whole tensors
+ * or to the start of one:
  *
  * - `steps`: one tensor holds all slots. A decode step is bound to slots [0, n); a prompt only to slot 0.
  * - `both`: the same, and one more slot by itself, the staging slot, in which prompts are computed.
@@ -270,7 +270,9 @@ export class DeviceKv implements EngineKv {
     const key = `${kind} ${tensors}`;
     const known = this.#graphs.get(key);
     if (known) return known;
-    const opening = OrtSession.build(BUILD[kind](tensors, this.floats), { device: this.#device, threads: 1 });
+    // A node on the CPU would take whole tensors across the bus.
+    const options = { device: this.#device, threads: 1, whole: this.#device.kind === 'webgpu' };
+    const opening = OrtSession.build(BUILD[kind](tensors, this.floats), options);
     this.#graphs.set(key, opening);
     opening.catch(() => this.#graphs.delete(key));
     return opening;

@@ -7,24 +7,17 @@ import { encodeModel } from '../model/graph/onnx.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
-import {
-  type DeviceSessionOptions,
-  openProvider,
-  type Provider,
-  type ProviderSetting,
-  unavailable,
-} from './provider.ts';
+import { openProvider, type Provider, type ProviderSetting, unavailable } from './provider.ts';
 
 export type DeviceKind = 'cpu' | ProviderSetting['provider'];
 /** Which device to open. */
 export type DeviceSetting = { readonly provider: 'cpu' } | ProviderSetting;
-export type { DeviceSessionOptions };
 
 export interface Cpu {
   readonly kind: 'cpu';
   readonly name: string;
   readonly lane: DeviceLane;
-  append(options: Pointer, wishes: DeviceSessionOptions): void;
+  append(options: Pointer): void;
   dispose(): Promise<void>;
 }
 
@@ -134,14 +127,14 @@ export class Accelerator {
   }
 
   /** Makes a session compute here. */
-  append(options: Pointer, wishes: DeviceSessionOptions): void {
-    this.#provider.append(options, wishes);
+  append(options: Pointer): void {
+    this.#provider.append(options);
   }
 
   /**
    * A tensor in the device's memory, with any content. WebGPU reports no error when the memory is used up: what is
    * written is lost. Write a pattern and read it back before relying on it.
-   * @throws ServingError out_of_memory where the provider does report it.
+   * @throws ServingError runtime_failed where the provider does report it.
    */
   tensor(type: TensorType, dims: readonly number[]): Promise<DeviceTensor> {
     return this.lane.run(() => {
@@ -182,7 +175,10 @@ export class Accelerator {
     }, signal);
   }
 
-  /** Ends the use by one holder. The last one frees the device, after the runs and copies that were asked for before. */
+  /**
+   * Ends the use by one holder, whose sessions and tensors are disposed of already. The last one frees the device,
+   * after the runs and copies that came before.
+   */
   async dispose(): Promise<void> {
     if (!this.#leave()) return;
     await this.lane.run(() => {
@@ -222,7 +218,7 @@ async function openProbe(provider: Provider): Promise<Pointer> {
   graph.output(graph.node('Add', 'sum', [x, x]), 'float32', [1]);
   const options = create(api, api.createSessionOptions);
   try {
-    provider.append(options, {});
+    provider.append(options);
     const model = encodeModel(graph);
     const out: Out = [null];
     await offLoop(api, api.createSessionFromArray, env, model, model.length, options, out);
@@ -251,7 +247,8 @@ const openDevices = new Map<string, OpenDevice>();
 const lanes = new Map<string, FifoLane>();
 
 /**
- * Opens a device, or holds it once more if it is open already. Whoever gets it must dispose of it.
+ * Opens a device, or holds it once more if it is open already, with the memory limit of who came first. Whoever gets it
+ * must dispose of it.
  * @throws ServingError provider_unavailable, with the reason and the remedy; nothing stays open then.
  */
 export function openDevice(setting: DeviceSetting): Promise<Device> {

@@ -6,7 +6,7 @@
 
 export interface DeviceLane {
   /**
-   * Runs an action when its turn comes.
+   * Runs an action when its turn comes. An action must not wait for another one of the same lane.
    * @param signal ends the wait for the turn. An action that has begun is never abandoned: it should end early by the
    *   same signal, and the caller gets the signal's reason when it has really ended.
    * @throws the signal's reason; what the action throws.
@@ -21,9 +21,9 @@ export interface DeviceLane {
  * for their actions, so each request, stream of KV and indexing run has at most one in it.
  *
  * Actions use threads of libuv's pool, any of its four but one at a time. CUDA keeps its cuBLAS and cuDNN handles per
- * thread, so up to four sets exist, about 100 MiB each; it also keeps a captured graph per thread, so sessions on CUDA
- * do not capture. koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would
- * make every file of the process wait for the device.
+ * thread, so that up to four sets exist; it also keeps captured graphs per thread, which is why none are captured.
+ * koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make every file of
+ * the process wait for the device.
  */
 export class FifoLane implements DeviceLane {
   readonly #waiting: (() => void)[] = [];

@@ -21,8 +21,6 @@ export interface SessionOptions {
   readonly device?: Device;
   /** Refuse a graph of which the device cannot compute every node; by default the CPU computes the others. */
   readonly whole?: boolean;
-  /** Record and replay runs on the device, which must be able to. */
-  readonly graphCapture?: boolean;
   /** Threads of the CPU, also for operators that the device cannot compute. */
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
@@ -56,7 +54,7 @@ export class SessionSettings {
 
   /** @throws ServingError runtime_failed */
   constructor(options: SessionOptions) {
-    const { device = CPU, graphCapture, whole = false } = options;
+    const { device = CPU, whole = false } = options;
     const { api } = runtime();
     this.#pointer = create(api, api.createSessionOptions);
     try {
@@ -67,7 +65,7 @@ export class SessionSettings {
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
       if (whole) this.set('session.disable_cpu_ep_fallback', '1');
-      device.append(this.#pointer, { graphCapture });
+      device.append(this.#pointer);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;

@@ -22,20 +22,11 @@ export interface ProviderSetting {
   readonly memoryLimit?: number;
 }
 
-/** What a session asks of the device, beyond computing there. */
-export interface DeviceSessionOptions {
-  /**
-   * Record the commands of a run and replay them in later runs. Every input must then be bound to memory of the device,
-   * and the shapes never change. Only WebGPU does it.
-   */
-  readonly graphCapture?: boolean;
-}
-
 export interface Provider {
   /** The provider and the device, for logs and errors. */
   readonly name: string;
   /** Makes a session compute there. */
-  append(options: Pointer, wishes: DeviceSessionOptions): void;
+  append(options: Pointer): void;
   /** Describes page-locked memory of the host, if the provider can allocate any; freed by {@link close}. */
   readonly pinnedMemory?: Pointer;
   close(): void;
@@ -52,8 +43,8 @@ const HARDWARE_GPU = 1;
 const PLUGIN = 'llavacode';
 
 /**
- * @throws ServingError provider_unavailable if the provider is not there. Whether it starts is known only when a session
- *   is opened.
+ * @throws ServingError provider_unavailable if the provider is not there. Whether it starts is known only when a
+ *   session is opened.
  */
 export function openProvider(setting: ProviderSetting): Provider {
   if (setting.provider === 'webgpu') return webGpu();
@@ -73,25 +64,26 @@ export function unavailable(provider: Pick<Provider, 'name' | 'remedy'>, error: 
   );
 }
 
-/** The number of GPUs that the system lists; software devices do not count. */
-export function gpuCount(): number {
+/** The vendors of the GPUs that the system lists; software devices do not count. */
+export function gpuVendors(): string[] {
   const { api, env } = runtime();
   const count: [number | bigint] = [0];
   assertOk(api, api.getHardwareDeviceCount(env, count));
   const found = new BigUint64Array(new ArrayBuffer(8 * Math.max(1, Number(count[0]))));
   assertOk(api, api.getHardwareDevices(env, found, Number(count[0])));
-  return [...found.subarray(0, Number(count[0]))].filter((device) => api.hardwareType(device) === HARDWARE_GPU).length;
+  return [...found.subarray(0, Number(count[0]))]
+    .filter((device) => api.hardwareType(device) === HARDWARE_GPU)
+    .map((device) => api.hardwareVendor(device) || 'a vendor without a name');
 }
 
 function webGpu(): Provider {
   const { api } = runtime();
   return {
     name: 'WebGPU',
-    append(options, { graphCapture = false }) {
+    append(options) {
       const wanted = {
         // Our graphs are fixed, and checked at start. By default every command would be validated again.
         validationMode: 'disabled',
-        ...(graphCapture ? { enableGraphCapture: '1' } : {}),
       };
       const keys = Object.keys(wanted);
       assertOk(api, api.appendProvider(options, 'WebGPU', keys, Object.values(wanted), keys.length));

@@ -103,27 +103,31 @@ function promptIds(vocabSize: number): Int32Array {
   });
 }
 
-/** The logits of a prompt in chunks and one step, `[48 + 1, vocab]`. */
-async function compute(decoder: CheckedDecoder, chunks: number, signal?: AbortSignal): Promise<Float32Array> {
+/** The logits of the prompt, computed in a number of chunks: `[48, vocab]`. */
+async function promptLogits(decoder: CheckedDecoder, chunks: number, signal?: AbortSignal): Promise<Float32Array> {
   const { vocabSize } = decoder;
   const ids = promptIds(vocabSize);
   const size = PROMPT / chunks;
-  const logits = new Float32Array((PROMPT + 1) * vocabSize);
+  const logits = new Float32Array(PROMPT * vocabSize);
   for (let past = 0; past < PROMPT; past += size) {
     const chunk = { slot: 0, past, ids: ids.subarray(past, past + size), soft: NO_SOFT_TOKENS };
     logits.set(await decoder.chunk({ ...chunk, logitRows: [...Array(size).keys()] }, signal), past * vocabSize);
   }
-  logits.set(await decoder.step(ids.subarray(0, 1), Int32Array.of(PROMPT)), PROMPT * vocabSize);
   return logits;
 }
 
-/** What the CPU computes for the prompt and the step. */
-export const referenceOf = (onCpu: CheckedDecoder, signal?: AbortSignal): Promise<Float32Array> =>
-  compute(onCpu, 1, signal);
+/** What a decoder computes for the prompt in one run and for a step after it: `[48 + 1, vocab]`. */
+export async function referenceOf(decoder: CheckedDecoder, signal?: AbortSignal): Promise<Float32Array> {
+  const logits = new Float32Array(CHECKED_POSITIONS * decoder.vocabSize);
+  logits.set(await promptLogits(decoder, 1, signal));
+  const step = await decoder.step(promptIds(decoder.vocabSize).subarray(0, 1), Int32Array.of(PROMPT));
+  logits.set(step, PROMPT * decoder.vocabSize);
+  return logits;
+}
 
 /**
  * Compares a device's distributions with the CPU's, and those of one run with those of two.
- * @param reference of {@link referenceOf}, with the same weights.
+ * @param reference what {@link referenceOf} gives on the CPU, with the same weights.
  * @param device its name, for errors.
  * @throws ServingError provider_unavailable, with the figure, the limit and the remedy.
  */
@@ -134,7 +138,7 @@ export async function assertComputesRight(
   device: string,
   signal?: AbortSignal,
 ): Promise<SelfCheck> {
-  const whole = await compute(decoder, 1, signal);
+  const whole = await referenceOf(decoder, signal);
   const kl = divergence(reference, whole, decoder.vocabSize);
   // A number that is not finite fails every comparison: it must not pass.
   if (!(kl <= KL_LIMIT[precision])) {
@@ -143,7 +147,8 @@ export async function assertComputesRight(
       `a prompt of ${PROMPT} tokens and a step have a KL divergence of ${kl.toExponential(1)} from the CPU's, and at most ${KL_LIMIT[precision].toExponential(1)} is right for ${precision}`,
     );
   }
-  const chunkedKl = divergence(whole, await compute(decoder, 2, signal), decoder.vocabSize);
+  const chunked = await promptLogits(decoder, 2, signal);
+  const chunkedKl = divergence(whole.subarray(0, chunked.length), chunked, decoder.vocabSize);
   if (!(chunkedKl <= CHUNKED_LIMIT)) {
     throw refusal(
       device,

@@ -9,8 +9,11 @@
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
+import { CPU, type Device } from './device.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
+import type { BoundValue } from './ort-value.ts';
+import { TokenPicker } from './token-picker.ts';
 
 /** The dimensions of the model that the session needs. */
 export interface DecoderShape {
@@ -42,6 +45,10 @@ interface StepBinding {
   readonly lengths: Int32Array;
   /** `[1]`, length of the longest row with this step's token. */
   readonly total: Int32Array;
+  /** `[n, vocab]`, on the host. */
+  readonly logits: OrtValue;
+  /** Where the logits are bound to go: to the host, or to the picker's memory on the device. */
+  boundLogits: BoundValue;
 }
 
 /**
@@ -61,6 +68,10 @@ export class DecoderSession {
   /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
+  /** On a device: owns the memory of {@link #stepLogits}, to which the device copies fast. */
+  readonly #hostLogits: OrtValue | undefined;
+  /** Chooses greedy tokens where the logits are; only on a device. */
+  readonly #picker: TokenPicker | undefined;
   /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   /** Frees what the store has made for the bindings. */
@@ -74,11 +85,20 @@ export class DecoderSession {
   #msPerToken = 0;
   #closed = false;
 
-  private constructor(session: OrtSession, shape: DecoderShape, pool: KvPool<EngineKv>) {
+  private constructor(
+    session: OrtSession,
+    shape: DecoderShape,
+    pool: KvPool<EngineKv>,
+    picker: TokenPicker | undefined,
+    device: Device,
+  ) {
     this.#session = session;
     this.#shape = shape;
     this.pool = pool;
-    this.#stepLogits = float32(pool.slots * shape.vocabSize);
+    this.#picker = picker;
+    const count = pool.slots * shape.vocabSize;
+    this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
+    this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
   }
 
   get vocabSize(): number {
@@ -105,7 +125,16 @@ export class DecoderSession {
     pool: KvPool<EngineKv>,
     options: SessionOptions,
   ): Promise<DecoderSession> {
-    return new DecoderSession(await OrtSession.load(graph, options), shape, pool);
+    const { device = CPU } = options;
+    // Every node of our graph has a kernel of WebGPU. If one went to the CPU, each step would wait for it.
+    const session = await OrtSession.load(graph, { ...options, whole: device.kind === 'webgpu' });
+    try {
+      const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
+      return new DecoderSession(session, shape, pool, picker, device);
+    } catch (error) {
+      session.dispose();
+      throw error;
+    }
   }
 
   /**
@@ -184,6 +213,35 @@ export class DecoderSession {
    * @returns logits `[n, vocab]`, valid until the next step.
    */
   async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
+    const { step, before, rows } = this.#prepareStep(ids, lengths, first);
+    bindLogits(step, step.logits);
+    await this.#alone(rows, () => step.binding.run());
+    return this.#stepLogits.subarray(before * this.#shape.vocabSize, rows * this.#shape.vocabSize);
+  }
+
+  /** Whether {@link pick} is there. */
+  get picksTokens(): boolean {
+    return this.#picker !== undefined;
+  }
+
+  /**
+   * Decodes like {@link step}, and chooses the likeliest tokens on the device, where the logits stay.
+   * @returns `[n]`, the lowest id with the largest logit, or NO_CHOICE where that logit is not finite.
+   */
+  async pick(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Int32Array> {
+    const picker = this.#picker;
+    if (picker === undefined) throw new Error('tokens are picked on a device only');
+    const { step, before, rows } = this.#prepareStep(ids, lengths, first);
+    bindLogits(step, picker.logits(rows));
+    const tokens = await this.#alone(rows, async () => {
+      await step.binding.run();
+      return picker.pick(rows);
+    });
+    return tokens.subarray(before);
+  }
+
+  /** @returns the binding with its inputs set, the rows that ride along at its start, and the number of all rows. */
+  #prepareStep(ids: Int32Array, lengths: Int32Array, first: number) {
     this.#assertOpen();
     const n = ids.length;
     /** Slots before the first one that ride along. */
@@ -204,8 +262,7 @@ export class DecoderSession {
       );
     }
     step.total[0] = longest;
-    await this.#alone(before + n, () => step.binding.run());
-    return this.#stepLogits.subarray(before * this.#shape.vocabSize, (before + n) * this.#shape.vocabSize);
+    return { step, before, rows: before + n };
   }
 
   /** Refuses further runs and frees the graph after the current run, which still uses it. The pool stays. */
@@ -213,10 +270,14 @@ export class DecoderSession {
     if (this.#closed) return;
     this.#closed = true;
     await this.#working;
+    // The caller of the last step reads its logits before their memory is freed.
+    if (this.#hostLogits) await new Promise(setImmediate);
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
     for (const unbind of this.#unbind) unbind();
     for (const value of this.#bound) value.dispose();
+    this.#hostLogits?.dispose();
+    this.#picker?.dispose();
     this.#session.dispose();
   }
 
@@ -269,6 +330,7 @@ export class DecoderSession {
       const ids = new BigInt64Array(new ArrayBuffer(n * 8));
       const lengths = int32(n);
       const total = int32(1);
+      const logits = this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits });
       const binding = this.#session
         .bind()
         .input('input_ids', this.#fixed({ type: 'int64', dims: [n, 1], data: ids }))
@@ -278,13 +340,19 @@ export class DecoderSession {
         // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
         .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
         .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
-        .output('logits', this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits }));
+        .output('logits', logits);
       this.#unbind.push(this.pool.memory.bind(binding, first, n));
-      step = { binding, ids, lengths, total };
+      step = { binding, ids, lengths, total, logits, boundLogits: logits };
       this.#steps.set(key, step);
     }
     return step;
   }
+}
+
+function bindLogits(step: StepBinding, value: BoundValue): void {
+  if (step.boundLogits === value) return;
+  step.binding.output('logits', value);
+  step.boundLogits = value;
 }
 
 // Memory that V8 does not move, whatever its size. It is never empty, because an empty buffer has no address.

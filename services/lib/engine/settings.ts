@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { z } from 'zod';
 import { flag, whole } from '../process/setting-types.ts';
 
-export const PROVIDERS = ['auto', 'cpu', 'webgpu', 'cuda'] as const;
+const PROVIDERS = ['auto', 'cpu', 'webgpu', 'cuda'] as const;
 
 /** The model that a service serves. */
 export const MODEL_SETTINGS = {

@@ -2,8 +2,14 @@
 import { appendFile, cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { type Bundle, type Manifest, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import type { Precision } from '../../../services/lib/model/bundle/choices.ts';
+import {
+  assertRunsOn,
+  type Bundle,
+  type Manifest,
+  openBundle,
+  promptPart,
+} from '../../../services/lib/model/bundle/bundle.ts';
+import { PRECISIONS, type Precision } from '../../../services/lib/model/bundle/choices.ts';
 import { type ExportOptions, exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
 import { GOLDENS, readJsonFile, safetensorsBytes, temporaryFolder } from '../../support/models.ts';
@@ -232,6 +238,26 @@ describe('opening', async () => {
     for (const path of [bundle.llm, encoder, projector, join(tokenizerDir, 'tokenizer.json')]) {
       expect((await stat(path)).isFile()).toBe(true);
     }
+  });
+
+  test('a bundle that computes in 32 bits is refused for CUDA, with the precisions to choose from', () => {
+    for (const precision of PRECISIONS) {
+      const manifest = { name: 'some-model', precision };
+      const asserted = () => assertRunsOn(manifest, 'cuda');
+      if (precision.endsWith('fp16')) asserted();
+      else {
+        const names = ['some-model', precision, 'export it with --precision fp16, int8-fp16, int4-fp16'];
+        expect(asserted).toThrow(refused('config_invalid', ...names));
+      }
+      for (const kind of ['cpu', 'webgpu', 'plugin'] as const) assertRunsOn(manifest, kind);
+    }
+  });
+
+  test('prompts are computed with W8A8 on the CPU only', async () => {
+    const { manifest } = await openBundle(original);
+    expect(promptPart({ ...manifest, prefill: manifest.llm }, 'cpu')).toBe('prefill');
+    expect(promptPart({ ...manifest, prefill: manifest.llm }, 'webgpu')).toBe('llm');
+    expect(promptPart({ ...manifest, prefill: undefined }, 'cpu')).toBe('llm');
   });
 
   test.each<[string, (dir: string) => Promise<unknown>, string[]]>([

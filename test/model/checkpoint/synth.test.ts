@@ -97,3 +97,11 @@ test('a vocabulary that holds neither tokenizer is refused', async () => {
     expect.objectContaining({ code: 'config_invalid', message: expect.stringMatching(/1000 token ids.*4096/) }),
   );
 });
+
+test("every matrix of the published shapes has a number of outputs that CUDA's fast kernels for 4 and 8 bits take", () => {
+  for (const [name, { hidden, heads, kvHeads, headDim, intermediate, vocab }] of Object.entries(SHAPES)) {
+    for (const outputs of [hidden, (heads + 2 * kvHeads) * headDim, intermediate, vocab]) {
+      expect(outputs % 64, `${name}: ${outputs}`).toBe(0);
+    }
+  }
+});

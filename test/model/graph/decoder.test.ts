@@ -2,7 +2,10 @@
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';
-import type { DecoderSpec } from '../../../services/lib/model/checkpoint/spec.ts';
+import { Checkpoint } from '../../../services/lib/model/checkpoint/checkpoint.ts';
+import { type DecoderSpec, readSpec } from '../../../services/lib/model/checkpoint/spec.ts';
+import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';
+import type { TableFormat } from '../../../services/lib/model/graph/linear.ts';
 import {
   DecoderRun,
   type Expected,
@@ -25,6 +28,22 @@ interface Golden {
 const LOGIT_TOLERANCE = 2e-3;
 const zeros = (n: number) => new Array<number>(n).fill(0);
 const range = (start: number, end: number) => Array.from({ length: end - start }, (_, i) => start + i);
+
+test.each<[string, TableFormat]>([
+  ['qwen2-tied', 'fp32'],
+  ['qwen2-untied', { bits: 4, block: 32 }],
+  ['qwen3-embedding', { bits: 8, block: 32 }],
+])('no node of the graph of %s computes a shape, which a GPU would leave to the CPU', async (name, format) => {
+  const dir = join(GOLDENS, name);
+  await using checkpoint = await Checkpoint.open(dir);
+  const spec = (await readSpec(dir)) as DecoderSpec;
+  const graph = buildDecoder(spec, checkpoint, { layers: format, vocabulary: format, maxPositions: 64 });
+  const constants = new Set<string>(graph.constants.map((constant) => constant.name));
+  for (const { operator, inputs } of graph.nodes) {
+    expect(['Shape', 'Range', 'Concat', 'Unsqueeze', 'Squeeze', 'Slice']).not.toContain(operator);
+    if (operator === 'Reshape') expect(constants).toContain(inputs[1]);
+  }
+});
 
 describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name) => {
   const dir = join(GOLDENS, name);

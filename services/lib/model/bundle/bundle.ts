@@ -102,18 +102,16 @@ type DeviceKind = 'cpu' | 'webgpu' | 'cuda' | 'plugin';
 const EVERYWHERE = PRECISIONS.filter((precision) => floatsOf({ precision }) === 'float16');
 
 /**
- * Says to people why a kind of device cannot compute a bundle's language model whole, and what to do; undefined if it
- * can. The CPU and WebGPU take every precision, CUDA's attention only 16 bits.
+ * The CPU and WebGPU compute every precision, CUDA only 16 bits: its attention takes no others. What a plugin can do is
+ * known when it has been tried.
+ * @throws ServingError config_invalid for a bundle whose language model this kind of device cannot compute whole.
  */
-export function deviceLack({ name, precision }: Pick<Manifest, 'name' | 'precision'>, kind: DeviceKind) {
-  if (kind !== 'cuda' || floatsOf({ precision }) === 'float16') return undefined;
-  return `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with --precision ${EVERYWHERE.join(', ')}`;
-}
-
-/** @throws ServingError config_invalid for a bundle that this kind of device cannot compute whole. */
-export function assertRunsOn(manifest: Pick<Manifest, 'name' | 'precision'>, kind: DeviceKind): void {
-  const lack = deviceLack(manifest, kind);
-  if (lack !== undefined) throw new ServingError('config_invalid', lack);
+export function assertRunsOn({ name, precision }: Pick<Manifest, 'name' | 'precision'>, kind: DeviceKind): void {
+  if (kind !== 'cuda' || floatsOf({ precision }) === 'float16') return;
+  throw new ServingError(
+    'config_invalid',
+    `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with --precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`,
+  );
 }
 
 /**

@@ -30,6 +30,7 @@ export const OPERATORS = {
   Concat: operator('', { axis: 'int' }),
   Div: operator('', {}),
   DynamicQuantizeMatMul: operator('com.microsoft', {}),
+  Equal: operator('', {}),
   Gather: operator('', { axis: 'int' }),
   GatherND: operator('', { batch_dims: 'int' }),
   Gelu: operator('com.microsoft', {}),
@@ -65,6 +66,7 @@ export const OPERATORS = {
   Range: operator('', {}),
   ReduceSum: operator('', { keepdims: 'int' }),
   ReduceMax: operator('', {}),
+  ReduceMin: operator('', {}),
   Reshape: operator('', {}),
   ScatterND: operator('', {}),
   Shape: operator('', { start: 'int', end: 'int' }),
@@ -173,6 +175,12 @@ export class Graph {
   /** Adds a constant scalar. */
   scalar(name: string, value: number): Value {
     this.constants.push({ name, type: this.floats, dims: [], data: this.stored(Float32Array.of(value)) });
+    return this.#define(name);
+  }
+
+  /** Adds a constant vector of floats. */
+  floats1d(name: string, values: Float32Array): Value {
+    this.constants.push({ name, type: this.floats, dims: [values.length], data: this.stored(values) });
     return this.#define(name);
   }
 

@@ -11,8 +11,8 @@ type Floats = 'float32' | 'float16';
 
 /**
  * Takes rows out: of each of `tensors` tensors `tensor.<i>` the part from `start.<i>` to `end.<i>`, each `[3]` = slot,
- * head, position. All parts come one after the other as `rows`: `[1, heads of all parts, positions, head_dim]`. One run,
- * and one transfer, of nothing but the rows.
+ * head, position. All parts come one after the other as `rows`: `[1, heads of all parts, positions, head_dim]`. One
+ * run, and one transfer, of nothing but the rows.
  */
 export function buildKvExport(tensors: number, floats: Floats): Graph {
   const graph = new Graph(floats);
@@ -46,9 +46,9 @@ export function buildKvImport(tensors: number, floats: Floats): Graph {
 }
 
 /**
- * Copies the cells `source` `[n]` of each tensor `from.<i>` to the cells `target` `[n, 1]` of `to.<i>`, whose outputs are
- * `written.<i>`. All cells are read before any is written, so that `from` and `to` may be the same memory, and cells may
- * change places.
+ * Copies the cells `source` `[n]` of each tensor `from.<i>` to the cells `target` `[n, 1]` of `to.<i>`, whose outputs
+ * are `written.<i>`. All cells are read before any is written, so that `from` and `to` may be the same memory, and
+ * cells may change places.
  */
 export function buildKvCopy(tensors: number, floats: Floats): Graph {
   const graph = new Graph(floats);

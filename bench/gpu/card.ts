@@ -1,0 +1,49 @@
+/**
+ * What the machine's own tools say about its graphics cards: nvidia-smi for NVIDIA's, the kernel's files for AMD's.
+ * Neither is needed; where there is none, the memory of the card stays unknown.
+ */
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execa } from 'execa';
+
+export interface Card {
+  readonly name: string;
+  readonly driver: string;
+  /** Bytes of the card's memory, and of those the used ones. */
+  readonly memory: number;
+  readonly used: number;
+}
+
+const NVIDIA = ['name', 'driver_version', 'memory.total', 'memory.used'];
+const TIMEOUT_MS = 10_000;
+
+/** The first card of the machine; undefined if there is none, or no tool that tells of it. */
+export async function firstCard(): Promise<Card | undefined> {
+  const args = [`--query-gpu=${NVIDIA.join(',')}`, '--format=csv,noheader,nounits'];
+  const { stdout, exitCode } = await execa('nvidia-smi', args, { reject: false, timeout: TIMEOUT_MS });
+  return exitCode === 0 && stdout !== '' ? parseNvidia(stdout) : amdCard();
+}
+
+/** @param text lines of nvidia-smi like `NVIDIA A100, 550.54, 81920, 4`, in MiB. */
+export function parseNvidia(text: string): Card | undefined {
+  const [name, driver, total, used] = text
+    .split('\n')[0]!
+    .split(',')
+    .map((field) => field.trim());
+  if (name === undefined || driver === undefined || !Number.isFinite(Number(total ?? Number.NaN))) return undefined;
+  return { name, driver, memory: Number(total) * 2 ** 20, used: Number(used) * 2 ** 20 };
+}
+
+const AMD = '/sys/class/drm';
+
+async function amdCard(): Promise<Card | undefined> {
+  for (const entry of await readdir(AMD).catch(() => [])) {
+    const bytes = async (what: string) => Number(await readFile(join(AMD, entry, 'device', `mem_info_vram_${what}`)));
+    try {
+      return { name: 'AMD', driver: 'amdgpu', memory: await bytes('total'), used: await bytes('used') };
+    } catch {
+      // Not a card of AMD: a card of another maker, or one of a card's outputs.
+    }
+  }
+  return undefined;
+}

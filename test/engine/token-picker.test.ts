@@ -1,0 +1,128 @@
+/** Greedy tokens that are chosen on a device: the graph, who may use it, and the decoder on the tests' software GPU. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Accelerator, openDevice } from '../../services/lib/engine/device.ts';
+import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
+import { OrtSession, type SessionOptions } from '../../services/lib/engine/ort.ts';
+import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
+import { DecoderSession, NO_TOKEN } from '../../services/lib/engine/session.ts';
+import { NO_CHOICE, takesLikeliest } from '../../services/lib/engine/token-picker.ts';
+import { KvPool } from '../../services/lib/kv/pool.ts';
+import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { buildGreedy } from '../../services/lib/model/graph/greedy.ts';
+import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
+import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
+import { smallestBundle } from '../support/smallest-bundle.ts';
+import { useVulkan } from '../support/vulkan.ts';
+
+const COMPILING_MS = 240_000;
+let device: Accelerator;
+beforeAll(async () => {
+  await useVulkan();
+  device = (await openDevice({ provider: 'webgpu' })) as Accelerator;
+}, COMPILING_MS);
+afterAll(async () => {
+  expect(device.bytes).toBe(0);
+  await device.dispose();
+});
+
+describe.each(['cpu', 'webgpu'] as const)('the graph on %s', (kind) => {
+  test(
+    'the token is the one that the sampler takes: ties go to the lowest id',
+    async () => {
+      const [rows, vocab] = [5, 300];
+      const options: SessionOptions = kind === 'cpu' ? { threads: 1 } : { threads: 1, device, whole: true };
+      const session = await OrtSession.build(buildGreedy(vocab), options);
+      const logit = fc.oneof(fc.constantFrom(-2, 0, 3, 3.5), fc.float({ noNaN: true, noDefaultInfinity: true }));
+      const property = fc.asyncProperty(
+        fc.array(logit, { minLength: rows * vocab, maxLength: rows * vocab }),
+        async (values) => {
+          const data = Float32Array.from(values, Math.fround);
+          const { tokens, largest } = await session.run({ logits: { type: 'float32', dims: [rows, vocab], data } });
+          for (let row = 0; row < rows; row++) {
+            const logits = data.slice(row * vocab, (row + 1) * vocab);
+            const { id } = sample(logits, GREEDY, 0, new OutputHistory());
+            expect(tokens!.data[row]).toBe(id);
+            expect(largest!.data[row]).toBe(logits[id]);
+          }
+        },
+      );
+      await fc.assert(property, { numRuns: 10 });
+      session.dispose();
+    },
+    COMPILING_MS,
+  );
+});
+
+test('only those choices are left to the device that need nothing but the largest logit', () => {
+  const change = fc.record(
+    {
+      temperature: fc.constantFrom(0, 0.7),
+      logprobs: fc.constantFrom(-1, 0, 2),
+      frequencyPenalty: fc.constantFrom(0, 0.5, -9),
+      presencePenalty: fc.constantFrom(0, 9),
+      logitBias: fc.constantFrom(new Map(), new Map([[3, 50]])),
+      stopTokenIds: fc.constantFrom([], [5]),
+      minTokens: fc.constantFrom(0, 2),
+    },
+    { requiredKeys: [] },
+  );
+  const logits = Float32Array.of(0, 1, 2, 3, 4, 9, 8.5, 8);
+  let left = 0;
+  fc.assert(
+    fc.property(change, fc.nat(3), (changed, position) => {
+      const sampling: Sampling = { ...GREEDY, ...changed };
+      const token = sample(logits.slice(), sampling, position, new OutputHistory([5, 6]));
+      if (takesLikeliest(sampling, position)) {
+        left++;
+        expect(token).toEqual({ id: 5 });
+      }
+    }),
+  );
+  expect(left).toBeGreaterThan(0);
+  expect(takesLikeliest({ ...GREEDY, minTokens: 2, stopTokenIds: [5] }, 1)).toBe(false);
+  expect(takesLikeliest({ ...GREEDY, minTokens: 2, stopTokenIds: [5] }, 2)).toBe(true);
+});
+
+test(
+  'a decoder on a device picks the tokens that its logits give, whatever slots ride along, and says where there is none',
+  async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-picker-'));
+    const { manifest, llm } = await openBundle(await smallestBundle(dir));
+    const { layers, kvHeads, headDim, vocab, hidden } = manifest.llm.spec;
+    const store = await DeviceKv.create(device, { layers, kvHeads, headDim }, 3, 64, 'both');
+    const shape = { vocabSize: vocab, hiddenSize: hidden };
+    const session = await DecoderSession.load(llm, shape, new KvPool(store), { device, threads: 1 });
+    try {
+      expect(session.picksTokens).toBe(true);
+      const prompt = Int32Array.from({ length: 9 }, (_, i) => 1 + ((i * 7) % 50));
+      const soft = NO_SOFT_TOKENS;
+      for (const slot of [0, 2]) await session.chunk({ slot, past: 0, ids: prompt, soft, logitRows: [] });
+      let newest = 7;
+      for (let i = 0; i < 4; i++) {
+        // Slot 0 is idle and rides along in slot 2's step; the step is repeated, which writes the same position again.
+        const inputs = [Int32Array.of(newest), Int32Array.of(9 + i), 2] as const;
+        const [token] = await session.pick(...inputs);
+        const logits = await session.step(...inputs);
+        expect(token).toBe(sample(logits.slice(), GREEDY, 0, new OutputHistory()).id);
+        newest = token!;
+      }
+      const both = [Int32Array.of(7, NO_TOKEN, 7), Int32Array.of(9, 0, 9), 0] as const;
+      const tokens = await session.pick(...both);
+      expect(tokens[0]).toBe(tokens[2]);
+
+      const bytes = new Uint8Array(4 * headDim).fill(0xff); // NaN
+      await store.write(0, { start: 0, end: 1, rowStart: 0, rowEnd: 1 }, bytes);
+      const [damaged, , sound] = await session.pick(...both);
+      expect([damaged, sound]).toEqual([NO_CHOICE, tokens[2]]);
+    } finally {
+      await session.dispose();
+      await store.dispose();
+      await rm(dir, { recursive: true, force: true });
+    }
+  },
+  COMPILING_MS,
+);

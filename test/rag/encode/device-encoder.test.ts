@@ -1,0 +1,60 @@
+/** The encoder of an index on a GPU: the tests' software GPU, which the settings must name. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
+import { openContextEncoder } from '../../../services/lib/rag/encode/device-encoder.ts';
+import { loadContextEncoder } from '../../../services/lib/rag/encode/encode.ts';
+import { largestDifference, TINY_CODER } from '../../support/models.ts';
+import { useVulkan } from '../../support/vulkan.ts';
+
+const COMPILING_MS = 240_000;
+const CONFIG = { provider: 'auto', providerLibrary: '', deviceId: 0, threads: 1 } as const;
+const LOG = { warn: () => {} };
+/** In one batch, and some of more than 32 tokens. */
+const TEXTS = [1, 2, 9, 14].map((lines) => ({
+  path: 'a.py',
+  text: Array.from({ length: lines }, (_, i) => `value_${i * lines} = compute(${i}, "${lines}")\n`).join(''),
+}));
+
+let dir: string;
+let bundle: Bundle;
+beforeAll(async () => {
+  await useVulkan();
+  dir = await mkdtemp(join(tmpdir(), 'llavacode-device-encoder-'));
+  await exportBundle({ llm: TINY_CODER, to: join(dir, 'bundle'), precision: 'fp32' });
+  bundle = await openBundle(join(dir, 'bundle'));
+}, COMPILING_MS);
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+test(
+  'vectors and embeddings that a GPU computes are the CPU’s to within 1e-4',
+  async () => {
+    const onCpu = await loadContextEncoder(bundle, { threads: 1, retriever: 'dense' });
+    const onGpu = await openContextEncoder(bundle, { ...CONFIG, provider: 'webgpu', retriever: 'dense' }, LOG);
+    try {
+      expect(onGpu.device).toEqual({ kind: 'webgpu', name: 'WebGPU', reason: '--provider webgpu' });
+      expect(onGpu.fingerprint).toBe(onCpu.fingerprint);
+      const [expected, found] = [await onCpu.encode(TEXTS), await onGpu.encode(TEXTS)];
+      for (const [i, { vector, embedding }] of expected.entries()) {
+        expect(largestDifference(found[i]!.vector, vector)).toBeLessThan(1e-4);
+        expect(largestDifference(found[i]!.embedding!, embedding!)).toBeLessThan(1e-4);
+      }
+    } finally {
+      onCpu.dispose();
+      await onGpu.dispose();
+    }
+    await expect(onGpu.encode(TEXTS)).rejects.toMatchObject({ code: 'draining' });
+  },
+  COMPILING_MS,
+);
+
+test('nothing is opened on a GPU for a bundle without an encoder', async () => {
+  const bare = { ...bundle, context: undefined };
+  const textOnly = await openContextEncoder(bare, { ...CONFIG, provider: 'cuda' }, LOG);
+  expect(textOnly.device.kind).toBe('cpu');
+  expect(textOnly.hidden).toBe(0);
+  await textOnly.dispose();
+});
