@@ -87,6 +87,12 @@ const WORDS: Readonly<Record<string, Word>> = {
   },
   export: { summary: 'make a model bundle from Hugging Face folders', writesForOthers: true, build: buildExport },
   bundle: { summary: 'check a model bundle', writesForOthers: true, build: buildBundle },
+  devices: {
+    summary: 'list the devices that could compute, and check whether each computes a bundle right',
+    settings: async () => (await import('./settings.ts')).DEVICES_SETTINGS,
+    writesForOthers: true,
+    build: buildDevices,
+  },
   synth: {
     summary: 'make a bundle of a published shape with seeded random weights, for benchmarks',
     writesForOthers: true,
@@ -179,6 +185,17 @@ async function buildBundle(command: Command): Promise<void> {
         import('./lib/process/interrupt.ts'),
       ]);
       await reported(json, () => runBundleVerify(dir, interruption()));
+    });
+}
+
+async function buildDevices(command: Command): Promise<void> {
+  const { DEVICES_SETTINGS } = await import('./settings.ts');
+  (await withSettings(command, DEVICES_SETTINGS))
+    .option('--json <file>', 'write what was found there')
+    .action(async ({ json, ...flags }) => {
+      const config = await configOf(DEVICES_SETTINGS, flags);
+      const { runDevices } = await import('./devices.ts');
+      await reported(json, () => runDevices(config));
     });
 }
 

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
 import { INDEX_CLIENT_SETTINGS, INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
+import { DEVICE_SETTINGS } from './lib/engine/settings.ts';
 import { PRECISIONS } from './lib/model/bundle/choices.ts';
 import { type ConfigOf, didYouMean, keyName, readConfig, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
@@ -48,6 +49,14 @@ export const INDEX_COMMAND_SETTINGS = {
   precision: SYSTEM_SETTINGS.precision,
 };
 export type IndexCommandConfig = ConfigOf<typeof INDEX_COMMAND_SETTINGS>;
+
+/** The settings of `llavacode devices`. */
+export const DEVICES_SETTINGS = {
+  model: z.string().default('').describe('bundle to check each device with; when empty, devices are only opened'),
+  providerLibrary: DEVICE_SETTINGS.providerLibrary,
+  deviceId: DEVICE_SETTINGS.deviceId,
+  threads: DEVICE_SETTINGS.threads,
+};
 
 export const SETTINGS = {
   config: file.describe('YAML file of settings: flags without their dashes as keys; flags and variables win over it'),

@@ -22,6 +22,7 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
       const store = await openStore(config.store, 'indexing', log);
       life.onStop('store', () => store.close());
       void warnIfAway(store, log);
-      return createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
+      const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
+      return { ...service, device: encoder.device };
     },
   });

@@ -3,7 +3,7 @@ import { readdir } from 'node:fs/promises';
 import { beforeAll, expect, test } from 'vitest';
 import { type DeviceSetting, openDevice } from '../../services/lib/engine/device.ts';
 import { libraryPath } from '../../services/lib/engine/ort-api.ts';
-import { gpuCount } from '../../services/lib/engine/provider.ts';
+import { gpuVendors } from '../../services/lib/engine/provider.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { useVulkan } from '../support/vulkan.ts';
 
@@ -44,5 +44,5 @@ test('a plugin that is not given, is not there or is not a provider is refused b
 
 test('the GPUs that are counted are those that the kernel lists: software devices are not among them', async () => {
   const entries = await readdir('/sys/class/drm').catch(() => []);
-  expect(gpuCount()).toBe(entries.filter((name) => /^card\d+$/.test(name)).length);
+  expect(gpuVendors()).toHaveLength(entries.filter((name) => /^card\d+$/.test(name)).length);
 });

@@ -6,7 +6,7 @@
 import type { ConfigOf } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
 import type { DeviceKind, DeviceSetting } from './device.ts';
-import { gpuCount } from './provider.ts';
+import { gpuVendors } from './provider.ts';
 import type { DEVICE_SETTINGS } from './settings.ts';
 
 /** The providers that `auto` tries, the fastest first. */
@@ -33,7 +33,7 @@ export interface DeviceReport {
 /**
  * Loads on the device that the settings ask for.
  * @param load opens the device, loads on it and checks it there; must leave nothing open when it fails.
- * @param gpus the number of GPUs that the system lists.
+ * @param gpus the vendors of the GPUs that the system lists.
  * @returns what `load` gave, and why it was that device.
  * @throws ServingError config_invalid for settings that contradict each other; what `load` throws for a device that the
  *   settings name, or for the CPU.
@@ -42,7 +42,7 @@ export async function loadOnDevice<T>(
   config: DeviceConfig,
   log: DeviceLog,
   load: (setting: DeviceSetting) => Promise<T>,
-  gpus: () => number = gpuCount,
+  gpus: () => readonly string[] = gpuVendors,
 ): Promise<{ readonly loaded: T; readonly reason: string }> {
   const { provider, providerLibrary, deviceId, deviceMemory } = config;
   const common = { deviceId, memoryLimit: deviceMemory };
@@ -60,7 +60,7 @@ export async function loadOnDevice<T>(
     return { loaded: await load(setting), reason: `--provider ${provider}` };
   }
   const onCpu = async (reason: string) => ({ loaded: await load({ provider: 'cpu' }), reason });
-  if (gpus() === 0) return onCpu('auto: the system lists no GPU');
+  if (gpus().length === 0) return onCpu('auto: the system lists no GPU');
   const refused: string[] = [];
   for (const candidate of GPU_PROVIDERS) {
     try {

@@ -223,6 +223,9 @@ async function warmUp(session: DecoderSession, work: EngineWork, checked: boolea
   } else if (work !== 'prefill' && slots > 1) {
     await session.step(new Int32Array(slots), new Int32Array(slots).fill(1));
   }
+  if (session.picksTokens && work !== 'prefill') {
+    for (const rows of new Set([1, slots])) await session.pick(new Int32Array(rows), new Int32Array(rows).fill(1));
+  }
 }
 
 /** @param setting a folder; '' for the bundle's own, `off` for none. */

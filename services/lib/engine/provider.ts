@@ -73,14 +73,16 @@ export function unavailable(provider: Pick<Provider, 'name' | 'remedy'>, error: 
   );
 }
 
-/** The number of GPUs that the system lists; software devices do not count. */
-export function gpuCount(): number {
+/** The vendors of the GPUs that the system lists; software devices do not count. */
+export function gpuVendors(): string[] {
   const { api, env } = runtime();
   const count: [number | bigint] = [0];
   assertOk(api, api.getHardwareDeviceCount(env, count));
   const found = new BigUint64Array(new ArrayBuffer(8 * Math.max(1, Number(count[0]))));
   assertOk(api, api.getHardwareDevices(env, found, Number(count[0])));
-  return [...found.subarray(0, Number(count[0]))].filter((device) => api.hardwareType(device) === HARDWARE_GPU).length;
+  return [...found.subarray(0, Number(count[0]))]
+    .filter((device) => api.hardwareType(device) === HARDWARE_GPU)
+    .map((device) => api.hardwareVendor(device) || 'a vendor without a name');
 }
 
 function webGpu(): Provider {

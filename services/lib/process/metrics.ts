@@ -207,9 +207,9 @@ export const metrics = {
     'vllm:num_requests_running',
     'Prompts that this worker computes (prefill) and sequences in its batch (decode)',
   ),
-  deviceInfo: workers.gauge(
+  deviceInfo: measuredIn('prefill', 'decode', 'indexer').gauge(
     'llavacode:device_info',
-    'Always 1; its labels say what the worker computes on (cpu, webgpu, cuda or plugin), and why',
+    'Always 1; its labels say what the process computes on (cpu, webgpu, cuda or plugin), and why',
     ['kind', 'name', 'reason'],
   ),
   kvUsage: workers.gauge('vllm:kv_cache_usage_perc', 'Share of KV slots in use, 0 to 1'),

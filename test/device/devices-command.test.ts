@@ -1,0 +1,50 @@
+/** `llavacode devices` as an operator runs it, on the software GPU that computes right and on none at all. */
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { COMPILING_MS, type VulkanDevice, vulkanEnvironment } from '../support/vulkan.ts';
+
+vi.setConfig({ testTimeout: COMPILING_MS });
+let dir: string;
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'llavacode-devices-'));
+  const llm = join(PACKAGE_ROOT, 'models', 'tiny-coder');
+  await exportBundle({ llm, to: join(dir, 'int4'), precision: 'int4' });
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+async function devices(device: VulkanDevice, ...args: string[]) {
+  const json = join(dir, `${device}.json`);
+  const env = { ...process.env, ...(await vulkanEnvironment(device)) };
+  const command = [join(PACKAGE_ROOT, 'dist/services/cli.js'), 'devices', '--threads', '2', '--json', json, ...args];
+  const { stderr } = await promisify(execFile)(process.execPath, command, { env, timeout: COMPILING_MS });
+  return { stderr, report: JSON.parse(await readFile(json, 'utf8')) };
+}
+
+test('each device is tried with the bundle, and the verdict has its figures', async () => {
+  const { stderr, report } = await devices('right', '--model', join(dir, 'int4'));
+  expect(report).toMatchObject({
+    devices: [
+      { provider: 'cpu', verdict: 'right', name: 'CPU' },
+      { provider: 'webgpu', verdict: 'right', name: 'WebGPU', check: { kl: expect.any(Number) } },
+      { provider: 'cuda', verdict: 'refused', reason: expect.stringMatching(/16 bits only.*--precision fp16/) },
+    ],
+  });
+  expect(stderr).toMatch(/the system lists /);
+  expect(stderr).toMatch(/webgpu: WebGPU computes right: KL divergence from the CPU \d\.\de-\d/);
+});
+
+test('without a bundle devices are only opened, and what is missing is named', async () => {
+  const { stderr, report } = await devices('none');
+  expect(report.devices).toMatchObject([
+    { provider: 'cpu', verdict: 'starts' },
+    { provider: 'webgpu', verdict: 'refused', reason: expect.stringMatching(/Vulkan driver/) },
+    { provider: 'cuda' }, // what a machine lacks for it is its own matter: test/engine/provider-missing.test.ts
+  ]);
+  expect(stderr).toMatch(/cpu: CPU starts; --model checks whether it computes right/);
+});
