@@ -13,6 +13,7 @@ import { DecoderSession, NO_TOKEN } from '../../services/lib/engine/session.ts';
 import { NO_CHOICE, takesLikeliest } from '../../services/lib/engine/token-picker.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { Graph } from '../../services/lib/model/graph/graph.ts';
 import { buildGreedy } from '../../services/lib/model/graph/greedy.ts';
 import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
@@ -87,6 +88,19 @@ test('only those choices are left to the device that need nothing but the larges
   expect(left).toBeGreaterThan(0);
   expect(takesLikeliest({ ...GREEDY, minTokens: 2, stopTokenIds: [5] }, 1)).toBe(false);
   expect(takesLikeliest({ ...GREEDY, minTokens: 2, stopTokenIds: [5] }, 2)).toBe(true);
+});
+
+test.each([
+  ['must compute it whole', { whole: true }, 'fallback to CPU'],
+  ['is to record it', { graphCapture: true }, 'graph capture'],
+])('a graph with a node for the CPU is refused where the device %s', async (_, options, message) => {
+  const graph = new Graph();
+  const x = graph.input('x', 'float32', ['n']);
+  const size = graph.node('Cast', 'size', [graph.node('Shape', 'shape', [x])], { to: 'float32' });
+  graph.output(graph.node('Add', 'sum', [x, size]), 'float32', ['n']);
+  const session = await OrtSession.build(graph, { device, threads: 1 });
+  session.dispose();
+  await expect(OrtSession.build(graph, { device, threads: 1, ...options })).rejects.toThrow(message);
 });
 
 test.each([
