@@ -24,7 +24,10 @@ export interface Artifact<Result = unknown> {
   readonly result: Result;
 }
 
-/** Rounds timestamps (keys in `…Ms`) to the microsecond and other figures to six decimals, small ones to four digits: a third of the size. */
+/**
+ * Rounds timestamps (keys in `…Ms`) to the microsecond, other figures to six decimals and small ones to four digits: a
+ * third of the size.
+ */
 function rounded(key: string, value: unknown): unknown {
   if (/Ms$/.test(key) && Array.isArray(value)) return value.map((inner) => rounded(key, inner));
   if (typeof value !== 'number' || Number.isInteger(value)) return value;

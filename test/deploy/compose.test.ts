@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { parse } from 'yaml';
-import { deviceLack } from '../../services/lib/model/bundle/bundle.ts';
+import { assertRunsOn } from '../../services/lib/model/bundle/bundle.ts';
 import type { Precision } from '../../services/lib/model/bundle/choices.ts';
 import { envName, flagName } from '../../services/lib/process/config.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
@@ -147,7 +147,7 @@ test.each([
     // The bundle is one that the card computes whole.
     const words = services['bundle']!.command!;
     const precision = words[words.indexOf('--precision') + 1] as Precision;
-    expect(deviceLack({ name: 'bundle', precision }, provider as 'webgpu' | 'cuda')).toBeUndefined();
+    expect(() => assertRunsOn({ name: 'bundle', precision }, provider as 'webgpu' | 'cuda')).not.toThrow();
     expect(text).toContain(`-f deploy/compose.${target}.yml `);
   },
 );

@@ -99,10 +99,10 @@ export class DecoderSession {
     this.#shape = shape;
     this.pool = pool;
     this.#picker = picker;
+    this.#recordsSteps = recordsSteps;
     const count = pool.slots * shape.vocabSize;
     this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
     this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
-    this.#recordsSteps = recordsSteps;
   }
 
   get vocabSize(): number {
