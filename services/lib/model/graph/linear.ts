@@ -34,9 +34,9 @@ interface Matrix {
 type Use = 'multiply' | 'lookUp' | 'both';
 
 /**
- * A matrix in the graph, in one of three forms. `floats` is stored transposed, [columns, rows]: MatMul takes activations
- * of any rank, but no transposed matrix. `table` is [rows, columns], so that rows can be looked up; it multiplies
- * activations of two dimensions only (Gemm). `blocks` is quantised.
+ * A matrix in the graph, in one of three forms. `floats` is stored transposed, [columns, rows]: MatMul takes
+ * activations of any rank, but no transposed matrix. `table` is [rows, columns], so that rows can be looked up; it
+ * multiplies activations of two dimensions only (Gemm). `blocks` is quantised.
  */
 type StoredMatrix = { readonly rows: number; readonly columns: number } & (
   | { readonly kind: 'floats'; readonly weight: Value }
