@@ -22,8 +22,8 @@ export interface DeviceLane {
  *
  * Actions use threads of libuv's pool, any of its four but one at a time. CUDA keeps its cuBLAS and cuDNN handles per
  * thread, so that up to four sets exist; it also keeps captured graphs per thread, which is why none are captured.
- * koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make every file of
- * the process wait for the device.
+ * koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make every file
+ * of the process wait for the device.
  */
 export class FifoLane implements DeviceLane {
   readonly #waiting: (() => void)[] = [];
