@@ -42,6 +42,8 @@ const LARGE: Sizes = {
   steps: 16,
   soakSteps: 500,
 };
+/** A CPU takes minutes for what a card multiplies in a second. */
+const ON_CPU = { copy: 4096, product: 1024 };
 /** A software device computes a thousandth of what a card does: enough to show that every part runs. */
 const SMALL: Sizes = {
   prompt: [16, 64],
@@ -60,7 +62,8 @@ const SMALL: Sizes = {
  * @param given the options that the user gave.
  */
 export function sizesOf(options: GpuOptions, given: Readonly<Record<string, unknown>>): Sizes {
-  const sizes = options.model.every((model) => model === TINY) ? SMALL : LARGE;
+  const large = options.provider === 'cpu' ? { ...LARGE, ...ON_CPU } : LARGE;
+  const sizes = options.model.every((model) => model === TINY) ? SMALL : large;
   const own = (['prompt', 'rows', 'context'] as const).filter((name) => given[name] !== undefined);
   return { ...sizes, ...Object.fromEntries(own.map((name) => [name, options[name]])) };
 }
@@ -111,11 +114,23 @@ export async function measureGpu(
   return { provider: options.provider, parts };
 }
 
-/** In the order in which the parts ask for them. */
-const wantedBundles = ({ model, precision }: GpuOptions) => [
-  ...COMPARED.map((precision) => ({ model: TINY, precision })),
-  ...model.flatMap((model) => precision.map((precision) => ({ model, precision }))),
-];
+/** What the parts will ask for, in about that order. */
+export function wantedBundles({
+  model: models,
+  precision: precisions,
+  parts,
+}: Pick<GpuOptions, 'model' | 'precision' | 'parts'>) {
+  const has = (...names: readonly PartName[]) => names.some((name) => parts.includes(name));
+  const of = (wanted: readonly string[], formats: readonly string[]) =>
+    wanted.flatMap((model) => formats.map((precision) => ({ model, precision })));
+  const first = precisions.slice(0, 1);
+  return [
+    ...of([TINY], has('correct') ? COMPARED : has('device') ? ['fp16'] : []),
+    ...of(has('handoff', 'memory', 'two-workers') ? models.slice(0, 1) : [], first),
+    ...of(has('speed') ? models : [], precisions),
+    ...of(has('tables') ? models : [], first),
+  ];
+}
 
 type Shared = Omit<PartContext, 'signal' | 'add' | 'addPair'>;
 

@@ -20,7 +20,7 @@ export interface Figure {
  * `done`: measured whole. `cut`: its time was over; what it has is here. `failed`: it ended with an error, after what
  * it has here.
  */
-export type PartStatus = 'done' | 'cut' | 'failed';
+type PartStatus = 'done' | 'cut' | 'failed';
 
 export interface PartResult {
   readonly part: PartName;

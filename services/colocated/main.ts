@@ -21,6 +21,7 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
         ...config,
         model: modelName,
         fingerprint,
+        device: device.kind,
         draining: life.draining,
         address,
         secret: security.secret,

@@ -37,6 +37,7 @@ export function createColocatedService(
   const decode = createDecodeService(engine, {
     model: options.model,
     fingerprint: options.fingerprint,
+    device: options.device,
     draining: options.draining,
     source,
     log,

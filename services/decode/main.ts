@@ -21,6 +21,7 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
       const service = createDecodeService(session, {
         model: modelName,
         fingerprint,
+        device: device.kind,
         source,
         draining: life.draining,
         log,

@@ -15,6 +15,8 @@ import { DecodeLoop, type DecodeStep, finishOf, type NewSequence, type StepEngin
 export interface DecodeOptions {
   readonly model: string;
   readonly fingerprint: string;
+  /** Kind of the device that the engine computes on. */
+  readonly device: string;
   /** Brings the KV of a sequence into a slot. */
   readonly source: KvSource;
   /** Slots of the same pool that hold no sequence: those of prompts that compute or are staged in this process. */
@@ -78,6 +80,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
       queued: source.waiting,
       prefillTokensPerSecond: 0,
       overdueMs: engine.overdueMs,
+      device: options.device,
     };
   };
 

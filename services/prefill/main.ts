@@ -22,6 +22,7 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
           ...config,
           model: modelName,
           fingerprint: bundle.manifest.fingerprint,
+          device: device.kind,
           chunkTokens: () => config.prefillChunkTokens,
           draining: life.draining,
           address,

@@ -28,6 +28,8 @@ export interface PrefillParts {
 export interface PrefillOptions extends Pick<PrefillConfig, 'queueTokens' | 'queueOrder'> {
   readonly model: string;
   readonly fingerprint: string;
+  /** Kind of the device that the engine computes on. */
+  readonly device: string;
   /** Tokens of the next prompt chunk. */
   readonly chunkTokens: () => number;
   /** Slots of the same pool that are held but not leased: those of sequences that decode in this process. */
@@ -93,6 +95,7 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
       queued: queue.tokens + worker.computing,
       prefillTokensPerSecond: queue.rate,
       overdueMs: engine.overdueMs,
+      device: options.device,
     };
   };
 

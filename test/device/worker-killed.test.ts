@@ -100,6 +100,9 @@ test(
     };
     await expect.poll(usable, { timeout: COMPILING_MS, interval: 500 }).toBe(2);
     for (const worker of decoders()) expect(await scrape(worker, 'readyz')).toMatch(/^ready\ncomputes on WebGPU/);
+    const text = await (await fetch(`${system.url}/metrics`)).text();
+    expect(text).toMatch(/^llavacode:workers_by_device\{role="decode",device="webgpu",.*\} 2$/m);
+    expect(text).toMatch(/^llavacode:workers_by_device\{role="prefill",device="cpu",.*\} 1$/m);
   },
   COMPILING_MS,
 );

@@ -1,4 +1,4 @@
-/** The check of a device by fakes: what is written must come back, and what is computed must be what the CPU computes. */
+/** The check of a device, by fakes: what is written must come back, and the CPU's distributions must be computed. */
 import { describe, expect, test } from 'vitest';
 import {
   assertComputesRight,

@@ -16,6 +16,7 @@ interface Says {
   queued?: number;
   prefillTokensPerSecond?: number;
   overdueMs?: number;
+  device?: string;
 }
 
 /** A pool whose workers answer with what `answers` holds for their address now; 'nothing' makes one hang. */

@@ -195,6 +195,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     queued: 0,
     prefillTokensPerSecond: model.prefillTokensPerSecond ?? 0,
     overdueMs: 0,
+    device: 'cpu',
   });
 
   const prefillAt = (address: string): PrefillClient => ({

@@ -18,8 +18,8 @@ const run = promisify(execFile);
 const STEP_TIMEOUT_MS = 120_000;
 const CACHE = join(PACKAGE_ROOT, '.cache');
 /**
- * Limit of a test that runs a decoder on the software GPU, in ms. With no shader compiled yet, one decoder costs up to a
- * minute of CPU; on a machine whose cores are shared that is several minutes.
+ * Limit of a test that runs a decoder on the software GPU, in ms. With no shader compiled yet, one decoder costs up to
+ * a minute of CPU; on a machine whose cores are shared that is several minutes.
  */
 export const COMPILING_MS = 600_000;
 /** The unpacked packages. */

@@ -54,6 +54,7 @@ export async function startPrefill(
   const options: PrefillOptions = {
     model: 'fake',
     fingerprint: FINGERPRINT,
+    device: 'cpu',
     chunkTokens: () => 4,
     queueTokens: 1000,
     queueOrder: 'fifo',
@@ -84,7 +85,15 @@ export async function startDecode(
 ) {
   const puller = new KvPuller(engine.pool, FINGERPRINT, SILENT);
   const source = new RemoteKv(engine.pool, puller, queueSequences);
-  const options = { model: 'fake', fingerprint: FINGERPRINT, source, draining: NEVER, log: SILENT, ...change };
+  const options = {
+    model: 'fake',
+    fingerprint: FINGERPRINT,
+    device: 'cpu',
+    source,
+    draining: NEVER,
+    log: SILENT,
+    ...change,
+  };
   const service = createDecodeService(engine, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectDecode(server.address);
@@ -107,6 +116,7 @@ export async function startColocated(change: Partial<ColocatedOptions> = {}, eng
   const options: ColocatedOptions = {
     model: 'fake',
     fingerprint: FINGERPRINT,
+    device: 'cpu',
     prefillChunkTokens: 8,
     sharedChunkTokens: 4,
     queueTokens: 1000,

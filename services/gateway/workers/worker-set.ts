@@ -33,6 +33,8 @@ const ASK_AGAIN_MS = 200;
 
 export class WorkerSet<C extends Describable> {
   readonly #options: WorkerSetOptions<C>;
+  /** The devices on which workers compute or have computed: one on which none does any more counts 0. */
+  readonly #devices = new Set<string>();
   #workers: Worker<C>[] = [];
   /** Addresses that are not listed any more: their workers stay as long as they answer. */
   #lapsed: ReadonlySet<string> = new Set();
@@ -160,7 +162,14 @@ export class WorkerSet<C extends Describable> {
   }
 
   #changed(): void {
-    metrics.workersUsable.set({ role: this.#options.role }, this.usable.length);
+    const { role } = this.#options;
+    const { usable } = this;
+    metrics.workersUsable.set({ role }, usable.length);
+    for (const { description } of usable) if (description?.device) this.#devices.add(description.device);
+    for (const device of this.#devices) {
+      const computing = usable.filter(({ description }) => description?.device === device);
+      metrics.workersByDevice.set({ role, device }, computing.length);
+    }
     this.#options.onChange();
   }
 }

@@ -169,7 +169,7 @@ class EngineLoader {
       device,
       threads,
       spin,
-      graphCapture,
+      graphCapture: graphCapture && this.#work !== 'prefill',
       prepacked: device.kind === 'cpu' ? prepackedCache(this.#bundle, prepacked, this.#log, this.#files) : undefined,
     }).catch(async (error) => {
       await memory.dispose();

@@ -337,6 +337,7 @@ export class DecoderSession {
     return binding;
   }
 
+  /** @param key of the step, from 1 on: also the number under which a device records it. */
   async #makeStep(key: number, first: number, n: number): Promise<StepBinding> {
     const { vocabSize, hiddenSize } = this.#shape;
     const ids = new BigInt64Array(new ArrayBuffer(n * 8));
@@ -357,7 +358,7 @@ export class DecoderSession {
     const binding = this.#session.bind();
     let inputs: DeviceInputs | undefined;
     if (this.#recordsSteps) {
-      inputs = await this.#picker!.record(binding, n, constant, changing);
+      inputs = await this.#picker!.record(binding, key, n, constant, changing);
       this.#unbind.push(() => inputs?.dispose());
     } else {
       for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);

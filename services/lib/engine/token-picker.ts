@@ -63,13 +63,17 @@ export class TokenPicker {
    * @throws ServingError runtime_failed, out_of_memory.
    */
   static async open(device: Accelerator, rows: number, vocab: number): Promise<TokenPicker> {
-    const session = await OrtSession.build(buildGreedy(vocab), { device, threads: 1 });
+    const logits = await device.tensor('float32', [rows, vocab]);
+    const session = await OrtSession.build(buildGreedy(vocab), { device, threads: 1 }).catch((error) => {
+      logits.dispose();
+      throw error;
+    });
+    const picker = new TokenPicker(device, session, logits, rows, vocab);
     try {
-      const picker = new TokenPicker(device, session, await device.tensor('float32', [rows, vocab]), rows, vocab);
       await picker.pick(1);
       return picker;
     } catch (error) {
-      session.dispose();
+      picker.dispose();
       throw error;
     }
   }
@@ -98,17 +102,19 @@ export class TokenPicker {
 
   /**
    * Makes the decoder record its runs of n rows: inputs and logits lie on the device.
+   * @param graph the number of the recording.
    * @param constant inputs whose content is what it is now.
    * @param changing inputs that are to be filled again before each run.
    */
   async record(
     decoder: Binding,
+    graph: number,
     n: number,
     constant: Readonly<Record<string, OrtValue>>,
     changing: Readonly<Record<string, OrtValue>>,
   ): Promise<DeviceInputs> {
     const inputs = await DeviceInputs.bind(this.#device, decoder, constant, changing);
-    decoder.output('logits', this.logits(n)).capture(n);
+    decoder.output('logits', this.logits(n)).capture(graph);
     return inputs;
   }
 

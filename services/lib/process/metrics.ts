@@ -163,6 +163,11 @@ export const metrics = {
     'llavacode:sequences_requeued_total',
     'Sequences that went back to the queue because the worker that they were sent to was full',
   ),
+  workersByDevice: gateway.gauge(
+    'llavacode:workers_by_device',
+    'Workers that this gateway sends requests to, by role and by what they compute on: cpu, webgpu, cuda or plugin',
+    ['role', 'device'],
+  ),
   workersUsable: gateway.gauge('llavacode:workers_usable', 'Workers that this gateway sends requests to, by role', [
     'role',
   ]),

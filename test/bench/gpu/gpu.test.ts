@@ -36,14 +36,14 @@ const figureOf = (parts: readonly PartResult[], what: string | RegExp) =>
 
 describe('bench gpu', () => {
   it('a part that fails says why, and those after it are measured', { timeout: LIMIT }, async () => {
-    const words = ['--provider', 'cpu', '--model', join(dir, 'nowhere'), '--parts', 'device,memory,correct'];
-    const parts = await partsOf('failed', ...words, '--minutes', '10');
+    const words = ['--model', 'tiny', '--precision', 'abacus', '--parts', 'device,memory,correct'];
+    const parts = await partsOf('failed', '--provider', 'cpu', ...words, '--minutes', '10');
     expect(parts.map(({ part, status }) => [part, status])).toEqual([
       ['device', 'done'],
       ['correct', 'done'],
       ['memory', 'failed'],
     ]);
-    expect(parts[2]?.reason).toContain('nowhere');
+    expect(parts[2]?.reason).toContain('--precision abacus failed');
     expect(figureOf(parts, 'greedy tokens equal')).toBe('25 of 25');
     expect(figureOf(parts, 'most likely token equal')).toBe('49 of 49');
     expect(figureOf(parts, 'bandwidth')).toBeGreaterThan(0);

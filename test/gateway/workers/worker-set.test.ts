@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
+import { metrics } from '../../../services/lib/process/metrics.ts';
 import { type Answers, fakePool, OURS } from '../../support/fake-pool.ts';
 
 test('workers are usable once they have answered, and no longer when they do not answer', async () => {
@@ -138,4 +139,28 @@ test('a worker whose registration has been gone for too long is dropped, though 
   workers.setPrefill([], ['p']);
   workers.setPrefill([], []);
   expect(closed).toEqual(['p']);
+});
+
+test('a gateway counts its workers by what they compute on, and those that are lost no more', async () => {
+  const counted = async () =>
+    (await metrics.workersByDevice.get()).values
+      .filter(({ labels }) => labels.role === 'decode')
+      .map(({ labels, value }) => [labels.device, value]);
+  const answers: Answers = { p: { device: 'cpu' }, d1: { device: 'webgpu' }, d2: { device: 'cpu' } };
+  const { workers } = fakePool(answers, ['p'], ['d1', 'd2']);
+  await workers.refresh();
+  expect(await counted()).toEqual(
+    expect.arrayContaining([
+      ['webgpu', 1],
+      ['cpu', 1],
+    ]),
+  );
+  delete answers['d1'];
+  await workers.refresh();
+  expect(await counted()).toEqual(
+    expect.arrayContaining([
+      ['webgpu', 0],
+      ['cpu', 1],
+    ]),
+  );
 });
