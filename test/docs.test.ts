@@ -73,6 +73,14 @@ const FOREIGN_FLAGS = [
   '--backend', // vllm bench serve
   '--endpoint',
   '--ignore-eos',
+  '--file', // docker build
+  '--tag',
+  '--target',
+  '--build-arg',
+  '--build', // docker compose up
+  '--wait',
+  '--device', // docker run
+  '--group-add',
   '--help', // every command
   '--version',
 ];

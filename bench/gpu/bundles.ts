@@ -31,7 +31,9 @@ export class Bundles {
   constructor(data: string, wanted: readonly Wanted[], cores = availableParallelism()) {
     this.#data = data;
     if (cores < CORES_TO_SHARE) return;
-    for (const { model, precision } of wanted) this.#make(model, precision);
+    for (const { model, precision } of wanted) {
+      if (!this.#made.has(nameOf(model, precision))) this.#make(model, precision);
+    }
   }
 
   /**

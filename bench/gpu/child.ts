@@ -25,6 +25,8 @@ export interface EngineOptions {
   readonly model: string;
   readonly slots: number;
   readonly capacity: number;
+  /** Record steps and replay them, where the provider can. */
+  readonly graphCapture?: boolean;
 }
 
 export type Task =

@@ -111,11 +111,23 @@ export async function measureGpu(
   return { provider: options.provider, parts };
 }
 
-/** In the order in which the parts ask for them. */
-const wantedBundles = ({ model, precision }: GpuOptions) => [
-  ...COMPARED.map((precision) => ({ model: TINY, precision })),
-  ...model.flatMap((model) => precision.map((precision) => ({ model, precision }))),
-];
+/** What the parts will ask for, in about that order. */
+export function wantedBundles({
+  model: models,
+  precision: precisions,
+  parts,
+}: Pick<GpuOptions, 'model' | 'precision' | 'parts'>) {
+  const has = (...names: readonly PartName[]) => names.some((name) => parts.includes(name));
+  const of = (wanted: readonly string[], formats: readonly string[]) =>
+    wanted.flatMap((model) => formats.map((precision) => ({ model, precision })));
+  const first = precisions.slice(0, 1);
+  return [
+    ...of([TINY], has('correct') ? COMPARED : has('device') ? ['fp16'] : []),
+    ...of(has('handoff', 'memory', 'two-workers') ? models.slice(0, 1) : [], first),
+    ...of(has('speed') ? models : [], precisions),
+    ...of(has('tables') ? models : [], first),
+  ];
+}
 
 type Shared = Omit<PartContext, 'signal' | 'add' | 'addPair'>;
 

@@ -26,6 +26,7 @@ export const GPU: Bench<GpuResult> = {
       'ms of loading a bundle in a process of its own as a worker does, with the self-check and all that is compiled then',
     TTFT: 'ms of one prompt in chunks of a worker’s default, with greedy sampling, without a server',
     step: 'ms of one decode step of that many sequences, with greedy sampling, without a server',
+    'recorded step': 'the same with --graph-capture: the commands of a step are recorded once, and replayed',
     bound:
       'the least that it could take: for a prompt the operations of its matrices at the measured arithmetic, for a step the bytes of weights and KV at the measured bandwidth',
     'of the bound': 'bound / median',

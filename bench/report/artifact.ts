@@ -24,10 +24,14 @@ export interface Artifact<Result = unknown> {
   readonly result: Result;
 }
 
-/** Rounds timestamps (keys in `…Ms`) to the microsecond and other figures to six decimals: a third of the size. */
+/**
+ * Rounds timestamps (keys in `…Ms`) to the microsecond, other figures to six decimals and small ones to four digits: a
+ * third of the size.
+ */
 function rounded(key: string, value: unknown): unknown {
   if (/Ms$/.test(key) && Array.isArray(value)) return value.map((inner) => rounded(key, inner));
   if (typeof value !== 'number' || Number.isInteger(value)) return value;
+  if (Math.abs(value) < 1e-3) return Number(value.toPrecision(4)); // a divergence of 4e-9 is not zero
   const scale = /Ms$/.test(key) ? 1e3 : 1e6;
   return Math.round(value * scale) / scale;
 }

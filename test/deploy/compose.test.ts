@@ -7,6 +7,8 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { parse } from 'yaml';
+import { assertRunsOn } from '../../services/lib/model/bundle/bundle.ts';
+import type { Precision } from '../../services/lib/model/bundle/choices.ts';
 import { envName, flagName } from '../../services/lib/process/config.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { loadConfig, SETTINGS } from '../../services/settings.ts';
@@ -109,6 +111,46 @@ test('a worker may take ten minutes to become ready, and a service more time to 
     expect(Number(grace) * 1000, name).toBeGreaterThan(drainMs);
   }
 });
+
+interface Override {
+  readonly build?: { readonly target: string };
+  readonly image?: string;
+  readonly command?: readonly string[];
+  readonly environment?: Readonly<Record<string, string>>;
+  readonly deploy?: {
+    readonly resources: { readonly reservations: { readonly devices: readonly { readonly capabilities: string[] }[] } };
+  };
+}
+
+test.each([
+  ['webgpu', 'webgpu'],
+  ['cuda12', 'cuda'],
+])(
+  'deploy/compose.%s.yml puts every service that computes on a card, with the image for it',
+  async (target, provider) => {
+    const text = await readFile(join(PACKAGE_ROOT, 'deploy', `compose.${target}.yml`), 'utf8');
+    const { services } = parse(text, { merge: true }) as { services: Record<string, Override> };
+    const all = await composeServices();
+    expect(Object.keys(services).filter((name) => !all.has(name))).toEqual([]);
+    const dockerfile = await readFile(join(PACKAGE_ROOT, 'deploy', 'Dockerfile'), 'utf8');
+    expect(dockerfile).toMatch(new RegExp(`^FROM \\S+ AS ${target}$`, 'm'));
+    for (const name of ['prefill', 'decode', 'indexer']) {
+      const { build, image, environment, deploy } = services[name]!;
+      expect([build?.target, image], name).toEqual([target, `llavacode-serving:${target}`]);
+      expect(
+        deploy?.resources.reservations.devices.map(({ capabilities }) => capabilities),
+        name,
+      ).toEqual([['gpu']]);
+      expect(environment, name).toEqual({ [envName('provider')]: provider });
+      expect(loadConfig({ provider: SETTINGS.provider }, {}, environment ?? {}).provider).toBe(provider);
+    }
+    // The bundle is one that the card computes whole.
+    const words = services['bundle']!.command!;
+    const precision = words[words.indexOf('--precision') + 1] as Precision;
+    expect(() => assertRunsOn({ name: 'bundle', precision }, provider as 'webgpu' | 'cuda')).not.toThrow();
+    expect(text).toContain(`-f deploy/compose.${target}.yml `);
+  },
+);
 
 test('the Dockerfile that docker-compose.yml names exists, and services wait for services that there are', async () => {
   const all = await composeServices();

@@ -6,15 +6,18 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Accelerator, openDevice } from '../../services/lib/engine/device.ts';
 import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
+import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { OrtSession, type SessionOptions } from '../../services/lib/engine/ort.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession, NO_TOKEN } from '../../services/lib/engine/session.ts';
 import { NO_CHOICE, takesLikeliest } from '../../services/lib/engine/token-picker.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { Graph } from '../../services/lib/model/graph/graph.ts';
 import { buildGreedy } from '../../services/lib/model/graph/greedy.ts';
 import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
+import { largestDifference } from '../support/models.ts';
 import { smallestBundle } from '../support/smallest-bundle.ts';
 import { useVulkan } from '../support/vulkan.ts';
 
@@ -87,30 +90,58 @@ test('only those choices are left to the device that need nothing but the larges
   expect(takesLikeliest({ ...GREEDY, minTokens: 2, stopTokenIds: [5] }, 2)).toBe(true);
 });
 
-test(
-  'a decoder on a device picks the tokens that its logits give, whatever slots ride along, and says where there is none',
-  async () => {
+test.each([
+  ['must compute it whole', { whole: true }, 'fallback to CPU'],
+  ['is to record it', { graphCapture: true }, 'graph capture'],
+])('a graph with a node for the CPU is refused where the device %s', async (_, options, message) => {
+  const graph = new Graph();
+  const x = graph.input('x', 'float32', ['n']);
+  const size = graph.node('Cast', 'size', [graph.node('Shape', 'shape', [x])], { to: 'float32' });
+  graph.output(graph.node('Add', 'sum', [x, size]), 'float32', ['n']);
+  const session = await OrtSession.build(graph, { device, threads: 1 });
+  session.dispose();
+  await expect(OrtSession.build(graph, { device, threads: 1, ...options })).rejects.toThrow(message);
+});
+
+test.each([
+  ['', false],
+  [', also where steps are recorded and replayed', true],
+])(
+  'a decoder on a device picks the tokens that its logits give, whatever slots ride along, and says where there is none%s',
+  async (_, graphCapture) => {
     const dir = await mkdtemp(join(tmpdir(), 'llavacode-picker-'));
     const { manifest, llm } = await openBundle(await smallestBundle(dir));
     const { layers, kvHeads, headDim, vocab, hidden } = manifest.llm.spec;
-    const store = await DeviceKv.create(device, { layers, kvHeads, headDim }, 3, 64, 'both');
+    const layout = { layers, kvHeads, headDim };
     const shape = { vocabSize: vocab, hiddenSize: hidden };
-    const session = await DecoderSession.load(llm, shape, new KvPool(store), { device, threads: 1 });
+    const onCpu = await DecoderSession.load(llm, shape, new KvPool(new CpuEngineKv(layout, 3, 64)), { threads: 1 });
+    const store = await DeviceKv.create(device, layout, 3, 64, 'both');
+    const options = { device, threads: 1, graphCapture };
+    const session = await DecoderSession.load(llm, shape, new KvPool(store), options);
     try {
-      expect(session.picksTokens).toBe(true);
-      const prompt = Int32Array.from({ length: 9 }, (_, i) => 1 + ((i * 7) % 50));
+      expect([onCpu.picksTokens, session.picksTokens]).toEqual([false, true]);
+      const prompt = Int32Array.from({ length: 9 }, (__, i) => 1 + ((i * 7) % 50));
       const soft = NO_SOFT_TOKENS;
-      for (const slot of [0, 2]) await session.chunk({ slot, past: 0, ids: prompt, soft, logitRows: [] });
+      for (const decoder of [onCpu, session]) {
+        for (const slot of [0, 2]) await decoder.chunk({ slot, past: 0, ids: prompt, soft, logitRows: [] });
+      }
       let newest = 7;
       for (let i = 0; i < 4; i++) {
         // Slot 0 is idle and rides along in slot 2's step; the step is repeated, which writes the same position again.
         const inputs = [Int32Array.of(newest), Int32Array.of(9 + i), 2] as const;
         const [token] = await session.pick(...inputs);
         const logits = await session.step(...inputs);
+        expect(largestDifference(logits, await onCpu.step(...inputs))).toBeLessThan(1e-4);
         expect(token).toBe(sample(logits.slice(), GREEDY, 0, new OutputHistory()).id);
         newest = token!;
+        // A prompt and a batch of another size between two steps. (Riding along has changed slot 0: the pool of this
+        // test knows of no prompt there.)
+        const chunk = { slot: 0, past: 0, ids: prompt, soft, logitRows: [8] };
+        expect(largestDifference(await session.chunk(chunk), await onCpu.chunk(chunk))).toBeLessThan(1e-4);
+        const alone = [Int32Array.of(newest), Int32Array.of(9), 0] as const;
+        expect(largestDifference(await session.step(...alone), await onCpu.step(...alone))).toBeLessThan(1e-4);
       }
-      const both = [Int32Array.of(7, NO_TOKEN, 7), Int32Array.of(9, 0, 9), 0] as const;
+      const both = [Int32Array.of(7, NO_TOKEN, 7), Int32Array.of(9, 9, 9), 0] as const;
       const tokens = await session.pick(...both);
       expect(tokens[0]).toBe(tokens[2]);
 
@@ -119,6 +150,7 @@ test(
       const [damaged, , sound] = await session.pick(...both);
       expect([damaged, sound]).toEqual([NO_CHOICE, tokens[2]]);
     } finally {
+      await onCpu.dispose();
       await session.dispose();
       await store.dispose();
       await rm(dir, { recursive: true, force: true });

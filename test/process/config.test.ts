@@ -97,7 +97,7 @@ describe('loadConfig', () => {
       '  --port (LLAVACODE_PORT) = "99999": must be a whole number from 0 to 65535',
       '  --slots (LLAVACODE_SLOTS) = "many": must be a whole number from 1 to 4096',
       '  --model (LLAVACODE_MODEL): is required',
-      expect.stringMatching(/^ {2}--provider \(LLAVACODE_PROVIDER\) = "tpu": .*"auto"\|"cpu"\|"cuda"/),
+      expect.stringMatching(/^ {2}--provider \(LLAVACODE_PROVIDER\) = "tpu": .*"auto"\|"cpu"\|"webgpu"\|"cuda"/),
     ]);
   });
 

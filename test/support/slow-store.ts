@@ -3,9 +3,9 @@
  * operation on a slot that was not its holder's from its beginning to its end.
  */
 import type { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
-import type { KvRange } from '../../services/lib/kv/layout.ts';
+import { type KvRange, positionBytes, rowCount } from '../../services/lib/kv/layout.ts';
 import type { KvPool, KvSlot } from '../../services/lib/kv/pool.ts';
-import type { KvStore } from '../../services/lib/kv/store.ts';
+import type { KvStore, RowWriter } from '../../services/lib/kv/store.ts';
 import { settle } from './fake-engine.ts';
 
 export class SlowStore implements KvStore {
@@ -56,7 +56,12 @@ export class SlowStore implements KvStore {
     return this.#operate('read', [slot], [], () => this.memory.read(slot, range).map((row) => Uint8Array.from(row)));
   }
 
-  write(slot: number, range: KvRange, bytes: Uint8Array): Promise<void> {
+  write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): Promise<void> {
+    // As a device does, this takes the content at once, and puts it into the slot later.
+    const rowBytes = ((range.end - range.start) * positionBytes(this.layout)) / rowCount(this.layout);
+    const bytes = new Uint8Array((range.rowEnd - range.rowStart) * rowBytes);
+    if (rows instanceof Uint8Array) bytes.set(rows);
+    else for (let i = 0; i * rowBytes < bytes.length; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
     return this.#operate('write', [], [slot], () => this.memory.write(slot, range, bytes));
   }
 

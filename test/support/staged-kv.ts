@@ -5,6 +5,7 @@
 import { CpuEngineKv, type EngineKv } from '../../services/lib/engine/engine-kv.ts';
 import type { Binding } from '../../services/lib/engine/ort.ts';
 import type { KvLayout, KvRange } from '../../services/lib/kv/layout.ts';
+import type { RowWriter } from '../../services/lib/kv/store.ts';
 
 export class StagedKv implements EngineKv {
   readonly bindsAnywhere = false;
@@ -38,8 +39,8 @@ export class StagedKv implements EngineKv {
   async read(slot: number, range: KvRange) {
     return this.#memory.read(slot, range).map((row) => Uint8Array.from(row));
   }
-  async write(slot: number, range: KvRange, bytes: Uint8Array) {
-    this.#memory.write(slot, range, bytes);
+  async write(slot: number, range: KvRange, rows: Uint8Array | RowWriter) {
+    this.#memory.write(slot, range, rows);
   }
   async copy(from: number, to: number, end: number) {
     this.#memory.copy(from, to, end);

@@ -1,6 +1,5 @@
 /** Tokens and logits of the model that ships, by precision, beside those of the CPU: is what the device says right? */
-
-import { floatsOf, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
+import { deviceLack, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import { comparePosition } from '../../../services/lib/model/bundle/divergence.ts';
 import { mean } from '../../measure/statistics.ts';
 import type { Continued } from '../child.ts';
@@ -20,8 +19,9 @@ export async function measureCorrectness(context: PartContext): Promise<void> {
     onProgress(`${subject} beside the CPU`);
     const model = await bundles.get(TINY, precision, signal);
     const { manifest } = await openBundle(model);
-    if (options.provider === 'cuda' && floatsOf(manifest) === 'float32') {
-      add({ subject, what: 'not compared', value: 'CUDA computes attention in 16 bits only', unit: '' });
+    const lack = options.provider === 'cuda' ? deviceLack(manifest, 'cuda') : undefined;
+    if (lack !== undefined) {
+      add({ subject, what: 'not compared', value: lack, unit: '' });
       continue;
     }
     const computed = (provider: string, task: { prompt: number; tokens: number }, rows: boolean) =>

@@ -10,6 +10,7 @@
  * Positions are moved by the graphs of kv-copies.ts, one run for each operation.
  */
 import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from '../kv/layout.ts';
+import type { RowWriter } from '../kv/store.ts';
 import { buildKvCopy, buildKvExport, buildKvImport } from '../model/graph/kv-copies.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Accelerator, DeviceTensor } from './device.ts';
@@ -112,17 +113,20 @@ export class DeviceKv implements EngineKv {
   }
 
   /** The bytes are copied at once. */
-  write(slot: number, range: KvRange, bytes: Uint8Array): Promise<void> {
+  write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): Promise<void> {
     const { start, end, rowStart, rowEnd } = range;
     const count = rowEnd - rowStart;
-    if (bytes.length !== count * (end - start) * this.#vectorBytes) {
+    const rowBytes = (end - start) * this.#vectorBytes;
+    if (rows instanceof Uint8Array && rows.length !== count * rowBytes) {
       throw new RangeError(
-        `rows [${rowStart}, ${rowEnd}) of positions [${start}, ${end}) are not ${bytes.length} bytes`,
+        `rows [${rowStart}, ${rowEnd}) of positions [${start}, ${end}) are not ${rows.length} bytes`,
       );
     }
-    const rows = this.#host([count, end - start, this.layout.headDim]);
-    new Uint8Array(rows.tensor.data.buffer).set(bytes);
-    return this.#inOrder(() => this.#write(slot, range, rows));
+    const host = this.#host([count, end - start, this.layout.headDim]);
+    const bytes = new Uint8Array(host.tensor.data.buffer, 0, count * rowBytes);
+    if (rows instanceof Uint8Array) bytes.set(rows);
+    else for (let i = 0; i < count; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
+    return this.#inOrder(() => this.#write(slot, range, host));
   }
 
   copy(from: number, to: number, end: number): Promise<void> {

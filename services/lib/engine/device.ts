@@ -7,7 +7,13 @@ import { encodeModel } from '../model/graph/onnx.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
-import { openProvider, type Provider, type ProviderSetting, unavailable } from './provider.ts';
+import {
+  type DeviceSessionOptions,
+  openProvider,
+  type Provider,
+  type ProviderSetting,
+  unavailable,
+} from './provider.ts';
 
 export type DeviceKind = 'cpu' | ProviderSetting['provider'];
 /** Which device to open. */
@@ -17,7 +23,7 @@ export interface Cpu {
   readonly kind: 'cpu';
   readonly name: string;
   readonly lane: DeviceLane;
-  append(options: Pointer): void;
+  append(options: Pointer, wishes: DeviceSessionOptions): void;
   dispose(): Promise<void>;
 }
 
@@ -127,8 +133,8 @@ export class Accelerator {
   }
 
   /** Makes a session compute here. */
-  append(options: Pointer): void {
-    this.#provider.append(options);
+  append(options: Pointer, wishes: DeviceSessionOptions): void {
+    this.#provider.append(options, wishes);
   }
 
   /**
@@ -218,7 +224,7 @@ async function openProbe(provider: Provider): Promise<Pointer> {
   graph.output(graph.node('Add', 'sum', [x, x]), 'float32', [1]);
   const options = create(api, api.createSessionOptions);
   try {
-    provider.append(options);
+    provider.append(options, {});
     const model = encodeModel(graph);
     const out: Out = [null];
     await offLoop(api, api.createSessionFromArray, env, model, model.length, options, out);

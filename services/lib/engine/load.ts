@@ -160,7 +160,7 @@ class EngineLoader {
     device: Device,
     kvOf: (layout: KvLayout) => EngineKv | Promise<EngineKv>,
   ): Promise<OpenEngine> {
-    const { threads, spin, prepacked } = this.#config;
+    const { threads, spin, prepacked, graphCapture } = this.#config;
     const { spec } = this.#bundle.manifest.llm;
     const { layers, kvHeads, headDim } = spec;
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
@@ -169,6 +169,7 @@ class EngineLoader {
       device,
       threads,
       spin,
+      graphCapture: graphCapture && this.#work !== 'prefill',
       prepacked: device.kind === 'cpu' ? prepackedCache(this.#bundle, prepacked, this.#log, this.#files) : undefined,
     }).catch(async (error) => {
       await memory.dispose();

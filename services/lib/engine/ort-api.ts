@@ -108,6 +108,7 @@ function loadApi() {
     addSessionConfigEntry: status(130, p, 'str', 'str'),
     runWithBinding: status(133, p, p, p),
     createIoBinding: status(134, p, out),
+    addRunConfigEntry: status(165, p, 'str', 'str'),
     bindInput: status(136, p, 'str', p),
     bindOutput: status(137, p, 'str', p),
     bindOutputToDevice: status(138, p, 'str', p),

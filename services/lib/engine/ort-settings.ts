@@ -19,6 +19,8 @@ export interface PrepackedCache {
 export interface SessionOptions {
   /** Where to compute; the CPU if not given. */
   readonly device?: Device;
+  /** Record runs on the device, and replay them; see DeviceSessionOptions. */
+  readonly graphCapture?: boolean;
   /** Refuse a graph of which the device cannot compute every node; by default the CPU computes the others. */
   readonly whole?: boolean;
   /** Threads of the CPU, also for operators that the device cannot compute. */
@@ -54,7 +56,7 @@ export class SessionSettings {
 
   /** @throws ServingError runtime_failed */
   constructor(options: SessionOptions) {
-    const { device = CPU, whole = false } = options;
+    const { device = CPU, whole = false, graphCapture } = options;
     const { api } = runtime();
     this.#pointer = create(api, api.createSessionOptions);
     try {
@@ -65,7 +67,7 @@ export class SessionSettings {
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
       if (whole) this.set('session.disable_cpu_ep_fallback', '1');
-      device.append(this.#pointer);
+      device.append(this.#pointer, { graphCapture });
     } catch (error) {
       this[Symbol.dispose]();
       throw error;

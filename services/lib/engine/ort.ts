@@ -28,6 +28,9 @@ import { prepackedGraph } from './prepacked.ts';
 
 export { OrtValue, type SessionOptions, type Tensor };
 
+/** Stands for the number of a recorded graph where runs are not recorded. */
+export const NEVER = -1;
+
 /** Inputs and outputs bound to memory for repeated runs, so that a run on the CPU allocates and copies nothing. */
 export class Binding {
   readonly #session: Pointer;
@@ -48,6 +51,17 @@ export class Binding {
     this.#inPlace = kind === 'cpu';
     this.#pointer = create(api, api.createIoBinding, session);
     this.#options = create(api, api.createRunOptions);
+  }
+
+  /**
+   * In a session that captures: records the commands of the first run under a number, and replays them in all later
+   * runs with the same number. Inputs and outputs must lie on the device, and stay where they are.
+   * @param graph the number, from 1 on, or NEVER for runs that are not recorded.
+   */
+  capture(graph: number): this {
+    const { api } = runtime();
+    assertOk(api, api.addRunConfigEntry(this.#options, 'gpu_graph_id', String(graph)));
+    return this;
   }
 
   /** Every run reads what the value then holds. */

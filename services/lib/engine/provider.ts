@@ -22,11 +22,20 @@ export interface ProviderSetting {
   readonly memoryLimit?: number;
 }
 
+/** What a session asks of the device, beyond computing there. */
+export interface DeviceSessionOptions {
+  /**
+   * Record the commands of a run and replay them in later runs. Every input must then be bound to memory of the device,
+   * and the shapes of a recording never change. Only WebGPU does it.
+   */
+  readonly graphCapture?: boolean;
+}
+
 export interface Provider {
   /** The provider and the device, for logs and errors. */
   readonly name: string;
   /** Makes a session compute there. */
-  append(options: Pointer): void;
+  append(options: Pointer, wishes: DeviceSessionOptions): void;
   /** Describes page-locked memory of the host, if the provider can allocate any; freed by {@link close}. */
   readonly pinnedMemory?: Pointer;
   close(): void;
@@ -80,10 +89,11 @@ function webGpu(): Provider {
   const { api } = runtime();
   return {
     name: 'WebGPU',
-    append(options) {
+    append(options, { graphCapture = false }) {
       const wanted = {
         // Our graphs are fixed, and checked at start. By default every command would be validated again.
         validationMode: 'disabled',
+        ...(graphCapture ? { enableGraphCapture: '1' } : {}),
       };
       const keys = Object.keys(wanted);
       assertOk(api, api.appendProvider(options, 'WebGPU', keys, Object.values(wanted), keys.length));

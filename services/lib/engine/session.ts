@@ -10,9 +10,9 @@ import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
 import { CPU, type Device } from './device.ts';
+import type { DeviceInputs } from './device-inputs.ts';
 import type { EngineKv } from './engine-kv.ts';
-import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
-import type { BoundValue } from './ort-value.ts';
+import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
 import { TokenPicker } from './token-picker.ts';
 
 /** The dimensions of the model that the session needs. */
@@ -47,8 +47,8 @@ interface StepBinding {
   readonly total: Int32Array;
   /** `[n, vocab]`, on the host. */
   readonly logits: OrtValue;
-  /** Where the logits are bound to go: to the host, or to the picker's memory on the device. */
-  boundLogits: BoundValue;
+  /** Where steps are recorded: the inputs on the device, which are filled from the arrays above. */
+  readonly inputs: DeviceInputs | undefined;
 }
 
 /**
@@ -72,6 +72,8 @@ export class DecoderSession {
   readonly #hostLogits: OrtValue | undefined;
   /** Chooses greedy tokens where the logits are; only on a device. */
   readonly #picker: TokenPicker | undefined;
+  /** Whether the device records the commands of a step, for each number of rows, and replays them. */
+  readonly #recordsSteps: boolean;
   /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   /** Frees what the store has made for the bindings. */
@@ -91,11 +93,13 @@ export class DecoderSession {
     pool: KvPool<EngineKv>,
     picker: TokenPicker | undefined,
     device: Device,
+    recordsSteps: boolean,
   ) {
     this.#session = session;
     this.#shape = shape;
     this.pool = pool;
     this.#picker = picker;
+    this.#recordsSteps = recordsSteps;
     const count = pool.slots * shape.vocabSize;
     this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
     this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
@@ -127,10 +131,12 @@ export class DecoderSession {
   ): Promise<DecoderSession> {
     const { device = CPU } = options;
     // Every node of our graph has a kernel of WebGPU. If one went to the CPU, each step would wait for it.
-    const session = await OrtSession.load(graph, { ...options, whole: device.kind === 'webgpu' });
+    const whole = device.kind === 'webgpu';
+    const graphCapture = whole && options.graphCapture === true;
+    const session = await OrtSession.load(graph, { ...options, whole, graphCapture });
     try {
       const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
-      return new DecoderSession(session, shape, pool, picker, device);
+      return new DecoderSession(session, shape, pool, picker, device, graphCapture);
     } catch (error) {
       session.dispose();
       throw error;
@@ -213,10 +219,9 @@ export class DecoderSession {
    * @returns logits `[n, vocab]`, valid until the next step.
    */
   async step(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Float32Array> {
-    const { step, before, rows } = this.#prepareStep(ids, lengths, first);
-    bindLogits(step, step.logits);
-    await this.#alone(rows, () => step.binding.run());
-    return this.#stepLogits.subarray(before * this.#shape.vocabSize, rows * this.#shape.vocabSize);
+    const before = await this.#runStep(ids, lengths, first, 'fetch');
+    const { vocabSize } = this.#shape;
+    return this.#stepLogits.subarray(before * vocabSize, (before + ids.length) * vocabSize);
   }
 
   /** Whether {@link pick} is there. */
@@ -229,40 +234,49 @@ export class DecoderSession {
    * @returns `[n]`, the lowest id with the largest logit, or NO_CHOICE where that logit is not finite.
    */
   async pick(ids: Int32Array, lengths: Int32Array, first = 0): Promise<Int32Array> {
-    const picker = this.#picker;
-    if (picker === undefined) throw new Error('tokens are picked on a device only');
-    const { step, before, rows } = this.#prepareStep(ids, lengths, first);
-    bindLogits(step, picker.logits(rows));
-    const tokens = await this.#alone(rows, async () => {
-      await step.binding.run();
-      return picker.pick(rows);
-    });
-    return tokens.subarray(before);
+    const before = await this.#runStep(ids, lengths, first, 'pick');
+    return this.#picker!.tokens.slice(before, before + ids.length);
   }
 
-  /** @returns the binding with its inputs set, the rows that ride along at its start, and the number of all rows. */
-  #prepareStep(ids: Int32Array, lengths: Int32Array, first: number) {
+  /**
+   * Computes a step, and fetches its logits or picks its tokens.
+   * @returns the number of rows at its start that ride along.
+   */
+  async #runStep(ids: Int32Array, lengths: Int32Array, first: number, want: 'fetch' | 'pick'): Promise<number> {
     this.#assertOpen();
-    const n = ids.length;
-    /** Slots before the first one that ride along. */
     const before = this.pool.memory.bindsAnywhere ? 0 : first;
-    const step = this.#stepBinding(first - before, before + n);
+    const rows = before + ids.length;
+    const lengthOf = (row: number) => (row < before ? this.pool.claimed(row) : (lengths[row - before] as number));
     let longest = 0;
-    const put = (row: number, id: number, length: number) => {
-      step.ids[row] = BigInt(Math.max(0, id)); // the logits of a slot without a sequence are not read
-      step.lengths[row] = length;
-      longest = Math.max(longest, length + 1);
-    };
-    for (let slot = 0; slot < before; slot++) put(slot, NO_TOKEN, this.pool.claimed(slot));
-    for (let i = 0; i < n; i++) put(before + i, ids[i] as number, lengths[i] as number);
+    for (let row = 0; row < rows; row++) longest = Math.max(longest, lengthOf(row) + 1);
     if (longest > this.pool.capacity) {
       throw new ServingError(
         'context_length_exceeded',
         `a sequence reaches ${longest} tokens, a slot holds ${this.pool.capacity}`,
       );
     }
-    step.total[0] = longest;
-    return { step, before, rows: before + n };
+    const key = (first - before) * (this.pool.slots + 1) + rows;
+    await this.#alone(rows, async () => {
+      const step = this.#steps.get(key) ?? (await this.#makeStep(key, first - before, rows));
+      for (let row = 0; row < rows; row++) {
+        // The logits of a slot without a sequence are not read.
+        step.ids[row] = BigInt(Math.max(0, row < before ? NO_TOKEN : (ids[row - before] as number)));
+        step.lengths[row] = lengthOf(row);
+      }
+      step.total[0] = longest;
+      await this.#run(step, rows, want);
+    });
+    return before;
+  }
+
+  async #run(step: StepBinding, rows: number, want: 'fetch' | 'pick'): Promise<void> {
+    const { binding, logits, inputs } = step;
+    const picker = this.#picker;
+    if (inputs !== undefined) await inputs.refill();
+    else if (picker !== undefined) binding.output('logits', want === 'pick' ? picker.logits(rows) : logits);
+    await binding.run();
+    if (want === 'pick') await picker!.pick(rows);
+    else if (inputs !== undefined) await picker!.fetch(rows, logits);
   }
 
   /** Refuses further runs and frees the graph after the current run, which still uses it. The pool stays. */
@@ -316,43 +330,45 @@ export class DecoderSession {
     let binding = this.#slots.get(slot);
     if (binding === undefined) {
       binding = this.#session.bind();
+      if (this.#recordsSteps) binding.capture(NEVER);
       this.#unbind.push(this.pool.memory.bind(binding, slot, 1));
       this.#slots.set(slot, binding);
     }
     return binding;
   }
 
-  #stepBinding(first: number, n: number): StepBinding {
-    const key = first * (this.pool.slots + 1) + n;
-    let step = this.#steps.get(key);
-    if (step === undefined) {
-      const { vocabSize, hiddenSize } = this.#shape;
-      const ids = new BigInt64Array(new ArrayBuffer(n * 8));
-      const lengths = int32(n);
-      const total = int32(1);
-      const logits = this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits });
-      const binding = this.#session
-        .bind()
-        .input('input_ids', this.#fixed({ type: 'int64', dims: [n, 1], data: ids }))
-        .input('soft_tokens', this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }))
-        .input('soft_positions', this.#fixed({ type: 'int64', dims: [0, 2], data: int64([]) }))
-        .input('logit_rows', this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }))
-        // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
-        .input('seqlens_k', this.#fixed({ type: 'int32', dims: [n], data: lengths }))
-        .input('total_sequence_length', this.#fixed({ type: 'int32', dims: [], data: total }))
-        .output('logits', logits);
-      this.#unbind.push(this.pool.memory.bind(binding, first, n));
-      step = { binding, ids, lengths, total, logits, boundLogits: logits };
-      this.#steps.set(key, step);
+  /** @param key of the step, from 1 on: also the number under which a device records it. */
+  async #makeStep(key: number, first: number, n: number): Promise<StepBinding> {
+    const { vocabSize, hiddenSize } = this.#shape;
+    const ids = new BigInt64Array(new ArrayBuffer(n * 8));
+    const lengths = int32(n);
+    const total = int32(1);
+    const constant = {
+      soft_tokens: this.#fixed({ type: 'float32', dims: [0, hiddenSize], data: float32(0) }),
+      soft_positions: this.#fixed({ type: 'int64', dims: [0, 2], data: int64([]) }),
+      logit_rows: this.#fixed({ type: 'int64', dims: [1], data: int64([0]) }),
+    };
+    const changing = {
+      input_ids: this.#fixed({ type: 'int64', dims: [n, 1], data: ids }),
+      // seqlens_k is each row's total length - 1: with one new token, the positions filled so far.
+      seqlens_k: this.#fixed({ type: 'int32', dims: [n], data: lengths }),
+      total_sequence_length: this.#fixed({ type: 'int32', dims: [], data: total }),
+    };
+    const logits = this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits });
+    const binding = this.#session.bind();
+    let inputs: DeviceInputs | undefined;
+    if (this.#recordsSteps) {
+      inputs = await this.#picker!.record(binding, key, n, constant, changing);
+      this.#unbind.push(() => inputs?.dispose());
+    } else {
+      for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);
+      binding.output('logits', logits);
     }
+    this.#unbind.push(this.pool.memory.bind(binding, first, n));
+    const step = { binding, ids, lengths, total, logits, inputs };
+    this.#steps.set(key, step);
     return step;
   }
-}
-
-function bindLogits(step: StepBinding, value: BoundValue): void {
-  if (step.boundLogits === value) return;
-  step.binding.output('logits', value);
-  step.boundLogits = value;
 }
 
 // Memory that V8 does not move, whatever its size. It is never empty, because an empty buffer has no address.

@@ -40,6 +40,11 @@ export const ENGINE_SETTINGS = {
     .describe(
       "bytes of a GPU's memory that the worker may take: what does not fit is refused at start, and cuda keeps to it; all of it when not given",
     ),
+  graphCapture: flag
+    .default(false)
+    .describe(
+      'record the decode step of each batch size on the GPU and replay it, for less work of the CPU between kernels (webgpu only)',
+    ),
   spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
   cpus: z
     .string()

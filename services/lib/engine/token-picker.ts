@@ -6,6 +6,7 @@
 import { buildGreedy } from '../model/graph/greedy.ts';
 import type { Sampling } from '../request/next-token.ts';
 import type { Accelerator, DeviceTensor } from './device.ts';
+import { DeviceInputs } from './device-inputs.ts';
 import { type Binding, OrtSession, OrtValue } from './ort.ts';
 
 /** The token of a row that has none, because its largest logit is not a finite number. */
@@ -37,6 +38,9 @@ export class TokenPicker {
   /** [rows, vocab] */
   readonly #logits: DeviceTensor;
   readonly #vocab: number;
+  /** The tokens of the last choice, or NO_CHOICE. */
+  readonly tokens: Int32Array;
+  readonly #device: Accelerator;
   /** [rows, 1] each, on the host. */
   readonly #tokens: Float32Array;
   readonly #largest: Float32Array;
@@ -44,7 +48,9 @@ export class TokenPicker {
   readonly #rows = new Map<number, Rows>();
   readonly #bound: OrtValue[] = [];
 
-  private constructor(session: OrtSession, logits: DeviceTensor, rows: number, vocab: number) {
+  private constructor(device: Accelerator, session: OrtSession, logits: DeviceTensor, rows: number, vocab: number) {
+    this.#device = device;
+    this.tokens = new Int32Array(rows);
     this.#session = session;
     this.#logits = logits;
     this.#vocab = vocab;
@@ -57,13 +63,17 @@ export class TokenPicker {
    * @throws ServingError runtime_failed, out_of_memory.
    */
   static async open(device: Accelerator, rows: number, vocab: number): Promise<TokenPicker> {
-    const session = await OrtSession.build(buildGreedy(vocab), { device, threads: 1 });
+    const logits = await device.tensor('float32', [rows, vocab]);
+    const session = await OrtSession.build(buildGreedy(vocab), { device, threads: 1 }).catch((error) => {
+      logits.dispose();
+      throw error;
+    });
+    const picker = new TokenPicker(device, session, logits, rows, vocab);
     try {
-      const picker = new TokenPicker(session, await device.tensor('float32', [rows, vocab]), rows, vocab);
       await picker.pick(1);
       return picker;
     } catch (error) {
-      session.dispose();
+      picker.dispose();
       throw error;
     }
   }
@@ -74,16 +84,38 @@ export class TokenPicker {
   }
 
   /**
-   * Chooses among the logits that lie in {@link logits}.
-   * @returns the token of each row, or NO_CHOICE.
+   * Chooses among the logits that lie in {@link logits}, and puts the choice into {@link tokens}.
    * @throws ServingError runtime_failed
    */
-  async pick(n: number): Promise<Int32Array> {
+  async pick(n: number): Promise<void> {
     await this.#rowsOf(n).binding.run();
-    return Int32Array.from({ length: n }, (_, row) => {
+    for (let row = 0; row < n; row++) {
       const token = this.#tokens[row]!;
-      return token < this.#vocab && Number.isFinite(this.#largest[row]) ? token : NO_CHOICE;
-    });
+      this.tokens[row] = token < this.#vocab && Number.isFinite(this.#largest[row]) ? token : NO_CHOICE;
+    }
+  }
+
+  /** Fetches the logits that lie in {@link logits}. */
+  fetch(n: number, to: OrtValue): Promise<void> {
+    return this.#device.copy([this.#rowsOf(n).logits], [to]);
+  }
+
+  /**
+   * Makes the decoder record its runs of n rows: inputs and logits lie on the device.
+   * @param graph the number of the recording.
+   * @param constant inputs whose content is what it is now.
+   * @param changing inputs that are to be filled again before each run.
+   */
+  async record(
+    decoder: Binding,
+    graph: number,
+    n: number,
+    constant: Readonly<Record<string, OrtValue>>,
+    changing: Readonly<Record<string, OrtValue>>,
+  ): Promise<DeviceInputs> {
+    const inputs = await DeviceInputs.bind(this.#device, decoder, constant, changing);
+    decoder.output('logits', this.logits(n)).capture(graph);
+    return inputs;
   }
 
   #rowsOf(n: number): Rows {

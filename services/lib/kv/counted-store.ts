@@ -5,7 +5,7 @@
  */
 import { ServingError } from '../process/errors.ts';
 import type { KvLayout, KvRange } from './layout.ts';
-import type { KvStore } from './store.ts';
+import type { KvStore, RowWriter } from './store.ts';
 
 export class CountedStore implements KvStore {
   readonly #memory: KvStore;
@@ -48,9 +48,9 @@ export class CountedStore implements KvStore {
     return read instanceof Promise ? this.#counted(read, [slot]) : read;
   }
 
-  write(slot: number, range: KvRange, bytes: Uint8Array): void | Promise<void> {
+  write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): void | Promise<void> {
     this.#assertOpen();
-    const written = this.#memory.write(slot, range, bytes);
+    const written = this.#memory.write(slot, range, rows);
     return written && this.#counted(written, [slot]);
   }
 

@@ -5,7 +5,7 @@
 import { totalmem } from 'node:os';
 import { ServingError } from '../process/errors.ts';
 import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from './layout.ts';
-import type { KvStore } from './store.ts';
+import type { KvStore, RowWriter } from './store.ts';
 
 export type KvArray = Float32Array | Uint16Array;
 
@@ -42,15 +42,17 @@ export class CpuKvStore implements KvStore {
     return Array.from({ length: rowEnd - rowStart }, (_, i) => this.#row(slot, rowStart + i, start, end));
   }
 
-  write(slot: number, { start, end, rowStart, rowEnd }: KvRange, bytes: Uint8Array): void {
+  write(slot: number, { start, end, rowStart, rowEnd }: KvRange, rows: Uint8Array | RowWriter): void {
     const rowBytes = (end - start) * this.#vectorBytes;
-    if (bytes.length !== (rowEnd - rowStart) * rowBytes) {
+    if (rows instanceof Uint8Array && rows.length !== (rowEnd - rowStart) * rowBytes) {
       throw new RangeError(
-        `rows [${rowStart}, ${rowEnd}) of positions [${start}, ${end}) are not ${bytes.length} bytes`,
+        `rows [${rowStart}, ${rowEnd}) of positions [${start}, ${end}) are not ${rows.length} bytes`,
       );
     }
-    for (let row = rowStart, at = 0; row < rowEnd; row++, at += rowBytes) {
-      this.#row(slot, row, start, end).set(bytes.subarray(at, at + rowBytes));
+    for (let i = 0; i < rowEnd - rowStart; i++) {
+      const to = this.#row(slot, rowStart + i, start, end);
+      if (rows instanceof Uint8Array) to.set(rows.subarray(i * rowBytes, (i + 1) * rowBytes));
+      else rows(i, to);
     }
   }
 

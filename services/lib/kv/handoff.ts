@@ -10,7 +10,7 @@ import { crc32 } from 'node:zlib';
 import { ServingError } from '../process/errors.ts';
 import { allocateRows } from './frame-buffer.ts';
 import { describeLayout, FRAME_BYTES, type KvLayout, type KvRange, planFrames, rowCount } from './layout.ts';
-import type { KvStore } from './store.ts';
+import type { KvStore, RowWriter } from './store.ts';
 import { decodeRow, encodeRow, vectorBytes, type WireType } from './wire.ts';
 
 /** The content of the first frame. */
@@ -117,8 +117,6 @@ export class KvReceiver {
   readonly #fingerprint: string;
   readonly #type: WireType;
   readonly #tally = new Tally();
-  /** The values of one frame that came in another type, `[row, position, head_dim]`. */
-  #decoded = new Float32Array(0);
   #positions = -1;
   /** The place at which the next frame must begin. */
   #next = { start: 0, end: 0, row: 0 };
@@ -194,21 +192,17 @@ export class KvReceiver {
     this.#next = done
       ? { start: frame.end, end: 0, row: 0 }
       : { start: frame.start, end: frame.end, row: frame.rowEnd };
-    const bytes = this.#type === this.#store.floats ? frame.data : this.#decode(frame, rowBytes);
-    return this.#store.write(this.#slot, rangeOf(frame), bytes);
+    return this.#store.write(this.#slot, rangeOf(frame), this.#rowsOf(frame, rowBytes));
   }
 
-  /** The frame's values as they lie in the store. The memory is used again for the next frame. */
-  #decode(frame: KvRows, rowBytes: number): Uint8Array {
-    const { headDim } = this.#store.layout;
-    const rowFloats = (frame.end - frame.start) * headDim;
-    const count = (frame.rowEnd - frame.rowStart) * rowFloats;
-    if (this.#decoded.length < count) this.#decoded = new Float32Array(count);
-    for (let at = 0, from = 0; at < count; at += rowFloats, from += rowBytes) {
-      const row = this.#decoded.subarray(at, at + rowFloats);
-      decodeRow(this.#type, frame.data.subarray(from, from + rowBytes), headDim, row);
-    }
-    return new Uint8Array(this.#decoded.buffer, 0, count * 4);
+  /** The frame's values as the store takes them. */
+  #rowsOf({ data }: KvRows, rowBytes: number): Uint8Array | RowWriter {
+    const { layout, floats } = this.#store;
+    if (this.#type === floats) return data;
+    return (index, to) => {
+      const encoded = data.subarray(index * rowBytes, (index + 1) * rowBytes);
+      decodeRow(this.#type, encoded, layout.headDim, floatsOf(to));
+    };
   }
 
   /** @throws ServingError kv_truncated or kv_digest_mismatch unless exactly what was sent has come. */
@@ -242,7 +236,7 @@ export class KvReceiver {
 
 const rangeOf = ({ start, end, rowStart, rowEnd }: KvRange): KvRange => ({ start, end, rowStart, rowEnd });
 
-/** The values of a row of float32. */
+/** The values of a row of float32: the same memory. */
 const floatsOf = (row: Uint8Array) => new Float32Array(row.buffer, row.byteOffset, row.length / 4);
 
 function assertConvertible({ floats }: KvStore, type: WireType): void {

@@ -8,6 +8,12 @@
  */
 import type { KvLayout, KvRange } from './layout.ts';
 
+/**
+ * Writes one row into memory of its length, aligned for its values.
+ * @param index counted from the first row of the range.
+ */
+export type RowWriter = (index: number, to: Uint8Array) => void;
+
 export interface KvStore {
   readonly layout: KvLayout;
   readonly slots: number;
@@ -22,8 +28,13 @@ export interface KvStore {
    */
   read(slot: number, range: KvRange): readonly Uint8Array[] | Promise<readonly Uint8Array[]>;
 
-  /** Writes what `read` gives, one row after the other in `bytes`, which may be used again when this has settled. */
-  write(slot: number, range: KvRange, bytes: Uint8Array): void | Promise<void>;
+  /**
+   * Writes what `read` gives.
+   * @param rows one row after the other, which may change when this has settled; or a function that is called for each
+   *   row in order before this returns. Values that come in another type are converted where they will lie: by way of
+   *   memory of their own a hand-over of int8 would take a fifth more of the receiver's and sender's CPU time.
+   */
+  write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): void | Promise<void>;
 
   /** Copies positions [0, end) of all rows from one slot to another. */
   copy(from: number, to: number, end: number): void | Promise<void>;

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { parseNvidia } from '../../../bench/gpu/card.ts';
 import { GPU_COMMAND, type GpuOptions, PART_NAMES } from '../../../bench/gpu/command.ts';
-import { endsOf, sizesOf } from '../../../bench/gpu/measure.ts';
+import { endsOf, sizesOf, wantedBundles } from '../../../bench/gpu/measure.ts';
 import { compareRows, equalTokens } from '../../../bench/gpu/parts/correct.ts';
 import { GPU } from '../../../bench/gpu/report.ts';
 import { defaultsOf, RUN_OPTIONS } from '../../../bench/options.ts';
@@ -13,6 +13,14 @@ describe('the budget of bench gpu', () => {
       expect(ends).toEqual(ends.toSorted((a, b) => a - b));
       expect(ends.at(-1)).toBeCloseTo(480);
     }
+  });
+
+  it('only the bundles that the chosen parts need are made', () => {
+    const options = { model: ['a', 'b'], precision: ['fp16', 'int8'] };
+    expect(wantedBundles({ ...options, parts: ['device'] })).toEqual([{ model: 'tiny', precision: 'fp16' }]);
+    expect(wantedBundles({ ...options, parts: ['memory'] })).toEqual([{ model: 'a', precision: 'fp16' }]);
+    expect(wantedBundles({ ...options, parts: ['tables'] }).map(({ model }) => model)).toEqual(['a', 'b']);
+    expect(wantedBundles({ ...options, parts: ['speed'] })).toHaveLength(4);
   });
 
   it('sizes are small where only the model that ships is measured, except for what the user gave', () => {

@@ -101,17 +101,22 @@ type DeviceKind = 'cpu' | 'webgpu' | 'cuda' | 'plugin';
 /** The precisions that every kind of device computes whole. */
 const EVERYWHERE = PRECISIONS.filter((precision) => floatsOf({ precision }) === 'float16');
 
+type Named = Pick<Manifest, 'name' | 'precision'>;
+
 /**
- * The CPU and WebGPU compute every precision, CUDA only 16 bits: its attention takes no others. What a plugin can do is
- * known when it has been tried.
- * @throws ServingError config_invalid for a bundle whose language model this kind of device cannot compute whole.
+ * Says to people why a kind of device cannot compute a bundle's language model whole, and what to do; undefined if it
+ * can. The CPU and WebGPU compute every precision, CUDA only 16 bits: its attention takes no others. What a plugin can
+ * do is known when it has been tried.
  */
-export function assertRunsOn({ name, precision }: Pick<Manifest, 'name' | 'precision'>, kind: DeviceKind): void {
-  if (kind !== 'cuda' || floatsOf({ precision }) === 'float16') return;
-  throw new ServingError(
-    'config_invalid',
-    `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with --precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`,
-  );
+export const deviceLack = ({ name, precision }: Named, kind: DeviceKind): string | undefined =>
+  kind === 'cuda' && floatsOf({ precision }) !== 'float16'
+    ? `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with --precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
+    : undefined;
+
+/** @throws ServingError config_invalid for a bundle that this kind of device cannot compute whole. */
+export function assertRunsOn(manifest: Named, kind: DeviceKind): void {
+  const lack = deviceLack(manifest, kind);
+  if (lack !== undefined) throw new ServingError('config_invalid', lack);
 }
 
 /**

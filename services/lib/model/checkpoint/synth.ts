@@ -38,7 +38,7 @@ export const SHAPES = {
   'qwen2.5-coder-32b': qwen(64, 5120, 40, 8, 128, 27_648, false),
   'smollm2-135m': { ...qwen(30, 576, 9, 3, 64, 1536, true), vocab: 49_152 },
 } as const satisfies Record<string, Shape>;
-type ShapeName = keyof typeof SHAPES;
+export type ShapeName = keyof typeof SHAPES;
 
 /** Tokenizers for random models, with their number of ids and the id that ends a text; the best one first. */
 const TOKENIZERS = [
@@ -69,7 +69,7 @@ export async function synthesize(shape: string, seed: number): Promise<SourceNet
 
 const isShapeName = (name: string): name is ShapeName => Object.hasOwn(SHAPES, name);
 
-function publishedSpec(name: ShapeName): DecoderSpec {
+export function publishedSpec(name: ShapeName): DecoderSpec {
   const llama = name.startsWith('smollm2');
   return {
     architecture: llama ? 'llama' : 'qwen2',
@@ -153,7 +153,7 @@ function synthesizeNetwork(
 }
 
 /** The shape of a tensor by its Hugging Face name in Qwen2, Llama and Qwen3. */
-function decoderTensorShape(spec: DecoderSpec, name: string): readonly number[] | undefined {
+export function decoderTensorShape(spec: DecoderSpec, name: string): readonly number[] | undefined {
   const { hidden, heads, kvHeads, headDim, intermediate, vocab } = spec;
   const shapes: [ending: string, shape: readonly number[]][] = [
     ['embed_tokens.weight', [vocab, hidden]],

@@ -33,12 +33,13 @@ interface Matrix {
 /** The use of a stored matrix: multiplying, looking rows up (a table of embeddings), or both (a tied table). */
 type Use = 'multiply' | 'lookUp' | 'both';
 
-type StoredMatrix = {
-  readonly rows: number;
-  readonly columns: number;
-} /** [columns, rows]: MatMul takes activations of any rank, but no transposed matrix. */ & (
+/**
+ * A matrix in the graph, in one of three forms. `floats` is stored transposed, [columns, rows]: MatMul takes
+ * activations of any rank, but no transposed matrix. `table` is [rows, columns], so that rows can be looked up; it
+ * multiplies activations of two dimensions only (Gemm). `blocks` is quantised.
+ */
+type StoredMatrix = { readonly rows: number; readonly columns: number } & (
   | { readonly kind: 'floats'; readonly weight: Value }
-  /** [rows, columns], so that rows can be looked up. It multiplies activations of two dimensions only (Gemm). */
   | { readonly kind: 'table'; readonly weight: Value }
   | {
       readonly kind: 'blocks';
@@ -57,8 +58,9 @@ export function storeMatrix(graph: Graph, matrix: Matrix, format: TableFormat, u
   const block = format === 'fp32' ? undefined : blockThatDivides(columns, format.block);
   if (format === 'fp32' || block === undefined) {
     const weight = `${name}.weight`;
-    if (use !== 'multiply')
+    if (use !== 'multiply') {
       return { kind: 'table', rows, columns, weight: graph.weight(weight, [rows, columns], read) };
+    }
     const readTransposed = async () => transpose(await read(), rows, columns);
     return { kind: 'floats', rows, columns, weight: graph.weight(weight, [columns, rows], readTransposed) };
   }

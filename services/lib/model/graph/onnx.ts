@@ -127,6 +127,10 @@ const BYTES_PER_ELEMENT = { float32: 4, float16: 2, uint8: 1, int8: 1, int64: 8 
 const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =>
   dims.reduce((product, dim) => product * dim, BYTES_PER_ELEMENT[type]);
 
+/** Bytes of the weights that a graph declares, without the padding between them in its file. */
+export const weightBytes = ({ weights }: Graph): number =>
+  weights.flatMap(({ parts }) => parts).reduce((sum, part) => sum + byteLength(part), 0);
+
 /** Appends to a file and hashes its content on the way. */
 class Appender {
   readonly #handle: FileHandle;
@@ -159,7 +163,7 @@ class Appender {
 export async function writeModel(graph: Graph, dir: string, options: WriteOptions = {}): Promise<WrittenFile[]> {
   const { signal, onProgress } = options;
   const name = 'model.bin';
-  const total = graph.weights.flatMap(({ parts }) => parts).reduce((sum, part) => sum + byteLength(part), 0);
+  const total = weightBytes(graph);
   let done = 0;
   const initializer: object[] = graph.constants.map(constantProto);
   const handle = await open(join(dir, name), 'wx');
