@@ -21,9 +21,9 @@ export interface DeviceLane {
  * for their actions, so each request, stream of KV and indexing run has at most one in it.
  *
  * Actions use threads of libuv's pool, any of its four but one at a time. CUDA keeps its cuBLAS and cuDNN handles per
- * thread, so that up to four sets exist; it also keeps captured graphs per thread, which is why none are captured.
- * koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make every file
- * of the process wait for the device.
+ * thread, so that up to four sets exist; it also keeps recorded runs per thread, which is why only WebGPU is asked to
+ * record any. koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make
+ * every file of the process wait for the device.
  */
 export class FifoLane implements DeviceLane {
   readonly #waiting: (() => void)[] = [];
