@@ -4,7 +4,7 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
-import { ServingError } from '../../lib/process/errors.ts';
+import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
@@ -66,9 +66,6 @@ const LIMIT_HEADERS = ['x-llavacode-limit', 'x-llavacode-refused-by'];
 
 /** Refused keys get at most one line of the log in this time, in ms. */
 const REFUSALS_EVERY_MS = 1_000;
-
-/** Stands for the tenant of requests that are refused before their key is known: one account for all of them. */
-const STRANGERS = '';
 
 export function createServer(parts: ServerParts): FastifyInstance {
   const app = createApp(parts, sendError);
@@ -176,19 +173,29 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   if (failure.retryAfterSeconds !== undefined || failure.kind.http === 429 || draining) {
     reply.header('retry-after', Math.max(1, Math.ceil(failure.retryAfterSeconds ?? 1)));
   }
+  const holdMs = isPaced(failure, reply) ? request.server.refusalPace.refused(request.identity.tenant) : 0;
   // While draining the next try goes to a gateway that stays. Of other refusals fastify closes more than it must.
-  const closes = draining || failure.code === 'request_timeout' || !canOutlast(request.raw);
+  const closes = draining || failure.code === 'request_timeout' || holdMs === undefined || !canOutlast(request.raw);
   if (closes) reply.header('connection', 'close');
   else reply.removeHeader('connection');
   for (const header of LIMIT_HEADERS) if (failure.limit !== undefined) reply.header(header, failure.limit);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
-  const { refusalPace, tellsInside } = request.server;
+  const { tellsInside } = request.server;
   const send = () => void reply.code(failure.kind.http).send(errorBody(failure, request.id, tellsInside));
-  const holdMs = draining ? 0 : refusalPace.refused(request.identity?.tenant ?? STRANGERS);
-  if (holdMs === 0) {
+  if (!holdMs) {
     send();
   } else {
     const held = setTimeout(send, holdMs);
     reply.raw.once('close', () => clearTimeout(held));
   }
 }
+
+/** Refusals that are not the client's doing, or come of its leaving. */
+const NOT_PACED: ReadonlySet<ErrorCode> = new Set(['superseded', 'client_gone', 'draining', 'request_timeout']);
+
+/**
+ * Whether a refusal counts for the pace of its tenant. Strangers are refused at once: a connection of a stranger that
+ * waited for its answer could not be closed for somebody else. A late body must find its request answered.
+ */
+const isPaced = ({ code, kind }: ServingError, { request, raw }: FastifyReply) =>
+  kind.http < 500 && !NOT_PACED.has(code) && request.identity !== undefined && !raw.destroyed;

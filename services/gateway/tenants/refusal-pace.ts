@@ -32,20 +32,20 @@ export class RefusalPace {
   }
 
   /**
-   * Counts one refusal of a tenant.
-   * @returns time for which to hold it back, in ms; 0 mostly.
+   * Counts one refusal of a tenant. No more than the rate of one second are held at once.
+   * @returns time for which to hold it back, in ms, 0 mostly; undefined if as many are held as may be: then the client
+   *   is answered at once, and must connect again.
    */
-  refused(tenant: string): number {
+  refused(tenant: string): number | undefined {
     const [atMs, perMs] = [this.#now(), this.#perSecond / 1_000];
     const burst = BURST_SECONDS * this.#perSecond;
     const debt = this.#debts.get(tenant) ?? { refusals: 0, atMs };
     this.#debts.set(tenant, debt);
-    debt.refusals = Math.max(0, debt.refusals - (atMs - debt.atMs) * perMs) + 1;
+    debt.refusals = Math.max(0, debt.refusals - (atMs - debt.atMs) * perMs);
     debt.atMs = atMs;
-    const delayMs = (debt.refusals - burst) / perMs;
-    if (delayMs <= MOST_MS) return Math.max(0, delayMs);
-    // With more connections than the rate has room for, the debt would grow without end, and outlast the flood.
-    debt.refusals = burst + MOST_MS * perMs;
-    return MOST_MS;
+    const delayMs = (debt.refusals + 1 - burst) / perMs;
+    if (delayMs > MOST_MS) return undefined; // else the debt would grow without end, and outlast the flood
+    debt.refusals++;
+    return Math.max(0, delayMs);
   }
 }

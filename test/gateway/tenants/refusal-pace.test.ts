@@ -1,7 +1,16 @@
 import fc from 'fast-check';
 import { afterEach, expect, test, vi } from 'vitest';
 import { RefusalPace } from '../../../services/gateway/tenants/refusal-pace.ts';
+import { ServingError } from '../../../services/lib/process/errors.ts';
 import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
+
+const KEYS = {
+  tenants: ['a'],
+  identify: (key: string | undefined) => {
+    if (key !== 'secret') throw new ServingError('invalid_api_key', 'unknown key');
+    return { tenant: 'a', limits: {}, access: 'admin' as const, mayUse: () => true };
+  },
+};
 
 afterEach(() => void vi.useRealTimers());
 
@@ -16,9 +25,8 @@ test('clients that send the next request as soon as they are refused get a burst
         const next = heardAtMs.indexOf(Math.min(...heardAtMs));
         nowMs = heardAtMs[next]!;
         if (nowMs > seconds * 1_000) break;
-        const holdMs = pace.refused('busy');
-        expect(holdMs).toBeLessThanOrEqual(1_000);
-        heardAtMs[next] = nowMs + holdMs;
+        heardAtMs[next] = nowMs + pace.refused('busy')!;
+        expect(heardAtMs[next]).toBeLessThanOrEqual(nowMs + 1_000);
         refusals++;
       }
       expect(refusals).toBeLessThanOrEqual(100 + 50 * seconds + clients + 1);
@@ -27,12 +35,14 @@ test('clients that send the next request as soon as they are refused get a burst
   );
 });
 
-test('a flood from more clients than the pace has room for is held for a second each, and not after it has ended', () => {
+test('of a flood from more clients than the pace has room for no more than 50 are held at once, and none after it', () => {
   let nowMs = 0;
   const pace = new RefusalPace(50, () => nowMs);
-  for (let i = 0; i < 10_000; i++) pace.refused('busy');
-  expect(pace.refused('busy')).toBe(1_000);
-  nowMs = 1_100;
+  const answers = Array.from({ length: 10_000 }, () => pace.refused('busy'));
+  expect(answers.filter((holdMs) => holdMs === 0)).toHaveLength(100);
+  expect(answers.filter((holdMs) => holdMs !== undefined && holdMs > 0)).toHaveLength(50);
+  expect(pace.refused('busy')).toBeUndefined();
+  nowMs = 1_020;
   expect(pace.refused('busy')).toBe(0);
 });
 
@@ -50,4 +60,19 @@ test('the gateway holds back refusals beyond the pace, and serves good requests 
   expect(heard).toBe(false);
   vi.advanceTimersByTime(20);
   expect(await held).toBe(400);
+});
+
+test('a client beyond those that are held must connect again, and one without a key is refused at once', async () => {
+  const { app } = await fakeGateway({ token: spelling('ab') }, { refusalsPerSecond: 1, keys: KEYS });
+  const bad = { method: 'POST', url: '/v1/completions', payload: { prompt: 'x', max_tokens: -1 } } as const;
+  const known = { ...bad, headers: { authorization: 'Bearer secret' } };
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
+  for (let i = 0; i < 2; i++) expect((await app.inject(known)).headers['connection']).not.toBe('close');
+  const held = app.inject(known);
+  await vi.waitUntil(() => vi.getTimerCount() > 0);
+  const beyond = await app.inject(known);
+  expect([beyond.statusCode, beyond.headers['connection']]).toEqual([400, 'close']);
+  for (let i = 0; i < 5; i++) expect((await app.inject(bad)).statusCode).toBe(401);
+  vi.advanceTimersByTime(1_000);
+  expect((await held).statusCode).toBe(400);
 });
