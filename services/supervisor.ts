@@ -24,6 +24,12 @@ import { type MODES, SETTINGS } from './settings.ts';
 
 export type Role = 'gateway' | 'prefill' | 'decode' | 'colocated' | 'indexer';
 
+/**
+ * The niceness of workers that share a machine with their gateway. They use all cores that they get, and the gateway
+ * needs little, but at once: it gets three times their share of a core.
+ */
+export const WORKERS_NICE = 5;
+
 /** The settings of one child, by their names in SETTINGS. */
 export type Flags = Readonly<Record<string, string | number | boolean>>;
 

@@ -15,11 +15,12 @@ import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { assertServes } from './lib/rag/retriever-name.ts';
+import { RPC_SERVICE_SETTINGS } from './lib/worker/settings.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
 import { checkPlaces, repositoryName, tenantOfIndexes } from './preflight.ts';
 import { SAMPLE, SAMPLE_BODY } from './sample.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
-import { environmentOf, type Flags, type RunningSystem, startSystem } from './supervisor.ts';
+import { environmentOf, type Flags, type RunningSystem, startSystem, WORKERS_NICE } from './supervisor.ts';
 
 /** The settings that the supervisor decides itself: its services meet on this machine alone. */
 const OWN = [
@@ -41,7 +42,12 @@ const GATEWAY_ONLY = ['host', 'port', 'insecureListen'] as const;
 
 const GATEWAY_FLAGS = omitSettings(GATEWAY_SETTINGS, OWN);
 const WORKER_FLAGS = omitSettings(
-  { ...ENGINE_SETTINGS, drainTimeoutMs: PROCESS_SETTINGS.drainTimeoutMs, logLevel: PROCESS_SETTINGS.logLevel },
+  {
+    ...ENGINE_SETTINGS,
+    drainTimeoutMs: PROCESS_SETTINGS.drainTimeoutMs,
+    logLevel: PROCESS_SETTINGS.logLevel,
+    nice: RPC_SERVICE_SETTINGS.nice,
+  },
   OWN,
 );
 const INDEXER_FLAGS = omitSettings(INDEXER_SETTINGS, [...OWN, ...GATEWAY_ONLY]);
@@ -74,7 +80,11 @@ export function loadUpConfig(
   file: Readonly<Record<string, unknown>> = {},
 ): UpConfig {
   const { data } = loadConfig({ data: SYSTEM_SETTINGS.data }, flags, process.env, file);
-  const defaults = { model: join(PACKAGE_ROOT, 'models', 'tiny-coder'), store: `lmdb:${join(data, 'store')}` };
+  const defaults = {
+    model: join(PACKAGE_ROOT, 'models', 'tiny-coder'),
+    store: `lmdb:${join(data, 'store')}`,
+    nice: WORKERS_NICE,
+  };
   return loadConfig(UP_SETTINGS, flags, process.env, { ...defaults, ...file });
 }
 

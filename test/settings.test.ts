@@ -86,3 +86,8 @@ test('an empty file and a key without a value set nothing', async () => {
   expect(await readConfigFile(await fileOf('port:\n'))).toEqual({});
   expect(await readConfigFile('')).toEqual({});
 });
+
+test('the workers of up step back behind its gateway, unless somebody says otherwise', () => {
+  expect(loadUpConfig({}).nice).toBe(5);
+  expect(loadUpConfig({ nice: '0' }).nice).toBe(0);
+});

@@ -8,6 +8,7 @@ import { serveHealth } from '../process/health.ts';
 import { Lifecycle } from '../process/lifecycle.ts';
 import { createLogger, type Logger } from '../process/log.ts';
 import { collectProcessMetrics, type MetricsService, metrics } from '../process/metrics.ts';
+import { stepBack } from '../process/priority.ts';
 import { stayRegistered, type WorkerRole } from '../redis/worker-registry.ts';
 import { loadServingSecurity, type RpcSecurity } from '../rpc/credentials.ts';
 import { type MountedService, serveRpc } from '../rpc/server.ts';
@@ -50,6 +51,7 @@ interface WorkerOptions {
 /** Resolves when the service is ready. @throws ServingError the reason why it cannot start. */
 export async function runWorker({ name, roles, config, build }: WorkerOptions): Promise<void> {
   const log = createLogger(name, config.logLevel);
+  if (config.nice > 0) stepBack(config.nice);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   const security = await loadServingSecurity(config);
   if (security.proof === 'secret' && !isLoopback(config.host)) {

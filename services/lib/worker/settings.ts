@@ -16,6 +16,11 @@ export const RPC_SERVICE_SETTINGS = {
   metricsPort: whole(0, 65535)
     .default(0)
     .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),
+  nice: whole(0, 19)
+    .default(0)
+    .describe(
+      'how far the process steps back behind others of the machine, 0 to 19, as `nice` does: llavacode up takes 5, so that its gateway is heard at once while workers compute',
+    ),
   ...RPC_SETTINGS,
 };
 
