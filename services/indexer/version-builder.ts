@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { ServingError } from '../lib/process/errors.ts';
-import { type Chunk, type Chunking, chunkFile } from '../lib/rag/chunk.ts';
+import { type Chunk, type Chunking, chunkFile, chunkOf } from '../lib/rag/chunk.ts';
 import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode/encode.ts';
 import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever-name.ts';
 import { idAt, packIds } from '../lib/rag/store/row.ts';
@@ -95,13 +95,19 @@ export class VersionBuilder {
       const entries = whole(await store.entries(repo, wanted, damaged)).filter((entry) => entry !== undefined);
       const kept = entries.filter(({ path }) => (replaced && !replaced.has(path)) || covers(unreadable, path));
       // Chunks whose vectors are lost or damaged, or another encoder's, are encoded again from the text stored with
-      // the old vector.
-      const bare = kept.filter((entry) => !this.#stored.has(entry.id)).map((entry) => entry.id);
-      const contents = whole(await store.contents(repo, head.fingerprint, bare, { ...damaged, part: 'text' }));
-      const texts = new Map(contents.map((content, i) => [bare[i], content?.text]));
+      // the old vector. Only a text that still has its hash may be: damage would become a sound row.
+      const bare = kept.filter((entry) => !this.#stored.has(entry.id));
+      const bareIds = bare.map(({ id }) => id);
+      const contents = await store.contents(repo, head.fingerprint, bareIds, { ...damaged, part: 'text' });
+      const again = bare.map((entry, i) => {
+        const text = contents[i]?.text;
+        const chunk = text === undefined ? undefined : chunkOf(entry, text);
+        return chunk?.id === entry.id ? chunk : undefined;
+      });
+      const chunks = new Map(whole(again).map((chunk, i) => [bareIds[i], chunk]));
       for (const entry of kept) {
-        const text = this.#stored.has(entry.id) ? '' : texts.get(entry.id);
-        if (text !== undefined) await this.#add({ ...entry, text }, sources.paths.length);
+        const chunk = this.#stored.has(entry.id) ? { ...entry, text: '' } : chunks.get(entry.id);
+        if (chunk) await this.#add(chunk, sources.paths.length);
       }
     }
     await this.#flush();

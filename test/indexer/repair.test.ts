@@ -7,11 +7,13 @@ import { afterAll, beforeAll, beforeEach, describe, expect, onTestFinished, test
 import { indexSources } from '../../services/indexer/index-run.ts';
 import { noSkips } from '../../services/indexer/selection.ts';
 import type { Sources } from '../../services/indexer/sources.ts';
+import { type IndexJob, VersionBuilder } from '../../services/indexer/version-builder.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { keysOf } from '../../services/lib/rag/store/redis-keys.ts';
 import { idAt } from '../../services/lib/rag/store/row.ts';
-import type { LeftOutRow, Store } from '../../services/lib/rag/store/store.ts';
+import type { ChunkRow, IndexWriter, LeftOutRow, Store } from '../../services/lib/rag/store/store.ts';
 import { RedisConnection } from '../../services/lib/redis/connection.ts';
+import { MemoryStore, FINGERPRINT as STORED_BY } from '../support/memory-store.ts';
 import { startRedis } from '../support/redis.ts';
 
 const FINGERPRINT = 'f'.repeat(64);
@@ -178,4 +180,29 @@ test('rows in Redis without a checksum, from an earlier release, count as stored
   await place.damageContent('old', idAt(ids, 0), otherSizes);
   await place.damageContent('old', idAt(ids, 1), short);
   expect(await index()).toMatchObject({ embedded: 2, reused: chunks - 2 });
+});
+
+test('damage to a text that is still readable does not become a sound row: a change set is refused, a whole run goes on', async () => {
+  const store = new MemoryStore();
+  const rows = store.publishFiles('r', { 'a.py': 'print("hello")\n', 'b.py': 'x = 1\n' });
+  const { id } = rows[0]!.chunk;
+  const content = store.contentBytes.get(`r ${id}`)!;
+  content.write('J', content.indexOf('hello')); // a checksum has found it, so that the row does not count as stored
+  const stored = new Set(rows.map(({ chunk }) => chunk.id).filter((other) => other !== id));
+  const put: string[] = [];
+  const writer = {
+    put: async (_: string, written: readonly ChunkRow[]) => void put.push(...written.map(({ chunk }) => chunk.id)),
+  } as unknown as IndexWriter;
+  const encode = async (chunks: readonly unknown[]) =>
+    chunks.map(() => ({ vector: new Float32Array(2), fellBack: false }));
+  const build = (sources: object) => {
+    const read = async () => ({ text: 'x = 2\n' });
+    const encoder = { fingerprint: STORED_BY, hidden: 2, encode };
+    const options = { chunkLines: 10, chunkStride: 10 };
+    const job = { repo: 'r', store, encoder, options, sources: { paths: ['b.py'], read, ...sources } };
+    return new VersionBuilder(job as unknown as IndexJob, writer, stored).build();
+  };
+  await expect(build({ replaced: new Set(['b.py']) })).rejects.toMatchObject({ code: 'store_invalid' });
+  await build({ unreadable: new Set(['a.py']) });
+  expect(put).not.toContain(id);
 });

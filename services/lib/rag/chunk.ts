@@ -82,9 +82,13 @@ function cut(line: string): string {
 }
 
 function makeChunk(path: string, lines: readonly { number: number; text: string }[]): Chunk {
-  const startLine = lines[0]?.number as number;
-  const endLine = lines.at(-1)?.number as number;
   const text = lines.map((line) => line.text).join('\n');
+  return chunkOf({ path, startLine: lines[0]!.number, endLine: lines.at(-1)!.number }, text);
+}
+
+/** The chunk of these lines. Its id is a hash of all that is given. */
+export function chunkOf(at: Pick<Chunk, 'path' | 'startLine' | 'endLine'>, text: string): Chunk {
+  const { path, startLine, endLine } = at;
   const id = createHash('sha256').update(`${path}\0${startLine}\0${endLine}\0${text}`).digest('hex');
   return { id, path, startLine, endLine, text, tokens: identifiers(text).slice(0, MAX_IDENTIFIERS) };
 }

@@ -173,3 +173,26 @@ describe('a load', () => {
     expect(store.asked.filter(({ what }) => what === 'snapshot')).toHaveLength(1);
   });
 });
+
+test('embeddings for which there is no room beside other tenants do not drop the index that they belong to', async () => {
+  const dim = 512;
+  const store = new MemoryStore();
+  const rows = Array.from({ length: 880 }, (_, i) => {
+    const row = chunkOf(1, i);
+    const tokens = row.chunk.tokens.slice(0, 12);
+    return { ...row, chunk: { ...row.chunk, tokens }, embedding: new Float32Array(dim).fill(0.1) };
+  });
+  store.publish('a:r', rows);
+  store.publish(
+    'b:r',
+    Array.from({ length: 100 }, (_, i) => chunkOf(0, i)), // 1.7 MiB
+  );
+  const scorer = () => Promise.reject(new Error('the scorer is not reached'));
+  const cache = new IndexCache(store, { scorer, limitBytes: 4 * MIB, onLeftOut: () => {} });
+  await cache.get('b:r', never());
+  const index = await cache.get('a:r', never());
+  await expect(index.dense(dim, never())).rejects.toMatchObject({ code: 'saturated' });
+  store.asked.length = 0;
+  expect(await cache.get('a:r', never())).toBe(index);
+  expect(store.asked.filter(({ what }) => what !== 'head')).toEqual([]);
+});

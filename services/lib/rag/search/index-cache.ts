@@ -82,7 +82,7 @@ export class IndexCache {
       get keptBytes() {
         return kept.bytes;
       },
-      evictFor: (tenant, wanted) => kept.evictFor(tenant, wanted),
+      evictFor: (tenant, wanted, key) => kept.evictFor(tenant, wanted, key),
     });
   }
 
@@ -176,7 +176,7 @@ export class IndexCache {
         if (loaded?.dim === dim) return loaded;
         const run = (loading: Loading) => this.#dense(repo, index, dim, loading);
         const { version } = snapshot.head;
-        const load = this.#loads.join(`${repo} ${version} ${dim}`, { repo, evicts: true, run }, signal);
+        const load = this.#loads.join(`${repo} ${version} ${dim}`, { repo, evicts: true, extends: repo, run }, signal);
         loaded = (await load) as DenseIndex | undefined;
         return loaded;
       },

@@ -28,9 +28,10 @@ export interface IndexMemory {
   /**
    * Drops an index to make room for a tenant.
    * @param wanted bytes that the loads of each tenant want.
+   * @param kept key of an index that is not dropped.
    * @returns whether there was one that may be dropped for it.
    */
-  evictFor(tenant: string, wanted: ReadonlyMap<string, number>): boolean;
+  evictFor(tenant: string, wanted: ReadonlyMap<string, number>, kept?: string): boolean;
 }
 
 /** The load as its own work sees it. */
@@ -48,6 +49,8 @@ export interface LoadWork<T> {
   readonly repo: string;
   /** Whether other indexes may be dropped to make room. */
   readonly evicts: boolean;
+  /** Key of the index that the load adds to, which is therefore not dropped to make room. */
+  readonly extends?: string;
   /** Loads, and keeps what was loaded before it ends: the reservation ends with it. */
   readonly run: (loading: Loading) => Promise<T>;
 }
@@ -215,7 +218,8 @@ export class LoadQueue<T> {
     for (;;) {
       load.controller.signal.throwIfAborted();
       if (this.#bytesBeside(load) + bytes <= this.#memory.limitBytes) break;
-      if (load.work.evicts && this.#memory.evictFor(load.tenant, this.#wanted(load, bytes))) continue;
+      if (load.work.evicts && this.#memory.evictFor(load.tenant, this.#wanted(load, bytes), load.work.extends))
+        continue;
       const younger = this.#underWay.at(-1);
       if (younger === undefined || this.#underWay.length === 1) {
         throw busy(`there is no room for the index of ${load.work.repo} beside those in use`);

@@ -90,17 +90,18 @@ export class TenantCache<V> {
   /**
    * Drops one entry to make room for a tenant.
    * @param wanted bytes that tenants want besides what they have in the cache, this one and others.
+   * @param kept key of an entry that is not dropped, because what room is made for belongs to it.
    * @returns whether there was one that may be dropped for it.
    */
-  evictFor(tenant: string, wanted: ReadonlyMap<string, number>): boolean {
-    const oldest = this.#first((a, b) => a.usedMs < b.usedMs);
+  evictFor(tenant: string, wanted: ReadonlyMap<string, number>, kept?: string): boolean {
+    const oldest = this.#first((a, b) => a.usedMs < b.usedMs, kept);
     if (oldest === undefined) return false;
     if (this.#now() - oldest.usedMs >= IDLE_MS) {
       this.delete(oldest.key);
       return true;
     }
     const held = ({ tenant, bytes }: Oldest) => bytes + (wanted.get(tenant) ?? 0);
-    const most = this.#first((a, b) => held(a) > held(b) || (held(a) === held(b) && a.usedMs < b.usedMs))!;
+    const most = this.#first((a, b) => held(a) > held(b) || (held(a) === held(b) && a.usedMs < b.usedMs), kept)!;
     const share = this.#limitBytes / new Set([...this.#tenants.keys(), ...wanted.keys()]).size;
     if (most.tenant !== tenant && held(most) <= share) return false;
     this.delete(most.key);
@@ -108,15 +109,22 @@ export class TenantCache<V> {
   }
 
   /** Of the entries that their tenants have used least recently, the one that comes before all others. */
-  #first(before: (a: Oldest, b: Oldest) => boolean): Oldest | undefined {
+  #first(before: (a: Oldest, b: Oldest) => boolean, kept: string | undefined): Oldest | undefined {
     let first: Oldest | undefined;
     for (const [tenant, { entries, bytes }] of this.#tenants) {
-      const [[key, { usedMs }]] = entries as unknown as [[string, Entry<V>]];
+      const droppable = firstBut(entries, kept);
+      if (droppable === undefined) continue;
+      const [key, { usedMs }] = droppable;
       const oldest = { tenant, bytes, key, usedMs };
       if (first === undefined || before(oldest, first)) first = oldest;
     }
     return first;
   }
+}
+
+function firstBut<E>(entries: ReadonlyMap<string, E>, kept: string | undefined): [string, E] | undefined {
+  for (const entry of entries) if (entry[0] !== kept) return entry;
+  return undefined;
 }
 
 interface Oldest {
