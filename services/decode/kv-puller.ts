@@ -92,7 +92,8 @@ export class KvPuller {
             return await this.#pullOnce(client, handle, slot, signal);
           } catch (error) {
             const damaged = error instanceof ServingError && error.kind.grpc === 'DATA_LOSS';
-            if (!damaged || attempt === ATTEMPTS || signal.aborted) throw asKvFailure(error);
+            const failed = damaged && error.cause !== undefined; // the holder itself; it would fail again
+            if (!damaged || failed || attempt === ATTEMPTS || signal.aborted) throw asKvFailure(error);
             this.#log.warn({ err: error, lease: handle.leaseId }, 'the KV cache came damaged: pulling it once more');
           }
         }
@@ -134,7 +135,7 @@ export class KvPuller {
     const startedMs = performance.now();
     const receiver = new KvReceiver(this.#pool.store, slot.index, this.#fingerprint, this.#wire);
     const request = { leaseId: handle.leaseId, fingerprint: this.#fingerprint, dtype: this.#wire };
-    for await (const frame of client.pull(request, signal)) {
+    for await (const frame of fromHolder(client.pull(request, signal))) {
       if (frame.manifest?.layout) {
         const { layout } = frame.manifest;
         receiver.manifest({ ...frame.manifest, layout, dtype: layout.dtype });
@@ -187,6 +188,20 @@ function assertPositions(handle: KvHandle__Output, staged: number): void {
     'invalid_request',
     `the handle of lease ${handle.leaseId} says ${handle.positions} positions, the KV cache has ${staged}`,
   );
+}
+
+/** Failures of the holder's engine or process, which the caller of Decode would take for this worker's. */
+const OF_HOLDER: ReadonlySet<string> = new Set(['runtime_failed', 'draining', 'internal']);
+
+/** Frames of the holder, whose failures mean that the KV is lost; those of whoever reads them stay as they are. */
+async function* fromHolder<F>(frames: AsyncIterable<F>): AsyncGenerator<F> {
+  try {
+    yield* frames;
+  } catch (error) {
+    if (!(error instanceof ServingError) || !OF_HOLDER.has(error.code)) throw error;
+    const message = `the worker that held the KV failed: ${error.message}`;
+    throw new ServingError('kv_truncated', message, { cause: error });
+  }
 }
 
 /** For the caller of Decode the KV is lost. These codes would tell it that this decode worker is lost. */

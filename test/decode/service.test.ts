@@ -252,7 +252,7 @@ describe('a cache that does not arrive whole', () => {
     await until(() => holder.releases === 1); // this reader will never come
   });
 
-  test.each(['lease_expired', 'lease_unknown', 'client_gone', 'runtime_failed'] as const)(
+  test.each(['lease_expired', 'lease_unknown', 'client_gone'] as const)(
     'the error %s of the holder is passed on',
     async (code) => {
       const pull = async function* () {
@@ -261,6 +261,21 @@ describe('a cache that does not arrive whole', () => {
       };
       const [holder, { client }] = await Promise.all([startHolder(pull), startDecode()]);
       await expect(decode(client, decodeRequest(holder.kv, 4))).rejects.toEqual(refusal(code, 'no more of it'));
+      expect(holder.pulls).toBe(1);
+    },
+  );
+
+  test.each(['runtime_failed', 'draining', 'internal'] as const)(
+    'a cache whose holder fails with %s is lost, and not asked for again: this worker is not to blame',
+    async (code) => {
+      const pull = async function* () {
+        yield* goodFrames().slice(0, 2);
+        throw new ServingError(code, 'no more of it');
+      };
+      const [holder, { client }] = await Promise.all([startHolder(pull), startDecode()]);
+      await expect(decode(client, decodeRequest(holder.kv, 4))).rejects.toEqual(
+        refusal('kv_truncated', 'the worker that held the KV failed: no more of it'),
+      );
       expect(holder.pulls).toBe(1);
     },
   );
