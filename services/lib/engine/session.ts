@@ -76,7 +76,7 @@ export class DecoderSession {
   /** Chooses greedy tokens where the logits are; only on a device. */
   readonly #picker: TokenPicker | undefined;
   /** Whether the device records the commands of a step, for each number of rows, and replays them. */
-  readonly #recordsSteps: boolean;
+  readonly recordsSteps: boolean;
   /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   /** Frees what the store has made for the bindings. */
@@ -104,7 +104,7 @@ export class DecoderSession {
     const { staging } = pool.memory;
     this.#staging = staging === undefined ? undefined : new StagingSlot(pool, staging);
     this.#picker = picker;
-    this.#recordsSteps = recordsSteps;
+    this.recordsSteps = recordsSteps;
     const count = pool.slots * shape.vocabSize;
     this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
     this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
@@ -336,7 +336,7 @@ export class DecoderSession {
     let binding = this.#slots.get(slot);
     if (binding === undefined) {
       binding = this.#session.bind();
-      if (this.#recordsSteps) binding.capture(NEVER);
+      if (this.recordsSteps) binding.capture(NEVER);
       this.#unbind.push(this.pool.memory.bind(binding, slot, 1));
       this.#slots.set(slot, binding);
     }
@@ -363,7 +363,7 @@ export class DecoderSession {
     const logits = this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits });
     const binding = this.#session.bind();
     let inputs: DeviceInputs | undefined;
-    if (this.#recordsSteps) {
+    if (this.recordsSteps) {
       inputs = await this.#picker!.record(binding, key, n, constant, changing);
       this.#unbind.push(() => inputs?.dispose());
     } else {
