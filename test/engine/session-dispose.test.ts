@@ -107,5 +107,6 @@ test('a run of another graph ends well although disposing does not wait for it',
   session.dispose();
   session.dispose(); // once is enough
   await expect(session.run(inputs, ['logits'])).rejects.toMatchObject({ code: 'draining' });
+  expect(() => session.bind()).toThrow(expect.objectContaining({ code: 'draining' }));
   expect(await Promise.all(running)).toEqual([expected, expected]);
 });

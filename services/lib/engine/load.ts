@@ -177,7 +177,7 @@ class EngineLoader {
     });
     const dispose = async () => {
       await session.dispose();
-      await memory.dispose();
+      await session.pool.store.dispose(); // refuses the moves of KV that are still queued
       await device.dispose();
     };
     return { session, dispose };
@@ -216,6 +216,7 @@ class EngineLoader {
  * @param checked whether the check has run a prompt and a step of one row already.
  */
 async function warmUp(session: DecoderSession, work: EngineWork, checked: boolean): Promise<void> {
+  await session.pool.memory.warmUp();
   const { slots } = session.pool;
   if (!checked) {
     await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
