@@ -45,7 +45,8 @@ const range: fc.Arbitrary<(layout: KvLayout) => KvRange> = fc
 const slot = fc.nat(1_000);
 const operation = fc.oneof(
   fc.record({ kind: fc.constantFrom('write' as const, 'read' as const), slot, range, seed: fc.nat() }),
-  fc.record({ kind: fc.constantFrom('copy' as const, 'swap' as const), slot, other: slot, end: fc.nat(CAPACITY) }),
+  fc.record({ kind: fc.constant('swap' as const), slot, other: slot, end: fc.nat(CAPACITY) }),
+  fc.record({ kind: fc.constant('copy' as const), slot, other: slot, end: fc.nat(CAPACITY), start: fc.nat(CAPACITY) }),
 );
 
 const everything = (layout: KvLayout): KvRange => ({ start: 0, end: CAPACITY, rowStart: 0, rowEnd: rowCount(layout) });
@@ -74,8 +75,9 @@ describe.each(LAYOUTS)('with %s', (_, layout) => {
               const at = op.slot % all;
               if ('other' in op) {
                 const other = op.other % all;
-                cpu[op.kind](at, other, op.end);
-                pending.push(store[op.kind](at, other, op.end));
+                const start = op.kind === 'copy' ? Math.min(op.start, op.end) : undefined;
+                cpu[op.kind](at, other, op.end, start as number);
+                pending.push(store[op.kind](at, other, op.end, start as number));
               } else if (op.kind === 'write') {
                 const wanted = op.range(layout);
                 const { start, end, rowStart, rowEnd } = wanted;

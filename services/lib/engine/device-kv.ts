@@ -148,8 +148,8 @@ export class DeviceKv implements EngineKv {
     return this.#inOrder(() => this.#write(slot, range, host));
   }
 
-  copy(from: number, to: number, end: number): Promise<void> {
-    return this.#inOrder(() => this.#copy(from, to, end));
+  copy(from: number, to: number, end: number, start = 0): Promise<void> {
+    return this.#inOrder(() => this.#copy(from, to, start, end));
   }
 
   swap(a: number, b: number, end: number): Promise<void> {
@@ -282,14 +282,15 @@ export class DeviceKv implements EngineKv {
     }
   }
 
-  async #copy(from: number, to: number, end: number): Promise<void> {
-    const [source, target] = [this.#blockOf(from, { end }), this.#blockOf(to, { end })];
-    await this.#copyCells(source, this.#slotCells(source, from, end), target, this.#slotCells(target, to, end));
+  async #copy(from: number, to: number, start: number, end: number): Promise<void> {
+    const [source, target] = [this.#blockOf(from, { start, end }), this.#blockOf(to, { start, end })];
+    const [read, written] = [this.#slotCells(source, from, start, end), this.#slotCells(target, to, start, end)];
+    await this.#copyCells(source, read, target, written);
   }
 
   async #swap(a: number, b: number, end: number): Promise<void> {
     const [blockA, blockB] = [this.#blockOf(a, { end }), this.#blockOf(b, { end })];
-    const [cellsA, cellsB] = [this.#slotCells(blockA, a, end), this.#slotCells(blockB, b, end)];
+    const [cellsA, cellsB] = [this.#slotCells(blockA, a, 0, end), this.#slotCells(blockB, b, 0, end)];
     if (a === b) return;
     if (blockA === blockB) {
       await this.#copyCells(blockA, [...cellsA, ...cellsB], blockA, [...cellsB, ...cellsA]);
@@ -297,7 +298,7 @@ export class DeviceKv implements EngineKv {
     }
     this.#spare ??= this.#block(-1, 1);
     const spare = await this.#spare;
-    const cells = this.#slotCells(spare, spare.first, end);
+    const cells = this.#slotCells(spare, spare.first, 0, end);
     await this.#copyCells(blockA, cellsA, spare, cells);
     await this.#copyCells(blockB, cellsB, blockA, cellsA);
     await this.#copyCells(spare, cells, blockB, cellsB);
@@ -403,8 +404,8 @@ export class DeviceKv implements EngineKv {
     return parts;
   }
 
-  #slotCells(block: Block, slot: number, end: number): number[] {
-    return this.#cells(slot - block.first, 0, this.layout.kvHeads, 0, end);
+  #slotCells(block: Block, slot: number, start: number, end: number): number[] {
+    return this.#cells(slot - block.first, 0, this.layout.kvHeads, start, end);
   }
 
   /** Indices of the cells of heads [from, to), positions [start, end), of a slot of a block. */
