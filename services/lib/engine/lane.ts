@@ -55,7 +55,10 @@ export class FifoLane implements DeviceLane {
   }
 
   after(action: () => void): void {
-    if (!this.#busy) return action();
+    if (!this.#busy) {
+      action();
+      return;
+    }
     this.#waiting.push(() => {
       try {
         action();

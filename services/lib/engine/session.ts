@@ -135,9 +135,10 @@ export class DecoderSession {
     options: SessionOptions,
   ): Promise<DecoderSession> {
     const { device = CPU } = options;
-    // Every node of our graph has a kernel of WebGPU. If one went to the CPU, each step would wait for it.
-    const whole = device.kind === 'webgpu';
-    const graphCapture = whole && options.graphCapture === true;
+    // A node that went to the CPU would make each step wait for it, and a provider that can compute none would leave all
+    // of them to the CPU unnoticed.
+    const whole = device.kind !== 'cpu';
+    const graphCapture = device.kind === 'webgpu' && options.graphCapture === true;
     const session = await OrtSession.load(graph, { ...options, whole, graphCapture });
     try {
       const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
@@ -363,14 +364,19 @@ export class DecoderSession {
     const logits = this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits });
     const binding = this.#session.bind();
     let inputs: DeviceInputs | undefined;
-    if (this.recordsSteps) {
-      inputs = await this.#picker!.record(binding, key, n, constant, changing);
-      this.#unbind.push(() => inputs?.dispose());
-    } else {
-      for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);
-      binding.output('logits', logits);
+    try {
+      if (this.recordsSteps) {
+        inputs = await this.#picker!.record(binding, key, n, constant, changing);
+        this.#unbind.push(() => inputs?.dispose());
+      } else {
+        for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);
+        binding.output('logits', logits);
+      }
+      this.#unbind.push(this.pool.memory.bind(binding, first, n));
+    } catch (error) {
+      binding.dispose();
+      throw error;
     }
-    this.#unbind.push(this.pool.memory.bind(binding, first, n));
     const step = { binding, ids, lengths, total, logits, inputs };
     this.#steps.set(key, step);
     return step;
