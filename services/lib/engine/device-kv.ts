@@ -126,7 +126,7 @@ export class DeviceKv implements EngineKv {
   }
 
   read(slot: number, range: KvRange): Promise<Uint8Array[]> {
-    return this.#inOrder(() => this.#read(slot, range));
+    return this.#inOrder('reading KV', () => this.#read(slot, range));
   }
 
   /** The bytes are copied at once. */
@@ -145,15 +145,15 @@ export class DeviceKv implements EngineKv {
     const bytes = new Uint8Array(host.tensor.data.buffer, 0, count * rowBytes);
     if (rows instanceof Uint8Array) bytes.set(rows);
     else for (let i = 0; i < count; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
-    return this.#inOrder(() => this.#write(slot, range, host));
+    return this.#inOrder('writing KV', () => this.#write(slot, range, host));
   }
 
   copy(from: number, to: number, end: number, start = 0): Promise<void> {
-    return this.#inOrder(() => this.#copy(from, to, start, end));
+    return this.#inOrder('copying KV', () => this.#copy(from, to, start, end));
   }
 
   swap(a: number, b: number, end: number): Promise<void> {
-    return this.#inOrder(() => this.#swap(a, b, end));
+    return this.#inOrder('exchanging KV', () => this.#swap(a, b, end));
   }
 
   /**
@@ -185,9 +185,9 @@ export class DeviceKv implements EngineKv {
   }
 
   /** Opening a graph takes time when it is first needed: operations must not overtake each other meanwhile. */
-  async #inOrder<T>(operation: () => Promise<T>): Promise<T> {
+  async #inOrder<T>(kind: string, operation: () => Promise<T>): Promise<T> {
     this.#assertOpen();
-    const done = this.#last.then(operation);
+    const done = this.#last.then(() => this.#device.health.attempt(kind, operation));
     this.#last = done.catch(() => {});
     return done;
   }

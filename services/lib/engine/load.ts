@@ -13,10 +13,17 @@ import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import { type DeviceReport, loadOnDevice } from './choose-device.ts';
+import { assertComputesLongChunks } from './chunk-check.ts';
 import { type Accelerator, type Device, type DeviceSetting, openDevice } from './device.ts';
 import { DeviceKv } from './device-kv.ts';
 import { CpuEngineKv, type EngineKv } from './engine-kv.ts';
-import { assertFitsDevice, assertFitsMachine, assertReferenceFits, engineMemory } from './memory.ts';
+import {
+  assertFitsDevice,
+  assertFitsMachine,
+  assertReferenceFits,
+  DEFAULT_CHUNK_TOKENS,
+  engineMemory,
+} from './memory.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { keptReference, referenceName } from './reference.ts';
@@ -24,7 +31,10 @@ import { assertComputesRight, assertKeepsKv, CHECKED_POSITIONS, referenceOf, typ
 import { DecoderSession } from './session.ts';
 import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
 
-export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS>;
+export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS> & {
+  /** Tokens of a prompt's chunk, for workers that compute prompts. */
+  readonly prefillChunkTokens?: number;
+};
 
 /** What a worker computes. Prompts may have weights of their own, and a device lays slots out by it. */
 export type EngineWork = 'prefill' | 'decode' | 'both';
@@ -37,6 +47,8 @@ export interface WorkerEngine {
   readonly device: DeviceReport;
   /** Figures of the device's check; undefined on the CPU, which needs none. */
   readonly check: SelfCheck | undefined;
+  /** Resolves with the reason when the device fails again and again; undefined on the CPU. */
+  readonly lost: Promise<ServingError> | undefined;
   /** Frees the graph, the KV caches and the device after the runs and copies that are under way. */
   dispose(): Promise<void>;
 }
@@ -80,6 +92,7 @@ export async function loadEngine(
     modelName: config.servedName || bundle.manifest.name,
     device: report,
     check,
+    lost: device.kind === 'cpu' ? undefined : device.health.lost,
     dispose: engine.dispose,
   };
 }
@@ -126,7 +139,8 @@ class EngineLoader {
     const part = this.#work === 'prefill' ? promptPart(manifest, setting.provider) : 'llm';
     const onCpu = setting.provider === 'cpu';
     // A device that computes both has one more slot, in which prompts are computed.
-    const need = engineMemory(manifest, part, slots + (this.#work === 'both' && !onCpu ? 1 : 0), capacity);
+    const kvSlots = slots + (this.#work === 'both' && !onCpu ? 1 : 0);
+    const need = engineMemory(manifest, part, kvSlots, capacity, this.#runTokens);
     if (onCpu) assertFitsMachine(need, capacity);
     else if (deviceMemory !== undefined) assertFitsDevice(need, capacity, deviceMemory);
     if (!onCpu && capacity < CHECKED_POSITIONS) {
@@ -153,6 +167,13 @@ class EngineLoader {
       await engine.dispose();
       throw error;
     }
+  }
+
+  /** Tokens of the longest run: a step of all slots, or a chunk, which takes a last token of a prompt along. */
+  get #runTokens(): number {
+    const { slots, capacity, prefillChunkTokens } = this.#config;
+    if (this.#work === 'decode') return Math.max(slots, CHECKED_POSITIONS);
+    return Math.min(capacity, (prefillChunkTokens ?? DEFAULT_CHUNK_TOKENS) + 1);
   }
 
   #deviceKv(device: Accelerator, layout: KvLayout): Promise<DeviceKv> {
@@ -198,7 +219,9 @@ class EngineLoader {
     const count = CHECKED_POSITIONS * session.vocabSize;
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
     const { precision } = this.#bundle.manifest;
-    return assertComputesRight(session, await this.#reference, precision, device.name);
+    const check = await assertComputesRight(session, await this.#reference, precision, device.name);
+    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, device.name);
+    return check;
   }
 
   /**

@@ -4,8 +4,8 @@ import { positionBytes } from '../kv/layout.ts';
 import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
 import { ServingError } from '../process/errors.ts';
 
-/** Tokens of the largest run whose intermediate results must fit: the default of --prefill-chunk-tokens. */
-const RUN_TOKENS = 512;
+/** Tokens of a prompt's chunk where no setting says it: the default of --prefill-chunk-tokens. */
+export const DEFAULT_CHUNK_TOKENS = 512;
 
 export interface EngineMemory {
   /** Bytes of the weights' files. */
@@ -23,12 +23,14 @@ export interface EngineMemory {
 /**
  * @param part the part of the bundle whose weights are loaded.
  * @param slots KV slots, the staging slot of a device included.
+ * @param runTokens tokens of the largest run, whose intermediate results must fit.
  */
 export function engineMemory(
   manifest: Pick<Manifest, 'llm' | 'prefill' | 'precision'>,
   part: 'llm' | 'prefill',
   slots: number,
   capacity: number,
+  runTokens = DEFAULT_CHUNK_TOKENS,
 ): EngineMemory {
   const { llm, prefill } = manifest;
   const files = part === 'prefill' ? (prefill ?? llm).files : llm.files;
@@ -43,7 +45,7 @@ export function engineMemory(
     slots,
     perToken,
     logits: spec.vocab * 4 * slots,
-    scratch: RUN_TOKENS * width * (floats === 'float16' ? 2 : 4),
+    scratch: runTokens * width * (floats === 'float16' ? 2 : 4),
   };
 }
 

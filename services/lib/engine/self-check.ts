@@ -57,8 +57,8 @@ export const KL_LIMIT: Readonly<Record<Precision, number>> = {
   'int4-fp16': 1.5e-2,
 };
 
-/** The same for the prompt in one run against two, where only the order of sums differs. */
-const CHUNKED_LIMIT = 1e-3;
+/** The same for a prompt in one run against two, where only the order of sums differs. */
+export const CHUNKED_LIMIT = 1e-3;
 
 const lastOf = (kv: CheckedKv) => (kv.staging ?? kv.slots - 1) + 1;
 
@@ -96,9 +96,9 @@ function pattern(layout: KvLayout, slot: number): Uint8Array {
 }
 
 /** Token ids that look like a prompt: pseudo-random, the same ones everywhere. */
-function promptIds(vocabSize: number): Int32Array {
+export function promptIds(vocabSize: number, length = PROMPT): Int32Array {
   let state = 1;
-  return Int32Array.from({ length: PROMPT }, () => {
+  return Int32Array.from({ length }, () => {
     state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
     return state % vocabSize;
   });
@@ -159,14 +159,14 @@ export async function assertComputesRight(
   return { kl, chunkedKl };
 }
 
-const refusal = (device: string, figures: string) =>
+export const refusal = (device: string, figures: string) =>
   new ServingError(
     'provider_unavailable',
     `${device} computes wrong: ${figures}. Its answers would be wrong too: use --provider cpu, a GPU or provider that passes (llavacode devices tries them), or a newer driver`,
   );
 
 /** Mean over rows of KL(p || q), in nats, of the softmax of two sets of logits `[rows, vocab]`. */
-function divergence(p: Float32Array, q: Float32Array, vocab: number): number {
+export function divergence(p: Float32Array, q: Float32Array, vocab: number): number {
   let sum = 0;
   for (let at = 0; at < p.length; at += vocab) {
     sum += comparePosition(p.subarray(at, at + vocab), q.subarray(at, at + vocab)).kl;

@@ -10,6 +10,7 @@ import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
 import { CPU, type Device } from './device.ts';
+import type { DeviceHealth } from './device-health.ts';
 import type { DeviceInputs } from './device-inputs.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
@@ -77,6 +78,8 @@ export class DecoderSession {
   readonly #picker: TokenPicker | undefined;
   /** Whether the device records the commands of a step, for each number of rows, and replays them. */
   readonly recordsSteps: boolean;
+  /** Undefined on the CPU. */
+  readonly #health: DeviceHealth | undefined;
   /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   /** Frees what the store has made for the bindings. */
@@ -105,6 +108,7 @@ export class DecoderSession {
     this.#staging = staging === undefined ? undefined : new StagingSlot(pool, staging);
     this.#picker = picker;
     this.recordsSteps = recordsSteps;
+    this.#health = device.kind === 'cpu' ? undefined : device.health;
     const count = pool.slots * shape.vocabSize;
     this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
     this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
@@ -164,7 +168,7 @@ export class DecoderSession {
         `the prompt reaches ${end} tokens, a slot holds ${this.pool.capacity}`,
       );
     }
-    return this.#alone(chunk.ids.length, () => this.#computeChunk(chunk, signal));
+    return this.#alone('a chunk of a prompt', chunk.ids.length, () => this.#computeChunk(chunk, signal));
   }
 
   async #computeChunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
@@ -262,7 +266,7 @@ export class DecoderSession {
       );
     }
     const key = (first - before) * (this.pool.slots + 1) + rows;
-    await this.#alone(rows, async () => {
+    await this.#alone(want === 'pick' ? 'a decode step' : 'a decode step with its logits', rows, async () => {
       const step = this.#steps.get(key) ?? (await this.#makeStep(key, first - before, rows));
       for (let row = 0; row < rows; row++) {
         // The logits of a slot without a sequence are not read.
@@ -308,13 +312,14 @@ export class DecoderSession {
   }
 
   /**
-   * Times the work for {@link overdueMs}, and notes it for {@link dispose}.
+   * Times the work for {@link overdueMs}, and notes it for {@link dispose} and for the health of the device.
+   * @param kind what it is, for errors.
    * @param tokens that it computes.
    */
-  async #alone<T>(tokens: number, work: () => Promise<T>): Promise<T> {
+  async #alone<T>(kind: string, tokens: number, work: () => Promise<T>): Promise<T> {
     const startedMs = performance.now();
     this.#current = { startedMs, tokens };
-    const working = work();
+    const working = this.#health ? this.#health.attempt(kind, work) : work();
     this.#working = working.catch(() => {});
     try {
       return await working;
