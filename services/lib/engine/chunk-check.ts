@@ -8,7 +8,7 @@ import { rowCount } from '../kv/layout.ts';
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
-import { CHUNKED_LIMIT, divergence, promptIds } from './self-check.ts';
+import { CHUNKED_LIMIT, comparedRows, divergence, promptIds } from './self-check.ts';
 import type { DecoderSession } from './session.ts';
 
 /** The part of a decoder that the check drives; it computes in slot 0. */
@@ -35,7 +35,7 @@ export async function assertComputesLongChunks(decoder: ChunkDecoder, tokens: nu
   const half = tokens >> 1;
   if (half === 0) return; // one token has no halves, and needs no more memory than a step
   const chunk = (from: number, to: number, at = past) => {
-    const logitRows = comparedRows(tokens).flatMap((row) => (row >= from && row < to ? [row - from] : []));
+    const logitRows = comparedRows(tokens, COMPARED).flatMap((row) => (row >= from && row < to ? [row - from] : []));
     return decoder.chunk({ slot: 0, past: at + from, ids: ids.subarray(from, to), soft: NO_SOFT_TOKENS, logitRows });
   };
   if (past > 0) {
@@ -57,12 +57,6 @@ export async function assertComputesLongChunks(decoder: ChunkDecoder, tokens: nu
     'out_of_memory',
     `${device} computes a chunk of ${tokens} tokens at the end of a slot of ${capacity} wrong: ${figure}. Most likely it has no memory left for the results within the run: lower --prefill-chunk-tokens, --slots or --capacity, or stop what else uses the device's memory`,
   );
-}
-
-/** Rows of a chunk, spread evenly, the last one among them. */
-function comparedRows(tokens: number): number[] {
-  const count = Math.min(tokens, COMPARED);
-  return Array.from({ length: count }, (_, i) => Math.floor(((i + 1) * tokens) / count) - 1);
 }
 
 /** Writes the KV of positions [0, count) of slot 0 to the positions after them, up to `end`. */

@@ -30,6 +30,7 @@ import { keptReference, referenceName } from './reference.ts';
 import { assertComputesRight, assertKeepsKv, CHECKED_POSITIONS, referenceOf, type SelfCheck } from './self-check.ts';
 import { DecoderSession } from './session.ts';
 import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
+import { assertStepsRight } from './step-check.ts';
 
 export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS> & {
   /** Tokens of a prompt's chunk, for workers that compute prompts. */
@@ -220,6 +221,7 @@ class EngineLoader {
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
     const { precision } = this.#bundle.manifest;
     const check = await assertComputesRight(session, await this.#reference, precision, device.name);
+    if (this.#work !== 'prefill') await assertStepsRight(session, await this.#reference, precision, device.name);
     if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, device.name);
     return check;
   }
@@ -251,13 +253,12 @@ class EngineLoader {
 }
 
 /**
- * The first runs allocate memory and read every weight; on a device they compile its kernels, which are others for one
- * row than for several. No request should wait for that.
- * @param checked whether the check has run a prompt and a step of one row already, on a device.
+ * The first runs allocate memory and read every weight; on a device they compile its kernels. No request should wait
+ * for that.
+ * @param checked whether the checks of a device have run prompts and steps already.
  */
 async function warmUp(session: DecoderSession, work: EngineWork, checked: boolean): Promise<void> {
   await session.pool.memory.warmUp();
-  const { slots } = session.pool;
   const prompt = { slot: 0, past: 0, ids: Int32Array.of(0, 0), logitRows: [1] };
   if (!checked) {
     await session.chunk({ ...prompt, soft: NO_SOFT_TOKENS });
@@ -265,12 +266,6 @@ async function warmUp(session: DecoderSession, work: EngineWork, checked: boolea
   } else if (work !== 'decode') {
     const soft = { positions: Int32Array.of(1), vectors: new Float32Array(session.hiddenSize) };
     await session.chunk({ ...prompt, soft });
-  }
-  if (checked && work !== 'prefill' && slots > 1) {
-    await session.step(new Int32Array(slots), new Int32Array(slots).fill(1));
-  }
-  if (session.picksTokens && work !== 'prefill') {
-    for (const rows of new Set([1, slots])) await session.pick(new Int32Array(rows), new Int32Array(rows).fill(1));
   }
 }
 

@@ -19,10 +19,10 @@ import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import type { DecoderSession } from './session.ts';
 
-/** Tokens of the prompt that is tried. */
-const PROMPT = 48;
+/** Tokens of the prompt that is tried. Its KV is in slot 0 after the check. */
+export const CHECKED_PROMPT = 48;
 /** Positions that a slot must have for the prompt and the step. */
-export const CHECKED_POSITIONS = PROMPT + 1;
+export const CHECKED_POSITIONS = CHECKED_PROMPT + 1;
 
 /** The part of a decoder that the check drives; it computes in slot 0. */
 export type CheckedDecoder = Pick<DecoderSession, 'chunk' | 'step' | 'vocabSize'>;
@@ -96,7 +96,7 @@ function pattern(layout: KvLayout, slot: number): Uint8Array {
 }
 
 /** Token ids that look like a prompt: pseudo-random, the same ones everywhere. */
-export function promptIds(vocabSize: number, length = PROMPT): Int32Array {
+export function promptIds(vocabSize: number, length = CHECKED_PROMPT): Int32Array {
   let state = 1;
   return Int32Array.from({ length }, () => {
     state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
@@ -108,9 +108,9 @@ export function promptIds(vocabSize: number, length = PROMPT): Int32Array {
 async function promptLogits(decoder: CheckedDecoder, chunks: number, signal?: AbortSignal): Promise<Float32Array> {
   const { vocabSize } = decoder;
   const ids = promptIds(vocabSize);
-  const size = PROMPT / chunks;
-  const logits = new Float32Array(PROMPT * vocabSize);
-  for (let past = 0; past < PROMPT; past += size) {
+  const size = CHECKED_PROMPT / chunks;
+  const logits = new Float32Array(CHECKED_PROMPT * vocabSize);
+  for (let past = 0; past < CHECKED_PROMPT; past += size) {
     const chunk = { slot: 0, past, ids: ids.subarray(past, past + size), soft: NO_SOFT_TOKENS };
     logits.set(await decoder.chunk({ ...chunk, logitRows: [...Array(size).keys()] }, signal), past * vocabSize);
   }
@@ -121,8 +121,8 @@ async function promptLogits(decoder: CheckedDecoder, chunks: number, signal?: Ab
 export async function referenceOf(decoder: CheckedDecoder, signal?: AbortSignal): Promise<Float32Array> {
   const logits = new Float32Array(CHECKED_POSITIONS * decoder.vocabSize);
   logits.set(await promptLogits(decoder, 1, signal));
-  const step = await decoder.step(promptIds(decoder.vocabSize).subarray(0, 1), Int32Array.of(PROMPT));
-  logits.set(step, PROMPT * decoder.vocabSize);
+  const step = await decoder.step(promptIds(decoder.vocabSize).subarray(0, 1), Int32Array.of(CHECKED_PROMPT));
+  logits.set(step, CHECKED_PROMPT * decoder.vocabSize);
   return logits;
 }
 
@@ -145,7 +145,7 @@ export async function assertComputesRight(
   if (!(kl <= KL_LIMIT[precision])) {
     throw refusal(
       device,
-      `a prompt of ${PROMPT} tokens and a step have a KL divergence of ${kl.toExponential(1)} from the CPU's, and at most ${KL_LIMIT[precision].toExponential(1)} is right for ${precision}`,
+      `a prompt of ${CHECKED_PROMPT} tokens and a step have a KL divergence of ${kl.toExponential(1)} from the CPU's, and at most ${KL_LIMIT[precision].toExponential(1)} is right for ${precision}`,
     );
   }
   const chunked = await promptLogits(decoder, 2, signal);
@@ -153,12 +153,13 @@ export async function assertComputesRight(
   if (!(chunkedKl <= CHUNKED_LIMIT)) {
     throw refusal(
       device,
-      `a prompt of ${PROMPT} tokens in one run has a KL divergence of ${chunkedKl.toExponential(1)} from the same in two, and at most ${CHUNKED_LIMIT.toExponential(1)} is right`,
+      `a prompt of ${CHECKED_PROMPT} tokens in one run has a KL divergence of ${chunkedKl.toExponential(1)} from the same in two, and at most ${CHUNKED_LIMIT.toExponential(1)} is right`,
     );
   }
   return { kl, chunkedKl };
 }
 
+/** @returns ServingError for a device that computes wrong. */
 export const refusal = (device: string, figures: string) =>
   new ServingError(
     'provider_unavailable',
@@ -172,4 +173,10 @@ export function divergence(p: Float32Array, q: Float32Array, vocab: number): num
     sum += comparePosition(p.subarray(at, at + vocab), q.subarray(at, at + vocab)).kl;
   }
   return (sum * vocab) / p.length;
+}
+
+/** At most `most` of a number of rows, spread evenly, the first and the last one among them. */
+export function comparedRows(rows: number, most: number): number[] {
+  const count = Math.min(rows, most);
+  return Array.from({ length: count }, (_, i) => Math.floor((i * (rows - 1)) / Math.max(1, count - 1)));
 }
