@@ -1,8 +1,8 @@
 /**
  * Whether a device has the memory for the longest chunk of a prompt, at the end of a slot, where attention reads all
  * positions before it. Such a run needs much more memory for its intermediate results than those of self-check.ts, and
- * takes it when it first runs. Where the memory is used up, WebGPU (ONNX Runtime 1.30) loses what is written and reports
- * no error: without this check the first long prompt would get wrong tokens.
+ * takes it when it first runs. Where the memory is used up, WebGPU (ONNX Runtime 1.30) loses what is written and
+ * reports no error: without this check the first long prompt would get wrong tokens.
  */
 import { rowCount } from '../kv/layout.ts';
 import type { KvPool } from '../kv/pool.ts';

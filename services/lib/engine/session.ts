@@ -139,8 +139,8 @@ export class DecoderSession {
     options: SessionOptions,
   ): Promise<DecoderSession> {
     const { device = CPU } = options;
-    // A node that went to the CPU would make each step wait for it, and a provider that can compute none would leave all
-    // of them to the CPU unnoticed.
+    // A node that went to the CPU would make each step wait for it, and a provider that can compute none would leave
+    // all of them to the CPU unnoticed.
     const whole = device.kind !== 'cpu';
     const graphCapture = device.kind === 'webgpu' && options.graphCapture === true;
     const session = await OrtSession.load(graph, { ...options, whole, graphCapture });

@@ -18,7 +18,7 @@ export type SteppingDecoder = Pick<DecoderSession, 'step' | 'pick' | 'picksToken
 const COMPARED = 16;
 /** A mean over a few rows varies more than that over the prompt: it may be this many times as large. */
 const FEW_ROWS = 4;
-/** How much less likely than the likeliest, in nats, a token may be that a device picks: 16-bit sums vary in order. */
+/** How much less likely than the likeliest a picked token may be, in nats: the order of sums may vary. */
 const PICK_TOLERANCE = 0.05;
 
 /**
