@@ -27,7 +27,14 @@ import {
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { keptReference, referenceName } from './reference.ts';
-import { assertComputesRight, assertKeepsKv, CHECKED_POSITIONS, referenceOf, type SelfCheck } from './self-check.ts';
+import {
+  assertComputesRight,
+  assertKeepsKv,
+  CHECKED_POSITIONS,
+  CHECKED_ROWS,
+  referenceOf,
+  type SelfCheck,
+} from './self-check.ts';
 import { DecoderSession } from './session.ts';
 import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
 import { assertStepsRight } from './step-check.ts';
@@ -162,7 +169,7 @@ class EngineLoader {
     });
     try {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
-      await warmUp(engine.session, this.#work, check !== undefined);
+      await warmUp(engine.session, check !== undefined);
       return { engine, device, check };
     } catch (error) {
       await engine.dispose();
@@ -217,7 +224,7 @@ class EngineLoader {
   async #check(session: DecoderSession, device: Accelerator): Promise<SelfCheck> {
     await assertKeepsKv(session.pool.memory, device.name);
     const kept = prepackedCache(this.#bundle, this.#config.prepacked, this.#log, this.#files);
-    const count = CHECKED_POSITIONS * session.vocabSize;
+    const count = CHECKED_ROWS * session.vocabSize;
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
     const { precision } = this.#bundle.manifest;
     const check = await assertComputesRight(session, await this.#reference, precision, device.name);
@@ -257,16 +264,11 @@ class EngineLoader {
  * for that.
  * @param checked whether the checks of a device have run prompts and steps already.
  */
-async function warmUp(session: DecoderSession, work: EngineWork, checked: boolean): Promise<void> {
+async function warmUp(session: DecoderSession, checked: boolean): Promise<void> {
   await session.pool.memory.warmUp();
-  const prompt = { slot: 0, past: 0, ids: Int32Array.of(0, 0), logitRows: [1] };
-  if (!checked) {
-    await session.chunk({ ...prompt, soft: NO_SOFT_TOKENS });
-    await session.step(Int32Array.of(0), Int32Array.of(2));
-  } else if (work !== 'decode') {
-    const soft = { positions: Int32Array.of(1), vectors: new Float32Array(session.hiddenSize) };
-    await session.chunk({ ...prompt, soft });
-  }
+  if (checked) return;
+  await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
+  await session.step(Int32Array.of(0), Int32Array.of(2));
 }
 
 /** @param setting a folder; '' for the bundle's own, `off` for none. */

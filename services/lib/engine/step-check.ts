@@ -6,7 +6,7 @@
  */
 import type { KvPool } from '../kv/pool.ts';
 import type { Precision } from '../model/bundle/choices.ts';
-import { CHECKED_PROMPT, comparedRows, divergence, KL_LIMIT, promptIds, refusal } from './self-check.ts';
+import { CHECKED_PROMPT, comparedRows, divergence, FEW_ROWS, KL_LIMIT, promptIds, refusal } from './self-check.ts';
 import type { DecoderSession } from './session.ts';
 
 /** The part of a decoder that the check drives. */
@@ -16,15 +16,13 @@ export type SteppingDecoder = Pick<DecoderSession, 'step' | 'pick' | 'picksToken
 
 /** Rows of a step that are compared: few, because a step of 256 slots has 150 MB of logits. */
 const COMPARED = 16;
-/** A mean over a few rows varies more than that over the prompt: it may be this many times as large. */
-const FEW_ROWS = 4;
 /** How much less likely than the likeliest a picked token may be, in nats: the order of sums may vary. */
 const PICK_TOLERANCE = 0.05;
 
 /**
- * Slot 0 holds the KV of the checked prompt. It is copied to all slots; each row of a step then goes on from a length of
- * its own with the token that follows there, so that the reference has what it must say.
- * @param reference what referenceOf gives on the CPU: `[48 + 1, vocab]`.
+ * Slot 0 holds the KV of the checked prompt. It is copied to all slots; each row of a step then goes on from a length
+ * of its own with the token that follows there, so that the reference has what it must say.
+ * @param reference what referenceOf gives on the CPU; its first rows are those of the prompt and a step after it.
  * @param device its name, for errors.
  * @throws ServingError provider_unavailable, with the figure, the limit and the remedy.
  */
