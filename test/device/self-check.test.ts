@@ -76,6 +76,7 @@ test.each(['prefill', 'both'] as const)(
   async (work) => {
     const onGpu = await withEngine({ provider: 'webgpu' }, work, async (engine) => {
       expect(engine.device).toMatchObject({ kind: 'webgpu', reason: '--provider webgpu' });
+      expect(engine.session.picksTokens).toBe(work !== 'prefill'); // which would take memory for logits
       expect(engine.check!.kl).toBeGreaterThan(0); // it was compared with something else than itself
       expect(engine.check!.kl).toBeLessThan(5e-3);
       expect(engine.check!.chunkedKl).toBeLessThan(1e-4);

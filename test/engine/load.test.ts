@@ -66,7 +66,7 @@ test('--device-memory must also hold the results of the longest chunk, whatever 
   const [slots, capacity, tokens] = [2, 256, 200];
   const { spec } = manifest.llm;
   const scratch = (run: number) => run * (3 * spec.intermediate + 2 * spec.hidden) * 4;
-  const { weights, kv, logits } = engineMemory(manifest, 'llm', slots, capacity);
+  const { weights, kv, logits } = engineMemory(manifest, 'llm', slots, capacity, { stepRows: 1 });
   const need = (run: number) => weights + kv + logits + scratch(run);
   const fits = (bytes: number) => {
     const asked = { slots, capacity, deviceMemory: bytes, prefillChunkTokens: tokens, provider: 'webgpu' } as const;

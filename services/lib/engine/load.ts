@@ -148,7 +148,8 @@ class EngineLoader {
     const onCpu = setting.provider === 'cpu';
     // A device that computes both has one more slot, in which prompts are computed.
     const kvSlots = slots + (this.#work === 'both' && !onCpu ? 1 : 0);
-    const need = engineMemory(manifest, part, kvSlots, capacity, this.#runTokens);
+    const stepRows = this.#work === 'prefill' ? 1 : kvSlots;
+    const need = engineMemory(manifest, part, kvSlots, capacity, { tokens: this.#runTokens, stepRows });
     if (onCpu) assertFitsMachine(need, capacity);
     else if (deviceMemory !== undefined) assertFitsDevice(need, capacity, deviceMemory);
     if (!onCpu && capacity < CHECKED_POSITIONS) {
@@ -207,6 +208,7 @@ class EngineLoader {
       threads,
       spin,
       graphCapture: graphCapture && this.#work !== 'prefill',
+      decodes: this.#work !== 'prefill',
       prepacked,
     }).catch(async (error) => {
       await memory.dispose();
