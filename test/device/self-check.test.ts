@@ -74,7 +74,11 @@ async function continued({ session }: WorkerEngine): Promise<number[]> {
 test.each(['prefill', 'both'] as const)(
   'an engine that is to compute %s passes its check on a GPU and answers like the CPU',
   async (work) => {
+    const chunks = vi.spyOn(DecoderSession.prototype, 'chunk');
+    onTestFinished(() => chunks.mockRestore());
     const onGpu = await withEngine({ provider: 'webgpu' }, work, async (engine) => {
+      // The first prompt with compressed context finds its kernels compiled.
+      expect(chunks.mock.calls.some(([{ soft }]) => soft.positions.length > 0)).toBe(true);
       expect(engine.device).toMatchObject({ kind: 'webgpu', reason: '--provider webgpu' });
       expect(engine.session.picksTokens).toBe(work !== 'prefill'); // which would take memory for logits
       expect(engine.check!.kl).toBeGreaterThan(0); // it was compared with something else than itself

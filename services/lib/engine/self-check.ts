@@ -70,8 +70,11 @@ export const KL_LIMIT: Readonly<Record<Precision, number>> = {
   'int4-fp16': 1.5e-2,
 };
 
-/** The same for a prompt in one run against two, where only the order of sums differs. */
-export const CHUNKED_LIMIT = 1e-3;
+/**
+ * The same for a prompt in one run against two, where only the rounding of other kernels differs: 1.9e-12 in fp32 and
+ * 9.7e-4 in int4-fp16, on the same device. With the wrong FlashAttention it was 6.4e-3 in int4.
+ */
+export const CHUNKED_LIMIT = 2e-3;
 
 const lastOf = (kv: CheckedKv) => (kv.staging ?? kv.slots - 1) + 1;
 
