@@ -51,6 +51,13 @@ test(
   COMPILING_MS,
 );
 
+test('an encoder is refused on CUDA, with the reason and what to use instead', async () => {
+  await expect(openContextEncoder(bundle, { ...CONFIG, provider: 'cuda' }, LOG)).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(/encoders compute in 32 bits.*16 bits only: use --provider webgpu or cpu/),
+  });
+});
+
 test('nothing is opened on a GPU for a bundle without an encoder', async () => {
   const bare = { ...bundle, context: undefined };
   const textOnly = await openContextEncoder(bare, { ...CONFIG, provider: 'cuda' }, LOG);
