@@ -58,10 +58,10 @@ test.each(['cpu', 'webgpu', 'cuda'] as const)(
   },
 );
 
-test('the number of the device and its memory go to the device', async () => {
+test('the number of the device goes to the device', async () => {
   const { choose, tried } = machine(0);
-  await choose({ provider: 'cuda', deviceId: 2, deviceMemory: 8 * 2 ** 30 });
-  expect(tried).toEqual([{ provider: 'cuda', deviceId: 2, memoryLimit: 8 * 2 ** 30 }]);
+  await choose({ provider: 'cuda', deviceId: 2 });
+  expect(tried).toEqual([{ provider: 'cuda', deviceId: 2 }]);
 });
 
 test('the library of a provider is taken in place of the built-in ones, without a GPU that the system lists', async () => {
@@ -70,7 +70,7 @@ test('the library of a provider is taken in place of the built-in ones, without 
     loaded: 'plugin',
     reason: '--provider-library',
   });
-  expect(tried).toEqual([{ provider: 'plugin', providerLibrary: '/opt/ep.so', deviceId: 1, memoryLimit: undefined }]);
+  expect(tried).toEqual([{ provider: 'plugin', providerLibrary: '/opt/ep.so', deviceId: 1 }]);
 });
 
 test('a library and a provider contradict each other', async () => {

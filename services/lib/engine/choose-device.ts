@@ -12,9 +12,7 @@ import type { DEVICE_SETTINGS } from './settings.ts';
 /** The providers that `auto` tries, the fastest first. */
 const GPU_PROVIDERS = ['cuda', 'webgpu'] as const;
 
-export type DeviceConfig = Pick<ConfigOf<typeof DEVICE_SETTINGS>, 'provider' | 'providerLibrary' | 'deviceId'> & {
-  readonly deviceMemory?: number;
-};
+export type DeviceConfig = Pick<ConfigOf<typeof DEVICE_SETTINGS>, 'provider' | 'providerLibrary' | 'deviceId'>;
 
 /** Told of each GPU that is there and cannot be used. */
 export interface DeviceLog {
@@ -44,8 +42,7 @@ export async function loadOnDevice<T>(
   load: (setting: DeviceSetting) => Promise<T>,
   gpus: () => readonly string[] = gpuVendors,
 ): Promise<{ readonly loaded: T; readonly reason: string }> {
-  const { provider, providerLibrary, deviceId, deviceMemory } = config;
-  const common = { deviceId, memoryLimit: deviceMemory };
+  const { provider, providerLibrary, deviceId } = config;
   if (providerLibrary !== '') {
     if (provider !== 'auto') {
       throw new ServingError(
@@ -53,10 +50,10 @@ export async function loadOnDevice<T>(
         `--provider ${provider} and --provider-library ${providerLibrary} contradict each other: leave one of them out`,
       );
     }
-    return { loaded: await load({ provider: 'plugin', providerLibrary, ...common }), reason: '--provider-library' };
+    return { loaded: await load({ provider: 'plugin', providerLibrary, deviceId }), reason: '--provider-library' };
   }
   if (provider !== 'auto') {
-    const setting = provider === 'cpu' ? { provider } : { provider, ...common };
+    const setting = provider === 'cpu' ? { provider } : { provider, deviceId };
     return { loaded: await load(setting), reason: `--provider ${provider}` };
   }
   const onCpu = async (reason: string) => ({ loaded: await load({ provider: 'cpu' }), reason });
@@ -64,7 +61,7 @@ export async function loadOnDevice<T>(
   const refused: string[] = [];
   for (const candidate of GPU_PROVIDERS) {
     try {
-      const loaded = await load({ provider: candidate, ...common });
+      const loaded = await load({ provider: candidate, deviceId });
       return { loaded, reason: ['auto: it passes its check', ...refused].join('; ') };
     } catch (error) {
       const { code, message } = ServingError.from(error);

@@ -38,7 +38,7 @@ export const ENGINE_SETTINGS = {
   deviceMemory: whole(1 << 20, Number.MAX_SAFE_INTEGER)
     .optional()
     .describe(
-      "bytes of a GPU's memory that the worker may take: what does not fit is refused at start, and cuda keeps to it; all of it when not given",
+      "bytes of a GPU's memory that the worker may take: what would not fit is refused at start, by arithmetic, and nothing is enforced later; not checked when not given",
     ),
   graphCapture: flag
     .default(false)
