@@ -11,7 +11,7 @@ import type { z } from 'zod';
 import { BUILD_INFO } from './lib/process/build-info.ts';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
 import { count } from './lib/process/count-argument.ts';
-import { exitCodeOf, ServingError } from './lib/process/errors.ts';
+import { exitCodeOf, remedyAfter, ServingError } from './lib/process/errors.ts';
 import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { atPath, systemError } from './lib/process/os-errors.ts';
@@ -320,7 +320,8 @@ try {
     process.exit(error.exitCode);
   }
   const failure = systemError(error) ?? ServingError.from(error);
-  process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${failure.kind.remedy}\n`);
+  const remedy = remedyAfter(failure.message, failure.code);
+  process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${remedy && `${remedy}\n`}`);
   if (failure.code === 'internal') process.stderr.write(`${failure.stack}\n`);
   process.exit(exitCodeOf(failure));
 }

@@ -1,5 +1,5 @@
 /** Engines on a GPU that computes right, the software one seen as NVIDIA's: they pass the check and answer alike. */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
@@ -8,14 +8,14 @@ import { gpuVendors } from '../../services/lib/engine/provider.ts';
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
-import { createLogger } from '../../services/lib/process/log.ts';
+import { createLogger, type Logger } from '../../services/lib/process/log.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { loadConfig } from '../../services/settings.ts';
+import { keepingLog } from '../support/keeping-log.ts';
 import { COMPILING_MS, useVulkan } from '../support/vulkan.ts';
 
 let dir: string;
 vi.setConfig({ testTimeout: COMPILING_MS });
-const log = createLogger('test', 'silent');
 
 beforeAll(async () => {
   await useVulkan('right');
@@ -30,6 +30,7 @@ async function withEngine<T>(
   asked: Partial<EngineConfig>,
   work: EngineWork,
   use: (engine: WorkerEngine) => Promise<T>,
+  log: Logger = createLogger('test', 'silent'),
 ): Promise<T> {
   const config = loadConfig(
     ENGINE_SETTINGS,
@@ -50,6 +51,23 @@ const answer = async ({ session }: WorkerEngine) => {
   return logits.indexOf(Math.max(...logits));
 };
 
+/** Greedy tokens of two sequences after the prompt, some with both in a step and some of the second one alone. */
+async function continued({ session }: WorkerEngine): Promise<number[]> {
+  const tokens: number[] = [];
+  for (const slot of [0, 1]) {
+    await session.chunk({ slot, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows: [] });
+    session.pool.claim(slot, ids.length + 8);
+  }
+  for (let at = ids.length; at < ids.length + 8; at++) {
+    const last = tokens.at(-1) ?? 7;
+    const first = at % 3 === 0 ? 1 : 0;
+    const n = 2 - first;
+    const picked = await session.pick(new Int32Array(n).fill(last), new Int32Array(n).fill(at), first);
+    tokens.push(picked.at(-1)!);
+  }
+  return tokens;
+}
+
 test.each(['prefill', 'both'] as const)(
   'an engine that is to compute %s passes its check on a GPU and answers like the CPU',
   async (work) => {
@@ -67,6 +85,42 @@ test.each(['prefill', 'both'] as const)(
     expect(onGpu).toBe(onCpu);
   },
 );
+
+test('an engine that records its steps starts, keeps what the CPU computed, and gives the tokens of one that does not', async () => {
+  // The kernels of a recorded step are others, and are compiled anew: 40 s of CPU time on the software GPU.
+  const prepacked = join(dir, 'kept');
+  const lines: Record<string, unknown>[] = [];
+  const tokens: number[][] = [];
+  for (const graphCapture of [true, false]) {
+    const asked = { provider: 'webgpu', graphCapture, prepacked } as const;
+    await withEngine(
+      asked,
+      'both',
+      async (engine) => {
+        expect(engine.session.recordsSteps).toBe(graphCapture);
+        tokens.push(await continued(engine));
+      },
+      keepingLog(lines),
+    );
+  }
+  expect(tokens[0]).toEqual(tokens[1]);
+  expect(new Set(tokens[0]).size).toBeGreaterThan(1);
+  const kept = lines.filter(({ message }) => /what the CPU computes .* is kept/.test(`${message}`));
+  expect(kept).toMatchObject([{ reason: 'not there yet' }]); // the second engine found it
+  expect(await readdir(prepacked)).toEqual([expect.stringMatching(/^reference-/)]);
+});
+
+test.each([
+  ['cpu', 'decode', 'CPU records none'],
+  ['webgpu', 'prefill', 'a prefill worker computes no decode steps'],
+] as const)('steps that cannot be recorded are not recorded silently: %s, %s', async (provider, work, why) => {
+  const lines: Record<string, unknown>[] = [];
+  const asked = { provider, graphCapture: true } as const;
+  await withEngine(asked, work, async (engine) => expect(engine.session.recordsSteps).toBe(false), keepingLog(lines));
+  expect(lines).toContainEqual(
+    expect.objectContaining({ level: 'warn', why, message: expect.stringContaining('--graph-capture') }),
+  );
+});
 
 test('auto does not take a GPU that is made of software, and says why', async () => {
   const device = await withEngine({ provider: 'auto' }, 'decode', async (engine) => engine.device);

@@ -61,6 +61,15 @@ test('the logits of every slot count as memory too', async () => {
   session.dispose();
 });
 
+test('an engine that is disposed of refuses the moves of KV that were still waiting for their turn', async () => {
+  machine.bytes = 1024 * GIB;
+  const { session, dispose } = await load({ slots: 2, capacity: 16 });
+  await dispose();
+  const refused = expect.objectContaining({ code: 'draining' });
+  expect(() => session.pool.store.copy(0, 1, 1)).toThrow(refused);
+  expect(() => session.pool.store.read(0, { start: 0, end: 1, rowStart: 0, rowEnd: 1 })).toThrow(refused);
+});
+
 test("a slot longer than the model's positions is refused", async () => {
   const { maxPositions } = manifest.llm;
   machine.bytes = 1024 * GIB;

@@ -1,6 +1,6 @@
 import { status } from '@grpc/grpc-js';
 import { describe, expect, it } from 'vitest';
-import { ERRORS, type ErrorCode, isErrorCode, ServingError } from '../../services/lib/process/errors.ts';
+import { ERRORS, type ErrorCode, isErrorCode, remedyAfter, ServingError } from '../../services/lib/process/errors.ts';
 import { documented } from '../support/operations.ts';
 
 const codes = Object.keys(ERRORS) as ErrorCode[];
@@ -26,6 +26,16 @@ describe('the error table', () => {
 
   it('every error is documented in OPERATIONS.md, and nothing else is', () => {
     expect(documented('errors')).toEqual(codes);
+  });
+});
+
+describe('remedyAfter', () => {
+  it.each(codes)('the remedy of %s follows a message that does not give it, and is not said twice', (code) => {
+    const { remedy } = ERRORS[code];
+    expect(remedyAfter('the value 7 is wrong', code)).toBe(remedy);
+    const own = `${remedy[0]!.toLowerCase()}${remedy.slice(1, -1)}`;
+    expect(remedyAfter(`the value 7 is wrong: take 8, or ${own}`, code)).toBe('');
+    expect(remedyAfter(`${own}, or wait`, code)).toBe('');
   });
 });
 

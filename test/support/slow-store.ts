@@ -65,8 +65,8 @@ export class SlowStore implements KvStore {
     return this.#operate('write', [], [slot], () => this.memory.write(slot, range, bytes));
   }
 
-  copy(from: number, to: number, end: number): Promise<void> {
-    return this.#operate('copy', [from], [to], () => this.memory.copy(from, to, end));
+  copy(from: number, to: number, end: number, start = 0): Promise<void> {
+    return this.#operate('copy', [from], [to], () => this.memory.copy(from, to, end, start));
   }
 
   swap(a: number, b: number, end: number): Promise<void> {

@@ -12,6 +12,8 @@ export class StagedKv implements EngineKv {
   readonly slots: number;
   /** The last slot of the memory. */
   readonly staging: number;
+  /** Positions that were copied so far. */
+  copied = 0;
   readonly #memory: CpuEngineKv;
 
   constructor(layout: KvLayout, slots: number, capacity: number) {
@@ -36,14 +38,17 @@ export class StagedKv implements EngineKv {
     return this.#memory.bind(binding, first, n);
   }
 
+  warmUp(): void {}
+
   async read(slot: number, range: KvRange) {
     return this.#memory.read(slot, range).map((row) => Uint8Array.from(row));
   }
   async write(slot: number, range: KvRange, rows: Uint8Array | RowWriter) {
     this.#memory.write(slot, range, rows);
   }
-  async copy(from: number, to: number, end: number) {
-    this.#memory.copy(from, to, end);
+  async copy(from: number, to: number, end: number, start = 0) {
+    this.copied += end - start;
+    this.#memory.copy(from, to, end, start);
   }
   async swap(a: number, b: number, end: number) {
     this.#memory.swap(a, b, end);

@@ -1,6 +1,6 @@
 /** Failures as HTTP answers: OpenAI's shape, with the code of the error table. */
 import type { z } from 'zod';
-import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
+import { type ErrorCode, remedyAfter, ServingError } from '../../lib/process/errors.ts';
 
 export interface ErrorBody {
   readonly error: {
@@ -33,10 +33,10 @@ const generalWords = (http: number) => (http < 500 ? 'the service refused the re
  *   keys are needed, the client is the operator or whoever the operator trusts.
  */
 export function errorBody(error: ServingError, requestId: string, tellsInside: boolean): ErrorBody {
-  const { http, remedy } = error.kind;
+  const { http } = error.kind;
   const type = http === 429 ? 'rate_limit_error' : http < 500 ? 'invalid_request_error' : 'server_error';
   const what = tellsInside ? insideMessage(error, requestId) : outsideMessage(error, requestId);
-  const message = `${what.replace(/\.$/, '')}. ${remedy}`;
+  const message = `${what.replace(/\.$/, '')}. ${remedyAfter(what, error.code)}`.trimEnd();
   return { error: { message, type, param: error.param ?? null, code: error.code } };
 }
 

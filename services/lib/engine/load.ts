@@ -16,9 +16,10 @@ import { type DeviceReport, loadOnDevice } from './choose-device.ts';
 import { type Accelerator, type Device, type DeviceSetting, openDevice } from './device.ts';
 import { DeviceKv } from './device-kv.ts';
 import { CpuEngineKv, type EngineKv } from './engine-kv.ts';
-import { assertFitsDevice, assertFitsMachine, engineMemory } from './memory.ts';
+import { assertFitsDevice, assertFitsMachine, assertReferenceFits, engineMemory } from './memory.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
+import { keptReference, referenceName } from './reference.ts';
 import { assertComputesRight, assertKeepsKv, CHECKED_POSITIONS, referenceOf, type SelfCheck } from './self-check.ts';
 import { DecoderSession } from './session.ts';
 import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
@@ -66,6 +67,10 @@ export async function loadEngine(
   const loader = new EngineLoader({ ...config, capacity, threads }, bundle, work, log, files);
   const { loaded, reason } = await loadOnDevice(config, log, (setting) => loader.loadOn(setting));
   const { engine, device, check } = loaded;
+  if (config.graphCapture && !engine.session.recordsSteps) {
+    const why = work === 'prefill' ? 'a prefill worker computes no decode steps' : `${device.name} records none`;
+    log.warn({ device: device.name, why }, '--graph-capture true has no effect: no decode step is recorded');
+  }
   const report = { kind: device.kind, name: device.name, reason };
   const loadMs = Math.round(performance.now() - started);
   log.info({ model: bundle.manifest.name, load_ms: loadMs, device: report, check }, 'engine loaded');
@@ -134,7 +139,9 @@ class EngineLoader {
     const device = await openDevice(setting);
     const kvOf = (layout: KvLayout): EngineKv | Promise<EngineKv> =>
       device.kind === 'cpu' ? new CpuEngineKv(layout, slots, capacity) : this.#deviceKv(device, layout);
-    const engine = await this.#open(part, device, kvOf).catch(async (error) => {
+    const { prepacked } = this.#config;
+    const kept = device.kind === 'cpu' ? prepackedCache(this.#bundle, prepacked, this.#log, this.#files) : undefined;
+    const engine = await this.#open(part, device, kvOf, kept).catch(async (error) => {
       await device.dispose();
       throw error;
     });
@@ -154,13 +161,14 @@ class EngineLoader {
     return DeviceKv.create(device, layout, slots, capacity, use[this.#work]);
   }
 
-  /** Opens a session and its KV caches. The engine disposes of the device too. */
+  /** Opens a session and its KV caches. The engine disposes of the device too. @param prepacked see SessionOptions. */
   async #open(
     part: 'llm' | 'prefill',
     device: Device,
     kvOf: (layout: KvLayout) => EngineKv | Promise<EngineKv>,
+    prepacked: SessionOptions['prepacked'],
   ): Promise<OpenEngine> {
-    const { threads, spin, prepacked, graphCapture } = this.#config;
+    const { threads, spin, graphCapture } = this.#config;
     const { spec } = this.#bundle.manifest.llm;
     const { layers, kvHeads, headDim } = spec;
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
@@ -170,14 +178,14 @@ class EngineLoader {
       threads,
       spin,
       graphCapture: graphCapture && this.#work !== 'prefill',
-      prepacked: device.kind === 'cpu' ? prepackedCache(this.#bundle, prepacked, this.#log, this.#files) : undefined,
+      prepacked,
     }).catch(async (error) => {
       await memory.dispose();
       throw error;
     });
     const dispose = async () => {
       await session.dispose();
-      await memory.dispose();
+      await session.pool.store.dispose(); // refuses the moves of KV that are still queued
       await device.dispose();
     };
     return { session, dispose };
@@ -186,16 +194,25 @@ class EngineLoader {
   /** @throws ServingError provider_unavailable or out_of_memory for a device that does not compute right. */
   async #check(session: DecoderSession, device: Accelerator): Promise<SelfCheck> {
     await assertKeepsKv(session.pool.memory, device.name);
-    this.#reference ??= this.#computeReference();
+    const kept = prepackedCache(this.#bundle, this.#config.prepacked, this.#log, this.#files);
+    const count = CHECKED_POSITIONS * session.vocabSize;
+    this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
     const { precision } = this.#bundle.manifest;
     return assertComputesRight(session, await this.#reference, precision, device.name);
   }
 
-  /** The model is loaded on the CPU for a moment. Devices compute prompts and steps with the weights of `llm`. */
-  async #computeReference(): Promise<Float32Array> {
-    assertFitsMachine(engineMemory(this.#bundle.manifest, 'llm', 1, CHECKED_POSITIONS), CHECKED_POSITIONS);
+  /**
+   * The model is loaded on the CPU for a moment. Devices compute prompts and steps with the weights of `llm`.
+   * @param checked name of the device that is checked, for errors.
+   */
+  async #computeReference(checked: string): Promise<Float32Array> {
+    const { manifest } = this.#bundle;
+    const need = engineMemory(manifest, 'llm', 1, CHECKED_POSITIONS);
+    assertReferenceFits(need, checked, referenceName(manifest.fingerprint));
     const device = await openDevice({ provider: 'cpu' });
-    const onCpu = await this.#open('llm', device, (layout) => new CpuEngineKv(layout, 1, CHECKED_POSITIONS));
+    const kvOf = (layout: KvLayout) => new CpuEngineKv(layout, 1, CHECKED_POSITIONS);
+    // Prepacked weights would take as much of the disk as the model, for one prompt.
+    const onCpu = await this.#open('llm', device, kvOf, undefined);
     try {
       return await referenceOf(onCpu.session);
     } finally {
@@ -213,14 +230,20 @@ class EngineLoader {
 /**
  * The first runs allocate memory and read every weight; on a device they compile its kernels, which are others for one
  * row than for several. No request should wait for that.
- * @param checked whether the check has run a prompt and a step of one row already.
+ * @param checked whether the check has run a prompt and a step of one row already, on a device.
  */
 async function warmUp(session: DecoderSession, work: EngineWork, checked: boolean): Promise<void> {
+  await session.pool.memory.warmUp();
   const { slots } = session.pool;
+  const prompt = { slot: 0, past: 0, ids: Int32Array.of(0, 0), logitRows: [1] };
   if (!checked) {
-    await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
+    await session.chunk({ ...prompt, soft: NO_SOFT_TOKENS });
     await session.step(Int32Array.of(0), Int32Array.of(2));
-  } else if (work !== 'prefill' && slots > 1) {
+  } else if (work !== 'decode') {
+    const soft = { positions: Int32Array.of(1), vectors: new Float32Array(session.hiddenSize) };
+    await session.chunk({ ...prompt, soft });
+  }
+  if (checked && work !== 'prefill' && slots > 1) {
     await session.step(new Int32Array(slots), new Int32Array(slots).fill(1));
   }
   if (session.picksTokens && work !== 'prefill') {

@@ -73,7 +73,7 @@ function writtenMatrix({ intermediate, hidden, vocab }: DecoderSpec): number {
  * @throws ServingError out_of_memory, with the arithmetic.
  */
 export function assertFitsMachine(need: EngineMemory, capacity: number): void {
-  const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
+  const available = machineMemory();
   const { weights, kv, logits } = need;
   if (weights + kv + logits <= available) return;
   throw new ServingError(
@@ -81,6 +81,24 @@ export function assertFitsMachine(need: EngineMemory, capacity: number): void {
     `${described(need, capacity)}; the machine has ${gib(available)}; lower --slots or --capacity`,
   );
 }
+
+/**
+ * A device is checked against what the CPU computes, for which the machine must hold the model once, for a moment.
+ * @param device that is checked.
+ * @param kept name of the file in which the result would be kept.
+ * @throws ServingError provider_unavailable, with the arithmetic.
+ */
+export function assertReferenceFits({ weights, kv, logits }: EngineMemory, device: string, kept: string): void {
+  const available = machineMemory();
+  if (weights + kv + logits <= available) return;
+  throw new ServingError(
+    'provider_unavailable',
+    `${device} cannot be checked here: it is compared with the CPU, for which the model takes ${gib(weights + kv + logits)} of the machine's memory once, and it has ${gib(available)}. Let llavacode devices check this bundle on a machine with more, and bring ${kept} from its folder of prepacked weights to that of --prepacked here; or, with weights of fewer bits, use --provider cpu`,
+  );
+}
+
+/** Bytes of memory that this process may have. */
+const machineMemory = () => Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
 
 /**
  * @param bytes what the worker may take of the device's memory: --device-memory.

@@ -3,7 +3,7 @@
  * write keys and values in place; a step allocates nothing, and copies no KV. Only one run at a time is allowed.
  *
  * Where the caches lie decides how slots can be bound (engine-kv.ts). Where a slot cannot be bound by itself, a chunk
- * is computed in the staging slot: the positions before it are copied there, and the result is copied to its place.
+ * is computed in the staging slot (staging-slot.ts), and the result is copied to its place.
  * Where a step can begin only at slot 0, the slots before the first one ride along.
  */
 import type { KvPool } from '../kv/pool.ts';
@@ -13,6 +13,7 @@ import { CPU, type Device } from './device.ts';
 import type { DeviceInputs } from './device-inputs.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
+import { StagingSlot } from './staging-slot.ts';
 import { TokenPicker } from './token-picker.ts';
 
 /** The dimensions of the model that the session needs. */
@@ -64,6 +65,8 @@ export class DecoderSession {
   readonly pool: KvPool<EngineKv>;
   readonly #session: OrtSession;
   readonly #shape: DecoderShape;
+  /** Where prompts are computed; undefined where they are computed in their own slots. */
+  readonly #staging: StagingSlot | undefined;
   readonly #slots = new Map<number, Binding>();
   /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
@@ -73,7 +76,7 @@ export class DecoderSession {
   /** Chooses greedy tokens where the logits are; only on a device. */
   readonly #picker: TokenPicker | undefined;
   /** Whether the device records the commands of a step, for each number of rows, and replays them. */
-  readonly #recordsSteps: boolean;
+  readonly recordsSteps: boolean;
   /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   /** Frees what the store has made for the bindings. */
@@ -98,8 +101,10 @@ export class DecoderSession {
     this.#session = session;
     this.#shape = shape;
     this.pool = pool;
+    const { staging } = pool.memory;
+    this.#staging = staging === undefined ? undefined : new StagingSlot(pool, staging);
     this.#picker = picker;
-    this.#recordsSteps = recordsSteps;
+    this.recordsSteps = recordsSteps;
     const count = pool.slots * shape.vocabSize;
     this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
     this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
@@ -130,9 +135,10 @@ export class DecoderSession {
     options: SessionOptions,
   ): Promise<DecoderSession> {
     const { device = CPU } = options;
-    // Every node of our graph has a kernel of WebGPU. If one went to the CPU, each step would wait for it.
-    const whole = device.kind === 'webgpu';
-    const graphCapture = whole && options.graphCapture === true;
+    // A node that went to the CPU would make each step wait for it, and a provider that can compute none would leave all
+    // of them to the CPU unnoticed.
+    const whole = device.kind !== 'cpu';
+    const graphCapture = device.kind === 'webgpu' && options.graphCapture === true;
     const session = await OrtSession.load(graph, { ...options, whole, graphCapture });
     try {
       const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
@@ -163,17 +169,17 @@ export class DecoderSession {
 
   async #computeChunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     const { slot, past, ids, copyFrom = slot } = chunk;
-    const { store, memory } = this.pool;
-    const place = memory.staging ?? slot;
-    if (past > 0 && copyFrom !== place) {
-      const copied = store.copy(copyFrom, place, past);
-      if (copied) await copied;
+    const staging = this.#staging;
+    if (staging === undefined) {
+      if (past > 0 && copyFrom !== slot) {
+        const copied = this.pool.store.copy(copyFrom, slot, past);
+        if (copied) await copied;
+      }
+      return this.#runChunk(chunk, slot, signal);
     }
-    const logits = await this.#runChunk(chunk, place, signal);
-    if (place !== slot) {
-      const placed = store.copy(place, slot, past + ids.length);
-      if (placed) await placed;
-    }
+    await staging.bring(copyFrom, past);
+    const logits = await this.#runChunk(chunk, staging.index, signal);
+    await staging.place(slot, past, past + ids.length);
     return logits;
   }
 
@@ -262,6 +268,7 @@ export class DecoderSession {
         // The logits of a slot without a sequence are not read.
         step.ids[row] = BigInt(Math.max(0, row < before ? NO_TOKEN : (ids[row - before] as number)));
         step.lengths[row] = lengthOf(row);
+        this.#staging?.written(first - before + row, lengthOf(row));
       }
       step.total[0] = longest;
       await this.#run(step, rows, want);
@@ -330,7 +337,7 @@ export class DecoderSession {
     let binding = this.#slots.get(slot);
     if (binding === undefined) {
       binding = this.#session.bind();
-      if (this.#recordsSteps) binding.capture(NEVER);
+      if (this.recordsSteps) binding.capture(NEVER);
       this.#unbind.push(this.pool.memory.bind(binding, slot, 1));
       this.#slots.set(slot, binding);
     }
@@ -357,14 +364,19 @@ export class DecoderSession {
     const logits = this.#fixed({ type: 'float32', dims: [n, vocabSize], data: this.#stepLogits });
     const binding = this.#session.bind();
     let inputs: DeviceInputs | undefined;
-    if (this.#recordsSteps) {
-      inputs = await this.#picker!.record(binding, key, n, constant, changing);
-      this.#unbind.push(() => inputs?.dispose());
-    } else {
-      for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);
-      binding.output('logits', logits);
+    try {
+      if (this.recordsSteps) {
+        inputs = await this.#picker!.record(binding, key, n, constant, changing);
+        this.#unbind.push(() => inputs?.dispose());
+      } else {
+        for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);
+        binding.output('logits', logits);
+      }
+      this.#unbind.push(this.pool.memory.bind(binding, first, n));
+    } catch (error) {
+      binding.dispose();
+      throw error;
     }
-    this.#unbind.push(this.pool.memory.bind(binding, first, n));
     const step = { binding, ids, lengths, total, logits, inputs };
     this.#steps.set(key, step);
     return step;

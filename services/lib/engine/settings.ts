@@ -55,7 +55,7 @@ export const ENGINE_SETTINGS = {
     .string()
     .default('')
     .describe(
-      "folder for weights in the form that this CPU computes with, shared by the machine's processes; within the bundle when empty, none when off",
+      "folder for weights in the form that this CPU computes with, and for what the CPU computes in the check of a GPU, shared by the machine's processes; within the bundle when empty, none when off",
     ),
   slots: whole(1, 4096).default(4).describe('KV slots: sequences held at once'),
   capacity: whole(16, 1_000_000)

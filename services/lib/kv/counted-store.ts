@@ -1,5 +1,5 @@
 /**
- * A store that knows which slots its operations are still using. The pool gives no slot to another holder before they
+ * A store that knows which slots its operations are still using, and how often each has been written to. The pool gives no slot to another holder before they
  * have ended: a holder may leave at any time (its caller hangs up, its lease expires, its worker drains), also in the
  * middle of a copy that a device makes on its own time.
  */
@@ -13,6 +13,8 @@ export class CountedStore implements KvStore {
   readonly #onUnused: (slot: number) => void;
   /** By slot: operations that have not ended. */
   readonly #uses = new Map<number, number>();
+  /** By slot: operations so far that wrote to it. */
+  readonly #writes = new Map<number, number>();
   #closed = false;
   #wake: (() => void) | undefined;
 
@@ -42,6 +44,11 @@ export class CountedStore implements KvStore {
     return this.#uses.has(slot);
   }
 
+  /** Operations so far that wrote to the slot. What the engine's runs write is not counted. */
+  writes(slot: number): number {
+    return this.#writes.get(slot) ?? 0;
+  }
+
   read(slot: number, range: KvRange): readonly Uint8Array[] | Promise<readonly Uint8Array[]> {
     this.#assertOpen();
     const read = this.#memory.read(slot, range);
@@ -50,18 +57,22 @@ export class CountedStore implements KvStore {
 
   write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): void | Promise<void> {
     this.#assertOpen();
+    this.#countWrite(slot);
     const written = this.#memory.write(slot, range, rows);
     return written && this.#counted(written, [slot]);
   }
 
-  copy(from: number, to: number, end: number): void | Promise<void> {
+  copy(from: number, to: number, end: number, start = 0): void | Promise<void> {
     this.#assertOpen();
-    const copied = this.#memory.copy(from, to, end);
+    this.#countWrite(to);
+    const copied = this.#memory.copy(from, to, end, start);
     return copied && this.#counted(copied, [from, to]);
   }
 
   swap(a: number, b: number, end: number): void | Promise<void> {
     this.#assertOpen();
+    this.#countWrite(a);
+    this.#countWrite(b);
     const swapped = this.#memory.swap(a, b, end);
     return swapped && this.#counted(swapped, [a, b]);
   }
@@ -80,6 +91,10 @@ export class CountedStore implements KvStore {
 
   #assertOpen(): void {
     if (this.#closed) throw new ServingError('draining', 'the engine is shut down');
+  }
+
+  #countWrite(slot: number): void {
+    this.#writes.set(slot, this.writes(slot) + 1);
   }
 
   #counted<T>(operation: Promise<T>, slots: readonly number[]): Promise<T> {

@@ -56,8 +56,10 @@ export class CpuKvStore implements KvStore {
     }
   }
 
-  copy(from: number, to: number, end: number): void {
-    for (let row = 0; row < rowCount(this.layout); row++) this.#row(to, row, 0, end).set(this.#row(from, row, 0, end));
+  copy(from: number, to: number, end: number, start = 0): void {
+    for (let row = 0; row < rowCount(this.layout); row++) {
+      this.#row(to, row, start, end).set(this.#row(from, row, start, end));
+    }
   }
 
   swap(a: number, b: number, end: number): void {

@@ -147,6 +147,14 @@ export class KvPool<M extends KvStore = KvStore> {
     this.#claimed[slot] = positions;
   }
 
+  /**
+   * Operations of the {@link store} so far that wrote to a slot: while the number is the same, its content is too, but
+   * for what runs of the engine write.
+   */
+  writes(slot: number): number {
+    return this.#uses.writes(slot);
+  }
+
   /** Called when nothing runs: a slot that is held without a holder is a leak. @param held slots that parts hold. */
   assertConserved(held: number): void {
     const counted = this.#states.filter((state) => state === 'held').length;

@@ -36,8 +36,8 @@ export interface KvStore {
    */
   write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): void | Promise<void>;
 
-  /** Copies positions [0, end) of all rows from one slot to another. */
-  copy(from: number, to: number, end: number): void | Promise<void>;
+  /** Copies positions [start, end) of all rows from one slot to another; `start` is 0 if not given. */
+  copy(from: number, to: number, end: number, start?: number): void | Promise<void>;
 
   /** Exchanges positions [0, end) of all rows of two slots. */
   swap(a: number, b: number, end: number): void | Promise<void>;

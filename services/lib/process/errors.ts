@@ -205,6 +205,15 @@ function isForeign(cause: unknown): boolean {
   return cause instanceof Error && 'syscall' in cause;
 }
 
+/**
+ * What people are told after the message of an error: the remedy of its code. Many messages end with a remedy of their
+ * own, for the value at fault; where that has the words of the code's remedy, they are not said again: '' then.
+ */
+export function remedyAfter(message: string, code: ErrorCode): string {
+  const { remedy } = ERRORS[code];
+  return message.toLowerCase().includes(remedy.toLowerCase().replace(/\.$/, '')) ? '' : remedy;
+}
+
 /** Codes that the same process would end with again: somebody has to correct something first. */
 const FINAL: ReadonlySet<ErrorCode> = new Set([
   'config_invalid',

@@ -25,6 +25,12 @@ test.each(failuresOf)('a client with a key is not told what a %s names of the in
   expect(message).toContain(ERRORS[code].remedy);
 });
 
+test('a client is told the remedy of a failure once, also where the message gives it', () => {
+  const failure = new ServingError('out_of_memory', 'the KV pool needs 9 GiB; lower --slots or --capacity');
+  const { message } = errorBody(failure, 'r-1', true).error;
+  expect(message).toBe('the KV pool needs 9 GiB; lower --slots or --capacity.');
+});
+
 test.each(codes.filter((code) => ERRORS[code].http < 500))(
   'a client with a key is told the message of a %s',
   (code) => {
