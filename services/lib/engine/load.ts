@@ -20,7 +20,14 @@ import { assertFitsDevice, assertFitsMachine, assertReferenceFits, engineMemory 
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { keptReference, referenceName } from './reference.ts';
-import { assertComputesRight, assertKeepsKv, CHECKED_POSITIONS, referenceOf, type SelfCheck } from './self-check.ts';
+import {
+  assertComputesRight,
+  assertKeepsKv,
+  CHECKED_POSITIONS,
+  limitsOf,
+  referenceOf,
+  type SelfCheck,
+} from './self-check.ts';
 import { DecoderSession } from './session.ts';
 import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
 
@@ -29,6 +36,12 @@ export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS>;
 /** What a worker computes. Prompts may have weights of their own, and a device lays slots out by it. */
 export type EngineWork = 'prefill' | 'decode' | 'both';
 
+/** Figures of a device that passed its check. */
+export interface DeviceCheck extends SelfCheck {
+  /** Time of the start, in ms, in which the CPU computed what the device is compared with, or it was read. */
+  readonly referenceMs: number;
+}
+
 export interface WorkerEngine {
   readonly bundle: Bundle;
   readonly session: DecoderSession;
@@ -36,7 +49,7 @@ export interface WorkerEngine {
   readonly modelName: string;
   readonly device: DeviceReport;
   /** Figures of the device's check; undefined on the CPU, which needs none. */
-  readonly check: SelfCheck | undefined;
+  readonly check: DeviceCheck | undefined;
   /** Frees the graph, the KV caches and the device after the runs and copies that are under way. */
   dispose(): Promise<void>;
 }
@@ -119,7 +132,7 @@ class EngineLoader {
   /** Loads, checks and warms the engine on a device. When it fails, nothing stays open. */
   async loadOn(
     setting: DeviceSetting,
-  ): Promise<{ readonly engine: OpenEngine; readonly device: Device; readonly check: SelfCheck | undefined }> {
+  ): Promise<{ readonly engine: OpenEngine; readonly device: Device; readonly check: DeviceCheck | undefined }> {
     const { slots, capacity, deviceMemory } = this.#config;
     const { manifest } = this.#bundle;
     assertRunsOn(manifest, setting.provider);
@@ -192,13 +205,16 @@ class EngineLoader {
   }
 
   /** @throws ServingError provider_unavailable or out_of_memory for a device that does not compute right. */
-  async #check(session: DecoderSession, device: Accelerator): Promise<SelfCheck> {
+  async #check(session: DecoderSession, device: Accelerator): Promise<DeviceCheck> {
     await assertKeepsKv(session.pool.memory, device.name);
     const kept = prepackedCache(this.#bundle, this.#config.prepacked, this.#log, this.#files);
     const count = CHECKED_POSITIONS * session.vocabSize;
+    const startMs = performance.now();
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
-    const { precision } = this.#bundle.manifest;
-    return assertComputesRight(session, await this.#reference, precision, device.name);
+    const reference = await this.#reference;
+    const referenceMs = Math.round(performance.now() - startMs);
+    const limits = limitsOf(this.#bundle.manifest.precision, this.#config.checkTolerance);
+    return { ...(await assertComputesRight(session, reference, limits, device.name)), referenceMs };
   }
 
   /**

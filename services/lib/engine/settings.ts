@@ -45,6 +45,11 @@ export const ENGINE_SETTINGS = {
     .describe(
       'record the decode step of each batch size on the GPU and replay it, for less work of the CPU between kernels (webgpu only)',
     ),
+  checkTolerance: whole(1, 1000)
+    .default(1)
+    .describe(
+      'factor on the KL divergences with which a GPU passes its check at start: raise it only for a model that you have seen to be answered right on that GPU',
+    ),
   spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
   cpus: z
     .string()
