@@ -7,6 +7,7 @@ import { existsSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { ServingError } from '../process/errors.ts';
 import { assertOk, create, libraryPath, loadFault, type Out, type Pointer, readPointers, runtime } from './ort-api.ts';
+import { inWords, vulkanDevices } from './vulkan.ts';
 
 /** Which accelerator to open. */
 export interface ProviderSetting {
@@ -86,8 +87,10 @@ export function gpuVendors(): string[] {
 
 function webGpu(): Provider {
   const { api } = runtime();
+  const devices = vulkanDevices();
   return {
-    name: 'WebGPU',
+    // Which of several it takes, it does not say.
+    name: devices.length === 0 ? 'WebGPU' : `WebGPU on ${devices.length > 1 ? 'one of ' : ''}${inWords(devices)}`,
     append(options, { graphCapture = false }) {
       const wanted = {
         // Our graphs are fixed, and checked at start. By default every command would be validated again.
