@@ -159,7 +159,11 @@ async function buildExport(command: Command): Promise<void> {
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )
-    .option('--block <n>', 'weights that share a scale: 128 for speed, 32 for quality', count)
+    .option(
+      '--block <n>',
+      'weights that share a scale: 128 for the speed of CPUs, 32 for quality and GPUs; by the precision when not given',
+      count,
+    )
     .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(POOLINGS))
     .addOption(
       new Option(
@@ -216,7 +220,7 @@ async function buildSynth(command: Command): Promise<void> {
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )
-    .option('--block <n>', 'weights that share a scale', count)
+    .option('--block <n>', 'weights that share a scale; by the precision when not given', count)
     .addOption(
       new Option('--encoder <shape>', 'encoder: the published 28 layers, or a stand-in of 2, for fast indexing')
         .choices(Object.keys(ENCODERS) as (keyof typeof ENCODERS)[])

@@ -80,6 +80,7 @@ const FOREIGN_FLAGS = [
   '--build-arg',
   '--build', // docker compose up
   '--wait',
+  '--rm', // docker compose run
   '--device', // docker run
   '--group-add',
   '--help', // every command

@@ -34,7 +34,7 @@ const ONE_IMPORTER: Record<string, RegExp> = {
   '@grpc/proto-loader': /^services\/lib\/rpc\//,
   '@grpc/reflection': /^services\/lib\/rpc\//,
   'grpc-health-check': /^services\/lib\/rpc\//,
-  koffi: /^services\/lib\/engine\/ort[\w-]*\.ts$/,
+  koffi: /^services\/lib\/engine\/(ort[\w-]*|vulkan)\.ts$/,
   'onnxruntime-node': /^services\/lib\/engine\/ort[\w-]*\.ts$/,
   'prom-client': /^services\/lib\/process\/metrics\.ts$/,
   ora: /^services\/lib\/process\/progress\.ts$/,

@@ -94,9 +94,10 @@ export class EngineSubject {
 
   /**
    * Runs `steps` decode steps of `batch` sequences that begin at `context` tokens.
+   * @param pick choose the tokens where the logits are, as a worker on a device does for greedy requests.
    * @returns the duration of each in ms.
    */
-  async decode(batch: number, context: number, steps: number): Promise<number[]> {
+  async decode(batch: number, context: number, steps: number, pick = false): Promise<number[]> {
     await this.fill(batch, context);
     const ids = new Int32Array(batch).fill(1);
     const lengths = new Int32Array(batch).fill(context);
@@ -104,12 +105,15 @@ export class EngineSubject {
     const times: number[] = [];
     for (let i = 0; i < steps; i++) {
       const startMs = performance.now();
-      const logits = await this.#steps.step(ids, lengths);
-      for (let row = 0; row < batch; row++) {
-        const rowLogits = logits.subarray(row * this.vocab, (row + 1) * this.vocab);
-        ids[row] = sample(rowLogits, GREEDY, i, history).id;
-        lengths[row]!++;
+      if (pick) ids.set(await this.#steps.pick(ids, lengths));
+      else {
+        const logits = await this.#steps.step(ids, lengths);
+        for (let row = 0; row < batch; row++) {
+          const rowLogits = logits.subarray(row * this.vocab, (row + 1) * this.vocab);
+          ids[row] = sample(rowLogits, GREEDY, i, history).id;
+        }
       }
+      for (let row = 0; row < batch; row++) lengths[row]!++;
       times.push(performance.now() - startMs);
     }
     return times;

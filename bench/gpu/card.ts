@@ -5,6 +5,7 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
+import { ServingError } from '../../services/lib/process/errors.ts';
 
 export interface Card {
   readonly name: string;
@@ -16,6 +17,26 @@ export interface Card {
 
 const NVIDIA = ['name', 'driver_version', 'memory.total', 'memory.used'];
 const TIMEOUT_MS = 10_000;
+
+/** Memory that an engine of the model that ships takes of a card at the least, in bytes. */
+const LEAST_TAKEN = 2 ** 20;
+
+/**
+ * Whether an engine computes on the card that the tools name: then the card's used memory has risen.
+ * @param before the card before the engine was opened.
+ * @param open the same while it is open.
+ * @param device name of the device that the engine computes on, for the error.
+ * @returns undefined where the tools do not know the used memory.
+ * @throws ServingError provider_unavailable if it has not risen.
+ */
+export function assertOnCard(before: Card, open: Card | undefined, device: string): boolean | undefined {
+  if (open === undefined || !Number.isFinite(before.used) || !Number.isFinite(open.used)) return undefined;
+  if (open.used - before.used >= LEAST_TAKEN) return true;
+  throw new ServingError(
+    'provider_unavailable',
+    `${device} does not compute on ${before.name}: ${before.used} bytes of its memory were used before an engine was opened, and ${open.used} while it is open. Install the card's own driver for --provider (llavacode devices names what there is), keep other programs off the card, and run again`,
+  );
+}
 
 /** The first card of the machine; undefined if there is none, or no tool that tells of it. */
 export async function firstCard(): Promise<Card | undefined> {

@@ -1,10 +1,9 @@
 /** The process that holds the device and measures on request: an engine loaded as a worker loads it, or bare graphs. */
 import { type DeviceReport, loadOnDevice } from '../../services/lib/engine/choose-device.ts';
 import { openDevice } from '../../services/lib/engine/device.ts';
-import { loadEngine, type WorkerEngine } from '../../services/lib/engine/load.ts';
+import { type DeviceCheck, loadEngine, type WorkerEngine } from '../../services/lib/engine/load.ts';
 import { engineMemory } from '../../services/lib/engine/memory.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
-import type { SelfCheck } from '../../services/lib/engine/self-check.ts';
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { KvReceiver, KvSender } from '../../services/lib/kv/handoff.ts';
 import type { WireType } from '../../services/lib/kv/wire.ts';
@@ -34,7 +33,13 @@ export type Task =
   | { readonly do: 'open'; readonly options: EngineOptions }
   | { readonly do: 'continue'; readonly prompt: number; readonly tokens: number; readonly rows: boolean }
   | { readonly do: 'prefill'; readonly tokens: number; readonly chunk: number }
-  | { readonly do: 'decode'; readonly batch: number; readonly context: number; readonly steps: number }
+  | {
+      readonly do: 'decode';
+      readonly batch: number;
+      readonly context: number;
+      readonly steps: number;
+      readonly pick?: boolean;
+    }
   | { readonly do: 'handoff'; readonly positions: number; readonly type: WireType }
   | { readonly do: 'memory' };
 
@@ -43,7 +48,9 @@ export interface Opened {
   readonly loadMs: number;
   readonly device: DeviceReport;
   /** Undefined on the CPU. */
-  readonly check: SelfCheck | undefined;
+  readonly check: DeviceCheck | undefined;
+  /** Whether greedy tokens can be chosen on the device. */
+  readonly picks: boolean;
   /** Bytes of the weights that both phases read on this device. */
   readonly weightBytes: number;
   /** Bytes of one position in the KV pool. */
@@ -90,7 +97,7 @@ async function perform(task: Task): Promise<unknown> {
     case 'prefill':
       return current().subject.prefill(task.tokens, task.chunk);
     case 'decode':
-      return current().subject.decode(task.batch, task.context, task.steps);
+      return current().subject.decode(task.batch, task.context, task.steps, task.pick);
     case 'handoff':
       return handedOver(task);
   }
@@ -127,6 +134,7 @@ async function open(options: EngineOptions): Promise<Opened> {
     loadMs,
     device: loaded.device,
     check: loaded.check,
+    picks: loaded.session.picksTokens,
     weightBytes: weights,
     positionBytes: perToken,
     floats: floatsOf(manifest),

@@ -24,8 +24,10 @@ export const GPU: Bench<GpuResult> = {
     arithmetic: 'floating-point operations per second of a chain of products of square matrices, by its own kernel',
     'first start':
       'ms of loading a bundle in a process of its own as a worker does, with the self-check and all that is compiled then',
+    'the CPU’s part in the check':
+      'ms in which the CPU computes what the device is compared with; later starts read it from the bundle’s folder',
     TTFT: 'ms of one prompt in chunks of a worker’s default, with greedy sampling, without a server',
-    step: 'ms of one decode step of that many sequences, with greedy sampling, without a server',
+    step: 'ms of one decode step of that many sequences, without a server; greedy tokens are chosen from logits that are fetched, as for requests that sample, or where the logits are, as a worker does when all requests are greedy',
     'recorded step': 'the same with --graph-capture: the commands of a step are recorded once, and replayed',
     bound:
       'the least that it could take: for a prompt the operations of its matrices at the measured arithmetic, for a step the bytes of weights and KV at the measured bandwidth',

@@ -123,18 +123,20 @@ interface Override {
 }
 
 test.each([
-  ['webgpu', 'webgpu'],
-  ['cuda12', 'cuda'],
+  ['webgpu', 'webgpu', ['prefill', 'decode', 'indexer']],
+  ['cuda12', 'cuda', ['prefill', 'decode']], // an encoder does not compute on CUDA
 ])(
-  'deploy/compose.%s.yml puts every service that computes on a card, with the image for it',
-  async (target, provider) => {
+  'deploy/compose.%s.yml puts every service that its provider computes on a card, with the image for it',
+  async (target, provider, computing) => {
     const text = await readFile(join(PACKAGE_ROOT, 'deploy', `compose.${target}.yml`), 'utf8');
     const { services } = parse(text, { merge: true }) as { services: Record<string, Override> };
     const all = await composeServices();
     expect(Object.keys(services).filter((name) => !all.has(name))).toEqual([]);
+    expect(all.get('bundle')?.profiles).toEqual(['tools']); // so that no other service starts it
     const dockerfile = await readFile(join(PACKAGE_ROOT, 'deploy', 'Dockerfile'), 'utf8');
     expect(dockerfile).toMatch(new RegExp(`^FROM \\S+ AS ${target}$`, 'm'));
-    for (const name of ['prefill', 'decode', 'indexer']) {
+    expect(Object.keys(services).toSorted()).toEqual(['bundle', ...computing].toSorted());
+    for (const name of computing) {
       const { build, image, environment, deploy } = services[name]!;
       expect([build?.target, image], name).toEqual([target, `llavacode-serving:${target}`]);
       expect(
@@ -148,7 +150,12 @@ test.each([
     const words = services['bundle']!.command!;
     const precision = words[words.indexOf('--precision') + 1] as Precision;
     expect(() => assertRunsOn({ name: 'bundle', precision }, provider as 'webgpu' | 'cuda')).not.toThrow();
-    expect(text).toContain(`-f deploy/compose.${target}.yml `);
+    const page = await readFile(join(PACKAGE_ROOT, 'deploy', 'GPU.md'), 'utf8');
+    const command = (words: string) =>
+      `docker compose -f docker-compose.yml -f deploy/compose.${target}.yml ${words}\n`;
+    const [bundle, up] = [command('run --build --rm bundle'), command('up --build --wait')];
+    expect(page).toContain(bundle + up);
+    expect(text).toContain(`#   ${bundle}#   ${up}`);
   },
 );
 

@@ -2,12 +2,13 @@
 import { expect, test, vi } from 'vitest';
 import { type DeviceConfig, loadOnDevice } from '../../services/lib/engine/choose-device.ts';
 import type { DeviceSetting } from '../../services/lib/engine/device.ts';
+import type { VulkanDevice } from '../../services/lib/engine/vulkan.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 
 const AUTO: DeviceConfig = { provider: 'auto', providerLibrary: '', deviceId: 0 };
 
 /** Devices of which those in `refused` cannot be loaded on. */
-function machine(gpus: number, refused: Record<string, string> = {}) {
+function machine(gpus: number, refused: Record<string, string> = {}, vulkan: readonly VulkanDevice[] = []) {
   const tried: DeviceSetting[] = [];
   const warn = vi.fn();
   const load = async (setting: DeviceSetting) => {
@@ -17,7 +18,13 @@ function machine(gpus: number, refused: Record<string, string> = {}) {
     return setting.provider;
   };
   const choose = (config: Partial<DeviceConfig>) =>
-    loadOnDevice({ ...AUTO, ...config }, { warn }, load, () => new Array<string>(gpus).fill('a vendor'));
+    loadOnDevice(
+      { ...AUTO, ...config },
+      { warn },
+      load,
+      () => new Array<string>(gpus).fill('a vendor'),
+      () => vulkan,
+    );
   return { tried, warn, choose };
 }
 
@@ -25,6 +32,19 @@ test('auto takes the CPU where the system lists no GPU, and tries nothing else',
   const { choose, tried } = machine(0);
   expect(await choose({})).toEqual({ loaded: 'cpu', reason: 'auto: the system lists no GPU' });
   expect(tried).toEqual([{ provider: 'cpu' }]);
+});
+
+test('auto leaves WebGPU out where Vulkan lists nothing but software devices, and names them', async () => {
+  const llvmpipe = { name: 'llvmpipe (LLVM 19)', software: true };
+  const alone = machine(1, { cuda: 'no library' }, [llvmpipe]);
+  expect(await alone.choose({})).toEqual({
+    loaded: 'cpu',
+    reason:
+      "auto: webgpu would take no GPU: Vulkan lists llvmpipe (LLVM 19) (software) only, so install the GPU's driver; cuda was refused: no library",
+  });
+  expect(alone.tried.map(({ provider }) => provider)).toEqual(['cuda', 'cpu']);
+  const beside = machine(1, { cuda: 'no library' }, [llvmpipe, { name: 'NVIDIA H200', software: false }]);
+  expect((await beside.choose({})).loaded).toBe('webgpu');
 });
 
 test('auto takes a GPU that is listed and passes, CUDA first', async () => {
@@ -58,10 +78,10 @@ test.each(['cpu', 'webgpu', 'cuda'] as const)(
   },
 );
 
-test('the number of the device and its memory go to the device', async () => {
+test('the number of the device goes to the device', async () => {
   const { choose, tried } = machine(0);
-  await choose({ provider: 'cuda', deviceId: 2, deviceMemory: 8 * 2 ** 30 });
-  expect(tried).toEqual([{ provider: 'cuda', deviceId: 2, memoryLimit: 8 * 2 ** 30 }]);
+  await choose({ provider: 'cuda', deviceId: 2 });
+  expect(tried).toEqual([{ provider: 'cuda', deviceId: 2 }]);
 });
 
 test('the library of a provider is taken in place of the built-in ones, without a GPU that the system lists', async () => {
@@ -70,7 +90,7 @@ test('the library of a provider is taken in place of the built-in ones, without 
     loaded: 'plugin',
     reason: '--provider-library',
   });
-  expect(tried).toEqual([{ provider: 'plugin', providerLibrary: '/opt/ep.so', deviceId: 1, memoryLimit: undefined }]);
+  expect(tried).toEqual([{ provider: 'plugin', providerLibrary: '/opt/ep.so', deviceId: 1 }]);
 });
 
 test('a library and a provider contradict each other', async () => {

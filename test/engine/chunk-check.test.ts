@@ -1,6 +1,7 @@
 /** The check of the longest chunk, by fakes: memory that a long run does not get must show. */
 import { expect, test } from 'vitest';
 import { assertComputesLongChunks, type ChunkDecoder } from '../../services/lib/engine/chunk-check.ts';
+import { limitsOf } from '../../services/lib/engine/self-check.ts';
 import type { PromptChunk } from '../../services/lib/engine/session.ts';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 
@@ -32,7 +33,8 @@ function decoder(change: (logit: number, tokens: number) => number = (logit) => 
   return { fake, store, runs };
 }
 
-const check = (fake: ChunkDecoder, tokens = 20) => assertComputesLongChunks(fake, tokens, 'the test GPU');
+const check = (fake: ChunkDecoder, tokens = 20) =>
+  assertComputesLongChunks(fake, tokens, limitsOf('fp32', 1), 'the test GPU');
 
 test('the chunk is computed at the end of a slot that is full of KV, at once and in halves, and the same rows compared', async () => {
   const { fake, store, runs } = decoder();

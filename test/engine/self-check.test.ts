@@ -6,6 +6,7 @@ import {
   type CheckedDecoder,
   type CheckedKv,
   KL_LIMIT,
+  limitsOf,
   referenceOf,
 } from '../../services/lib/engine/self-check.ts';
 import type { PromptChunk } from '../../services/lib/engine/session.ts';
@@ -39,8 +40,8 @@ function decoder(
   };
 }
 
-const check = async (on: CheckedDecoder, precision: (typeof PRECISIONS)[number] = 'fp32') =>
-  assertComputesRight(on, await referenceOf(decoder()), precision, 'the test GPU');
+const check = async (on: CheckedDecoder, precision: (typeof PRECISIONS)[number] = 'fp32', tolerance = 1) =>
+  assertComputesRight(on, await referenceOf(decoder()), limitsOf(precision, tolerance), 'the test GPU');
 const noise = (size: number) => (_: number, __: number, i: number) => (i % 2 === 0 ? size : -size);
 
 describe('assertComputesRight', () => {
@@ -78,6 +79,16 @@ describe('assertComputesRight', () => {
     const rounded = decoder(noise(0.05));
     await expect(check(rounded, 'fp32')).rejects.toMatchObject({ code: 'provider_unavailable' });
     expect((await check(rounded, 'int4')).kl).toBeGreaterThan(KL_LIMIT.fp16);
+  });
+
+  test('a tolerance raises both limits by a factor, and the refusal names the setting', async () => {
+    const far = decoder(noise(0.3)); // KL 3e-2 to 4e-2
+    await expect(check(far, 'int4')).rejects.toThrow(/at most 1\.5e-2 is right for int4.*raise --check-tolerance/);
+    await expect(check(far, 'int4', 2)).rejects.toThrow(/at most 3\.0e-2 is right for int4/);
+    expect((await check(far, 'int4', 10)).kl).toBeGreaterThan(2 * KL_LIMIT.int4);
+    const long = decoder((_position, tokens, i) => (tokens >= 32 && i % 2 === 0 ? 0.15 : 0));
+    await expect(check(long, 'int4')).rejects.toThrow(/in one run .* at most 1\.0e-3/);
+    expect((await check(long, 'int4', 10)).chunkedKl).toBeGreaterThan(1e-3);
   });
 
   test('kernels for 32 tokens and more that are wrong show against shorter runs, also with few bits', async () => {

@@ -72,7 +72,7 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): s
 function defaultOf(setting: keyof typeof SETTINGS): string {
   if (setting === 'threads') return 'number of cores';
   if (setting === 'capacity') return 'from the model';
-  if (setting === 'deviceMemory') return 'all of it';
+  if (setting === 'deviceMemory') return 'not checked';
   const parsed = SETTINGS[setting].safeParse(undefined);
   if (!parsed.success) return 'required';
   const text = String(parsed.data);

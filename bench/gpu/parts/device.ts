@@ -1,6 +1,6 @@
 /** Which device this is, whether an engine opens on it, and what bandwidth and arithmetic it reaches. */
 
-import { firstCard } from '../card.ts';
+import { assertOnCard, firstCard } from '../card.ts';
 import { TINY } from '../command.ts';
 import type { Roofline } from '../roofline.ts';
 import { type PartContext, withEngine, withProcess } from './context.ts';
@@ -18,9 +18,13 @@ export async function measureDevice(context: PartContext): Promise<Partial<Roofl
   onProgress('opening the device');
   const model = await bundles.get(TINY, 'fp16', signal); // every provider computes it
   const engine = { provider: options.provider, model, slots: 1, capacity: 1 };
-  const { loadMs, device, check } = await withEngine(context, engine, async (_ask, opened) => opened);
+  const { loadMs, device, check, onCard } = await withEngine(context, engine, async (_ask, opened) => {
+    const computes = card !== undefined && opened.device.kind !== 'cpu';
+    return { ...opened, onCard: computes ? assertOnCard(card, await firstCard(), opened.device.name) : undefined };
+  });
   const subject = 'tiny-coder fp16';
   add({ subject, what: 'computed by', value: `${device.kind}: ${device.name}`, unit: '' });
+  if (onCard) fact('its used memory rises when the device is opened', 'yes');
   add({ subject, what: 'why', value: device.reason, unit: '' });
   add({ subject, what: 'opens, with the self-check and all that is compiled, in', value: loadMs, unit: 'ms' });
   if (check) add({ subject, what: 'KL of the self-check, which passed', value: check.kl, unit: 'nats' });

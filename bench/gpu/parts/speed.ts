@@ -11,7 +11,7 @@ const CHUNK: number = PREFILL_SETTINGS.prefillChunkTokens.parse(undefined);
 const RECORDING_MS = 60_000;
 
 export async function measureSpeed(context: PartContext): Promise<void> {
-  const { options, sizes, bundles, add, onProgress, signal } = context;
+  const { options, sizes, bundles, onProgress, signal } = context;
   const { provider } = options;
   const slots = Math.max(...sizes.rows);
   const capacity = Math.max(...sizes.prompt, sizes.context + sizes.steps);
@@ -22,17 +22,26 @@ export async function measureSpeed(context: PartContext): Promise<void> {
       const engine = { provider, model: await bundles.get(model, precision, signal), slots, capacity };
       onProgress(`${subject}: loading`);
       await withEngine(context, engine, async (ask, opened) => {
-        add({ subject, what: 'first start, with compiling', value: opened.loadMs, unit: 'ms' });
+        addStart(context, subject, 'first start, with compiling', opened);
         await measurePrompts(context, subject, ask, opened);
         await measureSteps(context, subject, ask, opened, '');
       });
       onProgress(`${subject}: loading again`); // drivers keep what they have compiled
-      await withEngine(context, engine, async (_ask, { loadMs }) =>
-        add({ subject, what: 'second start', value: loadMs, unit: 'ms' }),
-      );
+      await withEngine(context, engine, async (_ask, opened) => addStart(context, subject, 'second start', opened));
       if (provider === 'webgpu') await measureRecordedSteps(context, subject, engine);
     }
   }
+}
+
+/** The CPU computes what a device is checked with at the first start of a bundle on a machine, and keeps it. */
+function addStart({ add }: PartContext, subject: string, what: string, { loadMs, check }: Opened): void {
+  add({
+    subject,
+    what: `${what}, without the CPU's part in the check`,
+    value: loadMs - (check?.referenceMs ?? 0),
+    unit: 'ms',
+  });
+  if (check) add({ subject, what: `${what}: the CPU's part in the check`, value: check.referenceMs, unit: 'ms' });
 }
 
 async function measurePrompts(context: PartContext, subject: string, ask: Ask, opened: Opened): Promise<void> {
@@ -77,12 +86,15 @@ async function measureSteps(
   const { context: length, steps } = sizes;
   for (const batch of sizes.rows) {
     onProgress(`${subject}: steps of ${batch}`);
-    const decode = () => ask<number[]>({ do: 'decode', batch, context: length, steps });
-    await decode(); // compiles
-    const samples = await decode();
     const bytes = opened.weightBytes + batch * length * opened.positionBytes;
     const bound = roofline.bandwidth === undefined ? undefined : (1000 * bytes) / roofline.bandwidth;
-    const what = `${kind}step of ${batch} rows at ${length}`;
-    add({ subject, what, value: median(samples), unit: 'ms', samples, ...(bound !== undefined && { bound }) });
+    // A worker takes the second way for greedy requests, and the first for all others.
+    for (const pick of opened.picks ? [false, true] : [false]) {
+      const decode = () => ask<number[]>({ do: 'decode', batch, context: length, steps, pick });
+      await decode(); // compiles
+      const samples = await decode();
+      const what = `${kind}step of ${batch} rows at ${length}, ${pick ? 'token chosen there' : 'logits fetched'}`;
+      add({ subject, what, value: median(samples), unit: 'ms', samples, ...(bound !== undefined && { bound }) });
+    }
   }
 }

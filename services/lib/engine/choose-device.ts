@@ -8,6 +8,7 @@ import { ServingError } from '../process/errors.ts';
 import type { DeviceKind, DeviceSetting } from './device.ts';
 import { gpuVendors } from './provider.ts';
 import type { DEVICE_SETTINGS } from './settings.ts';
+import { inWords, type VulkanDevice, vulkanDevices } from './vulkan.ts';
 
 /** The providers that `auto` tries, the fastest first. */
 const GPU_PROVIDERS = ['cuda', 'webgpu'] as const;
@@ -34,6 +35,7 @@ export interface DeviceReport {
  * Loads on the device that the settings ask for.
  * @param load opens the device, loads on it and checks it there; must leave nothing open when it fails.
  * @param gpus the vendors of the GPUs that the system lists.
+ * @param vulkan the devices that Vulkan lists.
  * @returns what `load` gave, and why it was that device.
  * @throws ServingError config_invalid for settings that contradict each other; what `load` throws for a device that the
  *   settings name, or for the CPU.
@@ -43,21 +45,21 @@ export async function loadOnDevice<T>(
   log: DeviceLog,
   load: (setting: DeviceSetting) => Promise<T>,
   gpus: () => readonly string[] = gpuVendors,
+  vulkan: () => readonly VulkanDevice[] = vulkanDevices,
 ): Promise<{ readonly loaded: T; readonly reason: string }> {
   assertConsistent(config);
-  const { provider, providerLibrary, deviceId, deviceMemory } = config;
-  const common = { deviceId, memoryLimit: deviceMemory };
+  const { provider, providerLibrary, deviceId } = config;
   if (providerLibrary !== '') {
-    return { loaded: await load({ provider: 'plugin', providerLibrary, ...common }), reason: '--provider-library' };
+    return { loaded: await load({ provider: 'plugin', providerLibrary, deviceId }), reason: '--provider-library' };
   }
   if (provider !== 'auto') {
-    const setting = provider === 'cpu' ? { provider } : { provider, ...common };
+    const setting = provider === 'cpu' ? { provider } : { provider, deviceId };
     return { loaded: await load(setting), reason: `--provider ${provider}` };
   }
   const refused: string[] = [];
-  for (const candidate of candidates(config, log, gpus, refused)) {
+  for (const candidate of candidates(config, log, { gpus, vulkan }, refused)) {
     try {
-      const loaded = await load({ provider: candidate, ...common });
+      const loaded = await load({ provider: candidate, deviceId });
       return { loaded, reason: ['auto: it passes its check', ...refused].join('; ') };
     } catch (error) {
       const { code, message } = ServingError.from(error);
@@ -73,11 +75,22 @@ export async function loadOnDevice<T>(
  * The providers that `auto` tries; the CPU comes after them.
  * @param refused is told why others are not tried.
  */
-function candidates({ deviceId }: DeviceConfig, log: DeviceLog, gpus: () => readonly string[], refused: string[]) {
+function candidates(
+  { deviceId }: DeviceConfig,
+  log: DeviceLog,
+  { gpus, vulkan }: { readonly gpus: () => readonly string[]; readonly vulkan: () => readonly VulkanDevice[] },
+  refused: string[],
+) {
   try {
     if (gpus().length > 0) {
-      if (deviceId === 0) return GPU_PROVIDERS;
-      refused.push(`webgpu cannot take --device-id ${deviceId}`);
+      const devices = vulkan();
+      const onlySoftware = devices.length > 0 && devices.every(({ software }) => software);
+      if (deviceId === 0 && !onlySoftware) return GPU_PROVIDERS;
+      refused.push(
+        onlySoftware
+          ? `webgpu would take no GPU: Vulkan lists ${inWords(devices)} only, so install the GPU's driver`
+          : `webgpu cannot take --device-id ${deviceId}`,
+      );
       return GPU_PROVIDERS.filter((provider) => provider !== 'webgpu');
     }
     refused.push('the system lists no GPU');

@@ -8,7 +8,7 @@ import { rowCount } from '../kv/layout.ts';
 import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
-import { CHUNKED_LIMIT, comparedRows, divergence, FEW_ROWS, promptIds } from './self-check.ts';
+import { type CheckLimits, comparedRows, divergence, FEW_ROWS, promptIds } from './self-check.ts';
 import type { DecoderSession } from './session.ts';
 
 /** The part of a decoder that the check drives; it computes in slot 0. */
@@ -18,8 +18,6 @@ export type ChunkDecoder = Pick<DecoderSession, 'chunk' | 'vocabSize'> & {
 
 /** Positions whose distributions are compared: few, because those of all would be 300 MB at a vocabulary of 152k. */
 const COMPARED = 8;
-/** What is lost differs by nats: a mean over few positions may vary more than that over the prompt of the check. */
-const LIMIT = FEW_ROWS * CHUNKED_LIMIT;
 /** Positions of KV that are copied to later ones at once. */
 const PIECE = 512;
 
@@ -30,7 +28,14 @@ const PIECE = 512;
  * @param device its name, for errors.
  * @throws ServingError out_of_memory, with the figure and the remedy.
  */
-export async function assertComputesLongChunks(decoder: ChunkDecoder, tokens: number, device: string): Promise<void> {
+export async function assertComputesLongChunks(
+  decoder: ChunkDecoder,
+  tokens: number,
+  limits: CheckLimits,
+  device: string,
+): Promise<void> {
+  // What is lost differs by nats: a mean over few positions may vary more than that over the prompt of the check.
+  const limit = FEW_ROWS * limits.chunkedKl;
   const { capacity } = decoder.pool;
   const past = capacity - tokens;
   const ids = promptIds(decoder.vocabSize, tokens);
@@ -51,10 +56,10 @@ export async function assertComputesLongChunks(decoder: ChunkDecoder, tokens: nu
   halves.set(await chunk(half, tokens), first.length);
   const kl = divergence(whole, halves, decoder.vocabSize);
   // What is lost reads as the same number everywhere, also in both halves; a number that is not finite fails, too.
-  if (kl <= LIMIT && !isConstant(whole)) return;
+  if (kl <= limit && !isConstant(whole)) return;
   const figure = isConstant(whole)
     ? 'all its logits are the same'
-    : `it has a KL divergence of ${kl.toExponential(1)} from the same in two halves, and at most ${LIMIT.toExponential(1)} is right`;
+    : `it has a KL divergence of ${kl.toExponential(1)} from the same in two halves, and at most ${limit.toExponential(1)} is right`;
   throw new ServingError(
     'out_of_memory',
     `${device} computes a chunk of ${tokens} tokens at the end of a slot of ${capacity} wrong: ${figure}. Most likely it has no memory left for the results within the run: lower --prefill-chunk-tokens, --slots or --capacity, or stop what else uses the device's memory`,

@@ -268,8 +268,7 @@ const openDevices = new Map<string, OpenDevice>();
 const lanes = new Map<string, FifoLane>();
 
 /**
- * Opens a device, or holds it once more if it is open already, with the memory limit of who came first. Whoever gets it
- * must dispose of it.
+ * Opens a device, or holds it once more if it is open already. Whoever gets it must dispose of it.
  * @throws ServingError provider_unavailable, with the reason and the remedy; nothing stays open then.
  */
 export function openDevice(setting: DeviceSetting): Promise<Device> {

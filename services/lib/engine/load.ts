@@ -32,6 +32,7 @@ import {
   assertKeepsKv,
   CHECKED_POSITIONS,
   CHECKED_ROWS,
+  limitsOf,
   referenceOf,
   type SelfCheck,
 } from './self-check.ts';
@@ -47,6 +48,12 @@ export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS> & {
 /** What a worker computes. Prompts may have weights of their own, and a device lays slots out by it. */
 export type EngineWork = 'prefill' | 'decode' | 'both';
 
+/** Figures of a device that passed its check. */
+export interface DeviceCheck extends SelfCheck {
+  /** Time of the start, in ms, in which the CPU computed what the device is compared with, or it was read. */
+  readonly referenceMs: number;
+}
+
 export interface WorkerEngine {
   readonly bundle: Bundle;
   readonly session: DecoderSession;
@@ -54,7 +61,7 @@ export interface WorkerEngine {
   readonly modelName: string;
   readonly device: DeviceReport;
   /** Figures of the device's check; undefined on the CPU, which needs none. */
-  readonly check: SelfCheck | undefined;
+  readonly check: DeviceCheck | undefined;
   /** Resolves with the reason when the device fails again and again; undefined on the CPU. */
   readonly lost: Promise<ServingError> | undefined;
   /** Frees the graph, the KV caches and the device after the runs and copies that are under way. */
@@ -140,7 +147,7 @@ class EngineLoader {
   /** Loads, checks and warms the engine on a device. When it fails, nothing stays open. */
   async loadOn(
     setting: DeviceSetting,
-  ): Promise<{ readonly engine: OpenEngine; readonly device: Device; readonly check: SelfCheck | undefined }> {
+  ): Promise<{ readonly engine: OpenEngine; readonly device: Device; readonly check: DeviceCheck | undefined }> {
     const { slots, capacity, deviceMemory } = this.#config;
     const { manifest } = this.#bundle;
     assertRunsOn(manifest, setting.provider);
@@ -223,16 +230,19 @@ class EngineLoader {
   }
 
   /** @throws ServingError provider_unavailable or out_of_memory for a device that does not compute right. */
-  async #check(session: DecoderSession, device: Accelerator): Promise<SelfCheck> {
+  async #check(session: DecoderSession, device: Accelerator): Promise<DeviceCheck> {
     await assertKeepsKv(session.pool.memory, device.name);
     const kept = prepackedCache(this.#bundle, this.#config.prepacked, this.#log, this.#files);
     const count = CHECKED_ROWS * session.vocabSize;
+    const startMs = performance.now();
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
-    const { precision } = this.#bundle.manifest;
-    const check = await assertComputesRight(session, await this.#reference, precision, device.name);
-    if (this.#work !== 'prefill') await assertStepsRight(session, await this.#reference, precision, device.name);
-    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, device.name);
-    return check;
+    const reference = await this.#reference;
+    const referenceMs = Math.round(performance.now() - startMs);
+    const limits = limitsOf(this.#bundle.manifest.precision, this.#config.checkTolerance);
+    const check = await assertComputesRight(session, reference, limits, device.name);
+    if (this.#work !== 'prefill') await assertStepsRight(session, reference, limits, device.name);
+    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, limits, device.name);
+    return { ...check, referenceMs };
   }
 
   /**

@@ -2,10 +2,15 @@
 import { totalmem } from 'node:os';
 import { positionBytes } from '../kv/layout.ts';
 import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
+import type { DecoderSpec } from '../model/checkpoint/spec.ts';
 import { ServingError } from '../process/errors.ts';
 
 /** Tokens of a prompt's chunk where no setting says it: the default of --prefill-chunk-tokens. */
 export const DEFAULT_CHUNK_TOKENS = 512;
+
+/** How CUDA writes out a large matrix: see writtenMatrix. */
+const WRITTEN_BYTES = 256 * 2 ** 20;
+const WRITTEN_ROWS = 32_768;
 
 export interface EngineMemory {
   /** Bytes of the weights' files. */
@@ -18,7 +23,10 @@ export interface EngineMemory {
   readonly stepRows: number;
   /** Bytes of the logits of the largest step. */
   readonly logits: number;
-  /** Bytes of the intermediate results of a run, on a device; the CPU's come from what the process has anyway. */
+  /**
+   * Bytes of the intermediate results of a run on a device, and of a matrix that it writes out. Those of the CPU come
+   * from what the process has anyway.
+   */
   readonly scratch: number;
 }
 
@@ -41,6 +49,8 @@ export function engineMemory(
   const { tokens = DEFAULT_CHUNK_TOKENS, stepRows = slots } = runs;
   const floats = floatsOf(manifest);
   const perToken = positionBytes({ ...spec, floats });
+  // CUDA computes 16 bits only, so other precisions never write a matrix out.
+  const written = floats === 'float16' && manifest.precision !== 'fp16' ? writtenMatrix(spec) : 0;
   // At its widest a run holds the gated and the plain half of an MLP, their product, and the residual stream twice.
   const width = 3 * spec.intermediate + 2 * spec.hidden;
   return {
@@ -50,8 +60,19 @@ export function engineMemory(
     perToken,
     stepRows,
     logits: spec.vocab * 4 * stepRows,
-    scratch: tokens * width * (floats === 'float16' ? 2 : 4),
+    scratch: tokens * width * (floats === 'float16' ? 2 : 4) + written,
   };
+}
+
+/**
+ * Bytes of the widest matrix in 16 bits. CUDA writes a quantised matrix out before it multiplies it by more than 16
+ * rows, where none of its kernels for many rows takes it (model/bundle/weight-formats.ts). Of a matrix of more than 256
+ * MiB it writes 32,768 rows at a time, if it has more than twice as many (MatMulNBits of ONNX Runtime 1.30).
+ */
+function writtenMatrix({ intermediate, hidden, vocab }: DecoderSpec): number {
+  const whole = vocab * hidden * 2;
+  const inParts = whole > WRITTEN_BYTES && vocab > 2 * WRITTEN_ROWS;
+  return Math.max(intermediate * hidden * 2, inParts ? WRITTEN_ROWS * hidden * 2 : whole);
 }
 
 /**

@@ -7,6 +7,7 @@ import { existsSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { ServingError } from '../process/errors.ts';
 import { assertOk, create, libraryPath, loadFault, type Out, type Pointer, readPointers, runtime } from './ort-api.ts';
+import { inWords, vulkanDevices } from './vulkan.ts';
 
 /** Which accelerator to open. */
 export interface ProviderSetting {
@@ -18,8 +19,6 @@ export interface ProviderSetting {
    * (`VK_DRIVER_FILES` or the devices of a container choose).
    */
   readonly deviceId?: number;
-  /** For `cuda`: bytes that the runtime may take of the device's memory; all of it if not given. */
-  readonly memoryLimit?: number;
 }
 
 /** What a session asks of the device, beyond computing there. */
@@ -88,8 +87,10 @@ export function gpuVendors(): string[] {
 
 function webGpu(): Provider {
   const { api } = runtime();
+  const devices = vulkanDevices();
   return {
-    name: 'WebGPU',
+    // Which of several it takes, it does not say.
+    name: devices.length === 0 ? 'WebGPU' : `WebGPU on ${devices.length > 1 ? 'one of ' : ''}${inWords(devices)}`,
     append(options, { graphCapture = false }) {
       const wanted = {
         // Our graphs are fixed, and checked at start. By default every command would be validated again.
@@ -121,14 +122,25 @@ const CUDA_LIBRARIES = {
   'libcudnn.so.9': 'cuDNN 9',
 } as const;
 
-function cuda({ deviceId = 0, memoryLimit }: ProviderSetting): Provider {
+/**
+ * Settings of a session on CUDA. The kernels that multiply quantised weights by many rows are off by default; which
+ * matrices they take is said in model/bundle/weight-formats.ts. A session then tries variants of the kernel for each
+ * shape of matrix while it is opened. They take no bias in the node: our graphs add it apart, and the optimiser must
+ * not merge the two.
+ */
+const CUDA_SESSION = {
+  'ep.cuda.fpa_intb_gemm': '1',
+  'optimization.disable_specified_optimizers': 'MatMulNBitsFusion',
+};
+
+function cuda({ deviceId = 0 }: ProviderSetting): Provider {
   const { api } = runtime();
   const pinnedMemory = create(api, api.createMemoryInfo, 'CudaPinned', ALLOCATOR_DEVICE, deviceId, MEMORY_OF_HOST);
   const settings = {
     device_id: String(deviceId),
-    // By default the arena doubles whenever it grows, and could take the memory of a second worker on the card.
+    // By default the arena doubles whenever it grows, and could take the memory of a second worker on the card. There
+    // is a limit for each arena (gpu_mem_limit), and each session has one, so it could not bound a process.
     arena_extend_strategy: 'kSameAsRequested',
-    ...(memoryLimit === undefined ? {} : { gpu_mem_limit: String(memoryLimit) }),
     // Without this, products of 32-bit floats are computed with 10 bits of mantissa. Other types do not care.
     use_tf32: '0',
     // cuDNN would otherwise try every algorithm of a convolution at its first run. Our graphs have none.
@@ -139,6 +151,9 @@ function cuda({ deviceId = 0, memoryLimit }: ProviderSetting): Provider {
     name: `CUDA device ${deviceId}`,
     pinnedMemory,
     append(options) {
+      for (const [key, value] of Object.entries(CUDA_SESSION)) {
+        assertOk(api, api.addSessionConfigEntry(options, key, value));
+      }
       const filled = create(api, api.createCudaOptions);
       try {
         const keys = Object.keys(settings);

@@ -38,12 +38,17 @@ export const ENGINE_SETTINGS = {
   deviceMemory: whole(1 << 20, Number.MAX_SAFE_INTEGER)
     .optional()
     .describe(
-      "bytes of a GPU's memory that the worker may take: what does not fit is refused at start, and cuda keeps to it; all of it when not given",
+      "bytes of a GPU's memory that the worker may take: what would not fit is refused at start, by arithmetic, and nothing is enforced later; not checked when not given",
     ),
   graphCapture: flag
     .default(false)
     .describe(
       'record the decode step of each batch size on the GPU and replay it, for less work of the CPU between kernels (webgpu only)',
+    ),
+  checkTolerance: whole(1, 1000)
+    .default(1)
+    .describe(
+      'factor on the KL divergences with which a GPU passes its check at start: raise it only for a model that you have seen to be answered right on that GPU',
     ),
   spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
   cpus: z

@@ -5,8 +5,15 @@
  * runs also compile the kernels.
  */
 import type { KvPool } from '../kv/pool.ts';
-import type { Precision } from '../model/bundle/choices.ts';
-import { CHECKED_PROMPT, comparedRows, divergence, FEW_ROWS, KL_LIMIT, promptIds, refusal } from './self-check.ts';
+import {
+  CHECKED_PROMPT,
+  type CheckLimits,
+  comparedRows,
+  divergence,
+  FEW_ROWS,
+  promptIds,
+  refusal,
+} from './self-check.ts';
 import type { DecoderSession } from './session.ts';
 
 /** The part of a decoder that the check drives. */
@@ -29,7 +36,7 @@ const PICK_TOLERANCE = 0.05;
 export async function assertStepsRight(
   decoder: SteppingDecoder,
   reference: Float32Array,
-  precision: Precision,
+  limits: CheckLimits,
   device: string,
 ): Promise<void> {
   const { store, slots } = decoder.pool;
@@ -40,7 +47,7 @@ export async function assertStepsRight(
       const lengths = Int32Array.from({ length: rows }, (_, row) => CHECKED_PROMPT - ((row * 7 + shift) % 40));
       const ids = lengths.map((length) => prompt[length % CHECKED_PROMPT] as number);
       const logits = Float32Array.from(await decoder.step(ids, lengths));
-      assertRows(logits, lengths, reference, { vocab: decoder.vocabSize, precision, device });
+      assertRows(logits, lengths, reference, { vocab: decoder.vocabSize, limits, device });
       if (decoder.picksTokens) assertPicks(await decoder.pick(ids, lengths), logits, decoder.vocabSize, device);
     }
   }
@@ -48,20 +55,20 @@ export async function assertStepsRight(
 
 interface Checked {
   readonly vocab: number;
-  readonly precision: Precision;
+  readonly limits: CheckLimits;
   readonly device: string;
 }
 
 function assertRows(logits: Float32Array, lengths: Int32Array, reference: Float32Array, checked: Checked): void {
-  const { vocab, precision, device } = checked;
+  const { vocab, limits, device } = checked;
   const rows = comparedRows(lengths.length, COMPARED);
   const row = (of: Float32Array, at: number) => of.subarray(at * vocab, (at + 1) * vocab);
   const kl = rows.reduce((sum, at) => sum + divergence(row(reference, lengths[at]!), row(logits, at), vocab), 0);
-  const [mean, limit] = [kl / rows.length, FEW_ROWS * KL_LIMIT[precision]];
+  const [mean, limit] = [kl / rows.length, FEW_ROWS * limits.kl];
   if (mean <= limit) return; // a number that is not finite fails, too
   throw refusal(
     device,
-    `a decode step of ${lengths.length} rows has a KL divergence of ${mean.toExponential(1)} from the CPU's, and at most ${limit.toExponential(1)} is right for ${precision}`,
+    `a decode step of ${lengths.length} rows has a KL divergence of ${mean.toExponential(1)} from the CPU's, and at most ${limit.toExponential(1)} is right for ${limits.precision}`,
   );
 }
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { parseNvidia } from '../../../bench/gpu/card.ts';
+import { assertOnCard, parseNvidia } from '../../../bench/gpu/card.ts';
 import { GPU_COMMAND, type GpuOptions, PART_NAMES } from '../../../bench/gpu/command.ts';
 import { endsOf, sizesOf, wantedBundles } from '../../../bench/gpu/measure.ts';
 import { compareRows, equalTokens } from '../../../bench/gpu/parts/correct.ts';
@@ -51,6 +51,25 @@ describe('the comparison with the CPU', () => {
     expect(equalTokens([1, 2, 3], [1, 2, 3])).toBe(3);
     expect(equalTokens([1, 2, 3], [1, 5, 3])).toBe(1);
     expect(equalTokens([1, 2, 3], [1])).toBe(1);
+  });
+});
+
+describe('the card beside the figures', () => {
+  const card = (used: number) => ({ name: 'NVIDIA H200', driver: '570', memory: 2 ** 37, used });
+
+  it('an engine computes on the card whose used memory rises while it is open', () => {
+    expect(assertOnCard(card(4 * 2 ** 20), card(500 * 2 ** 20), 'WebGPU')).toBe(true);
+  });
+
+  it('a device that leaves the card’s memory as it was is refused by name: it is another one', () => {
+    expect(() => assertOnCard(card(4 * 2 ** 20), card(4 * 2 ** 20), 'WebGPU on llvmpipe')).toThrow(
+      /^WebGPU on llvmpipe does not compute on NVIDIA H200: 4194304 bytes .*llavacode devices/,
+    );
+  });
+
+  it('nothing is said where the tools do not tell the used memory', () => {
+    expect(assertOnCard(card(Number.NaN), card(Number.NaN), 'WebGPU')).toBeUndefined();
+    expect(assertOnCard(card(0), undefined, 'WebGPU')).toBeUndefined();
   });
 });
 

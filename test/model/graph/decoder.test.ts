@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';
+import { weightFormats } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { Checkpoint } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';
@@ -44,6 +45,23 @@ test.each<[string, TableFormat]>([
     if (operator === 'Reshape') expect(constants).toContain(inputs[1]);
   }
 });
+
+test.each(['int8-fp16', 'int4-fp16'] as const)(
+  'the matrices of %s are such as the CUDA kernels for many rows take: blocks of 32, no zero points, no bias within',
+  async (precision) => {
+    const dir = join(GOLDENS, 'qwen2-tied');
+    await using checkpoint = await Checkpoint.open(dir);
+    const spec = (await readSpec(dir)) as DecoderSpec;
+    const formats = weightFormats(precision, spec.layers);
+    const graph = buildDecoder(spec, checkpoint, { ...formats, maxPositions: 64 });
+    const products = graph.nodes.filter(({ operator }) => operator === 'MatMulNBits');
+    expect(products.length).toBeGreaterThan(4 * spec.layers);
+    for (const { inputs, attributes } of products) {
+      expect(inputs).toHaveLength(3);
+      expect(attributes).toMatchObject({ block_size: 32 });
+    }
+  },
+);
 
 describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name) => {
   const dir = join(GOLDENS, name);

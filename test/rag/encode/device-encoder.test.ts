@@ -35,7 +35,11 @@ test(
     const onCpu = await loadContextEncoder(bundle, { threads: 1, retriever: 'dense' });
     const onGpu = await openContextEncoder(bundle, { ...CONFIG, provider: 'webgpu', retriever: 'dense' }, LOG);
     try {
-      expect(onGpu.device).toEqual({ kind: 'webgpu', name: 'WebGPU', reason: '--provider webgpu' });
+      expect(onGpu.device).toEqual({
+        kind: 'webgpu',
+        name: expect.stringMatching(/^WebGPU on llvmpipe /),
+        reason: '--provider webgpu',
+      });
       expect(onGpu.fingerprint).toBe(onCpu.fingerprint);
       const [expected, found] = [await onCpu.encode(TEXTS), await onGpu.encode(TEXTS)];
       for (const [i, { vector, embedding }] of expected.entries()) {
@@ -50,6 +54,13 @@ test(
   },
   COMPILING_MS,
 );
+
+test('an encoder is refused on CUDA, with the reason and what to use instead', async () => {
+  await expect(openContextEncoder(bundle, { ...CONFIG, provider: 'cuda' }, LOG)).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(/encoders compute in 32 bits.*16 bits only: use --provider webgpu or cpu/),
+  });
+});
 
 test('nothing is opened on a GPU for a bundle without an encoder', async () => {
   const bare = { ...bundle, context: undefined };

@@ -4,11 +4,16 @@ import type { Graph } from '../graph/graph.ts';
 import type { LayerFormats, TableFormat } from '../graph/linear.ts';
 import { PRECISIONS, type Precision } from './choices.ts';
 
-const DEFAULT_BLOCK = 128;
 /**
- * Blocks for which CUDA has fast kernels of MatMulNBits. They also want a matrix whose number of outputs is a multiple
- * of 64 (4 bits) or 32 (8 bits), as all matrices of the published shapes are; others take a slower kernel.
+ * Weights that share a scale, unless the export says otherwise. On a CPU larger blocks are faster. For GPUs it is 32:
+ * the CUDA library of ONNX Runtime 1.30 has kernels that multiply quantised weights by many rows for blocks of 32 only,
+ * without zero points and without a bias in the node (it is its "compact" build of fpA_intB_gemm, which
+ * engine/provider.ts switches on). They also want a matrix whose number of outputs is a multiple of 64 (4 bits) or 32
+ * (8 bits), as all matrices of the published shapes are. For every other matrix a run of more than 16 rows, so each
+ * prompt, writes the whole matrix in 16 bits to memory first.
  */
+const DEFAULT_BLOCK = { float32: 128, float16: 32 } as const;
+/** Blocks for which CUDA has a kernel that multiplies one row, or a few, without writing the matrix out first. */
 const CUDA_BLOCKS: readonly number[] = [32, 64, 128];
 
 interface WeightFormats {
@@ -27,22 +32,25 @@ interface WeightFormats {
  * the last layer.
  * The encoder keeps 8 bits in both `mixed` and `int4`, because a projector was trained on its vectors; the projector is
  * always in 32-bit floats.
- * @param block weights that share a scale.
+ * @param chosen weights that share a scale; 128, and 32 for the precisions that end in `-fp16`, if not given.
  * @throws ServingError config_invalid for an unknown precision or block.
  */
-export function weightFormats(precision: Precision, layers: number, block = DEFAULT_BLOCK): WeightFormats {
+export function weightFormats(precision: Precision, layers: number, chosen?: number): WeightFormats {
+  const floats = precision.endsWith('-fp16') ? 'float16' : 'float32';
+  const block = chosen ?? DEFAULT_BLOCK[floats];
   if (![16, 32, 64, 128, 256].includes(block)) {
     throw new ServingError('config_invalid', `block ${block} is not one of 16, 32, 64, 128, 256`);
   }
-  const floats = precision.endsWith('-fp16') ? 'float16' : 'float32';
   if (floats === 'float16' && !CUDA_BLOCKS.includes(block)) {
     throw new ServingError(
       'config_invalid',
-      `block ${block} is not one of ${CUDA_BLOCKS.join(', ')}, which the fast kernels of CUDA take: use one of these with --precision ${precision}`,
+      `block ${block} is not one of ${CUDA_BLOCKS.join(', ')}, which CUDA's kernels for decode steps take: use one of these with --precision ${precision}`,
     );
   }
   const eight = { bits: 8, block } as const;
   const four = { bits: 4, block } as const;
+  // Encoders compute in 32 bits, whatever the language model does.
+  const encoder = { bits: 8, block: chosen ?? DEFAULT_BLOCK.float32 } as const;
   switch (precision) {
     case 'fp32':
       return { layers: 'fp32', vocabulary: 'fp32', encoder: 'fp32' };
@@ -50,12 +58,12 @@ export function weightFormats(precision: Precision, layers: number, block = DEFA
       return { layers: 'fp32', vocabulary: 'fp32', encoder: 'fp32', floats: 'float16' };
     case 'int8':
     case 'int8-fp16':
-      return { layers: eight, vocabulary: eight, encoder: eight, floats };
+      return { layers: eight, vocabulary: eight, encoder, floats };
     case 'mixed':
-      return { layers: (i) => (i === 0 || i === layers - 1 ? eight : four), vocabulary: eight, encoder: eight };
+      return { layers: (i) => (i === 0 || i === layers - 1 ? eight : four), vocabulary: eight, encoder };
     case 'int4':
     case 'int4-fp16':
-      return { layers: four, vocabulary: four, encoder: eight, floats };
+      return { layers: four, vocabulary: four, encoder, floats };
     default:
       throw new ServingError('config_invalid', `precision ${precision} is not one of ${PRECISIONS.join(', ')}`);
   }

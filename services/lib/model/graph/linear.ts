@@ -101,10 +101,23 @@ export function transpose(matrix: Float32Array, rows: number, columns: number): 
  */
 export function multiply(graph: Graph, output: string, input: Value, matrix: StoredMatrix, bias?: Value): Value {
   if (matrix.kind === 'table') return graph.node('Gemm', output, [input, matrix.weight], { transB: 1 });
-  if (matrix.kind === 'floats') {
-    const product = graph.node('MatMul', bias ? `${output}.product` : output, [input, matrix.weight]);
-    return bias ? graph.node('Add', output, [product, bias]) : product;
-  }
+  // CUDA's kernels of MatMulNBits that multiply many rows take no bias (bundle/weight-formats.ts).
+  const apart = bias !== undefined && (matrix.kind === 'floats' || graph.floats === 'float16');
+  const name = apart ? `${output}.product` : output;
+  const product =
+    matrix.kind === 'floats'
+      ? graph.node('MatMul', name, [input, matrix.weight])
+      : multiplyBlocks(graph, name, input, matrix, apart ? undefined : bias);
+  return apart ? graph.node('Add', output, [product, bias]) : product;
+}
+
+function multiplyBlocks(
+  graph: Graph,
+  output: string,
+  input: Value,
+  matrix: StoredMatrix & { readonly kind: 'blocks' },
+  bias?: Value,
+): Value {
   const inputs = [input, matrix.packed, matrix.scales, ...(bias ? [undefined, undefined, bias] : [])];
   return graph.node('MatMulNBits', output, inputs, {
     K: matrix.columns,

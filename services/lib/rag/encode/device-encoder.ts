@@ -40,7 +40,8 @@ const LARGEST_DISTANCE = 0.01;
 
 /**
  * Loads encoder and projector of a bundle, if it has them.
- * @throws ServingError as loadContextEncoder; provider_unavailable for a device that is not there or computes wrong.
+ * @throws ServingError as loadContextEncoder; config_invalid for CUDA; provider_unavailable for a device that is not
+ *   there or computes wrong.
  */
 export async function openContextEncoder(
   bundle: Bundle,
@@ -68,6 +69,13 @@ type LoadOptions = Pick<EncoderConfig, 'threads' | 'retriever'>;
 
 /** Leaves nothing open when it fails. */
 async function loadOn(setting: DeviceSetting, bundle: Bundle, options: LoadOptions) {
+  if (setting.provider === 'cuda' && bundle.context) {
+    // The CPU would compute every layer's attention, and its inputs and outputs would cross the bus.
+    throw new ServingError(
+      'config_invalid',
+      '--provider cuda cannot encode: encoders compute in 32 bits, and CUDA computes attention in 16 bits only: use --provider webgpu or cpu',
+    );
+  }
   const device = await openDevice(setting);
   try {
     const encoder = await loadContextEncoder(bundle, { ...options, device });
