@@ -7,14 +7,13 @@ import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { COMPILING_MS, type VulkanDevice, vulkanEnvironment } from '../support/vulkan.ts';
+import { COMPILING_MS, DEVICE_MODEL, type VulkanDevice, vulkanEnvironment } from '../support/vulkan.ts';
 
 vi.setConfig({ testTimeout: COMPILING_MS });
 let dir: string;
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), 'llavacode-devices-'));
-  const llm = join(PACKAGE_ROOT, 'models', 'tiny-coder');
-  await exportBundle({ llm, to: join(dir, 'int4'), precision: 'int4' });
+  await exportBundle({ llm: DEVICE_MODEL, to: join(dir, 'bundle'), precision: 'fp32' });
 });
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
@@ -27,7 +26,7 @@ async function devices(device: VulkanDevice, ...args: string[]) {
 }
 
 test('each device is tried with the bundle, and the verdict has its figures', async () => {
-  const { stderr, report } = await devices('right', '--model', join(dir, 'int4'));
+  const { stderr, report } = await devices('right', '--model', join(dir, 'bundle'));
   expect(report).toMatchObject({
     devices: [
       { provider: 'cpu', verdict: 'right', name: 'CPU' },

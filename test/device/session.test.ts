@@ -1,7 +1,7 @@
 /**
  * The decoder on the tests' software GPU: the same tokens as on the CPU, however a sequence is computed. ONNX Runtime
  * copies an input to the device when it is bound. Where inputs were bound only once, every step computed with the ids
- * and lengths of the first one: this model said `2529 286 286 286 286` instead of `2529 286 2 3591 580`.
+ * and lengths of the first one: the model that ships said `2529 286 286 286 286` instead of `2529 286 2 3591 580`.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -17,7 +17,7 @@ import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, softWithin } from '../../services/lib/request/token-prompt.ts';
 import { TINY_CODER } from '../support/system.ts';
-import { useVulkan } from '../support/vulkan.ts';
+import { DEVICE_MODEL, useVulkan } from '../support/vulkan.ts';
 
 const SLOTS = 3;
 const CAPACITY = 512;
@@ -32,12 +32,9 @@ let cpu: DecoderSession;
 beforeAll(async () => {
   await useVulkan();
   dir = await mkdtemp(join(tmpdir(), 'llavacode-device-'));
-  await exportBundle({ llm: TINY_CODER, to: join(dir, 'bundle'), precision: 'fp32' });
-  bundle = await openBundle(join(dir, 'bundle'));
+  bundle = await exported('device-model', DEVICE_MODEL);
   device = (await openDevice({ provider: 'webgpu' })) as Accelerator;
-  cpu = await DecoderSession.load(bundle.llm, shape(), new KvPool(new CpuEngineKv(layout(), SLOTS, CAPACITY)), {
-    threads: 1,
-  });
+  cpu = await onCpu(bundle);
 }, TIMEOUT_MS);
 
 afterAll(async () => {
@@ -47,20 +44,30 @@ afterAll(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
-const layout = () => {
-  const { layers, kvHeads, headDim } = bundle.manifest.llm.spec;
+async function exported(name: string, llm: string): Promise<Bundle> {
+  await exportBundle({ llm, to: join(dir, name), precision: 'fp32' });
+  return openBundle(join(dir, name));
+}
+
+const layoutOf = ({ manifest }: Bundle) => {
+  const { layers, kvHeads, headDim } = manifest.llm.spec;
   return { layers, kvHeads, headDim };
 };
-const shape = () => {
-  const { vocab, hidden } = bundle.manifest.llm.spec;
-  return { vocabSize: vocab, hiddenSize: hidden };
-};
+const shapeOf = ({ manifest }: Bundle) => ({
+  vocabSize: manifest.llm.spec.vocab,
+  hiddenSize: manifest.llm.spec.hidden,
+});
+
+const onCpu = (model: Bundle) =>
+  DecoderSession.load(model.llm, shapeOf(model), new KvPool(new CpuEngineKv(layoutOf(model), SLOTS, CAPACITY)), {
+    threads: 1,
+  });
 
 /** A session on the device that is freed after the test, with its caches. */
-async function onDevice(use: KvUse): Promise<DecoderSession> {
-  const kv: EngineKv = await DeviceKv.create(device, layout(), SLOTS, CAPACITY, use);
+async function onDevice(use: KvUse, model = bundle): Promise<DecoderSession> {
+  const kv: EngineKv = await DeviceKv.create(device, layoutOf(model), SLOTS, CAPACITY, use);
   const pool = new KvPool(kv);
-  const session = await DecoderSession.load(bundle.llm, shape(), pool, { threads: 1, device });
+  const session = await DecoderSession.load(model.llm, shapeOf(model), pool, { threads: 1, device });
   onTestFinished(async () => {
     await session.dispose();
     await pool.store.dispose();
@@ -130,6 +137,19 @@ describe.each([
   });
 });
 
+test('the model that ships gives the tokens of the CPU, 300 and 24 more', { timeout: TIMEOUT_MS }, async () => {
+  const model = await exported('tiny-coder', TINY_CODER);
+  const [plain, session] = [await onCpu(model), await onDevice('both', model)];
+  try {
+    const expected = await greedy(plain, 0, promptOf(300), 25);
+    expect(new Set(expected).size).toBeGreaterThan(3);
+    // Every chunk has 32 tokens or more: kernels for fewer would take 38 s more to compile.
+    expect(await greedy(session, 1, promptOf(300), 25, { size: 100 })).toEqual(expected);
+  } finally {
+    await plain.dispose();
+  }
+});
+
 test('soft tokens, and sequences of other lengths in one step, give the tokens of the CPU', {
   timeout: TIMEOUT_MS,
 }, async () => {
@@ -186,7 +206,7 @@ describe('a hand-over', () => {
     const first = await prefill(from, fromSlot, prompt, { size: 64 });
     const sender = new KvSender(from.pool.store, fromSlot);
     const receiver = new KvReceiver(to.pool.store, toSlot, '');
-    receiver.manifest({ fingerprint: '', layout: layout(), dtype: 'float32', positions: prompt.length });
+    receiver.manifest({ fingerprint: '', layout: layoutOf(bundle), dtype: 'float32', positions: prompt.length });
     for (const [start, end] of [
       [0, 64],
       [64, prompt.length],

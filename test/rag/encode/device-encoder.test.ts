@@ -4,10 +4,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { openContextEncoder } from '../../../services/lib/rag/encode/device-encoder.ts';
 import { loadContextEncoder } from '../../../services/lib/rag/encode/encode.ts';
-import { largestDifference, TINY_CODER } from '../../support/models.ts';
+import { largestDifference } from '../../support/models.ts';
+import { smallestBundle } from '../../support/smallest-bundle.ts';
 import { useVulkan } from '../../support/vulkan.ts';
 
 const COMPILING_MS = 240_000;
@@ -24,8 +24,7 @@ let bundle: Bundle;
 beforeAll(async () => {
   await useVulkan();
   dir = await mkdtemp(join(tmpdir(), 'llavacode-device-encoder-'));
-  await exportBundle({ llm: TINY_CODER, to: join(dir, 'bundle'), precision: 'fp32' });
-  bundle = await openBundle(join(dir, 'bundle'));
+  bundle = await openBundle(await smallestBundle(dir));
 }, COMPILING_MS);
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
@@ -42,6 +41,7 @@ test(
       });
       expect(onGpu.fingerprint).toBe(onCpu.fingerprint);
       const [expected, found] = [await onCpu.encode(TEXTS), await onGpu.encode(TEXTS)];
+      expect(largestDifference(expected[0]!.vector, expected[1]!.vector)).toBeGreaterThan(0.01);
       for (const [i, { vector, embedding }] of expected.entries()) {
         expect(largestDifference(found[i]!.vector, vector)).toBeLessThan(1e-4);
         expect(largestDifference(found[i]!.embedding!, embedding!)).toBeLessThan(1e-4);
