@@ -176,7 +176,7 @@ export class WorkerPool {
   place(request: PlacementRequest): Placement | undefined {
     const { continues, positions, preferNot } = request;
     const prefills = without(this.#prefill.ready(positions), preferNot);
-    const decoders = continues ? without(this.#decode.ready(positions), preferNot) : [];
+    const decoders = continues ? without(this.#readyToDecode(positions), preferNot) : [];
     if (prefills.length === 0 || (continues && decoders.length === 0)) return undefined;
     const prefill = continues ? this.#choosePrefill(request, prefills, decoders) : preferred(prefills, request);
     const decoder = decoders.find(({ address }) => address === prefill.address) ?? decoders[0];
@@ -188,13 +188,19 @@ export class WorkerPool {
 
   /** A decode worker with room for one more sequence of a prompt that was placed just now, or undefined. */
   placeOneMore(request: PlacementRequest, { prefill, decode }: Placement): WorkerLease<DecodeClient> | undefined {
-    const ready = this.#decode.ready(request.positions);
+    const ready = this.#readyToDecode(request.positions);
     // In a worker that computes the prompt itself a second sequence does not wait for a slot.
     const worker =
       decode?.address === prefill.address
         ? ready.find((each) => each.address === prefill.address && freeSlots(each) > 0)
         : without(ready, request.preferNot)[0];
     return worker && this.#decode.lease(worker, 1);
+  }
+
+  /** Decode workers that take one more sequence: those with a free slot, then those where it would wait for one. */
+  #readyToDecode(positions: number): Worker<DecodeClient>[] {
+    const isFull = (worker: Worker<DecodeClient>) => Number(freeSlots(worker) <= 0);
+    return this.#decode.ready(positions).sort((a, b) => isFull(a) - isFull(b));
   }
 
   /** Decode workers whose slots hold the request; none where no prefill worker has room for its prompt. */

@@ -134,6 +134,48 @@ describe('decode slots of several gateways', () => {
     }
   });
 
+  const few = fc.record({
+    gateways: fc.constantFrom(2, 3),
+    slots: fc.array(fc.integer({ min: 1, max: 3 }), { minLength: 1, maxLength: 3 }),
+    delayMs: fc.integer({ min: 1, max: 50 }),
+    seed: fc.integer({ min: 1, max: 1e9 }),
+  });
+  const floods = fc.array(
+    fc.record({ tenant: fc.constantFrom('x', 'z'), gateway: fc.nat(2), choices: fc.integer({ min: 1, max: 6 }) }),
+    { minLength: 1, maxLength: 4 },
+  );
+
+  test('a tenant without a slot gets one within 2.5 s, wherever sequences of a tenant with more than one may move', async () => {
+    let checked = 0;
+    await fc.assert(
+      fc.asyncProperty(few, floods, fc.array(fc.nat(2), { minLength: 2, maxLength: 4 }), async (given, long, asks) => {
+        const { gateways, slots, seed } = given;
+        const system = simulatedSystem({ gateways, slots, delayMs: network(seed, given.delayMs, 0) });
+        try {
+          await system.start();
+          for (const { tenant, gateway, choices } of long) {
+            const endless = { promptTokens: 20, outputTokens: 90_000, choices, atOnce: 1 };
+            void system.once({ ...endless, tenant, gateway: gateway % gateways });
+            await system.pass(1_500);
+          }
+          for (const [i, gateway] of asks.entries()) {
+            const mayGetOne = system.mayFreeSlot();
+            const small = { tenant: 'y', gateway: gateway % gateways, promptTokens: 20, outputTokens: 8, atOnce: 1 };
+            void system.once(small);
+            await system.pass(2_500);
+            if (!mayGetOne) return; // it waits, and has a place in a worker's queue
+            checked++;
+            expect(system.finishedOf('y')).toBe(i + 1);
+          }
+        } finally {
+          system.stop();
+        }
+      }),
+      { numRuns: 60 },
+    );
+    expect(checked).toBeGreaterThan(30);
+  }, 300_000);
+
   const shape = fc.record({
     gateways: fc.constantFrom(2, 3),
     slots: fc.array(fc.integer({ min: 3, max: 8 }), { minLength: 1, maxLength: 2 }),
