@@ -180,12 +180,12 @@ export function simulatedSystem(shape: SystemShape = {}) {
     });
     const hear = (from: string, news: unknown) => {
       exchange?.heard(from, news);
-      if (dispatcher.isBlocked) void pool.refresh();
+      if (dispatcher.isBlocked) pool.refreshSoon();
     };
     const member = { pool, exchange, dispatcher, hear };
     const tick = () => {
       exchange?.tick();
-      if (dispatcher.contends) void pool.refresh();
+      if (dispatcher.contends) pool.refreshSoon();
     };
     const every = (ms: number, task: () => void) => {
       const timer = setInterval(task, ms);

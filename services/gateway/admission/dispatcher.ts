@@ -15,6 +15,7 @@ import type { WorkerLease } from '../workers/worker.ts';
 import type { DecodeRoom, Placement, PlacementRequest, WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
 import {
+  type Exchange,
   type HeldElsewhere,
   isAboveShare,
   type PlacedSequence,
@@ -54,7 +55,7 @@ export interface DispatcherOptions
   readonly weightOf?: (tenant: string) => number;
   /** Fairness with other gateways; undefined where there are none. */
   readonly exchange?:
-    | Pick<ServiceExchange, 'served' | 'yields' | 'freed' | 'heldElsewhere' | 'blockedElsewhere'>
+    | Pick<ServiceExchange, 'served' | 'yields' | 'freed' | 'lacksSlots' | 'heldElsewhere' | 'blockedElsewhere'>
     | undefined;
   /** Monotonic clock, in ms. */
   readonly now?: () => number;
@@ -127,7 +128,7 @@ export class Dispatcher {
   /** The prompt that sequences make way for, and how many of its own go first: one per slot that they free. */
   #claim: { readonly prompt: QueuedPrompt; sequences: number } | undefined;
   #preemptTimer: NodeJS.Timeout | undefined;
-  /** Prompts that wait for sequences of other gateways to make way. */
+  /** Prompts that wait for sequences of other gateways to make way, or for the slots of those that did. */
   #blocked: readonly QueuedPrompt[] = [];
   /** Tenants of other gateways that sequences made way for lately, by gateway and tenant. */
   readonly #obliged = new Map<string, Obligation>();
@@ -327,21 +328,28 @@ export class Dispatcher {
 
   /** The first prompt that need not leave a free slot to a tenant with less than its share. */
   get #firstInQueue(): QueuedPrompt | undefined {
-    if (this.#options.exchange === undefined) return this.#queue.first;
+    const { exchange } = this.#options;
+    if (exchange === undefined) return this.#queue.first;
     const [nowMs, latestMs] = [this.#now(), this.#options.preemptAfterMs + PATIENCE_MS];
     const obliged = [...this.#obliged.values()].filter(({ untilMs }) => untilMs > nowMs);
     // A gateway whose tenant waits still longer has no use for the slots that come free here.
-    const owed = [...obliged, ...this.#owedElsewhere.filter(({ forMs }) => forMs < latestMs)];
+    const owed = [...obliged, ...exchange.blockedElsewhere.filter(({ forMs }) => forMs < latestMs)];
     const { firsts } = this.#queue;
-    // Other gateways may have freed slots for these, which are not blocked any more once the news say so.
-    const own = firsts.filter(
-      ({ blockedSinceMs }) => blockedSinceMs !== undefined && nowMs - blockedSinceMs < latestMs,
-    );
+    const own = firsts.filter((prompt) => this.#mayBeLeftSlot(prompt));
     if (owed.length + own.length === 0) return this.#queue.first;
     const others = [...owed, ...own].map(({ tenant }) => tenant);
     return firsts.find(({ tenant, continues }) => {
       return !continues || !isAboveShare(tenant, others, this.#slotHolders, this.#standing);
     });
+  }
+
+  /**
+   * Whether a prompt found its slots taken a moment ago, so that other gateways may have left it one. It is not blocked
+   * any more once their news say so, but the slot is seen only when the worker says that it is free.
+   */
+  #mayBeLeftSlot({ blockedSinceMs }: QueuedPrompt): boolean {
+    if (blockedSinceMs === undefined || this.#heldElsewhere.length === 0) return false;
+    return this.#now() - blockedSinceMs < this.#options.preemptAfterMs + PATIENCE_MS;
   }
 
   /** Tenants that have waited long enough here for slots that other gateways have to free, alone or with this one. */
@@ -414,7 +422,8 @@ export class Dispatcher {
    * the worker. A tenant with more than its share must not wait there before others, and one with less waits here for
    * a slot that is made free for it.
    */
-  #waitsForSlot({ tenant, needs, blockedSinceMs }: QueuedPrompt): boolean {
+  #waitsForSlot(prompt: QueuedPrompt): boolean {
+    const { tenant, needs } = prompt;
     const decoders = this.#options.pool.decodeRoom(needs);
     if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
     if (this.#leaving.size > 0) return true;
@@ -423,11 +432,8 @@ export class Dispatcher {
     if (isAboveShare(tenant, others, holders, standing)) return true;
     const { slots, elsewhere } = sequencesToPreempt(tenant, 1, holders, decoders, standing);
     if (slots > 0) return true;
-    const waitedMs = blockedSinceMs === undefined ? 0 : this.#now() - blockedSinceMs;
-    // A slot that another gateway has freed is seen only when the worker says so: the news come before.
-    const mayComeFree = elsewhere || (blockedSinceMs !== undefined && this.#heldElsewhere.length > 0);
     // A gateway that does not free a slot in time may not do so at all: then wait in the worker.
-    return mayComeFree && waitedMs < this.#options.preemptAfterMs + PATIENCE_MS;
+    return (elsewhere && prompt.blockedSinceMs === undefined) || this.#mayBeLeftSlot(prompt);
   }
 
   /**
@@ -468,29 +474,41 @@ export class Dispatcher {
   }
 
   /**
-   * Frees slots for a prompt whose tenant has less than its share of them: the first such prompt in the queue's order,
-   * which need not be the first of all. It gives the slots --preempt-after-ms to come free by themselves, because what
-   * makes way has to be computed again.
+   * Frees slots for a prompt whose tenant has less than its share of them: the first such prompt in the queue's order
+   * that has no more than another one of them, which need not be the first of all. It gives the slots
+   * --preempt-after-ms to come free by themselves, because what makes way has to be computed again.
    */
   #makeWay(): void {
     clearTimeout(this.#preemptTimer);
     if (this.#leaving.size > 0) return;
     const blocked: QueuedPrompt[] = [];
     this.#blocked = blocked;
+    let isNew = false;
+    const entitled: { readonly prompt: QueuedPrompt; readonly way: Exchange<RunningSequence> }[] = [];
     for (const prompt of [...this.#replays.slice(0, 1), ...this.#queue.firsts]) {
       const decoders = prompt.continues ? this.#options.pool.decodeRoom(prompt.needs) : [];
       const { tenant, sequences } = prompt;
-      const exchange = sequencesToPreempt(tenant, sequences, this.#slotHolders, decoders, this.#standing);
-      if (exchange.slots === 0 && !exchange.elsewhere) continue;
-      prompt.blockedSinceMs ??= this.#now();
-      if (exchange.elsewhere) blocked.push(prompt);
-      if (exchange.slots === 0) continue;
-      const leftMs = prompt.blockedSinceMs + this.#options.preemptAfterMs - this.#now();
-      if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
-      else this.#preempt(exchange.victims, { prompt, sequences: exchange.slots });
+      const way = sequencesToPreempt(tenant, sequences, this.#slotHolders, decoders, this.#standing);
+      const isEntitled = way.slots > 0 || way.elsewhere;
+      if (way.elsewhere && prompt.blockedSinceMs === undefined) isNew = true;
+      if (isEntitled) prompt.blockedSinceMs ??= this.#now();
+      // Gateways that have made way for it go on to leave it the slot.
+      if (way.elsewhere || (!isEntitled && this.#mayBeLeftSlot(prompt))) blocked.push(prompt);
+      if (way.slots > 0 || (way.elsewhere && this.#mayBeLeftSlot(prompt))) entitled.push({ prompt, way });
+    }
+    if (isNew) this.#options.exchange?.lacksSlots();
+    const tenants = entitled.map(({ prompt }) => prompt.tenant);
+    const isNext = ({ prompt, way }: (typeof entitled)[number]) =>
+      way.slots > 0 && !isAboveShare(prompt.tenant, tenants, this.#slotHolders, this.#standing);
+    const next = entitled.find(isNext);
+    if (next === undefined) {
+      this.#makeWayForOthers();
       return;
     }
-    this.#makeWayForOthers();
+    const { prompt, way } = next;
+    const leftMs = prompt.blockedSinceMs! + this.#options.preemptAfterMs - this.#now();
+    if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
+    else this.#preempt(way.victims, { prompt, sequences: way.slots });
   }
 
   /** The same for prompts that wait at other gateways. They have no claim here, and come to the workers themselves. */

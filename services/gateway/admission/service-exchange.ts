@@ -166,7 +166,19 @@ export class ServiceExchange {
 
   /** A sequence of this gateway has ended: gateways whose tenants find no slot hear of it before the next tick. */
   freed(): void {
-    if (this.#now() - this.#saidAtMs < SOONEST_NEWS_MS || this.blockedElsewhere.length === 0) return;
+    if (this.blockedElsewhere.length > 0) this.#sayNow();
+  }
+
+  /**
+   * A tenant of this gateway finds all slots taken now: the others hear of it before the next tick, and so before
+   * slots come free for it. Otherwise one that has not heard could take them.
+   */
+  lacksSlots(): void {
+    this.#sayNow();
+  }
+
+  #sayNow(): void {
+    if (this.#now() - this.#saidAtMs < SOONEST_NEWS_MS) return;
     this.#say([...this.#options.waiting()].slice(0, MOST_TENANTS));
   }
 
