@@ -171,9 +171,9 @@ describe('decode slots of several gateways', () => {
           system.stop();
         }
       }),
-      { numRuns: 60 },
+      { numRuns: 25 },
     );
-    expect(checked).toBeGreaterThan(30);
+    expect(checked).toBeGreaterThan(10);
   }, 300_000);
 
   const shape = fc.record({
