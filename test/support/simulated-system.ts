@@ -301,8 +301,8 @@ export function simulatedSystem(shape: SystemShape = {}) {
     /** Sequences that a gateway has on decode workers. */
     held: (gateway: number) => members[gateway]!.dispatcher.slotNews.held.reduce((sum, [, , count]) => sum + count, 0),
     /**
-     * Whether a slot is free, or would be if all sequences of one worker that may move did: all but the oldest that each
-     * gateway has of a tenant, as long as their tenant keeps one.
+     * Whether a slot is free, or would be if all sequences of one worker that may move did: all but the oldest that
+     * each gateway has of a tenant.
      */
     mayFreeSlot: () => {
       const held = members.flatMap(({ dispatcher }) => dispatcher.slotNews.held);
