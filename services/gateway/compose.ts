@@ -151,7 +151,7 @@ function composeShared(
       else if (kind === 'prompt') sessions.servedElsewhere(body);
       else if (kind === 'service') {
         exchange.heard(from, body);
-        if (dispatcher.isBlocked) void pool.refresh(); // a slot may have come free
+        if (dispatcher.isBlocked) pool.refreshSoon(); // a slot may have come free
       }
     },
   });
@@ -171,7 +171,7 @@ function composeShared(
   void repeatUntilAborted(closing, () => {
     exchange.tick();
     // Slots that another gateway has freed are seen when the workers are asked.
-    if (dispatcher.contends) void pool.refresh();
+    if (dispatcher.contends) pool.refreshSoon();
     metrics.gatewaysAlive.set(channel.alive);
     return NEWS_EVERY_MS;
   });

@@ -180,12 +180,12 @@ export function simulatedSystem(shape: SystemShape = {}) {
     });
     const hear = (from: string, news: unknown) => {
       exchange?.heard(from, news);
-      if (dispatcher.isBlocked) void pool.refresh();
+      if (dispatcher.isBlocked) pool.refreshSoon();
     };
     const member = { pool, exchange, dispatcher, hear };
     const tick = () => {
       exchange?.tick();
-      if (dispatcher.contends) void pool.refresh();
+      if (dispatcher.contends) pool.refreshSoon();
     };
     const every = (ms: number, task: () => void) => {
       const timer = setInterval(task, ms);
@@ -218,6 +218,7 @@ export function simulatedSystem(shape: SystemShape = {}) {
       });
       gone.catch(() => {});
       await Promise.race([computed, gone]);
+      lease.started();
       sinceMs = performance.now();
       await Promise.race([sleep(left * stepMs), gone]);
       count(demand.tenant, left);
@@ -299,6 +300,18 @@ export function simulatedSystem(shape: SystemShape = {}) {
     service: (...tenants: string[]) => tenants.map((tenant) => (tokens.get(tenant) ?? 0) / weightOf(tenant)),
     /** Sequences that a gateway has on decode workers. */
     held: (gateway: number) => members[gateway]!.dispatcher.slotNews.held.reduce((sum, [, , count]) => sum + count, 0),
+    /**
+     * Whether a slot is free, or would be if all sequences of one worker that may move did: all but the oldest that
+     * each gateway has of a tenant.
+     */
+    mayFreeSlot: () => {
+      const held = members.flatMap(({ dispatcher }) => dispatcher.slotNews.held);
+      return [...decoders].some(([address, { slots: count }]) => {
+        const here = held.filter((each) => each[1] === address);
+        const staying = here.reduce((sum, [, , sequences, movable]) => sum + sequences - movable, 0);
+        return staying < count;
+      });
+    },
     preemptions: () => preemptions,
     finished: () => finished,
     finishedOf: (tenant: string) => finishedOf.get(tenant) ?? 0,

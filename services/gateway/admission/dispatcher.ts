@@ -12,12 +12,14 @@ import { metrics } from '../../lib/process/metrics.ts';
 import type { DecodeClient } from '../../lib/rpc/contract.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import type { WorkerLease } from '../workers/worker.ts';
-import type { Placement, WorkerPool } from '../workers/worker-pool.ts';
+import type { DecodeRoom, Placement, PlacementRequest, WorkerPool } from '../workers/worker-pool.ts';
 import { FairQueue } from './fair-queue.ts';
 import {
+  type Exchange,
   type HeldElsewhere,
   isAboveShare,
   type PlacedSequence,
+  SlotHolders,
   type Standing,
   sequencesToPreempt,
   sequencesToYield,
@@ -53,7 +55,7 @@ export interface DispatcherOptions
   readonly weightOf?: (tenant: string) => number;
   /** Fairness with other gateways; undefined where there are none. */
   readonly exchange?:
-    | Pick<ServiceExchange, 'served' | 'yields' | 'freed' | 'heldElsewhere' | 'blockedElsewhere'>
+    | Pick<ServiceExchange, 'served' | 'yields' | 'freed' | 'lacksSlots' | 'heldElsewhere' | 'blockedElsewhere'>
     | undefined;
   /** Monotonic clock, in ms. */
   readonly now?: () => number;
@@ -62,6 +64,21 @@ export interface DispatcherOptions
 /** A sequence that was given to a decode worker, and has not ended. */
 interface RunningSequence extends PlacedSequence {
   readonly preempted: AbortController;
+  readonly needs: PlacementRequest;
+  /** When it was given to the worker, by our clock. */
+  readonly sentMs: number;
+  /** It computes there: until then it may wait for a slot. */
+  hasJoined: boolean;
+}
+
+/** A tenant of another gateway that sequences made way for. */
+interface Obligation {
+  readonly tenant: string;
+  readonly sinceMs: number;
+  /** Until then the slots that came free are its own. */
+  readonly untilMs: number;
+  /** Until then no more make way for it. */
+  readonly againMs: number;
 }
 
 /** Workers for sequences of one prompt whose turns came together. */
@@ -81,6 +98,21 @@ const GRACE_MS = 2_000;
  * the other gateway asks the workers with one news, and tells what it has placed with the next.
  */
 const OBLIGED_MS = 3 * NEWS_EVERY_MS;
+/**
+ * Longest time between two exchanges for a tenant of another gateway that does not get the slots, in ms. A gateway that
+ * does not know what is told of slots (version 0.1) takes them, and each exchange has to be computed again.
+ */
+const LONGEST_OBLIGED_MS = 16 * OBLIGED_MS;
+/**
+ * How long a sequence waits in a worker for a slot before it may come back, in ms: until then all workers have been
+ * asked again, and what other gateways say is newer than what it was sent by.
+ */
+const RECALL_AFTER_MS = 1_000;
+/**
+ * Time between two sequences of a tenant that come back for a slot which somebody has to leave, in ms. In between it
+ * waits in the worker, where sequences have slots in the order in which they come: gateways may not hear each other.
+ */
+const RECALL_AGAIN_MS = 10_000;
 
 export class Dispatcher {
   readonly #options: DispatcherOptions;
@@ -96,13 +128,14 @@ export class Dispatcher {
   /** The prompt that sequences make way for, and how many of its own go first: one per slot that they free. */
   #claim: { readonly prompt: QueuedPrompt; sequences: number } | undefined;
   #preemptTimer: NodeJS.Timeout | undefined;
-  /** Prompts that wait for sequences of other gateways to make way. */
+  /** Prompts that wait for sequences of other gateways to make way, or for the slots of those that did. */
   #blocked: readonly QueuedPrompt[] = [];
-  /**
-   * Tenants of other gateways that sequences made way for lately, by gateway and tenant: until the given time, on our
-   * clock, no more do, and the slots that came free are theirs.
-   */
-  readonly #obliged = new Map<string, { readonly tenant: string; readonly untilMs: number }>();
+  /** Tenants of other gateways that sequences made way for lately, by gateway and tenant. */
+  readonly #obliged = new Map<string, Obligation>();
+  /** When a sequence of a tenant came back last for a slot that somebody has to leave, on our clock. */
+  readonly #recalledMs = new Map<string, number>();
+  /** Made when it is asked for, and again after a change. */
+  #holders: SlotHolders<RunningSequence> | undefined;
   #placed = 0;
   readonly #rate = new ServiceRate();
   /** Start of the outage that lasts now, on our clock; undefined while there are workers. */
@@ -188,10 +221,13 @@ export class Dispatcher {
 
   /** For the other gateways: see {@link SlotNews}. */
   get slotNews(): SlotNews {
-    const held = new Map<string, [string, string, number]>();
-    for (const { tenant, address } of this.#running) {
+    const held = new Map<string, [string, string, number, number]>();
+    const holders = this.#slotHolders;
+    for (const sequence of this.#running) {
+      const { tenant, address } = sequence;
       const key = `${address} ${tenant}`;
-      held.set(key, [tenant, address, (held.get(key)?.[2] ?? 0) + 1]);
+      const [, , sequences, movable] = held.get(key) ?? [tenant, address, 0, 0];
+      held.set(key, [tenant, address, sequences + 1, movable + Number(holders.mayMove(sequence))]);
     }
     const waiting = this.#queue.entries.filter(({ continues }) => continues);
     const blocked = this.#blocked.flatMap(({ tenant, needs, sequences, isReplay, blockedSinceMs }) => {
@@ -219,7 +255,9 @@ export class Dispatcher {
 
   /** Gives out workers as long as they have room: one sequence at a time, each in its turn. */
   #pump(): void {
+    this.#holders = undefined; // other gateways may have told what they hold
     this.#watchOutage();
+    this.#recall();
     const { pool } = this.#options;
     const blocked = this.#serve(() => this.#first);
     if (blocked && pool.usable && !pool.fits(blocked.needs)) {
@@ -290,17 +328,28 @@ export class Dispatcher {
 
   /** The first prompt that need not leave a free slot to a tenant with less than its share. */
   get #firstInQueue(): QueuedPrompt | undefined {
-    if (this.#options.exchange === undefined) return this.#queue.first;
+    const { exchange } = this.#options;
+    if (exchange === undefined) return this.#queue.first;
     const [nowMs, latestMs] = [this.#now(), this.#options.preemptAfterMs + PATIENCE_MS];
     const obliged = [...this.#obliged.values()].filter(({ untilMs }) => untilMs > nowMs);
     // A gateway whose tenant waits still longer has no use for the slots that come free here.
-    const owed = [...obliged, ...this.#owedElsewhere.filter(({ forMs }) => forMs < latestMs)];
-    if (owed.length === 0) return this.#queue.first;
-    const others = [...owed, ...this.#blocked].map(({ tenant }) => tenant);
-    const held = this.#heldElsewhere;
-    return this.#queue.firsts.find(({ tenant, continues }) => {
-      return !continues || !isAboveShare(tenant, others, this.#running, this.#standing, held);
+    const owed = [...obliged, ...exchange.blockedElsewhere.filter(({ forMs }) => forMs < latestMs)];
+    const { firsts } = this.#queue;
+    const own = firsts.filter((prompt) => this.#mayBeLeftSlot(prompt));
+    if (owed.length + own.length === 0) return this.#queue.first;
+    const others = [...owed, ...own].map(({ tenant }) => tenant);
+    return firsts.find(({ tenant, continues }) => {
+      return !continues || !isAboveShare(tenant, others, this.#slotHolders, this.#standing);
     });
+  }
+
+  /**
+   * Whether a prompt found its slots taken a moment ago, so that other gateways may have left it one. It is not blocked
+   * any more once their news say so, but the slot is seen only when the worker says that it is free.
+   */
+  #mayBeLeftSlot({ blockedSinceMs }: QueuedPrompt): boolean {
+    if (blockedSinceMs === undefined || this.#heldElsewhere.length === 0) return false;
+    return this.#now() - blockedSinceMs < this.#options.preemptAfterMs + PATIENCE_MS;
   }
 
   /** Tenants that have waited long enough here for slots that other gateways have to free, alone or with this one. */
@@ -315,6 +364,11 @@ export class Dispatcher {
     return this.#options.exchange?.heldElsewhere ?? [];
   }
 
+  get #slotHolders(): SlotHolders<RunningSequence> {
+    this.#holders ??= new SlotHolders(this.#running, this.#heldElsewhere);
+    return this.#holders;
+  }
+
   /** Tenants that have waited long enough for a slot at other gateways. */
   get #owedElsewhere(): readonly BlockedElsewhere[] {
     const { exchange, preemptAfterMs } = this.#options;
@@ -327,17 +381,31 @@ export class Dispatcher {
   }
 
   /** Counts a sequence as running until its worker is released. */
-  #track({ tenant, queuedAtMs }: QueuedPrompt, worker: WorkerLease<DecodeClient>): DecodeLease {
+  #track({ tenant, queuedAtMs, needs }: QueuedPrompt, worker: WorkerLease<DecodeClient>): DecodeLease {
     const preempted = new AbortController();
-    const { address } = worker;
-    const sequence = { tenant, address, enteredMs: queuedAtMs, order: ++this.#placed, preempted };
+    const sequence: RunningSequence = {
+      tenant,
+      address: worker.address,
+      enteredMs: queuedAtMs,
+      order: ++this.#placed,
+      preempted,
+      needs,
+      sentMs: this.#now(),
+      hasJoined: false,
+    };
     this.#running.add(sequence);
+    this.#holders = undefined;
     const over = () => {
+      this.#holders = undefined;
       if (this.#running.delete(sequence) || this.#leaving.delete(sequence)) this.#options.exchange?.freed();
     };
     return {
       ...worker,
       preempted: preempted.signal,
+      started: () => {
+        sequence.hasJoined = true;
+        worker.started();
+      },
       releaseLoad: () => {
         over();
         worker.releaseLoad();
@@ -354,59 +422,117 @@ export class Dispatcher {
    * the worker. A tenant with more than its share must not wait there before others, and one with less waits here for
    * a slot that is made free for it.
    */
-  #waitsForSlot({ tenant, needs, blockedSinceMs }: QueuedPrompt): boolean {
+  #waitsForSlot(prompt: QueuedPrompt): boolean {
+    const { tenant, needs } = prompt;
     const decoders = this.#options.pool.decodeRoom(needs);
     if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
     if (this.#leaving.size > 0) return true;
-    const [running, standing, held] = [this.#running, this.#standing, this.#heldElsewhere];
-    const others = new Set([...this.#queue.firsts, ...running, ...held].map((other) => other.tenant));
-    if (isAboveShare(tenant, others, running, standing, held)) return true;
-    const { slots, elsewhere } = sequencesToPreempt(tenant, 1, running, decoders, standing, held);
-    const waitedMs = blockedSinceMs === undefined ? 0 : this.#now() - blockedSinceMs;
+    const [holders, standing] = [this.#slotHolders, this.#standing];
+    const others = new Set([...this.#queue.firsts.map((other) => other.tenant), ...holders.counts.keys()]);
+    if (isAboveShare(tenant, others, holders, standing)) return true;
+    const { slots, elsewhere } = sequencesToPreempt(tenant, 1, holders, decoders, standing);
+    if (slots > 0) return true;
     // A gateway that does not free a slot in time may not do so at all: then wait in the worker.
-    return slots > 0 || (elsewhere && waitedMs < this.#options.preemptAfterMs + PATIENCE_MS);
+    return (elsewhere && prompt.blockedSinceMs === undefined) || this.#mayBeLeftSlot(prompt);
   }
 
   /**
-   * Frees slots for a prompt whose tenant has less than its share of them: the first such prompt in the queue's order,
-   * which need not be the first of all. It gives the slots --preempt-after-ms to come free by themselves, because what
-   * makes way has to be computed again.
+   * Calls a sequence back that waits in a worker for a slot, where it would get one sooner from here: one is free
+   * elsewhere, or its tenant has less than its share of them. A worker is chosen by what was known then, and a sequence
+   * that waits there would wait for the longest one before it. The youngest goes: the older ones are served first.
+   */
+  #recall(): void {
+    if (this.#leaving.size > 0) return;
+    const nowMs = this.#now();
+    const waiting = [...this.#running].filter(({ hasJoined, sentMs }) => {
+      return !hasJoined && nowMs - sentMs >= RECALL_AFTER_MS;
+    });
+    for (const [tenant, lastMs] of this.#recalledMs) {
+      if (nowMs - lastMs >= RECALL_AGAIN_MS) this.#recalledMs.delete(tenant);
+    }
+    for (const sequence of waiting.reverse()) {
+      const decoders = this.#options.pool.decodeRoom(sequence.needs);
+      const own = decoders.find(({ address }) => address === sequence.address);
+      if (own === undefined || own.freeSlots >= 0) continue;
+      const isFree = decoders.some(({ freeSlots }) => freeSlots > 0);
+      if (!isFree && (this.#recalledMs.has(sequence.tenant) || !this.#couldGain(sequence, decoders))) continue;
+      if (!isFree) this.#recalledMs.set(sequence.tenant, nowMs);
+      this.#callBack([sequence]);
+      return;
+    }
+  }
+
+  /** Whether somebody would have to leave a slot to a sequence if it waited here rather than in its worker. */
+  #couldGain(sequence: RunningSequence, decoders: readonly DecodeRoom[]): boolean {
+    const others = [...this.#running].filter((each) => each !== sequence);
+    const rooms = decoders.map(({ address, freeSlots }) => {
+      return { address, freeSlots: address === sequence.address ? freeSlots + 1 : freeSlots };
+    });
+    const holders = new SlotHolders(others, this.#heldElsewhere);
+    const { slots, elsewhere } = sequencesToPreempt(sequence.tenant, 1, holders, rooms, this.#standing);
+    return slots > 0 || elsewhere;
+  }
+
+  /**
+   * Frees slots for a prompt whose tenant has less than its share of them: the first such prompt in the queue's order
+   * that has no more than another one of them, which need not be the first of all. It gives the slots
+   * --preempt-after-ms to come free by themselves, because what makes way has to be computed again.
    */
   #makeWay(): void {
     clearTimeout(this.#preemptTimer);
     if (this.#leaving.size > 0) return;
-    const held = this.#heldElsewhere;
     const blocked: QueuedPrompt[] = [];
     this.#blocked = blocked;
+    let isNew = false;
+    const entitled: { readonly prompt: QueuedPrompt; readonly way: Exchange<RunningSequence> }[] = [];
     for (const prompt of [...this.#replays.slice(0, 1), ...this.#queue.firsts]) {
       const decoders = prompt.continues ? this.#options.pool.decodeRoom(prompt.needs) : [];
       const { tenant, sequences } = prompt;
-      const exchange = sequencesToPreempt(tenant, sequences, this.#running, decoders, this.#standing, held);
-      if (exchange.slots === 0 && !exchange.elsewhere) continue;
-      prompt.blockedSinceMs ??= this.#now();
-      if (exchange.elsewhere) blocked.push(prompt);
-      if (exchange.slots === 0) continue;
-      const leftMs = prompt.blockedSinceMs + this.#options.preemptAfterMs - this.#now();
-      if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
-      else this.#preempt(exchange.victims, { prompt, sequences: exchange.slots });
+      const way = sequencesToPreempt(tenant, sequences, this.#slotHolders, decoders, this.#standing);
+      const isEntitled = way.slots > 0 || way.elsewhere;
+      if (way.elsewhere && prompt.blockedSinceMs === undefined) isNew = true;
+      if (isEntitled) prompt.blockedSinceMs ??= this.#now();
+      // Gateways that have made way for it go on to leave it the slot.
+      if (way.elsewhere || (!isEntitled && this.#mayBeLeftSlot(prompt))) blocked.push(prompt);
+      if (way.slots > 0 || (way.elsewhere && this.#mayBeLeftSlot(prompt))) entitled.push({ prompt, way });
+    }
+    if (isNew) this.#options.exchange?.lacksSlots();
+    const tenants = entitled.map(({ prompt }) => prompt.tenant);
+    const isNext = ({ prompt, way }: (typeof entitled)[number]) =>
+      way.slots > 0 && !isAboveShare(prompt.tenant, tenants, this.#slotHolders, this.#standing);
+    const next = entitled.find(isNext);
+    if (next === undefined) {
+      this.#makeWayForOthers();
       return;
     }
-    this.#makeWayForOthers(held);
+    const { prompt, way } = next;
+    const leftMs = prompt.blockedSinceMs! + this.#options.preemptAfterMs - this.#now();
+    if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
+    else this.#preempt(way.victims, { prompt, sequences: way.slots });
   }
 
   /** The same for prompts that wait at other gateways. They have no claim here, and come to the workers themselves. */
-  #makeWayForOthers(held: readonly HeldElsewhere[]): void {
+  #makeWayForOthers(): void {
     if (this.#options.exchange === undefined) return;
     const nowMs = this.#now();
-    for (const [key, { untilMs }] of this.#obliged) if (untilMs <= nowMs) this.#obliged.delete(key);
-    for (const { gateway, tenant, sequences, positions } of [...this.#owedHere, ...this.#owedElsewhere]) {
-      const key = `${gateway} ${tenant}`;
-      if (this.#obliged.has(key)) continue;
+    const owed = [...this.#owedHere, ...this.#owedElsewhere];
+    const stillOwed = new Set(owed.map(keyOf));
+    for (const [key, { untilMs }] of this.#obliged) {
+      if (untilMs <= nowMs && !stillOwed.has(key)) this.#obliged.delete(key);
+    }
+    for (const each of owed) {
+      const { tenant, sequences, positions, forMs } = each;
+      const last = this.#obliged.get(keyOf(each));
+      if (last !== undefined && nowMs < last.againMs) continue;
       const decoders = this.#options.pool.slotsFor(positions);
-      const victims = sequencesToYield(tenant, sequences, this.#running, decoders, this.#standing, held);
+      const victims = sequencesToYield(tenant, sequences, this.#slotHolders, decoders, this.#standing);
       if (victims.length === 0) continue;
-      // Until the news say how many slots the tenant has then.
-      this.#obliged.set(key, { tenant, untilMs: nowMs + OBLIGED_MS });
+      // Until the news say how many slots the tenant has then. If it has waited ever since the last time, somebody else
+      // took the slots: then the next time comes later and later.
+      const inVain = last !== undefined && forMs > nowMs - last.sinceMs;
+      const pauseMs = inVain ? Math.min(2 * (last.againMs - last.sinceMs), LONGEST_OBLIGED_MS) : OBLIGED_MS;
+      const obligation = { tenant, sinceMs: nowMs, untilMs: nowMs + OBLIGED_MS, againMs: nowMs + pauseMs };
+      this.#obliged.set(keyOf(each), obligation);
       this.#preempt(victims, undefined);
       return;
     }
@@ -414,12 +540,17 @@ export class Dispatcher {
 
   #preempt(victims: readonly RunningSequence[], claim: { prompt: QueuedPrompt; sequences: number } | undefined): void {
     if (claim) this.#claim = claim;
-    for (const victim of victims) {
-      this.#running.delete(victim);
-      this.#leaving.add(victim);
-      metrics.preemptions.inc();
+    metrics.preemptions.inc(victims.length);
+    this.#callBack(victims);
+  }
+
+  #callBack(sequences: readonly RunningSequence[]): void {
+    for (const sequence of sequences) {
+      this.#running.delete(sequence);
+      this.#leaving.add(sequence);
     }
-    for (const victim of victims) victim.preempted.abort(PREEMPTED);
+    this.#holders = undefined;
+    for (const { preempted } of sequences) preempted.abort(PREEMPTED);
   }
 
   #leave(prompt: QueuedPrompt, reason: unknown): void {
@@ -427,6 +558,7 @@ export class Dispatcher {
     if (index >= 0) this.#replays.splice(index, 1);
     else if (!this.#queue.remove(prompt)) return;
     if (this.#claim?.prompt === prompt) this.#claim = undefined;
+    this.#blocked = this.#blocked.filter((each) => each !== prompt);
     prompt.refuse(reason);
     this.#pump(); // the prompt behind it may fit
   }
@@ -465,3 +597,5 @@ export class Dispatcher {
     metrics.waitingTokens.set(this.#queue.tokens);
   }
 }
+
+const keyOf = ({ gateway, tenant }: BlockedElsewhere) => `${gateway} ${tenant}`;

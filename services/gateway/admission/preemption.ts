@@ -10,7 +10,8 @@
  *   long prompts and short outputs, which holds hardly any slot at a time, got several times its share of tokens.
  *
  * Sequences count wherever they were placed from, but a gateway ends only its own: of the tenant that holds the most
- * for its weight, the gateway that placed the most gives way, also for prompts that wait at others. From this follows:
+ * for its weight, the gateway with the most that may go gives way, also for prompts that wait at others. From this
+ * follows:
  *
  * - No tenant that is alone, or has no more than its share, loses a sequence.
  * - It comes to an end: each exchange brings the two tenants nearer to each other, and none can be turned round. With
@@ -45,7 +46,9 @@ export interface HeldElsewhere {
   readonly tenant: string;
   readonly address: string;
   readonly sequences: number;
-  /** Whether that gateway, rather than this one, gives way where both hold as many. */
+  /** How many of them may make way: all but the oldest that the gateway has of the tenant, on whatever worker. */
+  readonly movable: number;
+  /** Whether that gateway, rather than this one, gives way where as many of both may. */
   readonly first: boolean;
 }
 
@@ -58,6 +61,50 @@ export interface Exchange<S> {
   readonly elsewhere: boolean;
 }
 
+const byAge = (a: PlacedSequence, b: PlacedSequence) => a.enteredMs - b.enteredMs || a.order - b.order;
+
+/** All sequences on decode workers, at one moment. It is built once for many questions, because it sorts them. */
+export class SlotHolders<S extends PlacedSequence> {
+  /** Sequences of each tenant, by all gateways. */
+  readonly counts: ReadonlyMap<string, number>;
+  /** Our own that may make way, by worker, the oldest first. */
+  readonly movable: ReadonlyMap<string, readonly S[]>;
+  /** Those of other gateways that may make way, by worker. */
+  readonly movableElsewhere: ReadonlyMap<string, readonly HeldElsewhere[]>;
+  /** The oldest of our own of each tenant. */
+  readonly #oldest = new Map<string, S>();
+
+  constructor(placed: Iterable<S>, elsewhere: readonly HeldElsewhere[] = []) {
+    const counts = new Map<string, number>();
+    const count = (tenant: string, sequences: number) => counts.set(tenant, (counts.get(tenant) ?? 0) + sequences);
+    const movable = new Map<string, S[]>();
+    for (const sequence of [...placed].sort(byAge)) {
+      count(sequence.tenant, 1);
+      if (this.#oldest.has(sequence.tenant)) listed(movable, sequence.address).push(sequence);
+      else this.#oldest.set(sequence.tenant, sequence);
+    }
+    const movableElsewhere = new Map<string, HeldElsewhere[]>();
+    for (const each of elsewhere) {
+      count(each.tenant, each.sequences);
+      if (each.movable > 0) listed(movableElsewhere, each.address).push(each);
+    }
+    this.counts = counts;
+    this.movable = movable;
+    this.movableElsewhere = movableElsewhere;
+  }
+
+  /** Whether one of our own may make way. */
+  mayMove(sequence: S): boolean {
+    return this.#oldest.get(sequence.tenant) !== sequence;
+  }
+}
+
+function listed<E>(lists: Map<string, E[]>, key: string): E[] {
+  const list = lists.get(key) ?? [];
+  lists.set(key, list);
+  return list;
+}
+
 /**
  * The sequences that make way so that up to `wanted` sequences of a tenant each get a slot; none where the rule allows
  * none, or where a slot is free. Slots for which other gateways would have to give way as well are not among them.
@@ -65,14 +112,13 @@ export interface Exchange<S> {
 export function sequencesToPreempt<S extends PlacedSequence>(
   tenant: string,
   wanted: number,
-  placed: Iterable<S>,
+  holders: SlotHolders<S>,
   decoders: readonly DecodeRoom[],
   standing: Standing,
-  heldElsewhere: readonly HeldElsewhere[] = [],
 ): Exchange<S> {
   const victims: S[] = [];
   let slots = 0;
-  for (const way of waysFor(tenant, placed, decoders, standing, heldElsewhere)) {
+  for (const way of waysFor(tenant, holders, decoders, standing)) {
     if (slots === wanted) break;
     if (way.elsewhere > 0 || way.short) return { victims, slots, elsewhere: !way.short };
     victims.push(...way.victims);
@@ -88,14 +134,13 @@ export function sequencesToPreempt<S extends PlacedSequence>(
 export function sequencesToYield<S extends PlacedSequence>(
   tenant: string,
   wanted: number,
-  placed: Iterable<S>,
+  holders: SlotHolders<S>,
   decoders: readonly DecodeRoom[],
   standing: Standing,
-  heldElsewhere: readonly HeldElsewhere[],
 ): readonly S[] {
   const victims: S[] = [];
   let slots = 0;
-  for (const way of waysFor(tenant, placed, decoders, standing, heldElsewhere)) {
+  for (const way of waysFor(tenant, holders, decoders, standing)) {
     // Those that the rule allows do not free a slot yet, but fewer wait for one: only for the first slot.
     if (slots === wanted || (way.short && slots > 0)) break;
     victims.push(...way.victims);
@@ -107,12 +152,13 @@ export function sequencesToYield<S extends PlacedSequence>(
 /** The ways to free one slot after the other, the one with the fewest victims first; nothing once a slot is free. */
 function* waysFor<S extends PlacedSequence>(
   tenant: string,
-  placed: Iterable<S>,
+  holders: SlotHolders<S>,
   decoders: readonly DecodeRoom[],
   standing: Standing,
-  heldElsewhere: readonly HeldElsewhere[],
 ): Generator<Way<S>> {
-  const holdings = new Holdings([...placed].sort(byAge), heldElsewhere, standing);
+  const holdings = new Holdings(holders, standing);
+  // The usual case, which would otherwise be found worker by worker.
+  if (!holdings.mayGain(tenant)) return;
   const free = new Map(decoders.map(({ address, freeSlots }) => [address, freeSlots]));
   const effort = ({ short, victims, elsewhere }: Way<S>) => (short ? 1e9 : 0) + victims.length + elsewhere;
   for (;;) {
@@ -137,28 +183,15 @@ function* waysFor<S extends PlacedSequence>(
 export function isAboveShare(
   tenant: string,
   others: Iterable<string>,
-  placed: Iterable<PlacedSequence>,
+  { counts }: SlotHolders<PlacedSequence>,
   { weightOf, servedOf }: Standing,
-  heldElsewhere: readonly HeldElsewhere[] = [],
 ): boolean {
-  const held = heldBy(placed, heldElsewhere);
-  const own = (held.get(tenant) ?? 0) / weightOf(tenant);
+  const own = (counts.get(tenant) ?? 0) / weightOf(tenant);
   const served = servedOf(tenant) + LARGEST_LEAD;
   return [...others].some((other) => {
-    return other !== tenant && ((held.get(other) ?? 0) + 1) / weightOf(other) <= own && servedOf(other) <= served;
+    return other !== tenant && ((counts.get(other) ?? 0) + 1) / weightOf(other) <= own && servedOf(other) <= served;
   });
 }
-
-/** Sequences of each tenant. */
-function heldBy(placed: Iterable<PlacedSequence>, elsewhere: readonly HeldElsewhere[]): Map<string, number> {
-  const held = new Map<string, number>();
-  const count = (tenant: string, sequences: number) => held.set(tenant, (held.get(tenant) ?? 0) + sequences);
-  for (const { tenant } of placed) count(tenant, 1);
-  for (const { tenant, sequences } of elsewhere) count(tenant, sequences);
-  return held;
-}
-
-const byAge = (a: PlacedSequence, b: PlacedSequence) => a.enteredMs - b.enteredMs || a.order - b.order;
 
 /** How one slot of a worker is made free. */
 interface Way<S> {
@@ -167,68 +200,77 @@ interface Way<S> {
   readonly victims: readonly S[];
   /** How many of other gateways go. */
   readonly elsewhere: number;
-  /** What is left of the sequences of other gateways. */
-  readonly left: readonly HeldElsewhere[];
+  /** What may still go after that, of ours and of other gateways. */
+  readonly left: { readonly own: readonly S[]; readonly others: readonly HeldElsewhere[] };
+  /** Sequences that each tenant loses. */
+  readonly lost: ReadonlyMap<string, number>;
   /** The rule allows no more, and the slot is not free yet. */
   readonly short: boolean;
 }
 
-/** Sequences by the tenants that hold them. */
+/** What is left of all sequences after one exchange or more. */
 class Holdings<S extends PlacedSequence> {
   readonly #standing: Standing;
-  #elsewhere: readonly HeldElsewhere[];
-  /** Our own, the oldest first. */
-  #sequences: readonly S[];
-  #counts: Map<string, number>;
-  /** Sequences that tenants have gained by exchanges. */
-  readonly #gained = new Map<string, number>();
-  /** The oldest of our own of each tenant. */
-  readonly #oldest = new Map<string, S>();
+  readonly #counts: Map<string, number>;
+  readonly #own: Map<string, readonly S[]>;
+  readonly #others: Map<string, readonly HeldElsewhere[]>;
 
-  constructor(sequences: readonly S[], elsewhere: readonly HeldElsewhere[], standing: Standing) {
-    this.#sequences = sequences;
-    this.#elsewhere = elsewhere;
+  constructor({ counts, movable, movableElsewhere }: SlotHolders<S>, standing: Standing) {
     this.#standing = standing;
-    this.#counts = heldBy(sequences, elsewhere);
-    for (const sequence of sequences.toReversed()) this.#oldest.set(sequence.tenant, sequence);
+    this.#counts = new Map(counts);
+    this.#own = new Map(movable);
+    this.#others = new Map(movableElsewhere);
+  }
+
+  /** Whether the rule lets any tenant lose a sequence to this one. */
+  mayGain(tenant: string): boolean {
+    const holders = [...this.#counts.keys()].map((other) => ({ tenant: other }));
+    return this.#loser(tenant, holders, new Map()) !== undefined;
   }
 
   /** The sequences of one worker that go, `count` if the rule allows as many, so that `tenant` gets one more. */
   makeWay(tenant: string, address: string, count: number): Way<S> {
-    const held = new Map(this.#counts);
-    let own = this.#sequences.filter((each) => each.address === address);
-    let left = this.#elsewhere;
+    let own = this.#own.get(address) ?? [];
+    let others = this.#others.get(address) ?? [];
+    const lost = new Map<string, number>();
     const victims: S[] = [];
     let elsewhere = 0;
+    let short = false;
     while (victims.length + elsewhere < count) {
-      const movable = own.filter((each) => each !== this.#oldest.get(each.tenant));
-      const others = left.filter((each) => each.address === address && each.sequences > 0);
-      const loser = this.#loser(tenant, [...others, ...movable], held);
-      if (loser === undefined) return { address, victims, elsewhere, left, short: true };
-      held.set(loser, held.get(loser)! - 1);
-      const victim = movable.findLast((each) => each.tenant === loser);
+      const loser = this.#loser(tenant, [...others, ...own], lost);
+      if (loser === undefined) {
+        short = true;
+        break;
+      }
+      lost.set(loser, (lost.get(loser) ?? 0) + 1);
+      const victim = own.findLast((each) => each.tenant === loser);
       const other = victimElsewhere(loser, own, others);
-      if (victim && (other === undefined || !other.before)) {
+      if (victim && !other?.before) {
         victims.push(victim);
         own = own.filter((each) => each !== victim);
       } else {
         elsewhere++;
-        left = left.map((each) => (each === other?.from ? { ...each, sequences: each.sequences - 1 } : each));
+        const less = others.map((each) => (each === other?.from ? { ...each, movable: each.movable - 1 } : each));
+        others = less.filter(({ movable }) => movable > 0);
       }
     }
-    return { address, victims, elsewhere, left, short: false };
+    return { address, victims, elsewhere, left: { own, others }, lost, short };
   }
 
-  /** The tenant with the most for its weight that may lose one of these sequences to `tenant`. */
-  #loser(tenant: string, sequences: readonly { tenant: string }[], held: ReadonlyMap<string, number>) {
+  /**
+   * The tenant with the most for its weight that may lose one of these sequences to `tenant`.
+   * @param lost sequences that tenants have lost already, for this slot.
+   */
+  #loser(tenant: string, sequences: readonly { tenant: string }[], lost: ReadonlyMap<string, number>) {
     const { weightOf, servedOf } = this.#standing;
     const limit = ((this.#counts.get(tenant) ?? 0) + 1) / weightOf(tenant);
     const served = servedOf(tenant) - LARGEST_LEAD;
     let loser: string | undefined;
     let most = -Infinity;
     for (const { tenant: other } of sequences) {
-      const [count, weight] = [held.get(other)!, weightOf(other)];
-      if (other === tenant || (count - 1) / weight < limit || servedOf(other) < served) continue;
+      if (other === tenant || other === loser) continue;
+      const [count, weight] = [(this.#counts.get(other) ?? 0) - (lost.get(other) ?? 0), weightOf(other)];
+      if ((count - 1) / weight < limit || servedOf(other) < served) continue;
       // On ties a later one of the list, which is younger, goes first.
       if (count / weight < most) continue;
       loser = other;
@@ -238,19 +280,18 @@ class Holdings<S extends PlacedSequence> {
   }
 
   /** The victims are gone, and `tenant` has one sequence more. */
-  exchange({ victims, left }: Way<S>, tenant: string): void {
-    this.#sequences = this.#sequences.filter((sequence) => !victims.includes(sequence));
-    this.#elsewhere = left;
-    const gained = (this.#gained.get(tenant) ?? 0) + 1;
-    this.#gained.set(tenant, gained);
-    this.#counts = heldBy(this.#sequences, left);
-    this.#counts.set(tenant, (this.#counts.get(tenant) ?? 0) + gained);
+  exchange({ address, left, lost }: Way<S>, tenant: string): void {
+    this.#own.set(address, left.own);
+    this.#others.set(address, left.others);
+    for (const [loser, count] of lost) this.#counts.set(loser, (this.#counts.get(loser) ?? 0) - count);
+    this.#counts.set(tenant, (this.#counts.get(tenant) ?? 0) + 1);
   }
 }
 
 /**
- * The gateway other than this one that holds the most of a tenant's sequences on a worker, and whether it gives way
- * before this one; undefined where there is none.
+ * The gateway other than this one that has the most of a tenant's sequences on a worker that may go, and whether it
+ * gives way before this one; undefined where there is none. Both lists have only sequences that may go: otherwise each
+ * of two gateways could take the other's oldest for the one that goes, and wait for it.
  */
 function victimElsewhere(
   tenant: string,
@@ -259,9 +300,9 @@ function victimElsewhere(
 ): { from: HeldElsewhere; before: boolean } | undefined {
   let from: HeldElsewhere | undefined;
   for (const each of others) {
-    if (each.tenant === tenant && (from === undefined || each.sequences > from.sequences)) from = each;
+    if (each.tenant === tenant && (from === undefined || each.movable > from.movable)) from = each;
   }
   if (from === undefined) return undefined;
   const count = own.filter((each) => each.tenant === tenant).length;
-  return { from, before: from.sequences > count || (from.sequences === count && from.first) };
+  return { from, before: from.movable > count || (from.movable === count && from.first) };
 }

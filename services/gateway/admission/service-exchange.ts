@@ -31,8 +31,11 @@ export interface ServiceExchangeOptions {
   readonly now?: () => number;
 }
 
-/** Sequences in decode workers, as a gateway placed them: tenant, address of the worker, and how many. */
-type Held = readonly [string, string, number];
+/**
+ * Sequences in decode workers, as a gateway placed them: tenant, address of the worker, how many, and how many of them
+ * may make way.
+ */
+type Held = readonly [string, string, number, number];
 /**
  * A tenant that finds all slots taken while others hold more for their weight: its name, how many of its sequences
  * wait, the positions that a slot must hold, and for how long it has been so, in ms.
@@ -94,7 +97,7 @@ export class ServiceExchange {
   /** What was served here and has not been told. */
   #own = new Map<string, number>();
   readonly #active = new Map<string, Active>();
-  /** What other gateways said last, if somebody waits there or holds slots. */
+  /** What other gateways said last, if somebody waits there, holds slots or finds none. */
   readonly #elsewhere = new Map<string, Heard>();
   /** Cost divided by weight that all gateways served in this interval and in the two before. */
   #recent = [0, 0, 0];
@@ -128,7 +131,7 @@ export class ServiceExchange {
   get heldElsewhere(): HeldElsewhere[] {
     return this.#live().flatMap(([from, { held }]) => {
       const first = from < this.#options.self;
-      return held.map(([tenant, address, sequences]) => ({ tenant, address, sequences, first }));
+      return held.map(([tenant, address, sequences, movable]) => ({ tenant, address, sequences, movable, first }));
     });
   }
 
@@ -155,14 +158,27 @@ export class ServiceExchange {
     for (const [tenant, cost] of news.served) this.#count(tenant, cost);
     for (const tenant of news.waiting) this.#activate(tenant);
     const { waiting, held, blocked } = news;
-    if (waiting.length + held.length > 0) this.#elsewhere.set(from, { waiting, held, blocked, atMs: this.#now() });
+    if (waiting.length + held.length + blocked.length > 0)
+      this.#elsewhere.set(from, { waiting, held, blocked, atMs: this.#now() });
     else this.#elsewhere.delete(from);
     this.#options.charge(new Map(news.served));
   }
 
   /** A sequence of this gateway has ended: gateways whose tenants find no slot hear of it before the next tick. */
   freed(): void {
-    if (this.#now() - this.#saidAtMs < SOONEST_NEWS_MS || this.blockedElsewhere.length === 0) return;
+    if (this.blockedElsewhere.length > 0) this.#sayNow();
+  }
+
+  /**
+   * A tenant of this gateway finds all slots taken now: the others hear of it before the next tick, and so before
+   * slots come free for it. Otherwise one that has not heard could take them.
+   */
+  lacksSlots(): void {
+    this.#sayNow();
+  }
+
+  #sayNow(): void {
+    if (this.#now() - this.#saidAtMs < SOONEST_NEWS_MS) return;
     this.#say([...this.#options.waiting()].slice(0, MOST_TENANTS));
   }
 
@@ -172,7 +188,7 @@ export class ServiceExchange {
     const slots = this.#options.slots();
     const held = slots.held.slice(0, MOST_TENANTS);
     const blocked = slots.blocked.slice(0, MOST_TENANTS);
-    const lasts = waiting.length + held.length > 0;
+    const lasts = waiting.length + held.length + blocked.length > 0;
     if (served.length > 0 || lasts || this.#saidAnything) this.#options.publish({ served, waiting, held, blocked });
     this.#saidAnything = lasts;
     this.#saidAtMs = this.#now();
@@ -230,7 +246,8 @@ export class ServiceExchange {
 }
 
 const isString = (value: unknown) => typeof value === 'string';
-const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) > 0;
+const isWhole = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;
+const isCount = (value: unknown) => isWhole(value) && value !== 0;
 const isAmount = (value: unknown) => typeof value === 'number' && value >= 0 && Number.isFinite(value);
 const isTuple = (value: unknown, ...parts: readonly ((part: unknown) => boolean)[]) =>
   Array.isArray(value) && value.length === parts.length && parts.every((isPart, i) => isPart(value[i]));
@@ -243,7 +260,7 @@ function readNews(body: unknown): ServiceNews | undefined {
   const isNews =
     isListOf(served, (pair) => isTuple(pair, isString, isAmount)) &&
     isListOf(waiting, isString) &&
-    isListOf(held, (each) => isTuple(each, isString, isString, isCount)) &&
+    isListOf(held, (each) => isTuple(each, isString, isString, isCount, isWhole)) &&
     isListOf(blocked, (each) => isTuple(each, isString, isCount, isCount, isAmount));
   return isNews ? ({ served, waiting, held, blocked } as ServiceNews) : undefined;
 }

@@ -135,6 +135,7 @@ export class Attempt {
         stall.start();
         if (joined) {
           onJoined(joined);
+          worker.started();
           this.#noLongerAwaitsKv(choice);
         }
         if (!step) continue;

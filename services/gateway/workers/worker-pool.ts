@@ -71,6 +71,11 @@ export interface WorkerPoolOptions
  * worker.
  */
 const PROMPTS_PER_WORKER = 2;
+/**
+ * Shortest time between two questions to all workers that are asked because of news, and longest time for which their
+ * answers are gathered so that listeners look once, in ms. Each look at full slots takes up to a few ms.
+ */
+const GATHER_MS = 50;
 
 export class WorkerPool {
   readonly #prefill: WorkerSet<PrefillClient>;
@@ -79,6 +84,13 @@ export class WorkerPool {
   readonly #location: Pick<WorkerPoolConfig, 'localPrefill' | 'localPrefillTokens'>;
   #capacity = 0;
   #refreshing: Promise<unknown> | undefined;
+  /** When all workers were asked last, on the monotonic clock. */
+  #refreshedMs = -Infinity;
+  /** Asks all of them when it runs out. */
+  #soon: NodeJS.Timeout | undefined;
+  /** While it runs, answers are gathered. */
+  #gathering: NodeJS.Timeout | undefined;
+  #hasGathered = false;
   readonly #listeners = new Set<() => void>();
 
   constructor(options: WorkerPoolOptions) {
@@ -89,8 +101,10 @@ export class WorkerPool {
       answerTimeoutMs: Math.min(connectTimeoutMs, stallTimeoutMs),
       askEveryMs: options.askEveryMs ?? 1000,
       stallTimeoutMs,
-      onChange: () => {
-        for (const listener of this.#listeners) listener();
+      onRoom: () => this.#notify(),
+      onAnswer: () => {
+        if (this.#gathering === undefined) this.#notify();
+        else this.#hasGathered = true;
       },
       log,
     };
@@ -176,7 +190,7 @@ export class WorkerPool {
   place(request: PlacementRequest): Placement | undefined {
     const { continues, positions, preferNot } = request;
     const prefills = without(this.#prefill.ready(positions), preferNot);
-    const decoders = continues ? without(this.#decode.ready(positions), preferNot) : [];
+    const decoders = continues ? without(this.#readyToDecode(positions), preferNot) : [];
     if (prefills.length === 0 || (continues && decoders.length === 0)) return undefined;
     const prefill = continues ? this.#choosePrefill(request, prefills, decoders) : preferred(prefills, request);
     const decoder = decoders.find(({ address }) => address === prefill.address) ?? decoders[0];
@@ -188,13 +202,19 @@ export class WorkerPool {
 
   /** A decode worker with room for one more sequence of a prompt that was placed just now, or undefined. */
   placeOneMore(request: PlacementRequest, { prefill, decode }: Placement): WorkerLease<DecodeClient> | undefined {
-    const ready = this.#decode.ready(request.positions);
+    const ready = this.#readyToDecode(request.positions);
     // In a worker that computes the prompt itself a second sequence does not wait for a slot.
     const worker =
       decode?.address === prefill.address
         ? ready.find((each) => each.address === prefill.address && freeSlots(each) > 0)
         : without(ready, request.preferNot)[0];
     return worker && this.#decode.lease(worker, 1);
+  }
+
+  /** Decode workers that take one more sequence: those with a free slot, then those where it would wait for one. */
+  #readyToDecode(positions: number): Worker<DecodeClient>[] {
+    const isFull = (worker: Worker<DecodeClient>) => Number(freeSlots(worker) <= 0);
+    return this.#decode.ready(positions).sort((a, b) => isFull(a) - isFull(b));
   }
 
   /** Decode workers whose slots hold the request; none where no prefill worker has room for its prompt. */
@@ -235,11 +255,45 @@ export class WorkerPool {
 
   /** Asks every worker once, unless all are being asked just now. Resolves when they have answered. */
   async refresh(): Promise<void> {
-    const { signal } = this.#closing;
-    this.#refreshing ??= Promise.all([this.#prefill.refresh(signal), this.#decode.refresh(signal)]).finally(() => {
+    this.#refreshing ??= this.#askAll().finally(() => {
       this.#refreshing = undefined;
     });
     await this.#refreshing;
+  }
+
+  /** The same, without waiting for the answers: at once, or 50 ms after all were asked last if that is later. */
+  refreshSoon(): void {
+    if (this.#soon !== undefined || this.#closing.signal.aborted) return;
+    const ask = () => {
+      this.#soon = undefined;
+      void this.refresh();
+    };
+    const leftMs = this.#refreshedMs + GATHER_MS - performance.now();
+    if (leftMs <= 0) ask();
+    else this.#soon = setTimeout(ask, leftMs).unref();
+  }
+
+  async #askAll(): Promise<void> {
+    const { signal } = this.#closing;
+    this.#refreshedMs = performance.now();
+    this.#gathering = setTimeout(() => this.#endGathering(), GATHER_MS).unref();
+    try {
+      await Promise.all([this.#prefill.refresh(signal), this.#decode.refresh(signal)]);
+    } finally {
+      this.#endGathering();
+    }
+  }
+
+  #endGathering(): void {
+    clearTimeout(this.#gathering);
+    this.#gathering = undefined;
+    if (!this.#hasGathered) return;
+    this.#hasGathered = false;
+    this.#notify();
+  }
+
+  #notify(): void {
+    for (const listener of this.#listeners) listener();
   }
 
   /** Asks every worker, and those that come later, again and again until `close`. */
@@ -250,6 +304,7 @@ export class WorkerPool {
 
   close(): void {
     this.#closing.abort(new ServingError('draining', 'the gateway is shutting down'));
+    clearTimeout(this.#soon);
     this.#prefill.close();
     this.#decode.close();
   }

@@ -23,8 +23,10 @@ export interface WorkerSetOptions<C extends Describable>
   readonly askEveryMs: number;
   /** An engine whose run is overdue by more has hung, in ms. */
   readonly stallTimeoutMs: number;
-  /** Called when there may be room where there was none, or no worker where there was one. */
-  readonly onChange: () => void;
+  /** Called when a job has ended: there may be room where there was none. */
+  readonly onRoom: () => void;
+  /** Called when a worker has answered, or cannot be used any more. */
+  readonly onAnswer: () => void;
   readonly log: Logger;
 }
 
@@ -67,13 +69,13 @@ export class WorkerSet<C extends Describable> {
   }
 
   #add(address: string): void {
-    const { role, rate, reportedLoad, loadElsewhere, connect, onChange, log } = this.#options;
+    const { role, rate, reportedLoad, loadElsewhere, connect, onRoom, log } = this.#options;
     const worker = new Worker(address, connect(address), {
       role,
       rate,
       reportedLoad,
       loadElsewhere,
-      onRoom: onChange,
+      onRoom,
       onAnswer: () => this.#changed(),
       log,
     });
@@ -170,6 +172,6 @@ export class WorkerSet<C extends Describable> {
       const computing = usable.filter(({ description }) => description?.device === device);
       metrics.workersByDevice.set({ role, device }, computing.length);
     }
-    this.#options.onChange();
+    this.#options.onAnswer();
   }
 }

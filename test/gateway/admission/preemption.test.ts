@@ -3,6 +3,7 @@ import { expect, test } from 'vitest';
 import {
   type HeldElsewhere,
   type PlacedSequence,
+  SlotHolders,
   type Standing,
   sequencesToPreempt,
   sequencesToYield,
@@ -28,7 +29,13 @@ test('sequences make way only for a tenant that then holds no more for its weigh
   fc.assert(
     fc.property(placed, fc.constantFrom(...TENANTS), fc.nat(5), fc.nat({ max: 3 }), (all, tenant, wanted, extra) => {
       const weightOf = (name: string) => (name === 'a' ? 1 + extra : 1);
-      const { victims, slots } = sequencesToPreempt(tenant, wanted, all, roomOf(all), standing(weightOf));
+      const { victims, slots } = sequencesToPreempt(
+        tenant,
+        wanted,
+        new SlotHolders(all),
+        roomOf(all),
+        standing(weightOf),
+      );
       const left = all.filter((each) => !victims.includes(each));
       const gained = roomOf(left).reduce((sum, { freeSlots }) => sum + Math.max(freeSlots, 0), 0);
       expect(new Set(victims).size).toBe(victims.length);
@@ -54,7 +61,7 @@ test('exchanges of slots between tenants that all want more come to an end', () 
       let order = all.length;
       let exchanges = 0;
       for (const tenant of turns) {
-        const { victims } = sequencesToPreempt(tenant, 1, now, roomOf(now), EQUAL);
+        const { victims } = sequencesToPreempt(tenant, 1, new SlotHolders(now), roomOf(now), EQUAL);
         if (victims.length === 0) continue;
         exchanges++;
         const { address } = victims[0]!;
@@ -67,15 +74,17 @@ test('exchanges of slots between tenants that all want more come to an end', () 
 
 test('a tenant that is alone never loses a sequence, and neither does one where a slot is free', () => {
   const alone = Array.from({ length: 12 }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: order, order }));
-  expect(sequencesToPreempt('a', 5, alone, roomOf(alone), EQUAL).victims).toEqual([]);
-  expect(sequencesToPreempt('b', 5, alone, roomOf(alone), EQUAL).victims).toEqual([]); // d2 is free
+  const victims = (tenant: string) =>
+    sequencesToPreempt(tenant, 5, new SlotHolders(alone), roomOf(alone), EQUAL).victims;
+  expect(victims('a')).toEqual([]);
+  expect(victims('b')).toEqual([]); // d2 is free
 });
 
 test('sequences that wait for a slot make way before those that run, so that the newcomer finds one', () => {
   const many = Array.from({ length: 6 }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: 0, order }));
   const room = [{ address: 'd1', freeSlots: SLOTS - 6 }];
   const orders = (wanted: number) =>
-    sequencesToPreempt('b', wanted, many, room, EQUAL).victims.map(({ order }) => order);
+    sequencesToPreempt('b', wanted, new SlotHolders(many), room, EQUAL).victims.map(({ order }) => order);
   expect(orders(1)).toEqual([5, 4, 3]);
   expect(orders(2)).toEqual([5, 4, 3, 2]);
   expect(orders(9)).toEqual([5, 4, 3, 2]); // two each
@@ -89,11 +98,46 @@ test('no sequence makes way for a tenant that was served 2,000 tokens more for i
     sequencesToPreempt(
       tenant,
       2,
-      many,
+      new SlotHolders(many),
       room,
       standing(() => 1, servedOf),
     ).slots;
   expect([slots('ahead'), slots('even')]).toEqual([0, 2]);
+});
+
+/** What the other gateways tell one of them. Of two that may give as many the one with the lower number goes first. */
+function toldTo(gateway: number, placed: readonly (readonly PlacedSequence[])[]): HeldElsewhere[] {
+  return placed.flatMap((sequences, other): HeldElsewhere[] => {
+    if (other === gateway) return [];
+    const holders = new SlotHolders(sequences);
+    const places = new Map(sequences.map(({ tenant, address }) => [`${tenant} ${address}`, { tenant, address }]));
+    return [...places.values()].map(({ tenant, address }) => {
+      const there = sequences.filter((each) => each.tenant === tenant && each.address === address);
+      const movable = there.filter((each) => holders.mayMove(each)).length;
+      return { tenant, address, sequences: there.length, movable, first: other < gateway };
+    });
+  });
+}
+
+test('of gateways that know the same of each other exactly one gives way, wherever the oldest sequences of each lie', () => {
+  const addresses = ['d1', 'd2', 'd3'] as const;
+  const gateways = fc.array(fc.array(fc.constantFrom(...addresses), { maxLength: 4 }), { minLength: 2, maxLength: 3 });
+  fc.assert(
+    fc.property(gateways, (addressesOf) => {
+      const placed = addressesOf.map((own) =>
+        own.map((address, order): PlacedSequence => ({ tenant: 'a', address, enteredMs: order, order })),
+      );
+      const used = addresses.filter((address) => addressesOf.flat().includes(address));
+      const room = used.map((address) => ({ address, freeSlots: 0 }));
+      const mayMove = placed.some((own) => own.length > 1);
+      const holders = placed.map((own, i) => new SlotHolders(own, toldTo(i, placed)));
+      const chosen = holders.flatMap((each) => sequencesToYield('new', 1, each, room, EQUAL));
+      expect(chosen.length).toBe(mayMove ? 1 : 0);
+      const waits = holders.map((each) => sequencesToPreempt('new', 1, each, room, EQUAL));
+      for (const { slots, elsewhere } of waits) expect(slots + Number(elsewhere)).toBe(mayMove ? 1 : 0);
+    }),
+    { numRuns: 1_000 },
+  );
 });
 
 test('gateways that know the same of each other choose together as many sequences as free the slots, and each its own', () => {
@@ -106,20 +150,7 @@ test('gateways that know the same of each other choose together as many sequence
       const total = placed.flat().length;
       const room = [{ address: 'd1', freeSlots: SLOTS - total }];
       const chosen = placed.map((own, i) => {
-        const elsewhere = placed.flatMap((sequences, other): HeldElsewhere[] => {
-          if (other === i) return [];
-          return ['a', 'b'].map((tenant) => {
-            return { tenant, address: 'd1', sequences: heldBy(sequences, tenant), first: other < i };
-          });
-        });
-        return sequencesToYield(
-          'new',
-          wanted,
-          own,
-          room,
-          EQUAL,
-          elsewhere.filter(({ sequences }) => sequences > 0),
-        );
+        return sequencesToYield('new', wanted, new SlotHolders(own, toldTo(i, placed)), room, EQUAL);
       });
       const all = chosen.flat();
       expect(all.length).toBeLessThanOrEqual(Math.max(0, total - SLOTS + wanted));
@@ -139,12 +170,14 @@ test('of two gateways the one that holds more of the tenant with the most gives 
   const own = (count: number) =>
     Array.from({ length: count }, (_, order) => ({ tenant: 'a', address: 'd1', enteredMs: 0, order }));
   const room = [{ address: 'd1', freeSlots: 0 }];
-  const held = (sequences: number, first: boolean) => [{ tenant: 'a', address: 'd1', sequences, first }];
+  const held = (sequences: number, first: boolean): HeldElsewhere[] => [
+    { tenant: 'a', address: 'd1', sequences, movable: sequences - 1, first },
+  ];
   const chosen = (count: number, elsewhere: HeldElsewhere[]) =>
-    sequencesToYield('b', 1, own(count), room, EQUAL, elsewhere).length;
+    sequencesToYield('b', 1, new SlotHolders(own(count), elsewhere), room, EQUAL).length;
   expect([chosen(3, held(1, true)), chosen(1, held(3, false))]).toEqual([1, 0]);
   expect([chosen(2, held(2, false)), chosen(2, held(2, true))]).toEqual([1, 0]);
-  expect(sequencesToPreempt('b', 1, own(1), room, EQUAL, held(3, false))).toEqual({
+  expect(sequencesToPreempt('b', 1, new SlotHolders(own(1), held(3, false)), room, EQUAL)).toEqual({
     victims: [],
     slots: 0,
     elsewhere: true,

@@ -254,8 +254,9 @@ test('news of a wrong form are passed over', () => {
     { served: [['a', -1]], waiting: [] },
     { served: [['a', '1']], waiting: [] },
     { served: [['a', 1]], waiting: Array(1_001).fill('a') },
-    { served: [], waiting: [], held: [['a', 'd', 0]] },
-    { served: [], waiting: [], held: [['a', 'd']] },
+    { served: [], waiting: [], held: [['a', 'd', 0, 0]] },
+    { served: [], waiting: [], held: [['a', 'd', 1, -1]] },
+    { served: [], waiting: [], held: [['a', 'd', 1]] },
     { served: [], waiting: [], blocked: [['a', 1, 1, -1]] },
     { served: [], waiting: [], blocked: [['a', 1, 1.5, 0]] },
   ]) {
@@ -291,7 +292,7 @@ describe('news of slots', () => {
       publish: (news) => told.push(news),
       charge: () => {},
       waiting: () => new Set(),
-      slots: () => ({ held: [['own', 'd0', 2]], blocked: [] }),
+      slots: () => ({ held: [['own', 'd0', 2, 1]], blocked: [] }),
       self: 'b',
       now: () => nowMs,
     });
@@ -300,14 +301,14 @@ describe('news of slots', () => {
     };
     return { exchange, told, pass };
   }
-  const NEWS = { served: [], waiting: ['t'], held: [['t', 'd0', 3]], blocked: [['t', 5, 40, 120]] };
+  const NEWS = { served: [], waiting: ['t'], held: [['t', 'd0', 3, 2]], blocked: [['t', 5, 40, 120]] };
 
   test('what another gateway holds and lacks counts for a second, and the time for which it lacks it goes on', () => {
     const { exchange, pass } = listening();
     exchange.heard('a', NEWS);
     exchange.heard('c', { ...NEWS, blocked: [] });
     pass(900);
-    const held = { tenant: 't', address: 'd0', sequences: 3 };
+    const held = { tenant: 't', address: 'd0', sequences: 3, movable: 2 };
     expect(exchange.heldElsewhere).toEqual([
       { ...held, first: true },
       { ...held, first: false },
@@ -318,6 +319,24 @@ describe('news of slots', () => {
     ]);
     pass(100);
     expect([exchange.heldElsewhere, exchange.blockedElsewhere, exchange.sequencesElsewhere('d0')]).toEqual([[], [], 0]);
+  });
+
+  test('a tenant that lacks slots is heard and told also where nobody holds any or waits in the queue', () => {
+    const { exchange } = listening();
+    exchange.heard('a', { ...NEWS, waiting: [], held: [] });
+    expect(exchange.blockedElsewhere).toHaveLength(1);
+    const told: unknown[] = [];
+    const blocked = [['t', 1, 40, 120]] as const;
+    const telling = new ServiceExchange({
+      weightOf: () => 1,
+      publish: (news) => told.push(news),
+      charge: () => {},
+      waiting: () => new Set(),
+      slots: () => ({ held: [], blocked }),
+      self: 'b',
+    });
+    telling.tick();
+    expect(told).toEqual([{ served: [], waiting: [], held: [], blocked }]);
   });
 
   test('a gateway of version 0.1, which says nothing of slots, is heard', () => {
@@ -336,6 +355,6 @@ describe('news of slots', () => {
       pass(10);
     }
     expect(told.length).toBe(4);
-    expect(told[0]).toEqual({ served: [], waiting: [], held: [['own', 'd0', 2]], blocked: [] });
+    expect(told[0]).toEqual({ served: [], waiting: [], held: [['own', 'd0', 2, 1]], blocked: [] });
   });
 });

@@ -134,6 +134,76 @@ describe('decode slots of several gateways', () => {
     }
   });
 
+  test('a sequence that waits in a worker for a slot comes back when one is free elsewhere', async () => {
+    const system = simulatedSystem({ slots: [1, 1] });
+    await system.start();
+    const one = { promptTokens: 20, outputTokens: 30_000, atOnce: 1 };
+    void system.once({ ...one, tenant: 'x' });
+    void system.once({ ...one, tenant: 'z', outputTokens: 1_000 });
+    void system.once({ ...one, tenant: 'y', outputTokens: 8 }); // behind x, the least recently chosen
+    await system.pass(1_900);
+    expect([system.finishedOf('z'), system.finishedOf('y')]).toEqual([0, 0]);
+    await system.pass(2_500);
+    expect([system.finishedOf('z'), system.finishedOf('y')]).toEqual([1, 1]);
+  });
+
+  test('a gateway whose slots do not reach the tenant that they were left for gives way less and less often', async () => {
+    const system = simulatedSystem({ gateways: 2, slots: [4], stepMs: 10 });
+    await system.start();
+    system.ask(LONG);
+    await system.pass(3_000);
+    const before = system.preemptions();
+    for (let forMs = 500; forMs < 20_500; forMs += 250) {
+      system.members[0]!.hear('old', { served: [], waiting: ['y'], held: [], blocked: [['y', 1, 28, forMs]] });
+      await system.pass(250);
+    }
+    // Every 750 ms it would be 26 times, and a sequence that waits for a slot may go with each.
+    expect(system.preemptions() - before).toBeGreaterThan(1);
+    expect(system.preemptions() - before).toBeLessThan(16);
+  });
+
+  const few = fc.record({
+    gateways: fc.constantFrom(2, 3),
+    slots: fc.array(fc.integer({ min: 1, max: 3 }), { minLength: 1, maxLength: 3 }),
+    delayMs: fc.integer({ min: 1, max: 50 }),
+    seed: fc.integer({ min: 1, max: 1e9 }),
+  });
+  const floods = fc.array(
+    fc.record({ tenant: fc.constantFrom('x', 'z'), gateway: fc.nat(2), choices: fc.integer({ min: 1, max: 6 }) }),
+    { minLength: 1, maxLength: 4 },
+  );
+
+  test('a tenant without a slot gets one within 2.5 s, wherever sequences of a tenant with more than one may move', async () => {
+    let checked = 0;
+    await fc.assert(
+      fc.asyncProperty(few, floods, fc.array(fc.nat(2), { minLength: 2, maxLength: 4 }), async (given, long, asks) => {
+        const { gateways, slots, seed } = given;
+        const system = simulatedSystem({ gateways, slots, delayMs: network(seed, given.delayMs, 0) });
+        try {
+          await system.start();
+          for (const { tenant, gateway, choices } of long) {
+            const endless = { promptTokens: 20, outputTokens: 90_000, choices, atOnce: 1 };
+            void system.once({ ...endless, tenant, gateway: gateway % gateways });
+            await system.pass(1_500);
+          }
+          for (const [i, gateway] of asks.entries()) {
+            const mayGetOne = system.mayFreeSlot();
+            const small = { tenant: 'y', gateway: gateway % gateways, promptTokens: 20, outputTokens: 8, atOnce: 1 };
+            void system.once(small);
+            await system.pass(2_500);
+            if (!mayGetOne) return; // it waits, and has a place in a worker's queue
+            checked++;
+            expect(system.finishedOf('y')).toBe(i + 1);
+          }
+        } finally {
+          system.stop();
+        }
+      }),
+      { numRuns: 25 },
+    );
+    expect(checked).toBeGreaterThan(10);
+  }, 300_000);
+
   const shape = fc.record({
     gateways: fc.constantFrom(2, 3),
     slots: fc.array(fc.integer({ min: 3, max: 8 }), { minLength: 1, maxLength: 2 }),

@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import type { PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { fakePool } from '../../support/fake-pool.ts';
@@ -123,4 +123,33 @@ test('a worker that decodes as well and is full does not get the prompts of othe
   const prompt = { promptTokens: 2000, continues: true, positions: 10 };
   expect(workers.place(prompt)!.prefill.address).toBe('p');
   expect(workers.place(prompt)!.prefill.address).toBe('c2'); // p is busy
+});
+
+test('answers that come together are one change, and news ask the workers once in 50 ms', async () => {
+  const { workers } = fakePool({ p: {}, d1: {}, d2: {}, d3: {} }, ['p'], ['d1', 'd2', 'd3']);
+  let changes = 0;
+  workers.onChange(() => changes++);
+  vi.useFakeTimers();
+  try {
+    await workers.refresh();
+    expect(changes).toBe(1);
+    await vi.advanceTimersByTimeAsync(100);
+    for (let i = 0; i < 100; i++) {
+      workers.refreshSoon();
+      await vi.advanceTimersByTimeAsync(1);
+    }
+    expect([changes > 1, changes <= 4]).toEqual([true, true]);
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
+test('a worker with a free slot is chosen before a less loaded one where a sequence would wait', async () => {
+  const { workers } = fakePool(
+    { p: {}, d1: { slots: 1, freeSlots: 0 }, d2: { slots: 4, freeSlots: 2 } },
+    ['p'],
+    ['d1', 'd2'],
+  );
+  await workers.refresh();
+  expect(workers.place({ promptTokens: 4, continues: true, positions: 8 })!.decode!.address).toBe('d2');
 });
