@@ -81,3 +81,39 @@ test('a library and a provider contradict each other', async () => {
   });
   expect(tried).toEqual([]);
 });
+
+test.each([
+  [{ provider: 'webgpu', deviceId: 1 }, /--device-id 1 cannot be chosen with --provider webgpu.*VK_DRIVER_FILES/],
+  [{ provider: 'cpu', deviceId: 1 }, /--device-id 1 has no effect with --provider cpu: leave it out/],
+  [{ provider: 'cpu', deviceMemory: 2 ** 30 }, /--device-memory 1073741824 has no effect with --provider cpu/],
+] as const)('%o is refused, because a setting would be ignored', async (config, message) => {
+  const { choose, tried } = machine(1);
+  await expect(choose(config)).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(message),
+  });
+  expect(tried).toEqual([]);
+});
+
+test('auto with a number of a device does not take the GPU of WebGPU, which cannot be chosen', async () => {
+  const { choose, tried } = machine(2, { cuda: 'no library' });
+  expect(await choose({ deviceId: 1, deviceMemory: 2 ** 30 })).toEqual({
+    loaded: 'cpu',
+    reason:
+      'auto: webgpu cannot take --device-id 1; cuda was refused: no library; --device-id 1 has no effect; --device-memory 1073741824 has no effect',
+  });
+  expect(tried.map((setting) => setting.provider)).toEqual(['cuda', 'cpu']);
+});
+
+test('auto takes the CPU where the GPUs of the system cannot be listed', async () => {
+  const warn = vi.fn();
+  const gpus = () => {
+    throw new ServingError('runtime_failed', 'no sysfs');
+  };
+  const load = async ({ provider }: DeviceSetting) => provider;
+  expect(await loadOnDevice(AUTO, { warn }, load, gpus)).toEqual({
+    loaded: 'cpu',
+    reason: 'auto: the GPUs of the system cannot be listed: no sysfs',
+  });
+  expect(warn).toHaveBeenCalledTimes(1);
+});

@@ -1,8 +1,9 @@
 /** KV caches on a device, against those in the process's memory. The device is the tests' software GPU. */
 import fc from 'fast-check';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { type Accelerator, openDevice } from '../../services/lib/engine/device.ts';
 import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
+import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { type KvLayout, type KvRange, planFrames, positionBytes, rowCount } from '../../services/lib/kv/layout.ts';
 import { useVulkan } from '../support/vulkan.ts';
@@ -127,6 +128,52 @@ test('frames that hold some rows of some layers go out of one device store and i
     await from.dispose();
     await to.dispose();
   }
+});
+
+test('a store that is warm opens no graph more, whatever number of tensors its frames touch', async () => {
+  const layout: KvLayout = { layers: 6, kvHeads: 1, headDim: 8 };
+  const store = await DeviceKv.create(device, layout, 2, CAPACITY, 'both');
+  const builds = vi.spyOn(OrtSession, 'build');
+  onTestFinished(builds.mockRestore);
+  try {
+    await store.warmUp();
+    expect(builds).toHaveBeenCalledTimes(11); // export and import of 12, 8, 4, 2 and 1 tensors; copy
+    const bytes = content(positionBytes(layout) * CAPACITY, 3);
+    await store.write(1, everything(layout), bytes);
+    for (let tensors = 1; tensors <= rowCount(layout); tensors++) {
+      const frame = { start: 3, end: 7, rowStart: rowCount(layout) - tensors, rowEnd: rowCount(layout) };
+      const rows = Buffer.concat(await store.read(1, frame));
+      const rowBytes = CAPACITY * 8 * 4;
+      const wanted = Array.from({ length: tensors }, (_, i) => {
+        const at = (frame.rowStart + i) * rowBytes + 3 * 8 * 4;
+        return bytes.subarray(at, at + 4 * 8 * 4);
+      });
+      expect(rows.equals(Buffer.concat(wanted))).toBe(true);
+      await store.write(0, frame, rows);
+      expect(Buffer.concat(await store.read(0, frame)).equals(rows)).toBe(true);
+    }
+    expect(builds).toHaveBeenCalledTimes(11);
+  } finally {
+    await store.dispose();
+  }
+});
+
+test('a store that is disposed of finishes what was asked for before, and refuses the rest', async () => {
+  const layout: KvLayout = { layers: 1, kvHeads: 1, headDim: 8 };
+  const store = await DeviceKv.create(device, layout, 2, CAPACITY, 'both');
+  const bytes = content(positionBytes(layout) * CAPACITY, 5);
+  void store.write(0, everything(layout), bytes);
+  void store.copy(0, 1, CAPACITY);
+  const read = store.read(1, everything(layout));
+  const disposing = store.dispose();
+  const draining = { code: 'draining' };
+  await expect(store.read(0, everything(layout))).rejects.toMatchObject(draining);
+  await expect(store.copy(0, 1, 2)).rejects.toMatchObject(draining);
+  expect(() => store.write(0, everything(layout), bytes)).toThrow(expect.objectContaining(draining));
+  expect(Buffer.concat(await read).equals(bytes)).toBe(true);
+  await disposing;
+  await store.dispose(); // once is enough
+  await expect(store.swap(0, 1, 2)).rejects.toMatchObject(draining);
 });
 
 test('a range beyond the store is refused', async () => {

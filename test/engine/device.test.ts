@@ -1,7 +1,9 @@
 /** Opening devices and what can be done with their memory. The device is the tests' software GPU. */
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest';
 import { type Accelerator, CPU, openDevice } from '../../services/lib/engine/device.ts';
 import { OrtSession, OrtValue } from '../../services/lib/engine/ort.ts';
+import { assertOk, runtime } from '../../services/lib/engine/ort-api.ts';
+import * as provider from '../../services/lib/engine/provider.ts';
 import { Graph } from '../../services/lib/model/graph/graph.ts';
 import { useVulkan } from '../support/vulkan.ts';
 
@@ -32,6 +34,49 @@ test('a device is opened once, and closed when its last holder is done', async (
   expect(same).toBe(again);
   await same.dispose();
   device = again as Accelerator;
+});
+
+test('the session that proves that a device starts must not compute on the CPU instead', async () => {
+  const { api } = runtime();
+  const entries = vi.spyOn(api, 'addSessionConfigEntry');
+  onTestFinished(entries.mockRestore);
+  const other = await openDevice({ provider: 'webgpu', providerLibrary: 'another key' });
+  await other.dispose();
+  expect(entries.mock.calls.map(([, key, value]) => [key, value])).toContainEqual([
+    'session.disable_cpu_ep_fallback',
+    '1',
+  ]);
+});
+
+test('a device without page-locked memory of its own keeps no allocator when it cannot be opened', async () => {
+  const { api } = runtime();
+  const calls = { made: 0, freed: 0 };
+  const { createAllocator, releaseAllocator } = api;
+  const made = vi.spyOn(api, 'createAllocator').mockImplementation((...args) => {
+    if (++calls.made > 1) throw new Error('no page-locked memory');
+    return createAllocator(...args);
+  });
+  const freed = vi.spyOn(api, 'releaseAllocator').mockImplementation((...args) => {
+    calls.freed++;
+    return releaseAllocator(...args);
+  });
+  onTestFinished(() => {
+    made.mockRestore();
+    freed.mockRestore();
+  });
+  const pinned = vi.spyOn(provider, 'openProvider').mockImplementation(() => ({
+    name: 'a device',
+    pinnedMemory: runtime().cpu,
+    append: (options) => assertOk(api, api.appendProvider(options, 'WebGPU', [], [], 0)),
+    close: () => {},
+    remedy: () => 'find another',
+  }));
+  onTestFinished(() => pinned.mockRestore());
+  await expect(openDevice({ provider: 'webgpu', deviceId: 7 })).rejects.toMatchObject({
+    code: 'provider_unavailable',
+    message: expect.stringContaining('no page-locked memory'),
+  });
+  expect(calls).toEqual({ made: 2, freed: 1 });
 });
 
 test('the CPU is a device that needs neither opening nor closing', async () => {

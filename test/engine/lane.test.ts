@@ -80,6 +80,26 @@ test('an action that throws at once leaves the lane usable', async () => {
   expect(await lane.run(() => 7)).toBe(7);
 });
 
+test('whoever has waited for an action finds the lane idle', async () => {
+  const lane = new FifoLane();
+  await lane.run(() => {});
+  let ran = false;
+  lane.after(() => {
+    ran = true;
+  });
+  expect(ran).toBe(true);
+});
+
+test('ten thousand releases that wait behind an action all run, in order', async () => {
+  const lane = new FifoLane();
+  const ran: number[] = [];
+  const running = lane.run(() => settle());
+  for (let i = 0; i < 10_000; i++) lane.after(() => ran.push(i));
+  await running;
+  await lane.run(() => {});
+  expect(ran).toEqual(Array.from({ length: 10_000 }, (_, i) => i));
+});
+
 test('a signal that is aborted already never starts the action', async () => {
   for (const lane of [new FifoLane(), NO_LANE]) {
     let ran = false;

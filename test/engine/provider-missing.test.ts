@@ -22,7 +22,9 @@ async function refusal(setting: DeviceSetting): Promise<ServingError> {
 test('without a Vulkan driver WebGPU is refused with the reason and the remedy, each time', async () => {
   for (let i = 0; i < 2; i++) {
     const { message } = await refusal({ provider: 'webgpu' });
-    expect(message).toMatch(/^WebGPU cannot be used \(.*No supported adapters.*\): install the GPU's Vulkan driver/);
+    expect(message).toMatch(
+      /^WebGPU cannot be used \(Failed to get a WebGPU adapter: No supported adapters\): install the GPU's Vulkan driver/,
+    );
   }
 });
 

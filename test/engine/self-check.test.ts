@@ -19,13 +19,19 @@ const VOCAB = 17;
  * A decoder whose logits at a position depend on its token, as those of a network do on all before.
  * @param error what the device adds to a logit, by position within the run, tokens of the run, and index of the logit.
  */
-function decoder(error: (position: number, tokens: number, index: number) => number = () => 0): CheckedDecoder {
+function decoder(
+  error: (position: number, tokens: number, index: number) => number = () => 0,
+  readsSoftTokens = true,
+): CheckedDecoder {
   const row = (token: number, position: number, tokens: number) =>
     Array.from({ length: VOCAB }, (_, i) => Math.sin(token * 13 + i * 7) * 4 + error(position, tokens, i));
   return {
     vocabSize: VOCAB,
-    async chunk({ ids, logitRows }: PromptChunk) {
-      return Float32Array.from(logitRows.flatMap((at) => row(ids[at] as number, at, ids.length)));
+    hiddenSize: 8,
+    async chunk({ ids, logitRows, soft }: PromptChunk) {
+      const tokens = Array.from(ids);
+      if (readsSoftTokens) for (const [i, at] of soft.positions.entries()) tokens[at] = 100 * soft.vectors[i * 8 + 1]!;
+      return Float32Array.from(logitRows.flatMap((at) => row(tokens[at] as number, at, ids.length)));
     },
     async step(ids: Int32Array) {
       return Float32Array.from(row(ids[0] as number, 0, 1));
@@ -50,6 +56,20 @@ describe('assertComputesRight', () => {
       code: 'provider_unavailable',
       message: expect.stringMatching(
         /the test GPU computes wrong: .*48 tokens.*KL divergence of [3-9]\.\de-3 .*at most 1\.0e-6 is right for fp32.*--provider cpu/,
+      ),
+    });
+  });
+
+  test('a device that does not read soft tokens is refused', async () => {
+    await expect(
+      check(
+        decoder(() => 0, false),
+        'int4',
+      ),
+    ).rejects.toMatchObject({
+      code: 'provider_unavailable',
+      message: expect.stringMatching(
+        /4 positions of a prompt with soft tokens have a KL divergence of .* at most 6\.0e-2/,
       ),
     });
   });

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
-import { OrtSession } from '../../services/lib/engine/ort.ts';
+import { Binding, OrtSession } from '../../services/lib/engine/ort.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
@@ -85,6 +85,32 @@ test('a disposed session finishes its current run and refuses others', async () 
   await expect(session.chunk(chunk)).rejects.toMatchObject({ code: 'draining' });
 });
 
+test('a session that does not decode has room for a step of one row', async () => {
+  const { graph, spec } = await write();
+  const pool = new KvPool(new CpuEngineKv(spec, 2, 64));
+  const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+  const session = await DecoderSession.load(graph, shape, pool, { threads: 1, decodes: false });
+  onTestFinished(() => session.dispose());
+  expect(await session.step(Int32Array.of(1), Int32Array.of(0))).toHaveLength(spec.vocab);
+  await expect(session.step(Int32Array.of(1, 1), Int32Array.of(0, 0))).rejects.toThrow(
+    'a step of 2 rows, 1 are the most',
+  );
+});
+
+test('a step that cannot be bound leaves no binding behind', async () => {
+  const session = await load();
+  onTestFinished(() => session.dispose());
+  const freed = vi.spyOn(Binding.prototype, 'dispose');
+  onTestFinished(freed.mockRestore);
+  const bind = vi.spyOn(session.pool.memory, 'bind').mockImplementationOnce(() => {
+    throw new RangeError('slots [0, 1) cannot be bound');
+  });
+  onTestFinished(bind.mockRestore);
+  await expect(session.step(Int32Array.of(1), Int32Array.of(0))).rejects.toThrow('cannot be bound');
+  expect(freed).toHaveBeenCalledTimes(1);
+  await session.step(Int32Array.of(1), Int32Array.of(0)); // the next try is a new one
+});
+
 test('a run of another graph ends well although disposing does not wait for it', async () => {
   const { graph, spec } = await write();
   const session = await OrtSession.load(graph, { threads: 1 });
@@ -107,5 +133,6 @@ test('a run of another graph ends well although disposing does not wait for it',
   session.dispose();
   session.dispose(); // once is enough
   await expect(session.run(inputs, ['logits'])).rejects.toMatchObject({ code: 'draining' });
+  expect(() => session.bind()).toThrow(expect.objectContaining({ code: 'draining' }));
   expect(await Promise.all(running)).toEqual([expected, expected]);
 });

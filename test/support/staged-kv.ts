@@ -38,6 +38,8 @@ export class StagedKv implements EngineKv {
     return this.#memory.bind(binding, first, n);
   }
 
+  warmUp(): void {}
+
   async read(slot: number, range: KvRange) {
     return this.#memory.read(slot, range).map((row) => Uint8Array.from(row));
   }

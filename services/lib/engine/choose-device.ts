@@ -44,25 +44,18 @@ export async function loadOnDevice<T>(
   load: (setting: DeviceSetting) => Promise<T>,
   gpus: () => readonly string[] = gpuVendors,
 ): Promise<{ readonly loaded: T; readonly reason: string }> {
+  assertConsistent(config);
   const { provider, providerLibrary, deviceId, deviceMemory } = config;
   const common = { deviceId, memoryLimit: deviceMemory };
   if (providerLibrary !== '') {
-    if (provider !== 'auto') {
-      throw new ServingError(
-        'config_invalid',
-        `--provider ${provider} and --provider-library ${providerLibrary} contradict each other: leave one of them out`,
-      );
-    }
     return { loaded: await load({ provider: 'plugin', providerLibrary, ...common }), reason: '--provider-library' };
   }
   if (provider !== 'auto') {
     const setting = provider === 'cpu' ? { provider } : { provider, ...common };
     return { loaded: await load(setting), reason: `--provider ${provider}` };
   }
-  const onCpu = async (reason: string) => ({ loaded: await load({ provider: 'cpu' }), reason });
-  if (gpus().length === 0) return onCpu('auto: the system lists no GPU');
   const refused: string[] = [];
-  for (const candidate of GPU_PROVIDERS) {
+  for (const candidate of candidates(config, log, gpus, refused)) {
     try {
       const loaded = await load({ provider: candidate, ...common });
       return { loaded, reason: ['auto: it passes its check', ...refused].join('; ') };
@@ -72,5 +65,52 @@ export async function loadOnDevice<T>(
       refused.push(`${candidate} was refused: ${message}`);
     }
   }
-  return onCpu(`auto: ${refused.join('; ')}`);
+  const idle = settingsOfGpus(config).map((setting) => `${setting} has no effect`);
+  return { loaded: await load({ provider: 'cpu' }), reason: `auto: ${[...refused, ...idle].join('; ')}` };
+}
+
+/**
+ * The providers that `auto` tries; the CPU comes after them.
+ * @param refused is told why others are not tried.
+ */
+function candidates({ deviceId }: DeviceConfig, log: DeviceLog, gpus: () => readonly string[], refused: string[]) {
+  try {
+    if (gpus().length > 0) {
+      if (deviceId === 0) return GPU_PROVIDERS;
+      refused.push(`webgpu cannot take --device-id ${deviceId}`);
+      return GPU_PROVIDERS.filter((provider) => provider !== 'webgpu');
+    }
+    refused.push('the system lists no GPU');
+  } catch (error) {
+    const { code, message } = ServingError.from(error);
+    log.warn({ provider: 'auto', code, reason: message }, 'the GPUs of the system cannot be listed');
+    refused.push(`the GPUs of the system cannot be listed: ${message}`);
+  }
+  return [];
+}
+
+/** Settings that are given and mean something on a GPU only. (The engine says itself that it records no steps.) */
+const settingsOfGpus = ({ deviceId, deviceMemory }: DeviceConfig) => [
+  ...(deviceId > 0 ? [`--device-id ${deviceId}`] : []),
+  ...(deviceMemory === undefined ? [] : [`--device-memory ${deviceMemory}`]),
+];
+
+/** @throws ServingError config_invalid */
+function assertConsistent(config: DeviceConfig): void {
+  const { provider, providerLibrary, deviceId } = config;
+  const refusal = (message: string) => new ServingError('config_invalid', message);
+  if (providerLibrary !== '' && provider !== 'auto') {
+    throw refusal(
+      `--provider ${provider} and --provider-library ${providerLibrary} contradict each other: leave one of them out`,
+    );
+  }
+  if (provider === 'webgpu' && deviceId > 0) {
+    throw refusal(
+      `--device-id ${deviceId} cannot be chosen with --provider webgpu, which takes the GPU that Vulkan lists first: leave it out, and give the process that GPU alone (VK_DRIVER_FILES, or the devices of a container)`,
+    );
+  }
+  const [unused] = provider === 'cpu' ? settingsOfGpus(config) : [];
+  if (unused !== undefined) {
+    throw refusal(`${unused} has no effect with --provider cpu: leave it out, or name the GPU's provider`);
+  }
 }

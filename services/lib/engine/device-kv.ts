@@ -7,7 +7,10 @@
  * - `both`: the same, and one more slot by itself, the staging slot, in which prompts are computed.
  * - `prompts`: each slot has tensors of its own, to which a prompt is bound directly.
  *
- * Positions are moved by the graphs of kv-copies.ts, one run for each operation.
+ * Positions are moved by the graphs of kv-copies.ts. Each graph has a fixed number of tensors, and kernels of its own
+ * that a device compiles for 100 to 500 ms of CPU time (lavapipe). A frame of a hand-over touches any number of
+ * tensors, so it takes several runs of a few graphs, which {@link DeviceKv.warmUp} has compiled before the worker
+ * serves.
  */
 import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from '../kv/layout.ts';
 import type { RowWriter } from '../kv/store.ts';
@@ -16,6 +19,7 @@ import { ServingError } from '../process/errors.ts';
 import type { Accelerator, DeviceTensor } from './device.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue } from './ort.ts';
+import type { TensorData } from './ort-value.ts';
 
 export type KvUse = 'prompts' | 'steps' | 'both';
 
@@ -37,6 +41,14 @@ interface Part {
   readonly to: number;
 }
 
+/** One run of a graph that exports or imports. */
+interface Run {
+  readonly parts: readonly Part[];
+  /** Rows of the range before those of this run, and rows of this run. */
+  readonly row: number;
+  readonly count: number;
+}
+
 export class DeviceKv implements EngineKv {
   readonly layout: KvLayout;
   readonly slots: number;
@@ -52,6 +64,10 @@ export class DeviceKv implements EngineKv {
   #spare: Promise<Block> | undefined;
   /** The operation that was asked for last. Never rejects. */
   #last: Promise<unknown> = Promise.resolve();
+  #disposing: Promise<void> | undefined;
+  readonly #use: KvUse;
+  /** Numbers of tensors that a run exports or imports, the largest first: all tensors, and the powers of two below. */
+  readonly #sizes: readonly number[];
   /** The graphs that have been needed so far, by kind and number of tensors. */
   readonly #graphs = new Map<string, Promise<OrtSession>>();
 
@@ -63,6 +79,8 @@ export class DeviceKv implements EngineKv {
     this.floats = layout.floats ?? 'float32';
     this.staging = use === 'both' ? slots : undefined;
     this.bindsAnywhere = use === 'prompts';
+    this.#use = use;
+    this.#sizes = runSizes(2 * layout.layers);
     this.#blocks = [];
   }
 
@@ -109,12 +127,14 @@ export class DeviceKv implements EngineKv {
   }
 
   read(slot: number, range: KvRange): Promise<Uint8Array[]> {
-    return this.#inOrder(() => this.#read(slot, range));
+    return this.#inOrder('reading KV', () => this.#read(slot, range));
   }
 
   /** The bytes are copied at once. */
   write(slot: number, range: KvRange, rows: Uint8Array | RowWriter): Promise<void> {
     const { start, end, rowStart, rowEnd } = range;
+    this.#assertOpen();
+    this.#blockOf(slot, range);
     const count = rowEnd - rowStart;
     const rowBytes = (end - start) * this.#vectorBytes;
     if (rows instanceof Uint8Array && rows.length !== count * rowBytes) {
@@ -126,19 +146,39 @@ export class DeviceKv implements EngineKv {
     const bytes = new Uint8Array(host.tensor.data.buffer, 0, count * rowBytes);
     if (rows instanceof Uint8Array) bytes.set(rows);
     else for (let i = 0; i < count; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
-    return this.#inOrder(() => this.#write(slot, range, host));
+    return this.#inOrder('writing KV', () => this.#write(slot, range, host));
   }
 
   copy(from: number, to: number, end: number, start = 0): Promise<void> {
-    return this.#inOrder(() => this.#copy(from, to, start, end));
+    return this.#inOrder('copying KV', () => this.#copy(from, to, start, end));
   }
 
   swap(a: number, b: number, end: number): Promise<void> {
-    return this.#inOrder(() => this.#swap(a, b, end));
+    return this.#inOrder('exchanging KV', () => this.#swap(a, b, end));
   }
 
-  /** Frees the memory and the graphs, after the operations that were asked for before. */
-  async dispose(): Promise<void> {
+  /**
+   * Runs each graph that a worker of this kind uses once, so that the device compiles its kernels before there are
+   * decode steps that would wait for it. Position 0 of slot 0, and of the slot to which it is copied, lose their
+   * content.
+   */
+  async warmUp(): Promise<void> {
+    const rowsOf = (tensors: number) => ({ start: 0, end: 1, rowStart: 0, rowEnd: tensors * this.layout.kvHeads });
+    for (const tensors of this.#sizes) {
+      if (this.#use !== 'prompts') await this.write(0, rowsOf(tensors), () => {});
+      if (this.#use !== 'steps') await this.read(0, rowsOf(tensors));
+    }
+    // Only where prompts are computed a beginning is copied.
+    if (this.#use !== 'steps') await this.copy(0, this.staging ?? this.slots - 1, 1);
+  }
+
+  /** Refuses further operations, and frees the memory and the graphs after those that were asked for before. */
+  dispose(): Promise<void> {
+    this.#disposing ??= this.#dispose();
+    return this.#disposing;
+  }
+
+  async #dispose(): Promise<void> {
     await this.#last;
     const spare = await this.#spare?.catch(() => undefined);
     for (const block of spare ? [...this.#blocks, spare] : this.#blocks) release(block);
@@ -147,10 +187,15 @@ export class DeviceKv implements EngineKv {
   }
 
   /** Opening a graph takes time when it is first needed: operations must not overtake each other meanwhile. */
-  #inOrder<T>(operation: () => Promise<T>): Promise<T> {
-    const done = this.#last.then(operation);
+  async #inOrder<T>(kind: string, operation: () => Promise<T>): Promise<T> {
+    this.#assertOpen();
+    const done = this.#last.then(() => this.#device.health.attempt(kind, operation));
     this.#last = done.catch(() => {});
     return done;
+  }
+
+  #assertOpen(): void {
+    if (this.#disposing) throw new ServingError('draining', 'the engine is shut down');
   }
 
   async #read(slot: number, range: KvRange): Promise<Uint8Array[]> {
@@ -159,16 +204,29 @@ export class DeviceKv implements EngineKv {
     const rowBytes = (end - start) * this.#vectorBytes;
     const count = rowEnd - rowStart;
     if (rowBytes * count === 0) return Array.from({ length: count }, () => new Uint8Array(0));
-    const parts = this.#parts(range);
-    const session = await this.#graph('export', parts.length);
-    const binding = session.bind();
+    const rows = this.#host([1, count, end - start, this.layout.headDim]);
+    const bytes = rows.tensor.data;
+    try {
+      for (const run of this.#runs(range)) await this.#exportRows(block, slot, range, run, bytes);
+    } finally {
+      rows.dispose();
+    }
+    return Array.from({ length: count }, (_, i) => new Uint8Array(bytes.buffer, i * rowBytes, rowBytes));
+  }
+
+  /** @param rows `[rows of the range, positions, head_dim]`, of which the run fills its own. */
+  async #exportRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
+    const { headDim } = this.layout;
+    const { parts, row, count } = run;
+    const n = end - start;
     const values: OrtValue[] = [];
     const bound = (value: OrtValue) => {
       values.push(value);
       return value;
     };
-    const rows = this.#host([1, count, end - start, this.layout.headDim]);
+    let binding: Binding | undefined;
     try {
+      binding = (await this.#graph('export', parts.length)).bind();
       const at = slot - block.first;
       for (const [i, { tensor, from, to }] of parts.entries()) {
         binding
@@ -176,35 +234,41 @@ export class DeviceKv implements EngineKv {
           .input(`start.${i}`, bound(int64([3], [at, from, start])))
           .input(`end.${i}`, bound(int64([3], [at + 1, to, end])));
       }
-      binding.output('rows', bound(rows));
+      const data = rows.subarray(row * n * headDim, (row + count) * n * headDim);
+      binding.output('rows', bound(new OrtValue({ type: this.floats, dims: [1, count, n, headDim], data })));
       await binding.run();
     } finally {
-      binding.dispose();
+      binding?.dispose();
       for (const value of values) value.dispose();
     }
-    const { buffer } = rows.tensor.data;
-    return Array.from({ length: count }, (_, i) => new Uint8Array(buffer, i * rowBytes, rowBytes));
   }
 
-  async #write(slot: number, range: KvRange, all: OrtValue): Promise<void> {
+  async #write(slot: number, range: KvRange, rows: OrtValue): Promise<void> {
     const block = this.#blockOf(slot, range);
-    const { start, end } = range;
-    const n = end - start;
-    if (n * (range.rowEnd - range.rowStart) === 0) return all.dispose();
-    const parts = this.#parts(range);
+    try {
+      if (rows.tensor.data.length === 0) return;
+      for (const run of this.#runs(range)) await this.#importRows(block, slot, range, run, rows.tensor.data);
+    } finally {
+      rows.dispose();
+    }
+  }
+
+  /** @param rows `[rows of the range, positions, head_dim]`, of which the run writes its own. */
+  async #importRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
     const { headDim } = this.layout;
-    const values = [all];
+    const n = end - start;
+    const values: OrtValue[] = [];
     const bound = (value: OrtValue) => {
       values.push(value);
       return value;
     };
-    const session = await this.#graph('import', parts.length);
-    const binding = session.bind();
+    let binding: Binding | undefined;
     try {
-      let row = 0;
-      for (const [i, { tensor, from, to }] of parts.entries()) {
+      binding = (await this.#graph('import', run.parts.length)).bind();
+      let { row } = run;
+      for (const [i, { tensor, from, to }] of run.parts.entries()) {
         const cells = this.#cells(slot - block.first, from, to, start, end);
-        const data = all.tensor.data.subarray(row * n * headDim, (row + to - from) * n * headDim);
+        const data = rows.subarray(row * n * headDim, (row + to - from) * n * headDim);
         const memory = block.flat[tensor] as DeviceTensor;
         binding
           .input(`tensor.${i}`, memory)
@@ -215,7 +279,7 @@ export class DeviceKv implements EngineKv {
       }
       await binding.run();
     } finally {
-      binding.dispose();
+      binding?.dispose();
       for (const value of values) value.dispose();
     }
   }
@@ -248,10 +312,10 @@ export class DeviceKv implements EngineKv {
 
   async #copyCells(source: Block, from: readonly number[], target: Block, to: readonly number[]): Promise<void> {
     if (from.length === 0) return;
-    const session = await this.#graph('copy', 2 * this.layout.layers);
-    const binding = session.bind();
     const cells = [int64([from.length], from), int64([to.length, 1], to)] as const;
+    let binding: Binding | undefined;
     try {
+      binding = (await this.#graph('copy', 2 * this.layout.layers)).bind();
       binding.input('source', cells[0]).input('target', cells[1]);
       for (const [i, memory] of target.flat.entries()) {
         binding
@@ -261,18 +325,18 @@ export class DeviceKv implements EngineKv {
       }
       await binding.run();
     } finally {
-      binding.dispose();
+      binding?.dispose();
       for (const value of cells) value.dispose();
     }
   }
 
-  /** A graph of a kind for a number of tensors. Frames of one prompt need at most a few, of all prompts all numbers. */
+  /** A graph of a kind for a number of tensors. */
   #graph(kind: keyof typeof BUILD, tensors: number): Promise<OrtSession> {
     const key = `${kind} ${tensors}`;
     const known = this.#graphs.get(key);
     if (known) return known;
     // A node on the CPU would take whole tensors across the bus.
-    const options = { device: this.#device, threads: 1, whole: this.#device.kind === 'webgpu' };
+    const options = { device: this.#device, threads: 1, whole: true };
     const opening = OrtSession.build(BUILD[kind](tensors, this.floats), options);
     this.#graphs.set(key, opening);
     opening.catch(() => this.#graphs.delete(key));
@@ -313,6 +377,22 @@ export class DeviceKv implements EngineKv {
     return block;
   }
 
+  /** The runs that export or import a range's rows: as many tensors in each as there is a graph for. */
+  #runs(range: KvRange): Run[] {
+    const parts = this.#parts(range);
+    const runs: Run[] = [];
+    let row = 0;
+    for (let at = 0; at < parts.length; ) {
+      const size = this.#sizes.find((tensors) => tensors <= parts.length - at) as number;
+      const taken = parts.slice(at, at + size);
+      const count = taken.reduce((sum, { from, to }) => sum + to - from, 0);
+      runs.push({ parts: taken, row, count });
+      row += count;
+      at += size;
+    }
+    return runs;
+  }
+
   /** The tensors that hold a range's rows, with the heads of each. */
   #parts({ rowStart, rowEnd }: KvRange): Part[] {
     const { kvHeads } = this.layout;
@@ -350,6 +430,13 @@ export class DeviceKv implements EngineKv {
 }
 
 const BUILD = { export: buildKvExport, import: buildKvImport, copy: buildKvCopy } as const;
+
+/** All tensors, and the powers of two below: any number of tensors is a sum of few of them. */
+function runSizes(tensors: number): number[] {
+  const sizes = [tensors];
+  for (let size = 2 ** Math.floor(Math.log2(tensors)); size >= 1; size /= 2) if (size < tensors) sizes.push(size);
+  return sizes;
+}
 
 function release({ tensors, flat }: Block): void {
   for (const tensor of [...flat, ...tensors]) tensor.dispose();

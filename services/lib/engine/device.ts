@@ -4,6 +4,7 @@
  */
 import { Graph } from '../model/graph/graph.ts';
 import { encodeModel } from '../model/graph/onnx.ts';
+import { DeviceHealth } from './device-health.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
@@ -81,6 +82,8 @@ export class Accelerator {
   /** The provider and the device, for logs and errors. */
   readonly name: string;
   readonly lane: DeviceLane;
+  /** Told by sessions and stores how their work here ends. */
+  readonly health: DeviceHealth;
   readonly #provider: Provider;
   /** A session on the device that lives as long as it: allocators belong to sessions. */
   readonly #session: Pointer;
@@ -103,12 +106,18 @@ export class Accelerator {
     this.kind = kind;
     this.name = provider.name;
     this.lane = lane;
+    this.health = new DeviceHealth(provider.name);
     this.#provider = provider;
     this.#session = session;
     this.#leave = leave;
     this.#memory = memoryOf(session);
     this.#allocator = create(api, api.createAllocator, session, this.#memory);
-    this.#pinned = provider.pinnedMemory && create(api, api.createAllocator, session, provider.pinnedMemory);
+    try {
+      this.#pinned = provider.pinnedMemory && create(api, api.createAllocator, session, provider.pinnedMemory);
+    } catch (error) {
+      api.releaseAllocator(this.#allocator);
+      throw error;
+    }
   }
 
   /** @internal See {@link openDevice}. */
@@ -171,7 +180,9 @@ export class Accelerator {
 
   /**
    * Copies whole tensors, each onto the one with the same index, of the same type and size: from the host to the
-   * device, back, or within the device.
+   * device, back, or within the device. The runtime takes the transfer from those of its environment. WebGPU registers
+   * its own there; whether CUDA does, when it is appended to sessions as here, nobody has tried: only what is recorded
+   * (WebGPU) and the tests copy this way. Inputs, outputs and KV go by the bindings of runs.
    * @throws ServingError runtime_failed; the signal's reason.
    */
   copy(from: readonly BoundValue[], to: readonly BoundValue[], signal?: AbortSignal): Promise<void> {
@@ -216,7 +227,10 @@ function pointers(values: readonly BoundValue[]): BigUint64Array {
   return array;
 }
 
-/** Opens a session of the smallest graph: it proves that the device starts, and owns the allocators. */
+/**
+ * Opens a session of the smallest graph: it proves that the device starts, and owns the allocators.
+ * @throws ServingError runtime_failed also for a provider that leaves an addition to the CPU: it would compute nothing.
+ */
 async function openProbe(provider: Provider): Promise<Pointer> {
   const { api, env } = runtime();
   const graph = new Graph();
@@ -224,6 +238,7 @@ async function openProbe(provider: Provider): Promise<Pointer> {
   graph.output(graph.node('Add', 'sum', [x, x]), 'float32', [1]);
   const options = create(api, api.createSessionOptions);
   try {
+    assertOk(api, api.addSessionConfigEntry(options, 'session.disable_cpu_ep_fallback', '1'));
     provider.append(options, {});
     const model = encodeModel(graph);
     const out: Out = [null];

@@ -21,11 +21,16 @@ export interface EngineKv extends KvStore {
    * @returns frees what was made for it; called after the binding is disposed of.
    */
   bind(binding: Binding, first: number, n: number): () => void;
+
+  /** Prepares what moves of positions need, before the worker serves. Slots lose their content. */
+  warmUp(): void | Promise<void>;
 }
 
 export class CpuEngineKv extends CpuKvStore implements EngineKv {
   readonly staging = undefined;
   readonly bindsAnywhere = true;
+
+  warmUp(): void {}
 
   bind(binding: Binding, first: number, n: number): () => void {
     const { kvHeads, headDim } = this.layout;

@@ -26,7 +26,8 @@ export interface DeviceLane {
  * every file of the process wait for the device.
  */
 export class FifoLane implements DeviceLane {
-  readonly #waiting: (() => void)[] = [];
+  /** Each starts an action and says whether it has ended already; one that has not goes on to the next by itself. */
+  readonly #waiting: (() => boolean)[] = [];
   #busy = false;
 
   run<T>(action: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
@@ -39,7 +40,9 @@ export class FifoLane implements DeviceLane {
           signal?.throwIfAborted();
           return result;
         })();
-        done.then(resolve, reject).finally(() => this.#next());
+        // The lane goes on first: a caller that then frees memory finds it idle if nobody else waits.
+        done.finally(() => this.#next()).then(resolve, reject);
+        return false;
       };
       const leave = () => {
         this.#waiting.splice(this.#waiting.indexOf(turn), 1);
@@ -52,22 +55,30 @@ export class FifoLane implements DeviceLane {
   }
 
   after(action: () => void): void {
-    if (this.#busy) this.#waiting.push(() => this.#runNow(action));
-    else action();
-  }
-
-  #runNow(action: () => void): void {
-    try {
+    if (!this.#busy) {
       action();
-    } finally {
-      this.#next();
+      return;
     }
+    this.#waiting.push(() => {
+      try {
+        action();
+      } catch (error) {
+        queueMicrotask(() => {
+          throw error; // nobody waits for it: it is an uncaught error of the process, and the lane goes on
+        });
+      }
+      return true;
+    });
   }
 
+  /** Starts what waits, up to the first action that takes time. A loop, because thousands of releases may wait. */
   #next(): void {
-    const turn = this.#waiting.shift();
-    this.#busy = turn !== undefined;
-    turn?.();
+    let ended = true;
+    while (ended) {
+      const turn = this.#waiting.shift();
+      this.#busy = turn !== undefined;
+      ended = turn?.() ?? false;
+    }
   }
 }
 

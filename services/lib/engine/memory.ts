@@ -4,8 +4,8 @@ import { positionBytes } from '../kv/layout.ts';
 import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
 import { ServingError } from '../process/errors.ts';
 
-/** Tokens of the largest run whose intermediate results must fit: the default of --prefill-chunk-tokens. */
-const RUN_TOKENS = 512;
+/** Tokens of a prompt's chunk where no setting says it: the default of --prefill-chunk-tokens. */
+export const DEFAULT_CHUNK_TOKENS = 512;
 
 export interface EngineMemory {
   /** Bytes of the weights' files. */
@@ -14,7 +14,9 @@ export interface EngineMemory {
   readonly kv: number;
   readonly slots: number;
   readonly perToken: number;
-  /** Bytes of one row of logits for each slot. */
+  /** Rows of the largest step. */
+  readonly stepRows: number;
+  /** Bytes of the logits of the largest step. */
   readonly logits: number;
   /** Bytes of the intermediate results of a run, on a device; the CPU's come from what the process has anyway. */
   readonly scratch: number;
@@ -23,16 +25,20 @@ export interface EngineMemory {
 /**
  * @param part the part of the bundle whose weights are loaded.
  * @param slots KV slots, the staging slot of a device included.
+ * @param runs tokens of the largest run, whose intermediate results must fit, and rows of the largest step, whose
+ *   logits must.
  */
 export function engineMemory(
   manifest: Pick<Manifest, 'llm' | 'prefill' | 'precision'>,
   part: 'llm' | 'prefill',
   slots: number,
   capacity: number,
+  runs: { readonly tokens?: number; readonly stepRows?: number } = {},
 ): EngineMemory {
   const { llm, prefill } = manifest;
   const files = part === 'prefill' ? (prefill ?? llm).files : llm.files;
   const { spec } = llm;
+  const { tokens = DEFAULT_CHUNK_TOKENS, stepRows = slots } = runs;
   const floats = floatsOf(manifest);
   const perToken = positionBytes({ ...spec, floats });
   // At its widest a run holds the gated and the plain half of an MLP, their product, and the residual stream twice.
@@ -42,8 +48,9 @@ export function engineMemory(
     kv: perToken * capacity * slots,
     slots,
     perToken,
-    logits: spec.vocab * 4 * slots,
-    scratch: RUN_TOKENS * width * (floats === 'float16' ? 2 : 4),
+    stepRows,
+    logits: spec.vocab * 4 * stepRows,
+    scratch: tokens * width * (floats === 'float16' ? 2 : 4),
   };
 }
 
@@ -92,7 +99,7 @@ export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: nu
   );
 }
 
-const described = ({ weights, kv, slots, perToken, logits }: EngineMemory, capacity: number) =>
-  `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${slots} slots x ${logits / 4 / slots} ids x 4 bytes = ${gib(logits)}`;
+const described = ({ weights, kv, slots, perToken, stepRows, logits }: EngineMemory, capacity: number) =>
+  `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${gib(logits)}`;
 
 const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;

@@ -219,7 +219,9 @@ export class OrtSession {
     });
   }
 
+  /** @throws ServingError draining after {@link dispose}. */
   bind(): Binding {
+    this.#assertOpen();
     return new Binding(this.#pointer, this.#device);
   }
 
@@ -232,7 +234,17 @@ export class OrtSession {
     outputs: readonly string[] = this.outputs,
     signal?: AbortSignal,
   ): Promise<Record<string, Tensor>> {
-    if (this.#disposed) throw new ServingError('draining', 'the engine is shut down');
+    const device = this.#device;
+    const run = () => this.#run(inputs, outputs, signal);
+    return device.kind === 'cpu' ? run() : device.health.attempt('a run', run);
+  }
+
+  async #run(
+    inputs: Readonly<Record<string, Tensor>>,
+    outputs: readonly string[],
+    signal: AbortSignal | undefined,
+  ): Promise<Record<string, Tensor>> {
+    this.#assertOpen();
     this.#runs++;
     const binding = this.bind();
     const values: OrtValue[] = [];
@@ -258,6 +270,10 @@ export class OrtSession {
     if (this.#disposed) return;
     this.#disposed = true;
     if (this.#runs === 0) this.#release();
+  }
+
+  #assertOpen(): void {
+    if (this.#disposed) throw new ServingError('draining', 'the engine is shut down');
   }
 
   #release(): void {

@@ -64,7 +64,8 @@ export function openProvider(setting: ProviderSetting): Provider {
 export function unavailable(provider: Pick<Provider, 'name' | 'remedy'>, error: unknown): ServingError {
   const reason = (error instanceof Error ? error.message : String(error))
     .replace(/^ONNX Runtime: /, '')
-    .replace(/^\/onnxruntime_src.*?\[ONNXRuntimeError\] : \d+ : \w+ : /s, '') // a place in the runtime's sources
+    // A place in the runtime's sources, and the condition that did not hold there.
+    .replace(/^\/onnxruntime_src\S*:\d+ (.*?\[ONNXRuntimeError\] : \d+ : \w+ : |.*? was false\. )?/s, '')
     .trim();
   return new ServingError(
     'provider_unavailable',

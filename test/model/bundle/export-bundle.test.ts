@@ -246,7 +246,7 @@ describe('opening', async () => {
       const asserted = () => assertRunsOn(manifest, 'cuda');
       if (precision.endsWith('fp16')) asserted();
       else {
-        const names = ['some-model', precision, 'export it with --precision fp16, int8-fp16, int4-fp16'];
+        const names = ['some-model', precision, 'export it with one of --precision fp16, int8-fp16, int4-fp16'];
         expect(asserted).toThrow(refused('config_invalid', ...names));
       }
       for (const kind of ['cpu', 'webgpu', 'plugin'] as const) assertRunsOn(manifest, kind);

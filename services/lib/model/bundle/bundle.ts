@@ -110,7 +110,7 @@ type Named = Pick<Manifest, 'name' | 'precision'>;
  */
 export const deviceLack = ({ name, precision }: Named, kind: DeviceKind): string | undefined =>
   kind === 'cuda' && floatsOf({ precision }) !== 'float16'
-    ? `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with --precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
+    ? `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with one of --precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
     : undefined;
 
 /** @throws ServingError config_invalid for a bundle that this kind of device cannot compute whole. */
