@@ -67,7 +67,7 @@ async function read(path: string, fingerprint: string, count: number): Promise<F
     const bytes = await file.readFile();
     const content = bytes.subarray(DIGEST_BYTES);
     if (!digestOf(fingerprint, content).equals(bytes.subarray(0, DIGEST_BYTES))) return 'damaged, or of another bundle';
-    return new Float32Array(Uint8Array.from(content).buffer);
+    return new Float32Array(new Uint8Array(content).buffer); // a copy that is aligned
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'ENOENT' ? 'not there yet' : `cannot be read: ${error}`;
   }
