@@ -12,7 +12,7 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
     config,
     build: async ({ log, life, files, security, address }) => {
       // One set of weights: those for decoding, because bandwidth bounds the steps, not the prompts.
-      const { bundle, session, modelName, device, dispose } = await loadEngine(config, 'both', log, files);
+      const { bundle, session, modelName, device, lost, dispose } = await loadEngine(config, 'both', log, files);
       life.onStop('engine', dispose);
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
@@ -28,6 +28,6 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
       };
       const service = createColocatedService(session, options, puller, log);
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName, device };
+      return { mounts: service.mounts, observe: service.observe, modelName, device, lost };
     },
   });

@@ -12,7 +12,7 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
     roles: ['decode'],
     config,
     build: async ({ log, life, files, security }) => {
-      const { bundle, session, modelName, device, dispose } = await loadEngine(config, 'decode', log, files);
+      const { bundle, session, modelName, device, lost, dispose } = await loadEngine(config, 'decode', log, files);
       life.onStop('engine', dispose);
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
@@ -26,6 +26,6 @@ export const runDecode = (config: DecodeConfig): Promise<void> =>
         draining: life.draining,
         log,
       });
-      return { mounts: service.mounts, modelName, device };
+      return { mounts: service.mounts, modelName, device, lost };
     },
   });

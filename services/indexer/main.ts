@@ -23,6 +23,6 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
       life.onStop('store', () => store.close());
       void warnIfAway(store, log);
       const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
-      return { ...service, device: encoder.device };
+      return { ...service, device: encoder.device, lost: encoder.lost };
     },
   });

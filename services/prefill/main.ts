@@ -12,7 +12,7 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
     roles: ['prefill'],
     config,
     build: async ({ log, life, security, files, address }) => {
-      const { bundle, session, modelName, device, dispose } = await loadEngine(config, 'prefill', log, files);
+      const { bundle, session, modelName, device, lost, dispose } = await loadEngine(config, 'prefill', log, files);
       life.onStop('engine', dispose);
       const prefixes = new PrefixCache(session.pool);
       const leases = new LeaseTable(session.pool, prefixes, config.kvLeaseMs);
@@ -30,6 +30,6 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
         },
       );
       await service.warmUp();
-      return { mounts: service.mounts, observe: service.observe, modelName, device };
+      return { mounts: service.mounts, observe: service.observe, modelName, device, lost };
     },
   });

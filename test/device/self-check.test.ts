@@ -2,12 +2,15 @@
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest';
 import { type EngineConfig, type EngineWork, loadEngine, type WorkerEngine } from '../../services/lib/engine/load.ts';
+import { Binding } from '../../services/lib/engine/ort.ts';
 import { gpuVendors } from '../../services/lib/engine/provider.ts';
+import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { createLogger, type Logger } from '../../services/lib/process/log.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { loadConfig } from '../../services/settings.ts';
@@ -71,8 +74,13 @@ async function continued({ session }: WorkerEngine): Promise<number[]> {
 test.each(['prefill', 'both'] as const)(
   'an engine that is to compute %s passes its check on a GPU and answers like the CPU',
   async (work) => {
+    const chunks = vi.spyOn(DecoderSession.prototype, 'chunk');
+    onTestFinished(() => chunks.mockRestore());
     const onGpu = await withEngine({ provider: 'webgpu' }, work, async (engine) => {
+      // The first prompt with compressed context finds its kernels compiled.
+      expect(chunks.mock.calls.some(([{ soft }]) => soft.positions.length > 0)).toBe(true);
       expect(engine.device).toMatchObject({ kind: 'webgpu', reason: '--provider webgpu' });
+      expect(engine.session.picksTokens).toBe(work !== 'prefill'); // which would take memory for logits
       expect(engine.check!.kl).toBeGreaterThan(0); // it was compared with something else than itself
       expect(engine.check!.kl).toBeLessThan(5e-3);
       expect(engine.check!.chunkedKl).toBeLessThan(1e-4);
@@ -120,6 +128,47 @@ test.each([
   expect(lines).toContainEqual(
     expect.objectContaining({ level: 'warn', why, message: expect.stringContaining('--graph-capture') }),
   );
+});
+
+test('the longest chunk is tried at the end of a slot, and one that is wrong there is refused', async () => {
+  const asked = { provider: 'webgpu', capacity: 160, prefillChunkTokens: 64 } as const;
+  const chunks = vi.spyOn(DecoderSession.prototype, 'chunk');
+  onTestFinished(chunks.mockRestore);
+  await withEngine(asked, 'both', async () => {});
+  const tried = chunks.mock.calls.map(([{ past, ids }]) => [past, ids.length]);
+  expect(tried).toContainEqual([160 - 65, 65]); // a chunk takes the last token of a prompt along
+  const { chunk } = DecoderSession.prototype;
+  chunks.mockRestore();
+  // As where the memory for the results of a run of 65 tokens is used up.
+  const lossy = vi.spyOn(DecoderSession.prototype, 'chunk').mockImplementation(async function (
+    this: DecoderSession,
+    ...args
+  ) {
+    const logits = await chunk.apply(this, args);
+    return args[0].ids.length > 64 ? logits.map((logit) => logit / 2) : logits;
+  });
+  onTestFinished(lossy.mockRestore);
+  await expect(withEngine(asked, 'both', async () => {})).rejects.toMatchObject({
+    code: 'out_of_memory',
+    message: expect.stringMatching(/a chunk of 65 tokens at the end of a slot of 160 wrong/),
+  });
+});
+
+test('an engine whose GPU fails at two steps in a row says that it is lost, and not before', async () => {
+  await withEngine({ provider: 'webgpu' }, 'decode', async ({ session, lost }) => {
+    const run = vi.spyOn(Binding.prototype, 'run');
+    onTestFinished(run.mockRestore);
+    const step = () => session.pick(Int32Array.of(1), Int32Array.of(1));
+    let reason: unknown;
+    void lost!.then((error) => {
+      reason = error;
+    });
+    for (const wanted of [undefined, expect.objectContaining({ code: 'runtime_failed' })]) {
+      run.mockRejectedValueOnce(new ServingError('runtime_failed', 'the device was reset'));
+      await expect(step()).rejects.toMatchObject({ code: 'runtime_failed' });
+      expect(reason).toEqual(wanted);
+    }
+  });
 });
 
 test('auto does not take a GPU that is made of software, and says why', async () => {

@@ -106,7 +106,6 @@ test.each([
   [{ provider: 'webgpu', deviceId: 1 }, /--device-id 1 cannot be chosen with --provider webgpu.*VK_DRIVER_FILES/],
   [{ provider: 'cpu', deviceId: 1 }, /--device-id 1 has no effect with --provider cpu: leave it out/],
   [{ provider: 'cpu', deviceMemory: 2 ** 30 }, /--device-memory 1073741824 has no effect with --provider cpu/],
-  [{ provider: 'cpu', graphCapture: true }, /--graph-capture has no effect with --provider cpu/],
 ] as const)('%o is refused, because a setting would be ignored', async (config, message) => {
   const { choose, tried } = machine(1);
   await expect(choose(config)).rejects.toMatchObject({
@@ -118,10 +117,10 @@ test.each([
 
 test('auto with a number of a device does not take the GPU of WebGPU, which cannot be chosen', async () => {
   const { choose, tried } = machine(2, { cuda: 'no library' });
-  expect(await choose({ deviceId: 1, graphCapture: true })).toEqual({
+  expect(await choose({ deviceId: 1, deviceMemory: 2 ** 30 })).toEqual({
     loaded: 'cpu',
     reason:
-      'auto: webgpu cannot take --device-id 1; cuda was refused: no library; --device-id 1 has no effect; --graph-capture has no effect',
+      'auto: webgpu cannot take --device-id 1; cuda was refused: no library; --device-id 1 has no effect; --device-memory 1073741824 has no effect',
   });
   expect(tried.map((setting) => setting.provider)).toEqual(['cuda', 'cpu']);
 });

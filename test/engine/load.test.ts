@@ -2,8 +2,9 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { type EngineConfig, loadEngine } from '../../services/lib/engine/load.ts';
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest';
+import { type EngineConfig, type EngineWork, loadEngine } from '../../services/lib/engine/load.ts';
+import { engineMemory } from '../../services/lib/engine/memory.ts';
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
@@ -27,10 +28,10 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
 const log = createLogger('test', 'silent');
-const load = (asked: Partial<EngineConfig>) => {
+const load = (asked: Partial<EngineConfig>, work: EngineWork = 'decode') => {
   const model = join(dir, 'bundle');
   const config = loadConfig(ENGINE_SETTINGS, { model, provider: 'cpu', threads: 1, prepacked: 'off' }, {});
-  return loadEngine({ ...config, ...asked }, 'decode', log, new FileGuard(log));
+  return loadEngine({ ...config, ...asked }, work, log, new FileGuard(log));
 };
 const kvBytes = (slots: number, capacity: number) =>
   positionBytes({ ...manifest.llm.spec, floats: 'float32' }) * slots * capacity;
@@ -59,6 +60,22 @@ test('the logits of every slot count as memory too', async () => {
   machine.bytes++;
   const { session } = await load({ slots, capacity });
   session.dispose();
+});
+
+test('--device-memory must also hold the results of the longest chunk, whatever --prefill-chunk-tokens says', async () => {
+  const [slots, capacity, tokens] = [2, 256, 200];
+  const { spec } = manifest.llm;
+  const scratch = (run: number) => run * (3 * spec.intermediate + 2 * spec.hidden) * 4;
+  const { weights, kv, logits } = engineMemory(manifest, 'llm', slots, capacity, { stepRows: 1 });
+  const need = (run: number) => weights + kv + logits + scratch(run);
+  const fits = (bytes: number) => {
+    const asked = { slots, capacity, deviceMemory: bytes, prefillChunkTokens: tokens, provider: 'webgpu' } as const;
+    return load(asked, 'prefill');
+  };
+  await expect(fits(need(tokens + 1) - 1)).rejects.toMatchObject({ code: 'out_of_memory' });
+  vi.stubEnv('VK_DRIVER_FILES', '/nowhere.json'); // what fits is opened, and there is no device
+  onTestFinished(() => void vi.unstubAllEnvs());
+  await expect(fits(need(tokens + 1))).rejects.toMatchObject({ code: 'provider_unavailable' });
 });
 
 test('an engine that is disposed of refuses the moves of KV that were still waiting for their turn', async () => {

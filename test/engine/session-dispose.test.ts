@@ -85,6 +85,18 @@ test('a disposed session finishes its current run and refuses others', async () 
   await expect(session.chunk(chunk)).rejects.toMatchObject({ code: 'draining' });
 });
 
+test('a session that does not decode has room for a step of one row', async () => {
+  const { graph, spec } = await write();
+  const pool = new KvPool(new CpuEngineKv(spec, 2, 64));
+  const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+  const session = await DecoderSession.load(graph, shape, pool, { threads: 1, decodes: false });
+  onTestFinished(() => session.dispose());
+  expect(await session.step(Int32Array.of(1), Int32Array.of(0))).toHaveLength(spec.vocab);
+  await expect(session.step(Int32Array.of(1, 1), Int32Array.of(0, 0))).rejects.toThrow(
+    'a step of 2 rows, 1 are the most',
+  );
+});
+
 test('a step that cannot be bound leaves no binding behind', async () => {
   const session = await load();
   onTestFinished(() => session.dispose());

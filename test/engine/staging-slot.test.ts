@@ -90,7 +90,8 @@ class Subject {
         const computed = this.session.chunk({ ...chunk, ...(op.from !== undefined && { copyFrom: op.from }) }, signal);
         if (signal) {
           await expect(computed).rejects.toThrow('hung up');
-          claim(op.slot, from === op.slot ? past : 0); // where a beginning was to come from elsewhere, it need not have come
+          // Where a beginning was to come from another slot, it need not have come.
+          claim(op.slot, from === op.slot ? past : 0);
           return undefined;
         }
         const logits = await computed;

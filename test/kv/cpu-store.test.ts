@@ -75,6 +75,11 @@ describe.each(['float32', 'float16'] as const)('slots of %s', (floats) => {
     expect(bytesOf(store, 1, 0, 2)).toEqual(bytesOf(store, 0, 0, 2));
     expect(bytesOf(store, 1, 2, 3)).toEqual(rest);
     expect(bytesOf(store, 0, 0, 3)).toEqual(before);
+    const first = bytesOf(store, 1, 0, 1);
+    store.write(0, { start: 0, end: 3, rowStart: 0, rowEnd: 8 }, (_, to) => void to.fill(0));
+    store.copy(0, 1, 2, 1);
+    expect(bytesOf(store, 1, 1, 2)).toEqual(bytesOf(store, 0, 1, 2));
+    expect([bytesOf(store, 1, 0, 1), bytesOf(store, 1, 2, 3)]).toEqual([first, rest]);
   });
 
   test('a swap exchanges exactly the positions asked for, in all rows', () => {

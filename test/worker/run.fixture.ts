@@ -10,6 +10,13 @@ const refuse = (message: string): never => {
   throw new ServingError('saturated', message);
 };
 
+let lose: (reason: ServingError) => void;
+const lost = new Promise<ServingError>((resolve) => {
+  lose = resolve;
+});
+// The parent says that the device is lost.
+process.once('message', () => lose(new ServingError('runtime_failed', 'the test GPU failed twice')));
+
 await runWorker({
   name: 'prefill',
   roles: ['decode'],
@@ -24,6 +31,7 @@ await runWorker({
     return {
       mounts: [mount.decode({ Decode: decode, Describe: describe })],
       modelName: 'a-model',
+      lost,
       observe: () => metrics.stagedAge.set(42),
     };
   },

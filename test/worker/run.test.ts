@@ -52,3 +52,20 @@ test('a worker process that gets SIGTERM stops in order and exits with 0', { tim
   const steps = log.split('\n').flatMap((line) => (line === '' ? [] : [(JSON.parse(line) as { msg: string }).msg]));
   expect(steps).toEqual(['ready', 'draining', 'own step', 'stopped']);
 });
+
+test('a worker process whose device is lost says why, stops in order and exits with an error', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const exited = once(child, 'exit');
+  child.send('lose the device');
+  expect(await exited).toEqual([1, null]);
+  const lines = log.split('\n').flatMap((line) => (line === '' ? [] : [JSON.parse(line) as Record<string, unknown>]));
+  expect(lines.map(({ msg }) => msg)).toEqual([
+    'ready',
+    'this process cannot go on: stopping',
+    'draining',
+    'own step',
+    'stopped',
+  ]);
+  expect(lines[1]).toMatchObject({ err: { code: 'runtime_failed', message: 'the test GPU failed twice' } });
+});

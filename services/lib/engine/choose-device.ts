@@ -15,7 +15,6 @@ const GPU_PROVIDERS = ['cuda', 'webgpu'] as const;
 
 export type DeviceConfig = Pick<ConfigOf<typeof DEVICE_SETTINGS>, 'provider' | 'providerLibrary' | 'deviceId'> & {
   readonly deviceMemory?: number;
-  readonly graphCapture?: boolean;
 };
 
 /** Told of each GPU that is there and cannot be used. */
@@ -103,11 +102,10 @@ function candidates(
   return [];
 }
 
-/** Settings that are given and mean something on a GPU only. */
-const settingsOfGpus = ({ deviceId, deviceMemory, graphCapture }: DeviceConfig) => [
+/** Settings that are given and mean something on a GPU only. (The engine says itself that it records no steps.) */
+const settingsOfGpus = ({ deviceId, deviceMemory }: DeviceConfig) => [
   ...(deviceId > 0 ? [`--device-id ${deviceId}`] : []),
   ...(deviceMemory === undefined ? [] : [`--device-memory ${deviceMemory}`]),
-  ...(graphCapture ? ['--graph-capture'] : []),
 ];
 
 /** @throws ServingError config_invalid */

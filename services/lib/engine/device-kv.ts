@@ -8,8 +8,9 @@
  * - `prompts`: each slot has tensors of its own, to which a prompt is bound directly.
  *
  * Positions are moved by the graphs of kv-copies.ts. Each graph has a fixed number of tensors, and kernels of its own
- * that a device compiles for 100 to 500 ms of CPU time (lavapipe). A frame of a hand-over touches any number of tensors,
- * so it takes several runs of a few graphs, which {@link DeviceKv.warmUp} has compiled before the worker serves.
+ * that a device compiles for 100 to 500 ms of CPU time (lavapipe). A frame of a hand-over touches any number of
+ * tensors, so it takes several runs of a few graphs, which {@link DeviceKv.warmUp} has compiled before the worker
+ * serves.
  */
 import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from '../kv/layout.ts';
 import type { RowWriter } from '../kv/store.ts';
@@ -126,7 +127,7 @@ export class DeviceKv implements EngineKv {
   }
 
   read(slot: number, range: KvRange): Promise<Uint8Array[]> {
-    return this.#inOrder(() => this.#read(slot, range));
+    return this.#inOrder('reading KV', () => this.#read(slot, range));
   }
 
   /** The bytes are copied at once. */
@@ -145,20 +146,21 @@ export class DeviceKv implements EngineKv {
     const bytes = new Uint8Array(host.tensor.data.buffer, 0, count * rowBytes);
     if (rows instanceof Uint8Array) bytes.set(rows);
     else for (let i = 0; i < count; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
-    return this.#inOrder(() => this.#write(slot, range, host));
+    return this.#inOrder('writing KV', () => this.#write(slot, range, host));
   }
 
   copy(from: number, to: number, end: number, start = 0): Promise<void> {
-    return this.#inOrder(() => this.#copy(from, to, start, end));
+    return this.#inOrder('copying KV', () => this.#copy(from, to, start, end));
   }
 
   swap(a: number, b: number, end: number): Promise<void> {
-    return this.#inOrder(() => this.#swap(a, b, end));
+    return this.#inOrder('exchanging KV', () => this.#swap(a, b, end));
   }
 
   /**
    * Runs each graph that a worker of this kind uses once, so that the device compiles its kernels before there are
-   * decode steps that would wait for it. Position 0 of slot 0, and of the slot to which it is copied, lose their content.
+   * decode steps that would wait for it. Position 0 of slot 0, and of the slot to which it is copied, lose their
+   * content.
    */
   async warmUp(): Promise<void> {
     const rowsOf = (tensors: number) => ({ start: 0, end: 1, rowStart: 0, rowEnd: tensors * this.layout.kvHeads });
@@ -185,9 +187,9 @@ export class DeviceKv implements EngineKv {
   }
 
   /** Opening a graph takes time when it is first needed: operations must not overtake each other meanwhile. */
-  async #inOrder<T>(operation: () => Promise<T>): Promise<T> {
+  async #inOrder<T>(kind: string, operation: () => Promise<T>): Promise<T> {
     this.#assertOpen();
-    const done = this.#last.then(operation);
+    const done = this.#last.then(() => this.#device.health.attempt(kind, operation));
     this.#last = done.catch(() => {});
     return done;
   }
@@ -205,7 +207,7 @@ export class DeviceKv implements EngineKv {
     const rows = this.#host([1, count, end - start, this.layout.headDim]);
     const bytes = rows.tensor.data;
     try {
-      for (const run of this.#runs(range)) await this.#export(block, slot, range, run, bytes);
+      for (const run of this.#runs(range)) await this.#exportRows(block, slot, range, run, bytes);
     } finally {
       rows.dispose();
     }
@@ -213,7 +215,7 @@ export class DeviceKv implements EngineKv {
   }
 
   /** @param rows `[rows of the range, positions, head_dim]`, of which the run fills its own. */
-  async #export(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
+  async #exportRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
     const { headDim } = this.layout;
     const { parts, row, count } = run;
     const n = end - start;
@@ -245,14 +247,14 @@ export class DeviceKv implements EngineKv {
     const block = this.#blockOf(slot, range);
     try {
       if (rows.tensor.data.length === 0) return;
-      for (const run of this.#runs(range)) await this.#import(block, slot, range, run, rows.tensor.data);
+      for (const run of this.#runs(range)) await this.#importRows(block, slot, range, run, rows.tensor.data);
     } finally {
       rows.dispose();
     }
   }
 
   /** @param rows `[rows of the range, positions, head_dim]`, of which the run writes its own. */
-  async #import(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
+  async #importRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
     const { headDim } = this.layout;
     const n = end - start;
     const values: OrtValue[] = [];

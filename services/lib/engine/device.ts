@@ -4,6 +4,7 @@
  */
 import { Graph } from '../model/graph/graph.ts';
 import { encodeModel } from '../model/graph/onnx.ts';
+import { DeviceHealth } from './device-health.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
@@ -81,6 +82,8 @@ export class Accelerator {
   /** The provider and the device, for logs and errors. */
   readonly name: string;
   readonly lane: DeviceLane;
+  /** Told by sessions and stores how their work here ends. */
+  readonly health: DeviceHealth;
   readonly #provider: Provider;
   /** A session on the device that lives as long as it: allocators belong to sessions. */
   readonly #session: Pointer;
@@ -103,6 +106,7 @@ export class Accelerator {
     this.kind = kind;
     this.name = provider.name;
     this.lane = lane;
+    this.health = new DeviceHealth(provider.name);
     this.#provider = provider;
     this.#session = session;
     this.#leave = leave;

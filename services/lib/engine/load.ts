@@ -13,10 +13,17 @@ import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import { type DeviceReport, loadOnDevice } from './choose-device.ts';
+import { assertComputesLongChunks } from './chunk-check.ts';
 import { type Accelerator, type Device, type DeviceSetting, openDevice } from './device.ts';
 import { DeviceKv } from './device-kv.ts';
 import { CpuEngineKv, type EngineKv } from './engine-kv.ts';
-import { assertFitsDevice, assertFitsMachine, assertReferenceFits, engineMemory } from './memory.ts';
+import {
+  assertFitsDevice,
+  assertFitsMachine,
+  assertReferenceFits,
+  DEFAULT_CHUNK_TOKENS,
+  engineMemory,
+} from './memory.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
 import { keptReference, referenceName } from './reference.ts';
@@ -24,14 +31,19 @@ import {
   assertComputesRight,
   assertKeepsKv,
   CHECKED_POSITIONS,
+  CHECKED_ROWS,
   limitsOf,
   referenceOf,
   type SelfCheck,
 } from './self-check.ts';
 import { DecoderSession } from './session.ts';
 import { DEFAULT_CAPACITY, type ENGINE_SETTINGS } from './settings.ts';
+import { assertStepsRight } from './step-check.ts';
 
-export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS>;
+export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS> & {
+  /** Tokens of a prompt's chunk, for workers that compute prompts. */
+  readonly prefillChunkTokens?: number;
+};
 
 /** What a worker computes. Prompts may have weights of their own, and a device lays slots out by it. */
 export type EngineWork = 'prefill' | 'decode' | 'both';
@@ -50,6 +62,8 @@ export interface WorkerEngine {
   readonly device: DeviceReport;
   /** Figures of the device's check; undefined on the CPU, which needs none. */
   readonly check: DeviceCheck | undefined;
+  /** Resolves with the reason when the device fails again and again; undefined on the CPU. */
+  readonly lost: Promise<ServingError> | undefined;
   /** Frees the graph, the KV caches and the device after the runs and copies that are under way. */
   dispose(): Promise<void>;
 }
@@ -93,6 +107,7 @@ export async function loadEngine(
     modelName: config.servedName || bundle.manifest.name,
     device: report,
     check,
+    lost: device.kind === 'cpu' ? undefined : device.health.lost,
     dispose: engine.dispose,
   };
 }
@@ -139,7 +154,9 @@ class EngineLoader {
     const part = this.#work === 'prefill' ? promptPart(manifest, setting.provider) : 'llm';
     const onCpu = setting.provider === 'cpu';
     // A device that computes both has one more slot, in which prompts are computed.
-    const need = engineMemory(manifest, part, slots + (this.#work === 'both' && !onCpu ? 1 : 0), capacity);
+    const kvSlots = slots + (this.#work === 'both' && !onCpu ? 1 : 0);
+    const stepRows = this.#work === 'prefill' ? 1 : kvSlots;
+    const need = engineMemory(manifest, part, kvSlots, capacity, { tokens: this.#runTokens, stepRows });
     if (onCpu) assertFitsMachine(need, capacity);
     else if (deviceMemory !== undefined) assertFitsDevice(need, capacity, deviceMemory);
     if (!onCpu && capacity < CHECKED_POSITIONS) {
@@ -160,12 +177,19 @@ class EngineLoader {
     });
     try {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
-      await warmUp(engine.session, this.#work, check !== undefined);
+      await warmUp(engine.session, check !== undefined);
       return { engine, device, check };
     } catch (error) {
       await engine.dispose();
       throw error;
     }
+  }
+
+  /** Tokens of the longest run: a step of all slots, or a chunk, which takes a last token of a prompt along. */
+  get #runTokens(): number {
+    const { slots, capacity, prefillChunkTokens } = this.#config;
+    if (this.#work === 'decode') return Math.max(slots, CHECKED_POSITIONS);
+    return Math.min(capacity, (prefillChunkTokens ?? DEFAULT_CHUNK_TOKENS) + 1);
   }
 
   #deviceKv(device: Accelerator, layout: KvLayout): Promise<DeviceKv> {
@@ -191,6 +215,7 @@ class EngineLoader {
       threads,
       spin,
       graphCapture: graphCapture && this.#work !== 'prefill',
+      decodes: this.#work !== 'prefill',
       prepacked,
     }).catch(async (error) => {
       await memory.dispose();
@@ -208,13 +233,16 @@ class EngineLoader {
   async #check(session: DecoderSession, device: Accelerator): Promise<DeviceCheck> {
     await assertKeepsKv(session.pool.memory, device.name);
     const kept = prepackedCache(this.#bundle, this.#config.prepacked, this.#log, this.#files);
-    const count = CHECKED_POSITIONS * session.vocabSize;
+    const count = CHECKED_ROWS * session.vocabSize;
     const startMs = performance.now();
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
     const reference = await this.#reference;
     const referenceMs = Math.round(performance.now() - startMs);
     const limits = limitsOf(this.#bundle.manifest.precision, this.#config.checkTolerance);
-    return { ...(await assertComputesRight(session, reference, limits, device.name)), referenceMs };
+    const check = await assertComputesRight(session, reference, limits, device.name);
+    if (this.#work !== 'prefill') await assertStepsRight(session, reference, limits, device.name);
+    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, limits, device.name);
+    return { ...check, referenceMs };
   }
 
   /**
@@ -244,27 +272,15 @@ class EngineLoader {
 }
 
 /**
- * The first runs allocate memory and read every weight; on a device they compile its kernels, which are others for one
- * row than for several. No request should wait for that.
- * @param checked whether the check has run a prompt and a step of one row already, on a device.
+ * The first runs allocate memory and read every weight; on a device they compile its kernels. No request should wait
+ * for that.
+ * @param checked whether the checks of a device have run prompts and steps already.
  */
-async function warmUp(session: DecoderSession, work: EngineWork, checked: boolean): Promise<void> {
+async function warmUp(session: DecoderSession, checked: boolean): Promise<void> {
   await session.pool.memory.warmUp();
-  const { slots } = session.pool;
-  const prompt = { slot: 0, past: 0, ids: Int32Array.of(0, 0), logitRows: [1] };
-  if (!checked) {
-    await session.chunk({ ...prompt, soft: NO_SOFT_TOKENS });
-    await session.step(Int32Array.of(0), Int32Array.of(2));
-  } else if (work !== 'decode') {
-    const soft = { positions: Int32Array.of(1), vectors: new Float32Array(session.hiddenSize) };
-    await session.chunk({ ...prompt, soft });
-  }
-  if (checked && work !== 'prefill' && slots > 1) {
-    await session.step(new Int32Array(slots), new Int32Array(slots).fill(1));
-  }
-  if (session.picksTokens && work !== 'prefill') {
-    for (const rows of new Set([1, slots])) await session.pick(new Int32Array(rows), new Int32Array(rows).fill(1));
-  }
+  if (checked) return;
+  await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
+  await session.step(Int32Array.of(0), Int32Array.of(2));
 }
 
 /** @param setting a folder; '' for the bundle's own, `off` for none. */

@@ -5,8 +5,8 @@ import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
 import type { DecoderSpec } from '../model/checkpoint/spec.ts';
 import { ServingError } from '../process/errors.ts';
 
-/** Tokens of the largest run whose intermediate results must fit: the default of --prefill-chunk-tokens. */
-const RUN_TOKENS = 512;
+/** Tokens of a prompt's chunk where no setting says it: the default of --prefill-chunk-tokens. */
+export const DEFAULT_CHUNK_TOKENS = 512;
 
 /** How CUDA writes out a large matrix: see writtenMatrix. */
 const WRITTEN_BYTES = 256 * 2 ** 20;
@@ -19,7 +19,9 @@ export interface EngineMemory {
   readonly kv: number;
   readonly slots: number;
   readonly perToken: number;
-  /** Bytes of one row of logits for each slot. */
+  /** Rows of the largest step. */
+  readonly stepRows: number;
+  /** Bytes of the logits of the largest step. */
   readonly logits: number;
   /**
    * Bytes of the intermediate results of a run on a device, and of a matrix that it writes out. Those of the CPU come
@@ -31,16 +33,20 @@ export interface EngineMemory {
 /**
  * @param part the part of the bundle whose weights are loaded.
  * @param slots KV slots, the staging slot of a device included.
+ * @param runs tokens of the largest run, whose intermediate results must fit, and rows of the largest step, whose
+ *   logits must.
  */
 export function engineMemory(
   manifest: Pick<Manifest, 'llm' | 'prefill' | 'precision'>,
   part: 'llm' | 'prefill',
   slots: number,
   capacity: number,
+  runs: { readonly tokens?: number; readonly stepRows?: number } = {},
 ): EngineMemory {
   const { llm, prefill } = manifest;
   const files = part === 'prefill' ? (prefill ?? llm).files : llm.files;
   const { spec } = llm;
+  const { tokens = DEFAULT_CHUNK_TOKENS, stepRows = slots } = runs;
   const floats = floatsOf(manifest);
   const perToken = positionBytes({ ...spec, floats });
   // CUDA computes 16 bits only, so other precisions never write a matrix out.
@@ -52,8 +58,9 @@ export function engineMemory(
     kv: perToken * capacity * slots,
     slots,
     perToken,
-    logits: spec.vocab * 4 * slots,
-    scratch: RUN_TOKENS * width * (floats === 'float16' ? 2 : 4) + written,
+    stepRows,
+    logits: spec.vocab * 4 * stepRows,
+    scratch: tokens * width * (floats === 'float16' ? 2 : 4) + written,
   };
 }
 
@@ -113,7 +120,7 @@ export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: nu
   );
 }
 
-const described = ({ weights, kv, slots, perToken, logits }: EngineMemory, capacity: number) =>
-  `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${slots} slots x ${logits / 4 / slots} ids x 4 bytes = ${gib(logits)}`;
+const described = ({ weights, kv, slots, perToken, stepRows, logits }: EngineMemory, capacity: number) =>
+  `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${gib(logits)}`;
 
 const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;

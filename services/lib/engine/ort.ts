@@ -234,6 +234,16 @@ export class OrtSession {
     outputs: readonly string[] = this.outputs,
     signal?: AbortSignal,
   ): Promise<Record<string, Tensor>> {
+    const device = this.#device;
+    const run = () => this.#run(inputs, outputs, signal);
+    return device.kind === 'cpu' ? run() : device.health.attempt('a run', run);
+  }
+
+  async #run(
+    inputs: Readonly<Record<string, Tensor>>,
+    outputs: readonly string[],
+    signal: AbortSignal | undefined,
+  ): Promise<Record<string, Tensor>> {
     this.#assertOpen();
     this.#runs++;
     const binding = this.bind();

@@ -18,7 +18,7 @@ import type { PrepackedCache } from './ort-settings.ts';
 
 const DIGEST_BYTES = 32;
 /** Changes with the prompt, the order of the logits and the form of the file. */
-const FORM = 1;
+const FORM = 2;
 
 /** Name of the file that holds the reference of a bundle. */
 export function referenceName(fingerprint: string): string {

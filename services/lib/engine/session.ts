@@ -10,6 +10,7 @@ import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
 import { CPU, type Device } from './device.ts';
+import type { DeviceHealth } from './device-health.ts';
 import type { DeviceInputs } from './device-inputs.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
@@ -61,6 +62,14 @@ const SHORT_RUN = 64;
 /** Factor per run by which measured maxima shrink, so that a run that was slow because of the machine is forgotten. */
 const FADING = 0.99;
 
+export interface DecoderOptions extends SessionOptions {
+  /**
+   * Whether it is to decode sequences. Otherwise it has room for a step of one row, and picks no tokens: with 64 slots
+   * and a vocabulary of 152k it saves 39 MB of the device's memory and as much page-locked memory.
+   */
+  readonly decodes?: boolean;
+}
+
 export class DecoderSession {
   readonly pool: KvPool<EngineKv>;
   readonly #session: OrtSession;
@@ -71,12 +80,16 @@ export class DecoderSession {
   /** By `first * (slots + 1) + n`; see step(). */
   readonly #steps = new Map<number, StepBinding>();
   readonly #stepLogits: Float32Array;
+  /** The most rows of a step. */
+  readonly #stepRows: number;
   /** On a device: owns the memory of {@link #stepLogits}, to which the device copies fast. */
   readonly #hostLogits: OrtValue | undefined;
   /** Chooses greedy tokens where the logits are; only on a device. */
   readonly #picker: TokenPicker | undefined;
   /** Whether the device records the commands of a step, for each number of rows, and replays them. */
   readonly recordsSteps: boolean;
+  /** Undefined on the CPU. */
+  readonly #health: DeviceHealth | undefined;
   /** Values that the step bindings keep bound. */
   readonly #bound: OrtValue[] = [];
   /** Frees what the store has made for the bindings. */
@@ -97,6 +110,7 @@ export class DecoderSession {
     picker: TokenPicker | undefined,
     device: Device,
     recordsSteps: boolean,
+    stepRows: number,
   ) {
     this.#session = session;
     this.#shape = shape;
@@ -105,7 +119,9 @@ export class DecoderSession {
     this.#staging = staging === undefined ? undefined : new StagingSlot(pool, staging);
     this.#picker = picker;
     this.recordsSteps = recordsSteps;
-    const count = pool.slots * shape.vocabSize;
+    this.#health = device.kind === 'cpu' ? undefined : device.health;
+    this.#stepRows = stepRows;
+    const count = stepRows * shape.vocabSize;
     this.#hostLogits = device.kind === 'cpu' ? undefined : device.hostTensor('float32', [count]);
     this.#stepLogits = (this.#hostLogits?.tensor.data as Float32Array | undefined) ?? float32(count);
   }
@@ -132,17 +148,18 @@ export class DecoderSession {
     graph: string,
     shape: DecoderShape,
     pool: KvPool<EngineKv>,
-    options: SessionOptions,
+    options: DecoderOptions,
   ): Promise<DecoderSession> {
-    const { device = CPU } = options;
-    // A node that went to the CPU would make each step wait for it, and a provider that can compute none would leave all
-    // of them to the CPU unnoticed.
+    const { device = CPU, decodes = true } = options;
+    // A node that went to the CPU would make each step wait for it, and a provider that can compute none would leave
+    // all of them to the CPU unnoticed.
     const whole = device.kind !== 'cpu';
-    const graphCapture = device.kind === 'webgpu' && options.graphCapture === true;
+    const graphCapture = device.kind === 'webgpu' && decodes && options.graphCapture === true;
     const session = await OrtSession.load(graph, { ...options, whole, graphCapture });
     try {
-      const picker = device.kind === 'cpu' ? undefined : await TokenPicker.open(device, pool.slots, shape.vocabSize);
-      return new DecoderSession(session, shape, pool, picker, device, graphCapture);
+      const picks = device.kind !== 'cpu' && decodes;
+      const picker = picks ? await TokenPicker.open(device, pool.slots, shape.vocabSize) : undefined;
+      return new DecoderSession(session, shape, pool, picker, device, graphCapture, decodes ? pool.slots : 1);
     } catch (error) {
       session.dispose();
       throw error;
@@ -164,7 +181,7 @@ export class DecoderSession {
         `the prompt reaches ${end} tokens, a slot holds ${this.pool.capacity}`,
       );
     }
-    return this.#alone(chunk.ids.length, () => this.#computeChunk(chunk, signal));
+    return this.#alone('a chunk of a prompt', chunk.ids.length, () => this.#computeChunk(chunk, signal));
   }
 
   async #computeChunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
@@ -252,6 +269,7 @@ export class DecoderSession {
     this.#assertOpen();
     const before = this.pool.memory.bindsAnywhere ? 0 : first;
     const rows = before + ids.length;
+    if (rows > this.#stepRows) throw new RangeError(`a step of ${rows} rows, ${this.#stepRows} are the most`);
     const lengthOf = (row: number) => (row < before ? this.pool.claimed(row) : (lengths[row - before] as number));
     let longest = 0;
     for (let row = 0; row < rows; row++) longest = Math.max(longest, lengthOf(row) + 1);
@@ -262,7 +280,7 @@ export class DecoderSession {
       );
     }
     const key = (first - before) * (this.pool.slots + 1) + rows;
-    await this.#alone(rows, async () => {
+    await this.#alone(want === 'pick' ? 'a decode step' : 'a decode step with its logits', rows, async () => {
       const step = this.#steps.get(key) ?? (await this.#makeStep(key, first - before, rows));
       for (let row = 0; row < rows; row++) {
         // The logits of a slot without a sequence are not read.
@@ -308,13 +326,14 @@ export class DecoderSession {
   }
 
   /**
-   * Times the work for {@link overdueMs}, and notes it for {@link dispose}.
+   * Times the work for {@link overdueMs}, and notes it for {@link dispose} and for the health of the device.
+   * @param kind what it is, for errors.
    * @param tokens that it computes.
    */
-  async #alone<T>(tokens: number, work: () => Promise<T>): Promise<T> {
+  async #alone<T>(kind: string, tokens: number, work: () => Promise<T>): Promise<T> {
     const startedMs = performance.now();
     this.#current = { startedMs, tokens };
-    const working = work();
+    const working = this.#health ? this.#health.attempt(kind, work) : work();
     this.#working = working.catch(() => {});
     try {
       return await working;

@@ -1,7 +1,7 @@
 /**
- * A store that knows which slots its operations are still using, and how often each has been written to. The pool gives no slot to another holder before they
- * have ended: a holder may leave at any time (its caller hangs up, its lease expires, its worker drains), also in the
- * middle of a copy that a device makes on its own time.
+ * A store that knows which slots its operations are still using, and how often each has been written to. The pool gives
+ * no slot to another holder before they have ended: a holder may leave at any time (its caller hangs up, its lease
+ * expires, its worker drains), also in the middle of a copy that a device makes on its own time.
  */
 import { ServingError } from '../process/errors.ts';
 import type { KvLayout, KvRange } from './layout.ts';

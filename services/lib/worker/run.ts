@@ -3,6 +3,7 @@
  */
 import { FileGuard } from '../model/bundle/integrity.ts';
 import type { ConfigOf } from '../process/config.ts';
+import type { ServingError } from '../process/errors.ts';
 import { isLoopback, reachableAddress } from '../process/exposure.ts';
 import { serveHealth } from '../process/health.ts';
 import { Lifecycle } from '../process/lifecycle.ts';
@@ -30,6 +31,8 @@ interface BuiltService {
   readonly modelName?: string;
   /** What a service that serves a model computes it on. */
   readonly device?: { readonly kind: string; readonly name: string; readonly reason: string };
+  /** Resolves with the reason when the device cannot be used any more: the process then ends. */
+  readonly lost?: Promise<ServingError> | undefined;
   /** Brings gauges up to date before they are read. */
   readonly observe?: () => void;
 }
@@ -75,5 +78,6 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   life.draining.addEventListener('abort', () => server.setServing(false));
   life.onStop('registry', stayRegistered(config.registry ?? '', roles, address, log, security.secret));
   life.ready(server.address, metricsAddress);
+  void service.lost?.then((reason) => life.fail(reason));
   void files.watch(life.draining, (damage) => life.fail(damage));
 }

@@ -16,6 +16,8 @@ interface EncoderConfig extends DeviceConfig {
 
 export interface DeviceEncoder extends ContextEncoder {
   readonly device: DeviceReport;
+  /** Resolves with the reason when the device fails again and again; undefined on the CPU. */
+  readonly lost: Promise<ServingError> | undefined;
   /** Frees encoder and device after the runs that are under way. */
   dispose(): Promise<void>;
 }
@@ -55,6 +57,7 @@ export async function openContextEncoder(
   return {
     ...encoder,
     device: { kind: device.kind, name: device.name, reason },
+    lost: device.kind === 'cpu' ? undefined : device.health.lost,
     async dispose() {
       encoder.dispose();
       await device.dispose();
