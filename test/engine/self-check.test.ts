@@ -88,7 +88,7 @@ describe('assertComputesRight', () => {
     expect((await check(far, 'int4', 10)).kl).toBeGreaterThan(2 * KL_LIMIT.int4);
     const long = decoder((_position, tokens, i) => (tokens >= 32 && i % 2 === 0 ? 0.15 : 0));
     await expect(check(long, 'int4')).rejects.toThrow(/in one run .* at most 2\.0e-3/);
-    expect((await check(long, 'int4', 10)).chunkedKl).toBeGreaterThan(1e-3);
+    expect((await check(long, 'int4', 10)).chunkedKl).toBeGreaterThan(2e-3);
   });
 
   test('kernels for 32 tokens and more that are wrong show against shorter runs, also with few bits', async () => {
