@@ -34,8 +34,6 @@ export async function assertComputesLongChunks(
   limits: CheckLimits,
   device: string,
 ): Promise<void> {
-  // What is lost differs by nats: a mean over few positions may vary more than that over the prompt of the check.
-  const limit = FEW_ROWS * limits.chunkedKl;
   const { capacity } = decoder.pool;
   const past = capacity - tokens;
   const ids = promptIds(decoder.vocabSize, tokens);
