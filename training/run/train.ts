@@ -22,10 +22,10 @@ import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
 import { SampleMaker } from '../data/samples.ts';
+import { rolloutScores } from '../metrics/lines.ts';
 import { type AdamState, rateAt } from '../step/optimizer.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
-import { rewardOf } from '../step/reward.ts';
 import { Rollouts } from '../step/rollouts.ts';
 import type { Tensors } from '../step/tensors.ts';
 import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.ts';
@@ -188,7 +188,7 @@ async function companionsOf(
       const found = await rollouts.greedy(batch, soft, signal);
       return found.map((ids, i) => {
         const text = tokenizer.decode(ids.filter((id) => !stopIds.has(id)));
-        const { exactMatch, editSimilarity } = rewardOf(text, byName.get(batch[i]!.name)!.target);
+        const { exactMatch, editSimilarity } = rolloutScores(text, byName.get(batch[i]!.name)!.target);
         return { ids, reward: exactMatch + editSimilarity };
       });
     },
