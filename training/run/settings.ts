@@ -19,6 +19,8 @@ export interface TrainOptions {
   readonly validation: string | undefined;
   /** Folder of the run. A run that lies there goes on. */
   readonly to: string;
+  /** Folder of embeddings that several runs share; within that of the run where not given. */
+  readonly embeddings?: string;
   readonly steps: number;
   readonly batch: number;
   readonly layers: 2 | 3 | 4;
@@ -44,7 +46,7 @@ export interface TrainOptions {
 }
 
 /** Where things lie, and what does not change results. */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'every'] as const;
+const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'every'] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {
@@ -54,12 +56,24 @@ export interface RunInputs {
 }
 
 /**
- * Writes `run.json` for a new run. For one that goes on, compares: the bits that follow would be others.
- * @throws ServingError config_invalid that names what differs; path_unusable.
+ * Writes `run.json` for a new run, and compares for one that goes on.
+ * @throws as {@link freeze}.
  */
 export async function freezeSettings(path: string, options: TrainOptions, inputs: RunInputs): Promise<void> {
-  const settings = Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name));
-  const frozen = JSON.parse(JSON.stringify({ ...Object.fromEntries(settings), inputs })) as Record<string, unknown>;
+  await freeze(path, { ...decisive(options), inputs });
+}
+
+/** The settings that decide the results of a run. */
+export const decisive = (options: Partial<TrainOptions>): Record<string, unknown> =>
+  Object.fromEntries(Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name)));
+
+/**
+ * Writes what decides the results of a run that begins. For one that goes on, compares: what follows would be of
+ * another one.
+ * @throws ServingError config_invalid that names what differs; path_unusable.
+ */
+export async function freeze(path: string, settings: Readonly<Record<string, unknown>>): Promise<void> {
+  const frozen = JSON.parse(JSON.stringify(settings)) as Record<string, unknown>;
   const before = await readFrozen(path);
   if (before === undefined) {
     await writeWhole(path, `${JSON.stringify(frozen, null, 2)}\n`);

@@ -10,7 +10,6 @@
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { PROMPT_FORMATS } from '../../services/lib/model/bundle/weight-formats.ts';
 import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
 import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import { isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
@@ -23,6 +22,7 @@ import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
 import { SampleMaker } from '../data/samples.ts';
 import { rolloutScores } from '../metrics/lines.ts';
+import { formatsOf } from '../step/frozen.ts';
 import { type AdamState, rateAt } from '../step/optimizer.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
@@ -76,7 +76,7 @@ export async function train(options: TrainOptions, progress: Progress, signal: A
   const place = placeOf(options, { spec, weights: llm.weights }, work);
   progress.update('reading the encoder');
   const embeddings = await Embeddings.open(
-    join(options.to, 'embeddings'),
+    options.embeddings ?? join(options.to, 'embeddings'),
     encoder,
     options.encoderChoices,
     place,
@@ -154,10 +154,7 @@ function placeOf(
     ...network,
     folder,
     threads,
-    layers: frozen === 'fp32' ? 'fp32' : PROMPT_FORMATS,
-    backwardLayers: frozen === 'fp32' ? 'fp32' : 'w8a8 by row',
-    // See SessionOptions: in 32-bit floats a packed copy of each matrix for each direction costs more than it gains.
-    packWeights: frozen !== 'fp32',
+    ...formatsOf(frozen),
     recompute,
     maxPositions: promptTokens + continued + (weights.kl === 0 ? 0 : textTokens),
   };
