@@ -8,3 +8,5 @@ export const SCHEDULES = ['cosine', 'linear'] as const;
 export const FROZEN_FORMATS = ['fp32', 'w8a8'] as const;
 /** Linear layers of a projector. */
 export const LAYER_COUNTS = ['2', '3', '4'] as const;
+/** What the reward of a rollout is compared with: nothing, or the greedy rollout's (self-critical training). */
+export const BASELINES = ['none', 'scst'] as const;

@@ -3,7 +3,8 @@ import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
 import { count } from '../services/lib/process/count-argument.ts';
-import { ALIGNMENT_FORMS, FROZEN_FORMATS, LAYER_COUNTS, SCHEDULES } from './choices.ts';
+import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, SCHEDULES } from './choices.ts';
+import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
 
 type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
@@ -28,7 +29,20 @@ function number(accepts: (value: number) => boolean, words: string): (text: stri
 }
 const weight = number((value) => value >= 0, 'It must be a number, 0 or more.');
 const positive = number((value) => value > 0, 'It must be a number above 0.');
+const wholeFrom0 = number((value) => Number.isInteger(value) && value >= 0, 'It must be a whole number, 0 or more.');
 const share = number((value) => value >= 0 && value <= 1, 'It must be a number from 0 to 1.');
+
+/** A sum such as `em+es` or `0.5*em+2*es`. */
+function reward(text: string): RewardWeights {
+  const weights = { em: 0, es: 0 };
+  for (const term of text.split('+')) {
+    const [, times, name] = /^\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?(em|es)\s*$/.exec(term) ?? [];
+    if (name === undefined) throw new InvalidArgumentError('It must be a sum of em and es, such as em+es or 2*em+es.');
+    weights[name as keyof typeof weights] += Number(times ?? 1);
+  }
+  if (weights.em + weights.es === 0) throw new InvalidArgumentError('A reward that is always 0 teaches nothing.');
+  return weights;
+}
 
 const option = (flags: string, description: string, parse: (text: string) => number, initial: number) =>
   new Option(flags, description).argParser(parse).default(initial);
@@ -47,8 +61,16 @@ export function trainCommand(): Command {
     .addOption(option('--chunks <n>', 'the most soft tokens of a prompt, one for each chunk', count, 10))
     .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
     .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
+    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
     .addOption(
-      option('--reinforce <weight>', 'weight of REINFORCE with greedy rollouts, rewarded by EM + ES', weight, 0),
+      new Option('--reward <sum>', 'what a rollout is worth, such as 2*em+es: exact match, edit similarity')
+        .argParser(reward)
+        .default({ em: 1, es: 1 }, 'em+es'),
+    )
+    .addOption(
+      new Option('--baseline <b>', 'none: greedy rollouts; scst: drawn ones, less what the greedy one is worth')
+        .choices(BASELINES)
+        .default('none'),
     )
     .addOption(
       option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
@@ -77,6 +99,9 @@ export function trainCommand(): Command {
     .addOption(option('--seed <n>', 'the same seed, data and threads give the same bits', count, 1))
     .addOption(option('--threads <n>', 'threads of the engine', count, availableParallelism()))
     .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50))
+    .addOption(
+      option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
+    )
     .option('--json <file>', 'write the last figures there')
     .action(run);
 }
