@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
 import { count } from '../services/lib/process/count-argument.ts';
-import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, SCHEDULES } from './choices.ts';
+import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, PRESETS, SCHEDULES } from './choices.ts';
 import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
 
@@ -18,6 +18,7 @@ type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
   readonly kl: number;
   readonly alignment: number;
   readonly json?: string;
+  readonly preset?: string;
 };
 
 function number(accepts: (value: number) => boolean, words: string): (text: string) => number {
@@ -55,7 +56,18 @@ export function trainCommand(): Command {
     .requiredOption('--data <file>', 'samples as JSON lines: prompt, right_context, groundtruth, crossfile_array')
     .option('--validation <file>', 'samples to validate on, in the same form')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
+    .addOption(
+      new Option(
+        '--preset <name>',
+        "settings of the paper's runs; options that are given as well go before them",
+      ).choices(Object.keys(PRESETS)),
+    )
     .addOption(option('--steps <n>', 'steps of the optimiser', count, 1000))
+    .addOption(
+      new Option('--epochs <n>', 'how often all samples are seen, in place of --steps')
+        .argParser(positive)
+        .conflicts('steps'),
+    )
     .addOption(option('--batch <n>', 'samples of one step', count, 64))
     .addOption(new Option('--layers <n>', 'linear layers of the projector').choices(LAYER_COUNTS).default('3'))
     .addOption(option('--chunks <n>', 'the most soft tokens of a prompt, one for each chunk', count, 10))
@@ -113,10 +125,23 @@ const withEncoder = (command: Command) =>
     .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
     .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count);
 
-async function run(given: Given): Promise<void> {
+/** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
+function applyPreset(command: Command): void {
+  const { preset } = command.opts<{ readonly preset?: keyof typeof PRESETS }>();
+  if (preset === undefined) return;
+  const isGiven = (name: string) => command.getOptionValueSource(name) === 'cli';
+  for (const [name, value] of Object.entries(PRESETS[preset])) {
+    if (isGiven(name) || (name === 'epochs' && isGiven('steps'))) continue;
+    command.setOptionValueWithSource(name, value, 'preset');
+  }
+}
+
+async function run(_: unknown, command: Command): Promise<void> {
+  applyPreset(command);
   const { runTrain } = await import('./run/terminal.ts');
-  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, json, layers, ...rest } = given;
-  const { ce, reinforce, kl, alignment, ...options } = rest;
+  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, json, layers, ...rest } =
+    command.opts<Given>();
+  const { ce, reinforce, kl, alignment, preset: _preset, ...options } = rest;
   await runTrain(
     {
       ...options,

@@ -21,6 +21,8 @@ export interface TrainOptions {
   /** Folder of the run. A run that lies there goes on. */
   readonly to: string;
   readonly steps: number;
+  /** How often all samples are seen, in place of steps where given. */
+  readonly epochs?: number | undefined;
   readonly batch: number;
   readonly layers: 2 | 3 | 4;
   readonly chunks: number;
@@ -49,7 +51,7 @@ export interface TrainOptions {
 }
 
 /** Where things lie, and what does not change the steps. `every` does: it decides which checkpoint can be the best. */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'patience'] as const;
+const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'patience', 'epochs'] as const; // epochs become steps
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {

@@ -47,14 +47,15 @@ const ROLLOUT_SLOTS = 16;
  *   another process works on the run), runtime_failed; the signal's reason. Up to the last checkpoint the run's work is
  *   kept.
  */
-export async function train(options: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
+export async function train(asked: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
   await using cleanup = new Cleanup();
-  await atPath(`--to ${options.to}`, () => makeFolder(options.to));
-  cleanup.defer(await lockRun(options.to));
-  const work = await atPath(`--to ${options.to}`, () => workFolder(options.to));
+  await atPath(`--to ${asked.to}`, () => makeFolder(asked.to));
+  cleanup.defer(await lockRun(asked.to));
+  const work = await atPath(`--to ${asked.to}`, () => workFolder(asked.to));
   cleanup.defer(() => rm(work, { recursive: true, force: true }));
-  const { llm, spec, encoder } = await openNetworks(options, cleanup);
-  const data = await readDataSet(options.data);
+  const { llm, spec, encoder } = await openNetworks(asked, cleanup);
+  const data = await readDataSet(asked.data);
+  const options = { ...asked, steps: stepsOf(asked, data.rows.length) };
   const held = options.validation === undefined ? undefined : await readDataSet(options.validation);
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
@@ -105,6 +106,9 @@ export async function train(options: TrainOptions, progress: Progress, signal: A
   });
   return await run.all(signal); // what it needs is given back after it
 }
+
+const stepsOf = ({ steps, epochs, batch }: TrainOptions, samples: number): number =>
+  epochs === undefined ? steps : Math.ceil((epochs * samples) / batch);
 
 async function openNetworks(options: TrainOptions, cleanup: Cleanup) {
   const llm = await openSourceNetwork(options.llm);

@@ -112,12 +112,14 @@ describe('a run', () => {
 
   test('the projector is exported with the encoder that it was trained for', { timeout: TIMEOUT_MS }, async () => {
     const run = options('exported', {
-      steps: 1,
+      steps: 99,
+      epochs: 0.2, // of 5 samples in batches of 2: one step
       layers: 4,
       every: 1,
       weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
     });
-    const { projector } = await train(run, silent(), never);
+    const { projector, steps } = await train(run, silent(), never);
+    expect(steps).toBe(1);
     const manifest = await exportBundle({ llm: TINY_CODER, projector, to: join(dir, 'bundle'), precision: 'int8' });
     expect(manifest.context!.encoder).toMatchObject({ pooling: 'mean', maxTokens: 48, normalize: true });
     expect(manifest.context!.projector.widths).toEqual([256, 512, 512, 512, 256]);
