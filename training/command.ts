@@ -6,7 +6,8 @@ import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
 import { count } from '../services/lib/process/count-argument.ts';
-import { ALIGNMENT_FORMS, FROZEN_FORMATS, LAYER_COUNTS, SCHEDULES } from './choices.ts';
+import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, PRESETS, SCHEDULES } from './choices.ts';
+import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
 
 type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
@@ -20,6 +21,7 @@ type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
   readonly kl: number;
   readonly alignment: number;
   readonly json?: string;
+  readonly preset?: string;
 };
 
 function number(accepts: (value: number) => boolean, words: string): (text: string) => number {
@@ -31,7 +33,20 @@ function number(accepts: (value: number) => boolean, words: string): (text: stri
 }
 const weight = number((value) => value >= 0, 'It must be a number, 0 or more.');
 const positive = number((value) => value > 0, 'It must be a number above 0.');
+const wholeFrom0 = number((value) => Number.isInteger(value) && value >= 0, 'It must be a whole number, 0 or more.');
 const share = number((value) => value >= 0 && value <= 1, 'It must be a number from 0 to 1.');
+
+/** A sum such as `em+es` or `0.5*em+2*es`. */
+function reward(text: string): RewardWeights {
+  const weights = { em: 0, es: 0 };
+  for (const term of text.split('+')) {
+    const [, times, name] = /^\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?(em|es)\s*$/.exec(term) ?? [];
+    if (name === undefined) throw new InvalidArgumentError('It must be a sum of em and es, such as em+es or 2*em+es.');
+    weights[name as keyof typeof weights] += Number(times ?? 1);
+  }
+  if (weights.em + weights.es === 0) throw new InvalidArgumentError('A reward that is always 0 teaches nothing.');
+  return weights;
+}
 
 const option = (flags: string, description: string, parse: (text: string) => number, initial: number) =>
   new Option(flags, description).argParser(parse).default(initial);
@@ -47,21 +62,27 @@ export function trainCommand(): Command {
     .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
     .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
     .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
-    .addOption(
-      option('--reinforce <weight>', 'weight of REINFORCE with greedy rollouts, rewarded by EM + ES', weight, 0),
-    )
+    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
     .addOption(
       option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
     );
   return withSteps(command)
+    .addOption(
+      option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
+    )
     .option('--json <file>', 'write the last figures there')
-    .action(async ({ json, ...given }: Given) => {
+    .action(async (_: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, ...given } = command.opts<Given>();
       const { runTrain } = await import('./run/terminal.ts');
       await runTrain(optionsOf(given), json);
     });
 }
 
-type GivenToAblate = Omit<Given, 'encoder' | 'validation' | 'embeddings' | 'ce' | 'reinforce' | 'kl' | 'alignment'> & {
+type GivenToAblate = Omit<
+  Given,
+  'encoder' | 'validation' | 'embeddings' | 'patience' | 'ce' | 'reinforce' | 'kl' | 'alignment'
+> & {
   readonly encoder?: readonly string[];
   readonly validation: string;
 };
@@ -77,18 +98,31 @@ export function ablateCommand(): Command {
     .requiredOption('--to <dir>', 'folder of the ablation; one that lies there goes on');
   return withSteps(command)
     .option('--json <file>', 'write the figures there')
-    .action(async (table: string, { json, encoder = [], ...given }: GivenToAblate) => {
+    .action(async (table: string, _: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, encoder = [], ...given } = command.opts<GivenToAblate>();
       const { runAblate } = await import('./ablate/terminal.ts');
-      const weights = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1 }; // for rows that name none
+      const forRows = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, encoder: undefined, patience: 0 };
       const { validation } = given;
-      await runAblate(table, { ...optionsOf({ ...given, ...weights, encoder: undefined }), validation }, encoder, json);
+      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, json);
     });
 }
 
 /** The options that decide how a run steps. */
 function withSteps(command: Command): Command {
   command
+    .addOption(
+      new Option(
+        '--preset <name>',
+        "settings of the paper's runs; options that are given as well go before them",
+      ).choices(Object.keys(PRESETS)),
+    )
     .addOption(option('--steps <n>', 'steps of the optimiser', count, 1000))
+    .addOption(
+      new Option('--epochs <n>', 'how often all samples are seen, in place of --steps')
+        .argParser(positive)
+        .conflicts('steps'),
+    )
     .addOption(option('--batch <n>', 'samples of one step', count, 64))
     .addOption(new Option('--layers <n>', 'linear layers of the projector').choices(LAYER_COUNTS).default('3'))
     .addOption(option('--chunks <n>', 'the most soft tokens of a prompt, one for each chunk', count, 10))
@@ -96,6 +130,16 @@ function withSteps(command: Command): Command {
       new Option('--alignment-form <form>', "the paper's formula, or the mean of squares of the authors' code")
         .choices(ALIGNMENT_FORMS)
         .default('frobenius'),
+    )
+    .addOption(
+      new Option('--reward <sum>', 'what a rollout is worth, such as 2*em+es: exact match, edit similarity')
+        .argParser(reward)
+        .default({ em: 1, es: 1 }, 'em+es'),
+    )
+    .addOption(
+      new Option('--baseline <b>', 'none: greedy rollouts; scst: drawn ones, less what the greedy one is worth')
+        .choices(BASELINES)
+        .default('none'),
     )
     .addOption(option('--learning-rate <x>', 'the largest learning rate', positive, 1e-3))
     .addOption(new Option('--schedule <s>', 'how it falls after the warm-up').choices(SCHEDULES).default('cosine'))
@@ -125,9 +169,20 @@ const withEncoder = (command: Command) =>
     .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
     .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count);
 
+/** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
+function applyPreset(command: Command): void {
+  const { preset } = command.opts<{ readonly preset?: keyof typeof PRESETS }>();
+  if (preset === undefined) return;
+  const isGiven = (name: string) => command.getOptionValueSource(name) === 'cli';
+  for (const [name, value] of Object.entries(PRESETS[preset])) {
+    if (isGiven(name) || (name === 'epochs' && isGiven('steps'))) continue;
+    command.setOptionValueWithSource(name, value, 'preset');
+  }
+}
+
 function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
   const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, layers, ...rest } = given;
-  const { ce, reinforce, kl, alignment, ...options } = rest;
+  const { ce, reinforce, kl, alignment, preset: _preset, ...options } = rest;
   return {
     ...options,
     layers: Number(layers) as TrainOptions['layers'],

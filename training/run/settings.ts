@@ -4,10 +4,11 @@ import { isDeepStrictEqual } from 'node:util';
 import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { reasonOf } from '../../services/lib/process/os-errors.ts';
-import type { FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
+import type { BASELINES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
 import type { LossWeights } from '../step/pass.ts';
 import { writeWhole } from './files.ts';
+import type { RewardWeights } from './scored-rollouts.ts';
 
 export interface TrainOptions {
   /** Hugging Face folder of the language model. */
@@ -22,6 +23,8 @@ export interface TrainOptions {
   /** Folder of embeddings that several runs share; within that of the run where not given. */
   readonly embeddings?: string;
   readonly steps: number;
+  /** How often all samples are seen, in place of steps where given. */
+  readonly epochs?: number | undefined;
   readonly batch: number;
   readonly layers: 2 | 3 | 4;
   readonly chunks: number;
@@ -31,6 +34,8 @@ export interface TrainOptions {
   readonly textTokens: number;
   readonly weights: LossWeights;
   readonly alignmentForm: AlignmentForm;
+  readonly reward: RewardWeights;
+  readonly baseline: (typeof BASELINES)[number];
   readonly learningRate: number;
   readonly schedule: (typeof SCHEDULES)[number];
   /** Share of the steps in which the learning rate rises. */
@@ -43,16 +48,22 @@ export interface TrainOptions {
   readonly threads: number;
   /** Steps between two checkpoints, and between two validations. */
   readonly every: number;
+  /** Validations without a better one after which the run ends; it never does so at 0. */
+  readonly patience: number;
 }
 
-/** Where things lie, and what does not change results. */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'every'] as const;
+/**
+ * Where things lie, and what does not change the steps. `every` does: it decides which checkpoint can be the best.
+ * Epochs have become steps.
+ */
+const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs'] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {
   readonly model: string;
   readonly encoder: string;
   readonly data: string;
+  readonly validation: string | undefined;
 }
 
 /**

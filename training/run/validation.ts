@@ -1,40 +1,93 @@
 /** How well a projector does on samples that it was not trained on. */
+import { z } from 'zod';
+import type { LineScores } from '../metrics/lines.ts';
 import type { TeacherPass } from '../step/pass.ts';
 import type { TrainableProjector } from '../step/projector.ts';
 import type { EmbeddedSample } from '../step/trainer.ts';
 
-/** Means over the samples. */
-export interface Validation {
-  readonly validCe: number;
+/** Means over the samples; kept in checkpoints. */
+export const validationSchema = z.object({
+  /** Cross-entropy: mean over the target of -log p. */
+  validCe: z.number(),
+  /** Share of the samples whose greedy rollout has the target's tokens, from 0 to 1. */
+  validEm: z.number(),
+  /** Edit similarity of the rollouts to their targets, from 0 to 1. */
+  validEs: z.number(),
   /**
-   * Cosine between two soft tokens of a sample. Near 1 the projector has collapsed: it says the same of every chunk.
+   * Cosine between two soft tokens of a sample, over the samples that have two; 0 where none has. Near 1 the projector
+   * has collapsed: it says the same of every chunk.
    */
-  readonly meanCosine: number;
+  meanCosine: z.number(),
   /** The same between the embeddings. */
-  readonly meanCosineOfEmbeddings: number;
+  meanCosineOfEmbeddings: z.number(),
+});
+export type Validation = z.infer<typeof validationSchema>;
+
+/** Above this mean cosine all soft tokens of a prompt say nearly the same. */
+const COLLAPSED = 0.98;
+
+/** The alarm for a projector that has collapsed; undefined for one that has not. */
+export function collapseAlarm({ meanCosine, meanCosineOfEmbeddings }: Validation): string | undefined {
+  if (meanCosine <= COLLAPSED) return undefined;
+  const remedy =
+    meanCosineOfEmbeddings > COLLAPSED
+      ? 'the embeddings do not differ either: choose another encoder or pooling, or chunks that differ'
+      : 'raise --alignment, or use --alignment-form frobenius';
+  return `the projector has collapsed: its soft tokens have a mean cosine of ${meanCosine.toFixed(3)}; ${remedy}`;
 }
+
+interface Judges {
+  readonly projector: TrainableProjector;
+  readonly model: TeacherPass;
+  /** The scores of greedy rollouts with these soft tokens, for each sample. */
+  readonly scores: (
+    samples: readonly EmbeddedSample[],
+    soft: readonly Float32Array[],
+    signal?: AbortSignal,
+  ) => Promise<readonly LineScores[]>;
+}
+
+/** Samples whose soft tokens are held at a time; rollouts of so many decode together at most. */
+const TOGETHER = 64;
 
 /** @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason. */
 export async function validate(
   samples: readonly EmbeddedSample[],
-  projector: TrainableProjector,
-  judge: TeacherPass,
+  { projector, model, scores }: Judges,
   signal?: AbortSignal,
 ): Promise<Validation> {
-  const sums = { validCe: 0, meanCosine: 0, meanCosineOfEmbeddings: 0 };
-  for (const sample of samples) {
-    const soft = await projector.project(sample.embeddings, signal);
-    const rows = sample.softPositions.length;
-    sums.validCe += (await judge.ce(sample, soft, signal)) / samples.length;
-    sums.meanCosine += meanCosine(soft, rows) / samples.length;
-    sums.meanCosineOfEmbeddings += meanCosine(sample.embeddings, rows) / samples.length;
+  const sums = { validCe: 0, validEm: 0, validEs: 0, meanCosine: 0, meanCosineOfEmbeddings: 0 };
+  let several = 0; // samples with a pair of soft tokens
+  for (let start = 0; start < samples.length; start += TOGETHER) {
+    const part = samples.slice(start, start + TOGETHER);
+    const soft: Float32Array[] = [];
+    for (const sample of part) {
+      const vectors = await projector.project(sample.embeddings, signal);
+      const rows = sample.softPositions.length;
+      sums.validCe += await model.ce(sample, vectors, signal);
+      sums.meanCosine += meanCosine(vectors, rows);
+      sums.meanCosineOfEmbeddings += meanCosine(sample.embeddings, rows);
+      if (rows > 1) several++;
+      soft.push(vectors);
+    }
+    for (const { exactMatch, editSimilarity } of await scores(part, soft, signal)) {
+      sums.validEm += exactMatch;
+      sums.validEs += editSimilarity;
+    }
   }
-  return sums;
+  const mean = (name: keyof Validation, count = samples.length) => sums[name] / (count || 1);
+  return {
+    validCe: mean('validCe'),
+    validEm: mean('validEm'),
+    validEs: mean('validEs'),
+    meanCosine: mean('meanCosine', several),
+    meanCosineOfEmbeddings: mean('meanCosineOfEmbeddings', several),
+  };
 }
 
-/** Mean cosine over all pairs of different rows; 1 for a single row. */
+/** Mean cosine over all pairs of different rows; 0 for a single row. */
 function meanCosine(vectors: Float32Array, rows: number): number {
-  if (rows < 2) return 1;
+  if (rows < 2) return 0;
   const width = vectors.length / rows;
   const units = Array.from({ length: rows }, (_, i) => {
     const row = vectors.subarray(i * width, (i + 1) * width);
