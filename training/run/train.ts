@@ -8,6 +8,7 @@
  *   embeddings/      of the chunks, by encoder
  *   projector/       model.safetensors and config.json, of the best checkpoint
  *   projector-last/  those of the newest one
+ *   report.html      curves and pairwise cosines, of the newest one
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
