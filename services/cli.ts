@@ -115,6 +115,11 @@ const WORDS: Readonly<Record<string, Word>> = {
     writesForOthers: true,
     build: async () => (await import('../training/command.ts')).trainCommand(),
   },
+  ablate: {
+    summary: "train and evaluate the rows of a table of the paper, or of one's own; see docs/training.md",
+    writesForOthers: true,
+    build: async () => (await import('../training/command.ts')).ablateCommand(),
+  },
   bench: {
     summary: 'measure a system through its HTTP API; see bench/README.md',
     writesForOthers: true,

@@ -8,6 +8,9 @@ export const SCHEDULES = ['cosine', 'linear'] as const;
 export const FROZEN_FORMATS = ['fp32', 'w8a8'] as const;
 /** Linear layers of a projector. */
 export const LAYER_COUNTS = ['2', '3', '4'] as const;
+/** What stands before the code of a prompt: nothing, chunks as text, or one soft token for each chunk. */
+export const ARMS = ['none', 'text', 'compressed'] as const;
+export type Arm = (typeof ARMS)[number];
 /** What the reward of a rollout is compared with: nothing, or the greedy rollout's (self-critical training). */
 export const BASELINES = ['none', 'scst'] as const;
 

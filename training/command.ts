@@ -1,4 +1,7 @@
-/** The options of `llavacode train`. The code that trains is loaded when the command runs, and not for `--help`. */
+/**
+ * The options of `llavacode train` and `llavacode ablate`. The code that trains is loaded when the command runs, and
+ * not for `--help`.
+ */
 import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
@@ -56,24 +59,87 @@ export function trainCommand(): Command {
     .requiredOption('--data <file>', 'samples as JSON lines: prompt, right_context, groundtruth, crossfile_array')
     .option('--validation <file>', 'samples to validate on, in the same form')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
+    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
+    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
+    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
+    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
+    .addOption(
+      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
+    );
+  return withSteps(command)
     .addOption(
       new Option(
         '--preset <name>',
         "settings of the paper's runs; options that are given as well go before them",
       ).choices(Object.keys(PRESETS)),
     )
-    .addOption(option('--steps <n>', 'steps of the optimiser', count, 1000))
     .addOption(
       new Option('--epochs <n>', 'how often all samples are seen, in place of --steps')
         .argParser(positive)
         .conflicts('steps'),
     )
+    .addOption(
+      option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
+    )
+    .option('--json <file>', 'write the last figures there')
+    .action(async (_: unknown, asked: Command) => {
+      applyPreset(asked);
+      const { json, preset: _preset, ...given } = asked.opts<Given>();
+      const { runTrain } = await import('./run/terminal.ts');
+      await runTrain(optionsOf(given), json);
+    });
+}
+
+/** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
+function applyPreset(command: Command): void {
+  const { preset } = command.opts<{ readonly preset?: keyof typeof PRESETS }>();
+  if (preset === undefined) return;
+  const isGiven = (name: string) => command.getOptionValueSource(name) === 'cli';
+  for (const [name, value] of Object.entries(PRESETS[preset])) {
+    if (isGiven(name) || (name === 'epochs' && isGiven('steps'))) continue;
+    command.setOptionValueWithSource(name, value, 'preset');
+  }
+}
+
+type GivenToAblate = Omit<
+  Given,
+  'encoder' | 'validation' | 'patience' | 'epochs' | 'preset' | 'embeddings' | 'ce' | 'reinforce' | 'kl' | 'alignment'
+> & {
+  readonly encoder?: readonly string[];
+  readonly validation: string;
+};
+
+export function ablateCommand(): Command {
+  const command = new Command('ablate')
+    .description("train and evaluate the rows of a table, or go on with it; the paper's figures stand beside ours")
+    .argument('<table>', 'table1 (losses), table3 (encoders and layers), or a file of rows; see docs/training.md')
+    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .option('--encoder <dir...>', 'that of the encoder, or of several for table3; the language model where not given')
+    .requiredOption('--data <file>', 'samples to train on, as JSON lines')
+    .requiredOption('--validation <file>', 'samples to evaluate on, in the same form')
+    .requiredOption('--to <dir>', 'folder of the ablation; one that lies there goes on');
+  return withSteps(command)
+    .option('--json <file>', 'write the figures there')
+    .action(async (table: string, { json, encoder = [], ...given }: GivenToAblate) => {
+      const { runAblate } = await import('./ablate/terminal.ts');
+      const weights = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1 }; // for rows that name none
+      const { validation } = given;
+      await runAblate(
+        table,
+        { ...optionsOf({ ...given, ...weights, encoder: undefined, patience: 0 }), validation },
+        encoder,
+        json,
+      );
+    });
+}
+
+/** The options that decide how a run steps. */
+function withSteps(command: Command): Command {
+  command
+    .addOption(option('--steps <n>', 'steps of the optimiser', count, 1000))
     .addOption(option('--batch <n>', 'samples of one step', count, 64))
     .addOption(new Option('--layers <n>', 'linear layers of the projector').choices(LAYER_COUNTS).default('3'))
     .addOption(option('--chunks <n>', 'the most soft tokens of a prompt, one for each chunk', count, 10))
-    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
-    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
-    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
     .addOption(
       new Option('--reward <sum>', 'what a rollout is worth, such as 2*em+es: exact match, edit similarity')
         .argParser(reward)
@@ -83,9 +149,6 @@ export function trainCommand(): Command {
       new Option('--baseline <b>', 'none: greedy rollouts; scst: drawn ones, less what the greedy one is worth')
         .choices(BASELINES)
         .default('none'),
-    )
-    .addOption(
-      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
     )
     .addOption(
       new Option('--alignment-form <form>', "the paper's formula, or the mean of squares of the authors' code")
@@ -100,7 +163,7 @@ export function trainCommand(): Command {
     .addOption(option('--prompt-tokens <n>', 'the most tokens of a prompt, soft tokens included', count, 512))
     .addOption(option('--target-tokens <n>', 'the most tokens of a target', count, 64))
     .addOption(option('--rollout-tokens <n>', 'the most tokens of a rollout', count, 50))
-    .addOption(option('--text-tokens <n>', 'the most tokens of the chunks as text, for --kl', count, 512))
+    .addOption(option('--text-tokens <n>', 'the most tokens of the chunks as text', count, 512))
     .addOption(
       new Option('--frozen <format>', 'the language model in 32-bit floats, or 8 bits forward and backward')
         .choices(FROZEN_FORMATS)
@@ -110,12 +173,7 @@ export function trainCommand(): Command {
   return withEncoder(command)
     .addOption(option('--seed <n>', 'the same seed, data and threads give the same bits', count, 1))
     .addOption(option('--threads <n>', 'threads of the engine', count, availableParallelism()))
-    .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50))
-    .addOption(
-      option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
-    )
-    .option('--json <file>', 'write the last figures there')
-    .action(run);
+    .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50));
 }
 
 const withEncoder = (command: Command) =>
@@ -125,35 +183,18 @@ const withEncoder = (command: Command) =>
     .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
     .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count);
 
-/** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
-function applyPreset(command: Command): void {
-  const { preset } = command.opts<{ readonly preset?: keyof typeof PRESETS }>();
-  if (preset === undefined) return;
-  const isGiven = (name: string) => command.getOptionValueSource(name) === 'cli';
-  for (const [name, value] of Object.entries(PRESETS[preset])) {
-    if (isGiven(name) || (name === 'epochs' && isGiven('steps'))) continue;
-    command.setOptionValueWithSource(name, value, 'preset');
-  }
-}
-
-async function run(_: unknown, command: Command): Promise<void> {
-  applyPreset(command);
-  const { runTrain } = await import('./run/terminal.ts');
-  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, json, layers, ...rest } =
-    command.opts<Given>();
-  const { ce, reinforce, kl, alignment, preset: _preset, ...options } = rest;
-  await runTrain(
-    {
-      ...options,
-      layers: Number(layers) as TrainOptions['layers'],
-      weights: { ce, reinforce, kl, alignment },
-      encoderChoices: {
-        pooling: encoderPooling,
-        recipe: encoderRecipe,
-        modality: encoderModality,
-        maxTokens: encoderMaxTokens,
-      },
+function optionsOf(given: Omit<Given, 'json' | 'preset'>): TrainOptions {
+  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, layers, ...rest } = given;
+  const { ce, reinforce, kl, alignment, ...options } = rest;
+  return {
+    ...options,
+    layers: Number(layers) as TrainOptions['layers'],
+    weights: { ce, reinforce, kl, alignment },
+    encoderChoices: {
+      pooling: encoderPooling,
+      recipe: encoderRecipe,
+      modality: encoderModality,
+      maxTokens: encoderMaxTokens,
     },
-    json,
-  );
+  };
 }

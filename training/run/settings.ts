@@ -20,6 +20,8 @@ export interface TrainOptions {
   readonly validation: string | undefined;
   /** Folder of the run. A run that lies there goes on. */
   readonly to: string;
+  /** Folder of embeddings that several runs share; within that of the run where not given. */
+  readonly embeddings?: string;
   readonly steps: number;
   /** How often all samples are seen, in place of steps where given. */
   readonly epochs?: number | undefined;
@@ -50,8 +52,11 @@ export interface TrainOptions {
   readonly patience: number;
 }
 
-/** Where things lie, and what does not change the steps. `every` does: it decides which checkpoint can be the best. */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'patience', 'epochs'] as const; // epochs become steps
+/**
+ * Where things lie, and what does not change the steps; epochs become steps. `every` counts: it decides which
+ * checkpoint can be the best.
+ */
+const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs'] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {
@@ -62,12 +67,24 @@ export interface RunInputs {
 }
 
 /**
- * Writes `run.json` for a new run. For one that goes on, compares: the bits that follow would be others.
- * @throws ServingError config_invalid that names what differs; path_unusable.
+ * Writes `run.json` for a new run, and compares for one that goes on.
+ * @throws as {@link freeze}.
  */
 export async function freezeSettings(path: string, options: TrainOptions, inputs: RunInputs): Promise<void> {
-  const settings = Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name));
-  const frozen = JSON.parse(JSON.stringify({ ...Object.fromEntries(settings), inputs })) as Record<string, unknown>;
+  await freeze(path, { ...decisive(options), inputs });
+}
+
+/** The settings that decide the results of a run. */
+export const decisive = (options: Partial<TrainOptions>): Record<string, unknown> =>
+  Object.fromEntries(Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name)));
+
+/**
+ * Writes what decides the results of a run that begins. For one that goes on, compares: what follows would be of
+ * another one.
+ * @throws ServingError config_invalid that names what differs; path_unusable.
+ */
+export async function freeze(path: string, settings: Readonly<Record<string, unknown>>): Promise<void> {
+  const frozen = JSON.parse(JSON.stringify(settings)) as Record<string, unknown>;
   const before = await readFrozen(path);
   if (before === undefined) {
     await writeWhole(path, `${JSON.stringify(frozen, null, 2)}\n`);

@@ -12,7 +12,6 @@
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { PROMPT_FORMATS } from '../../services/lib/model/bundle/weight-formats.ts';
 import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import { isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
 import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
@@ -23,6 +22,7 @@ import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
 import { SampleMaker } from '../data/samples.ts';
+import { formatsOf } from '../step/frozen.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
 import { Rollouts } from '../step/rollouts.ts';
@@ -63,8 +63,13 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
 
   const place = placeOf(options, { spec, weights: llm.weights }, work);
   progress.update('reading the encoder');
-  const kept = join(options.to, 'embeddings');
-  const embeddings = await Embeddings.open(kept, encoder, options.encoderChoices, place, signal);
+  const embeddings = await Embeddings.open(
+    options.embeddings ?? join(options.to, 'embeddings'),
+    encoder,
+    options.encoderChoices,
+    place,
+    signal,
+  );
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
   const told = (done: number, total: number) => progress.update(`encoding chunks: ${done} of ${total}`);
@@ -157,10 +162,7 @@ function placeOf(options: TrainOptions, network: Pick<ModelPlace, 'spec' | 'weig
     ...network,
     folder,
     threads,
-    layers: frozen === 'fp32' ? 'fp32' : PROMPT_FORMATS,
-    backwardLayers: frozen === 'fp32' ? 'fp32' : 'w8a8 by row',
-    // See SessionOptions: in 32-bit floats a packed copy of each matrix for each direction costs more than it gains.
-    packWeights: frozen !== 'fp32',
+    ...formatsOf(frozen),
     recompute,
     maxPositions: promptTokens + targetTokens + (rollsOut ? rolloutTokens : 0) + (weights.kl === 0 ? 0 : textTokens),
   };
