@@ -167,7 +167,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['report'],
     ['measure'],
   ],
-  'training/': [['command'], ['ablate'], ['run'], ['evaluate'], ['data'], ['step'], ['metrics'], ['choices']],
+  'training/': [['command'], ['ablate'], ['run'], ['report', 'evaluate'], ['data'], ['step'], ['metrics'], ['choices']],
 };
 
 /** `services/gateway/http/sse.ts` is in http of `services/gateway/`, `bench/readme.ts` in readme of `bench/`. */

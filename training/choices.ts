@@ -11,7 +11,6 @@ export const LAYER_COUNTS = ['2', '3', '4'] as const;
 /** What stands before the code of a prompt: nothing, chunks as text, or one soft token for each chunk. */
 export const ARMS = ['none', 'text', 'compressed'] as const;
 export type Arm = (typeof ARMS)[number];
-
 /** What the reward of a rollout is compared with: nothing, or the greedy rollout's (self-critical training). */
 export const BASELINES = ['none', 'scst'] as const;
 

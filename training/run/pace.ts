@@ -12,6 +12,11 @@ export class Pace {
     if (this.#latest.length > LATEST) this.#latest.shift();
   }
 
+  /** Whether a step was counted. */
+  get isKnown(): boolean {
+    return this.#latest.length > 0;
+  }
+
   /** Such as `512 tokens/s, 3 h 20 min left`. */
   words(stepsLeft: number): string {
     const ms = this.#latest.reduce((sum, step) => sum + step.ms, 0);

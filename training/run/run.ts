@@ -1,18 +1,20 @@
 /** The steps of a run from where it stands to its end, with validations, checkpoints and the projectors they give. */
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import type { Embeddings } from '../data/embeddings.ts';
+import { runPage } from '../report/page.ts';
 import { rateAt } from '../step/optimizer.ts';
 import type { Tensors } from '../step/tensors.ts';
 import type { EmbeddedSample, StepReport, Trainer } from '../step/trainer.ts';
 import { judged, type Standing } from './best.ts';
 import { checkpointParameters, saveCheckpoint } from './checkpoints.ts';
+import { writeWhole } from './files.ts';
 import { RunLog } from './log.ts';
 import { Pace } from './pace.ts';
 import { writeProjector } from './projector-folder.ts';
 import type { TrainOptions } from './settings.ts';
-import { collapseAlarm, type Validation } from './validation.ts';
+import { collapseAlarm, type PicturedVectors, type Validation } from './validation.ts';
 
 export interface TrainReport {
   /** Steps that were made. */
@@ -39,7 +41,9 @@ interface RunParts {
   /** The samples of a step, counted from 0. */
   readonly batch: (step: number) => Promise<readonly EmbeddedSample[]>;
   /** Undefined where the run has no samples to validate on. */
-  readonly validate: (() => Promise<Validation>) | undefined;
+  readonly validate:
+    | (() => Promise<{ readonly validation: Validation; readonly vectors: PicturedVectors }>)
+    | undefined;
   readonly progress: Progress;
 }
 
@@ -47,6 +51,8 @@ export class Run {
   readonly #parts: RunParts;
   readonly #pace = new Pace();
   #standing: Standing;
+  /** Of the latest validation. */
+  #seen: { readonly alarm: string | undefined; readonly vectors: PicturedVectors } | undefined;
   /** Steps before the newest checkpoint; 0 where there is none. */
   #saved: number;
 
@@ -74,8 +80,10 @@ export class Run {
     const { options, trainer, batch } = this.#parts;
     const { to, steps, every } = options;
     const log = await RunLog.open(join(to, 'log.jsonl'), this.#steps);
-    if (this.#steps === 0) await this.#validated(log);
-    else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
+    if (this.#steps === 0) {
+      await this.#validated(log);
+      await this.#report(log);
+    } else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
     while (this.#steps < steps && !this.#stale) {
       const step = this.#steps;
       const samples = await batch(step);
@@ -87,6 +95,7 @@ export class Run {
       if ((step + 1) % every === 0 || step + 1 === steps) {
         await this.#validated(log);
         await this.#save();
+        await this.#report(log);
       }
     }
     const { best } = this.#standing;
@@ -106,12 +115,34 @@ export class Run {
 
   #tell({ loss, ce, reward }: StepReport): void {
     const { options, progress } = this.#parts;
-    const { best } = this.#standing;
-    const found = best === undefined ? '' : `; best: step ${best.step}, ${scoreWords(best.validation)}`;
     const rewarded = options.weights.reinforce === 0 ? '' : `, reward ${reward.toFixed(3)}`;
-    progress.update(
-      `step ${this.#steps} of ${options.steps}: loss ${loss.toFixed(4)}, CE ${ce.toFixed(4)}${rewarded}${found}; ${this.#pace.words(options.steps - this.#steps)}`,
-    );
+    progress.update(`${this.#where()}: loss ${loss.toFixed(4)}, CE ${ce.toFixed(4)}${rewarded}${this.#found()}`);
+  }
+
+  /** The step, the pace, and the time that is left. */
+  #where(): string {
+    const { steps } = this.#parts.options;
+    const step = `step ${this.#steps} of ${steps}`;
+    return this.#pace.isKnown ? `${step}, ${this.#pace.words(steps - this.#steps)}` : step;
+  }
+
+  /** The best validation so far. */
+  #found(): string {
+    const { best } = this.#standing;
+    return best === undefined ? '' : `; best: step ${best.step}, ${scoreWords(best.validation)}`;
+  }
+
+  async #report(log: RunLog): Promise<void> {
+    const { to, steps } = this.#parts.options;
+    const page = runPage({
+      folder: resolve(to),
+      state: `${this.#where()}${this.#found()}`,
+      ended: this.#steps === steps || this.#stale,
+      alarm: this.#seen?.alarm,
+      records: log.records,
+      vectors: this.#seen?.vectors,
+    });
+    await writeWhole(join(to, 'report.html'), page);
   }
 
   /** Validates, and remembers whether the projector is better than before. One without a step is never the best. */
@@ -119,8 +150,9 @@ export class Run {
     const { validate, progress } = this.#parts;
     if (validate === undefined) return;
     const step = this.#steps;
-    const validation = await validate().catch((error) => this.#fail(error));
+    const { validation, vectors } = await validate().catch((error) => this.#fail(error));
     const alarm = collapseAlarm(validation);
+    this.#seen = { alarm, vectors };
     await log.write({ step, ...validation, collapsed: alarm === undefined ? 0 : 1 });
     if (alarm !== undefined) {
       progress.warn(`step ${step}: ${alarm}`);

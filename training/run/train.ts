@@ -8,6 +8,7 @@
  *   embeddings/      of the chunks, by encoder
  *   projector/       model.safetensors and config.json, of the best checkpoint
  *   projector-last/  those of the newest one
+ *   report.html      curves and pairwise cosines, of the newest one
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -62,8 +63,13 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
 
   const place = placeOf(options, { spec, weights: llm.weights }, work);
   progress.update('reading the encoder');
-  const kept = options.embeddings ?? join(options.to, 'embeddings');
-  const embeddings = await Embeddings.open(kept, encoder, options.encoderChoices, place, signal);
+  const embeddings = await Embeddings.open(
+    options.embeddings ?? join(options.to, 'embeddings'),
+    encoder,
+    options.encoderChoices,
+    place,
+    signal,
+  );
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
   const told = (done: number, total: number) => progress.update(`encoding chunks: ${done} of ${total}`);

@@ -47,6 +47,28 @@ interface Judges {
   ) => Promise<readonly LineScores[]>;
 }
 
+/** The same chunks before and after the projector, one row each, for pictures. */
+export interface PicturedVectors {
+  readonly embeddings: readonly Float32Array[];
+  readonly soft: readonly Float32Array[];
+}
+
+/** As many as the paper's Figure 2 has. */
+const PICTURED = 100;
+
+/** The soft tokens that are pictured, as [sample, token]: the best chunk of each sample, then the second best … */
+function pictured(samples: readonly EmbeddedSample[]): [sample: number, token: number][] {
+  const found: [number, number][] = [];
+  const most = Math.max(...samples.map(({ softPositions }) => softPositions.length));
+  for (let token = 0; token < most; token++) {
+    for (const [i, { softPositions }] of samples.entries()) {
+      if (found.length === PICTURED) return found;
+      if (token < softPositions.length) found.push([i, token]);
+    }
+  }
+  return found;
+}
+
 /** Samples whose soft tokens are held at a time; rollouts of so many decode together at most. */
 const TOGETHER = 64;
 
@@ -55,7 +77,9 @@ export async function validate(
   samples: readonly EmbeddedSample[],
   { projector, model, scores }: Judges,
   signal?: AbortSignal,
-): Promise<Validation> {
+): Promise<{ validation: Validation; vectors: PicturedVectors }> {
+  const shown = pictured(samples);
+  const rowsOf = new Map<number, Float32Array>(); // by the place in `shown`
   const sums = { validCe: 0, validEm: 0, validEs: 0, meanCosine: 0, meanCosineOfEmbeddings: 0 };
   let several = 0; // samples with a pair of soft tokens
   for (let start = 0; start < samples.length; start += TOGETHER) {
@@ -69,6 +93,9 @@ export async function validate(
       sums.meanCosineOfEmbeddings += meanCosine(sample.embeddings, rows);
       if (rows > 1) several++;
       soft.push(vectors);
+      for (const [at, [i, token]] of shown.entries()) {
+        if (samples[i] === sample) rowsOf.set(at, rowOf(vectors, rows, token).slice());
+      }
     }
     for (const { exactMatch, editSimilarity } of await scores(part, soft, signal)) {
       sums.validEm += exactMatch;
@@ -76,21 +103,30 @@ export async function validate(
     }
   }
   const mean = (name: keyof Validation, count = samples.length) => sums[name] / (count || 1);
-  return {
+  const validation = {
     validCe: mean('validCe'),
     validEm: mean('validEm'),
     validEs: mean('validEs'),
     meanCosine: mean('meanCosine', several),
     meanCosineOfEmbeddings: mean('meanCosineOfEmbeddings', several),
   };
+  const embeddings = shown.map(([i, token]) => {
+    const { embeddings, softPositions } = samples[i]!;
+    return rowOf(embeddings, softPositions.length, token);
+  });
+  return { validation, vectors: { embeddings, soft: shown.map((_, at) => rowsOf.get(at)!) } };
+}
+
+function rowOf(vectors: Float32Array, rows: number, row: number): Float32Array {
+  const width = vectors.length / rows;
+  return vectors.subarray(row * width, (row + 1) * width);
 }
 
 /** Mean cosine over all pairs of different rows; 0 for a single row. */
 function meanCosine(vectors: Float32Array, rows: number): number {
   if (rows < 2) return 0;
-  const width = vectors.length / rows;
   const units = Array.from({ length: rows }, (_, i) => {
-    const row = vectors.subarray(i * width, (i + 1) * width);
+    const row = rowOf(vectors, rows, i);
     const length = Math.hypot(...row) || 1;
     return Float64Array.from(row, (value) => value / length);
   });

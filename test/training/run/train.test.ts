@@ -99,11 +99,14 @@ describe('a run', () => {
     expect((await results(parted)).log).toHaveLength(5);
     await train(parted, silent(), never);
     expect(await results(parted)).toEqual(expected);
+    const page = await readFile(join(parted.to, 'report.html'), 'utf8');
+    expect(page).toContain('step 4 of 4');
+    expect(page).toContain('Pairwise cosines of 2 chunks');
     // A run that is complete says its figures again, and its log stays.
     expect((await train(parted, silent(), never)).validation).toEqual(report.validation);
     expect(await results(parted)).toEqual(expected);
     expect((await readdir(parted.to)).sort()).toEqual(
-      ['checkpoints', 'embeddings', 'log.jsonl', 'projector', 'projector-last', 'run.json'].sort(),
+      ['checkpoints', 'embeddings', 'log.jsonl', 'projector', 'projector-last', 'report.html', 'run.json'].sort(),
     );
     expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002', 'step-000004']);
     const last = await readFile(join(parted.to, 'checkpoints/step-000004/projector.safetensors'));
