@@ -68,8 +68,8 @@ export async function train(options: TrainOptions, progress: Progress, signal: A
   }
   const encoder = options.encoder === undefined ? llm : await openSourceNetwork(options.encoder);
   if (encoder !== llm) cleanup.defer(() => encoder[Symbol.asyncDispose]());
-  const data = await readDataSet(options.data);
-  const held = options.validation === undefined ? undefined : await readDataSet(options.validation);
+  const data = await readDataSet(options.data, 'train');
+  const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
 
@@ -83,9 +83,16 @@ export async function train(options: TrainOptions, progress: Progress, signal: A
     signal,
   );
   cleanup.defer(() => embeddings.dispose());
-  const chunks = [...data.rows, ...(held?.rows ?? [])].flatMap((row) => samples.chunksOf(row));
-  const told = (done: number, total: number) => progress.update(`encoding chunks: ${done} of ${total}`);
-  await embeddings.add(chunks, told, signal);
+  const rows = [...data.rows, ...(held?.rows ?? [])];
+  let looked = 0;
+  function* chunks() {
+    for (const row of rows) {
+      yield* samples.chunksOf(row);
+      looked++;
+    }
+  }
+  const told = (done: number) => progress.update(`encoding chunks: ${done}, of ${looked} of ${rows.length} samples`);
+  await embeddings.add(chunks(), told, signal);
 
   progress.update('reading the language model');
   const model = await ModelPass.load(place, options.weights, signal);
