@@ -56,8 +56,11 @@ export function trainCommand(): Command {
     .description('train a projector, or go on with a run; see docs/training.md')
     .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
     .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
-    .requiredOption('--data <file>', 'samples as JSON lines: prompt, right_context, groundtruth, crossfile_array')
-    .option('--validation <file>', 'samples to validate on, in the same form')
+    .requiredOption(
+      '--data <path>',
+      'samples: a folder of llavacode dataset, or JSON lines in its form, gzipped or not',
+    )
+    .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
     .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
     .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))

@@ -45,7 +45,7 @@ export async function ablate(
 ): Promise<AblationResults> {
   const { to, weights: _, ...base } = options;
   await makeFolder(to);
-  const [data, validation] = [await readDataSet(options.data), await readDataSet(options.validation)];
+  const [data, validation] = [await readDataSet(options.data, 'train'), await readDataSet(options.validation, 'valid')];
   const digests = { data: data.digest, validation: validation.digest };
   await freeze(join(to, 'ablation.json'), { ...decisive(base), rows, digests });
   const judged: JudgedRow[] = [];

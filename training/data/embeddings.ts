@@ -104,30 +104,30 @@ export class Embeddings {
   }
 
   /**
-   * Encodes the chunks that are not kept yet.
-   * @param onProgress told of how many of them are done
+   * Encodes the chunks that are not kept yet. Those of one file lie in memory, however many there are.
+   * @param onProgress told how many of them are done
    * @throws ServingError runtime_failed, path_unusable; the signal's reason.
    */
-  async add(
-    chunks: Iterable<Chunk>,
-    onProgress: (done: number, total: number) => void,
-    signal?: AbortSignal,
-  ): Promise<void> {
+  async add(chunks: Iterable<Chunk>, onProgress: (done: number) => void, signal?: AbortSignal): Promise<void> {
+    let done = 0;
     const missing = new Map<string, Chunk>();
-    for (const chunk of chunks) {
-      const key = keyOf(chunk);
-      if (!this.#fileOf.has(key)) missing.set(key, chunk);
-    }
-    const all = [...missing];
-    for (let start = 0; start < all.length; start += FILE_CHUNKS) {
-      const part = all.slice(start, start + FILE_CHUNKS);
+    const encode = async () => {
+      const part = [...missing];
+      missing.clear();
       const vectors = await this.#encode(part, signal);
       const path = join(this.#dir, `${String(this.#files.length).padStart(6, '0')}.safetensors`);
       const shape = [this.dim];
       await writeSafetensors(path, new Map(part.map(([key], i) => [key, { shape, data: vectors[i]! }])));
       await this.#addFile(path);
-      onProgress(Math.min(all.length, start + FILE_CHUNKS), all.length);
+      done += part.length;
+      onProgress(done);
+    };
+    for (const chunk of chunks) {
+      const key = keyOf(chunk);
+      if (!this.#fileOf.has(key)) missing.set(key, chunk);
+      if (missing.size === FILE_CHUNKS) await encode();
     }
+    if (missing.size > 0) await encode();
   }
 
   /** Vectors in the order of `chunks`; those of similar length are computed together. */

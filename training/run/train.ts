@@ -21,7 +21,7 @@ import type { Progress } from '../../services/lib/process/progress.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
-import { SampleMaker } from '../data/samples.ts';
+import { encodeChunks, SampleMaker } from '../data/samples.ts';
 import { formatsOf } from '../step/frozen.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
@@ -55,9 +55,9 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const work = await atPath(`--to ${asked.to}`, () => workFolder(asked.to));
   cleanup.defer(() => rm(work, { recursive: true, force: true }));
   const { llm, spec, encoder } = await openNetworks(asked, cleanup);
-  const data = await readDataSet(asked.data);
+  const data = await readDataSet(asked.data, 'train');
   const options = { ...asked, steps: stepsOf(asked, data.rows.length) };
-  const held = options.validation === undefined ? undefined : await readDataSet(options.validation);
+  const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
 
@@ -72,9 +72,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   );
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
-  const told = (done: number, total: number) => progress.update(`encoding chunks: ${done} of ${total}`);
-  const chunks = rows.flatMap((row) => samples.chunksOf(row));
-  await embeddings.add(chunks, told, signal);
+  await encodeChunks(rows, samples, embeddings, (text) => progress.update(text), signal);
 
   progress.update('reading the language model');
   const model = await ModelPass.load(place, options.weights, signal);
