@@ -38,7 +38,8 @@ export class Embeddings {
   /** SHA-256 of all that an embedding depends on besides the chunk, in hex. */
   readonly digest: string;
   readonly #dir: string;
-  readonly #encoder: OrtSession;
+  /** Undefined when it was closed. */
+  #encoder: OrtSession | undefined;
   readonly #inputs: InputBuilder;
   readonly #files: SafetensorsFile[] = [];
   readonly #fileOf = new Map<string, SafetensorsFile>();
@@ -139,7 +140,7 @@ export class Embeddings {
       let end = start + 1;
       while (end < rows.length && (end + 1 - start) * rows[end]!.ids.length <= RUN_TOKENS) end++;
       const batch = rows.slice(start, end);
-      const out = await this.#encoder.run(encoderInputs(batch.map(({ ids }) => ids)), ['embeddings'], signal);
+      const out = await this.#encoder!.run(encoderInputs(batch.map(({ ids }) => ids)), ['embeddings'], signal);
       const all = out['embeddings']!.data as Float32Array;
       for (const [j, { i }] of batch.entries()) vectors[i] = all.slice(j * this.dim, (j + 1) * this.dim);
       start = end;
@@ -157,8 +158,14 @@ export class Embeddings {
     return all;
   }
 
+  /** Gives the encoder's memory back. Afterwards chunks can be read and not added. */
+  closeEncoder(): void {
+    this.#encoder?.dispose();
+    this.#encoder = undefined;
+  }
+
   async dispose(): Promise<void> {
-    this.#encoder.dispose();
+    this.closeEncoder();
     this.#inputs.dispose();
     for (const file of this.#files) await file.close();
   }
