@@ -110,6 +110,11 @@ const WORDS: Readonly<Record<string, Word>> = {
         });
     },
   },
+  dataset: {
+    summary: 'make a data set to train projectors on; see docs/training.md',
+    writesForOthers: true,
+    build: async () => (await import('../training/dataset-command.ts')).datasetCommand(),
+  },
   train: {
     summary: 'train a projector, or go on with a run; see docs/training.md',
     writesForOthers: true,

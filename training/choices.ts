@@ -1,4 +1,4 @@
-/** The settings of a run that are one of several words: for the command line, which loads nothing that trains. */
+/** The settings of training that are one of several words: for the command line, which loads nothing that trains. */
 import type { AlignmentForm } from '../services/lib/model/graph/projector-training.ts';
 
 export const ALIGNMENT_FORMS = ['frobenius', 'mse'] as const satisfies readonly AlignmentForm[];
@@ -8,6 +8,10 @@ export const SCHEDULES = ['cosine', 'linear'] as const;
 export const FROZEN_FORMATS = ['fp32', 'w8a8'] as const;
 /** Linear layers of a projector. */
 export const LAYER_COUNTS = ['2', '3', '4'] as const;
+/** Languages of data sets: those of the paper's benchmarks. */
+export const LANGUAGES = ['python', 'java', 'typescript', 'csharp', 'go'] as const;
+/** Retrievers that need no encoder. */
+export const DATASET_RETRIEVERS = ['jaccard', 'bm25'] as const;
 /** What stands before the code of a prompt: nothing, chunks as text, or one soft token for each chunk. */
 export const ARMS = ['none', 'text', 'compressed'] as const;
 export type Arm = (typeof ARMS)[number];

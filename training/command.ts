@@ -36,6 +36,14 @@ const positive = number((value) => value > 0, 'It must be a number above 0.');
 const wholeFrom0 = number((value) => Number.isInteger(value) && value >= 0, 'It must be a whole number, 0 or more.');
 const share = number((value) => value >= 0 && value <= 1, 'It must be a number from 0 to 1.');
 
+/** A size such as `8g` or `7.5g`, in bytes. */
+function memory(text: string): number {
+  const [, size, unit] = /^(\d+(?:\.\d+)?)([mg])$/i.exec(text) ?? [];
+  const bytes = Number(size) * (unit?.toLowerCase() === 'm' ? 2 ** 20 : 2 ** 30);
+  if (!(bytes > 0)) throw new InvalidArgumentError('It must be a size in GiB or MiB, such as 8g or 900m.');
+  return bytes;
+}
+
 /** A sum such as `em+es` or `0.5*em+2*es`. */
 function reward(text: string): RewardWeights {
   const weights = { em: 0, es: 0 };
@@ -56,8 +64,11 @@ export function trainCommand(): Command {
     .description('train a projector, or go on with a run; see docs/training.md')
     .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
     .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
-    .requiredOption('--data <file>', 'samples as JSON lines: prompt, right_context, groundtruth, crossfile_array')
-    .option('--validation <file>', 'samples to validate on, in the same form')
+    .requiredOption(
+      '--data <path>',
+      'samples: a folder of llavacode dataset, or JSON lines in its form, gzipped or not',
+    )
+    .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
     .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
     .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
@@ -155,7 +166,13 @@ function withSteps(command: Command): Command {
         .choices(FROZEN_FORMATS)
         .default('fp32'),
     )
-    .option('--recompute', 'compute activations again instead of keeping them: less memory, a third more time', false);
+    .option('--recompute', 'compute activations again instead of keeping them: less memory, a third more time', false)
+    .addOption(
+      new Option(
+        '--memory <size>',
+        'what the run may take, such as 8g: decides --recompute and rollouts at a time',
+      ).argParser(memory),
+    );
   return withEncoder(command)
     .addOption(option('--seed <n>', 'the same seed, data and threads give the same bits', count, 1))
     .addOption(option('--threads <n>', 'threads of the engine', count, availableParallelism()))

@@ -46,6 +46,12 @@ describe('a reward', () => {
   );
 });
 
+test('memory is a size in GiB or MiB', async () => {
+  expect((await asked('--memory', '7.5g')).memory).toBe(7.5 * 2 ** 30);
+  expect((await asked('--memory', '900M')).memory).toBe(900 * 2 ** 20);
+  for (const size of ['8', '0g', 'g', '-1g', '8t']) expect(await refusal('--memory', size), size).toMatch('such as 8g');
+});
+
 describe('a preset', () => {
   test("the paper's settings for 1.5B and 7B are those of its Table 7", async () => {
     expect(await asked('--preset', 'paper-1.5b')).toMatchObject({

@@ -50,7 +50,7 @@ export async function ablate(
   await using cleanup = new Cleanup();
   await makeFolder(to);
   cleanup.defer(await lockRun(to));
-  const [data, validation] = [await readDataSet(asked.data), await readDataSet(asked.validation)];
+  const [data, validation] = [await readDataSet(asked.data, 'train'), await readDataSet(asked.validation, 'valid')];
   const options = { ...asked, steps: stepsOf(asked, data.rows.length), epochs: undefined };
   const digests = { data: data.digest, validation: validation.digest };
   await freeze(join(to, 'ablation.json'), { ...decisive(options), rows, digests });

@@ -97,3 +97,26 @@ export class SampleMaker {
     return { name, promptIds: [...prompt.ids], softPositions: [], targetIds };
   }
 }
+
+/**
+ * Encodes the chunks of the rows that are not kept yet.
+ * @param onProgress told how far it is, in words
+ * @throws ServingError as {@link Embeddings.add}.
+ */
+export async function encodeChunks(
+  rows: readonly DataRow[],
+  samples: SampleMaker,
+  embeddings: Embeddings,
+  onProgress: (text: string) => void,
+  signal?: AbortSignal,
+): Promise<void> {
+  let looked = 0;
+  function* chunks() {
+    for (const row of rows) {
+      yield* samples.chunksOf(row);
+      looked++;
+    }
+  }
+  const told = (done: number) => onProgress(`encoding chunks: ${done}, of ${looked} of ${rows.length} samples`);
+  await embeddings.add(chunks(), told, signal);
+}

@@ -13,7 +13,7 @@ import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
 import type { Arm, FROZEN_FORMATS } from '../choices.ts';
 import { Embeddings, type EncoderChoices } from '../data/embeddings.ts';
 import { type DataRow, type DataSet, readDataSet } from '../data/rows.ts';
-import { SampleMaker } from '../data/samples.ts';
+import { encodeChunks, SampleMaker } from '../data/samples.ts';
 import { formatsOf } from '../step/frozen.ts';
 import { openGraph, type SessionPlace } from '../step/graph-session.ts';
 import { float32 } from '../step/tensors.ts';
@@ -74,7 +74,7 @@ export async function evaluate(
     throw new ServingError('config_invalid', `--llm ${options.llm}: ${spec.architecture} is not a decoder: name one`);
   }
   const { chunks, promptTokens, targetTokens, textTokens, rolloutTokens, threads } = options;
-  const data = await readDataSet(options.data);
+  const data = await readDataSet(options.data, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
   const maxPositions = promptTokens + textTokens + Math.max(targetTokens, rolloutTokens);
@@ -164,9 +164,7 @@ class Soft {
     onProgress: (text: string) => void,
     signal: AbortSignal,
   ): Promise<void> {
-    const told = (done: number, total: number) => onProgress(`encoding chunks: ${done} of ${total}`);
-    const chunks = rows.flatMap((row) => samples.chunksOf(row));
-    await this.#embeddings.add(chunks, told, signal);
+    await encodeChunks(rows, samples, this.#embeddings, onProgress, signal);
   }
 
   async sampleOf(row: DataRow, samples: SampleMaker, signal: AbortSignal): Promise<Omit<Question, 'target'>> {

@@ -44,6 +44,10 @@ export interface TrainOptions {
   readonly weightDecay: number;
   readonly frozen: (typeof FROZEN_FORMATS)[number];
   readonly recompute: boolean;
+  /** Bytes that the run may take; see memory.ts. */
+  readonly memory?: number | undefined;
+  /** The most rollouts that decode together, where that was decided. */
+  readonly rolloutSlots?: number;
   readonly seed: number;
   readonly threads: number;
   /** Steps between two checkpoints, and between two validations. */
@@ -53,10 +57,10 @@ export interface TrainOptions {
 }
 
 /**
- * Where things lie, and what does not change the steps. `every` does: it decides which checkpoint can be the best.
- * Epochs have become steps.
+ * Where things lie, and what does not change the steps; epochs become steps, memory decides
+ * recomputation and slots. `every` counts: it decides which checkpoint can be the best.
  */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs'] as const;
+const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs', 'memory'] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {

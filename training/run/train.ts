@@ -13,7 +13,7 @@
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
-import { isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import { type DecoderSpec, isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
 import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
@@ -21,7 +21,7 @@ import type { Progress } from '../../services/lib/process/progress.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
-import { SampleMaker } from '../data/samples.ts';
+import { encodeChunks, SampleMaker } from '../data/samples.ts';
 import { Judge } from '../evaluate/judge.ts';
 import { formatsOf } from '../step/frozen.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
@@ -34,14 +34,12 @@ import { latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
 import { lockRun } from './lock.ts';
+import { ROLLOUT_SLOTS, withinMemory } from './memory.ts';
 import { batchOf } from './order.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
 import { validate } from './validation.ts';
-
-/** Sequences that decode together when rollouts are made. */
-const ROLLOUT_SLOTS = 16;
 
 /**
  * Trains, or goes on with the run that lies in the folder.
@@ -56,9 +54,9 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const work = await atPath(`--to ${asked.to}`, () => workFolder(asked.to));
   cleanup.defer(() => rm(work, { recursive: true, force: true }));
   const { llm, spec, encoder } = await openNetworks(asked, cleanup);
-  const data = await readDataSet(asked.data);
-  const options = { ...asked, steps: stepsOf(asked, data.rows.length) };
-  const held = options.validation === undefined ? undefined : await readDataSet(options.validation);
+  const data = await readDataSet(asked.data, 'train');
+  const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
+  const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
 
@@ -73,9 +71,9 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   );
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
-  const told = (done: number, total: number) => progress.update(`encoding chunks: ${done} of ${total}`);
-  const chunks = rows.flatMap((row) => samples.chunksOf(row));
-  await embeddings.add(chunks, told, signal);
+  await encodeChunks(rows, samples, embeddings, (text) => progress.update(text), signal);
+
+  embeddings.closeEncoder(); // its weights may be gigabytes
 
   progress.update('reading the language model');
   const model = await ModelPass.load(place, options.weights, signal);
@@ -112,6 +110,18 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
     progress,
   });
   return await run.all(signal); // what it needs is given back after it
+}
+
+/** What of the options follows from the memory. Rollouts of other numbers together may differ in their last bits. */
+function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'recompute' | 'rolloutSlots'> {
+  const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory } = options;
+  const judges = weights.kl !== 0 || validation !== undefined;
+  const rollsOut = weights.reinforce !== 0 || validation !== undefined;
+  const scored = targetTokens + (rollsOut ? rolloutTokens : 0);
+  const forwardGraphs = Number(judges) + Number(rollsOut);
+  const need = { frozen, recompute, rows: promptTokens + scored, scored, forwardGraphs };
+  const found = withinMemory(spec, need, memory);
+  return { recompute: found.recompute, rolloutSlots: found.slots };
 }
 
 /** The steps of a run over so many samples. */
@@ -193,7 +203,11 @@ async function openCompanions(parts: CompanionParts, cleanup: Cleanup, signal: A
   const together = Math.max(reinforce === 0 ? 0 : options.batch, held);
   if (together === 0) return { judges: undefined, companions: { teach } };
   const stopIds = new Set(samples.format.stopIds);
-  const settings = { slots: Math.min(together, ROLLOUT_SLOTS), tokens: options.rolloutTokens, stopIds };
+  const settings = {
+    slots: Math.min(together, options.rolloutSlots ?? ROLLOUT_SLOTS),
+    tokens: options.rolloutTokens,
+    stopIds,
+  };
   const engine = await Rollouts.load(place, settings, signal);
   cleanup.defer(() => engine.dispose());
   const targetOf = ({ name }: Sample) => byName.get(name)!.target;

@@ -113,7 +113,7 @@ test('the same code stands in the prompts of all arms, however long the text is'
     Array.from({ length: 9 }, () => '# b.py\nb = 2'),
   ];
   await writeFile(path, texts.map((chunks) => `${JSON.stringify({ ...long, crossfile_array: chunks })}\n`).join(''));
-  const { rows } = await readDataSet(path);
+  const { rows } = await readDataSet(path, 'valid');
   const settings = { chunks: 10, promptTokens: 128, targetTokens: 24, textTokens: 512 };
   const samples = new SampleMaker(tokenizer, [], settings);
   const start = tokenizer.idOf('<|fim_prefix|>')!;
