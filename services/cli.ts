@@ -110,10 +110,20 @@ const WORDS: Readonly<Record<string, Word>> = {
         });
     },
   },
+  dataset: {
+    summary: 'make a data set to train projectors on; see docs/training.md',
+    writesForOthers: true,
+    build: async () => (await import('../training/dataset-command.ts')).datasetCommand(),
+  },
   train: {
     summary: 'train a projector, or go on with a run; see docs/training.md',
     writesForOthers: true,
     build: async () => (await import('../training/command.ts')).trainCommand(),
+  },
+  ablate: {
+    summary: "train and evaluate the rows of a table of the paper, or of one's own; see docs/training.md",
+    writesForOthers: true,
+    build: async () => (await import('../training/command.ts')).ablateCommand(),
   },
   bench: {
     summary: 'measure a system through its HTTP API; see bench/README.md',

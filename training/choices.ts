@@ -1,4 +1,4 @@
-/** The settings of a run that are one of several words: for the command line, which loads nothing that trains. */
+/** The settings of training that are one of several words: for the command line, which loads nothing that trains. */
 import type { AlignmentForm } from '../services/lib/model/graph/projector-training.ts';
 
 export const ALIGNMENT_FORMS = ['frobenius', 'mse'] as const satisfies readonly AlignmentForm[];
@@ -8,3 +8,35 @@ export const SCHEDULES = ['cosine', 'linear'] as const;
 export const FROZEN_FORMATS = ['fp32', 'w8a8'] as const;
 /** Linear layers of a projector. */
 export const LAYER_COUNTS = ['2', '3', '4'] as const;
+/** Languages of data sets: those of the paper's benchmarks. */
+export const LANGUAGES = ['python', 'java', 'typescript', 'csharp', 'go'] as const;
+/** Retrievers that need no encoder. */
+export const DATASET_RETRIEVERS = ['jaccard', 'bm25'] as const;
+/** What stands before the code of a prompt: nothing, chunks as text, or one soft token for each chunk. */
+export const ARMS = ['none', 'text', 'compressed'] as const;
+export type Arm = (typeof ARMS)[number];
+/** What the reward of a rollout is compared with: nothing, or the greedy rollout's (self-critical training). */
+export const BASELINES = ['none', 'scst'] as const;
+
+/**
+ * Settings of the paper's runs, by name. Losses, learning rate, schedule, warm-up, batch, epochs and weight decay are
+ * those of its Table 7; the number of chunks, their text and the prompt's length (2,000 tokens and 10 soft ones) those
+ * of its text. It does not say how long targets and rollouts may be: 100 and 50 tokens are limits of the authors' code.
+ */
+const PAPER = {
+  ce: 0.9,
+  schedule: 'cosine',
+  weightDecay: 0,
+  epochs: 3,
+  layers: '3',
+  chunks: 10,
+  promptTokens: 2010,
+  textTokens: 512,
+  rolloutTokens: 50,
+  targetTokens: 100,
+  alignmentForm: 'frobenius',
+} as const;
+export const PRESETS = {
+  'paper-1.5b': { ...PAPER, alignment: 0.1, reinforce: 0.1, learningRate: 1e-3, warmup: 0.03, batch: 66 },
+  'paper-7b': { ...PAPER, alignment: 0.2, reinforce: 0.05, learningRate: 1e-4, warmup: 0.04, batch: 64 },
+} as const;

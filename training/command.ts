@@ -1,9 +1,13 @@
-/** The options of `llavacode train`. The code that trains is loaded when the command runs, and not for `--help`. */
+/**
+ * The options of `llavacode train` and `llavacode ablate`. The code that trains is loaded when the command runs, and
+ * not for `--help`.
+ */
 import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
 import { count } from '../services/lib/process/count-argument.ts';
-import { ALIGNMENT_FORMS, FROZEN_FORMATS, LAYER_COUNTS, SCHEDULES } from './choices.ts';
+import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, PRESETS, SCHEDULES } from './choices.ts';
+import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
 
 type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
@@ -17,6 +21,7 @@ type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
   readonly kl: number;
   readonly alignment: number;
   readonly json?: string;
+  readonly preset?: string;
 };
 
 function number(accepts: (value: number) => boolean, words: string): (text: string) => number {
@@ -28,7 +33,28 @@ function number(accepts: (value: number) => boolean, words: string): (text: stri
 }
 const weight = number((value) => value >= 0, 'It must be a number, 0 or more.');
 const positive = number((value) => value > 0, 'It must be a number above 0.');
+const wholeFrom0 = number((value) => Number.isInteger(value) && value >= 0, 'It must be a whole number, 0 or more.');
 const share = number((value) => value >= 0 && value <= 1, 'It must be a number from 0 to 1.');
+
+/** A size such as `8g` or `7.5g`, in bytes. */
+function memory(text: string): number {
+  const [, size, unit] = /^(\d+(?:\.\d+)?)([mg])$/i.exec(text) ?? [];
+  const bytes = Number(size) * (unit?.toLowerCase() === 'm' ? 2 ** 20 : 2 ** 30);
+  if (!(bytes > 0)) throw new InvalidArgumentError('It must be a size in GiB or MiB, such as 8g or 900m.');
+  return bytes;
+}
+
+/** A sum such as `em+es` or `0.5*em+2*es`. */
+function reward(text: string): RewardWeights {
+  const weights = { em: 0, es: 0 };
+  for (const term of text.split('+')) {
+    const [, times, name] = /^\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?(em|es)\s*$/.exec(term) ?? [];
+    if (name === undefined) throw new InvalidArgumentError('It must be a sum of em and es, such as em+es or 2*em+es.');
+    weights[name as keyof typeof weights] += Number(times ?? 1);
+  }
+  if (weights.em + weights.es === 0) throw new InvalidArgumentError('A reward that is always 0 teaches nothing.');
+  return weights;
+}
 
 const option = (flags: string, description: string, parse: (text: string) => number, initial: number) =>
   new Option(flags, description).argParser(parse).default(initial);
@@ -38,25 +64,93 @@ export function trainCommand(): Command {
     .description('train a projector, or go on with a run; see docs/training.md')
     .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
     .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
-    .requiredOption('--data <file>', 'samples as JSON lines: prompt, right_context, groundtruth, crossfile_array')
-    .option('--validation <file>', 'samples to validate on, in the same form')
+    .requiredOption(
+      '--data <path>',
+      'samples: a folder of llavacode dataset, or JSON lines in its form, gzipped or not',
+    )
+    .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
+    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
+    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
+    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
+    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
+    .addOption(
+      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
+    );
+  return withSteps(command)
+    .addOption(
+      option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
+    )
+    .option('--json <file>', 'write the last figures there')
+    .action(async (_: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, ...given } = command.opts<Given>();
+      const { runTrain } = await import('./run/terminal.ts');
+      await runTrain(optionsOf(given), json);
+    });
+}
+
+type GivenToAblate = Omit<
+  Given,
+  'encoder' | 'validation' | 'embeddings' | 'patience' | 'ce' | 'reinforce' | 'kl' | 'alignment'
+> & {
+  readonly encoder?: readonly string[];
+  readonly validation: string;
+};
+
+export function ablateCommand(): Command {
+  const command = new Command('ablate')
+    .description("train and evaluate the rows of a table, or go on with it; the paper's figures stand beside ours")
+    .argument('<table>', 'table1 (losses), table3 (encoders and layers), or a file of rows; see docs/training.md')
+    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .option('--encoder <dir...>', 'that of the encoder, or of several for table3; the language model where not given')
+    .requiredOption('--data <file>', 'samples to train on, as JSON lines')
+    .requiredOption('--validation <file>', 'samples to evaluate on, in the same form')
+    .requiredOption('--to <dir>', 'folder of the ablation; one that lies there goes on');
+  return withSteps(command)
+    .option('--json <file>', 'write the figures there')
+    .action(async (table: string, _: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, encoder = [], ...given } = command.opts<GivenToAblate>();
+      const { runAblate } = await import('./ablate/terminal.ts');
+      const forRows = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, encoder: undefined, patience: 0 };
+      const { validation } = given;
+      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, json);
+    });
+}
+
+/** The options that decide how a run steps. */
+function withSteps(command: Command): Command {
+  command
+    .addOption(
+      new Option(
+        '--preset <name>',
+        "settings of the paper's runs; options that are given as well go before them",
+      ).choices(Object.keys(PRESETS)),
+    )
     .addOption(option('--steps <n>', 'steps of the optimiser', count, 1000))
+    .addOption(
+      new Option('--epochs <n>', 'how often all samples are seen, in place of --steps')
+        .argParser(positive)
+        .conflicts('steps'),
+    )
     .addOption(option('--batch <n>', 'samples of one step', count, 64))
     .addOption(new Option('--layers <n>', 'linear layers of the projector').choices(LAYER_COUNTS).default('3'))
     .addOption(option('--chunks <n>', 'the most soft tokens of a prompt, one for each chunk', count, 10))
-    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
-    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
-    .addOption(
-      option('--reinforce <weight>', 'weight of REINFORCE with greedy rollouts, rewarded by EM + ES', weight, 0),
-    )
-    .addOption(
-      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
-    )
     .addOption(
       new Option('--alignment-form <form>', "the paper's formula, or the mean of squares of the authors' code")
         .choices(ALIGNMENT_FORMS)
         .default('frobenius'),
+    )
+    .addOption(
+      new Option('--reward <sum>', 'what a rollout is worth, such as 2*em+es: exact match, edit similarity')
+        .argParser(reward)
+        .default({ em: 1, es: 1 }, 'em+es'),
+    )
+    .addOption(
+      new Option('--baseline <b>', 'none: greedy rollouts; scst: drawn ones, less what the greedy one is worth')
+        .choices(BASELINES)
+        .default('none'),
     )
     .addOption(option('--learning-rate <x>', 'the largest learning rate', positive, 1e-3))
     .addOption(new Option('--schedule <s>', 'how it falls after the warm-up').choices(SCHEDULES).default('cosine'))
@@ -66,19 +160,23 @@ export function trainCommand(): Command {
     .addOption(option('--prompt-tokens <n>', 'the most tokens of a prompt, soft tokens included', count, 512))
     .addOption(option('--target-tokens <n>', 'the most tokens of a target', count, 64))
     .addOption(option('--rollout-tokens <n>', 'the most tokens of a rollout', count, 50))
-    .addOption(option('--text-tokens <n>', 'the most tokens of the chunks as text, for --kl', count, 512))
+    .addOption(option('--text-tokens <n>', 'the most tokens of the chunks as text', count, 512))
     .addOption(
       new Option('--frozen <format>', 'the language model in 32-bit floats, or 8 bits forward and backward')
         .choices(FROZEN_FORMATS)
         .default('fp32'),
     )
-    .option('--recompute', 'compute activations again instead of keeping them: less memory, a third more time', false);
+    .option('--recompute', 'compute activations again instead of keeping them: less memory, a third more time', false)
+    .addOption(
+      new Option(
+        '--memory <size>',
+        'what the run may take, such as 8g: decides --recompute and rollouts at a time',
+      ).argParser(memory),
+    );
   return withEncoder(command)
     .addOption(option('--seed <n>', 'the same seed, data and threads give the same bits', count, 1))
     .addOption(option('--threads <n>', 'threads of the engine', count, availableParallelism()))
-    .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50))
-    .option('--json <file>', 'write the last figures there')
-    .action(run);
+    .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50));
 }
 
 const withEncoder = (command: Command) =>
@@ -88,22 +186,29 @@ const withEncoder = (command: Command) =>
     .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
     .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count);
 
-async function run(given: Given): Promise<void> {
-  const { runTrain } = await import('./run/terminal.ts');
-  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, json, layers, ...rest } = given;
-  const { ce, reinforce, kl, alignment, ...options } = rest;
-  await runTrain(
-    {
-      ...options,
-      layers: Number(layers) as TrainOptions['layers'],
-      weights: { ce, reinforce, kl, alignment },
-      encoderChoices: {
-        pooling: encoderPooling,
-        recipe: encoderRecipe,
-        modality: encoderModality,
-        maxTokens: encoderMaxTokens,
-      },
+/** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
+function applyPreset(command: Command): void {
+  const { preset } = command.opts<{ readonly preset?: keyof typeof PRESETS }>();
+  if (preset === undefined) return;
+  const isGiven = (name: string) => command.getOptionValueSource(name) === 'cli';
+  for (const [name, value] of Object.entries(PRESETS[preset])) {
+    if (isGiven(name) || (name === 'epochs' && isGiven('steps'))) continue;
+    command.setOptionValueWithSource(name, value, 'preset');
+  }
+}
+
+function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
+  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, layers, ...rest } = given;
+  const { ce, reinforce, kl, alignment, preset: _preset, ...options } = rest;
+  return {
+    ...options,
+    layers: Number(layers) as TrainOptions['layers'],
+    weights: { ce, reinforce, kl, alignment },
+    encoderChoices: {
+      pooling: encoderPooling,
+      recipe: encoderRecipe,
+      modality: encoderModality,
+      maxTokens: encoderMaxTokens,
     },
-    json,
-  );
+  };
 }

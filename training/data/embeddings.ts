@@ -38,7 +38,8 @@ export class Embeddings {
   /** SHA-256 of all that an embedding depends on besides the chunk, in hex. */
   readonly digest: string;
   readonly #dir: string;
-  readonly #encoder: OrtSession;
+  /** Undefined when it was closed. */
+  #encoder: OrtSession | undefined;
   readonly #inputs: InputBuilder;
   readonly #files: SafetensorsFile[] = [];
   readonly #fileOf = new Map<string, SafetensorsFile>();
@@ -104,30 +105,30 @@ export class Embeddings {
   }
 
   /**
-   * Encodes the chunks that are not kept yet.
-   * @param onProgress told of how many of them are done
+   * Encodes the chunks that are not kept yet. Those of one file lie in memory, however many there are.
+   * @param onProgress told how many of them are done
    * @throws ServingError runtime_failed, path_unusable; the signal's reason.
    */
-  async add(
-    chunks: Iterable<Chunk>,
-    onProgress: (done: number, total: number) => void,
-    signal?: AbortSignal,
-  ): Promise<void> {
+  async add(chunks: Iterable<Chunk>, onProgress: (done: number) => void, signal?: AbortSignal): Promise<void> {
+    let done = 0;
     const missing = new Map<string, Chunk>();
-    for (const chunk of chunks) {
-      const key = keyOf(chunk);
-      if (!this.#fileOf.has(key)) missing.set(key, chunk);
-    }
-    const all = [...missing];
-    for (let start = 0; start < all.length; start += FILE_CHUNKS) {
-      const part = all.slice(start, start + FILE_CHUNKS);
+    const encode = async () => {
+      const part = [...missing];
+      missing.clear();
       const vectors = await this.#encode(part, signal);
       const path = join(this.#dir, `${String(this.#files.length).padStart(6, '0')}.safetensors`);
       const shape = [this.dim];
       await writeSafetensors(path, new Map(part.map(([key], i) => [key, { shape, data: vectors[i]! }])));
       await this.#addFile(path);
-      onProgress(Math.min(all.length, start + FILE_CHUNKS), all.length);
+      done += part.length;
+      onProgress(done);
+    };
+    for (const chunk of chunks) {
+      const key = keyOf(chunk);
+      if (!this.#fileOf.has(key)) missing.set(key, chunk);
+      if (missing.size === FILE_CHUNKS) await encode();
     }
+    if (missing.size > 0) await encode();
   }
 
   /** Vectors in the order of `chunks`; those of similar length are computed together. */
@@ -139,7 +140,7 @@ export class Embeddings {
       let end = start + 1;
       while (end < rows.length && (end + 1 - start) * rows[end]!.ids.length <= RUN_TOKENS) end++;
       const batch = rows.slice(start, end);
-      const out = await this.#encoder.run(encoderInputs(batch.map(({ ids }) => ids)), ['embeddings'], signal);
+      const out = await this.#encoder!.run(encoderInputs(batch.map(({ ids }) => ids)), ['embeddings'], signal);
       const all = out['embeddings']!.data as Float32Array;
       for (const [j, { i }] of batch.entries()) vectors[i] = all.slice(j * this.dim, (j + 1) * this.dim);
       start = end;
@@ -157,8 +158,14 @@ export class Embeddings {
     return all;
   }
 
+  /** Gives the encoder's memory back. Afterwards chunks can be read and not added. */
+  closeEncoder(): void {
+    this.#encoder?.dispose();
+    this.#encoder = undefined;
+  }
+
   async dispose(): Promise<void> {
-    this.#encoder.dispose();
+    this.closeEncoder();
     this.#inputs.dispose();
     for (const file of this.#files) await file.close();
   }

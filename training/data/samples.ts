@@ -1,5 +1,7 @@
-/** Rows of a data set as samples: the prompt as serving builds it, with one soft token for each of the best chunks. */
-
+/**
+ * Rows of a data set as samples: the prompt as serving builds it, with one soft token for each of the best chunks, with
+ * the chunks as text, or without them. The same code stands in all three.
+ */
 import { type BuiltPrompt, PromptBuilder, type PromptParts } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
@@ -15,7 +17,7 @@ interface SampleSettings {
   readonly promptTokens: number;
   /** The most tokens of a target. */
   readonly targetTokens: number;
-  /** The most tokens of the chunks as text, for the teacher of KL. */
+  /** The most tokens that the chunks take as text; those of the code where that has fewer. */
   readonly textTokens: number;
 }
 
@@ -24,6 +26,8 @@ export class SampleMaker {
   readonly #tokenizer: Tokenizer;
   readonly #builder: PromptBuilder;
   readonly #settings: SampleSettings;
+  /** Tokens that begin the current file after context as text. The context's own limit does not count them. */
+  readonly #unnamedFile: number;
 
   /** @param eosIds ids that the model's configuration names as ends */
   constructor(tokenizer: Tokenizer, eosIds: readonly number[], settings: SampleSettings) {
@@ -31,6 +35,7 @@ export class SampleMaker {
     this.format = choosePromptFormat(tokenizer, undefined, eosIds);
     this.#builder = new PromptBuilder(tokenizer, this.format);
     this.#settings = settings;
+    this.#unnamedFile = this.format.repository === undefined ? 0 : 1 + tokenizer.encode('\n').length;
   }
 
   /** The chunks of a row that become soft tokens. */
@@ -41,24 +46,40 @@ export class SampleMaker {
   /** @throws ServingError context_length_exceeded where the prompt has no room for its frame. */
   async embedded(row: DataRow, embeddings: Embeddings): Promise<EmbeddedSample> {
     const chunks = this.chunksOf(row);
-    // The prompt needs the number of vectors alone.
-    const prompt = this.#prompt(row, { kind: 'soft', vectors: chunks.map(() => new Float32Array(0)) }, 0);
+    const prompt = this.#withSoft(row);
     const softPositions = [...prompt.soft.positions];
     const kept = chunks.slice(0, softPositions.length);
     return { ...this.#sample(row, prompt), softPositions, embeddings: await embeddings.of(kept) };
   }
 
-  /** The same prompt with its chunks as text, as the teacher of KL sees it. */
+  /** The same prompt with its chunks as text. @throws as {@link embedded}. */
   withText(row: DataRow): Sample {
-    const { textTokens: maxTokens } = this.#settings;
-    const chunks = this.chunksOf(row);
-    const prompt = this.#prompt(row, { kind: 'text', repo: '', path: '', chunks, maxTokens }, maxTokens);
-    return this.#sample(row, prompt);
+    const code = this.#codeTokens(row);
+    // A context may take half of a prompt: with more text than code, some of it would make room for more code.
+    const maxTokens = Math.min(this.#settings.textTokens, code - 1) - this.#unnamedFile;
+    const context = { kind: 'text', repo: '', path: '', chunks: this.chunksOf(row), maxTokens } as const;
+    const frame = { ...row, left: '', right: '' };
+    const [alone, framed] = [undefined, context].map((context) => this.#prompt(frame, context, 2 * code));
+    return this.#sample(row, this.#prompt(row, context, code + framed!.ids.length - alone!.ids.length));
   }
 
-  #prompt(row: DataRow, context: PromptParts['context'], further: number): BuiltPrompt {
-    const { promptTokens } = this.#settings;
-    const truncateTo = promptTokens + further;
+  /** The same prompt without its chunks. @throws as {@link embedded}. */
+  without(row: DataRow): Sample {
+    return this.#sample(row, this.#prompt(row, undefined, this.#codeTokens(row)));
+  }
+
+  /** The most tokens of the code around the gap and its frame. */
+  #codeTokens(row: DataRow): number {
+    return this.#settings.promptTokens - this.#withSoft(row).soft.positions.length;
+  }
+
+  #withSoft(row: DataRow): BuiltPrompt {
+    // The prompt needs the number of vectors alone.
+    const vectors = this.chunksOf(row).map(() => new Float32Array(0));
+    return this.#prompt(row, { kind: 'soft', vectors }, this.#settings.promptTokens);
+  }
+
+  #prompt(row: DataRow, context: PromptParts['context'], truncateTo: number): BuiltPrompt {
     const parts = { prompt: row.left, suffix: row.right, context, capacity: truncateTo + 1, maxTokens: 1, truncateTo };
     const steps = this.#builder.build(parts);
     for (;;) {
@@ -75,4 +96,27 @@ export class SampleMaker {
     const targetIds = ids.length < targetTokens && eosId !== undefined ? [...ids, eosId] : ids.slice(0, targetTokens);
     return { name, promptIds: [...prompt.ids], softPositions: [], targetIds };
   }
+}
+
+/**
+ * Encodes the chunks of the rows that are not kept yet.
+ * @param onProgress told how far it is, in words
+ * @throws ServingError as {@link Embeddings.add}.
+ */
+export async function encodeChunks(
+  rows: readonly DataRow[],
+  samples: SampleMaker,
+  embeddings: Embeddings,
+  onProgress: (text: string) => void,
+  signal?: AbortSignal,
+): Promise<void> {
+  let looked = 0;
+  function* chunks() {
+    for (const row of rows) {
+      yield* samples.chunksOf(row);
+      looked++;
+    }
+  }
+  const told = (done: number) => onProgress(`encoding chunks: ${done}, of ${looked} of ${rows.length} samples`);
+  await embeddings.add(chunks(), told, signal);
 }

@@ -1,7 +1,7 @@
 /**
- * The checkpoints of a run: `step-000120/` with the projector, the optimiser's state and the number of steps. A folder
- * appears whole or not at all, so a run goes on after any end of its process, and computes the same bits as one that
- * was never interrupted.
+ * The checkpoints of a run: `step-000120/` with the projector, the optimiser's state, the number of steps, and which
+ * checkpoint is the best so far. A folder appears whole or not at all, so a run goes on after any end of its process,
+ * and computes the same bits as one that was never interrupted.
  */
 import { randomUUID } from 'node:crypto';
 import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
@@ -13,6 +13,8 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder, reasonOf } from '../../services/lib/process/os-errors.ts';
 import type { AdamState } from '../step/optimizer.ts';
 import type { Tensors } from '../step/tensors.ts';
+import type { Standing } from './best.ts';
+import { validationSchema } from './validation.ts';
 
 /** The names of the parameters and their shapes. */
 type Shapes = ReadonlyMap<string, readonly number[]>;
@@ -21,14 +23,23 @@ export interface RunState {
   readonly parameters: Tensors;
   /** Its number of steps is that of the run. */
   readonly adam: AdamState;
+  readonly standing: Standing;
 }
 
 const PROJECTOR = 'projector.safetensors';
 const OPTIMIZER = 'optimizer.safetensors';
 const STATE = 'state.json';
-const stateSchema = z.object({ steps: z.number().int().nonnegative() });
+const wholeNumber = z.number().int().nonnegative();
+const stateSchema = z.object({
+  steps: wholeNumber,
+  best: z.object({ step: wholeNumber, validation: validationSchema }).optional(),
+  stale: wholeNumber,
+});
 const NAME = /^step-(\d{6,})$/;
-/** Older checkpoints are removed when a newer one has been written; the one before the newest is kept. */
+/**
+ * Older checkpoints are removed when a newer one has been written. The one before the newest is kept, in case that is
+ * damaged; and the best one of each of the two.
+ */
 const KEPT = 2;
 
 const shaped = (prefix: string, tensors: Tensors, shapes: Shapes): [string, WrittenTensor][] =>
@@ -38,25 +49,37 @@ const shaped = (prefix: string, tensors: Tensors, shapes: Shapes): [string, Writ
 export const writable = (parameters: Tensors, shapes: Shapes) => new Map(shaped('', parameters, shapes));
 
 /** @throws ServingError path_unusable */
-export async function saveCheckpoint(dir: string, { parameters, adam }: RunState, shapes: Shapes): Promise<void> {
+export async function saveCheckpoint(dir: string, state: RunState, shapes: Shapes): Promise<void> {
   await makeFolder(dir);
-  const name = `step-${String(adam.steps).padStart(6, '0')}`;
+  const { parameters, adam, standing } = state;
+  const name = nameOf(adam.steps);
   const work = join(dir, `.${name}.${randomUUID()}`);
   await atPath(join(dir, name), async () => {
     try {
       await makeFolder(work);
       await writeSafetensors(join(work, PROJECTOR), writable(parameters, shapes));
-      const state = [...shaped('mean.', adam.means, shapes), ...shaped('square.', adam.squares, shapes)];
-      await writeSafetensors(join(work, OPTIMIZER), new Map(state));
-      await writeFile(join(work, STATE), `${JSON.stringify({ steps: adam.steps })}\n`, { flush: true });
+      const means = [...shaped('mean.', adam.means, shapes), ...shaped('square.', adam.squares, shapes)];
+      await writeSafetensors(join(work, OPTIMIZER), new Map(means));
+      await writeFile(join(work, STATE), `${JSON.stringify({ steps: adam.steps, ...standing })}\n`, { flush: true });
       await rm(join(dir, name), { recursive: true, force: true }); // of a run whose log was lost
       await rename(work, join(dir, name));
     } finally {
       await rm(work, { recursive: true, force: true });
     }
-    const names = await checkpointNames(dir);
-    for (const old of names.slice(0, -KEPT)) await rm(join(dir, old), { recursive: true, force: true });
+    await removeOld(dir);
   });
+}
+
+const nameOf = (steps: number) => `step-${String(steps).padStart(6, '0')}`;
+
+async function removeOld(dir: string): Promise<void> {
+  const names = await checkpointNames(dir);
+  const kept = new Set(names.slice(-KEPT));
+  for (const name of [...kept]) {
+    const state = await readState(join(dir, name)).catch(() => undefined);
+    if (state?.best) kept.add(nameOf(state.best.step));
+  }
+  for (const name of names) if (!kept.has(name)) await rm(join(dir, name), { recursive: true, force: true });
 }
 
 /** Names of the folders, the oldest first. */
@@ -77,21 +100,29 @@ export async function latestCheckpoint(dir: string, shapes: Shapes): Promise<Run
   const newest = (await checkpointNames(dir)).at(-1);
   if (newest === undefined) return undefined;
   const folder = join(dir, newest);
-  await using projector = await Checkpoint.open(join(folder, PROJECTOR));
   await using optimizer = await Checkpoint.open(join(folder, OPTIMIZER));
-  const read = async (source: Checkpoint, prefix: string): Promise<Tensors> => {
-    const tensors = new Map<string, Float32Array>();
-    for (const [name, shape] of shapes) tensors.set(name, await expectTensor(source, `${prefix}${name}`, shape)());
-    return tensors;
-  };
-  const steps = await stepsOf(join(folder, STATE));
-  const adam = { steps, means: await read(optimizer, 'mean.'), squares: await read(optimizer, 'square.') };
-  return { parameters: await read(projector, ''), adam };
+  const { steps, best, stale } = await readState(folder);
+  const [means, squares] = [await read(optimizer, 'mean.', shapes), await read(optimizer, 'square.', shapes)];
+  const adam = { steps, means, squares };
+  return { parameters: await checkpointParameters(dir, steps, shapes), adam, standing: { best, stale } };
 }
 
-async function stepsOf(path: string): Promise<number> {
+/** The projector of the checkpoint after so many steps. @throws ServingError checkpoint_invalid */
+export async function checkpointParameters(dir: string, steps: number, shapes: Shapes): Promise<Tensors> {
+  await using projector = await Checkpoint.open(join(dir, nameOf(steps), PROJECTOR));
+  return await read(projector, '', shapes); // within: the file is closed when this returns
+}
+
+async function read(source: Checkpoint, prefix: string, shapes: Shapes): Promise<Tensors> {
+  const tensors = new Map<string, Float32Array>();
+  for (const [name, shape] of shapes) tensors.set(name, await expectTensor(source, `${prefix}${name}`, shape)());
+  return tensors;
+}
+
+async function readState(folder: string): Promise<z.infer<typeof stateSchema>> {
+  const path = join(folder, STATE);
   try {
-    return stateSchema.parse(JSON.parse(await readFile(path, 'utf8'))).steps;
+    return stateSchema.parse(JSON.parse(await readFile(path, 'utf8')));
   } catch (cause) {
     const why = `${path}: ${reasonOf(cause)}: remove its folder to go on from the checkpoint before it`;
     throw new ServingError('checkpoint_invalid', why, { cause });

@@ -1,13 +1,21 @@
 /** The figures of a run, one line of JSON for each step and each validation: `log.jsonl` in the run's folder. */
 import { appendFile, readFile } from 'node:fs/promises';
 import { atPath } from '../../services/lib/process/os-errors.ts';
+import type { Figures } from '../report/page.ts';
 import { writeWhole } from './files.ts';
 
 export class RunLog {
   readonly #path: string;
+  readonly #records: Figures[];
 
-  private constructor(path: string) {
+  private constructor(path: string, records: Figures[]) {
     this.#path = path;
+    this.#records = records;
+  }
+
+  /** All lines, the oldest first. */
+  get records(): readonly Figures[] {
+    return this.#records;
   }
 
   /**
@@ -16,27 +24,33 @@ export class RunLog {
    * @throws ServingError path_unusable
    */
   static async open(path: string, steps: number): Promise<RunLog> {
-    await atPath(path, async () => {
+    const records = await atPath(path, async () => {
       const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
         if (error.code === 'ENOENT') return '';
         throw error;
       });
-      const kept = text.split('\n').filter((line) => (stepOf(line) ?? Number.POSITIVE_INFINITY) <= steps);
-      await writeWhole(path, kept.map((line) => `${line}\n`).join(''));
+      const kept = text
+        .split('\n')
+        .flatMap((line) => figuresOf(line) ?? [])
+        .filter(({ step }) => step <= steps);
+      await writeWhole(path, kept.map((figures) => `${JSON.stringify(figures)}\n`).join(''));
+      return kept;
     });
-    return new RunLog(path);
+    return new RunLog(path, records);
   }
 
   /** @throws ServingError path_unusable */
-  async write(figures: { readonly step: number } & Readonly<Record<string, number>>): Promise<void> {
+  async write(figures: Figures): Promise<void> {
+    this.#records.push(figures);
     await atPath(this.#path, () => appendFile(this.#path, `${JSON.stringify(figures)}\n`));
   }
 }
 
-/** The step of a line; undefined for one that was cut short. */
-function stepOf(line: string): number | undefined {
+/** The figures of a line; undefined for one that was cut short. */
+function figuresOf(line: string): Figures | undefined {
   try {
-    return (JSON.parse(line) as { step?: number }).step;
+    const figures = JSON.parse(line) as Figures;
+    return typeof figures.step === 'number' ? figures : undefined;
   } catch {
     return undefined;
   }

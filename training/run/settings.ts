@@ -4,10 +4,11 @@ import { isDeepStrictEqual } from 'node:util';
 import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { reasonOf } from '../../services/lib/process/os-errors.ts';
-import type { FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
+import type { BASELINES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
 import type { LossWeights } from '../step/pass.ts';
 import { writeWhole } from './files.ts';
+import type { RewardWeights } from './scored-rollouts.ts';
 
 export interface TrainOptions {
   /** Hugging Face folder of the language model. */
@@ -19,7 +20,11 @@ export interface TrainOptions {
   readonly validation: string | undefined;
   /** Folder of the run. A run that lies there goes on. */
   readonly to: string;
+  /** Folder of embeddings that several runs share; within that of the run where not given. */
+  readonly embeddings?: string;
   readonly steps: number;
+  /** How often all samples are seen, in place of steps where given. */
+  readonly epochs?: number | undefined;
   readonly batch: number;
   readonly layers: 2 | 3 | 4;
   readonly chunks: number;
@@ -29,6 +34,8 @@ export interface TrainOptions {
   readonly textTokens: number;
   readonly weights: LossWeights;
   readonly alignmentForm: AlignmentForm;
+  readonly reward: RewardWeights;
+  readonly baseline: (typeof BASELINES)[number];
   readonly learningRate: number;
   readonly schedule: (typeof SCHEDULES)[number];
   /** Share of the steps in which the learning rate rises. */
@@ -37,29 +44,51 @@ export interface TrainOptions {
   readonly weightDecay: number;
   readonly frozen: (typeof FROZEN_FORMATS)[number];
   readonly recompute: boolean;
+  /** Bytes that the run may take; see memory.ts. */
+  readonly memory?: number | undefined;
+  /** The most rollouts that decode together, where that was decided. */
+  readonly rolloutSlots?: number;
   readonly seed: number;
   readonly threads: number;
   /** Steps between two checkpoints, and between two validations. */
   readonly every: number;
+  /** Validations without a better one after which the run ends; it never does so at 0. */
+  readonly patience: number;
 }
 
-/** Where things lie, and what does not change results. */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'every'] as const;
+/**
+ * Where things lie, and what does not change the steps; epochs become steps, memory decides
+ * recomputation and slots. `every` counts: it decides which checkpoint can be the best.
+ */
+const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs', 'memory'] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {
   readonly model: string;
   readonly encoder: string;
   readonly data: string;
+  readonly validation: string | undefined;
 }
 
 /**
- * Writes `run.json` for a new run. For one that goes on, compares: the bits that follow would be others.
- * @throws ServingError config_invalid that names what differs; path_unusable.
+ * Writes `run.json` for a new run, and compares for one that goes on.
+ * @throws as {@link freeze}.
  */
 export async function freezeSettings(path: string, options: TrainOptions, inputs: RunInputs): Promise<void> {
-  const settings = Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name));
-  const frozen = JSON.parse(JSON.stringify({ ...Object.fromEntries(settings), inputs })) as Record<string, unknown>;
+  await freeze(path, { ...decisive(options), inputs });
+}
+
+/** The settings that decide the results of a run. */
+export const decisive = (options: Partial<TrainOptions>): Record<string, unknown> =>
+  Object.fromEntries(Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name)));
+
+/**
+ * Writes what decides the results of a run that begins. For one that goes on, compares: what follows would be of
+ * another one.
+ * @throws ServingError config_invalid that names what differs; path_unusable.
+ */
+export async function freeze(path: string, settings: Readonly<Record<string, unknown>>): Promise<void> {
+  const frozen = JSON.parse(JSON.stringify(settings)) as Record<string, unknown>;
   const before = await readFrozen(path);
   if (before === undefined) {
     await writeWhole(path, `${JSON.stringify(frozen, null, 2)}\n`);

@@ -3,8 +3,10 @@ import { writeFile } from 'node:fs/promises';
 import { interruption } from '../../services/lib/process/interrupt.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
 import { startProgress } from '../../services/lib/process/progress.ts';
+import { scoreWords } from './run.ts';
 import type { TrainOptions } from './settings.ts';
 import { train } from './train.ts';
+import { collapseAlarm } from './validation.ts';
 
 /**
  * Trains with progress on stderr.
@@ -15,18 +17,14 @@ export async function runTrain(options: TrainOptions, json: string | undefined):
   const progress = startProgress('reading the data set');
   try {
     const report = await train(options, progress, interruption());
-    const { validation } = report;
-    const figures = validation
-      ? `, validation CE ${validation.validCe.toFixed(4)}, mean cosine ${validation.meanCosine.toFixed(3)}`
-      : '';
+    const { steps, stoppedEarly, bestStep, validation, projector } = report;
+    const ended = stoppedEarly ? `; no better one in ${options.patience} validations, so the run ended` : '';
+    const figures = validation ? `, ${scoreWords(validation)}, mean cosine ${validation.meanCosine.toFixed(3)}` : '';
     progress.succeed(
-      `${report.projector}: ${report.steps} steps${figures}; serve it with llavacode export --projector`,
+      `${projector}: that of step ${bestStep} of ${steps}${figures}${ended}; serve it with llavacode export --projector`,
     );
-    if (validation && validation.meanCosine > COLLAPSED) {
-      progress.warn(
-        `the projector has collapsed: its soft tokens have a mean cosine of ${validation.meanCosine.toFixed(3)}; raise --alignment, or use --alignment-form frobenius`,
-      );
-    }
+    const alarm = validation && collapseAlarm(validation);
+    if (alarm) progress.warn(alarm);
     if (json !== undefined)
       await atPath(`--json ${json}`, () => writeFile(json, `${JSON.stringify(report, null, 2)}\n`));
   } catch (error) {
@@ -34,6 +32,3 @@ export async function runTrain(options: TrainOptions, json: string | undefined):
     throw error;
   }
 }
-
-/** Above this mean cosine all soft tokens of a prompt say nearly the same. */
-const COLLAPSED = 0.98;

@@ -2,119 +2,143 @@
  * One run: data set, embeddings, steps with checkpoints and validations, and at the end a projector in the form that
  * `llavacode export --projector` reads. A run's folder:
  *
- *   run.json       settings and digests that decide its results
- *   log.jsonl      the figures of every step and validation
- *   checkpoints/   the last two, to go on from
- *   embeddings/    of the chunks, by encoder
- *   projector/     model.safetensors and config.json, of the newest checkpoint
+ *   run.json         settings and digests that decide its results
+ *   log.jsonl        the figures of every step and validation
+ *   checkpoints/     the last two, to go on from, and the best
+ *   embeddings/      of the chunks, by encoder
+ *   projector/       model.safetensors and config.json, of the best checkpoint
+ *   projector-last/  those of the newest one
+ *   report.html      curves and pairwise cosines, of the newest one
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { PROMPT_FORMATS } from '../../services/lib/model/bundle/weight-formats.ts';
-import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
 import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
-import { isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
-import { type ProjectorSpec, projectorShapes } from '../../services/lib/model/graph/projector.ts';
+import { type DecoderSpec, isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
-import { SampleMaker } from '../data/samples.ts';
-import { type AdamState, rateAt } from '../step/optimizer.ts';
+import { encodeChunks, SampleMaker } from '../data/samples.ts';
+import { Judge } from '../evaluate/judge.ts';
+import { formatsOf } from '../step/frozen.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
-import { rewardOf } from '../step/reward.ts';
 import { Rollouts } from '../step/rollouts.ts';
-import type { Tensors } from '../step/tensors.ts';
+import type { Sample } from '../step/rows.ts';
 import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.ts';
-import { latestCheckpoint, saveCheckpoint, writable } from './checkpoints.ts';
+import { NO_STANDING } from './best.ts';
+import { latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
-import { writeWhole } from './files.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
-import { RunLog } from './log.ts';
+import { lockRun } from './lock.ts';
+import { ROLLOUT_SLOTS, withinMemory } from './memory.ts';
 import { batchOf } from './order.ts';
+import { Run, type TrainReport } from './run.ts';
+import { ScoredRollouts } from './scored-rollouts.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
-import { type Validation, validate } from './validation.ts';
-
-/** Sequences that decode together when rollouts are made. */
-const ROLLOUT_SLOTS = 16;
-
-export interface TrainReport {
-  readonly steps: number;
-  /** Folder of the projector. */
-  readonly projector: string;
-  readonly validation: Validation | undefined;
-}
+import { validate } from './validation.ts';
 
 /**
  * Trains, or goes on with the run that lies in the folder.
- * @throws ServingError config_invalid, checkpoint_invalid, sample_invalid, training_diverged, path_unusable,
- *   runtime_failed; the signal's reason. Up to the last checkpoint the run's work is kept.
+ * @throws ServingError config_invalid, checkpoint_invalid, sample_invalid, training_diverged, path_unusable (also where
+ *   another process works on the run), runtime_failed; the signal's reason. Up to the last checkpoint the run's work is
+ *   kept.
  */
-export async function train(options: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
-  const work = await atPath(`--to ${options.to}`, () => workFolder(options.to));
+export async function train(asked: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
   await using cleanup = new Cleanup();
+  await atPath(`--to ${asked.to}`, () => makeFolder(asked.to));
+  cleanup.defer(await lockRun(asked.to));
+  const work = await atPath(`--to ${asked.to}`, () => workFolder(asked.to));
   cleanup.defer(() => rm(work, { recursive: true, force: true }));
-  const llm = await openSourceNetwork(options.llm);
-  cleanup.defer(() => llm[Symbol.asyncDispose]());
-  const { spec } = llm;
-  if (!isDecoder(spec)) {
-    throw new ServingError(
-      'config_invalid',
-      `--llm ${options.llm}: ${spec.architecture} is an encoder: name a decoder`,
-    );
-  }
-  const encoder = options.encoder === undefined ? llm : await openSourceNetwork(options.encoder);
-  if (encoder !== llm) cleanup.defer(() => encoder[Symbol.asyncDispose]());
-  const data = await readDataSet(options.data);
-  const held = options.validation === undefined ? undefined : await readDataSet(options.validation);
+  const { llm, spec, encoder } = await openNetworks(asked, cleanup);
+  const data = await readDataSet(asked.data, 'train');
+  const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
+  const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
 
   const place = placeOf(options, { spec, weights: llm.weights }, work);
   progress.update('reading the encoder');
   const embeddings = await Embeddings.open(
-    join(options.to, 'embeddings'),
+    options.embeddings ?? join(options.to, 'embeddings'),
     encoder,
     options.encoderChoices,
     place,
     signal,
   );
   cleanup.defer(() => embeddings.dispose());
-  const chunks = [...data.rows, ...(held?.rows ?? [])].flatMap((row) => samples.chunksOf(row));
-  const told = (done: number, total: number) => progress.update(`encoding chunks: ${done} of ${total}`);
-  await embeddings.add(chunks, told, signal);
+  const rows = [...data.rows, ...(held?.rows ?? [])];
+  await encodeChunks(rows, samples, embeddings, (text) => progress.update(text), signal);
+
+  embeddings.closeEncoder(); // its weights may be gigabytes
 
   progress.update('reading the language model');
   const model = await ModelPass.load(place, options.weights, signal);
   cleanup.defer(() => model.dispose());
-  const inputs = { model: model.digest, encoder: embeddings.digest, data: data.digest };
+  const inputs = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
   await freezeSettings(join(options.to, 'run.json'), options, inputs);
   const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
-  const kept = await latestCheckpoint(join(options.to, 'checkpoints'), projectorShapes({ widths }));
-  const parameters = kept?.parameters ?? initialParameters({ widths }, options.seed);
+  const shapes = projectorShapes({ widths });
+  const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes);
+  const parameters = state?.parameters ?? initialParameters({ widths }, options.seed);
   const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, place);
   cleanup.defer(() => projector.dispose());
-  const judge = options.weights.kl === 0 && held === undefined ? undefined : await TeacherPass.load(place, signal);
-  if (judge) cleanup.defer(() => judge.dispose());
-  const companions = await companionsOf(options, place, samples, tokenizer, data.rows, judge, cleanup, signal);
-  const trainer = new Trainer(projector, model, companions, options, kept?.adam);
-  const run = new Run(options, { widths }, trainer, parameters, embeddings);
-  const embedded = async (rows: readonly DataRow[]) => {
+  const parts = { options, place, samples, tokenizer, rows, held: held?.rows.length ?? 0 };
+  const { judges, companions } = await openCompanions(parts, cleanup, signal);
+  const embedded = async (some: readonly DataRow[]) => {
     const made: EmbeddedSample[] = [];
-    for (const row of rows) made.push(await samples.embedded(row, embeddings));
+    for (const row of some) made.push(await samples.embedded(row, embeddings));
     return made;
   };
-  const valid = async () => (held && judge ? validate(await embedded(held.rows), projector, judge, signal) : undefined);
-  if (options.frozen !== 'fp32' && kept === undefined) {
+  if (options.frozen !== 'fp32' && state === undefined) {
     const few = await embedded(data.rows.slice(0, CHECKED_SAMPLES));
     sayCosine(await gradientCosine(place, projector, few, signal), few.length, progress);
   }
-  const batch = (step: number) =>
-    embedded(batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!));
-  return await run.all(batch, valid, progress, signal); // what it needs is given back after it
+  const judged = judges && { projector, ...judges };
+  const run = new Run({
+    options,
+    shapes,
+    parameters,
+    trainer: new Trainer(projector, model, companions, options, state?.adam),
+    standing: state?.standing ?? NO_STANDING,
+    encoderSettings: embeddings.settings,
+    batch: (step) => embedded(batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!)),
+    validate: held && judged && (async () => validate(await embedded(held.rows), judged, signal)),
+    progress,
+  });
+  return await run.all(signal); // what it needs is given back after it
+}
+
+/** What of the options follows from the memory. Rollouts of other numbers together may differ in their last bits. */
+function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'recompute' | 'rolloutSlots'> {
+  const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory } = options;
+  const judges = weights.kl !== 0 || validation !== undefined;
+  const rollsOut = weights.reinforce !== 0 || validation !== undefined;
+  const scored = targetTokens + (rollsOut ? rolloutTokens : 0);
+  const forwardGraphs = Number(judges) + Number(rollsOut);
+  const need = { frozen, recompute, rows: promptTokens + scored, scored, forwardGraphs };
+  const found = withinMemory(spec, need, memory);
+  return { recompute: found.recompute, rolloutSlots: found.slots };
+}
+
+/** The steps of a run over so many samples. */
+export const stepsOf = ({ steps, epochs, batch }: Omit<TrainOptions, 'validation'>, samples: number): number =>
+  epochs === undefined ? steps : Math.ceil((epochs * samples) / batch);
+
+async function openNetworks(options: TrainOptions, cleanup: Cleanup) {
+  const llm = await openSourceNetwork(options.llm);
+  cleanup.defer(() => llm[Symbol.asyncDispose]());
+  const { spec } = llm;
+  if (!isDecoder(spec)) {
+    const what = `--llm ${options.llm}: ${spec.architecture} is an encoder: name a decoder`;
+    throw new ServingError('config_invalid', what);
+  }
+  const encoder = options.encoder === undefined ? llm : await openSourceNetwork(options.encoder);
+  if (encoder !== llm) cleanup.defer(() => encoder[Symbol.asyncDispose]());
+  return { llm, spec, encoder };
 }
 
 /** Samples on which the gradient through quantised weights is compared with that through 32-bit floats. */
@@ -131,7 +155,6 @@ const WORK = '.work-';
 
 /** A folder for graphs within that of the run. A process that was killed may have left its own, with gigabytes. */
 async function workFolder(to: string): Promise<string> {
-  await makeFolder(to);
   for (const name of await readdir(to)) {
     if (name.startsWith(WORK)) await rm(join(to, name), { recursive: true, force: true });
   }
@@ -144,130 +167,51 @@ function widthsOf(layers: number, from: number, hidden: number): number[] {
   return [from, ...new Array<number>(layers - 1).fill(2 * hidden), hidden];
 }
 
-function placeOf(
-  { frozen, recompute, threads, promptTokens, targetTokens, rolloutTokens, textTokens, weights }: TrainOptions,
-  network: Pick<ModelPlace, 'spec' | 'weights'>,
-  folder: string,
-): ModelPlace {
-  const continued = targetTokens + (weights.reinforce === 0 ? 0 : rolloutTokens);
+function placeOf(options: TrainOptions, network: Pick<ModelPlace, 'spec' | 'weights'>, folder: string): ModelPlace {
+  const { frozen, recompute, threads, promptTokens, targetTokens, rolloutTokens, textTokens, weights } = options;
+  const rollsOut = weights.reinforce !== 0 || options.validation !== undefined;
   return {
     ...network,
     folder,
     threads,
-    layers: frozen === 'fp32' ? 'fp32' : PROMPT_FORMATS,
-    backwardLayers: frozen === 'fp32' ? 'fp32' : 'w8a8 by row',
-    // See SessionOptions: in 32-bit floats a packed copy of each matrix for each direction costs more than it gains.
-    packWeights: frozen !== 'fp32',
+    ...formatsOf(frozen),
     recompute,
-    maxPositions: promptTokens + continued + (weights.kl === 0 ? 0 : textTokens),
+    maxPositions: promptTokens + targetTokens + (rollsOut ? rolloutTokens : 0) + (weights.kl === 0 ? 0 : textTokens),
   };
 }
 
-/** Rollouts with their rewards, and the teacher, as far as the losses need them. */
-async function companionsOf(
-  options: TrainOptions,
-  place: ModelPlace,
-  samples: SampleMaker,
-  tokenizer: Tokenizer,
-  rows: readonly DataRow[],
-  judge: TeacherPass | undefined,
-  cleanup: Cleanup,
-  signal: AbortSignal,
-): Promise<Companions> {
+interface CompanionParts {
+  readonly options: TrainOptions;
+  readonly place: ModelPlace;
+  readonly samples: SampleMaker;
+  readonly tokenizer: Tokenizer;
+  /** Those that are trained and validated on. */
+  readonly rows: readonly DataRow[];
+  /** Those that are validated on. */
+  readonly held: number;
+}
+
+/** Rollouts with their scores, and the teacher, as far as losses and validations need them. */
+async function openCompanions(parts: CompanionParts, cleanup: Cleanup, signal: AbortSignal) {
+  const { options, place, samples, tokenizer, rows, held } = parts;
+  const { reinforce, kl } = options.weights;
+  const teacher = kl === 0 && held === 0 ? undefined : await TeacherPass.load(place, signal);
+  if (teacher) cleanup.defer(() => teacher.dispose());
   const byName = new Map(rows.map((row) => [row.name, row]));
   const teach: Companions['teach'] = (sample, signal) =>
-    judge!.logp(samples.withText(byName.get(sample.name)!), new Float32Array(0), signal);
-  if (options.weights.reinforce === 0) return { teach };
+    teacher!.logp(samples.withText(byName.get(sample.name)!), new Float32Array(0), signal);
+  const together = Math.max(reinforce === 0 ? 0 : options.batch, held);
+  if (together === 0) return { judges: undefined, companions: { teach } };
   const stopIds = new Set(samples.format.stopIds);
-  const settings = { slots: Math.min(options.batch, ROLLOUT_SLOTS), tokens: options.rolloutTokens, stopIds };
-  const rollouts = await Rollouts.load(place, settings, signal);
-  cleanup.defer(() => rollouts.dispose());
-  return {
-    teach,
-    rollOut: async (batch, soft, signal) => {
-      const found = await rollouts.greedy(batch, soft, signal);
-      return found.map((ids, i) => {
-        const text = tokenizer.decode(ids.filter((id) => !stopIds.has(id)));
-        const { exactMatch, editSimilarity } = rewardOf(text, byName.get(batch[i]!.name)!.target);
-        return { ids, reward: exactMatch + editSimilarity };
-      });
-    },
+  const settings = {
+    slots: Math.min(together, options.rolloutSlots ?? ROLLOUT_SLOTS),
+    tokens: options.rolloutTokens,
+    stopIds,
   };
-}
-
-/** The steps of a run from where it stands to its end. */
-class Run {
-  readonly #options: TrainOptions;
-  readonly #spec: ProjectorSpec;
-  readonly #trainer: Trainer;
-  readonly #parameters: Tensors;
-  readonly #embeddings: Embeddings;
-
-  constructor(
-    options: TrainOptions,
-    spec: ProjectorSpec,
-    trainer: Trainer,
-    parameters: Tensors,
-    embeddings: Embeddings,
-  ) {
-    this.#options = options;
-    this.#spec = spec;
-    this.#trainer = trainer;
-    this.#parameters = parameters;
-    this.#embeddings = embeddings;
-  }
-
-  get #state(): AdamState {
-    return this.#trainer.optimizerState;
-  }
-
-  async all(
-    batch: (step: number) => Promise<readonly EmbeddedSample[]>,
-    validation: () => Promise<Validation | undefined>,
-    progress: Progress,
-    signal: AbortSignal,
-  ): Promise<TrainReport> {
-    const { to, steps, every, learningRate, schedule, warmup } = this.#options;
-    const log = await RunLog.open(join(to, 'log.jsonl'), this.#state.steps);
-    let last: Validation | undefined;
-    const validated = async () => {
-      last = await validation();
-      if (last) await log.write({ step: this.#state.steps, ...last });
-    };
-    if (this.#state.steps === 0) await validated();
-    else if (this.#state.steps === steps) last = await validation(); // the log has its figures
-    while (this.#state.steps < steps) {
-      const step = this.#state.steps;
-      const form = { form: schedule, warmup: Math.ceil(warmup * steps), total: steps };
-      const rate = learningRate * rateAt(step, form);
-      const figures = await this.#trainer.step(await batch(step), rate, signal);
-      await log.write({ step: step + 1, rate, ...figures });
-      progress.update(`step ${step + 1} of ${steps}: loss ${figures.loss.toFixed(4)}, CE ${figures.ce.toFixed(4)}`);
-      if ((step + 1) % every === 0 || step + 1 === steps) {
-        await validated();
-        await this.#save();
-      }
-    }
-    return { steps, projector: join(to, 'projector'), validation: last };
-  }
-
-  async #save(): Promise<void> {
-    const { to } = this.#options;
-    const shapes = projectorShapes(this.#spec);
-    const state = { parameters: this.#parameters, adam: this.#state };
-    await saveCheckpoint(join(to, 'checkpoints'), state, shapes);
-    const folder = join(to, 'projector');
-    await makeFolder(folder);
-    await writeSafetensors(join(folder, 'model.safetensors'), writable(this.#parameters, shapes));
-    const { pooling, maxTokens, addSpecialTokens, recipe, modality, normalize } = this.#embeddings.settings;
-    const encoder = {
-      pooling,
-      max_tokens: maxTokens,
-      add_special_tokens: addSpecialTokens,
-      recipe,
-      modality,
-      normalize,
-    };
-    await writeWhole(join(folder, 'config.json'), `${JSON.stringify({ encoder }, null, 2)}\n`);
-  }
+  const engine = await Rollouts.load(place, settings, signal);
+  cleanup.defer(() => engine.dispose());
+  const targetOf = ({ name }: Sample) => byName.get(name)!.target;
+  const rollouts = new ScoredRollouts(engine, tokenizer, stopIds, targetOf, options);
+  const judges = teacher && { judge: new Judge(teacher, engine, { tokenizer, stopIds }), targetOf };
+  return { judges, companions: { teach, rollOut: rollouts.rollOut.bind(rollouts) } };
 }

@@ -136,10 +136,13 @@ export class ModelPass {
 
 /** The model as a teacher, or as a judge of targets: forward alone. */
 export class TeacherPass {
+  /** SHA-256 of the graph and its weights, in hex. */
+  readonly digest: string;
   readonly #session: OrtSession;
   readonly #place: ModelPlace;
 
-  private constructor(session: OrtSession, place: ModelPlace) {
+  private constructor(session: OrtSession, digest: string, place: ModelPlace) {
+    this.digest = digest;
     this.#session = session;
     this.#place = place;
   }
@@ -147,7 +150,8 @@ export class TeacherPass {
   /** @throws ServingError checkpoint_invalid, runtime_failed; the signal's reason. */
   static async load(place: ModelPlace, signal?: AbortSignal): Promise<TeacherPass> {
     const graph = buildTraining(place.spec, place.weights, { ...place, backward: false, logp: true });
-    return new TeacherPass((await openGraph(graph, place, signal)).session, place);
+    const { session, digest } = await openGraph(graph, place, signal);
+    return new TeacherPass(session, digest, place);
   }
 
   /**

@@ -1,11 +1,14 @@
 /**
- * Greedy continuations by the model that is trained on, for REINFORCE. All prompts of a batch decode together, one slot
- * of the KV pool each.
+ * Continuations by the model that is trained on, for REINFORCE and for validations: greedy or drawn. All prompts of a
+ * batch decode together, one slot of the KV pool each.
  */
 import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
+import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession, NO_TOKEN } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
 import { buildDecoder } from '../../services/lib/model/graph/decoder.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { withGraph } from './graph-session.ts';
 import type { ModelPlace } from './pass.ts';
 import type { Sample } from './rows.ts';
@@ -19,12 +22,8 @@ interface RolloutSettings {
   readonly stopIds: ReadonlySet<number>;
 }
 
-/** The index of the largest value between two positions; the first one of equals. */
-function argmax(values: Float32Array, start: number, end: number): number {
-  let best = start;
-  for (let i = start + 1; i < end; i++) if (values[i]! > values[best]!) best = i;
-  return best - start;
-}
+/** How drawn rollouts are drawn: the authors' figures for self-critical training. */
+const DRAWN = { temperature: 0.9, topP: 0.9 };
 
 export class Rollouts {
   readonly #session: DecoderSession;
@@ -48,46 +47,68 @@ export class Rollouts {
   }
 
   /**
+   * Continuations of the likeliest tokens.
    * @param soft [soft, hidden] of each sample
    * @returns the ids that follow each prompt
-   * @throws ServingError context_length_exceeded; the signal's reason
+   * @throws ServingError context_length_exceeded; training_diverged where the model gives a logit that is not a number;
+   *   the signal's reason
    */
-  async greedy(
+  greedy(samples: readonly Sample[], soft: readonly Float32Array[], signal?: AbortSignal): Promise<number[][]> {
+    return this.#all(samples, soft, () => GREEDY, signal);
+  }
+
+  /**
+   * Continuations of random tokens, as likely as the model finds them at {@link DRAWN}.
+   * @param seeds of each sample, whole numbers below 2^53: the same one draws the same tokens
+   * @throws as {@link greedy}.
+   */
+  drawn(
     samples: readonly Sample[],
     soft: readonly Float32Array[],
+    seeds: readonly number[],
     signal?: AbortSignal,
-  ): Promise<readonly number[][]> {
+  ): Promise<number[][]> {
+    return this.#all(samples, soft, (i) => ({ ...GREEDY, ...DRAWN, seed: seeds[i]! }), signal);
+  }
+
+  async #all(
+    samples: readonly Sample[],
+    soft: readonly Float32Array[],
+    sampling: (i: number) => Sampling,
+    signal?: AbortSignal,
+  ): Promise<number[][]> {
     const found: number[][] = [];
     const { slots } = this.#settings;
     for (let start = 0; start < samples.length; start += slots) {
-      const end = start + slots;
-      found.push(...(await this.#together(samples.slice(start, end), soft.slice(start, end), signal)));
+      const part = samples.slice(start, start + slots).map((sample, i) => ({
+        sample,
+        soft: soft[start + i]!,
+        sampling: sampling(start + i),
+      }));
+      found.push(...(await this.#together(part, signal)));
     }
     return found;
   }
 
-  async #together(
-    samples: readonly Sample[],
-    soft: readonly Float32Array[],
-    signal?: AbortSignal,
-  ): Promise<number[][]> {
+  async #together(sequences: readonly Sequence[], signal?: AbortSignal): Promise<number[][]> {
     const { tokens, stopIds } = this.#settings;
-    const lengths = Int32Array.from(samples, ({ promptIds }) => promptIds.length);
-    const last = new Int32Array(samples.length);
-    for (const [slot, { promptIds, softPositions }] of samples.entries()) {
+    const lengths = Int32Array.from(sequences, ({ sample }) => sample.promptIds.length);
+    const last = new Int32Array(sequences.length);
+    for (const [slot, { sample, soft }] of sequences.entries()) {
+      const { promptIds, softPositions } = sample;
       const logits = await this.#session.chunk(
         {
           slot,
           past: 0,
           ids: Int32Array.from(promptIds),
-          soft: { positions: Int32Array.from(softPositions), vectors: soft[slot]! },
+          soft: { positions: Int32Array.from(softPositions), vectors: soft },
           logitRows: [promptIds.length - 1],
         },
         signal,
       );
-      last[slot] = argmax(logits, 0, this.#vocab);
+      last[slot] = chosen(sequences[slot]!, logits.subarray(0, this.#vocab), 0);
     }
-    const written: number[][] = samples.map(() => []);
+    const written: number[][] = sequences.map(() => []);
     for (;;) {
       for (const [slot, ids] of written.entries()) {
         if (last[slot] === NO_TOKEN) continue;
@@ -97,15 +118,35 @@ export class Rollouts {
       if (last.every((id) => id === NO_TOKEN)) return written;
       signal?.throwIfAborted();
       const logits = await this.#session.step(last, lengths);
-      for (const slot of written.keys()) {
+      for (const [slot, ids] of written.entries()) {
         if (last[slot] === NO_TOKEN) continue;
         lengths[slot]!++;
-        last[slot] = argmax(logits, slot * this.#vocab, (slot + 1) * this.#vocab);
+        const row = logits.subarray(slot * this.#vocab, (slot + 1) * this.#vocab);
+        last[slot] = chosen(sequences[slot]!, row, ids.length);
       }
     }
   }
 
   async dispose(): Promise<void> {
     await this.#session.dispose();
+  }
+}
+
+interface Sequence {
+  readonly sample: Sample;
+  readonly soft: Float32Array;
+  readonly sampling: Sampling;
+}
+
+const NO_HISTORY = new OutputHistory(); // without penalties nothing is read of it
+
+/** The token at a position of the rollout, from 0. */
+function chosen({ sample: { name }, sampling }: Sequence, logits: Float32Array, position: number): number {
+  try {
+    return sample(logits, sampling, position, NO_HISTORY).id;
+  } catch (error) {
+    const cause = ServingError.from(error);
+    if (cause.code !== 'runtime_failed') throw cause;
+    throw new ServingError('training_diverged', `${name}: in its rollout ${cause.message}`, { cause });
   }
 }

@@ -24,6 +24,8 @@ export interface Rollout {
   readonly ids: readonly number[];
   /** Its tokens' log-probabilities are weighted by this; negative where a baseline was better. */
   readonly reward: number;
+  /** What it was worth before a baseline was subtracted, for reports; the reward where not given. */
+  readonly worth?: number;
 }
 
 interface Rows {

@@ -19,10 +19,12 @@ export interface Companions {
   /**
    * A rollout for each sample, computed with the soft tokens of this step, where REINFORCE has a weight.
    * @param soft [soft, hidden] of each sample
+   * @param step the number of steps before this one
    */
   readonly rollOut?: (
     samples: readonly Sample[],
     soft: readonly Float32Array[],
+    step: number,
     signal?: AbortSignal,
   ) => Promise<readonly Rollout[]>;
   /** The teacher's log-probabilities [target, vocab] for a sample, where KL has a weight. */
@@ -36,8 +38,10 @@ export interface StepReport {
   readonly reinforce: number;
   readonly kl: number;
   readonly alignment: number;
-  /** Mean reward of the rollouts; 0 without. */
+  /** Mean reward of the rollouts, before a baseline is subtracted; 0 without. */
   readonly reward: number;
+  /** Tokens that went through the language model: prompts, targets and rollouts. */
+  readonly tokens: number;
   /** L2 norm of all gradients together, before it was clipped. */
   readonly gradientNorm: number;
 }
@@ -87,7 +91,7 @@ export class Trainer {
     const { gradients, losses } = await this.gradients(batch, signal);
     const gradientNorm = clip(gradients, this.#settings.clipNorm);
     if (!Number.isFinite(gradientNorm)) {
-      const names = `${batch[0]!.name} to ${batch.at(-1)!.name}`;
+      const names = await this.#culprits(batch, signal);
       throw new ServingError('training_diverged', `${names}: the norm of the gradient is ${gradientNorm}`);
     }
     this.#adam.step(gradients, learningRate);
@@ -103,9 +107,12 @@ export class Trainer {
   ): Promise<{ gradients: Tensors; losses: Losses }> {
     const { weights } = this.#settings;
     const soft = await this.#softTokens(batch, signal);
-    const rollouts = weights.reinforce === 0 ? undefined : await this.#companions.rollOut!(batch, soft, signal);
+    const rollouts =
+      weights.reinforce === 0
+        ? undefined
+        : await this.#companions.rollOut!(batch, soft, this.#adam.state.steps, signal);
     const share = 1 / batch.length;
-    const losses = { ce: 0, reinforce: 0, kl: 0, alignment: 0, reward: 0 };
+    const losses = { ce: 0, reinforce: 0, kl: 0, alignment: 0, reward: 0, tokens: 0 };
     const softGradients: Float32Array[] = [];
     for (const [i, sample] of batch.entries()) {
       const rollout = rollouts?.[i];
@@ -114,7 +121,8 @@ export class Trainer {
       losses.ce += share * found.ce;
       losses.kl += share * found.kl;
       losses.reinforce -= share * (rollout?.reward ?? 0) * found.rolloutLogp;
-      losses.reward += share * (rollout?.reward ?? 0);
+      losses.reward += share * (rollout?.worth ?? rollout?.reward ?? 0);
+      losses.tokens += sample.promptIds.length + sample.targetIds.length + (rollout?.ids.length ?? 0);
       softGradients.push(found.gradient);
     }
     const gradients = new Map<string, Float32Array>();
@@ -132,6 +140,16 @@ export class Trainer {
       for (const [name, gradient] of found.gradients) addInto(gradients, name, gradient);
     }
     return { gradients, losses };
+  }
+
+  /** Names of the samples whose gradient alone is not finite; of all where only their sum is not. */
+  async #culprits(batch: readonly EmbeddedSample[], signal?: AbortSignal): Promise<string> {
+    const found: string[] = [];
+    for (const sample of batch) {
+      const { gradients } = await this.gradients([sample], signal);
+      if (!Number.isFinite(clip(gradients, 1))) found.push(sample.name);
+    }
+    return (found.length > 0 ? found : batch.map(({ name }) => name)).join(', ');
   }
 
   async #softTokens(batch: readonly EmbeddedSample[], signal?: AbortSignal): Promise<Float32Array[]> {

@@ -57,6 +57,8 @@ const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOption
   textTokens: 40,
   weights: { ce: 0.9, reinforce: 0.1, kl: 0.1, alignment: 0.1 },
   alignmentForm: 'frobenius',
+  reward: { em: 1, es: 1 },
+  baseline: 'none',
   learningRate: 1e-3,
   schedule: 'cosine',
   warmup: 0,
@@ -67,6 +69,7 @@ const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOption
   seed: 7,
   threads: 1,
   every: 2,
+  patience: 0,
   ...changes,
 });
 const never = new AbortController().signal;
@@ -96,23 +99,30 @@ describe('a run', () => {
     expect((await results(parted)).log).toHaveLength(5);
     await train(parted, silent(), never);
     expect(await results(parted)).toEqual(expected);
+    const page = await readFile(join(parted.to, 'report.html'), 'utf8');
+    expect(page).toContain('step 4 of 4');
+    expect(page).toContain('Pairwise cosines of 2 chunks');
     // A run that is complete says its figures again, and its log stays.
     expect((await train(parted, silent(), never)).validation).toEqual(report.validation);
     expect(await results(parted)).toEqual(expected);
     expect((await readdir(parted.to)).sort()).toEqual(
-      ['checkpoints', 'embeddings', 'log.jsonl', 'projector', 'run.json'].sort(),
+      ['checkpoints', 'embeddings', 'log.jsonl', 'projector', 'projector-last', 'report.html', 'run.json'].sort(),
     );
     expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002', 'step-000004']);
+    const last = await readFile(join(parted.to, 'checkpoints/step-000004/projector.safetensors'));
+    expect(await readFile(join(parted.to, 'projector-last/model.safetensors'))).toEqual(last);
   });
 
   test('the projector is exported with the encoder that it was trained for', { timeout: TIMEOUT_MS }, async () => {
     const run = options('exported', {
-      steps: 1,
+      steps: 99,
+      epochs: 0.2, // of 5 samples in batches of 2: one step
       layers: 4,
       every: 1,
       weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
     });
-    const { projector } = await train(run, silent(), never);
+    const { projector, steps } = await train(run, silent(), never);
+    expect(steps).toBe(1);
     const manifest = await exportBundle({ llm: TINY_CODER, projector, to: join(dir, 'bundle'), precision: 'int8' });
     expect(manifest.context!.encoder).toMatchObject({ pooling: 'mean', maxTokens: 48, normalize: true });
     expect(manifest.context!.projector.widths).toEqual([256, 512, 512, 512, 256]);
@@ -151,6 +161,86 @@ describe('a run', () => {
     await expect(train({ ...run, seed: 8 }, silent(), never)).rejects.toMatchObject(refused('{"seed":8}'));
     const other = await dataSet('other.jsonl', [row(1)]);
     await expect(train({ ...run, data: other }, silent(), never)).rejects.toMatchObject(refused('"data"'));
+  });
+
+  test('the best projector of the validations is kept, and the run ends when none is better for long enough', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    // What is trained has nothing to do with this target, so its steps soon make the projector worse for it.
+    const unlike = await dataSet('unlike.jsonl', [{ ...row(9), groundtruth: 'zebra = "9 + 8" # 77 %' }]);
+    const run = options('early', { steps: 40, every: 1, patience: 3, learningRate: 0.01, validation: unlike, weights });
+    const report = await train(run, silent(), never);
+    expect(report).toMatchObject({ stoppedEarly: true, steps: report.bestStep + 3 });
+    expect(report.steps).toBeLessThan(40);
+    const { log, projector } = await results(run);
+    const validations = log.map((line) => JSON.parse(line)).filter((line) => 'validEm' in line && line.step > 0);
+    const found = validations.find(({ step }) => step === report.bestStep);
+    expect(found).toMatchObject(report.validation!);
+    for (const { validEm, validEs, validCe } of validations) {
+      const keys = [validEm, validEs, -validCe];
+      const best = [found.validEm, found.validEs, -found.validCe];
+      const differs = keys.findIndex((key, i) => key !== best[i]);
+      expect(differs < 0 || keys[differs] < best[differs]!).toBe(true);
+    }
+    const folder = `step-${String(report.bestStep).padStart(6, '0')}`;
+    expect(await readdir(join(run.to, 'checkpoints'))).toContain(folder);
+    expect(projector).toEqual(await readFile(join(run.to, 'checkpoints', folder, 'projector.safetensors')));
+    expect(projector).not.toEqual(await readFile(join(run.to, 'projector-last/model.safetensors')));
+    // The same command changes nothing; with more patience the run goes on.
+    expect(await train(run, silent(), never)).toEqual(report);
+    const patient = await train({ ...run, patience: 5 }, silent(), never);
+    expect(patient.steps).toBeGreaterThan(report.steps);
+  });
+
+  test('a run that diverges names the sample and the checkpoint that is still good', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    const run = options('diverging', { steps: 6, every: 1, warmup: 0.3, learningRate: 1e38, weights });
+    // The first step of a warm-up changes nothing, and is saved; the second one ruins the projector.
+    await expect(train(run, silent(), never)).rejects.toMatchObject({
+      code: 'training_diverged',
+      message: expect.stringMatching(/valid\.jsonl:1.*; the checkpoint after step 1 is still good/),
+    });
+    expect(await readdir(join(run.to, 'checkpoints'))).toEqual(['step-000001']);
+    const unseen = { ...run, to: join(dir, 'unseen'), validation: undefined };
+    await expect(train(unseen, silent(), never)).rejects.toMatchObject({
+      code: 'training_diverged',
+      message: expect.stringContaining('the checkpoint after step '),
+    });
+  });
+
+  test('only one process at a time works on a run', { timeout: TIMEOUT_MS }, async () => {
+    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    const run = options('locked', { steps: 1, every: 1, validation: undefined, weights });
+    let second: Promise<unknown> | undefined;
+    await train(
+      run,
+      silent((text) => {
+        if (text.startsWith('step 1')) second = train(run, silent(), never).catch((error: unknown) => error);
+      }),
+      never,
+    );
+    expect(await second).toMatchObject({
+      code: 'path_unusable',
+      message: expect.stringContaining(`process ${process.pid} works on this run`),
+    });
+    expect(await train(run, silent(), never)).toMatchObject({ steps: 1 });
+  });
+
+  test('rollouts that are drawn are rewarded for what they are better than the greedy ones, the same in each run', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const weights = { ce: 0, reinforce: 1, kl: 0, alignment: 0 };
+    const run = (name: string, changes: Partial<TrainOptions>) =>
+      options(name, { steps: 2, validation: undefined, weights, baseline: 'scst', ...changes });
+    const twice = [run('scst', {}), run('scst-again', {})];
+    for (const one of twice) await train(one, silent(), never);
+    expect(await results(twice[0]!)).toEqual(await results(twice[1]!));
+    const other = run('scst-other', { seed: 8 });
+    await train(other, silent(), never);
+    expect((await results(other)).log).not.toEqual((await results(twice[0]!)).log);
   });
 
   test('a damaged checkpoint is named', { timeout: TIMEOUT_MS }, async () => {

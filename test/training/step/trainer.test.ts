@@ -139,7 +139,7 @@ test('a sample that cannot be used is refused by name, and leaves the parameters
     [{ softPositions: [0, 1] }, 'sample_invalid', 'sample 0: 10 embeddings for 2 soft tokens'],
     [{ softPositions: [], embeddings: new Float32Array(0) }, 'sample_invalid', 'without a soft token'],
     [{ embeddings }, 'sample_invalid', 'sample 0: an embedding of its chunks is not finite'],
-    [{ embeddings: sample!.embeddings.map((x) => x * 1e38) }, 'training_diverged', 'sample 0 to sample 0: the norm'],
+    [{ embeddings: sample!.embeddings.map((x) => x * 1e38) }, 'training_diverged', 'sample 0: the norm'],
   ];
   try {
     const trainer = new Trainer(projector, model, companions, settings);
@@ -147,6 +147,11 @@ test('a sample that cannot be used is refused by name, and leaves the parameters
       const refused = { code, message: expect.stringContaining(what) };
       await expect(trainer.step([{ ...sample!, ...changes }], 1), what).rejects.toMatchObject(refused);
     }
+    const huge = { ...sample!, name: 'huge', embeddings: sample!.embeddings.map((x) => x * 1e38) };
+    await expect(trainer.step([sample!, huge, sample!], 1)).rejects.toMatchObject({
+      code: 'training_diverged',
+      message: expect.stringMatching(/^huge: the norm of the gradient/),
+    });
     expect(parameters).toEqual(before);
     await trainer.step([sample!], 1e-3); // 48 rows
     parameters.get('linear_2.bias')![0] = Number.NaN;

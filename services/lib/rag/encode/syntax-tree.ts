@@ -1,6 +1,5 @@
 /**
- * Turns code into the token sequence that stands for its syntax tree, in UniXcoder's form. This file is the only
- * importer of tree-sitter.
+ * Turns code into the token sequence that stands for its syntax tree, in UniXcoder's form.
  *
  * The sequence is in preorder: a leaf, or a string literal, is its source text; a node with one child is that child;
  * any other node stands around its children as `AST#<type>#Left` and `AST#<type>#Right`. Comments and docstrings are
@@ -9,32 +8,7 @@
  * beyond ASCII at the wrong places, because it applies positions in bytes to characters. Here positions are those of
  * JavaScript's strings.
  */
-import { readFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
-import { extname } from 'node:path';
-import TreeSitter, { type Node, type Parser, type ParseState } from '@vscode/tree-sitter-wasm';
-
-/**
- * Grammars, and the endings of file names that they parse. C is parsed as C++, nearly a superset: there is no grammar
- * for C.
- */
-const GRAMMAR_ENDINGS = {
-  python: ['.py', '.pyi', '.pyw'],
-  typescript: ['.ts', '.mts', '.cts'],
-  tsx: ['.tsx'],
-  javascript: ['.js', '.jsx', '.mjs', '.cjs'],
-  java: ['.java'],
-  go: ['.go'],
-  rust: ['.rs'],
-  cpp: ['.c', '.h', '.cc', '.cpp', '.cxx', '.hh', '.hpp', '.hxx'],
-  'c-sharp': ['.cs'],
-} as const;
-type Grammar = keyof typeof GRAMMAR_ENDINGS;
-const GRAMMAR_OF = new Map<string, Grammar>(
-  Object.entries(GRAMMAR_ENDINGS).flatMap(([grammar, endings]) =>
-    endings.map((ending) => [ending, grammar as Grammar] as const),
-  ),
-);
+import { GRAMMARS, type Grammar, grammarOf, loadGrammar, type Node, type Parser, type ParseState } from './grammars.ts';
 
 /**
  * Longest code that is parsed, in UTF-16 units: ten lines of code have some 400. All parsers share one memory, which
@@ -76,15 +50,8 @@ export class SyntaxTrees {
 
   /** Loads all grammars. */
   static async load(): Promise<SyntaxTrees> {
-    await TreeSitter.Parser.init();
-    const { resolve } = createRequire(import.meta.url);
     const parsers = new Map<Grammar, Parser>();
-    for (const grammar of Object.keys(GRAMMAR_ENDINGS) as Grammar[]) {
-      const wasm = await readFile(resolve(`@vscode/tree-sitter-wasm/wasm/tree-sitter-${grammar}.wasm`));
-      const parser = new TreeSitter.Parser();
-      parser.setLanguage(await TreeSitter.Language.load(wasm));
-      parsers.set(grammar, parser);
-    }
+    for (const grammar of GRAMMARS) parsers.set(grammar, (await loadGrammar(grammar)).parser);
     return new SyntaxTrees(parsers);
   }
 
@@ -94,7 +61,7 @@ export class SyntaxTrees {
    * @param path its ending tells the language.
    */
   sequence(path: string, code: string): TreeToken[] | undefined {
-    const grammar = GRAMMAR_OF.get(extname(path).toLowerCase());
+    const grammar = grammarOf(path);
     const parser = grammar && this.#parsers.get(grammar);
     if (!parser) return undefined;
     const text = dedented(code);

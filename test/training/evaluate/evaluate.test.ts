@@ -1,0 +1,131 @@
+/** One evaluator for all arms: scores of greedy completions and cross-entropy, kept as they are made. */
+import { appendFile, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
+import { ARMS, type Arm } from '../../../training/choices.ts';
+import { readDataSet } from '../../../training/data/rows.ts';
+import { SampleMaker } from '../../../training/data/samples.ts';
+import { type EvaluationOptions, evaluate } from '../../../training/evaluate/evaluate.ts';
+import { authorsScores, paperScores } from '../../../training/metrics/lines.ts';
+import { GOLDENS, TINY_CODER, temporaryFolder } from '../../support/models.ts';
+
+const dir = await temporaryFolder();
+const never = new AbortController().signal;
+const row = (i: number) => ({
+  prompt: `def total_${i}(items):\n    `,
+  right_context: '\n\nprint(1)\n',
+  groundtruth: `return sum(item.price for item in items[${i}:])`,
+  crossfile_array: [
+    `# shop/item.py\nclass Item${i}:\n    price = ${i}`,
+    '# shop/cart.py\ndef add(cart, item):\n    cart.append(item)',
+  ],
+});
+const data = join(dir, 'valid.jsonl');
+const ROWS = 20; // more than are judged together
+await writeFile(data, Array.from({ length: ROWS }, (_, i) => `${JSON.stringify(row(i))}\n`).join(''));
+
+const options = (arm: Arm, to: string): EvaluationOptions => ({
+  llm: TINY_CODER,
+  data,
+  arm,
+  to: join(dir, to),
+  work: join(dir, 'work'),
+  chunks: 2,
+  promptTokens: 64,
+  targetTokens: 24,
+  textTokens: 48,
+  rolloutTokens: 8,
+  frozen: 'fp32',
+  threads: 1,
+  ...(arm === 'compressed' && {
+    compressor: {
+      projector: join(TINY_CODER, 'projector'),
+      encoder: undefined,
+      encoderChoices: { pooling: 'mean', maxTokens: 48 },
+      embeddings: join(dir, 'embeddings'),
+    },
+  }),
+});
+
+describe('an evaluation', { timeout: 120_000 }, () => {
+  test('every sample has a cross-entropy, a completion and the scores of it, which differ between arms', async () => {
+    const ces = new Set<number>();
+    for (const arm of ARMS) {
+      const { judgements, inputs } = await evaluate(options(arm, `${arm}.jsonl`), () => {}, never);
+      expect(judgements).toHaveLength(ROWS);
+      expect(inputs).toMatchObject({ arm, settings: { chunks: 2 } });
+      expect(inputs.projector === undefined).toBe(arm !== 'compressed');
+      for (const [i, { ce, text, exactMatch, editSimilarity, authorsEditSimilarity }] of judgements.entries()) {
+        const target = row(i).groundtruth;
+        expect(ce).toBeGreaterThan(0);
+        expect({ exactMatch, editSimilarity }).toMatchObject({
+          exactMatch: paperScores(text, target).exactMatch,
+          editSimilarity: paperScores(text, target).editSimilarity,
+        });
+        expect(authorsEditSimilarity).toBe(authorsScores(text, target).editSimilarity);
+      }
+      expect(judgements.some(({ editSimilarity }) => editSimilarity > 0.1)).toBe(true);
+      ces.add(judgements[0]!.ce);
+    }
+    expect(ces.size).toBe(ARMS.length);
+  });
+
+  test('one that was stopped, with a line cut short, goes on to the same file', async () => {
+    const stopped = options('none', 'stopped.jsonl');
+    const controller = new AbortController();
+    const stop = (text: string) => {
+      if (text.startsWith('judging 17')) controller.abort(new Error('stopped by the test'));
+    };
+    await expect(evaluate(stopped, stop, controller.signal)).rejects.toThrow('stopped by the test');
+    await appendFile(stopped.to, '{"ce":1.25,"te');
+    const judged: string[] = [];
+    await evaluate(stopped, (text) => judged.push(text), never);
+    expect(judged.filter((text) => text.startsWith('judging'))).toEqual([`judging 17 of ${ROWS}`]);
+    expect(await readFile(stopped.to, 'utf8')).toBe(await readFile(join(dir, 'none.jsonl'), 'utf8'));
+  });
+
+  test('judgements of other settings are made anew', async () => {
+    const first = options('none', 'again.jsonl');
+    await evaluate(first, () => {}, never);
+    const judged: string[] = [];
+    await evaluate({ ...first, rolloutTokens: 4 }, (text) => judged.push(text), never);
+    expect(judged).toContain(`judging 1 of ${ROWS}`);
+  });
+
+  test('soft tokens need a projector, and one that fits', async () => {
+    const { compressor, ...without } = options('compressed', 'refused.jsonl');
+    await expect(evaluate(without, () => {}, never)).rejects.toMatchObject({ code: 'config_invalid' });
+    const other = { ...compressor!, projector: join(GOLDENS, 'projector-mlp2') };
+    await expect(evaluate({ ...without, compressor: other }, () => {}, never)).rejects.toMatchObject({
+      code: 'projector_invalid',
+    });
+  });
+});
+
+test('the same code stands in the prompts of all arms, however long the text is', async () => {
+  const tokenizer = await loadTokenizer(TINY_CODER);
+  const long = { ...row(1), prompt: `${'x = compute(1)\n'.repeat(200)}y = `, right_context: '\nz = 2'.repeat(200) };
+  const path = join(dir, 'long.jsonl');
+  const texts = [
+    ['# a.py\na = 1'],
+    [`# a.py\n${'a = 1\n'.repeat(100)}`],
+    Array.from({ length: 9 }, () => '# b.py\nb = 2'),
+  ];
+  await writeFile(path, texts.map((chunks) => `${JSON.stringify({ ...long, crossfile_array: chunks })}\n`).join(''));
+  const { rows } = await readDataSet(path, 'valid');
+  const settings = { chunks: 10, promptTokens: 128, targetTokens: 24, textTokens: 512 };
+  const samples = new SampleMaker(tokenizer, [], settings);
+  const start = tokenizer.idOf('<|fim_prefix|>')!;
+  for (const row of rows) {
+    const code = (ids: readonly number[]) => ids.slice(ids.indexOf(start));
+    const plain = samples.without(row).promptIds;
+    const text = samples.withText(row).promptIds;
+    expect(code(text)).toEqual(code(plain));
+    expect(code(plain).length).toBeLessThanOrEqual(128 - row.chunks.length);
+    expect(code(plain).length).toBeGreaterThan(100 - row.chunks.length);
+    expect(text.length).toBeGreaterThan(plain.length);
+  }
+  const whole = new SampleMaker(tokenizer, [], { ...settings, promptTokens: 1024 });
+  expect(whole.withText(rows[1]!).promptIds.length - whole.without(rows[1]!).promptIds.length).toBeLessThanOrEqual(512);
+});

@@ -1,0 +1,62 @@
+/** The memory of a run by arithmetic is what was measured, and a limit is kept by the cheapest means. */
+import { describe, expect, test } from 'vitest';
+import { GIB, type MemoryNeed, trainingBytes, withinMemory } from '../../../training/run/memory.ts';
+
+/** The shape of Qwen2.5-Coder-0.5B. */
+const spec = {
+  hidden: 896,
+  layers: 24,
+  heads: 14,
+  kvHeads: 2,
+  headDim: 64,
+  intermediate: 4864,
+  vocab: 151_936,
+  tied: true,
+};
+const need = (prompt: number, changes: Partial<MemoryNeed> = {}): MemoryNeed => ({
+  frozen: 'fp32',
+  recompute: false,
+  rows: prompt + 40,
+  scored: 40,
+  forwardGraphs: 0,
+  slots: 0,
+  ...changes,
+});
+
+describe('memory', () => {
+  // Peaks of resident memory of a process that only trains, with targets of 40 tokens.
+  test.each([
+    [510, {}, 3.1],
+    [510, { recompute: true }, 2.15],
+    [510, { frozen: 'w8a8' }, 3.5],
+    [2000, {}, 7.1],
+    [2000, { recompute: true }, 3.2],
+    [2000, { frozen: 'w8a8' }, 7.4],
+  ] as const)('a prompt of %i tokens with %j takes what was measured, within 8 %%', (prompt, changes, measured) => {
+    const found = trainingBytes(spec, need(prompt, changes)) / GIB;
+    expect(Math.abs(found / measured - 1)).toBeLessThan(0.08);
+  });
+
+  test('less memory means fewer rollouts at a time first, then activations that are computed again', () => {
+    const asked = need(2000, { forwardGraphs: 2 });
+    const found = [undefined, 64, 16, 13, 12, 9, 8].map((gib) => {
+      const { recompute, slots } = withinMemory(spec, asked, gib && gib * GIB);
+      return [recompute, slots] as const;
+    });
+    expect(found[0]).toEqual([false, 16]);
+    expect(found[1]).toEqual([false, 16]);
+    for (const [i, [recompute, slots]] of found.entries()) {
+      const [before, slotsBefore] = found[Math.max(0, i - 1)]!;
+      expect(Number(recompute)).toBeGreaterThanOrEqual(Number(before));
+      if (recompute === before) expect(slots).toBeLessThanOrEqual(slotsBefore);
+    }
+    expect(found.at(-1)![0]).toBe(true);
+    expect(withinMemory(spec, need(510), 4 * GIB)).toEqual({ recompute: false, slots: 0 });
+    expect(withinMemory(spec, need(510), 3 * GIB)).toEqual({ recompute: true, slots: 0 });
+    expect(withinMemory(spec, need(510, { recompute: true }), undefined)).toEqual({ recompute: true, slots: 0 });
+  });
+
+  test('too little memory is refused with what it would take', () => {
+    expect(() => withinMemory(spec, need(2000), 2 * GIB)).toThrow(/--memory of 2\.0 GiB: this run takes 3\.\d GiB/);
+  });
+});

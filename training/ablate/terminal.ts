@@ -1,0 +1,53 @@
+/** An ablation on the terminal: which table, its progress on stderr, and the table on stdout. */
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { interruption } from '../../services/lib/process/interrupt.ts';
+import { atPath } from '../../services/lib/process/os-errors.ts';
+import { startProgress } from '../../services/lib/process/progress.ts';
+import { writeWhole } from '../run/files.ts';
+import { type AblationOptions, ablate } from './ablate.ts';
+import { encoderRows, LOSS_ROWS, type Row, readRows } from './rows.ts';
+import { tableOf } from './table.ts';
+
+/**
+ * @param table `table1`, `table3`, or a file of rows
+ * @param encoders folders; one at most but for `table3`
+ * @param json file for the figures
+ * @throws as {@link ablate}.
+ */
+export async function runAblate(
+  table: string,
+  options: Omit<AblationOptions, 'encoder'>,
+  encoders: readonly string[],
+  json: string | undefined,
+): Promise<void> {
+  const progress = startProgress('reading the data sets');
+  try {
+    const rows = await rowsOf(table, options, encoders);
+    const results = await ablate(rows, { ...options, encoder: encoders[0] }, progress, interruption());
+    const text = tableOf(results);
+    await writeWhole(join(options.to, 'table.txt'), text);
+    progress.succeed(`${join(options.to, 'results.json')}: ${rows.length} rows`);
+    process.stdout.write(text);
+    if (json !== undefined) {
+      await atPath(`--json ${json}`, () => writeFile(json, `${JSON.stringify(results, null, 2)}\n`));
+    }
+  } catch (error) {
+    progress.fail();
+    throw error;
+  }
+}
+
+async function rowsOf(
+  table: string,
+  { llm, encoderChoices }: Omit<AblationOptions, 'encoder'>,
+  encoders: readonly string[],
+): Promise<readonly Row[]> {
+  if (table === 'table3') return encoderRows(encoders, llm, encoderChoices);
+  if (encoders.length > 1) {
+    const why = `--encoder ${encoders.join(' ')} names ${encoders.length} folders, and ${table} takes one`;
+    throw new ServingError('config_invalid', `${why}: compare encoders by table3, or by rows of a file`);
+  }
+  return table === 'table1' ? LOSS_ROWS : readRows(table);
+}

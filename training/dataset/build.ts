@@ -1,0 +1,173 @@
+/**
+ * Makes a data set from repositories: filters, holes, chunks of other files, a split by repository. Its folder:
+ *
+ *   dataset.json               settings, counts, shards and their digests; written last
+ *   train-000000.jsonl.gz …    samples in the fields of the authors' code
+ *   valid-000000.jsonl.gz …
+ *   work/                      what a run that is stopped goes on from; removed at the end
+ *
+ * The same settings, repositories and seed give the same bytes, however often the run was stopped.
+ */
+import { access, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { atPath } from '../../services/lib/process/os-errors.ts';
+import type { Progress } from '../../services/lib/process/progress.ts';
+import { digestOfShards, MANIFEST, type Manifest, readManifest, type Split } from '../data/manifest.ts';
+import { Cleanup } from '../run/cleanup.ts';
+import { writeWhole } from '../run/files.ts';
+import { type Candidates, findCandidates } from './candidates.ts';
+import { type Candidate, Sampler } from './sampler.ts';
+import { SeenFiles } from './seen-files.ts';
+import { type DatasetOptions, recipeOf } from './settings.ts';
+import { Shards, workFolder } from './shards.ts';
+import { type Counts, countSample, statisticsOf } from './statistics.ts';
+import { LanguageSyntax } from './syntax.ts';
+
+/**
+ * Makes the data set, or goes on with a run that was stopped in its folder.
+ * @throws ServingError config_invalid, path_unusable, sample_invalid, spool_failed; the signal's reason. Up to the last
+ *   shard the run's work is kept.
+ */
+export async function buildDataset(
+  options: DatasetOptions,
+  progress: Progress,
+  signal: AbortSignal,
+): Promise<Manifest> {
+  await using cleanup = new Cleanup();
+  const syntax = await LanguageSyntax.load(options.language);
+  cleanup.defer(() => syntax.dispose());
+  const told = (what: string) => (done: number, files: number) =>
+    progress.update(`${what}: ${done} of ${files} parquet files`);
+  const covers = (path: string) => syntax.covers(path);
+  const candidates = await findCandidates(options, covers, told('reading names'), signal);
+  const recipe = { ...recipeOf(options), repositories: candidates.digest };
+  const made = await madeBefore(options.to, recipe);
+  if (made) return made;
+  const seen = new SeenFiles(options.seed);
+  const shards = await Shards.open(options.to, JSON.stringify(recipe), seen);
+  const work = workFolder(options.to);
+  const opened = await candidates.open(work, told('bringing texts together'), signal);
+  const sampler = new Sampler(options, syntax, seen, (text) => progress.warn(text));
+  const counts = await sampleAll(opened, sampler, shards, options, progress, signal);
+  assertSamples(counts, candidates);
+  const manifest = manifestOf(recipe, shards, counts, candidates);
+  await writeWhole(join(options.to, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`);
+  await atPath(work, () => rm(work, { recursive: true, force: true }));
+  return manifest;
+}
+
+/** @throws ServingError config_invalid where another data set lies there. */
+async function madeBefore(dir: string, recipe: Record<string, unknown>): Promise<Manifest | undefined> {
+  const path = join(dir, MANIFEST);
+  const exists = await access(path).then(
+    () => true,
+    () => false,
+  );
+  if (!exists) return undefined;
+  const manifest = await readManifest(path);
+  const asked = JSON.parse(JSON.stringify(recipe)) as unknown;
+  if (!isDeepStrictEqual(manifest.recipe, asked)) {
+    const message = `--to ${dir} holds a data set with other settings or repositories: use another --to`;
+    throw new ServingError('config_invalid', message);
+  }
+  await rm(workFolder(dir), { recursive: true, force: true }); // the run was stopped after its last step
+  return manifest;
+}
+
+async function sampleAll(
+  candidates: readonly Candidate[],
+  sampler: Sampler,
+  shards: Shards,
+  options: DatasetOptions,
+  progress: Progress,
+  signal: AbortSignal,
+): Promise<Counts> {
+  const counts = shards.counts;
+  const limits = limitsOf(options);
+  const rate = new Rate(candidates.length, limits.train, shards.done, counts.splits.train.samples);
+  for (let i = shards.done; i < candidates.length; i++) {
+    signal.throwIfAborted();
+    const candidate = candidates[i]!;
+    const { split } = candidate;
+    const ofSplit = counts.splits[split];
+    if (ofSplit.samples >= limits[split]) continue;
+    const sampled = (await sampler.rows(candidate, counts, signal)).slice(0, limits[split] - ofSplit.samples);
+    for (const { row, bestScore } of sampled) countSample(ofSplit, row, bestScore);
+    shards.add(sampled.map(({ row }) => row));
+    const ends = candidates[i + 1]?.split !== split || ofSplit.samples >= limits[split];
+    if (ends || shards.waiting >= options.shardSamples) await shards.checkpoint(split, i + 1, counts);
+    progress.update(rate.words(i + 1, counts.splits.train.samples));
+  }
+  return counts;
+}
+
+function limitsOf({ samples = Number.POSITIVE_INFINITY, validShare }: DatasetOptions): Readonly<Record<Split, number>> {
+  return { train: samples, valid: Number.isFinite(samples) ? Math.max(1, Math.round(samples * validShare)) : samples };
+}
+
+/** How fast samples are made, and when the last one will be. */
+class Rate {
+  readonly #repositories: number;
+  readonly #limit: number;
+  readonly #startMs = performance.now();
+  readonly #samplesBefore: number;
+  readonly #shareBefore: number;
+
+  constructor(repositories: number, limit: number, done: number, samples: number) {
+    this.#repositories = repositories;
+    this.#limit = limit;
+    this.#samplesBefore = samples;
+    this.#shareBefore = this.#share(done, samples);
+  }
+
+  /** The share of the work that is done. */
+  #share(done: number, samples: number): number {
+    return Math.min(1, Math.max(done / this.#repositories, samples / this.#limit));
+  }
+
+  words(done: number, samples: number): string {
+    const seconds = (performance.now() - this.#startMs) / 1_000;
+    const share = this.#share(done, samples);
+    const left = Math.round((seconds * (1 - share)) / Math.max(1e-9, share - this.#shareBefore));
+    const perSecond = (samples - this.#samplesBefore) / Math.max(1e-3, seconds);
+    return `${done} of ${this.#repositories} repositories, ${samples} samples, ${perSecond.toFixed(1)} a second, ${left} s left`;
+  }
+}
+
+/** @throws ServingError config_invalid where nothing was left to train on. */
+function assertSamples({ splits, leftOut }: Counts, candidates: Candidates): void {
+  if (splits.train.samples > 0) return;
+  const why = JSON.stringify({ ...leftOut, repositories: repositoriesLeftOut(leftOut, candidates) });
+  throw new ServingError(
+    'config_invalid',
+    `no samples came of ${candidates.count} repositories; left out: ${why}; lower --min-files, --min-imports or --chunks, or name more sources`,
+  );
+}
+
+function repositoriesLeftOut(leftOut: Counts['leftOut'], candidates: Candidates): Record<string, number> {
+  const merged: Record<string, number> = { ...candidates.leftOut };
+  for (const [reason, count] of Object.entries(leftOut.repositories)) merged[reason] = (merged[reason] ?? 0) + count;
+  return merged;
+}
+
+function manifestOf(
+  recipe: Record<string, unknown>,
+  { shards }: Shards,
+  counts: Counts,
+  candidates: Candidates,
+): Manifest {
+  const ofSplit = (split: Split) => ({
+    samples: counts.splits[split].samples,
+    digest: digestOfShards(shards[split]),
+    shards: [...shards[split]],
+  });
+  const leftOut = { ...counts.leftOut, repositories: repositoriesLeftOut(counts.leftOut, candidates) };
+  return {
+    format: 1,
+    recipe,
+    splits: { train: ofSplit('train'), valid: ofSplit('valid') },
+    statistics: statisticsOf({ ...counts, leftOut }),
+  };
+}

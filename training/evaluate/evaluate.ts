@@ -1,0 +1,181 @@
+/**
+ * An evaluation: the rows of a data set, each judged without context, with its chunks as text, or with them as soft
+ * tokens of a projector. The same code stands in the prompts of all three.
+ */
+import type { OrtSession } from '../../services/lib/engine/ort.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
+import { openSourceNetwork, type SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
+import { isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import { assertProjectorFits, buildProjector, readProjectorSpec } from '../../services/lib/model/graph/projector.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { makeFolder } from '../../services/lib/process/os-errors.ts';
+import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
+import type { Arm, FROZEN_FORMATS } from '../choices.ts';
+import { Embeddings, type EncoderChoices } from '../data/embeddings.ts';
+import { type DataRow, type DataSet, readDataSet } from '../data/rows.ts';
+import { encodeChunks, SampleMaker } from '../data/samples.ts';
+import { formatsOf } from '../step/frozen.ts';
+import { openGraph, type SessionPlace } from '../step/graph-session.ts';
+import { float32 } from '../step/tensors.ts';
+import { Judge, type Judgement, type Question, TOGETHER } from './judge.ts';
+import { type EvaluationInputs, KeptJudgements } from './kept.ts';
+
+export interface EvaluationOptions {
+  /** Hugging Face folder of the language model. */
+  readonly llm: string;
+  readonly data: string;
+  readonly arm: Arm;
+  /** For the arm `compressed` alone. */
+  readonly compressor?: Compressor;
+  /** The file of its judgements; see KeptJudgements. */
+  readonly to: string;
+  /** Folder for graphs while it runs. */
+  readonly work: string;
+  readonly chunks: number;
+  readonly promptTokens: number;
+  readonly targetTokens: number;
+  readonly textTokens: number;
+  /** The most tokens of a completion. */
+  readonly rolloutTokens: number;
+  readonly frozen: (typeof FROZEN_FORMATS)[number];
+  readonly threads: number;
+}
+
+interface Compressor {
+  readonly projector: string;
+  /** Hugging Face folder of the encoder; the language model encodes where not given. */
+  readonly encoder: string | undefined;
+  readonly encoderChoices: EncoderChoices;
+  /** Folder of the embeddings of all encoders. */
+  readonly embeddings: string;
+}
+
+export interface Evaluation {
+  readonly inputs: EvaluationInputs;
+  /** In the order of the data set. */
+  readonly judgements: readonly Judgement[];
+}
+
+/**
+ * Evaluates one arm, or goes on with an evaluation that was stopped.
+ * @param onProgress told of what is done
+ * @throws ServingError config_invalid, checkpoint_invalid, projector_invalid, sample_invalid, path_unusable,
+ *   runtime_failed; the signal's reason.
+ */
+export async function evaluate(
+  options: EvaluationOptions,
+  onProgress: (text: string) => void,
+  signal: AbortSignal,
+): Promise<Evaluation> {
+  await makeFolder(options.work);
+  await using llm = await openSourceNetwork(options.llm);
+  const { spec } = llm;
+  if (!isDecoder(spec)) {
+    throw new ServingError('config_invalid', `--llm ${options.llm}: ${spec.architecture} is not a decoder: name one`);
+  }
+  const { chunks, promptTokens, targetTokens, textTokens, rolloutTokens, threads } = options;
+  const data = await readDataSet(options.data, 'valid');
+  const tokenizer = await loadTokenizer(llm.tokenizerDir);
+  const samples = new SampleMaker(tokenizer, spec.eosIds, options);
+  const maxPositions = promptTokens + textTokens + Math.max(targetTokens, rolloutTokens);
+  const formats = formatsOf(options.frozen);
+  const place = { folder: options.work, threads, ...formats, spec, weights: llm.weights, maxPositions };
+  const reading = { tokenizer, stopIds: new Set(samples.format.stopIds) };
+  onProgress('reading the language model');
+  const judge = await Judge.load(place, rolloutTokens, reading, signal);
+  try {
+    const soft = options.arm === 'compressed' ? await Soft.open(options, llm, spec.hidden, place, signal) : undefined;
+    try {
+      await soft?.encode(data, samples, onProgress, signal);
+      const settings = { chunks, promptTokens, targetTokens, textTokens, rolloutTokens };
+      const inputs = { arm: options.arm, model: judge.digest, data: data.digest, ...soft?.digests, settings };
+      const kept = await KeptJudgements.open(options.to, inputs);
+      while (kept.made.length < data.rows.length) {
+        const done = kept.made.length;
+        onProgress(`judging ${done + 1} of ${data.rows.length}`);
+        const questions: Question[] = [];
+        for (const row of data.rows.slice(done, done + TOGETHER)) {
+          questions.push(await questionOf(options.arm, row, samples, soft, signal));
+        }
+        await kept.add(await judge.judge(questions, signal));
+      }
+      return { inputs, judgements: kept.made };
+    } finally {
+      await soft?.dispose();
+    }
+  } finally {
+    await judge.dispose();
+  }
+}
+
+const NO_SOFT = new Float32Array(0);
+
+async function questionOf(
+  arm: Arm,
+  row: DataRow,
+  samples: SampleMaker,
+  soft: Soft | undefined,
+  signal: AbortSignal,
+): Promise<Question> {
+  const { target } = row;
+  if (soft) return { ...(await soft.sampleOf(row, samples, signal)), target };
+  return { sample: arm === 'text' ? samples.withText(row) : samples.without(row), soft: NO_SOFT, target };
+}
+
+/** The encoder's embeddings and the projector that makes soft tokens of them. */
+class Soft {
+  readonly digests: { readonly projector: string; readonly encoder: string };
+  readonly #embeddings: Embeddings;
+  readonly #projector: OrtSession;
+
+  private constructor(embeddings: Embeddings, projector: OrtSession, digest: string) {
+    this.#embeddings = embeddings;
+    this.#projector = projector;
+    this.digests = { projector: digest, encoder: embeddings.digest };
+  }
+
+  static async open(
+    { compressor, data }: EvaluationOptions,
+    llm: SourceNetwork,
+    hidden: number,
+    place: SessionPlace,
+    signal: AbortSignal,
+  ): Promise<Soft> {
+    if (compressor === undefined) {
+      throw new ServingError('config_invalid', `${data}: soft tokens need a projector: name one`);
+    }
+    const { encoder, encoderChoices, embeddings: folder } = compressor;
+    await using weights = await Checkpoint.open(compressor.projector);
+    await using other = encoder === undefined ? undefined : await openSourceNetwork(encoder);
+    const embeddings = await Embeddings.open(folder, other ?? llm, encoderChoices, place, signal);
+    try {
+      assertProjectorFits(weights, readProjectorSpec(weights), embeddings.dim, hidden);
+      const { session, digest } = await openGraph(buildProjector(weights), place, signal);
+      return new Soft(embeddings, session, digest);
+    } catch (error) {
+      await embeddings.dispose();
+      throw error;
+    }
+  }
+
+  async encode(
+    { rows }: DataSet,
+    samples: SampleMaker,
+    onProgress: (text: string) => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    await encodeChunks(rows, samples, this.#embeddings, onProgress, signal);
+  }
+
+  async sampleOf(row: DataRow, samples: SampleMaker, signal: AbortSignal): Promise<Omit<Question, 'target'>> {
+    const { embeddings, ...sample } = await samples.embedded(row, this.#embeddings);
+    const shape = [sample.softPositions.length, embeddings.length / sample.softPositions.length];
+    const out = await this.#projector.run({ embeddings: float32(shape, embeddings) }, ['soft_tokens'], signal);
+    return { sample, soft: out['soft_tokens']!.data as Float32Array };
+  }
+
+  async dispose(): Promise<void> {
+    this.#projector.dispose();
+    await this.#embeddings.dispose();
+  }
+}

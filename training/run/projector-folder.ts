@@ -1,0 +1,21 @@
+/** A trained projector as `llavacode export --projector` reads it: a folder with tensors and the encoder's settings. */
+import { join } from 'node:path';
+import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
+import { makeFolder } from '../../services/lib/process/os-errors.ts';
+import type { Embeddings } from '../data/embeddings.ts';
+import type { Tensors } from '../step/tensors.ts';
+import { writable } from './checkpoints.ts';
+import { writeWhole } from './files.ts';
+
+/** @throws ServingError path_unusable */
+export async function writeProjector(
+  folder: string,
+  parameters: Tensors,
+  shapes: ReadonlyMap<string, readonly number[]>,
+  { pooling, maxTokens, addSpecialTokens, recipe, modality, normalize }: Embeddings['settings'],
+): Promise<void> {
+  await makeFolder(folder);
+  await writeSafetensors(join(folder, 'model.safetensors'), writable(parameters, shapes));
+  const encoder = { pooling, max_tokens: maxTokens, add_special_tokens: addSpecialTokens, recipe, modality, normalize };
+  await writeWhole(join(folder, 'config.json'), `${JSON.stringify({ encoder }, null, 2)}\n`);
+}

@@ -1,0 +1,198 @@
+/** The steps of a run from where it stands to its end, with validations, checkpoints and the projectors they give. */
+import { join, resolve } from 'node:path';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import type { Progress } from '../../services/lib/process/progress.ts';
+import type { Embeddings } from '../data/embeddings.ts';
+import { runPage } from '../report/page.ts';
+import { rateAt } from '../step/optimizer.ts';
+import type { Tensors } from '../step/tensors.ts';
+import type { EmbeddedSample, StepReport, Trainer } from '../step/trainer.ts';
+import { judged, type Standing } from './best.ts';
+import { checkpointParameters, saveCheckpoint } from './checkpoints.ts';
+import { writeWhole } from './files.ts';
+import { RunLog } from './log.ts';
+import { Pace } from './pace.ts';
+import { writeProjector } from './projector-folder.ts';
+import type { TrainOptions } from './settings.ts';
+import { collapseAlarm, type PicturedVectors, type Validation } from './validation.ts';
+
+export interface TrainReport {
+  /** Steps that were made. */
+  readonly steps: number;
+  /** Whether the run ended before its last step, because validations did not become better. */
+  readonly stoppedEarly: boolean;
+  /** Folder of the best projector; without validations of the last one. */
+  readonly projector: string;
+  /** Steps before that one. */
+  readonly bestStep: number;
+  /** The figures of that one. */
+  readonly validation: Validation | undefined;
+}
+
+interface RunParts {
+  readonly options: TrainOptions;
+  /** Names and shapes of the parameters. */
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  readonly parameters: Tensors;
+  readonly trainer: Trainer;
+  /** That of the checkpoint that the run goes on from. */
+  readonly standing: Standing;
+  readonly encoderSettings: Embeddings['settings'];
+  /** The samples of a step, counted from 0. */
+  readonly batch: (step: number) => Promise<readonly EmbeddedSample[]>;
+  /** Undefined where the run has no samples to validate on. */
+  readonly validate:
+    | (() => Promise<{ readonly validation: Validation; readonly vectors: PicturedVectors }>)
+    | undefined;
+  readonly progress: Progress;
+}
+
+export class Run {
+  readonly #parts: RunParts;
+  readonly #pace = new Pace();
+  #standing: Standing;
+  /** Of the latest validation. */
+  #seen: { readonly alarm: string | undefined; readonly vectors: PicturedVectors } | undefined;
+  /** Steps before the newest checkpoint; 0 where there is none. */
+  #saved: number;
+
+  constructor(parts: RunParts) {
+    this.#parts = parts;
+    this.#standing = parts.standing;
+    this.#saved = this.#steps;
+  }
+
+  get #steps(): number {
+    return this.#parts.trainer.optimizerState.steps;
+  }
+
+  get #checkpoints(): string {
+    return join(this.#parts.options.to, 'checkpoints');
+  }
+
+  get #stale(): boolean {
+    const { patience } = this.#parts.options;
+    return patience > 0 && this.#standing.stale >= patience;
+  }
+
+  /** @throws ServingError sample_invalid, training_diverged, path_unusable, runtime_failed; the signal's reason. */
+  async all(signal: AbortSignal): Promise<TrainReport> {
+    const { options, trainer, batch } = this.#parts;
+    const { to, steps, every } = options;
+    const log = await RunLog.open(join(to, 'log.jsonl'), this.#steps);
+    if (this.#steps === 0) {
+      await this.#validated(log);
+      await this.#report(log);
+    } else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
+    while (this.#steps < steps && !this.#stale) {
+      const step = this.#steps;
+      const samples = await batch(step);
+      const started = performance.now();
+      const figures = await trainer.step(samples, this.#rate(step), signal).catch((error) => this.#fail(error));
+      this.#pace.add(performance.now() - started, figures.tokens);
+      await log.write({ step: step + 1, rate: this.#rate(step), ...figures });
+      this.#tell(figures);
+      if ((step + 1) % every === 0 || step + 1 === steps) {
+        await this.#validated(log);
+        await this.#save();
+        await this.#report(log);
+      }
+    }
+    const { best } = this.#standing;
+    return {
+      steps: this.#steps,
+      stoppedEarly: this.#steps < steps,
+      projector: join(to, 'projector'),
+      bestStep: best?.step ?? this.#steps,
+      validation: best?.validation,
+    };
+  }
+
+  #rate(step: number): number {
+    const { learningRate, schedule, warmup, steps } = this.#parts.options;
+    return learningRate * rateAt(step, { form: schedule, warmup: Math.ceil(warmup * steps), total: steps });
+  }
+
+  #tell({ loss, ce, reward }: StepReport): void {
+    const { options, progress } = this.#parts;
+    const rewarded = options.weights.reinforce === 0 ? '' : `, reward ${reward.toFixed(3)}`;
+    progress.update(`${this.#where()}: loss ${loss.toFixed(4)}, CE ${ce.toFixed(4)}${rewarded}${this.#found()}`);
+  }
+
+  /** The step, the pace, and the time that is left. */
+  #where(): string {
+    const { steps } = this.#parts.options;
+    const step = `step ${this.#steps} of ${steps}`;
+    return this.#pace.isKnown ? `${step}, ${this.#pace.words(steps - this.#steps)}` : step;
+  }
+
+  /** The best validation so far. */
+  #found(): string {
+    const { best } = this.#standing;
+    return best === undefined ? '' : `; best: step ${best.step}, ${scoreWords(best.validation)}`;
+  }
+
+  async #report(log: RunLog): Promise<void> {
+    const { to, steps } = this.#parts.options;
+    const page = runPage({
+      folder: resolve(to),
+      state: `${this.#where()}${this.#found()}`,
+      ended: this.#steps === steps || this.#stale,
+      alarm: this.#seen?.alarm,
+      records: log.records,
+      vectors: this.#seen?.vectors,
+    });
+    await writeWhole(join(to, 'report.html'), page);
+  }
+
+  /** Validates, and remembers whether the projector is better than before. One without a step is never the best. */
+  async #validated(log: RunLog): Promise<void> {
+    const { validate, progress } = this.#parts;
+    if (validate === undefined) return;
+    const step = this.#steps;
+    const { validation, vectors } = await validate().catch((error) => this.#fail(error));
+    const alarm = collapseAlarm(validation);
+    this.#seen = { alarm, vectors };
+    await log.write({ step, ...validation, collapsed: alarm === undefined ? 0 : 1 });
+    if (alarm !== undefined) {
+      progress.warn(`step ${step}: ${alarm}`);
+      progress.start('training');
+    }
+    if (step > 0) this.#standing = judged(this.#standing, step, validation);
+  }
+
+  async #save(): Promise<void> {
+    const { trainer, parameters, shapes } = this.#parts;
+    for (const [name, values] of parameters) {
+      const at = values.findIndex((value) => !Number.isFinite(value));
+      if (at < 0) continue;
+      const what = `after step ${this.#steps} the projector's tensor ${name} holds ${values[at]}`;
+      this.#fail(new ServingError('training_diverged', what));
+    }
+    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing };
+    await saveCheckpoint(this.#checkpoints, state, shapes);
+    this.#saved = this.#steps;
+    await this.#publish();
+  }
+
+  /** Writes the best projector and the last one where users find them. */
+  async #publish(): Promise<void> {
+    const { options, shapes, parameters, encoderSettings } = this.#parts;
+    const best = this.#standing.best?.step;
+    const found = best === undefined ? parameters : await checkpointParameters(this.#checkpoints, best, shapes);
+    await writeProjector(join(options.to, 'projector'), found, shapes, encoderSettings);
+    await writeProjector(join(options.to, 'projector-last'), parameters, shapes, encoderSettings);
+  }
+
+  /** Throws the error; where the run has diverged, with the name of the checkpoint that is still good. */
+  #fail(error: unknown): never {
+    if (!(error instanceof ServingError) || error.code !== 'training_diverged') throw error;
+    const good =
+      this.#saved === 0 ? 'no checkpoint was saved before' : `the checkpoint after step ${this.#saved} is still good`;
+    throw new ServingError('training_diverged', `${error.message}; ${good}`, { cause: error });
+  }
+}
+
+/** The figures by which projectors are compared. */
+export const scoreWords = ({ validEm, validEs, validCe }: Validation): string =>
+  `EM ${(100 * validEm).toFixed(1)} %, ES ${(100 * validEs).toFixed(1)} %, CE ${validCe.toFixed(4)}`;
