@@ -30,8 +30,8 @@ const QUERIES = {
 } as const satisfies Record<LanguageName, Partial<Record<Grammar, string>>>;
 
 /**
- * Steps that a parser may take. The five largest files below 100 KiB of Python 3.11's library take 309 to 584. The limit
- * is not a time, because then a data set would depend on how busy the machine was.
+ * Steps that a parser may take. The five largest files below 100 KiB of Python 3.11's library take 309 to 584. The
+ * limit is not a time, because then a data set would depend on how busy the machine was.
  */
 const MAX_STEPS = 10_000;
 
