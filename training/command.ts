@@ -79,42 +79,20 @@ export function trainCommand(): Command {
     );
   return withSteps(command)
     .addOption(
-      new Option(
-        '--preset <name>',
-        "settings of the paper's runs; options that are given as well go before them",
-      ).choices(Object.keys(PRESETS)),
-    )
-    .addOption(
-      new Option('--epochs <n>', 'how often all samples are seen, in place of --steps')
-        .argParser(positive)
-        .conflicts('steps'),
-    )
-    .addOption(
       option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
     )
     .option('--json <file>', 'write the last figures there')
-    .action(async (_: unknown, asked: Command) => {
-      applyPreset(asked);
-      const { json, preset: _preset, ...given } = asked.opts<Given>();
+    .action(async (_: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, ...given } = command.opts<Given>();
       const { runTrain } = await import('./run/terminal.ts');
       await runTrain(optionsOf(given), json);
     });
 }
 
-/** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
-function applyPreset(command: Command): void {
-  const { preset } = command.opts<{ readonly preset?: keyof typeof PRESETS }>();
-  if (preset === undefined) return;
-  const isGiven = (name: string) => command.getOptionValueSource(name) === 'cli';
-  for (const [name, value] of Object.entries(PRESETS[preset])) {
-    if (isGiven(name) || (name === 'epochs' && isGiven('steps'))) continue;
-    command.setOptionValueWithSource(name, value, 'preset');
-  }
-}
-
 type GivenToAblate = Omit<
   Given,
-  'encoder' | 'validation' | 'patience' | 'epochs' | 'preset' | 'embeddings' | 'ce' | 'reinforce' | 'kl' | 'alignment'
+  'encoder' | 'validation' | 'embeddings' | 'patience' | 'ce' | 'reinforce' | 'kl' | 'alignment'
 > & {
   readonly encoder?: readonly string[];
   readonly validation: string;
@@ -131,26 +109,39 @@ export function ablateCommand(): Command {
     .requiredOption('--to <dir>', 'folder of the ablation; one that lies there goes on');
   return withSteps(command)
     .option('--json <file>', 'write the figures there')
-    .action(async (table: string, { json, encoder = [], ...given }: GivenToAblate) => {
+    .action(async (table: string, _: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, encoder = [], ...given } = command.opts<GivenToAblate>();
       const { runAblate } = await import('./ablate/terminal.ts');
-      const weights = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1 }; // for rows that name none
+      const forRows = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, encoder: undefined, patience: 0 };
       const { validation } = given;
-      await runAblate(
-        table,
-        { ...optionsOf({ ...given, ...weights, encoder: undefined, patience: 0 }), validation },
-        encoder,
-        json,
-      );
+      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, json);
     });
 }
 
 /** The options that decide how a run steps. */
 function withSteps(command: Command): Command {
   command
+    .addOption(
+      new Option(
+        '--preset <name>',
+        "settings of the paper's runs; options that are given as well go before them",
+      ).choices(Object.keys(PRESETS)),
+    )
     .addOption(option('--steps <n>', 'steps of the optimiser', count, 1000))
+    .addOption(
+      new Option('--epochs <n>', 'how often all samples are seen, in place of --steps')
+        .argParser(positive)
+        .conflicts('steps'),
+    )
     .addOption(option('--batch <n>', 'samples of one step', count, 64))
     .addOption(new Option('--layers <n>', 'linear layers of the projector').choices(LAYER_COUNTS).default('3'))
     .addOption(option('--chunks <n>', 'the most soft tokens of a prompt, one for each chunk', count, 10))
+    .addOption(
+      new Option('--alignment-form <form>', "the paper's formula, or the mean of squares of the authors' code")
+        .choices(ALIGNMENT_FORMS)
+        .default('frobenius'),
+    )
     .addOption(
       new Option('--reward <sum>', 'what a rollout is worth, such as 2*em+es: exact match, edit similarity')
         .argParser(reward)
@@ -160,11 +151,6 @@ function withSteps(command: Command): Command {
       new Option('--baseline <b>', 'none: greedy rollouts; scst: drawn ones, less what the greedy one is worth')
         .choices(BASELINES)
         .default('none'),
-    )
-    .addOption(
-      new Option('--alignment-form <form>', "the paper's formula, or the mean of squares of the authors' code")
-        .choices(ALIGNMENT_FORMS)
-        .default('frobenius'),
     )
     .addOption(option('--learning-rate <x>', 'the largest learning rate', positive, 1e-3))
     .addOption(new Option('--schedule <s>', 'how it falls after the warm-up').choices(SCHEDULES).default('cosine'))
@@ -200,9 +186,20 @@ const withEncoder = (command: Command) =>
     .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
     .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count);
 
-function optionsOf(given: Omit<Given, 'json' | 'preset'>): TrainOptions {
+/** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
+function applyPreset(command: Command): void {
+  const { preset } = command.opts<{ readonly preset?: keyof typeof PRESETS }>();
+  if (preset === undefined) return;
+  const isGiven = (name: string) => command.getOptionValueSource(name) === 'cli';
+  for (const [name, value] of Object.entries(PRESETS[preset])) {
+    if (isGiven(name) || (name === 'epochs' && isGiven('steps'))) continue;
+    command.setOptionValueWithSource(name, value, 'preset');
+  }
+}
+
+function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
   const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, layers, ...rest } = given;
-  const { ce, reinforce, kl, alignment, ...options } = rest;
+  const { ce, reinforce, kl, alignment, preset: _preset, ...options } = rest;
   return {
     ...options,
     layers: Number(layers) as TrainOptions['layers'],

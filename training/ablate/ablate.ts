@@ -22,9 +22,11 @@ import { ARMS } from '../choices.ts';
 import { readDataSet } from '../data/rows.ts';
 import { evaluate } from '../evaluate/evaluate.ts';
 import { type EvaluationInputs, KeptJudgements } from '../evaluate/kept.ts';
+import { Cleanup } from '../run/cleanup.ts';
 import { writeWhole } from '../run/files.ts';
+import { lockRun } from '../run/lock.ts';
 import { decisive, freeze, type TrainOptions } from '../run/settings.ts';
-import { train } from '../run/train.ts';
+import { stepsOf, train } from '../run/train.ts';
 import { type AblationResults, type JudgedRow, resultsOf } from './results.ts';
 import type { Row } from './rows.ts';
 
@@ -35,19 +37,23 @@ export interface AblationOptions extends Omit<TrainOptions, 'validation' | 'embe
 
 /**
  * Trains and evaluates all rows that are not done.
- * @throws ServingError as training and evaluation throw; config_invalid for a folder of another ablation.
+ * @throws ServingError as training and evaluation throw; config_invalid for a folder of another ablation; path_unusable
+ *   where another process works in it.
  */
 export async function ablate(
   rows: readonly Row[],
-  options: AblationOptions,
+  asked: AblationOptions,
   progress: Progress,
   signal: AbortSignal,
 ): Promise<AblationResults> {
-  const { to, weights: _, ...base } = options;
+  const { to } = asked;
+  await using cleanup = new Cleanup();
   await makeFolder(to);
-  const [data, validation] = [await readDataSet(options.data, 'train'), await readDataSet(options.validation, 'valid')];
+  cleanup.defer(await lockRun(to));
+  const [data, validation] = [await readDataSet(asked.data, 'train'), await readDataSet(asked.validation, 'valid')];
+  const options = { ...asked, steps: stepsOf(asked, data.rows.length), epochs: undefined };
   const digests = { data: data.digest, validation: validation.digest };
-  await freeze(join(to, 'ablation.json'), { ...decisive(base), rows, digests });
+  await freeze(join(to, 'ablation.json'), { ...decisive(options), rows, digests });
   const judged: JudgedRow[] = [];
   for (const [i, row] of rows.entries()) {
     const shown = `row ${i + 1} of ${rows.length}, ${row.title}`;

@@ -11,7 +11,7 @@ import { ALIGNMENT_FORMS, ARMS, type Arm } from '../choices.ts';
 import type { TrainOptions } from '../run/settings.ts';
 
 /** Settings in which rows may differ. */
-export type Changes = Partial<
+type Changes = Partial<
   Pick<
     TrainOptions,
     'weights' | 'layers' | 'encoder' | 'encoderChoices' | 'alignmentForm' | 'learningRate' | 'chunks' | 'seed'

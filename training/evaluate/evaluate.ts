@@ -80,9 +80,9 @@ export async function evaluate(
   const maxPositions = promptTokens + textTokens + Math.max(targetTokens, rolloutTokens);
   const formats = formatsOf(options.frozen);
   const place = { folder: options.work, threads, ...formats, spec, weights: llm.weights, maxPositions };
-  const judged = { tokenizer, stopIds: new Set(samples.format.stopIds), tokens: rolloutTokens };
+  const reading = { tokenizer, stopIds: new Set(samples.format.stopIds) };
   onProgress('reading the language model');
-  const judge = await Judge.load(place, judged, signal);
+  const judge = await Judge.load(place, rolloutTokens, reading, signal);
   try {
     const soft = options.arm === 'compressed' ? await Soft.open(options, llm, spec.hidden, place, signal) : undefined;
     try {

@@ -32,31 +32,33 @@ export interface Judgement {
   readonly authorsEditSimilarity: number;
 }
 
-interface JudgeSettings {
+interface Reading {
   readonly tokenizer: Tokenizer;
   /** Ids that end a completion. */
   readonly stopIds: ReadonlySet<number>;
-  /** The most tokens of a completion. */
-  readonly tokens: number;
 }
 
 export class Judge {
   readonly #model: TeacherPass;
   readonly #rollouts: Rollouts;
-  readonly #settings: JudgeSettings;
+  readonly #reading: Reading;
 
-  private constructor(model: TeacherPass, rollouts: Rollouts, settings: JudgeSettings) {
+  /** @param model, rollouts of the same language model; {@link dispose} disposes of both */
+  constructor(model: TeacherPass, rollouts: Rollouts, reading: Reading) {
     this.#model = model;
     this.#rollouts = rollouts;
-    this.#settings = settings;
+    this.#reading = reading;
   }
 
-  /** @throws ServingError checkpoint_invalid, out_of_memory, runtime_failed; the signal's reason. */
-  static async load(place: ModelPlace, settings: JudgeSettings, signal?: AbortSignal): Promise<Judge> {
+  /**
+   * @param tokens the most tokens of a completion
+   * @throws ServingError checkpoint_invalid, out_of_memory, runtime_failed; the signal's reason.
+   */
+  static async load(place: ModelPlace, tokens: number, reading: Reading, signal?: AbortSignal): Promise<Judge> {
     const model = await TeacherPass.load(place, signal);
     try {
-      const { stopIds, tokens } = settings;
-      return new Judge(model, await Rollouts.load(place, { slots: TOGETHER, tokens, stopIds }, signal), settings);
+      const { stopIds } = reading;
+      return new Judge(model, await Rollouts.load(place, { slots: TOGETHER, tokens, stopIds }, signal), reading);
     } catch (error) {
       model.dispose();
       throw error;
@@ -70,7 +72,7 @@ export class Judge {
 
   /** @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason. */
   async judge(questions: readonly Question[], signal?: AbortSignal): Promise<Judgement[]> {
-    const { tokenizer, stopIds } = this.#settings;
+    const { tokenizer, stopIds } = this.#reading;
     const samples = questions.map(({ sample }) => sample);
     const soft = questions.map(({ soft }) => soft);
     const written = await this.#rollouts.greedy(samples, soft, signal);

@@ -1,4 +1,4 @@
-/** Rollouts with their scores: rewards for the steps of a run, EM and ES for its validations. */
+/** Rollouts with their rewards, for the steps of a run. */
 import { wordsAt } from '../../services/lib/numeric/random.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import type { BASELINES } from '../choices.ts';
@@ -47,12 +47,6 @@ export class ScoredRollouts {
     this.#stopIds = stopIds;
     this.#targetOf = targetOf;
     this.#settings = settings;
-  }
-
-  /** The scores of greedy rollouts. @throws as {@link Rollouts.greedy}. */
-  async scores(samples: Samples, soft: SoftTokens, signal?: AbortSignal): Promise<LineScores[]> {
-    const found = await this.#rollouts.greedy(samples, soft, signal);
-    return found.map((ids, i) => this.#score(ids, samples[i]!));
   }
 
   /**

@@ -22,6 +22,7 @@ import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
 import { encodeChunks, SampleMaker } from '../data/samples.ts';
+import { Judge } from '../evaluate/judge.ts';
 import { formatsOf } from '../step/frozen.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
@@ -86,7 +87,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, place);
   cleanup.defer(() => projector.dispose());
   const parts = { options, place, samples, tokenizer, rows, held: held?.rows.length ?? 0 };
-  const { teacher, rollouts, companions } = await openCompanions(parts, cleanup, signal);
+  const { judges, companions } = await openCompanions(parts, cleanup, signal);
   const embedded = async (some: readonly DataRow[]) => {
     const made: EmbeddedSample[] = [];
     for (const row of some) made.push(await samples.embedded(row, embeddings));
@@ -96,7 +97,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
     const few = await embedded(data.rows.slice(0, CHECKED_SAMPLES));
     sayCosine(await gradientCosine(place, projector, few, signal), few.length, progress);
   }
-  const judged = teacher && rollouts && { projector, model: teacher, scores: rollouts.scores.bind(rollouts) };
+  const judged = judges && { projector, ...judges };
   const run = new Run({
     options,
     shapes,
@@ -123,7 +124,8 @@ function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'r
   return { recompute: found.recompute, rolloutSlots: found.slots };
 }
 
-const stepsOf = ({ steps, epochs, batch }: TrainOptions, samples: number): number =>
+/** The steps of a run over so many samples. */
+export const stepsOf = ({ steps, epochs, batch }: Omit<TrainOptions, 'validation'>, samples: number): number =>
   epochs === undefined ? steps : Math.ceil((epochs * samples) / batch);
 
 async function openNetworks(options: TrainOptions, cleanup: Cleanup) {
@@ -199,7 +201,7 @@ async function openCompanions(parts: CompanionParts, cleanup: Cleanup, signal: A
   const teach: Companions['teach'] = (sample, signal) =>
     teacher!.logp(samples.withText(byName.get(sample.name)!), new Float32Array(0), signal);
   const together = Math.max(reinforce === 0 ? 0 : options.batch, held);
-  if (together === 0) return { teacher, rollouts: undefined, companions: { teach } };
+  if (together === 0) return { judges: undefined, companions: { teach } };
   const stopIds = new Set(samples.format.stopIds);
   const settings = {
     slots: Math.min(together, options.rolloutSlots ?? ROLLOUT_SLOTS),
@@ -210,5 +212,6 @@ async function openCompanions(parts: CompanionParts, cleanup: Cleanup, signal: A
   cleanup.defer(() => engine.dispose());
   const targetOf = ({ name }: Sample) => byName.get(name)!.target;
   const rollouts = new ScoredRollouts(engine, tokenizer, stopIds, targetOf, options);
-  return { teacher, rollouts, companions: { teach, rollOut: rollouts.rollOut.bind(rollouts) } };
+  const judges = teacher && { judge: new Judge(teacher, engine, { tokenizer, stopIds }), targetOf };
+  return { judges, companions: { teach, rollOut: rollouts.rollOut.bind(rollouts) } };
 }

@@ -1,8 +1,8 @@
 /** How well a projector does on samples that it was not trained on. */
 import { z } from 'zod';
-import type { LineScores } from '../metrics/lines.ts';
-import type { TeacherPass } from '../step/pass.ts';
+import type { Judge } from '../evaluate/judge.ts';
 import type { TrainableProjector } from '../step/projector.ts';
+import type { Sample } from '../step/rows.ts';
 import type { EmbeddedSample } from '../step/trainer.ts';
 
 /** Means over the samples; kept in checkpoints. */
@@ -38,13 +38,9 @@ export function collapseAlarm({ meanCosine, meanCosineOfEmbeddings }: Validation
 
 interface Judges {
   readonly projector: TrainableProjector;
-  readonly model: TeacherPass;
-  /** The scores of greedy rollouts with these soft tokens, for each sample. */
-  readonly scores: (
-    samples: readonly EmbeddedSample[],
-    soft: readonly Float32Array[],
-    signal?: AbortSignal,
-  ) => Promise<readonly LineScores[]>;
+  readonly judge: Judge;
+  /** The text that should follow the prompt of a sample. */
+  readonly targetOf: (sample: Sample) => string;
 }
 
 /** The same chunks before and after the projector, one row each, for pictures. */
@@ -75,7 +71,7 @@ const TOGETHER = 64;
 /** @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason. */
 export async function validate(
   samples: readonly EmbeddedSample[],
-  { projector, model, scores }: Judges,
+  { projector, judge, targetOf }: Judges,
   signal?: AbortSignal,
 ): Promise<{ validation: Validation; vectors: PicturedVectors }> {
   const shown = pictured(samples);
@@ -88,7 +84,6 @@ export async function validate(
     for (const sample of part) {
       const vectors = await projector.project(sample.embeddings, signal);
       const rows = sample.softPositions.length;
-      sums.validCe += await model.ce(sample, vectors, signal);
       sums.meanCosine += meanCosine(vectors, rows);
       sums.meanCosineOfEmbeddings += meanCosine(sample.embeddings, rows);
       if (rows > 1) several++;
@@ -97,9 +92,11 @@ export async function validate(
         if (samples[i] === sample) rowsOf.set(at, rowOf(vectors, rows, token).slice());
       }
     }
-    for (const { exactMatch, editSimilarity } of await scores(part, soft, signal)) {
-      sums.validEm += exactMatch;
-      sums.validEs += editSimilarity;
+    const questions = part.map((sample, i) => ({ sample, soft: soft[i]!, target: targetOf(sample) }));
+    for (const { ce, authorsExactMatch, authorsEditSimilarity } of await judge.judge(questions, signal)) {
+      sums.validCe += ce;
+      sums.validEm += authorsExactMatch;
+      sums.validEs += authorsEditSimilarity;
     }
   }
   const mean = (name: keyof Validation, count = samples.length) => sums[name] / (count || 1);

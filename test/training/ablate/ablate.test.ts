@@ -7,6 +7,7 @@ import { type AblationOptions, ablate } from '../../../training/ablate/ablate.ts
 import type { AblationResults } from '../../../training/ablate/results.ts';
 import { encoderRows, LOSS_ROWS, readRows } from '../../../training/ablate/rows.ts';
 import { tableOf } from '../../../training/ablate/table.ts';
+import { lockRun } from '../../../training/run/lock.ts';
 import { GOLDENS, temporaryFolder } from '../../support/models.ts';
 
 const dir = await temporaryFolder();
@@ -54,9 +55,6 @@ const options = (name: string, changes: Partial<AblationOptions> = {}): Ablation
   textTokens: 32,
   weights: { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1 },
   alignmentForm: 'frobenius',
-  reward: { em: 1, es: 1 },
-  baseline: 'none',
-  patience: 0,
   learningRate: 1e-2,
   schedule: 'cosine',
   warmup: 0,
@@ -67,6 +65,9 @@ const options = (name: string, changes: Partial<AblationOptions> = {}): Ablation
   seed: 7,
   threads: 1,
   every: 1,
+  patience: 0,
+  reward: { em: 1, es: 1 },
+  baseline: 'none',
   ...changes,
 });
 /** What must be the same however often an ablation was stopped. */
@@ -150,6 +151,15 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
     await expect(ablate(LOSS_ROWS, whole, silent(), never)).rejects.toMatchObject(refused);
     await rm(join(whole.to, 'rows/llava'), { recursive: true });
     expect(JSON.stringify(await ablate(LOSS_ROWS, whole, silent(), never))).toBe(JSON.stringify(results));
+  });
+
+  test('a second process in one folder is refused', async () => {
+    const release = await lockRun(whole.to);
+    try {
+      await expect(ablate(LOSS_ROWS, whole, silent(), never)).rejects.toMatchObject({ code: 'path_unusable' });
+    } finally {
+      await release();
+    }
   });
 
   test('a folder of another ablation, or of other data, is refused', async () => {
