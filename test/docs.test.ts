@@ -11,6 +11,7 @@ import { flagName } from '../services/lib/process/config.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 import { SETTINGS } from '../services/settings.ts';
 import { trainCommand } from '../training/command.ts';
+import { datasetCommand } from '../training/dataset-command.ts';
 
 interface Document {
   /** Path from the repository's root. */
@@ -147,7 +148,7 @@ describe('the documents', () => {
     const known = new Set([
       ...Object.keys(SETTINGS).map(flagName),
       ...quotedOptions('services/cli.ts'),
-      ...[benchCommand(), planCommand(), trainCommand()].flatMap(optionsOf),
+      ...[benchCommand(), planCommand(), datasetCommand(), trainCommand()].flatMap(optionsOf),
       ...peerOptions(),
       ...FOREIGN_FLAGS,
     ]);

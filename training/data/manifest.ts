@@ -1,4 +1,4 @@
-/** `dataset.json`: what the shards of a data set hold, and their digests. `llavacode dataset` writes it. */
+/** `dataset.json`: the shards of a data set and their digests. `llavacode dataset` writes it, and training reads it. */
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';

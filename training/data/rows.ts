@@ -50,7 +50,7 @@ function chunkOf(text: string): Chunk {
 }
 
 /**
- * A row as it lies in memory: deflated, since 100,000 rows have 2.5 GB of text and a fifth of that packed. Each field
+ * A row as it lies in memory: deflated, since 100,000 rows have 2.6 GB of text and 0.7 GB packed. Each field
  * that is read inflates it, in some 0.1 ms.
  */
 class PackedRow implements DataRow {

@@ -12,7 +12,6 @@ import { access, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { atPath } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import { digestOfShards, MANIFEST, type Manifest, readManifest, type Split } from '../data/manifest.ts';
 import { Cleanup } from '../run/cleanup.ts';
@@ -51,10 +50,13 @@ export async function buildDataset(
   const opened = await candidates.open(work, told('bringing texts together'), signal);
   const sampler = new Sampler(options, syntax, seen, (text) => progress.warn(text));
   const counts = await sampleAll(opened, sampler, shards, options, progress, signal);
-  assertSamples(counts, candidates);
+  if (counts.splits.train.samples === 0) {
+    await shards.remove(); // with other settings there may be some
+    throw noSamples(counts, candidates);
+  }
   const manifest = manifestOf(recipe, shards, counts, candidates);
   await writeWhole(join(options.to, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`);
-  await atPath(work, () => rm(work, { recursive: true, force: true }));
+  await shards.removeWork();
   return manifest;
 }
 
@@ -136,11 +138,9 @@ class Rate {
   }
 }
 
-/** @throws ServingError config_invalid where nothing was left to train on. */
-function assertSamples({ splits, leftOut }: Counts, candidates: Candidates): void {
-  if (splits.train.samples > 0) return;
+function noSamples({ leftOut }: Counts, candidates: Candidates): ServingError {
   const why = JSON.stringify({ ...leftOut, repositories: repositoriesLeftOut(leftOut, candidates) });
-  throw new ServingError(
+  return new ServingError(
     'config_invalid',
     `no samples came of ${candidates.count} repositories; left out: ${why}; lower --min-files, --min-imports or --chunks, or name more sources`,
   );

@@ -14,6 +14,8 @@ import { countOne, type RepositoryReason } from './statistics.ts';
 
 /** An archive may unpack to so many times the source text that a repository may have: it holds other files as well. */
 const UNPACKED_FACTOR = 64;
+/** A repository of parquet files is left out where its estimated size is so many times the bound. */
+const ESTIMATE_FACTOR = 4;
 
 interface Named {
   readonly name: string;
@@ -93,11 +95,12 @@ export async function findCandidates(
 function refusal(
   { name, about, stack }: Named,
   excluded: ReadonlySet<string>,
-  { minStars, minFiles, licences }: DatasetOptions,
+  { minStars, minFiles, licences, maxRepositoryBytes }: DatasetOptions,
 ): RepositoryReason | undefined {
   if (excluded.has(name)) return 'excluded';
   if (about.stars !== undefined && about.stars < minStars) return 'few_stars';
   if (stack !== undefined && stack.files < minFiles) return 'few_files';
+  if (stack !== undefined && stack.bytes > ESTIMATE_FACTOR * maxRepositoryBytes) return 'too_large';
   if (licences === undefined || about.licences === undefined) return undefined;
   return about.licences.length > 0 && about.licences.every((each) => licences.includes(each)) ? undefined : 'licence';
 }

@@ -8,23 +8,21 @@ const MARK = /auto-?generated|automatically generated|generated (?:by|from|file)
 const MARK_LINES = 5;
 const WORD_CHARACTER = /[\p{L}\p{N}]/gu;
 
-export const FILE_REASONS = [
+export type FileReason =
   /** Too large, binary, not UTF-8, or marked as generated, as for indexing. */
-  'unwanted',
-  'generated',
+  | 'unwanted'
+  | 'generated'
   /** A line of more than 1,000 characters, or lines of more than 100 in the mean. */
-  'minified',
+  | 'minified'
   /** Less than a quarter of its characters are letters or digits. */
-  'data',
-  'empty',
+  | 'data'
+  | 'empty'
   /** Parsing takes too long. */
-  'unparsable',
+  | 'unparsable'
   /** Equal to a file that came earlier. */
-  'copy',
+  | 'copy'
   /** Nearly equal to a file of the validation split. */
-  'near_copy',
-] as const;
-export type FileReason = (typeof FILE_REASONS)[number];
+  | 'near_copy';
 
 /** Why a file is left out by its text alone; undefined where it is not. */
 export function unwantedText(text: string): FileReason | undefined {

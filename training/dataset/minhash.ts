@@ -1,6 +1,6 @@
 /**
- * Finds files that are nearly equal: MinHash signatures (Broder 1997) of the sets of their shingles, runs of five words,
- * and locality-sensitive hashing, which compares only files that agree in a band of their signatures.
+ * Finds files that are nearly equal: MinHash signatures (Broder 1997) of the sets of their shingles, runs of five
+ * words, and locality-sensitive hashing, which compares only files that agree in a band of their signatures.
  */
 import { wordsAt } from '../../services/lib/numeric/random.ts';
 

@@ -1,4 +1,4 @@
-/** Seeded draws. A stream depends on the seed and a name alone, so a repository's samples do not depend on the others. */
+/** Seeded draws. A stream depends on the seed and a name alone: samples of a repository do not depend on the others. */
 import { createHash } from 'node:crypto';
 import { wordsAt } from '../../services/lib/numeric/random.ts';
 

@@ -3,7 +3,7 @@ import type { Split } from '../data/manifest.ts';
 import type { FoundChunk, SourceFile } from './crossfile.ts';
 import type { Hole } from './holes.ts';
 
-/** Text on either side of a hole that a row has, in UTF-16 units: some 3,000 and 1,500 tokens, more than prompts take. */
+/** Text of a row before and after its hole, in UTF-16 units: some 3,000 and 1,500 tokens, more than prompts take. */
 const LEFT_CHARACTERS = 12_000;
 const RIGHT_CHARACTERS = 6_000;
 

@@ -3,7 +3,7 @@
  * with a repository. `work/state.json` is replaced when a shard and the files that were seen up to it are on disk.
  */
 import { createHash } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { gzip } from 'node:zlib';
@@ -100,6 +100,20 @@ export class Shards {
     const checked = structuredClone(counts);
     this.#state = { ...this.#state, done, checkpoints: checkpoints + 1, counts: checked, shards: next };
     await writeWhole(join(work, 'state.json'), JSON.stringify(this.#state));
+  }
+
+  /** Removes what only this run needs. @throws ServingError path_unusable */
+  async removeWork(): Promise<void> {
+    const work = workFolder(this.#dir);
+    await atPath(work, () => rm(work, { recursive: true, force: true }));
+  }
+
+  /** Removes all that the run has written. @throws ServingError path_unusable */
+  async remove(): Promise<void> {
+    await this.removeWork();
+    for (const { file } of [...this.#state.shards.train, ...this.#state.shards.valid]) {
+      await atPath(file, () => rm(join(this.#dir, file), { force: true }));
+    }
   }
 }
 

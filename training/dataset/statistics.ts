@@ -4,27 +4,23 @@ import type { FileReason } from './file-filter.ts';
 import { MOST_LINES } from './holes.ts';
 import type { SampleRow } from './sample-row.ts';
 
-export const REPOSITORY_REASONS = [
+export type RepositoryReason =
   /** Named in the file of --exclude. */
-  'excluded',
+  | 'excluded'
   /** Another source has a repository of the same name. */
-  'same_name',
-  'few_stars',
+  | 'same_name'
+  | 'few_stars'
   /** Its licence is not known, or not among those of --licences. */
-  'licence',
-  'few_files',
-  'too_large',
-  'unreadable',
-] as const;
-export type RepositoryReason = (typeof REPOSITORY_REASONS)[number];
+  | 'licence'
+  | 'few_files'
+  | 'too_large'
+  | 'unreadable';
 
-export const HOLE_REASONS = [
+type HoleReason =
   /** The file ends before the hole does, or the hole is too long. */
-  'does_not_fit',
+  | 'does_not_fit'
   /** Other files give fewer chunks than --chunks. */
-  'few_chunks',
-] as const;
-export type HoleReason = (typeof HOLE_REASONS)[number];
+  | 'few_chunks';
 
 interface SplitCounts {
   repositories: number;

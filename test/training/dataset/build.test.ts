@@ -32,9 +32,19 @@ const progress = {
 };
 
 const repositories = join(dir, 'repositories');
+/** The same, and in the last of them copies of files of a validation repository. */
+const leaking = join(dir, 'leaking');
 beforeAll(async () => {
   for (const name of NAMES) await writeFiles(repositories, madeRepository(name));
-});
+  await build('plain');
+  const [held, last] = [(await rowsOf('plain', 'valid'))[0]!, (await rowsOf('plain', 'train')).at(-1)!];
+  const { repository } = held.metadata;
+  await cp(repositories, leaking, { recursive: true });
+  await writeFiles(join(leaking, last.metadata.repository), {
+    'exact.py': madeModule(repository, 3),
+    'near.py': `${madeModule(repository, 4)}\ndef one_more_function():\n    return 1\n`,
+  });
+}, TIMEOUT_MS);
 
 const options = (to: string, changes: Partial<DatasetOptions> = {}): DatasetOptions => ({
   sources: [repositories],
@@ -286,15 +296,8 @@ describe('filters', () => {
   });
 
   test('exact and near copies of validation files are not in the training split', { timeout: TIMEOUT_MS }, async () => {
-    const held = repositoriesOf(await rowsOf('plain', 'valid'))[0]!;
-    const other = repositoriesOf(await rowsOf('plain', 'train'))[0]!;
-    const sources = join(dir, 'leaking');
-    await cp(repositories, sources, { recursive: true });
-    await writeFiles(sources, {
-      [`${other}/exact.py`]: madeModule(held, 3),
-      [`${other}/near.py`]: `${madeModule(held, 4)}\ndef one_more_function():\n    return 1\n`,
-    });
-    const manifest = await build('leaking-set', { sources: [sources], perRepository: 1_000 });
+    const manifest = await build('leaking-set', { sources: [leaking], perRepository: 1_000 });
+    const held = (await rowsOf('plain', 'valid'))[0]!.metadata.repository;
     expect(repositoriesOf(await rowsOf('leaking-set', 'valid'))).toContain(held);
     const train = await rowsOf('leaking-set', 'train');
     expect(train.filter((row) => JSON.stringify(row).includes(`${held}_`))).toEqual([]);
@@ -305,6 +308,7 @@ describe('filters', () => {
     const manifest = await build('bounded', { samples: 30, validShare: 0.25 });
     expect([manifest.splits.train.samples, manifest.splits.valid.samples]).toEqual([30, 8]);
     await expect(build('none', { minFiles: 50 })).rejects.toThrow(/no samples came of 8 repositories.*"few_files":8/);
+    expect((await build('none', { samples: 5 })).splits.train.samples).toBe(5); // the folder can be used again
   });
 });
 
@@ -313,8 +317,8 @@ describe('a run that is killed', () => {
     'goes on after %i repositories to the bytes of one that was not',
     { timeout: TIMEOUT_MS },
     async (done) => {
-      await build('whole');
-      const given = options(`killed-${done}`);
+      await build('whole', { sources: [leaking] });
+      const given = options(`killed-${done}`, { sources: [leaking] });
       const child = spawn(process.execPath, [FIXTURE, JSON.stringify(given), String(done)], { stdio: 'inherit' });
       const [, signal] = await once(child, 'exit');
       expect(signal).toBe('SIGKILL');

@@ -9,10 +9,11 @@ const line = fc.oneof(
   fc.constant('}'),
   fc.stringMatching(/^ {0,8}[a-z_ =]{8,40}$/),
 );
-const file = fc.array(line, { maxLength: 120 });
+const file = fc.array(line, { minLength: 20, maxLength: 120, size: 'max' });
 
 describe('holes', () => {
   test('a hole begins in its block, has as many lines with text as it says, and ends with one', () => {
+    let holes = 0;
     fc.assert(
       fc.property(file, fc.nat(), fc.double({ min: 0.1, max: 9, noNaN: true }), (lines, seed, mean) => {
         const random = new RandomStream(seed, 'file');
@@ -24,6 +25,7 @@ describe('holes', () => {
           }
           const hole = drawHole(lines, block, mean, random);
           if (!hole) continue;
+          holes++;
           expect(block).toContain(hole.start);
           const inside = lines.slice(hole.start, hole.end);
           expect(inside.filter((each) => each.trim() !== '')).toHaveLength(hole.lines);
@@ -33,6 +35,7 @@ describe('holes', () => {
         }
       }),
     );
+    expect(holes).toBeGreaterThan(100);
   });
 
   test('no line lies in two blocks', () => {
