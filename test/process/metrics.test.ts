@@ -60,6 +60,7 @@ const namesIn = (text: string) => [...text.matchAll(/^# TYPE ((?:vllm|llavacode)
 
 const PREFILL = [
   'llavacode:build_info',
+  'llavacode:device_info',
   'vllm:num_requests_waiting',
   'llavacode:waiting_tokens',
   'vllm:num_requests_running',
@@ -73,6 +74,7 @@ const PREFILL = [
 ];
 const DECODE = [
   'llavacode:build_info',
+  'llavacode:device_info',
   'vllm:num_requests_waiting',
   'vllm:num_requests_running',
   'vllm:kv_cache_usage_perc',
@@ -106,6 +108,7 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
     'llavacode:replays_total',
     'llavacode:replays_exhausted_total',
     'llavacode:workers_usable',
+    'llavacode:workers_by_device',
     'llavacode:stage_seconds',
     'llavacode:requests_degraded_total',
     'llavacode:chunks_retrieved_total',
@@ -126,6 +129,7 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
   colocated: [...new Set([...PREFILL, ...DECODE])],
   indexer: [
     'llavacode:build_info',
+    'llavacode:device_info',
     'llavacode:index_runs_total',
     'llavacode:skipped_files_total',
     'llavacode:encode_batch_seconds',

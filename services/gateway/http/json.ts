@@ -1,4 +1,5 @@
 /** How values are written as JSON, in answers and in events alike. */
+import { afterCharacter } from '../../lib/text/detokenizer.ts';
 
 /**
  * Line ends of Unicode that JSON allows within a string. Clients that read lines as Unicode has them (httpx, requests,
@@ -89,8 +90,7 @@ function* objectParts(value: object): Generator<string> {
 function* stringParts(text: string): Generator<string> {
   yield '"';
   for (let start = 0; start < text.length; ) {
-    let end = Math.min(start + PIECE_LENGTH, text.length);
-    if (/[\ud800-\udbff]/.test(text[end - 1]!)) end++; // both halves of a character stay together
+    const end = afterCharacter(text, Math.min(start + PIECE_LENGTH, text.length));
     yield toJson(text.slice(start, end)).slice(1, -1);
     start = end;
   }

@@ -15,12 +15,15 @@ export function characters(text: string): number {
 /** UTF-16 units that are counted between two steps: about 0.1 ms. */
 const UNITS_PER_STEP = 16_384;
 
+/** The place `at` in a text, or the one after it if `at` lies between the two halves of a character. */
+export const afterCharacter = (text: string, at: number): number =>
+  /^[\ud800-\udbff][\udc00-\udfff]$/.test(text.slice(Math.max(0, at - 1), at + 1)) ? at + 1 : at;
+
 /** Does the work of {@link characters} in steps. */
 export function* characterSteps(text: string): Generator<void, number> {
   let count = 0;
   for (let start = 0; start < text.length; ) {
-    let end = Math.min(start + UNITS_PER_STEP, text.length);
-    if (/[\ud800-\udbff]/.test(text[end - 1]!)) end++; // both halves of a character stay together
+    const end = afterCharacter(text, Math.min(start + UNITS_PER_STEP, text.length));
     count += characters(text.slice(start, end));
     start = end;
     yield;
