@@ -110,6 +110,8 @@ export class RedisConnection {
   async run<T>(command: (client: Redis) => Promise<T>, repeat: Repeat = 'lost'): Promise<T> {
     await this.#firstAttempt;
     const untilMs = performance.now() + (repeat === 'away' ? AWAY_MS : COMMAND_TIMEOUT_MS);
+    /** The last answer of a wrong server. It says more than how the last attempt to leave that server failed. */
+    let wrong: unknown;
     for (let attempt = 1; ; attempt++) {
       if (this.#wrongKind !== undefined) throw this.#unavailable(new Error(this.#wrongKind));
       let failure: unknown;
@@ -120,14 +122,15 @@ export class RedisConnection {
         } catch (error) {
           if (error instanceof ServingError) throw error;
           failure = error;
-          if (!this.#mayRepeat(error, repeat)) throw this.#unavailable(failure);
+          if (isFromOtherServer(error)) wrong = error;
+          if (!this.#mayRepeat(error, repeat)) throw this.#unavailable(wrong ?? failure);
         }
       } else {
         failure = this.#lastError;
         const waits = repeat === 'away' || repeat === 'refused' || (repeat === 'lost' && this.#isMoving);
-        if (!waits) throw this.#unavailable(failure);
+        if (!waits) throw this.#unavailable(wrong ?? failure);
       }
-      if (!(await this.#readyAgain(attempt, untilMs))) throw this.#unavailable(failure);
+      if (!(await this.#readyAgain(attempt, untilMs))) throw this.#unavailable(wrong ?? failure);
     }
   }
 
