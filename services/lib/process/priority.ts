@@ -8,7 +8,10 @@ import { setPriority } from 'node:os';
  * @param nice 1 to 19; no right is needed to step back.
  */
 export function stepBack(nice: number): void {
-  if (process.platform !== 'linux') return setPriority(nice);
+  if (process.platform !== 'linux') {
+    setPriority(nice);
+    return;
+  }
   for (const thread of readdirSync('/proc/self/task')) {
     try {
       setPriority(Number(thread), nice);
