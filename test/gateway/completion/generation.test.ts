@@ -156,26 +156,32 @@ describe('two tenants', () => {
       const headers = { authorization: `Bearer ${tenant}` };
       return (await gateway.app.inject({ method: 'POST', url: '/v1/completions', headers, payload })).json();
     };
-    let over = false;
-    const long = ask('many', body).finally(() => {
-      over = true;
-    });
-    const running = (async () => {
-      while (!over) {
+    /** Lets the decoders go on until it is so. */
+    const stepUntil = async (isSo: () => boolean) => {
+      while (!isSo()) {
         clock.step();
         await nextTurn();
         await nextTurn();
       }
-    })();
-    await expect.poll(() => gateway.workers.decodes.length).toBeGreaterThan(5);
+    };
+    const stepUntilAnswered = async (answered: Promise<Answer>) => {
+      let over = false;
+      const end = () => {
+        over = true;
+      };
+      answered.then(end, end);
+      await stepUntil(() => over);
+      return answered;
+    };
+    const long = ask('many', body);
+    await stepUntil(() => gateway.workers.decodes.length > 5);
     for (let i = 0; i < 3; i++) {
       const before = clock.steps;
-      const short = await ask('few', { prompt: 'y', max_tokens: 8, ignore_eos: true });
+      const short = await stepUntilAnswered(ask('few', { prompt: 'y', max_tokens: 8, ignore_eos: true }));
       expect(short.choices[0]!.finish_reason).toBe('length');
       expect(clock.steps - before).toBeLessThan(40); // less than one of the long choices takes
     }
-    const answer = await long;
-    await running;
+    const answer = await stepUntilAnswered(long);
     expect(answer.choices).toEqual(whole.choices);
     expect(answer.usage!.completion_tokens).toBe(64 * 40);
     expect((await metrics.preemptions.get()).values[0]?.value).toBeGreaterThan(preempted);
