@@ -159,7 +159,7 @@ export function simulatedSystem(shape: SystemShape = {}) {
             slots: () => dispatcher.slotNews,
             charge: (costs) => dispatcher.charge(costs),
             waiting: () => dispatcher.waitingTenants,
-
+            after: (ms, task) => void setTimeout(task, ms),
             publish: (news) => {
               const text = JSON.stringify(news);
               for (const [to, other] of members.entries()) {

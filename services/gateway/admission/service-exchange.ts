@@ -11,7 +11,7 @@
  *
  * News are up to an interval old. Two gateways might then wait for each other, each because it knows its own services
  * sooner than the other's: so one yields only beyond a slack, which is what all of them served in two intervals. Pure:
- * the caller says what time it is, carries the messages, and calls `tick` once per interval.
+ * the caller says what time it is, carries the messages, waits, and calls `tick` once per interval.
  */
 import type { HeldElsewhere } from './preemption.ts';
 
@@ -25,6 +25,8 @@ export interface ServiceExchangeOptions {
   readonly waiting: () => ReadonlySet<string>;
   /** What this gateway has placed, and which tenants find no slot. */
   readonly slots: () => SlotNews;
+  /** Runs a task in so many ms. */
+  readonly after: (ms: number, task: () => void) => void;
   /** Name of this gateway. Of two that hold as many sequences, the one whose name comes first gives way. */
   readonly self: string;
   /** Monotonic clock, in ms. */
@@ -74,7 +76,10 @@ export interface BlockedElsewhere {
 
 /** Interval of the news while there are any, in ms. */
 export const NEWS_EVERY_MS = 250;
-/** Shortest time between two news, in ms. */
+/**
+ * Shortest time between two news, in ms. Well below --preempt-after-ms: a gateway that makes way does so when all have
+ * had the time to hear for whom.
+ */
 const SOONEST_NEWS_MS = 25;
 /** News of a gateway that are older than this say nothing about who waits there or holds slots, in ms. */
 const NEWS_LIVE_MS = 4 * NEWS_EVERY_MS;
@@ -103,6 +108,8 @@ export class ServiceExchange {
   #recent = [0, 0, 0];
   #saidAnything = false;
   #saidAtMs = -Infinity;
+  /** News are due that came too soon after the last ones. */
+  #sayingSoon = false;
 
   constructor(options: ServiceExchangeOptions) {
     this.#options = options;
@@ -166,7 +173,7 @@ export class ServiceExchange {
 
   /** A sequence of this gateway has ended: gateways whose tenants find no slot hear of it before the next tick. */
   freed(): void {
-    if (this.blockedElsewhere.length > 0) this.#sayNow();
+    if (this.blockedElsewhere.length > 0) this.#saySoon();
   }
 
   /**
@@ -174,12 +181,23 @@ export class ServiceExchange {
    * slots come free for it. Otherwise one that has not heard could take them.
    */
   lacksSlots(): void {
-    this.#sayNow();
+    this.#saySoon();
   }
 
-  #sayNow(): void {
-    if (this.#now() - this.#saidAtMs < SOONEST_NEWS_MS) return;
-    this.#say([...this.#options.waiting()].slice(0, MOST_TENANTS));
+  /** Tells the others now, or as soon as may be after the last news. */
+  #saySoon(): void {
+    if (this.#sayingSoon) return;
+    const leftMs = this.#saidAtMs + SOONEST_NEWS_MS - this.#now();
+    const say = () => this.#say([...this.#options.waiting()].slice(0, MOST_TENANTS));
+    if (leftMs <= 0) {
+      say();
+      return;
+    }
+    this.#sayingSoon = true;
+    this.#options.after(leftMs, () => {
+      this.#sayingSoon = false;
+      say();
+    });
   }
 
   #say(waiting: readonly string[]): void {

@@ -71,6 +71,7 @@ function system(
       charge: (costs) => dispatcher.charge(costs),
       waiting: () => dispatcher.waitingTenants,
       slots: () => dispatcher.slotNews,
+      after,
       self: `gw${number}`,
       publish: (news) => {
         messages++;
@@ -244,6 +245,7 @@ test('news of a wrong form are passed over', () => {
     charge: (costs) => charged.push(costs),
     waiting: () => new Set(),
     slots: () => ({ held: [], blocked: [] }),
+    after: () => {},
     self: 'a',
   });
   for (const body of [
@@ -273,6 +275,7 @@ test('what does not fit into one message is told with the next', () => {
     charge: () => {},
     waiting: () => new Set(),
     slots: () => ({ held: [], blocked: [] }),
+    after: () => {},
     self: 'a',
   });
   const tenants = Array.from({ length: 1_500 }, (_, i) => `t${i}`);
@@ -287,17 +290,20 @@ describe('news of slots', () => {
   function listening() {
     let nowMs = 0;
     const told: unknown[] = [];
+    const later: { atMs: number; task: () => void }[] = [];
     const exchange = new ServiceExchange({
       weightOf: () => 1,
       publish: (news) => told.push(news),
       charge: () => {},
       waiting: () => new Set(),
       slots: () => ({ held: [['own', 'd0', 2, 1]], blocked: [] }),
+      after: (ms, task) => later.push({ atMs: nowMs + ms, task }),
       self: 'b',
       now: () => nowMs,
     });
     const pass = (ms: number) => {
       nowMs += ms;
+      while (later.length > 0 && later[0]!.atMs <= nowMs) later.shift()!.task();
     };
     return { exchange, told, pass };
   }
@@ -333,6 +339,7 @@ describe('news of slots', () => {
       charge: () => {},
       waiting: () => new Set(),
       slots: () => ({ held: [], blocked }),
+      after: () => {},
       self: 'b',
     });
     telling.tick();
@@ -355,6 +362,22 @@ describe('news of slots', () => {
       pass(10);
     }
     expect(told.length).toBe(4);
+    pass(25);
+    exchange.freed();
+    expect(told.length).toBe(5);
     expect(told[0]).toEqual({ served: [], waiting: [], held: [['own', 'd0', 2, 1]], blocked: [] });
+  });
+
+  test('what comes too soon after the last news is told once, as soon as may be', () => {
+    const { exchange, told, pass } = listening();
+    exchange.tick();
+    exchange.lacksSlots();
+    exchange.lacksSlots();
+    pass(24);
+    expect(told.length).toBe(1);
+    pass(1);
+    expect(told.length).toBe(2);
+    pass(1_000);
+    expect(told.length).toBe(2);
   });
 });
