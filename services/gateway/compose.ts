@@ -161,6 +161,7 @@ function composeShared(
     charge: (costs) => dispatcher.charge(costs),
     waiting: () => dispatcher.waitingTenants,
     slots: () => dispatcher.slotNews,
+    after: (ms, task) => void setTimeout(task, ms).unref(),
     self: channel.self,
   });
   const dispatcher: Dispatcher = new Dispatcher({ ...config, pool, weightOf, exchange });

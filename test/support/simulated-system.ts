@@ -16,6 +16,9 @@ const FINGERPRINT = 'f'.repeat(64);
 /** Pause between two questions of a gateway to a worker, as in the product, in ms. */
 const ASK_EVERY_MS = 1_000;
 
+/** Time before sequences make way unless a shape says otherwise, as in the product, in ms. */
+export const PREEMPT_AFTER_MS = 100;
+
 /** What a tenant asks for, again and again. */
 export interface Demand {
   readonly tenant: string;
@@ -114,7 +117,7 @@ export function simulatedSystem(shape: SystemShape = {}) {
     vi.useRealTimers();
   };
   onTestFinished(stop);
-  const { weights = {}, slots = [4], gateways = 1, stepMs = 2, preemptAfterMs = 100 } = shape;
+  const { weights = {}, slots = [4], gateways = 1, stepMs = 2, preemptAfterMs = PREEMPT_AFTER_MS } = shape;
   const rate = shape.prefillTokensPerSecond ?? 10_000;
   const weightOf = (tenant: string) => weights[tenant] ?? 1;
   const prefill = new Prefill(rate);
@@ -159,7 +162,7 @@ export function simulatedSystem(shape: SystemShape = {}) {
             slots: () => dispatcher.slotNews,
             charge: (costs) => dispatcher.charge(costs),
             waiting: () => dispatcher.waitingTenants,
-
+            after: (ms, task) => void setTimeout(task, ms),
             publish: (news) => {
               const text = JSON.stringify(news);
               for (const [to, other] of members.entries()) {

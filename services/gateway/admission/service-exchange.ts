@@ -11,7 +11,7 @@
  *
  * News are up to an interval old. Two gateways might then wait for each other, each because it knows its own services
  * sooner than the other's: so one yields only beyond a slack, which is what all of them served in two intervals. Pure:
- * the caller says what time it is, carries the messages, and calls `tick` once per interval.
+ * the caller says what time it is, carries the messages, waits, and calls `tick` once per interval.
  */
 import type { HeldElsewhere } from './preemption.ts';
 
@@ -25,6 +25,8 @@ export interface ServiceExchangeOptions {
   readonly waiting: () => ReadonlySet<string>;
   /** What this gateway has placed, and which tenants find no slot. */
   readonly slots: () => SlotNews;
+  /** Runs a task in so many ms. */
+  readonly after: (ms: number, task: () => void) => void;
   /** Name of this gateway. Of two that hold as many sequences, the one whose name comes first gives way. */
   readonly self: string;
   /** Monotonic clock, in ms. */
@@ -48,12 +50,28 @@ export interface SlotNews {
 }
 
 /**
- * What a gateway served since it last said so, as pairs of tenant and cost, which tenants wait there, and its slots.
- * Times are durations: clocks of two gateways do not compare.
+ * What a gateway has served to a tenant: the tenant, the cost so far in the life of the gateway, and what it was a
+ * second before. Who hears it charges the difference to the higher one of what it has heard before and the last number:
+ * so news that are lost are made up for by later ones, those that come late or twice do no harm, and a gateway that has
+ * just come, or has heard nothing for long, charges no more than a second.
  */
+type Total = readonly [string, number, number];
+
+/** What a gateway has served, which tenants wait there, and its slots. Times are durations: clocks do not compare. */
 interface ServiceNews extends SlotNews {
+  readonly totals: readonly Total[];
+  /** The same for gateways of version 0.1, which know no totals: tenants, and their costs since the last news. */
   readonly served: readonly (readonly [string, number])[];
   readonly waiting: readonly string[];
+}
+
+/** What this gateway has served to a tenant. */
+interface OwnTotal {
+  total: number;
+  /** The total at each of the last ticks, the earliest first. */
+  readonly before: number[];
+  /** The total that the others have been told. */
+  told: number;
 }
 
 /** What a gateway said last. */
@@ -74,12 +92,19 @@ export interface BlockedElsewhere {
 
 /** Interval of the news while there are any, in ms. */
 export const NEWS_EVERY_MS = 250;
-/** Shortest time between two news, in ms. */
+/**
+ * Shortest time between two news, in ms. Well below --preempt-after-ms: a gateway that makes way does so when all have
+ * had the time to hear for whom.
+ */
 const SOONEST_NEWS_MS = 25;
 /** News of a gateway that are older than this say nothing about who waits there or holds slots, in ms. */
 const NEWS_LIVE_MS = 4 * NEWS_EVERY_MS;
 /** How long a tenant may be yielded to without being served, in ms: its gateway may have lost the workers. */
 export const PATIENCE_MS = 2_000;
+/** For so many ticks a total is told again: for as long as news are worth anything. */
+const TOLD_TICKS = NEWS_LIVE_MS / NEWS_EVERY_MS;
+/** What another gateway has told of a tenant is remembered for so long, in ms: it repeats nothing that is so old. */
+const REMEMBERED_MS = 15 * NEWS_LIVE_MS;
 /** Entries of each list in one message. */
 const MOST_TENANTS = 1_000;
 
@@ -94,8 +119,12 @@ interface Active {
 export class ServiceExchange {
   readonly #options: ServiceExchangeOptions;
   readonly #now: () => number;
-  /** What was served here and has not been told. */
-  #own = new Map<string, number>();
+  /** What was served here in the last ticks, and not long before. */
+  readonly #own = new Map<string, OwnTotal>();
+  /** The highest total that was forgotten. What comes anew begins there, so that no total goes back. */
+  #forgotten = 0;
+  /** The highest total of each tenant that other gateways have told, by gateway. */
+  readonly #heard = new Map<string, Map<string, { total: number; atMs: number }>>();
   readonly #active = new Map<string, Active>();
   /** What other gateways said last, if somebody waits there, holds slots or finds none. */
   readonly #elsewhere = new Map<string, Heard>();
@@ -103,6 +132,8 @@ export class ServiceExchange {
   #recent = [0, 0, 0];
   #saidAnything = false;
   #saidAtMs = -Infinity;
+  /** News are due that came too soon after the last ones. */
+  #sayingSoon = false;
 
   constructor(options: ServiceExchangeOptions) {
     this.#options = options;
@@ -111,7 +142,9 @@ export class ServiceExchange {
 
   /** A tenant was served here. */
   served(tenant: string, cost: number): void {
-    this.#own.set(tenant, (this.#own.get(tenant) ?? 0) + cost);
+    const own = this.#own.get(tenant) ?? { total: this.#forgotten, before: [this.#forgotten], told: this.#forgotten };
+    this.#own.set(tenant, own);
+    own.total += cost;
     this.#count(tenant, cost);
   }
 
@@ -155,18 +188,33 @@ export class ServiceExchange {
   heard(from: string, body: unknown): void {
     const news = readNews(body);
     if (news === undefined) return;
-    for (const [tenant, cost] of news.served) this.#count(tenant, cost);
+    const costs = news.totals.length > 0 ? this.#costsOf(from, news.totals) : new Map(news.served);
+    for (const [tenant, cost] of costs) this.#count(tenant, cost);
     for (const tenant of news.waiting) this.#activate(tenant);
     const { waiting, held, blocked } = news;
     if (waiting.length + held.length + blocked.length > 0)
       this.#elsewhere.set(from, { waiting, held, blocked, atMs: this.#now() });
     else this.#elsewhere.delete(from);
-    this.#options.charge(new Map(news.served));
+    this.#options.charge(costs);
+  }
+
+  /** What of the totals of another gateway has not been heard yet. */
+  #costsOf(from: string, totals: readonly Total[]): Map<string, number> {
+    const heard = this.#heard.get(from) ?? new Map<string, { total: number; atMs: number }>();
+    this.#heard.set(from, heard);
+    const costs = new Map<string, number>();
+    for (const [tenant, total, before] of totals) {
+      const known = heard.get(tenant)?.total ?? 0;
+      heard.set(tenant, { total: Math.max(known, total), atMs: this.#now() });
+      const cost = total - Math.max(known, before);
+      if (cost > 0) costs.set(tenant, cost);
+    }
+    return costs;
   }
 
   /** A sequence of this gateway has ended: gateways whose tenants find no slot hear of it before the next tick. */
   freed(): void {
-    if (this.blockedElsewhere.length > 0) this.#sayNow();
+    if (this.blockedElsewhere.length > 0) this.#saySoon();
   }
 
   /**
@@ -174,43 +222,78 @@ export class ServiceExchange {
    * slots come free for it. Otherwise one that has not heard could take them.
    */
   lacksSlots(): void {
-    this.#sayNow();
+    this.#saySoon();
   }
 
-  #sayNow(): void {
-    if (this.#now() - this.#saidAtMs < SOONEST_NEWS_MS) return;
-    this.#say([...this.#options.waiting()].slice(0, MOST_TENANTS));
+  /** Tells the others now, or as soon as may be after the last news. */
+  #saySoon(): void {
+    if (this.#sayingSoon) return;
+    const leftMs = this.#saidAtMs + SOONEST_NEWS_MS - this.#now();
+    const say = () => this.#say([...this.#options.waiting()].slice(0, MOST_TENANTS));
+    if (leftMs <= 0) {
+      say();
+      return;
+    }
+    this.#sayingSoon = true;
+    this.#options.after(leftMs, () => {
+      this.#sayingSoon = false;
+      say();
+    });
   }
 
-  #say(waiting: readonly string[]): void {
-    const own = [...this.#own];
-    const served = own.slice(0, MOST_TENANTS);
+  /** @param again tells also what was told before. */
+  #say(waiting: readonly string[], again = false): void {
+    const untold = [...this.#own].filter(([, { total, told }]) => total !== told);
+    const old = again ? [...this.#own].filter(([, { total, told }]) => total === told) : [];
+    const toTell = [...untold, ...old].slice(0, MOST_TENANTS);
+    const totals = toTell.map(([tenant, { total, before }]): Total => [tenant, total, before[0]!]);
+    const fresh = toTell.map(([tenant, { total, told }]) => [tenant, total - told] as const);
+    const served = fresh.filter(([, cost]) => cost > 0);
     const slots = this.#options.slots();
     const held = slots.held.slice(0, MOST_TENANTS);
     const blocked = slots.blocked.slice(0, MOST_TENANTS);
     const lasts = waiting.length + held.length + blocked.length > 0;
-    if (served.length > 0 || lasts || this.#saidAnything) this.#options.publish({ served, waiting, held, blocked });
+    if (totals.length > 0 || lasts || this.#saidAnything) {
+      this.#options.publish({ totals, served, waiting, held, blocked });
+    }
+    for (const [, own] of toTell) own.told = own.total;
     this.#saidAnything = lasts;
     this.#saidAtMs = this.#now();
-    this.#own = new Map(own.slice(MOST_TENANTS));
   }
 
   /** Tells the others what is new, if anything is, and forgets what is old. To be called once per interval. */
   tick(): void {
     const waiting = [...this.#options.waiting()].slice(0, MOST_TENANTS);
-    this.#say(waiting);
+    this.#say(waiting, true);
     this.#recent = [0, ...this.#recent.slice(0, 2)];
     const wasYielding = this.#elsewhere.size > 0;
     const nowMs = this.#now();
-    for (const [from, { atMs }] of this.#elsewhere) {
-      if (nowMs - atMs >= NEWS_LIVE_MS) this.#elsewhere.delete(from);
-    }
+    this.#forget(nowMs);
     const waits = new Set([...waiting, ...this.#waitingElsewhere()]);
     for (const [tenant, { progressAtMs }] of this.#active) {
       if (!waits.has(tenant) && nowMs - progressAtMs >= NEWS_LIVE_MS) this.#active.delete(tenant);
     }
     for (const tenant of waiting) this.#activate(tenant);
     if (wasYielding) this.#options.charge(new Map()); // patience or news may have run out
+  }
+
+  #forget(nowMs: number): void {
+    for (const [from, { atMs }] of this.#elsewhere) {
+      if (nowMs - atMs >= NEWS_LIVE_MS) this.#elsewhere.delete(from);
+    }
+    for (const [tenant, { total, before, told }] of this.#own) {
+      if (total !== told) continue; // there was no room for it
+      before.push(total);
+      if (before.length <= TOLD_TICKS) continue;
+      before.shift();
+      if (before[0] !== total) continue;
+      this.#own.delete(tenant);
+      this.#forgotten = Math.max(this.#forgotten, total);
+    }
+    for (const [from, heard] of this.#heard) {
+      for (const [tenant, { atMs }] of heard) if (nowMs - atMs >= REMEMBERED_MS) heard.delete(tenant);
+      if (heard.size === 0) this.#heard.delete(from);
+    }
   }
 
   #live(): [string, Heard][] {
@@ -254,13 +337,15 @@ const isTuple = (value: unknown, ...parts: readonly ((part: unknown) => boolean)
 const isListOf = (list: unknown, isEntry: (entry: unknown) => boolean) =>
   Array.isArray(list) && list.length <= MOST_TENANTS && list.every(isEntry);
 
-/** @returns undefined for what is not news. Gateways of version 0.1 say nothing of slots. */
+/** @returns undefined for what is not news. Gateways of version 0.1 say nothing of totals and slots. */
 function readNews(body: unknown): ServiceNews | undefined {
-  const { served, waiting, held = [], blocked = [] } = (body ?? {}) as Partial<Record<keyof ServiceNews, unknown>>;
+  const parts = (body ?? {}) as Partial<Record<keyof ServiceNews, unknown>>;
+  const { totals = [], served, waiting, held = [], blocked = [] } = parts;
   const isNews =
+    isListOf(totals, (each) => isTuple(each, isString, isAmount, isAmount)) &&
     isListOf(served, (pair) => isTuple(pair, isString, isAmount)) &&
     isListOf(waiting, isString) &&
     isListOf(held, (each) => isTuple(each, isString, isString, isCount, isWhole)) &&
     isListOf(blocked, (each) => isTuple(each, isString, isCount, isCount, isAmount));
-  return isNews ? ({ served, waiting, held, blocked } as ServiceNews) : undefined;
+  return isNews ? ({ totals, served, waiting, held, blocked } as ServiceNews) : undefined;
 }

@@ -1,4 +1,5 @@
 /** Fairness between tenants over several gateways: real queues over one set of workers, on a clock of the test. */
+import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Dispatcher } from '../../../services/gateway/admission/dispatcher.ts';
 import { NEWS_EVERY_MS, ServiceExchange } from '../../../services/gateway/admission/service-exchange.ts';
@@ -71,6 +72,7 @@ function system(
       charge: (costs) => dispatcher.charge(costs),
       waiting: () => dispatcher.waitingTenants,
       slots: () => dispatcher.slotNews,
+      after,
       self: `gw${number}`,
       publish: (news) => {
         messages++;
@@ -220,7 +222,7 @@ describe('two gateways over the same workers', () => {
       new AbortController().signal,
     );
     await run(10_000);
-    expect(messages()).toBe(1);
+    expect(messages()).toBe(4); // what was served is told again for a second
   });
 });
 
@@ -244,6 +246,7 @@ test('news of a wrong form are passed over', () => {
     charge: (costs) => charged.push(costs),
     waiting: () => new Set(),
     slots: () => ({ held: [], blocked: [] }),
+    after: () => {},
     self: 'a',
   });
   for (const body of [
@@ -254,6 +257,9 @@ test('news of a wrong form are passed over', () => {
     { served: [['a', -1]], waiting: [] },
     { served: [['a', '1']], waiting: [] },
     { served: [['a', 1]], waiting: Array(1_001).fill('a') },
+    { served: [], waiting: [], totals: [['a', 1]] },
+    { served: [], waiting: [], totals: [['a', 1, -1]] },
+    { waiting: [], totals: [['a', 1, 0]] },
     { served: [], waiting: [], held: [['a', 'd', 0, 0]] },
     { served: [], waiting: [], held: [['a', 'd', 1, -1]] },
     { served: [], waiting: [], held: [['a', 'd', 1]] },
@@ -269,17 +275,18 @@ test('what does not fit into one message is told with the next', () => {
   const told: string[][] = [];
   const exchange = new ServiceExchange({
     weightOf: () => 1,
-    publish: ({ served }) => told.push(served.map(([tenant]) => tenant)),
+    publish: ({ totals }) => told.push(totals.map(([tenant]) => tenant)),
     charge: () => {},
     waiting: () => new Set(),
     slots: () => ({ held: [], blocked: [] }),
+    after: () => {},
     self: 'a',
   });
   const tenants = Array.from({ length: 1_500 }, (_, i) => `t${i}`);
   for (const tenant of tenants) exchange.served(tenant, 1);
   for (let i = 0; i < 3; i++) exchange.tick();
-  expect(told.map(({ length }) => length)).toEqual([1_000, 500]);
-  expect(told.flat()).toEqual(tenants);
+  expect(told.map(({ length }) => length)).toEqual([1_000, 1_000, 1_000]);
+  expect(told.flat().slice(0, 1_500)).toEqual(tenants);
 });
 
 describe('news of slots', () => {
@@ -287,17 +294,20 @@ describe('news of slots', () => {
   function listening() {
     let nowMs = 0;
     const told: unknown[] = [];
+    const later: { atMs: number; task: () => void }[] = [];
     const exchange = new ServiceExchange({
       weightOf: () => 1,
       publish: (news) => told.push(news),
       charge: () => {},
       waiting: () => new Set(),
       slots: () => ({ held: [['own', 'd0', 2, 1]], blocked: [] }),
+      after: (ms, task) => later.push({ atMs: nowMs + ms, task }),
       self: 'b',
       now: () => nowMs,
     });
     const pass = (ms: number) => {
       nowMs += ms;
+      while (later.length > 0 && later[0]!.atMs <= nowMs) later.shift()!.task();
     };
     return { exchange, told, pass };
   }
@@ -333,10 +343,11 @@ describe('news of slots', () => {
       charge: () => {},
       waiting: () => new Set(),
       slots: () => ({ held: [], blocked }),
+      after: () => {},
       self: 'b',
     });
     telling.tick();
-    expect(told).toEqual([{ served: [], waiting: [], held: [], blocked }]);
+    expect(told).toEqual([{ totals: [], served: [], waiting: [], held: [], blocked }]);
   });
 
   test('a gateway of version 0.1, which says nothing of slots, is heard', () => {
@@ -355,6 +366,125 @@ describe('news of slots', () => {
       pass(10);
     }
     expect(told.length).toBe(4);
-    expect(told[0]).toEqual({ served: [], waiting: [], held: [['own', 'd0', 2, 1]], blocked: [] });
+    pass(25);
+    exchange.freed();
+    expect(told.length).toBe(5);
+    expect(told[0]).toEqual({ totals: [], served: [], waiting: [], held: [['own', 'd0', 2, 1]], blocked: [] });
+  });
+
+  test('what comes too soon after the last news is told once, as soon as may be', () => {
+    const { exchange, told, pass } = listening();
+    exchange.tick();
+    exchange.lacksSlots();
+    exchange.lacksSlots();
+    pass(24);
+    expect(told.length).toBe(1);
+    pass(1);
+    expect(told.length).toBe(2);
+    pass(1_000);
+    expect(told.length).toBe(2);
+  });
+});
+
+describe('what a gateway has served', () => {
+  type News = Parameters<ConstructorParameters<typeof ServiceExchange>[0]['publish']>[0];
+
+  /** An exchange on a clock of the test: what it tells, and what it charges for what it hears, by tenant. */
+  function gateway(self: string, now: () => number) {
+    const told: News[] = [];
+    const charged = new Map<string, number>();
+    const exchange = new ServiceExchange({
+      weightOf: () => 1,
+      publish: (news) => told.push(JSON.parse(JSON.stringify(news))),
+      charge: (costs) => {
+        for (const [tenant, cost] of costs) charged.set(tenant, (charged.get(tenant) ?? 0) + cost);
+      },
+      waiting: () => new Set(),
+      slots: () => ({ held: [], blocked: [] }),
+      after: () => {},
+      self,
+      now,
+    });
+    return { exchange, told, charged };
+  }
+
+  test('what it has served is charged once elsewhere, however many news are lost in a second, repeated or late', () => {
+    const serve = fc.record({ tenant: fc.constantFrom('x', 'y', 'z'), cost: fc.integer({ min: 0, max: 500 }) });
+    const interval = fc.record({
+      served: fc.array(serve, { maxLength: 4 }),
+      // The news of an interval are heard after so many more, and again after so many more; undefined: never.
+      hears: fc.array(fc.nat(8), { maxLength: 3 }),
+    });
+    fc.assert(
+      fc.property(fc.array(interval, { minLength: 1, maxLength: 40 }), (intervals) => {
+        let nowMs = 0;
+        const [from, to] = [gateway('a', () => nowMs), gateway('b', () => nowMs)];
+        const served = new Map<string, number>();
+        const underWay: { at: number; news: News }[] = [];
+        // The news of every fourth interval come at once: no more than three in a row are lost or late.
+        for (let i = 0; i < intervals.length + 12; i++, nowMs += NEWS_EVERY_MS) {
+          const { served: costs, hears } = intervals[i] ?? { served: [], hears: [] };
+          for (const { tenant, cost } of costs) {
+            from.exchange.served(tenant, cost);
+            served.set(tenant, (served.get(tenant) ?? 0) + cost);
+          }
+          const before = from.told.length;
+          from.exchange.tick();
+          to.exchange.tick();
+          const delays = i % 4 === 0 ? [0, ...hears] : hears;
+          for (const news of from.told.slice(before))
+            underWay.push(...delays.map((delay) => ({ at: i + delay, news })));
+          for (const { at, news } of underWay) if (at === i) to.exchange.heard('a', news);
+          for (const [tenant, cost] of to.charged) expect(cost).toBeLessThanOrEqual(served.get(tenant)!);
+        }
+        const heard = ['x', 'y', 'z'].map((tenant) => to.charged.get(tenant) ?? 0);
+        expect(heard).toEqual(['x', 'y', 'z'].map((tenant) => served.get(tenant) ?? 0));
+      }),
+      { numRuns: 1_000 },
+    );
+  });
+
+  test('a gateway that comes later, or has heard nothing for long, charges what was served in the last second', () => {
+    let nowMs = 0;
+    const [from, to] = [gateway('a', () => nowMs), gateway('b', () => nowMs)];
+    for (let i = 0; i < 100; i++, nowMs += NEWS_EVERY_MS) {
+      from.exchange.served('x', 10);
+      from.exchange.tick();
+    }
+    to.exchange.heard('a', from.told.at(-1));
+    expect(to.charged.get('x')).toBeGreaterThanOrEqual(40);
+    expect(to.charged.get('x')).toBeLessThanOrEqual(50);
+  });
+
+  test('a tenant that comes back after its total was forgotten is charged what it is served then', () => {
+    let nowMs = 0;
+    const [from, to] = [gateway('a', () => nowMs), gateway('b', () => nowMs)];
+    const serve = (tenant: string, cost: number) => {
+      from.exchange.served(tenant, cost);
+      for (let i = 0; i < 12; i++, nowMs += NEWS_EVERY_MS) {
+        const before = from.told.length;
+        from.exchange.tick();
+        for (const news of from.told.slice(before)) to.exchange.heard('a', news);
+      }
+    };
+    serve('x', 1_000);
+    expect(from.told.length).toBeLessThan(12); // nothing is told any more
+    serve('y', 5);
+    serve('x', 7);
+    expect([...to.charged]).toEqual([
+      ['x', 1_007],
+      ['y', 5],
+    ]);
+  });
+
+  test('a gateway of version 0.1 hears what was served since the last news, and is heard', () => {
+    const [from, to] = [gateway('a', () => 0), gateway('b', () => 0)];
+    from.exchange.served('x', 3);
+    from.exchange.tick();
+    from.exchange.served('x', 4);
+    from.exchange.tick();
+    expect(from.told.map(({ served }) => served)).toEqual([[['x', 3]], [['x', 4]]]);
+    for (const { served, waiting } of from.told) to.exchange.heard('old', { served, waiting });
+    expect(to.charged.get('x')).toBe(7);
   });
 });
