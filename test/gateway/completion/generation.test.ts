@@ -70,7 +70,7 @@ describe('choices in rounds', () => {
     expect(prefills.filter(({ promptLogprobs }) => promptLogprobs! >= 0)).toHaveLength(1);
   });
 
-  test('a tenant is not charged for cached tokens of a prompt, nor for output that nobody makes, in one round or many', async () => {
+  test('a tenant is not charged for cached tokens of a prompt, nor for output that nobody makes', async () => {
     const givenBack = vi.spyOn(FairQueue.prototype, 'giveBack');
     onTestFinished(() => givenBack.mockRestore());
     const total = () => {
