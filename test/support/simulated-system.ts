@@ -17,7 +17,7 @@ const FINGERPRINT = 'f'.repeat(64);
 const ASK_EVERY_MS = 1_000;
 
 /** Time before sequences make way unless a shape says otherwise, as in the product, in ms. */
-export const PREEMPT_AFTER_MS = 100;
+export const PREEMPT_AFTER_MS = 50;
 
 /** What a tenant asks for, again and again. */
 export interface Demand {
@@ -25,6 +25,8 @@ export interface Demand {
   /** Number of the gateway that it asks. */
   readonly gateway?: number;
   readonly promptTokens: number;
+  /** Those of them that the prefill worker has cached. */
+  readonly cachedTokens?: number;
   readonly outputTokens: number;
   readonly choices?: number;
   /** Requests that it keeps waiting or running. */
@@ -125,6 +127,8 @@ export function simulatedSystem(shape: SystemShape = {}) {
   /** Tokens computed for each tenant: prompts once, when their first token comes, and output. */
   const tokens = new Map<string, number>();
   const count = (tenant: string, more: number) => tokens.set(tenant, (tokens.get(tenant) ?? 0) + more);
+  /** How long each new prompt of a tenant waited for workers, in ms. */
+  const waits = new Map<string, number[]>();
   let preemptions = 0;
   let finished = 0;
   const finishedOf = new Map<string, number>();
@@ -241,7 +245,7 @@ export function simulatedSystem(shape: SystemShape = {}) {
 
   /** A request from its place in the queue to the end of its last sequence. */
   async function run(gateway: number, demand: Demand, choices: number, left: number, enteredMs?: number) {
-    const { tenant, promptTokens, outputTokens } = demand;
+    const { tenant, promptTokens, cachedTokens = 0, outputTokens } = demand;
     const continues = outputTokens > 1;
     const request = {
       tenant,
@@ -256,11 +260,18 @@ export function simulatedSystem(shape: SystemShape = {}) {
     };
     let isNew = enteredMs === undefined;
     const sequences: Promise<void>[] = [];
+    const askedMs = performance.now();
     for (let next: Promise<Grant> | undefined = members[gateway]!.dispatcher.place(request, over.signal); next; ) {
       const grant: Grant = await next;
+      if (isNew) waits.set(tenant, [...(waits.get(tenant) ?? []), performance.now() - askedMs]);
       // What comes back finds its prompt in the worker's cache.
-      const computed = prefill.compute(isNew ? promptTokens : 2).then(() => grant.prefill.release());
-      if (isNew) void computed.then(() => count(tenant, promptTokens));
+      const computed = prefill.compute(isNew ? promptTokens - cachedTokens : 2).then(() => grant.prefill.release());
+      if (isNew) {
+        void computed.then(() => {
+          count(tenant, promptTokens - cachedTokens);
+          grant.giveBack('prompt', cachedTokens);
+        });
+      }
       isNew = false;
       if (!continues) sequences.push(computed);
       for (const lease of grant.decodes) {
@@ -315,6 +326,8 @@ export function simulatedSystem(shape: SystemShape = {}) {
         return staying < count;
       });
     },
+    /** How long each new prompt of a tenant waited for its first workers, in ms, in the order in which they came. */
+    waitsOf: (tenant: string): readonly number[] => waits.get(tenant) ?? [],
     preemptions: () => preemptions,
     finished: () => finished,
     finishedOf: (tenant: string) => finishedOf.get(tenant) ?? 0,

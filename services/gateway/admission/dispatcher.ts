@@ -159,9 +159,9 @@ export class Dispatcher {
    */
   async place(request: QueueRequest, signal: AbortSignal): Promise<Grant> {
     signal.throwIfAborted();
-    const prompt: QueuedPrompt = new QueuedPrompt(request, this.#now(), () =>
-      signal.removeEventListener('abort', leave),
-    );
+    const settled = () => signal.removeEventListener('abort', leave);
+    const giveBack = (tokens: number) => this.#giveBack(request.tenant, tokens);
+    const prompt: QueuedPrompt = new QueuedPrompt(request, this.#now(), settled, giveBack);
     const leave = () => this.#leave(prompt, signal.reason);
     if (this.#now() - (this.#outageSinceMs ?? Infinity) >= this.#patienceMs(prompt.wasServed)) {
       this.#options.pool.assertUsable();
@@ -217,6 +217,11 @@ export class Dispatcher {
   charge(costs: ReadonlyMap<string, number>): void {
     for (const [tenant, cost] of costs) this.#queue.charge(tenant, cost);
     this.#pump();
+  }
+
+  #giveBack(tenant: string, tokens: number): void {
+    this.#queue.giveBack(tenant, tokens);
+    this.#options.exchange?.served(tenant, -tokens);
   }
 
   /** For the other gateways: see {@link SlotNews}. */

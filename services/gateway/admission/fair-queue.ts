@@ -148,6 +148,14 @@ export class FairQueue<E extends Waiting> {
     this.#forgetIdle();
   }
 
+  /** A tenant was charged for what it was not served: see {@link take}. */
+  giveBack(name: string, cost: number): void {
+    const tenant = this.#tenants.find(name);
+    if (tenant === undefined) return; // time has passed it, and it owes nothing
+    this.#tenants.giveBack(tenant, cost / tenant.weight);
+    this.#forgetIdle();
+  }
+
   /** Takes out an entry that nobody waits for any more, and charges nobody. Returns false when it was not waiting. */
   remove(entry: E): boolean {
     const tenant = this.#tenants.find(entry.tenant);

@@ -43,6 +43,11 @@ export interface Grant {
   readonly choices: number;
   /** To be given back with a choice that comes back. */
   readonly enteredMs: number;
+  /**
+   * Tokens of the prompt that were cached, or of the output of these choices that will never come: the tenant is not
+   * charged for what nobody computes. No more is given back than was charged.
+   */
+  readonly giveBack: (part: 'prompt' | 'output', tokens: number) => void;
   /** The grant for the choices after these; undefined where there are none. It must be awaited, whatever happens. */
   readonly next: Promise<Grant> | undefined;
 }
@@ -64,14 +69,21 @@ export class QueuedPrompt implements Waiting {
   readonly #request: QueueRequest;
   #affinity: Pick<PlacementRequest, 'affinityWorker' | 'affinityTokens'>;
   #waiting = new Deferred<Grant>();
+  /** Tokens of the prompt that are charged with its first grant. */
+  #chargedTokens: number;
   readonly #onSettled: () => void;
+  readonly #onGivenBack: (tokens: number) => void;
 
-  /** @param onSettled called when nothing of it waits any more. */
-  constructor(request: QueueRequest, nowMs: number, onSettled: () => void) {
+  /**
+   * @param onSettled called when nothing of it waits any more.
+   * @param onGivenBack takes tokens that the tenant was charged for and nobody computes.
+   */
+  constructor(request: QueueRequest, nowMs: number, onSettled: () => void, onGivenBack: (tokens: number) => void) {
     const { promptTokens, positions, continues, choices, enteredMs } = request;
     this.#request = request;
     this.#affinity = request;
     this.#onSettled = onSettled;
+    this.#onGivenBack = onGivenBack;
     this.tenant = request.tenant;
     this.priority = request.priority;
     this.tokens = promptTokens;
@@ -82,6 +94,7 @@ export class QueuedPrompt implements Waiting {
     this.sequences = continues ? choices : 1;
     const isNew = !this.cameBack && !this.isReplay;
     this.pendingTokens = isNew || this.isReplay ? promptTokens : 0;
+    this.#chargedTokens = isNew ? promptTokens : 0;
     this.sequenceCost = isNew && continues ? positions - promptTokens : 0;
   }
 
@@ -124,11 +137,18 @@ export class QueuedPrompt implements Waiting {
     else this.#waiting = new Deferred();
     this.#affinity = { affinityWorker: prefill.address, affinityTokens: this.tokens };
     this.blockedSinceMs = undefined;
+    const charged = { prompt: this.#chargedTokens, output: decodes.length * this.sequenceCost };
+    this.#chargedTokens = 0;
     waiting.resolve({
       prefill,
       decodes,
       choices: this.continues ? decodes.length : this.#request.choices,
       enteredMs: this.queuedAtMs,
+      giveBack: (part, tokens) => {
+        const given = Math.min(tokens, charged[part]);
+        charged[part] -= given;
+        if (given > 0) this.#onGivenBack(given);
+      },
       next: isLast ? undefined : this.#waiting.promise,
     });
   }

@@ -140,7 +140,7 @@ export class ServiceExchange {
     this.#now = options.now ?? (() => performance.now());
   }
 
-  /** A tenant was served here. */
+  /** A tenant was served here, or less than was said before: then the cost is below 0. */
   served(tenant: string, cost: number): void {
     const own = this.#own.get(tenant) ?? { total: this.#forgotten, before: [this.#forgotten], told: this.#forgotten };
     this.#own.set(tenant, own);
@@ -309,6 +309,7 @@ export class ServiceExchange {
     const active = this.#activate(tenant);
     const normalized = cost / this.#options.weightOf(tenant);
     active.served += normalized;
+    if (cost <= 0) return;
     active.progressAtMs = this.#now();
     this.#recent[0]! += normalized;
   }

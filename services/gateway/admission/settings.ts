@@ -13,7 +13,7 @@ export const ADMISSION_SETTINGS = {
     .default(10_000)
     .describe('requests that could not have their first token within this time are refused, in ms'),
   preemptAfterMs: milliseconds(0)
-    .default(100)
+    .default(50)
     .describe(
       'time after which a prompt that finds no slot gets one of a tenant that holds more than its share, in ms',
     ),

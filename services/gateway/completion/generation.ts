@@ -87,7 +87,8 @@ export class Generation {
       while (placing) {
         const grant: Grant = await placing;
         const granted = { ...rest, indices: rest.indices.slice(0, grant.choices) };
-        add(this.#run(this.#roundOf(granted, grant)));
+        const round = this.#roundOf(granted, grant);
+        add(this.#run(round).finally(() => giveBackOutput(round)));
         // What the first round has computed is neither computed nor counted again.
         rest = { ...rest, indices: rest.indices.slice(grant.choices), counts: false };
         placing = grant.next;
@@ -150,7 +151,7 @@ export class Generation {
       promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
-      ...countingTokens(task, indices, record.observerFor(!counts)),
+      ...countingTokens(task, indices, givingBackCached(grant, record.observerFor(!counts))),
     };
     return { part, attempt: new Attempt(attemptRequest, grant), grant };
   }
@@ -273,6 +274,23 @@ function restOf({ request, prompt, choices }: PromptTask, indices: readonly numb
   const priorOutputIds = [...choices[indices[0]!]!.ids]; // a copy: the choice goes on
   const ids = priorOutputIds.length === 0 ? prompt.ids : Int32Array.from([...prompt.ids, ...priorOutputIds]);
   return { prompt: { ids, soft: prompt.soft }, maxTokens: request.maxTokens - priorOutputIds.length, priorOutputIds };
+}
+
+/** The tenant is charged for a prompt as it stands; the prefill worker says how much of it was cached. */
+function givingBackCached(grant: Grant, to: AttemptObserver): AttemptObserver {
+  const onFirst: AttemptObserver['onFirst'] = (first) => {
+    grant.giveBack('prompt', first.cachedTokens);
+    to.onFirst(first);
+  };
+  return { ...to, onFirst };
+}
+
+/** The choices of a round have ended, here or in later rounds, and were charged for all tokens that they could take. */
+function giveBackOutput({ part: { task, indices }, grant }: Round): void {
+  const { request, promptIndex, scope } = task;
+  const made = (index: number) => scope.record.decodedOf(promptIndex, index);
+  const left = indices.reduce((sum, index) => sum + Math.max(0, request.maxTokens - made(index)), 0);
+  grant.giveBack('output', left);
 }
 
 /**

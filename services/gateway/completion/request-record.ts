@@ -150,6 +150,11 @@ export class RequestRecord {
     this.#decoded.set(key, Math.max(tokens, this.#decoded.get(key) ?? 0));
   }
 
+  /** Tokens of a choice that workers have come to. */
+  decodedOf(prompt: number, choice: number): number {
+    return this.#decoded.get(`${prompt}.${choice}`) ?? 0;
+  }
+
   /** Tokens of prompts and output that workers have computed: more than the usage where a client does not read. */
   get computedTokens(): number {
     const decoded = [...this.#decoded.values()].reduce((sum, tokens) => sum + tokens, 0);

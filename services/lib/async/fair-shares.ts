@@ -80,6 +80,11 @@ export class FairShares<P extends Party> {
     party.served = Math.max(party.served, served);
   }
 
+  /** A party was served less than it was thought to be, by this cost divided by its weight. */
+  giveBack(party: P, cost: number): void {
+    party.served -= cost;
+  }
+
   /** While nobody waits nobody falls behind: time goes on for all. */
   passTo(served: number): void {
     this.#virtualTime = Math.max(this.#virtualTime, served);

@@ -258,6 +258,26 @@ describe('what a tenant was served elsewhere', () => {
     ).toEqual(['b', 'b', 'b', 'a', 'b', 'a']);
   });
 
+  test('a tenant that was not served all that it was charged for comes as much sooner, and saves up no credit', () => {
+    const queue = new FairQueue<Entry>((tenant) => (tenant === 'a' ? 2 : 1));
+    for (let i = 0; i < 12; i++) queue.add(one(i % 2 ? 'b' : 'a', i));
+    queue.charge('a', 60);
+    queue.giveBack('a', 40); // 10 of its share is left
+    const order = (count: number) => Array.from({ length: count }, () => take(queue)!.tenant);
+    expect(order(4)).toEqual(['b', 'a', 'b', 'a']);
+    expect(drained(queue)).toHaveLength(8);
+  });
+
+  test('a tenant that is idle saves up no credit by what it is given back', () => {
+    const queue = new FairQueue<Entry>();
+    for (const [i, tenant] of ['a', 'b', 'a', 'b'].entries()) queue.add(one(tenant, i));
+    expect(drained(queue)).toHaveLength(4);
+    queue.giveBack('a', 20);
+    queue.giveBack('unknown', 20);
+    for (let i = 0; i < 6; i++) queue.add(one(i < 3 ? 'b' : 'a', i));
+    expect(drained(queue).map(({ tenant }) => tenant)).toEqual(['a', 'b', 'a', 'b', 'a', 'b']);
+  });
+
   test('nobody owes anything for what was served while nobody waited', () => {
     const queue = new FairQueue<Entry>();
     for (let i = 0; i < 100; i++) queue.charge('a', 1_000);

@@ -15,6 +15,7 @@ const BUSY = { promptTokens: 120, outputTokens: 32, atOnce: 16 };
 describe('shares of tenants that use prefill and slots in different proportions', () => {
   const wants = fc.record({
     promptTokens: fc.integer({ min: 10, max: 1_000 }),
+    cachedPercent: fc.constantFrom(0, 50, 95),
     // 1: no decode slot is needed.
     outputTokens: fc.oneof(fc.constant(1), fc.integer({ min: 2, max: 100 })),
     weight: fc.integer({ min: 1, max: 4 }),
@@ -33,8 +34,9 @@ describe('shares of tenants that use prefill and slots in different proportions'
         const system = simulatedSystem({ ...shape, weights });
         try {
           await system.start();
-          for (const [i, { weight: _, ...demand }] of tenants.entries()) {
-            system.ask({ ...demand, tenant: names[i]!, atOnce: 16 });
+          for (const [i, { weight: _, cachedPercent, ...demand }] of tenants.entries()) {
+            const cachedTokens = Math.floor((demand.promptTokens * cachedPercent) / 100);
+            system.ask({ ...demand, cachedTokens, tenant: names[i]!, atOnce: 16 });
           }
           await system.pass(10_000);
           const before = system.service(...names);
@@ -68,6 +70,30 @@ describe('shares of tenants that use prefill and slots in different proportions'
     // Beside it the others keep at least as much as three tenants of these weights may expect: 4 parts of 5.
     expect(got[0]! / 2).toBeGreaterThan(0.75 * alone[0]!);
     expect(got[1]! / 2).toBeGreaterThan(0.75 * alone[1]!);
+  });
+
+  test('a tenant whose prompts are cached does not wait for tenants that come back with many choices', async () => {
+    const system = simulatedSystem({ slots: [8, 8], stepMs: 20, prefillTokensPerSecond: 40_000 });
+    await system.start();
+    const typed = { tenant: 'typist', promptTokens: 160, cachedTokens: 158, outputTokens: 40, atOnce: 1 };
+    const type = async (seconds: number) => {
+      for (let i = 0; i < 4 * seconds; i++) {
+        void system.once(typed);
+        await system.pass(250);
+      }
+    };
+    await type(60);
+    const calm = system.waitsOf('typist').length;
+    // Whatever they wanted before, their limits kept it from them.
+    for (const tenant of ['x', 'z']) {
+      void system.once({ tenant, promptTokens: 64, outputTokens: 48, choices: 64, atOnce: 1 });
+    }
+    await type(10);
+    const waits = system.waitsOf('typist').slice(calm);
+    expect(waits).toHaveLength(40);
+    // It asks for 170 tokens/s, which is less than its third of 800. Were it charged for what is cached, it would ask
+    // for 800, and wait for more than a second.
+    expect(Math.max(...waits)).toBeLessThan(2.5 * PREEMPT_AFTER_MS);
   });
 
   test('a tenant that asks for little is served within a moment beside tenants whose sequences are long', async () => {

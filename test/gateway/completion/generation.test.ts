@@ -1,5 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { FairQueue } from '../../../services/gateway/admission/fair-queue.ts';
 import { RequestRecord } from '../../../services/gateway/completion/request-record.ts';
 import { completionBody } from '../../../services/gateway/http/completion-body.ts';
 import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
@@ -67,6 +68,27 @@ describe('choices in rounds', () => {
     expect(usage!.prompt_tokens_details.cached_tokens).toBe(2); // of the first round
     expect((await metrics.promptTokens.get()).values[0]?.value).toBe(before + usage!.prompt_tokens);
     expect(prefills.filter(({ promptLogprobs }) => promptLogprobs! >= 0)).toHaveLength(1);
+  });
+
+  test('a tenant is not charged for cached tokens of a prompt, nor for output that nobody makes', async () => {
+    const givenBack = vi.spyOn(FairQueue.prototype, 'giveBack');
+    onTestFinished(() => givenBack.mockRestore());
+    const total = () => {
+      const sum = givenBack.mock.calls.reduce((tokens, [, cost]) => tokens + cost, 0);
+      givenBack.mockClear();
+      return sum;
+    };
+    const cached = 2;
+    for (const slots of [16, 2]) {
+      const gateway = await fakeGateway({ ...bySeed, slots });
+      await gateway.complete({ ...body, n: 6, best_of: 6 });
+      await gateway.workers.idle();
+      expect(total()).toBe(cached); // all output was made
+    }
+    const held = await fakeGateway({ ...bySeed, slots: 16, holdAt: 'in decode' }, { requestTimeoutMs: 300 });
+    expect(await held.complete({ ...body, n: 6 })).toMatchObject({ error: { code: 'deadline_exceeded' } });
+    await held.workers.idle();
+    expect(total()).toBe(cached + 6 * 11); // of 12 tokens each the first was made
   });
 
   test('no worker ever has more sequences than its slots and half as many that wait', async () => {
