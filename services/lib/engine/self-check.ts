@@ -17,6 +17,7 @@ import type { KvStore } from '../kv/store.ts';
 import type { Precision } from '../model/bundle/choices.ts';
 import { comparePosition } from '../model/bundle/divergence.ts';
 import { ServingError } from '../process/errors.ts';
+import { gib } from '../process/memory.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import type { DecoderSession } from './session.ts';
 
@@ -111,10 +112,9 @@ export async function assertKeepsKv(kv: CheckedKv, device: string): Promise<void
     if (at < 0) continue;
     const row = Math.floor((at / wanted.length) * range.rowEnd);
     const per = positionBytes(kv.layout);
-    const gib = ((per * kv.capacity * slots) / 2 ** 30).toFixed(1);
     throw new ServingError(
       'out_of_memory',
-      `${device} does not keep what is written to its KV caches: row ${row} at the end of slot ${slot} came back changed. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib} GiB beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
+      `${device} does not keep what is written to its KV caches: row ${row} at the end of slot ${slot} came back changed. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib(per * kv.capacity * slots)} beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
     );
   }
 }
