@@ -49,7 +49,8 @@ export async function packBench(to: string): Promise<void> {
   if (process.platform !== 'linux') {
     throw new ServingError(
       'config_invalid',
-      `--pack packs for the platform that it runs on, and run.sh is for Linux, not for ${process.platform}: pack on Linux`,
+      '--pack packs for the platform that it runs on, and run.sh is for Linux, ' +
+        `not for ${process.platform}: pack on Linux`,
     );
   }
   const progress = startProgress('gpu');
@@ -70,7 +71,8 @@ export async function packBench(to: string): Promise<void> {
       await writeFile(join(folder, 'run.sh'), RUN, { mode: 0o755 });
       const bytes = await sizeOf(folder);
       if (archive) await archived(folder, to);
-      const text = `gpu: ${to} has ${(bytes / 2 ** 20).toFixed(1)} MiB; run run.sh there, with the options of bench gpu`;
+      const size = (bytes / 2 ** 20).toFixed(1);
+      const text = `gpu: ${to} has ${size} MiB; run run.sh there, with the options of bench gpu`;
       if (bytes <= LIMIT_BYTES) progress.succeed(text);
       else
         progress.warn(`${text}. It is larger than ${LIMIT_BYTES / 2 ** 20} MiB: pack where xz and strip are installed`);
