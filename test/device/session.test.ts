@@ -1,7 +1,7 @@
 /**
  * The decoder on the tests' software GPU: the same tokens as on the CPU, however a sequence is computed. ONNX Runtime
  * copies an input to the device when it is bound. Where inputs were bound only once, every step computed with the ids
- * and lengths of the first one: the model that ships said `2529 286 286 286 286` instead of `2529 286 2 3591 580`.
+ * and lengths of the first one: the model that ships said `223 3258 3258 3258 3258` for `223 3258 220 396 1822`.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
