@@ -13,6 +13,7 @@
  * The runs also compile the kernels: those for 1 token, for fewer than 32 and for more.
  */
 import { type KvLayout, positionBytes, rowCount } from '../kv/layout.ts';
+import type { KvPool } from '../kv/pool.ts';
 import type { KvStore } from '../kv/store.ts';
 import type { Precision } from '../model/bundle/choices.ts';
 import { comparePosition } from '../model/bundle/divergence.ts';
@@ -40,6 +41,12 @@ export const FEW_ROWS = 4;
 
 /** The part of a decoder that the check drives; it computes in slot 0. */
 export type CheckedDecoder = Pick<DecoderSession, 'chunk' | 'step' | 'vocabSize' | 'hiddenSize'>;
+
+/** The parts of a decoder and of its pool that another check drives (chunk-check.ts, step-check.ts). */
+export type DrivenDecoder<Decoder extends keyof DecoderSession, Pool extends keyof KvPool> = Pick<
+  DecoderSession,
+  Decoder | 'vocabSize'
+> & { readonly pool: Pick<KvPool, Pool | 'store'> };
 
 /** Memory of KV caches with the slot that a device may have besides. */
 export type CheckedKv = Pick<KvStore, 'layout' | 'slots' | 'capacity' | 'read' | 'write'> & {
