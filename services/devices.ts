@@ -69,7 +69,8 @@ export async function runDevices(config: ConfigOf<typeof DEVICES_SETTINGS>): Pro
 
 const described = ({ name, verdict, check }: DeviceState) =>
   check
-    ? `${name} computes right: KL divergence from the CPU ${check.kl.toExponential(1)}, of one run from two ${check.chunkedKl.toExponential(1)}`
+    ? `${name} computes right: KL divergence from the CPU ${check.kl.toExponential(1)}, ` +
+      `of one run from two ${check.chunkedKl.toExponential(1)}`
     : `${name} ${verdict === 'right' ? 'computes the bundle' : 'starts; --model checks whether it computes right'}`;
 
 async function tried(setting: DeviceSetting, model: string, threads: number): Promise<DeviceState> {

@@ -34,7 +34,9 @@ export function assertOnCard(before: Card, open: Card | undefined, device: strin
   if (open.used - before.used >= LEAST_TAKEN) return true;
   throw new ServingError(
     'provider_unavailable',
-    `${device} does not compute on ${before.name}: ${before.used} bytes of its memory were used before an engine was opened, and ${open.used} while it is open. Install the card's own driver for --provider (llavacode devices names what there is), keep other programs off the card, and run again`,
+    `${device} does not compute on ${before.name}: ${before.used} bytes of its memory were used before an engine ` +
+      `was opened, and ${open.used} while it is open. Install the card's own driver for --provider (llavacode ` +
+      'devices names what there is), keep other programs off the card, and run again',
   );
 }
 

@@ -23,16 +23,22 @@ export const GPU: Bench<GpuResult> = {
       'bytes read and written per second by a chain of additions on large matrices, by the runtime’s own kernel',
     arithmetic: 'floating-point operations per second of a chain of products of square matrices, by its own kernel',
     'first start':
-      'ms of loading a bundle in a process of its own as a worker does, with the self-check and all that is compiled then',
+      'ms of loading a bundle in a process of its own as a worker does, with the self-check and all that is ' +
+      'compiled then',
     'the CPU’s part in the check':
       'ms in which the CPU computes what the device is compared with; later starts read it from the bundle’s folder',
     TTFT: 'ms of one prompt in chunks of a worker’s default, with greedy sampling, without a server',
-    step: 'ms of one decode step of that many sequences, without a server; greedy tokens are chosen from logits that are fetched, as for requests that sample, or where the logits are, as a worker does when all requests are greedy',
+    step:
+      'ms of one decode step of that many sequences, without a server; greedy tokens are chosen from logits that ' +
+      'are fetched, as for requests that sample, or where the logits are, as a worker does when all requests are greedy',
     'recorded step': 'the same with --graph-capture: the commands of a step are recorded once, and replayed',
     bound:
-      'the least that it could take: for a prompt the operations of its matrices at the measured arithmetic, for a step the bytes of weights and KV at the measured bandwidth',
+      'the least that it could take: for a prompt the operations of its matrices at the measured arithmetic, for a ' +
+      'step the bytes of weights and KV at the measured bandwidth',
     'of the bound': 'bound / median',
-    KL: 'nats: the mean, over positions, of the Kullback-Leibler divergence of the device’s next-token distribution from the CPU’s',
+    KL:
+      'nats: the mean, over positions, of the Kullback-Leibler divergence of the device’s next-token distribution ' +
+      'from the CPU’s',
     'hand-over':
       'bytes on the wire / time to pack them from the pool, or to put them into it, with CRC; without a network',
   },
@@ -42,7 +48,8 @@ export const GPU: Bench<GpuResult> = {
     const tokens = parts
       .flatMap(({ figures }) => figures)
       .find(({ what }) => what.startsWith('greedy tokens equal'))?.value;
-    return `${provider}: ${done} of ${parts.length} parts measured whole; greedy tokens as on the CPU: ${tokens ?? 'not measured'}`;
+    const equal = tokens ?? 'not measured';
+    return `${provider}: ${done} of ${parts.length} parts measured whole; greedy tokens as on the CPU: ${equal}`;
   },
 };
 

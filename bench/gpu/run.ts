@@ -19,10 +19,9 @@ const FOR_CARDS = ['fp16', 'int8-fp16', 'int4-fp16'];
 export async function runGpu(options: GpuOptions, given: Readonly<Record<string, unknown>>): Promise<void> {
   if (options.pack !== undefined) return packBench(options.pack);
   if (options.fits) {
-    const { model, precision } = given;
-    process.stdout.write(
-      `${fitsTable(model === undefined ? PUBLISHED : options.model, precision === undefined ? FOR_CARDS : options.precision)}\n`,
-    );
+    const models = given['model'] === undefined ? PUBLISHED : options.model;
+    const precisions = given['precision'] === undefined ? FOR_CARDS : options.precision;
+    process.stdout.write(`${fitsTable(models, precisions)}\n`);
     return;
   }
   const { provider } = ENGINE_SETTINGS;

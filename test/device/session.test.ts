@@ -1,46 +1,38 @@
 /**
  * The decoder on the tests' software GPU: the same tokens as on the CPU, however a sequence is computed. ONNX Runtime
  * copies an input to the device when it is bound. Where inputs were bound only once, every step computed with the ids
- * and lengths of the first one: the model that ships said `2529 286 286 286 286` instead of `2529 286 2 3591 580`.
+ * and lengths of the first one: the model that ships said `223 3258 3258 3258 3258` for `223 3258 220 396 1822`.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
-import { type Accelerator, openDevice } from '../../services/lib/engine/device.ts';
-import { DeviceKv, type KvUse } from '../../services/lib/engine/device-kv.ts';
-import { CpuEngineKv, type EngineKv } from '../../services/lib/engine/engine-kv.ts';
-import { DecoderSession } from '../../services/lib/engine/session.ts';
+import { CPU } from '../../services/lib/engine/device.ts';
+import type { KvUse } from '../../services/lib/engine/device-kv.ts';
+import type { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvReceiver, KvSender } from '../../services/lib/kv/handoff.ts';
-import { KvPool } from '../../services/lib/kv/pool.ts';
 import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, softWithin } from '../../services/lib/request/token-prompt.ts';
-import { TINY_CODER } from '../support/system.ts';
-import { DEVICE_MODEL, useVulkan } from '../support/vulkan.ts';
+import { decoderOn, layoutOf, softwareGpu } from '../support/device-decoder.ts';
+import { TINY_CODER } from '../support/models.ts';
+import { COMPILING_MS, DEVICE_MODEL } from '../support/vulkan.ts';
 
-const SLOTS = 3;
 const CAPACITY = 512;
-/** Shaders are compiled once, and then found in the cache. */
-const TIMEOUT_MS = 300_000;
 
+const gpu = softwareGpu();
 let dir: string;
 let bundle: Bundle;
-let device: Accelerator;
 let cpu: DecoderSession;
 
 beforeAll(async () => {
-  await useVulkan();
   dir = await mkdtemp(join(tmpdir(), 'llavacode-device-'));
   bundle = await exported('device-model', DEVICE_MODEL);
-  device = (await openDevice({ provider: 'webgpu' })) as Accelerator;
   cpu = await onCpu(bundle);
-}, TIMEOUT_MS);
+}, COMPILING_MS);
 
 afterAll(async () => {
   await cpu?.dispose();
-  expect(device?.bytes).toBe(0);
-  await device?.dispose();
   await rm(dir, { recursive: true, force: true });
 });
 
@@ -49,29 +41,12 @@ async function exported(name: string, llm: string): Promise<Bundle> {
   return openBundle(join(dir, name));
 }
 
-const layoutOf = ({ manifest }: Bundle) => {
-  const { layers, kvHeads, headDim } = manifest.llm.spec;
-  return { layers, kvHeads, headDim };
-};
-const shapeOf = ({ manifest }: Bundle) => ({
-  vocabSize: manifest.llm.spec.vocab,
-  hiddenSize: manifest.llm.spec.hidden,
-});
-
-const onCpu = (model: Bundle) =>
-  DecoderSession.load(model.llm, shapeOf(model), new KvPool(new CpuEngineKv(layoutOf(model), SLOTS, CAPACITY)), {
-    threads: 1,
-  });
+const onCpu = async (model: Bundle) => (await decoderOn(CPU, model, { capacity: CAPACITY })).session;
 
 /** A session on the device that is freed after the test, with its caches. */
 async function onDevice(use: KvUse, model = bundle): Promise<DecoderSession> {
-  const kv: EngineKv = await DeviceKv.create(device, layoutOf(model), SLOTS, CAPACITY, use);
-  const pool = new KvPool(kv);
-  const session = await DecoderSession.load(model.llm, shapeOf(model), pool, { threads: 1, device });
-  onTestFinished(async () => {
-    await session.dispose();
-    await pool.store.dispose();
-  });
+  const { session, dispose } = await decoderOn(gpu(), model, { capacity: CAPACITY, use });
+  onTestFinished(dispose);
   return session;
 }
 
@@ -129,7 +104,7 @@ describe.each([
   ['prompts', 1, { size: 128 }],
   ['both', 2, { size: 128 }],
 ] as const)('caches for %s', (use, slot, how) => {
-  test('300 tokens and 24 more are those of the CPU', { timeout: TIMEOUT_MS }, async () => {
+  test('300 tokens and 24 more are those of the CPU', { timeout: COMPILING_MS }, async () => {
     const prompt = promptOf(300);
     const expected = await greedy(cpu, 0, prompt, 25);
     expect(new Set(expected).size).toBeGreaterThan(3);
@@ -137,7 +112,7 @@ describe.each([
   });
 });
 
-test('the model that ships gives the tokens of the CPU, 300 and 24 more', { timeout: TIMEOUT_MS }, async () => {
+test('the model that ships gives the tokens of the CPU, 300 and 24 more', { timeout: COMPILING_MS }, async () => {
   const model = await exported('tiny-coder', TINY_CODER);
   const [plain, session] = [await onCpu(model), await onDevice('both', model)];
   try {
@@ -151,7 +126,7 @@ test('the model that ships gives the tokens of the CPU, 300 and 24 more', { time
 });
 
 test('soft tokens, and sequences of other lengths in one step, give the tokens of the CPU', {
-  timeout: TIMEOUT_MS,
+  timeout: COMPILING_MS,
 }, async () => {
   const { hidden } = bundle.manifest.llm.spec;
   const positions = Int32Array.of(3, 4, 5, 36);
@@ -181,7 +156,7 @@ test('soft tokens, and sequences of other lengths in one step, give the tokens o
 
 test.each(['prompts', 'both'] as const)(
   'a prompt goes on from a beginning in another slot, also after a chunk that was cancelled; caches for %s',
-  { timeout: TIMEOUT_MS },
+  { timeout: COMPILING_MS },
   async (use) => {
     const prompt = promptOf(60, 5);
     const other = [...prompt.slice(0, 48), ...promptOf(9, 6)];
@@ -219,11 +194,11 @@ describe('a hand-over', () => {
     expect(await decode(to, toSlot, prompt.length, first, 6)).toEqual(expected);
   }
 
-  test('the CPU goes on with a prompt of the device', { timeout: TIMEOUT_MS }, async () => {
+  test('the CPU goes on with a prompt of the device', { timeout: COMPILING_MS }, async () => {
     await handOver(await onDevice('prompts'), cpu, 2, 1);
   });
 
-  test('the device goes on with a prompt of the CPU', { timeout: TIMEOUT_MS }, async () => {
+  test('the device goes on with a prompt of the CPU', { timeout: COMPILING_MS }, async () => {
     await handOver(cpu, await onDevice('steps'), 1, 2);
   });
 });

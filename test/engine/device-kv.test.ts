@@ -1,26 +1,17 @@
 /** KV caches on a device, against those in the process's memory. The device is the tests' software GPU. */
 import fc from 'fast-check';
-import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
-import { type Accelerator, openDevice } from '../../services/lib/engine/device.ts';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { type KvLayout, type KvRange, planFrames, positionBytes, rowCount } from '../../services/lib/kv/layout.ts';
-import { useVulkan } from '../support/vulkan.ts';
+import { softwareGpu } from '../support/device-decoder.ts';
+import { COMPILING_MS } from '../support/vulkan.ts';
 
 const SLOTS = 3;
 const CAPACITY = 24;
-const COMPILING_MS = 120_000;
 
-let device: Accelerator;
-beforeAll(async () => {
-  await useVulkan();
-  device = (await openDevice({ provider: 'webgpu' })) as Accelerator;
-}, COMPILING_MS);
-afterAll(async () => {
-  expect(device.bytes).toBe(0);
-  await device.dispose();
-});
+const gpu = softwareGpu();
 
 /** Bytes that say where they belong: no two operations write the same ones. */
 function content(length: number, seed: number): Uint8Array {
@@ -59,7 +50,7 @@ describe.each(LAYOUTS)('with %s', (_, layout) => {
   test.each(['steps', 'prompts', 'both'] as const)(
     'any order of reads, writes, copies and swaps leaves the bytes of the CPU store; slots for %s',
     async (use) => {
-      const store = await DeviceKv.create(device, layout, SLOTS, CAPACITY, use);
+      const store = await DeviceKv.create(gpu(), layout, SLOTS, CAPACITY, use);
       const all = store.staging === undefined ? SLOTS : SLOTS + 1;
       const cpu = new CpuKvStore(layout, all, CAPACITY);
       try {
@@ -114,8 +105,8 @@ describe.each(LAYOUTS)('with %s', (_, layout) => {
 test('frames that hold some rows of some layers go out of one device store and into another', async () => {
   const layout: KvLayout = { layers: 3, kvHeads: 2, headDim: 8 };
   const [from, to] = [
-    await DeviceKv.create(device, layout, 2, CAPACITY, 'prompts'),
-    await DeviceKv.create(device, layout, 2, CAPACITY, 'both'),
+    await DeviceKv.create(gpu(), layout, 2, CAPACITY, 'prompts'),
+    await DeviceKv.create(gpu(), layout, 2, CAPACITY, 'both'),
   ];
   try {
     const bytes = content(positionBytes(layout) * CAPACITY, 7);
@@ -132,7 +123,7 @@ test('frames that hold some rows of some layers go out of one device store and i
 
 test('a store that is warm opens no graph more, whatever number of tensors its frames touch', async () => {
   const layout: KvLayout = { layers: 6, kvHeads: 1, headDim: 8 };
-  const store = await DeviceKv.create(device, layout, 2, CAPACITY, 'both');
+  const store = await DeviceKv.create(gpu(), layout, 2, CAPACITY, 'both');
   const builds = vi.spyOn(OrtSession, 'build');
   onTestFinished(builds.mockRestore);
   try {
@@ -160,7 +151,7 @@ test('a store that is warm opens no graph more, whatever number of tensors its f
 
 test('a store that is disposed of finishes what was asked for before, and refuses the rest', async () => {
   const layout: KvLayout = { layers: 1, kvHeads: 1, headDim: 8 };
-  const store = await DeviceKv.create(device, layout, 2, CAPACITY, 'both');
+  const store = await DeviceKv.create(gpu(), layout, 2, CAPACITY, 'both');
   const bytes = content(positionBytes(layout) * CAPACITY, 5);
   void store.write(0, everything(layout), bytes);
   void store.copy(0, 1, CAPACITY);
@@ -178,7 +169,7 @@ test('a store that is disposed of finishes what was asked for before, and refuse
 
 test('a range beyond the store is refused', async () => {
   const layout: KvLayout = { layers: 1, kvHeads: 1, headDim: 8 };
-  const store = await DeviceKv.create(device, layout, SLOTS, CAPACITY, 'steps');
+  const store = await DeviceKv.create(gpu(), layout, SLOTS, CAPACITY, 'steps');
   try {
     await expect(store.read(SLOTS, everything(layout))).rejects.toThrow(RangeError);
     await expect(store.copy(0, 1, CAPACITY + 1)).rejects.toThrow(RangeError);

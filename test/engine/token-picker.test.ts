@@ -3,41 +3,38 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Accelerator, openDevice } from '../../services/lib/engine/device.ts';
-import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
-import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { CPU } from '../../services/lib/engine/device.ts';
 import { OrtSession, type SessionOptions } from '../../services/lib/engine/ort.ts';
+import { runtime } from '../../services/lib/engine/ort-api.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
-import { DecoderSession, NO_TOKEN } from '../../services/lib/engine/session.ts';
+import { NO_TOKEN } from '../../services/lib/engine/session.ts';
 import { NO_CHOICE, takesLikeliest } from '../../services/lib/engine/token-picker.ts';
-import { KvPool } from '../../services/lib/kv/pool.ts';
-import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { Graph } from '../../services/lib/model/graph/graph.ts';
 import { buildGreedy } from '../../services/lib/model/graph/greedy.ts';
 import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
+import { decoderOn, softwareGpu } from '../support/device-decoder.ts';
 import { largestDifference } from '../support/models.ts';
 import { smallestBundle } from '../support/smallest-bundle.ts';
-import { useVulkan } from '../support/vulkan.ts';
+import { COMPILING_MS } from '../support/vulkan.ts';
 
-const COMPILING_MS = 240_000;
-let device: Accelerator;
+const gpu = softwareGpu();
+let dir: string;
+let bundle: Bundle;
 beforeAll(async () => {
-  await useVulkan();
-  device = (await openDevice({ provider: 'webgpu' })) as Accelerator;
-}, COMPILING_MS);
-afterAll(async () => {
-  expect(device.bytes).toBe(0);
-  await device.dispose();
+  dir = await mkdtemp(join(tmpdir(), 'llavacode-picker-'));
+  bundle = await openBundle(await smallestBundle(dir));
 });
+afterAll(() => rm(dir, { recursive: true, force: true }));
 
 describe.each(['cpu', 'webgpu'] as const)('the graph on %s', (kind) => {
   test(
     'the token is the one that the sampler takes: ties go to the lowest id',
     async () => {
       const [rows, vocab] = [5, 300];
-      const options: SessionOptions = kind === 'cpu' ? { threads: 1 } : { threads: 1, device, whole: true };
+      const options: SessionOptions = kind === 'cpu' ? { threads: 1 } : { threads: 1, device: gpu(), whole: true };
       const session = await OrtSession.build(buildGreedy(vocab), options);
       const logit = fc.oneof(fc.constantFrom(-2, 0, 3, 3.5), fc.float({ noNaN: true, noDefaultInfinity: true }));
       const property = fc.asyncProperty(
@@ -98,9 +95,9 @@ test.each([
   const x = graph.input('x', 'float32', ['n']);
   const size = graph.node('Cast', 'size', [graph.node('Shape', 'shape', [x])], { to: 'float32' });
   graph.output(graph.node('Add', 'sum', [x, size]), 'float32', ['n']);
-  const session = await OrtSession.build(graph, { device, threads: 1 });
+  const session = await OrtSession.build(graph, { device: gpu(), threads: 1 });
   session.dispose();
-  await expect(OrtSession.build(graph, { device, threads: 1, ...options })).rejects.toThrow(message);
+  await expect(OrtSession.build(graph, { device: gpu(), threads: 1, ...options })).rejects.toThrow(message);
 });
 
 test.each([
@@ -109,52 +106,47 @@ test.each([
 ])(
   'a decoder on a device picks the tokens that its logits give, whatever slots ride along, and says where there is none%s',
   async (_, graphCapture) => {
-    const dir = await mkdtemp(join(tmpdir(), 'llavacode-picker-'));
-    const { manifest, llm } = await openBundle(await smallestBundle(dir));
-    const { layers, kvHeads, headDim, vocab, hidden } = manifest.llm.spec;
-    const layout = { layers, kvHeads, headDim };
-    const shape = { vocabSize: vocab, hiddenSize: hidden };
-    const onCpu = await DecoderSession.load(llm, shape, new KvPool(new CpuEngineKv(layout, 3, 64)), { threads: 1 });
-    const store = await DeviceKv.create(device, layout, 3, 64, 'both');
-    const options = { device, threads: 1, graphCapture };
-    const session = await DecoderSession.load(llm, shape, new KvPool(store), options);
-    try {
-      expect([onCpu.picksTokens, session.picksTokens]).toEqual([false, true]);
-      const prompt = Int32Array.from({ length: 9 }, (__, i) => 1 + ((i * 7) % 50));
-      const soft = NO_SOFT_TOKENS;
-      for (const decoder of [onCpu, session]) {
-        for (const slot of [0, 2]) await decoder.chunk({ slot, past: 0, ids: prompt, soft, logitRows: [] });
-      }
-      let newest = 7;
-      for (let i = 0; i < 4; i++) {
-        // Slot 0 is idle and rides along in slot 2's step; the step is repeated, which writes the same position again.
-        const inputs = [Int32Array.of(newest), Int32Array.of(9 + i), 2] as const;
-        const [token] = await session.pick(...inputs);
-        const logits = await session.step(...inputs);
-        expect(largestDifference(logits, await onCpu.step(...inputs))).toBeLessThan(1e-4);
-        expect(token).toBe(sample(logits.slice(), GREEDY, 0, new OutputHistory()).id);
-        newest = token!;
-        // A prompt and a batch of another size between two steps. (Riding along has changed slot 0: the pool of this
-        // test knows of no prompt there.)
-        const chunk = { slot: 0, past: 0, ids: prompt, soft, logitRows: [8] };
-        expect(largestDifference(await session.chunk(chunk), await onCpu.chunk(chunk))).toBeLessThan(1e-4);
-        const alone = [Int32Array.of(newest), Int32Array.of(9), 0] as const;
-        expect(largestDifference(await session.step(...alone), await onCpu.step(...alone))).toBeLessThan(1e-4);
-      }
-      const both = [Int32Array.of(7, NO_TOKEN, 7), Int32Array.of(9, 9, 9), 0] as const;
-      const tokens = await session.pick(...both);
-      expect(tokens[0]).toBe(tokens[2]);
-
-      const bytes = new Uint8Array(4 * headDim).fill(0xff); // NaN
-      await store.write(0, { start: 0, end: 1, rowStart: 0, rowEnd: 1 }, bytes);
-      const [damaged, , sound] = await session.pick(...both);
-      expect([damaged, sound]).toEqual([NO_CHOICE, tokens[2]]);
-    } finally {
-      await onCpu.dispose();
-      await session.dispose();
-      await store.dispose();
-      await rm(dir, { recursive: true, force: true });
+    const plain = await decoderOn(CPU, bundle);
+    onTestFinished(plain.dispose);
+    const decoder = await decoderOn(gpu(), bundle, { graphCapture });
+    onTestFinished(decoder.dispose);
+    const [onCpu, session] = [plain.session, decoder.session];
+    expect([onCpu.picksTokens, session.picksTokens]).toEqual([false, true]);
+    const prompt = Int32Array.from({ length: 9 }, (__, i) => 1 + ((i * 7) % 50));
+    const soft = NO_SOFT_TOKENS;
+    for (const computing of [onCpu, session]) {
+      for (const slot of [0, 2]) await computing.chunk({ slot, past: 0, ids: prompt, soft, logitRows: [] });
     }
+    let newest = 7;
+    for (let i = 0; i < 4; i++) {
+      // Slot 0 is idle and rides along in slot 2's step; the step is repeated, which writes the same position again.
+      const inputs = [Int32Array.of(newest), Int32Array.of(9 + i), 2] as const;
+      const [token] = await session.pick(...inputs);
+      const logits = await session.step(...inputs);
+      expect(largestDifference(logits, await onCpu.step(...inputs))).toBeLessThan(1e-4);
+      expect(token).toBe(sample(logits.slice(), GREEDY, 0, new OutputHistory()).id);
+      newest = token!;
+      // A prompt and a batch of another size between two steps. (Riding along has changed slot 0: the pool of this
+      // test knows of no prompt there.)
+      const chunk = { slot: 0, past: 0, ids: prompt, soft, logitRows: [8] };
+      expect(largestDifference(await session.chunk(chunk), await onCpu.chunk(chunk))).toBeLessThan(1e-4);
+      const alone = [Int32Array.of(newest), Int32Array.of(9), 0] as const;
+      expect(largestDifference(await session.step(...alone), await onCpu.step(...alone))).toBeLessThan(1e-4);
+    }
+    const both = [Int32Array.of(7, NO_TOKEN, 7), Int32Array.of(9, 9, 9), 0] as const;
+    const tokens = await session.pick(...both);
+    expect(tokens[0]).toBe(tokens[2]);
+    // What stays the same from step to step is given to the device once. Steps that are recorded copy to its tensors.
+    const binds = vi.spyOn(runtime().api, 'bindInput');
+    onTestFinished(binds.mockRestore);
+    await session.pick(...both);
+    const changing = ['input_ids', 'seqlens_k', 'total_sequence_length'];
+    expect(binds.mock.calls.map(([, name]) => name)).toEqual(graphCapture ? [] : changing);
+
+    const bytes = new Uint8Array(4 * decoder.store.layout.headDim).fill(0xff); // NaN
+    await decoder.store.write(0, { start: 0, end: 1, rowStart: 0, rowEnd: 1 }, bytes);
+    const [damaged, , sound] = await session.pick(...both);
+    expect([damaged, sound]).toEqual([NO_CHOICE, tokens[2]]);
   },
   COMPILING_MS,
 );

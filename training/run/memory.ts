@@ -8,12 +8,12 @@
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import { GIB, gib } from '../../services/lib/process/memory.ts';
 import type { TrainOptions } from './settings.ts';
 
 /** Sequences that decode together when rollouts are made and memory does not matter. */
 export const ROLLOUT_SLOTS = 16;
 
-export const GIB = 2 ** 30;
 /** Bytes of a 32-bit float. */
 const FLOAT = 4;
 /** Node.js, ONNX Runtime and the projector, in bytes. */
@@ -79,9 +79,9 @@ export function withinMemory(
       if (slots <= 1) break;
     }
   }
-  const least = trainingBytes(spec, { ...need, recompute: true, slots: Math.min(most, 1) }) / FILLED / GIB;
+  const least = trainingBytes(spec, { ...need, recompute: true, slots: Math.min(most, 1) }) / FILLED;
   throw new ServingError(
     'config_invalid',
-    `--memory of ${(limit / GIB).toFixed(1)} GiB: this run takes ${least.toFixed(1)} GiB at least, with activations computed again: allow more, shorten --prompt-tokens, or use --frozen w8a8`,
+    `--memory of ${gib(limit)}: this run takes ${gib(least)} at least, with activations computed again: allow more, shorten --prompt-tokens, or use --frozen w8a8`,
   );
 }

@@ -15,7 +15,8 @@ export const HTTP_SETTINGS = {
   refusalsPerSecond: whole(1)
     .default(50)
     .describe(
-      'refused requests of one tenant that are answered without delay, a second; further ones are held back for up to 1 s, so that whoever asks again at once does not take the gateway from the others',
+      'refused requests of one tenant that are answered without delay, a second; further ones are held back for up ' +
+        'to 1 s, so that whoever asks again at once does not take the gateway from the others',
     ),
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)

@@ -5,16 +5,12 @@
  * reports no error: without this check the first long prompt would get wrong tokens.
  */
 import { rowCount } from '../kv/layout.ts';
-import type { KvPool } from '../kv/pool.ts';
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
-import { type CheckLimits, comparedRows, divergence, FEW_ROWS, promptIds } from './self-check.ts';
-import type { DecoderSession } from './session.ts';
+import { type CheckLimits, comparedRows, type DrivenDecoder, divergence, FEW_ROWS, promptIds } from './self-check.ts';
 
 /** The part of a decoder that the check drives; it computes in slot 0. */
-export type ChunkDecoder = Pick<DecoderSession, 'chunk' | 'vocabSize'> & {
-  readonly pool: Pick<KvPool, 'store' | 'capacity' | 'layout'>;
-};
+export type ChunkDecoder = DrivenDecoder<'chunk', 'capacity' | 'layout'>;
 
 /** Positions whose distributions are compared: few, because those of all would be 300 MB at a vocabulary of 152k. */
 const COMPARED = 8;

@@ -1,6 +1,10 @@
 /**
  * Inputs of a run that a device records and replays: they must lie in its memory and stay where they are. Each has a
  * twin in the host's memory, from which it is filled again before a run.
+ *
+ * Three inputs of a step change: ids, lengths, and the longest length. They are not packed into one tensor: they are
+ * inputs of the graph by themselves, with types of their own, so that packing them would take nodes that unpack them, a
+ * kernel more for each step. The copies of a step go down in one call as it is.
  */
 import type { Accelerator, DeviceTensor } from './device.ts';
 import type { Binding, OrtValue } from './ort.ts';

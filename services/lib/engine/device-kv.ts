@@ -16,6 +16,7 @@ import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } fr
 import type { RowWriter } from '../kv/store.ts';
 import { buildKvCopy, buildKvExport, buildKvImport } from '../model/graph/kv-copies.ts';
 import { ServingError } from '../process/errors.ts';
+import { gib } from '../process/memory.ts';
 import type { Accelerator, DeviceTensor } from './device.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue } from './ort.ts';
@@ -215,32 +216,21 @@ export class DeviceKv implements EngineKv {
   }
 
   /** @param rows `[rows of the range, positions, head_dim]`, of which the run fills its own. */
-  async #exportRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
+  #exportRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
     const { headDim } = this.layout;
     const { parts, row, count } = run;
     const n = end - start;
-    const values: OrtValue[] = [];
-    const bound = (value: OrtValue) => {
-      values.push(value);
-      return value;
-    };
-    let binding: Binding | undefined;
-    try {
-      binding = (await this.#graph('export', parts.length)).bind();
-      const at = slot - block.first;
+    const at = slot - block.first;
+    return this.#runGraph('export', parts.length, (binding, own) => {
       for (const [i, { tensor, from, to }] of parts.entries()) {
         binding
           .input(`tensor.${i}`, block.tensors[tensor] as DeviceTensor)
-          .input(`start.${i}`, bound(int64([3], [at, from, start])))
-          .input(`end.${i}`, bound(int64([3], [at + 1, to, end])));
+          .input(`start.${i}`, own(int64([3], [at, from, start])))
+          .input(`end.${i}`, own(int64([3], [at + 1, to, end])));
       }
       const data = rows.subarray(row * n * headDim, (row + count) * n * headDim);
-      binding.output('rows', bound(new OrtValue({ type: this.floats, dims: [1, count, n, headDim], data })));
-      await binding.run();
-    } finally {
-      binding?.dispose();
-      for (const value of values) value.dispose();
-    }
+      binding.output('rows', own(new OrtValue({ type: this.floats, dims: [1, count, n, headDim], data })));
+    });
   }
 
   async #write(slot: number, range: KvRange, rows: OrtValue): Promise<void> {
@@ -254,17 +244,10 @@ export class DeviceKv implements EngineKv {
   }
 
   /** @param rows `[rows of the range, positions, head_dim]`, of which the run writes its own. */
-  async #importRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
+  #importRows(block: Block, slot: number, { start, end }: KvRange, run: Run, rows: TensorData): Promise<void> {
     const { headDim } = this.layout;
     const n = end - start;
-    const values: OrtValue[] = [];
-    const bound = (value: OrtValue) => {
-      values.push(value);
-      return value;
-    };
-    let binding: Binding | undefined;
-    try {
-      binding = (await this.#graph('import', run.parts.length)).bind();
+    return this.#runGraph('import', run.parts.length, (binding, own) => {
       let { row } = run;
       for (const [i, { tensor, from, to }] of run.parts.entries()) {
         const cells = this.#cells(slot - block.first, from, to, start, end);
@@ -272,16 +255,12 @@ export class DeviceKv implements EngineKv {
         const memory = block.flat[tensor] as DeviceTensor;
         binding
           .input(`tensor.${i}`, memory)
-          .input(`cells.${i}`, bound(int64([cells.length, 1], cells)))
-          .input(`rows.${i}`, bound(new OrtValue({ type: this.floats, dims: [cells.length, headDim], data })))
+          .input(`cells.${i}`, own(int64([cells.length, 1], cells)))
+          .input(`rows.${i}`, own(new OrtValue({ type: this.floats, dims: [cells.length, headDim], data })))
           .output(`written.${i}`, memory);
         row += to - from;
       }
-      await binding.run();
-    } finally {
-      binding?.dispose();
-      for (const value of values) value.dispose();
-    }
+    });
   }
 
   async #copy(from: number, to: number, start: number, end: number): Promise<void> {
@@ -312,21 +291,37 @@ export class DeviceKv implements EngineKv {
 
   async #copyCells(source: Block, from: readonly number[], target: Block, to: readonly number[]): Promise<void> {
     if (from.length === 0) return;
-    const cells = [int64([from.length], from), int64([to.length, 1], to)] as const;
-    let binding: Binding | undefined;
-    try {
-      binding = (await this.#graph('copy', 2 * this.layout.layers)).bind();
-      binding.input('source', cells[0]).input('target', cells[1]);
+    await this.#runGraph('copy', 2 * this.layout.layers, (binding, own) => {
+      binding.input('source', own(int64([from.length], from))).input('target', own(int64([to.length, 1], to)));
       for (const [i, memory] of target.flat.entries()) {
         binding
           .input(`from.${i}`, source.flat[i] as DeviceTensor)
           .input(`to.${i}`, memory)
           .output(`written.${i}`, memory);
       }
+    });
+  }
+
+  /**
+   * Runs a graph of a kind for a number of tensors.
+   * @param bind binds its inputs and outputs. Values that it passes through `own` are freed after the run.
+   */
+  async #runGraph(
+    kind: keyof typeof BUILD,
+    tensors: number,
+    bind: (binding: Binding, own: (value: OrtValue) => OrtValue) => void,
+  ): Promise<void> {
+    const binding = (await this.#graph(kind, tensors)).bind();
+    const values: OrtValue[] = [];
+    try {
+      bind(binding, (value) => {
+        values.push(value);
+        return value;
+      });
       await binding.run();
     } finally {
-      binding?.dispose();
-      for (const value of cells) value.dispose();
+      binding.dispose();
+      for (const value of values) value.dispose();
     }
   }
 
@@ -357,10 +352,10 @@ export class DeviceKv implements EngineKv {
     } catch (error) {
       release({ first, slots, tensors, flat });
       const per = positionBytes(this.layout);
-      const bytes = per * this.capacity * this.slots;
+      const need = gib(per * this.capacity * this.slots);
       throw new ServingError(
         'out_of_memory',
-        `the KV caches need ${this.slots} slots x ${this.capacity} tokens x ${per} bytes = ${(bytes / 2 ** 30).toFixed(1)} GiB on ${this.#device.name}: ${(error as Error).message}; lower --slots or --capacity`,
+        `the KV caches need ${this.slots} slots x ${this.capacity} tokens x ${per} bytes = ${need} on ${this.#device.name}: ${(error as Error).message}; lower --slots or --capacity`,
         { cause: error },
       );
     }

@@ -1,9 +1,9 @@
 /** What a worker's engine takes of the memory in which it computes, and whether that fits. */
-import { totalmem } from 'node:os';
 import { positionBytes } from '../kv/layout.ts';
 import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
 import type { DecoderSpec } from '../model/checkpoint/spec.ts';
 import { ServingError } from '../process/errors.ts';
+import { gib, machineMemory } from '../process/memory.ts';
 
 /** Tokens of a prompt's chunk where no setting says it: the default of --prefill-chunk-tokens. */
 export const DEFAULT_CHUNK_TOKENS = 512;
@@ -104,9 +104,6 @@ export function assertReferenceFits({ weights, kv, logits }: EngineMemory, devic
   );
 }
 
-/** Bytes of memory that this process may have. */
-const machineMemory = () => Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
-
 /**
  * @param bytes what the worker may take of the device's memory: --device-memory.
  * @throws ServingError out_of_memory, with the arithmetic.
@@ -122,5 +119,3 @@ export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: nu
 
 const described = ({ weights, kv, slots, perToken, stepRows, logits }: EngineMemory, capacity: number) =>
   `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${gib(logits)}`;
-
-const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;

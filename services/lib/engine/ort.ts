@@ -42,6 +42,8 @@ export class Binding {
   readonly #values = new Map<string, BoundValue>();
   /** On a device: the inputs in memory of the host, which the runtime copies when they are bound. */
   readonly #copied = new Map<string, BoundValue>();
+  /** Names of those that the device keeps from the next run on. */
+  readonly #constant = new Set<string>();
 
   /** @internal */
   constructor(session: Pointer, { kind, lane }: Device) {
@@ -71,7 +73,15 @@ export class Binding {
       assertOk(api, api.bindInput(this.#pointer, name, value.pointer));
       this.#copied.delete(name);
     } else this.#copied.set(name, value);
+    this.#constant.delete(name);
     this.#values.set(name, value);
+    return this;
+  }
+
+  /** As {@link input}, for a value that changes no more: a device gets it once, instead of before every run. */
+  constant(name: string, value: BoundValue): this {
+    this.input(name, value);
+    if (this.#copied.has(name)) this.#constant.add(name);
     return this;
   }
 
@@ -106,7 +116,10 @@ export class Binding {
     if (this.#inPlace) return this.#runNow(signal);
     await this.#lane.run(() => {
       const { api } = runtime();
-      for (const [name, { pointer }] of this.#copied) assertOk(api, api.bindInput(this.#pointer, name, pointer));
+      for (const [name, { pointer }] of this.#copied) {
+        assertOk(api, api.bindInput(this.#pointer, name, pointer));
+        if (this.#constant.delete(name)) this.#copied.delete(name);
+      }
       return this.#runNow(signal);
     }, signal);
   }

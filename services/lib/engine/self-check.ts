@@ -13,10 +13,12 @@
  * The runs also compile the kernels: those for 1 token, for fewer than 32 and for more.
  */
 import { type KvLayout, positionBytes, rowCount } from '../kv/layout.ts';
+import type { KvPool } from '../kv/pool.ts';
 import type { KvStore } from '../kv/store.ts';
 import type { Precision } from '../model/bundle/choices.ts';
 import { comparePosition } from '../model/bundle/divergence.ts';
 import { ServingError } from '../process/errors.ts';
+import { gib } from '../process/memory.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import type { DecoderSession } from './session.ts';
 
@@ -39,6 +41,12 @@ export const FEW_ROWS = 4;
 
 /** The part of a decoder that the check drives; it computes in slot 0. */
 export type CheckedDecoder = Pick<DecoderSession, 'chunk' | 'step' | 'vocabSize' | 'hiddenSize'>;
+
+/** The parts of a decoder and of its pool that another check drives (chunk-check.ts, step-check.ts). */
+export type DrivenDecoder<Decoder extends keyof DecoderSession, Pool extends keyof KvPool> = Pick<
+  DecoderSession,
+  Decoder | 'vocabSize'
+> & { readonly pool: Pick<KvPool, Pool | 'store'> };
 
 /** Memory of KV caches with the slot that a device may have besides. */
 export type CheckedKv = Pick<KvStore, 'layout' | 'slots' | 'capacity' | 'read' | 'write'> & {
@@ -111,10 +119,9 @@ export async function assertKeepsKv(kv: CheckedKv, device: string): Promise<void
     if (at < 0) continue;
     const row = Math.floor((at / wanted.length) * range.rowEnd);
     const per = positionBytes(kv.layout);
-    const gib = ((per * kv.capacity * slots) / 2 ** 30).toFixed(1);
     throw new ServingError(
       'out_of_memory',
-      `${device} does not keep what is written to its KV caches: row ${row} at the end of slot ${slot} came back changed. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib} GiB beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
+      `${device} does not keep what is written to its KV caches: row ${row} at the end of slot ${slot} came back changed. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib(per * kv.capacity * slots)} beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
     );
   }
 }

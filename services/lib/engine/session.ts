@@ -388,7 +388,8 @@ export class DecoderSession {
         inputs = await this.#picker!.record(binding, key, n, constant, changing);
         this.#unbind.push(() => inputs?.dispose());
       } else {
-        for (const [name, value] of Object.entries({ ...constant, ...changing })) binding.input(name, value);
+        for (const [name, value] of Object.entries(constant)) binding.constant(name, value);
+        for (const [name, value] of Object.entries(changing)) binding.input(name, value);
         binding.output('logits', logits);
       }
       this.#unbind.push(this.pool.memory.bind(binding, first, n));

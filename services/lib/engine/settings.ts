@@ -17,7 +17,8 @@ export const DEVICE_SETTINGS = {
     .enum(PROVIDERS)
     .default('auto')
     .describe(
-      `device to compute on: ${PROVIDERS.join(', ')}; auto takes a GPU if the system lists one and it computes right, else the CPU`,
+      `device to compute on: ${PROVIDERS.join(', ')}; auto takes a GPU if the system lists one and it computes ` +
+        'right, else the CPU',
     ),
   providerLibrary: z
     .string()
@@ -38,17 +39,20 @@ export const ENGINE_SETTINGS = {
   deviceMemory: whole(1 << 20, Number.MAX_SAFE_INTEGER)
     .optional()
     .describe(
-      "bytes of a GPU's memory that the worker may take: what would not fit is refused at start, by arithmetic, and nothing is enforced later; not checked when not given",
+      "bytes of a GPU's memory that the worker may take: what would not fit is refused at start, by arithmetic, and " +
+        'nothing is enforced later; not checked when not given',
     ),
   graphCapture: flag
     .default(false)
     .describe(
-      'record the decode step of each batch size on the GPU and replay it, for less work of the CPU between kernels (webgpu only)',
+      'record the decode step of each batch size on the GPU and replay it, for less work of the CPU between kernels ' +
+        '(webgpu only)',
     ),
   checkTolerance: whole(1, 1000)
     .default(1)
     .describe(
-      'factor on the KL divergences with which a GPU passes its check at start: raise it only for a model that you have seen to be answered right on that GPU',
+      'factor on the KL divergences with which a GPU passes its check at start: raise it only for a model that you ' +
+        'have seen to be answered right on that GPU',
     ),
   spin: flag.default(false).describe('let idle engine threads spin: faster where the cores are not shared'),
   cpus: z
@@ -60,12 +64,14 @@ export const ENGINE_SETTINGS = {
     .string()
     .default('')
     .describe(
-      "folder for weights in the form that this CPU computes with, and for what the CPU computes in the check of a GPU, shared by the machine's processes; within the bundle when empty, none when off",
+      'folder for weights in the form that this CPU computes with, and for what the CPU computes in the check of a ' +
+        "GPU, shared by the machine's processes; within the bundle when empty, none when off",
     ),
   slots: whole(1, 4096).default(4).describe('KV slots: sequences held at once'),
   capacity: whole(16, 1_000_000)
     .optional()
     .describe(
-      `tokens that one KV slot holds, prompt and output together; what the model holds when not given, at most ${DEFAULT_CAPACITY}`,
+      'tokens that one KV slot holds, prompt and output together; what the model holds when not given, at most ' +
+        DEFAULT_CAPACITY,
     ),
 };

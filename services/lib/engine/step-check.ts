@@ -4,22 +4,19 @@
  * second, which must read the new inputs; and with the choice of the likeliest tokens where the device makes it. The
  * runs also compile the kernels.
  */
-import type { KvPool } from '../kv/pool.ts';
 import {
   CHECKED_PROMPT,
   type CheckLimits,
   comparedRows,
+  type DrivenDecoder,
   divergence,
   FEW_ROWS,
   promptIds,
   refusal,
 } from './self-check.ts';
-import type { DecoderSession } from './session.ts';
 
 /** The part of a decoder that the check drives. */
-export type SteppingDecoder = Pick<DecoderSession, 'step' | 'pick' | 'picksTokens' | 'vocabSize'> & {
-  readonly pool: Pick<KvPool, 'store' | 'slots'>;
-};
+export type SteppingDecoder = DrivenDecoder<'step' | 'pick' | 'picksTokens', 'slots'>;
 
 /** Rows of a step that are compared: few, because a step of 256 slots has 150 MB of logits. */
 const COMPARED = 16;

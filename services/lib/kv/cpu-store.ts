@@ -2,8 +2,8 @@
  * KV caches in the process's memory, all allocated at start. K and V of a layer are each `[slot, kv_head, position,
  * head_dim]`, so that a row of a slot is contiguous (layout.ts) and adjacent slots can be bound to a run as they lie.
  */
-import { totalmem } from 'node:os';
 import { ServingError } from '../process/errors.ts';
+import { gib, machineMemory } from '../process/memory.ts';
 import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from './layout.ts';
 import type { KvStore, RowWriter } from './store.ts';
 
@@ -90,12 +90,10 @@ export class CpuKvStore implements KvStore {
 
 function assertFits(layout: KvLayout, slots: number, capacity: number): void {
   const bytes = positionBytes(layout) * capacity * slots;
-  const available = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
+  const available = machineMemory();
   if (bytes <= available) return;
   throw new ServingError(
     'out_of_memory',
     `the KV pool needs ${slots} slots x ${capacity} tokens x ${positionBytes(layout)} bytes = ${gib(bytes)}, the machine has ${gib(available)}; lower --slots or --capacity`,
   );
 }
-
-const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;

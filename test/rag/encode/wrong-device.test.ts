@@ -5,9 +5,8 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { openDevice } from '../../../services/lib/engine/device.ts';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
-import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { openContextEncoder } from '../../../services/lib/rag/encode/device-encoder.ts';
-import { TINY_CODER } from '../../support/models.ts';
+import { smallestBundle } from '../../support/smallest-bundle.ts';
 import { useVulkan } from '../../support/vulkan.ts';
 
 const COMPILING_MS = 240_000;
@@ -17,8 +16,7 @@ let bundle: Bundle;
 beforeAll(async () => {
   await useVulkan('wrong');
   dir = await mkdtemp(join(tmpdir(), 'llavacode-wrong-encoder-'));
-  await exportBundle({ llm: TINY_CODER, to: join(dir, 'bundle'), precision: 'int8' });
-  bundle = await openBundle(join(dir, 'bundle'));
+  bundle = await openBundle(await smallestBundle(dir));
 }, COMPILING_MS);
 afterAll(() => rm(dir, { recursive: true, force: true }));
 

@@ -1,6 +1,7 @@
 /** The memory of a run by arithmetic is what was measured, and a limit is kept by the cheapest means. */
 import { describe, expect, test } from 'vitest';
-import { GIB, type MemoryNeed, trainingBytes, withinMemory } from '../../../training/run/memory.ts';
+import { GIB } from '../../../services/lib/process/memory.ts';
+import { type MemoryNeed, trainingBytes, withinMemory } from '../../../training/run/memory.ts';
 
 /** The shape of Qwen2.5-Coder-0.5B. */
 const spec = {
