@@ -171,9 +171,9 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   ],
   'training/': [
     ['command', 'dataset-command'],
-    ['ablate', 'dataset'],
+    ['ablate', 'dataset', 'sweep'],
     ['run'],
-    ['report', 'evaluate'],
+    ['report', 'evaluate', 'pretrain'],
     ['data'],
     ['step'],
     ['metrics'],

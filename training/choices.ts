@@ -18,6 +18,9 @@ export type Arm = (typeof ARMS)[number];
 /** What the reward of a rollout is compared with: nothing, or the greedy rollout's (self-critical training). */
 export const BASELINES = ['none', 'scst'] as const;
 
+/** How a projector is prepared before its training: the two schemes of the paper's Appendix E. */
+export const PRETRAIN_SCHEMES = ['reconstruct', 'memory'] as const;
+
 /**
  * Settings of the paper's runs, by name. Losses, learning rate, schedule, warm-up, batch, epochs and weight decay are
  * those of its Table 7; the number of chunks, their text and the prompt's length (2,000 tokens and 10 soft ones) those

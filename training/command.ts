@@ -6,23 +6,45 @@ import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
 import { count } from '../services/lib/process/count-argument.ts';
-import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, PRESETS, SCHEDULES } from './choices.ts';
+import {
+  ALIGNMENT_FORMS,
+  BASELINES,
+  FROZEN_FORMATS,
+  LAYER_COUNTS,
+  PRESETS,
+  PRETRAIN_SCHEMES,
+  SCHEDULES,
+} from './choices.ts';
+import type { Pretraining } from './pretrain/settings.ts';
 import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
 
-type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
-  readonly layers: (typeof LAYER_COUNTS)[number];
-  readonly encoderPooling?: (typeof POOLINGS)[number];
-  readonly encoderRecipe?: (typeof ENCODER_RECIPES)[number];
-  readonly encoderModality?: (typeof ENCODER_MODALITIES)[number];
-  readonly encoderMaxTokens?: number;
-  readonly ce: number;
-  readonly reinforce: number;
-  readonly kl: number;
-  readonly alignment: number;
-  readonly json?: string;
-  readonly preset?: string;
-};
+/** How a stage before the steps is done, whichever it is. */
+interface GivenPretraining {
+  readonly pretrainSteps: number;
+  readonly pretrainLearningRate: number;
+  readonly pretrainTokens: number;
+  readonly pretrainChunks?: number;
+  readonly memoryTokenSteps: number;
+  readonly memoryTokenRate: number;
+}
+
+type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers' | 'pretrain'> &
+  GivenPretraining & {
+    readonly pretrain?: Pretraining['scheme'];
+    readonly layers: (typeof LAYER_COUNTS)[number];
+    readonly encoderPooling?: (typeof POOLINGS)[number];
+    readonly encoderRecipe?: (typeof ENCODER_RECIPES)[number];
+    readonly encoderModality?: (typeof ENCODER_MODALITIES)[number];
+    readonly encoderMaxTokens?: number;
+    readonly ce: number;
+    readonly reinforce: number;
+    readonly kl: number;
+    readonly alignment: number;
+    readonly distill: number;
+    readonly json?: string;
+    readonly preset?: string;
+  };
 
 function number(accepts: (value: number) => boolean, words: string): (text: string) => number {
   return (text) => {
@@ -76,8 +98,17 @@ export function trainCommand(): Command {
     .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
     .addOption(
       option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
+    )
+    .addOption(
+      option('--distill <weight>', 'weight of the cross-entropy of what that model writes by itself', weight, 0),
     );
-  return withSteps(command)
+  return withPretraining(withSteps(command))
+    .addOption(
+      new Option('--pretrain <scheme>', "a stage before the steps, of the paper's Appendix E").choices(
+        PRETRAIN_SCHEMES,
+      ),
+    )
+    .option('--pretrain-only', 'end after that stage; the same command without this goes on')
     .addOption(
       option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
     )
@@ -85,6 +116,7 @@ export function trainCommand(): Command {
     .action(async (_: unknown, command: Command) => {
       applyPreset(command);
       const { json, ...given } = command.opts<Given>();
+      if (given.pretrain === undefined) refuseUnused(command);
       const { runTrain } = await import('./run/terminal.ts');
       await runTrain(optionsOf(given), json);
     });
@@ -92,7 +124,17 @@ export function trainCommand(): Command {
 
 type GivenToAblate = Omit<
   Given,
-  'encoder' | 'validation' | 'embeddings' | 'patience' | 'ce' | 'reinforce' | 'kl' | 'alignment'
+  | 'pretrain'
+  | 'pretrainOnly'
+  | 'encoder'
+  | 'validation'
+  | 'embeddings'
+  | 'patience'
+  | 'ce'
+  | 'reinforce'
+  | 'kl'
+  | 'alignment'
+  | 'distill'
 > & {
   readonly encoder?: readonly string[];
   readonly validation: string;
@@ -101,21 +143,26 @@ type GivenToAblate = Omit<
 export function ablateCommand(): Command {
   const command = new Command('ablate')
     .description("train and evaluate the rows of a table, or go on with it; the paper's figures stand beside ours")
-    .argument('<table>', 'table1 (losses), table3 (encoders and layers), or a file of rows; see docs/training.md')
+    .argument(
+      '<table>',
+      'table1 (losses), table3 (encoders and layers), pretraining, or a file of rows; see docs/training.md',
+    )
     .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
     .option('--encoder <dir...>', 'that of the encoder, or of several for table3; the language model where not given')
     .requiredOption('--data <file>', 'samples to train on, as JSON lines')
     .requiredOption('--validation <file>', 'samples to evaluate on, in the same form')
     .requiredOption('--to <dir>', 'folder of the ablation; one that lies there goes on');
-  return withSteps(command)
+  return withPretraining(withSteps(command))
     .option('--json <file>', 'write the figures there')
     .action(async (table: string, _: unknown, command: Command) => {
       applyPreset(command);
       const { json, encoder = [], ...given } = command.opts<GivenToAblate>();
       const { runAblate } = await import('./ablate/terminal.ts');
-      const forRows = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, encoder: undefined, patience: 0 };
+      const weights = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, distill: 0 };
+      const forRows = { ...weights, encoder: undefined, patience: 0 };
       const { validation } = given;
-      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, json);
+      const schemes = schemesOf(given);
+      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, schemes, json);
     });
 }
 
@@ -179,6 +226,37 @@ function withSteps(command: Command): Command {
     .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50));
 }
 
+/** The options that decide how a stage before the steps is done. */
+const withPretraining = (command: Command) =>
+  command
+    .addOption(option('--pretrain-steps <n>', 'steps of the optimiser in pretraining', count, 500))
+    .addOption(option('--pretrain-learning-rate <x>', 'the largest learning rate of these steps', positive, 1e-3))
+    .addOption(option('--pretrain-tokens <n>', 'the most tokens of a chunk that are recovered', count, 128))
+    .option('--pretrain-chunks <n>', 'the most distinct chunks that are recovered (default: all)', count)
+    .addOption(option('--memory-token-steps <n>', 'the most steps that fit the memory token of a chunk', count, 200))
+    .addOption(option('--memory-token-rate <x>', 'learning rate of these steps', positive, 0.01));
+
+/** @throws CommanderError where an option of pretraining is given without one. */
+function refuseUnused(command: Command): void {
+  for (const one of command.options) {
+    const name = one.attributeName();
+    if (!/^(pretrain|memoryToken)./.test(name) || command.getOptionValueSource(name) !== 'cli') continue;
+    command.error(`error: option '${one.long}' has no effect without --pretrain`);
+  }
+}
+
+function schemesOf(given: GivenPretraining): Readonly<Record<Pretraining['scheme'], Pretraining>> {
+  const { pretrainSteps, pretrainLearningRate, pretrainTokens, pretrainChunks } = given;
+  const common = {
+    steps: pretrainSteps,
+    learningRate: pretrainLearningRate,
+    tokens: pretrainTokens,
+    chunks: pretrainChunks,
+  };
+  const memory = { steps: given.memoryTokenSteps, learningRate: given.memoryTokenRate };
+  return { reconstruct: { scheme: 'reconstruct', ...common }, memory: { scheme: 'memory', ...common, memory } };
+}
+
 const withEncoder = (command: Command) =>
   command
     .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(POOLINGS))
@@ -199,11 +277,14 @@ function applyPreset(command: Command): void {
 
 function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
   const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, layers, ...rest } = given;
-  const { ce, reinforce, kl, alignment, preset: _preset, ...options } = rest;
+  const { ce, reinforce, kl, alignment, distill, preset: _preset, pretrain, ...others } = rest;
+  const { pretrainSteps, pretrainLearningRate, pretrainTokens, pretrainChunks, ...more } = others;
+  const { memoryTokenSteps, memoryTokenRate, ...options } = more;
   return {
     ...options,
     layers: Number(layers) as TrainOptions['layers'],
-    weights: { ce, reinforce, kl, alignment },
+    weights: { ce, reinforce, kl, alignment, distill: distill || undefined },
+    pretrain: pretrain && schemesOf(given)[pretrain],
     encoderChoices: {
       pooling: encoderPooling,
       recipe: encoderRecipe,

@@ -1,6 +1,9 @@
 /** The set-up that tests of training, ablations, sweeps and evaluations share: data, settings and a silent progress. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import type { TrainOptions } from '../../training/run/settings.ts';
 import { GOLDENS, TINY_CODER } from './models.ts';
@@ -109,3 +112,12 @@ export const resultsOf = async ({ to }: Pick<TrainOptions, 'to'>) => ({
   projector: await readFile(join(to, 'projector/model.safetensors')),
   log: (await readFile(join(to, 'log.jsonl'), 'utf8')).trim().split('\n'),
 });
+
+const FIXTURE = join(PACKAGE_ROOT, 'dist/test/training/killed.fixture.js');
+
+/** Trains in another process, of the built files, that gets SIGKILL when its progress shows the words. */
+export async function killed(options: TrainOptions, words: string): Promise<void> {
+  const child = spawn(process.execPath, [FIXTURE, JSON.stringify(options), words], { stdio: 'inherit' });
+  const [code, signal] = await once(child, 'exit');
+  if (signal !== 'SIGKILL') throw new Error(`the process ended with ${code ?? signal} before it showed: ${words}`);
+}

@@ -28,7 +28,8 @@ const FILE_CHUNKS = 4096;
 /** Tokens of one run of the encoder, padding included. */
 const RUN_TOKENS = 2048;
 
-const keyOf = ({ path, text }: Chunk) => createHash('sha256').update(`${path}\0${text}`).digest('hex');
+/** SHA-256 of path and text, in hex: what an embedding depends on besides the encoder. */
+export const chunkKey = ({ path, text }: Chunk) => createHash('sha256').update(`${path}\0${text}`).digest('hex');
 
 export class Embeddings {
   /** Values of one embedding. */
@@ -124,7 +125,7 @@ export class Embeddings {
       onProgress(done);
     };
     for (const chunk of chunks) {
-      const key = keyOf(chunk);
+      const key = chunkKey(chunk);
       if (!this.#fileOf.has(key)) missing.set(key, chunk);
       if (missing.size === FILE_CHUNKS) await encode();
     }
@@ -152,7 +153,7 @@ export class Embeddings {
   async of(chunks: readonly Chunk[]): Promise<Float32Array> {
     const all = new Float32Array(chunks.length * this.dim);
     for (const [i, chunk] of chunks.entries()) {
-      const key = keyOf(chunk);
+      const key = chunkKey(chunk);
       all.set(await this.#fileOf.get(key)!.read(key), i * this.dim);
     }
     return all;

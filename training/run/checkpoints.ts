@@ -92,6 +92,9 @@ async function checkpointNames(dir: string): Promise<string[]> {
   return names.filter((name) => NAME.test(name)).sort((a, b) => stepOf(a) - stepOf(b));
 }
 
+/** Whether there is a checkpoint, of whatever projector. */
+export const hasCheckpoint = async (dir: string): Promise<boolean> => (await checkpointNames(dir)).length > 0;
+
 /**
  * The newest checkpoint; undefined where there is none.
  * @throws ServingError checkpoint_invalid for one of another projector, or a damaged one.

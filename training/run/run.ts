@@ -4,9 +4,8 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import type { Embeddings } from '../data/embeddings.ts';
 import { runPage } from '../report/page.ts';
-import { rateAt } from '../step/optimizer.ts';
+import { type AdamState, rateAt } from '../step/optimizer.ts';
 import type { Tensors } from '../step/tensors.ts';
-import type { EmbeddedSample, StepReport, Trainer } from '../step/trainer.ts';
 import { judged, type Standing } from './best.ts';
 import { checkpointParameters, saveCheckpoint } from './checkpoints.ts';
 import { writeWhole } from './files.ts';
@@ -29,17 +28,26 @@ export interface TrainReport {
   readonly validation: Validation | undefined;
 }
 
-interface RunParts {
+/** The figures of a step: its loss, the tokens that it took, and others for the log. */
+export type StepFigures = { readonly loss: number; readonly tokens: number } & Readonly<Record<string, number>>;
+
+/** What makes the steps of a run, of one sort of samples. */
+interface Stepper<S> {
+  readonly optimizerState: AdamState;
+  step(samples: readonly S[], learningRate: number, signal: AbortSignal): Promise<StepFigures>;
+}
+
+interface RunParts<S> {
   readonly options: TrainOptions;
   /** Names and shapes of the parameters. */
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly parameters: Tensors;
-  readonly trainer: Trainer;
+  readonly trainer: Stepper<S>;
   /** That of the checkpoint that the run goes on from. */
   readonly standing: Standing;
   readonly encoderSettings: Embeddings['settings'];
   /** The samples of a step, counted from 0. */
-  readonly batch: (step: number) => Promise<readonly EmbeddedSample[]>;
+  readonly batch: (step: number) => Promise<readonly S[]>;
   /** Undefined where the run has no samples to validate on. */
   readonly validate:
     | (() => Promise<{ readonly validation: Validation; readonly vectors: PicturedVectors }>)
@@ -47,8 +55,8 @@ interface RunParts {
   readonly progress: Progress;
 }
 
-export class Run {
-  readonly #parts: RunParts;
+export class Run<S> {
+  readonly #parts: RunParts<S>;
   readonly #pace = new Pace();
   #standing: Standing;
   /** Of the latest validation. */
@@ -56,7 +64,7 @@ export class Run {
   /** Steps before the newest checkpoint; 0 where there is none. */
   #saved: number;
 
-  constructor(parts: RunParts) {
+  constructor(parts: RunParts<S>) {
     this.#parts = parts;
     this.#standing = parts.standing;
     this.#saved = this.#steps;
@@ -113,10 +121,11 @@ export class Run {
     return learningRate * rateAt(step, { form: schedule, warmup: Math.ceil(warmup * steps), total: steps });
   }
 
-  #tell({ loss, ce, reward }: StepReport): void {
+  #tell({ loss, ce, reward }: StepFigures): void {
     const { options, progress } = this.#parts;
-    const rewarded = options.weights.reinforce === 0 ? '' : `, reward ${reward.toFixed(3)}`;
-    progress.update(`${this.#where()}: loss ${loss.toFixed(4)}, CE ${ce.toFixed(4)}${rewarded}${this.#found()}`);
+    const crossEntropy = ce === undefined ? '' : `, CE ${ce.toFixed(4)}`;
+    const rewarded = options.weights.reinforce === 0 ? '' : `, reward ${reward!.toFixed(3)}`;
+    progress.update(`${this.#where()}: loss ${loss.toFixed(4)}${crossEntropy}${rewarded}${this.#found()}`);
   }
 
   /** The step, the pace, and the time that is left. */

@@ -6,6 +6,7 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { reasonOf } from '../../services/lib/process/os-errors.ts';
 import type { BASELINES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
+import type { Pretraining } from '../pretrain/settings.ts';
 import type { LossWeights } from '../step/pass.ts';
 import { writeWhole } from './files.ts';
 import type { RewardWeights } from './scored-rollouts.ts';
@@ -54,13 +55,28 @@ export interface TrainOptions {
   readonly every: number;
   /** Validations without a better one after which the run ends; it never does so at 0. */
   readonly patience: number;
+  /** A stage before the steps; see pretraining.ts. */
+  readonly pretrain?: Pretraining | undefined;
+  /** Whether that stage is all; the same run without this goes on. */
+  readonly pretrainOnly?: boolean;
 }
 
 /**
  * Where things lie, and what does not change the steps; epochs become steps, memory decides
  * recomputation and slots. `every` counts: it decides which checkpoint can be the best.
  */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs', 'memory'] as const;
+const FREE = [
+  'llm',
+  'encoder',
+  'data',
+  'validation',
+  'to',
+  'embeddings',
+  'patience',
+  'epochs',
+  'memory',
+  'pretrainOnly',
+] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {

@@ -5,9 +5,10 @@
  *   run.json         settings and digests that decide its results
  *   log.jsonl        the figures of every step and validation
  *   checkpoints/     the last two, to go on from, and the best
- *   embeddings/      of the chunks, by encoder
+ *   embeddings/      of the chunks, by encoder, and other results that several runs can share
  *   projector/       model.safetensors and config.json, of the best checkpoint
  *   projector-last/  those of the newest one
+ *   pretrain/        the stage before, as a run of its own; see pretraining.ts
  *   report.html      curves and pairwise cosines, of the newest one
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
@@ -19,6 +20,7 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
+import { textCompletions } from '../data/completions.ts';
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
 import { encodeChunks, SampleMaker } from '../data/samples.ts';
@@ -28,14 +30,16 @@ import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
 import { Rollouts } from '../step/rollouts.ts';
 import type { Sample } from '../step/rows.ts';
+import type { Tensors } from '../step/tensors.ts';
 import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.ts';
 import { NO_STANDING } from './best.ts';
-import { latestCheckpoint } from './checkpoints.ts';
+import { hasCheckpoint, latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
 import { lockRun } from './lock.ts';
 import { ROLLOUT_SLOTS, withinMemory } from './memory.ts';
 import { batchOf } from './order.ts';
+import { pretrain, pretrainRows } from './pretraining.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
@@ -62,35 +66,43 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
 
   const place = placeOf(options, { spec, weights: llm.weights }, work);
   progress.update('reading the encoder');
-  const embeddings = await Embeddings.open(
-    options.embeddings ?? join(options.to, 'embeddings'),
-    encoder,
-    options.encoderChoices,
-    place,
-    signal,
-  );
+  const embeddings = await Embeddings.open(embeddingsFolder(options), encoder, options.encoderChoices, place, signal);
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
   await encodeChunks(rows, samples, embeddings, (text) => progress.update(text), signal);
 
   embeddings.closeEncoder(); // its weights may be gigabytes
 
+  const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
+  const shapes = projectorShapes({ widths });
+  const initial = initialParameters({ widths }, options.seed);
+  const { pretrain: pretraining } = options;
+  let pretrained: Tensors | undefined;
+  if (pretraining && (options.pretrainOnly || !(await hasCheckpoint(join(options.to, 'checkpoints'))))) {
+    const shared = embeddingsFolder(options);
+    const stage = { options, pretraining, place, widths, shapes, initial, tokenizer, samples, embeddings, shared };
+    const found = await pretrain({ ...stage, rows: data.rows, data: data.digest }, progress, signal);
+    if (options.pretrainOnly) return found.report;
+    pretrained = found.parameters;
+  }
+  const distilled = await distilledTargets(options, place, samples, data.rows, progress, signal);
+
   progress.update('reading the language model');
   const model = await ModelPass.load(place, options.weights, signal);
   cleanup.defer(() => model.dispose());
   const inputs = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
   await freezeSettings(join(options.to, 'run.json'), options, inputs);
-  const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
-  const shapes = projectorShapes({ widths });
   const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes);
-  const parameters = state?.parameters ?? initialParameters({ widths }, options.seed);
+  const parameters = state?.parameters ?? pretrained ?? initial;
   const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, place);
   cleanup.defer(() => projector.dispose());
   const parts = { options, place, samples, tokenizer, rows, held: held?.rows.length ?? 0 };
   const { judges, companions } = await openCompanions(parts, cleanup, signal);
   const embedded = async (some: readonly DataRow[]) => {
     const made: EmbeddedSample[] = [];
-    for (const row of some) made.push(await samples.embedded(row, embeddings));
+    for (const row of some) {
+      made.push({ ...(await samples.embedded(row, embeddings)), distilledIds: distilled?.get(row.name) ?? [] });
+    }
     return made;
   };
   if (options.frozen !== 'fp32' && state === undefined) {
@@ -98,7 +110,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
     sayCosine(await gradientCosine(place, projector, few, signal), few.length, progress);
   }
   const judged = judges && { projector, ...judges };
-  const run = new Run({
+  const run = new Run<EmbeddedSample>({
     options,
     shapes,
     parameters,
@@ -115,13 +127,47 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
 /** What of the options follows from the memory. Rollouts of other numbers together may differ in their last bits. */
 function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'recompute' | 'rolloutSlots'> {
   const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory } = options;
+  const { pretrain: pretraining } = options;
   const judges = weights.kl !== 0 || validation !== undefined;
   const rollsOut = weights.reinforce !== 0 || validation !== undefined;
-  const scored = targetTokens + (rollsOut ? rolloutTokens : 0);
+  const scored = targetTokens + rolloutTokens * (Number(rollsOut) + Number(distills(weights)));
   const forwardGraphs = Number(judges) + Number(rollsOut);
-  const need = { frozen, recompute, rows: promptTokens + scored, scored, forwardGraphs };
+  const rows = Math.max(promptTokens + scored, pretraining === undefined ? 0 : pretrainRows(pretraining));
+  const need = { frozen, recompute, rows, scored: Math.max(scored, pretraining?.tokens ?? 0), forwardGraphs };
   const found = withinMemory(spec, need, memory);
   return { recompute: found.recompute, rolloutSlots: found.slots };
+}
+
+const distills = ({ distill = 0 }: TrainOptions['weights']) => distill !== 0;
+const embeddingsFolder = ({ embeddings, to }: TrainOptions) => embeddings ?? join(to, 'embeddings');
+
+/** What the text arm writes for each sample that is trained on, by its name; undefined without distillation. */
+async function distilledTargets(
+  options: TrainOptions,
+  place: ModelPlace,
+  samples: SampleMaker,
+  rows: readonly DataRow[],
+  progress: Progress,
+  signal: AbortSignal,
+) {
+  if (!distills(options.weights)) return undefined;
+  const { promptTokens, textTokens, rolloutTokens: tokens, steps, batch, seed, rolloutSlots: slots } = options;
+  progress.update('reading the language model, to complete with chunks as text');
+  const stopIds = new Set(samples.format.stopIds);
+  const roomy = { ...place, maxPositions: promptTokens + textTokens + tokens };
+  // Without rollouts of its own the run has 0 slots. The graph that trains is not open yet, so there is room.
+  const together = Math.min(slots || ROLLOUT_SLOTS, rows.length);
+  const rollouts = await Rollouts.load(roomy, { slots: together, tokens, stopIds }, signal);
+  try {
+    // A run that does not see all samples completes those of its steps alone.
+    const seen = steps * batch < rows.length ? batchOf(0, steps * batch, rows.length, seed) : [...rows.keys()];
+    const settings = { dir: embeddingsFolder(options), tokens, together };
+    const told = (text: string) => progress.update(text);
+    const some = seen.map((i) => rows[i]!);
+    return await textCompletions(some, samples, rollouts, settings, told, signal);
+  } finally {
+    await rollouts.dispose();
+  }
 }
 
 /** The steps of a run over so many samples. */
@@ -176,7 +222,11 @@ function placeOf(options: TrainOptions, network: Pick<ModelPlace, 'spec' | 'weig
     threads,
     ...formatsOf(frozen),
     recompute,
-    maxPositions: promptTokens + targetTokens + (rollsOut ? rolloutTokens : 0) + (weights.kl === 0 ? 0 : textTokens),
+    maxPositions:
+      promptTokens +
+      targetTokens +
+      rolloutTokens * (Number(rollsOut) + Number(distills(weights))) +
+      (weights.kl === 0 ? 0 : textTokens),
   };
 }
 

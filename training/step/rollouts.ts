@@ -26,11 +26,14 @@ interface RolloutSettings {
 const DRAWN = { temperature: 0.9, topP: 0.9 };
 
 export class Rollouts {
+  /** SHA-256 of the graph and its weights, in hex. */
+  readonly digest: string;
   readonly #session: DecoderSession;
   readonly #settings: RolloutSettings;
   readonly #vocab: number;
 
-  private constructor(session: DecoderSession, settings: RolloutSettings, vocab: number) {
+  private constructor(session: DecoderSession, digest: string, settings: RolloutSettings, vocab: number) {
+    this.digest = digest;
     this.#session = session;
     this.#settings = settings;
     this.#vocab = vocab;
@@ -43,7 +46,8 @@ export class Rollouts {
     const pool = new KvPool(new CpuEngineKv(spec, settings.slots, maxPositions));
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
     const load = (path: string) => DecoderSession.load(path, shape, pool, { threads, packWeights });
-    return new Rollouts((await withGraph(graph, folder, load, signal)).loaded, settings, spec.vocab);
+    const { loaded, digest } = await withGraph(graph, folder, load, signal);
+    return new Rollouts(loaded, digest, settings, spec.vocab);
   }
 
   /**

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type AblationOptions, ablate } from '../../../training/ablate/ablate.ts';
 import type { AblationResults } from '../../../training/ablate/results.ts';
-import { encoderRows, LOSS_ROWS, readRows } from '../../../training/ablate/rows.ts';
+import { encoderRows, LOSS_ROWS, pretrainingRows, readRows, type Schemes } from '../../../training/ablate/rows.ts';
 import { tableOf } from '../../../training/ablate/table.ts';
 import { lockRun } from '../../../training/run/lock.ts';
 import { GOLDENS, temporaryFolder } from '../../support/models.ts';
@@ -33,6 +33,10 @@ const options = (name: string, changes: Partial<AblationOptions> = {}): Ablation
   ...smallOptions({ data, validation, to: join(dir, name) }),
   ...changes,
 });
+const SCHEMES: Schemes = {
+  reconstruct: { scheme: 'reconstruct', steps: 2, learningRate: 1e-2, tokens: 8 },
+  memory: { scheme: 'memory', steps: 2, learningRate: 1e-2, tokens: 8, memory: { steps: 3, learningRate: 0.05 } },
+};
 /** What must be the same however often an ablation was stopped. */
 const outcome = async (to: string, ids: readonly string[]) =>
   Promise.all(ids.map((id) => readFile(join(to, 'rows', id, 'judgements.jsonl'), 'utf8')));
@@ -163,7 +167,7 @@ describe('the rows of an ablation', () => {
     const path = join(dir, 'rows.json');
     const read = async (value: unknown) => {
       await writeFile(path, typeof value === 'string' ? value : JSON.stringify(value));
-      return readRows(path);
+      return readRows(path, SCHEMES);
     };
     expect(
       await read([
@@ -181,11 +185,11 @@ describe('the rows of an ablation', () => {
       },
     ]);
     const refused = (what: RegExp) => ({ code: 'config_invalid', message: expect.stringMatching(what) });
-    await expect(read('table2')).rejects.toMatchObject(refused(/is not JSON: name table1, table3/));
+    await expect(read('table2')).rejects.toMatchObject(refused(/is not JSON: name table1, table3, pretraining/));
     await expect(read([])).rejects.toMatchObject(refused(/has no rows/));
     await expect(read([{ id: '../x' }])).rejects.toMatchObject(refused(/lower-case letters/));
     await expect(read([{ id: 'a' }, { id: 'a' }])).rejects.toMatchObject(refused(/two rows of one id/));
     await expect(read([{ id: 'a', step: 3 }])).rejects.toMatchObject(refused(/step/));
-    await expect(readRows(join(dir, 'absent.json'))).rejects.toMatchObject({ code: 'path_unusable' });
+    await expect(readRows(join(dir, 'absent.json'), SCHEMES)).rejects.toMatchObject({ code: 'path_unusable' });
   });
 });
