@@ -21,6 +21,9 @@ export const BASELINES = ['none', 'scst'] as const;
 /** How a projector is prepared before its training: the two schemes of the paper's Appendix E. */
 export const PRETRAIN_SCHEMES = ['reconstruct', 'memory'] as const;
 
+/** What a sweep may search: the options of `llavacode train` with these names. */
+export const SWEPT = ['learning-rate', 'ce', 'alignment', 'reinforce', 'kl', 'distill'] as const;
+
 /**
  * Settings of the paper's runs, by name. Losses, learning rate, schedule, warm-up, batch, epochs and weight decay are
  * those of its Table 7; the number of chunks, their text and the prompt's length (2,000 tokens and 10 soft ones) those

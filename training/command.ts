@@ -14,10 +14,12 @@ import {
   PRESETS,
   PRETRAIN_SCHEMES,
   SCHEDULES,
+  SWEPT,
 } from './choices.ts';
 import type { Pretraining } from './pretrain/settings.ts';
 import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
+import type { Range } from './sweep/space.ts';
 
 /** How a stage before the steps is done, whichever it is. */
 interface GivenPretraining {
@@ -92,17 +94,8 @@ export function trainCommand(): Command {
     )
     .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
-    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
-    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
-    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
-    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
-    .addOption(
-      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
-    )
-    .addOption(
-      option('--distill <weight>', 'weight of the cross-entropy of what that model writes by itself', weight, 0),
-    );
-  return withPretraining(withSteps(command))
+    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given');
+  return withPretraining(withSteps(withWeights(command)))
     .addOption(
       new Option('--pretrain <scheme>', "a stage before the steps, of the paper's Appendix E").choices(
         PRETRAIN_SCHEMES,
@@ -120,6 +113,104 @@ export function trainCommand(): Command {
       const { runTrain } = await import('./run/terminal.ts');
       await runTrain(optionsOf(given), json);
     });
+}
+
+type GivenToSweep = Omit<
+  Given,
+  keyof GivenPretraining | 'pretrain' | 'pretrainOnly' | 'until' | 'patience' | 'embeddings' | 'validation'
+> & {
+  readonly validation: string;
+  readonly range?: readonly Range[];
+  readonly logRange?: readonly Range[];
+  readonly trials: number;
+  readonly factor: number;
+};
+
+export function sweepCommand(): Command {
+  const command = new Command('sweep')
+    .description('search the learning rate and the weights of losses, or go on with a search; see docs/training.md')
+    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
+    .requiredOption('--data <path>', 'samples to train on, as llavacode train takes them')
+    .requiredOption('--validation <path>', 'samples that trials are compared on, in the same form')
+    .requiredOption('--to <dir>', 'folder of the sweep; one that lies there goes on')
+    .addOption(option('--trials <n>', 'settings that are tried', count, 9))
+    .addOption(option('--factor <n>', 'by which trials become fewer, and their steps more, in each round', factor, 3))
+    .addOption(rangeOption('--range <name=low:high...>', 'range of a setting, each value as likely as another', false))
+    .addOption(rangeOption('--log-range <name=low:high...>', 'the same, each factor as likely as another', true));
+  return withSteps(withWeights(command))
+    .option('--json <file>', 'write the figures there')
+    .action(async (_: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, range = [], logRange = [], trials, factor, ...given } = command.opts<GivenToSweep>();
+      const ranges = rangesOf([...logRange, ...range], command);
+      const { validation } = given;
+      // Trials are not pretrained: these are never read.
+      const pretraining = { pretrainSteps: 0, pretrainLearningRate: 0, pretrainTokens: 0 };
+      const forTrials = { ...pretraining, memoryTokenSteps: 0, memoryTokenRate: 0, patience: 0 };
+      const { runSweep } = await import('./sweep/terminal.ts');
+      const search = { validation, ranges, trials, factor };
+      await runSweep({ ...optionsOf({ ...forTrials, ...given }), ...search }, trainWords(command), json);
+    });
+}
+
+const factor = number((value) => Number.isInteger(value) && value >= 2, 'It must be a whole number, 2 or more.');
+
+/** An option of several ranges such as `learning-rate=1e-5:1e-3`. */
+const rangeOption = (flags: string, description: string, log: boolean) =>
+  new Option(flags, `${description}: ${SWEPT.join(', ')}`).argParser(
+    (text: string, before: readonly Range[] = []): readonly Range[] => {
+      const [, found, low, high] = /^([a-z-]+)=([^:]+):([^:]+)$/.exec(text) ?? [];
+      const name = SWEPT.find((one) => one === found);
+      if (name === undefined) {
+        throw new InvalidArgumentError(`It must be NAME=LOW:HIGH with a name of ${SWEPT.join(', ')}.`);
+      }
+      const range = { name, low: Number(low), high: Number(high), log };
+      const least = log || name === 'learning-rate' ? Number.MIN_VALUE : 0;
+      if (range.low >= least && range.high > range.low && Number.isFinite(range.high)) return [...before, range];
+      throw new InvalidArgumentError(
+        `LOW must be ${least === 0 ? '0 or more' : 'above 0'}, and HIGH above LOW, both finite.`,
+      );
+    },
+  );
+
+/** What the authors search, but for the divergence, which takes a second pass of the model. */
+const AUTHORS_RANGES: readonly Range[] = [
+  { name: 'learning-rate', low: 1e-5, high: 1e-3, log: true },
+  { name: 'ce', low: 0, high: 1, log: false },
+  { name: 'alignment', low: 0, high: 1, log: false },
+  { name: 'reinforce', low: 0, high: 1, log: false },
+];
+
+/** The ranges of a sweep. Without any, those of the authors for the settings that nobody gave. */
+function rangesOf(ranges: readonly Range[], command: Command): readonly Range[] {
+  const isGiven = ({ name }: Range) =>
+    command.getOptionValueSource(name === 'learning-rate' ? 'learningRate' : name) === 'cli';
+  const found = ranges.length > 0 ? ranges : AUTHORS_RANGES.filter((range) => !isGiven(range));
+  for (const [i, range] of found.entries()) {
+    if (found.findIndex(({ name }) => name === range.name) < i) {
+      command.error(`error: ${range.name} has two ranges: give one`);
+    }
+    if (isGiven(range)) command.error(`error: --${range.name} is given, and has a range: give one of them`);
+  }
+  if (found.length === 0) command.error('error: nothing is searched: give --range or --log-range');
+  return found;
+}
+
+const SWEEP_ONLY = new Set(['--to', '--json', '--trials', '--factor', '--range', '--log-range']);
+
+/** The words of `llavacode train` for what `sweep` was given: those that it takes as well, and a folder for the run. */
+function trainWords(command: Command): string[] {
+  const given = command.parent?.args.slice(1) ?? [];
+  const words: string[] = [];
+  let isKept = true;
+  for (const word of given) {
+    if (word.startsWith('--')) isKept = !SWEEP_ONLY.has(word.split('=')[0]!);
+    if (isKept) words.push(word);
+  }
+  const { to } = command.opts<{ readonly to: string }>();
+  const folder = to.replace(/\/+$/, '');
+  return [...words, '--embeddings', `${folder}/embeddings`, '--to', `${folder}/best`];
 }
 
 type GivenToAblate = Omit<
@@ -165,6 +256,19 @@ export function ablateCommand(): Command {
       await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, schemes, json);
     });
 }
+
+/** The weights of the losses. */
+const withWeights = (command: Command) =>
+  command
+    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
+    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
+    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
+    .addOption(
+      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
+    )
+    .addOption(
+      option('--distill <weight>', 'weight of the cross-entropy of what that model writes by itself', weight, 0),
+    );
 
 /** The options that decide how a run steps. */
 function withSteps(command: Command): Command {

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import type { TrainOptions } from '../../training/run/settings.ts';
+import type { SweepOptions } from '../../training/sweep/sweep.ts';
 import { GOLDENS, TINY_CODER } from './models.ts';
 
 /** Training starts native code and writes graphs: a busy machine may take long. */
@@ -115,9 +116,10 @@ export const resultsOf = async ({ to }: Pick<TrainOptions, 'to'>) => ({
 
 const FIXTURE = join(PACKAGE_ROOT, 'dist/test/training/killed.fixture.js');
 
-/** Trains in another process, of the built files, that gets SIGKILL when its progress shows the words. */
-export async function killed(options: TrainOptions, words: string): Promise<void> {
-  const child = spawn(process.execPath, [FIXTURE, JSON.stringify(options), words], { stdio: 'inherit' });
+/** Trains or sweeps in another process, of the built files, that gets SIGKILL when its progress shows the words. */
+export async function killed(options: TrainOptions | SweepOptions, words: string): Promise<void> {
+  const what = 'trials' in options ? 'sweep' : 'train';
+  const child = spawn(process.execPath, [FIXTURE, what, JSON.stringify(options), words], { stdio: 'inherit' });
   const [code, signal] = await once(child, 'exit');
   if (signal !== 'SIGKILL') throw new Error(`the process ended with ${code ?? signal} before it showed: ${words}`);
 }

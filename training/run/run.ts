@@ -86,13 +86,14 @@ export class Run<S> {
   /** @throws ServingError sample_invalid, training_diverged, path_unusable, runtime_failed; the signal's reason. */
   async all(signal: AbortSignal): Promise<TrainReport> {
     const { options, trainer, batch } = this.#parts;
-    const { to, steps, every } = options;
+    const { to, steps, every, until = steps } = options;
+    const end = Math.min(until, steps);
     const log = await RunLog.open(join(to, 'log.jsonl'), this.#steps);
     if (this.#steps === 0) {
       await this.#validated(log);
       await this.#report(log);
     } else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
-    while (this.#steps < steps && !this.#stale) {
+    while (this.#steps < end && !this.#stale) {
       const step = this.#steps;
       const samples = await batch(step);
       const started = performance.now();
@@ -100,7 +101,7 @@ export class Run<S> {
       this.#pace.add(performance.now() - started, figures.tokens);
       await log.write({ step: step + 1, rate: this.#rate(step), ...figures });
       this.#tell(figures);
-      if ((step + 1) % every === 0 || step + 1 === steps) {
+      if ((step + 1) % every === 0 || step + 1 === end) {
         await this.#validated(log);
         await this.#save();
         await this.#report(log);
@@ -109,7 +110,7 @@ export class Run<S> {
     const { best } = this.#standing;
     return {
       steps: this.#steps,
-      stoppedEarly: this.#steps < steps,
+      stoppedEarly: this.#steps < end,
       projector: join(to, 'projector'),
       bestStep: best?.step ?? this.#steps,
       validation: best?.validation,

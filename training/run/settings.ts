@@ -59,6 +59,8 @@ export interface TrainOptions {
   readonly pretrain?: Pretraining | undefined;
   /** Whether that stage is all; the same run without this goes on. */
   readonly pretrainOnly?: boolean;
+  /** Steps after which to stop for now, with a checkpoint; the schedule is that of all steps. */
+  readonly until?: number;
 }
 
 /**
@@ -76,6 +78,7 @@ const FREE = [
   'epochs',
   'memory',
   'pretrainOnly',
+  'until',
 ] as const;
 
 /** Digests of what the run depends on besides its settings. */

@@ -137,6 +137,21 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
   });
 });
 
+test('pretraining has the usual training with and without a stage before it, beside what the paper says', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const run = options('pretraining', { weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 }, steps: 1 });
+  const results = await ablate(pretrainingRows(SCHEMES), run, silent(), never);
+  expect(results.rows.map(({ id }) => id)).toEqual(['none', 'single-stage', 'reconstruct', 'memory']);
+  expect(new Set(results.rows.map(({ ce }) => ce.mean)).size).toBe(4);
+  expect(await readdir(join(run.to, 'rows/memory/run'))).toContain('pretrain');
+  expect(await readdir(join(run.to, 'rows/single-stage/run'))).not.toContain('pretrain');
+  const text = tableOf(results);
+  expect(text).toMatch(/LlavaCode, one stage.*47\.66.*68\.74/);
+  expect(text).toMatch(/after reconstruction of chunks.*no improvement/);
+  expect(text).toMatch(/after regression on memory tokens.*fits a small subset alone/);
+});
+
 describe('the rows of an ablation', () => {
   test('table 3 has each encoder with two and three layers, beside the figures of its architecture', async () => {
     const unixcoder = join(GOLDENS, 'unixcoder');
@@ -173,6 +188,7 @@ describe('the rows of an ablation', () => {
       await read([
         { id: 'none', arm: 'none' },
         { id: 'half', title: 'half', weights: { ce: 0.5 }, layers: 2 },
+        { id: 'taught', weights: { distill: 1 }, pretrain: 'memory' },
       ]),
     ).toEqual([
       { id: 'none', title: 'none', arm: 'none', changes: {}, paper: {} },
@@ -181,6 +197,13 @@ describe('the rows of an ablation', () => {
         title: 'half',
         arm: 'compressed',
         changes: { weights: { ce: 0.5, reinforce: 0, kl: 0, alignment: 0 }, layers: 2 },
+        paper: {},
+      },
+      {
+        id: 'taught',
+        title: 'taught',
+        arm: 'compressed',
+        changes: { weights: { ce: 0, reinforce: 0, kl: 0, alignment: 0, distill: 1 }, pretrain: SCHEMES.memory },
         paper: {},
       },
     ]);
