@@ -31,10 +31,10 @@ export function roundsOf(trials: number, steps: number, factor: number, every: n
   const found = rounds.map((round, i) => ({ ...round, steps: i === rounds.length - 1 ? steps : stepsIn(i) }));
   const grows = found.every(({ steps }, i) => i === 0 || steps > found[i - 1]!.steps);
   if (grows) return found;
-  throw new ServingError(
-    'config_invalid',
-    `--steps ${steps} are too few for ${rounds.length} rounds that each end with a validation: with --trials ${trials} and --factor ${factor} give ${every * factor ** (rounds.length - 1)} steps at least, or a smaller --every`,
-  );
+  const enough = every * factor ** (rounds.length - 1);
+  const why = `--steps ${steps} are too few for ${rounds.length} rounds that each end with a validation`;
+  const remedy = `with --trials ${trials} and --factor ${factor} give ${enough} steps at least, or a smaller --every`;
+  throw new ServingError('config_invalid', `${why}: ${remedy}`);
 }
 
 /** Steps of all rounds together: each trial goes on from where it stands. */

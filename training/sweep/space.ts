@@ -1,4 +1,4 @@
-/** The settings that a sweep searches: ranges of the learning rate and of the weights of losses, and draws from them. */
+/** What a sweep searches: ranges of the learning rate and of the weights of losses, and draws from them. */
 import { wordsAt } from '../../services/lib/numeric/random.ts';
 import type { SWEPT } from '../choices.ts';
 import type { TrainOptions } from '../run/settings.ts';
