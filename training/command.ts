@@ -162,7 +162,7 @@ function withSteps(command: Command): Command {
     .addOption(option('--rollout-tokens <n>', 'the most tokens of a rollout', count, 50))
     .addOption(option('--text-tokens <n>', 'the most tokens of the chunks as text', count, 512))
     .addOption(
-      new Option('--frozen <format>', 'the language model in 32-bit floats, or 8 bits forward and backward')
+      new Option('--frozen <format>', "the language model's weights: w8a8 computes in 8 bits, others in 32-bit floats")
         .choices(FROZEN_FORMATS)
         .default('fp32'),
     )

@@ -95,7 +95,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   };
   if (options.frozen !== 'fp32' && state === undefined) {
     const few = await embedded(data.rows.slice(0, CHECKED_SAMPLES));
-    sayCosine(await gradientCosine(place, projector, few, signal), few.length, progress);
+    sayCosine(await gradientCosine(place, projector, few, signal), options.frozen, few.length, progress);
   }
   const judged = judges && { projector, ...judges };
   const run = new Run({
@@ -144,8 +144,8 @@ async function openNetworks(options: TrainOptions, cleanup: Cleanup) {
 /** Samples on which the gradient through quantised weights is compared with that through 32-bit floats. */
 const CHECKED_SAMPLES = 4;
 
-function sayCosine(cosine: number, samples: number, progress: Progress): void {
-  const found = `the gradient through 8-bit weights has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats (${samples} samples)`;
+function sayCosine(cosine: number, frozen: TrainOptions['frozen'], samples: number, progress: Progress): void {
+  const found = `the gradient through ${frozen} weights has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats (${samples} samples)`;
   if (cosine < LEAST_COSINE) progress.warn(`${found}: --frozen fp32 would train better`);
   else progress.succeed(found);
   progress.start('training');
