@@ -38,12 +38,12 @@ export class Rollouts {
 
   /** @throws ServingError checkpoint_invalid, out_of_memory, runtime_failed; the signal's reason. */
   static async load(place: ModelPlace, settings: RolloutSettings, signal?: AbortSignal): Promise<Rollouts> {
-    const { spec, weights, layers, maxPositions, folder, threads, packWeights } = place;
+    const { spec, weights, layers, maxPositions, threads, packWeights } = place;
     const graph = buildDecoder(spec, weights, { layers, vocabulary: 'fp32', maxPositions });
     const pool = new KvPool(new CpuEngineKv(spec, settings.slots, maxPositions));
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
     const load = (path: string) => DecoderSession.load(path, shape, pool, { threads, packWeights });
-    return new Rollouts((await withGraph(graph, folder, load, signal)).loaded, settings, spec.vocab);
+    return new Rollouts((await withGraph(graph, place, load, signal)).loaded, settings, spec.vocab);
   }
 
   /**
