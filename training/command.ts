@@ -6,7 +6,7 @@ import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
 import { count } from '../services/lib/process/count-argument.ts';
-import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, PRESETS, SCHEDULES } from './choices.ts';
+import { ALIGNMENT_FORMS, BASELINES, DEVICES, FROZEN_FORMATS, LAYER_COUNTS, PRESETS, SCHEDULES } from './choices.ts';
 import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
 
@@ -175,7 +175,13 @@ function withSteps(command: Command): Command {
     );
   return withEncoder(command)
     .addOption(option('--seed <n>', 'the same seed, data and threads give the same bits', count, 1))
-    .addOption(option('--threads <n>', 'threads of the engine', count, availableParallelism()))
+    .addOption(option('--threads <n>', 'threads of the engine, of all workers together', count, availableParallelism()))
+    .option('--workers <n>', 'processes that make passes through the language model; 1 where not given', count)
+    .addOption(
+      new Option('--device <d>', 'what trains: auto takes a GPU if the system lists one; cpu where not given').choices(
+        DEVICES,
+      ),
+    )
     .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50));
 }
 

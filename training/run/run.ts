@@ -184,12 +184,14 @@ export class Run {
     await writeProjector(join(options.to, 'projector-last'), parameters, shapes, encoderSettings);
   }
 
-  /** Throws the error; where the run has diverged, with the name of the checkpoint that is still good. */
+  /** Throws the error; where the run has diverged or lost a worker, with the name of the checkpoint that is good. */
   #fail(error: unknown): never {
-    if (!(error instanceof ServingError) || error.code !== 'training_diverged') throw error;
+    const ends = error instanceof ServingError && ['training_diverged', 'worker_lost'].includes(error.code);
+    if (!ends) throw error;
     const good =
       this.#saved === 0 ? 'no checkpoint was saved before' : `the checkpoint after step ${this.#saved} is still good`;
-    throw new ServingError('training_diverged', `${error.message}; ${good}`, { cause: error });
+    const next = error.code === 'worker_lost' ? ': the same command goes on' : '';
+    throw new ServingError(error.code, `${error.message}; ${good}${next}`, { cause: error });
   }
 }
 

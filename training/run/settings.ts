@@ -4,7 +4,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { reasonOf } from '../../services/lib/process/os-errors.ts';
-import type { BASELINES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
+import type { BASELINES, DEVICES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
 import type { LossWeights } from '../step/pass.ts';
 import { writeWhole } from './files.ts';
@@ -50,6 +50,10 @@ export interface TrainOptions {
   readonly rolloutSlots?: number;
   readonly seed: number;
   readonly threads: number;
+  /** Processes that make passes through the language model; 1 where not given. Each has its share of the threads. */
+  readonly workers?: number | undefined;
+  /** What graphs of training compute on; the CPU where not given. */
+  readonly device?: (typeof DEVICES)[number] | undefined;
   /** Steps between two checkpoints, and between two validations. */
   readonly every: number;
   /** Validations without a better one after which the run ends; it never does so at 0. */
@@ -58,9 +62,20 @@ export interface TrainOptions {
 
 /**
  * Where things lie, and what does not change the steps; epochs become steps, memory decides
- * recomputation and slots. `every` counts: it decides which checkpoint can be the best.
+ * recomputation and slots, and the kind of the device that was found is one of the inputs. `every` counts: it decides which checkpoint can be the best.
  */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs', 'memory'] as const;
+const FREE = [
+  'llm',
+  'encoder',
+  'data',
+  'validation',
+  'to',
+  'embeddings',
+  'patience',
+  'epochs',
+  'memory',
+  'device',
+] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {
@@ -68,6 +83,8 @@ export interface RunInputs {
   readonly encoder: string;
   readonly data: string;
   readonly validation: string | undefined;
+  /** Its kind, where it is not the CPU. */
+  readonly device?: string;
 }
 
 /**

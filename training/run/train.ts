@@ -12,8 +12,10 @@
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
+import type { Device } from '../../services/lib/engine/device.ts';
+import { openSourceNetwork, type SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import { type DecoderSpec, isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import { SharedWeights } from '../../services/lib/model/graph/onnx.ts';
 import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
@@ -21,9 +23,10 @@ import type { Progress } from '../../services/lib/process/progress.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { Embeddings } from '../data/embeddings.ts';
 import { type DataRow, readDataSet } from '../data/rows.ts';
-import { encodeChunks, SampleMaker } from '../data/samples.ts';
+import { SampleMaker } from '../data/samples.ts';
 import { Judge } from '../evaluate/judge.ts';
 import { formatsOf } from '../step/frozen.ts';
+import type { SessionPlace } from '../step/graph-session.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
 import { Rollouts } from '../step/rollouts.ts';
@@ -32,6 +35,8 @@ import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.t
 import { NO_STANDING } from './best.ts';
 import { latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
+import { openTrainingDevice, sayPlacement } from './device.ts';
+import { EncodingAhead } from './encoding.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
 import { lockRun } from './lock.ts';
 import { ROLLOUT_SLOTS, withinMemory } from './memory.ts';
@@ -60,31 +65,35 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
 
-  const place = placeOf(options, { spec, weights: llm.weights }, work);
+  const device = await openTrainingDevice(options, cleanup, progress);
+  const shared = await SharedWeights.create(join(work, 'weights.bin'));
+  cleanup.defer(() => shared.close());
+  const place = placeOf(options, { spec, weights: llm.weights }, { folder: work, shared, device });
   progress.update('reading the encoder');
-  const embeddings = await Embeddings.open(
-    options.embeddings ?? join(options.to, 'embeddings'),
-    encoder,
-    options.encoderChoices,
-    place,
-    signal,
-  );
+  const embeddings = await openEmbeddings(options, encoder, { folder: work, shared, threads: options.threads }, signal);
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
-  await encodeChunks(rows, samples, embeddings, (text) => progress.update(text), signal);
-
-  embeddings.closeEncoder(); // its weights may be gigabytes
+  const rowsOf = (step: number) =>
+    batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!);
+  const checked = data.rows.slice(0, CHECKED_SAMPLES);
+  const first = [...(held?.rows ?? []), ...checked];
+  const ofSteps = { first, rowsOf, steps: options.steps, total: data.rows.length };
+  const encoding = new EncodingAhead({ embeddings, samples, ...ofSteps }, (text) => progress.update(text));
+  // The encoder's weights may be gigabytes: where memory is short, it is done before the language model is read.
+  if (options.memory !== undefined) await encoding.until(options.steps, signal);
 
   progress.update('reading the language model');
   const model = await ModelPass.load(place, options.weights, signal);
   cleanup.defer(() => model.dispose());
+  sayPlacement(device, model.leftToCpu, progress);
   const inputs = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
-  await freezeSettings(join(options.to, 'run.json'), options, inputs);
+  await freezeSettings(join(options.to, 'run.json'), options, { ...inputs, ...decisiveDevice(device) });
   const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
   const shapes = projectorShapes({ widths });
   const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes);
   const parameters = state?.parameters ?? initialParameters({ widths }, options.seed);
-  const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, place);
+  const projectorPlace = { folder: work, threads: options.threads, device };
+  const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, projectorPlace);
   cleanup.defer(() => projector.dispose());
   const parts = { options, place, samples, tokenizer, rows, held: held?.rows.length ?? 0 };
   const { judges, companions } = await openCompanions(parts, cleanup, signal);
@@ -93,10 +102,12 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
     for (const row of some) made.push(await samples.embedded(row, embeddings));
     return made;
   };
-  if (options.frozen !== 'fp32' && state === undefined) {
-    const few = await embedded(data.rows.slice(0, CHECKED_SAMPLES));
-    sayCosine(await gradientCosine(place, projector, few, signal), options.frozen, few.length, progress);
+  await encoding.until(-1, signal);
+  if ((options.frozen !== 'fp32' || device.kind !== 'cpu') && state === undefined) {
+    const few = await embedded(checked);
+    sayCosine(await gradientCosine(place, projector, few, signal), options, device, few.length, progress);
   }
+  await shared.close(); // all graphs are open
   const judged = judges && { projector, ...judges };
   const run = new Run({
     options,
@@ -105,21 +116,31 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
     trainer: new Trainer(projector, model, companions, options, state?.adam),
     standing: state?.standing ?? NO_STANDING,
     encoderSettings: embeddings.settings,
-    batch: (step) => embedded(batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!)),
+    batch: async (step) => {
+      await encoding.until(step, signal);
+      return embedded(rowsOf(step));
+    },
     validate: held && judged && (async () => validate(await embedded(held.rows), judged, signal)),
     progress,
   });
   return await run.all(signal); // what it needs is given back after it
 }
 
+const openEmbeddings = (options: TrainOptions, encoder: SourceNetwork, place: SessionPlace, signal: AbortSignal) =>
+  Embeddings.open(options.embeddings ?? join(options.to, 'embeddings'), encoder, options.encoderChoices, place, signal);
+
+/** The kind of the device decides the results; that of runs on the CPU stands nowhere. */
+const decisiveDevice = ({ kind }: Device) => (kind === 'cpu' ? {} : { device: kind });
+
 /** What of the options follows from the memory. Rollouts of other numbers together may differ in their last bits. */
 function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'recompute' | 'rolloutSlots'> {
-  const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory } = options;
+  const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory, workers } =
+    options;
   const judges = weights.kl !== 0 || validation !== undefined;
   const rollsOut = weights.reinforce !== 0 || validation !== undefined;
   const scored = targetTokens + (rollsOut ? rolloutTokens : 0);
   const forwardGraphs = Number(judges) + Number(rollsOut);
-  const need = { frozen, recompute, rows: promptTokens + scored, scored, forwardGraphs };
+  const need = { frozen, recompute, rows: promptTokens + scored, scored, forwardGraphs, workers };
   const found = withinMemory(spec, need, memory);
   return { recompute: found.recompute, rolloutSlots: found.slots };
 }
@@ -144,10 +165,19 @@ async function openNetworks(options: TrainOptions, cleanup: Cleanup) {
 /** Samples on which the gradient through quantised weights is compared with that through 32-bit floats. */
 const CHECKED_SAMPLES = 4;
 
-function sayCosine(cosine: number, frozen: TrainOptions['frozen'], samples: number, progress: Progress): void {
-  const found = `the gradient through ${frozen} weights has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats (${samples} samples)`;
-  if (cosine < LEAST_COSINE) progress.warn(`${found}: --frozen fp32 would train better`);
-  else progress.succeed(found);
+/** @throws ServingError provider_unavailable for a device whose gradient is another one. */
+function sayCosine(
+  cosine: number,
+  { frozen }: TrainOptions,
+  { kind, name }: Device,
+  samples: number,
+  progress: Progress,
+): void {
+  const where = kind === 'cpu' ? '' : ` on ${name}`;
+  const found = `the gradient through ${frozen} weights${where} has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats${kind === 'cpu' ? '' : ' on the CPU'} (${samples} samples)`;
+  if (cosine >= LEAST_COSINE) progress.succeed(found);
+  else if (kind === 'cpu') progress.warn(`${found}: --frozen fp32 would train better`);
+  else throw new ServingError('provider_unavailable', `${found}: use --device cpu`);
   progress.start('training');
 }
 
@@ -167,13 +197,19 @@ function widthsOf(layers: number, from: number, hidden: number): number[] {
   return [from, ...new Array<number>(layers - 1).fill(2 * hidden), hidden];
 }
 
-function placeOf(options: TrainOptions, network: Pick<ModelPlace, 'spec' | 'weights'>, folder: string): ModelPlace {
-  const { frozen, recompute, threads, promptTokens, targetTokens, rolloutTokens, textTokens, weights } = options;
+function placeOf(
+  options: TrainOptions,
+  network: Pick<ModelPlace, 'spec' | 'weights'>,
+  where: Pick<ModelPlace, 'folder' | 'shared' | 'device'>,
+): ModelPlace {
+  const { frozen, recompute, threads, workers, promptTokens, targetTokens, rolloutTokens, textTokens, weights } =
+    options;
   const rollsOut = weights.reinforce !== 0 || options.validation !== undefined;
   return {
     ...network,
-    folder,
+    ...where,
     threads,
+    workers,
     ...formatsOf(frozen),
     recompute,
     maxPositions: promptTokens + targetTokens + (rollsOut ? rolloutTokens : 0) + (weights.kl === 0 ? 0 : textTokens),

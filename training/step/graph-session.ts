@@ -2,9 +2,11 @@
 import { createHash } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Device } from '../../services/lib/engine/device.ts';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
 import type { Graph } from '../../services/lib/model/graph/graph.ts';
 import { type SharedWeights, writeModel } from '../../services/lib/model/graph/onnx.ts';
+import { type GraphRunner, GraphWorkers } from './graph-workers.ts';
 
 export interface SessionPlace {
   /** Folder in which the graph is written; it needs room for the graph's weights until the session is disposed of. */
@@ -14,6 +16,10 @@ export interface SessionPlace {
   readonly threads: number;
   /** See SessionOptions. */
   readonly packWeights?: boolean;
+  /** Where graphs of training compute; the CPU if not given. */
+  readonly device?: Device;
+  /** Processes that make passes through the language model, each with its share of the threads; 1 if not given. */
+  readonly workers?: number;
 }
 
 /**
@@ -47,8 +53,28 @@ export async function openGraph(
   place: SessionPlace,
   signal?: AbortSignal,
 ): Promise<{ session: OrtSession; digest: string }> {
-  const { threads, packWeights } = place;
-  const load = (path: string) => OrtSession.load(path, { threads, packWeights });
+  const { threads, packWeights, device } = place;
+  const load = (path: string) => OrtSession.load(path, { threads, packWeights, device, recordsPlacement: true });
   const { loaded, digest } = await withGraph(graph, place, load, signal);
   return { session: loaded, digest };
+}
+
+/**
+ * What runs the graph for several samples at a time, where the place has several workers; one session otherwise.
+ * @throws as {@link openGraph}; ServingError worker_lost.
+ */
+export async function openRunner(
+  graph: Graph,
+  place: SessionPlace,
+  signal?: AbortSignal,
+): Promise<{ runner: GraphRunner; digest: string; leftToCpu: ReadonlyMap<string, number> }> {
+  const { workers = 1, threads, packWeights } = place;
+  if (workers === 1) {
+    const { session, digest } = await openGraph(graph, place, signal);
+    return { runner: Object.assign(session, { parallel: 1 }), digest, leftToCpu: session.leftToCpu() };
+  }
+  const options = { threads: Math.max(1, Math.floor(threads / workers)), packWeights };
+  const load = (path: string) => GraphWorkers.open(path, workers, options, signal);
+  const { loaded, digest } = await withGraph(graph, place, load, signal);
+  return { runner: loaded, digest, leftToCpu: new Map() };
 }

@@ -291,7 +291,8 @@ async function writeWith(
     for (const [i, part] of parts.entries()) {
       const bytes = bytesOf(arrays[i]!);
       const expected = byteLength(part);
-      if (bytes.length !== expected) throw new Error(`weight ${part.name}: ${bytes.length} bytes instead of ${expected}`);
+      if (bytes.length !== expected)
+        throw new Error(`weight ${part.name}: ${bytes.length} bytes instead of ${expected}`);
       initializer.push(weightProto(part, WEIGHTS, await sink.append(bytes, signal), bytes.length));
       done += bytes.length;
     }
