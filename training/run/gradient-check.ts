@@ -1,7 +1,7 @@
 /**
  * How well the gradient through quantised frozen weights, or on a device, agrees with that through 32-bit floats on the
- * CPU, on a few samples of the run. A model with outlying activations may lose more than those on which the formats were
- * chosen.
+ * CPU, on a few samples of the run. A model with outlying activations may lose more than those on which the formats
+ * were chosen.
  */
 import { type LossWeights, ModelPass, type ModelPlace } from '../step/pass.ts';
 import type { TrainableProjector } from '../step/projector.ts';

@@ -31,6 +31,8 @@ export interface TrainReport {
 
 interface RunParts {
   readonly options: TrainOptions;
+  /** Digest of the settings; checkpoints carry it. */
+  readonly identity: string;
   /** Names and shapes of the parameters. */
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly parameters: Tensors;
@@ -162,14 +164,14 @@ export class Run {
   }
 
   async #save(): Promise<void> {
-    const { trainer, parameters, shapes } = this.#parts;
+    const { trainer, parameters, shapes, identity } = this.#parts;
     for (const [name, values] of parameters) {
       const at = values.findIndex((value) => !Number.isFinite(value));
       if (at < 0) continue;
       const what = `after step ${this.#steps} the projector's tensor ${name} holds ${values[at]}`;
       this.#fail(new ServingError('training_diverged', what));
     }
-    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing };
+    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing, identity };
     await saveCheckpoint(this.#checkpoints, state, shapes);
     this.#saved = this.#steps;
     await this.#publish();

@@ -13,8 +13,8 @@
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Device } from '../../services/lib/engine/device.ts';
-import { openSourceNetwork, type SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
-import { type DecoderSpec, isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
+import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { SharedWeights } from '../../services/lib/model/graph/onnx.ts';
 import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -40,6 +40,7 @@ import { EncodingAhead } from './encoding.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
 import { lockRun } from './lock.ts';
 import { ROLLOUT_SLOTS, withinMemory } from './memory.ts';
+import { assertFitsContext, openNetworks } from './networks.ts';
 import { batchOf } from './order.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
@@ -87,10 +88,13 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   cleanup.defer(() => model.dispose());
   sayPlacement(device, model.leftToCpu, progress);
   const inputs = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
-  await freezeSettings(join(options.to, 'run.json'), options, { ...inputs, ...decisiveDevice(device) });
+  const identity = await freezeSettings(join(options.to, 'run.json'), options, {
+    ...inputs,
+    ...decisiveDevice(device),
+  });
   const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
   const shapes = projectorShapes({ widths });
-  const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes);
+  const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes, identity);
   const parameters = state?.parameters ?? initialParameters({ widths }, options.seed);
   const projectorPlace = { folder: work, threads: options.threads, device };
   const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, projectorPlace);
@@ -111,6 +115,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const judged = judges && { projector, ...judges };
   const run = new Run({
     options,
+    identity,
     shapes,
     parameters,
     trainer: new Trainer(projector, model, companions, options, state?.adam),
@@ -148,19 +153,6 @@ function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'r
 /** The steps of a run over so many samples. */
 export const stepsOf = ({ steps, epochs, batch }: Omit<TrainOptions, 'validation'>, samples: number): number =>
   epochs === undefined ? steps : Math.ceil((epochs * samples) / batch);
-
-async function openNetworks(options: TrainOptions, cleanup: Cleanup) {
-  const llm = await openSourceNetwork(options.llm);
-  cleanup.defer(() => llm[Symbol.asyncDispose]());
-  const { spec } = llm;
-  if (!isDecoder(spec)) {
-    const what = `--llm ${options.llm}: ${spec.architecture} is an encoder: name a decoder`;
-    throw new ServingError('config_invalid', what);
-  }
-  const encoder = options.encoder === undefined ? llm : await openSourceNetwork(options.encoder);
-  if (encoder !== llm) cleanup.defer(() => encoder[Symbol.asyncDispose]());
-  return { llm, spec, encoder };
-}
 
 /** Samples on which the gradient through quantised weights is compared with that through 32-bit floats. */
 const CHECKED_SAMPLES = 4;
@@ -205,7 +197,7 @@ function placeOf(
   const { frozen, recompute, threads, workers, promptTokens, targetTokens, rolloutTokens, textTokens, weights } =
     options;
   const rollsOut = weights.reinforce !== 0 || options.validation !== undefined;
-  return {
+  const place = {
     ...network,
     ...where,
     threads,
@@ -214,6 +206,8 @@ function placeOf(
     recompute,
     maxPositions: promptTokens + targetTokens + (rollsOut ? rolloutTokens : 0) + (weights.kl === 0 ? 0 : textTokens),
   };
+  assertFitsContext(options, network.spec, place.maxPositions);
+  return place;
 }
 
 interface CompanionParts {

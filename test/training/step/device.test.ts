@@ -1,6 +1,5 @@
 /** Training on a GPU (WebGPU over a software Vulkan device): its gradients are those of the CPU. */
-import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { beforeAll, expect, test } from 'vitest';
 import { type Device, openDevice } from '../../../services/lib/engine/device.ts';
 import { openSourceNetwork } from '../../../services/lib/model/checkpoint/source-network.ts';
 import { isDecoder } from '../../../services/lib/model/checkpoint/spec.ts';
@@ -13,7 +12,7 @@ import { relativeError } from '../../support/training-goldens.ts';
 import { COMPILING_MS, DEVICE_MODEL, useVulkan } from '../../support/vulkan.ts';
 
 const folder = await temporaryFolder();
-const network = await openSourceNetwork(join(DEVICE_MODEL));
+const network = await openSourceNetwork(DEVICE_MODEL);
 let gpu: Device;
 beforeAll(async () => {
   await useVulkan();
@@ -23,7 +22,6 @@ beforeAll(async () => {
     await network[Symbol.asyncDispose]();
   };
 }, COMPILING_MS);
-afterAll(() => {});
 
 const WEIGHTS = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1 };
 const DIM = 24;
@@ -71,7 +69,6 @@ test.each(['fp32', 'int8'] as const)(
     for (const [name, gradient] of wanted.gradients) {
       expect(relativeError(found.gradients.get(name)!, gradient), name).toBeLessThan(1e-3);
     }
-    console.log(JSON.stringify([...found.leftToCpu]));
     const left = [...found.leftToCpu.keys()].filter((operator) => !BOOKKEEPING.has(operator));
     expect(left).toEqual([]);
     expect(found.leftToCpu.size).toBeGreaterThan(0);

@@ -209,8 +209,8 @@ class OwnWeights implements WeightSink {
 }
 
 /**
- * A file of the weights of several graphs, in which equal weights lie once. The runtime maps files, so sessions of these
- * graphs share the memory of what they have in common, also those of other processes.
+ * A file of the weights of several graphs, in which equal weights lie once. The runtime maps files, so sessions of
+ * these graphs share the memory of what they have in common, also those of other processes.
  */
 export class SharedWeights {
   readonly #path: string;
