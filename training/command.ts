@@ -9,6 +9,7 @@ import { count } from '../services/lib/process/count-argument.ts';
 import {
   ALIGNMENT_FORMS,
   BASELINES,
+  DEVICES,
   FROZEN_FORMATS,
   LAYER_COUNTS,
   PRESETS,
@@ -313,7 +314,7 @@ function withSteps(command: Command): Command {
     .addOption(option('--rollout-tokens <n>', 'the most tokens of a rollout', count, 50))
     .addOption(option('--text-tokens <n>', 'the most tokens of the chunks as text', count, 512))
     .addOption(
-      new Option('--frozen <format>', 'the language model in 32-bit floats, or 8 bits forward and backward')
+      new Option('--frozen <format>', "the language model's weights: w8a8 computes in 8 bits, others in 32-bit floats")
         .choices(FROZEN_FORMATS)
         .default('fp32'),
     )
@@ -326,7 +327,13 @@ function withSteps(command: Command): Command {
     );
   return withEncoder(command)
     .addOption(option('--seed <n>', 'the same seed, data and threads give the same bits', count, 1))
-    .addOption(option('--threads <n>', 'threads of the engine', count, availableParallelism()))
+    .addOption(option('--threads <n>', 'threads of the engine, of all workers together', count, availableParallelism()))
+    .option('--workers <n>', 'processes that make passes through the language model; 1 where not given', count)
+    .addOption(
+      new Option('--device <d>', 'what trains: auto takes a GPU if the system lists one; cpu where not given').choices(
+        DEVICES,
+      ),
+    )
     .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50));
 }
 

@@ -39,6 +39,11 @@ export class DistinctChunks {
     this.#places = places;
   }
 
+  /** The rows that they are of, each once. */
+  get rows(): readonly DataRow[] {
+    return [...new Set(this.#places.map(({ row }) => row))];
+  }
+
   get count(): number {
     return this.#places.length;
   }

@@ -4,41 +4,44 @@
  * and with a new optimiser.
  */
 import { join } from 'node:path';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import type { Embeddings } from '../data/embeddings.ts';
-import type { DataRow } from '../data/rows.ts';
 import { SampleMaker } from '../data/samples.ts';
-import { DistinctChunks, recovering } from '../pretrain/chunks.ts';
+import { type DistinctChunks, recovering } from '../pretrain/chunks.ts';
 import { cueAt } from '../pretrain/cues.ts';
 import { MemoryTokens } from '../pretrain/memory-tokens.ts';
 import { Regression, type Wanted } from '../pretrain/regression.ts';
 import { PRETRAIN_PROMPT, type Pretraining } from '../pretrain/settings.ts';
+import type { SessionPlace } from '../step/graph-session.ts';
 import { type LossWeights, ModelPass, type ModelPlace } from '../step/pass.ts';
 import { TrainableProjector } from '../step/projector.ts';
 import type { Tensors } from '../step/tensors.ts';
 import { type EmbeddedSample, Trainer } from '../step/trainer.ts';
 import { NO_STANDING } from './best.ts';
 import { latestCheckpoint } from './checkpoints.ts';
+import { decisiveDevice } from './device.ts';
 import { batchOf } from './order.ts';
 import { Run, type TrainReport } from './run.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
 import { within } from './within.ts';
 
-interface PretrainingParts {
+export interface PretrainingParts {
   readonly options: TrainOptions;
   readonly pretraining: Pretraining;
   /** The language model. */
   readonly place: ModelPlace;
+  /** The projector. */
+  readonly projectorPlace: SessionPlace;
   readonly widths: readonly number[];
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   /** Those that a run without pretraining begins with; they are changed in place. */
   readonly initial: Tensors;
   readonly tokenizer: Tokenizer;
-  /** Makes the samples of the run. */
-  readonly samples: SampleMaker;
-  readonly rows: readonly DataRow[];
+  /** What is recovered; all of it is encoded. */
+  readonly chunks: DistinctChunks;
   /** SHA-256 of the data set, in hex. */
   readonly data: string;
   readonly embeddings: Embeddings;
@@ -61,19 +64,28 @@ export async function pretrain(
   progress: Progress,
   signal: AbortSignal,
 ): Promise<{ readonly parameters: Tensors; readonly report: TrainReport }> {
-  const { pretraining, place, widths, shapes, initial, embeddings, data } = parts;
+  const { pretraining, place, projectorPlace, widths, shapes, initial, embeddings, chunks } = parts;
   const options = optionsOf(parts);
+  const rows = pretrainRows(pretraining);
+  if (rows > place.spec.maxPositions) {
+    const why = `with a cue a chunk may take ${rows} positions, and --llm ${options.llm} has ${place.spec.maxPositions}`;
+    throw new ServingError('config_invalid', `--pretrain-tokens ${pretraining.tokens}: ${why}: use fewer`);
+  }
   await makeFolder(options.to);
-  const checkpoint = await latestCheckpoint(join(options.to, 'checkpoints'), shapes);
-  const parameters = checkpoint?.parameters ?? initial;
-  const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, place);
+  const told = within(progress, 'pretraining');
+  told.update('reading the language model');
+  const model = await ModelPass.load({ ...place, maxPositions: rows }, CROSS_ENTROPY, signal);
   try {
-    const told = within(progress, 'pretraining');
-    told.update('reading the language model');
-    const model = await ModelPass.load({ ...place, maxPositions: pretrainRows(pretraining) }, CROSS_ENTROPY, signal);
+    const inputs = { model: model.digest, encoder: embeddings.digest, data: parts.data, validation: undefined };
+    const settings = { ...inputs, ...(place.device && decisiveDevice(place.device)) };
+    const identity = await freezeSettings(join(options.to, 'run.json'), options, settings);
+    const checkpoint = await latestCheckpoint(join(options.to, 'checkpoints'), shapes, identity);
+    const parameters = checkpoint?.parameters ?? initial;
     const state = checkpoint?.adam;
+    const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, projectorPlace);
     const run = {
       options,
+      identity,
       shapes,
       parameters,
       standing: NO_STANDING,
@@ -82,12 +94,9 @@ export async function pretrain(
       progress: told,
     };
     try {
-      const inputs = { model: model.digest, encoder: embeddings.digest, data, validation: undefined };
-      await freezeSettings(join(options.to, 'run.json'), options, inputs);
-      const chunks = new DistinctChunks(parts.rows, parts.samples, pretraining.chunks);
       if (pretraining.scheme === 'reconstruct') {
         const trainer = new Trainer(projector, model, {}, options, state);
-        const batch = (step: number) => reconstructions(step, chunks, parts);
+        const batch = (step: number) => reconstructions(step, parts);
         return { parameters, report: await new Run<EmbeddedSample>({ ...run, trainer, batch }).all(signal) };
       }
       const isDone = state?.steps === options.steps;
@@ -98,10 +107,10 @@ export async function pretrain(
         batchOf(step, options.batch, wanted.length, options.seed).map((i) => wanted[i]!);
       return { parameters, report: await new Run<Wanted>({ ...run, trainer, batch }).all(signal) };
     } finally {
-      model.dispose();
+      projector.dispose();
     }
   } finally {
-    projector.dispose();
+    model.dispose();
   }
 }
 
@@ -128,7 +137,8 @@ const recoveringSamples = ({ tokenizer, place, pretraining }: PretrainingParts) 
   });
 
 /** The samples of a step of `reconstruct`. */
-async function reconstructions(step: number, chunks: DistinctChunks, parts: PretrainingParts) {
+async function reconstructions(step: number, parts: PretrainingParts) {
+  const { chunks } = parts;
   const { batch, seed } = parts.options;
   const samples = recoveringSamples(parts);
   const made: EmbeddedSample[] = [];

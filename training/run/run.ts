@@ -39,6 +39,8 @@ interface Stepper<S> {
 
 interface RunParts<S> {
   readonly options: TrainOptions;
+  /** Digest of the settings; checkpoints carry it. */
+  readonly identity: string;
   /** Names and shapes of the parameters. */
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly parameters: Tensors;
@@ -172,14 +174,14 @@ export class Run<S> {
   }
 
   async #save(): Promise<void> {
-    const { trainer, parameters, shapes } = this.#parts;
+    const { trainer, parameters, shapes, identity } = this.#parts;
     for (const [name, values] of parameters) {
       const at = values.findIndex((value) => !Number.isFinite(value));
       if (at < 0) continue;
       const what = `after step ${this.#steps} the projector's tensor ${name} holds ${values[at]}`;
       this.#fail(new ServingError('training_diverged', what));
     }
-    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing };
+    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing, identity };
     await saveCheckpoint(this.#checkpoints, state, shapes);
     this.#saved = this.#steps;
     await this.#publish();
@@ -194,12 +196,14 @@ export class Run<S> {
     await writeProjector(join(options.to, 'projector-last'), parameters, shapes, encoderSettings);
   }
 
-  /** Throws the error; where the run has diverged, with the name of the checkpoint that is still good. */
+  /** Throws the error; where the run has diverged or lost a worker, with the name of the checkpoint that is good. */
   #fail(error: unknown): never {
-    if (!(error instanceof ServingError) || error.code !== 'training_diverged') throw error;
+    const ends = error instanceof ServingError && ['training_diverged', 'worker_lost'].includes(error.code);
+    if (!ends) throw error;
     const good =
       this.#saved === 0 ? 'no checkpoint was saved before' : `the checkpoint after step ${this.#saved} is still good`;
-    throw new ServingError('training_diverged', `${error.message}; ${good}`, { cause: error });
+    const next = error.code === 'worker_lost' ? ': the same command goes on' : '';
+    throw new ServingError(error.code, `${error.message}; ${good}${next}`, { cause: error });
   }
 }
 

@@ -10,7 +10,8 @@ import type { BackwardFormat } from '../../services/lib/model/graph/gradient-rul
 import type { LayerFormats } from '../../services/lib/model/graph/linear.ts';
 import { buildTraining } from '../../services/lib/model/graph/training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { openGraph, type SessionPlace } from './graph-session.ts';
+import { openGraph, openRunner, type SessionPlace } from './graph-session.ts';
+import type { GraphRunner } from './graph-workers.ts';
 import { attentionBias, layOut, type Rollout, type Sample } from './rows.ts';
 import { float32, int64 } from './tensors.ts';
 
@@ -62,18 +63,21 @@ const sum = (values: Float32Array) => values.reduce((total, value) => total + va
 export class ModelPass {
   /** SHA-256 of the graph and its weights, in hex: what the gradients depend on. */
   readonly digest: string;
-  readonly #session: OrtSession;
+  /** On a device: the operators that the CPU computes nevertheless, and how many of each. */
+  readonly leftToCpu: ReadonlyMap<string, number>;
+  readonly #runner: GraphRunner;
   readonly #place: ModelPlace;
   readonly #weights: LossWeights;
 
-  private constructor(session: OrtSession, digest: string, place: ModelPlace, weights: LossWeights) {
-    this.digest = digest;
-    this.#session = session;
+  private constructor(opened: Awaited<ReturnType<typeof openRunner>>, place: ModelPlace, weights: LossWeights) {
+    this.digest = opened.digest;
+    this.leftToCpu = opened.leftToCpu;
+    this.#runner = opened.runner;
     this.#place = place;
     this.#weights = weights;
   }
 
-  /** @throws ServingError checkpoint_invalid, runtime_failed; the signal's reason. */
+  /** @throws ServingError checkpoint_invalid, runtime_failed, worker_lost; the signal's reason. */
   static async load(place: ModelPlace, weights: LossWeights, signal?: AbortSignal): Promise<ModelPass> {
     const graph = buildTraining(place.spec, place.weights, {
       ...place,
@@ -81,8 +85,12 @@ export class ModelPass {
       joint: isJoint(weights),
       kl: weights.kl !== 0,
     });
-    const { session, digest } = await openGraph(graph, place, signal);
-    return new ModelPass(session, digest, place, weights);
+    return new ModelPass(await openRunner(graph, place, signal), place, weights);
+  }
+
+  /** Samples whose passes go on at a time. */
+  get parallel(): number {
+    return this.#runner.parallel;
   }
 
   /**
@@ -130,7 +138,7 @@ export class ModelPass {
         kl_weights: float32([weights.length], klWeights),
       });
     }
-    const out = await this.#session.run(inputs, undefined, signal);
+    const out = await this.#runner.run(inputs, undefined, signal);
     const logp = out['token_logp']!.data as Float32Array;
     const result = {
       ce: -sum(logp.subarray(0, target)) / target,
@@ -144,7 +152,7 @@ export class ModelPass {
   }
 
   dispose(): void {
-    this.#session.dispose();
+    this.#runner.dispose();
   }
 }
 

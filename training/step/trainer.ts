@@ -116,10 +116,13 @@ export class Trainer {
     const share = 1 / batch.length;
     const losses = { ce: 0, reinforce: 0, kl: 0, alignment: 0, distill: 0, reward: 0, tokens: 0 };
     const softGradients: Float32Array[] = [];
+    const passes = await mapTogether(batch, this.#model.parallel, async (sample, i) => {
+      const teacherLogp = weights.kl === 0 ? undefined : await this.#companions.teach!(sample, signal);
+      return this.#model.run(sample, soft[i]!, share, { rollout: rollouts?.[i], teacherLogp }, signal);
+    });
     for (const [i, sample] of batch.entries()) {
       const rollout = rollouts?.[i];
-      const teacherLogp = weights.kl === 0 ? undefined : await this.#companions.teach!(sample, signal);
-      const found = await this.#model.run(sample, soft[i]!, share, { rollout, teacherLogp }, signal);
+      const found = passes[i]!;
       losses.ce += share * found.ce;
       losses.kl += share * found.kl;
       losses.distill += share * found.distill;
@@ -179,6 +182,35 @@ export class Trainer {
       return all.slice(start, end);
     });
   }
+}
+
+/**
+ * Computes something for each item, `width` of them at a time. All that were begun have ended when this returns.
+ * @returns the results in the order of the items
+ * @throws the first failure; no other item is begun then.
+ */
+async function mapTogether<T, R>(
+  items: readonly T[],
+  width: number,
+  compute: (item: T, index: number) => Promise<R>,
+): Promise<R[]> {
+  const results = new Array<R>(items.length);
+  const failures: unknown[] = [];
+  let next = 0;
+  const lane = async () => {
+    while (next < items.length && failures.length === 0) {
+      const i = next++;
+      await compute(items[i]!, i).then(
+        (result) => {
+          results[i] = result;
+        },
+        (error) => failures.push(error),
+      );
+    }
+  };
+  await Promise.all(Array.from({ length: width }, lane));
+  if (failures.length > 0) throw failures[0];
+  return results;
 }
 
 /** The indices of the samples with each number of soft tokens, in the order in which these numbers appear. */

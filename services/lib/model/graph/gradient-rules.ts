@@ -65,7 +65,8 @@ function rmsNorm(
 const reshaped: Rule = ({ builder: b, inputs: [x], given: [g] }) => [b.reshapeLike(g!, x!)];
 
 const matMul: Rule = ({ builder: b, inputs: [x, w], given: [g], wanted: [wantsX, wantsW] }) => {
-  const dx = () => b.reshapeLike(b.op('FusedMatMul', [g, w], { transB: 1 }), x!);
+  const weight = () => b.graph.widened.get(w!)?.(g!) ?? w;
+  const dx = () => b.reshapeLike(b.op('FusedMatMul', [g, weight()], { transB: 1 }), x!);
   const dw = () => {
     const sizes = sizesOf(b.graph, w!);
     if (sizes?.length !== 2) return b.reshapeLike(b.op('FusedMatMul', [x, g], { transA: 1 }), w!);

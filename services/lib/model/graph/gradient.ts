@@ -108,7 +108,12 @@ function recompute(
   };
   for (const { operator, inputs, outputs, attributes } of segment) {
     if (!inputs.some((name) => active.has(name))) continue;
-    const fed = inputs.map(again) as Value[];
+    const fed: Value[] = [];
+    for (const name of inputs) {
+      const widen = builder.graph.widened.get(name);
+      fed.push(widen ? widen(fed[0]!) : (again(name) as Value));
+      if (widen) names.set(name, fed.at(-1)!);
+    }
     const made = outputs.map((name) => (name === '' ? '' : builder.name(name)));
     for (const [i, name] of outputs.entries()) if (name !== '') names.set(name, made[i]!);
     builder.graph.nodeWith(operator, made, fed, attributes);
