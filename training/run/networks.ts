@@ -10,8 +10,8 @@ import type { TrainOptions } from './settings.ts';
 
 /**
  * Opens the language model and the encoder.
- * @throws ServingError checkpoint_invalid, also for weights that are not finite, when they are read; config_invalid for a
- *   bundle, or a language model that is an encoder.
+ * @throws ServingError checkpoint_invalid, also for weights that are not finite, when they are read; config_invalid
+ *   for a bundle, or a language model that is an encoder.
  */
 export async function openNetworks(
   options: Pick<TrainOptions, 'llm' | 'encoder'>,

@@ -74,7 +74,9 @@ export async function pretrain(
   await makeFolder(options.to);
   const told = within(progress, 'pretraining');
   told.update('reading the language model');
-  const model = await ModelPass.load({ ...place, maxPositions: rows }, CROSS_ENTROPY, signal);
+  // A file of its own: what lies in the shared one before the run's graphs would be part of their digests.
+  const own = { ...place, shared: undefined, maxPositions: rows };
+  const model = await ModelPass.load(own, CROSS_ENTROPY, signal);
   try {
     const inputs = { model: model.digest, encoder: embeddings.digest, data: parts.data, validation: undefined };
     const settings = { ...inputs, ...(place.device && decisiveDevice(place.device)) };

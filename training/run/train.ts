@@ -155,7 +155,8 @@ const openEmbeddings = (options: TrainOptions, encoder: SourceNetwork, place: Se
  * before a language model is read.
  */
 async function stageBefore(
-  parts: Omit<Parameters<typeof pretrain>[0], 'pretraining' | 'shared' | 'chunks' | 'data'> & {
+  parts: Omit<PretrainingParts, 'pretraining' | 'shared' | 'chunks' | 'data'> & {
+    readonly samples: SampleMaker;
     readonly data: DataSet;
   },
   encoding: EncodingAhead,
@@ -209,7 +210,8 @@ async function distilledTargets(
   const { promptTokens, textTokens, rolloutTokens: tokens, steps, batch, seed, rolloutSlots: slots } = options;
   progress.update('reading the language model, to complete with chunks as text');
   const stopIds = new Set(samples.format.stopIds);
-  const roomy = { ...place, maxPositions: promptTokens + textTokens + tokens };
+  // A file of its own: what lies in the shared one before the run's graphs would be part of their digests.
+  const roomy = { ...place, shared: undefined, maxPositions: promptTokens + textTokens + tokens };
   // Without rollouts of its own the run has 0 slots. The graph that trains is not open yet, so there is room.
   const together = Math.min(slots || ROLLOUT_SLOTS, rows.length);
   const rollouts = await Rollouts.load(roomy, { slots: together, tokens, stopIds }, signal);
