@@ -49,6 +49,8 @@ export interface PassResult {
   readonly gradient: Float32Array;
 }
 
+/** Whether graphs for this place are made of plain operators; see buildTraining. */
+const isPlain = ({ device }: SessionPlace) => device !== undefined && device.kind !== 'cpu';
 const sum = (values: Float32Array) => values.reduce((total, value) => total + value, 0);
 
 export class ModelPass {
@@ -73,6 +75,7 @@ export class ModelPass {
     const graph = buildTraining(place.spec, place.weights, {
       ...place,
       backward: true,
+      plain: isPlain(place),
       joint: weights.reinforce !== 0,
       kl: weights.kl !== 0,
     });
@@ -157,7 +160,12 @@ export class TeacherPass {
 
   /** @throws ServingError checkpoint_invalid, runtime_failed; the signal's reason. */
   static async load(place: ModelPlace, signal?: AbortSignal): Promise<TeacherPass> {
-    const graph = buildTraining(place.spec, place.weights, { ...place, backward: false, logp: true });
+    const graph = buildTraining(place.spec, place.weights, {
+      ...place,
+      backward: false,
+      logp: true,
+      plain: isPlain(place),
+    });
     const { session, digest } = await openGraph(graph, place, signal);
     return new TeacherPass(session, digest, place);
   }
