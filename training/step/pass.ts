@@ -58,6 +58,8 @@ export interface PassResult {
 
 /** Whether passes have more than one continuation of their prompt. */
 const isJoint = ({ reinforce, distill = 0 }: LossWeights) => reinforce !== 0 || distill !== 0;
+/** Whether graphs for this place are made of plain operators; see buildTraining. */
+const isPlain = ({ device }: SessionPlace) => device !== undefined && device.kind !== 'cpu';
 const sum = (values: Float32Array) => values.reduce((total, value) => total + value, 0);
 
 export class ModelPass {
@@ -83,6 +85,7 @@ export class ModelPass {
       ...place,
       backward: true,
       joint: isJoint(weights),
+      plain: isPlain(place),
       kl: weights.kl !== 0,
     });
     return new ModelPass(await openRunner(graph, place, signal), place, weights);
@@ -171,7 +174,12 @@ export class TeacherPass {
 
   /** @throws ServingError checkpoint_invalid, runtime_failed; the signal's reason. */
   static async load(place: ModelPlace, signal?: AbortSignal): Promise<TeacherPass> {
-    const graph = buildTraining(place.spec, place.weights, { ...place, backward: false, logp: true });
+    const graph = buildTraining(place.spec, place.weights, {
+      ...place,
+      backward: false,
+      logp: true,
+      plain: isPlain(place),
+    });
     const { session, digest } = await openGraph(graph, place, signal);
     return new TeacherPass(session, digest, place);
   }

@@ -69,6 +69,15 @@ describe('the gradient of cross-entropy at the soft tokens', () => {
     expect(relativeError(gradientOf(again), gradientOf(await plain()))).toBeLessThan(1e-6);
   });
 
+  test('plain operators, as GPUs have them, give the same gradient and log-probabilities', async () => {
+    for (const recompute of [false, true]) {
+      const found = await withGraph(network, { ...FLOATS, recompute, plain: true }, (session) => session.run(inputs));
+      const wanted = await plain();
+      expect(relativeError(gradientOf(found), gradientOf(wanted))).toBeLessThan(1e-5);
+      expect(relativeError(logpOf(found), logpOf(wanted))).toBeLessThan(1e-5);
+    }
+  });
+
   test('a sample and a rollout in one pass have the sum of the gradients of two passes', async () => {
     const rollout = goldens.facts.samples[0]!.rollout_ids;
     const { joint } = feeds(sample!, soft, 0.9 / 7, rollout, 0.2);

@@ -1,13 +1,16 @@
 /** Training on a GPU (WebGPU over a software Vulkan device): its gradients are those of the CPU. */
+import { join } from 'node:path';
 import { beforeAll, expect, test } from 'vitest';
 import { type Device, openDevice } from '../../../services/lib/engine/device.ts';
 import { openSourceNetwork } from '../../../services/lib/model/checkpoint/source-network.ts';
 import { isDecoder } from '../../../services/lib/model/checkpoint/spec.ts';
+import { train } from '../../../training/run/train.ts';
 import { ModelPass, type ModelPlace } from '../../../training/step/pass.ts';
 import { initialParameters, TrainableProjector } from '../../../training/step/projector.ts';
 import { Rollouts } from '../../../training/step/rollouts.ts';
 import { Trainer } from '../../../training/step/trainer.ts';
 import { temporaryFolder } from '../../support/models.ts';
+import { never, resultsOf, silent, smallOptions, smallRow, writeRows } from '../../support/training.ts';
 import { relativeError } from '../../support/training-goldens.ts';
 import { COMPILING_MS, DEVICE_MODEL, useVulkan } from '../../support/vulkan.ts';
 
@@ -56,7 +59,19 @@ async function gradientsOn(device: Device | undefined, layers: 'fp32' | 'fp16' |
 }
 
 /** Operators of whole numbers and shapes, which cost nothing wherever they are computed. */
-const BOOKKEEPING = new Set(['Add', 'Concat', 'Div', 'Gather', 'Less', 'Mul', 'Range', 'Reshape', 'Shape', 'Sub']);
+const BOOKKEEPING = new Set([
+  'Add',
+  'Concat',
+  'Div',
+  'Expand',
+  'Gather',
+  'Less',
+  'Mul',
+  'Range',
+  'Reshape',
+  'Shape',
+  'Sub',
+]);
 for (const name of ['Cast', 'Squeeze', 'Unsqueeze', 'ConstantOfShape', 'Slice', 'Where']) BOOKKEEPING.add(name);
 
 test.each(['fp32', 'int8'] as const)(
@@ -74,3 +89,30 @@ test.each(['fp32', 'int8'] as const)(
     expect(found.leftToCpu.size).toBeGreaterThan(0);
   },
 );
+
+test('a run trains on the GPU, says what the CPU computes, and refuses what a GPU cannot do', {
+  timeout: COMPILING_MS,
+}, async () => {
+  const data = await writeRows(join(folder, 'train.jsonl'), [0, 1].map(smallRow));
+  const run = { ...smallOptions({ data, validation: data, to: join(folder, 'run') }), steps: 2, threads: 2 };
+  const said: string[] = [];
+  const progress = silent(undefined, (text) => said.push(text));
+  for (const changes of [{ frozen: 'w8a8' }, { workers: 2 }] as const) {
+    await expect(train({ ...run, ...changes, device: 'webgpu' }, progress, never)).rejects.toMatchObject({
+      code: 'config_invalid',
+      message: expect.stringContaining(`--device webgpu (${gpu.name}): --`),
+    });
+  }
+  await train({ ...run, device: 'webgpu' }, progress, never);
+  expect(said).toEqual([
+    expect.stringMatching(/^WebGPU on .* leaves \d+ operators to the CPU, all of them arithmetic on shapes$/),
+    expect.stringMatching(/^the gradient through fp32 weights on WebGPU .* has a cosine of (1\.0000|0\.9999) to that/),
+  ]);
+  const onCpu = { ...run, to: join(folder, 'on-cpu') };
+  await train(onCpu, silent(), never);
+  const lossesOf = async (one: typeof run) => (await resultsOf(one)).log.map((line) => JSON.parse(line).loss as number);
+  for (const [i, loss] of (await lossesOf(onCpu)).entries()) {
+    if (loss !== undefined) expect((await lossesOf(run))[i]).toBeCloseTo(loss, 2);
+  }
+  await expect(train(run, silent(), never)).rejects.toMatchObject({ code: 'config_invalid' }); // it is of another device
+});

@@ -24,6 +24,8 @@ interface Differentiation {
    * are kept.
    */
   readonly endsSegment?: (node: Node) => boolean;
+  /** See NodeBuilder. */
+  readonly fusesProducts?: boolean | undefined;
 }
 
 /**
@@ -32,9 +34,9 @@ interface Differentiation {
  * @throws Error for an operator on the way that has no rule.
  */
 export function differentiate(graph: Graph, request: Differentiation): Map<Value, Value> {
-  const { seeds, wrt, backward = 'fp32', endsSegment } = request;
+  const { seeds, wrt, backward = 'fp32', endsSegment, fusesProducts } = request;
   const forward = [...graph.nodes];
-  const builder = new NodeBuilder(graph, 'gradient');
+  const builder = new NodeBuilder(graph, 'gradient', fusesProducts);
   const active = dependants(graph, forward, wrt);
   const gradients = new Map<string, Value>(seeds);
   const accumulate = (value: string, gradient: Value | undefined) => {

@@ -59,6 +59,7 @@ export const OPERATORS = {
   Identity: operator('', {}),
   LayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
   Less: operator('', {}),
+  Log: operator('', {}),
   LogSoftmax: operator('', { axis: 'int' }),
   LpNormalization: operator('', { axis: 'int', p: 'int' }),
   MatMul: operator('', {}),
