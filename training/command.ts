@@ -110,7 +110,7 @@ export function trainCommand(): Command {
     .action(async (_: unknown, command: Command) => {
       applyPreset(command);
       const { json, ...given } = command.opts<Given>();
-      if (given.pretrain === undefined) refuseUnused(command);
+      if (given.pretrain === undefined) refusePretraining(command, 'without --pretrain');
       const { runTrain } = await import('./run/terminal.ts');
       await runTrain(optionsOf(given), json);
     });
@@ -253,6 +253,7 @@ export function ablateCommand(): Command {
       const weights = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, distill: 0 };
       const forRows = { ...weights, encoder: undefined, patience: 0 };
       const { validation } = given;
+      if (table === 'table1' || table === 'table3') refusePretraining(command, `in ${table}`);
       const schemes = schemesOf(given);
       await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, schemes, json);
     });
@@ -347,12 +348,12 @@ const withPretraining = (command: Command) =>
     .addOption(option('--memory-token-steps <n>', 'the most steps that fit the memory token of a chunk', count, 200))
     .addOption(option('--memory-token-rate <x>', 'learning rate of these steps', positive, 0.01));
 
-/** @throws CommanderError where an option of pretraining is given without one. */
-function refuseUnused(command: Command): void {
+/** @throws CommanderError where an option of pretraining is given and has no effect, in such a case. */
+function refusePretraining(command: Command, inCase: string): void {
   for (const one of command.options) {
     const name = one.attributeName();
     if (!/^(pretrain|memoryToken)./.test(name) || command.getOptionValueSource(name) !== 'cli') continue;
-    command.error(`error: option '${one.long}' has no effect without --pretrain`);
+    command.error(`error: option '${one.long}' has no effect ${inCase}`);
   }
 }
 

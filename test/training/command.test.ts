@@ -1,7 +1,7 @@
 /** The options of `llavacode train`: the sum of a reward, pretraining, presets; and those of a sweep. */
 import { Command } from 'commander';
 import { describe, expect, test, vi } from 'vitest';
-import { sweepCommand, trainCommand } from '../../training/command.ts';
+import { ablateCommand, sweepCommand, trainCommand } from '../../training/command.ts';
 import type { Range } from '../../training/sweep/space.ts';
 
 const [runTrain, runSweep] = vi.hoisted(() => [vi.fn(), vi.fn()]);
@@ -74,6 +74,11 @@ describe('pretraining', () => {
     expect(await refusal('--pretrain-steps', '9')).toMatch("'--pretrain-steps' has no effect without --pretrain");
     expect(await refusal('--pretrain-only')).toMatch("'--pretrain-only' has no effect without --pretrain");
     expect(await refusal('--memory-token-rate', '1')).toMatch("'--memory-token-rate' has no effect");
+    const table = ['table1', ...REQUIRED, '--validation', 'v', '--pretrain-tokens', '5'];
+    const ablate = ablateCommand()
+      .exitOverride()
+      .configureOutput({ writeErr: () => {} });
+    await expect(ablate.parseAsync(table, { from: 'user' })).rejects.toThrow('has no effect in table1');
     expect(await refusal('--pretrain', 'xrag')).toMatch('Allowed choices are reconstruct, memory');
   });
 });
