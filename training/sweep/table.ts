@@ -37,8 +37,8 @@ export function tableOf(
   const ofRounds = rounds.map((round) => `${round.trials} to step ${round.steps}`).join(', ');
   return `${[shown(heads), rule, ...lines.map(shown)].join('\n')}
 
-Rounds: ${ofRounds}. Within a round every trial has had the same steps, samples, schedule and initial projector (seed
-${seed}). All together made ${total} steps; ${first!.trials} whole runs would take ${first!.trials * last.steps}.
+Rounds: ${ofRounds}. All together made ${total} steps; ${first!.trials} whole runs would take ${first!.trials * last.steps}.
+Within a round every trial has had the same steps, samples, schedule and initial projector (seed ${seed}).
 Trials are compared by EM, then ES, then cross-entropy of the validation, each at its best checkpoint.
 This is random search with successive halving. The paper's search is Optuna's TPE, which proposes trials by what earlier
 ones scored; this one does not.
