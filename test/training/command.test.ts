@@ -91,7 +91,7 @@ test('the weight of distillation stands among the others, and is left out where 
     kl: 0,
     distill: 0.5,
   });
-  expect('distill' in JSON.parse(JSON.stringify((await asked()).weights))).toBe(false); // runs of earlier versions go on
+  expect('distill' in JSON.parse(JSON.stringify((await asked()).weights))).toBe(false); // earlier runs go on
 });
 
 describe('a preset', () => {
