@@ -16,6 +16,7 @@ import { makeCommand, RESULTS } from './options.ts';
 import { PLAN_COMMAND } from './plan/command.ts';
 import { RECALL_COMMAND, RETRIEVAL_COMMAND } from './retrieval/command.ts';
 import { TABLES_COMMAND } from './tables/command.ts';
+import { TRAINING_COMMAND } from './training/command.ts';
 import { TYPING_COMMAND } from './typing/command.ts';
 
 export function benchCommand(): Command {
@@ -34,6 +35,7 @@ export function benchCommand(): Command {
     makeCommand(ENGINE_COMMAND, async (options) => (await import('./engine/run.ts')).runEngine(options)),
     makeCommand(HANDOFF_COMMAND, async (options) => (await import('./engine/run.ts')).runHandoff(options)),
     makeCommand(GPU_COMMAND, async (options, given) => (await import('./gpu/run.ts')).runGpu(options, given)),
+    makeCommand(TRAINING_COMMAND, async (options) => (await import('./training/run.ts')).runTraining(options)),
     makeCommand(FAIRNESS_COMMAND, async (options) => (await import('./fairness/run.ts')).runFairness(options)),
     makeCommand(DRILLS_COMMAND, async (options) => (await import('./drills/run.ts')).runDrillsBench(options)),
     makeCommand(SOAK_COMMAND, async (options) => (await import('./drills/run.ts')).runSoakBench(options)),

@@ -12,6 +12,7 @@ import { PLAN } from './plan/report.ts';
 import type { Bench } from './report/report.ts';
 import { RECALL, RETRIEVAL } from './retrieval/report.ts';
 import { TABLES } from './tables/report.ts';
+import { TRAINING } from './training/report.ts';
 import { TYPING } from './typing/report.ts';
 
 export interface Page {
@@ -32,6 +33,7 @@ export const PAGES: readonly Page[] = [
   { folder: 'breakdown', benches: [BREAKDOWN] },
   { folder: 'retrieval', benches: [RETRIEVAL, RECALL] },
   { folder: 'indexing', benches: [INDEX] },
+  { folder: 'training', benches: [TRAINING] },
   { folder: 'typing', benches: [TYPING] },
   { folder: 'plan', benches: [PLAN] },
   { folder: 'fairness', benches: [FAIRNESS] },

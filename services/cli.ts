@@ -125,6 +125,11 @@ const WORDS: Readonly<Record<string, Word>> = {
     writesForOthers: true,
     build: async () => (await import('../training/command.ts')).ablateCommand(),
   },
+  sweep: {
+    summary: 'search the learning rate and the weights of losses; see docs/training.md',
+    writesForOthers: true,
+    build: async () => (await import('../training/command.ts')).sweepCommand(),
+  },
   bench: {
     summary: 'measure a system through its HTTP API; see bench/README.md',
     writesForOthers: true,

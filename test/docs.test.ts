@@ -10,7 +10,7 @@ import { benchCommand, planCommand } from '../bench/commands.ts';
 import { flagName } from '../services/lib/process/config.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 import { SETTINGS } from '../services/settings.ts';
-import { trainCommand } from '../training/command.ts';
+import { sweepCommand, trainCommand } from '../training/command.ts';
 import { datasetCommand } from '../training/dataset-command.ts';
 
 interface Document {
@@ -148,7 +148,7 @@ describe('the documents', () => {
     const known = new Set([
       ...Object.keys(SETTINGS).map(flagName),
       ...quotedOptions('services/cli.ts'),
-      ...[benchCommand(), planCommand(), datasetCommand(), trainCommand()].flatMap(optionsOf),
+      ...[benchCommand(), planCommand(), datasetCommand(), trainCommand(), sweepCommand()].flatMap(optionsOf),
       ...peerOptions(),
       ...FOREIGN_FLAGS,
     ]);

@@ -17,7 +17,8 @@ const ROOMS = [
   ['gateway', 'prefill', 'decode', 'indexer'],
   ['colocated'], // mounts what prefill and decode export
   ['cli'], // starts every service
-  ['bench', 'training'],
+  ['training'],
+  ['bench'], // measures training too
   ['command'], // services/cli.ts alone: its words start services, benches and training
   ['test'],
 ];
@@ -161,7 +162,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['all'],
     ['readme'],
     ['reports'],
-    ['breakdown', 'gpu', 'plan'], // measure beside what `engine`, `load` and `tables` measure
+    ['breakdown', 'gpu', 'plan', 'training'], // measure beside what `engine`, `load` and `tables` measure
     ['drills', 'engine', 'fairness', 'indexing', 'interference', 'load', 'peers', 'retrieval', 'tables', 'typing'],
     ['harness', 'hostile'],
     ['system'],
@@ -171,9 +172,9 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   ],
   'training/': [
     ['command', 'dataset-command'],
-    ['ablate', 'dataset'],
+    ['ablate', 'dataset', 'sweep'],
     ['run'],
-    ['report', 'evaluate'],
+    ['report', 'evaluate', 'pretrain'],
     ['data'],
     ['step'],
     ['metrics'],
@@ -288,6 +289,7 @@ describe('the reader of this test', () => {
     expect(rooms('services/up.ts', 'bench/b.ts')).toBe(false);
     expect(rooms('training/a.ts', 'services/gateway/b.ts')).toBe(true);
     expect(rooms('training/a.ts', 'bench/b.ts')).toBe(false);
+    expect(rooms('bench/a.ts', 'training/b.ts')).toBe(true);
     expect(rooms('services/up.ts', 'training/b.ts')).toBe(false);
     expect(rooms('services/cli.ts', 'training/b.ts')).toBe(true);
     expect(rooms('services/cli.ts', 'bench/b.ts')).toBe(true);

@@ -4,8 +4,13 @@ import type { AlignmentForm } from '../services/lib/model/graph/projector-traini
 export const ALIGNMENT_FORMS = ['frobenius', 'mse'] as const satisfies readonly AlignmentForm[];
 /** How the learning rate falls after the warm-up. */
 export const SCHEDULES = ['cosine', 'linear'] as const;
-/** Formats of the frozen layers: 32-bit floats, or weights and activations of 8 bits, forward and backward. */
-export const FROZEN_FORMATS = ['fp32', 'w8a8'] as const;
+/**
+ * Formats of the frozen layers: 32-bit floats; weights of 16 or 8 bits that are widened to 32-bit floats as they are
+ * multiplied by; or weights and activations of 8 bits, forward and backward.
+ */
+export const FROZEN_FORMATS = ['fp32', 'fp16', 'int8', 'w8a8'] as const;
+/** What graphs of training compute on; `auto` takes a GPU if the system lists one that can be used, else the CPU. */
+export const DEVICES = ['cpu', 'webgpu', 'cuda', 'auto'] as const;
 /** Linear layers of a projector. */
 export const LAYER_COUNTS = ['2', '3', '4'] as const;
 /** Languages of data sets: those of the paper's benchmarks. */
@@ -17,6 +22,12 @@ export const ARMS = ['none', 'text', 'compressed'] as const;
 export type Arm = (typeof ARMS)[number];
 /** What the reward of a rollout is compared with: nothing, or the greedy rollout's (self-critical training). */
 export const BASELINES = ['none', 'scst'] as const;
+
+/** How a projector is prepared before its training: the two schemes of the paper's Appendix E. */
+export const PRETRAIN_SCHEMES = ['reconstruct', 'memory'] as const;
+
+/** What a sweep may search: the options of `llavacode train` with these names. */
+export const SWEPT = ['learning-rate', 'ce', 'alignment', 'reinforce', 'kl', 'distill'] as const;
 
 /**
  * Settings of the paper's runs, by name. Losses, learning rate, schedule, warm-up, batch, epochs and weight decay are

@@ -6,23 +6,48 @@ import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
 import { count } from '../services/lib/process/count-argument.ts';
-import { ALIGNMENT_FORMS, BASELINES, FROZEN_FORMATS, LAYER_COUNTS, PRESETS, SCHEDULES } from './choices.ts';
+import {
+  ALIGNMENT_FORMS,
+  BASELINES,
+  DEVICES,
+  FROZEN_FORMATS,
+  LAYER_COUNTS,
+  PRESETS,
+  PRETRAIN_SCHEMES,
+  SCHEDULES,
+  SWEPT,
+} from './choices.ts';
+import type { Pretraining } from './pretrain/settings.ts';
 import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
+import type { Range } from './sweep/space.ts';
 
-type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers'> & {
-  readonly layers: (typeof LAYER_COUNTS)[number];
-  readonly encoderPooling?: (typeof POOLINGS)[number];
-  readonly encoderRecipe?: (typeof ENCODER_RECIPES)[number];
-  readonly encoderModality?: (typeof ENCODER_MODALITIES)[number];
-  readonly encoderMaxTokens?: number;
-  readonly ce: number;
-  readonly reinforce: number;
-  readonly kl: number;
-  readonly alignment: number;
-  readonly json?: string;
-  readonly preset?: string;
-};
+/** How a stage before the steps is done, whichever it is. */
+interface GivenPretraining {
+  readonly pretrainSteps: number;
+  readonly pretrainLearningRate: number;
+  readonly pretrainTokens: number;
+  readonly pretrainChunks?: number;
+  readonly memoryTokenSteps: number;
+  readonly memoryTokenRate: number;
+}
+
+type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers' | 'pretrain'> &
+  GivenPretraining & {
+    readonly pretrain?: Pretraining['scheme'];
+    readonly layers: (typeof LAYER_COUNTS)[number];
+    readonly encoderPooling?: (typeof POOLINGS)[number];
+    readonly encoderRecipe?: (typeof ENCODER_RECIPES)[number];
+    readonly encoderModality?: (typeof ENCODER_MODALITIES)[number];
+    readonly encoderMaxTokens?: number;
+    readonly ce: number;
+    readonly reinforce: number;
+    readonly kl: number;
+    readonly alignment: number;
+    readonly distill: number;
+    readonly json?: string;
+    readonly preset?: string;
+  };
 
 function number(accepts: (value: number) => boolean, words: string): (text: string) => number {
   return (text) => {
@@ -70,14 +95,14 @@ export function trainCommand(): Command {
     )
     .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
-    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
-    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
-    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
-    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
+    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given');
+  return withPretraining(withSteps(withWeights(command)))
     .addOption(
-      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
-    );
-  return withSteps(command)
+      new Option('--pretrain <scheme>', "a stage before the steps, of the paper's Appendix E").choices(
+        PRETRAIN_SCHEMES,
+      ),
+    )
+    .option('--pretrain-only', 'end after that stage; the same command without this goes on')
     .addOption(
       option('--patience <n>', 'validations without a better EM, then ES, that end it; 0: never', wholeFrom0, 10),
     )
@@ -85,14 +110,123 @@ export function trainCommand(): Command {
     .action(async (_: unknown, command: Command) => {
       applyPreset(command);
       const { json, ...given } = command.opts<Given>();
+      if (given.pretrain === undefined) refusePretraining(command, 'without --pretrain');
       const { runTrain } = await import('./run/terminal.ts');
       await runTrain(optionsOf(given), json);
     });
 }
 
+type GivenToSweep = Omit<
+  Given,
+  keyof GivenPretraining | 'pretrain' | 'pretrainOnly' | 'until' | 'patience' | 'embeddings' | 'validation'
+> & {
+  readonly validation: string;
+  readonly range?: readonly Range[];
+  readonly logRange?: readonly Range[];
+  readonly trials: number;
+  readonly factor: number;
+};
+
+export function sweepCommand(): Command {
+  const command = new Command('sweep')
+    .description('search the learning rate and the weights of losses, or go on with a search; see docs/training.md')
+    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
+    .requiredOption('--data <path>', 'samples to train on, as llavacode train takes them')
+    .requiredOption('--validation <path>', 'samples that trials are compared on, in the same form')
+    .requiredOption('--to <dir>', 'folder of the sweep; one that lies there goes on')
+    .addOption(option('--trials <n>', 'settings that are tried', count, 9))
+    .addOption(option('--factor <n>', 'by which trials become fewer, and their steps more, in each round', factor, 3))
+    .addOption(rangeOption('--range <name=low:high...>', 'range of a setting, each value as likely as another', false))
+    .addOption(rangeOption('--log-range <name=low:high...>', 'the same, each factor as likely as another', true));
+  return withSteps(withWeights(command))
+    .option('--json <file>', 'write the figures there')
+    .action(async (_: unknown, command: Command) => {
+      applyPreset(command);
+      const { json, range = [], logRange = [], trials, factor, ...given } = command.opts<GivenToSweep>();
+      const ranges = rangesOf([...logRange, ...range], command);
+      const { validation } = given;
+      // Trials are not pretrained: these are never read.
+      const pretraining = { pretrainSteps: 0, pretrainLearningRate: 0, pretrainTokens: 0 };
+      const forTrials = { ...pretraining, memoryTokenSteps: 0, memoryTokenRate: 0, patience: 0 };
+      const { runSweep } = await import('./sweep/terminal.ts');
+      const search = { validation, ranges, trials, factor };
+      await runSweep({ ...optionsOf({ ...forTrials, ...given }), ...search }, trainWords(command), json);
+    });
+}
+
+const factor = number((value) => Number.isInteger(value) && value >= 2, 'It must be a whole number, 2 or more.');
+
+/** An option of several ranges such as `learning-rate=1e-5:1e-3`. */
+const rangeOption = (flags: string, description: string, log: boolean) =>
+  new Option(flags, `${description}: ${SWEPT.join(', ')}`).argParser(
+    (text: string, before: readonly Range[] = []): readonly Range[] => {
+      const [, found, low, high] = /^([a-z-]+)=([^:]+):([^:]+)$/.exec(text) ?? [];
+      const name = SWEPT.find((one) => one === found);
+      if (name === undefined) {
+        throw new InvalidArgumentError(`It must be NAME=LOW:HIGH with a name of ${SWEPT.join(', ')}.`);
+      }
+      const range = { name, low: Number(low), high: Number(high), log };
+      const least = log || name === 'learning-rate' ? Number.MIN_VALUE : 0;
+      if (range.low >= least && range.high > range.low && Number.isFinite(range.high)) return [...before, range];
+      throw new InvalidArgumentError(
+        `LOW must be ${least === 0 ? '0 or more' : 'above 0'}, and HIGH above LOW, both finite.`,
+      );
+    },
+  );
+
+/** What the authors search, but for the divergence, which takes a second pass of the model. */
+const AUTHORS_RANGES: readonly Range[] = [
+  { name: 'learning-rate', low: 1e-5, high: 1e-3, log: true },
+  { name: 'ce', low: 0, high: 1, log: false },
+  { name: 'alignment', low: 0, high: 1, log: false },
+  { name: 'reinforce', low: 0, high: 1, log: false },
+];
+
+/** The ranges of a sweep. Without any, those of the authors for the settings that nobody gave. */
+function rangesOf(ranges: readonly Range[], command: Command): readonly Range[] {
+  const isGiven = ({ name }: Range) =>
+    command.getOptionValueSource(name === 'learning-rate' ? 'learningRate' : name) === 'cli';
+  const found = ranges.length > 0 ? ranges : AUTHORS_RANGES.filter((range) => !isGiven(range));
+  for (const [i, range] of found.entries()) {
+    if (found.findIndex(({ name }) => name === range.name) < i) {
+      command.error(`error: ${range.name} has two ranges: give one`);
+    }
+    if (isGiven(range)) command.error(`error: --${range.name} is given, and has a range: give one of them`);
+  }
+  if (found.length === 0) command.error('error: nothing is searched: give --range or --log-range');
+  return found;
+}
+
+const SWEEP_ONLY = new Set(['--to', '--json', '--trials', '--factor', '--range', '--log-range']);
+
+/** The words of `llavacode train` for what `sweep` was given: those that it takes as well, and a folder for the run. */
+function trainWords(command: Command): string[] {
+  const given = command.parent?.args.slice(1) ?? [];
+  const words: string[] = [];
+  let isKept = true;
+  for (const word of given) {
+    if (word.startsWith('--')) isKept = !SWEEP_ONLY.has(word.split('=')[0]!);
+    if (isKept) words.push(word);
+  }
+  const { to } = command.opts<{ readonly to: string }>();
+  const folder = to.replace(/\/+$/, '');
+  return [...words, '--embeddings', `${folder}/embeddings`, '--to', `${folder}/best`];
+}
+
 type GivenToAblate = Omit<
   Given,
-  'encoder' | 'validation' | 'embeddings' | 'patience' | 'ce' | 'reinforce' | 'kl' | 'alignment'
+  | 'pretrain'
+  | 'pretrainOnly'
+  | 'encoder'
+  | 'validation'
+  | 'embeddings'
+  | 'patience'
+  | 'ce'
+  | 'reinforce'
+  | 'kl'
+  | 'alignment'
+  | 'distill'
 > & {
   readonly encoder?: readonly string[];
   readonly validation: string;
@@ -101,23 +235,42 @@ type GivenToAblate = Omit<
 export function ablateCommand(): Command {
   const command = new Command('ablate')
     .description("train and evaluate the rows of a table, or go on with it; the paper's figures stand beside ours")
-    .argument('<table>', 'table1 (losses), table3 (encoders and layers), or a file of rows; see docs/training.md')
+    .argument(
+      '<table>',
+      'table1 (losses), table3 (encoders and layers), pretraining, or a file of rows; see docs/training.md',
+    )
     .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
     .option('--encoder <dir...>', 'that of the encoder, or of several for table3; the language model where not given')
     .requiredOption('--data <file>', 'samples to train on, as JSON lines')
     .requiredOption('--validation <file>', 'samples to evaluate on, in the same form')
     .requiredOption('--to <dir>', 'folder of the ablation; one that lies there goes on');
-  return withSteps(command)
+  return withPretraining(withSteps(command))
     .option('--json <file>', 'write the figures there')
     .action(async (table: string, _: unknown, command: Command) => {
       applyPreset(command);
       const { json, encoder = [], ...given } = command.opts<GivenToAblate>();
       const { runAblate } = await import('./ablate/terminal.ts');
-      const forRows = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, encoder: undefined, patience: 0 };
+      const weights = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, distill: 0 };
+      const forRows = { ...weights, encoder: undefined, patience: 0 };
       const { validation } = given;
-      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, json);
+      if (table === 'table1' || table === 'table3') refusePretraining(command, `in ${table}`);
+      const schemes = schemesOf(given);
+      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, schemes, json);
     });
 }
+
+/** The weights of the losses. */
+const withWeights = (command: Command) =>
+  command
+    .addOption(option('--ce <weight>', 'weight of cross-entropy', weight, 0.9))
+    .addOption(option('--alignment <weight>', 'weight of the alignment of cosines', weight, 0.1))
+    .addOption(option('--reinforce <weight>', 'weight of REINFORCE: rollouts are rewarded as --reward says', weight, 0))
+    .addOption(
+      option('--kl <weight>', 'weight of the divergence from the model that reads the chunks as text', weight, 0),
+    )
+    .addOption(
+      option('--distill <weight>', 'weight of the cross-entropy of what that model writes by itself', weight, 0),
+    );
 
 /** The options that decide how a run steps. */
 function withSteps(command: Command): Command {
@@ -162,7 +315,7 @@ function withSteps(command: Command): Command {
     .addOption(option('--rollout-tokens <n>', 'the most tokens of a rollout', count, 50))
     .addOption(option('--text-tokens <n>', 'the most tokens of the chunks as text', count, 512))
     .addOption(
-      new Option('--frozen <format>', 'the language model in 32-bit floats, or 8 bits forward and backward')
+      new Option('--frozen <format>', "the language model's weights: w8a8 computes in 8 bits, others in 32-bit floats")
         .choices(FROZEN_FORMATS)
         .default('fp32'),
     )
@@ -175,8 +328,45 @@ function withSteps(command: Command): Command {
     );
   return withEncoder(command)
     .addOption(option('--seed <n>', 'the same seed, data and threads give the same bits', count, 1))
-    .addOption(option('--threads <n>', 'threads of the engine', count, availableParallelism()))
+    .addOption(option('--threads <n>', 'threads of the engine, of all workers together', count, availableParallelism()))
+    .option('--workers <n>', 'processes that make passes through the language model; 1 where not given', count)
+    .addOption(
+      new Option('--device <d>', 'what trains: auto takes a GPU if the system lists one; cpu where not given').choices(
+        DEVICES,
+      ),
+    )
     .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50));
+}
+
+/** The options that decide how a stage before the steps is done. */
+const withPretraining = (command: Command) =>
+  command
+    .addOption(option('--pretrain-steps <n>', 'steps of the optimiser in pretraining', count, 500))
+    .addOption(option('--pretrain-learning-rate <x>', 'the largest learning rate of these steps', positive, 1e-3))
+    .addOption(option('--pretrain-tokens <n>', 'the most tokens of a chunk that are recovered', count, 128))
+    .option('--pretrain-chunks <n>', 'the most distinct chunks that are recovered (default: all)', count)
+    .addOption(option('--memory-token-steps <n>', 'the most steps that fit the memory token of a chunk', count, 200))
+    .addOption(option('--memory-token-rate <x>', 'learning rate of these steps', positive, 0.01));
+
+/** @throws CommanderError where an option of pretraining is given and has no effect, in such a case. */
+function refusePretraining(command: Command, inCase: string): void {
+  for (const one of command.options) {
+    const name = one.attributeName();
+    if (!/^(pretrain|memoryToken)./.test(name) || command.getOptionValueSource(name) !== 'cli') continue;
+    command.error(`error: option '${one.long}' has no effect ${inCase}`);
+  }
+}
+
+function schemesOf(given: GivenPretraining): Readonly<Record<Pretraining['scheme'], Pretraining>> {
+  const { pretrainSteps, pretrainLearningRate, pretrainTokens, pretrainChunks } = given;
+  const common = {
+    steps: pretrainSteps,
+    learningRate: pretrainLearningRate,
+    tokens: pretrainTokens,
+    chunks: pretrainChunks,
+  };
+  const memory = { steps: given.memoryTokenSteps, learningRate: given.memoryTokenRate };
+  return { reconstruct: { scheme: 'reconstruct', ...common }, memory: { scheme: 'memory', ...common, memory } };
 }
 
 const withEncoder = (command: Command) =>
@@ -199,11 +389,14 @@ function applyPreset(command: Command): void {
 
 function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
   const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, layers, ...rest } = given;
-  const { ce, reinforce, kl, alignment, preset: _preset, ...options } = rest;
+  const { ce, reinforce, kl, alignment, distill, preset: _preset, pretrain, ...others } = rest;
+  const { pretrainSteps, pretrainLearningRate, pretrainTokens, pretrainChunks, ...more } = others;
+  const { memoryTokenSteps, memoryTokenRate, ...options } = more;
   return {
     ...options,
     layers: Number(layers) as TrainOptions['layers'],
-    weights: { ce, reinforce, kl, alignment },
+    weights: { ce, reinforce, kl, alignment, distill: distill || undefined },
+    pretrain: pretrain && schemesOf(given)[pretrain],
     encoderChoices: {
       pooling: encoderPooling,
       recipe: encoderRecipe,

@@ -1,10 +1,12 @@
-/** The options of `llavacode train`: the sum of a reward, and presets. */
-import type { Command } from 'commander';
+/** The options of `llavacode train`: the sum of a reward, pretraining, presets; and those of a sweep. */
+import { Command } from 'commander';
 import { describe, expect, test, vi } from 'vitest';
-import { trainCommand } from '../../training/command.ts';
+import { ablateCommand, sweepCommand, trainCommand } from '../../training/command.ts';
+import type { Range } from '../../training/sweep/space.ts';
 
-const runTrain = vi.hoisted(() => vi.fn());
+const [runTrain, runSweep] = vi.hoisted(() => [vi.fn(), vi.fn()]);
 vi.mock('../../training/run/terminal.ts', () => ({ runTrain }));
+vi.mock('../../training/sweep/terminal.ts', () => ({ runSweep }));
 
 const REQUIRED = ['--llm', 'l', '--data', 'd', '--to', 't'];
 function quiet(): Command {
@@ -52,6 +54,46 @@ test('memory is a size in GiB or MiB', async () => {
   for (const size of ['8', '0g', 'g', '-1g', '8t']) expect(await refusal('--memory', size), size).toMatch('such as 8g');
 });
 
+describe('pretraining', () => {
+  test('its scheme and settings are those that are given', async () => {
+    expect((await asked()).pretrain).toBeUndefined();
+    expect((await asked('--pretrain', 'reconstruct', '--pretrain-steps', '9')).pretrain).toEqual({
+      scheme: 'reconstruct',
+      steps: 9,
+      learningRate: 1e-3,
+      tokens: 128,
+    });
+    const words = ['--pretrain', 'memory', '--memory-token-steps', '7', '--pretrain-chunks', '5', '--pretrain-only'];
+    expect(await asked(...words)).toMatchObject({
+      pretrain: { scheme: 'memory', chunks: 5, memory: { steps: 7, learningRate: 0.01 } },
+      pretrainOnly: true,
+    });
+  });
+
+  test('its options are refused where they have no effect', async () => {
+    expect(await refusal('--pretrain-steps', '9')).toMatch("'--pretrain-steps' has no effect without --pretrain");
+    expect(await refusal('--pretrain-only')).toMatch("'--pretrain-only' has no effect without --pretrain");
+    expect(await refusal('--memory-token-rate', '1')).toMatch("'--memory-token-rate' has no effect");
+    const table = ['table1', ...REQUIRED, '--validation', 'v', '--pretrain-tokens', '5'];
+    const ablate = ablateCommand()
+      .exitOverride()
+      .configureOutput({ writeErr: () => {} });
+    await expect(ablate.parseAsync(table, { from: 'user' })).rejects.toThrow('has no effect in table1');
+    expect(await refusal('--pretrain', 'xrag')).toMatch('Allowed choices are reconstruct, memory');
+  });
+});
+
+test('the weight of distillation stands among the others, and is left out where it is 0', async () => {
+  expect((await asked('--distill', '0.5')).weights).toEqual({
+    ce: 0.9,
+    alignment: 0.1,
+    reinforce: 0,
+    kl: 0,
+    distill: 0.5,
+  });
+  expect('distill' in JSON.parse(JSON.stringify((await asked()).weights))).toBe(false); // earlier runs go on
+});
+
 describe('a preset', () => {
   test("the paper's settings for 1.5B and 7B are those of its Table 7", async () => {
     expect(await asked('--preset', 'paper-1.5b')).toMatchObject({
@@ -82,5 +124,74 @@ describe('a preset', () => {
   test('a preset that does not exist, and epochs beside steps, are refused', async () => {
     expect(await refusal('--preset', 'paper-14b')).toMatch('Allowed choices are paper-1.5b, paper-7b');
     expect(await refusal('--epochs', '2', '--steps', '3')).toMatch('cannot be used with');
+  });
+});
+
+describe('a sweep', () => {
+  const required = ['--llm', 'l', '--data', 'd', '--validation', 'v', '--to', 'found/'];
+  const sweepOf = async (...words: string[]) => {
+    runSweep.mockClear();
+    const silent = { writeErr: () => {}, writeOut: () => {} };
+    const command = sweepCommand().exitOverride().configureOutput(silent);
+    const program = new Command('llavacode').exitOverride().addCommand(command);
+    await program.parseAsync(['sweep', ...required, ...words], { from: 'user' });
+    const [options, train] = runSweep.mock.calls[0]!;
+    return { options, train };
+  };
+  const refused = (...words: string[]) =>
+    sweepOf(...words).then(
+      () => 'accepted',
+      ({ message }: Error) => message,
+    );
+
+  test('its ranges are those that are given, else those of the authors for what nobody gave', async () => {
+    const { options } = await sweepOf('--log-range', 'learning-rate=1e-4:1e-2', '--range', 'ce=0:1', 'kl=0.5:2');
+    expect(options.ranges).toEqual([
+      { name: 'learning-rate', low: 1e-4, high: 1e-2, log: true },
+      { name: 'ce', low: 0, high: 1, log: false },
+      { name: 'kl', low: 0.5, high: 2, log: false },
+    ]);
+    expect(options).toMatchObject({ trials: 9, factor: 3, steps: 1000, patience: 0, weights: { alignment: 0.1 } });
+    const names = (await sweepOf('--learning-rate', '1e-4')).options.ranges.map(({ name }: Range) => name);
+    expect(names).toEqual(['ce', 'alignment', 'reinforce']);
+  });
+
+  test('what it gives to llavacode train is what it was given, but for the search itself', async () => {
+    const words = [
+      '--range',
+      'ce=0:1',
+      'kl=0:1',
+      '--steps',
+      '50',
+      '--trials=4',
+      '--reward',
+      '2*em+es',
+      '--factor',
+      '2',
+    ];
+    const { train } = await sweepOf(...words, '--recompute');
+    const kept = ['--llm', 'l', '--data', 'd', '--validation', 'v', '--steps', '50', '--reward', '2*em+es'];
+    expect(train).toEqual([...kept, '--recompute', '--embeddings', 'found/embeddings', '--to', 'found/best']);
+    // It is a command that llavacode train takes.
+    runTrain.mockClear();
+    await quiet().parseAsync([...train, '--ce', '0.3'], { from: 'user' });
+    expect(runTrain.mock.calls[0]![0]).toMatchObject({ weights: { ce: 0.3 }, steps: 50, reward: { em: 2, es: 1 } });
+  });
+
+  test('ranges that cannot be are refused', async () => {
+    for (const [words, what] of [
+      [['--range', 'batch=1:2'], 'a name of learning-rate, ce'],
+      [['--range', 'ce'], 'NAME=LOW:HIGH'],
+      [['--range', 'ce=2:1'], 'HIGH above LOW'],
+      [['--range', 'ce=0:Infinity'], 'both finite'],
+      [['--log-range', 'ce=0:1'], 'above 0'],
+      [['--range', 'learning-rate=0:1'], 'above 0'],
+      [['--range', 'ce=0:1', '--log-range', 'ce=0.1:1'], 'ce has two ranges'],
+      [['--range', 'ce=0:1', '--ce', '1'], '--ce is given, and has a range'],
+      [['--learning-rate', '1', '--ce', '1', '--alignment', '1', '--reinforce', '1'], 'nothing is searched'],
+      [['--factor', '1'], '2 or more'],
+    ] as const) {
+      expect(await refused(...words), words.join(' ')).toMatch(what);
+    }
   });
 });

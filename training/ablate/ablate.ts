@@ -27,10 +27,11 @@ import { writeWhole } from '../run/files.ts';
 import { lockRun } from '../run/lock.ts';
 import { decisive, freeze, type TrainOptions } from '../run/settings.ts';
 import { stepsOf, train } from '../run/train.ts';
+import { within } from '../run/within.ts';
 import { type AblationResults, type JudgedRow, resultsOf } from './results.ts';
 import type { Row } from './rows.ts';
 
-export interface AblationOptions extends Omit<TrainOptions, 'validation' | 'embeddings'> {
+export interface AblationOptions extends Omit<TrainOptions, 'validation' | 'embeddings' | 'pretrain' | 'pretrainOnly'> {
   /** What all rows are judged on. */
   readonly validation: string;
 }
@@ -69,18 +70,6 @@ export async function ablate(
   await writeWhole(join(to, 'results.json'), `${JSON.stringify(results, null, 2)}\n`);
   return results;
 }
-
-/** The steps of a row are shown behind its name. */
-const within = (progress: Progress, name: string): Progress => ({
-  start: (text) => progress.update(`${name}: ${text}`),
-  update: (text) => progress.update(`${name}: ${text}`),
-  succeed: (text) => progress.update(`${name}: ${text}`),
-  warn: (text) => {
-    progress.warn(`${name}: ${text}`);
-    progress.start(name);
-  },
-  fail: () => {},
-});
 
 async function computeRow(
   row: Row,

@@ -7,14 +7,23 @@ import { z } from 'zod';
 import { readSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
-import { ALIGNMENT_FORMS, ARMS, type Arm } from '../choices.ts';
+import { ALIGNMENT_FORMS, ARMS, type Arm, PRETRAIN_SCHEMES } from '../choices.ts';
+import type { Pretraining } from '../pretrain/settings.ts';
 import type { TrainOptions } from '../run/settings.ts';
 
 /** Settings in which rows may differ. */
 type Changes = Partial<
   Pick<
     TrainOptions,
-    'weights' | 'layers' | 'encoder' | 'encoderChoices' | 'alignmentForm' | 'learningRate' | 'chunks' | 'seed'
+    | 'weights'
+    | 'layers'
+    | 'encoder'
+    | 'encoderChoices'
+    | 'alignmentForm'
+    | 'learningRate'
+    | 'chunks'
+    | 'seed'
+    | 'pretrain'
   >
 >;
 
@@ -26,7 +35,14 @@ export interface Row {
   /** Of a row that is trained: one of the arm `compressed`. */
   readonly changes: Changes;
   /** The paper's figures, in percent but for CE; none where it has no such row. */
-  readonly paper: { readonly ce?: number; readonly em?: number; readonly es?: number; readonly parameters?: string };
+  readonly paper: {
+    readonly ce?: number;
+    readonly em?: number;
+    readonly es?: number;
+    readonly parameters?: string;
+    /** What it says of a row in words, where it gives no figures. */
+    readonly says?: string;
+  };
 }
 
 const NO_WEIGHTS = { ce: 0, reinforce: 0, kl: 0, alignment: 0 };
@@ -60,6 +76,30 @@ export const LOSS_ROWS: readonly Row[] = [
   ),
   trained('xrag', 'xRAG (CE + KL)', { weights: { ...NO_WEIGHTS, ce: 1, kl: 2 } }, { ce: 0.84, em: 44, es: 65.5 }),
   trained('llavacode', 'LlavaCode', { weights: LLAVACODE }, { ce: 1.02, em: 47.66, es: 68.74 }),
+];
+
+/** How each scheme is asked for in {@link pretrainingRows}. */
+export type Schemes = Readonly<Record<Pretraining['scheme'], Pretraining>>;
+
+/**
+ * Appendix E: the usual training without a stage before it, and after each of the two schemes. The paper gives no
+ * figures for these two.
+ */
+export const pretrainingRows = (schemes: Schemes): readonly Row[] => [
+  LOSS_ROWS[0]!,
+  { ...LOSS_ROWS.at(-1)!, id: 'single-stage', title: 'LlavaCode, one stage' },
+  trained(
+    'reconstruct',
+    'after reconstruction of chunks',
+    { weights: LLAVACODE, pretrain: schemes.reconstruct },
+    { says: 'no improvement' },
+  ),
+  trained(
+    'memory',
+    'after regression on memory tokens',
+    { weights: LLAVACODE, pretrain: schemes.memory },
+    { says: 'fits a small subset alone' },
+  ),
 ];
 
 /** The paper's figures of Table 3, by architecture of the encoder and number of layers. */
@@ -110,19 +150,29 @@ const rowSchema = z.strictObject({
   id: z.string().regex(/^[a-z0-9][a-z0-9-]*$/, 'has lower-case letters, digits and "-" alone'),
   title: z.string().min(1).optional(),
   arm: z.enum(ARMS).default('compressed'),
-  weights: z.strictObject({ ce: weight, reinforce: weight, kl: weight, alignment: weight }).optional(),
+  weights: z
+    .strictObject({
+      ce: weight,
+      reinforce: weight,
+      kl: weight,
+      alignment: weight,
+      distill: z.number().min(0).optional(),
+    })
+    .optional(),
   layers: z.union([z.literal(2), z.literal(3), z.literal(4)]).optional(),
   encoder: z.string().min(1).optional(),
   alignmentForm: z.enum(ALIGNMENT_FORMS).optional(),
   learningRate: z.number().positive().optional(),
   chunks: z.number().int().positive().optional(),
   seed: z.number().int().positive().optional(),
+  pretrain: z.enum(PRETRAIN_SCHEMES).optional(),
   paper: z
     .strictObject({
       ce: z.number().optional(),
       em: z.number().optional(),
       es: z.number().optional(),
       parameters: z.string().optional(),
+      says: z.string().optional(),
     })
     .default({}),
 });
@@ -133,17 +183,28 @@ const rowsSchema = z
 
 /**
  * Rows from a file of JSON: a list of objects with `id`, `title`, `arm`, settings and the paper's figures.
+ * @param schemes how a row is pretrained that names one of them
  * @throws ServingError path_unusable; config_invalid that names row and field.
  */
-export async function readRows(path: string): Promise<Row[]> {
+export async function readRows(path: string, schemes: Schemes): Promise<Row[]> {
   const text = await atPath(path, () => readFile(path, 'utf8'));
   let json: unknown;
   try {
     json = JSON.parse(text);
   } catch (cause) {
-    throw new ServingError('config_invalid', `${path} is not JSON: name table1, table3 or a list of rows`, { cause });
+    throw new ServingError(
+      'config_invalid',
+      `${path} is not JSON: name table1, table3, pretraining or a list of rows`,
+      { cause },
+    );
   }
   const parsed = rowsSchema.safeParse(json);
   if (!parsed.success) throw new ServingError('config_invalid', `${path}: ${z.prettifyError(parsed.error)}`);
-  return parsed.data.map(({ id, title = id, arm, paper, ...changes }) => ({ id, title, arm, paper, changes }));
+  return parsed.data.map(({ id, title = id, arm, paper, pretrain, ...changes }) => ({
+    id,
+    title,
+    arm,
+    paper,
+    changes: pretrain === undefined ? changes : { ...changes, pretrain: schemes[pretrain] },
+  }));
 }

@@ -7,11 +7,12 @@ import { atPath } from '../../services/lib/process/os-errors.ts';
 import { startProgress } from '../../services/lib/process/progress.ts';
 import { writeWhole } from '../run/files.ts';
 import { type AblationOptions, ablate } from './ablate.ts';
-import { encoderRows, LOSS_ROWS, type Row, readRows } from './rows.ts';
+import { encoderRows, LOSS_ROWS, pretrainingRows, type Row, readRows, type Schemes } from './rows.ts';
 import { tableOf } from './table.ts';
 
 /**
- * @param table `table1`, `table3`, or a file of rows
+ * @param table `table1`, `table3`, `pretraining`, or a file of rows
+ * @param schemes how rows are pretrained that are
  * @param encoders folders; one at most but for `table3`
  * @param json file for the figures
  * @throws as {@link ablate}.
@@ -20,11 +21,12 @@ export async function runAblate(
   table: string,
   options: Omit<AblationOptions, 'encoder'>,
   encoders: readonly string[],
+  schemes: Schemes,
   json: string | undefined,
 ): Promise<void> {
   const progress = startProgress('reading the data sets');
   try {
-    const rows = await rowsOf(table, options, encoders);
+    const rows = await rowsOf(table, options, encoders, schemes);
     const results = await ablate(rows, { ...options, encoder: encoders[0] }, progress, interruption());
     const text = tableOf(results);
     await writeWhole(join(options.to, 'table.txt'), text);
@@ -43,11 +45,13 @@ async function rowsOf(
   table: string,
   { llm, encoderChoices }: Omit<AblationOptions, 'encoder'>,
   encoders: readonly string[],
+  schemes: Schemes,
 ): Promise<readonly Row[]> {
   if (table === 'table3') return encoderRows(encoders, llm, encoderChoices);
   if (encoders.length > 1) {
     const why = `--encoder ${encoders.join(' ')} names ${encoders.length} folders, and ${table} takes one`;
     throw new ServingError('config_invalid', `${why}: compare encoders by table3, or by rows of a file`);
   }
-  return table === 'table1' ? LOSS_ROWS : readRows(table);
+  if (table === 'pretraining') return pretrainingRows(schemes);
+  return table === 'table1' ? LOSS_ROWS : readRows(table, schemes);
 }

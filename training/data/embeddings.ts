@@ -15,6 +15,7 @@ import { SafetensorsFile } from '../../services/lib/model/checkpoint/safetensors
 import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
 import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import { buildEncoder } from '../../services/lib/model/graph/encoder.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
 import { encoderInputs } from '../../services/lib/rag/encode/encode.ts';
 import { type InputBuilder, inputBuilder } from '../../services/lib/rag/encode/encoder-input.ts';
@@ -28,7 +29,8 @@ const FILE_CHUNKS = 4096;
 /** Tokens of one run of the encoder, padding included. */
 const RUN_TOKENS = 2048;
 
-const keyOf = ({ path, text }: Chunk) => createHash('sha256').update(`${path}\0${text}`).digest('hex');
+/** SHA-256 of path and text, in hex: what an embedding depends on besides the encoder. */
+export const chunkKey = ({ path, text }: Chunk) => createHash('sha256').update(`${path}\0${text}`).digest('hex');
 
 export class Embeddings {
   /** Values of one embedding. */
@@ -124,7 +126,7 @@ export class Embeddings {
       onProgress(done);
     };
     for (const chunk of chunks) {
-      const key = keyOf(chunk);
+      const key = chunkKey(chunk);
       if (!this.#fileOf.has(key)) missing.set(key, chunk);
       if (missing.size === FILE_CHUNKS) await encode();
     }
@@ -142,7 +144,10 @@ export class Embeddings {
       const batch = rows.slice(start, end);
       const out = await this.#encoder!.run(encoderInputs(batch.map(({ ids }) => ids)), ['embeddings'], signal);
       const all = out['embeddings']!.data as Float32Array;
-      for (const [j, { i }] of batch.entries()) vectors[i] = all.slice(j * this.dim, (j + 1) * this.dim);
+      for (const [j, { i }] of batch.entries()) {
+        vectors[i] = all.slice(j * this.dim, (j + 1) * this.dim);
+        assertFinite(vectors[i], chunks[i]![1]);
+      }
       start = end;
     }
     return vectors;
@@ -152,7 +157,7 @@ export class Embeddings {
   async of(chunks: readonly Chunk[]): Promise<Float32Array> {
     const all = new Float32Array(chunks.length * this.dim);
     for (const [i, chunk] of chunks.entries()) {
-      const key = keyOf(chunk);
+      const key = chunkKey(chunk);
       all.set(await this.#fileOf.get(key)!.read(key), i * this.dim);
     }
     return all;
@@ -169,4 +174,13 @@ export class Embeddings {
     this.#inputs.dispose();
     for (const file of this.#files) await file.close();
   }
+}
+
+/** Vectors are kept for later runs, so none that is damaged may be written. @throws ServingError checkpoint_invalid */
+function assertFinite(vector: Float32Array, { path, text }: Chunk): void {
+  const at = vector.findIndex((value) => !Number.isFinite(value));
+  if (at < 0) return;
+  const [line] = text.split('\n', 1);
+  const what = `the encoder's embedding of a chunk of ${path || 'a file without a name'} (${JSON.stringify(line)}) is ${vector[at]}: its weights are damaged, or not made for such text`;
+  throw new ServingError('checkpoint_invalid', what);
 }

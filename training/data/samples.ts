@@ -2,6 +2,7 @@
  * Rows of a data set as samples: the prompt as serving builds it, with one soft token for each of the best chunks, with
  * the chunks as text, or without them. The same code stands in all three.
  */
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { type BuiltPrompt, PromptBuilder, type PromptParts } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
@@ -43,7 +44,7 @@ export class SampleMaker {
     return row.chunks.slice(0, this.#settings.chunks);
   }
 
-  /** @throws ServingError context_length_exceeded where the prompt has no room for its frame. */
+  /** @throws ServingError sample_invalid where the prompt has no room for its frame. */
   async embedded(row: DataRow, embeddings: Embeddings): Promise<EmbeddedSample> {
     const chunks = this.chunksOf(row);
     const prompt = this.#withSoft(row);
@@ -79,7 +80,18 @@ export class SampleMaker {
     return this.#prompt(row, { kind: 'soft', vectors }, this.#settings.promptTokens);
   }
 
+  /** @throws ServingError sample_invalid, with file and line, where the prompt has no room for its frame. */
   #prompt(row: DataRow, context: PromptParts['context'], truncateTo: number): BuiltPrompt {
+    try {
+      return this.#built(row, context, truncateTo);
+    } catch (error) {
+      const cause = ServingError.from(error);
+      if (cause.code !== 'context_length_exceeded') throw error;
+      throw new ServingError('sample_invalid', `${row.name}: ${cause.message}; raise --prompt-tokens`, { cause });
+    }
+  }
+
+  #built(row: DataRow, context: PromptParts['context'], truncateTo: number): BuiltPrompt {
     const parts = { prompt: row.left, suffix: row.right, context, capacity: truncateTo + 1, maxTokens: 1, truncateTo };
     const steps = this.#builder.build(parts);
     for (;;) {

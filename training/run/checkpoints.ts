@@ -24,6 +24,8 @@ export interface RunState {
   /** Its number of steps is that of the run. */
   readonly adam: AdamState;
   readonly standing: Standing;
+  /** Digest of the settings of its run; see freezeSettings. */
+  readonly identity?: string | undefined;
 }
 
 const PROJECTOR = 'projector.safetensors';
@@ -34,6 +36,7 @@ const stateSchema = z.object({
   steps: wholeNumber,
   best: z.object({ step: wholeNumber, validation: validationSchema }).optional(),
   stale: wholeNumber,
+  identity: z.string().optional(),
 });
 const NAME = /^step-(\d{6,})$/;
 /**
@@ -51,7 +54,7 @@ export const writable = (parameters: Tensors, shapes: Shapes) => new Map(shaped(
 /** @throws ServingError path_unusable */
 export async function saveCheckpoint(dir: string, state: RunState, shapes: Shapes): Promise<void> {
   await makeFolder(dir);
-  const { parameters, adam, standing } = state;
+  const { parameters, adam, standing, identity } = state;
   const name = nameOf(adam.steps);
   const work = join(dir, `.${name}.${randomUUID()}`);
   await atPath(join(dir, name), async () => {
@@ -60,7 +63,9 @@ export async function saveCheckpoint(dir: string, state: RunState, shapes: Shape
       await writeSafetensors(join(work, PROJECTOR), writable(parameters, shapes));
       const means = [...shaped('mean.', adam.means, shapes), ...shaped('square.', adam.squares, shapes)];
       await writeSafetensors(join(work, OPTIMIZER), new Map(means));
-      await writeFile(join(work, STATE), `${JSON.stringify({ steps: adam.steps, ...standing })}\n`, { flush: true });
+      await writeFile(join(work, STATE), `${JSON.stringify({ steps: adam.steps, ...standing, identity })}\n`, {
+        flush: true,
+      });
       await rm(join(dir, name), { recursive: true, force: true }); // of a run whose log was lost
       await rename(work, join(dir, name));
     } finally {
@@ -92,16 +97,26 @@ async function checkpointNames(dir: string): Promise<string[]> {
   return names.filter((name) => NAME.test(name)).sort((a, b) => stepOf(a) - stepOf(b));
 }
 
+/** Whether there is a checkpoint, of whatever projector. */
+export const hasCheckpoint = async (dir: string): Promise<boolean> => (await checkpointNames(dir)).length > 0;
+
 /**
  * The newest checkpoint; undefined where there is none.
- * @throws ServingError checkpoint_invalid for one of another projector, or a damaged one.
+ * @param identity that its run must have
+ * @throws ServingError checkpoint_invalid for one of another projector or another run, or a damaged one.
  */
-export async function latestCheckpoint(dir: string, shapes: Shapes): Promise<RunState | undefined> {
+export async function latestCheckpoint(dir: string, shapes: Shapes, identity?: string): Promise<RunState | undefined> {
   const newest = (await checkpointNames(dir)).at(-1);
   if (newest === undefined) return undefined;
   const folder = join(dir, newest);
   await using optimizer = await Checkpoint.open(join(folder, OPTIMIZER));
-  const { steps, best, stale } = await readState(folder);
+  const { steps, best, stale, identity: found } = await readState(folder);
+  if (identity !== undefined && found !== undefined && found !== identity) {
+    throw new ServingError(
+      'checkpoint_invalid',
+      `${folder} is a checkpoint of another run: its settings or data differ from those of run.json; put it back where it was, or remove it`,
+    );
+  }
   const [means, squares] = [await read(optimizer, 'mean.', shapes), await read(optimizer, 'square.', shapes)];
   const adam = { steps, means, squares };
   return { parameters: await checkpointParameters(dir, steps, shapes), adam, standing: { best, stale } };

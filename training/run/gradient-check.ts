@@ -1,6 +1,7 @@
 /**
- * How well the gradient through quantised frozen weights agrees with that through 32-bit floats, on a few samples of
- * the run. A model with outlying activations may lose more than those on which the formats were chosen.
+ * How well the gradient through quantised frozen weights, or on a device, agrees with that through 32-bit floats on the
+ * CPU, on a few samples of the run. A model with outlying activations may lose more than those on which the formats
+ * were chosen.
  */
 import { type LossWeights, ModelPass, type ModelPlace } from '../step/pass.ts';
 import type { TrainableProjector } from '../step/projector.ts';
@@ -21,9 +22,16 @@ export async function gradientCosine(
   samples: readonly EmbeddedSample[],
   signal?: AbortSignal,
 ): Promise<number> {
-  const floats: ModelPlace = { ...place, layers: 'fp32', backwardLayers: 'fp32', packWeights: false };
+  const alone: ModelPlace = { ...place, workers: 1, shared: undefined }; // its weights go when it is disposed of
+  const floats: ModelPlace = {
+    ...alone,
+    layers: 'fp32',
+    backwardLayers: 'fp32',
+    packWeights: false,
+    device: undefined,
+  };
   const [quantised, exact] = [
-    await gradients(place, projector, samples, signal),
+    await gradients(alone, projector, samples, signal),
     await gradients(floats, projector, samples, signal),
   ];
   return quantised.reduce((sum, gradient, i) => sum + cosine(gradient, exact[i]!) / samples.length, 0);

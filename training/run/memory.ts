@@ -16,6 +16,8 @@ export const ROLLOUT_SLOTS = 16;
 
 /** Bytes of a 32-bit float. */
 const FLOAT = 4;
+/** Bytes of a weight of the layers in the file, in both directions together. */
+const MAPPED = { fp32: 4, fp16: 2, int8: 1, w8a8: 2 } as const satisfies Record<TrainOptions['frozen'], number>;
 /** Node.js, ONNX Runtime and the projector, in bytes. */
 const PROCESS = 0.15 * GIB;
 /** Share of the memory that the arithmetic may fill; the rest is for its error, and for the data set. */
@@ -38,27 +40,33 @@ export interface MemoryNeed {
   readonly forwardGraphs: number;
   /** Sequences that decode together; 0 without rollouts. */
   readonly slots: number;
+  /** Processes that make passes; 1 where not given. */
+  readonly workers?: number | undefined;
 }
 
 /** Bytes at the peak of a run. */
 export function trainingBytes(spec: Shape, need: MemoryNeed): number {
   const { hidden, layers, heads, kvHeads, headDim, intermediate, vocab, tied } = spec;
-  const { frozen, recompute, rows, scored, forwardGraphs, slots } = need;
+  const { frozen, recompute, rows, scored, forwardGraphs, slots, workers = 1 } = need;
   const attention = 2 * hidden * headDim * (heads + kvHeads);
   const inLayers = layers * (attention + 3 * hidden * intermediate);
   const inVocabulary = (tied ? 1 : 2) * hidden * vocab;
-  // In 32-bit floats both directions map one file. In 8 bits each has its own weights and a packed copy of them.
-  const weights = (directions: number) =>
-    frozen === 'fp32'
-      ? FLOAT * (inLayers + inVocabulary)
-      : 2 * directions * inLayers + 2 * FLOAT * hidden * vocab + FLOAT * (inVocabulary - hidden * vocab);
+  // All graphs of a run map one file, in which equal weights lie once. With w8a8 each direction has weights of its own,
+  // and each session packs what it multiplies by.
+  const mapped = MAPPED[frozen] * inLayers + FLOAT * inVocabulary;
+  const packs = frozen === 'w8a8';
+  const packed = (directions: number) => (packs ? directions * inLayers + FLOAT * hidden * vocab : 0);
+  // Two matrices of the MLP may lie widened at a time.
+  const widened = frozen === 'fp16' || frozen === 'int8' ? 2 * FLOAT * hidden * intermediate : 0;
   // Of each layer: gate, up and their product; norms, queries, keys, values and the residual stream.
   const ofLayer = FLOAT * rows * (3 * intermediate + 8 * hidden);
   const kept = recompute ? ofLayer + layers * FLOAT * rows * 2 * hidden : layers * ofLayer;
   const scores = 3 * FLOAT * heads * rows * rows; // of one layer at a time, on the way back
   const losses = 3 * FLOAT * scored * vocab;
   const decoding = slots * (rows * positionBytes({ ...spec, floats: 'float32' }) + FLOAT * vocab);
-  return PROCESS + weights(2) + forwardGraphs * weights(1) + kept + scores + losses + decoding;
+  const ofPass = packed(2) + widened + kept + scores + losses;
+  const processes = PROCESS * (workers === 1 ? 1 : workers + 1);
+  return processes + mapped + workers * ofPass + forwardGraphs * (packed(1) + widened) + decoding;
 }
 
 /**
@@ -82,6 +90,7 @@ export function withinMemory(
   const least = trainingBytes(spec, { ...need, recompute: true, slots: Math.min(most, 1) }) / FILLED;
   throw new ServingError(
     'config_invalid',
-    `--memory of ${gib(limit)}: this run takes ${gib(least)} at least, with activations computed again: allow more, shorten --prompt-tokens, or use --frozen w8a8`,
+      `--memory of ${gib(limit)}: this run takes ${gib(least)} at least, with activations computed again: allow more,` +
+        ' shorten --prompt-tokens, use fewer --workers, or --frozen int8',
   );
 }

@@ -4,9 +4,8 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import type { Embeddings } from '../data/embeddings.ts';
 import { runPage } from '../report/page.ts';
-import { rateAt } from '../step/optimizer.ts';
+import { type AdamState, rateAt } from '../step/optimizer.ts';
 import type { Tensors } from '../step/tensors.ts';
-import type { EmbeddedSample, StepReport, Trainer } from '../step/trainer.ts';
 import { judged, type Standing } from './best.ts';
 import { checkpointParameters, saveCheckpoint } from './checkpoints.ts';
 import { writeWhole } from './files.ts';
@@ -29,17 +28,28 @@ export interface TrainReport {
   readonly validation: Validation | undefined;
 }
 
-interface RunParts {
+/** The figures of a step: its loss, the tokens that it took, and others for the log. */
+export type StepFigures = { readonly loss: number; readonly tokens: number } & Readonly<Record<string, number>>;
+
+/** What makes the steps of a run, of one sort of samples. */
+interface Stepper<S> {
+  readonly optimizerState: AdamState;
+  step(samples: readonly S[], learningRate: number, signal: AbortSignal): Promise<StepFigures>;
+}
+
+interface RunParts<S> {
   readonly options: TrainOptions;
+  /** Digest of the settings; checkpoints carry it. */
+  readonly identity: string;
   /** Names and shapes of the parameters. */
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly parameters: Tensors;
-  readonly trainer: Trainer;
+  readonly trainer: Stepper<S>;
   /** That of the checkpoint that the run goes on from. */
   readonly standing: Standing;
   readonly encoderSettings: Embeddings['settings'];
   /** The samples of a step, counted from 0. */
-  readonly batch: (step: number) => Promise<readonly EmbeddedSample[]>;
+  readonly batch: (step: number) => Promise<readonly S[]>;
   /** Undefined where the run has no samples to validate on. */
   readonly validate:
     | (() => Promise<{ readonly validation: Validation; readonly vectors: PicturedVectors }>)
@@ -47,8 +57,8 @@ interface RunParts {
   readonly progress: Progress;
 }
 
-export class Run {
-  readonly #parts: RunParts;
+export class Run<S> {
+  readonly #parts: RunParts<S>;
   readonly #pace = new Pace();
   #standing: Standing;
   /** Of the latest validation. */
@@ -56,7 +66,7 @@ export class Run {
   /** Steps before the newest checkpoint; 0 where there is none. */
   #saved: number;
 
-  constructor(parts: RunParts) {
+  constructor(parts: RunParts<S>) {
     this.#parts = parts;
     this.#standing = parts.standing;
     this.#saved = this.#steps;
@@ -78,13 +88,14 @@ export class Run {
   /** @throws ServingError sample_invalid, training_diverged, path_unusable, runtime_failed; the signal's reason. */
   async all(signal: AbortSignal): Promise<TrainReport> {
     const { options, trainer, batch } = this.#parts;
-    const { to, steps, every } = options;
+    const { to, steps, every, until = steps } = options;
+    const end = Math.min(until, steps);
     const log = await RunLog.open(join(to, 'log.jsonl'), this.#steps);
     if (this.#steps === 0) {
       await this.#validated(log);
       await this.#report(log);
     } else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
-    while (this.#steps < steps && !this.#stale) {
+    while (this.#steps < end && !this.#stale) {
       const step = this.#steps;
       const samples = await batch(step);
       const started = performance.now();
@@ -92,7 +103,7 @@ export class Run {
       this.#pace.add(performance.now() - started, figures.tokens);
       await log.write({ step: step + 1, rate: this.#rate(step), ...figures });
       this.#tell(figures);
-      if ((step + 1) % every === 0 || step + 1 === steps) {
+      if ((step + 1) % every === 0 || step + 1 === end) {
         await this.#validated(log);
         await this.#save();
         await this.#report(log);
@@ -101,7 +112,7 @@ export class Run {
     const { best } = this.#standing;
     return {
       steps: this.#steps,
-      stoppedEarly: this.#steps < steps,
+      stoppedEarly: this.#steps < end,
       projector: join(to, 'projector'),
       bestStep: best?.step ?? this.#steps,
       validation: best?.validation,
@@ -113,10 +124,11 @@ export class Run {
     return learningRate * rateAt(step, { form: schedule, warmup: Math.ceil(warmup * steps), total: steps });
   }
 
-  #tell({ loss, ce, reward }: StepReport): void {
+  #tell({ loss, ce, reward }: StepFigures): void {
     const { options, progress } = this.#parts;
-    const rewarded = options.weights.reinforce === 0 ? '' : `, reward ${reward.toFixed(3)}`;
-    progress.update(`${this.#where()}: loss ${loss.toFixed(4)}, CE ${ce.toFixed(4)}${rewarded}${this.#found()}`);
+    const crossEntropy = ce === undefined ? '' : `, CE ${ce.toFixed(4)}`;
+    const rewarded = options.weights.reinforce === 0 ? '' : `, reward ${reward!.toFixed(3)}`;
+    progress.update(`${this.#where()}: loss ${loss.toFixed(4)}${crossEntropy}${rewarded}${this.#found()}`);
   }
 
   /** The step, the pace, and the time that is left. */
@@ -162,14 +174,14 @@ export class Run {
   }
 
   async #save(): Promise<void> {
-    const { trainer, parameters, shapes } = this.#parts;
+    const { trainer, parameters, shapes, identity } = this.#parts;
     for (const [name, values] of parameters) {
       const at = values.findIndex((value) => !Number.isFinite(value));
       if (at < 0) continue;
       const what = `after step ${this.#steps} the projector's tensor ${name} holds ${values[at]}`;
       this.#fail(new ServingError('training_diverged', what));
     }
-    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing };
+    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing, identity };
     await saveCheckpoint(this.#checkpoints, state, shapes);
     this.#saved = this.#steps;
     await this.#publish();
@@ -184,12 +196,14 @@ export class Run {
     await writeProjector(join(options.to, 'projector-last'), parameters, shapes, encoderSettings);
   }
 
-  /** Throws the error; where the run has diverged, with the name of the checkpoint that is still good. */
+  /** Throws the error; where the run has diverged or lost a worker, with the name of the checkpoint that is good. */
   #fail(error: unknown): never {
-    if (!(error instanceof ServingError) || error.code !== 'training_diverged') throw error;
+    const ends = error instanceof ServingError && ['training_diverged', 'worker_lost'].includes(error.code);
+    if (!ends) throw error;
     const good =
       this.#saved === 0 ? 'no checkpoint was saved before' : `the checkpoint after step ${this.#saved} is still good`;
-    throw new ServingError('training_diverged', `${error.message}; ${good}`, { cause: error });
+    const next = error.code === 'worker_lost' ? ': the same command goes on' : '';
+    throw new ServingError(error.code, `${error.message}; ${good}${next}`, { cause: error });
   }
 }
 

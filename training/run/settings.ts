@@ -1,11 +1,13 @@
 /** What a run is asked for, and the part of it that decides its results: that part may not change when it goes on. */
+import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { reasonOf } from '../../services/lib/process/os-errors.ts';
-import type { BASELINES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
+import type { BASELINES, DEVICES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
+import type { Pretraining } from '../pretrain/settings.ts';
 import type { LossWeights } from '../step/pass.ts';
 import { writeWhole } from './files.ts';
 import type { RewardWeights } from './scored-rollouts.ts';
@@ -50,17 +52,41 @@ export interface TrainOptions {
   readonly rolloutSlots?: number;
   readonly seed: number;
   readonly threads: number;
+  /** Processes that make passes through the language model; 1 where not given. Each has its share of the threads. */
+  readonly workers?: number | undefined;
+  /** What graphs of training compute on; the CPU where not given. */
+  readonly device?: (typeof DEVICES)[number] | undefined;
   /** Steps between two checkpoints, and between two validations. */
   readonly every: number;
   /** Validations without a better one after which the run ends; it never does so at 0. */
   readonly patience: number;
+  /** A stage before the steps; see pretraining.ts. */
+  readonly pretrain?: Pretraining | undefined;
+  /** Whether that stage is all; the same run without this goes on. */
+  readonly pretrainOnly?: boolean;
+  /** Steps after which to stop for now, with a checkpoint; the schedule is that of all steps. */
+  readonly until?: number;
 }
 
 /**
  * Where things lie, and what does not change the steps; epochs become steps, memory decides
- * recomputation and slots. `every` counts: it decides which checkpoint can be the best.
+ * recomputation and slots, and the kind of the device that was found is one of the inputs. `every` counts: it decides
+ * which checkpoint can be the best.
  */
-const FREE = ['llm', 'encoder', 'data', 'validation', 'to', 'embeddings', 'patience', 'epochs', 'memory'] as const;
+const FREE = [
+  'llm',
+  'encoder',
+  'data',
+  'validation',
+  'to',
+  'embeddings',
+  'patience',
+  'epochs',
+  'memory',
+  'pretrainOnly',
+  'until',
+  'device',
+] as const;
 
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {
@@ -68,14 +94,16 @@ export interface RunInputs {
   readonly encoder: string;
   readonly data: string;
   readonly validation: string | undefined;
+  /** Its kind, where it is not the CPU. */
+  readonly device?: string;
 }
 
 /**
  * Writes `run.json` for a new run, and compares for one that goes on.
  * @throws as {@link freeze}.
  */
-export async function freezeSettings(path: string, options: TrainOptions, inputs: RunInputs): Promise<void> {
-  await freeze(path, { ...decisive(options), inputs });
+export function freezeSettings(path: string, options: TrainOptions, inputs: RunInputs): Promise<string> {
+  return freeze(path, { ...decisive(options), inputs });
 }
 
 /** The settings that decide the results of a run. */
@@ -85,24 +113,27 @@ export const decisive = (options: Partial<TrainOptions>): Record<string, unknown
 /**
  * Writes what decides the results of a run that begins. For one that goes on, compares: what follows would be of
  * another one.
+ * @returns a SHA-256 of the settings, in hex
  * @throws ServingError config_invalid that names what differs; path_unusable.
  */
-export async function freeze(path: string, settings: Readonly<Record<string, unknown>>): Promise<void> {
+export async function freeze(path: string, settings: Readonly<Record<string, unknown>>): Promise<string> {
   const frozen = JSON.parse(JSON.stringify(settings)) as Record<string, unknown>;
   const before = await readFrozen(path);
   if (before === undefined) {
     await writeWhole(path, `${JSON.stringify(frozen, null, 2)}\n`);
-    return;
+    return digestOf(frozen);
   }
   const names = [...new Set([...Object.keys(before), ...Object.keys(frozen)])];
   const differ = names.filter((name) => !isDeepStrictEqual(before[name], frozen[name]));
-  if (differ.length === 0) return;
+  if (differ.length === 0) return digestOf(before);
   const [was, is] = [before, frozen].map((from) => JSON.stringify(Object.fromEntries(differ.map((n) => [n, from[n]]))));
   throw new ServingError(
     'config_invalid',
     `${path} is of a run with ${was}, and this one has ${is}: use the same settings to go on, or another --to`,
   );
 }
+
+const digestOf = (settings: unknown) => createHash('sha256').update(JSON.stringify(settings)).digest('hex');
 
 async function readFrozen(path: string): Promise<Record<string, unknown> | undefined> {
   const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {

@@ -5,37 +5,47 @@
  *   run.json         settings and digests that decide its results
  *   log.jsonl        the figures of every step and validation
  *   checkpoints/     the last two, to go on from, and the best
- *   embeddings/      of the chunks, by encoder
+ *   embeddings/      of the chunks, by encoder, and other results that several runs can share
  *   projector/       model.safetensors and config.json, of the best checkpoint
  *   projector-last/  those of the newest one
+ *   pretrain/        the stage before, as a run of its own; see pretraining.ts
  *   report.html      curves and pairwise cosines, of the newest one
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
-import { type DecoderSpec, isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import type { Device } from '../../services/lib/engine/device.ts';
+import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
+import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
+import { SharedWeights } from '../../services/lib/model/graph/onnx.ts';
 import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
+import { textCompletions } from '../data/completions.ts';
 import { Embeddings } from '../data/embeddings.ts';
-import { type DataRow, readDataSet } from '../data/rows.ts';
+import { type DataRow, type DataSet, readDataSet } from '../data/rows.ts';
 import { encodeChunks, SampleMaker } from '../data/samples.ts';
 import { Judge } from '../evaluate/judge.ts';
+import { DistinctChunks } from '../pretrain/chunks.ts';
 import { formatsOf } from '../step/frozen.ts';
+import type { SessionPlace } from '../step/graph-session.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
 import { Rollouts } from '../step/rollouts.ts';
 import type { Sample } from '../step/rows.ts';
 import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.ts';
 import { NO_STANDING } from './best.ts';
-import { latestCheckpoint } from './checkpoints.ts';
+import { hasCheckpoint, latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
+import { decisiveDevice, openTrainingDevice, sayPlacement } from './device.ts';
+import { EncodingAhead } from './encoding.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
 import { lockRun } from './lock.ts';
 import { ROLLOUT_SLOTS, withinMemory } from './memory.ts';
+import { assertFitsContext, openNetworks } from './networks.ts';
 import { batchOf } from './order.ts';
+import { type PretrainingParts, pretrain, pretrainRows } from './pretraining.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
@@ -60,94 +70,183 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
 
-  const place = placeOf(options, { spec, weights: llm.weights }, work);
+  const device = await openTrainingDevice(options, cleanup, progress);
+  const shared = await SharedWeights.create(join(work, 'weights.bin'));
+  cleanup.defer(() => shared.close());
+  const place = placeOf(options, { spec, weights: llm.weights }, { folder: work, shared, device });
   progress.update('reading the encoder');
-  const embeddings = await Embeddings.open(
-    options.embeddings ?? join(options.to, 'embeddings'),
-    encoder,
-    options.encoderChoices,
-    place,
-    signal,
-  );
+  const embeddings = await openEmbeddings(options, encoder, { folder: work, shared, threads: options.threads }, signal);
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
-  await encodeChunks(rows, samples, embeddings, (text) => progress.update(text), signal);
-
-  embeddings.closeEncoder(); // its weights may be gigabytes
+  const rowsOf = (step: number) =>
+    batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!);
+  const checked = data.rows.slice(0, CHECKED_SAMPLES);
+  const first = [...(held?.rows ?? []), ...checked];
+  const ofSteps = { first, rowsOf, steps: options.steps, total: data.rows.length };
+  const encoding = new EncodingAhead({ embeddings, samples, ...ofSteps }, (text) => progress.update(text));
+  const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
+  const shapes = projectorShapes({ widths });
+  const initial = initialParameters({ widths }, options.seed);
+  const projectorPlace = { folder: work, threads: options.threads, device };
+  const before = { options, place, projectorPlace, widths, shapes, initial, tokenizer, samples, embeddings, data };
+  const stage = await stageBefore(before, encoding, progress, signal);
+  if (stage && options.pretrainOnly) return stage.report;
+  const distilled = await distilledTargets(options, place, samples, data.rows, progress, signal);
 
   progress.update('reading the language model');
   const model = await ModelPass.load(place, options.weights, signal);
   cleanup.defer(() => model.dispose());
+  sayPlacement(device, model.leftToCpu, progress);
   const inputs = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
-  await freezeSettings(join(options.to, 'run.json'), options, inputs);
-  const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
-  const shapes = projectorShapes({ widths });
-  const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes);
-  const parameters = state?.parameters ?? initialParameters({ widths }, options.seed);
-  const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, place);
+  const identity = await freezeSettings(join(options.to, 'run.json'), options, {
+    ...inputs,
+    ...decisiveDevice(device),
+  });
+  const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes, identity);
+  const parameters = state?.parameters ?? stage?.parameters ?? initial;
+  const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, projectorPlace);
   cleanup.defer(() => projector.dispose());
   const parts = { options, place, samples, tokenizer, rows, held: held?.rows.length ?? 0 };
   const { judges, companions } = await openCompanions(parts, cleanup, signal);
-  const embedded = async (some: readonly DataRow[]) => {
-    const made: EmbeddedSample[] = [];
-    for (const row of some) made.push(await samples.embedded(row, embeddings));
-    return made;
-  };
-  if (options.frozen !== 'fp32' && state === undefined) {
-    const few = await embedded(data.rows.slice(0, CHECKED_SAMPLES));
-    sayCosine(await gradientCosine(place, projector, few, signal), few.length, progress);
+  const embedded = (some: readonly DataRow[]) => embedAll(some, samples, embeddings, distilled);
+  await encoding.until(-1, signal);
+  if ((options.frozen !== 'fp32' || device.kind !== 'cpu') && state === undefined) {
+    const few = await embedded(checked);
+    sayCosine(await gradientCosine(place, projector, few, signal), options, device, few.length, progress);
   }
+  await shared.close(); // all graphs are open
   const judged = judges && { projector, ...judges };
-  const run = new Run({
+  const run = new Run<EmbeddedSample>({
     options,
+    identity,
     shapes,
     parameters,
     trainer: new Trainer(projector, model, companions, options, state?.adam),
     standing: state?.standing ?? NO_STANDING,
     encoderSettings: embeddings.settings,
-    batch: (step) => embedded(batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!)),
+    batch: async (step) => {
+      await encoding.until(step, signal);
+      return embedded(rowsOf(step));
+    },
     validate: held && judged && (async () => validate(await embedded(held.rows), judged, signal)),
     progress,
   });
   return await run.all(signal); // what it needs is given back after it
 }
 
+async function embedAll(
+  rows: readonly DataRow[],
+  samples: SampleMaker,
+  embeddings: Embeddings,
+  distilled: ReadonlyMap<string, readonly number[]> | undefined,
+): Promise<EmbeddedSample[]> {
+  const made: EmbeddedSample[] = [];
+  for (const row of rows) {
+    made.push({ ...(await samples.embedded(row, embeddings)), distilledIds: distilled?.get(row.name) ?? [] });
+  }
+  return made;
+}
+
+const openEmbeddings = (options: TrainOptions, encoder: SourceNetwork, place: SessionPlace, signal: AbortSignal) =>
+  Embeddings.open(embeddingsFolder(options), encoder, options.encoderChoices, place, signal);
+
+/**
+ * The stage before the run's steps, where it has one and no step was made yet. Chunks are encoded as far as must be
+ * before a language model is read.
+ */
+async function stageBefore(
+  parts: Omit<PretrainingParts, 'pretraining' | 'shared' | 'chunks' | 'data'> & {
+    readonly samples: SampleMaker;
+    readonly data: DataSet;
+  },
+  encoding: EncodingAhead,
+  progress: Progress,
+  signal: AbortSignal,
+) {
+  const { options, samples, embeddings, data } = parts;
+  const { pretrain: pretraining, pretrainOnly, to, memory, steps } = options;
+  const isNext = pretraining && (pretrainOnly || !(await hasCheckpoint(join(to, 'checkpoints'))));
+  const chunks = isNext ? new DistinctChunks(data.rows, samples, pretraining.chunks) : undefined;
+  if (chunks) {
+    await encoding.until(-1, signal);
+    await encodeChunks(chunks.rows, samples, embeddings, (text) => progress.update(text), signal);
+  }
+  // The encoder's weights may be gigabytes: where memory is short, it is done before the language model is read.
+  if (memory !== undefined) await encoding.until(steps, signal);
+  if (!pretraining || !chunks) return undefined;
+  const stage = { ...parts, pretraining, chunks, shared: embeddingsFolder(options), data: data.digest };
+  return pretrain(stage, progress, signal);
+}
+
 /** What of the options follows from the memory. Rollouts of other numbers together may differ in their last bits. */
 function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'recompute' | 'rolloutSlots'> {
-  const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory } = options;
+  const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory, workers } =
+    options;
+  const { pretrain: pretraining } = options;
   const judges = weights.kl !== 0 || validation !== undefined;
   const rollsOut = weights.reinforce !== 0 || validation !== undefined;
-  const scored = targetTokens + (rollsOut ? rolloutTokens : 0);
+  const scored = targetTokens + rolloutTokens * (Number(rollsOut) + Number(distills(weights)));
   const forwardGraphs = Number(judges) + Number(rollsOut);
-  const need = { frozen, recompute, rows: promptTokens + scored, scored, forwardGraphs };
+  const rows = Math.max(promptTokens + scored, pretraining === undefined ? 0 : pretrainRows(pretraining));
+  const most = Math.max(scored, pretraining?.tokens ?? 0);
+  const need = { frozen, recompute, rows, scored: most, forwardGraphs, workers };
   const found = withinMemory(spec, need, memory);
   return { recompute: found.recompute, rolloutSlots: found.slots };
+}
+
+const distills = ({ distill = 0 }: TrainOptions['weights']) => distill !== 0;
+const embeddingsFolder = ({ embeddings, to }: TrainOptions) => embeddings ?? join(to, 'embeddings');
+
+/** What the text arm writes for each sample that is trained on, by its name; undefined without distillation. */
+async function distilledTargets(
+  options: TrainOptions,
+  place: ModelPlace,
+  samples: SampleMaker,
+  rows: readonly DataRow[],
+  progress: Progress,
+  signal: AbortSignal,
+) {
+  if (!distills(options.weights)) return undefined;
+  const { promptTokens, textTokens, rolloutTokens: tokens, steps, batch, seed, rolloutSlots: slots } = options;
+  progress.update('reading the language model, to complete with chunks as text');
+  const stopIds = new Set(samples.format.stopIds);
+  // A file of its own: what lies in the shared one before the run's graphs would be part of their digests.
+  const roomy = { ...place, shared: undefined, maxPositions: promptTokens + textTokens + tokens };
+  // Without rollouts of its own the run has 0 slots. The graph that trains is not open yet, so there is room.
+  const together = Math.min(slots || ROLLOUT_SLOTS, rows.length);
+  const rollouts = await Rollouts.load(roomy, { slots: together, tokens, stopIds }, signal);
+  try {
+    // A run that does not see all samples completes those of its steps alone.
+    const seen = steps * batch < rows.length ? batchOf(0, steps * batch, rows.length, seed) : [...rows.keys()];
+    const settings = { dir: embeddingsFolder(options), tokens, together };
+    const told = (text: string) => progress.update(text);
+    const some = seen.map((i) => rows[i]!);
+    return await textCompletions(some, samples, rollouts, settings, told, signal);
+  } finally {
+    await rollouts.dispose();
+  }
 }
 
 /** The steps of a run over so many samples. */
 export const stepsOf = ({ steps, epochs, batch }: Omit<TrainOptions, 'validation'>, samples: number): number =>
   epochs === undefined ? steps : Math.ceil((epochs * samples) / batch);
 
-async function openNetworks(options: TrainOptions, cleanup: Cleanup) {
-  const llm = await openSourceNetwork(options.llm);
-  cleanup.defer(() => llm[Symbol.asyncDispose]());
-  const { spec } = llm;
-  if (!isDecoder(spec)) {
-    const what = `--llm ${options.llm}: ${spec.architecture} is an encoder: name a decoder`;
-    throw new ServingError('config_invalid', what);
-  }
-  const encoder = options.encoder === undefined ? llm : await openSourceNetwork(options.encoder);
-  if (encoder !== llm) cleanup.defer(() => encoder[Symbol.asyncDispose]());
-  return { llm, spec, encoder };
-}
-
 /** Samples on which the gradient through quantised weights is compared with that through 32-bit floats. */
 const CHECKED_SAMPLES = 4;
 
-function sayCosine(cosine: number, samples: number, progress: Progress): void {
-  const found = `the gradient through 8-bit weights has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats (${samples} samples)`;
-  if (cosine < LEAST_COSINE) progress.warn(`${found}: --frozen fp32 would train better`);
-  else progress.succeed(found);
+/** @throws ServingError provider_unavailable for a device whose gradient is another one. */
+function sayCosine(
+  cosine: number,
+  { frozen }: TrainOptions,
+  { kind, name }: Device,
+  samples: number,
+  progress: Progress,
+): void {
+  const where = kind === 'cpu' ? '' : ` on ${name}`;
+  const found = `the gradient through ${frozen} weights${where} has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats${kind === 'cpu' ? '' : ' on the CPU'} (${samples} samples)`;
+  if (cosine >= LEAST_COSINE) progress.succeed(found);
+  else if (kind === 'cpu') progress.warn(`${found}: --frozen fp32 would train better`);
+  else throw new ServingError('provider_unavailable', `${found}: use --device cpu`);
   progress.start('training');
 }
 
@@ -167,17 +266,29 @@ function widthsOf(layers: number, from: number, hidden: number): number[] {
   return [from, ...new Array<number>(layers - 1).fill(2 * hidden), hidden];
 }
 
-function placeOf(options: TrainOptions, network: Pick<ModelPlace, 'spec' | 'weights'>, folder: string): ModelPlace {
-  const { frozen, recompute, threads, promptTokens, targetTokens, rolloutTokens, textTokens, weights } = options;
+function placeOf(
+  options: TrainOptions,
+  network: Pick<ModelPlace, 'spec' | 'weights'>,
+  where: Pick<ModelPlace, 'folder' | 'shared' | 'device'>,
+): ModelPlace {
+  const { frozen, recompute, threads, workers, promptTokens, targetTokens, rolloutTokens, textTokens, weights } =
+    options;
   const rollsOut = weights.reinforce !== 0 || options.validation !== undefined;
-  return {
+  const place = {
     ...network,
-    folder,
+    ...where,
     threads,
+    workers,
     ...formatsOf(frozen),
     recompute,
-    maxPositions: promptTokens + targetTokens + (rollsOut ? rolloutTokens : 0) + (weights.kl === 0 ? 0 : textTokens),
+    maxPositions:
+      promptTokens +
+      targetTokens +
+      rolloutTokens * (Number(rollsOut) + Number(distills(weights))) +
+      (weights.kl === 0 ? 0 : textTokens),
   };
+  assertFitsContext(options, network.spec, place.maxPositions);
+  return place;
 }
 
 interface CompanionParts {

@@ -7,6 +7,6 @@ export function formatsOf(
   frozen: (typeof FROZEN_FORMATS)[number],
 ): Required<Pick<ModelPlace, 'layers' | 'backwardLayers' | 'packWeights'>> {
   // See SessionOptions: in 32-bit floats a packed copy of each matrix for each direction costs more than it gains.
-  if (frozen === 'fp32') return { layers: 'fp32', backwardLayers: 'fp32', packWeights: false };
+  if (frozen !== 'w8a8') return { layers: frozen, backwardLayers: 'fp32', packWeights: false };
   return { layers: PROMPT_FORMATS, backwardLayers: 'w8a8 by row', packWeights: true };
 }

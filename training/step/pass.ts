@@ -10,7 +10,8 @@ import type { BackwardFormat } from '../../services/lib/model/graph/gradient-rul
 import type { LayerFormats } from '../../services/lib/model/graph/linear.ts';
 import { buildTraining } from '../../services/lib/model/graph/training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { openGraph, type SessionPlace } from './graph-session.ts';
+import { openGraph, openRunner, type SessionPlace } from './graph-session.ts';
+import type { GraphRunner } from './graph-workers.ts';
 import { attentionBias, layOut, type Rollout, type Sample } from './rows.ts';
 import { float32, int64 } from './tensors.ts';
 
@@ -24,6 +25,11 @@ export interface LossWeights {
   readonly kl: number;
   /** Alignment of pairwise cosines; see projector-training.ts. */
   readonly alignment: number;
+  /**
+   * Distillation: mean over what the model writes where it reads the chunks as text of -log p. 0 where not given, so
+   * that runs of versions without it go on.
+   */
+  readonly distill?: number | undefined;
 }
 
 export interface ModelPlace extends SessionPlace {
@@ -33,7 +39,7 @@ export interface ModelPlace extends SessionPlace {
   /** See buildTraining. */
   readonly backwardLayers?: BackwardFormat;
   readonly recompute?: boolean;
-  /** The most rows of a pass: prompt, target and rollout together. */
+  /** The most rows of a pass: prompt, target and other continuations together. */
   readonly maxPositions: number;
 }
 
@@ -44,36 +50,50 @@ export interface PassResult {
   readonly rolloutLogp: number;
   /** 0 without a teacher. */
   readonly kl: number;
+  /** 0 without distillation. */
+  readonly distill: number;
   /** [soft, hidden] */
   readonly gradient: Float32Array;
 }
 
+/** Whether passes have more than one continuation of their prompt. */
+const isJoint = ({ reinforce, distill = 0 }: LossWeights) => reinforce !== 0 || distill !== 0;
+/** Whether graphs for this place are made of plain operators; see buildTraining. */
+const isPlain = ({ device }: SessionPlace) => device !== undefined && device.kind !== 'cpu';
 const sum = (values: Float32Array) => values.reduce((total, value) => total + value, 0);
 
 export class ModelPass {
   /** SHA-256 of the graph and its weights, in hex: what the gradients depend on. */
   readonly digest: string;
-  readonly #session: OrtSession;
+  /** On a device: the operators that the CPU computes nevertheless, and how many of each. */
+  readonly leftToCpu: ReadonlyMap<string, number>;
+  readonly #runner: GraphRunner;
   readonly #place: ModelPlace;
   readonly #weights: LossWeights;
 
-  private constructor(session: OrtSession, digest: string, place: ModelPlace, weights: LossWeights) {
-    this.digest = digest;
-    this.#session = session;
+  private constructor(opened: Awaited<ReturnType<typeof openRunner>>, place: ModelPlace, weights: LossWeights) {
+    this.digest = opened.digest;
+    this.leftToCpu = opened.leftToCpu;
+    this.#runner = opened.runner;
     this.#place = place;
     this.#weights = weights;
   }
 
-  /** @throws ServingError checkpoint_invalid, runtime_failed; the signal's reason. */
+  /** @throws ServingError checkpoint_invalid, runtime_failed, worker_lost; the signal's reason. */
   static async load(place: ModelPlace, weights: LossWeights, signal?: AbortSignal): Promise<ModelPass> {
     const graph = buildTraining(place.spec, place.weights, {
       ...place,
       backward: true,
-      joint: weights.reinforce !== 0,
+      joint: isJoint(weights),
+      plain: isPlain(place),
       kl: weights.kl !== 0,
     });
-    const { session, digest } = await openGraph(graph, place, signal);
-    return new ModelPass(session, digest, place, weights);
+    return new ModelPass(await openRunner(graph, place, signal), place, weights);
+  }
+
+  /** Samples whose passes go on at a time. */
+  get parallel(): number {
+    return this.#runner.parallel;
   }
 
   /**
@@ -91,24 +111,28 @@ export class ModelPass {
     { rollout, teacherLogp }: { readonly rollout?: Rollout; readonly teacherLogp?: Float32Array },
     signal?: AbortSignal,
   ): Promise<PassResult> {
-    const { ce, reinforce, kl } = this.#weights;
+    const { ce, reinforce, kl, distill = 0 } = this.#weights;
     const { hidden, vocab } = this.#place.spec;
     const rolloutIds = (reinforce !== 0 && rollout?.ids) || [];
+    const distilledIds = (distill !== 0 && sample.distilledIds) || [];
+    if (distill !== 0 && distilledIds.length === 0) throw new Error(`${sample.name} has nothing to be distilled`);
     const target = sample.targetIds.length;
-    const { positions, ...rest } = rowInputs(sample, soft, rolloutIds, this.#place);
-    const weights = new Float32Array(target + rolloutIds.length).fill((scale * ce) / target, 0, target);
-    if (rollout) weights.fill(scale * reinforce * rollout.reward, target);
+    const rolledOut = target + rolloutIds.length;
+    const { positions, ...rest } = rowInputs(sample, soft, [rolloutIds, distilledIds], this.#place);
+    const weights = new Float32Array(rolledOut + distilledIds.length).fill((scale * ce) / target, 0, target);
+    if (rollout) weights.fill(scale * reinforce * rollout.reward, target, rolledOut);
+    weights.fill((scale * distill) / distilledIds.length, rolledOut);
     const inputs = { ...rest, weights: float32([weights.length], weights) };
-    if (reinforce !== 0) {
+    if (isJoint(this.#weights)) {
       const sequence = positions.length;
       Object.assign(inputs, {
         position_ids: int64([1, sequence], positions),
-        attention_bias: float32([1, 1, sequence, sequence], attentionBias(sample, rolloutIds)),
+        attention_bias: float32([1, 1, sequence, sequence], attentionBias(sample, rolloutIds, distilledIds)),
       });
     }
     if (kl !== 0) {
       if (!teacherLogp) throw new Error('a KL loss needs the log-probabilities of the teacher');
-      // Rows of the rollout have no teacher: with log q of 0 and a weight of 0 they add nothing.
+      // Rows of other continuations have no teacher: with log q of 0 and a weight of 0 they add nothing.
       const teacher = new Float32Array(weights.length * vocab);
       teacher.set(teacherLogp);
       const klWeights = new Float32Array(weights.length).fill((scale * kl) / target, 0, target);
@@ -117,11 +141,12 @@ export class ModelPass {
         kl_weights: float32([weights.length], klWeights),
       });
     }
-    const out = await this.#session.run(inputs, undefined, signal);
+    const out = await this.#runner.run(inputs, undefined, signal);
     const logp = out['token_logp']!.data as Float32Array;
     const result = {
       ce: -sum(logp.subarray(0, target)) / target,
-      rolloutLogp: sum(logp.subarray(target)),
+      rolloutLogp: sum(logp.subarray(target, rolledOut)),
+      distill: distilledIds.length === 0 ? 0 : -sum(logp.subarray(rolledOut)) / distilledIds.length,
       kl: kl === 0 ? 0 : sum((out['kl']!.data as Float32Array).subarray(0, target)) / target,
       gradient: out['soft_gradient']!.data as Float32Array,
     };
@@ -130,7 +155,7 @@ export class ModelPass {
   }
 
   dispose(): void {
-    this.#session.dispose();
+    this.#runner.dispose();
   }
 }
 
@@ -149,7 +174,12 @@ export class TeacherPass {
 
   /** @throws ServingError checkpoint_invalid, runtime_failed; the signal's reason. */
   static async load(place: ModelPlace, signal?: AbortSignal): Promise<TeacherPass> {
-    const graph = buildTraining(place.spec, place.weights, { ...place, backward: false, logp: true });
+    const graph = buildTraining(place.spec, place.weights, {
+      ...place,
+      backward: false,
+      logp: true,
+      plain: isPlain(place),
+    });
     const { session, digest } = await openGraph(graph, place, signal);
     return new TeacherPass(session, digest, place);
   }
@@ -185,10 +215,10 @@ export class TeacherPass {
 function rowInputs(
   sample: Sample,
   soft: Float32Array,
-  rolloutIds: readonly number[],
+  others: readonly (readonly number[])[],
   { spec, maxPositions }: ModelPlace,
 ) {
-  const { ids, scored, targets, positions } = layOut(sample, rolloutIds);
+  const { ids, scored, targets, positions } = layOut(sample, ...others);
   const places = sample.softPositions;
   if (sample.targetIds.length === 0) throw unusable(sample, 'its target has no tokens: leave it out of the data set');
   if (sample.promptIds.length === 0) throw unusable(sample, 'its prompt has no tokens: leave it out of the data set');
@@ -212,8 +242,8 @@ function rowInputs(
 const unusable = ({ name }: Sample, what: string) => new ServingError('sample_invalid', `${name}: ${what}`);
 const diverged = ({ name }: Sample, what: string) => new ServingError('training_diverged', `${name}: ${what}`);
 
-function assertFinite(sample: Sample, { ce, rolloutLogp, kl, gradient }: PassResult, hidden: number): void {
-  for (const [loss, value] of Object.entries({ ce, rolloutLogp, kl })) {
+function assertFinite(sample: Sample, { gradient, ...losses }: PassResult, hidden: number): void {
+  for (const [loss, value] of Object.entries(losses)) {
     if (!Number.isFinite(value)) throw diverged(sample, `its loss ${loss} is ${value}`);
   }
   const at = gradient.findIndex((value) => !Number.isFinite(value));

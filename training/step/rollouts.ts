@@ -2,6 +2,8 @@
  * Continuations by the model that is trained on, for REINFORCE and for validations: greedy or drawn. All prompts of a
  * batch decode together, one slot of the KV pool each.
  */
+import { CPU, type Device } from '../../services/lib/engine/device.ts';
+import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
 import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession, NO_TOKEN } from '../../services/lib/engine/session.ts';
@@ -26,11 +28,14 @@ interface RolloutSettings {
 const DRAWN = { temperature: 0.9, topP: 0.9 };
 
 export class Rollouts {
+  /** SHA-256 of the graph and its weights, in hex. */
+  readonly digest: string;
   readonly #session: DecoderSession;
   readonly #settings: RolloutSettings;
   readonly #vocab: number;
 
-  private constructor(session: DecoderSession, settings: RolloutSettings, vocab: number) {
+  private constructor(session: DecoderSession, digest: string, settings: RolloutSettings, vocab: number) {
+    this.digest = digest;
     this.#session = session;
     this.#settings = settings;
     this.#vocab = vocab;
@@ -38,12 +43,21 @@ export class Rollouts {
 
   /** @throws ServingError checkpoint_invalid, out_of_memory, runtime_failed; the signal's reason. */
   static async load(place: ModelPlace, settings: RolloutSettings, signal?: AbortSignal): Promise<Rollouts> {
-    const { spec, weights, layers, maxPositions, folder, threads, packWeights } = place;
+    const { spec, weights, layers, maxPositions, threads, packWeights } = place;
     const graph = buildDecoder(spec, weights, { layers, vocabulary: 'fp32', maxPositions });
-    const pool = new KvPool(new CpuEngineKv(spec, settings.slots, maxPositions));
+    const device = deviceOf(place);
+    const memory =
+      device.kind === 'cpu'
+        ? new CpuEngineKv(spec, settings.slots, maxPositions)
+        : await DeviceKv.create(device, { ...spec, floats: 'float32' }, settings.slots, maxPositions, 'both');
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const load = (path: string) => DecoderSession.load(path, shape, pool, { threads, packWeights });
-    return new Rollouts((await withGraph(graph, folder, load, signal)).loaded, settings, spec.vocab);
+    const load = (path: string) =>
+      DecoderSession.load(path, shape, new KvPool(memory), { device, threads, packWeights });
+    const { loaded, digest } = await withGraph(graph, place, load, signal).catch(async (error) => {
+      await memory.dispose();
+      throw error;
+    });
+    return new Rollouts(loaded, digest, settings, spec.vocab);
   }
 
   /**
@@ -129,8 +143,16 @@ export class Rollouts {
 
   async dispose(): Promise<void> {
     await this.#session.dispose();
+    await this.#session.pool.store.dispose();
   }
 }
+
+/**
+ * Where rollouts decode: on WebGPU with 32-bit floats, else on the CPU. Attention of CUDA takes 16-bit floats only, and
+ * weights that are widened leave arithmetic on shapes to the CPU, for which each step would wait.
+ */
+const deviceOf = ({ device, layers }: ModelPlace): Device =>
+  device?.kind === 'webgpu' && layers === 'fp32' ? device : CPU;
 
 interface Sequence {
   readonly sample: Sample;

@@ -1,11 +1,12 @@
 /**
  * The rows of one pass through the language model: the prompt with places for its soft tokens, then the target, then
- * the rollout. A rollout continues the prompt as the target does, so it has the target's positions and does not see it.
+ * other continuations of the prompt: the rollout, and what the text arm wrote. Each continues the prompt as the target
+ * does, so it has the target's positions and does not see the others.
  *
- *   prompt p₀ … pₙ₋₁ │ target t₀ … │ rollout r₀ …
- *   position 0 … n-1 │ n …         │ n …
+ *   prompt p₀ … pₙ₋₁ │ target t₀ … │ rollout r₀ … │ distilled d₀ …
+ *   position 0 … n-1 │ n …         │ n …          │ n …
  *
- * The prompt's last row scores the first token of both.
+ * The prompt's last row scores the first token of each.
  */
 
 /** A prompt and what should follow it, as token ids. */
@@ -17,6 +18,8 @@ export interface Sample {
   /** Places of the soft tokens in the prompt, one for each row of the embeddings. */
   readonly softPositions: readonly number[];
   readonly targetIds: readonly number[];
+  /** What the model writes where it reads the chunks as text, for distillation. */
+  readonly distilledIds?: readonly number[];
 }
 
 /** What the model wrote by itself, and what that was worth. */
@@ -30,37 +33,43 @@ export interface Rollout {
 
 interface Rows {
   readonly ids: readonly number[];
-  /** The rows that are scored, first those of the target, then those of the rollout; and what they should predict. */
+  /** The rows that are scored, those of the target first, and what they should predict. */
   readonly scored: readonly number[];
   readonly targets: readonly number[];
   readonly positions: readonly number[];
 }
 
-/** The rows of a sample with its rollout; of the sample alone where the rollout is empty. */
-export function layOut({ promptIds, targetIds }: Sample, rolloutIds: readonly number[]): Rows {
+type Ids = readonly number[];
+
+/** The rows of a sample with other continuations of its prompt; empty ones have no rows. */
+export function layOut({ promptIds, targetIds }: Sample, ...others: readonly Ids[]): Rows {
   const prompt = promptIds.length;
-  const target = targetIds.length;
-  const from = (start: number, count: number) => Array.from({ length: count }, (_, i) => start + i);
-  return {
-    ids: [...promptIds, ...targetIds, ...rolloutIds],
-    scored: [
-      ...from(prompt - 1, target),
-      ...rolloutIds.map((_, i) => (i === 0 ? prompt - 1 : prompt + target + i - 1)),
-    ],
-    targets: [...targetIds, ...rolloutIds],
-    positions: [...from(0, prompt + target), ...from(prompt, rolloutIds.length)],
-  };
+  const scored: number[] = [];
+  const positions = promptIds.map((_, i) => i);
+  for (const continuation of [targetIds, ...others]) {
+    const start = positions.length;
+    for (const i of continuation.keys()) {
+      scored.push(i === 0 ? prompt - 1 : start + i - 1);
+      positions.push(prompt + i);
+    }
+  }
+  const targets = [...targetIds, ...others.flat()];
+  return { ids: [...promptIds, ...targets], scored, targets, positions };
 }
 
 /** Added to the scores of what a row must not see. */
 const HIDDEN = -1e30;
 
-/** [sequence, sequence], added to the scores of attention: hides the target from the rollout. */
-export function attentionBias({ promptIds, targetIds }: Sample, rolloutIds: readonly number[]): Float32Array {
-  const start = promptIds.length;
-  const end = start + targetIds.length;
-  const sequence = end + rolloutIds.length;
+/** [sequence, sequence], added to the scores of attention: hides the continuations from each other. */
+export function attentionBias({ promptIds, targetIds }: Sample, ...others: readonly Ids[]): Float32Array {
+  const prompt = promptIds.length;
+  const sequence = prompt + targetIds.length + others.flat().length;
   const bias = new Float32Array(sequence * sequence);
-  for (let row = end; row < sequence; row++) bias.fill(HIDDEN, row * sequence + start, row * sequence + end);
+  let start = prompt + targetIds.length;
+  for (const { length } of others) {
+    for (let row = start; row < start + length; row++)
+      bias.fill(HIDDEN, row * sequence + prompt, row * sequence + start);
+    start += length;
+  }
   return bias;
 }

@@ -32,19 +32,20 @@ export interface Companions {
 }
 
 /** Losses are means over the batch, not weighted; `loss` is their weighted sum. */
-export interface StepReport {
+export type StepReport = {
   readonly loss: number;
   readonly ce: number;
   readonly reinforce: number;
   readonly kl: number;
   readonly alignment: number;
+  readonly distill: number;
   /** Mean reward of the rollouts, before a baseline is subtracted; 0 without. */
   readonly reward: number;
-  /** Tokens that went through the language model: prompts, targets and rollouts. */
+  /** Tokens that went through the language model: prompts, targets and other continuations. */
   readonly tokens: number;
   /** L2 norm of all gradients together, before it was clipped. */
   readonly gradientNorm: number;
-}
+};
 
 type Losses = Omit<StepReport, 'gradientNorm' | 'loss'>;
 
@@ -95,8 +96,9 @@ export class Trainer {
       throw new ServingError('training_diverged', `${names}: the norm of the gradient is ${gradientNorm}`);
     }
     this.#adam.step(gradients, learningRate);
-    const { ce, reinforce, kl, alignment } = this.#settings.weights;
-    const loss = ce * losses.ce + reinforce * losses.reinforce + kl * losses.kl + alignment * losses.alignment;
+    const { ce, reinforce, kl, alignment, distill = 0 } = this.#settings.weights;
+    const ofTokens = ce * losses.ce + reinforce * losses.reinforce + kl * losses.kl + distill * losses.distill;
+    const loss = ofTokens + alignment * losses.alignment;
     return { loss, ...losses, gradientNorm };
   }
 
@@ -112,17 +114,22 @@ export class Trainer {
         ? undefined
         : await this.#companions.rollOut!(batch, soft, this.#adam.state.steps, signal);
     const share = 1 / batch.length;
-    const losses = { ce: 0, reinforce: 0, kl: 0, alignment: 0, reward: 0, tokens: 0 };
+    const losses = { ce: 0, reinforce: 0, kl: 0, alignment: 0, distill: 0, reward: 0, tokens: 0 };
     const softGradients: Float32Array[] = [];
+    const passes = await mapTogether(batch, this.#model.parallel, async (sample, i) => {
+      const teacherLogp = weights.kl === 0 ? undefined : await this.#companions.teach!(sample, signal);
+      return this.#model.run(sample, soft[i]!, share, { rollout: rollouts?.[i], teacherLogp }, signal);
+    });
     for (const [i, sample] of batch.entries()) {
       const rollout = rollouts?.[i];
-      const teacherLogp = weights.kl === 0 ? undefined : await this.#companions.teach!(sample, signal);
-      const found = await this.#model.run(sample, soft[i]!, share, { rollout, teacherLogp }, signal);
+      const found = passes[i]!;
       losses.ce += share * found.ce;
       losses.kl += share * found.kl;
+      losses.distill += share * found.distill;
       losses.reinforce -= share * (rollout?.reward ?? 0) * found.rolloutLogp;
       losses.reward += share * (rollout?.worth ?? rollout?.reward ?? 0);
       losses.tokens += sample.promptIds.length + sample.targetIds.length + (rollout?.ids.length ?? 0);
+      if (found.distill !== 0) losses.tokens += sample.distilledIds!.length;
       softGradients.push(found.gradient);
     }
     const gradients = new Map<string, Float32Array>();
@@ -175,6 +182,35 @@ export class Trainer {
       return all.slice(start, end);
     });
   }
+}
+
+/**
+ * Computes something for each item, `width` of them at a time. All that were begun have ended when this returns.
+ * @returns the results in the order of the items
+ * @throws the first failure; no other item is begun then.
+ */
+async function mapTogether<T, R>(
+  items: readonly T[],
+  width: number,
+  compute: (item: T, index: number) => Promise<R>,
+): Promise<R[]> {
+  const results = new Array<R>(items.length);
+  const failures: unknown[] = [];
+  let next = 0;
+  const lane = async () => {
+    while (next < items.length && failures.length === 0) {
+      const i = next++;
+      await compute(items[i]!, i).then(
+        (result) => {
+          results[i] = result;
+        },
+        (error) => failures.push(error),
+      );
+    }
+  };
+  await Promise.all(Array.from({ length: width }, lane));
+  if (failures.length > 0) throw failures[0];
+  return results;
 }
 
 /** The indices of the samples with each number of soft tokens, in the order in which these numbers appear. */

@@ -12,7 +12,7 @@ import { ServingError } from '../process/errors.ts';
 export const RUNTIME_VERSION = '1.30.0';
 const API_VERSION = 24;
 /** Functions of the table up to the last one that is called; version 24 has more. */
-const TABLE_LENGTH = 399;
+const TABLE_LENGTH = 413;
 
 /** A native pointer; koffi represents it as a bigint. */
 export type Pointer = bigint;
@@ -145,6 +145,10 @@ function deviceCalls(at: Plain, status: Fallible) {
     copyTensors: status(386, p, p, p, p, 'size_t'),
     getHardwareDeviceCount: status(397, p, size),
     getHardwareDevices: status(398, p, p, 'size_t'),
+    getAssignedSubgraphs: status(407, p, out, size),
+    providerOfSubgraph: status(408, p, out),
+    nodesOfSubgraph: status(409, p, out, size),
+    operatorOfNode: status(412, p, out),
     releaseMemoryInfo: at(94, 'void', [p]) as (pointer: Pointer) => void,
     releaseAllocator: at(132, 'void', [p]) as (pointer: Pointer) => void,
     releaseCudaOptions: at(208, 'void', [p]) as (pointer: Pointer) => void,

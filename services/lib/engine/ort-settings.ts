@@ -23,6 +23,8 @@ export interface SessionOptions {
   readonly graphCapture?: boolean;
   /** Refuse a graph of which the device cannot compute every node; by default the CPU computes the others. */
   readonly whole?: boolean;
+  /** On a device: note which operators are left to the CPU, for `leftToCpu` of the session. */
+  readonly recordsPlacement?: boolean;
   /** Threads of the CPU, also for operators that the device cannot compute. */
   readonly threads: number;
   /** Let idle threads spin between operators: faster, unless others share the cores. */
@@ -73,6 +75,7 @@ export class SessionSettings {
       if (options.packWeights === false) this.set('session.disable_prepacking', '1');
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
+      if (options.recordsPlacement) this.set('session.record_ep_graph_assignment_info', '1');
       if (whole) this.set('session.disable_cpu_ep_fallback', '1');
       device.append(this.#pointer, { graphCapture });
     } catch (error) {

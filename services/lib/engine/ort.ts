@@ -21,6 +21,7 @@ import {
   readPointers,
   readString,
   runtime,
+  type StatusCall,
 } from './ort-api.ts';
 import { type SessionOptions, SessionSettings } from './ort-settings.ts';
 import { type BoundValue, ELEMENT, OrtValue, type Tensor, type TensorData, type TensorType } from './ort-value.ts';
@@ -278,6 +279,24 @@ export class OrtSession {
     }
   }
 
+  /**
+   * Operators of a graph on a device that the CPU computes, and how many of each. Known where the session was opened
+   * with `recordsPlacement`; empty on the CPU.
+   */
+  leftToCpu(): ReadonlyMap<string, number> {
+    const counts = new Map<string, number>();
+    if (this.#device.kind === 'cpu') return counts;
+    const { api } = runtime();
+    for (const subgraph of listed(api.getAssignedSubgraphs, this.#pointer)) {
+      if (readString(create(api, api.providerOfSubgraph, subgraph)) !== 'CPUExecutionProvider') continue;
+      for (const node of listed(api.nodesOfSubgraph, subgraph)) {
+        const operator = readString(create(api, api.operatorOfNode, node));
+        counts.set(operator, (counts.get(operator) ?? 0) + 1);
+      }
+    }
+    return counts;
+  }
+
   /** Frees the graph after the last {@link run} that still uses it. */
   dispose(): void {
     if (this.#disposed) return;
@@ -304,6 +323,15 @@ function offHeap(data: TensorData): TensorData {
     0,
     data.length,
   );
+}
+
+/** The pointers that a call lists; they belong to its subject. */
+function listed(call: StatusCall, subject: Pointer): Pointer[] {
+  const { api } = runtime();
+  const found: Out = [null];
+  const count: [number | bigint] = [0];
+  assertOk(api, call(subject, found, count));
+  return Number(count[0]) === 0 ? [] : readPointers(found[0] as Pointer, Number(count[0]));
 }
 
 function names(session: Pointer, side: 'input' | 'output'): string[] {

@@ -69,6 +69,15 @@ describe('the gradient of cross-entropy at the soft tokens', () => {
     expect(relativeError(gradientOf(again), gradientOf(await plain()))).toBeLessThan(1e-6);
   });
 
+  test('plain operators, as GPUs have them, give the same gradient and log-probabilities', async () => {
+    for (const recompute of [false, true]) {
+      const found = await withGraph(network, { ...FLOATS, recompute, plain: true }, (session) => session.run(inputs));
+      const wanted = await plain();
+      expect(relativeError(gradientOf(found), gradientOf(wanted))).toBeLessThan(1e-5);
+      expect(relativeError(logpOf(found), logpOf(wanted))).toBeLessThan(1e-5);
+    }
+  });
+
   test('a sample and a rollout in one pass have the sum of the gradients of two passes', async () => {
     const rollout = goldens.facts.samples[0]!.rollout_ids;
     const { joint } = feeds(sample!, soft, 0.9 / 7, rollout, 0.2);
@@ -85,6 +94,7 @@ describe('the gradient of cross-entropy at the soft tokens', () => {
   test.each<[string, Partial<Format>, number]>([
     ['in 8 bits with 8-bit activations, forward', { layers: PROMPT_FORMATS }, 0.99],
     ['in 8 bits with 8-bit activations, both ways', { layers: PROMPT_FORMATS, backwardLayers: 'w8a8 by row' }, 0.99],
+    ['in 8 bits, widened', { layers: 'int8' }, 0.99],
     ['in 8-bit blocks', { layers: { bits: 8, block: 32 } }, 0.99],
     ['in 4-bit blocks', { layers: { bits: 4, block: 32 } }, 0.9],
   ])('with frozen weights %s it points the same way', async (_, format, cosine) => {
@@ -93,6 +103,14 @@ describe('the gradient of cross-entropy at the soft tokens', () => {
     const dot = found.reduce((sum, value, i) => sum + value * wanted[i]!, 0);
     expect(dot / Math.hypot(...found) / Math.hypot(...wanted)).toBeGreaterThan(cosine);
     expect(relativeError(found, wanted)).toBeGreaterThan(TOLERANCE); // they are quantised
+  });
+
+  test('with frozen weights in 16-bit floats it is the same where these lose nothing', async () => {
+    for (const recompute of [false, true]) {
+      const format = { ...FLOATS, layers: 'fp16', recompute } as const;
+      const found = gradientOf(await withGraph(network, format, (session) => session.run(inputs)));
+      expect(relativeError(found, gradientOf(await plain()))).toBeLessThan(1e-6); // the reference's weights fit 16 bits
+    }
   });
 });
 
@@ -175,10 +193,15 @@ describe.each([
   const soft = numbers(77, 3 * hidden);
   const teacher = Float32Array.from({ length: 7 * vocab }, () => -Math.log(vocab));
 
-  test.each([false, true])(
-    'the gradient of all losses is that of finite differences (recompute %s)',
-    async (recompute) => {
-      const format = { ...FLOATS, joint: true, kl: true, recompute };
+  test.each([
+    [false, 'fp32'],
+    [true, 'fp32'],
+    [false, 'fp16'],
+    [true, 'int8'],
+  ] as const)(
+    'the gradient of all losses is that of finite differences (recompute %s, weights in %s)',
+    async (recompute, layers) => {
+      const format = { ...FLOATS, layers, joint: true, kl: true, recompute };
       await withGraph(network, format, async (session) => {
         const run = (at: Float32Array) =>
           session.run({

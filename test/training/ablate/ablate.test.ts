@@ -2,74 +2,41 @@
 import { appendFile, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import type { Progress } from '../../../services/lib/process/progress.ts';
 import { type AblationOptions, ablate } from '../../../training/ablate/ablate.ts';
 import type { AblationResults } from '../../../training/ablate/results.ts';
-import { encoderRows, LOSS_ROWS, readRows } from '../../../training/ablate/rows.ts';
+import { encoderRows, LOSS_ROWS, pretrainingRows, readRows, type Schemes } from '../../../training/ablate/rows.ts';
 import { tableOf } from '../../../training/ablate/table.ts';
 import { lockRun } from '../../../training/run/lock.ts';
 import { GOLDENS, temporaryFolder } from '../../support/models.ts';
+import {
+  never,
+  silent,
+  smallOptions,
+  smallRow,
+  stopAt,
+  TRAINING_TIMEOUT_MS,
+  writeRows,
+} from '../../support/training.ts';
 
 const dir = await temporaryFolder();
-const never = new AbortController().signal;
-const TIMEOUT_MS = 300_000;
+const TIMEOUT_MS = TRAINING_TIMEOUT_MS;
 const LLM = join(GOLDENS, 'qwen2-tied');
-
-/** Progress that nobody sees; `onUpdate` hears what it would show. */
-const silent = (onUpdate: (text: string) => void = () => {}): Progress => ({
-  start: () => {},
-  update: onUpdate,
-  succeed: () => {},
-  warn: () => {},
-  fail: () => {},
-});
-const sample = (i: number) => ({
-  prompt: `a${i} = `,
-  right_context: '\n',
-  groundtruth: `b${i}`,
-  crossfile_array: [`# b.py\nb${i} = ${i}`, '# c.py\nc = 3'],
-});
-async function dataSet(name: string, from: number, to: number): Promise<string> {
-  const path = join(dir, name);
-  const rows = Array.from({ length: to - from }, (_, i) => `${JSON.stringify(sample(from + i))}\n`);
-  await writeFile(path, rows.join(''));
-  return path;
-}
+const dataSet = (name: string, from: number, to: number) =>
+  writeRows(
+    join(dir, name),
+    Array.from({ length: to - from }, (_, i) => smallRow(from + i)),
+  );
 const data = await dataSet('train.jsonl', 0, 4);
 const validation = await dataSet('valid.jsonl', 10, 15);
 
 const options = (name: string, changes: Partial<AblationOptions> = {}): AblationOptions => ({
-  llm: LLM,
-  encoder: undefined,
-  encoderChoices: { maxTokens: 32 },
-  data,
-  validation,
-  to: join(dir, name),
-  steps: 3,
-  batch: 2,
-  layers: 2,
-  chunks: 2,
-  promptTokens: 48,
-  targetTokens: 8,
-  rolloutTokens: 4,
-  textTokens: 32,
-  weights: { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1 },
-  alignmentForm: 'frobenius',
-  learningRate: 1e-2,
-  schedule: 'cosine',
-  warmup: 0,
-  clipNorm: 1,
-  weightDecay: 0,
-  frozen: 'fp32',
-  recompute: false,
-  seed: 7,
-  threads: 1,
-  every: 1,
-  patience: 0,
-  reward: { em: 1, es: 1 },
-  baseline: 'none',
+  ...smallOptions({ data, validation, to: join(dir, name) }),
   ...changes,
 });
+const SCHEMES: Schemes = {
+  reconstruct: { scheme: 'reconstruct', steps: 2, learningRate: 1e-2, tokens: 8 },
+  memory: { scheme: 'memory', steps: 2, learningRate: 1e-2, tokens: 8, memory: { steps: 3, learningRate: 0.05 } },
+};
 /** What must be the same however often an ablation was stopped. */
 const outcome = async (to: string, ids: readonly string[]) =>
   Promise.all(ids.map((id) => readFile(join(to, 'rows', id, 'judgements.jsonl'), 'utf8')));
@@ -113,11 +80,8 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
     const parted = options('parted');
     const stops = ['LLaVA (CE only): step 2 of 3', 'REINFORCE only: judging 1 of 5', 'xRAG (CE + KL): reading the enc'];
     for (const stop of stops) {
-      const controller = new AbortController();
-      const progress = silent((text) => {
-        if (text.includes(stop)) controller.abort(new Error(`stopped at ${stop}`));
-      });
-      await expect(ablate(LOSS_ROWS, parted, progress, controller.signal)).rejects.toThrow(`stopped at ${stop}`);
+      const { progress, signal } = stopAt(stop);
+      await expect(ablate(LOSS_ROWS, parted, progress, signal)).rejects.toThrow(`stopped at ${stop}`);
     }
     const trained: string[] = [];
     const again = await ablate(
@@ -168,9 +132,24 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
       refused('{"steps":4}'),
     );
     await expect(ablate(LOSS_ROWS.slice(1), whole, silent(), never)).rejects.toMatchObject(refused('"rows"'));
-    await appendFile(data, `${JSON.stringify(sample(99))}\n`);
+    await appendFile(data, `${JSON.stringify(smallRow(99))}\n`);
     await expect(ablate(LOSS_ROWS, whole, silent(), never)).rejects.toMatchObject(refused('"digests"'));
   });
+});
+
+test('pretraining has the usual training with and without a stage before it, beside what the paper says', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const run = options('pretraining', { weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 }, steps: 1 });
+  const results = await ablate(pretrainingRows(SCHEMES), run, silent(), never);
+  expect(results.rows.map(({ id }) => id)).toEqual(['none', 'single-stage', 'reconstruct', 'memory']);
+  expect(new Set(results.rows.map(({ ce }) => ce.mean)).size).toBe(4);
+  expect(await readdir(join(run.to, 'rows/memory/run'))).toContain('pretrain');
+  expect(await readdir(join(run.to, 'rows/single-stage/run'))).not.toContain('pretrain');
+  const text = tableOf(results);
+  expect(text).toMatch(/LlavaCode, one stage.*47\.66.*68\.74/);
+  expect(text).toMatch(/after reconstruction of chunks.*no improvement/);
+  expect(text).toMatch(/after regression on memory tokens.*fits a small subset alone/);
 });
 
 describe('the rows of an ablation', () => {
@@ -203,12 +182,13 @@ describe('the rows of an ablation', () => {
     const path = join(dir, 'rows.json');
     const read = async (value: unknown) => {
       await writeFile(path, typeof value === 'string' ? value : JSON.stringify(value));
-      return readRows(path);
+      return readRows(path, SCHEMES);
     };
     expect(
       await read([
         { id: 'none', arm: 'none' },
         { id: 'half', title: 'half', weights: { ce: 0.5 }, layers: 2 },
+        { id: 'taught', weights: { distill: 1 }, pretrain: 'memory' },
       ]),
     ).toEqual([
       { id: 'none', title: 'none', arm: 'none', changes: {}, paper: {} },
@@ -219,13 +199,20 @@ describe('the rows of an ablation', () => {
         changes: { weights: { ce: 0.5, reinforce: 0, kl: 0, alignment: 0 }, layers: 2 },
         paper: {},
       },
+      {
+        id: 'taught',
+        title: 'taught',
+        arm: 'compressed',
+        changes: { weights: { ce: 0, reinforce: 0, kl: 0, alignment: 0, distill: 1 }, pretrain: SCHEMES.memory },
+        paper: {},
+      },
     ]);
     const refused = (what: RegExp) => ({ code: 'config_invalid', message: expect.stringMatching(what) });
-    await expect(read('table2')).rejects.toMatchObject(refused(/is not JSON: name table1, table3/));
+    await expect(read('table2')).rejects.toMatchObject(refused(/is not JSON: name table1, table3, pretraining/));
     await expect(read([])).rejects.toMatchObject(refused(/has no rows/));
     await expect(read([{ id: '../x' }])).rejects.toMatchObject(refused(/lower-case letters/));
     await expect(read([{ id: 'a' }, { id: 'a' }])).rejects.toMatchObject(refused(/two rows of one id/));
     await expect(read([{ id: 'a', step: 3 }])).rejects.toMatchObject(refused(/step/));
-    await expect(readRows(join(dir, 'absent.json'))).rejects.toMatchObject({ code: 'path_unusable' });
+    await expect(readRows(join(dir, 'absent.json'), SCHEMES)).rejects.toMatchObject({ code: 'path_unusable' });
   });
 });

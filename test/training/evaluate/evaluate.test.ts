@@ -1,5 +1,5 @@
 /** One evaluator for all arms: scores of greedy completions and cross-entropy, kept as they are made. */
-import { appendFile, readFile, writeFile } from 'node:fs/promises';
+import { appendFile, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
@@ -9,21 +9,15 @@ import { SampleMaker } from '../../../training/data/samples.ts';
 import { type EvaluationOptions, evaluate } from '../../../training/evaluate/evaluate.ts';
 import { authorsScores, paperScores } from '../../../training/metrics/lines.ts';
 import { GOLDENS, TINY_CODER, temporaryFolder } from '../../support/models.ts';
+import { never, row, writeRows } from '../../support/training.ts';
 
 const dir = await temporaryFolder();
-const never = new AbortController().signal;
-const row = (i: number) => ({
-  prompt: `def total_${i}(items):\n    `,
-  right_context: '\n\nprint(1)\n',
-  groundtruth: `return sum(item.price for item in items[${i}:])`,
-  crossfile_array: [
-    `# shop/item.py\nclass Item${i}:\n    price = ${i}`,
-    '# shop/cart.py\ndef add(cart, item):\n    cart.append(item)',
-  ],
-});
 const data = join(dir, 'valid.jsonl');
 const ROWS = 20; // more than are judged together
-await writeFile(data, Array.from({ length: ROWS }, (_, i) => `${JSON.stringify(row(i))}\n`).join(''));
+await writeRows(
+  data,
+  Array.from({ length: ROWS }, (_, i) => row(i)),
+);
 
 const options = (arm: Arm, to: string): EvaluationOptions => ({
   llm: TINY_CODER,
@@ -112,7 +106,10 @@ test('the same code stands in the prompts of all arms, however long the text is'
     [`# a.py\n${'a = 1\n'.repeat(100)}`],
     Array.from({ length: 9 }, () => '# b.py\nb = 2'),
   ];
-  await writeFile(path, texts.map((chunks) => `${JSON.stringify({ ...long, crossfile_array: chunks })}\n`).join(''));
+  await writeRows(
+    path,
+    texts.map((chunks) => ({ ...long, crossfile_array: chunks })),
+  );
   const { rows } = await readDataSet(path, 'valid');
   const settings = { chunks: 10, promptTokens: 128, targetTokens: 24, textTokens: 512 };
   const samples = new SampleMaker(tokenizer, [], settings);

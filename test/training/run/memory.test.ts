@@ -40,7 +40,7 @@ describe('memory', () => {
 
   test('less memory means fewer rollouts at a time first, then activations that are computed again', () => {
     const asked = need(2000, { forwardGraphs: 2 });
-    const found = [undefined, 64, 16, 13, 12, 9, 8].map((gib) => {
+    const found = [undefined, 64, 16, 13, 12, 9, 6].map((gib) => {
       const { recompute, slots } = withinMemory(spec, asked, gib && gib * GIB);
       return [recompute, slots] as const;
     });
@@ -55,6 +55,19 @@ describe('memory', () => {
     expect(withinMemory(spec, need(510), 4 * GIB)).toEqual({ recompute: false, slots: 0 });
     expect(withinMemory(spec, need(510), 3 * GIB)).toEqual({ recompute: true, slots: 0 });
     expect(withinMemory(spec, need(510, { recompute: true }), undefined)).toEqual({ recompute: true, slots: 0 });
+  });
+
+  test('weights in fewer bits take less, one copy of them serves all graphs, and each worker has activations', () => {
+    const inLayers = 357_826_560; // weights of the matrices in the layers
+    const bytes = (changes: Partial<MemoryNeed>) => trainingBytes(spec, need(510, changes));
+    const widened = 2 * 4 * spec.hidden * spec.intermediate;
+    expect(bytes({ frozen: 'fp32' }) - bytes({ frozen: 'fp16' })).toBe(2 * inLayers - widened);
+    expect(bytes({ frozen: 'fp16' }) - bytes({ frozen: 'int8' })).toBe(inLayers);
+    expect(bytes({ forwardGraphs: 2 })).toBe(bytes({ forwardGraphs: 0 }));
+    expect(bytes({ frozen: 'w8a8', forwardGraphs: 1 })).toBeGreaterThan(bytes({ frozen: 'w8a8' }) + inLayers);
+    const [one, two, three] = [1, 2, 3].map((workers) => bytes({ workers }));
+    expect(three! - two!).toBeGreaterThan(0.9 * (two! - one!) - 0.2 * GIB);
+    expect(three! - two!).toBeLessThan(one!);
   });
 
   test('too little memory is refused with what it would take', () => {

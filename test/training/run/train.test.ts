@@ -3,79 +3,29 @@ import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
-import type { Progress } from '../../../services/lib/process/progress.ts';
 import type { TrainOptions } from '../../../training/run/settings.ts';
 import { train } from '../../../training/run/train.ts';
 import { TINY_CODER, temporaryFolder } from '../../support/models.ts';
+import {
+  never,
+  resultsOf as results,
+  row,
+  silent,
+  stopAt,
+  TRAINING_TIMEOUT_MS,
+  tinyOptions,
+  writeRows,
+} from '../../support/training.ts';
 
 const dir = await temporaryFolder();
-const TIMEOUT_MS = 300_000;
-
-/** Progress that nobody sees; `onUpdate` hears what it would show. */
-const silent = (
-  onUpdate: (text: string) => void = () => {},
-  onSucceed: (text: string) => void = () => {},
-): Progress => ({
-  start: () => {},
-  update: onUpdate,
-  succeed: onSucceed,
-  warn: () => {},
-  fail: () => {},
-});
-
-const row = (i: number) => ({
-  prompt: `def total_${i}(items):\n    `,
-  right_context: '\n\nprint(1)\n',
-  groundtruth: `return sum(item.price for item in items[${i}:])`,
-  crossfile_array: [
-    `# shop/item.py\nclass Item${i}:\n    price = ${i}`,
-    '# shop/cart.py\ndef add(cart, item):\n    cart.append(item)',
-  ],
-});
-async function dataSet(name: string, rows: readonly unknown[]): Promise<string> {
-  const path = join(dir, name);
-  await writeFile(path, rows.map((value) => `${JSON.stringify(value)}\n`).join(''));
-  return path;
-}
+const TIMEOUT_MS = TRAINING_TIMEOUT_MS;
+const dataSet = (name: string, rows: readonly unknown[]) => writeRows(join(dir, name), rows);
 const data = await dataSet('train.jsonl', [0, 1, 2, 3, 4].map(row));
 const validation = await dataSet('valid.jsonl', [row(9)]);
 
 const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
-  llm: TINY_CODER,
-  encoder: undefined,
-  encoderChoices: { pooling: 'mean', maxTokens: 48 },
-  data,
-  validation,
-  to: join(dir, name),
-  steps: 4,
-  batch: 2,
-  layers: 2,
-  chunks: 2,
-  promptTokens: 64,
-  targetTokens: 12,
-  rolloutTokens: 5,
-  textTokens: 40,
-  weights: { ce: 0.9, reinforce: 0.1, kl: 0.1, alignment: 0.1 },
-  alignmentForm: 'frobenius',
-  reward: { em: 1, es: 1 },
-  baseline: 'none',
-  learningRate: 1e-3,
-  schedule: 'cosine',
-  warmup: 0,
-  clipNorm: 1,
-  weightDecay: 0,
-  frozen: 'fp32',
-  recompute: false,
-  seed: 7,
-  threads: 1,
-  every: 2,
-  patience: 0,
+  ...tinyOptions({ data, validation, to: join(dir, name) }),
   ...changes,
-});
-const never = new AbortController().signal;
-const results = async (run: TrainOptions) => ({
-  projector: await readFile(join(run.to, 'projector/model.safetensors')),
-  log: (await readFile(join(run.to, 'log.jsonl'), 'utf8')).trim().split('\n'),
 });
 
 describe('a run', () => {
@@ -90,11 +40,8 @@ describe('a run', () => {
     expect(expected.log.map((line) => JSON.parse(line).step)).toEqual([0, 1, 2, 2, 3, 4, 4]);
 
     const parted = options('parted');
-    const controller = new AbortController();
-    const stopAfterThree = silent((text) => {
-      if (text.startsWith('step 3')) controller.abort(new Error('stopped by the test'));
-    });
-    await expect(train(parted, stopAfterThree, controller.signal)).rejects.toThrow('stopped by the test');
+    const stop = stopAt('step 3');
+    await expect(train(parted, stop.progress, stop.signal)).rejects.toThrow('stopped at step 3');
     expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002']);
     expect((await results(parted)).log).toHaveLength(5);
     await train(parted, silent(), never);

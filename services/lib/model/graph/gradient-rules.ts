@@ -65,10 +65,11 @@ function rmsNorm(
 const reshaped: Rule = ({ builder: b, inputs: [x], given: [g] }) => [b.reshapeLike(g!, x!)];
 
 const matMul: Rule = ({ builder: b, inputs: [x, w], given: [g], wanted: [wantsX, wantsW] }) => {
-  const dx = () => b.reshapeLike(b.op('FusedMatMul', [g, w], { transB: 1 }), x!);
+  const weight = () => b.graph.widened.get(w!)?.(g!) ?? w;
+  const dx = () => b.reshapeLike(b.product(g!, weight()!, { transB: 2 }), x!);
   const dw = () => {
     const sizes = sizesOf(b.graph, w!);
-    if (sizes?.length !== 2) return b.reshapeLike(b.op('FusedMatMul', [x, g], { transA: 1 }), w!);
+    if (sizes?.length !== 2) return b.reshapeLike(b.product(x!, g!, { transA: 3 }), w!);
     const [from, to] = sizes as [number, number];
     return b.op('Gemm', [b.reshape(x!, [-1, from]), b.reshape(g!, [-1, to])], { transA: 1 });
   };
@@ -206,15 +207,15 @@ const groupQueryAttention: Rule = ({ builder: b, inputs, outputs, attributes, gi
     b.reshape(b.transpose(b.reshape(x, [0, 0, kvHeads, group, -1]), [0, 2, 3, 1, 4]), sizes(0, kvHeads, -1, width));
   const columnsOf = (x: Value) => b.transpose(b.reshape(x, [0, 0, kvHeads, -1]), [0, 2, 1, 3]);
   const [queries, keys, values, dMixed] = [rowsOf(q!), columnsOf(k), columnsOf(v), rowsOf(g!)];
-  const scores = b.op('FusedMatMul', [queries, keys], { transB: 1, alpha });
+  const scores = b.product(queries, keys, { transB: 4, alpha });
   const square = sizes(-1, kvHeads, group, sequence, sequence);
   const masked = b.add(b.reshape(scores, square), causalMask(b, sequence, bias));
   const p = b.reshapeLike(b.op('Softmax', [masked], { axis: -1 }), scores);
   const along = b.sumLast(b.mul(dMixed, rowsOf(outputs[0]!)));
-  const dScores = b.mul(p, b.sub(b.op('FusedMatMul', [dMixed, values], { transB: 1 }), along));
-  const dQueries = b.op('FusedMatMul', [dScores, keys], { alpha });
-  const dKeys = b.op('FusedMatMul', [dScores, queries], { transA: 1, alpha });
-  const dValues = b.op('FusedMatMul', [p, dMixed], { transA: 1 });
+  const dScores = b.mul(p, b.sub(b.product(dMixed, values, { transB: 4 }), along));
+  const dQueries = b.product(dScores, keys, { alpha });
+  const dKeys = b.product(dScores, queries, { transA: 4, alpha });
+  const dValues = b.product(p, dMixed, { transA: 4 });
   const rowsBack = (x: Value) => b.reshape(b.transpose(b.reshape(x, stacked), [0, 3, 1, 2, 4]), b.shape(q!));
   const columnsBack = (x: Value, like: Value) => b.reshapeLike(b.transpose(x, [0, 2, 1, 3]), like);
   return [rowsBack(dQueries), columnsBack(dKeys, k), columnsBack(dValues, v)];

@@ -24,6 +24,8 @@ interface Differentiation {
    * are kept.
    */
   readonly endsSegment?: (node: Node) => boolean;
+  /** See NodeBuilder. */
+  readonly fusesProducts?: boolean | undefined;
 }
 
 /**
@@ -32,9 +34,9 @@ interface Differentiation {
  * @throws Error for an operator on the way that has no rule.
  */
 export function differentiate(graph: Graph, request: Differentiation): Map<Value, Value> {
-  const { seeds, wrt, backward = 'fp32', endsSegment } = request;
+  const { seeds, wrt, backward = 'fp32', endsSegment, fusesProducts } = request;
   const forward = [...graph.nodes];
-  const builder = new NodeBuilder(graph, 'gradient');
+  const builder = new NodeBuilder(graph, 'gradient', fusesProducts);
   const active = dependants(graph, forward, wrt);
   const gradients = new Map<string, Value>(seeds);
   const accumulate = (value: string, gradient: Value | undefined) => {
@@ -108,7 +110,12 @@ function recompute(
   };
   for (const { operator, inputs, outputs, attributes } of segment) {
     if (!inputs.some((name) => active.has(name))) continue;
-    const fed = inputs.map(again) as Value[];
+    const fed: Value[] = [];
+    for (const name of inputs) {
+      const widen = builder.graph.widened.get(name);
+      fed.push(widen ? widen(fed[0]!) : (again(name) as Value));
+      if (widen) names.set(name, fed.at(-1)!);
+    }
     const made = outputs.map((name) => (name === '' ? '' : builder.name(name)));
     for (const [i, name] of outputs.entries()) if (name !== '') names.set(name, made[i]!);
     builder.graph.nodeWith(operator, made, fed, attributes);

@@ -29,6 +29,7 @@ export const OPERATORS = {
   Cast: operator('', { to: 'type' }),
   Concat: operator('', { axis: 'int' }),
   ConstantOfShape: operator('', {}),
+  DequantizeLinear: operator('', { axis: 'int' }),
   Div: operator('', {}),
   DynamicQuantizeMatMul: operator('com.microsoft', {}),
   Equal: operator('', {}),
@@ -58,6 +59,7 @@ export const OPERATORS = {
   Identity: operator('', {}),
   LayerNormalization: operator('', { axis: 'int', epsilon: 'float' }),
   Less: operator('', {}),
+  Log: operator('', {}),
   LogSoftmax: operator('', { axis: 'int' }),
   LpNormalization: operator('', { axis: 'int', p: 'int' }),
   MatMul: operator('', {}),
@@ -162,6 +164,11 @@ export class Graph {
   readonly weights: WeightGroup[] = [];
   /** The matrices that quantised weights were made from, by the name of the weight's levels: gradients need them. */
   readonly matrices = new Map<string, FloatMatrix>();
+  /**
+   * Matrices that were widened from fewer bits. The function widens one again, after a value [batch, sequence, width]
+   * has been computed: gradients do so, rather than keep it.
+   */
+  readonly widened = new Map<string, (after: Value) => Value>();
   /** Values on which, computed as they are, the result does not depend: no gradient flows through them. */
   readonly stopped = new Set<string>();
   readonly #names = new Set<string>();

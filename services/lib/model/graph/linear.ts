@@ -2,6 +2,7 @@
  * A matrix of weights in a graph, in 32-bit floats or quantised, used as a linear layer or as a table of embeddings.
  * Activations have any number of dimensions, the last of which is the matrix's input width.
  */
+import { narrow } from '../../numeric/half.ts';
 import type { TensorReader } from '../checkpoint/checkpoint.ts';
 import type { FloatMatrix, Graph, Value } from './graph.ts';
 import { type BlockFormat, blockThatDivides, quantize, quantizeChannels } from './quantize.ts';
@@ -14,7 +15,14 @@ export type TableFormat = 'fp32' | BlockFormat;
  * decoding. Activations have one scale per run, or one per row, which takes 1.09 times as long when 4864 values become
  * 896.
  */
-export type WeightFormat = TableFormat | 'w8a8' | 'w8a8 by row';
+export type WeightFormat = TableFormat | 'w8a8' | 'w8a8 by row' | NarrowFormat;
+/**
+ * Formats of weights that are widened to 32-bit floats each time they are multiplied by, one matrix at a time: 16-bit
+ * floats, or 8 bits with one scale for each output. They are for training, where many rows share the cost of widening
+ * and both directions the one copy.
+ */
+export const NARROW_FORMATS = ['fp16', 'int8'] as const;
+export type NarrowFormat = (typeof NARROW_FORMATS)[number];
 /** The matrices of a layer; `qkv` is one matrix for queries, keys and values. */
 export type MatrixName = 'qkv' | 'q_proj' | 'k_proj' | 'v_proj' | 'o_proj' | 'gate_proj' | 'up_proj' | 'down_proj';
 /** One format for all matrices, or one for each matrix of each layer. */
@@ -139,12 +147,19 @@ export function linear(
   const bias = matrix.bias && graph.weight(`${matrix.name}.bias`, [matrix.rows], matrix.bias);
   if (format === 'w8a8') return linearW8A8(graph, matrix.name, input, matrix, bias);
   if (format === 'w8a8 by row') return linearByRow(graph, input, matrix, bias);
+  if (format === 'fp16' || format === 'int8') return linearNarrow(graph, input, matrix, format, bias);
   return multiply(graph, matrix.name, input, storeMatrix(graph, matrix, format, 'multiply'), bias);
 }
 
 /** Activations get one scale per run, which suits rows that have passed a norm and so have the same size. */
 function linearW8A8(graph: Graph, output: string, input: Value, matrix: FloatMatrix, bias?: Value): Value {
-  const { name, rows, columns, read } = matrix;
+  const [levels, scales] = storeChannels(graph, matrix);
+  graph.matrices.set(levels, matrix);
+  return graph.node('DynamicQuantizeMatMul', output, [input, levels, scales, undefined, bias]);
+}
+
+/** Declares a matrix in 8 bits with a scale for each output: levels [columns, rows] and scales [rows]. */
+function storeChannels(graph: Graph, { name, rows, columns, read }: FloatMatrix): [levels: Value, scales: Value] {
   const forms = [
     { name: `${name}.levels`, type: 'int8' as const, dims: [columns, rows] },
     { name: `${name}.scales`, type: 'float32' as const, dims: [rows] },
@@ -153,8 +168,7 @@ function linearW8A8(graph: Graph, output: string, input: Value, matrix: FloatMat
     const quantized = quantizeChannels(await read(), rows);
     return [quantized.levels, quantized.scales];
   });
-  graph.matrices.set(levels!, matrix);
-  return graph.node('DynamicQuantizeMatMul', output, [input, levels, scales, undefined, bias]);
+  return [levels!, scales!];
 }
 
 /**
@@ -173,6 +187,51 @@ function linearByRow(graph: Graph, input: Value, matrix: FloatMatrix, bias?: Val
   const product = linearW8A8(graph, `${name}.product`, even, matrix);
   const scaled = graph.node('Mul', bias ? `${name}.scaled` : name, [product, scale]);
   return bias ? graph.node('Add', name, [scaled, bias]) : scaled;
+}
+
+/** `input` [batch, sequence, columns] times a matrix that is stored in fewer bits. */
+function linearNarrow(graph: Graph, input: Value, matrix: FloatMatrix, format: NarrowFormat, bias?: Value): Value {
+  const widen = storeNarrow(graph, matrix, format);
+  const name = bias ? `${matrix.name}.product` : matrix.name;
+  const product = graph.node('MatMul', name, [input, widen(input)]);
+  return bias ? graph.node('Add', matrix.name, [product, bias]) : product;
+}
+
+/**
+ * Declares a matrix in fewer bits.
+ * @returns what adds the operators that widen it to floats [columns, rows] after a value [batch, sequence, width] has
+ *   been computed. The dependence on that value, through its shape alone, is what saves memory: a matrix that depended
+ *   on nothing would be widened when the session is opened and kept, and two of the same would be merged.
+ */
+function storeNarrow(graph: Graph, matrix: FloatMatrix, format: NarrowFormat): (after: Value) => Value {
+  const { name, rows, columns } = matrix;
+  const [values, scales] = format === 'fp16' ? [storeHalves(graph, matrix)] : storeChannels(graph, matrix);
+  let made = 0;
+  const widen = (after: Value): Value => {
+    const stem = `${name}.widened.${made++}`;
+    const length = graph.node('Shape', `${stem}.length`, [after], { start: 1, end: 2 });
+    graph.stopped.add(length);
+    const nothing = graph.node('Mul', `${stem}.nothing`, [length, graph.int64(`${stem}.zero`, [0])]);
+    const sizes = graph.node('Add', `${stem}.sizes`, [nothing, graph.int64(`${stem}.dims`, [columns, rows])]);
+    const waiting = graph.node('Reshape', `${stem}.narrow`, [values, sizes]);
+    const wide = scales
+      ? graph.node('DequantizeLinear', stem, [waiting, scales], { axis: 1 })
+      : graph.node('Cast', stem, [waiting], { to: 'float32' });
+    graph.widened.set(wide, widen);
+    return wide;
+  };
+  return widen;
+}
+
+/** Declares a matrix in 16-bit floats, [columns, rows]. */
+function storeHalves(graph: Graph, { name, rows, columns, read }: FloatMatrix): Value {
+  const form = { name: `${name}.halves`, type: 'float16' as const, dims: [columns, rows] };
+  const [values] = graph.weightGroup([form], async () => {
+    const stored = new Uint16Array(rows * columns);
+    narrow(transpose(await read(), rows, columns), stored);
+    return [stored];
+  });
+  return values!;
 }
 
 /** Looks up the rows of a table that `ids` [batch, sequence] name: [batch, sequence, columns]. */

@@ -7,13 +7,19 @@ import type { Attributes, DataType, Graph, Operator, Value } from './graph.ts';
 export class NodeBuilder {
   readonly graph: Graph;
   readonly #prefix: string;
+  readonly #fuses: boolean;
   readonly #once = new Map<string, Value>();
   #count = 0;
 
-  /** @param prefix begins all names; two builders of one graph need two prefixes. */
-  constructor(graph: Graph, prefix: string) {
+  /**
+   * @param prefix begins all names; two builders of one graph need two prefixes.
+   * @param fuses whether transposes and factors may be part of products: WebGPU has no operator for it (ONNX Runtime
+   *   1.30)
+   */
+  constructor(graph: Graph, prefix: string, fuses = true) {
     this.graph = graph;
     this.#prefix = prefix;
+    this.#fuses = fuses;
   }
 
   /** A name that no other value has. */
@@ -68,6 +74,26 @@ export class NodeBuilder {
     return this.op('Div', [a, b]);
   }
 
+  /**
+   * alpha · a · b.
+   * @param changes `transA` and `transB` transpose the last two axes of an operand with so many dimensions
+   */
+  product(a: Value, b: Value, changes: { transA?: number; transB?: number; alpha?: number }): Value {
+    const { transA, transB, alpha } = changes;
+    if (this.#fuses) {
+      const attributes = {
+        ...(transA ? { transA: 1 } : {}),
+        ...(transB ? { transB: 1 } : {}),
+        ...(alpha === undefined ? {} : { alpha }),
+      };
+      return this.op('FusedMatMul', [a, b], attributes);
+    }
+    const turned = (x: Value, rank: number | undefined) =>
+      rank === undefined ? x : this.transpose(x, lastSwapped(rank));
+    const product = this.op('MatMul', [turned(a, transA), turned(b, transB)]);
+    return alpha === undefined ? product : this.mul(product, this.scalar(alpha));
+  }
+
   cast(x: Value, to: DataType): Value {
     return this.op('Cast', [x], { to });
   }
@@ -117,3 +143,6 @@ export class NodeBuilder {
     return this.op('ConstantOfShape', [this.shape(x)]);
   }
 }
+
+/** The axes of so many dimensions, with the last two in each other's place. */
+const lastSwapped = (rank: number) => [...Array.from({ length: rank - 2 }, (_, axis) => axis), rank - 1, rank - 2];

@@ -3,8 +3,8 @@
  * one after the other at page boundaries so that the runtime can map them. Weights pass through memory one at a time
  * and offsets are decimal strings, so only the disk bounds the size of a model.
  */
-import { createHash, type Hash } from 'node:crypto';
-import { type FileHandle, open, writeFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { type FileHandle, link, open, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import protobuf from 'protobufjs';
 import {
@@ -61,6 +61,7 @@ const TYPE_ID = { float32: 1, float16: 10, uint8: 2, int8: 3, int32: 6, int64: 7
   DataType,
   number
 >;
+const WEIGHTS = 'model.bin';
 /** Every weight in `model.bin` starts at a multiple of this, in bytes. */
 const ALIGNMENT = 4096;
 const WRITE_BYTES = 64 * 1024 * 1024;
@@ -79,6 +80,8 @@ interface WrittenFile {
 
 interface WriteOptions {
   readonly signal?: AbortSignal;
+  /** The file that has the weights of this graph and of others; without it the graph gets one of its own. */
+  readonly shared?: SharedWeights;
   /** Told after each weight: bytes of weights written so far, and bytes of all weights. */
   readonly onProgress?: (done: number, total: number) => void;
 }
@@ -147,28 +150,113 @@ const byteLength = ({ type, dims }: Graph['weights'][number]['parts'][number]) =
 export const weightBytes = ({ weights }: Graph): number =>
   weights.flatMap(({ parts }) => parts).reduce((sum, part) => sum + byteLength(part), 0);
 
-/** Appends to a file and hashes its content on the way. */
+/** Takes the weights of one graph, one after the other. */
+interface WeightSink {
+  /** @returns where the bytes lie in the file that the graph reads */
+  append(bytes: Uint8Array, signal?: AbortSignal): Promise<number>;
+  /** Puts that file under a path, where it does not lie there already. */
+  finish(path: string): Promise<Omit<WrittenFile, 'name'>>;
+}
+
+/** Writes bytes to the end of a file, each time from a page boundary on. */
 class Appender {
   readonly #handle: FileHandle;
-  readonly #hash: Hash = createHash('sha256');
-  position = 0;
+  #position = 0;
 
   constructor(handle: FileHandle) {
     this.#handle = handle;
   }
 
-  async append(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+  get position(): number {
+    return this.#position;
+  }
+
+  /** @param onBytes is told of all that is written, padding included. @returns the offset of the bytes */
+  async append(bytes: Uint8Array, onBytes: (part: Uint8Array) => void, signal?: AbortSignal): Promise<number> {
+    await this.#write(new Uint8Array((ALIGNMENT - (this.#position % ALIGNMENT)) % ALIGNMENT), onBytes, signal);
+    const offset = this.#position;
+    await this.#write(bytes, onBytes, signal);
+    return offset;
+  }
+
+  async #write(bytes: Uint8Array, onBytes: (part: Uint8Array) => void, signal?: AbortSignal): Promise<void> {
     for (let done = 0; done < bytes.length; ) {
       signal?.throwIfAborted();
       const { bytesWritten } = await this.#handle.write(bytes.subarray(done, done + WRITE_BYTES));
-      this.#hash.update(bytes.subarray(done, done + bytesWritten));
+      onBytes(bytes.subarray(done, done + bytesWritten));
       done += bytesWritten;
     }
-    this.position += bytes.length;
+    this.#position += bytes.length;
+  }
+}
+
+/** A file of the weights of one graph alone. */
+class OwnWeights implements WeightSink {
+  readonly #file: Appender;
+  readonly #hash = createHash('sha256');
+
+  constructor(handle: FileHandle) {
+    this.#file = new Appender(handle);
   }
 
-  digest(): string {
-    return this.#hash.digest('hex');
+  append(bytes: Uint8Array, signal?: AbortSignal): Promise<number> {
+    return this.#file.append(bytes, (part) => this.#hash.update(part), signal);
+  }
+
+  async finish(): Promise<Omit<WrittenFile, 'name'>> {
+    return { bytes: this.#file.position, sha256: this.#hash.digest('hex') };
+  }
+}
+
+/**
+ * A file of the weights of several graphs, in which equal weights lie once. The runtime maps files, so sessions of
+ * these graphs share the memory of what they have in common, also those of other processes.
+ */
+export class SharedWeights {
+  readonly #path: string;
+  readonly #handle: FileHandle;
+  readonly #file: Appender;
+  /** Offsets by the SHA-256 of the bytes that lie there. */
+  readonly #offsets = new Map<string, number>();
+
+  private constructor(path: string, handle: FileHandle) {
+    this.#path = path;
+    this.#handle = handle;
+    this.#file = new Appender(handle);
+  }
+
+  /** @param path a file that does not exist; graphs must be written to folders of the same file system */
+  static async create(path: string): Promise<SharedWeights> {
+    return new SharedWeights(path, await open(path, 'wx'));
+  }
+
+  /** Bytes of the file. */
+  get bytes(): number {
+    return this.#file.position;
+  }
+
+  /** @internal Where the weights of the next graph go. Graphs are written one after the other. */
+  sink(): WeightSink {
+    const digests = createHash('sha256');
+    return {
+      append: async (bytes, signal) => {
+        const digest = createHash('sha256').update(bytes).digest('hex');
+        digests.update(digest);
+        const offset = this.#offsets.get(digest) ?? (await this.#file.append(bytes, () => {}, signal));
+        this.#offsets.set(digest, offset);
+        return offset;
+      },
+      finish: async (path) => {
+        await link(this.#path, path);
+        return { bytes: this.#file.position, sha256: digests.digest('hex') };
+      },
+    };
+  }
+
+  /** Takes the file's name away. Its space is given back when the last session that has mapped it is disposed of. */
+  async close(): Promise<void> {
+    await rm(this.#path, { force: true });
+    await this.#handle.close();
   }
 }
 
@@ -177,34 +265,40 @@ class Appender {
  * @throws the signal's reason when aborted; whatever reading a weight throws.
  */
 export async function writeModel(graph: Graph, dir: string, options: WriteOptions = {}): Promise<WrittenFile[]> {
-  const { signal, onProgress } = options;
-  const name = 'model.bin';
-  const total = weightBytes(graph);
-  let done = 0;
-  const initializer: object[] = graph.constants.map(constantProto);
-  const handle = await open(join(dir, name), 'wx');
-  let weights: WrittenFile;
+  const { shared } = options;
+  const path = join(dir, WEIGHTS);
+  if (shared) return writeWith(shared.sink(), graph, dir, options);
+  const handle = await open(path, 'wx');
   try {
-    const file = new Appender(handle);
-    for (const { parts, produce } of graph.weights) {
-      signal?.throwIfAborted();
-      const arrays = await produce();
-      for (const [i, part] of parts.entries()) {
-        const bytes = bytesOf(arrays[i]!);
-        const expected = byteLength(part);
-        if (bytes.length !== expected)
-          throw new Error(`weight ${part.name}: ${bytes.length} bytes instead of ${expected}`);
-        await file.append(new Uint8Array((ALIGNMENT - (file.position % ALIGNMENT)) % ALIGNMENT));
-        initializer.push(weightProto(part, name, file.position, bytes.length));
-        await file.append(bytes, signal);
-        done += bytes.length;
-      }
-      onProgress?.(done, total);
-    }
-    weights = { name, bytes: file.position, sha256: file.digest() };
+    return await writeWith(new OwnWeights(handle), graph, dir, options);
   } finally {
     await handle.close();
   }
+}
+
+async function writeWith(
+  sink: WeightSink,
+  graph: Graph,
+  dir: string,
+  { signal, onProgress }: WriteOptions,
+): Promise<WrittenFile[]> {
+  const total = weightBytes(graph);
+  let done = 0;
+  const initializer: object[] = graph.constants.map(constantProto);
+  for (const { parts, produce } of graph.weights) {
+    signal?.throwIfAborted();
+    const arrays = await produce();
+    for (const [i, part] of parts.entries()) {
+      const bytes = bytesOf(arrays[i]!);
+      const expected = byteLength(part);
+      if (bytes.length !== expected)
+        throw new Error(`weight ${part.name}: ${bytes.length} bytes instead of ${expected}`);
+      initializer.push(weightProto(part, WEIGHTS, await sink.append(bytes, signal), bytes.length));
+      done += bytes.length;
+    }
+    onProgress?.(done, total);
+  }
+  const weights = { name: WEIGHTS, ...(await sink.finish(join(dir, WEIGHTS))) };
   return [await writeStructure(graph, initializer, dir), weights];
 }
 

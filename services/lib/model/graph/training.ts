@@ -42,6 +42,8 @@ interface TrainingFormat {
   readonly logp?: boolean;
   /** Computes the activations of each layer again for its backward pass, instead of keeping them. */
   readonly recompute?: boolean;
+  /** Uses only operators that WebGPU has, apart from arithmetic on shapes; on the CPU they are slower. */
+  readonly plain?: boolean;
 }
 
 /** A segment of activations that are computed again ends with the norm before a layer. */
@@ -64,7 +66,7 @@ export function buildTraining(spec: DecoderSpec, source: TensorSource, format: T
   const final = scoredRows(b, spec, source, format, (ids) => lookUp(graph, 'ids.embedded', ids, table), soft, rows);
 
   const logits = multiply(graph, 'logits', final, head);
-  const logp = graph.node('LogSoftmax', 'logp', [logits], { axis: -1 });
+  const logp = logSoftmax(b, logits, format.plain);
   const picked = b.op('GatherElements', [logp, b.unsqueeze(targets, 1)], { axis: 1 });
   graph.output(graph.node('Squeeze', 'token_logp', [picked, b.int64([1])]), 'float32', ['rows']);
   if (format.logp) graph.output(logp, 'float32', ['rows', vocab]);
@@ -84,9 +86,18 @@ export function buildTraining(spec: DecoderSpec, source: TensorSource, format: T
     wrt: [soft],
     backward: format.backwardLayers,
     endsSegment: format.recompute ? endsLayer : undefined,
+    fusesProducts: !format.plain,
   });
   graph.output(graph.node('Identity', 'soft_gradient', [gradients.get(soft)]), 'float32', ['soft', hidden]);
   return graph;
+}
+
+/** `logp`, log p of [rows, vocab]. @param plain see TrainingFormat */
+function logSoftmax(b: NodeBuilder, logits: Value, plain: boolean | undefined): Value {
+  const { graph } = b;
+  if (!plain) return graph.node('LogSoftmax', 'logp', [logits], { axis: -1 });
+  const below = b.sub(logits, b.op('ReduceMax', [logits, b.int64([-1])]));
+  return graph.node('Sub', 'logp', [below, b.op('Log', [b.sumLast(b.op('Exp', [below]))])]);
 }
 
 /** The decoder's layers from token ids and soft tokens to the normalised rows that are scored: [rows, hidden]. */

@@ -1,0 +1,61 @@
+/** The report of `bench training`. */
+import { median } from '../measure/statistics.ts';
+import { figure, mebibytes, table } from '../report/markdown.ts';
+import type { Bench, Report } from '../report/report.ts';
+import { type MeasuredTraining, nameOf, type TrainingResult } from './result.ts';
+
+export const TRAINING: Bench<TrainingResult> = {
+  name: 'training',
+  title: 'Training a projector',
+  definitions: {
+    frozen:
+      "the language model's weights: fp32; fp16 and int8, widened to 32-bit floats as they are multiplied by; w8a8, " +
+      'weights and activations of 8 bits',
+    'samples/s':
+      '1 / s of one pass: forward and backward through the frozen language model, cross-entropy alone; median',
+    'CPU s a sample': 'CPU time of all threads in one pass, median: other programs change it little',
+    'CPU relative to fp32': 'CPU s a sample / that of fp32 with the same shape and prompt',
+    'peak, MiB': 'largest resident memory during the passes, with the mapped file of weights',
+    'anonymous, MiB': 'memory after the last pass that no file backs',
+    'load, s': 's to read or draw the weights, write the graph and open it',
+  },
+  report: ({ result }) => reportTraining(result),
+  headline: ({ cells }) =>
+    cells
+      .filter(({ frozen }, i) => frozen === 'w8a8' || i === 0)
+      .map((cell) => `${nameOf(cell)}: ${figure(1 / median(cell.seconds))} samples/s`)
+      .join('; '),
+};
+
+function reportTraining({ cells, left }: TrainingResult): Report {
+  const cpu = ({ cpuSeconds }: MeasuredTraining) => median(cpuSeconds);
+  const floats = (cell: MeasuredTraining) =>
+    cells.find(({ shape, frozen, prompt }) => frozen === 'fp32' && shape === cell.shape && prompt === cell.prompt);
+  const rows = cells.map((cell) => {
+    const base = floats(cell);
+    return [
+      cell.shape,
+      cell.frozen,
+      String(cell.prompt),
+      figure(1 / median(cell.seconds)),
+      figure(cpu(cell)),
+      base ? `${figure(cpu(cell) / cpu(base))} ×` : '—',
+      mebibytes(cell.peakBytes),
+      mebibytes(cell.anonymousBytes),
+      figure(cell.loadSeconds),
+    ];
+  });
+  const head = [
+    'shape',
+    'frozen',
+    'prompt',
+    'samples/s',
+    'CPU s a sample',
+    'CPU relative to fp32',
+    'peak, MiB',
+    'anonymous, MiB',
+    'load, s',
+  ];
+  const missing = left.length === 0 ? '' : `\n\nThe time was too short for: ${left.map(nameOf).join('; ')}.`;
+  return { markdown: `${table(head, rows, ['left', 'left'])}${missing}`, charts: [] };
+}

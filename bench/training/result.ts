@@ -1,0 +1,31 @@
+/** The result of `bench training`. */
+import type { TrainingBenchOptions } from './command.ts';
+
+export interface TrainingCell {
+  readonly shape: string;
+  readonly frozen: TrainingBenchOptions['frozen'][number];
+  /** Tokens of the prompt. */
+  readonly prompt: number;
+}
+
+export type MeasuredTraining = TrainingCell & {
+  /** From the start of the process until the graph is loaded: mostly the reading and writing of weights. */
+  readonly loadSeconds: number;
+  /** One figure per pass: forward and backward of one sample. */
+  readonly seconds: readonly number[];
+  /** CPU time of all threads in each pass. */
+  readonly cpuSeconds: readonly number[];
+  /** Largest resident memory during the passes, in bytes; with mapped weights. Known on Linux only. */
+  readonly peakBytes: number | undefined;
+  /** Of it, memory that no file backs, after the last pass. */
+  readonly anonymousBytes: number | undefined;
+};
+
+export interface TrainingResult {
+  readonly cells: readonly MeasuredTraining[];
+  /** Rows that the time was too short for. */
+  readonly left: readonly TrainingCell[];
+}
+
+/** The row in words. */
+export const nameOf = ({ shape, frozen, prompt }: TrainingCell) => `${shape}, ${frozen}, prompt of ${prompt}`;

@@ -1,0 +1,143 @@
+/** What is wrong with the input of a run is refused with its place, before it has cost a step. */
+import { cp, mkdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect, test, vi } from 'vitest';
+import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
+import { writeSafetensors } from '../../../services/lib/model/checkpoint/safetensors-writer.ts';
+import type { TrainOptions } from '../../../training/run/settings.ts';
+import { train } from '../../../training/run/train.ts';
+import { temporaryFolder } from '../../support/models.ts';
+import {
+  never,
+  resultsOf,
+  silent,
+  smallOptions,
+  smallRow,
+  TRAINING_TIMEOUT_MS,
+  writeRows,
+} from '../../support/training.ts';
+
+vi.setConfig({ testTimeout: TRAINING_TIMEOUT_MS });
+const dir = await temporaryFolder();
+const data = await writeRows(join(dir, 'train.jsonl'), [0, 1, 2].map(smallRow));
+const validation = await writeRows(join(dir, 'valid.jsonl'), [smallRow(9)]);
+const CE = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
+  ...smallOptions({ data, validation: undefined, to: join(dir, name) }),
+  weights: CE,
+  ...changes,
+});
+
+/** A copy of the model in which one tensor has a number that is not finite. */
+async function damaged(name: string, tensor: RegExp): Promise<string> {
+  const to = join(dir, name);
+  await cp(options('').llm, to, { recursive: true });
+  const path = join(to, 'model.safetensors');
+  const file = await SafetensorsFile.open(path);
+  const tensors = new Map<string, { shape: readonly number[]; data: Float32Array }>();
+  for (const [key, { shape }] of file.tensors) tensors.set(key, { shape, data: (await file.read(key)).slice() });
+  await file.close();
+  const [found] = [...tensors].filter(([key]) => tensor.test(key));
+  found![1].data[3] = Number.NaN;
+  await rm(path);
+  await writeSafetensors(path, tensors);
+  return to;
+}
+
+test('weights that are not finite are named with their file, of the language model and of the encoder', async () => {
+  const llm = await damaged('broken', /layers\.1\.mlp\.down_proj/);
+  const refused = {
+    code: 'checkpoint_invalid',
+    message: expect.stringMatching(/broken.*layers\.1\.mlp\.down_proj\.weight holds NaN at index 3/),
+  };
+  await expect(train(options('of-llm', { llm }), silent(), never)).rejects.toMatchObject(refused);
+  await expect(train(options('of-encoder', { encoder: llm }), silent(), never)).rejects.toMatchObject(refused);
+});
+
+test('an embedding that is not finite is refused with its chunk, and none is kept', async () => {
+  // Each weight is finite; their products are not.
+  const encoder = join(dir, 'overflows');
+  await cp(options('').llm, encoder, { recursive: true });
+  const path = join(encoder, 'model.safetensors');
+  const file = await SafetensorsFile.open(path);
+  const tensors = new Map<string, { shape: readonly number[]; data: Float32Array }>();
+  for (const [key, { shape }] of file.tensors) {
+    const values = (await file.read(key)).slice();
+    tensors.set(key, { shape, data: /norm/.test(key) ? values.fill(3e38) : values });
+  }
+  await file.close();
+  await rm(path);
+  await writeSafetensors(path, tensors);
+  const embeddings = join(dir, 'kept');
+  await expect(train(options('overflow', { encoder, embeddings }), silent(), never)).rejects.toMatchObject({
+    code: 'checkpoint_invalid',
+    message: expect.stringMatching(/embedding of a chunk of [bc]\.py \("[bc]\d? = \d"\) is (NaN|-?Infinity)/),
+  });
+});
+
+test('a bundle in place of a model or of an encoder is refused as one', async () => {
+  const bundle = join(dir, 'bundle');
+  await mkdir(bundle);
+  await writeFile(join(bundle, 'manifest.json'), '{}');
+  for (const flag of ['llm', 'encoder'] as const) {
+    await expect(train(options(`bundle-${flag}`, { [flag]: bundle }), silent(), never)).rejects.toMatchObject({
+      code: 'config_invalid',
+      message: expect.stringContaining(`--${flag} ${bundle} is a bundle`),
+    });
+  }
+});
+
+test('samples for which the model has too few positions are refused with what it has', async () => {
+  await expect(train(options('long', { promptTokens: 100_000 }), silent(), never)).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(/--prompt-tokens 100000: .* has \d+: use at most \d+$/),
+  });
+});
+
+test('a prompt without room for its frame is named by file and line', async () => {
+  await expect(train(options('narrow', { promptTokens: 3 }), silent(), never)).rejects.toMatchObject({
+    code: 'sample_invalid',
+    message: expect.stringMatching(/train\.jsonl:\d: .*--prompt-tokens/),
+  });
+});
+
+test('a sample with fewer chunks than others has fewer soft tokens, and is trained with them', async () => {
+  const rows = [smallRow(0), { ...smallRow(1), crossfile_array: smallRow(1).crossfile_array.slice(0, 1) }];
+  const few = await writeRows(join(dir, 'few.jsonl'), rows);
+  const run = options('few', { data: few, steps: 1, batch: 2 });
+  await train(run, silent(), never);
+  const [line] = (await resultsOf(run)).log;
+  expect(JSON.parse(line!)).toMatchObject({ step: 1, loss: expect.any(Number) });
+});
+
+test('a checkpoint of another run is refused by name, and the run goes on without it', async () => {
+  const mine = options('mine', { steps: 2 });
+  await train(mine, silent(), never);
+  const expected = await resultsOf(mine);
+  const other = options('other', { steps: 3, seed: 8 });
+  await train(other, silent(), never);
+  const foreign = join(mine.to, 'checkpoints/step-000003');
+  await cp(join(other.to, 'checkpoints/step-000003'), foreign, { recursive: true });
+  await expect(train(mine, silent(), never)).rejects.toMatchObject({
+    code: 'checkpoint_invalid',
+    message: expect.stringContaining(`${foreign} is a checkpoint of another run`),
+  });
+  await rm(foreign, { recursive: true });
+  await train(mine, silent(), never);
+  expect(await resultsOf(mine)).toEqual(expected);
+});
+
+test('chunks that no step needs yet are not encoded before the first step', async () => {
+  const rows = Array.from({ length: 200 }, (_, i) => smallRow(i));
+  const many = await writeRows(join(dir, 'many.jsonl'), rows);
+  const said: string[] = [];
+  const run = options('many', { data: many, validation, steps: 2, batch: 2 });
+  await train(
+    run,
+    silent((text) => said.push(text)),
+    never,
+  );
+  const encoded = said.findLast((text) => text.startsWith('encoding chunks'));
+  // Two steps of two samples; 200 samples have 400 chunks.
+  expect(encoded).toMatch(/^encoding chunks: \d, of 4 of 4 samples$/);
+});

@@ -1,0 +1,115 @@
+/**
+ * Memory tokens: for each chunk one free vector in the place of its soft token, fitted until the frozen model recovers
+ * the chunk's text from it (Kuratov et al., "Cramming 1568 tokens into a single vector and back again", 2025). They are
+ * kept by the content of the chunk. Each is fitted by itself, so a run that was killed goes on with the same bits.
+ */
+import { join } from 'node:path';
+import { z } from 'zod';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { makeFolder } from '../../services/lib/process/os-errors.ts';
+import { contentKey, KeptLines } from '../data/lines.ts';
+import { gaussians } from '../step/gaussians.ts';
+import { AdamW } from '../step/optimizer.ts';
+import type { ModelPass } from '../step/pass.ts';
+import type { Sample } from '../step/rows.ts';
+import type { MemorySettings } from './settings.ts';
+
+export interface MemoryToken {
+  /** [hidden] */
+  readonly vector: Float32Array;
+  /** Cross-entropy of the text with this vector: mean over its tokens of -log p. */
+  readonly ce: number;
+  /** Steps of the optimiser that were made. */
+  readonly steps: number;
+}
+
+/** Standard deviation of the values that a fit begins with; about that of a model's own embeddings of tokens. */
+const INITIAL_DEVIATION = 0.02;
+/** Cross-entropy at which a fit ends: the mean probability of a token is 0.95, and greedy decoding recovers it. */
+const RECOVERED = 0.05;
+
+/**
+ * Fits one vector. All fits begin with the same one, so that chunks that are alike may end near each other.
+ * @param sample has one soft token, and the chunk's text as its target
+ * @param model with the weight 1 of cross-entropy, and 0 of all other losses
+ * @returns the best vector that was seen
+ * @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason.
+ */
+export async function fitMemoryToken(
+  sample: Sample,
+  model: Pick<ModelPass, 'run'>,
+  hidden: number,
+  { steps, learningRate }: MemorySettings,
+  seed: number,
+  signal?: AbortSignal,
+): Promise<MemoryToken> {
+  const vector = gaussians(seed, 0, hidden, INITIAL_DEVIATION);
+  const adam = new AdamW(new Map([['memory', vector]]));
+  let best: MemoryToken | undefined;
+  for (let made = 0; ; made++) {
+    const { ce, gradient } = await model.run(sample, vector, 1, {}, signal);
+    if (best === undefined || ce < best.ce) best = { vector: vector.slice(), ce, steps: made };
+    if (made === steps || best.ce <= RECOVERED) return { ...best, steps: made };
+    adam.step(new Map([['memory', gradient]]), learningRate);
+  }
+}
+
+const lineSchema = z.object({ vector: z.base64(), ce: z.number(), steps: z.number().int().nonnegative() });
+
+export class MemoryTokens {
+  readonly #kept: KeptLines<z.infer<typeof lineSchema>>;
+  readonly #fit: (sample: Sample, signal?: AbortSignal) => Promise<MemoryToken>;
+  readonly #hidden: number;
+
+  private constructor(
+    kept: KeptLines<z.infer<typeof lineSchema>>,
+    fit: (sample: Sample, signal?: AbortSignal) => Promise<MemoryToken>,
+    hidden: number,
+  ) {
+    this.#kept = kept;
+    this.#fit = fit;
+    this.#hidden = hidden;
+  }
+
+  /**
+   * @param dir folder in which memory tokens of all models are kept, in one file for each model and its settings
+   * @param model as {@link fitMemoryToken} needs it
+   * @throws ServingError path_unusable
+   */
+  static async open(
+    dir: string,
+    model: ModelPass,
+    hidden: number,
+    settings: MemorySettings,
+    seed: number,
+  ): Promise<MemoryTokens> {
+    await makeFolder(dir);
+    const ofModel = contentKey(model.digest, settings, seed).slice(0, 16);
+    const kept = await KeptLines.open(join(dir, `memory-${ofModel}.jsonl`), lineSchema);
+    const fit = (sample: Sample, signal?: AbortSignal) => fitMemoryToken(sample, model, hidden, settings, seed, signal);
+    return new MemoryTokens(kept, fit, hidden);
+  }
+
+  /** The memory token of a sample, which is fitted where it is not kept yet. @throws as {@link fitMemoryToken}. */
+  async of(sample: Sample, signal?: AbortSignal): Promise<MemoryToken> {
+    const key = contentKey(sample.promptIds, sample.targetIds);
+    const known = this.#kept.get(key);
+    const vector = known && valuesOf(known.vector, this.#hidden);
+    if (known && vector) return { ...known, vector };
+    const fitted = await this.#fit(sample, signal);
+    if (!fitted.vector.every(Number.isFinite)) {
+      throw new ServingError('training_diverged', `${sample.name}: its memory token has values that are not finite`);
+    }
+    const text = Buffer.from(fitted.vector.buffer).toString('base64');
+    await this.#kept.add(new Map([[key, { ...fitted, vector: text }]]));
+    return fitted;
+  }
+}
+
+/** The values of a vector; undefined where they are not those of a fitted one. */
+function valuesOf(text: string, hidden: number): Float32Array | undefined {
+  const bytes = Uint8Array.from(Buffer.from(text, 'base64'));
+  if (bytes.length !== 4 * hidden) return undefined;
+  const values = new Float32Array(bytes.buffer);
+  return values.every(Number.isFinite) ? values : undefined;
+}
