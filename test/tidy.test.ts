@@ -17,7 +17,8 @@ const ROOMS = [
   ['gateway', 'prefill', 'decode', 'indexer'],
   ['colocated'], // mounts what prefill and decode export
   ['cli'], // starts every service
-  ['bench', 'training'],
+  ['training'],
+  ['bench'], // measures training, and scores completions with its metrics
   ['command'], // services/cli.ts alone: its words start services, benches and training
   ['test'],
 ];
@@ -288,6 +289,7 @@ describe('the reader of this test', () => {
     expect(rooms('services/up.ts', 'bench/b.ts')).toBe(false);
     expect(rooms('training/a.ts', 'services/gateway/b.ts')).toBe(true);
     expect(rooms('training/a.ts', 'bench/b.ts')).toBe(false);
+    expect(rooms('bench/a.ts', 'training/b.ts')).toBe(true);
     expect(rooms('services/up.ts', 'training/b.ts')).toBe(false);
     expect(rooms('services/cli.ts', 'training/b.ts')).toBe(true);
     expect(rooms('services/cli.ts', 'bench/b.ts')).toBe(true);
