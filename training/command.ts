@@ -62,7 +62,7 @@ const option = (flags: string, description: string, parse: (text: string) => num
 export function trainCommand(): Command {
   const command = new Command('train')
     .description('train a projector, or go on with a run; see docs/training.md')
-    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .requiredOption('--llm <path>', 'Hugging Face folder or .gguf file of the language model, which stays as it is')
     .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
     .requiredOption(
       '--data <path>',
@@ -102,7 +102,7 @@ export function ablateCommand(): Command {
   const command = new Command('ablate')
     .description("train and evaluate the rows of a table, or go on with it; the paper's figures stand beside ours")
     .argument('<table>', 'table1 (losses), table3 (encoders and layers), or a file of rows; see docs/training.md')
-    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .requiredOption('--llm <path>', 'Hugging Face folder or .gguf file of the language model, which stays as it is')
     .option('--encoder <dir...>', 'that of the encoder, or of several for table3; the language model where not given')
     .requiredOption('--data <file>', 'samples to train on, as JSON lines')
     .requiredOption('--validation <file>', 'samples to evaluate on, in the same form')
