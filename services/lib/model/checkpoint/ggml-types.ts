@@ -59,8 +59,12 @@ function simple(name: string, bits: 4 | 5, hasMinimum: boolean): GgmlType {
     nibble(from, at + levelsAt, i) + (bits === 5 ? bit(from, at + levelsAt - 4, i) << 4 : 0) - zero;
   const decode = byBlock(GGML_BLOCK, bytes, (from, at, to, out) => {
     const scale = half(from, at);
-    const minimum = hasMinimum ? half(from, at + 2) : 0;
-    for (let i = 0; i < GGML_BLOCK; i++) to[out + i] = level(from, at, i) * scale + minimum;
+    // Without a minimum nothing is added: -0 would become 0.
+    const minimum = hasMinimum ? half(from, at + 2) : undefined;
+    for (let i = 0; i < GGML_BLOCK; i++) {
+      const value = level(from, at, i) * scale;
+      to[out + i] = minimum === undefined ? value : value + minimum;
+    }
   });
   if (hasMinimum) return { name, block: GGML_BLOCK, bytes, decode };
   // Five bits need the room of eight.
