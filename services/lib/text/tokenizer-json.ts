@@ -1,4 +1,4 @@
-/** Reads and checks tokenizer.json before anything trusts it: byte-level BPE, sound ids, a token for every byte of code. */
+/** Checks tokenizer.json before anything trusts it: byte-level BPE, sound ids, a token for every byte of code. */
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 import { reasonOf } from '../process/os-errors.ts';
@@ -25,8 +25,11 @@ const preTokenizer = z.looseObject({
 
 const merge = z.union([z.string(), z.tuple([z.string(), z.string()])]);
 
+/** What every kind of tokenizer.json has. */
+export const tokenizerParts = { added_tokens: z.array(addedToken).default([]) };
+
 const tokenizerJson = z.looseObject({
-  added_tokens: z.array(addedToken).default([]),
+  ...tokenizerParts,
   normalizer: z.looseObject({ type: z.string() }).nullable().default(null),
   pre_tokenizer: preTokenizer.extend({ pretokenizers: z.array(preTokenizer).optional() }),
   post_processor: z.looseObject({ type: z.string() }).nullable().default(null),
@@ -88,8 +91,8 @@ export function readTokenizerJson(text: string, file: string): TokenizerJson {
 }
 
 /**
- * Whether code cannot do without a byte: those of ASCII texts. Other bytes may have no token, as 21 have none in SmolLM2
- * (control characters, and bytes with which no character in use begins), and vanish from texts.
+ * Whether code cannot do without a byte: those of ASCII texts. Other bytes may have no token, as 21 have none in
+ * SmolLM2 (control characters, and bytes with which no character in use begins), and vanish from texts.
  */
 const isOfCode = (byte: number) => (byte >= 0x20 && byte <= 0x7e) || [0x09, 0x0a, 0x0d].includes(byte);
 
@@ -135,7 +138,8 @@ export const BYTE_OF_SYMBOL: ReadonlyMap<string, number> = (() => {
   return symbols;
 })();
 
-function check<T>(schema: z.ZodType<T>, text: string, file: string): T {
+/** @throws ServingError bundle_invalid if a text is not JSON of this form. */
+export function check<T>(schema: z.ZodType<T>, text: string, file: string): T {
   let json: unknown;
   try {
     json = JSON.parse(text);

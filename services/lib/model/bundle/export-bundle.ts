@@ -38,8 +38,8 @@ interface ExportProgress {
 
 export interface ExportOptions {
   /**
-   * The language model, its GGUF file, or its Hugging Face folder, whose `projector/`, if any, is used when no projector
-   * is named.
+   * The language model, its GGUF file, or its Hugging Face folder, whose `projector/`, if any, is used when no
+   * projector is named.
    */
   readonly llm: string | SourceNetwork;
   /** The encoder, or its Hugging Face folder. Without one the language model encodes, if there is a projector. */

@@ -4,7 +4,7 @@
  */
 import { widen } from '../../numeric/half.ts';
 
-/** Weights of blocks that are whole numbers times a scale: 4-bit levels go from -8 to 7, 8-bit ones from -128 to 127. */
+/** Weights that are whole numbers times a scale: 4-bit levels go from -8 to 7, 8-bit ones from -128 to 127. */
 export interface BlockLevels {
   readonly bits: 4 | 8;
   /** One for each weight. */

@@ -1,6 +1,6 @@
 /**
- * A network to export, with its architecture, weights and tokenizer: from a Hugging Face folder, a GGUF file, or a random
- * one.
+ * A network to export, with its architecture, weights and tokenizer: from a Hugging Face folder, a GGUF file, or a
+ * random one.
  */
 import { basename, resolve } from 'node:path';
 import { Checkpoint, type TensorSource } from './checkpoint.ts';
