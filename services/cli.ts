@@ -166,7 +166,7 @@ async function buildExport(command: Command): Promise<void> {
   const choices = await import('./lib/model/bundle/choices.ts');
   const { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS, PREFILL_PRECISIONS } = choices;
   command
-    .requiredOption('--llm <dir>', 'language model')
+    .requiredOption('--llm <path>', 'language model: a Hugging Face folder, or a .gguf file')
     .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
     .option('--projector <path>', "projector; the language model's projector/ when not given")
     .requiredOption('--to <dir>', 'folder of the bundle')
@@ -176,7 +176,7 @@ async function buildExport(command: Command): Promise<void> {
     )
     .option(
       '--block <n>',
-      'weights that share a scale: 128 for the speed of CPUs, 32 for quality and GPUs; by the precision when not given',
+      'weights that share a scale: 128 for the speed of CPUs, 32 for quality and GPUs; when not given, 32 for a .gguf file that has such blocks, otherwise by the precision',
       count,
     )
     .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(POOLINGS))

@@ -18,7 +18,7 @@ const ROOMS = [
   ['colocated'], // mounts what prefill and decode export
   ['cli'], // starts every service
   ['training'],
-  ['bench'], // measures training too
+  ['bench'], // measures training too, and scores completions with its metrics
   ['command'], // services/cli.ts alone: its words start services, benches and training
   ['test'],
 ];

@@ -87,7 +87,7 @@ const option = (flags: string, description: string, parse: (text: string) => num
 export function trainCommand(): Command {
   const command = new Command('train')
     .description('train a projector, or go on with a run; see docs/training.md')
-    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .requiredOption('--llm <path>', 'Hugging Face folder or .gguf file of the language model, which stays as it is')
     .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
     .requiredOption(
       '--data <path>',
@@ -130,7 +130,7 @@ type GivenToSweep = Omit<
 export function sweepCommand(): Command {
   const command = new Command('sweep')
     .description('search the learning rate and the weights of losses, or go on with a search; see docs/training.md')
-    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .requiredOption('--llm <path>', 'Hugging Face folder or .gguf file of the language model, which stays as it is')
     .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
     .requiredOption('--data <path>', 'samples to train on, as llavacode train takes them')
     .requiredOption('--validation <path>', 'samples that trials are compared on, in the same form')
@@ -239,7 +239,7 @@ export function ablateCommand(): Command {
       '<table>',
       'table1 (losses), table3 (encoders and layers), pretraining, or a file of rows; see docs/training.md',
     )
-    .requiredOption('--llm <dir>', 'Hugging Face folder of the language model, which stays as it is')
+    .requiredOption('--llm <path>', 'Hugging Face folder or .gguf file of the language model, which stays as it is')
     .option('--encoder <dir...>', 'that of the encoder, or of several for table3; the language model where not given')
     .requiredOption('--data <file>', 'samples to train on, as JSON lines')
     .requiredOption('--validation <file>', 'samples to evaluate on, in the same form')

@@ -16,6 +16,7 @@ const WEIGHTS = {
   'KV frames': 2,
   'KV pulls': 2,
   safetensors: 2,
+  GGUF: 2,
   manifests: 1,
   tokenizers: 1,
   'upload archives': 2,

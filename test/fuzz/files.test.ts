@@ -7,10 +7,13 @@ import fc from 'fast-check';
 import { afterAll, expect, test } from 'vitest';
 import { manifestSchema, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
+import { GgufFile } from '../../services/lib/model/checkpoint/gguf-file.ts';
 import { SafetensorsFile } from '../../services/lib/model/checkpoint/safetensors.ts';
+import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { readTokenizerConfig, readTokenizerJson, type TokenizerJson } from '../../services/lib/text/tokenizer-json.ts';
+import { type GgufPair, ggufBytes, STORED, tokenizerPairs } from '../support/gguf.ts';
 import { damaged, distorted, fuzz, TIMEOUT_MS } from './budget.ts';
 
 const dir = await mkdtemp(join(tmpdir(), 'llavacode-fuzz-'));
@@ -66,6 +69,57 @@ test('a safetensors file that opens can be read to its last tensor, or is refuse
     } finally {
       await file?.close();
     }
+    return file !== undefined;
+  });
+});
+
+/** A network of one layer whose tables are in blocks, and whose header takes most of the file. */
+const GGUF = (() => {
+  const [hidden, vocab] = [32, 300];
+  const pairs: GgufPair[] = [
+    ['general.architecture', 'string', 'llama'],
+    ['llama.context_length', 'u32', 64],
+    ['llama.embedding_length', 'u32', hidden],
+    ['llama.block_count', 'u32', 1],
+    ['llama.feed_forward_length', 'u32', 32],
+    ['llama.attention.head_count', 'u32', 2],
+    ['llama.attention.layer_norm_rms_epsilon', 'f32', 1e-5],
+    ...tokenizerPairs(
+      { added_tokens: [], model: { vocab: { a: 0, b: 1, ab: 2 }, merges: ['a b'] } },
+      'qwen2',
+      vocab,
+      2,
+    ),
+  ];
+  const table = new Float32Array(vocab * hidden).fill(1);
+  const shape = [vocab, hidden];
+  return [
+    ...[pairs, pairs.slice(0, 9)].map((some) =>
+      ggufBytes(some, [
+        { name: 'token_embd.weight', shape, type: STORED.Q4_0.type, bytes: STORED.Q4_0.encode(table) },
+        { name: 'output.weight', shape, type: STORED.Q8_0.type, bytes: STORED.Q8_0.encode(table) },
+      ]),
+    ),
+  ];
+})();
+
+test('a GGUF file that opens can be read to its last tensor, or is refused with a code', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const path = join(dir, 'fuzz.gguf');
+  await fuzz('GGUF', damaged(fc.constantFrom(...GGUF)), async (bytes) => {
+    await writeFile(path, bytes);
+    const file = await orRefused('checkpoint_invalid', () => GgufFile.open(path));
+    try {
+      for (const [name, { shape, type }] of file?.tensors ?? []) {
+        const values = await orRefused('checkpoint_invalid', () => file!.read(name));
+        if (values) expect(values, type.name).toHaveLength(shape.reduce((product, size) => product * size, 1));
+      }
+    } finally {
+      await file?.close();
+    }
+    const network = await orRefused('checkpoint_invalid', () => openSourceNetwork(path));
+    await network?.[Symbol.asyncDispose]();
     return file !== undefined;
   });
 });

@@ -4,7 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
-import { readSpec } from '../../services/lib/model/checkpoint/spec.ts';
+import { readNetworkSpec } from '../../services/lib/model/checkpoint/source-network.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
 import { ALIGNMENT_FORMS, ARMS, type Arm, PRETRAIN_SCHEMES } from '../choices.ts';
@@ -123,7 +123,7 @@ export async function encoderRows(
   const rows: Row[] = [];
   const folders = encoders.length === 0 ? [undefined] : encoders;
   for (const [i, encoder] of folders.entries()) {
-    const { architecture } = await readSpec(encoder ?? llm);
+    const { architecture } = await readNetworkSpec(encoder ?? llm);
     const isUnixcoder = architecture === 'roberta';
     const encoderChoices = isUnixcoder ? { modality: 'ast' as const, ...defined(choices) } : choices;
     for (const layers of [2, 3] as const) {

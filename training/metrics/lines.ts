@@ -2,8 +2,9 @@
  * How well a line, or a few of them, was completed: exact match and edit similarity, as the paper defines them, as the
  * authors' code computes them, and as it rewards rollouts in training. Lengths and distances count code points.
  *
- * All three functions are pure, and a mean over a set is the plain mean of its items.
+ * All functions are pure, and a mean over a set is the plain mean of its items.
  */
+import { strip, wordsOf } from './white-space.ts';
 
 export interface LineScores {
   /** What was compared: the part of the prediction that counts. */
@@ -14,12 +15,6 @@ export interface LineScores {
   readonly editSimilarity: number;
 }
 
-/** The characters that Python's `str.strip` removes; those of JavaScript's `trim` differ. */
-const SPACE = '[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]';
-const ENDS = new RegExp(`^${SPACE}+|${SPACE}+$`, 'g');
-const SPACES = new RegExp(`${SPACE}+`);
-
-const strip = (text: string) => text.replace(ENDS, '');
 const filledLines = (text: string) => text.split('\n').filter((line) => strip(line) !== '');
 
 /** The paper's definition: equal characters but for white space at both ends; two empty texts are equal. */
@@ -60,25 +55,27 @@ export function rolloutScores(written: string, target: string): LineScores {
 
 /** Words and signs without regard to white space, camel case and the kind of quotes. */
 const tokensOf = (text: string) =>
-  text
-    .replace(/([^A-Za-z0-9_])/gu, ' $1 ')
-    .replace(/([a-z])([A-Z])/g, '$1 $2')
-    .replace(/["']/g, '`')
-    .split(SPACES)
-    .filter((token) => token !== '');
+  wordsOf(
+    text
+      .replace(/([^A-Za-z0-9_])/gu, ' $1 ')
+      .replace(/([a-z])([A-Z])/g, '$1 $2')
+      .replace(/["']/g, '`'),
+  );
 
 function sameTokens(a: string, b: string): boolean {
   const [ours, theirs] = [tokensOf(a), tokensOf(b)];
   return ours.length === theirs.length && ours.every((token, i) => token === theirs[i]);
 }
 
-function similarity(a: string, b: string, ofEmpty: number): number {
+/** 1 - Levenshtein distance / length of the longer text, from 0 to 1; `ofEmpty` where both are empty. */
+export function similarity(a: string, b: string, ofEmpty: number): number {
   const [ours, theirs] = [[...a], [...b]];
   const longer = Math.max(ours.length, theirs.length);
   return longer === 0 ? ofEmpty : 1 - distance(ours, theirs, 1) / longer;
 }
 
-function fuzzOf(a: string, b: string): number {
+/** The similarity of two texts in whole percents; a substitution costs 2 edits. White space at the ends counts. */
+export function fuzzOf(a: string, b: string): number {
   if (a === b) return 100;
   const [ours, theirs] = [[...a], [...b]];
   if (ours.length === 0 || theirs.length === 0) return 0;

@@ -1,4 +1,4 @@
-/** Reads and checks tokenizer.json before anything trusts it: byte-level BPE, sound ids, a token for every byte. */
+/** Checks tokenizer.json before anything trusts it: byte-level BPE, sound ids, a token for every byte of code. */
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 import { reasonOf } from '../process/os-errors.ts';
@@ -25,8 +25,11 @@ const preTokenizer = z.looseObject({
 
 const merge = z.union([z.string(), z.tuple([z.string(), z.string()])]);
 
+/** What every kind of tokenizer.json has. */
+export const tokenizerParts = { added_tokens: z.array(addedToken).default([]) };
+
 const tokenizerJson = z.looseObject({
-  added_tokens: z.array(addedToken).default([]),
+  ...tokenizerParts,
   normalizer: z.looseObject({ type: z.string() }).nullable().default(null),
   pre_tokenizer: preTokenizer.extend({ pretokenizers: z.array(preTokenizer).optional() }),
   post_processor: z.looseObject({ type: z.string() }).nullable().default(null),
@@ -68,9 +71,9 @@ export function readTokenizerJson(text: string, file: string): TokenizerJson {
   let highest = 0;
   for (const id of byId.keys()) highest = Math.max(highest, id);
   if (highest > 4 * byId.size + 65_536) throw invalid(file, `token id ${highest} is too high for ${byId.size} tokens`);
-  for (const symbol of BYTE_OF_SYMBOL.keys()) {
-    if (!Object.hasOwn(json.model.vocab, symbol)) {
-      throw invalid(file, `model.vocab has no token for byte ${BYTE_OF_SYMBOL.get(symbol)}`);
+  for (const [symbol, byte] of BYTE_OF_SYMBOL) {
+    if (isOfCode(byte) && !Object.hasOwn(json.model.vocab, symbol)) {
+      throw invalid(file, `model.vocab has no token for byte ${byte}`);
     }
   }
   // A token that is not in the vocabulary would vanish from texts, or have no id.
@@ -86,6 +89,12 @@ export function readTokenizerJson(text: string, file: string): TokenizerJson {
     throw invalid(file, `model.unk_token ${JSON.stringify(unknown)} is not a token`);
   return json;
 }
+
+/**
+ * Whether code cannot do without a byte: those of ASCII texts. Other bytes may have no token, as 21 have none in
+ * SmolLM2 (control characters, and bytes with which no character in use begins), and vanish from texts.
+ */
+const isOfCode = (byte: number) => (byte >= 0x20 && byte <= 0x7e) || [0x09, 0x0a, 0x0d].includes(byte);
 
 /** @throws ServingError bundle_invalid */
 export function readTokenizerConfig(text: string, file: string): TokenizerConfig {
@@ -129,7 +138,8 @@ export const BYTE_OF_SYMBOL: ReadonlyMap<string, number> = (() => {
   return symbols;
 })();
 
-function check<T>(schema: z.ZodType<T>, text: string, file: string): T {
+/** @throws ServingError bundle_invalid if a text is not JSON of this form. */
+export function check<T>(schema: z.ZodType<T>, text: string, file: string): T {
   let json: unknown;
   try {
     json = JSON.parse(text);

@@ -87,6 +87,7 @@ describe('exporting', async () => {
   test.each([
     ['qwen3-embedding', { kind: 'qwen3', pooling: 'last', input: 'text', maxTokens: 512 }],
     ['unixcoder', { kind: 'roberta', pooling: 'mean', input: 'unixcoder', maxTokens: 128 }],
+    ['bert', { kind: 'bert', pooling: 'mean', input: 'text', maxTokens: 66, addSpecialTokens: true, layers: 2 }],
   ])('a bundle with %s as the encoder has the settings of its architecture', async (golden, settings) => {
     const encoder = await encoderFolder(golden);
     const projector = await projectorFrom(64, 64, `projector-${golden}`);
@@ -100,7 +101,7 @@ describe('exporting', async () => {
       tokenizer: 'encoder/tokenizer.json',
     };
     expect(manifest.context).toMatchObject({
-      encoder: { ...settings, ...common },
+      encoder: { ...common, ...settings },
       projector: { widths: [64, 64, 64], parameters: 2 * (64 * 64 + 64) + 128 },
     });
     const bundle = await openBundle(place(golden));

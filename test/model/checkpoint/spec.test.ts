@@ -1,5 +1,5 @@
 /** Reading `config.json`, and refusing settings that are not implemented. */
-import { cp, writeFile } from 'node:fs/promises';
+import { cp, mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type DecoderSpec, maxInputTokens, parseSpec, readSpec } from '../../../services/lib/model/checkpoint/spec.ts';
@@ -32,6 +32,24 @@ const refused = (...parts: string[]) =>
   expect.objectContaining({ code: 'checkpoint_invalid', message: expect.stringMatching(new RegExp(parts.join('.*'))) });
 
 const emptyFolder = await temporaryFolder();
+
+test('a folder of BERT says how states are pooled: by their mean, or by the state of the first token', async () => {
+  const dir = await temporaryFolder();
+  await cp(join(GOLDENS, 'bert/config.json'), join(dir, 'config.json'));
+  const specWith = async (config?: object) => {
+    await rm(join(dir, '1_Pooling'), { recursive: true, force: true });
+    if (config) {
+      await mkdir(join(dir, '1_Pooling'));
+      await writeFile(join(dir, '1_Pooling/config.json'), JSON.stringify(config));
+    }
+    return readSpec(dir);
+  };
+  expect(await specWith()).toMatchObject({ architecture: 'bert', firstPosition: 0, pooling: 'mean' });
+  expect(await specWith({ pooling_mode_cls_token: true })).toMatchObject({ pooling: 'cls' });
+  expect(await specWith({ pooling_mode_mean_tokens: true })).toMatchObject({ pooling: 'mean' });
+  await expect(specWith({ pooling_mode_max_tokens: true })).rejects.toThrow(refused('1_Pooling', 'not supported'));
+  expect(maxInputTokens(await specWith())).toBe(66);
+});
 
 describe('config.json', () => {
   test('the config.json of a published model is read in full', () => {
@@ -79,7 +97,7 @@ describe('config.json', () => {
 
   test('the positions of RoBERTa start after the padding id', async () => {
     const spec = await readSpec(join(GOLDENS, 'unixcoder'));
-    expect(spec).toMatchObject({ architecture: 'roberta', positionRows: 130, padId: 1 });
+    expect(spec).toMatchObject({ architecture: 'roberta', positionRows: 130, firstPosition: 2, pooling: 'mean' });
     expect(maxInputTokens(spec)).toBe(128);
   });
 

@@ -211,7 +211,8 @@ test('the config.json of JinaBERT is read', () => {
 });
 
 test.each([
-  ['plain BERT', { position_embedding_type: 'absolute' }, 'position_embedding_type'],
+  ['relative positions', { position_embedding_type: 'relative_key' }, 'position_embedding_type'],
+  ["BERT with another MLP than BERT's", { position_embedding_type: 'absolute' }, 'feed_forward_type'],
   ['another MLP', { feed_forward_type: 'original' }, 'feed_forward_type'],
   ['another activation', { hidden_act: 'relu' }, 'hidden_act'],
   ['heads that do not fit', { num_attention_heads: 5 }, '5 heads'],

@@ -1,13 +1,10 @@
 /** Scores of completed lines are those of the goldens, which the authors' formulas gave. */
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { authorsScores, paperScores, rolloutScores } from '../../../training/metrics/lines.ts';
+import { evaluationCases } from '../../support/evaluation-goldens.ts';
 
 interface LineCase {
-  readonly kind: string;
   readonly id: string;
   readonly prediction: string;
   readonly groundtruth: string;
@@ -18,9 +15,7 @@ interface LineCase {
   };
 }
 
-const path = join(PACKAGE_ROOT, 'test/goldens/evaluation/cases.json');
-const { cases } = JSON.parse(readFileSync(path, 'utf8')) as { cases: LineCase[] };
-const lines = cases.filter(({ kind }) => kind === 'line');
+const lines = evaluationCases<LineCase>('line');
 
 test('there are goldens of lines', () => expect(lines).toHaveLength(20));
 

@@ -1,12 +1,9 @@
 /** Rates over items are those of the goldens. */
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { ratesOf } from '../../../training/metrics/rates.ts';
-import { GOLDENS } from '../../support/models.ts';
+import { evaluationCases } from '../../support/evaluation-goldens.ts';
 
 interface RatesCase {
-  readonly kind: string;
   readonly id: string;
   readonly right_without: number[];
   readonly right_with: number[];
@@ -19,8 +16,7 @@ interface RatesCase {
   };
 }
 
-const { cases } = JSON.parse(readFileSync(join(GOLDENS, 'evaluation/cases.json'), 'utf8')) as { cases: RatesCase[] };
-const rates = cases.filter(({ kind }) => kind === 'resilience');
+const rates = evaluationCases<RatesCase>('resilience');
 
 test('there are goldens of rates', () => expect(rates).toHaveLength(2));
 

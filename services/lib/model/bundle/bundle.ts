@@ -28,7 +28,7 @@ export type BundleFile = z.output<typeof fileSchema>;
 const files = z.array(fileSchema).min(1);
 
 const encoderSchema = z.object({
-  kind: z.enum(['qwen2', 'llama', 'qwen3', 'roberta', 'jina']),
+  kind: z.enum(['qwen2', 'llama', 'qwen3', 'roberta', 'bert', 'jina']),
   /** Name of the network, and how many layers it has: older bundles do not say. Vectors do not depend on the name. */
   name: z.string().optional(),
   layers: count.optional(),

@@ -11,8 +11,8 @@ export type Precision = (typeof PRECISIONS)[number];
 export const PREFILL_PRECISIONS = ['same', 'w8a8'] as const;
 export type PrefillPrecision = (typeof PREFILL_PRECISIONS)[number];
 
-/** The token of a chunk whose vector an encoder gives, or the mean of all. */
-export const POOLINGS = ['last', 'mean'] as const;
+/** The token of a chunk whose vector an encoder gives, of which `cls` is the first, or the mean of all. */
+export const POOLINGS = ['last', 'mean', 'cls'] as const;
 
 /** How a language model encodes a chunk; see encoder-settings.ts. */
 export const ENCODER_RECIPES = ['published', 'authors'] as const;

@@ -5,7 +5,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { ServingError } from '../../process/errors.ts';
-import { Checkpoint } from '../checkpoint/checkpoint.ts';
+import { openSourceNetwork } from '../checkpoint/source-network.ts';
 import { buildDecoder } from '../graph/decoder.ts';
 import { writeModel } from '../graph/onnx.ts';
 import { type Bundle, floatsOf } from './bundle.ts';
@@ -66,8 +66,8 @@ export async function measureDivergence({
   const runners: LogitsRunner[] = [];
   try {
     const { spec, maxPositions } = bundle.manifest.llm;
-    await using weights = await Checkpoint.open(llm);
-    const graph = buildDecoder(spec, weights, { layers: 'fp32', vocabulary: 'fp32', maxPositions });
+    await using network = await openSourceNetwork(llm);
+    const graph = buildDecoder(spec, network.weights, { layers: 'fp32', vocabulary: 'fp32', maxPositions });
     await writeModel(graph, work, { signal });
     const reference = join(work, 'model.onnx');
     runners.push(await open({ prompt: reference, decode: reference, floats: 'float32' }));

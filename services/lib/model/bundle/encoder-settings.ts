@@ -1,6 +1,7 @@
 /**
  * How an encoder reads a chunk and pools it. The command line decides; otherwise the `encoder` object in the
- * projector's `config.json` (a projector is trained for one form); otherwise the paper's code for this architecture.
+ * projector's `config.json` (a projector is trained for one form); otherwise the paper's code for this architecture,
+ * and for BERT the pooling that its folder names.
  *
  * For a language model as an encoder (Qwen3-Embedding) there are two recipes. The published one ends a chunk with the
  * end-of-text token and pools there, and a query, but not a chunk, begins with an instruction. The paper's authors pool
@@ -78,8 +79,9 @@ export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, aske
   const { architecture } = spec;
   const recipe = asked.recipe ?? config.recipe ?? 'authors';
   const modality = asked.modality ?? config.modality ?? 'source';
+  const own = architecture === 'bert' ? spec.pooling : 'mean';
   const pooling =
-    asked.pooling ?? config.pooling ?? (architecture === 'qwen3' || recipe === 'published' ? 'last' : 'mean');
+    asked.pooling ?? config.pooling ?? (architecture === 'qwen3' || recipe === 'published' ? 'last' : own);
   if (recipe === 'published' && (!isDecoder(spec) || pooling !== 'last')) {
     throw new ServingError(
       'config_invalid',
@@ -97,7 +99,7 @@ export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, aske
     pooling,
     normalize: config.normalize ?? true,
     input: architecture === 'roberta' ? 'unixcoder' : 'text',
-    addSpecialTokens: config.add_special_tokens ?? architecture === 'jina',
+    addSpecialTokens: config.add_special_tokens ?? (architecture === 'jina' || architecture === 'bert'),
     recipe,
     modality,
     queryPrefix: recipe === 'published' ? QUERY_INSTRUCTION : '',

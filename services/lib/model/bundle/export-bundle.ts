@@ -37,7 +37,10 @@ interface ExportProgress {
 }
 
 export interface ExportOptions {
-  /** The language model, or its Hugging Face folder, whose `projector/`, if any, is used when no projector is named. */
+  /**
+   * The language model, its GGUF file, or its Hugging Face folder, whose `projector/`, if any, is used when no
+   * projector is named.
+   */
   readonly llm: string | SourceNetwork;
   /** The encoder, or its Hugging Face folder. Without one the language model encodes, if there is a projector. */
   readonly encoder?: string | SourceNetwork;
@@ -50,7 +53,7 @@ export interface ExportOptions {
   readonly prefillPrecision?: PrefillPrecision;
   /** Name under which the model is served: by default that of the language model's folder. */
   readonly name?: string;
-  /** Weights that share a scale when they are quantised: 128 by default, 32 for quality. */
+  /** Weights that share a scale when they are quantised: by default those of the source if it has any, else 128. */
   readonly block?: number;
   readonly encoderPooling?: Pooling;
   /** How a language model encodes a chunk (see encoder-settings.ts). */
@@ -92,7 +95,7 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
   await using network = typeof options.llm === 'string' ? await openSourceNetwork(options.llm) : options.llm;
   const { weights } = network;
   const spec = decoderSpec(network);
-  const formats = weightFormats(options.precision, spec.layers, options.block);
+  const formats = weightFormats(options.precision, spec.layers, options.block ?? network.block);
   const maxPositions = options.maxPositions ?? Math.min(spec.maxPositions, DEFAULT_MAX_POSITIONS);
   if (maxPositions > spec.maxPositions) {
     throw new ServingError(

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
 import { reasonOf } from '../../process/os-errors.ts';
+import type { BlockLevels } from './ggml-types.ts';
 import { SafetensorsFile } from './safetensors.ts';
 import { TorchFile } from './torch-file.ts';
 
@@ -17,6 +18,8 @@ export interface TensorSource {
   shapeOf(name: string): readonly number[] | undefined;
   /** The values of a tensor in row-major order. */
   read(name: string): Promise<Float32Array>;
+  /** Reads a tensor that is stored in blocks of 32 as levels and scales alone; undefined for one that is not. */
+  levels?(name: string): (() => Promise<BlockLevels>) | undefined;
 }
 
 const indexSchema = z.object({
@@ -111,7 +114,11 @@ export class Checkpoint implements TensorSource {
 const invalid = (path: string, what: string) => new ServingError('checkpoint_invalid', `${path}: ${what}`);
 
 /** Reads a tensor, at the moment at which it is written. */
-export type TensorReader = () => Promise<Float32Array>;
+export interface TensorReader {
+  (): Promise<Float32Array>;
+  /** Reads the levels and scales that the tensor is stored in, if it is: they need no rounding (see BlockLevels). */
+  readonly levels?: () => Promise<BlockLevels>;
+}
 
 /**
  * Checks a tensor that a graph needs, and returns a function that reads it later.
@@ -126,5 +133,5 @@ export function expectTensor(source: TensorSource, name: string, shape: readonly
       `tensor ${JSON.stringify(name)} has shape [${found}], but config.json asks for [${shape}]`,
     );
   }
-  return () => source.read(name);
+  return Object.assign(() => source.read(name), { levels: source.levels?.(name) });
 }

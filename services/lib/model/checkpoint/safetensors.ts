@@ -7,6 +7,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { z } from 'zod';
 import { widen } from '../../numeric/half.ts';
 import { ServingError } from '../../process/errors.ts';
+import { READ_BYTES, readFully } from './read-fully.ts';
 
 const BYTES_OF = {
   F64: 8,
@@ -37,8 +38,6 @@ interface TensorInfo {
 
 /** The format's own limit for the header, in bytes. */
 const MAX_HEADER_BYTES = 100_000_000;
-/** Bytes per read call, which bound the buffer for 16-bit weights. */
-const READ_BYTES = 16 * 1024 * 1024;
 
 const size = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
 const entrySchema = z.object({
@@ -195,20 +194,4 @@ export class SafetensorsFile {
     if (!info) throw invalid(this.path, `tensor ${JSON.stringify(name)} is missing`);
     return info;
   }
-}
-
-/** Fills `into` from a position of the file. @throws ServingError checkpoint_invalid if the file is too short. */
-async function readFully<A extends Uint8Array>(
-  handle: FileHandle,
-  file: string,
-  into: A,
-  position: number,
-): Promise<A> {
-  for (let done = 0; done < into.length; ) {
-    const length = Math.min(into.length - done, READ_BYTES);
-    const { bytesRead } = await handle.read(into, done, length, position + done);
-    if (bytesRead === 0) throw invalid(file, `cut short at byte ${position + done}`);
-    done += bytesRead;
-  }
-  return into;
 }

@@ -1,7 +1,7 @@
 /**
  * The architecture of a network, read from a Hugging Face `config.json`: the decoders Qwen2, Llama and Qwen3, and the
- * encoders RoBERTa (UniXcoder) and JinaBERT (Jina embeddings v2). A setting that would change the arithmetic and is not
- * implemented is refused, never ignored.
+ * encoders RoBERTa (UniXcoder), BERT (MiniLM, BGE, E5) and JinaBERT (Jina embeddings v2). A setting that would change
+ * the arithmetic and is not implemented is refused, never ignored.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -35,18 +35,20 @@ export const decoderSpecSchema = z.object({
 });
 export type DecoderSpec = z.output<typeof decoderSpecSchema>;
 
-export interface RobertaSpec {
-  readonly architecture: 'roberta';
+export interface BertSpec {
+  readonly architecture: 'roberta' | 'bert';
   readonly hidden: number;
   readonly layers: number;
   readonly heads: number;
   readonly intermediate: number;
   readonly vocab: number;
-  /** Rows of the position table. The row of the padding id and those before it are never positions of a token. */
+  /** Rows of the position table, and the first one that belongs to a token: RoBERTa's follow that of its padding id. */
   readonly positionRows: number;
+  readonly firstPosition: number;
   readonly tokenTypes: number;
   readonly normEps: number;
-  readonly padId: number;
+  /** How the folder says that hidden states become one vector: the first token's state, or the mean of all. */
+  readonly pooling: 'cls' | 'mean';
 }
 
 /** BERT with linear attention biases instead of positions, and a gated MLP. */
@@ -63,15 +65,15 @@ export interface JinaSpec {
   readonly normEps: number;
 }
 
-export type NetworkSpec = DecoderSpec | RobertaSpec | JinaSpec;
+export type NetworkSpec = DecoderSpec | BertSpec | JinaSpec;
 
 /** Whether a network is a language model. The others only encode. */
 export const isDecoder = (spec: NetworkSpec): spec is DecoderSpec =>
-  spec.architecture !== 'roberta' && spec.architecture !== 'jina';
+  spec.architecture !== 'roberta' && spec.architecture !== 'bert' && spec.architecture !== 'jina';
 
 /** The longest input that the encoder's positions allow, in tokens. */
 export const maxInputTokens = (spec: NetworkSpec): number =>
-  spec.architecture === 'roberta' ? spec.positionRows - spec.padId - 1 : spec.maxPositions;
+  'positionRows' in spec ? spec.positionRows - spec.firstPosition : spec.maxPositions;
 
 const rope = z.looseObject({
   rope_theta: z.number().positive().optional(),
@@ -119,6 +121,11 @@ const robertaConfig = z.object({
   is_decoder: z.literal(false, 'is a decoder: only the encoder form is supported').nullish(),
 });
 
+const bertConfig = robertaConfig.extend({
+  model_type: z.literal('bert'),
+  feed_forward_type: z.literal('original', 'is not supported (original is)').nullish(),
+});
+
 const invalid = (file: string, what: string) => new ServingError('checkpoint_invalid', `${file}: ${what}`);
 
 const jinaConfig = z.object({
@@ -132,7 +139,7 @@ const jinaConfig = z.object({
   type_vocab_size: count,
   layer_norm_eps: z.number().positive(),
   hidden_act: z.literal('gelu', 'is not supported (gelu is)'),
-  position_embedding_type: z.literal('alibi', "is not supported: of BERT's kin only JinaBERT (alibi) is"),
+  position_embedding_type: z.literal('alibi'),
   feed_forward_type: z.literal('geglu', 'is not supported (geglu is)'),
   is_decoder: z.literal(false, 'is a decoder: only the encoder form is supported').nullish(),
 });
@@ -190,10 +197,10 @@ function toJinaSpec(file: string, config: z.output<typeof jinaConfig>): JinaSpec
   };
 }
 
-function toRobertaSpec(file: string, config: z.output<typeof robertaConfig>): RobertaSpec {
+function toBertSpec(file: string, config: z.output<typeof robertaConfig> | z.output<typeof bertConfig>): BertSpec {
   assertHeads(file, config);
   return {
-    architecture: 'roberta',
+    architecture: config.model_type,
     hidden: config.hidden_size,
     layers: config.num_hidden_layers,
     heads: config.num_attention_heads,
@@ -202,11 +209,16 @@ function toRobertaSpec(file: string, config: z.output<typeof robertaConfig>): Ro
     positionRows: config.max_position_embeddings,
     tokenTypes: config.type_vocab_size,
     normEps: config.layer_norm_eps,
-    padId: config.pad_token_id,
+    firstPosition: config.model_type === 'roberta' ? config.pad_token_id + 1 : 0,
+    pooling: 'mean',
   };
 }
 
-const anyConfig = z.discriminatedUnion('model_type', [decoderConfig, robertaConfig, jinaConfig]);
+const anyConfig = z.discriminatedUnion('model_type', [decoderConfig, robertaConfig, bertConfig]);
+
+/** JinaBERT has BERT's name, and is told by its positions. */
+const isJina = (config: unknown) =>
+  (config as { position_embedding_type?: unknown } | null)?.position_embedding_type === 'alibi';
 
 /**
  * The network that a parsed `config.json` describes.
@@ -214,7 +226,7 @@ const anyConfig = z.discriminatedUnion('model_type', [decoderConfig, robertaConf
  * @throws ServingError checkpoint_invalid, which names every field that is missing, wrong or not implemented.
  */
 export function parseSpec(file: string, config: unknown): NetworkSpec {
-  const parsed = anyConfig.safeParse(config);
+  const parsed = (isJina(config) ? jinaConfig : anyConfig).safeParse(config);
   if (!parsed.success) {
     const type = (config as { model_type?: unknown } | null)?.model_type;
     const known = ['qwen2', 'llama', 'qwen3', 'roberta', 'bert'];
@@ -224,23 +236,22 @@ export function parseSpec(file: string, config: unknown): NetworkSpec {
     const problems = parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
     throw invalid(file, problems.join('; '));
   }
-  switch (parsed.data.model_type) {
-    case 'roberta':
-      return toRobertaSpec(file, parsed.data);
-    case 'bert':
-      return toJinaSpec(file, parsed.data);
-    default:
-      return toDecoderSpec(file, parsed.data);
-  }
+  const { data } = parsed;
+  if (data.model_type === 'bert' && data.position_embedding_type === 'alibi') return toJinaSpec(file, data);
+  return data.model_type === 'roberta' || data.model_type === 'bert'
+    ? toBertSpec(file, data)
+    : toDecoderSpec(file, data);
 }
 
 /**
- * Reads the `config.json` of a Hugging Face folder, and the end-of-text ids that `generation_config.json` adds to it.
+ * Reads the `config.json` of a Hugging Face folder, and what other files add to it: `generation_config.json` ids that
+ * end a text, and `1_Pooling/config.json`, which sentence-transformers writes, how BERT's states are pooled.
  * @throws ServingError checkpoint_invalid
  */
 export async function readSpec(dir: string): Promise<NetworkSpec> {
   const file = join(dir, 'config.json');
   const spec = parseSpec(file, await readJson(file));
+  if (spec.architecture === 'bert') return { ...spec, pooling: await readPooling(dir) };
   if (!isDecoder(spec)) return spec;
   const generation = join(dir, 'generation_config.json');
   const text = await readFile(generation, 'utf8').catch(() => undefined);
@@ -248,6 +259,23 @@ export async function readSpec(dir: string): Promise<NetworkSpec> {
   const extra = z.object({ eos_token_id: decoderConfig.shape.eos_token_id }).safeParse(await readJson(generation));
   if (!extra.success) throw invalid(generation, `eos_token_id: ${extra.error.issues[0]?.message}`);
   return { ...spec, eosIds: [...new Set([...spec.eosIds, ...[extra.data.eos_token_id ?? []].flat()])] };
+}
+
+const poolingConfig = z.looseObject({
+  pooling_mode_cls_token: z.boolean().default(false),
+  pooling_mode_mean_tokens: z.boolean().default(false),
+});
+
+async function readPooling(dir: string): Promise<BertSpec['pooling']> {
+  const file = join(dir, '1_Pooling/config.json');
+  if ((await readFile(file).catch(() => undefined)) === undefined) return 'mean';
+  const parsed = poolingConfig.safeParse(await readJson(file));
+  const [cls, mean] = [parsed.data?.pooling_mode_cls_token, parsed.data?.pooling_mode_mean_tokens];
+  if (cls !== mean) return cls === true ? 'cls' : 'mean';
+  throw invalid(
+    file,
+    'does not name one of pooling_mode_cls_token and pooling_mode_mean_tokens: others are not supported',
+  );
 }
 
 /** @throws ServingError checkpoint_invalid if the file cannot be read as JSON. */

@@ -5,15 +5,15 @@
  * [batch], tokens of each row, at least 1. Output: `embeddings` float32 [batch, dim].
  */
 import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
-import type { DecoderSpec, NetworkSpec } from '../checkpoint/spec.ts';
+import { type DecoderSpec, isDecoder, type NetworkSpec } from '../checkpoint/spec.ts';
+import { bertLayers, type EncoderInputs } from './bert.ts';
 import { Graph, type Value } from './graph.ts';
 import { jinaLayers } from './jina.ts';
 import { lookUp, storeMatrix, type TableFormat } from './linear.ts';
-import { type EncoderInputs, robertaLayers } from './roberta.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
 
-/** How the hidden states of a chunk's tokens become one vector: the last token's state, or the mean of all. */
-export type Pooling = 'last' | 'mean';
+/** How hidden states of a chunk's tokens become one vector: the last or the first token's state, or the mean of all. */
+export type Pooling = 'last' | 'mean' | 'cls';
 
 interface EncoderFormat {
   readonly weights: TableFormat;
@@ -38,17 +38,18 @@ export function buildEncoder(spec: NetworkSpec, source: TensorSource, format: En
     lastPositions: graph.node('Cast', 'positions.last', [last], { to: 'int32' }),
     totalPositions: graph.node('Cast', 'positions.total', [total], { to: 'int32' }),
   };
-  const hidden =
-    spec.architecture === 'roberta'
-      ? robertaLayers(graph, spec, source, format.weights, inputs)
-      : spec.architecture === 'jina'
-        ? jinaLayers(graph, spec, source, format.weights, inputs)
-        : decoderLayers(graph, spec, source, format, inputs);
+  const hidden = isDecoder(spec)
+    ? decoderLayers(graph, spec, source, format, inputs)
+    : spec.architecture === 'jina'
+      ? jinaLayers(graph, spec, source, format.weights, inputs)
+      : bertLayers(graph, spec, source, format.weights, inputs);
   const pooledName = format.normalize ? 'pooled' : 'embeddings';
-  const pooled =
-    format.pooling === 'last'
-      ? poolLast(graph, pooledName, hidden, last)
-      : poolMean(graph, pooledName, hidden, total, lengths);
+  const pool = {
+    last: () => poolLast(graph, pooledName, hidden, last),
+    cls: () => graph.node('Gather', pooledName, [hidden, graph.int64('first.index', 0)], { axis: 1 }),
+    mean: () => poolMean(graph, pooledName, hidden, total, lengths),
+  };
+  const pooled = pool[format.pooling]();
   const embeddings = format.normalize
     ? graph.node('LpNormalization', 'embeddings', [pooled], { axis: -1, p: 2 })
     : pooled;

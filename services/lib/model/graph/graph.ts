@@ -3,6 +3,7 @@
  * when the file is written. Only what our graphs use can be expressed.
  */
 import { narrow } from '../../numeric/half.ts';
+import type { TensorReader } from '../checkpoint/checkpoint.ts';
 
 export type DataType = 'float32' | 'float16' | 'uint8' | 'int8' | 'int32' | 'int64' | 'bool';
 /** Types of elements that are stored in a file. The others only pass between operators. */
@@ -151,7 +152,7 @@ export interface FloatMatrix {
   /** Input width. */
   readonly columns: number;
   /** Reads [rows, columns]. */
-  readonly read: () => Promise<Float32Array>;
+  readonly read: TensorReader;
 }
 
 export class Graph {

@@ -9,9 +9,9 @@
  */
 import { expectTensor, type TensorReader, type TensorSource } from '../checkpoint/checkpoint.ts';
 import type { JinaSpec } from '../checkpoint/spec.ts';
+import type { EncoderInputs } from './bert.ts';
 import type { Graph, Value } from './graph.ts';
 import { linear, lookUp, storeMatrix, type TableFormat } from './linear.ts';
-import type { EncoderInputs } from './roberta.ts';
 
 /** Hidden states after the last layer: [batch, sequence, hidden]. */
 export function jinaLayers(

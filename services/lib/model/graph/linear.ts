@@ -4,8 +4,16 @@
  */
 import { narrow } from '../../numeric/half.ts';
 import type { TensorReader } from '../checkpoint/checkpoint.ts';
+import { GGML_BLOCK } from '../checkpoint/ggml-types.ts';
 import type { FloatMatrix, Graph, Value } from './graph.ts';
-import { type BlockFormat, blockThatDivides, quantize, quantizeChannels } from './quantize.ts';
+import {
+  type BlockFormat,
+  blockThatDivides,
+  packLevels,
+  type QuantizedWeight,
+  quantize,
+  quantizeChannels,
+} from './quantize.ts';
 
 /** How matrices and tables are stored. */
 export type TableFormat = 'fp32' | BlockFormat;
@@ -70,7 +78,8 @@ export function storeMatrix(graph: Graph, matrix: FloatMatrix, format: TableForm
   ];
   const packedForm = { name: `${name}.packed`, type: 'uint8' as const, dims: [rows, blocks, (block * bits) / 8] };
   const [packed, ...scales] = graph.weightGroup([packedForm, ...scaleForms], async () => {
-    const quantized = quantize(await read(), { bits, block }, graph.floats);
+    const quantized =
+      (await storedBlocks(read, { bits, block })) ?? quantize(await read(), { bits, block }, graph.floats);
     const stored = graph.stored(quantized.scales);
     return [quantized.packed, ...scaleForms.map(() => stored)];
   });
@@ -84,6 +93,13 @@ export function storeMatrix(graph: Graph, matrix: FloatMatrix, format: TableForm
     scales: use === 'lookUp' ? undefined : scales[0],
     rowScales: use === 'multiply' ? undefined : scales.at(-1),
   };
+}
+
+/** A matrix that is stored in blocks already, if they fit the wanted ones: it is not rounded a second time. */
+async function storedBlocks({ levels }: TensorReader, format: BlockFormat): Promise<QuantizedWeight | undefined> {
+  if (levels === undefined || format.block !== GGML_BLOCK) return undefined;
+  const stored = await levels();
+  return stored.bits <= format.bits ? packLevels(stored, format.bits) : undefined;
 }
 
 /** Side of the squares in which a matrix is transposed: two of them fit a core's first cache. */

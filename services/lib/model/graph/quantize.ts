@@ -6,6 +6,7 @@
  * bits with a scale for each output, for DynamicQuantizeMatMul, which also rounds the activations to 8 bits (W8A8).
  */
 import { nearestHalf } from '../../numeric/half.ts';
+import type { BlockLevels } from '../checkpoint/ggml-types.ts';
 
 export interface BlockFormat {
   readonly bits: 4 | 8;
@@ -13,7 +14,7 @@ export interface BlockFormat {
   readonly block: number;
 }
 
-interface QuantizedWeight {
+export interface QuantizedWeight {
   /** [rows, columns / block, block * bits / 8]; the first of two 4-bit values in a byte is in the low half. */
   readonly packed: Uint8Array;
   /** [rows, columns / block] */
@@ -62,6 +63,17 @@ export function quantize(
       if (bits === 8) packed[i] = level;
       else packed[i >> 1]! |= i & 1 ? level << 4 : level;
     }
+  }
+  return { packed, scales };
+}
+
+/** Levels that a checkpoint holds, in the form of quantised ones: the same numbers, with as many bits or more. */
+export function packLevels({ levels, scales }: BlockLevels, bits: BlockFormat['bits']): QuantizedWeight {
+  const half = 2 ** (bits - 1);
+  const packed = new Uint8Array((levels.length * bits) / 8);
+  for (const [i, level] of levels.entries()) {
+    if (bits === 8) packed[i] = level + half;
+    else packed[i >> 1]! |= i & 1 ? (level + half) << 4 : level + half;
   }
   return { packed, scales };
 }

@@ -5,6 +5,7 @@
  * Activations are [batch, sequence, width] throughout.
  */
 import { expectTensor, type TensorReader, type TensorSource } from '../checkpoint/checkpoint.ts';
+import type { BlockLevels } from '../checkpoint/ggml-types.ts';
 import type { DecoderSpec } from '../checkpoint/spec.ts';
 import type { Graph, Value } from './graph.ts';
 import { type LayerFormats, linear, type MatrixName, type WeightFormat } from './linear.ts';
@@ -54,19 +55,43 @@ function rotationTables(spec: DecoderSpec, positions: number): { cos: Float32Arr
   return { cos, sin };
 }
 
-const concatenate =
-  (readers: readonly TensorReader[]): TensorReader =>
-  async () => {
-    const parts: Float32Array[] = [];
-    for (const read of readers) parts.push(await read());
-    const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-    let at = 0;
-    for (const part of parts) {
-      all.set(part, at);
-      at += part.length;
-    }
-    return all;
+/** Matrices below one another. If all of them are stored as levels and scales, so is the whole. */
+function concatenate(readers: readonly TensorReader[]): TensorReader {
+  const read = async () => joined(Float32Array, await inTurn(readers));
+  const stored = readers.flatMap(({ levels }) => levels ?? []);
+  if (stored.length < readers.length) return read;
+  const levels = async (): Promise<BlockLevels> => {
+    const parts = await inTurn(stored);
+    return {
+      bits: parts.some(({ bits }) => bits === 8) ? 8 : 4,
+      levels: joined(
+        Int8Array,
+        parts.map((part) => part.levels),
+      ),
+      scales: joined(
+        Float32Array,
+        parts.map((part) => part.scales),
+      ),
+    };
   };
+  return Object.assign(read, { levels });
+}
+
+async function inTurn<T>(readers: readonly (() => Promise<T>)[]): Promise<T[]> {
+  const parts: T[] = [];
+  for (const read of readers) parts.push(await read());
+  return parts;
+}
+
+function joined<A extends Float32Array | Int8Array>(Kind: new (length: number) => A, parts: readonly A[]): A {
+  const all = new Kind(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
 
 const MLP: ReadonlySet<MatrixName> = new Set(['gate_proj', 'up_proj', 'down_proj']);
 

@@ -4,7 +4,7 @@
  */
 import type { EncoderManifest } from '../../model/bundle/bundle.ts';
 import { ServingError } from '../../process/errors.ts';
-import { loadTokenizer, type Tokenizer } from '../../text/tokenizer.ts';
+import { type EncoderTokenizer, loadEncoderTokenizer } from '../../text/encoder-tokenizer.ts';
 import { SyntaxTrees } from './syntax-tree.ts';
 
 /** The part of a chunk that is encoded. */
@@ -29,7 +29,7 @@ type InputSettings = Pick<EncoderManifest, 'input' | 'recipe' | 'modality' | 'ad
 
 /** @throws ServingError bundle_invalid if the tokenizer lacks a token that the encoder's input needs. */
 export async function inputBuilder(dir: string, tokenizerDir: string, settings: InputSettings): Promise<InputBuilder> {
-  const tokenizer = await loadTokenizer(tokenizerDir);
+  const tokenizer = await loadEncoderTokenizer(tokenizerDir);
   const { before, after } = surroundings(tokenizer, settings, dir);
   const room = settings.maxTokens - before.length - after.length;
   const trees = settings.modality === 'ast' ? await SyntaxTrees.load() : undefined;
@@ -51,7 +51,7 @@ export async function inputBuilder(dir: string, tokenizerDir: string, settings: 
   };
 }
 
-function named(tokenizer: Tokenizer, name: string, dir: string): number {
+function named(tokenizer: EncoderTokenizer, name: string, dir: string): number {
   const id = tokenizer.idOf(name) ?? tokenizer.vocabularyId(name);
   if (id === undefined)
     throw new ServingError('bundle_invalid', `the encoder's tokenizer in ${dir} lacks the token ${name}`);
@@ -59,7 +59,7 @@ function named(tokenizer: Tokenizer, name: string, dir: string): number {
 }
 
 /** The special tokens before and after the text. */
-function surroundings(tokenizer: Tokenizer, settings: InputSettings, dir: string) {
+function surroundings(tokenizer: EncoderTokenizer, settings: InputSettings, dir: string) {
   if (settings.input === 'unixcoder') {
     const [start, mode, end] = ['<s>', '<encoder-only>', '</s>'].map((name) => named(tokenizer, name, dir)) as [
       number,

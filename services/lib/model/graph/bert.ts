@@ -1,9 +1,9 @@
 /**
- * RoBERTa's layers (UniXcoder): learned positions from padding id + 1 on, bidirectional attention, norms after each
- * sum.
+ * BERT's layers (MiniLM, BGE, E5), and RoBERTa's (UniXcoder), which differ in the first row of the learned positions:
+ * bidirectional attention, norms after each sum.
  */
 import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
-import type { RobertaSpec } from '../checkpoint/spec.ts';
+import type { BertSpec } from '../checkpoint/spec.ts';
 import type { Graph, Value } from './graph.ts';
 import { linear, lookUp, storeMatrix, type TableFormat } from './linear.ts';
 
@@ -20,15 +20,17 @@ export interface EncoderInputs {
 }
 
 /** Hidden states after the last layer: [batch, sequence, hidden]. */
-export function robertaLayers(
+export function bertLayers(
   graph: Graph,
-  spec: RobertaSpec,
+  spec: BertSpec,
   source: TensorSource,
   format: TableFormat,
   inputs: EncoderInputs,
 ): Value {
   const { hidden, intermediate, normEps } = spec;
-  const prefix = source.shapeOf('roberta.embeddings.word_embeddings.weight') ? 'roberta.' : '';
+  const prefix = source.shapeOf(`${spec.architecture}.embeddings.word_embeddings.weight`)
+    ? `${spec.architecture}.`
+    : '';
   const tensor = (name: string, shape: readonly number[]) => expectTensor(source, prefix + name, shape);
   const vector = (name: string) => graph.weight(name, [hidden], tensor(name, [hidden]));
   const project = (name: string, input: Value, rows: number, columns: number) => {
@@ -68,12 +70,12 @@ export function robertaLayers(
 /** The sum of word, position and token type 0, normalised: [batch, sequence, hidden]. */
 function embeddings(
   graph: Graph,
-  spec: RobertaSpec,
+  spec: BertSpec,
   tensor: (name: string, shape: readonly number[]) => () => Promise<Float32Array>,
   format: TableFormat,
   inputs: EncoderInputs,
 ): Value {
-  const { hidden, vocab, positionRows, tokenTypes, padId, normEps } = spec;
+  const { hidden, vocab, positionRows, tokenTypes, firstPosition, normEps } = spec;
   const table = (part: string, rows: number) => tensor(`embeddings.${part}_embeddings.weight`, [rows, hidden]);
   const words = storeMatrix(
     graph,
@@ -84,9 +86,9 @@ function embeddings(
   const word = lookUp(graph, 'words.embedded', inputs.ids, words);
   const readPositions = table('position', positionRows);
   const readTypes = table('token_type', tokenTypes);
-  // Tokens are padded on the right, so position p is row padId + 1 + p of the table. Type 0 is added to it beforehand.
-  const positions = graph.weight('positions.weight', [positionRows - padId - 1, hidden], async () => {
-    const sum = (await readPositions()).slice((padId + 1) * hidden);
+  // Tokens are padded on the right, so position p is row firstPosition + p. Type 0 is added to it beforehand.
+  const positions = graph.weight('positions.weight', [positionRows - firstPosition, hidden], async () => {
+    const sum = (await readPositions()).slice(firstPosition * hidden);
     const type = await readTypes();
     for (let i = 0; i < sum.length; i++) sum[i]! += type[i % hidden]!;
     return sum;
