@@ -117,6 +117,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     inflight,
     readiness,
     capacity: () => (pool.usable ? pool.capacity : undefined),
+    slots: () => pool.slots,
     quota,
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),

@@ -7,6 +7,11 @@ import { ACCESS_LEVELS, type Access, type Identity } from '../tenants/api-keys.t
 
 const NEEDED: Readonly<Record<string, Access>> = {
   'POST /v1/completions': 'complete',
+  'POST /infill': 'complete',
+  'POST /completion': 'complete',
+  'POST /tokenize': 'complete',
+  'POST /detokenize': 'complete',
+  'GET /props': 'complete',
   'GET /v1/models': 'complete',
   'GET /v1/models/:id': 'complete',
   'GET /version': 'complete',
@@ -17,6 +22,7 @@ const NEEDED: Readonly<Record<string, Access>> = {
   'DELETE /v1/repos/*': 'index',
   // Figures of all tenants together, with the tenants' names.
   'GET /metrics': 'admin',
+  'GET /slots': 'admin',
 };
 
 /** The access that a route needs; undefined for one that is not listed. HEAD needs what GET needs. */

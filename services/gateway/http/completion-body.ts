@@ -7,18 +7,24 @@ import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
 import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import { isWellFormed } from '../../lib/request/well-formed.ts';
-import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES } from '../request.ts';
+import {
+  COMPLETION_DEFAULTS,
+  type CompletionRequest,
+  type PromptInput,
+  RAG_MODES,
+  type RagRequest,
+} from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
-const MAX_SEQUENCES = 128;
+export const MAX_SEQUENCES = 128;
 /** Entries of logit_bias, and of stop_token_ids. */
 const MAX_ENTRIES = 1_024;
 /** Entries of both, times the sequences: each sequence has a copy of them, which takes 2 µs per entry. */
 const MAX_ENTRY_COPIES = 16_384;
 /** Stop strings: vLLM has no limit, and code assistants send up to a dozen. */
-const MAX_STOPS = 16;
+export const MAX_STOPS = 16;
 /** UTF-16 units of a stop string: the gateway looks for the beginning of one at every token. */
-const MAX_STOP_LENGTH = 256;
+export const MAX_STOP_LENGTH = 256;
 
 // Lists are checked up to the first wrong element: zod's own arrays report every one, which takes 10 s for millions.
 const isString = (value: unknown): value is string => typeof value === 'string';
@@ -29,7 +35,7 @@ const isListOf =
     Array.isArray(value) && value.length > 0 && value.every(is);
 const isIds = isListOf(isId);
 
-const prompt = z.custom<string | number[] | string[] | number[][]>(
+export const promptField = z.custom<string | number[] | string[] | number[][]>(
   (value) => isString(value) || isIds(value) || isListOf(isString)(value) || isListOf(isIds)(value),
   'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
 );
@@ -50,7 +56,10 @@ const logitBias = z
 
 /** A string by which something is found again. Two that differ must stay different wherever they go. */
 const NOT_WELL_FORMED = 'must be well-formed Unicode: it holds half of a surrogate pair';
-const key = z.string().refine(isWellFormed, NOT_WELL_FORMED);
+export const key = z.string().refine(isWellFormed, NOT_WELL_FORMED);
+
+/** The name of a model. Refusals quote it. */
+export const modelField = z.string().max(1_024).refine(isWellFormed, NOT_WELL_FORMED);
 
 /** A field of which only the value that changes nothing is supported. */
 const only = <T extends boolean | number>(value: T) =>
@@ -58,10 +67,28 @@ const only = <T extends boolean | number>(value: T) =>
 
 const defaults = COMPLETION_DEFAULTS;
 
+/** The field `rag`, which routes of other APIs take as well. */
+export const ragField = z.strictObject({
+  repo: key.min(1).max(256).optional(),
+  mode: z.enum(RAG_MODES).default('compressed'),
+  top_k: z.int().min(1).max(100).default(10),
+  path: key.max(4096).optional(),
+  retriever: z.enum(RETRIEVERS).optional(),
+  max_text_tokens: z.int().min(1).default(512),
+});
+
+export const readRag = (rag: z.output<typeof ragField>): RagRequest => ({
+  repo: rag.repo ?? '',
+  mode: rag.mode,
+  topK: rag.top_k,
+  path: rag.path === undefined ? undefined : pathInRepo(rag.path),
+  retriever: rag.retriever,
+  maxTextTokens: rag.max_text_tokens,
+});
+
 const fields = z.strictObject({
-  // Refusals quote it.
-  model: z.string().max(1_024).refine(isWellFormed, NOT_WELL_FORMED).optional(),
-  prompt,
+  model: modelField.optional(),
+  prompt: promptField,
   suffix: z.string().optional(),
   max_tokens: z.int().min(0).default(defaults.maxTokens),
   temperature: z.number().min(0).max(2).default(defaults.sampling.temperature),
@@ -91,16 +118,7 @@ const fields = z.strictObject({
   return_token_ids: z.boolean().default(defaults.returnTokenIds),
   truncate_prompt_tokens: z.int().min(-1).optional(),
   add_special_tokens: z.boolean().default(defaults.addSpecialTokens),
-  rag: z
-    .strictObject({
-      repo: key.min(1).max(256).optional(),
-      mode: z.enum(RAG_MODES).default('compressed'),
-      top_k: z.int().min(1).max(100).default(10),
-      path: key.max(4096).optional(),
-      retriever: z.enum(RETRIEVERS).optional(),
-      max_text_tokens: z.int().min(1).default(512),
-    })
-    .optional(),
+  rag: ragField.optional(),
   session: key.min(1).max(256).optional(),
   timeout_ms: z.int().min(1).optional(),
   priority: z.int().default(defaults.priority),
@@ -143,7 +161,6 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
   if (promptList(body.prompt).length * bestOf > MAX_SEQUENCES) {
     refuse('prompt', `prompts × best_of must be at most ${MAX_SEQUENCES}`);
   }
-  if (body.max_tokens === 0 && !body.echo) refuse('max_tokens', 'must be at least 1 (0 only with echo)');
   if (body.min_tokens > body.max_tokens) {
     refuse('min_tokens', `${body.min_tokens} must be at most max_tokens = ${body.max_tokens}`);
   }
@@ -199,14 +216,7 @@ function normalise(body: Fields): CompletionRequest {
     returnTokenIds: body.return_token_ids,
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,
-    rag: body.rag && {
-      repo: body.rag.repo ?? '',
-      mode: body.rag.mode,
-      topK: body.rag.top_k,
-      path: body.rag.path === undefined ? undefined : pathInRepo(body.rag.path),
-      retriever: body.rag.retriever,
-      maxTextTokens: body.rag.max_text_tokens,
-    },
+    rag: body.rag && readRag(body.rag),
     priority: body.priority,
     cacheSalt: body.cache_salt,
     session: body.session,
@@ -222,7 +232,7 @@ function pathInRepo(path: string): string | undefined {
   return normalisePath(path) ?? normalisePath(posix.normalize(path.replaceAll('\\', '/')));
 }
 
-function promptList(prompt: Fields['prompt']): PromptInput[] {
+export function promptList(prompt: z.output<typeof promptField>): PromptInput[] {
   if (typeof prompt === 'string') return [prompt];
   return typeof prompt[0] === 'number' ? [prompt as number[]] : (prompt as PromptInput[]);
 }

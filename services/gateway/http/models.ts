@@ -36,3 +36,10 @@ export function assertModel(asked: string, served: string): void {
     param: 'model',
   });
 }
+
+/**
+ * The model that is meant by a client that cannot be told its name, or is not expected to know it. A name that begins
+ * with the served one stays as it is: it may name a repository, too.
+ */
+export const modelOrServed = (asked: string | undefined, served: string): string | undefined =>
+  asked?.startsWith(served) ? asked : undefined;

@@ -3,7 +3,6 @@
  * of routes. A further API is one file beside this one and one line in {@link addRoutes}.
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
-import type { z } from 'zod';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
@@ -16,9 +15,11 @@ import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
 import type { CompletionParts } from './completion-call.ts';
 import { addCompletionsRoute } from './completions.ts';
 import { canOutlast, continueBody, isStranger, welcome } from './connections.ts';
+import type { BodySchema } from './editor-body.ts';
 import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
 import { toJson } from './json.ts';
 import { assertFewHeaders, awaitBody, closeAfterLinger } from './limits.ts';
+import { addLlamaCppRoutes, type LlamaCppParts } from './llama-cpp.ts';
 import { addMethodNotAllowed, collectMethods } from './methods.ts';
 import { addModelRoutes, type ModelParts } from './models.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
@@ -48,6 +49,7 @@ declare module 'fastify' {
 export interface ServerParts
   extends AppOptions,
     CompletionParts,
+    LlamaCppParts,
     ModelParts,
     ProbeParts,
     RepoParts,
@@ -73,7 +75,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
   app.decorateRequest('identity');
   app.decorate('tellsInside', parts.keys === NO_KEYS);
   app.decorate('refusalPace', new RefusalPace(parts.refusalsPerSecond));
-  app.setValidatorCompiler<z.ZodType>(({ schema }) => (body) => {
+  app.setValidatorCompiler<BodySchema<unknown>>(({ schema }) => (body) => {
     const result = schema.safeParse(body);
     return result.success ? { value: result.data } : { error: validationError(result.error) };
   });
@@ -118,7 +120,7 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     if (url === undefined) throw notFound(request);
     if (!config.needsNoKey) {
       try {
-        request.identity = parts.keys.identify(bearerKey(request));
+        request.identity = parts.keys.identify(keyOf(request));
         welcome(request.raw);
         assertAccess(request.identity, request.method, url);
       } catch (error) {
@@ -154,15 +156,22 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   });
   const methods = collectMethods(app);
   addCompletionsRoute(app, parts);
+  addLlamaCppRoutes(app, parts);
   addModelRoutes(app, parts);
   addProbeRoutes(app, parts);
   addRepoRoutes(app, parts);
   addMethodNotAllowed(app, methods);
 }
 
-/** The key of the header `authorization: Bearer <key>`; undefined where there is no such header. */
-function bearerKey({ headers }: FastifyRequest): string | undefined {
-  return /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1];
+/** Headers that hold a key by itself: clients of Anthropic and Mistral send the first, those of Azure the second. */
+const KEY_HEADERS = ['x-api-key', 'api-key'];
+
+/** The key of the header `authorization: Bearer <key>`, or else of another one; undefined where there is none. */
+function keyOf({ headers }: FastifyRequest): string | undefined {
+  const bearer = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1];
+  if (bearer !== undefined) return bearer;
+  const found = KEY_HEADERS.map((name) => headers[name]).find((value) => value !== undefined && value !== '');
+  return typeof found === 'string' ? found : undefined;
 }
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
@@ -181,7 +190,9 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   for (const header of LIMIT_HEADERS) if (failure.limit !== undefined) reply.header(header, failure.limit);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
   const { tellsInside } = request.server;
-  const send = () => void reply.code(failure.kind.http).send(errorBody(failure, request.id, tellsInside));
+  const body = errorBody(failure, request.id, tellsInside);
+  const words = request.routeOptions.config.wordsFailure;
+  const send = () => void reply.code(failure.kind.http).send(words?.(body) ?? body);
   if (!holdMs) {
     send();
   } else {

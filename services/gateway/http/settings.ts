@@ -1,6 +1,6 @@
 /** The settings of the HTTP side: TLS, and what a client may send and how long it may take. */
 import type { ConfigOf } from '../../lib/process/config.ts';
-import { file, milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { file, flag, milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { UPLOAD_SETTINGS } from '../../lib/rag/settings.ts';
 
 export const HTTP_SETTINGS = {
@@ -33,6 +33,9 @@ export const HTTP_SETTINGS = {
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)
     .describe('time that an upload of a repository may take, and longest silence of its indexer, in ms'),
+  slotsRoute: flag
+    .default(false)
+    .describe("GET /slots, llama.cpp's, says how many slots there are and are busy, over all tenants"),
   ...UPLOAD_SETTINGS,
 };
 export type HttpConfig = ConfigOf<typeof HTTP_SETTINGS>;

@@ -35,7 +35,7 @@ export const ERRORS = {
     401,
     'UNAUTHENTICATED',
     false,
-    'Send authorization: Bearer KEY, with a key of --api-keys-file.',
+    'Send authorization: Bearer KEY (or x-api-key: KEY, or api-key: KEY), with a key of --api-keys-file.',
   ),
   host_not_allowed: kind(
     403,

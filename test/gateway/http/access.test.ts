@@ -26,6 +26,12 @@ async function keysOfEachLevel(): Promise<ApiKeys> {
 
 const ROUTES: [method: 'GET' | 'HEAD' | 'POST' | 'PUT' | 'DELETE', url: string, needed: string][] = [
   ['POST', '/v1/completions', 'complete'],
+  ['POST', '/infill', 'complete'],
+  ['POST', '/completion', 'complete'],
+  ['POST', '/tokenize', 'complete'],
+  ['POST', '/detokenize', 'complete'],
+  ['GET', '/props', 'complete'],
+  ['GET', '/slots', 'admin'],
   ['GET', '/v1/models', 'complete'],
   ['HEAD', '/v1/models', 'complete'],
   ['GET', '/v1/models/tiny', 'complete'],
@@ -85,4 +91,18 @@ test('a level that does not exist is refused, with those that do', async () => {
     code: 'config_invalid',
     message: expect.stringContaining('0.access must be one of complete, index, admin'),
   });
+});
+
+test('a key may stand in any header that clients use, and Bearer counts first', async () => {
+  const { app } = await fakeGateway({ token }, { keys: await keysOfEachLevel() });
+  const status = async (headers: Record<string, string>) =>
+    (await app.inject({ url: '/v1/models', headers })).statusCode;
+  for (const name of ['x-api-key', 'api-key']) {
+    expect(await status({ [name]: 'complete' })).toBe(200);
+    expect(await status({ [name]: 'wrong' })).toBe(401);
+    expect(await status({ [name]: 'wrong', ...bearer('complete') })).toBe(200);
+    expect(await status({ [name]: 'complete', ...bearer('wrong') })).toBe(401);
+  }
+  expect(await status({ 'x-api-key': '', 'api-key': 'complete' })).toBe(200);
+  expect(await status({})).toBe(401);
 });
