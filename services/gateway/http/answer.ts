@@ -48,13 +48,13 @@ export function answerWith(
 async function whole(
   { request, record, scope }: CompletionCall,
   words: AnswerWords,
-  { journey, slowReaderMs }: CompletionParts,
+  { journey, slowReaderMs, acceptance }: CompletionParts,
   reply: FastifyReply,
 ): Promise<unknown> {
   const collected = new CollectedChoices();
   const choices = await journey.complete(request, { ...scope, emit: (delta) => collected.add(delta) });
-  const { usage, context } = record;
-  if (context) reply.header(CONTEXT_HEADER, contextHeader(context));
+  const { usage } = record;
+  begins(record, scope, acceptance, reply);
   const body = words.whole(collected.kept(choices, request.n));
   const perPrompt = request.bestOf * answerBytes(request, usage.promptTokens, 0);
   if (perPrompt + answerBytes(request, 0, usage.completionTokens) < LONG) return body;
@@ -81,7 +81,7 @@ export async function sendLong(body: object, reply: FastifyReply, outlet: Outlet
 async function streamed(
   { request, record, scope }: CompletionCall,
   words: AnswerWords,
-  { journey, slowReaderMs }: CompletionParts,
+  { journey, slowReaderMs, acceptance }: CompletionParts,
   reply: FastifyReply,
 ): Promise<void> {
   const events = new EventStream(reply, scope.signal, slowReaderMs, words.format);
@@ -90,7 +90,7 @@ async function streamed(
       ...scope,
       emit: async (delta) => {
         const first = !events.open;
-        if (first && record.context) reply.header(CONTEXT_HEADER, contextHeader(record.context));
+        if (first) begins(record, scope, acceptance, reply);
         for (const value of words.part(delta, first)) await events.send(value, delta.echo !== undefined);
       },
     });
@@ -103,6 +103,17 @@ async function streamed(
     const body = errorBody(failure, reply.request.id, reply.server.tellsInside);
     events.end(words.failure?.(body) ?? body);
   }
+}
+
+/** An answer begins: its context is known, and from now on its client may report what became of it. */
+function begins(
+  { context }: RequestRecord,
+  { id, tenant }: CompletionCall['scope'],
+  acceptance: CompletionParts['acceptance'],
+  reply: FastifyReply,
+): void {
+  if (context) reply.header(CONTEXT_HEADER, contextHeader(context));
+  acceptance.answered(tenant, id, context);
 }
 
 /** `compressed; chunks=10`, with `; degraded=…` where there was a reason for less. */

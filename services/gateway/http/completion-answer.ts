@@ -122,7 +122,7 @@ export const usageOf = ({ promptTokens, completionTokens, cachedTokens, softToke
 });
 
 /** The field `rag`: the context that stood in the prompt. */
-const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
+export const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
   mode,
   chunks: chunks.map(({ path, startLine, endLine, score }) => ({
     path,

@@ -86,7 +86,7 @@ export const readRag = (rag: z.output<typeof ragField>): RagRequest => ({
   maxTextTokens: rag.max_text_tokens,
 });
 
-const fields = z.strictObject({
+export const completionFields = z.strictObject({
   model: modelField.optional(),
   prompt: promptField,
   suffix: z.string().optional(),
@@ -126,6 +126,11 @@ const fields = z.strictObject({
   // Clients of OpenAI and vLLM send these; they have no effect here.
   user: key.optional(),
   request_id: key.optional(),
+  metadata: z.unknown().optional(),
+  prompt_cache_key: z.unknown().optional(),
+  safety_identifier: z.unknown().optional(),
+  service_tier: z.unknown().optional(),
+  store: z.unknown().optional(),
   skip_special_tokens: only(true),
   spaces_between_special_tokens: only(true),
   include_stop_str_in_output: only(false),
@@ -133,22 +138,24 @@ const fields = z.strictObject({
   repetition_penalty: only(1),
   length_penalty: only(1),
 });
-type Fields = z.output<typeof fields>;
+type Fields = z.output<typeof completionFields>;
 
 /** More fields than there are: a body with more has unknown ones, and the rest need not be looked at. */
 const MAX_FIELDS = 100;
 
-/** `null` means that a field is not given, as OpenAI has it. */
-function withoutNulls(body: unknown): unknown {
+/** `null` means that a field is not given, as OpenAI has it, also within a field. */
+function withoutNulls(body: unknown, maxFields = MAX_FIELDS): unknown {
   if (typeof body !== 'object' || body === null || Array.isArray(body)) return body;
-  const names = Object.keys(body).slice(0, MAX_FIELDS);
+  const names = Object.keys(body).slice(0, maxFields);
   const entries = names.map((name) => [name, (body as Record<string, unknown>)[name]] as const);
-  return Object.fromEntries(entries.filter(([, value]) => value !== null));
+  const given = entries.filter(([, value]) => value !== null);
+  // A field of too many entries is refused as such.
+  return Object.fromEntries(given.map(([name, value]) => [name, withoutNulls(value, Infinity)]));
 }
 
 /** Parses a body into a {@link CompletionRequest}. */
 export const completionBody: z.ZodType<CompletionRequest> = z
-  .preprocess(withoutNulls, fields.superRefine(checkTogether))
+  .preprocess((body) => withoutNulls(body), completionFields.superRefine(checkTogether))
   .transform(normalise);
 
 /** Rules between fields. */

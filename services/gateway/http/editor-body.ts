@@ -14,6 +14,9 @@ export interface BodySchema<T> {
   safeParse(body: unknown): { success: true; data: T } | { success: false; error: z.ZodError };
 }
 
+/** What a schema makes of a body. */
+export type BodyOf<S> = S extends BodySchema<infer T> ? T : never;
+
 /** A request as the journey knows it, and what its route needs of it for the answer. */
 export interface Translated<F> extends CompletionRequest {
   readonly form: F;
@@ -46,6 +49,24 @@ export function editorBody<T extends object, F>(
       const data = { ...COMPLETION_DEFAULTS, ...request, form, ignored };
       const problem = problemOf(data);
       return problem ? { success: false, error: problem } : { success: true, data };
+    },
+  };
+}
+
+/**
+ * Reads an object and leaves out what it does not know.
+ * @param fields those of the object, where `whole` does not show them.
+ */
+export function ignoringUnknown<T>(
+  whole: z.ZodType<T>,
+  fields: z.ZodType = whole,
+): BodySchema<T & { readonly ignored: readonly string[] }> {
+  return {
+    fields,
+    safeParse(body) {
+      const ignored: string[] = [];
+      const result = whole.safeParse(knownFields(fields, body, '', ignored));
+      return result.success ? { success: true, data: { ...result.data, ignored } } : result;
     },
   };
 }
@@ -87,9 +108,15 @@ export function knownFields(schema: z.ZodType, value: unknown, path: string, ign
 /** The object that a schema is, with or without a default. */
 function objectOf(schema: z.ZodType): z.ZodObject | undefined {
   if (schema instanceof z.ZodObject) return schema;
-  if (schema instanceof z.ZodOptional || schema instanceof z.ZodDefault) return objectOf(schema.unwrap() as z.ZodType);
+  if (schema instanceof z.ZodPipe) return objectOf(schema.in as z.ZodType);
+  if (schema instanceof z.ZodOptional || schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault) {
+    return objectOf(schema.unwrap() as z.ZodType);
+  }
   return undefined;
 }
+
+/** Names the fields of a request that were ignored. */
+export const IGNORED_HEADER = 'x-llavacode-ignored';
 
 /** Names for a header: whatever a client calls its fields, the header is plain and short. */
 export const ignoredHeader = (names: readonly string[]): string =>

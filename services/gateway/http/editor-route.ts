@@ -4,7 +4,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { CompletionRequest } from '../request.ts';
 import { type AnswerWords, answerWith } from './answer.ts';
 import { type CompletionCall, type CompletionParts, completionHooks, serveCompletion } from './completion-call.ts';
-import { type BodySchema, ignoredHeader, type Translated } from './editor-body.ts';
+import { type BodySchema, IGNORED_HEADER, ignoredHeader, type Translated } from './editor-body.ts';
 import type { ErrorBody } from './errors.ts';
 
 declare module 'fastify' {
@@ -45,7 +45,7 @@ export function addEditorRoute<F>(app: FastifyInstance, route: EditorRoute<F>, p
       const fitted = withinCapacity(adapted, parts.capacity());
       request.body = fitted;
       const { ignored, form } = fitted;
-      if (ignored.length > 0) reply.header('x-llavacode-ignored', ignoredHeader(ignored));
+      if (ignored.length > 0) reply.header(IGNORED_HEADER, ignoredHeader(ignored));
       const other = instead?.(form);
       if (other) return other;
       return serveCompletion(request, reply, parts, (call) => answerWith(call, words(call, form, reply), parts, reply));

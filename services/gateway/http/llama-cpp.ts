@@ -12,7 +12,7 @@ import type { AdmissionConfig } from '../admission/settings.ts';
 import type { ChoiceDelta } from '../completion/choice.ts';
 import { type AnswerWords, sendLong } from './answer.ts';
 import type { CompletionCall } from './completion-call.ts';
-import { type BodySchema, knownFields, type Translated } from './editor-body.ts';
+import { ignoringUnknown, type Translated } from './editor-body.ts';
 import { addEditorRoute, type EditorParts } from './editor-route.ts';
 import { LazyList } from './json.ts';
 import { infillBody, type LlamaCppForm, llamaCppCompletionBody } from './llama-cpp-body.ts';
@@ -173,12 +173,6 @@ const detokenizeFields = z.object({
   ),
 });
 
-/** Reads the fields that are known, and ignores others. */
-const reading = <T extends object>(fields: z.ZodType<T>): BodySchema<T> => ({
-  fields,
-  safeParse: (body) => fields.safeParse(knownFields(fields, body, '', [])),
-});
-
 function addTokenRoutes(app: FastifyInstance, { tokenizer, slowReaderMs, requestTimeoutMs }: LlamaCppParts): void {
   const tags = ['llama.cpp'];
   const send = (body: object, reply: FastifyReply) => {
@@ -188,7 +182,7 @@ function addTokenRoutes(app: FastifyInstance, { tokenizer, slowReaderMs, request
     return sendLong(body, reply, new Outlet(reply.raw, signal, slowReaderMs));
   };
   app.post<{ Body: z.output<typeof tokenizeFields> }>('/tokenize', {
-    schema: { body: reading(tokenizeFields), summary: 'the tokens of a text', tags },
+    schema: { body: ignoringUnknown(tokenizeFields), summary: 'the tokens of a text', tags },
     handler: async ({ body }, reply) => {
       const steps = tokenizer.headSteps(body.content, Infinity, body.parse_special ? 'as tokens' : 'as text');
       const ids = [...(body.add_special ? tokenizer.leadingIds : []), ...(await inTurns(steps))];
@@ -199,7 +193,7 @@ function addTokenRoutes(app: FastifyInstance, { tokenizer, slowReaderMs, request
     },
   });
   app.post<{ Body: z.output<typeof detokenizeFields> }>('/detokenize', {
-    schema: { body: reading(detokenizeFields), summary: 'the text of tokens', tags },
+    schema: { body: ignoringUnknown(detokenizeFields), summary: 'the text of tokens', tags },
     handler: async ({ body: { tokens } }, reply) => {
       const unknown = tokens.find((id) => id >= tokenizer.vocabSize);
       if (unknown !== undefined) {

@@ -9,7 +9,8 @@ export interface ModelParts {
   readonly capacity: () => number | undefined;
 }
 
-const STARTED = Math.floor(Date.now() / 1000);
+/** Time at which this process began to serve, in Unix seconds. */
+export const STARTED = Math.floor(Date.now() / 1000);
 
 export function addModelRoutes(app: FastifyInstance, { modelName, capacity }: ModelParts): void {
   const body = () => {

@@ -12,8 +12,8 @@ import { RefusalPace } from '../tenants/refusal-pace.ts';
 import { assertAccess, neededFor } from './access.ts';
 import { type AppOptions, createApp } from './app.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
-import type { CompletionParts } from './completion-call.ts';
-import { addCompletionsRoute } from './completions.ts';
+import { addChatRoute, type ChatParts } from './chat.ts';
+import { addCompletionsRoutes, type CompletionsParts } from './completions.ts';
 import { canOutlast, continueBody, isStranger, welcome } from './connections.ts';
 import type { BodySchema } from './editor-body.ts';
 import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
@@ -21,10 +21,13 @@ import { toJson } from './json.ts';
 import { assertFewHeaders, awaitBody, closeAfterLinger } from './limits.ts';
 import { addLlamaCppRoutes, type LlamaCppParts } from './llama-cpp.ts';
 import { addMethodNotAllowed, collectMethods } from './methods.ts';
+import { addMistralRoutes } from './mistral.ts';
 import { addModelRoutes, type ModelParts } from './models.ts';
+import { addOllamaRoutes, type OllamaParts } from './ollama.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
 import type { HttpConfig } from './settings.ts';
+import { addTabbyRoutes, type TabbyParts } from './tabby.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -48,11 +51,14 @@ declare module 'fastify' {
 
 export interface ServerParts
   extends AppOptions,
-    CompletionParts,
+    ChatParts,
+    CompletionsParts,
     LlamaCppParts,
     ModelParts,
+    OllamaParts,
     ProbeParts,
     RepoParts,
+    TabbyParts,
     Pick<HttpConfig, 'refusalsPerSecond'> {
   readonly keys: ApiKeys;
   /**
@@ -155,11 +161,15 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
     if (unlisted) throw new ServingError('internal', `access.ts does not say who may use ${unlisted} ${url}`);
   });
   const methods = collectMethods(app);
-  addCompletionsRoute(app, parts);
+  addCompletionsRoutes(app, parts);
+  addChatRoute(app, parts);
   addLlamaCppRoutes(app, parts);
+  addMistralRoutes(app, parts);
   addModelRoutes(app, parts);
+  addOllamaRoutes(app, parts);
   addProbeRoutes(app, parts);
   addRepoRoutes(app, parts);
+  addTabbyRoutes(app, parts);
   addMethodNotAllowed(app, methods);
 }
 

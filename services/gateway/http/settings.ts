@@ -1,7 +1,10 @@
 /** The settings of the HTTP side: TLS, and what a client may send and how long it may take. */
+import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
 import { file, flag, milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { UPLOAD_SETTINGS } from '../../lib/rag/settings.ts';
+
+const UNKNOWN_FIELDS = ['refuse', 'ignore'] as const;
 
 export const HTTP_SETTINGS = {
   tlsCert: file.describe("PEM file of the gateway's certificate, its chain included; plain HTTP when empty"),
@@ -33,6 +36,12 @@ export const HTTP_SETTINGS = {
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)
     .describe('time that an upload of a repository may take, and longest silence of its indexer, in ms'),
+  unknownFields: z
+    .enum(UNKNOWN_FIELDS)
+    .default('refuse')
+    .describe(
+      'what POST /v1/completions does with fields that it does not know: refuse or ignore (named in x-llavacode-ignored, as on the routes of editors); a value that would change the answer is refused in any case',
+    ),
   slotsRoute: flag
     .default(false)
     .describe("GET /slots, llama.cpp's, says how many slots there are and are busy, over all tenants"),

@@ -238,6 +238,11 @@ export class WorkerPool {
     return { total: sum(({ total }) => total), busy: sum(({ total, free }) => total - free) };
   }
 
+  /** Devices that the decode workers compute on, by name. */
+  get devices(): readonly string[] {
+    return [...new Set(this.#decode.usable.flatMap(({ description }) => description?.device || []))];
+  }
+
   /** The prefill worker for a prompt that is to be decoded on one of `decoders`. */
   #choosePrefill(
     request: PlacementRequest,

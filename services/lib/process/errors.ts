@@ -31,6 +31,12 @@ export const ERRORS = {
     false,
     'Shorten the prompt or max_tokens, or serve with a larger --capacity.',
   ),
+  chat_unsupported: kind(
+    400,
+    'INVALID_ARGUMENT',
+    false,
+    'Use POST /v1/completions, or serve a model whose tokenizer_config.json has a chat_template.',
+  ),
   invalid_api_key: kind(
     401,
     'UNAUTHENTICATED',
