@@ -35,18 +35,35 @@ const isListOf =
     Array.isArray(value) && value.length > 0 && value.every(is);
 const isIds = isListOf(isId);
 
-export const promptField = z.custom<string | number[] | string[] | number[][]>(
-  (value) => isString(value) || isIds(value) || isListOf(isString)(value) || isListOf(isIds)(value),
-  'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
-);
-const stop = z.custom<string | string[]>(
-  (value) => isString(value) || (Array.isArray(value) && value.length <= MAX_STOPS && value.every(isString)),
-  `must be a string or up to ${MAX_STOPS} strings`,
-);
-const stopTokenIds = z.custom<number[]>(
-  (value) => Array.isArray(value) && value.length <= MAX_ENTRIES && value.every(isId),
-  `must be at most ${MAX_ENTRIES} token ids`,
-);
+// How the description of the API shows them.
+const STRING = { type: 'string' } as const;
+const IDS = { type: 'array', items: { type: 'integer', minimum: 0 } } as const;
+
+export const promptField = z
+  .custom<string | number[] | string[] | number[][]>(
+    (value) => isString(value) || isIds(value) || isListOf(isString)(value) || isListOf(isIds)(value),
+    'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
+  )
+  .meta({
+    anyOf: [
+      STRING,
+      { type: 'array', items: STRING, minItems: 1 },
+      { ...IDS, minItems: 1 },
+      { type: 'array', items: IDS, minItems: 1 },
+    ],
+  });
+const stop = z
+  .custom<string | string[]>(
+    (value) => isString(value) || (Array.isArray(value) && value.length <= MAX_STOPS && value.every(isString)),
+    `must be a string or up to ${MAX_STOPS} strings`,
+  )
+  .meta({ anyOf: [STRING, { type: 'array', items: STRING, maxItems: MAX_STOPS }] });
+const stopTokenIds = z
+  .custom<number[]>(
+    (value) => Array.isArray(value) && value.length <= MAX_ENTRIES && value.every(isId),
+    `must be at most ${MAX_ENTRIES} token ids`,
+  )
+  .meta({ ...IDS, maxItems: MAX_ENTRIES });
 const logitBias = z
   .custom<object>(
     (value) => typeof value === 'object' && value !== null && Object.keys(value).length <= MAX_ENTRIES,

@@ -166,11 +166,13 @@ const tokenizeFields = z.object({
 /** More ids than a body of the default limit can hold. */
 const MAX_IDS = 4_000_000;
 const detokenizeFields = z.object({
-  tokens: z.custom<number[]>(
-    (value) =>
-      Array.isArray(value) && value.length <= MAX_IDS && value.every((id) => Number.isSafeInteger(id) && id >= 0),
-    'must be an array of token ids',
-  ),
+  tokens: z
+    .custom<number[]>(
+      (value) =>
+        Array.isArray(value) && value.length <= MAX_IDS && value.every((id) => Number.isSafeInteger(id) && id >= 0),
+      'must be an array of token ids',
+    )
+    .meta({ type: 'array', items: { type: 'integer', minimum: 0 } }),
 });
 
 function addTokenRoutes(app: FastifyInstance, { tokenizer, slowReaderMs, requestTimeoutMs }: LlamaCppParts): void {

@@ -23,8 +23,12 @@ export function addModelRoutes(app: FastifyInstance, { modelName, capacity }: Mo
       ...(tokens !== undefined && { max_model_len: tokens }),
     };
   };
-  app.get('/v1/models', async () => ({ object: 'list', data: [body()] }));
-  app.get<{ Params: { id: string } }>('/v1/models/:id', async ({ params }) => {
+  app.get('/v1/models', { schema: { summary: 'the served model, as a list', tags: ['OpenAI'] } }, async () => ({
+    object: 'list',
+    data: [body()],
+  }));
+  const schema = { summary: 'the served model', tags: ['OpenAI'] };
+  app.get<{ Params: { id: string } }>('/v1/models/:id', { schema }, async ({ params }) => {
     assertModel(params.id, modelName);
     return body();
   });

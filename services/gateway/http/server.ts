@@ -1,6 +1,6 @@
 /**
  * The HTTP server put together: what holds for every request (its id, who asks, how failures are worded), and the list
- * of routes. A further API is one file beside this one and one line in {@link addRoutes}.
+ * of routes. A further API is one file beside this one and one line in {@link addApi}.
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
@@ -15,6 +15,8 @@ import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
 import { addChatRoute, type ChatParts } from './chat.ts';
 import { addCompletionsRoutes, type CompletionsParts } from './completions.ts';
 import { canOutlast, continueBody, isStranger, welcome } from './connections.ts';
+import { addCors, PREFLIGHT_URL } from './cors.ts';
+import { addDocs, isDocs } from './docs.ts';
 import type { BodySchema } from './editor-body.ts';
 import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
 import { toJson } from './json.ts';
@@ -59,7 +61,7 @@ export interface ServerParts
     ProbeParts,
     RepoParts,
     TabbyParts,
-    Pick<HttpConfig, 'refusalsPerSecond'> {
+    Pick<HttpConfig, 'refusalsPerSecond' | 'corsOrigins'> {
   readonly keys: ApiKeys;
   /**
    * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed
@@ -156,11 +158,22 @@ const notFound = ({ method, url }: FastifyRequest) =>
   new ServingError('not_found', `there is no ${method} ${url.split('?')[0]}`);
 
 function addRoutes(app: FastifyInstance, parts: ServerParts): void {
-  app.addHook('onRoute', ({ method, url, config }) => {
-    const unlisted = config?.needsNoKey ? undefined : [method].flat().find((each) => !neededFor(each, url));
+  app.addHook('onRoute', (route) => {
+    const { method, url } = route;
+    if (isDocs(url) || url === PREFLIGHT_URL) route.config = { ...route.config, needsNoKey: true };
+    const unlisted = route.config?.needsNoKey ? undefined : [method].flat().find((each) => !neededFor(each, url));
     if (unlisted) throw new ServingError('internal', `access.ts does not say who may use ${unlisted} ${url}`);
   });
   const methods = collectMethods(app);
+  addCors(app, parts.corsOrigins);
+  addDocs(app);
+  // Plugins are loaded in order, so that these routes are described.
+  app.register(async (scope) => addApi(scope, parts));
+  addMethodNotAllowed(app, methods);
+}
+
+/** The routes of the API. */
+function addApi(app: FastifyInstance, parts: ServerParts): void {
   addCompletionsRoutes(app, parts);
   addChatRoute(app, parts);
   addLlamaCppRoutes(app, parts);
@@ -170,7 +183,6 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   addProbeRoutes(app, parts);
   addRepoRoutes(app, parts);
   addTabbyRoutes(app, parts);
-  addMethodNotAllowed(app, methods);
 }
 
 /** Headers that hold a key by itself: clients of Anthropic and Mistral send the first, those of Azure the second. */

@@ -1,8 +1,14 @@
 /** The settings of the HTTP side: TLS, and what a client may send and how long it may take. */
 import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
-import { file, flag, milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { file, flag, milliseconds, paths, whole } from '../../lib/process/setting-types.ts';
 import { UPLOAD_SETTINGS } from '../../lib/rag/settings.ts';
+
+/** Origins as browsers write them. `*` is not one of them: with it any web page could use a gateway without keys. */
+const origins = paths.refine(
+  (list) => list.every((origin) => URL.canParse(origin) && new URL(origin).origin === origin),
+  'must be origins such as https://ide.example.com, with commas between',
+);
 
 const UNKNOWN_FIELDS = ['refuse', 'ignore'] as const;
 
@@ -36,6 +42,9 @@ export const HTTP_SETTINGS = {
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)
     .describe('time that an upload of a repository may take, and longest silence of its indexer, in ms'),
+  corsOrigins: origins.describe(
+    'origins of web pages that may use the API (CORS), such as https://ide.example.com, with commas between; none when empty',
+  ),
   unknownFields: z
     .enum(UNKNOWN_FIELDS)
     .default('refuse')
