@@ -86,7 +86,7 @@ export interface OverlayText {
 }
 
 /** What a request says of the session that it belongs to, apart from the field `session`. */
-export interface SessionHint {
+interface SessionHint {
   /** Whether the client named a session: then a newer request takes the place of this one. */
   readonly explicit: boolean;
   readonly id?: string | undefined;

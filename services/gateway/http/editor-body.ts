@@ -81,9 +81,8 @@ function problemOf({ prompts, bestOf, sampling, maxTokens, rag }: CompletionRequ
   if (sampling.minTokens > maxTokens) {
     return refusal(['min_tokens'], `${sampling.minTokens} must be at most max_tokens = ${maxTokens}`);
   }
-  if (rag === undefined || rag.mode === 'off') return undefined;
-  if (rag.repo === '') return refusal(['rag', 'repo'], 'is required unless rag.mode is off');
-  return prompts.length > 1 ? refusal(['rag'], 'takes one prompt per request') : undefined;
+  const searches = rag !== undefined && rag.mode !== 'off';
+  return searches && prompts.length > 1 ? refusal(['rag'], 'takes one prompt per request') : undefined;
 }
 
 /** Names that the header of ignored fields has room for. */
@@ -91,7 +90,7 @@ const NAMED = 20;
 const NAME_LENGTH = 60;
 
 /** A value with the fields that a schema knows and that are not null; the names of the others go to `ignored`. */
-export function knownFields(schema: z.ZodType, value: unknown, path: string, ignored: string[]): unknown {
+function knownFields(schema: z.ZodType, value: unknown, path: string, ignored: string[]): unknown {
   const object = objectOf(schema);
   if (object === undefined || typeof value !== 'object' || value === null || Array.isArray(value)) return value;
   const given = value as Record<string, unknown>;

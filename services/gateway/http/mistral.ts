@@ -4,7 +4,17 @@ import { z } from 'zod';
 import { COMPLETION_DEFAULTS } from '../request.ts';
 import { chatWords } from './chat-answer.ts';
 import { modelField, ragField, readRag } from './completion-body.ts';
-import { AS_MANY_AS_FIT, editorBody, penalty, seed, stops, temperature, tokenLimit, topP } from './editor-body.ts';
+import {
+  AS_MANY_AS_FIT,
+  type BodyOf,
+  editorBody,
+  penalty,
+  seed,
+  stops,
+  temperature,
+  tokenLimit,
+  topP,
+} from './editor-body.ts';
 import { addEditorRoute, type EditorParts } from './editor-route.ts';
 
 /** The names under which clients know the route. */
@@ -56,7 +66,10 @@ const body = editorBody(fields, (given) => ({
 export function addMistralRoutes(app: FastifyInstance, parts: EditorParts): void {
   for (const url of URLS) {
     const summary = 'fills in the middle, as Codestral does';
+    // Plugins that know Codestral have its name built in.
+    const adapt = (request: BodyOf<typeof body>) =>
+      request.model?.startsWith('codestral') ? { ...request, model: undefined } : request;
     const words = (call: Parameters<typeof chatWords>[0]) => chatWords(call, parts, 'with the last choice');
-    addEditorRoute(app, { url, body, summary, tag: 'Mistral', words }, parts);
+    addEditorRoute(app, { url, body, summary, tag: 'Mistral', words, adapt }, parts);
   }
 }

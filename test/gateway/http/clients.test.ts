@@ -181,7 +181,7 @@ test('a client of Ollama is told in words what is wrong, and lists the model', a
 
 test('a client of Mistral and one of OpenAI are told the code of what is wrong', async () => {
   const { url } = await gateway();
-  const asked = mistral(url).fim.complete({ model: 'codestral', prompt: 'x' });
+  const asked = mistral(url).fim.complete({ model: 'mistral-large', prompt: 'x' });
   await expect(asked).rejects.toMatchObject({ statusCode: 404, body: expect.stringContaining('model_not_found') });
   const completions = openai(url).completions.create({ model: 'gpt', prompt: 'x' });
   await expect(completions).rejects.toMatchObject({ status: 404, code: 'model_not_found' });

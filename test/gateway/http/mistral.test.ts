@@ -39,7 +39,13 @@ test('a stream of Mistral has the text in deltas, and what it took in its last o
 
 test('what Mistral does not know is ignored and named, and what cannot be is refused', async () => {
   const { post } = await gateway();
-  const answer = await post({ prompt: 'x', suffix: null, max_tokens: null, safe_prompt: true });
+  const answer = await post({
+    prompt: 'x',
+    suffix: null,
+    max_tokens: null,
+    model: 'codestral-latest',
+    safe_prompt: true,
+  });
   expect([answer.statusCode, answer.headers['x-llavacode-ignored']]).toEqual([200, 'safe_prompt']);
   for (const [body, param] of [
     [{}, 'prompt'],
