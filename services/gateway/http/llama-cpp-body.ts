@@ -29,6 +29,8 @@ const MAX_EXTRA = 256;
 /** Longest name of a file. */
 const MAX_NAME = 4_096;
 const MAX_RESPONSE_FIELDS = 100;
+/** llama.cpp's number for a seed that is drawn, besides -1. */
+const RANDOM_SEED = 2 ** 32 - 1;
 
 /** Fields that both routes have. Their defaults are llama.cpp's. */
 const common = {
@@ -100,7 +102,7 @@ function requestOf(body: Common): Omit<Partial<CompletionRequest>, 'prompts'> {
       presencePenalty: body.presence_penalty,
       frequencyPenalty: body.frequency_penalty,
     },
-    seed: body.seed,
+    seed: body.seed === RANDOM_SEED ? undefined : body.seed,
     n: body.n_cmpl,
     bestOf: body.n_cmpl,
     stop: body.stop,

@@ -157,8 +157,10 @@ function addServerRoutes(app: FastifyInstance, { modelName, capacity, slots, slo
   });
 }
 
+/** UTF-16 units of a text to be tokenized, far more than a model holds: no limit of a tenant counts this work. */
+const MAX_CONTENT = 1 << 20;
 const tokenizeFields = z.object({
-  content: z.string(),
+  content: z.string().max(MAX_CONTENT),
   add_special: z.boolean().default(false).describe('whether the tokens come first that every prompt begins with'),
   parse_special: z.boolean().default(true).describe('whether names of special tokens are read as these tokens'),
   with_pieces: z.boolean().default(false).describe("whether each token's text is given, or its bytes"),
