@@ -47,6 +47,7 @@ const ONE_IMPORTER: Record<string, RegExp> = {
   fastify: /^services\/gateway\/http\//,
   protobufjs: /^services\/lib\/model\/graph\/onnx\.ts$/,
   '@vscode/tree-sitter-wasm': /^services\/lib\/rag\/encode\/grammars\.ts$/,
+  '@huggingface/jinja': /^services\/lib\/text\/chat-template\.ts$/,
   '@huggingface/tokenizers': /^services\/lib\/text\/tokenizer\.ts$/,
 };
 

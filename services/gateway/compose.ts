@@ -18,6 +18,7 @@ import { Dispatcher } from './admission/dispatcher.ts';
 import { InflightRequests, type SessionStart } from './admission/inflight.ts';
 import { NEWS_EVERY_MS, ServiceExchange } from './admission/service-exchange.ts';
 import { parseTenantWeights } from './admission/settings.ts';
+import { Acceptance } from './completion/acceptance.ts';
 import { Journey } from './completion/journey.ts';
 import { ContextFinder } from './context/context.ts';
 import { Sessions } from './context/sessions.ts';
@@ -84,13 +85,14 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
   const weights = parseTenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights?.get(tenant) ?? 1;
   const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
+  const format = choosePromptFormat(tokenizer, promptFormat, parts.eosIds);
   const closing = new AbortController();
   const shared = composeShared(config, parts, pool, weightOf, closing.signal);
   const { dispatcher, exchange, sessions, inflight, quota } = shared;
   const journey = new Journey({
     ...config,
     tokenizer,
-    format: choosePromptFormat(tokenizer, promptFormat, parts.eosIds),
+    format,
     fingerprint,
     pool,
     dispatcher,
@@ -117,6 +119,10 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     inflight,
     readiness,
     capacity: () => (pool.usable ? pool.capacity : undefined),
+    slots: () => pool.slots,
+    devices: () => pool.devices,
+    acceptance: new Acceptance(),
+    format,
     quota,
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),

@@ -56,6 +56,40 @@ export interface CompletionRequest {
   readonly session: string | undefined;
   /** Budget of the whole request, in ms; undefined takes the gateway's own. */
   readonly timeoutMs: number | undefined;
+
+  // The fields below are those of editors, whose requests name neither a repository nor a session.
+  /** Repository that was asked for without `rag`: one that is not known is answered without context. */
+  readonly repository?: string | undefined;
+  /** Remote URL of the repository that is edited, as git writes it. */
+  readonly gitUrl?: string | undefined;
+  /** Path of the file being edited, within the repository or the workspace, as the editor writes it. */
+  readonly filePath?: string | undefined;
+  /** Texts that the editor holds, newer than what is indexed; the same list in the same order gives the same prompt. */
+  readonly overlay?: readonly OverlayText[] | undefined;
+  readonly sessionHint?: SessionHint | undefined;
+  /** Language of the code, as editors name it. */
+  readonly language?: string | undefined;
+  /** Where a choice ends besides its stop strings. */
+  readonly stopAt?: 'line' | 'statement' | 'block' | undefined;
+  /** A choice ends before a line that is indented by fewer columns. */
+  readonly indent?: number | undefined;
+  /** Time that the prompt may be computed for, in ms. */
+  readonly maxPromptMs?: number | undefined;
+  /** Time from the first token after which a choice ends, once it has a line end, in ms. */
+  readonly maxPredictMs?: number | undefined;
+}
+
+/** A file, or a part of one, that an editor holds. */
+export interface OverlayText {
+  readonly path: string;
+  readonly text: string;
+}
+
+/** What a request says of the session that it belongs to, apart from the field `session`. */
+interface SessionHint {
+  /** Whether the client named a session: then a newer request takes the place of this one. */
+  readonly explicit: boolean;
+  readonly id?: string | undefined;
 }
 
 /** Values of fields that a request does not set: OpenAI's defaults, and vLLM's for fields that OpenAI does not have. */

@@ -1,6 +1,7 @@
 // Fills one cache, through its public interface, with ten times what it may hold, and says what that took.
 // Argument: the name of a cache in CACHES. Runs what lies in dist/, with --expose-gc.
 import { readFile } from 'node:fs/promises';
+import { Acceptance } from '../../dist/services/gateway/completion/acceptance.js';
 import { Sessions } from '../../dist/services/gateway/context/sessions.js';
 import { leftOutReporter } from '../../dist/services/gateway/context/left-out-rows.js';
 import { IndexCache } from '../../dist/services/lib/rag/search/index-cache.js';
@@ -114,6 +115,17 @@ const CACHES = {
       report(`tenant:${text(i, 200).replaceAll(' ', '.')}`, { id: idOf(i), reason: 'damaged', why: text(i, 200) });
     }
     return report;
+  },
+
+  /** Completions of which editors have reported everything. */
+  async acceptance() {
+    const acceptance = new Acceptance(BOUND);
+    for (let i = 0; i < 163_840; i++) {
+      const [tenant, id] = [`tenant${i % TENANTS}`, text(i, 130)];
+      acceptance.answered(tenant, id, undefined);
+      for (const event of ['view', 'dismiss']) acceptance.count(tenant, id, 0, event);
+    }
+    return acceptance;
   },
 
   /** Tenants whose usual size of a row is remembered. */

@@ -9,6 +9,7 @@ const SECONDS = Number(process.env.FUZZ_SECONDS ?? 5);
 /** Shares of the budget; a target is one call of {@link fuzz}. */
 const WEIGHTS = {
   'HTTP bodies': 4,
+  'bodies of editors': 4,
   'HTTP bytes': 2,
   'gRPC messages': 4,
   'gRPC bytes': 2,

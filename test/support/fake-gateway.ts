@@ -55,7 +55,7 @@ export interface Answer {
   error?: { message: string; type: string; param: string | null; code: string };
 }
 
-type Given = 'contextFingerprint' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'redis' | 'tls';
+type Given = 'contextFingerprint' | 'tokenizer' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'redis' | 'tls';
 
 /** Settings, and parts that the process would open. */
 export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {
@@ -98,7 +98,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     fingerprint: FINGERPRINT,
     contextFingerprint: 'contextFingerprint' in options ? options.contextFingerprint : 'context',
     hidden: 2,
-    tokenizer,
+    tokenizer: options.tokenizer ?? tokenizer,
     eosIds: [],
     retrieval,
     store,

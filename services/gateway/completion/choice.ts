@@ -45,6 +45,8 @@ export interface ChoiceDelta {
   /** One report per token of the output; undefined where the request asks for none. */
   readonly reports: readonly TokenReport[] | undefined;
   readonly finishReason: FinishReason | null;
+  /** The stop string that ended the choice; undefined where something else did, or nothing yet. */
+  readonly stopString?: string | undefined;
 }
 
 export interface ChoiceRules {
@@ -185,6 +187,7 @@ export class Choice {
       echo,
       reports: wantLogprobs ? reports : undefined,
       finishReason,
+      stopString: this.#stops.found,
     };
   }
 

@@ -7,6 +7,7 @@ import { REACH } from '../../lib/rag/search/query.ts';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
+import { toLf, usesCrlf } from '../../lib/text/line-ends.ts';
 import { PromptBuilder } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -52,6 +53,12 @@ export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder'> 
   readonly sessions: Sessions;
 }
 
+/** Prompt and suffix as the model is to read them. A prompt that is given back (`echo`) stays as it is. */
+function withModelLineEnds({ suffix, echo }: CompletionRequest, prompt: PromptInput) {
+  if (echo || typeof prompt !== 'string' || !usesCrlf(prompt, suffix ?? '')) return { prompt, suffix };
+  return { prompt: toLf(prompt), suffix: suffix === undefined ? undefined : toLf(suffix) };
+}
+
 export class Preparation {
   readonly #parts: PreparationParts;
   readonly #prompts: PromptBuilder;
@@ -75,9 +82,10 @@ export class Preparation {
     const input = request.prompts[promptIndex]!;
     const found = await this.#retrieve(request, input, scope);
     timeline.mark('retrieved');
+    const text = withModelLineEnds(request, input);
     const parts = {
-      prompt: input,
-      suffix: request.suffix,
+      prompt: text.prompt,
+      suffix: text.suffix,
       context: found?.context,
       capacity: pool.capacity,
       maxTokens: request.maxTokens,
@@ -86,6 +94,7 @@ export class Preparation {
     };
     const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
     if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
+    scope.record.promptBuilt(prompt.promptCut);
     timeline.mark('tokenized');
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
     return { request, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };

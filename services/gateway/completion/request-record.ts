@@ -50,6 +50,7 @@ export class RequestRecord {
   readonly #arrivals = new Map<string, Arrivals>();
   readonly #gaps: number[] = [];
   readonly #finishReasons: FinishReason[] = [];
+  #promptCut = false;
   #promptTokens = 0;
   #softTokens = 0;
   #cachedTokens = 0;
@@ -62,6 +63,11 @@ export class RequestRecord {
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
   get context(): ContextReport | undefined {
     return this.#context;
+  }
+
+  /** Whether something of the client's own text was left out of a prompt. */
+  get promptCut(): boolean {
+    return this.#promptCut;
   }
 
   /** How the request failed; undefined as long as it has not. */
@@ -88,6 +94,11 @@ export class RequestRecord {
 
   contextFound(report: ContextReport): void {
     this.#context = report;
+  }
+
+  /** @param cut whether something of a prompt was left out because the model does not hold all of it. */
+  promptBuilt(cut: boolean): void {
+    this.#promptCut ||= cut;
   }
 
   failed(error: ServingError): void {
@@ -177,6 +188,19 @@ export class RequestRecord {
     this.#gaps.push((atMs - arrivals.last) / 1000);
     arrivals.last = atMs;
     arrivals.tokens += delta.tokenIds.length;
+  }
+
+  /** Time that a worker computed the prompt for, in ms, as it reported it; 0 before that. */
+  get prefillMs(): number {
+    return (new Map(this.timeline.stages()).get('prefill') ?? 0) * 1000;
+  }
+
+  /** Time from the first token to the last one so far, in ms. */
+  get decodeMs(): number {
+    const arrivals = [...this.#arrivals.values()];
+    if (arrivals.length === 0) return 0;
+    const first = Math.min(...arrivals.map(({ first }) => first));
+    return Math.max(...arrivals.map(({ last }) => last)) - first;
   }
 
   get usage(): Usage {

@@ -7,6 +7,23 @@ import { ACCESS_LEVELS, type Access, type Identity } from '../tenants/api-keys.t
 
 const NEEDED: Readonly<Record<string, Access>> = {
   'POST /v1/completions': 'complete',
+  'POST /infill': 'complete',
+  'POST /completion': 'complete',
+  'POST /api/generate': 'complete',
+  'POST /api/show': 'complete',
+  'GET /api/tags': 'complete',
+  'GET /api/version': 'complete',
+  'POST /v1/fim/completions': 'complete',
+  'POST /fim/completions': 'complete',
+  'POST /v1/chat/completions': 'complete',
+  'POST /v1/engines/:engine/completions': 'complete',
+  'POST /beta/completions': 'complete',
+  'GET /v1/health': 'complete',
+  'POST /v1/health': 'complete',
+  'POST /v1/events': 'complete',
+  'POST /tokenize': 'complete',
+  'POST /detokenize': 'complete',
+  'GET /props': 'complete',
   'GET /v1/models': 'complete',
   'GET /v1/models/:id': 'complete',
   'GET /version': 'complete',
@@ -17,6 +34,7 @@ const NEEDED: Readonly<Record<string, Access>> = {
   'DELETE /v1/repos/*': 'index',
   // Figures of all tenants together, with the tenants' names.
   'GET /metrics': 'admin',
+  'GET /slots': 'admin',
 };
 
 /** The access that a route needs; undefined for one that is not listed. HEAD needs what GET needs. */

@@ -1,7 +1,7 @@
 /** Bodies of answers of `/v1/completions`, in OpenAI's shape, with the fields that this gateway adds. */
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import type { Timeline } from '../../lib/request/timeline.ts';
-import type { Choice, ChoiceDelta, Echo, TokenReport } from '../completion/choice.ts';
+import type { ChoiceDelta, Echo, TokenReport } from '../completion/choice.ts';
 import type { Usage } from '../completion/request-record.ts';
 import type { ContextReport } from '../context/context.ts';
 import type { CompletionRequest } from '../request.ts';
@@ -39,7 +39,7 @@ export function chunkBody(
   head: AnswerHead,
   request: CompletionRequest,
   delta: ChoiceDelta,
-  extras: { readonly rag?: ContextReport; readonly usage: Usage },
+  extras: { readonly rag?: ContextReport | undefined; readonly usage: Usage },
 ) {
   const usage = request.continuousUsage ? usageOf(extras.usage) : null;
   return {
@@ -58,52 +58,18 @@ export const usageBody = (head: AnswerHead, usage: Usage, timeline?: Timeline) =
   ...(timeline && { timeline }),
 });
 
-/** A choice so far. */
-type Gathered = ChoiceDelta & { tokenIds: number[]; reports: TokenReport[] | undefined };
-
-/** Gathers the deltas of a whole answer. */
-export class AnswerCollector {
-  readonly #choices = new Map<string, Gathered>();
-
-  add(delta: ChoiceDelta): void {
-    const key = `${delta.prompt}.${delta.choice}`;
-    const { tokenIds, reports, text, finishReason } = delta;
-    const before = this.#choices.get(key);
-    before?.tokenIds.push(...tokenIds);
-    before?.reports?.push(...(reports ?? []));
-    this.#choices.set(key, {
-      ...(before ?? { ...delta, tokenIds: [...tokenIds], reports: reports && [...reports] }),
-      text: (before?.text ?? '') + text,
-      finishReason,
-    });
-  }
-
-  /** @param choices prompt by prompt; the `n` with the highest mean logprob are kept of each prompt's `best_of`. */
-  body(
-    head: AnswerHead,
-    request: CompletionRequest,
-    choices: readonly (readonly Choice[])[],
-    usage: Usage,
-    rag?: ContextReport,
-  ) {
-    const kept = choices.flatMap((promptChoices, prompt) =>
-      bestOf(promptChoices, request.n).map(
-        (choice) => this.#choices.get(`${prompt}.${promptChoices.indexOf(choice)}`)!,
-      ),
-    );
-    return {
-      ...head,
-      choices: kept.map((delta, index) => choiceBody(index, request, delta)),
-      usage: usageOf(usage),
-      ...(rag && { rag: ragOf(rag) }),
-    };
-  }
-}
-
-function bestOf(choices: readonly Choice[], n: number): readonly Choice[] {
-  if (choices.length === n) return choices;
-  return choices.toSorted((a, b) => b.meanLogprob - a.meanLogprob).slice(0, n);
-}
+/** A whole answer. */
+export const wholeBody = (
+  head: AnswerHead,
+  request: CompletionRequest,
+  choices: readonly ChoiceDelta[],
+  extras: { readonly rag?: ContextReport | undefined; readonly usage: Usage },
+) => ({
+  ...head,
+  choices: choices.map((choice, index) => choiceBody(index, request, choice)),
+  usage: usageOf(extras.usage),
+  ...(extras.rag && { rag: ragOf(extras.rag) }),
+});
 
 function choiceBody(index: number, request: CompletionRequest, delta: ChoiceDelta): ChoiceBody {
   return {
@@ -147,7 +113,8 @@ function tokenName(bytes: Uint8Array): string {
   return name;
 }
 
-const usageOf = ({ promptTokens, completionTokens, cachedTokens, softTokens }: Usage) => ({
+/** The field `usage`, of OpenAI's answers and of those that follow them. */
+export const usageOf = ({ promptTokens, completionTokens, cachedTokens, softTokens }: Usage) => ({
   prompt_tokens: promptTokens,
   completion_tokens: completionTokens,
   total_tokens: promptTokens + completionTokens,
@@ -155,7 +122,7 @@ const usageOf = ({ promptTokens, completionTokens, cachedTokens, softTokens }: U
 });
 
 /** The field `rag`: the context that stood in the prompt. */
-const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
+export const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
   mode,
   chunks: chunks.map(({ path, startLine, endLine, score }) => ({
     path,

@@ -7,18 +7,24 @@ import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
 import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import { isWellFormed } from '../../lib/request/well-formed.ts';
-import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES } from '../request.ts';
+import {
+  COMPLETION_DEFAULTS,
+  type CompletionRequest,
+  type PromptInput,
+  RAG_MODES,
+  type RagRequest,
+} from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
-const MAX_SEQUENCES = 128;
+export const MAX_SEQUENCES = 128;
 /** Entries of logit_bias, and of stop_token_ids. */
 const MAX_ENTRIES = 1_024;
 /** Entries of both, times the sequences: each sequence has a copy of them, which takes 2 µs per entry. */
 const MAX_ENTRY_COPIES = 16_384;
 /** Stop strings: vLLM has no limit, and code assistants send up to a dozen. */
-const MAX_STOPS = 16;
+export const MAX_STOPS = 16;
 /** UTF-16 units of a stop string: the gateway looks for the beginning of one at every token. */
-const MAX_STOP_LENGTH = 256;
+export const MAX_STOP_LENGTH = 256;
 
 // Lists are checked up to the first wrong element: zod's own arrays report every one, which takes 10 s for millions.
 const isString = (value: unknown): value is string => typeof value === 'string';
@@ -29,18 +35,35 @@ const isListOf =
     Array.isArray(value) && value.length > 0 && value.every(is);
 const isIds = isListOf(isId);
 
-const prompt = z.custom<string | number[] | string[] | number[][]>(
-  (value) => isString(value) || isIds(value) || isListOf(isString)(value) || isListOf(isIds)(value),
-  'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
-);
-const stop = z.custom<string | string[]>(
-  (value) => isString(value) || (Array.isArray(value) && value.length <= MAX_STOPS && value.every(isString)),
-  `must be a string or up to ${MAX_STOPS} strings`,
-);
-const stopTokenIds = z.custom<number[]>(
-  (value) => Array.isArray(value) && value.length <= MAX_ENTRIES && value.every(isId),
-  `must be at most ${MAX_ENTRIES} token ids`,
-);
+// How the description of the API shows them.
+const STRING = { type: 'string' } as const;
+const IDS = { type: 'array', items: { type: 'integer', minimum: 0 } } as const;
+
+export const promptField = z
+  .custom<string | number[] | string[] | number[][]>(
+    (value) => isString(value) || isIds(value) || isListOf(isString)(value) || isListOf(isIds)(value),
+    'must be a string, an array of strings, an array of token ids or an array of arrays of token ids, not empty',
+  )
+  .meta({
+    anyOf: [
+      STRING,
+      { type: 'array', items: STRING, minItems: 1 },
+      { ...IDS, minItems: 1 },
+      { type: 'array', items: IDS, minItems: 1 },
+    ],
+  });
+const stop = z
+  .custom<string | string[]>(
+    (value) => isString(value) || (Array.isArray(value) && value.length <= MAX_STOPS && value.every(isString)),
+    `must be a string or up to ${MAX_STOPS} strings`,
+  )
+  .meta({ anyOf: [STRING, { type: 'array', items: STRING, maxItems: MAX_STOPS }] });
+const stopTokenIds = z
+  .custom<number[]>(
+    (value) => Array.isArray(value) && value.length <= MAX_ENTRIES && value.every(isId),
+    `must be at most ${MAX_ENTRIES} token ids`,
+  )
+  .meta({ ...IDS, maxItems: MAX_ENTRIES });
 const logitBias = z
   .custom<object>(
     (value) => typeof value === 'object' && value !== null && Object.keys(value).length <= MAX_ENTRIES,
@@ -50,7 +73,10 @@ const logitBias = z
 
 /** A string by which something is found again. Two that differ must stay different wherever they go. */
 const NOT_WELL_FORMED = 'must be well-formed Unicode: it holds half of a surrogate pair';
-const key = z.string().refine(isWellFormed, NOT_WELL_FORMED);
+export const key = z.string().refine(isWellFormed, NOT_WELL_FORMED);
+
+/** The name of a model. Refusals quote it. */
+export const modelField = z.string().max(1_024).refine(isWellFormed, NOT_WELL_FORMED);
 
 /** A field of which only the value that changes nothing is supported. */
 const only = <T extends boolean | number>(value: T) =>
@@ -58,10 +84,28 @@ const only = <T extends boolean | number>(value: T) =>
 
 const defaults = COMPLETION_DEFAULTS;
 
-const fields = z.strictObject({
-  // Refusals quote it.
-  model: z.string().max(1_024).refine(isWellFormed, NOT_WELL_FORMED).optional(),
-  prompt,
+/** The field `rag`, which routes of other APIs take as well. */
+export const ragField = z.strictObject({
+  repo: key.min(1).max(256).optional(),
+  mode: z.enum(RAG_MODES).default('compressed'),
+  top_k: z.int().min(1).max(100).default(10),
+  path: key.max(4096).optional(),
+  retriever: z.enum(RETRIEVERS).optional(),
+  max_text_tokens: z.int().min(1).default(512),
+});
+
+export const readRag = (rag: z.output<typeof ragField>): RagRequest => ({
+  repo: rag.repo ?? '',
+  mode: rag.mode,
+  topK: rag.top_k,
+  path: rag.path === undefined ? undefined : pathInRepo(rag.path),
+  retriever: rag.retriever,
+  maxTextTokens: rag.max_text_tokens,
+});
+
+export const completionFields = z.strictObject({
+  model: modelField.optional(),
+  prompt: promptField,
   suffix: z.string().optional(),
   max_tokens: z.int().min(0).default(defaults.maxTokens),
   temperature: z.number().min(0).max(2).default(defaults.sampling.temperature),
@@ -91,16 +135,7 @@ const fields = z.strictObject({
   return_token_ids: z.boolean().default(defaults.returnTokenIds),
   truncate_prompt_tokens: z.int().min(-1).optional(),
   add_special_tokens: z.boolean().default(defaults.addSpecialTokens),
-  rag: z
-    .strictObject({
-      repo: key.min(1).max(256).optional(),
-      mode: z.enum(RAG_MODES).default('compressed'),
-      top_k: z.int().min(1).max(100).default(10),
-      path: key.max(4096).optional(),
-      retriever: z.enum(RETRIEVERS).optional(),
-      max_text_tokens: z.int().min(1).default(512),
-    })
-    .optional(),
+  rag: ragField.optional(),
   session: key.min(1).max(256).optional(),
   timeout_ms: z.int().min(1).optional(),
   priority: z.int().default(defaults.priority),
@@ -108,6 +143,11 @@ const fields = z.strictObject({
   // Clients of OpenAI and vLLM send these; they have no effect here.
   user: key.optional(),
   request_id: key.optional(),
+  metadata: z.unknown().optional(),
+  prompt_cache_key: z.unknown().optional(),
+  safety_identifier: z.unknown().optional(),
+  service_tier: z.unknown().optional(),
+  store: z.unknown().optional(),
   skip_special_tokens: only(true),
   spaces_between_special_tokens: only(true),
   include_stop_str_in_output: only(false),
@@ -115,22 +155,24 @@ const fields = z.strictObject({
   repetition_penalty: only(1),
   length_penalty: only(1),
 });
-type Fields = z.output<typeof fields>;
+type Fields = z.output<typeof completionFields>;
 
 /** More fields than there are: a body with more has unknown ones, and the rest need not be looked at. */
 const MAX_FIELDS = 100;
 
-/** `null` means that a field is not given, as OpenAI has it. */
-function withoutNulls(body: unknown): unknown {
+/** `null` means that a field is not given, as OpenAI has it, also within a field. */
+function withoutNulls(body: unknown, maxFields = MAX_FIELDS): unknown {
   if (typeof body !== 'object' || body === null || Array.isArray(body)) return body;
-  const names = Object.keys(body).slice(0, MAX_FIELDS);
+  const names = Object.keys(body).slice(0, maxFields);
   const entries = names.map((name) => [name, (body as Record<string, unknown>)[name]] as const);
-  return Object.fromEntries(entries.filter(([, value]) => value !== null));
+  const given = entries.filter(([, value]) => value !== null);
+  // A field of too many entries is refused as such.
+  return Object.fromEntries(given.map(([name, value]) => [name, withoutNulls(value, Infinity)]));
 }
 
 /** Parses a body into a {@link CompletionRequest}. */
 export const completionBody: z.ZodType<CompletionRequest> = z
-  .preprocess(withoutNulls, fields.superRefine(checkTogether))
+  .preprocess((body) => withoutNulls(body), completionFields.superRefine(checkTogether))
   .transform(normalise);
 
 /** Rules between fields. */
@@ -143,7 +185,6 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
   if (promptList(body.prompt).length * bestOf > MAX_SEQUENCES) {
     refuse('prompt', `prompts × best_of must be at most ${MAX_SEQUENCES}`);
   }
-  if (body.max_tokens === 0 && !body.echo) refuse('max_tokens', 'must be at least 1 (0 only with echo)');
   if (body.min_tokens > body.max_tokens) {
     refuse('min_tokens', `${body.min_tokens} must be at most max_tokens = ${body.max_tokens}`);
   }
@@ -199,14 +240,7 @@ function normalise(body: Fields): CompletionRequest {
     returnTokenIds: body.return_token_ids,
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,
-    rag: body.rag && {
-      repo: body.rag.repo ?? '',
-      mode: body.rag.mode,
-      topK: body.rag.top_k,
-      path: body.rag.path === undefined ? undefined : pathInRepo(body.rag.path),
-      retriever: body.rag.retriever,
-      maxTextTokens: body.rag.max_text_tokens,
-    },
+    rag: body.rag && readRag(body.rag),
     priority: body.priority,
     cacheSalt: body.cache_salt,
     session: body.session,
@@ -222,7 +256,7 @@ function pathInRepo(path: string): string | undefined {
   return normalisePath(path) ?? normalisePath(posix.normalize(path.replaceAll('\\', '/')));
 }
 
-function promptList(prompt: Fields['prompt']): PromptInput[] {
+export function promptList(prompt: z.output<typeof promptField>): PromptInput[] {
   if (typeof prompt === 'string') return [prompt];
   return typeof prompt[0] === 'number' ? [prompt as number[]] : (prompt as PromptInput[]);
 }

@@ -12,6 +12,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify';
 import { ServingError } from '../../lib/process/errors.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { InflightRequest, InflightRequests } from '../admission/inflight.ts';
+import type { Acceptance } from '../completion/acceptance.ts';
 import type { Journey } from '../completion/journey.ts';
 import type { RequestScope } from '../completion/preparation.ts';
 import { RedactedSample } from '../completion/redacted-sample.ts';
@@ -34,6 +35,7 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly journey: Pick<Journey, 'complete'>;
   readonly inflight: InflightRequests;
   readonly quota: Pick<TenantQuota, 'reserve'>;
+  readonly acceptance: Acceptance;
 }
 
 export type CompletionHttpRequest = FastifyRequest<{ Body: CompletionRequest }>;

@@ -1,113 +1,101 @@
-/** `POST /v1/completions`, OpenAI's: one JSON answer, or a stream of events. */
-import type { OutgoingHttpHeaders, ServerResponse } from 'node:http';
-import type { FastifyInstance, FastifyReply } from 'fastify';
+/**
+ * `POST /v1/completions`, OpenAI's, and its other names: one JSON answer, or a stream of events. Tabby's completions
+ * have the same URL.
+ */
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import { z } from 'zod';
 import type { Timeline } from '../../lib/request/timeline.ts';
-import { answerBytes } from '../completion/answer-size.ts';
-import type { RequestRecord } from '../completion/request-record.ts';
-import { AnswerCollector, type AnswerHead, chunkBody, usageBody } from './completion-answer.ts';
-import { completionBody } from './completion-body.ts';
-import {
-  type CompletionCall,
-  type CompletionHttpRequest,
-  type CompletionParts,
-  completionHooks,
-  serveCompletion,
-} from './completion-call.ts';
-import { asServingError, errorBody } from './errors.ts';
-import { jsonPieces } from './json.ts';
-import { closeAfterLinger } from './limits.ts';
-import { Outlet } from './outlet.ts';
-import { EventStream } from './sse.ts';
+import type { CompletionRequest } from '../request.ts';
+import { type AnswerWords, answerWith } from './answer.ts';
+import { type AnswerHead, chunkBody, usageBody, wholeBody } from './completion-answer.ts';
+import { completionBody, completionFields } from './completion-body.ts';
+import { type CompletionCall, type CompletionParts, completionHooks, serveCompletion } from './completion-call.ts';
+import { type BodySchema, IGNORED_HEADER, ignoredHeader, ignoringUnknown, type Translated } from './editor-body.ts';
+import type { EditorParts } from './editor-route.ts';
+import { modelOrServed } from './models.ts';
+import type { HttpConfig } from './settings.ts';
+import { SSE_UNTIL_DONE } from './sse.ts';
+import { type TabbyParts, tabbyWords } from './tabby.ts';
+import { isTabby, type TabbyForm, tabbyBody } from './tabby-body.ts';
 
 /** `1` asks for the gateway's timeline of the request, in the event that carries the usage: where its time went. */
 const TIMELINE_HEADER = 'x-llavacode-timeline';
 
-/** An answer of about so many bytes, or more, is sent in pieces. */
-const LONG = 64 * 1024;
+export interface CompletionsParts
+  extends EditorParts,
+    Pick<TabbyParts, 'tokenizer'>,
+    Pick<HttpConfig, 'unknownFields'> {}
 
-export function addCompletionsRoute(app: FastifyInstance, parts: CompletionParts): void {
-  app.post('/v1/completions', {
-    ...completionHooks,
-    schema: { body: completionBody },
-    handler: (request: CompletionHttpRequest, reply) =>
-      serveCompletion(request, reply, parts, (call) => {
-        const head = answerHead(call, parts);
-        return call.request.stream ? streamed(call, head, parts, reply) : whole(call, head, parts, reply);
-      }),
-  });
-}
+/** A body of OpenAI's or of Tabby's. */
+type CompletionsBody = CompletionRequest & Partial<Translated<TabbyForm | undefined>>;
 
-const answerHead = ({ scope }: CompletionCall, { modelName, fingerprint }: CompletionParts): AnswerHead => ({
-  id: scope.id,
-  object: 'text_completion',
-  created: Math.floor(Date.now() / 1000),
-  model: modelName,
-  system_fingerprint: `fp_${fingerprint.slice(0, 12)}`,
+const lenientBody = ignoringUnknown(completionBody, completionFields);
+
+/** Reads bodies of Tabby's as well, which share the route. @param openAi reads the others. */
+const orTabby = (openAi: Pick<BodySchema<CompletionsBody>, 'safeParse'>): BodySchema<CompletionsBody> => ({
+  fields: z.union([completionFields, tabbyBody.fields]),
+  safeParse: (body) => (isTabby(body) ? tabbyBody : openAi).safeParse(body),
 });
 
-async function whole(
-  { request, record, scope }: CompletionCall,
-  head: AnswerHead,
-  { journey, slowReaderMs }: CompletionParts,
-  reply: FastifyReply,
-): Promise<unknown> {
-  const answer = new AnswerCollector();
-  const choices = await journey.complete(request, { ...scope, emit: (delta) => answer.add(delta) });
-  const { usage, context } = record;
-  const body = answer.body(head, request, choices, usage, context);
-  if (
-    request.bestOf * answerBytes(request, usage.promptTokens, 0) + answerBytes(request, 0, usage.completionTokens) <
-    LONG
-  )
-    return body;
-  await sendLong(body, reply, record, (raw) => new Outlet(raw, scope.signal, slowReaderMs));
-}
-
-/** Sends an answer in pieces. Until it is out it counts as in flight, and it ends when the request's time is over. */
-async function sendLong(
-  body: object,
-  reply: FastifyReply,
-  record: RequestRecord,
-  outletOf: (response: ServerResponse) => Outlet,
-): Promise<void> {
-  const { raw } = reply.hijack();
-  raw.writeHead(200, {
-    ...(reply.getHeaders() as OutgoingHttpHeaders),
-    'content-type': 'application/json; charset=utf-8',
+export function addCompletionsRoutes(app: FastifyInstance, parts: CompletionsParts): void {
+  const body = orTabby(parts.unknownFields === 'ignore' ? lenientBody : completionBody);
+  const summary = "completes a prompt (OpenAI's body), or fills in the middle (Tabby's, with segments)";
+  app.post('/v1/completions', {
+    ...completionHooks,
+    schema: { body, summary, tags: ['OpenAI', 'Tabby'] },
+    handler: (request: CompletionsHttpRequest, reply) => complete(request, reply, parts),
   });
-  try {
-    await outletOf(raw).sendPieces(jsonPieces(body));
-    raw.end();
-    closeAfterLinger(raw);
-  } catch (error) {
-    record.failed(asServingError(error)); // the status is out: a client sees that the answer breaks off
-    raw.destroy();
-  }
+  const lenient = { ...completionHooks, schema: { body: lenientBody, tags: ['OpenAI'] } };
+  app.post('/beta/completions', {
+    ...lenient,
+    schema: { ...lenient.schema, summary: "DeepSeek's name of /v1/completions; unknown fields are ignored" },
+    handler: (request: CompletionsHttpRequest, reply) => complete(request, reply, parts),
+  });
+  app.post('/v1/engines/:engine/completions', {
+    ...lenient,
+    schema: { ...lenient.schema, summary: 'an older name of /v1/completions; unknown fields are ignored' },
+    handler: (request: CompletionsHttpRequest, reply) => {
+      // Clients of this route have the name of an engine built in.
+      const { engine } = request.params as { engine: string };
+      const model = modelOrServed(request.body.model ?? engine, parts.modelName);
+      request.body = { ...request.body, model };
+      return complete(request, reply, parts);
+    },
+  });
 }
 
-async function streamed(
+type CompletionsHttpRequest = FastifyRequest<{ Body: CompletionsBody }>;
+
+function complete(request: CompletionsHttpRequest, reply: FastifyReply, parts: CompletionsParts): Promise<unknown> {
+  const { form, ignored = [] } = request.body;
+  if (ignored.length > 0) reply.header(IGNORED_HEADER, ignoredHeader(ignored));
+  return serveCompletion(request, reply, parts, (call) => {
+    const words = form ? tabbyWords(call, form, parts) : openAiWords(call, parts, reply);
+    return answerWith(call, words, parts, reply);
+  });
+}
+
+function openAiWords(
   { request, record, scope }: CompletionCall,
-  head: AnswerHead,
-  { journey, slowReaderMs }: CompletionParts,
+  parts: CompletionParts,
   reply: FastifyReply,
-): Promise<void> {
-  const events = new EventStream(reply, scope.signal, slowReaderMs);
-  try {
-    await journey.complete(request, {
-      ...scope,
-      emit: (delta) => {
-        const rag = events.open ? undefined : record.context;
-        return events.send(chunkBody(head, request, delta, { rag, usage: record.usage }), delta.echo !== undefined);
-      },
-    });
-    record.timeline.mark('last_token');
-    events.end(request.includeUsage ? usageBody(head, record.usage, askedTimeline(reply, record.timeline)) : undefined);
-  } catch (error) {
-    if (!events.open) throw error;
-    const failure = asServingError(error);
-    record.failed(failure);
-    events.end(errorBody(failure, reply.request.id, reply.server.tellsInside));
-  }
+): AnswerWords {
+  const head: AnswerHead = {
+    id: scope.id,
+    object: 'text_completion',
+    created: Math.floor(Date.now() / 1000),
+    model: parts.modelName,
+    system_fingerprint: `fp_${parts.fingerprint.slice(0, 12)}`,
+  };
+  return {
+    format: SSE_UNTIL_DONE,
+    whole: (choices) => wholeBody(head, request, choices, { rag: record.context, usage: record.usage }),
+    part: (delta, first) => [
+      chunkBody(head, request, delta, { rag: first ? record.context : undefined, usage: record.usage }),
+    ],
+    last: () =>
+      request.includeUsage ? usageBody(head, record.usage, askedTimeline(reply, record.timeline)) : undefined,
+  };
 }
 
 const askedTimeline = ({ request }: FastifyReply, timeline: Timeline) =>

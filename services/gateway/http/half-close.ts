@@ -6,7 +6,7 @@
  */
 import type { Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
-import { sendComment } from './sse.ts';
+import { sendFiller } from './sse.ts';
 
 /**
  * Pauses before each probe, in ms; the last one repeats. The first probe draws the reset, and the next one meets it:
@@ -47,7 +47,7 @@ export function probeClient(socket: Socket, unheard: () => ServerResponse | unde
 }
 
 function ask(socket: Socket, response: ServerResponse): void {
-  if (response.headersSent) sendComment(response);
+  if (response.headersSent) sendFiller(response);
   else if (response.req.httpVersion !== '1.0') response.writeContinue();
   else if (socket.readableEnded) socket.destroy();
 }

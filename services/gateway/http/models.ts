@@ -9,7 +9,8 @@ export interface ModelParts {
   readonly capacity: () => number | undefined;
 }
 
-const STARTED = Math.floor(Date.now() / 1000);
+/** Time at which this process began to serve, in Unix seconds. */
+export const STARTED = Math.floor(Date.now() / 1000);
 
 export function addModelRoutes(app: FastifyInstance, { modelName, capacity }: ModelParts): void {
   const body = () => {
@@ -22,8 +23,12 @@ export function addModelRoutes(app: FastifyInstance, { modelName, capacity }: Mo
       ...(tokens !== undefined && { max_model_len: tokens }),
     };
   };
-  app.get('/v1/models', async () => ({ object: 'list', data: [body()] }));
-  app.get<{ Params: { id: string } }>('/v1/models/:id', async ({ params }) => {
+  app.get('/v1/models', { schema: { summary: 'the served model, as a list', tags: ['OpenAI'] } }, async () => ({
+    object: 'list',
+    data: [body()],
+  }));
+  const schema = { summary: 'the served model', tags: ['OpenAI'] };
+  app.get<{ Params: { id: string } }>('/v1/models/:id', { schema }, async ({ params }) => {
     assertModel(params.id, modelName);
     return body();
   });
@@ -36,3 +41,10 @@ export function assertModel(asked: string, served: string): void {
     param: 'model',
   });
 }
+
+/**
+ * The model that is meant by a client that cannot be told its name, or is not expected to know it. A name that begins
+ * with the served one stays as it is: it may name a repository, too.
+ */
+export const modelOrServed = (asked: string | undefined, served: string): string | undefined =>
+  asked?.startsWith(served) ? asked : undefined;

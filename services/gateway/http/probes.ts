@@ -14,18 +14,27 @@ export interface ProbeParts {
   readonly keys: ApiKeys;
 }
 
+/** How llama.cpp says that it is not ready: its clients wait as long as they read this. */
+const LLAMA_CPP_NOT_READY = { error: { code: 503, message: 'Loading model', type: 'unavailable_error' } };
+
 export function addProbeRoutes(app: FastifyInstance, { modelName, readiness, keys }: ProbeParts): void {
-  const open = { config: { needsNoKey: true } };
-  app.get('/livez', open, async () => ({ status: 'live' }));
-  const whenReady = (status: string) => async (_: FastifyRequest, reply: FastifyReply) => {
+  const tags = ['operation'];
+  const open = (summary: string) => ({ config: { needsNoKey: true }, schema: { summary, tags } });
+  app.get('/livez', open('whether the process lives'), async () => ({ status: 'live' }));
+  const whenReady = (status: string, inOtherWords?: object) => async (_: FastifyRequest, reply: FastifyReply) => {
     const { problem } = readiness;
     if (problem === undefined) return { status };
     // The reason may name workers: where keys are needed, a client without one does not learn it. The log has it.
-    return reply.code(503).send({ status: 'not ready', ...(keys === NO_KEYS && { reason: problem }) });
+    return reply.code(503).send({ status: 'not ready', ...(keys === NO_KEYS && { reason: problem }), ...inOtherWords });
   };
-  app.get('/readyz', open, whenReady('ready'));
+  app.get('/readyz', open('whether completions are served'), whenReady('ready'));
   // The route of vLLM and llama.cpp, which load generators and charts made for those ask; `ok` is llama.cpp's word.
-  app.get('/health', open, whenReady('ok'));
-  app.get('/version', async () => ({ ...BUILD_INFO, model: modelName }));
-  app.get('/metrics', async (_, reply) => reply.type(expositionType).send(await exposition()));
+  app.get('/health', open('the same, as vLLM and llama.cpp call it'), whenReady('ok', LLAMA_CPP_NOT_READY));
+  app.get('/version', { schema: { summary: 'the version that runs', tags } }, async () => ({
+    ...BUILD_INFO,
+    model: modelName,
+  }));
+  app.get('/metrics', { schema: { summary: 'metrics for Prometheus, over all tenants', tags } }, async (_, reply) =>
+    reply.type(expositionType).send(await exposition()),
+  );
 }

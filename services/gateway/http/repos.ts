@@ -62,13 +62,24 @@ const REPO_URL = '/v1/repos/*';
 export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
   const lines: Lines = new Map();
   app.register(async (scope) => {
+    const tags = ['repositories'];
     scope.removeAllContentTypeParsers();
     // Uploads are passed on as they come.
     scope.addContentTypeParser(Object.keys(FORMATS), (_, payload, done) => done(null, payload));
-    scope.get('/v1/repos', (request, reply) => list(request, reply, parts, lines));
-    scope.get(REPO_URL, (request: RepoCall) => describe(request, parts));
-    scope.put(REPO_URL, { config: { takesUploads: true } }, (request: RepoCall, reply) => index(request, reply, parts));
-    scope.delete(REPO_URL, (request: RepoCall) => remove(request, parts));
+    scope.get('/v1/repos', { schema: { summary: 'the repositories that have an index', tags } }, (request, reply) =>
+      list(request, reply, parts, lines),
+    );
+    scope.get(REPO_URL, { schema: { summary: 'the index of a repository', tags } }, (request: RepoCall) =>
+      describe(request, parts),
+    );
+    scope.put(
+      REPO_URL,
+      { config: { takesUploads: true }, schema: { summary: 'indexes files or an archive', tags } },
+      (request: RepoCall, reply) => index(request, reply, parts),
+    );
+    scope.delete(REPO_URL, { schema: { summary: 'removes an index', tags } }, (request: RepoCall) =>
+      remove(request, parts),
+    );
   });
 }
 

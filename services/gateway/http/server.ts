@@ -1,9 +1,8 @@
 /**
  * The HTTP server put together: what holds for every request (its id, who asks, how failures are worded), and the list
- * of routes. A further API is one file beside this one and one line in {@link addRoutes}.
+ * of routes. A further API is one file beside this one and one line in {@link addApi}.
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
-import type { z } from 'zod';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
@@ -13,17 +12,24 @@ import { RefusalPace } from '../tenants/refusal-pace.ts';
 import { assertAccess, neededFor } from './access.ts';
 import { type AppOptions, createApp } from './app.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
-import type { CompletionParts } from './completion-call.ts';
-import { addCompletionsRoute } from './completions.ts';
+import { addChatRoute, type ChatParts } from './chat.ts';
+import { addCompletionsRoutes, type CompletionsParts } from './completions.ts';
 import { canOutlast, continueBody, isStranger, welcome } from './connections.ts';
+import { addCors, PREFLIGHT_URL } from './cors.ts';
+import { addDocs, isDocs } from './docs.ts';
+import type { BodySchema } from './editor-body.ts';
 import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
 import { toJson } from './json.ts';
 import { assertFewHeaders, awaitBody, closeAfterLinger } from './limits.ts';
+import { addLlamaCppRoutes, type LlamaCppParts } from './llama-cpp.ts';
 import { addMethodNotAllowed, collectMethods } from './methods.ts';
+import { addMistralRoutes } from './mistral.ts';
 import { addModelRoutes, type ModelParts } from './models.ts';
+import { addOllamaRoutes, type OllamaParts } from './ollama.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
 import type { HttpConfig } from './settings.ts';
+import { addTabbyRoutes, type TabbyParts } from './tabby.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -47,11 +53,15 @@ declare module 'fastify' {
 
 export interface ServerParts
   extends AppOptions,
-    CompletionParts,
+    ChatParts,
+    CompletionsParts,
+    LlamaCppParts,
     ModelParts,
+    OllamaParts,
     ProbeParts,
     RepoParts,
-    Pick<HttpConfig, 'refusalsPerSecond'> {
+    TabbyParts,
+    Pick<HttpConfig, 'refusalsPerSecond' | 'corsOrigins'> {
   readonly keys: ApiKeys;
   /**
    * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed
@@ -73,7 +83,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
   app.decorateRequest('identity');
   app.decorate('tellsInside', parts.keys === NO_KEYS);
   app.decorate('refusalPace', new RefusalPace(parts.refusalsPerSecond));
-  app.setValidatorCompiler<z.ZodType>(({ schema }) => (body) => {
+  app.setValidatorCompiler<BodySchema<unknown>>(({ schema }) => (body) => {
     const result = schema.safeParse(body);
     return result.success ? { value: result.data } : { error: validationError(result.error) };
   });
@@ -118,7 +128,7 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     if (url === undefined) throw notFound(request);
     if (!config.needsNoKey) {
       try {
-        request.identity = parts.keys.identify(bearerKey(request));
+        request.identity = parts.keys.identify(keyOf(request));
         welcome(request.raw);
         assertAccess(request.identity, request.method, url);
       } catch (error) {
@@ -148,21 +158,42 @@ const notFound = ({ method, url }: FastifyRequest) =>
   new ServingError('not_found', `there is no ${method} ${url.split('?')[0]}`);
 
 function addRoutes(app: FastifyInstance, parts: ServerParts): void {
-  app.addHook('onRoute', ({ method, url, config }) => {
-    const unlisted = config?.needsNoKey ? undefined : [method].flat().find((each) => !neededFor(each, url));
+  app.addHook('onRoute', (route) => {
+    const { method, url } = route;
+    if (isDocs(url) || url === PREFLIGHT_URL) route.config = { ...route.config, needsNoKey: true };
+    const unlisted = route.config?.needsNoKey ? undefined : [method].flat().find((each) => !neededFor(each, url));
     if (unlisted) throw new ServingError('internal', `access.ts does not say who may use ${unlisted} ${url}`);
   });
   const methods = collectMethods(app);
-  addCompletionsRoute(app, parts);
-  addModelRoutes(app, parts);
-  addProbeRoutes(app, parts);
-  addRepoRoutes(app, parts);
+  addCors(app, parts.corsOrigins);
+  addDocs(app);
+  // Plugins are loaded in order, so that these routes are described.
+  app.register(async (scope) => addApi(scope, parts));
   addMethodNotAllowed(app, methods);
 }
 
-/** The key of the header `authorization: Bearer <key>`; undefined where there is no such header. */
-function bearerKey({ headers }: FastifyRequest): string | undefined {
-  return /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1];
+/** The routes of the API. */
+function addApi(app: FastifyInstance, parts: ServerParts): void {
+  addCompletionsRoutes(app, parts);
+  addChatRoute(app, parts);
+  addLlamaCppRoutes(app, parts);
+  addMistralRoutes(app, parts);
+  addModelRoutes(app, parts);
+  addOllamaRoutes(app, parts);
+  addProbeRoutes(app, parts);
+  addRepoRoutes(app, parts);
+  addTabbyRoutes(app, parts);
+}
+
+/** Headers that hold a key by itself: clients of Anthropic and Mistral send the first, those of Azure the second. */
+const KEY_HEADERS = ['x-api-key', 'api-key'];
+
+/** The key of the header `authorization: Bearer <key>`, or else of another one; undefined where there is none. */
+function keyOf({ headers }: FastifyRequest): string | undefined {
+  const bearer = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1];
+  if (bearer !== undefined) return bearer;
+  const found = KEY_HEADERS.map((name) => headers[name]).find((value) => value !== undefined && value !== '');
+  return typeof found === 'string' ? found : undefined;
 }
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
@@ -181,7 +212,9 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   for (const header of LIMIT_HEADERS) if (failure.limit !== undefined) reply.header(header, failure.limit);
   reply.header('x-request-id', request.id); // the hooks of a route do not run for a URL that fits none
   const { tellsInside } = request.server;
-  const send = () => void reply.code(failure.kind.http).send(errorBody(failure, request.id, tellsInside));
+  const body = errorBody(failure, request.id, tellsInside);
+  const words = request.routeOptions.config.wordsFailure;
+  const send = () => void reply.code(failure.kind.http).send(words?.(body) ?? body);
   if (!holdMs) {
     send();
   } else {

@@ -1,7 +1,16 @@
 /** The settings of the HTTP side: TLS, and what a client may send and how long it may take. */
+import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
-import { file, milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { file, flag, milliseconds, paths, whole } from '../../lib/process/setting-types.ts';
 import { UPLOAD_SETTINGS } from '../../lib/rag/settings.ts';
+
+/** Origins as browsers write them. `*` is not one of them: with it any web page could use a gateway without keys. */
+const origins = paths.refine(
+  (list) => list.every((origin) => URL.canParse(origin) && new URL(origin).origin === origin),
+  'must be origins such as https://ide.example.com, with commas between',
+);
+
+const UNKNOWN_FIELDS = ['refuse', 'ignore'] as const;
 
 export const HTTP_SETTINGS = {
   tlsCert: file.describe("PEM file of the gateway's certificate, its chain included; plain HTTP when empty"),
@@ -34,6 +43,18 @@ export const HTTP_SETTINGS = {
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)
     .describe('time that an upload of a repository may take, and longest silence of its indexer, in ms'),
+  corsOrigins: origins.describe(
+    'origins of web pages that may use the API (CORS), such as https://ide.example.com, with commas between; none when empty',
+  ),
+  unknownFields: z
+    .enum(UNKNOWN_FIELDS)
+    .default('refuse')
+    .describe(
+      'what POST /v1/completions does with fields that it does not know: refuse or ignore (named in x-llavacode-ignored, as on the routes of editors); a value that would change the answer is refused in any case',
+    ),
+  slotsRoute: flag
+    .default(false)
+    .describe("GET /slots, llama.cpp's, says how many slots there are and are busy, over all tenants"),
   ...UPLOAD_SETTINGS,
 };
 export type HttpConfig = ConfigOf<typeof HTTP_SETTINGS>;

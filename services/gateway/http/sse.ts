@@ -1,22 +1,58 @@
-/** Server-sent events: one JSON value per event, until `[DONE]`. */
+/**
+ * Answers that are streams of JSON values: server-sent events, with or without `[DONE]` at their end, or one value per
+ * line.
+ */
 import type { OutgoingHttpHeaders, ServerResponse } from 'node:http';
 import type { FastifyReply } from 'fastify';
 import { jsonPieces, toJson } from './json.ts';
 import { closeAfterLinger } from './limits.ts';
 import { Outlet } from './outlet.ts';
 
+/** How the values of a stream are written. */
+export interface StreamFormat {
+  readonly contentType: string;
+  /** Stand around each value. */
+  readonly before: string;
+  readonly after: string;
+  /** What comes after the last value. */
+  readonly end: string;
+  /** What all clients skip between two values. */
+  readonly filler: string;
+}
+
+/** OpenAI's: server-sent events until `[DONE]`. */
+export const SSE_UNTIL_DONE: StreamFormat = {
+  contentType: 'text/event-stream; charset=utf-8',
+  before: 'data: ',
+  after: '\n\n',
+  end: 'data: [DONE]\n\n',
+  filler: ':\n\n',
+};
+/** llama.cpp's own: the last event says of itself that it is the last. */
+export const SSE: StreamFormat = { ...SSE_UNTIL_DONE, end: '' };
+/** Ollama's: a value per line. Before a value JSON may have spaces. */
+export const JSON_LINES: StreamFormat = {
+  contentType: 'application/x-ndjson',
+  before: '',
+  after: '\n',
+  end: '',
+  filler: ' ',
+};
+
 /** Streams whose events have begun. */
 const streams = new WeakMap<ServerResponse, EventStream>();
 
-/** Sends a comment, which clients skip, if the response is an open stream of events. */
-export function sendComment(response: ServerResponse): void {
+/** Sends something that clients skip, such as a comment, if the response is an open stream of events. */
+export function sendFiller(response: ServerResponse): void {
   if (response.writableEnded || response.writableNeedDrain) return;
-  if (streams.get(response)?.withinEvent === false) response.write(':\n\n');
+  const stream = streams.get(response);
+  if (stream?.withinEvent === false) response.write(stream.format.filler);
 }
 
 export class EventStream {
   readonly #reply: FastifyReply;
   readonly #outlet: Outlet;
+  readonly format: StreamFormat;
   #open = false;
   /** Settles when the event that is sent in pieces is out. */
   #long: Promise<void> | undefined;
@@ -25,8 +61,9 @@ export class EventStream {
    * @param signal ends the wait for a client that does not read its events.
    * @param slowReaderMs how long a client may take not a byte of what waits for it, in ms.
    */
-  constructor(reply: FastifyReply, signal: AbortSignal, slowReaderMs: number) {
+  constructor(reply: FastifyReply, signal: AbortSignal, slowReaderMs: number, format = SSE_UNTIL_DONE) {
     this.#reply = reply;
+    this.format = format;
     this.#outlet = new Outlet(reply.raw, signal, slowReaderMs);
   }
 
@@ -48,8 +85,8 @@ export class EventStream {
   async send(value: unknown, long = false): Promise<void> {
     while (this.#long) await this.#long;
     this.#begin();
-    if (!long) return this.#outlet.send(`data: ${toJson(value)}\n\n`);
-    const sent = this.#outlet.sendPieces(eventPieces(value));
+    if (!long) return this.#outlet.send(this.#written(value));
+    const sent = this.#outlet.sendPieces(eventPieces(value, this.format));
     this.#long = sent.then(() => {
       this.#long = undefined;
     });
@@ -57,15 +94,19 @@ export class EventStream {
     return sent;
   }
 
-  /** @param last the event before `[DONE]`. */
+  /** @param last the last value. */
   end(last?: unknown): void {
     const { raw } = this.#reply;
     // A client would take anything else for the rest of the event.
     if (this.withinEvent) return void raw.destroy();
     this.#begin();
-    if (last !== undefined) raw.write(`data: ${toJson(last)}\n\n`);
-    raw.end('data: [DONE]\n\n');
+    if (last !== undefined) raw.write(this.#written(last));
+    raw.end(this.format.end);
     closeAfterLinger(raw);
+  }
+
+  #written(value: unknown): string {
+    return `${this.format.before}${toJson(value)}${this.format.after}`;
   }
 
   #begin(): void {
@@ -76,7 +117,7 @@ export class EventStream {
     streams.set(raw, this);
     raw.writeHead(200, {
       ...(this.#reply.getHeaders() as OutgoingHttpHeaders),
-      'content-type': 'text/event-stream; charset=utf-8',
+      'content-type': this.format.contentType,
       'cache-control': 'no-cache',
       // Proxies must not gather events.
       'x-accel-buffering': 'no',
@@ -84,8 +125,8 @@ export class EventStream {
   }
 }
 
-function* eventPieces(value: unknown): Generator<string> {
-  yield 'data: ';
+function* eventPieces(value: unknown, { before, after }: StreamFormat): Generator<string> {
+  yield before;
   yield* jsonPieces(value);
-  yield '\n\n';
+  yield after;
 }

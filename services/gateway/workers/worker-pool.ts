@@ -228,6 +228,21 @@ export class WorkerPool {
     return hold.map((worker) => ({ address: worker.address, freeSlots: freeSlots(worker) }));
   }
 
+  /** Slots of the decode workers together, and how many of them sequences have. */
+  get slots(): { readonly total: number; readonly busy: number } {
+    const workers = this.#decode.usable.map((worker) => ({
+      total: worker.description?.slots ?? 0,
+      free: Math.max(freeSlots(worker), 0),
+    }));
+    const sum = (of: (worker: (typeof workers)[number]) => number) => workers.reduce((all, each) => all + of(each), 0);
+    return { total: sum(({ total }) => total), busy: sum(({ total, free }) => total - free) };
+  }
+
+  /** Devices that the decode workers compute on, by name. */
+  get devices(): readonly string[] {
+    return [...new Set(this.#decode.usable.flatMap(({ description }) => description?.device || []))];
+  }
+
   /** The prefill worker for a prompt that is to be decoded on one of `decoders`. */
   #choosePrefill(
     request: PlacementRequest,

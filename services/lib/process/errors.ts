@@ -31,11 +31,17 @@ export const ERRORS = {
     false,
     'Shorten the prompt or max_tokens, or serve with a larger --capacity.',
   ),
+  chat_unsupported: kind(
+    400,
+    'INVALID_ARGUMENT',
+    false,
+    'Use POST /v1/completions, or serve a model whose tokenizer_config.json has a chat_template.',
+  ),
   invalid_api_key: kind(
     401,
     'UNAUTHENTICATED',
     false,
-    'Send authorization: Bearer KEY, with a key of --api-keys-file.',
+    'Send authorization: Bearer KEY (or x-api-key: KEY, or api-key: KEY), with a key of --api-keys-file.',
   ),
   host_not_allowed: kind(
     403,

@@ -182,6 +182,11 @@ export const metrics = {
     'Completions that went on without context, by reason',
     ['reason'],
   ),
+  completionEvents: gateway.counter(
+    'llavacode:completion_events_total',
+    'Completions that editors have shown (view), that were taken (select) or not (dismiss), by the mode of their context',
+    ['event', 'mode'],
+  ),
   retrieved: gateway.counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
   storeCircuitOpen: gateway.gauge(
     'llavacode:store_circuit_open',

@@ -83,7 +83,7 @@ export class Detokenizer {
 export class StopStrings {
   readonly #stops: readonly string[];
   #held = '';
-  #stopped = false;
+  #found: string | undefined;
 
   constructor(stops: readonly string[]) {
     this.#stops = stops;
@@ -91,18 +91,23 @@ export class StopStrings {
 
   /** Whether a stop string was found: no text comes after it. */
   get stopped(): boolean {
-    return this.#stopped;
+    return this.#found !== undefined;
+  }
+
+  /** The stop string that was found. */
+  get found(): string | undefined {
+    return this.#found;
   }
 
   /** The part of the text that certainly comes before any stop string. */
   push(text: string): string {
-    if (this.#stopped) return '';
+    if (this.stopped) return '';
     const seen = this.#held + text;
-    const cut = this.#firstStop(seen);
-    if (cut !== undefined) {
-      this.#stopped = true;
+    const first = this.#firstStop(seen);
+    if (first !== undefined) {
+      this.#found = seen.slice(first.start, first.end);
       this.#held = '';
-      return seen.slice(0, cut);
+      return seen.slice(0, first.start);
     }
     const keep = this.#mayBegin(seen);
     this.#held = seen.slice(seen.length - keep);
@@ -116,8 +121,8 @@ export class StopStrings {
     return rest;
   }
 
-  /** The start of the stop string that ends first, and of the one that starts first if two end together. */
-  #firstStop(text: string): number | undefined {
+  /** The stop string that ends first, and the one that starts first if two end together. */
+  #firstStop(text: string): { readonly start: number; readonly end: number } | undefined {
     let best: { start: number; end: number } | undefined;
     for (const stop of this.#stops) {
       const start = text.indexOf(stop);
@@ -125,7 +130,7 @@ export class StopStrings {
       if (start < 0) continue;
       if (best === undefined || end < best.end || (end === best.end && start < best.start)) best = { start, end };
     }
-    return best?.start;
+    return best;
   }
 
   /** The length of the longest end of `text` with which a stop string begins. */

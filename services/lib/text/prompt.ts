@@ -24,6 +24,13 @@ export interface BuiltPrompt extends TokenPrompt {
   readonly contextChunks: number;
   /** Whether context was shortened or left out because the model does not hold all of it beside the prompt. */
   readonly contextCut: boolean;
+  /** Whether a part of the prompt or of the suffix was left out because the model does not hold all of it. */
+  readonly promptCut: boolean;
+}
+
+/** Noted on the way: whether anything of the client's own text was left out. */
+interface Cut {
+  happened: boolean;
 }
 
 interface SoftContext {
@@ -81,7 +88,8 @@ export class PromptBuilder {
     const uncut =
       parts.suffix === undefined && parts.truncateTo === undefined ? yield* this.#raw(parts, room) : undefined;
     const context = yield* this.#context(parts.context, this.#contextRoom(parts, room, uncut?.length));
-    const own = uncut ?? (yield* this.#cut(parts, room - context.ids.length));
+    const cut: Cut = { happened: false };
+    const own = uncut ?? (yield* this.#cut(parts, room - context.ids.length, cut));
     const ids = [...bos, ...context.ids, ...own];
     if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
     return {
@@ -89,6 +97,7 @@ export class PromptBuilder {
       soft: softTokens(context.vectors, bos.length),
       contextChunks: context.chunks,
       contextCut: context.cut,
+      promptCut: cut.happened,
     };
   }
 
@@ -136,25 +145,36 @@ export class PromptBuilder {
   }
 
   /** A prompt that is cut to the room. */
-  *#cut(parts: PromptParts, room: number): Generator<void, Ids> {
+  *#cut(parts: PromptParts, room: number, cut: Cut): Generator<void, Ids> {
     const { prompt, suffix } = parts;
-    if (suffix !== undefined) return yield* this.#fillIn(prompt, suffix, room, parts);
+    if (suffix !== undefined) return yield* this.#fillIn(prompt, suffix, room, parts, cut);
     if (room < 1) throw tooLong(parts, 'the token that every prompt begins with');
-    return typeof prompt === 'string'
-      ? yield* this.#tokenizer.tailSteps(prompt, room, 'as tokens')
-      : prompt.slice(-room);
+    // One token more than fits shows whether anything is cut.
+    const ids = typeof prompt === 'string' ? yield* this.#tokenizer.tailSteps(prompt, room + 1, 'as tokens') : prompt;
+    cut.happened = ids.length > room;
+    return ids.slice(-room);
   }
 
-  *#fillIn(prompt: PromptParts['prompt'], suffix: string, room: number, parts: PromptParts): Generator<void, Ids> {
+  *#fillIn(
+    prompt: PromptParts['prompt'],
+    suffix: string,
+    room: number,
+    parts: PromptParts,
+    cut: Cut,
+  ): Generator<void, Ids> {
     const { frame } = this.#format;
     const sides = room - (frame?.length ?? 0);
     if (sides < 1) throw tooLong(parts, 'the frame of a prompt with suffix');
     // One token more than fits shows whether anything is cut.
     const left =
       typeof prompt === 'string' ? yield* this.#tokenizer.tailSteps(prompt, sides + 1) : prompt.slice(-sides - 1);
-    if (frame === undefined) return left.length > sides ? yield* this.#cutLeft(prompt, left, sides) : left;
-    const right = yield* this.#tokenizer.headSteps(suffix, sides);
+    if (frame === undefined) {
+      cut.happened = left.length > sides;
+      return cut.happened ? yield* this.#cutLeft(prompt, left, sides) : left;
+    }
+    const right = yield* this.#tokenizer.headSteps(suffix, sides + 1);
     const [keepLeft, keepRight] = share(sides, left.length, right.length);
+    cut.happened = keepLeft < left.length || keepRight < right.length;
     const [prefixId, suffixId, middleId] = frame;
     const before = [prefixId, ...(keepLeft < left.length ? yield* this.#cutLeft(prompt, left, keepLeft) : left)];
     const after = [suffixId, ...right.slice(0, keepRight)];

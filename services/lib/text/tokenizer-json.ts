@@ -49,7 +49,18 @@ export type TokenizerJson = z.output<typeof tokenizerJson>;
 type PreTokenizerJson = z.output<typeof preTokenizer>;
 
 const tokenName = z.union([z.string(), z.looseObject({ content: z.string() }).transform((token) => token.content)]);
-const tokenizerConfig = z.looseObject({ eos_token: tokenName.nullish() });
+/** A template, or several under names, of which `default` is the one for plain chats. */
+const chatTemplate = z.union([
+  z.string(),
+  z
+    .array(z.looseObject({ name: z.string(), template: z.string() }))
+    .transform((named) => named.find(({ name }) => name === 'default')?.template),
+]);
+const tokenizerConfig = z.looseObject({
+  bos_token: tokenName.nullish(),
+  eos_token: tokenName.nullish(),
+  chat_template: chatTemplate.nullish(),
+});
 export type TokenizerConfig = z.output<typeof tokenizerConfig>;
 
 /**

@@ -57,7 +57,17 @@ const GPT2_WORDS = {
 /** Names of the token that ends a text, in case tokenizer_config.json does not name it. */
 const EOS_NAMES = ['<|endoftext|>', '<|end_of_text|>', '</s>', '<｜end▁of▁sentence｜>'];
 
+/** What a model's configuration says of chats. */
+export interface ChatForm {
+  /** A template in Jinja, as Hugging Face's; undefined where the model has none. */
+  readonly template: string | undefined;
+  /** Names of the tokens that a template may put at its beginning and its ends; '' where there is none. */
+  readonly bosToken: string;
+  readonly eosToken: string;
+}
+
 export class Tokenizer {
+  readonly chat: ChatForm;
   /** The highest id + 1. */
   readonly vocabSize: number;
   /** Ids that the tokenizer puts before every text, such as a beginning of text; mostly none. */
@@ -120,6 +130,11 @@ export class Tokenizer {
     this.#bytes = tokenBytes(json);
     this.vocabSize = this.#bytes.length;
     const eosNames = config.eos_token ? [config.eos_token, ...EOS_NAMES] : EOS_NAMES;
+    this.chat = {
+      template: config.chat_template ?? undefined,
+      bosToken: config.bos_token ?? '',
+      eosToken: config.eos_token ?? '',
+    };
     this.eosId = eosNames.map((name) => this.idOf(name)).find((id) => id !== undefined);
   }
 

@@ -20,3 +20,26 @@ test('prefill gets a fill-in-the-middle prompt, and decode the rest of the compl
   expect(workers.decodes[0]).toMatchObject({ choice: 0, maxTokens: 4, sampling: prefill!.choices![0] });
   expect(workers.decodes[0]!.kv).toMatchObject({ positions: prefill!.tokenIds!.length });
 });
+
+test('a file whose lines end in \\r\\n reaches the model with \\n, and the answer has the line ends of the file', async () => {
+  const { complete, workers } = await fakeGateway({ token: spelling('a\nb') });
+  const ask = async (eol: string, more: object = {}) => {
+    const answer = await complete({ prompt: `x = 1${eol}y = `, suffix: `${eol}z${eol}`, max_tokens: 9, ...more });
+    return [answer.choices[0]!.text, workers.prefills.at(-1)!.tokenIds] as const;
+  };
+  const [lf, lfIds] = await ask('\n');
+  const [crlf, crlfIds] = await ask('\r\n');
+  expect([lf, crlf]).toEqual(['a\nb', 'a\r\nb']);
+  expect(crlfIds).toEqual(lfIds);
+  const [echoed] = await ask('\r\n', { suffix: undefined, echo: true });
+  expect(echoed).toMatch(/^x = 1\r\ny = /);
+});
+
+test('a request of no tokens computes its prompt and decodes nothing: a warm-up', async () => {
+  const { complete, workers } = await fakeGateway({ token: spelling(TEXT) });
+  const answer = await complete({ prompt: 'def f(', suffix: ')', max_tokens: 0 });
+  expect(answer).toMatchObject({ status: 200, choices: [{ text: '', finish_reason: 'length' }] });
+  expect(answer.usage).toMatchObject({ completion_tokens: 0, prompt_tokens: workers.prefills[0]!.tokenIds!.length });
+  expect([workers.prefills[0]!.readers, workers.decodes.length]).toEqual([0, 0]);
+  await workers.idle();
+});

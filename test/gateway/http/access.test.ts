@@ -26,6 +26,24 @@ async function keysOfEachLevel(): Promise<ApiKeys> {
 
 const ROUTES: [method: 'GET' | 'HEAD' | 'POST' | 'PUT' | 'DELETE', url: string, needed: string][] = [
   ['POST', '/v1/completions', 'complete'],
+  ['POST', '/v1/chat/completions', 'complete'],
+  ['POST', '/v1/engines/x/completions', 'complete'],
+  ['POST', '/beta/completions', 'complete'],
+  ['POST', '/v1/fim/completions', 'complete'],
+  ['POST', '/fim/completions', 'complete'],
+  ['POST', '/api/generate', 'complete'],
+  ['POST', '/api/show', 'complete'],
+  ['GET', '/api/tags', 'complete'],
+  ['GET', '/api/version', 'complete'],
+  ['GET', '/v1/health', 'complete'],
+  ['POST', '/v1/health', 'complete'],
+  ['POST', '/v1/events', 'complete'],
+  ['POST', '/infill', 'complete'],
+  ['POST', '/completion', 'complete'],
+  ['POST', '/tokenize', 'complete'],
+  ['POST', '/detokenize', 'complete'],
+  ['GET', '/props', 'complete'],
+  ['GET', '/slots', 'admin'],
   ['GET', '/v1/models', 'complete'],
   ['HEAD', '/v1/models', 'complete'],
   ['GET', '/v1/models/tiny', 'complete'],
@@ -54,8 +72,9 @@ test.each(TABLE)('%s %s with a key that may %s is served from %s on', async (met
   const isAllowed = levels.indexOf(key === 'old' ? 'admin' : key) >= levels.indexOf(needed);
   expect(answer.statusCode === 403).toBe(!isAllowed);
   if (isAllowed || method === 'HEAD') return;
-  expect(answer.json().error).toMatchObject({ code: 'access_denied', type: 'invalid_request_error' });
-  expect(answer.json().error.message).toContain(`"${needed}"`);
+  const { error } = answer.json();
+  if (typeof error !== 'string') expect(error).toMatchObject({ code: 'access_denied', type: 'invalid_request_error' });
+  expect(error.message ?? error).toContain(`"${needed}"`);
 });
 
 test('a refusal for want of access comes before the body is read, and is logged', async () => {
@@ -85,4 +104,18 @@ test('a level that does not exist is refused, with those that do', async () => {
     code: 'config_invalid',
     message: expect.stringContaining('0.access must be one of complete, index, admin'),
   });
+});
+
+test('a key may stand in any header that clients use, and Bearer counts first', async () => {
+  const { app } = await fakeGateway({ token }, { keys: await keysOfEachLevel() });
+  const status = async (headers: Record<string, string>) =>
+    (await app.inject({ url: '/v1/models', headers })).statusCode;
+  for (const name of ['x-api-key', 'api-key']) {
+    expect(await status({ [name]: 'complete' })).toBe(200);
+    expect(await status({ [name]: 'wrong' })).toBe(401);
+    expect(await status({ [name]: 'wrong', ...bearer('complete') })).toBe(200);
+    expect(await status({ [name]: 'complete', ...bearer('wrong') })).toBe(401);
+  }
+  expect(await status({ 'x-api-key': '', 'api-key': 'complete' })).toBe(200);
+  expect(await status({})).toBe(401);
 });

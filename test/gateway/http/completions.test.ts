@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
-import { fakeGateway, spelling, tokenizer } from '../../support/fake-gateway.ts';
+import { MINUET, MINUET_TEMPLATE, ZED_OPENAI } from '../../support/editor-requests.ts';
+import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
 
 const TEXT = 'return self.items.pop()  # 😀 done\n\n\ndef next():';
 const tokens = tokenizer.encode(TEXT).length;
@@ -101,4 +102,46 @@ test('a stream that fails on its way ends with an error event', async () => {
   expect(chunks[1]!.error).toMatchObject({ type: 'server_error', code: 'internal' });
   expect(chunks[1]!.error!.message).not.toContain('lost');
   await workers.idle();
+});
+
+test.each([
+  ['minuet with a suffix', MINUET],
+  ['minuet with a frame of its own', MINUET_TEMPLATE],
+  ['Zed', ZED_OPENAI],
+])('a request of %s is answered by /v1/completions, as strict as it is', async (_, body) => {
+  const { app, workers } = await fakeGateway({ token: spelling(TEXT), capacity: 1_024 });
+  const answer = await app.inject({ method: 'POST', url: '/v1/completions', payload: body });
+  expect([answer.statusCode, answer.headers['x-llavacode-ignored']]).toEqual([200, undefined]);
+  const ids = workers.prefills[0]!.tokenIds!;
+  expect([ids[0], ids.at(-1)]).toEqual([idOf('<|fim_prefix|>'), idOf('<|fim_middle|>')]);
+  await workers.idle();
+});
+
+test('other names of the route ignore what they do not know, and the engine may have any name', async () => {
+  const { app } = await fakeGateway({ token: spelling(TEXT) });
+  const body = { prompt: 'x', suffix: null, max_tokens: 3, extra: { language: 'python' }, nwo: 'acme/shop' };
+  for (const url of ['/beta/completions', '/v1/engines/copilot-codex/completions', '/v1/engines/tiny/completions']) {
+    const answer = await app.inject({ method: 'POST', url, payload: body });
+    expect([answer.statusCode, answer.headers['x-llavacode-ignored']]).toEqual([200, 'extra,nwo']);
+    expect(answer.json()).toMatchObject({ object: 'text_completion', model: 'tiny' });
+  }
+});
+
+test('--unknown-fields ignore names unknown fields, and refuses only what would change the answer', async () => {
+  const strict = await fakeGateway({ token: spelling(TEXT) });
+  const lenient = await fakeGateway({ token: spelling(TEXT) }, { unknownFields: 'ignore' });
+  const body = { prompt: 'x', max_tokens: 3, cache_prompt: true, rag: { mode: 'off', k: 1 } };
+  expect(await strict.complete(body)).toMatchObject({
+    status: 400,
+    error: { message: expect.stringContaining('cache_prompt: is not a field') },
+  });
+  const taken = await lenient.complete(body);
+  expect([taken.status, taken.headers['x-llavacode-ignored']]).toEqual([200, 'cache_prompt,rag.k']);
+  for (const { complete } of [strict, lenient]) {
+    const changed = await complete({ prompt: 'x', repetition_penalty: 1.3 });
+    expect(changed).toMatchObject({ status: 400, error: { param: 'repetition_penalty' } });
+    const harmless = { metadata: { a: 'b' }, store: false, service_tier: 'auto', prompt_cache_key: 'k' };
+    expect((await complete({ prompt: 'x', max_tokens: 3, ...harmless })).status).toBe(200);
+    expect((await complete({ prompt: 'x', max_tokens: 3, rag: { mode: 'off', path: null } })).status).toBe(200);
+  }
 });

@@ -109,3 +109,35 @@ test('an idle connection whose client closes its sending side is closed', async 
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true });
   expect(await sendAndEnd(socket, '')).toBe('');
 });
+
+test('between two lines of JSON a client that has closed its sending side gets spaces, which JSON allows', async () => {
+  let proceed!: () => void;
+  const probed = new Promise<void>((resolve) => {
+    proceed = resolve;
+  });
+  const { port, workers } = await listen();
+  const { decode } = workers.decode.client;
+  workers.decode.client.decode = async function* (request, signal) {
+    await probed;
+    yield* decode(request, signal);
+  };
+  const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true });
+  const space = '1\r\n \r\n'; // a chunk of its own
+  let seen = '';
+  socket.on('data', (part) => {
+    seen += part;
+    if (seen.includes(space)) proceed();
+  });
+  const body = JSON.stringify({ model: 'tiny', prompt: 'x' });
+  const head = 'POST /api/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json';
+  const answer = await sendAndEnd(socket, `${head}\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+  const chunks = answer.slice(answer.indexOf('\r\n\r\n') + 4).split('\r\n');
+  const lines = chunks
+    .filter((_, i) => i % 2 === 1)
+    .join('')
+    .trimEnd()
+    .split('\n');
+  expect(lines.some((line) => line.startsWith(' '))).toBe(true);
+  expect(lines.map((line) => JSON.parse(line).response).join('')).toBe('return self.items');
+  await workers.idle();
+});
