@@ -3,11 +3,13 @@
  * as token ids, and its choices, which have nothing in them yet.
  */
 import { inTurns } from '../../lib/async/turns.ts';
+import { ServingError } from '../../lib/process/errors.ts';
 import { REACH } from '../../lib/rag/search/query.ts';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
-import { PromptBuilder } from '../../lib/text/prompt.ts';
+import { clientFrame } from '../../lib/text/client-frame.ts';
+import { PromptBuilder, type PromptParts } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { type ContextFinder, type FoundContext, reportWithin } from '../context/context.ts';
@@ -44,7 +46,7 @@ export interface PromptTask {
   readonly failedWorkers: Set<string>;
 }
 
-export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder'> {
+export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder' | 'suffixUnsupported'> {
   readonly tokenizer: Tokenizer;
   readonly format: PromptFormat;
   readonly pool: Pick<WorkerPool, 'capacity'>;
@@ -62,7 +64,8 @@ export class Preparation {
   }
 
   /**
-   * @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found); the signal's reason.
+   * @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found, suffix_unsupported); the
+   *   signal's reason.
    */
   async prepare(
     request: CompletionRequest,
@@ -72,12 +75,11 @@ export class Preparation {
   ): Promise<PromptTask> {
     const { tokenizer, format, pool } = this.#parts;
     const { timeline } = scope.record;
-    const input = request.prompts[promptIndex]!;
-    const found = await this.#retrieve(request, input, scope);
+    const sides = await this.#sidesOf(request, request.prompts[promptIndex]!, scope);
+    const found = await this.#retrieve(request, sides, scope);
     timeline.mark('retrieved');
     const parts = {
-      prompt: input,
-      suffix: request.suffix,
+      ...sides,
       context: found?.context,
       capacity: pool.capacity,
       maxTokens: request.maxTokens,
@@ -86,14 +88,32 @@ export class Preparation {
     };
     const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
     if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
-    timeline.mark('tokenized');
+    scope.record.prepared();
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
     return { request, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };
   }
 
+  /**
+   * The text on either side of the cursor. A prompt in which the client has framed both sides itself is taken apart,
+   * unless it is to be given back as it was sent.
+   * @throws ServingError suffix_unsupported; the signal's reason.
+   */
+  async #sidesOf({ suffix, echo }: CompletionRequest, prompt: PromptInput, { record, signal }: RequestScope) {
+    const { tokenizer, format, suffixUnsupported } = this.#parts;
+    if (suffix !== undefined || echo || typeof prompt !== 'string') {
+      if (suffix && format.frame === undefined) {
+        if (suffixUnsupported === 'refuse') throw unsupportedSuffix();
+        record.suffixLeftOut();
+      }
+      return { prompt, suffix };
+    }
+    const framed = await inTurns(clientFrame(tokenizer, format, prompt), signal);
+    return framed ? { prompt: framed.left, suffix: framed.right, head: framed.head } : { prompt, suffix };
+  }
+
   async #retrieve(
     request: CompletionRequest,
-    input: PromptInput,
+    { prompt: input, suffix = '' }: Pick<PromptParts, 'prompt' | 'suffix'>,
     scope: RequestScope,
   ): Promise<FoundContext | undefined> {
     const { rag } = request;
@@ -103,7 +123,14 @@ export class Preparation {
     const session = sessionOf(request, scope.tenant);
     const key = hashOf([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
     const settle = session === undefined ? undefined : (found: Retrieved) => sessions.settle(session, key, found);
-    const query = { rag, before, after: request.suffix ?? '', deadlineMs: scope.deadlineMs, settle };
+    const query = { rag, before, after: suffix, deadlineMs: scope.deadlineMs, settle };
     return context.find(query, scope.signal);
   }
 }
+
+const unsupportedSuffix = () =>
+  new ServingError(
+    'suffix_unsupported',
+    'suffix: the served model has no tokens for filling in the middle, so it cannot see the text after the cursor',
+    { param: 'suffix' },
+  );

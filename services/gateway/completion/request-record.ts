@@ -45,6 +45,8 @@ export class RequestRecord {
   readonly #prefillWorkers = new Set<string>();
   readonly #decodeWorkers = new Set<string>();
   #context: ContextReport | undefined;
+  #suffixLeftOut = false;
+  #onPrepared: () => void = () => {};
   #error: ServingError | undefined;
   #sample: RedactedSample | undefined;
   readonly #arrivals = new Map<string, Arrivals>();
@@ -62,6 +64,11 @@ export class RequestRecord {
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
   get context(): ContextReport | undefined {
     return this.#context;
+  }
+
+  /** `unsupported` where the model cannot fill in the middle, and the request's suffix was left out. */
+  get suffix(): 'unsupported' | undefined {
+    return this.#suffixLeftOut ? 'unsupported' : undefined;
   }
 
   /** How the request failed; undefined as long as it has not. */
@@ -88,6 +95,22 @@ export class RequestRecord {
 
   contextFound(report: ContextReport): void {
     this.#context = report;
+  }
+
+  /** The request's suffix is not in the prompt: the model cannot fill in the middle. */
+  suffixLeftOut(): void {
+    this.#suffixLeftOut = true;
+  }
+
+  /** Is told when a prompt is ready, and what stands in it is known: before anything of the answer goes out. */
+  whenPrepared(listener: () => void): void {
+    this.#onPrepared = listener;
+  }
+
+  /** A prompt is ready. */
+  prepared(): void {
+    this.timeline.mark('tokenized');
+    this.#onPrepared();
   }
 
   failed(error: ServingError): void {
@@ -210,6 +233,7 @@ export class RequestRecord {
       usage,
       finish: this.#finishReasons,
       rag,
+      suffix: this.suffix,
       timeline: this.timeline,
       sample: this.#sample,
     };

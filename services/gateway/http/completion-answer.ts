@@ -39,7 +39,7 @@ export function chunkBody(
   head: AnswerHead,
   request: CompletionRequest,
   delta: ChoiceDelta,
-  extras: { readonly rag?: ContextReport; readonly usage: Usage },
+  extras: { readonly rag?: ContextReport; readonly suffix?: 'unsupported'; readonly usage: Usage },
 ) {
   const usage = request.continuousUsage ? usageOf(extras.usage) : null;
   return {
@@ -47,6 +47,7 @@ export function chunkBody(
     choices: [choiceBody(delta.prompt * request.n + delta.choice, request, delta)],
     ...(request.includeUsage && { usage }),
     ...(extras.rag && { rag: ragOf(extras.rag) }),
+    ...(extras.suffix && { suffix: extras.suffix }),
   };
 }
 
@@ -85,6 +86,7 @@ export class AnswerCollector {
     choices: readonly (readonly Choice[])[],
     usage: Usage,
     rag?: ContextReport,
+    suffix?: 'unsupported',
   ) {
     const kept = choices.flatMap((promptChoices, prompt) =>
       bestOf(promptChoices, request.n).map(
@@ -96,6 +98,7 @@ export class AnswerCollector {
       choices: kept.map((delta, index) => choiceBody(index, request, delta)),
       usage: usageOf(usage),
       ...(rag && { rag: ragOf(rag) }),
+      ...(suffix && { suffix }),
     };
   }
 }

@@ -49,6 +49,9 @@ export interface CompletionCall {
 
 /** Budget of a request, in ms. */
 const TIMEOUT_HEADER = 'x-request-timeout-ms';
+/** Headers of answers. The second one is there only where the suffix was left out. */
+const RAG_HEADER = 'x-llavacode-rag';
+const SUFFIX_HEADER = 'x-llavacode-suffix';
 
 /** Hooks of a route whose requests {@link serveCompletion} serves. */
 export const completionHooks = {
@@ -68,6 +71,7 @@ export async function serveCompletion(
 ): Promise<unknown> {
   const record = request.record!;
   record.askedBy(request.identity.tenant, request.body.session);
+  record.whenPrepared(() => void reply.headers(reportHeaders(record)));
   const completion = withStoreKey(request.body, request.identity);
   const { rag } = completion;
   if (rag !== undefined && rag.mode !== 'off') record.asksAbout(nameOf(rag.repo));
@@ -104,6 +108,15 @@ function inflightRequest({ body, headers, identity }: CompletionHttpRequest): In
   // A hash, since the name leaves this process where gateways share their sessions.
   const session = body.session === undefined ? undefined : hashOf([tenant, body.session]);
   return { timeoutMs, session, tenant, sequences: sequencesOf(body) };
+}
+
+/** What the answer reports, for clients that look at headers: the context in the prompt, and a suffix that is not. */
+function reportHeaders({ context, suffix }: RequestRecord): Record<string, string> {
+  const degraded = context?.degraded === undefined ? '' : `; degraded=${context.degraded}`;
+  return {
+    ...(context && { [RAG_HEADER]: `${context.mode}; chunks=${context.chunks.length}${degraded}` }),
+    ...(suffix && { [SUFFIX_HEADER]: suffix }),
+  };
 }
 
 /** Names the repository as the store knows it: a name that a client gave could be another tenant's. */

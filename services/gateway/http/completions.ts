@@ -53,8 +53,8 @@ async function whole(
 ): Promise<unknown> {
   const answer = new AnswerCollector();
   const choices = await journey.complete(request, { ...scope, emit: (delta) => answer.add(delta) });
-  const { usage, context } = record;
-  const body = answer.body(head, request, choices, usage, context);
+  const { usage, context, suffix } = record;
+  const body = answer.body(head, request, choices, usage, context, suffix);
   if (
     request.bestOf * answerBytes(request, usage.promptTokens, 0) + answerBytes(request, 0, usage.completionTokens) <
     LONG
@@ -96,8 +96,9 @@ async function streamed(
     await journey.complete(request, {
       ...scope,
       emit: (delta) => {
-        const rag = events.open ? undefined : record.context;
-        return events.send(chunkBody(head, request, delta, { rag, usage: record.usage }), delta.echo !== undefined);
+        const { usage, context: rag, suffix } = record;
+        const report = events.open ? {} : { rag, suffix }; // the first event has it
+        return events.send(chunkBody(head, request, delta, { ...report, usage }), delta.echo !== undefined);
       },
     });
     record.timeline.mark('last_token');

@@ -31,6 +31,12 @@ export const ERRORS = {
     false,
     'Shorten the prompt or max_tokens, or serve with a larger --capacity.',
   ),
+  suffix_unsupported: kind(
+    400,
+    'INVALID_ARGUMENT',
+    false,
+    'Leave out suffix, serve a model that fills in the middle, or serve with --suffix-unsupported report.',
+  ),
   invalid_api_key: kind(
     401,
     'UNAUTHENTICATED',
