@@ -64,8 +64,8 @@ export class Preparation {
   }
 
   /**
-   * @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found, suffix_unsupported); the
-   *   signal's reason.
+   * @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found, suffix_unsupported);
+   *   the signal's reason.
    */
   async prepare(
     request: CompletionRequest,

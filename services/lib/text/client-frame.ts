@@ -1,7 +1,7 @@
 /**
- * Prompts that clients have put together themselves: `<|fim_prefix|>LEFT<|fim_suffix|>RIGHT<|fim_middle|>`, in a form of
- * the served model's own family. They are taken apart, so that retrieval sees the cursor, a cut leaves out what is far
- * from it, and the gateway's own order applies.
+ * Prompts that clients have put together themselves: `<|fim_prefix|>LEFT<|fim_suffix|>RIGHT<|fim_middle|>`, in a form
+ * of the served model's own family. They are taken apart, so that retrieval sees the cursor, a cut leaves out what is
+ * far from it, and the gateway's own order applies.
  */
 import type { PromptFormat } from './prompt-format.ts';
 import type { Tokenizer } from './tokenizer.ts';
@@ -17,8 +17,8 @@ export interface ClientFrame {
 }
 
 /**
- * Takes a prompt apart, in steps. undefined if it does not have a form of the model's family, or if other special tokens
- * stand within the frame: then it is a prompt as it is.
+ * Takes a prompt apart, in steps. undefined if it does not have a form of the model's family, or if other special
+ * tokens stand within the frame: then it is a prompt as it is.
  */
 export function* clientFrame(
   tokenizer: Pick<Tokenizer, 'addedTokens' | 'isSpecial'>,

@@ -37,7 +37,7 @@ export interface PromptParts {
   readonly prompt: string | readonly number[];
   /** The text after the cursor. If it is given, even as "", the model fills in the middle. */
   readonly suffix?: string;
-  /** Text before the frame, in which names are tokens. It takes at most half of the room; its beginning is cut first. */
+  /** Text before the frame, in which names are tokens. It takes at most half of the room; its beginning goes first. */
   readonly head?: string;
   readonly context?: SoftContext | TextContext;
   /** Positions that one slot holds, prompt and output together. */
