@@ -20,6 +20,7 @@ import { NEWS_EVERY_MS, ServiceExchange } from './admission/service-exchange.ts'
 import { parseTenantWeights } from './admission/settings.ts';
 import { Journey } from './completion/journey.ts';
 import { ContextFinder } from './context/context.ts';
+import { Remotes } from './context/remotes.ts';
 import { Sessions } from './context/sessions.ts';
 import { createServer } from './http/server.ts';
 import type { Tls } from './http/tls.ts';
@@ -118,6 +119,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     readiness,
     capacity: () => (pool.usable ? pool.capacity : undefined),
     quota,
+    remotes: new Remotes(parts.store, config.retrievalBudgetMs),
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
   });

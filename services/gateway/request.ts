@@ -7,8 +7,15 @@ export const RAG_MODES = ['compressed', 'text', 'off'] as const;
 export type RagMode = (typeof RAG_MODES)[number];
 
 export interface RagRequest {
-  /** The repository as the client names it; from the HTTP server on, its key in the store. */
-  readonly repo: string;
+  /**
+   * The repository as the client names it; from the HTTP server on, its key in the store. undefined where there is
+   * none: the overlay alone is context then.
+   */
+  readonly repo: string | undefined;
+  /** `rag` did not name the repository: one that is not known is answered without its context. */
+  readonly isOptional?: boolean;
+  /** Such a repository is not known, or the key may not use it. */
+  readonly isUnknown?: boolean;
   readonly mode: RagMode;
   /** Chunks to retrieve. */
   readonly topK: number;
@@ -56,6 +63,30 @@ export interface CompletionRequest {
   readonly session: string | undefined;
   /** Budget of the whole request, in ms; undefined takes the gateway's own. */
   readonly timeoutMs: number | undefined;
+
+  // The fields below are those of editors, whose requests name neither a repository nor a session.
+  /** Repository that was asked for without `rag`: one that is not known is answered without context. */
+  readonly repository?: string | undefined;
+  /** Remote URL of the repository that is edited, as git writes it. */
+  readonly gitUrl?: string | undefined;
+  /** Path of the file being edited, within the repository or the workspace, as the editor writes it. */
+  readonly filePath?: string | undefined;
+  /** Texts that the editor holds, newer than what is indexed; the same list in the same order gives the same prompt. */
+  readonly overlay?: readonly OverlayText[] | undefined;
+  readonly sessionHint?: SessionHint | undefined;
+}
+
+/** A file, or a part of one, that an editor holds. */
+export interface OverlayText {
+  readonly path: string;
+  readonly text: string;
+}
+
+/** What a request says of the session that it belongs to, apart from the field `session`. */
+export interface SessionHint {
+  /** Whether the client named a session: then a newer request takes the place of this one. */
+  readonly explicit: boolean;
+  readonly id?: string | undefined;
 }
 
 /** Values of fields that a request does not set: OpenAI's defaults, and vLLM's for fields that OpenAI does not have. */

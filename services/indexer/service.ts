@@ -55,7 +55,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
       const repo = repoKey(tenant, start.repo);
       const sources = await readUpload(body, options, signal);
       try {
-        yield* run({ repo, sources, signal }, start.requestId);
+        yield* run({ repo, sources, signal, remoteUrl: start.remoteUrl || undefined }, start.requestId);
       } finally {
         await sources.close();
       }
@@ -66,7 +66,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     }
   }
 
-  async function* run(job: Pick<IndexJob, 'repo' | 'sources' | 'signal'>, requestId: string) {
+  async function* run(job: Pick<IndexJob, 'repo' | 'sources' | 'signal' | 'remoteUrl'>, requestId: string) {
     assertRuns();
     running++;
     try {

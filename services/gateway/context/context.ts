@@ -18,6 +18,7 @@ import type { RagMode, RagRequest } from '../request.ts';
  * with less of it than was found.
  */
 export type Degradation =
+  | 'repo_not_found'
   | 'no_store'
   | 'no_projector'
   | 'store_unavailable'
@@ -87,6 +88,8 @@ export class ContextFinder {
     const { retrieval, contextFingerprint, withoutProjector, log } = this.#sources;
     let { rag } = query;
     if (rag.mode === 'off') return without(rag.mode);
+    const { repo } = rag;
+    if (repo === undefined) return without(rag.mode, rag.isUnknown ? 'repo_not_found' : undefined);
     if (rag.mode === 'compressed' && contextFingerprint === undefined) {
       if (withoutProjector === 'off') return without(rag.mode, 'no_projector');
       rag = { ...rag, mode: 'text' };
@@ -94,7 +97,7 @@ export class ContextFinder {
     if (retrieval === undefined) return without(rag.mode, 'no_store');
     const budget = new Budget(this.#sources, query.deadlineMs);
     try {
-      const { repo, path, topK, retriever } = rag;
+      const { path, topK, retriever } = rag;
       if (retriever !== undefined) budget.suit(retriever);
       const live = AbortSignal.any([signal, budget.signal]);
       const part = rag.mode === 'text' ? 'text' : 'vectors';
@@ -122,6 +125,7 @@ export class ContextFinder {
 
 /** What clients are told of failures, apart from `retrieval_failed`. */
 const DEGRADATION_OF: Partial<Record<ErrorCode, Degradation>> = {
+  repo_not_found: 'repo_not_found',
   store_unavailable: 'store_unavailable',
   index_too_large: 'index_too_large',
   // Too many indexes wait for being loaded: there is no hope that this one is there in time.
@@ -129,7 +133,8 @@ const DEGRADATION_OF: Partial<Record<ErrorCode, Degradation>> = {
 };
 
 /** Whether the client must mend it: it named a repository that is not there, or a retriever that cannot search it. */
-function isRefused({ code, param }: ServingError, { retriever }: RagRequest): boolean {
+function isRefused({ code, param }: ServingError, { retriever, isOptional }: RagRequest): boolean {
+  if (isOptional && (code === 'repo_not_found' || param === 'repo')) return false;
   if (code === 'invalid_request') return param === 'repo' || (param === 'retriever' && retriever !== undefined);
   return code === 'repo_not_found';
 }
@@ -192,7 +197,7 @@ function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): 
   };
   if (rag.mode === 'text') {
     const { path = '', maxTextTokens: maxTokens } = rag;
-    const repo = nameOf(rag.repo);
+    const repo = nameOf(rag.repo ?? '');
     return { report, context: { kind: 'text', repo, path, chunks: found.chunks, maxTokens } };
   }
   const vectors = found.chunks.map((chunk) => chunk.vector);

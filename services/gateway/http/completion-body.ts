@@ -2,12 +2,11 @@
  * The body of `POST /v1/completions`: OpenAI's fields, those that vLLM's clients send as well, and `rag`. A field that
  * is not listed is refused by name, so that a misspelt option is not silently ignored.
  */
-import { posix } from 'node:path';
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
-import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import { isWellFormed } from '../../lib/request/well-formed.ts';
 import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES } from '../request.ts';
+import { pathInRepo } from './repository.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 const MAX_SEQUENCES = 128;
@@ -159,7 +158,6 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
     refuse('logit_bias', `entries and stop_token_ids, times the sequences, must be at most ${MAX_ENTRY_COPIES}`);
   }
   const searches = body.rag !== undefined && body.rag.mode !== 'off';
-  if (searches && body.rag?.repo === undefined) refuse(['rag', 'repo'], 'is required unless rag.mode is off');
   if (searches && promptList(body.prompt).length > 1) refuse('rag', 'takes one prompt per request');
   if (body.echo && (body.suffix !== undefined || searches)) {
     refuse('echo', 'gives back the prompt as it was sent, so it cannot be combined with suffix or rag');
@@ -200,7 +198,7 @@ function normalise(body: Fields): CompletionRequest {
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,
     rag: body.rag && {
-      repo: body.rag.repo ?? '',
+      repo: body.rag.repo,
       mode: body.rag.mode,
       topK: body.rag.top_k,
       path: body.rag.path === undefined ? undefined : pathInRepo(body.rag.path),
@@ -212,14 +210,6 @@ function normalise(body: Fields): CompletionRequest {
     session: body.session,
     timeoutMs: body.timeout_ms,
   };
-}
-
-/**
- * The normal form of the path of the file being edited, with `..` resolved. undefined where the path has none, like
- * that of a file outside the repository: nothing in the index is that file.
- */
-function pathInRepo(path: string): string | undefined {
-  return normalisePath(path) ?? normalisePath(posix.normalize(path.replaceAll('\\', '/')));
 }
 
 function promptList(prompt: Fields['prompt']): PromptInput[] {

@@ -17,13 +17,14 @@ import type { RequestScope } from '../completion/preparation.ts';
 import { RedactedSample } from '../completion/redacted-sample.ts';
 import { RequestRecord } from '../completion/request-record.ts';
 import type { CompletionConfig } from '../completion/settings.ts';
+import type { Remotes } from '../context/remotes.ts';
 import { hashOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';
-import { type Identity, storeKey } from '../tenants/api-keys.ts';
 import { sequencesOf } from '../tenants/demand.ts';
 import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
 import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
+import { withoutModelRepo, withRepository, withStoreKey } from './repository.ts';
 import type { HttpConfig } from './settings.ts';
 
 export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercent'>, Pick<HttpConfig, 'slowReaderMs'> {
@@ -34,6 +35,7 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly journey: Pick<Journey, 'complete'>;
   readonly inflight: InflightRequests;
   readonly quota: Pick<TenantQuota, 'reserve'>;
+  readonly remotes: Pick<Remotes, 'find'>;
 }
 
 export type CompletionHttpRequest = FastifyRequest<{ Body: CompletionRequest }>;
@@ -72,10 +74,8 @@ export async function serveCompletion(
   const record = request.record!;
   record.askedBy(request.identity.tenant, request.body.session);
   record.whenPrepared(() => void reply.headers(reportHeaders(record)));
-  const completion = withStoreKey(request.body, request.identity);
-  const { rag } = completion;
-  if (rag !== undefined && rag.mode !== 'off') record.asksAbout(nameOf(rag.repo));
-  assertModel(completion.model ?? parts.modelName, parts.modelName);
+  const named = withStoreKey(withoutModelRepo(request.body, parts.modelName), request.identity);
+  assertModel(named.model ?? parts.modelName, parts.modelName);
   const { tenant, limits } = request.identity;
   const entering = inflightRequest(request);
   const place = parts.inflight.enter(entering);
@@ -84,10 +84,13 @@ export async function serveCompletion(
   const { signal, deadlineMs } = place;
   let reservation: Reservation | undefined;
   try {
-    reservation = await parts.quota.reserve({ tenant, limits, session: entering.session, completion });
+    reservation = await parts.quota.reserve({ tenant, limits, session: entering.session, completion: named });
     place.supersede();
     signal.throwIfAborted();
     record.timeline.mark('admitted');
+    const completion = await withRepository(request, named, parts.remotes, signal);
+    const repo = completion.rag?.repo;
+    if (repo !== undefined && completion.rag?.mode !== 'off') record.asksAbout(nameOf(repo));
     if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
     return await answer({ request: completion, record, scope });
@@ -117,13 +120,6 @@ function reportHeaders({ context, suffix }: RequestRecord): Record<string, strin
     ...(context && { [RAG_HEADER]: `${context.mode}; chunks=${context.chunks.length}${degraded}` }),
     ...(suffix && { [SUFFIX_HEADER]: suffix }),
   };
-}
-
-/** Names the repository as the store knows it: a name that a client gave could be another tenant's. */
-function withStoreKey(request: CompletionRequest, identity: Identity): CompletionRequest {
-  const { rag } = request;
-  if (rag === undefined || rag.mode === 'off') return request;
-  return { ...request, rag: { ...rag, repo: storeKey(identity, rag.repo, 'rag.repo') } };
 }
 
 /** Writes what is known about a completion when its answer has ended, in whichever way. */
