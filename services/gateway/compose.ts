@@ -20,6 +20,7 @@ import { NEWS_EVERY_MS, ServiceExchange } from './admission/service-exchange.ts'
 import { parseTenantWeights } from './admission/settings.ts';
 import { Journey } from './completion/journey.ts';
 import { ContextFinder } from './context/context.ts';
+import { Overlays } from './context/overlay.ts';
 import { Remotes } from './context/remotes.ts';
 import { Sessions } from './context/sessions.ts';
 import { createServer } from './http/server.ts';
@@ -95,7 +96,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     fingerprint,
     pool,
     dispatcher,
-    context: new ContextFinder({ ...config, ...parts }),
+    context: new ContextFinder({ ...config, ...parts, overlays: new Overlays({ ...config, ...parts }) }),
     sessions,
   });
   const readiness = new Readiness({

@@ -80,6 +80,8 @@ export interface CompletionRequest {
 export interface OverlayText {
   readonly path: string;
   readonly text: string;
+  /** It is a part of a file: what is indexed of the others of its parts still counts. */
+  readonly isPart?: boolean;
 }
 
 /** What a request says of the session that it belongs to, apart from the field `session`. */

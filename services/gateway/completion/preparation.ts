@@ -5,14 +5,13 @@
 import { inTurns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import { REACH } from '../../lib/rag/search/query.ts';
-import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import { clientFrame } from '../../lib/text/client-frame.ts';
 import { PromptBuilder, type PromptParts } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
-import { type ContextFinder, type FoundContext, reportWithin } from '../context/context.ts';
+import { type ContextFinder, type ContextQuery, type FoundContext, reportWithin } from '../context/context.ts';
 import { hashOf, type Sessions, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
 import type { WorkerPool } from '../workers/worker-pool.ts';
@@ -122,8 +121,17 @@ export class Preparation {
     const before = typeof input === 'string' ? input : tokenizer.decode(input.slice(-REACH));
     const session = sessionOf(request, scope.tenant);
     const key = hashOf([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
-    const settle = session === undefined ? undefined : (found: Retrieved) => sessions.settle(session, key, found);
-    const query = { rag, before, after: suffix, deadlineMs: scope.deadlineMs, settle };
+    const settle: ContextQuery['settle'] =
+      session === undefined ? undefined : (found, isCurrent) => sessions.settle(session, key, found, isCurrent);
+    const query = {
+      rag,
+      tenant: scope.tenant,
+      overlay: request.overlay,
+      before,
+      after: suffix,
+      deadlineMs: scope.deadlineMs,
+      settle,
+    };
     return context.find(query, scope.signal);
   }
 }

@@ -4,11 +4,11 @@
  * worker and begins the same way. So the chunks that stand first in the prompt change only when they no longer fit.
  */
 import { createHash } from 'node:crypto';
-import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
 import type { SoftTokens, TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { PlacementRequest } from '../workers/worker-pool.ts';
+import type { Found, IsCurrent } from './context.ts';
 
 /** The last prompt of a session, served by this gateway. */
 interface Served {
@@ -30,7 +30,7 @@ export interface ServedElsewhere {
 
 interface Memory {
   readonly served: Served | ServedElsewhere | undefined;
-  readonly found: { readonly key: string; readonly retrieved: Retrieved } | undefined;
+  readonly found: { readonly key: string; readonly retrieved: Found } | undefined;
 }
 
 /**
@@ -101,11 +101,12 @@ export class Sessions {
   /**
    * The chunks of the last prompt, in their order, if they still fit what was found; else what was found.
    * @param key what else must be the same: repository, mode, and so on.
+   * @param isCurrent whether a chunk of the last prompt is still what the client has.
    */
-  settle(session: string, key: string, found: Retrieved): Retrieved {
+  settle(session: string, key: string, found: Found, isCurrent: IsCurrent = () => true): Found {
     const last = this.#memories.get(session)?.found;
     if (last?.key === key && last.retrieved.indexVersion === found.indexVersion && fits(last.retrieved, found)) {
-      return last.retrieved;
+      if (last.retrieved.chunks.every(isCurrent)) return last.retrieved;
     }
     this.#keep(session, { found: { key, retrieved: found } });
     return found;
@@ -160,7 +161,7 @@ function commonBlocks(a: string, b: string): number {
   return same;
 }
 
-function fits(old: Retrieved, found: Retrieved): boolean {
+function fits(old: Found, found: Found): boolean {
   const known = new Set(old.chunks.map(({ id }) => id));
   const kept = found.chunks.filter(({ id }) => known.has(id)).length;
   return kept >= found.chunks.length * FITS && found.chunks.length > 0 === old.chunks.length > 0;

@@ -160,11 +160,12 @@ const usageOf = ({ promptTokens, completionTokens, cachedTokens, softTokens }: U
 /** The field `rag`: the context that stood in the prompt. */
 const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
   mode,
-  chunks: chunks.map(({ path, startLine, endLine, score }) => ({
+  chunks: chunks.map(({ path, startLine, endLine, score, overlay }) => ({
     path,
     start_line: startLine,
     end_line: endLine,
     score,
+    ...(overlay && { overlay }),
   })),
   index_version: indexVersion,
   degraded,

@@ -5,7 +5,15 @@
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
 import { isWellFormed } from '../../lib/request/well-formed.ts';
-import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES } from '../request.ts';
+import { MAX_OVERLAY_CHARACTERS, MAX_OVERLAY_FILES } from '../context/overlay.ts';
+import {
+  COMPLETION_DEFAULTS,
+  type CompletionRequest,
+  type OverlayText,
+  type PromptInput,
+  RAG_MODES,
+} from '../request.ts';
+
 import { pathInRepo } from './repository.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
@@ -18,6 +26,8 @@ const MAX_ENTRY_COPIES = 16_384;
 const MAX_STOPS = 16;
 /** UTF-16 units of a stop string: the gateway looks for the beginning of one at every token. */
 const MAX_STOP_LENGTH = 256;
+/** UTF-16 units of a path. */
+const MAX_PATH = 4_096;
 
 // Lists are checked up to the first wrong element: zod's own arrays report every one, which takes 10 s for millions.
 const isString = (value: unknown): value is string => typeof value === 'string';
@@ -54,6 +64,29 @@ const key = z.string().refine(isWellFormed, NOT_WELL_FORMED);
 /** A field of which only the value that changes nothing is supported. */
 const only = <T extends boolean | number>(value: T) =>
   z.literal(value, { error: `is supported only as ${value}` }).optional();
+
+/** Files that the editor holds, newer than what is indexed. Checked up to the first wrong one, as other lists are. */
+const overlayFiles = z.custom<OverlayText[]>(isOverlay, {
+  error: `must be at most ${MAX_OVERLAY_FILES} objects { path, text }, with at most ${MAX_OVERLAY_CHARACTERS} characters in all`,
+});
+
+function isOverlay(value: unknown): value is OverlayText[] {
+  if (!Array.isArray(value) || value.length > MAX_OVERLAY_FILES) return false;
+  const isFile = (file: unknown): file is OverlayText =>
+    typeof file === 'object' &&
+    file !== null &&
+    Object.keys(file).every((name) => name === 'path' || name === 'text') &&
+    isString((file as OverlayText).text) &&
+    isString((file as OverlayText).path) &&
+    (file as OverlayText).path.length <= MAX_PATH &&
+    pathInRepo((file as OverlayText).path) !== undefined;
+  let characters = 0;
+  for (const file of value) {
+    if (!isFile(file)) return false;
+    characters += file.text.length;
+  }
+  return characters <= MAX_OVERLAY_CHARACTERS;
+}
 
 const defaults = COMPLETION_DEFAULTS;
 
@@ -95,9 +128,10 @@ const fields = z.strictObject({
       repo: key.min(1).max(256).optional(),
       mode: z.enum(RAG_MODES).default('compressed'),
       top_k: z.int().min(1).max(100).default(10),
-      path: key.max(4096).optional(),
+      path: key.max(MAX_PATH).optional(),
       retriever: z.enum(RETRIEVERS).optional(),
       max_text_tokens: z.int().min(1).default(512),
+      files: overlayFiles.optional(),
     })
     .optional(),
   session: key.min(1).max(256).optional(),
@@ -205,6 +239,7 @@ function normalise(body: Fields): CompletionRequest {
       retriever: body.rag.retriever,
       maxTextTokens: body.rag.max_text_tokens,
     },
+    overlay: body.rag?.files?.map(({ path, text }) => ({ path: pathInRepo(path)!, text })),
     priority: body.priority,
     cacheSalt: body.cache_salt,
     session: body.session,

@@ -30,6 +30,8 @@ interface SoftContext {
   readonly kind: 'soft';
   /** One vector [hidden] per chunk, the best chunk first. */
   readonly vectors: readonly Float32Array[];
+  /** Chunks that have no vector, after those that have one; as far as there is room for them besides. */
+  readonly text?: TextContext | undefined;
 }
 
 export interface PromptParts {
@@ -125,7 +127,11 @@ export class PromptBuilder {
     const offered = context?.vectors ?? [];
     const vectors = offered.slice(0, Math.max(room, 0));
     const ids = vectors.map(() => this.#format.placeholder);
-    return { ids, vectors, chunks: vectors.length, cut: vectors.length < offered.length };
+    const cut = vectors.length < offered.length;
+    if (context?.text === undefined) return { ids, vectors, chunks: vectors.length, cut };
+    const text = yield* textContextSteps(this.#tokenizer, this.#format, context.text, room - vectors.length);
+    const chunks = vectors.length + text.chunks;
+    return { ids: [...ids, ...text.ids], vectors, chunks, cut: cut || text.cut };
   }
 
   /** A raw prompt that must fit. */
