@@ -21,6 +21,7 @@ import { parseTenantWeights } from './admission/settings.ts';
 import { Journey } from './completion/journey.ts';
 import { ContextFinder } from './context/context.ts';
 import { Overlays } from './context/overlay.ts';
+import { RecentPrompts } from './context/recent-prompts.ts';
 import { Remotes } from './context/remotes.ts';
 import { Sessions } from './context/sessions.ts';
 import { createServer } from './http/server.ts';
@@ -120,6 +121,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     readiness,
     capacity: () => (pool.usable ? pool.capacity : undefined),
     quota,
+    recent: new RecentPrompts(),
     remotes: new Remotes(parts.store, config.retrievalBudgetMs),
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),

@@ -74,6 +74,8 @@ export interface CompletionRequest {
   /** Texts that the editor holds, newer than what is indexed; the same list in the same order gives the same prompt. */
   readonly overlay?: readonly OverlayText[] | undefined;
   readonly sessionHint?: SessionHint | undefined;
+  /** Requests of one client that go on where its last one was, for clients that name no session. */
+  readonly series?: string | undefined;
 }
 
 /** A file, or a part of one, that an editor holds. */

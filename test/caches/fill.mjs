@@ -2,6 +2,7 @@
 // Argument: the name of a cache in CACHES. Runs what lies in dist/, with --expose-gc.
 import { readFile } from 'node:fs/promises';
 import { Overlays } from '../../dist/services/gateway/context/overlay.js';
+import { RecentPrompts } from '../../dist/services/gateway/context/recent-prompts.js';
 import { Sessions } from '../../dist/services/gateway/context/sessions.js';
 import { leftOutReporter } from '../../dist/services/gateway/context/left-out-rows.js';
 import { IndexCache } from '../../dist/services/lib/rag/search/index-cache.js';
@@ -81,6 +82,13 @@ const CACHES = {
       const overlay = await cache.of(`tenant${i % TENANTS}`, [{ path: `f${i}.py`, text: lines(i) }], never);
       await cache.vectorsOf(`tenant${i % TENANTS}`, overlay, overlay.chunks.slice(0, 64), never);
     }
+    return cache;
+  },
+
+  /** Prompts of 16,384 characters. */
+  async recentPrompts() {
+    const cache = new RecentPrompts(BOUND);
+    for (let i = 0; i < 2_560; i++) cache.seriesOf(`tenant${i % TENANTS}`, `client${i % 640}`, text(i, 16_384));
     return cache;
   },
 

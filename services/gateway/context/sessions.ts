@@ -35,12 +35,13 @@ interface Memory {
 
 /**
  * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name
- * none, those for the same file. Keys of two tenants differ, and of two salts: tenants never share KV. A key begins
- * with its tenant, who has a share of the memory.
+ * none, those for the same file, or those that go on where the last one was. Keys of two tenants differ, and of two
+ * salts: tenants never share KV. A key begins with its tenant, who has a share of the memory.
  */
-export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
+export function sessionOf({ session, series, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
   if (session !== undefined) return `${tenant}:${hashOf([tenant, cacheSalt, session])}`;
-  return rag?.path === undefined ? undefined : `${tenant}:${hashOf([tenant, cacheSalt, rag.repo, rag.path])}`;
+  if (rag?.path !== undefined) return `${tenant}:${hashOf([tenant, cacheSalt, rag.repo, rag.path])}`;
+  return series === undefined ? undefined : `${tenant}:${hashOf([tenant, cacheSalt, 'series', series])}`;
 }
 
 /**
@@ -58,6 +59,11 @@ const CHUNK_OVERHEAD_BYTES = 512;
 /** The prompt keeps its chunks while at least this share of the newly found ones stands in it already. */
 const FITS = 0.6;
 
+/** Share of a prompt that the home of its session is thought to have, where gateways do not hear of each other. */
+const HOME_SHARE = 0.5;
+
+type Affinity = Pick<PlacementRequest, 'affinityWorker' | 'affinityTokens' | 'homeOf' | 'homeTokens'>;
+
 export class Sessions {
   readonly #memories: TenantCache<Memory>;
   readonly #announce: ((served: ServedElsewhere) => void) | undefined;
@@ -71,10 +77,16 @@ export class Sessions {
     this.#announce = announce;
   }
 
-  /** The worker to prefer, if there is one, and how much of the prompt it has, unless it has evicted that since. */
-  affinity(session: string, prompt: TokenPrompt): Pick<PlacementRequest, 'affinityWorker' | 'affinityTokens'> {
+  /**
+   * The worker to prefer, if there is one, and how much of the prompt it has, unless it has evicted that since. Where
+   * nothing is known, the session's home may have some of it: other gateways send it there, too.
+   */
+  affinity(session: string, prompt: TokenPrompt): Affinity {
     const served = this.#memories.get(session)?.served;
-    if (served === undefined) return {};
+    // Gateways that hear of each other would know: then the session is new, and no detour is worth it.
+    if (served === undefined) {
+      return { homeOf: session, homeTokens: this.#announce ? 0 : Math.floor(prompt.ids.length * HOME_SHARE) };
+    }
     if ('blocks' in served) {
       const same = commonBlocks(served.blocks, blocksOf(session, prompt));
       return { affinityWorker: served.prefill, affinityTokens: same * BLOCK_TOKENS };

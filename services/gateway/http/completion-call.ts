@@ -17,6 +17,7 @@ import type { RequestScope } from '../completion/preparation.ts';
 import { RedactedSample } from '../completion/redacted-sample.ts';
 import { RequestRecord } from '../completion/request-record.ts';
 import type { CompletionConfig } from '../completion/settings.ts';
+import type { RecentPrompts } from '../context/recent-prompts.ts';
 import type { Remotes } from '../context/remotes.ts';
 import { hashOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';
@@ -25,6 +26,7 @@ import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
 import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
 import { withoutModelRepo, withRepository, withStoreKey } from './repository.ts';
+import { withSession } from './session.ts';
 import type { HttpConfig } from './settings.ts';
 
 export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercent'>, Pick<HttpConfig, 'slowReaderMs'> {
@@ -36,6 +38,7 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly inflight: InflightRequests;
   readonly quota: Pick<TenantQuota, 'reserve'>;
   readonly remotes: Pick<Remotes, 'find'>;
+  readonly recent: Pick<RecentPrompts, 'seriesOf'>;
 }
 
 export type CompletionHttpRequest = FastifyRequest<{ Body: CompletionRequest }>;
@@ -72,12 +75,13 @@ export async function serveCompletion(
   answer: (call: CompletionCall) => Promise<unknown>,
 ): Promise<unknown> {
   const record = request.record!;
-  record.askedBy(request.identity.tenant, request.body.session);
   record.whenPrepared(() => void reply.headers(reportHeaders(record)));
-  const named = withStoreKey(withoutModelRepo(request.body, parts.modelName), request.identity);
+  const asked = withSession(request, request.body, parts.recent);
+  record.askedBy(request.identity.tenant, asked.session);
+  const named = withStoreKey(withoutModelRepo(asked, parts.modelName), request.identity);
   assertModel(named.model ?? parts.modelName, parts.modelName);
   const { tenant, limits } = request.identity;
-  const entering = inflightRequest(request);
+  const entering = inflightRequest(request, asked);
   const place = parts.inflight.enter(entering);
   // A connection closes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => place.abort(clientGone()));
@@ -101,7 +105,7 @@ export async function serveCompletion(
 }
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */
-function inflightRequest({ body, headers, identity }: CompletionHttpRequest): InflightRequest {
+function inflightRequest({ headers, identity }: CompletionHttpRequest, body: CompletionRequest): InflightRequest {
   const header = headers[TIMEOUT_HEADER];
   if (header !== undefined && !/^[1-9]\d{0,9}$/.test(String(header))) {
     throw new ServingError('invalid_request', `${TIMEOUT_HEADER}: ${header} is not a number of milliseconds`);
