@@ -132,7 +132,7 @@ test('a message that is neither start nor data is refused as such', async () => 
   });
 });
 
-test('chunks that are not indexed are encoded as those of an index are, in the order in which they are sent', async () => {
+test('chunks that are not indexed are encoded as those of an index are, in their order', async () => {
   const { client } = await fakeIndexer();
   const chunks = ['a = 1', 'bb = 22'].map((text) => ({ path: 'a.py', text }));
   const { fingerprint, vectors } = await client.encode({ chunks }, AbortSignal.timeout(60_000));
@@ -140,7 +140,7 @@ test('chunks that are not indexed are encoded as those of an index are, in the o
   expect(decodeHalves(vectors)).toEqual(Float32Array.of(5, 1, 7, 1));
 });
 
-test('a call of Encode that is too large is refused by its limit, and too many at a time are told to come again', async () => {
+test('a call of Encode that is too large is refused, and too many at a time are told to come again', async () => {
   const indexer = await fakeIndexer();
   const encode = (texts: string[]) =>
     indexer.client.encode({ chunks: texts.map((text) => ({ path: 'a.py', text })) }, AbortSignal.timeout(60_000));

@@ -24,7 +24,7 @@ async function complete(body: object) {
   return { text: choices[0]!.text, tokens, computed: tokens - details.cached_tokens };
 }
 
-test('three equal prompts in flight are computed once, and have equal answers; so does the next keystroke', async () => {
+test('three equal prompts in flight are computed once, and the next keystroke reuses them', async () => {
   const body = { prompt: `${CODE}result = `, suffix: '\nreturn result\n' };
   const answers = await Promise.all([complete(body), complete(body), complete(body)]);
   expect(new Set(answers.map(({ text }) => text)).size).toBe(1);

@@ -21,7 +21,8 @@ export const COMPLETION_SETTINGS = {
     .enum(['report', 'refuse'])
     .default('report')
     .describe(
-      'what a request with suffix gets from a model that cannot fill in the middle: report (a completion of the prompt alone, which says so) or refuse (400)',
+      'what a request with suffix gets from a model that cannot fill in the middle: report (a completion of the ' +
+        'prompt alone, which says so) or refuse (400)',
     ),
   maxReplays: whole(0)
     .default(3)

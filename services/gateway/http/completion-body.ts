@@ -67,7 +67,9 @@ const only = <T extends boolean | number>(value: T) =>
 
 /** Files that the editor holds, newer than what is indexed. Checked up to the first wrong one, as other lists are. */
 const overlayFiles = z.custom<OverlayText[]>(isOverlay, {
-  error: `must be at most ${MAX_OVERLAY_FILES} objects { path, text }, with at most ${MAX_OVERLAY_CHARACTERS} characters in all`,
+  error:
+    `must be at most ${MAX_OVERLAY_FILES} objects { path, text }, the paths within the repository, ` +
+    `with at most ${MAX_OVERLAY_CHARACTERS} characters of text in all`,
 });
 
 function isOverlay(value: unknown): value is OverlayText[] {

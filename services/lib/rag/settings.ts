@@ -61,7 +61,8 @@ export const SEARCH_SETTINGS = {
   overlayBudgetMs: milliseconds(0)
     .default(50)
     .describe(
-      'time that a completion waits until parts of the files that its editor holds are encoded, in ms; what is not encoded by then stands in the prompt as text',
+      'time that a completion waits until parts of the files that its editor holds are encoded, in ms; what is not ' +
+        'encoded by then stands in the prompt as text',
     ),
   withoutProjector: z
     .enum(['text', 'off'])

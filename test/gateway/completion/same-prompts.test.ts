@@ -40,7 +40,7 @@ test('a prompt that differs, has another salt or other soft tokens, or is short,
   for (let i = 0; i < 2; i++) await same.enter(prompt(1, 63), 'a', signal);
 });
 
-test('when the first of the same prompts ends before it is computed, the next one is computed, and the others wait for it', async () => {
+test('when the first of equal prompts ends before it is computed, the next one takes its place', async () => {
   const same = new SamePrompts();
   const first = await same.enter(prompt(1), 'a', signal);
   const [second, third] = [entering(same, prompt(1)), entering(same, prompt(1))];
@@ -63,7 +63,7 @@ test('a request that is given up does not wait for the same prompt', async () =>
   await expect(place).rejects.toThrow('gone');
 });
 
-test('a request waits for the same prompt in flight and no other one, and is computed if that one is given up', async () => {
+test('a request waits for the same prompt in flight, and is computed if that one is given up', async () => {
   const gateway = await fakeGateway({ token: spelling('ab'), holdAt: 'before first', capacity: 4096 });
   const { workers } = gateway;
   const body = { prompt: Array(200).fill(65), max_tokens: 2 };

@@ -201,7 +201,7 @@ test('what is not encoded in time stands behind the soft tokens as text, within 
   expect(pathsOf(whole.rag).sort()).toEqual(['a.py text', 'b.py']);
 });
 
-test('the same files in the same order give the same prompt, bytes and all, whether or not encoding has caught up', async () => {
+test('the same files in the same order give the same prompt, whether or not encoding has caught up', async () => {
   const { complete, workers, indexer } = await start({ overlayBudgetMs: 0 });
   const rag = {
     repo: 'shop',
@@ -237,7 +237,7 @@ test('in a session the chunks of an overlay stay in their order, until one of th
   expect(sent).not.toContain('b.py');
 });
 
-test('tenants never share an overlay: what one has sent is encoded again for another, and stands in no prompt of it', async () => {
+test('tenants never share an overlay: it is encoded for each, and stands in no prompt of another', async () => {
   const keys = await keysOf([keyEntry('a', 'default'), keyEntry('b', 'acme')]);
   const { app, indexer, workers } = await start({ keys });
   const ask = async (key: string, rag: object, session = 's') => {

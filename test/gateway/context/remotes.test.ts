@@ -30,7 +30,7 @@ test('a remote URL finds no repository of another tenant, and none that the key 
   expect(await acme(() => false)).toBeUndefined();
 });
 
-test('the store is asked again when a URL is not known, after two seconds, and for one that is known, after thirty', async () => {
+test('the store is asked again after two seconds for an unknown URL, and after thirty for a known one', async () => {
   const store = storeOf({ a: 'example.com/acme/a' });
   let nowMs = 0;
   const remotes = new Remotes(store, 60_000, () => nowMs);
@@ -48,7 +48,7 @@ test('the store is asked again when a URL is not known, after two seconds, and f
   expect(looks()).toBe(3);
 });
 
-test('a store that does not tell in time costs the repository, and what it tells later counts for later requests', async () => {
+test('a store that is late costs the repository, and what it tells counts for later requests', async () => {
   const store = storeOf({ a: 'example.com/acme/a' });
   let answer!: () => void;
   const held = new Promise<void>((resolve) => {

@@ -142,7 +142,7 @@ test('after ten times as many sessions as there is memory for, no more than the 
   expect(known).toHaveLength(50);
 });
 
-test('a session of which nothing is known has a home, which may have half of its prompt if gateways do not hear of each other', () => {
+test('a session of which nothing is known has a home, which counts if gateways do not hear of each other', () => {
   expect(new Sessions().affinity('s', prompt([1, 2, 3, 4]))).toEqual({ homeOf: 's', homeTokens: 2 });
   const sharing = new Sessions(undefined, () => {});
   expect(sharing.affinity('s', prompt([1, 2, 3, 4]))).toEqual({ homeOf: 's', homeTokens: 0 });

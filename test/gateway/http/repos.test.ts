@@ -632,7 +632,7 @@ describe('a list of 5,000 repositories in a slow store', () => {
   });
 });
 
-test('an index remembers the remote URL of its checkout, without user and password, until it is told another one', async () => {
+test('an index remembers the remote URL of its checkout, without a password, until it is told another', async () => {
   const { put, ask, store } = await start();
   const remote = async () => (await ask('GET', '/v1/repos/shop')).body.remote;
   await put('/v1/repos/shop', files(FILES));

@@ -92,7 +92,7 @@ test('of several repositories the first counts: rag, the URL, the header, the mo
   expect(asked).toHaveLength(5);
 });
 
-test('a repository that is not known is 404 in rag; elsewhere it costs the context, and the answer says so', async () => {
+test('a repository that is not known is 404 in rag, and elsewhere costs the context, as the answer says', async () => {
   const { post, stream } = await start();
   expect(await post('/v1/completions', { rag: { repo: 'gone' } })).toMatchObject({
     status: 404,
@@ -108,7 +108,7 @@ test('a repository that is not known is 404 in rag; elsewhere it costs the conte
   expect(first!.rag).toMatchObject({ degraded: 'repo_not_found' });
 });
 
-test('a key gets no context of a repository that it may not use, and is told what it is told of one that is not there', async () => {
+test('a repository that a key may not use is, for that key, one that is not there', async () => {
   const keys = await keysOf([
     keyEntry('a', 'default', { repos: ['owner/name'], default_repo: 'owner/name' }),
     keyEntry('b', 'other', { default_repo: 'shop' }),
@@ -123,7 +123,7 @@ test('a key gets no context of a repository that it may not use, and is told wha
   expect(asked).toEqual(['owner/name', 'other:shop']);
 });
 
-test('rag needs a repository from somewhere, and requests for several prompts or an echo get no context by themselves', async () => {
+test('rag needs a repository from somewhere; several prompts, or an echo, get no context by themselves', async () => {
   const { post, asked } = await start(await keysOf([keyEntry('k', 'a'), keyEntry('d', 'a', { default_repo: 'shop' })]));
   const refused = await post('/v1/completions', { rag: { top_k: 3 } }, bearer('k'));
   expect(refused).toMatchObject({ status: 400, body: { error: { param: 'rag.repo' } } });

@@ -61,7 +61,7 @@ test('without a session, requests of one client and one prompt are a series, tho
   expect(seriesOf({ prompts: [[...ids, 1]] }).key).toBe(seriesOf({ prompts: [ids] }).key);
 });
 
-test('a request with the session of the header ends the one before; requests of a series do not end each other', async () => {
+test('a request ends the one before of its session, and none of its series', async () => {
   const gateway = await fakeGateway({ token, holdAt: 'in decode', capacity: 4096 });
   const ask = (headers: Record<string, string>, prompt: string) =>
     gateway.app.inject({
@@ -80,7 +80,7 @@ test('a request with the session of the header ends the one before; requests of 
   }
 });
 
-test('tenants never share a session: neither named alike nor by prompts that are alike does one end or find the other', async () => {
+test('tenants never share a session, whether it is named alike or their prompts are alike', async () => {
   const keys = await keysOf([keyEntry('a', 'a'), keyEntry('b', 'b')]);
   const morePrefill = ['127.0.0.1:11', '127.0.0.1:12', '127.0.0.1:13'];
   const gateway = await fakeGateway({ token, capacity: 4096 }, { keys, morePrefill });

@@ -154,7 +154,7 @@ test('a worker with a free slot is chosen before a less loaded one where a seque
   expect(workers.place({ promptTokens: 4, continues: true, positions: 8 })!.decode!.address).toBe('d2');
 });
 
-test('two gateways that do not hear of each other give a session the same worker, and few sessions move when one goes', async () => {
+test('two gateways give a session the same home, and a worker that goes moves its own sessions alone', async () => {
   const all = ['p1', 'p2', 'p3'];
   const homes = async (prefill: string[]) => {
     const { workers } = fakePool({ p1: {}, p2: {}, p3: {}, d: { slots: 9 } }, prefill, ['d']);
@@ -172,7 +172,7 @@ test('two gateways that do not hear of each other give a session the same worker
   expect(fewer.filter((home, i) => one[i] !== 'p2' && home !== one[i])).toEqual([]);
 });
 
-test('the home of a session gives way to a worker with so much less to do that its cache could not make up for it', async () => {
+test('the home of a session gives way to a worker that has less to do than its cache saves', async () => {
   const { workers, take } = fakePool({ p1: {}, p2: {}, d: { slots: 9 } }, ['p1', 'p2'], ['d']);
   await workers.refresh();
   const place = (homeOf: string, homeTokens: number) => {
