@@ -1,5 +1,8 @@
 /** The repository of requests that do not name one in `rag`. */
+import type { FastifyRequest } from 'fastify';
 import { expect, test } from 'vitest';
+import { withRepository } from '../../../services/gateway/http/repository.ts';
+import { COMPLETION_DEFAULTS } from '../../../services/gateway/request.ts';
 import type { ApiKeys } from '../../../services/gateway/tenants/api-keys.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { bearer, keyEntry, keysOf } from '../../support/api-keys.ts';
@@ -134,4 +137,22 @@ test('rag needs a repository from somewhere; several prompts, or an echo, get no
     expect(answer.body.rag).toBeUndefined();
   }
   expect(asked).toEqual([]);
+});
+
+test('a remote URL asks for the repository of that checkout, where nothing else names one', async () => {
+  const identity = { tenant: 'default', limits: {}, access: 'complete' as const, mayUse: () => true };
+  const request = {
+    ...COMPLETION_DEFAULTS,
+    prompts: ['x'],
+    gitUrl: 'git@example.com:acme/shop',
+    filePath: '/src/../a.py',
+  };
+  const remotes = { find: async (url: string) => (url.endsWith('shop') ? 'shop' : undefined) };
+  const ragOf = async (change: object, headers = {}) => {
+    const http = { raw: {}, headers, identity } as unknown as FastifyRequest;
+    return (await withRepository(http, { ...request, ...change }, remotes, new AbortController().signal)).rag;
+  };
+  expect(await ragOf({})).toMatchObject({ repo: 'shop', path: 'a.py', mode: 'compressed', isUnknown: false });
+  expect(await ragOf({ gitUrl: 'git@example.com:gone' })).toMatchObject({ repo: undefined, isUnknown: true });
+  expect(await ragOf({}, { 'x-llavacode-repo': 'other' })).toMatchObject({ repo: 'other' });
 });
