@@ -4,13 +4,14 @@
  */
 import { readFile } from 'node:fs/promises';
 import { bundleOf } from './checkpoint-bundle.ts';
+import { gitRemote } from './indexer/git-remote.ts';
 import { type IndexReport, indexSources } from './indexer/index-run.ts';
 import type { SkipReason } from './indexer/selection.ts';
 import { INDEX_CLIENT_SETTINGS } from './indexer/settings.ts';
 import type { Sources } from './indexer/sources.ts';
 import { TreeAway } from './indexer/tree.ts';
 import { type IndexTarget, treeIndexer } from './indexer/tree-indexer.ts';
-import type { IndexProgress } from './indexer/version-builder.ts';
+import type { IndexJob, IndexProgress } from './indexer/version-builder.ts';
 import { watchTree } from './indexer/watch.ts';
 import { contextLack, filesOf, openBundle } from './lib/model/bundle/bundle.ts';
 import { FileGuard } from './lib/model/bundle/integrity.ts';
@@ -69,14 +70,15 @@ export async function runIndex(config: IndexCommandConfig, command: IndexCommand
   const { dir, watch, allowEmpty, repo: name = repositoryName(dir) } = command;
   await assertFolder(`--path ${dir}`, dir);
   const repo = repoKey(command.tenant ?? DEFAULT_TENANT, name);
+  const remoteUrl = await gitRemote(dir);
   const stop = interruption();
   const progress = startProgress(config.store === undefined ? `asking ${config.url}` : 'opening the model');
   const closers: (() => unknown)[] = [];
   try {
     const target =
       config.store === undefined
-        ? await remoteTarget(config, name, progress, stop)
-        : await localTarget({ ...config, store: config.store }, repo, progress, stop, closers);
+        ? await remoteTarget(config, { name, remoteUrl }, progress, stop)
+        : await localTarget({ ...config, store: config.store }, { repo, remoteUrl }, progress, stop, closers);
     let report: IndexReport | undefined;
     const index = treeIndexer(dir, config, {
       files: () => target.files(),
@@ -116,7 +118,7 @@ function saidOf(failure: ServingError): string {
 /** The index behind a running gateway. */
 async function remoteTarget(
   { url, apiKey, apiKeyFile }: IndexCommandConfig,
-  repo: string,
+  { name: repo, remoteUrl }: { readonly name: string; readonly remoteUrl: string | undefined },
   progress: Progress,
   signal: AbortSignal,
 ): Promise<IndexTarget> {
@@ -128,6 +130,7 @@ async function remoteTarget(
     url,
     apiKey: key,
     repo,
+    remoteUrl,
     signal,
     onSending: (sent, files) => progress.update(`${repo} sending ${sent} of ${files} files to ${url}`),
     onProgress: showProgress(progress, repo),
@@ -139,7 +142,7 @@ async function remoteTarget(
 /** The index in a store that this process writes. */
 async function localTarget(
   config: IndexCommandConfig & { readonly store: string },
-  repo: string,
+  { repo, remoteUrl }: Pick<IndexJob, 'repo' | 'remoteUrl'>,
   progress: Progress,
   signal: AbortSignal,
   closers: (() => unknown)[],
@@ -164,7 +167,7 @@ async function localTarget(
   const onProgress = showProgress(progress, repo);
   return {
     files: () => publishedFiles(store, repo),
-    index: (sources) => indexSources({ repo, sources, store, encoder, options: config, signal, onProgress }),
+    index: (sources) => indexSources({ repo, remoteUrl, sources, store, encoder, options: config, signal, onProgress }),
   };
 }
 

@@ -17,6 +17,7 @@ import type { IndexProgress } from './indexer/version-builder.ts';
 import { Deferred } from './lib/async/deferred.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { reasonOf } from './lib/process/os-errors.ts';
+import { remoteForm } from './lib/rag/store/remote-form.ts';
 
 export interface GatewayRepo {
   /** URL of the gateway. */
@@ -25,6 +26,8 @@ export interface GatewayRepo {
   readonly apiKey: string;
   /** The tenant's name for the repository. */
   readonly repo: string;
+  /** Remote URL of the checkout that is sent; undefined if it has none. */
+  readonly remoteUrl?: string | undefined;
   readonly signal: AbortSignal;
   readonly onSending: (sent: number, files: number) => void;
   readonly onProgress: (progress: IndexProgress) => void;
@@ -167,7 +170,13 @@ export class GatewayTarget implements IndexTarget {
   }
 
   async #put(body: string | Readable, type: string, signal: AbortSignal): Promise<IndexReport> {
-    const headers = { 'content-type': type, accept: 'text/event-stream' };
+    const { remoteUrl } = this.#of;
+    const remote = remoteUrl === undefined ? undefined : remoteForm(remoteUrl); // user and password stay here
+    const headers = {
+      'content-type': type,
+      accept: 'text/event-stream',
+      ...(remote !== undefined && { 'x-llavacode-remote-url': `https://${encodeURI(remote)}` }),
+    };
     const response = await this.#call({ method: 'PUT', headers, body, signal });
     let report: IndexReport | undefined;
     let failure: ServingError | undefined;

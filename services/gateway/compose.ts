@@ -21,6 +21,9 @@ import { parseTenantWeights } from './admission/settings.ts';
 import { Acceptance } from './completion/acceptance.ts';
 import { Journey } from './completion/journey.ts';
 import { ContextFinder } from './context/context.ts';
+import { Overlays } from './context/overlay.ts';
+import { RecentPrompts } from './context/recent-prompts.ts';
+import { Remotes } from './context/remotes.ts';
 import { Sessions } from './context/sessions.ts';
 import { createServer } from './http/server.ts';
 import type { Tls } from './http/tls.ts';
@@ -96,7 +99,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     fingerprint,
     pool,
     dispatcher,
-    context: new ContextFinder({ ...config, ...parts }),
+    context: new ContextFinder({ ...config, ...parts, overlays: new Overlays({ ...config, ...parts }) }),
     sessions,
   });
   const readiness = new Readiness({
@@ -124,6 +127,8 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     acceptance: new Acceptance(),
     format,
     quota,
+    recent: new RecentPrompts(),
+    remotes: new Remotes(parts.store, config.retrievalBudgetMs),
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
   });

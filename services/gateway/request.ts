@@ -7,8 +7,15 @@ export const RAG_MODES = ['compressed', 'text', 'off'] as const;
 export type RagMode = (typeof RAG_MODES)[number];
 
 export interface RagRequest {
-  /** The repository as the client names it; from the HTTP server on, its key in the store. */
-  readonly repo: string;
+  /**
+   * The repository as the client names it; from the HTTP server on, its key in the store. undefined where there is
+   * none: the overlay alone is context then.
+   */
+  readonly repo: string | undefined;
+  /** `rag` did not name the repository: one that is not known is answered without its context. */
+  readonly isOptional?: boolean;
+  /** Such a repository is not known, or the key may not use it. */
+  readonly isUnknown?: boolean;
   readonly mode: RagMode;
   /** Chunks to retrieve. */
   readonly topK: number;
@@ -77,16 +84,20 @@ export interface CompletionRequest {
   readonly maxPromptMs?: number | undefined;
   /** Time from the first token after which a choice ends, once it has a line end, in ms. */
   readonly maxPredictMs?: number | undefined;
+  /** Requests of one client that go on where its last one was, for clients that name no session. */
+  readonly series?: string | undefined;
 }
 
 /** A file, or a part of one, that an editor holds. */
 export interface OverlayText {
   readonly path: string;
   readonly text: string;
+  /** It is a part of a file: what is indexed of the others of its parts still counts. */
+  readonly isPart?: boolean;
 }
 
 /** What a request says of the session that it belongs to, apart from the field `session`. */
-interface SessionHint {
+export interface SessionHint {
   /** Whether the client named a session: then a newer request takes the place of this one. */
   readonly explicit: boolean;
   readonly id?: string | undefined;

@@ -12,6 +12,7 @@ import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDesc
 import type { IndexRequest__Output } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { duplex, mount, unary } from '../lib/rpc/server.ts';
 import { readUpload, UPLOAD_FORMATS, type UploadFormat } from './archive.ts';
+import { encodeCall } from './encode-call.ts';
 import { type IndexReport, indexSources } from './index-run.ts';
 import type { Selecting } from './selection.ts';
 import type { UploadLimits } from './upload.ts';
@@ -55,7 +56,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
       const repo = repoKey(tenant, start.repo);
       const sources = await readUpload(body, options, signal);
       try {
-        yield* run({ repo, sources, signal }, start.requestId);
+        yield* run({ repo, sources, signal, remoteUrl: start.remoteUrl || undefined }, start.requestId);
       } finally {
         await sources.close();
       }
@@ -66,7 +67,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     }
   }
 
-  async function* run(job: Pick<IndexJob, 'repo' | 'sources' | 'signal'>, requestId: string) {
+  async function* run(job: Pick<IndexJob, 'repo' | 'sources' | 'signal' | 'remoteUrl'>, requestId: string) {
     assertRuns();
     running++;
     try {
@@ -102,7 +103,12 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     return { fingerprint: encoder.fingerprint, hidden: encoder.hidden, running, limit: MAX_RUNS };
   }
 
-  return { mounts: [mount.indexer({ Index: duplex(index), Delete: unary(remove), Describe: unary(describe) })] };
+  const methods = {
+    Delete: unary(remove),
+    Encode: unary(encodeCall(encoder, options.draining)),
+    Describe: unary(describe),
+  };
+  return { mounts: [mount.indexer({ Index: duplex(index), ...methods })] };
 }
 
 const saturated = (message: string) => new ServingError('saturated', message, { retryAfterSeconds: 10 });

@@ -7,6 +7,7 @@ import { ServingError } from '../lib/process/errors.ts';
 import { type Chunk, type Chunking, chunkFile, chunkOf } from '../lib/rag/chunk.ts';
 import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode/encode.ts';
 import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever-name.ts';
+import { remoteForm } from '../lib/rag/store/remote-form.ts';
 import { idAt, packIds } from '../lib/rag/store/row.ts';
 import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
 import { languageOf, noSkips, type Selecting, type SkipCounts } from './selection.ts';
@@ -34,6 +35,8 @@ export interface IndexJob {
   readonly store: Store;
   readonly encoder: ContextEncoder;
   readonly options: IndexOptions;
+  /** Remote URL of the checkout, as git writes it. Where none is given, the index keeps the one that it has. */
+  readonly remoteUrl?: string | undefined;
   readonly onProgress?: (progress: IndexProgress) => void;
   readonly signal?: AbortSignal;
 }
@@ -185,7 +188,7 @@ export class VersionBuilder {
    * @returns the version that was replaced, if any.
    */
   async publish(): Promise<{ version: string; changed: boolean; replaced?: IndexSnapshot | undefined }> {
-    const { repo, store, encoder, options, signal } = this.#job;
+    const { repo, store, encoder, options, signal, remoteUrl } = this.#job;
     signal?.throwIfAborted();
     await this.#assertStored();
     await this.#job.sources.assertThere?.();
@@ -196,7 +199,8 @@ export class VersionBuilder {
     const hash = createHash('sha256').update(`${fingerprint}\0${retriever}\0`).update(ids);
     const version = hash.digest('hex').slice(0, 16);
     const replaced = await published(store, repo);
-    if (replaced?.head.version === version) return { version, changed: false };
+    const remote = (remoteUrl === undefined ? undefined : remoteForm(remoteUrl)) ?? replaced?.head.remote;
+    if (replaced?.head.version === version && replaced.head.remote === remote) return { version, changed: false };
     const head: IndexHead = {
       version,
       fingerprint,
@@ -204,10 +208,11 @@ export class VersionBuilder {
       retriever,
       ...filesOf(chunks),
       chunks: chunks.length,
+      ...(remote !== undefined && { remote }),
       indexedAt: new Date().toISOString(),
     };
     await this.#writer.publish({ head, ids });
-    return { version, changed: true, replaced };
+    return { version, changed: replaced?.head.version !== version, replaced };
   }
 
   /**

@@ -2,6 +2,8 @@
 // Argument: the name of a cache in CACHES. Runs what lies in dist/, with --expose-gc.
 import { readFile } from 'node:fs/promises';
 import { Acceptance } from '../../dist/services/gateway/completion/acceptance.js';
+import { Overlays } from '../../dist/services/gateway/context/overlay.js';
+import { RecentPrompts } from '../../dist/services/gateway/context/recent-prompts.js';
 import { Sessions } from '../../dist/services/gateway/context/sessions.js';
 import { leftOutReporter } from '../../dist/services/gateway/context/left-out-rows.js';
 import { IndexCache } from '../../dist/services/lib/rag/search/index-cache.js';
@@ -65,6 +67,29 @@ const CACHES = {
     const made = store({ head: async () => head });
     const cache = new IndexCache(made, { scorer: unused, limitBytes: BOUND, onLeftOut: () => {} });
     for (let i = 0; i < 10_240; i++) await cache.get(repoOf(i), never).catch(() => {});
+    return cache;
+  },
+
+  /** Files of 16 KiB, every second one of which is not encoded. */
+  async overlays() {
+    const encode = async ({ chunks }) => ({ fingerprint: 'f', vectors: new Uint8Array(chunks.length * 2_048) });
+    let calls = 0;
+    const indexer = { encode: (asked) => (calls++ % 2 === 0 ? encode(asked) : unused()) };
+    const log = { warn() {} };
+    const options = { indexer, contextFingerprint: 'f', hidden: 1_024, overlayBudgetMs: 60_000, log };
+    const cache = new Overlays(options, BOUND);
+    const lines = (i) => Array.from({ length: 400 }, (_, line) => `value_${i}_${line} = compute(${line}, ${i})`).join('\n');
+    for (let i = 0; i < 1_500; i++) {
+      const overlay = await cache.of(`tenant${i % TENANTS}`, [{ path: `f${i}.py`, text: lines(i) }], never);
+      await cache.vectorsOf(`tenant${i % TENANTS}`, overlay, overlay.chunks.slice(0, 64), never);
+    }
+    return cache;
+  },
+
+  /** Prompts of 16,384 characters. */
+  async recentPrompts() {
+    const cache = new RecentPrompts(BOUND);
+    for (let i = 0; i < 2_560; i++) cache.seriesOf(`tenant${i % TENANTS}`, `client${i % 640}`, text(i, 16_384));
     return cache;
   },
 

@@ -21,6 +21,7 @@ import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/Index
 import { jsonOfFiles } from '../support/archives.ts';
 import { fakeIndexer, LIMITS, python, RememberingEncoder } from '../support/fake-indexer.ts';
 import { indexTree } from '../support/index-tree.ts';
+import { NO_OVERLAYS } from '../support/no-overlays.ts';
 import { type FailoverTopology, startCluster, startReplicated, startSentinel } from '../support/redis-topologies.ts';
 
 /** Longer than any failover takes. Tests wait for events, and the limit is only for a wait that would never end. */
@@ -166,6 +167,8 @@ describe.each([
       contextFingerprint: 'context',
       withoutProjector: 'text',
       hidden: 2,
+      queryLines: 10,
+      overlays: NO_OVERLAYS,
       log: createLogger('test', 'silent'),
     });
     const rag = {
@@ -181,7 +184,7 @@ describe.each([
     const load = Promise.all(
       Array.from({ length: 4 }, async () => {
         while (live) {
-          const { report } = await finder.find({ rag, before: 'one_7 two_7', after: '' }, NEVER);
+          const { report } = await finder.find({ rag, tenant: 'default', before: 'one_7 two_7', after: '' }, NEVER);
           seen.add(report.degraded ?? (report.indexVersion as string));
           await new Promise((resolve) => setImmediate(resolve));
         }

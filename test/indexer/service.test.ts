@@ -1,6 +1,7 @@
 /** Runs at the same time: neither slow uploads nor one tenant keep others out. A drain lets runs finish. */
 import { expect, test, vi } from 'vitest';
 import { repoKey } from '../../services/lib/rag/store/repo-key.ts';
+import { decodeHalves } from '../../services/lib/rag/store/vector-codec.ts';
 import type { IndexRequest } from '../../services/lib/rpc/gen/llavacode/v1/IndexRequest.ts';
 import { jsonOfFiles } from '../support/archives.ts';
 import { type FakeIndexer, fakeIndexer, python } from '../support/fake-indexer.ts';
@@ -129,4 +130,32 @@ test('a message that is neither start nor data is refused as such', async () => 
     code: 'invalid_request',
     message: expect.stringContaining('must be data'),
   });
+});
+
+test('chunks that are not indexed are encoded as those of an index are, in their order', async () => {
+  const { client } = await fakeIndexer();
+  const chunks = ['a = 1', 'bb = 22'].map((text) => ({ path: 'a.py', text }));
+  const { fingerprint, vectors } = await client.encode({ chunks }, AbortSignal.timeout(60_000));
+  expect(fingerprint).toBe('context');
+  expect(decodeHalves(vectors)).toEqual(Float32Array.of(5, 1, 7, 1));
+});
+
+test('a call of Encode that is too large is refused, and too many at a time are told to come again', async () => {
+  const indexer = await fakeIndexer();
+  const encode = (texts: string[]) =>
+    indexer.client.encode({ chunks: texts.map((text) => ({ path: 'a.py', text })) }, AbortSignal.timeout(60_000));
+  await expect(encode(Array(65).fill('x'))).rejects.toMatchObject({ code: 'invalid_request' });
+  await expect(encode(['x'.repeat(65_537)])).rejects.toMatchObject({ code: 'invalid_request' });
+  const { promise, keep } = later();
+  let waiting = 0;
+  indexer.encoder.before = async () => {
+    waiting++;
+    await promise;
+  };
+  const running = Array.from({ length: 8 }, () => encode(['x']));
+  await vi.waitUntil(() => waiting === 8, SOON);
+  await expect(encode(['x'])).rejects.toMatchObject({ code: 'saturated' });
+  keep();
+  await Promise.all(running);
+  await expect(encode(['x'])).resolves.toBeDefined();
 });

@@ -34,6 +34,22 @@ describe('the format', () => {
     expect(choosePromptFormat(starcoder)).toMatchObject({ name: 'starcoder', frame: [1, 2, 3], placeholder: 4 });
     const deepseek = naming('<｜fim▁begin｜>', '<｜fim▁hole｜>', '<｜fim▁end｜>');
     expect(choosePromptFormat(deepseek)).toMatchObject({ name: 'deepseek', frame: [0, 1, 2], repository: undefined });
+    const others = {
+      codestral: ['[SUFFIX]', '[PREFIX]'],
+      codellama: ['▁<PRE>', '▁<SUF>', '▁<MID>'],
+      glm: ['<|code_prefix|>', '<|code_suffix|>', '<|code_middle|>'],
+      seed: ['<[fim-suffix]>', '<[fim-prefix]>', '<[fim-middle]>'],
+    };
+    for (const [name, tokens] of Object.entries(others)) {
+      expect(choosePromptFormat(naming(...tokens))).toMatchObject({ name, frame: tokens.map((_, i) => i) });
+    }
+    const granite3 = ['<fim_prefix>', '<fim_middle>', '<fim_suffix>', '<fim_pad>', '<filename>', '<reponame>'];
+    expect(choosePromptFormat(naming(...granite3))).toMatchObject({ name: 'starcoder', placeholder: 3 });
+    expect(choosePromptFormat(naming(...granite3)).stopIds).toEqual(expect.arrayContaining([4, 5]));
+    const granite4 = ['<|fim_prefix|>', '<|fim_middle|>', '<|fim_suffix|>', '<|fim_pad|>', '<|filename|>'];
+    expect(choosePromptFormat(naming(...granite4))).toMatchObject({ name: 'qwen', frame: [0, 2, 1], placeholder: 3 });
+    const gemma = ['<|fim_prefix|>', '<|fim_suffix|>', '<|fim_middle|>', '<|file_separator|>'];
+    expect(choosePromptFormat(naming(...gemma)).stopIds).toContain(3);
     expect(choosePromptFormat(naming('</s>'))).toMatchObject({ name: 'prefix-only', frame: undefined, stopIds: [0] });
   });
 

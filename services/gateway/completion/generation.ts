@@ -11,11 +11,13 @@ import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { Dispatcher } from '../admission/dispatcher.ts';
 import type { Grant } from '../admission/queued-prompt.ts';
 import { type Sessions, sessionOf } from '../context/sessions.ts';
+import type { CompletionRequest } from '../request.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { Attempt, type AttemptObserver, type AttemptRequest, FINISHED } from './attempt.ts';
 import { type Choice, type Echo, echoSteps } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './replay.ts';
+import { type SamePrompt, SamePrompts } from './same-prompts.ts';
 import type { CompletionConfig } from './settings.ts';
 import type { Step } from './step-buffer.ts';
 
@@ -42,6 +44,7 @@ interface Part {
   readonly affinityWorker: string | undefined;
   /** Whether the prompt's tokens and the times of its stages are to be counted: once per prompt. */
   readonly counts: boolean;
+  readonly same: SamePrompt | undefined;
   readonly echo: PromptEcho;
 }
 
@@ -61,6 +64,7 @@ interface Round {
 
 export class Generation {
   readonly #parts: GenerationParts;
+  readonly #samePrompts = new SamePrompts();
 
   constructor(parts: GenerationParts) {
     this.#parts = parts;
@@ -73,9 +77,19 @@ export class Generation {
    */
   async complete(task: PromptTask, onPlaced: () => void): Promise<readonly Choice[]> {
     const indices = [...task.choices.keys()];
-    const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: undefined, counts: true };
-    await this.#runPart({ ...start, task, indices, echo: { made: undefined } }, onPlaced);
+    const same = await this.#same(task);
+    const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: same?.worker, counts: true };
+    try {
+      await this.#runPart({ ...start, task, indices, same, echo: { made: undefined } }, onPlaced);
+    } finally {
+      same?.end();
+    }
     return task.choices;
+  }
+
+  /** Waits for a prompt that is the same. A prompt whose logprobs are wanted is computed whole in any case. */
+  async #same({ request, scope, prompt }: PromptTask): Promise<SamePrompt | undefined> {
+    return request.echo ? undefined : this.#samePrompts.enter(prompt, saltOf(request, scope.tenant), scope.signal);
   }
 
   /** Waits for workers, and runs the choices that have some while the others wait. */
@@ -144,7 +158,7 @@ export class Generation {
     const attemptRequest: AttemptRequest = {
       requestId: scope.id,
       fingerprint: this.#parts.fingerprint,
-      cacheSalt: `${tenant}\n${request.cacheSalt ?? ''}`, // never shared between tenants
+      cacheSalt: saltOf(request, tenant),
       prompt,
       samplings: indices.map((index) => ({ ...samplings[index]!, priorOutputIds })),
       maxTokens,
@@ -198,10 +212,11 @@ export class Generation {
   }
 
   /** @param previousFirst settles when the first token of the choice before is out. */
-  async #emitFirst({ part, attempt }: Round, i: number, previousFirst: Promise<unknown>): Promise<void> {
+  async #emitFirst({ part, attempt, grant }: Round, i: number, previousFirst: Promise<unknown>): Promise<void> {
     const { task, indices, echo } = part;
     const { request } = task;
     const { tokens, promptLogprobs } = await attempt.first;
+    part.same?.computed(grant.prefill.address);
     // All rounds share it: the signal of none ends it.
     if (request.echo) echo.made ??= inTurns(this.#echoOf(task, promptLogprobs));
     const prompt = await echo.made;
@@ -268,6 +283,9 @@ export class Generation {
     return { ...part, indices, tries, before: grant, isReplay, affinityWorker: grant.prefill.address, counts: false };
   }
 }
+
+/** Never shared between tenants. */
+const saltOf = ({ cacheSalt = '' }: CompletionRequest, tenant: string) => `${tenant}\n${cacheSalt}`;
 
 /** The prompt with what was put out of some choices so far, which is the same of all, and how much is left. */
 function restOf({ request, prompt, choices }: PromptTask, indices: readonly number[]) {

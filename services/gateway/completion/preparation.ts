@@ -3,15 +3,16 @@
  * as token ids, and its choices, which have nothing in them yet.
  */
 import { inTurns } from '../../lib/async/turns.ts';
+import { ServingError } from '../../lib/process/errors.ts';
 import { REACH } from '../../lib/rag/search/query.ts';
-import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
+import { clientFrame } from '../../lib/text/client-frame.ts';
 import { toLf, usesCrlf } from '../../lib/text/line-ends.ts';
-import { PromptBuilder } from '../../lib/text/prompt.ts';
+import { PromptBuilder, type PromptParts } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
-import { type ContextFinder, type FoundContext, reportWithin } from '../context/context.ts';
+import { type ContextFinder, type ContextQuery, type FoundContext, reportWithin } from '../context/context.ts';
 import { hashOf, type Sessions, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
 import type { WorkerPool } from '../workers/worker-pool.ts';
@@ -45,7 +46,7 @@ export interface PromptTask {
   readonly failedWorkers: Set<string>;
 }
 
-export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder'> {
+export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder' | 'suffixUnsupported'> {
   readonly tokenizer: Tokenizer;
   readonly format: PromptFormat;
   readonly pool: Pick<WorkerPool, 'capacity'>;
@@ -53,10 +54,14 @@ export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder'> 
   readonly sessions: Sessions;
 }
 
-/** Prompt and suffix as the model is to read them. A prompt that is given back (`echo`) stays as it is. */
-function withModelLineEnds({ suffix, echo }: CompletionRequest, prompt: PromptInput) {
-  if (echo || typeof prompt !== 'string' || !usesCrlf(prompt, suffix ?? '')) return { prompt, suffix };
-  return { prompt: toLf(prompt), suffix: suffix === undefined ? undefined : toLf(suffix) };
+/** The text on either side of the cursor, and what a client's own frame has before it. */
+type Sides = Pick<PromptParts, 'prompt' | 'suffix' | 'head'>;
+
+/** The text around the cursor as the model is to read it. A prompt that is given back (`echo`) stays as it is. */
+function withModelLineEnds({ prompt, suffix, head }: Sides, echo: boolean): Sides {
+  if (echo || typeof prompt !== 'string' || !usesCrlf(prompt, suffix ?? '')) return { prompt, suffix, head };
+  const lf = (text: string | undefined) => (text === undefined ? undefined : toLf(text));
+  return { prompt: toLf(prompt), suffix: lf(suffix), head: lf(head) };
 }
 
 export class Preparation {
@@ -69,7 +74,8 @@ export class Preparation {
   }
 
   /**
-   * @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found); the signal's reason.
+   * @throws ServingError for what the client got wrong (context_length_exceeded, repo_not_found, suffix_unsupported);
+   *   the signal's reason.
    */
   async prepare(
     request: CompletionRequest,
@@ -79,13 +85,11 @@ export class Preparation {
   ): Promise<PromptTask> {
     const { tokenizer, format, pool } = this.#parts;
     const { timeline } = scope.record;
-    const input = request.prompts[promptIndex]!;
-    const found = await this.#retrieve(request, input, scope);
+    const sides = await this.#sidesOf(request, request.prompts[promptIndex]!, scope);
+    const found = await this.#retrieve(request, sides, scope);
     timeline.mark('retrieved');
-    const text = withModelLineEnds(request, input);
     const parts = {
-      prompt: text.prompt,
-      suffix: text.suffix,
+      ...withModelLineEnds(sides, request.echo),
       context: found?.context,
       capacity: pool.capacity,
       maxTokens: request.maxTokens,
@@ -94,15 +98,32 @@ export class Preparation {
     };
     const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
     if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
-    scope.record.promptBuilt(prompt.promptCut);
-    timeline.mark('tokenized');
+    scope.record.prepared(prompt.promptCut);
     const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
     return { request, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };
   }
 
+  /**
+   * The text on either side of the cursor. A prompt in which the client has framed both sides itself is taken apart,
+   * unless it is to be given back as it was sent.
+   * @throws ServingError suffix_unsupported; the signal's reason.
+   */
+  async #sidesOf({ suffix, echo }: CompletionRequest, prompt: PromptInput, { record, signal }: RequestScope) {
+    const { tokenizer, format, suffixUnsupported } = this.#parts;
+    if (suffix !== undefined || echo || typeof prompt !== 'string') {
+      if (suffix && format.frame === undefined) {
+        if (suffixUnsupported === 'refuse') throw unsupportedSuffix();
+        record.suffixLeftOut();
+      }
+      return { prompt, suffix };
+    }
+    const framed = await inTurns(clientFrame(tokenizer, format, prompt), signal);
+    return framed ? { prompt: framed.left, suffix: framed.right, head: framed.head } : { prompt, suffix };
+  }
+
   async #retrieve(
     request: CompletionRequest,
-    input: PromptInput,
+    { prompt: input, suffix = '' }: Pick<PromptParts, 'prompt' | 'suffix'>,
     scope: RequestScope,
   ): Promise<FoundContext | undefined> {
     const { rag } = request;
@@ -111,8 +132,24 @@ export class Preparation {
     const before = typeof input === 'string' ? input : tokenizer.decode(input.slice(-REACH));
     const session = sessionOf(request, scope.tenant);
     const key = hashOf([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
-    const settle = session === undefined ? undefined : (found: Retrieved) => sessions.settle(session, key, found);
-    const query = { rag, before, after: request.suffix ?? '', deadlineMs: scope.deadlineMs, settle };
+    const settle: ContextQuery['settle'] =
+      session === undefined ? undefined : (found, isCurrent) => sessions.settle(session, key, found, isCurrent);
+    const query = {
+      rag,
+      tenant: scope.tenant,
+      overlay: request.overlay,
+      before,
+      after: suffix,
+      deadlineMs: scope.deadlineMs,
+      settle,
+    };
     return context.find(query, scope.signal);
   }
 }
+
+const unsupportedSuffix = () =>
+  new ServingError(
+    'suffix_unsupported',
+    'suffix: the served model has no tokens for filling in the middle, so it cannot see the text after the cursor',
+    { param: 'suffix' },
+  );

@@ -45,6 +45,8 @@ export class RequestRecord {
   readonly #prefillWorkers = new Set<string>();
   readonly #decodeWorkers = new Set<string>();
   #context: ContextReport | undefined;
+  #suffixLeftOut = false;
+  #onPrepared: () => void = () => {};
   #error: ServingError | undefined;
   #sample: RedactedSample | undefined;
   readonly #arrivals = new Map<string, Arrivals>();
@@ -68,6 +70,11 @@ export class RequestRecord {
   /** Whether something of the client's own text was left out of a prompt. */
   get promptCut(): boolean {
     return this.#promptCut;
+  }
+
+  /** `unsupported` where the model cannot fill in the middle, and the request's suffix was left out. */
+  get suffix(): 'unsupported' | undefined {
+    return this.#suffixLeftOut ? 'unsupported' : undefined;
   }
 
   /** How the request failed; undefined as long as it has not. */
@@ -96,9 +103,21 @@ export class RequestRecord {
     this.#context = report;
   }
 
-  /** @param cut whether something of a prompt was left out because the model does not hold all of it. */
-  promptBuilt(cut: boolean): void {
+  /** The request's suffix is not in the prompt: the model cannot fill in the middle. */
+  suffixLeftOut(): void {
+    this.#suffixLeftOut = true;
+  }
+
+  /** Is told when a prompt is ready, and what stands in it is known: before anything of the answer goes out. */
+  whenPrepared(listener: () => void): void {
+    this.#onPrepared = listener;
+  }
+
+  /** A prompt is ready. @param cut whether something of it was left out because the model does not hold all of it. */
+  prepared(cut: boolean): void {
     this.#promptCut ||= cut;
+    this.timeline.mark('tokenized');
+    this.#onPrepared();
   }
 
   failed(error: ServingError): void {
@@ -239,6 +258,7 @@ export class RequestRecord {
       usage,
       finish: this.#finishReasons,
       rag,
+      suffix: this.suffix,
       timeline: this.timeline,
       sample: this.#sample,
     };

@@ -17,6 +17,13 @@ export const COMPLETION_SETTINGS = {
     .describe(
       `order of fill-in-the-middle, ${PROMPT_ORDERS.join(' or ')}: the text after the cursor comes last (psm) or first (spm: keeps more of the KV between keystrokes, for models trained with it)`,
     ),
+  suffixUnsupported: z
+    .enum(['report', 'refuse'])
+    .default('report')
+    .describe(
+      'what a request with suffix gets from a model that cannot fill in the middle: report (a completion of the ' +
+        'prompt alone, which says so) or refuse (400)',
+    ),
   maxReplays: whole(0)
     .default(3)
     .describe('times that a part of a request is done again by other workers when its worker is lost'),

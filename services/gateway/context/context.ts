@@ -3,21 +3,26 @@
  * the answer says why and the completion goes on. Only what the client got wrong is refused.
  */
 import { startLateTimer } from '../../lib/async/late-timer.ts';
+import { inTurns } from '../../lib/async/turns.ts';
 import type { ConfigOf } from '../../lib/process/config.ts';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { needsEmbeddings, type RetrieverName } from '../../lib/rag/retriever-name.ts';
-import type { Retrieval, Retrieved } from '../../lib/rag/search/retrieval.ts';
+import { liveHits } from '../../lib/rag/search/live.ts';
+import { cursorQuery } from '../../lib/rag/search/query.ts';
+import { onlyLive, type Retrieval, type Retrieved, type RetrievedChunk } from '../../lib/rag/search/retrieval.ts';
 import type { SEARCH_SETTINGS } from '../../lib/rag/settings.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { PromptParts } from '../../lib/text/prompt.ts';
-import type { RagMode, RagRequest } from '../request.ts';
+import type { OverlayText, RagMode, RagRequest } from '../request.ts';
+import { NO_OVERLAY, type Overlay, type Overlays } from './overlay.ts';
 
 /**
  * Reason why a completion went on without context; with `no_room`, `rows_damaged` and `rows_too_large` it may also be
  * with less of it than was found.
  */
 export type Degradation =
+  | 'repo_not_found'
   | 'no_store'
   | 'no_projector'
   | 'store_unavailable'
@@ -38,6 +43,8 @@ export interface ContextReport {
     readonly startLine: number;
     readonly endLine: number;
     readonly score: number;
+    /** It is a chunk of the request's overlay, and whether it stands as a soft token or as text. */
+    readonly overlay?: 'soft' | 'text';
   }[];
   readonly indexVersion: string | null;
   readonly degraded?: Degradation;
@@ -51,28 +58,44 @@ export interface FoundContext {
 type SearchConfig = ConfigOf<typeof SEARCH_SETTINGS>;
 type SearchBudgets = Pick<SearchConfig, 'retrievalBudgetMs' | 'denseBudgetMs'>;
 
-export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'withoutProjector'> {
+export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'withoutProjector' | 'queryLines'> {
   /** undefined where the gateway has no store. */
   readonly retrieval: Retrieval | undefined;
   /** Fingerprint of the bundle's encoder and projector; undefined where it has none. */
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token. */
   readonly hidden: number;
+  readonly overlays: Pick<Overlays, 'of' | 'vectorsOf'>;
   readonly log: Logger;
 }
 
 /** The question of one prompt. */
 export interface ContextQuery {
   readonly rag: RagRequest;
+  readonly tenant: string;
+  /** Texts that the editor holds, newer than what is indexed. */
+  readonly overlay?: readonly OverlayText[] | undefined;
   /** Text before the cursor. */
   readonly before: string;
   /** Text after it. */
   readonly after: string;
   /** Time at which the request's budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs?: number | undefined;
-  /** Decides what of the found chunks stands in the prompt; all of them, in their order, if not given. */
-  readonly settle?: ((found: Retrieved) => Retrieved) | undefined;
+  /**
+   * Decides what of the found chunks stands in the prompt; all of them, in their order, if not given.
+   * @param isCurrent whether a chunk of an earlier prompt is still what the client has: see {@link Overlay}.
+   */
+  readonly settle?: ((found: Found, isCurrent: IsCurrent) => Found) | undefined;
 }
+
+/** What was found; without an index, only the version and the fingerprint are missing. */
+export type Found = Pick<Retrieved, 'chunks' | 'leftOut'> & {
+  readonly indexVersion: string | null;
+  /** undefined where there is no index: chunks of an overlay have vectors of the served encoder. */
+  readonly fingerprint: string | undefined;
+};
+
+export type IsCurrent = (chunk: Pick<RetrievedChunk, 'id' | 'path' | 'isLive'>) => boolean;
 
 export class ContextFinder {
   readonly #sources: ContextSources;
@@ -83,28 +106,66 @@ export class ContextFinder {
 
   /** @throws ServingError repo_not_found, invalid_request; the signal's reason. */
   async find(query: ContextQuery, signal: AbortSignal): Promise<FoundContext> {
-    const { before, after, settle } = query;
-    const { retrieval, contextFingerprint, withoutProjector, log } = this.#sources;
+    const { settle, tenant } = query;
+    const { contextFingerprint, withoutProjector, overlays } = this.#sources;
     let { rag } = query;
     if (rag.mode === 'off') return without(rag.mode);
     if (rag.mode === 'compressed' && contextFingerprint === undefined) {
       if (withoutProjector === 'off') return without(rag.mode, 'no_projector');
       rag = { ...rag, mode: 'text' };
     }
-    if (retrieval === undefined) return without(rag.mode, 'no_store');
+    const texts = (query.overlay ?? []).filter(({ path }) => path !== rag.path);
+    const overlay = texts.length === 0 ? NO_OVERLAY : await overlays.of(tenant, texts, signal);
+    const { found, degraded } = await this.#search({ ...query, rag }, overlay, signal);
+    const encoded = rag.mode === 'text' ? found : await this.#encode(tenant, overlay, found, signal);
+    const ids = new Set(overlay.chunks.map(({ id }) => id));
+    const replaced = new Set(overlay.replaced);
+    const isCurrent: IsCurrent = ({ id, path, isLive }) => (isLive ? ids.has(id) : !replaced.has(path));
+    // Chunks of an earlier prompt may take the place of those that were found. What is missing, this search tells.
+    const settled = settle?.(encoded, isCurrent) ?? encoded;
+    const context = asContext(rag, { ...settled, leftOut: found.leftOut }, this.#sources);
+    const why = degraded ?? context.report.degraded ?? (overlay.cut ? 'no_room' : undefined);
+    return { ...context, report: { ...context.report, ...(why && { degraded: why }) } };
+  }
+
+  /** Vectors for the chunks of the overlay, as far as they come in time. */
+  async #encode(tenant: string, overlay: Overlay, found: Found, signal: AbortSignal): Promise<Found> {
+    const live = found.chunks.filter(({ isLive }) => isLive);
+    if (live.length === 0) return found;
+    const vectors = await this.#sources.overlays.vectorsOf(tenant, overlay, live, signal);
+    const byId = new Map(live.map(({ id }, i) => [id, vectors[i]]));
+    return {
+      ...found,
+      chunks: found.chunks.map((chunk) => {
+        const vector = chunk.isLive ? byId.get(chunk.id) : undefined;
+        return vector ? { ...chunk, vector } : chunk;
+      }),
+    };
+  }
+
+  /** The best chunks of index and overlay. Where the index cannot be searched, those of the overlay remain. */
+  async #search(query: ContextQuery, { chunks, replaced }: Overlay, signal: AbortSignal): Promise<Searched> {
+    const { rag, before, after } = query;
+    const { retrieval, queryLines, log } = this.#sources;
+    const { repo, path, topK, retriever } = rag;
+    const around = chunks.length === 0 ? undefined : cursorQuery(before, after, queryLines);
+    const live = around === undefined ? [] : await inTurns(liveHits(chunks, around, topK), signal);
+    const alone = (degraded?: Degradation): Searched => ({
+      found: { chunks: onlyLive(live), indexVersion: null, fingerprint: undefined },
+      degraded,
+    });
+    if (repo === undefined) return alone(rag.isUnknown ? 'repo_not_found' : undefined);
+    if (retrieval === undefined) return alone('no_store');
     const budget = new Budget(this.#sources, query.deadlineMs);
     try {
-      const { repo, path, topK, retriever } = rag;
       if (retriever !== undefined) budget.suit(retriever);
-      const live = AbortSignal.any([signal, budget.signal]);
+      const until = AbortSignal.any([signal, budget.signal]);
       const part = rag.mode === 'text' ? 'text' : 'vectors';
-      const search = { repo, path, before, after, topK, retriever, part } as const;
-      const found = await retrieval.retrieve(search, live, (used) => budget.suit(used));
-      // Chunks of an earlier prompt may take the place of those that were found. What is missing, this search tells.
-      return asContext(rag, { ...(settle?.(found) ?? found), leftOut: found.leftOut }, this.#sources);
+      const search = { repo, path, before, after, topK, retriever, part, ...(around && { replaced, live }) } as const;
+      return { found: await retrieval.retrieve(search, until, (used) => budget.suit(used)) };
     } catch (error) {
       signal.throwIfAborted();
-      if (budget.signal.aborted) return without(rag.mode, 'over_budget');
+      if (budget.signal.aborted) return alone('over_budget');
       const failure = ServingError.from(error);
       if (isRefused(failure, rag)) {
         throw new ServingError(failure.code, failure.message, {
@@ -113,15 +174,22 @@ export class ContextFinder {
         });
       }
       log.warn({ err: failure, repo: rag.repo }, 'retrieval failed: going on without context');
-      return without(rag.mode, DEGRADATION_OF[failure.code] ?? 'retrieval_failed');
+      return alone(DEGRADATION_OF[failure.code] ?? 'retrieval_failed');
     } finally {
       budget.stop();
     }
   }
 }
 
+interface Searched {
+  readonly found: Found;
+  /** Why the index was not searched. */
+  readonly degraded?: Degradation | undefined;
+}
+
 /** What clients are told of failures, apart from `retrieval_failed`. */
 const DEGRADATION_OF: Partial<Record<ErrorCode, Degradation>> = {
+  repo_not_found: 'repo_not_found',
   store_unavailable: 'store_unavailable',
   index_too_large: 'index_too_large',
   // Too many indexes wait for being loaded: there is no hope that this one is there in time.
@@ -129,7 +197,8 @@ const DEGRADATION_OF: Partial<Record<ErrorCode, Degradation>> = {
 };
 
 /** Whether the client must mend it: it named a repository that is not there, or a retriever that cannot search it. */
-function isRefused({ code, param }: ServingError, { retriever }: RagRequest): boolean {
+function isRefused({ code, param }: ServingError, { retriever, isOptional }: RagRequest): boolean {
+  if (isOptional && (code === 'repo_not_found' || param === 'repo')) return false;
   if (code === 'invalid_request') return param === 'repo' || (param === 'retriever' && retriever !== undefined);
   return code === 'repo_not_found';
 }
@@ -182,26 +251,43 @@ class Budget {
   }
 }
 
-function asContext(rag: RagRequest, found: Retrieved, sources: ContextSources): FoundContext {
-  const degraded = found.leftOut && (`rows_${found.leftOut}` as const);
-  const report: ContextReport = {
-    mode: rag.mode,
-    chunks: found.chunks.map(({ path, startLine, endLine, score }) => ({ path, startLine, endLine, score })),
-    indexVersion: found.indexVersion,
-    ...(degraded && { degraded }),
-  };
+function asContext(rag: RagRequest, found: Found, sources: ContextSources): FoundContext {
+  const rows = found.leftOut && (`rows_${found.leftOut}` as const);
+  const { path = '', maxTextTokens: maxTokens } = rag;
+  const asText = (chunks: Found['chunks']) =>
+    ({ kind: 'text', repo: nameOf(rag.repo ?? ''), path, chunks, maxTokens }) as const;
   if (rag.mode === 'text') {
-    const { path = '', maxTextTokens: maxTokens } = rag;
-    const repo = nameOf(rag.repo);
-    return { report, context: { kind: 'text', repo, path, chunks: found.chunks, maxTokens } };
+    return { report: reportOf(rag, found, found.chunks, rows), context: asText(found.chunks) };
   }
-  const vectors = found.chunks.map((chunk) => chunk.vector);
+  const indexed = found.chunks.filter(({ isLive }) => !isLive);
   // Vectors that another encoder or projector made are noise to this model, and workers refuse what is not a number.
-  const fits = vectors.every((vector) => vector.length === sources.hidden && vector.every(Number.isFinite));
-  if (found.fingerprint !== sources.contextFingerprint || !fits) return without(rag.mode, 'stale_index', found);
-  return { report, context: { kind: 'soft', vectors } };
+  const isSound = ({ vector }: RetrievedChunk) => vector.length === sources.hidden && vector.every(Number.isFinite);
+  const isStale =
+    found.fingerprint !== undefined && (found.fingerprint !== sources.contextFingerprint || !indexed.every(isSound));
+  const usable = isStale ? found.chunks.filter(({ isLive }) => isLive) : found.chunks;
+  const soft = usable.filter(isSound);
+  const text = usable.filter((chunk) => !isSound(chunk));
+  const report = reportOf(rag, found, [...soft, ...text], isStale ? 'stale_index' : rows);
+  if (soft.length + text.length === 0 && isStale) return { report, context: undefined };
+  const vectors = soft.map(({ vector }) => vector);
+  return { report, context: { kind: 'soft', vectors, ...(text.length > 0 && { text: asText(text) }) } };
 }
 
-function without(mode: RagMode, degraded?: Degradation, found?: Retrieved): FoundContext {
-  return { report: { mode, chunks: [], indexVersion: found?.indexVersion ?? null, degraded }, context: undefined };
-}
+/** @param chunks in the order in which they stand in the prompt. */
+const reportOf = (rag: RagRequest, found: Found, chunks: Found['chunks'], degraded?: Degradation): ContextReport => ({
+  mode: rag.mode,
+  chunks: chunks.map(({ path, startLine, endLine, score, isLive, vector }) => ({
+    path,
+    startLine,
+    endLine,
+    score,
+    ...(isLive && { overlay: vector.length > 0 ? ('soft' as const) : ('text' as const) }),
+  })),
+  indexVersion: found.indexVersion,
+  ...(degraded && { degraded }),
+});
+
+const without = (mode: RagMode, degraded?: Degradation): FoundContext => ({
+  report: { mode, chunks: [], indexVersion: null, degraded },
+  context: undefined,
+});

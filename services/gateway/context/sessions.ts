@@ -4,11 +4,11 @@
  * worker and begins the same way. So the chunks that stand first in the prompt change only when they no longer fit.
  */
 import { createHash } from 'node:crypto';
-import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
 import type { SoftTokens, TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { PlacementRequest } from '../workers/worker-pool.ts';
+import type { Found, IsCurrent } from './context.ts';
 
 /** The last prompt of a session, served by this gateway. */
 interface Served {
@@ -30,17 +30,18 @@ export interface ServedElsewhere {
 
 interface Memory {
   readonly served: Served | ServedElsewhere | undefined;
-  readonly found: { readonly key: string; readonly retrieved: Retrieved } | undefined;
+  readonly found: { readonly key: string; readonly retrieved: Found } | undefined;
 }
 
 /**
  * The key of a series of prompts that are alike, one after the other: those of a session or, for clients that name
- * none, those for the same file. Keys of two tenants differ, and of two salts: tenants never share KV. A key begins
- * with its tenant, who has a share of the memory.
+ * none, those for the same file, or those that go on where the last one was. Keys of two tenants differ, and of two
+ * salts: tenants never share KV. A key begins with its tenant, who has a share of the memory.
  */
-export function sessionOf({ session, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
+export function sessionOf({ session, series, rag, cacheSalt }: CompletionRequest, tenant: string): string | undefined {
   if (session !== undefined) return `${tenant}:${hashOf([tenant, cacheSalt, session])}`;
-  return rag?.path === undefined ? undefined : `${tenant}:${hashOf([tenant, cacheSalt, rag.repo, rag.path])}`;
+  if (rag?.path !== undefined) return `${tenant}:${hashOf([tenant, cacheSalt, rag.repo, rag.path])}`;
+  return series === undefined ? undefined : `${tenant}:${hashOf([tenant, cacheSalt, 'series', series])}`;
 }
 
 /**
@@ -58,6 +59,11 @@ const CHUNK_OVERHEAD_BYTES = 512;
 /** The prompt keeps its chunks while at least this share of the newly found ones stands in it already. */
 const FITS = 0.6;
 
+/** Share of a prompt that the home of its session is thought to have, where gateways do not hear of each other. */
+const HOME_SHARE = 0.5;
+
+type Affinity = Pick<PlacementRequest, 'affinityWorker' | 'affinityTokens' | 'homeOf' | 'homeTokens'>;
+
 export class Sessions {
   readonly #memories: TenantCache<Memory>;
   readonly #announce: ((served: ServedElsewhere) => void) | undefined;
@@ -71,10 +77,16 @@ export class Sessions {
     this.#announce = announce;
   }
 
-  /** The worker to prefer, if there is one, and how much of the prompt it has, unless it has evicted that since. */
-  affinity(session: string, prompt: TokenPrompt): Pick<PlacementRequest, 'affinityWorker' | 'affinityTokens'> {
+  /**
+   * The worker to prefer, if there is one, and how much of the prompt it has, unless it has evicted that since. Where
+   * nothing is known, the session's home may have some of it: other gateways send it there, too.
+   */
+  affinity(session: string, prompt: TokenPrompt): Affinity {
     const served = this.#memories.get(session)?.served;
-    if (served === undefined) return {};
+    // Gateways that hear of each other would know: then the session is new, and no detour is worth it.
+    if (served === undefined) {
+      return { homeOf: session, homeTokens: this.#announce ? 0 : Math.floor(prompt.ids.length * HOME_SHARE) };
+    }
     if ('blocks' in served) {
       const same = commonBlocks(served.blocks, blocksOf(session, prompt));
       return { affinityWorker: served.prefill, affinityTokens: same * BLOCK_TOKENS };
@@ -101,11 +113,12 @@ export class Sessions {
   /**
    * The chunks of the last prompt, in their order, if they still fit what was found; else what was found.
    * @param key what else must be the same: repository, mode, and so on.
+   * @param isCurrent whether a chunk of the last prompt is still what the client has.
    */
-  settle(session: string, key: string, found: Retrieved): Retrieved {
+  settle(session: string, key: string, found: Found, isCurrent: IsCurrent = () => true): Found {
     const last = this.#memories.get(session)?.found;
     if (last?.key === key && last.retrieved.indexVersion === found.indexVersion && fits(last.retrieved, found)) {
-      return last.retrieved;
+      if (last.retrieved.chunks.every(isCurrent)) return last.retrieved;
     }
     this.#keep(session, { found: { key, retrieved: found } });
     return found;
@@ -160,7 +173,7 @@ function commonBlocks(a: string, b: string): number {
   return same;
 }
 
-function fits(old: Retrieved, found: Retrieved): boolean {
+function fits(old: Found, found: Found): boolean {
   const known = new Set(old.chunks.map(({ id }) => id));
   const kept = found.chunks.filter(({ id }) => known.has(id)).length;
   return kept >= found.chunks.length * FITS && found.chunks.length > 0 === old.chunks.length > 0;

@@ -29,9 +29,6 @@ export interface AnswerWords {
   failure?(body: ErrorBody): object;
 }
 
-/** What stood in the prompt of an answer, for clients whose API has no field for it. */
-const CONTEXT_HEADER = 'x-llavacode-rag';
-
 /** An answer of about so many bytes, or more, is sent in pieces. */
 const LONG = 64 * 1024;
 
@@ -54,7 +51,7 @@ async function whole(
   const collected = new CollectedChoices();
   const choices = await journey.complete(request, { ...scope, emit: (delta) => collected.add(delta) });
   const { usage } = record;
-  begins(record, scope, acceptance, reply);
+  acceptance.answered(scope.tenant, scope.id, record.context);
   const body = words.whole(collected.kept(choices, request.n));
   const perPrompt = request.bestOf * answerBytes(request, usage.promptTokens, 0);
   if (perPrompt + answerBytes(request, 0, usage.completionTokens) < LONG) return body;
@@ -90,7 +87,7 @@ async function streamed(
       ...scope,
       emit: async (delta) => {
         const first = !events.open;
-        if (first) begins(record, scope, acceptance, reply);
+        if (first) acceptance.answered(scope.tenant, scope.id, record.context);
         for (const value of words.part(delta, first)) await events.send(value, delta.echo !== undefined);
       },
     });
@@ -104,21 +101,6 @@ async function streamed(
     events.end(words.failure?.(body) ?? body);
   }
 }
-
-/** An answer begins: its context is known, and from now on its client may report what became of it. */
-function begins(
-  { context }: RequestRecord,
-  { id, tenant }: CompletionCall['scope'],
-  acceptance: CompletionParts['acceptance'],
-  reply: FastifyReply,
-): void {
-  if (context) reply.header(CONTEXT_HEADER, contextHeader(context));
-  acceptance.answered(tenant, id, context);
-}
-
-/** `compressed; chunks=10`, with `; degraded=…` where there was a reason for less. */
-const contextHeader = ({ mode, chunks, degraded }: ContextReport) =>
-  `${mode}; chunks=${chunks.length}${degraded ? `; degraded=${degraded}` : ''}`;
 
 /** A choice so far. */
 type Gathered = ChoiceDelta & { tokenIds: number[]; reports: TokenReport[] | undefined };

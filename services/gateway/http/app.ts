@@ -28,10 +28,14 @@ export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes
 /** A request id that a client may choose: it goes into logs and headers. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
-/** @param sendError answers requests that fail before a route is found. */
+/**
+ * @param sendError answers requests that fail before a route is found.
+ * @param rewriteUrl the URL by which the route of a request is found.
+ */
 export function createApp(
   limits: AppOptions,
   sendError: (error: unknown, request: FastifyRequest, reply: FastifyReply) => void,
+  rewriteUrl: (request: IncomingMessage) => string,
 ): FastifyInstance {
   const { bodyLimitBytes, log } = limits;
   return fastify({
@@ -42,6 +46,7 @@ export function createApp(
       const given = headers['x-request-id'];
       return typeof given === 'string' && REQUEST_ID.test(given) ? given : randomUUID().replaceAll('-', '');
     },
+    rewriteUrl: (raw) => rewriteUrl(raw as IncomingMessage),
     frameworkErrors: sendError,
     clientErrorHandler: answerClientError,
     return503OnClosing: false, // we refuse them ourselves, with a code

@@ -34,12 +34,18 @@ interface ChoiceBody {
   readonly prompt_token_ids?: readonly number[];
 }
 
+/** What stood in the prompt, and what did not. */
+interface Reports {
+  readonly rag?: ContextReport | undefined;
+  readonly suffix?: 'unsupported' | undefined;
+}
+
 /** One event of a stream. */
 export function chunkBody(
   head: AnswerHead,
   request: CompletionRequest,
   delta: ChoiceDelta,
-  extras: { readonly rag?: ContextReport | undefined; readonly usage: Usage },
+  extras: Reports & { readonly usage: Usage },
 ) {
   const usage = request.continuousUsage ? usageOf(extras.usage) : null;
   return {
@@ -47,6 +53,7 @@ export function chunkBody(
     choices: [choiceBody(delta.prompt * request.n + delta.choice, request, delta)],
     ...(request.includeUsage && { usage }),
     ...(extras.rag && { rag: ragOf(extras.rag) }),
+    ...(extras.suffix && { suffix: extras.suffix }),
   };
 }
 
@@ -63,12 +70,13 @@ export const wholeBody = (
   head: AnswerHead,
   request: CompletionRequest,
   choices: readonly ChoiceDelta[],
-  extras: { readonly rag?: ContextReport | undefined; readonly usage: Usage },
+  extras: Reports & { readonly usage: Usage },
 ) => ({
   ...head,
   choices: choices.map((choice, index) => choiceBody(index, request, choice)),
   usage: usageOf(extras.usage),
   ...(extras.rag && { rag: ragOf(extras.rag) }),
+  ...(extras.suffix && { suffix: extras.suffix }),
 });
 
 function choiceBody(index: number, request: CompletionRequest, delta: ChoiceDelta): ChoiceBody {
@@ -124,11 +132,12 @@ export const usageOf = ({ promptTokens, completionTokens, cachedTokens, softToke
 /** The field `rag`: the context that stood in the prompt. */
 export const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
   mode,
-  chunks: chunks.map(({ path, startLine, endLine, score }) => ({
+  chunks: chunks.map(({ path, startLine, endLine, score, overlay }) => ({
     path,
     start_line: startLine,
     end_line: endLine,
     score,
+    ...(overlay && { overlay }),
   })),
   index_version: indexVersion,
   degraded,

@@ -2,18 +2,19 @@
  * The body of `POST /v1/completions`: OpenAI's fields, those that vLLM's clients send as well, and `rag`. A field that
  * is not listed is refused by name, so that a misspelt option is not silently ignored.
  */
-import { posix } from 'node:path';
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
-import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import { isWellFormed } from '../../lib/request/well-formed.ts';
+import { MAX_OVERLAY_CHARACTERS, MAX_OVERLAY_FILES } from '../context/overlay.ts';
 import {
   COMPLETION_DEFAULTS,
   type CompletionRequest,
+  type OverlayText,
   type PromptInput,
   RAG_MODES,
   type RagRequest,
 } from '../request.ts';
+import { pathInRepo } from './repository.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 export const MAX_SEQUENCES = 128;
@@ -25,6 +26,8 @@ const MAX_ENTRY_COPIES = 16_384;
 export const MAX_STOPS = 16;
 /** UTF-16 units of a stop string: the gateway looks for the beginning of one at every token. */
 export const MAX_STOP_LENGTH = 256;
+/** UTF-16 units of a path. */
+const MAX_PATH = 4_096;
 
 // Lists are checked up to the first wrong element: zod's own arrays report every one, which takes 10 s for millions.
 const isString = (value: unknown): value is string => typeof value === 'string';
@@ -82,6 +85,31 @@ export const modelField = z.string().max(1_024).refine(isWellFormed, NOT_WELL_FO
 const only = <T extends boolean | number>(value: T) =>
   z.literal(value, { error: `is supported only as ${value}` }).optional();
 
+/** Files that the editor holds, newer than what is indexed. Checked up to the first wrong one, as other lists are. */
+const overlayFiles = z.custom<OverlayText[]>(isOverlay, {
+  error:
+    `must be at most ${MAX_OVERLAY_FILES} objects { path, text }, the paths within the repository, ` +
+    `with at most ${MAX_OVERLAY_CHARACTERS} characters of text in all`,
+});
+
+function isOverlay(value: unknown): value is OverlayText[] {
+  if (!Array.isArray(value) || value.length > MAX_OVERLAY_FILES) return false;
+  const isFile = (file: unknown): file is OverlayText =>
+    typeof file === 'object' &&
+    file !== null &&
+    Object.keys(file).every((name) => name === 'path' || name === 'text') &&
+    isString((file as OverlayText).text) &&
+    isString((file as OverlayText).path) &&
+    (file as OverlayText).path.length <= MAX_PATH &&
+    pathInRepo((file as OverlayText).path) !== undefined;
+  let characters = 0;
+  for (const file of value) {
+    if (!isFile(file)) return false;
+    characters += file.text.length;
+  }
+  return characters <= MAX_OVERLAY_CHARACTERS;
+}
+
 const defaults = COMPLETION_DEFAULTS;
 
 /** The field `rag`, which routes of other APIs take as well. */
@@ -89,13 +117,14 @@ export const ragField = z.strictObject({
   repo: key.min(1).max(256).optional(),
   mode: z.enum(RAG_MODES).default('compressed'),
   top_k: z.int().min(1).max(100).default(10),
-  path: key.max(4096).optional(),
+  path: key.max(MAX_PATH).optional(),
   retriever: z.enum(RETRIEVERS).optional(),
   max_text_tokens: z.int().min(1).default(512),
+  files: overlayFiles.optional(),
 });
 
 export const readRag = (rag: z.output<typeof ragField>): RagRequest => ({
-  repo: rag.repo ?? '',
+  repo: rag.repo,
   mode: rag.mode,
   topK: rag.top_k,
   path: rag.path === undefined ? undefined : pathInRepo(rag.path),
@@ -200,7 +229,6 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
     refuse('logit_bias', `entries and stop_token_ids, times the sequences, must be at most ${MAX_ENTRY_COPIES}`);
   }
   const searches = body.rag !== undefined && body.rag.mode !== 'off';
-  if (searches && body.rag?.repo === undefined) refuse(['rag', 'repo'], 'is required unless rag.mode is off');
   if (searches && promptList(body.prompt).length > 1) refuse('rag', 'takes one prompt per request');
   if (body.echo && (body.suffix !== undefined || searches)) {
     refuse('echo', 'gives back the prompt as it was sent, so it cannot be combined with suffix or rag');
@@ -241,19 +269,12 @@ function normalise(body: Fields): CompletionRequest {
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,
     rag: body.rag && readRag(body.rag),
+    overlay: body.rag?.files?.map(({ path, text }) => ({ path: pathInRepo(path)!, text })),
     priority: body.priority,
     cacheSalt: body.cache_salt,
     session: body.session,
     timeoutMs: body.timeout_ms,
   };
-}
-
-/**
- * The normal form of the path of the file being edited, with `..` resolved. undefined where the path has none, like
- * that of a file outside the repository: nothing in the index is that file.
- */
-function pathInRepo(path: string): string | undefined {
-  return normalisePath(path) ?? normalisePath(posix.normalize(path.replaceAll('\\', '/')));
 }
 
 export function promptList(prompt: z.output<typeof promptField>): PromptInput[] {

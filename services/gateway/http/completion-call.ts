@@ -18,13 +18,16 @@ import type { RequestScope } from '../completion/preparation.ts';
 import { RedactedSample } from '../completion/redacted-sample.ts';
 import { RequestRecord } from '../completion/request-record.ts';
 import type { CompletionConfig } from '../completion/settings.ts';
+import type { RecentPrompts } from '../context/recent-prompts.ts';
+import type { Remotes } from '../context/remotes.ts';
 import { hashOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';
-import { type Identity, storeKey } from '../tenants/api-keys.ts';
 import { sequencesOf } from '../tenants/demand.ts';
 import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
 import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
+import { withoutModelRepo, withRepository, withStoreKey } from './repository.ts';
+import { withSession } from './session.ts';
 import type { HttpConfig } from './settings.ts';
 
 export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercent'>, Pick<HttpConfig, 'slowReaderMs'> {
@@ -36,6 +39,8 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly inflight: InflightRequests;
   readonly quota: Pick<TenantQuota, 'reserve'>;
   readonly acceptance: Acceptance;
+  readonly remotes: Pick<Remotes, 'find'>;
+  readonly recent: Pick<RecentPrompts, 'seriesOf'>;
 }
 
 export type CompletionHttpRequest = FastifyRequest<{ Body: CompletionRequest }>;
@@ -51,6 +56,9 @@ export interface CompletionCall {
 
 /** Budget of a request, in ms. */
 const TIMEOUT_HEADER = 'x-request-timeout-ms';
+/** Headers of answers. The second one is there only where the suffix was left out. */
+const RAG_HEADER = 'x-llavacode-rag';
+const SUFFIX_HEADER = 'x-llavacode-suffix';
 
 /** Hooks of a route whose requests {@link serveCompletion} serves. */
 export const completionHooks = {
@@ -69,23 +77,26 @@ export async function serveCompletion(
   answer: (call: CompletionCall) => Promise<unknown>,
 ): Promise<unknown> {
   const record = request.record!;
-  record.askedBy(request.identity.tenant, request.body.session);
-  const completion = withStoreKey(request.body, request.identity);
-  const { rag } = completion;
-  if (rag !== undefined && rag.mode !== 'off') record.asksAbout(nameOf(rag.repo));
-  assertModel(completion.model ?? parts.modelName, parts.modelName);
+  record.whenPrepared(() => void reply.headers(reportHeaders(record)));
+  const asked = withSession(request, request.body, parts.recent);
+  record.askedBy(request.identity.tenant, asked.session);
+  const named = withStoreKey(withoutModelRepo(asked, parts.modelName), request.identity);
+  assertModel(named.model ?? parts.modelName, parts.modelName);
   const { tenant, limits } = request.identity;
-  const entering = inflightRequest(request);
+  const entering = inflightRequest(request, asked);
   const place = parts.inflight.enter(entering);
   // A connection closes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => place.abort(clientGone()));
   const { signal, deadlineMs } = place;
   let reservation: Reservation | undefined;
   try {
-    reservation = await parts.quota.reserve({ tenant, limits, session: entering.session, completion });
+    reservation = await parts.quota.reserve({ tenant, limits, session: entering.session, completion: named });
     place.supersede();
     signal.throwIfAborted();
     record.timeline.mark('admitted');
+    const completion = await withRepository(request, named, parts.remotes, signal);
+    const repo = completion.rag?.repo;
+    if (repo !== undefined && completion.rag?.mode !== 'off') record.asksAbout(nameOf(repo));
     if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
     return await answer({ request: completion, record, scope });
@@ -96,7 +107,7 @@ export async function serveCompletion(
 }
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */
-function inflightRequest({ body, headers, identity }: CompletionHttpRequest): InflightRequest {
+function inflightRequest({ headers, identity }: CompletionHttpRequest, body: CompletionRequest): InflightRequest {
   const header = headers[TIMEOUT_HEADER];
   if (header !== undefined && !/^[1-9]\d{0,9}$/.test(String(header))) {
     throw new ServingError('invalid_request', `${TIMEOUT_HEADER}: ${header} is not a number of milliseconds`);
@@ -108,11 +119,13 @@ function inflightRequest({ body, headers, identity }: CompletionHttpRequest): In
   return { timeoutMs, session, tenant, sequences: sequencesOf(body) };
 }
 
-/** Names the repository as the store knows it: a name that a client gave could be another tenant's. */
-function withStoreKey(request: CompletionRequest, identity: Identity): CompletionRequest {
-  const { rag } = request;
-  if (rag === undefined || rag.mode === 'off') return request;
-  return { ...request, rag: { ...rag, repo: storeKey(identity, rag.repo, 'rag.repo') } };
+/** What the answer reports, for clients that look at headers: the context in the prompt, and a suffix that is not. */
+function reportHeaders({ context, suffix }: RequestRecord): Record<string, string> {
+  const degraded = context?.degraded === undefined ? '' : `; degraded=${context.degraded}`;
+  return {
+    ...(context && { [RAG_HEADER]: `${context.mode}; chunks=${context.chunks.length}${degraded}` }),
+    ...(suffix && { [SUFFIX_HEADER]: suffix }),
+  };
 }
 
 /** Writes what is known about a completion when its answer has ended, in whichever way. */

@@ -89,9 +89,13 @@ function openAiWords(
   };
   return {
     format: SSE_UNTIL_DONE,
-    whole: (choices) => wholeBody(head, request, choices, { rag: record.context, usage: record.usage }),
+    whole: (choices) =>
+      wholeBody(head, request, choices, { rag: record.context, suffix: record.suffix, usage: record.usage }),
     part: (delta, first) => [
-      chunkBody(head, request, delta, { rag: first ? record.context : undefined, usage: record.usage }),
+      chunkBody(head, request, delta, {
+        ...(first && { rag: record.context, suffix: record.suffix }),
+        usage: record.usage,
+      }),
     ],
     last: () =>
       request.includeUsage ? usageBody(head, record.usage, askedTimeline(reply, record.timeline)) : undefined,

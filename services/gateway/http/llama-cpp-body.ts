@@ -79,7 +79,7 @@ export const infillBody = editorBody(infillFields, (body) => ({
     ...requestOf(body),
     prompts: [body.input_prefix + body.prompt],
     suffix: body.input_suffix,
-    overlay: body.input_extra.map(({ filename, text }) => ({ path: filename, text })),
+    overlay: body.input_extra.map(({ filename, text }) => ({ path: filename, text, isPart: true })),
   },
   form: formOf(body),
 }));

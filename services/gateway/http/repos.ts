@@ -59,6 +59,9 @@ type RepoCall = FastifyRequest<{ Params: { '*': string }; Querystring: Record<st
 /** Names of repositories contain slashes, as they are or as %2F. */
 const REPO_URL = '/v1/repos/*';
 
+/** Remote URL of the checkout that is uploaded. It is a header, so that gateways that do not know it go on. */
+const REMOTE_HEADER = 'x-llavacode-remote-url';
+
 export function addRepoRoutes(app: FastifyInstance, parts: RepoParts): void {
   const lines: Lines = new Map();
   app.register(async (scope) => {
@@ -154,6 +157,7 @@ function repoBody(repo: string, head: IndexHead, served: string | undefined) {
     chunks: head.chunks,
     files: head.files,
     languages: head.languages,
+    remote: head.remote ?? null,
     updated_at: head.indexedAt,
   };
 }
@@ -168,6 +172,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     repo,
     format: FORMATS[(request.headers['content-type'] ?? '').split(';')[0]!.trim().toLowerCase()] ?? '',
     stripComponents: stripOf(request.query),
+    remoteUrl: String(request.headers[REMOTE_HEADER] ?? ''),
   };
   const body = request.body as Readable | undefined;
   if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type or no body');

@@ -28,6 +28,7 @@ import { addModelRoutes, type ModelParts } from './models.ts';
 import { addOllamaRoutes, type OllamaParts } from './ollama.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
+import { RepositoryPrefix } from './repository.ts';
 import type { HttpConfig } from './settings.ts';
 import { addTabbyRoutes, type TabbyParts } from './tabby.ts';
 
@@ -78,7 +79,9 @@ const LIMIT_HEADERS = ['x-llavacode-limit', 'x-llavacode-refused-by'];
 const REFUSALS_EVERY_MS = 1_000;
 
 export function createServer(parts: ServerParts): FastifyInstance {
-  const app = createApp(parts, sendError);
+  const prefix = new RepositoryPrefix();
+  const app = createApp(parts, sendError, (raw) => prefix.rewrite(raw));
+  app.addHook('onRoute', ({ url }) => prefix.knows(url));
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
   app.decorate('tellsInside', parts.keys === NO_KEYS);

@@ -117,7 +117,7 @@ const snippetsOf = (given: z.output<typeof segments>): Snippet[] => [
   ...given.relevant_snippets_from_recently_opened_files,
 ];
 
-const asOverlay = ({ filepath, body }: Snippet): OverlayText => ({ path: filepath, text: body });
+const asOverlay = ({ filepath, body }: Snippet): OverlayText => ({ path: filepath, text: body, isPart: true });
 
 export const eventBody = ignoringUnknown(
   z.object({

@@ -20,6 +20,10 @@ export interface Identity {
   readonly tenant: string;
   readonly limits: TenantLimits;
   readonly access: Access;
+  /** The repository of requests that name none. */
+  readonly defaultRepo?: string | undefined;
+  /** Tells the key from the tenant's other ones; the same at all gateways. */
+  readonly keyId?: string;
   mayUse(repo: string): boolean;
 }
 
@@ -52,6 +56,8 @@ const keysFile = z
       repos: z.array(
         z.string().refine((name) => name === '*' || isRepoKey(DEFAULT_TENANT, name), 'is not a repository name'),
       ),
+      /** The repository of requests that name none: editors that cannot be told one. */
+      default_repo: z.string().optional(),
       /** Most sequences (prompts × best_of) of the tenant in flight, with any of its keys; no limit where not given. */
       max_inflight: limit,
       tokens_per_minute: limit,
@@ -65,6 +71,13 @@ const keysFile = z
         context.addIssue({ code: 'custom', path: [i, field], message });
       const earlier = entries.slice(0, i);
       if (earlier.some((other) => other.key_sha256 === entry.key_sha256)) refuse('key_sha256', 'is listed twice');
+      const { default_repo: named, repos } = entry;
+      if (
+        named !== undefined &&
+        (!isRepoKey(DEFAULT_TENANT, named) || !(repos.includes('*') || repos.includes(named)))
+      ) {
+        refuse('default_repo', 'is not the name of a repository that this key may use');
+      }
       const same = earlier.find((other) => other.tenant === entry.tenant);
       for (const field of ['max_inflight', 'tokens_per_minute'] as const) {
         if (same && same[field] !== entry[field]) refuse(field, `must be the same for all keys of ${entry.tenant}`);
@@ -82,8 +95,8 @@ function isRepoKey(tenant: string, name: string): boolean {
 }
 
 /**
- * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names, max_inflight?, tokens_per_minute?, access? }]; '' for
- *   no keys.
+ * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names, default_repo?, max_inflight?, tokens_per_minute?,
+ *   access? }]; '' for no keys.
  * @throws ServingError config_invalid
  */
 export async function loadApiKeys(file: string): Promise<ApiKeys> {
@@ -96,10 +109,11 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     const why = issue ? `${issue.path.join('.')} ${issue.message}` : reasonOf(cause);
     throw new ServingError('config_invalid', `--api-keys-file ${file}: ${why}`, { cause });
   }
-  const keys = entries.map(({ key_sha256, tenant, repos, max_inflight, tokens_per_minute, access }) => {
+  const keys = entries.map(({ key_sha256, tenant, repos, default_repo, max_inflight, tokens_per_minute, access }) => {
     const mayUse = (repo: string) => repos.includes('*') || repos.includes(repo);
     const limits = { maxInflight: max_inflight, tokensPerMinute: tokens_per_minute };
-    return { digest: Buffer.from(key_sha256, 'hex'), identity: { tenant, limits, access, mayUse } };
+    const identity = { tenant, limits, access, defaultRepo: default_repo, keyId: key_sha256.slice(0, 16), mayUse };
+    return { digest: Buffer.from(key_sha256, 'hex'), identity };
   });
   return {
     tenants: [...new Set(entries.map(({ tenant }) => tenant))],

@@ -49,9 +49,11 @@ const idsIn = (prompt: PromptInput, { truncatePromptTokens = Infinity }: Complet
   typeof prompt === 'string' ? 0 : Math.min(prompt.length, truncatePromptTokens);
 
 function estimated(prompt: PromptInput, request: CompletionRequest): number {
-  const { suffix = '', rag, truncatePromptTokens = Infinity } = request;
+  const { suffix = '', rag, overlay = [], truncatePromptTokens = Infinity } = request;
   const characters = (typeof prompt === 'string' ? prompt.length : 0) + suffix.length;
-  const context = rag === undefined || rag.mode === 'off' ? 0 : rag.mode === 'text' ? rag.maxTextTokens : rag.topK;
+  // Chunks of an overlay may stand as text where the others are soft tokens.
+  const asText = rag?.mode === 'text' || overlay.length > 0;
+  const context = rag === undefined || rag.mode === 'off' ? 0 : asText ? rag.maxTextTokens : rag.topK;
   const given = idsIn(prompt, request) + Math.ceil(characters / CHARACTERS_PER_TOKEN);
   return Math.min(given, truncatePromptTokens) + context;
 }

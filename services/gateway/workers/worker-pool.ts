@@ -2,6 +2,7 @@
  * The choice of the workers for a sequence. Prefill and decode workers are chosen at once, so that no prompt is
  * computed that no worker can continue.
  */
+import { createHash } from 'node:crypto';
 import { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
@@ -35,6 +36,10 @@ export interface PlacementRequest {
   readonly affinityWorker?: string | undefined;
   /** Tokens of the prompt that it may have cached, as far as can be known here. */
   readonly affinityTokens?: number;
+  /** Session without such a worker: every gateway prefers the same one for it. */
+  readonly homeOf?: string | undefined;
+  /** Tokens of the prompt that this worker may have cached; 0 where not given. */
+  readonly homeTokens?: number;
   /** Addresses of workers that have failed the prompt: used only where no other is ready. */
   readonly preferNot?: ReadonlySet<string>;
 }
@@ -336,17 +341,27 @@ function hasDecodeRoom({ description, load, totalLoad }: Worker<DecodeClient>): 
 }
 
 /**
- * The worker that has most of the prompt, unless its backlog exceeds the tokens that its cache would save; else the
- * least loaded.
+ * The worker that has most of the prompt, or the home of its session, unless its backlog exceeds the tokens that its
+ * cache would save; else the least loaded.
  * @param workers at least one, the least loaded first.
  */
 function preferred<C extends Describable>(
   workers: readonly Worker<C>[],
-  { affinityWorker, affinityTokens = 0 }: PlacementRequest,
+  { affinityWorker, affinityTokens = 0, homeOf, homeTokens = 0 }: PlacementRequest,
 ): Worker<C> {
   const least = workers[0] as Worker<C>;
-  const cached = workers.find(({ address }) => address === affinityWorker) ?? least;
-  return cached.totalLoad <= least.totalLoad + affinityTokens ? cached : least;
+  const known = workers.find(({ address }) => address === affinityWorker);
+  const cached = known ?? (homeOf === undefined ? least : homeAmong(workers, homeOf));
+  return cached.totalLoad <= least.totalLoad + (known ? affinityTokens : homeTokens) ? cached : least;
+}
+
+/** The home of a session by rendezvous hashing: a worker that comes or goes moves its own sessions alone. */
+function homeAmong<C extends Describable>(workers: readonly Worker<C>[], session: string): Worker<C> {
+  const weighed = workers.map((worker) => {
+    const weight = createHash('sha256').update(`${session} ${worker.address}`).digest('hex');
+    return { worker, weight };
+  });
+  return weighed.reduce((best, each) => (each.weight > best.weight ? each : best)).worker;
 }
 
 function without<C extends Describable>(

@@ -37,6 +37,12 @@ export const ERRORS = {
     false,
     'Use POST /v1/completions, or serve a model whose tokenizer_config.json has a chat_template.',
   ),
+  suffix_unsupported: kind(
+    400,
+    'INVALID_ARGUMENT',
+    false,
+    'Leave out suffix, serve a model that fills in the middle, or serve with --suffix-unsupported report.',
+  ),
   invalid_api_key: kind(
     401,
     'UNAUTHENTICATED',

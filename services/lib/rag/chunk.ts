@@ -7,6 +7,7 @@
  * CrossCodeEval), so a window always holds ten lines of code. Line numbers are those of the file.
  */
 import { createHash } from 'node:crypto';
+import { atOnce } from '../async/turns.ts';
 import { ServingError } from '../process/errors.ts';
 
 export interface Chunk {
@@ -53,7 +54,16 @@ export function identifiers(text: string): string[] {
  * inside another.
  * @throws ServingError config_invalid if the stride would skip lines.
  */
-export function chunkFile(path: string, text: string, { chunkLines, chunkStride }: Chunking): Chunk[] {
+export function chunkFile(path: string, text: string, chunking: Chunking): Chunk[] {
+  return atOnce(chunkSteps(path, text, chunking));
+}
+
+/** Does the work of {@link chunkFile} in steps, chunk by chunk. */
+export function* chunkSteps(
+  path: string,
+  text: string,
+  { chunkLines, chunkStride }: Chunking,
+): Generator<void, Chunk[]> {
   if (chunkStride > chunkLines) {
     throw new ServingError(
       'config_invalid',
@@ -68,6 +78,7 @@ export function chunkFile(path: string, text: string, { chunkLines, chunkStride 
   for (let start = 0; start < lines.length; start += chunkStride) {
     const window = lines.slice(start, start + chunkLines);
     chunks.push(makeChunk(path, window));
+    yield;
     if (start + chunkLines >= lines.length) break;
   }
   return chunks;

@@ -58,6 +58,12 @@ export const SEARCH_SETTINGS = {
     .describe(
       "time that a dense or fused search may take of a completion, in ms: it first encodes the query on the gateway's CPU",
     ),
+  overlayBudgetMs: milliseconds(0)
+    .default(50)
+    .describe(
+      'time that a completion waits until parts of the files that its editor holds are encoded, in ms; what is not ' +
+        'encoded by then stands in the prompt as text',
+    ),
   withoutProjector: z
     .enum(['text', 'off'])
     .default('text')

@@ -21,6 +21,8 @@ import type { ProtoGrpcType as IndexerProto } from './gen/indexer.ts';
 import type { DecodeEvent__Output } from './gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest } from './gen/llavacode/v1/DecodeRequest.ts';
 import type { DeleteRequest } from './gen/llavacode/v1/DeleteRequest.ts';
+import type { EncodeRequest } from './gen/llavacode/v1/EncodeRequest.ts';
+import type { EncodeResponse__Output } from './gen/llavacode/v1/EncodeResponse.ts';
 import type { IndexEvent__Output } from './gen/llavacode/v1/IndexEvent.ts';
 import type { IndexerDescription__Output } from './gen/llavacode/v1/IndexerDescription.ts';
 import type { IndexRequest } from './gen/llavacode/v1/IndexRequest.ts';
@@ -100,6 +102,8 @@ export interface IndexerClient {
    */
   index(requests: AsyncIterable<IndexRequest>, signal: AbortSignal): AsyncIterable<IndexEvent__Output>;
   delete(request: DeleteRequest, signal: AbortSignal): Promise<void>;
+  /** Does not wait for an indexer that is away: whoever asks goes on without. */
+  encode(request: EncodeRequest, signal: AbortSignal): Promise<EncodeResponse__Output>;
   describe(signal: AbortSignal): Promise<IndexerDescription__Output>;
   close(): void;
 }
@@ -148,6 +152,7 @@ export function connectIndexer(address: string, security: RpcSecurity = PLAINTEX
     delete: async (request, signal) => {
       await unary(peer, signal, (client, done) => client.delete(request, WAIT_FOR_READY, done));
     },
+    encode: (request, signal) => unary(peer, signal, (client, done) => client.encode(request, done)),
     describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, WAIT_FOR_READY, done)),
     close: () => peer.close(),
   };

@@ -1,9 +1,9 @@
 /**
  * Builds prompts as ids throughout: strings are never joined and tokenized again.
  *
- *   fill-in-the-middle   [bos] [S1…Sk] prefix LEFT suffix RIGHT middle     (psm)
- *                        [bos] [S1…Sk] suffix RIGHT prefix LEFT middle     (spm)
- *   raw                  [bos] [S1…Sk] PROMPT                              (no bos if the client sent ids)
+ *   fill-in-the-middle   [bos] [S1…Sk] HEAD prefix LEFT suffix RIGHT middle     (psm)
+ *                        [bos] [S1…Sk] HEAD suffix RIGHT prefix LEFT middle     (spm)
+ *   raw                  [bos] [S1…Sk] PROMPT                                   (no bos if the client sent ids)
  *
  * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two
  * keystrokes most of a prompt stays the same, and prefill computes only what follows the first difference. Therefore
@@ -12,7 +12,7 @@
  */
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/token-prompt.ts';
-import type { PromptFormat, PromptOrder } from './prompt-format.ts';
+import { formOf, type PromptFormat, type PromptOrder } from './prompt-format.ts';
 import { type TextContext, textContextSteps } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
@@ -37,6 +37,8 @@ interface SoftContext {
   readonly kind: 'soft';
   /** One vector [hidden] per chunk, the best chunk first. */
   readonly vectors: readonly Float32Array[];
+  /** Chunks that have no vector, after those that have one; as far as there is room for them besides. */
+  readonly text?: TextContext | undefined;
 }
 
 export interface PromptParts {
@@ -44,6 +46,8 @@ export interface PromptParts {
   readonly prompt: string | readonly number[];
   /** The text after the cursor. If it is given, even as "", the model fills in the middle. */
   readonly suffix?: string;
+  /** Text before the frame, in which names are tokens. It takes at most half of the room; its beginning goes first. */
+  readonly head?: string;
   readonly context?: SoftContext | TextContext;
   /** Positions that one slot holds, prompt and output together. */
   readonly capacity: number;
@@ -132,7 +136,11 @@ export class PromptBuilder {
     const offered = context?.vectors ?? [];
     const vectors = offered.slice(0, Math.max(room, 0));
     const ids = vectors.map(() => this.#format.placeholder);
-    return { ids, vectors, chunks: vectors.length, cut: vectors.length < offered.length };
+    const cut = vectors.length < offered.length;
+    if (context?.text === undefined) return { ids, vectors, chunks: vectors.length, cut };
+    const text = yield* textContextSteps(this.#tokenizer, this.#format, context.text, room - vectors.length);
+    const chunks = vectors.length + text.chunks;
+    return { ids: [...ids, ...text.ids], vectors, chunks, cut: cut || text.cut };
   }
 
   /** A raw prompt that must fit. */
@@ -163,22 +171,36 @@ export class PromptBuilder {
     cut: Cut,
   ): Generator<void, Ids> {
     const { frame } = this.#format;
-    const sides = room - (frame?.length ?? 0);
-    if (sides < 1) throw tooLong(parts, 'the frame of a prompt with suffix');
+    const form = formOf(this.#format, this.#order);
+    const free = room - (frame?.length ?? 0);
+    if (free < 1) throw tooLong(parts, 'the frame of a prompt with suffix');
+    const head = yield* this.#head(parts, Math.floor(free / 2));
+    const sides = free - head.length;
     // One token more than fits shows whether anything is cut.
     const left =
       typeof prompt === 'string' ? yield* this.#tokenizer.tailSteps(prompt, sides + 1) : prompt.slice(-sides - 1);
-    if (frame === undefined) {
+    const cutTo = (count: number) => this.#cutLeft(prompt, left, count);
+    if (form === undefined) {
       cut.happened = left.length > sides;
-      return cut.happened ? yield* this.#cutLeft(prompt, left, sides) : left;
+      return cut.happened ? yield* cutTo(sides) : left;
     }
     const right = yield* this.#tokenizer.headSteps(suffix, sides + 1);
     const [keepLeft, keepRight] = share(sides, left.length, right.length);
     cut.happened = keepLeft < left.length || keepRight < right.length;
-    const [prefixId, suffixId, middleId] = frame;
-    const before = [prefixId, ...(keepLeft < left.length ? yield* this.#cutLeft(prompt, left, keepLeft) : left)];
-    const after = [suffixId, ...right.slice(0, keepRight)];
-    return [...(this.#order === 'psm' ? [...before, ...after] : [...after, ...before]), middleId];
+    const kept = {
+      left: keepLeft < left.length ? yield* cutTo(keepLeft) : left,
+      right: right.slice(0, keepRight),
+    };
+    return [...head, ...form.flatMap((part) => (typeof part === 'number' ? part : kept[part]))];
+  }
+
+  /** What stands before the frame, without a beginning of text that the prompt has already. */
+  *#head(parts: PromptParts, most: number): Generator<void, Ids> {
+    if (parts.head === undefined) return [];
+    const bos = leadingIds(this.#tokenizer, parts, true);
+    const ids = yield* this.#tokenizer.tailSteps(parts.head, most + bos.length, 'as tokens');
+    const begins = bos.length > 0 && bos.every((id, i) => ids[i] === id);
+    return ids.slice(Math.max(begins ? bos.length : 0, ids.length - most));
   }
 
   /**

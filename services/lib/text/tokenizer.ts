@@ -9,7 +9,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as Library } from '@huggingface/tokenizers';
 import { atOnce } from '../async/turns.ts';
-import { AddedTokenSearch } from './added-tokens.ts';
+import { AddedTokenSearch, type Section } from './added-tokens.ts';
 import { Normalizer } from './normalizer.ts';
 import {
   BYTE_OF_SYMBOL,
@@ -55,7 +55,7 @@ const GPT2_WORDS = {
 };
 
 /** Names of the token that ends a text, in case tokenizer_config.json does not name it. */
-const EOS_NAMES = ['<|endoftext|>', '<|end_of_text|>', '</s>', '<｜end▁of▁sentence｜>'];
+const EOS_NAMES = ['<|endoftext|>', '<|end_of_text|>', '</s>', '<｜end▁of▁sentence｜>', '<[end▁of▁sentence]>'];
 
 /** What a model's configuration says of chats. */
 export interface ChatForm {
@@ -185,6 +185,17 @@ export class Tokenizer {
       }
     }
     return reversed.reverse();
+  }
+
+  /**
+   * The added tokens whose names stand in a text, in order, with their places in it. Yields undefined between two steps
+   * of a long search.
+   */
+  *addedTokens(text: string): Generator<Required<Section> | undefined, void> {
+    for (const section of this.#added.sections(text)) {
+      if (section === undefined) yield undefined;
+      else if (section.id !== undefined) yield { ...section, id: section.id };
+    }
   }
 
   /** The id of an added token (special or not) by its name. */

@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { ServingError } from '../../../services/lib/process/errors.ts';
 import { fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
 
 const TEXT = 'return self.items.pop()  # 😀 done\n\n\ndef next():';
@@ -42,4 +43,49 @@ test('a request of no tokens computes its prompt and decodes nothing: a warm-up'
   expect(answer.usage).toMatchObject({ completion_tokens: 0, prompt_tokens: workers.prefills[0]!.tokenIds!.length });
   expect([workers.prefills[0]!.readers, workers.decodes.length]).toEqual([0, 0]);
   await workers.idle();
+});
+
+test('a prompt that the client has framed itself is searched for and cut around its cursor', async () => {
+  const queries: { before: string; after: string }[] = [];
+  const retrieval = {
+    retrieve: async ({ before, after }: { before: string; after: string }) => {
+      queries.push({ before, after });
+      throw new ServingError('store_unavailable', 'the store is away');
+    },
+  };
+  const { complete, workers } = await fakeGateway({ token: spelling(TEXT) }, { retrieval });
+  const [left, right] = ['first\n'.repeat(200), 'last\n'.repeat(200)];
+  const prompt = `<|fim_prefix|>${left}<|fim_suffix|>${right}<|fim_middle|>`;
+  expect(await complete({ prompt, max_tokens: 2, rag: { repo: 'r' } })).toMatchObject({ status: 200 });
+  await complete({ prompt: left, suffix: right, max_tokens: 2, rag: { repo: 'r' } });
+  expect(queries[0]).toEqual({ before: left, after: right });
+  expect(workers.prefills[0]!.tokenIds).toEqual(workers.prefills[1]!.tokenIds);
+});
+
+test('a suffix that the model cannot take is reported in the answer, in a header and in the log', async () => {
+  const gateway = await fakeGateway({ token: spelling(TEXT) }, { promptFormat: 'prefix-only' });
+  const answer = await gateway.complete({ prompt: 'a', suffix: 'b', max_tokens: 2 });
+  expect(answer).toMatchObject({
+    status: 200,
+    suffix: 'unsupported',
+    headers: { 'x-llavacode-suffix': 'unsupported' },
+  });
+  const [first, second] = await gateway.stream({ prompt: 'a', suffix: 'b', max_tokens: 2 });
+  expect(first).toMatchObject({ suffix: 'unsupported' });
+  expect(second).not.toHaveProperty('suffix');
+  const none = await gateway.complete({ prompt: 'a', suffix: '', max_tokens: 2 });
+  expect(none).not.toHaveProperty('suffix');
+  expect(none.headers).not.toHaveProperty('x-llavacode-suffix');
+  await gateway.app.close();
+  expect(gateway.lines.find(({ suffix }) => suffix === 'unsupported')).toBeDefined();
+});
+
+test('with --suffix-unsupported refuse, a suffix that the model cannot take is 400', async () => {
+  const options = { promptFormat: 'prefix-only', suffixUnsupported: 'refuse' } as const;
+  const { complete, workers } = await fakeGateway({ token: spelling(TEXT) }, options);
+  const refused = await complete({ prompt: 'a', suffix: 'b', max_tokens: 2 });
+  expect(refused).toMatchObject({ status: 400, error: { code: 'suffix_unsupported', param: 'suffix' } });
+  expect(refused.error!.message).toContain('--suffix-unsupported report');
+  expect(workers.prefills).toEqual([]);
+  expect(await complete({ prompt: 'a', max_tokens: 2 })).toMatchObject({ status: 200 });
 });

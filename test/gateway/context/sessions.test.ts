@@ -72,7 +72,7 @@ test('a session takes the newly found chunks after another request, another vers
 
 test('a session knows how much of a prompt its worker has: up to the first other token, and nothing after other soft tokens', () => {
   const sessions = new Sessions();
-  expect(sessions.affinity('s', prompt([1]))).toEqual({});
+  expect(sessions.affinity('s', prompt([1])).affinityWorker).toBeUndefined();
   sessions.servedBy('s', 'w', prompt([1, 2, 3, 4], 0.5));
   const tokensOf = (next: TokenPrompt) => sessions.affinity('s', next).affinityTokens;
   expect(tokensOf(prompt([1, 2, 3, 4, 5], 0.5))).toBe(4);
@@ -107,7 +107,7 @@ test('another gateway learns which worker has the prompt of a session, and how m
   expect(of(prompt(ids.slice(0, 70), 0.5)).affinityTokens).toBe(64);
   expect(of(prompt([...ids.slice(0, 40), 7, 7], 0.5)).affinityTokens).toBe(32);
   expect(of(prompt(ids, 0.6)).affinityTokens).toBe(0);
-  expect(of(prompt(ids, 0.5), 'other')).toEqual({});
+  expect(of(prompt(ids, 0.5), 'other').affinityWorker).toBeUndefined();
   there.servedBy('s', 'w2', prompt([1]));
   expect(of(prompt(ids, 0.5)).affinityWorker).toBe('w2');
 });
@@ -129,7 +129,7 @@ test('what another gateway tells takes bounded memory, and a wrong form is passe
   ]) {
     const sessions = new Sessions();
     sessions.servedElsewhere(news);
-    expect(sessions.affinity('s', prompt([1]))).toEqual({});
+    expect(sessions.affinity('s', prompt([1])).affinityWorker).toBeUndefined();
   }
 });
 
@@ -140,4 +140,10 @@ test('after ten times as many sessions as there is memory for, no more than the 
   for (let i = 0; i < 500; i++) sessions.servedBy(`s${i}`, 'w', prompt(ids));
   const known = ids.slice(0, 500).filter((i) => sessions.affinity(`s${i}`, prompt(ids)).affinityWorker !== undefined);
   expect(known).toHaveLength(50);
+});
+
+test('a session of which nothing is known has a home, which counts if gateways do not hear of each other', () => {
+  expect(new Sessions().affinity('s', prompt([1, 2, 3, 4]))).toEqual({ homeOf: 's', homeTokens: 2 });
+  const sharing = new Sessions(undefined, () => {});
+  expect(sharing.affinity('s', prompt([1, 2, 3, 4]))).toEqual({ homeOf: 's', homeTokens: 0 });
 });

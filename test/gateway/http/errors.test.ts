@@ -77,6 +77,7 @@ describe.each(codes)('%s', (code) => {
         await fail();
       },
       delete: fail,
+      encode: fail,
       describe: async () => ({ fingerprint: '' }) as never,
       close: () => {},
     };

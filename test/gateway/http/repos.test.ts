@@ -631,3 +631,19 @@ describe('a list of 5,000 repositories in a slow store', () => {
     expect([await list, memory.asked.length]).toEqual(['gone', 16]);
   });
 });
+
+test('an index remembers the remote URL of its checkout, without a password, until it is told another', async () => {
+  const { put, ask, store } = await start();
+  const remote = async () => (await ask('GET', '/v1/repos/shop')).body.remote;
+  await put('/v1/repos/shop', files(FILES));
+  expect(await remote()).toBeNull();
+  const told = (url: string) => ({ 'x-llavacode-remote-url': url });
+  const same = await put('/v1/repos/shop', files(FILES), told('https://me:secret@example.com/acme/shop.git'));
+  expect(same.body).toMatchObject({ changed: false });
+  expect(await remote()).toBe('example.com/acme/shop');
+  expect(JSON.stringify(await store.head('shop'))).not.toContain('secret');
+  await put('/v1/repos/shop', { changes: [{ path: 'a.py', deleted: true }] });
+  expect(await remote()).toBe('example.com/acme/shop');
+  await put('/v1/repos/shop', files({ 'c.py': 'c = 1' }), told('git@example.com:acme/moved'));
+  expect(await remote()).toBe('example.com/acme/moved');
+});

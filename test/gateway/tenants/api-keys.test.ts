@@ -1,30 +1,7 @@
 /** API keys, and the limits of tenants that their file sets. */
-import { createHash } from 'node:crypto';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { afterAll, describe, expect, test } from 'vitest';
-import { loadApiKeys } from '../../../services/gateway/tenants/api-keys.ts';
+import { describe, expect, test } from 'vitest';
+import { bearer, keyEntry as entry, keysOf, sha256 } from '../../support/api-keys.ts';
 import { fakeGateway, spelling } from '../../support/fake-gateway.ts';
-
-const dir = await mkdtemp(join(tmpdir(), 'llavacode-keys-'));
-afterAll(() => rm(dir, { recursive: true, force: true }));
-
-const sha256 = (text: string) => createHash('sha256').update(text).digest('hex');
-const entry = (key: string, tenant: string, limits: object = {}) => ({
-  key_sha256: sha256(key),
-  tenant,
-  repos: ['*'],
-  ...limits,
-});
-
-async function keysOf(entries: object[]) {
-  const file = join(dir, 'keys.json');
-  await writeFile(file, JSON.stringify(entries));
-  return loadApiKeys(file);
-}
-
-const bearer = (key: string) => ({ authorization: `Bearer ${key}` });
 
 describe('requests in flight', () => {
   test('requests in flight are counted per tenant, over all of its keys', async () => {
@@ -110,4 +87,13 @@ describe('a keys file', () => {
     const keys = await keysOf([]);
     expect(() => keys.identify('x')).toThrowError(expect.objectContaining({ code: 'invalid_api_key' }));
   });
+});
+
+test('the default repository of a key must be the name of one that it may use', async () => {
+  const load = (fields: object) => keysOf([entry('k', 'a', fields)]);
+  expect((await load({ default_repo: 'shop' })).identify('k').defaultRepo).toBe('shop');
+  expect((await load({ default_repo: 'shop', repos: ['shop'] })).identify('k').defaultRepo).toBe('shop');
+  for (const fields of [{ default_repo: 'shop', repos: ['web'] }, { default_repo: '../x' }, { default_repo: '' }]) {
+    await expect(load(fields)).rejects.toThrow('0.default_repo is not the name of a repository that this key may use');
+  }
 });

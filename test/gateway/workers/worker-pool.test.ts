@@ -153,3 +153,37 @@ test('a worker with a free slot is chosen before a less loaded one where a seque
   await workers.refresh();
   expect(workers.place({ promptTokens: 4, continues: true, positions: 8 })!.decode!.address).toBe('d2');
 });
+
+test('two gateways give a session the same home, and a worker that goes moves its own sessions alone', async () => {
+  const all = ['p1', 'p2', 'p3'];
+  const homes = async (prefill: string[]) => {
+    const { workers } = fakePool({ p1: {}, p2: {}, p3: {}, d: { slots: 9 } }, prefill, ['d']);
+    await workers.refresh();
+    return Array.from({ length: 60 }, (_, i) => {
+      const request = { promptTokens: 400, continues: true, positions: 10, homeOf: `s${i}`, homeTokens: 200 };
+      const { prefill, decode } = workers.place(request)!;
+      for (const worker of [prefill, decode!]) worker.release();
+      return prefill.address;
+    });
+  };
+  const [one, two, fewer] = [await homes(all), await homes([...all].reverse()), await homes(['p1', 'p3'])];
+  expect(two).toEqual(one);
+  expect(new Set(one)).toEqual(new Set(all));
+  expect(fewer.filter((home, i) => one[i] !== 'p2' && home !== one[i])).toEqual([]);
+});
+
+test('the home of a session gives way to a worker that has less to do than its cache saves', async () => {
+  const { workers, take } = fakePool({ p1: {}, p2: {}, d: { slots: 9 } }, ['p1', 'p2'], ['d']);
+  await workers.refresh();
+  const place = (homeOf: string, homeTokens: number) => {
+    const request = { promptTokens: 400, continues: true, positions: 10, homeOf, homeTokens };
+    const { prefill, decode } = workers.place(request)!;
+    for (const worker of [prefill, decode!]) worker.release();
+    return prefill.address;
+  };
+  const homes = new Map(Array.from({ length: 20 }, (_, i) => [place(`s${i}`, 0), `s${i}`]));
+  const busy = take(100).prefill.address;
+  const session = homes.get(busy)!;
+  expect(place(session, 99)).not.toBe(busy);
+  expect(place(session, 100)).toBe(busy);
+});

@@ -11,6 +11,7 @@ import { openStore } from '../../../services/lib/rag/store/open-store.ts';
 import { packIds } from '../../../services/lib/rag/store/row.ts';
 import { withRowCache } from '../../../services/lib/rag/store/row-cache.ts';
 import type { Store } from '../../../services/lib/rag/store/store.ts';
+import { NO_OVERLAYS } from '../../support/no-overlays.ts';
 import { redisCli, startRedis } from '../../support/redis.ts';
 import { startCluster, startSentinel, startSlowNetwork, startTls } from '../../support/redis-topologies.ts';
 
@@ -68,10 +69,12 @@ async function outcome(retrieval: Retrieval, repo: string, retrievalBudgetMs = 5
     contextFingerprint: 'f',
     withoutProjector: 'text' as const,
     hidden: 2,
+    queryLines: 10,
+    overlays: NO_OVERLAYS,
     log,
   };
   const rag = { repo, mode: 'compressed', topK: 5, path: undefined, retriever: undefined, maxTextTokens: 100 } as const;
-  const query = { rag, before: 'v1_7 v2_7', after: '' };
+  const query = { rag, tenant: 'default', before: 'v1_7 v2_7', after: '' };
   const { report } = await new ContextFinder(sources).find(query, NEVER);
   if (report.degraded) return report.degraded;
   expect(report.chunks.every(({ path }) => path === `v${report.indexVersion?.[0]}.py`)).toBe(true);

@@ -128,11 +128,12 @@ export class InvertedIndex {
   /**
    * What a search leaves out: the chunks of the file being edited and, of the other chunks with the same identifiers in
    * the same order, all but the first. So however many copies of a text a repository has, they take one place.
+   * @param replaced files of which the client has sent a newer text: their chunks are left out as well.
    */
-  excluding(path?: string): Excludes {
+  excluding(path?: string, replaced: readonly string[] = []): Excludes {
     const { earlierCopy, files } = this.#parts;
-    const { start, end } = (path === undefined ? undefined : files.get(path)) ?? NO_CHUNKS;
-    const isEdited = (ordinal: number) => ordinal >= start && ordinal < end;
+    const left = [...replaced, ...(path === undefined ? [] : [path])].map((name) => files.get(name) ?? NO_CHUNKS);
+    const isEdited = (ordinal: number) => left.some(({ start, end }) => ordinal >= start && ordinal < end);
     return (ordinal) => {
       if (isEdited(ordinal)) return true;
       let copy = earlierCopy[ordinal]!;

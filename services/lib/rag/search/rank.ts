@@ -19,6 +19,8 @@ export interface Search {
   readonly depth: number;
   /** The file being edited: its chunks are left out. */
   readonly path: string | undefined;
+  /** Files of which the client has sent a newer text: their chunks are left out, too. */
+  readonly replaced?: readonly string[];
   /** Undefined if the model has no encoder. */
   readonly encoder: (() => Promise<QueryEncoder>) | undefined;
   /** Aborted when nobody waits for the hits any more. */
@@ -31,8 +33,8 @@ export interface Search {
  *   store_invalid if the index was made with another encoder; what the encoder throws; the signal's reason.
  */
 export async function rank(index: LoadedIndex, search: Search): Promise<readonly Hit[] | undefined> {
-  const { retriever, query, topK, depth, path, signal } = search;
-  const excludes = index.lexical.excluding(path);
+  const { retriever, query, topK, depth, path, replaced, signal } = search;
+  const excludes = index.lexical.excluding(path, replaced);
   const lexical = (name: 'jaccard' | 'bm25', hits: number) =>
     searchLexical(index.lexical, name, query.tokens, hits, { excludes, signal });
   const dense = async (hits: number) => {

@@ -7,6 +7,7 @@ import { contextFingerprint, idAt } from '../store/row.ts';
 import type { ChunkContent, ChunkEntry, IndexHead, LeftOutRow, RowPart, RowRead, Store } from '../store/store.ts';
 import { DenseScorer } from './dense.ts';
 import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
+import { type LiveHit, LivePlaces } from './live.ts';
 import { type CursorQuery, cursorQuery } from './query.ts';
 import type { QueryEncoder } from './query-encoder.ts';
 import { rank } from './rank.ts';
@@ -17,6 +18,10 @@ export interface RetrievalQuery {
   readonly repo: string;
   /** The file being edited, relative to the repository's root. Its own chunks are left out. */
   readonly path?: string;
+  /** Files of which the client has sent a newer text: their chunks are left out, too. */
+  readonly replaced?: readonly string[];
+  /** Chunks of what the client has sent, best first, which take their places among those that are found. */
+  readonly live?: readonly LiveHit[];
   /** Text before the cursor. */
   readonly before: string;
   /** Text after the cursor. */
@@ -28,9 +33,11 @@ export interface RetrievalQuery {
   readonly part?: RowPart;
 }
 
-interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
+export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
   /** Higher is better. Its unit depends on the retriever. */
   readonly score: number;
+  /** It is one of the client's own: see {@link RetrievalQuery.live}. */
+  readonly isLive?: boolean;
 }
 
 type FetchedChunk = RetrievedChunk & Pick<ChunkEntry, 'tokens'>;
@@ -122,9 +129,11 @@ export function createRetrieval(
       const chunks = await bestChunks({
         topK,
         query,
+        live: new LivePlaces(retriever === 'none' ? [] : (asked.live ?? []), retriever === 'jaccard'),
         find: (depth) => {
           signal.throwIfAborted(); // nobody waits for the result any more
-          return rank(index, { repo, retriever, query, topK, depth, path, encoder, signal });
+          const { replaced = [] } = asked;
+          return rank(index, { repo, retriever, query, topK, depth, path, replaced, encoder, signal });
         },
         read: (hits) => {
           signal.throwIfAborted();
@@ -166,6 +175,7 @@ function ownRetriever({ retriever = DEFAULT_RETRIEVER }: IndexHead, encodes: boo
 interface Selection {
   readonly topK: number;
   readonly query: CursorQuery;
+  readonly live: LivePlaces;
   /** The best `depth` hits: those of a deeper search begin with those of a search that is less deep. */
   readonly find: (depth: number) => Promise<readonly Hit[] | undefined>;
   /** The rows of hits, in their order, without those that the store holds and cannot give. */
@@ -183,6 +193,7 @@ interface Selection {
 async function bestChunks({
   topK,
   query,
+  live,
   find,
   read,
   spent,
@@ -190,6 +201,10 @@ async function bestChunks({
 }: Selection): Promise<RetrievedChunk[] | undefined> {
   const best = new DistinctChunks<FetchedChunk>(topK);
   let seen = 0;
+  let rank = 0;
+  const add = (hits: readonly LiveHit[]) => {
+    for (const hit of hits) best.add(asFetched(hit));
+  };
   for (let depth = SPARE * topK; ; depth *= 2) {
     const hits = await find(depth);
     if (!hits) return undefined;
@@ -200,15 +215,25 @@ async function bestChunks({
       const texts = await textsOf(chunks.filter((chunk) => query.mayRepeat(chunk)));
       for (const chunk of chunks) {
         const text = texts.get(chunk.id);
+        add(live.before(chunk.score, rank++));
         if (text === undefined || !query.repeats(text)) best.add(chunk);
       }
       seen += next.length;
     }
+    if (hits.length < depth || depth >= DEEPEST * topK || spent()) add(live.rest());
     if (best.missing === 0 || hits.length < depth || depth >= DEEPEST * topK || spent()) {
-      return best.kept.map(({ tokens: _, ...chunk }) => chunk); // sessions keep these chunks
+      return best.kept.map(withoutTokens);
     }
   }
 }
+
+const asFetched = (hit: LiveHit): FetchedChunk => ({ ...hit, vector: NO_VECTOR, isLive: true });
+const NO_VECTOR = new Float32Array(0);
+/** Sessions keep chunks as they are found. */
+const withoutTokens = ({ tokens: _, ...chunk }: FetchedChunk): RetrievedChunk => chunk;
+
+/** Live hits alone, where there is no index to be searched. */
+export const onlyLive = (hits: readonly LiveHit[]) => hits.map((hit) => withoutTokens(asFetched(hit)));
 
 /** Reads the rows of one retrieval, which are bounded in bytes. */
 class RowReader {

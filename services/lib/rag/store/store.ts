@@ -28,6 +28,8 @@ export const indexHead = z.strictObject({
   languages: z.record(z.string(), z.int().min(1)).default({}),
   /** The retriever that searches this index if a request does not say; `jaccard` if it is absent. */
   retriever: z.enum(RETRIEVERS).optional(),
+  /** Remote URL of the checkout that was indexed, in the form of remote-form.ts; undefined if none was told. */
+  remote: z.string().max(2_048).optional(),
   /** Time at which this version was completed, in ISO 8601. */
   indexedAt: z.iso.datetime(),
 });
