@@ -6,6 +6,10 @@ export type PromptInput = string | readonly number[];
 export const RAG_MODES = ['compressed', 'text', 'off'] as const;
 export type RagMode = (typeof RAG_MODES)[number];
 
+/** Where code ends by itself: see completion/code-end.ts. */
+export const STOP_PLACES = ['line', 'statement', 'block'] as const;
+export type StopAt = (typeof STOP_PLACES)[number];
+
 export interface RagRequest {
   /** The repository as the client names it; from the HTTP server on, its key in the store. */
   readonly repo: string;
@@ -37,6 +41,12 @@ export interface CompletionRequest {
   /** Choices per prompt that are generated; the likeliest `n` are given back. */
   readonly bestOf: number;
   readonly stop: readonly string[];
+  /** The place in the code at which each choice ends; undefined leaves that to the model. */
+  readonly stopAt: StopAt | undefined;
+  /** Characters by which every line after the first is indented; a choice ends before one that is not. */
+  readonly indent: number | undefined;
+  /** Language of the code, as editors name it; undefined tells by `rag.path`, or else by the code. */
+  readonly language: string | undefined;
   readonly ignoreEos: boolean;
   /** Alternatives to report per token; undefined reports no logprobs. */
   readonly logprobs: number | undefined;
@@ -56,6 +66,10 @@ export interface CompletionRequest {
   readonly session: string | undefined;
   /** Budget of the whole request, in ms; undefined takes the gateway's own. */
   readonly timeoutMs: number | undefined;
+  /** Time that the request may take until its prompts have first tokens, in ms. */
+  readonly maxPromptMs: number | undefined;
+  /** Time after its first token at which a choice ends, in ms; it applies once a line end is out. */
+  readonly maxPredictMs: number | undefined;
 }
 
 /** Values of fields that a request does not set: OpenAI's defaults, and vLLM's for fields that OpenAI does not have. */
@@ -68,6 +82,9 @@ export const COMPLETION_DEFAULTS: Omit<CompletionRequest, 'prompts'> = Object.fr
   n: 1,
   bestOf: 1,
   stop: [],
+  stopAt: undefined,
+  indent: undefined,
+  language: undefined,
   ignoreEos: false,
   logprobs: undefined,
   echo: false,
@@ -82,4 +99,6 @@ export const COMPLETION_DEFAULTS: Omit<CompletionRequest, 'prompts'> = Object.fr
   cacheSalt: undefined,
   session: undefined,
   timeoutMs: undefined,
+  maxPromptMs: undefined,
+  maxPredictMs: undefined,
 });

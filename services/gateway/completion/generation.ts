@@ -4,7 +4,7 @@
  * goes on in a later round of its own, with the prompt and what was put out so far.
  */
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
-import { inTurns, Turns } from '../../lib/async/turns.ts';
+import { atOnce, inTurns, Turns } from '../../lib/async/turns.ts';
 import type { SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -317,7 +317,9 @@ async function emit(task: PromptTask, index: number, tokens: Step['tokens'], fin
   const logprobs = task.samplings[index]!.logprobs >= 0;
   const sampled: SampledToken[] = tokens.map((token) => readToken(token, logprobs));
   const startMs = performance.now();
-  const delta = task.choices[index]!.push(sampled, readFinishReason(finishReason));
+  const steps = task.choices[index]!.push(sampled, readFinishReason(finishReason));
+  // Only syntax trees take long.
+  const delta = task.request.stopAt === undefined ? atOnce(steps) : await inTurns(steps, task.scope.signal);
   record.detokenized(performance.now() - startMs);
   record.delivered(delta);
   await task.scope.emit(delta);

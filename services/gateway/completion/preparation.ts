@@ -3,6 +3,8 @@
  * as token ids, and its choices, which have nothing in them yet.
  */
 import { inTurns } from '../../lib/async/turns.ts';
+import { grammarNamed, grammarOf, guessGrammar } from '../../lib/rag/encode/grammars.ts';
+import { Statements } from '../../lib/rag/encode/statements.ts';
 import { REACH } from '../../lib/rag/search/query.ts';
 import type { Retrieved } from '../../lib/rag/search/retrieval.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
@@ -14,7 +16,7 @@ import { type ContextFinder, type FoundContext, reportWithin } from '../context/
 import { hashOf, type Sessions, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
 import type { WorkerPool } from '../workers/worker-pool.ts';
-import { type Choice, type ChoiceDelta, choicesOf } from './choice.ts';
+import { type Choice, type ChoiceDelta, choicesOf, textBefore } from './choice.ts';
 import type { RequestRecord } from './request-record.ts';
 import type { CompletionConfig } from './settings.ts';
 
@@ -87,8 +89,19 @@ export class Preparation {
     const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
     if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
     timeline.mark('tokenized');
-    const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
+    const statements = await this.#statementsFor(request, promptIndex);
+    const choices = choicesOf(request, promptIndex, prompt, tokenizer, format, statements);
     return { request, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };
+  }
+
+  /** What knows the statements of the code's language, where that matters and there is a grammar. */
+  async #statementsFor(request: CompletionRequest, promptIndex: number): Promise<Statements | undefined> {
+    const { stopAt, language, rag } = request;
+    if (stopAt !== 'statement' && stopAt !== 'block') return undefined;
+    const named = language === undefined ? grammarOf(rag?.path ?? '') : grammarNamed(language);
+    const isNamed = language !== undefined || rag?.path !== undefined;
+    const grammar = isNamed ? named : guessGrammar(textBefore(request, promptIndex, this.#parts.tokenizer));
+    return grammar && Statements.load(grammar);
   }
 
   async #retrieve(

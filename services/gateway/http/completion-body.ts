@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
 import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import { isWellFormed } from '../../lib/request/well-formed.ts';
-import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES } from '../request.ts';
+import { COMPLETION_DEFAULTS, type CompletionRequest, type PromptInput, RAG_MODES, STOP_PLACES } from '../request.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 const MAX_SEQUENCES = 128;
@@ -75,6 +75,9 @@ const fields = z.strictObject({
   n: z.int().min(1).max(MAX_SEQUENCES).default(defaults.n),
   best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
   stop: stop.default([]),
+  stop_at: z.enum(STOP_PLACES).optional(),
+  n_indent: z.int().min(0).max(1_024).optional(),
+  language: z.string().max(64).optional(),
   seed: z.int().optional(),
   logprobs: z.int().min(0).max(5).optional(),
   echo: z.boolean().default(defaults.echo),
@@ -103,6 +106,8 @@ const fields = z.strictObject({
     .optional(),
   session: key.min(1).max(256).optional(),
   timeout_ms: z.int().min(1).optional(),
+  t_max_prompt_ms: z.int().min(0).optional(),
+  t_max_predict_ms: z.int().min(0).optional(),
   priority: z.int().default(defaults.priority),
   cache_salt: key.min(1).max(1024).optional(),
   // Clients of OpenAI and vLLM send these; they have no effect here.
@@ -190,6 +195,10 @@ function normalise(body: Fields): CompletionRequest {
     n: body.n,
     bestOf: body.best_of ?? body.n,
     stop: [body.stop].flat(),
+    stopAt: body.stop_at,
+    // llama.cpp's clients send 0 for none.
+    indent: body.n_indent || undefined,
+    language: body.language,
     ignoreEos: body.ignore_eos,
     logprobs: body.logprobs,
     echo: body.echo,
@@ -211,6 +220,8 @@ function normalise(body: Fields): CompletionRequest {
     cacheSalt: body.cache_salt,
     session: body.session,
     timeoutMs: body.timeout_ms,
+    maxPromptMs: body.t_max_prompt_ms || undefined,
+    maxPredictMs: body.t_max_predict_ms || undefined,
   };
 }
 
