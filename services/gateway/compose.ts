@@ -96,6 +96,8 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     dispatcher,
     context: new ContextFinder({ ...config, ...parts }),
     sessions,
+    isBusy: () => draining.aborted || dispatcher.waitingTenants.size > 0,
+    track: () => inflight.track(),
   });
   const readiness = new Readiness({
     usable: () => pool.usable,

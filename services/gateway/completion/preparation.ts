@@ -19,6 +19,7 @@ import type { WorkerPool } from '../workers/worker-pool.ts';
 import { type Choice, type ChoiceDelta, choicesOf, textBefore } from './choice.ts';
 import type { RequestRecord } from './request-record.ts';
 import type { CompletionConfig } from './settings.ts';
+import type { TokenStream } from './token-stream.ts';
 
 /** Identity, limits and outlet of one request, which all of its prompts share. */
 export interface RequestScope {
@@ -40,6 +41,8 @@ export interface PromptTask {
   readonly promptIndex: number;
   readonly prompt: TokenPrompt;
   readonly choices: readonly Choice[];
+  /** Takes the tokens of the one choice in its place, for whoever reads them. */
+  readonly stream?: TokenStream;
   /** One per choice. */
   readonly samplings: readonly Sampling[];
   /** Addresses of workers that have failed it. */
