@@ -128,7 +128,7 @@ describe('the answer is that of a new computation', () => {
       await fc.assert(property, { numRuns: 500 });
       // Draws depend on the output position, which is another one in a new computation.
       if (draws) expect(shared).toBe(0);
-      else expect(shared).toBeGreaterThan(500);
+      else expect(shared).toBeGreaterThan(200);
     },
     240_000,
   );
