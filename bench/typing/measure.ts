@@ -12,7 +12,6 @@ import { type ClientRecord, e2e, type Percentiles, percentiles, ttft } from '../
 import { type PlannedRequest, sendOne } from '../measure/load-client.ts';
 import type { ContextMode } from '../system/context.ts';
 import type { TypingOptions } from './command.ts';
-import type { PredictedRun } from './predicted.ts';
 import type { Keystroke, Session } from './session.ts';
 
 interface ReplayOptions extends Pick<TypingOptions, 'pace' | 'debounceMs' | 'outputTokens' | 'timeoutMs'> {
@@ -46,6 +45,23 @@ export interface TypingRun extends Variant {
   readonly ttft: Percentiles;
   readonly e2e: Percentiles;
   readonly records: readonly ClientRecord[];
+}
+
+/** One way in which a gateway serves the session for a scripted engine. */
+export interface PredictedVariant {
+  readonly stopAt: 'statement' | undefined;
+  readonly typedThrough: 'session' | 'off';
+  readonly lingerMs: number;
+}
+
+export interface PredictedRun extends PredictedVariant {
+  readonly pauses: number;
+  /** Pauses that had all of their answer before the next keystroke. */
+  readonly answered: number;
+  /** Those whose answer was more than the end of text: the script is right, so the typist could accept each. */
+  readonly accepted: number;
+  readonly prompts: number;
+  readonly steps: number;
 }
 
 export interface TypingResult {

@@ -11,7 +11,7 @@ import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
 import { loadConfig } from '../../services/settings.ts';
 import type { BenchModel } from '../system/model.ts';
 import type { TypingOptions } from './command.ts';
-import { measureTyping } from './measure.ts';
+import { measureTyping, type PredictedRun, type PredictedVariant } from './measure.ts';
 import { ScriptedEngine } from './scripted-engine.ts';
 import type { Session } from './session.ts';
 
@@ -19,23 +19,6 @@ type PredictedOptions = Pick<
   TypingOptions,
   'debounceMs' | 'outputTokens' | 'timeoutMs' | 'pace' | 'prefillMs' | 'stepMs' | 'lingerMs'
 >;
-
-/** One way to serve the session. */
-interface PredictedVariant {
-  readonly stopAt: 'statement' | undefined;
-  readonly typedThrough: 'session' | 'off';
-  readonly lingerMs: number;
-}
-
-export interface PredictedRun extends PredictedVariant {
-  readonly pauses: number;
-  /** Pauses that had all of their answer before the next keystroke. */
-  readonly answered: number;
-  /** Those whose answer was more than the end of text: the script is right, so the typist could accept each. */
-  readonly accepted: number;
-  readonly prompts: number;
-  readonly steps: number;
-}
 
 export async function measurePredicted(
   model: BenchModel,

@@ -1,8 +1,7 @@
 /** The report of `bench typing`. */
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
-import type { TypingResult } from './measure.ts';
-import type { PredictedRun } from './predicted.ts';
+import type { PredictedRun, TypingResult } from './measure.ts';
 
 export const TYPING: Bench<TypingResult> = {
   name: 'typing',
