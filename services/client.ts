@@ -15,6 +15,8 @@ export interface CompletionBody {
   readonly temperature?: number;
   readonly seed?: number;
   readonly stop?: readonly string[];
+  readonly stop_at?: string;
+  readonly language?: string;
   readonly ignore_eos?: boolean;
   readonly min_tokens?: number;
   readonly return_token_ids?: boolean;

@@ -6,6 +6,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { StopAt } from '../../services/gateway/request.ts';
 import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
 import { type ClientRecord, e2e, type Percentiles, percentiles, ttft } from '../measure/latency.ts';
 import { type PlannedRequest, sendOne } from '../measure/load-client.ts';
@@ -16,6 +17,8 @@ import type { Keystroke, Session } from './session.ts';
 interface ReplayOptions extends Pick<TypingOptions, 'pace' | 'debounceMs' | 'outputTokens' | 'timeoutMs'> {
   /** Name of the repository in the index. */
   readonly repo: string;
+  /** Where answers end; left to the model where not given. */
+  readonly stopAt?: StopAt | undefined;
 }
 
 interface Variant {
@@ -44,10 +47,29 @@ export interface TypingRun extends Variant {
   readonly records: readonly ClientRecord[];
 }
 
+/** One way in which a gateway serves the session for a scripted engine. */
+export interface PredictedVariant {
+  readonly stopAt: 'statement' | undefined;
+  readonly typedThrough: 'session' | 'off';
+  readonly lingerMs: number;
+}
+
+export interface PredictedRun extends PredictedVariant {
+  readonly pauses: number;
+  /** Pauses that had all of their answer before the next keystroke. */
+  readonly answered: number;
+  /** Those whose answer was more than the end of text: the script is right, so the typist could accept each. */
+  readonly accepted: number;
+  readonly prompts: number;
+  readonly steps: number;
+}
+
 export interface TypingResult {
   readonly model: string;
   readonly options: ReplayOptions;
   readonly runs: readonly TypingRun[];
+  /** Runs of a scripted engine, which has no others. */
+  readonly predicted?: readonly PredictedRun[];
 }
 
 type Ask = (request: Omit<PlannedRequest, 'body'>, key: Keystroke, index: number) => Promise<ClientRecord>;
@@ -68,6 +90,9 @@ export async function measureTyping(
       max_tokens: outputTokens,
       temperature: 0,
       ...(context !== 'off' && { rag: { repo, path, mode: context } }),
+      // The answers of one editor: without a repository, nothing else says that they belong together.
+      ...(context === 'off' && { session: salt }),
+      ...(options.stopAt && { stop_at: options.stopAt, language: 'python' }),
       cache_salt: reuse ? salt : randomUUID(),
     };
     return sendOne(url, { ...request, body }, index, startMs, { timeoutMs });

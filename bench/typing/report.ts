@@ -1,7 +1,7 @@
 /** The report of `bench typing`. */
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
-import type { TypingResult } from './measure.ts';
+import type { PredictedRun, TypingResult } from './measure.ts';
 
 export const TYPING: Bench<TypingResult> = {
   name: 'typing',
@@ -13,13 +13,26 @@ export const TYPING: Bench<TypingResult> = {
     'of prompts reused': 'share of the prompt tokens of answered requests whose KV was in the cache',
   },
   report: ({ result }) => reportTyping(result),
-  headline: ({ runs }) =>
-    'requests whose first token came before the next keystroke, with reuse: ' +
-    runs
-      .filter(({ reuse, context }) => reuse && context === runs[0]?.context)
-      .map((run) => `${percent(run.begun / run.requests)} (${run.deployment}, ${run.promptOrder})`)
-      .join(', '),
+  headline: ({ runs, predicted }) => (predicted ? headlineOfPredicted(predicted) : headlineOf(runs)),
 };
+
+const headlineOf = (runs: TypingResult['runs']) =>
+  'requests whose first token came before the next keystroke, with reuse: ' +
+  runs
+    .filter(({ reuse, context }) => reuse && context === runs[0]?.context)
+    .map((run) => `${percent(run.begun / run.requests)} (${run.deployment}, ${run.promptOrder})`)
+    .join(', ');
+
+/** The first variant has nothing, the last one everything. */
+function headlineOfPredicted(runs: readonly PredictedRun[]): string {
+  const [plain, whole] = [runs[0]!, runs.at(-1)!];
+  const perAccepted = (run: PredictedRun) => figure(run.steps / run.accepted);
+  return (
+    `pauses answered in full by a scripted engine: ${percent(plain.answered / plain.pauses)}, and ` +
+    `${percent(whole.answered / whole.pauses)} with stop_at, typed-through and linger; decode steps per accepted ` +
+    `completion: ${perAccepted(plain)} and ${perAccepted(whole)}`
+  );
+}
 
 const HEAD = [
   'deployment',
@@ -37,7 +50,40 @@ const HEAD = [
   'end to end p50, ms',
 ];
 
-function reportTyping({ options, runs }: TypingResult): Report {
+const PREDICTED_HEAD = [
+  'stop_at',
+  'typed-through',
+  'linger, ms',
+  'pauses',
+  'answered in full',
+  'prompts computed',
+  'decode steps',
+  'accepted',
+  'steps per accepted',
+];
+
+function reportPredicted({ options }: TypingResult, runs: readonly PredictedRun[]): Report {
+  const rows = runs.map((run) => [
+    run.stopAt ?? 'none',
+    run.typedThrough,
+    String(run.lingerMs),
+    String(run.pauses),
+    `${run.answered} (${percent(run.answered / run.pauses)})`,
+    String(run.prompts),
+    String(run.steps),
+    String(run.accepted),
+    figure(run.steps / run.accepted),
+  ]);
+  const what =
+    'A scripted engine predicts what the session is going to type. A pause of ' +
+    `${options.debounceMs} ms sends a request, and the next keystroke hangs up. Answers have up to ` +
+    `${options.outputTokens} tokens. A completion is accepted if it came in full and is more than the end of text.`;
+  return { markdown: [what, table(PREDICTED_HEAD, rows, ['left', 'left'])].join('\n\n'), charts: [] };
+}
+
+function reportTyping(result: TypingResult): Report {
+  const { options, runs, predicted } = result;
+  if (predicted) return reportPredicted(result, predicted);
   const rows = runs.map((run) => [
     run.deployment,
     run.context,

@@ -4,14 +4,17 @@ import { prepareModel, repoName, withSystems } from '../harness/systems.ts';
 import { onlyModel } from '../options.ts';
 import type { Artifact } from '../report/artifact.ts';
 import { BOTH } from '../system/deployment.ts';
+import { openModel } from '../system/model.ts';
 import type { TypingOptions } from './command.ts';
 import { measureTyping, type TypingResult, type TypingRun } from './measure.ts';
+import { measurePredicted } from './predicted.ts';
 import { TYPING } from './report.ts';
 import { loadSession } from './session.ts';
 
 const PLAN = { deployments: BOTH, pinning: 'split' } as const;
 
 export async function runTyping(options: TypingOptions): Promise<Artifact<TypingResult>> {
+  if (options.engine === 'scripted') return runScripted(options);
   const prepared = await prepareModel(onlyModel(options), options);
   const { pace, debounceMs, outputTokens, timeoutMs } = options;
   const session = await loadSession(options.path, options.keystrokes);
@@ -32,5 +35,17 @@ export async function runTyping(options: TypingOptions): Promise<Artifact<Typing
       });
     }
     return { model: prepared.model.name, options: common, runs };
+  });
+}
+
+/** Types the session with an engine that predicts it: the model gives its tokenizer only. */
+async function runScripted(options: TypingOptions): Promise<Artifact<TypingResult>> {
+  const model = await openModel(onlyModel(options), options);
+  const { pace, debounceMs, outputTokens, timeoutMs } = options;
+  const session = await loadSession(options.path, options.keystrokes);
+  return run(TYPING, options, { models: [model], settings: options }, async (onProgress) => {
+    onProgress('all variants at the same time');
+    const predicted = await measurePredicted(model, session, options);
+    return { model: model.name, options: { pace, debounceMs, outputTokens, repo: '', timeoutMs }, runs: [], predicted };
   });
 }

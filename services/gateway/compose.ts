@@ -101,6 +101,8 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     dispatcher,
     context: new ContextFinder({ ...config, ...parts, overlays: new Overlays({ ...config, ...parts }) }),
     sessions,
+    isBusy: () => draining.aborted || dispatcher.waitingTenants.size > 0,
+    track: () => inflight.track(),
   });
   const readiness = new Readiness({
     usable: () => pool.usable,

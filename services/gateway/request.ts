@@ -6,6 +6,10 @@ export type PromptInput = string | readonly number[];
 export const RAG_MODES = ['compressed', 'text', 'off'] as const;
 export type RagMode = (typeof RAG_MODES)[number];
 
+/** Where code ends by itself: see completion/code-end.ts. */
+export const STOP_PLACES = ['line', 'statement', 'block'] as const;
+export type StopAt = (typeof STOP_PLACES)[number];
+
 export interface RagRequest {
   /**
    * The repository as the client names it; from the HTTP server on, its key in the store. undefined where there is
@@ -44,6 +48,12 @@ export interface CompletionRequest {
   /** Choices per prompt that are generated; the likeliest `n` are given back. */
   readonly bestOf: number;
   readonly stop: readonly string[];
+  /** The place in the code at which each choice ends; undefined leaves that to the model. */
+  readonly stopAt: StopAt | undefined;
+  /** Characters by which every line after the first is indented; a choice ends before one that is not. */
+  readonly indent: number | undefined;
+  /** Language of the code, as editors name it; undefined tells by `rag.path`, or else by the code. */
+  readonly language: string | undefined;
   readonly ignoreEos: boolean;
   /** Alternatives to report per token; undefined reports no logprobs. */
   readonly logprobs: number | undefined;
@@ -63,6 +73,10 @@ export interface CompletionRequest {
   readonly session: string | undefined;
   /** Budget of the whole request, in ms; undefined takes the gateway's own. */
   readonly timeoutMs: number | undefined;
+  /** Time that the request may take until its prompts have first tokens, in ms. */
+  readonly maxPromptMs: number | undefined;
+  /** Time after its first token at which a choice ends, in ms; it applies once a line end is out. */
+  readonly maxPredictMs: number | undefined;
 
   // The fields below are those of editors, whose requests name neither a repository nor a session.
   /** Repository that was asked for without `rag`: one that is not known is answered without context. */
@@ -74,16 +88,6 @@ export interface CompletionRequest {
   /** Texts that the editor holds, newer than what is indexed; the same list in the same order gives the same prompt. */
   readonly overlay?: readonly OverlayText[] | undefined;
   readonly sessionHint?: SessionHint | undefined;
-  /** Language of the code, as editors name it. */
-  readonly language?: string | undefined;
-  /** Where a choice ends besides its stop strings. */
-  readonly stopAt?: 'line' | 'statement' | 'block' | undefined;
-  /** A choice ends before a line that is indented by fewer columns. */
-  readonly indent?: number | undefined;
-  /** Time that the prompt may be computed for, in ms. */
-  readonly maxPromptMs?: number | undefined;
-  /** Time from the first token after which a choice ends, once it has a line end, in ms. */
-  readonly maxPredictMs?: number | undefined;
   /** Requests of one client that go on where its last one was, for clients that name no session. */
   readonly series?: string | undefined;
 }
@@ -113,6 +117,9 @@ export const COMPLETION_DEFAULTS: Omit<CompletionRequest, 'prompts'> = Object.fr
   n: 1,
   bestOf: 1,
   stop: [],
+  stopAt: undefined,
+  indent: undefined,
+  language: undefined,
   ignoreEos: false,
   logprobs: undefined,
   echo: false,
@@ -127,4 +134,6 @@ export const COMPLETION_DEFAULTS: Omit<CompletionRequest, 'prompts'> = Object.fr
   cacheSalt: undefined,
   session: undefined,
   timeoutMs: undefined,
+  maxPromptMs: undefined,
+  maxPredictMs: undefined,
 });

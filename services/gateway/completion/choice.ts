@@ -10,6 +10,7 @@ import { leadingIds } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
+import { CodeEnd, type CodeEndRules } from './code-end.ts';
 import { stopIdsOf } from './sampling.ts';
 
 /** A token that could stand at one position, and its logprob there. */
@@ -62,6 +63,10 @@ export interface ChoiceRules {
   readonly skip: (id: number) => boolean;
   /** The text before the choice, if its lines end in `\r\n`: then those of the choice do, too. */
   readonly crlfAfter: string | undefined;
+  /** Where the code of the choice ends; undefined leaves that to the model. */
+  readonly codeEnd: CodeEndRules | undefined;
+  /** Time after its first token at which the choice ends, once a line end is out, in ms. */
+  readonly maxPredictMs: number | undefined;
 }
 
 /**
@@ -117,6 +122,10 @@ export class Choice {
   readonly #detokenizer: Detokenizer;
   readonly #crlf: CrlfWriter | undefined;
   readonly #stops: StopStrings;
+  readonly #codeEnd: CodeEnd | undefined;
+  /** Time of the first token, in ms of the monotonic clock. */
+  #firstMs: number | undefined;
+  #hasLineEnd = false;
   /** undefined once the first delta has taken them. */
   #promptTokenIds: readonly number[] | undefined;
   #echo: Echo | undefined;
@@ -131,6 +140,7 @@ export class Choice {
     this.#detokenizer = new Detokenizer(rules.bytes, rules.skip);
     this.#crlf = rules.crlfAfter === undefined ? undefined : new CrlfWriter(rules.crlfAfter);
     this.#stops = new StopStrings(this.#crlf ? rules.stop.map(toCrlf) : rules.stop);
+    this.#codeEnd = rules.codeEnd && new CodeEnd(rules.codeEnd);
     this.#promptTokenIds = promptTokenIds;
   }
 
@@ -155,9 +165,10 @@ export class Choice {
 
   /**
    * Takes new tokens, in order. Those after the one that ends the choice are ignored.
+   * It yields before work of more than 1 ms.
    * @param reported finish reason that the worker gives for the last of them.
    */
-  push(tokens: readonly SampledToken[], reported?: FinishReason): ChoiceDelta {
+  *push(tokens: readonly SampledToken[], reported?: FinishReason): Generator<void, ChoiceDelta> {
     const { prompt, choice, maxTokens, wantLogprobs, bytes } = this.#rules;
     const reports: TokenReport[] = [];
     const tokenIds: number[] = [];
@@ -174,9 +185,9 @@ export class Choice {
       this.#logprobSum += token.logprob ?? 0;
       const piece = this.#detokenizer.push(token.id);
       if (wantLogprobs) reports.push(reportOf(token, this.#offset + this.#detokenizer.leftover, bytes));
-      text += this.#take(token.id, this.#crlf?.push(piece) ?? piece);
+      text += yield* this.#take(token.id, this.#crlf?.push(piece) ?? piece);
     }
-    if (!this.finished && reported !== undefined) text += this.#end(reported);
+    if (!this.finished && reported !== undefined) text += yield* this.#end(reported);
     const finishReason = this.#finish ?? null;
     return {
       prompt,
@@ -192,20 +203,40 @@ export class Choice {
   }
 
   /** The text that can be shown after one more token, which completed `piece`. */
-  #take(id: number, piece: string): string {
+  *#take(id: number, piece: string): Generator<void, string> {
     const { stopIds, maxTokens, minTokens } = this.#rules;
     this.#ids.push(id);
     const count = this.#ids.length;
     this.#offset += characters(piece);
-    const text = count > minTokens ? this.#stops.push(piece) : piece;
-    if (this.#stops.stopped || stopIds.has(id)) return text + this.#end('stop');
-    return count >= maxTokens ? text + this.#end('length') : text;
+    this.#hasLineEnd ||= piece.includes('\n');
+    const mayEnd = count > minTokens;
+    const text = mayEnd ? yield* this.#untilCodeEnd(this.#stops.push(piece)) : (this.#codeEnd?.pass(piece) ?? piece);
+    if (this.#codeEnd?.stopped) {
+      this.#finish = 'stop';
+      return text;
+    }
+    if (this.#stops.stopped || stopIds.has(id)) return text + (yield* this.#end('stop'));
+    const isLate = this.#isTimeOver() && mayEnd;
+    return isLate || count >= maxTokens ? text + (yield* this.#end('length')) : text;
+  }
+
+  *#untilCodeEnd(piece: string): Generator<void, string> {
+    return this.#codeEnd ? yield* this.#codeEnd.push(piece) : piece;
+  }
+
+  /** Whether the choice has had its time, which counts from its first token, also over replays. */
+  #isTimeOver(): boolean {
+    const { maxPredictMs } = this.#rules;
+    if (maxPredictMs === undefined) return false;
+    this.#firstMs ??= performance.now();
+    return this.#hasLineEnd && performance.now() - this.#firstMs > maxPredictMs;
   }
 
   /** Ends the choice. Returns the text that was held back until now. */
-  #end(reason: FinishReason): string {
-    const text = this.#stops.push(this.#detokenizer.end()) + this.#stops.end();
-    this.#finish = this.#stops.stopped ? 'stop' : reason;
+  *#end(reason: FinishReason): Generator<void, string> {
+    const held = this.#stops.push(this.#detokenizer.end()) + this.#stops.end();
+    const text = (yield* this.#untilCodeEnd(held)) + (this.#codeEnd?.end() ?? '');
+    this.#finish = this.#stops.stopped || this.#codeEnd?.stopped ? 'stop' : reason;
     return text;
   }
 }
@@ -213,22 +244,32 @@ export class Choice {
 /** Tokens at the end of a prompt of ids whose text is read. */
 const READ_TOKENS = 1_024;
 
-const endOf = (prompt: PromptInput, tokenizer: Tokenizer) =>
-  typeof prompt === 'string' ? prompt : tokenizer.decode(prompt.slice(-READ_TOKENS));
+/** The text before the choices of a prompt, or the end of it. */
+export function textBefore(request: CompletionRequest, promptIndex: number, tokenizer: Tokenizer): string {
+  const prompt: PromptInput = request.prompts[promptIndex]!;
+  return typeof prompt === 'string' ? prompt : tokenizer.decode(prompt.slice(-READ_TOKENS));
+}
 
-/** The choices of the prompt at `promptIndex`, with nothing in them yet. */
+/**
+ * The choices of the prompt at `promptIndex`, with nothing in them yet.
+ * @param statements knows the language of the code; undefined where no grammar does.
+ */
 export function choicesOf(
   request: CompletionRequest,
   promptIndex: number,
   prompt: TokenPrompt,
   tokenizer: Tokenizer,
   format: PromptFormat,
+  statements: CodeEndRules['statements'],
 ): Choice[] {
   const stopIds = new Set(stopIdsOf(request, format));
   const markers = new Set(format.stopIds);
   const promptTokenIds = Array.from(prompt.ids);
-  const before = endOf(request.prompts[promptIndex]!, tokenizer);
+  const before = textBefore(request, promptIndex, tokenizer);
   const crlfAfter = usesCrlf(before, request.suffix ?? '') ? before : undefined;
+  const { stopAt, indent, maxPredictMs } = request;
+  const ends = stopAt !== undefined || indent !== undefined;
+  const codeEnd = ends ? { stopAt, indent, before, after: request.suffix ?? '', statements } : undefined;
   return Array.from({ length: request.bestOf }, (_, choice) => {
     const rules = {
       prompt: promptIndex,
@@ -241,6 +282,8 @@ export function choicesOf(
       bytes: (id: number) => tokenizer.bytes(id),
       skip: (id: number) => tokenizer.isSpecial(id) || markers.has(id),
       crlfAfter,
+      codeEnd,
+      maxPredictMs,
     };
     return new Choice(rules, promptTokenIds);
   });

@@ -4,8 +4,9 @@
  * goes on in a later round of its own, with the prompt and what was put out so far.
  */
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
-import { inTurns, Turns } from '../../lib/async/turns.ts';
-import type { SampledToken } from '../../lib/request/next-token.ts';
+import { atOnce, inTurns, Turns } from '../../lib/async/turns.ts';
+import { metrics } from '../../lib/process/metrics.ts';
+import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { Dispatcher } from '../admission/dispatcher.ts';
@@ -20,6 +21,8 @@ import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './rep
 import { type SamePrompt, SamePrompts } from './same-prompts.ts';
 import type { CompletionConfig } from './settings.ts';
 import type { Step } from './step-buffer.ts';
+import type { StreamPart } from './token-stream.ts';
+import type { TypedThrough } from './typed-through.ts';
 
 export interface GenerationParts
   extends Pick<CompletionConfig, 'maxReplays'>,
@@ -29,6 +32,7 @@ export interface GenerationParts
   readonly tokenizer: Tokenizer;
   readonly dispatcher: Pick<Dispatcher, 'place'>;
   readonly sessions: Sessions;
+  readonly typedThrough: TypedThrough;
 }
 
 /** Choices of a prompt that stand at the same token and need workers: all at the first, or one that goes on. */
@@ -76,20 +80,82 @@ export class Generation {
    * @throws ServingError for whatever failed first; the signal's reason.
    */
   async complete(task: PromptTask, onPlaced: () => void): Promise<readonly Choice[]> {
+    if (this.#parts.typedThrough.takesPart(task)) await this.#completeShared(task, onPlaced);
+    else await this.#compute(task, onPlaced);
+    return task.choices;
+  }
+
+  async #compute(task: PromptTask, onPlaced: () => void, counts = true): Promise<void> {
     const indices = [...task.choices.keys()];
     const same = await this.#same(task);
-    const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: same?.worker, counts: true };
+    const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: same?.worker, counts };
     try {
       await this.#runPart({ ...start, task, indices, same, echo: { made: undefined } }, onPlaced);
     } finally {
       same?.end();
     }
-    return task.choices;
   }
 
   /** Waits for a prompt that is the same. A prompt whose logprobs are wanted is computed whole in any case. */
   async #same({ request, scope, prompt }: PromptTask): Promise<SamePrompt | undefined> {
     return request.echo ? undefined : this.#samePrompts.enter(prompt, saltOf(request, scope.tenant), scope.signal);
+  }
+
+  /**
+   * Brings the one choice of a prompt to its end through a stream, which a later request may go on with; as far as the
+   * stream of an earlier request goes, through that.
+   */
+  async #completeShared(task: PromptTask, onPlaced: () => void): Promise<void> {
+    const choice = task.choices[0]!;
+    const inherited = await this.#inherit(task);
+    if (choice.finished) return;
+    const counts = inherited.length === 0;
+    if (!counts) task.scope.record.chargedToOther(-task.prompt.ids.length); // the prompt is computed after all
+    const stream = this.#parts.typedThrough.open(task, inherited);
+    const computed = this.#compute(
+      { ...task, stream, scope: { ...task.scope, signal: stream.signal } },
+      onPlaced,
+      counts,
+    )
+      .then(() => stream.end())
+      .catch((error) => stream.end(error));
+    try {
+      for await (const part of stream.read(inherited.length, task.scope.signal, true)) {
+        await deliver(task, 0, part.tokens, part.finish);
+        if (choice.finished) return; // leaving the loop ends the work, unless somebody else reads it
+      }
+    } finally {
+      // What is given up is awaited to its end; what goes on has owners of its own.
+      if (stream.signal.aborted || stream.over) await computed;
+    }
+  }
+
+  /**
+   * Follows the stream of an earlier request that is this one's, as long as it goes.
+   * @returns the tokens that it had.
+   */
+  async #inherit(task: PromptTask): Promise<readonly SampledToken[]> {
+    const found = this.#parts.typedThrough.find(task);
+    if (found === undefined) return [];
+    const { stream, from } = found;
+    const { record, signal } = task.scope;
+    metrics.typedThrough.inc({ output: stream.over ? 'ended' : 'running' });
+    record.continued(task.prompt);
+    const tokens: SampledToken[] = [];
+    try {
+      for await (const part of stream.read(from, signal, false)) {
+        const start = from + tokens.length;
+        tokens.push(...part.tokens);
+        const charged = Math.min(stream.chargedTokens, from + tokens.length) - start;
+        record.chargedToOther(Math.max(charged, 0));
+        await deliver(task, 0, part.tokens, part.finish === 'stop' ? 'stop' : undefined);
+        if (task.choices[0]!.finished) break;
+      }
+    } catch {
+      signal.throwIfAborted();
+      // The workers of the other request have failed it: this one goes on by itself.
+    }
+    return tokens;
   }
 
   /** Waits for workers, and runs the choices that have some while the others wait. */
@@ -188,7 +254,7 @@ export class Generation {
       if (attempt.hasFirst) throw error;
       // Prefill was lost before anything came of this attempt: all of it is done again.
       signal.throwIfAborted();
-      const hasOutput = part.task.choices.some(({ ids }) => ids.length > 0);
+      const hasOutput = part.task.choices.some((_, index) => outputOf(part.task, index).ids.length > 0);
       assertRepeatable(error, part.tries, this.#parts.maxReplays, hasOutput);
       again = await this.#partAfter(round, part.indices, error, signal);
     } finally {
@@ -224,8 +290,7 @@ export class Generation {
     const turns = new Turns();
     if (request.echo && turns.over) await turns.next(task.scope.signal);
     const index = indices[i]!;
-    const choice = task.choices[index]!;
-    if (prompt && choice.ids.length === 0) choice.echo(prompt);
+    if (prompt && outputOf(task, index).ids.length === 0) task.choices[index]!.echo(prompt);
     await emit(task, index, request.maxTokens === 0 ? [] : [tokens[i]!]);
   }
 
@@ -243,7 +308,7 @@ export class Generation {
     const { part, attempt } = round;
     const { task } = part;
     const index = part.indices[i]!;
-    const choice = task.choices[index]!;
+    const choice = outputOf(task, index);
     if (task.request.maxTokens - choice.ids.length <= 1) return;
     const ended = new AbortController();
     const first = firstEmitted.then(() => choice.finished && ended.abort(FINISHED));
@@ -288,8 +353,9 @@ export class Generation {
 const saltOf = ({ cacheSalt = '' }: CompletionRequest, tenant: string) => `${tenant}\n${cacheSalt}`;
 
 /** The prompt with what was put out of some choices so far, which is the same of all, and how much is left. */
-function restOf({ request, prompt, choices }: PromptTask, indices: readonly number[]) {
-  const priorOutputIds = [...choices[indices[0]!]!.ids]; // a copy: the choice goes on
+function restOf(task: PromptTask, indices: readonly number[]) {
+  const { request, prompt } = task;
+  const priorOutputIds = [...outputOf(task, indices[0]!).ids]; // a copy: the choice goes on
   const ids = priorOutputIds.length === 0 ? prompt.ids : Int32Array.from([...prompt.ids, ...priorOutputIds]);
   return { prompt: { ids, soft: prompt.soft }, maxTokens: request.maxTokens - priorOutputIds.length, priorOutputIds };
 }
@@ -315,12 +381,9 @@ function giveBackOutput({ part: { task, indices }, grant }: Round): void {
  * Counts the tokens that workers make for choices of a prompt from here on. The client is charged for them even if it
  * never reads them.
  */
-function countingTokens(
-  { request, promptIndex, choices, scope }: PromptTask,
-  indices: readonly number[],
-  to: AttemptObserver,
-) {
-  const reached = indices.map((index) => choices[index]!.ids.length);
+function countingTokens(task: PromptTask, indices: readonly number[], to: AttemptObserver) {
+  const { request, promptIndex, scope } = task;
+  const reached = indices.map((index) => outputOf(task, index).ids.length);
   const onDecoded = (i: number, tokens: number) => {
     reached[i]! += tokens;
     scope.record.decoded(promptIndex, indices[i]!, reached[i]!);
@@ -347,14 +410,31 @@ function* readTokens(messages: TokenMessages): Generator<void, SampledToken[]> {
   return tokens;
 }
 
-/** Turns new tokens of a choice into text and hands it to the client. */
+/** What the tokens of a choice go into: the choice, or the stream that stands in its place. */
+const outputOf = (task: PromptTask, index: number) => task.stream ?? task.choices[index]!;
+
+/** Passes new tokens of a choice on, as workers send them. */
 async function emit(task: PromptTask, index: number, tokens: Step['tokens'], finishReason = ''): Promise<void> {
-  const { record } = task.scope;
   const logprobs = task.samplings[index]!.logprobs >= 0;
   const sampled: SampledToken[] = tokens.map((token) => readToken(token, logprobs));
+  const finish = readFinishReason(finishReason);
+  if (task.stream) task.stream.push(sampled, finish);
+  else await deliver(task, index, sampled, finish);
+}
+
+/** Turns new tokens of a choice into text and hands it to the client. */
+async function deliver(
+  task: PromptTask,
+  index: number,
+  tokens: StreamPart['tokens'],
+  finish: FinishReason | undefined,
+): Promise<void> {
+  const { record, signal, emit } = task.scope;
   const startMs = performance.now();
-  const delta = task.choices[index]!.push(sampled, readFinishReason(finishReason));
+  const steps = task.choices[index]!.push(tokens, finish);
+  // Only syntax trees take long.
+  const delta = task.request.stopAt === undefined ? atOnce(steps) : await inTurns(steps, signal);
   record.detokenized(performance.now() - startMs);
   record.delivered(delta);
-  await task.scope.emit(delta);
+  await emit(delta);
 }

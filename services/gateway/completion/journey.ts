@@ -13,12 +13,14 @@
  * retrieve and build are in preparation.ts; place, emit and replay in generation.ts; prefill and decode in attempt.ts.
  *
  * One signal per request ends all of it at any stage; its reason says why. What has been started is awaited to its end,
- * so that nothing is emitted after `complete` has settled and no worker keeps a slot that nobody waits for.
+ * so that nothing is emitted after `complete` has settled and no worker keeps a slot that nobody waits for. One thing
+ * may outlive it: the stream of a prompt that another request reads, or may come for (typed-through.ts).
  */
 import { randomInt } from 'node:crypto';
 import { Deferred } from '../../lib/async/deferred.ts';
 import { runTogether } from '../../lib/async/task-group.ts';
 import { Turns } from '../../lib/async/turns.ts';
+import { ServingError } from '../../lib/process/errors.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { CompletionRequest } from '../request.ts';
 import { assertAnswerFits } from './answer-size.ts';
@@ -26,8 +28,12 @@ import type { Choice } from './choice.ts';
 import { Generation, type GenerationParts } from './generation.ts';
 import { Preparation, type PreparationParts, type PromptTask, type RequestScope } from './preparation.ts';
 import { assertKnownIds, samplingsOf } from './sampling.ts';
+import { TypedThrough, type TypedThroughParts } from './typed-through.ts';
 
-export interface JourneyParts extends PreparationParts, GenerationParts {}
+export interface JourneyParts
+  extends PreparationParts,
+    Omit<GenerationParts, 'typedThrough'>,
+    Omit<TypedThroughParts, 'format'> {}
 
 export class Journey {
   readonly #parts: JourneyParts;
@@ -37,7 +43,7 @@ export class Journey {
   constructor(parts: JourneyParts) {
     this.#parts = parts;
     this.#preparation = new Preparation(parts);
-    this.#generation = new Generation(parts);
+    this.#generation = new Generation({ ...parts, typedThrough: new TypedThrough(parts) });
   }
 
   /**
@@ -48,6 +54,27 @@ export class Journey {
    * @throws ServingError for whatever failed first; the signal's reason.
    */
   async complete(request: CompletionRequest, scope: RequestScope): Promise<(readonly Choice[])[]> {
+    const { maxPromptMs } = request;
+    if (maxPromptMs === undefined) return this.#complete(request, scope);
+    const begun = new Set<number>();
+    const late = new AbortController();
+    const timer = setTimeout(() => {
+      const message = `the prompt had no first token within ${maxPromptMs} ms (t_max_prompt_ms)`;
+      late.abort(new ServingError('deadline_exceeded', message, { param: 't_max_prompt_ms' }));
+    }, maxPromptMs);
+    const signal = AbortSignal.any([scope.signal, late.signal]);
+    const emit: RequestScope['emit'] = (delta) => {
+      if (begun.add(delta.prompt).size === request.prompts.length) clearTimeout(timer);
+      return scope.emit(delta);
+    };
+    try {
+      return await this.#complete(request, { ...scope, signal, emit });
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #complete(request: CompletionRequest, scope: RequestScope): Promise<(readonly Choice[])[]> {
     const { tokenizer, format } = this.#parts;
     assertKnownIds(request, tokenizer.vocabSize);
     const samplings = samplingsOf(request, format, request.seed ?? randomInt(2 ** 48 - 1));
@@ -58,7 +85,11 @@ export class Journey {
       let previousPlaced: Promise<void> = Promise.resolve();
       return tasks.map((task) => {
         const placed = new Deferred<void>();
-        const completed = this.#complete({ ...task, scope: { ...scope, signal } }, previousPlaced, placed.resolve);
+        const completed = this.#completePrompt(
+          { ...task, scope: { ...scope, signal } },
+          previousPlaced,
+          placed.resolve,
+        );
         completed.catch(() => {}).then(() => placed.resolve());
         previousPlaced = placed.promise;
         return completed;
@@ -82,7 +113,11 @@ export class Journey {
   }
 
   /** @param previousPlaced settles when all choices of the prompt before this one have workers, or it has failed. */
-  async #complete(task: PromptTask, previousPlaced: Promise<void>, onPlaced: () => void): Promise<readonly Choice[]> {
+  async #completePrompt(
+    task: PromptTask,
+    previousPlaced: Promise<void>,
+    onPlaced: () => void,
+  ): Promise<readonly Choice[]> {
     await previousPlaced;
     task.scope.signal.throwIfAborted();
     return this.#generation.complete(task, onPlaced);

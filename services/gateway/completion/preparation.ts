@@ -4,6 +4,8 @@
  */
 import { inTurns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
+import { grammarNamed, grammarOf, guessGrammar } from '../../lib/rag/encode/grammars.ts';
+import { Statements } from '../../lib/rag/encode/statements.ts';
 import { REACH } from '../../lib/rag/search/query.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
@@ -16,9 +18,10 @@ import { type ContextFinder, type ContextQuery, type FoundContext, reportWithin 
 import { hashOf, type Sessions, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
 import type { WorkerPool } from '../workers/worker-pool.ts';
-import { type Choice, type ChoiceDelta, choicesOf } from './choice.ts';
+import { type Choice, type ChoiceDelta, choicesOf, textBefore } from './choice.ts';
 import type { RequestRecord } from './request-record.ts';
 import type { CompletionConfig } from './settings.ts';
+import type { TokenStream } from './token-stream.ts';
 
 /** Identity, limits and outlet of one request, which all of its prompts share. */
 export interface RequestScope {
@@ -40,6 +43,8 @@ export interface PromptTask {
   readonly promptIndex: number;
   readonly prompt: TokenPrompt;
   readonly choices: readonly Choice[];
+  /** Takes the tokens of the one choice in its place, for whoever reads them. */
+  readonly stream?: TokenStream;
   /** One per choice. */
   readonly samplings: readonly Sampling[];
   /** Addresses of workers that have failed it. */
@@ -63,6 +68,12 @@ function withModelLineEnds({ prompt, suffix, head }: Sides, echo: boolean): Side
   const lf = (text: string | undefined) => (text === undefined ? undefined : toLf(text));
   return { prompt: toLf(prompt), suffix: lf(suffix), head: lf(head) };
 }
+
+/** A request's texts with one prompt taken apart. */
+const around = ({ prompts }: CompletionRequest, promptIndex: number, { prompt, suffix }: Sides) => ({
+  prompts: prompts.with(promptIndex, prompt),
+  suffix,
+});
 
 export class Preparation {
   readonly #parts: PreparationParts;
@@ -99,8 +110,10 @@ export class Preparation {
     const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
     if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
     scope.record.prepared(prompt.promptCut);
-    const choices = choicesOf(request, promptIndex, prompt, tokenizer, format);
-    return { request, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };
+    const asked = { ...request, ...around(request, promptIndex, sides) };
+    const statements = await this.#statementsFor(asked, promptIndex);
+    const choices = choicesOf(asked, promptIndex, prompt, tokenizer, format, statements);
+    return { request: asked, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };
   }
 
   /**
@@ -119,6 +132,17 @@ export class Preparation {
     }
     const framed = await inTurns(clientFrame(tokenizer, format, prompt), signal);
     return framed ? { prompt: framed.left, suffix: framed.right, head: framed.head } : { prompt, suffix };
+  }
+
+  /** What knows the statements of the code's language, where that matters and there is a grammar. */
+  async #statementsFor(request: CompletionRequest, promptIndex: number): Promise<Statements | undefined> {
+    const { stopAt, language } = request;
+    if (stopAt !== 'statement' && stopAt !== 'block') return undefined;
+    const path = request.rag?.path ?? request.filePath;
+    const named = language === undefined ? grammarOf(path ?? '') : grammarNamed(language);
+    const isNamed = language !== undefined || path !== undefined;
+    const grammar = isNamed ? named : guessGrammar(textBefore(request, promptIndex, this.#parts.tokenizer));
+    return grammar && Statements.load(grammar);
   }
 
   async #retrieve(

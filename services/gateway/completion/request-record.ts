@@ -60,6 +60,8 @@ export class RequestRecord {
   #outputTokens = 0;
   /** Output tokens of each choice that workers have made. */
   readonly #decoded = new Map<string, number>();
+  /** Tokens of the prompt and the output that another request was charged for. */
+  #tokensOfOthers = 0;
   #detokenizeMs = 0;
 
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
@@ -135,6 +137,19 @@ export class RequestRecord {
     this.#softTokens += prompt.soft.positions.length;
   }
 
+  /** The output of an earlier request is this one's: its prompt has been computed. */
+  continued(prompt: TokenPrompt): void {
+    this.timeline.mark('dispatched');
+    this.prompted(prompt);
+    this.#cachedTokens += prompt.ids.length;
+    this.chargedToOther(prompt.ids.length);
+  }
+
+  /** @param tokens that another request was charged for; where negative, what is computed again after all. */
+  chargedToOther(tokens: number): void {
+    this.#tokensOfOthers += tokens;
+  }
+
   /** A worker was lost, and its part of the request is done again. */
   replayed(): void {
     this.timeline.mark('replayed');
@@ -185,10 +200,13 @@ export class RequestRecord {
     return this.#decoded.get(`${prompt}.${choice}`) ?? 0;
   }
 
-  /** Tokens of prompts and output that workers have computed: more than the usage where a client does not read. */
+  /**
+   * Tokens of prompts and output that workers have computed for this request: more than the usage where a client does
+   * not read, less where it goes on with the output of another request.
+   */
   get computedTokens(): number {
     const decoded = [...this.#decoded.values()].reduce((sum, tokens) => sum + tokens, 0);
-    return this.#promptTokens + Math.max(this.#outputTokens, decoded);
+    return this.#promptTokens + Math.max(this.#outputTokens, decoded) - this.#tokensOfOthers;
   }
 
   /** Tokens of a choice, as they go out to the client. */

@@ -1,7 +1,7 @@
 /** The settings of one completion: the form of its prompt, its replays, what is logged of it. */
 import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
-import { whole } from '../../lib/process/setting-types.ts';
+import { milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { FORMAT_NAMES, PROMPT_ORDERS } from '../../lib/text/prompt-format.ts';
 
 const PROMPT_FORMATS = ['auto', ...FORMAT_NAMES] as const;
@@ -23,6 +23,18 @@ export const COMPLETION_SETTINGS = {
     .describe(
       'what a request with suffix gets from a model that cannot fill in the middle: report (a completion of the ' +
         'prompt alone, which says so) or refuse (400)',
+    ),
+  typedThrough: z
+    .enum(['off', 'exact', 'session'])
+    .default('session')
+    .describe(
+      'a prompt that is an earlier one and what was typed of its output goes on with that output: where it is what a ' +
+        'new computation gives (exact), within a session also in fill-in-the-middle (session), or never (off)',
+    ),
+  lingerMs: milliseconds(0)
+    .default(0)
+    .describe(
+      'time that the output of a client that hung up goes on, for the next keystroke, while nobody waits, in ms',
     ),
   maxReplays: whole(0)
     .default(3)

@@ -13,6 +13,7 @@ import {
   type PromptInput,
   RAG_MODES,
   type RagRequest,
+  STOP_PLACES,
 } from '../request.ts';
 import { pathInRepo } from './repository.ts';
 
@@ -148,6 +149,9 @@ export const completionFields = z.strictObject({
   n: z.int().min(1).max(MAX_SEQUENCES).default(defaults.n),
   best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
   stop: stop.default([]),
+  stop_at: z.enum(STOP_PLACES).optional(),
+  n_indent: z.int().min(0).max(1_024).optional(),
+  language: z.string().max(64).optional(),
   seed: z.int().optional(),
   logprobs: z.int().min(0).max(5).optional(),
   echo: z.boolean().default(defaults.echo),
@@ -167,6 +171,8 @@ export const completionFields = z.strictObject({
   rag: ragField.optional(),
   session: key.min(1).max(256).optional(),
   timeout_ms: z.int().min(1).optional(),
+  t_max_prompt_ms: z.int().min(0).optional(),
+  t_max_predict_ms: z.int().min(0).optional(),
   priority: z.int().default(defaults.priority),
   cache_salt: key.min(1).max(1024).optional(),
   // Clients of OpenAI and vLLM send these; they have no effect here.
@@ -259,6 +265,10 @@ function normalise(body: Fields): CompletionRequest {
     n: body.n,
     bestOf: body.best_of ?? body.n,
     stop: [body.stop].flat(),
+    stopAt: body.stop_at,
+    // llama.cpp's clients send 0 for none.
+    indent: body.n_indent || undefined,
+    language: body.language,
     ignoreEos: body.ignore_eos,
     logprobs: body.logprobs,
     echo: body.echo,
@@ -274,6 +284,8 @@ function normalise(body: Fields): CompletionRequest {
     cacheSalt: body.cache_salt,
     session: body.session,
     timeoutMs: body.timeout_ms,
+    maxPromptMs: body.t_max_prompt_ms || undefined,
+    maxPredictMs: body.t_max_predict_ms || undefined,
   };
 }
 

@@ -155,6 +155,15 @@ export const metrics = {
     'Requests that failed because --max-replays was used up, by reason',
     ['reason'],
   ),
+  typedThrough: gateway.counter(
+    'llavacode:typed_through_total',
+    'Requests that went on with the output of an earlier one, which was still being made (running) or was there (ended)',
+    ['output'],
+  ),
+  lingering: gateway.gauge(
+    'llavacode:lingering_streams',
+    'Outputs that are being made although their clients have gone, since the next keystroke may ask for them',
+  ),
   preemptions: gateway.counter(
     'vllm:num_preemptions_total',
     'Sequences that made way for a tenant with less than its share of the slots, and were continued later',

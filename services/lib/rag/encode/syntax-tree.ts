@@ -8,29 +8,8 @@
  * beyond ASCII at the wrong places, because it applies positions in bytes to characters. Here positions are those of
  * JavaScript's strings.
  */
-import { GRAMMARS, type Grammar, grammarOf, loadGrammar, type Node, type Parser, type ParseState } from './grammars.ts';
-
-/**
- * Longest code that is parsed, in UTF-16 units: ten lines of code have some 400. All parsers share one memory, which
- * overflows at 10,000 characters of hostile C++ (`(a)*` repeated); after that no parser works.
- */
-const MAX_CHARACTERS = 2_000;
-/**
- * Most words and punctuation marks of code that is parsed. A step of a parser cannot be interrupted, and its time grows
- * with the square of their number: in Python, 666 lines of C's comments (`/*` repeated) took 165 ms of CPU in one step,
- * and 300 of these marks take 10 to 15 ms. Ten lines of code have some 75; of 220,000 chunks of Python, TypeScript,
- * JavaScript and C fewer than 0.7 % have more than 300, mostly tables of numbers.
- */
-const MAX_MARKS = 300;
-const MARK = /[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu;
-/**
- * Steps that a parser may take, 10 to 20 ms; it reports a step every so many operations. Of 8,000 chunks of Python,
- * TypeScript, JavaScript and C++ none takes more than 21, and none more than 5 from its first error on. Nonsense takes
- * up to 60,000 steps or 4.8 s (`)-` repeated, in Rust). Those after an error are long. The limits are not a time,
- * because then an index would depend on how busy the machine was.
- */
-const MAX_STEPS = 120;
-const MAX_STEPS_AFTER_ERROR = 10;
+import { BoundedParser } from './bounded-parser.ts';
+import { GRAMMARS, type Grammar, grammarOf, type Node } from './grammars.ts';
 
 /** If more than this share of a text lies in parse errors, its tree is of no use. */
 const MAX_ERROR_SHARE = 0.5;
@@ -42,16 +21,16 @@ type TreeToken =
   | { readonly mark: string };
 
 export class SyntaxTrees {
-  readonly #parsers: ReadonlyMap<Grammar, Parser>;
+  readonly #parsers: ReadonlyMap<Grammar, BoundedParser>;
 
-  private constructor(parsers: ReadonlyMap<Grammar, Parser>) {
+  private constructor(parsers: ReadonlyMap<Grammar, BoundedParser>) {
     this.#parsers = parsers;
   }
 
   /** Loads all grammars. */
   static async load(): Promise<SyntaxTrees> {
-    const parsers = new Map<Grammar, Parser>();
-    for (const grammar of GRAMMARS) parsers.set(grammar, (await loadGrammar(grammar)).parser);
+    const parsers = new Map<Grammar, BoundedParser>();
+    for (const grammar of GRAMMARS) parsers.set(grammar, await BoundedParser.load(grammar));
     return new SyntaxTrees(parsers);
   }
 
@@ -65,12 +44,8 @@ export class SyntaxTrees {
     const parser = grammar && this.#parsers.get(grammar);
     if (!parser) return undefined;
     const text = dedented(code);
-    if (text.length > MAX_CHARACTERS || hasMoreMarks(text, MAX_MARKS)) return undefined;
-    const tree = parser.parse(text, null, { progressCallback: stepLimit() });
-    if (!tree) {
-      parser.reset(); // otherwise the parser would go on with this text when it is given the next one
-      return undefined;
-    }
+    const tree = parser.parse(text);
+    if (!tree) return undefined;
     try {
       if (errorLength(tree.rootNode) > MAX_ERROR_SHARE * text.length) return undefined;
       const tokens = linearise(tree.rootNode, text);
@@ -81,21 +56,8 @@ export class SyntaxTrees {
   }
 
   dispose(): void {
-    for (const parser of this.#parsers.values()) parser.delete();
+    for (const parser of this.#parsers.values()) parser.dispose();
   }
-}
-
-function hasMoreMarks(text: string, most: number): boolean {
-  let marks = 0;
-  for (const _ of text.matchAll(MARK)) if (++marks > most) return true;
-  return false;
-}
-
-/** Tells a parser, at each of its steps, whether it must give up. */
-function stepLimit(): (state: ParseState) => boolean {
-  let steps = 0;
-  let afterError = 0;
-  return ({ hasError }) => ++steps > MAX_STEPS || (hasError && ++afterError > MAX_STEPS_AFTER_ERROR);
 }
 
 /** Removes the common indentation, so that a chunk from inside a block parses like one at the margin. */

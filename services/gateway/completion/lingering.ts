@@ -1,0 +1,77 @@
+/**
+ * Streams that go on although nobody reads them, because the next keystroke may. An editor hangs up at a keystroke, and
+ * asks again when the typist pauses; a session's next request ends the one before it. Such a stream costs a slot, so it
+ * goes on for a bounded time, while no prompt waits for a worker, and few of them do.
+ */
+import { ServingError } from '../../lib/process/errors.ts';
+import { metrics } from '../../lib/process/metrics.ts';
+import type { TrackedWork } from '../admission/inflight.ts';
+import type { CompletionConfig } from './settings.ts';
+import type { TokenStream } from './token-stream.ts';
+
+export interface LingeringParts extends Pick<CompletionConfig, 'lingerMs'> {
+  /** Whether prompts wait for workers. */
+  readonly isBusy: () => boolean;
+  /** Lets in work that is not a request: a gateway that drains waits for it. @throws ServingError draining */
+  readonly track: () => TrackedWork;
+}
+
+/**
+ * Time that the stream of a superseded request waits for the request that superseded it, in ms: retrieval and the
+ * building of its prompt take less. That request ends the wait.
+ */
+const SUCCESSOR_MS = 250;
+/** Streams that go on at the same time. */
+const MOST = 16;
+/** A stream that went on looks this often whether a prompt waits, in ms. */
+const LOOK_MS = 25;
+
+export class Lingering {
+  readonly #parts: LingeringParts;
+  readonly #ends = new Map<TokenStream, () => void>();
+
+  constructor(parts: LingeringParts) {
+    this.#parts = parts;
+  }
+
+  /**
+   * Whether a stream goes on that nobody reads.
+   * @param reason why its last reader has left.
+   */
+  goesOn(stream: TokenStream, reason: unknown): boolean {
+    const { lingerMs, isBusy, track } = this.#parts;
+    const code = reason instanceof ServingError ? reason.code : undefined;
+    const ms = code === 'client_gone' ? lingerMs : code === 'superseded' ? Math.max(lingerMs, SUCCESSOR_MS) : 0;
+    if (ms === 0 || isBusy() || this.#ends.size >= MOST) return false;
+    let work: TrackedWork;
+    try {
+      work = track();
+    } catch {
+      return false; // the gateway drains
+    }
+    const end = () => this.end(stream);
+    const timer = setTimeout(end, ms);
+    const look = setInterval(() => {
+      // A stream that is read again, or over, has no need of this.
+      if (stream.isRead || stream.over || isBusy()) end();
+    }, LOOK_MS);
+    work.signal.addEventListener('abort', end, { once: true });
+    this.#ends.set(stream, () => {
+      clearTimeout(timer);
+      clearInterval(look);
+      work.release();
+    });
+    metrics.lingering.set(this.#ends.size);
+    return true;
+  }
+
+  /** The time of a stream is over: unless somebody reads it, it ends. */
+  end(stream: TokenStream): void {
+    const forget = this.#ends.get(stream);
+    if (forget === undefined) return;
+    this.#ends.delete(stream);
+    metrics.lingering.set(this.#ends.size);
+    forget();
+    stream.abandon();
+  }
+}
