@@ -58,7 +58,11 @@ describe('what is not supported is refused', async () => {
   test.each<[string, Damage, RegExp]>([
     ['another normalizer', (json) => (json.normalizer = { type: 'NFC' }), /normalizer.type: must be BertNormalizer/],
     ['other words', (json) => (json.pre_tokenizer.type = 'Metaspace'), /pre_tokenizer.type: must be BertPreTokenizer/],
-    ['an unknown token that is none', (json) => (json.model.unk_token = 'none'), /unk_token "none" is not a token/],
+    [
+      'an unknown token that is none',
+      (json) => (json.model.unk_token = 'no piece'),
+      /unk_token "no piece" is not a token/,
+    ],
     [
       'a template without its tokens',
       (json) => (json.post_processor.single[0].SpecialToken.id = '[none]'),

@@ -7,7 +7,6 @@ import type { FastifyReply } from 'fastify';
 import { answerBytes } from '../completion/answer-size.ts';
 import type { Choice, ChoiceDelta, TokenReport } from '../completion/choice.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
-import type { ContextReport } from '../context/context.ts';
 import type { CompletionCall, CompletionParts } from './completion-call.ts';
 import { asServingError, type ErrorBody, errorBody } from './errors.ts';
 import { jsonPieces } from './json.ts';
