@@ -88,8 +88,7 @@ export function withinMemory(
     }
   }
   const least = trainingBytes(spec, { ...need, recompute: true, slots: Math.min(most, 1) }) / FILLED / GIB;
-  throw new ServingError(
-    'config_invalid',
-    `--memory of ${(limit / GIB).toFixed(1)} GiB: this run takes ${least.toFixed(1)} GiB at least, with activations computed again: allow more, shorten --prompt-tokens, use fewer --workers, or --frozen int8`,
-  );
+  const takes = `this run takes ${least.toFixed(1)} GiB at least, with activations computed again`;
+  const remedy = 'allow more, shorten --prompt-tokens, use fewer --workers, or --frozen int8';
+  throw new ServingError('config_invalid', `--memory of ${(limit / GIB).toFixed(1)} GiB: ${takes}: ${remedy}`);
 }

@@ -114,5 +114,5 @@ test('a run trains on the GPU, says what the CPU computes, and refuses what a GP
   for (const [i, loss] of (await lossesOf(onCpu)).entries()) {
     if (loss !== undefined) expect((await lossesOf(run))[i]).toBeCloseTo(loss, 2);
   }
-  await expect(train(run, silent(), never)).rejects.toMatchObject({ code: 'config_invalid' }); // it is of another device
+  await expect(train(run, silent(), never)).rejects.toMatchObject({ code: 'config_invalid' });
 });
