@@ -72,14 +72,12 @@ export class SessionSettings {
       assertOk(api, api.disableMemPattern(this.#pointer)); // shapes change from run to run
       this.set('session.intra_op.allow_spinning', options.spin ? '1' : '0');
       this.set('session.set_denormal_as_zero', '1');
-      // Weights that are widened would otherwise be quantised again behind every transpose (training on a device).
-      this.set('optimization.disable_specified_optimizers', 'QDQPropagationTransformer');
       if (options.packWeights === false) this.set('session.disable_prepacking', '1');
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
-      if (options.recordsPlacement) this.set('session.record_ep_graph_assignment_info', '1');
       if (whole) this.set('session.disable_cpu_ep_fallback', '1');
       device.append(this.#pointer, { graphCapture });
+      if (options.recordsPlacement) this.set('session.record_ep_graph_assignment_info', '1');
     } catch (error) {
       this[Symbol.dispose]();
       throw error;

@@ -130,7 +130,7 @@ const CUDA_LIBRARIES = {
  */
 const CUDA_SESSION = {
   'ep.cuda.fpa_intb_gemm': '1',
-  'optimization.disable_specified_optimizers': 'MatMulNBitsFusion;QDQPropagationTransformer',
+  'optimization.disable_specified_optimizers': 'MatMulNBitsFusion',
 };
 
 function cuda({ deviceId = 0 }: ProviderSetting): Provider {
