@@ -102,6 +102,7 @@ describe('the commands of the benches', () => {
       'engine',
       'handoff',
       'gpu',
+      'training',
       'fairness',
       'drills',
       'soak',

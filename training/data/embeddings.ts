@@ -181,6 +181,7 @@ function assertFinite(vector: Float32Array, { path, text }: Chunk): void {
   const at = vector.findIndex((value) => !Number.isFinite(value));
   if (at < 0) return;
   const [line] = text.split('\n', 1);
-  const what = `the encoder's embedding of a chunk of ${path || 'a file without a name'} (${JSON.stringify(line)}) is ${vector[at]}: its weights are damaged, or not made for such text`;
+  const where = `a chunk of ${path || 'a file without a name'} (${JSON.stringify(line)})`;
+  const what = `the encoder's embedding of ${where} is ${vector[at]}: its weights are damaged, or not for such text`;
   throw new ServingError('checkpoint_invalid', what);
 }

@@ -112,10 +112,9 @@ export async function latestCheckpoint(dir: string, shapes: Shapes, identity?: s
   await using optimizer = await Checkpoint.open(join(folder, OPTIMIZER));
   const { steps, best, stale, identity: found } = await readState(folder);
   if (identity !== undefined && found !== undefined && found !== identity) {
-    throw new ServingError(
-      'checkpoint_invalid',
-      `${folder} is a checkpoint of another run: its settings or data differ from those of run.json; put it back where it was, or remove it`,
-    );
+    const remedy = 'put it back where it was, or remove it';
+    const what = `${folder} is a checkpoint of another run: its settings or data are not those of run.json; ${remedy}`;
+    throw new ServingError('checkpoint_invalid', what);
   }
   const [means, squares] = [await read(optimizer, 'mean.', shapes), await read(optimizer, 'square.', shapes)];
   const adam = { steps, means, squares };

@@ -27,8 +27,8 @@ export async function openTrainingDevice(
   if (device.kind === 'cpu') return device;
   const refused = (what: string) =>
     new ServingError('config_invalid', `--device ${provider} (${device.name}): ${what}`);
-  if (frozen === 'w8a8') {
-    throw refused('--frozen w8a8 multiplies in 8 bits, for which devices have no operator: use fp32, fp16 or int8');
+  if (frozen !== 'fp32') {
+    throw refused(`--frozen ${frozen} has operators that devices leave to the CPU, matrix by matrix: use fp32`);
   }
   if (workers > 1) throw refused(`--workers ${workers} would share one device: leave it out`);
   return device;

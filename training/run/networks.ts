@@ -10,8 +10,8 @@ import type { TrainOptions } from './settings.ts';
 
 /**
  * Opens the language model and the encoder.
- * @throws ServingError checkpoint_invalid, also for weights that are not finite, when they are read; config_invalid
- *   for a bundle, or a language model that is an encoder.
+ * @throws ServingError checkpoint_invalid, also for weights that are not finite, when they are read; config_invalid for
+ *   a bundle, or a language model that is an encoder.
  */
 export async function openNetworks(
   options: Pick<TrainOptions, 'llm' | 'encoder'>,
@@ -33,7 +33,8 @@ async function open(flag: string, dir: string, cleanup: Cleanup): Promise<Source
     () => false,
   );
   if (isBundle) {
-    const what = `${flag} ${dir} is a bundle, whose weights are in the form that serves: name the Hugging Face folder that it was exported from`;
+    const remedy = 'name the Hugging Face folder that it was exported from';
+    const what = `${flag} ${dir} is a bundle, whose weights are in the form that serves: ${remedy}`;
     throw new ServingError('config_invalid', what);
   }
   const network = await openSourceNetwork(dir);
@@ -64,8 +65,7 @@ export function assertFitsContext(
   rows: number,
 ): void {
   if (rows <= maxPositions) return;
-  throw new ServingError(
-    'config_invalid',
-    `--prompt-tokens ${promptTokens}: with targets and rollouts a sample may take ${rows} positions, and --llm ${llm} has ${maxPositions}: use at most ${Math.max(0, promptTokens - rows + maxPositions)}`,
-  );
+  const most = Math.max(0, promptTokens - rows + maxPositions);
+  const has = `a sample may take ${rows} positions with targets and rollouts, and --llm ${llm} has ${maxPositions}`;
+  throw new ServingError('config_invalid', `--prompt-tokens ${promptTokens}: ${has}: use at most ${most}`);
 }

@@ -75,7 +75,12 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   cleanup.defer(() => shared.close());
   const place = placeOf(options, { spec, weights: llm.weights }, { folder: work, shared, device });
   progress.update('reading the encoder');
-  const embeddings = await openEmbeddings(options, encoder, { folder: work, shared, threads: options.threads }, signal);
+  const embeddings = await openEmbeddings(
+    options,
+    encoder,
+    { folder: work, shared, threads: options.threads, device },
+    signal,
+  );
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
   const rowsOf = (step: number) =>
@@ -242,8 +247,9 @@ function sayCosine(
   samples: number,
   progress: Progress,
 ): void {
-  const where = kind === 'cpu' ? '' : ` on ${name}`;
-  const found = `the gradient through ${frozen} weights${where} has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats${kind === 'cpu' ? '' : ' on the CPU'} (${samples} samples)`;
+  const [where, there] = kind === 'cpu' ? ['', ''] : [` on ${name}`, ' on the CPU'];
+  const has = `has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats${there} (${samples} samples)`;
+  const found = `the gradient through ${frozen} weights${where} ${has}`;
   if (cosine >= LEAST_COSINE) progress.succeed(found);
   else if (kind === 'cpu') progress.warn(`${found}: --frozen fp32 would train better`);
   else throw new ServingError('provider_unavailable', `${found}: use --device cpu`);

@@ -147,12 +147,8 @@ export class Rollouts {
   }
 }
 
-/**
- * Where rollouts decode: on WebGPU with 32-bit floats, else on the CPU. Attention of CUDA takes 16-bit floats only, and
- * weights that are widened leave arithmetic on shapes to the CPU, for which each step would wait.
- */
-const deviceOf = ({ device, layers }: ModelPlace): Device =>
-  device?.kind === 'webgpu' && layers === 'fp32' ? device : CPU;
+/** Where rollouts decode: on WebGPU, else on the CPU. Attention of CUDA takes 16-bit floats only. */
+const deviceOf = ({ device }: ModelPlace): Device => (device?.kind === 'webgpu' ? device : CPU);
 
 interface Sequence {
   readonly sample: Sample;

@@ -75,9 +75,9 @@ export class SessionSettings {
       if (options.packWeights === false) this.set('session.disable_prepacking', '1');
       // Makes ONNX Runtime use kernels that do not saturate. With VNNI these would be slower.
       if (process.arch === 'x64' && saturates(cpuInfo())) this.set('session.x64quantprecision', '1');
-      if (options.recordsPlacement) this.set('session.record_ep_graph_assignment_info', '1');
       if (whole) this.set('session.disable_cpu_ep_fallback', '1');
       device.append(this.#pointer, { graphCapture });
+      if (options.recordsPlacement) this.set('session.record_ep_graph_assignment_info', '1');
     } catch (error) {
       this[Symbol.dispose]();
       throw error;

@@ -61,7 +61,7 @@ test('any number of workers gives the same bits, and none is left behind', async
   await vi.waitUntil(async () => (await workerIds()).length === 0, { timeout: TRAINING_TIMEOUT_MS });
 });
 
-test('a worker that dies ends the run with its name and the checkpoint that is good, from which the run goes on', async () => {
+test('a worker that dies ends the run by name, with the checkpoint from which the run goes on', async () => {
   const data = await writeRows(join(folder, 'train.jsonl'), [0, 1, 2, 3].map(smallRow));
   const options = (name: string) => ({
     ...smallOptions({ data, validation: undefined, to: join(folder, name) }),
