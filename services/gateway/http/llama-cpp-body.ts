@@ -47,7 +47,8 @@ const common = {
   frequency_penalty: penalty.default(0),
   ignore_eos: z.boolean().default(false),
   n_indent: z.int().min(0).max(1_000).optional().describe('ends before a line that is indented by fewer columns'),
-  t_max_prompt_ms: z.number().min(0).optional(),
+  // llama.cpp's server does not know it either. Plugins send 500, and 1 in a warm-up, and want their answer all the same.
+  t_max_prompt_ms: z.unknown().optional().describe('has no effect: a prompt is computed to its end'),
   t_max_predict_ms: z.number().min(0).optional(),
   stream: z.boolean().default(false),
   cache_prompt: z.boolean().default(true).describe('has no effect: prompts are always kept'),
@@ -112,7 +113,6 @@ function requestOf(body: Common): Omit<Partial<CompletionRequest>, 'prompts'> {
     rag: body.rag && readRag(body.rag),
     // Plugins send 0 for none.
     indent: body.n_indent || undefined,
-    maxPromptMs: body.t_max_prompt_ms || undefined,
     maxPredictMs: body.t_max_predict_ms || undefined,
     sessionHint: body.id_slot < 0 ? undefined : { explicit: false, id: `id_slot ${body.id_slot}` },
   };

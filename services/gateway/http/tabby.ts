@@ -68,13 +68,15 @@ export function tabbyWords(
   const snippets = () => [
     ...form.snippets,
     // The text of a compressed chunk does not stand in the prompt: what is known of it is where it stands.
-    ...(record.context?.chunks ?? []).map(({ path, startLine, endLine, score }) => ({
-      filepath: path,
-      body: '',
-      score,
-      start_line: startLine,
-      end_line: endLine,
-    })),
+    ...(record.context?.chunks ?? [])
+      .filter(({ overlay }) => overlay === undefined)
+      .map(({ path, startLine, endLine, score }) => ({
+        filepath: path,
+        body: '',
+        score,
+        start_line: startLine,
+        end_line: endLine,
+      })),
   ];
   const debugData = ([first]: readonly ChoiceDelta[]) => ({
     ...(form.returnSnippets && { snippets: snippets() }),

@@ -261,6 +261,7 @@ test('a file of this project is divided into its statements, each with the comme
   }
   expect(statements.map((text) => text.split('\n').at(-1))).toEqual([
     '}',
+    "export const toLf = (text: string) => text.replaceAll('\\r\\n', '\\n');",
     "export const toCrlf = (text: string) => text.replace(/(?<!\\r)\\n/g, '\\r\\n');",
     '}',
   ]);

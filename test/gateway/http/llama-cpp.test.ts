@@ -35,7 +35,10 @@ test('the line up to the cursor stands at the end of the text before it', async 
   const { post, workers } = await gateway();
   await post('/infill', LLAMA_VIM);
   const { input_prefix, input_suffix, prompt } = LLAMA_VIM;
-  expect(workers.prefills[0]!.tokenIds).toEqual([
+  const ids = [...workers.prefills[0]!.tokenIds!];
+  const context = tokenizer.decode(ids.splice(0, ids.indexOf(idOf('<|fim_prefix|>'))));
+  for (const { text } of LLAMA_VIM.input_extra) expect(context).toContain(text.trim());
+  expect(ids).toEqual([
     idOf('<|fim_prefix|>'),
     ...tokenizer.encode(input_prefix + prompt),
     idOf('<|fim_suffix|>'),

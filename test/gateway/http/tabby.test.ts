@@ -17,7 +17,11 @@ test('a request of Tabby is answered in its shape, from the code around the curs
   const id = `cmpl-${answer.headers['x-request-id']}`;
   expect(answer.json()).toEqual({ id, choices: [{ index: 0, text: TEXT }] });
   const { prefix, suffix } = TABBY.segments;
-  expect(workers.prefills[0]!.tokenIds).toEqual([
+  const ids = [...workers.prefills[0]!.tokenIds!];
+  const context = tokenizer.decode(ids.splice(0, ids.indexOf(idOf('<|fim_prefix|>'))));
+  const { relevant_snippets_from_changed_files: changed } = TABBY.segments;
+  for (const { body } of changed) expect(context).toContain(body.trim());
+  expect(ids).toEqual([
     idOf('<|fim_prefix|>'),
     ...tokenizer.encode(prefix),
     idOf('<|fim_suffix|>'),
@@ -73,7 +77,9 @@ test('events of a completion are counted by the mode of its context, each of the
   const off = (await post({ prompt: 'x', max_tokens: 1, rag: { mode: 'off' } })).json();
   expect(await event('dismiss', off.id)).toBe(200);
   expect(await event('dismiss', 'cmpl-other')).toBe(200);
-  expect([await more('view none'), await more('select none'), await more('dismiss off')]).toEqual([1, 1, 1]);
+  expect([await more('view compressed'), await more('select compressed'), await more('dismiss off')]).toEqual([
+    1, 1, 1,
+  ]);
   expect(await more('dismiss unknown')).toBe(1);
   expect(await event('accept', id)).toBe(400);
   expect((await app.inject('/metrics')).payload).not.toContain(id);
