@@ -47,7 +47,7 @@ const common = {
   frequency_penalty: penalty.default(0),
   ignore_eos: z.boolean().default(false),
   n_indent: z.int().min(0).max(1_000).optional().describe('ends before a line that is indented by fewer columns'),
-  // llama.cpp's server does not know it either. Plugins send 500, and 1 in a warm-up, and want their answer all the same.
+  // llama.cpp does not apply it either. Plugins send 500, and 1 in a warm-up, and want their answer all the same.
   t_max_prompt_ms: z.unknown().optional().describe('has no effect: a prompt is computed to its end'),
   t_max_predict_ms: z.number().min(0).optional(),
   stream: z.boolean().default(false),
