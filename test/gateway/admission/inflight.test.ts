@@ -234,7 +234,7 @@ describe('a refusal', () => {
       0;
     const before = await shed('target-ttft-ms');
     const gateway = await hold('before first', { targetTtftMs: 100 }, { prefillTokensPerSecond: 10 });
-    const running = gateway.complete({ prompt: 'a b c d e f g h', timeout_ms: 50 });
+    const running = gateway.complete({ prompt: 'a b c d e f g h', timeout_ms: 2_000 });
     await gateway.workers.held();
     const refused = await gateway.complete({ prompt: 'a b' });
     expect(refused).toMatchObject({ status: 429, error: { code: 'saturated', type: 'rate_limit_error' } });
@@ -245,7 +245,7 @@ describe('a refusal', () => {
 
   test('a refusal of too many requests at once names the limit, too', async () => {
     const gateway = await hold('in decode', { maxInflight: 1 });
-    const running = gateway.complete({ prompt: 'x', timeout_ms: 50 });
+    const running = gateway.complete({ prompt: 'x', timeout_ms: 2_000 });
     await gateway.workers.held();
     const { headers } = await gateway.complete({ prompt: 'y' });
     expect(headers['x-llavacode-limit']).toBe('max-inflight');
