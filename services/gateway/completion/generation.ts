@@ -5,6 +5,7 @@
  */
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
 import { inTurns, Turns } from '../../lib/async/turns.ts';
+import { cacheSaltOf } from '../../lib/request/cache-salt.ts';
 import type { SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -144,7 +145,7 @@ export class Generation {
     const attemptRequest: AttemptRequest = {
       requestId: scope.id,
       fingerprint: this.#parts.fingerprint,
-      cacheSalt: `${tenant}\n${request.cacheSalt ?? ''}`, // never shared between tenants
+      cacheSalt: cacheSaltOf(tenant, request.cacheSalt ?? ''),
       prompt,
       samplings: indices.map((index) => ({ ...samplings[index]!, priorOutputIds })),
       maxTokens,
