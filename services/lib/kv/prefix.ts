@@ -8,8 +8,8 @@
  *
  * Where room is needed, prompts that no later one has started from go first (segmented LRU: R. Karedla et al., 1994),
  * so that a flood of new prompts does not drop those that somebody is typing. Of either kind, the tenant that has the
- * most loses the one that was used least recently, so that a tenant cannot drop the prompts of another one by asking for
- * its own again and again.
+ * most loses the one that was used least recently, so that a tenant cannot drop the prompts of another one by asking
+ * for its own again and again.
  */
 import { createHash } from 'node:crypto';
 import type { TokenPrompt } from '../request/token-prompt.ts';
