@@ -114,8 +114,8 @@ function honestOf({ honest }: Partial<SoakResult>): string[] {
   if (honest?.capacity === undefined) return [];
   const { rate, capacity } = honest;
   return [
-    `The system computed ${figure(capacity)} output tokens/s when it was asked for more; at ${figure(rate)} requests/s ` +
-      'the honest tenant asks for its share of that.',
+    `The system computed ${figure(capacity)} output tokens/s when it was asked for more; ` +
+      `at ${figure(rate)} requests/s the honest tenant asks for its share of that.`,
   ];
 }
 
