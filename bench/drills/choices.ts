@@ -5,7 +5,8 @@ import type { Door } from '../system/tenants.ts';
 import { ask } from './json-request.ts';
 import { commonStart, type Reference, type StreamRecord } from './streams.ts';
 
-const CHOICES = 2;
+/** Choices of each request. */
+export const CHOICES = 2;
 
 /** A request for several choices, with the answers that it must get. */
 export interface ChoicesReference {

@@ -25,6 +25,7 @@ export const SOAK_COMMAND = {
     honestOnly: flag('send honest traffic alone, without hostile tenants beside it'),
     hostileTokens: option('<n>', 'tokens a minute that each of the two hostile tenants may use', count, 6_000),
     ...DRILL_OPTIONS,
+    rate: optional('<n>', 'honest requests per second; a fair share of what is measured when not given', positive),
   },
 };
 export type SoakOptions = ParsedOptions<typeof SOAK_COMMAND>;

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { bearer, sendRequest } from '../../services/http-call.ts';
-import { type Flags, type Role, ServiceProcess, WORKERS_NICE } from '../../services/supervisor.ts';
+import { decodeNice, type Flags, type Role, ServiceProcess, WORKERS_NICE } from '../../services/supervisor.ts';
 import { type Tenant, writeKeys } from '../system/tenants.ts';
 import { Link } from './link.ts';
 import type { NamespaceNetwork, Port } from './network.ts';
@@ -108,10 +108,11 @@ export class Fleet {
       const keys: Flags = tenants.length > 0 ? { apiKeysFile: await writeKeys(logs, tenants) } : {};
       const common = { threads: 1, slots: 8, capacity, metricsPort: 0, drainTimeoutMs: 10_000, nice: WORKERS_NICE };
       const prefillOnly = { kvLeaseMs: LEASE_MS };
-      const decodeOnly = { queueSequences: 256 };
+      const sequences = { queueSequences: 256 };
+      const decodeOnly = { ...sequences, nice: decodeNice(WORKERS_NICE) };
       const indexing = add('indexer', 0, { store, threads: 1, metricsPort: 0, nice: WORKERS_NICE });
       const prefill = colocated
-        ? pool('colocated', { ...common, ...prefillOnly, ...decodeOnly })
+        ? pool('colocated', { ...common, ...prefillOnly, ...sequences })
         : pool('prefill', { ...common, ...prefillOnly });
       const decode = colocated ? prefill : pool('decode', { ...common, ...decodeOnly });
       const [prefillWorkers, decodeWorkers, indexer] = await Promise.all([prefill, decode, indexing]);

@@ -3,15 +3,31 @@
  * each other in a repository that is being edited, several seeded choices at once, and uploads of a changed file.
  */
 import type { Door } from '../system/tenants.ts';
-import { type ChoicesReference, makeChoices, sendChoices } from './choices.ts';
+import { CHOICES, type ChoicesReference, makeChoices, sendChoices } from './choices.ts';
 import { EditedRepository } from './edited-repository.ts';
 import { Editor } from './editor.ts';
-import { openLoop, type Reference, type StreamRecord, sendTraffic, type Traffic } from './streams.ts';
+import {
+  OUTPUT_TOKENS,
+  openLoop,
+  PROMPT_TOKENS,
+  type Reference,
+  type StreamRecord,
+  sendTraffic,
+  type Traffic,
+} from './streams.ts';
 
 /** Share of the rate for each kind of traffic; one burst of keystrokes is several requests. */
 const SHARES = { completions: 0.5, keystrokes: 0.1, choices: 0.15, uploads: 0.05 };
 export type Kind = keyof typeof SHARES;
 export const KINDS = Object.keys(SHARES) as Kind[];
+
+/**
+ * Tokens per second, of prompts and outputs, that the mix makes at a rate of 1 if nothing is cached. Of a burst of
+ * keystrokes one request is answered; uploads make none.
+ */
+export const TOKENS_PER_REQUEST_A_SECOND =
+  (SHARES.completions + SHARES.keystrokes) * (PROMPT_TOKENS + OUTPUT_TOKENS) +
+  SHARES.choices * (PROMPT_TOKENS + CHOICES * OUTPUT_TOKENS);
 
 /** Share of the clients of plain completions that leave before the end. */
 const LEAVING = 0.2;

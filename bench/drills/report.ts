@@ -95,7 +95,7 @@ function reportSoak(result: SoakResult): Report {
   const sections = [
     `${figure(minutes)} minutes${endedEarly ? ' (ended early)' : ''}: ${sent} requests, ${ok} ok, ${left} left by their ` +
       `clients, failed ${counts(failed)}; ${lostTokens} tokens lost, ${doubledTokens} doubled; ${restarts} restarts, ${kills} kills.`,
-    `The requests were: ${mixOf(result.mix)}.`,
+    [`The requests were: ${mixOf(result.mix)}.`, ...honestOf(result)].join(' '),
     ...waitsOf(result),
     trendTable(result.trends),
     result.broken === '' ? 'Nothing is lost or left behind.' : `Not as promised: ${result.broken}.`,
@@ -107,6 +107,16 @@ function reportSoak(result: SoakResult): Report {
       : []),
   ];
   return { markdown: sections.join('\n\n'), charts: [] };
+}
+
+/** Artifacts that were made before the rate was derived do not say how. */
+function honestOf({ honest }: Partial<SoakResult>): string[] {
+  if (honest?.capacity === undefined) return [];
+  const { rate, capacity } = honest;
+  return [
+    `The system computed ${figure(capacity)} output tokens/s when it was asked for more; ` +
+      `at ${figure(rate)} requests/s the honest tenant asks for its share of that.`,
+  ];
 }
 
 /** Artifacts that were made before attackers took part have no waits. */

@@ -17,6 +17,7 @@ import { PromptMaker } from '../system/prompts.ts';
 import { owner } from '../system/tenants.ts';
 import type { SoakOptions } from './command.ts';
 import { Fleet, type Member } from './fleet.ts';
+import { measureCapacity, rateWithinShare } from './honest-rate.ts';
 import { type AttackerCounts, attackInTurn, hostileTenants } from './hostile-rotation.ts';
 import { judge, type Outcome } from './judge.ts';
 import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './mix.ts';
@@ -44,6 +45,8 @@ export interface SoakResult extends Outcome {
   readonly endedEarly: boolean;
   /** Duration of the part in which nobody attacked and nothing was struck. */
   readonly calmMinutes: number;
+  /** Rate of the honest traffic, and what it was derived from; undefined where the rate was given. */
+  readonly honest: { readonly rate: number; readonly capacity: number | undefined };
   /** Counts by kind of traffic. */
   readonly mix: Readonly<Record<Kind, MixCounts>>;
   readonly restarts: number;
@@ -71,21 +74,31 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   const { bundle } = model;
   await runIndexCommand({ bundle, store, repo: options.repo, path: options.path });
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
-  const tenants = [owner(), ...(honestOnly ? [] : hostileTenants(hostileTokens))];
+  const hostile = hostileTenants(hostileTokens);
+  const tenants = [owner(), ...(honestOnly ? [] : hostile)];
   const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
     const mix = await makeMix(fleet, options.path, references);
     stop.throwIfAborted();
-    return await soak(fleet, mix, options);
+    const capacity = options.rate === undefined ? await measureCapacity(fleet, references) : undefined;
+    // Without attackers the rate is the same, so that both can be compared.
+    const rate = options.rate ?? rateWithinShare(capacity!, 1 + hostile.length);
+    stop.throwIfAborted();
+    return await soak(fleet, mix, { ...options, honest: { rate, capacity } });
   } finally {
     await fleet.close();
   }
 }
 
 /** Sends the traffic, disturbs it, and judges what was seen. */
-async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, options: SoakRunOptions) {
-  const { rate, seed, minutes } = options;
+async function soak(
+  fleet: Fleet,
+  mix: Awaited<ReturnType<typeof makeMix>>,
+  options: SoakRunOptions & Pick<SoakResult, 'honest'>,
+): Promise<SoakResult> {
+  const { honest, seed, minutes } = options;
+  const { rate } = honest;
   const startMs = performance.now();
   const now = () => performance.now() - startMs;
   const calmMs = Math.min(CALM.longestMs, CALM.share * minutes * MINUTE_MS);
@@ -130,7 +143,7 @@ async function soak(fleet: Fleet, mix: Awaited<ReturnType<typeof makeMix>>, opti
   );
   return {
     ...{ minutes: lastedMs / MINUTE_MS, endedEarly: options.stop.aborted, calmMinutes: calmMs / MINUTE_MS },
-    ...{ sent, ok, left, failed, lostTokens, doubledTokens, broken, mix: countMix(sentOf) },
+    ...{ sent, ok, left, failed, lostTokens, doubledTokens, broken, honest, mix: countMix(sentOf) },
     ...{ ...counts, waits, attackers, trends, differences },
   };
 }

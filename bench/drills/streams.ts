@@ -48,8 +48,9 @@ export interface Difference {
   readonly expected: readonly (readonly number[])[];
 }
 
-const OUTPUT_TOKENS = 40;
-const PROMPT_TOKENS = 160;
+/** Tokens of each answer and of each prompt, its context included. */
+export const OUTPUT_TOKENS = 40;
+export const PROMPT_TOKENS = 160;
 export const TIMEOUT_MS = 40_000;
 /** Share of the duration of a stream within which a leaving client leaves, so that it does before the end. */
 const LEAVE_WITHIN = 0.9;
@@ -137,11 +138,15 @@ export async function openLoop<T>(
   }
 }
 
-/** Sends some requests at once. Each has a salt of its own, so that its whole prompt must be computed. */
+/** The same request with a salt of its own, so that its whole prompt must be computed. */
+export const uncached = ({ body, ...known }: Reference): Reference => {
+  return { ...known, body: { ...body, cache_salt: randomUUID() } };
+};
+
+/** Sends some requests at once, whose whole prompts must be computed. */
 export function sendBurst(door: Door, references: readonly Reference[], startMs: number): Promise<StreamRecord>[] {
   return Array.from({ length: BURST }, (_, i) => {
-    const { body, ...known } = references[i % references.length]!;
-    return sendStream(door, { ...known, body: { ...body, cache_salt: randomUUID() } }, startMs);
+    return sendStream(door, uncached(references[i % references.length]!), startMs);
   });
 }
 

@@ -8,6 +8,7 @@ import { Deferred } from '../lib/async/deferred.ts';
 import { chainOf, type PrefixCache, type PrefixSlot } from '../lib/kv/prefix.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
+import { tenantOfSalt } from '../lib/request/cache-salt.ts';
 import type { Lease, LeaseTable } from './leases.ts';
 import {
   type HashedJob,
@@ -155,7 +156,7 @@ export class PrefillWorker {
 
   #take(): StartedJob | undefined {
     const job = this.#queue.first;
-    const start = job && this.#prefixes.reserve(job.chain, job.prompt.ids.length);
+    const start = job && this.#prefixes.reserve(job.chain, job.prompt.ids.length, tenantOfSalt(job.cacheSalt));
     if (job === undefined || start === undefined) return undefined;
     this.#queue.remove(job);
     return { job, start };
@@ -182,7 +183,7 @@ export class PrefillWorker {
       job.accept({ lease, queueSeconds });
       const result = await this.#computer.compute(job, start, lease, (rest) => this.#runShorterFirst(job, rest));
       job.signal.throwIfAborted(); // `cancel` leaves the end of an incomplete lease to us
-      this.#prefixes.add(lease.slot.index, job.chain, length);
+      this.#prefixes.add(lease.slot.index, job.chain, length, tenantOfSalt(job.cacheSalt));
       const firstTokenIds = result.tokens.map((token) => token.id);
       this.#leases.complete(lease, firstTokenIds);
       this.#queue.measured(length - result.cachedTokens, result.seconds);
@@ -208,7 +209,8 @@ export class PrefillWorker {
 
   #abandon(job: QueuedJob, lease: Lease, error: unknown): void {
     if (job.signal.aborted) {
-      this.#prefixes.add(lease.slot.index, job.chain, lease.computed); // the next try can start from these
+      // The next try can start from these.
+      this.#prefixes.add(lease.slot.index, job.chain, lease.computed, tenantOfSalt(job.cacheSalt));
       this.#leases.end(lease, 'cancelled', error);
     } else {
       this.#log.error({ err: error, request_id: job.requestId }, 'prefill failed');

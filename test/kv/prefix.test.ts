@@ -76,38 +76,70 @@ describe('the chain of a prompt', () => {
   });
 });
 
+/** What a slot of the model holds. `known` is the beginning of a prompt, a whole number of blocks. */
+interface NaiveEntry {
+  readonly slot: number;
+  readonly known: readonly string[];
+  readonly tenant: string;
+  lastUsed: number;
+  reused: boolean;
+  pins: number;
+}
+
 /** A model of the cache that compares prompts token by token. */
 class NaiveCache {
   readonly states: ('free' | 'held' | 'kept')[];
-  /** In order of arrival. `known` is the beginning of a prompt that a slot holds, a whole number of blocks. */
-  entries: { slot: number; known: readonly string[]; lastUsed: number; pins: number }[] = [];
+  /** In order of arrival. */
+  entries: NaiveEntry[] = [];
+  readonly #takenOver: boolean[] = [];
   #clock = 0;
 
   constructor(slots: number) {
     this.states = new Array(slots).fill('free');
   }
 
-  reserve(tokens: readonly string[]): { slot: number; positions: number; copyFrom: number | undefined } | undefined {
+  reserve(
+    tokens: readonly string[],
+    tenant: string,
+  ): { slot: number; positions: number; copyFrom: number | undefined } | undefined {
     const lengths = this.entries.map(({ known }) => wholeBlocks(commonLength(known, tokens)));
     const longest = Math.max(0, ...lengths);
     const match = longest > 0 ? this.entries[lengths.indexOf(longest)] : undefined;
     const positions = Math.max(0, Math.min(longest, tokens.length - 2));
-    if (match) match.lastUsed = ++this.#clock;
+    if (match) Object.assign(match, { lastUsed: ++this.#clock, reused: true });
     const takeOver = () => {
       if (match?.pins !== 0 || this.states[match.slot] !== 'kept') return undefined;
+      this.#takenOver[match.slot] = true;
       return this.#hold(match.slot, positions, undefined);
     };
     const holdsLittleElse = match !== undefined && longest * 2 >= match.known.length;
     const taken = holdsLittleElse ? takeOver() : undefined;
     if (taken) return taken;
     const free = this.states.indexOf('free');
-    const evictable = this.entries
-      .filter((entry) => entry !== match && entry.pins === 0 && this.states[entry.slot] === 'kept')
-      .sort((a, b) => a.lastUsed - b.lastUsed);
-    const slot = free >= 0 ? free : evictable[0]?.slot;
+    const slot = free >= 0 ? free : this.#victim(tenant, match);
     if (slot === undefined) return takeOver();
+    this.#takenOver[slot] = false;
     if (match) match.pins++;
     return this.#hold(slot, positions, match?.slot);
+  }
+
+  /** The slot whose prompt goes, by one sort in the order of the reasons. */
+  #victim(tenant: string, match: NaiveEntry | undefined): number | undefined {
+    const ofKind = (kind: boolean) => this.entries.filter(({ reused }) => reused === kind);
+    const first = ofKind(true).length / this.states.length > 0.75;
+    const have = (entry: NaiveEntry) =>
+      ofKind(entry.reused).filter((each) => each.tenant === entry.tenant).length + Number(entry.tenant === tenant);
+    const order = (entry: NaiveEntry) => [
+      entry.reused === first ? 0 : 1,
+      -have(entry),
+      entry.tenant === tenant ? 0 : 1,
+      entry.lastUsed,
+    ];
+    return this.entries
+      .filter((entry) => entry !== match && entry.pins === 0 && this.states[entry.slot] === 'kept')
+      .map((entry) => ({ entry, by: order(entry) }))
+      .sort((a, b) => a.by.map((value, i) => value - b.by[i]!).find((difference) => difference !== 0) ?? 0)[0]?.entry
+      .slot;
   }
 
   #hold(slot: number, positions: number, copyFrom: number | undefined) {
@@ -120,9 +152,10 @@ class NaiveCache {
     for (const entry of this.entries) if (entry.slot === slot) entry.pins--;
   }
 
-  add(slot: number, tokens: readonly string[]): void {
+  add(slot: number, tokens: readonly string[], tenant: string): void {
     const known = tokens.slice(0, wholeBlocks(tokens.length));
-    if (known.length > 0) this.entries.push({ slot, known, lastUsed: ++this.#clock, pins: 0 });
+    const reused = this.#takenOver[slot] === true;
+    if (known.length > 0) this.entries.push({ slot, known, tenant, lastUsed: ++this.#clock, reused, pins: 0 });
   }
 
   release(slot: number): void {
@@ -153,7 +186,7 @@ const asked: fc.Arbitrary<Asked> = fc
     blocks: fc.array(fc.constantFrom(0, 0, 0, 1), { minLength: 1, maxLength: 4, size: 'max' }),
     rest: fc.nat(BLOCK_TOKENS - 1),
     soft: fc.option(fc.record({ at: fc.nat(60), value: fc.nat(1) }), { freq: 1 }),
-    salt: fc.constantFrom('', '', '', '', 'other'),
+    salt: fc.constantFrom('', '', '', '', 'other', 'third'), // the tenant
   })
   .map(({ blocks, rest, soft, salt }) => {
     const ids = [...blocks.flatMap((variant) => new Array(BLOCK_TOKENS).fill(variant)), ...new Array(rest + 1).fill(2)];
@@ -174,7 +207,7 @@ describe('the prefix cache', () => {
     let reused = 0;
     fc.assert(
       fc.property(
-        fc.integer({ min: 1, max: 4 }),
+        fc.integer({ min: 1, max: 6 }),
         fc.array(action, { maxLength: 40, size: 'max' }),
         (slots, actions) => {
           const { pool, ...engine } = fakeEngine(slots);
@@ -201,8 +234,8 @@ describe('the prefix cache', () => {
           for (const action of actions) {
             if (action.do === 'ask') {
               const { whole, salt } = action.asked;
-              const start = cache.reserve(chainOf(whole, salt), whole.ids.length);
-              const expected = model.reserve(comparable(action.asked));
+              const start = cache.reserve(chainOf(whole, salt), whole.ids.length, salt);
+              const expected = model.reserve(comparable(action.asked), salt);
               expect(start && { ...start, slot: start.slot.index, copyFrom: start.copyFrom?.slot }).toEqual(expected);
               if (start) computing.push({ ...action.asked, start });
               reused += start?.positions ?? 0;
@@ -210,8 +243,8 @@ describe('the prefix cache', () => {
               const job = take(computing, action.which);
               const { whole, salt, start } = job;
               compute(job, whole.ids.length);
-              cache.add(start.slot.index, chainOf(whole, salt), whole.ids.length);
-              model.add(start.slot.index, comparable(job));
+              cache.add(start.slot.index, chainOf(whole, salt), whole.ids.length, salt);
+              model.add(start.slot.index, comparable(job), salt);
               computed.push(start);
             } else if (action.do === 'fail' && computing.length > 0) {
               // Its caller hung up after a part was computed, from which others may start.
@@ -219,8 +252,8 @@ describe('the prefix cache', () => {
               const { whole, salt, start } = job;
               const end = Math.min(whole.ids.length, start.positions + action.after);
               compute(job, end);
-              cache.add(start.slot.index, chainOf(whole, salt), end);
-              model.add(start.slot.index, comparable(job).slice(0, end));
+              cache.add(start.slot.index, chainOf(whole, salt), end, salt);
+              model.add(start.slot.index, comparable(job).slice(0, end), salt);
               cache.release(start.slot);
               model.release(start.slot.index);
             } else if (action.do === 'release' && computed.length > 0) {
@@ -277,6 +310,62 @@ describe('the prefix cache', () => {
     expect(cache.reserve(of(8), 40)?.slot.index).toBe(2);
     expect(cache.reserve(of(7), 40)?.slot.index).toBe(0);
     expect(cache.reserve(of(6), 40)).toBeUndefined();
+  });
+
+  describe('prompts of several tenants', () => {
+    /** Tokens of a prompt that is like no other one. */
+    let next = 100;
+    const chainOfNew = (tenant: string) => chainOf(prompt(new Array(40).fill(next++)), tenant);
+
+    /** Computes a prompt and keeps it. @returns how much of it was cached. */
+    function serve(cache: PrefixCache, tenant: string, chain = chainOfNew(tenant)): number {
+      const { slot, positions, copyFrom } = cache.reserve(chain, 40, tenant)!;
+      copyFrom?.done();
+      cache.add(slot.index, chain, 40, tenant);
+      cache.release(slot);
+      return positions;
+    }
+
+    const cacheOf = (slots: number) => new PrefixCache(new FakeEngine(slots, 96).pool);
+
+    test('prompts that somebody is typing outlive a flood of new ones', () => {
+      const cache = cacheOf(8);
+      const typed = Array.from({ length: 6 }, () => chainOfNew('typist'));
+      for (const chain of [...typed, ...typed]) serve(cache, 'typist', chain);
+      for (let i = 0; i < 100; i++) serve(cache, 'flood');
+      for (const chain of typed) expect(serve(cache, 'typist', chain)).toBe(32);
+    });
+
+    test('a tenant that asks for many prompts again and again leaves others their share', () => {
+      const cache = cacheOf(9);
+      const typed = Array.from({ length: 3 }, () => chainOfNew('typist'));
+      for (const chain of [...typed, ...typed]) serve(cache, 'typist', chain);
+      const many = Array.from({ length: 40 }, () => chainOfNew('greedy'));
+      for (const chain of many) for (let i = 0; i < 3; i++) serve(cache, 'greedy', chain);
+      for (const chain of typed) expect(serve(cache, 'typist', chain)).toBe(32);
+    });
+
+    test("a new prompt is still there at its tenant's next keystroke, though another one sends new ones all the time", () => {
+      const cache = cacheOf(8);
+      for (const old of Array.from({ length: 8 }, () => chainOfNew('old'))) {
+        for (let i = 0; i < 3; i++) serve(cache, 'old', old);
+      }
+      const typed = chainOfNew('typist');
+      expect(serve(cache, 'typist', typed)).toBe(0);
+      for (let i = 0; i < 50; i++) serve(cache, 'flood');
+      expect(serve(cache, 'typist', typed)).toBe(32);
+    });
+
+    test('prompts that were reused once and are not used any more leave a quarter of the slots to new ones', () => {
+      const cache = cacheOf(8);
+      for (const old of Array.from({ length: 8 }, () => chainOfNew('old'))) {
+        for (let i = 0; i < 3; i++) serve(cache, 'old', old);
+      }
+      const [one, two] = [chainOfNew('new'), chainOfNew('new')];
+      serve(cache, 'new', one);
+      serve(cache, 'new', two);
+      expect([serve(cache, 'new', one), serve(cache, 'new', two)]).toEqual([32, 32]);
+    });
   });
 
   test('a prompt is not evicted while it is copied', () => {

@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { PrefixCache } from '../../services/lib/kv/prefix.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
+import { cacheSaltOf } from '../../services/lib/request/cache-salt.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { QueueOrder } from '../../services/lib/request/queue-order.ts';
 import { NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
@@ -67,6 +68,17 @@ function holdEngine() {
   engine.beforeChunk = () => held.opened;
   return held;
 }
+
+test('a tenant that chooses a salt for each prompt keeps no more prompts than one that chooses none', async () => {
+  start(64, 8);
+  const ask = async (ids: readonly number[], cacheSalt: string) => {
+    return (await worker.submit(job(ids, { cacheSalt })).done).cachedTokens;
+  };
+  const long = (token: number) => new Array(40).fill(token);
+  for (let i = 0; i < 2; i++) for (const token of [1, 2, 3]) await ask(long(token), cacheSaltOf('typist', ''));
+  for (let i = 0; i < 20; i++) for (let n = 0; n < 2; n++) await ask(long(4), cacheSaltOf('greedy', `${i}`));
+  for (const token of [1, 2, 3]) expect(await ask(long(token), cacheSaltOf('typist', ''))).toBe(32);
+});
 
 describe('computing', () => {
   test('a prompt that computes counts as running, and one that waits for it does not', async () => {

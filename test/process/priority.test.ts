@@ -1,7 +1,9 @@
 import { execFile } from 'node:child_process';
 import { getPriority } from 'node:os';
 import { promisify } from 'node:util';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
+import { decodeNice } from '../../services/supervisor.ts';
+import { startTestSystem, TINY_CODER } from '../support/system.ts';
 
 const PRIORITY = JSON.stringify(new URL('../../dist/services/lib/process/priority.js', import.meta.url).href);
 
@@ -23,4 +25,13 @@ test('all threads of a process that steps back do so, those that it starts later
   `;
   const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', script]);
   expect(JSON.parse(stdout)).toEqual([Math.min(19, mine + 3)]);
+});
+
+test('decode workers step back behind the prefill workers of their machine, unless none is to step back', async () => {
+  expect([0, 1, 5, 17].map(decodeNice)).toEqual([0, 6, 10, 19]);
+  const nice = getPriority() + 2;
+  const system = await startTestSystem(TINY_CODER, { nice });
+  onTestFinished(() => system.close());
+  const priorities = system.processes.map(({ name, pid }) => [name, getPriority(pid)]);
+  expect(Object.fromEntries(priorities)).toMatchObject({ 'prefill-0': nice, 'decode-0': decodeNice(nice) });
 });

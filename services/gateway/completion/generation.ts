@@ -6,6 +6,7 @@
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
 import { atOnce, inTurns, Turns } from '../../lib/async/turns.ts';
 import { metrics } from '../../lib/process/metrics.ts';
+import { cacheSaltOf } from '../../lib/request/cache-salt.ts';
 import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
 import { readFinishReason, readToken } from '../../lib/rpc/messages.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -350,7 +351,7 @@ export class Generation {
 }
 
 /** Never shared between tenants. */
-const saltOf = ({ cacheSalt = '' }: CompletionRequest, tenant: string) => `${tenant}\n${cacheSalt}`;
+const saltOf = ({ cacheSalt = '' }: CompletionRequest, tenant: string) => cacheSaltOf(tenant, cacheSalt);
 
 /** The prompt with what was put out of some choices so far, which is the same of all, and how much is left. */
 function restOf(task: PromptTask, indices: readonly number[]) {

@@ -17,8 +17,11 @@ export interface KvSlot {
   keep(): void;
 }
 
-/** Called when all slots are taken: gives up a kept slot and returns its index; undefined if it has none to give up. */
-type PressureListener = () => number | undefined;
+/**
+ * Called when all slots are taken: gives up a kept slot and returns its index; undefined if it has none to give up.
+ * @param tenant whose prompt needs the slot, where that is known.
+ */
+type PressureListener = (tenant: string | undefined) => number | undefined;
 
 type SlotState = 'free' | 'kept' | 'held';
 
@@ -114,10 +117,11 @@ export class KvPool<M extends KvStore = KvStore> {
    * The lowest free slot, so that the slots in use stay together at the front, else a kept one; undefined when all are
    * held.
    * @param positions length of the content that the slot will hold.
+   * @param tenant whose content that is, for those who give up kept slots.
    */
-  reserve(positions: number): KvSlot | undefined {
+  reserve(positions: number, tenant?: string): KvSlot | undefined {
     const free = this.#states.indexOf('free');
-    const index = free >= 0 ? free : this.#evictKept();
+    const index = free >= 0 ? free : this.#evictKept(tenant);
     return index === undefined ? undefined : this.#hold(index, positions);
   }
 
@@ -168,9 +172,9 @@ export class KvPool<M extends KvStore = KvStore> {
   }
 
   /** Index of a kept slot that a listener gave up. */
-  #evictKept(): number | undefined {
+  #evictKept(tenant: string | undefined): number | undefined {
     for (const listener of this.#pressureListeners) {
-      const index = listener();
+      const index = listener(tenant);
       if (index !== undefined) return index;
     }
     return undefined;

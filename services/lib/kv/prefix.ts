@@ -5,6 +5,11 @@
  * A prompt is found by a chain of hashes, one per block of tokens. Each hash covers the hash before it, the block's
  * token ids and the bytes of its soft tokens; the first also covers a salt, so that tenants cannot find each other's
  * prompts.
+ *
+ * Where room is needed, prompts that no later one has started from go first (segmented LRU: R. Karedla et al., 1994),
+ * so that a flood of new prompts does not drop those that somebody is typing. Of either kind, the tenant that has the
+ * most loses the one that was used least recently, so that a tenant cannot drop the prompts of another one by asking
+ * for its own again and again.
  */
 import { createHash } from 'node:crypto';
 import type { TokenPrompt } from '../request/token-prompt.ts';
@@ -14,6 +19,12 @@ import type { KvPool, KvSlot } from './pool.ts';
  * Tokens of a block. A match may miss up to this many; smaller blocks cost more hashing (now 0.3 ms for 2,000 tokens).
  */
 export const BLOCK_TOKENS = 16;
+
+/**
+ * Share of the slots in which prompts that were reused are safe from new ones. New prompts need the others: they would
+ * be gone before anybody could reuse them.
+ */
+const REUSED_SHARE = 3 / 4;
 
 /** Hashes of whole blocks, in order. */
 export type PromptChain = readonly string[];
@@ -29,7 +40,10 @@ export interface PrefixSlot {
 interface CachedPrompt {
   readonly slot: number;
   readonly chain: PromptChain;
+  readonly tenant: string;
   lastUsed: number;
+  /** Whether a later prompt started from it, or it started itself from what the slot held. */
+  reused: boolean;
   /** Copies being made from it. While there are any, it is neither evicted nor written to. */
   pins: number;
 }
@@ -38,23 +52,27 @@ export class PrefixCache {
   readonly #pool: KvPool;
   /** By slot. Each slot is kept, or still held by the part that computed the prompt. */
   readonly #entries = new Map<number, CachedPrompt>();
+  /** Held slots that a prompt took over with their content. */
+  readonly #takenOver = new Set<number>();
   #clock = 0;
 
   constructor(pool: KvPool) {
     this.#pool = pool;
-    pool.onPressure(() => this.#evict());
+    pool.onPressure((tenant) => this.#evict(tenant));
   }
 
   /**
    * A slot for a prompt, with the longest beginning that is cached; undefined when all slots are held. A kept slot is
    * taken over if most of its content is shared; from any other the shared beginning is copied, which costs a hundredth
    * of computing it.
+   * @param tenant whose prompt it is.
    */
-  reserve(chain: PromptChain, promptTokens: number): PrefixSlot | undefined {
+  reserve(chain: PromptChain, promptTokens: number, tenant = ''): PrefixSlot | undefined {
     const match = this.#longest(chain);
-    if (match === undefined) return this.#reserveEmpty(promptTokens);
+    if (match === undefined) return this.#reserveEmpty(promptTokens, tenant);
     const { entry, blocks } = match;
     entry.lastUsed = ++this.#clock;
+    entry.reused = true;
     const positions = reusable(blocks, promptTokens);
     const isMost = blocks * 2 >= entry.chain.length;
     if (isMost) {
@@ -66,7 +84,7 @@ export class PrefixCache {
       entry.pins--;
       this.#pool.offer(); // the slot can be evicted again
     };
-    const slot = this.#pool.reserve(promptTokens);
+    const slot = this.#reserveSlot(promptTokens, tenant);
     if (slot) return { slot, positions, copyFrom: { slot: entry.slot, done } };
     done();
     // The only slot that could be evicted is the one that holds the beginning: take it over.
@@ -79,10 +97,15 @@ export class PrefixCache {
     return reusable(this.#longest(chain)?.blocks ?? 0, promptTokens);
   }
 
-  /** Notes that the slot holds positions [0, computed) of the prompt: other prompts may start from them. */
-  add(slot: number, prompt: PromptChain, computed: number): void {
+  /**
+   * Notes that the slot holds positions [0, computed) of the prompt: other prompts may start from them.
+   * @param tenant whose prompt it is.
+   */
+  add(slot: number, prompt: PromptChain, computed: number, tenant = ''): void {
     const chain = prompt.slice(0, Math.floor(computed / BLOCK_TOKENS));
-    if (chain.length > 0) this.#entries.set(slot, { slot, chain, lastUsed: ++this.#clock, pins: 0 });
+    if (chain.length === 0) return;
+    const reused = this.#takenOver.has(slot);
+    this.#entries.set(slot, { slot, chain, tenant, lastUsed: ++this.#clock, reused, pins: 0 });
   }
 
   /** Gives a slot back: kept if it holds a cached prompt, else empty. */
@@ -128,9 +151,15 @@ export class PrefixCache {
     return { slot, finish };
   }
 
-  #reserveEmpty(promptTokens: number): PrefixSlot | undefined {
-    const slot = this.#pool.reserve(promptTokens);
+  #reserveEmpty(promptTokens: number, tenant: string): PrefixSlot | undefined {
+    const slot = this.#reserveSlot(promptTokens, tenant);
     return slot && { slot, positions: 0, copyFrom: undefined };
+  }
+
+  #reserveSlot(promptTokens: number, tenant: string): KvSlot | undefined {
+    const slot = this.#pool.reserve(promptTokens, tenant);
+    if (slot) this.#takenOver.delete(slot.index);
+    return slot;
   }
 
   #longest(chain: PromptChain): { entry: CachedPrompt; blocks: number } | undefined {
@@ -144,20 +173,41 @@ export class PrefixCache {
 
   #takeOver(entry: CachedPrompt, promptTokens: number): KvSlot | undefined {
     const slot = entry.pins === 0 ? this.#pool.take(entry.slot, promptTokens) : undefined;
-    if (slot) this.#entries.delete(entry.slot);
+    if (slot) {
+      this.#entries.delete(entry.slot);
+      this.#takenOver.add(entry.slot);
+    }
     return slot;
   }
 
-  /** Gives up the kept slot that was used least recently and returns its index. */
-  #evict(): number | undefined {
-    let oldest: CachedPrompt | undefined;
-    for (const entry of this.#entries.values()) {
-      const evictable = entry.pins === 0 && this.#pool.isKept(entry.slot);
-      if (evictable && entry.lastUsed < (oldest?.lastUsed ?? Number.POSITIVE_INFINITY)) oldest = entry;
+  /**
+   * Gives up a kept slot, by the rule at the top of this file, and returns its index.
+   * @param tenant whose prompt needs it: on ties it loses one of its own.
+   */
+  #evict(tenant: string | undefined): number | undefined {
+    const entries = [...this.#entries.values()];
+    const evictable = entries.filter(({ slot, pins }) => pins === 0 && this.#pool.isKept(slot));
+    const reusedAreMany = entries.filter(({ reused }) => reused).length > REUSED_SHARE * this.#pool.slots;
+    const ofKind = evictable.filter(({ reused }) => reused === reusedAreMany);
+    const candidates = ofKind.length > 0 ? ofKind : evictable;
+    const held = new Map([[tenant, 1]]); // with the one that is to come
+    for (const { reused, tenant: owner } of entries) {
+      if (reused === candidates[0]?.reused) held.set(owner, (held.get(owner) ?? 0) + 1);
     }
-    if (oldest !== undefined) this.#entries.delete(oldest.slot);
-    return oldest?.slot;
+    let victim: CachedPrompt | undefined;
+    for (const entry of candidates) {
+      const more = held.get(entry.tenant)! - (victim ? held.get(victim.tenant)! : 0);
+      if (victim === undefined || more > 0 || (more === 0 && goesBefore(entry, victim, tenant))) victim = entry;
+    }
+    if (victim !== undefined) this.#entries.delete(victim.slot);
+    return victim?.slot;
   }
+}
+
+/** Which of two prompts goes first if their tenants have as many: one of the tenant that needs room, then the older. */
+function goesBefore(a: CachedPrompt, b: CachedPrompt, tenant: string | undefined): boolean {
+  const own = Number(a.tenant === tenant) - Number(b.tenant === tenant);
+  return own > 0 || (own === 0 && a.lastUsed < b.lastUsed);
 }
 
 /** Number of blocks at the beginning that two prompts have in common. */

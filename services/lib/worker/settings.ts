@@ -19,7 +19,9 @@ export const RPC_SERVICE_SETTINGS = {
   nice: whole(0, 19)
     .default(0)
     .describe(
-      'how far the process steps back behind others of the machine, 0 to 19, as `nice` does: llavacode up takes 5, so that its gateway is heard at once while workers compute',
+      'how far the process steps back behind others of the machine, 0 to 19, as `nice` does: llavacode up takes 5, ' +
+        'so that its gateway is heard at once while workers compute, and 5 more for decode workers (unless it is 0), ' +
+        'so that first tokens do not wait for decoding',
     ),
   ...RPC_SETTINGS,
 };

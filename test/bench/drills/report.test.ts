@@ -18,12 +18,14 @@ test('the report of a soak says how many requests of each kind it sent, how they
   const { markdown } = SOAK_BENCH.report({
     result: {
       ...{ minutes: 1, endedEarly: true, calmMinutes: 0.2, ...counts, mix: countMix(sent), trends: [] },
+      honest: { rate: 1.5, capacity: 1_800 },
       ...{ differences: [], broken: '', waits: { calm: WAITS, attacked: { ...WAITS, p99: 30 }, struck: WAITS } },
       attackers: [{ tenant: 'hostile-1', sent: 9, tokens: 8, refused: { quota_exceeded: 7 } }],
     },
   });
   expect(markdown).toContain('2 completions (1 ok, 1 left or superseded), 3 keystrokes (1 ok, 2 left or superseded)');
   expect(markdown).toContain('2 choices (1 ok, 0 left or superseded), 0 uploads (0 ok, 0 left or superseded)');
+  expect(markdown).toContain('1800 output tokens/s when it was asked for more; at 1.50 requests/s');
   expect(markdown).toContain('1.00 minutes (ended early)');
   expect(markdown).toContain('| attacked | 400 | 10.0 | 15.0 | 30.0 |');
   expect(markdown).toContain('Beside attackers p99 was 1.50 times');

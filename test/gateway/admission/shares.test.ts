@@ -96,6 +96,44 @@ describe('shares of tenants that use prefill and slots in different proportions'
     expect(Math.max(...waits)).toBeLessThan(2.5 * PREEMPT_AFTER_MS);
   });
 
+  /**
+   * A tenant asks at random, with prompts of which nothing is cached, beside two that want everything.
+   * @param requestsPerSecond 200 tokens each. 800 output tokens are computed in a second.
+   * @returns how long its requests waited, in ascending order, and what each was served meanwhile.
+   */
+  async function besideTwo(requestsPerSecond: number) {
+    const system = simulatedSystem({ slots: [8, 8], stepMs: 20, prefillTokensPerSecond: 5_000 });
+    await system.start();
+    for (const tenant of ['x', 'z']) {
+      system.ask({ tenant, promptTokens: 64, outputTokens: 48, choices: 64, atOnce: 2 });
+    }
+    await system.pass(10_000);
+    const random = new RandomStream(1);
+    const names = ['honest', 'x', 'z'];
+    const before = system.service(...names);
+    for (let passedMs = 0; passedMs < 120_000; ) {
+      void system.once({ tenant: 'honest', promptTokens: 160, outputTokens: 40, atOnce: 1 });
+      const pauseMs = (random.gamma(1) * 1_000) / requestsPerSecond;
+      await system.pass(pauseMs);
+      passedMs += pauseMs;
+    }
+    const served = system.service(...names).map((tokens, i) => tokens - before[i]!);
+    return { waits: system.waitsOf('honest').toSorted((a, b) => a - b), served };
+  }
+
+  test('a tenant that asks for its share gets a slot within a moment beside two that want everything', async () => {
+    // A third of 800 tokens.
+    const { waits } = await besideTwo(1.33);
+    expect(waits.length).toBeGreaterThan(100);
+    expect(waits[Math.floor(0.99 * waits.length)]).toBeLessThan(2.5 * PREEMPT_AFTER_MS);
+  });
+
+  test('a tenant that asks for more than its share gets its share, and queues', async () => {
+    const { waits, served } = await besideTwo(2.66);
+    expect(waits[Math.floor(0.5 * waits.length)]).toBeGreaterThan(1_000);
+    expect(jain(served)).toBeGreaterThan(0.99);
+  });
+
   test('a tenant that asks for little is served within a moment beside tenants whose sequences are long', async () => {
     const system = simulatedSystem({ slots: [4], stepMs: 10 });
     await system.start();
