@@ -351,7 +351,7 @@ const withPretraining = (command: Command) =>
     .addOption(option('--memory-token-steps <n>', 'the most steps that fit the memory token of a chunk', count, 200))
     .addOption(option('--memory-token-rate <x>', 'learning rate of these steps', positive, 0.01));
 
-/** @throws CommanderError where an option of pretraining with such a name is given and has no effect, in such a case. */
+/** @throws CommanderError where an option of pretraining with such a name is given, which has no effect then. */
 function refusePretraining(command: Command, inCase: string, names = /^(pretrain|memoryToken)./): void {
   for (const one of command.options) {
     const name = one.attributeName();

@@ -1,7 +1,7 @@
 /**
  * BERT's tokenizer: text is cleaned, mostly in lower case and without accents; words end at white space, signs are
- * words of their own; each word becomes the longest pieces of the vocabulary, from its beginning on. It gives ids alone: the
- * text cannot be made from them again.
+ * words of their own; each word becomes the longest pieces of the vocabulary, from its beginning on. It gives ids
+ * alone: the text cannot be made from them again.
  *
  * A name such as `[CLS]` in a text is read as plain text, because a chunk may hold it.
  */
