@@ -111,6 +111,9 @@ export function trainCommand(): Command {
       applyPreset(command);
       const { json, ...given } = command.opts<Given>();
       if (given.pretrain === undefined) refusePretraining(command, 'without --pretrain');
+      if (given.pretrain === 'reconstruct') {
+        refusePretraining(command, 'with --pretrain reconstruct', /^memoryToken/);
+      }
       const { runTrain } = await import('./run/terminal.ts');
       await runTrain(optionsOf(given), json);
     });
@@ -241,8 +244,8 @@ export function ablateCommand(): Command {
     )
     .requiredOption('--llm <path>', 'Hugging Face folder or .gguf file of the language model, which stays as it is')
     .option('--encoder <dir...>', 'that of the encoder, or of several for table3; the language model where not given')
-    .requiredOption('--data <file>', 'samples to train on, as JSON lines')
-    .requiredOption('--validation <file>', 'samples to evaluate on, in the same form')
+    .requiredOption('--data <path>', 'samples to train on, as llavacode train takes them')
+    .requiredOption('--validation <path>', 'samples to evaluate on, in the same form')
     .requiredOption('--to <dir>', 'folder of the ablation; one that lies there goes on');
   return withPretraining(withSteps(command))
     .option('--json <file>', 'write the figures there')
@@ -348,11 +351,11 @@ const withPretraining = (command: Command) =>
     .addOption(option('--memory-token-steps <n>', 'the most steps that fit the memory token of a chunk', count, 200))
     .addOption(option('--memory-token-rate <x>', 'learning rate of these steps', positive, 0.01));
 
-/** @throws CommanderError where an option of pretraining is given and has no effect, in such a case. */
-function refusePretraining(command: Command, inCase: string): void {
+/** @throws CommanderError where an option of pretraining with such a name is given, which has no effect then. */
+function refusePretraining(command: Command, inCase: string, names = /^(pretrain|memoryToken)./): void {
   for (const one of command.options) {
     const name = one.attributeName();
-    if (!/^(pretrain|memoryToken)./.test(name) || command.getOptionValueSource(name) !== 'cli') continue;
+    if (!names.test(name) || command.getOptionValueSource(name) !== 'cli') continue;
     command.error(`error: option '${one.long}' has no effect ${inCase}`);
   }
 }

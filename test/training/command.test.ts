@@ -74,6 +74,8 @@ describe('pretraining', () => {
     expect(await refusal('--pretrain-steps', '9')).toMatch("'--pretrain-steps' has no effect without --pretrain");
     expect(await refusal('--pretrain-only')).toMatch("'--pretrain-only' has no effect without --pretrain");
     expect(await refusal('--memory-token-rate', '1')).toMatch("'--memory-token-rate' has no effect");
+    const other = ['--pretrain', 'reconstruct', '--memory-token-steps', '3'];
+    expect(await refusal(...other)).toMatch("'--memory-token-steps' has no effect with --pretrain reconstruct");
     const table = ['table1', ...REQUIRED, '--validation', 'v', '--pretrain-tokens', '5'];
     const ablate = ablateCommand()
       .exitOverride()

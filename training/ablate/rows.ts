@@ -187,7 +187,7 @@ const rowsSchema = z
  * @throws ServingError path_unusable; config_invalid that names row and field.
  */
 export async function readRows(path: string, schemes: Schemes): Promise<Row[]> {
-  const text = await atPath(path, () => readFile(path, 'utf8'));
+  const text = await atPath(`${path}, which is not table1, table3 or pretraining`, () => readFile(path, 'utf8'));
   let json: unknown;
   try {
     json = JSON.parse(text);

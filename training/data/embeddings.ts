@@ -3,10 +3,10 @@
  * however many samples and epochs have it. Files are named by the encoder's own digest: those of another encoder are
  * never read.
  *
- * `embeddings/DIGEST/000000.safetensors` … each hold up to {@link FILE_CHUNKS} vectors, one tensor each, named by the
- * SHA-256 of path and text.
+ * `embeddings/DIGEST/000000-UUID.safetensors` … each hold up to {@link FILE_CHUNKS} vectors, one tensor each, named by
+ * the SHA-256 of path and text. No two files have one name, so several runs may write at the same time.
  */
-import { createHash } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { OrtSession } from '../../services/lib/engine/ort.ts';
@@ -26,6 +26,8 @@ export type EncoderChoices = Parameters<typeof encoderSettings>[2];
 
 /** Vectors in one file: a process that is killed loses at most so many. */
 const FILE_CHUNKS = 4096;
+/** Earlier versions had no UUID there. */
+const FILE_NAME = /^\d{6,}(-[0-9a-f-]{36})?\.safetensors$/;
 /** Tokens of one run of the encoder, padding included. */
 const RUN_TOKENS = 2048;
 
@@ -96,7 +98,7 @@ export class Embeddings {
 
   async #readFiles(): Promise<void> {
     await makeFolder(this.#dir);
-    const names = (await readdir(this.#dir)).filter((name) => /^\d{6,}\.safetensors$/.test(name)).sort();
+    const names = (await readdir(this.#dir)).filter((name) => FILE_NAME.test(name)).sort();
     for (const name of names) await this.#addFile(join(this.#dir, name));
   }
 
@@ -118,7 +120,8 @@ export class Embeddings {
       const part = [...missing];
       missing.clear();
       const vectors = await this.#encode(part, signal);
-      const path = join(this.#dir, `${String(this.#files.length).padStart(6, '0')}.safetensors`);
+      const place = String(this.#files.length).padStart(6, '0');
+      const path = join(this.#dir, `${place}-${randomUUID()}.safetensors`);
       const shape = [this.dim];
       await writeSafetensors(path, new Map(part.map(([key], i) => [key, { shape, data: vectors[i]! }])));
       await this.#addFile(path);

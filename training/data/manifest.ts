@@ -42,7 +42,7 @@ export function digestOfShards(shards: readonly Shard[]): string {
 
 /** @throws ServingError path_unusable; sample_invalid for a file that is not such a manifest. */
 export async function readManifest(path: string): Promise<Manifest> {
-  const text = await atPath(path, () => readFile(path, 'utf8'));
+  const text = await atPath(`${path}, which each folder of llavacode dataset has`, () => readFile(path, 'utf8'));
   let json: unknown;
   try {
     json = JSON.parse(text);

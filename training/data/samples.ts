@@ -117,8 +117,8 @@ export class SampleMaker {
  */
 export async function encodeChunks(
   rows: readonly DataRow[],
-  samples: SampleMaker,
-  embeddings: Embeddings,
+  samples: Pick<SampleMaker, 'chunksOf'>,
+  embeddings: Pick<Embeddings, 'add'>,
   onProgress: (text: string) => void,
   signal?: AbortSignal,
 ): Promise<void> {

@@ -78,6 +78,10 @@ export async function saveCheckpoint(dir: string, state: RunState, shapes: Shape
 const nameOf = (steps: number) => `step-${String(steps).padStart(6, '0')}`;
 
 async function removeOld(dir: string): Promise<void> {
+  // A process that was killed may have left a part of one.
+  for (const name of await readdir(dir)) {
+    if (name.startsWith('.step-')) await rm(join(dir, name), { recursive: true, force: true });
+  }
   const names = await checkpointNames(dir);
   const kept = new Set(names.slice(-KEPT));
   for (const name of [...kept]) {

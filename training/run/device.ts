@@ -18,10 +18,15 @@ export async function openTrainingDevice(
   if (provider === 'cpu') return CPU;
   const log = {
     warn: ({ provider, reason }: { provider: string; reason: string }) =>
-      progress.warn(`${provider} is there and cannot be used: ${reason}`),
+      progress.warn(`${provider} is there and cannot be used: ${asDevice(reason)}`),
   };
   const config = { provider, providerLibrary: '', deviceId: 0 };
-  const { loaded: device, reason } = await loadOnDevice(config, log, (setting) => openDevice(setting));
+  const { loaded: device, reason } = await loadOnDevice(config, log, (setting) => openDevice(setting)).catch(
+    (error) => {
+      const { code, message } = ServingError.from(error);
+      throw new ServingError(code, asDevice(message), { cause: error });
+    },
+  );
   cleanup.defer(() => device.dispose());
   if (provider === 'auto') progress.succeed(`trains on ${device.name} (${reason})`);
   if (device.kind === 'cpu') return device;
@@ -33,6 +38,9 @@ export async function openTrainingDevice(
   if (workers > 1) throw refused(`--workers ${workers} would share one device: leave it out`);
   return device;
 }
+
+/** The text of an engine with the option as `llavacode train` names it. */
+const asDevice = (text: string) => text.replaceAll('--provider cpu', '--device cpu');
 
 /** Operators of whole numbers and shapes among those of our graphs: wherever they are computed, they cost nothing. */
 const BOOKKEEPING: ReadonlySet<string> = new Set([

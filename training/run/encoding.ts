@@ -12,8 +12,8 @@ const FIRST_SAMPLES = 64;
 const MOST_SAMPLES = 512;
 
 interface EncodingParts {
-  readonly embeddings: Embeddings;
-  readonly samples: SampleMaker;
+  readonly embeddings: Pick<Embeddings, 'add' | 'closeEncoder'>;
+  readonly samples: Pick<SampleMaker, 'chunksOf'>;
   /** Rows that are needed before the first step, such as those of the validation. */
   readonly first: readonly DataRow[];
   /** The rows of a step, counted from 0. */

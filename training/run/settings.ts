@@ -88,6 +88,21 @@ const FREE = [
   'device',
 ] as const;
 
+/** @throws ServingError config_invalid where no loss has a weight, or where workers would share threads. */
+export function assertTrains({
+  weights,
+  workers = 1,
+  threads,
+}: Pick<TrainOptions, 'weights' | 'workers' | 'threads'>): void {
+  if (Object.values(weights).every((weight) => !weight)) {
+    const why = 'all losses have the weight 0, so nothing would be trained';
+    throw new ServingError('config_invalid', `${why}: give --ce, --reinforce, --kl, --alignment or --distill`);
+  }
+  if (workers <= threads) return;
+  const why = `--workers ${workers} have ${threads} threads together, and each takes one at least`;
+  throw new ServingError('config_invalid', `${why}: use at most --workers ${threads}, or more --threads`);
+}
+
 /** Digests of what the run depends on besides its settings. */
 export interface RunInputs {
   readonly model: string;

@@ -48,7 +48,7 @@ import { batchOf } from './order.ts';
 import { type PretrainingParts, pretrain, pretrainRows } from './pretraining.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
-import { freezeSettings, type TrainOptions } from './settings.ts';
+import { assertTrains, freezeSettings, type TrainOptions } from './settings.ts';
 import { validate } from './validation.ts';
 
 /**
@@ -293,6 +293,7 @@ function placeOf(
       rolloutTokens * (Number(rollsOut) + Number(distills(weights))) +
       (weights.kl === 0 ? 0 : textTokens),
   };
+  assertTrains(options);
   assertFitsContext(options, network.spec, place.maxPositions);
   return place;
 }

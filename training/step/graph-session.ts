@@ -73,7 +73,7 @@ export async function openRunner(
     const { session, digest } = await openGraph(graph, place, signal);
     return { runner: Object.assign(session, { parallel: 1 }), digest, leftToCpu: session.leftToCpu() };
   }
-  const options = { threads: Math.max(1, Math.floor(threads / workers)), packWeights };
+  const options = { threads: Math.floor(threads / workers), packWeights };
   const load = (path: string) => GraphWorkers.open(path, workers, options, signal);
   const { loaded, digest } = await withGraph(graph, place, load, signal);
   return { runner: loaded, digest, leftToCpu: new Map() };

@@ -119,6 +119,12 @@ describe('what cannot be exported', async () => {
       [table],
     );
   const sound = ggufBytes(pairs, [table]);
+  /** The sound file with bytes in the place of its first pair. */
+  const beginning = (...bytes: readonly Uint8Array[]) =>
+    Buffer.concat([sound.subarray(0, 24), ...bytes, sound.subarray(24)]);
+  const key = Buffer.from([1, 0, 0, 0, 0, 0, 0, 0, 0x6b]); // "k"
+  const array = Buffer.from([9, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]); // the type of its elements, and that there is one
+  const ARRAY_TYPE = array.subarray(0, 4);
   const changed = (at: number, byte: number) => Buffer.from(sound).fill(byte, at, at + 1);
 
   test('the sound file from which the others are made is read', async () => {
@@ -140,6 +146,16 @@ describe('what cannot be exported', async () => {
     ['a tensor at an odd place', ggufBytes(pairs, [{ ...table, offset: 3 }]), /3 is not a multiple of 32/],
     ['a type that is not known', ggufBytes(pairs, [{ ...table, type: 17 }]), /type 17, which is not supported \(F32/],
     ['half a block', ggufBytes(pairs, [{ ...table, shape: [3, 40], type: 2 }]), /40 columns.*Q4_0's 32/],
+    ['a key that is not UTF-8', beginning(key.subarray(0, 8), Buffer.from([0xff])), /text at byte 32 is not UTF-8/],
+    ['a value of an unknown type', beginning(key, Buffer.from([13, 0, 0, 0])), /"k" has a value of type 13/],
+    ['arrays in arrays in arrays', beginning(key, ARRAY_TYPE, array, array, array), /"k" has arrays within/],
+    ['no dimensions', ggufBytes(pairs, [{ ...table, shape: [] }]), /"token_embd.weight" has 0 dimensions, and 1 to 4/],
+    ['five dimensions', ggufBytes(pairs, [{ ...table, shape: [1, 1, 1, 1, 1] }]), /has 5 dimensions, and 1 to 4/],
+    ['a tensor beyond all numbers', ggufBytes(pairs, [{ ...table, shape: [2 ** 40, 2 ** 40] }]), /is too large/],
+    ['layers beyond all machines', withPair(['llama.block_count', 'u32', 4_000_000_000]), /4000000000/],
+    ['more tokens than rows', ggufBytes(pairs, [{ ...table, shape: [8, spec.hidden] }]), /embedding table 8 rows/],
+    ['no tokens', withPair(['tokenizer.ggml.tokens', 'strings', []]), /tokens is not a list of texts/],
+    ['no merges', without('tokenizer.ggml.merges'), /merges is not a list of texts/],
     ['an odd alignment', withPair(['general.alignment', 'u32', 33]), /general.alignment 33/],
     ['another architecture', withPair(['general.architecture', 'string', 'mamba']), /"mamba" is not supported/],
     ['no layers', without('llama.block_count'), /llama.block_count is missing/],

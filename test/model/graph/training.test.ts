@@ -70,6 +70,14 @@ describe('the gradient of cross-entropy at the soft tokens', () => {
   });
 
   test('plain operators, as GPUs have them, give the same gradient and log-probabilities', async () => {
+    const used = (plain: boolean) => {
+      const { nodes } = buildTraining(...network, { ...FLOATS, plain });
+      return [...new Set(nodes.map(({ operator }) => operator))].filter((type) =>
+        /^(LogSoftmax|FusedMatMul)$/.test(type),
+      );
+    };
+    expect(used(false).sort()).toEqual(['FusedMatMul', 'LogSoftmax']);
+    expect(used(true)).toEqual([]); // WebGPU leaves both to the CPU
     for (const recompute of [false, true]) {
       const found = await withGraph(network, { ...FLOATS, recompute, plain: true }, (session) => session.run(inputs));
       const wanted = await plain();

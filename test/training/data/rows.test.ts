@@ -117,5 +117,9 @@ describe('folders', () => {
     await expect(readDataSet(path, 'train')).rejects.toThrow('splits.train.shards.0.file: is not the name of a shard');
     await written('outside/dataset.json', manifest.slice(0, -3));
     await expect(readDataSet(path, 'train')).rejects.toThrow('dataset.json is not JSON');
+    await expect(readDataSet(dir, 'train')).rejects.toMatchObject({
+      code: 'path_unusable',
+      message: expect.stringContaining('dataset.json, which each folder of llavacode dataset has: it does not exist'),
+    });
   });
 });

@@ -87,6 +87,25 @@ test('a bundle in place of a model or of an encoder is refused as one', async ()
   }
 });
 
+test('losses that all have the weight 0, and workers without a thread of their own, are refused', async () => {
+  const weights = { ...CE, ce: 0 };
+  await expect(train(options('nothing', { weights }), silent(), never)).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(/^all losses have the weight 0.*: give --ce,/),
+  });
+  await expect(train(options('crowded', { workers: 3, threads: 2 }), silent(), never)).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: expect.stringMatching(/^--workers 3 have 2 threads.*: use at most --workers 2, or more --threads$/),
+  });
+});
+
+test('a GPU that cannot be used is refused with the option that this command has', async () => {
+  await expect(train(options('no-gpu', { device: 'cuda' }), silent(), never)).rejects.toMatchObject({
+    code: 'provider_unavailable',
+    message: expect.stringMatching(/or use --device cpu$/),
+  });
+});
+
 test('samples for which the model has too few positions are refused with what it has', async () => {
   await expect(train(options('long', { promptTokens: 100_000 }), silent(), never)).rejects.toMatchObject({
     code: 'config_invalid',

@@ -52,6 +52,10 @@ describe('memory', () => {
       if (recompute === before) expect(slots).toBeLessThanOrEqual(slotsBefore);
     }
     expect(found.at(-1)![0]).toBe(true);
+    for (const slots of [8, 4, 2]) {
+      const limit = trainingBytes(spec, { ...asked, slots: slots + 1 }) / 0.9;
+      expect(withinMemory(spec, asked, limit)).toEqual({ recompute: false, slots });
+    }
     expect(withinMemory(spec, need(510), 4 * GIB)).toEqual({ recompute: false, slots: 0 });
     expect(withinMemory(spec, need(510), 3 * GIB)).toEqual({ recompute: true, slots: 0 });
     expect(withinMemory(spec, need(510, { recompute: true }), undefined)).toEqual({ recompute: true, slots: 0 });
@@ -65,9 +69,22 @@ describe('memory', () => {
     expect(bytes({ frozen: 'fp16' }) - bytes({ frozen: 'int8' })).toBe(inLayers);
     expect(bytes({ forwardGraphs: 2 })).toBe(bytes({ forwardGraphs: 0 }));
     expect(bytes({ frozen: 'w8a8', forwardGraphs: 1 })).toBeGreaterThan(bytes({ frozen: 'w8a8' }) + inLayers);
+    const judged = bytes({ frozen: 'int8', forwardGraphs: 2 }) - bytes({ frozen: 'int8' });
+    expect(judged).toBeCloseTo(2 * widened, 0);
     const [one, two, three] = [1, 2, 3].map((workers) => bytes({ workers }));
-    expect(three! - two!).toBeGreaterThan(0.9 * (two! - one!) - 0.2 * GIB);
+    const activations = 4 * 550 * spec.layers * (3 * spec.intermediate + 8 * spec.hidden);
+    expect(three! - two!).toBeGreaterThan(activations);
+    expect(two! - one! - (three! - two!)).toBeCloseTo(0.15 * GIB, 0); // with workers the first process makes no passes
     expect(three! - two!).toBeLessThan(one!);
+  });
+
+  test('rows with losses take the vocabulary thrice, each rollout a KV cache and its logits', () => {
+    const bytes = (changes: Partial<MemoryNeed>) => trainingBytes(spec, need(510, changes));
+    expect(bytes({ scored: 140 }) - bytes({ scored: 40 })).toBeCloseTo(3 * 4 * 100 * spec.vocab, 0);
+    const position = spec.layers * 2 * spec.kvHeads * spec.headDim * 4; // keys and values
+    expect(bytes({ slots: 16 }) - bytes({ slots: 0 })).toBeCloseTo(16 * (550 * position + 4 * spec.vocab), 0);
+    const untied = trainingBytes({ ...spec, tied: false }, need(510)) - bytes({});
+    expect(untied).toBeCloseTo(4 * spec.hidden * spec.vocab, 0); // a second table
   });
 
   test('too little memory is refused with what it would take', () => {

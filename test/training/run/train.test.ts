@@ -203,6 +203,7 @@ describe('a run', () => {
     await rm(newest, { recursive: true });
     await mkdir(join(run.to, 'checkpoints', '.step-000002.left'));
     expect(await train(run, silent(), never)).toMatchObject({ steps: 2 });
+    expect(await readdir(join(run.to, 'checkpoints'))).toEqual(['step-000001', 'step-000002']);
   });
 
   test('a sample that cannot be used is named by file and line', { timeout: TIMEOUT_MS }, async () => {

@@ -70,6 +70,10 @@ function specOf(file: GgufFile, eosIds: readonly number[]): DecoderSpec {
   const heads = needed('attention.head_count');
   const table = tensors.get('token_embd.weight');
   if (table === undefined) throw invalid(path, 'tensor "token_embd.weight" is missing');
+  const layers = needed('block_count');
+  // A number of the file is never the size of an allocation.
+  if (layers > tensors.size)
+    throw invalid(path, `${architecture}.block_count ${layers}: ${tensors.size} tensors follow`);
   const headDim = number('attention.key_length') ?? needed('embedding_length') / heads;
   for (const key of ['attention.value_length', 'rope.dimension_count']) {
     const found = number(key) ?? headDim;
@@ -78,7 +82,7 @@ function specOf(file: GgufFile, eosIds: readonly number[]): DecoderSpec {
   const spec = parseSpec(path, {
     model_type: architecture,
     hidden_size: needed('embedding_length'),
-    num_hidden_layers: needed('block_count'),
+    num_hidden_layers: layers,
     num_attention_heads: heads,
     num_key_value_heads: number('attention.head_count_kv') ?? heads,
     head_dim: headDim,

@@ -1,0 +1,36 @@
+/** Embeddings of chunks in a folder that several runs share. */
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { openSourceNetwork } from '../../../services/lib/model/checkpoint/source-network.ts';
+import { Embeddings } from '../../../training/data/embeddings.ts';
+import { GOLDENS, temporaryFolder } from '../../support/models.ts';
+import { TRAINING_TIMEOUT_MS } from '../../support/training.ts';
+
+const folder = await temporaryFolder();
+
+test('two runs that share a folder at the same time keep what both have encoded', {
+  timeout: TRAINING_TIMEOUT_MS,
+}, async () => {
+  await using network = await openSourceNetwork(join(GOLDENS, 'qwen2-tied'));
+  const dir = join(folder, 'embeddings');
+  const opened = () => Embeddings.open(dir, network, { maxTokens: 32 }, { folder, threads: 1 });
+  const chunk = (i: number) => ({ path: `${i}.py`, text: `a = ${i}` });
+  const runs = [await opened(), await opened()];
+  await Promise.all(runs.map((run, i) => run.add([chunk(i)], () => {})));
+  const vectors = await Promise.all(runs.map((run, i) => run.of([chunk(i)])));
+  for (const run of runs) await run.dispose();
+  expect(vectors[0]).not.toEqual(vectors[1]);
+  const later = await opened();
+  try {
+    let encoded = 0;
+    await later.add([chunk(0), chunk(1)], (done) => {
+      encoded = done;
+    });
+    expect(encoded).toBe(0);
+    expect(await later.of([chunk(0), chunk(1)])).toEqual(Float32Array.from(vectors.flatMap((one) => [...one])));
+    expect(await readdir(join(dir, later.digest.slice(0, 16)))).toHaveLength(2);
+  } finally {
+    await later.dispose();
+  }
+});
