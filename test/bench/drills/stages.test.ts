@@ -170,7 +170,7 @@ describe('workers on machines of their own', () => {
 test('a soak sends every kind of traffic, and loses nothing of it', async () => {
   const model = await openModel(bundle(), { data: dir, precision: 'fp32' });
   const stop = new AbortController().signal;
-  const limits = { rate: 20, seed: 1, restartEvery: 2, honestOnly: true, hostileTokens: 6_000, stop };
+  const limits = { rate: 5, seed: 1, restartEvery: 2, honestOnly: true, hostileTokens: 6_000, stop };
   const how = { path, repo: 'drilled', data: join(dir, 'data'), ...limits };
   const result = await runSoak(model, { ...how, minutes: 0.15, onProgress: () => {} });
   expect(result).toMatchObject({ failed: {}, lostTokens: 0, doubledTokens: 0, broken: '' });
