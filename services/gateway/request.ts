@@ -87,7 +87,8 @@ export interface CompletionRequest {
   readonly filePath?: string | undefined;
   /** Texts that the editor holds, newer than what is indexed; the same list in the same order gives the same prompt. */
   readonly overlay?: readonly OverlayText[] | undefined;
-  readonly sessionHint?: SessionHint | undefined;
+  /** Number of the slot that a client of llama.cpp wants: its requests with the same number make a series. */
+  readonly slot?: number | undefined;
   /** Requests of one client that go on where its last one was, for clients that name no session. */
   readonly series?: string | undefined;
 }
@@ -98,13 +99,6 @@ export interface OverlayText {
   readonly text: string;
   /** It is a part of a file: what is indexed of the others of its parts still counts. */
   readonly isPart?: boolean;
-}
-
-/** What a request says of the session that it belongs to, apart from the field `session`. */
-export interface SessionHint {
-  /** Whether the client named a session: then a newer request takes the place of this one. */
-  readonly explicit: boolean;
-  readonly id?: string | undefined;
 }
 
 /** Values of fields that a request does not set: OpenAI's defaults, and vLLM's for fields that OpenAI does not have. */

@@ -6,4 +6,5 @@ export const NO_OVERLAYS = {
   vectorsOf: async (): Promise<never> => {
     throw new Error('a request without an overlay asked for vectors');
   },
+  encodeAhead: () => {},
 };

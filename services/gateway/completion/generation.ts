@@ -126,6 +126,7 @@ export class Generation {
         if (choice.finished) return; // leaving the loop ends the work, unless somebody else reads it
       }
     } finally {
+      if (choice.finished) stream.abandon(); // a client that left while it was sent the end wants no more of it
       // What is given up is awaited to its end; what goes on has owners of its own.
       if (stream.signal.aborted || stream.over) await computed;
     }

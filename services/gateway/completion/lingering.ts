@@ -41,6 +41,7 @@ export class Lingering {
   goesOn(stream: TokenStream, reason: unknown): boolean {
     const { lingerMs, isBusy, track } = this.#parts;
     const code = reason instanceof ServingError ? reason.code : undefined;
+    this.#forget(stream); // it went on before, and was read again since
     const ms = code === 'client_gone' ? lingerMs : code === 'superseded' ? Math.max(lingerMs, SUCCESSOR_MS) : 0;
     if (ms === 0 || isBusy() || this.#ends.size >= MOST) return false;
     let work: TrackedWork;
@@ -67,11 +68,16 @@ export class Lingering {
 
   /** The time of a stream is over: unless somebody reads it, it ends. */
   end(stream: TokenStream): void {
-    const forget = this.#ends.get(stream);
-    if (forget === undefined) return;
+    if (this.#forget(stream)) stream.abandon();
+  }
+
+  /** @returns whether the stream went on. */
+  #forget(stream: TokenStream): boolean {
+    const release = this.#ends.get(stream);
+    if (release === undefined) return false;
     this.#ends.delete(stream);
     metrics.lingering.set(this.#ends.size);
-    forget();
-    stream.abandon();
+    release();
+    return true;
   }
 }

@@ -104,15 +104,21 @@ export class TokenStream {
   }
 
   /**
-   * The tokens from number `from` on, as they come. Leaving the loop ends the stream if nobody else needs it.
+   * The tokens from number `from` on, as they come. Leaving the loop ends the stream if nobody else needs it; a reader
+   * whose signal is aborted has left at once, also while it is busy with the tokens that it has.
    * @param isOwner whether the reader is the request that has the tokens computed.
    * @throws the signal's reason; whatever the work for the stream has thrown.
    */
   async *read(from: number, signal: AbortSignal, isOwner: boolean): AsyncGenerator<StreamPart, void, undefined> {
     this.#readers++;
-    let reason: unknown;
-    const wake = () => this.#wake();
-    signal.addEventListener('abort', wake, { once: true });
+    let isHere = true;
+    const leave = () => {
+      if (!isHere) return;
+      isHere = false;
+      this.#left(signal.reason, isOwner);
+      this.#wake();
+    };
+    signal.addEventListener('abort', leave, { once: true });
     try {
       for (let next = from; ; ) {
         signal.throwIfAborted();
@@ -125,15 +131,17 @@ export class TokenStream {
           return;
         } else await new Promise<void>((resolve) => this.#waiting.push(resolve));
       }
-    } catch (error) {
-      reason = error;
-      throw error;
     } finally {
-      signal.removeEventListener('abort', wake);
-      this.#readers--;
-      if (isOwner) this.#ownerTokens = this.#ids.length;
-      if (!this.isRead && !this.over && !this.#start.onUnread(this, reason)) this.#unneeded.abort(UNREAD);
+      signal.removeEventListener('abort', leave);
+      leave();
     }
+  }
+
+  /** A reader has left. @param reason why its request has ended; undefined where it has what it wants. */
+  #left(reason: unknown, isOwner: boolean): void {
+    this.#readers--;
+    if (isOwner) this.#ownerTokens = this.#ids.length;
+    if (!this.isRead && !this.over && !this.#start.onUnread(this, reason)) this.#unneeded.abort(UNREAD);
   }
 
   #wake(): void {

@@ -65,7 +65,7 @@ export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'witho
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token. */
   readonly hidden: number;
-  readonly overlays: Pick<Overlays, 'of' | 'vectorsOf'>;
+  readonly overlays: Pick<Overlays, 'of' | 'vectorsOf' | 'encodeAhead'>;
   readonly log: Logger;
 }
 
@@ -116,6 +116,9 @@ export class ContextFinder {
     }
     const texts = (query.overlay ?? []).filter(({ path }) => path !== rag.path);
     const overlay = texts.length === 0 ? NO_OVERLAY : await overlays.of(tenant, texts, signal);
+    // Editors send their files ahead of the text to be completed, in a warm-up: no chunk is chosen for that.
+    const isAhead = query.before.trim() === '' && query.after.trim() === '';
+    if (isAhead && rag.mode === 'compressed') overlays.encodeAhead(tenant, overlay);
     const { found, degraded } = await this.#search({ ...query, rag }, overlay, signal);
     const encoded = rag.mode === 'text' ? found : await this.#encode(tenant, overlay, found, signal);
     const ids = new Set(overlay.chunks.map(({ id }) => id));

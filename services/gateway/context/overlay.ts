@@ -130,6 +130,14 @@ export class Overlays {
     return vectors;
   }
 
+  /** Has chunks encoded for requests to come. Nobody waits for them. */
+  encodeAhead(tenant: string, { chunks }: Pick<Overlay, 'chunks'>): void {
+    void this.#encode(
+      tenant,
+      chunks.filter(({ path, text }) => this.#vectors.get(keyOf(tenant, path, text)) === undefined),
+    );
+  }
+
   /** Waits for vectors as long as a request may. What comes later is there for the next one. */
   async #wait(work: Promise<unknown>, signal: AbortSignal): Promise<void> {
     const over = new AbortController();

@@ -12,7 +12,6 @@ import {
   type OverlayText,
   type PromptInput,
   RAG_MODES,
-  type RagRequest,
   STOP_PLACES,
 } from '../request.ts';
 import { pathInRepo } from './repository.ts';
@@ -113,6 +112,9 @@ function isOverlay(value: unknown): value is OverlayText[] {
 
 const defaults = COMPLETION_DEFAULTS;
 
+/** The field `session`, which routes of other APIs take as well. */
+export const sessionField = key.min(1).max(256);
+
 /** The field `rag`, which routes of other APIs take as well. */
 export const ragField = z.strictObject({
   repo: key.min(1).max(256).optional(),
@@ -124,14 +126,28 @@ export const ragField = z.strictObject({
   files: overlayFiles.optional(),
 });
 
-export const readRag = (rag: z.output<typeof ragField>): RagRequest => ({
-  repo: rag.repo,
-  mode: rag.mode,
-  topK: rag.top_k,
-  path: rag.path === undefined ? undefined : pathInRepo(rag.path),
-  retriever: rag.retriever,
-  maxTextTokens: rag.max_text_tokens,
-});
+/**
+ * What the field `rag` says of a request.
+ * @param overlay texts that the client sends in other fields: they come before the files of `rag`.
+ */
+export function readRag(
+  rag: z.output<typeof ragField> | undefined,
+  overlay?: readonly OverlayText[],
+): Pick<CompletionRequest, 'rag' | 'overlay'> {
+  if (rag === undefined) return { rag, overlay };
+  const files = rag.files?.map(({ path, text }) => ({ path: pathInRepo(path)!, text }));
+  return {
+    rag: {
+      repo: rag.repo,
+      mode: rag.mode,
+      topK: rag.top_k,
+      path: rag.path === undefined ? undefined : pathInRepo(rag.path),
+      retriever: rag.retriever,
+      maxTextTokens: rag.max_text_tokens,
+    },
+    overlay: overlay && files ? [...overlay, ...files] : (overlay ?? files),
+  };
+}
 
 export const completionFields = z.strictObject({
   model: modelField.optional(),
@@ -169,7 +185,7 @@ export const completionFields = z.strictObject({
   truncate_prompt_tokens: z.int().min(-1).optional(),
   add_special_tokens: z.boolean().default(defaults.addSpecialTokens),
   rag: ragField.optional(),
-  session: key.min(1).max(256).optional(),
+  session: sessionField.optional(),
   timeout_ms: z.int().min(1).optional(),
   t_max_prompt_ms: z.int().min(0).optional(),
   t_max_predict_ms: z.int().min(0).optional(),
@@ -278,8 +294,7 @@ function normalise(body: Fields): CompletionRequest {
     returnTokenIds: body.return_token_ids,
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,
-    rag: body.rag && readRag(body.rag),
-    overlay: body.rag?.files?.map(({ path, text }) => ({ path: pathInRepo(path)!, text })),
+    ...readRag(body.rag),
     priority: body.priority,
     cacheSalt: body.cache_salt,
     session: body.session,

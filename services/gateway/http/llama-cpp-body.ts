@@ -1,7 +1,7 @@
 /** Bodies of llama.cpp's `POST /infill` and `POST /completion`. */
 import { z } from 'zod';
 import { COMPLETION_DEFAULTS, type CompletionRequest } from '../request.ts';
-import { modelField, promptField, promptList, ragField, readRag } from './completion-body.ts';
+import { modelField, promptField, promptList, ragField, readRag, sessionField } from './completion-body.ts';
 import {
   AS_MANY_AS_FIT,
   count,
@@ -57,6 +57,7 @@ const common = {
   response_fields: z.array(z.string().max(200)).max(MAX_RESPONSE_FIELDS).optional(),
   return_progress: z.boolean().default(false),
   return_tokens: z.boolean().default(false),
+  session: sessionField.optional(),
   rag: ragField.optional(),
 };
 
@@ -80,7 +81,10 @@ export const infillBody = editorBody(infillFields, (body) => ({
     ...requestOf(body),
     prompts: [body.input_prefix + body.prompt],
     suffix: body.input_suffix,
-    overlay: body.input_extra.map(({ filename, text }) => ({ path: filename, text, isPart: true })),
+    ...readRag(
+      body.rag,
+      body.input_extra.map(({ filename, text }) => ({ path: filename, text, isPart: true })),
+    ),
   },
   form: formOf(body),
 }));
@@ -110,11 +114,12 @@ function requestOf(body: Common): Omit<Partial<CompletionRequest>, 'prompts'> {
     ignoreEos: body.ignore_eos,
     stream: body.stream,
     returnTokenIds: body.return_tokens,
-    rag: body.rag && readRag(body.rag),
+    session: body.session,
+    ...readRag(body.rag),
     // Plugins send 0 for none.
     indent: body.n_indent || undefined,
     maxPredictMs: body.t_max_predict_ms || undefined,
-    sessionHint: body.id_slot < 0 ? undefined : { explicit: false, id: `id_slot ${body.id_slot}` },
+    slot: body.id_slot < 0 ? undefined : body.id_slot,
   };
 }
 

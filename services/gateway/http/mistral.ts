@@ -3,7 +3,7 @@ import type { FastifyInstance } from 'fastify';
 import { z } from 'zod';
 import { COMPLETION_DEFAULTS } from '../request.ts';
 import { chatWords } from './chat-answer.ts';
-import { modelField, ragField, readRag } from './completion-body.ts';
+import { modelField, ragField, readRag, sessionField } from './completion-body.ts';
 import {
   AS_MANY_AS_FIT,
   type BodyOf,
@@ -16,6 +16,7 @@ import {
   topP,
 } from './editor-body.ts';
 import { addEditorRoute, type EditorParts } from './editor-route.ts';
+import { modelOrServed } from './models.ts';
 
 /** The names under which clients know the route. */
 const URLS = ['/v1/fim/completions', '/fim/completions'];
@@ -38,6 +39,7 @@ const fields = z.object({
   random_seed: seed.optional(),
   stream: z.boolean().default(false),
   metadata: z.unknown().optional().describe('has no effect'),
+  session: sessionField.optional(),
   rag: ragField.optional(),
 });
 
@@ -58,7 +60,8 @@ const body = editorBody(fields, (given) => ({
     seed: given.random_seed,
     stop: given.stop,
     stream: given.stream,
-    rag: given.rag && readRag(given.rag),
+    session: given.session,
+    ...readRag(given.rag),
   },
   form: undefined,
 }));
@@ -68,7 +71,9 @@ export function addMistralRoutes(app: FastifyInstance, parts: EditorParts): void
     const summary = 'fills in the middle, as Codestral does';
     // Plugins that know Codestral have its name built in.
     const adapt = (request: BodyOf<typeof body>) =>
-      request.model?.startsWith('codestral') ? { ...request, model: undefined } : request;
+      request.model?.startsWith('codestral')
+        ? { ...request, model: modelOrServed(request.model, parts.modelName) }
+        : request;
     const words = (call: Parameters<typeof chatWords>[0]) => chatWords(call, parts, 'with the last choice');
     addEditorRoute(app, { url, body, summary, tag: 'Mistral', words, adapt }, parts);
   }

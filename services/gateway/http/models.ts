@@ -34,17 +34,24 @@ export function addModelRoutes(app: FastifyInstance, { modelName, capacity }: Mo
   });
 }
 
-/** @throws ServingError model_not_found */
+/** The repository that the name of the served model ends with (`model@REPO`); undefined where it names none. */
+export const repositoryIn = (model: string, served: string): string | undefined =>
+  model.startsWith(`${served}@`) ? model.slice(served.length + 1) : undefined;
+
+/** @param asked may name a repository, too. @throws ServingError model_not_found */
 export function assertModel(asked: string, served: string): void {
-  if (asked === served) return;
+  if (asked === served || repositoryIn(asked, served) !== undefined) return;
   throw new ServingError('model_not_found', `model ${JSON.stringify(asked)} is not served here, ${served} is`, {
     param: 'model',
   });
 }
 
 /**
- * The model that is meant by a client that cannot be told its name, or is not expected to know it. A name that begins
- * with the served one stays as it is: it may name a repository, too.
+ * The model that is meant by a client that cannot be told its name, or is not expected to know it. The repository that
+ * its name may end with stays.
  */
-export const modelOrServed = (asked: string | undefined, served: string): string | undefined =>
-  asked?.startsWith(served) ? asked : undefined;
+export function modelOrServed(asked: string | undefined, served: string): string | undefined {
+  if (asked === undefined || asked.startsWith(served)) return asked;
+  const at = asked.indexOf('@');
+  return at < 0 ? undefined : served + asked.slice(at);
+}

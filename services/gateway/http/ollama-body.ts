@@ -1,7 +1,7 @@
 /** The bodies of Ollama's `POST /api/generate` and `POST /api/show`. */
 import { z } from 'zod';
 import { COMPLETION_DEFAULTS } from '../request.ts';
-import { modelField, ragField, readRag } from './completion-body.ts';
+import { modelField, ragField, readRag, sessionField } from './completion-body.ts';
 import {
   AS_MANY_AS_FIT,
   editorBody,
@@ -49,6 +49,7 @@ const generateFields = z.object({
     .unknown()
     .optional()
     .refine((format) => format === undefined || format === '', 'is not supported: code is plain text'),
+  session: sessionField.optional(),
   rag: ragField.optional(),
 });
 
@@ -70,7 +71,8 @@ export const generateBody = editorBody(generateFields, ({ options: given, ...bod
     seed: given.seed,
     stop: given.stop,
     stream: body.stream,
-    rag: body.rag && readRag(body.rag),
+    session: body.session,
+    ...readRag(body.rag),
   },
   form: { isLoad: body.prompt === '' && (body.raw || body.suffix === '') },
 }));

@@ -57,7 +57,8 @@ export function addOllamaRoutes(app: FastifyInstance, parts: OllamaParts): void 
   addDescriptions(app, parts);
 }
 
-const withoutTag = (model: string) => (model.endsWith(TAG) ? model.slice(0, -TAG.length) : model);
+/** The name of a model without its tag, which stands before or behind the repository that the name may end with. */
+const withoutTag = (model: string) => model.replace(/:latest(?=@|$)/g, '');
 
 /** The words of Ollama: https://github.com/ollama/ollama/blob/main/docs/api.md */
 function ollamaWords({ record }: CompletionCall, model: string): AnswerWords {

@@ -13,6 +13,7 @@ import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import type { Remotes } from '../context/remotes.ts';
 import type { CompletionRequest, RagRequest } from '../request.ts';
 import { type Identity, storeKey } from '../tenants/api-keys.ts';
+import { repositoryIn } from './models.ts';
 
 const PREFIX = '/r/';
 const REPO_HEADER = 'x-llavacode-repo';
@@ -60,9 +61,8 @@ function decoded(name: string): string {
 
 /** A request and the repository that its model's name ends with. @param served name of the served model. */
 export function withoutModelRepo(request: CompletionRequest, served: string): CompletionRequest {
-  const { model, repository } = request;
-  if (model === undefined || model === served || !model.startsWith(`${served}@`)) return request;
-  return { ...request, model: served, repository: repository ?? model.slice(served.length + 1) };
+  const repository = request.model === undefined ? undefined : repositoryIn(request.model, served);
+  return repository === undefined ? request : { ...request, model: served, repository };
 }
 
 /** The name that stands in the URL, a header, the model's name or the file of keys; undefined where none does. */

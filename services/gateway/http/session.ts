@@ -16,14 +16,14 @@ export function withSession(
   request: CompletionRequest,
   recent: Pick<RecentPrompts, 'seriesOf'>,
 ): CompletionRequest {
-  const { sessionHint: hint, prompts, cacheSalt } = request;
+  const { slot, prompts, cacheSalt } = request;
   const header = headers[SESSION_HEADER];
   const named = typeof header === 'string' && header !== '' ? header : undefined;
-  const session = request.session ?? named ?? (hint?.explicit ? hint.id : undefined);
+  const session = request.session ?? named;
   if (session !== undefined) return { ...request, session };
   // Other clients have slots of the same number, and prompts that begin alike.
   const client = hashOf([identity.keyId, ip, cacheSalt]);
-  if (hint?.id !== undefined) return { ...request, series: hashOf([client, hint.id]) };
+  if (slot !== undefined) return { ...request, series: hashOf([client, 'slot', slot]) };
   const [prompt] = prompts;
   if (prompts.length > 1 || prompt === undefined) return request;
   const series = recent.seriesOf(identity.tenant, client, prompt);

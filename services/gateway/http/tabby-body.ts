@@ -74,7 +74,7 @@ export const isTabby = (body: unknown): boolean =>
   );
 
 const WITHOUT_CONTEXT: RagRequest = {
-  repo: '',
+  repo: undefined,
   mode: 'off',
   topK: 1,
   path: undefined,

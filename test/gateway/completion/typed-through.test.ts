@@ -5,6 +5,7 @@ import type { ChoiceDelta } from '../../../services/gateway/completion/choice.ts
 import { RequestRecord } from '../../../services/gateway/completion/request-record.ts';
 import { completionBody } from '../../../services/gateway/http/completion-body.ts';
 import { clientGone } from '../../../services/gateway/http/errors.ts';
+import { Deferred } from '../../../services/lib/async/deferred.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { settle, until } from '../../support/fake-engine.ts';
@@ -51,12 +52,17 @@ async function chainedGateway(options: FakeGatewayOptions = {}, draws = false): 
 
 const GREEDY = { max_tokens: 12, temperature: 0 };
 
-/** A request on its way, without HTTP. */
-function ask({ journey }: Pick<FakeGateway, 'journey'>, body: object, tenant = 't') {
+type Taken = (delta: ChoiceDelta) => Promise<void> | undefined;
+
+/** A request on its way, without HTTP. @param taken when the client has taken a part of its answer. */
+function ask({ journey }: Pick<FakeGateway, 'journey'>, body: object, tenant = 't', taken?: Taken) {
   const record = new RequestRecord();
   const left = new AbortController();
   const deltas: ChoiceDelta[] = [];
-  const emit = (delta: ChoiceDelta) => void deltas.push(delta);
+  const emit = (delta: ChoiceDelta) => {
+    deltas.push(delta);
+    return taken?.(delta);
+  };
   const deadlineMs = performance.now() + 60_000;
   const request = completionBody.parse({ ...GREEDY, ...body });
   const done = journey.complete(request, { id: 'r', tenant, record, signal: left.signal, deadlineMs, emit });
@@ -332,6 +338,39 @@ describe('after a client has hung up', () => {
     await gateway.workers.idle();
     expect(await lingering()).toBe(0);
   });
+
+  test.each([
+    ['client_gone', 0, true],
+    ['client_gone', 60_000, false],
+    ['superseded', 60_000, false],
+    ['deadline_exceeded', 60_000, true],
+  ] as const)('that was busy with what it had: %s, --linger-ms %i', async (code, lingerMs, ends) => {
+    const gateway = await fakeGateway(spelled(TEXT, hangsAt(6)), { lingerMs });
+    const sent = new Deferred<void>();
+    const first = ask(gateway, asked, 't', () => sent.promise);
+    await until(() => first.ids.length === 1);
+    first.leave(new ServingError(code, 'it has gone'));
+    if (ends)
+      await gateway.workers.idle(); // at once, and not when the client has taken the first token
+    else await settle();
+    expect([gateway.workers.open > 0, await lingering()]).toEqual([!ends, ends ? 0 : 1]);
+    sent.resolve();
+    await expect(first.done).rejects.toMatchObject({ code });
+    gateway.draining.abort(new ServingError('draining', 'shutting down'));
+    await gateway.workers.idle();
+  });
+
+  test('while it was sent the end of its code, nothing goes on', async () => {
+    const gateway = await fakeGateway(spelled('a\nb', hangsAt(3)), { lingerMs: 60_000 });
+    const sent = new Deferred<void>();
+    const atEnd: Taken = ({ finishReason }) => (finishReason === null ? undefined : sent.promise);
+    const first = ask(gateway, { ...asked, stop_at: 'line' }, 't', atEnd);
+    await until(() => first.finish === 'stop');
+    first.leave();
+    sent.resolve();
+    await Promise.allSettled([first.done]);
+    await gateway.workers.idle();
+  }, 10_000);
 
   test('it ends when prompts wait for workers, and when the gateway drains', async () => {
     const gateway = await left({ lingerMs: 60_000 });

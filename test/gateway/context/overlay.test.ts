@@ -175,6 +175,34 @@ test('files of a request replace what is indexed of them, and their chunks becom
   expect(pathsOf(edited.rag)).toEqual(['b.py']); // the file at the cursor stands in the prompt anyway
 });
 
+test.each([
+  ['/v1/fim/completions', { prompt: ASKED.prompt, max_tokens: 1 }, ['a.py soft']],
+  ['/completion', { prompt: ASKED.prompt, n_predict: 1 }, ['a.py soft']],
+  ['/api/generate', { model: 'tiny', prompt: ASKED.prompt, stream: false, options: { num_predict: 1 } }, ['a.py soft']],
+  [
+    '/infill',
+    { input_prefix: ASKED.prompt, n_predict: 1, input_extra: [{ filename: 'c.py', text: code('stale') }] },
+    ['a.py soft', 'c.py soft'],
+  ],
+])('%s takes files in rag as well', async (url, body, paths) => {
+  const { app, indexer } = await start();
+  const files = [{ path: 'a.py', text: code('fresh') }];
+  const answer = await app.inject({ method: 'POST', url, payload: { ...body, rag: { files } } });
+  expect([answer.statusCode, answer.headers['x-llavacode-rag']]).toEqual([200, `compressed; chunks=${paths.length}`]);
+  expect(indexer.encoder.texts).toHaveLength(paths.length);
+});
+
+test('files that come ahead of the text to be completed are encoded for it', async () => {
+  const { app, indexer, workers } = await start();
+  const input_extra = [{ filename: 'c.py', text: code('third') }];
+  const post = (body: object) => app.inject({ method: 'POST', url: '/infill', payload: { input_extra, ...body } });
+  expect((await post({ n_predict: 0 })).headers['x-llavacode-rag']).toBe('compressed; chunks=0');
+  await vi.waitUntil(() => indexer.encoder.texts.length === 1);
+  await post({ n_predict: 1, input_prefix: 'total = third_1 + third_2' });
+  expect(workers.prefills[1]!.soft!.positions).toEqual([0]);
+  expect(indexer.encoder.texts).toEqual([code('third')]);
+});
+
 test('files of a request are context by themselves, without a repository and where it cannot be searched', async () => {
   const { complete } = await start();
   const files = [{ path: 'a.py', text: code('fresh') }];

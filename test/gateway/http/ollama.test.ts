@@ -88,7 +88,12 @@ test('the model is described as Ollama does, with the capability to insert where
   expect(models).toMatchObject([{ name: 'tiny:latest', model: 'tiny:latest', digest: 'f'.repeat(64) }]);
   const show = async (made: typeof app, payload: object) =>
     (await made.inject({ method: 'POST', url: '/api/show', payload })).json();
-  for (const body of [{ model: 'tiny:latest' }, { name: 'tiny' }]) {
+  for (const body of [
+    { model: 'tiny:latest' },
+    { name: 'tiny' },
+    { model: 'tiny@shop' },
+    { model: 'tiny:latest@shop' },
+  ]) {
     expect(await show(app, body)).toMatchObject({
       capabilities: ['completion', 'insert'],
       model_info: { 'llavacode.context_length': 4_096 },

@@ -80,6 +80,30 @@ test('a header and the name of the model ask for a repository', async () => {
   expect(await post('/v1/completions', { model: 'large@shop' })).toMatchObject({ status: 404 });
 });
 
+test.each([
+  ['/v1/fim/completions', { model: 'codestral-latest@shop' }, 200],
+  ['/v1/fim/completions', { model: 'tiny@shop' }, 200],
+  ['/v1/fim/completions', { model: 'other@shop' }, 404],
+  ['/v1/engines/copilot-codex@shop/completions', {}, 200],
+  ['/completion', { model: 'any@shop', n_predict: 1 }, 200],
+  ['/api/generate', { model: 'tiny@shop:latest', stream: false }, 200],
+  ['/api/generate', { model: 'tiny:latest@shop', stream: false }, 200],
+  ['/api/generate', { model: 'other@shop', stream: false }, 404],
+])('on %s %j names a repository, too: %i', async (url, body, status) => {
+  const { post, asked } = await start();
+  expect((await post(url, body)).status).toBe(status);
+  expect(asked).toEqual(status === 200 ? ['shop'] : []);
+});
+
+test('the routes that tell of a model know it by its name with a repository', async () => {
+  const { app } = await start();
+  const answers = await Promise.all([
+    app.inject('/v1/models/tiny@shop'),
+    app.inject({ method: 'POST', url: '/api/generate', payload: { model: 'tiny@shop' } }), // loads it
+  ]);
+  expect(answers.map(({ statusCode }) => statusCode)).toEqual([200, 200]);
+});
+
 test('of several repositories the first counts: rag, the URL, the header, the model, the key', async () => {
   const { post, asked } = await start(await keysOf([keyEntry('k', 'default', { default_repo: 'of-key' })]));
   const all = { model: 'tiny@of-model', rag: { repo: 'shop' } };

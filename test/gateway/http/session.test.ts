@@ -30,13 +30,11 @@ function seriesOf(
   return { session: asked.session, key: sessionOf(asked, tenant) };
 }
 
-test('the body names a session, else the header, else what the route knows; and only a named one is explicit', () => {
+test('the body names a session, else the header; the number of a slot is none', () => {
   const headers = { 'x-session-id': 'of-header' };
-  const hint = { explicit: true, id: 'of-route' };
-  expect(seriesOf({ session: 'of-body', sessionHint: hint }, { headers }).session).toBe('of-body');
-  expect(seriesOf({ sessionHint: hint }, { headers }).session).toBe('of-header');
-  expect(seriesOf({ sessionHint: hint }).session).toBe('of-route');
-  expect(seriesOf({ sessionHint: { explicit: false, id: 'id_slot 0' } }).session).toBeUndefined();
+  expect(seriesOf({ session: 'of-body', slot: 0 }, { headers }).session).toBe('of-body');
+  expect(seriesOf({ slot: 0 }, { headers }).session).toBe('of-header');
+  expect(seriesOf({ slot: 0 }).session).toBeUndefined();
   expect(seriesOf({}, { headers: { 'x-session-id': '' } }).session).toBeUndefined();
 });
 
@@ -49,9 +47,9 @@ test('without a session, requests of one client and one prompt are a series, tho
     seriesOf({}, { keyId: 'k2' }),
     seriesOf({}, { tenant: 'b' }),
     seriesOf({ cacheSalt: 's' }),
-    seriesOf({ sessionHint: { explicit: false, id: 'id_slot 0' } }),
-    seriesOf({ sessionHint: { explicit: false, id: 'id_slot 1' } }),
-    seriesOf({ sessionHint: { explicit: false, id: 'id_slot 0' } }, { ip: '10.0.0.2' }),
+    seriesOf({ slot: 0 }),
+    seriesOf({ slot: 1 }),
+    seriesOf({ slot: 0 }, { ip: '10.0.0.2' }),
   ];
   expect(new Set([key, ...others.map((other) => other.key)]).size).toBe(others.length + 1);
   expect(seriesOf({ prompts: [CODE, CODE] }).key).toBeUndefined();
@@ -59,6 +57,23 @@ test('without a session, requests of one client and one prompt are a series, tho
   const ids = Array.from({ length: 200 }, (_, i) => 70_000 + i);
   expect(seriesOf({ prompts: [ids] }).key).toMatch(/^a:/);
   expect(seriesOf({ prompts: [[...ids, 1]] }).key).toBe(seriesOf({ prompts: [ids] }).key);
+});
+
+test.each([
+  ['/v1/fim/completions', { prompt: 'x', max_tokens: 8 }],
+  ['/infill', { input_prefix: 'x', n_predict: 8 }],
+  ['/completion', { prompt: 'x', n_predict: 8 }],
+  ['/api/generate', { model: 'tiny', prompt: 'x', stream: false, options: { num_predict: 8 } }],
+])('the body of %s names a session', async (url, body) => {
+  const gateway = await fakeGateway({ token, holdAt: 'in decode', capacity: 4096 });
+  const payload = { ...body, session: 's' };
+  const first = gateway.app.inject({ method: 'POST', url, payload });
+  await gateway.workers.held();
+  const newer = gateway.app.inject({ method: 'POST', url, payload, headers: { 'x-request-timeout-ms': '2000' } });
+  const answer = await first;
+  expect([answer.statusCode, answer.headers['x-llavacode-ignored']]).toEqual([409, undefined]);
+  await newer;
+  await gateway.workers.idle();
 });
 
 test('a request ends the one before of its session, and none of its series', async () => {
