@@ -1,0 +1,53 @@
+/** What the editor is told of the system's state: the notification `llavacode/status`, and a line of its log. */
+import { remedyAfter, type ServingError } from '../lib/process/errors.ts';
+
+/** Name of the notification. */
+export const STATUS_METHOD = 'llavacode/status';
+
+export interface Status {
+  /** ready: a completion came; indexing; nothing: there was none to give; failed: something must be mended first. */
+  readonly state: 'ready' | 'indexing' | 'nothing' | 'failed';
+  /** One word for programs: an error code, or ok, empty, not_open, no_repository, too_wide, indexing, indexed. */
+  readonly code: string;
+  /** For people: what is the case, and what to do about it. */
+  readonly message: string;
+  /** Name of the repository that this is about. */
+  readonly repository?: string;
+  /** Chunks of the repository in the prompt of the completion. */
+  readonly chunks?: number;
+  /** Nothing is asked for that long, in seconds. */
+  readonly retryAfterSeconds?: number;
+}
+
+export class StatusLine {
+  readonly #send: (status: Status) => void;
+  #last = '';
+
+  /** @param send called when the status differs from the one before. */
+  constructor(send: (status: Status) => void) {
+    this.#send = send;
+  }
+
+  set(status: Status): void {
+    const text = JSON.stringify(status);
+    if (text === this.#last) return;
+    this.#last = text;
+    this.#send(status);
+  }
+
+  failed(error: ServingError, repository?: string): void {
+    this.set({
+      state: 'failed',
+      code: error.code,
+      message: inWords(error),
+      ...(repository !== undefined && { repository }),
+      ...(error.retryAfterSeconds !== undefined && { retryAfterSeconds: error.retryAfterSeconds }),
+    });
+  }
+}
+
+/** A failure and its remedy. */
+export function inWords({ message, code }: ServingError): string {
+  const remedy = remedyAfter(message, code);
+  return remedy === '' ? message : `${message.replace(/\.$/, '')}. ${remedy}`;
+}
