@@ -161,7 +161,7 @@ export function tpotMs(done: StreamedCompletion): number | undefined {
 }
 
 /** The failure that an answer reports. */
-export function refusal(text: string, status: number): ServingError {
+function refusal(text: string, status: number): ServingError {
   try {
     const { error } = JSON.parse(text) as { error: { message: string; code: string } };
     return new ServingError(isErrorCode(error.code) ? error.code : 'internal', error.message);

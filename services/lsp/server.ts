@@ -40,7 +40,7 @@ import { STATUS_METHOD, type Status, StatusLine } from './status.ts';
 import { POSITION_ENCODINGS, type Position, type PositionEncoding, type Range } from './text-buffer.ts';
 
 /** The command by which an editor says that a completion was taken; its argument is the completion's id. */
-export const ACCEPT_COMMAND = 'llavacode.accept';
+const ACCEPT_COMMAND = 'llavacode.accept';
 
 export interface LspParts {
   readonly input: NodeJS.ReadableStream;

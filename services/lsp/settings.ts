@@ -1,6 +1,5 @@
 /** The settings of completions in an editor. */
 import { z } from 'zod';
-import type { ConfigOf } from '../lib/process/config.ts';
 import { flag, milliseconds, whole } from '../lib/process/setting-types.ts';
 
 /** How the repository stands in the prompt, in the words of `rag.mode`. */
@@ -22,4 +21,3 @@ export const LSP_SETTINGS = {
   completionTokens: whole(1, 4096).default(128).describe('most tokens of a completion'),
   completionTimeoutMs: milliseconds(1).default(10_000).describe('time that a completion may take, in ms'),
 };
-export type LspConfig = ConfigOf<typeof LSP_SETTINGS>;

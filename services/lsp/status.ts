@@ -47,7 +47,7 @@ export class StatusLine {
 }
 
 /** A failure and its remedy. */
-export function inWords({ message, code }: ServingError): string {
+function inWords({ message, code }: ServingError): string {
   const remedy = remedyAfter(message, code);
   return remedy === '' ? message : `${message.replace(/\.$/, '')}. ${remedy}`;
 }
