@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { text as textOf } from 'node:stream/consumers';
+import { setTimeout as delay } from 'node:timers/promises';
 import { z } from 'zod';
 import { refusalAt, unreachable } from './client.ts';
 import { bearer, sendRequest } from './http-call.ts';
@@ -156,7 +157,7 @@ export class LspGateway {
   }
 
   async reported(): Promise<void> {
-    await this.#reports;
+    await Promise.race([this.#reports, delay(REPORT_TIMEOUT_MS, undefined, { ref: false })]);
   }
 
   async #post(route: string, body: object, signal: AbortSignal): Promise<IncomingMessage> {

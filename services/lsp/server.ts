@@ -36,7 +36,7 @@ import {
   suffixOf,
 } from './query.ts';
 import { gitRoot, type Repository } from './repository.ts';
-import { STATUS_METHOD, type Status, StatusLine } from './status.ts';
+import { reasonInWords, STATUS_METHOD, type Status, StatusLine } from './status.ts';
 import { POSITION_ENCODINGS, type Position, type PositionEncoding, type Range } from './text-buffer.ts';
 
 /** The command by which an editor says that a completion was taken; its argument is the completion's id. */
@@ -100,7 +100,7 @@ class LanguageServer {
     this.#parts = parts;
     this.#connection = createConnection(parts.input, parts.output);
     this.#status = new StatusLine((status) => {
-      void this.#connection.sendNotification(STATUS_METHOD, status);
+      this.#notify(STATUS_METHOD, status);
       this.#log(LOG_TYPE[status.state], status.message);
     });
   }
@@ -133,7 +133,11 @@ class LanguageServer {
       if (command === ACCEPT_COMMAND && typeof id === 'string') this.#session?.ghosts.selected(id);
       return null;
     });
-    this.#parts.signal.addEventListener('abort', () => connection.dispose(), { once: true });
+    const end = () => {
+      this.#inFlight?.abort();
+      connection.dispose();
+    };
+    this.#parts.signal.addEventListener('abort', end, { once: true });
     connection.listen();
   }
 
@@ -207,6 +211,11 @@ class LanguageServer {
     const rest = session.ghosts.rest(document.uri, place.before, place.behind);
     if (rest) return shown(rest.id, rest.text);
     session.ghosts.dismiss();
+    if (place.before === '' && place.behind === '') {
+      const message = 'the document is empty, so that there is nothing to go on from';
+      this.#status.set({ state: 'nothing', code: 'empty_document', message });
+      return undefined;
+    }
     const answer = await this.#ask(session, document, place, token);
     if (answer === undefined) return undefined;
     const text = insertionOf(answer.text, lineEnd);
@@ -228,9 +237,9 @@ class LanguageServer {
     token: CancellationToken,
   ): Promise<CompletionAnswer | undefined> {
     const later = new AbortController();
+    const { signal } = later;
     this.#inFlight = later;
     const onCancel = token.onCancellationRequested(() => later.abort());
-    const signal = AbortSignal.any([later.signal, this.#parts.signal]);
     let repository: Repository | undefined;
     try {
       repository = await document.repository;
@@ -269,7 +278,7 @@ class LanguageServer {
     const { name } = repository;
     const isIndexing = degraded !== undefined && following.isIndexing(repository);
     const [state, code] = isIndexing ? (['indexing', 'indexing'] as const) : (['ready', degraded ?? 'ok'] as const);
-    const why = isIndexing ? `${name} is being indexed` : degraded;
+    const why = isIndexing ? 'it is being indexed' : degraded && reasonInWords(degraded);
     const message = `completed with ${chunks} chunks of ${name}${why === undefined ? '' : `: ${why}`}`;
     this.#status.set({ state, code, message, repository: name, chunks });
   }
@@ -313,7 +322,12 @@ class LanguageServer {
   }
 
   #log(type: MessageType, message: string): void {
-    void this.#connection.sendNotification('window/logMessage', { type, message });
+    this.#notify('window/logMessage', { type, message });
+  }
+
+  /** An editor that is gone is told nothing. */
+  #notify(method: string, params: object): void {
+    this.#connection.sendNotification(method, params).catch(() => {});
   }
 }
 

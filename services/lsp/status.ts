@@ -1,5 +1,5 @@
 /** What the editor is told of the system's state: the notification `llavacode/status`, and a line of its log. */
-import { remedyAfter, type ServingError } from '../lib/process/errors.ts';
+import { ERRORS, isErrorCode, remedyAfter, type ServingError } from '../lib/process/errors.ts';
 
 /** Name of the notification. */
 export const STATUS_METHOD = 'llavacode/status';
@@ -7,7 +7,7 @@ export const STATUS_METHOD = 'llavacode/status';
 export interface Status {
   /** ready: a completion came; indexing; nothing: there was none to give; failed: something must be mended first. */
   readonly state: 'ready' | 'indexing' | 'nothing' | 'failed';
-  /** One word for programs: an error code, or ok, empty, not_open, no_repository, too_wide, indexing, indexed. */
+  /** One word for programs: an error code, or one of those that docs/lsp.md lists, such as ok, empty or indexing. */
   readonly code: string;
   /** For people: what is the case, and what to do about it. */
   readonly message: string;
@@ -51,3 +51,7 @@ function inWords({ message, code }: ServingError): string {
   const remedy = remedyAfter(message, code);
   return remedy === '' ? message : `${message.replace(/\.$/, '')}. ${remedy}`;
 }
+
+/** Why context lacks, in the gateway's word, and the remedy where it is an error code. */
+export const reasonInWords = (reason: string): string =>
+  isErrorCode(reason) ? `${reason}. ${ERRORS[reason].remedy}` : reason;

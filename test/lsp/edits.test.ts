@@ -72,6 +72,8 @@ async function check(editor: Editor, gateway: FakeCompletions, encoding: string,
     const range = { start: positionOf(text, start, encoding), end: positionOf(text, end, encoding) };
     await editor.change(uri, [{ range, text: put }]);
     text = text.slice(0, start) + put + text.slice(end);
+    shown = undefined;
+    if (text === '') continue; // nothing is asked for
     const cursor = types && isPlace(text, start + put.length) ? start + put.length : placeAt(text, share);
     const asked = gateway.asked.length;
     const position = positionOf(text, cursor, encoding);

@@ -153,8 +153,8 @@ describe('while the user types', () => {
     let asked = 0;
     const gateway = await FakeCompletions.start((_, response) => completed(response, `cmpl-${++asked}`, 'abc'));
     const editor = await Editor.start({ flags: ['--url', gateway.url] });
-    await editor.open(LOOSE(), '');
-    await editor.suggest(LOOSE(), { line: 0, character: 0 });
+    await editor.open(LOOSE(), 'w');
+    await editor.suggest(LOOSE(), { line: 0, character: 1 });
     await editor.change(LOOSE(), [{ text: 'x' }]);
     await editor.suggest(LOOSE(), { line: 0, character: 1 });
     await editor.connection.sendRequest('workspace/executeCommand', {
@@ -169,8 +169,8 @@ describe('while the user types', () => {
 
   it('a document that is closed dismisses its completion', async () => {
     const { gateway, editor } = await editorWith('abc');
-    await editor.open(LOOSE(), '');
-    await editor.suggest(LOOSE(), { line: 0, character: 0 });
+    await editor.open(LOOSE(), 'a');
+    await editor.suggest(LOOSE(), { line: 0, character: 1 });
     await editor.connection.sendNotification('textDocument/didClose', { textDocument: { uri: LOOSE() } });
     await vi.waitUntil(() => gateway.events.length === 2, SOON);
     expect(gateway.events).toEqual(['view cmpl-1', 'dismiss cmpl-1']);
