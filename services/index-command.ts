@@ -125,6 +125,7 @@ async function remoteTarget(
     apiKey: await apiKeyOf(config),
     repo,
     signal,
+    otherwise: ', or index in this process with --store STORE --model MODEL',
     onSending: (sent, files) => progress.update(`${repo} sending ${sent} of ${files} files to ${url}`),
     onProgress: showProgress(progress, repo),
   });

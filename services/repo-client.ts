@@ -26,6 +26,8 @@ export interface GatewayRepo {
   /** The tenant's name for the repository. */
   readonly repo: string;
   readonly signal: AbortSignal;
+  /** What else the user could do where no gateway answers, as the end of a message. */
+  readonly otherwise?: string;
   readonly onSending: (sent: number, files: number) => void;
   readonly onProgress: (progress: IndexProgress) => void;
 }
@@ -207,7 +209,7 @@ export class GatewayTarget implements IndexTarget {
       if (this.#reached) {
         throw new ServingError('worker_lost', `${url} does not answer: ${reasonOf(cause)}`, { cause });
       }
-      throw unreachable(url, cause, ', or index in this process with --store STORE --model MODEL');
+      throw unreachable(url, cause, this.#of.otherwise);
     }
     this.#reached = true;
     const status = response.statusCode ?? 0;
