@@ -85,6 +85,11 @@ const WORDS: Readonly<Record<string, Word>> = {
     settings: async () => (await import('./settings.ts')).INDEX_COMMAND_SETTINGS,
     build: buildIndex,
   },
+  lsp: {
+    summary: 'complete in an editor: a language server on stdin and stdout; see docs/lsp.md',
+    settings: async () => (await import('./settings.ts')).LSP_COMMAND_SETTINGS,
+    build: buildLsp,
+  },
   export: { summary: 'make a model bundle from Hugging Face folders', writesForOthers: true, build: buildExport },
   bundle: { summary: 'check a model bundle', writesForOthers: true, build: buildBundle },
   devices: {
@@ -157,6 +162,18 @@ async function buildIndex(command: Command): Promise<void> {
       assertEffective(config, flags);
       const { tenant } = flags;
       await reported(json, () => runIndex(config, { tenant, repo: name, dir: path, watch, allowEmpty }));
+    });
+}
+
+async function buildLsp(command: Command): Promise<void> {
+  const { LSP_COMMAND_SETTINGS } = await import('./settings.ts');
+  (await withSettings(command, LSP_COMMAND_SETTINGS))
+    // Editors add these to the command of every language server.
+    .addOption(new Option('--stdio', 'speak on stdin and stdout, as it does without this').hideHelp())
+    .addOption(new Option('--clientProcessId <pid>', 'end with this process').hideHelp())
+    .action(async (flags) => {
+      const { runLsp } = await import('./lsp-command.ts');
+      await runLsp(flags, await fileOf(flags));
     });
 }
 

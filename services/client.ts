@@ -1,11 +1,14 @@
 /**
- * A client of the completions API that notes when each chunk comes, for the demo and the benches. Time to first token
- * counts from sending the request to the first chunk that holds a choice, as vLLM's `bench serve` counts it.
+ * A client of the completions API that notes when each chunk comes, for the demo and the benches, and what clients of
+ * a gateway make of its failures. Time to first token counts from sending the request to the first chunk that holds a
+ * choice, as vLLM's `bench serve` counts it.
  */
+import { readFile } from 'node:fs/promises';
 import { text as textOf } from 'node:stream/consumers';
 import { createParser } from 'eventsource-parser';
 import { bearer, sendRequest } from './http-call.ts';
 import { isErrorCode, ServingError } from './lib/process/errors.ts';
+import { atPath, reasonOf } from './lib/process/os-errors.ts';
 
 /** The body of POST /v1/completions, as far as this client uses it. */
 export interface CompletionBody {
@@ -160,11 +163,40 @@ export function tpotMs(done: StreamedCompletion): number | undefined {
 }
 
 /** The failure that an answer reports. */
-export function refusal(text: string, status: number): ServingError {
+function refusal(text: string, status: number): ServingError {
   try {
     const { error } = JSON.parse(text) as { error: { message: string; code: string } };
     return new ServingError(isErrorCode(error.code) ? error.code : 'internal', error.message);
   } catch {
     return new ServingError('internal', `HTTP ${status}: ${text.slice(0, 200)}`);
   }
+}
+
+/**
+ * The failure that whatever answers at `--url` reports, without the remedy in its message: the command line and editors
+ * add that themselves. What does not answer as a gateway does is `address_unusable`.
+ */
+export function refusalAt(url: string, text: string, status: number): ServingError {
+  const failure = refusal(text, status);
+  if (failure.code === 'internal' && !text.includes('"code"')) {
+    const message = `--url ${url} answered HTTP ${status}, but not as a LlavaCode gateway does: ${text.slice(0, 200)}`;
+    return new ServingError('address_unusable', message);
+  }
+  const said = failure.message.replace(failure.kind.remedy, '').replace(/[. ]+$/, '');
+  const hint = failure.code === 'invalid_api_key' ? ' (--api-key, LLAVACODE_API_KEY or --api-key-file)' : '';
+  return new ServingError(failure.code, `${said}${hint}`);
+}
+
+/** Nothing answers at `--url`. @param otherwise what else the user could do, as the end of the message. */
+export function unreachable(url: string, cause: unknown, otherwise = ''): ServingError {
+  const message =
+    `--url ${url}: no gateway answers there: ${reasonOf(cause)}. Start one with llavacode up, ` +
+    `${otherwise === '' ? 'or ' : ''}name another one with --url${otherwise}`;
+  return new ServingError('address_unusable', message, { cause });
+}
+
+/** The key of a client, given itself or by a file; '' for none. @throws ServingError path_unusable. */
+export async function apiKeyOf({ apiKey, apiKeyFile }: { apiKey: string; apiKeyFile: string }): Promise<string> {
+  if (apiKey !== '' || apiKeyFile === '') return apiKey;
+  return (await atPath(`--api-key-file ${apiKeyFile}`, () => readFile(apiKeyFile, 'utf8'))).trim();
 }

@@ -2,8 +2,8 @@
  * `llavacode index`: brings a working tree into an index, once, or with --watch again whenever it changes. The running
  * system indexes it; where a store is named, this process does.
  */
-import { readFile } from 'node:fs/promises';
 import { bundleOf } from './checkpoint-bundle.ts';
+import { apiKeyOf } from './client.ts';
 import { gitRemote } from './indexer/git-remote.ts';
 import { type IndexReport, indexSources } from './indexer/index-run.ts';
 import type { SkipReason } from './indexer/selection.ts';
@@ -18,7 +18,6 @@ import { FileGuard } from './lib/model/bundle/integrity.ts';
 import { flagName } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { interruption } from './lib/process/interrupt.ts';
-import { atPath } from './lib/process/os-errors.ts';
 import { type Progress, startProgress } from './lib/process/progress.ts';
 import { openContextEncoder } from './lib/rag/encode/device-encoder.ts';
 import { openStore } from './lib/rag/store/open-store.ts';
@@ -117,21 +116,19 @@ function saidOf(failure: ServingError): string {
 
 /** The index behind a running gateway. */
 async function remoteTarget(
-  { url, apiKey, apiKeyFile }: IndexCommandConfig,
+  config: IndexCommandConfig,
   { name: repo, remoteUrl }: { readonly name: string; readonly remoteUrl: string | undefined },
   progress: Progress,
   signal: AbortSignal,
 ): Promise<IndexTarget> {
-  const key =
-    apiKey === '' && apiKeyFile !== ''
-      ? (await atPath(`--api-key-file ${apiKeyFile}`, () => readFile(apiKeyFile, 'utf8'))).trim()
-      : apiKey;
+  const { url } = config;
   const target = new GatewayTarget({
     url,
-    apiKey: key,
+    apiKey: await apiKeyOf(config),
     repo,
     remoteUrl,
     signal,
+    otherwise: ', or index in this process with --store STORE --model MODEL',
     onSending: (sent, files) => progress.update(`${repo} sending ${sent} of ${files} files to ${url}`),
     onProgress: showProgress(progress, repo),
   });

@@ -5,7 +5,7 @@ import { json as jsonOf, text as textOf } from 'node:stream/consumers';
 import { createGzip } from 'node:zlib';
 import { createParser } from 'eventsource-parser';
 import { pack as packTar } from 'tar-stream';
-import { refusal } from './client.ts';
+import { refusalAt, unreachable } from './client.ts';
 import { bearer, type HttpCall, sendRequest } from './http-call.ts';
 import type { IndexReport } from './indexer/index-run.ts';
 import { notebookOf } from './indexer/notebook.ts';
@@ -29,6 +29,8 @@ export interface GatewayRepo {
   /** Remote URL of the checkout that is sent; undefined if it has none. */
   readonly remoteUrl?: string | undefined;
   readonly signal: AbortSignal;
+  /** What else the user could do where no gateway answers, as the end of a message. */
+  readonly otherwise?: string;
   readonly onSending: (sent: number, files: number) => void;
   readonly onProgress: (progress: IndexProgress) => void;
 }
@@ -87,6 +89,7 @@ export class GatewayTarget implements IndexTarget {
     const { signal } = this.#of;
     const breakOff = new AbortController();
     const tar = packTar();
+    tar.on('error', () => {}); // the connection's, which the call reports; unheard it would end the process
     const brokenOff = new Deferred<never>();
     brokenOff.promise.catch(() => {}); // it is raced below, if at all
     const fill = async () => {
@@ -184,7 +187,7 @@ export class GatewayTarget implements IndexTarget {
       onEvent: ({ data }) => {
         if (data === '[DONE]') return;
         const event = JSON.parse(data);
-        if (event.error) failure = this.#refusal(data, 200);
+        if (event.error) failure = refusalAt(this.#of.url, data, 200);
         else if (event.object === 'repo.index') report = event as IndexReport;
         else if (event.object === 'repo.progress') {
           this.#of.onProgress({ ...(event as IndexProgress), filesRead: event.files_read });
@@ -215,30 +218,12 @@ export class GatewayTarget implements IndexTarget {
       if (this.#reached) {
         throw new ServingError('worker_lost', `${url} does not answer: ${reasonOf(cause)}`, { cause });
       }
-      throw new ServingError(
-        'address_unusable',
-        `--url ${url}: no gateway answers there: ${reasonOf(cause)}. Start one with llavacode up, name another one ` +
-          'with --url, or index in this process with --store STORE --model MODEL',
-        { cause },
-      );
+      throw unreachable(url, cause, this.#of.otherwise);
     }
     this.#reached = true;
     const status = response.statusCode ?? 0;
-    if (status < 200 || status > 299) throw this.#refusal(await textOf(response), status);
+    if (status < 200 || status > 299) throw refusalAt(url, await textOf(response), status);
     return response;
-  }
-
-  /** The failure that the gateway reports, without the remedy in its message: the command line prints that itself. */
-  #refusal(text: string, status: number): ServingError {
-    const failure = refusal(text, status);
-    const { url } = this.#of;
-    if (failure.code === 'internal' && !text.includes('"code"')) {
-      const message = `--url ${url} answered HTTP ${status}, but not as a LlavaCode gateway does: ${text.slice(0, 200)}`;
-      return new ServingError('address_unusable', message);
-    }
-    const said = failure.message.replace(failure.kind.remedy, '').replace(/[. ]+$/, '');
-    const hint = failure.code === 'invalid_api_key' ? ' (--api-key, LLAVACODE_API_KEY or --api-key-file)' : '';
-    return new ServingError(failure.code, `${said}${hint}`);
   }
 }
 

@@ -11,6 +11,7 @@ import { ServingError } from './lib/process/errors.ts';
 import { reasonOf } from './lib/process/os-errors.ts';
 import { file, flag, paths, whole } from './lib/process/setting-types.ts';
 import { strideRule } from './lib/rag/settings.ts';
+import { LSP_SETTINGS } from './lsp/settings.ts';
 
 /** How prefill and decode are spread over workers; see supervisor.ts. */
 export const MODES = ['disaggregated', 'colocated', 'hybrid'] as const;
@@ -50,6 +51,15 @@ export const INDEX_COMMAND_SETTINGS = {
 };
 export type IndexCommandConfig = ConfigOf<typeof INDEX_COMMAND_SETTINGS>;
 
+/** The settings of `llavacode lsp`. */
+export const LSP_COMMAND_SETTINGS = {
+  ...INDEX_CLIENT_SETTINGS,
+  ...LSP_SETTINGS,
+  maxFileBytes: INDEX_SETTINGS.maxFileBytes,
+  defaultExcludes: INDEX_SETTINGS.defaultExcludes,
+};
+export type LspCommandConfig = ConfigOf<typeof LSP_COMMAND_SETTINGS>;
+
 /** The settings of `llavacode devices`. */
 export const DEVICES_SETTINGS = {
   model: z.string().default('').describe('bundle to check each device with; when empty, devices are only opened'),
@@ -64,6 +74,7 @@ export const SETTINGS = {
   ...COLOCATED_SETTINGS,
   ...INDEXER_SETTINGS,
   ...INDEX_CLIENT_SETTINGS,
+  ...LSP_SETTINGS,
   ...SYSTEM_SETTINGS,
 };
 

@@ -14,7 +14,7 @@ const ROOMS = [
   ['text', 'model', 'kv'],
   ['rpc', 'engine', 'redis'],
   ['rag', 'worker'],
-  ['gateway', 'prefill', 'decode', 'indexer'],
+  ['gateway', 'prefill', 'decode', 'indexer', 'lsp'],
   ['colocated'], // mounts what prefill and decode export
   ['cli'], // starts every service
   ['training'],
@@ -25,9 +25,9 @@ const ROOMS = [
 /** The services that each service may import. */
 const SERVICE_IMPORTS: Record<string, readonly string[]> = {
   colocated: ['prefill', 'decode'],
-  cli: ['gateway', 'prefill', 'decode', 'indexer', 'colocated'],
+  cli: ['gateway', 'prefill', 'decode', 'indexer', 'lsp', 'colocated'],
 };
-const SERVICES = ['gateway', 'prefill', 'decode', 'indexer', 'colocated', 'cli'];
+const SERVICES = ['gateway', 'prefill', 'decode', 'indexer', 'lsp', 'colocated', 'cli'];
 
 /** Packages that a single place knows: the rest of the house could do with another one. */
 const ONE_IMPORTER: Record<string, RegExp> = {
@@ -46,6 +46,7 @@ const ONE_IMPORTER: Record<string, RegExp> = {
   lmdb: /^services\/lib\/rag\/store\/lmdb-store\.ts$/,
   fastify: /^services\/gateway\/http\//,
   protobufjs: /^services\/lib\/model\/graph\/onnx\.ts$/,
+  'vscode-languageserver': /^services\/lsp\/server\.ts$/,
   '@vscode/tree-sitter-wasm': /^services\/lib\/rag\/encode\/grammars\.ts$/,
   '@huggingface/jinja': /^services\/lib\/text\/chat-template\.ts$/,
   '@huggingface/tokenizers': /^services\/lib\/text\/tokenizer\.ts$/,
