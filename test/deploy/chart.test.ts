@@ -23,7 +23,8 @@ const HOW = 'render it anew with helm: see CONTRIBUTING.md';
 
 describe('the renderings in test/goldens/chart', () => {
   test.each(CASES)('%s is what the chart says now, and what helm prints where there is a helm', async (name) => {
-    const first = `# Rendered by npx vitest run test/deploy -u, of texts with SHA-256 ${await chartDigest(valuesFiles(name))}\n`;
+    const digest = await chartDigest(valuesFiles(name));
+    const first = `# Rendered by npx vitest run test/deploy -u, of texts with SHA-256 ${digest}\n`;
     const command = await helm();
     if (command !== undefined) {
       const text = (await render(command, valuesFiles(name))).replace(/^# Source: .*\n/gm, '');
@@ -85,7 +86,7 @@ describe('the values of the chart', () => {
   const read = async (path: string) => parse(await readFile(path, 'utf8'), { merge: true }) as object;
   const schemaOf = async () => JSON.parse(await readFile(join(CHART, 'values.schema.json'), 'utf8'));
 
-  test('every value has a default and a place in the schema, and what the schema does not know is refused', async () => {
+  test('every value has a default and is in the schema, which refuses what it does not know', async () => {
     const missing = (schema: Schema, value: unknown, path: string): string[] => {
       if (schema.properties === undefined) return [];
       if (!isTree(value)) return [`${path} has no default`];

@@ -64,7 +64,11 @@
 {{- end }}
 
 {{- define "llavacode.provider" -}}
-{{- if include "llavacode.onGpu" . }}{{ get (dict "webgpu" "webgpu" "cuda12" "cuda") .root.Values.gpu.class }}{{ else }}cpu{{ end }}
+{{- if include "llavacode.onGpu" . }}
+{{- get (dict "webgpu" "webgpu" "cuda12" "cuda") .root.Values.gpu.class }}
+{{- else }}
+{{- "cpu" }}
+{{- end }}
 {{- end }}
 
 {{- define "llavacode.environment" -}}
@@ -168,14 +172,16 @@
     name: {{ include "llavacode.fullname" .root }}-settings
 {{- end }}
 {{- if $v.rpc.secretName }}
-{{ include "llavacode.secretVolume" (dict "name" "rpc" "secret" $v.rpc.secretName "items" (list (dict "key" $v.rpc.secretKey "path" "secret"))) }}
+{{- $items := list (dict "key" $v.rpc.secretKey "path" "secret") }}
+{{ include "llavacode.secretVolume" (dict "name" "rpc" "secret" $v.rpc.secretName "items" $items) }}
 {{- end }}
 {{- if $v.rpc.mtls.enabled }}
 {{ include "llavacode.secretVolume" (dict "name" "rpc-tls" "secret" (include "llavacode.mtlsSecret" .root)) }}
 {{- end }}
 {{- if eq .role "gateway" }}
 {{- if $v.apiKeys.secretName }}
-{{ include "llavacode.secretVolume" (dict "name" "api-keys" "secret" $v.apiKeys.secretName "items" (list (dict "key" $v.apiKeys.secretKey "path" "keys.json"))) }}
+{{- $items := list (dict "key" $v.apiKeys.secretKey "path" "keys.json") }}
+{{ include "llavacode.secretVolume" (dict "name" "api-keys" "secret" $v.apiKeys.secretName "items" $items) }}
 {{- end }}
 {{- if $v.gateway.tls.secretName }}
 {{ include "llavacode.secretVolume" (dict "name" "tls" "secret" $v.gateway.tls.secretName) }}

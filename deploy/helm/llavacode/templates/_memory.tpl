@@ -15,8 +15,7 @@ once, for the check at its start.
 {{- $pool := get $v .role }}
 {{- $bytes := mul (int64 $pool.overheadMiB) 1048576 }}
 {{- if has .role (list "prefill" "decode" "colocated") }}
-{{- $weights := int64 $model.weightsBytes }}
-{{- if and (eq .role "prefill") (gt (int64 $model.promptWeightsBytes) 0) }}{{ $weights = int64 $model.promptWeightsBytes }}{{ end }}
+{{- $weights := int64 (ternary $model.promptWeightsBytes $model.weightsBytes (eq .role "prefill")) }}
 {{- $slots := int64 $pool.slots }}
 {{- if include "llavacode.onGpu" . }}{{ $slots = add $slots 1 }}{{ end }}
 {{- $kv := mul $slots (int64 $model.capacity) (int64 $model.kvBytesPerToken) }}

@@ -22,20 +22,12 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 
-{{/* The roles that compute, of those that are enabled. */}}
-{{- define "llavacode.pools" -}}
-{{- $root := . }}
-{{- $pools := list }}
-{{- range list "prefill" "decode" "colocated" }}
-{{- if (get $root.Values .).enabled }}{{ $pools = append $pools . }}{{ end }}
-{{- end }}
-{{- join " " $pools }}
-{{- end }}
-
 {{/* Whether a role computes on a GPU: yes or nothing. Encoders do not compute on CUDA. Takes root and role. */}}
 {{- define "llavacode.onGpu" -}}
 {{- $class := .root.Values.gpu.class }}
-{{- if and (ne $class "none") (or (has .role (list "prefill" "decode" "colocated")) (and (eq .role "indexer") (eq $class "webgpu"))) }}yes{{ end }}
+{{- $computing := list "prefill" "decode" "colocated" }}
+{{- if eq $class "webgpu" }}{{ $computing = append $computing "indexer" }}{{ end }}
+{{- if and (ne $class "none") (has .role $computing) }}yes{{ end }}
 {{- end }}
 
 {{- define "llavacode.image" -}}
