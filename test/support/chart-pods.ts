@@ -11,7 +11,7 @@ import { loadConfig } from '../../services/settings.ts';
 import { ofKind, type Resource } from './chart.ts';
 
 /** The settings of the service that each role runs. */
-export const TABLES: Readonly<Record<string, SettingsTable>> = {
+const TABLES: Readonly<Record<string, SettingsTable>> = {
   gateway: GATEWAY_SETTINGS,
   prefill: PREFILL_SETTINGS,
   decode: DECODE_SETTINGS,
@@ -25,7 +25,7 @@ interface Probe {
   readonly failureThreshold: number;
 }
 
-export interface Container {
+interface Container {
   readonly name: string;
   readonly image: string;
   readonly command?: readonly string[];
@@ -41,7 +41,7 @@ export interface Container {
   readonly volumeMounts: readonly { readonly name: string; readonly mountPath: string; readonly readOnly?: boolean }[];
 }
 
-export interface PodSpec {
+interface PodSpec {
   readonly automountServiceAccountToken: boolean;
   readonly enableServiceLinks: boolean;
   readonly terminationGracePeriodSeconds: number;
@@ -55,7 +55,7 @@ export interface PodSpec {
   readonly volumes: readonly Volume[];
 }
 
-export interface Volume {
+interface Volume {
   readonly name: string;
   readonly emptyDir?: object;
   readonly configMap?: { readonly name: string };
@@ -68,7 +68,7 @@ export interface Selector {
   readonly matchLabels: Readonly<Record<string, string>>;
 }
 
-export interface Deployment {
+interface Deployment {
   readonly replicas?: number;
   readonly minReadySeconds: number;
   readonly progressDeadlineSeconds: number;
