@@ -5,9 +5,9 @@ import { COLOCATED_SETTINGS } from '../../services/colocated/settings.ts';
 import { DECODE_SETTINGS } from '../../services/decode/settings.ts';
 import { GATEWAY_SETTINGS } from '../../services/gateway/settings.ts';
 import { INDEXER_SETTINGS } from '../../services/indexer/settings.ts';
-import { flagName, type SettingsTable } from '../../services/lib/process/config.ts';
+import { flagName, keyName, type SettingsTable } from '../../services/lib/process/config.ts';
 import { PREFILL_SETTINGS } from '../../services/prefill/settings.ts';
-import { loadConfig } from '../../services/settings.ts';
+import { loadConfig, SETTINGS } from '../../services/settings.ts';
 import { ofKind, type Resource } from './chart.ts';
 
 /** The settings of the service that each role runs. */
@@ -134,8 +134,13 @@ function fileAt(path: string, pod: PodSpec, resources: readonly Resource[]): Rec
     path.slice(mountPath.length + 1)
   ];
   expect(text, `${path} is in the volume ${name}`).toBeDefined();
-  const camel = (key: string) => key.replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
-  return Object.fromEntries(Object.entries(parse(text!) as object).map(([key, value]) => [camel(key), value]));
+  const names = new Map(Object.keys(SETTINGS).map((name) => [keyName(name), name]));
+  return Object.fromEntries(
+    Object.entries(parse(text!) as object).map(([key, value]) => {
+      expect(names.has(key), `${key} is a setting of some service`).toBe(true);
+      return [names.get(key)!, value];
+    }),
+  );
 }
 
 /** Bytes of a quantity. */
