@@ -4,7 +4,6 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Flags, Role } from '../../services/supervisor.ts';
-import type { Fleet, Member } from './fleet.ts';
 import type { Drill, Scene } from './scene.ts';
 import { comeBack, untilBusy } from './strikes.ts';
 import { strikeUploads } from './struck-uploads.ts';
@@ -38,20 +37,23 @@ export async function rollEach(
   for (const [i, member] of members.entries()) {
     const usable = await fleet.usable();
     const mended = mark();
-    if (role === 'gateway') fleet.balance(members[(i + 1) % members.length]!);
-    await sleep(preStopMs);
-    void burst();
-    await work(fleet, member);
+    if (role === 'gateway') {
+      // Many connections lead to it when balancers forget it. A request that is sent in the very moment in which it
+      // closes an idle one fails, as with any server of HTTP: so no burst comes then.
+      await burst();
+      fleet.balance(members[(i + 1) % members.length]!);
+      await sleep(preStopMs);
+    } else {
+      await sleep(preStopMs);
+      void burst();
+      await untilBusy(fleet, member);
+    }
     await member.process.restart(awayMs);
     await comeBack(fleet, member, usable);
     mended();
   }
   return `${members.length} drained with exit code 0`;
 }
-
-/** Waits until a member has work that it must finish. Of a gateway that is out of the balancer only old work is left. */
-const work = (fleet: Fleet, member: Member) =>
-  member.role === 'gateway' ? Promise.resolve() : untilBusy(fleet, member);
 
 const rolled = (role: Role): Drill => ({
   name: `rolling restart of ${role}`,
