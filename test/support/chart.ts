@@ -65,11 +65,14 @@ export async function chartDigest(others: readonly string[]): Promise<string> {
   return hash.digest('hex');
 }
 
+/** Earlier ones, and helm 4, word refusals differently. One that `go install` has built says v3.19 alone. */
+const VERSION = /^v3\.(?:1[89]|[2-9]\d)\b/;
+
 /** The helm of PATH, or the one that CONTRIBUTING.md says how to build; undefined where there is none. */
 export async function helm(): Promise<string | undefined> {
   for (const command of ['helm', join(PACKAGE_ROOT, '.cache', 'helm', 'helm')]) {
-    const found = await run(command, ['version'], { timeout: RENDER_TIMEOUT_MS }).catch(() => undefined);
-    if (found !== undefined) return command;
+    const found = await run(command, ['version', '--short'], { timeout: RENDER_TIMEOUT_MS }).catch(() => undefined);
+    if (found && VERSION.test(found.stdout)) return command;
   }
   return undefined;
 }
