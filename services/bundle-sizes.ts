@@ -7,8 +7,7 @@ import { DEFAULT_CAPACITY } from './lib/engine/settings.ts';
 import type { Manifest } from './lib/model/bundle/bundle.ts';
 
 /** The block `model` of the chart's values. Sizes are bytes. */
-export interface BundleSizes {
-  readonly name: string;
+interface BundleSizes {
   readonly precision: string;
   /** Of the weights that decode. */
   readonly weightsBytes: number;
@@ -24,13 +23,12 @@ export interface BundleSizes {
   readonly capacity: number;
 }
 
-export function bundleSizes(manifest: Manifest): BundleSizes {
-  const { name, precision, llm, context } = manifest;
+function bundleSizes(manifest: Manifest): BundleSizes {
+  const { precision, llm, context } = manifest;
   const capacity = Math.min(DEFAULT_CAPACITY, llm.maxPositions);
   const decoding = engineMemory(manifest, 'llm', 1, capacity);
   const contextFiles = context ? [...context.encoder.files, ...context.projector.files] : [];
   return {
-    name,
     precision,
     weightsBytes: decoding.weights,
     promptWeightsBytes: engineMemory(manifest, 'prefill', 1, capacity).weights,
@@ -42,5 +40,7 @@ export function bundleSizes(manifest: Manifest): BundleSizes {
 }
 
 /** YAML that `helm --values` takes. */
-export const sizesYaml = (sizes: BundleSizes): string =>
-  ['model:', ...Object.entries(sizes).map(([key, value]) => `  ${key}: ${JSON.stringify(value)}`), ''].join('\n');
+export const sizesYaml = (manifest: Manifest): string => {
+  const lines = Object.entries(bundleSizes(manifest)).map(([key, value]) => `  ${key}: ${JSON.stringify(value)}`);
+  return [`# ${manifest.name}`, 'model:', ...lines, ''].join('\n');
+};

@@ -209,12 +209,12 @@ async function buildBundle(command: Command): Promise<void> {
     .command('sizes <dir>')
     .description('print what the memory of its services follows from, as values of the Helm chart')
     .action(async (dir) => {
-      const [{ bundleSizes, sizesYaml }, { openBundle }] = await Promise.all([
+      const [{ sizesYaml }, { openBundle }] = await Promise.all([
         import('./bundle-sizes.ts'),
         import('./lib/model/bundle/bundle.ts'),
       ]);
       const { manifest } = await openBundle(dir);
-      process.stdout.write(sizesYaml(bundleSizes(manifest)));
+      process.stdout.write(sizesYaml(manifest));
     });
 }
 

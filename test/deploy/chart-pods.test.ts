@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { parse } from 'yaml';
-import { bundleSizes, sizesYaml } from '../../services/bundle-sizes.ts';
+import { sizesYaml } from '../../services/bundle-sizes.ts';
 import { engineMemory } from '../../services/lib/engine/memory.ts';
 import { assertRunsOn, type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { PRECISIONS, type Precision } from '../../services/lib/model/bundle/choices.ts';
@@ -255,7 +255,7 @@ describe('the resources of pods', () => {
     ] as const) {
       const to = join(dir, name);
       await exportBundle({ llm, projector: join(llm, 'projector'), to, name: 'tiny-coder', precision });
-      const printed = parse(sizesYaml(bundleSizes((await openBundle(to)).manifest))) as { model: object };
+      const printed = parse(sizesYaml((await openBundle(to)).manifest)) as { model: object };
       expect(printed.model).toEqual((await valuesOf(name)).model);
     }
   });
