@@ -91,7 +91,7 @@ const WORDS: Readonly<Record<string, Word>> = {
     build: buildLsp,
   },
   export: { summary: 'make a model bundle from Hugging Face folders', writesForOthers: true, build: buildExport },
-  bundle: { summary: 'check a model bundle', writesForOthers: true, build: buildBundle },
+  bundle: { summary: 'check or measure a model bundle', writesForOthers: true, build: buildBundle },
   devices: {
     summary: 'list the devices that could compute, and check whether each computes a bundle right',
     settings: async () => (await import('./settings.ts')).DEVICES_SETTINGS,
@@ -226,6 +226,17 @@ async function buildBundle(command: Command): Promise<void> {
         import('./lib/process/interrupt.ts'),
       ]);
       await reported(json, () => runBundleVerify(dir, interruption()));
+    });
+  command
+    .command('sizes <dir>')
+    .description('print what the memory of its services follows from, as values of the Helm chart')
+    .action(async (dir) => {
+      const [{ sizesYaml }, { openBundle }] = await Promise.all([
+        import('./bundle-sizes.ts'),
+        import('./lib/model/bundle/bundle.ts'),
+      ]);
+      const { manifest } = await openBundle(dir);
+      process.stdout.write(sizesYaml(manifest));
     });
 }
 

@@ -192,9 +192,10 @@ export class ServiceProcess {
 
   /**
    * Lets the process drain and starts it again at the same address.
+   * @param awayMs pause before it is started, in ms.
    * @throws ServingError worker_lost when it does not end by itself with exit code 0, or does not start.
    */
-  async restart(): Promise<void> {
+  async restart(awayMs = 0): Promise<void> {
     this.#stopping = true;
     this.#child?.kill('SIGTERM');
     const ended = await this.#child;
@@ -205,6 +206,7 @@ export class ServiceProcess {
         `${this.name} did not drain; its log ends:\n${this.#log.lastLines.join('\n')}`,
       );
     }
+    if (awayMs > 0) await new Promise((resolve) => setTimeout(resolve, awayMs));
     await this.start();
   }
 

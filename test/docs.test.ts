@@ -84,6 +84,8 @@ const FOREIGN_FLAGS = [
   '--rm', // docker compose run
   '--device', // docker run
   '--group-add',
+  '--from-literal', // kubectl create secret
+  '--from-file',
   '--help', // every command
   '--version',
 ];

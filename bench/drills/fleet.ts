@@ -25,6 +25,10 @@ export interface FleetOptions {
   /** Network on which workers run, each in a namespace of its own; if not given, they run on this machine. */
   readonly network?: NamespaceNetwork;
   readonly gateway?: Flags;
+  /** Settings of every service, over those of the fleet. */
+  readonly each?: Flags;
+  /** Gateways, behind a balancer if there are several; 1 if not given. */
+  readonly gateways?: number;
   /** Tokens that one slot holds. */
   readonly capacity?: number;
   /**
@@ -69,6 +73,8 @@ export class Fleet {
   /** Tokens that one slot holds. */
   readonly capacity: number;
   readonly #logs: string;
+  /** Leads to the gateway that takes new connections; undefined where there is one alone. */
+  #balancer: Link | undefined;
 
   private constructor(members: readonly Member[], { tenants = [], capacity = CAPACITY }: FleetOptions, logs: string) {
     this.members = members;
@@ -78,7 +84,7 @@ export class Fleet {
   }
 
   static async start(options: FleetOptions): Promise<Fleet> {
-    const { bundle, store, data, workers, colocated = false, network, gateway = {} } = options;
+    const { bundle, store, data, workers, colocated = false, network, gateway = {}, each = {}, gateways = 1 } = options;
     await mkdir(data, { recursive: true });
     const logs = await mkdtemp(join(data, 'drills-'));
     const members: Member[] = [];
@@ -91,7 +97,7 @@ export class Fleet {
         // Decode workers pull from prefill workers through the link too.
         ...(link && role === 'prefill' && { advertise: link.address }),
       };
-      const settings = { model: bundle, port: 0, ...flags, ...place };
+      const settings = { model: bundle, port: 0, ...flags, ...each, ...(role === 'gateway' && gateway), ...place };
       const process = new ServiceProcess(`${role}-${index}`, role, settings, { logs, through: port?.through });
       members.push({ role, process, link, port });
       await process.start();
@@ -116,7 +122,7 @@ export class Fleet {
         : pool('prefill', { ...common, ...prefillOnly });
       const decode = colocated ? prefill : pool('decode', { ...common, ...decodeOnly });
       const [prefillWorkers, decodeWorkers, indexer] = await Promise.all([prefill, decode, indexing]);
-      await add('gateway', 0, {
+      const ofGateway = {
         store,
         indexer,
         prefillWorkers: prefillWorkers.join(','),
@@ -128,8 +134,12 @@ export class Fleet {
         drainTimeoutMs: 10_000,
         retrievalBudgetMs: 1_000,
         ...keys,
-        ...gateway,
-      });
+      };
+      for (let i = 0; i < gateways; i++) await add('gateway', i, ofGateway);
+      if (gateways > 1) {
+        fleet.#balancer = await Link.open();
+        fleet.balance(fleet.of('gateway')[0]!);
+      }
       return fleet;
     } catch (error) {
       await fleet.close();
@@ -146,7 +156,12 @@ export class Fleet {
   }
 
   get url(): string {
-    return `http://${this.of('gateway')[0]!.process.address}`;
+    return `http://${this.#balancer?.address ?? this.of('gateway')[0]!.process.address}`;
+  }
+
+  /** Sends new connections to a gateway from now on, if there are several. Those that are open stay where they are. */
+  balance({ process }: Member): void {
+    if (this.#balancer) this.#balancer.target = process.address;
   }
 
   of(role: Role): readonly Member[] {
@@ -241,6 +256,7 @@ export class Fleet {
     for (const { process } of this.of('gateway')) await process.stop();
     await Promise.all(this.members.map(({ process }) => process.stop()));
     for (const { link } of this.members) link?.close();
+    this.#balancer?.close();
   }
 }
 

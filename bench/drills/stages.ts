@@ -19,6 +19,7 @@ import { INDEX_CACHE_BYTES, INDEX_DRILLS } from './index-thrash.ts';
 import { Link } from './link.ts';
 import { LOCAL_DRILLS } from './local-process.ts';
 import { NamespaceNetwork } from './network.ts';
+import { COLOCATED_ROLLOUT_DRILLS, ROLLOUT_DRILLS, ROLLOUT_FLAGS } from './rollouts.ts';
 import type { Drill, Scene } from './scene.ts';
 
 /** A running system, with what belongs to it. */
@@ -114,6 +115,16 @@ export function stagesOf(
       open: () => ownRedis({ tenants, gateway: { rowCacheBytes: 0, retrievalBudgetMs: ROW_BUDGET_MS } }),
     },
     { name: 'machines', drills: PARTITION_DRILLS, open: machines },
+    {
+      name: 'a rollout',
+      drills: ROLLOUT_DRILLS,
+      open: () => given({ gateways: 2, ...ROLLOUT_FLAGS }),
+    },
+    {
+      name: 'a rollout of colocated workers',
+      drills: COLOCATED_ROLLOUT_DRILLS,
+      open: () => given({ gateways: 2, colocated: true, ...ROLLOUT_FLAGS }),
+    },
     { name: 'jumping clocks', drills: [CLOCKS], open: () => given({}, {}, withJumpingClocks) },
   ];
 }

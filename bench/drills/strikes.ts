@@ -65,7 +65,7 @@ export async function strikeEach(scene: Scene, role: Role, strike: Strike): Prom
 }
 
 /** Waits until a member has work. Streams are short: at random moments, most strikes would not hit any. */
-async function untilBusy(fleet: Fleet, member: Member): Promise<void> {
+export async function untilBusy(fleet: Fleet, member: Member): Promise<void> {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   for (;;) {
     // A prefill worker counts as busy when KV is staged, which begins with the first chunk of a prompt.

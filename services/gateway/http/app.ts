@@ -23,6 +23,8 @@ export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes
   /** undefined for plain HTTP. */
   readonly tls: Tls | undefined;
   readonly log: Logger;
+  /** Aborted when the gateway takes no new work. */
+  readonly draining: AbortSignal;
 }
 
 /** A request id that a client may choose: it goes into logs and headers. */
@@ -56,13 +58,13 @@ export function createApp(
 
 /** Fastify asks for a second server where the host is `localhost`, which may be two addresses. */
 function createNodeServer(limits: AppOptions, handle: RequestListener) {
-  const { tls, receiveTimeoutMs, maxConnections } = limits;
+  const { tls, receiveTimeoutMs, maxConnections, draining } = limits;
   const options = serverOptions(limits);
   const server = tls
     ? createTlsServer({ ...options, ...tls, allowHalfOpen: true, handshakeTimeout: receiveTimeoutMs })
     : createHttpServer(options);
   server.maxHeadersCount = 0; // Node would drop the others in silence
   allowHalfClose(server);
-  serveInTurn(server, { handle, room: new Room(maxConnections), lingerMs: receiveTimeoutMs });
+  serveInTurn(server, { handle, room: new Room(maxConnections), lingerMs: receiveTimeoutMs, draining });
   return server;
 }

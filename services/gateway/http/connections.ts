@@ -47,13 +47,25 @@ export interface Serving {
    * it is a stranger.
    */
   readonly lingerMs: number;
+  /**
+   * When it is aborted, a connection closes as soon as it is idle: a client that keeps it would send its next request
+   * to a process that takes none, though another gateway stays.
+   */
+  readonly draining: AbortSignal;
 }
 
 /** Serves each connection of a server in turn. */
 export function serveInTurn(server: Server, serving: Serving): void {
+  const open = new Set<Connection>();
   server.on('connection', (socket: Socket) => serving.room.enter(socket));
   server.on(server instanceof TlsServer ? 'secureConnection' : 'connection', (socket: Socket) => {
-    connections.set(socket, new Connection(socket, serving));
+    const connection = new Connection(socket, serving);
+    connections.set(socket, connection);
+    open.add(connection);
+    socket.once('close', () => open.delete(connection));
+  });
+  serving.draining.addEventListener('abort', () => {
+    for (const connection of open) connection.leave();
   });
   const receive: Handler = (request, response) => connections.get(request.socket)?.receive({ request, response });
   server.on('request', receive);
@@ -103,6 +115,8 @@ class Connection {
   readonly #waiting: Exchange[] = [];
   readonly #probe: () => void;
   #closing = false;
+  /** Whether a request has been answered. A client that has just connected hears why it is refused. */
+  #hasServed = false;
   /** Closes the connection when its client does not stop sending. */
   #linger: NodeJS.Timeout | undefined;
 
@@ -121,6 +135,11 @@ class Connection {
 
   welcome(): void {
     this.#known = true;
+  }
+
+  /** Closes the connection if it is idle; one in work closes after its last answer. */
+  leave(): void {
+    if (this.#hasServed && this.#current === undefined) this.#closeSoon();
   }
 
   receive(exchange: Exchange): void {
@@ -172,8 +191,10 @@ class Connection {
 
   #next(): void {
     this.#current = undefined;
+    this.#hasServed = true;
     const next = this.#waiting.shift();
     if (next && !this.#closing) this.#begin(next);
+    else if (this.#serving.draining.aborted) this.#closeSoon();
     // The next request ends this timeout, as it ends the longer one that Node has set.
     else if (!this.#known) this.#socket.setTimeout(this.#serving.lingerMs);
   }

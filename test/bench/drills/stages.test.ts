@@ -11,6 +11,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 
 import { ROW_DRILLS } from '../../../bench/drills/bad-rows.ts';
 import { COLOCATED_DRILLS, DRILLS, PARTITION_DRILLS, REDIS_DRILLS } from '../../../bench/drills/drills.ts';
 import { NamespaceNetwork } from '../../../bench/drills/network.ts';
+import { ROLLOUT_DRILLS } from '../../../bench/drills/rollouts.ts';
 import { runDrill } from '../../../bench/drills/run-drill.ts';
 import { runSoak } from '../../../bench/drills/soak.ts';
 import { type Ground, stagesOf } from '../../../bench/drills/stages.ts';
@@ -68,6 +69,15 @@ test('killed colocated workers lose no token, and a wrong answer is noticed', as
   const others = references.map((reference) => ({ ...reference, tokenIds: [...reference.tokenIds, 0] }));
   const { broken } = await runDrill(DRILLS[0]!, others, ground, HOW);
   expect(broken).toMatch(/tokens lost/);
+});
+
+test('a rolling restart of decode workers costs no request anything', async () => {
+  const { ground, references } = await must('a rollout');
+  expect(ground.fleet.of('gateway')).toHaveLength(2);
+  const drill = ROLLOUT_DRILLS.find(({ name }) => name === 'rolling restart of decode')!;
+  const result = await runDrill(drill, references, ground, { ...HOW, rate: 1 });
+  expect(result).toMatchObject({ disturbances: 2, failed: {}, lostTokens: 0, doubledTokens: 0, broken: '' });
+  expect(result.note).toMatch(/^2 drained with exit code 0/);
 });
 
 test('a stopped indexer finishes its upload when it continues, and clients may leave in the middle of a stream', async () => {

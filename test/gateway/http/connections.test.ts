@@ -6,6 +6,7 @@ import { connect, type Socket } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { NO_KEYS } from '../../../services/gateway/tenants/api-keys.ts';
+import { Deferred } from '../../../services/lib/async/deferred.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { makeAuthority } from '../../support/certificates.ts';
@@ -258,5 +259,53 @@ describe('an answer that comes before its request has ended', () => {
       sent++;
     }
     expect(sent).toBeLessThan(100);
+  });
+});
+
+describe('a gateway that drains', () => {
+  const draining = (gateway: { readonly draining: AbortController }) =>
+    gateway.draining.abort(new ServingError('draining', 'shutting down'));
+
+  test('a connection that is idle is closed when the gateway begins to drain', async () => {
+    const gateway = await listen();
+    const socket = open(connect(gateway.port, '127.0.0.1'));
+    const all = heard(socket);
+    socket.write(completion());
+    await vi.waitUntil(() => socket.bytesRead > 0);
+    expect(socket.readableEnded).toBe(false);
+    draining(gateway);
+    expect(statuses(await all)).toEqual([200]);
+  });
+
+  test('a connection in work is closed after its answer, so that the next request goes elsewhere', async () => {
+    const gateway = await listen();
+    const { client } = gateway.workers.decode;
+    const { decode } = client;
+    const gate = new Deferred<void>();
+    client.decode = async function* (request, signal) {
+      await gate.promise;
+      yield* decode(request, signal);
+    };
+    const socket = open(connect(gateway.port, '127.0.0.1'));
+    const all = heard(socket);
+    socket.write(completion({ stream: true }));
+    await vi.waitUntil(() => socket.bytesRead > 0);
+    draining(gateway);
+    gate.resolve();
+    const answers = await all;
+    expect(statuses(answers)).toEqual([200]);
+    expect(answers).toContain('data: [DONE]');
+  });
+
+  test('a client that connects then hears that the gateway drains', async () => {
+    const gateway = await listen();
+    const socket = open(connect(gateway.port, '127.0.0.1'));
+    await once(socket, 'connect');
+    draining(gateway);
+    const all = heard(socket);
+    socket.write(completion());
+    const answers = await all;
+    expect(statuses(answers)).toEqual([503]);
+    expect(answers).toContain('"draining"');
   });
 });

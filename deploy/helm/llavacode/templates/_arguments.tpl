@@ -1,0 +1,190 @@
+{{/* The command lines of services, and the variables and files that they need. Takes root and role. */}}
+
+{{- define "llavacode.workerList" -}}
+{{- $name := include "llavacode.fullname" .root }}
+{{- $list := list }}
+{{- range .roles }}
+{{- if (get $.root.Values .).enabled }}{{ $list = append $list (printf "dns:%s-%s:9000" $name .) }}{{ end }}
+{{- end }}
+{{- join "," $list }}
+{{- end }}
+
+{{- define "llavacode.arguments" -}}
+{{- $v := .root.Values }}
+{{- $name := include "llavacode.fullname" .root }}
+{{- $pool := get $v .role -}}
+- {{ .role }}
+{{- if $v.settings }}
+- --config=/etc/llavacode/settings/llavacode.yaml
+{{- end }}
+- --host=0.0.0.0
+- --port={{ ternary 8000 9000 (eq .role "gateway") }}
+- --model={{ include "llavacode.bundlePath" .root }}
+- --threads={{ $pool.cpu }}
+- --drain-timeout-ms={{ int64 $v.shutdown.drainTimeoutMs }}
+{{- if $v.rpc.secretName }}
+- --rpc-secret-file=/etc/llavacode/rpc/secret
+{{- end }}
+{{- if $v.rpc.mtls.enabled }}
+- --rpc-cert=/etc/llavacode/rpc-tls/tls.crt
+- --rpc-key=/etc/llavacode/rpc-tls/tls.key
+- --rpc-ca=/etc/llavacode/rpc-tls/ca.crt
+{{- end }}
+{{- if eq .role "gateway" }}
+- --prefill-workers={{ include "llavacode.workerList" (dict "root" .root "roles" (list "prefill" "colocated")) }}
+- --decode-workers={{ include "llavacode.workerList" (dict "root" .root "roles" (list "decode" "colocated")) }}
+{{- if $v.indexer.enabled }}
+- --indexer={{ $name }}-indexer:9000
+{{- end }}
+- --request-timeout-ms={{ int64 $v.gateway.requestTimeoutMs }}
+- --index-cache-bytes={{ int64 $v.gateway.indexCacheBytes }}
+- --row-cache-bytes={{ int64 $v.gateway.rowCacheBytes }}
+{{- if $v.apiKeys.secretName }}
+- --api-keys-file=/etc/llavacode/api-keys/keys.json
+{{- else }}
+- --insecure-listen=true
+{{- end }}
+{{- if $v.gateway.tls.secretName }}
+- --tls-cert=/etc/llavacode/tls/tls.crt
+- --tls-key=/etc/llavacode/tls/tls.key
+{{- end }}
+{{- else }}
+- --metrics-host=0.0.0.0
+- --metrics-port=9090
+- --provider={{ include "llavacode.provider" . }}
+{{- if ne .role "indexer" }}
+- --prepacked=/cache/prepacked
+- --slots={{ $pool.slots }}
+- --capacity={{ int64 $v.model.capacity }}
+{{- if and (include "llavacode.onGpu" .) (gt (int64 $v.gpu.memoryBytes) 0) }}
+- --device-memory={{ int64 $v.gpu.memoryBytes }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "llavacode.provider" -}}
+{{- if include "llavacode.onGpu" . }}
+{{- get (dict "webgpu" "webgpu" "cuda12" "cuda") .root.Values.gpu.class }}
+{{- else }}
+{{- "cpu" }}
+{{- end }}
+{{- end }}
+
+{{- define "llavacode.environment" -}}
+{{- $v := .root.Values -}}
+# Drivers keep compiled kernels there, and uploads are unpacked in the other.
+- name: XDG_CACHE_HOME
+  value: /cache
+- name: TMPDIR
+  value: /tmp
+{{- if has .role (list "gateway" "indexer") }}
+- name: LLAVACODE_STORE
+  {{- if $v.store.secretName }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $v.store.secretName }}
+      key: {{ $v.store.secretKey }}
+  {{- else }}
+  value: {{ $v.store.url | default (printf "redis://%s-redis:6379" (include "llavacode.fullname" .root)) | quote }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "llavacode.mounts" -}}
+{{- $v := .root.Values -}}
+- name: bundle
+  mountPath: /bundle
+  readOnly: true
+- name: cache
+  mountPath: /cache
+- name: tmp
+  mountPath: /tmp
+{{- if $v.settings }}
+- name: settings
+  mountPath: /etc/llavacode/settings
+  readOnly: true
+{{- end }}
+{{- if $v.rpc.secretName }}
+- name: rpc
+  mountPath: /etc/llavacode/rpc
+  readOnly: true
+{{- end }}
+{{- if $v.rpc.mtls.enabled }}
+- name: rpc-tls
+  mountPath: /etc/llavacode/rpc-tls
+  readOnly: true
+{{- end }}
+{{- if eq .role "gateway" }}
+{{- if $v.apiKeys.secretName }}
+- name: api-keys
+  mountPath: /etc/llavacode/api-keys
+  readOnly: true
+{{- end }}
+{{- if $v.gateway.tls.secretName }}
+- name: tls
+  mountPath: /etc/llavacode/tls
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The group of the pod may read secrets, others may not: the services refuse a secret that all can read. */}}
+{{- define "llavacode.secretVolume" -}}
+- name: {{ .name }}
+  secret:
+    secretName: {{ .secret }}
+    defaultMode: 288 # 0440
+    {{- with .items }}
+    items:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+{{- end }}
+
+{{- define "llavacode.volumes" -}}
+{{- $v := .root.Values -}}
+- name: bundle
+  {{- if eq $v.bundle.source "pvc" }}
+  persistentVolumeClaim:
+    claimName: {{ $v.bundle.pvc.claimName }}
+    readOnly: true
+  {{- else if eq $v.bundle.source "image" }}
+  image:
+    reference: {{ $v.bundle.image.reference | quote }}
+    pullPolicy: {{ $v.bundle.image.pullPolicy }}
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ $v.bundle.init.sizeLimit }}
+  {{- end }}
+- name: cache
+  {{- if and $v.cache.claimName (ne .role "gateway") }}
+  persistentVolumeClaim:
+    claimName: {{ $v.cache.claimName }}
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ $v.cache.sizeLimit }}
+  {{- end }}
+- name: tmp
+  emptyDir: {}
+{{- if $v.settings }}
+- name: settings
+  configMap:
+    name: {{ include "llavacode.fullname" .root }}-settings
+{{- end }}
+{{- if $v.rpc.secretName }}
+{{- $items := list (dict "key" $v.rpc.secretKey "path" "secret") }}
+{{ include "llavacode.secretVolume" (dict "name" "rpc" "secret" $v.rpc.secretName "items" $items) }}
+{{- end }}
+{{- if $v.rpc.mtls.enabled }}
+{{ include "llavacode.secretVolume" (dict "name" "rpc-tls" "secret" (include "llavacode.mtlsSecret" .root)) }}
+{{- end }}
+{{- if eq .role "gateway" }}
+{{- if $v.apiKeys.secretName }}
+{{- $items := list (dict "key" $v.apiKeys.secretKey "path" "keys.json") }}
+{{ include "llavacode.secretVolume" (dict "name" "api-keys" "secret" $v.apiKeys.secretName "items" $items) }}
+{{- end }}
+{{- if $v.gateway.tls.secretName }}
+{{ include "llavacode.secretVolume" (dict "name" "tls" "secret" $v.gateway.tls.secretName) }}
+{{- end }}
+{{- end }}
+{{- end }}
