@@ -78,6 +78,7 @@ export class Preparation {
     const parts = {
       prompt: input,
       suffix: request.suffix,
+      completionPrefix: request.completionPrefix,
       context: found?.context,
       capacity: pool.capacity,
       maxTokens: request.maxTokens,

@@ -49,8 +49,8 @@ const idsIn = (prompt: PromptInput, { truncatePromptTokens = Infinity }: Complet
   typeof prompt === 'string' ? 0 : Math.min(prompt.length, truncatePromptTokens);
 
 function estimated(prompt: PromptInput, request: CompletionRequest): number {
-  const { suffix = '', rag, truncatePromptTokens = Infinity } = request;
-  const characters = (typeof prompt === 'string' ? prompt.length : 0) + suffix.length;
+  const { suffix = '', completionPrefix = '', rag, truncatePromptTokens = Infinity } = request;
+  const characters = (typeof prompt === 'string' ? prompt.length : 0) + suffix.length + completionPrefix.length;
   const context = rag === undefined || rag.mode === 'off' ? 0 : rag.mode === 'text' ? rag.maxTextTokens : rag.topK;
   const given = idsIn(prompt, request) + Math.ceil(characters / CHARACTERS_PER_TOKEN);
   return Math.min(given, truncatePromptTokens) + context;
