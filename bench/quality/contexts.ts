@@ -1,0 +1,157 @@
+/**
+ * Indexes of a running system that an evaluation searches: one for each repository, or one for each sample with the
+ * chunks that stand in the benchmark. Both are made over HTTP, as a user's are, and removed when they are done with.
+ */
+import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { posix } from 'node:path';
+import { bearer, sendRequest } from '../../services/http-call.ts';
+import { treeIndexer } from '../../services/indexer/tree-indexer.ts';
+import { atPath } from '../../services/lib/process/os-errors.ts';
+import { GatewayTarget } from '../../services/repo-client.ts';
+import type { GivenChunk, Sample } from './formats.ts';
+import { within } from './samples.ts';
+
+/** A chunk as an answer names it. */
+export interface ChunkPlace {
+  readonly path: string;
+  readonly startLine: number;
+  readonly endLine: number;
+}
+
+/** What a sample's prompts are searched in. */
+export interface SampleContext {
+  /** Name of the repository in requests. */
+  readonly repo: string;
+  /** Chunks that the benchmark gives, and chunks that the system has made of them; equal unless it cuts or skips. */
+  readonly given: number;
+  readonly indexed: number;
+  /** @throws ServingError path_unusable */
+  textOf(place: ChunkPlace): Promise<string>;
+}
+
+interface System {
+  readonly url: string;
+  readonly apiKey: string | undefined;
+  readonly signal: AbortSignal;
+  readonly onProgress: (text: string) => void;
+}
+
+/** Names of indexes begin with it, so that a person can tell what an evaluation that was killed has left behind. */
+const PREFIX = 'evaluate';
+
+export class Contexts {
+  readonly #system: System;
+  readonly #repositories: string | undefined;
+  /** Names of the indexes of whole repositories. */
+  readonly #indexed = new Set<string>();
+
+  /** @param repositories folder of whole repositories; undefined where the benchmark's chunks are indexed. */
+  constructor(system: System, repositories: string | undefined) {
+    this.#system = system;
+    this.#repositories = repositories;
+  }
+
+  /**
+   * Runs `use` with the sample's context.
+   * @throws ServingError with the system's code; path_unusable; sample_invalid; the signal's reason.
+   */
+  async with<T>(sample: Sample, use: (context: SampleContext) => Promise<T>): Promise<T> {
+    if (this.#repositories !== undefined) return use(await this.#ofRepository(sample, this.#repositories));
+    const repo = `${PREFIX}/${digestOf(sample.name, sample.id, String(process.pid))}`;
+    const files = chunkFiles(sample.chunks ?? [], sample.path);
+    if (files.size === 0) return use({ repo: '', given: 0, indexed: 0, textOf: async () => '' });
+    const paths = [...files.keys()].sort();
+    try {
+      const read = async (path: string) => ({ text: files.get(path)! });
+      const report = await this.#target(repo).index({ paths, skipped: {}, read });
+      const textOf = async ({ path }: ChunkPlace) => files.get(path) ?? '';
+      return await use({ repo, given: files.size, indexed: report.chunks, textOf });
+    } finally {
+      await this.#remove(repo);
+    }
+  }
+
+  /** Removes the indexes of whole repositories. */
+  async close(): Promise<void> {
+    for (const repo of this.#indexed) await this.#remove(repo);
+  }
+
+  async #ofRepository(sample: Sample, repositories: string): Promise<SampleContext> {
+    const { repository = '', name } = sample;
+    const repo = `${PREFIX}/${repository}`;
+    if (!this.#indexed.has(repo)) {
+      const target = this.#target(repo);
+      const index = treeIndexer(within(repositories, repository, '', name), {}, target);
+      await index(undefined, false);
+      this.#indexed.add(repo);
+    }
+    const textOf = async ({ path, startLine, endLine }: ChunkPlace) => {
+      const file = within(repositories, repository, path, name);
+      const lines = (await atPath(file, () => readFile(file, 'utf8'))).split(/\r\n|\n|\r/);
+      return lines
+        .slice(startLine - 1, endLine)
+        .filter((line) => line.trim() !== '')
+        .join('\n');
+    };
+    return { repo, given: 0, indexed: 0, textOf };
+  }
+
+  #target(repo: string): GatewayTarget {
+    const { url, apiKey = '', signal, onProgress } = this.#system;
+    return new GatewayTarget({
+      url,
+      apiKey,
+      repo,
+      signal,
+      onSending: () => {},
+      onProgress: ({ files, filesRead, chunks }) =>
+        onProgress(`indexing ${repo}: ${filesRead} of ${files} files, ${chunks} chunks`),
+    });
+  }
+
+  /** A failure leaves an index behind that nobody uses, so it is not worth losing the evaluation. */
+  async #remove(repo: string): Promise<void> {
+    const { url, apiKey } = this.#system;
+    const signal = AbortSignal.timeout(REMOVAL_MS);
+    const address = `${url.replace(/\/+$/, '')}/v1/repos/${encodeURIComponent(repo)}`;
+    try {
+      (await sendRequest({ method: 'DELETE', url: address, headers: bearer(apiKey), signal })).resume();
+    } catch {}
+  }
+}
+
+/** Time that the removal of an index may take, in ms. */
+const REMOVAL_MS = 30_000;
+
+const digestOf = (...parts: readonly string[]) =>
+  createHash('sha256').update(parts.join('\0')).digest('hex').slice(0, 16);
+
+/**
+ * Chunks as files with names of their own, each as near to the chunk's path as an indexer takes it: several chunks of
+ * one file become `name.py`, `name.2.py` and so on. Blank chunks hold nothing that could be indexed, and are left out.
+ * @param current path of the file with the gap, whose chunks an index would not find
+ */
+export function chunkFiles(chunks: readonly GivenChunk[], current: string): Map<string, string> {
+  const files = new Map<string, string>();
+  for (const { path, text } of chunks) {
+    if (text.trim() === '') continue;
+    const plain = indexable(path) || `chunk${posix.extname(current)}`;
+    const end = posix.extname(plain);
+    const stem = plain.slice(0, plain.length - end.length);
+    let name = plain;
+    for (let i = 2; files.has(name) || name === current; i++) name = `${stem}.${i}${end}`;
+    files.set(name, text);
+  }
+  return files;
+}
+
+/** A path without parts that lead out of the tree, hide a file, or name installed packages. */
+function indexable(path: string): string {
+  const parts = path.normalize('NFC').split(/[\\/]+/);
+  const shown = parts.map((part) => part.replace(/^\.+/, '').replace(/\p{Cc}/gu, ''));
+  return shown
+    .filter((part) => part !== '')
+    .map((part) => (part === 'node_modules' ? 'node-modules' : part))
+    .join('/');
+}
