@@ -54,7 +54,7 @@ export const EVALUATE_COMMAND = {
     summarizer: optional('<url>', 'OpenAI-compatible server whose model summarises chunks, for the arm summary', text),
     promptOrder: oneOf('<order>', 'see --prompt-order of the gateway; that of --url if given', PROMPT_ORDERS, 'psm'),
     url: optional('<url>', 'a running system with an indexer, that serves --models; started when not given', text),
-    apiKey: optional('<key>', 'key for a system with --api-keys-file', text),
+    apiKeyFile: optional('<file>', 'file with the key for a system with --api-keys-file', text),
     models,
     precision,
     prefillPrecision,

@@ -23,11 +23,12 @@ export const isRewriter = (arm: Arm): arm is Rewriter => (REWRITERS as readonly 
 /** Rewriters whose text stands in the benchmark. */
 export const isGiven = (arm: Arm): boolean => arm === 'zip' || arm.startsWith('given-');
 
-/** The arms of a run: those that retrieve once for each retriever. */
+/** The arms of a run: those that the server retrieves for once for each retriever, rewriters with the first one. */
 export function armSpecs({ arms, retrievers }: Pick<EvaluateOptions, 'arms' | 'retrievers'>): ArmSpec[] {
   return [...new Set(arms)].flatMap((arm): ArmSpec[] => {
     if (arm === 'off' || isGiven(arm)) return [{ name: arm, arm, retriever: undefined }];
     const named = [...new Set(retrievers)];
+    if (isRewriter(arm)) return [{ name: arm, arm, retriever: named[0] }];
     return named.map((retriever) => ({ name: named.length === 1 ? arm : `${arm} (${retriever})`, arm, retriever }));
   });
 }

@@ -69,12 +69,13 @@ export class Rewriters {
   async rewrite(rewriter: Rewriter, sample: Sample, chunks: readonly GivenChunk[]): Promise<number[]> {
     const { tokenizer } = this.#parts;
     if (isGiven(rewriter)) return tokenizer.encodeHead(sample.rewritten[rewriter] ?? '', this.#budget);
-    const share = Math.max(1, Math.floor(this.#budget / Math.max(1, chunks.length)));
     const ids: number[] = [];
-    for (const { text } of chunks) {
-      if (ids.length < this.#budget) ids.push(...(await this.#once(rewriter, text, share)));
+    for (const [i, { text }] of chunks.entries()) {
+      // What one chunk does not need is for those after it.
+      const share = Math.ceil((this.#budget - ids.length) / (chunks.length - i));
+      if (share > 0) ids.push(...(await this.#once(rewriter, text, share)));
     }
-    return ids.slice(0, this.#budget);
+    return ids;
   }
 
   dispose(): void {

@@ -22,6 +22,8 @@ export interface Survey {
   /** SHA-256 over the files, in hex. */
   readonly digest: string;
   readonly samples: number;
+  /** Tokens of the longest target. */
+  readonly longestTarget: number;
   /** Samples that will be evaluated. */
   readonly taken: number;
   /** How many samples have a field that is not read, by its name. */
@@ -59,17 +61,18 @@ export class Benchmark {
 
   /**
    * Reads the whole benchmark once.
+   * @param lengthOf a text in tokens of the language model
    * @throws ServingError path_unusable; sample_invalid, with file and line; config_invalid where an arm asks for what
    *   the benchmark does not hold, or no language can be told.
    */
-  static async open(choice: Choice, signal: AbortSignal): Promise<Benchmark> {
+  static async open(choice: Choice, lengthOf: (text: string) => number, signal: AbortSignal): Promise<Benchmark> {
     const files = await filesOf(choice.benchmark);
     const digest = createHash('sha256');
     const ids = new Set<string>();
     const unread = new Map<string, number>();
     let format: Format | undefined = choice.format === 'auto' ? undefined : choice.format;
     let language: ScoredLanguage | undefined = choice.language === 'auto' ? undefined : choice.language;
-    let [samples, repeatedIds, withoutChunks] = [0, 0, 0];
+    let [samples, repeatedIds, withoutChunks, longestTarget] = [0, 0, 0, 0];
     for (const file of files) {
       for await (const { name, value } of jsonLines(file, digest)) {
         signal.throwIfAborted();
@@ -80,6 +83,7 @@ export class Benchmark {
         if (ids.has(sample.id)) repeatedIds++;
         ids.add(sample.id);
         if ((sample.chunks?.length ?? 0) === 0) withoutChunks++;
+        longestTarget = Math.max(longestTarget, lengthOf(sample.target));
         samples++;
       }
     }
@@ -91,6 +95,7 @@ export class Benchmark {
       language,
       digest: digest.digest('hex'),
       samples,
+      longestTarget,
       taken: Math.min(samples, choice.samples ?? samples),
       unread: Object.fromEntries([...unread].sort(([a], [b]) => a.localeCompare(b))),
       repeatedIds,

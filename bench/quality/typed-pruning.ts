@@ -60,10 +60,7 @@ export class TypedPruning {
       if (seen.has(tokens[i]!.text)) continue; // a name says as much once
       kept.add(i);
       if (length(text()) <= budget) seen.add(tokens[i]!.text);
-      else {
-        kept.delete(i);
-        break;
-      }
+      else kept.delete(i); // a shorter one may still fit
     }
     return text();
   }
