@@ -1,6 +1,6 @@
 /**
- * The commands after `llavacode bench`, `llavacode plan` and `llavacode evaluate`. A bench declares its options in its own command.ts; the
- * code that measures is loaded when the command runs, and not for `--help`.
+ * The commands after `llavacode bench`, `llavacode plan` and `llavacode evaluate`. A bench declares its options in its
+ * own command.ts; the code that measures is loaded when the command runs, and not for `--help`.
  */
 import { Command } from 'commander';
 import { ALL_COMMAND, README, readmeOption } from './all/command.ts';

@@ -63,8 +63,8 @@ export interface ChoiceRules {
 }
 
 /**
- * The prompt, or the completion's given beginning, as it is given back in front of each of its choices. All of them share one, which makes its reports when
- * they are first read: a prompt may have 100,000 tokens with 6 candidates each.
+ * The prompt, or the completion's given beginning, as it is given back in front of each of its choices. All of them
+ * share one, which makes its reports when they are first read: a prompt may have 100,000 tokens with 6 candidates each.
  */
 export class Echo {
   readonly text: string;
