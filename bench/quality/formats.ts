@@ -269,7 +269,7 @@ export function commentedChunks(text: string): GivenChunk[] {
     } else if (pathNext) {
       chunks.at(-1)!.path = bare.trim();
       pathNext = false;
-    } else if (line.trim() !== '') chunks.at(-1)?.lines.push(bare); // what stands before the first chunk is a heading
+    } else if (bare.trim() !== '') chunks.at(-1)?.lines.push(bare); // what stands before the first chunk is a heading
   }
   return chunks.map(({ path, lines }) => ({ path, text: lines.join('\n') }));
 }

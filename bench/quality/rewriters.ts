@@ -25,6 +25,8 @@ interface Parts {
 
 const keptSchema = z.object({ ids: z.array(z.number().int()) });
 
+/** Tokens that a rewritten chunk has at least: in fewer nothing can be said, so fewer chunks are taken. */
+const LEAST_TOKENS = 5;
 /** Tokens of a chunk that pruning and summaries read, as many as a text context may have of all chunks. */
 const READ_TOKENS = 512;
 
@@ -69,11 +71,14 @@ export class Rewriters {
   async rewrite(rewriter: Rewriter, sample: Sample, chunks: readonly GivenChunk[]): Promise<number[]> {
     const { tokenizer } = this.#parts;
     if (isGiven(rewriter)) return tokenizer.encodeHead(sample.rewritten[rewriter] ?? '', this.#budget);
+    const best = chunks.slice(0, Math.max(1, Math.floor(this.#budget / LEAST_TOKENS)));
     const ids: number[] = [];
-    for (const [i, { text }] of chunks.entries()) {
+    for (const [i, { text }] of best.entries()) {
+      const between = ids.length === 0 ? [] : tokenizer.encode('\n');
       // What one chunk does not need is for those after it.
-      const share = Math.ceil((this.#budget - ids.length) / (chunks.length - i));
-      if (share > 0) ids.push(...(await this.#once(rewriter, text, share)));
+      const share = Math.floor((this.#budget - ids.length) / (best.length - i)) - between.length;
+      const piece = share > 0 ? await this.#once(rewriter, text, share) : [];
+      if (piece.length > 0) ids.push(...between, ...piece);
     }
     return ids;
   }
