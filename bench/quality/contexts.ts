@@ -23,6 +23,8 @@ export interface ChunkPlace {
 export interface SampleContext {
   /** Name of the repository in requests. */
   readonly repo: string;
+  /** Of the index. */
+  readonly version: string;
   /** Chunks that the benchmark gives, and chunks that the system has made of them; equal unless it cuts or skips. */
   readonly given: number;
   readonly indexed: number;
@@ -37,14 +39,11 @@ interface System {
   readonly onProgress: (text: string) => void;
 }
 
-/** Names of indexes begin with it, so that a person can tell what an evaluation that was killed has left behind. */
-const PREFIX = 'evaluate';
-
 export class Contexts {
   readonly #system: System;
   readonly #repositories: string | undefined;
-  /** Names of the indexes of whole repositories. */
-  readonly #indexed = new Set<string>();
+  /** Versions of the indexes of whole repositories, by their names. */
+  readonly #indexed = new Map<string, string>();
 
   /** @param repositories folder of whole repositories; undefined where the benchmark's chunks are indexed. */
   constructor(system: System, repositories: string | undefined) {
@@ -58,15 +57,15 @@ export class Contexts {
    */
   async with<T>(sample: Sample, use: (context: SampleContext) => Promise<T>): Promise<T> {
     if (this.#repositories !== undefined) return use(await this.#ofRepository(sample, this.#repositories));
-    const repo = `${PREFIX}/${digestOf(sample.name, sample.id, String(process.pid))}`;
     const files = chunkFiles(sample.chunks ?? [], sample.path);
-    if (files.size === 0) return use({ repo: '', given: 0, indexed: 0, textOf: async () => '' });
+    if (files.size === 0) return use(NO_CONTEXT);
+    const repo = indexName(sample.repository, digestOf([...files]));
     const paths = [...files.keys()].sort();
     try {
       const read = async (path: string) => ({ text: files.get(path)! });
       const report = await this.#target(repo).index({ paths, skipped: {}, read });
       const textOf = async ({ path }: ChunkPlace) => files.get(path) ?? '';
-      return await use({ repo, given: files.size, indexed: report.chunks, textOf });
+      return await use({ repo, version: report.version, given: files.size, indexed: report.chunks, textOf });
     } finally {
       await this.#remove(repo);
     }
@@ -74,18 +73,15 @@ export class Contexts {
 
   /** Removes the indexes of whole repositories. */
   async close(): Promise<void> {
-    for (const repo of this.#indexed) await this.#remove(repo);
+    for (const repo of this.#indexed.keys()) await this.#remove(repo);
   }
 
   async #ofRepository(sample: Sample, repositories: string): Promise<SampleContext> {
     const { repository = '', name } = sample;
-    const repo = `${PREFIX}/${repository}`;
-    if (!this.#indexed.has(repo)) {
-      const target = this.#target(repo);
-      const index = treeIndexer(within(repositories, repository, '', name), {}, target);
-      await index(undefined, false);
-      this.#indexed.add(repo);
-    }
+    const repo = indexName(repository, 'evaluated');
+    const version =
+      this.#indexed.get(repo) ?? (await this.#indexTree(repo, within(repositories, repository, '', name)));
+    this.#indexed.set(repo, version);
     const textOf = async ({ path, startLine, endLine }: ChunkPlace) => {
       const file = within(repositories, repository, path, name);
       const lines = (await atPath(file, () => readFile(file, 'utf8'))).split(/\r\n|\n|\r/);
@@ -94,7 +90,27 @@ export class Contexts {
         .filter((line) => line.trim() !== '')
         .join('\n');
     };
-    return { repo, given: 0, indexed: 0, textOf };
+    return { repo, version, given: 0, indexed: 0, textOf };
+  }
+
+  /** @returns the version of the index. */
+  async #indexTree(repo: string, dir: string): Promise<string> {
+    const target = this.#target(repo);
+    let version = '';
+    const index = treeIndexer(
+      dir,
+      {},
+      {
+        files: () => target.files(),
+        index: async (sources) => {
+          const report = await target.index(sources);
+          version = report.version;
+          return report;
+        },
+      },
+    );
+    await index();
+    return version;
   }
 
   #target(repo: string): GatewayTarget {
@@ -124,8 +140,28 @@ export class Contexts {
 /** Time that the removal of an index may take, in ms. */
 const REMOVAL_MS = 30_000;
 
-const digestOf = (...parts: readonly string[]) =>
-  createHash('sha256').update(parts.join('\0')).digest('hex').slice(0, 16);
+/** The context of a prompt that has none. */
+export const NO_CONTEXT: SampleContext = { repo: '', version: '', given: 0, indexed: 0, textOf: async () => '' };
+
+/** 32 bits of a digest, in hex: thousands of names differ. */
+const digestOf = (files: unknown) => createHash('sha256').update(JSON.stringify(files)).digest('hex').slice(0, 8);
+
+/**
+ * The name of an index. Names stand in prompts with context as text, so it is the repository's own, with an end that
+ * keeps it apart from indexes of others, and is the same in every run.
+ */
+function indexName(repository = '', end: string): string {
+  const parts = repository.split('/').map((part) => part.replace(/[^\w.-]/g, '-').replace(/^[.-]+/, ''));
+  return `${
+    parts
+      .filter((part) => part !== '')
+      .join('/')
+      .slice(0, NAME_LENGTH) || 'repository'
+  }-${end}`;
+}
+
+/** Longest part of a name that is the repository's own: a gateway takes 200 characters. */
+const NAME_LENGTH = 180;
 
 /**
  * Chunks as files with names of their own, each as near to the chunk's path as an indexer takes it: several chunks of

@@ -11,7 +11,7 @@ import { contentKey, type KeptLines } from '../../training/data/lines.ts';
 import type { CodeBleuCounts } from '../../training/metrics/code-bleu.ts';
 import type { QualityClient } from './client.ts';
 import type { EvaluateOptions, Rewriter } from './command.ts';
-import type { Contexts, SampleContext } from './contexts.ts';
+import { type Contexts, NO_CONTEXT, type SampleContext } from './contexts.ts';
 import type { GivenChunk, Sample } from './formats.ts';
 import { type ArmSpec, type CutCode, type EvaluationPrompts, isGiven, isRewriter } from './prompts.ts';
 import { chunkKey, type PromptChunk, type SampleResult } from './result.ts';
@@ -180,6 +180,7 @@ export class Evaluation {
   ): Promise<KeptAnswer> {
     const { client, fingerprint } = this.#parts;
     const done = await client.complete({ ...prompt(), max_tokens: this.#settings.maxTokens, temperature: 0 });
+    assertFound(done, context);
     const forced = await client.logprobs({ ...prompt(), completion_prefix: sample.target });
     assertServes(forced.fingerprint, fingerprint);
     const logprobs = forced.logprobs.filter((logprob) => logprob !== null);
@@ -207,8 +208,6 @@ export class Evaluation {
   }
 }
 
-const NO_CONTEXT: SampleContext = { repo: '', given: 0, indexed: 0, textOf: async () => '' };
-
 const rotated = <T>(items: readonly T[], by: number): T[] => {
   const start = by % items.length;
   return [...items.slice(start), ...items.slice(0, start)];
@@ -229,6 +228,15 @@ function assertServes(served: string | undefined, fingerprint: string): void {
   throw new ServingError(
     'config_invalid',
     `--url serves the bundle ${served}, and --models names ${expected}: name the bundle that is served`,
+  );
+}
+
+/** @throws ServingError index_moved if the system searched another version than the one that was uploaded. */
+function assertFound({ rag }: StreamedCompletion, { repo, version }: SampleContext): void {
+  if (rag === undefined || rag.index_version === null || rag.index_version === version) return;
+  throw new ServingError(
+    'index_moved',
+    `the system searched version ${rag.index_version} of ${repo}, and ${version} was uploaded: run the command again`,
   );
 }
 
