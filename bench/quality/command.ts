@@ -15,10 +15,10 @@ export type Format = (typeof FORMATS)[number];
 export const REWRITERS = ['pruned', 'summary', 'typed', 'zip', 'given-pruned', 'given-summary'] as const;
 export type Rewriter = (typeof REWRITERS)[number];
 /** What stands in a prompt: nothing, or context in one of the modes of the server, or rewritten. */
-export const ARMS = [...RAG_MODES.toReversed(), ...REWRITERS] as const;
+const ARMS = [...RAG_MODES.toReversed(), ...REWRITERS] as const;
 export type Arm = (typeof ARMS)[number];
 
-export const CONTEXT_SOURCES = ['file', 'index'] as const;
+const CONTEXT_SOURCES = ['file', 'index'] as const;
 
 const VARIANTS = ['codexglue', 'pip'] as const satisfies readonly CodeBleuVariant[];
 const LANGUAGES = ['auto', 'python', 'java', 'javascript', 'typescript', 'csharp'] as const;

@@ -13,7 +13,7 @@ import type { GivenChunk, Sample } from './formats.ts';
 import { within } from './samples.ts';
 
 /** A chunk as an answer names it. */
-export interface ChunkPlace {
+interface ChunkPlace {
   readonly path: string;
   readonly startLine: number;
   readonly endLine: number;
