@@ -137,7 +137,8 @@ export function formatOf(name: string, value: unknown): Format {
   if ('groundtruth' in fields) return isAuthors ? 'authors' : 'longeval';
   throw new ServingError(
     'sample_invalid',
-    `${name}: no format has these fields (${Object.keys(fields).slice(0, 10).join(', ') || 'none'}): name it with --format`,
+    `${name}: no format has these fields (${Object.keys(fields).slice(0, 10).join(', ') || 'none'}): ` +
+      'name it with --format',
   );
 }
 

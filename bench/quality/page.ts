@@ -143,7 +143,8 @@ ${context.length === 0 ? '' : `<details><summary>${title}</summary>${context.joi
 
 function article(sample: SampleResult): string {
   const arms = Object.entries(sample.answers).map(([name, answer]) => armBlock(name, answer, sample));
-  return `<article class="${classesOf(sample).join(' ')}"><h2>${escaped(sample.id)} <small>${escaped(sample.path)}</small></h2>
+  return `<article class="${classesOf(sample).join(' ')}">
+<h2>${escaped(sample.id)} <small>${escaped(sample.path)}</small></h2>
 <pre class="code">${escaped(sample.before)}<b>▮</b>${escaped(sample.after)}</pre>
 <pre class="target">${escaped(sample.target)}</pre><div class="arms">${arms.join('\n')}</div></article>`;
 }

@@ -74,7 +74,8 @@ function assertArms(options: EvaluateOptions, specs: readonly ArmSpec[], { conte
   if (context === undefined && needing !== undefined) {
     throw new ServingError(
       'config_invalid',
-      `--arms ${needing.name}: the bundle ${name} has no encoder and projector; export it with --projector, or leave the arm out`,
+      `--arms ${needing.name}: the bundle ${name} has no encoder and projector; export it with --projector, ` +
+        'or leave the arm out',
     );
   }
   if (requireBetterThan === undefined) return;
@@ -207,7 +208,7 @@ async function assertRoom(client: QualityClient, options: EvaluateOptions, longe
   if (has === undefined || needed <= has) return;
   throw new ServingError(
     'config_invalid',
-    `--prompt-tokens ${options.promptTokens}, --text-tokens ${options.textTokens} and a target of ${longestTarget} tokens ` +
-      `may take ${needed} tokens, and the system holds ${has}: lower them, or raise --capacity`,
+    `--prompt-tokens ${options.promptTokens}, --text-tokens ${options.textTokens} and a target of ${longestTarget} ` +
+      `tokens may take ${needed} tokens, and the system holds ${has}: lower them, or raise --capacity`,
   );
 }

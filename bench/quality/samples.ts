@@ -80,6 +80,7 @@ export class Benchmark {
         const sample = readSample(format, name, value, (field) => unread.set(field, (unread.get(field) ?? 0) + 1));
         if (choice.language === 'auto') language = sameLanguage(sample, language);
         assertHolds(sample, choice);
+        if (sample.right === undefined) await rightOf(sample, choice.repositories);
         if (ids.has(sample.id)) repeatedIds++;
         ids.add(sample.id);
         if ((sample.chunks?.length ?? 0) === 0) withoutChunks++;
@@ -106,7 +107,7 @@ export class Benchmark {
 
   /**
    * The samples that are evaluated, evenly from the whole benchmark and in its order.
-   * @throws ServingError as {@link open}; sample_invalid where the repository has another file than the sample.
+   * @throws ServingError as {@link open}.
    */
   async *read(): AsyncGenerator<Sample & { readonly right: string }> {
     const { format, samples, taken } = this.survey;
@@ -116,28 +117,35 @@ export class Benchmark {
       for await (const { name, value } of jsonLines(file)) {
         if (!isTaken(index++)) continue;
         const sample = readSample(format, name, value, () => {});
-        yield { ...sample, right: sample.right ?? (await this.#rightOf(sample)) };
+        yield { ...sample, right: sample.right ?? (await rightOf(sample, this.#repositories)) };
       }
     }
   }
+}
 
-  /** The lines after the target, from the file in its repository; '' where no repositories are given. */
-  async #rightOf({ name, repository = '', path, line, target }: Sample): Promise<string> {
-    if (this.#repositories === undefined || line === undefined) return '';
-    const file = within(this.#repositories, repository, path, name);
-    const lines = (await atPath(`${name}: ${file}`, () => readFile(file, 'utf8'))).split('\n');
-    const targetLines = target.replace(/\n$/, '').split('\n');
-    // Published line numbers count from 0 or from 1.
-    const start = [line, line - 1].find((at) => lines[at]?.trim() === targetLines[0]!.trim());
-    if (start === undefined) {
-      throw new ServingError(
-        'sample_invalid',
-        `${name}: its target is not at line ${line} of ${file}: give --repositories the versions that the benchmark has`,
-      );
-    }
-    const end = start + targetLines.length;
-    return end < lines.length ? `\n${lines.slice(end, end + RIGHT_LINES).join('\n')}` : '';
+/**
+ * The lines after the target, from the file in its repository; '' where no repositories are given.
+ * @throws ServingError sample_invalid where the target does not stand there; path_unusable
+ */
+async function rightOf(
+  { name, repository = '', path, line, target }: Sample,
+  repositories: string | undefined,
+): Promise<string> {
+  if (repositories === undefined || line === undefined) return '';
+  const file = within(repositories, repository, path, name);
+  const lines = (await atPath(`${name}: ${file}`, () => readFile(file, 'utf8'))).split('\n');
+  const targetLines = target.replace(/\n$/, '').split('\n');
+  // Published line numbers count from 0 or from 1.
+  const start = [line, line - 1].find((at) => lines[at]?.trim() === targetLines[0]!.trim());
+  if (start === undefined) {
+    throw new ServingError(
+      'sample_invalid',
+      `${name}: its target is not at line ${line} of ${file}: ` +
+        'give --repositories the versions that the benchmark has',
+    );
   }
+  const end = start + targetLines.length;
+  return end < lines.length ? `\n${lines.slice(end, end + RIGHT_LINES).join('\n')}` : '';
 }
 
 /**

@@ -90,7 +90,7 @@ export function withinMemory(
   const least = trainingBytes(spec, { ...need, recompute: true, slots: Math.min(most, 1) }) / FILLED;
   throw new ServingError(
     'config_invalid',
-    `--memory of ${gib(limit)}: this run takes ${gib(least)} at least, with activations computed again: allow more,` +
-      ' shorten --prompt-tokens, use fewer --workers, or --frozen int8',
+      `--memory of ${gib(limit)}: this run takes ${gib(least)} at least, with activations computed again: allow more,` +
+        ' shorten --prompt-tokens, use fewer --workers, or --frozen int8',
   );
 }

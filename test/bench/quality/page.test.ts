@@ -32,7 +32,7 @@ describe('differences', () => {
 });
 
 describe('the page of samples', () => {
-  it('holds every sample with its target, arms, chunks and what it is an example of, and runs nothing of theirs', () => {
+  it('holds each sample with its target, arms, chunks and what it is an example of, and runs nothing of theirs', () => {
     const page = samplesPage(qualityResult());
     expect(page.match(/<article/g)).toHaveLength(4);
     expect(page).toContain('<article class="differs helped">');
