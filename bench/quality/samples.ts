@@ -50,10 +50,10 @@ const FIELD_OF: Partial<Record<Arm, string>> = {
 
 export class Benchmark {
   readonly survey: Survey;
-  readonly #files: readonly string[];
+  readonly #files: readonly BenchmarkFile[];
   readonly #repositories: string | undefined;
 
-  private constructor(survey: Survey, files: readonly string[], repositories: string | undefined) {
+  private constructor(survey: Survey, files: readonly BenchmarkFile[], repositories: string | undefined) {
     this.survey = survey;
     this.#files = files;
     this.#repositories = repositories;
@@ -73,8 +73,9 @@ export class Benchmark {
     let format: Format | undefined = choice.format === 'auto' ? undefined : choice.format;
     let language: ScoredLanguage | undefined = choice.language === 'auto' ? undefined : choice.language;
     let [samples, repeatedIds, withoutChunks, longestTarget] = [0, 0, 0, 0];
-    for (const file of files) {
-      for await (const { name, value } of jsonLines(file, digest)) {
+    for (const { file, sha256 } of files) {
+      const own = createHash('sha256');
+      for await (const { name, value } of jsonLines(file, own)) {
         signal.throwIfAborted();
         format ??= formatOf(name, value);
         const sample = readSample(format, name, value, (field) => unread.set(field, (unread.get(field) ?? 0) + 1));
@@ -87,6 +88,9 @@ export class Benchmark {
         longestTarget = Math.max(longestTarget, lengthOf(sample.target));
         samples++;
       }
+      const found = own.digest('hex');
+      if (sha256 !== undefined && found !== sha256) throw otherShard(file, found, sha256);
+      digest.update(`${found}\n`);
     }
     if (format === undefined || language === undefined) {
       throw new ServingError('sample_invalid', `--benchmark ${choice.benchmark} has no samples: name another file`);
@@ -113,7 +117,7 @@ export class Benchmark {
     const { format, samples, taken } = this.survey;
     const isTaken = (i: number) => Math.floor(((i + 1) * taken) / samples) > Math.floor((i * taken) / samples);
     let index = 0;
-    for (const file of this.#files) {
+    for (const { file } of this.#files) {
       for await (const { name, value } of jsonLines(file)) {
         if (!isTaken(index++)) continue;
         const sample = readSample(format, name, value, () => {});
@@ -161,12 +165,24 @@ export function within(repositories: string, repository: string, path: string, n
   return join(repositories, inside);
 }
 
+interface BenchmarkFile {
+  readonly file: string;
+  /** In hex; undefined for a file that no manifest names. */
+  readonly sha256: string | undefined;
+}
+
+const otherShard = (file: string, found: string, sha256: string) =>
+  new ServingError(
+    'sample_invalid',
+    `${file} is not the shard of ${MANIFEST}: its SHA-256 is ${found}, not ${sha256}; make the data set again`,
+  );
+
 /** @throws ServingError path_unusable, sample_invalid */
-async function filesOf(path: string): Promise<string[]> {
+async function filesOf(path: string): Promise<BenchmarkFile[]> {
   const isFolder = (await atPath(`--benchmark ${path}`, () => stat(path))).isDirectory();
-  if (!isFolder) return [path];
+  if (!isFolder) return [{ file: path, sha256: undefined }];
   const { shards } = (await readManifest(join(path, MANIFEST))).splits.valid;
-  return shards.map(({ file }) => join(path, file));
+  return shards.map(({ file, sha256 }) => ({ file: join(path, file), sha256 }));
 }
 
 const LANGUAGE_OF = {

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -16,6 +17,9 @@ const open = async (name: string, text: string | Buffer, choice: Partial<Choice>
   const benchmark = join(dir, name);
   await mkdir(dirname(benchmark), { recursive: true });
   await writeFile(benchmark, text);
+  return opened(benchmark, choice);
+};
+const opened = (benchmark: string, choice: Partial<Choice> = {}) => {
   const all = {
     format: 'auto',
     language: 'auto',
@@ -92,6 +96,22 @@ describe('a benchmark', () => {
     await expect(open('moved.jsonl', moved, choice)).rejects.toThrow(/moved\.jsonl:2: its target is not at line 2/);
     const outside = benchmarkText('repoeval').replaceAll('"cart.py"', '"..","..","cart.py"');
     await expect(open('outside.jsonl', outside, choice)).rejects.toThrow(/is not a path in a repository/);
+  });
+
+  it('of a folder of llavacode dataset the validation rows are read; a shard of another set is refused', async () => {
+    const folder = join(dir, 'dataset');
+    const bytes = gzipSync(benchmarkText('llavacode'));
+    const sha256 = createHash('sha256').update(bytes).digest('hex');
+    const shards = [{ file: 'valid-0.jsonl.gz', samples: 5, bytes: bytes.length, sha256 }];
+    const none = { samples: 0, digest: '', shards: [] };
+    const splits = { train: none, valid: { samples: 5, digest: '', shards } };
+    await mkdir(folder, { recursive: true });
+    await writeFile(join(folder, 'dataset.json'), JSON.stringify({ format: 1, recipe: {}, splits, statistics: {} }));
+    await writeFile(join(folder, 'valid-0.jsonl.gz'), bytes);
+    const { survey } = await opened(folder);
+    expect(survey).toMatchObject({ format: 'llavacode', samples: 5 });
+    await writeFile(join(folder, 'valid-0.jsonl.gz'), gzipSync(benchmarkText('llavacode', 4)));
+    await expect(opened(folder)).rejects.toThrow(/valid-0\.jsonl\.gz is not the shard of dataset\.json/);
   });
 
   it.each<[Format, Partial<Choice> & { readonly text?: readonly [string, string] }, RegExp]>([
