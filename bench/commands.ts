@@ -1,6 +1,6 @@
 /**
- * The commands after `llavacode bench`, and `llavacode plan`. A bench declares its options in its own command.ts; the
- * code that measures is loaded when the command runs, and not for `--help`.
+ * The commands after `llavacode bench`, `llavacode plan` and `llavacode evaluate`. A bench declares its options in its
+ * own command.ts; the code that measures is loaded when the command runs, and not for `--help`.
  */
 import { Command } from 'commander';
 import { ALL_COMMAND, README, readmeOption } from './all/command.ts';
@@ -14,6 +14,7 @@ import { INTERFERENCE_COMMAND } from './interference/command.ts';
 import { LOAD_COMMAND } from './load/command.ts';
 import { makeCommand, RESULTS } from './options.ts';
 import { PLAN_COMMAND } from './plan/command.ts';
+import { EVALUATE_COMMAND } from './quality/command.ts';
 import { RECALL_COMMAND, RETRIEVAL_COMMAND } from './retrieval/command.ts';
 import { TABLES_COMMAND } from './tables/command.ts';
 import { TRAINING_COMMAND } from './training/command.ts';
@@ -48,6 +49,9 @@ export function benchCommand(): Command {
 
 export const planCommand = (): Command =>
   makeCommand(PLAN_COMMAND, async (options) => (await import('./plan/run.ts')).runPlan(options));
+
+export const evaluateCommand = (): Command =>
+  makeCommand(EVALUATE_COMMAND, async (options) => (await import('./quality/run.ts')).runEvaluate(options));
 
 const reportCommand = () =>
   new Command('report')

@@ -9,6 +9,7 @@ import { INTERFERENCE } from './interference/report.ts';
 import { LOAD } from './load/report.ts';
 import { PEERS } from './peers/report.ts';
 import { PLAN } from './plan/report.ts';
+import { QUALITY } from './quality/report.ts';
 import type { Bench } from './report/report.ts';
 import { RECALL, RETRIEVAL } from './retrieval/report.ts';
 import { TABLES } from './tables/report.ts';
@@ -25,6 +26,7 @@ export interface Page {
 /** Pages in the order of the overview. */
 export const PAGES: readonly Page[] = [
   { folder: 'tables', benches: [TABLES] },
+  { folder: 'quality', benches: [QUALITY] },
   { folder: 'peers', benches: [PEERS] },
   { folder: 'engine', benches: [ENGINE, HANDOFF] },
   { folder: 'gpu', benches: [GPU] },

@@ -145,6 +145,11 @@ const WORDS: Readonly<Record<string, Word>> = {
     writesForOthers: true,
     build: async () => (await import('../bench/commands.ts')).planCommand(),
   },
+  evaluate: {
+    summary: 'say how good completions are with and without context, on a benchmark; see docs/evaluation.md',
+    writesForOthers: true,
+    build: async () => (await import('../bench/commands.ts')).evaluateCommand(),
+  },
 };
 
 async function buildIndex(command: Command): Promise<void> {

@@ -163,7 +163,7 @@ export function tpotMs(done: StreamedCompletion): number | undefined {
 }
 
 /** The failure that an answer reports. */
-function refusal(text: string, status: number): ServingError {
+export function refusal(text: string, status: number): ServingError {
   try {
     const { error } = JSON.parse(text) as { error: { message: string; code: string } };
     return new ServingError(isErrorCode(error.code) ? error.code : 'internal', error.message);

@@ -25,6 +25,8 @@ export interface SystemSettings {
   readonly gateway?: Flags | undefined;
   /** Further settings of all workers. */
   readonly workers?: Flags | undefined;
+  /** Further settings of the indexer; undefined starts none. */
+  readonly indexer?: Flags | undefined;
 }
 
 /**
@@ -54,11 +56,14 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
       ...settings.gateway,
     },
     workers: { ...common, model: bundle, slots, capacity, ...settings.workers },
+    ...(settings.indexer && {
+      indexer: { ...common, model: bundle, store: settings.store, threads: cores.length, ...settings.indexer },
+    }),
     prefillOnly: { threads: threadsOf(0), queueTokens: 1_000_000, kvLeaseMs: requestTimeoutMs },
     decodeOnly: { threads: threadsOf(mode === 'colocated' ? 0 : prefill), queueSequences: 1024 },
   });
   try {
-    const computing = system.processes.filter(({ name }) => !name.startsWith('gateway'));
+    const computing = system.processes.filter(({ name }) => !/^(gateway|indexer)/.test(name));
     for (const [i, { pid }] of computing.entries()) if (pid !== undefined) await pin(pid, divided[i]!);
   } catch (error) {
     await system.close();

@@ -37,6 +37,8 @@ export interface CompletionRequest {
   readonly prompts: readonly PromptInput[];
   /** Text after the cursor; undefined for a prompt without fill-in-the-middle. */
   readonly suffix: string | undefined;
+  /** Text that the completion begins with: the model goes on after it. undefined lets the model begin. */
+  readonly completionPrefix: string | undefined;
   /** Output tokens of one choice. */
   readonly maxTokens: number;
   /** How each choice is sampled, apart from its seed and the model's own stop ids. */
@@ -105,6 +107,7 @@ export interface OverlayText {
 export const COMPLETION_DEFAULTS: Omit<CompletionRequest, 'prompts'> = Object.freeze({
   model: undefined,
   suffix: undefined,
+  completionPrefix: undefined,
   maxTokens: 16,
   sampling: { ...GREEDY, temperature: 1 },
   seed: undefined,

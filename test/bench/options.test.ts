@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { describe, expect, expectTypeOf, it } from 'vitest';
-import { benchCommand, planCommand } from '../../bench/commands.ts';
+import { benchCommand, evaluateCommand, planCommand } from '../../bench/commands.ts';
 import {
   commandText,
   counts,
@@ -87,7 +87,7 @@ describe('a table of options', () => {
 });
 
 describe('the commands of the benches', () => {
-  const commands = [...benchCommand().commands, planCommand()];
+  const commands = [...benchCommand().commands, planCommand(), evaluateCommand()];
 
   it('every bench of the suite has a command', () => {
     expect(commands.map((command: Command) => command.name())).toEqual([
@@ -109,6 +109,7 @@ describe('the commands of the benches', () => {
       'all',
       'report',
       'plan',
+      'evaluate',
     ]);
   });
 

@@ -20,6 +20,7 @@ const WEIGHTS = {
   GGUF: 2,
   manifests: 1,
   tokenizers: 1,
+  benchmarks: 1,
   'upload archives': 2,
   'upload JSON': 1,
   'store rows': 2,

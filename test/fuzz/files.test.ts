@@ -5,6 +5,8 @@ import { join, resolve, sep } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import { afterAll, expect, test } from 'vitest';
+import { FORMATS } from '../../bench/quality/command.ts';
+import { Benchmark } from '../../bench/quality/samples.ts';
 import { manifestSchema, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { GgufFile } from '../../services/lib/model/checkpoint/gguf-file.ts';
@@ -13,6 +15,7 @@ import { openSourceNetwork } from '../../services/lib/model/checkpoint/source-ne
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { readTokenizerConfig, readTokenizerJson, type TokenizerJson } from '../../services/lib/text/tokenizer-json.ts';
+import { benchmarkRow, benchmarkText } from '../support/benchmark-rows.ts';
 import { type GgufPair, ggufBytes, STORED, tokenizerPairs } from '../support/gguf.ts';
 import { damaged, distorted, fuzz, TIMEOUT_MS } from './budget.ts';
 
@@ -244,4 +247,35 @@ test('a tokenizer that loads gives ids of its own, and a sound one gives the tex
   });
   process.stdout.write(`of these tokenizers ${sound} were sound\n`);
   expect(sound).toBeGreaterThan(0);
+});
+
+test('a benchmark that opens is read to its last sample, or it is refused with file and line', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const benchmark = join(dir, 'fuzz.jsonl');
+  const format = fc.constantFrom(...FORMATS);
+  const rows = format.chain((name) => distorted(benchmarkRow(name)).map((row) => Buffer.from(JSON.stringify(row))));
+  const files = fc.oneof(rows, damaged(format.map((name) => Buffer.from(benchmarkText(name)))));
+  const choice: Parameters<typeof Benchmark.open>[0] = {
+    benchmark,
+    format: 'auto',
+    language: 'python',
+    samples: undefined,
+    arms: ['off'],
+    context: 'file',
+    repositories: undefined,
+  };
+  const never = new AbortController().signal;
+  await fuzz('benchmarks', files, async (bytes) => {
+    await writeFile(benchmark, bytes);
+    const opened = await orRefused('sample_invalid', () => Benchmark.open(choice, (text) => text.length, never));
+    if (opened === undefined) return false;
+    let samples = 0;
+    for await (const { target } of opened.read()) {
+      samples++;
+      expect(target.trim()).not.toBe('');
+    }
+    expect(samples).toBe(opened.survey.samples);
+    return true;
+  });
 });

@@ -3,15 +3,14 @@
  * `groundtruth` (in it) and `crossfile_array`, the chunks of other files, best first, each with its path in its first
  * line. A data set is one file, gzipped or not, or a folder that `llavacode dataset` has made.
  */
-import { createHash, type Hash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
+import { createHash } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pipeline } from 'node:stream';
-import { createGunzip, deflateSync, inflateSync } from 'node:zlib';
+import { deflateSync, inflateSync } from 'node:zlib';
 import { z } from 'zod';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { atPath, reasonOf } from '../../services/lib/process/os-errors.ts';
+import { atPath } from '../../services/lib/process/os-errors.ts';
+import { jsonLines } from './json-lines.ts';
 import { MANIFEST, readManifest, type Split } from './manifest.ts';
 
 export interface DataRow {
@@ -43,7 +42,7 @@ const rowSchema = z.object({
 });
 
 /** A chunk's first line is its path, mostly as a comment. */
-function chunkOf(text: string): Chunk {
+export function chunkOf(text: string): Chunk {
   const end = text.indexOf('\n');
   if (end < 0) return { path: '', text };
   return { path: text.slice(0, end).replace(/^\s*(?:#|\/\/)\s*/, ''), text: text.slice(end + 1) };
@@ -114,58 +113,12 @@ async function readShards(dir: string, split: Split, rows: DataRow[]): Promise<s
 /** @returns SHA-256 of the file, in hex. */
 async function readLines(path: string, rows: DataRow[]): Promise<string> {
   const digest = createHash('sha256');
-  let line = 0;
-  try {
-    await atPath(path, async () => {
-      for await (const bytes of linesOf(opened(path, digest))) {
-        line++;
-        const text = bytes.toString('utf8');
-        if (text.trim() !== '') rows.push(rowOf(`${path}:${line}`, text));
-      }
-    });
-  } catch (cause) {
-    if (!(cause instanceof Error && 'code' in cause && String(cause.code).startsWith('Z_'))) throw cause;
-    throw new ServingError('sample_invalid', `${path} is not gzip, or is damaged: ${reasonOf(cause)}`, { cause });
-  }
+  for await (const { name, value } of jsonLines(path, digest)) rows.push(rowOf(name, value));
   return digest.digest('hex');
 }
 
-/** The bytes of a file, unpacked; `digest` is told of them as they lie on disk. */
-function opened(path: string, digest: Hash): AsyncIterable<Buffer> {
-  async function* hashed(parts: AsyncIterable<Buffer>) {
-    for await (const part of parts) {
-      digest.update(part);
-      yield part;
-    }
-  }
-  const file = createReadStream(path);
-  if (!path.endsWith('.gz')) return hashed(file);
-  return pipeline(file, hashed, createGunzip(), () => {}); // whoever reads it hears of errors
-}
-
-/** Lines end with \n alone: JSON may hold other line separators as they are. */
-async function* linesOf(parts: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
-  let begun: Buffer[] = [];
-  for await (const part of parts) {
-    let start = 0;
-    for (let end = part.indexOf(10); end >= 0; end = part.indexOf(10, start)) {
-      yield Buffer.concat([...begun, part.subarray(start, end)]);
-      begun = [];
-      start = end + 1;
-    }
-    begun.push(part.subarray(start));
-  }
-  yield Buffer.concat(begun);
-}
-
-function rowOf(name: string, line: string): DataRow {
-  let json: unknown;
-  try {
-    json = JSON.parse(line);
-  } catch (cause) {
-    throw new ServingError('sample_invalid', `${name} is not JSON`, { cause });
-  }
-  const parsed = rowSchema.safeParse(json);
+function rowOf(name: string, value: unknown): DataRow {
+  const parsed = rowSchema.safeParse(value);
   if (parsed.success) return new PackedRow(name, parsed.data);
   const why = parsed.error.issues.map((issue) => `${issue.path.join('.') || 'the line'}: ${issue.message}`).join('; ');
   throw new ServingError('sample_invalid', `${name}: ${why}`);

@@ -19,21 +19,44 @@ const WORDS = 4;
 
 const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
+/** The items of one resample, drawn with replacement. */
+function* draws(resample: number, count: number): Generator<number> {
+  for (let j = 0; j < count; j += WORDS) {
+    const words = wordsAt(SEED, resample * Math.ceil(count / WORDS) + j / WORDS);
+    for (let k = 0; k < Math.min(WORDS, count - j); k++) yield Math.floor((words[k]! / 2 ** 32) * count);
+  }
+}
+
+/** @param figures one for each resample. */
+function bounds(figures: Float64Array): Pick<Estimate, 'low' | 'high'> {
+  figures.sort();
+  const at = (share: number) => figures[Math.round(share * (figures.length - 1))]!;
+  return { low: at(0.025), high: at(0.975) };
+}
+
 /** @param values one figure for each item; at least one */
 export function estimate(values: readonly number[]): Estimate {
-  const count = values.length;
-  const means = new Float64Array(RESAMPLES);
-  for (let i = 0; i < RESAMPLES; i++) {
+  const means = Float64Array.from({ length: RESAMPLES }, (_, resample) => {
     let sum = 0;
-    for (let j = 0; j < count; j += WORDS) {
-      const words = wordsAt(SEED, i * Math.ceil(count / WORDS) + j / WORDS);
-      for (let k = 0; k < Math.min(WORDS, count - j); k++) sum += values[Math.floor((words[k]! / 2 ** 32) * count)]!;
-    }
-    means[i] = sum / count;
-  }
-  means.sort();
-  const at = (share: number) => means[Math.round(share * (RESAMPLES - 1))]!;
-  return { mean: mean(values), low: at(0.025), high: at(0.975) };
+    for (const item of draws(resample, values.length)) sum += values[item]!;
+    return sum / values.length;
+  });
+  return { mean: mean(values), ...bounds(means) };
+}
+
+/**
+ * A figure of a whole corpus that is not a mean of its items, with its interval.
+ * @param items at least one
+ * @param resamples fewer where the figure takes long
+ */
+export function estimateOfCorpus<T>(
+  items: readonly T[],
+  figure: (corpus: readonly T[]) => number,
+  resamples = RESAMPLES,
+): Estimate {
+  const drawn = (resample: number) => Array.from(draws(resample, items.length), (item) => items[item]!);
+  const figures = Float64Array.from({ length: resamples }, (_, resample) => figure(drawn(resample)));
+  return { mean: figure(items), ...bounds(figures) };
 }
 
 /**

@@ -75,12 +75,8 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   cleanup.defer(() => shared.close());
   const place = placeOf(options, { spec, weights: llm.weights }, { folder: work, shared, device });
   progress.update('reading the encoder');
-  const embeddings = await openEmbeddings(
-    options,
-    encoder,
-    { folder: work, shared, threads: options.threads, device },
-    signal,
-  );
+  const encoderPlace = { folder: work, shared, threads: options.threads, device };
+  const embeddings = await openEmbeddings(options, encoder, encoderPlace, signal);
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
   const rowsOf = (step: number) =>

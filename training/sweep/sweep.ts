@@ -40,7 +40,7 @@ export interface SweepOptions
   readonly factor: number;
 }
 
-export interface Trial {
+interface Trial {
   readonly number: number;
   readonly settings: Settings;
   /** Steps that it made. */

@@ -6,7 +6,7 @@ import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import { characterSteps, characters, Detokenizer, StopStrings } from '../../lib/text/detokenizer.ts';
 import { CrlfWriter, toCrlf, usesCrlf } from '../../lib/text/line-ends.ts';
-import { leadingIds } from '../../lib/text/prompt.ts';
+import { leadingIds, prefixSteps } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
@@ -70,8 +70,8 @@ export interface ChoiceRules {
 }
 
 /**
- * The prompt, as it is given back in front of each of its choices. All of them share one, which makes its reports when
- * they are first read: a prompt may have 100,000 tokens with 6 candidates each.
+ * The prompt, or the completion's given beginning, as it is given back in front of each of its choices. All of them
+ * share one, which makes its reports when they are first read: a prompt may have 100,000 tokens with 6 candidates each.
  */
 export class Echo {
   readonly text: string;
@@ -83,9 +83,18 @@ export class Echo {
   readonly #reports: TokenReport[] = [];
   /** Unicode characters of the tokens that have been reported. */
   #offset = 0;
+  /** Whether the first token has a logprob: tokens stand before it that are not given back. */
+  readonly #predicted: boolean;
 
   /** @param length Unicode characters of the text. */
-  constructor(text: string, length: number, tokens: readonly SampledToken[], bytes: (id: number) => Uint8Array) {
+  constructor(
+    text: string,
+    length: number,
+    tokens: readonly SampledToken[],
+    bytes: (id: number) => Uint8Array,
+    predicted: boolean,
+  ) {
+    this.#predicted = predicted;
     this.text = text;
     this.tokens = tokens;
     this.length = length;
@@ -106,7 +115,7 @@ export class Echo {
     const offset = this.#offset + this.#detokenizer.leftover;
     this.#offset += characters(piece);
     const report = reportOf(token, offset, this.#bytes);
-    return this.#reports.length === 0 ? { ...report, candidates: undefined } : report;
+    return this.#reports.length === 0 && !this.#predicted ? { ...report, candidates: undefined } : report;
   }
 }
 
@@ -293,8 +302,8 @@ export function choicesOf(
 const TOKENS_PER_STEP = 1_024;
 
 /**
- * Makes the prompt as it is given back: the client's own text, unless it was truncated. It yields between two steps,
- * since a prompt may have megabytes.
+ * Makes the prompt as it is given back: the client's own text, unless it was truncated. Where the client gave the
+ * completion's beginning, that alone is given back. It yields between two steps, since a prompt may have megabytes.
  * @param logprobs one per prompt position, or none.
  */
 export function* echoSteps(
@@ -305,8 +314,14 @@ export function* echoSteps(
   tokenizer: Tokenizer,
 ): Generator<void, Echo> {
   const input = request.prompts[promptIndex]!;
-  const asSent = typeof input === 'string' && request.truncatePromptTokens === undefined ? input : undefined;
-  const leading = leadingIds(tokenizer, { prompt: input, addSpecialTokens: request.addSpecialTokens }, false).length;
+  const { completionPrefix, truncatePromptTokens, addSpecialTokens } = request;
+  const begun = yield* prefixSteps(tokenizer, completionPrefix);
+  const prompted = typeof input === 'string' && truncatePromptTokens === undefined ? input : undefined;
+  const asSent = completionPrefix ?? prompted;
+  const leading =
+    completionPrefix === undefined
+      ? leadingIds(tokenizer, { prompt: input, addSpecialTokens }, false).length
+      : prompt.ids.length - begun.length;
   const tokens: SampledToken[] = [];
   for (let i = leading; i < prompt.ids.length; i++) {
     tokens.push({ ...logprobs[i], id: prompt.ids[i]! });
@@ -314,5 +329,5 @@ export function* echoSteps(
   }
   const text = asSent ?? (yield* tokenizer.decodeSteps(prompt.ids.subarray(leading)));
   const length = yield* characterSteps(text);
-  return new Echo(text, length, tokens, (id) => tokenizer.bytes(id));
+  return new Echo(text, length, tokens, (id) => tokenizer.bytes(id), begun.length > 0);
 }

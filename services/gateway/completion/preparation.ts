@@ -101,6 +101,7 @@ export class Preparation {
     timeline.mark('retrieved');
     const parts = {
       ...withModelLineEnds(sides, request.echo),
+      completionPrefix: request.completionPrefix,
       context: found?.context,
       capacity: pool.capacity,
       maxTokens: request.maxTokens,

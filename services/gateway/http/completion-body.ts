@@ -74,6 +74,9 @@ const logitBias = z
   )
   .pipe(z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)));
 
+/** UTF-16 units of a completion's given beginning: a few hundred lines. */
+const MAX_COMPLETION_PREFIX = 32_768;
+
 /** A string by which something is found again. Two that differ must stay different wherever they go. */
 const NOT_WELL_FORMED = 'must be well-formed Unicode: it holds half of a surrogate pair';
 export const key = z.string().refine(isWellFormed, NOT_WELL_FORMED);
@@ -153,6 +156,7 @@ export const completionFields = z.strictObject({
   model: modelField.optional(),
   prompt: promptField,
   suffix: z.string().optional(),
+  completion_prefix: z.string().min(1).max(MAX_COMPLETION_PREFIX).optional(),
   max_tokens: z.int().min(0).default(defaults.maxTokens),
   temperature: z.number().min(0).max(2).default(defaults.sampling.temperature),
   top_p: z.number().gt(0).max(1).default(defaults.sampling.topP),
@@ -252,7 +256,7 @@ function checkTogether(body: Fields, context: z.RefinementCtx): void {
   }
   const searches = body.rag !== undefined && body.rag.mode !== 'off';
   if (searches && promptList(body.prompt).length > 1) refuse('rag', 'takes one prompt per request');
-  if (body.echo && (body.suffix !== undefined || searches)) {
+  if (body.echo && body.completion_prefix === undefined && (body.suffix !== undefined || searches)) {
     refuse('echo', 'gives back the prompt as it was sent, so it cannot be combined with suffix or rag');
   }
 }
@@ -262,6 +266,7 @@ function normalise(body: Fields): CompletionRequest {
     model: body.model,
     prompts: promptList(body.prompt),
     suffix: body.suffix,
+    completionPrefix: body.completion_prefix,
     maxTokens: body.max_tokens,
     sampling: {
       temperature: body.temperature,

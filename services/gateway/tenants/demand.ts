@@ -49,8 +49,8 @@ const idsIn = (prompt: PromptInput, { truncatePromptTokens = Infinity }: Complet
   typeof prompt === 'string' ? 0 : Math.min(prompt.length, truncatePromptTokens);
 
 function estimated(prompt: PromptInput, request: CompletionRequest): number {
-  const { suffix = '', rag, overlay = [], truncatePromptTokens = Infinity } = request;
-  const characters = (typeof prompt === 'string' ? prompt.length : 0) + suffix.length;
+  const { suffix = '', completionPrefix = '', rag, overlay = [], truncatePromptTokens = Infinity } = request;
+  const characters = (typeof prompt === 'string' ? prompt.length : 0) + suffix.length + completionPrefix.length;
   // Chunks of an overlay may stand as text where the others are soft tokens.
   const asText = rag?.mode === 'text' || overlay.length > 0;
   const context = rag === undefined || rag.mode === 'off' ? 0 : asText ? rag.maxTextTokens : rag.topK;

@@ -2,7 +2,7 @@
 import { ServingError } from '../process/errors.ts';
 
 /** The text before the cursor, or after it, as a part of a prompt. */
-export type Side = 'left' | 'right';
+type Side = 'left' | 'right';
 /** A frame as it is written: names of tokens, and the places of the two sides. */
 type Form = readonly string[];
 

@@ -5,6 +5,8 @@
  *                        [bos] [S1…Sk] HEAD suffix RIGHT prefix LEFT middle     (spm)
  *   raw                  [bos] [S1…Sk] PROMPT                                   (no bos if the client sent ids)
  *
+ * A beginning of the completion that the client gives stands behind all of it.
+ *
  * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two
  * keystrokes most of a prompt stays the same, and prefill computes only what follows the first difference. Therefore
  * LEFT is cut at places that do not move with the cursor, and spm, if the model allows it, puts the part that changes
@@ -48,6 +50,8 @@ export interface PromptParts {
   readonly suffix?: string;
   /** Text before the frame, in which names are tokens. It takes at most half of the room; its beginning goes first. */
   readonly head?: string;
+  /** Text that the completion begins with; it is never cut. */
+  readonly completionPrefix?: string;
   readonly context?: SoftContext | TextContext;
   /** Positions that one slot holds, prompt and output together. */
   readonly capacity: number;
@@ -88,13 +92,14 @@ export class PromptBuilder {
    */
   *build(parts: PromptParts): Generator<void, BuiltPrompt> {
     const bos = leadingIds(this.#tokenizer, parts, this.#format.frame !== undefined);
-    const room = this.#room(parts) - bos.length;
+    const begun = yield* prefixSteps(this.#tokenizer, parts.completionPrefix);
+    const room = this.#room(parts) - bos.length - begun.length;
     const uncut =
       parts.suffix === undefined && parts.truncateTo === undefined ? yield* this.#raw(parts, room) : undefined;
     const context = yield* this.#context(parts.context, this.#contextRoom(parts, room, uncut?.length));
     const cut: Cut = { happened: false };
     const own = uncut ?? (yield* this.#cut(parts, room - context.ids.length, cut));
-    const ids = [...bos, ...context.ids, ...own];
+    const ids = [...bos, ...context.ids, ...own, ...begun];
     if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
     return {
       ids: Int32Array.from(ids),
@@ -232,6 +237,14 @@ export function leadingIds(
 ): readonly number[] {
   const framed = suffix !== undefined && canFrame;
   return addSpecialTokens && (framed || typeof prompt === 'string') ? tokenizer.leadingIds : [];
+}
+
+/** The ids of the text that a completion begins with, made in steps; none where there is no such text. */
+export function* prefixSteps(
+  tokenizer: Pick<Tokenizer, 'headSteps'>,
+  completionPrefix: string | undefined,
+): Generator<void, Ids> {
+  return completionPrefix === undefined ? [] : yield* tokenizer.headSteps(completionPrefix, Number.MAX_SAFE_INTEGER);
 }
 
 /**

@@ -61,6 +61,27 @@ test('the logprobs of an echoed prompt begin with a token that nothing predicts'
   expect(choices[0]!.logprobs!.text_offset.at(-1)).toBe(7);
 });
 
+test('the beginning that a client gives a completion stands behind the prompt, and is echoed alone', async () => {
+  const { complete, workers } = await fakeGateway({ token: () => 70 });
+  const begun = tokenizer.encode('self.pop()');
+  const body = { prompt: 'def f', suffix: '\n', completion_prefix: 'self.pop()' };
+  const echoed = await complete({ ...body, echo: true, logprobs: 0, max_tokens: 0 });
+  expect(workers.prefills[0]!.tokenIds!.slice(-begun.length)).toEqual(begun);
+  expect(echoed.choices[0]!.text).toBe('self.pop()');
+  expect(echoed.choices[0]!.logprobs!.token_logprobs).toEqual(begun.map((id) => -id / 100));
+  const { choices } = await complete({ ...body, max_tokens: 2 });
+  expect(choices[0]!.text).toBe(tokenizer.decode([70, 70]));
+});
+
+test('a beginning that leaves no room for a prompt is refused, whatever stands before it', async () => {
+  const { complete } = await fakeGateway({ token: () => 70, capacity: 16 });
+  const prefix = { completion_prefix: 'value = compute(x, y)\n'.repeat(20), max_tokens: 1 };
+  for (const body of [{ prompt: 'x' }, { prompt: [5, 6] }, { prompt: 'x', suffix: 'y' }]) {
+    const { status, error } = await complete({ ...body, ...prefix });
+    expect([status, error!.code]).toEqual([400, 'context_length_exceeded']);
+  }
+});
+
 test('an echoed prompt with no output has logprobs and costs no output token', async () => {
   const { complete } = await fakeGateway({ token: () => 70 });
   const { choices, usage } = await complete({ prompt: [5, 6, 7], echo: true, logprobs: 0, max_tokens: 0 });

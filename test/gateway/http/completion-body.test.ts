@@ -66,6 +66,7 @@ describe('a body that is refused', () => {
     [{ prompt: 'a', truncate_prompt_tokens: 0 }, 'truncate_prompt_tokens', /at least 1/],
     [{ prompt: 'a', echo: true, suffix: 'b' }, 'echo', /cannot be combined with suffix or rag/],
     [{ prompt: 'a', echo: true, rag: { repo: 'r' } }, 'echo', /cannot be combined with suffix or rag/],
+    [{ prompt: 'a', completion_prefix: 'x'.repeat(32_769) }, 'completion_prefix', /<=32768/],
     [{ prompt: 'a', rag: {} }, 'rag.repo', /required/],
     [{ prompt: 'a', rag: { repo: 'r', mode: 'fast' } }, 'rag.mode', /compressed/],
     [{ prompt: 'a', rag: { repo: 'r', k: 1 } }, 'rag.k', /not a field/],

@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { wordsAt } from '../../../services/lib/numeric/random.ts';
-import { estimate, estimateDifference } from '../../../training/metrics/intervals.ts';
+import { estimate, estimateDifference, estimateOfCorpus } from '../../../training/metrics/intervals.ts';
 
 test('the interval of a share is the one that its standard error gives', () => {
   const values = Array.from({ length: 400 }, (_, i) => (i % 4 === 0 ? 1 : 0));
@@ -46,4 +46,12 @@ test('a constant gain has a difference without width, however wide the values li
   );
   expect(gain).toEqual({ mean: 2, low: 2, high: 2 });
   expect(estimate(baseline).high - estimate(baseline).low).toBeGreaterThan(1);
+});
+
+test('a figure of a corpus has the interval of a mean where it is one, and its own value where it is not', () => {
+  const values = Array.from({ length: 30 }, (_, i) => (i * 7) % 5);
+  const mean = (corpus: readonly number[]) => corpus.reduce((sum, value) => sum + value, 0) / corpus.length;
+  expect(estimateOfCorpus(values, mean)).toEqual(estimate(values));
+  const largest = estimateOfCorpus(values, (corpus) => Math.max(...corpus), 100);
+  expect(largest).toMatchObject({ mean: 4, high: 4 });
 });

@@ -29,8 +29,8 @@ export type WeightFormat = TableFormat | 'w8a8' | 'w8a8 by row' | NarrowFormat;
  * floats, or 8 bits with one scale for each output. They are for training, where many rows share the cost of widening
  * and both directions the one copy.
  */
-export const NARROW_FORMATS = ['fp16', 'int8'] as const;
-export type NarrowFormat = (typeof NARROW_FORMATS)[number];
+const NARROW_FORMATS = ['fp16', 'int8'] as const;
+type NarrowFormat = (typeof NARROW_FORMATS)[number];
 /** The matrices of a layer; `qkv` is one matrix for queries, keys and values. */
 export type MatrixName = 'qkv' | 'q_proj' | 'k_proj' | 'v_proj' | 'o_proj' | 'gate_proj' | 'up_proj' | 'down_proj';
 /** One format for all matrices, or one for each matrix of each layer. */

@@ -1,0 +1,282 @@
+/**
+ * Completes every sample in every arm, and keeps each answer as soon as it is there: an evaluation that is killed goes
+ * on after its last answer, and ends with the same figures.
+ */
+import { z } from 'zod';
+import { type StreamedCompletion, tpotMs, ttftMs } from '../../services/client.ts';
+import type { RagMode } from '../../services/gateway/request.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
+import { contentKey, type KeptLines } from '../../training/data/lines.ts';
+import type { CodeBleuCounts } from '../../training/metrics/code-bleu.ts';
+import type { QualityClient } from './client.ts';
+import type { EvaluateOptions, Rewriter } from './command.ts';
+import { type Contexts, NO_CONTEXT, type SampleContext } from './contexts.ts';
+import type { GivenChunk, Sample } from './formats.ts';
+import { type ArmSpec, type CutCode, type EvaluationPrompts, isGiven, isRewriter } from './prompts.ts';
+import { chunkKey, type PromptChunk, type SampleResult } from './result.ts';
+import type { Rewriters } from './rewriters.ts';
+import type { Scored, Scorer } from './score.ts';
+
+const count = z.number().int().nonnegative();
+
+/** An answer as it is kept: without its scores, which follow from it. */
+export const answerSchema = z.object({
+  completion: z.string(),
+  ce: z.number(),
+  targetTokens: count,
+  promptTokens: count,
+  softTokens: count,
+  outputTokens: count,
+  ttftMs: z.number(),
+  tpotMs: z.number().nullable(),
+  chunks: z.array(
+    z.object({ path: z.string(), startLine: count, endLine: count, score: z.number(), text: z.string() }),
+  ),
+  rewritten: z.string().nullable(),
+  degraded: z.string().nullable(),
+  given: count,
+  indexed: count,
+});
+type KeptAnswer = z.output<typeof answerSchema>;
+
+type WholeSample = Sample & { readonly right: string };
+
+export interface EvaluationParts {
+  readonly client: QualityClient;
+  readonly contexts: Contexts;
+  readonly prompts: EvaluationPrompts;
+  readonly rewriters: Rewriters;
+  readonly scorer: Scorer;
+  readonly tokenizer: Tokenizer;
+  /** Of the bundle that must be served. */
+  readonly fingerprint: string;
+  readonly answers: KeptLines<KeptAnswer>;
+}
+
+export type EvaluationSettings = Pick<
+  EvaluateOptions,
+  | 'context'
+  | 'url'
+  | 'promptTokens'
+  | 'textTokens'
+  | 'rewriteTokens'
+  | 'topK'
+  | 'maxTokens'
+  | 'promptOrder'
+  | 'summarizer'
+>;
+
+/** Lines around the gap that a reader is shown. */
+const [SHOWN_BEFORE, SHOWN_AFTER] = [8, 4];
+/** Tokens of text that chunks may take where only their names are wanted. */
+const NAMING_TOKENS = 8_192;
+
+/** A sample's context, made when the first arm asks for it. */
+type Context = () => Promise<SampleContext>;
+
+export class Evaluation {
+  readonly #parts: EvaluationParts;
+  readonly #settings: EvaluationSettings;
+  readonly #specs: readonly ArmSpec[];
+
+  constructor(parts: EvaluationParts, settings: EvaluationSettings, specs: readonly ArmSpec[]) {
+    this.#parts = parts;
+    this.#settings = settings;
+    this.#specs = specs;
+  }
+
+  /**
+   * @param index decides which arm comes first, so that no arm is always the one after an upload
+   * @returns the sample with its answers; what CodeBLEU counts of them, in the order of the arms; how many were asked
+   *   for now, rather than kept from before
+   * @throws ServingError of the system, with the sample's name; the signal's reason.
+   */
+  async complete(sample: WholeSample, index: number) {
+    const missing = this.#specs.filter((spec) => this.#parts.answers.get(this.#key(spec, sample)) === undefined);
+    if (missing.length > 0) await this.#ask(sample, rotated(missing, index));
+    const kept = this.#specs.map((spec) => [spec, this.#parts.answers.get(this.#key(spec, sample))!] as const);
+    const scored = kept.map(([, { completion }]) => this.#parts.scorer.score(sample.left, completion, sample.target));
+    return {
+      result: resultOf(sample, kept, scored),
+      counts: scored.map(({ counts }): CodeBleuCounts => counts),
+      asked: missing.length,
+    };
+  }
+
+  #key(spec: ArmSpec, { left, right, target, path, repository, chunks, rewritten }: WholeSample): string {
+    const { url = '', context, promptTokens, textTokens, topK, maxTokens, promptOrder } = this.#settings;
+    const { rewriteTokens, summarizer = '' } = this.#settings;
+    const settings = { url, context, promptTokens, textTokens, topK, maxTokens, promptOrder };
+    const own = isRewriter(spec.arm) ? { rewriteTokens, summarizer } : {};
+    const question = { left, right, target, path, repository, chunks, rewritten };
+    return contentKey(1, this.#parts.fingerprint, settings, own, spec.arm, spec.retriever ?? '', question);
+  }
+
+  async #ask(sample: WholeSample, specs: readonly ArmSpec[]): Promise<void> {
+    const { answers, contexts, prompts } = this.#parts;
+    const code = prompts.cut(sample.left, sample.right);
+    const askAll = async (context: Context) => {
+      for (const spec of specs) {
+        const answer = await named(sample, spec, () => this.#answer(spec, sample, code, context));
+        await answers.add(new Map([[this.#key(spec, sample), answer]]));
+      }
+    };
+    const searches = specs.some(({ arm }) => this.#needsIndex(arm));
+    if (!searches) return askAll(async () => NO_CONTEXT);
+    return contexts.with(sample, (context) => askAll(async () => context));
+  }
+
+  #needsIndex(arm: ArmSpec['arm']): boolean {
+    if (arm === 'off' || isGiven(arm)) return false;
+    return !isRewriter(arm) || this.#settings.context === 'index';
+  }
+
+  async #answer(
+    { arm, retriever }: ArmSpec,
+    sample: WholeSample,
+    code: CutCode,
+    context: Context,
+  ): Promise<KeptAnswer> {
+    const { prompts, rewriters, tokenizer } = this.#parts;
+    if (isRewriter(arm)) {
+      const chunks = isGiven(arm) ? [] : await this.#chunksFor(sample, code, retriever, context);
+      const ids = await rewriters.rewrite(arm satisfies Rewriter, sample, chunks);
+      const answer = await this.#complete(() => prompts.withContext(code, ids), sample, NO_CONTEXT);
+      return { ...answer, rewritten: tokenizer.decode(ids) };
+    }
+    const found = await context();
+    const { repo } = found;
+    if (arm === 'off' || repo === '') return this.#complete(() => prompts.plain(code), sample, NO_CONTEXT);
+    const at = { repo, path: sample.path, retriever };
+    return this.#complete(() => prompts.retrieving(code, arm, at), sample, found);
+  }
+
+  /** The chunks that a rewriter is given: those of the benchmark, or those that the index finds, best first. */
+  async #chunksFor(
+    sample: WholeSample,
+    code: CutCode,
+    retriever: ArmSpec['retriever'],
+    context: Context,
+  ): Promise<readonly GivenChunk[]> {
+    const { client, prompts } = this.#parts;
+    const { topK } = this.#settings;
+    if (this.#settings.context === 'file') {
+      return (sample.chunks ?? []).filter(({ text }) => text.trim() !== '').slice(0, topK);
+    }
+    const found = await context();
+    const mode: RagMode = 'text';
+    const prompt = prompts.retrieving(code, mode, { repo: found.repo, path: sample.path, retriever });
+    const rag = { ...prompt.rag!, max_text_tokens: NAMING_TOKENS };
+    const named = await client.complete({ ...prompt, rag, max_tokens: 1, temperature: 0 });
+    return Promise.all(placesOf(named).map(async (place) => ({ path: place.path, text: await found.textOf(place) })));
+  }
+
+  /** @param prompt makes the prompt with a new salt each time */
+  async #complete(
+    prompt: () => ReturnType<EvaluationPrompts['plain']>,
+    sample: WholeSample,
+    context: SampleContext,
+  ): Promise<KeptAnswer> {
+    const { client, fingerprint } = this.#parts;
+    const done = await client.complete({ ...prompt(), max_tokens: this.#settings.maxTokens, temperature: 0 });
+    assertFound(done, context);
+    const forced = await client.logprobs({ ...prompt(), completion_prefix: sample.target });
+    assertServes(forced.fingerprint, fingerprint);
+    const logprobs = forced.logprobs.filter((logprob) => logprob !== null);
+    const ce = -logprobs.reduce((sum, logprob) => sum + logprob, 0) / logprobs.length;
+    if (!Number.isFinite(ce)) {
+      const message = `the system gave ${logprobs.length} log-probabilities of the target, and not all are finite`;
+      throw new ServingError('runtime_failed', message);
+    }
+    const places = placesOf(done);
+    return {
+      completion: done.text,
+      ce,
+      targetTokens: logprobs.length,
+      promptTokens: done.usage.prompt_tokens,
+      softTokens: done.usage.prompt_tokens_details?.soft_tokens ?? 0,
+      outputTokens: done.usage.completion_tokens,
+      ttftMs: ttftMs(done),
+      tpotMs: tpotMs(done) ?? null,
+      chunks: await Promise.all(places.map(async (place) => ({ ...place, text: await context.textOf(place) }))),
+      rewritten: null,
+      degraded: done.rag?.degraded ?? null,
+      given: context.given,
+      indexed: context.indexed,
+    };
+  }
+}
+
+const rotated = <T>(items: readonly T[], by: number): T[] => {
+  const start = by % items.length;
+  return [...items.slice(start), ...items.slice(0, start)];
+};
+
+const placesOf = ({ rag }: StreamedCompletion): PromptChunk[] =>
+  (rag?.chunks ?? []).map(({ path, start_line: startLine, end_line: endLine, score }) => ({
+    path,
+    startLine,
+    endLine,
+    score,
+  }));
+
+/** @throws ServingError config_invalid if the system serves another bundle than the one that counts tokens here. */
+function assertServes(served: string | undefined, fingerprint: string): void {
+  const expected = `fp_${fingerprint.slice(0, 12)}`;
+  if (served === undefined || served === expected) return;
+  throw new ServingError(
+    'config_invalid',
+    `--url serves the bundle ${served}, and --models names ${expected}: name the bundle that is served`,
+  );
+}
+
+/** @throws ServingError index_moved if the system searched another version than the one that was uploaded. */
+function assertFound({ rag }: StreamedCompletion, { repo, version }: SampleContext): void {
+  if (rag === undefined || rag.index_version === null || rag.index_version === version) return;
+  throw new ServingError(
+    'index_moved',
+    `the system searched version ${rag.index_version} of ${repo}, and ${version} was uploaded: run the command again`,
+  );
+}
+
+/** Failures say which sample and arm they belong to. */
+async function named<T>({ name, id }: Sample, spec: ArmSpec, ask: () => Promise<T>): Promise<T> {
+  try {
+    return await ask();
+  } catch (error) {
+    if (!(error instanceof ServingError)) throw error;
+    const { code, message, param } = error;
+    throw new ServingError(code, `${name} (${id}), arm ${spec.name}: ${message}`, {
+      cause: error,
+      ...(param !== undefined && { param }),
+    });
+  }
+}
+
+function resultOf(
+  sample: WholeSample,
+  kept: readonly (readonly [ArmSpec, KeptAnswer])[],
+  scored: readonly Scored[],
+): SampleResult {
+  const texts: Record<string, string> = {};
+  const answers = kept.map(([spec, { chunks, given: _, indexed: __, ...answer }], i) => {
+    for (const { text, ...place } of chunks) texts[chunkKey(place)] = text;
+    const { text, scores } = scored[i]!;
+    const places = chunks.map(({ text: _, ...place }) => place);
+    return [spec.name, { ...answer, text, scores, chunks: places }] as const;
+  });
+  const { id, name, path, left, right, target } = sample;
+  return {
+    id,
+    name,
+    path,
+    before: left.split('\n').slice(-SHOWN_BEFORE).join('\n'),
+    after: right.split('\n').slice(0, SHOWN_AFTER).join('\n'),
+    target,
+    given: Math.max(...kept.map(([, answer]) => answer.given)),
+    indexed: Math.max(...kept.map(([, answer]) => answer.indexed)),
+    chunks: texts,
+    answers: Object.fromEntries(answers),
+  };
+}

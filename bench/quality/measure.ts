@@ -1,0 +1,110 @@
+/** The figures of arms and the comparisons between them, computed from the answers of all samples. */
+import type { CodeBleu, CodeBleuCounts } from '../../training/metrics/code-bleu.ts';
+import { estimate, estimateDifference, estimateOfCorpus } from '../../training/metrics/intervals.ts';
+import { mcNemar, permutationTest } from '../../training/metrics/paired-tests.ts';
+import { ratesOf } from '../../training/metrics/rates.ts';
+import { mean, median, medianInterval } from '../measure/statistics.ts';
+import type { ArmAnswer, ArmFigures, Comparison, Gate, Median, SampleResult, ScoreName } from './result.ts';
+
+/** A corpus of thousands takes a millisecond to score. */
+const CODE_BLEU_RESAMPLES = 500;
+
+const OFF = 'off';
+
+const SCORES = [
+  'exactMatch',
+  'editSimilarity',
+  'authorsExactMatch',
+  'authorsEditSimilarity',
+  'statementMatch',
+  'statementSimilarity',
+  'nameMatch',
+  'nameF1',
+] as const satisfies readonly ScoreName[];
+
+const answersOf = (samples: readonly SampleResult[], arm: string): ArmAnswer[] =>
+  samples.map(({ answers }) => answers[arm]!);
+const scoresOf = (samples: readonly SampleResult[], arm: string, score: ScoreName): number[] =>
+  answersOf(samples, arm).map(({ scores }) => scores[score]);
+
+/**
+ * @param samples at least one; each has an answer of every arm
+ * @param counts what CodeBLEU counts of the arm's answers, in the order of the samples
+ */
+export function figuresOf(
+  arm: string,
+  samples: readonly SampleResult[],
+  counts: readonly CodeBleuCounts[],
+  codeBleu: Pick<CodeBleu, 'score'>,
+): ArmFigures {
+  const answers = answersOf(samples, arm);
+  const exact = scoresOf(samples, arm, 'exactMatch');
+  const without = arm === OFF || !samples[0]!.answers[OFF] ? undefined : scoresOf(samples, OFF, 'exactMatch');
+  const rates = without === undefined ? null : ratesOf(without, exact);
+  const tpots = answers.flatMap(({ tpotMs }) => (tpotMs === null ? [] : [tpotMs]));
+  const degraded = new Map<string, number>();
+  for (const { degraded: reason } of answers)
+    if (reason !== null) degraded.set(reason, (degraded.get(reason) ?? 0) + 1);
+  return {
+    arm,
+    promptTokens: mean(answers.map(({ promptTokens }) => promptTokens)),
+    softTokens: mean(answers.map(({ softTokens }) => softTokens)),
+    chunks: mean(answers.map(({ chunks }) => chunks.length)),
+    scores: Object.fromEntries(
+      SCORES.map((score) => [score, estimate(scoresOf(samples, arm, score))]),
+    ) as ArmFigures['scores'],
+    codeBleu: estimateOfCorpus(counts, (corpus) => codeBleu.score(corpus).codeBleu, CODE_BLEU_RESAMPLES),
+    ce: estimate(answers.map(({ ce }) => ce)),
+    ttft: medianOf(answers.map(({ ttftMs }) => ttftMs)),
+    tpot: tpots.length === 0 ? null : medianOf(tpots),
+    rates,
+    harmful: rates && 1 - rates.noDegradation,
+    degraded: Object.fromEntries([...degraded].sort(([a], [b]) => a.localeCompare(b))),
+  };
+}
+
+function medianOf(values: readonly number[]): Median {
+  const { low, high } = medianInterval(values);
+  return { median: median(values), low, high };
+}
+
+/** Every arm against every one before it. */
+export function comparisonsOf(arms: readonly string[], samples: readonly SampleResult[]): Comparison[] {
+  return arms.flatMap((arm, i) => arms.slice(0, i).map((against) => comparison(arm, against, samples)));
+}
+
+function comparison(arm: string, against: string, samples: readonly SampleResult[]): Comparison {
+  const both = (figure: (name: string) => number[]) => [figure(arm), figure(against)] as const;
+  const exact = both((name) => scoresOf(samples, name, 'exactMatch'));
+  const similarity = both((name) => scoresOf(samples, name, 'editSimilarity'));
+  const ce = both((name) => answersOf(samples, name).map((answer) => answer.ce));
+  return {
+    arm,
+    against,
+    exactMatch: estimateDifference(...exact),
+    exactMatchP: mcNemar(...exact),
+    editSimilarity: estimateDifference(...similarity),
+    editSimilarityP: permutationTest(...similarity),
+    ce: estimateDifference(...ce),
+    ceP: permutationTest(...ce),
+  };
+}
+
+/** Whether one arm is better than another by the mean of exact match and edit similarity, which training rewards. */
+export function gateOf(arm: string, against: string, samples: readonly SampleResult[]): Gate {
+  const means = (name: string) =>
+    answersOf(samples, name).map(({ scores }) => (scores.exactMatch + scores.editSimilarity) / 2);
+  const difference = estimateDifference(means(arm), means(against));
+  return { arm, against, difference, passed: difference.mean > 0 };
+}
+
+/**
+ * The share of the gain of context as text that another arm has as well: 1 where it is as good as text, 0 where it is
+ * as good as no context; null where text gains nothing.
+ */
+export function recovered(figures: readonly ArmFigures[], arm: string, score: ScoreName): number | null {
+  const of = (name: string) => figures.find((each) => each.arm === name)?.scores[score].mean;
+  const [without, text, own] = [of(OFF), of('text'), of(arm)];
+  if (without === undefined || text === undefined || own === undefined || text <= without) return null;
+  return (own - without) / (text - without);
+}

@@ -1,0 +1,214 @@
+/** Runs `llavacode evaluate`: reads a benchmark, completes it in every arm, and writes artifact, charts and page. */
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { basename, join, resolve } from 'node:path';
+import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { interruption } from '../../services/lib/process/interrupt.ts';
+import { atPath } from '../../services/lib/process/os-errors.ts';
+import { needsEmbeddings } from '../../services/lib/rag/retriever-name.ts';
+import type { Flags } from '../../services/supervisor.ts';
+import { KeptLines } from '../../training/data/lines.ts';
+import type { CodeBleuCounts } from '../../training/metrics/code-bleu.ts';
+import { type OnProgress, run } from '../harness/run.ts';
+import { onlyModel } from '../options.ts';
+import type { Artifact } from '../report/artifact.ts';
+import { COLOCATED } from '../system/deployment.ts';
+import { type BenchModel, openModel } from '../system/model.ts';
+import { startDeployment } from '../system/system.ts';
+import { QualityClient } from './client.ts';
+import type { EvaluateOptions } from './command.ts';
+import { Contexts } from './contexts.ts';
+import { answerSchema, Evaluation } from './evaluation.ts';
+import { comparisonsOf, figuresOf, gateOf } from './measure.ts';
+import { Pace } from './pace.ts';
+import { samplesPage } from './page.ts';
+import { type ArmSpec, armSpecs, EvaluationPrompts, isRewriter, tokensOf } from './prompts.ts';
+import { gateText, QUALITY } from './report.ts';
+import type { QualityResult, SampleResult } from './result.ts';
+import { Rewriters } from './rewriters.ts';
+import { Benchmark } from './samples.ts';
+import { Scorer } from './score.ts';
+
+/** Lines of a chunk of a system that indexes the benchmark's own chunks: it is not to cut them again. */
+const WHOLE_CHUNK_LINES = 1_000;
+/** Time that a retrieval may take here, in ms: an answer that lacks context for want of time would say nothing. */
+const RETRIEVAL_MS = 60_000;
+
+/**
+ * Evaluates, or goes on with an evaluation of the same name that was stopped. Sets the exit code to 1 where the arm of
+ * the gate is not better.
+ * @returns the artifact
+ * @throws ServingError config_invalid, sample_invalid, path_unusable, and those of the system; Interrupted.
+ */
+export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<QualityResult>> {
+  const signal = interruption();
+  const model = await openModel(onlyModel(options), options, signal);
+  const specs = armSpecs(options);
+  assertArms(options, specs, model.manifest);
+  const benchmark = await Benchmark.open(options, (text) => model.tokenizer.encode(text).length, signal);
+  const { apiKeyFile: _, ...settings } = options;
+  const plan = { models: [model], settings };
+  const artifact = await run(QUALITY, options, plan, (onProgress) =>
+    withSystem(options, model, signal, (url) =>
+      evaluate({ options, model, specs, benchmark, url, signal, onProgress }),
+    ),
+  );
+  const page = join(options.out, `${options.name ?? QUALITY.name}.html`);
+  await atPath(page, () => writeFile(page, samplesPage(artifact.result)));
+  process.stdout.write(`Samples side by side: ${page}\n`);
+  const { gate } = artifact.result;
+  if (gate !== null && !gate.passed) {
+    process.stderr.write(`llavacode: --require-better-than ${gate.against}: ${gateText(gate)}\n`);
+    process.exitCode = 1;
+  }
+  return artifact;
+}
+
+/** @throws ServingError config_invalid for arms that the bundle or the options do not allow. */
+function assertArms(options: EvaluateOptions, specs: readonly ArmSpec[], { context, name }: Manifest): void {
+  const { requireBetterThan, gateArm, retrievers } = options;
+  const names = specs.map((spec) => spec.name);
+  const needing = specs.find(({ arm, retriever }) =>
+    !['off', 'text'].includes(arm) && !isRewriter(arm) ? true : retriever !== undefined && needsEmbeddings(retriever),
+  );
+  if (context === undefined && needing !== undefined) {
+    throw new ServingError(
+      'config_invalid',
+      `--arms ${needing.name}: the bundle ${name} has no encoder and projector; export it with --projector, ` +
+        'or leave the arm out',
+    );
+  }
+  if (requireBetterThan === undefined) return;
+  for (const [flag, arm] of [
+    ['--require-better-than', requireBetterThan],
+    ['--gate-arm', gateArm],
+  ]) {
+    if (names.includes(arm!)) continue;
+    throw new ServingError(
+      'config_invalid',
+      `${flag} ${arm} is not among the arms that are evaluated (${names.join(', ')}): add it to --arms` +
+        (retrievers.length > 1 ? ', and compare one retriever at a time' : ''),
+    );
+  }
+}
+
+/** Runs `use` on the system at --url, or on one that is started for it. */
+async function withSystem<T>(
+  options: EvaluateOptions,
+  { bundle, manifest }: BenchModel,
+  signal: AbortSignal,
+  use: (url: string) => Promise<T>,
+): Promise<T> {
+  if (options.url !== undefined) return use(options.url);
+  const { cores, slots, capacity, timeoutMs, promptOrder, context, retrievers } = options;
+  const data = resolve(options.data, 'evaluate');
+  const store = join(data, `store-${options.name ?? QUALITY.name}`);
+  await rm(store, { recursive: true, force: true }); // of a run that was killed
+  await mkdir(data, { recursive: true });
+  const whole: Flags = { chunkLines: WHOLE_CHUNK_LINES, chunkStride: WHOLE_CHUNK_LINES, defaultExcludes: false };
+  const system = await startDeployment(COLOCATED, {
+    bundle,
+    store: `lmdb:${store}`,
+    cores,
+    pinning: 'shared',
+    slots,
+    capacity: Math.min(capacity, manifest.llm.maxPositions),
+    data,
+    requestTimeoutMs: timeoutMs,
+    targetTtftMs: timeoutMs,
+    promptOrder,
+    gateway: { retrievalBudgetMs: RETRIEVAL_MS, denseBudgetMs: RETRIEVAL_MS },
+    // An index holds embeddings only if its own retriever compares them.
+    indexer: { ...(context === 'file' && whole), ...(retrievers.some(needsEmbeddings) && { retriever: 'dense' }) },
+  });
+  try {
+    signal.throwIfAborted();
+    return await use(system.url);
+  } finally {
+    await system.close();
+    await rm(store, { recursive: true, force: true });
+  }
+}
+
+interface Task {
+  readonly options: EvaluateOptions;
+  readonly model: BenchModel;
+  readonly specs: readonly ArmSpec[];
+  readonly benchmark: Benchmark;
+  readonly url: string;
+  readonly signal: AbortSignal;
+  readonly onProgress: OnProgress;
+}
+
+async function evaluate(task: Task): Promise<QualityResult> {
+  const { options, model, specs, benchmark, url, signal, onProgress } = task;
+  const { survey } = benchmark;
+  const apiKey = await apiKeyOf(options.apiKeyFile);
+  const client = new QualityClient({ url, apiKey, timeoutMs: options.timeoutMs, signal });
+  await assertRoom(client, options, survey.longestTarget);
+  const kept = resolve(options.data, 'evaluate', options.name ?? QUALITY.name);
+  await mkdir(resolve(options.data, 'evaluate'), { recursive: true });
+  const { summarizer: summarizerUrl, timeoutMs } = options;
+  const summarizer =
+    summarizerUrl === undefined
+      ? undefined
+      : new QualityClient({ url: summarizerUrl, apiKey: undefined, timeoutMs, signal });
+  const { fingerprint } = model.manifest;
+  const parts = { tokenizer: model.tokenizer, fingerprint, client, summarizer, language: survey.language };
+  const rewriters = await Rewriters.open(`${kept}.rewritten.jsonl`, parts, options);
+  const scorer = await Scorer.load(survey.language, options.codeBleu);
+  const repositories = options.context === 'index' ? options.repositories : undefined;
+  const contexts = new Contexts({ url, apiKey, signal, onProgress }, repositories);
+  try {
+    const answers = await KeptLines.open(`${kept}.answers.jsonl`, answerSchema);
+    const prompts = new EvaluationPrompts(model.tokenizer, options);
+    const all = { client, contexts, prompts, rewriters, scorer, tokenizer: model.tokenizer, fingerprint, answers };
+    const evaluation = new Evaluation(all, options, specs);
+    const samples: SampleResult[] = [];
+    const counts: CodeBleuCounts[][] = specs.map(() => []);
+    const pace = new Pace(survey.taken, onProgress);
+    for await (const sample of benchmark.read()) {
+      signal.throwIfAborted();
+      const done = await evaluation.complete(sample, samples.length);
+      samples.push(done.result);
+      for (const [i, one] of done.counts.entries()) counts[i]!.push(one);
+      pace.done(done.asked > 0);
+    }
+    onProgress('computing figures', true);
+    const figures = specs.map(({ name }, i) => figuresOf(name, samples, counts[i]!, scorer.codeBleu));
+    const { requireBetterThan, gateArm } = options;
+    return {
+      model: model.name,
+      encoder: model.manifest.context?.encoder.name ?? model.manifest.context?.encoder.kind ?? null,
+      benchmark: basename(resolve(options.benchmark)),
+      survey,
+      arms: specs,
+      codeBleuVariant: options.codeBleu,
+      figures,
+      comparisons: comparisonsOf(
+        specs.map(({ name }) => name),
+        samples,
+      ),
+      gate: requireBetterThan === undefined ? null : gateOf(gateArm, requireBetterThan, samples),
+      samples,
+    };
+  } finally {
+    await contexts.close();
+    rewriters.dispose();
+    scorer.dispose();
+  }
+}
+
+const apiKeyOf = async (file: string | undefined) =>
+  file === undefined ? undefined : (await atPath(`--api-key-file ${file}`, () => readFile(file, 'utf8'))).trim();
+
+/** @throws ServingError config_invalid where the longest request would not fit: the server would cut its code. */
+async function assertRoom(client: QualityClient, options: EvaluateOptions, longestTarget: number): Promise<void> {
+  const [needed, has] = [tokensOf(options, longestTarget), await client.capacity()];
+  if (has === undefined || needed <= has) return;
+  throw new ServingError(
+    'config_invalid',
+    `--prompt-tokens ${options.promptTokens}, --text-tokens ${options.textTokens} and a target of ${longestTarget} ` +
+      `tokens may take ${needed} tokens, and the system holds ${has}: lower them, or raise --capacity`,
+  );
+}

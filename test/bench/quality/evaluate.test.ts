@@ -1,0 +1,161 @@
+/** `llavacode evaluate` as a process of its own, on a real system with the model that ships. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import type { QualityResult } from '../../../bench/quality/result.ts';
+import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
+import { benchmarkText, FILES, REPOSITORY } from '../../support/benchmark-rows.ts';
+import { temporaryFolder } from '../../support/models.ts';
+import { startTestSystem, type TestSystem, TINY_CODER } from '../../support/system.ts';
+
+const CLI = join(PACKAGE_ROOT, 'dist/services/cli.js');
+const TIMEOUT_MS = 600_000;
+const dir = await temporaryFolder();
+
+let system: TestSystem;
+beforeAll(async () => {
+  const store = `lmdb:${join(dir, 'store')}`;
+  const whole = { chunkLines: 1000, chunkStride: 1000, defaultExcludes: false };
+  system = await startTestSystem(TINY_CODER, { slots: 2 }, { gateway: { store }, indexer: { store, ...whole } });
+  for (const format of ['cceval', 'repoeval', 'authors'] as const) {
+    await writeFile(join(dir, `${format}.jsonl`), benchmarkText(format));
+  }
+  await mkdir(join(dir, 'repositories', REPOSITORY), { recursive: true });
+  for (const [path, text] of Object.entries(FILES)) {
+    await writeFile(join(dir, 'repositories', REPOSITORY, path), text);
+  }
+}, TIMEOUT_MS);
+afterAll(() => system?.close(), TIMEOUT_MS);
+
+const children: ChildProcess[] = [];
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill('SIGKILL');
+});
+
+/** Budgets that suit five short samples. */
+const SMALL = ['--prompt-tokens', '400', '--text-tokens', '200', '--max-tokens', '16', '--rewrite-tokens', '16'];
+
+function start(name: string, ...options: string[]) {
+  const given = ['--models', system.bundle.dir, '--data', join(dir, name), '--out', join(dir, name), ...SMALL];
+  const child = spawn(process.execPath, [CLI, 'evaluate', ...given, ...options], { cwd: dir });
+  children.push(child);
+  let [output, errors] = ['', ''];
+  child.stdout.on('data', (text) => (output += text));
+  child.stderr.on('data', (text) => (errors += text));
+  const exit = once(child, 'exit').then(([code, signal]) => ({ code, signal, output, errors }));
+  return { child, exit };
+}
+
+const onSystem = (name: string, ...options: string[]) => start(name, '--url', system.url, ...options);
+const benchmark = (format: string) => ['--benchmark', join(dir, `${format}.jsonl`)];
+
+async function resultOf(name: string): Promise<QualityResult> {
+  return JSON.parse(await readFile(join(dir, name, 'evaluate.json'), 'utf8')).result;
+}
+
+const lines = async (file: string) => (await readFile(file, 'utf8').catch(() => '')).split('\n').length - 1;
+
+/** What does not depend on the clock. */
+const withoutTimes = ({ figures, comparisons, samples }: QualityResult) => ({
+  figures: figures.map(({ ttft: _, tpot: __, ...figure }) => figure),
+  comparisons,
+  samples: samples.map(({ answers, ...sample }) => ({
+    ...sample,
+    answers: Object.entries(answers).map(([arm, { ttftMs: _, tpotMs: __, ...answer }]) => [arm, answer]),
+  })),
+});
+
+describe('an evaluation', () => {
+  it('that is killed twice ends with the figures of one that was not, and its gate decides the exit code', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const answers = join(dir, 'killed', 'evaluate', 'evaluate.answers.jsonl');
+    for (const kept of [4, 9]) {
+      const { child, exit } = onSystem('killed', ...benchmark('cceval'));
+      await vi.waitUntil(async () => (await lines(answers)) >= kept || child.exitCode !== null, {
+        timeout: TIMEOUT_MS,
+      });
+      child.kill('SIGKILL');
+      expect(await exit).toMatchObject({ signal: 'SIGKILL' });
+    }
+    await writeFile(answers, (await readFile(answers)).subarray(0, -30)); // the last line is cut short
+    const ended = await onSystem('killed', ...benchmark('cceval')).exit;
+    expect(ended).toMatchObject({ code: 0 });
+    expect(await onSystem('whole', ...benchmark('cceval')).exit).toMatchObject({ code: 0 });
+    const [killed, whole] = [await resultOf('killed'), await resultOf('whole')];
+    expect(withoutTimes(killed)).toEqual(withoutTimes(whole));
+    expect(await lines(answers)).toBe(16); // 15 answers, and the one that was cut short
+
+    const [compressed, text] = [killed.samples[0]!.answers['compressed']!, killed.samples[0]!.answers['text']!];
+    expect(compressed.softTokens).toBe(2);
+    expect(text.chunks.map(({ path }) => path).sort()).toEqual(['money.py', 'stock.py']);
+    expect(killed.samples.every(({ given, indexed }) => given === 2 && indexed === 2)).toBe(true);
+    expect(new Set(Object.values(killed.samples[0]!.answers).map(({ ce }) => ce)).size).toBe(3);
+
+    const gates = [];
+    for (const [arm, against] of [
+      ['compressed', 'off'],
+      ['off', 'compressed'],
+    ]) {
+      const gate = ['--gate-arm', arm!, '--require-better-than', against!];
+      const { code, output, errors } = await onSystem('killed', ...benchmark('cceval'), ...gate).exit;
+      const { gate: found } = await resultOf('killed');
+      expect(code).toBe(found!.passed ? 0 : 1);
+      if (!found!.passed) expect(errors).toContain(`${arm} is not better than ${against}`);
+      gates.push(code);
+      const table = (text: string) => text.slice(text.indexOf('| Benchmark'), text.indexOf('- 5 of 5'));
+      expect(table(output)).toBe(table(ended.output)); // nothing was asked for again, times included
+    }
+    expect(gates).toContain(1);
+    expect(await readFile(join(dir, 'killed', 'evaluate.html'), 'utf8')).toContain('money.py:1-5');
+    expect(await readFile(join(dir, 'killed', 'quality.svg'), 'utf8')).toContain('<svg');
+  });
+
+  it('searches an index of the repository, without the file with the gap, and rewrites what is found', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const index = ['--context', 'index', '--repositories', join(dir, 'repositories'), '--samples', '2'];
+    const arms = ['--arms', 'off,text,pruned,summary,typed', '--retrievers', 'bm25'];
+    const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...arms).exit;
+    expect([code, errors]).toEqual([0, expect.anything()]);
+    const { samples } = await resultOf('index');
+    expect(samples).toHaveLength(2);
+    for (const { answers, chunks } of samples) {
+      expect(answers['text']!.chunks.length).toBeGreaterThan(0);
+      expect(answers['text']!.chunks.map(({ path }) => path)).not.toContain('cart.py');
+      expect(Object.values(chunks).join('\n')).toContain('def ');
+      for (const arm of ['pruned', 'summary', 'typed']) {
+        const { rewritten, promptTokens } = answers[arm]!;
+        expect(rewritten).not.toBe('');
+        expect(promptTokens - answers['off']!.promptTokens).toBeLessThanOrEqual(16);
+      }
+    }
+    const left = (await (await fetch(`${system.url}/v1/repos`)).json()) as { data: { repo: string }[] };
+    expect(left.data.map(({ repo }) => repo)).not.toContain('shop-evaluated');
+  });
+
+  it("starts a system of its own where no other is named, and takes the authors' fields for rewritten context", {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const arms = ['--arms', 'off,compressed,zip,given-summary', '--samples', '1', '--capacity', '1024'];
+    const { code, errors } = await start('own', ...benchmark('authors'), ...arms).exit;
+    expect([code, errors]).toEqual([0, expect.anything()]);
+    const [sample] = (await resultOf('own')).samples;
+    expect(sample!.answers['compressed']!.softTokens).toBe(2);
+    expect(sample!.answers['zip']!.rewritten).toBe('def round_price reserve_item');
+    expect(sample!.answers['given-summary']!.rewritten).toBe('rounds prices');
+  });
+
+  it.each([
+    [['--prompt-tokens', '100000'], /config_invalid: --prompt-tokens 100000, .*and the system holds \d+/],
+    [['--require-better-than', 'typed'], /config_invalid: --require-better-than typed is not among the arms/],
+    [['--arms', 'zip'], /sample_invalid: .*cceval\.jsonl:1: the arm zip needs the field/],
+    [['--arms', 'soft'], /soft must be one of off, text, compressed/],
+  ])('with %j is refused in words', { timeout: TIMEOUT_MS }, async (options, message) => {
+    const { code, errors } = await onSystem('refused', ...benchmark('cceval'), ...options).exit;
+    expect(code).toBeGreaterThan(0);
+    expect(errors).toMatch(message);
+  });
+});

@@ -1,0 +1,66 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { armSpecs, EvaluationPrompts } from '../../../bench/quality/prompts.ts';
+import { atOnce } from '../../../services/lib/async/turns.ts';
+import { PromptBuilder } from '../../../services/lib/text/prompt.ts';
+import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
+import { tokenizer } from '../../support/fake-gateway.ts';
+
+const SETTINGS = { promptTokens: 303, textTokens: 64, topK: 10, promptOrder: 'psm' } as const;
+const format = choosePromptFormat(tokenizer);
+const LONG = Array.from({ length: 400 }, (_, i) => `value_${i} = compute(${i})  # é😀`).join('\n');
+
+describe('the prompts of an evaluation', () => {
+  it('code is cut to a third after the gap and two thirds before it, at whole characters', () => {
+    const prompts = new EvaluationPrompts(tokenizer, SETTINGS);
+    const { left, right } = prompts.cut(LONG, LONG);
+    expect(LONG.endsWith(left)).toBe(true);
+    expect(LONG.startsWith(right)).toBe(true);
+    const tokens = (text: string) => tokenizer.encode(text).length;
+    expect(tokens(left)).toBeGreaterThan(190);
+    expect(tokens(left)).toBeLessThanOrEqual(202);
+    expect(tokens(right)).toBeGreaterThan(90);
+    expect(tokens(right)).toBeLessThanOrEqual(101);
+    expect(prompts.cut('a', 'b')).toEqual({ left: 'a', right: 'b' });
+  });
+
+  it.each(['psm', 'spm'] as const)('rewritten context stands where the server puts text, in the order %s', (order) => {
+    const prompts = new EvaluationPrompts(tokenizer, { ...SETTINGS, promptOrder: order });
+    const builder = new PromptBuilder(tokenizer, format, order);
+    fc.assert(
+      fc.property(fc.string(), fc.string(), (left, right) => {
+        const built = atOnce(builder.build({ prompt: left, suffix: right, capacity: 4096, maxTokens: 1 }));
+        const own = prompts.withContext({ left, right }, [70, 71]).prompt;
+        expect(own).toEqual([...tokenizer.leadingIds, 70, 71, ...built.ids.subarray(tokenizer.leadingIds.length)]);
+      }),
+    );
+  });
+
+  it('a request names the budget of text and no budget for soft tokens, and has a salt of its own', () => {
+    const prompts = new EvaluationPrompts(tokenizer, SETTINGS);
+    const at = { repo: 'r', path: 'a.py', retriever: 'bm25' } as const;
+    const code = { left: 'a', right: 'b' };
+    const text = prompts.retrieving(code, 'text', at);
+    const rag = { repo: 'r', mode: 'text', path: 'a.py', retriever: 'bm25', top_k: 10, max_text_tokens: 64 };
+    expect(text).toMatchObject({ prompt: 'a', suffix: 'b', rag });
+    expect(prompts.retrieving(code, 'compressed', at).rag).not.toHaveProperty('max_text_tokens');
+    expect(prompts.plain(code).cache_salt).not.toBe(prompts.plain(code).cache_salt);
+  });
+});
+
+describe('the arms of a run', () => {
+  it('those that retrieve are there once for each retriever, and others once', () => {
+    const names = (retrievers: Parameters<typeof armSpecs>[0]['retrievers']) =>
+      armSpecs({ arms: ['off', 'text', 'compressed', 'typed', 'zip', 'off'], retrievers }).map(({ name }) => name);
+    expect(names(['jaccard'])).toEqual(['off', 'text', 'compressed', 'typed', 'zip']);
+    expect(names(['jaccard', 'bm25'])).toEqual([
+      'off',
+      'text (jaccard)',
+      'text (bm25)',
+      'compressed (jaccard)',
+      'compressed (bm25)',
+      'typed',
+      'zip',
+    ]);
+  });
+});
