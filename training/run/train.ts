@@ -98,11 +98,9 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const model = await ModelPass.load(place, options.weights, signal);
   cleanup.defer(() => model.dispose());
   sayPlacement(device, model.leftToCpu, progress);
-  const inputs = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
-  const identity = await freezeSettings(join(options.to, 'run.json'), options, {
-    ...inputs,
-    ...decisiveDevice(device),
-  });
+  const digests = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
+  const inputs = { ...digests, ...decisiveDevice(device) };
+  const identity = await freezeSettings(join(options.to, 'run.json'), options, inputs);
   const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes, identity);
   const parameters = state?.parameters ?? stage?.parameters ?? initial;
   const projector = await TrainableProjector.load({ widths }, parameters, options.alignmentForm, projectorPlace);
