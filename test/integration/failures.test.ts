@@ -122,10 +122,10 @@ test.each(['SIGKILL', 'SIGSTOP'] as const)(
     await expectRest();
     const before = await replays();
     const [struck, other] = workers('prefill').map(({ pid }) => pid!) as [number, number];
-    // Both stand still, so that one request waits in each.
+    // Both stand still, so that one request waits in each. No worker is preferred for a prompt that it has kept.
     for (const pid of [struck, other]) process.kill(pid, 'SIGSTOP');
     try {
-      const answers = bodies.map((body) => plain(body));
+      const answers = bodies.map((body, i) => plain({ ...body, cache_salt: `${strike} ${i}` }));
       await expect.poll(() => ofGateway('llavacode:requests_inflight')).toBe(2);
       process.kill(struck, strike);
       process.kill(other, 'SIGCONT');

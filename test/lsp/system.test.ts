@@ -64,6 +64,7 @@ it('an empty document has no completion, and the beginning of a document may hav
   expect(editor.statuses).toMatchObject([{ state: 'nothing', code: 'empty_document' }]);
   await editor.change('untitled:1', [{ text: '\n\nprint(total)\n' }]);
   await editor.suggest('untitled:1', at);
-  expect(editor.statuses.at(-1)!.state).not.toBe('failed');
-  expect(editor.statuses).toHaveLength(2);
+  // What the model says there, if anything, is its own affair.
+  expect(editor.statuses[1]).toMatchObject({ state: 'ready', code: 'no_repository' });
+  expect(editor.statuses.map(({ state }) => state)).not.toContain('failed');
 });

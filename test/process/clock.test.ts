@@ -8,7 +8,9 @@ import { expect, test } from 'vitest';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 const NEEDS_A_DATE: Record<string, string> = {
+  'gateway/http/chat-answer.ts': '`created` of an answer, as OpenAI has it',
   'gateway/http/completions.ts': '`created` of an answer, as OpenAI has it',
+  'gateway/http/ollama.ts': '`created_at` of an answer, as Ollama has it',
   'gateway/http/models.ts': '`created` of a model, as OpenAI has it',
   'indexer/version-builder.ts': 'when a version was indexed, for people',
   'lib/rpc/contract.ts': 'gRPC takes deadlines as dates: made from a monotonic one at the moment of the call',
