@@ -67,7 +67,7 @@ describe('in fp32', () => {
     await verifyBundle(bundle);
     expect(bundle.manifest.name).toBe('tiny-coder');
     expect(bundle.manifest.context).toMatchObject({
-      encoder: { kind: 'qwen2', dim: 256, maxTokens: 192, pooling: 'mean', normalize: true, addSpecialTokens: false },
+      encoder: { kind: 'qwen2', dim: 256, maxTokens: 512, pooling: 'mean', normalize: true, addSpecialTokens: false },
       projector: { widths: [256, 512, 512, 256] },
     });
   });
