@@ -198,7 +198,8 @@ async function buildExport(command: Command): Promise<void> {
     )
     .option(
       '--block <n>',
-      'weights that share a scale: 128 for the speed of CPUs, 32 for quality and GPUs; when not given, 32 for a .gguf file that has such blocks, otherwise by the precision',
+      'weights that share a scale: 128 for the speed of CPUs, 32 for quality and GPUs; when not given, ' +
+        '32 for a .gguf file that has such blocks, otherwise by the precision',
       count,
     )
     .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(POOLINGS))

@@ -52,7 +52,8 @@ export class DeviceHealth {
     this.#lost.resolve(
       new ServingError(
         'runtime_failed',
-        `${this.#name} failed at ${kind} ${failures} times in a row (${error.message}): its driver may have been reset, or its memory be used up. The process ends, so that it opens the device anew when it is started again`,
+        `${this.#name} failed at ${kind} ${failures} times in a row (${error.message}): its driver may have been reset, ` +
+          `or its memory be used up. The process ends, so that it opens the device anew when it is started again`,
         { cause: error },
       ),
     );
