@@ -153,6 +153,13 @@ export class Choice {
     this.#promptTokenIds = promptTokenIds;
   }
 
+  /** The same choice with nothing in it yet; its time goes on. */
+  anew(): Choice {
+    const choice = new Choice(this.#rules, []);
+    choice.#firstMs = this.#firstMs;
+    return choice;
+  }
+
   /** Puts the prompt in front of the first delta. All choices of a prompt share one echo. */
   echo(prompt: Echo): void {
     this.#echo = prompt;

@@ -16,13 +16,13 @@ import { type Sessions, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { Attempt, type AttemptObserver, type AttemptRequest, FINISHED } from './attempt.ts';
-import { type Choice, type Echo, echoSteps } from './choice.ts';
+import { type Choice, type ChoiceDelta, type Echo, echoSteps } from './choice.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './replay.ts';
 import { type SamePrompt, SamePrompts } from './same-prompts.ts';
 import type { CompletionConfig } from './settings.ts';
 import type { Step } from './step-buffer.ts';
-import type { StreamPart } from './token-stream.ts';
+import type { Answer, StreamPart } from './token-stream.ts';
 import type { TypedThrough } from './typed-through.ts';
 
 export interface GenerationParts
@@ -121,7 +121,8 @@ export class Generation {
       .then(() => stream.end())
       .catch((error) => stream.end(error));
     try {
-      for await (const part of stream.read(inherited.length, task.scope.signal, true)) {
+      const reader = { signal: task.scope.signal, isOwner: true, answer: answerOf(task, 0) };
+      for await (const part of stream.read(inherited.length, reader)) {
         await deliver(task, 0, part.tokens, part.finish);
         if (choice.finished) return; // leaving the loop ends the work, unless somebody else reads it
       }
@@ -145,7 +146,7 @@ export class Generation {
     record.continued(task.prompt);
     const tokens: SampledToken[] = [];
     try {
-      for await (const part of stream.read(from, signal, false)) {
+      for await (const part of stream.read(from, { signal, isOwner: false, answer: answerOf(task, from) })) {
         const start = from + tokens.length;
         tokens.push(...part.tokens);
         const charged = Math.min(stream.chargedTokens, from + tokens.length) - start;
@@ -433,10 +434,31 @@ async function deliver(
 ): Promise<void> {
   const { record, signal, emit } = task.scope;
   const startMs = performance.now();
-  const steps = task.choices[index]!.push(tokens, finish);
-  // Only syntax trees take long.
-  const delta = task.request.stopAt === undefined ? atOnce(steps) : await inTurns(steps, signal);
+  const delta = await pushInto(task.choices[index]!, { tokens, finish }, task.request, signal);
   record.detokenized(performance.now() - startMs);
   record.delivered(delta);
   await emit(delta);
+}
+
+/** Only syntax trees take long. @throws the signal's reason. */
+async function pushInto(
+  choice: Choice,
+  { tokens, finish }: StreamPart,
+  { stopAt }: CompletionRequest,
+  signal: AbortSignal,
+): Promise<ChoiceDelta> {
+  const steps = choice.push(tokens, finish);
+  return stopAt === undefined ? atOnce(steps) : inTurns(steps, signal);
+}
+
+/** What a task with one choice makes of a stream from token number `from` on. */
+function answerOf({ request, choices }: PromptTask, from: number): Answer {
+  const rest: Answer['rest'] = () => {
+    const choice = choices[0]!.anew();
+    return async (part, signal) => {
+      await pushInto(choice, part, request, signal);
+      return choice.finished;
+    };
+  };
+  return { from, rest };
 }

@@ -13,6 +13,22 @@ export interface StreamPart {
   readonly finish: FinishReason | undefined;
 }
 
+/** What a reader makes of a stream. */
+export interface Answer {
+  /** Number of the stream's token that it begins with. */
+  readonly from: number;
+  /** Tells where it would end: takes parts of the stream, in order, and says whether it has ended with the last one. */
+  readonly rest: () => (part: StreamPart, signal: AbortSignal) => Promise<boolean>;
+}
+
+/** Who reads a stream. */
+export interface Reader {
+  readonly signal: AbortSignal;
+  /** Whether it is the request that has the tokens computed. */
+  readonly isOwner: boolean;
+  readonly answer: Answer;
+}
+
 export interface StreamStart {
   readonly prompt: TokenPrompt;
   readonly maxTokens: number;
@@ -21,9 +37,10 @@ export interface StreamStart {
   readonly tokens: readonly SampledToken[];
   /**
    * Called when nobody reads it any more and it is not over.
+   * @param answer that of the last reader.
    * @returns whether it goes on for somebody who may come. Otherwise it is ended.
    */
-  readonly onUnread: (stream: TokenStream, reason: unknown) => boolean;
+  readonly onUnread: (stream: TokenStream, reason: unknown, answer: Answer) => boolean;
 }
 
 /** Reason with which the work for a stream is aborted that nobody needs any more. */
@@ -106,19 +123,30 @@ export class TokenStream {
   /**
    * The tokens from number `from` on, as they come. Leaving the loop ends the stream if nobody else needs it; a reader
    * whose signal is aborted has left at once, also while it is busy with the tokens that it has.
-   * @param isOwner whether the reader is the request that has the tokens computed.
    * @throws the signal's reason; whatever the work for the stream has thrown.
    */
-  async *read(from: number, signal: AbortSignal, isOwner: boolean): AsyncGenerator<StreamPart, void, undefined> {
+  async *read(from: number, reader: Reader): AsyncGenerator<StreamPart, void, undefined> {
+    const { signal } = reader;
     this.#readers++;
     let isHere = true;
     const leave = () => {
       if (!isHere) return;
       isHere = false;
-      this.#left(signal.reason, isOwner);
-      this.#wake();
+      this.#left(reader);
     };
     signal.addEventListener('abort', leave, { once: true });
+    try {
+      yield* this.follow(from, signal);
+    } finally {
+      signal.removeEventListener('abort', leave);
+      leave();
+    }
+  }
+
+  /** The tokens from number `from` on, as they come, for whom the stream does not go on. @throws as {@link read}. */
+  async *follow(from: number, signal: AbortSignal): AsyncGenerator<StreamPart, void, undefined> {
+    const wake = () => this.#wake();
+    signal.addEventListener('abort', wake, { once: true });
     try {
       for (let next = from; ; ) {
         signal.throwIfAborted();
@@ -132,16 +160,17 @@ export class TokenStream {
         } else await new Promise<void>((resolve) => this.#waiting.push(resolve));
       }
     } finally {
-      signal.removeEventListener('abort', leave);
-      leave();
+      signal.removeEventListener('abort', wake);
     }
   }
 
-  /** A reader has left. @param reason why its request has ended; undefined where it has what it wants. */
-  #left(reason: unknown, isOwner: boolean): void {
+  /** A reader has left; its signal's reason says why, unless it has what it wants. */
+  #left({ signal, isOwner, answer }: Reader): void {
     this.#readers--;
     if (isOwner) this.#ownerTokens = this.#ids.length;
-    if (!this.isRead && !this.over && !this.#start.onUnread(this, reason)) this.#unneeded.abort(UNREAD);
+    if (!this.isRead && !this.over && !this.#start.onUnread(this, signal.reason, answer)) {
+      this.#unneeded.abort(UNREAD);
+    }
   }
 
   #wake(): void {

@@ -28,7 +28,7 @@ import type { CompletionRequest } from '../request.ts';
 import { Lingering, type LingeringParts } from './lingering.ts';
 import type { PromptTask } from './preparation.ts';
 import type { CompletionConfig } from './settings.ts';
-import { TokenStream } from './token-stream.ts';
+import { type StreamStart, TokenStream } from './token-stream.ts';
 
 export interface TypedThroughParts extends LingeringParts, Pick<CompletionConfig, 'typedThrough' | 'promptOrder'> {
   readonly format: Pick<PromptFormat, 'forms'>;
@@ -88,7 +88,7 @@ export class TypedThrough {
   open(task: PromptTask, tokens: readonly SampledToken[]): TokenStream {
     const { request, prompt, samplings } = task;
     const { stopTokenIds } = samplings[0]!;
-    const onUnread = (stream: TokenStream, reason: unknown) => this.#lingering.goesOn(stream, reason);
+    const onUnread: StreamStart['onUnread'] = (...left) => this.#lingering.goesOn(...left);
     const start = { prompt, maxTokens: request.maxTokens, stopIds: stopTokenIds, tokens, onUnread };
     const stream = new TokenStream(start);
     const { keys, beginnings } = this.#keysOf(task);

@@ -372,6 +372,51 @@ describe('after a client has hung up', () => {
     await gateway.workers.idle();
   }, 10_000);
 
+  describe.each([
+    ['stop_at', { stop_at: 'line' }],
+    ['stop', { stop: ['\n'] }],
+  ])('its stream ends where %s would have ended the answer', (_, ends) => {
+    const text = 'a = b\nc = d\ne = f\n';
+    const ids = tokenizer.encode(text);
+    const line = tokenizer.encode('a = b');
+    const rest = (tokens: number) => tokenizer.decode(line.slice(tokens));
+
+    test.each([
+      ['hung up', clientGone(), {}],
+      ['was superseded', new ServingError('superseded', 'a newer request came'), { session: 's' }],
+    ])('whose client %s at the first token, and the next keystroke has all of it', async (__, reason, session) => {
+      // 5 tokens are the line and its end; the model hangs well behind it, as long as the stream goes on.
+      const gateway = await fakeGateway(spelled(text, hangsAt(ids.length - 2)), { lingerMs: 60_000 });
+      const body = { ...asked, ...ends, ...session };
+      const first = ask(gateway, body, 't', () => void first.leave(reason));
+      await expect(first.done).rejects.toMatchObject({ code: reason.code });
+      await gateway.workers.idle();
+      const second = await answered(gateway, {
+        ...body,
+        max_tokens: 40,
+        prompt: `x =${tokenizer.decode(line.slice(0, 1))}`,
+      });
+      expect(second.text.trimEnd()).toBe(rest(1));
+      expect(gateway.workers.prefills).toHaveLength(1);
+    });
+
+    test('also when the one that left it last had gone on with it', async () => {
+      const gateway = await fakeGateway(spelled(text, hangsAt(3)), { lingerMs: 60_000 });
+      const first = ask(gateway, asked);
+      await until(() => first.ids.length === 3);
+      const second = ask(gateway, { ...asked, ...ends, prompt: `x =${tokenizer.decode(ids.slice(0, 1))}` });
+      await until(() => second.ids.length === 2);
+      first.leave();
+      await settle();
+      expect(gateway.workers.open).toBeGreaterThan(0);
+      second.leave();
+      await settle();
+      expect(gateway.workers.open).toBeGreaterThan(0); // the answer of the second is not at its end
+      gateway.draining.abort(new ServingError('draining', 'shutting down'));
+      await gateway.workers.idle();
+    });
+  });
+
   test('it ends when prompts wait for workers, and when the gateway drains', async () => {
     const gateway = await left({ lingerMs: 60_000 });
     gateway.draining.abort(new ServingError('draining', 'shutting down'));
