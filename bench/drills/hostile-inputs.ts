@@ -1,16 +1,19 @@
 /**
- * The drill of inputs that are made to be slow: every field of a completion at the largest size that a body may have,
- * JSON that is slow to parse, and the names, parameters, headers and uploads of the other endpoints. Whatever is sent,
- * no turn of the gateway's event loop may take longer than 50 ms, for all streams of all clients wait for the end of a
- * turn. The processes of a drill share the cores of the machine, so the gateway gets the priority where this process
- * may give it; it is judged against the same traffic without such inputs, and not at all where that is late by as much
- * already.
+ * The drill of inputs that are made to be slow: every field of every body at the largest size that a body may have (see
+ * hostile-fields.ts), texts that are slow to read in the fields that take the longest ones, JSON that is slow to parse,
+ * and the names, parameters, headers and uploads of the other endpoints. Whatever is sent, no turn of the gateway's
+ * event loop may take longer than 50 ms, for all streams of all clients wait for the end of a turn. The processes of a
+ * drill share the cores of the machine, so the gateway gets the priority where this process may give it; it is judged
+ * against the same traffic without such inputs, and not at all where that is late by as much already.
  */
 import { setPriority } from 'node:os';
-import { buffer } from 'node:stream/consumers';
+import { buffer, json as jsonOf } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { MAX_OVERLAY_CHARACTERS, MAX_OVERLAY_FILES } from '../../services/gateway/context/overlay.ts';
+import { STOP_PLACES } from '../../services/gateway/request.ts';
 import { sendRequest } from '../../services/http-call.ts';
 import type { Fleet } from './fleet.ts';
+import { type Description, fieldBodies } from './hostile-fields.ts';
 import type { Scene } from './scene.ts';
 import { TIMEOUT_MS } from './streams.ts';
 
@@ -49,8 +52,9 @@ const TEXTS: readonly [name: string, text: () => string][] = [
   ['beginnings of names of tokens', () => times('<|fim_middl')],
 ];
 
-/** Fields that are strings, apart from the prompt. */
-const STRINGS = ['model', 'suffix', 'stop', 'session', 'cache_salt', 'user', 'request_id', 'nonsense'];
+/** The largest overlay that is read, and the longest text that `/tokenize` takes. */
+const overlay = (text: string) => text.slice(0, MAX_OVERLAY_CHARACTERS);
+const CUT = { truncate_prompt_tokens: -1 };
 /** Gives back the prompt with as much about it as may be asked for. */
 const ECHOED = { echo: true, logprobs: 5, max_tokens: 0, return_token_ids: true };
 const many = <T>(count: number, of: (i: number) => T) => Array.from({ length: count }, (_, i) => of(i));
@@ -64,9 +68,14 @@ function* hostileBodies(): Generator<readonly [name: string, body: string]> {
     yield [`prompt of ${name}, cut and echoed`, json({ prompt: text(), truncate_prompt_tokens: -1, ...ECHOED })];
     const half = text().slice(0, text().length / 2);
     yield [`suffix of ${name}`, json({ prompt: half, suffix: half, rag: { repo: 'shop', mode: 'text' } })];
+    yield [`rag.files of ${name}`, json({ rag: { repo: 'shop', files: [{ path: 'a.py', text: overlay(text()) }] } })];
+    for (const stop_at of STOP_PLACES) {
+      yield [`${stop_at} after ${name}`, json({ prompt: half, suffix: half, stop_at, ...CUT, max_tokens: 8 })];
+    }
   }
-  for (const field of STRINGS) yield [`long ${field}`, json({ [field]: times('k') })];
-  yield ['long rag.repo', json({ rag: { repo: times('r') } })];
+  const files = many(MAX_OVERLAY_FILES, (i) => ({ path: `f${i}.py`, text: noise(4_000, i + 1) }));
+  yield ['as many rag.files as fit', json({ rag: { files } })];
+  yield ['a long field that there is not', json({ nonsense: times('k') })];
   yield ['long rag.path', json({ rag: { repo: 'shop', path: times('../') } })];
   yield ['a prompt of 128 texts', json({ prompt: many(128, (i) => noise(32_000, i + 1)), truncate_prompt_tokens: 9 })];
   yield ['a prompt of 100,000 ids', json({ prompt: many(100_000, (i) => i % 4_000), truncate_prompt_tokens: -1 })];
@@ -84,6 +93,23 @@ function* hostileBodies(): Generator<readonly [name: string, body: string]> {
   yield ['one field many times', `{${many(300_000, () => '"n":1').join(',')}}`];
   yield ['escaped fields', `{${many(200_000, (i) => `"\\u0061${i}":1`).join(',')}}`];
   yield ['white space', `{"prompt":"x"${' '.repeat(BYTES)}}`];
+}
+
+/** Texts that are slow to read, in the fields of editors' bodies that take the longest ones, by name. */
+function* hostileEditors(): Generator<readonly [name: string, request: HostileRequest]> {
+  const post = (path: string, body: object): HostileRequest => ({
+    method: 'POST',
+    path,
+    headers: JSON_BODY,
+    body: JSON.stringify(body),
+  });
+  for (const [name, text] of TEXTS) {
+    const input_extra = [{ filename: 'a.py', text: text() }];
+    yield [`input_extra of ${name}`, post('/infill', { prompt: 'x', n_predict: 1, input_extra })];
+    const declarations = [{ filepath: 'a.py', body: text() }];
+    yield [`declarations of ${name}`, post('/v1/completions', { segments: { prefix: 'x', declarations } })];
+    yield [`content of ${name}`, post('/tokenize', { content: overlay(text()) })];
+  }
 }
 
 interface HostileRequest {
@@ -114,6 +140,7 @@ export function* hostileRequests(): Generator<readonly [name: string, request: H
     yield [`a repository's name of ${name}`, { method: 'GET', path: `/v1/repos/${text}` }];
     yield [`an upload to a name of ${name}`, { method: 'PUT', path: `/v1/repos/${text}`, headers: JSON_BODY, body }];
     yield [`the removal of a name of ${name}`, { method: 'DELETE', path: `/v1/repos/${text}` }];
+    yield [`a prefix of ${name}`, { method: 'POST', path: `/r/${text}/infill`, headers: JSON_BODY, body }];
     yield [`a parameter of ${name}`, { method: 'GET', path: `/v1/models?q=${text}` }];
   }
   for (const header of [
@@ -123,6 +150,12 @@ export function* hostileRequests(): Generator<readonly [name: string, request: H
     'content-encoding',
     'accept',
     'host',
+    'origin',
+    'x-api-key',
+    'api-key',
+    'x-session-id',
+    'x-llavacode-repo',
+    'x-llavacode-timeline',
   ]) {
     const headers = { ...JSON_BODY, [header]: 'gzip,'.repeat(LONG_NAME / 5) };
     yield [`a long ${header}`, { method: 'POST', path: '/v1/completions', headers, body }];
@@ -153,11 +186,15 @@ function* hostileUploads(): Generator<readonly [name: string, request: HostileRe
   yield ['an upload of noise as gzip', upload('application/gzip', noise())];
 }
 
-/** All hostile inputs by name. Each is made when it is sent. */
-function* hostileInputs(): Generator<readonly [name: string, request: HostileRequest]> {
+/** All hostile inputs by name. Each is made when it is sent. @param api the gateway's description of its routes. */
+function* hostileInputs(api: Description): Generator<readonly [name: string, request: HostileRequest]> {
   for (const [name, body] of hostileBodies()) {
     yield [name, { method: 'POST', path: '/v1/completions', headers: JSON_BODY, body }];
   }
+  for (const { path, field, value, body } of fieldBodies(api, BYTES)) {
+    yield [`${path}, ${field}: ${value}`, { method: 'POST', path, headers: JSON_BODY, body }];
+  }
+  yield* hostileEditors();
   yield* hostileRequests();
   yield* hostileUploads();
 }
@@ -168,7 +205,7 @@ export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string>
   const calmMs = await longestCalmTurn(fleet);
   let longest = { name: 'nothing', ms: 0 };
   let sent = 0;
-  for (const [name, request] of hostileInputs()) {
+  for (const [name, request] of hostileInputs(await describedBy(fleet))) {
     await fleet.longestTurnMs(); // begins anew
     if (sent++ === 0) mark();
     const status = await send(fleet, request);
@@ -181,6 +218,12 @@ export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string>
   if (calmMs > LONGEST_TURN_MS) return `${found}; not judged, since this machine is too busy for it`;
   if (longest.ms > calmMs + LONGEST_TURN_MS) throw new Error(found);
   return found;
+}
+
+async function describedBy({ url }: Fleet): Promise<Description> {
+  const signal = AbortSignal.timeout(TIMEOUT_MS);
+  const answer = await sendRequest({ method: 'GET', url: `${url}/docs/json`, signal });
+  return (await jsonOf(answer)) as Description;
 }
 
 /** Raises the gateway's priority. That needs root or CAP_SYS_NICE; without, workers that compute make turns longer. */

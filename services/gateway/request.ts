@@ -85,7 +85,7 @@ export interface CompletionRequest {
   readonly repository?: string | undefined;
   /** Remote URL of the repository that is edited, as git writes it. */
   readonly gitUrl?: string | undefined;
-  /** Path of the file being edited, within the repository or the workspace, as the editor writes it. */
+  /** Path of the file being edited, within the repository or the workspace, in the normal form of paths. */
   readonly filePath?: string | undefined;
   /** Texts that the editor holds, newer than what is indexed; the same list in the same order gives the same prompt. */
   readonly overlay?: readonly OverlayText[] | undefined;
@@ -97,6 +97,7 @@ export interface CompletionRequest {
 
 /** A file, or a part of one, that an editor holds. */
 export interface OverlayText {
+  /** In the normal form of paths. */
   readonly path: string;
   readonly text: string;
   /** It is a part of a file: what is indexed of the others of its parts still counts. */

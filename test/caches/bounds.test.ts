@@ -20,6 +20,7 @@ test.each([
   { cache: 'indexes', leastMib: 2, mostMib: 20, rssMib: 160 },
   { cache: 'tooLarge', leastMib: 0.1, mostMib: 8, rssMib: 120 },
   { cache: 'overlays', leastMib: 4, mostMib: 24, rssMib: 200 },
+  { cache: 'streams', leastMib: 4, mostMib: 20, rssMib: 160 },
   { cache: 'recentPrompts', leastMib: 3, mostMib: 14, rssMib: 160 },
   { cache: 'rows', leastMib: 4, mostMib: 12, rssMib: 120 },
   { cache: 'sessions', leastMib: 4, mostMib: 12, rssMib: 120 },

@@ -2,6 +2,8 @@
 // Argument: the name of a cache in CACHES. Runs what lies in dist/, with --expose-gc.
 import { readFile } from 'node:fs/promises';
 import { Acceptance } from '../../dist/services/gateway/completion/acceptance.js';
+import { TypedThrough } from '../../dist/services/gateway/completion/typed-through.js';
+import { completionBody } from '../../dist/services/gateway/http/completion-body.js';
 import { Overlays } from '../../dist/services/gateway/context/overlay.js';
 import { RecentPrompts } from '../../dist/services/gateway/context/recent-prompts.js';
 import { Sessions } from '../../dist/services/gateway/context/sessions.js';
@@ -90,6 +92,23 @@ const CACHES = {
   async recentPrompts() {
     const cache = new RecentPrompts(BOUND);
     for (let i = 0; i < 2_560; i++) cache.seriesOf(`tenant${i % TENANTS}`, `client${i % 640}`, text(i, 16_384));
+    return cache;
+  },
+
+  /** Streams of 2,000 prompt tokens and 64 output tokens with 5 alternatives each, which have come to their ends. */
+  async streams() {
+    const parts = { typedThrough: 'session', promptOrder: 'psm', format: { forms: [] }, lingerMs: 0 };
+    const cache = new TypedThrough(parts, BOUND);
+    const request = completionBody.parse({ prompt: 'x', max_tokens: 64, logprobs: 5, temperature: 0 });
+    const soft = { positions: new Int32Array(0), vectors: new Float32Array(0) };
+    for (let i = 0; i < 3_200; i++) {
+      // Eight prompts that begin alike, as the keystrokes of one file do.
+      const ids = Int32Array.from({ length: 2_000 }, (_, at) => (at < 16 ? Math.floor(i / 8) : i + at));
+      const top = (id) => Array.from({ length: 5 }, (_, t) => ({ id: id + t, logprob: -t }));
+      const tokens = Array.from({ length: 64 }, (_, id) => ({ id, logprob: -1, top: top(id) }));
+      const task = { request, scope: { tenant: `tenant${i % TENANTS}` }, prompt: { ids, soft } };
+      cache.open({ ...task, samplings: [{ ...request.sampling, stopTokenIds: [] }] }, tokens);
+    }
     return cache;
   },
 

@@ -125,28 +125,24 @@ export class TokenStream {
    * whose signal is aborted has left at once, also while it is busy with the tokens that it has.
    * @throws the signal's reason; whatever the work for the stream has thrown.
    */
-  async *read(from: number, reader: Reader): AsyncGenerator<StreamPart, void, undefined> {
-    const { signal } = reader;
-    this.#readers++;
-    let isHere = true;
-    const leave = () => {
-      if (!isHere) return;
-      isHere = false;
-      this.#left(reader);
-    };
-    signal.addEventListener('abort', leave, { once: true });
-    try {
-      yield* this.follow(from, signal);
-    } finally {
-      signal.removeEventListener('abort', leave);
-      leave();
-    }
+  read(from: number, reader: Reader): AsyncGenerator<StreamPart, void, undefined> {
+    return this.#parts(from, reader.signal, reader);
   }
 
   /** The tokens from number `from` on, as they come, for whom the stream does not go on. @throws as {@link read}. */
-  async *follow(from: number, signal: AbortSignal): AsyncGenerator<StreamPart, void, undefined> {
-    const wake = () => this.#wake();
-    signal.addEventListener('abort', wake, { once: true });
+  follow(from: number, signal: AbortSignal): AsyncGenerator<StreamPart, void, undefined> {
+    return this.#parts(from, signal, undefined);
+  }
+
+  async *#parts(from: number, signal: AbortSignal, reader: Reader | undefined): AsyncGenerator<StreamPart> {
+    let isHere = reader !== undefined;
+    if (isHere) this.#readers++;
+    const leave = () => {
+      if (isHere) this.#left(reader!);
+      isHere = false;
+      this.#wake();
+    };
+    signal.addEventListener('abort', leave, { once: true });
     try {
       for (let next = from; ; ) {
         signal.throwIfAborted();
@@ -160,7 +156,8 @@ export class TokenStream {
         } else await new Promise<void>((resolve) => this.#waiting.push(resolve));
       }
     } finally {
-      signal.removeEventListener('abort', wake);
+      signal.removeEventListener('abort', leave);
+      leave();
     }
   }
 

@@ -52,12 +52,14 @@ const BEGINNING = 16;
 
 export class TypedThrough {
   readonly #parts: TypedThroughParts;
-  readonly #streams = new TenantCache<readonly TokenStream[]>(LIMIT_BYTES);
+  readonly #streams: TenantCache<readonly TokenStream[]>;
   readonly #taken = new WeakSet<TokenStream>();
   readonly #lingering: Lingering;
 
-  constructor(parts: TypedThroughParts) {
+  /** @param limitBytes memory for all streams; each tenant has a share of it. */
+  constructor(parts: TypedThroughParts, limitBytes = LIMIT_BYTES) {
     this.#parts = parts;
+    this.#streams = new TenantCache(limitBytes);
     this.#lingering = new Lingering(parts);
   }
 

@@ -12,7 +12,6 @@ import { inTurns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { type Chunk, chunkSteps } from '../../lib/rag/chunk.ts';
-import { normalisePath } from '../../lib/rag/store/path-form.ts';
 import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
 import { decodeHalves } from '../../lib/rag/store/vector-codec.ts';
 import type { IndexerClient } from '../../lib/rpc/contract.ts';
@@ -24,8 +23,6 @@ export const MAX_OVERLAY_CHARACTERS = 1_048_576;
 
 /** The windows of an index by default. */
 const CHUNKING = { chunkLines: 10, chunkStride: 5 };
-/** Name of a text without a name that has a normal form. */
-const UNNAMED = 'unnamed';
 /** Memory for the chunks of files, and as much for vectors of chunks, of all tenants, in bytes. */
 const LIMIT_BYTES = 32 << 20;
 const OVERHEAD_BYTES = 256;
@@ -91,11 +88,10 @@ export class Overlays {
     const digest = createHash('sha256');
     let characters = 0;
     let files = 0;
-    for (const { path: given, text, isPart } of texts) {
+    for (const { path, text, isPart } of texts) {
       characters += text.length;
       if (files === MAX_OVERLAY_FILES || characters > MAX_OVERLAY_CHARACTERS) break;
       files++;
-      const path = normalisePath(given) ?? UNNAMED;
       const key = keyOf(tenant, path, text);
       digest.update(key);
       const known = this.#files.get(key) ?? (await inTurns(chunkSteps(path, text, CHUNKING), signal));

@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { RETRIEVERS } from '../../lib/rag/retriever-name.ts';
+import { resolvePath } from '../../lib/rag/store/path-form.ts';
 import { isWellFormed } from '../../lib/request/well-formed.ts';
 import { MAX_OVERLAY_CHARACTERS, MAX_OVERLAY_FILES } from '../context/overlay.ts';
 import {
@@ -14,7 +15,7 @@ import {
   RAG_MODES,
   STOP_PLACES,
 } from '../request.ts';
-import { pathInRepo } from './repository.ts';
+import { overlayText } from './repository.ts';
 
 /** Sequences that one request may ask for: prompts × best_of. */
 export const MAX_SEQUENCES = 128;
@@ -72,6 +73,7 @@ const logitBias = z
     (value) => typeof value === 'object' && value !== null && Object.keys(value).length <= MAX_ENTRIES,
     `must be an object of at most ${MAX_ENTRIES} entries`,
   )
+  .meta({ type: 'object', additionalProperties: { type: 'number', minimum: -100, maximum: 100 } })
   .pipe(z.record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100)));
 
 /** UTF-16 units of a completion's given beginning: a few hundred lines. */
@@ -89,11 +91,22 @@ const only = <T extends boolean | number>(value: T) =>
   z.literal(value, { error: `is supported only as ${value}` }).optional();
 
 /** Files that the editor holds, newer than what is indexed. Checked up to the first wrong one, as other lists are. */
-const overlayFiles = z.custom<OverlayText[]>(isOverlay, {
-  error:
-    `must be at most ${MAX_OVERLAY_FILES} objects { path, text }, the paths within the repository, ` +
-    `with at most ${MAX_OVERLAY_CHARACTERS} characters of text in all`,
-});
+const overlayFiles = z
+  .custom<OverlayText[]>(isOverlay, {
+    error:
+      `must be at most ${MAX_OVERLAY_FILES} objects { path, text }, the paths within the repository, ` +
+      `with at most ${MAX_OVERLAY_CHARACTERS} characters of text in all`,
+  })
+  .meta({
+    type: 'array',
+    items: {
+      type: 'object',
+      properties: { path: { ...STRING, maxLength: MAX_PATH }, text: STRING },
+      required: ['path', 'text'],
+      additionalProperties: false,
+    },
+    maxItems: MAX_OVERLAY_FILES,
+  });
 
 function isOverlay(value: unknown): value is OverlayText[] {
   if (!Array.isArray(value) || value.length > MAX_OVERLAY_FILES) return false;
@@ -104,7 +117,7 @@ function isOverlay(value: unknown): value is OverlayText[] {
     isString((file as OverlayText).text) &&
     isString((file as OverlayText).path) &&
     (file as OverlayText).path.length <= MAX_PATH &&
-    pathInRepo((file as OverlayText).path) !== undefined;
+    resolvePath((file as OverlayText).path) !== undefined;
   let characters = 0;
   for (const file of value) {
     if (!isFile(file)) return false;
@@ -114,6 +127,9 @@ function isOverlay(value: unknown): value is OverlayText[] {
 }
 
 const defaults = COMPLETION_DEFAULTS;
+
+/** The field `n_indent`, which llama.cpp's routes have as well: characters before a line. */
+export const indentField = z.int().min(0).max(1_024);
 
 /** The field `session`, which routes of other APIs take as well. */
 export const sessionField = key.min(1).max(256);
@@ -138,13 +154,13 @@ export function readRag(
   overlay?: readonly OverlayText[],
 ): Pick<CompletionRequest, 'rag' | 'overlay'> {
   if (rag === undefined) return { rag, overlay };
-  const files = rag.files?.map(({ path, text }) => ({ path: pathInRepo(path)!, text }));
+  const files = rag.files?.map(({ path, text }) => overlayText(path, text));
   return {
     rag: {
       repo: rag.repo,
       mode: rag.mode,
       topK: rag.top_k,
-      path: rag.path === undefined ? undefined : pathInRepo(rag.path),
+      path: rag.path === undefined ? undefined : resolvePath(rag.path),
       retriever: rag.retriever,
       maxTextTokens: rag.max_text_tokens,
     },
@@ -170,7 +186,7 @@ export const completionFields = z.strictObject({
   best_of: z.int().min(1).max(MAX_SEQUENCES).optional(),
   stop: stop.default([]),
   stop_at: z.enum(STOP_PLACES).optional(),
-  n_indent: z.int().min(0).max(1_024).optional(),
+  n_indent: indentField.optional(),
   language: z.string().max(64).optional(),
   seed: z.int().optional(),
   logprobs: z.int().min(0).max(5).optional(),
@@ -180,7 +196,11 @@ export const completionFields = z.strictObject({
   logit_bias: logitBias.default({}),
   stream: z.boolean().default(defaults.stream),
   stream_options: z
-    .strictObject({ include_usage: z.boolean().optional(), continuous_usage_stats: z.boolean().optional() })
+    .strictObject({
+      include_usage: z.boolean().optional(),
+      continuous_usage_stats: z.boolean().optional(),
+      include_obfuscation: z.unknown().optional(),
+    })
     .optional(),
   stop_token_ids: stopTokenIds.default([]),
   ignore_eos: z.boolean().default(defaults.ignoreEos),
@@ -195,7 +215,7 @@ export const completionFields = z.strictObject({
   t_max_predict_ms: z.int().min(0).optional(),
   priority: z.int().default(defaults.priority),
   cache_salt: key.min(1).max(1024).optional(),
-  // Clients of OpenAI and vLLM send these; they have no effect here.
+  // Clients of OpenAI, vLLM and other servers send these. None of them changes what an answer says.
   user: key.optional(),
   request_id: key.optional(),
   metadata: z.unknown().optional(),
@@ -203,6 +223,18 @@ export const completionFields = z.strictObject({
   safety_identifier: z.unknown().optional(),
   service_tier: z.unknown().optional(),
   store: z.unknown().optional(),
+  prompt_cache_retention: z.unknown().optional(),
+  cache_prompt: z.unknown().optional(),
+  keep_alive: z.unknown().optional(),
+  return_progress: z.unknown().optional(),
+  timings_per_token: z.unknown().optional(),
+  tags: z.unknown().optional(),
+  trace: z.unknown().optional(),
+  trace_id: z.unknown().optional(),
+  detokenize: only(true),
+  num_beams: only(1),
+  tools: z.array(z.never('is not supported')).max(0, 'is not supported').optional(),
+  response_format: z.strictObject({ type: z.literal('text', { error: 'is supported only as text' }) }).optional(),
   skip_special_tokens: only(true),
   spaces_between_special_tokens: only(true),
   include_stop_str_in_output: only(false),

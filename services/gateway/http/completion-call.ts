@@ -37,7 +37,7 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly fingerprint: string;
   readonly journey: Pick<Journey, 'complete'>;
   readonly inflight: InflightRequests;
-  readonly quota: Pick<TenantQuota, 'reserve'>;
+  readonly quota: Pick<TenantQuota, 'reserve' | 'reserveReading'>;
   readonly acceptance: Acceptance;
   readonly remotes: Pick<Remotes, 'find'>;
   readonly recent: Pick<RecentPrompts, 'seriesOf'>;

@@ -49,7 +49,13 @@ export function addCompletionsRoutes(app: FastifyInstance, parts: CompletionsPar
   app.post('/beta/completions', {
     ...lenient,
     schema: { ...lenient.schema, summary: "DeepSeek's name of /v1/completions; unknown fields are ignored" },
-    handler: (request: CompletionsHttpRequest, reply) => complete(request, reply, parts),
+    handler: (request: CompletionsHttpRequest, reply) => {
+      // Its clients have DeepSeek's names built in.
+      const { model } = request.body;
+      if (model?.startsWith('deepseek'))
+        request.body = { ...request.body, model: modelOrServed(model, parts.modelName) };
+      return complete(request, reply, parts);
+    },
   });
   app.post('/v1/engines/:engine/completions', {
     ...lenient,

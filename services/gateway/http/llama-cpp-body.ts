@@ -1,7 +1,15 @@
 /** Bodies of llama.cpp's `POST /infill` and `POST /completion`. */
 import { z } from 'zod';
 import { COMPLETION_DEFAULTS, type CompletionRequest } from '../request.ts';
-import { modelField, promptField, promptList, ragField, readRag, sessionField } from './completion-body.ts';
+import {
+  indentField,
+  modelField,
+  promptField,
+  promptList,
+  ragField,
+  readRag,
+  sessionField,
+} from './completion-body.ts';
 import {
   AS_MANY_AS_FIT,
   count,
@@ -15,6 +23,7 @@ import {
   topK,
   topP,
 } from './editor-body.ts';
+import { overlayText } from './repository.ts';
 
 /** What a client of llama.cpp wants of the answer. */
 export interface LlamaCppForm {
@@ -46,7 +55,7 @@ const common = {
   presence_penalty: penalty.default(0),
   frequency_penalty: penalty.default(0),
   ignore_eos: z.boolean().default(false),
-  n_indent: z.int().min(0).max(1_000).optional().describe('ends before a line that is indented by fewer columns'),
+  n_indent: indentField.optional().describe('ends before a line that is indented by fewer characters'),
   // llama.cpp does not apply it either. Plugins send 500, and 1 in a warm-up, and want their answer all the same.
   t_max_prompt_ms: z.unknown().optional().describe('has no effect: a prompt is computed to its end'),
   t_max_predict_ms: z.number().min(0).optional(),
@@ -83,7 +92,7 @@ export const infillBody = editorBody(infillFields, (body) => ({
     suffix: body.input_suffix,
     ...readRag(
       body.rag,
-      body.input_extra.map(({ filename, text }) => ({ path: filename, text, isPart: true })),
+      body.input_extra.map(({ filename, text }) => overlayText(filename, text, true)),
     ),
   },
   form: formOf(body),

@@ -2,7 +2,7 @@
  * The routes of llama.cpp's server: `/infill` and `/completion`, for llama.vim, llama.vscode and other clients, and
  * `/props`, `/slots`, `/tokenize` and `/detokenize`. `/health` is in probes.ts.
  */
-import type { FastifyInstance, FastifyReply } from 'fastify';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { z } from 'zod';
 import { inTurns } from '../../lib/async/turns.ts';
 import { BUILD_INFO } from '../../lib/process/build-info.ts';
@@ -10,6 +10,7 @@ import { ServingError } from '../../lib/process/errors.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { AdmissionConfig } from '../admission/settings.ts';
 import type { ChoiceDelta } from '../completion/choice.ts';
+import { CHARACTERS_PER_TOKEN } from '../tenants/demand.ts';
 import { type AnswerWords, sendLong } from './answer.ts';
 import type { CompletionCall } from './completion-call.ts';
 import { ignoringUnknown, type Translated } from './editor-body.ts';
@@ -157,7 +158,7 @@ function addServerRoutes(app: FastifyInstance, { modelName, capacity, slots, slo
   });
 }
 
-/** UTF-16 units of a text to be tokenized, far more than a model holds: no limit of a tenant counts this work. */
+/** UTF-16 units of a text to be tokenized, far more than a model holds. */
 const MAX_CONTENT = 1 << 20;
 const tokenizeFields = z.object({
   content: z.string().max(MAX_CONTENT),
@@ -177,8 +178,26 @@ const detokenizeFields = z.object({
     .meta({ type: 'array', items: { type: 'integer', minimum: 0 } }),
 });
 
-function addTokenRoutes(app: FastifyInstance, { tokenizer, slowReaderMs, requestTimeoutMs }: LlamaCppParts): void {
+function addTokenRoutes(app: FastifyInstance, parts: LlamaCppParts): void {
+  const { tokenizer, slowReaderMs, requestTimeoutMs, quota } = parts;
   const tags = ['llama.cpp'];
+  /** Sends what `make` makes, and charges the tenant for its tokens. @param about tokens that it has, about. */
+  const answer = async (
+    { identity }: FastifyRequest,
+    reply: FastifyReply,
+    about: number,
+    make: () => Promise<{ body: object; tokens: number }>,
+  ) => {
+    const reservation = await quota.reserveReading(identity, about);
+    let read = about;
+    try {
+      const { body, tokens } = await make();
+      read = tokens;
+      await send(body, reply);
+    } finally {
+      reservation.settle(read);
+    }
+  };
   const send = (body: object, reply: FastifyReply) => {
     const gone = new AbortController();
     reply.raw.once('close', () => gone.abort(new ServingError('client_gone', 'the client hung up')));
@@ -187,24 +206,31 @@ function addTokenRoutes(app: FastifyInstance, { tokenizer, slowReaderMs, request
   };
   app.post<{ Body: z.output<typeof tokenizeFields> }>('/tokenize', {
     schema: { body: ignoringUnknown(tokenizeFields), summary: 'the tokens of a text', tags },
-    handler: async ({ body }, reply) => {
-      const steps = tokenizer.headSteps(body.content, Infinity, body.parse_special ? 'as tokens' : 'as text');
-      const ids = [...(body.add_special ? tokenizer.leadingIds : []), ...(await inTurns(steps))];
-      const tokens = new LazyList<unknown>(function* () {
-        for (const id of ids) yield body.with_pieces ? { id, piece: pieceOf(tokenizer.bytes(id)) } : id;
+    handler: (request, reply) => {
+      const { content, add_special, parse_special, with_pieces } = request.body;
+      return answer(request, reply, Math.ceil(content.length / CHARACTERS_PER_TOKEN), async () => {
+        const steps = tokenizer.headSteps(content, Infinity, parse_special ? 'as tokens' : 'as text');
+        const ids = [...(add_special ? tokenizer.leadingIds : []), ...(await inTurns(steps))];
+        const tokens = new LazyList<unknown>(function* () {
+          for (const id of ids) yield with_pieces ? { id, piece: pieceOf(tokenizer.bytes(id)) } : id;
+        });
+        return { body: { tokens }, tokens: ids.length };
       });
-      await send({ tokens }, reply);
     },
   });
   app.post<{ Body: z.output<typeof detokenizeFields> }>('/detokenize', {
     schema: { body: ignoringUnknown(detokenizeFields), summary: 'the text of tokens', tags },
-    handler: async ({ body: { tokens } }, reply) => {
+    handler: async (request, reply) => {
+      const { tokens } = request.body;
       const unknown = tokens.find((id) => id >= tokenizer.vocabSize);
       if (unknown !== undefined) {
         const message = `tokens: ${unknown} is not in this model's vocabulary of ${tokenizer.vocabSize} tokens`;
         throw new ServingError('invalid_request', message, { param: 'tokens' });
       }
-      await send({ content: await inTurns(tokenizer.decodeSteps(Int32Array.from(tokens))) }, reply);
+      await answer(request, reply, tokens.length, async () => {
+        const content = await inTurns(tokenizer.decodeSteps(Int32Array.from(tokens)));
+        return { body: { content }, tokens: tokens.length };
+      });
     },
   });
 }

@@ -6,12 +6,11 @@
  * the key may not use, costs the request its context alone, and the answer says so.
  */
 import type { IncomingMessage } from 'node:http';
-import { posix } from 'node:path';
 import type { FastifyRequest } from 'fastify';
 import { ServingError } from '../../lib/process/errors.ts';
-import { normalisePath } from '../../lib/rag/store/path-form.ts';
+import { resolvePath } from '../../lib/rag/store/path-form.ts';
 import type { Remotes } from '../context/remotes.ts';
-import type { CompletionRequest, RagRequest } from '../request.ts';
+import type { CompletionRequest, OverlayText, RagRequest } from '../request.ts';
 import { type Identity, storeKey } from '../tenants/api-keys.ts';
 import { repositoryIn } from './models.ts';
 
@@ -123,15 +122,17 @@ const editorsRag = ({ filePath }: CompletionRequest): RagRequest => ({
   repo: undefined,
   mode: 'compressed',
   topK: 10,
-  path: filePath === undefined ? undefined : pathInRepo(filePath),
+  path: filePath,
   retriever: undefined,
   maxTextTokens: 512,
 });
 
-/**
- * The normal form of the path of the file being edited, with `..` resolved. undefined where the path has none, like
- * that of a file outside the repository: nothing in the index is that file.
- */
-export function pathInRepo(path: string): string | undefined {
-  return normalisePath(path) ?? normalisePath(posix.normalize(path.replaceAll('\\', '/')));
-}
+/** Name of a text without a name that has a normal form. */
+const UNNAMED = 'unnamed';
+
+/** A text that an editor holds, under the normal form of its path. @param isPart whether it is a part of its file. */
+export const overlayText = (path: string, text: string, isPart = false): OverlayText => ({
+  path: resolvePath(path) ?? UNNAMED,
+  text,
+  isPart,
+});

@@ -50,8 +50,9 @@ export const HTTP_SETTINGS = {
     .enum(UNKNOWN_FIELDS)
     .default('refuse')
     .describe(
-      'what POST /v1/completions does with fields that it does not know: refuse or ignore (named in ' +
-        'x-llavacode-ignored, as on the routes of editors); a value that would change the answer is refused in any case',
+      'what POST /v1/completions does with fields that it does not know, and that may therefore change the answer: ' +
+        'refuse or ignore (named in x-llavacode-ignored, as on the routes of editors); a value of a known field that ' +
+        'would change the answer is refused in any case',
     ),
   slotsRoute: flag
     .default(false)

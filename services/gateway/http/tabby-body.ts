@@ -1,9 +1,11 @@
 /** The bodies of Tabby: its form of `POST /v1/completions`, and `POST /v1/events`. */
 import { z } from 'zod';
+import { resolvePath } from '../../lib/rag/store/path-form.ts';
 import { COMPLETION_EVENTS } from '../completion/acceptance.ts';
-import { COMPLETION_DEFAULTS, type OverlayText, type RagRequest } from '../request.ts';
-import { key } from './completion-body.ts';
+import { COMPLETION_DEFAULTS, type RagRequest } from '../request.ts';
+import { key, ragField, readRag, sessionField } from './completion-body.ts';
 import { editorBody, ignoringUnknown, seed, temperature } from './editor-body.ts';
+import { overlayText } from './repository.ts';
 
 /** What a client of Tabby wants of the answer. */
 export interface TabbyForm {
@@ -59,6 +61,8 @@ const fields = z
         disable_retrieval_augmented_code_completion: z.boolean().default(false),
       })
       .prefault({}),
+    session: sessionField.optional(),
+    rag: ragField.optional(),
   })
   .refine(({ segments: given, debug_options }) => given !== undefined || debug_options.raw_prompt !== undefined, {
     path: ['segments'],
@@ -87,6 +91,9 @@ export const tabbyBody = editorBody(fields, (body) => {
   const given = raw_prompt === undefined ? body.segments : undefined;
   const withoutContext = debug.disable_retrieval_augmented_code_completion;
   const own = given === undefined || withoutContext ? [] : snippetsOf(given);
+  const filePath = given?.filepath ? resolvePath(given.filepath) : undefined;
+  const overlay = own.map(({ filepath, body: text }) => overlayText(filepath, text, true));
+  const { rag, ...texts } = readRag(body.rag, overlay.length === 0 ? undefined : overlay);
   return {
     request: {
       prompts: [raw_prompt ?? given?.prefix ?? ''],
@@ -96,9 +103,9 @@ export const tabbyBody = editorBody(fields, (body) => {
       seed: body.seed,
       language: body.language,
       gitUrl: given?.git_url || undefined,
-      filePath: given?.filepath || undefined,
-      overlay: own.length === 0 ? undefined : own.map(asOverlay),
-      rag: withoutContext ? WITHOUT_CONTEXT : undefined,
+      filePath,
+      session: body.session,
+      ...(withoutContext ? { rag: WITHOUT_CONTEXT } : { ...texts, rag: rag && { ...rag, path: rag.path ?? filePath } }),
       // The prompt's ids are what `return_prompt` shows.
       returnTokenIds: return_prompt,
     },
@@ -116,8 +123,6 @@ const snippetsOf = (given: z.output<typeof segments>): Snippet[] => [
   ...given.relevant_snippets_from_changed_files,
   ...given.relevant_snippets_from_recently_opened_files,
 ];
-
-const asOverlay = ({ filepath, body }: Snippet): OverlayText => ({ path: filepath, text: body, isPart: true });
 
 export const eventBody = ignoringUnknown(
   z.object({

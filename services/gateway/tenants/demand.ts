@@ -8,7 +8,7 @@ export const sequencesOf = ({ prompts, bestOf }: Pick<CompletionRequest, 'prompt
   prompts.length * bestOf;
 
 /** Characters of source code that make one token, about. What a prompt really took is settled at the end. */
-const CHARACTERS_PER_TOKEN = 4;
+export const CHARACTERS_PER_TOKEN = 4;
 
 /**
  * What is reserved is the output that all sequences may put out, and the prompts: their token ids or, for text, an

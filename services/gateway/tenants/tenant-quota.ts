@@ -47,6 +47,15 @@ const ANSWER_MS = 50;
 
 const NOTHING: Reservation = { settle: () => {} };
 
+/**
+ * Tokens that are divided or put together, for each that a tenant is charged with. Reading costs far less than
+ * computing: a core divides 1 to 3 million tokens a second. The charge bounds how much of the gateway's time it takes.
+ */
+const READ_TOKENS_PER_TOKEN = 100;
+
+const isUnlimited = ({ maxInflight, tokensPerMinute }: TenantLimits) =>
+  maxInflight === undefined && tokensPerMinute === undefined;
+
 export class TenantQuota {
   readonly #options: TenantQuotaOptions;
   readonly #accounts = new TenantAccounts();
@@ -66,9 +75,27 @@ export class TenantQuota {
    * @throws ServingError quota_exceeded; invalid_request for a request that is larger than a limit as such.
    */
   async reserve({ tenant, limits, session, completion }: QuotaRequest): Promise<Reservation> {
-    if (limits.maxInflight === undefined && limits.tokensPerMinute === undefined) return NOTHING;
+    if (isUnlimited(limits)) return NOTHING;
     const asked = demandOf(completion, limits, this.#options.capacity() || Infinity);
-    const demand: Demand = { id: `${this.#name}.${++this.#number}`, tenant, limits, session, ...asked };
+    return this.#admit({ tenant, limits, session, ...asked });
+  }
+
+  /**
+   * Reserves what a text may take that is only divided into tokens, or put together from them. It counts as one
+   * sequence in flight, and as a hundredth of its tokens.
+   * @param tokens that it has, about. The reservation is settled with those that it had.
+   * @throws ServingError quota_exceeded.
+   */
+  async reserveReading({ tenant, limits }: Pick<QuotaRequest, 'tenant' | 'limits'>, tokens: number) {
+    if (isUnlimited(limits)) return NOTHING;
+    const charge = (read: number) => Math.ceil(read / READ_TOKENS_PER_TOKEN);
+    const reserved = Math.min(charge(tokens), limits.tokensPerMinute ?? 0);
+    const { settle } = await this.#admit({ tenant, limits, session: undefined, sequences: 1, reserved });
+    return { settle: (read: number) => settle(charge(read)) };
+  }
+
+  async #admit(asked: Omit<Demand, 'id'>): Promise<Reservation> {
+    const demand: Demand = { id: `${this.#name}.${++this.#number}`, ...asked };
     // What this gateway alone has let in is never more than what all have: its own refusal needs no question.
     const own = this.#accounts.admit(demand);
     if (own.refusedBy !== undefined) throw refusalOf(demand, own);

@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { expect, test, vi } from 'vitest';
 import { MAX_OVERLAY_CHARACTERS, type OverlayOptions, Overlays } from '../../../services/gateway/context/overlay.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
@@ -134,10 +135,10 @@ test('one tenant has at most 256 chunks on their way, and the chunks of another 
 test('an overlay is cut where it is too large, and tells which files are whole', async () => {
   const overlays = overlaysOf();
   const large = { path: 'b.py', text: 'x'.repeat(MAX_OVERLAY_CHARACTERS) };
-  const overlay = await overlays.of('a', [{ path: '/a.py', text: code('x'), isPart: true }, large], signal);
+  const overlay = await overlays.of('a', [{ path: 'a.py', text: code('x'), isPart: true }, large], signal);
   expect(overlay).toMatchObject({ cut: true, replaced: [] });
   expect(overlay.chunks.map(({ path }) => path)).toEqual(['a.py']);
-  expect(await overlays.of('a', [{ path: './a.py', text: code('x') }], signal)).toMatchObject({ replaced: ['a.py'] });
+  expect(await overlays.of('a', [{ path: 'a.py', text: code('x') }], signal)).toMatchObject({ replaced: ['a.py'] });
 });
 
 const SHOP = { 'a.py': code('stale'), 'b.py': code('b') };
@@ -191,6 +192,54 @@ test.each([
   expect([answer.statusCode, answer.headers['x-llavacode-rag']]).toEqual([200, `compressed; chunks=${paths.length}`]);
   expect(indexer.encoder.texts).toHaveLength(paths.length);
 });
+
+/** Ways to write a file's name in an editor: each makes a spelling of the parts of its path. */
+const written = fc
+  .record({
+    root: fc.constantFrom(
+      '',
+      '/',
+      './',
+      '.\\',
+      'C:\\',
+      'c:/',
+      'file:///',
+      'FILE:/',
+      'file://localhost/',
+      'file:///C:/',
+    ),
+    separators: fc.array(fc.constantFrom('/', '\\', '//', '/./', '\\.\\', '/gone/../'), { minLength: 2, maxLength: 2 }),
+    isComposed: fc.boolean(),
+  })
+  .map(({ root, separators, isComposed }) => (parts: readonly string[]) => {
+    const isUrl = /^file:/i.test(root);
+    const normal = parts.map((part) => part.normalize(isComposed ? 'NFC' : 'NFD'));
+    // In a URL a backslash is a slash only before it is encoded.
+    const named = isUrl ? normal.map(encodeURIComponent) : normal;
+    return root + named.reduce((path, part, i) => `${path}${separators[(i - 1) % 2]}${part}`);
+  });
+const part = fc.constantFrom('src', 'my app', 'caf\u00e9', 'x', 'A#1', '100%', 'übung', 'main.py');
+
+test('a file is the same however an editor writes its name', async () => {
+  const { app, complete } = await start();
+  const paths = fc.array(part, { minLength: 1, maxLength: 4 });
+  const property = fc.asyncProperty(paths, written, written, written, async (parts, one, other, third) => {
+    const here = parts.join('/') === 'src' ? ['main.py'] : parts; // `src` would be the folder of the other file
+    const input_extra = [
+      { filename: one(here), text: code('fresh') },
+      { filename: other(['src', 'elsewhere.py']), text: code('stale') },
+    ];
+    const body = { input_prefix: ASKED.prompt, n_predict: 1, input_extra, rag: { path: third(here) } };
+    const answer = await app.inject({ method: 'POST', url: '/infill', payload: body });
+    // The file at the cursor stands in the prompt anyway.
+    expect([answer.headers['x-llavacode-rag'], body]).toEqual(['compressed; chunks=1', body]);
+    // What is indexed of a.py, as the client has it, is older.
+    const rag = { repo: 'shop', files: [{ path: one(['a.py']), text: code('fresh') }] };
+    expect(pathsOf((await complete({ ...ASKED, rag })).rag)).toEqual(['a.py soft', 'b.py']);
+    expect(pathsOf((await complete({ ...ASKED, rag: { ...rag, path: other(['a.py']) } })).rag)).toEqual(['b.py']);
+  });
+  await fc.assert(property, { numRuns: 100 });
+}, 60_000);
 
 test('files that come ahead of the text to be completed are encoded for it', async () => {
   const { app, indexer, workers } = await start();

@@ -127,16 +127,58 @@ test('other names of the route ignore what they do not know, and the engine may 
   }
 });
 
+test('DeepSeek’s clients may ask for its models by name, and name a repository behind it', async () => {
+  const { app } = await fakeGateway({ token: spelling(TEXT) });
+  const post = (model: string) =>
+    app.inject({ method: 'POST', url: '/beta/completions', payload: { model, prompt: 'x', max_tokens: 3 } });
+  expect((await post('deepseek-chat')).json()).toMatchObject({ model: 'tiny', object: 'text_completion' });
+  const named = await post('deepseek-coder@gone');
+  expect([named.statusCode, named.headers['x-llavacode-rag']]).toEqual([
+    200,
+    'compressed; chunks=0; degraded=no_store',
+  ]);
+  expect((await post('gpt-5')).json()).toMatchObject({ error: { code: 'model_not_found' } });
+});
+
+test('fields of other servers that do not change the answer are taken also where unknown ones are refused', async () => {
+  const { complete, stream } = await fakeGateway({ token: spelling(TEXT) });
+  const body = { prompt: 'x', max_tokens: 3, temperature: 0 };
+  const { choices } = await complete(body);
+  const harmless = {
+    ...{ user: 'me', metadata: { a: 1 }, store: true, service_tier: 'auto', prompt_cache_retention: '24h' },
+    ...{ cache_prompt: true, keep_alive: '5m', return_progress: false, timings_per_token: true },
+    ...{ tags: ['a'], trace: { id: 'x' }, trace_id: 'x', detokenize: true, num_beams: 1, tools: [] },
+    ...{ response_format: { type: 'text' }, best_of: null, repetition_penalty: 1 },
+  };
+  for (const [name, value] of Object.entries(harmless)) {
+    const answer = await complete({ ...body, [name]: value });
+    expect([name, answer.status, answer.choices]).toEqual([name, 200, choices]);
+  }
+  const stream_options = { include_usage: true, include_obfuscation: false };
+  expect((await stream({ ...body, stream_options })).at(-1)!.usage).toMatchObject({ completion_tokens: 3 });
+  const changing = {
+    tools: [{}],
+    num_beams: 4,
+    detokenize: false,
+    response_format: { type: 'json_object' },
+    samplers: [],
+  };
+  for (const [name, value] of Object.entries(changing)) {
+    const { status, error } = await complete({ ...body, [name]: value });
+    expect([name, status, error?.param]).toEqual([name, 400, expect.stringMatching(new RegExp(`^${name}`))]);
+  }
+});
+
 test('--unknown-fields ignore names unknown fields, and refuses only what would change the answer', async () => {
   const strict = await fakeGateway({ token: spelling(TEXT) });
   const lenient = await fakeGateway({ token: spelling(TEXT) }, { unknownFields: 'ignore' });
-  const body = { prompt: 'x', max_tokens: 3, cache_prompt: true, rag: { mode: 'off', k: 1 } };
+  const body = { prompt: 'x', max_tokens: 3, samplers: ['top_k'], rag: { mode: 'off', k: 1 } };
   expect(await strict.complete(body)).toMatchObject({
     status: 400,
-    error: { message: expect.stringContaining('cache_prompt: is not a field') },
+    error: { message: expect.stringContaining('samplers: is not a field') },
   });
   const taken = await lenient.complete(body);
-  expect([taken.status, taken.headers['x-llavacode-ignored']]).toEqual([200, 'cache_prompt,rag.k']);
+  expect([taken.status, taken.headers['x-llavacode-ignored']]).toEqual([200, 'samplers,rag.k']);
   for (const { complete } of [strict, lenient]) {
     const changed = await complete({ prompt: 'x', repetition_penalty: 1.3 });
     expect(changed).toMatchObject({ status: 400, error: { param: 'repetition_penalty' } });

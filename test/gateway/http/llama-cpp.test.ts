@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { bearer, keyEntry, keysOf } from '../../support/api-keys.ts';
 import { LLAMA_VIM, LLAMA_VIM_WARM_UP, LLAMA_VSCODE, LLAMA_VSCODE_TOKENIZE } from '../../support/editor-requests.ts';
 import { type FakeGatewayOptions, fakeGateway, idOf, spelling, tokenizer } from '../../support/fake-gateway.ts';
 import type { FakeModel } from '../../support/fake-workers.ts';
@@ -160,6 +161,36 @@ test('text becomes tokens and text again, with names of special tokens as the cl
   expect(Buffer.from(bytes).toString()).toBe('a😀');
   expect((await post('/detokenize', { tokens: [4096] })).json().error.message).toContain('4096 is not in');
   expect((await post('/detokenize', { tokens: ['x'] })).statusCode).toBe(400);
+});
+
+test('a text to be tokenized takes a place in flight, and a hundredth of its tokens', async () => {
+  const keys = await keysOf([keyEntry('k', 'a', { tokens_per_minute: 100 }), keyEntry('l', 'b', { max_inflight: 1 })]);
+  const { app } = await gateway({}, { keys });
+  const post = (url: string, payload: object, key = 'k') =>
+    app.inject({ method: 'POST', url, payload, headers: bearer(key) });
+  const content = 'x = 1\n'.repeat(1_000); // 4,000 tokens
+  expect((await post('/tokenize', { content: 'x' })).statusCode).toBe(200);
+  const answers = [await post('/tokenize', { content }), await post('/tokenize', { content })];
+  expect(answers.map(({ statusCode }) => statusCode)).toEqual([200, 200]);
+  const tokens = answers[0]!.json().tokens.length;
+  expect(tokens).toBeGreaterThan(3_000);
+  const refused = await post('/detokenize', { tokens: Array.from({ length: 9_000 }, () => 70) });
+  expect([refused.statusCode, refused.json().error.code]).toEqual([429, 'quota_exceeded']);
+  expect(refused.headers['x-llavacode-limit']).toBe('tokens-per-minute');
+  expect((await post('/tokenize', { content }, 'l')).statusCode).toBe(200);
+  expect((await post('/tokenize', { content }, 'l')).statusCode).toBe(200); // the place is free again
+});
+
+test('a line may be indented by as many characters on all routes', async () => {
+  const { post } = await gateway();
+  for (const [n_indent, status] of [
+    [1_024, 200],
+    [1_025, 400],
+  ]) {
+    expect((await post('/infill', { input_prefix: 'x', n_predict: 1, n_indent })).statusCode).toBe(status);
+    expect((await post('/completion', { prompt: 'x', n_predict: 1, n_indent })).statusCode).toBe(status);
+    expect((await post('/v1/completions', { prompt: 'x', max_tokens: 1, n_indent })).statusCode).toBe(status);
+  }
 });
 
 test('a server says of itself what clients of llama.cpp ask, and of its slots only if it is told to', async () => {

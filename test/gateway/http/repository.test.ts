@@ -169,7 +169,7 @@ test('a remote URL asks for the repository of that checkout, where nothing else 
     ...COMPLETION_DEFAULTS,
     prompts: ['x'],
     gitUrl: 'git@example.com:acme/shop',
-    filePath: '/src/../a.py',
+    filePath: 'a.py',
   };
   const remotes = { find: async (url: string) => (url.endsWith('shop') ? 'shop' : undefined) };
   const ragOf = async (change: object, headers = {}) => {

@@ -47,6 +47,25 @@ test('options for debugging show the prompt and the snippets, and complete a pro
   expect(workers.prefills.at(-1)!.tokenIds).toEqual(tokenizer.encode('x = '));
 });
 
+test('a body of Tabby may name a repository and files as every other body', async () => {
+  const { post } = await gateway();
+  const asked = await post({ ...TABBY, rag: { repo: 'shop', mode: 'text' } });
+  expect(asked.headers['x-llavacode-rag']).toMatch(/^text; chunks=\d; degraded=no_store$/); // there is none here
+  const { segments } = TABBY;
+  const own = { ...TABBY, segments: { prefix: segments.prefix, filepath: './shop\\total.py' }, session: 's' };
+  const files = [
+    { path: 'shop/total.py', text: 'rate = "of the file at the cursor"\n' },
+    { path: 'shop/rates.py', text: 'RATES = {"de": 0.19}\n' },
+  ];
+  const debug_options = { return_prompt: true };
+  const prompt = (body: object) => post(body).then((answer) => answer.json().debug_data.prompt);
+  const shown = await prompt({ ...own, rag: { files }, debug_options });
+  expect(shown).toContain('RATES = {"de": 0.19}');
+  expect(shown).not.toContain('of the file at the cursor');
+  const disabled = { ...debug_options, disable_retrieval_augmented_code_completion: true };
+  expect(await prompt({ ...own, rag: { files }, debug_options: disabled })).not.toContain('RATES');
+});
+
 test.each([
   [{ segments: {} }, 'segments.prefix'],
   [{ segments: null, debug_options: {} }, 'segments'],

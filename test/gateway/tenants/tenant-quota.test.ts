@@ -31,7 +31,8 @@ function quotaOver(admit: (demand: Demand) => Promise<LedgerStanding>) {
     const completion = { ...COMPLETION_DEFAULTS, prompts: [[1, 2]], bestOf, maxTokens: 10 };
     return quota.reserve({ tenant: 'a', limits, session: undefined, completion });
   };
-  return { ledger, reserve, lines };
+  const read = (tokens: number) => quota.reserveReading({ tenant: 'a', limits: LIMITS }, tokens);
+  return { ledger, reserve, read, lines };
 }
 
 test('the accounts of all gateways decide, and hear at the end what the request took, once', async () => {
@@ -129,4 +130,15 @@ test('leases are renewed as long as requests are in flight, refused ones never',
   } finally {
     vi.useRealTimers();
   }
+});
+
+test('text that is only divided into tokens counts as one sequence, and as a hundredth of its tokens', async () => {
+  const { ledger, read } = quotaOver(async () => GRANTED);
+  const reservation = await read(12_345);
+  expect(ledger.admit.mock.lastCall?.[0]).toMatchObject({ sequences: 1, reserved: 124, session: undefined });
+  reservation.settle(0);
+  const whole = await read(1e9); // no text is kept out for good
+  expect(ledger.admit.mock.lastCall?.[0]).toMatchObject({ reserved: 1_000 });
+  whole.settle(101);
+  expect(ledger.settle.mock.lastCall?.[1]).toBe(2);
 });

@@ -6,6 +6,8 @@
  */
 import { isWellFormed } from '../../request/well-formed.ts';
 
+type Parts = readonly string[];
+
 /** Forms of a URL of a file: `file:///a`, `file://localhost/a`, `file://server/a` and `file:/a` (RFC 8089). */
 const FILE_URL = /^file:(?=[/\\])/i;
 /** What ends the path in a URL: editors add `#L10` for a line. */
@@ -26,21 +28,41 @@ const LONG_PATH = '//?/';
  *   differ would share.
  */
 export function normalisePath(text: string): string | undefined {
-  const normal = normalisedOnce(text);
-  return normal !== undefined && normalisedOnce(normal) === normal ? normal : undefined;
+  return checked(normalisedOnce(text, (parts) => (parts.includes('..') ? undefined : parts)));
 }
 
-function normalisedOnce(text: string): string | undefined {
+/**
+ * As {@link normalisePath}, with each `..` resolved, for a client's own file: nothing is let in by its name.
+ * @returns undefined also for a path that leads out of its root.
+ */
+export function resolvePath(text: string): string | undefined {
+  return checked(normalisedOnce(text, resolved));
+}
+
+/** What a second look would read differently has no normal form. */
+const checked = (normal: string | undefined) =>
+  normal !== undefined && normalisedOnce(normal, (parts) => parts) === normal ? normal : undefined;
+
+function resolved(parts: Parts): Parts | undefined {
+  const way: string[] = [];
+  for (const part of parts) {
+    if (part !== '..') way.push(part);
+    else if (way.pop() === undefined) return undefined;
+  }
+  return way;
+}
+
+/** @param withoutUps what becomes of parts that may have `..` among them. */
+function normalisedOnce(text: string, withoutUps: (parts: Parts) => Parts | undefined): string | undefined {
   const isUrl = FILE_URL.test(text);
   const decoded = isUrl ? pathOfUrl(text) : text;
   if (decoded === undefined || !isWellFormed(decoded) || /\p{Cc}/u.test(decoded)) return undefined;
   const slashed = decoded.normalize('NFC').replaceAll('\\', '/');
   const relative = slashed.startsWith(LONG_PATH) ? slashed.slice(LONG_PATH.length) : slashed;
   const parts = relative.split('/').filter((part) => part !== '' && part !== '.');
-  if (parts.includes('..')) return undefined;
   // A drive alone, like `C:`, is a root.
-  const named = DRIVE.test(parts[0] ?? '') ? parts.slice(1) : parts;
-  return named.length > 0 ? named.join('/') : undefined;
+  const named = withoutUps(DRIVE.test(parts[0] ?? '') ? parts.slice(1) : parts);
+  return named?.length ? named.join('/') : undefined;
 }
 
 /** The decoded path of a `file:` URL, with its host as the first part unless that is this machine. */
