@@ -1,7 +1,7 @@
 /**
  * Every field of every body that a gateway describes in its `/docs/json`, one after the other, each with values as
- * large as a body may be: a field that is added to a route is tried without a line here. The other fields are the least that
- * the route asks for, so that the value comes as far as it can.
+ * large as a body may be: a field that is added to a route is tried without a line here. The other fields are the least
+ * that the route asks for, so that the value comes as far as it can.
  */
 
 /** A part of a description, as far as it is used: JSON Schema. */

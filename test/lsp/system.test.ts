@@ -28,6 +28,14 @@ afterAll(async () => {
   await rm(home, { recursive: true, force: true });
 });
 
+/** Events of completions with compressed context that the gateway has counted. */
+async function countedEvents(): Promise<Record<string, number>> {
+  const metrics = await (await fetch(`${system.url}/metrics`)).text();
+  const lines = metrics.matchAll(/^llavacode:completion_events_total\{([^}]*)\} (\d+)$/gm);
+  const events = [...lines].filter(([, labels]) => labels!.includes('mode="compressed"'));
+  return Object.fromEntries(events.map(([, labels, value]) => [/event="(\w+)"/.exec(labels!)![1], Number(value)]));
+}
+
 it('a checkout is indexed when a file is opened, and completions have its chunks in their prompt', async () => {
   const root = join(home, 'work', 'shop');
   await cp(SAMPLE_REPOSITORY, root, { recursive: true });
@@ -51,7 +59,15 @@ it('a checkout is indexed when a file is opened, and completions have its chunks
   await editor.change(uri, [{ range: { start: at, end: at }, text: typed }]);
   const next = await editor.suggest(uri, { line: at.line, character: at.character + 2 });
   expect(next?.insertText).toBe(rest);
+
+  // What becomes of completions is counted by the gateway, by the mode of their context.
+  await editor.connection.sendRequest('workspace/executeCommand', next!.command!);
+  const other = pathToFileURL(join(root, 'other.py')).href;
+  await editor.open(other, lines.join('\n'));
+  expect(await editor.suggest(other, at)).toBeDefined();
+  await editor.connection.sendNotification('textDocument/didClose', { textDocument: { uri: other } });
   expect(await editor.quit()).toBe(0);
+  expect(await countedEvents()).toEqual({ view: 2, select: 1, dismiss: 1 });
   expect(editor.noise).toEqual([]);
   expect(editor.statuses.map(({ state }) => state)).toEqual(['indexing', 'ready', 'ready']);
 });
