@@ -13,7 +13,12 @@ export const TYPING_COMMAND = {
       'compressed',
       'text',
     ]),
-    pace: oneOf('<kind>', 'at the pace it was typed, or waiting for each answer', ['typed', 'answered'], 'typed'),
+    pace: oneOf(
+      '<kind>',
+      'at the pace it was typed, or waiting for each answer; or pairs of keystrokes, after a warm-up and after an answer',
+      ['typed', 'answered', 'warm-up'],
+      'typed',
+    ),
     promptOrders: option('<list>', 'psm, spm: see --prompt-order of the gateway', words(PROMPT_ORDERS), ['psm']),
     engine: oneOf('<kind>', 'the model, or a scripted engine that predicts right', ['model', 'scripted'], 'model'),
     prefillMs: option('<n>', 'time of a scripted engine for a prompt, in ms', whole, 80),

@@ -10,18 +10,19 @@ import type { StopAt } from '../../services/gateway/request.ts';
 import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
 import { type ClientRecord, e2e, type Percentiles, percentiles, ttft } from '../measure/latency.ts';
 import { type PlannedRequest, sendOne } from '../measure/load-client.ts';
+import type { Interval } from '../measure/statistics.ts';
 import type { ContextMode } from '../system/context.ts';
 import type { TypingOptions } from './command.ts';
 import type { Keystroke, Session } from './session.ts';
 
-interface ReplayOptions extends Pick<TypingOptions, 'pace' | 'debounceMs' | 'outputTokens' | 'timeoutMs'> {
+export interface ReplayOptions extends Pick<TypingOptions, 'pace' | 'debounceMs' | 'outputTokens' | 'timeoutMs'> {
   /** Name of the repository in the index. */
   readonly repo: string;
   /** Where answers end; left to the model where not given. */
   readonly stopAt?: StopAt | undefined;
 }
 
-interface Variant {
+export interface Variant {
   readonly promptOrder: PromptOrder;
   readonly context: ContextMode;
   /** Whether requests may reuse the KV that earlier ones computed. */
@@ -64,12 +65,30 @@ export interface PredictedRun extends PredictedVariant {
   readonly steps: number;
 }
 
+/** Keystrokes after a warm-up, and after a completion; times in ms, tokens of the prompt that were computed. Medians. */
+export interface WarmUpRun extends Omit<Variant, 'reuse'> {
+  readonly deployment: string;
+  /** Pairs of keystrokes both of which were answered. */
+  readonly pairs: number;
+  readonly failed: number;
+  readonly warmedMs: number;
+  readonly completedMs: number;
+  /** Time after a warm-up over time after a completion, pair by pair. */
+  readonly ratio: number;
+  readonly ratioInterval: Interval;
+  readonly warmedTokens: number;
+  readonly completedTokens: number;
+  readonly records: readonly { readonly warmed: ClientRecord; readonly completed: ClientRecord }[];
+}
+
 export interface TypingResult {
   readonly model: string;
   readonly options: ReplayOptions;
   readonly runs: readonly TypingRun[];
   /** Runs of a scripted engine, which has no others. */
   readonly predicted?: readonly PredictedRun[];
+  /** Runs with `--pace warm-up`, which have no others. */
+  readonly warmUps?: readonly WarmUpRun[];
 }
 
 type Ask = (request: Omit<PlannedRequest, 'body'>, key: Keystroke, index: number) => Promise<ClientRecord>;

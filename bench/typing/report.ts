@@ -1,7 +1,7 @@
 /** The report of `bench typing`. */
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
-import type { PredictedRun, TypingResult } from './measure.ts';
+import type { PredictedRun, TypingResult, WarmUpRun } from './measure.ts';
 
 export const TYPING: Bench<TypingResult> = {
   name: 'typing',
@@ -13,7 +13,10 @@ export const TYPING: Bench<TypingResult> = {
     'of prompts reused': 'share of the prompt tokens of answered requests whose KV was in the cache',
   },
   report: ({ result }) => reportTyping(result),
-  headline: ({ runs, predicted }) => (predicted ? headlineOfPredicted(predicted) : headlineOf(runs)),
+  headline: ({ runs, predicted, warmUps }) => {
+    if (warmUps) return headlineOfWarmUps(warmUps);
+    return predicted ? headlineOfPredicted(predicted) : headlineOf(runs);
+  },
 };
 
 const headlineOf = (runs: TypingResult['runs']) =>
@@ -32,6 +35,42 @@ function headlineOfPredicted(runs: readonly PredictedRun[]): string {
     `${percent(whole.answered / whole.pauses)} with stop_at, typed-through and linger; decode steps per accepted ` +
     `completion: ${perAccepted(plain)} and ${perAccepted(whole)}`
   );
+}
+
+const headlineOfWarmUps = (runs: readonly WarmUpRun[]) =>
+  'time to the first token after a warm-up, over that after a completion: ' +
+  runs.map(({ deployment, promptOrder, ratio }) => `${figure(ratio)} (${deployment}, ${promptOrder})`).join(', ');
+
+const WARM_UP_HEAD = [
+  'deployment',
+  'context',
+  'order',
+  'pairs',
+  'failed',
+  'TTFT after a warm-up, ms',
+  'TTFT after a completion, ms',
+  'ratio (95 % interval)',
+  'tokens computed after a warm-up',
+  'tokens computed after a completion',
+];
+
+function reportWarmUps(runs: readonly WarmUpRun[]): Report {
+  const rows = runs.map((run) => [
+    run.deployment,
+    run.context,
+    run.promptOrder,
+    String(run.pairs),
+    String(run.failed),
+    figure(run.warmedMs),
+    figure(run.completedMs),
+    `${figure(run.ratio)} (${figure(run.ratioInterval.low)} to ${figure(run.ratioInterval.high)})`,
+    figure(run.warmedTokens),
+    figure(run.completedTokens),
+  ]);
+  const what =
+    'Each pair types one key of the session twice: after a request for no output, which computes the prompt before it ' +
+    'and keeps it, and after a completion. All figures are medians; that of the ratio is over the pairs.';
+  return { markdown: [what, table(WARM_UP_HEAD, rows, ['left', 'left', 'left'])].join('\n\n'), charts: [] };
 }
 
 const HEAD = [
@@ -82,7 +121,8 @@ function reportPredicted({ options }: TypingResult, runs: readonly PredictedRun[
 }
 
 function reportTyping(result: TypingResult): Report {
-  const { options, runs, predicted } = result;
+  const { options, runs, predicted, warmUps } = result;
+  if (warmUps) return reportWarmUps(warmUps);
   if (predicted) return reportPredicted(result, predicted);
   const rows = runs.map((run) => [
     run.deployment,

@@ -6,10 +6,11 @@ import type { Artifact } from '../report/artifact.ts';
 import { BOTH } from '../system/deployment.ts';
 import { openModel } from '../system/model.ts';
 import type { TypingOptions } from './command.ts';
-import { measureTyping, type TypingResult, type TypingRun } from './measure.ts';
+import { measureTyping, type TypingResult, type TypingRun, type WarmUpRun } from './measure.ts';
 import { measurePredicted } from './predicted.ts';
 import { TYPING } from './report.ts';
 import { loadSession } from './session.ts';
+import { measureWarmUps } from './warm-up.ts';
 
 const PLAN = { deployments: BOTH, pinning: 'split' } as const;
 
@@ -22,10 +23,16 @@ export async function runTyping(options: TypingOptions): Promise<Artifact<Typing
   return run(TYPING, options, plan, async (onProgress) => {
     const common = { pace, debounceMs, outputTokens, repo: repoName(options), timeoutMs };
     const runs: TypingRun[] = [];
+    const warmUps: WarmUpRun[] = [];
     for (const promptOrder of options.promptOrders) {
       await withSystems(options, prepared, { ...PLAN, promptOrder }, async (systems) => {
         for (const { name, url } of systems) {
           for (const context of options.contexts) {
+            if (pace === 'warm-up') {
+              onProgress(`${name}, ${promptOrder}, ${context}, after a warm-up and after an answer`);
+              warmUps.push(await measureWarmUps(url, name, session, { ...common, context, promptOrder }));
+              continue;
+            }
             for (const reuse of [true, false]) {
               onProgress(`${name}, ${promptOrder}, ${context}${reuse ? '' : ', nothing reused'}`);
               runs.push(await measureTyping(url, name, session, { ...common, context, promptOrder, reuse }));
@@ -34,7 +41,7 @@ export async function runTyping(options: TypingOptions): Promise<Artifact<Typing
         }
       });
     }
-    return { model: prepared.model.name, options: common, runs };
+    return { model: prepared.model.name, options: common, runs, ...(pace === 'warm-up' && { warmUps }) };
   });
 }
 
