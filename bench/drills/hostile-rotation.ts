@@ -17,6 +17,7 @@ import { Meter } from '../hostile/meter.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { type Tenant, tenant } from '../system/tenants.ts';
 import type { Fleet } from './fleet.ts';
+import type { AttackTurn } from './waits.ts';
 
 const ATTACKS: readonly Attack[] = [
   manyChoices(64, 48),
@@ -53,11 +54,17 @@ export interface AttackerCounts {
   readonly refused: Readonly<Record<string, number>>;
 }
 
-/** Attacks until the signal is aborted. Each tenant begins with another attack. */
+/**
+ * Attacks until the signal is aborted. Each tenant begins with another attack.
+ * @param now clock of the run, in ms.
+ * @param onTurn is told of each attack when it is over.
+ */
 export function attackInTurn(
   { url, capacity, tenants }: Fleet,
   seed: number,
   until: AbortSignal,
+  now: () => number,
+  onTurn: (turn: AttackTurn) => void,
 ): Promise<AttackerCounts[]> {
   const hostile = tenants.slice(1); // the first is the owner
   return Promise.all(
@@ -65,7 +72,9 @@ export function attackInTurn(
       const [meter, random] = [new Meter(), new RandomStream(seed + 100 + i)];
       const first = Math.floor((i * ATTACKS.length) / hostile.length);
       for (let turn = first; !until.aborted; turn++) {
-        await takeTurn(ATTACKS[turn % ATTACKS.length]!, { door: { url, apiKey }, random, meter, capacity, until });
+        const [attack, fromMs] = [ATTACKS[turn % ATTACKS.length]!, now()];
+        await takeTurn(attack, { door: { url, apiKey }, random, meter, capacity, until });
+        onTurn({ attack: attack.name, fromMs, toMs: now() });
       }
       const { sent, tokens } = meter.read();
       return { tenant: name, sent, tokens, refused: meter.refusals };

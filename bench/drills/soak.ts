@@ -24,7 +24,7 @@ import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './
 import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
 import { comeBack } from './strikes.ts';
 import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
-import { compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
+import { type AttackTurn, compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
   extends Pick<
@@ -117,7 +117,9 @@ async function soak(
     over.abort();
   };
   const disturbing = calmOver.then(() => disturb(fleet, options, struck, now, over.signal)).catch(fail);
-  const attacking = calmOver.then(() => attackInTurn(fleet, seed, over.signal)).catch(fail);
+  const turns: AttackTurn[] = [];
+  const onTurn = (turn: AttackTurn) => turns.push(turn);
+  const attacking = calmOver.then(() => attackInTurn(fleet, seed, over.signal, now, onTurn)).catch(fail);
   const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
   await untilOver(minutes * MINUTE_MS, options, now, report, over.signal);
   over.abort();
@@ -134,7 +136,7 @@ async function soak(
   const died = watched.flatMap(({ process: { name, pid } }, i) => (pid === pids[i] ? [] : [`${name} died`]));
   const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
   const calm = { fromMs: CALM.warmupShare * calmMs, toMs: calmMs };
-  const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], calm, strikes);
+  const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], calm, strikes, turns);
   const records = KINDS.flatMap((kind) => sentOf[kind]);
   const found = [remains, ...died, ...problems, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
   const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judge({ name: 'soak' }, records, [], found);

@@ -12,6 +12,11 @@ export interface Span {
   readonly toMs: number;
 }
 
+/** An attack of one tenant, and its time. */
+export interface AttackTurn extends Span {
+  readonly attack: string;
+}
+
 interface Waits extends Percentiles {
   readonly count: number;
 }
@@ -23,6 +28,8 @@ export interface WaitComparison {
   readonly attacked: Waits;
   /** TTFT in ms of requests that waited while a worker was away. */
   readonly struck: Waits;
+  /** Those of `attacked`, by the attacks that went on meanwhile: a request counts for each of them. */
+  readonly byAttack: Readonly<Record<string, Waits>>;
 }
 
 /** Most that p99 of TTFT may rise by beside attackers. */
@@ -33,26 +40,39 @@ export const JUDGED_FROM_COUNT = 300;
 /**
  * @param calm the time in which nobody attacks.
  * @param strikes times in which a worker was away.
+ * @param turns attacks after the calm time.
  */
-export function compareWaits(records: readonly StreamRecord[], calm: Span, strikes: readonly Span[]): WaitComparison {
-  const groups: Record<keyof WaitComparison, number[]> = { calm: [], attacked: [], struck: [] };
+export function compareWaits(
+  records: readonly StreamRecord[],
+  calm: Span,
+  strikes: readonly Span[],
+  turns: readonly AttackTurn[],
+): WaitComparison {
+  const groups = { calm: [] as number[], attacked: [] as number[], struck: [] as number[] };
+  const ofAttacks = new Map(turns.map(({ attack }) => [attack, [] as number[]]));
   for (const { outcome, sentMs, firstMs } of records) {
     if (outcome !== 'ok' || firstMs === undefined || sentMs < calm.fromMs) continue;
-    const struck = strikes.some(({ fromMs, toMs }) => sentMs < toMs && firstMs > fromMs);
+    const during = ({ fromMs, toMs }: Span) => sentMs < toMs && firstMs > fromMs;
+    const struck = strikes.some(during);
     // A request on the border belongs to neither side.
     if (!struck && sentMs < calm.toMs && firstMs >= calm.toMs) continue;
-    groups[struck ? 'struck' : sentMs < calm.toMs ? 'calm' : 'attacked'].push(firstMs - sentMs);
+    const group = struck ? 'struck' : sentMs < calm.toMs ? 'calm' : 'attacked';
+    groups[group].push(firstMs - sentMs);
+    if (group !== 'attacked') continue;
+    const attacks = new Set(turns.filter(during).map(({ attack }) => attack));
+    for (const attack of attacks) ofAttacks.get(attack)!.push(firstMs - sentMs);
   }
   const waits = (of: readonly number[]): Waits => ({ count: of.length, ...percentiles(of) });
-  return { calm: waits(groups.calm), attacked: waits(groups.attacked), struck: waits(groups.struck) };
+  const byAttack = Object.fromEntries([...ofAttacks].map(([attack, of]) => [attack, waits(of)]));
+  return { calm: waits(groups.calm), attacked: waits(groups.attacked), struck: waits(groups.struck), byAttack };
 }
 
 /** Whether there are enough requests to compare. */
-export const canCompare = ({ calm, attacked }: WaitComparison) =>
+export const canCompare = ({ calm, attacked }: Pick<WaitComparison, 'calm' | 'attacked'>) =>
   Math.min(calm.count, attacked.count) >= JUDGED_FROM_COUNT;
 
 /** @returns the broken promise; '' if it is kept, or cannot be judged. */
-export function judgeWaits(waits: WaitComparison): string {
+export function judgeWaits(waits: Pick<WaitComparison, 'calm' | 'attacked'>): string {
   const rise = waits.attacked.p99 / waits.calm.p99;
   if (!canCompare(waits) || rise <= MOST_RISE) return '';
   return `TTFT p99 beside attackers is ${rise.toFixed(2)} times that of the calm time, more than ${MOST_RISE}`;

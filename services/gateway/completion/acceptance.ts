@@ -24,6 +24,8 @@ interface Remembered {
 const LIMIT_BYTES = 8 << 20;
 /** Bytes of an entry, about: its key, and a set of a few events. */
 const ENTRY_BYTES = 512;
+/** Time for which a completion is remembered of which nobody has told anything, in ms. */
+const KEEP_MS = 600_000;
 /** Choices of one completion whose events count. */
 const MAX_CHOICES = 128;
 
@@ -31,7 +33,7 @@ export class Acceptance {
   readonly #completions: TenantCache<Remembered>;
 
   constructor(limitBytes = LIMIT_BYTES) {
-    this.#completions = new TenantCache(limitBytes);
+    this.#completions = new TenantCache(limitBytes, KEEP_MS);
   }
 
   /** A completion has been answered. */

@@ -42,6 +42,8 @@ export interface Found {
 
 /** Size of all streams: 8,000 of 2,000 prompt tokens and 64 output tokens. */
 const LIMIT_BYTES = 128 << 20;
+/** Time for which a stream is kept that nobody goes on with, in ms: a suggestion is typed, taken or left by then. */
+const KEEP_MS = 120_000;
 /** Size of a stream besides its tokens; of a token of the output, and again of each alternative to it. */
 const OVERHEAD_BYTES = 1_024;
 const TOKEN_BYTES = 96;
@@ -59,7 +61,7 @@ export class TypedThrough {
   /** @param limitBytes memory for all streams; each tenant has a share of it. */
   constructor(parts: TypedThroughParts, limitBytes = LIMIT_BYTES) {
     this.#parts = parts;
-    this.#streams = new TenantCache(limitBytes);
+    this.#streams = new TenantCache(limitBytes, KEEP_MS);
     this.#lingering = new Lingering(parts);
   }
 

@@ -17,6 +17,8 @@ const LEAST_SHARE = 0.5;
 /** Memory for the prompts of all tenants, in bytes. A character takes two. */
 const LIMIT_BYTES = 32 << 20;
 const OVERHEAD_BYTES = 256;
+/** Time for which the prompts of a client are remembered that sends no more, in ms: longer than a user reads code. */
+const KEEP_MS = 600_000;
 
 interface Recent {
   readonly series: string;
@@ -28,7 +30,7 @@ export class RecentPrompts {
 
   /** @param limitBytes memory for all prompts; each tenant has a share of it. */
   constructor(limitBytes = LIMIT_BYTES) {
-    this.#clients = new TenantCache(limitBytes);
+    this.#clients = new TenantCache(limitBytes, KEEP_MS);
   }
 
   /**

@@ -3,6 +3,7 @@ import { type AddressInfo, createServer } from 'node:net';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import type { Fleet } from '../../../bench/drills/fleet.ts';
 import { attackInTurn, hostileTenants } from '../../../bench/drills/hostile-rotation.ts';
+import type { AttackTurn } from '../../../bench/drills/waits.ts';
 import { tenant } from '../../../bench/system/tenants.ts';
 
 test('hostile tenants go from attack to attack, each with its own key, until they are told to stop', async () => {
@@ -22,7 +23,14 @@ test('hostile tenants go from attack to attack, each with its own key, until the
   const fleet = { url: `http://127.0.0.1:${port}`, capacity: 64, tenants: [tenant('honest'), ...hostile] };
   const over = new AbortController();
   const timers = vi.spyOn(globalThis, 'setTimeout');
-  const running = attackInTurn(fleet as unknown as Fleet, 1, over.signal);
+  const told: AttackTurn[] = [];
+  const running = attackInTurn(
+    fleet as unknown as Fleet,
+    1,
+    over.signal,
+    () => 7,
+    (turn) => told.push(turn),
+  );
   await vi.waitUntil(() => heads.size === 2, { timeout: 60_000 });
   expect(heads).toEqual(new Set(hostile.map(({ apiKey }) => apiKey)));
   // The turns of both tenants end at their time.
@@ -32,4 +40,8 @@ test('hostile tenants go from attack to attack, each with its own key, until the
   await vi.waitUntil(() => turns().length === 4, { timeout: 60_000 });
   over.abort();
   expect((await running).map((counts) => counts.tenant)).toEqual(['hostile-1', 'hostile-2']);
+  const first = { fromMs: 7, toMs: 7 };
+  const attacks = ['requests for 64 choices', 'clients that hang up at once'];
+  expect(told.slice(0, 2)).toEqual(expect.arrayContaining(attacks.map((attack) => ({ attack, ...first }))));
+  expect(told).toHaveLength(4);
 });

@@ -19,7 +19,16 @@ test('the report of a soak says how many requests of each kind it sent, how they
     result: {
       ...{ minutes: 1, endedEarly: true, calmMinutes: 0.2, ...counts, mix: countMix(sent), trends: [] },
       honest: { rate: 1.5, capacity: 1_800 },
-      ...{ differences: [], broken: '', waits: { calm: WAITS, attacked: { ...WAITS, p99: 30 }, struck: WAITS } },
+      ...{
+        differences: [],
+        broken: '',
+        waits: {
+          calm: WAITS,
+          attacked: { ...WAITS, p99: 30 },
+          struck: WAITS,
+          byAttack: { flood: { ...WAITS, count: 7 } },
+        },
+      },
       attackers: [{ tenant: 'hostile-1', sent: 9, tokens: 8, refused: { quota_exceeded: 7 } }],
     },
   });
@@ -28,6 +37,7 @@ test('the report of a soak says how many requests of each kind it sent, how they
   expect(markdown).toContain('1800 output tokens/s when it was asked for more; at 1.50 requests/s');
   expect(markdown).toContain('1.00 minutes (ended early)');
   expect(markdown).toContain('| attacked | 400 | 10.0 | 15.0 | 30.0 |');
+  expect(markdown).toContain('| attacked by flood | 7 | 10.0 | 15.0 | 20.0 |');
   expect(markdown).toContain('Beside attackers p99 was 1.50 times');
   expect(markdown).toContain('hostile-1 sent 9 measured requests and got 8 tokens, refused: 7 quota_exceeded');
 });

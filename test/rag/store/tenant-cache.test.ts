@@ -30,7 +30,7 @@ test('whatever tenants do, the limit holds, and who holds no more than a share l
     fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
       let nowMs = 0;
       const used = new Map<string, number>();
-      const cache = new TenantCache<number>(LIMIT, () => nowMs);
+      const cache = new TenantCache<number>(LIMIT, Infinity, () => nowMs);
       for (const { tenant, key, bytes, does, passesMs } of steps) {
         nowMs += passesMs;
         const name = `${tenant}:${key}`;
@@ -75,7 +75,7 @@ test('one tenant alone may have all of the room, and loses what it has used leas
 
 test('a tenant that asks for everything gets what others do not use', () => {
   let nowMs = 0;
-  const cache = new TenantCache<number>(100, () => nowMs);
+  const cache = new TenantCache<number>(100, Infinity, () => nowMs);
   for (let key = 0; key < 10; key++) cache.set(`greedy:${key}`, key, 10);
   cache.set('small:0', 0, 20);
   for (let key = 10; key < 100; key++) cache.set(`greedy:${key}`, key, 10);
@@ -85,6 +85,24 @@ test('a tenant that asks for everything gets what others do not use', () => {
   nowMs = 600_000; // nobody has used it for ten minutes
   cache.set('greedy:large', 1, 90);
   expect([cache.peek('greedy:large'), cache.peek('small:0')]).toEqual([1, undefined]);
+});
+
+test('what was not used for its time goes when others come, few at a time, though there is room', () => {
+  let nowMs = 0;
+  const cache = new TenantCache<number>(1_000, 60_000, () => nowMs);
+  for (let key = 0; key < 10; key++) cache.set(`a:${key}`, key, 1);
+  nowMs = 59_999;
+  cache.set('b:0', 0, 1);
+  expect([cache.size, cache.get('a:3')]).toEqual([11, 3]);
+  nowMs = 60_000;
+  cache.set('b:1', 1, 1);
+  expect([cache.size, cache.peek('a:3'), cache.peek('b:0')]).toEqual([8, 3, 0]);
+  for (let key = 0; key < 100; key++) {
+    nowMs += 60_000 / 10;
+    cache.set(`c:${key}`, key, 1);
+  }
+  // Ten come in the time for which one is kept.
+  expect(cache.size).toBe(10);
 });
 
 /** Which entry goes, found by looking at all of them: the rule as the head of the cache's file has it. */
@@ -129,7 +147,7 @@ test('what goes is what a look at all entries would choose, whoever wants room a
   fc.assert(
     fc.property(fc.array(step, { minLength: 20, maxLength: 80 }), (steps) => {
       let nowMs = 0;
-      const cache = new TenantCache<number>(LIMIT, () => nowMs);
+      const cache = new TenantCache<number>(LIMIT, Infinity, () => nowMs);
       const plain = new PlainCache();
       for (const { name, kept, does, bytes, wanted, passesMs } of steps) {
         nowMs += passesMs;

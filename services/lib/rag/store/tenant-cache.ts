@@ -2,13 +2,17 @@
  * A cache of all tenants that is bounded in bytes, and in which no tenant can drop what another one uses. Its share is
  * the limit divided by the number of tenants that have anything in it. Where room is needed, what nobody has used for
  * ten minutes goes first; then what the tenant that holds the most has used least recently. A tenant that holds no more
- * than its share therefore loses nothing to another one, and as long as there is room, every tenant may take it.
+ * than its share therefore loses nothing to another one, and as long as there is room, every tenant may take it. What
+ * is of use for a while only can be kept for a limited time: then a process that runs for long holds what is of use,
+ * not as much as the limit allows.
  */
 import { Heap } from './heap.ts';
 import { tenantOf } from './repo-key.ts';
 
 /** Time after which what has not been used is dropped before anything else, in ms: longer than a user reads code. */
 const IDLE_MS = 600_000;
+/** Entries that one addition drops at most because their time is over: more than it adds, and few for one turn. */
+const MOST_DROPPED = 4;
 
 interface Entry<V> {
   readonly key: string;
@@ -42,6 +46,7 @@ const holdsMore = (a: Loss<unknown>, b: Loss<unknown>) =>
 export class TenantCache<V> {
   readonly #limitBytes: number;
   readonly #now: () => number;
+  readonly #keepMs: number;
   readonly #tenants = new Map<string, Holding<V>>();
   /** The tenant whose oldest entry was not used for the longest time comes first. */
   readonly #byUse = new Heap<Holding<V>>((a, b) => usedBefore(oldestOf(a), oldestOf(b)));
@@ -53,10 +58,12 @@ export class TenantCache<V> {
 
   /**
    * @param limitBytes for all entries together.
+   * @param keepMs time without use after which an entry is dropped when others come, whether room is needed or not.
    * @param now monotonic clock, in ms.
    */
-  constructor(limitBytes: number, now: () => number = () => performance.now()) {
+  constructor(limitBytes: number, keepMs = Infinity, now: () => number = () => performance.now()) {
     this.#limitBytes = limitBytes;
+    this.#keepMs = keepMs;
     this.#now = now;
   }
 
@@ -91,6 +98,7 @@ export class TenantCache<V> {
   set(key: string, value: V, bytes: number): void {
     const tenant = tenantOf(key);
     this.delete(key);
+    this.#dropUnused();
     if (bytes > this.#limitBytes) return;
     const wanted = new Map([[tenant, bytes]]);
     while (this.#bytes + bytes > this.#limitBytes) if (!this.evictFor(tenant, wanted)) return;
@@ -163,6 +171,15 @@ export class TenantCache<V> {
     if (most.tenant !== tenant && most.bytes <= this.#limitBytes / tenants) return false;
     this.delete(most.entry.key);
     return true;
+  }
+
+  /** Drops some of the entries that were not used for so long that they are of no use. */
+  #dropUnused(): void {
+    for (let i = 0; i < MOST_DROPPED; i++) {
+      const oldest = this.#byUse.first()?.byUse.first();
+      if (oldest === undefined || this.#now() - oldest.usedMs < this.#keepMs) return;
+      this.delete(oldest.key);
+    }
   }
 
   /** What a tenant holds, or has used least recently, has changed. */
