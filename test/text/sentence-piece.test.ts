@@ -11,6 +11,7 @@ import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
 import { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { readTokenizerJson } from '../../services/lib/text/tokenizer-json.ts';
 import { SAMPLE_REPOSITORY } from '../../services/sample.ts';
+import { fakeGateway } from '../support/fake-gateway.ts';
 
 /** Words whose letters are merged one after the other, the first words first. */
 const WORDS = ['▁▁', '▁▁▁▁', '▁def', '▁return', 'self', '▁self', 'or', 'er', '▁=', '():', '▁x', 'é', '▁the', '\n\n'];
@@ -153,6 +154,20 @@ test('a prompt for the middle is framed as Code Llama was trained: a space befor
   const right = idsOf(new Library(made({ normalizer: replace }), {}), '\n\nself x');
   expect(ids('psm')).toEqual([bos, pre, ...left, suf, ...right, mid]);
   expect(ids('spm')).toEqual([bos, pre, suf, ...right, mid, ...left]);
+});
+
+test('a gateway streams such text as it comes, stops within it, and frames the middle', async () => {
+  const answer = '    self.é = 漢字 😀\n  x';
+  const ids = tokenizer.encode(answer, 'as text', 'within');
+  const token = (position: number) => ids[position] ?? tokenizer.idOf('▁<EOT>')!;
+  const { complete, stream, workers } = await fakeGateway({ token }, { tokenizer });
+  const body = { prompt: 'def f(self):\n', suffix: '\nself', max_tokens: 100, temperature: 0 };
+  const events = await stream(body);
+  expect(events.map(({ choices }) => choices[0]?.text ?? '').join('')).toBe(answer);
+  expect((await complete(body)).choices[0]).toMatchObject({ text: answer, finish_reason: 'stop' });
+  expect((await complete({ ...body, stop: ['字'] })).choices[0]!.text).toBe('    self.é = 漢');
+  const { tokenIds } = workers.prefills[0]!;
+  expect([tokenIds![1], tokenIds!.at(-1)]).toEqual(['▁<PRE>', '▁<MID>'].map((name) => tokenizer.idOf(name)));
 });
 
 test.each([
