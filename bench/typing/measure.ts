@@ -65,7 +65,7 @@ export interface PredictedRun extends PredictedVariant {
   readonly steps: number;
 }
 
-/** Keystrokes after a warm-up, and after a completion; times in ms, tokens of the prompt that were computed. Medians. */
+/** Keystrokes after a warm-up, and after a completion: medians of times in ms and of computed tokens of the prompt. */
 export interface WarmUpRun extends Omit<Variant, 'reuse'> {
   readonly deployment: string;
   /** Pairs of keystrokes both of which were answered. */

@@ -104,7 +104,7 @@ export class SampleMaker {
   #sample({ name, target }: DataRow, prompt: BuiltPrompt): Sample {
     const { targetTokens } = this.#settings;
     const { eosId } = this.#tokenizer;
-    const ids = this.#tokenizer.encode(target);
+    const ids = this.#tokenizer.encode(target, 'as text', 'within');
     const targetIds = ids.length < targetTokens && eosId !== undefined ? [...ids, eosId] : ids.slice(0, targetTokens);
     return { name, promptIds: [...prompt.ids], softPositions: [], targetIds };
   }

@@ -53,7 +53,12 @@ export function addDocs(app: FastifyInstance): void {
     hideUntagged: true,
     transform: ({ schema, url, route }) => ({ schema: described(schema, route), url }),
   });
-  app.register(swaggerUi, { routePrefix: DOCS_URL, staticCSP: true });
+  app.register(swaggerUi, {
+    routePrefix: DOCS_URL,
+    staticCSP: true,
+    // A gateway without TLS has no other scheme to upgrade to: its page would stay empty.
+    transformStaticCSP: (policy) => policy.replace(/\s*upgrade-insecure-requests;/, ''),
+  });
 }
 
 /** The schema of a route as JSON Schema. It exists for the description alone: zod reads the bodies. */

@@ -189,7 +189,7 @@ export class PromptBuilder {
       cut.happened = left.length > sides;
       return cut.happened ? yield* cutTo(sides) : left;
     }
-    const right = yield* this.#tokenizer.headSteps(suffix, sides + 1);
+    const right = yield* this.#tokenizer.headSteps(suffix, sides + 1, 'as text', 'within');
     const [keepLeft, keepRight] = share(sides, left.length, right.length);
     cut.happened = keepLeft < left.length || keepRight < right.length;
     const kept = {
@@ -244,7 +244,8 @@ export function* prefixSteps(
   tokenizer: Pick<Tokenizer, 'headSteps'>,
   completionPrefix: string | undefined,
 ): Generator<void, Ids> {
-  return completionPrefix === undefined ? [] : yield* tokenizer.headSteps(completionPrefix, Number.MAX_SAFE_INTEGER);
+  if (completionPrefix === undefined) return [];
+  return yield* tokenizer.headSteps(completionPrefix, Number.MAX_SAFE_INTEGER, 'as text', 'within');
 }
 
 /**

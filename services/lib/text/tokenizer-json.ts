@@ -1,4 +1,4 @@
-/** Checks tokenizer.json before anything trusts it: byte-level BPE, sound ids, a token for every byte of code. */
+/** Checks tokenizer.json before anything trusts it: BPE of bytes, sound ids, a token for every byte of code. */
 import { z } from 'zod';
 import { ServingError } from '../process/errors.ts';
 import { reasonOf } from '../process/os-errors.ts';
@@ -23,6 +23,13 @@ const preTokenizer = z.looseObject({
   add_prefix_space: z.boolean().optional(),
 });
 
+const replacement = z.looseObject({
+  type: z.string(),
+  pattern: z.looseObject({ String: z.string().optional() }).optional(),
+  content: z.string().optional(),
+  prepend: z.string().optional(),
+});
+
 const merge = z.union([z.string(), z.tuple([z.string(), z.string()])]);
 
 /** What every kind of tokenizer.json has. */
@@ -30,15 +37,21 @@ export const tokenizerParts = { added_tokens: z.array(addedToken).default([]) };
 
 const tokenizerJson = z.looseObject({
   ...tokenizerParts,
-  normalizer: z.looseObject({ type: z.string() }).nullable().default(null),
-  pre_tokenizer: preTokenizer.extend({ pretokenizers: z.array(preTokenizer).optional() }),
+  normalizer: replacement
+    .extend({ normalizers: z.array(replacement).optional() })
+    .nullable()
+    .default(null),
+  pre_tokenizer: preTokenizer
+    .extend({ pretokenizers: z.array(preTokenizer).optional() })
+    .nullable()
+    .default(null),
   post_processor: z.looseObject({ type: z.string() }).nullable().default(null),
   decoder: z.looseObject({ type: z.string() }).nullable().default(null),
   model: z.looseObject({
     type: z.literal('BPE', { error: 'must be BPE: other tokenizers are not supported' }),
     vocab: z.record(z.string(), z.int().min(0)),
     merges: z.array(merge),
-    byte_fallback: z.literal(false).nullish(),
+    byte_fallback: z.boolean().nullish(),
     unk_token: z.string().nullish(),
     end_of_word_suffix: z.literal('', { error: 'must be empty: not supported' }).nullish(),
     continuing_subword_prefix: z.literal('', { error: 'must be empty: not supported' }).nullish(),
@@ -65,7 +78,7 @@ export type TokenizerConfig = z.output<typeof tokenizerConfig>;
 
 /**
  * @param file name for messages.
- * @throws ServingError bundle_invalid if the file is not valid JSON, not byte-level BPE, or its ids are not sound.
+ * @throws ServingError bundle_invalid if the file is not valid JSON, not BPE of bytes, or its ids are not sound.
  */
 export function readTokenizerJson(text: string, file: string): TokenizerJson {
   const json = check(tokenizerJson, text, file);
@@ -82,7 +95,7 @@ export function readTokenizerJson(text: string, file: string): TokenizerJson {
   let highest = 0;
   for (const id of byId.keys()) highest = Math.max(highest, id);
   if (highest > 4 * byId.size + 65_536) throw invalid(file, `token id ${highest} is too high for ${byId.size} tokens`);
-  for (const [symbol, byte] of BYTE_OF_SYMBOL) {
+  for (const [symbol, byte] of json.model.byte_fallback ? [] : BYTE_OF_SYMBOL) {
     if (isOfCode(byte) && !Object.hasOwn(json.model.vocab, symbol)) {
       throw invalid(file, `model.vocab has no token for byte ${byte}`);
     }
@@ -117,8 +130,8 @@ export function preTokenizers(
   json: TokenizerJson,
   file: string,
 ): { splits: PreTokenizerJson[]; bytes: PreTokenizerJson } {
-  const { pretokenizers, ...single } = json.pre_tokenizer;
-  const all = json.pre_tokenizer.type === 'Sequence' ? (pretokenizers ?? []) : [single];
+  const { pretokenizers, ...single } = json.pre_tokenizer ?? { type: 'nothing' };
+  const all = single.type === 'Sequence' ? (pretokenizers ?? []) : [single];
   const bytes = all.at(-1);
   if (bytes?.type !== 'ByteLevel') {
     throw invalid(file, `pre_tokenizer ends with ${bytes?.type ?? 'nothing'}: it must end with ByteLevel`);

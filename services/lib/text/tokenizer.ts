@@ -9,8 +9,10 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as Library } from '@huggingface/tokenizers';
 import { atOnce } from '../async/turns.ts';
+import { ServingError } from '../process/errors.ts';
 import { AddedTokenSearch, type Section } from './added-tokens.ts';
 import { Normalizer } from './normalizer.ts';
+import { pieceBytes, pieceSymbols, pieceWords, type SentencePiece, sentencePieceOf } from './sentence-piece.ts';
 import {
   BYTE_OF_SYMBOL,
   invalid,
@@ -43,6 +45,12 @@ interface Blocks {
  * the token (clients that write FIM prompts themselves).
  */
 export type Names = 'as text' | 'as tokens';
+
+/**
+ * Where a text stands: SentencePiece's tokenizers put a space before one that begins, and before none that goes on
+ * within another one, such as the text after the cursor.
+ */
+export type Place = 'at start' | 'within';
 
 /** GPT-2's words, by which a ByteLevel pre-tokenizer with `use_regex` splits. */
 const GPT2_WORDS = {
@@ -78,9 +86,9 @@ export class Tokenizer {
   readonly eosId: number | undefined;
   readonly #library: Library;
   /** Splits text into words; null if a whole block of text is one word. */
-  readonly #splitter: Library['pre_tokenizer'];
-  /** Turns a word into byte symbols. */
-  readonly #symbols: NonNullable<Library['pre_tokenizer']>;
+  readonly #splitter: ((text: string) => string[]) | null;
+  /** Turns a word into the symbols that the model merges. */
+  readonly #symbols: (word: string) => string[];
   readonly #cache = new WordCache();
   readonly #addedIds: ReadonlyMap<string, number>;
   readonly #specialIds: ReadonlySet<number>;
@@ -88,37 +96,33 @@ export class Tokenizer {
   readonly #added: AddedTokenSearch;
   readonly #addedNormalized: AddedTokenSearch;
   readonly #normalizer: Normalizer;
-  /** Whether a text that does not begin with a space is given one. */
-  readonly #prefixSpace: boolean;
+  /** Which texts are given a space before them. */
+  readonly #prefixSpace: 'none' | 'those without' | 'those that begin';
   readonly #bytes: (Uint8Array | undefined)[];
 
   /** @throws ServingError bundle_invalid */
   constructor(json: TokenizerJson, config: TokenizerConfig = {}, file = 'tokenizer.json') {
-    const { splits, bytes } = preTokenizers(json, file);
-    // A ByteLevel alone puts its space before a text; behind other pre-tokenizers, before each of their words.
-    this.#prefixSpace = bytes.add_prefix_space === true && splits.length === 0;
-    const byRegex = bytes.use_regex !== false && (bytes.add_prefix_space !== true || this.#prefixSpace);
+    const piece = sentencePieceOf(json, file);
     try {
       this.#library = new Library(json, config);
       // The library's own cache is bounded in words alone: 10,000 long ones take 100 MiB. Ours is in front of it.
       Object.assign(this.#library.model!, { max_length_to_cache: 0 });
-      const stage = (pre_tokenizer: object) =>
-        new Library({ ...json, added_tokens: [], model: { type: 'BPE', vocab: {}, merges: [] }, pre_tokenizer }, {})
-          .pre_tokenizer;
-      const words = byRegex ? [...splits, GPT2_WORDS] : splits;
-      this.#splitter = words.length === 0 ? null : stage({ type: 'Sequence', pretokenizers: words });
-      const ofWords = this.#prefixSpace ? { ...bytes, add_prefix_space: false } : bytes;
-      this.#symbols = stage(byRegex ? { ...ofWords, use_regex: false } : ofWords)!;
+      const stages = piece ? stagesOfPieces(piece) : stagesOfBytes(json, file);
+      this.#splitter = stages.splitter;
+      this.#symbols = stages.symbols;
+      this.#prefixSpace = stages.prefixSpace;
       const { leading, trailing } = this.#template();
       this.leadingIds = leading;
       this.trailingIds = trailing;
     } catch (cause) {
+      if (cause instanceof ServingError) throw cause;
       throw invalid(file, cause instanceof Error ? cause.message : String(cause), cause);
     }
     this.#addedIds = new Map(json.added_tokens.map((token) => [token.content, token.id]));
     this.#specialIds = new Set(json.added_tokens.filter((token) => token.special).map((token) => token.id));
-    const { normalizer } = this.#library;
-    this.#normalizer = new Normalizer(json.normalizer, (text) => normalizer?.normalize(text) ?? text);
+    // Of SentencePiece's, spaces are all that is normalised, where words become symbols.
+    const normalizer = piece ? null : this.#library.normalizer;
+    this.#normalizer = new Normalizer(piece ? null : json.normalizer, (text) => normalizer?.normalize(text) ?? text);
     const inNormal = (token: AddedTokenJson) => normalizer !== null && (token.normalized ?? !token.special);
     const named = json.added_tokens.map((token) => [token.content, token] as const);
     this.#added = new AddedTokenSearch(named.filter(([, token]) => !inNormal(token)));
@@ -127,7 +131,7 @@ export class Tokenizer {
         .filter(([, token]) => inNormal(token))
         .map(([name, token]) => [this.#normalizer.normalize(name), token] as const),
     );
-    this.#bytes = tokenBytes(json);
+    this.#bytes = tokenBytes(json, piece ? pieceBytes : bytesOfSymbols);
     this.vocabSize = this.#bytes.length;
     const eosNames = config.eos_token ? [config.eos_token, ...EOS_NAMES] : EOS_NAMES;
     this.chat = {
@@ -139,8 +143,8 @@ export class Tokenizer {
   }
 
   /** All ids of a text. */
-  encode(text: string, names: Names = 'as text'): number[] {
-    return this.encodeHead(text, Number.POSITIVE_INFINITY, names);
+  encode(text: string, names: Names = 'as text', place: Place = 'at start'): number[] {
+    return atOnce(this.headSteps(text, Number.POSITIVE_INFINITY, names, place));
   }
 
   /** The first `count` ids of a text, or all if there are fewer. The rest of the text costs nothing. */
@@ -154,13 +158,18 @@ export class Tokenizer {
   }
 
   /** Does the work of {@link encodeHead} in steps, word by word. */
-  *headSteps(text: string, count: number, names: Names = 'as text'): Generator<void, number[]> {
+  *headSteps(
+    text: string,
+    count: number,
+    names: Names = 'as text',
+    place: Place = 'at start',
+  ): Generator<void, number[]> {
     const ids: number[] = [];
     if (count <= 0) return ids;
     for (const section of this.#sections(text, names)) {
       if (section === undefined) yield;
       else {
-        for (const part of typeof section === 'number' ? [[section]] : this.#idsByWord(section)) {
+        for (const part of typeof section === 'number' ? [[section]] : this.#idsByWord(section, place)) {
           if (append(ids, part) >= count) return ids.slice(0, count);
           yield;
         }
@@ -269,8 +278,8 @@ export class Tokenizer {
     }
   }
 
-  *#idsByWord(stretch: Stretch): Generator<Ids> {
-    const blocks = this.#asBlocks(stretch);
+  *#idsByWord(stretch: Stretch, place: Place): Generator<Ids> {
+    const blocks = this.#asBlocks(stretch, place);
     const { text } = blocks;
     for (let start = 0; start < text.length; ) {
       const end = blockEnd(text, start);
@@ -280,7 +289,7 @@ export class Tokenizer {
   }
 
   *#idsByWordBackwards(stretch: Stretch): Generator<Ids> {
-    const blocks = this.#asBlocks(stretch);
+    const blocks = this.#asBlocks(stretch, 'at start');
     const { text } = blocks;
     for (let end = text.length; end > 0; ) {
       const start = blockStart(text, end);
@@ -290,11 +299,13 @@ export class Tokenizer {
   }
 
   /** A stretch as it is cut into blocks, and what each block still needs to be in normal form. */
-  #asBlocks({ text, normal }: Stretch): Blocks {
+  #asBlocks({ text, normal }: Stretch, place: Place): Blocks {
     const bySlice = !normal && this.#normalizer.bySlice;
     const begun = normal || bySlice ? text : this.#normalizer.normalize(text);
+    const lacksSpace = this.#prefixSpace === 'those without' && !begun.startsWith(' ');
+    const getsSpace = lacksSpace || (this.#prefixSpace === 'those that begin' && place === 'at start');
     return {
-      text: this.#prefixSpace && begun !== '' && !begun.startsWith(' ') ? ` ${begun}` : begun,
+      text: getsSpace && begun !== '' ? ` ${begun}` : begun,
       normalize: bySlice ? (block) => this.#normalizer.normalize(block) : (block) => block,
     };
   }
@@ -302,7 +313,7 @@ export class Tokenizer {
   /** The words of a block. The patterns look one character ahead, so the block is split together with the next one. */
   #words({ text, normalize }: Blocks, start: number, end: number): string[] {
     const block = normalize(text.slice(start, end));
-    const words = this.#splitter?.pre_tokenize(block + text.slice(end, end + 1)) ?? [block];
+    const words = this.#splitter?.(block + text.slice(end, end + 1)) ?? [block];
     const last = this.#splitter !== null && end < text.length ? words.pop()! : '';
     if (last.length > 1) words.push(last.slice(0, -1)); // the block ends within a word
     return words.flatMap(wordParts);
@@ -312,7 +323,7 @@ export class Tokenizer {
     const known = this.#cache.get(word);
     if (known !== undefined) return known;
     const model = this.#library.model!;
-    const symbols = this.#symbols.pre_tokenize(word);
+    const symbols = this.#symbols(word);
     const ids = model.encode(symbols).map((token: string) => model.tokens_to_ids.get(token)!);
     this.#cache.put(word, ids);
     return ids;
@@ -374,15 +385,55 @@ const IDS_PER_STEP = 1_024;
 
 const NO_BYTES = new Uint8Array(0);
 
+/** How a tokenizer divides texts into words, and words into symbols. */
+interface Stages {
+  readonly splitter: ((text: string) => string[]) | null;
+  readonly symbols: (word: string) => string[];
+  readonly prefixSpace: 'none' | 'those without' | 'those that begin';
+}
+
+const stagesOfPieces = ({ prefixSpace }: SentencePiece): Stages => ({
+  splitter: pieceWords,
+  symbols: pieceSymbols,
+  prefixSpace: prefixSpace ? 'those that begin' : 'none',
+});
+
+/** @throws ServingError bundle_invalid; whatever the library throws. */
+function stagesOfBytes(json: TokenizerJson, file: string): Stages {
+  const { splits, bytes } = preTokenizers(json, file);
+  // A ByteLevel alone puts its space before a text; behind other pre-tokenizers, before each of their words.
+  const prefixSpace = bytes.add_prefix_space === true && splits.length === 0;
+  const byRegex = bytes.use_regex !== false && (bytes.add_prefix_space !== true || prefixSpace);
+  const stage = (pre_tokenizer: object) => {
+    const bare = { ...json, added_tokens: [], model: { type: 'BPE', vocab: {}, merges: [] }, pre_tokenizer };
+    const made = new Library(bare, {}).pre_tokenizer!;
+    return (text: string) => made.pre_tokenize(text);
+  };
+  const words = byRegex ? [...splits, GPT2_WORDS] : splits;
+  const ofWords = prefixSpace ? { ...bytes, add_prefix_space: false } : bytes;
+  return {
+    splitter: words.length === 0 ? null : stage({ type: 'Sequence', pretokenizers: words }),
+    symbols: stage(byRegex ? { ...ofWords, use_regex: false } : ofWords),
+    prefixSpace: prefixSpace ? 'those without' : 'none',
+  };
+}
+
 /**
- * The bytes of every token, by id. The symbols of an ordinary token are bytes, the content of an added token is text.
+ * The bytes of every token, by id.
+ * @param bytesOf those of an ordinary token. What an added token says is text, in SentencePiece's spelling with that.
  */
-function tokenBytes(json: TokenizerJson): (Uint8Array | undefined)[] {
+function tokenBytes(json: TokenizerJson, bytesOf: (token: string) => Uint8Array): (Uint8Array | undefined)[] {
   const bytes: (Uint8Array | undefined)[] = [];
-  for (const [token, id] of Object.entries(json.model.vocab)) {
-    const known = Array.from(token, (symbol) => BYTE_OF_SYMBOL.get(symbol));
-    bytes[id] = known.includes(undefined) ? Buffer.from(token, 'utf8') : Uint8Array.from(known as number[]);
+  for (const [token, id] of Object.entries(json.model.vocab)) bytes[id] = bytesOf(token);
+  const isPiece = bytesOf === pieceBytes;
+  for (const { id, content } of json.added_tokens) {
+    bytes[id] = isPiece ? pieceBytes(content) : Buffer.from(content, 'utf8');
   }
-  for (const { id, content } of json.added_tokens) bytes[id] = Buffer.from(content, 'utf8');
   return bytes;
+}
+
+/** The symbols of an ordinary token of byte-level BPE are bytes. */
+function bytesOfSymbols(token: string): Uint8Array {
+  const known = Array.from(token, (symbol) => BYTE_OF_SYMBOL.get(symbol));
+  return known.includes(undefined) ? Buffer.from(token, 'utf8') : Uint8Array.from(known as number[]);
 }

@@ -1,7 +1,7 @@
 /** However the name of a file is spelled, it has one form, and rules see no other. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { normalisePath } from '../../../services/lib/rag/store/path-form.ts';
+import { normalisePath, resolvePath } from '../../../services/lib/rag/store/path-form.ts';
 
 const COMPOSED = 'src/caf\u00e9.py';
 
@@ -115,4 +115,28 @@ describe('the normal form of a path', () => {
       }),
     );
   });
+});
+
+test('a client’s own path may lead up again, but not out of its root', () => {
+  for (const [spelled, resolved] of [
+    ['src/../main.py', 'main.py'],
+    ['file:///src/lib/..%5C..//main.py', 'main.py'],
+    ['file://localhost/gone/../main.py', 'main.py'],
+    ['C:\\src\\..\\main.py', 'main.py'],
+    ['src/main.py', 'src/main.py'],
+    ['../main.py', undefined],
+    ['C:\\..\\main.py', undefined],
+    ['src/..', undefined],
+    ['a\0b', undefined],
+  ] as const) {
+    expect([spelled, resolvePath(spelled)]).toEqual([spelled, resolved]);
+  }
+  const part = fc.constantFrom('a', 'b.py', '..', '.', '', 'é', '100%');
+  const property = fc.property(fc.array(part, { maxLength: 8 }), (parts) => {
+    const path = resolvePath(parts.join('/'));
+    if (path === undefined) return;
+    expect(normalisePath(path)).toBe(path); // a form that rules and stores know
+    expect(resolvePath(`/gone/../${parts.join('\\')}`)).toBe(path);
+  });
+  fc.assert(property);
 });
