@@ -81,6 +81,8 @@ export class Accelerator {
   readonly kind: ProviderSetting['provider'];
   /** The provider and the device, for logs and errors. */
   readonly name: string;
+  /** Whose kernels compute here: `kind`, or for a plugin that of its provider, if it is known. */
+  readonly kernels: ProviderSetting['provider'];
   readonly lane: DeviceLane;
   /** Told by sessions and stores how their work here ends. */
   readonly health: DeviceHealth;
@@ -105,6 +107,7 @@ export class Accelerator {
     const { api } = runtime();
     this.kind = kind;
     this.name = provider.name;
+    this.kernels = provider.kernels;
     this.lane = lane;
     this.health = new DeviceHealth(provider.name);
     this.#provider = provider;

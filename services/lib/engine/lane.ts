@@ -20,10 +20,15 @@ export interface DeviceLane {
  * A lane of a device: first come, first served, one action at a time. Its length has no bound of its own: callers wait
  * for their actions, so each request, stream of KV and indexing run has at most one in it.
  *
- * Actions use threads of libuv's pool, any of its four but one at a time. CUDA keeps its cuBLAS and cuDNN handles per
- * thread, so that up to four sets exist; it also keeps recorded runs per thread, which is why only WebGPU is asked to
- * record any. koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make
- * every file of the process wait for the device.
+ * Actions use threads of libuv's pool, any of its four but one at a time, and that is right for CUDA too (ONNX Runtime's
+ * cuda_execution_provider.cc): a run selects its device itself when it starts, on whatever thread it is, and when it
+ * ends it puts the thread's cuBLAS and cuDNN handles into a pool of the session, from which the next run takes them,
+ * also on another thread. Under a lane a session so has one set of handles, and at most one more from the thread that
+ * opened it. Only recorded runs stay with their thread, which is why only WebGPU is asked to record any.
+ *
+ * A thread of the lane's own would cost more than it gives: koffi offers no fixed thread for its calls, a pool of one
+ * thread (`UV_THREADPOOL_SIZE=1`) would make every file of the process wait for the device, and a worker thread would
+ * take a message there and one back for every run, with all bound memory shared between the two.
  */
 export class FifoLane implements DeviceLane {
   /** Each starts an action and says whether it has ended already; one that has not goes on to the next by itself. */

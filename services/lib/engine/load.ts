@@ -205,6 +205,8 @@ class EngineLoader {
     kvOf: (layout: KvLayout) => EngineKv | Promise<EngineKv>,
     prepacked: SessionOptions['prepacked'],
   ): Promise<OpenEngine> {
+    // Whose kernels a plugin has is known only when it is open.
+    if (device.kind === 'plugin') assertRunsOn(this.#bundle.manifest, device.kernels);
     const { threads, spin, graphCapture } = this.#config;
     const { spec } = this.#bundle.manifest.llm;
     const { layers, kvHeads, headDim } = spec;
@@ -238,11 +240,25 @@ class EngineLoader {
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
     const reference = await this.#reference;
     const referenceMs = Math.round(performance.now() - startMs);
+    try {
+      return { ...(await this.#compare(session, reference, device.name)), referenceMs };
+    } catch (error) {
+      // Such as a kernel that takes more bindings than the device has.
+      if (!(error instanceof ServingError) || error.code !== 'runtime_failed') throw error;
+      throw new ServingError(
+        'provider_unavailable',
+        `${device.name} fails in its check (${error.message.trim()}): lower --slots or --capacity, update its driver, or use --provider cpu`,
+        { cause: error },
+      );
+    }
+  }
+
+  async #compare(session: DecoderSession, reference: Float32Array, device: string): Promise<SelfCheck> {
     const limits = limitsOf(this.#bundle.manifest.precision, this.#config.checkTolerance);
-    const check = await assertComputesRight(session, reference, limits, device.name);
-    if (this.#work !== 'prefill') await assertStepsRight(session, reference, limits, device.name);
-    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, limits, device.name);
-    return { ...check, referenceMs };
+    const check = await assertComputesRight(session, reference, limits, device);
+    if (this.#work !== 'prefill') await assertStepsRight(session, reference, limits, device);
+    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, limits, device);
+    return check;
   }
 
   /**
