@@ -5,6 +5,7 @@
 import { Graph } from '../model/graph/graph.ts';
 import { encodeModel } from '../model/graph/onnx.ts';
 import { DeviceHealth } from './device-health.ts';
+import { endAlthoughHung } from './hung-exit.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
@@ -101,7 +102,7 @@ export class Accelerator {
     kind: ProviderSetting['provider'],
     provider: Provider,
     session: Pointer,
-    lane: DeviceLane,
+    lane: FifoLane,
     leave: () => boolean,
   ) {
     const { api } = runtime();
@@ -110,6 +111,7 @@ export class Accelerator {
     this.kernels = provider.kernels;
     this.lane = lane;
     this.health = new DeviceHealth(provider.name);
+    lane.onHung = (afterMs) => this.health.hung(afterMs);
     this.#provider = provider;
     this.#session = session;
     this.#leave = leave;
@@ -124,7 +126,7 @@ export class Accelerator {
   }
 
   /** @internal See {@link openDevice}. */
-  static open(setting: ProviderSetting, lane: DeviceLane, leave: () => boolean): Promise<Accelerator> {
+  static open(setting: ProviderSetting, lane: FifoLane, leave: () => boolean): Promise<Accelerator> {
     return lane.run(async () => {
       const provider = openProvider(setting);
       let session: Pointer | undefined;
@@ -285,6 +287,7 @@ export function openDevice(setting: DeviceSetting): Promise<Device> {
   }
   const lane = lanes.get(key) ?? new FifoLane();
   lanes.set(key, lane);
+  endAlthoughHung(() => [...lanes.values()].some(({ busy }) => busy));
   const leave = () => {
     if (--made.holders > 0) return false;
     openDevices.delete(key);

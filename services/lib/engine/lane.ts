@@ -17,6 +17,12 @@ export interface DeviceLane {
 }
 
 /**
+ * Time after which an action counts as hung, in ms: that in which a worker has to become ready. The first run of a
+ * large model compiles for minutes on a machine that is busy.
+ */
+const HUNG_MS = 600_000;
+
+/**
  * A lane of a device: first come, first served, one action at a time. Its length has no bound of its own: callers wait
  * for their actions, so each request, stream of KV and indexing run has at most one in it.
  *
@@ -31,22 +37,35 @@ export interface DeviceLane {
  * take a message there and one back for every run, with all bound memory shared between the two.
  */
 export class FifoLane implements DeviceLane {
+  /** Called when an action has not ended for so many ms. It goes on to hold the lane. */
+  onHung: ((afterMs: number) => void) | undefined;
   /** Each starts an action and says whether it has ended already; one that has not goes on to the next by itself. */
   readonly #waiting: (() => boolean)[] = [];
   #busy = false;
+
+  /** Whether an action is under way. */
+  get busy(): boolean {
+    return this.#busy;
+  }
 
   run<T>(action: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
     return new Promise<T>((resolve, reject) => {
       if (signal?.aborted) return reject(signal.reason);
       const turn = () => {
         signal?.removeEventListener('abort', leave);
+        const hung = setTimeout(() => this.onHung?.(HUNG_MS), HUNG_MS);
+        hung.unref(); // it keeps no process that has nothing else to do
         const done = (async () => {
           const result = await action();
           signal?.throwIfAborted();
           return result;
         })();
         // The lane goes on first: a caller that then frees memory finds it idle if nobody else waits.
-        done.finally(() => this.#next()).then(resolve, reject);
+        const ended = done.finally(() => {
+          clearTimeout(hung);
+          this.#next();
+        });
+        ended.then(resolve, reject);
         return false;
       };
       const leave = () => {

@@ -177,10 +177,14 @@ class EngineLoader {
     });
     try {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
-      await warmUp(engine.session, check !== undefined);
+      const warm = warmUp(engine.session, check !== undefined);
+      await (device.kind === 'cpu' ? warm : device.health.unlessLost(warm));
       return { engine, device, check };
     } catch (error) {
-      await engine.dispose();
+      // Freeing would wait for a run that hangs.
+      const freed = engine.dispose();
+      if (device.kind !== 'cpu' && device.health.isLost) freed.catch(() => {});
+      else await freed;
       throw error;
     }
   }
@@ -233,7 +237,7 @@ class EngineLoader {
 
   /** @throws ServingError provider_unavailable or out_of_memory for a device that does not compute right. */
   async #check(session: DecoderSession, device: Accelerator): Promise<DeviceCheck> {
-    await assertKeepsKv(session.pool.memory, device.name);
+    await device.health.unlessLost(assertKeepsKv(session.pool.memory, device.name));
     const kept = prepackedCache(this.#bundle, this.#config.prepacked, this.#log, this.#files);
     const count = CHECKED_ROWS * session.vocabSize;
     const startMs = performance.now();
@@ -241,7 +245,8 @@ class EngineLoader {
     const reference = await this.#reference;
     const referenceMs = Math.round(performance.now() - startMs);
     try {
-      return { ...(await this.#compare(session, reference, device.name)), referenceMs };
+      const check = await device.health.unlessLost(this.#compare(session, reference, device.name));
+      return { ...check, referenceMs };
     } catch (error) {
       // Such as a kernel that takes more bindings than the device has.
       if (!(error instanceof ServingError) || error.code !== 'runtime_failed') throw error;
