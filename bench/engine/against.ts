@@ -1,7 +1,7 @@
 /**
  * `bench engine --against DIR`: CPU time of this engine relative to that of another checkout of this project, built
- * beside it. Each is in a process of its own with a bundle of its own making, since formats change. They are measured in
- * turns, so that a disturbance falls on both; of each pair the other one goes first.
+ * beside it. Each is in a process of its own with a bundle of its own making, since formats change. They are measured
+ * in turns, so that a disturbance falls on both; which of them goes first changes from pair to pair.
  */
 import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';

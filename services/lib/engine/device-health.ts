@@ -1,8 +1,8 @@
 /**
  * Whether a device can still be used. After a reset of its driver every run fails until the process is started anew; so
  * it may be when its memory is used up. One failure is the request's own misfortune, the second in a row is the
- * device's: whoever owns the process hears of it by {@link DeviceHealth.lost}, and ends it. So it does of work that does
- * not come to an end.
+ * device's: whoever owns the process hears of it by {@link DeviceHealth.lost}, and ends it. So it does of work that
+ * does not come to an end.
  */
 import { Deferred } from '../async/deferred.ts';
 import { ServingError } from '../process/errors.ts';

@@ -26,11 +26,11 @@ const HUNG_MS = 600_000;
  * A lane of a device: first come, first served, one action at a time. Its length has no bound of its own: callers wait
  * for their actions, so each request, stream of KV and indexing run has at most one in it.
  *
- * Actions use threads of libuv's pool, any of its four but one at a time, and that is right for CUDA too (ONNX Runtime's
- * cuda_execution_provider.cc): a run selects its device itself when it starts, on whatever thread it is, and when it
- * ends it puts the thread's cuBLAS and cuDNN handles into a pool of the session, from which the next run takes them,
- * also on another thread. Under a lane a session so has one set of handles, and at most one more from the thread that
- * opened it. Only recorded runs stay with their thread, which is why only WebGPU is asked to record any.
+ * Actions use threads of libuv's pool, any of its four but one at a time, and that is right for CUDA too (ONNX
+ * Runtime's cuda_execution_provider.cc): a run selects its device itself when it starts, on whatever thread it is, and
+ * when it ends it puts the thread's cuBLAS and cuDNN handles into a pool of the session, from which the next run takes
+ * them, also on another thread. Under a lane a session so has one set of handles, and at most one more from the thread
+ * that opened it. Only recorded runs stay with their thread, which is why only WebGPU is asked to record any.
  *
  * A thread of the lane's own would cost more than it gives: koffi offers no fixed thread for its calls, a pool of one
  * thread (`UV_THREADPOOL_SIZE=1`) would make every file of the process wait for the device, and a worker thread would
