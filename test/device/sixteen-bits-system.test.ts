@@ -1,7 +1,7 @@
 /**
  * Whole systems that serve `int4-fp16`, the precision of the GPU images, with workers on the tests' software GPU. KV
  * goes from worker to worker over gRPC in 16 bits, and a worker on the CPU can be at either end. The CPU rounds
- * activations to 8 bits and the GPU does not, so each token must be about as likely as the CPU's likeliest at its place.
+ * activations to 8 bits and the GPU does not, so each token must be about as likely as the CPU's likeliest there.
  */
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { streamCompletion } from '../../services/client.ts';

@@ -5,9 +5,9 @@
 import { Graph } from '../model/graph/graph.ts';
 import { encodeModel } from '../model/graph/onnx.ts';
 import { DeviceHealth } from './device-health.ts';
-import { endAlthoughHung } from './hung-exit.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
+import { endAlthoughHung } from './ort-exit.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
 import {
   type DeviceSessionOptions,

@@ -1,4 +1,4 @@
-/** `bench engine --against`, with this checkout as the other one. Figures of a few pairs say nothing; none is asserted. */
+/** `bench engine --against`, with this checkout as the other. Figures of a few pairs say nothing: none is asserted. */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

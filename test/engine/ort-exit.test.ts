@@ -10,7 +10,7 @@ import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 const LIMIT_MS = 120_000;
 
 test('at the exit of a process a run that hangs does not hold it', { timeout: LIMIT_MS }, async () => {
-  const module = pathToFileURL(join(PACKAGE_ROOT, 'dist/services/lib/engine/hung-exit.js'));
+  const module = pathToFileURL(join(PACKAGE_ROOT, 'dist/services/lib/engine/ort-exit.js'));
   // A call that never returns, on a thread of Node's pool, as those of the runtime are.
   const program = `
     import koffi from 'koffi';
