@@ -19,9 +19,9 @@ beforeAll(async () => {
 });
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
-test('bench gpu measures the software GPU: the device, hand-overs and memory', { timeout: COMPILING_MS }, async () => {
+test('bench gpu measures the software GPU: the device and hand-overs', { timeout: COMPILING_MS }, async () => {
   const env = { ...process.env, ...(await vulkanEnvironment('right')) };
-  const words = ['--model', 'tiny', '--precision', 'int4-fp16', '--parts', 'device,handoff,memory', '--minutes', '9'];
+  const words = ['--model', 'tiny', '--precision', 'int4-fp16', '--parts', 'device,handoff', '--minutes', '9'];
   const folders = ['--data', join(dir, 'data'), '--out', join(dir, 'out')];
   const command = [join(PACKAGE_ROOT, 'dist/services/cli.js'), 'bench', 'gpu', ...words, ...folders];
   await promisify(execFile)(process.execPath, command, { cwd: dir, env });
@@ -30,7 +30,6 @@ test('bench gpu measures the software GPU: the device, hand-overs and memory', {
   expect(result.parts.map(({ part, status, reason }) => [part, status, reason])).toEqual([
     ['device', 'done', undefined],
     ['handoff', 'done', undefined],
-    ['memory', 'done', undefined],
   ]);
   const figures = result.parts.flatMap((part) => part.figures);
   const figureOf = (what: RegExp) => figures.find((figure) => what.test(figure.what))?.value;
@@ -40,5 +39,4 @@ test('bench gpu measures the software GPU: the device, hand-overs and memory', {
   expect(figures.filter(({ what }) => what === 'arithmetic')).toHaveLength(2); // in 32 and in 16 bits
   expect(figureOf(/packed as float16$/)).toBeGreaterThan(0);
   expect(figureOf(/as float16, put on the device$/)).toBeGreaterThan(0);
-  expect(figureOf(/^resident after 16 more steps of 2 rows$/)).toBeGreaterThan(0);
 });
