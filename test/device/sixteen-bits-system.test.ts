@@ -27,11 +27,16 @@ const tokens = (count: number, seed = 1) => Array.from({ length: count }, (_, i)
 const GPU = { provider: 'webgpu' };
 const CPU = { provider: 'cpu' };
 
+/** Longest prompt that a worker which computes both phases keeps, where there are prefill workers too. */
+const LOCAL = 60;
+
 const SYSTEMS: [string, Partial<SystemOptions>][] = [
-  ['prompts on a GPU, steps on a GPU', { prefillOnly: GPU, decodeOnly: GPU }],
+  [
+    'prompts on a GPU, steps on another or in one worker for both',
+    { mode: 'hybrid', prefillOnly: GPU, colocatedOnly: GPU },
+  ],
   ['prompts on the GPU, steps on the CPU', { prefillOnly: GPU, decodeOnly: CPU }],
   ['prompts on the CPU, steps on the GPU', { prefillOnly: CPU, decodeOnly: GPU }],
-  ['one worker for both on the GPU', { mode: 'colocated', colocatedOnly: GPU }],
 ];
 
 describe.each(SYSTEMS)('%s', (_, { prefillOnly, colocatedOnly, ...options }) => {
@@ -42,7 +47,7 @@ describe.each(SYSTEMS)('%s', (_, { prefillOnly, colocatedOnly, ...options }) => 
     const change = {
       ...options,
       precision: 'int4-fp16' as const,
-      gateway: { targetTtftMs: COMPILING_MS },
+      gateway: { targetTtftMs: COMPILING_MS, localPrefillTokens: LOCAL },
       ...(prefillOnly && { prefillOnly: { ...prefillOnly, prefillChunkTokens: CHUNK } }),
       ...(colocatedOnly && {
         colocatedOnly: { ...colocatedOnly, prefillChunkTokens: CHUNK, sharedChunkTokens: CHUNK },
@@ -72,13 +77,16 @@ describe.each(SYSTEMS)('%s', (_, { prefillOnly, colocatedOnly, ...options }) => 
     const prompt = tokens(150);
     const fork = [...prompt.slice(0, 100), 7, 8, 9, ...tokens(20, 3)];
     const movedBefore = await moved(); // the gateway tries its workers with a prompt of its own
+    const short = tokens(LOCAL - 20, 5);
     const first = await complete(prompt, 12);
     const again = await complete(prompt, 12);
     const forked = await complete(fork, 12);
+    const brief = await complete(short, 6);
     for (const [asked, { tokenIds }] of [
       [prompt, first],
       [prompt, again],
       [fork, forked],
+      [short, brief],
     ] as const) {
       expect(Math.max(...(await plain.shortOfLikeliest(asked, tokenIds)))).toBeLessThan(ROUNDING);
     }
@@ -86,6 +94,7 @@ describe.each(SYSTEMS)('%s', (_, { prefillOnly, colocatedOnly, ...options }) => 
     expect(forked.usage.prompt_tokens_details?.cached_tokens).toBeGreaterThanOrEqual(64);
     const { manifest } = system.bundle;
     const perPosition = positionBytes({ ...manifest.llm.spec, floats: floatsOf(manifest) });
-    expect((await moved()) - movedBefore).toBe(colocatedOnly ? 0 : (2 * prompt.length + fork.length) * perPosition);
+    const handedOver = 2 * prompt.length + fork.length + (colocatedOnly ? 0 : short.length);
+    expect((await moved()) - movedBefore).toBe(handedOver * perPosition);
   });
 });
