@@ -1,7 +1,7 @@
 /** The registry of benches and of the pages that show their artifacts. */
 import { BREAKDOWN } from './breakdown/report.ts';
 import { DRILLS_BENCH, SOAK_BENCH } from './drills/report.ts';
-import { ENGINE, HANDOFF } from './engine/report.ts';
+import { ENGINE, ENGINE_AGAINST, HANDOFF } from './engine/report.ts';
 import { FAIRNESS } from './fairness/report.ts';
 import { GPU } from './gpu/report.ts';
 import { INDEX } from './indexing/report.ts';
@@ -28,7 +28,7 @@ export const PAGES: readonly Page[] = [
   { folder: 'tables', benches: [TABLES] },
   { folder: 'quality', benches: [QUALITY] },
   { folder: 'peers', benches: [PEERS] },
-  { folder: 'engine', benches: [ENGINE, HANDOFF] },
+  { folder: 'engine', benches: [ENGINE, ENGINE_AGAINST, HANDOFF] },
   { folder: 'gpu', benches: [GPU] },
   { folder: 'load', benches: [LOAD] },
   { folder: 'interference', benches: [INTERFERENCE] },

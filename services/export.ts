@@ -17,6 +17,7 @@ import {
 } from './lib/model/bundle/divergence.ts';
 import { type ExportOptions, exportBundle } from './lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from './lib/model/bundle/integrity.ts';
+import { slowOnCuda } from './lib/model/bundle/weight-formats.ts';
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { type EncoderShape, synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
 import { interruption } from './lib/process/interrupt.ts';
@@ -60,6 +61,8 @@ export async function runExport(options: ExportOptions, verify: boolean) {
     );
     const lack = contextLack(manifest);
     if (lack) progress.warn(lack);
+    const slow = slowOnCuda(manifest.llm.spec, manifest.precision, options.block);
+    if (slow) progress.warn(slow);
     if (!verify || typeof options.llm !== 'string') return { manifest };
     progress.start('comparing with the model in 32-bit floats');
     const divergence = await divergenceOf(options.llm, options.to);

@@ -1,7 +1,7 @@
 /** The commands `llavacode bench engine` and `llavacode bench handoff`. */
 import { availableParallelism } from 'node:os';
 import { count } from '../../services/lib/process/count-argument.ts';
-import { BUNDLE_OPTIONS, counts, flag, option, type ParsedOptions, required, text } from '../options.ts';
+import { BUNDLE_OPTIONS, counts, flag, option, optional, type ParsedOptions, required, text } from '../options.ts';
 
 export const ENGINE_COMMAND = {
   name: 'engine',
@@ -23,6 +23,11 @@ export const ENGINE_COMMAND = {
       '',
     ),
     seed: option('<n>', 'seed of the order of cells', count, 1),
+    against: optional(
+      '<dir>',
+      'another checkout of this project, built: measure CPU time of this engine and its, in --repeats pairs',
+      text,
+    ),
   },
 };
 export type EngineBenchOptions = ParsedOptions<typeof ENGINE_COMMAND>;

@@ -4,7 +4,7 @@ import { figure, mebibytes, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
 import type { HandoffResult } from './handoff.ts';
 import type { ProcessMemory } from './memory.ts';
-import { type EngineResult, nameOf } from './result.ts';
+import { type AgainstResult, type EngineResult, nameOf } from './result.ts';
 
 export const ENGINE: Bench<EngineResult> = {
   name: 'engine',
@@ -46,6 +46,28 @@ function reportEngine({ loadMs, memory, cells }: EngineResult): Report {
   ];
   return { markdown: sections.join('\n\n'), charts: [] };
 }
+
+export const ENGINE_AGAINST: Bench<AgainstResult> = {
+  name: 'engine-against',
+  title: 'The engine beside an earlier one',
+  definitions: {
+    ratio: 'CPU time of all threads of this engine / that of the other checkout’s: the median over pairs, in turns',
+    interval: DEFINITIONS.interval,
+    quartiles: 'the ratios between which the middle half of the pairs lies',
+  },
+  report: ({ result: { cells } }) => {
+    const ratio = (value: number) => value.toFixed(3);
+    const rows = cells.map((cell) => [
+      nameOf(cell),
+      ratio(cell.ratio),
+      `${ratio(cell.interval.low)}–${ratio(cell.interval.high)}`,
+      `${ratio(cell.quartiles.low)}–${ratio(cell.quartiles.high)}`,
+      String(cell.ratios.length),
+    ]);
+    return { markdown: table(['cell', 'ratio', '95 % interval', 'quartiles', 'pairs'], rows), charts: [] };
+  },
+  headline: ({ cells }) => cells.map((cell) => `${nameOf(cell)}: ${cell.ratio.toFixed(3)}`).join('; '),
+};
 
 export const HANDOFF: Bench<HandoffResult> = {
   name: 'handoff',

@@ -31,6 +31,20 @@ export interface EngineResult {
   readonly cells: readonly EngineCell[];
 }
 
+/** CPU time of this engine / CPU time of the other checkout's, over pairs measured in turns. */
+export type AgainstCell = (PrefillCell | DecodeCell) & {
+  readonly ratios: readonly number[];
+  /** Median of the ratios. */
+  readonly ratio: number;
+  readonly interval: Interval;
+  readonly quartiles: { readonly low: number; readonly high: number };
+};
+
+/** The result of `bench engine --against`. */
+export interface AgainstResult {
+  readonly cells: readonly AgainstCell[];
+}
+
 /** The cell in words. */
 export const nameOf = (cell: PrefillCell | DecodeCell) =>
   cell.phase === 'prefill'

@@ -8,7 +8,7 @@ import { Bundles } from './bundles.ts';
 import { GPU_COMMAND, type GpuOptions, PART_NAMES, type PartName, TINY } from './command.ts';
 import type { Part, PartContext, Sizes } from './parts/context.ts';
 import { COMPARED, measureCorrectness } from './parts/correct.ts';
-import { measureDevice } from './parts/device.ts';
+import { measureDevice, PRECISION } from './parts/device.ts';
 import { measureHandoff } from './parts/handoff.ts';
 import { measureMemory } from './parts/memory.ts';
 import { measureSpeed } from './parts/speed.ts';
@@ -125,7 +125,7 @@ export function wantedBundles({
     wanted.flatMap((model) => formats.map((precision) => ({ model, precision })));
   const first = precisions.slice(0, 1);
   return [
-    ...of([TINY], has('correct') ? COMPARED : has('device') ? ['fp16'] : []),
+    ...of([TINY], has('correct') ? COMPARED : has('device') ? [PRECISION] : []),
     ...of(has('handoff', 'memory', 'two-workers') ? models.slice(0, 1) : [], first),
     ...of(has('speed') ? models : [], precisions),
     ...of(has('tables') ? models : [], first),

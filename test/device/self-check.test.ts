@@ -98,6 +98,24 @@ test('the longest chunk is tried at the end of a slot, and one that is wrong the
   });
 });
 
+test('a GPU that fails at the prompt of its check is refused with the reason and the remedy', async () => {
+  const { chunk } = DecoderSession.prototype;
+  const failing = vi.spyOn(DecoderSession.prototype, 'chunk').mockImplementation(async function (
+    this: DecoderSession,
+    ...args
+  ) {
+    if (this.picksTokens) throw new ServingError('runtime_failed', 'ONNX Runtime: Too many storage buffers');
+    return chunk.apply(this, args); // what the CPU computes is what the device is compared with
+  });
+  onTestFinished(failing.mockRestore);
+  await expect(withEngine({ provider: 'webgpu' }, 'decode', async () => {})).rejects.toMatchObject({
+    code: 'provider_unavailable',
+    message: expect.stringMatching(
+      /^WebGPU on llvmpipe .* fails in its check \(ONNX Runtime: Too many storage buffers\): lower --slots or --capacity/,
+    ),
+  });
+});
+
 test('an engine whose GPU fails at two steps in a row says that it is lost, and not before', async () => {
   await withEngine({ provider: 'webgpu' }, 'decode', async ({ session, lost }) => {
     const run = vi.spyOn(Binding.prototype, 'run');

@@ -40,3 +40,20 @@ test('callers that hang up, and an engine that is shut down, say nothing about t
   const draining = new ServingError('draining', 'the engine is shut down');
   expect(await after(['a step', gone], ['a step', gone], ['a step', draining], ['a step', draining])).toBeUndefined();
 });
+
+test('a device that hangs is lost, and nobody waits for what it does', async () => {
+  const health = new DeviceHealth('the test GPU');
+  expect(await health.unlessLost(Promise.resolve(1))).toBe(1);
+  const waits = health.unlessLost(new Promise(() => {}));
+  expect(health.isLost).toBe(false);
+  health.hung(600_000);
+  const lost = {
+    code: 'runtime_failed',
+    message: expect.stringMatching(
+      /^the test GPU hangs: a run or copy has not come to an end for 600 s: .*started again/,
+    ),
+  };
+  await expect(waits).rejects.toMatchObject(lost);
+  expect(health.isLost).toBe(true);
+  expect(await health.lost).toMatchObject(lost);
+});

@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
+import { assertKeepsKv } from '../../services/lib/engine/self-check.ts';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { type KvLayout, type KvRange, planFrames, positionBytes, rowCount } from '../../services/lib/kv/layout.ts';
 import { softwareGpu } from '../support/device-decoder.ts';
@@ -166,6 +167,32 @@ test('a store that is disposed of finishes what was asked for before, and refuse
   await store.dispose(); // once is enough
   await expect(store.swap(0, 1, 2)).rejects.toMatchObject(draining);
 });
+
+// The software device makes tensors of any size, as WebGPU does everywhere: the loss shows when they are used. None of
+// these takes memory, since not even a buffer comes of them.
+test.each([
+  [
+    'are lost',
+    4.5,
+    /row 0 at the end of slot 0 came back changed\. .*4 slots x 18874368 tokens x 128 bytes = 9\.0 GiB/,
+  ],
+  ['no kernel can reach', 200, /cannot reach what lies in its KV caches \(.*Too many storage buffers.* = 400\.0 GiB/s],
+])(
+  'KV caches that %s, because they are too large for the device, are refused with the arithmetic',
+  async (_, gibPerTensor, message) => {
+    const layout: KvLayout = { layers: 1, kvHeads: 1, headDim: 16 };
+    const capacity = (gibPerTensor * 2 ** 30) / (4 * layout.headDim * 4);
+    const store = await DeviceKv.create(gpu(), layout, 4, capacity, 'steps');
+    try {
+      await expect(assertKeepsKv(store, gpu().name)).rejects.toMatchObject({
+        code: 'out_of_memory',
+        message: expect.stringMatching(message),
+      });
+    } finally {
+      await store.dispose();
+    }
+  },
+);
 
 test('a range beyond the store is refused', async () => {
   const layout: KvLayout = { layers: 1, kvHeads: 1, headDim: 8 };

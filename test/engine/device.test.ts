@@ -66,6 +66,7 @@ test('a device without page-locked memory of its own keeps no allocator when it 
   });
   const pinned = vi.spyOn(provider, 'openProvider').mockImplementation(() => ({
     name: 'a device',
+    kernels: 'webgpu',
     pinnedMemory: runtime().cpu,
     append: (options) => assertOk(api, api.appendProvider(options, 'WebGPU', [], [], 0)),
     close: () => {},

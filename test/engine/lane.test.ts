@@ -1,6 +1,6 @@
 /** The order of work on a device. */
 import fc from 'fast-check';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { FifoLane, NO_LANE } from '../../services/lib/engine/lane.ts';
 
 /** Lets everything that is ready run. */
@@ -119,4 +119,25 @@ test('actions on the CPU run side by side', async () => {
   await NO_LANE.run(() => {});
   release();
   await first;
+});
+
+test('an action that does not end is told of once, those that waited for it and others are not', async () => {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  const lane = new FifoLane();
+  const hung = vi.fn();
+  lane.onHung = hung;
+  const slow = lane.run(() => new Promise<void>((resolve) => setTimeout(resolve, 599_000)));
+  await vi.advanceTimersByTimeAsync(599_000);
+  await slow;
+  void lane.run(() => new Promise(() => {}));
+  const waiting = new AbortController();
+  const waits = lane.run(() => {}, waiting.signal).catch((error) => error);
+  await vi.advanceTimersByTimeAsync(599_999);
+  expect(hung).not.toHaveBeenCalled();
+  await vi.advanceTimersByTimeAsync(3_600_000);
+  expect(hung.mock.calls).toEqual([[600_000]]);
+  expect(lane.busy).toBe(true);
+  waiting.abort('gone');
+  expect(await waits).toBe('gone');
 });

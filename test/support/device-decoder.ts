@@ -6,7 +6,7 @@ import { CpuEngineKv, type EngineKv } from '../../services/lib/engine/engine-kv.
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import type { Bundle } from '../../services/lib/model/bundle/bundle.ts';
+import { type Bundle, floatsOf } from '../../services/lib/model/bundle/bundle.ts';
 import { COMPILING_MS, useVulkan } from './vulkan.ts';
 
 /**
@@ -29,7 +29,7 @@ export function softwareGpu(): () => Accelerator {
 
 export const layoutOf = ({ manifest }: Bundle): KvLayout => {
   const { layers, kvHeads, headDim } = manifest.llm.spec;
-  return { layers, kvHeads, headDim };
+  return { layers, kvHeads, headDim, floats: floatsOf(manifest) };
 };
 
 interface Wanted {
@@ -46,7 +46,7 @@ export interface Decoder {
   dispose(): Promise<void>;
 }
 
-/** A decoder of a bundle in 32 bits with caches of its own. */
+/** A decoder of a bundle, with caches of its own in the type that it computes in. */
 export async function decoderOn(device: Device, bundle: Bundle, wanted: Wanted = {}): Promise<Decoder> {
   const { slots = 3, capacity = 64, use = 'both', graphCapture } = wanted;
   const { vocab, hidden } = bundle.manifest.llm.spec;

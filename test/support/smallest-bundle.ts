@@ -1,11 +1,12 @@
 /** A bundle that encodes, for tests of real processes. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Precision } from '../../services/lib/model/bundle/choices.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { GOLDENS, safetensorsBytes } from './models.ts';
 
 /** A bundle of the smallest model, which encodes thousands of chunks a second: a golden LLM that is its own encoder. */
-export async function smallestBundle(dir: string): Promise<string> {
+export async function smallestBundle(dir: string, precision: Precision = 'fp32'): Promise<string> {
   const hidden = 64;
   const tensors = [1, 2].flatMap((layer) => [
     { name: `linear_${layer}.weight`, shape: [hidden, hidden] },
@@ -21,14 +22,14 @@ export async function smallestBundle(dir: string): Promise<string> {
     }),
   );
   const projector = join(dir, 'projector');
-  await mkdir(projector);
+  await mkdir(projector, { recursive: true });
   const bytes = safetensorsBytes(header, at);
   // Weights that are all zero would give the same vector for every text, whoever computes it.
   const values = new DataView(bytes.buffer, bytes.byteLength - at);
   for (let i = 0; i < at / 4; i++) values.setFloat32(4 * i, Math.sin(i * i) / 4, true);
   await writeFile(join(projector, 'model.safetensors'), bytes);
   const llm = join(GOLDENS, 'qwen2-tied');
-  const to = join(dir, 'bundle');
-  await exportBundle({ llm, projector, to, name: 'golden', precision: 'fp32' });
+  const to = join(dir, precision === 'fp32' ? 'bundle' : precision);
+  await exportBundle({ llm, projector, to, name: 'golden', precision });
   return to;
 }

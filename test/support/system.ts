@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { type Bundle, floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import type { Precision } from '../../services/lib/model/bundle/choices.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
 import { loadRpcSecurity } from '../../services/lib/rpc/credentials.ts';
@@ -24,15 +25,15 @@ export interface TestSystem extends RunningSystem {
 export const memberOf = ({ rpcSecretFile }: Pick<RunningSystem, 'rpcSecretFile'>) =>
   loadRpcSecurity({ rpcCert: '', rpcKey: '', rpcCa: '', rpcSecretFile });
 
-/** Exports `llm` in 32-bit floats and starts a system on it; `close` leaves nothing behind. */
+/** Exports `llm`, in 32-bit floats if not told otherwise, and starts a system on it; `close` leaves nothing behind. */
 export async function startTestSystem(
   llm: string,
   workers: Flags = {},
-  options: Partial<SystemOptions> = {},
+  { precision = 'fp32', ...options }: Partial<SystemOptions> & { readonly precision?: Precision } = {},
 ): Promise<TestSystem> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-system-'));
   const model = join(dir, 'bundle');
-  await exportBundle({ llm, to: model, precision: 'fp32' });
+  await exportBundle({ llm, to: model, precision });
   const bundle = await openBundle(model);
   const system = await startSystem({
     mode: 'disaggregated',
@@ -68,7 +69,7 @@ export class PlainModel {
   static async load(bundle: Bundle, capacity = 1024): Promise<PlainModel> {
     const { spec } = bundle.manifest.llm;
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const pool = new KvPool(new CpuEngineKv(spec, 1, capacity));
+    const pool = new KvPool(new CpuEngineKv({ ...spec, floats: floatsOf(bundle.manifest) }, 1, capacity));
     const session = await DecoderSession.load(bundle.llm, shape, pool, { threads: 1 });
     return new PlainModel(session, spec.vocab);
   }
@@ -83,6 +84,20 @@ export class PlainModel {
       if (tokens.length === count) return tokens;
       logits = await this.#session.step(Int32Array.of(tokens.at(-1)!), Int32Array.of(ids.length + tokens.length - 1));
     }
+  }
+
+  /**
+   * How much less likely than the likeliest each token of an output is, in nats, after the prompt and the tokens before
+   * it. Where two devices round differently, equal tokens cannot be asked for, and this can.
+   */
+  async shortOfLikeliest(prompt: readonly number[], output: readonly number[]): Promise<number[]> {
+    const ids = Int32Array.from([...prompt, ...output.slice(0, -1)]);
+    const logitRows = output.map((_, i) => prompt.length - 1 + i);
+    const logits = await this.#session.chunk({ slot: 0, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows });
+    return output.map((token, i) => {
+      const row = logits.subarray(i * this.#vocab, (i + 1) * this.#vocab);
+      return row.reduce((a, b) => Math.max(a, b)) - row[token]!;
+    });
   }
 
   dispose(): void {

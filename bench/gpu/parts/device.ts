@@ -5,6 +5,9 @@ import { TINY } from '../command.ts';
 import type { Roofline } from '../roofline.ts';
 import { type PartContext, withEngine, withProcess } from './context.ts';
 
+/** What a GPU is meant to serve first, and every provider computes. */
+export const PRECISION = 'int4-fp16';
+
 export async function measureDevice(context: PartContext): Promise<Partial<Roofline>> {
   const { options, sizes, bundles, add, onProgress, signal } = context;
   const card = await firstCard();
@@ -16,13 +19,13 @@ export async function measureDevice(context: PartContext): Promise<Partial<Roofl
     fact('memory', card.memory / 2 ** 30, 'GiB');
   }
   onProgress('opening the device');
-  const model = await bundles.get(TINY, 'fp16', signal); // every provider computes it
+  const model = await bundles.get(TINY, PRECISION, signal);
   const engine = { provider: options.provider, model, slots: 1, capacity: 1 };
   const { loadMs, device, check, onCard } = await withEngine(context, engine, async (_ask, opened) => {
     const computes = card !== undefined && opened.device.kind !== 'cpu';
     return { ...opened, onCard: computes ? assertOnCard(card, await firstCard(), opened.device.name) : undefined };
   });
-  const subject = 'tiny-coder fp16';
+  const subject = `tiny-coder ${PRECISION}`;
   add({ subject, what: 'computed by', value: `${device.kind}: ${device.name}`, unit: '' });
   if (onCard) fact('its used memory rises when the device is opened', 'yes');
   add({ subject, what: 'why', value: device.reason, unit: '' });

@@ -1,7 +1,8 @@
 /**
  * Whether a device can still be used. After a reset of its driver every run fails until the process is started anew; so
  * it may be when its memory is used up. One failure is the request's own misfortune, the second in a row is the
- * device's: whoever owns the process hears of it by {@link DeviceHealth.lost}, and ends it.
+ * device's: whoever owns the process hears of it by {@link DeviceHealth.lost}, and ends it. So it does of work that
+ * does not come to an end.
  */
 import { Deferred } from '../async/deferred.ts';
 import { ServingError } from '../process/errors.ts';
@@ -17,6 +18,7 @@ export class DeviceHealth {
    */
   readonly #failures = new Map<string, number>();
   readonly #lost = new Deferred<ServingError>();
+  #isLost = false;
 
   /** @param name of the device, for the error. */
   constructor(name: string) {
@@ -26,6 +28,21 @@ export class DeviceHealth {
   /** Resolves with the reason when the device is lost. Never rejects. */
   get lost(): Promise<ServingError> {
     return this.#lost.promise;
+  }
+
+  get isLost(): boolean {
+    return this.#isLost;
+  }
+
+  /**
+   * Waits for work, but no longer than the device lives.
+   * @throws ServingError runtime_failed when it is lost; what the work throws.
+   */
+  async unlessLost<T>(work: Promise<T>): Promise<T> {
+    const lost = this.lost.then((reason) => {
+      throw reason;
+    });
+    return Promise.race([work, lost]);
   }
 
   /**
@@ -45,16 +62,25 @@ export class DeviceHealth {
     }
   }
 
+  /** Notes that a run or copy does not come to an end. @param afterMs for how long it has been waited for. */
+  hung(afterMs: number): void {
+    this.#lose(`${this.#name} hangs: a run or copy has not come to an end for ${afterMs / 1000} s`);
+  }
+
   #failed(kind: string, error: ServingError): void {
     const failures = (this.#failures.get(kind) ?? 0) + 1;
     this.#failures.set(kind, failures);
     if (failures < LIMIT) return;
+    this.#lose(`${this.#name} failed at ${kind} ${failures} times in a row (${error.message})`, error);
+  }
+
+  #lose(what: string, cause?: ServingError): void {
+    this.#isLost = true;
     this.#lost.resolve(
       new ServingError(
         'runtime_failed',
-        `${this.#name} failed at ${kind} ${failures} times in a row (${error.message}): its driver may have been reset, ` +
-          `or its memory be used up. The process ends, so that it opens the device anew when it is started again`,
-        { cause: error },
+        `${what}: its driver may have been reset, or its memory be used up. The process ends, so that it opens the device anew when it is started again`,
+        { cause },
       ),
     );
   }

@@ -7,6 +7,7 @@ import { encodeModel } from '../model/graph/onnx.ts';
 import { DeviceHealth } from './device-health.ts';
 import { type DeviceLane, FifoLane, NO_LANE } from './lane.ts';
 import { assertOk, create, type Out, offLoop, type Pointer, runtime, viewBytes } from './ort-api.ts';
+import { endAlthoughHung } from './ort-exit.ts';
 import { type BoundValue, ELEMENT, elements, OrtValue, type TensorType, wrap } from './ort-value.ts';
 import {
   type DeviceSessionOptions,
@@ -81,6 +82,8 @@ export class Accelerator {
   readonly kind: ProviderSetting['provider'];
   /** The provider and the device, for logs and errors. */
   readonly name: string;
+  /** Whose kernels compute here: `kind`, or for a plugin that of its provider, if it is known. */
+  readonly kernels: ProviderSetting['provider'];
   readonly lane: DeviceLane;
   /** Told by sessions and stores how their work here ends. */
   readonly health: DeviceHealth;
@@ -99,14 +102,16 @@ export class Accelerator {
     kind: ProviderSetting['provider'],
     provider: Provider,
     session: Pointer,
-    lane: DeviceLane,
+    lane: FifoLane,
     leave: () => boolean,
   ) {
     const { api } = runtime();
     this.kind = kind;
     this.name = provider.name;
+    this.kernels = provider.kernels;
     this.lane = lane;
     this.health = new DeviceHealth(provider.name);
+    lane.onHung = (afterMs) => this.health.hung(afterMs);
     this.#provider = provider;
     this.#session = session;
     this.#leave = leave;
@@ -121,7 +126,7 @@ export class Accelerator {
   }
 
   /** @internal See {@link openDevice}. */
-  static open(setting: ProviderSetting, lane: DeviceLane, leave: () => boolean): Promise<Accelerator> {
+  static open(setting: ProviderSetting, lane: FifoLane, leave: () => boolean): Promise<Accelerator> {
     return lane.run(async () => {
       const provider = openProvider(setting);
       let session: Pointer | undefined;
@@ -282,6 +287,7 @@ export function openDevice(setting: DeviceSetting): Promise<Device> {
   }
   const lane = lanes.get(key) ?? new FifoLane();
   lanes.set(key, lane);
+  endAlthoughHung(() => [...lanes.values()].some(({ busy }) => busy));
   const leave = () => {
     if (--made.holders > 0) return false;
     openDevices.delete(key);

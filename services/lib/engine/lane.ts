@@ -17,31 +17,55 @@ export interface DeviceLane {
 }
 
 /**
+ * Time after which an action counts as hung, in ms: that in which a worker has to become ready. The first run of a
+ * large model compiles for minutes on a machine that is busy.
+ */
+const HUNG_MS = 600_000;
+
+/**
  * A lane of a device: first come, first served, one action at a time. Its length has no bound of its own: callers wait
  * for their actions, so each request, stream of KV and indexing run has at most one in it.
  *
- * Actions use threads of libuv's pool, any of its four but one at a time. CUDA keeps its cuBLAS and cuDNN handles per
- * thread, so that up to four sets exist; it also keeps recorded runs per thread, which is why only WebGPU is asked to
- * record any. koffi offers no fixed thread for its calls, and a pool of one thread (`UV_THREADPOOL_SIZE=1`) would make
- * every file of the process wait for the device.
+ * Actions use threads of libuv's pool, any of its four but one at a time, and that is right for CUDA too (ONNX
+ * Runtime's cuda_execution_provider.cc): a run selects its device itself when it starts, on whatever thread it is, and
+ * when it ends it puts the thread's cuBLAS and cuDNN handles into a pool of the session, from which the next run takes
+ * them, also on another thread. Under a lane a session so has one set of handles, and at most one more from the thread
+ * that opened it. Only recorded runs stay with their thread, which is why only WebGPU is asked to record any.
+ *
+ * A thread of the lane's own would cost more than it gives: koffi offers no fixed thread for its calls, a pool of one
+ * thread (`UV_THREADPOOL_SIZE=1`) would make every file of the process wait for the device, and a worker thread would
+ * take a message there and one back for every run, with all bound memory shared between the two.
  */
 export class FifoLane implements DeviceLane {
+  /** Called when an action has not ended for so many ms. It goes on to hold the lane. */
+  onHung: ((afterMs: number) => void) | undefined;
   /** Each starts an action and says whether it has ended already; one that has not goes on to the next by itself. */
   readonly #waiting: (() => boolean)[] = [];
   #busy = false;
+
+  /** Whether an action is under way. */
+  get busy(): boolean {
+    return this.#busy;
+  }
 
   run<T>(action: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
     return new Promise<T>((resolve, reject) => {
       if (signal?.aborted) return reject(signal.reason);
       const turn = () => {
         signal?.removeEventListener('abort', leave);
+        const hung = setTimeout(() => this.onHung?.(HUNG_MS), HUNG_MS);
+        hung.unref(); // it keeps no process that has nothing else to do
         const done = (async () => {
           const result = await action();
           signal?.throwIfAborted();
           return result;
         })();
         // The lane goes on first: a caller that then frees memory finds it idle if nobody else waits.
-        done.finally(() => this.#next()).then(resolve, reject);
+        const ended = done.finally(() => {
+          clearTimeout(hung);
+          this.#next();
+        });
+        ended.then(resolve, reject);
         return false;
       };
       const leave = () => {

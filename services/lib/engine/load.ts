@@ -177,10 +177,14 @@ class EngineLoader {
     });
     try {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
-      await warmUp(engine.session, check !== undefined);
+      const warm = warmUp(engine.session, check !== undefined);
+      await (device.kind === 'cpu' ? warm : device.health.unlessLost(warm));
       return { engine, device, check };
     } catch (error) {
-      await engine.dispose();
+      // Freeing would wait for a run that hangs.
+      const freed = engine.dispose();
+      if (device.kind !== 'cpu' && device.health.isLost) freed.catch(() => {});
+      else await freed;
       throw error;
     }
   }
@@ -205,6 +209,8 @@ class EngineLoader {
     kvOf: (layout: KvLayout) => EngineKv | Promise<EngineKv>,
     prepacked: SessionOptions['prepacked'],
   ): Promise<OpenEngine> {
+    // Whose kernels a plugin has is known only when it is open.
+    if (device.kind === 'plugin') assertRunsOn(this.#bundle.manifest, device.kernels);
     const { threads, spin, graphCapture } = this.#config;
     const { spec } = this.#bundle.manifest.llm;
     const { layers, kvHeads, headDim } = spec;
@@ -231,18 +237,33 @@ class EngineLoader {
 
   /** @throws ServingError provider_unavailable or out_of_memory for a device that does not compute right. */
   async #check(session: DecoderSession, device: Accelerator): Promise<DeviceCheck> {
-    await assertKeepsKv(session.pool.memory, device.name);
+    await device.health.unlessLost(assertKeepsKv(session.pool.memory, device.name));
     const kept = prepackedCache(this.#bundle, this.#config.prepacked, this.#log, this.#files);
     const count = CHECKED_ROWS * session.vocabSize;
     const startMs = performance.now();
     this.#reference ??= keptReference(kept, count, () => this.#computeReference(device.name));
     const reference = await this.#reference;
     const referenceMs = Math.round(performance.now() - startMs);
+    try {
+      const check = await device.health.unlessLost(this.#compare(session, reference, device.name));
+      return { ...check, referenceMs };
+    } catch (error) {
+      // Such as a kernel that takes more bindings than the device has.
+      if (!(error instanceof ServingError) || error.code !== 'runtime_failed') throw error;
+      throw new ServingError(
+        'provider_unavailable',
+        `${device.name} fails in its check (${error.message.trim()}): lower --slots or --capacity, update its driver, or use --provider cpu`,
+        { cause: error },
+      );
+    }
+  }
+
+  async #compare(session: DecoderSession, reference: Float32Array, device: string): Promise<SelfCheck> {
     const limits = limitsOf(this.#bundle.manifest.precision, this.#config.checkTolerance);
-    const check = await assertComputesRight(session, reference, limits, device.name);
-    if (this.#work !== 'prefill') await assertStepsRight(session, reference, limits, device.name);
-    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, limits, device.name);
-    return { ...check, referenceMs };
+    const check = await assertComputesRight(session, reference, limits, device);
+    if (this.#work !== 'prefill') await assertStepsRight(session, reference, limits, device);
+    if (this.#work !== 'decode') await assertComputesLongChunks(session, this.#runTokens, limits, device);
+    return check;
   }
 
   /**

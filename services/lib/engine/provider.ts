@@ -33,6 +33,8 @@ export interface DeviceSessionOptions {
 export interface Provider {
   /** The provider and the device, for logs and errors. */
   readonly name: string;
+  /** Whose kernels compute there: for a plugin the kind of its provider, if it is one that is known. */
+  readonly kernels: ProviderSetting['provider'];
   /** Makes a session compute there. */
   append(options: Pointer, wishes: DeviceSessionOptions): void;
   /** Describes page-locked memory of the host, if the provider can allocate any; freed by {@link close}. */
@@ -85,16 +87,19 @@ export function gpuVendors(): string[] {
     .map((device) => api.hardwareVendor(device) || 'a vendor without a name');
 }
 
+/** Our graphs are fixed, and checked at start. By default every command would be validated again. */
+const WEBGPU_OPTIONS = { validationMode: 'disabled' };
+
 function webGpu(): Provider {
   const { api } = runtime();
   const devices = vulkanDevices();
   return {
     // Which of several it takes, it does not say.
+    kernels: 'webgpu',
     name: devices.length === 0 ? 'WebGPU' : `WebGPU on ${devices.length > 1 ? 'one of ' : ''}${inWords(devices)}`,
     append(options, { graphCapture = false }) {
       const wanted = {
-        // Our graphs are fixed, and checked at start. By default every command would be validated again.
-        validationMode: 'disabled',
+        ...WEBGPU_OPTIONS,
         ...(graphCapture ? { enableGraphCapture: '1' } : {}),
       };
       const keys = Object.keys(wanted);
@@ -133,27 +138,40 @@ const CUDA_SESSION = {
   'optimization.disable_specified_optimizers': 'MatMulNBitsFusion',
 };
 
+/** Options that the CUDA provider and its plugin have in common. */
+const CUDA_OPTIONS = {
+  // Without this, products of 32-bit floats are computed with 10 bits of mantissa. Other types do not care.
+  use_tf32: '0',
+  // cuDNN would otherwise try every algorithm of a convolution at its first run. Our graphs have none.
+  cudnn_conv_algo_search: 'HEURISTIC',
+};
+
+/**
+ * By default the arena doubles whenever it grows, and could take the memory of a second worker on the card. There is a
+ * limit for each arena (gpu_mem_limit), and each session has one, so it could not bound a process.
+ */
+const CUDA_ARENA = { arena_extend_strategy: 'kSameAsRequested' };
+
+function addEntries(options: Pointer, entries: Readonly<Record<string, string>>): void {
+  const { api } = runtime();
+  for (const [key, value] of Object.entries(entries)) assertOk(api, api.addSessionConfigEntry(options, key, value));
+}
+
 function cuda({ deviceId = 0 }: ProviderSetting): Provider {
   const { api } = runtime();
   const pinnedMemory = create(api, api.createMemoryInfo, 'CudaPinned', ALLOCATOR_DEVICE, deviceId, MEMORY_OF_HOST);
   const settings = {
     device_id: String(deviceId),
-    // By default the arena doubles whenever it grows, and could take the memory of a second worker on the card. There
-    // is a limit for each arena (gpu_mem_limit), and each session has one, so it could not bound a process.
-    arena_extend_strategy: 'kSameAsRequested',
-    // Without this, products of 32-bit floats are computed with 10 bits of mantissa. Other types do not care.
-    use_tf32: '0',
-    // cuDNN would otherwise try every algorithm of a convolution at its first run. Our graphs have none.
-    cudnn_conv_algo_search: 'HEURISTIC',
     do_copy_in_default_stream: '1',
+    ...CUDA_ARENA,
+    ...CUDA_OPTIONS,
   };
   return {
+    kernels: 'cuda',
     name: `CUDA device ${deviceId}`,
     pinnedMemory,
     append(options) {
-      for (const [key, value] of Object.entries(CUDA_SESSION)) {
-        assertOk(api, api.addSessionConfigEntry(options, key, value));
-      }
+      addEntries(options, CUDA_SESSION);
       const filled = create(api, api.createCudaOptions);
       try {
         const keys = Object.keys(settings);
@@ -182,6 +200,23 @@ function cudaRemedy(): string {
   return `missing: ${remedies.join(', ')}; install them where the loader looks (LD_LIBRARY_PATH)`;
 }
 
+/** What is known of the provider of a plugin, by the name that it gives itself. */
+interface KnownPlugin {
+  readonly kernels: 'cuda' | 'webgpu';
+  readonly options: Readonly<Record<string, string>>;
+  readonly session: Readonly<Record<string, string>>;
+}
+
+/** CUDA's own library is a plugin, too; that which is one only names the strategy otherwise (1: as requested). */
+const PLUGINS = new Map<string, KnownPlugin>([
+  ['CUDAExecutionProvider', { kernels: 'cuda', options: { ...CUDA_OPTIONS, ...CUDA_ARENA }, session: CUDA_SESSION }],
+  [
+    'CudaPluginExecutionProvider',
+    { kernels: 'cuda', options: { ...CUDA_OPTIONS, 'arena.extend_strategy': '1' }, session: CUDA_SESSION },
+  ],
+  ['WebGpuExecutionProvider', { kernels: 'webgpu', options: WEBGPU_OPTIONS, session: {} }],
+]);
+
 function plugin({ providerLibrary = '', deviceId = 0 }: ProviderSetting): Provider {
   const { api, env } = runtime();
   const refused = (error: unknown) =>
@@ -196,10 +231,16 @@ function plugin({ providerLibrary = '', deviceId = 0 }: ProviderSetting): Provid
       throw new Error(`it offers ${devices.length} devices, --device-id is ${deviceId}`);
     }
     const vendor = api.hardwareVendor(api.hardwareOfDevice(device));
+    const provider = api.providerOfDevice(device);
+    const known = PLUGINS.get(provider);
+    const keys = Object.keys(known?.options ?? {});
+    const values = Object.values(known?.options ?? {});
     return {
-      name: `${api.providerOfDevice(device)} on ${vendor || 'a device without a name'}`,
+      name: `${provider} on ${vendor || 'a device without a name'}`,
+      kernels: known?.kernels ?? 'plugin',
       append(options) {
-        assertOk(api, api.appendProviderDevices(options, env, BigUint64Array.of(device), 1, [], [], 0));
+        addEntries(options, known?.session ?? {});
+        assertOk(api, api.appendProviderDevices(options, env, BigUint64Array.of(device), 1, keys, values, keys.length));
       },
       close: unregister,
       remedy,

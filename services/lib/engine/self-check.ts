@@ -106,9 +106,20 @@ const lastOf = (kv: CheckedKv) => (kv.staging ?? kv.slots - 1) + 1;
 
 /**
  * Writes to the last position of every slot a pattern of its own, and then reads all back.
- * @throws ServingError out_of_memory, with the arithmetic, for a tensor that does not keep what it is given.
+ * @throws ServingError out_of_memory, with the arithmetic, for a tensor that does not keep what it is given, or that is
+ *   too large for the device's kernels to reach.
  */
 export async function assertKeepsKv(kv: CheckedKv, device: string): Promise<void> {
+  try {
+    await assertKeepsPatterns(kv, device);
+  } catch (error) {
+    // WebGPU makes tensors of any size without an error; a run on one that takes too many bindings fails.
+    if (!(error instanceof ServingError) || error.code !== 'runtime_failed') throw error;
+    throw tooLarge(kv, `${device} cannot reach what lies in its KV caches (${error.message.trim()})`, error);
+  }
+}
+
+async function assertKeepsPatterns(kv: CheckedKv, device: string): Promise<void> {
   const range = { start: kv.capacity - 1, end: kv.capacity, rowStart: 0, rowEnd: rowCount(kv.layout) };
   const slots = lastOf(kv);
   for (let slot = 0; slot < slots; slot++) await kv.write(slot, range, pattern(kv.layout, slot));
@@ -118,12 +129,19 @@ export async function assertKeepsKv(kv: CheckedKv, device: string): Promise<void
     const at = wanted.findIndex((byte, i) => byte !== found[i]);
     if (at < 0) continue;
     const row = Math.floor((at / wanted.length) * range.rowEnd);
-    const per = positionBytes(kv.layout);
-    throw new ServingError(
-      'out_of_memory',
-      `${device} does not keep what is written to its KV caches: row ${row} at the end of slot ${slot} came back changed. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib(per * kv.capacity * slots)} beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
-    );
+    const lost = `row ${row} at the end of slot ${slot} came back changed`;
+    throw tooLarge(kv, `${device} does not keep what is written to its KV caches: ${lost}`);
   }
+}
+
+/** @returns ServingError out_of_memory with the arithmetic of the caches. */
+function tooLarge(kv: CheckedKv, figures: string, cause?: unknown): ServingError {
+  const [slots, per] = [lastOf(kv), positionBytes(kv.layout)];
+  return new ServingError(
+    'out_of_memory',
+    `${figures}. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib(per * kv.capacity * slots)} beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
+    { cause },
+  );
 }
 
 /** Bytes for all rows of one position, different for every slot and row. Each value is a number from 1 to 2. */

@@ -17,7 +17,7 @@ describe('the budget of bench gpu', () => {
 
   it('only the bundles that the chosen parts need are made', () => {
     const options = { model: ['a', 'b'], precision: ['fp16', 'int8'] };
-    expect(wantedBundles({ ...options, parts: ['device'] })).toEqual([{ model: 'tiny', precision: 'fp16' }]);
+    expect(wantedBundles({ ...options, parts: ['device'] })).toEqual([{ model: 'tiny', precision: 'int4-fp16' }]);
     expect(wantedBundles({ ...options, parts: ['memory'] })).toEqual([{ model: 'a', precision: 'fp16' }]);
     expect(wantedBundles({ ...options, parts: ['tables'] }).map(({ model }) => model)).toEqual(['a', 'b']);
     expect(wantedBundles({ ...options, parts: ['speed'] })).toHaveLength(4);

@@ -2,9 +2,11 @@
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';
-import { weightFormats } from '../../../services/lib/model/bundle/weight-formats.ts';
+import { PRECISIONS } from '../../../services/lib/model/bundle/choices.ts';
+import { slowOnCuda, weightFormats } from '../../../services/lib/model/bundle/weight-formats.ts';
 import { Checkpoint } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import { type DecoderSpec, readSpec } from '../../../services/lib/model/checkpoint/spec.ts';
+import { publishedSpec, SHAPES, type ShapeName } from '../../../services/lib/model/checkpoint/synth.ts';
 import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';
 import type { TableFormat } from '../../../services/lib/model/graph/linear.ts';
 import {
@@ -30,21 +32,27 @@ const LOGIT_TOLERANCE = 2e-3;
 const zeros = (n: number) => new Array<number>(n).fill(0);
 const range = (start: number, end: number) => Array.from({ length: end - start }, (_, i) => start + i);
 
-test.each<[string, TableFormat]>([
-  ['qwen2-tied', 'fp32'],
-  ['qwen2-untied', { bits: 4, block: 32 }],
-  ['qwen3-embedding', { bits: 8, block: 32 }],
-])('no node of the graph of %s computes a shape, which a GPU would leave to the CPU', async (name, format) => {
-  const dir = join(GOLDENS, name);
-  await using checkpoint = await Checkpoint.open(dir);
-  const spec = (await readSpec(dir)) as DecoderSpec;
-  const graph = buildDecoder(spec, checkpoint, { layers: format, vocabulary: format, maxPositions: 64 });
-  const constants = new Set<string>(graph.constants.map((constant) => constant.name));
-  for (const { operator, inputs } of graph.nodes) {
-    expect(['Shape', 'Range', 'Concat', 'Unsqueeze', 'Squeeze', 'Slice']).not.toContain(operator);
-    if (operator === 'Reshape') expect(constants).toContain(inputs[1]);
-  }
-});
+// Reshapes: of the final states, of rows of a table in fewer bits, and two each for the norms of queries and of keys.
+test.each<[string, TableFormat, number, number]>([
+  ['qwen2-tied', 'fp32', 1, 0],
+  ['qwen2-untied', { bits: 4, block: 32 }, 2, 0],
+  ['qwen3-embedding', { bits: 8, block: 32 }, 2, 4],
+])(
+  'no node of the graph of %s computes a shape, which a GPU would leave to the CPU',
+  async (name, format, once, each) => {
+    const dir = join(GOLDENS, name);
+    await using checkpoint = await Checkpoint.open(dir);
+    const spec = (await readSpec(dir)) as DecoderSpec;
+    const graph = buildDecoder(spec, checkpoint, { layers: format, vocabulary: format, maxPositions: 64 });
+    const constants = new Set<string>(graph.constants.map((constant) => constant.name));
+    for (const { operator, inputs } of graph.nodes) {
+      expect(['Shape', 'Range', 'Concat', 'Unsqueeze', 'Squeeze', 'Slice']).not.toContain(operator);
+      if (operator === 'Reshape') expect(constants).toContain(inputs[1]);
+    }
+    const reshapes = graph.nodes.filter(({ operator }) => operator === 'Reshape');
+    expect(reshapes).toHaveLength(once + each * spec.layers);
+  },
+);
 
 test.each(['int8-fp16', 'int4-fp16'] as const)(
   'the matrices of %s are such as the CUDA kernels for many rows take: blocks of 32, no zero points, no bias within',
@@ -62,6 +70,43 @@ test.each(['int8-fp16', 'int4-fp16'] as const)(
     }
   },
 );
+
+describe('what CUDA multiplies slowly', () => {
+  test('matrices of the published shapes are all such as its fast kernels take', () => {
+    for (const shape of Object.keys(SHAPES) as ShapeName[]) {
+      for (const precision of PRECISIONS) expect(slowOnCuda(publishedSpec(shape), precision), shape).toBeUndefined();
+    }
+  });
+
+  test.each([
+    ['int4-fp16', 64],
+    ['int8-fp16', 32],
+  ] as const)(
+    'those of the graph of a small model in %s are named at export, and no others',
+    async (precision, multiple) => {
+      const dir = join(GOLDENS, 'qwen2-tied');
+      await using checkpoint = await Checkpoint.open(dir);
+      const spec = (await readSpec(dir)) as DecoderSpec;
+      const formats = weightFormats(precision, spec.layers);
+      const graph = buildDecoder(spec, checkpoint, { ...formats, maxPositions: 64 });
+      const products = graph.nodes.filter(({ operator }) => operator === 'MatMulNBits');
+      const outputs = new Set(products.map(({ attributes }) => attributes['N'] as number));
+      expect(outputs.size).toBeGreaterThan(2);
+      const said = slowOnCuda(spec, precision) ?? '';
+      for (const count of outputs) {
+        expect(said.includes(`(${count} outputs)`), `${count}`).toBe(count % multiple !== 0);
+      }
+    },
+  );
+
+  test('blocks of another size are named, and precisions that CUDA does not compute say nothing', async () => {
+    const spec = publishedSpec('qwen2.5-coder-0.5b');
+    expect(slowOnCuda(spec, 'int4-fp16', 64)).toMatch(/^--block 64: .*blocks of 32 only/);
+    expect(slowOnCuda({ ...spec, vocab: 501 }, 'int4')).toBeUndefined();
+    expect(slowOnCuda({ ...spec, vocab: 501 }, 'fp16')).toBeUndefined();
+    expect(slowOnCuda({ ...spec, vocab: 501 }, 'int8-fp16')).toMatch(/the output projection \(501 outputs\)/);
+  });
+});
 
 describe.each(['qwen2-tied', 'qwen2-untied', 'llama'])('golden %s', async (name) => {
   const dir = join(GOLDENS, name);

@@ -1,5 +1,6 @@
 /** How the weights of a bundle are stored, by its precision. */
 import { ServingError } from '../../process/errors.ts';
+import type { DecoderSpec } from '../checkpoint/spec.ts';
 import type { Graph } from '../graph/graph.ts';
 import type { LayerFormats, TableFormat } from '../graph/linear.ts';
 import { PRECISIONS, type Precision } from './choices.ts';
@@ -67,6 +68,38 @@ export function weightFormats(precision: Precision, layers: number, chosen?: num
     default:
       throw new ServingError('config_invalid', `precision ${precision} is not one of ${PRECISIONS.join(', ')}`);
   }
+}
+
+/** Outputs of a quantised matrix of which CUDA's kernels for many rows want a multiple, by bits. */
+const CUDA_OUTPUTS = { 4: 64, 8: 32 } as const;
+
+/**
+ * Says to people which matrices CUDA cannot multiply by its kernels for many rows, so that every prompt writes each of
+ * them out in 16 bits first; undefined for a precision that quantises nothing or that CUDA does not compute, and if
+ * there is no such matrix.
+ * @param block weights that share a scale, if the export names it.
+ */
+export function slowOnCuda(
+  { heads, kvHeads, headDim, hidden, intermediate, vocab }: DecoderSpec,
+  precision: Precision,
+  block: number = DEFAULT_BLOCK.float16,
+): string | undefined {
+  const bits = { 'int4-fp16': 4, 'int8-fp16': 8 }[precision as string] as 4 | 8 | undefined;
+  if (bits === undefined) return undefined;
+  if (block !== DEFAULT_BLOCK.float16) {
+    return `--block ${block}: CUDA's fast kernels for prompts take blocks of ${DEFAULT_BLOCK.float16} only, and each prompt writes every matrix out in 16 bits first`;
+  }
+  const outputs = {
+    q_proj: heads * headDim,
+    'k_proj and v_proj': kvHeads * headDim,
+    'o_proj and down_proj': hidden,
+    'gate_proj and up_proj': intermediate,
+    'the output projection': vocab,
+  };
+  const slow = Object.entries(outputs).filter(([, count]) => count % CUDA_OUTPUTS[bits] !== 0);
+  if (slow.length === 0) return undefined;
+  const named = slow.map(([matrix, count]) => `${matrix} (${count} outputs)`).join(', ');
+  return `CUDA's fast kernels for prompts take matrices whose outputs are a multiple of ${CUDA_OUTPUTS[bits]}, and each prompt writes ${named} out in 16 bits first: slower, and no less right; no other device cares`;
 }
 
 /**

@@ -78,7 +78,9 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
         format.vocabulary,
         'multiply',
       );
-  // A tied table in floats multiplies two dimensions only.
+  // A tied table in floats multiplies two dimensions only. Where its shape is constant, a Reshape is another name for
+  // the same memory, and no kernel: 3 us of CPU time each on the CPU, and 5 us with WebGPU (lavapipe), where an
+  // addition takes 230. Graphs have this one, one after a look-up in fewer bits, and Qwen3's have four in each layer.
   const final = graph.node('Reshape', 'final.rows', [kept, graph.int64('final.shape', [-1, hidden])]);
   const wide = graph.floats === 'float32';
   const product = multiply(graph, wide ? 'logits' : 'logits.narrow', final, head);

@@ -69,15 +69,11 @@ type LoadOptions = Pick<EncoderConfig, 'threads' | 'retriever'>;
 
 /** Leaves nothing open when it fails. */
 async function loadOn(setting: DeviceSetting, bundle: Bundle, options: LoadOptions) {
-  if (setting.provider === 'cuda' && bundle.context) {
-    // The CPU would compute every layer's attention, and its inputs and outputs would cross the bus.
-    throw new ServingError(
-      'config_invalid',
-      '--provider cuda cannot encode: encoders compute in 32 bits, and CUDA computes attention in 16 bits only: use --provider webgpu or cpu',
-    );
-  }
+  if (bundle.context) assertKernelsEncode(setting.provider, `--provider ${setting.provider}`);
   const device = await openDevice(setting);
   try {
+    // Whose kernels a plugin has is known only now.
+    if (device.kind === 'plugin' && bundle.context) assertKernelsEncode(device.kernels, device.name);
     const encoder = await loadContextEncoder(bundle, { ...options, device });
     try {
       if (device.kind !== 'cpu') await assertEncodesRight(encoder, bundle, options, device.name);
@@ -90,6 +86,18 @@ async function loadOn(setting: DeviceSetting, bundle: Bundle, options: LoadOptio
     await device.dispose();
     throw error;
   }
+}
+
+/**
+ * CUDA's attention takes 16 bits only: the CPU would compute every layer's, and inputs and outputs would cross the bus.
+ * @throws ServingError config_invalid
+ */
+function assertKernelsEncode(kernels: DeviceSetting['provider'], device: string): void {
+  if (kernels !== 'cuda') return;
+  throw new ServingError(
+    'config_invalid',
+    `${device} cannot encode: encoders compute in 32 bits, and CUDA computes attention in 16 bits only: use --provider webgpu or cpu`,
+  );
 }
 
 /** @throws ServingError provider_unavailable, with the figure, the limit and the remedy. */
