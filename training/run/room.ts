@@ -3,7 +3,7 @@
  * The teacher, and what completes the targets of distillation, read the chunks as text beside the prompt.
  */
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
-import { ServingError } from '../../services/lib/process/errors.ts';
+import { assertFitsContext } from '../data/samples.ts';
 import { formatsOf } from '../step/frozen.ts';
 import type { ModelPlace } from '../step/pass.ts';
 import { completionSlots, ROLLOUT_SLOTS, withinMemory } from './memory.ts';
@@ -79,21 +79,4 @@ export function modelPlace(
   // Graphs have as many positions as runs of earlier versions had, since their digest is part of a run.
   const maxPositions = trained + (weights.kl === 0 ? 0 : textTokens);
   return { ...network, ...where, threads, workers, ...formatsOf(frozen), recompute, maxPositions };
-}
-
-/**
- * @param rows that the longest pass may have
- * @throws ServingError config_invalid where the language model was not made for so many.
- */
-export function assertFitsContext(
-  { llm, promptTokens }: Pick<TrainOptions, 'llm' | 'promptTokens'>,
-  { maxPositions }: DecoderSpec,
-  rows: number,
-): void {
-  if (rows <= maxPositions) return;
-  const most = promptTokens - rows + maxPositions;
-  const has = `a sample may take ${rows} positions with its target and what follows it, and --llm ${llm} has ${maxPositions}`;
-  const remedy =
-    most > 0 ? `use at most ${most}` : 'shorten --target-tokens, --rollout-tokens or --text-tokens as well';
-  throw new ServingError('config_invalid', `--prompt-tokens ${promptTokens}: ${has}: ${remedy}`);
 }
