@@ -20,6 +20,7 @@ import {
 import type { Pretraining } from './pretrain/settings.ts';
 import type { RewardWeights } from './run/scored-rollouts.ts';
 import type { TrainOptions } from './run/settings.ts';
+import type { LossWeights } from './step/pass.ts';
 import type { Range } from './sweep/space.ts';
 
 /** How a stage before the steps is done, whichever it is. */
@@ -110,12 +111,13 @@ export function trainCommand(): Command {
     .action(async (_: unknown, command: Command) => {
       applyPreset(command);
       const { json, ...given } = command.opts<Given>();
-      if (given.pretrain === undefined) refusePretraining(command, 'without --pretrain');
-      if (given.pretrain === 'reconstruct') {
-        refusePretraining(command, 'with --pretrain reconstruct', /^memoryToken/);
-      }
+      if (given.pretrain === undefined) refuseIdle(command, PRETRAINING, 'without --pretrain');
+      if (given.pretrain === 'reconstruct') refuseIdle(command, /^memoryToken/, 'with --pretrain reconstruct');
+      const options = optionsOf(given);
+      const { weights, validation } = options;
+      refuseUnused(command, [{ weights, judges: validation !== undefined }], (without) => `without ${without}`);
       const { runTrain } = await import('./run/terminal.ts');
-      await runTrain(optionsOf(given), json);
+      await runTrain(options, json);
     });
 }
 
@@ -152,9 +154,12 @@ export function sweepCommand(): Command {
       // Trials are not pretrained: these are never read.
       const pretraining = { pretrainSteps: 0, pretrainLearningRate: 0, pretrainTokens: 0 };
       const forTrials = { ...pretraining, memoryTokenSteps: 0, memoryTokenRate: 0, patience: 0 };
+      const options = { ...optionsOf({ ...forTrials, ...given }), validation, ranges, trials, factor };
+      const searched = Object.fromEntries(ranges.map(({ name, high }) => [name, high]));
+      const users = [{ weights: { ...options.weights, ...searched }, judges: true }];
+      refuseUnused(command, users, (without) => `without ${without}, or a range of it`);
       const { runSweep } = await import('./sweep/terminal.ts');
-      const search = { validation, ranges, trials, factor };
-      await runSweep({ ...optionsOf({ ...forTrials, ...given }), ...search }, trainWords(command), json);
+      await runSweep(options, trainWords(command), json);
     });
 }
 
@@ -252,13 +257,25 @@ export function ablateCommand(): Command {
     .action(async (table: string, _: unknown, command: Command) => {
       applyPreset(command);
       const { json, encoder = [], ...given } = command.opts<GivenToAblate>();
-      const { runAblate } = await import('./ablate/terminal.ts');
       const weights = { ce: 0.9, reinforce: 0.1, kl: 0, alignment: 0.1, distill: 0 };
       const forRows = { ...weights, encoder: undefined, patience: 0 };
       const { validation } = given;
-      if (table === 'table1' || table === 'table3') refusePretraining(command, `in ${table}`);
-      const schemes = schemesOf(given);
-      await runAblate(table, { ...optionsOf({ ...forRows, ...given }), validation }, encoder, schemes, json);
+      if (table === 'table1' || table === 'table3') refuseIdle(command, PRETRAINING, `in ${table}`);
+      const options = { ...optionsOf({ ...forRows, ...given }), validation };
+      const { rowsOf, runAblate } = await import('./ablate/terminal.ts');
+      const rows = await rowsOf(table, options, encoder, schemesOf(given));
+      const trained = rows.filter(({ arm }) => arm === 'compressed');
+      const users = trained.map(({ changes }) => ({ weights: options.weights, judges: true, ...changes }));
+      const reads = rows
+        .filter(({ arm }) => arm === 'text')
+        .map(() => ({ weights: {}, judges: true, readsText: true }));
+      refuseUnused(command, [...users, ...reads], (without) => `in ${table}: no row has ${without}`);
+      for (const name of ['layers', 'learningRate', 'alignmentForm'] as const) {
+        if (trained.length > 0 && trained.every(({ changes }) => changes[name] !== undefined)) {
+          refuseIdle(command, new RegExp(`^${name}$`), `in ${table}: all rows that are trained set it themselves`);
+        }
+      }
+      await runAblate(rows, { ...options, encoder: encoder[0] }, json);
     });
 }
 
@@ -351,12 +368,46 @@ const withPretraining = (command: Command) =>
     .addOption(option('--memory-token-steps <n>', 'the most steps that fit the memory token of a chunk', count, 200))
     .addOption(option('--memory-token-rate <x>', 'learning rate of these steps', positive, 0.01));
 
-/** @throws CommanderError where an option of pretraining with such a name is given, which has no effect then. */
-function refusePretraining(command: Command, inCase: string, names = /^(pretrain|memoryToken)./): void {
+const PRETRAINING = /^(pretrain|memoryToken)./;
+
+/** @throws CommanderError where an option with such a name is given, which has no effect then. */
+function refuseIdle(command: Command, names: RegExp, inCase: string): void {
   for (const one of command.options) {
     const name = one.attributeName();
     if (!names.test(name) || command.getOptionValueSource(name) !== 'cli') continue;
     command.error(`error: option '${one.long}' has no effect ${inCase}`);
+  }
+}
+
+/** What is trained or judged, and may use an option. */
+interface User {
+  readonly weights: Partial<LossWeights>;
+  /** Whether samples are completed, to compare them with their targets. */
+  readonly judges: boolean;
+  /** Whether its prompts have the chunks as text; those of a teacher, and of distillation, have them anyway. */
+  readonly readsText?: boolean;
+}
+
+/** Options, who uses them, and what must be given so that somebody does. */
+const USES: readonly (readonly [options: RegExp, isUsed: (user: User) => boolean, without: string])[] = [
+  [/^(reward|baseline)$/, ({ weights }) => !!weights.reinforce, '--reinforce'],
+  [/^alignmentForm$/, ({ weights }) => !!weights.alignment, '--alignment'],
+  [/^textTokens$/, ({ weights, readsText }) => !!(weights.kl || weights.distill || readsText), '--kl or --distill'],
+  [
+    /^rolloutTokens$/,
+    ({ weights, judges }) => !!(weights.reinforce || weights.distill) || judges,
+    '--reinforce, --distill or --validation',
+  ],
+  [/^patience$/, ({ judges }) => judges, '--validation'],
+];
+
+/**
+ * @param inCase when an option has no effect, in words, given what it would take
+ * @throws CommanderError where an option is given that nobody uses.
+ */
+function refuseUnused(command: Command, users: readonly User[], inCase: (without: string) => string): void {
+  for (const [options, isUsed, without] of USES) {
+    if (!users.some(isUsed)) refuseIdle(command, options, inCase(without));
   }
 }
 

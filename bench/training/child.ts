@@ -10,12 +10,12 @@ import type { Sample } from '../../training/step/rows.ts';
 import { memoryOf } from '../engine/memory.ts';
 import { serveTasks } from '../harness/task-process.ts';
 import type { TrainingBenchOptions } from './command.ts';
-import type { TrainingCell } from './result.ts';
+import type { OwnCell } from './result.ts';
 
 export type TrainingTask =
   | {
       readonly do: 'load';
-      readonly cell: TrainingCell;
+      readonly cell: OwnCell;
       /** Folder of the checkpoint; undefined for random weights of the shape. */
       readonly checkpoint: string | undefined;
       /** Folder for the graph's file. */

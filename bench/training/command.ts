@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { SHAPES } from '../../services/lib/model/checkpoint/synth.ts';
 import { count } from '../../services/lib/process/count-argument.ts';
 import { FROZEN_FORMATS } from '../../training/choices.ts';
-import { counts, flag, option, type ParsedOptions, positive, words } from '../options.ts';
+import { counts, flag, option, optional, type ParsedOptions, positive, text, words } from '../options.ts';
 
 /** The model that ships, with its own weights; the others are random ones of published shapes. */
 export const SHIPPED = 'tiny-coder';
@@ -25,6 +25,7 @@ export const TRAINING_COMMAND = {
     recompute: flag('compute activations again instead of keeping them'),
     repeats: option('<n>', 'passes of every row, after one that does not count', count, 5),
     minutes: option('<n>', 'time after which no other row begins, and a row has its last pass', positive, 60),
+    pytorch: optional('<python>', 'measure PyTorch beside it: a Python that has torch and transformers', text),
     threads: option('<n>', 'threads of the engine', count, availableParallelism()),
     seed: option('<n>', 'seed of the weights and the samples', count, 1),
   },

@@ -1,19 +1,35 @@
 /** Measures the rows of `bench training`, one after the other: several at a time would share memory and cores. */
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { readNetworkSpec } from '../../services/lib/model/checkpoint/source-network.ts';
+import { isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import { publishedSpec } from '../../services/lib/model/checkpoint/synth.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { TaskProcess } from '../harness/task-process.ts';
 import type { TrainingTask } from './child.ts';
 import { SHIPPED, type TrainingBenchOptions } from './command.ts';
-import { type MeasuredTraining, nameOf, type TrainingCell, type TrainingResult } from './result.ts';
+import { PytorchPasses } from './pytorch.ts';
+import {
+  type MeasuredTraining,
+  nameOf,
+  type OwnCell,
+  type PytorchCell,
+  type TrainingCell,
+  type TrainingResult,
+} from './result.ts';
 
-/** The rows in the order in which they are measured: small shapes and short prompts first. */
-export const cellsOf = ({
+const SHIPPED_FOLDER = join(PACKAGE_ROOT, 'models', SHIPPED);
+
+/** The rows in the order of their measurement: small shapes and short prompts first, PyTorch after our formats. */
+export function cellsOf({
   shape,
   frozen,
   prompt,
-}: Pick<TrainingBenchOptions, 'shape' | 'frozen' | 'prompt'>): TrainingCell[] =>
-  shape.flatMap((shape) => prompt.flatMap((prompt) => frozen.map((frozen) => ({ shape, frozen, prompt }))));
+  pytorch,
+}: Pick<TrainingBenchOptions, 'shape' | 'frozen' | 'prompt' | 'pytorch'>): TrainingCell[] {
+  const sides = pytorch === undefined ? frozen : [...frozen, 'pytorch' as const];
+  return shape.flatMap((shape) => prompt.flatMap((prompt) => sides.map((frozen) => ({ shape, frozen, prompt }))));
+}
 
 /**
  * @param isOver whether the time is over
@@ -31,14 +47,16 @@ export async function measureTraining(
   for (const [i, cell] of plan.entries()) {
     if (isOver()) break;
     onProgress(`row ${i + 1} of ${plan.length}: ${nameOf(cell)}`);
-    cells.push(await measureCell(cell, options, isOver));
+    const measured =
+      cell.frozen === 'pytorch' ? measurePytorch(cell, options, isOver) : measureOwn(cell, options, isOver);
+    cells.push(await measured);
     await save(result());
   }
   return result();
 }
 
-async function measureCell(
-  cell: TrainingCell,
+async function measureOwn(
+  cell: OwnCell,
   options: TrainingBenchOptions & { readonly data: string },
   isOver: () => boolean,
 ): Promise<MeasuredTraining> {
@@ -48,24 +66,48 @@ async function measureCell(
   const folder = await mkdtemp(join(data, 'training-'));
   const child = new TaskProcess<TrainingTask>(new URL('./child.js', import.meta.url), `training of ${nameOf(cell)}`);
   try {
-    const checkpoint = cell.shape === SHIPPED ? join(PACKAGE_ROOT, 'models', SHIPPED) : undefined;
+    const checkpoint = cell.shape === SHIPPED ? SHIPPED_FOLDER : undefined;
     const asked = { target, soft, recompute, threads, seed };
     const loadSeconds = (await child.ask({ do: 'load', cell, checkpoint, folder, options: asked }, never)) as number;
     const pass = () => child.ask({ do: 'pass' }, never) as Promise<{ seconds: number; cpuSeconds: number }>;
-    await pass(); // the first one maps the weights and grows the memory
-    const passes: { seconds: number; cpuSeconds: number }[] = [];
-    do passes.push(await pass());
-    while (passes.length < repeats && !isOver());
+    const passes = await repeated(pass, repeats, isOver);
     const memory = (await child.ask({ do: 'memory' }, never)) as Pick<MeasuredTraining, 'peakBytes' | 'anonymousBytes'>;
-    return {
-      ...cell,
-      loadSeconds,
-      seconds: passes.map(({ seconds }) => seconds),
-      cpuSeconds: passes.map(({ cpuSeconds }) => cpuSeconds),
-      ...memory,
-    };
+    return { ...cell, loadSeconds, ...timesOf(passes), ...memory };
   } finally {
     await child.stop();
     await rm(folder, { recursive: true, force: true });
   }
 }
+
+async function measurePytorch(
+  cell: PytorchCell,
+  options: TrainingBenchOptions,
+  isOver: () => boolean,
+): Promise<MeasuredTraining> {
+  const spec = cell.shape === SHIPPED ? await readNetworkSpec(SHIPPED_FOLDER) : publishedSpec(cell.shape);
+  if (!isDecoder(spec)) throw new Error(`${cell.shape} is not a language model`);
+  const started = performance.now();
+  const python = await PytorchPasses.open(options.pytorch!, spec, { ...options, prompt: cell.prompt });
+  try {
+    const loadSeconds = (performance.now() - started) / 1000;
+    const passes = await repeated(() => python.pass(), options.repeats, isOver);
+    const { peakBytes, version } = passes.at(-1)!;
+    return { ...cell, loadSeconds, ...timesOf(passes), peakBytes, anonymousBytes: undefined, version };
+  } finally {
+    await python.stop();
+  }
+}
+
+/** Passes after a first one, which maps the weights and grows the memory: fewer when the time is over, but one. */
+async function repeated<T>(pass: () => Promise<T>, repeats: number, isOver: () => boolean): Promise<T[]> {
+  await pass();
+  const passes: T[] = [];
+  do passes.push(await pass());
+  while (passes.length < repeats && !isOver());
+  return passes;
+}
+
+const timesOf = (passes: readonly { readonly seconds: number; readonly cpuSeconds: number }[]) => ({
+  seconds: passes.map(({ seconds }) => seconds),
+  cpuSeconds: passes.map(({ cpuSeconds }) => cpuSeconds),
+});

@@ -14,7 +14,10 @@ export const TRAINING: Bench<TrainingResult> = {
     'samples/s':
       '1 / s of one pass: forward and backward through the frozen language model, cross-entropy alone; median',
     'CPU s a sample': 'CPU time of all threads in one pass, median: other programs change it little',
-    'CPU relative to fp32': 'CPU s a sample / that of fp32 with the same shape and prompt',
+    'least to most': 'smallest and largest CPU s of the passes: the noise of the median beside it',
+    'cores busy': 'CPU s / s, median; fewer than --threads where other programs took the cores, or threads waited',
+    'relative to fp32': 'CPU s a sample / that of fp32 with the same shape and prompt',
+    'relative to PyTorch': 'CPU s a sample / that of PyTorch (row pytorch) in 32-bit floats, same shape and prompt',
     'peak, MiB': 'largest resident memory during the passes, with the mapped file of weights',
     'anonymous, MiB': 'memory after the last pass that no file backs',
     'load, s': 's to read or draw the weights, write the graph and open it',
@@ -29,17 +32,25 @@ export const TRAINING: Bench<TrainingResult> = {
 
 function reportTraining({ cells, left }: TrainingResult): Report {
   const cpu = ({ cpuSeconds }: MeasuredTraining) => median(cpuSeconds);
-  const floats = (cell: MeasuredTraining) =>
-    cells.find(({ shape, frozen, prompt }) => frozen === 'fp32' && shape === cell.shape && prompt === cell.prompt);
+  const relative = (cell: MeasuredTraining, to: MeasuredTraining['frozen']) => {
+    const base = cells.find(({ shape, frozen, prompt }) => {
+      return frozen === to && shape === cell.shape && prompt === cell.prompt;
+    });
+    return base ? `${figure(cpu(cell) / cpu(base))} ×` : '—';
+  };
+  const pytorch = cells.find(({ frozen }) => frozen === 'pytorch');
   const rows = cells.map((cell) => {
-    const base = floats(cell);
+    const { seconds, cpuSeconds } = cell;
     return [
       cell.shape,
       cell.frozen,
       String(cell.prompt),
-      figure(1 / median(cell.seconds)),
+      figure(1 / median(seconds)),
       figure(cpu(cell)),
-      base ? `${figure(cpu(cell) / cpu(base))} ×` : '—',
+      `${figure(Math.min(...cpuSeconds))} to ${figure(Math.max(...cpuSeconds))}`,
+      figure(median(seconds.map((wall, i) => cpuSeconds[i]! / wall))),
+      relative(cell, 'fp32'),
+      ...(pytorch ? [relative(cell, 'pytorch')] : []),
       mebibytes(cell.peakBytes),
       mebibytes(cell.anonymousBytes),
       figure(cell.loadSeconds),
@@ -51,11 +62,15 @@ function reportTraining({ cells, left }: TrainingResult): Report {
     'prompt',
     'samples/s',
     'CPU s a sample',
-    'CPU relative to fp32',
+    'least to most',
+    'cores busy',
+    'relative to fp32',
+    ...(pytorch ? ['relative to PyTorch'] : []),
     'peak, MiB',
     'anonymous, MiB',
     'load, s',
   ];
   const missing = left.length === 0 ? '' : `\n\nThe time was too short for: ${left.map(nameOf).join('; ')}.`;
-  return { markdown: `${table(head, rows, ['left', 'left'])}${missing}`, charts: [] };
+  const version = pytorch?.version === undefined ? '' : `\n\nPyTorch is version ${pytorch.version}.`;
+  return { markdown: `${table(head, rows, ['left', 'left'])}${version}${missing}`, charts: [] };
 }

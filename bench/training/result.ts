@@ -1,12 +1,18 @@
 /** The result of `bench training`. */
 import type { TrainingBenchOptions } from './command.ts';
 
-export interface TrainingCell {
-  readonly shape: string;
+/** A row of this engine. */
+export interface OwnCell {
+  readonly shape: TrainingBenchOptions['shape'][number];
+  /** Format of the weights. */
   readonly frozen: TrainingBenchOptions['frozen'][number];
   /** Tokens of the prompt. */
   readonly prompt: number;
 }
+
+/** A row: of this engine, or of PyTorch in 32-bit floats. */
+export type TrainingCell = OwnCell | PytorchCell;
+export type PytorchCell = Omit<OwnCell, 'frozen'> & { readonly frozen: 'pytorch' };
 
 export type MeasuredTraining = TrainingCell & {
   /** From the start of the process until the graph is loaded: mostly the reading and writing of weights. */
@@ -19,6 +25,8 @@ export type MeasuredTraining = TrainingCell & {
   readonly peakBytes: number | undefined;
   /** Of it, memory that no file backs, after the last pass. */
   readonly anonymousBytes: number | undefined;
+  /** Of PyTorch, in its row. */
+  readonly version?: string;
 };
 
 export interface TrainingResult {

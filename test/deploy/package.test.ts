@@ -97,6 +97,7 @@ describe('the tarball', () => {
       /^(?:LICENSE|README\.md|package\.json)$/,
       /^dist\/(?:services|bench|training)\/[\w/.-]+\.js$/,
       /^bench\/data\//,
+      /^bench\/training\/pytorch-step\.py$/,
       /^examples\/shop\//,
       /^models\/tiny-coder\//,
       /^protos\/llavacode\/v1\/\w+\.proto$/,

@@ -6,7 +6,7 @@ import { narrow } from '../../services/lib/numeric/half.ts';
 import { readJsonFile } from './models.ts';
 
 export type GgufPair =
-  | readonly [key: string, type: 'u32' | 'f32', value: number]
+  | readonly [key: string, type: 'u32' | 'u64' | 'f32', value: number]
   | readonly [key: string, type: 'string', value: string]
   | readonly [key: string, type: 'bool', value: boolean]
   | readonly [key: string, type: 'strings', value: readonly string[]]
@@ -32,6 +32,8 @@ function valueBytes(pair: GgufPair): Buffer {
   switch (pair[1]) {
     case 'u32':
       return Buffer.concat([u32(4), u32(pair[2])]);
+    case 'u64':
+      return Buffer.concat([u32(10), u64(pair[2])]);
     case 'f32':
       return Buffer.concat([u32(6), f32(pair[2])]);
     case 'bool':

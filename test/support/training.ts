@@ -5,9 +5,11 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
+import type { TrainReport } from '../../training/run/run.ts';
 import type { TrainOptions } from '../../training/run/settings.ts';
+import { train } from '../../training/run/train.ts';
 import type { SweepOptions } from '../../training/sweep/sweep.ts';
-import { GOLDENS, TINY_CODER } from './models.ts';
+import { GOLDENS, TINY_CODER, temporaryFolder } from './models.ts';
 
 /** Training starts native code and writes graphs: a busy machine may take long. */
 export const TRAINING_TIMEOUT_MS = 300_000;
@@ -107,6 +109,33 @@ export const smallOptions = <T extends Places>(places: T) => ({
   learningRate: 1e-2,
   every: 1,
 });
+
+/**
+ * Samples such as {@link smallRow} in a folder of their own, and runs of {@link smallOptions} on them: by cross-entropy
+ * alone, and without validation, where nothing else is asked for.
+ * @param samples how many are trained on; two others are there for validation
+ */
+export async function smallRuns(samples: number) {
+  const dir = await temporaryFolder();
+  const rows = Array.from({ length: samples }, (_, i) => smallRow(i));
+  const data = await writeRows(join(dir, 'train.jsonl'), rows);
+  const validation = await writeRows(join(dir, 'valid.jsonl'), [10, 11].map(smallRow));
+  const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
+    ...smallOptions({ data, validation: undefined, to: join(dir, name) }),
+    weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
+    ...changes,
+  });
+  return { dir, validation, options };
+}
+
+/** Trains without a terminal. @returns the report, and what the progress would have shown */
+export async function trained(
+  options: TrainOptions,
+): Promise<{ readonly report: TrainReport; readonly said: string[] }> {
+  const said: string[] = [];
+  const hear = (text: string) => said.push(text);
+  return { report: await train(options, silent(hear), never), said };
+}
 
 /** What must be the same however often a run was stopped: its projector and its figures. */
 export const resultsOf = async ({ to }: Pick<TrainOptions, 'to'>) => ({

@@ -1,10 +1,17 @@
 /** The options of `llavacode train`: the sum of a reward, pretraining, presets; and those of a sweep. */
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { Command } from 'commander';
 import { describe, expect, test, vi } from 'vitest';
 import { ablateCommand, sweepCommand, trainCommand } from '../../training/command.ts';
 import type { Range } from '../../training/sweep/space.ts';
+import { TINY_CODER, temporaryFolder } from '../support/models.ts';
 
 const [runTrain, runSweep] = vi.hoisted(() => [vi.fn(), vi.fn()]);
+vi.mock('../../training/ablate/terminal.ts', async (original) => ({
+  ...(await original<object>()),
+  runAblate: vi.fn(),
+}));
 vi.mock('../../training/run/terminal.ts', () => ({ runTrain }));
 vi.mock('../../training/sweep/terminal.ts', () => ({ runSweep }));
 
@@ -36,7 +43,7 @@ describe('a reward', () => {
       [' 0.5 * es + em ', 1, 0.5],
       ['es+es', 0, 2],
     ] as const) {
-      expect((await asked('--reward', sum)).reward, sum).toEqual({ em, es });
+      expect((await asked('--reinforce', '1', '--reward', sum)).reward, sum).toEqual({ em, es });
     }
   });
 
@@ -76,12 +83,72 @@ describe('pretraining', () => {
     expect(await refusal('--memory-token-rate', '1')).toMatch("'--memory-token-rate' has no effect");
     const other = ['--pretrain', 'reconstruct', '--memory-token-steps', '3'];
     expect(await refusal(...other)).toMatch("'--memory-token-steps' has no effect with --pretrain reconstruct");
-    const table = ['table1', ...REQUIRED, '--validation', 'v', '--pretrain-tokens', '5'];
-    const ablate = ablateCommand()
-      .exitOverride()
-      .configureOutput({ writeErr: () => {} });
-    await expect(ablate.parseAsync(table, { from: 'user' })).rejects.toThrow('has no effect in table1');
+    expect(await ablation('table1', '--pretrain-tokens', '5')).toMatch('has no effect in table1');
     expect(await refusal('--pretrain', 'xrag')).toMatch('Allowed choices are reconstruct, memory');
+  });
+});
+
+/** What comes of an ablation with tiny-coder: the refusal of its options, or `accepted`. */
+async function ablation(...words: string[]): Promise<string> {
+  const command = ablateCommand()
+    .exitOverride()
+    .configureOutput({ writeErr: () => {} });
+  const required = ['--llm', TINY_CODER, '--data', 'd', '--validation', 'v', '--to', 't'];
+  return command.parseAsync([...words, ...required], { from: 'user' }).then(
+    () => 'accepted',
+    ({ message }: Error) => message,
+  );
+}
+
+describe('an option that has no effect is refused, with what it needs', () => {
+  test.each([
+    [['--reward', 'em'], "'--reward' has no effect without --reinforce"],
+    [['--baseline', 'scst'], "'--baseline' has no effect without --reinforce"],
+    [
+      ['--baseline', 'scst', '--preset', 'paper-7b', '--reinforce', '0'],
+      "'--baseline' has no effect without --reinforce",
+    ],
+    [['--alignment-form', 'mse', '--alignment', '0'], "'--alignment-form' has no effect without --alignment"],
+    [['--text-tokens', '9'], "'--text-tokens' has no effect without --kl or --distill"],
+    [['--rollout-tokens', '9'], "'--rollout-tokens' has no effect without --reinforce, --distill or --validation"],
+    [['--patience', '3'], "'--patience' has no effect without --validation"],
+  ])('in a run: %j', async (words, message) => {
+    expect(await refusal(...words)).toMatch(message);
+  });
+
+  test.each([
+    ['--reward', 'em', '--baseline', 'scst', '--preset', 'paper-1.5b'],
+    ['--alignment-form', 'mse'],
+    ['--text-tokens', '9', '--rollout-tokens', '9', '--distill', '1'],
+    ['--rollout-tokens', '9', '--patience', '3', '--validation', 'v'],
+  ])('in a run with what they need: %j', async (...words) => {
+    expect(await refusal(...words)).toBe('accepted');
+  });
+
+  test('in an ablation it is known by the rows', async () => {
+    const rows = join(await temporaryFolder(), 'rows.json');
+    const own = { id: 'own', weights: { ce: 1 }, layers: 2 };
+    await writeFile(rows, JSON.stringify([{ id: 'none', arm: 'none' }, own]));
+    expect(await ablation(rows, '--reward', 'em')).toMatch(/'--reward' has no effect in .*: no row has --reinforce/);
+    expect(await ablation(rows, '--layers', '3')).toMatch(
+      /'--layers' has no effect in .*: all rows that are trained set/,
+    );
+    expect(await ablation(rows, '--learning-rate', '1')).toBe('accepted');
+    expect(await ablation('table3', '--layers', '2')).toMatch("'--layers' has no effect in table3");
+    expect(await ablation('table3', '--text-tokens', '9')).toMatch("'--text-tokens' has no effect in table3");
+    const all = [
+      '--text-tokens',
+      '9',
+      '--rollout-tokens',
+      '9',
+      '--layers',
+      '2',
+      '--reward',
+      'em',
+      '--alignment-form',
+      'mse',
+    ];
+    expect(await ablation('table1', ...all)).toBe('accepted');
   });
 });
 
@@ -171,17 +238,28 @@ describe('a sweep', () => {
       '--factor',
       '2',
     ];
-    const { train } = await sweepOf(...words, '--recompute');
+    const { train } = await sweepOf(...words, '--reinforce', '0.1', '--recompute');
     const kept = ['--llm', 'l', '--data', 'd', '--validation', 'v', '--steps', '50', '--reward', '2*em+es'];
-    expect(train).toEqual([...kept, '--recompute', '--embeddings', 'found/embeddings', '--to', 'found/best']);
+    expect(train).toEqual([
+      ...kept,
+      '--reinforce',
+      '0.1',
+      '--recompute',
+      '--embeddings',
+      'found/embeddings',
+      '--to',
+      'found/best',
+    ]);
     // It is a command that llavacode train takes.
     runTrain.mockClear();
     await quiet().parseAsync([...train, '--ce', '0.3'], { from: 'user' });
     expect(runTrain.mock.calls[0]![0]).toMatchObject({ weights: { ce: 0.3 }, steps: 50, reward: { em: 2, es: 1 } });
   });
 
-  test('ranges that cannot be are refused', async () => {
+  test('ranges that cannot be are refused, and options that no trial would use', async () => {
+    expect(await refused('--range', 'reinforce=0:1', '--reward', 'em')).toBe('accepted');
     for (const [words, what] of [
+      [['--range', 'ce=0:1', '--reward', 'em'], "'--reward' has no effect without --reinforce, or a range of it"],
       [['--range', 'batch=1:2'], 'a name of learning-rate, ce'],
       [['--range', 'ce'], 'NAME=LOW:HIGH'],
       [['--range', 'ce=2:1'], 'HIGH above LOW'],

@@ -11,23 +11,17 @@ import { encoderRows, LOSS_ROWS, pretrainingRows, type Row, readRows, type Schem
 import { tableOf } from './table.ts';
 
 /**
- * @param table `table1`, `table3`, `pretraining`, or a file of rows
- * @param schemes how rows are pretrained that are
- * @param encoders folders; one at most but for `table3`
  * @param json file for the figures
  * @throws as {@link ablate}.
  */
 export async function runAblate(
-  table: string,
-  options: Omit<AblationOptions, 'encoder'>,
-  encoders: readonly string[],
-  schemes: Schemes,
+  rows: readonly Row[],
+  options: AblationOptions,
   json: string | undefined,
 ): Promise<void> {
   const progress = startProgress('reading the data sets');
   try {
-    const rows = await rowsOf(table, options, encoders, schemes);
-    const results = await ablate(rows, { ...options, encoder: encoders[0] }, progress, interruption());
+    const results = await ablate(rows, options, progress, interruption());
     const text = tableOf(results);
     await writeWhole(join(options.to, 'table.txt'), text);
     progress.succeed(`${join(options.to, 'results.json')}: ${rows.length} rows`);
@@ -41,9 +35,15 @@ export async function runAblate(
   }
 }
 
-async function rowsOf(
+/**
+ * @param table `table1`, `table3`, `pretraining`, or a file of rows
+ * @param encoders folders; one at most but for `table3`
+ * @param schemes how rows are pretrained that are
+ * @throws ServingError config_invalid, checkpoint_invalid, path_unusable.
+ */
+export async function rowsOf(
   table: string,
-  { llm, encoderChoices }: Omit<AblationOptions, 'encoder'>,
+  { llm, encoderChoices }: Pick<AblationOptions, 'llm' | 'encoderChoices'>,
   encoders: readonly string[],
   schemes: Schemes,
 ): Promise<readonly Row[]> {

@@ -92,8 +92,9 @@ export async function readDataSet(path: string, split: Split): Promise<DataSet> 
   const isFolder = (await atPath(path, () => stat(path))).isDirectory();
   const rows: DataRow[] = [];
   const digest = isFolder ? await readShards(path, split, rows) : await readLines(path, rows);
+  const remedy = isFolder ? `: make it of more repositories${split === 'valid' ? ', or name other samples' : ''}` : '';
   const what = isFolder ? `the ${split} split of ${path}` : path;
-  if (rows.length === 0) throw new ServingError('sample_invalid', `${what} has no samples`);
+  if (rows.length === 0) throw new ServingError('sample_invalid', `${what} has no samples${remedy}`);
   return { rows, digest };
 }
 

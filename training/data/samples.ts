@@ -2,6 +2,7 @@
  * Rows of a data set as samples: the prompt as serving builds it, with one soft token for each of the best chunks, with
  * the chunks as text, or without them. The same code stands in all three.
  */
+import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { type BuiltPrompt, PromptBuilder, type PromptParts } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
@@ -131,4 +132,21 @@ export async function encodeChunks(
   }
   const told = (done: number) => onProgress(`encoding chunks: ${done}, of ${looked} of ${rows.length} samples`);
   await embeddings.add(chunks(), told, signal);
+}
+
+/**
+ * @param rows that the longest pass may have
+ * @throws ServingError config_invalid where the language model was not made for so many.
+ */
+export function assertFitsContext(
+  { llm, promptTokens }: { readonly llm: string; readonly promptTokens: number },
+  { maxPositions }: DecoderSpec,
+  rows: number,
+): void {
+  if (rows <= maxPositions) return;
+  const most = promptTokens - rows + maxPositions;
+  const has = `a sample may take ${rows} positions with its target and what follows it, and --llm ${llm} has ${maxPositions}`;
+  const remedy =
+    most > 0 ? `use at most ${most}` : 'shorten --target-tokens, --rollout-tokens or --text-tokens as well';
+  throw new ServingError('config_invalid', `--prompt-tokens ${promptTokens}: ${has}: ${remedy}`);
 }

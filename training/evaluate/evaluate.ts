@@ -13,7 +13,7 @@ import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
 import type { Arm, FROZEN_FORMATS } from '../choices.ts';
 import { Embeddings, type EncoderChoices } from '../data/embeddings.ts';
 import { type DataRow, type DataSet, readDataSet } from '../data/rows.ts';
-import { encodeChunks, SampleMaker } from '../data/samples.ts';
+import { assertFitsContext, encodeChunks, SampleMaker } from '../data/samples.ts';
 import { formatsOf } from '../step/frozen.ts';
 import { openGraph, type SessionPlace } from '../step/graph-session.ts';
 import { float32 } from '../step/tensors.ts';
@@ -78,6 +78,7 @@ export async function evaluate(
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
   const maxPositions = promptTokens + textTokens + Math.max(targetTokens, rolloutTokens);
+  assertFitsContext(options, spec, options.arm === 'text' ? maxPositions : maxPositions - textTokens);
   const formats = formatsOf(options.frozen);
   const place = { folder: options.work, threads, ...formats, spec, weights: llm.weights, maxPositions };
   const reading = { tokenizer, stopIds: new Set(samples.format.stopIds) };

@@ -33,7 +33,8 @@ export async function openTrainingDevice(
   const refused = (what: string) =>
     new ServingError('config_invalid', `--device ${provider} (${device.name}): ${what}`);
   if (frozen !== 'fp32') {
-    throw refused(`--frozen ${frozen} has operators that devices leave to the CPU, matrix by matrix: use fp32`);
+    const why = `devices would leave the widening of each matrix to the CPU, so they train through fp32 alone`;
+    throw refused(`--frozen ${frozen}: ${why}: leave it out, or use --device cpu`);
   }
   if (workers > 1) throw refused(`--workers ${workers} would share one device: leave it out`);
   return device;

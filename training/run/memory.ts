@@ -17,12 +17,13 @@ export const ROLLOUT_SLOTS = 16;
 /** Bytes of a 32-bit float. */
 const FLOAT = 4;
 /** Bytes of a weight of the layers in the file, in both directions together. */
-const MAPPED = { fp32: 4, fp16: 2, int8: 1, w8a8: 2 } as const satisfies Record<TrainOptions['frozen'], number>;
+const MAPPED = { fp32: 4, fp16: 2, int8: 1, w8a8: 2 } as const satisfies Record<Frozen, number>;
 /** Node.js, ONNX Runtime and the projector, in bytes. */
 const PROCESS = 0.15 * GIB;
 /** Share of the memory that the arithmetic may fill; the rest is for its error, and for the data set. */
 const FILLED = 0.9;
 
+type Frozen = TrainOptions['frozen'];
 type Shape = Pick<
   DecoderSpec,
   'hidden' | 'layers' | 'heads' | 'kvHeads' | 'headDim' | 'intermediate' | 'vocab' | 'tied'
@@ -30,7 +31,7 @@ type Shape = Pick<
 
 /** What of a run decides its memory. */
 export interface MemoryNeed {
-  readonly frozen: TrainOptions['frozen'];
+  readonly frozen: Frozen;
   readonly recompute: boolean;
   /** Rows of the longest pass: prompt, target and rollout. */
   readonly rows: number;
@@ -38,35 +39,51 @@ export interface MemoryNeed {
   readonly scored: number;
   /** Graphs that only go forward beside the one that is trained through: the judge's, and that of rollouts. */
   readonly forwardGraphs: number;
+  /** Rows of the longest pass of these: with a teacher, the prompt with its chunks as text, and the target. */
+  readonly forwardRows?: number;
+  /** Whether the teacher's distribution over the vocabulary goes into the losses. */
+  readonly teaches?: boolean;
   /** Sequences that decode together; 0 without rollouts. */
   readonly slots: number;
   /** Processes that make passes; 1 where not given. */
   readonly workers?: number | undefined;
 }
 
-/** Bytes at the peak of a run. */
-export function trainingBytes(spec: Shape, need: MemoryNeed): number {
-  const { hidden, layers, heads, kvHeads, headDim, intermediate, vocab, tied } = spec;
-  const { frozen, recompute, rows, scored, forwardGraphs, slots, workers = 1 } = need;
+/** Bytes of the weights, as graphs have them. */
+function weightBytes({ hidden, layers, heads, kvHeads, headDim, intermediate, vocab, tied }: Shape, frozen: Frozen) {
   const attention = 2 * hidden * headDim * (heads + kvHeads);
   const inLayers = layers * (attention + 3 * hidden * intermediate);
   const inVocabulary = (tied ? 1 : 2) * hidden * vocab;
-  // All graphs of a run map one file, in which equal weights lie once. With w8a8 each direction has weights of its own,
-  // and each session packs what it multiplies by.
-  const mapped = MAPPED[frozen] * inLayers + FLOAT * inVocabulary;
   const packs = frozen === 'w8a8';
-  const packed = (directions: number) => (packs ? directions * inLayers + FLOAT * hidden * vocab : 0);
-  // Two matrices of the MLP may lie widened at a time.
-  const widened = frozen === 'fp16' || frozen === 'int8' ? 2 * FLOAT * hidden * intermediate : 0;
-  // Of each layer: gate, up and their product; norms, queries, keys, values and the residual stream.
-  const ofLayer = FLOAT * rows * (3 * intermediate + 8 * hidden);
+  return {
+    // All graphs of a run map one file, in which equal weights lie once. With w8a8 each direction has its own.
+    mapped: MAPPED[frozen] * inLayers + FLOAT * inVocabulary,
+    /** What a session with w8a8 packs, to multiply by it. */
+    packed: (directions: number) => (packs ? directions * inLayers + FLOAT * hidden * vocab : 0),
+    /** Two matrices of the MLP may lie widened at a time. */
+    widened: frozen === 'fp16' || frozen === 'int8' ? 2 * FLOAT * hidden * intermediate : 0,
+  };
+}
+
+/** Activations of a layer: gate, up and their product; norms, queries, keys, values and the residual stream. */
+const layerBytes = ({ intermediate, hidden }: Shape, rows: number) => FLOAT * rows * (3 * intermediate + 8 * hidden);
+const decodingBytes = (spec: Shape, slots: number, rows: number) =>
+  slots * (rows * positionBytes({ ...spec, floats: 'float32' }) + FLOAT * spec.vocab);
+
+/** Bytes at the peak of a run. */
+export function trainingBytes(spec: Shape, need: MemoryNeed): number {
+  const { hidden, layers, heads, vocab } = spec;
+  const { frozen, recompute, rows, scored, forwardGraphs, forwardRows = 0, teaches, slots, workers = 1 } = need;
+  const { mapped, packed, widened } = weightBytes(spec, frozen);
+  const ofLayer = layerBytes(spec, rows);
   const kept = recompute ? ofLayer + layers * FLOAT * rows * 2 * hidden : layers * ofLayer;
   const scores = 3 * FLOAT * heads * rows * rows; // of one layer at a time, on the way back
-  const losses = 3 * FLOAT * scored * vocab;
-  const decoding = slots * (rows * positionBytes({ ...spec, floats: 'float32' }) + FLOAT * vocab);
+  const losses = (teaches ? 7 : 3) * FLOAT * scored * vocab;
   const ofPass = packed(2) + widened + kept + scores + losses;
+  // A session keeps what its passes took. Forward, one layer is there at a time.
+  const ofForward = packed(1) + widened + layerBytes(spec, forwardRows);
   const processes = PROCESS * (workers === 1 ? 1 : workers + 1);
-  return processes + mapped + workers * ofPass + forwardGraphs * (packed(1) + widened) + decoding;
+  return processes + mapped + workers * ofPass + forwardGraphs * ofForward + decodingBytes(spec, slots, rows);
 }
 
 /**
@@ -92,5 +109,29 @@ export function withinMemory(
     'config_invalid',
     `--memory of ${gib(limit)}: this run takes ${gib(least)} at least, with activations computed again: allow more,` +
       ' shorten --prompt-tokens, use fewer --workers, or --frozen int8',
+  );
+}
+
+/**
+ * Prompts with their chunks as text that complete together before the first step, within the memory: the graph that
+ * trains is not open yet.
+ * @param limit bytes; undefined for no limit
+ * @throws ServingError config_invalid where there is not enough for one, with what it would take.
+ */
+export function completionSlots(
+  spec: Shape,
+  { frozen, rows, most }: { readonly frozen: Frozen; readonly rows: number; readonly most: number },
+  limit: number | undefined,
+): number {
+  const { mapped, packed, widened } = weightBytes(spec, frozen);
+  const fixed = PROCESS + mapped + packed(1) + widened + layerBytes(spec, rows);
+  const bytes = (slots: number) => fixed + decodingBytes(spec, slots, rows);
+  let slots = most;
+  while (limit !== undefined && slots > 1 && bytes(slots) > FILLED * limit) slots >>= 1;
+  if (limit === undefined || bytes(slots) <= FILLED * limit) return slots;
+  throw new ServingError(
+    'config_invalid',
+    `--memory of ${gib(limit)}: completions for --distill take ${gib(bytes(1) / FILLED)} at least: allow more, shorten` +
+      ' --text-tokens or --prompt-tokens, or use --frozen int8',
   );
 }

@@ -54,18 +54,3 @@ const finite = (source: TensorSource): TensorSource => ({
     throw new ServingError('checkpoint_invalid', what);
   },
 });
-
-/**
- * @param rows that the longest pass may have
- * @throws ServingError config_invalid where the language model was not made for so many.
- */
-export function assertFitsContext(
-  { llm, promptTokens }: TrainOptions,
-  { maxPositions }: DecoderSpec,
-  rows: number,
-): void {
-  if (rows <= maxPositions) return;
-  const most = Math.max(0, promptTokens - rows + maxPositions);
-  const has = `a sample may take ${rows} positions with targets and rollouts, and --llm ${llm} has ${maxPositions}`;
-  throw new ServingError('config_invalid', `--prompt-tokens ${promptTokens}: ${has}: use at most ${most}`);
-}

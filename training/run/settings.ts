@@ -50,6 +50,8 @@ export interface TrainOptions {
   readonly memory?: number | undefined;
   /** The most rollouts that decode together, where that was decided. */
   readonly rolloutSlots?: number;
+  /** The same for the completions of distillation, which have the chunks as text, where they are fewer. */
+  readonly completionSlots?: number;
   readonly seed: number;
   readonly threads: number;
   /** Processes that make passes through the language model; 1 where not given. Each has its share of the threads. */

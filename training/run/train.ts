@@ -13,9 +13,8 @@
  */
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Device } from '../../services/lib/engine/device.ts';
+import { CPU } from '../../services/lib/engine/device.ts';
 import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
-import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { SharedWeights } from '../../services/lib/model/graph/onnx.ts';
 import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -28,7 +27,6 @@ import { type DataRow, type DataSet, readDataSet } from '../data/rows.ts';
 import { encodeChunks, SampleMaker } from '../data/samples.ts';
 import { Judge } from '../evaluate/judge.ts';
 import { DistinctChunks } from '../pretrain/chunks.ts';
-import { formatsOf } from '../step/frozen.ts';
 import type { SessionPlace } from '../step/graph-session.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, TrainableProjector } from '../step/projector.ts';
@@ -42,13 +40,14 @@ import { decisiveDevice, openTrainingDevice, sayPlacement } from './device.ts';
 import { EncodingAhead } from './encoding.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
 import { lockRun } from './lock.ts';
-import { ROLLOUT_SLOTS, withinMemory } from './memory.ts';
-import { assertFitsContext, openNetworks } from './networks.ts';
+import { ROLLOUT_SLOTS } from './memory.ts';
+import { openNetworks } from './networks.ts';
 import { batchOf } from './order.ts';
-import { type PretrainingParts, pretrain, pretrainRows } from './pretraining.ts';
+import { type PretrainingParts, pretrain } from './pretraining.ts';
+import { distills, fitted, modelPlace } from './room.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
-import { assertTrains, freezeSettings, type TrainOptions } from './settings.ts';
+import { freezeSettings, type TrainOptions } from './settings.ts';
 import { validate } from './validation.ts';
 
 /**
@@ -59,10 +58,7 @@ import { validate } from './validation.ts';
  */
 export async function train(asked: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
   await using cleanup = new Cleanup();
-  await atPath(`--to ${asked.to}`, () => makeFolder(asked.to));
-  cleanup.defer(await lockRun(asked.to));
-  const work = await atPath(`--to ${asked.to}`, () => workFolder(asked.to));
-  cleanup.defer(() => rm(work, { recursive: true, force: true }));
+  const work = await ownFolder(asked.to, cleanup);
   const { llm, spec, encoder } = await openNetworks(asked, cleanup);
   const data = await readDataSet(asked.data, 'train');
   const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
@@ -73,22 +69,19 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const device = await openTrainingDevice(options, cleanup, progress);
   const shared = await SharedWeights.create(join(work, 'weights.bin'));
   cleanup.defer(() => shared.close());
-  const place = placeOf(options, { spec, weights: llm.weights }, { folder: work, shared, device });
+  const place = modelPlace(options, { spec, weights: llm.weights }, { folder: work, shared, device });
   progress.update('reading the encoder');
-  const encoderPlace = { folder: work, shared, threads: options.threads, device };
-  const embeddings = await openEmbeddings(options, encoder, encoderPlace, signal);
+  const projectorPlace = { folder: work, threads: options.threads, device };
+  const embeddings = await openEmbeddings(options, encoder, { ...projectorPlace, shared }, signal);
   cleanup.defer(() => embeddings.dispose());
   const rows = [...data.rows, ...(held?.rows ?? [])];
   const rowsOf = (step: number) =>
     batchOf(step, options.batch, data.rows.length, options.seed).map((i) => data.rows[i]!);
   const checked = data.rows.slice(0, CHECKED_SAMPLES);
-  const first = [...(held?.rows ?? []), ...checked];
-  const ofSteps = { first, rowsOf, steps: options.steps, total: data.rows.length };
+  const ofSteps = { first: [...(held?.rows ?? []), ...checked], rowsOf, steps: options.steps, total: data.rows.length };
   const encoding = new EncodingAhead({ embeddings, samples, ...ofSteps }, (text) => progress.update(text));
   const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
-  const shapes = projectorShapes({ widths });
-  const initial = initialParameters({ widths }, options.seed);
-  const projectorPlace = { folder: work, threads: options.threads, device };
+  const [shapes, initial] = [projectorShapes({ widths }), initialParameters({ widths }, options.seed)];
   const before = { options, place, projectorPlace, widths, shapes, initial, tokenizer, samples, embeddings, data };
   const stage = await stageBefore(before, encoding, progress, signal);
   if (stage && options.pretrainOnly) return stage.report;
@@ -109,10 +102,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const { judges, companions } = await openCompanions(parts, cleanup, signal);
   const embedded = (some: readonly DataRow[]) => embedAll(some, samples, embeddings, distilled);
   await encoding.until(-1, signal);
-  if ((options.frozen !== 'fp32' || device.kind !== 'cpu') && state === undefined) {
-    const few = await embedded(checked);
-    sayCosine(await gradientCosine(place, projector, few, signal), options, device, few.length, progress);
-  }
+  if (state === undefined) await compareGradients(place, options, projector, () => embedded(checked), progress, signal);
   await shared.close(); // all graphs are open
   const judged = judges && { projector, ...judges };
   const run = new Run<EmbeddedSample>({
@@ -177,23 +167,6 @@ async function stageBefore(
   return pretrain(stage, progress, signal);
 }
 
-/** What of the options follows from the memory. Rollouts of other numbers together may differ in their last bits. */
-function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'recompute' | 'rolloutSlots'> {
-  const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory, workers } =
-    options;
-  const { pretrain: pretraining } = options;
-  const judges = weights.kl !== 0 || validation !== undefined;
-  const rollsOut = weights.reinforce !== 0 || validation !== undefined;
-  const scored = targetTokens + rolloutTokens * (Number(rollsOut) + Number(distills(weights)));
-  const forwardGraphs = Number(judges) + Number(rollsOut);
-  const rows = Math.max(promptTokens + scored, pretraining === undefined ? 0 : pretrainRows(pretraining));
-  const most = Math.max(scored, pretraining?.tokens ?? 0);
-  const need = { frozen, recompute, rows, scored: most, forwardGraphs, workers };
-  const found = withinMemory(spec, need, memory);
-  return { recompute: found.recompute, rolloutSlots: found.slots };
-}
-
-const distills = ({ distill = 0 }: TrainOptions['weights']) => distill !== 0;
 const embeddingsFolder = ({ embeddings, to }: TrainOptions) => embeddings ?? join(to, 'embeddings');
 
 /** What the text arm writes for each sample that is trained on, by its name; undefined without distillation. */
@@ -206,13 +179,12 @@ async function distilledTargets(
   signal: AbortSignal,
 ) {
   if (!distills(options.weights)) return undefined;
-  const { promptTokens, textTokens, rolloutTokens: tokens, steps, batch, seed, rolloutSlots: slots } = options;
+  const { promptTokens, textTokens, rolloutTokens: tokens, steps, batch, seed } = options;
   progress.update('reading the language model, to complete with chunks as text');
   const stopIds = new Set(samples.format.stopIds);
   // A file of its own: what lies in the shared one before the run's graphs would be part of their digests.
   const roomy = { ...place, shared: undefined, maxPositions: promptTokens + textTokens + tokens };
-  // Without rollouts of its own the run has 0 slots. The graph that trains is not open yet, so there is room.
-  const together = Math.min(slots || ROLLOUT_SLOTS, rows.length);
+  const together = Math.min(options.completionSlots ?? (options.rolloutSlots || ROLLOUT_SLOTS), rows.length);
   const rollouts = await Rollouts.load(roomy, { slots: together, tokens, stopIds }, signal);
   try {
     // A run that does not see all samples completes those of its steps alone.
@@ -233,16 +205,24 @@ export const stepsOf = ({ steps, epochs, batch }: Omit<TrainOptions, 'validation
 /** Samples on which the gradient through quantised weights is compared with that through 32-bit floats. */
 const CHECKED_SAMPLES = 4;
 
-/** @throws ServingError provider_unavailable for a device whose gradient is another one. */
-function sayCosine(
-  cosine: number,
+/**
+ * Says how the gradient of a run that begins agrees with that through 32-bit floats on the CPU, where it may differ.
+ * @throws ServingError provider_unavailable for a device whose gradient is another one; what passes throw.
+ */
+async function compareGradients(
+  place: ModelPlace,
   { frozen }: TrainOptions,
-  { kind, name }: Device,
-  samples: number,
+  projector: TrainableProjector,
+  few: () => Promise<readonly EmbeddedSample[]>,
   progress: Progress,
-): void {
+  signal: AbortSignal,
+): Promise<void> {
+  const { kind, name } = place.device ?? CPU;
+  if (frozen === 'fp32' && kind === 'cpu') return;
+  const samples = await few();
+  const cosine = await gradientCosine(place, projector, samples, signal);
   const [where, there] = kind === 'cpu' ? ['', ''] : [` on ${name}`, ' on the CPU'];
-  const has = `has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats${there} (${samples} samples)`;
+  const has = `has a cosine of ${cosine.toFixed(4)} to that through 32-bit floats${there} (${samples.length} samples)`;
   const found = `the gradient through ${frozen} weights${where} ${has}`;
   if (cosine >= LEAST_COSINE) progress.succeed(found);
   else if (kind === 'cpu') progress.warn(`${found}: --frozen fp32 would train better`);
@@ -252,44 +232,27 @@ function sayCosine(
 
 const WORK = '.work-';
 
-/** A folder for graphs within that of the run. A process that was killed may have left its own, with gigabytes. */
-async function workFolder(to: string): Promise<string> {
-  for (const name of await readdir(to)) {
-    if (name.startsWith(WORK)) await rm(join(to, name), { recursive: true, force: true });
-  }
-  return mkdtemp(join(to, WORK));
+/**
+ * Makes the run's folder this process's own.
+ * @returns a folder for graphs within it. A process that was killed may have left its own, with gigabytes: it goes
+ */
+async function ownFolder(to: string, cleanup: Cleanup): Promise<string> {
+  await atPath(`--to ${to}`, () => makeFolder(to));
+  cleanup.defer(await lockRun(to));
+  return atPath(`--to ${to}`, async () => {
+    for (const name of await readdir(to)) {
+      if (name.startsWith(WORK)) await rm(join(to, name), { recursive: true, force: true });
+    }
+    const work = await mkdtemp(join(to, WORK));
+    cleanup.defer(() => rm(work, { recursive: true, force: true }));
+    return work;
+  });
 }
 
 /** The paper's widths: with three layers and more, those between are twice as wide as the language model. */
 function widthsOf(layers: number, from: number, hidden: number): number[] {
   if (layers === 2) return [from, hidden, hidden];
   return [from, ...new Array<number>(layers - 1).fill(2 * hidden), hidden];
-}
-
-function placeOf(
-  options: TrainOptions,
-  network: Pick<ModelPlace, 'spec' | 'weights'>,
-  where: Pick<ModelPlace, 'folder' | 'shared' | 'device'>,
-): ModelPlace {
-  const { frozen, recompute, threads, workers, promptTokens, targetTokens, rolloutTokens, textTokens, weights } =
-    options;
-  const rollsOut = weights.reinforce !== 0 || options.validation !== undefined;
-  const place = {
-    ...network,
-    ...where,
-    threads,
-    workers,
-    ...formatsOf(frozen),
-    recompute,
-    maxPositions:
-      promptTokens +
-      targetTokens +
-      rolloutTokens * (Number(rollsOut) + Number(distills(weights))) +
-      (weights.kl === 0 ? 0 : textTokens),
-  };
-  assertTrains(options);
-  assertFitsContext(options, network.spec, place.maxPositions);
-  return place;
 }
 
 interface CompanionParts {

@@ -6,6 +6,7 @@ import type { WorkerAnswer, WorkerTask } from './graph-workers.ts';
 let session: OrtSession | undefined;
 
 async function perform(task: WorkerTask): Promise<WorkerAnswer> {
+  if (task.do === 'beat') return { beats: true };
   if (task.do === 'load') {
     const { path, threads, packWeights } = task;
     session = await OrtSession.load(path, { threads, packWeights });

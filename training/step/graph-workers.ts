@@ -21,14 +21,26 @@ export type GraphRunner = Pick<OrtSession, 'run'> & {
 /** What a worker process is told to do, one thing at a time. */
 export type WorkerTask =
   | { readonly do: 'load'; readonly path: string; readonly threads: number; readonly packWeights?: boolean | undefined }
+  /** To answer at once, whatever it computes. */
+  | { readonly do: 'beat' }
   | { readonly do: 'run'; readonly inputs: Readonly<Record<string, Tensor>>; readonly outputs: readonly string[] };
 export type WorkerAnswer =
   | { readonly done: Record<string, Tensor> }
   | { readonly loaded: readonly string[] }
+  | { readonly beats: true }
   | { readonly failed: string };
 
 /** The file that a worker process runs. Only the built one can be run. */
 const MODULE = join(PACKAGE_ROOT, 'dist', 'training', 'step', 'graph-worker.js');
+
+/**
+ * A worker computes off its event loop, so it answers a beat within milliseconds; one that is stopped, or hangs, does
+ * not. Beats are counted, and not the time since the last answer: when a machine wakes up, or Ctrl-Z is taken back, no
+ * beat was missed.
+ */
+const BEAT_MS = 5000;
+/** Beats without an answer after which a worker is lost: a minute, in which also a machine that swaps gives one. */
+const MOST_MISSED = 12;
 
 interface Wait {
   readonly resolve: (answer: WorkerAnswer) => void;
@@ -42,21 +54,38 @@ class GraphWorker {
   #wait: Wait | undefined;
   /** Why it has ended; undefined while it runs. */
   #ended: string | undefined;
+  /** Beats since its last answer. */
+  #missed = 0;
+  readonly #pulse: NodeJS.Timeout;
 
   constructor(index: number, count: number) {
     // Typed arrays go through as they are.
     this.#child = fork(MODULE, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], serialization: 'advanced' });
     this.#name = `training worker ${index + 1} of ${count} (process ${this.#child.pid})`;
     this.#child.on('message', (answer: WorkerAnswer) => {
+      this.#missed = 0;
+      if ('beats' in answer) return;
       const wait = this.#wait;
       this.#wait = undefined;
       wait?.resolve(answer);
     });
     this.#child.on('exit', (code, signal) => this.#end(signal ? `was ended by ${signal}` : `ended with code ${code}`));
     this.#child.on('error', (error) => this.#end(`cannot be reached: ${error.message}`));
+    this.#pulse = setInterval(() => this.#beat(), BEAT_MS).unref();
+  }
+
+  #beat(): void {
+    if (this.#missed === MOST_MISSED) {
+      this.#end(`has not answered for ${(MOST_MISSED * BEAT_MS) / 1000} s: it was stopped, or hangs`);
+      return;
+    }
+    this.#missed++;
+    // Where it cannot be sent, the process has ended, and its exit is on the way.
+    this.#child.send({ do: 'beat' } satisfies WorkerTask, () => {});
   }
 
   #end(why: string): void {
+    clearInterval(this.#pulse);
     this.#ended ??= why;
     this.#wait?.reject(this.#lost());
     this.#wait = undefined;
@@ -66,7 +95,10 @@ class GraphWorker {
     return new ServingError('worker_lost', `${this.#name} ${this.#ended}`);
   }
 
-  /** @throws ServingError worker_lost where the process ends, runtime_failed; the signal's reason. */
+  /**
+   * @throws ServingError worker_lost where the process ends, or answers nothing for a minute; runtime_failed; the
+   *   signal's reason.
+   */
   async ask(task: WorkerTask, signal?: AbortSignal): Promise<Exclude<WorkerAnswer, { readonly failed: string }>> {
     signal?.throwIfAborted();
     if (this.#ended !== undefined) throw this.#lost();
@@ -86,7 +118,9 @@ class GraphWorker {
 
   /** Kills the process. @returns when it has ended */
   async stop(): Promise<void> {
-    if (this.#ended !== undefined) return;
+    clearInterval(this.#pulse);
+    const { pid, exitCode, signalCode } = this.#child;
+    if (pid === undefined || exitCode !== null || signalCode !== null) return;
     const ended = once(this.#child, 'exit');
     this.#child.kill('SIGKILL');
     await ended;

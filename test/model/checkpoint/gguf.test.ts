@@ -1,15 +1,25 @@
 /** GGUF files: numbers bit by bit, networks as in the Hugging Face folders that they were made from, and refusals. */
-import { writeFile } from 'node:fs/promises';
+import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { GGML_TYPES } from '../../../services/lib/model/checkpoint/ggml-types.ts';
 import { GgufFile } from '../../../services/lib/model/checkpoint/gguf-file.ts';
+import { parseGgufHeader } from '../../../services/lib/model/checkpoint/gguf-header.ts';
 import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
 import { openSourceNetwork } from '../../../services/lib/model/checkpoint/source-network.ts';
 import type { DecoderSpec } from '../../../services/lib/model/checkpoint/spec.ts';
 import { buildDecoder } from '../../../services/lib/model/graph/decoder.ts';
 import type { Graph } from '../../../services/lib/model/graph/graph.ts';
-import { type GgufPair, ggufBytes, ggufOf, networkPairs, STORED, tokenizerPairs } from '../../support/gguf.ts';
+import {
+  type GgufPair,
+  type GgufTensorBytes,
+  ggufBytes,
+  ggufOf,
+  networkPairs,
+  STORED,
+  tokenizerPairs,
+} from '../../support/gguf.ts';
 import { GOLDENS, readJsonFile, temporaryFolder } from '../../support/models.ts';
 
 const folder = await temporaryFolder();
@@ -162,11 +172,27 @@ describe('what cannot be exported', async () => {
     ['a head of odd size', withPair(['llama.attention.key_length', 'u32', 12]), /llama.attention.value_length/],
     ['partial rotation', withPair(['llama.rope.dimension_count', 'u32', 4]), /rope.dimension_count 4/],
     ['scaled rotation', withPair(['llama.rope.scaling.type', 'string', 'yarn']), /rope.scaling.type yarn/],
+    ['positions that are scaled', withPair(['llama.rope.scale_linear', 'f32', 2]), /rope.scale_linear 2 is not/],
+    ['a window of attention', withPair(['llama.attention.sliding_window', 'u32', 512]), /sliding_window 512 is not/],
+    ['another scale of attention', withPair(['llama.attention.scale', 'f32', 0.5]), /attention.scale 0.5 is not/],
+    ['no heads', withPair(['llama.attention.head_count', 'u32', 0]), /head/],
+    ['an epsilon that is no number', withPair(['llama.attention.layer_norm_rms_epsilon', 'f32', NaN]), /eps/],
     ['experts', withPair(['llama.expert_count', 'u32', 8]), /expert_count 8/],
+    ['a count beyond safe numbers', withPair(['llama.block_count', 'u64', 2 ** 60]), /block_count is not a number/],
+    ['an alignment in words', withPair(['general.alignment', 'string', '32']), /general.alignment 32 is not/],
+    ['no architecture', without('general.architecture'), /general.architecture null is not supported/],
+    ['no end of a context', without('llama.context_length'), /llama.context_length is missing/],
     ['text for a number', withPair(['llama.block_count', 'string', 'two']), /llama.block_count is not a number/],
     ['a tensor that no graph has', ggufBytes(pairs, [table, vector('rope_freqs.weight', [4])]), /"rope_freqs.weight"/],
     ['a missing table', ggufBytes(pairs, []), /"token_embd.weight" is missing/],
     ['a tokenizer of another kind', withPair(['tokenizer.ggml.model', 'string', 'llama']), /"llama" is not supported/],
+    ['no kind of tokenizer', without('tokenizer.ggml.model'), /tokenizer.ggml.model is missing/],
+    ['tokens that are numbers', withPair(['tokenizer.ggml.tokens', 'i32s', [1, 2]]), /tokens is not a list of texts/],
+    ['merges that are numbers', withPair(['tokenizer.ggml.merges', 'i32s', [1]]), /merges is not a list of texts/],
+    ['too few types', withPair(['tokenizer.ggml.token_type', 'i32s', [1]]), /token_type does not name a type for each/],
+    ['a merge of one', withPair(['tokenizer.ggml.merges', 'strings', ['q']]), /"q", which does not make/],
+    ['an end in words', withPair(['tokenizer.ggml.eot_token_id', 'string', 'end']), /eot_token_id end is not one/],
+    ['half an end', withPair(['tokenizer.ggml.eos_token_id', 'f32', 1.5]), /eos_token_id 1.5 is not one/],
     ['words of another kind', withPair(['tokenizer.ggml.pre', 'string', 'dbrx']), /"dbrx" is not supported \(gpt-2/],
     ['words of no kind', without('tokenizer.ggml.pre'), /tokenizer.ggml.pre null/],
     ['a token twice', withPair(['tokenizer.ggml.tokens', 'strings', Array(spec.vocab).fill('a')]), /has "a" twice/],
@@ -179,6 +205,26 @@ describe('what cannot be exported', async () => {
     );
   });
 
+  test('counts may have 64 bits', async () => {
+    await using network = await openSourceNetwork(await write('wide.gguf', withPair(['llama.block_count', 'u64', 1])));
+    expect(network.spec).toEqual(spec);
+    await expect(network.weights.read('model.layers.0.mlp.up_proj.weight')).rejects.toThrow(/"blk.0.ffn_up.weight" is/);
+    await expect(network.weights.read('model.layers.7.mlp.up_proj.weight')).rejects.toThrow(/layers.7.* is missing/);
+  });
+
+  test('a file that is not there, and a header that does not end, are refused', async () => {
+    const refused = (message: RegExp) =>
+      expect.objectContaining({ code: 'checkpoint_invalid', message: expect.stringMatching(message) });
+    await expect(openSourceNetwork(join(folder, 'none.gguf'))).rejects.toThrow(refused(/none.gguf/));
+    // A key of 150 MiB, in a file of 200 MiB that takes no room on the disk.
+    const path = await write(
+      'endless.gguf',
+      Buffer.concat([sound.subarray(0, 24), Buffer.from([0, 0, 0x60, 9, 0, 0, 0, 0])]),
+    );
+    await truncate(path, 200 * 2 ** 20);
+    await expect(openSourceNetwork(path)).rejects.toThrow(refused(/header takes more than 134217728 bytes/));
+  });
+
   test('an array that claims a billion values is refused before any is read', async () => {
     const [head, rest] = [sound.subarray(0, 24), sound.subarray(24)];
     const array = Buffer.from([4, 0, 0, 0, 0, 0, 0, 0, ...Buffer.from('many'), 9, 0, 0, 0, 0, 0, 0, 0]);
@@ -186,5 +232,91 @@ describe('what cannot be exported', async () => {
     await expect(
       openSourceNetwork(await write('array.gguf', Buffer.concat([head, array, count, rest]))),
     ).rejects.toThrow(/"many" have 1000000000 values: too many/);
+  });
+});
+
+describe('a header', () => {
+  const words = fc.string({ unit: 'grapheme', maxLength: 12 });
+  const uint32 = fc.nat({ max: 2 ** 31 });
+  const pair: fc.Arbitrary<GgufPair> = fc.oneof(
+    fc.tuple(words, fc.constant('u32' as const), uint32),
+    fc.tuple(words, fc.constant('f32' as const), fc.float({ noNaN: true })),
+    fc.tuple(words, fc.constant('string' as const), words),
+    fc.tuple(words, fc.constant('bool' as const), fc.boolean()),
+    fc.tuple(words, fc.constant('strings' as const), fc.array(words, { maxLength: 4 })),
+    fc.tuple(words, fc.constant('i32s' as const), fc.array(uint32, { maxLength: 4 })),
+  );
+  const tensor: fc.Arbitrary<GgufTensorBytes> = fc
+    .record({ name: words, rows: fc.integer({ min: 1, max: 3 }), blocks: fc.integer({ min: 1, max: 2 }) })
+    .map(({ name, rows, blocks }) => {
+      const shape = [rows, 32 * blocks];
+      return { name, shape, type: STORED.Q8_0.type, bytes: STORED.Q8_0.encode(new Float32Array(rows * shape[1]!)) };
+    });
+  const file = fc.record({
+    pairs: fc.uniqueArray(
+      pair.filter(([key]) => key !== 'general.alignment'),
+      { selector: ([key]) => key, maxLength: 5 },
+    ),
+    tensors: fc.uniqueArray(tensor, { selector: ({ name }) => name, maxLength: 4 }),
+  });
+  /** @returns the header, undefined where it goes on, or the code of a refusal */
+  const parsed = (bytes: Uint8Array, fileBytes: number) => {
+    try {
+      return parseGgufHeader('a.gguf', bytes, fileBytes);
+    } catch (error) {
+      return (error as { readonly code?: string }).code ?? String(error);
+    }
+  };
+
+  test('a header is read as it was written, whatever keys, texts and tensors it has', () => {
+    fc.assert(
+      fc.property(file, ({ pairs, tensors }) => {
+        const bytes = ggufBytes(pairs, tensors);
+        const header = parseGgufHeader('a.gguf', bytes, bytes.length)!;
+        expect([...header.metadata]).toEqual(pairs.map(([key, , value]) => [key, value]));
+        expect([...header.tensors.keys()].sort()).toEqual(tensors.map(({ name }) => name).sort());
+        for (const { name, shape, bytes: stored } of tensors) {
+          const found = header.tensors.get(name)!;
+          expect(found.shape).toEqual(shape);
+          expect(bytes.subarray(found.begin, found.end)).toEqual(Buffer.from(stored));
+        }
+      }),
+      { numRuns: 200 },
+    );
+  });
+
+  test('of a part of a header more is asked for, and at the end of the file it is refused', () => {
+    fc.assert(
+      fc.property(file, fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true }), ({ pairs, tensors }, share) => {
+        const bytes = ggufBytes(pairs, tensors);
+        const part = bytes.subarray(0, Math.floor(share * (bytes.length - 32)));
+        const more = parsed(part, bytes.length);
+        // Where the part has the whole header, it is that of the whole.
+        expect(more === undefined || typeof more === 'object').toBe(true);
+        if (more !== undefined) expect(more).toEqual(parsed(bytes, bytes.length));
+        if (more === undefined || tensors.length > 0) expect(parsed(part, part.length)).toBe('checkpoint_invalid');
+      }),
+      { numRuns: 200 },
+    );
+  });
+
+  test('a header with a changed byte is refused with a code, or has tensors within the file that do not overlap', () => {
+    fc.assert(
+      fc.property(file, fc.nat(), fc.nat({ max: 255 }), ({ pairs, tensors }, at, byte) => {
+        const bytes = ggufBytes(pairs, tensors);
+        bytes[at % bytes.length] = byte;
+        const found = parsed(bytes, bytes.length);
+        if (found === 'checkpoint_invalid') return;
+        expect(found).toBeTypeOf('object');
+        if (typeof found !== 'object') return;
+        let last = 0;
+        for (const { begin, end } of found.tensors.values()) {
+          expect(begin).toBeGreaterThanOrEqual(last);
+          expect(end).toBeLessThanOrEqual(bytes.length);
+          last = end;
+        }
+      }),
+      { numRuns: 500 },
+    );
   });
 });

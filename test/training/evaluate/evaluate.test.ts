@@ -90,6 +90,9 @@ describe('an evaluation', { timeout: 120_000 }, () => {
   test('soft tokens need a projector, and one that fits', async () => {
     const { compressor, ...without } = options('compressed', 'refused.jsonl');
     await expect(evaluate(without, () => {}, never)).rejects.toMatchObject({ code: 'config_invalid' });
+    const long = { ...options('text', 'long.jsonl'), textTokens: 100_000 };
+    const message = expect.stringMatching(/a sample may take 100088 positions .* shorten .*--text-tokens as well$/);
+    await expect(evaluate(long, () => {}, never)).rejects.toMatchObject({ code: 'config_invalid', message });
     const other = { ...compressor!, projector: join(GOLDENS, 'projector-mlp2') };
     await expect(evaluate({ ...without, compressor: other }, () => {}, never)).rejects.toMatchObject({
       code: 'projector_invalid',

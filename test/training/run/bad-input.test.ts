@@ -4,29 +4,10 @@ import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
 import { writeSafetensors } from '../../../services/lib/model/checkpoint/safetensors-writer.ts';
-import type { TrainOptions } from '../../../training/run/settings.ts';
-import { train } from '../../../training/run/train.ts';
-import { temporaryFolder } from '../../support/models.ts';
-import {
-  never,
-  resultsOf,
-  silent,
-  smallOptions,
-  smallRow,
-  TRAINING_TIMEOUT_MS,
-  writeRows,
-} from '../../support/training.ts';
+import { resultsOf, smallRow, smallRuns, TRAINING_TIMEOUT_MS, trained, writeRows } from '../../support/training.ts';
 
 vi.setConfig({ testTimeout: TRAINING_TIMEOUT_MS });
-const dir = await temporaryFolder();
-const data = await writeRows(join(dir, 'train.jsonl'), [0, 1, 2].map(smallRow));
-const validation = await writeRows(join(dir, 'valid.jsonl'), [smallRow(9)]);
-const CE = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
-const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
-  ...smallOptions({ data, validation: undefined, to: join(dir, name) }),
-  weights: CE,
-  ...changes,
-});
+const { dir, validation, options } = await smallRuns(3);
 
 /** A copy of the model in which one tensor has a number that is not finite. */
 async function damaged(name: string, tensor: RegExp): Promise<string> {
@@ -50,8 +31,8 @@ test('weights that are not finite are named with their file, of the language mod
     code: 'checkpoint_invalid',
     message: expect.stringMatching(/broken.*layers\.1\.mlp\.down_proj\.weight holds NaN at index 3/),
   };
-  await expect(train(options('of-llm', { llm }), silent(), never)).rejects.toMatchObject(refused);
-  await expect(train(options('of-encoder', { encoder: llm }), silent(), never)).rejects.toMatchObject(refused);
+  await expect(trained(options('of-llm', { llm }))).rejects.toMatchObject(refused);
+  await expect(trained(options('of-encoder', { encoder: llm }))).rejects.toMatchObject(refused);
 });
 
 test('an embedding that is not finite is refused with its chunk, and none is kept', async () => {
@@ -69,7 +50,7 @@ test('an embedding that is not finite is refused with its chunk, and none is kep
   await rm(path);
   await writeSafetensors(path, tensors);
   const embeddings = join(dir, 'kept');
-  await expect(train(options('overflow', { encoder, embeddings }), silent(), never)).rejects.toMatchObject({
+  await expect(trained(options('overflow', { encoder, embeddings }))).rejects.toMatchObject({
     code: 'checkpoint_invalid',
     message: expect.stringMatching(/embedding of a chunk of [bc]\.py \("[bc]\d? = \d"\) is (NaN|-?Infinity)/),
   });
@@ -80,7 +61,7 @@ test('a bundle in place of a model or of an encoder is refused as one', async ()
   await mkdir(bundle);
   await writeFile(join(bundle, 'manifest.json'), '{}');
   for (const flag of ['llm', 'encoder'] as const) {
-    await expect(train(options(`bundle-${flag}`, { [flag]: bundle }), silent(), never)).rejects.toMatchObject({
+    await expect(trained(options(`bundle-${flag}`, { [flag]: bundle }))).rejects.toMatchObject({
       code: 'config_invalid',
       message: expect.stringContaining(`--${flag} ${bundle} is a bundle`),
     });
@@ -88,33 +69,33 @@ test('a bundle in place of a model or of an encoder is refused as one', async ()
 });
 
 test('losses that all have the weight 0, and workers without a thread of their own, are refused', async () => {
-  const weights = { ...CE, ce: 0 };
-  await expect(train(options('nothing', { weights }), silent(), never)).rejects.toMatchObject({
+  const weights = { ce: 0, reinforce: 0, kl: 0, alignment: 0 };
+  await expect(trained(options('nothing', { weights }))).rejects.toMatchObject({
     code: 'config_invalid',
     message: expect.stringMatching(/^all losses have the weight 0.*: give --ce,/),
   });
-  await expect(train(options('crowded', { workers: 3, threads: 2 }), silent(), never)).rejects.toMatchObject({
+  await expect(trained(options('crowded', { workers: 3, threads: 2 }))).rejects.toMatchObject({
     code: 'config_invalid',
     message: expect.stringMatching(/^--workers 3 have 2 threads.*: use at most --workers 2, or more --threads$/),
   });
 });
 
 test('a GPU that cannot be used is refused with the option that this command has', async () => {
-  await expect(train(options('no-gpu', { device: 'cuda' }), silent(), never)).rejects.toMatchObject({
+  await expect(trained(options('no-gpu', { device: 'cuda' }))).rejects.toMatchObject({
     code: 'provider_unavailable',
     message: expect.stringMatching(/or use --device cpu$/),
   });
 });
 
 test('samples for which the model has too few positions are refused with what it has', async () => {
-  await expect(train(options('long', { promptTokens: 100_000 }), silent(), never)).rejects.toMatchObject({
+  await expect(trained(options('long', { promptTokens: 100_000 }))).rejects.toMatchObject({
     code: 'config_invalid',
     message: expect.stringMatching(/--prompt-tokens 100000: .* has \d+: use at most \d+$/),
   });
 });
 
 test('a prompt without room for its frame is named by file and line', async () => {
-  await expect(train(options('narrow', { promptTokens: 3 }), silent(), never)).rejects.toMatchObject({
+  await expect(trained(options('narrow', { promptTokens: 3 }))).rejects.toMatchObject({
     code: 'sample_invalid',
     message: expect.stringMatching(/train\.jsonl:\d: .*--prompt-tokens/),
   });
@@ -124,38 +105,32 @@ test('a sample with fewer chunks than others has fewer soft tokens, and is train
   const rows = [smallRow(0), { ...smallRow(1), crossfile_array: smallRow(1).crossfile_array.slice(0, 1) }];
   const few = await writeRows(join(dir, 'few.jsonl'), rows);
   const run = options('few', { data: few, steps: 1, batch: 2 });
-  await train(run, silent(), never);
+  await trained(run);
   const [line] = (await resultsOf(run)).log;
   expect(JSON.parse(line!)).toMatchObject({ step: 1, loss: expect.any(Number) });
 });
 
 test('a checkpoint of another run is refused by name, and the run goes on without it', async () => {
   const mine = options('mine', { steps: 2 });
-  await train(mine, silent(), never);
+  await trained(mine);
   const expected = await resultsOf(mine);
   const other = options('other', { steps: 3, seed: 8 });
-  await train(other, silent(), never);
+  await trained(other);
   const foreign = join(mine.to, 'checkpoints/step-000003');
   await cp(join(other.to, 'checkpoints/step-000003'), foreign, { recursive: true });
-  await expect(train(mine, silent(), never)).rejects.toMatchObject({
+  await expect(trained(mine)).rejects.toMatchObject({
     code: 'checkpoint_invalid',
     message: expect.stringContaining(`${foreign} is a checkpoint of another run`),
   });
   await rm(foreign, { recursive: true });
-  await train(mine, silent(), never);
+  await trained(mine);
   expect(await resultsOf(mine)).toEqual(expected);
 });
 
 test('chunks that no step needs yet are not encoded before the first step', async () => {
   const rows = Array.from({ length: 200 }, (_, i) => smallRow(i));
   const many = await writeRows(join(dir, 'many.jsonl'), rows);
-  const said: string[] = [];
-  const run = options('many', { data: many, validation, steps: 2, batch: 2 });
-  await train(
-    run,
-    silent((text) => said.push(text)),
-    never,
-  );
+  const { said } = await trained(options('many', { data: many, validation, steps: 2, batch: 2 }));
   const encoded = said.findLast((text) => text.startsWith('encoding chunks'));
   // Two steps of two samples; 200 samples have 400 chunks.
   expect(encoded).toMatch(/^encoding chunks: \d, of 4 of 4 samples$/);

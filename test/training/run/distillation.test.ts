@@ -8,31 +8,14 @@ import { SampleMaker } from '../../../training/data/samples.ts';
 import { evaluate } from '../../../training/evaluate/evaluate.ts';
 import { authorsScores } from '../../../training/metrics/lines.ts';
 import type { TrainOptions } from '../../../training/run/settings.ts';
-import { train } from '../../../training/run/train.ts';
-import { GOLDENS, temporaryFolder } from '../../support/models.ts';
-import {
-  killed,
-  never,
-  resultsOf,
-  silent,
-  smallOptions,
-  smallRow,
-  TRAINING_TIMEOUT_MS,
-  writeRows,
-} from '../../support/training.ts';
+import { GOLDENS } from '../../support/models.ts';
+import { killed, never, resultsOf, smallRuns, TRAINING_TIMEOUT_MS, trained } from '../../support/training.ts';
 
-const dir = await temporaryFolder();
 const ROWS = 20; // more than complete together
-const data = await writeRows(
-  join(dir, 'train.jsonl'),
-  Array.from({ length: ROWS }, (_, i) => smallRow(i)),
-);
-const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
-  ...smallOptions({ data, validation: undefined, to: join(dir, name) }),
-  batch: 7,
-  weights: { ce: 0.5, reinforce: 0, kl: 0, alignment: 0.1, distill: 1 },
-  ...changes,
-});
+const { dir, ...small } = await smallRuns(ROWS);
+const WEIGHTS = { ce: 0.5, reinforce: 0, kl: 0, alignment: 0.1, distill: 1 };
+const options = (name: string, changes: Partial<TrainOptions> = {}) =>
+  small.options(name, { batch: 7, weights: WEIGHTS, ...changes });
 interface Line {
   readonly key: string;
   readonly value: { readonly ids: number[] };
@@ -53,12 +36,7 @@ const completionsOf = async (folder: string): Promise<{ path: string; lines: Lin
 describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
   test('its targets are the completions that the evaluator finds for the text arm, and its loss is logged', async () => {
     const run = options('whole');
-    const said: string[] = [];
-    await train(
-      run,
-      silent((text) => said.push(text)),
-      never,
-    );
+    const { said } = await trained(run);
     const figures = (await resultsOf(run)).log.map((line) => JSON.parse(line));
     for (const { loss, ce, alignment, distill } of figures) {
       expect(distill).toBeGreaterThan(0);
@@ -69,7 +47,7 @@ describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
     const { lines } = await completionsOf(join(run.to, 'embeddings'));
     expect(lines).toHaveLength(ROWS);
     const tokenizer = await loadTokenizer(join(GOLDENS, 'qwen2-tied'));
-    const { rows } = await readDataSet(data, 'train');
+    const { rows } = await readDataSet(run.data, 'train');
     const { judgements } = await evaluate(
       { ...run, arm: 'text', to: join(dir, 'text.jsonl'), work: join(dir, 'work') },
       () => {},
@@ -88,7 +66,7 @@ describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
     const run = options('killed');
     await killed(run, 'completing with chunks as text: 16');
     await killed(run, 'step 2 of 3');
-    await train(run, silent(), never);
+    await trained(run);
     expect(await resultsOf(run)).toEqual(await resultsOf(options('whole')));
   });
 
@@ -96,13 +74,8 @@ describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
     const shared = join(dir, 'whole/embeddings');
     const { path, lines } = await completionsOf(shared);
     const heard = async (name: string) => {
-      const said: string[] = [];
       const run = options(name, { embeddings: shared });
-      await train(
-        run,
-        silent((text) => said.push(text)),
-        never,
-      );
+      const { said } = await trained(run);
       expect(await resultsOf(run)).toEqual(await resultsOf(options('whole')));
       return said.filter((text) => text.startsWith('completing'));
     };
@@ -121,7 +94,7 @@ describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
 
   test('a run that sees a part of the samples completes those alone', async () => {
     const run = options('part', { steps: 1, batch: 3, every: 1 });
-    await train(run, silent(), never);
+    await trained(run);
     expect((await completionsOf(join(run.to, 'embeddings'))).lines).toHaveLength(3);
   });
 });

@@ -93,7 +93,7 @@ test('a run trains on the GPU, says what the CPU computes, and refuses what a GP
   const run = { ...smallOptions({ data, validation: data, to: join(folder, 'run') }), steps: 2, threads: 2 };
   const said: string[] = [];
   const progress = silent(undefined, (text) => said.push(text));
-  for (const changes of [{ frozen: 'w8a8' }, { frozen: 'int8' }, { workers: 2 }] as const) {
+  for (const changes of [{ frozen: 'w8a8' }, { frozen: 'fp16' }, { frozen: 'int8' }, { workers: 2 }] as const) {
     await expect(train({ ...run, ...changes, device: 'webgpu' }, progress, never)).rejects.toMatchObject({
       code: 'config_invalid',
       message: expect.stringContaining(`--device webgpu (${gpu.name}): --`),

@@ -1,25 +1,16 @@
 /** Passes of several samples at a time, in processes of their own. They run what lies in `dist/`. */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, expect, test, vi } from 'vitest';
+import { afterAll, expect, onTestFinished, test, vi } from 'vitest';
 import { train } from '../../../training/run/train.ts';
 import { ModelPass } from '../../../training/step/pass.ts';
 import { TrainableProjector } from '../../../training/step/projector.ts';
 import { Trainer } from '../../../training/step/trainer.ts';
-import { temporaryFolder } from '../../support/models.ts';
-import {
-  never,
-  resultsOf,
-  silent,
-  smallOptions,
-  smallRow,
-  TRAINING_TIMEOUT_MS,
-  writeRows,
-} from '../../support/training.ts';
+import { never, resultsOf, silent, smallRuns, TRAINING_TIMEOUT_MS, trained } from '../../support/training.ts';
 import { openTrainingGoldens } from '../../support/training-goldens.ts';
 
 vi.setConfig({ testTimeout: TRAINING_TIMEOUT_MS });
-const folder = await temporaryFolder();
+const { dir: folder, ...small } = await smallRuns(4);
 const goldens = await openTrainingGoldens();
 afterAll(() => goldens.close());
 const WEIGHTS = { ce: 1, reinforce: 0, kl: 0, alignment: 0.1 };
@@ -36,11 +27,19 @@ async function workerIds(): Promise<number[]> {
   return found.sort((a, b) => a - b);
 }
 
+const signalAll = async (signal: NodeJS.Signals) => {
+  for (const id of await workerIds()) process.kill(id, signal);
+};
+const noneIsLeft = () => vi.waitUntil(async () => (await workerIds()).length === 0, { timeout: TRAINING_TIMEOUT_MS });
+const placeOf = (workers: number, threads: number) => {
+  const { spec, weights } = goldens;
+  return { folder, threads, workers, spec, weights, layers: 'fp32', maxPositions: 512 } as const;
+};
+
 /** The gradients of a batch, as bytes. */
 async function gradientsWith(workers: number, threads: number): Promise<Buffer[]> {
-  const { spec, weights } = goldens;
   const { widths, parameters } = await goldens.projector(2);
-  const place = { folder, threads, workers, spec, weights, layers: 'fp32', maxPositions: 512 } as const;
+  const place = placeOf(workers, threads);
   const projector = await TrainableProjector.load({ widths }, parameters, 'frobenius', { folder, threads: 1 });
   const model = await ModelPass.load(place, WEIGHTS);
   try {
@@ -58,37 +57,69 @@ test('any number of workers gives the same bits, and none is left behind', async
   const alone = await gradientsWith(1, 1);
   expect(await gradientsWith(3, 3)).toEqual(alone);
   expect(await gradientsWith(2, 2)).toEqual(alone);
-  await vi.waitUntil(async () => (await workerIds()).length === 0, { timeout: TRAINING_TIMEOUT_MS });
+  await noneIsLeft();
 });
 
-test('a worker that dies ends the run by name, with the checkpoint from which the run goes on', async () => {
-  const data = await writeRows(join(folder, 'train.jsonl'), [0, 1, 2, 3].map(smallRow));
-  const options = (name: string) => ({
-    ...smallOptions({ data, validation: undefined, to: join(folder, name) }),
-    weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0.1 },
-    steps: 40,
-    every: 1,
-    workers: 2,
-    threads: 2,
-  });
-  const whole = options('whole');
-  await train(whole, silent(), never);
-  const wounded = options('wounded');
-  let killed: Promise<void> | undefined;
-  const kill = async () => {
-    for (const id of (await workerIds()).slice(0, 1)) process.kill(id, 'SIGKILL');
-  };
-  const killAtTwo = silent((text) => {
-    if (text.startsWith('step 2 ')) killed ??= kill();
-  });
-  await expect(train(wounded, killAtTwo, never)).rejects.toMatchObject({
-    code: 'worker_lost',
-    message: expect.stringMatching(
-      /training worker \d of 2 \(process \d+\) was ended by SIGKILL; the checkpoint after step \d+ is still good: the/,
-    ),
-  });
-  await killed;
-  await vi.waitUntil(async () => (await workerIds()).length === 0, { timeout: TRAINING_TIMEOUT_MS });
-  await train(wounded, silent(), never);
-  expect(await resultsOf(wounded)).toEqual(await resultsOf(whole));
+test('a worker that dies in a pass fails that pass, and no other', async () => {
+  const model = await ModelPass.load(placeOf(2, 2), WEIGHTS);
+  try {
+    const [sample] = goldens.samples;
+    const soft = new Float32Array(sample!.softPositions.length * goldens.spec.hidden);
+    const pass = () =>
+      model.run(sample!, soft, 1, {}).then(
+        ({ ce }) => ce,
+        (error: unknown) => error,
+      );
+    const expected = await pass();
+    const [dies, lives] = await workerIds();
+    await signalAll('SIGSTOP'); // so that both passes have begun, and none can end
+    const passes = [pass(), pass()];
+    process.kill(dies!, 'SIGKILL');
+    process.kill(lives!, 'SIGCONT');
+    const found = await Promise.all(passes);
+    expect(found).toContain(expected);
+    const message = expect.stringContaining(`(process ${dies}) was ended by SIGKILL`);
+    expect(found).toContainEqual(expect.objectContaining({ code: 'worker_lost', message }));
+  } finally {
+    model.dispose();
+  }
+  await noneIsLeft();
 });
+
+const fortySteps = (name: string) =>
+  small.options(name, { weights: WEIGHTS, steps: 40, every: 1, workers: 2, threads: 2 });
+
+test.each([
+  ['dies', async () => process.kill((await workerIds())[0]!, 'SIGKILL'), 'was ended by SIGKILL'],
+  [
+    'is stopped',
+    async () => {
+      await signalAll('SIGSTOP');
+      vi.advanceTimersByTime(13 * 5000);
+    },
+    'has not answered for 60 s: it was stopped, or hangs',
+  ],
+])(
+  'a worker that %s ends the run by name, with the checkpoint from which the run goes on',
+  async (name, wound, why) => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval'] });
+    onTestFinished(() => void vi.useRealTimers());
+    const run = fortySteps(name);
+    let done: Promise<unknown> | undefined;
+    const atTwo = silent((text) => {
+      if (text.startsWith('step 2 ')) done ??= wound();
+    });
+    const message = expect.stringMatching(
+      new RegExp(
+        `training worker \\d of 2 \\(process \\d+\\) ${why}; the checkpoint after step \\d+ is still good: the`,
+      ),
+    );
+    await expect(train(run, atTwo, never)).rejects.toMatchObject({ code: 'worker_lost', message });
+    await done;
+    await noneIsLeft();
+    await trained(run);
+    const whole = fortySteps('whole');
+    await trained(whole);
+    expect(await resultsOf(run)).toEqual(await resultsOf(whole));
+  },
+);

@@ -3,28 +3,15 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { isBetter } from '../../../training/run/best.ts';
-import { train } from '../../../training/run/train.ts';
 import { withSettings } from '../../../training/sweep/space.ts';
 import { type SweepOptions, type SweepResults, sweep } from '../../../training/sweep/sweep.ts';
 import { tableOf } from '../../../training/sweep/table.ts';
-import { temporaryFolder } from '../../support/models.ts';
-import {
-  killed,
-  never,
-  resultsOf,
-  silent,
-  smallOptions,
-  smallRow,
-  TRAINING_TIMEOUT_MS,
-  writeRows,
-} from '../../support/training.ts';
+import { killed, never, resultsOf, silent, smallRuns, TRAINING_TIMEOUT_MS, trained } from '../../support/training.ts';
 
-const dir = await temporaryFolder();
-const data = await writeRows(join(dir, 'train.jsonl'), [0, 1, 2, 3].map(smallRow));
-const validation = await writeRows(join(dir, 'valid.jsonl'), [10, 11].map(smallRow));
+const { dir, validation, ...small } = await smallRuns(4);
 const options = (name: string, changes: Partial<SweepOptions> = {}): SweepOptions => ({
-  ...smallOptions({ data, validation, to: join(dir, name) }),
-  weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
+  ...small.options(name),
+  validation,
   steps: 4,
   ranges: [
     { name: 'learning-rate', low: 1e-4, high: 1e-1, log: true },
@@ -74,7 +61,7 @@ describe('a sweep', { timeout: TRAINING_TIMEOUT_MS }, () => {
     const [best] = results.trials;
     const { ranges: _r, trials: _t, factor: _f, ...rest } = withSettings(whole, best!.settings);
     const run = { ...rest, to: join(dir, 'best') };
-    await train(run, silent(), never);
+    await trained(run);
     expect(await resultsOf({ to: join(whole.to, 'trials', `00${best!.number}`) })).toEqual(await resultsOf(run));
   });
 
