@@ -126,6 +126,7 @@ export const ragField = z.strictObject({
   path: key.max(MAX_PATH).optional(),
   retriever: z.enum(RETRIEVERS).optional(),
   max_text_tokens: z.int().min(1).default(512),
+  text_chunks: z.int().min(0).max(100).optional(),
   files: overlayFiles.optional(),
 });
 
@@ -147,6 +148,7 @@ export function readRag(
       path: rag.path === undefined ? undefined : pathInRepo(rag.path),
       retriever: rag.retriever,
       maxTextTokens: rag.max_text_tokens,
+      textChunks: rag.text_chunks,
     },
     overlay: overlay && files ? [...overlay, ...files] : (overlay ?? files),
   };
