@@ -15,7 +15,7 @@ const STEPS = ['text', 'mixed', 'compressed'] as const satisfies readonly RagMod
 type Step = (typeof STEPS)[number];
 
 /** Number of steps down. */
-export type Level = 0 | 1 | 2;
+type Level = 0 | 1 | 2;
 
 /**
  * Shares of the target TTFT: a tenant goes down to a level where its next prompt waits so long, and leaves the level
@@ -30,7 +30,7 @@ const UP_BELOW = [0.25, 0.5] as const;
  * The level that follows a level.
  * @param load expected wait, as a share of the target TTFT.
  */
-export function nextLevel(level: Level, load: number): Level {
+function nextLevel(level: Level, load: number): Level {
   let next = level;
   while (next < 2 && load >= DOWN_AT[next as 0 | 1]) next = (next + 1) as Level;
   while (next > 0 && load < UP_BELOW[(next - 1) as 0 | 1]) next = (next - 1) as Level;
@@ -38,7 +38,7 @@ export function nextLevel(level: Level, load: number): Level {
 }
 
 /** The mode that a request gets which asks for `asked`. */
-export function stepDown(asked: RagMode, level: Level): RagMode {
+function stepDown(asked: RagMode, level: Level): RagMode {
   const step = STEPS.indexOf(asked as Step);
   return step < 0 ? asked : STEPS[Math.max(step, level)]!;
 }
@@ -49,7 +49,7 @@ function modeBelow(mode: RagMode): RagMode | undefined {
   return step < 0 ? undefined : STEPS[step + 1];
 }
 
-export interface LadderOptions {
+interface LadderOptions {
   readonly targetTtftMs: number;
   /** Time until it would be the turn of a tenant's prompt that came now, in ms. */
   readonly waitMs: (tenant: string, priority: number) => number;

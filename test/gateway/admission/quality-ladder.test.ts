@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test, vi } from 'vitest';
-import { type Level, nextLevel, QualityLadder, stepDown } from '../../../services/gateway/admission/quality-ladder.ts';
+import { QualityLadder } from '../../../services/gateway/admission/quality-ladder.ts';
 import {
   COMPLETION_DEFAULTS,
   type CompletionRequest,
@@ -14,62 +14,82 @@ import { type Answer, type FakeGatewayOptions, fakeGateway, spelling } from '../
 import type { FakeModel } from '../../support/fake-workers.ts';
 
 const ORDER = ['text', 'mixed', 'compressed'] as const;
+const place = (mode: RagMode) => ORDER.indexOf(mode as 'text');
+
+const asking = (mode: RagMode): CompletionRequest => ({
+  ...COMPLETION_DEFAULTS,
+  prompts: ['x'],
+  rag: { repo: 'shop', mode, topK: 10, path: undefined, retriever: undefined, maxTextTokens: 512 },
+});
+
+/** What requests are given, one after the other, that find these waits, as shares of the target. */
+function given(loads: readonly number[], asked: RagMode = 'text'): RagMode[] {
+  let load = 0;
+  const ladder = new QualityLadder({ targetTtftMs: 1000, waitMs: () => 1000 * load });
+  return loads.map((next) => {
+    load = next;
+    return ladder.begin(asking(asked), 'a').rag!.mode;
+  });
+}
 
 describe('the rule', () => {
-  const levels = fc.constantFrom<Level>(0, 1, 2);
-  const loads = fc.double({ min: 0, max: 3, noNaN: true });
+  const load = fc.integer({ min: 0, max: 300 }).map((percent) => percent / 100);
+  const history = fc.array(load, { maxLength: 8 });
   const modes = fc.constantFrom(...RAG_MODES);
 
   test('a request is given what it asked for or less, and what is no context as text stays as it is', () => {
     fc.assert(
-      fc.property(modes, levels, (asked, level) => {
-        const given = stepDown(asked, level);
-        if (asked === 'off' || asked === 'compressed') expect(given).toBe(asked);
-        else expect(ORDER.indexOf(given as 'text')).toBe(Math.max(ORDER.indexOf(asked), level));
+      fc.property(fc.array(load, { minLength: 1 }), modes, (loads, asked) => {
+        for (const [i, mode] of given(loads, asked).entries()) {
+          if (asked === 'off' || asked === 'compressed') expect(mode).toBe(asked);
+          else {
+            expect(place(mode)).toBeGreaterThanOrEqual(place(asked));
+            if (loads[i]! < 0.25) expect(mode).toBe(asked);
+            if (loads[i]! >= 0.75) expect(mode).toBe('compressed');
+          }
+        }
       }),
     );
   });
 
-  test('a longer wait never gives a higher quality, from any level', () => {
+  test('a longer wait never gives a higher quality, whatever came before', () => {
     fc.assert(
-      fc.property(levels, loads, loads, (level, a, b) => {
-        expect(nextLevel(level, Math.max(a, b))).toBeGreaterThanOrEqual(nextLevel(level, Math.min(a, b)));
+      fc.property(history, load, load, (before, a, b) => {
+        const [short, long] = [Math.min(a, b), Math.max(a, b)].map((last) => place(given([...before, last]).at(-1)!));
+        expect(long).toBeGreaterThanOrEqual(short!);
       }),
     );
   });
 
-  test('the same wait twice changes nothing the second time, and a level is left only after a real change', () => {
+  test('the same wait twice changes nothing, and what went down goes up only when the wait falls by a quarter', () => {
     fc.assert(
-      fc.property(levels, loads, fc.double({ min: 0, max: 0.24, noNaN: true }), (level, load, change) => {
-        const first = nextLevel(level, load);
-        expect(nextLevel(first, load)).toBe(first);
-        // Having gone down at some wait, it goes up again only where a quarter of the target is gone from that.
-        if (first > level) expect(nextLevel(first, load - change)).toBe(first);
+      fc.property(history, load, fc.integer({ min: 0, max: 25 }), (before, last, fall) => {
+        const [first, same] = given([...before, last, last]).slice(-2);
+        expect(same).toBe(first);
+        const less = (Math.round(100 * last) - fall) / 100;
+        const [earlier, down, after] = given([...before, 0, last, less]).slice(-3);
+        expect(earlier).toBe('text');
+        if (less >= 0) expect(place(after!)).toBeGreaterThanOrEqual(place(down!));
       }),
     );
   });
 
   test.each([
-    [0, 0.49, 0],
-    [0, 0.5, 1],
-    [0, 0.75, 2],
-    [1, 0.25, 1],
-    [1, 0.24, 0],
-    [2, 0.5, 2],
-    [2, 0.49, 1],
-    [2, 0, 0],
-  ] as const)('from level %i a wait of %d of the target leads to level %i', (level, load, next) => {
-    expect(nextLevel(level, load)).toBe(next);
+    [[0.49], 'text'],
+    [[0.5], 'mixed'],
+    [[0.74], 'mixed'],
+    [[0.75], 'compressed'],
+    [[0.5, 0.25], 'mixed'],
+    [[0.5, 0.24], 'text'],
+    [[0.75, 0.5], 'compressed'],
+    [[0.75, 0.49], 'mixed'],
+    [[0.75, 0], 'text'],
+  ] as const)('after waits of %j of the target a request for text is given %s', (loads, mode) => {
+    expect(given(loads).at(-1)).toBe(mode);
   });
 });
 
 describe('a ladder', () => {
-  const asking = (mode: RagMode): CompletionRequest => ({
-    ...COMPLETION_DEFAULTS,
-    prompts: ['x'],
-    rag: { repo: 'shop', mode, topK: 10, path: undefined, retriever: undefined, maxTextTokens: 512 },
-  });
-
   test('each tenant has a level of its own, by its own wait', () => {
     const waits: Record<string, number> = { flood: 900, other: 10 };
     const ladder = new QualityLadder({ targetTtftMs: 1000, waitMs: (tenant) => waits[tenant]! });
