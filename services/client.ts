@@ -32,12 +32,19 @@ export interface CompletionBody {
     readonly path?: string;
     readonly top_k?: number;
     readonly max_text_tokens?: number;
+    readonly text_chunks?: number;
   };
 }
 
 export interface RagAnswer {
   readonly mode: string;
-  readonly chunks: readonly { path: string; start_line: number; end_line: number; score: number }[];
+  readonly chunks: readonly {
+    readonly path: string;
+    readonly start_line: number;
+    readonly end_line: number;
+    readonly score: number;
+    readonly form?: 'soft' | 'text';
+  }[];
   readonly index_version: string | null;
   readonly degraded?: string;
 }

@@ -5,7 +5,17 @@ import { RETRIEVERS } from '../../services/lib/rag/retriever-name.ts';
 import { PROMPT_ORDERS } from '../../services/lib/text/prompt-format.ts';
 import type { CodeBleuVariant } from '../../training/metrics/code-bleu.ts';
 import type { ScoredLanguage } from '../../training/metrics/keywords.ts';
-import { oneOf, option, optional, type ParsedOptions, required, SYSTEM_OPTIONS, text, words } from '../options.ts';
+import {
+  oneOf,
+  option,
+  optional,
+  type ParsedOptions,
+  required,
+  SYSTEM_OPTIONS,
+  text,
+  whole,
+  words,
+} from '../options.ts';
 
 /** Benchmarks' formats, by the names of those who publish them. */
 export const FORMATS = ['repoeval', 'cceval', 'longeval', 'authors', 'llavacode'] as const;
@@ -46,6 +56,7 @@ export const EVALUATE_COMMAND = {
     maxTokens: option('<n>', 'the most tokens of a completion', count, 50),
     promptTokens: option('<n>', 'the most tokens of the code around the gap and its frame', count, 2000),
     textTokens: option('<n>', 'the most tokens of context as text', count, 512),
+    textChunks: optional('<n>', 'chunks that stand as text in the arm mixed; by their scores when not given', whole),
     rewriteTokens: option('<n>', 'the most tokens of rewritten context', count, 10),
     topK: option('<n>', 'chunks of a prompt', count, 10),
     codeBleu: oneOf('<variant>', 'which CodeBLEU: of CodeXGLUE or of the package on PyPI', VARIANTS, 'codexglue'),

@@ -31,7 +31,14 @@ export const answerSchema = z.object({
   ttftMs: z.number(),
   tpotMs: z.number().nullable(),
   chunks: z.array(
-    z.object({ path: z.string(), startLine: count, endLine: count, score: z.number(), text: z.string() }),
+    z.object({
+      path: z.string(),
+      startLine: count,
+      endLine: count,
+      score: z.number(),
+      form: z.enum(['soft', 'text']).optional(),
+      text: z.string(),
+    }),
   ),
   rewritten: z.string().nullable(),
   degraded: z.string().nullable(),
@@ -60,6 +67,7 @@ export type EvaluationSettings = Pick<
   | 'url'
   | 'promptTokens'
   | 'textTokens'
+  | 'textChunks'
   | 'rewriteTokens'
   | 'topK'
   | 'maxTokens'
@@ -106,9 +114,10 @@ export class Evaluation {
 
   #key(spec: ArmSpec, { left, right, target, path, repository, chunks, rewritten }: WholeSample): string {
     const { url = '', context, promptTokens, textTokens, topK, maxTokens, promptOrder } = this.#settings;
-    const { rewriteTokens, summarizer = '' } = this.#settings;
+    const { rewriteTokens, summarizer = '', textChunks } = this.#settings;
     const settings = { url, context, promptTokens, textTokens, topK, maxTokens, promptOrder };
-    const own = isRewriter(spec.arm) ? { rewriteTokens, summarizer } : {};
+    const mixed = spec.arm === 'mixed' ? { textChunks } : {};
+    const own = isRewriter(spec.arm) ? { rewriteTokens, summarizer } : mixed;
     const question = { left, right, target, path, repository, chunks, rewritten };
     return contentKey(1, this.#parts.fingerprint, settings, own, spec.arm, spec.retriever ?? '', question);
   }
@@ -214,11 +223,12 @@ const rotated = <T>(items: readonly T[], by: number): T[] => {
 };
 
 const placesOf = ({ rag }: StreamedCompletion): PromptChunk[] =>
-  (rag?.chunks ?? []).map(({ path, start_line: startLine, end_line: endLine, score }) => ({
+  (rag?.chunks ?? []).map(({ path, start_line: startLine, end_line: endLine, score, form }) => ({
     path,
     startLine,
     endLine,
     score,
+    ...(form && { form }),
   }));
 
 /** @throws ServingError config_invalid if the system serves another bundle than the one that counts tokens here. */

@@ -119,6 +119,8 @@ const FILTERS = {
   'wrong-everywhere': 'wrong everywhere',
 };
 
+const FORM = { soft: ', a soft token', text: ', as text' };
+
 function armBlock(name: string, answer: ArmAnswer, sample: SampleResult): string {
   const { scores, ce, promptTokens, softTokens, ttftMs, degraded, rewritten } = answer;
   const facts = [
@@ -131,7 +133,7 @@ function armBlock(name: string, answer: ArmAnswer, sample: SampleResult): string
   ];
   const chunks = answer.chunks.map(
     (chunk) =>
-      `<p><small>${escaped(chunkKey(chunk))}, score ${chunk.score.toFixed(3)}</small></p>` +
+      `<p><small>${escaped(chunkKey(chunk))}, score ${chunk.score.toFixed(3)}${chunk.form ? FORM[chunk.form] : ''}</small></p>` +
       `<pre class="code">${escaped(sample.chunks[chunkKey(chunk)] ?? '')}</pre>`,
   );
   const context = rewritten === null ? chunks : [`<pre class="code">${escaped(rewritten)}</pre>`];

@@ -33,7 +33,8 @@ export function armSpecs({ arms, retrievers }: Pick<EvaluateOptions, 'arms' | 'r
   });
 }
 
-type PromptSettings = Pick<EvaluateOptions, 'promptTokens' | 'textTokens' | 'topK' | 'promptOrder'>;
+type PromptSettings = Pick<EvaluateOptions, 'promptTokens' | 'textTokens' | 'topK' | 'promptOrder'> &
+  Partial<Pick<EvaluateOptions, 'textChunks'>>;
 
 /** The code around a gap, cut to the budget. */
 export interface CutCode {
@@ -79,9 +80,10 @@ export class EvaluationPrompts {
     mode: RagMode,
     at: { readonly repo: string; readonly path: string; readonly retriever: RetrieverName | undefined },
   ): Prompt {
-    const { topK, textTokens } = this.#settings;
+    const { topK, textTokens, textChunks } = this.#settings;
     const { repo, path, retriever } = at;
-    const budget = mode === 'compressed' ? {} : { max_text_tokens: textTokens };
+    const asText = mode === 'mixed' && textChunks !== undefined ? { text_chunks: textChunks } : {};
+    const budget = mode === 'compressed' ? {} : { max_text_tokens: textTokens, ...asText };
     const rag = { repo, mode, top_k: topK, ...budget, ...(path !== '' && { path }), ...(retriever && { retriever }) };
     return { ...this.plain(code), rag };
   }

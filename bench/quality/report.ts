@@ -30,6 +30,7 @@ const DEFINITIONS = {
 const PAPER_NAMES: Readonly<Record<string, string>> = {
   off: 'w/o CFC',
   text: 'w/ CFC',
+  mixed: 'LlavaCode, best chunks as text',
   compressed: 'LlavaCode',
   pruned: 'Context Pruning',
   summary: 'Context Summarization',

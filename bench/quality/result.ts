@@ -25,6 +25,8 @@ export interface PromptChunk {
   readonly startLine: number;
   readonly endLine: number;
   readonly score: number;
+  /** How it stood in a mixed prompt; undefined in others, where all stand alike. */
+  readonly form?: 'soft' | 'text' | undefined;
 }
 
 /** One arm's answer to one sample. */
@@ -43,7 +45,7 @@ export interface ArmAnswer {
   readonly ttftMs: number;
   /** null for a completion of one token. */
   readonly tpotMs: number | null;
-  /** Those that stood in the prompt, best first. */
+  /** Those that stood in the prompt, in its order: soft tokens before text, each best first. */
   readonly chunks: readonly PromptChunk[];
   /** The tokens of context that a rewriter made, as text; null for other arms. */
   readonly rewritten: string | null;
@@ -69,7 +71,8 @@ export interface SampleResult {
   readonly answers: Readonly<Record<string, ArmAnswer>>;
 }
 
-export const chunkKey = ({ path, startLine, endLine }: Omit<PromptChunk, 'score'>) => `${path}:${startLine}-${endLine}`;
+export const chunkKey = ({ path, startLine, endLine }: Omit<PromptChunk, 'score' | 'form'>) =>
+  `${path}:${startLine}-${endLine}`;
 
 export interface ArmFigures {
   readonly arm: string;

@@ -1,5 +1,5 @@
 /** Runs `llavacode evaluate`: reads a benchmark, completes it in every arm, and writes artifact, charts and page. */
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -42,6 +42,8 @@ const RETRIEVAL_MS = 60_000;
  */
 export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<QualityResult>> {
   const signal = interruption();
+  // Before a bundle is made, which takes minutes.
+  await atPath(`--benchmark ${options.benchmark}`, () => access(options.benchmark));
   const model = await openModel(onlyModel(options), options, signal);
   const specs = armSpecs(options);
   assertArms(options, specs, model.manifest);

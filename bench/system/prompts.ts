@@ -12,7 +12,7 @@ import { ServingError } from '../../services/lib/process/errors.ts';
 import { choosePromptFormat, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { TRACE_BLOCK_TOKENS } from '../measure/trace.ts';
-import type { ContextMode } from './context.ts';
+import { type ContextMode, MIXED_TEXTS, SOFT_TOKENS } from './context.ts';
 
 interface PromptShape {
   /** Tokens of the whole prompt, including its context. */
@@ -119,7 +119,10 @@ export class PromptMaker {
     if (context === 'compressed') return { ...rag, top_k: contextTokens };
     // The name of the current file follows the context, and its tokens are not part of the limit.
     const after = this.#format.repository ? 1 + this.#tokenizer.encode(`${path}\n`).length : 0;
-    return { ...rag, top_k: 10, max_text_tokens: contextTokens - after };
+    const textTokens = contextTokens - after;
+    if (context === 'text') return { ...rag, top_k: 10, max_text_tokens: textTokens };
+    const softTokens = SOFT_TOKENS - MIXED_TEXTS;
+    return { ...rag, top_k: SOFT_TOKENS, text_chunks: MIXED_TEXTS, max_text_tokens: textTokens - softTokens };
   }
 }
 

@@ -9,7 +9,7 @@ export const TYPING_COMMAND = {
   options: {
     debounceMs: option('<n>', 'length of the pause in typing that asks for a completion, in ms', whole, 200),
     outputTokens: option('<n>', 'upper bound on the tokens of an answer', whole, 16),
-    contexts: option('<list>', 'contexts of the prompts: compressed, text, off', words(CONTEXTS), [
+    contexts: option('<list>', `contexts of the prompts: ${CONTEXTS.join(', ')}`, words(CONTEXTS), [
       'compressed',
       'text',
     ]),

@@ -16,6 +16,7 @@ import { choosePromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import { Dispatcher } from './admission/dispatcher.ts';
 import { InflightRequests, type SessionStart } from './admission/inflight.ts';
+import { QualityLadder } from './admission/quality-ladder.ts';
 import { NEWS_EVERY_MS, ServiceExchange } from './admission/service-exchange.ts';
 import { parseTenantWeights } from './admission/settings.ts';
 import { Acceptance } from './completion/acceptance.ts';
@@ -101,6 +102,11 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     dispatcher,
     context: new ContextFinder({ ...config, ...parts, overlays: new Overlays({ ...config, ...parts }) }),
     sessions,
+    // Without a projector there are no soft tokens to step down to.
+    ladder:
+      config.qualityLadder && parts.contextFingerprint !== undefined
+        ? new QualityLadder({ ...config, waitMs: (tenant, priority) => dispatcher.waitMs(tenant, priority) })
+        : undefined,
     isBusy: () => draining.aborted || dispatcher.waitingTenants.size > 0,
     track: () => inflight.track(),
   });

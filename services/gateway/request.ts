@@ -3,7 +3,8 @@ import type { RetrieverName } from '../lib/rag/retriever-name.ts';
 import { GREEDY, type Sampling } from '../lib/request/next-token.ts';
 
 export type PromptInput = string | readonly number[];
-export const RAG_MODES = ['compressed', 'text', 'off'] as const;
+/** How context stands in a prompt: as soft tokens, the best chunks as text and the others as soft tokens, as text. */
+export const RAG_MODES = ['compressed', 'mixed', 'text', 'off'] as const;
 export type RagMode = (typeof RAG_MODES)[number];
 
 /** Where code ends by itself: see completion/code-end.ts. */
@@ -21,6 +22,8 @@ export interface RagRequest {
   /** Such a repository is not known, or the key may not use it. */
   readonly isUnknown?: boolean;
   readonly mode: RagMode;
+  /** What the client asked for, where it gets another mode because of the load: see admission/quality-ladder.ts. */
+  readonly askedMode?: RagMode;
   /** Chunks to retrieve. */
   readonly topK: number;
   /** File in which the cursor stands, within the repository, in the normal form of paths. */
@@ -29,6 +32,8 @@ export interface RagRequest {
   readonly retriever: RetrieverName | undefined;
   /** Tokens that chunks may take in the prompt, where they stand in it as text. */
   readonly maxTextTokens: number;
+  /** Chunks that stand as text in a mixed prompt; undefined leaves that to their scores. */
+  readonly textChunks?: number | undefined;
 }
 
 /** A request as the rest of the gateway sees it: every field decided. */

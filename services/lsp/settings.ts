@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { flag, milliseconds, whole } from '../lib/process/setting-types.ts';
 
 /** How the repository stands in the prompt, in the words of `rag.mode`. */
-const MODES = ['compressed', 'text', 'off'] as const;
+const MODES = ['compressed', 'mixed', 'text', 'off'] as const;
 
 export const LSP_SETTINGS = {
   repo: z

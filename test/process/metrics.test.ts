@@ -106,6 +106,7 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
     'llavacode:requests_shed_total',
     'llavacode:requests_inflight',
     'llavacode:completion_events_total',
+    'llavacode:quality_ladder_total',
     'llavacode:lingering_streams',
     'llavacode:typed_through_total',
     'llavacode:replays_total',

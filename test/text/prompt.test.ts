@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { atOnce } from '../../services/lib/async/turns.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { PromptBuilder, share } from '../../services/lib/text/prompt.ts';
+import { PromptBuilder, type PromptParts, share } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
 
@@ -195,11 +195,42 @@ describe('soft context', () => {
   });
 });
 
+describe('soft tokens and text in one prompt', () => {
+  const chunks = [0, 1, 2].map((i) => ({ path: `m${i}.py`, text: `alpha_${i} = beta\n`.repeat(5) }));
+  const text = { kind: 'text', repo: 'shop', path: 'c.py', chunks, maxTokens: 512 } as const;
+  const build = (context: PromptParts['context'], capacity = 4096) =>
+    atOnce(builder.build({ capacity, maxTokens: 1, prompt: [7], suffix: '', context }));
+  const vector = (i: number) => Float32Array.of(i, i + 10);
+
+  test('text stands behind the soft tokens, as it stands without them', () => {
+    const alone = build(text);
+    const both = build({ kind: 'soft', vectors: [vector(8), vector(9)], text });
+    expect([...both.ids].slice(2)).toEqual([...alone.ids]);
+    expect([...both.soft.positions]).toEqual([0, 1]);
+    expect(both).toMatchObject({ contextChunks: 5, contextTexts: 3, contextCut: false });
+  });
+
+  test('chunks that have no place as text stand as soft tokens before the others, if they have vectors', () => {
+    const maxTokens = build({ ...text, chunks: chunks.slice(0, 1) }).ids.length - 10; // a part of the first chunk
+    const textVectors = [vector(0), undefined, vector(2)];
+    const both = build({ kind: 'soft', vectors: [vector(9)], text: { ...text, maxTokens }, textVectors });
+    expect(both).toMatchObject({ contextChunks: 3, contextTexts: 1, contextCut: false });
+    expect([...both.soft.vectors]).toEqual([2, 12, 9, 19]);
+    const none = build({ kind: 'soft', vectors: [vector(9)], text: { ...text, maxTokens: 1 }, textVectors });
+    expect([...none.soft.vectors]).toEqual([0, 10, 2, 12, 9, 19]);
+    expect(none).toMatchObject({ contextChunks: 3, contextTexts: 0 });
+  });
+});
+
 describe('context gives way', () => {
   const chunks = Array.from({ length: 4 }, (_, i) => ({ path: `m${i}.py`, text: `alpha_${i} = beta\n`.repeat(5) }));
   const vectors = chunks.map(() => Float32Array.of(1, 2));
   const contexts = fc.oneof(
     fc.constant({ kind: 'soft', vectors } as const),
+    fc.constantFrom(1, 20, 512).map((maxTokens) => {
+      const text = { kind: 'text', repo: 'r', path: 'a.py', chunks: chunks.slice(2), maxTokens } as const;
+      return { kind: 'soft', vectors: vectors.slice(2), text, textVectors: vectors.slice(2) } as const;
+    }),
     fc.record({
       kind: fc.constant('text' as const),
       repo: fc.constantFrom('r', 'owner/'.repeat(30)),

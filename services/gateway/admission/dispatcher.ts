@@ -181,9 +181,8 @@ export class Dispatcher {
    * @throws ServingError saturated
    */
   #admit(newcomer: QueuedPrompt): void {
-    const { pool, targetTtftMs } = this.#options;
-    const rate = this.#rate.bounded(pool.prefillTokensPerSecond);
-    const backlog = pool.prefillBacklog + this.#replays.reduce((sum, { pendingTokens }) => sum + pendingTokens, 0);
+    const { targetTtftMs } = this.#options;
+    const { rate, backlog } = this.#load;
     const ahead = this.#queue.tokens + backlog;
     if (ahead > 0 && rate > 0) {
       const refusal = (limit: string, ms: number) =>
@@ -211,6 +210,26 @@ export class Dispatcher {
       }
     }
     this.#queue.add(newcomer);
+  }
+
+  /** How fast prompts are served, in tokens per second, and the prompt tokens that go before all that wait here. */
+  get #load(): { readonly rate: number; readonly backlog: number } {
+    const { pool } = this.#options;
+    const replays = this.#replays.reduce((sum, { pendingTokens }) => sum + pendingTokens, 0);
+    return { rate: this.#rate.bounded(pool.prefillTokensPerSecond), backlog: pool.prefillBacklog + replays };
+  }
+
+  /**
+   * Time until it would be the turn of a prompt that came now, in ms; 0 while nothing is known of how fast prompts are
+   * served. Changes nothing.
+   */
+  waitMs(tenant: string, priority: number): number {
+    const { rate, backlog } = this.#load;
+    if (rate <= 0) return 0;
+    const request = { tenant, priority, promptTokens: 0, positions: 1, choices: 1, continues: true };
+    const nothing = () => {};
+    const asked = { ...request, remainingMs: Infinity, isReplay: false };
+    return ((backlog + this.#queue.ahead(new QueuedPrompt(asked, this.#now(), nothing, nothing))) / rate) * 1000;
   }
 
   /** Charges tenants for what other gateways served to them, and goes on: see {@link ServiceExchange}. */

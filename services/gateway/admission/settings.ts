@@ -1,7 +1,7 @@
 /** The settings of admission: how much work is taken in, and whose. */
 import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
-import { milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { flag, milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { QUEUE_SETTINGS } from '../../lib/request/settings.ts';
 
 export const ADMISSION_SETTINGS = {
@@ -12,6 +12,13 @@ export const ADMISSION_SETTINGS = {
   targetTtftMs: milliseconds(1)
     .default(10_000)
     .describe('requests that could not have their first token within this time are refused, in ms'),
+  qualityLadder: flag
+    .default(false)
+    .describe(
+      'under load, context as text steps down to the best chunks as text and the others as soft tokens (mixed), and ' +
+        'to soft tokens alone (compressed), before requests are refused; a tenant begins to when it waits half of ' +
+        '--target-ttft-ms',
+    ),
   preemptAfterMs: milliseconds(0)
     .default(50)
     .describe(

@@ -22,6 +22,7 @@ import { runTogether } from '../../lib/async/task-group.ts';
 import { Turns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
+import type { QualityLadder } from '../admission/quality-ladder.ts';
 import type { CompletionRequest } from '../request.ts';
 import { assertAnswerFits } from './answer-size.ts';
 import type { Choice } from './choice.ts';
@@ -33,7 +34,10 @@ import { TypedThrough, type TypedThroughParts } from './typed-through.ts';
 export interface JourneyParts
   extends PreparationParts,
     Omit<GenerationParts, 'typedThrough'>,
-    Omit<TypedThroughParts, 'format'> {}
+    Omit<TypedThroughParts, 'format'> {
+  /** undefined where every request gets the mode of context that it asks for. */
+  readonly ladder?: Pick<QualityLadder, 'begin' | 'below'> | undefined;
+}
 
 export class Journey {
   readonly #parts: JourneyParts;
@@ -74,10 +78,24 @@ export class Journey {
     }
   }
 
-  async #complete(request: CompletionRequest, scope: RequestScope): Promise<(readonly Choice[])[]> {
-    const { tokenizer, format } = this.#parts;
-    assertKnownIds(request, tokenizer.vocabSize);
-    const samplings = samplingsOf(request, format, request.seed ?? randomInt(2 ** 48 - 1));
+  async #complete(asked: CompletionRequest, scope: RequestScope): Promise<(readonly Choice[])[]> {
+    const { tokenizer, format, ladder } = this.#parts;
+    assertKnownIds(asked, tokenizer.vocabSize);
+    const samplings = samplingsOf(asked, format, asked.seed ?? randomInt(2 ** 48 - 1));
+    let request = ladder?.begin(asked, scope.tenant) ?? asked;
+    for (;;) {
+      try {
+        return await this.#completeAs(request, samplings, scope);
+      } catch (error) {
+        const below = scope.record.dispatched ? undefined : ladder?.below(request, error);
+        if (below === undefined) throw error;
+        request = below;
+      }
+    }
+  }
+
+  /** Completes a request with its context in the mode that it has now. */
+  async #completeAs(request: CompletionRequest, samplings: readonly Sampling[], scope: RequestScope) {
     const tasks = await this.#prepareAll(request, samplings, scope);
     const promptTokens = tasks.map(({ prompt }) => prompt.ids.length);
     assertAnswerFits(request, promptTokens);

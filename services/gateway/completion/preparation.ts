@@ -109,7 +109,7 @@ export class Preparation {
       addSpecialTokens: request.addSpecialTokens,
     };
     const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
-    if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
+    if (found) scope.record.contextFound(reportWithin(found, prompt));
     scope.record.prepared(prompt.promptCut);
     const asked = { ...request, ...around(request, promptIndex, sides) };
     const statements = await this.#statementsFor(asked, promptIndex);

@@ -64,6 +64,11 @@ export class RequestRecord {
   #tokensOfOthers = 0;
   #detokenizeMs = 0;
 
+  /** Whether workers were given any of its prompts. */
+  get dispatched(): boolean {
+    return this.#prefillWorkers.size > 0;
+  }
+
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
   get context(): ContextReport | undefined {
     return this.#context;
@@ -291,6 +296,7 @@ export class RequestRecord {
     for (const gap of this.#gaps) metrics.itl.observe(gap);
     if (timeline.ttft !== undefined) metrics.ttft.observe(timeline.ttft);
     if (this.#context?.degraded) metrics.degraded.inc({ reason: this.#context.degraded });
+    if (this.#context?.ladder) metrics.laddered.inc(this.#context.ladder);
     if (this.#context) metrics.retrieved.inc({ mode: this.#context.mode }, this.#context.chunks.length);
     if (this.#error) metrics.refused.inc({ code: this.#error.code });
     const limit = this.#error?.limit;
@@ -336,6 +342,7 @@ function spelledForLog({ promptTokens, completionTokens, cachedTokens, softToken
       chunks: context.chunks.length,
       index_version: context.indexVersion,
       degraded: context.degraded,
+      ladder: context.ladder,
     },
   };
 }

@@ -13,9 +13,11 @@ import { cursorQuery } from '../../lib/rag/search/query.ts';
 import { onlyLive, type Retrieval, type Retrieved, type RetrievedChunk } from '../../lib/rag/search/retrieval.ts';
 import type { SEARCH_SETTINGS } from '../../lib/rag/settings.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
-import type { PromptParts } from '../../lib/text/prompt.ts';
+import type { RowPart } from '../../lib/rag/store/store.ts';
+import type { BuiltPrompt, PromptParts } from '../../lib/text/prompt.ts';
 import type { OverlayText, RagMode, RagRequest } from '../request.ts';
 import { NO_OVERLAY, type Overlay, type Overlays } from './overlay.ts';
+import { standOut } from './stand-out.ts';
 
 /**
  * Reason why a completion went on without context; with `no_room`, `rows_damaged` and `rows_too_large` it may also be
@@ -34,20 +36,30 @@ export type Degradation =
   | 'retrieval_failed'
   | 'no_room';
 
+/** How a chunk stands in a prompt. */
+type Form = 'soft' | 'text';
+
+interface ReportedChunk {
+  readonly path: string;
+  readonly startLine: number;
+  readonly endLine: number;
+  readonly score: number;
+  /** It is a chunk of the request's overlay, and how it stands. */
+  readonly overlay?: Form;
+  /** How it stands in a mixed prompt. */
+  readonly form?: Form;
+}
+
 /** The context that stood in the prompt. */
 export interface ContextReport {
-  /** `text` also where the request says `compressed` and the model has no projector (--without-projector). */
+  /** `text` also where the request asks for soft tokens and the model has no projector (--without-projector). */
   readonly mode: RagMode;
-  readonly chunks: readonly {
-    readonly path: string;
-    readonly startLine: number;
-    readonly endLine: number;
-    readonly score: number;
-    /** It is a chunk of the request's overlay, and whether it stands as a soft token or as text. */
-    readonly overlay?: 'soft' | 'text';
-  }[];
+  /** In the order in which they stand in the prompt: those of one form best first, soft tokens before text. */
+  readonly chunks: readonly ReportedChunk[];
   readonly indexVersion: string | null;
   readonly degraded?: Degradation;
+  /** The request asked for one mode and was given another one because of the load: see admission/quality-ladder.ts. */
+  readonly ladder?: { readonly asked: RagMode; readonly given: RagMode } | undefined;
 }
 
 export interface FoundContext {
@@ -110,7 +122,7 @@ export class ContextFinder {
     const { contextFingerprint, withoutProjector, overlays } = this.#sources;
     let { rag } = query;
     if (rag.mode === 'off') return without(rag.mode);
-    if (rag.mode === 'compressed' && contextFingerprint === undefined) {
+    if (rag.mode !== 'text' && contextFingerprint === undefined) {
       if (withoutProjector === 'off') return without(rag.mode, 'no_projector');
       rag = { ...rag, mode: 'text' };
     }
@@ -118,7 +130,7 @@ export class ContextFinder {
     const overlay = texts.length === 0 ? NO_OVERLAY : await overlays.of(tenant, texts, signal);
     // Editors send their files ahead of the text to be completed, in a warm-up: no chunk is chosen for that.
     const isAhead = query.before.trim() === '' && query.after.trim() === '';
-    if (isAhead && rag.mode === 'compressed') overlays.encodeAhead(tenant, overlay);
+    if (isAhead && rag.mode !== 'text') overlays.encodeAhead(tenant, overlay);
     const { found, degraded } = await this.#search({ ...query, rag }, overlay, signal);
     const encoded = rag.mode === 'text' ? found : await this.#encode(tenant, overlay, found, signal);
     const ids = new Set(overlay.chunks.map(({ id }) => id));
@@ -128,7 +140,9 @@ export class ContextFinder {
     const settled = settle?.(encoded, isCurrent) ?? encoded;
     const context = asContext(rag, { ...settled, leftOut: found.leftOut }, this.#sources);
     const why = degraded ?? context.report.degraded ?? (overlay.cut ? 'no_room' : undefined);
-    return { ...context, report: { ...context.report, ...(why && { degraded: why }) } };
+    const { askedMode: asked, mode: given } = rag;
+    const ladder = asked && { asked, given };
+    return { ...context, report: { ...context.report, ...(why && { degraded: why }), ...(ladder && { ladder }) } };
   }
 
   /** Vectors for the chunks of the overlay, as far as they come in time. */
@@ -163,7 +177,7 @@ export class ContextFinder {
     try {
       if (retriever !== undefined) budget.suit(retriever);
       const until = AbortSignal.any([signal, budget.signal]);
-      const part = rag.mode === 'text' ? 'text' : 'vectors';
+      const part = PART_OF[rag.mode];
       const search = { repo, path, before, after, topK, retriever, part, ...(around && { replaced, live }) } as const;
       return { found: await retrieval.retrieve(search, until, (used) => budget.suit(used)) };
     } catch (error) {
@@ -183,6 +197,9 @@ export class ContextFinder {
     }
   }
 }
+
+/** What a prompt needs of the rows of chunks: both where it is not said. */
+const PART_OF: Partial<Record<RagMode, RowPart>> = { compressed: 'vectors', text: 'text' };
 
 interface Searched {
   readonly found: Found;
@@ -206,14 +223,29 @@ function isRefused({ code, param }: ServingError, { retriever, isOptional }: Rag
   return code === 'repo_not_found';
 }
 
-/**
- * The report of a context of which the first `chunks` chunks stand in the prompt.
- * @param cut whether the others are missing for lack of room.
- */
-export function reportWithin(report: ContextReport, chunks: number, cut: boolean): ContextReport {
-  const degraded = report.degraded ?? (cut ? 'no_room' : undefined);
-  return { ...report, chunks: report.chunks.slice(0, chunks), ...(degraded && { degraded }) };
+/** The report of a context as far as it stands in a prompt. */
+export function reportWithin(
+  { report, context }: FoundContext,
+  built: Pick<BuiltPrompt, 'contextChunks' | 'contextTexts' | 'contextCut'>,
+): ContextReport {
+  const degraded = report.degraded ?? (built.contextCut ? 'no_room' : undefined);
+  const vectors = context?.kind === 'soft' ? context.textVectors : undefined;
+  const softChunks = report.chunks.length - (vectors?.length ?? 0);
+  const texts = report.chunks.slice(softChunks);
+  const instead = texts.filter((_, i) => i >= built.contextTexts && vectors?.[i] !== undefined);
+  const soft = [...instead.map(asSoft), ...report.chunks.slice(0, softChunks)];
+  const chunks = vectors
+    ? [...soft.slice(0, built.contextChunks - built.contextTexts), ...texts.slice(0, built.contextTexts)]
+    : report.chunks.slice(0, built.contextChunks);
+  return { ...report, chunks, ...(degraded && { degraded }) };
 }
+
+/** A chunk of text that stands as a soft token instead. */
+const asSoft = (chunk: ReportedChunk): ReportedChunk => ({
+  ...chunk,
+  ...(chunk.overlay && { overlay: 'soft' }),
+  ...(chunk.form && { form: 'soft' }),
+});
 
 /** Share of the request's remaining budget that retrieval may take. */
 const BUDGET_SHARE = 0.25;
@@ -260,35 +292,47 @@ function asContext(rag: RagRequest, found: Found, sources: ContextSources): Foun
   const asText = (chunks: Found['chunks']) =>
     ({ kind: 'text', repo: nameOf(rag.repo ?? ''), path, chunks, maxTokens }) as const;
   if (rag.mode === 'text') {
-    return { report: reportOf(rag, found, found.chunks, rows), context: asText(found.chunks) };
+    return { report: reportOf(rag, found, [], found.chunks, rows), context: asText(found.chunks) };
   }
   const indexed = found.chunks.filter(({ isLive }) => !isLive);
   // Vectors that another encoder or projector made are noise to this model, and workers refuse what is not a number.
   const isSound = ({ vector }: RetrievedChunk) => vector.length === sources.hidden && vector.every(Number.isFinite);
   const isStale =
     found.fingerprint !== undefined && (found.fingerprint !== sources.contextFingerprint || !indexed.every(isSound));
-  const usable = isStale ? found.chunks.filter(({ isLive }) => isLive) : found.chunks;
+  const best = found.chunks.slice(0, rag.mode === 'mixed' ? (rag.textChunks ?? standOut(scoresOf(found))) : 0);
+  const usable = found.chunks.slice(best.length).filter(({ isLive }) => isLive || !isStale);
   const soft = usable.filter(isSound);
-  const text = usable.filter((chunk) => !isSound(chunk));
-  const report = reportOf(rag, found, [...soft, ...text], isStale ? 'stale_index' : rows);
+  const text = [...best, ...usable.filter((chunk) => !isSound(chunk))];
+  const report = reportOf(rag, found, soft, text, isStale ? 'stale_index' : rows);
   if (soft.length + text.length === 0 && isStale) return { report, context: undefined };
   const vectors = soft.map(({ vector }) => vector);
-  return { report, context: { kind: 'soft', vectors, ...(text.length > 0 && { text: asText(text) }) } };
+  if (text.length === 0) return { report, context: { kind: 'soft', vectors } };
+  const mayBeSoft = (chunk: RetrievedChunk) => isSound(chunk) && (chunk.isLive || !isStale);
+  const textVectors = text.map((chunk) => (mayBeSoft(chunk) ? chunk.vector : undefined));
+  return { report, context: { kind: 'soft', vectors, text: asText(text), textVectors } };
 }
 
-/** @param chunks in the order in which they stand in the prompt. */
-const reportOf = (rag: RagRequest, found: Found, chunks: Found['chunks'], degraded?: Degradation): ContextReport => ({
-  mode: rag.mode,
-  chunks: chunks.map(({ path, startLine, endLine, score, isLive, vector }) => ({
-    path,
-    startLine,
-    endLine,
-    score,
-    ...(isLive && { overlay: vector.length > 0 ? ('soft' as const) : ('text' as const) }),
-  })),
-  indexVersion: found.indexVersion,
-  ...(degraded && { degraded }),
-});
+const scoresOf = ({ chunks }: Found) => chunks.map(({ score }) => score);
+
+/** @param soft chunks that stand as soft tokens. @param text those that stand behind them as text. */
+function reportOf(
+  { mode }: RagRequest,
+  found: Found,
+  soft: Found['chunks'],
+  text: Found['chunks'],
+  degraded?: Degradation,
+): ContextReport {
+  const reported = (form: Form) => (chunk: RetrievedChunk) => ({
+    path: chunk.path,
+    startLine: chunk.startLine,
+    endLine: chunk.endLine,
+    score: chunk.score,
+    ...(chunk.isLive && { overlay: form }),
+    ...(mode === 'mixed' && { form }),
+  });
+  const chunks = [...soft.map(reported('soft')), ...text.map(reported('text'))];
+  return { mode, chunks, indexVersion: found.indexVersion, ...(degraded && { degraded }) };
+}
 
 const without = (mode: RagMode, degraded?: Degradation): FoundContext => ({
   report: { mode, chunks: [], indexVersion: null, degraded },

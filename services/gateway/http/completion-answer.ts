@@ -130,15 +130,17 @@ export const usageOf = ({ promptTokens, completionTokens, cachedTokens, softToke
 });
 
 /** The field `rag`: the context that stood in the prompt. */
-export const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
+export const ragOf = ({ mode, chunks, indexVersion, degraded, ladder }: ContextReport) => ({
   mode,
-  chunks: chunks.map(({ path, startLine, endLine, score, overlay }) => ({
+  chunks: chunks.map(({ path, startLine, endLine, score, overlay, form }) => ({
     path,
     start_line: startLine,
     end_line: endLine,
     score,
     ...(overlay && { overlay }),
+    ...(form && { form }),
   })),
   index_version: indexVersion,
   degraded,
+  ladder,
 });

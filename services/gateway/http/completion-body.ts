@@ -142,6 +142,7 @@ export const ragField = z.strictObject({
   path: key.max(MAX_PATH).optional(),
   retriever: z.enum(RETRIEVERS).optional(),
   max_text_tokens: z.int().min(1).default(512),
+  text_chunks: z.int().min(0).max(100).optional(),
   files: overlayFiles.optional(),
 });
 
@@ -163,6 +164,7 @@ export function readRag(
       path: rag.path === undefined ? undefined : resolvePath(rag.path),
       retriever: rag.retriever,
       maxTextTokens: rag.max_text_tokens,
+      textChunks: rag.text_chunks,
     },
     overlay: overlay && files ? [...overlay, ...files] : (overlay ?? files),
   };

@@ -122,8 +122,9 @@ function inflightRequest({ headers, identity }: CompletionHttpRequest, body: Com
 /** What the answer reports, for clients that look at headers: the context in the prompt, and a suffix that is not. */
 function reportHeaders({ context, suffix }: RequestRecord): Record<string, string> {
   const degraded = context?.degraded === undefined ? '' : `; degraded=${context.degraded}`;
+  const asked = context?.ladder === undefined ? '' : `; asked=${context.ladder.asked}`;
   return {
-    ...(context && { [RAG_HEADER]: `${context.mode}; chunks=${context.chunks.length}${degraded}` }),
+    ...(context && { [RAG_HEADER]: `${context.mode}; chunks=${context.chunks.length}${degraded}${asked}` }),
     ...(suffix && { [SUFFIX_HEADER]: suffix }),
   };
 }

@@ -152,7 +152,7 @@ function repoBody(repo: string, head: IndexHead, served: string | undefined) {
      */
     stale: served !== undefined && !fits,
     /** The values of rag.mode and rag.retriever that this index can serve with the served model. */
-    modes: fits ? ['compressed', 'text'] : ['text'],
+    modes: fits ? ['compressed', 'mixed', 'text'] : ['text'],
     retrievers: fits && holdsEmbeddings(head.fingerprint) ? ['jaccard', 'bm25', 'dense', 'fused'] : ['jaccard', 'bm25'],
     chunks: head.chunks,
     files: head.files,

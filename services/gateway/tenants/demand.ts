@@ -52,7 +52,7 @@ function estimated(prompt: PromptInput, request: CompletionRequest): number {
   const { suffix = '', completionPrefix = '', rag, overlay = [], truncatePromptTokens = Infinity } = request;
   const characters = (typeof prompt === 'string' ? prompt.length : 0) + suffix.length + completionPrefix.length;
   // Chunks of an overlay may stand as text where the others are soft tokens.
-  const asText = rag?.mode === 'text' || overlay.length > 0;
+  const asText = rag?.mode === 'text' || rag?.mode === 'mixed' || overlay.length > 0;
   const context = rag === undefined || rag.mode === 'off' ? 0 : asText ? rag.maxTextTokens : rag.topK;
   const given = idsIn(prompt, request) + Math.ceil(characters / CHARACTERS_PER_TOKEN);
   return Math.min(given, truncatePromptTokens) + context;

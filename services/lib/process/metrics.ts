@@ -196,6 +196,11 @@ export const metrics = {
     'Completions that editors have shown (view), that were taken (select) or not (dismiss), by the mode of their context',
     ['event', 'mode'],
   ),
+  laddered: gateway.counter(
+    'llavacode:quality_ladder_total',
+    'Completions that were given context in fewer tokens because of the load, by the mode asked for and given',
+    ['asked', 'given'],
+  ),
   retrieved: gateway.counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
   storeCircuitOpen: gateway.gauge(
     'llavacode:store_circuit_open',

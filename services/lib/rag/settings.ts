@@ -68,7 +68,7 @@ export const SEARCH_SETTINGS = {
     .enum(['text', 'off'])
     .default('text')
     .describe(
-      'what rag.mode compressed gets from a model without encoder and projector: text (the chunks as text) or off (no context)',
+      'what rag.mode compressed and mixed get from a model without encoder and projector: text (the chunks as text) or off (no context)',
     ),
   queryLines: whole(1, 1000)
     .default(10)

@@ -7,15 +7,15 @@
  *
  * A beginning of the completion that the client gives stands behind all of it.
  *
- * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two
- * keystrokes most of a prompt stays the same, and prefill computes only what follows the first difference. Therefore
- * LEFT is cut at places that do not move with the cursor, and spm, if the model allows it, puts the part that changes
- * at the end.
+ * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place, behind the soft
+ * tokens of a prompt that has both. Between two keystrokes most of a prompt stays the same, and prefill computes only
+ * what follows the first difference. Therefore LEFT is cut at places that do not move with the cursor, and spm, if the
+ * model allows it, puts the part that changes at the end.
  */
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/token-prompt.ts';
 import { formOf, type PromptFormat, type PromptOrder } from './prompt-format.ts';
-import { type TextContext, textContextSteps } from './text-context.ts';
+import { type FittedText, type TextContext, textContextSteps } from './text-context.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
 type Ids = readonly number[];
@@ -24,6 +24,8 @@ type Ids = readonly number[];
 export interface BuiltPrompt extends TokenPrompt {
   /** Chunks of the context that stand in the prompt, at least in part; the best ones. */
   readonly contextChunks: number;
+  /** Those of them that stand as text: the first of the context's chunks of text. */
+  readonly contextTexts: number;
   /** Whether context was shortened or left out because the model does not hold all of it beside the prompt. */
   readonly contextCut: boolean;
   /** Whether a part of the prompt or of the suffix was left out because the model does not hold all of it. */
@@ -39,8 +41,13 @@ interface SoftContext {
   readonly kind: 'soft';
   /** One vector [hidden] per chunk, the best chunk first. */
   readonly vectors: readonly Float32Array[];
-  /** Chunks that have no vector, after those that have one; as far as there is room for them besides. */
+  /** Chunks that stand as text behind the vectors, as far as there is room for them besides. */
   readonly text?: TextContext | undefined;
+  /**
+   * The vectors of those, one for each: a chunk that has no place as text stands as a soft token before the others.
+   * One without a vector is left out then; if the list is not given, all are.
+   */
+  readonly textVectors?: readonly (Float32Array | undefined)[] | undefined;
 }
 
 export interface PromptParts {
@@ -69,6 +76,8 @@ export interface PromptParts {
  * tokens.
  */
 const CUT_CHARACTERS = 512;
+
+const NO_TEXT: FittedText = { ids: [], chunks: 0, cut: false };
 
 /** When both are cut, LEFT gets this many times as many tokens as RIGHT (the authors' lc_rc_ratio). */
 const LEFT_TO_RIGHT = 2;
@@ -104,7 +113,8 @@ export class PromptBuilder {
     return {
       ids: Int32Array.from(ids),
       soft: softTokens(context.vectors, bos.length),
-      contextChunks: context.chunks,
+      contextChunks: context.vectors.length + context.texts,
+      contextTexts: context.texts,
       contextCut: context.cut,
       promptCut: cut.happened,
     };
@@ -135,17 +145,17 @@ export class PromptBuilder {
 
   /** The context as ids, with the vectors that take the places of some, as far as it fits into `room` tokens. */
   *#context(context: PromptParts['context'], room: number) {
-    if (context?.kind === 'text') {
-      return { ...(yield* textContextSteps(this.#tokenizer, this.#format, context, room)), vectors: [] };
-    }
-    const offered = context?.vectors ?? [];
-    const vectors = offered.slice(0, Math.max(room, 0));
+    const soft = context?.kind === 'soft' ? context : undefined;
+    const written = context?.kind === 'text' ? context : soft?.text;
+    const offered = soft?.vectors ?? [];
+    const text = written
+      ? yield* textContextSteps(this.#tokenizer, this.#format, written, room - Math.min(offered.length, room))
+      : NO_TEXT;
+    const instead = soft?.textVectors?.slice(text.chunks).filter((vector) => vector !== undefined) ?? [];
+    const vectors = [...instead, ...offered].slice(0, Math.max(room - text.ids.length, 0));
     const ids = vectors.map(() => this.#format.placeholder);
-    const cut = vectors.length < offered.length;
-    if (context?.text === undefined) return { ids, vectors, chunks: vectors.length, cut };
-    const text = yield* textContextSteps(this.#tokenizer, this.#format, context.text, room - vectors.length);
-    const chunks = vectors.length + text.chunks;
-    return { ids: [...ids, ...text.ids], vectors, chunks, cut: cut || text.cut };
+    const cut = text.cut || vectors.length < instead.length + offered.length;
+    return { ids: [...ids, ...text.ids], vectors, texts: text.chunks, cut };
   }
 
   /** A raw prompt that must fit. */

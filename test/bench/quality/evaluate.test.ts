@@ -18,7 +18,9 @@ let system: TestSystem;
 beforeAll(async () => {
   const store = `lmdb:${join(dir, 'store')}`;
   const whole = { chunkLines: 1000, chunkStride: 1000, defaultExcludes: false };
-  system = await startTestSystem(TINY_CODER, { slots: 2 }, { gateway: { store }, indexer: { store, ...whole } });
+  // A busy machine must not cost the context: its time is not what this test is about.
+  const gateway = { store, retrievalBudgetMs: 60_000 };
+  system = await startTestSystem(TINY_CODER, { slots: 2 }, { gateway, indexer: { store, ...whole } });
   for (const format of ['cceval', 'repoeval', 'authors'] as const) {
     await writeFile(join(dir, `${format}.jsonl`), benchmarkText(format));
   }
@@ -117,7 +119,7 @@ describe('an evaluation', () => {
     timeout: TIMEOUT_MS,
   }, async () => {
     const index = ['--context', 'index', '--repositories', join(dir, 'repositories'), '--samples', '2'];
-    const arms = ['--arms', 'off,text,pruned,summary,typed', '--retrievers', 'bm25'];
+    const arms = ['--arms', 'off,text,mixed,pruned,summary,typed', '--text-chunks', '1', '--retrievers', 'bm25'];
     const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...arms).exit;
     expect([code, errors]).toEqual([0, expect.anything()]);
     const { samples } = await resultOf('index');
@@ -126,6 +128,10 @@ describe('an evaluation', () => {
       expect(answers['text']!.chunks.length).toBeGreaterThan(0);
       expect(answers['text']!.chunks.map(({ path }) => path)).not.toContain('cart.py');
       expect(Object.values(chunks).join('\n')).toContain('def ');
+      const mixed = answers['mixed']!;
+      const best = answers['text']!.chunks[0]!;
+      expect(mixed.chunks.filter(({ form }) => form === 'text')).toEqual([{ ...best, form: 'text' }]);
+      expect(mixed.softTokens).toBe(mixed.chunks.length - 1);
       for (const arm of ['pruned', 'summary', 'typed']) {
         const { rewritten, promptTokens } = answers[arm]!;
         expect(rewritten).not.toBe('');
@@ -152,7 +158,7 @@ describe('an evaluation', () => {
     [['--prompt-tokens', '100000'], /config_invalid: --prompt-tokens 100000, .*and the system holds \d+/],
     [['--require-better-than', 'typed'], /config_invalid: --require-better-than typed is not among the arms/],
     [['--arms', 'zip'], /sample_invalid: .*cceval\.jsonl:1: the arm zip needs the field/],
-    [['--arms', 'soft'], /soft must be one of off, text, compressed/],
+    [['--arms', 'soft'], /soft must be one of off, text, mixed, compressed/],
   ])('with %j is refused in words', { timeout: TIMEOUT_MS }, async (options, message) => {
     const { code, errors } = await onSystem('refused', ...benchmark('cceval'), ...options).exit;
     expect(code).toBeGreaterThan(0);

@@ -44,6 +44,10 @@ describe('the prompts of an evaluation', () => {
     const rag = { repo: 'r', mode: 'text', path: 'a.py', retriever: 'bm25', top_k: 10, max_text_tokens: 64 };
     expect(text).toMatchObject({ prompt: 'a', suffix: 'b', rag });
     expect(prompts.retrieving(code, 'compressed', at).rag).not.toHaveProperty('max_text_tokens');
+    expect(prompts.retrieving(code, 'mixed', at).rag).toEqual({ ...rag, mode: 'mixed' });
+    const one = new EvaluationPrompts(tokenizer, { ...SETTINGS, textChunks: 1 });
+    expect(one.retrieving(code, 'mixed', at).rag).toEqual({ ...rag, mode: 'mixed', text_chunks: 1 });
+    expect(one.retrieving(code, 'text', at).rag).toEqual(rag);
     expect(prompts.plain(code).cache_salt).not.toBe(prompts.plain(code).cache_salt);
   });
 });

@@ -28,6 +28,10 @@ describe('PromptMaker', () => {
   it('a prompt has the same code around its cursor whatever its context is', () => {
     const text = prompts.make(3, { tokens: 1500, context: 'text', contextTokens: 500 });
     const soft = prompts.make(3, { tokens: 1010, context: 'compressed', contextTokens: 10 });
+    const mixed = prompts.make(3, { tokens: 1100, context: 'mixed', contextTokens: 100 });
+    const textTokens = text.rag!.max_text_tokens! - 500 + 100 - 9; // nine chunks are soft tokens
+    expect(mixed.rag).toMatchObject({ mode: 'mixed', top_k: 10, text_chunks: 1, max_text_tokens: textTokens });
+    expect([mixed.prompt, mixed.suffix]).toEqual([soft.prompt, soft.suffix]);
     expect(text.prompt).toEqual(soft.prompt);
     expect(text.suffix).toEqual(soft.suffix);
   });

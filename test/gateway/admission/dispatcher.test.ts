@@ -93,11 +93,32 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
       nowMs += ms;
     },
     now: () => nowMs,
+    waitMs: (tenant = 'default', priority = 0) => dispatcher.waitMs(tenant, priority),
   };
 }
 
 const settled = () => new Promise((resolve) => setImmediate(resolve));
 const code = (promise: Promise<unknown>) => promise.then(() => 'ok').catch((error: ServingError) => error.code);
+
+describe('the wait that a prompt would have', () => {
+  test('it counts what computes and what waits before it, and asking changes nothing', async () => {
+    const { ask, waitMs } = bench(100, 10_000);
+    expect(waitMs()).toBe(0);
+    const asked = [ask(50), ask(40)]; // both compute
+    expect([waitMs(), waitMs()]).toEqual([900, 900]);
+    void ask(30);
+    expect(waitMs()).toBe(1200);
+    expect(waitMs('default', -1)).toBe(900); // it would go before the one that waits
+    await Promise.all(asked);
+  });
+
+  test('it is that of the tenant: one that fills the queue does not make another one wait', () => {
+    const { ask, waitMs } = bench(100, 10_000);
+    for (let i = 0; i < 10; i++) void ask(50, { tenant: 'flood' });
+    expect(waitMs('flood')).toBe(5000);
+    expect(waitMs('other')).toBeLessThan(2000);
+  });
+});
 
 describe('admission', () => {
   test('prompts are admitted that can be computed within the target, and others are told when to come back', async () => {

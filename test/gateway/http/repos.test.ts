@@ -90,7 +90,7 @@ describe('PUT /v1/repos/{repo}', () => {
         chunks: 4,
         files: 3,
         stale: false,
-        modes: ['compressed', 'text'],
+        modes: ['compressed', 'mixed', 'text'],
         retrievers: ['jaccard', 'bm25'],
         languages: { markdown: 1, python: 1, typescript: 1 },
         updated_at: expect.stringMatching(/^\d{4}-\d\d-\d\dT/),
@@ -395,7 +395,7 @@ describe('what is indexed', () => {
     [
       withEmbeddings('context'),
       'context',
-      { stale: false, modes: ['compressed', 'text'], retrievers: ['jaccard', 'bm25', 'dense', 'fused'] },
+      { stale: false, modes: ['compressed', 'mixed', 'text'], retrievers: ['jaccard', 'bm25', 'dense', 'fused'] },
     ],
     [withEmbeddings('context'), 'another', { stale: true, modes: ['text'], retrievers: ['jaccard', 'bm25'] }],
   ])('an index of %s says what it can serve with a model of %s', async (fingerprint, contextFingerprint, says) => {
