@@ -31,6 +31,7 @@ export interface CompletionBody {
     readonly mode: string;
     readonly path?: string;
     readonly top_k?: number;
+    readonly file_tokens?: number;
     readonly max_text_tokens?: number;
   };
 }
@@ -38,6 +39,7 @@ export interface CompletionBody {
 export interface RagAnswer {
   readonly mode: string;
   readonly chunks: readonly { path: string; start_line: number; end_line: number; score: number }[];
+  readonly files?: readonly { path: string }[];
   readonly index_version: string | null;
   readonly degraded?: string;
 }

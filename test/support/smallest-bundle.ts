@@ -1,11 +1,11 @@
 /** A bundle that encodes, for tests of real processes. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
+import { type ExportOptions, exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { GOLDENS, safetensorsBytes } from './models.ts';
 
 /** A bundle of the smallest model, which encodes thousands of chunks a second: a golden LLM that is its own encoder. */
-export async function smallestBundle(dir: string): Promise<string> {
+export async function smallestBundle(dir: string, options: Pick<ExportOptions, 'softPerChunk'> = {}): Promise<string> {
   const hidden = 64;
   const tensors = [1, 2].flatMap((layer) => [
     { name: `linear_${layer}.weight`, shape: [hidden, hidden] },
@@ -29,6 +29,6 @@ export async function smallestBundle(dir: string): Promise<string> {
   await writeFile(join(projector, 'model.safetensors'), bytes);
   const llm = join(GOLDENS, 'qwen2-tied');
   const to = join(dir, 'bundle');
-  await exportBundle({ llm, projector, to, name: 'golden', precision: 'fp32' });
+  await exportBundle({ llm, projector, to, name: 'golden', precision: 'fp32', ...options });
   return to;
 }

@@ -193,6 +193,34 @@ describe('soft context', () => {
     expect(Array.from(tight.soft.vectors)).toEqual([1, 2, 3, 4]);
     expect(built(5)).toMatchObject({ contextChunks: 0, contextCut: true, ids: Int32Array.of(1, 2, 3, 4) });
   });
+
+  test('a chunk of several soft tokens stands in the prompt whole or not at all', () => {
+    const pairs = { kind: 'soft', vectors: vectors.map((v) => Float32Array.of(...v, ...v)), perChunk: 2 } as const;
+    const built = (capacity: number) =>
+      atOnce(builder.build({ capacity, maxTokens: 1, prompt: [1, 2, 3, 4], context: pairs }));
+    const whole = built(99);
+    expect(whole).toMatchObject({ contextChunks: 3, contextCut: false });
+    expect(Array.from(whole.soft.positions)).toEqual([0, 1, 2, 3, 4, 5]);
+    expect(Array.from(whole.soft.vectors)).toEqual([1, 2, 1, 2, 3, 4, 3, 4, 5, 6, 5, 6]);
+    // Of the 3 tokens that are left one is for nothing: half a chunk is none.
+    const tight = built(4 + 3 + 1);
+    expect(tight).toMatchObject({ contextChunks: 1, contextCut: true });
+    expect(tight.ids).toHaveLength(2 + 4);
+    expect(built(4 + 1 + 1)).toMatchObject({ contextChunks: 0, contextCut: true });
+  });
+
+  test('soft tokens of files stand before those of chunks, and give way to them', () => {
+    const files = [Float32Array.of(-1, -2), Float32Array.of(-3, -4)];
+    const built = (capacity: number) =>
+      atOnce(builder.build({ capacity, maxTokens: 1, prompt: [1, 2, 3, 4, 5, 6], context: { ...context, files } }));
+    const whole = built(99);
+    expect(whole).toMatchObject({ contextChunks: 3, contextFiles: 2, contextCut: false });
+    expect(Array.from(whole.soft.vectors)).toEqual([-1, -2, -3, -4, 1, 2, 3, 4, 5, 6]);
+    const tight = built(6 + 4 + 1);
+    expect(tight).toMatchObject({ contextChunks: 3, contextFiles: 1, contextCut: true });
+    expect(Array.from(tight.soft.vectors)).toEqual([-1, -2, 1, 2, 3, 4, 5, 6]);
+    expect(built(6 + 2 + 1)).toMatchObject({ contextChunks: 2, contextFiles: 0, contextCut: true });
+  });
 });
 
 describe('context gives way', () => {
@@ -200,6 +228,12 @@ describe('context gives way', () => {
   const vectors = chunks.map(() => Float32Array.of(1, 2));
   const contexts = fc.oneof(
     fc.constant({ kind: 'soft', vectors } as const),
+    fc.record({
+      kind: fc.constant('soft' as const),
+      vectors: fc.constant(vectors),
+      perChunk: fc.constantFrom(2, 4, 8),
+      files: fc.constantFrom([], vectors),
+    }),
     fc.record({
       kind: fc.constant('text' as const),
       repo: fc.constantFrom('r', 'owner/'.repeat(30)),

@@ -68,7 +68,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
   const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
-  const samples = new SampleMaker(tokenizer, spec.eosIds, options);
+  const samples = samplesOf(options, tokenizer, spec);
 
   const device = await openTrainingDevice(options, cleanup, progress);
   const shared = await SharedWeights.create(join(work, 'weights.bin'));
@@ -177,16 +177,21 @@ async function stageBefore(
   return pretrain(stage, progress, signal);
 }
 
+/** Samples with as many soft tokens for each chunk as the encoder gives. */
+const samplesOf = (options: TrainOptions, tokenizer: Tokenizer, { eosIds }: DecoderSpec) =>
+  new SampleMaker(tokenizer, eosIds, { ...options, softPerChunk: options.encoderChoices.softPerChunk });
+
 /** What of the options follows from the memory. Rollouts of other numbers together may differ in their last bits. */
 function fitted(options: TrainOptions, spec: DecoderSpec): Pick<TrainOptions, 'recompute' | 'rolloutSlots'> {
   const { validation, weights, frozen, recompute, promptTokens, targetTokens, rolloutTokens, memory, workers } =
     options;
-  const { pretrain: pretraining } = options;
+  const { pretrain: pretraining, encoderChoices } = options;
   const judges = weights.kl !== 0 || validation !== undefined;
   const rollsOut = weights.reinforce !== 0 || validation !== undefined;
   const scored = targetTokens + rolloutTokens * (Number(rollsOut) + Number(distills(weights)));
   const forwardGraphs = Number(judges) + Number(rollsOut);
-  const rows = Math.max(promptTokens + scored, pretraining === undefined ? 0 : pretrainRows(pretraining));
+  const ofStage = pretraining === undefined ? 0 : pretrainRows(pretraining, encoderChoices.softPerChunk);
+  const rows = Math.max(promptTokens + scored, ofStage);
   const most = Math.max(scored, pretraining?.tokens ?? 0);
   const need = { frozen, recompute, rows, scored: most, forwardGraphs, workers };
   const found = withinMemory(spec, need, memory);

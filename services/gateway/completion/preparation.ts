@@ -109,7 +109,7 @@ export class Preparation {
       addSpecialTokens: request.addSpecialTokens,
     };
     const prompt = await inTurns(this.#prompts.build(parts), scope.signal);
-    if (found) scope.record.contextFound(reportWithin(found.report, prompt.contextChunks, prompt.contextCut));
+    if (found) scope.record.contextFound(reportWithin(found.report, prompt));
     scope.record.prepared(prompt.promptCut);
     const asked = { ...request, ...around(request, promptIndex, sides) };
     const statements = await this.#statementsFor(asked, promptIndex);
@@ -156,7 +156,8 @@ export class Preparation {
     const { tokenizer, context, sessions } = this.#parts;
     const before = typeof input === 'string' ? input : tokenizer.decode(input.slice(-REACH));
     const session = sessionOf(request, scope.tenant);
-    const key = hashOf([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
+    const { repo, mode, path, topK, retriever, fileTokens } = rag;
+    const key = hashOf([repo, mode, path, topK, retriever, fileTokens]);
     const settle: ContextQuery['settle'] =
       session === undefined ? undefined : (found, isCurrent) => sessions.settle(session, key, found, isCurrent);
     const query = {

@@ -10,21 +10,28 @@ import type { Logger } from '../../lib/process/log.ts';
 import { needsEmbeddings, type RetrieverName } from '../../lib/rag/retriever-name.ts';
 import { liveHits } from '../../lib/rag/search/live.ts';
 import { cursorQuery } from '../../lib/rag/search/query.ts';
-import { onlyLive, type Retrieval, type Retrieved, type RetrievedChunk } from '../../lib/rag/search/retrieval.ts';
+import {
+  onlyLive,
+  type Retrieval,
+  type Retrieved,
+  type RetrievedChunk,
+  type RetrievedFile,
+} from '../../lib/rag/search/retrieval.ts';
 import type { SEARCH_SETTINGS } from '../../lib/rag/settings.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
-import type { PromptParts } from '../../lib/text/prompt.ts';
+import type { BuiltPrompt, PromptParts } from '../../lib/text/prompt.ts';
 import type { OverlayText, RagMode, RagRequest } from '../request.ts';
 import { NO_OVERLAY, type Overlay, type Overlays } from './overlay.ts';
 
 /**
  * Reason why a completion went on without context; with `no_room`, `rows_damaged` and `rows_too_large` it may also be
- * with less of it than was found.
+ * with less of it than was found, and with `no_file_vectors` only soft tokens of files are missing.
  */
 export type Degradation =
   | 'repo_not_found'
   | 'no_store'
   | 'no_projector'
+  | 'no_file_vectors'
   | 'store_unavailable'
   | 'over_budget'
   | 'stale_index'
@@ -46,6 +53,8 @@ export interface ContextReport {
     /** It is a chunk of the request's overlay, and whether it stands as a soft token or as text. */
     readonly overlay?: 'soft' | 'text';
   }[];
+  /** Files whose own soft tokens stand before the chunks; undefined where none were asked for. */
+  readonly files?: readonly Pick<RetrievedFile, 'path'>[];
   readonly indexVersion: string | null;
   readonly degraded?: Degradation;
 }
@@ -65,6 +74,8 @@ export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'witho
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token. */
   readonly hidden: number;
+  /** Soft tokens of one chunk; 1 if not given. */
+  readonly softPerChunk?: number;
   readonly overlays: Pick<Overlays, 'of' | 'vectorsOf' | 'encodeAhead'>;
   readonly log: Logger;
 }
@@ -89,7 +100,7 @@ export interface ContextQuery {
 }
 
 /** What was found; without an index, only the version and the fingerprint are missing. */
-export type Found = Pick<Retrieved, 'chunks' | 'leftOut'> & {
+export type Found = Pick<Retrieved, 'chunks' | 'files' | 'leftOut'> & {
   readonly indexVersion: string | null;
   /** undefined where there is no index: chunks of an overlay have vectors of the served encoder. */
   readonly fingerprint: string | undefined;
@@ -150,7 +161,7 @@ export class ContextFinder {
   async #search(query: ContextQuery, { chunks, replaced }: Overlay, signal: AbortSignal): Promise<Searched> {
     const { rag, before, after } = query;
     const { retrieval, queryLines, log } = this.#sources;
-    const { repo, path, topK, retriever } = rag;
+    const { repo, path, topK, retriever, fileTokens } = rag;
     const around = chunks.length === 0 ? undefined : cursorQuery(before, after, queryLines);
     const live = around === undefined ? [] : await inTurns(liveHits(chunks, around, topK), signal);
     const alone = (degraded?: Degradation): Searched => ({
@@ -164,7 +175,8 @@ export class ContextFinder {
       if (retriever !== undefined) budget.suit(retriever);
       const until = AbortSignal.any([signal, budget.signal]);
       const part = rag.mode === 'text' ? 'text' : 'vectors';
-      const search = { repo, path, before, after, topK, retriever, part, ...(around && { replaced, live }) } as const;
+      const asked = { repo, path, before, after, topK, retriever, part, ...(around && { replaced, live }) } as const;
+      const search = part === 'text' || fileTokens === undefined ? asked : { ...asked, files: fileTokens };
       return { found: await retrieval.retrieve(search, until, (used) => budget.suit(used)) };
     } catch (error) {
       signal.throwIfAborted();
@@ -207,12 +219,20 @@ function isRefused({ code, param }: ServingError, { retriever, isOptional }: Rag
 }
 
 /**
- * The report of a context of which the first `chunks` chunks stand in the prompt.
- * @param cut whether the others are missing for lack of room.
+ * The report of a context as far as it stands in the prompt: its first chunks and files. What is missing is missing for
+ * lack of room.
  */
-export function reportWithin(report: ContextReport, chunks: number, cut: boolean): ContextReport {
-  const degraded = report.degraded ?? (cut ? 'no_room' : undefined);
-  return { ...report, chunks: report.chunks.slice(0, chunks), ...(degraded && { degraded }) };
+export function reportWithin(
+  report: ContextReport,
+  { contextChunks, contextFiles, contextCut }: Pick<BuiltPrompt, 'contextChunks' | 'contextFiles' | 'contextCut'>,
+): ContextReport {
+  const degraded = report.degraded ?? (contextCut ? 'no_room' : undefined);
+  return {
+    ...report,
+    chunks: report.chunks.slice(0, contextChunks),
+    ...(report.files && { files: report.files.slice(0, contextFiles) }),
+    ...(degraded && { degraded }),
+  };
 }
 
 /** Share of the request's remaining budget that retrieval may take. */
@@ -264,16 +284,32 @@ function asContext(rag: RagRequest, found: Found, sources: ContextSources): Foun
   }
   const indexed = found.chunks.filter(({ isLive }) => !isLive);
   // Vectors that another encoder or projector made are noise to this model, and workers refuse what is not a number.
-  const isSound = ({ vector }: RetrievedChunk) => vector.length === sources.hidden && vector.every(Number.isFinite);
+  const { hidden, softPerChunk: perChunk = 1 } = sources;
+  const isSound = ({ vector }: Pick<RetrievedChunk, 'vector'>, count = perChunk) =>
+    vector.length === hidden * count && vector.every(Number.isFinite);
   const isStale =
-    found.fingerprint !== undefined && (found.fingerprint !== sources.contextFingerprint || !indexed.every(isSound));
+    found.fingerprint !== undefined &&
+    (found.fingerprint !== sources.contextFingerprint || !indexed.every((chunk) => isSound(chunk)));
   const usable = isStale ? found.chunks.filter(({ isLive }) => isLive) : found.chunks;
-  const soft = usable.filter(isSound);
+  const soft = usable.filter((chunk) => isSound(chunk));
   const text = usable.filter((chunk) => !isSound(chunk));
-  const report = reportOf(rag, found, [...soft, ...text], isStale ? 'stale_index' : rows);
+  const files = isStale ? [] : (found.files ?? []).filter((file) => isSound(file, 1));
+  const lacksFiles = (rag.fileTokens ?? 0) > 0 && found.fingerprint !== undefined && found.files === undefined;
+  const degraded = isStale ? 'stale_index' : (rows ?? (lacksFiles ? 'no_file_vectors' : undefined));
+  const all = reportOf(rag, found, [...soft, ...text], degraded);
+  const report = rag.fileTokens === undefined ? all : { ...all, files: files.map(({ path }) => ({ path })) };
   if (soft.length + text.length === 0 && isStale) return { report, context: undefined };
   const vectors = soft.map(({ vector }) => vector);
-  return { report, context: { kind: 'soft', vectors, ...(text.length > 0 && { text: asText(text) }) } };
+  return {
+    report,
+    context: {
+      kind: 'soft',
+      vectors,
+      ...(perChunk > 1 && { perChunk }),
+      ...(files.length > 0 && { files: files.map(({ vector }) => vector) }),
+      ...(text.length > 0 && { text: asText(text) }),
+    },
+  };
 }
 
 /** @param chunks in the order in which they stand in the prompt. */

@@ -130,7 +130,7 @@ export const usageOf = ({ promptTokens, completionTokens, cachedTokens, softToke
 });
 
 /** The field `rag`: the context that stood in the prompt. */
-export const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) => ({
+export const ragOf = ({ mode, chunks, files, indexVersion, degraded }: ContextReport) => ({
   mode,
   chunks: chunks.map(({ path, startLine, endLine, score, overlay }) => ({
     path,
@@ -139,6 +139,7 @@ export const ragOf = ({ mode, chunks, indexVersion, degraded }: ContextReport) =
     score,
     ...(overlay && { overlay }),
   })),
+  ...(files && { files }),
   index_version: indexVersion,
   degraded,
 });

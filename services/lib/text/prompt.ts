@@ -7,7 +7,8 @@
  *
  * A beginning of the completion that the client gives stands behind all of it.
  *
- * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place. Between two
+ * S1…Sk are places for soft tokens: those of files, then those of chunks, each the best first; context as text stands
+ * in the same place. Between two
  * keystrokes most of a prompt stays the same, and prefill computes only what follows the first difference. Therefore
  * LEFT is cut at places that do not move with the cursor, and spm, if the model allows it, puts the part that changes
  * at the end.
@@ -24,6 +25,8 @@ type Ids = readonly number[];
 export interface BuiltPrompt extends TokenPrompt {
   /** Chunks of the context that stand in the prompt, at least in part; the best ones. */
   readonly contextChunks: number;
+  /** Files whose soft tokens stand in the prompt; the best ones. */
+  readonly contextFiles: number;
   /** Whether context was shortened or left out because the model does not hold all of it beside the prompt. */
   readonly contextCut: boolean;
   /** Whether a part of the prompt or of the suffix was left out because the model does not hold all of it. */
@@ -37,8 +40,12 @@ interface Cut {
 
 interface SoftContext {
   readonly kind: 'soft';
-  /** One vector [hidden] per chunk, the best chunk first. */
+  /** The vectors [perChunk, hidden] of each chunk, the best chunk first. A chunk stands whole or not at all. */
   readonly vectors: readonly Float32Array[];
+  /** Soft tokens of one chunk; 1 if it is not given. */
+  readonly perChunk?: number | undefined;
+  /** One vector [hidden] per file, the best file first. They stand before the chunks, as far as these leave room. */
+  readonly files?: readonly Float32Array[] | undefined;
   /** Chunks that have no vector, after those that have one; as far as there is room for them besides. */
   readonly text?: TextContext | undefined;
 }
@@ -103,8 +110,9 @@ export class PromptBuilder {
     if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
     return {
       ids: Int32Array.from(ids),
-      soft: softTokens(context.vectors, bos.length),
+      soft: softTokens(context.vectors, context.soft, bos.length),
       contextChunks: context.chunks,
+      contextFiles: context.files,
       contextCut: context.cut,
       promptCut: cut.happened,
     };
@@ -136,16 +144,19 @@ export class PromptBuilder {
   /** The context as ids, with the vectors that take the places of some, as far as it fits into `room` tokens. */
   *#context(context: PromptParts['context'], room: number) {
     if (context?.kind === 'text') {
-      return { ...(yield* textContextSteps(this.#tokenizer, this.#format, context, room)), vectors: [] };
+      const text = yield* textContextSteps(this.#tokenizer, this.#format, context, room);
+      return { ...text, vectors: [], soft: 0, files: 0 };
     }
-    const offered = context?.vectors ?? [];
-    const vectors = offered.slice(0, Math.max(room, 0));
-    const ids = vectors.map(() => this.#format.placeholder);
-    const cut = vectors.length < offered.length;
-    if (context?.text === undefined) return { ids, vectors, chunks: vectors.length, cut };
-    const text = yield* textContextSteps(this.#tokenizer, this.#format, context.text, room - vectors.length);
-    const chunks = vectors.length + text.chunks;
-    return { ids: [...ids, ...text.ids], vectors, chunks, cut: cut || text.cut };
+    const { vectors: offered = [], perChunk = 1, files: offeredFiles = [] } = context ?? {};
+    const chunks = offered.slice(0, Math.floor(Math.max(room, 0) / perChunk));
+    const files = offeredFiles.slice(0, Math.max(room - chunks.length * perChunk, 0));
+    const soft = files.length + chunks.length * perChunk;
+    const ids = new Array<number>(soft).fill(this.#format.placeholder);
+    const cut = chunks.length < offered.length || files.length < offeredFiles.length;
+    const placed = { vectors: [...files, ...chunks], soft, files: files.length };
+    if (context?.text === undefined) return { ...placed, ids, chunks: chunks.length, cut };
+    const text = yield* textContextSteps(this.#tokenizer, this.#format, context.text, room - soft);
+    return { ...placed, ids: [...ids, ...text.ids], chunks: chunks.length + text.chunks, cut: cut || text.cut };
   }
 
   /** A raw prompt that must fit. */
@@ -257,12 +268,16 @@ export function share(room: number, left: number, right: number): [left: number,
   return [room - keepRight, keepRight];
 }
 
-function softTokens(vectors: readonly Float32Array[], start: number): SoftTokens {
-  const first = vectors[0];
-  if (first === undefined) return NO_SOFT_TOKENS;
-  const joined = new Float32Array(vectors.length * first.length);
-  for (const [i, vector] of vectors.entries()) joined.set(vector, i * first.length);
-  return { positions: Int32Array.from(vectors, (_, i) => start + i), vectors: joined };
+/** @param count soft tokens of all vectors together. */
+function softTokens(vectors: readonly Float32Array[], count: number, start: number): SoftTokens {
+  if (count === 0) return NO_SOFT_TOKENS;
+  const joined = new Float32Array(vectors.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const vector of vectors) {
+    joined.set(vector, at);
+    at += vector.length;
+  }
+  return { positions: Int32Array.from({ length: count }, (_, i) => start + i), vectors: joined };
 }
 
 /** @param what does not fit. */

@@ -24,7 +24,8 @@ let bundle: Bundle;
 beforeAll(async () => {
   await useVulkan();
   dir = await mkdtemp(join(tmpdir(), 'llavacode-device-encoder-'));
-  bundle = await openBundle(await smallestBundle(dir));
+  // It computes all that an encoder computes: the embedding of a chunk, and the windows of its soft tokens.
+  bundle = await openBundle(await smallestBundle(dir, { softPerChunk: 4 }));
 }, COMPILING_MS);
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
@@ -41,6 +42,7 @@ test(
       });
       expect(onGpu.fingerprint).toBe(onCpu.fingerprint);
       const [expected, found] = [await onCpu.encode(TEXTS), await onGpu.encode(TEXTS)];
+      expect(expected[0]!.vector).toHaveLength(4 * bundle.manifest.llm.spec.hidden);
       expect(largestDifference(expected[0]!.vector, expected[1]!.vector)).toBeGreaterThan(0.01);
       for (const [i, { vector, embedding }] of expected.entries()) {
         expect(largestDifference(found[i]!.vector, vector)).toBeLessThan(1e-4);
