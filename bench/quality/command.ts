@@ -5,7 +5,17 @@ import { RETRIEVERS } from '../../services/lib/rag/retriever-name.ts';
 import { PROMPT_ORDERS } from '../../services/lib/text/prompt-format.ts';
 import type { CodeBleuVariant } from '../../training/metrics/code-bleu.ts';
 import type { ScoredLanguage } from '../../training/metrics/keywords.ts';
-import { oneOf, option, optional, type ParsedOptions, required, SYSTEM_OPTIONS, text, words } from '../options.ts';
+import {
+  list,
+  oneOf,
+  option,
+  optional,
+  type ParsedOptions,
+  required,
+  SYSTEM_OPTIONS,
+  text,
+  words,
+} from '../options.ts';
 
 /** Benchmarks' formats, by the names of those who publish them. */
 export const FORMATS = ['repoeval', 'cceval', 'longeval', 'authors', 'llavacode'] as const;
@@ -14,8 +24,10 @@ export type Format = (typeof FORMATS)[number];
 /** Rewriters of context as text, which compete with soft tokens at the same length. */
 export const REWRITERS = ['pruned', 'summary', 'typed', 'zip', 'given-pruned', 'given-summary'] as const;
 export type Rewriter = (typeof REWRITERS)[number];
+/** Compressed context with soft tokens of files before those of chunks. */
+export const WITH_FILES = 'compressed-files';
 /** What stands in a prompt: nothing, or context in one of the modes of the server, or rewritten. */
-const ARMS = [...RAG_MODES.toReversed(), ...REWRITERS] as const;
+const ARMS = [...RAG_MODES.toReversed(), WITH_FILES, ...REWRITERS] as const;
 export type Arm = (typeof ARMS)[number];
 
 const CONTEXT_SOURCES = ['file', 'index'] as const;
@@ -48,6 +60,8 @@ export const EVALUATE_COMMAND = {
     textTokens: option('<n>', 'the most tokens of context as text', count, 512),
     rewriteTokens: option('<n>', 'the most tokens of rewritten context', count, 10),
     topK: option('<n>', 'chunks of a prompt', count, 10),
+    fileTokens: option('<n>', `the most files with a soft token of their own, for the arm ${WITH_FILES}`, count, 3),
+    beside: option('<list>', 'artifacts of earlier runs on the same samples, for the ladder of this one', list, []),
     codeBleu: oneOf('<variant>', 'which CodeBLEU: of CodeXGLUE or of the package on PyPI', VARIANTS, 'codexglue'),
     requireBetterThan: optional('<arm>', 'end with exit code 1 unless --gate-arm beats this arm', oneArm),
     gateArm: option('<arm>', 'the arm that must be better', oneArm, 'compressed'),

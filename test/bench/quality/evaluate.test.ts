@@ -17,7 +17,7 @@ const dir = await temporaryFolder();
 let system: TestSystem;
 beforeAll(async () => {
   const store = `lmdb:${join(dir, 'store')}`;
-  const whole = { chunkLines: 1000, chunkStride: 1000, defaultExcludes: false };
+  const whole = { chunkLines: 1000, chunkStride: 1000, defaultExcludes: false, fileVectors: true };
   system = await startTestSystem(TINY_CODER, { slots: 2 }, { gateway: { store }, indexer: { store, ...whole } });
   for (const format of ['cceval', 'repoeval', 'authors'] as const) {
     await writeFile(join(dir, `${format}.jsonl`), benchmarkText(format));
@@ -117,7 +117,7 @@ describe('an evaluation', () => {
     timeout: TIMEOUT_MS,
   }, async () => {
     const index = ['--context', 'index', '--repositories', join(dir, 'repositories'), '--samples', '2'];
-    const arms = ['--arms', 'off,text,pruned,summary,typed', '--retrievers', 'bm25'];
+    const arms = ['--arms', 'off,text,compressed,compressed-files,pruned,summary,typed', '--retrievers', 'bm25'];
     const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...arms).exit;
     expect([code, errors]).toEqual([0, expect.anything()]);
     const { samples } = await resultOf('index');
@@ -126,6 +126,11 @@ describe('an evaluation', () => {
       expect(answers['text']!.chunks.length).toBeGreaterThan(0);
       expect(answers['text']!.chunks.map(({ path }) => path)).not.toContain('cart.py');
       expect(Object.values(chunks).join('\n')).toContain('def ');
+      const [soft, withFiles] = [answers['compressed']!, answers['compressed-files']!];
+      expect(withFiles.degraded).toBeNull();
+      expect(withFiles.chunks).toEqual(soft.chunks);
+      const files = new Set(soft.chunks.map(({ path }) => path)).size;
+      expect(withFiles.softTokens - soft.softTokens).toBe(Math.min(3, files));
       for (const arm of ['pruned', 'summary', 'typed']) {
         const { rewritten, promptTokens } = answers[arm]!;
         expect(rewritten).not.toBe('');
@@ -153,6 +158,8 @@ describe('an evaluation', () => {
     [['--require-better-than', 'typed'], /config_invalid: --require-better-than typed is not among the arms/],
     [['--arms', 'zip'], /sample_invalid: .*cceval\.jsonl:1: the arm zip needs the field/],
     [['--arms', 'soft'], /soft must be one of off, text, compressed/],
+    [['--arms', 'compressed-files'], /config_invalid: --arms compressed-files: .*--context index/],
+    [['--beside', 'nowhere.json'], /--beside nowhere\.json/],
   ])('with %j is refused in words', { timeout: TIMEOUT_MS }, async (options, message) => {
     const { code, errors } = await onSystem('refused', ...benchmark('cceval'), ...options).exit;
     expect(code).toBeGreaterThan(0);
