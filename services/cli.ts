@@ -10,7 +10,7 @@ import { Command, CommanderError, Option } from 'commander';
 import type { z } from 'zod';
 import { BUILD_INFO } from './lib/process/build-info.ts';
 import type { ConfigOf, SettingsTable } from './lib/process/config.ts';
-import { count } from './lib/process/count-argument.ts';
+import { count, countAmong } from './lib/process/count-argument.ts';
 import { exitCodeOf, remedyAfter, ServingError } from './lib/process/errors.ts';
 import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
@@ -186,7 +186,7 @@ const PRECISION = 'precision of the weights; with fp16 the model also computes i
 
 async function buildExport(command: Command): Promise<void> {
   const choices = await import('./lib/model/bundle/choices.ts');
-  const { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS, PREFILL_PRECISIONS } = choices;
+  const { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS, PREFILL_PRECISIONS, SOFT_PER_CHUNK } = choices;
   command
     .requiredOption('--llm <path>', 'language model: a Hugging Face folder, or a .gguf file')
     .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
@@ -211,6 +211,11 @@ async function buildExport(command: Command): Promise<void> {
     )
     .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
     .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
+    .option(
+      '--soft-per-chunk <k>',
+      `soft tokens of one chunk, ${SOFT_PER_CHUNK.join(', ')}; what the projector says, or 1, when not given`,
+      countAmong(SOFT_PER_CHUNK),
+    )
     .option('--max-positions <n>', 'longest sequence, in tokens', count)
     .option('--name <name>', 'name under which it is served')
     .option('--verify', 'compare with 32-bit floats on real code: KL divergence and top-1 agreement')

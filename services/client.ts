@@ -31,6 +31,7 @@ export interface CompletionBody {
     readonly mode: string;
     readonly path?: string;
     readonly top_k?: number;
+    readonly file_tokens?: number;
     readonly max_text_tokens?: number;
     readonly text_chunks?: number;
   };
@@ -45,6 +46,7 @@ export interface RagAnswer {
     readonly score: number;
     readonly form?: 'soft' | 'text';
   }[];
+  readonly files?: readonly { path: string }[];
   readonly index_version: string | null;
   readonly degraded?: string;
 }

@@ -4,8 +4,14 @@
  */
 import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from '../services/lib/model/bundle/choices.ts';
-import { count } from '../services/lib/process/count-argument.ts';
+import {
+  ENCODER_MODALITIES,
+  ENCODER_RECIPES,
+  POOLINGS,
+  SOFT_PER_CHUNK,
+  type SoftPerChunk,
+} from '../services/lib/model/bundle/choices.ts';
+import { count, countAmong } from '../services/lib/process/count-argument.ts';
 import {
   ALIGNMENT_FORMS,
   BASELINES,
@@ -41,6 +47,7 @@ type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers' | 'pretr
     readonly encoderRecipe?: (typeof ENCODER_RECIPES)[number];
     readonly encoderModality?: (typeof ENCODER_MODALITIES)[number];
     readonly encoderMaxTokens?: number;
+    readonly softPerChunk?: SoftPerChunk;
     readonly ce: number;
     readonly reinforce: number;
     readonly kl: number;
@@ -309,7 +316,7 @@ function withSteps(command: Command): Command {
     )
     .addOption(option('--batch <n>', 'samples of one step', count, 64))
     .addOption(new Option('--layers <n>', 'linear layers of the projector').choices(LAYER_COUNTS).default('3'))
-    .addOption(option('--chunks <n>', 'the most soft tokens of a prompt, one for each chunk', count, 10))
+    .addOption(option('--chunks <n>', 'the most chunks of a prompt, each with its soft tokens', count, 10))
     .addOption(
       new Option('--alignment-form <form>', "the paper's formula, or the mean of squares of the authors' code")
         .choices(ALIGNMENT_FORMS)
@@ -428,7 +435,12 @@ const withEncoder = (command: Command) =>
     .addOption(new Option('--encoder-pooling <pooling>', 'how the encoder pools tokens').choices(POOLINGS))
     .addOption(new Option('--encoder-recipe <recipe>', 'how a language model encodes').choices(ENCODER_RECIPES))
     .addOption(new Option('--encoder-modality <m>', 'what UniXcoder reads of a chunk').choices(ENCODER_MODALITIES))
-    .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count);
+    .option('--encoder-max-tokens <n>', 'tokens of a chunk that the encoder sees', count)
+    .option(
+      '--soft-per-chunk <k>',
+      `soft tokens of one chunk, ${SOFT_PER_CHUNK.join(', ')}; 1 where not given`,
+      countAmong(SOFT_PER_CHUNK),
+    );
 
 /** Sets the options of the preset that nobody gave. Steps that were given go before its epochs. */
 function applyPreset(command: Command): void {
@@ -442,7 +454,7 @@ function applyPreset(command: Command): void {
 }
 
 function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
-  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, layers, ...rest } = given;
+  const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, softPerChunk, layers, ...rest } = given;
   const { ce, reinforce, kl, alignment, distill, preset: _preset, pretrain, ...others } = rest;
   const { pretrainSteps, pretrainLearningRate, pretrainTokens, pretrainChunks, ...more } = others;
   const { memoryTokenSteps, memoryTokenRate, ...options } = more;
@@ -456,6 +468,7 @@ function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
       recipe: encoderRecipe,
       modality: encoderModality,
       maxTokens: encoderMaxTokens,
+      softPerChunk,
     },
   };
 }

@@ -6,6 +6,7 @@ import { PROMPT_ORDERS } from '../../services/lib/text/prompt-format.ts';
 import type { CodeBleuVariant } from '../../training/metrics/code-bleu.ts';
 import type { ScoredLanguage } from '../../training/metrics/keywords.ts';
 import {
+  list,
   oneOf,
   option,
   optional,
@@ -24,8 +25,10 @@ export type Format = (typeof FORMATS)[number];
 /** Rewriters of context as text, which compete with soft tokens at the same length. */
 export const REWRITERS = ['pruned', 'summary', 'typed', 'zip', 'given-pruned', 'given-summary'] as const;
 export type Rewriter = (typeof REWRITERS)[number];
+/** Compressed context with soft tokens of files before those of chunks. */
+export const WITH_FILES = 'compressed-files';
 /** What stands in a prompt: nothing, or context in one of the modes of the server, or rewritten. */
-const ARMS = [...RAG_MODES.toReversed(), ...REWRITERS] as const;
+const ARMS = [...RAG_MODES.toReversed(), WITH_FILES, ...REWRITERS] as const;
 export type Arm = (typeof ARMS)[number];
 
 const CONTEXT_SOURCES = ['file', 'index'] as const;
@@ -59,6 +62,8 @@ export const EVALUATE_COMMAND = {
     textChunks: optional('<n>', 'chunks that stand as text in the arm mixed; by their scores when not given', whole),
     rewriteTokens: option('<n>', 'the most tokens of rewritten context', count, 10),
     topK: option('<n>', 'chunks of a prompt', count, 10),
+    fileTokens: option('<n>', `the most files with a soft token of their own, for the arm ${WITH_FILES}`, count, 3),
+    beside: option('<list>', 'artifacts of earlier runs on the same samples, for the ladder of this one', list, []),
     codeBleu: oneOf('<variant>', 'which CodeBLEU: of CodeXGLUE or of the package on PyPI', VARIANTS, 'codexglue'),
     requireBetterThan: optional('<arm>', 'end with exit code 1 unless --gate-arm beats this arm', oneArm),
     gateArm: option('<arm>', 'the arm that must be better', oneArm, 'compressed'),

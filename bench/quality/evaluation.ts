@@ -10,7 +10,7 @@ import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { contentKey, type KeptLines } from '../../training/data/lines.ts';
 import type { CodeBleuCounts } from '../../training/metrics/code-bleu.ts';
 import type { QualityClient } from './client.ts';
-import type { EvaluateOptions, Rewriter } from './command.ts';
+import { type EvaluateOptions, type Rewriter, WITH_FILES } from './command.ts';
 import { type Contexts, NO_CONTEXT, type SampleContext } from './contexts.ts';
 import type { GivenChunk, Sample } from './formats.ts';
 import { type ArmSpec, type CutCode, type EvaluationPrompts, isGiven, isRewriter } from './prompts.ts';
@@ -70,6 +70,7 @@ export type EvaluationSettings = Pick<
   | 'textChunks'
   | 'rewriteTokens'
   | 'topK'
+  | 'fileTokens'
   | 'maxTokens'
   | 'promptOrder'
   | 'summarizer'
@@ -114,10 +115,10 @@ export class Evaluation {
 
   #key(spec: ArmSpec, { left, right, target, path, repository, chunks, rewritten }: WholeSample): string {
     const { url = '', context, promptTokens, textTokens, topK, maxTokens, promptOrder } = this.#settings;
-    const { rewriteTokens, summarizer = '', textChunks } = this.#settings;
+    const { rewriteTokens, summarizer = '', textChunks, fileTokens } = this.#settings;
     const settings = { url, context, promptTokens, textTokens, topK, maxTokens, promptOrder };
-    const mixed = spec.arm === 'mixed' ? { textChunks } : {};
-    const own = isRewriter(spec.arm) ? { rewriteTokens, summarizer } : mixed;
+    const ofMode = spec.arm === 'mixed' ? { textChunks } : spec.arm === WITH_FILES ? { fileTokens } : {};
+    const own = isRewriter(spec.arm) ? { rewriteTokens, summarizer } : ofMode;
     const question = { left, right, target, path, repository, chunks, rewritten };
     return contentKey(1, this.#parts.fingerprint, settings, own, spec.arm, spec.retriever ?? '', question);
   }

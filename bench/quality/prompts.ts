@@ -8,7 +8,7 @@ import type { RagMode } from '../../services/gateway/request.ts';
 import type { RetrieverName } from '../../services/lib/rag/retriever-name.ts';
 import { choosePromptFormat, formOf, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
-import { type Arm, type EvaluateOptions, REWRITERS, type Rewriter } from './command.ts';
+import { type Arm, type EvaluateOptions, REWRITERS, type Rewriter, WITH_FILES } from './command.ts';
 
 /** One way of completing every sample. */
 export interface ArmSpec {
@@ -33,8 +33,11 @@ export function armSpecs({ arms, retrievers }: Pick<EvaluateOptions, 'arms' | 'r
   });
 }
 
-type PromptSettings = Pick<EvaluateOptions, 'promptTokens' | 'textTokens' | 'topK' | 'promptOrder'> &
+type PromptSettings = Pick<EvaluateOptions, 'promptTokens' | 'textTokens' | 'topK' | 'promptOrder' | 'fileTokens'> &
   Partial<Pick<EvaluateOptions, 'textChunks'>>;
+
+/** Arms whose context the server finds. */
+type RetrievingArm = RagMode | typeof WITH_FILES;
 
 /** The code around a gap, cut to the budget. */
 export interface CutCode {
@@ -49,9 +52,13 @@ const NAMES = 128;
 
 /** Tokens that a slot must hold for the longest request of a run. */
 export const tokensOf = (
-  { promptTokens, textTokens, rewriteTokens, maxTokens }: EvaluateOptions,
+  { promptTokens, textTokens, rewriteTokens, maxTokens, topK, fileTokens }: EvaluateOptions,
+  softPerChunk: number,
   longestTarget: number,
-): number => promptTokens + Math.max(textTokens, rewriteTokens) + NAMES + Math.max(maxTokens, longestTarget);
+): number => {
+  const context = Math.max(textTokens, rewriteTokens, topK * softPerChunk + fileTokens);
+  return promptTokens + context + NAMES + Math.max(maxTokens, longestTarget);
+};
 
 export class EvaluationPrompts {
   readonly #tokenizer: Tokenizer;
@@ -77,13 +84,15 @@ export class EvaluationPrompts {
   /** A prompt whose context the server finds. Its salt is new, so that no cached prefix shortens its TTFT. */
   retrieving(
     code: CutCode,
-    mode: RagMode,
+    arm: RetrievingArm,
     at: { readonly repo: string; readonly path: string; readonly retriever: RetrieverName | undefined },
   ): Prompt {
-    const { topK, textTokens, textChunks } = this.#settings;
+    const { topK, textTokens, textChunks, fileTokens } = this.#settings;
     const { repo, path, retriever } = at;
+    const mode = arm === WITH_FILES ? 'compressed' : arm;
     const asText = mode === 'mixed' && textChunks !== undefined ? { text_chunks: textChunks } : {};
-    const budget = mode === 'compressed' ? {} : { max_text_tokens: textTokens, ...asText };
+    const ofFiles = arm === WITH_FILES ? { file_tokens: fileTokens } : {};
+    const budget = mode === 'compressed' ? ofFiles : { max_text_tokens: textTokens, ...asText };
     const rag = { repo, mode, top_k: topK, ...budget, ...(path !== '' && { path }), ...(retriever && { retriever }) };
     return { ...this.plain(code), rag };
   }

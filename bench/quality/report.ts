@@ -5,6 +5,7 @@ import type { Artifact } from '../report/artifact.ts';
 import { axes, type Chart } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench } from '../report/report.ts';
+import { ladderChart, ladderTable } from './ladder.ts';
 import { recovered } from './measure.ts';
 import type { ArmFigures, Comparison, Gate, Median, QualityResult } from './result.ts';
 
@@ -22,6 +23,7 @@ const DEFINITIONS = {
   boost: 'of the samples that are wrong without context, the share that is right with it',
   harmful: 'share of all samples that is right without context and wrong with it',
   recovered: "share of text's gain in ES over no context that the arm has",
+  ladder: 'arms of several runs on the same samples; a run has its own TTFT, so runs are compared on one quiet machine',
   TTFT: 'median ms from sending the request to the first token, one request at a time',
   TPOT: 'median ms: (last token - first token) / (output tokens - 1)',
 };
@@ -32,6 +34,7 @@ const PAPER_NAMES: Readonly<Record<string, string>> = {
   text: 'w/ CFC',
   mixed: 'LlavaCode, best chunks as text',
   compressed: 'LlavaCode',
+  'compressed-files': 'LlavaCode with files',
   pruned: 'Context Pruning',
   summary: 'Context Summarization',
   typed: 'Type-aware pruning',
@@ -178,7 +181,8 @@ export const gateText = ({ arm, against, difference, passed }: Gate): string =>
   `${arm} is ${passed ? 'better' : 'not better'} than ${against}: the mean of EM and ES differs by ` +
   `${change(difference, 100, 2)} points`;
 
-function charts({ figures }: QualityResult): Chart[] {
+function charts(result: QualityResult): Chart[] {
+  const { figures } = result;
   const bars: EChartsOption = axes('Quality by arm', '', 'percent', {
     xAxis: { type: 'category', data: figures.map(({ arm }) => arm) },
     series: [
@@ -187,19 +191,7 @@ function charts({ figures }: QualityResult): Chart[] {
       { name: 'CodeBLEU', type: 'bar', data: figures.map(({ codeBleu }) => 100 * codeBleu.mean) },
     ],
   });
-  const against: EChartsOption = axes('Edit similarity against TTFT', 'median TTFT (ms)', 'ES (%)', {
-    yAxis: { type: 'value', name: 'ES (%)', nameLocation: 'middle', nameGap: 48, scale: true },
-    series: figures.map(({ arm, ttft, scores }) => ({
-      name: arm,
-      type: 'scatter' as const,
-      symbolSize: 14,
-      data: [[ttft.median, 100 * scores.editSimilarity.mean]],
-    })),
-  });
-  return [
-    { name: 'quality', option: bars },
-    { name: 'quality-ttft', option: against },
-  ];
+  return [{ name: 'quality', option: bars }, ladderChart(result)];
 }
 
 export const QUALITY: Bench<QualityResult> = {
@@ -208,6 +200,7 @@ export const QUALITY: Bench<QualityResult> = {
   definitions: DEFINITIONS,
   report: ({ result }: Pick<Artifact<QualityResult>, 'result'>) => {
     const retrievers = tableTwelve(result);
+    const ladder = ladderTable(result);
     const markdown = [
       'As Table 2 of the paper; EM, ES and CodeBLEU in percent, Seq Length in tokens of prompts.',
       tableTwo(result),
@@ -217,6 +210,7 @@ export const QUALITY: Bench<QualityResult> = {
         ? []
         : ['Differences, sample by sample.', comparisonTable(result.comparisons)]),
       effects(result.figures),
+      ...(ladder === undefined ? [] : ['The ladder: this run, and earlier ones on the same samples.', ladder]),
       notes(result),
       ...(result.gate === null ? [] : [`Gate: ${gateText(result.gate)}.`]),
     ].join('\n\n');

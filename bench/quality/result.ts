@@ -115,6 +115,23 @@ export interface Comparison {
   readonly ceP: number;
 }
 
+/** One form of context: its quality, and its time to first token. */
+export interface Rung {
+  readonly model: string;
+  readonly arm: string;
+  /** Soft tokens that the bundle makes of a chunk. */
+  readonly softPerChunk: number;
+  /** Means of what stood in prompts. */
+  readonly promptTokens: number;
+  readonly softTokens: number;
+  readonly exactMatch: Estimate;
+  readonly editSimilarity: Estimate;
+  readonly ce: Estimate;
+  readonly ttft: Median;
+  /** Share of text's gain in edit similarity over no context, of the same run; null where text gains nothing. */
+  readonly recovered: number | null;
+}
+
 /** Whether the arm that must be better is. */
 export interface Gate {
   readonly arm: string;
@@ -128,6 +145,10 @@ export interface QualityResult {
   readonly model: string;
   /** Name of the network that encodes chunks; null where the bundle has none. */
   readonly encoder: string | null;
+  /** Soft tokens that the bundle makes of a chunk; earlier artifacts do not say, and it is 1. */
+  readonly softPerChunk?: number;
+  /** Rungs of earlier runs on the same samples. */
+  readonly beside?: readonly Rung[];
   /** Name of the benchmark's file or folder. */
   readonly benchmark: string;
   readonly survey: Survey;

@@ -1,7 +1,7 @@
 /** Runs `llavacode evaluate`: reads a benchmark, completes it in every arm, and writes artifact, charts and page. */
 import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
-import type { Manifest } from '../../services/lib/model/bundle/bundle.ts';
+import { type Manifest, softPerChunkOf } from '../../services/lib/model/bundle/bundle.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { interruption } from '../../services/lib/process/interrupt.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
@@ -16,15 +16,16 @@ import { COLOCATED } from '../system/deployment.ts';
 import { type BenchModel, openModel } from '../system/model.ts';
 import { startDeployment } from '../system/system.ts';
 import { QualityClient } from './client.ts';
-import type { EvaluateOptions } from './command.ts';
+import { type EvaluateOptions, WITH_FILES } from './command.ts';
 import { Contexts } from './contexts.ts';
 import { answerSchema, Evaluation } from './evaluation.ts';
+import { rungsBeside } from './ladder.ts';
 import { comparisonsOf, figuresOf, gateOf } from './measure.ts';
 import { Pace } from './pace.ts';
 import { samplesPage } from './page.ts';
 import { type ArmSpec, armSpecs, EvaluationPrompts, isRewriter, tokensOf } from './prompts.ts';
 import { gateText, QUALITY } from './report.ts';
-import type { QualityResult, SampleResult } from './result.ts';
+import type { QualityResult, Rung, SampleResult } from './result.ts';
 import { Rewriters } from './rewriters.ts';
 import { Benchmark } from './samples.ts';
 import { Scorer } from './score.ts';
@@ -48,11 +49,12 @@ export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<Qu
   const specs = armSpecs(options);
   assertArms(options, specs, model.manifest);
   const benchmark = await Benchmark.open(options, (text) => model.tokenizer.encode(text).length, signal);
-  const { apiKeyFile: _, ...settings } = options;
+  const beside = await rungsBeside(options.beside, benchmark.survey);
+  const { apiKeyFile: _, beside: __, ...settings } = options;
   const plan = { models: [model], settings };
   const artifact = await run(QUALITY, options, plan, (onProgress) =>
     withSystem(options, model, signal, (url) =>
-      evaluate({ options, model, specs, benchmark, url, signal, onProgress }),
+      evaluate({ options, model, specs, benchmark, beside, url, signal, onProgress }),
     ),
   );
   const page = join(options.out, `${options.name ?? QUALITY.name}.html`);
@@ -78,6 +80,13 @@ function assertArms(options: EvaluateOptions, specs: readonly ArmSpec[], { conte
       'config_invalid',
       `--arms ${needing.name}: the bundle ${name} has no encoder and projector; export it with --projector, ` +
         'or leave the arm out',
+    );
+  }
+  if (options.context !== 'index' && specs.some(({ arm }) => arm === WITH_FILES)) {
+    throw new ServingError(
+      'config_invalid',
+      `--arms ${WITH_FILES}: the chunks of a benchmark are indexed as files of their own, so files have nothing to ` +
+        'add; use --context index with --repositories, or leave the arm out',
     );
   }
   if (requireBetterThan === undefined) return;
@@ -121,7 +130,11 @@ async function withSystem<T>(
     promptOrder,
     gateway: { retrievalBudgetMs: RETRIEVAL_MS, denseBudgetMs: RETRIEVAL_MS },
     // An index holds embeddings only if its own retriever compares them.
-    indexer: { ...(context === 'file' && whole), ...(retrievers.some(needsEmbeddings) && { retriever: 'dense' }) },
+    indexer: {
+      ...(context === 'file' && whole),
+      ...(retrievers.some(needsEmbeddings) && { retriever: 'dense' }),
+      ...(options.arms.includes(WITH_FILES) && { fileVectors: true }),
+    },
   });
   try {
     signal.throwIfAborted();
@@ -137,17 +150,20 @@ interface Task {
   readonly model: BenchModel;
   readonly specs: readonly ArmSpec[];
   readonly benchmark: Benchmark;
+  /** Rungs of earlier runs. */
+  readonly beside: readonly Rung[];
   readonly url: string;
   readonly signal: AbortSignal;
   readonly onProgress: OnProgress;
 }
 
 async function evaluate(task: Task): Promise<QualityResult> {
-  const { options, model, specs, benchmark, url, signal, onProgress } = task;
+  const { options, model, specs, benchmark, beside, url, signal, onProgress } = task;
   const { survey } = benchmark;
   const apiKey = await apiKeyOf(options.apiKeyFile);
   const client = new QualityClient({ url, apiKey, timeoutMs: options.timeoutMs, signal });
-  await assertRoom(client, options, survey.longestTarget);
+  const softPerChunk = softPerChunkOf(model.manifest);
+  await assertRoom(client, options, softPerChunk, survey.longestTarget);
   const kept = resolve(options.data, 'evaluate', options.name ?? QUALITY.name);
   await mkdir(resolve(options.data, 'evaluate'), { recursive: true });
   const { summarizer: summarizerUrl, timeoutMs } = options;
@@ -182,6 +198,8 @@ async function evaluate(task: Task): Promise<QualityResult> {
     return {
       model: model.name,
       encoder: model.manifest.context?.encoder.name ?? model.manifest.context?.encoder.kind ?? null,
+      ...(softPerChunk > 1 && { softPerChunk }),
+      ...(beside.length > 0 && { beside }),
       benchmark: basename(resolve(options.benchmark)),
       survey,
       arms: specs,
@@ -205,8 +223,13 @@ const apiKeyOf = async (file: string | undefined) =>
   file === undefined ? undefined : (await atPath(`--api-key-file ${file}`, () => readFile(file, 'utf8'))).trim();
 
 /** @throws ServingError config_invalid where the longest request would not fit: the server would cut its code. */
-async function assertRoom(client: QualityClient, options: EvaluateOptions, longestTarget: number): Promise<void> {
-  const [needed, has] = [tokensOf(options, longestTarget), await client.capacity()];
+async function assertRoom(
+  client: QualityClient,
+  options: EvaluateOptions,
+  softPerChunk: number,
+  longestTarget: number,
+): Promise<void> {
+  const [needed, has] = [tokensOf(options, softPerChunk, longestTarget), await client.capacity()];
   if (has === undefined || needed <= has) return;
   throw new ServingError(
     'config_invalid',

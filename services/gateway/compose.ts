@@ -44,6 +44,8 @@ export interface GatewayParts {
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token: the model's hidden size. */
   readonly hidden: number;
+  /** Soft tokens of one chunk; 1 if not given. */
+  readonly softPerChunk?: number;
   readonly tokenizer: Tokenizer;
   /** End-of-text ids of the model's configuration. */
   readonly eosIds: readonly number[];
@@ -146,7 +148,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
 /** The parts that know of other gateways, where there is a Redis over which these can be heard. */
 function composeShared(
   config: GatewayConfig,
-  { redis, draining, log }: GatewayParts,
+  { redis, draining, log, softPerChunk }: GatewayParts,
   pool: WorkerPool,
   weightOf: (tenant: string) => number,
   closing: AbortSignal,
@@ -158,7 +160,7 @@ function composeShared(
       exchange: undefined,
       sessions: new Sessions(),
       inflight: new InflightRequests({ ...config, weightOf, draining }),
-      quota: new TenantQuota({ capacity, log }),
+      quota: new TenantQuota({ capacity, softPerChunk, log }),
     };
   }
   const channel = new RedisChannel({
@@ -196,5 +198,5 @@ function composeShared(
     return NEWS_EVERY_MS;
   });
   closing.addEventListener('abort', () => channel.close(), { once: true });
-  return { dispatcher, exchange, sessions, inflight, quota: new TenantQuota({ ledger, capacity, log }) };
+  return { dispatcher, exchange, sessions, inflight, quota: new TenantQuota({ ledger, capacity, softPerChunk, log }) };
 }

@@ -1,5 +1,5 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
-import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
+import { contextLack, filesOf, openBundle, softPerChunkOf } from '../lib/model/bundle/bundle.ts';
 import { FileGuard } from '../lib/model/bundle/integrity.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
@@ -81,6 +81,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     fingerprint: manifest.fingerprint,
     contextFingerprint: manifest.context?.fingerprint,
     hidden: manifest.llm.spec.hidden,
+    softPerChunk: softPerChunkOf(manifest),
     tokenizer,
     eosIds: manifest.llm.spec.eosIds,
     retrieval,

@@ -26,6 +26,8 @@ export interface RagRequest {
   readonly askedMode?: RagMode;
   /** Chunks to retrieve. */
   readonly topK: number;
+  /** The most files of these chunks whose own soft tokens stand before them in compressed context; 0 if not given. */
+  readonly fileTokens?: number;
   /** File in which the cursor stands, within the repository, in the normal form of paths. */
   readonly path: string | undefined;
   /** undefined takes the index's own. */

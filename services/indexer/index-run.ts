@@ -22,7 +22,10 @@ export interface IndexReport {
   readonly reused: number;
   /** Embedded chunks that were to be read by their syntax tree, do not parse, and were read by their source. */
   readonly unparsed: number;
-  /** Chunks that are gone now: of versions before the one that was replaced, or of runs that broke off. */
+  /**
+   * Chunks, and rows of files, that are gone now: of versions before the one that was replaced, or of runs that broke
+   * off.
+   */
   readonly removed: number;
   readonly seconds: number;
 }

@@ -8,8 +8,8 @@ import { type Chunk, type Chunking, chunkFile, chunkOf } from '../lib/rag/chunk.
 import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode/encode.ts';
 import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever-name.ts';
 import { remoteForm } from '../lib/rag/store/remote-form.ts';
-import { idAt, packIds } from '../lib/rag/store/row.ts';
-import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
+import { fileIdOf, idAt, packIds } from '../lib/rag/store/row.ts';
+import type { ChunkEntry, ChunkRow, IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
 import { languageOf, noSkips, type Selecting, type SkipCounts } from './selection.ts';
 import type { Sources } from './sources.ts';
 import { covers } from './tree.ts';
@@ -17,6 +17,8 @@ import { covers } from './tree.ts';
 export interface IndexOptions extends Chunking, Selecting {
   /** The index's retriever, for requests that name none. The encoder must keep embeddings for dense and fused. */
   readonly retriever?: RetrieverName;
+  /** Whether each file gets a row with a vector of its own; not if it is not given. */
+  readonly fileVectors?: boolean;
 }
 
 export interface IndexProgress {
@@ -41,11 +43,33 @@ export interface IndexJob {
   readonly signal?: AbortSignal;
 }
 
+/** A file whose row is not stored: its chunks are encoded, those that are stored too, and their encodings summed. */
+interface OpenFile {
+  readonly id: string;
+  readonly path: string;
+  readonly startLine: number;
+  readonly endLine: number;
+  readonly chunks: number;
+  /** Chunks that are not encoded yet. */
+  left: number;
+  /** [dim] */
+  sum: Float64Array;
+}
+
+/** A chunk that is to be encoded. */
+interface Pending {
+  readonly chunk: Chunk;
+  /** Its row is there, and its encoding is needed for the row of its file. */
+  readonly isStored: boolean;
+  readonly file: OpenFile | undefined;
+}
+
 /** Chunks that are encoded and stored at a time: enough to sort them by length, few enough to show progress. */
 const BATCH = 256;
 
 export class VersionBuilder {
   files = 0;
+  embedded = 0;
   reused = 0;
   unparsed = 0;
   readonly skipped: SkipCounts;
@@ -54,9 +78,11 @@ export class VersionBuilder {
   readonly #stored: ReadonlySet<string>;
   /** Chunks of the new version. Those of one file are in the order of their lines. */
   readonly #chunks: { readonly id: string; readonly path: string }[] = [];
-  #pending: Chunk[] = [];
-  /** Ids of the chunks that this run has encoded and written. */
-  readonly #written: string[] = [];
+  /** Ids of the rows of its files, by path. */
+  readonly #files = new Map<string, string>();
+  #pending: Pending[] = [];
+  /** Ids of the rows that this run has written: of chunks that it has encoded, and of files. */
+  readonly #written = new Set<string>();
 
   /** @param stored ids of chunks that are stored with this encoder's vectors and need no encoding. */
   constructor(job: IndexJob, writer: IndexWriter, stored: ReadonlySet<string>) {
@@ -64,10 +90,6 @@ export class VersionBuilder {
     this.#writer = writer;
     this.#stored = stored;
     this.skipped = { ...noSkips(), ...job.sources.skipped };
-  }
-
-  get embedded(): number {
-    return this.#written.length;
   }
 
   /** Reads all sources, and takes over from the current version what they do not replace. */
@@ -92,14 +114,18 @@ export class VersionBuilder {
     // A run over all files can do without what the store has lost; a change set cannot.
     const whole = <T>(rows: readonly (T | undefined)[]) => (replaced ? assertNoneLost(repo, rows) : rows);
     const damaged = { onLeftOut: () => {} }; // counts as lost
+    const isKept = ({ path }: Pick<ChunkEntry, 'path'>) =>
+      (replaced && !replaced.has(path)) || covers(unreadable, path);
+    const files = await this.#keptFiles(from, isKept);
     for (let start = 0; start < head.chunks; start += BATCH) {
       signal?.throwIfAborted();
       const wanted = Array.from({ length: Math.min(BATCH, head.chunks - start) }, (_, i) => idAt(ids, start + i));
       const entries = whole(await store.entries(repo, wanted, damaged)).filter((entry) => entry !== undefined);
-      const kept = entries.filter(({ path }) => (replaced && !replaced.has(path)) || covers(unreadable, path));
+      const kept = entries.filter(isKept);
       // Chunks whose vectors are lost or damaged, or another encoder's, are encoded again from the text stored with
-      // the old vector. Only a text that still has its hash may be: damage would become a sound row.
-      const bare = kept.filter((entry) => !this.#stored.has(entry.id));
+      // the old vector. Only a text that still has its hash may be: damage would become a sound row. So are all chunks
+      // of a file whose own row is lost.
+      const bare = kept.filter((entry) => !this.#stored.has(entry.id) || files.has(entry.path));
       const bareIds = bare.map(({ id }) => id);
       const contents = await store.contents(repo, head.fingerprint, bareIds, { ...damaged, part: 'text' });
       const again = bare.map((entry, i) => {
@@ -109,12 +135,57 @@ export class VersionBuilder {
       });
       const chunks = new Map(whole(again).map((chunk, i) => [bareIds[i], chunk]));
       for (const entry of kept) {
-        const chunk = this.#stored.has(entry.id) ? { ...entry, text: '' } : chunks.get(entry.id);
-        if (chunk) await this.#add(chunk, sources.paths.length);
+        const file = files.get(entry.path);
+        const isStored = file === undefined && this.#stored.has(entry.id);
+        const chunk = isStored ? { ...entry, text: '' } : chunks.get(entry.id);
+        if (chunk) await this.#add(chunk, sources.paths.length, file);
       }
     }
     await this.#flush();
     this.#progress(sources.paths.length);
+  }
+
+  /** Files of a version that are kept, and whose rows are not stored, by path. */
+  async #keptFiles(
+    { head, ids }: IndexSnapshot,
+    isKept: (entry: Pick<ChunkEntry, 'path'>) => boolean,
+  ): Promise<ReadonlyMap<string, OpenFile>> {
+    const open = new Map<string, OpenFile>();
+    const { repo, store, signal } = this.#job;
+    if (!this.#keepsFiles) return open;
+    const chunks = new Map<string, ChunkEntry[]>();
+    for (let start = 0; start < head.chunks; start += BATCH) {
+      signal?.throwIfAborted();
+      const wanted = Array.from({ length: Math.min(BATCH, head.chunks - start) }, (_, i) => idAt(ids, start + i));
+      for (const entry of await store.entries(repo, wanted, { onLeftOut: () => {} })) {
+        if (entry === undefined || !isKept(entry)) continue;
+        const ofFile = chunks.get(entry.path);
+        if (ofFile) ofFile.push(entry);
+        else chunks.set(entry.path, [entry]);
+      }
+    }
+    for (const [path, ofFile] of chunks) {
+      const file = this.#openFile(path, ofFile);
+      if (file) open.set(path, file);
+    }
+    return open;
+  }
+
+  get #keepsFiles(): boolean {
+    const { options, encoder } = this.#job;
+    return options.fileVectors === true && encoder.hidden > 0;
+  }
+
+  /** A file of the new version; undefined if its row is stored, or none is wanted. @param chunks all of the file's. */
+  #openFile(path: string, chunks: readonly Omit<ChunkEntry, 'tokens'>[]): OpenFile | undefined {
+    const [first, last] = [chunks[0], chunks.at(-1)];
+    if (!this.#keepsFiles || first === undefined || last === undefined) return undefined;
+    const id = fileIdOf(path, packIds(chunks.map((chunk) => chunk.id)));
+    this.#files.set(path, id);
+    if (this.#stored.has(id)) return undefined;
+    const { length } = chunks;
+    const sum = new Float64Array(0);
+    return { id, path, startLine: first.startLine, endLine: last.endLine, chunks: length, left: length, sum };
   }
 
   async #base(): Promise<IndexSnapshot> {
@@ -142,7 +213,9 @@ export class VersionBuilder {
       else {
         this.files++;
         if (source.leftOut) this.skipped[source.leftOut]++;
-        for (const chunk of chunkFile(path, source.text, options)) await this.#add(chunk, i);
+        const chunks = chunkFile(path, source.text, options);
+        const file = this.#openFile(path, chunks);
+        for (const chunk of chunks) await this.#add(chunk, i, file);
       }
       this.#progress(i + 1);
     }
@@ -150,13 +223,12 @@ export class VersionBuilder {
     this.#progress(sources.paths.length);
   }
 
-  async #add(chunk: Chunk, filesRead: number): Promise<void> {
+  async #add(chunk: Chunk, filesRead: number, file: OpenFile | undefined): Promise<void> {
     this.#chunks.push({ id: chunk.id, path: chunk.path });
-    if (this.#stored.has(chunk.id)) {
-      this.reused++;
-      return;
-    }
-    this.#pending.push(chunk);
+    const isStored = this.#stored.has(chunk.id);
+    if (isStored) this.reused++;
+    if (isStored && file === undefined) return;
+    this.#pending.push({ chunk, isStored, file });
     if (this.#pending.length < BATCH) return;
     await this.#flush();
     this.#progress(filesRead);
@@ -164,14 +236,25 @@ export class VersionBuilder {
 
   async #flush(): Promise<void> {
     const { encoder, signal } = this.#job;
-    const chunks = this.#pending;
-    if (chunks.length === 0) return;
+    const pending = this.#pending;
+    if (pending.length === 0) return;
     this.#pending = [];
+    const chunks = pending.map(({ chunk }) => chunk);
     const encoded = await encoder.encode(chunks, signal);
-    const rows = chunks.map((chunk, i) => ({ chunk, ...(encoded[i] as EncodedChunk) }));
-    await this.#writer.put(encoder.fingerprint, rows);
-    this.#written.push(...chunks.map(({ id }) => id));
-    this.unparsed += encoded.filter(({ fellBack }) => fellBack).length;
+    const rows = pending.flatMap(({ chunk, isStored }, i) => (isStored ? [] : [{ chunk, ...encoded[i]! }]));
+    await this.#put(rows);
+    this.embedded += rows.length;
+    this.unparsed += rows.filter(({ fellBack }) => fellBack).length;
+    const done = pending.flatMap(({ file }, i) => (file && isWhole(file, encoded[i]!) ? [file] : []));
+    const means = done.map(({ sum, chunks: count }) => Float32Array.from(sum, (value) => value / count));
+    const vectors = done.length === 0 ? [] : await encoder.project(means, signal);
+    await this.#put(done.map((file, i) => ({ chunk: { ...file, text: '', tokens: [] }, vector: vectors[i]! })));
+  }
+
+  async #put(rows: readonly ChunkRow[]): Promise<void> {
+    if (rows.length === 0) return;
+    await this.#writer.put(this.#job.encoder.fingerprint, rows);
+    for (const { chunk } of rows) this.#written.add(chunk.id);
   }
 
   #progress(filesRead: number): void {
@@ -192,9 +275,10 @@ export class VersionBuilder {
     signal?.throwIfAborted();
     await this.#assertStored();
     await this.#job.sources.assertThere?.();
-    const { fingerprint, hidden } = encoder;
+    const { fingerprint, hidden, softPerChunk } = encoder;
     const chunks = this.#inOrder();
-    const ids = packIds(chunks.map((chunk) => chunk.id));
+    const fileIds = this.#fileIds(chunks);
+    const ids = packIds([...chunks.map((chunk) => chunk.id), ...fileIds]);
     const { retriever = DEFAULT_RETRIEVER } = options;
     const hash = createHash('sha256').update(`${fingerprint}\0${retriever}\0`).update(ids);
     const version = hash.digest('hex').slice(0, 16);
@@ -205,6 +289,8 @@ export class VersionBuilder {
       version,
       fingerprint,
       hidden,
+      ...(softPerChunk > 1 && { softPerChunk }),
+      ...(fileIds.length > 0 && { fileRows: fileIds.length }),
       retriever,
       ...filesOf(chunks),
       chunks: chunks.length,
@@ -222,12 +308,19 @@ export class VersionBuilder {
    */
   async #assertStored(): Promise<void> {
     const { repo, store, signal } = this.#job;
-    for (let start = 0; start < this.#written.length; start += BATCH) {
+    const written = [...this.#written];
+    for (let start = 0; start < written.length; start += BATCH) {
       signal?.throwIfAborted();
-      const entries = await store.entries(repo, this.#written.slice(start, start + BATCH));
+      const entries = await store.entries(repo, written.slice(start, start + BATCH));
       if (entries.every((entry) => entry !== undefined)) continue;
       throw new ServingError('store_unavailable', `the store lost chunks of ${repo} that this run wrote (a failover?)`);
     }
+  }
+
+  /** Ids of the rows of files that are there, in the order of the chunks. */
+  #fileIds(chunks: readonly { readonly path: string }[]): string[] {
+    const ids = [...new Set(chunks.map(({ path }) => path))].flatMap((path) => this.#files.get(path) ?? []);
+    return ids.filter((id) => this.#stored.has(id) || this.#written.has(id));
   }
 
   /** By path, then by line. Chunks that were kept and chunks that are new belong to different files. */
@@ -237,6 +330,13 @@ export class VersionBuilder {
       ? this.#chunks.toSorted((a, b) => (a.path < b.path ? -1 : Number(a.path > b.path)))
       : this.#chunks;
   }
+}
+
+/** Adds the encoding of one more chunk of a file, and says whether it was the last one. */
+function isWhole(file: OpenFile, { encoding = new Float32Array(0) }: EncodedChunk): boolean {
+  if (file.sum.length === 0) file.sum = new Float64Array(encoding.length);
+  for (const [i, value] of encoding.entries()) file.sum[i]! += value;
+  return --file.left === 0;
 }
 
 /** The number of files that chunks in order belong to, and their languages. */

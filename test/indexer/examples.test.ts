@@ -16,6 +16,8 @@ test('the chunks around a cursor in examples/shop define what is used there', as
   const encoder = {
     fingerprint: 'f',
     hidden: 1,
+    softPerChunk: 1 as const,
+    project: async () => [],
     encode: async (chunks: readonly unknown[]) => chunks.map(() => ({ vector: Float32Array.of(0), fellBack: false })),
   };
   const options = { chunkLines: 10, chunkStride: 5, maxFileBytes: 524_288 };

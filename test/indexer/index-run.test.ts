@@ -23,6 +23,7 @@ const SIGNAL = new AbortController().signal;
 class FakeEncoder implements ContextEncoder {
   readonly fingerprint: string;
   readonly hidden = 2;
+  readonly softPerChunk = 1;
   readonly texts: string[] = [];
   fail: ((call: number) => void) | undefined;
   #calls = 0;
@@ -34,7 +35,14 @@ class FakeEncoder implements ContextEncoder {
   async encode(chunks: readonly { readonly text: string }[]) {
     this.fail?.(this.#calls++);
     this.texts.push(...chunks.map(({ text }) => text));
-    return chunks.map(({ text }): EncodedChunk => ({ vector: Float32Array.of(text.length, 1), fellBack: false }));
+    return chunks.map(({ text }): EncodedChunk => {
+      return { vector: Float32Array.of(text.length, 1), encoding: Float32Array.of(text.length, 2), fellBack: false };
+    });
+  }
+
+  /** Doubles, so that a vector that was projected is told from a mean. */
+  async project(encodings: readonly Float32Array[]) {
+    return encodings.map((encoding) => encoding.map((value) => 2 * value));
   }
 }
 

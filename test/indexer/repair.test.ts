@@ -20,6 +20,8 @@ const FINGERPRINT = 'f'.repeat(64);
 const encoder = {
   fingerprint: FINGERPRINT,
   hidden: 2,
+  softPerChunk: 1 as const,
+  project: async () => [],
   encode: async (chunks: readonly { readonly text: string }[]) =>
     chunks.map(({ text }) => ({ vector: Float32Array.of(text.length, 1), fellBack: false })),
 };

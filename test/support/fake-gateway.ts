@@ -55,7 +55,16 @@ export interface Answer {
   error?: { message: string; type: string; param: string | null; code: string };
 }
 
-type Given = 'contextFingerprint' | 'tokenizer' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'redis' | 'tls';
+type Given =
+  | 'contextFingerprint'
+  | 'softPerChunk'
+  | 'tokenizer'
+  | 'retrieval'
+  | 'store'
+  | 'indexer'
+  | 'keys'
+  | 'redis'
+  | 'tls';
 
 /** Settings, and parts that the process would open. */
 export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {
@@ -86,7 +95,7 @@ const TEST_SETTINGS: Partial<GatewayConfig> = {
 };
 
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
-  const { retrieval, store, indexer, keys = NO_KEYS, redis, tls, ...others } = options;
+  const { retrieval, store, indexer, keys = NO_KEYS, redis, tls, softPerChunk = 1, ...others } = options;
   const { morePrefill = [], moreDecode = [], sameWorkers, ...settings } = others;
   const workers = sameWorkers ?? fakeWorkers(model);
   const lines: Record<string, unknown>[] = [];
@@ -98,6 +107,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     fingerprint: FINGERPRINT,
     contextFingerprint: 'contextFingerprint' in options ? options.contextFingerprint : 'context',
     hidden: 2,
+    softPerChunk,
     tokenizer: options.tokenizer ?? tokenizer,
     eosIds: [],
     retrieval,

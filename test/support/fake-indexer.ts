@@ -28,6 +28,7 @@ export const LIMITS = {
 export class RememberingEncoder implements ContextEncoder {
   readonly fingerprint: string;
   readonly hidden = 2;
+  readonly softPerChunk = 1;
   readonly texts: string[] = [];
   /** Runs before every batch. */
   before: (signal?: AbortSignal) => Promise<void> = async () => {};
@@ -39,7 +40,13 @@ export class RememberingEncoder implements ContextEncoder {
   async encode(chunks: readonly EncoderInput[], signal?: AbortSignal): Promise<EncodedChunk[]> {
     await this.before(signal);
     this.texts.push(...chunks.map(({ text }) => text));
-    return chunks.map(({ text }) => ({ vector: Float32Array.of(text.length, 1), fellBack: false }));
+    return chunks.map(({ text }) => {
+      return { vector: Float32Array.of(text.length, 1), encoding: Float32Array.of(text.length, 2), fellBack: false };
+    });
+  }
+
+  async project(encodings: readonly Float32Array[]): Promise<Float32Array[]> {
+    return encodings.map((encoding) => encoding.slice());
   }
 }
 

@@ -1,12 +1,13 @@
 /** A bundle that encodes, for tests of real processes. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Precision } from '../../services/lib/model/bundle/choices.ts';
-import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
+import { type ExportOptions, exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { GOLDENS, safetensorsBytes } from './models.ts';
 
+type Choices = Partial<Pick<ExportOptions, 'precision' | 'softPerChunk'>>;
+
 /** A bundle of the smallest model, which encodes thousands of chunks a second: a golden LLM that is its own encoder. */
-export async function smallestBundle(dir: string, precision: Precision = 'fp32'): Promise<string> {
+export async function smallestBundle(dir: string, choices: Choices = {}): Promise<string> {
   const hidden = 64;
   const tensors = [1, 2].flatMap((layer) => [
     { name: `linear_${layer}.weight`, shape: [hidden, hidden] },
@@ -29,7 +30,8 @@ export async function smallestBundle(dir: string, precision: Precision = 'fp32')
   for (let i = 0; i < at / 4; i++) values.setFloat32(4 * i, Math.sin(i * i) / 4, true);
   await writeFile(join(projector, 'model.safetensors'), bytes);
   const llm = join(GOLDENS, 'qwen2-tied');
+  const { precision = 'fp32' } = choices;
   const to = join(dir, precision === 'fp32' ? 'bundle' : precision);
-  await exportBundle({ llm, projector, to, name: 'golden', precision });
+  await exportBundle({ llm, projector, to, name: 'golden', ...choices, precision });
   return to;
 }

@@ -193,6 +193,34 @@ describe('soft context', () => {
     expect(Array.from(tight.soft.vectors)).toEqual([1, 2, 3, 4]);
     expect(built(5)).toMatchObject({ contextChunks: 0, contextCut: true, ids: Int32Array.of(1, 2, 3, 4) });
   });
+
+  test('a chunk of several soft tokens stands in the prompt whole or not at all', () => {
+    const pairs = { kind: 'soft', vectors: vectors.map((v) => Float32Array.of(...v, ...v)), perChunk: 2 } as const;
+    const built = (capacity: number) =>
+      atOnce(builder.build({ capacity, maxTokens: 1, prompt: [1, 2, 3, 4], context: pairs }));
+    const whole = built(99);
+    expect(whole).toMatchObject({ contextChunks: 3, contextCut: false });
+    expect(Array.from(whole.soft.positions)).toEqual([0, 1, 2, 3, 4, 5]);
+    expect(Array.from(whole.soft.vectors)).toEqual([1, 2, 1, 2, 3, 4, 3, 4, 5, 6, 5, 6]);
+    // Of the 3 tokens that are left one is for nothing: half a chunk is none.
+    const tight = built(4 + 3 + 1);
+    expect(tight).toMatchObject({ contextChunks: 1, contextCut: true });
+    expect(tight.ids).toHaveLength(2 + 4);
+    expect(built(4 + 1 + 1)).toMatchObject({ contextChunks: 0, contextCut: true });
+  });
+
+  test('soft tokens of files stand before those of chunks, and give way to them', () => {
+    const files = [Float32Array.of(-1, -2), Float32Array.of(-3, -4)];
+    const built = (capacity: number) =>
+      atOnce(builder.build({ capacity, maxTokens: 1, prompt: [1, 2, 3, 4, 5, 6], context: { ...context, files } }));
+    const whole = built(99);
+    expect(whole).toMatchObject({ contextChunks: 3, contextFiles: 2, contextCut: false });
+    expect(Array.from(whole.soft.vectors)).toEqual([-1, -2, -3, -4, 1, 2, 3, 4, 5, 6]);
+    const tight = built(6 + 4 + 1);
+    expect(tight).toMatchObject({ contextChunks: 3, contextFiles: 1, contextCut: true });
+    expect(Array.from(tight.soft.vectors)).toEqual([-1, -2, 1, 2, 3, 4, 5, 6]);
+    expect(built(6 + 2 + 1)).toMatchObject({ contextChunks: 2, contextFiles: 0, contextCut: true });
+  });
 });
 
 describe('soft tokens and text in one prompt', () => {
@@ -219,6 +247,12 @@ describe('soft tokens and text in one prompt', () => {
     const none = build({ kind: 'soft', vectors: [vector(9)], text: { ...text, maxTokens: 1 }, textVectors });
     expect([...none.soft.vectors]).toEqual([0, 10, 2, 12, 9, 19]);
     expect(none).toMatchObject({ contextChunks: 3, contextTexts: 0 });
+    const pair = (i: number) => Float32Array.of(...vector(i), ...vector(i));
+    const ofPairs = { perChunk: 2, files: [vector(7)], textVectors: [pair(0), undefined, pair(2)] };
+    const twice = build({ kind: 'soft', vectors: [pair(9)], text: { ...text, maxTokens }, ...ofPairs });
+    expect(twice).toMatchObject({ contextChunks: 3, contextTexts: 1, contextFiles: 1, contextCut: false });
+    expect([...twice.soft.vectors]).toEqual([7, 17, 2, 12, 2, 12, 9, 19, 9, 19]);
+    expect(twice.soft.positions).toHaveLength(5);
   });
 });
 
@@ -230,6 +264,12 @@ describe('context gives way', () => {
     fc.constantFrom(1, 20, 512).map((maxTokens) => {
       const text = { kind: 'text', repo: 'r', path: 'a.py', chunks: chunks.slice(2), maxTokens } as const;
       return { kind: 'soft', vectors: vectors.slice(2), text, textVectors: vectors.slice(2) } as const;
+    }),
+    fc.record({
+      kind: fc.constant('soft' as const),
+      vectors: fc.constant(vectors),
+      perChunk: fc.constantFrom(2, 4, 8),
+      files: fc.constantFrom([], vectors),
     }),
     fc.record({
       kind: fc.constant('text' as const),

@@ -96,6 +96,7 @@ async function computeRow(
         ...settings,
         data: options.validation,
         arm: row.arm,
+        softPerChunk: settings.encoderChoices.softPerChunk,
         compressor,
         to: join(folder, 'judgements.jsonl'),
         work,

@@ -1,9 +1,9 @@
 /**
- * Embeddings of chunks, kept on disk by the digest of the chunk. The encoder is frozen, so each chunk is encoded once,
- * however many samples and epochs have it. Files are named by the encoder's own digest: those of another encoder are
- * never read.
+ * Embeddings of chunks, kept on disk by the digest of the chunk: one for each soft token of a chunk. The encoder is
+ * frozen, so each chunk is encoded once, however many samples and epochs have it. Files are named by the encoder's own
+ * digest: those of another encoder are never read.
  *
- * `embeddings/DIGEST/000000-UUID.safetensors` … each hold up to {@link FILE_CHUNKS} vectors, one tensor each, named by
+ * `embeddings/DIGEST/000000-UUID.safetensors` … each hold up to {@link FILE_CHUNKS} chunks, one tensor each, named by
  * the SHA-256 of path and text. No two files have one name, so several runs may write at the same time.
  */
 import { createHash, randomUUID } from 'node:crypto';
@@ -37,6 +37,8 @@ export const chunkKey = ({ path, text }: Chunk) => createHash('sha256').update(`
 export class Embeddings {
   /** Values of one embedding. */
   readonly dim: number;
+  /** Embeddings of one chunk, each of which becomes a soft token. */
+  readonly perChunk: number;
   /** The settings of the encoder, as the projector's config.json has them for the export. */
   readonly settings: ReturnType<typeof encoderSettings>;
   /** SHA-256 of all that an embedding depends on besides the chunk, in hex. */
@@ -57,6 +59,7 @@ export class Embeddings {
     inputs: InputBuilder,
   ) {
     this.dim = dim;
+    this.perChunk = settings.softPerChunk ?? 1;
     this.settings = settings;
     this.digest = digest;
     this.#dir = dir;
@@ -122,7 +125,7 @@ export class Embeddings {
       const vectors = await this.#encode(part, signal);
       const place = String(this.#files.length).padStart(6, '0');
       const path = join(this.#dir, `${place}-${randomUUID()}.safetensors`);
-      const shape = [this.dim];
+      const shape = this.perChunk === 1 ? [this.dim] : [this.perChunk, this.dim];
       await writeSafetensors(path, new Map(part.map(([key], i) => [key, { shape, data: vectors[i]! }])));
       await this.#addFile(path);
       done += part.length;
@@ -136,7 +139,7 @@ export class Embeddings {
     if (missing.size > 0) await encode();
   }
 
-  /** Vectors in the order of `chunks`; those of similar length are computed together. */
+  /** [perChunk, dim] of each chunk, in the order of `chunks`; those of similar length are computed together. */
   async #encode(chunks: readonly (readonly [string, Chunk])[], signal?: AbortSignal): Promise<Float32Array[]> {
     const rows = chunks.map(([, chunk], i) => ({ i, ids: this.#inputs.build(chunk).ids }));
     rows.sort((a, b) => a.ids.length - b.ids.length || a.i - b.i);
@@ -145,10 +148,12 @@ export class Embeddings {
       let end = start + 1;
       while (end < rows.length && (end + 1 - start) * rows[end]!.ids.length <= RUN_TOKENS) end++;
       const batch = rows.slice(start, end);
-      const out = await this.#encoder!.run(encoderInputs(batch.map(({ ids }) => ids)), ['embeddings'], signal);
-      const all = out['embeddings']!.data as Float32Array;
+      const output = this.perChunk === 1 ? 'embeddings' : 'windows';
+      const out = await this.#encoder!.run(encoderInputs(batch.map(({ ids }) => ids)), [output], signal);
+      const all = out[output]!.data as Float32Array;
+      const size = this.perChunk * this.dim;
       for (const [j, { i }] of batch.entries()) {
-        vectors[i] = all.slice(j * this.dim, (j + 1) * this.dim);
+        vectors[i] = all.slice(j * size, (j + 1) * size);
         assertFinite(vectors[i], chunks[i]![1]);
       }
       start = end;
@@ -156,12 +161,13 @@ export class Embeddings {
     return vectors;
   }
 
-  /** The embeddings of chunks that were added: [chunks, dim]. */
+  /** The embeddings of chunks that were added: [chunks, perChunk, dim]. */
   async of(chunks: readonly Chunk[]): Promise<Float32Array> {
-    const all = new Float32Array(chunks.length * this.dim);
+    const size = this.perChunk * this.dim;
+    const all = new Float32Array(chunks.length * size);
     for (const [i, chunk] of chunks.entries()) {
       const key = chunkKey(chunk);
-      all.set(await this.#fileOf.get(key)!.read(key), i * this.dim);
+      all.set(await this.#fileOf.get(key)!.read(key), i * size);
     }
     return all;
   }

@@ -1,6 +1,6 @@
 /**
- * Rows of a data set as samples: the prompt as serving builds it, with one soft token for each of the best chunks, with
- * the chunks as text, or without them. The same code stands in all three.
+ * Rows of a data set as samples: the prompt as serving builds it, with the soft tokens of the best chunks, with the
+ * chunks as text, or without them. The same code stands in all three.
  */
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -13,8 +13,10 @@ import type { Embeddings } from './embeddings.ts';
 import type { DataRow } from './rows.ts';
 
 interface SampleSettings {
-  /** The most soft tokens of a prompt. */
+  /** The most chunks of a prompt. */
   readonly chunks: number;
+  /** Soft tokens of one chunk; 1 where not given. */
+  readonly softPerChunk?: number | undefined;
   /** The most tokens of a prompt, soft tokens included. */
   readonly promptTokens: number;
   /** The most tokens of a target. */
@@ -50,7 +52,7 @@ export class SampleMaker {
     const chunks = this.chunksOf(row);
     const prompt = this.#withSoft(row);
     const softPositions = [...prompt.soft.positions];
-    const kept = chunks.slice(0, softPositions.length);
+    const kept = chunks.slice(0, prompt.contextChunks);
     return { ...this.#sample(row, prompt), softPositions, embeddings: await embeddings.of(kept) };
   }
 
@@ -78,7 +80,8 @@ export class SampleMaker {
   #withSoft(row: DataRow): BuiltPrompt {
     // The prompt needs the number of vectors alone.
     const vectors = this.chunksOf(row).map(() => new Float32Array(0));
-    return this.#prompt(row, { kind: 'soft', vectors }, this.#settings.promptTokens);
+    const perChunk = this.#settings.softPerChunk;
+    return this.#prompt(row, { kind: 'soft', vectors, perChunk }, this.#settings.promptTokens);
   }
 
   /** @throws ServingError sample_invalid, with file and line, where the prompt has no room for its frame. */

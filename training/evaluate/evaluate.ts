@@ -32,6 +32,8 @@ export interface EvaluationOptions {
   /** Folder for graphs while it runs. */
   readonly work: string;
   readonly chunks: number;
+  /** Soft tokens of a chunk; 1 where not given. Those of the compressor, so that arms have the same code. */
+  readonly softPerChunk?: number | undefined;
   readonly promptTokens: number;
   readonly targetTokens: number;
   readonly textTokens: number;
@@ -73,7 +75,7 @@ export async function evaluate(
   if (!isDecoder(spec)) {
     throw new ServingError('config_invalid', `--llm ${options.llm}: ${spec.architecture} is not a decoder: name one`);
   }
-  const { chunks, promptTokens, targetTokens, textTokens, rolloutTokens, threads } = options;
+  const { chunks, softPerChunk, promptTokens, targetTokens, textTokens, rolloutTokens, threads } = options;
   const data = await readDataSet(options.data, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
@@ -88,7 +90,8 @@ export async function evaluate(
     const soft = options.arm === 'compressed' ? await Soft.open(options, llm, spec.hidden, place, signal) : undefined;
     try {
       await soft?.encode(data, samples, onProgress, signal);
-      const settings = { chunks, promptTokens, targetTokens, textTokens, rolloutTokens };
+      const lengths = { chunks, promptTokens, targetTokens, textTokens, rolloutTokens };
+      const settings = softPerChunk === undefined ? lengths : { ...lengths, softPerChunk };
       const inputs = { arm: options.arm, model: judge.digest, data: data.digest, ...soft?.digests, settings };
       const kept = await KeptJudgements.open(options.to, inputs);
       while (kept.made.length < data.rows.length) {

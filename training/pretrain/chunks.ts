@@ -56,7 +56,7 @@ export class DistinctChunks {
 }
 
 /**
- * The sample that asks for the text of a chunk: the prompt as serving builds it, with the chunk's soft token and the
+ * The sample that asks for the text of a chunk: the prompt as serving builds it, with the chunk's soft tokens and the
  * cue before the cursor; the text is the target.
  * @param samples makes prompts and targets of the lengths of a pretraining
  * @throws ServingError context_length_exceeded

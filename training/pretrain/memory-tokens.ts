@@ -1,7 +1,8 @@
 /**
- * Memory tokens: for each chunk one free vector in the place of its soft token, fitted until the frozen model recovers
- * the chunk's text from it (Kuratov et al., "Cramming 1568 tokens into a single vector and back again", 2025). They are
- * kept by the content of the chunk. Each is fitted by itself, so a run that was killed goes on with the same bits.
+ * Memory tokens: for each chunk a free vector in the place of each of its soft tokens, fitted together until the frozen
+ * model recovers the chunk's text from them (Kuratov et al., "Cramming 1568 tokens into a single vector and back
+ * again", 2025). They are kept by the content of the chunk. Each chunk's are fitted by themselves, so a run that was
+ * killed goes on with the same bits.
  */
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -15,9 +16,9 @@ import type { Sample } from '../step/rows.ts';
 import type { MemorySettings } from './settings.ts';
 
 export interface MemoryToken {
-  /** [hidden] */
+  /** [soft, hidden] */
   readonly vector: Float32Array;
-  /** Cross-entropy of the text with this vector: mean over its tokens of -log p. */
+  /** Cross-entropy of the text with these vectors: mean over its tokens of -log p. */
   readonly ce: number;
   /** Steps of the optimiser that were made. */
   readonly steps: number;
@@ -29,10 +30,11 @@ const INITIAL_DEVIATION = 0.02;
 const RECOVERED = 0.05;
 
 /**
- * Fits one vector. All fits begin with the same one, so that chunks that are alike may end near each other.
- * @param sample has one soft token, and the chunk's text as its target
+ * Fits the vectors of one chunk. All fits begin with the same ones, so that chunks that are alike may end near each
+ * other.
+ * @param sample has the chunk's soft tokens, and its text as the target
  * @param model with the weight 1 of cross-entropy, and 0 of all other losses
- * @returns the best vector that was seen
+ * @returns the best vectors that were seen
  * @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason.
  */
 export async function fitMemoryToken(
@@ -43,7 +45,7 @@ export async function fitMemoryToken(
   seed: number,
   signal?: AbortSignal,
 ): Promise<MemoryToken> {
-  const vector = gaussians(seed, 0, hidden, INITIAL_DEVIATION);
+  const vector = gaussians(seed, 0, sample.softPositions.length * hidden, INITIAL_DEVIATION);
   const adam = new AdamW(new Map([['memory', vector]]));
   let best: MemoryToken | undefined;
   for (let made = 0; ; made++) {
@@ -90,11 +92,11 @@ export class MemoryTokens {
     return new MemoryTokens(kept, fit, hidden);
   }
 
-  /** The memory token of a sample, which is fitted where it is not kept yet. @throws as {@link fitMemoryToken}. */
+  /** The memory tokens of a sample, which are fitted where they are not kept yet. @throws as {@link fitMemoryToken}. */
   async of(sample: Sample, signal?: AbortSignal): Promise<MemoryToken> {
     const key = contentKey(sample.promptIds, sample.targetIds);
     const known = this.#kept.get(key);
-    const vector = known && valuesOf(known.vector, this.#hidden);
+    const vector = known && valuesOf(known.vector, sample.softPositions.length * this.#hidden);
     if (known && vector) return { ...known, vector };
     const fitted = await this.#fit(sample, signal);
     if (!fitted.vector.every(Number.isFinite)) {
@@ -106,10 +108,10 @@ export class MemoryTokens {
   }
 }
 
-/** The values of a vector; undefined where they are not those of a fitted one. */
-function valuesOf(text: string, hidden: number): Float32Array | undefined {
+/** So many values of vectors; undefined where they are not those of fitted ones. */
+function valuesOf(text: string, count: number): Float32Array | undefined {
   const bytes = Uint8Array.from(Buffer.from(text, 'base64'));
-  if (bytes.length !== 4 * hidden) return undefined;
+  if (bytes.length !== 4 * count) return undefined;
   const values = new Float32Array(bytes.buffer);
   return values.every(Number.isFinite) ? values : undefined;
 }

@@ -52,7 +52,10 @@ export interface PretrainingParts {
 const CROSS_ENTROPY: LossWeights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
 
 /** Rows of the longest pass of a pretraining. */
-export const pretrainRows = ({ tokens }: Pretraining) => PRETRAIN_PROMPT + tokens;
+export const pretrainRows = ({ tokens }: Pretraining, softPerChunk = 1) => promptRows(softPerChunk) + tokens;
+
+/** Tokens of the longest prompt of a pretraining. */
+const promptRows = (softPerChunk: number) => PRETRAIN_PROMPT + softPerChunk - 1;
 
 /**
  * Pretrains, or goes on with the pretraining that lies in the run's folder, or reads what it left.
@@ -66,7 +69,7 @@ export async function pretrain(
 ): Promise<{ readonly parameters: Tensors; readonly report: TrainReport }> {
   const { pretraining, place, projectorPlace, widths, shapes, initial, embeddings, chunks } = parts;
   const options = optionsOf(parts);
-  const rows = pretrainRows(pretraining);
+  const rows = pretrainRows(pretraining, embeddings.perChunk);
   if (rows > place.spec.maxPositions) {
     const why = `with a cue a chunk may take ${rows} positions, and --llm ${options.llm} has ${place.spec.maxPositions}`;
     throw new ServingError('config_invalid', `--pretrain-tokens ${pretraining.tokens}: ${why}: use fewer`);
@@ -130,10 +133,11 @@ function optionsOf({ options, pretraining }: PretrainingParts): TrainOptions {
   };
 }
 
-const recoveringSamples = ({ tokenizer, place, pretraining }: PretrainingParts) =>
+const recoveringSamples = ({ tokenizer, place, pretraining, embeddings }: PretrainingParts) =>
   new SampleMaker(tokenizer, place.spec.eosIds, {
     chunks: 1,
-    promptTokens: PRETRAIN_PROMPT,
+    softPerChunk: embeddings.perChunk,
+    promptTokens: promptRows(embeddings.perChunk),
     targetTokens: pretraining.tokens,
     textTokens: 0,
   });
@@ -170,7 +174,11 @@ async function memoryTokens(
     const sample = await recovering(chunks.at(i), '', samples, embeddings);
     const fitted = await tokens.of(sample, signal);
     ce += fitted.ce;
-    wanted.push({ name: sample.name, embedding: sample.embeddings, memory: fitted.vector });
+    for (const [token] of sample.softPositions.entries()) {
+      const part = (vectors: Float32Array, size: number) => vectors.subarray(token * size, (token + 1) * size);
+      const embedding = part(sample.embeddings, embeddings.dim);
+      wanted.push({ name: sample.name, embedding, memory: part(fitted.vector, place.spec.hidden) });
+    }
   }
   progress.succeed(
     `${chunks.count} memory tokens recover their chunks with a mean CE of ${(ce / chunks.count).toFixed(3)}`,

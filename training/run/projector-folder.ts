@@ -12,10 +12,18 @@ export async function writeProjector(
   folder: string,
   parameters: Tensors,
   shapes: ReadonlyMap<string, readonly number[]>,
-  { pooling, maxTokens, addSpecialTokens, recipe, modality, normalize }: Embeddings['settings'],
+  { pooling, maxTokens, addSpecialTokens, recipe, modality, normalize, softPerChunk }: Embeddings['settings'],
 ): Promise<void> {
   await makeFolder(folder);
   await writeSafetensors(join(folder, 'model.safetensors'), writable(parameters, shapes));
-  const encoder = { pooling, max_tokens: maxTokens, add_special_tokens: addSpecialTokens, recipe, modality, normalize };
+  const encoder = {
+    pooling,
+    max_tokens: maxTokens,
+    add_special_tokens: addSpecialTokens,
+    recipe,
+    modality,
+    normalize,
+    ...(softPerChunk && { soft_per_chunk: softPerChunk }),
+  };
   await writeWhole(join(folder, 'config.json'), `${JSON.stringify({ encoder }, null, 2)}\n`);
 }

@@ -41,12 +41,12 @@ export function fitted(
   options: TrainOptions,
   spec: DecoderSpec,
 ): Pick<TrainOptions, 'recompute' | 'rolloutSlots' | 'completionSlots'> {
-  const { validation, weights, frozen, recompute, memory, workers, pretrain: pretraining } = options;
+  const { validation, weights, frozen, recompute, memory, workers, pretrain: pretraining, encoderChoices } = options;
   const { scored, trained, taught, judged, rolledOut, completed } = passRows(options);
   const need = {
     frozen,
     recompute,
-    rows: Math.max(trained, pretraining === undefined ? 0 : pretrainRows(pretraining)),
+    rows: Math.max(trained, pretraining === undefined ? 0 : pretrainRows(pretraining, encoderChoices.softPerChunk)),
     scored: Math.max(scored, pretraining?.tokens ?? 0),
     forwardGraphs: Number(weights.kl !== 0 || validation !== undefined) + Number(rollsOut(options)),
     forwardRows: Math.max(taught, judged, rolledOut),

@@ -15,6 +15,7 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CPU } from '../../services/lib/engine/device.ts';
 import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
+import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { SharedWeights } from '../../services/lib/model/graph/onnx.ts';
 import { projectorShapes } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
@@ -64,7 +65,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
   const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
-  const samples = new SampleMaker(tokenizer, spec.eosIds, options);
+  const samples = samplesOf(options, tokenizer, spec);
 
   const device = await openTrainingDevice(options, cleanup, progress);
   const shared = await SharedWeights.create(join(work, 'weights.bin'));
@@ -166,6 +167,10 @@ async function stageBefore(
   const stage = { ...parts, pretraining, chunks, shared: embeddingsFolder(options), data: data.digest };
   return pretrain(stage, progress, signal);
 }
+
+/** Samples with as many soft tokens for each chunk as the encoder gives. */
+const samplesOf = (options: TrainOptions, tokenizer: Tokenizer, { eosIds }: DecoderSpec) =>
+  new SampleMaker(tokenizer, eosIds, { ...options, softPerChunk: options.encoderChoices.softPerChunk });
 
 const embeddingsFolder = ({ embeddings, to }: TrainOptions) => embeddings ?? join(to, 'embeddings');
 

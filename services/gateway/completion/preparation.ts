@@ -156,7 +156,8 @@ export class Preparation {
     const { tokenizer, context, sessions } = this.#parts;
     const before = typeof input === 'string' ? input : tokenizer.decode(input.slice(-REACH));
     const session = sessionOf(request, scope.tenant);
-    const key = hashOf([rag.repo, rag.mode, rag.path, rag.topK, rag.retriever]);
+    const { repo, mode, path, topK, retriever, fileTokens } = rag;
+    const key = hashOf([repo, mode, path, topK, retriever, fileTokens]);
     const settle: ContextQuery['settle'] =
       session === undefined ? undefined : (found, isCurrent) => sessions.settle(session, key, found, isCurrent);
     const query = {

@@ -10,7 +10,13 @@ import type { Logger } from '../../lib/process/log.ts';
 import { needsEmbeddings, type RetrieverName } from '../../lib/rag/retriever-name.ts';
 import { liveHits } from '../../lib/rag/search/live.ts';
 import { cursorQuery } from '../../lib/rag/search/query.ts';
-import { onlyLive, type Retrieval, type Retrieved, type RetrievedChunk } from '../../lib/rag/search/retrieval.ts';
+import {
+  onlyLive,
+  type Retrieval,
+  type Retrieved,
+  type RetrievedChunk,
+  type RetrievedFile,
+} from '../../lib/rag/search/retrieval.ts';
 import type { SEARCH_SETTINGS } from '../../lib/rag/settings.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { RowPart } from '../../lib/rag/store/store.ts';
@@ -21,12 +27,13 @@ import { standOut } from './stand-out.ts';
 
 /**
  * Reason why a completion went on without context; with `no_room`, `rows_damaged` and `rows_too_large` it may also be
- * with less of it than was found.
+ * with less of it than was found, and with `no_file_vectors` only soft tokens of files are missing.
  */
 export type Degradation =
   | 'repo_not_found'
   | 'no_store'
   | 'no_projector'
+  | 'no_file_vectors'
   | 'store_unavailable'
   | 'over_budget'
   | 'stale_index'
@@ -56,6 +63,8 @@ export interface ContextReport {
   readonly mode: RagMode;
   /** In the order in which they stand in the prompt: those of one form best first, soft tokens before text. */
   readonly chunks: readonly ReportedChunk[];
+  /** Files whose own soft tokens stand before the chunks; undefined where none were asked for. */
+  readonly files?: readonly Pick<RetrievedFile, 'path'>[];
   readonly indexVersion: string | null;
   readonly degraded?: Degradation;
   /** The request asked for one mode and was given another one because of the load: see admission/quality-ladder.ts. */
@@ -77,6 +86,8 @@ export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'witho
   readonly contextFingerprint: string | undefined;
   /** Elements of one soft token. */
   readonly hidden: number;
+  /** Soft tokens of one chunk; 1 if not given. */
+  readonly softPerChunk?: number;
   readonly overlays: Pick<Overlays, 'of' | 'vectorsOf' | 'encodeAhead'>;
   readonly log: Logger;
 }
@@ -101,7 +112,7 @@ export interface ContextQuery {
 }
 
 /** What was found; without an index, only the version and the fingerprint are missing. */
-export type Found = Pick<Retrieved, 'chunks' | 'leftOut'> & {
+export type Found = Pick<Retrieved, 'chunks' | 'files' | 'leftOut'> & {
   readonly indexVersion: string | null;
   /** undefined where there is no index: chunks of an overlay have vectors of the served encoder. */
   readonly fingerprint: string | undefined;
@@ -164,7 +175,7 @@ export class ContextFinder {
   async #search(query: ContextQuery, { chunks, replaced }: Overlay, signal: AbortSignal): Promise<Searched> {
     const { rag, before, after } = query;
     const { retrieval, queryLines, log } = this.#sources;
-    const { repo, path, topK, retriever } = rag;
+    const { repo, path, topK, retriever, fileTokens } = rag;
     const around = chunks.length === 0 ? undefined : cursorQuery(before, after, queryLines);
     const live = around === undefined ? [] : await inTurns(liveHits(chunks, around, topK), signal);
     const alone = (degraded?: Degradation): Searched => ({
@@ -178,7 +189,8 @@ export class ContextFinder {
       if (retriever !== undefined) budget.suit(retriever);
       const until = AbortSignal.any([signal, budget.signal]);
       const part = PART_OF[rag.mode];
-      const search = { repo, path, before, after, topK, retriever, part, ...(around && { replaced, live }) } as const;
+      const asked = { repo, path, before, after, topK, retriever, part, ...(around && { replaced, live }) } as const;
+      const search = part === 'text' || fileTokens === undefined ? asked : { ...asked, files: fileTokens };
       return { found: await retrieval.retrieve(search, until, (used) => budget.suit(used)) };
     } catch (error) {
       signal.throwIfAborted();
@@ -226,7 +238,7 @@ function isRefused({ code, param }: ServingError, { retriever, isOptional }: Rag
 /** The report of a context as far as it stands in a prompt. */
 export function reportWithin(
   { report, context }: FoundContext,
-  built: Pick<BuiltPrompt, 'contextChunks' | 'contextTexts' | 'contextCut'>,
+  built: Pick<BuiltPrompt, 'contextChunks' | 'contextTexts' | 'contextFiles' | 'contextCut'>,
 ): ContextReport {
   const degraded = report.degraded ?? (built.contextCut ? 'no_room' : undefined);
   const vectors = context?.kind === 'soft' ? context.textVectors : undefined;
@@ -237,7 +249,8 @@ export function reportWithin(
   const chunks = vectors
     ? [...soft.slice(0, built.contextChunks - built.contextTexts), ...texts.slice(0, built.contextTexts)]
     : report.chunks.slice(0, built.contextChunks);
-  return { ...report, chunks, ...(degraded && { degraded }) };
+  const files = report.files && { files: report.files.slice(0, built.contextFiles) };
+  return { ...report, chunks, ...files, ...(degraded && { degraded }) };
 }
 
 /** A chunk of text that stands as a soft token instead. */
@@ -296,20 +309,34 @@ function asContext(rag: RagRequest, found: Found, sources: ContextSources): Foun
   }
   const indexed = found.chunks.filter(({ isLive }) => !isLive);
   // Vectors that another encoder or projector made are noise to this model, and workers refuse what is not a number.
-  const isSound = ({ vector }: RetrievedChunk) => vector.length === sources.hidden && vector.every(Number.isFinite);
+  const { hidden, softPerChunk: perChunk = 1 } = sources;
+  const isSound = ({ vector }: Pick<RetrievedChunk, 'vector'>, count = perChunk) =>
+    vector.length === hidden * count && vector.every(Number.isFinite);
   const isStale =
-    found.fingerprint !== undefined && (found.fingerprint !== sources.contextFingerprint || !indexed.every(isSound));
+    found.fingerprint !== undefined &&
+    (found.fingerprint !== sources.contextFingerprint || !indexed.every((chunk) => isSound(chunk)));
   const best = found.chunks.slice(0, rag.mode === 'mixed' ? (rag.textChunks ?? standOut(scoresOf(found))) : 0);
   const usable = found.chunks.slice(best.length).filter(({ isLive }) => isLive || !isStale);
-  const soft = usable.filter(isSound);
+  const soft = usable.filter((chunk) => isSound(chunk));
   const text = [...best, ...usable.filter((chunk) => !isSound(chunk))];
-  const report = reportOf(rag, found, soft, text, isStale ? 'stale_index' : rows);
+  const files = isStale ? [] : (found.files ?? []).filter((file) => isSound(file, 1));
+  const lacksFiles = (rag.fileTokens ?? 0) > 0 && found.fingerprint !== undefined && found.files === undefined;
+  const degraded = isStale ? 'stale_index' : (rows ?? (lacksFiles ? 'no_file_vectors' : undefined));
+  const all = reportOf(rag, found, soft, text, degraded);
+  const report = rag.fileTokens === undefined ? all : { ...all, files: files.map(({ path }) => ({ path })) };
   if (soft.length + text.length === 0 && isStale) return { report, context: undefined };
-  const vectors = soft.map(({ vector }) => vector);
-  if (text.length === 0) return { report, context: { kind: 'soft', vectors } };
   const mayBeSoft = (chunk: RetrievedChunk) => isSound(chunk) && (chunk.isLive || !isStale);
   const textVectors = text.map((chunk) => (mayBeSoft(chunk) ? chunk.vector : undefined));
-  return { report, context: { kind: 'soft', vectors, text: asText(text), textVectors } };
+  return {
+    report,
+    context: {
+      kind: 'soft',
+      vectors: soft.map(({ vector }) => vector),
+      ...(perChunk > 1 && { perChunk }),
+      ...(files.length > 0 && { files: files.map(({ vector }) => vector) }),
+      ...(text.length > 0 && { text: asText(text), textVectors }),
+    },
+  };
 }
 
 const scoresOf = ({ chunks }: Found) => chunks.map(({ score }) => score);

@@ -56,8 +56,9 @@ export interface OverlayOptions {
   readonly indexer: Pick<IndexerClient, 'encode'> | undefined;
   /** Fingerprint of the served encoder and projector; undefined where there is none. */
   readonly contextFingerprint: string | undefined;
-  /** Values of one vector. */
+  /** Values of one soft token, and soft tokens of one chunk; 1 if not given. */
   readonly hidden: number;
+  readonly softPerChunk?: number;
   /** Time that a request waits for vectors, in ms. */
   readonly overlayBudgetMs: number;
   readonly log: Pick<Logger, 'warn'>;
@@ -179,15 +180,16 @@ export class Overlays {
     chunks: readonly (readonly [key: string, chunk: Pick<Chunk, 'path' | 'text'>])[],
     indexer: Pick<IndexerClient, 'encode'>,
   ): Promise<void> {
-    const { contextFingerprint, hidden, log } = this.#options;
+    const { contextFingerprint, hidden, softPerChunk = 1, log } = this.#options;
+    const size = hidden * softPerChunk;
     try {
       const texts = chunks.map(([, { path, text }]) => ({ path, text }));
       const answer = await indexer.encode({ chunks: texts }, AbortSignal.timeout(ENCODE_MS));
       const values = decodeHalves(answer.vectors);
       // Vectors of another encoder are noise to this model, and workers refuse what is not a number.
-      if (answer.fingerprint !== contextFingerprint || values.length !== hidden * chunks.length) return;
+      if (answer.fingerprint !== contextFingerprint || values.length !== size * chunks.length) return;
       for (const [i, [key]] of chunks.entries()) {
-        const vector = values.slice(i * hidden, (i + 1) * hidden);
+        const vector = values.slice(i * size, (i + 1) * size);
         if (vector.every(Number.isFinite)) this.#vectors.set(key, vector, OVERHEAD_BYTES + vector.byteLength);
       }
     } catch (error) {

@@ -137,8 +137,12 @@ function bytesOf({ served, found }: Memory): number {
     (sum, { path, text, vector }) => sum + CHUNK_OVERHEAD_BYTES + 2 * (path.length + text.length) + vector.byteLength,
     0,
   );
+  const ofFiles = (found?.retrieved.files ?? []).reduce(
+    (sum, { path, vector }) => sum + CHUNK_OVERHEAD_BYTES + 2 * path.length + vector.byteLength,
+    0,
+  );
   const ofPrompt = served === undefined ? 0 : 'blocks' in served ? served.blocks.length : served.ids.byteLength;
-  return OVERHEAD_BYTES + ofPrompt + ofChunks;
+  return OVERHEAD_BYTES + ofPrompt + ofChunks + ofFiles;
 }
 
 /** Tokens of one block, and blocks of a prompt that are compared: what follows the first 8,192 tokens is not. */

@@ -130,7 +130,7 @@ export const usageOf = ({ promptTokens, completionTokens, cachedTokens, softToke
 });
 
 /** The field `rag`: the context that stood in the prompt. */
-export const ragOf = ({ mode, chunks, indexVersion, degraded, ladder }: ContextReport) => ({
+export const ragOf = ({ mode, chunks, files, indexVersion, degraded, ladder }: ContextReport) => ({
   mode,
   chunks: chunks.map(({ path, startLine, endLine, score, overlay, form }) => ({
     path,
@@ -140,6 +140,7 @@ export const ragOf = ({ mode, chunks, indexVersion, degraded, ladder }: ContextR
     ...(overlay && { overlay }),
     ...(form && { form }),
   })),
+  ...(files && { files }),
   index_version: indexVersion,
   degraded,
   ladder,

@@ -155,6 +155,9 @@ function repoBody(repo: string, head: IndexHead, served: string | undefined) {
     modes: fits ? ['compressed', 'mixed', 'text'] : ['text'],
     retrievers: fits && holdsEmbeddings(head.fingerprint) ? ['jaccard', 'bm25', 'dense', 'fused'] : ['jaccard', 'bm25'],
     chunks: head.chunks,
+    /** Soft tokens that a chunk takes in a prompt, and files that have a vector of their own (rag.file_tokens). */
+    soft_per_chunk: head.softPerChunk ?? 1,
+    file_vectors: head.fileRows ?? 0,
     files: head.files,
     languages: head.languages,
     remote: head.remote ?? null,

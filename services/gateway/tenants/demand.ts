@@ -14,12 +14,14 @@ export const CHARACTERS_PER_TOKEN = 4;
  * What is reserved is the output that all sequences may put out, and the prompts: their token ids or, for text, an
  * estimate. An estimate keeps no request out for good: no more than the whole bucket is reserved.
  * @param capacity positions of one slot: a sequence takes no more.
+ * @param softPerChunk soft tokens of one chunk.
  * @throws ServingError invalid_request for a request that is larger than a limit as such.
  */
 export function demandOf(
   request: CompletionRequest,
   limits: TenantLimits,
   capacity: number,
+  softPerChunk = 1,
 ): Pick<Demand, 'sequences' | 'reserved'> {
   const { maxInflight = Infinity, tokensPerMinute } = limits;
   const sequences = sequencesOf(request);
@@ -41,19 +43,21 @@ export function demandOf(
       { limit: 'tokens-per-minute' },
     );
   }
-  const estimate = output + sum(request.prompts.map((prompt) => Math.min(estimated(prompt, request), capacity)));
+  const ofPrompts = request.prompts.map((prompt) => Math.min(estimated(prompt, request, softPerChunk), capacity));
+  const estimate = output + sum(ofPrompts);
   return { sequences, reserved: Math.min(tokensPerMinute, Math.max(1, estimate)) };
 }
 
 const idsIn = (prompt: PromptInput, { truncatePromptTokens = Infinity }: CompletionRequest) =>
   typeof prompt === 'string' ? 0 : Math.min(prompt.length, truncatePromptTokens);
 
-function estimated(prompt: PromptInput, request: CompletionRequest): number {
+function estimated(prompt: PromptInput, request: CompletionRequest, softPerChunk: number): number {
   const { suffix = '', completionPrefix = '', rag, overlay = [], truncatePromptTokens = Infinity } = request;
   const characters = (typeof prompt === 'string' ? prompt.length : 0) + suffix.length + completionPrefix.length;
   // Chunks of an overlay may stand as text where the others are soft tokens.
   const asText = rag?.mode === 'text' || rag?.mode === 'mixed' || overlay.length > 0;
-  const context = rag === undefined || rag.mode === 'off' ? 0 : asText ? rag.maxTextTokens : rag.topK;
+  const soft = rag === undefined ? 0 : rag.topK * softPerChunk + (rag.fileTokens ?? 0);
+  const context = rag === undefined || rag.mode === 'off' ? 0 : asText ? rag.maxTextTokens : soft;
   const given = idsIn(prompt, request) + Math.ceil(characters / CHARACTERS_PER_TOKEN);
   return Math.min(given, truncatePromptTokens) + context;
 }

@@ -18,6 +18,8 @@ export interface TenantQuotaOptions {
   readonly ledger?: Pick<TenantLedger, 'admit' | 'settle' | 'renew'> | undefined;
   /** Positions of one slot; 0 as long as it is not known. */
   readonly capacity: () => number;
+  /** Soft tokens of one chunk; 1 if not given. */
+  readonly softPerChunk?: number | undefined;
   readonly log: Pick<Logger, 'info' | 'warn'>;
 }
 
@@ -76,7 +78,8 @@ export class TenantQuota {
    */
   async reserve({ tenant, limits, session, completion }: QuotaRequest): Promise<Reservation> {
     if (isUnlimited(limits)) return NOTHING;
-    const asked = demandOf(completion, limits, this.#options.capacity() || Infinity);
+    const { capacity, softPerChunk } = this.#options;
+    const asked = demandOf(completion, limits, capacity() || Infinity, softPerChunk);
     return this.#admit({ tenant, limits, session, ...asked });
   }
 

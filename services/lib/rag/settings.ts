@@ -29,6 +29,12 @@ export const INDEXING_SETTINGS = {
     .enum(RETRIEVERS)
     .default(DEFAULT_RETRIEVER)
     .describe(`retriever where a request names none: ${RETRIEVERS.join(', ')}; dense and fused store embeddings too`),
+  fileVectors: flag
+    .default(false)
+    .describe(
+      'keep a vector for each file too, the projected mean of its chunks, which rag.file_tokens puts into prompts: a file ' +
+        'that changes is encoded whole',
+    ),
   maxFileBytes: whole(1)
     .default(512 * 1024)
     .describe('files larger than this are not indexed, in bytes'),

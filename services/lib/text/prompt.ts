@@ -7,10 +7,10 @@
  *
  * A beginning of the completion that the client gives stands behind all of it.
  *
- * S1…Sk are places for soft tokens, the best chunk first; context as text stands in the same place, behind the soft
- * tokens of a prompt that has both. Between two keystrokes most of a prompt stays the same, and prefill computes only
- * what follows the first difference. Therefore LEFT is cut at places that do not move with the cursor, and spm, if the
- * model allows it, puts the part that changes at the end.
+ * S1…Sk are places for soft tokens: those of files, then those of chunks, each the best first; context as text stands
+ * in the same place, behind the soft tokens of a prompt that has both. Between two keystrokes most of a prompt stays
+ * the same, and prefill computes only what follows the first difference. Therefore LEFT is cut at places that do not
+ * move with the cursor, and spm, if the model allows it, puts the part that changes at the end.
  */
 import { ServingError } from '../process/errors.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, type TokenPrompt } from '../request/token-prompt.ts';
@@ -26,6 +26,8 @@ export interface BuiltPrompt extends TokenPrompt {
   readonly contextChunks: number;
   /** Those of them that stand as text: the first of the context's chunks of text. */
   readonly contextTexts: number;
+  /** Files whose soft tokens stand in the prompt; the best ones. */
+  readonly contextFiles: number;
   /** Whether context was shortened or left out because the model does not hold all of it beside the prompt. */
   readonly contextCut: boolean;
   /** Whether a part of the prompt or of the suffix was left out because the model does not hold all of it. */
@@ -39,8 +41,12 @@ interface Cut {
 
 interface SoftContext {
   readonly kind: 'soft';
-  /** One vector [hidden] per chunk, the best chunk first. */
+  /** The vectors [perChunk, hidden] of each chunk, the best chunk first. A chunk stands whole or not at all. */
   readonly vectors: readonly Float32Array[];
+  /** Soft tokens of one chunk; 1 if it is not given. */
+  readonly perChunk?: number | undefined;
+  /** One vector [hidden] per file, the best file first. They stand before the chunks, as far as these leave room. */
+  readonly files?: readonly Float32Array[] | undefined;
   /** Chunks that stand as text behind the vectors, as far as there is room for them besides. */
   readonly text?: TextContext | undefined;
   /**
@@ -112,9 +118,10 @@ export class PromptBuilder {
     if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
     return {
       ids: Int32Array.from(ids),
-      soft: softTokens(context.vectors, bos.length),
-      contextChunks: context.vectors.length + context.texts,
+      soft: softTokens(context.vectors, context.soft, bos.length),
+      contextChunks: context.chunks,
       contextTexts: context.texts,
+      contextFiles: context.files,
       contextCut: context.cut,
       promptCut: cut.happened,
     };
@@ -147,15 +154,27 @@ export class PromptBuilder {
   *#context(context: PromptParts['context'], room: number) {
     const soft = context?.kind === 'soft' ? context : undefined;
     const written = context?.kind === 'text' ? context : soft?.text;
-    const offered = soft?.vectors ?? [];
+    const { vectors: offered = [], perChunk = 1, files: offeredFiles = [], textVectors = [] } = soft ?? {};
+    const wanted = offered.length * perChunk + offeredFiles.length;
     const text = written
-      ? yield* textContextSteps(this.#tokenizer, this.#format, written, room - Math.min(offered.length, room))
+      ? yield* textContextSteps(this.#tokenizer, this.#format, written, room - Math.min(wanted, room))
       : NO_TEXT;
-    const instead = soft?.textVectors?.slice(text.chunks).filter((vector) => vector !== undefined) ?? [];
-    const vectors = [...instead, ...offered].slice(0, Math.max(room - text.ids.length, 0));
-    const ids = vectors.map(() => this.#format.placeholder);
-    const cut = text.cut || vectors.length < instead.length + offered.length;
-    return { ids: [...ids, ...text.ids], vectors, texts: text.chunks, cut };
+    const instead = textVectors.slice(text.chunks).filter((vector) => vector !== undefined);
+    const left = Math.max(room - text.ids.length, 0);
+    const chunks = [...instead, ...offered].slice(0, Math.floor(left / perChunk));
+    const files = offeredFiles.slice(0, left - chunks.length * perChunk);
+    const places = files.length + chunks.length * perChunk;
+    const ids = new Array<number>(places).fill(this.#format.placeholder);
+    const isWhole = chunks.length === instead.length + offered.length && files.length === offeredFiles.length;
+    return {
+      ids: [...ids, ...text.ids],
+      vectors: [...files, ...chunks],
+      soft: places,
+      files: files.length,
+      chunks: chunks.length + text.chunks,
+      texts: text.chunks,
+      cut: text.cut || !isWhole,
+    };
   }
 
   /** A raw prompt that must fit. */
@@ -268,12 +287,16 @@ export function share(room: number, left: number, right: number): [left: number,
   return [room - keepRight, keepRight];
 }
 
-function softTokens(vectors: readonly Float32Array[], start: number): SoftTokens {
-  const first = vectors[0];
-  if (first === undefined) return NO_SOFT_TOKENS;
-  const joined = new Float32Array(vectors.length * first.length);
-  for (const [i, vector] of vectors.entries()) joined.set(vector, i * first.length);
-  return { positions: Int32Array.from(vectors, (_, i) => start + i), vectors: joined };
+/** @param count soft tokens of all vectors together. */
+function softTokens(vectors: readonly Float32Array[], count: number, start: number): SoftTokens {
+  if (count === 0) return NO_SOFT_TOKENS;
+  const joined = new Float32Array(vectors.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const vector of vectors) {
+    joined.set(vector, at);
+    at += vector.length;
+  }
+  return { positions: Int32Array.from({ length: count }, (_, i) => start + i), vectors: joined };
 }
 
 /** @param what does not fit. */

@@ -17,7 +17,7 @@ const dir = await temporaryFolder();
 let system: TestSystem;
 beforeAll(async () => {
   const store = `lmdb:${join(dir, 'store')}`;
-  const whole = { chunkLines: 1000, chunkStride: 1000, defaultExcludes: false };
+  const whole = { chunkLines: 1000, chunkStride: 1000, defaultExcludes: false, fileVectors: true };
   // A busy machine must not cost the context: its time is not what this test is about.
   const gateway = { store, retrievalBudgetMs: 60_000 };
   system = await startTestSystem(TINY_CODER, { slots: 2 }, { gateway, indexer: { store, ...whole } });
@@ -119,7 +119,8 @@ describe('an evaluation', () => {
     timeout: TIMEOUT_MS,
   }, async () => {
     const index = ['--context', 'index', '--repositories', join(dir, 'repositories'), '--samples', '2'];
-    const arms = ['--arms', 'off,text,mixed,pruned,summary,typed', '--text-chunks', '1', '--retrievers', 'bm25'];
+    const all = 'off,text,mixed,compressed,compressed-files,pruned,summary,typed';
+    const arms = ['--arms', all, '--text-chunks', '1', '--retrievers', 'bm25'];
     const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...arms).exit;
     expect([code, errors]).toEqual([0, expect.anything()]);
     const { samples } = await resultOf('index');
@@ -132,6 +133,11 @@ describe('an evaluation', () => {
       const best = answers['text']!.chunks[0]!;
       expect(mixed.chunks.filter(({ form }) => form === 'text')).toEqual([{ ...best, form: 'text' }]);
       expect(mixed.softTokens).toBe(mixed.chunks.length - 1);
+      const [soft, withFiles] = [answers['compressed']!, answers['compressed-files']!];
+      expect(withFiles.degraded).toBeNull();
+      expect(withFiles.chunks).toEqual(soft.chunks);
+      const files = new Set(soft.chunks.map(({ path }) => path)).size;
+      expect(withFiles.softTokens - soft.softTokens).toBe(Math.min(3, files));
       for (const arm of ['pruned', 'summary', 'typed']) {
         const { rewritten, promptTokens } = answers[arm]!;
         expect(rewritten).not.toBe('');
@@ -159,6 +165,8 @@ describe('an evaluation', () => {
     [['--require-better-than', 'typed'], /config_invalid: --require-better-than typed is not among the arms/],
     [['--arms', 'zip'], /sample_invalid: .*cceval\.jsonl:1: the arm zip needs the field/],
     [['--arms', 'soft'], /soft must be one of off, text, mixed, compressed/],
+    [['--arms', 'compressed-files'], /config_invalid: --arms compressed-files: .*--context index/],
+    [['--beside', 'nowhere.json'], /--beside nowhere\.json/],
   ])('with %j is refused in words', { timeout: TIMEOUT_MS }, async (options, message) => {
     const { code, errors } = await onSystem('refused', ...benchmark('cceval'), ...options).exit;
     expect(code).toBeGreaterThan(0);

@@ -1,12 +1,13 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { armSpecs, EvaluationPrompts } from '../../../bench/quality/prompts.ts';
+import type { EvaluateOptions } from '../../../bench/quality/command.ts';
+import { armSpecs, EvaluationPrompts, tokensOf } from '../../../bench/quality/prompts.ts';
 import { atOnce } from '../../../services/lib/async/turns.ts';
 import { PromptBuilder } from '../../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../../services/lib/text/prompt-format.ts';
 import { tokenizer } from '../../support/fake-gateway.ts';
 
-const SETTINGS = { promptTokens: 303, textTokens: 64, topK: 10, promptOrder: 'psm' } as const;
+const SETTINGS = { promptTokens: 303, textTokens: 64, topK: 10, promptOrder: 'psm', fileTokens: 2 } as const;
 const format = choosePromptFormat(tokenizer);
 const LONG = Array.from({ length: 400 }, (_, i) => `value_${i} = compute(${i})  # é😀`).join('\n');
 
@@ -48,8 +49,17 @@ describe('the prompts of an evaluation', () => {
     const one = new EvaluationPrompts(tokenizer, { ...SETTINGS, textChunks: 1 });
     expect(one.retrieving(code, 'mixed', at).rag).toEqual({ ...rag, mode: 'mixed', text_chunks: 1 });
     expect(one.retrieving(code, 'text', at).rag).toEqual(rag);
+    const withFiles = { repo: 'r', mode: 'compressed', path: 'a.py', retriever: 'bm25', top_k: 10, file_tokens: 2 };
+    expect(prompts.retrieving(code, 'compressed-files', at).rag).toEqual(withFiles);
+    expect(prompts.retrieving(code, 'compressed', at).rag).not.toHaveProperty('file_tokens');
     expect(prompts.plain(code).cache_salt).not.toBe(prompts.plain(code).cache_salt);
   });
+});
+
+it('a slot must hold the soft tokens of all chunks and files, where these are more than text', () => {
+  const options = { promptTokens: 1000, textTokens: 50, rewriteTokens: 10, maxTokens: 5, topK: 10, fileTokens: 3 };
+  const needed = (softPerChunk: number) => tokensOf(options as EvaluateOptions, softPerChunk, 7);
+  expect(needed(8) - needed(1)).toBe(83 - 50);
 });
 
 describe('the arms of a run', () => {

@@ -78,6 +78,45 @@ describe('compressed context', () => {
     expect(answer.usage!.prompt_tokens).toBe(tokenIds!.length);
   });
 
+  test('with several soft tokens per chunk each chunk takes as many, and files stand before all', async () => {
+    const pair = (chunk: (typeof found.chunks)[number]) => {
+      return { ...chunk, vector: Float32Array.of(...chunk.vector, 7, 8) };
+    };
+    const files = [{ path: 'a.py', vector: Float32Array.of(-1, -2) }];
+    const retrieval = answering({ ...found, chunks: found.chunks.map(pair), files });
+    const { complete, workers } = await fakeGateway({ token }, { retrieval, softPerChunk: 2 });
+    const answer = await complete({ prompt: 'before', rag: { repo: 'shop', file_tokens: 3 } });
+    expect(retrieval.queries[0]).toMatchObject({ topK: 10, files: 3 });
+    expect(answer.rag).toMatchObject({ chunks: [{ path: 'a.py' }, { path: 'b.py' }], files: [{ path: 'a.py' }] });
+    expect(answer.rag!.degraded).toBeUndefined();
+    const { soft } = workers.prefills[0]!;
+    expect(soft!.positions).toEqual([0, 1, 2, 3, 4]);
+    const bytes = soft!.vectors as Uint8Array;
+    expect(Array.from(new Float32Array(bytes.slice().buffer))).toEqual([-1, -2, 0.5, -0.5, 7, 8, 0.25, -0.25, 7, 8]);
+    expect(answer.usage!.prompt_tokens_details.soft_tokens).toBe(5);
+  });
+
+  test('vectors for another number of soft tokens per chunk count as those of another encoder', async () => {
+    const { complete } = await fakeGateway({ token }, { retrieval: answering(found), softPerChunk: 2 });
+    const answer = await complete({ prompt: 'x', rag: { repo: 'shop', file_tokens: 1 } });
+    expect(answer.rag).toEqual({
+      mode: 'compressed',
+      chunks: [],
+      files: [],
+      index_version: 'v1',
+      degraded: 'stale_index',
+    });
+  });
+
+  test('an index without vectors of files says so where they are asked for, and its chunks stand all the same', async () => {
+    const { complete } = await fakeGateway({ token }, { retrieval: answering(found) });
+    const asked = await complete({ prompt: 'x', rag: { repo: 'shop', file_tokens: 1 } });
+    expect(asked.rag).toMatchObject({ files: [], degraded: 'no_file_vectors', chunks: [{}, {}] });
+    const notAsked = await complete({ prompt: 'x', rag: { repo: 'shop' } });
+    expect(notAsked.rag).not.toHaveProperty('files');
+    expect(notAsked.rag).not.toHaveProperty('degraded');
+  });
+
   test('context is reported in the first chunk of a stream only', async () => {
     const { stream } = await fakeGateway({ token }, { retrieval: answering(found) });
     const chunks = await stream({ prompt: 'x', rag: { repo: 'shop' }, n: 2 });

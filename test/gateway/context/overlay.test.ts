@@ -62,6 +62,21 @@ test('a chunk of an overlay is encoded once, and a file that changes costs the c
   expect(indexer.texts).toHaveLength(first + 1);
 });
 
+test('a chunk of an overlay has as many soft tokens as a chunk of an index', async () => {
+  const asked = [code('x'), code('y', 9)];
+  const vectorsOfAll = Float32Array.of(1, 2, 3, 4, 5, 6, 7, 8);
+  const indexer = { encode: async () => ({ fingerprint: 'context', vectors: encodeHalves(vectorsOfAll) }) };
+  expect(await vectors(overlaysOf({ indexer, softPerChunk: 2 }), 'a', ...asked)).toEqual([
+    Float32Array.of(1, 2, 3, 4),
+    Float32Array.of(5, 6, 7, 8),
+  ]);
+  // One vector for each chunk is an answer of another model.
+  expect(await vectors(overlaysOf({ indexer: encoding(), softPerChunk: 2 }), 'a', ...asked)).toEqual([
+    undefined,
+    undefined,
+  ]);
+});
+
 test('a tenant finds nothing that another tenant has sent', async () => {
   const indexer = encoding();
   const overlays = overlaysOf({ indexer });

@@ -55,6 +55,17 @@ test('a session with many chunks pushes out more of the others', () => {
   expect(sessions.settle('large', 'k', found(['a', 'b', 'c']))).toBe(large);
 });
 
+test('the soft tokens of files weigh in the memory of sessions as those of chunks do', () => {
+  const sessions = new Sessions(12_500);
+  for (let i = 0; i < 4; i++) sessions.servedBy(`s${i}`, 'w', prompt([1]));
+  const files = ['a', 'b', 'c', 'd', 'e'].map((path) => ({ path, vector: new Float32Array(300) }));
+  sessions.settle('large', 'k', { ...old, files });
+  const known = ['s0', 's1', 's2', 's3'].filter((session) => sessions.affinity(session, prompt([1])).affinityWorker);
+  expect(known.length).toBeLessThan(4);
+  // They stay with the chunks that they were found with.
+  expect(sessions.settle('large', 'k', found(['a', 'b', 'c'])).files).toBe(files);
+});
+
 test('a session takes the newly found chunks after another request, another version, or none', () => {
   const sessions = new Sessions();
   sessions.settle('s', 'k', old);

@@ -70,6 +70,8 @@ describe('a body that is refused', () => {
     [{ prompt: 'a', rag: {} }, 'rag.repo', /required/],
     [{ prompt: 'a', rag: { repo: 'r', mode: 'fast' } }, 'rag.mode', /compressed/],
     [{ prompt: 'a', rag: { repo: 'r', k: 1 } }, 'rag.k', /not a field/],
+    [{ prompt: 'a', rag: { repo: 'r', file_tokens: 101 } }, 'rag.file_tokens', /<=100/],
+    [{ prompt: 'a', rag: { repo: 'r', file_tokens: -1 } }, 'rag.file_tokens', />=0/],
     [{ prompt: ['a', 'b'], rag: { repo: 'r' } }, 'rag', /one prompt/],
     [{ prompt: 'x'.repeat(5000) }, 'prompt', /too long/],
   ];

@@ -411,10 +411,14 @@ describe('what is indexed', () => {
       indexedAt: '2026-01-02T03:04:05.678Z',
     };
     await writer.publish({ head, ids: Buffer.alloc(0) });
-    await writer.release();
     const { app } = await fakeGateway({ token: () => 70 }, { store, indexer: client, contextFingerprint });
     const answer = await app.inject({ method: 'GET', url: '/v1/repos/r' });
-    expect(answer.json()).toMatchObject(says);
+    expect(answer.json()).toMatchObject({ ...says, soft_per_chunk: 1, file_vectors: 0 });
+    const other = { ...head, version: '2'.repeat(16), softPerChunk: 4 as const, fileRows: 3 };
+    await writer.publish({ head: other, ids: Buffer.alloc(3 * 32) });
+    await writer.release();
+    const next = await app.inject({ method: 'GET', url: '/v1/repos/r' });
+    expect(next.json()).toMatchObject({ ...says, soft_per_chunk: 4, file_vectors: 3 });
   });
 
   test('an indexed repository is listed, goes stale with its encoder, and can be removed', async () => {

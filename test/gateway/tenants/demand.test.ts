@@ -24,6 +24,12 @@ test('the output of all sequences is reserved, and the prompts: their ids, or a 
   expect(reserved({ maxTokens: 10, rag: { ...rag, mode: 'off' } })).toBe(100 + 10);
 });
 
+test('soft tokens are reserved for each chunk as many as it has, and one for each file', () => {
+  const rag = { repo: 'r', mode: 'compressed', topK: 3, path: undefined, retriever: undefined } as const;
+  const asked = request({ maxTokens: 10, rag: { ...rag, maxTextTokens: 500, fileTokens: 2 } });
+  expect(demandOf(asked, { tokensPerMinute: 1e6 }, CAPACITY, 4).reserved).toBe(100 + 3 * 4 + 2 + 10);
+});
+
 test('nobody reserves more than a slot holds, for a prompt or for a sequence', () => {
   expect(reserved({ maxTokens: 1, prompts: ['x'.repeat(1e6)] })).toBe(CAPACITY + 1);
   expect(reserved({ maxTokens: 1e9, prompts: [[1]] })).toBe(CAPACITY + 1);

@@ -1,4 +1,4 @@
-/** Compares encoders and the projector with PyTorch. */
+/** Compares encoders and the projector with PyTorch, and the windows of encoders with a plain computation. */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import type { OrtSession } from '../../../services/lib/engine/ort.ts';
@@ -79,6 +79,94 @@ describe.each([
       const length = Math.hypot(...reference);
       const unit = reference.map((value) => value / length);
       expect(largestDifference(found.subarray(i * spec.hidden, (i + 1) * spec.hidden), unit)).toBeLessThanOrEqual(1e-4);
+    }
+    session.dispose();
+  });
+});
+
+/** The windows of one row, by the rule of graph/encoder.ts, one value after the other. */
+function windowsOf(states: readonly Float32Array[], count: number, normalize: boolean): number[] {
+  const windows: number[] = [];
+  for (let w = 0; w < count; w++) {
+    const begin = Math.floor((w * states.length) / count);
+    const end = Math.max(begin + 1, Math.floor(((w + 1) * states.length) / count));
+    const within = states.slice(begin, end);
+    const mean = Array.from(states[0]!, (_, i) => within.reduce((sum, state) => sum + state[i]!, 0) / within.length);
+    const length = normalize ? Math.hypot(...mean) : 1;
+    windows.push(...mean.map((value) => value / length));
+  }
+  return windows;
+}
+
+describe('the windows of a chunk', async () => {
+  const parent = await temporaryFolder();
+  const open = async (golden: string, as: string, format: Partial<Parameters<typeof buildEncoder>[2]>) => {
+    const dir = join(GOLDENS, golden);
+    const spec = await readSpec(dir);
+    await using checkpoint = await Checkpoint.open(dir);
+    const whole = { weights: 'fp32', pooling: 'mean', normalize: false, maxTokens: 64, ...format } as const;
+    return { session: await loadGraph(buildEncoder(spec, checkpoint, whole), parent, as), dim: spec.hidden };
+  };
+  const run = async (session: OrtSession, rows: readonly (readonly number[])[], output: string) => {
+    const sequence = Math.max(...rows.map((row) => row.length));
+    const padded = rows.flatMap((row) => [...row, ...new Array<number>(sequence - row.length).fill(3)]);
+    const lengths = Int32Array.from(rows, (row) => row.length);
+    const fed = {
+      input_ids: ids64([rows.length, sequence], padded),
+      lengths: { type: 'int32' as const, dims: [rows.length], data: lengths },
+    };
+    return (await session.run(fed, [output]))[output]!;
+  };
+  // Longer than the windows, not a multiple of them, exactly as many, fewer, and a single token.
+  const rows = [19, 13, 8, 5, 3, 2, 1].map((length, r) =>
+    Array.from({ length }, (_, i) => 4 + ((31 * r + 7 * i) % 90)),
+  );
+
+  test.each([
+    [2, false],
+    [4, true],
+    [8, false],
+  ] as const)('%i windows are the means of runs of the last hidden states, scaled: %s', async (count, normalize) => {
+    const name = `windows-${count}`;
+    const { session, dim } = await open('qwen3-embedding', name, { pooling: 'last', normalize, softPerChunk: count });
+    const last = await open('qwen3-embedding', `${name}-last`, { pooling: 'last' });
+    const found = await run(session, rows, 'windows');
+    expect(found.dims).toEqual([rows.length, count, dim]);
+    // Attention is causal, so the state of a token is what the last token of a text that ends there is pooled to.
+    for (const [r, row] of rows.entries()) {
+      const prefixes = row.map((_, i) => row.slice(0, i + 1));
+      const pooled = (await run(last.session, prefixes, 'embeddings')).data as Float32Array;
+      const states = prefixes.map((_, i) => pooled.slice(i * dim, (i + 1) * dim));
+      const own = (found.data as Float32Array).subarray(r * count * dim, (r + 1) * count * dim);
+      expect(largestDifference(own, windowsOf(states, count, normalize))).toBeLessThanOrEqual(1e-4);
+    }
+    session.dispose();
+    last.session.dispose();
+  });
+
+  test.each(['unixcoder', 'bert'])('the windows of %s, weighted by their tokens, have its mean', async (golden) => {
+    const { session, dim } = await open(golden, `windows-${golden}`, { softPerChunk: 4 });
+    const long = rows.filter(({ length }) => length >= 4);
+    const windows = (await run(session, long, 'windows')).data as Float32Array;
+    const means = (await run(session, long, 'embeddings')).data as Float32Array;
+    for (const [r, { length: n }] of long.entries()) {
+      const sum = new Float64Array(dim);
+      for (let w = 0; w < 4; w++) {
+        const tokens = Math.floor(((w + 1) * n) / 4) - Math.floor((w * n) / 4);
+        for (let i = 0; i < dim; i++) sum[i]! += (tokens * windows[(4 * r + w) * dim + i]!) / n;
+      }
+      expect(largestDifference(sum, means.subarray(r * dim, (r + 1) * dim))).toBeLessThanOrEqual(1e-5);
+    }
+    session.dispose();
+  });
+
+  test('other texts in the batch and their padding do not change windows', async () => {
+    const { session, dim } = await open('unixcoder', 'windows-alone', { softPerChunk: 8, normalize: true });
+    const together = (await run(session, rows, 'windows')).data as Float32Array;
+    for (const [r, row] of rows.entries()) {
+      const alone = (await run(session, [row], 'windows')).data as Float32Array;
+      const own = together.subarray(r * 8 * dim, (r + 1) * 8 * dim);
+      expect(largestDifference(alone, own)).toBeLessThanOrEqual(1e-5);
     }
     session.dispose();
   });

@@ -24,7 +24,8 @@ let bundle: Bundle;
 beforeAll(async () => {
   await useVulkan();
   dir = await mkdtemp(join(tmpdir(), 'llavacode-device-encoder-'));
-  bundle = await openBundle(await smallestBundle(dir));
+  // It computes all that an encoder computes: the embedding of a chunk, and the windows of its soft tokens.
+  bundle = await openBundle(await smallestBundle(dir, { softPerChunk: 4 }));
 }, COMPILING_MS);
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
@@ -41,6 +42,7 @@ test(
       });
       expect(onGpu.fingerprint).toBe(onCpu.fingerprint);
       const [expected, found] = [await onCpu.encode(TEXTS), await onGpu.encode(TEXTS)];
+      expect(expected[0]!.vector).toHaveLength(4 * bundle.manifest.llm.spec.hidden);
       expect(largestDifference(expected[0]!.vector, expected[1]!.vector)).toBeGreaterThan(0.01);
       for (const [i, { vector, embedding }] of expected.entries()) {
         expect(largestDifference(found[i]!.vector, vector)).toBeLessThan(1e-4);
@@ -58,7 +60,7 @@ test(
 test(
   'the encoder of a bundle in int4-fp16 computes in 32 bits with weights of 8 bits, on a GPU within 1 % of the CPU',
   async () => {
-    const half = await openBundle(await smallestBundle(dir, 'int4-fp16'));
+    const half = await openBundle(await smallestBundle(dir, { precision: 'int4-fp16' }));
     const onCpu = await loadContextEncoder(half, { threads: 1, retriever: 'dense' });
     const onGpu = await openContextEncoder(half, { ...CONFIG, provider: 'webgpu', retriever: 'dense' }, LOG);
     try {

@@ -1,7 +1,8 @@
 /** Retrieval reads no more rows, parts of rows and bytes than it needs, and goes on without rows that are damaged. */
 import { describe, expect, test } from 'vitest';
 import { createRetrieval, type RetrievalQuery } from '../../../services/lib/rag/search/retrieval.ts';
-import type { LeftOutRow } from '../../../services/lib/rag/store/store.ts';
+import { fileIdOf, packIds } from '../../../services/lib/rag/store/row.ts';
+import type { ChunkRow, LeftOutRow } from '../../../services/lib/rag/store/store.ts';
 import { MemoryStore } from '../../support/memory-store.ts';
 
 const LOCAL = 'def pay(cart):\n    total = line_total(cart)';
@@ -48,6 +49,84 @@ describe('the parts of rows', () => {
     expect(paths(found)).toEqual(['pricing.py', 'cart.py']);
     expect(found.chunks[0]).toMatchObject({ text: FILES['pricing.py'], vector: new Float32Array(0) });
     expect(store.parts).toEqual(['entries', 'contents text']);
+  });
+});
+
+describe('several soft tokens per chunk, and vectors of files', () => {
+  /** The files with a row each, whose vector is [10 + its number, 1]. */
+  function withFiles() {
+    const made = scene();
+    const { store, rows } = made;
+    const fileRows = Object.keys(FILES).map((path, i): ChunkRow => {
+      const id = fileIdOf(path, packIds(rows.filter(({ chunk }) => chunk.path === path).map(({ chunk }) => chunk.id)));
+      return {
+        chunk: { id, path, startLine: 1, endLine: 3, text: '', tokens: [] },
+        vector: Float32Array.of(10 + i, 1),
+      };
+    });
+    store.publish('shop', [...rows, ...fileRows], { chunks: rows.length, fileRows: fileRows.length });
+    return { ...made, fileRows };
+  }
+  const ask = ({ store }: ReturnType<typeof scene>, query: Partial<RetrievalQuery> = {}) => {
+    const whole = { repo: 'shop', before: LOCAL, after: '', topK: 10, part: 'vectors', ...query } as const;
+    return createRetrieval(store, { queryLines: 10 }).retrieve(whole, new AbortController().signal);
+  };
+
+  test('the files of the chunks that are found come with them, that of the best chunk first', async () => {
+    const made = withFiles();
+    const found = await ask(made, { files: 5 });
+    expect(paths(found)).toEqual(['pricing.py', 'cart.py']);
+    expect(found.files).toEqual([
+      { path: 'pricing.py', vector: Float32Array.of(11, 1) },
+      { path: 'cart.py', vector: Float32Array.of(12, 1) },
+    ]);
+    expect((await ask(made, { files: 1 })).files).toHaveLength(1);
+    expect(await ask(made)).not.toHaveProperty('files');
+    expect(await ask(scene(), { files: 5 })).not.toHaveProperty('files');
+  });
+
+  test('a row of a file is never found as a chunk, by any retriever', async () => {
+    const made = withFiles();
+    for (const retriever of ['jaccard', 'bm25'] as const) {
+      const found = await ask(made, { retriever, before: 'pricing cart Cart price', topK: 50 });
+      expect(found.chunks.map(({ id }) => id)).not.toEqual(
+        expect.arrayContaining(made.fileRows.map(({ chunk }) => chunk.id)),
+      );
+      expect(found.chunks.length).toBeLessThanOrEqual(3);
+    }
+  });
+
+  test('a file whose row is damaged or gone costs its soft token alone', async () => {
+    const { store, fileRows, ...rest } = withFiles();
+    const key = `shop ${fileRows[1]!.chunk.id}`;
+    store.contentBytes.set(key, store.contentBytes.get(key)!.subarray(0, 3));
+    const found = await ask({ store, ...rest }, { files: 5 });
+    expect(found.files?.map(({ path }) => path)).toEqual(['cart.py']);
+    expect(found.leftOut).toBe('damaged');
+    store.contentBytes.delete(key);
+    const later = await ask({ store, ...rest }, { files: 5 });
+    expect(later.files?.map(({ path }) => path)).toEqual(['cart.py']);
+    expect(later.leftOut).toBeUndefined();
+    expect(paths(later)).toEqual(['pricing.py', 'cart.py']);
+  });
+
+  test('a row has as many vectors as the head says, and one with fewer is damaged', async () => {
+    const made = scene();
+    const { store, rows } = made;
+    const twice = rows.map(({ chunk, vector }) => ({ chunk, vector: Float32Array.of(...vector, ...vector) }));
+    store.publish('shop', [twice[0]!, twice[1]!, rows[2]!], { softPerChunk: 2 });
+    const found = await ask(made);
+    expect(found.chunks.map(({ path, vector }) => [path, [...vector]])).toEqual([['pricing.py', [1, 0.5, 1, 0.5]]]);
+    expect(found.leftOut).toBe('damaged');
+  });
+
+  test('eight vectors of the widest models are not too large to be read', async () => {
+    const made = scene();
+    const wide = made.rows.map(({ chunk }) => ({ chunk, vector: new Float32Array(8 * 5_120).fill(1) }));
+    made.store.publish('shop', wide, { hidden: 5_120, softPerChunk: 8 });
+    const found = await ask(made);
+    expect(paths(found)).toEqual(['pricing.py', 'cart.py']);
+    expect(found.leftOut).toBeUndefined();
   });
 });
 

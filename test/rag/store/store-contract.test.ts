@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { chunkFile } from '../../../services/lib/rag/chunk.ts';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
-import { idAt, NO_VECTORS, packIds } from '../../../services/lib/rag/store/row.ts';
+import { fileIdOf, idAt, NO_VECTORS, packIds } from '../../../services/lib/rag/store/row.ts';
 import type { ChunkRow, IndexSnapshot, LeftOutRow, RowRead, Store } from '../../../services/lib/rag/store/store.ts';
 import { startRedis } from '../../support/redis.ts';
 
@@ -100,6 +100,45 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await store.contents(repo, FINGERPRINT, ids)).toEqual(
       rows.map(({ chunk: { text }, vector }) => ({ text, vector })),
     );
+  });
+
+  test('rows of several vectors and rows of files are given back, and a sweep keeps those that the head counts', async () => {
+    const rows = rowsOf('a.py').map(({ chunk }, i) => ({ chunk, vector: Float32Array.of(i, 1, 2, 3, 4, -0.5) }));
+    const file = (version: string): ChunkRow => {
+      const id = fileIdOf(version, packIds(idsOf(rows)));
+      const chunk = { id, path: 'a.py', startLine: 1, endLine: 25, text: '', tokens: [] };
+      return { chunk, vector: Float32Array.of(9, 8, 7) };
+    };
+    const [kept, dropped] = [file('kept'), file('dropped')];
+    const { head, ids } = snapshotOf(rows);
+    const snapshot = {
+      head: { ...head, softPerChunk: 2 as const, fileRows: 1 },
+      ids: Buffer.concat([ids, packIds([kept.chunk.id])]),
+    };
+    const writer = await store.lock(repo, TTL_MS);
+    await writer.put(FINGERPRINT, [...rows, kept, dropped]);
+    await writer.publish(snapshot);
+    expect(await writer.sweep()).toBe(1);
+    expect(await writer.stored(FINGERPRINT)).toEqual(new Set([...idsOf(rows), kept.chunk.id]));
+    await writer.release();
+    expect(await store.snapshot(repo)).toEqual(snapshot);
+    const [first, ofFile] = await store.contents(repo, FINGERPRINT, [rows[0]!.chunk.id, kept.chunk.id]);
+    expect(first!.vector).toEqual(rows[0]!.vector);
+    expect(ofFile).toEqual({ vector: kept.vector, text: '' });
+    const { text: _, ...entry } = kept.chunk;
+    expect(await store.entries(repo, [kept.chunk.id])).toEqual([entry]);
+  });
+
+  test('ids that are not those of chunks and files are refused', async () => {
+    const rows = rowsOf('a.py');
+    const { head, ids } = snapshotOf(rows);
+    const writer = await store.lock(repo, TTL_MS);
+    await writer.publish({ head: { ...head, fileRows: 2 }, ids });
+    await writer.release();
+    await expect(store.snapshot(repo)).rejects.toMatchObject({
+      code: 'store_invalid',
+      message: expect.stringContaining(`${rows.length} chunks and 2 files`),
+    });
   });
 
   test('answers are in the order of the ids, and missing ones are marked', async () => {

@@ -9,6 +9,30 @@ import { TRAINING_TIMEOUT_MS } from '../../support/training.ts';
 
 const folder = await temporaryFolder();
 
+test('a chunk has an embedding for each of its soft tokens, kept apart from those of other numbers', {
+  timeout: TRAINING_TIMEOUT_MS,
+}, async () => {
+  await using network = await openSourceNetwork(join(GOLDENS, 'qwen2-tied'));
+  const dir = join(folder, 'several');
+  const chunks = ['a = 1\nb = 2', 'c'].map((text) => ({ path: 'a.py', text }));
+  const opened = (softPerChunk?: 1 | 2) =>
+    Embeddings.open(dir, network, { maxTokens: 32, softPerChunk }, { folder, threads: 1 });
+  const digests: string[] = [];
+  for (const softPerChunk of [undefined, 1, 2] as const) {
+    const embeddings = await opened(softPerChunk);
+    digests.push(embeddings.digest);
+    const count = softPerChunk ?? 1;
+    expect(embeddings.perChunk).toBe(count);
+    await embeddings.add(chunks, () => {});
+    const both = await embeddings.of(chunks);
+    expect(both).toHaveLength(chunks.length * count * embeddings.dim);
+    expect(await embeddings.of([chunks[1]!])).toEqual(both.slice(count * embeddings.dim));
+    await embeddings.dispose();
+  }
+  expect(digests[1]).toBe(digests[0]);
+  expect(digests[2]).not.toBe(digests[0]);
+});
+
 test('two runs that share a folder at the same time keep what both have encoded', {
   timeout: TRAINING_TIMEOUT_MS,
 }, async () => {

@@ -67,6 +67,19 @@ test('a sample has the soft token and a cue in its prompt, and the text of the c
   }
 });
 
+test('a sample has all soft tokens of a chunk in its prompt, and no cue is cut for them', async () => {
+  const rows = await read('several.jsonl', [row(1)]);
+  const chunk = new DistinctChunks(rows, makerOf()).at(0);
+  const embeddings = { of: async () => new Float32Array(8) } as unknown as Embeddings;
+  for (const cue of CUES) {
+    const maker = makerOf({ chunks: 1, softPerChunk: 8, promptTokens: PRETRAIN_PROMPT + 7 });
+    const { promptIds, softPositions } = await recovering(chunk, cue, maker, embeddings);
+    expect(softPositions).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
+    const alone = await recovering(chunk, cue, makerOf({ chunks: 1 }), embeddings);
+    expect(promptIds.slice(8)).toEqual(alone.promptIds.slice(1));
+  }
+});
+
 test('cues are drawn by seed and place, and all of them are', () => {
   const drawn = (seed: number) => Array.from({ length: 400 }, (_, place) => cueAt(seed, place));
   expect(drawn(1)).toEqual(drawn(1));

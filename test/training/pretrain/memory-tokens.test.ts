@@ -35,6 +35,17 @@ describe('a fit', () => {
     expect(await fitted(settings.steps)).toEqual(after);
   });
 
+  test('the vectors of several soft tokens of one chunk are fitted together', async () => {
+    const several = { ...sample(1), promptIds: [0, 0, 5, 6], softPositions: [0, 1] };
+    const fitted = (steps: number) => fitMemoryToken(several, model, hidden, { ...settings, steps }, 3);
+    const [before, after] = [await fitted(0), await fitted(settings.steps)];
+    expect(after.vector).toHaveLength(2 * hidden);
+    expect(after.ce).toBeLessThan(0.5 * before.ce);
+    expect((await model.run(several, after.vector, 1, {})).ce).toBe(after.ce);
+    for (const at of [0, hidden])
+      expect(after.vector.slice(at, at + hidden)).not.toEqual(before.vector.slice(at, at + hidden));
+  });
+
   test('it ends when the text is recovered, and returns the best vector that it saw', async () => {
     const fake = (ces: number[]) => ({
       run: async (): Promise<PassResult> => ({

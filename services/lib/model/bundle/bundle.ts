@@ -14,7 +14,14 @@ import { z } from 'zod';
 import { ServingError } from '../../process/errors.ts';
 import { reasonOf } from '../../process/os-errors.ts';
 import { decoderSpecSchema } from '../checkpoint/spec.ts';
-import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS } from './choices.ts';
+import {
+  ENCODER_MODALITIES,
+  ENCODER_RECIPES,
+  POOLINGS,
+  PRECISIONS,
+  SOFT_PER_CHUNK,
+  type SoftPerChunk,
+} from './choices.ts';
 
 /** The number grows with the inputs of the graphs: a session feeds those of its own version only. */
 export const FORMAT = 'llavacode-bundle/2';
@@ -79,6 +86,8 @@ export const manifestSchema = z.object({
     .object({
       /** A digest of all that a soft token depends on: rows with different fingerprints do not mix. */
       fingerprint: sha256,
+      /** Soft tokens of one chunk; a chunk has one where nothing is said. */
+      soft_per_chunk: z.literal(SOFT_PER_CHUNK).optional(),
       encoder: encoderSchema,
       projector: z.object({ widths: z.array(count).min(3), parameters: count, files }),
     })
@@ -145,6 +154,9 @@ export const contextLack = ({ context }: Pick<Manifest, 'context'>): string | un
     ? 'no encoder and projector: compressed context is off; repository context works as text, searched with jaccard or bm25. For compressed context train a projector and export the model with --projector'
     : undefined;
 
+/** Soft tokens of one chunk, as a bundle with encoder and projector makes them. */
+export const softPerChunkOf = ({ context }: Pick<Manifest, 'context'>): SoftPerChunk => context?.soft_per_chunk ?? 1;
+
 /** One SHA-256 over all files, independent of their order. */
 export function fingerprintOf(files: readonly BundleFile[]): string {
   const lines = files.map((file) => `${file.path} ${file.sha256}\n`).sort();
@@ -157,11 +169,13 @@ export function contextFingerprintOf(
   encoderTokenizer: BundleFile,
   projectorFiles: readonly BundleFile[],
   hidden: number,
+  softPerChunk: SoftPerChunk,
 ): string {
   const { kind, maxTokens, pooling, normalize, input, addSpecialTokens, recipe, modality } = encoder;
   const graphs = fingerprintOf([...encoder.files, ...projectorFiles]);
   const form = [kind, maxTokens, pooling, normalize, input, addSpecialTokens, recipe, modality];
-  const parts = [graphs, encoderTokenizer.sha256, ...form, hidden];
+  // With one soft token per chunk it is that of bundles from before there could be more.
+  const parts = [graphs, encoderTokenizer.sha256, ...form, hidden, ...(softPerChunk > 1 ? [softPerChunk] : [])];
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
 }
 
@@ -254,6 +268,6 @@ function assertFingerprints(dir: string, manifest: Manifest): void {
   if (context === undefined) return;
   const { encoder, projector } = context;
   const tokenizer = files.find(({ path }) => path === encoder.tokenizer)!;
-  const found = contextFingerprintOf(encoder, tokenizer, projector.files, llm.spec.hidden);
+  const found = contextFingerprintOf(encoder, tokenizer, projector.files, llm.spec.hidden, softPerChunkOf(manifest));
   assertSame('context fingerprint', context.fingerprint, found);
 }

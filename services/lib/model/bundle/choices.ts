@@ -14,6 +14,10 @@ export type PrefillPrecision = (typeof PREFILL_PRECISIONS)[number];
 /** The token of a chunk whose vector an encoder gives, of which `cls` is the first, or the mean of all. */
 export const POOLINGS = ['last', 'mean', 'cls'] as const;
 
+/** Soft tokens of one chunk. The paper has one. */
+export const SOFT_PER_CHUNK = [1, 2, 4, 8] as const;
+export type SoftPerChunk = (typeof SOFT_PER_CHUNK)[number];
+
 /** How a language model encodes a chunk; see encoder-settings.ts. */
 export const ENCODER_RECIPES = ['published', 'authors'] as const;
 

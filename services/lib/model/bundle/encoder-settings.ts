@@ -1,7 +1,7 @@
 /**
- * How an encoder reads a chunk and pools it. The command line decides; otherwise the `encoder` object in the
- * projector's `config.json` (a projector is trained for one form); otherwise the paper's code for this architecture,
- * and for BERT the pooling that its folder names.
+ * How an encoder reads a chunk and pools it, and how many soft tokens that gives. The command line decides; otherwise
+ * the `encoder` object in the projector's `config.json` (a projector is trained for one form); otherwise the paper's
+ * code for this architecture, and for BERT the pooling that its folder names.
  *
  * For a language model as an encoder (Qwen3-Embedding) there are two recipes. The published one ends a chunk with the
  * end-of-text token and pools there, and a query, but not a chunk, begins with an instruction. The paper's authors pool
@@ -14,12 +14,15 @@ import { ServingError } from '../../process/errors.ts';
 import { isDecoder, maxInputTokens, type NetworkSpec } from '../checkpoint/spec.ts';
 import type { Pooling } from '../graph/encoder.ts';
 import type { EncoderManifest } from './bundle.ts';
-import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS } from './choices.ts';
+import { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, SOFT_PER_CHUNK, type SoftPerChunk } from './choices.ts';
 
 type EncoderSettings = Pick<
   EncoderManifest,
   'maxTokens' | 'pooling' | 'normalize' | 'input' | 'addSpecialTokens' | 'recipe' | 'modality' | 'queryPrefix'
->;
+> & {
+  /** Soft tokens of one chunk, where they are more than one. */
+  readonly softPerChunk?: SoftPerChunk;
+};
 
 /** Tokens of a chunk that the paper's encoders read. */
 const DEFAULT_MAX_TOKENS = 512;
@@ -37,6 +40,7 @@ const configSchema = z.object({
       add_special_tokens: z.boolean().optional(),
       recipe: z.enum(ENCODER_RECIPES).optional(),
       modality: z.enum(ENCODER_MODALITIES).optional(),
+      soft_per_chunk: z.literal(SOFT_PER_CHUNK).optional(),
       normalize: z.union([z.boolean(), z.enum(['l2', 'none']).transform((form) => form === 'l2')]).optional(),
     })
     .default({}),
@@ -64,6 +68,7 @@ interface AskedSettings {
   readonly maxTokens?: number;
   readonly recipe?: EncoderManifest['recipe'];
   readonly modality?: EncoderManifest['modality'];
+  readonly softPerChunk?: SoftPerChunk | undefined;
 }
 
 /** @throws ServingError config_invalid for settings that this encoder cannot have: tokens, recipe or modality. */
@@ -94,6 +99,7 @@ export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, aske
       `--encoder-modality ast needs UniXcoder (roberta) as the encoder: ${architecture} does not read syntax trees`,
     );
   }
+  const softPerChunk = asked.softPerChunk ?? config.soft_per_chunk ?? 1;
   return {
     maxTokens,
     pooling,
@@ -103,5 +109,7 @@ export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, aske
     recipe,
     modality,
     queryPrefix: recipe === 'published' ? QUERY_INSTRUCTION : '',
+    // Digests of these settings, under which embeddings are kept, stay what they were for one soft token per chunk.
+    ...(softPerChunk > 1 && { softPerChunk }),
   };
 }

@@ -25,7 +25,7 @@ import {
   fingerprintOf,
   type Manifest,
 } from './bundle.ts';
-import type { Precision, PrefillPrecision } from './choices.ts';
+import type { Precision, PrefillPrecision, SoftPerChunk } from './choices.ts';
 import { encoderSettings, readProjectorConfig } from './encoder-settings.ts';
 import { PROMPT_FORMATS, weightFormats } from './weight-formats.ts';
 
@@ -62,6 +62,8 @@ export interface ExportOptions {
   readonly encoderModality?: EncoderManifest['modality'];
   /** The most tokens of a chunk that the encoder reads. */
   readonly encoderMaxTokens?: number;
+  /** Soft tokens of one chunk: by default what the projector was trained for, else 1. */
+  readonly softPerChunk?: SoftPerChunk;
   /** Longest sequence, in tokens: by default what the model was trained for, at most 32768. */
   readonly maxPositions?: number;
   readonly onProgress?: (progress: ExportProgress) => void;
@@ -169,9 +171,10 @@ async function writeContext(
     maxTokens: options.encoderMaxTokens,
     recipe: options.encoderRecipe,
     modality: options.encoderModality,
+    softPerChunk: options.softPerChunk,
   };
-  const settings = encoderSettings(spec, config, asked);
-  const graph = buildEncoder(spec, weights, { weights: format, ...settings });
+  const { softPerChunk, ...settings } = encoderSettings(spec, config, asked);
+  const graph = buildEncoder(spec, weights, { weights: format, ...settings, softPerChunk });
   const encoderFiles = await writePart(options, work, 'encoder', graph);
   const ownTokenizer = own === undefined ? [] : await copyTokenizer(own.tokenizerDir, work, 'encoder/');
   const tokenizer = (own === undefined ? from.tokenizerFiles : ownTokenizer)[0]!;
@@ -187,7 +190,8 @@ async function writeContext(
   const files = await writePart(options, work, 'projector', buildProjector(projectorWeights));
   return {
     manifest: {
-      fingerprint: contextFingerprintOf(encoder, tokenizer, files, llm.hidden),
+      fingerprint: contextFingerprintOf(encoder, tokenizer, files, llm.hidden, softPerChunk ?? 1),
+      ...(softPerChunk && { soft_per_chunk: softPerChunk }),
       encoder,
       projector: { widths: [...projectorSpec.widths], parameters: projectorParameters(projectorSpec), files },
     },

@@ -3,6 +3,11 @@
  *
  * Inputs: `input_ids` int64 [batch, sequence], padded on the right with any id of the vocabulary · `lengths` int32
  * [batch], tokens of each row, at least 1. Output: `embeddings` float32 [batch, dim].
+ *
+ * For k > 1 soft tokens per chunk there is a second output, `windows` float32 [batch, k, dim]: the n tokens of a row
+ * are cut into k runs, of which run w has the tokens from ⌊w·n/k⌋ to before ⌊(w+1)·n/k⌋, and each run's hidden states
+ * after the last layer are averaged, whatever pools the embedding. With fewer tokens than runs, a run that would be
+ * empty has the one token at which it begins.
  */
 import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
 import { type DecoderSpec, isDecoder, type NetworkSpec } from '../checkpoint/spec.ts';
@@ -22,6 +27,8 @@ interface EncoderFormat {
   readonly normalize: boolean;
   /** Longest input, in tokens. */
   readonly maxTokens: number;
+  /** k, the soft tokens of a chunk; 1 if it is not given. */
+  readonly softPerChunk?: number | undefined;
 }
 
 /** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape. */
@@ -47,13 +54,18 @@ export function buildEncoder(spec: NetworkSpec, source: TensorSource, format: En
   const pool = {
     last: () => poolLast(graph, pooledName, hidden, last),
     cls: () => graph.node('Gather', pooledName, [hidden, graph.int64('first.index', 0)], { axis: 1 }),
-    mean: () => poolMean(graph, pooledName, hidden, total, lengths),
+    mean: () => poolMean(graph, pooledName, tokensOf(graph, 'mean', hidden, total, lengths)),
   };
   const pooled = pool[format.pooling]();
-  const embeddings = format.normalize
-    ? graph.node('LpNormalization', 'embeddings', [pooled], { axis: -1, p: 2 })
-    : pooled;
-  graph.output(embeddings, 'float32', ['batch', spec.hidden]);
+  const scaled = (name: string, value: Value) =>
+    format.normalize ? graph.node('LpNormalization', name, [value], { axis: -1, p: 2 }) : value;
+  graph.output(scaled('embeddings', pooled), 'float32', ['batch', spec.hidden]);
+  const { softPerChunk: count = 1 } = format;
+  if (count > 1) {
+    const name = format.normalize ? 'window.means' : 'windows';
+    const means = poolWindows(graph, name, tokensOf(graph, 'window', hidden, total, lengths), count);
+    graph.output(scaled('windows', means), 'float32', ['batch', count, spec.hidden]);
+  }
   return graph;
 }
 
@@ -83,19 +95,64 @@ function poolLast(graph: Graph, name: string, hidden: Value, last: Value): Value
   return graph.node('GatherND', name, [hidden, index], { batch_dims: 1 });
 }
 
+/** The tokens of rows, without what pads them. */
+interface RowTokens {
+  /** int64 [sequence] */
+  readonly positions: Value;
+  /** int64 [batch, 1]: the number of each row's tokens. */
+  readonly counts: Value;
+  /** float32 [batch, sequence, dim]: their hidden states. Padding may be NaN, so it is replaced by zeros. */
+  readonly states: Value;
+}
+
 /**
- * The mean of the hidden states [batch, sequence, dim] over each row's tokens. Padding may be NaN, so it is replaced.
+ * @param prefix of the names of its values
+ * @param sequence int64 scalar
  */
-function poolMean(graph: Graph, name: string, hidden: Value, sequence: Value, lengths: Value): Value {
-  const positions = graph.node('Range', 'mean.positions', [
-    graph.int64('mean.start', 0),
+function tokensOf(graph: Graph, prefix: string, hidden: Value, sequence: Value, lengths: Value): RowTokens {
+  const positions = graph.node('Range', `${prefix}.positions`, [
+    graph.int64(`${prefix}.start`, 0),
     sequence,
-    graph.int64('mean.step', 1),
+    graph.int64(`${prefix}.step`, 1),
   ]);
-  const columns = graph.node('Unsqueeze', 'mean.lengths', [lengths, graph.int64('mean.row_axes', [1])]);
-  const valid = graph.node('Less', 'mean.valid', [positions, columns]);
-  const mask = graph.node('Unsqueeze', 'mean.mask', [valid, graph.int64('mean.mask_axes', [2])]);
-  const kept = graph.node('Where', 'mean.kept', [mask, hidden, graph.scalar('mean.zero', 0)]);
-  const sum = graph.node('ReduceSum', 'mean.sum', [kept, graph.int64('mean.axes', [1])], { keepdims: 0 });
-  return graph.node('Div', name, [sum, graph.node('Cast', 'mean.count', [columns], { to: 'float32' })]);
+  const counts = graph.node('Unsqueeze', `${prefix}.lengths`, [lengths, graph.int64(`${prefix}.row_axes`, [1])]);
+  const valid = graph.node('Less', `${prefix}.valid`, [positions, counts]);
+  const mask = graph.node('Unsqueeze', `${prefix}.mask`, [valid, graph.int64(`${prefix}.mask_axes`, [2])]);
+  const states = graph.node('Where', `${prefix}.kept`, [mask, hidden, graph.scalar(`${prefix}.zero`, 0)]);
+  return { positions, counts, states };
+}
+
+/** The mean of the hidden states over each row's tokens: [batch, dim]. */
+function poolMean(graph: Graph, name: string, { counts, states }: RowTokens): Value {
+  const sum = graph.node('ReduceSum', 'mean.sum', [states, graph.int64('mean.axes', [1])], { keepdims: 0 });
+  return graph.node('Div', name, [sum, graph.node('Cast', 'mean.count', [counts], { to: 'float32' })]);
+}
+
+/** The mean of the hidden states over each run of a row's tokens: [batch, count, dim]. The file's top says which. */
+function poolWindows(graph: Graph, name: string, { positions, counts, states }: RowTokens, count: number): Value {
+  const each = Array.from({ length: count }, (_, i) => i);
+  const edge = (part: string, shift: number) => {
+    const numbers = graph.int64(
+      `window.${part}_numbers`,
+      each.map((i) => i + shift),
+    );
+    const shares = graph.node('Mul', `window.${part}_shares`, [counts, numbers]);
+    return graph.node('Div', `window.${part}`, [shares, graph.int64(`window.${part}_count`, count)]);
+  };
+  const begins = edge('begins', 0);
+  const next = graph.node('Add', 'window.next', [begins, graph.int64('window.one', 1)]);
+  const ends = graph.node('Max', 'window.ends', [edge('cuts', 1), next]);
+  // How many of a run's edges lie behind a token: 1 for a token within it.
+  const axis = graph.int64('window.edge_axes', [2]);
+  const before = (part: string, edges: Value) => {
+    const column = graph.node('Unsqueeze', `window.${part}_column`, [edges, axis]);
+    const isBefore = graph.node('Less', `window.before_${part}`, [positions, column]);
+    return graph.node('Cast', `window.until_${part}`, [isBefore], { to: 'float32' });
+  };
+  const within = graph.node('Sub', 'window.within', [before('ends', ends), before('begins', begins)]);
+  const sums = graph.node('MatMul', 'window.sums', [within, states]);
+  const sizes = graph.node('ReduceSum', 'window.sizes', [within, graph.int64('window.size_axes', [2])], {
+    keepdims: 1,
+  });
+  return graph.node('Div', name, [sums, sizes]);
 }

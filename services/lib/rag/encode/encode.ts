@@ -1,10 +1,11 @@
 /**
  * Turns chunks into vectors in the LLM's embedding space, through tokenizer, encoder and projector, in batches and off
- * the event loop. Pooling and L2 normalisation are part of the encoder's graph.
+ * the event loop. Pooling, of the chunk and of its windows, and L2 normalisation are part of the encoder's graph.
  */
 import { Turns } from '../../async/turns.ts';
 import { OrtSession, type SessionOptions, type Tensor } from '../../engine/ort.ts';
-import type { Bundle } from '../../model/bundle/bundle.ts';
+import { type Bundle, softPerChunkOf } from '../../model/bundle/bundle.ts';
+import type { SoftPerChunk } from '../../model/bundle/choices.ts';
 import { ServingError } from '../../process/errors.ts';
 import { metrics } from '../../process/metrics.ts';
 import { assertServes, DEFAULT_RETRIEVER, needsEmbeddings, type RetrieverName } from '../retriever-name.ts';
@@ -12,10 +13,12 @@ import { NO_VECTORS, withEmbeddings } from '../store/row.ts';
 import { type EncoderInput, type InputIds, inputBuilder } from './encoder-input.ts';
 
 export interface EncodedChunk {
-  /** [hidden]; empty where nothing encodes. */
+  /** [softPerChunk, hidden]; empty where nothing encodes. */
   readonly vector: Float32Array;
   /** [dim], of length 1; present if embeddings are kept. */
   readonly embedding?: Float32Array;
+  /** [dim], the mean of what the projector made the vector of; absent where nothing encodes. */
+  readonly encoding?: Float32Array;
   /** The chunk was to be encoded by its syntax tree, did not parse, and was encoded by its source. */
   readonly fellBack: boolean;
 }
@@ -24,13 +27,22 @@ export interface EncodedChunk {
 export interface ContextEncoder {
   /** Identifies encoder, projector and what is kept of their outputs: rows of different fingerprints do not mix. */
   readonly fingerprint: string;
-  /** Number of values in one vector; 0 where nothing encodes. */
+  /** Number of values in the vector of one soft token; 0 where nothing encodes. */
   readonly hidden: number;
+  /** Soft tokens of one chunk. */
+  readonly softPerChunk: SoftPerChunk;
   /**
    * One vector per chunk, in the order of `chunks`.
    * @throws the signal's reason; ServingError runtime_failed.
    */
   encode(chunks: readonly EncoderInput[], signal?: AbortSignal): Promise<EncodedChunk[]>;
+  /**
+   * Projects encodings [dim] that were not computed of one chunk, such as the means of those of files. They are scaled
+   * to length 1 first if the encoder's own are.
+   * @returns one vector [hidden] for each
+   * @throws as {@link encode}.
+   */
+  project(encodings: readonly Float32Array[], signal?: AbortSignal): Promise<Float32Array[]>;
 }
 
 interface ContextEncoderOptions extends SessionOptions {
@@ -47,9 +59,13 @@ export const BATCH_TOKENS = 1_024;
 const TEXT_ONLY: ContextEncoder = {
   fingerprint: NO_VECTORS,
   hidden: 0,
+  softPerChunk: 1,
   async encode(chunks, signal) {
     signal?.throwIfAborted();
     return chunks.map(() => ({ vector: new Float32Array(0), fellBack: false }));
+  },
+  async project(encodings) {
+    return encodings.map(() => new Float32Array(0));
   },
 };
 
@@ -86,10 +102,17 @@ export async function loadContextEncoder(
   });
   const { hidden } = bundle.manifest.llm.spec;
   const { dim } = settings;
+  const softPerChunk = softPerChunkOf(bundle.manifest);
+  const projected = async (data: Float32Array, signal: AbortSignal | undefined): Promise<Float32Array> => {
+    const embeddings: Tensor = { type: 'float32', dims: [data.length / dim, dim], data };
+    const { soft_tokens } = await projector.run({ embeddings }, ['soft_tokens'], signal);
+    return soft_tokens?.data as Float32Array;
+  };
 
   return {
     fingerprint: keepEmbeddings ? withEmbeddings(fingerprint) : fingerprint,
     hidden,
+    softPerChunk,
     async encode(chunks, signal) {
       const rows: ({ readonly index: number } & InputIds)[] = [];
       const turns = new Turns(); // parsing one chunk takes up to 5 ms, and up to 30 ms if it is nonsense
@@ -101,19 +124,30 @@ export async function loadContextEncoder(
       for (const batch of batches(rows)) {
         signal?.throwIfAborted();
         const done = metrics.encodeTime.startTimer();
-        const ran = await encoder.run(encoderInputs(batch.map((row) => row.ids)), ['embeddings'], signal);
-        const embeddings = ran.embeddings as Tensor;
-        const { soft_tokens } = await projector.run({ embeddings }, ['soft_tokens'], signal);
+        const outputs = softPerChunk === 1 ? ['embeddings'] : ['embeddings', 'windows'];
+        const ran = await encoder.run(encoderInputs(batch.map((row) => row.ids)), outputs, signal);
+        const dense = ran.embeddings?.data as Float32Array;
+        const given = softPerChunk === 1 ? dense : (ran.windows?.data as Float32Array);
+        const soft = await projected(given, signal);
         done();
-        const [soft, dense] = [soft_tokens?.data as Float32Array, embeddings.data as Float32Array];
+        const [vectorSize, givenSize] = [softPerChunk * hidden, softPerChunk * dim];
         for (const [i, { index, fellBack }] of batch.entries()) {
-          const vector = soft.slice(i * hidden, (i + 1) * hidden);
+          const vector = soft.slice(i * vectorSize, (i + 1) * vectorSize);
           const embedding = keepEmbeddings ? dense.slice(i * dim, (i + 1) * dim) : undefined;
-          encoded[index] = { vector, embedding, fellBack };
+          const encoding = meanRow(given.subarray(i * givenSize, (i + 1) * givenSize), dim);
+          encoded[index] = { vector, embedding, encoding, fellBack };
         }
       }
       metrics.unparsedChunks.inc(rows.filter((row) => row.fellBack).length);
       return encoded;
+    },
+    async project(encodings, signal) {
+      if (encodings.length === 0) return [];
+      const rows = settings.normalize ? encodings.map(unit) : encodings;
+      const data = new Float32Array(rows.length * dim);
+      for (const [i, row] of rows.entries()) data.set(row, i * dim);
+      const soft = await projected(data, signal);
+      return rows.map((_, i) => soft.slice(i * hidden, (i + 1) * hidden));
     },
     dispose() {
       inputs.dispose();
@@ -121,6 +155,23 @@ export async function loadContextEncoder(
       projector.dispose();
     },
   };
+}
+
+/** The mean of rows of so many values, which lie one after the other. */
+function meanRow(rows: Float32Array, size: number): Float32Array {
+  if (rows.length === size) return rows.slice();
+  const count = rows.length / size;
+  return Float32Array.from({ length: size }, (_, i) => {
+    let sum = 0;
+    for (let row = 0; row < count; row++) sum += rows[row * size + i]!;
+    return sum / count;
+  });
+}
+
+/** A vector scaled to length 1; one of zeros stays. */
+function unit(vector: Float32Array): Float32Array {
+  const length = Math.hypot(...vector);
+  return length === 0 ? vector : vector.map((value) => value / length);
 }
 
 /** Groups rows of similar length, so that there is little padding. */

@@ -142,6 +142,11 @@ export class InvertedIndex {
     };
   }
 
+  /** The ordinals of a file's chunks; undefined for a file that has none. */
+  rangeOf(path: string): ChunkRange | undefined {
+    return this.#parts.files.get(path);
+  }
+
   /** Memory per chunk, including the names of identifiers and files. */
   get bytesPerChunk(): number {
     const { frequencies, offsets, lists, bitmaps, ordinals, sizeClass, earlierCopy, nameBytes } = this.#parts;

@@ -3,7 +3,7 @@ import { posix } from 'node:path';
 import { once } from '../../async/once.ts';
 import { DEFAULT_RETRIEVER, needsEmbeddings, type RetrieverName } from '../retriever-name.ts';
 import { assertRepoKey } from '../store/repo-key.ts';
-import { contextFingerprint, idAt } from '../store/row.ts';
+import { contextFingerprint, fileIdOf, idAt, idsWithin } from '../store/row.ts';
 import type { ChunkContent, ChunkEntry, IndexHead, LeftOutRow, RowPart, RowRead, Store } from '../store/store.ts';
 import { DenseScorer } from './dense.ts';
 import { ATTEMPTS, IndexCache, incomplete, type LoadedIndex, unstable } from './index-cache.ts';
@@ -31,6 +31,15 @@ export interface RetrievalQuery {
   readonly retriever?: RetrieverName;
   /** The part of the chunks that is needed; both if it is not given. */
   readonly part?: RowPart;
+  /** The most files whose own vectors are wanted: those of the chunks that are found. None if it is not given. */
+  readonly files?: number;
+}
+
+/** A file of which chunks were found. */
+export interface RetrievedFile {
+  readonly path: string;
+  /** [hidden], the projected mean of the encodings of all its chunks. */
+  readonly vector: Float32Array;
 }
 
 export interface RetrievedChunk extends Omit<ChunkEntry, 'tokens'>, Omit<ChunkContent, 'embedding'> {
@@ -49,6 +58,11 @@ export interface Retrieved {
   readonly fingerprint: string;
   /** Best first; fewer than asked for if fewer have anything in common with the query. */
   readonly chunks: readonly RetrievedChunk[];
+  /**
+   * The files of these chunks, that of the best chunk first, as many as were wanted; undefined if the index holds no
+   * vectors of files.
+   */
+  readonly files?: readonly RetrievedFile[] | undefined;
   /** Why better chunks than the last one of these are missing; undefined if none is. */
   readonly leftOut?: 'damaged' | 'too_large' | undefined;
 }
@@ -92,7 +106,7 @@ export interface RetrievalOptions {
 const SPARE = 2;
 /**
  * Rows larger than this are left out, in bytes: a chunk of 1,000 lines of code has 40 KiB, one of ten lines that were
- * cut at 4,096 characters has as much.
+ * cut at 4,096 characters has as much. With k soft tokens per chunk it is k times as much, and so is what follows.
  */
 const ROW_BYTES = 64 * 1024;
 /**
@@ -142,11 +156,12 @@ export function createRetrieval(
         spent: () => rows.spent,
         textsOf: (chunks) => rows.textsOf(chunks),
       });
+      const files = await rows.filesOf(chunks ?? [], asked.files ?? 0);
       for (const row of rows.leftOut) onLeftOut(repo, row);
       const { version } = head;
       if (chunks) {
         const fingerprint = contextFingerprint(head.fingerprint);
-        return { indexVersion: version, retriever, fingerprint, chunks, ...rows.report };
+        return { indexVersion: version, retriever, fingerprint, chunks, ...files, ...rows.report };
       }
       if ((await store.head(repo))?.version === version) throw incomplete(repo, version);
       index = await cache.load(repo, signal); // the version was swept meanwhile: continue with its successor
@@ -244,8 +259,10 @@ class RowReader {
   readonly #index: LoadedIndex;
   readonly #part: RowPart | undefined;
   readonly #signal: AbortSignal;
+  /** Soft tokens of one chunk. */
+  readonly #perChunk: number;
   /** Bytes that may still be read. */
-  readonly #left = { entries: ENTRIES_BYTES, contents: CONTENTS_BYTES };
+  readonly #left: { entries: number; contents: number };
 
   constructor(store: Store, repo: string, index: LoadedIndex, part: RowPart | undefined, signal: AbortSignal) {
     this.#store = store;
@@ -253,6 +270,8 @@ class RowReader {
     this.#index = index;
     this.#part = part;
     this.#signal = signal;
+    this.#perChunk = index.head.softPerChunk ?? 1;
+    this.#left = { entries: ENTRIES_BYTES, contents: CONTENTS_BYTES * this.#perChunk };
   }
 
   /** Why chunks are missing. */
@@ -283,14 +302,38 @@ class RowReader {
       if (!entry || !content) return undefined;
       const { path, startLine, endLine, tokens } = entry;
       const { text, vector } = content; // the embedding is left out, because sessions keep these chunks
-      if (this.#part !== 'text' && vector.length !== head.hidden) {
-        const why = `the vector of chunk ${id} has ${vector.length} values instead of ${head.hidden}`;
+      const values = head.hidden * this.#perChunk;
+      if (this.#part !== 'text' && vector.length !== values) {
+        const why = `the vector of chunk ${id} has ${vector.length} values instead of ${values}`;
         this.leftOut.push({ id, reason: 'damaged', why });
         continue;
       }
       chunks.push({ id, path, startLine, endLine, tokens, score, text, vector });
     }
     return chunks;
+  }
+
+  /** The vectors of at most `most` files that chunks are of, as far as they can be had, in the order of the chunks. */
+  async filesOf(chunks: readonly RetrievedChunk[], most: number): Promise<Pick<Retrieved, 'files'>> {
+    const { head, ids, lexical } = this.#index;
+    if (most === 0 || head.fileRows === undefined) return {};
+    const paths = new Set(chunks.filter(({ isLive }) => !isLive).map(({ path }) => path));
+    const wanted = [...paths].slice(0, most).flatMap((path) => {
+      const range = lexical.rangeOf(path);
+      return range ? [{ path, id: fileIdOf(path, idsWithin(ids, range.start, range.end)) }] : [];
+    });
+    const rowIds = wanted.map(({ id }) => id);
+    const read: RowRead = { ...this.#within('contents'), part: 'vectors' };
+    const contents = await this.#store.contents(this.#repo, head.fingerprint, rowIds, read);
+    const files = wanted.flatMap(({ path, id }, i) => {
+      const { vector } = contents[i] ?? {};
+      if (vector === undefined) return [];
+      if (vector.length === head.hidden) return [{ path, vector }];
+      const why = `the vector of file ${id} has ${vector.length} values instead of ${head.hidden}`;
+      this.leftOut.push({ id, reason: 'damaged', why });
+      return [];
+    });
+    return { files };
   }
 
   /** The texts of chunks by id. If only vectors have been read, texts are read now, as far as they can be had. */
@@ -305,7 +348,7 @@ class RowReader {
   #within(kind: 'entries' | 'contents'): RowRead {
     const left = this.#left;
     return {
-      rowBytes: ROW_BYTES,
+      rowBytes: ROW_BYTES * this.#perChunk,
       bytes: left[kind],
       signal: this.#signal,
       onLeftOut: (row) => this.leftOut.push(row),

@@ -2,9 +2,9 @@
  * The index in an embedded LMDB. Any number of processes on one machine may read while one indexer per repository
  * writes. This file is the only importer of lmdb. The databases and their keys:
  *
- *   index   [repo]                   → head; [repo, 'ids'] → packed chunk ids
- *   chunks  [repo, id]               → path, lines, tokens
- *   rows    [repo, fingerprint, id]  → vector, text
+ *   index   [repo]                   → head; [repo, 'ids'] → packed ids of chunks and files
+ *   chunks  [repo, id]               → path, lines, tokens; of a file, path and lines
+ *   rows    [repo, fingerprint, id]  → vectors, text
  *   locks   [repo]                   → token of the indexer at work, and when the lock expires
  *
  * Every write is a transaction that first compares the lock with the writer's token.

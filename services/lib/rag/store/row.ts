@@ -1,4 +1,5 @@
 /** Heads, ids, entries and contents as bytes, in the form that both stores keep. */
+import { createHash } from 'node:crypto';
 import { ServingError } from '../../process/errors.ts';
 import { normalisePath } from './path-form.ts';
 import type { ChunkContent, ChunkEntry, ChunkRow, IndexHead, IndexSnapshot, RowPart, RowRead } from './store.ts';
@@ -21,6 +22,18 @@ export const packIds = (ids: Iterable<string>) => Buffer.from([...ids].join(''),
 /** The id (hex) of the chunk at `ordinal`. */
 export const idAt = (packed: Buffer, ordinal: number) =>
   packed.toString('hex', ordinal * ID_BYTES, (ordinal + 1) * ID_BYTES);
+
+/**
+ * The id (hex) of the row of a file: SHA-256 over its path and the ids of its chunks. A reader that has the ids of a
+ * version finds the row by it, and the file has another row whenever a chunk of it changes.
+ * @param ids of its chunks, in the order of lines, packed.
+ */
+export const fileIdOf = (path: string, ids: Buffer) =>
+  createHash('sha256').update(`file\0${path}\0`).update(ids).digest('hex');
+
+/** The ids of chunks from `start` to before `end`, packed. */
+export const idsWithin = (packed: Buffer, start: number, end: number) =>
+  packed.subarray(start * ID_BYTES, end * ID_BYTES);
 
 /** All ids that versions name. @param fingerprint leaves out versions with another fingerprint, if given. */
 export function idsOf(versions: readonly IndexSnapshot[], encoding: 'hex' | 'latin1', fingerprint?: string) {
@@ -48,8 +61,10 @@ export function decodeHead(repo: string, bytes: Buffer): IndexHead {
 
 /** @throws ServingError store_invalid if head and ids disagree. */
 export function assertIds(repo: string, head: IndexHead, ids: Buffer): Buffer {
-  if (ids.length !== head.chunks * ID_BYTES) {
-    throw invalid(`${ids.length} bytes of chunk ids for ${repo}, whose head names ${head.chunks} chunks`);
+  const { chunks, fileRows = 0 } = head;
+  if (ids.length !== (chunks + fileRows) * ID_BYTES) {
+    const rows = fileRows === 0 ? `${chunks} chunks` : `${chunks} chunks and ${fileRows} files`;
+    throw invalid(`${ids.length} bytes of chunk ids for ${repo}, whose head names ${rows}`);
   }
   return ids;
 }

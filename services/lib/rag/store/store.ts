@@ -11,6 +11,7 @@
  *  - a reader that finds a chunk of its version swept knows that there is a newer version.
  */
 import { z } from 'zod';
+import { SOFT_PER_CHUNK } from '../../model/bundle/choices.ts';
 import type { Chunk } from '../chunk.ts';
 import { RETRIEVERS } from '../retriever-name.ts';
 
@@ -19,8 +20,12 @@ export const indexHead = z.strictObject({
   version: z.string().regex(/^[0-9a-f]{16}$/),
   /** Identifies the encoder and projector that made the vectors, if any, and says what rows hold: see row.ts. */
   fingerprint: z.string().min(1),
-  /** Number of values in one vector; 0 if rows hold none. */
+  /** Number of values in the vector of one soft token; 0 if rows hold none. */
   hidden: z.int().min(0),
+  /** Soft tokens of one chunk; one if it is absent. Gateways of earlier releases refuse heads that have it. */
+  softPerChunk: z.literal(SOFT_PER_CHUNK).optional(),
+  /** Number of files that have a row with a vector of their own; none if it is absent. As for `softPerChunk`. */
+  fileRows: z.int().min(1).optional(),
   /** Number of files that gave chunks. */
   files: z.int().min(0),
   chunks: z.int().min(0),
@@ -35,10 +40,13 @@ export const indexHead = z.strictObject({
 });
 export type IndexHead = Readonly<z.infer<typeof indexHead>>;
 
-/** A version with the ids of all its chunks. */
+/** A version with the ids of all its rows. */
 export interface IndexSnapshot {
   readonly head: IndexHead;
-  /** Ids of its chunks in the order of (path, line): [chunks] of 32 bytes each; read by `idAt`. */
+  /**
+   * Ids of its chunks in the order of (path, line), then those of the rows of its files in the order of paths (see
+   * `fileIdOf`): [chunks + fileRows] of 32 bytes each; read by `idAt`.
+   */
   readonly ids: Buffer;
 }
 
@@ -49,16 +57,16 @@ export type ChunkEntry = Omit<Chunk, 'text'>;
 export interface ChunkContent {
   /** Empty if only the vectors were read. */
   readonly text: string;
-  /** [hidden]; empty in an index without vectors, and if only the text was read. */
+  /** [softPerChunk, hidden]; empty in an index without vectors, and if only the text was read. [hidden] of a file. */
   readonly vector: Float32Array;
   /** [dim], of length 1: the encoder's own embedding, in an index for dense retrieval. */
   readonly embedding?: Float32Array;
 }
 
-/** A chunk with its vectors, as an index run writes it. */
+/** A chunk with its vectors, as an index run writes it; or a file, as a chunk without text and identifiers. */
 export interface ChunkRow {
   readonly chunk: Chunk;
-  /** [hidden]; stored as fp16; empty in an index without vectors. */
+  /** [softPerChunk, hidden]; stored as fp16; empty in an index without vectors. [hidden] of a file. */
   readonly vector: Float32Array;
   /** [dim]; stored as fp16. */
   readonly embedding?: Float32Array;

@@ -1,0 +1,123 @@
+/**
+ * The quality ladder: what context in one form or another gives, and what it costs in time to first token. Its rungs
+ * are the arms of a run and, where `--beside` names them, those of earlier runs on the same samples: bundles with
+ * another number of soft tokens per chunk, or other projectors.
+ */
+import type { EChartsOption } from 'echarts';
+import { ServingError } from '../../services/lib/process/errors.ts';
+import { atPath } from '../../services/lib/process/os-errors.ts';
+import type { Estimate } from '../../training/metrics/intervals.ts';
+import { readArtifact } from '../report/artifact.ts';
+import { axes, type Chart, COLOURS } from '../report/chart.ts';
+import { figure, percent, table } from '../report/markdown.ts';
+import { recovered } from './measure.ts';
+import type { QualityResult, Rung } from './result.ts';
+import type { Survey } from './samples.ts';
+
+/** Arms whose prompts do not depend on what a run is compared in: one run's are enough. */
+const COMMON: readonly string[] = ['off', 'text'];
+
+/** Rungs beyond the number of colours have the same ones with another symbol. */
+const SYMBOLS = ['circle', 'diamond', 'triangle'] as const;
+
+/** The rungs of one run, in the order of its arms. */
+export function rungsOf({ model, softPerChunk = 1, figures }: QualityResult): Rung[] {
+  return figures.map(({ arm, promptTokens, softTokens, scores, ce, ttft }) => ({
+    model,
+    arm,
+    softPerChunk,
+    promptTokens,
+    softTokens,
+    exactMatch: scores.exactMatch,
+    editSimilarity: scores.editSimilarity,
+    ce,
+    ttft,
+    recovered: COMMON.includes(arm) ? null : recovered(figures, arm, 'editSimilarity'),
+  }));
+}
+
+/**
+ * The rungs of earlier runs, without the arms that every run has.
+ * @param files artifacts
+ * @param survey what the new run evaluates
+ * @throws ServingError config_invalid for an artifact of something else, or of other samples; path_unusable.
+ */
+export async function rungsBeside(files: readonly string[], survey: Survey): Promise<Rung[]> {
+  const rungs: Rung[] = [];
+  for (const file of files) {
+    const { bench, result } = await atPath(`--beside ${file}`, () => readArtifact<QualityResult>(file));
+    if (bench !== 'evaluate') throw refused(file, `is an artifact of ${bench}, not of evaluate`);
+    const { digest, taken } = result.survey;
+    if (digest !== survey.digest || taken !== survey.taken) {
+      const [its, own] = [result.survey, survey].map((of) => `${of.taken} samples of ${of.digest.slice(0, 12)}`);
+      throw refused(file, `evaluates ${its}, and this run ${own}`);
+    }
+    rungs.push(...rungsOf(result).filter(({ arm }) => !COMMON.includes(arm)));
+  }
+  return rungs;
+}
+
+const refused = (file: string, why: string) =>
+  new ServingError('config_invalid', `--beside ${file} ${why}: name artifacts of the same benchmark and --samples`);
+
+const ladderOf = (result: QualityResult): Rung[] => [...rungsOf(result), ...(result.beside ?? [])];
+
+/** A name that tells a rung from every other one of its ladder. */
+function namesOf(rungs: readonly Rung[]): string[] {
+  const models = new Set(rungs.map(({ model }) => model));
+  return rungs.map(({ model, arm, softPerChunk }) => {
+    if (COMMON.includes(arm)) return arm;
+    const several = softPerChunk > 1 ? `, ${softPerChunk} per chunk` : '';
+    return `${arm}${several}${models.size > 1 ? ` (${model})` : ''}`;
+  });
+}
+
+const points = ({ mean, low, high }: Estimate) =>
+  `${(100 * mean).toFixed(2)} [${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]`;
+
+/** The table of a ladder; undefined where a run stands alone, whose other tables have all of it. */
+export function ladderTable(result: QualityResult): string | undefined {
+  if ((result.beside ?? []).length === 0) return undefined;
+  const rungs = ladderOf(result);
+  const rows = namesOf(rungs).map((name, i) => {
+    const { promptTokens, softTokens, exactMatch, editSimilarity, ce, ttft, recovered: share } = rungs[i]!;
+    return [
+      name,
+      promptTokens.toFixed(0),
+      softTokens.toFixed(1),
+      points(exactMatch),
+      points(editSimilarity),
+      ce.mean.toFixed(3),
+      share === null ? '—' : percent(share),
+      `${figure(ttft.median)} [${figure(ttft.low)}, ${figure(ttft.high)}]`,
+    ];
+  });
+  return table(['rung', 'prompt tokens', 'soft tokens', 'EM', 'ES', 'CE', 'recovered', 'TTFT (ms)'], rows);
+}
+
+/** Edit similarity against TTFT: a point for each rung, with the interval of its similarity as a line. */
+export function ladderChart(result: QualityResult): Chart {
+  const rungs = ladderOf(result);
+  const series = namesOf(rungs).flatMap((name, i) => {
+    const { ttft, editSimilarity } = rungs[i]!;
+    const at = (value: number) => [ttft.median, 100 * value];
+    const color = COLOURS[i % COLOURS.length]!;
+    const symbol = SYMBOLS[Math.floor(i / COLOURS.length) % SYMBOLS.length]!;
+    return [
+      { name, type: 'scatter' as const, symbol, symbolSize: 14, itemStyle: { color }, data: [at(editSimilarity.mean)] },
+      {
+        name,
+        type: 'line' as const,
+        symbol: 'none' as const,
+        lineStyle: { color, width: 1.5 },
+        data: [at(editSimilarity.low), at(editSimilarity.high)],
+      },
+    ];
+  });
+  const option: EChartsOption = axes('Edit similarity against TTFT', 'median TTFT (ms)', 'ES (%)', {
+    xAxis: { type: 'value', name: 'median TTFT (ms)', nameLocation: 'middle', nameGap: 28, scale: true },
+    yAxis: { type: 'value', name: 'ES (%), 95 % interval', nameLocation: 'middle', nameGap: 48, scale: true },
+    series,
+  });
+  return { name: 'quality-ttft', option };
+}
