@@ -327,20 +327,20 @@ test.each(['damaged', 'too_large'] as const)(
 );
 
 describe('a retriever that encodes the query', () => {
-  /** Takes 50 ms, and says at once which retriever it uses. */
-  const takingLong: Retrieval = {
+  /** Takes its time, and says at once which retriever it uses. */
+  const taking = (ms: number): Retrieval => ({
     retrieve: async (_, signal, onRetriever) => {
       onRetriever?.('fused');
-      await sleep(50);
-      signal.throwIfAborted();
+      await sleep(ms, undefined, { signal }).catch(() => signal.throwIfAborted());
       return found;
     },
-  };
+  });
   test.each([
-    ['may take its own time', 60_000, undefined],
-    ['may not take longer than that', 10, 'over_budget'],
-  ])('a retriever that encodes the query %s', async (_, denseBudgetMs, degradation) => {
-    const { complete } = await fakeGateway({ token }, { retrieval: takingLong, retrievalBudgetMs: 5, denseBudgetMs });
+    ['may take its own time', 50, 60_000, undefined],
+    ['may not take longer than that', 60_000, 10, 'over_budget'],
+  ])('a retriever that encodes the query %s', async (_, takesMs, denseBudgetMs, degradation) => {
+    const budgets = { retrievalBudgetMs: 5, denseBudgetMs };
+    const { complete } = await fakeGateway({ token }, { retrieval: taking(takesMs), ...budgets });
     const { rag } = await complete({ prompt: 'x', rag: { repo: 'shop' } });
     expect(rag?.degraded).toBe(degradation);
     expect(rag?.chunks).toHaveLength(degradation ? 0 : 2);
