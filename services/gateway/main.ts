@@ -5,6 +5,7 @@ import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger, type Logger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
+import { type Reloadable, reloadOnChange } from '../lib/process/reload.ts';
 import { loadQueryEncoder } from '../lib/rag/search/query-encoder.ts';
 import { createRetrieval } from '../lib/rag/search/retrieval.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
@@ -14,24 +15,20 @@ import { withShares } from '../lib/rag/store/shares.ts';
 import type { RedisConnection } from '../lib/redis/connection.ts';
 import { isRedisUrl } from '../lib/redis/url.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
-import { loadRpcSecurity, type RpcSecurity } from '../lib/rpc/credentials.ts';
+import { loadRpcSecurity, type RpcSecurity, rpcCertificates } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
 import { leftOutReporter } from './context/left-out-rows.ts';
-import { loadTls } from './http/tls.ts';
+import { loadTls, RenewedTls, renewTls } from './http/tls.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
-import { loadApiKeys } from './tenants/api-keys.ts';
+import { loadApiKeys, NO_KEYS, RenewedKeys } from './tenants/api-keys.ts';
 
 export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
-  const [keys, tls, security] = await Promise.all([
-    loadApiKeys(config.apiKeysFile),
-    loadTls(config),
-    loadRpcSecurity(config),
-  ]);
+  const { keys, tls, security } = await loadProofs(config, life, log);
   sayWhatIsOpen(config, security, log);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
@@ -67,7 +64,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     dense: manifest.context && dense,
   });
   const closing = new AbortController();
-  const warming = keepIndexesWarm(store, retrieval, keys.tenants, closing.signal);
+  const warming = keepIndexesWarm(store, retrieval, keys, closing.signal);
   life.onStop('store', async () => {
     closing.abort();
     await warming;
@@ -97,6 +94,29 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
+}
+
+/** Keys, certificate and the proof between services; each follows its files. @throws ServingError config_invalid */
+async function loadProofs(config: GatewayConfig, life: Lifecycle, log: Logger) {
+  const { apiKeysFile, tlsCert, tlsKey } = config;
+  const [fileKeys, pem, security] = await Promise.all([
+    loadApiKeys(apiKeysFile),
+    loadTls(config),
+    loadRpcSecurity(config),
+  ]);
+  const keys = fileKeys === NO_KEYS ? undefined : new RenewedKeys(fileKeys);
+  const tls = pem && new RenewedTls(pem);
+  const follow = (reloadable: Reloadable) => void reloadOnChange(reloadable, life, log);
+  if (keys) {
+    const reload = async () => {
+      keys.renew(await loadApiKeys(apiKeysFile));
+      return { tenants: keys.tenants.length };
+    };
+    follow({ name: 'api_keys', files: [apiKeysFile], reload });
+  }
+  if (tls) follow({ name: 'tls', files: [tlsCert, tlsKey], reload: () => renewTls(tls, config) });
+  follow(rpcCertificates(config, security));
+  return { keys: keys ?? NO_KEYS, tls, security };
 }
 
 /** Warns of what the settings leave to the network. */

@@ -75,6 +75,17 @@ export const metrics = {
     'version',
     'commit',
   ]),
+  reloadFailures: everywhere.counter(
+    'llavacode:reload_failures_total',
+    'Times that changed files of keys or certificates were wrong, so that those before stayed in use, by set of files: ' +
+      'api_keys, tls or rpc_tls',
+    ['files'],
+  ),
+  reloadSuccess: everywhere.gauge(
+    'llavacode:reload_success_timestamp_seconds',
+    'When the files of keys or certificates in use were read (Unix time), by set of files',
+    ['files'],
+  ),
   // Each of these exists once per request: the gateway alone measures it.
   ttft: gateway.histogram(
     'vllm:time_to_first_token_seconds',
