@@ -225,14 +225,15 @@ async function buildBundle(command: Command): Promise<void> {
   command
     .command('verify <dir>')
     .description('read every file of a bundle and compare it with the digests of its manifest')
+    .option('--public-key <file>', 'PEM file of an Ed25519 key whose owner must have signed the bundle')
     .option('--json <file>', 'write what was verified there')
-    .action(async (dir, { json }) => {
-      const [{ runBundleVerify }, { interruption }] = await Promise.all([
-        import('./export.ts'),
-        import('./lib/process/interrupt.ts'),
-      ]);
-      await reported(json, () => runBundleVerify(dir, interruption()));
-    });
+    .action(async (dir, { json, publicKey }) => verifyBundle(dir, json, { publicKey }));
+  command
+    .command('sign <dir>')
+    .description('verify a bundle and sign its manifest, which has the digest of every file (manifest.sig)')
+    .requiredOption('--key <file>', 'PEM file of the private Ed25519 key: openssl genpkey -algorithm ed25519')
+    .option('--json <file>', 'write what was signed there')
+    .action(async (dir, { json, key }) => verifyBundle(dir, json, { signWith: key }));
   command
     .command('sizes <dir>')
     .description('print what the memory of its services follows from, as values of the Helm chart')
@@ -244,6 +245,18 @@ async function buildBundle(command: Command): Promise<void> {
       const { manifest } = await openBundle(dir);
       process.stdout.write(sizesYaml(manifest));
     });
+}
+
+async function verifyBundle(
+  dir: string,
+  json: string | undefined,
+  keys: { readonly publicKey?: string; readonly signWith?: string },
+): Promise<void> {
+  const [{ runBundleVerify }, { interruption }] = await Promise.all([
+    import('./export.ts'),
+    import('./lib/process/interrupt.ts'),
+  ]);
+  await reported(json, () => runBundleVerify(dir, { ...keys, signal: interruption() }));
 }
 
 async function buildDevices(command: Command): Promise<void> {

@@ -3,6 +3,7 @@
  * that tests put it together the same way.
  */
 import { repeatUntilAborted } from '../lib/async/repeat.ts';
+import { type AuditLog, NO_AUDIT } from '../lib/process/audit-log.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
@@ -52,6 +53,8 @@ export interface GatewayParts {
   /** undefined where none was named: nothing can be indexed then. */
   readonly indexer: IndexerClient | undefined;
   readonly keys: ApiKeys;
+  /** Where uses of repositories and actions of admins are recorded; nowhere if not given. */
+  readonly audit?: AuditLog | undefined;
   /**
    * Connection over which gateways share the limits of tenants, fairness between them, and sessions; undefined where
    * the store is not Redis. It is the gateway's own to close.
@@ -131,6 +134,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     quota,
     recent: new RecentPrompts(),
     remotes: new Remotes(parts.store, config.retrievalBudgetMs),
+    audit: parts.audit ?? NO_AUDIT,
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
   });

@@ -1,6 +1,7 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
 import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
 import { FileGuard } from '../lib/model/bundle/integrity.ts';
+import { type AuditLog, openAuditLog } from '../lib/process/audit-log.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger, type Logger } from '../lib/process/log.ts';
@@ -28,9 +29,11 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
-  const { keys, tls, security } = await loadProofs(config, life, log);
+  const audit = await openAuditLog(config.auditLog, 'gateway', log);
+  life.onStop('audit log', () => audit.close());
+  const { keys, tls, security } = await loadProofs(config, audit, life, log);
   sayWhatIsOpen(config, security, log);
-  const bundle = await openBundle(config.model);
+  const bundle = await openBundle(config.model, config);
   const { manifest, tokenizerDir } = bundle;
   const lack = contextLack(manifest);
   if (lack) log.warn({ bundle: bundle.dir, withoutProjector: config.withoutProjector }, lack);
@@ -84,6 +87,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     store,
     indexer,
     keys,
+    audit,
     redis,
     tls,
     secret: security.secret,
@@ -96,8 +100,19 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
 }
 
+/** An action that no request asked for. */
+const BY_THE_FILE = {
+  outcome: 'ok',
+  status: null,
+  request_id: null,
+  tenant: null,
+  key: null,
+  client: null,
+  repo: null,
+};
+
 /** Keys, certificate and the proof between services; each follows its files. @throws ServingError config_invalid */
-async function loadProofs(config: GatewayConfig, life: Lifecycle, log: Logger) {
+async function loadProofs(config: GatewayConfig, audit: AuditLog, life: Lifecycle, log: Logger) {
   const { apiKeysFile, tlsCert, tlsKey } = config;
   const [fileKeys, pem, security] = await Promise.all([
     loadApiKeys(apiKeysFile),
@@ -110,7 +125,9 @@ async function loadProofs(config: GatewayConfig, life: Lifecycle, log: Logger) {
   if (keys) {
     const reload = async () => {
       keys.renew(await loadApiKeys(apiKeysFile));
-      return { tenants: keys.tenants.length };
+      const detail = { tenants: keys.tenants.length };
+      audit.write({ ...BY_THE_FILE, action: 'keys.read', detail });
+      return detail;
     };
     follow({ name: 'api_keys', files: [apiKeysFile], reload });
   }

@@ -94,6 +94,7 @@ const DECODE = [
 const EXPORTED: Record<MetricsService, readonly string[]> = {
   gateway: [
     ...EVERYWHERE,
+    'llavacode:audit_lines_lost_total',
     'vllm:time_to_first_token_seconds',
     'vllm:request_time_per_output_token_seconds',
     'vllm:inter_token_latency_seconds',

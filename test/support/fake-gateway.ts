@@ -55,7 +55,16 @@ export interface Answer {
   error?: { message: string; type: string; param: string | null; code: string };
 }
 
-type Given = 'contextFingerprint' | 'tokenizer' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'redis' | 'tls';
+type Given =
+  | 'contextFingerprint'
+  | 'tokenizer'
+  | 'retrieval'
+  | 'store'
+  | 'indexer'
+  | 'keys'
+  | 'audit'
+  | 'redis'
+  | 'tls';
 
 /** Settings, and parts that the process would open. */
 export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {
@@ -86,7 +95,7 @@ const TEST_SETTINGS: Partial<GatewayConfig> = {
 };
 
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
-  const { retrieval, store, indexer, keys = NO_KEYS, redis, tls, ...others } = options;
+  const { retrieval, store, indexer, keys = NO_KEYS, audit, redis, tls, ...others } = options;
   const { morePrefill = [], moreDecode = [], sameWorkers, ...settings } = others;
   const workers = sameWorkers ?? fakeWorkers(model);
   const lines: Record<string, unknown>[] = [];
@@ -104,6 +113,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     store,
     indexer,
     keys,
+    audit,
     redis,
     tls,
     connectPrefill: (at) => (at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at)),

@@ -64,6 +64,11 @@ export class RequestRecord {
   #tokensOfOthers = 0;
   #detokenizeMs = 0;
 
+  /** Name of the repository that the request asks about, which its key may use; undefined where there is none. */
+  get repo(): string | undefined {
+    return this.#repo;
+  }
+
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
   get context(): ContextReport | undefined {
     return this.#context;

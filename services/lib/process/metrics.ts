@@ -86,6 +86,10 @@ export const metrics = {
     'When the files of keys or certificates in use were read (Unix time), by set of files',
     ['files'],
   ),
+  auditLinesLost: gateway.counter(
+    'llavacode:audit_lines_lost_total',
+    'Lines of the audit log that could not be written',
+  ),
   // Each of these exists once per request: the gateway alone measures it.
   ttft: gateway.histogram(
     'vllm:time_to_first_token_seconds',
