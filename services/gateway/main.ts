@@ -7,8 +7,6 @@ import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger, type Logger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { type Reloadable, reloadOnChange } from '../lib/process/reload.ts';
-import { loadQueryEncoder } from '../lib/rag/search/query-encoder.ts';
-import { createRetrieval } from '../lib/rag/search/retrieval.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
@@ -19,8 +17,9 @@ import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contra
 import { loadRpcSecurity, type RpcSecurity, rpcCertificates } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
-import { leftOutReporter } from './context/left-out-rows.ts';
 import { loadTls, RenewedTls, renewTls } from './http/tls.ts';
+import { inFolder, inRedis } from './rollout/state-store.ts';
+import { candidateModels, retrievalOf } from './served-model.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
 import { loadApiKeys, NO_KEYS, RenewedKeys } from './tenants/api-keys.ts';
@@ -50,22 +49,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   const redis = await openSharing(config.store);
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
-  const { threads } = config;
-  // Queries are encoded in the gateway, since the workers' engines are busy with prompts. The encoder is loaded only if
-  // an index is searched by embeddings.
-  const loadEncoder = async () => {
-    await files.verify(bundle.dir, filesOf(manifest, ['encoder']));
-    return loadQueryEncoder(bundle, { threads });
-  };
-  const dense = { threads, loadEncoder };
-  const { queryLines, indexCacheBytes } = config;
-  const onLeftOut = leftOutReporter(log);
-  const retrieval = createRetrieval(store, {
-    queryLines,
-    indexCacheBytes,
-    onLeftOut,
-    dense: manifest.context && dense,
-  });
+  const retrieval = retrievalOf(bundle, store, files, config, log);
   const closing = new AbortController();
   const warming = keepIndexesWarm(store, retrieval, keys, closing.signal);
   life.onStop('store', async () => {
@@ -89,6 +73,10 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     keys,
     audit,
     redis,
+    ...(config.rollouts && {
+      ...candidateModels({ config, manifest, tokenizer, store, keys, security, log }),
+      rolloutStore: redis ? inRedis(redis) : inFolder(config.store.replace(/^lmdb:/, '')),
+    }),
     tls,
     secret: security.secret,
     connectPrefill: (address) => connectPrefill(address, security),

@@ -95,6 +95,13 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
   gateway: [
     ...EVERYWHERE,
     'llavacode:audit_lines_lost_total',
+    'llavacode:arm_requests_total',
+    'llavacode:arm_time_to_first_token_seconds',
+    'llavacode:arm_requests_degraded_total',
+    'llavacode:arm_completion_events_total',
+    'llavacode:rollout_share_ratio',
+    'llavacode:rollout_fallbacks_total',
+    'llavacode:rollout_repositories',
     'vllm:time_to_first_token_seconds',
     'vllm:request_time_per_output_token_seconds',
     'vllm:inter_token_latency_seconds',

@@ -31,6 +31,7 @@ import { addOllamaRoutes, type OllamaParts } from './ollama.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
 import { RepositoryPrefix } from './repository.ts';
+import { addRolloutRoutes, type RolloutRouteParts } from './rollout.ts';
 import type { HttpConfig } from './settings.ts';
 import { addTabbyRoutes, type TabbyParts } from './tabby.ts';
 
@@ -63,6 +64,7 @@ export interface ServerParts
     OllamaParts,
     ProbeParts,
     RepoParts,
+    RolloutRouteParts,
     TabbyParts,
     Pick<HttpConfig, 'refusalsPerSecond' | 'corsOrigins'> {
   readonly keys: ApiKeys;
@@ -189,6 +191,7 @@ function addApi(app: FastifyInstance, parts: ServerParts): void {
   addOllamaRoutes(app, parts);
   addProbeRoutes(app, parts);
   addRepoRoutes(app, parts);
+  addRolloutRoutes(app, parts);
   addTabbyRoutes(app, parts);
 }
 
