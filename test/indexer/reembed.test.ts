@@ -1,4 +1,4 @@
-/** Side indexes made of what is stored, over a real LMDB store, and the store as the bundle sees it that they are for. */
+/** Side indexes made of what is stored, over a real LMDB store, and the store as the bundle that they are for sees. */
 import { expect, test, vi } from 'vitest';
 import { reembed } from '../../services/indexer/reembed.ts';
 import { sideKey } from '../../services/lib/rag/store/repo-key.ts';

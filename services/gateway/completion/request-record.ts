@@ -101,6 +101,20 @@ export class RequestRecord {
     this.#arm = arm;
   }
 
+  /** Another bundle serves it from the beginning; its tenant is charged for what was computed until now as well. */
+  servedInstead(arm: string): void {
+    this.#tokensOfOthers = -this.computedTokens;
+    this.#arm = arm;
+    this.#promptTokens = 0;
+    this.#softTokens = 0;
+    this.#cachedTokens = 0;
+    this.#outputTokens = 0;
+    this.#decoded.clear();
+    this.#arrivals.clear();
+    this.#gaps.length = 0;
+    this.#finishReasons.length = 0;
+  }
+
   get arm(): string {
     return this.#arm;
   }

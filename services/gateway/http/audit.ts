@@ -8,6 +8,7 @@ import type { AuditEntry, AuditLog } from '../../lib/process/audit-log.ts';
 import type { ErrorCode } from '../../lib/process/errors.ts';
 import { DEFAULT_TENANT, repoKey } from '../../lib/rag/store/repo-key.ts';
 import { neededFor } from './access.ts';
+import { ROLLOUT_URL, ROLLOUT_WORDS } from './rollout.ts';
 
 /** What is done on the routes of repositories. */
 const REPO_ACTIONS: Readonly<Record<string, string>> = {
@@ -45,8 +46,17 @@ function whatWasDone(request: FastifyRequest): Done | undefined {
     const { '*': name } = request.params as Readonly<Record<string, string>>;
     return { action, repo: nameIn(name), detail: {} };
   }
-  if (neededFor(method, url) === 'admin') return { action: 'admin', repo: null, detail: { route: `${method} ${url}` } };
+  if (neededFor(method, url) === 'admin') {
+    return { action: 'admin', repo: null, detail: { route: `${method} ${url}`, ...wordOf(request) } };
+  }
   return ofCompletion(request);
+}
+
+/** What a rollout was told to do, if it is one of the words that it knows. */
+function wordOf({ body, routeOptions }: FastifyRequest): { readonly word?: string } {
+  const { action } = (body ?? {}) as { readonly action?: unknown };
+  const word = routeOptions.url === ROLLOUT_URL ? ROLLOUT_WORDS.find((each) => each === action) : undefined;
+  return word === undefined ? {} : { word };
 }
 
 /** undefined for a completion that asked for no repository. */

@@ -9,7 +9,7 @@
  *     serveCompletion(request, reply, parts, async (call) => ...) });
  */
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { ServingError } from '../../lib/process/errors.ts';
+import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { InflightRequest, InflightRequests } from '../admission/inflight.ts';
 import type { Acceptance } from '../completion/acceptance.ts';
@@ -104,13 +104,25 @@ export async function serveCompletion(
     if (repo !== undefined && completion.rag?.mode !== 'off') record.asksAbout(nameOf(repo));
     if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
-    return await answer({ request: completion, record, scope, arm });
+    const call = { request: completion, record, scope };
+    try {
+      return await answer({ ...call, arm });
+    } catch (error) {
+      if (arm.name === 'stable' || !isOfWorkers(error) || reply.raw.headersSent || signal.aborted) throw error;
+      // Nothing of the candidate's answer is out: the whole answer can be the other bundle's.
+      record.servedInstead('stable');
+      return await answer({ ...call, arm: parts.rollout.fallback });
+    }
   } finally {
     arm.release();
     place.release();
     reservation?.settle(record.computedTokens);
   }
 }
+
+/** Failures of a candidate that its workers are to blame for, or that there are too few of them. */
+const OF_WORKERS: readonly ErrorCode[] = ['no_worker', 'worker_lost', 'worker_stalled', 'runtime_failed', 'saturated'];
+const isOfWorkers = (error: unknown) => OF_WORKERS.includes(ServingError.from(error).code);
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */
 function inflightRequest({ headers, identity }: CompletionHttpRequest, body: CompletionRequest): InflightRequest {

@@ -32,7 +32,8 @@ const actions = z.discriminatedUnion('action', [
 type RolloutBody = z.output<typeof actions>;
 const rolloutBody: BodySchema<RolloutBody> = { fields: actions, safeParse: (body) => actions.safeParse(body) };
 
-const URL = '/v1/rollout';
+export const ROLLOUT_URL = '/v1/rollout';
+export const ROLLOUT_WORDS = ['start', 'promote', 'rollback'] as const;
 
 export function addRolloutRoutes(app: FastifyInstance, { rollout, rollouts, inspectBundle }: RolloutRouteParts): void {
   const tags = ['operation'];
@@ -42,11 +43,11 @@ export function addRolloutRoutes(app: FastifyInstance, { rollout, rollouts, insp
     }
     return inspectBundle;
   };
-  app.get(URL, { schema: { summary: 'the rollout that is under way, with --rollouts', tags } }, async () => {
+  app.get(ROLLOUT_URL, { schema: { summary: 'the rollout that is under way, with --rollouts', tags } }, async () => {
     assertOn();
     return statusBody(rollout.status);
   });
-  app.post(URL, {
+  app.post(ROLLOUT_URL, {
     schema: {
       body: rolloutBody,
       summary: 'starts a rollout, promotes its bundle or rolls back, with --rollouts',

@@ -79,8 +79,10 @@ export class Rollout {
   readonly #parts: RolloutParts;
   #state: RolloutState | undefined;
   #candidate: Opened | undefined;
-  /** Numbers the changes that this gateway makes: a look that began before one tells old news. */
+  /** Numbers the changes that this gateway makes: a look that began before one has been written tells old news. */
   #changes = 0;
+  /** Changes that are being written. */
+  #writing = 0;
   #failure = '';
   /** Settles when the last candidate that was ended has ended. */
   #ending: Promise<void> = Promise.resolve();
@@ -110,6 +112,12 @@ export class Rollout {
     };
     const { name, fingerprint, journey } = candidate.arm;
     return { name, fingerprint, journey, release };
+  }
+
+  /** The arm that serves a request which the candidate has failed before anything of its answer was sent. */
+  get fallback(): Arm {
+    metrics.rolloutFallbacks.inc();
+    return this.#parts.stable;
   }
 
   get status(): RolloutStatus {
@@ -161,10 +169,12 @@ export class Rollout {
 
   async #change(state: RolloutState | undefined): Promise<void> {
     this.#changes++;
+    this.#writing++;
     this.#apply(state);
     try {
       await this.#parts.store.write(state);
     } finally {
+      this.#writing--;
       this.#changes++;
     }
   }
@@ -180,6 +190,7 @@ export class Rollout {
   }
 
   async #look(): Promise<void> {
+    if (this.#writing > 0) return;
     const changes = this.#changes;
     try {
       const state = await this.#parts.store.read();

@@ -1,7 +1,7 @@
 /** Two bundles side by side in one gateway, over its HTTP API, with fake workers of both. */
 import { expect, onTestFinished, test, vi } from 'vitest';
 import type { CandidateModel } from '../../../services/gateway/candidates.ts';
-import { inMemory } from '../../../services/gateway/rollout/state-store.ts';
+import { inMemory, type StateStore } from '../../../services/gateway/rollout/state-store.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { bearer, keyEntry, keysOf } from '../../support/api-keys.ts';
@@ -136,6 +136,48 @@ test('a candidate without usable workers costs no request, and says why it serve
   expect(((await metrics.rolloutFallbacks.get()).values[0]?.value ?? 0) - before).toBe(5);
   expect(await status()).toMatchObject({ phase: 'preparing' });
   expect(await post({ action: 'promote' })).toMatchObject({ status: 400, error: { code: 'invalid_request' } });
+});
+
+test('a request that the candidate’s workers fail before its answer begins is served by the other bundle, whole', async () => {
+  const failAt = { stage: 'before first', error: new ServingError('runtime_failed', 'the device is gone') } as const;
+  const { begin, ask, otherWorkers, stream } = await start();
+  const { usage } = await ask('one');
+  await begin(100);
+  otherWorkers.model.failAt = failAt;
+  const answer = await ask('one');
+  expect([answer.status, fingerprintOf(answer), answer.choices[0]!.text]).toEqual([200, OLD, TEXT[OLD]]);
+  expect(answer.usage).toEqual(usage);
+  const events = await stream({ prompt: 'def f():\n', max_tokens: 8, session: 'two' });
+  expect(new Set(events.map(fingerprintOf))).toEqual(new Set([OLD]));
+  otherWorkers.model.failAt = { ...failAt, stage: 'in decode' };
+  // Its first token is out: what goes on elsewhere would be another bundle's.
+  const begun = await stream({ prompt: 'def g():\n', max_tokens: 8, session: 'three' });
+  expect(new Set(begun.flatMap((event) => (event.error ? [] : [fingerprintOf(event)])))).toEqual(new Set([NEXT]));
+  expect(begun.at(-1)!.error).toMatchObject({ code: 'runtime_failed' });
+});
+
+test('a look at the state that began before a change was written does not undo the change', async () => {
+  const kept = inMemory();
+  let release = () => {};
+  const slow: StateStore = {
+    read: () => kept.read(),
+    write: async (state) => {
+      await new Promise<void>((resolve) => {
+        release = resolve;
+      });
+      await kept.write(state);
+    },
+  };
+  const { rollout, post, status } = await start({}, { rolloutStore: slow });
+  const closing = new AbortController();
+  onTestFinished(() => closing.abort());
+  const changing = post({ action: 'start', bundle: '/bundles/next', share: 100 });
+  await vi.waitUntil(async () => (await status())['share'] === 100);
+  void rollout.follow(closing.signal); // looks at once
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(await status()).toMatchObject({ share: 100 });
+  release();
+  expect(await changing).toMatchObject({ share: 100 });
 });
 
 test('bundles are compared by their requests, times and what became of completions', async () => {
