@@ -19,7 +19,7 @@ import type { Drill, Scene } from './scene.ts';
 import { type Reference, TIMEOUT_MS } from './streams.ts';
 
 /** By how much some weights of the candidate are larger: enough for other tokens, and for sound ones. */
-const LARGER = 1.1;
+const LARGER = 1.5;
 /** Share of the requests that the candidate gets at first, in percent. */
 const CANARY = 50;
 /** Longest time until the candidate's indexes are made, or it has completed its trial, in ms. */
@@ -74,17 +74,22 @@ export async function answersOf(fleet: Door, references: readonly Reference[]): 
   return answers;
 }
 
-/** References whose right answer depends on the index, and so on the bundle, that served them. */
+/**
+ * References whose right answer depends on the index, and so on the bundle, that served them. Those to which all
+ * bundles answer the same are left out: they would not show a mix.
+ */
 export function byBundle(
   references: readonly Reference[],
   ...systems: readonly (readonly BundleAnswer[])[]
 ): Reference[] {
-  return references.map((reference, i) => {
+  const differing = references.flatMap((reference, i) => {
     const byVersion = new Map(systems.map((answers) => [answers[i]!.version, answers[i]!.tokenIds]));
-    if (byVersion.size < systems.length)
-      throw new ServingError('internal', 'both bundles have one version of the index');
-    return { ...reference, byVersion, othersWithoutContext: systems.map((answers) => answers[i]!.withoutContext) };
+    const texts = new Set([...byVersion.values()].map((tokenIds) => tokenIds.join()));
+    if (texts.size < systems.length) return [];
+    return [{ ...reference, byVersion, othersWithoutContext: systems.map((answers) => answers[i]!.withoutContext) }];
   });
+  if (differing.length > 0) return differing;
+  throw new ServingError('internal', 'both bundles give the same answers, or have one version of the index');
 }
 
 /** Speaks to one gateway about its rollout. @throws ServingError internal unless it agrees. */

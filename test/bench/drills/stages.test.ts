@@ -91,7 +91,7 @@ test('a bundle is exchanged under load and back: no request fails, and no answer
   const [one, other] = [...ground.references![0]!.byVersion!.values()];
   expect(one).not.toEqual(other);
   // How soon a rollback is in force, a busy machine does not say.
-  const result = await runDrill(upgradeDrill(60_000), ground.references!, ground, { ...HOW, rate: 2 });
+  const result = await runDrill(upgradeDrill(60_000), ground.references!, ground, { ...HOW, rate: 0.5 });
   expect(result).toMatchObject({ failed: {}, lostTokens: 0, doubledTokens: 0 });
   expect(result.note).toMatch(/^indexes made beside the others in .* s; rolled back at both gateways in \d+ ms/);
   const wrong = ground.references!.map((reference) => ({ ...reference, byVersion: new Map() }));
