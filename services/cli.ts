@@ -16,6 +16,7 @@ import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { atPath, systemError } from './lib/process/os-errors.ts';
 import { keepFilesPrivate } from './lib/process/private-files.ts';
+import type { RolloutAction } from './rollout-command.ts';
 
 interface Word {
   readonly summary: string;
@@ -92,6 +93,10 @@ const WORDS: Readonly<Record<string, Word>> = {
   },
   export: { summary: 'make a model bundle from Hugging Face folders', writesForOthers: true, build: buildExport },
   bundle: { summary: 'check or measure a model bundle', writesForOthers: true, build: buildBundle },
+  rollout: {
+    summary: 'serve another bundle beside the one of a running system, promote it, or go back',
+    build: buildRollout,
+  },
   devices: {
     summary: 'list the devices that could compute, and check whether each computes a bundle right',
     settings: async () => (await import('./settings.ts')).DEVICES_SETTINGS,
@@ -230,14 +235,15 @@ async function buildBundle(command: Command): Promise<void> {
   command
     .command('verify <dir>')
     .description('read every file of a bundle and compare it with the digests of its manifest')
+    .option('--public-key <file>', 'PEM file of an Ed25519 key whose owner must have signed the bundle')
     .option('--json <file>', 'write what was verified there')
-    .action(async (dir, { json }) => {
-      const [{ runBundleVerify }, { interruption }] = await Promise.all([
-        import('./export.ts'),
-        import('./lib/process/interrupt.ts'),
-      ]);
-      await reported(json, () => runBundleVerify(dir, interruption()));
-    });
+    .action(async (dir, { json, publicKey }) => verifyBundle(dir, json, { publicKey }));
+  command
+    .command('sign <dir>')
+    .description('verify a bundle and sign its manifest, which has the digest of every file (manifest.sig)')
+    .requiredOption('--key <file>', 'PEM file of the private Ed25519 key: openssl genpkey -algorithm ed25519')
+    .option('--json <file>', 'write what was signed there')
+    .action(async (dir, { json, key }) => verifyBundle(dir, json, { signWith: key }));
   command
     .command('sizes <dir>')
     .description('print what the memory of its services follows from, as values of the Helm chart')
@@ -249,6 +255,54 @@ async function buildBundle(command: Command): Promise<void> {
       const { manifest } = await openBundle(dir);
       process.stdout.write(sizesYaml(manifest));
     });
+}
+
+async function buildRollout(command: Command): Promise<void> {
+  const { INDEX_CLIENT_SETTINGS } = await import('./indexer/settings.ts');
+  const run = async (action: RolloutAction, { json, ...flags }: Record<string, unknown>) => {
+    const config = await configOf(INDEX_CLIENT_SETTINGS, flags);
+    const [{ runRollout }, { interruption }] = await Promise.all([
+      import('./rollout-command.ts'),
+      import('./lib/process/interrupt.ts'),
+    ]);
+    await reported(json as string | undefined, () => runRollout(config, action, interruption()));
+  };
+  const word = async (name: string, description: string) =>
+    (await withSettings(command.command(name).description(description), INDEX_CLIENT_SETTINGS)).option(
+      '--json <file>',
+      'write what the gateway said there',
+    );
+  (await word('start', 'serve a bundle for a share of the requests, or change the share'))
+    .requiredOption('--bundle <dir>', 'folder of the bundle, on every gateway')
+    .option('--canary <percent>', 'share of the requests that it gets', '5')
+    .addOption(
+      new Option('--by <what>', 'what stays with one bundle').choices(['session', 'tenant']).default('session'),
+    )
+    .option(
+      '--reembed-by <address>',
+      'host:port of an indexer of the bundle, where its encoder or projector is another',
+      '',
+    )
+    .action(async ({ bundle, canary, by, reembedBy: indexer, ...flags }) =>
+      run({ action: 'start', bundle, share: Number(canary), by, indexer }, flags),
+    );
+  (await word('status', 'say how the rollout stands')).action((flags) => run({ action: 'status' }, flags));
+  (await word('promote', 'let the bundle serve all requests')).action((flags) => run({ action: 'promote' }, flags));
+  (await word('rollback', 'let the bundle that the gateways were started with serve all requests')).action((flags) =>
+    run({ action: 'rollback' }, flags),
+  );
+}
+
+async function verifyBundle(
+  dir: string,
+  json: string | undefined,
+  keys: { readonly publicKey?: string; readonly signWith?: string },
+): Promise<void> {
+  const [{ runBundleVerify }, { interruption }] = await Promise.all([
+    import('./export.ts'),
+    import('./lib/process/interrupt.ts'),
+  ]);
+  await reported(json, () => runBundleVerify(dir, { ...keys, signal: interruption() }));
 }
 
 async function buildDevices(command: Command): Promise<void> {

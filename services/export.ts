@@ -1,6 +1,6 @@
 /**
- * `llavacode export`, `synth` and `bundle verify`: makes bundles and checks them, with progress on the terminal. With
- * --verify an export also measures what quantisation costs.
+ * `llavacode export`, `synth`, `bundle verify` and `bundle sign`: makes bundles, checks and signs them, with progress
+ * on the terminal. With --verify an export also measures what quantisation costs.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -8,7 +8,7 @@ import { globby } from 'globby';
 import { CpuEngineKv } from './lib/engine/engine-kv.ts';
 import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
-import { allFiles, contextLack, openBundle } from './lib/model/bundle/bundle.ts';
+import { allFiles, contextLack, openBundle, readManifestBytes } from './lib/model/bundle/bundle.ts';
 import {
   type Divergence,
   type GraphPair,
@@ -17,9 +17,11 @@ import {
 } from './lib/model/bundle/divergence.ts';
 import { type ExportOptions, exportBundle } from './lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from './lib/model/bundle/integrity.ts';
+import { readSigner, signManifest } from './lib/model/bundle/signature.ts';
 import { slowOnCuda } from './lib/model/bundle/weight-formats.ts';
 import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { type EncoderShape, synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
+import { ServingError } from './lib/process/errors.ts';
 import { interruption } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
@@ -82,16 +84,31 @@ export interface BundleVerification {
   readonly fingerprint: string;
   readonly files: number;
   readonly bytes: number;
+  /** Id of the key whose owner has signed the bundle; undefined where none was asked about. */
+  readonly signedBy?: string;
+}
+
+interface VerifyRun {
+  readonly signal?: AbortSignal;
+  /** PEM file of the public key whose owner must have signed the bundle. */
+  readonly publicKey?: string | undefined;
+  /** PEM file of the private key that signs the bundle when it is intact. */
+  readonly signWith?: string;
 }
 
 /**
- * Reads every file of a bundle and compares it with the manifest.
- * @throws ServingError bundle_invalid, which names the file, and the digests expected and found; the signal's reason.
+ * Reads every file of a bundle and compares it with the manifest; then signs it, if that is asked for.
+ * @throws ServingError bundle_invalid, which names the file, and the digests expected and found, or says that the
+ *   signature is missing or wrong; config_invalid for a key that is none; the signal's reason.
  */
-export async function runBundleVerify(dir: string, signal?: AbortSignal): Promise<BundleVerification> {
+export async function runBundleVerify(
+  dir: string,
+  { signal, publicKey, signWith }: VerifyRun = {},
+): Promise<BundleVerification> {
   const progress = startProgress(`verifying ${dir}`);
   try {
-    const bundle = await openBundle(dir);
+    const manifest = await readManifestBytes(dir);
+    const bundle = await openBundle(dir, { requireSigned: publicKey, flag: '--public-key' });
     await verifyBundle(bundle, {
       signal,
       onProgress: ({ path, done, total }) => {
@@ -101,8 +118,16 @@ export async function runBundleVerify(dir: string, signal?: AbortSignal): Promis
     const { name, fingerprint } = bundle.manifest;
     const files = allFiles(bundle.manifest);
     const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
-    progress.succeed(`${dir}: ${name}, ${files.length} files intact, fingerprint ${fingerprint.slice(0, 16)}…`);
-    return { name, fingerprint, files: files.length, bytes };
+    let signedBy = publicKey === undefined ? undefined : (await readSigner('--public-key', publicKey)).id;
+    if (signWith !== undefined) {
+      if (!manifest.equals(await readManifestBytes(dir))) {
+        throw new ServingError('bundle_invalid', `${dir}: manifest.json changed while the files were read: sign again`);
+      }
+      signedBy = await signManifest(dir, manifest, signWith);
+    }
+    const by = signedBy === undefined ? '' : `, signed by key ${signedBy}`;
+    progress.succeed(`${dir}: ${name}, ${files.length} files intact, fingerprint ${fingerprint.slice(0, 16)}…${by}`);
+    return { name, fingerprint, files: files.length, bytes, ...(signedBy !== undefined && { signedBy }) };
   } catch (error) {
     progress.fail();
     throw error;

@@ -148,7 +148,8 @@ async function localTarget(
   if (model === undefined) {
     throw new ServingError('config_invalid', '--model (LLAVACODE_MODEL): is required with --store');
   }
-  const bundle = await openBundle(await bundleOf({ ...config, model }, (text) => progress.update(text)));
+  const dir = await bundleOf({ ...config, model }, (text) => progress.update(text));
+  const bundle = await openBundle(dir, config);
   const files = new FileGuard({ info: () => {}, warn: (_, text) => progress.warn(text), error: () => {} });
   files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['encoder', 'projector', 'tokenizer']));
   const lack = contextLack(bundle.manifest);

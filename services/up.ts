@@ -126,7 +126,7 @@ export async function bringUp(
   const progress = startProgress('preparing the model');
   try {
     const model = await bundleOf(config, (text) => progress.update(text));
-    const bundle = await openBundle(model);
+    const bundle = await openBundle(model, config);
     assertServes(bundle, config.retriever);
     progress.succeed(`model ${model}`);
     const lack = contextLack(bundle.manifest);

@@ -31,6 +31,8 @@ export interface FleetOptions {
   readonly gateways?: number;
   /** Tokens that one slot holds. */
   readonly capacity?: number;
+  /** A bundle that is to take the place of the other: one worker of each pool and an indexer serve it beside them. */
+  readonly candidate?: string | undefined;
   /**
    * Tenants that have keys; the fleet's own requests carry the key of the first. If not given, nobody needs a key.
    */
@@ -108,7 +110,9 @@ export class Fleet {
     const pool = async (role: Role, flags: Flags) => {
       const ports: (Port | undefined)[] = [];
       for (let i = 0; i < workers; i++) ports.push(await network?.join());
-      return Promise.all(ports.map((port, i) => add(role, i, flags, port)));
+      const ofCandidate = options.candidate && add(role, workers, { ...flags, model: options.candidate });
+      const added = await Promise.all(ports.map((port, i) => add(role, i, flags, port)));
+      return ofCandidate ? [...added, await ofCandidate] : added;
     };
     try {
       const keys: Flags = tenants.length > 0 ? { apiKeysFile: await writeKeys(logs, tenants) } : {};
@@ -116,12 +120,15 @@ export class Fleet {
       const prefillOnly = { kvLeaseMs: LEASE_MS };
       const sequences = { queueSequences: 256 };
       const decodeOnly = { ...sequences, nice: decodeNice(WORKERS_NICE) };
-      const indexing = add('indexer', 0, { store, threads: 1, metricsPort: 0, nice: WORKERS_NICE });
+      const index = { store, threads: 1, metricsPort: 0, nice: WORKERS_NICE };
+      const indexing = add('indexer', 0, index);
+      // It steps back further: what it does may take as long as it likes.
+      const beside = options.candidate && add('indexer', 1, { ...index, model: options.candidate, nice: 19 });
       const prefill = colocated
         ? pool('colocated', { ...common, ...prefillOnly, ...sequences })
         : pool('prefill', { ...common, ...prefillOnly });
       const decode = colocated ? prefill : pool('decode', { ...common, ...decodeOnly });
-      const [prefillWorkers, decodeWorkers, indexer] = await Promise.all([prefill, decode, indexing]);
+      const [prefillWorkers, decodeWorkers, indexer] = await Promise.all([prefill, decode, indexing, beside]);
       const ofGateway = {
         store,
         indexer,

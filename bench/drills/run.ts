@@ -39,7 +39,7 @@ async function runDrills(model: BenchModel, options: DrillsOptions, onProgress: 
     // The first stage is opened in any case: before its drills, it gives the answers that all later ones must give.
     if (references && drills.length === 0) continue;
     onProgress(`starting ${stage.name}`);
-    const ground = await stage.open();
+    const ground = await stage.open(references ?? []);
     if (typeof ground === 'string') {
       results.push(...drills.map((drill) => notRun(drill, ground)));
       continue;
@@ -48,7 +48,7 @@ async function runDrills(model: BenchModel, options: DrillsOptions, onProgress: 
       references ??= await makeReferences(ground.fleet, prompts, REFERENCES);
       for (const drill of drills) {
         onProgress(drill.name);
-        results.push(await runDrill(drill, references, ground, options));
+        results.push(await runDrill(drill, ground.references ?? references, ground, options));
       }
     } finally {
       await ground.close();

@@ -19,6 +19,8 @@ export interface Scene {
   readonly redis: RedisServer | undefined;
   readonly store: string;
   readonly bundle: string;
+  /** Another bundle, of which there are workers as well, if the drill has one take the place of the other. */
+  readonly candidate?: string | undefined;
   /** Folder of the repository that is indexed. */
   readonly path: string;
   /**

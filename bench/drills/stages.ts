@@ -1,6 +1,7 @@
 /** The systems on which drills run, one after the other. Each stage needs something that this machine may lack. */
 
-import { resolve } from 'node:path';
+import { existsSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { formatHostPort } from '../../services/lib/process/host-port.ts';
 import { parseRedisUrl } from '../../services/lib/redis/url.ts';
@@ -21,20 +22,28 @@ import { LOCAL_DRILLS } from './local-process.ts';
 import { NamespaceNetwork } from './network.ts';
 import { COLOCATED_ROLLOUT_DRILLS, ROLLOUT_DRILLS, ROLLOUT_FLAGS } from './rollouts.ts';
 import type { Drill, Scene } from './scene.ts';
+import type { Reference } from './streams.ts';
+import { answersOf, byBundle, otherBundle, UPGRADE_DRILLS, UPGRADE_FLAGS } from './upgrade.ts';
 
 /** A running system, with what belongs to it. */
-export interface Ground extends Pick<Scene, 'fleet' | 'storeLink' | 'redis' | 'store' | 'bundle' | 'path'> {
+export interface Ground
+  extends Pick<Scene, 'fleet' | 'storeLink' | 'redis' | 'store' | 'bundle' | 'candidate' | 'path'> {
+  /** The answers that this system must give, where they are not those of the first stage. */
+  readonly references?: readonly Reference[];
   close(): Promise<void>;
 }
 
 interface DrillStage {
   readonly name: string;
   readonly drills: readonly Drill[];
-  /** @returns the running system, or in words what this machine lacks for it. */
-  readonly open: () => Promise<Ground | string>;
+  /**
+   * @param references the answers of the first stage; none for the first stage itself.
+   * @returns the running system, or in words what this machine lacks for it.
+   */
+  readonly open: (references: readonly Reference[]) => Promise<Ground | string>;
 }
 
-interface StageOptions extends Pick<DrillsOptions, 'data' | 'path'>, Partial<Pick<DrillsOptions, 'redis'>> {
+interface StageOptions extends Pick<DrillsOptions, 'data' | 'path'>, Partial<Pick<DrillsOptions, 'redis' | 'model'>> {
   /** Name of the repository in the index. */
   readonly repo: string;
 }
@@ -51,7 +60,7 @@ const ROW_BUDGET_MS = 250;
 /** @returns the stages; the first is the plain system. */
 export function stagesOf(
   { bundle }: Pick<BenchModel, 'bundle'>,
-  { data, redis, repo, path }: StageOptions,
+  { data, redis, repo, path, model = '' }: StageOptions,
 ): DrillStage[] {
   const indexed = new Set<string>();
   type Owned = Partial<Pick<Ground, 'storeLink' | 'redis'>> & { readonly close?: () => Promise<void> };
@@ -94,6 +103,26 @@ export function stagesOf(
     if (network instanceof ServingError) return network.message;
     return given({ network }, { close: () => network.close() });
   };
+  const upgrade = async (references: readonly Reference[]) => {
+    if (!existsSync(join(model, 'config.json'))) return 'needs a checkpoint as --model, to make another bundle of';
+    const candidate = await otherBundle(model, resolve(data, 'bundles'));
+    // What the candidate must answer, it answers in a system of its own.
+    const store = `lmdb:${resolve(data, 'drill-store-of-candidate')}`;
+    await runIndexCommand({ bundle: candidate, store, repo, path });
+    const alone = await Fleet.start({ bundle: candidate, data, workers: 1, store });
+    const ofCandidate = await answersOf(alone, references).finally(() => alone.close());
+    const both = await given({ ...UPGRADE_FLAGS, candidate });
+    try {
+      return {
+        ...both,
+        candidate,
+        references: byBundle(references, await answersOf(both.fleet, references), ofCandidate),
+      };
+    } catch (error) {
+      await both.close();
+      throw error;
+    }
+  };
   return [
     { name: 'a system', drills: DRILLS, open: () => given({}) },
     { name: 'colocated workers', drills: COLOCATED_DRILLS, open: () => given({ colocated: true }) },
@@ -125,6 +154,7 @@ export function stagesOf(
       drills: COLOCATED_ROLLOUT_DRILLS,
       open: () => given({ gateways: 2, colocated: true, ...ROLLOUT_FLAGS }),
     },
+    { name: 'an upgrade', drills: UPGRADE_DRILLS, open: upgrade },
     { name: 'jumping clocks', drills: [CLOCKS], open: () => given({}, {}, withJumpingClocks) },
   ];
 }

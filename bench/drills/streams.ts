@@ -20,6 +20,8 @@ export interface Reference {
   readonly tookMs: number;
   /** Answers by version of the index, if that changes meanwhile. */
   readonly byVersion?: ReadonlyMap<string, readonly number[]>;
+  /** Further answers that are right if the index cannot be asked: those of other bundles that serve too. */
+  readonly othersWithoutContext?: readonly (readonly number[])[];
 }
 
 /** The outcome of one request. All times are in ms from the start of the run. */
@@ -177,14 +179,15 @@ export async function sendStream(
       received.push(...tokenIds);
     };
     const { rag } = await streamCompletion(url, reference.body, signal, { apiKey, onChunk });
-    expected = answerOf(reference, rag);
+    expected = answerOf(reference, rag, received);
     const lost = expected.length - commonStart(received, expected);
     const difference = { path: reference.body.rag?.path, received: [received], expected: [expected] };
     const ended = { ...known(), outcome: 'ok', lost, degraded: rag?.degraded !== undefined } as const;
     return lost > 0 || ended.doubled > 0 ? { ...ended, difference } : ended;
   } catch (error) {
     // The context of a stream that broke off is not known: its tokens must fit one of the answers.
-    const answers = [expected, reference.withoutContext, ...(reference.byVersion?.values() ?? [])];
+    const { withoutContext, othersWithoutContext = [], byVersion } = reference;
+    const answers = [expected, withoutContext, ...othersWithoutContext, ...(byVersion?.values() ?? [])];
     expected = answers.find((answer) => commonStart(received, answer) === received.length) ?? expected;
     if (leave.signal.aborted) return { ...known(), outcome: 'left', lost: 0 };
     const { code } = ServingError.from(error, 'worker_lost');
@@ -195,8 +198,15 @@ export async function sendStream(
 }
 
 /** The tokens that must come with the context that was found. */
-function answerOf({ tokenIds, withoutContext, byVersion }: Reference, rag: RagAnswer | undefined): readonly number[] {
-  if (rag?.degraded) return withoutContext;
+function answerOf(
+  { tokenIds, withoutContext, othersWithoutContext = [], byVersion }: Reference,
+  rag: RagAnswer | undefined,
+  received: readonly number[],
+): readonly number[] {
+  if (rag?.degraded) {
+    const isWhole = (answer: readonly number[]) => commonStart(received, answer) === answer.length;
+    return othersWithoutContext.find(isWhole) ?? withoutContext;
+  }
   // A version that no edit made has no right answer.
   return byVersion ? (byVersion.get(rag?.index_version ?? '') ?? []) : tokenIds;
 }

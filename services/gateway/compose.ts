@@ -1,65 +1,52 @@
 /**
- * The gateway put together: workers, journey, readiness and the HTTP app. Nothing listens or looks for workers yet, so
- * that tests put it together the same way.
+ * The gateway put together: the arms that serve by one bundle each (arm.ts), what belongs to clients, and the HTTP app.
+ * Nothing listens or looks for workers yet, so that tests put it together the same way.
  */
-import { repeatUntilAborted } from '../lib/async/repeat.ts';
+import { type AuditLog, NO_AUDIT } from '../lib/process/audit-log.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
-import { metrics } from '../lib/process/metrics.ts';
 import type { SystemSecret } from '../lib/process/system-secret.ts';
-import type { Retrieval } from '../lib/rag/search/retrieval.ts';
 import type { Store } from '../lib/rag/store/store.ts';
-import { RedisChannel } from '../lib/redis/channel.ts';
 import type { RedisConnection } from '../lib/redis/connection.ts';
-import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/contract.ts';
-import { choosePromptFormat } from '../lib/text/prompt-format.ts';
-import type { Tokenizer } from '../lib/text/tokenizer.ts';
-import { Dispatcher } from './admission/dispatcher.ts';
+import type { DecodeClient, PrefillClient } from '../lib/rpc/contract.ts';
 import { InflightRequests, type SessionStart } from './admission/inflight.ts';
-import { QualityLadder } from './admission/quality-ladder.ts';
-import { NEWS_EVERY_MS, ServiceExchange } from './admission/service-exchange.ts';
 import { parseTenantWeights } from './admission/settings.ts';
+import { type ComposedArm, composeArm, type ServedModel } from './arm.ts';
+import { type CandidateModel, Candidates } from './candidates.ts';
 import { Acceptance } from './completion/acceptance.ts';
-import { Journey } from './completion/journey.ts';
-import { ContextFinder } from './context/context.ts';
-import { Overlays } from './context/overlay.ts';
+import type { Journey } from './completion/journey.ts';
 import { RecentPrompts } from './context/recent-prompts.ts';
 import { Remotes } from './context/remotes.ts';
-import { Sessions } from './context/sessions.ts';
 import { createServer } from './http/server.ts';
 import type { Tls } from './http/tls.ts';
-import { Readiness, tryOut } from './readiness.ts';
+import type { Readiness } from './readiness.ts';
+import { Rollout } from './rollout/rollout.ts';
+import type { RolloutState } from './rollout/state.ts';
+import { inMemory, type StateStore } from './rollout/state-store.ts';
 import type { GatewayConfig } from './settings.ts';
 import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
 import { TenantLedger } from './tenants/tenant-ledger.ts';
 import { LEASE_MS, TenantQuota } from './tenants/tenant-quota.ts';
-import { WorkerPool } from './workers/worker-pool.ts';
+import type { WorkerPool } from './workers/worker-pool.ts';
 
-export interface GatewayParts {
+export interface GatewayParts extends ServedModel {
   /** Name of the model in the API. */
   readonly modelName: string;
-  /** SHA-256 (hex) of the bundle. */
-  readonly fingerprint: string;
-  /** Fingerprint of the bundle's encoder and projector; undefined where it has none. */
-  readonly contextFingerprint: string | undefined;
-  /** Elements of one soft token: the model's hidden size. */
-  readonly hidden: number;
-  /** Soft tokens of one chunk; 1 if not given. */
-  readonly softPerChunk?: number;
-  readonly tokenizer: Tokenizer;
-  /** End-of-text ids of the model's configuration. */
-  readonly eosIds: readonly number[];
-  /** undefined where there is no store. */
-  readonly retrieval: Retrieval | undefined;
   readonly store: Store | undefined;
-  /** undefined where none was named: nothing can be indexed then. */
-  readonly indexer: IndexerClient | undefined;
   readonly keys: ApiKeys;
+  /** Where uses of repositories and actions of admins are recorded; nowhere if not given. */
+  readonly audit?: AuditLog | undefined;
   /**
    * Connection over which gateways share the limits of tenants, fairness between them, and sessions; undefined where
    * the store is not Redis. It is the gateway's own to close.
    */
   readonly redis?: RedisConnection | undefined;
+  /** Where the state of a rollout lies; it ends with the process if not given. */
+  readonly rolloutStore?: StateStore;
+  /** Opens the bundle of a rollout; there are no rollouts where it is not given. */
+  readonly openModel?: (state: RolloutState) => Promise<CandidateModel>;
+  /** Fingerprint of the bundle in a folder. @throws ServingError for one that cannot take part in a rollout. */
+  readonly inspectBundle?: (dir: string) => Promise<string>;
   /** undefined for plain HTTP. */
   readonly tls?: Tls | undefined;
   /** The secret that all services of the system share; undefined where there is none. */
@@ -77,126 +64,62 @@ export interface ComposedGateway {
   readonly journey: Journey;
   readonly inflight: InflightRequests;
   readonly readiness: Readiness;
+  readonly rollout: Rollout;
+  /** Takes the addresses of the workers of a role, for all arms. */
+  readonly workersListed: ComposedArm['workersListed'];
   /** Must be aborted when the gateway stops: it ends a trial that runs. */
   readonly closing: AbortController;
 }
 
 /** @throws ServingError config_invalid for a prompt format that the tokenizer cannot write. */
 export function composeGateway(config: GatewayConfig, parts: GatewayParts): ComposedGateway {
-  const { fingerprint, tokenizer, draining, log } = parts;
-  const { connectPrefill, connectDecode } = parts;
-  const sequencesElsewhere = (address: string) => exchange?.sequencesElsewhere(address) ?? 0;
-  const connect = { connectPrefill, connectDecode };
-  const pool: WorkerPool = new WorkerPool({ ...config, fingerprint, ...connect, sequencesElsewhere, log });
+  const { redis, draining, log, connectPrefill, connectDecode } = parts;
   const weights = parseTenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights?.get(tenant) ?? 1;
-  const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
-  const format = choosePromptFormat(tokenizer, promptFormat, parts.eosIds);
   const closing = new AbortController();
-  const shared = composeShared(config, parts, pool, weightOf, closing.signal);
-  const { dispatcher, exchange, sessions, inflight, quota } = shared;
-  const journey = new Journey({
-    ...config,
-    tokenizer,
-    format,
-    fingerprint,
-    pool,
-    dispatcher,
-    context: new ContextFinder({ ...config, ...parts, overlays: new Overlays({ ...config, ...parts }) }),
-    sessions,
-    // Without a projector there are no soft tokens to step down to.
-    ladder:
-      config.qualityLadder && parts.contextFingerprint !== undefined
-        ? new QualityLadder({ ...config, waitMs: (tenant, priority) => dispatcher.waitMs(tenant, priority) })
-        : undefined,
-    isBusy: () => draining.aborted || dispatcher.waitingTenants.size > 0,
-    track: () => inflight.track(),
-  });
-  const readiness = new Readiness({
-    usable: () => pool.usable,
-    generate: () =>
-      tryOut({
-        journey,
-        tokenId: tokenizer.encode('a')[0]!,
-        capacity: pool.capacity,
-        timeoutMs: config.requestTimeoutMs,
-        closing: closing.signal,
-      }),
-    draining,
+  const announce = redis && ((started: SessionStart) => stable.announce!(started));
+  const inflight: InflightRequests = new InflightRequests({ ...config, weightOf, announce, draining });
+  const shared = { config, connectPrefill, connectDecode, weightOf, inflight, redis, draining, log };
+  const stable: ComposedArm = composeArm({ ...shared, name: 'stable', model: parts, closing: closing.signal });
+  const { pool, journey, readiness, format } = stable;
+  const ledger = redis && new TenantLedger(redis, LEASE_MS);
+  const { softPerChunk } = parts;
+  const quota = new TenantQuota({ ledger, capacity: () => pool.capacity, softPerChunk, log });
+  const candidates = new Candidates({ ...shared, parts, closing: closing.signal });
+  const { fingerprint } = parts;
+  const rollout = new Rollout({
+    stable: { name: 'stable', fingerprint, journey },
+    store: parts.rolloutStore ?? inMemory(),
+    openCandidate: (state) => candidates.open(state),
     log,
   });
+  const serving = () => (rollout.status.phase === 'promoted' ? (candidates.pool ?? pool) : pool);
   const app = createServer({
     ...config,
     ...parts,
-    journey,
+    rollout,
+    inspectBundle: parts.inspectBundle,
     inflight,
-    readiness,
-    capacity: () => (pool.usable ? pool.capacity : undefined),
-    slots: () => pool.slots,
-    devices: () => pool.devices,
+    readiness: {
+      get problem() {
+        return rollout.status.phase === 'promoted' ? undefined : readiness.problem;
+      },
+    },
+    capacity: () => (serving().usable ? serving().capacity : undefined),
+    slots: () => serving().slots,
+    devices: () => serving().devices,
     acceptance: new Acceptance(),
     format,
     quota,
     recent: new RecentPrompts(),
     remotes: new Remotes(parts.store, config.retrievalBudgetMs),
+    audit: parts.audit ?? NO_AUDIT,
     tls: parts.tls,
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
   });
-  return { app, pool, journey, inflight, readiness, closing };
-}
-
-/** The parts that know of other gateways, where there is a Redis over which these can be heard. */
-function composeShared(
-  config: GatewayConfig,
-  { redis, draining, log, softPerChunk }: GatewayParts,
-  pool: WorkerPool,
-  weightOf: (tenant: string) => number,
-  closing: AbortSignal,
-) {
-  const capacity = () => pool.capacity;
-  if (redis === undefined) {
-    return {
-      dispatcher: new Dispatcher({ ...config, pool, weightOf }),
-      exchange: undefined,
-      sessions: new Sessions(),
-      inflight: new InflightRequests({ ...config, weightOf, draining }),
-      quota: new TenantQuota({ capacity, softPerChunk, log }),
-    };
-  }
-  const channel = new RedisChannel({
-    redis,
-    name: 'llavacode:1:gateways',
-    onMessage: ({ from, kind, body }) => {
-      if (kind === 'session') inflight.superseded(body);
-      else if (from === channel.self) return;
-      else if (kind === 'prompt') sessions.servedElsewhere(body);
-      else if (kind === 'service') {
-        exchange.heard(from, body);
-        if (dispatcher.isBlocked) pool.refreshSoon(); // a slot may have come free
-      }
-    },
-  });
-  const exchange: ServiceExchange = new ServiceExchange({
-    weightOf,
-    publish: (news) => void channel.publish('service', news),
-    charge: (costs) => dispatcher.charge(costs),
-    waiting: () => dispatcher.waitingTenants,
-    slots: () => dispatcher.slotNews,
-    after: (ms, task) => void setTimeout(task, ms).unref(),
-    self: channel.self,
-  });
-  const dispatcher: Dispatcher = new Dispatcher({ ...config, pool, weightOf, exchange });
-  const sessions = new Sessions(undefined, (served) => void channel.publish('prompt', served));
-  const announce = (started: SessionStart) => channel.publish('session', started);
-  const inflight: InflightRequests = new InflightRequests({ ...config, weightOf, announce, draining });
-  const ledger = new TenantLedger(redis, LEASE_MS);
-  void repeatUntilAborted(closing, () => {
-    exchange.tick();
-    // Slots that another gateway has freed are seen when the workers are asked.
-    if (dispatcher.contends) pool.refreshSoon();
-    metrics.gatewaysAlive.set(channel.alive);
-    return NEWS_EVERY_MS;
-  });
-  closing.addEventListener('abort', () => channel.close(), { once: true });
-  return { dispatcher, exchange, sessions, inflight, quota: new TenantQuota({ ledger, capacity, softPerChunk, log }) };
+  const workersListed: ComposedArm['workersListed'] = (role, listed, lapsed) => {
+    stable.workersListed(role, listed, lapsed);
+    candidates.workersListed(role, listed, lapsed);
+  };
+  return { app, pool, journey, inflight, readiness, rollout, workersListed, closing };
 }

@@ -1,12 +1,12 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
 import { contextLack, filesOf, openBundle, softPerChunkOf } from '../lib/model/bundle/bundle.ts';
 import { FileGuard } from '../lib/model/bundle/integrity.ts';
+import { type AuditLog, openAuditLog } from '../lib/process/audit-log.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger, type Logger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
-import { loadQueryEncoder } from '../lib/rag/search/query-encoder.ts';
-import { createRetrieval } from '../lib/rag/search/retrieval.ts';
+import { type Reloadable, reloadOnChange } from '../lib/process/reload.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
@@ -14,26 +14,25 @@ import { withShares } from '../lib/rag/store/shares.ts';
 import type { RedisConnection } from '../lib/redis/connection.ts';
 import { isRedisUrl } from '../lib/redis/url.ts';
 import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contract.ts';
-import { loadRpcSecurity, type RpcSecurity } from '../lib/rpc/credentials.ts';
+import { loadRpcSecurity, type RpcSecurity, rpcCertificates } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
-import { leftOutReporter } from './context/left-out-rows.ts';
-import { loadTls } from './http/tls.ts';
+import { loadTls, RenewedTls, renewTls } from './http/tls.ts';
+import { inFolder, inRedis } from './rollout/state-store.ts';
+import { candidateModels, retrievalOf } from './served-model.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
-import { loadApiKeys } from './tenants/api-keys.ts';
+import { loadApiKeys, NO_KEYS, RenewedKeys } from './tenants/api-keys.ts';
 
 export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
-  const [keys, tls, security] = await Promise.all([
-    loadApiKeys(config.apiKeysFile),
-    loadTls(config),
-    loadRpcSecurity(config),
-  ]);
+  const audit = await openAuditLog(config.auditLog, 'gateway', log);
+  life.onStop('audit log', () => audit.close());
+  const { keys, tls, security } = await loadProofs(config, audit, life, log);
   sayWhatIsOpen(config, security, log);
-  const bundle = await openBundle(config.model);
+  const bundle = await openBundle(config.model, config);
   const { manifest, tokenizerDir } = bundle;
   const lack = contextLack(manifest);
   if (lack) log.warn({ bundle: bundle.dir, withoutProjector: config.withoutProjector }, lack);
@@ -50,24 +49,9 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   const redis = await openSharing(config.store);
   const indexer = config.indexer === '' ? undefined : connectIndexer(config.indexer, security);
   life.onStop('indexer client', () => indexer?.close());
-  const { threads } = config;
-  // Queries are encoded in the gateway, since the workers' engines are busy with prompts. The encoder is loaded only if
-  // an index is searched by embeddings.
-  const loadEncoder = async () => {
-    await files.verify(bundle.dir, filesOf(manifest, ['encoder']));
-    return loadQueryEncoder(bundle, { threads });
-  };
-  const dense = { threads, loadEncoder };
-  const { queryLines, indexCacheBytes } = config;
-  const onLeftOut = leftOutReporter(log);
-  const retrieval = createRetrieval(store, {
-    queryLines,
-    indexCacheBytes,
-    onLeftOut,
-    dense: manifest.context && dense,
-  });
+  const retrieval = retrievalOf(bundle, store, files, config, log);
   const closing = new AbortController();
-  const warming = keepIndexesWarm(store, retrieval, keys.tenants, closing.signal);
+  const warming = keepIndexesWarm(store, retrieval, keys, closing.signal);
   life.onStop('store', async () => {
     closing.abort();
     await warming;
@@ -88,7 +72,12 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     store,
     indexer,
     keys,
+    audit,
     redis,
+    ...(config.rollouts && {
+      ...candidateModels({ config, manifest, tokenizer, store, keys, security, log }),
+      rolloutStore: redis ? inRedis(redis) : inFolder(config.store.replace(/^lmdb:/, '')),
+    }),
     tls,
     secret: security.secret,
     connectPrefill: (address) => connectPrefill(address, security),
@@ -98,6 +87,42 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
+}
+
+/** An action that no request asked for. */
+const BY_THE_FILE = {
+  outcome: 'ok',
+  status: null,
+  request_id: null,
+  tenant: null,
+  key: null,
+  client: null,
+  repo: null,
+};
+
+/** Keys, certificate and the proof between services; each follows its files. @throws ServingError config_invalid */
+async function loadProofs(config: GatewayConfig, audit: AuditLog, life: Lifecycle, log: Logger) {
+  const { apiKeysFile, tlsCert, tlsKey } = config;
+  const [fileKeys, pem, security] = await Promise.all([
+    loadApiKeys(apiKeysFile),
+    loadTls(config),
+    loadRpcSecurity(config),
+  ]);
+  const keys = fileKeys === NO_KEYS ? undefined : new RenewedKeys(fileKeys);
+  const tls = pem && new RenewedTls(pem);
+  const follow = (reloadable: Reloadable) => void reloadOnChange(reloadable, life, log);
+  if (keys) {
+    const reload = async () => {
+      keys.renew(await loadApiKeys(apiKeysFile));
+      const detail = { tenants: keys.tenants.length };
+      audit.write({ ...BY_THE_FILE, action: 'keys.read', detail });
+      return detail;
+    };
+    follow({ name: 'api_keys', files: [apiKeysFile], reload });
+  }
+  if (tls) follow({ name: 'tls', files: [tlsCert, tlsKey], reload: () => renewTls(tls, config) });
+  follow(rpcCertificates(config, security));
+  return { keys: keys ?? NO_KEYS, tls, security };
 }
 
 /** Warns of what the settings leave to the network. */

@@ -23,17 +23,15 @@ const FIRST_ANSWERS_MS = 1_000;
 
 /** @throws ServingError address_in_use, config_invalid (a prompt format that the tokenizer cannot write). */
 export async function startGateway(config: GatewayConfig, parts: GatewayParts): Promise<Gateway> {
-  const { app, pool, inflight, readiness, closing } = composeGateway(config, parts);
+  const { app, pool, inflight, readiness, rollout, workersListed, closing } = composeGateway(config, parts);
   const { host, port, drainTimeoutMs } = config;
   const { log } = parts;
-  const discover = (role: WorkerRole, list: readonly string[], onAddresses: typeof pool.setPrefill) => {
+  const discover = (role: WorkerRole, list: readonly string[]) => {
     const roleLog = log.child({ role });
+    const onAddresses = (listed: readonly string[], lapsed: readonly string[]) => workersListed(role, listed, lapsed);
     return watchAddresses(sourcesOf(list, role, parts.secret, roleLog), onAddresses, roleLog);
   };
-  const discoveries = [
-    discover('prefill', config.prefillWorkers, (listed, lapsed) => pool.setPrefill(listed, lapsed)),
-    discover('decode', config.decodeWorkers, (listed, lapsed) => pool.setDecode(listed, lapsed)),
-  ];
+  const discoveries = [discover('prefill', config.prefillWorkers), discover('decode', config.decodeWorkers)];
   const closeWorkers = () => {
     for (const discovery of discoveries) discovery.close();
     pool.close();
@@ -49,7 +47,7 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
     throw listenError(`--host ${host} --port ${port}`, error);
   }
   pool.watch();
-  const watching = readiness.watch(closing.signal);
+  const watching = Promise.all([readiness.watch(closing.signal), rollout.follow(closing.signal)]);
   const listening = app.server.address() as AddressInfo;
   return {
     address: formatHostPort(listening.address, listening.port),

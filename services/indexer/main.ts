@@ -12,7 +12,7 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
     roles: [],
     config,
     build: async ({ log, life, files }) => {
-      const bundle = await openBundle(config.model);
+      const bundle = await openBundle(config.model, config);
       files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['encoder', 'projector', 'tokenizer']));
       const encoder = await openContextEncoder(bundle, config, log);
       log.info({ device: encoder.device }, 'encoder loaded');

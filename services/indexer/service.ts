@@ -4,16 +4,18 @@
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
-import { repoKey } from '../lib/rag/store/repo-key.ts';
+import { mainKey, repoKey } from '../lib/rag/store/repo-key.ts';
 import type { Store } from '../lib/rag/store/store.ts';
 import type { DeleteRequest__Output } from '../lib/rpc/gen/llavacode/v1/DeleteRequest.ts';
 import type { IndexEvent } from '../lib/rpc/gen/llavacode/v1/IndexEvent.ts';
 import type { IndexerDescription } from '../lib/rpc/gen/llavacode/v1/IndexerDescription.ts';
 import type { IndexRequest__Output } from '../lib/rpc/gen/llavacode/v1/IndexRequest.ts';
+import type { ReembedRequest__Output } from '../lib/rpc/gen/llavacode/v1/ReembedRequest.ts';
 import { duplex, mount, unary } from '../lib/rpc/server.ts';
 import { readUpload, UPLOAD_FORMATS, type UploadFormat } from './archive.ts';
 import { encodeCall } from './encode-call.ts';
 import { type IndexReport, indexSources } from './index-run.ts';
+import { reembed } from './reembed.ts';
 import type { Selecting } from './selection.ts';
 import type { UploadLimits } from './upload.ts';
 import type { IndexJob, IndexOptions, IndexProgress } from './version-builder.ts';
@@ -87,15 +89,26 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
 
   async function remove({ tenant, repo: name }: DeleteRequest__Output) {
     const repo = repoKey(tenant, name);
-    const writer = await store.lock(repo, DELETE_LOCK_MS);
+    const existed = await removed(repo);
+    // Whatever lies beside it goes with it: nobody asks for that any more.
+    for (const side of await store.repositories(tenant, 'sides')) if (mainKey(side) === repo) await removed(side);
+    if (!existed) throw new ServingError('repo_not_found', `there is no index of ${name}`, { param: 'repo' });
+    log.info({ repo }, 'removed');
+    return {};
+  }
+
+  async function removed(key: string): Promise<boolean> {
+    const writer = await store.lock(key, DELETE_LOCK_MS);
     try {
-      const existed = await writer.remove();
-      if (!existed) throw new ServingError('repo_not_found', `there is no index of ${name}`, { param: 'repo' });
-      log.info({ repo }, 'removed');
-      return {};
+      return await writer.remove();
     } finally {
       await writer.release().catch(() => {});
     }
+  }
+
+  async function reembedOne({ tenant, repo: name }: ReembedRequest__Output, signal: AbortSignal) {
+    options.draining.throwIfAborted();
+    return { ...(await reembed({ repo: repoKey(tenant, name), store, encoder, signal })) };
   }
 
   async function describe(): Promise<IndexerDescription> {
@@ -105,6 +118,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
 
   const methods = {
     Delete: unary(remove),
+    Reembed: unary((request: ReembedRequest__Output) => reembedOne(request, options.draining)),
     Encode: unary(encodeCall(encoder, options.draining)),
     Describe: unary(describe),
   };

@@ -6,7 +6,12 @@ import { file, whole } from '../lib/process/setting-types.ts';
 import { INDEXING_SETTINGS, UPLOAD_SETTINGS } from '../lib/rag/settings.ts';
 import { RPC_SERVICE_SETTINGS } from '../lib/worker/settings.ts';
 
-export const INDEX_SETTINGS = { model: MODEL_SETTINGS.model, ...DEVICE_SETTINGS, ...INDEXING_SETTINGS };
+export const INDEX_SETTINGS = {
+  model: MODEL_SETTINGS.model,
+  requireSigned: MODEL_SETTINGS.requireSigned,
+  ...DEVICE_SETTINGS,
+  ...INDEXING_SETTINGS,
+};
 
 /** Where `llavacode up` listens if nobody says otherwise. */
 export const DEFAULT_URL = 'http://127.0.0.1:8000';

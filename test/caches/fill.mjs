@@ -166,7 +166,7 @@ const CACHES = {
     const acceptance = new Acceptance(BOUND);
     for (let i = 0; i < 163_840; i++) {
       const [tenant, id] = [`tenant${i % TENANTS}`, text(i, 130)];
-      acceptance.answered(tenant, id, undefined);
+      acceptance.answered(tenant, id, { context: undefined, arm: 'stable' });
       for (const event of ['view', 'dismiss']) acceptance.count(tenant, id, 0, event);
     }
     return acceptance;

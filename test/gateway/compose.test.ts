@@ -4,6 +4,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { inRedis } from '../../services/gateway/rollout/state-store.ts';
 import { type ApiKeys, loadApiKeys } from '../../services/gateway/tenants/api-keys.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { type Message, RedisChannel } from '../../services/lib/redis/channel.ts';
@@ -155,6 +156,28 @@ describe('limits of a tenant', () => {
     expect(await ask(two, payload)).toMatchObject({ status: 429, code: 'quota_exceeded' });
     const redis = connection('gateway:word@');
     await expect(redis.run((client) => client.hset('llavacode:1:{shop}:index', 'head', 'x'))).rejects.toThrow('NOPERM');
+  });
+
+  test('with rollouts the rights that OPERATIONS.md adds are enough, and let a gateway write nothing of an index', async () => {
+    const text = await operations();
+    const [, rights = ''] = /\*\*ACLs\.\*\* The gateway needs `([^`]+)`/.exec(text)!;
+    const [, more = ''] = /With `--rollouts` it needs `([^`]+)` as well/.exec(text)!;
+    await redisCli(server.port, 'ACL', 'SETUSER', 'rolling', 'on', '>word', ...`${rights} ${more}`.split(/\s+/));
+    const redis = connection('rolling:word@');
+    const state = {
+      bundle: '/b',
+      fingerprint: 'a'.repeat(64),
+      indexer: '',
+      share: 1,
+      by: 'tenant',
+      promoted: false,
+    } as const;
+    const store = inRedis(redis);
+    await store.write(state);
+    expect(await store.read()).toEqual(state);
+    await store.write(undefined);
+    await expect(redis.run((client) => client.set('llavacode:1:{shop}:index', 'x'))).rejects.toThrow('NOPERM');
+    await expect(redis.run((client) => client.del('llavacode:1:{shop}:index'))).rejects.toThrow('NOPERM');
   });
 
   test('a tenant without limits leaves nothing in Redis', async () => {

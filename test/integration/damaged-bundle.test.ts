@@ -3,8 +3,9 @@
  * it is.
  */
 import { spawn } from 'node:child_process';
+import { generateKeyPairSync } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtemp, open, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { mkdtemp, open, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
@@ -111,3 +112,20 @@ async function flipBit(path: string): Promise<void> {
     await file.close();
   }
 }
+
+test.each(['decode', 'colocated', 'prefill', 'indexer', 'gateway'])(
+  'a %s process that requires a signature does not serve a bundle without one',
+  { timeout: LIMIT },
+  async (role) => {
+    const { dir, bundle } = await exportedBundle();
+    const pub = join(dir, 'public.pem');
+    await writeFile(pub, generateKeyPairSync('ed25519').publicKey.export({ type: 'spki', format: 'pem' }));
+    const store = ['--store', `lmdb:${join(dir, 'store')}`];
+    const workers = ['--prefill-workers', '127.0.0.1:1', '--decode-workers', '127.0.0.1:1', ...store];
+    const own = { gateway: workers, indexer: store }[role] ?? [];
+    const { exit, said } = await start(role, bundle, ['--require-signed', pub, ...own]).ended;
+    expect(exit).toEqual([78, null]);
+    expect(said).toContain('it is not signed');
+    expect(said).not.toContain('"msg":"ready"');
+  },
+);

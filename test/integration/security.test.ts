@@ -16,6 +16,7 @@ const KEY = 'k-qzsecretzq-0123456789abcdef';
 
 let [authority, system]: [Authority, TestSystem] = [] as never;
 let ca: Buffer;
+let auditLog: string;
 let rpc: Parameters<typeof loadRpcSecurity>[0];
 
 beforeAll(async () => {
@@ -25,11 +26,20 @@ beforeAll(async () => {
   const http = await authority.issue('localhost');
   rpc = { rpcCert: cert, rpcKey: key, rpcCa: authority.ca, rpcSecretFile: '' };
   const apiKeysFile = join(authority.ca, '..', 'keys.json');
+  auditLog = join(authority.ca, '..', 'audit.log');
   const hash = createHash('sha256').update(KEY).digest('hex');
   await writeFile(apiKeysFile, JSON.stringify([{ key_sha256: hash, tenant: 'acme', repos: ['*'] }]));
   // Beyond loopback: what these guards are for.
   const workers = { ...rpc, host: '0.0.0.0', advertise: '', logLevel: 'trace' };
-  const gateway = { ...rpc, host: '0.0.0.0', apiKeysFile, tlsCert: http.cert, tlsKey: http.key, logLevel: 'trace' };
+  const gateway = {
+    ...rpc,
+    host: '0.0.0.0',
+    apiKeysFile,
+    tlsCert: http.cert,
+    tlsKey: http.key,
+    auditLog,
+    logLevel: 'trace',
+  };
   system = await startTestSystem(TINY_CODER, workers, { gateway });
 });
 afterAll(async () => {
@@ -106,7 +116,9 @@ describe('the logs of all services, at their most talkative', () => {
     await ask('/v1/completions', { prompt }, { authorization: `Bearer ${MARK}`, 'content-type': MARK });
     const completions = async () => (await logs()).match(/"msg":"completion"/g)?.length ?? 0;
     await expect.poll(completions).toBeGreaterThanOrEqual(bodies.length);
-    const all = await logs();
+    const audited = await readFile(auditLog, 'utf8');
+    expect(audited).toContain('"action":"repo.read","outcome":"repo_not_found"');
+    const all = `${await logs()}\n${audited}`;
     expect(all.split('\n').filter((line) => line.includes(MARK))).toEqual([]);
     expect(all.split('\n').filter((line) => line.includes('qzsecretzq'))).toEqual([]);
   });

@@ -16,6 +16,8 @@ const NEEDS_A_DATE: Record<string, string> = {
   'lib/rpc/contract.ts': 'gRPC takes deadlines as dates: made from a monotonic one at the moment of the call',
   'lib/rag/store/lmdb-store.ts':
     'locks between processes, which share no other clock; a jump ends a lock, whose holder then writes nothing more',
+  'lib/process/certificate.ts': 'certificates are valid between two dates',
+  'lib/process/reload.ts': 'when files were read again, as a metric that is compared with the dates of others',
   'lib/model/bundle/integrity.ts': 'the age of a file, which the file system stamps',
   'lib/engine/prepacked.ts': 'the age of a file, which the file system stamps',
 };

@@ -21,6 +21,8 @@ life.onStop('second', async () => {
   log.info({ code: life.draining.reason.code }, 'stopped second');
 });
 
+life.onHangup(() => log.info('read again'));
+
 // Stands for a running request: a drain waits for it until the test says that it has finished.
 const requestDone = new Promise<void>((resolve) => process.once('SIGUSR2', resolve));
 if (behaviour === 'busy') life.onStop('request', () => requestDone);

@@ -98,6 +98,16 @@ describe('a service process', () => {
     },
   );
 
+  it('a service process without a terminal reads its files again on SIGHUP, and goes on', async () => {
+    const service = start('well');
+    await service.logged('ready');
+    service.child.kill('SIGHUP');
+    await service.logged('read again');
+    service.child.kill('SIGTERM');
+    expect(await service.exited()).toBe(0);
+    expect(service.messages.filter((msg) => !msg.startsWith('SIGHUP'))).toEqual(CLEAN.toSpliced(1, 0, 'read again'));
+  });
+
   it('a service process finishes its drain although the signals come again, as Ctrl+C under npm sends them', async () => {
     const service = start('busy');
     await service.logged('ready');

@@ -58,8 +58,13 @@ async function exportedBy(service: MetricsService, model?: string) {
 }
 const namesIn = (text: string) => [...text.matchAll(/^# TYPE ((?:vllm|llavacode):\S+)/gm)].map((match) => match[1]!);
 
-const PREFILL = [
+const EVERYWHERE = [
   'llavacode:build_info',
+  'llavacode:reload_failures_total',
+  'llavacode:reload_success_timestamp_seconds',
+];
+const PREFILL = [
+  ...EVERYWHERE,
   'llavacode:device_info',
   'vllm:num_requests_waiting',
   'llavacode:waiting_tokens',
@@ -73,7 +78,7 @@ const PREFILL = [
   'llavacode:kv_leases_ended_total',
 ];
 const DECODE = [
-  'llavacode:build_info',
+  ...EVERYWHERE,
   'llavacode:device_info',
   'vllm:num_requests_waiting',
   'vllm:num_requests_running',
@@ -88,7 +93,15 @@ const DECODE = [
 /** The metrics that each service measures: no other is exported, so that no gauge is 0 for want of a measurement. */
 const EXPORTED: Record<MetricsService, readonly string[]> = {
   gateway: [
-    'llavacode:build_info',
+    ...EVERYWHERE,
+    'llavacode:audit_lines_lost_total',
+    'llavacode:arm_requests_total',
+    'llavacode:arm_time_to_first_token_seconds',
+    'llavacode:arm_requests_degraded_total',
+    'llavacode:arm_completion_events_total',
+    'llavacode:rollout_share_ratio',
+    'llavacode:rollout_fallbacks_total',
+    'llavacode:rollout_repositories',
     'vllm:time_to_first_token_seconds',
     'vllm:request_time_per_output_token_seconds',
     'vllm:inter_token_latency_seconds',
@@ -132,7 +145,7 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
   decode: DECODE,
   colocated: [...new Set([...PREFILL, ...DECODE])],
   indexer: [
-    'llavacode:build_info',
+    ...EVERYWHERE,
     'llavacode:device_info',
     'llavacode:index_runs_total',
     'llavacode:skipped_files_total',

@@ -1,4 +1,7 @@
 /** Mutual TLS between services, over real sockets. */
+import { copyFile, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { connect } from 'node:tls';
 import { afterAll, expect, onTestFinished, test } from 'vitest';
 import { connectDecode } from '../../services/lib/rpc/contract.ts';
@@ -65,6 +68,69 @@ test('a TLS client without a certificate is disconnected', async () => {
     socket.on('close', () => resolve('closed'));
   });
   expect(await end).toMatch(/certificate|closed|reset/);
+});
+
+/** A member that reads its files anew: `take` copies those of another authority's certificate there. */
+async function renewable(name = SERVICE_NAME) {
+  const dir = await mkdtemp(join(tmpdir(), 'llavacode-renewed-'));
+  onTestFinished(() => rm(dir, { recursive: true, force: true }));
+  const at = (file: string) => join(dir, file);
+  const take = async (issuer: Authority, trusted: readonly Authority[] = [issuer], named = name) => {
+    const { cert, key } = await issuer.issue(named);
+    const cas = await Promise.all(trusted.map(({ ca }) => readFile(ca, 'utf8')));
+    await Promise.all([writeFile(at('ca'), cas.join('')), copyFile(cert, at('cert')), copyFile(key, at('key'))]);
+  };
+  await take(ours);
+  const files = { rpcCert: at('cert'), rpcKey: at('key'), rpcCa: at('ca'), rpcSecretFile: '' };
+  return { take, at, security: await loadRpcSecurity(files) };
+}
+
+test('server and callers go over to another authority without a failed call, and then refuse the one before', async () => {
+  const [server, caller] = [await renewable(), await renewable()];
+  const address = await serve(server.security);
+  let renewed = false;
+  // One caller asks over one connection, the others over a new one each time.
+  const client = connectDecode(address, caller.security);
+  onTestFinished(() => client.close());
+  const load = Array.from({ length: 4 }, async (_, i) => {
+    let done = 0;
+    for (; !renewed; done++) {
+      const asking = i === 0 ? client : connectDecode(address, caller.security);
+      expect((await asking.describe(AbortSignal.timeout(20_000))).model).toBe('m');
+      if (asking !== client) asking.close();
+    }
+    return done;
+  });
+  // First all trust both, then all show the new certificate, then nobody trusts the old authority.
+  const steps: [Authority, Authority[]][] = [
+    [ours, [ours, others]],
+    [others, [ours, others]],
+    [others, [others]],
+  ];
+  for (const [issuer, trusted] of steps) {
+    for (const { take, security } of [server, caller]) {
+      await take(issuer, trusted);
+      await security.renew!();
+    }
+  }
+  renewed = true;
+  expect((await Promise.all(load)).every((done) => done > 0)).toBe(true);
+  await expect(ask(address, member)).rejects.toMatchObject({ code: 'worker_lost' });
+  expect(await ask(address, await securityOf(others))).toBe('m');
+});
+
+test('certificates that are wrong are not taken, and those before stay in use', async () => {
+  const { take, at, security } = await renewable();
+  const address = await serve(security);
+  await take(ours, [ours], 'mail');
+  await expect(security.renew!()).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: `--rpc-cert ${at('cert')}: it is not for the name llavacode`,
+  });
+  await take(ours);
+  await copyFile((await ours.issue('other')).key, at('key'));
+  await expect(security.renew!()).rejects.toMatchObject({ code: 'config_invalid' });
+  expect(await ask(address, member)).toBe('m');
 });
 
 test('files that are missing or wrong are named at the start', async () => {

@@ -63,14 +63,23 @@ type Given =
   | 'store'
   | 'indexer'
   | 'keys'
+  | 'audit'
+  | 'openModel'
+  | 'inspectBundle'
+  | 'rolloutStore'
   | 'redis'
   | 'tls';
+
+export const OTHER_PREFILL = '127.0.0.1:11';
+export const OTHER_DECODE = '127.0.0.1:12';
 
 /** Settings, and parts that the process would open. */
 export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {
   /** Addresses of workers besides the first ones. */
   readonly morePrefill?: readonly string[];
   readonly moreDecode?: readonly string[];
+  /** Workers of another bundle, at {@link OTHER_PREFILL} and {@link OTHER_DECODE}. */
+  readonly otherWorkers?: FakeWorkers;
   /** Workers of another gateway, which both use then. */
   readonly sameWorkers?: FakeWorkers;
 }
@@ -95,8 +104,9 @@ const TEST_SETTINGS: Partial<GatewayConfig> = {
 };
 
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
-  const { retrieval, store, indexer, keys = NO_KEYS, redis, tls, softPerChunk = 1, ...others } = options;
-  const { morePrefill = [], moreDecode = [], sameWorkers, ...settings } = others;
+  const { retrieval, store, indexer, keys = NO_KEYS, audit, redis, tls, softPerChunk = 1, ...others } = options;
+  const { openModel, inspectBundle, rolloutStore, ...rest } = others;
+  const { morePrefill = [], moreDecode = [], sameWorkers, otherWorkers, ...settings } = rest;
   const workers = sameWorkers ?? fakeWorkers(model);
   const lines: Record<string, unknown>[] = [];
   const draining = new AbortController();
@@ -114,16 +124,26 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     store,
     indexer,
     keys,
+    audit,
     redis,
     tls,
-    connectPrefill: (at) => (at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at)),
-    connectDecode: (at) => (at === workers.decode.address ? workers.decode.client : workers.decodeAt(at)),
+    ...(openModel && { openModel }),
+    ...(inspectBundle && { inspectBundle }),
+    ...(rolloutStore && { rolloutStore }),
+    connectPrefill: (at) => {
+      if (at === OTHER_PREFILL && otherWorkers) return otherWorkers.prefillAt(at);
+      return at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at);
+    },
+    connectDecode: (at) => {
+      if (at === OTHER_DECODE && otherWorkers) return otherWorkers.decodeAt(at);
+      return at === workers.decode.address ? workers.decode.client : workers.decodeAt(at);
+    },
     draining: draining.signal,
     log: keepingLog(lines),
   });
-  const { app, pool } = gateway;
-  pool.setPrefill([...config.prefillWorkers, ...morePrefill]);
-  pool.setDecode([...config.decodeWorkers, ...moreDecode]);
+  const { app, pool, workersListed } = gateway;
+  workersListed('prefill', [...config.prefillWorkers, ...morePrefill]);
+  workersListed('decode', [...config.decodeWorkers, ...moreDecode]);
   await pool.refresh();
   const post = (payload: object) => app.inject({ method: 'POST', url: '/v1/completions', payload });
   return {

@@ -26,6 +26,8 @@ export interface FakeModel {
   token: (position: number, choice: number, seed: number) => number;
   /** The request stops here until it is aborted. */
   holdAt?: Stage;
+  /** Requests that come to the stage wait there. */
+  pauseAt?: { stage: Stage; until: Promise<void> };
   /** An error that is thrown at a stage. */
   failAt?: { stage: Stage; error: unknown };
   /** Called when a call of a worker comes to a stage: the call throws what this throws, and stops at 'hang'. */
@@ -93,9 +95,11 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     } catch (error) {
       throw sent(error, where.worker);
     }
-    if (trouble !== 'hang' && model.holdAt !== stage) return;
+    const paused = model.pauseAt?.stage === stage ? model.pauseAt.until : undefined;
+    if (trouble !== 'hang' && model.holdAt !== stage && !paused) return;
     holding++;
     changed();
+    if (paused) return paused;
     await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }));
   }
 

@@ -1,7 +1,7 @@
 /** A store whose rows lie in memory as bytes, in the form of the real ones: tests damage, delay and count them. */
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { chunkFile } from '../../services/lib/rag/chunk.ts';
-import { DEFAULT_TENANT, tenantOf } from '../../services/lib/rag/store/repo-key.ts';
+import { DEFAULT_TENANT, isSideKey, tenantOf } from '../../services/lib/rag/store/repo-key.ts';
 import {
   assertIds,
   decodeContent,
@@ -108,8 +108,9 @@ export class MemoryStore implements Store {
     return decodeRows(ids, rows, read, (id, bytes) => decodeContent(id, bytes, read.part));
   }
 
-  async repositories(tenant: string = DEFAULT_TENANT) {
-    return [...this.heads.keys()].filter((key) => tenantOf(key) === tenant).sort();
+  async repositories(tenant: string = DEFAULT_TENANT, which?: 'sides') {
+    const keys = [...this.heads.keys()].filter((key) => isSideKey(key) === (which === 'sides'));
+    return keys.filter((key) => tenantOf(key) === tenant).sort();
   }
 
   async lock(): Promise<IndexWriter> {

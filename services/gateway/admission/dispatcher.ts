@@ -8,7 +8,7 @@
  * share gets one of them after a moment (preemption.ts).
  */
 import { ServingError } from '../../lib/process/errors.ts';
-import { metrics } from '../../lib/process/metrics.ts';
+import { metrics, partOf } from '../../lib/process/metrics.ts';
 import type { DecodeClient } from '../../lib/rpc/contract.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import type { WorkerLease } from '../workers/worker.ts';
@@ -115,6 +115,9 @@ const RECALL_AFTER_MS = 1_000;
 const RECALL_AGAIN_MS = 10_000;
 
 export class Dispatcher {
+  // A gateway has one dispatcher per bundle.
+  readonly #countWaiting = partOf(metrics.waiting);
+  readonly #countWaitingTokens = partOf(metrics.waitingTokens);
   readonly #options: DispatcherOptions;
   readonly #now: () => number;
   readonly #standing: Standing;
@@ -617,8 +620,8 @@ export class Dispatcher {
   }
 
   #observe(): void {
-    metrics.waiting.set(this.#queue.size + this.#replays.length);
-    metrics.waitingTokens.set(this.#queue.tokens);
+    this.#countWaiting(this.#queue.size + this.#replays.length);
+    this.#countWaitingTokens(this.#queue.tokens);
   }
 }
 

@@ -4,8 +4,8 @@
  */
 import { metrics } from '../../lib/process/metrics.ts';
 import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
-import type { ContextReport } from '../context/context.ts';
 import type { RagMode } from '../request.ts';
+import type { RequestRecord } from './request-record.ts';
 
 /** An editor has shown a completion, its user has taken it, or has not. */
 export const COMPLETION_EVENTS = ['view', 'select', 'dismiss'] as const;
@@ -16,6 +16,8 @@ type Mode = RagMode | 'none' | 'unknown';
 
 interface Remembered {
   readonly mode: Mode;
+  /** The bundle that served it. */
+  readonly arm: string;
   /** Events that were counted: each counts once. */
   readonly seen: Set<string>;
 }
@@ -37,8 +39,8 @@ export class Acceptance {
   }
 
   /** A completion has been answered. */
-  answered(tenant: string, id: string, context: ContextReport | undefined): void {
-    this.#completions.set(`${tenant}:${id}`, { mode: context?.mode ?? 'none', seen: new Set() }, ENTRY_BYTES);
+  answered(tenant: string, id: string, { context, arm }: Pick<RequestRecord, 'context' | 'arm'>): void {
+    this.#completions.set(`${tenant}:${id}`, { mode: context?.mode ?? 'none', arm, seen: new Set() }, ENTRY_BYTES);
   }
 
   /** Counts an event of a choice. One that was counted before, or of a completion of another tenant, tells nothing. */
@@ -49,5 +51,6 @@ export class Acceptance {
     if (choice >= MAX_CHOICES || completion.seen.has(key)) return;
     completion.seen.add(key);
     metrics.completionEvents.inc({ event, mode: completion.mode });
+    metrics.armEvents.inc({ event, arm: completion.arm });
   }
 }

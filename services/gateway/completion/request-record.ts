@@ -41,6 +41,7 @@ export class RequestRecord {
   #tenant: string | undefined;
   #repo: string | undefined;
   #session: string | undefined;
+  #arm = 'stable';
   /** Addresses of the workers that were given the request, in the order of their first use. */
   readonly #prefillWorkers = new Set<string>();
   readonly #decodeWorkers = new Set<string>();
@@ -69,6 +70,11 @@ export class RequestRecord {
     return this.#prefillWorkers.size > 0;
   }
 
+  /** Name of the repository that the request asks about, which its key may use; undefined where there is none. */
+  get repo(): string | undefined {
+    return this.#repo;
+  }
+
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
   get context(): ContextReport | undefined {
     return this.#context;
@@ -93,6 +99,29 @@ export class RequestRecord {
   askedBy(tenant: string, session: string | undefined): void {
     this.#tenant = tenant;
     this.#session = session === undefined ? undefined : sessionDigest(session);
+  }
+
+  /** Which of the bundles side by side serves it: `stable` until it is said. */
+  servedBy(arm: string): void {
+    this.#arm = arm;
+  }
+
+  /** Another bundle serves it from the beginning; its tenant is charged for what was computed until now as well. */
+  servedInstead(arm: string): void {
+    this.#tokensOfOthers = -this.computedTokens;
+    this.#arm = arm;
+    this.#promptTokens = 0;
+    this.#softTokens = 0;
+    this.#cachedTokens = 0;
+    this.#outputTokens = 0;
+    this.#decoded.clear();
+    this.#arrivals.clear();
+    this.#gaps.length = 0;
+    this.#finishReasons.length = 0;
+  }
+
+  get arm(): string {
+    return this.#arm;
   }
 
   /** @param repo a name that has been checked: the log has it as it is. */
@@ -275,6 +304,7 @@ export class RequestRecord {
       tenant: this.#tenant,
       repo: this.#repo,
       session: this.#session,
+      arm: this.#arm,
       prefill: [...this.#prefillWorkers],
       decode: [...this.#decodeWorkers],
       replays: this.#replays,
@@ -297,6 +327,7 @@ export class RequestRecord {
     if (timeline.ttft !== undefined) metrics.ttft.observe(timeline.ttft);
     if (this.#context?.degraded) metrics.degraded.inc({ reason: this.#context.degraded });
     if (this.#context?.ladder) metrics.laddered.inc(this.#context.ladder);
+    this.#observeArm();
     if (this.#context) metrics.retrieved.inc({ mode: this.#context.mode }, this.#context.chunks.length);
     if (this.#error) metrics.refused.inc({ code: this.#error.code });
     const limit = this.#error?.limit;
@@ -315,6 +346,13 @@ export class RequestRecord {
       if (seconds !== undefined) metrics.stage.observe({ stage }, seconds);
     }
     for (const [stage, seconds] of timeline.stages()) metrics.stage.observe({ stage }, seconds);
+  }
+
+  #observeArm(): void {
+    const arm = this.#arm;
+    metrics.armRequests.inc({ arm, outcome: this.#error?.code ?? 'ok' });
+    if (this.timeline.ttft !== undefined) metrics.armTtft.observe({ arm }, this.timeline.ttft);
+    if (this.#context?.degraded) metrics.armDegraded.inc({ arm, reason: this.#context.degraded });
   }
 
   /** The prompt waited here until it was dispatched, and then in the prefill worker; after that it was worked on. */

@@ -24,13 +24,14 @@ const MOST_REPOSITORIES = 64;
 export async function keepIndexesWarm(
   store: Pick<Store, 'repositories'>,
   retrieval: Pick<WarmableRetrieval, 'warm'>,
-  tenants: readonly string[],
+  keys: { readonly tenants: readonly string[] },
   closing: AbortSignal,
 ): Promise<void> {
   const warmedMs = new Map<string, number>();
   let look = 0;
   await repeatUntilAborted(closing, async () => {
-    if (tenants.length === 0) return undefined;
+    const { tenants } = keys; // others when the file of keys has changed
+    if (tenants.length === 0) return VERSION_EVERY_MS;
     const startMs = performance.now();
     const repos = await store.repositories(tenants[look++ % tenants.length]!).catch(() => []);
     const tookMs = performance.now() - startMs;

@@ -35,6 +35,9 @@ const NEEDED: Readonly<Record<string, Access>> = {
   // Figures of all tenants together, with the tenants' names.
   'GET /metrics': 'admin',
   'GET /slots': 'admin',
+  // They decide which model everybody gets, and name folders of the machine.
+  'GET /v1/rollout': 'admin',
+  'POST /v1/rollout': 'admin',
 };
 
 /** The access that a route needs; undefined for one that is not listed. HEAD needs what GET needs. */

@@ -42,15 +42,15 @@ export function answerWith(
 }
 
 async function whole(
-  { request, record, scope }: CompletionCall,
+  { request, record, scope, arm: { journey } }: CompletionCall,
   words: AnswerWords,
-  { journey, slowReaderMs, acceptance }: CompletionParts,
+  { slowReaderMs, acceptance }: CompletionParts,
   reply: FastifyReply,
 ): Promise<unknown> {
   const collected = new CollectedChoices();
   const choices = await journey.complete(request, { ...scope, emit: (delta) => collected.add(delta) });
   const { usage } = record;
-  acceptance.answered(scope.tenant, scope.id, record.context);
+  acceptance.answered(scope.tenant, scope.id, record);
   const body = words.whole(collected.kept(choices, request.n));
   const perPrompt = request.bestOf * answerBytes(request, usage.promptTokens, 0);
   if (perPrompt + answerBytes(request, 0, usage.completionTokens) < LONG) return body;
@@ -75,9 +75,9 @@ export async function sendLong(body: object, reply: FastifyReply, outlet: Outlet
 }
 
 async function streamed(
-  { request, record, scope }: CompletionCall,
+  { request, record, scope, arm: { journey } }: CompletionCall,
   words: AnswerWords,
-  { journey, slowReaderMs, acceptance }: CompletionParts,
+  { slowReaderMs, acceptance }: CompletionParts,
   reply: FastifyReply,
 ): Promise<void> {
   const events = new EventStream(reply, scope.signal, slowReaderMs, words.format);
@@ -86,7 +86,7 @@ async function streamed(
       ...scope,
       emit: async (delta) => {
         const first = !events.open;
-        if (first) acceptance.answered(scope.tenant, scope.id, record.context);
+        if (first) acceptance.answered(scope.tenant, scope.id, record);
         for (const value of words.part(delta, first)) await events.send(value, delta.echo !== undefined);
       },
     });

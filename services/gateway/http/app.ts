@@ -1,6 +1,11 @@
 /** The bare HTTP server: plain or TLS, with limits, and an id for every request. */
 import { randomUUID } from 'node:crypto';
-import { createServer as createHttpServer, type IncomingMessage, type RequestListener } from 'node:http';
+import {
+  createServer as createHttpServer,
+  type IncomingMessage,
+  type RequestListener,
+  type ServerOptions,
+} from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 import {
   type FastifyBaseLogger,
@@ -17,7 +22,7 @@ import { allowHalfClose } from './half-close.ts';
 import { type HttpLimits, serverOptions } from './limits.ts';
 import { Room } from './room.ts';
 import type { HttpConfig } from './settings.ts';
-import type { Tls } from './tls.ts';
+import { RenewedTls, type Tls } from './tls.ts';
 
 export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes'> {
   /** undefined for plain HTTP. */
@@ -60,11 +65,16 @@ export function createApp(
 function createNodeServer(limits: AppOptions, handle: RequestListener) {
   const { tls, receiveTimeoutMs, maxConnections, draining } = limits;
   const options = serverOptions(limits);
-  const server = tls
-    ? createTlsServer({ ...options, ...tls, allowHalfOpen: true, handshakeTimeout: receiveTimeoutMs })
-    : createHttpServer(options);
+  const server = tls ? createHttpsServer(tls, options, receiveTimeoutMs) : createHttpServer(options);
   server.maxHeadersCount = 0; // Node would drop the others in silence
   allowHalfClose(server);
   serveInTurn(server, { handle, room: new Room(maxConnections), lingerMs: receiveTimeoutMs, draining });
+  return server;
+}
+
+function createHttpsServer(tls: Tls, options: ServerOptions, handshakeTimeout: number) {
+  const { cert, key } = tls;
+  const server = createTlsServer({ ...options, cert, key, allowHalfOpen: true, handshakeTimeout });
+  if (tls instanceof RenewedTls) tls.followedBy(server);
   return server;
 }

@@ -7,8 +7,8 @@ import { SSE_UNTIL_DONE } from './sse.ts';
 
 /** @param usage where a stream says what it took: in the last value of its choices, or behind it if it is asked. */
 export function chatWords(
-  { request, record, scope }: CompletionCall,
-  { modelName, fingerprint }: Pick<CompletionParts, 'modelName' | 'fingerprint'>,
+  { request, record, scope, arm }: CompletionCall,
+  { modelName }: Pick<CompletionParts, 'modelName'>,
   usage: 'with the last choice' | 'if asked',
 ): AnswerWords {
   const head = (object: string) => ({
@@ -16,7 +16,7 @@ export function chatWords(
     object,
     created,
     model: modelName,
-    system_fingerprint: `fp_${fingerprint.slice(0, 12)}`,
+    system_fingerprint: `fp_${arm.fingerprint.slice(0, 12)}`,
   });
   const created = Math.floor(Date.now() / 1000);
   const chunk = head('chat.completion.chunk');

@@ -9,11 +9,10 @@
  *     serveCompletion(request, reply, parts, async (call) => ...) });
  */
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { ServingError } from '../../lib/process/errors.ts';
+import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import type { InflightRequest, InflightRequests } from '../admission/inflight.ts';
 import type { Acceptance } from '../completion/acceptance.ts';
-import type { Journey } from '../completion/journey.ts';
 import type { RequestScope } from '../completion/preparation.ts';
 import { RedactedSample } from '../completion/redacted-sample.ts';
 import { RequestRecord } from '../completion/request-record.ts';
@@ -22,6 +21,7 @@ import type { RecentPrompts } from '../context/recent-prompts.ts';
 import type { Remotes } from '../context/remotes.ts';
 import { hashOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';
+import type { Arm, Rollout } from '../rollout/rollout.ts';
 import { sequencesOf } from '../tenants/demand.ts';
 import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
 import { clientGone } from './errors.ts';
@@ -35,7 +35,8 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly modelName: string;
   /** SHA-256 (hex) of the bundle. */
   readonly fingerprint: string;
-  readonly journey: Pick<Journey, 'complete'>;
+  /** Gives each request the bundle that serves it. */
+  readonly rollout: Rollout;
   readonly inflight: InflightRequests;
   readonly quota: Pick<TenantQuota, 'reserve' | 'reserveReading'>;
   readonly acceptance: Acceptance;
@@ -50,6 +51,8 @@ export interface CompletionCall {
   /** The request, with the key of its repository in place of the name that the client gave. */
   readonly request: CompletionRequest;
   readonly record: RequestRecord;
+  /** The bundle that serves it, from the first token to the last. */
+  readonly arm: Arm;
   /** The scope of {@link Journey.complete}, without the function that takes the tokens. */
   readonly scope: Omit<RequestScope, 'emit'>;
 }
@@ -88,6 +91,8 @@ export async function serveCompletion(
   // A connection closes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => place.abort(clientGone()));
   const { signal, deadlineMs } = place;
+  const arm = parts.rollout.enter({ tenant, session: entering.session, requestId: request.id });
+  record.servedBy(arm.name);
   let reservation: Reservation | undefined;
   try {
     reservation = await parts.quota.reserve({ tenant, limits, session: entering.session, completion: named });
@@ -99,12 +104,25 @@ export async function serveCompletion(
     if (repo !== undefined && completion.rag?.mode !== 'off') record.asksAbout(nameOf(repo));
     if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
-    return await answer({ request: completion, record, scope });
+    const call = { request: completion, record, scope };
+    try {
+      return await answer({ ...call, arm });
+    } catch (error) {
+      if (arm.name === 'stable' || !isOfWorkers(error) || reply.raw.headersSent || signal.aborted) throw error;
+      // Nothing of the candidate's answer is out: the whole answer can be the other bundle's.
+      record.servedInstead('stable');
+      return await answer({ ...call, arm: parts.rollout.fallback });
+    }
   } finally {
+    arm.release();
     place.release();
     reservation?.settle(record.computedTokens);
   }
 }
+
+/** Failures of a candidate that its workers are to blame for, or that there are too few of them. */
+const OF_WORKERS: readonly ErrorCode[] = ['no_worker', 'worker_lost', 'worker_stalled', 'runtime_failed', 'saturated'];
+const isOfWorkers = (error: unknown) => OF_WORKERS.includes(ServingError.from(error).code);
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */
 function inflightRequest({ headers, identity }: CompletionHttpRequest, body: CompletionRequest): InflightRequest {

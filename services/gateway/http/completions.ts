@@ -82,7 +82,7 @@ function complete(request: CompletionsHttpRequest, reply: FastifyReply, parts: C
 }
 
 function openAiWords(
-  { request, record, scope }: CompletionCall,
+  { request, record, scope, arm }: CompletionCall,
   parts: CompletionParts,
   reply: FastifyReply,
 ): AnswerWords {
@@ -91,7 +91,7 @@ function openAiWords(
     object: 'text_completion',
     created: Math.floor(Date.now() / 1000),
     model: parts.modelName,
-    system_fingerprint: `fp_${parts.fingerprint.slice(0, 12)}`,
+    system_fingerprint: `fp_${arm.fingerprint.slice(0, 12)}`,
   };
   return {
     format: SSE_UNTIL_DONE,

@@ -16,6 +16,7 @@ import type { InflightRequests } from '../admission/inflight.ts';
 import type { AdmissionConfig } from '../admission/settings.ts';
 import { storeKey } from '../tenants/api-keys.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
+import { noteFailure } from './audit.ts';
 import { asServingError, clientGone, errorBody } from './errors.ts';
 import type { HttpConfig } from './settings.ts';
 import { EventStream } from './sse.ts';
@@ -206,6 +207,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   } catch (error) {
     if (!stream?.open) throw error;
     const failure = asServingError(error);
+    noteFailure(request, failure.code);
     if (failure.publicMessage === undefined) request.log.error({ err: failure }, 'request failed');
     return stream.end(errorBody(failure, request.id, request.server.tellsInside));
   } finally {

@@ -3,6 +3,7 @@
  * of routes. A further API is one file beside this one and one line in {@link addApi}.
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { AuditLog } from '../../lib/process/audit-log.ts';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
@@ -11,6 +12,7 @@ import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
 import { RefusalPace } from '../tenants/refusal-pace.ts';
 import { assertAccess, neededFor } from './access.ts';
 import { type AppOptions, createApp } from './app.ts';
+import { auditAtEnd, noteFailure } from './audit.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
 import { addChatRoute, type ChatParts } from './chat.ts';
 import { addCompletionsRoutes, type CompletionsParts } from './completions.ts';
@@ -29,6 +31,7 @@ import { addOllamaRoutes, type OllamaParts } from './ollama.ts';
 import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
 import { RepositoryPrefix } from './repository.ts';
+import { addRolloutRoutes, type RolloutRouteParts } from './rollout.ts';
 import type { HttpConfig } from './settings.ts';
 import { addTabbyRoutes, type TabbyParts } from './tabby.ts';
 
@@ -61,9 +64,11 @@ export interface ServerParts
     OllamaParts,
     ProbeParts,
     RepoParts,
+    RolloutRouteParts,
     TabbyParts,
     Pick<HttpConfig, 'refusalsPerSecond' | 'corsOrigins'> {
   readonly keys: ApiKeys;
+  readonly audit: AuditLog;
   /**
    * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed
    * at this machine (DNS rebinding) does not. A request without any Host is served: it is a probe of HTTP/1.0, and no
@@ -132,6 +137,7 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     if (!config.needsNoKey) {
       try {
         request.identity = parts.keys.identify(keyOf(request));
+        auditAtEnd(request, reply, parts.audit);
         welcome(request.raw);
         assertAccess(request.identity, request.method, url);
       } catch (error) {
@@ -185,6 +191,7 @@ function addApi(app: FastifyInstance, parts: ServerParts): void {
   addOllamaRoutes(app, parts);
   addProbeRoutes(app, parts);
   addRepoRoutes(app, parts);
+  addRolloutRoutes(app, parts);
   addTabbyRoutes(app, parts);
 }
 
@@ -201,6 +208,7 @@ function keyOf({ headers }: FastifyRequest): string | undefined {
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const failure = asServingError(error);
+  noteFailure(request, failure.code);
   if (request.record) request.record.failed(failure);
   else if (failure.publicMessage === undefined) request.log.error({ err: failure }, 'request failed');
   const draining = failure.code === 'draining';

@@ -57,6 +57,12 @@ export const HTTP_SETTINGS = {
   slotsRoute: flag
     .default(false)
     .describe("GET /slots, llama.cpp's, says how many slots there are and are busy, over all tenants"),
+  rollouts: flag
+    .default(false)
+    .describe(
+      'take part in rollouts: POST /v1/rollout has another bundle served beside this one (llavacode rollout). It names ' +
+        'a folder of this machine, so give nobody a key with access admin who may not do that',
+    ),
   ...UPLOAD_SETTINGS,
 };
 export type HttpConfig = ConfigOf<typeof HTTP_SETTINGS>;

@@ -1,5 +1,6 @@
-/** The certificate with which the gateway serves HTTPS. */
-import { createSecureContext } from 'node:tls';
+/** The certificate with which the gateway serves HTTPS, and how a newer one takes its place. */
+import { createSecureContext, type Server } from 'node:tls';
+import { describeValid } from '../../lib/process/certificate.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import { readSettingFile, reasonOf } from '../../lib/process/os-errors.ts';
 import type { HttpConfig } from './settings.ts';
@@ -8,6 +9,37 @@ import type { HttpConfig } from './settings.ts';
 export interface Tls {
   readonly cert: Buffer;
   readonly key: Buffer;
+}
+
+/**
+ * A certificate that may be renewed while it is served: connections that are open go on, and new ones get the new one.
+ */
+export class RenewedTls implements Tls {
+  #pem: Tls;
+  readonly #servers = new Set<Pick<Server, 'setSecureContext'>>();
+
+  constructor(pem: Tls) {
+    this.#pem = pem;
+  }
+
+  get cert(): Buffer {
+    return this.#pem.cert;
+  }
+
+  get key(): Buffer {
+    return this.#pem.key;
+  }
+
+  /** The server gets every certificate that comes. */
+  followedBy(server: Server): void {
+    this.#servers.add(server);
+    server.once('close', () => this.#servers.delete(server));
+  }
+
+  renew(pem: Tls): void {
+    this.#pem = pem;
+    for (const server of this.#servers) server.setSecureContext(pem);
+  }
 }
 
 /**
@@ -24,6 +56,19 @@ export async function loadTls({ tlsCert, tlsKey }: Pick<HttpConfig, 'tlsCert' | 
     throw new ServingError('config_invalid', message, { cause });
   }
   return { cert, key };
+}
+
+/**
+ * Reads a newer certificate and has it served.
+ * @returns what the log says of it.
+ * @throws ServingError config_invalid; the one before is served on.
+ */
+export async function renewTls(served: RenewedTls, config: Pick<HttpConfig, 'tlsCert' | 'tlsKey'>): Promise<object> {
+  const tls = await loadTls(config);
+  if (tls === undefined) throw new ServingError('config_invalid', '--tls-cert and --tls-key name no files');
+  const described = describeValid(`--tls-cert ${config.tlsCert}`, tls.cert);
+  served.renew(tls);
+  return described;
 }
 
 async function readPem(flag: string, path: string): Promise<Buffer> {

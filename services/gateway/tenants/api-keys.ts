@@ -37,6 +37,30 @@ export interface ApiKeys {
   identify(key: string | undefined): Identity;
 }
 
+/**
+ * The keys of a file that is read again when it changes. A request keeps the identity that it began with; the next one
+ * is judged by the newest file that was right.
+ */
+export class RenewedKeys implements ApiKeys {
+  #keys: ApiKeys;
+
+  constructor(keys: ApiKeys) {
+    this.#keys = keys;
+  }
+
+  get tenants(): readonly string[] {
+    return this.#keys.tenants;
+  }
+
+  identify(key: string | undefined): Identity {
+    return this.#keys.identify(key);
+  }
+
+  renew(keys: ApiKeys): void {
+    this.#keys = keys;
+  }
+}
+
 /** Nobody needs a key. */
 export const NO_KEYS: ApiKeys = {
   tenants: [DEFAULT_TENANT],

@@ -67,6 +67,8 @@ export interface WorkerPoolOptions
   readonly sequencesElsewhere?: (address: string) => number;
   /** Pause between two questions to a worker, in ms. */
   readonly askEveryMs?: number;
+  /** Whether its workers are those of the gateway's metrics; they are if not given. */
+  readonly isMeasured?: boolean;
   readonly log: Logger;
 }
 
@@ -106,6 +108,7 @@ export class WorkerPool {
       answerTimeoutMs: Math.min(connectTimeoutMs, stallTimeoutMs),
       askEveryMs: options.askEveryMs ?? 1000,
       stallTimeoutMs,
+      isMeasured: options.isMeasured ?? true,
       onRoom: () => this.#notify(),
       onAnswer: () => {
         if (this.#gathering === undefined) this.#notify();
@@ -154,6 +157,11 @@ export class WorkerPool {
   /** Whether a completion could be placed, now or when there is room. */
   get usable(): boolean {
     return this.#prefill.usable.length > 0 && this.#decode.usable.length > 0;
+  }
+
+  /** How many workers of each role are usable. */
+  get usableWorkers(): { readonly prefill: number; readonly decode: number } {
+    return { prefill: this.#prefill.usable.length, decode: this.#decode.usable.length };
   }
 
   /** @throws ServingError no_worker, unless workers of both roles are usable. */

@@ -27,6 +27,8 @@ export interface WorkerSetOptions<C extends Describable>
   readonly onRoom: () => void;
   /** Called when a worker has answered, or cannot be used any more. */
   readonly onAnswer: () => void;
+  /** Whether its figures are those of the gateway's metrics; those of a candidate's workers are told otherwise. */
+  readonly isMeasured: boolean;
   readonly log: Logger;
 }
 
@@ -164,8 +166,12 @@ export class WorkerSet<C extends Describable> {
   }
 
   #changed(): void {
-    const { role } = this.#options;
+    const { role, isMeasured } = this.#options;
     const { usable } = this;
+    if (!isMeasured) {
+      this.#options.onAnswer();
+      return;
+    }
     metrics.workersUsable.set({ role }, usable.length);
     for (const { description } of usable) if (description?.device) this.#devices.add(description.device);
     for (const device of this.#devices) {

@@ -81,7 +81,7 @@ export async function loadEngine(
   const started = performance.now();
   const cpus = config.cpus === '' ? undefined : parseCpus(config.cpus);
   if (cpus) pinProcess(cpus);
-  const bundle = await openBundle(config.model);
+  const bundle = await openBundle(config.model, config);
   const { maxPositions } = bundle.manifest.llm;
   const capacity = config.capacity ?? Math.min(DEFAULT_CAPACITY, maxPositions);
   if (capacity > maxPositions) {

@@ -1,13 +1,16 @@
 /** The settings of an engine: the model, the device and the memory for KV caches. */
 import { availableParallelism } from 'node:os';
 import { z } from 'zod';
-import { flag, whole } from '../process/setting-types.ts';
+import { file, flag, whole } from '../process/setting-types.ts';
 
 const PROVIDERS = ['auto', 'cpu', 'webgpu', 'cuda'] as const;
 
 /** The model that a service serves. */
 export const MODEL_SETTINGS = {
   model: z.string().min(1).describe('model bundle (see llavacode export)'),
+  requireSigned: file.describe(
+    'PEM file of an Ed25519 public key: only a bundle that its owner has signed is served (llavacode bundle sign); any when empty',
+  ),
   servedName: z.string().default('').describe("name of the model in the API; the bundle's own when empty"),
 };
 

@@ -8,6 +8,7 @@
  * default action, since a handler in JavaScript would hang.
  */
 import { setMaxListeners } from 'node:events';
+import { isatty } from 'node:tty';
 import { exitCodeOf, ServingError } from './errors.ts';
 import { EXIT_CODES, IMPATIENCE_MS } from './interrupt.ts';
 import type { Logger } from './log.ts';
@@ -32,6 +33,7 @@ export class Lifecycle {
   readonly #log: Logger;
   readonly #drainTimeoutMs: number;
   readonly #stops: Stop[] = [];
+  readonly #hangups: (() => void)[] = [];
   readonly #drain = new AbortController();
   #phase: Phase = 'starting';
   #drainingSinceMs = Infinity;
@@ -44,6 +46,7 @@ export class Lifecycle {
     setMaxListeners(0, this.#drain.signal); // one listener per running request
     process.on('SIGTERM', () => this.#stop('SIGTERM'));
     process.on('SIGINT', () => this.#interrupt());
+    process.on('SIGHUP', () => this.#hangUp());
     process.on('uncaughtException', (error) => this.fail(error));
     process.on('unhandledRejection', (reason) => this.fail(reason));
     if (process.connected) process.once('disconnect', () => this.#stop('parent gone'));
@@ -76,6 +79,11 @@ export class Lifecycle {
     this.#stops.push({ name, run });
   }
 
+  /** Adds what SIGHUP asks a service to do: read its files again. */
+  onHangup(run: () => void): void {
+    this.#hangups.push(run);
+  }
+
   /** Says that work is accepted from now on, and tells a parent the addresses. Does nothing once the process drains. */
   ready(address: string, metricsAddress: string): void {
     if (this.#phase !== 'starting') return;
@@ -91,6 +99,15 @@ export class Lifecycle {
     if (process.connected) return;
     if (performance.now() - this.#drainingSinceMs > IMPATIENCE_MS) this.#cut('interrupted again', EXIT_CODES.SIGINT);
     this.#stop('SIGINT');
+  }
+
+  #hangUp(): void {
+    if (isatty(0) || isatty(2)) {
+      this.#stop('SIGHUP');
+      return;
+    }
+    this.#log.info({ sets: this.#hangups.length }, 'SIGHUP: reading files of keys and certificates again');
+    for (const run of this.#hangups) run();
   }
 
   /** Stops the process because of an error that it cannot go on with; the exit code is that of {@link exitCodeOf}. */

@@ -1,5 +1,5 @@
 /** Logs: JSON lines on stderr, written by pino. Prompts, completions and keys never go into a log. */
-import { type Logger, pino } from 'pino';
+import { type DestinationStream, type Logger, pino, stdTimeFunctions } from 'pino';
 
 export type { Logger };
 
@@ -13,6 +13,18 @@ export function createLogger(service: string, level: string): Logger {
   stderr.on('error', () => {});
   stderr.flushSync = () => {};
   return pino({ level, base: { service, pid: process.pid } }, stderr);
+}
+
+/** Lines for others to keep, with the time as text. @param to where they go: `stdout`, or whatever writes a line. */
+export function createRecorder(service: string, to: 'stdout' | DestinationStream, onLost: () => void): Logger {
+  let destination = to;
+  if (to === 'stdout') {
+    const stdout = pino.destination({ fd: 1, sync: true, maxLength: MAX_WAITING });
+    stdout.on('error', onLost).on('drop', onLost);
+    stdout.flushSync = () => {};
+    destination = stdout;
+  }
+  return pino({ base: { service }, timestamp: stdTimeFunctions.isoTime }, destination as DestinationStream);
 }
 
 /**

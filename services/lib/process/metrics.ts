@@ -75,6 +75,21 @@ export const metrics = {
     'version',
     'commit',
   ]),
+  reloadFailures: everywhere.counter(
+    'llavacode:reload_failures_total',
+    'Times that changed files of keys or certificates were wrong, so that those before stayed in use, by set of files: ' +
+      'api_keys, tls or rpc_tls',
+    ['files'],
+  ),
+  reloadSuccess: everywhere.gauge(
+    'llavacode:reload_success_timestamp_seconds',
+    'When the files of keys or certificates in use were read (Unix time), by set of files',
+    ['files'],
+  ),
+  auditLinesLost: gateway.counter(
+    'llavacode:audit_lines_lost_total',
+    'Lines of the audit log that could not be written',
+  ),
   // Each of these exists once per request: the gateway alone measures it.
   ttft: gateway.histogram(
     'vllm:time_to_first_token_seconds',
@@ -200,6 +215,41 @@ export const metrics = {
     'llavacode:quality_ladder_total',
     'Completions that were given context in fewer tokens because of the load, by the mode asked for and given',
     ['asked', 'given'],
+  ),
+  // What the two bundles of a rollout are compared by. Without one all requests are of the arm `stable`.
+  armRequests: gateway.counter(
+    'llavacode:arm_requests_total',
+    'Completions by the bundle that served them (stable or candidate), and how they ended: ok or an error code',
+    ['arm', 'outcome'],
+  ),
+  armTtft: gateway.histogram(
+    'llavacode:arm_time_to_first_token_seconds',
+    'Time from the request being received to its first token being written, by the bundle that served it',
+    REQUEST_SECONDS,
+    ['arm'],
+  ),
+  armDegraded: gateway.counter(
+    'llavacode:arm_requests_degraded_total',
+    'Completions that went on without context, by the bundle that served them and by reason',
+    ['arm', 'reason'],
+  ),
+  armEvents: gateway.counter(
+    'llavacode:arm_completion_events_total',
+    'Completions that editors have shown (view), that were taken (select) or not (dismiss), by the bundle that served them',
+    ['arm', 'event'],
+  ),
+  rolloutShare: gateway.gauge(
+    'llavacode:rollout_share_ratio',
+    'Share of the requests that the candidate of a rollout is to get, 0 to 1; 0 where there is none',
+  ),
+  rolloutFallbacks: gateway.counter(
+    'llavacode:rollout_fallbacks_total',
+    'Requests of the share of the candidate that the stable bundle served, because the candidate could not',
+  ),
+  rolloutRepositories: gateway.gauge(
+    'llavacode:rollout_repositories',
+    'Repositories by whether their side index for the candidate is of the version that is served: current or behind',
+    ['state'],
   ),
   retrieved: gateway.counter('llavacode:chunks_retrieved_total', 'Chunks that stood in prompts, by mode', ['mode']),
   storeCircuitOpen: gateway.gauge(

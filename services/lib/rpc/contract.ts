@@ -30,6 +30,8 @@ import type { KvFrame__Output } from './gen/llavacode/v1/KvFrame.ts';
 import type { PrefillEvent__Output } from './gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from './gen/llavacode/v1/PrefillRequest.ts';
 import type { PullRequest } from './gen/llavacode/v1/PullRequest.ts';
+import type { ReembedRequest } from './gen/llavacode/v1/ReembedRequest.ts';
+import type { ReembedResponse__Output } from './gen/llavacode/v1/ReembedResponse.ts';
 import type { WorkerDescription__Output } from './gen/llavacode/v1/WorkerDescription.ts';
 import type { ProtoGrpcType as PrefillProto } from './gen/prefill.ts';
 import { fromStatus } from './status.ts';
@@ -104,6 +106,8 @@ export interface IndexerClient {
   delete(request: DeleteRequest, signal: AbortSignal): Promise<void>;
   /** Does not wait for an indexer that is away: whoever asks goes on without. */
   encode(request: EncodeRequest, signal: AbortSignal): Promise<EncodeResponse__Output>;
+  /** Encodes some of the chunks of a side index; to be called until nothing is left. Does not wait either. */
+  reembed(request: ReembedRequest, signal: AbortSignal): Promise<ReembedResponse__Output>;
   describe(signal: AbortSignal): Promise<IndexerDescription__Output>;
   close(): void;
 }
@@ -153,6 +157,7 @@ export function connectIndexer(address: string, security: RpcSecurity = PLAINTEX
       await unary(peer, signal, (client, done) => client.delete(request, WAIT_FOR_READY, done));
     },
     encode: (request, signal) => unary(peer, signal, (client, done) => client.encode(request, done)),
+    reembed: (request, signal) => unary(peer, signal, (client, done) => client.reembed(request, done)),
     describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, WAIT_FOR_READY, done)),
     close: () => peer.close(),
   };

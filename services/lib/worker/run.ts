@@ -10,8 +10,9 @@ import { Lifecycle } from '../process/lifecycle.ts';
 import { createLogger, type Logger } from '../process/log.ts';
 import { collectProcessMetrics, type MetricsService, metrics } from '../process/metrics.ts';
 import { stepBack } from '../process/priority.ts';
+import { reloadOnChange } from '../process/reload.ts';
 import { stayRegistered, type WorkerRole } from '../redis/worker-registry.ts';
-import { loadServingSecurity, type RpcSecurity } from '../rpc/credentials.ts';
+import { loadServingSecurity, type RpcSecurity, rpcCertificates } from '../rpc/credentials.ts';
 import { type MountedService, serveRpc } from '../rpc/server.ts';
 import type { RPC_SERVICE_SETTINGS, WORKER_SETTINGS } from './settings.ts';
 
@@ -57,6 +58,7 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   if (config.nice > 0) stepBack(config.nice);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   const security = await loadServingSecurity(config);
+  void reloadOnChange(rpcCertificates(config, security), life, log);
   if (security.proof === 'secret' && !isLoopback(config.host)) {
     log.warn(
       'KV and prompts are sent in the clear: set --rpc-cert, --rpc-key and --rpc-ca if others share the network',

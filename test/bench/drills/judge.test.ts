@@ -106,7 +106,7 @@ describe('a drill', () => {
 test('a drill that needs a redis-server says so if there is none', async () => {
   const folders = { data: 'unused', path: 'unused', repo: 'unused' };
   const stage = stagesOf({ bundle: 'unused' }, folders).find(({ drills }) => drills[0]?.name === 'kill -9 redis')!;
-  const why = await stage.open();
+  const why = await stage.open([]);
   expect(findRedis).toHaveBeenCalledOnce();
   expect(why).toBe('no redis-server on PATH');
   const result = { drills: stage.drills.map((drill) => notRun(drill, String(why))) };

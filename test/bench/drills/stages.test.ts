@@ -16,6 +16,7 @@ import { runDrill } from '../../../bench/drills/run-drill.ts';
 import { runSoak } from '../../../bench/drills/soak.ts';
 import { type Ground, stagesOf } from '../../../bench/drills/stages.ts';
 import { makeReferences, type Reference } from '../../../bench/drills/streams.ts';
+import { upgradeDrill } from '../../../bench/drills/upgrade.ts';
 import { openModel } from '../../../bench/system/model.ts';
 import { PromptMaker } from '../../../bench/system/prompts.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
@@ -47,7 +48,7 @@ async function open(name: string): Promise<{ ground: Ground; references: Referen
   const stage = stagesOf({ bundle: bundle() }, { data: join(dir, 'data'), repo: 'drilled', path }).find(
     (stage) => stage.name === name,
   );
-  const ground = await stage!.open();
+  const ground = await stage!.open([]);
   if (typeof ground === 'string') return ground;
   onTestFinished(() => ground.close());
   const prompts = await PromptMaker.load('drilled', path, await loadTokenizer(MODEL));
@@ -78,6 +79,23 @@ test('a rolling restart of decode workers costs no request anything', async () =
   const result = await runDrill(drill, references, ground, { ...HOW, rate: 1 });
   expect(result).toMatchObject({ disturbances: 2, failed: {}, lostTokens: 0, doubledTokens: 0, broken: '' });
   expect(result.note).toMatch(/^2 drained with exit code 0/);
+});
+
+test('a bundle is exchanged under load and back: no request fails, and no answer mixes two bundles', async () => {
+  const { ground: first, references } = await must('a system');
+  await first.close();
+  const stages = stagesOf({ bundle: bundle() }, { data: join(dir, 'data'), repo: 'drilled', path, model: MODEL });
+  const ground = await stages.find(({ name }) => name === 'an upgrade')!.open(references);
+  if (typeof ground === 'string') throw new Error(ground);
+  onTestFinished(() => ground.close());
+  const [one, other] = [...ground.references![0]!.byVersion!.values()];
+  expect(one).not.toEqual(other);
+  // How soon a rollback is in force, a busy machine does not say.
+  const result = await runDrill(upgradeDrill(60_000), ground.references!, ground, { ...HOW, rate: 0.5 });
+  expect(result).toMatchObject({ failed: {}, lostTokens: 0, doubledTokens: 0 });
+  expect(result.note).toMatch(/^indexes made beside the others in .* s; rolled back at both gateways in \d+ ms/);
+  const wrong = ground.references!.map((reference) => ({ ...reference, byVersion: new Map() }));
+  expect((await runDrill(DRILLS[0]!, wrong, ground, HOW)).broken).toMatch(/tokens doubled/);
 });
 
 test('a stopped indexer finishes its upload when it continues, and clients may leave in the middle of a stream', async () => {

@@ -20,7 +20,7 @@ test('published indexes are loaded before anyone asks for them, one tenant after
     },
   };
   const closing = new AbortController();
-  const warming = keepIndexesWarm(store, retrieval, ['acme', 'globex'], closing.signal);
+  const warming = keepIndexesWarm(store, retrieval, { tenants: ['acme', 'globex'] }, closing.signal);
   await expect.poll(() => warmed).toEqual(['acme/a', 'acme/b']);
   expect(looks[0]).toBe('acme');
   published.set('globex', ['globex/c']);

@@ -78,6 +78,7 @@ describe.each(codes)('%s', (code) => {
       },
       delete: fail,
       encode: fail,
+      reembed: fail,
       describe: async () => ({ fingerprint: '' }) as never,
       close: () => {},
     };

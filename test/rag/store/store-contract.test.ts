@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { chunkFile } from '../../../services/lib/rag/chunk.ts';
 import { openStore } from '../../../services/lib/rag/store/open-store.ts';
+import { sideKey, tenantOf } from '../../../services/lib/rag/store/repo-key.ts';
 import { fileIdOf, idAt, NO_VECTORS, packIds } from '../../../services/lib/rag/store/row.ts';
 import type { ChunkRow, IndexSnapshot, LeftOutRow, RowRead, Store } from '../../../services/lib/rag/store/store.ts';
 import { startRedis } from '../../support/redis.ts';
@@ -193,6 +194,17 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await store.head(repo)).toMatchObject({ chunks: 0 });
     const kept = await store.contents(longer, FINGERPRINT, idsOf(rowsOf('b.py')));
     expect(kept.every((content) => content !== undefined)).toBe(true);
+  });
+
+  test('side indexes are repositories of their own, and are listed apart', async () => {
+    await publish(store, repo, rowsOf('a.py'));
+    const side = sideKey(repo, 'next');
+    await publish(store, side, rowsOf('b.py'));
+    expect(await store.head(side)).toMatchObject({ chunks: rowsOf('b.py').length });
+    expect(await store.repositories(tenantOf(repo))).toContain(repo);
+    expect(await store.repositories(tenantOf(repo))).not.toContain(side);
+    expect(await store.repositories(tenantOf(repo), 'sides')).toContain(side);
+    await expect(store.head(`${repo}@x`)).rejects.toMatchObject({ code: 'invalid_request' });
   });
 
   test('readers see the old version until the new one is published, and a sweep removes what the new one does not name', async () => {

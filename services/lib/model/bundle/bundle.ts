@@ -1,7 +1,7 @@
 /**
  * A model bundle: one folder with everything that a service loads, described by its `manifest.json`.
  *
- *     manifest.json  tokenizer.json  tokenizer_config.json
+ *     manifest.json [, manifest.sig]  tokenizer.json  tokenizer_config.json
  *     llm/model.onnx, model.bin
  *     prefill/model.onnx, model.bin                      the same network with weights for prompts, if those differ
  *     encoder/model.onnx, model.bin [, tokenizer.json]   both or neither: without them repository context
@@ -22,6 +22,7 @@ import {
   SOFT_PER_CHUNK,
   type SoftPerChunk,
 } from './choices.ts';
+import { assertSigned, readSigner } from './signature.ts';
 
 /** The number grows with the inputs of the graphs: a session feeds those of its own version only. */
 export const FORMAT = 'llavacode-bundle/2';
@@ -207,19 +208,33 @@ export function filesOf({ llm, prefill, context, tokenizer }: Manifest, parts: r
 const invalid = (dir: string, what: string, cause?: unknown) =>
   new ServingError('bundle_invalid', `${dir}: ${what}`, { cause });
 
+interface OpenOptions {
+  /** PEM file of the public key whose owner must have signed the bundle; '' if it need not be signed. */
+  readonly requireSigned?: string;
+  /** The setting that names the key. */
+  readonly flag?: string;
+}
+
 /**
- * Opens a bundle. Checked are the manifest with its fingerprints, and that every file is there in its full size. The
- * contents are not read: integrity.ts does that.
- * @throws ServingError bundle_invalid
+ * Opens a bundle. Checked are its signature where one is required, the manifest with its fingerprints, that every file
+ * is there in its full size, and that no tokenizer would read a file that the manifest does not have. The contents are
+ * not read: integrity.ts does that.
+ * @throws ServingError bundle_invalid; config_invalid for a key that is none.
  */
-export async function openBundle(dir: string): Promise<Bundle> {
-  const manifest = await readManifest(dir);
+export async function openBundle(
+  dir: string,
+  { requireSigned = '', flag = '--require-signed' }: OpenOptions = {},
+): Promise<Bundle> {
+  const bytes = await readManifestBytes(dir);
+  if (requireSigned !== '') await assertSigned(dir, bytes, await readSigner(flag, requireSigned));
+  const manifest = parseManifest(dir, bytes);
   for (const { path, bytes } of allFiles(manifest)) {
     const found = await stat(join(dir, path)).catch(() => undefined);
     if (!found?.isFile()) throw invalid(dir, `${path} is missing`);
     if (found.size !== bytes) throw invalid(dir, `${path} has ${found.size} bytes, and the manifest says ${bytes}`);
   }
   const { context } = manifest;
+  await assertNoStrayTokenizer(dir, manifest);
   return {
     dir,
     manifest,
@@ -234,11 +249,33 @@ export async function openBundle(dir: string): Promise<Bundle> {
   };
 }
 
+/**
+ * The manifest as it is written: what is signed.
+ * @throws ServingError bundle_invalid
+ */
+export async function readManifestBytes(dir: string): Promise<Buffer> {
+  return readFile(join(dir, 'manifest.json')).catch((error) => {
+    throw invalid(dir, `manifest.json cannot be read: ${reasonOf(error)}`, error);
+  });
+}
+
+/** Tokenizers read it if it is there: one that nobody has vouched for must not change what texts mean. */
+async function assertNoStrayTokenizer(dir: string, manifest: Manifest): Promise<void> {
+  const listed = new Set(allFiles(manifest).map(({ path }) => path));
+  const encoder = manifest.context && dirname(manifest.context.encoder.tokenizer);
+  const folders = encoder === undefined || encoder === '.' ? [''] : ['', `${encoder}/`];
+  for (const path of folders.map((folder) => `${folder}tokenizer_config.json`)) {
+    if (listed.has(path)) continue;
+    const found = await stat(join(dir, path)).catch(() => undefined);
+    if (found) throw invalid(dir, `${path} is not in the manifest: remove it, or make the bundle again`);
+  }
+}
+
 /** @throws ServingError bundle_invalid */
-async function readManifest(dir: string): Promise<Manifest> {
+function parseManifest(dir: string, bytes: Buffer): Manifest {
   let json: unknown;
   try {
-    json = JSON.parse(await readFile(join(dir, 'manifest.json'), 'utf8'));
+    json = JSON.parse(bytes.toString('utf8'));
   } catch (error) {
     throw invalid(dir, `manifest.json cannot be read: ${reasonOf(error)}`, error);
   }

@@ -16,7 +16,7 @@ import { Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
 import { makeFolder } from '../../process/os-errors.ts';
 import { narrowedInWords, narrowWithin } from '../../process/private-files.ts';
-import { assertRepoKey, tenantOf } from './repo-key.ts';
+import { assertRepoKey, isSideKey, tenantOf } from './repo-key.ts';
 import {
   assertIds,
   decodeContent,
@@ -146,11 +146,11 @@ class LmdbStore implements Store {
     return decodeRows(ids, rows, read, (id, bytes) => decodeContent(id, bytes, part));
   }
 
-  async repositories(tenant: string) {
+  async repositories(tenant: string, which?: 'sides') {
     return this.read(() =>
       [...this.index.getKeys()]
         .filter((key) => typeof key === 'string') // a key of one part comes back as a string
-        .filter((repo) => tenantOf(repo) === tenant)
+        .filter((repo) => tenantOf(repo) === tenant && isSideKey(repo) === (which === 'sides'))
         .sort(),
     );
   }

@@ -9,7 +9,7 @@ import { ServingError } from '../../process/errors.ts';
 import { RedisConnection, type Repeat } from '../../redis/connection.ts';
 import { keysOf, publishedKey } from './redis-keys.ts';
 import { RedisWriter } from './redis-writer.ts';
-import { assertRepoKey } from './repo-key.ts';
+import { assertRepoKey, isSideKey } from './repo-key.ts';
 import { assertIds, decodeContent, decodeEntry, decodeHead, decodeRows, type StoredRow } from './row.ts';
 import type { RowPart, RowRead, Store, StoreUse } from './store.ts';
 
@@ -129,9 +129,9 @@ class RedisStore implements Store {
     return (rows as (Buffer | number | null)[]).map((row) => row ?? undefined);
   }
 
-  async repositories(tenant: string) {
+  async repositories(tenant: string, which?: 'sides') {
     const repos = await this.#redis.run((client) => client.smembers(publishedKey(tenant)), this.#repeat);
-    return repos.sort();
+    return repos.filter((repo) => isSideKey(repo) === (which === 'sides')).sort();
   }
 
   async lock(repo: string, ttlMs: number) {

@@ -1,4 +1,5 @@
 /** The name that a client gives a repository, and the key made from it, which no two tenants share. */
+import { createHash } from 'node:crypto';
 import { ServingError } from '../../process/errors.ts';
 
 /** `owner/name` or `name`, in characters that are safe in a key, a path and a URL. */
@@ -35,7 +36,21 @@ export const tenantOf = (key: string) => (key.includes(':') ? key.slice(0, key.i
 /** The tenant's own name for the repository of a key. */
 export const nameOf = (key: string) => key.slice(key.indexOf(':') + 1);
 
-/** @throws ServingError invalid_request for a text that is not a key of a repository. */
+/**
+ * The key of a repository's side index: the same chunks with the vectors of another encoder and projector than those of
+ * its own index, while one takes the place of the other. No name that a client gives has an `@`, so none is such a key.
+ * @param fingerprint of encoder and projector.
+ */
+export const sideKey = (repo: string, fingerprint: string) =>
+  `${repo}@${createHash('sha256').update(fingerprint).digest('hex').slice(0, 16)}`;
+
+const SIDE = /@[0-9a-f]{16}$/;
+export const isSideKey = (key: string) => SIDE.test(key);
+/** The key of the repository that a side index is of; any other key as it is. */
+export const mainKey = (key: string) => key.replace(SIDE, '');
+
+/** @throws ServingError invalid_request for a text that is not a key of a repository, or of a side index. */
 export function assertRepoKey(key: string): void {
-  repoKey(tenantOf(key), nameOf(key));
+  const repo = mainKey(key);
+  repoKey(tenantOf(repo), nameOf(repo));
 }

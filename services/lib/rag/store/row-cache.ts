@@ -43,7 +43,7 @@ export function withRowCache(store: Store, limitBytes: number): Store {
     address: store.address,
     head: (repo, read) => store.head(repo, read),
     snapshot: (repo) => store.snapshot(repo),
-    repositories: (tenant) => store.repositories(tenant),
+    repositories: (tenant, which) => store.repositories(tenant, which),
     entries: (repo, ids, limits) =>
       through(
         repo,

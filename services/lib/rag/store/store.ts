@@ -33,6 +33,11 @@ export const indexHead = z.strictObject({
   languages: z.record(z.string(), z.int().min(1)).default({}),
   /** The retriever that searches this index if a request does not say; `jaccard` if it is absent. */
   retriever: z.enum(RETRIEVERS).optional(),
+  /** Of a side index (see repo-key.ts): the version of the repository's own index that it was made of. */
+  of: z
+    .string()
+    .regex(/^[0-9a-f]{16}$/)
+    .optional(),
   /** Remote URL of the checkout that was indexed, in the form of remote-form.ts; undefined if none was told. */
   remote: z.string().max(2_048).optional(),
   /** Time at which this version was completed, in ISO 8601. */
@@ -139,8 +144,11 @@ export interface Store {
     ids: readonly string[],
     read?: RowRead,
   ): Promise<(ChunkContent | undefined)[]>;
-  /** Keys of the repositories that a tenant has published, sorted. */
-  repositories(tenant: string): Promise<string[]>;
+  /**
+   * Keys of the repositories that a tenant has published, sorted.
+   * @param which `sides` for the keys of side indexes; those of repositories where it is not given.
+   */
+  repositories(tenant: string, which?: 'sides'): Promise<string[]>;
   /**
    * Takes the right to change a repository's index. It lasts until released, or until `ttlMs` after the holder has
    * died.

@@ -1,0 +1,107 @@
+/**
+ * Keeps side indexes for the candidate's encoder up to date while the other bundle's index is served: repository by
+ * repository, a bounded number of chunks at a time, by an indexer of the candidate's bundle. Uploads change the
+ * repositories' own indexes as ever; a side index follows within seconds. Of several gateways that do this, one at a
+ * time makes an index; the others find it made.
+ */
+import { repeatUntilAborted } from '../../lib/async/repeat.ts';
+import { ServingError } from '../../lib/process/errors.ts';
+import type { Logger } from '../../lib/process/log.ts';
+import { metrics } from '../../lib/process/metrics.ts';
+import { nameOf, sideKey } from '../../lib/rag/store/repo-key.ts';
+import { contextFingerprint } from '../../lib/rag/store/row.ts';
+import type { Store } from '../../lib/rag/store/store.ts';
+import type { IndexerClient } from '../../lib/rpc/contract.ts';
+
+export interface SideIndexingParts {
+  readonly store: Pick<Store, 'repositories' | 'head'>;
+  readonly keys: { readonly tenants: readonly string[] };
+  readonly indexer: Pick<IndexerClient, 'reembed'>;
+  /** Fingerprint of the candidate's encoder and projector. */
+  readonly fingerprint: string;
+  readonly log: Pick<Logger, 'warn' | 'info'>;
+}
+
+/** How far the side indexes are, as of the last look. */
+export interface SideProgress {
+  readonly repositories: number;
+  /** Those whose side index is of the version that is served. */
+  readonly current: number;
+  /** Chunks that were encoded so far. */
+  readonly embedded: number;
+  /** Why a repository is behind, as far as that is known. */
+  readonly problem?: string;
+}
+
+/** Pause between two looks at all repositories, in ms. */
+const LOOK_EVERY_MS = 1_000;
+/** Longest time of one call, in ms: 512 chunks by a slow encoder on a busy machine. */
+const CALL_MS = 300_000;
+
+export class SideIndexing {
+  readonly #parts: SideIndexingParts;
+  #progress: SideProgress = { repositories: 0, current: 0, embedded: 0 };
+  #embedded = 0;
+
+  constructor(parts: SideIndexingParts) {
+    this.#parts = parts;
+  }
+
+  get progress(): SideProgress {
+    return this.#progress;
+  }
+
+  /** Goes on until `closing` is aborted. It never rejects. */
+  async run(closing: AbortSignal): Promise<void> {
+    await repeatUntilAborted(closing, async () => {
+      await this.#lookAtAll(closing).catch((error) => this.#failed(error));
+      return LOOK_EVERY_MS;
+    });
+    for (const state of ['current', 'behind']) metrics.rolloutRepositories.remove({ state });
+  }
+
+  async #lookAtAll(closing: AbortSignal): Promise<void> {
+    const { store, keys } = this.#parts;
+    let [repositories, current] = [0, 0];
+    let problem: string | undefined;
+    for (const tenant of keys.tenants) {
+      for (const repo of await store.repositories(tenant)) {
+        if (closing.aborted) return;
+        repositories++;
+        try {
+          await this.#bringUpToDate(tenant, repo, closing);
+          current++;
+        } catch (error) {
+          problem = `${repo}: ${ServingError.from(error).message}`;
+        }
+      }
+    }
+    if (problem !== undefined && problem !== this.#progress.problem) this.#failed(problem);
+    this.#progress = { repositories, current, embedded: this.#embedded, ...(problem !== undefined && { problem }) };
+    metrics.rolloutRepositories.set({ state: 'current' }, current);
+    metrics.rolloutRepositories.set({ state: 'behind' }, repositories - current);
+  }
+
+  async #bringUpToDate(tenant: string, repo: string, closing: AbortSignal): Promise<void> {
+    const { indexer } = this.#parts;
+    if (await this.#isCurrent(repo)) return;
+    for (let left = 1; left > 0; ) {
+      const signal = AbortSignal.any([closing, AbortSignal.timeout(CALL_MS)]);
+      const answer = await indexer.reembed({ tenant, repo: nameOf(repo) }, signal);
+      this.#embedded += answer.embedded;
+      this.#progress = { ...this.#progress, embedded: this.#embedded };
+      left = answer.left;
+    }
+  }
+
+  async #isCurrent(repo: string): Promise<boolean> {
+    const { store, fingerprint } = this.#parts;
+    const own = await store.head(repo);
+    if (own === undefined || contextFingerprint(own.fingerprint) === fingerprint) return true;
+    return (await store.head(sideKey(repo, fingerprint)))?.of === own.version;
+  }
+
+  #failed(problem: unknown): void {
+    this.#parts.log.warn({ problem: String(problem) }, 'a side index is behind: it is tried again');
+  }
+}

@@ -1,0 +1,107 @@
+/**
+ * The making of a side index (see repo-key.ts): all chunks of a repository's index with the vectors of this encoder,
+ * from the texts that are stored, so that no source is needed. It is made in pieces: each call encodes a bounded number
+ * of chunks, and the next one goes on from what is stored. What is served meanwhile is not touched.
+ */
+import { createHash } from 'node:crypto';
+import { ServingError } from '../lib/process/errors.ts';
+import { chunkOf } from '../lib/rag/chunk.ts';
+import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
+import { sideKey } from '../lib/rag/store/repo-key.ts';
+import { contextFingerprint, idAt, packIds } from '../lib/rag/store/row.ts';
+import type { IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
+
+export interface Reembedding {
+  /** Key of the repository. */
+  readonly repo: string;
+  readonly store: Store;
+  readonly encoder: ContextEncoder;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface Reembedded {
+  /** Chunks that were encoded by this call, and those that are left to be. */
+  readonly embedded: number;
+  readonly left: number;
+}
+
+/** Chunks of one call, and chunks that are encoded at a time. */
+const CALL_CHUNKS = 512;
+const BATCH = 64;
+const LOCK_TTL_MS = 15_000;
+
+/**
+ * Brings the side index closer to the repository's own index as it is now, and publishes it when nothing is left. Where
+ * the repository's own index has this encoder's vectors, or is gone, a side index is not needed and is removed.
+ * @throws ServingError index_locked while another process does the same, store_unavailable, store_invalid; what the
+ *   encoder throws; the signal's reason.
+ */
+export async function reembed({ repo, store, encoder, signal }: Reembedding): Promise<Reembedded> {
+  const own = await store.snapshot(repo);
+  const wanted = contextFingerprint(encoder.fingerprint);
+  const key = sideKey(repo, wanted);
+  const before = await store.snapshot(key);
+  const isNeeded = own !== undefined && contextFingerprint(own.head.fingerprint) !== wanted;
+  if (isNeeded ? before?.head.of === own.head.version : before === undefined) return { embedded: 0, left: 0 };
+  const writer = await store.lock(key, LOCK_TTL_MS);
+  try {
+    if (!isNeeded) {
+      await writer.remove();
+      return { embedded: 0, left: 0 };
+    }
+    const stored = await writer.stored(encoder.fingerprint);
+    const ids = Array.from({ length: own.head.chunks }, (_, i) => idAt(own.ids, i));
+    const missing = [...new Set(ids)].filter((id) => !stored.has(id));
+    const now = missing.slice(0, CALL_CHUNKS);
+    for (let start = 0; start < now.length; start += BATCH) {
+      signal?.throwIfAborted();
+      await encodeInto(writer, { repo, store, encoder, signal }, own.head, now.slice(start, start + BATCH));
+    }
+    if (now.length === missing.length) await publish(writer, own, encoder, before);
+    return { embedded: now.length, left: missing.length - now.length };
+  } finally {
+    await writer.release().catch(() => {});
+  }
+}
+
+async function encodeInto(
+  writer: IndexWriter,
+  { repo, store, encoder, signal }: Reembedding,
+  { fingerprint }: IndexHead,
+  ids: readonly string[],
+): Promise<void> {
+  const damaged = { onLeftOut: () => {} };
+  const [entries, contents] = await Promise.all([
+    store.entries(repo, ids, damaged),
+    store.contents(repo, fingerprint, ids, { ...damaged, part: 'text' }),
+  ]);
+  const chunks = ids.map((id, i) => {
+    const [entry, content] = [entries[i], contents[i]];
+    const chunk = entry && content && chunkOf(entry, content.text);
+    // Only a text that still has its hash may be encoded: damage would become a sound row.
+    if (chunk?.id === id) return chunk;
+    const message = `chunk ${id} of ${repo} is damaged, or was replaced while it was read: try again, or index anew`;
+    throw new ServingError('store_invalid', message);
+  });
+  const encoded = await encoder.encode(chunks, signal);
+  await writer.put(
+    encoder.fingerprint,
+    chunks.map((chunk, i) => ({ chunk, ...encoded[i]! })),
+  );
+}
+
+/** Makes the side index of this version the one that readers see. */
+async function publish(
+  writer: IndexWriter,
+  { head, ids }: IndexSnapshot,
+  { fingerprint, hidden }: ContextEncoder,
+  before: IndexSnapshot | undefined,
+): Promise<void> {
+  const whole = packIds(Array.from({ length: head.chunks }, (_, i) => idAt(ids, i)));
+  const hash = createHash('sha256')
+    .update(`${fingerprint}\0${head.retriever ?? ''}\0`)
+    .update(whole);
+  const version = hash.digest('hex').slice(0, 16);
+  await writer.publish({ head: { ...head, version, fingerprint, hidden, of: head.version }, ids: whole });
+  await writer.sweep(before);
+}
