@@ -5,6 +5,7 @@ import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger, type Logger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
+import { logTracing } from '../lib/process/tracing.ts';
 import { loadQueryEncoder } from '../lib/rag/search/query-encoder.ts';
 import { createRetrieval } from '../lib/rag/search/retrieval.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
@@ -26,6 +27,7 @@ import { loadApiKeys } from './tenants/api-keys.ts';
 export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
+  life.onStop('traces', logTracing(log));
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
   const [keys, tls, security] = await Promise.all([
     loadApiKeys(config.apiKeysFile),

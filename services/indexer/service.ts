@@ -3,6 +3,8 @@
  */
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
+import { beginTrace, tracedStream } from '../lib/process/tracing.ts';
 import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
 import { repoKey } from '../lib/rag/store/repo-key.ts';
 import type { Store } from '../lib/rag/store/store.ts';
@@ -39,7 +41,10 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
   let running = 0;
   const ofTenant = new Map<string, number>();
 
-  async function* index(
+  const index = (requests: AsyncIterable<IndexRequest__Output>, signal: AbortSignal, caller: TraceHeaders) =>
+    tracedStream(beginTrace('index', caller, { kind: 'server', atMs: performance.now() }), indexed(requests, signal));
+
+  async function* indexed(
     requests: AsyncIterable<IndexRequest__Output>,
     signal: AbortSignal,
   ): AsyncGenerator<IndexEvent> {

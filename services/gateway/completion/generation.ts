@@ -5,6 +5,7 @@
  */
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
 import { atOnce, inTurns, Turns } from '../../lib/async/turns.ts';
+import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import { cacheSaltOf } from '../../lib/request/cache-salt.ts';
 import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
@@ -144,6 +145,7 @@ export class Generation {
     metrics.typedThrough.inc({ output: stream.over ? 'ended' : 'running' });
     record.continued(task.prompt);
     const tokens: SampledToken[] = [];
+    const following = record.timeline.begin('follow');
     try {
       for await (const part of stream.read(from, signal, false)) {
         const start = from + tokens.length;
@@ -156,6 +158,8 @@ export class Generation {
     } catch {
       signal.throwIfAborted();
       // The workers of the other request have failed it: this one goes on by itself.
+    } finally {
+      following.end();
     }
     return tokens;
   }
@@ -167,7 +171,7 @@ export class Generation {
       let rest: Part = { ...part, task };
       let placing: Promise<Grant> | undefined = this.#place(rest);
       while (placing) {
-        const grant: Grant = await placing;
+        const grant: Grant = await this.#waitFor(placing, part.task);
         const granted = { ...rest, indices: rest.indices.slice(0, grant.choices) };
         const round = this.#roundOf(granted, grant);
         add(this.#run(round).finally(() => giveBackOutput(round)));
@@ -177,6 +181,19 @@ export class Generation {
       }
       onPlaced();
     });
+  }
+
+  /** @throws as {@link #place} does. */
+  async #waitFor(placing: Promise<Grant>, { scope }: PromptTask): Promise<Grant> {
+    const waiting = scope.record.timeline.begin('queue');
+    try {
+      return await placing;
+    } catch (error) {
+      waiting.end(ServingError.from(error).code);
+      throw error;
+    } finally {
+      waiting.end();
+    }
   }
 
   /**
@@ -233,6 +250,7 @@ export class Generation {
       promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
+      onCall: (name, worker) => record.called(name, worker),
       ...countingTokens(task, indices, givingBackCached(grant, record.observerFor(!counts))),
     };
     return { part, attempt: new Attempt(attemptRequest, grant), grant };
@@ -345,7 +363,7 @@ export class Generation {
     const isReplay = reason === 'lost';
     if (isReplay) {
       for (const address of attempt.failedWorkers) task.failedWorkers.add(address);
-      task.scope.record.replayed();
+      task.scope.record.replayed(ServingError.from(error).code);
     }
     return { ...part, indices, tries, before: grant, isReplay, affinityWorker: grant.prefill.address, counts: false };
   }

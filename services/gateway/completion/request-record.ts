@@ -3,24 +3,17 @@ import { createHmac, randomBytes } from 'node:crypto';
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
+import type { TraceHeaders } from '../../lib/process/span.ts';
+import { isTracing } from '../../lib/process/tracing.ts';
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import { SPANS, Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { ContextReport } from '../context/context.ts';
-import type { AttemptObserver } from './attempt.ts';
+import type { Usage } from '../request.ts';
+import type { AttemptObserver, WorkerCall } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';
 import type { RedactedSample } from './redacted-sample.ts';
-
-/** Tokens that a request took. */
-export interface Usage {
-  /** Soft tokens included. */
-  readonly promptTokens: number;
-  readonly completionTokens: number;
-  /** Tokens of the prompt whose KV was cached. */
-  readonly cachedTokens: number;
-  /** Soft tokens of the prompt. */
-  readonly softTokens: number;
-}
+import { RequestTrace } from './request-trace.ts';
 
 /** Times at which the tokens of one choice came, in ms of the monotonic clock. */
 interface Arrivals {
@@ -36,8 +29,18 @@ interface Arrivals {
 const SESSION_KEY = randomBytes(32);
 const sessionDigest = (session: string) => createHmac('sha256', SESSION_KEY).update(session).digest('hex').slice(0, 16);
 
+/** The head of a request, as far as its trace says it. */
+interface TracedHead {
+  readonly headers: TraceHeaders;
+  readonly method: string;
+  /** The route that serves it, such as `/v1/completions`. */
+  readonly route: string;
+}
+
 export class RequestRecord {
   readonly timeline = new Timeline();
+  /** undefined where traces are off. */
+  readonly trace: RequestTrace | undefined;
   #tenant: string | undefined;
   #repo: string | undefined;
   #session: string | undefined;
@@ -63,6 +66,13 @@ export class RequestRecord {
   /** Tokens of the prompt and the output that another request was charged for. */
   #tokensOfOthers = 0;
   #detokenizeMs = 0;
+
+  /** @param head of the HTTP request, if it is to be traced. */
+  constructor(head?: TracedHead) {
+    if (head === undefined || !isTracing()) return;
+    const attributes = { 'http.request.method': head.method, 'http.route': head.route };
+    this.trace = RequestTrace.begin(this.timeline, head.headers, attributes);
+  }
 
   /** The context that was found for the prompt; undefined where the request did not ask for any. */
   get context(): ContextReport | undefined {
@@ -150,9 +160,16 @@ export class RequestRecord {
     this.#tokensOfOthers += tokens;
   }
 
-  /** A worker was lost, and its part of the request is done again. */
-  replayed(): void {
+  /** A worker is called for a part of the request. */
+  called(name: 'prefill' | 'decode', worker: string): WorkerCall {
+    const activity = this.timeline.begin(name, worker);
+    return { activity, headers: this.trace?.headersOf(activity) };
+  }
+
+  /** A worker was lost, and its part of the request is done again. @param reason code of the error. */
+  replayed(reason: string): void {
     this.timeline.mark('replayed');
+    this.trace?.replayed(reason);
     this.#replays++;
   }
 
@@ -255,6 +272,15 @@ export class RequestRecord {
     if (Number.isFinite(last)) this.timeline.mark('last_token', last);
     this.timeline.mark('finished');
     this.#observe();
+    this.trace?.end({
+      status,
+      error: this.#error?.code,
+      usage: this.usage,
+      finishReasons: this.#finishReasons,
+      context: this.#context,
+      replays: this.#replays,
+      tenant: this.#tenant,
+    });
     // Refused keys have a line of their own, of which there is a bounded number.
     const level = this.#error?.code === 'invalid_api_key' ? 'debug' : 'info';
     log[level](this.#line(status), 'completion');

@@ -98,6 +98,7 @@ export async function serveCompletion(
     const repo = completion.rag?.repo;
     if (repo !== undefined && completion.rag?.mode !== 'off') record.asksAbout(nameOf(repo));
     if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
+    record.trace?.asks(completion, parts.modelName, `cmpl-${request.id}`);
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
     return await answer({ request: completion, record, scope });
   } finally {
@@ -130,8 +131,10 @@ function reportHeaders({ context, suffix }: RequestRecord): Record<string, strin
 
 /** Writes what is known about a completion when its answer has ended, in whichever way. */
 function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
-  const record = new RequestRecord();
+  const { headers, method, routeOptions } = request;
+  const record = new RequestRecord({ headers, method, route: routeOptions.url ?? '' });
   request.record = record;
+  if (record.trace) request.log = request.log.child({ trace_id: record.trace.traceId });
   raw.once('close', () => {
     if (!raw.writableEnded && record.error === undefined) record.failed(clientGone());
     const status = record.error?.code === 'client_gone' ? record.error.kind.http : raw.statusCode;

@@ -10,6 +10,7 @@ import { Lifecycle } from '../process/lifecycle.ts';
 import { createLogger, type Logger } from '../process/log.ts';
 import { collectProcessMetrics, type MetricsService, metrics } from '../process/metrics.ts';
 import { stepBack } from '../process/priority.ts';
+import { logTracing } from '../process/tracing.ts';
 import { stayRegistered, type WorkerRole } from '../redis/worker-registry.ts';
 import { loadServingSecurity, type RpcSecurity } from '../rpc/credentials.ts';
 import { type MountedService, serveRpc } from '../rpc/server.ts';
@@ -56,6 +57,7 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   const log = createLogger(name, config.logLevel);
   if (config.nice > 0) stepBack(config.nice);
   const life = new Lifecycle(log, config.drainTimeoutMs);
+  life.onStop('traces', logTracing(log));
   const security = await loadServingSecurity(config);
   if (security.proof === 'secret' && !isLoopback(config.host)) {
     log.warn(

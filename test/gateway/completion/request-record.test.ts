@@ -30,7 +30,7 @@ test('the log line of a request says whose it was and which workers it used, and
     record.askedBy('acme', session);
     record.asksAbout('shop');
     record.placed('prefill:1', ['decode:1', 'decode:1']);
-    record.replayed();
+    record.replayed('worker_lost');
     record.placed('prefill:2', ['decode:1']);
     record.end(keepingLog(lines), 200);
     return lines.at(-1)!;
