@@ -178,6 +178,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
       'indexing',
       'interference',
       'load',
+      'observability',
       'peers',
       'quality',
       'retrieval',

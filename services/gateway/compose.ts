@@ -3,6 +3,7 @@
  * that tests put it together the same way.
  */
 import { repeatUntilAborted } from '../lib/async/repeat.ts';
+import type { CostModel } from '../lib/numeric/cost-model.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
@@ -25,6 +26,7 @@ import { Overlays } from './context/overlay.ts';
 import { RecentPrompts } from './context/recent-prompts.ts';
 import { Remotes } from './context/remotes.ts';
 import { Sessions } from './context/sessions.ts';
+import type { Scrapers } from './http/scrapers.ts';
 import { createServer } from './http/server.ts';
 import type { Tls } from './http/tls.ts';
 import { Readiness, tryOut } from './readiness.ts';
@@ -32,6 +34,7 @@ import type { GatewayConfig } from './settings.ts';
 import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
 import { TenantLedger } from './tenants/tenant-ledger.ts';
 import { LEASE_MS, TenantQuota } from './tenants/tenant-quota.ts';
+import { DesiredWorkers, type WorkerFigures } from './workers/desired-workers.ts';
 import { WorkerPool } from './workers/worker-pool.ts';
 
 export interface GatewayParts {
@@ -52,6 +55,10 @@ export interface GatewayParts {
   /** undefined where none was named: nothing can be indexed then. */
   readonly indexer: IndexerClient | undefined;
   readonly keys: ApiKeys;
+  /** Rates of workers that `llavacode plan` has measured; undefined where there is no file of them. */
+  readonly rates?: CostModel | undefined;
+  /** Who may read /metrics; undefined leaves that to the keys. */
+  readonly scrapers?: Scrapers | undefined;
   /**
    * Connection over which gateways share the limits of tenants, fairness between them, and sessions; undefined where
    * the store is not Redis. It is the gateway's own to close.
@@ -90,6 +97,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
   const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
   const format = choosePromptFormat(tokenizer, promptFormat, parts.eosIds);
   const closing = new AbortController();
+  const desired = new DesiredWorkers(parts.rates);
   const shared = composeShared(config, parts, pool, weightOf, closing.signal);
   const { dispatcher, exchange, sessions, inflight, quota } = shared;
   const journey = new Journey({
@@ -132,9 +140,20 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     recent: new RecentPrompts(),
     remotes: new Remotes(parts.store, config.retrievalBudgetMs),
     tls: parts.tls,
+    load: desired,
+    beforeScrape: () => desired.publish(figuresOf(pool, dispatcher)),
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
   });
   return { app, pool, journey, inflight, readiness, closing };
+}
+
+/** What the number of workers that the load needs goes by, as it stands. */
+function figuresOf(pool: WorkerPool, { waiting }: Dispatcher): WorkerFigures {
+  return {
+    ...pool.perWorker,
+    sequences: pool.slots.busy + waiting.prompts,
+    waitingTokens: pool.prefillBacklog + waiting.tokens,
+  };
 }
 
 /** The parts that know of other gateways, where there is a Redis over which these can be heard. */

@@ -19,21 +19,19 @@ import { loadRpcSecurity, type RpcSecurity } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
 import { leftOutReporter } from './context/left-out-rows.ts';
+import { loadScrapers } from './http/scrapers.ts';
 import { loadTls } from './http/tls.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
 import { loadApiKeys } from './tenants/api-keys.ts';
+import { loadRates } from './workers/desired-workers.ts';
 
 export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
   life.onStop('traces', logTracing(log));
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
-  const [keys, tls, security] = await Promise.all([
-    loadApiKeys(config.apiKeysFile),
-    loadTls(config),
-    loadRpcSecurity(config),
-  ]);
+  const { keys, scrapers, tls, security, rates } = await readFiles(config);
   sayWhatIsOpen(config, security, log);
   const bundle = await openBundle(config.model);
   const { manifest, tokenizerDir } = bundle;
@@ -89,6 +87,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     store,
     indexer,
     keys,
+    scrapers,
+    rates,
     redis,
     tls,
     secret: security.secret,
@@ -99,6 +99,18 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   });
   life.onStop('http server', gateway.close);
   void gateway.ready.then(() => life.ready(gateway.address, gateway.address));
+}
+
+/** What the files of its settings say, apart from the bundle. @throws ServingError config_invalid */
+async function readFiles(config: GatewayConfig) {
+  const [keys, scrapers, tls, security, rates] = await Promise.all([
+    loadApiKeys(config.apiKeysFile),
+    loadScrapers(config),
+    loadTls(config),
+    loadRpcSecurity(config),
+    loadRates(config.ratesFile),
+  ]);
+  return { keys, scrapers, tls, security, rates };
 }
 
 /** Warns of what the settings leave to the network. */

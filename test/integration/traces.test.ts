@@ -7,12 +7,13 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { type ReceivedSpan, receiveTraces } from '../../bench/observability/collector.ts';
 import { type CompletionBody, streamCompletion } from '../../services/client.ts';
 import { openTracer } from '../../services/lib/process/otlp.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { asksForTraces, beginTrace, logTracing, startTracing } from '../../services/lib/process/tracing.ts';
 import { tarOfFiles } from '../support/archives.ts';
-import { type ReceivedSpan, receiveTraces } from '../support/otlp-receiver.ts';
+import { temporaryFolder } from '../support/models.ts';
 import { startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
 
 const run = promisify(execFile);
@@ -25,6 +26,7 @@ const prompt = Array.from({ length: 300 }, (_, i) => (i * 7919) % 500);
 const body: CompletionBody = { prompt, max_tokens: 250, temperature: 0, ignore_eos: true, return_token_ids: true };
 
 const answers: { status: number | undefined } = { status: 200 };
+const store = `lmdb:${join(await temporaryFolder(), 'store')}`;
 let collector: Awaited<ReturnType<typeof receiveTraces>>;
 let system: TestSystem;
 beforeAll(async () => {
@@ -38,7 +40,8 @@ beforeAll(async () => {
     prefill: 1,
     decode: 2,
     prefillOnly: { prefillChunkTokens: 32 },
-    indexer: {},
+    gateway: { store },
+    indexer: { store },
   });
   vi.unstubAllEnvs();
 });
@@ -203,6 +206,28 @@ test('an upload is one trace over gateway and indexer', async () => {
       { timeout: 20_000 },
     )
     .toEqual(['llavacode-gateway', 'llavacode-indexer']);
+});
+
+test('a completion with context shows the search, and below it the chunks that the indexer encodes', async () => {
+  const traceId = idOf('3');
+  const files = [{ path: 'b.ts', text: 'export function basket(a: number) {\n  return a + 1;\n}\n' }];
+  const rag = { repo: 'traced', mode: 'compressed', top_k: 3, files };
+  await complete(traceId, { prompt: 'const b = basket(', max_tokens: 2, rag } as Partial<CompletionBody>);
+  await expect.poll(() => rootOf(traceId)?.name, { timeout: 20_000 }).toBeDefined();
+  const retrieve = () => spansOf(traceId).find(({ name }) => name === 'retrieve');
+  expect(retrieve()).toMatchObject({
+    parentSpanId: rootOf(traceId)!.spanId,
+    attributes: {
+      'gen_ai.operation.name': 'retrieval',
+      'gen_ai.retrieval.top_k': 3,
+      'llavacode.rag.mode': 'compressed',
+    },
+  });
+  const encode = () => spansOf(traceId).find(({ name }) => name === 'encode');
+  await expect.poll(encode, { timeout: 20_000 }).toMatchObject({
+    service: 'llavacode-indexer',
+    parentSpanId: retrieve()!.spanId,
+  });
 });
 
 test.each([503, undefined])('a collector that answers %s costs spans, and no request', async (status) => {

@@ -55,7 +55,16 @@ export interface Answer {
   error?: { message: string; type: string; param: string | null; code: string };
 }
 
-type Given = 'contextFingerprint' | 'tokenizer' | 'retrieval' | 'store' | 'indexer' | 'keys' | 'redis' | 'tls';
+type Given =
+  | 'contextFingerprint'
+  | 'tokenizer'
+  | 'retrieval'
+  | 'store'
+  | 'indexer'
+  | 'keys'
+  | 'scrapers'
+  | 'redis'
+  | 'tls';
 
 /** Settings, and parts that the process would open. */
 export interface FakeGatewayOptions extends Partial<Omit<GatewayConfig, Given>>, Partial<Pick<GatewayParts, Given>> {

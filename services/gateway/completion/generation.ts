@@ -52,6 +52,8 @@ interface Part {
   readonly counts: boolean;
   readonly same: SamePrompt | undefined;
   readonly echo: PromptEcho;
+  /** Since when they need workers, in ms of the monotonic clock. */
+  readonly sinceMs: number;
 }
 
 /** What all rounds of a prompt that is echoed share. */
@@ -90,7 +92,15 @@ export class Generation {
   async #compute(task: PromptTask, onPlaced: () => void, counts = true): Promise<void> {
     const indices = [...task.choices.keys()];
     const same = await this.#same(task);
-    const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: same?.worker, counts };
+    const sinceMs = task.scope.record.timeline.at('tokenized') ?? performance.now();
+    const start = {
+      sinceMs,
+      tries: NO_TRIES,
+      before: undefined,
+      isReplay: false,
+      affinityWorker: same?.worker,
+      counts,
+    };
     try {
       await this.#runPart({ ...start, task, indices, same, echo: { made: undefined } }, onPlaced);
     } finally {
@@ -170,8 +180,10 @@ export class Generation {
       const task = { ...part.task, scope: { ...part.task.scope, signal: live } };
       let rest: Part = { ...part, task };
       let placing: Promise<Grant> | undefined = this.#place(rest);
+      let { sinceMs } = part;
       while (placing) {
-        const grant: Grant = await this.#waitFor(placing, part.task);
+        const grant: Grant = await this.#waitFor(placing, part.task, sinceMs);
+        sinceMs = performance.now();
         const granted = { ...rest, indices: rest.indices.slice(0, grant.choices) };
         const round = this.#roundOf(granted, grant);
         add(this.#run(round).finally(() => giveBackOutput(round)));
@@ -184,8 +196,8 @@ export class Generation {
   }
 
   /** @throws as {@link #place} does. */
-  async #waitFor(placing: Promise<Grant>, { scope }: PromptTask): Promise<Grant> {
-    const waiting = scope.record.timeline.begin('queue');
+  async #waitFor(placing: Promise<Grant>, { scope }: PromptTask, sinceMs: number): Promise<Grant> {
+    const waiting = scope.record.timeline.begin('queue', undefined, sinceMs);
     try {
       return await placing;
     } catch (error) {
@@ -359,13 +371,23 @@ export class Generation {
   async #partAfter(round: Round, indices: readonly number[], error: unknown, signal: AbortSignal): Promise<Part> {
     const { part, attempt, grant } = round;
     const { task } = part;
+    const sinceMs = performance.now();
     const { reason, tries } = await pauseBeforeRepeat(error, part.tries, signal);
     const isReplay = reason === 'lost';
     if (isReplay) {
       for (const address of attempt.failedWorkers) task.failedWorkers.add(address);
       task.scope.record.replayed(ServingError.from(error).code);
     }
-    return { ...part, indices, tries, before: grant, isReplay, affinityWorker: grant.prefill.address, counts: false };
+    return {
+      ...part,
+      indices,
+      tries,
+      sinceMs,
+      before: grant,
+      isReplay,
+      affinityWorker: grant.prefill.address,
+      counts: false,
+    };
   }
 }
 

@@ -2,7 +2,7 @@
 import { createHmac, randomBytes } from 'node:crypto';
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
-import { metrics } from '../../lib/process/metrics.ts';
+import { metrics, observeTraced, tenantLabel } from '../../lib/process/metrics.ts';
 import type { TraceHeaders } from '../../lib/process/span.ts';
 import { isTracing } from '../../lib/process/tracing.ts';
 import type { FinishReason } from '../../lib/request/next-token.ts';
@@ -42,6 +42,8 @@ export class RequestRecord {
   /** undefined where traces are off. */
   readonly trace: RequestTrace | undefined;
   #tenant: string | undefined;
+  /** Name of the served model; '' before it is known that the request is for it. */
+  #model = '';
   #repo: string | undefined;
   #session: string | undefined;
   /** Addresses of the workers that were given the request, in the order of their first use. */
@@ -92,6 +94,16 @@ export class RequestRecord {
   /** How the request failed; undefined as long as it has not. */
   get error(): ServingError | undefined {
     return this.#error;
+  }
+
+  /** It is known which tenant's key the request has. */
+  ofTenant(tenant: string): void {
+    this.#tenant = tenant;
+  }
+
+  /** @param model name of the served model, which the request is for. */
+  asksFor(model: string): void {
+    this.#model = model;
   }
 
   /** It is known who asks. */
@@ -315,7 +327,9 @@ export class RequestRecord {
     metrics.cachedTokens.inc(usage.cachedTokens);
     metrics.generationTokens.inc(usage.completionTokens);
     for (const gap of this.#gaps) metrics.itl.observe(gap);
-    if (timeline.ttft !== undefined) metrics.ttft.observe(timeline.ttft);
+    if (timeline.ttft !== undefined) observeTraced(metrics.ttft, timeline.ttft, this.trace?.exemplar);
+    this.#observeGenAi();
+    this.#observeTenant();
     if (this.#context?.degraded) metrics.degraded.inc({ reason: this.#context.degraded });
     if (this.#context) metrics.retrieved.inc({ mode: this.#context.mode }, this.#context.chunks.length);
     if (this.#error) metrics.refused.inc({ code: this.#error.code });
@@ -323,9 +337,7 @@ export class RequestRecord {
     if (limit !== undefined) metrics.shed.inc({ limit, knob: limit });
     if (this.#error) return;
     for (const reason of this.#finishReasons) metrics.success.inc({ finished_reason: reason });
-    for (const { first, last, tokens } of this.#arrivals.values()) {
-      if (tokens > 1) metrics.tpot.observe((last - first) / 1000 / (tokens - 1));
-    }
+    for (const tpot of this.#tpots) observeTraced(metrics.tpot, tpot, this.trace?.exemplar);
     metrics.e2e.observe(timeline.between('received', 'finished') ?? 0);
     this.#observeQueue();
     metrics.requestPromptTokens.observe(usage.promptTokens);
@@ -335,6 +347,38 @@ export class RequestRecord {
       if (seconds !== undefined) metrics.stage.observe({ stage }, seconds);
     }
     for (const [stage, seconds] of timeline.stages()) metrics.stage.observe({ stage }, seconds);
+  }
+
+  /** Times per output token of all choices, in seconds, where the request succeeded. */
+  get #tpots(): number[] {
+    if (this.#error) return [];
+    const many = [...this.#arrivals.values()].filter(({ tokens }) => tokens > 1);
+    return many.map(({ first, last, tokens }) => (last - first) / 1000 / (tokens - 1));
+  }
+
+  #observeGenAi(): void {
+    const { timeline, trace } = this;
+    const labels = {
+      gen_ai_operation_name: 'text_completion',
+      gen_ai_provider_name: 'llavacode',
+      gen_ai_request_model: this.#model,
+    };
+    const duration = timeline.between('received', 'finished');
+    const failed = { ...labels, error_type: this.#error?.code ?? '' };
+    if (duration !== undefined) observeTraced(metrics.genAiDuration, duration, trace?.exemplar, failed);
+    if (timeline.ttft !== undefined) observeTraced(metrics.genAiTtft, timeline.ttft, trace?.exemplar, labels);
+    for (const tpot of this.#tpots) observeTraced(metrics.genAiTpot, tpot, trace?.exemplar, labels);
+  }
+
+  #observeTenant(): void {
+    if (this.#tenant === undefined) return;
+    const tenant = tenantLabel(this.#tenant);
+    const { promptTokens, completionTokens } = this.usage;
+    if (this.timeline.ttft !== undefined) metrics.tenantTtft.observe({ tenant }, this.timeline.ttft);
+    for (const tpot of this.#tpots) metrics.tenantTpot.observe({ tenant }, tpot);
+    metrics.tenantPromptTokens.inc({ tenant }, promptTokens);
+    metrics.tenantGenerationTokens.inc({ tenant }, completionTokens);
+    metrics.tenantRequests.inc({ tenant, outcome: this.#error?.code ?? 'ok' });
   }
 
   /** The prompt waited here until it was dispatched, and then in the prefill worker; after that it was worked on. */

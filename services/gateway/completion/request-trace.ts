@@ -11,11 +11,10 @@ import type { Activity, RequestEvent, Timeline } from '../../lib/request/timelin
 import type { ContextReport } from '../context/context.ts';
 import type { CompletionRequest, Usage } from '../request.ts';
 
-/** The gateway's own steps. Those between `tokenized` and `last_token` are the activities of the timeline. */
+/** The gateway's own steps before its activities: waits and calls. After the last of these comes the step `answer`. */
 const STEPS: readonly (readonly [name: string, from: RequestEvent, to: RequestEvent])[] = [
   ['admit', 'received', 'admitted'],
   ['tokenize', 'retrieved', 'tokenized'],
-  ['answer', 'last_token', 'finished'],
 ];
 
 /** How a request has ended. */
@@ -35,6 +34,8 @@ export class RequestTrace {
   readonly #beganMs: number;
   readonly #spans = new WeakMap<Activity, Span>();
   #retrieve: Span | undefined;
+  /** When an activity ended last. */
+  #lastEndMs: number | undefined;
 
   /**
    * Begins with the head of a request.
@@ -105,7 +106,14 @@ export class RequestTrace {
       attributes: worker === undefined ? {} : { 'server.address': worker },
     });
     this.#spans.set(activity, span);
-    if (span.recorded) activity.observe(span);
+    if (!span.recorded) return;
+    activity.observe({
+      event: (event, atMs, facts) => span.event(event, atMs, facts),
+      end: (atMs, error) => {
+        this.#lastEndMs = atMs;
+        span.end(atMs, error);
+      },
+    });
   }
 
   /** A part of the request is given to other workers. */
@@ -144,6 +152,7 @@ export class RequestTrace {
     };
     write('receive', this.#beganMs, timeline.at('received'));
     for (const [name, from, to] of STEPS) write(name, timeline.at(from), timeline.at(to));
+    write('answer', this.#lastEndMs, finishedMs);
     if (this.#retrieve === undefined) write('prepare', timeline.at('admitted'), timeline.at('retrieved'));
     this.#retrieve?.set({
       'llavacode.rag.chunks': context?.chunks.length,

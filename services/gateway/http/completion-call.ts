@@ -24,6 +24,7 @@ import { hashOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';
 import { sequencesOf } from '../tenants/demand.ts';
 import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
+import type { DesiredWorkers } from '../workers/desired-workers.ts';
 import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
 import { withoutModelRepo, withRepository, withStoreKey } from './repository.ts';
@@ -37,6 +38,8 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly fingerprint: string;
   readonly journey: Pick<Journey, 'complete'>;
   readonly inflight: InflightRequests;
+  /** Is told what requests took, so that it is known how many workers they need. */
+  readonly load: Pick<DesiredWorkers, 'served' | 'turnedAway'>;
   readonly quota: Pick<TenantQuota, 'reserve'>;
   readonly acceptance: Acceptance;
   readonly remotes: Pick<Remotes, 'find'>;
@@ -82,9 +85,10 @@ export async function serveCompletion(
   record.askedBy(request.identity.tenant, asked.session);
   const named = withStoreKey(withoutModelRepo(asked, parts.modelName), request.identity);
   assertModel(named.model ?? parts.modelName, parts.modelName);
+  record.asksFor(parts.modelName);
   const { tenant, limits } = request.identity;
   const entering = inflightRequest(request, asked);
-  const place = parts.inflight.enter(entering);
+  const place = enter(parts, entering);
   // A connection closes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => place.abort(clientGone()));
   const { signal, deadlineMs } = place;
@@ -104,6 +108,18 @@ export async function serveCompletion(
   } finally {
     place.release();
     reservation?.settle(record.computedTokens);
+    const { promptTokens, cachedTokens, completionTokens } = record.usage;
+    if (promptTokens > 0) parts.load.served(named.prompts.length, promptTokens - cachedTokens, completionTokens);
+  }
+}
+
+/** @throws ServingError saturated, draining. */
+function enter({ inflight, load }: CompletionParts, entering: InflightRequest) {
+  try {
+    return inflight.enter(entering);
+  } catch (error) {
+    if (ServingError.from(error).code === 'saturated') load.turnedAway();
+    throw error;
   }
 }
 
@@ -136,6 +152,8 @@ function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
   request.record = record;
   if (record.trace) request.log = request.log.child({ trace_id: record.trace.traceId });
   raw.once('close', () => {
+    // A body that is refused is refused before anything else is known of its request.
+    if (request.identity !== undefined) record.ofTenant(request.identity.tenant);
     if (!raw.writableEnded && record.error === undefined) record.failed(clientGone());
     const status = record.error?.code === 'client_gone' ? record.error.kind.http : raw.statusCode;
     record.end(request.log, status);

@@ -1,5 +1,6 @@
 /** The certificate with which the gateway serves HTTPS. */
 import { createSecureContext } from 'node:tls';
+import { noteCertificates } from '../../lib/process/certificates.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import { readSettingFile, reasonOf } from '../../lib/process/os-errors.ts';
 import type { HttpConfig } from './settings.ts';
@@ -23,6 +24,7 @@ export async function loadTls({ tlsCert, tlsKey }: Pick<HttpConfig, 'tlsCert' | 
     const message = `--tls-cert ${tlsCert}, --tls-key ${tlsKey}: ${reasonOf(cause)}`;
     throw new ServingError('config_invalid', message, { cause });
   }
+  noteCertificates({ tlsCert: cert });
   return { cert, key };
 }
 

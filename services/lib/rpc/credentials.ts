@@ -5,6 +5,7 @@
  */
 import { createSecureContext } from 'node:tls';
 import { type ChannelCredentials, type ChannelOptions, credentials, ServerCredentials } from '@grpc/grpc-js';
+import { noteCertificates } from '../process/certificates.ts';
 import { type ConfigOf, flagName } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
 import { assertGuarded, type Exposure } from '../process/exposure.ts';
@@ -15,7 +16,7 @@ import type { RPC_SETTINGS } from './settings.ts';
 
 const RPC_FILES = ['rpcCert', 'rpcKey', 'rpcCa'] as const;
 type RpcFiles = ConfigOf<typeof RPC_SETTINGS>;
-type Certificates = Pick<RpcSecurity, 'channel' | 'channelOptions' | 'server'>;
+type Certificates = Pick<RpcSecurity, 'channel' | 'channelOptions' | 'server' | 'tls'>;
 
 /** The DNS name that every service's certificate carries. */
 export const SERVICE_NAME = 'llavacode';
@@ -24,6 +25,8 @@ export interface RpcSecurity {
   readonly channel: ChannelCredentials;
   readonly channelOptions: ChannelOptions;
   readonly server: ServerCredentials;
+  /** This service's certificate and its key, in PEM; undefined where there are no certificates. */
+  readonly tls: { readonly cert: Buffer; readonly key: Buffer } | undefined;
   /** By what both ends of a connection prove that they belong to the system. Certificates also encrypt it. */
   readonly proof: 'certificates' | 'secret' | 'none';
   /** Signs KV handles and registry entries, whatever the proof of connections is. */
@@ -35,6 +38,7 @@ export const PLAINTEXT: RpcSecurity = {
   channel: credentials.createInsecure(),
   channelOptions: {},
   server: ServerCredentials.createInsecure(),
+  tls: undefined,
   proof: 'none',
   secret: undefined,
 };
@@ -67,7 +71,9 @@ async function loadCertificates(files: RpcFiles): Promise<Certificates | undefin
     const names = RPC_FILES.map((setting) => files[setting]).join(', ');
     throw new ServingError('config_invalid', `${names}: ${reasonOf(cause)}`, { cause });
   }
+  noteCertificates({ rpcCert: cert!, rpcCa: ca! });
   return {
+    tls: { cert: cert!, key: key! },
     channel: credentials.createSsl(ca!, key!, cert!),
     channelOptions: { 'grpc.ssl_target_name_override': SERVICE_NAME },
     server: ServerCredentials.createSsl(ca!, [{ cert_chain: cert!, private_key: key! }], true),

@@ -76,6 +76,7 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   life.onStop('rpc server', () => server.close(life.almostOver));
   const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, {
     beforeScrape: service.observe,
+    tls: security.tls,
     note: device && `computes on ${device.name} (${device.reason})`,
   });
   server.setServing(true);

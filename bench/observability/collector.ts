@@ -1,4 +1,4 @@
-/** A collector of traces for tests: it takes what processes send by OTLP over HTTP, as JSON, and keeps the spans. */
+/** A collector of traces: it keeps the spans that processes send by OTLP over HTTP, as JSON. Tests use it too. */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { gunzipSync } from 'node:zlib';
@@ -11,7 +11,7 @@ type Value = {
 };
 type KeyValue = { key: string; value: Value & { boolValue?: boolean } };
 
-/** One span, as far as tests look at it. Times are ms of the day. */
+/** One span, as far as anybody here looks at it. Times are ms of the day. */
 export interface ReceivedSpan {
   readonly service: string;
   readonly traceId: string;
