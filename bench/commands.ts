@@ -12,6 +12,7 @@ import { GPU_COMMAND } from './gpu/command.ts';
 import { INDEX_COMMAND } from './indexing/command.ts';
 import { INTERFERENCE_COMMAND } from './interference/command.ts';
 import { LOAD_COMMAND } from './load/command.ts';
+import { OBSERVABILITY_COMMAND } from './observability/command.ts';
 import { makeCommand, RESULTS } from './options.ts';
 import { PLAN_COMMAND } from './plan/command.ts';
 import { EVALUATE_COMMAND } from './quality/command.ts';
@@ -29,6 +30,9 @@ export function benchCommand(): Command {
       (await import('./interference/run.ts')).runInterference(options),
     ),
     makeCommand(BREAKDOWN_COMMAND, async (options) => (await import('./breakdown/run.ts')).runBreakdown(options)),
+    makeCommand(OBSERVABILITY_COMMAND, async (options) =>
+      (await import('./observability/run.ts')).runObservability(options),
+    ),
     makeCommand(RETRIEVAL_COMMAND, async (options) => (await import('./retrieval/run.ts')).runRetrieval(options)),
     makeCommand(RECALL_COMMAND, async (options) => (await import('./retrieval/run.ts')).runRecall(options)),
     makeCommand(INDEX_COMMAND, async (options) => (await import('./indexing/run.ts')).runIndexing(options)),

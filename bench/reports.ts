@@ -7,6 +7,7 @@ import { GPU } from './gpu/report.ts';
 import { INDEX } from './indexing/report.ts';
 import { INTERFERENCE } from './interference/report.ts';
 import { LOAD } from './load/report.ts';
+import { OBSERVABILITY } from './observability/report.ts';
 import { PEERS } from './peers/report.ts';
 import { PLAN } from './plan/report.ts';
 import { QUALITY } from './quality/report.ts';
@@ -33,6 +34,7 @@ export const PAGES: readonly Page[] = [
   { folder: 'load', benches: [LOAD] },
   { folder: 'interference', benches: [INTERFERENCE] },
   { folder: 'breakdown', benches: [BREAKDOWN] },
+  { folder: 'observability', benches: [OBSERVABILITY] },
   { folder: 'retrieval', benches: [RETRIEVAL, RECALL] },
   { folder: 'indexing', benches: [INDEX] },
   { folder: 'training', benches: [TRAINING] },

@@ -16,6 +16,7 @@ import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { atPath, systemError } from './lib/process/os-errors.ts';
 import { keepFilesPrivate } from './lib/process/private-files.ts';
+import { startTracing } from './lib/process/tracing.ts';
 import type { RolloutAction } from './rollout-command.ts';
 
 interface Word {
@@ -41,7 +42,11 @@ const service = <T extends SettingsTable>(
   settings,
   build: async (command) => {
     const table = await settings();
-    (await withSettings(command, table)).action(async (flags) => (await run())(await configOf(table, flags)));
+    (await withSettings(command, table)).action(async (flags) => {
+      const config = await configOf(table, flags);
+      await startTracing(command.name(), process.env);
+      await (await run())(config);
+    });
   },
 });
 

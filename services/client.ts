@@ -87,6 +87,8 @@ export interface StreamOptions {
   readonly apiKey?: string | undefined;
   /** Asks the gateway for its timeline of the request. */
   readonly timeline?: boolean;
+  /** Further headers, such as `traceparent`. */
+  readonly headers?: Readonly<Record<string, string>>;
   /**
    * Called for each chunk that holds a choice, as it comes, with its time, token ids and the choice's index: so that
    * they are known even if the stream breaks off.
@@ -113,6 +115,7 @@ export async function streamCompletion(
       'content-type': 'application/json',
       ...(options.timeline && { 'x-llavacode-timeline': '1' }),
       ...bearer(options.apiKey),
+      ...options.headers,
     },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,

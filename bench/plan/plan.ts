@@ -1,9 +1,10 @@
 /** Finds by simulation how many workers a load needs, and compares such a simulation with what was measured. */
+
+import type { CostModel } from '../../services/lib/numeric/cost-model.ts';
 import type { LoadResult } from '../load/measure.ts';
 import { arrivalTimes } from '../measure/arrivals.ts';
 import type { Slo } from '../measure/latency.ts';
 import { median, quantile } from '../measure/statistics.ts';
-import type { CostModel } from './cost-model.ts';
 import { type Pools, type SimulatedLoad, type SimulatedRequest, simulate } from './simulate.ts';
 
 export interface PlanRequest {

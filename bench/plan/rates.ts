@@ -1,12 +1,13 @@
 /**
  * Measures the rates that the planner needs, through the API: prompts of several lengths, and batches of several sizes.
  */
+
+import type { DecodeSample, PrefillSample } from '../../services/lib/numeric/cost-model.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { type ClientRecord, ttft } from '../measure/latency.ts';
 import { runOpenLoop, sendOne } from '../measure/load-client.ts';
 import { median } from '../measure/statistics.ts';
 import type { PromptMaker } from '../system/prompts.ts';
-import type { DecodeSample, PrefillSample } from './cost-model.ts';
 import { overlapOf } from './overlap.ts';
 
 interface RatesOptions {

@@ -1,5 +1,5 @@
 /** The result of `llavacode plan`. */
-import type { Rates } from './cost-model.ts';
+import type { Rates } from '../../services/lib/numeric/cost-model.ts';
 import type { Plan, PlanRequest, Validation } from './plan.ts';
 
 export interface PlanResult {

@@ -1,4 +1,6 @@
 /** Runs `llavacode plan`: measures rates, fits a cost model to them, and simulates the load. */
+
+import { type CostModel, fitCosts, type Rates } from '../../services/lib/numeric/cost-model.ts';
 import { type OnProgress, run } from '../harness/run.ts';
 import { type PreparedModel, prepareModel, withSystems } from '../harness/systems.ts';
 import { type LoadResult, TARGET } from '../load/measure.ts';
@@ -8,7 +10,6 @@ import { type Artifact, readArtifact } from '../report/artifact.ts';
 import { divideCores } from '../system/cores.ts';
 import { DISAGGREGATED } from '../system/deployment.ts';
 import type { PlanOptions } from './command.ts';
-import { type CostModel, fitCosts, type Rates } from './cost-model.ts';
 import { planPools, validate } from './plan.ts';
 import { measureDecode, measurePrefill } from './rates.ts';
 import { PLAN } from './report.ts';

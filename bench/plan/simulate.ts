@@ -4,7 +4,7 @@
  * steps. A request goes to the worker with the least to do. The simulation leaves out the hand-over (hidden behind
  * prefill), retrieval and HTTP (part of the measured TTFT), and cores that two workers share.
  */
-import type { CostModel } from './cost-model.ts';
+import type { CostModel } from '../../services/lib/numeric/cost-model.ts';
 import { EventQueue } from './event-queue.ts';
 
 export interface SimulatedLoad {

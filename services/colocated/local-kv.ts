@@ -3,6 +3,7 @@ import type { AcquiredKv, KvSource, RemoteKv } from '../decode/kv-source.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { Lease, LeaseTable } from '../prefill/leases.ts';
 
@@ -37,9 +38,14 @@ export class LocalKv implements KvSource {
     return this.#slots.size + this.#parts.remote.held;
   }
 
-  async acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv> {
+  async acquire(
+    handle: KvHandle__Output,
+    signal: AbortSignal,
+    betweenSteps: () => Promise<void>,
+    trace?: TraceHeaders,
+  ): Promise<AcquiredKv> {
     const { leases, remote, address } = this.#parts;
-    if (handle.address !== address()) return remote.acquire(handle, signal, betweenSteps);
+    if (handle.address !== address()) return remote.acquire(handle, signal, betweenSteps, trace);
     const lease = leases.get(handle.leaseId);
     if (lease.positions !== handle.positions) {
       throw new ServingError(

@@ -8,6 +8,7 @@ import type { WireType } from '../lib/kv/wire.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
 import { connectKv, type KvClient } from '../lib/rpc/contract.ts';
 import { PLAINTEXT, type RpcSecurity } from '../lib/rpc/credentials.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
@@ -84,12 +85,12 @@ export class KvPuller {
    *   context_length_exceeded, lease_unknown, lease_expired; invalid_request for a handle that does not belong to its
    *   lease; the signal's reason.
    */
-  pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<PulledKv> {
+  pull(handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal, trace?: TraceHeaders): Promise<PulledKv> {
     return this.#withClient(handle.address, async (client) => {
       try {
         for (let attempt = 1; ; attempt++) {
           try {
-            return await this.#pullOnce(client, handle, slot, signal);
+            return await this.#pullOnce(client, handle, slot, signal, trace);
           } catch (error) {
             const damaged = error instanceof ServingError && error.kind.grpc === 'DATA_LOSS';
             const failed = damaged && error.cause !== undefined; // the holder itself; it would fail again
@@ -131,11 +132,17 @@ export class KvPuller {
     for (const client of this.#idle.values()) client.close();
   }
 
-  async #pullOnce(client: KvClient, handle: KvHandle__Output, slot: KvSlot, signal: AbortSignal): Promise<PulledKv> {
+  async #pullOnce(
+    client: KvClient,
+    handle: KvHandle__Output,
+    slot: KvSlot,
+    signal: AbortSignal,
+    trace: TraceHeaders | undefined,
+  ): Promise<PulledKv> {
     const startedMs = performance.now();
     const receiver = new KvReceiver(this.#pool.store, slot.index, this.#fingerprint, this.#wire);
     const request = { leaseId: handle.leaseId, fingerprint: this.#fingerprint, dtype: this.#wire };
-    for await (const frame of fromHolder(client.pull(request, signal))) {
+    for await (const frame of fromHolder(client.pull(request, signal, trace))) {
       if (frame.manifest?.layout) {
         const { layout } = frame.manifest;
         receiver.manifest({ ...frame.manifest, layout, dtype: layout.dtype });

@@ -1,5 +1,6 @@
 /** How the KV cache of a sequence gets into a slot of this worker. */
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { KvPuller, PulledKv } from './kv-puller.ts';
 import { SlotQueue } from './slot-queue.ts';
@@ -18,9 +19,15 @@ export interface KvSource {
   readonly held: number;
   /**
    * @param betweenSteps see DecodeLoop.
+   * @param trace that the calls for it belong to.
    * @throws ServingError saturated, kv_handle_untrusted, or whatever {@link KvPuller.pull} throws; the signal's reason.
    */
-  acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv>;
+  acquire(
+    handle: KvHandle__Output,
+    signal: AbortSignal,
+    betweenSteps: () => Promise<void>,
+    trace?: TraceHeaders,
+  ): Promise<AcquiredKv>;
 }
 
 /** Reserves a slot, then pulls the cache from the prefill worker that holds it. */
@@ -42,14 +49,19 @@ export class RemoteKv implements KvSource {
     return this.#slots.granted;
   }
 
-  async acquire(handle: KvHandle__Output, signal: AbortSignal, betweenSteps: () => Promise<void>): Promise<AcquiredKv> {
+  async acquire(
+    handle: KvHandle__Output,
+    signal: AbortSignal,
+    betweenSteps: () => Promise<void>,
+    trace?: TraceHeaders,
+  ): Promise<AcquiredKv> {
     this.#puller.assertTrusted(handle);
     const arrivedAtMs = performance.now();
     const slot = await this.#awaitSlot(handle, signal);
     const queueSeconds = (performance.now() - arrivedAtMs) / 1000;
     try {
       await betweenSteps();
-      return { ...(await this.#puller.pull(handle, slot, signal)), slot, queueSeconds };
+      return { ...(await this.#puller.pull(handle, slot, signal, trace)), slot, queueSeconds };
     } catch (error) {
       slot.release();
       throw error;

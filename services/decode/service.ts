@@ -2,6 +2,8 @@
 import type { KvPool } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
+import { tracedStream } from '../lib/process/tracing.ts';
 import type { Sampling } from '../lib/request/next-token.ts';
 import type { DecodeEvent } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest__Output } from '../lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
@@ -9,6 +11,7 @@ import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 import { readSampling, tokenMessage } from '../lib/rpc/messages.ts';
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
+import { DecodeTrace } from './decode-trace.ts';
 import type { AcquiredKv, KvSource } from './kv-source.ts';
 import { DecodeLoop, type DecodeStep, finishOf, type NewSequence, type StepEngine } from './loop.ts';
 
@@ -31,10 +34,20 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
   const { source, draining, log } = options;
   const loop = new DecodeLoop(engine, () => pool.assertConserved(source.held + (options.heldElsewhere?.() ?? 0)));
 
-  async function* decode(request: DecodeRequest__Output, signal: AbortSignal): AsyncGenerator<DecodeEvent> {
+  const decode = (request: DecodeRequest__Output, signal: AbortSignal, caller: TraceHeaders) => {
+    const trace = DecodeTrace.begin(caller, request.choice);
+    return tracedStream(trace, continued(request, signal, trace));
+  };
+
+  async function* continued(
+    request: DecodeRequest__Output,
+    signal: AbortSignal,
+    trace: DecodeTrace | undefined,
+  ): AsyncGenerator<DecodeEvent> {
     draining.throwIfAborted();
     const { kv, sampling } = assertServable(request, options.fingerprint, pool.capacity);
-    const { slot, ...acquired } = await source.acquire(kv, signal, () => loop.betweenSteps());
+    const { slot, ...acquired } = await source.acquire(kv, signal, () => loop.betweenSteps(), trace?.headers);
+    trace?.joined(acquired);
     let tokens = 0;
     try {
       yield joinedEvent(acquired);
@@ -48,6 +61,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
       const sequence = { slot, sampling, positions: kv.positions, firstToken, maxTokens };
       for await (const step of decodeInLoop(loop, sequence, signal)) {
         tokens += step.tokens.length;
+        trace?.step(tokens);
         yield { step: { tokens: step.tokens.map(tokenMessage), finishReason: step.finishReason ?? '' } };
       }
     } finally {
@@ -55,6 +69,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
       log.debug(
         {
           request_id: request.requestId,
+          trace_id: trace?.traceId,
           choice: request.choice,
           prompt_tokens: kv.positions,
           decoded_tokens: tokens,

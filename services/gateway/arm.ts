@@ -24,6 +24,7 @@ import { Sessions } from './context/sessions.ts';
 import { Readiness, tryOut } from './readiness.ts';
 import type { ArmName } from './rollout/rollout.ts';
 import type { GatewayConfig } from './settings.ts';
+import type { WorkerFigures } from './workers/desired-workers.ts';
 import { WorkerPool } from './workers/worker-pool.ts';
 
 /** A bundle as a gateway serves it. */
@@ -67,6 +68,8 @@ export interface ComposedArm {
   readonly format: PromptFormat;
   /** Tells other gateways that a session goes on here: at most one of them has it. */
   readonly announce: ((started: SessionStart) => Promise<boolean>) | undefined;
+  /** What the number of workers that the load needs goes by, as it stands. */
+  readonly figures: () => WorkerFigures;
   /** Takes the addresses of the workers of a role; those of other bundles are not used. */
   workersListed(role: WorkerRole, listed: readonly string[], lapsed?: readonly string[]): void;
 }
@@ -111,7 +114,12 @@ export function composeArm(parts: ArmParts): ComposedArm {
   const readiness = new Readiness({ usable: () => pool.usable, generate, draining, log });
   const workersListed: ComposedArm['workersListed'] = (role, listed, lapsed) =>
     role === 'prefill' ? pool.setPrefill(listed, lapsed) : pool.setDecode(listed, lapsed);
-  return { pool, journey, readiness, format, announce, workersListed };
+  const figures = () => ({
+    ...pool.perWorker,
+    sequences: pool.slots.busy + dispatcher.waiting.prompts,
+    waitingTokens: pool.prefillBacklog + dispatcher.waiting.tokens,
+  });
+  return { pool, journey, readiness, format, announce, figures, workersListed };
 }
 
 /**

@@ -2,7 +2,9 @@
  * The gateway put together: the arms that serve by one bundle each (arm.ts), what belongs to clients, and the HTTP app.
  * Nothing listens or looks for workers yet, so that tests put it together the same way.
  */
+import type { CostModel } from '../lib/numeric/cost-model.ts';
 import { type AuditLog, NO_AUDIT } from '../lib/process/audit-log.ts';
+import type { Tls } from '../lib/process/certificate.ts';
 import { isLoopback } from '../lib/process/exposure.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { SystemSecret } from '../lib/process/system-secret.ts';
@@ -17,8 +19,9 @@ import { Acceptance } from './completion/acceptance.ts';
 import type { Journey } from './completion/journey.ts';
 import { RecentPrompts } from './context/recent-prompts.ts';
 import { Remotes } from './context/remotes.ts';
+import type { Scrapers } from './http/scrapers.ts';
 import { createServer } from './http/server.ts';
-import type { Tls } from './http/tls.ts';
+
 import type { Readiness } from './readiness.ts';
 import { Rollout } from './rollout/rollout.ts';
 import type { RolloutState } from './rollout/state.ts';
@@ -27,6 +30,7 @@ import type { GatewayConfig } from './settings.ts';
 import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
 import { TenantLedger } from './tenants/tenant-ledger.ts';
 import { LEASE_MS, TenantQuota } from './tenants/tenant-quota.ts';
+import { DesiredWorkers } from './workers/desired-workers.ts';
 import type { WorkerPool } from './workers/worker-pool.ts';
 
 export interface GatewayParts extends ServedModel {
@@ -36,6 +40,10 @@ export interface GatewayParts extends ServedModel {
   readonly keys: ApiKeys;
   /** Where uses of repositories and actions of admins are recorded; nowhere if not given. */
   readonly audit?: AuditLog | undefined;
+  /** Rates of workers that `llavacode plan` has measured; undefined where there is no file of them. */
+  readonly rates?: CostModel | undefined;
+  /** Who may read /metrics; undefined leaves that to the keys. */
+  readonly scrapers?: Scrapers | undefined;
   /**
    * Connection over which gateways share the limits of tenants, fairness between them, and sessions; undefined where
    * the store is not Redis. It is the gateway's own to close.
@@ -77,6 +85,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
   const weights = parseTenantWeights(config.tenantWeights);
   const weightOf = (tenant: string) => weights?.get(tenant) ?? 1;
   const closing = new AbortController();
+  const desired = new DesiredWorkers(parts.rates);
   const announce = redis && ((started: SessionStart) => stable.announce!(started));
   const inflight: InflightRequests = new InflightRequests({ ...config, weightOf, announce, draining });
   const shared = { config, connectPrefill, connectDecode, weightOf, inflight, redis, draining, log };
@@ -115,6 +124,8 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     remotes: new Remotes(parts.store, config.retrievalBudgetMs),
     audit: parts.audit ?? NO_AUDIT,
     tls: parts.tls,
+    load: desired,
+    beforeScrape: () => desired.publish(stable.figures()),
     localOnly: parts.keys === NO_KEYS && isLoopback(config.host),
   });
   const workersListed: ComposedArm['workersListed'] = (role, listed, lapsed) => {

@@ -2,11 +2,13 @@
 import { contextLack, filesOf, openBundle, softPerChunkOf } from '../lib/model/bundle/bundle.ts';
 import { FileGuard } from '../lib/model/bundle/integrity.ts';
 import { type AuditLog, openAuditLog } from '../lib/process/audit-log.ts';
+import { RenewedTls } from '../lib/process/certificate.ts';
 import { assertGuarded, isLoopback } from '../lib/process/exposure.ts';
 import { Lifecycle } from '../lib/process/lifecycle.ts';
 import { createLogger, type Logger } from '../lib/process/log.ts';
 import { collectProcessMetrics } from '../lib/process/metrics.ts';
 import { type Reloadable, reloadOnChange } from '../lib/process/reload.ts';
+import { logTracing } from '../lib/process/tracing.ts';
 import { withBreaker } from '../lib/rag/store/breaker.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { withRowCache } from '../lib/rag/store/row-cache.ts';
@@ -17,20 +19,27 @@ import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contra
 import { loadRpcSecurity, type RpcSecurity, rpcCertificates } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
-import { loadTls, RenewedTls, renewTls } from './http/tls.ts';
+import { loadScrapers } from './http/scrapers.ts';
+import { loadTls, renewTls } from './http/tls.ts';
 import { inFolder, inRedis } from './rollout/state-store.ts';
 import { candidateModels, retrievalOf } from './served-model.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
 import { loadApiKeys, NO_KEYS, RenewedKeys } from './tenants/api-keys.ts';
+import { loadRates } from './workers/desired-workers.ts';
 
 export async function runGateway(config: GatewayConfig): Promise<void> {
   const log = createLogger('gateway', config.logLevel);
   const life = new Lifecycle(log, config.drainTimeoutMs);
+  life.onStop('traces', logTracing(log));
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
   const audit = await openAuditLog(config.auditLog, 'gateway', log);
   life.onStop('audit log', () => audit.close());
-  const { keys, tls, security } = await loadProofs(config, audit, life, log);
+  const [{ keys, tls, security }, scrapers, rates] = await Promise.all([
+    loadProofs(config, audit, life, log),
+    loadScrapers(config),
+    loadRates(config.ratesFile),
+  ]);
   sayWhatIsOpen(config, security, log);
   const bundle = await openBundle(config.model, config);
   const { manifest, tokenizerDir } = bundle;
@@ -73,6 +82,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     indexer,
     keys,
     audit,
+    scrapers,
+    rates,
     redis,
     ...(config.rollouts && {
       ...candidateModels({ config, manifest, tokenizer, store, keys, security, log }),

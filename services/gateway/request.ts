@@ -102,6 +102,17 @@ export interface CompletionRequest {
   readonly series?: string | undefined;
 }
 
+/** Tokens that a request took. */
+export interface Usage {
+  /** Soft tokens included. */
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  /** Tokens of the prompt whose KV was cached. */
+  readonly cachedTokens: number;
+  /** Soft tokens of the prompt. */
+  readonly softTokens: number;
+}
+
 /** A file, or a part of one, that an editor holds. */
 export interface OverlayText {
   /** In the normal form of paths. */

@@ -3,6 +3,8 @@
  * vectors are rounded as those of an index are, so that equal chunks are equal in a prompt.
  */
 import { ServingError } from '../lib/process/errors.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
+import { beginTrace, traced } from '../lib/process/tracing.ts';
 import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
 import { contextFingerprint } from '../lib/rag/store/row.ts';
 import { encodeHalves } from '../lib/rag/store/vector-codec.ts';
@@ -21,7 +23,7 @@ const MAX_CALLS = 8;
  */
 export function encodeCall(encoder: ContextEncoder, draining: AbortSignal) {
   let calls = 0;
-  return async ({ chunks }: EncodeRequest__Output): Promise<EncodeResponse> => {
+  const encode = async ({ chunks }: EncodeRequest__Output): Promise<EncodeResponse> => {
     draining.throwIfAborted();
     const large = chunks.find(({ text }) => Buffer.byteLength(text) > MAX_BYTES);
     if (large) throw refused(`a chunk of ${large.path} has more than ${MAX_BYTES} bytes`);
@@ -39,6 +41,11 @@ export function encodeCall(encoder: ContextEncoder, draining: AbortSignal) {
     } finally {
       calls--;
     }
+  };
+  return (request: EncodeRequest__Output, caller: TraceHeaders): Promise<EncodeResponse> => {
+    const attributes = { 'llavacode.chunks': request.chunks.length };
+    const span = beginTrace('encode', caller, { kind: 'server', atMs: performance.now(), attributes });
+    return traced(span, encode(request));
   };
 }
 

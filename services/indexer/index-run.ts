@@ -42,6 +42,7 @@ export async function indexSources(job: IndexJob): Promise<IndexReport> {
   try {
     const report = await runIndex(job);
     metrics.indexRuns.inc({ outcome: 'ok' });
+    metrics.lastIndexRun.setToCurrentTime();
     metrics.indexedChunks.inc({ outcome: 'embedded' }, report.embedded);
     metrics.indexedChunks.inc({ outcome: 'reused' }, report.reused);
     metrics.indexedChunks.inc({ outcome: 'removed' }, report.removed);

@@ -3,6 +3,8 @@
  */
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
+import { beginTrace, tracedStream } from '../lib/process/tracing.ts';
 import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
 import { mainKey, repoKey } from '../lib/rag/store/repo-key.ts';
 import type { Store } from '../lib/rag/store/store.ts';
@@ -41,7 +43,10 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
   let running = 0;
   const ofTenant = new Map<string, number>();
 
-  async function* index(
+  const index = (requests: AsyncIterable<IndexRequest__Output>, signal: AbortSignal, caller: TraceHeaders) =>
+    tracedStream(beginTrace('index', caller, { kind: 'server', atMs: performance.now() }), indexed(requests, signal));
+
+  async function* indexed(
     requests: AsyncIterable<IndexRequest__Output>,
     signal: AbortSignal,
   ): AsyncGenerator<IndexEvent> {
@@ -89,21 +94,12 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
 
   async function remove({ tenant, repo: name }: DeleteRequest__Output) {
     const repo = repoKey(tenant, name);
-    const existed = await removed(repo);
+    const existed = await removed(store, repo);
     // Whatever lies beside it goes with it: nobody asks for that any more.
-    for (const side of await store.repositories(tenant, 'sides')) if (mainKey(side) === repo) await removed(side);
+    for (const side of await store.repositories(tenant, 'sides')) if (mainKey(side) === repo) await removed(store, side);
     if (!existed) throw new ServingError('repo_not_found', `there is no index of ${name}`, { param: 'repo' });
     log.info({ repo }, 'removed');
     return {};
-  }
-
-  async function removed(key: string): Promise<boolean> {
-    const writer = await store.lock(key, DELETE_LOCK_MS);
-    try {
-      return await writer.remove();
-    } finally {
-      await writer.release().catch(() => {});
-    }
   }
 
   async function reembedOne({ tenant, repo: name }: ReembedRequest__Output, signal: AbortSignal) {
@@ -123,6 +119,16 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     Describe: unary(describe),
   };
   return { mounts: [mount.indexer({ Index: duplex(index), ...methods })] };
+}
+
+/** @returns whether there was an index under the key. */
+async function removed(store: Store, key: string): Promise<boolean> {
+  const writer = await store.lock(key, DELETE_LOCK_MS);
+  try {
+    return await writer.remove();
+  } finally {
+    await writer.release().catch(() => {});
+  }
 }
 
 const saturated = (message: string) => new ServingError('saturated', message, { retryAfterSeconds: 10 });

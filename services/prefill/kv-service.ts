@@ -7,6 +7,8 @@ import { KvSender } from '../lib/kv/handoff.ts';
 import type { KvPool } from '../lib/kv/pool.ts';
 import { readWireType, type WireType } from '../lib/kv/wire.ts';
 import { ServingError } from '../lib/process/errors.ts';
+import type { Span, TraceHeaders } from '../lib/process/span.ts';
+import { beginTrace, tracedStream } from '../lib/process/tracing.ts';
 import type { KvFrame } from '../lib/rpc/gen/llavacode/v1/KvFrame.ts';
 import type { PullRequest__Output } from '../lib/rpc/gen/llavacode/v1/PullRequest.ts';
 import type { ReleaseRequest__Output } from '../lib/rpc/gen/llavacode/v1/ReleaseRequest.ts';
@@ -16,7 +18,16 @@ import type { LeaseTable } from './leases.ts';
 
 /** @param fingerprint of the model bundle that computes the KV. */
 export function mountKv(pool: KvPool, leases: LeaseTable, fingerprint: string) {
-  async function* pull(request: PullRequest__Output, signal: AbortSignal): AsyncGenerator<KvFrame> {
+  const pull = (request: PullRequest__Output, signal: AbortSignal, caller: TraceHeaders) => {
+    const span = beginTrace('kv pull', caller, { kind: 'server', atMs: performance.now() });
+    return tracedStream(span, frames(request, signal, span));
+  };
+
+  async function* frames(
+    request: PullRequest__Output,
+    signal: AbortSignal,
+    span: Span | undefined,
+  ): AsyncGenerator<KvFrame> {
     const lease = leases.get(request.leaseId);
     if (request.fingerprint !== fingerprint) {
       throw new ServingError(
@@ -33,6 +44,7 @@ export function mountKv(pool: KvPool, leases: LeaseTable, fingerprint: string) {
       for await (const frame of sender.pack(sent, ready)) {
         lease.assertLive(); // it may have ended while the frame was read: its slot may have been exchanged meanwhile
         yield { rows: frame };
+        span?.event('frame', performance.now(), { 'llavacode.positions': ready });
         leases.touch(lease);
         lease.assertLive(); // it may have ended while the frame was sent
       }

@@ -23,6 +23,8 @@ export interface PromptEngine {
 
 export interface PrefillJob {
   readonly requestId: string;
+  /** For the log; undefined where traces are off. */
+  readonly traceId?: string | undefined;
   readonly prompt: TokenPrompt;
   /** One per choice. */
   readonly choices: readonly Sampling[];
@@ -33,6 +35,8 @@ export interface PrefillJob {
   /** Only prompts of the same salt share KV. */
   readonly cacheSalt: string;
   readonly signal: AbortSignal;
+  /** Told of each chunk that is in the slot, by its positions [from, to). */
+  readonly onChunk?: ((from: number, to: number) => void) | undefined;
 }
 
 /** A job and the hashes under which its KV can be found again. */
@@ -93,6 +97,7 @@ export class PromptComputer {
       const logits = await this.#computeChunk(job, lease.slot.index, past, end, copyFrom);
       chunks++;
       lease.advance(end);
+      job.onChunk?.(past, end);
       job.signal.throwIfAborted(); // after `advance`: what is computed can be reused
       if (job.promptLogprobs >= 0) promptLogprobs.push(...this.#readLogprobs(job, logits, past, end));
       if (end === length) {

@@ -2,7 +2,9 @@
 import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
+import type { TraceHeaders } from '../lib/process/span.ts';
 import type { SystemSecret } from '../lib/process/system-secret.ts';
+import { tracedStream } from '../lib/process/tracing.ts';
 import type { SoftTokens, TokenPrompt } from '../lib/request/token-prompt.ts';
 import type { PrefillEvent } from '../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest__Output } from '../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
@@ -12,7 +14,8 @@ import { readSampling, readSoftTokens, tokenMessage } from '../lib/rpc/messages.
 import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { mountKv } from './kv-service.ts';
 import type { LeaseTable } from './leases.ts';
-import type { PrefillResult, PromptEngine } from './prompt-computation.ts';
+import { PrefillTrace } from './prefill-trace.ts';
+import type { PrefillJob, PrefillResult, PromptEngine } from './prompt-computation.ts';
 import { PromptQueue } from './prompt-queue.ts';
 import type { PrefillConfig } from './settings.ts';
 import { measureRate } from './warm-up.ts';
@@ -56,18 +59,20 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
   };
   const worker = new PrefillWorker(engine, queue, leases, prefixes, workerOptions, log);
 
-  async function* prefill(request: PrefillRequest__Output, signal: AbortSignal): AsyncGenerator<PrefillEvent> {
+  const prefill = (request: PrefillRequest__Output, signal: AbortSignal, caller: TraceHeaders) => {
+    const trace = PrefillTrace.begin(caller, request.tokenIds.length);
+    return tracedStream(trace, computed(request, signal, trace));
+  };
+
+  async function* computed(
+    request: PrefillRequest__Output,
+    signal: AbortSignal,
+    trace: PrefillTrace | undefined,
+  ): AsyncGenerator<PrefillEvent> {
     draining.throwIfAborted();
-    const ticket = worker.submit({
-      requestId: request.requestId,
-      prompt: readPrompt(engine, fingerprint, request),
-      choices: request.choices.map(readSampling),
-      readers: request.readers,
-      promptLogprobs: request.promptLogprobs,
-      cacheSalt: request.cacheSalt,
-      signal,
-    });
+    const ticket = worker.submit(jobOf(request, readPrompt(engine, fingerprint, request), signal, trace));
     const { lease, queueSeconds } = await ticket.accepted;
+    trace?.accepted();
     const handle = {
       address: options.address(),
       leaseId: lease.id,
@@ -77,7 +82,9 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
     };
     const kv = sealHandle(handle, options.secret);
     yield { accepted: { kv, queueUs: Math.round(queueSeconds * 1e6) } };
-    yield { first: firstMessage(await ticket.done) };
+    const result = await ticket.done;
+    trace?.computed(result);
+    yield { first: firstMessage(result) };
     await lease.released;
     yield { released: {} };
   }
@@ -113,6 +120,23 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
     observe: () => leases.observe(),
   };
 }
+
+const jobOf = (
+  request: PrefillRequest__Output,
+  prompt: TokenPrompt,
+  signal: AbortSignal,
+  trace: PrefillTrace | undefined,
+): PrefillJob => ({
+  requestId: request.requestId,
+  traceId: trace?.traceId,
+  prompt,
+  choices: request.choices.map(readSampling),
+  readers: request.readers,
+  promptLogprobs: request.promptLogprobs,
+  cacheSalt: request.cacheSalt,
+  signal,
+  onChunk: trace && ((from, to) => trace.chunk(from, to)),
+});
 
 const firstMessage = (result: PrefillResult) => ({
   tokens: result.tokens.map(tokenMessage),

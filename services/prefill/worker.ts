@@ -191,6 +191,7 @@ export class PrefillWorker {
       this.#log.debug(
         {
           request_id: job.requestId,
+          trace_id: job.traceId,
           prompt_tokens: length,
           cached_tokens: result.cachedTokens,
           queue_ms: Math.round(queueSeconds * 1000),
@@ -213,7 +214,7 @@ export class PrefillWorker {
       this.#prefixes.add(lease.slot.index, job.chain, lease.computed, tenantOfSalt(job.cacheSalt));
       this.#leases.end(lease, 'cancelled', error);
     } else {
-      this.#log.error({ err: error, request_id: job.requestId }, 'prefill failed');
+      this.#log.error({ err: error, request_id: job.requestId, trace_id: job.traceId }, 'prefill failed');
       this.#leases.end(lease, 'failed', error);
     }
     job.fail(error);

@@ -41,7 +41,8 @@ describe('what the pods run', () => {
       expect(deployment.metadata.name).toMatch(new RegExp(`-${role}$`));
       expect(deployment.spec.template.metadata.labels[COMPONENT]).toBe(role);
       const others = (container.env ?? []).map((each) => each.name).filter((each) => !each.startsWith('LLAVACODE_'));
-      expect(others).toEqual(['XDG_CACHE_HOME', 'TMPDIR']);
+      const traced = ['OTEL_EXPORTER_OTLP_ENDPOINT', 'OTEL_TRACES_SAMPLER', 'OTEL_TRACES_SAMPLER_ARG'];
+      expect(others).toEqual(['XDG_CACHE_HOME', 'TMPDIR', ...(name === 'whole' ? traced : [])]);
     }
   });
 
@@ -128,7 +129,7 @@ describe('what the pods run', () => {
         expect(mount, `${role} ${flagName(flag)} ${path}`).toBeDefined();
         expect(mount!.readOnly ?? false, flag).toBe(flag !== 'prepacked');
         const { secret } = volumes.get(mount!.name)!;
-        const isSecret = /^(rpc|tls|apiKeys)/.test(flag);
+        const isSecret = /^(rpc|tls|apiKeys|metricsToken)/.test(flag);
         expect(secret !== undefined, flag).toBe(isSecret);
         // The services refuse a secret that everybody can read; the pod's group may.
         if (secret) expect(secret.defaultMode.toString(8)).toBe('440');
@@ -425,10 +426,16 @@ describe('who reaches whom', () => {
       ports: [{ port: 'metrics', protocol: 'TCP' }],
       from: [namespace('monitoring')],
     });
-    expect(byName.get('code-indexer')!.egress.at(-1)).toEqual({
+    expect(byName.get('code-indexer')!.egress.at(-2)).toEqual({
       ports: [{ port: 6380, protocol: 'TCP' }],
       to: [{ ipBlock: { cidr: '10.20.0.0/16' } }],
     });
+    for (const role of ['gateway', 'prefill', 'decode', 'colocated', 'indexer']) {
+      expect(byName.get(`code-${role}`)!.egress.at(-1), role).toEqual({
+        ports: [{ port: 4318, protocol: 'TCP' }],
+        to: [namespace('monitoring')],
+      });
+    }
   });
 
   test.each(CASES)('budgets and spreads of %s select the pods of one role each', async (name) => {

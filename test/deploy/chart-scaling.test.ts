@@ -159,11 +159,12 @@ describe('pod monitors', () => {
       expect(path).toBe('/metrics');
       const number = container.ports.find((each) => each.name === port)?.containerPort;
       expect(String(number)).toBe(role === 'gateway' ? flags['port'] : flags['metricsPort']);
-      expect(scheme).toBe(flags['tlsCert'] ? 'https' : undefined);
-      // The gateway's metrics need a key where there are keys; those of workers need none.
+      expect(scheme).toBe(flags[role === 'gateway' ? 'tlsCert' : 'rpcCert'] ? 'https' : undefined);
+      // The gateway's metrics need a token where there are keys; those of workers need none.
       expect(authorization?.credentials).toEqual(
-        flags['apiKeysFile'] ? { name: 'code-metrics', key: 'key' } : undefined,
+        flags['metricsTokenFile'] ? { name: 'code-metrics', key: 'token' } : undefined,
       );
+      expect(flags['metricsTokenFile'] === undefined).toBe(role !== 'gateway' || flags['apiKeysFile'] === undefined);
       for (const label of spec.podTargetLabels) {
         expect(deployment.spec.template.metadata.labels[label], label).toBeDefined();
       }

@@ -235,7 +235,7 @@ test('every process exports the metrics of its role, and no other', async () => 
     const ready = lines.map((line) => JSON.parse(line)).find(({ msg }) => msg === 'ready');
     const role = ready.service as MetricsRole;
     const scrape = await (await fetch(`http://${ready.metricsAddress}/metrics`)).text();
-    const exported = [...scrape.matchAll(/^# TYPE ((?:vllm|llavacode):\S+)/gm)].map((match) => match[1]!);
+    const exported = [...scrape.matchAll(/^# TYPE ((?:vllm:|llavacode:|gen_ai_)\S+)/gm)].map((match) => match[1]!);
     const measured = Object.values(metrics).filter((metric) => measuredBy(metric).includes(role));
     expect(exported.toSorted(), role).toEqual(measured.map((metric) => metricFacts(metric).name).toSorted());
     expect(scrape).toMatch(/^llavacode:build_info\{[^}]*version="\d/m);

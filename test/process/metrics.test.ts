@@ -1,5 +1,5 @@
 import { describe, expect, it, vi } from 'vitest';
-import { expositionType, type MetricsService, measuredBy, metrics } from '../../services/lib/process/metrics.ts';
+import { type MetricsService, measuredBy, metrics } from '../../services/lib/process/metrics.ts';
 import { documented, metricFacts } from '../support/operations.ts';
 
 const all = Object.values(metrics).map((metric) => ({ ...metricFacts(metric), type: metric.constructor.name }));
@@ -24,6 +24,7 @@ const VLLM = [
   'vllm:request_prefill_time_seconds',
   'vllm:request_decode_time_seconds',
   'vllm:kv_cache_usage_perc',
+  'vllm:cache_config_info',
   'vllm:prefix_cache_queries_total',
   'vllm:prefix_cache_hits_total',
 ];
@@ -38,7 +39,7 @@ describe('the metrics table', () => {
   });
 
   it.each(all)('the metric $name follows the naming rules of Prometheus', ({ name, help, labelNames, type }) => {
-    expect(name).toMatch(/^(vllm|llavacode):[a-z][a-z0-9_]*$/);
+    expect(name).toMatch(/^(vllm:|llavacode:|gen_ai_server_)[a-z][a-z0-9_]*$/);
     expect(name).not.toMatch(/_(sum|count|bucket|ms|milliseconds|us|kb|mb)$/);
     expect(name.endsWith('_total')).toBe(type === 'Counter');
     expect(help).not.toBe('');
@@ -54,17 +55,20 @@ async function exportedBy(service: MetricsService, model?: string) {
   vi.resetModules();
   const fresh = await import('../../services/lib/process/metrics.ts');
   fresh.collectProcessMetrics(service, model);
-  return { ...fresh, text: await fresh.exposition() };
+  return { ...fresh, ...(await fresh.exposition()) };
 }
-const namesIn = (text: string) => [...text.matchAll(/^# TYPE ((?:vllm|llavacode):\S+)/gm)].map((match) => match[1]!);
+const namesIn = (text: string) =>
+  [...text.matchAll(/^# TYPE ((?:vllm:|llavacode:|gen_ai_)\S+)/gm)].map((match) => match[1]!);
 
 const EVERYWHERE = [
   'llavacode:build_info',
+  'llavacode:certificate_not_after_seconds',
   'llavacode:reload_failures_total',
   'llavacode:reload_success_timestamp_seconds',
 ];
 const PREFILL = [
   ...EVERYWHERE,
+  'vllm:cache_config_info',
   'llavacode:device_info',
   'vllm:num_requests_waiting',
   'llavacode:waiting_tokens',
@@ -79,6 +83,7 @@ const PREFILL = [
 ];
 const DECODE = [
   ...EVERYWHERE,
+  'vllm:cache_config_info',
   'llavacode:device_info',
   'vllm:num_requests_waiting',
   'vllm:num_requests_running',
@@ -102,6 +107,15 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
     'llavacode:rollout_share_ratio',
     'llavacode:rollout_fallbacks_total',
     'llavacode:rollout_repositories',
+    'gen_ai_server_request_duration_seconds',
+    'gen_ai_server_time_to_first_token_seconds',
+    'gen_ai_server_time_per_output_token_seconds',
+    'llavacode:tenant_ttft_seconds',
+    'llavacode:tenant_tpot_seconds',
+    'llavacode:tenant_prompt_tokens_total',
+    'llavacode:tenant_generation_tokens_total',
+    'llavacode:tenant_requests_total',
+    'llavacode:desired_workers',
     'vllm:time_to_first_token_seconds',
     'vllm:request_time_per_output_token_seconds',
     'vllm:inter_token_latency_seconds',
@@ -146,6 +160,7 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
   colocated: [...new Set([...PREFILL, ...DECODE])],
   indexer: [
     ...EVERYWHERE,
+    'llavacode:index_last_success_seconds',
     'llavacode:device_info',
     'llavacode:index_runs_total',
     'llavacode:skipped_files_total',
@@ -155,7 +170,12 @@ const EXPORTED: Record<MetricsService, readonly string[]> = {
   ],
 };
 /** Names of vLLM that several roles measure: each worker says what it does itself, as each of vLLM's engines does. */
-const PER_PROCESS = ['vllm:num_requests_waiting', 'vllm:num_requests_running', 'vllm:kv_cache_usage_perc'];
+const PER_PROCESS = [
+  'vllm:num_requests_waiting',
+  'vllm:num_requests_running',
+  'vllm:kv_cache_usage_perc',
+  'vllm:cache_config_info',
+];
 
 describe('the exposition', () => {
   it.each(Object.keys(EXPORTED) as MetricsService[])(
@@ -169,7 +189,7 @@ describe('the exposition', () => {
   it('every metric of the table stands in the exposition of some service, under its name, help and type', async () => {
     const texts: string[] = [];
     for (const service of ['gateway', 'colocated', 'indexer'] as const) texts.push((await exportedBy(service)).text);
-    expect(expositionType).toContain('text/plain; version=0.0.4');
+    expect((await exportedBy('gateway')).type).toContain('text/plain; version=0.0.4');
     for (const { name, help, type } of all) {
       const head = `# HELP ${name} ${help}\n# TYPE ${name} ${type.toLowerCase()}\n`;
       expect(
@@ -200,13 +220,46 @@ describe('the exposition', () => {
     const gateway = await exportedBy('gateway', 'tiny-coder');
     gateway.metrics.promptTokens.inc(12);
     gateway.metrics.success.inc({ finished_reason: 'stop' }, 2);
-    gateway.metrics.ttft.observe(0.004);
-    const text = await gateway.exposition();
+    gateway.observeTraced(gateway.metrics.ttft, 0.004, undefined);
+    const { text } = await gateway.exposition();
     const labels = 'service="gateway",model_name="tiny-coder"';
     expect(text).toContain(`\nvllm:prompt_tokens_total{${labels}} 12\n`);
     expect(text).toContain(`\nvllm:request_success_total{finished_reason="stop",${labels}} 2\n`);
     expect(text).toContain(`\nvllm:time_to_first_token_seconds_bucket{le="0.005",${labels}} 1\n`);
     expect(text).toContain(`\nvllm:time_to_first_token_seconds_bucket{le="0.0025",${labels}} 0\n`);
     expect(text).toContain('\nprocess_resident_memory_bytes{');
+  });
+
+  it('a bucket names the trace of its newest value to those who ask for OpenMetrics, and no metric changes by that', async () => {
+    const gateway = await exportedBy('gateway', 'tiny-coder');
+    const trace = 'ab'.repeat(16);
+    gateway.observeTraced(gateway.metrics.ttft, 0.004, trace);
+    gateway.observeTraced(gateway.metrics.ttft, 0.04, undefined);
+    gateway.metrics.promptTokens.inc(3);
+    const before = await gateway.exposition();
+    const accept = 'application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.3';
+    const { text, type } = await gateway.exposition(accept);
+    expect(type).toContain('application/openmetrics-text; version=1.0.0');
+    const labels = 'service="gateway",model_name="tiny-coder"';
+    expect(text).toMatch(
+      new RegExp(
+        `^vllm:time_to_first_token_seconds_bucket\\{le="0.005",${labels}\\} 1 # \\{trace_id="${trace}"\\} 0.004 `,
+        'm',
+      ),
+    );
+    expect(text.match(/# \{trace_id=/g)).toHaveLength(1);
+    expect(text).toContain(`\n# TYPE vllm:prompt_tokens counter\nvllm:prompt_tokens_total{${labels}} 3\n`);
+    expect(text.endsWith('\n# EOF\n')).toBe(true);
+    const after = await gateway.exposition();
+    const ours = ({ text }: { readonly text: string }) =>
+      text.split('\n').filter((line) => /llavacode:|vllm:/.test(line));
+    expect(ours(after)).toEqual(ours(before));
+  });
+
+  it('the first 1,000 tenants have values of their own, and the rest is one', async () => {
+    const { tenantLabel } = await exportedBy('gateway');
+    const names = Array.from({ length: 1_001 }, (_, i) => `tenant-${i}`);
+    expect(names.map(tenantLabel)).toEqual([...names.slice(0, 1_000), 'other']);
+    expect(tenantLabel('tenant-0')).toBe('tenant-0');
   });
 });

@@ -64,6 +64,7 @@ type Given =
   | 'indexer'
   | 'keys'
   | 'audit'
+  | 'scrapers'
   | 'openModel'
   | 'inspectBundle'
   | 'rolloutStore'
@@ -104,7 +105,8 @@ const TEST_SETTINGS: Partial<GatewayConfig> = {
 };
 
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
-  const { retrieval, store, indexer, keys = NO_KEYS, audit, redis, tls, softPerChunk = 1, ...others } = options;
+  const { retrieval, store, indexer, keys = NO_KEYS, audit, scrapers, redis, tls, softPerChunk = 1, ...others } =
+    options;
   const { openModel, inspectBundle, rolloutStore, ...rest } = others;
   const { morePrefill = [], moreDecode = [], sameWorkers, otherWorkers, ...settings } = rest;
   const workers = sameWorkers ?? fakeWorkers(model);
@@ -125,6 +127,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     indexer,
     keys,
     audit,
+    scrapers,
     redis,
     tls,
     ...(openModel && { openModel }),

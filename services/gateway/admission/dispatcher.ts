@@ -280,6 +280,11 @@ export class Dispatcher {
     return new Set(this.#queue.entries.map(({ tenant }) => tenant));
   }
 
+  /** What waits here for workers: prompts, and their tokens. */
+  get waiting(): { readonly prompts: number; readonly tokens: number } {
+    return { prompts: this.#queue.size + this.#replays.length, tokens: this.#queue.tokens };
+  }
+
   /** Gives out workers as long as they have room: one sequence at a time, each in its turn. */
   #pump(): void {
     this.#holders = undefined; // other gateways may have told what they hold

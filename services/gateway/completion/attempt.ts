@@ -6,14 +6,16 @@
 import { Deferred } from '../../lib/async/deferred.ts';
 import { Watchdog } from '../../lib/async/watchdog.ts';
 import { ServingError } from '../../lib/process/errors.ts';
+import type { TraceHeaders } from '../../lib/process/span.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
+import type { Activity } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { DecodeEvent__Output } from '../../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { KvHandle__Output } from '../../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { PrefillEvent__Output } from '../../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from '../../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
 import { samplingMessage, softTokensMessage } from '../../lib/rpc/messages.ts';
-import type { Grant } from '../admission/queued-prompt.ts';
+import { type Grant, PREEMPTED } from '../admission/queued-prompt.ts';
 import { isSharedWithPrefill } from '../workers/blame.ts';
 import type { WorkerLease } from '../workers/worker.ts';
 import { type Step, StepBuffer } from './step-buffer.ts';
@@ -25,6 +27,13 @@ export interface AttemptObserver {
   readonly onAccepted: (accepted: NonNullable<PrefillEvent__Output['accepted']>) => void;
   readonly onFirst: (first: FirstTokens) => void;
   readonly onJoined: (joined: NonNullable<DecodeEvent__Output['joined']>) => void;
+}
+
+/** A call to a worker, which the request's timeline has. */
+export interface WorkerCall {
+  readonly activity: Activity;
+  /** The trace that the call belongs to. */
+  readonly headers?: TraceHeaders | undefined;
 }
 
 export interface AttemptRequest extends AttemptObserver {
@@ -43,6 +52,8 @@ export interface AttemptRequest extends AttemptObserver {
   readonly deadlineMs: number;
   /** A joined sequence that brings no token for so long is lost, in ms. */
   readonly stallTimeoutMs: number;
+  /** Told of each call to a worker, just before it is made. */
+  readonly onCall: (name: 'prefill' | 'decode', worker: string) => WorkerCall;
   /** Told of the tokens of each choice after the first one as they come, before anybody reads them. */
   readonly onDecoded?: (choice: number, tokens: number) => void;
 }
@@ -130,15 +141,18 @@ export class Attempt {
     const kv = await unlessAborted(this.#accepted.promise, live);
     const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
     let tokens = 1; // the first one comes from prefill
+    const { activity, headers } = this.#request.onCall('decode', worker.address);
     try {
-      for await (const { joined, step } of worker.client.decode(call, live, deadlineMs)) {
+      for await (const { joined, step } of worker.client.decode(call, live, deadlineMs, headers)) {
         stall.start();
         if (joined) {
+          activity.mark('joined', { 'llavacode.kv.bytes': joined.handoffBytes });
           onJoined(joined);
           worker.started();
           this.#noLongerAwaitsKv(choice);
         }
         if (!step) continue;
+        if (tokens === 1) activity.mark('first_step');
         steps.push(step);
         tokens += step.tokens.length;
         // A worker that sends more than it was asked for fills no memory here.
@@ -146,6 +160,7 @@ export class Attempt {
       }
       throw new ServingError('worker_lost', `${worker.address} ended decoding before the end of the text`);
     } catch (error) {
+      activity.end(endOf(error));
       if (!unwanted.aborted) {
         this.#failed(worker, error);
         if (isSharedWithPrefill(ServingError.from(error))) this.#failed(this.#workers.prefill, error);
@@ -153,6 +168,7 @@ export class Attempt {
       throw error;
     } finally {
       stall.stop();
+      activity.end();
     }
   }
 
@@ -226,14 +242,19 @@ export class Attempt {
       this.#accepted.reject(error);
       this.#first.reject(error);
     };
+    const { activity, headers } = this.#request.onCall('prefill', worker.address);
     try {
-      for await (const { accepted, first, released } of worker.client.prefill(this.#prefillCall(), live, deadlineMs)) {
+      const call = worker.client.prefill(this.#prefillCall(), live, deadlineMs, headers);
+      for await (const { accepted, first, released } of call) {
         if (accepted?.kv) {
+          activity.mark('accepted');
           onAccepted(accepted);
           worker.started();
           this.#accepted.resolve(accepted.kv);
         }
         if (first) {
+          activity.mark('first_token', { 'llavacode.reused_tokens': first.cachedTokens });
+          activity.end(); // what follows is the hand-over, which decode waits for
           onFirst(first);
           this.#hasFirst = true;
           this.#first.resolve(first);
@@ -247,14 +268,22 @@ export class Attempt {
       }
       reject(new ServingError('worker_lost', `${worker.address} ended prefill without a first token`));
     } catch (error) {
+      activity.end(endOf(error));
       if (!signal.aborted && !this.#finished.signal.aborted) this.#failed(worker, error);
       reject(error);
       // Abort the decoders now: a silent network or a slot queue would delay the news.
       for (const kvLost of this.#awaitingKv.values()) kvLost.abort(error);
     } finally {
+      activity.end();
       worker.release();
     }
   }
+}
+
+/** How a call ended, for the timeline: the code of its error; undefined where it was only not needed any more. */
+function endOf(error: unknown): string | undefined {
+  if (error === FINISHED) return undefined;
+  return error === PREEMPTED ? 'preempted' : ServingError.from(error).code;
 }
 
 /** Waits for a promise. Rejects with the signal's reason when that is aborted first. */

@@ -5,6 +5,7 @@
  */
 import { runAsTheyCome, runTogether } from '../../lib/async/task-group.ts';
 import { atOnce, inTurns, Turns } from '../../lib/async/turns.ts';
+import { ServingError } from '../../lib/process/errors.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import { cacheSaltOf } from '../../lib/request/cache-salt.ts';
 import type { FinishReason, SampledToken } from '../../lib/request/next-token.ts';
@@ -51,6 +52,8 @@ interface Part {
   readonly counts: boolean;
   readonly same: SamePrompt | undefined;
   readonly echo: PromptEcho;
+  /** Since when they need workers, in ms of the monotonic clock. */
+  readonly sinceMs: number;
 }
 
 /** What all rounds of a prompt that is echoed share. */
@@ -89,7 +92,15 @@ export class Generation {
   async #compute(task: PromptTask, onPlaced: () => void, counts = true): Promise<void> {
     const indices = [...task.choices.keys()];
     const same = await this.#same(task);
-    const start = { tries: NO_TRIES, before: undefined, isReplay: false, affinityWorker: same?.worker, counts };
+    const sinceMs = task.scope.record.timeline.at('tokenized') ?? performance.now();
+    const start = {
+      sinceMs,
+      tries: NO_TRIES,
+      before: undefined,
+      isReplay: false,
+      affinityWorker: same?.worker,
+      counts,
+    };
     try {
       await this.#runPart({ ...start, task, indices, same, echo: { made: undefined } }, onPlaced);
     } finally {
@@ -145,6 +156,7 @@ export class Generation {
     metrics.typedThrough.inc({ output: stream.over ? 'ended' : 'running' });
     record.continued(task.prompt);
     const tokens: SampledToken[] = [];
+    const following = record.timeline.begin('follow');
     try {
       for await (const part of stream.read(from, { signal, isOwner: false, answer: answerOf(task, from) })) {
         const start = from + tokens.length;
@@ -157,6 +169,8 @@ export class Generation {
     } catch {
       signal.throwIfAborted();
       // The workers of the other request have failed it: this one goes on by itself.
+    } finally {
+      following.end();
     }
     return tokens;
   }
@@ -167,8 +181,10 @@ export class Generation {
       const task = { ...part.task, scope: { ...part.task.scope, signal: live } };
       let rest: Part = { ...part, task };
       let placing: Promise<Grant> | undefined = this.#place(rest);
+      let { sinceMs } = part;
       while (placing) {
-        const grant: Grant = await placing;
+        const grant: Grant = await this.#waitFor(placing, part.task, sinceMs);
+        sinceMs = performance.now();
         const granted = { ...rest, indices: rest.indices.slice(0, grant.choices) };
         const round = this.#roundOf(granted, grant);
         add(this.#run(round).finally(() => giveBackOutput(round)));
@@ -178,6 +194,19 @@ export class Generation {
       }
       onPlaced();
     });
+  }
+
+  /** @throws as {@link #place} does. */
+  async #waitFor(placing: Promise<Grant>, { scope }: PromptTask, sinceMs: number): Promise<Grant> {
+    const waiting = scope.record.timeline.begin('queue', undefined, sinceMs);
+    try {
+      return await placing;
+    } catch (error) {
+      waiting.end(ServingError.from(error).code);
+      throw error;
+    } finally {
+      waiting.end();
+    }
   }
 
   /**
@@ -234,6 +263,7 @@ export class Generation {
       promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
+      onCall: (name, worker) => record.called(name, worker),
       ...countingTokens(task, indices, givingBackCached(grant, record.observerFor(!counts))),
     };
     return { part, attempt: new Attempt(attemptRequest, grant), grant };
@@ -342,13 +372,23 @@ export class Generation {
   async #partAfter(round: Round, indices: readonly number[], error: unknown, signal: AbortSignal): Promise<Part> {
     const { part, attempt, grant } = round;
     const { task } = part;
+    const sinceMs = performance.now();
     const { reason, tries } = await pauseBeforeRepeat(error, part.tries, signal);
     const isReplay = reason === 'lost';
     if (isReplay) {
       for (const address of attempt.failedWorkers) task.failedWorkers.add(address);
-      task.scope.record.replayed();
+      task.scope.record.replayed(ServingError.from(error).code);
     }
-    return { ...part, indices, tries, before: grant, isReplay, affinityWorker: grant.prefill.address, counts: false };
+    return {
+      ...part,
+      indices,
+      tries,
+      sinceMs,
+      before: grant,
+      isReplay,
+      affinityWorker: grant.prefill.address,
+      counts: false,
+    };
   }
 }
 

@@ -162,6 +162,7 @@ export class Preparation {
       session === undefined ? undefined : (found, isCurrent) => sessions.settle(session, key, found, isCurrent);
     const query = {
       rag,
+      trace: scope.record.trace?.retrieves(rag.topK, rag.mode),
       tenant: scope.tenant,
       overlay: request.overlay,
       before,

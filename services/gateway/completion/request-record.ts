@@ -2,25 +2,18 @@
 import { createHmac, randomBytes } from 'node:crypto';
 import type { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
-import { metrics } from '../../lib/process/metrics.ts';
+import { metrics, observeTraced, tenantLabel } from '../../lib/process/metrics.ts';
+import type { TraceHeaders } from '../../lib/process/span.ts';
+import { isTracing } from '../../lib/process/tracing.ts';
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import { SPANS, Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { ContextReport } from '../context/context.ts';
-import type { AttemptObserver } from './attempt.ts';
+import type { Usage } from '../request.ts';
+import type { AttemptObserver, WorkerCall } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';
 import type { RedactedSample } from './redacted-sample.ts';
-
-/** Tokens that a request took. */
-export interface Usage {
-  /** Soft tokens included. */
-  readonly promptTokens: number;
-  readonly completionTokens: number;
-  /** Tokens of the prompt whose KV was cached. */
-  readonly cachedTokens: number;
-  /** Soft tokens of the prompt. */
-  readonly softTokens: number;
-}
+import { RequestTrace } from './request-trace.ts';
 
 /** Times at which the tokens of one choice came, in ms of the monotonic clock. */
 interface Arrivals {
@@ -36,9 +29,21 @@ interface Arrivals {
 const SESSION_KEY = randomBytes(32);
 const sessionDigest = (session: string) => createHmac('sha256', SESSION_KEY).update(session).digest('hex').slice(0, 16);
 
+/** The head of a request, as far as its trace says it. */
+interface TracedHead {
+  readonly headers: TraceHeaders;
+  readonly method: string;
+  /** The route that serves it, such as `/v1/completions`. */
+  readonly route: string;
+}
+
 export class RequestRecord {
   readonly timeline = new Timeline();
+  /** undefined where traces are off. */
+  readonly trace: RequestTrace | undefined;
   #tenant: string | undefined;
+  /** Name of the served model; '' before it is known that the request is for it. */
+  #model = '';
   #repo: string | undefined;
   #session: string | undefined;
   #arm = 'stable';
@@ -64,6 +69,13 @@ export class RequestRecord {
   /** Tokens of the prompt and the output that another request was charged for. */
   #tokensOfOthers = 0;
   #detokenizeMs = 0;
+
+  /** @param head of the HTTP request, if it is to be traced. */
+  constructor(head?: TracedHead) {
+    if (head === undefined || !isTracing()) return;
+    const attributes = { 'http.request.method': head.method, 'http.route': head.route };
+    this.trace = RequestTrace.begin(this.timeline, head.headers, attributes);
+  }
 
   /** Whether workers were given any of its prompts. */
   get dispatched(): boolean {
@@ -93,6 +105,16 @@ export class RequestRecord {
   /** How the request failed; undefined as long as it has not. */
   get error(): ServingError | undefined {
     return this.#error;
+  }
+
+  /** It is known which tenant's key the request has. */
+  ofTenant(tenant: string): void {
+    this.#tenant = tenant;
+  }
+
+  /** @param model name of the served model, which the request is for. */
+  asksFor(model: string): void {
+    this.#model = model;
   }
 
   /** It is known who asks. */
@@ -184,9 +206,16 @@ export class RequestRecord {
     this.#tokensOfOthers += tokens;
   }
 
-  /** A worker was lost, and its part of the request is done again. */
-  replayed(): void {
+  /** A worker is called for a part of the request. */
+  called(name: 'prefill' | 'decode', worker: string): WorkerCall {
+    const activity = this.timeline.begin(name, worker);
+    return { activity, headers: this.trace?.headersOf(activity) };
+  }
+
+  /** A worker was lost, and its part of the request is done again. @param reason code of the error. */
+  replayed(reason: string): void {
     this.timeline.mark('replayed');
+    this.trace?.replayed(reason);
     this.#replays++;
   }
 
@@ -289,6 +318,15 @@ export class RequestRecord {
     if (Number.isFinite(last)) this.timeline.mark('last_token', last);
     this.timeline.mark('finished');
     this.#observe();
+    this.trace?.end({
+      status,
+      error: this.#error?.code,
+      usage: this.usage,
+      finishReasons: this.#finishReasons,
+      context: this.#context,
+      replays: this.#replays,
+      tenant: this.#tenant,
+    });
     // Refused keys have a line of their own, of which there is a bounded number.
     const level = this.#error?.code === 'invalid_api_key' ? 'debug' : 'info';
     log[level](this.#line(status), 'completion');
@@ -324,7 +362,9 @@ export class RequestRecord {
     metrics.cachedTokens.inc(usage.cachedTokens);
     metrics.generationTokens.inc(usage.completionTokens);
     for (const gap of this.#gaps) metrics.itl.observe(gap);
-    if (timeline.ttft !== undefined) metrics.ttft.observe(timeline.ttft);
+    if (timeline.ttft !== undefined) observeTraced(metrics.ttft, timeline.ttft, this.trace?.exemplar);
+    this.#observeGenAi();
+    this.#observeTenant();
     if (this.#context?.degraded) metrics.degraded.inc({ reason: this.#context.degraded });
     if (this.#context?.ladder) metrics.laddered.inc(this.#context.ladder);
     this.#observeArm();
@@ -334,9 +374,7 @@ export class RequestRecord {
     if (limit !== undefined) metrics.shed.inc({ limit, knob: limit });
     if (this.#error) return;
     for (const reason of this.#finishReasons) metrics.success.inc({ finished_reason: reason });
-    for (const { first, last, tokens } of this.#arrivals.values()) {
-      if (tokens > 1) metrics.tpot.observe((last - first) / 1000 / (tokens - 1));
-    }
+    for (const tpot of this.#tpots) observeTraced(metrics.tpot, tpot, this.trace?.exemplar);
     metrics.e2e.observe(timeline.between('received', 'finished') ?? 0);
     this.#observeQueue();
     metrics.requestPromptTokens.observe(usage.promptTokens);
@@ -353,6 +391,38 @@ export class RequestRecord {
     metrics.armRequests.inc({ arm, outcome: this.#error?.code ?? 'ok' });
     if (this.timeline.ttft !== undefined) metrics.armTtft.observe({ arm }, this.timeline.ttft);
     if (this.#context?.degraded) metrics.armDegraded.inc({ arm, reason: this.#context.degraded });
+  }
+
+  /** Times per output token of all choices, in seconds, where the request succeeded. */
+  get #tpots(): number[] {
+    if (this.#error) return [];
+    const many = [...this.#arrivals.values()].filter(({ tokens }) => tokens > 1);
+    return many.map(({ first, last, tokens }) => (last - first) / 1000 / (tokens - 1));
+  }
+
+  #observeGenAi(): void {
+    const { timeline, trace } = this;
+    const labels = {
+      gen_ai_operation_name: 'text_completion',
+      gen_ai_provider_name: 'llavacode',
+      gen_ai_request_model: this.#model,
+    };
+    const duration = timeline.between('received', 'finished');
+    const failed = { ...labels, error_type: this.#error?.code ?? '' };
+    if (duration !== undefined) observeTraced(metrics.genAiDuration, duration, trace?.exemplar, failed);
+    if (timeline.ttft !== undefined) observeTraced(metrics.genAiTtft, timeline.ttft, trace?.exemplar, labels);
+    for (const tpot of this.#tpots) observeTraced(metrics.genAiTpot, tpot, trace?.exemplar, labels);
+  }
+
+  #observeTenant(): void {
+    if (this.#tenant === undefined) return;
+    const tenant = tenantLabel(this.#tenant);
+    const { promptTokens, completionTokens } = this.usage;
+    if (this.timeline.ttft !== undefined) metrics.tenantTtft.observe({ tenant }, this.timeline.ttft);
+    for (const tpot of this.#tpots) metrics.tenantTpot.observe({ tenant }, tpot);
+    metrics.tenantPromptTokens.inc({ tenant }, promptTokens);
+    metrics.tenantGenerationTokens.inc({ tenant }, completionTokens);
+    metrics.tenantRequests.inc({ tenant, outcome: this.#error?.code ?? 'ok' });
   }
 
   /** The prompt waited here until it was dispatched, and then in the prefill worker; after that it was worked on. */

@@ -7,6 +7,7 @@ import { inTurns } from '../../lib/async/turns.ts';
 import type { ConfigOf } from '../../lib/process/config.ts';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
+import type { TraceHeaders } from '../../lib/process/span.ts';
 import { needsEmbeddings, type RetrieverName } from '../../lib/rag/retriever-name.ts';
 import { liveHits } from '../../lib/rag/search/live.ts';
 import { cursorQuery } from '../../lib/rag/search/query.ts';
@@ -95,6 +96,8 @@ export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'witho
 /** The question of one prompt. */
 export interface ContextQuery {
   readonly rag: RagRequest;
+  /** The trace that calls to the indexer belong to. */
+  readonly trace?: TraceHeaders | undefined;
   readonly tenant: string;
   /** Texts that the editor holds, newer than what is indexed. */
   readonly overlay?: readonly OverlayText[] | undefined;
@@ -141,9 +144,9 @@ export class ContextFinder {
     const overlay = texts.length === 0 ? NO_OVERLAY : await overlays.of(tenant, texts, signal);
     // Editors send their files ahead of the text to be completed, in a warm-up: no chunk is chosen for that.
     const isAhead = query.before.trim() === '' && query.after.trim() === '';
-    if (isAhead && rag.mode !== 'text') overlays.encodeAhead(tenant, overlay);
+    if (isAhead && rag.mode !== 'text') overlays.encodeAhead(tenant, overlay, query.trace);
     const { found, degraded } = await this.#search({ ...query, rag }, overlay, signal);
-    const encoded = rag.mode === 'text' ? found : await this.#encode(tenant, overlay, found, signal);
+    const encoded = rag.mode === 'text' ? found : await this.#encode(query, overlay, found, signal);
     const ids = new Set(overlay.chunks.map(({ id }) => id));
     const replaced = new Set(overlay.replaced);
     const isCurrent: IsCurrent = ({ id, path, isLive }) => (isLive ? ids.has(id) : !replaced.has(path));
@@ -157,10 +160,11 @@ export class ContextFinder {
   }
 
   /** Vectors for the chunks of the overlay, as far as they come in time. */
-  async #encode(tenant: string, overlay: Overlay, found: Found, signal: AbortSignal): Promise<Found> {
+  async #encode(query: ContextQuery, overlay: Overlay, found: Found, signal: AbortSignal): Promise<Found> {
+    const { tenant, trace } = query;
     const live = found.chunks.filter(({ isLive }) => isLive);
     if (live.length === 0) return found;
-    const vectors = await this.#sources.overlays.vectorsOf(tenant, overlay, live, signal);
+    const vectors = await this.#sources.overlays.vectorsOf(tenant, overlay, live, signal, trace);
     const byId = new Map(live.map(({ id }, i) => [id, vectors[i]]));
     return {
       ...found,

@@ -11,6 +11,7 @@ import { startLateTimer } from '../../lib/async/late-timer.ts';
 import { inTurns } from '../../lib/async/turns.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
+import type { TraceHeaders } from '../../lib/process/span.ts';
 import { type Chunk, chunkSteps } from '../../lib/rag/chunk.ts';
 import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
 import { decodeHalves } from '../../lib/rag/store/vector-codec.ts';
@@ -112,12 +113,13 @@ export class Overlays {
     { digest }: Pick<Overlay, 'digest'>,
     chunks: readonly Pick<Chunk, 'path' | 'text'>[],
     signal: AbortSignal,
+    trace?: TraceHeaders,
   ): Promise<(Float32Array | undefined)[]> {
     const keys = chunks.map(({ path, text }) => keyOf(tenant, path, text));
     const form = `${tenant}:${digest}`;
     const asText = this.#asText.get(form) ?? new Set<string>();
     const lacking = chunks.filter((_, i) => !asText.has(keys[i]!) && this.#vectors.get(keys[i]!) === undefined);
-    if (lacking.length > 0) await this.#wait(this.#encode(tenant, lacking), signal);
+    if (lacking.length > 0) await this.#wait(this.#encode(tenant, lacking, trace), signal);
     const vectors = keys.map((key) => (asText.has(key) ? undefined : this.#vectors.get(key)));
     const more = keys.filter((key, i) => vectors[i] === undefined && !asText.has(key));
     if (more.length > 0) {
@@ -128,10 +130,11 @@ export class Overlays {
   }
 
   /** Has chunks encoded for requests to come. Nobody waits for them. */
-  encodeAhead(tenant: string, { chunks }: Pick<Overlay, 'chunks'>): void {
+  encodeAhead(tenant: string, { chunks }: Pick<Overlay, 'chunks'>, trace?: TraceHeaders): void {
     void this.#encode(
       tenant,
       chunks.filter(({ path, text }) => this.#vectors.get(keyOf(tenant, path, text)) === undefined),
+      trace,
     );
   }
 
@@ -147,7 +150,7 @@ export class Overlays {
   }
 
   /** Has chunks encoded that are not on their way already. Never rejects: those that fail have no vector. */
-  async #encode(tenant: string, chunks: readonly Pick<Chunk, 'path' | 'text'>[]): Promise<void> {
+  async #encode(tenant: string, chunks: readonly Pick<Chunk, 'path' | 'text'>[], trace?: TraceHeaders): Promise<void> {
     const { indexer, contextFingerprint } = this.#options;
     if (indexer === undefined || contextFingerprint === undefined) return;
     const waits: Promise<void>[] = [];
@@ -162,7 +165,7 @@ export class Overlays {
     const some = [...fresh].slice(0, Math.max(free, 0));
     for (let start = 0; start < some.length; start += CALL_CHUNKS) {
       const call = some.slice(start, start + CALL_CHUNKS);
-      const done = this.#call(tenant, call, indexer).finally(() => {
+      const done = this.#call(tenant, call, indexer, trace).finally(() => {
         for (const [key] of call) this.#pending.delete(key);
         const left = (this.#pendingOf.get(tenant) ?? 0) - call.length;
         if (left > 0) this.#pendingOf.set(tenant, left);
@@ -179,12 +182,13 @@ export class Overlays {
     tenant: string,
     chunks: readonly (readonly [key: string, chunk: Pick<Chunk, 'path' | 'text'>])[],
     indexer: Pick<IndexerClient, 'encode'>,
+    trace: TraceHeaders | undefined,
   ): Promise<void> {
     const { contextFingerprint, hidden, softPerChunk = 1, log } = this.#options;
     const size = hidden * softPerChunk;
     try {
       const texts = chunks.map(([, { path, text }]) => ({ path, text }));
-      const answer = await indexer.encode({ chunks: texts }, AbortSignal.timeout(ENCODE_MS));
+      const answer = await indexer.encode({ chunks: texts }, AbortSignal.timeout(ENCODE_MS), trace);
       const values = decodeHalves(answer.vectors);
       // Vectors of another encoder are noise to this model, and workers refuse what is not a number.
       if (answer.fingerprint !== contextFingerprint || values.length !== size * chunks.length) return;

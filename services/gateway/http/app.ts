@@ -15,6 +15,7 @@ import {
   fastify,
   LogController,
 } from 'fastify';
+import { RenewedTls, type Tls } from '../../lib/process/certificate.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { answerClientError } from './client-error.ts';
 import { serveInTurn } from './connections.ts';
@@ -22,7 +23,6 @@ import { allowHalfClose } from './half-close.ts';
 import { type HttpLimits, serverOptions } from './limits.ts';
 import { Room } from './room.ts';
 import type { HttpConfig } from './settings.ts';
-import { RenewedTls, type Tls } from './tls.ts';
 
 export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes'> {
   /** undefined for plain HTTP. */

@@ -2,9 +2,8 @@
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import type { Timeline } from '../../lib/request/timeline.ts';
 import type { ChoiceDelta, Echo, TokenReport } from '../completion/choice.ts';
-import type { Usage } from '../completion/request-record.ts';
 import type { ContextReport } from '../context/context.ts';
-import type { CompletionRequest } from '../request.ts';
+import type { CompletionRequest, Usage } from '../request.ts';
 import { LazyList } from './json.ts';
 
 /** The fields that every body of one answer begins with. */

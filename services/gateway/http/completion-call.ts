@@ -24,6 +24,7 @@ import type { CompletionRequest } from '../request.ts';
 import type { Arm, Rollout } from '../rollout/rollout.ts';
 import { sequencesOf } from '../tenants/demand.ts';
 import type { Reservation, TenantQuota } from '../tenants/tenant-quota.ts';
+import type { DesiredWorkers } from '../workers/desired-workers.ts';
 import { clientGone } from './errors.ts';
 import { assertModel } from './models.ts';
 import { withoutModelRepo, withRepository, withStoreKey } from './repository.ts';
@@ -39,6 +40,8 @@ export interface CompletionParts extends Pick<CompletionConfig, 'logSamplePercen
   readonly rollout: Rollout;
   readonly inflight: InflightRequests;
   readonly quota: Pick<TenantQuota, 'reserve' | 'reserveReading'>;
+  /** Is told what requests took, so that it is known how many workers they need. */
+  readonly load: Pick<DesiredWorkers, 'served' | 'turnedAway'>;
   readonly acceptance: Acceptance;
   readonly remotes: Pick<Remotes, 'find'>;
   readonly recent: Pick<RecentPrompts, 'seriesOf'>;
@@ -85,9 +88,10 @@ export async function serveCompletion(
   record.askedBy(request.identity.tenant, asked.session);
   const named = withStoreKey(withoutModelRepo(asked, parts.modelName), request.identity);
   assertModel(named.model ?? parts.modelName, parts.modelName);
+  record.asksFor(parts.modelName);
   const { tenant, limits } = request.identity;
   const entering = inflightRequest(request, asked);
-  const place = parts.inflight.enter(entering);
+  const place = enter(parts, entering);
   // A connection closes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => place.abort(clientGone()));
   const { signal, deadlineMs } = place;
@@ -103,6 +107,7 @@ export async function serveCompletion(
     const repo = completion.rag?.repo;
     if (repo !== undefined && completion.rag?.mode !== 'off') record.asksAbout(nameOf(repo));
     if (Math.random() * 100 < parts.logSamplePercent) record.attachSample(new RedactedSample(completion));
+    record.trace?.asks(completion, parts.modelName, `cmpl-${request.id}`);
     const scope = { id: `cmpl-${request.id}`, tenant, record, signal, deadlineMs };
     const call = { request: completion, record, scope };
     try {
@@ -117,6 +122,18 @@ export async function serveCompletion(
     arm.release();
     place.release();
     reservation?.settle(record.computedTokens);
+    const { promptTokens, cachedTokens, completionTokens } = record.usage;
+    if (promptTokens > 0) parts.load.served(named.prompts.length, promptTokens - cachedTokens, completionTokens);
+  }
+}
+
+/** @throws ServingError saturated, draining. */
+function enter({ inflight, load }: CompletionParts, entering: InflightRequest) {
+  try {
+    return inflight.enter(entering);
+  } catch (error) {
+    if (ServingError.from(error).code === 'saturated') load.turnedAway();
+    throw error;
   }
 }
 
@@ -149,9 +166,13 @@ function reportHeaders({ context, suffix }: RequestRecord): Record<string, strin
 
 /** Writes what is known about a completion when its answer has ended, in whichever way. */
 function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
-  const record = new RequestRecord();
+  const { headers, method, routeOptions } = request;
+  const record = new RequestRecord({ headers, method, route: routeOptions.url ?? '' });
   request.record = record;
+  if (record.trace) request.log = request.log.child({ trace_id: record.trace.traceId });
   raw.once('close', () => {
+    // A body that is refused is refused before anything else is known of its request.
+    if (request.identity !== undefined) record.ofTenant(request.identity.tenant);
     if (!raw.writableEnded && record.error === undefined) record.failed(clientGone());
     const status = record.error?.code === 'client_gone' ? record.error.kind.http : raw.statusCode;
     record.end(request.log, status);

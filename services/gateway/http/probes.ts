@@ -3,7 +3,7 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { BUILD_INFO } from '../../lib/process/build-info.ts';
-import { exposition, expositionType } from '../../lib/process/metrics.ts';
+import { exposition } from '../../lib/process/metrics.ts';
 import { type ApiKeys, NO_KEYS } from '../tenants/api-keys.ts';
 
 export interface ProbeParts {
@@ -12,12 +12,14 @@ export interface ProbeParts {
   /** `problem` is the reason why completions would fail now; undefined when they would not. */
   readonly readiness: { readonly problem: string | undefined };
   readonly keys: ApiKeys;
+  /** Brings gauges up to date. */
+  readonly beforeScrape: () => void;
 }
 
 /** How llama.cpp says that it is not ready: its clients wait as long as they read this. */
 const LLAMA_CPP_NOT_READY = { error: { code: 503, message: 'Loading model', type: 'unavailable_error' } };
 
-export function addProbeRoutes(app: FastifyInstance, { modelName, readiness, keys }: ProbeParts): void {
+export function addProbeRoutes(app: FastifyInstance, { modelName, readiness, keys, beforeScrape }: ProbeParts): void {
   const tags = ['operation'];
   const open = (summary: string) => ({ config: { needsNoKey: true }, schema: { summary, tags } });
   app.get('/livez', open('whether the process lives'), async () => ({ status: 'live' }));
@@ -34,7 +36,13 @@ export function addProbeRoutes(app: FastifyInstance, { modelName, readiness, key
     ...BUILD_INFO,
     model: modelName,
   }));
-  app.get('/metrics', { schema: { summary: 'metrics for Prometheus, over all tenants', tags } }, async (_, reply) =>
-    reply.type(expositionType).send(await exposition()),
-  );
+  const scraped = {
+    config: { isScraped: true },
+    schema: { summary: 'metrics for Prometheus, over all tenants', tags },
+  };
+  app.get('/metrics', scraped, async ({ headers }, reply) => {
+    beforeScrape();
+    const { text, type } = await exposition(headers.accept);
+    return reply.type(type).send(text);
+  });
 }

@@ -6,6 +6,8 @@ import type { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { ServingError } from '../../lib/process/errors.ts';
+import type { TraceHeaders } from '../../lib/process/span.ts';
+import { beginTrace, traced } from '../../lib/process/tracing.ts';
 import { nameOf } from '../../lib/rag/store/repo-key.ts';
 import { contextFingerprint, holdsEmbeddings } from '../../lib/rag/store/row.ts';
 import type { IndexHead, Store } from '../../lib/rag/store/store.ts';
@@ -169,7 +171,7 @@ function repoBody(repo: string, head: IndexHead, served: string | undefined) {
 async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): Promise<unknown> {
   const repo = request.params['*'];
   storeKey(request.identity, repo, 'repo');
-  const indexer = indexerOf(parts);
+  indexerOf(parts); // without one nothing begins
   const start = {
     requestId: request.id,
     tenant: request.identity.tenant,
@@ -178,6 +180,24 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
     stripComponents: stripOf(request.query),
     remoteUrl: String(request.headers[REMOTE_HEADER] ?? ''),
   };
+  const trace = beginTrace('index', request.headers, {
+    kind: 'server',
+    atMs: performance.now(),
+    attributes: { 'http.request.method': 'PUT', 'http.route': request.routeOptions.url },
+  });
+  return traced(trace, send(request, reply, parts, start, trace?.headers));
+}
+
+/** Sends the upload to the indexer, and answers with what comes of it. */
+async function send(
+  request: RepoCall,
+  reply: FastifyReply,
+  parts: RepoParts,
+  start: NonNullable<IndexRequest['start']> & { readonly repo: string },
+  trace: TraceHeaders | undefined,
+): Promise<unknown> {
+  const indexer = indexerOf(parts);
+  const { repo } = start;
   const body = request.body as Readable | undefined;
   if (!body) throw new ServingError('unsupported_media_type', 'the request has no content-type or no body');
   const { signal, abort, release } = parts.inflight.track();
@@ -192,7 +212,7 @@ async function index(request: RepoCall, reply: FastifyReply, parts: RepoParts): 
   try {
     await reach(indexer, parts, signal);
     const upload = uploadOf(start, body, parts.maxUploadBytes, () => silence.refresh());
-    for await (const { progress, report } of indexer.index(upload, signal)) {
+    for await (const { progress, report } of indexer.index(upload, signal, trace)) {
       if (report) {
         const answer = reportBody(repo, report);
         return stream ? stream.end(answer) : answer;

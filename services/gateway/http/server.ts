@@ -32,6 +32,7 @@ import { addProbeRoutes, type ProbeParts } from './probes.ts';
 import { addRepoRoutes, type RepoParts } from './repos.ts';
 import { RepositoryPrefix } from './repository.ts';
 import { addRolloutRoutes, type RolloutRouteParts } from './rollout.ts';
+import type { Scrapers } from './scrapers.ts';
 import type { HttpConfig } from './settings.ts';
 import { addTabbyRoutes, type TabbyParts } from './tabby.ts';
 
@@ -50,6 +51,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** The route needs no API key; all others are listed in access.ts. */
     needsNoKey?: boolean;
+    /** Where a gateway has scrapers, they alone may use the route. */
+    isScraped?: boolean;
     /** The route's handler reads the body, for as long as --upload-timeout-ms. */
     takesUploads?: boolean;
   }
@@ -69,6 +72,8 @@ export interface ServerParts
     Pick<HttpConfig, 'refusalsPerSecond' | 'corsOrigins'> {
   readonly keys: ApiKeys;
   readonly audit: AuditLog;
+  /** Who may read /metrics; undefined leaves that to the keys. */
+  readonly scrapers?: Scrapers | undefined;
   /**
    * The gateway serves this machine alone: a request must name it as such. A web page whose own host name was pointed
    * at this machine (DNS rebinding) does not. A request without any Host is served: it is a probe of HTTP/1.0, and no
@@ -136,10 +141,13 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     if (url === undefined) throw notFound(request);
     if (!config.needsNoKey) {
       try {
-        request.identity = parts.keys.identify(keyOf(request));
-        auditAtEnd(request, reply, parts.audit);
+        if (config.isScraped && parts.scrapers) parts.scrapers.assertMayScrape(keyOf(request), request.ip);
+        else {
+          request.identity = parts.keys.identify(keyOf(request));
+          auditAtEnd(request, reply, parts.audit);
+        }
         welcome(request.raw);
-        assertAccess(request.identity, request.method, url);
+        if (request.identity !== undefined) assertAccess(request.identity, request.method, url);
       } catch (error) {
         keyRefused({ request_id: request.id, client: request.ip, reason: ServingError.from(error).message });
         throw error;

@@ -3,12 +3,15 @@ import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
 import { file, flag, milliseconds, paths, whole } from '../../lib/process/setting-types.ts';
 import { UPLOAD_SETTINGS } from '../../lib/rag/settings.ts';
+import { isNetwork } from './networks.ts';
 
 /** Origins as browsers write them. `*` is not one of them: with it any web page could use a gateway without keys. */
 const origins = paths.refine(
   (list) => list.every((origin) => URL.canParse(origin) && new URL(origin).origin === origin),
   'must be origins such as https://ide.example.com, with commas between',
 );
+
+const networks = paths.refine((list) => list.every(isNetwork), 'must be addresses or networks such as 10.0.0.0/8');
 
 const UNKNOWN_FIELDS = ['refuse', 'ignore'] as const;
 
@@ -54,6 +57,12 @@ export const HTTP_SETTINGS = {
         'refuse or ignore (named in x-llavacode-ignored, as on the routes of editors); a value of a known field that ' +
         'would change the answer is refused in any case',
     ),
+  metricsTokenFile: file.describe(
+    'file of the token with which /metrics of the gateway is read, in place of a key: at least 16 characters (openssl rand -hex 32); none when empty',
+  ),
+  metricsNetworks: networks.describe(
+    'addresses and networks, such as 10.0.0.0/8, from which /metrics of the gateway is read without a token, with commas between; with neither of both settings it needs a key with access admin, if there are keys',
+  ),
   slotsRoute: flag
     .default(false)
     .describe("GET /slots, llama.cpp's, says how many slots there are and are busy, over all tenants"),

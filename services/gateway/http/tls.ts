@@ -1,52 +1,21 @@
-/** The certificate with which the gateway serves HTTPS, and how a newer one takes its place. */
-import { createSecureContext, type Server } from 'node:tls';
-import { describeValid } from '../../lib/process/certificate.ts';
+/** The certificate with which the gateway serves HTTPS. */
+import { createSecureContext } from 'node:tls';
+import { describeValid, noteCertificates, type RenewedTls, type Tls } from '../../lib/process/certificate.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import { readSettingFile, reasonOf } from '../../lib/process/os-errors.ts';
 import type { HttpConfig } from './settings.ts';
-
-/** The gateway's certificate and its private key, in PEM. */
-export interface Tls {
-  readonly cert: Buffer;
-  readonly key: Buffer;
-}
-
-/**
- * A certificate that may be renewed while it is served: connections that are open go on, and new ones get the new one.
- */
-export class RenewedTls implements Tls {
-  #pem: Tls;
-  readonly #servers = new Set<Pick<Server, 'setSecureContext'>>();
-
-  constructor(pem: Tls) {
-    this.#pem = pem;
-  }
-
-  get cert(): Buffer {
-    return this.#pem.cert;
-  }
-
-  get key(): Buffer {
-    return this.#pem.key;
-  }
-
-  /** The server gets every certificate that comes. */
-  followedBy(server: Server): void {
-    this.#servers.add(server);
-    server.once('close', () => this.#servers.delete(server));
-  }
-
-  renew(pem: Tls): void {
-    this.#pem = pem;
-    for (const server of this.#servers) server.setSecureContext(pem);
-  }
-}
 
 /**
  * Reads the certificate and its key, of which both files or none are given.
  * @throws ServingError config_invalid
  */
-export async function loadTls({ tlsCert, tlsKey }: Pick<HttpConfig, 'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
+export async function loadTls(config: Pick<HttpConfig, 'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
+  const tls = await readTls(config);
+  if (tls) noteCertificates({ tlsCert: tls.cert });
+  return tls;
+}
+
+async function readTls({ tlsCert, tlsKey }: Pick<HttpConfig, 'tlsCert' | 'tlsKey'>): Promise<Tls | undefined> {
   if (tlsCert === '' && tlsKey === '') return undefined;
   const [cert, key] = await Promise.all([readPem('--tls-cert', tlsCert), readPem('--tls-key', tlsKey)]);
   try {
@@ -64,10 +33,11 @@ export async function loadTls({ tlsCert, tlsKey }: Pick<HttpConfig, 'tlsCert' | 
  * @throws ServingError config_invalid; the one before is served on.
  */
 export async function renewTls(served: RenewedTls, config: Pick<HttpConfig, 'tlsCert' | 'tlsKey'>): Promise<object> {
-  const tls = await loadTls(config);
+  const tls = await readTls(config);
   if (tls === undefined) throw new ServingError('config_invalid', '--tls-cert and --tls-key name no files');
   const described = describeValid(`--tls-cert ${config.tlsCert}`, tls.cert);
   served.renew(tls);
+  noteCertificates({ tlsCert: tls.cert });
   return described;
 }
 

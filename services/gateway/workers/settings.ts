@@ -4,7 +4,7 @@
 import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
 import { parseHostPort } from '../../lib/process/host-port.ts';
-import { milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { file, milliseconds, whole } from '../../lib/process/setting-types.ts';
 import { isRedisUrl } from '../../lib/redis/url.ts';
 import { LOCAL_PREFILL } from './prefill-location.ts';
 
@@ -23,6 +23,9 @@ export const WORKER_POOL_SETTINGS = {
     'prefill workers: host:port[,…]; dns:name:port for all addresses of a name; redis://… for a registry',
   ),
   decodeWorkers: workers.describe('decode workers, named in the same ways'),
+  ratesFile: file.describe(
+    "file that llavacode plan --json has written: llavacode:desired_workers goes by its rates; by the prefill workers' own rate and by the slots of decode workers when empty",
+  ),
   connectTimeoutMs: milliseconds(1).default(10_000).describe('deadline for reaching a worker or the indexer, in ms'),
   stallTimeoutMs: milliseconds(1)
     .default(10_000)

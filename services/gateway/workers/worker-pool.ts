@@ -251,6 +251,17 @@ export class WorkerPool {
     return { total: sum(({ total }) => total), busy: sum(({ total, free }) => total - free) };
   }
 
+  /** What one worker of each role does, on average: prompt tokens per second, and slots; 0 where that is not known. */
+  get perWorker(): { readonly prefillRate: number; readonly slots: number } {
+    const rates = this.#prefill.usable.map(({ description }) => description?.prefillTokensPerSecond ?? 0);
+    const known = rates.filter((rate) => rate > 0);
+    const decoders = this.#decode.usable;
+    return {
+      prefillRate: known.length === 0 ? 0 : sum(known, (rate) => rate) / known.length,
+      slots: decoders.length === 0 ? 0 : this.slots.total / decoders.length,
+    };
+  }
+
   /** Devices that the decode workers compute on, by name. */
   get devices(): readonly string[] {
     return [...new Set(this.#decode.usable.flatMap(({ description }) => description?.device || []))];

@@ -11,6 +11,7 @@ import type { ConfigOf } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
 import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
+import { metrics } from '../process/metrics.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import { type DeviceReport, loadOnDevice } from './choose-device.ts';
 import { assertComputesLongChunks } from './chunk-check.ts';
@@ -98,6 +99,9 @@ export async function loadEngine(
     const why = work === 'prefill' ? 'a prefill worker computes no decode steps' : `${device.name} records none`;
     log.warn({ device: device.name, why }, '--graph-capture true has no effect: no decode step is recorded');
   }
+  const { pool } = engine.session;
+  const size = { block_size: String(capacity), num_gpu_blocks: String(pool.slots), cache_dtype: pool.floats };
+  metrics.cacheConfig.set(size, 1);
   const report = { kind: device.kind, name: device.name, reason };
   const loadMs = Math.round(performance.now() - started);
   log.info({ model: bundle.manifest.name, load_ms: loadMs, device: report, check }, 'engine loaded');

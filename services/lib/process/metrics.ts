@@ -1,13 +1,22 @@
 /**
  * Every metric of every service, in one table. This is the only importer of prom-client. Names under `vllm:` are vLLM's
- * own, so that dashboards made for it work; other metrics are under `llavacode:`. Names stand here as they are scraped:
+ * own, so that dashboards made for it work; those under `gen_ai_` are OpenTelemetry's, in the form that Prometheus
+ * gives them; other metrics are under `llavacode:`. Names stand here as they are scraped:
  * prom-client does not add `_total` to a counter.
  *
  * Each metric says which roles measure it, and a process exports only what its role measures: a gauge that is always 0
  * because nobody sets it would spoil every average over targets. What a request has once is measured by the gateway
  * alone. A name that several roles measure means what the process itself does, so that a sum over targets is right.
  */
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import {
+  Counter,
+  collectDefaultMetrics,
+  Gauge,
+  Histogram,
+  type Metric,
+  type OpenMetricsContentType,
+  Registry,
+} from 'prom-client';
 import { BUILD_INFO } from './build-info.ts';
 
 /** The work of a process. A colocated worker does both prefill and decode. */
@@ -36,9 +45,21 @@ const REQUEST_SECONDS = [
   0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5, 10,
   15, 20, 30, 40, 50, 60, 90, 120,
 ];
+/** Bounds in seconds that OpenTelemetry's conventions for generative AI give for servers. */
+const GEN_AI_SECONDS = {
+  duration: [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92],
+  ttft: [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10],
+  tpot: [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5],
+};
+const GEN_AI_LABELS = ['gen_ai_operation_name', 'gen_ai_provider_name', 'gen_ai_request_model'] as const;
+/** Fewer bounds for what is kept for each of up to 1,000 tenants. */
+const TENANT_TTFT_SECONDS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30];
+const TENANT_TPOT_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1];
 const TOKENS = [1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
 const registry = new Registry();
+/** Labels of every metric of this process. */
+let labels: Record<string, string> = {};
 const rolesOf = new Map<object, readonly MetricsRole[]>();
 
 /** Makes metrics that `roles` measure. They are registered once it is known which service the process is. */
@@ -54,6 +75,20 @@ function measuredIn(...roles: readonly MetricsRole[]) {
       buckets: readonly number[],
       labelNames: readonly L[] = [],
     ) => noted(new Histogram({ name, help, labelNames, buckets: [...buckets], registers: [] })),
+    /** A histogram whose buckets name the trace of the newest value in each: {@link observeTraced}. */
+    tracedHistogram: <L extends string>(
+      name: string,
+      help: string,
+      buckets: readonly number[],
+      labelNames: readonly L[] = [],
+    ) =>
+      noted(
+        new Histogram<L | 'trace_id'>({
+          ...{ name, help, labelNames, buckets: [...buckets] },
+          registers: [],
+          enableExemplars: true,
+        }),
+      ),
     counter: <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
       noted(new Counter({ name, help, labelNames, registers: [] })),
     gauge: <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
@@ -90,16 +125,65 @@ export const metrics = {
     'llavacode:audit_lines_lost_total',
     'Lines of the audit log that could not be written',
   ),
+  certificateNotAfter: everywhere.gauge(
+    'llavacode:certificate_not_after_seconds',
+    'When a certificate of this process ends, in seconds since 1970, by the setting that names its file',
+    ['setting'],
+  ),
   // Each of these exists once per request: the gateway alone measures it.
-  ttft: gateway.histogram(
+  ttft: gateway.tracedHistogram(
     'vllm:time_to_first_token_seconds',
     'Time from the request being received to its first token being written',
     REQUEST_SECONDS,
   ),
-  tpot: gateway.histogram(
+  tpot: gateway.tracedHistogram(
     'vllm:request_time_per_output_token_seconds',
     '(time of last token - time of first token) / (output tokens - 1), per choice of a request that succeeded',
     REQUEST_SECONDS,
+  ),
+  genAiDuration: gateway.tracedHistogram(
+    'gen_ai_server_request_duration_seconds',
+    'Time from the request being received to the last byte of its answer, refused and failed ones included',
+    GEN_AI_SECONDS.duration,
+    [...GEN_AI_LABELS, 'error_type'],
+  ),
+  genAiTtft: gateway.tracedHistogram(
+    'gen_ai_server_time_to_first_token_seconds',
+    'vllm:time_to_first_token_seconds under the name and with the bounds that OpenTelemetry gives it',
+    GEN_AI_SECONDS.ttft,
+    GEN_AI_LABELS,
+  ),
+  genAiTpot: gateway.tracedHistogram(
+    'gen_ai_server_time_per_output_token_seconds',
+    'vllm:request_time_per_output_token_seconds under the name and with the bounds that OpenTelemetry gives it',
+    GEN_AI_SECONDS.tpot,
+    GEN_AI_LABELS,
+  ),
+  tenantTtft: gateway.histogram(
+    'llavacode:tenant_ttft_seconds',
+    'Time to first token, by tenant (the first 1,000 that ask; the rest is `other`)',
+    TENANT_TTFT_SECONDS,
+    ['tenant'],
+  ),
+  tenantTpot: gateway.histogram(
+    'llavacode:tenant_tpot_seconds',
+    'Time per output token of choices that succeeded, by tenant',
+    TENANT_TPOT_SECONDS,
+    ['tenant'],
+  ),
+  tenantPromptTokens: gateway.counter('llavacode:tenant_prompt_tokens_total', 'Prompt tokens, by tenant', ['tenant']),
+  tenantGenerationTokens: gateway.counter('llavacode:tenant_generation_tokens_total', 'Output tokens, by tenant', [
+    'tenant',
+  ]),
+  tenantRequests: gateway.counter(
+    'llavacode:tenant_requests_total',
+    'Completions by tenant and by how they ended: ok or an error code, which says why they were refused',
+    ['tenant', 'outcome'],
+  ),
+  desiredWorkers: gateway.gauge(
+    'llavacode:desired_workers',
+    'Workers that the load of this gateway over the last minute keeps 90 % busy, by role; a fraction: sum, then round up',
+    ['role'],
   ),
   itl: gateway.histogram('vllm:inter_token_latency_seconds', 'Time between two tokens of one choice', REQUEST_SECONDS),
   e2e: gateway.histogram(
@@ -287,6 +371,11 @@ export const metrics = {
     ['kind', 'name', 'reason'],
   ),
   kvUsage: workers.gauge('vllm:kv_cache_usage_perc', 'Share of KV slots in use, 0 to 1'),
+  cacheConfig: workers.gauge(
+    'vllm:cache_config_info',
+    "Always 1; its labels say how large the KV cache is, in vLLM's words: a block is a slot, block_size its tokens",
+    ['block_size', 'num_gpu_blocks', 'cache_dtype'],
+  ),
   prefixQueries: prefill.counter(
     'vllm:prefix_cache_queries_total',
     'Prompt tokens that were looked for in the prefix cache',
@@ -330,6 +419,10 @@ export const metrics = {
   indexRuns: indexer.counter('llavacode:index_runs_total', 'Index runs by how they ended: ok or an error code', [
     'outcome',
   ]),
+  lastIndexRun: indexer.gauge(
+    'llavacode:index_last_success_seconds',
+    'When an index run of this process succeeded last, in seconds since 1970; 0 before the first one',
+  ),
   skippedFiles: indexer.counter('llavacode:skipped_files_total', 'Files that were not indexed, by reason', ['reason']),
   encodeTime: indexer.histogram(
     'llavacode:encode_batch_seconds',
@@ -355,9 +448,51 @@ export function partOf(gauge: Gauge): (value: number) => void {
   };
 }
 
-/** The text that Prometheus scrapes, in its own format. */
-export const exposition = () => registry.metrics();
-export const expositionType = registry.contentType;
+/** Tenants that have values of their own. Keys come from a file, but there is no end to how many it may have. */
+const MOST_TENANTS = 1_000;
+const tenants = new Set<string>();
+
+/** The value of the label `tenant`: its name for the first 1,000 of this process, `other` for the rest. */
+export function tenantLabel(tenant: string): string {
+  if (tenants.size < MOST_TENANTS) tenants.add(tenant);
+  return tenants.has(tenant) ? tenant : 'other';
+}
+
+/** @param traceId trace that the value's bucket points to from now on; undefined leaves it as it is. */
+export function observeTraced<L extends string>(
+  histogram: Histogram<L | 'trace_id'>,
+  value: number,
+  traceId: string | undefined,
+  labels: Partial<Record<L, string>> = {},
+): void {
+  const exemplarLabels: Partial<Record<'trace_id', string>> = traceId === undefined ? {} : { trace_id: traceId };
+  histogram.observe({ labels, value, exemplarLabels } as Parameters<typeof histogram.observe>[0]);
+}
+
+/**
+ * The text that Prometheus scrapes.
+ * @param accept header of the request: OpenMetrics, which alone can point to traces, if it names that; otherwise
+ *   Prometheus' own format.
+ */
+export async function exposition(accept = ''): Promise<{ readonly text: string; readonly type: string }> {
+  if (!/\bapplication\/openmetrics-text\b/.test(accept)) {
+    return { text: await registry.metrics(), type: registry.contentType };
+  }
+  const openMetrics = new Registry<OpenMetricsContentType>();
+  openMetrics.setContentType(Registry.OPENMETRICS_CONTENT_TYPE);
+  openMetrics.setDefaultLabels(labels);
+  for (const metric of registry.getMetricsAsArray()) openMetrics.registerMetric(viewOf(metric.name));
+  return { text: await openMetrics.metrics(), type: openMetrics.contentType };
+}
+
+/**
+ * A metric under a name of its own. prom-client takes `_total` off the names of counters that it writes as OpenMetrics,
+ * for good: afterwards Prometheus' own format would lack it.
+ */
+function viewOf(name: string): Metric {
+  const metric = registry.getSingleMetric(name) as Metric;
+  return Object.defineProperty(Object.create(metric) as Metric, 'name', { value: name, writable: true });
+}
 
 /**
  * Exports the metrics that `service` measures, and those of the process itself (CPU, memory, event-loop lag). Puts the
@@ -365,7 +500,8 @@ export const expositionType = registry.contentType;
  * service's main calls this once.
  */
 export function collectProcessMetrics(service: MetricsService, modelName?: string): void {
-  registry.setDefaultLabels(modelName === undefined ? { service } : { service, model_name: modelName });
+  labels = modelName === undefined ? { service } : { service, model_name: modelName };
+  registry.setDefaultLabels(labels);
   const roles: readonly MetricsRole[] = ROLES[service];
   for (const metric of Object.values(metrics)) {
     if (measuredBy(metric).some((role) => roles.includes(role))) registry.registerMetric(metric);

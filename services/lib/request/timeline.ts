@@ -40,9 +40,66 @@ export const SPANS = {
 } as const satisfies Record<string, readonly [RequestEvent, RequestEvent]>;
 export type TimelineSpan = keyof typeof SPANS;
 
+/** What may happen several times in a request, or side by side: waiting for workers, and calls to them. */
+export type ActivityName = 'queue' | 'prefill' | 'decode' | 'follow';
+
+/** What is told of an activity, as it happens. Times are ms of the monotonic clock. */
+export interface ActivityObserver {
+  event(name: string, atMs: number, facts?: Readonly<Record<string, string | number>>): void;
+  /** @param error code of the error that it ended with. */
+  end(atMs: number, error?: string): void;
+}
+
+/** One stretch of a request: from when to when, and whose worker it was. */
+export class Activity {
+  readonly name: ActivityName;
+  /** Address of the worker that is called; undefined for waiting. */
+  readonly worker: string | undefined;
+  readonly beganMs: number;
+  #observer: ActivityObserver | undefined;
+
+  constructor(name: ActivityName, worker: string | undefined, beganMs: number) {
+    this.name = name;
+    this.worker = worker;
+    this.beganMs = beganMs;
+  }
+
+  observe(observer: ActivityObserver): void {
+    this.#observer = observer;
+  }
+
+  mark(event: string, facts?: Readonly<Record<string, string | number>>, atMs = performance.now()): void {
+    this.#observer?.event(event, atMs, facts);
+  }
+
+  /** Ends it, once. @param error code of the error that it ended with. */
+  end(error?: string, atMs = performance.now()): void {
+    this.#observer?.end(atMs, error);
+    this.#observer = undefined;
+  }
+}
+
 export class Timeline {
   readonly #events = new Map<RequestEvent, number>();
   readonly #stages = new Map<TimelineStage, number>();
+  #onBegin: ((activity: Activity) => void) | undefined;
+
+  /** Is told of every activity from here on, when it begins. */
+  onBegin(listener: (activity: Activity) => void): void {
+    this.#onBegin = listener;
+  }
+
+  /** @param worker address of the worker that is called. */
+  begin(name: ActivityName, worker?: string, atMs = performance.now()): Activity {
+    const activity = new Activity(name, worker, atMs);
+    this.#onBegin?.(activity);
+    return activity;
+  }
+
+  /** Time of an event in ms of the monotonic clock; undefined if it has not happened. */
+  at(event: RequestEvent): number | undefined {
+    return this.#events.get(event);
+  }
 
   /** Stamps an event, in ms of the monotonic clock. The first stamp of an event stays. */
   mark(event: RequestEvent, atMs = performance.now()): void {

@@ -11,9 +11,11 @@ import {
   type ClientReadableStream,
   loadPackageDefinition,
   Metadata,
+  type MetadataOptions,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { PACKAGE_ROOT } from '../process/package-root.ts';
+import type { TraceHeaders } from '../process/span.ts';
 import { Connections } from './connections.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import type { ProtoGrpcType as DecodeProto } from './gen/decode.ts';
@@ -61,6 +63,17 @@ export const CHANNEL: ChannelOptions = {
 /** For calls to the indexer: they wait while it is unreachable, since there is no other one to send them to. */
 const WAIT_FOR_READY = new Metadata({ waitForReady: true });
 
+function metadataOf(trace: TraceHeaders = {}, options: MetadataOptions = {}): Metadata {
+  const metadata = new Metadata(options);
+  for (const [name, value] of Object.entries(trace)) if (typeof value === 'string') metadata.set(name, value);
+  return metadata;
+}
+
+/** The trace that the metadata of a call names. */
+export const traceOf = (metadata: Metadata): TraceHeaders =>
+  Object.fromEntries(TRACE_KEYS.map((key) => [key, metadata.get(key)[0]?.toString()]));
+const TRACE_KEYS = ['traceparent', 'tracestate'];
+
 /**
  * Gives each client its own connection; connections.ts says why. A channel never goes through a proxy: grpc-js would
  * follow the environment (http_proxy, https_proxy, grpc_proxy), which is meant for the internet, not for the inside of
@@ -77,21 +90,32 @@ export interface PrefillClient {
   /**
    * Stays open until the KV has been handed over.
    * @param deadlineMs the worker is told of it and gives up by itself then; in ms of our monotonic clock.
+   * @param trace goes along as metadata, so that the worker's spans belong to the caller's trace.
    */
-  prefill(request: PrefillRequest, signal: AbortSignal, deadlineMs?: number): AsyncIterable<PrefillEvent__Output>;
+  prefill(
+    request: PrefillRequest,
+    signal: AbortSignal,
+    deadlineMs?: number,
+    trace?: TraceHeaders,
+  ): AsyncIterable<PrefillEvent__Output>;
   describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
   close(): void;
 }
 
 export interface DecodeClient {
-  /** @param deadlineMs as for {@link PrefillClient.prefill}. */
-  decode(request: DecodeRequest, signal: AbortSignal, deadlineMs?: number): AsyncIterable<DecodeEvent__Output>;
+  /** @param deadlineMs and trace as for {@link PrefillClient.prefill}. */
+  decode(
+    request: DecodeRequest,
+    signal: AbortSignal,
+    deadlineMs?: number,
+    trace?: TraceHeaders,
+  ): AsyncIterable<DecodeEvent__Output>;
   describe(signal: AbortSignal): Promise<WorkerDescription__Output>;
   close(): void;
 }
 
 export interface KvClient {
-  pull(request: PullRequest, signal: AbortSignal): AsyncIterable<KvFrame__Output>;
+  pull(request: PullRequest, signal: AbortSignal, trace?: TraceHeaders): AsyncIterable<KvFrame__Output>;
   release(leaseId: string, signal: AbortSignal): Promise<void>;
   renew(leaseId: string, signal: AbortSignal): Promise<void>;
   close(): void;
@@ -102,10 +126,14 @@ export interface IndexerClient {
    * Sends the requests while it yields the events. When the call ends early, the rest of the requests is read and
    * dropped, so that their sender can finish.
    */
-  index(requests: AsyncIterable<IndexRequest>, signal: AbortSignal): AsyncIterable<IndexEvent__Output>;
+  index(
+    requests: AsyncIterable<IndexRequest>,
+    signal: AbortSignal,
+    trace?: TraceHeaders,
+  ): AsyncIterable<IndexEvent__Output>;
   delete(request: DeleteRequest, signal: AbortSignal): Promise<void>;
   /** Does not wait for an indexer that is away: whoever asks goes on without. */
-  encode(request: EncodeRequest, signal: AbortSignal): Promise<EncodeResponse__Output>;
+  encode(request: EncodeRequest, signal: AbortSignal, trace?: TraceHeaders): Promise<EncodeResponse__Output>;
   /** Encodes some of the chunks of a side index; to be called until nothing is left. Does not wait either. */
   reembed(request: ReembedRequest, signal: AbortSignal): Promise<ReembedResponse__Output>;
   describe(signal: AbortSignal): Promise<IndexerDescription__Output>;
@@ -116,8 +144,8 @@ export function connectPrefill(address: string, security: RpcSecurity = PLAINTEX
   const connect = () => new protocol.Prefill(address, security.channel, optionsOf(security));
   const peer = new Connections(address, connect);
   return {
-    prefill: (request, signal, deadlineMs) =>
-      stream(peer, signal, (client) => client.prefill(request, { deadline: dateOf(deadlineMs) })),
+    prefill: (request, signal, deadlineMs, trace) =>
+      stream(peer, signal, (client) => client.prefill(request, metadataOf(trace), { deadline: dateOf(deadlineMs) })),
     describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, done)),
     close: () => peer.close(),
   };
@@ -127,8 +155,8 @@ export function connectDecode(address: string, security: RpcSecurity = PLAINTEXT
   const connect = () => new protocol.Decode(address, security.channel, optionsOf(security));
   const peer = new Connections(address, connect);
   return {
-    decode: (request, signal, deadlineMs) =>
-      stream(peer, signal, (client) => client.decode(request, { deadline: dateOf(deadlineMs) })),
+    decode: (request, signal, deadlineMs, trace) =>
+      stream(peer, signal, (client) => client.decode(request, metadataOf(trace), { deadline: dateOf(deadlineMs) })),
     describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, done)),
     close: () => peer.close(),
   };
@@ -137,7 +165,7 @@ export function connectDecode(address: string, security: RpcSecurity = PLAINTEXT
 export function connectKv(address: string, security: RpcSecurity = PLAINTEXT): KvClient {
   const peer = new Connections(address, () => new protocol.Kv(address, security.channel, optionsOf(security)));
   return {
-    pull: (request, signal) => stream(peer, signal, (client) => client.pull(request)),
+    pull: (request, signal, trace) => stream(peer, signal, (client) => client.pull(request, metadataOf(trace))),
     release: async (leaseId, signal) => {
       await unary(peer, signal, (client, done) => client.release({ leaseId }, done));
     },
@@ -152,11 +180,13 @@ export function connectIndexer(address: string, security: RpcSecurity = PLAINTEX
   const connect = () => new protocol.Indexer(address, security.channel, optionsOf(security));
   const peer = new Connections(address, connect, true);
   return {
-    index: (requests, signal) => exchange(peer, signal, requests, (client) => client.index(WAIT_FOR_READY)),
+    index: (requests, signal, trace) =>
+      exchange(peer, signal, requests, (client) => client.index(metadataOf(trace, { waitForReady: true }))),
     delete: async (request, signal) => {
       await unary(peer, signal, (client, done) => client.delete(request, WAIT_FOR_READY, done));
     },
-    encode: (request, signal) => unary(peer, signal, (client, done) => client.encode(request, done)),
+    encode: (request, signal, trace) =>
+      unary(peer, signal, (client, done) => client.encode(request, metadataOf(trace), done)),
     reembed: (request, signal) => unary(peer, signal, (client, done) => client.reembed(request, done)),
     describe: (signal) => unary(peer, signal, (client, done) => client.describe({}, WAIT_FOR_READY, done)),
     close: () => peer.close(),

@@ -5,7 +5,7 @@
  */
 import { createSecureContext } from 'node:tls';
 import { type ChannelCredentials, type ChannelOptions, credentials, ServerCredentials } from '@grpc/grpc-js';
-import { describeValid } from '../process/certificate.ts';
+import { describeValid, noteCertificates, RenewedTls } from '../process/certificate.ts';
 import { type ConfigOf, flagName } from '../process/config.ts';
 import { ServingError } from '../process/errors.ts';
 import { assertGuarded, type Exposure } from '../process/exposure.ts';
@@ -18,7 +18,7 @@ import type { RPC_SETTINGS } from './settings.ts';
 
 const RPC_FILES = ['rpcCert', 'rpcKey', 'rpcCa'] as const;
 type RpcFiles = ConfigOf<typeof RPC_SETTINGS>;
-type Certificates = Pick<RpcSecurity, 'channel' | 'channelOptions' | 'server' | 'renew'>;
+type Certificates = Pick<RpcSecurity, 'channel' | 'channelOptions' | 'server' | 'tls' | 'renew'>;
 
 /** The DNS name that every service's certificate carries. */
 export const SERVICE_NAME = 'llavacode';
@@ -27,6 +27,8 @@ export interface RpcSecurity {
   readonly channel: ChannelCredentials;
   readonly channelOptions: ChannelOptions;
   readonly server: ServerCredentials;
+  /** This service's certificate and its key; undefined where there are no certificates. */
+  readonly tls: RenewedTls | undefined;
   /** By what both ends of a connection prove that they belong to the system. Certificates also encrypt it. */
   readonly proof: 'certificates' | 'secret' | 'none';
   /** Signs KV handles and registry entries, whatever the proof of connections is. */
@@ -45,6 +47,7 @@ export const PLAINTEXT: RpcSecurity = {
   channel: credentials.createInsecure(),
   channelOptions: {},
   server: ServerCredentials.createInsecure(),
+  tls: undefined,
   proof: 'none',
   secret: undefined,
 };
@@ -71,14 +74,18 @@ async function loadCertificates(files: RpcFiles): Promise<Certificates | undefin
   const first = await readPems(files);
   const channel = new RenewedChannel(channelOf(first));
   const server = new RenewedServer(first);
+  const tls = new RenewedTls(first);
+  noteCertificates({ rpcCert: first.cert, rpcCa: first.ca });
   const renew = async () => {
     const pems = await readPems(files);
     const described = describeValid(`${flagName('rpcCert')} ${files.rpcCert}`, pems.cert, SERVICE_NAME);
     channel.renew(channelOf(pems));
     server.renew(pems);
+    tls.renew(pems);
+    noteCertificates({ rpcCert: pems.cert, rpcCa: pems.ca });
     return described;
   };
-  return { channel, channelOptions: { 'grpc.ssl_target_name_override': SERVICE_NAME }, server, renew };
+  return { channel, channelOptions: { 'grpc.ssl_target_name_override': SERVICE_NAME }, server, tls, renew };
 }
 
 const channelOf = ({ ca, key, cert }: Pems) => credentials.createSsl(ca, key, cert);

@@ -8,6 +8,7 @@ import {
   type handleBidiStreamingCall,
   type handleServerStreamingCall,
   type handleUnaryCall,
+  type Metadata,
   Server,
   type ServerDuplexStream,
   type ServerWritableStream,
@@ -20,7 +21,9 @@ import { ServingError } from '../process/errors.ts';
 import { formatHostPort } from '../process/host-port.ts';
 import type { Logger } from '../process/log.ts';
 import { listenError } from '../process/os-errors.ts';
-import { CHANNEL, packageDefinition, protocol } from './contract.ts';
+import type { TraceHeaders } from '../process/span.ts';
+import { isTracing } from '../process/tracing.ts';
+import { CHANNEL, packageDefinition, protocol, traceOf } from './contract.ts';
 import { PLAINTEXT, type RpcSecurity } from './credentials.ts';
 import { type Door, listenForMembers } from './door.ts';
 import type { DecodeHandlers } from './gen/llavacode/v1/Decode.ts';
@@ -30,25 +33,32 @@ import type { KvFrame } from './gen/llavacode/v1/KvFrame.ts';
 import type { PrefillHandlers } from './gen/llavacode/v1/Prefill.ts';
 import { toStatus } from './status.ts';
 
-/** Answers one call with a stream. `signal` aborts when the caller leaves early. */
-export type Streaming<Request, Message> = (request: Request, signal: AbortSignal) => AsyncIterable<Message>;
+/** Answers one call with a stream. `signal` aborts when the caller leaves early; `trace` is the caller's. */
+export type Streaming<Request, Message> = (
+  request: Request,
+  signal: AbortSignal,
+  trace: TraceHeaders,
+) => AsyncIterable<Message>;
 
 /** Answers one call whose request is a stream as well; otherwise like {@link Streaming}. */
 export type Duplex<Request, Message> = (
   requests: AsyncIterable<Request>,
   signal: AbortSignal,
+  trace: TraceHeaders,
 ) => AsyncIterable<Message>;
 
 export function streaming<Request, Message>(
   method: Streaming<Request, Message>,
 ): handleServerStreamingCall<Request, Message> {
-  return (call) => answer(call, (signal) => method(call.request, signal));
+  return (call) => answer(call, (signal) => method(call.request, signal, traceIn(call)));
 }
 
 export function duplex<Request, Message>(method: Duplex<Request, Message>): handleBidiStreamingCall<Request, Message> {
   // Requests that are left unread must not end the call: it still has to say what was wrong with them.
-  return (call) => answer(call, (signal) => method(call.iterator({ destroyOnReturn: false }), signal));
+  return (call) => answer(call, (signal) => method(call.iterator({ destroyOnReturn: false }), signal, traceIn(call)));
 }
+
+const traceIn = ({ metadata }: { readonly metadata: Metadata }): TraceHeaders => (isTracing() ? traceOf(metadata) : {});
 
 async function answer<Request, Message>(
   call: ServerWritableStream<Request, Message> | ServerDuplexStream<Request, Message>,
@@ -68,10 +78,10 @@ async function answer<Request, Message>(
 }
 
 export function unary<Request, Answer>(
-  method: (request: Request) => Promise<Answer>,
+  method: (request: Request, trace: TraceHeaders) => Promise<Answer>,
 ): handleUnaryCall<Request, Answer> {
   return (call, done) =>
-    method(call.request).then(
+    method(call.request, traceIn(call)).then(
       (answer) => done(null, answer),
       (error) => done(toStatus(error)),
     );

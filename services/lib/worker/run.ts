@@ -11,6 +11,7 @@ import { createLogger, type Logger } from '../process/log.ts';
 import { collectProcessMetrics, type MetricsService, metrics } from '../process/metrics.ts';
 import { stepBack } from '../process/priority.ts';
 import { reloadOnChange } from '../process/reload.ts';
+import { logTracing } from '../process/tracing.ts';
 import { stayRegistered, type WorkerRole } from '../redis/worker-registry.ts';
 import { loadServingSecurity, type RpcSecurity, rpcCertificates } from '../rpc/credentials.ts';
 import { type MountedService, serveRpc } from '../rpc/server.ts';
@@ -57,6 +58,7 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   const log = createLogger(name, config.logLevel);
   if (config.nice > 0) stepBack(config.nice);
   const life = new Lifecycle(log, config.drainTimeoutMs);
+  life.onStop('traces', logTracing(log));
   const security = await loadServingSecurity(config);
   void reloadOnChange(rpcCertificates(config, security), life, log);
   if (security.proof === 'secret' && !isLoopback(config.host)) {
@@ -76,6 +78,7 @@ export async function runWorker({ name, roles, config, build }: WorkerOptions): 
   life.onStop('rpc server', () => server.close(life.almostOver));
   const metricsAddress = await serveHealth(config.metricsHost, config.metricsPort, life, {
     beforeScrape: service.observe,
+    tls: security.tls,
     note: device && `computes on ${device.name} (${device.reason})`,
   });
   server.setServing(true);

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { leastSquares, median, medianInterval, quantile } from '../../../bench/measure/statistics.ts';
+import { median, medianInterval, quantile } from '../../../bench/measure/statistics.ts';
 
 describe('quantile', () => {
   it('a quantile interpolates between order statistics as numpy does', () => {
@@ -51,18 +51,5 @@ describe('medianInterval', () => {
   it('the interval of too few samples is their range, and says what it is worth', () => {
     expect(medianInterval([5, 3, 4])).toEqual({ low: 3, high: 5, coverage: 0.75 });
     expect(medianInterval([7])).toEqual({ low: 7, high: 7, coverage: 0 });
-  });
-});
-
-describe('leastSquares', () => {
-  it('least squares find the coefficients of exact data', () => {
-    const xs = [0.25, 0.5, 1, 2];
-    const [a, b, c] = leastSquares(
-      xs.map((x) => [1, x, x * x]),
-      xs.map((x) => 12 + 700 * x + 90 * x * x),
-    );
-    expect(a).toBeCloseTo(12, 6);
-    expect(b).toBeCloseTo(700, 6);
-    expect(c).toBeCloseTo(90, 6);
   });
 });

@@ -2,6 +2,7 @@ import { expect, test } from 'vitest';
 import { RequestRecord } from '../../../services/gateway/completion/request-record.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
+import { NO_SOFT_TOKENS } from '../../../services/lib/request/token-prompt.ts';
 import { keepingLog } from '../../support/keeping-log.ts';
 
 const sumOf = async (metric: { get(): Promise<{ values: { metricName?: string; value: number }[] }> }) =>
@@ -30,7 +31,7 @@ test('the log line of a request says whose it was and which workers it used, and
     record.askedBy('acme', session);
     record.asksAbout('shop');
     record.placed('prefill:1', ['decode:1', 'decode:1']);
-    record.replayed();
+    record.replayed('worker_lost');
     record.placed('prefill:2', ['decode:1']);
     record.end(keepingLog(lines), 200);
     return lines.at(-1)!;
@@ -56,4 +57,39 @@ test('a request whose key is refused is logged at debug: the warning about its k
   record.failed(new ServingError('invalid_api_key', 'the request has no API key'));
   record.end(keepingLog(lines), 401);
   expect(lines).toMatchObject([{ level: 'debug', message: 'completion', code: 'invalid_api_key' }]);
+});
+
+test('a request counts for its tenant by how it ended, and under the names of OpenTelemetry', async () => {
+  const delta = { prompt: 0, choice: 0, text: 'x', promptTokenIds: undefined, reports: undefined, tokenIds: [1] };
+  const served = new RequestRecord();
+  served.ofTenant('umbrella');
+  served.asksFor('tiny');
+  served.timeline.mark('received', 1000);
+  served.prompted({ ids: Int32Array.of(1, 2, 3), soft: NO_SOFT_TOKENS });
+  served.delivered({ ...delta, finishReason: null }, 1200);
+  served.delivered({ ...delta, finishReason: 'stop' }, 1300);
+  served.end(keepingLog([]), 200);
+  const refused = new RequestRecord();
+  refused.ofTenant('umbrella');
+  refused.timeline.mark('received', 1000);
+  refused.failed(new ServingError('saturated', 'full'));
+  refused.end(keepingLog([]), 429);
+  const valuesOf = async (metric: { get(): Promise<{ values: { labels: object; value: number }[] }> }) =>
+    (await metric.get()).values.map(({ labels, value }) => ({ ...labels, value }));
+  expect(await valuesOf(metrics.tenantRequests)).toEqual(
+    expect.arrayContaining([
+      { tenant: 'umbrella', outcome: 'ok', value: 1 },
+      { tenant: 'umbrella', outcome: 'saturated', value: 1 },
+    ]),
+  );
+  expect(await valuesOf(metrics.tenantPromptTokens)).toContainEqual({ tenant: 'umbrella', value: 3 });
+  expect(await valuesOf(metrics.tenantGenerationTokens)).toContainEqual({ tenant: 'umbrella', value: 2 });
+  const model = { gen_ai_operation_name: 'text_completion', gen_ai_provider_name: 'llavacode' };
+  expect(await valuesOf(metrics.genAiTtft)).toContainEqual({
+    ...{ ...model, gen_ai_request_model: 'tiny', le: 0.25 },
+    value: 1,
+  });
+  expect(await valuesOf(metrics.genAiDuration)).toContainEqual(
+    expect.objectContaining({ ...model, gen_ai_request_model: '', error_type: 'saturated', le: '+Inf', value: 1 }),
+  );
 });

@@ -44,6 +44,9 @@
 {{- else }}
 - --insecure-listen=true
 {{- end }}
+{{- if $v.podMonitor.tokenSecretName }}
+- --metrics-token-file=/etc/llavacode/metrics/token
+{{- end }}
 {{- if $v.gateway.tls.secretName }}
 - --tls-cert=/etc/llavacode/tls/tls.crt
 - --tls-key=/etc/llavacode/tls/tls.key
@@ -89,6 +92,18 @@
   value: {{ $v.store.url | default (printf "redis://%s-redis:6379" (include "llavacode.fullname" .root)) | quote }}
   {{- end }}
 {{- end }}
+{{- with $v.otel.endpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- with $v.otel.sampler }}
+- name: OTEL_TRACES_SAMPLER
+  value: {{ . | quote }}
+{{- end }}
+{{- with $v.otel.samplerArgument }}
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "llavacode.mounts" -}}
@@ -119,6 +134,11 @@
 {{- if $v.apiKeys.secretName }}
 - name: api-keys
   mountPath: /etc/llavacode/api-keys
+  readOnly: true
+{{- end }}
+{{- if $v.podMonitor.tokenSecretName }}
+- name: metrics
+  mountPath: /etc/llavacode/metrics
   readOnly: true
 {{- end }}
 {{- if $v.gateway.tls.secretName }}
@@ -182,6 +202,10 @@
 {{- if $v.apiKeys.secretName }}
 {{- $items := list (dict "key" $v.apiKeys.secretKey "path" "keys.json") }}
 {{ include "llavacode.secretVolume" (dict "name" "api-keys" "secret" $v.apiKeys.secretName "items" $items) }}
+{{- end }}
+{{- if $v.podMonitor.tokenSecretName }}
+{{- $items := list (dict "key" $v.podMonitor.tokenSecretKey "path" "token") }}
+{{ include "llavacode.secretVolume" (dict "name" "metrics" "secret" $v.podMonitor.tokenSecretName "items" $items) }}
 {{- end }}
 {{- if $v.gateway.tls.secretName }}
 {{ include "llavacode.secretVolume" (dict "name" "tls" "secret" $v.gateway.tls.secretName) }}

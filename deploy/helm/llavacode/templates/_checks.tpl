@@ -10,9 +10,10 @@
 {{- fail (print "everybody could use the gateway: set apiKeys.secretName to a Secret with API keys, or apiKeys.insecure "
   "to true where something in front of the gateway keeps others out") }}
 {{- end }}
-{{- if and $v.podMonitor.enabled $v.apiKeys.secretName (not $v.podMonitor.keySecretName) }}
-{{- fail (print "the gateway's metrics need a key: set podMonitor.keySecretName to a Secret with an API key of access "
-  "admin") }}
+{{- $monitored := or $v.podMonitor.tokenSecretName $v.podMonitor.keySecretName }}
+{{- if and $v.podMonitor.enabled $v.apiKeys.secretName (not $monitored) }}
+{{- fail (print "the gateway's metrics need a token: set podMonitor.tokenSecretName to a Secret with one (kubectl create "
+  "secret generic llavacode-metrics --from-literal=token=$(openssl rand -hex 32))") }}
 {{- end }}
 {{- if not (or (and $v.prefill.enabled $v.decode.enabled) $v.colocated.enabled) }}
 {{- fail "no worker computes prompts, or none decodes: enable prefill and decode, or colocated" }}

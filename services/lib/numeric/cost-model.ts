@@ -1,8 +1,8 @@
 /**
- * The costs of a prompt and of a decode step for one worker, fitted to measurements. The planner knows no more of the
- * engine.
+ * The costs of a prompt and of a decode step for one worker, fitted to measurements. `llavacode plan` measures them,
+ * and knows no more of the engine; a gateway that is given its file says by them how many workers its load needs.
  */
-import { leastSquares } from '../measure/statistics.ts';
+import { leastSquares } from './least-squares.ts';
 
 export interface PrefillSample {
   readonly tokens: number;

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { fitCosts } from '../../../bench/plan/cost-model.ts';
+import { fitCosts } from '../../services/lib/numeric/cost-model.ts';
 
 describe('fitCosts', () => {
   const rates = { model: 'm', coresPerWorker: [1, 1] as const, slots: 8 };

@@ -1,0 +1,199 @@
+/**
+ * What an SRE installs to watch the system: dashboards and rules are what the code renders, ask for metrics that exist,
+ * and each alert has its section in the runbook, fires in the series of its drill and is silent in a soak's. The series
+ * were recorded of real systems (test/support/record-series.ts).
+ */
+import { existsSync, readdirSync } from 'node:fs';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, onTestFinished, test } from 'vitest';
+import { parse, stringify } from 'yaml';
+import { metrics } from '../../services/lib/process/metrics.ts';
+import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { ALERTS, EXPRESSIONS, RECORDED, renderedRules } from '../support/alert-rules.ts';
+import { DASHBOARDS, QUERIES, renderedDashboard } from '../support/dashboards.ts';
+import { metricFacts } from '../support/operations.ts';
+import { promtool } from '../support/promtool.ts';
+
+const FOLDER = join(PACKAGE_ROOT, 'deploy/observability');
+const SERIES = join(PACKAGE_ROOT, 'test/goldens/series');
+const RULES = join(FOLDER, 'rules.yml');
+
+/** What a histogram is scraped as. */
+const SUFFIXES = ['_bucket', '_sum', '_count'];
+/** Metrics of every Node process, from prom-client. */
+const OF_PROCESSES = [
+  'process_resident_memory_bytes',
+  'process_start_time_seconds',
+  'process_cpu_seconds_total',
+  'nodejs_eventloop_lag_p99_seconds',
+];
+const EXISTING = new Set([
+  ...OF_PROCESSES,
+  ...RECORDED,
+  ...Object.values(metrics).flatMap((metric) => {
+    const { name } = metricFacts(metric);
+    return metric.constructor.name === 'Histogram' ? SUFFIXES.map((suffix) => `${name}${suffix}`) : [name];
+  }),
+]);
+const labelsOf = new Map(
+  Object.values(metrics).flatMap((metric) => {
+    const { name, labelNames } = metricFacts(metric);
+    return [name, ...SUFFIXES.map((suffix) => `${name}${suffix}`)].map((each) => [each, labelNames] as const);
+  }),
+);
+/** Metrics and the labels by which they are selected, of an expression. */
+function askedFor(expr: string): { readonly name: string; readonly labels: readonly string[] }[] {
+  const found = expr.matchAll(/\b((?:llavacode|vllm):[\w:]+|(?:gen_ai|process|nodejs)_\w+)(?:\{([^}]*)\})?/g);
+  return [...found].map(([, name, select = '']) => ({
+    name: name!,
+    labels: [...select.matchAll(/(\w+)\s*[=!]/g)].map((match) => match[1]!),
+  }));
+}
+const ASKED = [...QUERIES, ...EXPRESSIONS].map(([title, expr]) => [title, expr] as const);
+
+describe('dashboards', () => {
+  test.each(Object.keys(DASHBOARDS))('%s.json is what the code renders (-u renders it anew)', async (name) => {
+    await expect(renderedDashboard(name)).toMatchFileSnapshot(join(FOLDER, 'dashboards', `${name}.json`));
+  });
+
+  test('there is no other dashboard in the folder, and titles of panels are not used twice in one', () => {
+    const files = readdirSync(join(FOLDER, 'dashboards')).map((file) => file.replace(/\.json$/, ''));
+    expect(files.sort()).toEqual(Object.keys(DASHBOARDS).sort());
+    for (const { panels = [] } of Object.values(DASHBOARDS)) {
+      const titles = panels.map((panel) => (panel as { title?: string }).title);
+      expect(new Set(titles).size).toBe(titles.length);
+    }
+  });
+});
+
+describe('queries of panels and rules', () => {
+  test.each(ASKED)('%s asks for metrics and labels that exist: %s', (_, expr) => {
+    const asked = askedFor(expr);
+    expect(asked.length).toBeGreaterThan(0);
+    for (const { name, labels } of asked) {
+      expect(EXISTING.has(name), name).toBe(true);
+      const known = [...(labelsOf.get(name) ?? []), 'le', 'service', 'model_name', 'instance'];
+      for (const label of labels) expect(known, `${name}{${label}}`).toContain(label);
+    }
+  });
+
+  test('Prometheus can parse all of them', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-queries-'));
+    onTestFinished(() => rm(dir, { recursive: true, force: true }));
+    const rules = QUERIES.map(([, expr], i) => ({
+      record: `panel:query:${i}`,
+      expr: expr.replaceAll('$__rate_interval', '1m'),
+    }));
+    await writeFile(join(dir, 'panels.yml'), stringify({ groups: [{ name: 'panels', rules }] }, { lineWidth: 0 }));
+    expect(await promtool(['check', 'rules', 'panels.yml'], dir)).toContain(`${rules.length} rules found`);
+  });
+});
+
+describe('rules', () => {
+  test('rules.yml is what the code renders (-u renders it anew), and Prometheus takes it', async () => {
+    await expect(renderedRules()).toMatchFileSnapshot(RULES);
+    expect(await promtool(['check', 'rules', RULES], FOLDER)).toMatch(/SUCCESS: \d+ rules found/);
+  });
+
+  test('every alert has a section in the runbook with what it means, what to look at and the remedy, and no other has', async () => {
+    const runbook = await readFile(join(FOLDER, 'RUNBOOK.md'), 'utf8');
+    const sections = runbook.split(/^## /m).slice(1);
+    const names = sections.map((section) => section.split('\n')[0]!);
+    expect(names.filter((name) => name.startsWith('Llavacode')).sort()).toEqual([...ALERTS].sort());
+    for (const section of sections.filter((section) => section.startsWith('Llavacode'))) {
+      for (const part of ['**Means.**', '**Look at.**', '**Remedy.**']) expect(section).toContain(part);
+    }
+  });
+});
+
+/** What fires in each scene. */
+const AVAILABILITY = ['14p4x', '6x', '3x', '1x'].map((factor) => `LlavacodeAvailabilityBurn${factor}`);
+const TTFT = ['14p4x', '6x', '3x', '1x'].map((factor) => `LlavacodeTtftBurn${factor}`);
+const FIRES: Readonly<Record<string, readonly string[]>> = {
+  soak: [],
+  'no-decode-worker': ['LlavacodeNoUsableWorker', 'LlavacodeServesNothing', ...AVAILABILITY],
+  'slow-prefill': TTFT,
+  'store-away': ['LlavacodeStoreCircuitOpen', 'LlavacodeCertificateExpires'],
+  'staged-and-stale': ['LlavacodeStagedKvStays', 'LlavacodeIndexStale'],
+};
+
+interface Recording {
+  readonly everySeconds: number;
+  readonly series: Readonly<Record<string, readonly (number | null)[]>>;
+}
+
+/** A test of promtool: these series, and the names of all alerts that fire at their end. */
+async function unitTest(scene: string, alerts: readonly string[]) {
+  const { everySeconds, series } = JSON.parse(await readFile(join(SERIES, `${scene}.json`), 'utf8')) as Recording;
+  const last = Math.max(...Object.values(series).map(({ length }) => length)) - 1;
+  return {
+    rule_files: [RULES],
+    evaluation_interval: '30s',
+    tests: [
+      {
+        interval: `${everySeconds}s`,
+        input_series: Object.entries(series).map(([name, values]) => ({
+          series: name,
+          values: values.map((value) => value ?? '_').join(' '),
+        })),
+        promql_expr_test: [
+          {
+            expr: 'group by (alertname) (ALERTS{alertstate="firing"})',
+            eval_time: `${Math.floor((last * everySeconds) / 30) * 30}s`,
+            exp_samples: alerts.map((alertname) => ({ labels: `{alertname="${alertname}"}`, value: 1 })),
+          },
+        ],
+      },
+    ],
+  };
+}
+
+describe('alerts', () => {
+  test('every alert fires in some scene, and every scene has its series', () => {
+    expect([...new Set(Object.values(FIRES).flat())].sort()).toEqual([...ALERTS].sort());
+    const recorded = readdirSync(SERIES).map((file) => file.replace(/\.json$/, ''));
+    expect(recorded.sort()).toEqual(Object.keys(FIRES).sort());
+  });
+
+  test.each(Object.entries(FIRES))('in the series of %s exactly these fire: %s', async (scene, alerts) => {
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-rules-'));
+    onTestFinished(() => rm(dir, { recursive: true, force: true }));
+    await writeFile(join(dir, 'test.yml'), stringify(await unitTest(scene, alerts), { lineWidth: 0 }));
+    expect(await promtool(['test', 'rules', 'test.yml'], dir)).toContain('SUCCESS');
+  });
+});
+
+test('docker-compose.observability.yml mounts files that exist, and each of its targets is a service of the system', async () => {
+  const file = join(PACKAGE_ROOT, 'docker-compose.observability.yml');
+  const { services } = parse(await readFile(file, 'utf8')) as {
+    services: Record<string, { image?: string; volumes?: string[]; environment?: Record<string, string> }>;
+  };
+  expect(Object.keys(services)).toEqual(expect.arrayContaining(['prometheus', 'grafana', 'tempo', 'gateway']));
+  for (const { volumes = [] } of Object.values(services)) {
+    for (const source of volumes.map((volume) => volume.split(':')[0]!).filter((path) => path.startsWith('.'))) {
+      expect(existsSync(join(PACKAGE_ROOT, source)), source).toBe(true);
+    }
+  }
+  const base = parse(await readFile(join(PACKAGE_ROOT, 'docker-compose.yml'), 'utf8'), { merge: true }) as {
+    services: Record<string, object>;
+  };
+  const prometheus = parse(await readFile(join(FOLDER, 'prometheus.yml'), 'utf8')) as {
+    rule_files: string[];
+    scrape_configs: {
+      job_name: string;
+      static_configs?: { targets: string[] }[];
+      dns_sd_configs?: { names: string[]; port: number }[];
+    }[];
+  };
+  const hosts = prometheus.scrape_configs.flatMap(({ static_configs = [], dns_sd_configs = [] }) => [
+    ...static_configs.flatMap(({ targets }) => targets.map((target) => target.split(':')[0]!)),
+    ...dns_sd_configs.flatMap(({ names }) => names),
+  ]);
+  expect(hosts.sort()).toEqual(['decode', 'gateway', 'indexer', 'prefill']);
+  for (const host of hosts) expect(Object.keys(base.services)).toContain(host);
+  expect(await promtool(['check', 'config', '--syntax-only', join(FOLDER, 'prometheus.yml')], FOLDER)).toContain(
+    'SUCCESS',
+  );
+});
