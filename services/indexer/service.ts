@@ -96,7 +96,8 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     const repo = repoKey(tenant, name);
     const existed = await removed(store, repo);
     // Whatever lies beside it goes with it: nobody asks for that any more.
-    for (const side of await store.repositories(tenant, 'sides')) if (mainKey(side) === repo) await removed(store, side);
+    for (const side of await store.repositories(tenant, 'sides'))
+      if (mainKey(side) === repo) await removed(store, side);
     if (!existed) throw new ServingError('repo_not_found', `there is no index of ${name}`, { param: 'repo' });
     log.info({ repo }, 'removed');
     return {};

@@ -105,8 +105,18 @@ const TEST_SETTINGS: Partial<GatewayConfig> = {
 };
 
 export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions = {}): Promise<FakeGateway> {
-  const { retrieval, store, indexer, keys = NO_KEYS, audit, scrapers, redis, tls, softPerChunk = 1, ...others } =
-    options;
+  const {
+    retrieval,
+    store,
+    indexer,
+    keys = NO_KEYS,
+    audit,
+    scrapers,
+    redis,
+    tls,
+    softPerChunk = 1,
+    ...others
+  } = options;
   const { openModel, inspectBundle, rolloutStore, ...rest } = others;
   const { morePrefill = [], moreDecode = [], sameWorkers, otherWorkers, ...settings } = rest;
   const workers = sameWorkers ?? fakeWorkers(model);

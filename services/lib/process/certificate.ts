@@ -76,7 +76,10 @@ export class RenewedTls implements Tls {
   }
 }
 
-/** Tells when certificates in use end. @param pems by the setting that names the file, such as `rpcCert`; of a chain, the first certificate counts. */
+/**
+ * Tells when certificates in use end.
+ * @param pems by the setting that names the file, such as `rpcCert`; of a chain, the first certificate counts.
+ */
 export function noteCertificates(pems: Readonly<Record<string, Buffer>>): void {
   for (const [setting, pem] of Object.entries(pems)) {
     const seconds = Date.parse(new X509Certificate(pem).validTo) / 1000;

@@ -59,6 +59,7 @@ export async function reloadOnChange(
   const attempt = async (isAsked: boolean) => {
     for (let reads = 0; reads < READS; reads++) {
       const found = await digestOf(files);
+      if (life.draining.aborted) return;
       const isNew = found !== tried;
       // What was wrong may become right by itself, such as a certificate that is not valid yet.
       if (!isNew && !failed && !isAsked) return;
