@@ -4,7 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { type DeviceKind, type DeviceSetting, openDevice } from './lib/engine/device.ts';
-import { loadEngine } from './lib/engine/load.ts';
+import { keepReference, loadEngine } from './lib/engine/load.ts';
 import { gpuVendors } from './lib/engine/provider.ts';
 import { CHECKED_POSITIONS, type SelfCheck } from './lib/engine/self-check.ts';
 import { ENGINE_SETTINGS } from './lib/engine/settings.ts';
@@ -84,12 +84,25 @@ async function tried(setting: DeviceSetting, model: string, threads: number): Pr
     const { name, check } = await checked(setting, model, threads);
     return { provider, verdict: 'right', name, check };
   } catch (error) {
-    if (provider === 'cpu') throw error; // then the bundle is at fault
-    return { provider, verdict: 'refused', reason: ServingError.from(error).message };
+    return refusedState(provider, error);
   }
 }
 
-/** Loads a bundle as a decode worker with two short slots does. */
+/**
+ * What is said of a device that cannot compute. A model that the machine's memory cannot hold may still fit a GPU, if
+ * what it is compared with was brought here.
+ * @throws the error, if the CPU met it for another reason: then the bundle is at fault.
+ */
+export function refusedState(provider: DeviceKind, error: unknown): DeviceState {
+  const { code, message } = ServingError.from(error);
+  if (provider === 'cpu' && code !== 'out_of_memory') throw error;
+  return { provider, verdict: 'refused', reason: message };
+}
+
+/**
+ * Loads a bundle as a decode worker with two short slots does. The CPU leaves in the bundle what GPUs are compared
+ * with, also on a machine that has none: a GPU's machine may lack the memory to compute it.
+ */
 async function checked(setting: DeviceSetting, model: string, threads: number) {
   const flags = {
     model,
@@ -103,6 +116,7 @@ async function checked(setting: DeviceSetting, model: string, threads: number) {
   const files = new FileGuard(log);
   const engine = await loadEngine(loadConfig(ENGINE_SETTINGS, flags, {}), 'decode', log, files);
   try {
+    if (setting.provider === 'cpu') await keepReference(engine, log, files);
     await files.settled();
     return { name: engine.device.name, check: engine.check };
   } finally {

@@ -1,4 +1,5 @@
 /** The command `llavacode bench gpu`: what it measures on a device, what it packs, and what it computes without one. */
+import { PRECISIONS } from '../../services/lib/model/bundle/choices.ts';
 import { count } from '../../services/lib/process/count-argument.ts';
 import { counts, flag, list, option, optional, type ParsedOptions, positive, text, words } from '../options.ts';
 
@@ -21,7 +22,7 @@ export const GPU_COMMAND = {
       'qwen2.5-coder-1.5b',
       'qwen2.5-coder-7b',
     ]),
-    precision: option('<list>', 'precisions of the bundles that are made', list, ['int4-fp16', 'fp16']),
+    precision: option('<list>', 'precisions of the bundles that are made', words(PRECISIONS), ['int4-fp16', 'fp16']),
     prompt: option('<tokens>', 'lengths of prompts', counts, [128, 512, 2010]),
     rows: option('<n>', 'sequences of a decode step', counts, [1, 4, 16, 32]),
     context: option('<tokens>', 'tokens that each of these sequences holds', count, 512),

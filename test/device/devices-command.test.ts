@@ -1,11 +1,15 @@
 /** `llavacode devices` as an operator runs it, on the software GPU that computes right and on none at all. */
 import { execFile } from 'node:child_process';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { refusedState } from '../../services/devices.ts';
+import { referenceName } from '../../services/lib/engine/reference.ts';
+import { openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { COMPILING_MS, DEVICE_MODEL, type VulkanDevice, vulkanEnvironment } from '../support/vulkan.ts';
 
@@ -24,6 +28,23 @@ async function devices(device: VulkanDevice, ...args: string[]) {
   const { stderr } = await promisify(execFile)(process.execPath, command, { env, timeout: COMPILING_MS });
   return { stderr, report: JSON.parse(await readFile(json, 'utf8')) };
 }
+
+test('a machine without a GPU keeps in the bundle what a GPU elsewhere is compared with', async () => {
+  const bundle = join(dir, 'bundle');
+  const { report } = await devices('none', '--model', bundle);
+  expect(report.devices[0]).toEqual({ provider: 'cpu', verdict: 'right', name: 'CPU' });
+  expect(report.devices[1]).toMatchObject({ provider: 'webgpu', verdict: 'refused' });
+  const { manifest } = await openBundle(bundle);
+  expect(await readdir(join(bundle, 'prepacked'))).toContain(referenceName(manifest.fingerprint));
+});
+
+test('a model that the CPU lacks memory for is still tried on a GPU, and other faults of the bundle are not', () => {
+  const tooLarge = new ServingError('out_of_memory', 'the weights take 61.0 GiB');
+  expect(refusedState('cpu', tooLarge)).toEqual({ provider: 'cpu', verdict: 'refused', reason: tooLarge.message });
+  const damaged = new ServingError('bundle_invalid', 'llm/model.onnx has another digest');
+  expect(() => refusedState('cpu', damaged)).toThrow(damaged);
+  expect(refusedState('webgpu', damaged)).toMatchObject({ provider: 'webgpu', verdict: 'refused' });
+});
 
 test('each device is tried with the bundle, and the verdict has its figures', async () => {
   const { stderr, report } = await devices('right', '--model', join(dir, 'bundle'));

@@ -45,7 +45,8 @@ const NVIDIA = '0x10de';
  * `right`: the device reports NVIDIA as its vendor, and ONNX Runtime computes right on it. `wrong`: it reports its own
  * vendor, and prompts of 32 tokens and more get wrong logits by a fault of ONNX Runtime 1.30. `none`: no driver.
  */
-export type VulkanDevice = 'right' | 'wrong' | 'none';
+export const VULKAN_DEVICES = ['right', 'wrong', 'none'] as const;
+export type VulkanDevice = (typeof VULKAN_DEVICES)[number];
 
 interface Installed {
   /** Folders of the Vulkan loader, of the driver and of what they need. */

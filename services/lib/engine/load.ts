@@ -116,6 +116,17 @@ export async function loadEngine(
   };
 }
 
+/**
+ * Computes with an engine on the CPU what devices are compared with, and keeps it beside the bundle's prepacked
+ * weights, if it is not there yet. Slot 0 loses its content.
+ * @param engine with the weights of `llm` and slots of at least 49 positions.
+ * @param files see {@link loadEngine}.
+ */
+export async function keepReference(engine: WorkerEngine, log: Logger, files: FileGuard): Promise<void> {
+  const kept = prepackedCache(engine.bundle, '', log, files);
+  await keptReference(kept, CHECKED_ROWS * engine.session.vocabSize, () => referenceOf(engine.session));
+}
+
 interface OpenEngine {
   readonly session: DecoderSession;
   /** Frees all that was made for the engine, in the order in which it is used no more. */

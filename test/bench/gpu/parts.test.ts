@@ -16,11 +16,17 @@ describe('the budget of bench gpu', () => {
   });
 
   it('only the bundles that the chosen parts need are made', () => {
-    const options = { model: ['a', 'b'], precision: ['fp16', 'int8'] };
+    const options = { model: ['a', 'b'], precision: GPU_COMMAND.options.precision.parse('fp16,int8') };
     expect(wantedBundles({ ...options, parts: ['device'] })).toEqual([{ model: 'tiny', precision: 'int4-fp16' }]);
     expect(wantedBundles({ ...options, parts: ['memory'] })).toEqual([{ model: 'a', precision: 'fp16' }]);
     expect(wantedBundles({ ...options, parts: ['tables'] }).map(({ model }) => model)).toEqual(['a', 'b']);
     expect(wantedBundles({ ...options, parts: ['speed'] })).toHaveLength(4);
+  });
+
+  it('a precision that there is not is refused before anything is measured', () => {
+    expect(() => GPU_COMMAND.options.precision.parse('int4-fp16,int5')).toThrow(
+      /int5 must be one of fp32, .*int4-fp16/,
+    );
   });
 
   it('sizes are small where only the model that ships is measured, except for what the user gave', () => {
