@@ -121,7 +121,8 @@ export class VersionBuilder {
   async #base(): Promise<IndexSnapshot> {
     const { repo, sources, store } = this.#job;
     const base = await store.snapshot(repo);
-    if (!base) throw new ServingError('repo_not_found', `there is no index of ${nameOf(repo)} to change`, { param: 'repo' });
+    if (!base)
+      throw new ServingError('repo_not_found', `there is no index of ${nameOf(repo)} to change`, { param: 'repo' });
     const { version } = base.head;
     if (sources.baseVersion !== undefined && sources.baseVersion !== version) {
       throw new ServingError(
