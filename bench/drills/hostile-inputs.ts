@@ -7,7 +7,7 @@
  * against the same traffic without such inputs, and not at all where that is late by as much already.
  */
 import { setPriority } from 'node:os';
-import { buffer, json as jsonOf } from 'node:stream/consumers';
+import { json as jsonOf, text as textOf } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MAX_OVERLAY_CHARACTERS, MAX_OVERLAY_FILES } from '../../services/gateway/context/overlay.ts';
 import { STOP_PLACES } from '../../services/gateway/request.ts';
@@ -208,9 +208,10 @@ export async function sendHostileInputs({ fleet, mark }: Scene): Promise<string>
   for (const [name, request] of hostileInputs(await describedBy(fleet))) {
     await fleet.longestTurnMs(); // begins anew
     if (sent++ === 0) mark();
-    const status = await send(fleet, request);
+    const { status, body } = await send(fleet, request);
     const ms = await fleet.longestTurnMs();
-    if (status >= 500) throw new Error(`${name} was answered with ${status}`);
+    // The code tells a worker that this machine held up from a fault of the gateway.
+    if (status >= 500) throw new Error(`${name} was answered with ${status}: ${body.slice(0, SHOWN)}`);
     if (ms > longest.ms) longest = { name, ms };
   }
   const turn = `${longest.ms.toFixed(0)} ms (${longest.name}), and ${calmMs.toFixed(0)} ms without them`;
@@ -245,9 +246,11 @@ async function longestCalmTurn(fleet: Fleet): Promise<number> {
   return longestMs;
 }
 
-/** @returns the status of the answer, which is read to its end. */
-async function send({ url }: Fleet, { path, ...request }: HostileRequest): Promise<number> {
+/** Characters of an answer that are shown. */
+const SHOWN = 300;
+
+/** @returns the answer, which is read to its end. */
+async function send({ url }: Fleet, { path, ...request }: HostileRequest): Promise<{ status: number; body: string }> {
   const response = await sendRequest({ ...request, url: `${url}${path}`, signal: AbortSignal.timeout(TIMEOUT_MS) });
-  await buffer(response);
-  return response.statusCode ?? 0;
+  return { status: response.statusCode ?? 0, body: await textOf(response) };
 }

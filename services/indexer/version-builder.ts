@@ -8,6 +8,7 @@ import { type Chunk, type Chunking, chunkFile, chunkOf } from '../lib/rag/chunk.
 import type { ContextEncoder, EncodedChunk } from '../lib/rag/encode/encode.ts';
 import { DEFAULT_RETRIEVER, type RetrieverName } from '../lib/rag/retriever-name.ts';
 import { remoteForm } from '../lib/rag/store/remote-form.ts';
+import { nameOf } from '../lib/rag/store/repo-key.ts';
 import { fileIdOf, idAt, packIds } from '../lib/rag/store/row.ts';
 import type { ChunkEntry, ChunkRow, IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
 import { languageOf, noSkips, type Selecting, type SkipCounts } from './selection.ts';
@@ -191,12 +192,13 @@ export class VersionBuilder {
   async #base(): Promise<IndexSnapshot> {
     const { repo, sources, store } = this.#job;
     const base = await store.snapshot(repo);
-    if (!base) throw new ServingError('repo_not_found', `there is no index of ${repo} to change`, { param: 'repo' });
+    if (!base)
+      throw new ServingError('repo_not_found', `there is no index of ${nameOf(repo)} to change`, { param: 'repo' });
     const { version } = base.head;
     if (sources.baseVersion !== undefined && sources.baseVersion !== version) {
       throw new ServingError(
         'index_moved',
-        `the changes are against version ${JSON.stringify(sources.baseVersion)} of ${repo}, the current one is ${version}`,
+        `the changes are against version ${JSON.stringify(sources.baseVersion)} of ${nameOf(repo)}, the current one is ${version}`,
         { param: 'base_version' },
       );
     }

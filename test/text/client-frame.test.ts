@@ -105,6 +105,34 @@ describe.each(FAMILIES)('the form $name', ({ name, tokens, psm, spm }) => {
   });
 });
 
+test("Code Llama's frame is known as templates write it, without the sign that its tokens begin with", () => {
+  const names = ['▁<PRE>', '▁<SUF>', '▁<MID>'];
+  const apart = (prompt: string, tokens = names) => {
+    const tokenizer = tokenizerOf(tokens);
+    return atOnce(clientFrame(tokenizer, choosePromptFormat(tokenizer), prompt));
+  };
+  const tokenizer = tokenizerOf(names);
+  const format = choosePromptFormat(tokenizer);
+  const property = fc.property(code, code, (left, right) => {
+    for (const prompt of [`<PRE> ${left} <SUF>${right} <MID>`, `<PRE> <SUF>${right} <MID> ${left}`]) {
+      expect(atOnce(clientFrame(tokenizer, format, prompt))).toEqual({ head: '', left, right });
+    }
+  });
+  fc.assert(property);
+  expect(apart('# a.py\n <PRE> x <SUF>y <MID>')).toEqual({ head: '# a.py\n', left: 'x', right: 'y' });
+  expect(apart('<|endoftext|> <PRE> x <SUF>y <MID>')).toMatchObject({ left: 'x', right: 'y' });
+  for (const other of [
+    '<PRE> x <SUF>y',
+    '<PRE> x <SUF>y <MID> <PRE>',
+    '<PRE> x <SUF>y▁<MID>',
+    '<SUF>y <PRE> x <MID>',
+  ]) {
+    expect(apart(other), other).toBeUndefined();
+  }
+  expect(apart('<PRE> x<|endoftext|> <SUF>y <MID>')).toBeUndefined();
+  expect(apart('<PRE> x <SUF>y <MID>', ['<fim_prefix>', '<fim_suffix>', '<fim_middle>'])).toBeUndefined();
+});
+
 describe('what a client has put before its frame', () => {
   const tokenizer = tokenizerOf([
     '<|fim_prefix|>',

@@ -98,8 +98,9 @@ export class InflightRequests {
     this.#assertRoom(tenant, sequences, session);
     const controller = new AbortController();
     const budgetMs = Math.min(timeoutMs ?? requestTimeoutMs, requestTimeoutMs);
+    const limit = budgetMs < requestTimeoutMs ? 'its timeout_ms' : '--request-timeout-ms';
     const deadline = setTimeout(() => {
-      controller.abort(new ServingError('deadline_exceeded', `the request took longer than ${budgetMs} ms`));
+      controller.abort(new ServingError('deadline_exceeded', `the request took longer than ${budgetMs} ms (${limit})`));
     }, budgetMs);
     const number = ++this.#number;
     const name = `${this.#name}.${number}`;

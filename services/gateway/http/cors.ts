@@ -3,7 +3,14 @@ import cors from '@fastify/cors';
 import type { FastifyInstance } from 'fastify';
 
 /** Headers of answers that scripts of other origins may read. */
-const EXPOSED = ['x-request-id', 'retry-after', 'x-llavacode-rag', 'x-llavacode-ignored', 'x-llavacode-limit'];
+const EXPOSED = [
+  'x-request-id',
+  'retry-after',
+  'x-llavacode-rag',
+  'x-llavacode-suffix',
+  'x-llavacode-ignored',
+  'x-llavacode-limit',
+];
 /** Time for which a browser remembers what it was allowed, in seconds. */
 const REMEMBERED_S = 600;
 

@@ -123,7 +123,7 @@ export const ignoredHeader = (names: readonly string[]): string =>
 
 /** Up to {@link MAX_STOPS} strings, or one. Empty ones are left out: nothing can end where nothing stands. */
 export const stops = z
-  .union([z.string(), z.array(z.string()).max(MAX_STOPS, `must be a string or up to ${MAX_STOPS} strings`)])
+  .union([z.string(), z.array(z.string()).max(MAX_STOPS)], { error: `must be a string or up to ${MAX_STOPS} strings` })
   .transform((given) => [given].flat().filter((stop) => stop !== ''))
   .refine(
     (list) => list.every(({ length }) => length <= MAX_STOP_LENGTH),

@@ -138,7 +138,7 @@ async function describe(
   const name = params['*'];
   const key = storeKey(identity, name, 'repo');
   const head = await storeOf(store).head(key);
-  if (!head) throw new ServingError('repo_not_found', `there is no index of ${key}`, { param: 'repo' });
+  if (!head) throw new ServingError('repo_not_found', `there is no index of ${name}`, { param: 'repo' });
   return repoBody(name, head, served);
 }
 

@@ -160,7 +160,7 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
 export function storeKey(identity: Identity, name: string, param: string): string {
   try {
     const key = repoKey(identity.tenant, name);
-    if (!identity.mayUse(name)) throw new ServingError('repo_not_found', `there is no index of ${key}`);
+    if (!identity.mayUse(name)) throw new ServingError('repo_not_found', `there is no index of ${name}`);
     return key;
   } catch (error) {
     const { code, message } = ServingError.from(error);

@@ -99,7 +99,12 @@ export const ERRORS = {
   worker_lost: kind(503, 'UNAVAILABLE', true, "Retry; see the lost worker's log."),
   worker_stalled: kind(503, 'UNAVAILABLE', true, 'Retry; see why the worker hangs, or raise --stall-timeout-ms.'),
   draining: kind(503, 'UNAVAILABLE', true, 'Retry; the process is shutting down.'),
-  deadline_exceeded: kind(504, 'DEADLINE_EXCEEDED', true, 'Retry, or raise --request-timeout-ms.'),
+  deadline_exceeded: kind(
+    504,
+    'DEADLINE_EXCEEDED',
+    true,
+    'Retry, or raise the limit that the message names, or --request-timeout-ms where it names none.',
+  ),
   // These went wrong between workers.
   not_a_member: kind(
     503,

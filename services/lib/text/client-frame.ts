@@ -22,18 +22,19 @@ export interface ClientFrame {
  */
 export function* clientFrame(
   tokenizer: Pick<Tokenizer, 'addedTokens' | 'isSpecial'>,
-  { frame, forms }: Pick<PromptFormat, 'frame' | 'forms'>,
+  { name, frame, forms }: Pick<PromptFormat, 'name' | 'frame' | 'forms'>,
   prompt: string,
 ): Generator<void, ClientFrame | undefined> {
   if (frame === undefined) return undefined;
-  const found: { id: number; start: number; end: number }[] = [];
+  const found = name === 'codellama' ? spelledOut(frame, prompt) : [];
   for (const token of tokenizer.addedTokens(prompt)) {
     if (token === undefined) {
       yield;
       continue;
     }
     const isFrame = frame.includes(token.id);
-    if (!isFrame && (found.length === 0 || !tokenizer.isSpecial(token.id))) continue;
+    const isBefore = found.length === 0 || token.end <= found[0]!.start;
+    if (!isFrame && (isBefore || !tokenizer.isSpecial(token.id))) continue;
     if (!isFrame || found.length === frame.length) return undefined;
     found.push(token);
   }
@@ -49,6 +50,33 @@ export function* clientFrame(
     if (sides) return { head, ...sides };
   }
   return undefined;
+}
+
+/** A token of a frame in a prompt. */
+interface Mark {
+  readonly id: number;
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Names of Code Llama's frame as Ollama's and Continue's templates write them: `<PRE> LEFT <SUF>RIGHT <MID>`. */
+const SPELLED = ['<PRE>', '<SUF>', '<MID>'];
+
+/**
+ * The frame of a prompt for Code Llama that has it without the `▁` of its tokens; empty where not each name stands
+ * there once. That `▁` is the space before a name, and LEFT begins with the space that SentencePiece puts there.
+ * @param frame ids of the names.
+ */
+function spelledOut(frame: readonly number[], prompt: string): Mark[] {
+  const marks: Mark[] = [];
+  for (const [i, name] of SPELLED.entries()) {
+    const at = prompt.indexOf(name);
+    if (at < 0 || at !== prompt.lastIndexOf(name) || prompt[at - 1] === '▁') return [];
+    const end = at + name.length;
+    const beginsLeft = name !== '<SUF>' && prompt[end] === ' ';
+    marks.push({ id: frame[i]!, start: prompt[at - 1] === ' ' ? at - 1 : at, end: beginsLeft ? end + 1 : end });
+  }
+  return marks.sort((a, b) => a.start - b.start);
 }
 
 /**

@@ -221,7 +221,7 @@ describe('a budget', () => {
       const gateway = await hold(stage);
       const answer = await gateway.complete({ prompt: 'x', timeout_ms: 10 });
       expect(answer).toMatchObject({ status: 504, error: { code: 'deadline_exceeded' } });
-      expect(answer.error!.message).toContain('10 ms');
+      expect(answer.error!.message).toContain('10 ms (its timeout_ms)');
       await gateway.workers.idle();
     }
   });

@@ -49,10 +49,16 @@ test('what Mistral does not know is ignored and named, and what cannot be is ref
   expect([answer.statusCode, answer.headers['x-llavacode-ignored']]).toEqual([200, 'safe_prompt']);
   for (const [body, param] of [
     [{}, 'prompt'],
-    [{ prompt: 'x', stop: Array(17).fill('a') }, 'stop'],
     [{ prompt: 'x', max_tokens: 1, min_tokens: 2 }, 'min_tokens'],
   ] as const) {
     const refused = await post(body);
     expect([refused.statusCode, refused.json().error.param]).toEqual([400, param]);
+  }
+  for (const stop of [Array(17).fill('a'), 1, ['a', 1]]) {
+    const refused = await post({ prompt: 'x', stop });
+    expect([refused.statusCode, refused.json().error.message]).toEqual([
+      400,
+      expect.stringContaining('stop: must be a string or up to 16 strings'),
+    ]);
   }
 });

@@ -8,6 +8,7 @@
 import { LRUCache } from 'lru-cache';
 import { inTurns, Turns } from '../../async/turns.ts';
 import { ServingError } from '../../process/errors.ts';
+import { nameOf } from '../store/repo-key.ts';
 import { idAt } from '../store/row.ts';
 import type { IndexSnapshot, LeftOutRow, RowRead, Store } from '../store/store.ts';
 import { TenantCache } from '../store/tenant-cache.ts';
@@ -280,7 +281,7 @@ export class IndexCache {
 const lexicalBytes = ({ head, ids, lexical }: LoadedIndex) => ids.byteLength + head.chunks * lexical.bytesPerChunk;
 
 const notFound = (repo: string) =>
-  new ServingError('repo_not_found', `there is no index of ${repo}`, { param: 'repo' });
+  new ServingError('repo_not_found', `there is no index of ${nameOf(repo)}`, { param: 'repo' });
 
 const tooLarge = (repo: string, limitBytes: number) =>
   new ServingError(
