@@ -12,10 +12,11 @@ export async function writeProjector(
   folder: string,
   parameters: Tensors,
   shapes: ReadonlyMap<string, readonly number[]>,
-  { pooling, maxTokens, addSpecialTokens, recipe, modality, normalize }: Embeddings['settings'],
+  { architecture, layers, pooling, maxTokens, addSpecialTokens, recipe, modality, normalize }: Embeddings['settings'],
 ): Promise<void> {
   await makeFolder(folder);
   await writeSafetensors(join(folder, 'model.safetensors'), writable(parameters, shapes));
-  const encoder = { pooling, max_tokens: maxTokens, add_special_tokens: addSpecialTokens, recipe, modality, normalize };
+  const read = { pooling, max_tokens: maxTokens, add_special_tokens: addSpecialTokens, recipe, modality, normalize };
+  const encoder = { architecture, layers, ...read };
   await writeWhole(join(folder, 'config.json'), `${JSON.stringify({ encoder }, null, 2)}\n`);
 }
